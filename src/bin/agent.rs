@@ -1,0 +1,3 @@
+//! The peer.
+
+fn main() {}

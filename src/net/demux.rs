@@ -1,0 +1,102 @@
+//! One port for everything: says from the first bytes which protocol a datagram or a stream speaks.
+//!
+//! The ranges are those of [RFC 7983](https://www.rfc-editor.org/rfc/rfc7983) and
+//! [RFC 8656 section 12](https://www.rfc-editor.org/rfc/rfc8656#section-12); `{` is the signalling wire of our own.
+
+/// The protocol of one datagram.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DatagramKind {
+    /// First byte 0x00–0x03.
+    Stun,
+    /// First byte 0x14–0x19.
+    Dtls,
+    /// First byte 0x40–0x4F: a channel number in front.
+    ChannelData,
+    /// First byte `{`.
+    Signaling,
+    /// Everything else, and the empty datagram: counted and dropped.
+    Unknown,
+}
+
+/// Classifies one datagram by its first byte.
+#[must_use]
+pub fn datagram(payload: &[u8]) -> DatagramKind {
+    match payload.first() {
+        Some(0x00..=0x03) => DatagramKind::Stun,
+        Some(0x14..=0x19) => DatagramKind::Dtls,
+        Some(0x40..=0x4F) => DatagramKind::ChannelData,
+        Some(b'{') => DatagramKind::Signaling,
+        _ => DatagramKind::Unknown,
+    }
+}
+
+/// The protocol of one accepted stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamKind {
+    /// A STUN message with the magic cookie at bytes 4–7.
+    Stun,
+    /// An HTTP/1 method; WebSocket begins this way too.
+    Http,
+    /// Nothing that is served here.
+    Unknown,
+}
+
+const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xA4, 0x42];
+const METHODS: [&[u8]; 7] = [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH "];
+
+/// The most bytes [`stream`] ever needs.
+pub const SNIFF_LEN: usize = 8;
+
+/// Classifies the start of a stream; `None` while more bytes are needed (never with [`SNIFF_LEN`] bytes).
+#[must_use]
+pub fn stream(start: &[u8]) -> Option<StreamKind> {
+    let agrees = |pattern: &[u8]| pattern.iter().zip(start).all(|(a, b)| a == b);
+    if METHODS.iter().any(|method| agrees(method)) {
+        return METHODS
+            .iter()
+            .any(|method| start.len() >= method.len() && agrees(method))
+            .then_some(StreamKind::Http);
+    }
+    if start.first().is_some_and(|byte| *byte > 0x03) {
+        return Some(StreamKind::Unknown);
+    }
+    match start.get(4..8) {
+        Some(cookie) if cookie == MAGIC_COOKIE => Some(StreamKind::Stun),
+        Some(_) => Some(StreamKind::Unknown),
+        None => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_first_byte_has_one_meaning() {
+        for byte in 0..=255_u8 {
+            let expected = match byte {
+                0..=3 => DatagramKind::Stun,
+                20..=25 => DatagramKind::Dtls,
+                64..=79 => DatagramKind::ChannelData,
+                0x7B => DatagramKind::Signaling,
+                _ => DatagramKind::Unknown,
+            };
+            assert_eq!(datagram(&[byte, 0]), expected, "{byte:#x}");
+        }
+        assert_eq!(datagram(&[]), DatagramKind::Unknown);
+    }
+
+    #[test]
+    fn a_stream_is_known_by_its_first_eight_bytes() {
+        let stun = [0, 1, 0, 0, 0x21, 0x12, 0xA4, 0x42];
+        assert_eq!(stream(&stun), Some(StreamKind::Stun));
+        assert_eq!(stream(&stun[..7]), None);
+        assert_eq!(stream(b"GET / HT"), Some(StreamKind::Http));
+        assert_eq!(stream(b"OPTIO"), None);
+        assert_eq!(stream(b"OPTIONS "), Some(StreamKind::Http));
+        assert_eq!(stream(b"P"), None);
+        assert_eq!(stream(&[0, 1, 0, 0, 1, 2, 3, 4]), Some(StreamKind::Unknown));
+        assert_eq!(stream(&[0x16, 3]), Some(StreamKind::Unknown));
+        assert_eq!(stream(b"SSH-"), Some(StreamKind::Unknown));
+    }
+}

@@ -1,0 +1,5 @@
+//! What all hands share: the first-byte demultiplexer (pure), batched UDP sockets, and the clock's reader.
+
+pub mod demux;
+pub mod time;
+pub mod udp;
