@@ -26,6 +26,7 @@ pub mod ids;
 pub mod net;
 pub mod server;
 pub mod signaling;
+pub mod state;
 pub mod stun;
 pub mod stun_server;
 pub mod telemetry;

@@ -9,6 +9,7 @@ use super::policy::{PeerAddr, PeerPolicy};
 use super::ports::RelayPorts;
 use super::quota::Quota;
 use super::reply::{Fault, Reply};
+use super::reservation::{Reservations, Token};
 use super::wire::{self, Header};
 use crate::clock::{Deadlines, Now};
 use crate::ids::Pii;
@@ -37,6 +38,8 @@ pub struct Shared {
     pub policy: Arc<PeerPolicy>,
     /// Gives out relay ports.
     pub ports: Arc<RelayPorts>,
+    /// Keeps ports that were set aside.
+    pub reservations: Arc<Reservations>,
     /// Limits allocations.
     pub quota: Arc<Quota>,
     /// The addresses of relay sockets, at most one of each family, the default family first.
@@ -137,7 +140,11 @@ pub struct Relay {
 pub(super) struct Opening {
     pub(super) reply: Reply,
     pub(super) lifetime: Duration,
+    /// The token of the port set aside with this one.
+    pub(super) reserved: Option<Token>,
     pub(super) attempts: u8,
+    /// Whether any other port serves as well.
+    pub(super) replaceable: bool,
 }
 
 impl Relay {
@@ -159,7 +166,7 @@ impl Relay {
     /// Handles one frame from a client: ChannelData, a Send indication or a request.
     pub fn handle_client<'a>(&mut self, now: Now, client: FiveTuple, bytes: &'a [u8]) -> Option<ToPeer<'a>> {
         let forward = match demux::datagram(bytes) {
-            DatagramKind::ChannelData => self.channel_data(now.mono, client, bytes),
+            DatagramKind::ChannelData | DatagramKind::Signaling => self.channel_data(now.mono, client, bytes),
             DatagramKind::Stun => match Message::parse(bytes) {
                 Ok(message) if message.class() == Class::Request => {
                     self.request(now, client, &message);
@@ -177,6 +184,12 @@ impl Relay {
             None => self.counters.dropped += 1,
         }
         forward
+    }
+
+    /// Returns whether `bytes`, though they begin like a signalling message, are ChannelData of a channel `client` has bound.
+    #[must_use]
+    pub fn is_channel_data(&self, now: Now, client: FiveTuple, bytes: &[u8]) -> bool {
+        self.channel_data(now.mono, client, bytes).is_some()
     }
 
     /// Handles one datagram that arrived at an allocation's relayed address
@@ -207,6 +220,10 @@ impl Relay {
             allocation.expires = now.mono + opening.lifetime;
             self.deadlines.set(id, allocation.expires);
             let bytes = opening.reply.success(|builder| {
+                let builder = match opening.reserved {
+                    Some(token) => builder.attribute(attr::RESERVATION_TOKEN, &token),
+                    None => builder,
+                };
                 builder
                     .xor_address(attr::XOR_RELAYED_ADDRESS, relayed)
                     .attribute(attr::LIFETIME, &seconds(opening.lifetime))
@@ -219,7 +236,9 @@ impl Relay {
             return;
         }
         let ip = allocation.relayed.address().ip();
-        match self.shared.ports.lease(ip, &mut self.rng).filter(|_| opening.attempts < MAX_OPEN_ATTEMPTS) {
+        // EVEN-PORT and a reserved port cannot be had elsewhere; the client asks again.
+        let replaceable = opening.replaceable && opening.attempts < MAX_OPEN_ATTEMPTS;
+        match replaceable.then(|| self.shared.ports.lease(ip, &mut self.rng)).flatten() {
             Some(lease) => {
                 allocation.relayed = lease;
                 self.outputs.push_back(Output::OpenRelay { id, address: allocation.relayed.address() });

@@ -11,6 +11,7 @@ pub mod ports;
 pub mod quota;
 mod reply;
 mod requests;
+pub mod reservation;
 pub mod wire;
 
 pub use allocation::{CHANNEL_LIFETIME, FiveTuple, MAX_PEERS, PERMISSION_LIFETIME, Transport};

@@ -50,12 +50,35 @@ impl RelayPorts {
     pub fn lease(self: &Arc<Self>, ip: IpAddr, rng: &mut impl Rng) -> Option<PortLease> {
         let table = self.tables.iter().position(|table| table.ip == ip)?;
         let start = rng.random_range(0..self.count);
-        (0..self.count).map(|step| (start + step) % self.count).find_map(|index| {
-            let bit = 1 << (index % 64);
-            let word = &self.tables[table].words[(index / 64) as usize];
-            let free = word.fetch_or(bit, Ordering::Relaxed) & bit == 0;
-            free.then(|| PortLease { ports: Arc::clone(self), table, index })
+        (0..self.count).find_map(|step| self.take(table, (start + step) % self.count))
+    }
+
+    /// Leases an even port of `ip` for EVEN-PORT, drawn as by [`RelayPorts::lease`].
+    pub fn lease_even(self: &Arc<Self>, ip: IpAddr, rng: &mut impl Rng) -> Option<PortLease> {
+        self.leases_of_even(ip, rng).next()
+    }
+
+    /// Leases an even port of `ip` and the next higher one, for EVEN-PORT with a reservation.
+    pub fn lease_pair(self: &Arc<Self>, ip: IpAddr, rng: &mut impl Rng) -> Option<(PortLease, PortLease)> {
+        self.leases_of_even(ip, rng).find_map(|even| {
+            let odd = (even.index + 1 < self.count).then(|| self.take(even.table, even.index + 1))??;
+            Some((even, odd))
         })
+    }
+
+    fn leases_of_even(self: &Arc<Self>, ip: IpAddr, rng: &mut impl Rng) -> impl Iterator<Item = PortLease> {
+        let table = self.tables.iter().position(|table| table.ip == ip);
+        let start = rng.random_range(0..self.count);
+        let even = |index: &u32| (u32::from(self.first) + index).is_multiple_of(2);
+        let candidates = (0..self.count).map(move |step| (start + step) % self.count).filter(even);
+        candidates.filter_map(move |index| self.take(table?, index))
+    }
+
+    fn take(self: &Arc<Self>, table: usize, index: u32) -> Option<PortLease> {
+        let bit = 1 << (index % 64);
+        let word = &self.tables[table].words[(index / 64) as usize];
+        let free = word.fetch_or(bit, Ordering::Relaxed) & bit == 0;
+        free.then(|| PortLease { ports: Arc::clone(self), table, index })
     }
 }
 
@@ -88,6 +111,22 @@ mod tests {
     use super::*;
     use rand::SeedableRng;
     use rand_chacha::ChaCha20Rng;
+
+    #[test]
+    fn pairs_begin_even_and_leave_no_port_behind() {
+        let ip: IpAddr = "198.41.0.4".parse().unwrap();
+        let ports = Arc::new(RelayPorts::new(&[ip], 50_001..=50_006));
+        let mut rng = ChaCha20Rng::from_seed([1; 32]);
+        let pairs: Vec<_> = std::iter::from_fn(|| ports.lease_pair(ip, &mut rng)).collect();
+        assert_eq!(pairs.len(), 2, "50002 and 50003, 50004 and 50005; 50006 has no next");
+        assert!(
+            pairs.iter().all(|(even, odd)| even.address().port() % 2 == 0
+                && odd.address().port() == even.address().port() + 1)
+        );
+        assert_eq!(ports.lease_even(ip, &mut rng).unwrap().address().port(), 50_006);
+        drop(pairs);
+        assert_eq!(std::iter::from_fn(|| ports.lease(ip, &mut rng).map(std::mem::forget)).count(), 6);
+    }
 
     #[test]
     fn every_port_is_leased_once_and_comes_back() {

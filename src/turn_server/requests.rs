@@ -4,12 +4,15 @@ use super::allocation::{Allocation, Applicant, FiveTuple, PeerRefusal};
 use super::auth::{Authenticated, Refusal};
 use super::machine::{AllocationId, Opening, Output, Relay, seconds};
 use super::policy::PeerAddr;
+use super::ports::PortLease;
 use super::quota::Exhausted;
 use super::reply::{Fault, Reply};
+use super::reservation::Token;
 use crate::clock::Now;
 use crate::ids::Pii;
 use crate::stun::{Attributes, Message, Method, attr};
-use std::net::SocketAddr;
+use rand::Rng;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +21,9 @@ const DEFAULT_LIFETIME: Duration = Duration::from_secs(600);
 /// REQUESTED-TRANSPORT's number of UDP.
 const UDP: u8 = 17;
 /// Comprehension-required attributes understood in requests.
-const KNOWN_IN_REQUESTS: [u16; 10] = [
+const KNOWN_IN_REQUESTS: [u16; 12] = [
+    attr::EVEN_PORT,
+    attr::RESERVATION_TOKEN,
     attr::USERNAME,
     attr::REALM,
     attr::NONCE,
@@ -65,10 +70,12 @@ impl Relay {
         let reply = reply.signed(key);
         let unknown = attributes.unknown(&KNOWN_IN_REQUESTS);
         if !unknown.is_empty() {
+            tracing::debug!(?unknown, "unknown attributes");
             return self.answer(client, reply.unknown_attributes(&unknown));
         }
         let request = Request { client, user, attributes, reply };
         if let Err(fault) = handler(self, now, &request) {
+            tracing::debug!(method = ?message.method(), ?fault, "refused");
             self.answer(client, request.reply.error(fault));
         }
     }
@@ -107,8 +114,7 @@ impl Relay {
             Exhausted::User => Fault::QuotaReached,
             Exhausted::Total => Fault::InsufficientCapacity,
         })?;
-        let lease =
-            self.shared.ports.lease(address.local, &mut self.rng).ok_or(Fault::InsufficientCapacity)?;
+        let (lease, reserved) = self.lease(now, request, address.local)?;
         let lifetime = self.granted(request.attributes.u32(attr::LIFETIME));
         let applicant = Applicant {
             client: request.client,
@@ -119,7 +125,13 @@ impl Relay {
         let local = lease.address();
         let id = self.allocations.insert(Allocation::new(applicant, lease, now.mono + lifetime));
         self.clients.insert(request.client, id);
-        self.opening.insert(id, Opening { reply: request.reply.clone(), lifetime, attempts: 1 });
+        let replaceable = [attr::EVEN_PORT, attr::RESERVATION_TOKEN]
+            .iter()
+            .all(|kind| request.attributes.get(*kind).is_none());
+        self.opening.insert(
+            id,
+            Opening { reply: request.reply.clone(), lifetime, reserved, attempts: 1, replaceable },
+        );
         self.outputs.push_back(Output::OpenRelay { id, address: local });
         Ok(())
     }
@@ -217,6 +229,37 @@ impl Relay {
             return Err(Fault::PeerFamilyMismatch);
         }
         Ok(peer)
+    }
+
+    /// Leases the port that an Allocate asks for: any, an even one, an even one and the next, or the one set aside
+    /// ([RFC 8656 section 7.2](https://www.rfc-editor.org/rfc/rfc8656#section-7.2), checks 4, 5 and 9).
+    fn lease(
+        &mut self,
+        now: Now,
+        request: &Request<'_>,
+        ip: IpAddr,
+    ) -> Result<(PortLease, Option<Token>), Fault> {
+        let asked = |kind| request.attributes.get(kind);
+        let ports = &self.shared.ports;
+        match (asked(attr::RESERVATION_TOKEN), asked(attr::EVEN_PORT)) {
+            (Some(_), Some(_)) => Err(Fault::BadRequest),
+            (Some(_), None) if asked(attr::REQUESTED_ADDRESS_FAMILY).is_some() => Err(Fault::BadRequest),
+            (Some(token), None) => {
+                let lease = self.shared.reservations.claim(now.mono, token, &request.user);
+                Ok((lease.ok_or(Fault::InsufficientCapacity)?, None))
+            }
+            (None, None) => Ok((ports.lease(ip, &mut self.rng).ok_or(Fault::InsufficientCapacity)?, None)),
+            (None, Some(&[flags])) if flags & 0x80 == 0 => {
+                Ok((ports.lease_even(ip, &mut self.rng).ok_or(Fault::InsufficientCapacity)?, None))
+            }
+            (None, Some(&[_])) => {
+                let (even, odd) = ports.lease_pair(ip, &mut self.rng).ok_or(Fault::InsufficientCapacity)?;
+                let token = self.rng.random();
+                let kept = self.shared.reservations.keep(now.mono, token, Arc::clone(&request.user), odd);
+                kept.then_some((even, Some(token))).ok_or(Fault::InsufficientCapacity)
+            }
+            (None, Some(_)) => Err(Fault::BadRequest),
+        }
     }
 
     /// Grants what was asked for, between the default and the configured maximum.

@@ -41,6 +41,7 @@ fn shared(per_user: u32, ports: std::ops::RangeInclusive<u16>) -> Shared {
         authority: Arc::new(Authority::new("r", Credentials { users, rest: None }, &[5; 32])),
         policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
         ports,
+        reservations: Arc::default(),
         quota: Arc::new(Quota::new(per_user, 1000)),
         addresses: addresses.into_iter().map(|ip| RelayAddress { local: ip, advertised: ip }).collect(),
         max_lifetime: Duration::from_secs(3600),
@@ -254,7 +255,7 @@ fn channels_keep_the_rules_of_binding() {
     assert_eq!(world.bind(1, 0x4001, "8.8.4.4:1"), 400, "the number is bound to another peer");
     assert_eq!(world.bind(1, 0x4002, PEER), 400, "the peer is bound to another number");
     assert_eq!(world.bind(1, 0x3FFF, "8.8.4.4:1"), 400);
-    assert_eq!(world.bind(1, 0x5000, "8.8.4.4:1"), 400);
+    assert_eq!(world.bind(1, 0x8000, "8.8.4.4:1"), 400);
     world.refresh(1, "alice", 3600);
     world.wait(600);
     assert_eq!(world.bind(1, 0x4002, PEER), 0, "an expired binding no longer conflicts");
@@ -429,6 +430,35 @@ fn a_port_the_system_refuses_is_replaced_and_none_left_is_508() {
     assert_eq!(world.allocate(1).port(), 50_003);
     assert_eq!(world.ask(2, "alice", Method::ALLOCATE, udp).0, 508);
     assert_eq!((world.relay.len(), world.shared.quota.held()), (1, 1));
+}
+
+#[test]
+fn even_port_sets_the_next_port_aside_for_its_user_once() {
+    let mut world = World::with(shared(9, 50_000..=50_007));
+    let token_of = |answer: &[u8]| {
+        Message::parse(answer).unwrap().unverified().get(attr::RESERVATION_TOKEN).map(<[u8]>::to_vec)
+    };
+    let relayed = |answer: &[u8]| {
+        let address = Message::parse(answer).unwrap().unverified().xor_address(attr::XOR_RELAYED_ADDRESS);
+        address.unwrap().unwrap().port()
+    };
+    let (code, plain) = world.ask(1, "alice", Method::ALLOCATE, |b| udp(b).attribute(attr::EVEN_PORT, &[0]));
+    assert_eq!((code, relayed(&plain) % 2, token_of(&plain)), (0, 0, None));
+    let (code, pair) =
+        world.ask(2, "alice", Method::ALLOCATE, |b| udp(b).attribute(attr::EVEN_PORT, &[0x80]));
+    assert_eq!((code, relayed(&pair) % 2), (0, 0));
+    let token = token_of(&pair).unwrap();
+    let claim = |b: Builder| udp(b).attribute(attr::RESERVATION_TOKEN, &token);
+    assert_eq!(world.ask(3, "bob", Method::ALLOCATE, claim).0, 508);
+    let (code, next) = world.ask(3, "alice", Method::ALLOCATE, claim);
+    assert_eq!((code, relayed(&next)), (0, relayed(&pair) + 1));
+    assert_eq!(world.ask(4, "alice", Method::ALLOCATE, claim).0, 508, "a token serves once");
+    assert_eq!(world.ask(4, "alice", Method::ALLOCATE, |b| claim(b).attribute(attr::EVEN_PORT, &[0])).0, 400);
+    let (_, pair) = world.ask(4, "alice", Method::ALLOCATE, |b| udp(b).attribute(attr::EVEN_PORT, &[0x80]));
+    let token = token_of(&pair).unwrap();
+    world.wait(30);
+    let late = |b: Builder| udp(b).attribute(attr::RESERVATION_TOKEN, &token);
+    assert_eq!(world.ask(5, "alice", Method::ALLOCATE, late).0, 508);
 }
 
 #[test]

@@ -3,12 +3,11 @@
 use crate::stun::{Builder, Class, HEADER_LEN, Method, TransactionId, attr};
 use std::net::SocketAddr;
 
-/// Channel numbers that may be bound ([RFC 8656 section 12](https://www.rfc-editor.org/rfc/rfc8656#section-12)).
-pub const CHANNELS: std::ops::RangeInclusive<u16> = 0x4000..=0x4FFF;
+/// Channel numbers that may be bound. RFC 8656 section 12 ends at 0x4FFF; clients that follow RFC 5766 section 11, coturn's
+/// among them, draw from the whole range.
+pub const CHANNELS: std::ops::RangeInclusive<u16> = 0x4000..=0x7FFF;
 /// Bytes in front of ChannelData's payload.
 pub const CHANNEL_HEADER_LEN: usize = 4;
-/// Largest frame a stream may carry: what a 16-bit length and its padding can say.
-pub const MAX_FRAME: usize = HEADER_LEN + 0xFFFF;
 
 /// Reads ChannelData: its channel number and payload. Padding behind the payload is allowed on every transport.
 #[must_use]
@@ -75,14 +74,14 @@ pub struct FrameError;
 pub fn frame_len(bytes: &[u8]) -> Result<Option<usize>, FrameError> {
     let Some(header) = bytes.first_chunk::<4>() else {
         return match bytes.first() {
-            Some(0x00..=0x03 | 0x40..=0x4F) | None => Ok(None),
+            Some(0x00..=0x03 | 0x40..=0x7F) | None => Ok(None),
             Some(_) => Err(FrameError),
         };
     };
     let length = usize::from(u16::from_be_bytes([header[2], header[3]]));
     match header[0] {
         0x00..=0x03 if length % 4 == 0 => Ok(Some(HEADER_LEN + length)),
-        0x40..=0x4F => Ok(Some(CHANNEL_HEADER_LEN + length.next_multiple_of(4))),
+        0x40..=0x7F => Ok(Some(CHANNEL_HEADER_LEN + length.next_multiple_of(4))),
         _ => Err(FrameError),
     }
 }
@@ -98,7 +97,7 @@ mod tests {
         assert_eq!(parse_channel_data(&[0x40, 1, 0, 2, 7, 8]), Some((0x4001, &[7, 8][..])));
         assert_eq!(parse_channel_data(&[0x40, 1, 0, 2, 7, 8, 0, 0]), Some((0x4001, &[7, 8][..])));
         assert_eq!(parse_channel_data(&[0x40, 1, 0, 3, 7, 8]), None);
-        assert_eq!(parse_channel_data(&[0x50, 1, 0, 0]), None);
+        assert_eq!(parse_channel_data(&[0x80, 1, 0, 0]), None);
         assert_eq!(parse_channel_data(&[0x40, 1, 0]), None);
     }
 
