@@ -1,0 +1,165 @@
+//! Attributes: their registered types, and reading them.
+
+use super::{MAGIC_COOKIE, TransactionId};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// Registered attribute types ([IANA](https://www.iana.org/assignments/stun-parameters)).
+pub mod attr {
+    #![expect(missing_docs, reason = "the names are those of the registry")]
+    pub const MAPPED_ADDRESS: u16 = 0x0001;
+    pub const USERNAME: u16 = 0x0006;
+    pub const MESSAGE_INTEGRITY: u16 = 0x0008;
+    pub const ERROR_CODE: u16 = 0x0009;
+    pub const UNKNOWN_ATTRIBUTES: u16 = 0x000A;
+    pub const CHANNEL_NUMBER: u16 = 0x000C;
+    pub const LIFETIME: u16 = 0x000D;
+    pub const XOR_PEER_ADDRESS: u16 = 0x0012;
+    pub const DATA: u16 = 0x0013;
+    pub const REALM: u16 = 0x0014;
+    pub const NONCE: u16 = 0x0015;
+    pub const XOR_RELAYED_ADDRESS: u16 = 0x0016;
+    pub const REQUESTED_ADDRESS_FAMILY: u16 = 0x0017;
+    pub const EVEN_PORT: u16 = 0x0018;
+    pub const REQUESTED_TRANSPORT: u16 = 0x0019;
+    pub const DONT_FRAGMENT: u16 = 0x001A;
+    pub const MESSAGE_INTEGRITY_SHA256: u16 = 0x001C;
+    pub const PASSWORD_ALGORITHM: u16 = 0x001D;
+    pub const USERHASH: u16 = 0x001E;
+    pub const XOR_MAPPED_ADDRESS: u16 = 0x0020;
+    pub const RESERVATION_TOKEN: u16 = 0x0022;
+    pub const FINGERPRINT: u16 = 0x8028;
+    pub const SOFTWARE: u16 = 0x8022;
+}
+
+/// The first type that a receiver may ignore without knowing it (RFC 8489 section 14).
+const COMPREHENSION_OPTIONAL: u16 = 0x8000;
+/// The most unknown types that a 420 lists; more would only make the error longer than the request.
+const MAX_UNKNOWN: usize = 8;
+
+/// An address attribute that cannot be read: wrong length or unknown family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("malformed address attribute")]
+pub struct AddressError;
+
+/// The attributes of one message up to its integrity attribute, in order.
+#[derive(Debug, Clone, Copy)]
+pub struct Attributes<'a> {
+    body: &'a [u8],
+    transaction: TransactionId,
+}
+
+impl<'a> Attributes<'a> {
+    /// Wraps a body whose bounds were checked.
+    pub(super) fn new(body: &'a [u8], transaction: TransactionId) -> Self {
+        Self { body, transaction }
+    }
+
+    /// Iterates over (type, value).
+    pub fn iter(&self) -> impl Iterator<Item = (u16, &'a [u8])> + use<'a> {
+        let mut rest = self.body;
+        std::iter::from_fn(move || {
+            let (head, tail) = rest.split_first_chunk::<4>()?;
+            let kind = u16::from_be_bytes([head[0], head[1]]);
+            let len = usize::from(u16::from_be_bytes([head[2], head[3]]));
+            let value = tail.get(..len)?;
+            rest = tail.get(len.next_multiple_of(4)..)?;
+            Some((kind, value))
+        })
+    }
+
+    /// Returns the first value of type `kind`; later ones do not count (RFC 8489 section 14).
+    #[must_use]
+    pub fn get(&self, kind: u16) -> Option<&'a [u8]> {
+        self.iter().find(|(k, _)| *k == kind).map(|(_, value)| value)
+    }
+
+    /// Returns a 32-bit value such as LIFETIME, if it is there and four bytes long.
+    #[must_use]
+    pub fn u32(&self, kind: u16) -> Option<u32> {
+        Some(u32::from_be_bytes(self.get(kind)?.try_into().ok()?))
+    }
+
+    /// Returns all XOR addresses of type `kind`.
+    pub fn xor_addresses(
+        &self,
+        kind: u16,
+    ) -> impl Iterator<Item = Result<SocketAddr, AddressError>> + use<'a> {
+        let transaction = self.transaction;
+        self.iter()
+            .filter(move |(k, _)| *k == kind)
+            .map(move |(_, value)| read_xor_address(value, &transaction))
+    }
+
+    /// Returns the first XOR address of type `kind`.
+    ///
+    /// # Errors
+    /// [`AddressError`] when it is there and cannot be read.
+    pub fn xor_address(&self, kind: u16) -> Result<Option<SocketAddr>, AddressError> {
+        self.xor_addresses(kind).next().transpose()
+    }
+
+    /// Returns the code of ERROR-CODE.
+    #[must_use]
+    pub fn error_code(&self) -> Option<u16> {
+        match self.get(attr::ERROR_CODE)? {
+            [_, _, class, number, ..] => Some(u16::from(class & 7) * 100 + u16::from(*number)),
+            _ => None,
+        }
+    }
+
+    /// Lists the comprehension-required types that are not in `known`: what a 420 must name.
+    #[must_use]
+    pub fn unknown(&self, known: &[u16]) -> Vec<u16> {
+        let unknown = |kind: &u16| *kind < COMPREHENSION_OPTIONAL && !known.contains(kind);
+        self.iter().map(|(kind, _)| kind).filter(unknown).take(MAX_UNKNOWN).collect()
+    }
+}
+
+/// Writes an address value, XORed with the cookie and the transaction unless `plain`
+/// ([RFC 8489 section 14.2](https://www.rfc-editor.org/rfc/rfc8489#section-14.2)); returns its length.
+pub(super) fn write_address(
+    out: &mut [u8; 20],
+    address: SocketAddr,
+    transaction: &TransactionId,
+    plain: bool,
+) -> usize {
+    let mask = if plain { [0; 16] } else { mask(transaction) };
+    let port = address.port().to_be_bytes();
+    out[0] = 0;
+    out[2..4].copy_from_slice(&[port[0] ^ mask[0], port[1] ^ mask[1]]);
+    let mut put = |family: u8, octets: &[u8]| {
+        out[1] = family;
+        for (to, (octet, m)) in out[4..].iter_mut().zip(octets.iter().zip(mask)) {
+            *to = octet ^ m;
+        }
+        4 + octets.len()
+    };
+    match address.ip() {
+        IpAddr::V4(ip) => put(1, &ip.octets()),
+        IpAddr::V6(ip) => put(2, &ip.octets()),
+    }
+}
+
+fn read_xor_address(value: &[u8], transaction: &TransactionId) -> Result<SocketAddr, AddressError> {
+    let mask = mask(transaction);
+    let &[_, family, p0, p1, ref address @ ..] = value else { return Err(AddressError) };
+    let port = u16::from_be_bytes([p0 ^ mask[0], p1 ^ mask[1]]);
+    let ip = match family {
+        1 => {
+            let octets: [u8; 4] = address.try_into().map_err(|_| AddressError)?;
+            IpAddr::V4(Ipv4Addr::from(std::array::from_fn(|i| octets[i] ^ mask[i])))
+        }
+        2 => {
+            let octets: [u8; 16] = address.try_into().map_err(|_| AddressError)?;
+            IpAddr::V6(Ipv6Addr::from(std::array::from_fn::<u8, 16, _>(|i| octets[i] ^ mask[i])))
+        }
+        _ => return Err(AddressError),
+    };
+    Ok(SocketAddr::new(ip, port))
+}
+
+fn mask(transaction: &TransactionId) -> [u8; 16] {
+    let mut mask = transaction.0;
+    mask[..4].copy_from_slice(&MAGIC_COOKIE.to_be_bytes());
+    mask
+}

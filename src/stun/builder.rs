@@ -1,0 +1,99 @@
+//! Writing: one message, attribute by attribute.
+
+use super::attributes::write_address;
+use super::{Class, HEADER_LEN, Key, Method, TransactionId, attr, fingerprint, integrity};
+use std::net::SocketAddr;
+
+/// Writes one message; the length field is right after every step, and padding bytes are zero.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    bytes: Vec<u8>,
+    transaction: TransactionId,
+}
+
+impl Builder {
+    /// Begins a message.
+    #[must_use]
+    pub fn new(class: Class, method: Method, transaction: TransactionId) -> Self {
+        let class_bits = match class {
+            Class::Request => 0x000,
+            Class::Indication => 0x010,
+            Class::Success => 0x100,
+            Class::Error => 0x110,
+        };
+        let m = method.0;
+        let kind = (m & 0x000F) | ((m & 0x0070) << 1) | ((m & 0x0F80) << 2) | class_bits;
+        let mut bytes = Vec::with_capacity(160);
+        bytes.extend_from_slice(&kind.to_be_bytes());
+        bytes.extend_from_slice(&[0, 0]);
+        bytes.extend_from_slice(&transaction.0);
+        Self { bytes, transaction }
+    }
+
+    /// Appends an attribute.
+    #[must_use]
+    pub fn attribute(mut self, kind: u16, value: &[u8]) -> Self {
+        debug_assert!(value.len() <= usize::from(u16::MAX) - HEADER_LEN);
+        let len = u16::try_from(value.len()).unwrap_or(u16::MAX);
+        self.bytes.extend_from_slice(&kind.to_be_bytes());
+        self.bytes.extend_from_slice(&len.to_be_bytes());
+        self.bytes.extend_from_slice(&value[..usize::from(len)]);
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+        let body = u16::try_from(self.bytes.len() - HEADER_LEN).unwrap_or(u16::MAX);
+        self.bytes[2..4].copy_from_slice(&body.to_be_bytes());
+        self
+    }
+
+    /// Appends an address XORed as RFC 8489 section 14.2 says.
+    #[must_use]
+    pub fn xor_address(self, kind: u16, address: SocketAddr) -> Self {
+        self.address(kind, address, false)
+    }
+
+    /// Appends MAPPED-ADDRESS, which only classic clients need.
+    #[must_use]
+    pub fn mapped_address(self, address: SocketAddr) -> Self {
+        self.address(attr::MAPPED_ADDRESS, address, true)
+    }
+
+    fn address(self, kind: u16, address: SocketAddr, plain: bool) -> Self {
+        let mut value = [0; 20];
+        let len = write_address(&mut value, address, &self.transaction, plain);
+        self.attribute(kind, &value[..len])
+    }
+
+    /// Appends ERROR-CODE with its reason phrase.
+    #[must_use]
+    pub fn error(self, code: u16, reason: &str) -> Self {
+        let mut value = vec![0, 0, (code / 100) as u8, (code % 100) as u8];
+        value.extend_from_slice(reason.as_bytes());
+        self.attribute(attr::ERROR_CODE, &value)
+    }
+
+    /// Appends UNKNOWN-ATTRIBUTES.
+    #[must_use]
+    pub fn unknown_attributes(self, kinds: &[u16]) -> Self {
+        let value: Vec<u8> = kinds.iter().flat_map(|kind| kind.to_be_bytes()).collect();
+        self.attribute(attr::UNKNOWN_ATTRIBUTES, &value)
+    }
+
+    /// Appends MESSAGE-INTEGRITY over everything so far.
+    #[must_use]
+    pub fn integrity(self, key: &Key) -> Self {
+        let tag = integrity(key, &self.bytes);
+        self.attribute(attr::MESSAGE_INTEGRITY, tag.as_ref())
+    }
+
+    /// Appends FINGERPRINT over everything so far.
+    #[must_use]
+    pub fn fingerprint(self) -> Self {
+        let value = fingerprint(&self.bytes).to_be_bytes();
+        self.attribute(attr::FINGERPRINT, &value)
+    }
+
+    /// Returns the message.
+    #[must_use]
+    pub fn finish(self) -> Vec<u8> {
+        self.bytes
+    }
+}
