@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::proc::{Proc, Stdout};
 
-pub(crate) use nat::{Nat, NatKind};
+pub(crate) use nat::NatKind;
 
 const PREFIX: &str = "ginnel-";
 
