@@ -52,7 +52,6 @@ impl Handle {
     }
 
     /// Returns the routes.
-    #[must_use]
     pub fn router(&self) -> axum::Router {
         axum::Router::new()
     }
