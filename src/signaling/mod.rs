@@ -24,3 +24,6 @@ pub use admission::{AccessKey, IceServers};
 pub use config::{Config, Limits, NotifyFrom, Rate, Times};
 pub use leg::{Conn, Door};
 pub use machine::{Hub, Output};
+
+mod service;
+pub use service::{Handle, Service, Sockets, start};
