@@ -17,4 +17,5 @@ mod judges;
 mod lab;
 mod nat_kinds;
 mod proc;
+mod safety;
 mod tools;

@@ -111,6 +111,11 @@ impl Host {
         ip(&self.namespace, &format!("addr add 203.0.113.{octet}/24 dev eth0\n"));
     }
 
+    /// Gives it an address, with its prefix length, that only processes on this host reach.
+    pub(crate) fn add_inner_address(&self, address: &str) {
+        ip(&self.namespace, &format!("addr add {address} dev lo\n"));
+    }
+
     /// A command that will run on this host.
     pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("ip");
