@@ -1,0 +1,239 @@
+//! The JSON form under the wire: one object with the fields of S0-31, every text and list with a cap.
+//!
+//! Types carry the limits: a [`Capped`] text or a [`Few`] list that is too long cannot be read. Unknown fields are
+//! ignored (S0-A3), `null` counts as absent (S0-35, S0-36), a wrong type is an error (S0-A24).
+
+use super::wire::{IceServer, Tag, Token};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use std::fmt;
+
+/// A message as it stands in JSON, before its `t` gives the fields their meaning.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Envelope {
+    pub(super) t: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) mid: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tag: Option<Tag>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) token: Option<Token>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) code: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) em: Option<Capped<256>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) params: Option<Object>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) extra: Option<Object>,
+}
+
+/// Everything that may stand inside `params` or `extra`.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Fields {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tag: Option<Tag>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rtag: Option<Tag>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ltag: Option<Tag>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) token: Option<Token>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) key: Option<Capped<128>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) secret: Option<Capped<128>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) after: Option<Tag>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tags: Option<Vec<Tag>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) more: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ice_servers: Option<Few<IceServer, 16>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) stun2: Option<Capped<300>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) host: Option<Capped<64>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rhost: Option<Capped<64>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rport: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) punching: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) path: Option<Capped<16>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reason: Option<Capped<128>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) ufrag: Option<Capped<256>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) pwd: Option<Capped<256>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) role: Option<Capped<16>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) nat: Option<Capped<16>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tport: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rtport: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) laddrs: Option<Few<Capped<64>, 16>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) cands: Option<Few<Capped<256>, 32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) done: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) sdp: Option<Capped<49_152>>,
+}
+
+/// What can still be told of a message that has a wrong type somewhere, so that its sender can be answered.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) t: Option<i64>,
+    pub(super) mid: Option<i64>,
+    pub(super) answers: bool,
+}
+
+/// Reads a whole message.
+pub(super) fn read(bytes: &[u8]) -> Option<Envelope> {
+    serde_json::from_slice::<Map<Envelope>>(bytes).ok().map(|map| map.0)
+}
+
+/// Reads what is usable of a JSON object; `None` where the bytes are no JSON object.
+pub(super) fn read_head(bytes: &[u8]) -> Option<Head> {
+    let loose = serde_json::from_slice::<Map<Loose>>(bytes).ok()?.0;
+    Some(Head {
+        t: loose.t.number(),
+        mid: loose.mid.number(),
+        answers: !matches!(loose.code, Value::Absent | Value::Null(())),
+    })
+}
+
+/// Writes a message. A value that JSON cannot hold does not exist among the fields, so that this cannot fail.
+pub(super) fn write(envelope: &Envelope) -> String {
+    serde_json::to_string(envelope).unwrap_or_default()
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Loose {
+    t: Value,
+    mid: Value,
+    code: Value,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(untagged)]
+enum Value {
+    Number(i64),
+    Null(()),
+    Other(IgnoredAny),
+    #[default]
+    #[serde(skip)]
+    Absent,
+}
+
+impl Value {
+    fn number(&self) -> Option<i64> {
+        match self {
+            Self::Number(number) => Some(*number),
+            _ => None,
+        }
+    }
+}
+
+/// `params` or `extra`.
+#[derive(Debug, Default)]
+pub(super) struct Object(pub(super) Fields);
+
+impl Serialize for Object {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Map::deserialize(deserializer).map(|map| Self(map.0))
+    }
+}
+
+/// Takes a JSON object only; serde's derive would take an array for a struct as well.
+struct Map<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Map<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OnlyMap<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for OnlyMap<T> {
+            type Value = T;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+        deserializer.deserialize_map(OnlyMap(std::marker::PhantomData)).map(Map)
+    }
+}
+
+/// A text of at most `MAX` bytes.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub(super) struct Capped<const MAX: usize>(pub(super) String);
+
+impl<'de, const MAX: usize> Deserialize<'de> for Capped<MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.len() > MAX { Err(D::Error::custom("text too long")) } else { Ok(Self(text)) }
+    }
+}
+
+/// A list of at most `MAX` entries.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+pub(super) struct Few<T, const MAX: usize>(pub(super) Vec<T>);
+
+impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for Few<T, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let list = Vec::deserialize(deserializer)?;
+        if list.len() > MAX { Err(D::Error::custom("list too long")) } else { Ok(Self(list)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrays_do_not_pass_for_objects() {
+        assert!(read(b"[1,2]").is_none());
+        assert!(read(br#"{"t":1,"params":["a"]}"#).is_none());
+        assert!(read(br#"{"t":1,"params":{"future":[1,{}]},"extra":null,"pad":"x"}"#).is_some());
+    }
+
+    #[test]
+    fn the_head_of_a_wrongly_typed_message_is_still_readable() {
+        let head = |text: &str| read_head(text.as_bytes());
+        assert_eq!(head(r#"{"t":"1","mid":5}"#), Some(Head { t: None, mid: Some(5), answers: false }));
+        assert_eq!(head(r#"{"t":1,"mid":1.5}"#), Some(Head { t: Some(1), mid: None, answers: false }));
+        assert_eq!(head(r#"{"t":1,"code":"x"}"#), Some(Head { t: Some(1), mid: None, answers: true }));
+        assert_eq!(head(r#"{"t":1"#), None);
+        assert_eq!(head("[]"), None);
+    }
+
+    #[test]
+    fn a_text_or_list_over_its_cap_is_refused() {
+        let with = |n: usize| format!(r#"{{"t":1,"params":{{"key":"{}"}}}}"#, "k".repeat(n));
+        assert!(read(with(128).as_bytes()).is_some());
+        assert!(read(with(129).as_bytes()).is_none());
+        let cands = |n: usize| format!(r#"{{"t":1,"params":{{"cands":[{}]}}}}"#, vec!["\"c\""; n].join(","));
+        assert!(read(cands(32).as_bytes()).is_some());
+        assert!(read(cands(33).as_bytes()).is_none());
+    }
+}

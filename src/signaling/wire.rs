@@ -1,0 +1,486 @@
+//! The wire of document 000 with the fields added to it: parse and write, without any state.
+//!
+//! Server and agent share it. One JSON object is one UDP datagram of at most [`MAX_DATAGRAM`] bytes or one
+//! WebSocket text of at most [`MAX_TEXT`] bytes. A message without `code` and with a positive `t` is a [`Request`],
+//! every other one a [`Response`] (S0-A1). `docs/wire/signaling.md` shows each of them.
+
+use super::envelope::{self, Capped, Envelope, Few, Fields, Object};
+pub use super::message::{
+    Answer, Ask, Code, Ice, IceServer, Message, Nat, Path, Request, Response, Tag, Token,
+};
+use super::message::{NATS, PATHS, meaning, word};
+use std::net::{IpAddr, SocketAddr};
+
+/// The longest signalling datagram in bytes (S0-A15).
+pub const MAX_DATAGRAM: usize = 1200;
+/// The longest WebSocket text in bytes.
+pub const MAX_TEXT: usize = 65_536;
+/// The shortest `secret` in bytes that a client may own a tag with: 128 bits in base64.
+pub const MIN_SECRET: usize = 22;
+
+const SUCCESS: i64 = 200;
+
+/// Why bytes are not a message.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// To be dropped without an answer (S0-A3): no JSON object, too long, or a response that cannot be read.
+    #[error("not a message")]
+    Undecodable,
+    /// A JSON object that is no message; its sender gets 201 (S0-A24).
+    #[error("a field is missing, too long or of a wrong type")]
+    Malformed {
+        /// `t`, if it could be read.
+        t: Option<i64>,
+        /// `mid`, if it could be read.
+        mid: Option<i64>,
+    },
+    /// A request of a `t` that is not known here; its sender gets 208.
+    #[error("unknown request type {t}")]
+    Unsupported {
+        /// Its `t`.
+        t: i64,
+        /// Its `mid`.
+        mid: Option<i64>,
+    },
+}
+
+/// Parses one datagram or one WebSocket text.
+///
+/// # Errors
+/// See [`DecodeError`]; its cases say who must be answered.
+pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
+    if bytes.len() > MAX_TEXT {
+        return Err(DecodeError::Undecodable);
+    }
+    let Some(envelope) = envelope::read(bytes) else {
+        let head = envelope::read_head(bytes).ok_or(DecodeError::Undecodable)?;
+        let is_response = head.answers || head.t.is_some_and(i64::is_negative);
+        return Err(if is_response {
+            DecodeError::Undecodable
+        } else {
+            DecodeError::Malformed { t: head.t, mid: head.mid }
+        });
+    };
+    let (t, mid) = (envelope.t, envelope.mid);
+    if t < 0 || envelope.code.is_some() {
+        let body = answer(envelope).ok_or(DecodeError::Undecodable)?;
+        return Ok(Message::Response(Response { mid, body }));
+    }
+    if !REQUESTS.contains(&t) {
+        return Err(DecodeError::Unsupported { t, mid });
+    }
+    let body = ask(envelope).ok_or(DecodeError::Malformed { t: Some(t), mid })?;
+    Ok(Message::Request(Request { mid, body }))
+}
+
+const REQUESTS: [i64; 11] = [1, 2, 3, 4, 51, 52, 53, 54, 55, 101, 102];
+
+/// Takes the fields from `params` or `extra`, whichever is there, and tag and token from either level (S0-A5, S0-A6).
+fn fields(envelope: &mut Envelope, first: fn(&mut Envelope) -> Option<Object>) -> Fields {
+    let object = first(envelope).or_else(|| envelope.params.take()).or_else(|| envelope.extra.take());
+    let mut fields = object.unwrap_or_default().0;
+    fields.tag = fields.tag.or_else(|| envelope.tag.take());
+    fields.token = envelope.token.take().or(fields.token);
+    fields
+}
+
+fn ask(mut envelope: Envelope) -> Option<Ask> {
+    let mut f = match envelope.t {
+        52 => fields(&mut envelope, |envelope| envelope.extra.take()),
+        _ => fields(&mut envelope, |envelope| envelope.params.take()),
+    };
+    Some(match envelope.t {
+        1 => {
+            let secret = f.secret.map(|secret| secret.0);
+            if secret.as_ref().is_some_and(|secret| secret.len() < MIN_SECRET) {
+                return None;
+            }
+            Ask::Register { key: f.key.map(|key| key.0), secret }
+        }
+        2 => Ask::Heartbeat { tag: f.tag? },
+        3 => Ask::List { tag: f.tag?, after: f.after },
+        4 => Ask::Call { tag: f.tag.take()?, rtag: f.rtag.take()?, ice: ice(f) },
+        51 => {
+            let from = address(f.host.take(), f.port)?;
+            Ask::Notify { token: f.token.take()?, ltag: f.ltag.take()?, from, ice: ice(f) }
+        }
+        52 => {
+            let from = address(f.rhost.take(), f.rport)?;
+            Ask::Answered { token: f.token.take()?, from, ice: ice(f) }
+        }
+        53 => Ask::Question { token: f.token? },
+        54 => {
+            let (token, done) = (f.token.take()?, f.done.unwrap_or(false));
+            let Ice { cands, nat, .. } = ice(f);
+            Ask::Trickle { token, cands, done, nat }
+        }
+        55 => Ask::End { token: f.token?, reason: f.reason.map(|reason| reason.0) },
+        101 => Ask::Open,
+        _ => Ask::Punch { token: f.token? },
+    })
+}
+
+fn answer(mut envelope: Envelope) -> Option<Answer> {
+    let t = envelope.t.checked_neg()?.max(envelope.t);
+    let mut f = fields(&mut envelope, |envelope| envelope.extra.take());
+    if let Some(code) = envelope.code.filter(|code| *code != SUCCESS) {
+        let em = envelope.em.map_or_else(String::new, |em| em.0);
+        return Some(Answer::Failed { t, token: f.token, code: Code::from_number(code), em });
+    }
+    Some(match t {
+        1 => Answer::Registered {
+            tag: f.tag?,
+            ice_servers: f.ice_servers.map_or_else(Vec::new, |few| few.0),
+            stun2: f.stun2.map(|stun2| stun2.0),
+        },
+        2 => Answer::Alive,
+        3 => Answer::Listed { tags: f.tags?, more: f.more.unwrap_or(false) },
+        4 => Answer::Calling { token: f.token? },
+        51 => Answer::Accepted { token: f.token.take()?, ice: ice(f) },
+        52 => Answer::Noted { token: f.token? },
+        53 => Answer::Status {
+            token: f.token.take()?,
+            punching: f.punching.unwrap_or(true),
+            path: meaning(&PATHS, f.path.as_ref()),
+        },
+        54 => Answer::Trickled { token: f.token? },
+        55 => Answer::Ended { token: f.token? },
+        102 | 103 => Answer::Punched { token: f.token? },
+        _ => return None,
+    })
+}
+
+fn ice(f: Fields) -> Ice {
+    Ice {
+        nat: meaning(&NATS, f.nat.as_ref()),
+        ufrag: f.ufrag.map(|text| text.0),
+        pwd: f.pwd.map(|text| text.0),
+        cands: f.cands.map_or_else(Vec::new, |few| few.0.into_iter().map(|text| text.0).collect()),
+        role: f.role.map(|text| text.0),
+        laddrs: f.laddrs.map_or_else(Vec::new, |few| few.0.into_iter().map(|text| text.0).collect()),
+        tport: f.tport.or(f.rtport),
+        sdp: f.sdp.map(|text| text.0),
+    }
+}
+
+/// An address is whole or missing; half of one is an error, which the outer `None` says.
+fn address(host: Option<Capped<64>>, port: Option<u16>) -> Option<Option<SocketAddr>> {
+    match (host, port) {
+        (Some(host), Some(port)) => Some(Some(SocketAddr::new(host.0.parse::<IpAddr>().ok()?, port))),
+        (None, None) => Some(None),
+        _ => None,
+    }
+}
+
+impl Message {
+    /// Writes the message as strict JSON, each field where document 000 has it.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        match self {
+            Self::Request(request) => request.encode(),
+            Self::Response(response) => response.encode(),
+        }
+    }
+}
+
+impl Request {
+    /// Writes the request as strict JSON.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut out = Envelope { t: self.body.t(), mid: self.mid, ..Envelope::default() };
+        let object = |fields: Fields| Some(Object(fields));
+        match self.body.clone() {
+            Ask::Register { key, secret } => {
+                if key.is_some() || secret.is_some() {
+                    let (key, secret) = (key.map(Capped), secret.map(Capped));
+                    out.params = object(Fields { key, secret, ..Fields::default() });
+                }
+            }
+            Ask::Heartbeat { tag } => out.tag = Some(tag),
+            Ask::List { tag, after } => {
+                out.params = object(Fields { tag: Some(tag), after, ..Fields::default() });
+            }
+            Ask::Call { tag, rtag, ice } => {
+                out.params = object(Fields { tag: Some(tag), rtag: Some(rtag), ..ice.into() });
+            }
+            Ask::Notify { token, ltag, from, ice } => {
+                let (host, port) =
+                    (from.map(|from| Capped(from.ip().to_string())), from.map(|from| from.port()));
+                out.token = Some(token);
+                out.params = object(Fields { ltag: Some(ltag), host, port, ..ice.into() });
+            }
+            Ask::Answered { token, from, ice } => {
+                let (rhost, rport) =
+                    (from.map(|from| Capped(from.ip().to_string())), from.map(|from| from.port()));
+                let rtport = ice.tport;
+                out.token = Some(token);
+                out.extra = object(Fields { rhost, rport, rtport, tport: None, ..ice.into() });
+            }
+            Ask::Question { token } => out.token = Some(token),
+            Ask::Trickle { token, cands, done, nat } => {
+                out.token = Some(token);
+                let ice = Ice { nat, ..Ice::default() };
+                let cands = Some(Few(cands.into_iter().map(Capped).collect()));
+                out.params = object(Fields { cands, done: done.then_some(true), ..ice.into() });
+            }
+            Ask::End { token, reason } => {
+                out.token = Some(token);
+                out.params = object(Fields { reason: reason.map(Capped), ..Fields::default() });
+            }
+            Ask::Open => {}
+            Ask::Punch { token } => {
+                out.params = object(Fields { token: Some(token), ..Fields::default() });
+            }
+        }
+        envelope::write(&out)
+    }
+}
+
+impl Response {
+    /// Writes the response as strict JSON; a success has a negative `t` and code 200 (S0-A1, S0-A2).
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut out = Envelope { mid: self.mid, code: Some(SUCCESS), ..Envelope::default() };
+        let object = |fields: Fields| Some(Object(fields));
+        let (t, token) = match self.body.clone() {
+            Answer::Registered { tag, ice_servers, stun2 } => {
+                let ice_servers = (!ice_servers.is_empty()).then_some(Few(ice_servers));
+                let stun2 = stun2.map(Capped);
+                out.extra = object(Fields { tag: Some(tag), ice_servers, stun2, ..Fields::default() });
+                (-1, None)
+            }
+            Answer::Alive => (-2, None),
+            Answer::Listed { tags, more } => {
+                let more = more.then_some(true);
+                out.extra = object(Fields { tags: Some(tags), more, ..Fields::default() });
+                (-3, None)
+            }
+            Answer::Calling { token } => {
+                out.extra = object(Fields { token: Some(token), ..Fields::default() });
+                (-4, None)
+            }
+            Answer::Accepted { token, ice } => {
+                out.extra = (ice != Ice::default()).then(|| Object(ice.into()));
+                (-51, Some(token))
+            }
+            Answer::Noted { token } => (-52, Some(token)),
+            Answer::Status { token, punching, path } => {
+                let (punching, path) = (Some(punching), word(&PATHS, path));
+                out.extra = object(Fields { punching, path, ..Fields::default() });
+                (-53, Some(token))
+            }
+            Answer::Trickled { token } => (-54, Some(token)),
+            Answer::Ended { token } => (-55, Some(token)),
+            Answer::Punched { token } => (-103, Some(token)),
+            Answer::Failed { t, token, code, em } => {
+                out.code = Some(code.number());
+                out.em = Some(Capped(em));
+                (t, token)
+            }
+        };
+        (out.t, out.token) = (t, token);
+        envelope::write(&out)
+    }
+}
+
+impl From<Ice> for Fields {
+    fn from(ice: Ice) -> Self {
+        Self {
+            ufrag: ice.ufrag.map(Capped),
+            pwd: ice.pwd.map(Capped),
+            role: ice.role.map(Capped),
+            nat: word(&NATS, ice.nat),
+            tport: ice.tport,
+            cands: (!ice.cands.is_empty()).then(|| Few(ice.cands.into_iter().map(Capped).collect())),
+            laddrs: (!ice.laddrs.is_empty()).then(|| Few(ice.laddrs.into_iter().map(Capped).collect())),
+            sdp: ice.sdp.map(Capped),
+            ..Self::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn tag(text: &str) -> Tag {
+        Tag::new(text).unwrap()
+    }
+
+    fn token() -> Token {
+        Token::new("tok").unwrap()
+    }
+
+    fn request(text: &str) -> Ask {
+        match decode(text.as_bytes()) {
+            Ok(Message::Request(request)) => request.body,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn response(text: &str) -> Answer {
+        match decode(text.as_bytes()) {
+            Ok(Message::Response(response)) => response.body,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn full_ice() -> Ice {
+        Ice {
+            ufrag: Some("u".into()),
+            pwd: Some("p".into()),
+            cands: vec!["candidate:1 1 udp 1 192.0.2.1 9 typ host lane direct".into()],
+            role: Some("controlling".into()),
+            laddrs: vec!["10.0.0.2:9".into()],
+            nat: Some(Nat::Hard),
+            tport: Some(80),
+            sdp: Some("v=0\r\n".into()),
+        }
+    }
+
+    fn every_message() -> Vec<Message> {
+        let from = Some("[2001:db8::1]:9".parse().unwrap());
+        let asks = vec![
+            Ask::Register { key: Some("k".into()), secret: Some("s".repeat(MIN_SECRET)) },
+            Ask::Heartbeat { tag: tag("a") },
+            Ask::List { tag: tag("a"), after: Some(tag("b")) },
+            Ask::Call { tag: tag("a"), rtag: tag("b"), ice: full_ice() },
+            Ask::Notify { token: token(), ltag: tag("a"), from, ice: full_ice() },
+            Ask::Answered { token: token(), from: None, ice: full_ice() },
+            Ask::Question { token: token() },
+            Ask::Trickle { token: token(), cands: vec!["c".into()], done: true, nat: Some(Nat::Easy) },
+            Ask::End { token: token(), reason: Some("bye".into()) },
+            Ask::Open,
+            Ask::Punch { token: token() },
+        ];
+        let server = IceServer {
+            urls: vec!["turn:x".into()],
+            username: Some("u".into()),
+            credential: Some("c".into()),
+        };
+        let answers = vec![
+            Answer::Registered { tag: tag("a"), ice_servers: vec![server], stun2: Some("x:3479".into()) },
+            Answer::Alive,
+            Answer::Listed { tags: vec![tag("a")], more: true },
+            Answer::Calling { token: token() },
+            Answer::Accepted { token: token(), ice: full_ice() },
+            Answer::Noted { token: token() },
+            Answer::Status { token: token(), punching: false, path: Some(Path::Relay) },
+            Answer::Trickled { token: token() },
+            Answer::Ended { token: token() },
+            Answer::Punched { token: token() },
+            Answer::Failed { t: 4, token: Some(token()), code: Code::NoAnswer, em: "e".into() },
+        ];
+        let asks = asks.into_iter().map(|body| Message::Request(Request { mid: Some(i64::MAX), body }));
+        asks.chain(answers.into_iter().map(|body| Message::Response(Response { mid: None, body }))).collect()
+    }
+
+    #[test]
+    fn every_message_survives_writing_and_reading() {
+        for message in every_message() {
+            assert_eq!(decode(message.encode().as_bytes()), Ok(message));
+        }
+    }
+
+    #[test]
+    fn tag_and_token_are_read_at_either_level() {
+        for text in [r#"{"t":2,"tag":"a"}"#, r#"{"t":2,"params":{"tag":"a"}}"#] {
+            assert_eq!(request(text), Ask::Heartbeat { tag: tag("a") });
+        }
+        for text in [r#"{"t":102,"token":"tok"}"#, r#"{"t":102,"params":{"token":"tok"}}"#] {
+            assert_eq!(request(text), Ask::Punch { token: token() });
+        }
+        for text in [r#"{"t":-4,"extra":{"token":"tok"}}"#, r#"{"t":-4,"token":"tok","code":200}"#] {
+            assert_eq!(response(text), Answer::Calling { token: token() });
+        }
+    }
+
+    #[test]
+    fn a_52_may_use_params_and_a_minus_51_too() {
+        let from = Some("192.0.2.7:23456".parse().unwrap());
+        for place in ["extra", "params"] {
+            let text = format!(
+                r#"{{"t":52,"token":"tok","{place}":{{"rhost":"192.0.2.7","rport":23456,"rtport":7}}}}"#
+            );
+            let ice = Ice { tport: Some(7), ..Ice::default() };
+            assert_eq!(request(&text), Ask::Answered { token: token(), from, ice });
+            let text = format!(r#"{{"t":-51,"token":"tok","code":200,"{place}":{{"tport":7}}}}"#);
+            let ice = Ice { tport: Some(7), ..Ice::default() };
+            assert_eq!(response(&text), Answer::Accepted { token: token(), ice });
+        }
+    }
+
+    #[test]
+    fn failures_are_understood_with_either_sign_and_written_with_the_requests() {
+        for text in [r#"{"t":4,"code":203,"em":"x"}"#, r#"{"t":-4,"code":203,"em":"x"}"#] {
+            let failed = Answer::Failed { t: 4, token: None, code: Code::NotOnline, em: "x".into() };
+            assert_eq!(response(text), failed);
+        }
+        let written = Response::failure(4, Some(7), Code::NotOnline).encode();
+        assert_eq!(written, r#"{"t":4,"mid":7,"code":203,"em":"callee not online"}"#);
+        assert_eq!(
+            response(r#"{"t":4,"code":200,"extra":{"token":"tok"}}"#),
+            Answer::Calling { token: token() }
+        );
+    }
+
+    #[test]
+    fn wrong_types_are_malformed_and_rubbish_is_dropped() {
+        let error = |text: &str| decode(text.as_bytes()).unwrap_err();
+        let malformed = |t, mid| DecodeError::Malformed { t, mid };
+        assert_eq!(error(r#"{"t":"1","mid":7}"#), malformed(None, Some(7)));
+        assert_eq!(error(r#"{"t":1.0,"mid":7}"#), malformed(None, Some(7)));
+        assert_eq!(error(r#"{"t":1,"mid":"7"}"#), malformed(Some(1), None));
+        assert_eq!(error(r#"{"t":1,"mid":9223372036854775808}"#), malformed(Some(1), None));
+        assert_eq!(error(r#"{"mid":7}"#), malformed(None, Some(7)));
+        assert_eq!(error(r#"{"t":4,"mid":7,"params":{"tag":"a"}}"#), malformed(Some(4), Some(7)));
+        assert_eq!(error(r#"{"t":1,"params":{"secret":"short"}}"#), malformed(Some(1), None));
+        assert_eq!(
+            error(r#"{"t":51,"token":"x","params":{"ltag":"a","host":"h"}}"#),
+            malformed(Some(51), None)
+        );
+        assert_eq!(error(r#"{"t":99,"mid":7}"#), DecodeError::Unsupported { t: 99, mid: Some(7) });
+        for text in ["", "{", "[]", "null", r#"{"t":2,}"#, r#"{"t":-1,"mid":"x"}"#, r#"{"t":1,"code":"x"}"#] {
+            assert_eq!(error(text), DecodeError::Undecodable, "{text}");
+        }
+        assert_eq!(error(&format!("{}{{}}", " ".repeat(MAX_TEXT))), DecodeError::Undecodable);
+    }
+
+    #[test]
+    fn the_largest_and_smallest_mid_come_back_exactly() {
+        for mid in [i64::MAX, i64::MIN, (1 << 53) + 1] {
+            let Ok(Message::Request(request)) = decode(format!(r#"{{"t":101,"mid":{mid}}}"#).as_bytes())
+            else {
+                panic!("no request");
+            };
+            assert_eq!(request.mid, Some(mid));
+        }
+    }
+
+    #[test]
+    fn null_counts_as_absent_and_unknown_words_too() {
+        let text = r#"{"t":-2,"mid":null,"code":200,"em":null,"extra":null}"#;
+        assert_eq!(response(text), Answer::Alive);
+        assert_eq!(request(r#"{"t":1,"code":null}"#), Ask::Register { key: None, secret: None });
+        let text = r#"{"t":-53,"token":"tok","extra":{"path":"warp"}}"#;
+        assert_eq!(response(text), Answer::Status { token: token(), punching: true, path: None });
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = decode(&bytes);
+        }
+
+        #[test]
+        fn no_text_that_looks_like_a_message_makes_it_panic(
+            text in r#"\{"t":-?[0-9]{1,3}(,"(mid|code|tag|token|params|extra)":(1|"a"|null|\{\}|\{"tag":"a"\}|\[\])){0,4}\}"#
+        ) {
+            if let Ok(message) = decode(text.as_bytes()) {
+                prop_assert_eq!(decode(message.encode().as_bytes()), Ok(message));
+            }
+        }
+    }
+}
