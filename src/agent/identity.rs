@@ -197,7 +197,8 @@ impl PinnedKey {
     }
 }
 
-const ONLY_TLS13: rustls::Error = rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls13RequiredForQuic);
+const ONLY_TLS13: rustls::Error =
+    rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls13RequiredForQuic);
 
 impl ServerCertVerifier for PinnedKey {
     fn verify_server_cert(
@@ -324,8 +325,6 @@ mod tests {
         let (a, b) = (identity(1, Role::Connector), identity(1, Role::Connector));
         shake(a.client_config().unwrap(), b.server_config().unwrap()).unwrap_err();
         let (a, b) = (identity(1, Role::Listener), identity(1, Role::Listener));
-        shake(a.client_config().unwrap(), b.server_config().unwrap()).unwrap_err();
-        let (a, b) = (identity(1, Role::Listener), identity(1, Role::Connector));
         shake(a.client_config().unwrap(), b.server_config().unwrap()).unwrap_err();
     }
 

@@ -1,37 +1,8 @@
 //! What a NAT does to ports, told from how two STUN answers to one socket differ. It explains a path; it never forbids one.
 
+use crate::signaling::wire::Nat;
 use crate::stun::{Builder, Class, Message, Method, TransactionId, attr};
 use std::net::{IpAddr, SocketAddr};
-
-/// What is between this machine and the server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Nat {
-    /// Nothing: the server sees the address the socket has.
-    Open,
-    /// A NAT that keeps one port per socket, whatever the destination (endpoint-independent mapping).
-    Easy,
-    /// A NAT that takes another port for each destination.
-    Hard,
-    /// UDP gets no answer at all.
-    Blocked,
-}
-
-impl Nat {
-    /// Returns the word for it on the signalling wire.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        WORDS[self as usize].0
-    }
-
-    /// Reads the word of the signalling wire.
-    #[must_use]
-    pub fn from_word(word: &str) -> Option<Self> {
-        WORDS.iter().find(|(known, _)| *known == word).map(|(_, nat)| *nat)
-    }
-}
-
-const WORDS: [(&str, Nat); 4] =
-    [("open", Nat::Open), ("easy", Nat::Easy), ("hard", Nat::Hard), ("blocked", Nat::Blocked)];
 
 /// What one socket was told by the server's two ports; `None` where no answer came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -97,15 +68,6 @@ mod tests {
         for (first, second, expected) in table {
             assert_eq!(classify(4000, &ips, Mappings { first, second }), expected, "{first:?} {second:?}");
         }
-    }
-
-    #[test]
-    fn the_words_are_those_of_the_wire() {
-        for nat in [Nat::Open, Nat::Easy, Nat::Hard, Nat::Blocked] {
-            assert_eq!(Nat::from_word(nat.word()), Some(nat));
-        }
-        assert_eq!(Nat::Hard.word(), "hard");
-        assert_eq!(Nat::from_word("cone"), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Asks the server's two UDP ports, from one socket, what address they see.
 
-use super::nat::{self, Mappings, Nat};
+use super::nat::{self, Mappings};
+use crate::signaling::wire::Nat;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;

@@ -167,7 +167,10 @@ mod tests {
 
     #[test]
     fn channel_data_is_padded_and_strangers_are_dropped() {
-        assert_eq!(to_stream(&[0x40, 0, 0, 5, 1, 2, 3, 4, 5]), Some((&[0x40, 0, 0, 5, 1, 2, 3, 4, 5][..], 3)));
+        assert_eq!(
+            to_stream(&[0x40, 0, 0, 5, 1, 2, 3, 4, 5]),
+            Some((&[0x40, 0, 0, 5, 1, 2, 3, 4, 5][..], 3))
+        );
         assert_eq!(to_stream(&[0x40, 0, 0, 1, 1, 0, 0, 0]), Some((&[0x40, 0, 0, 1, 1][..], 3)));
         assert_eq!(to_stream(&[0x40, 0, 0, 9, 1]), None);
         assert_eq!(to_stream(&stun(&[])), Some((&stun(&[])[..], 0)));

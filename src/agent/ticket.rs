@@ -51,7 +51,9 @@ pub enum TicketError {
     #[error("a ticket is at most {MAX_TEXT} characters long")]
     TooLong,
     /// A character that base32 does not have.
-    #[error("a ticket has only the letters a-z and the digits 2-7 behind `agent:`; character {position} is something else")]
+    #[error(
+        "a ticket has only the letters a-z and the digits 2-7 behind `agent:`; character {position} is something else"
+    )]
     Character {
         /// Counted from 1, over the whole text.
         position: usize,
@@ -109,7 +111,8 @@ impl FromStr for Ticket {
         let mut secret = [0; SECRET_LEN];
         secret.copy_from_slice(&fixed[1..=SECRET_LEN]);
         let port = u16::from_be_bytes([fixed[FIXED_LEN - 3], fixed[FIXED_LEN - 2]]);
-        let (host, tag) = names.split_at_checked(usize::from(fixed[FIXED_LEN - 1])).ok_or(TicketError::Length)?;
+        let (host, tag) =
+            names.split_at_checked(usize::from(fixed[FIXED_LEN - 1])).ok_or(TicketError::Length)?;
         let name = |bytes: &[u8]| {
             let text = std::str::from_utf8(bytes).ok().filter(|text| !text.is_empty());
             text.filter(|text| text.chars().all(|c| c.is_ascii_graphic())).map(str::to_owned)
@@ -153,7 +156,10 @@ mod tests {
     fn a_ticket_survives_being_written_and_read() {
         let text = ticket().to_string();
         assert!(text.starts_with("agent:"), "{text}");
-        assert!(text["agent:".len()..].chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit()), "{text}");
+        assert!(
+            text["agent:".len()..].chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit()),
+            "{text}"
+        );
         assert_eq!(text.parse(), Ok(ticket()));
         assert_eq!(format!("  {}\n", text.replace("agent:", "agent:")).parse(), Ok(ticket()));
     }
