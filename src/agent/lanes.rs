@@ -82,10 +82,12 @@ impl Lanes {
         self.active
     }
 
-    /// Returns the last measured round trip over a lane.
+    /// Returns the last measured round trip over a lane; before its second answer a lane has none, since the first may have
+    /// waited for the other side to be ready.
     #[must_use]
     pub fn rtt(&self, kind: LaneKind) -> Option<Duration> {
-        self.lanes[kind as usize].rtt
+        let lane = &self.lanes[kind as usize];
+        lane.rtt.filter(|_| !matches!(lane.trust, Trust::Fresh(_)))
     }
 
     /// Takes note that ICE has selected a pair for the lane.
@@ -119,7 +121,6 @@ impl Lanes {
         lane.waiting = None;
         let rtt = now.saturating_duration_since(sent);
         lane.rtt = Some(match (lane.trust, lane.rtt) {
-            // The first answers may have waited for the other side to be ready.
             (Trust::Fresh(_), Some(before)) => before.min(rtt),
             _ => rtt,
         });
