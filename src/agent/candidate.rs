@@ -28,7 +28,7 @@ impl LaneKind {
 
 /// How a candidate came to be (RFC 8445 section 5.1.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
+pub(super) enum Origin {
     /// An interface's own address.
     Host,
     /// Seen by a STUN server or by the peer.
@@ -39,7 +39,7 @@ pub enum Origin {
 
 /// What a session reads from a peer's candidate.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RemoteCandidate {
+pub(super) struct RemoteCandidate {
     /// The lane it is for.
     pub lane: LaneKind,
     /// How it came to be.
@@ -54,7 +54,7 @@ const PREFIX: &str = "candidate:";
 
 /// Writes an ICE agent's candidate as it goes on the signalling wire.
 #[must_use]
-pub fn write(lane: LaneKind, text: &str) -> String {
+pub(super) fn write(lane: LaneKind, text: &str) -> String {
     format!("{PREFIX}{text} lane {}", lane.word())
 }
 
@@ -62,7 +62,7 @@ pub fn write(lane: LaneKind, text: &str) -> String {
 ///
 /// Without the extension a relayed candidate is for the relay lane and every other one for the direct lane.
 #[must_use]
-pub fn read(value: &str) -> Option<RemoteCandidate> {
+pub(super) fn read(value: &str) -> Option<RemoteCandidate> {
     let text = value.trim().strip_prefix(PREFIX).unwrap_or(value.trim());
     let words: Vec<&str> = text.split_ascii_whitespace().collect();
     let [_foundation, _component, transport, _priority, ip, port, "typ", typ, rest @ ..] = words.as_slice()
@@ -91,7 +91,7 @@ pub fn read(value: &str) -> Option<RemoteCandidate> {
 
 /// Says whether an address can be reached from anywhere, so that a relay may be asked to send there.
 #[must_use]
-pub fn is_global(ip: IpAddr) -> bool {
+pub(super) fn is_global(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => {
             let shared = ip.octets()[0] == 100 && ip.octets()[1] & 0xC0 == 64;

@@ -18,13 +18,13 @@ use rustls::{
 use std::sync::Arc;
 
 /// The application protocol that both sides ask TLS for.
-pub const ALPN: &[u8] = b"ginnel/1";
+pub(super) const ALPN: &[u8] = b"ginnel/1";
 /// The name both certificates carry; it is compared with nothing.
-pub const SERVER_NAME: &str = "ginnel";
+pub(super) const SERVER_NAME: &str = "ginnel";
 
 /// Which end of a ticket one is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub(super) enum Role {
     /// Made the ticket; the QUIC server.
     Listener,
     /// Was handed the ticket; the QUIC client and the controlling ICE agent.
@@ -48,7 +48,7 @@ impl Role {
 
     /// Returns the other end.
     #[must_use]
-    pub fn other(self) -> Self {
+    pub(super) fn other(self) -> Self {
         match self {
             Self::Listener => Self::Connector,
             Self::Connector => Self::Listener,
@@ -59,7 +59,7 @@ impl Role {
 /// Why keys or TLS settings could not be made; none of it depends on a peer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum IdentityError {
+pub(super) enum IdentityError {
     /// The key derivation or the key was refused by the cryptography library.
     #[error("cannot derive a key from the ticket's secret")]
     Key,
@@ -73,7 +73,7 @@ pub enum IdentityError {
 
 /// One side's keys and the key it expects.
 #[derive(Debug)]
-pub struct Identity {
+pub(super) struct Identity {
     certificate: CertificateDer<'static>,
     key: PrivatePkcs8KeyDer<'static>,
     expected: Arc<PinnedKey>,
@@ -84,7 +84,7 @@ impl Identity {
     ///
     /// # Errors
     /// [`IdentityError`], which no secret brings about.
-    pub fn new(secret: &Secret, role: Role) -> Result<Self, IdentityError> {
+    pub(super) fn new(secret: &Secret, role: Role) -> Result<Self, IdentityError> {
         let own_seed = derive(secret, role.label())?;
         let peer_seed = derive(secret, role.other().label())?;
         let peer = Ed25519KeyPair::from_seed_unchecked(&peer_seed).map_err(|_| IdentityError::Key)?;
@@ -105,7 +105,7 @@ impl Identity {
     ///
     /// # Errors
     /// [`IdentityError::Tls`].
-    pub fn client_config(&self) -> Result<ClientConfig, IdentityError> {
+    pub(super) fn client_config(&self) -> Result<ClientConfig, IdentityError> {
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
@@ -123,7 +123,7 @@ impl Identity {
     ///
     /// # Errors
     /// [`IdentityError::Tls`].
-    pub fn server_config(&self) -> Result<ServerConfig, IdentityError> {
+    pub(super) fn server_config(&self) -> Result<ServerConfig, IdentityError> {
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(Arc::clone(&self.expected) as Arc<dyn ClientCertVerifier>)
@@ -140,7 +140,7 @@ impl Identity {
 ///
 /// # Errors
 /// [`IdentityError::Key`], which no input brings about.
-pub fn ice_password(secret: &Secret, role: Role, ufrag: &str) -> Result<String, IdentityError> {
+pub(super) fn ice_password(secret: &Secret, role: Role, ufrag: &str) -> Result<String, IdentityError> {
     let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, b"ginnel/1").extract(&secret.0);
     let bytes = expand(&prk, &[role.call_label(), ufrag.as_bytes()])?;
     Ok(data_encoding::BASE32_NOPAD.encode(&bytes[..20]).to_ascii_lowercase())

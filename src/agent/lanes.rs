@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const QUIET: Duration = Duration::from_millis(500);
 const URGENT: Duration = Duration::from_millis(250);
 /// Silence after which the lane in use counts as lost.
-pub const SILENCE: Duration = Duration::from_millis(1500);
+pub(super) const SILENCE: Duration = Duration::from_millis(1500);
 /// Time between pings of a lane that does not carry data.
 const SPARE: Duration = Duration::from_secs(5);
 /// Time between pings of a lane that has yet to prove itself.
@@ -20,13 +20,13 @@ const PROVING: Duration = Duration::from_millis(200);
 /// Time between pings of a lane that was lost.
 const LOST: Duration = Duration::from_secs(1);
 /// Pings a lost lane must answer in a row.
-pub const RETURN: u8 = 3;
+pub(super) const RETURN: u8 = 3;
 /// Pings a fresh lane must answer before it takes over.
 const PROOF: u8 = 2;
 
 /// What the hands are to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Output {
+pub(super) enum Output {
     /// Send a ping with this number over this lane.
     Ping(LaneKind, u64),
     /// Carry data over this lane from now on; `None`: there is none.
@@ -57,7 +57,7 @@ struct Lane {
 
 /// Chooses between the lanes of one session.
 #[derive(Debug)]
-pub struct Lanes {
+pub(super) struct Lanes {
     lanes: [Lane; 2],
     active: Option<LaneKind>,
     next_ping: u64,
@@ -67,7 +67,7 @@ pub struct Lanes {
 impl Lanes {
     /// Begins without any valid lane.
     #[must_use]
-    pub fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         let lane = || Lane { trust: Trust::Down, heard: now, pinged: None, waiting: None, rtt: None };
         Self { lanes: [lane(), lane()], active: None, next_ping: 1, outputs: VecDeque::new() }
     }
@@ -78,20 +78,20 @@ impl Lanes {
 
     /// Returns the lane that carries data.
     #[must_use]
-    pub fn active(&self) -> Option<LaneKind> {
+    pub(super) fn active(&self) -> Option<LaneKind> {
         self.active
     }
 
     /// Returns the last measured round trip over a lane; before its second answer a lane has none, since the first may have
     /// waited for the other side to be ready.
     #[must_use]
-    pub fn rtt(&self, kind: LaneKind) -> Option<Duration> {
+    pub(super) fn rtt(&self, kind: LaneKind) -> Option<Duration> {
         let lane = &self.lanes[kind as usize];
         lane.rtt.filter(|_| !matches!(lane.trust, Trust::Fresh(_)))
     }
 
     /// Takes note that ICE has selected a pair for the lane.
-    pub fn handle_valid(&mut self, now: Instant, kind: LaneKind) {
+    pub(super) fn handle_valid(&mut self, now: Instant, kind: LaneKind) {
         let lane = self.lane(kind);
         if lane.trust == Trust::Down {
             lane.trust = Trust::Fresh(0);
@@ -102,19 +102,19 @@ impl Lanes {
     }
 
     /// Takes note that ICE has given the lane up.
-    pub fn handle_failed(&mut self, kind: LaneKind) {
+    pub(super) fn handle_failed(&mut self, kind: LaneKind) {
         self.lane(kind).trust = Trust::Down;
         self.choose();
     }
 
     /// Takes note of when the last datagram came over the lane, whatever was in it.
-    pub fn handle_heard(&mut self, at: Instant, kind: LaneKind) {
+    pub(super) fn handle_heard(&mut self, at: Instant, kind: LaneKind) {
         let lane = self.lane(kind);
         lane.heard = lane.heard.max(at);
     }
 
     /// Takes the answer to a ping; one that is not waited for changes nothing.
-    pub fn handle_pong(&mut self, now: Instant, kind: LaneKind, number: u64) {
+    pub(super) fn handle_pong(&mut self, now: Instant, kind: LaneKind, number: u64) {
         self.handle_heard(now, kind);
         let lane = self.lane(kind);
         let Some((_, sent)) = lane.waiting.filter(|(waiting, _)| *waiting == number) else { return };
@@ -137,7 +137,7 @@ impl Lanes {
     }
 
     /// Sends the pings that are due and drops a lane that has been silent for too long.
-    pub fn handle_timeout(&mut self, now: Instant) {
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
         for kind in LaneKind::ALL {
             if self.ping_due(kind).is_some_and(|due| due <= now) {
                 let lane = self.lane(kind);
@@ -160,12 +160,12 @@ impl Lanes {
 
     /// Returns when [`Self::handle_timeout`] is to be called.
     #[must_use]
-    pub fn poll_timeout(&self) -> Option<Instant> {
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
         LaneKind::ALL.into_iter().filter_map(|kind| self.ping_due(kind)).min()
     }
 
     /// Takes the next thing to do.
-    pub fn poll_output(&mut self) -> Option<Output> {
+    pub(super) fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 

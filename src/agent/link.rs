@@ -159,11 +159,6 @@ impl Link {
     pub(super) async fn answer(&self, mid: Option<i64>, body: Answer) {
         let _ = self.outgoing.send(Outgoing::Answer(Response { mid, body })).await;
     }
-
-    /// Says whether the line is cut.
-    pub(super) fn is_closed(&self) -> bool {
-        self.outgoing.is_closed()
-    }
 }
 
 /// The task that owns the socket.

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 /// What one socket was told by the server's two ports; `None` where no answer came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Mappings {
+pub(super) struct Mappings {
     /// The address seen by the main port.
     pub first: Option<SocketAddr>,
     /// The address seen by the second port.
@@ -15,7 +15,7 @@ pub struct Mappings {
 
 /// Names the NAT, from the socket's own port, this machine's addresses and both answers; `None` when they do not tell.
 #[must_use]
-pub fn classify(local_port: u16, local_ips: &[IpAddr], seen: Mappings) -> Option<Nat> {
+pub(super) fn classify(local_port: u16, local_ips: &[IpAddr], seen: Mappings) -> Option<Nat> {
     match (seen.first, seen.second) {
         (None, None) => Some(Nat::Blocked),
         (Some(mapped), _) | (_, Some(mapped))
@@ -30,13 +30,13 @@ pub fn classify(local_port: u16, local_ips: &[IpAddr], seen: Mappings) -> Option
 
 /// Writes a Binding request.
 #[must_use]
-pub fn binding_request(random: [u8; 12]) -> Vec<u8> {
+pub(super) fn binding_request(random: [u8; 12]) -> Vec<u8> {
     Builder::new(Class::Request, Method::BINDING, TransactionId::new(random)).finish()
 }
 
 /// Reads the mapped address from the answer to [`binding_request`]; `None` for anything else.
 #[must_use]
-pub fn binding_response(bytes: &[u8], random: [u8; 12]) -> Option<SocketAddr> {
+pub(super) fn binding_response(bytes: &[u8], random: [u8; 12]) -> Option<SocketAddr> {
     let message = Message::parse(bytes).ok()?;
     let ours = message.class() == Class::Success
         && message.method() == Method::BINDING

@@ -120,3 +120,7 @@ fn transport() -> TransportConfig {
         .datagram_receive_buffer_size(None);
     transport
 }
+
+#[cfg(test)]
+#[path = "quic_tests.rs"]
+mod tests;

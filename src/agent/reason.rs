@@ -7,7 +7,7 @@ use std::fmt;
 
 /// What is known of both sides.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Facts {
+pub(super) struct Facts {
     /// Which paths this side may use.
     pub mode: Mode,
     /// This side's NAT.
@@ -28,7 +28,7 @@ pub struct Facts {
 
 /// Why it is the relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reason {
+pub(super) enum Reason {
     /// `--relay-only` on this side.
     AskedHere,
     /// `--relay-only` on the other side.
@@ -53,7 +53,7 @@ pub enum Reason {
 
 /// Names the reason; `None` on a direct path.
 #[must_use]
-pub fn of(facts: &Facts) -> Option<Reason> {
+pub(super) fn of(facts: &Facts) -> Option<Reason> {
     let rules = [
         (facts.mode == Mode::RelayOnly, Reason::AskedHere),
         (facts.their_done && !facts.their_direct, Reason::AskedThere),

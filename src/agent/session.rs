@@ -12,17 +12,17 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// How long the other side may take to answer a call; the server gives up after 7.5 s (S0-A17).
-pub const ANSWER_TIME: Duration = Duration::from_secs(12);
+pub(super) const ANSWER_TIME: Duration = Duration::from_secs(12);
 /// How long both sides may look for a path.
-pub const PATH_TIME: Duration = Duration::from_secs(20);
+pub(super) const PATH_TIME: Duration = Duration::from_secs(20);
 /// How long "still being tried" is said of the direct path; it goes on being tried after that.
-pub const TRIAL_TIME: Duration = Duration::from_secs(3);
+pub(super) const TRIAL_TIME: Duration = Duration::from_secs(3);
 /// Candidates found within this time share one message.
 const GATHER_TIME: Duration = Duration::from_millis(10);
 /// The most candidates one message may carry on the wire.
 const CANDIDATES_A_MESSAGE: usize = 32;
 /// The most candidates taken from the other side, all lanes together.
-pub const MAX_REMOTE: usize = 48;
+pub(super) const MAX_REMOTE: usize = 48;
 /// The most candidates of our own that are told.
 const MAX_LOCAL: usize = 48;
 
@@ -52,7 +52,7 @@ impl Mode {
 
 /// What a session is begun with.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Setup {
+pub(super) struct Setup {
     /// Which end this is.
     pub role: Role,
     /// Which paths may be used.
@@ -67,7 +67,7 @@ pub struct Setup {
 
 /// What the hands are to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Output {
+pub(super) enum Output {
     /// Call the other side (t = 4) and say this.
     Call(Ice),
     /// Accept the call (t = -51) and say this.
@@ -98,7 +98,7 @@ pub enum Output {
 
 /// Why a session ended without a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Failure {
+pub(super) enum Failure {
     /// The other side did not answer the call.
     NoAnswer,
     /// The other side ended the call, with its words.
@@ -140,7 +140,7 @@ enum Stage {
 
 /// One call, seen from one side.
 #[derive(Debug)]
-pub struct Session {
+pub(super) struct Session {
     setup: Setup,
     stage: Stage,
     deadline: Option<Instant>,
@@ -167,7 +167,7 @@ pub struct Session {
 impl Session {
     /// Begins a session.
     #[must_use]
-    pub fn new(setup: Setup) -> Self {
+    pub(super) fn new(setup: Setup) -> Self {
         let ungathered: Vec<LaneKind> =
             LaneKind::ALL.into_iter().filter(|lane| setup.mode.allows(*lane)).collect();
         let facts = Facts { mode: setup.mode, ..Facts::default() };
@@ -195,7 +195,7 @@ impl Session {
     }
 
     /// Calls the other side, with the candidates found so far.
-    pub fn dial(&mut self, now: Instant) {
+    pub(super) fn dial(&mut self, now: Instant) {
         if self.stage == Stage::New {
             self.stage = Stage::Calling;
             self.deadline = Some(now + ANSWER_TIME);
@@ -205,13 +205,13 @@ impl Session {
     }
 
     /// Takes note that the server has given the call a token, so that more can be said.
-    pub fn handle_token(&mut self, now: Instant) {
+    pub(super) fn handle_token(&mut self, now: Instant) {
         self.talking = true;
         self.flush_soon(now);
     }
 
     /// Takes what the other side says of itself: the connector's call or the listener's answer.
-    pub fn handle_offer(&mut self, now: Instant, ice: Ice) {
+    pub(super) fn handle_offer(&mut self, now: Instant, ice: Ice) {
         if self.started || self.stage == Stage::Failed {
             return;
         }
@@ -236,7 +236,7 @@ impl Session {
     }
 
     /// Takes more of the other side's candidates.
-    pub fn handle_trickle(&mut self, now: Instant, cands: &[String], done: bool, nat: Option<Nat>) {
+    pub(super) fn handle_trickle(&mut self, now: Instant, cands: &[String], done: bool, nat: Option<Nat>) {
         self.facts.theirs = nat.or(self.facts.theirs);
         for candidate in cands.iter().filter_map(|text| candidate::read(text)) {
             if self.remote_count >= MAX_REMOTE {
@@ -272,7 +272,7 @@ impl Session {
     }
 
     /// Takes a candidate that one of our lanes has found, as its ICE agent writes it.
-    pub fn handle_local(&mut self, now: Instant, lane: LaneKind, text: &str) {
+    pub(super) fn handle_local(&mut self, now: Instant, lane: LaneKind, text: &str) {
         if self.told + self.untold.len() < MAX_LOCAL {
             self.untold.push(candidate::write(lane, text));
             self.flush_soon(now);
@@ -280,20 +280,20 @@ impl Session {
     }
 
     /// Takes note that a lane has found all its candidates.
-    pub fn handle_gathered(&mut self, now: Instant, lane: LaneKind) {
+    pub(super) fn handle_gathered(&mut self, now: Instant, lane: LaneKind) {
         self.ungathered.retain(|other| *other != lane);
         self.flush_soon(now);
     }
 
     /// Takes what was found out about this side's NAT.
-    pub fn handle_nat(&mut self, now: Instant, nat: Nat) {
+    pub(super) fn handle_nat(&mut self, now: Instant, nat: Nat) {
         self.facts.mine = Some(nat);
         self.flush_soon(now);
         self.explain(now);
     }
 
     /// Takes note that data goes over this lane from now on, or over none.
-    pub fn handle_active(&mut self, now: Instant, lane: Option<LaneKind>) {
+    pub(super) fn handle_active(&mut self, now: Instant, lane: Option<LaneKind>) {
         let Some(lane) = lane else { return };
         self.facts.lost_direct |= self.facts.active == Some(LaneKind::Direct) && lane == LaneKind::Relay;
         self.facts.active = Some(lane);
@@ -305,7 +305,7 @@ impl Session {
     }
 
     /// Takes note that a lane has given up.
-    pub fn handle_dead(&mut self, now: Instant, lane: LaneKind) {
+    pub(super) fn handle_dead(&mut self, now: Instant, lane: LaneKind) {
         self.dead.push(lane);
         self.facts.trial_over |= lane == LaneKind::Direct;
         let hopeless = LaneKind::ALL
@@ -319,14 +319,14 @@ impl Session {
     }
 
     /// Takes note that the other side has ended the call.
-    pub fn handle_end(&mut self, reason: Option<String>) {
+    pub(super) fn handle_end(&mut self, reason: Option<String>) {
         if self.stage != Stage::Connected {
             self.fail(Failure::Ended(reason));
         }
     }
 
     /// Lets time pass.
-    pub fn handle_timeout(&mut self, now: Instant) {
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
         if self.flush_at.is_some_and(|at| at <= now) {
             self.flush_at = None;
             self.flush();
@@ -347,12 +347,12 @@ impl Session {
 
     /// Returns when [`Self::handle_timeout`] is to be called.
     #[must_use]
-    pub fn poll_timeout(&self) -> Option<Instant> {
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
         [self.deadline, self.trial_end, self.flush_at].into_iter().flatten().min()
     }
 
     /// Takes the next thing to do.
-    pub fn poll_output(&mut self) -> Option<Output> {
+    pub(super) fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 

@@ -15,7 +15,7 @@ const FIXED_LEN: usize = 1 + SECRET_LEN + 2 + 1;
 /// The longest ticket text that is looked at.
 const MAX_TEXT: usize = 1024;
 /// Bytes of a ticket's secret (128 bits).
-pub const SECRET_LEN: usize = 16;
+pub(super) const SECRET_LEN: usize = 16;
 
 /// The secret two agents share by a ticket; never printed by `Debug`.
 #[derive(Clone, PartialEq, Eq)]
