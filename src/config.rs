@@ -1,1 +1,267 @@
-//! config.
+//! The configuration file: TOML, every key optional, unknown keys refused. The only file that knows the format.
+
+use crate::server;
+use crate::signaling;
+use crate::telemetry;
+use ipnet::IpNet;
+use serde::Deserialize;
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A validated configuration, split by the service it is for.
+#[derive(Debug)]
+pub struct Config {
+    /// Where the server keeps its secret and access key; default `./state`.
+    pub state: PathBuf,
+    /// For the server.
+    pub server: server::Config,
+    /// For the logs.
+    pub log: telemetry::Config,
+}
+
+/// Why a configuration file is refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// It is not TOML, or a key is unknown or of the wrong type.
+    #[error("{0}")]
+    Parse(#[from] toml::de::Error),
+    /// A value makes no sense.
+    #[error("`{key}` {rule}")]
+    Value {
+        /// The key.
+        key: &'static str,
+        /// What it must be.
+        rule: &'static str,
+    },
+}
+
+impl Config {
+    /// Reads and checks `path`; without one every default applies.
+    ///
+    /// # Errors
+    /// [`ConfigError`] says what is wrong, with the place in the file.
+    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let text = match path {
+            None => String::new(),
+            Some(path) => std::fs::read_to_string(path)
+                .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?,
+        };
+        Self::parse(&text)
+    }
+
+    /// Checks the text of a file.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let file: File = toml::from_str(text)?;
+        let mut server = server::Config::default();
+        server.listen = file.listen.unwrap_or(server.listen);
+        server.port = file.port.unwrap_or(server.port);
+        server.aux_port = file.aux_port;
+        server.public = file.public;
+        server.workers = file.workers;
+        file.turn.apply(&mut server.turn)?;
+        file.signaling.apply(&mut server.signaling)?;
+        if server.listen.is_empty() {
+            return Err(ConfigError::Value { key: "listen", rule: "must name at least one address" });
+        }
+        let defaults = telemetry::Config::default();
+        let log = telemetry::Config {
+            level: file.log.level.unwrap_or(defaults.level),
+            addresses: file.log.addresses,
+            json: file.log.json,
+        };
+        Ok(Self { state: file.state.unwrap_or_else(|| "state".into()), server, log })
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    state: Option<PathBuf>,
+    listen: Option<Vec<IpAddr>>,
+    port: Option<u16>,
+    aux_port: Option<u16>,
+    public: Vec<IpAddr>,
+    workers: Option<usize>,
+    turn: Turn,
+    signaling: Signaling,
+    log: Log,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Turn {
+    realm: Option<String>,
+    users: HashMap<String, String>,
+    rest_secret: Option<String>,
+    relay_ports: Option<String>,
+    relay_addresses: Vec<IpAddr>,
+    max_lifetime: Option<u64>,
+    allocations_per_user: Option<u32>,
+    max_allocations: Option<u32>,
+    credentials_ttl: Option<u64>,
+    allow_peers: Vec<IpNet>,
+    deny_peers: Vec<IpNet>,
+}
+
+impl Turn {
+    fn apply(self, turn: &mut server::TurnConfig) -> Result<(), ConfigError> {
+        let value = |key, rule| ConfigError::Value { key, rule };
+        turn.realm = self.realm.unwrap_or_else(|| turn.realm.clone());
+        if turn.realm.is_empty() || turn.realm.len() > 127 {
+            return Err(value("turn.realm", "must have 1 to 127 bytes"));
+        }
+        turn.users = self.users;
+        turn.rest_secret = self.rest_secret.map(String::into_bytes);
+        if turn.rest_secret.as_ref().is_some_and(|secret| secret.len() < 16) {
+            return Err(value("turn.rest_secret", "must have at least 16 bytes"));
+        }
+        if let Some(ports) = self.relay_ports {
+            turn.relay_ports = port_range(&ports)
+                .ok_or(value("turn.relay_ports", "must be FIRST-LAST, from 1024 to 65535"))?;
+        }
+        turn.relay_addresses = self.relay_addresses;
+        if let Some(seconds) = self.max_lifetime {
+            turn.max_lifetime = Duration::from_secs(seconds);
+            if !(600..=86_400).contains(&seconds) {
+                return Err(value("turn.max_lifetime", "must be 600 to 86400 seconds"));
+            }
+        }
+        turn.allocations_per_user = self.allocations_per_user.unwrap_or(turn.allocations_per_user);
+        turn.max_allocations = self.max_allocations.unwrap_or(turn.max_allocations);
+        turn.credentials_ttl = self.credentials_ttl.map_or(turn.credentials_ttl, Duration::from_secs);
+        turn.allow_peers = self.allow_peers;
+        turn.deny_peers = self.deny_peers;
+        Ok(())
+    }
+}
+
+fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
+    let (first, last) = text.split_once('-')?;
+    let range: RangeInclusive<u16> = first.trim().parse().ok()?..=last.trim().parse().ok()?;
+    (*range.start() >= 1024 && range.start() <= range.end()).then_some(range)
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Signaling {
+    list: Option<bool>,
+    notify_from: Option<NotifyFrom>,
+    tag_lifetime: Option<u64>,
+    token_lifetime: Option<u64>,
+    question_interval: Option<u64>,
+    ping_interval: Option<u64>,
+    idle_timeout: Option<u64>,
+    max_tags: Option<usize>,
+    tags_per_network: Option<usize>,
+    max_connections: Option<usize>,
+    connections_per_network: Option<usize>,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum NotifyFrom {
+    Aux,
+    Main,
+    Both,
+}
+
+impl Signaling {
+    fn apply(self, signaling: &mut signaling::Config) -> Result<(), ConfigError> {
+        let times = &mut signaling.times;
+        for (key, given, time) in [
+            ("signaling.tag_lifetime", self.tag_lifetime, &mut times.tag),
+            ("signaling.token_lifetime", self.token_lifetime, &mut times.token),
+            ("signaling.question_interval", self.question_interval, &mut times.question),
+            ("signaling.ping_interval", self.ping_interval, &mut times.ping),
+            ("signaling.idle_timeout", self.idle_timeout, &mut times.idle),
+        ] {
+            match given {
+                Some(0) => return Err(ConfigError::Value { key, rule: "must be at least 1 second" }),
+                Some(seconds) => *time = Duration::from_secs(seconds),
+                None => {}
+            }
+        }
+        let limits = &mut signaling.limits;
+        for (given, limit) in [
+            (self.max_tags, &mut limits.tags),
+            (self.tags_per_network, &mut limits.tags_per_network),
+            (self.max_connections, &mut limits.connections),
+            (self.connections_per_network, &mut limits.connections_per_network),
+        ] {
+            *limit = given.unwrap_or(*limit);
+        }
+        signaling.list = self.list.unwrap_or(signaling.list);
+        signaling.notify_from = match self.notify_from {
+            None => signaling.notify_from,
+            Some(NotifyFrom::Aux) => signaling::NotifyFrom::Aux,
+            Some(NotifyFrom::Main) => signaling::NotifyFrom::Main,
+            Some(NotifyFrom::Both) => signaling::NotifyFrom::Both,
+        };
+        Ok(())
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Log {
+    level: Option<String>,
+    addresses: bool,
+    json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_needed_and_the_example_says_the_defaults() {
+        let bare = Config::parse("").unwrap();
+        let example = Config::parse(include_str!("../docs/ginnel.example.toml")).unwrap();
+        assert_eq!(format!("{bare:?}"), format!("{example:?}"));
+    }
+
+    #[test]
+    fn unknown_keys_and_senseless_values_are_refused_by_name() {
+        for (text, named) in [
+            ("prot = 1", "prot"),
+            ("[turn]\nrealms = 'x'", "realms"),
+            ("[turn]\nrelay_ports = '50000'", "turn.relay_ports"),
+            ("[turn]\nrelay_ports = '10-20'", "turn.relay_ports"),
+            ("[turn]\nallow_peers = ['10.0.0.0/33']", "allow_peers"),
+            ("[turn]\nrest_secret = 'short'", "turn.rest_secret"),
+            ("[turn]\nmax_lifetime = 10", "turn.max_lifetime"),
+            ("[signaling]\ntag_lifetime = 0", "signaling.tag_lifetime"),
+            ("[signaling]\nnotify_from = 'nobody'", "notify_from"),
+            ("listen = []", "listen"),
+        ] {
+            let error = Config::parse(text).unwrap_err().to_string();
+            assert!(error.contains(named), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn values_arrive_where_they_are_used() {
+        let config = Config::parse(
+            "port = 4000\n[turn]\nrelay_ports = '50000-50063'\nusers = { alice = 'pw' }\n[signaling]\nlist = false",
+        )
+        .unwrap();
+        assert_eq!((config.server.port, config.server.turn.relay_ports), (4000, 50_000..=50_063));
+        assert_eq!(config.server.turn.users["alice"], "pw");
+        assert!(!config.server.signaling.list);
+    }
+}

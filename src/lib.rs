@@ -26,7 +26,12 @@ pub mod ids;
 pub mod net;
 pub mod server;
 pub mod signaling;
+pub mod state;
 pub mod stun;
 pub mod stun_server;
 pub mod telemetry;
 pub mod turn_server;
+
+pub use config::Config;
+pub use server::{Config as ServerConfig, Server, ServerError};
+pub use state::State;

@@ -1,1 +1,361 @@
-//! server.
+//! Composition: owns the workers, the listeners and signalling; one shutdown, and the first failure stops all.
+
+mod doors;
+mod inbox;
+mod page;
+mod stream;
+mod worker;
+
+use crate::net::interfaces;
+use crate::net::time;
+use crate::signaling::{self, AccessKey, IceServers};
+use crate::state::State;
+use crate::stun::long_term_digest;
+use crate::turn_server::auth::{Authority, Credentials, RestSecret};
+use crate::turn_server::machine::{Relay, RelayAddress, Shared};
+use crate::turn_server::policy::{PeerPolicy, PolicyConfig};
+use crate::turn_server::ports::RelayPorts;
+use crate::turn_server::quota::Quota;
+use doors::Doors;
+use inbox::{Inbox, ToWorker};
+use ipnet::IpNet;
+use rand::{RngCore, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use stream::StreamDoor;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use worker::{Parts, Worker};
+
+/// Most TCP connections at a time.
+const MAX_STREAMS: usize = 16_000;
+
+/// What a server is to be.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Addresses to listen on; default all of both families.
+    pub listen: Vec<IpAddr>,
+    /// UDP and TCP port; default 3478.
+    pub port: u16,
+    /// Second UDP port; default 3479, or any when that is taken.
+    pub aux_port: Option<u16>,
+    /// Addresses clients are told, where they differ from the interfaces'; default none.
+    pub public: Vec<IpAddr>,
+    /// Threads of the data plane; default one per core.
+    pub workers: Option<usize>,
+    /// The relay.
+    pub turn: TurnConfig,
+    /// Signalling; its keys, ICE servers and second port are filled in by the server.
+    pub signaling: signaling::Config,
+}
+
+/// What the relay is to be.
+#[derive(Debug, Clone)]
+pub struct TurnConfig {
+    /// Realm of the long-term credentials; default `ginnel`.
+    pub realm: String,
+    /// Static users and their passwords; default none.
+    pub users: HashMap<String, String>,
+    /// Secret of time-limited credentials; default one derived from the state folder's.
+    pub rest_secret: Option<Vec<u8>>,
+    /// Ports of relayed addresses; default 49152–65535.
+    pub relay_ports: RangeInclusive<u16>,
+    /// Local addresses of relay sockets, one a family; default the farthest-reaching ones.
+    pub relay_addresses: Vec<IpAddr>,
+    /// Longest lifetime an allocation gets at a time; default 3600 s.
+    pub max_lifetime: Duration,
+    /// Allocations of one user name; default 32.
+    pub allocations_per_user: u32,
+    /// Allocations in all; default 10 000.
+    pub max_allocations: u32,
+    /// How long minted credentials are good; default 24 h.
+    pub credentials_ttl: Duration,
+    /// Prefixes allowed although special-purpose; default none.
+    pub allow_peers: Vec<IpNet>,
+    /// Prefixes denied besides the special-purpose ones; default none.
+    pub deny_peers: Vec<IpNet>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: vec![Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()],
+            port: 3478,
+            aux_port: None,
+            public: Vec::new(),
+            workers: None,
+            turn: TurnConfig::default(),
+            signaling: signaling::Config::default(),
+        }
+    }
+}
+
+impl Default for TurnConfig {
+    fn default() -> Self {
+        Self {
+            realm: "ginnel".to_owned(),
+            users: HashMap::new(),
+            rest_secret: None,
+            relay_ports: 49_152..=65_535,
+            relay_addresses: Vec::new(),
+            max_lifetime: Duration::from_secs(3600),
+            allocations_per_user: 32,
+            max_allocations: 10_000,
+            credentials_ttl: Duration::from_secs(24 * 3600),
+            allow_peers: Vec::new(),
+            deny_peers: Vec::new(),
+        }
+    }
+}
+
+/// Why a server does not start, or has stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// A port could not be opened.
+    #[error("cannot listen on {address} ({transport}): {source}")]
+    Listen {
+        /// The address and port.
+        address: SocketAddr,
+        /// `udp` or `tcp`.
+        transport: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// No address of this host can carry relayed addresses.
+    #[error("no address for the relay: no interface has a usable one; set turn.relay_addresses")]
+    NoRelayAddress,
+    /// The system refused something else.
+    #[error("{0}")]
+    System(#[from] io::Error),
+    /// A worker thread has ended.
+    #[error("worker {index} stopped: {reason}")]
+    Worker {
+        /// Which one.
+        index: usize,
+        /// Its last words.
+        reason: String,
+    },
+}
+
+/// What the server found out and decided at its start.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// Where it listens, UDP and TCP alike.
+    pub listen: Vec<SocketAddr>,
+    /// The second UDP port.
+    pub aux_port: u16,
+    /// What clients are told to use, the farthest-reaching first.
+    pub advertised: Vec<SocketAddr>,
+    /// Relay sockets' addresses and what peers see.
+    pub relay: Vec<RelayAddress>,
+    /// Threads of the data plane.
+    pub workers: usize,
+    ice: IceServers,
+}
+
+impl Facts {
+    /// Makes the `iceServers` JSON for a browser, with credentials minted for `name`.
+    #[must_use]
+    pub fn ice_servers(&self, name: &str) -> serde_json::Value {
+        serde_json::json!({ "iceServers": self.ice.admitted(time::now(), name) })
+    }
+}
+
+/// A running server. Dropping it without [`Server::shutdown`] leaves its threads to end with the process.
+#[derive(Debug)]
+pub struct Server {
+    facts: Facts,
+    signaling: signaling::Service,
+    listeners: JoinSet<()>,
+    workers: Vec<JoinHandle<()>>,
+    inboxes: Arc<[Inbox]>,
+    failures: mpsc::UnboundedReceiver<ServerError>,
+}
+
+impl Server {
+    /// Opens the ports and starts everything. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`ServerError`] names what could not be had; nothing keeps running then.
+    pub async fn start(config: Config, state: &State) -> Result<Self, ServerError> {
+        let worker_count = config
+            .workers
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into))
+            .max(1);
+        let own = interfaces::addresses()?;
+        let relay = relay_addresses(&config, &own)?;
+        let doors = Doors::open(&config, worker_count).await?;
+        let advertised = advertised(&config, &own, doors.port);
+        let ice = ice_servers(&config.turn, &advertised, rest_secret(&config.turn, state));
+        let mut signaling_config = config.signaling.clone();
+        signaling_config.access_keys.push(AccessKey::new(&state.access_key));
+        signaling_config.ice_servers = ice.clone();
+        signaling_config.stun2 =
+            advertised.first().map(|a| SocketAddr::new(a.ip(), doors.aux_port).to_string());
+        let mut seeds = ChaCha20Rng::from_os_rng();
+        let signaling = signaling::start(signaling_config, doors.sockets()?, seed(&mut seeds));
+        let shared = shared(&config, &own, &relay, state, &doors);
+        let facts = Facts {
+            listen: doors.listen.clone(),
+            aux_port: doors.aux_port,
+            advertised,
+            relay,
+            workers: worker_count,
+            ice,
+        };
+
+        let dropped = Arc::new(AtomicU64::new(0));
+        let (failed, failures) = mpsc::unbounded_channel();
+        let (mut workers, mut inboxes) = (Vec::new(), Vec::new());
+        for (index, doors) in doors.per_worker.into_iter().enumerate() {
+            let relay = Relay::new(shared.clone(), ChaCha20Rng::from_seed(seed(&mut seeds)));
+            let parts = Parts { doors, relay, signaling: signaling.handle(), dropped: Arc::clone(&dropped) };
+            let (worker, inbox) = Worker::new(parts)?;
+            inboxes.push(inbox);
+            workers.push(spawn(index, worker, failed.clone())?);
+        }
+        let inboxes: Arc<[Inbox]> = inboxes.into();
+        let door = StreamDoor {
+            workers: Arc::clone(&inboxes),
+            router: signaling.handle().router().merge(page::router()),
+            room: Arc::new(Semaphore::new(MAX_STREAMS)),
+        };
+        let mut listeners = JoinSet::new();
+        for listener in doors.tcp {
+            listeners.spawn(door.clone().serve(listener));
+        }
+        Ok(Self { facts, signaling, listeners, workers, inboxes, failures })
+    }
+
+    /// Returns what the server found out and decided.
+    #[must_use]
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Waits for the first failure of any part; never returns while all is well.
+    pub async fn failed(&mut self) -> ServerError {
+        match self.failures.recv().await {
+            Some(error) => error,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ends every part and waits for it.
+    pub async fn shutdown(mut self) {
+        self.listeners.shutdown().await;
+        self.signaling.shutdown().await;
+        for inbox in self.inboxes.iter() {
+            inbox.send(ToWorker::Stop).await;
+        }
+        for worker in self.workers {
+            let joined = tokio::task::spawn_blocking(|| worker.join()).await;
+            if !matches!(joined, Ok(Ok(()))) {
+                tracing::warn!("a worker did not end well");
+            }
+        }
+    }
+}
+
+fn spawn(
+    index: usize,
+    worker: Worker,
+    failed: mpsc::UnboundedSender<ServerError>,
+) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(format!("ginnel-{index}")).spawn(move || {
+        if let Err(error) = worker.run() {
+            // The receiver is gone only when the server is.
+            let _ = failed.send(ServerError::Worker { index, reason: error.to_string() });
+        }
+    })
+}
+
+fn seed(seeds: &mut ChaCha20Rng) -> [u8; 32] {
+    let mut seed = [0; 32];
+    seeds.fill_bytes(&mut seed);
+    seed
+}
+
+fn rest_secret(turn: &TurnConfig, state: &State) -> RestSecret {
+    match &turn.rest_secret {
+        Some(secret) => RestSecret::new(secret),
+        None => RestSecret::new(&state.derive("turn credentials")),
+    }
+}
+
+/// Chooses one relay address a family: the configured one, else the one listened on, else the farthest-reaching.
+fn relay_addresses(config: &Config, own: &[IpAddr]) -> Result<Vec<RelayAddress>, ServerError> {
+    let specific: Vec<IpAddr> = config.listen.iter().copied().filter(|ip| !ip.is_unspecified()).collect();
+    let listened = |v6| config.listen.iter().any(|ip| ip.is_ipv6() == v6);
+    let of_family = |list: &[IpAddr], v6: bool| list.iter().copied().find(|ip| ip.is_ipv6() == v6);
+    let choose = |v6: bool| {
+        let local = of_family(&config.turn.relay_addresses, v6)
+            .or_else(|| of_family(&specific, v6))
+            .or_else(|| interfaces::farthest(own, v6).filter(|_| listened(v6)))?;
+        Some(RelayAddress { local, advertised: of_family(&config.public, v6).unwrap_or(local) })
+    };
+    let chosen: Vec<_> = [choose(false), choose(true)].into_iter().flatten().collect();
+    if chosen.is_empty() { Err(ServerError::NoRelayAddress) } else { Ok(chosen) }
+}
+
+/// Says which addresses clients are told: the public ones, else one a family.
+fn advertised(config: &Config, own: &[IpAddr], port: u16) -> Vec<SocketAddr> {
+    let mut addresses = config.public.clone();
+    for v6 in [false, true] {
+        if addresses.iter().any(|ip| ip.is_ipv6() == v6) {
+            continue;
+        }
+        let specific = config.listen.iter().copied().find(|ip| ip.is_ipv6() == v6 && !ip.is_unspecified());
+        let any = config.listen.iter().any(|ip| ip.is_ipv6() == v6);
+        addresses.extend(specific.or_else(|| interfaces::farthest(own, v6).filter(|_| any)));
+    }
+    addresses.sort_by_key(|ip| interfaces::reach(*ip));
+    let best = addresses.first().map(|ip| interfaces::reach(*ip));
+    addresses.retain(|ip| Some(interfaces::reach(*ip)) == best || config.public.contains(ip));
+    addresses.into_iter().map(|ip| SocketAddr::new(ip, port)).collect()
+}
+
+fn ice_servers(turn: &TurnConfig, advertised: &[SocketAddr], secret: RestSecret) -> IceServers {
+    let urls = |scheme: &str, query: &str| {
+        advertised.iter().map(|a| format!("{scheme}:{a}{query}")).collect::<Vec<_>>()
+    };
+    IceServers {
+        stun_urls: urls("stun", ""),
+        turn_urls: [urls("turn", "?transport=udp"), urls("turn", "?transport=tcp")].concat(),
+        ttl: turn.credentials_ttl,
+        secret: Some(secret),
+    }
+}
+
+fn shared(config: &Config, own: &[IpAddr], relay: &[RelayAddress], state: &State, doors: &Doors) -> Shared {
+    let turn = &config.turn;
+    let digest =
+        |(user, password): (&String, &String)| (user.clone(), long_term_digest(user, &turn.realm, password));
+    let credentials =
+        Credentials { users: turn.users.iter().map(digest).collect(), rest: Some(rest_secret(turn, state)) };
+    let locals: Vec<IpAddr> = relay.iter().map(|address| address.local).collect();
+    let ports = Arc::new(RelayPorts::new(&locals, turn.relay_ports.clone()));
+    let policy = PolicyConfig {
+        allow_peers: turn.allow_peers.clone(),
+        deny_peers: turn.deny_peers.clone(),
+        own_addresses: own.iter().chain(&config.public).copied().filter(|ip| !ip.is_loopback()).collect(),
+        own_ports: vec![doors.port, doors.aux_port],
+    };
+    Shared {
+        authority: Arc::new(Authority::new(&turn.realm, credentials, &state.derive("nonces"))),
+        policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
+        ports,
+        reservations: Arc::default(),
+        quota: Arc::new(Quota::new(turn.allocations_per_user, turn.max_allocations)),
+        addresses: relay.into(),
+        max_lifetime: turn.max_lifetime,
+    }
+}

@@ -1,3 +1,29 @@
-//! The server.
+//! The server: parse, load, run, exit code.
 
-fn main() {}
+use clap::Parser;
+use ginnel::cli::serve::open_state;
+use ginnel::cli::{Ginnel, GinnelCommand};
+use std::io::Write;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match run(Ginnel::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: GinnelCommand) -> anyhow::Result<()> {
+    match command {
+        GinnelCommand::Serve(serve) => tokio::runtime::Runtime::new()?.block_on(serve.run()),
+        GinnelCommand::Key { state } => {
+            Ok(writeln!(std::io::stdout(), "{}", open_state(&state)?.access_key)?)
+        }
+        GinnelCommand::Config => {
+            Ok(write!(std::io::stdout(), "{}", include_str!("../../docs/ginnel.example.toml"))?)
+        }
+    }
+}

@@ -1,1 +1,34 @@
-//! cli.
+//! The command lines: what can be typed, and what is printed. One file per command.
+
+pub mod serve;
+
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+
+/// `ginnel`: STUN, TURN and signalling on one port.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ginnel",
+    version,
+    about = "STUN, TURN and signalling on one port: gets two machines behind NATs talking"
+)]
+pub struct Ginnel {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: GinnelCommand,
+}
+
+/// The commands of `ginnel`.
+#[derive(Debug, Subcommand)]
+pub enum GinnelCommand {
+    /// Run the server; needs no configuration
+    Serve(serve::Serve),
+    /// Print the access key that admits clients to the relay
+    Key {
+        /// State folder of the server
+        #[arg(long, value_name = "DIR", default_value = "state")]
+        state: PathBuf,
+    },
+    /// Print every configuration key with its default, as TOML
+    Config,
+}

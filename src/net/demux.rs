@@ -10,9 +10,9 @@ pub enum DatagramKind {
     Stun,
     /// First byte 0x14–0x19.
     Dtls,
-    /// First byte 0x40–0x4F: a channel number in front.
+    /// First byte 0x40–0x7F but for `{`: a channel number in front.
     ChannelData,
-    /// First byte `{`.
+    /// First byte `{` (0x7B). A client that has bound a channel 0x7Bxx means that one.
     Signaling,
     /// Everything else, and the empty datagram: counted and dropped.
     Unknown,
@@ -24,8 +24,8 @@ pub fn datagram(payload: &[u8]) -> DatagramKind {
     match payload.first() {
         Some(0x00..=0x03) => DatagramKind::Stun,
         Some(0x14..=0x19) => DatagramKind::Dtls,
-        Some(0x40..=0x4F) => DatagramKind::ChannelData,
         Some(b'{') => DatagramKind::Signaling,
+        Some(0x40..=0x7F) => DatagramKind::ChannelData,
         _ => DatagramKind::Unknown,
     }
 }
@@ -77,8 +77,8 @@ mod tests {
             let expected = match byte {
                 0..=3 => DatagramKind::Stun,
                 20..=25 => DatagramKind::Dtls,
-                64..=79 => DatagramKind::ChannelData,
                 0x7B => DatagramKind::Signaling,
+                64..=127 => DatagramKind::ChannelData,
                 _ => DatagramKind::Unknown,
             };
             assert_eq!(datagram(&[byte, 0]), expected, "{byte:#x}");

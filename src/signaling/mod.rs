@@ -1,5 +1,29 @@
-//! Signalling: a server that introduces two clients to each other, over JSON in UDP datagrams or WebSocket texts.
+//! Signalling: introduces two clients to each other, over JSON in UDP datagrams or WebSocket texts.
+//!
+//! Document 000's protocol of tag, token and notify, with fields of our own for ICE (`docs/wire/signaling.md`). A UDP
+//! client and a WebSocket client reach each other, as both talk to one [`Hub`]. The hub follows the run-loop contract of
+//! the crate: `handle_*`, then `poll_output` to `None`, then a timer for `poll_timeout`.
 
+mod acts;
+pub mod admission;
+mod answers;
+mod call;
+mod calls;
+pub mod config;
 mod envelope;
+mod leg;
+pub mod machine;
 mod message;
+mod rate;
+mod registry;
+#[cfg(test)]
+mod scenarios;
 pub mod wire;
+
+pub use admission::{AccessKey, IceServers};
+pub use config::{Config, Limits, NotifyFrom, Rate, Times};
+pub use leg::{Conn, Door};
+pub use machine::{Hub, Output};
+
+mod service;
+pub use service::{Handle, Service, Sockets, start};

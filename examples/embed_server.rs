@@ -1,0 +1,25 @@
+//! The whole server inside a program of one's own: configure, start, hand out ICE servers, stop.
+//!
+//! `cargo run --example embed_server -- 127.0.0.1 STATE_FOLDER`; it runs until its standard input ends.
+
+use ginnel::{Server, ServerConfig, State};
+use std::path::Path;
+use tokio::io::AsyncReadExt;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let listen = arguments.next().unwrap_or_else(|| "127.0.0.1".to_owned());
+    let folder = arguments.next().unwrap_or_else(|| "state".to_owned());
+
+    let state = State::open(Path::new(&folder))?;
+    let config =
+        ServerConfig { listen: vec![listen.parse()?], port: 0, aux_port: Some(0), ..ServerConfig::default() };
+    let server = Server::start(config, &state).await?;
+    println!("listening on {}", server.facts().listen[0]);
+    println!("{}", server.facts().ice_servers("guest"));
+
+    tokio::io::stdin().read_to_end(&mut Vec::new()).await?;
+    server.shutdown().await;
+    Ok(())
+}

@@ -1,0 +1,150 @@
+//! `ginnel serve`: from the command line to a running server, and what it says of itself.
+
+use crate::config::Config;
+use crate::net::interfaces::{Reach, reach};
+use crate::server::{Facts, Server};
+use crate::state::State;
+use crate::telemetry;
+use anyhow::Context;
+use clap::Args;
+use rand::TryRngCore;
+use rand::rngs::OsRng;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write as _};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Options of `ginnel serve`; they win over the file.
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Configuration file (TOML); see `ginnel config`
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of the secret and the access key; made at the first start [default: state]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Address to listen on; may be repeated [default: all]
+    #[arg(long, value_name = "IP")]
+    listen: Vec<IpAddr>,
+    /// UDP and TCP port [default: 3478]
+    #[arg(long)]
+    port: Option<u16>,
+    /// Second UDP port [default: 3479, or any when that is taken]
+    #[arg(long, value_name = "PORT")]
+    aux_port: Option<u16>,
+    /// Address to tell clients, where it differs from the interface's; may be repeated
+    #[arg(long, value_name = "IP")]
+    public: Vec<IpAddr>,
+    /// Print iceServers with credentials on standard output even if that is no terminal
+    #[arg(long)]
+    print_ice: bool,
+}
+
+impl Serve {
+    fn load(&self) -> anyhow::Result<Config> {
+        let mut config = Config::load(self.config.as_deref()).context("configuration")?;
+        config.state = self.state.clone().unwrap_or(config.state);
+        let server = &mut config.server;
+        server.port = self.port.unwrap_or(server.port);
+        server.aux_port = self.aux_port.or(server.aux_port);
+        if !self.listen.is_empty() {
+            server.listen.clone_from(&self.listen);
+        }
+        if !self.public.is_empty() {
+            server.public.clone_from(&self.public);
+        }
+        Ok(config)
+    }
+
+    /// Runs the server until Ctrl-C, SIGTERM or its first failure.
+    ///
+    /// # Errors
+    /// What failed, and what to do about it where that is known.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let config = self.load()?;
+        telemetry::start(&config.log).map_err(|error| anyhow::anyhow!("log.level: {error}"))?;
+        let state = open_state(&config.state)?;
+        let mut server = Server::start(config.server, &state).await.context("the server did not start")?;
+        eprint_all(&introduction(server.facts(), &state));
+        if self.print_ice || io::stdout().is_terminal() {
+            let mut out = io::stdout().lock();
+            writeln!(out, "{}", server.facts().ice_servers("invite"))?;
+            out.flush()?;
+        }
+        eprint_all(&invitation(server.facts(), &state, io::stderr().is_terminal()));
+        let mut terminated = signal(SignalKind::terminate())?;
+        let failure = tokio::select! {
+            error = server.failed() => Some(error),
+            _ = terminated.recv() => None,
+            interrupted = tokio::signal::ctrl_c() => { interrupted?; None }
+        };
+        eprint_all("Stopping.\n");
+        server.shutdown().await;
+        failure.map_or(Ok(()), |error| Err(error.into()))
+    }
+}
+
+/// Opens the state folder with randomness from the system.
+///
+/// # Errors
+/// What is wrong with the folder, or that the system has no randomness.
+pub fn open_state(folder: &Path) -> anyhow::Result<State> {
+    let mut pool = [0; 64];
+    OsRng.try_fill_bytes(&mut pool).context("the system's random source")?;
+    let used = std::cell::Cell::new(0);
+    // A first start draws 32 and 20 bytes; each byte of the pool is handed out once.
+    Ok(State::open(folder, |bytes| {
+        let from = used.get();
+        bytes.copy_from_slice(&pool[from..from + bytes.len()]);
+        used.set(from + bytes.len());
+    })?)
+}
+
+fn introduction(facts: &Facts, state: &State) -> String {
+    let join = |items: Vec<String>| items.join(", ");
+    let mut text = format!("ginnel {}\n", env!("CARGO_PKG_VERSION"));
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "  {name:<9} {value}");
+    };
+    let made = if state.is_new { "0700, new" } else { "0700" };
+    line("state", format!("{} ({made})", state.folder.display()));
+    let listen = join(facts.listen.iter().map(ToString::to_string).collect());
+    line("listen", format!("{listen} udp + tcp — STUN, TURN, signalling (WebSocket and UDP), HTTP"));
+    line("second", format!("{} udp — NAT tests, notify port", facts.aux_port));
+    for address in &facts.advertised {
+        line("address", format!("{}{}", address.ip(), caution(address.ip())));
+    }
+    let relay = join(facts.relay.iter().map(|address| address.local.to_string()).collect());
+    line("relay", format!("invited users only · from {relay} · no private or loopback peers"));
+    line("threads", facts.workers.to_string());
+    text.push('\n');
+    text
+}
+
+/// Says what an address that not everybody reaches means.
+fn caution(ip: IpAddr) -> &'static str {
+    match reach(ip) {
+        Reach::Global => "",
+        Reach::Private => " — private: clients outside this network need --public, and the port forwarded",
+        Reach::Loopback | Reach::Link => " — this host only",
+    }
+}
+
+fn invitation(facts: &Facts, state: &State, on_terminal: bool) -> String {
+    let Some(address) = facts.advertised.first() else { return "Ready. Ctrl-C stops.\n".to_owned() };
+    let folder = state.folder.display();
+    let key = match on_terminal {
+        true => format!("Key       {}\n", state.access_key),
+        false => format!("Key       printed by: ginnel key --state {folder}\n"),
+    };
+    format!(
+        "\nPage      http://{address}/\n{key}Browsers  curl 'http://{address}/ice?key=KEY'\n\
+         Peers     agent listen --server {address} --key KEY\nReady. Ctrl-C stops.\n"
+    )
+}
+
+fn eprint_all(text: &str) {
+    // Nobody reads: the server goes on all the same.
+    let _ = io::stderr().write_all(text.as_bytes());
+}

@@ -1,0 +1,114 @@
+//! Opening the ports: TCP first, because a second server on the same port fails there, where UDP would share it in silence.
+
+use super::worker::DoorSocket;
+use super::{Config, ServerError};
+use crate::net::udp::{Role, UdpPort};
+use crate::signaling::{Door, Sockets};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use tokio::net::TcpListener;
+
+/// The second UDP port where none is set.
+const AUX_PORT: u16 = 3479;
+
+/// Every open port.
+#[derive(Debug)]
+pub(super) struct Doors {
+    pub(super) port: u16,
+    pub(super) aux_port: u16,
+    pub(super) listen: Vec<SocketAddr>,
+    pub(super) tcp: Vec<TcpListener>,
+    pub(super) per_worker: Vec<Vec<DoorSocket>>,
+}
+
+impl Doors {
+    /// Opens TCP and UDP on every address, each UDP port once per worker, and the second UDP port for the first worker.
+    pub(super) async fn open(config: &Config, workers: usize) -> Result<Self, ServerError> {
+        let mut port = config.port;
+        let (mut tcp, mut listen) = (Vec::new(), Vec::new());
+        for ip in &config.listen {
+            let address = SocketAddr::new(*ip, port);
+            match open_tcp(address).await {
+                Ok(listener) => {
+                    port = listener.local_addr()?.port();
+                    listen.push(SocketAddr::new(*ip, port));
+                    tcp.push(listener);
+                }
+                Err(error) if skippable(*ip, config, &error) => {
+                    tracing::info!(%error, "no IPv6 on this host");
+                }
+                Err(source) => return Err(ServerError::Listen { address, transport: "tcp", source }),
+            }
+        }
+        let mut per_worker: Vec<Vec<DoorSocket>> = (0..workers).map(|_| Vec::new()).collect();
+        for address in &listen {
+            for doors in &mut per_worker {
+                let opened = open_udp(*address, Role::Shared)?;
+                doors.push(DoorSocket { port: opened, door: Door::Main });
+            }
+        }
+        let aux_port = open_aux(config, &listen, &mut per_worker[0])?;
+        Ok(Self { port, aux_port, listen, tcp, per_worker })
+    }
+
+    /// Clones the sockets for signalling's sends.
+    pub(super) fn sockets(&self) -> io::Result<Sockets> {
+        let of = |door: Door| {
+            let doors = self.per_worker[0].iter().filter(move |socket| socket.door == door);
+            doors.map(|socket| socket.port.try_clone()).collect::<io::Result<Vec<_>>>()
+        };
+        Ok(Sockets { main: of(Door::Main)?, aux: of(Door::Aux)? })
+    }
+}
+
+fn open_udp(address: SocketAddr, role: Role) -> Result<UdpPort, ServerError> {
+    UdpPort::bind(address, role).map_err(|source| ServerError::Listen { address, transport: "udp", source })
+}
+
+/// Opens the second port on every address, the same number on all.
+fn open_aux(config: &Config, listen: &[SocketAddr], doors: &mut Vec<DoorSocket>) -> Result<u16, ServerError> {
+    let numbers = match config.aux_port {
+        Some(port) => vec![port],
+        None => vec![AUX_PORT, 0],
+    };
+    let mut refused = None;
+    for mut number in numbers {
+        let opened: Result<Vec<_>, ServerError> = listen
+            .iter()
+            .map(|address| {
+                let port = open_udp(SocketAddr::new(address.ip(), number), Role::Single)?;
+                number = port.local_addr().port();
+                Ok(DoorSocket { port, door: Door::Aux })
+            })
+            .collect();
+        match opened {
+            Ok(opened) => {
+                doors.extend(opened);
+                return Ok(number);
+            }
+            Err(error) => refused = Some(error),
+        }
+    }
+    Err(refused.unwrap_or(ServerError::NoRelayAddress))
+}
+
+async fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(1024)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Returns whether the default list may go without this address: a host without IPv6.
+fn skippable(ip: IpAddr, config: &Config, error: &io::Error) -> bool {
+    ip.is_ipv6()
+        && ip.is_unspecified()
+        && config.listen.len() > 1
+        && error.kind() != io::ErrorKind::AddrInUse
+        && error.kind() != io::ErrorKind::PermissionDenied
+}

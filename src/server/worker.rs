@@ -1,0 +1,290 @@
+//! The hands of the data plane: one thread per core that owns its sockets, its relay and its timers. Decides nothing.
+//!
+//! Run loop: wait for sockets or the relay's next deadline, read the clock once, take one batch from every socket that has
+//! something, carry out what the relay says, begin again. A socket with more to give than one batch waits for its next turn, so
+//! that no peer can starve the others.
+
+use super::inbox::{Inbox, ToWorker};
+use crate::clock::Now;
+use crate::ids::Pii;
+use crate::net::demux::{self, DatagramKind};
+use crate::net::time;
+use crate::net::udp::{Datagram, RecvBatch, Role, UdpPort};
+use crate::signaling::{Door, Handle};
+use crate::stun::Message;
+use crate::stun_server;
+use crate::turn_server::machine::{AllocationId, Output, Relay, ToClient, ToPeer};
+use crate::turn_server::{FiveTuple, Transport};
+use bytes::Bytes;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::mpsc;
+
+/// The inbox's token; doors and relay sockets count from zero.
+const INBOX: Token = Token(usize::MAX);
+
+/// One listening socket of a worker.
+#[derive(Debug)]
+pub(super) struct DoorSocket {
+    pub(super) port: UdpPort,
+    pub(super) door: Door,
+}
+
+/// What a worker begins with.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) doors: Vec<DoorSocket>,
+    pub(super) relay: Relay,
+    pub(super) signaling: Handle,
+    pub(super) dropped: Arc<AtomicU64>,
+}
+
+/// One worker thread's belongings.
+#[derive(Debug)]
+pub(super) struct Worker {
+    poll: Poll,
+    inbox: mpsc::Receiver<ToWorker>,
+    doors: Vec<DoorSocket>,
+    relay: Relay,
+    relay_sockets: HashMap<AllocationId, UdpPort>,
+    streams: HashMap<FiveTuple, mpsc::Sender<Bytes>>,
+    signaling: Handle,
+    ready: VecDeque<Token>,
+    scratch: Vec<u8>,
+    dropped: Arc<AtomicU64>,
+}
+
+impl Worker {
+    /// Registers the doors; returns the worker and the way to reach it.
+    pub(super) fn new(parts: Parts) -> io::Result<(Self, Inbox)> {
+        let poll = Poll::new()?;
+        for (index, door) in parts.doors.iter().enumerate() {
+            watch(&poll, &door.port, Token(index))?;
+        }
+        let (inbox, receiver) = Inbox::new(mio::Waker::new(poll.registry(), INBOX)?);
+        let worker = Self {
+            poll,
+            inbox: receiver,
+            doors: parts.doors,
+            relay: parts.relay,
+            relay_sockets: HashMap::new(),
+            streams: HashMap::new(),
+            signaling: parts.signaling,
+            ready: VecDeque::new(),
+            scratch: Vec::new(),
+            dropped: parts.dropped,
+        };
+        Ok((worker, inbox))
+    }
+
+    /// Runs until the inbox says stop.
+    pub(super) fn run(mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(256);
+        let mut batch = RecvBatch::default();
+        loop {
+            let wait = match self.relay.poll_timeout() {
+                _ if !self.ready.is_empty() => Some(std::time::Duration::ZERO),
+                deadline => deadline.map(|at| at.saturating_duration_since(time::now().mono)),
+            };
+            match self.poll.poll(&mut events, wait) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other?,
+            }
+            let now = time::now();
+            for event in &events {
+                if event.token() != INBOX && !self.ready.contains(&event.token()) {
+                    self.ready.push_back(event.token());
+                }
+            }
+            if self.take_inbox(now).is_break() {
+                return Ok(());
+            }
+            for _ in 0..self.ready.len() {
+                let Some(token) = self.ready.pop_front() else { break };
+                if self.take_batch(now, token, &mut batch) {
+                    self.ready.push_back(token);
+                }
+            }
+            self.relay.handle_timeout(now);
+            self.carry_out(now);
+        }
+    }
+
+    fn take_inbox(&mut self, now: Now) -> std::ops::ControlFlow<()> {
+        while let Ok(message) = self.inbox.try_recv() {
+            match message {
+                ToWorker::Opened { client, replies } => drop(self.streams.insert(client, replies)),
+                ToWorker::Frame { client, bytes } => self.hear_client(now, client, &bytes),
+                ToWorker::Gone { client } => {
+                    self.streams.remove(&client);
+                    self.relay.handle_client_gone(client);
+                }
+                ToWorker::Stop => return std::ops::ControlFlow::Break(()),
+            }
+            self.carry_out(now);
+        }
+        std::ops::ControlFlow::Continue(())
+    }
+
+    /// Takes one batch from a socket; returns whether it may have more.
+    fn take_batch(&mut self, now: Now, token: Token, batch: &mut RecvBatch) -> bool {
+        let door = token.0 < self.doors.len();
+        let received = if door {
+            self.doors[token.0].port.recv(batch)
+        } else {
+            match self.relay_sockets.get(&(token.0 - self.doors.len())) {
+                Some(socket) => socket.recv(batch),
+                None => return false,
+            }
+        };
+        match received {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(error) => {
+                // A peer's ICMP error: the socket goes on for everybody else.
+                tracing::debug!(%error, "receive");
+                return true;
+            }
+        }
+        for datagram in batch.datagrams() {
+            if door {
+                self.hear_door(now, token.0, datagram);
+            } else {
+                let id = token.0 - self.doors.len();
+                let forward = self.relay.handle_peer(now, id, datagram.from, datagram.payload);
+                if let Some(forward) = forward {
+                    self.pass_to_client(&forward);
+                }
+            }
+            self.carry_out(now);
+        }
+        true
+    }
+
+    fn hear_door(&mut self, now: Now, index: usize, datagram: Datagram<'_>) {
+        let DoorSocket { port, door } = &self.doors[index];
+        let local = port.local_addr();
+        let server = SocketAddr::new(datagram.local_ip.unwrap_or(local.ip()), local.port());
+        let tuple = FiveTuple { client: datagram.from, server, transport: Transport::Udp };
+        match (demux::datagram(datagram.payload), *door) {
+            (DatagramKind::Signaling, Door::Main)
+                if self.relay.is_channel_data(now, tuple, datagram.payload) =>
+            {
+                self.hear_client(now, tuple, datagram.payload);
+            }
+            (DatagramKind::Signaling, door) => {
+                if !self.signaling.datagram(door, datagram.from, datagram.local_ip, datagram.payload) {
+                    self.dropped.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            (DatagramKind::Stun, Door::Aux) => {
+                let answer = Message::parse(datagram.payload)
+                    .ok()
+                    .and_then(|m| stun_server::answer(&m, datagram.from));
+                if let Some(answer) = answer {
+                    let source = datagram.local_ip.filter(|_| local.ip().is_unspecified());
+                    self.note_sent(port.send(datagram.from, source, &answer), datagram.from);
+                }
+            }
+            (DatagramKind::Stun | DatagramKind::ChannelData, Door::Main) => {
+                self.hear_client(now, tuple, datagram.payload);
+            }
+            _ => drop(self.dropped.fetch_add(1, Ordering::Relaxed)),
+        }
+    }
+
+    fn hear_client(&mut self, now: Now, client: FiveTuple, bytes: &[u8]) {
+        let binding =
+            Message::parse(bytes).ok().and_then(|message| stun_server::answer(&message, client.client));
+        match binding {
+            Some(answer) => self.reply(client, &answer),
+            None => {
+                if let Some(forward) = self.relay.handle_client(now, client, bytes) {
+                    self.pass_to_peer(&forward);
+                }
+            }
+        }
+    }
+
+    fn pass_to_peer(&self, forward: &ToPeer<'_>) {
+        if let Some(socket) = self.relay_sockets.get(&forward.id) {
+            self.note_sent(socket.send(forward.peer, None, forward.payload), forward.peer);
+        }
+    }
+
+    fn pass_to_client(&mut self, forward: &ToClient<'_>) {
+        let mut frame = std::mem::take(&mut self.scratch);
+        frame.clear();
+        frame.extend_from_slice(forward.header.as_bytes());
+        frame.extend_from_slice(forward.payload);
+        frame.resize(frame.len() + forward.padding, 0);
+        self.reply(forward.client, &frame);
+        self.scratch = frame;
+    }
+
+    fn reply(&self, client: FiveTuple, bytes: &[u8]) {
+        match client.transport {
+            Transport::Udp => {
+                let here = client.server;
+                let door = self.doors.iter().map(|door| &door.port).find(|port| {
+                    let local = port.local_addr();
+                    local.port() == here.port()
+                        && (local.ip() == here.ip()
+                            || (local.ip().is_unspecified() && local.is_ipv4() == here.is_ipv4()))
+                });
+                let Some(port) = door else { return };
+                let source = port.local_addr().ip().is_unspecified().then_some(here.ip());
+                self.note_sent(port.send(client.client, source, bytes), client.client);
+            }
+            // A stream that does not keep up loses datagrams, as a network would; it holds up nobody else.
+            Transport::Tcp => {
+                let queued =
+                    self.streams.get(&client).map(|replies| replies.try_send(Bytes::copy_from_slice(bytes)));
+                if !matches!(queued, Some(Ok(()))) {
+                    self.dropped.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    /// Counts a datagram that the system did not take: one unreachable peer harms no other (no route, closed port, full buffer).
+    fn note_sent(&self, sent: io::Result<()>, to: SocketAddr) {
+        if let Err(error) = sent {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            tracing::trace!(to = %Pii(to), %error, "not sent");
+        }
+    }
+
+    fn carry_out(&mut self, now: Now) {
+        while let Some(output) = self.relay.poll_output() {
+            match output {
+                Output::Reply { client, bytes } => self.reply(client, &bytes),
+                Output::OpenRelay { id, address } => {
+                    let opened = self.open_relay(id, address);
+                    if let Err(error) = &opened {
+                        tracing::debug!(%error, "relay socket");
+                    }
+                    self.relay.handle_relay_opened(now, id, opened.is_ok());
+                }
+                Output::CloseRelay { id } => drop(self.relay_sockets.remove(&id)),
+            }
+        }
+    }
+
+    fn open_relay(&mut self, id: AllocationId, address: SocketAddr) -> io::Result<()> {
+        let socket = UdpPort::bind(address, Role::Single)?;
+        watch(&self.poll, &socket, Token(self.doors.len() + id))?;
+        self.relay_sockets.insert(id, socket);
+        Ok(())
+    }
+}
+
+fn watch(poll: &Poll, port: &UdpPort, token: Token) -> io::Result<()> {
+    poll.registry().register(&mut SourceFd(&port.as_raw_fd()), token, Interest::READABLE)
+}

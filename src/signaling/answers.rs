@@ -1,0 +1,88 @@
+//! Answers kept for a while, so that a repeated request gets the same one and nothing happens twice (S0-A14).
+
+use super::leg::Peer;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Names one request: who asked what, under which mid.
+pub(super) type Asked = (Peer, i64, i64);
+
+/// What an entry costs besides its text, roughly.
+const ENTRY: usize = 128;
+
+/// Answers by request, the oldest forgotten when their time or the room is over.
+#[derive(Debug)]
+pub(super) struct Answers {
+    lifetime: Duration,
+    cap: usize,
+    bytes: usize,
+    texts: HashMap<Asked, Arc<str>>,
+    oldest: VecDeque<(Instant, Asked)>,
+}
+
+impl Answers {
+    pub(super) fn new(lifetime: Duration, cap: usize) -> Self {
+        Self { lifetime, cap, bytes: 0, texts: HashMap::new(), oldest: VecDeque::new() }
+    }
+
+    pub(super) fn get(&mut self, asked: Asked, now: Instant) -> Option<Arc<str>> {
+        self.forget(|at, _| at <= now);
+        self.texts.get(&asked).cloned()
+    }
+
+    /// Keeps the first answer to a request.
+    pub(super) fn keep(&mut self, asked: Asked, text: &str, now: Instant) {
+        if self.texts.contains_key(&asked) {
+            return;
+        }
+        self.bytes += text.len() + ENTRY;
+        self.texts.insert(asked, text.into());
+        self.oldest.push_back((now + self.lifetime, asked));
+        let cap = self.cap;
+        self.forget(|at, bytes| at <= now || bytes > cap);
+    }
+
+    fn forget(&mut self, over: impl Fn(Instant, usize) -> bool) {
+        while self.oldest.front().is_some_and(|(at, _)| over(*at, self.bytes)) {
+            if let Some(text) = self.oldest.pop_front().and_then(|(_, asked)| self.texts.remove(&asked)) {
+                self.bytes -= text.len() + ENTRY;
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::time::now;
+    use crate::signaling::leg::Conn;
+
+    #[test]
+    fn an_answer_is_kept_for_its_time_and_the_first_one_counts() {
+        let (mut answers, start) = (Answers::new(Duration::from_secs(30), 10_000), now().mono);
+        let asked = (Peer::Web(Conn(1)), 1, 7);
+        answers.keep(asked, "one", start);
+        answers.keep(asked, "two", start);
+        assert_eq!(answers.get(asked, start + Duration::from_secs(29)).as_deref(), Some("one"));
+        assert_eq!(answers.get((Peer::Web(Conn(2)), 1, 7), start), None);
+        assert_eq!(answers.get(asked, start + Duration::from_secs(30)), None);
+        assert_eq!(answers.bytes(), 0);
+    }
+
+    #[test]
+    fn the_oldest_make_room_at_the_cap() {
+        let (mut answers, start) = (Answers::new(Duration::from_secs(30), 1000), now().mono);
+        for mid in 0..100 {
+            answers.keep((Peer::Web(Conn(1)), 1, mid), "text", start);
+            assert!(answers.bytes() <= 1000);
+        }
+        assert!(answers.get((Peer::Web(Conn(1)), 1, 99), start).is_some());
+        assert!(answers.get((Peer::Web(Conn(1)), 1, 0), start).is_none());
+    }
+}

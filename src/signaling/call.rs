@@ -1,0 +1,362 @@
+//! One punching act, from the caller's t=4 to its end: notified, answered, live, over.
+//!
+//! Pure state: what is to be sent piles up in [`Call::take_effects`] and leaves through the hub.
+
+use super::config::Times;
+use super::leg::{Leg, Peer};
+use super::wire::{Answer, Ask, Code, Ice, Request, Response, Tag, Token};
+use std::time::{Duration, Instant};
+
+/// The two sides of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Caller,
+    Callee,
+}
+
+impl Role {
+    pub(super) fn other(self) -> Self {
+        match self {
+            Self::Caller => Self::Callee,
+            Self::Callee => Self::Caller,
+        }
+    }
+}
+
+/// What the hub is to send.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Effect {
+    /// A request of the server's own; the first copy may leave from both ports (S0-A10).
+    Ask { to: Role, text: String, first: bool },
+    /// The late failure of t=4 (S0-A20).
+    Fail { text: String },
+}
+
+/// How far a call has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// 51 is on its way to the callee.
+    Notified,
+    /// The callee has answered; 52 is on its way to the caller.
+    Answered,
+    /// The caller knows; both are asked every few seconds.
+    Live,
+    /// Ended by a side or by time; only acknowledgements are awaited.
+    Over,
+}
+
+/// One side of a call.
+#[derive(Debug)]
+pub(super) struct Side {
+    pub(super) tag: Tag,
+    /// Where its messages go: the punching socket once it is known (S0-A20), or the WebSocket.
+    pub(super) leg: Leg,
+    gone: bool,
+    question: Option<i64>,
+}
+
+impl Side {
+    pub(super) fn new(tag: Tag, leg: Leg) -> Self {
+        Self { tag, leg, gone: false, question: None }
+    }
+}
+
+/// Sendings of 51 to a callee that was never shown to be at its address; with both ports that makes three datagrams.
+const UNPROVEN_COPIES: usize = 2;
+
+/// A request of the server's that waits for its answer (S0-40).
+#[derive(Debug)]
+struct Notice {
+    t: i64,
+    mid: i64,
+    to: Role,
+    text: String,
+    /// Most sendings, the first one counted.
+    copies: usize,
+    /// The waits after the sendings still to come.
+    waits: std::vec::IntoIter<Duration>,
+    due: Option<Instant>,
+}
+
+impl Notice {
+    fn new(t: i64, mid: i64, to: Role, text: String) -> Self {
+        Self { t, mid, to, text, copies: usize::MAX, waits: Vec::new().into_iter(), due: None }
+    }
+}
+
+/// What a call needs from outside at one event.
+pub(super) struct Moment<'a> {
+    pub(super) now: Instant,
+    pub(super) times: &'a Times,
+    /// Most notices that may wait.
+    pub(super) notices: usize,
+    /// Draws a fresh mid of this call.
+    pub(super) mid: &'a mut dyn FnMut() -> i64,
+}
+
+/// A notice more would be over the cap.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct TooMany;
+
+/// One punching act.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) token: Token,
+    pub(super) caller: Side,
+    pub(super) callee: Side,
+    /// Of the caller's t=4.
+    mid: Option<i64>,
+    stage: Stage,
+    /// When the token dies; none once the call is over.
+    expires: Option<Instant>,
+    next_question: Option<Instant>,
+    callee_address_told: bool,
+    callee_ice_told: bool,
+    notices: Vec<Notice>,
+    effects: Vec<Effect>,
+}
+
+/// What a new call is made of.
+pub(super) struct Opening {
+    pub(super) token: Token,
+    pub(super) mid: Option<i64>,
+    pub(super) caller: Side,
+    pub(super) callee: Side,
+    pub(super) ice: Ice,
+    /// The callee was shown to be at its address; if not, it gets at most two sendings (no amplification).
+    pub(super) callee_proven: bool,
+}
+
+impl Call {
+    /// Begins a call: the callee is notified (S0-14).
+    pub(super) fn open(opening: Opening, at: &mut Moment<'_>) -> Self {
+        let Opening { token, mid, caller, callee, ice, callee_proven } = opening;
+        let mut call = Self {
+            token,
+            caller,
+            callee,
+            mid,
+            stage: Stage::Notified,
+            expires: Some(at.now + at.times.token),
+            next_question: None,
+            callee_address_told: false,
+            callee_ice_told: false,
+            notices: Vec::new(),
+            effects: Vec::new(),
+        };
+        let (token, ltag, from) = (call.token.clone(), call.caller.tag.clone(), call.caller.leg.address());
+        let ask = |ice| Ask::Notify { token: token.clone(), ltag: ltag.clone(), from, ice };
+        let mid = (at.mid)();
+        let text = fitting(mid, ice, call.callee.leg.room(), ask);
+        let copies = if callee_proven { usize::MAX } else { UNPROVEN_COPIES };
+        call.notify(Notice { copies, ..Notice::new(51, mid, Role::Callee, text) }, at);
+        call
+    }
+
+    /// Takes what is to be sent.
+    pub(super) fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Whether the callee has answered and nobody has ended it.
+    #[cfg(test)]
+    pub(super) fn is_live(&self) -> bool {
+        self.stage == Stage::Live
+    }
+
+    /// When [`Call::tick`] has something to do; never again once nothing is left to do.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let notices = self.notices.iter().filter_map(|notice| notice.due);
+        notices.chain(self.next_question).chain(self.expires).min()
+    }
+
+    pub(super) fn side(&self, role: Role) -> &Side {
+        match role {
+            Role::Caller => &self.caller,
+            Role::Callee => &self.callee,
+        }
+    }
+
+    /// Says which side speaks from `peer`.
+    pub(super) fn role_of(&self, peer: Peer) -> Option<Role> {
+        [Role::Caller, Role::Callee].into_iter().find(|role| self.side(*role).leg.peer == peer)
+    }
+
+    /// Takes the callee's -51 (S0-15). Its source is the punching address (S0-16); a client on WebSocket may send a
+    /// second one by UDP to supply it (S0-A23). The first must have the mid of the 51, which the callee alone was told:
+    /// the caller has the token too and could answer in a victim's name.
+    pub(super) fn accept(&mut self, leg: Leg, mid: Option<i64>, ice: Ice, at: &mut Moment<'_>) {
+        let new_address = leg.address().filter(|_| !self.callee_address_told);
+        let new_ice = !self.callee_ice_told && ice != Ice::default();
+        let first = self.stage == Stage::Notified;
+        if first && !mid.is_some_and(|mid| self.notified_with(mid)) {
+            return;
+        }
+        if self.stage == Stage::Over || !(first || new_address.is_some() || new_ice) {
+            return;
+        }
+        if first {
+            self.notices.retain(|notice| notice.t != 51);
+            self.stage = Stage::Answered;
+        }
+        if new_address.is_some() && self.callee.leg.address().is_some() {
+            self.callee.leg = leg;
+        }
+        self.callee_address_told |= new_address.is_some();
+        self.callee_ice_told |= new_ice;
+        let token = self.token.clone();
+        let ask = |ice| Ask::Answered { token: token.clone(), from: new_address, ice };
+        let mid = (at.mid)();
+        let text = fitting(mid, ice, self.caller.leg.room(), ask);
+        self.notify(Notice::new(52, mid, Role::Caller, text), at);
+    }
+
+    /// Ends a call that cannot go on, and tells the caller so while it still waits for the callee (S0-A20).
+    pub(super) fn fail(&mut self, code: Code) {
+        if self.stage == Stage::Notified {
+            let em = code.text().to_owned();
+            let body = Answer::Failed { t: 4, token: Some(self.token.clone()), code, em };
+            self.effects.push(Effect::Fail { text: Response { mid: self.mid, body }.encode() });
+        }
+        self.notices.clear();
+        self.finish();
+    }
+
+    /// Says whether `mid` is that of the 51 which the callee was sent.
+    pub(super) fn notified_with(&self, mid: i64) -> bool {
+        self.notices.iter().any(|notice| notice.t == 51 && notice.mid == mid)
+    }
+
+    /// Takes an answer to 52, 54 or 55, success or not. One without a mid answers all of that `t`.
+    pub(super) fn acknowledge(&mut self, t: i64, mid: Option<i64>, at: &Moment<'_>) {
+        let before = self.notices.len();
+        self.notices.retain(|notice| notice.t != t || mid.is_some_and(|mid| mid != notice.mid));
+        if t == 52 && self.notices.len() < before && self.stage == Stage::Answered {
+            self.stage = Stage::Live;
+            self.next_question = Some(at.now + at.times.question);
+        }
+    }
+
+    /// Takes the answer to a question: who still punches keeps the token alive, and the call ends when neither does
+    /// (S0-A8).
+    pub(super) fn status(&mut self, peer: Peer, mid: Option<i64>, punching: bool, at: &Moment<'_>) {
+        if self.stage != Stage::Live {
+            return;
+        }
+        let asked = |side: &Side| mid.is_some() && side.question == mid;
+        let role = if asked(&self.caller) {
+            Some(Role::Caller)
+        } else if asked(&self.callee) {
+            Some(Role::Callee)
+        } else {
+            self.role_of(peer).filter(|_| mid.is_none())
+        };
+        match role {
+            Some(Role::Caller) => self.caller.gone = !punching,
+            Some(Role::Callee) => self.callee.gone = !punching,
+            None => return,
+        }
+        if punching {
+            self.expires = Some(at.now + at.times.token);
+        } else if self.caller.gone && self.callee.gone {
+            self.finish();
+        }
+    }
+
+    /// Passes requests of one side on to the other: all of them or none.
+    pub(super) fn relay(&mut self, to: Role, asks: Vec<Ask>, at: &mut Moment<'_>) -> Result<(), TooMany> {
+        if self.notices.len() + asks.len() > at.notices {
+            return Err(TooMany);
+        }
+        for body in asks {
+            let (t, mid) = (body.t(), (at.mid)());
+            let text = Request { mid: Some(mid), body }.encode();
+            self.notify(Notice::new(t, mid, to, text), at);
+        }
+        Ok(())
+    }
+
+    /// Ends the call for one side and tells the other.
+    pub(super) fn end(&mut self, by: Role, reason: Option<String>, at: &mut Moment<'_>) {
+        if self.stage == Stage::Over {
+            return;
+        }
+        self.notices.clear();
+        self.finish();
+        let (token, mid) = (self.token.clone(), (at.mid)());
+        let text = Request { mid: Some(mid), body: Ask::End { token, reason } }.encode();
+        self.notify(Notice::new(55, mid, by.other(), text), at);
+    }
+
+    /// Does what is due: copies, questions, giving up.
+    pub(super) fn tick(&mut self, at: &mut Moment<'_>) {
+        if self.expires.is_some_and(|expires| expires <= at.now) {
+            return self.fail(Code::NoAnswer);
+        }
+        let mut given_up = Vec::new();
+        let effects = &mut self.effects;
+        self.notices.retain_mut(|notice| {
+            if notice.due.is_some_and(|due| due > at.now) {
+                return true;
+            }
+            let Some(wait) = notice.waits.next() else {
+                given_up.push(notice.t);
+                return false;
+            };
+            notice.due = Some(at.now + wait);
+            effects.push(Effect::Ask { to: notice.to, text: notice.text.clone(), first: false });
+            true
+        });
+        if given_up.contains(&51) {
+            return self.fail(Code::NoAnswer);
+        }
+        if self.next_question.is_some_and(|due| due <= at.now) {
+            self.next_question = Some(at.now + at.times.question);
+            for to in [Role::Caller, Role::Callee] {
+                let mid = (at.mid)();
+                let body = Ask::Question { token: self.token.clone() };
+                let text = Request { mid: Some(mid), body }.encode();
+                self.effects.push(Effect::Ask { to, text, first: true });
+                match to {
+                    Role::Caller => self.caller.question = Some(mid),
+                    Role::Callee => self.callee.question = Some(mid),
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self) {
+        self.stage = Stage::Over;
+        self.next_question = None;
+        self.expires = None;
+    }
+
+    /// Sends a request now, and again until it is acknowledged; on a WebSocket once is enough. With fewer copies than
+    /// waits, the last one waits as long as all that are left.
+    fn notify(&mut self, mut notice: Notice, at: &Moment<'_>) {
+        if matches!(self.side(notice.to).leg.peer, Peer::Web(_)) {
+            notice.copies = 1;
+        }
+        let all = &at.times.retransmit;
+        let (each, rest) = all.split_at(notice.copies.saturating_sub(1).min(all.len()));
+        let last = (!rest.is_empty()).then(|| rest.iter().sum());
+        notice.waits = each.iter().copied().chain(last).collect::<Vec<Duration>>().into_iter();
+        notice.due = Some(at.now + notice.waits.next().unwrap_or_default());
+        self.effects.push(Effect::Ask { to: notice.to, text: notice.text.clone(), first: true });
+        self.notices.push(notice);
+    }
+}
+
+/// Writes a request that carries `ice`, leaving out of it what the leg has no room for: the SDP first, then candidates
+/// from the end, then all.
+fn fitting(mid: i64, mut ice: Ice, room: usize, ask: impl Fn(Ice) -> Ask) -> String {
+    loop {
+        let text = Request { mid: Some(mid), body: ask(ice.clone()) }.encode();
+        if text.len() <= room || ice == Ice::default() {
+            return text;
+        }
+        if ice.sdp.take().is_none() && ice.cands.pop().is_none() {
+            ice = Ice::default();
+        }
+    }
+}

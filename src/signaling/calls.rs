@@ -1,0 +1,117 @@
+//! All punching acts: found by token, by mid, by tag and by time, never more than the caps allow.
+
+use super::call::Call;
+use super::config::Limits;
+use super::wire::{Tag, Token};
+use crate::clock::Deadlines;
+use std::collections::HashMap;
+use std::time::Instant;
+
+/// Numbers a call; random, so that the mids made of it cannot be foreseen.
+pub(super) type CallId = u32;
+
+/// A mid is its call's number and this many random bits, below 2^53 in all so that browsers can echo it (S0-A16).
+const MID_BITS: u32 = 20;
+
+/// All calls.
+#[derive(Debug)]
+pub(super) struct Calls {
+    cap: usize,
+    cap_per_tag: usize,
+    calls: HashMap<CallId, Call>,
+    by_token: HashMap<Token, CallId>,
+    by_tag: HashMap<Tag, Vec<CallId>>,
+    timers: Deadlines<CallId>,
+}
+
+impl Calls {
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self {
+            cap: limits.calls,
+            cap_per_tag: limits.calls_per_tag,
+            calls: HashMap::new(),
+            by_token: HashMap::new(),
+            by_tag: HashMap::new(),
+            timers: Deadlines::default(),
+        }
+    }
+
+    /// Makes a mid of call `id`.
+    pub(super) fn mid(id: CallId, random: u32) -> i64 {
+        (i64::from(id) << MID_BITS) | i64::from(random >> (32 - MID_BITS))
+    }
+
+    /// Says which call a mid belongs to, if any.
+    pub(super) fn by_mid(&self, mid: i64) -> Option<CallId> {
+        let id = CallId::try_from(mid >> MID_BITS).ok()?;
+        self.calls.contains_key(&id).then_some(id)
+    }
+
+    pub(super) fn by_token(&self, token: &Token) -> Option<CallId> {
+        self.by_token.get(token).copied()
+    }
+
+    /// Says which calls a tag takes part in.
+    pub(super) fn by_tag(&self, tag: &Tag) -> Vec<CallId> {
+        self.by_tag.get(tag).cloned().unwrap_or_default()
+    }
+
+    /// Says whether one more call between these is within the caps.
+    pub(super) fn have_room(&self, caller: &Tag, callee: &Tag) -> bool {
+        let taken = |tag| self.by_tag.get(tag).map_or(0, Vec::len);
+        self.calls.len() < self.cap && taken(caller).max(taken(callee)) < self.cap_per_tag
+    }
+
+    pub(super) fn is_free(&self, id: CallId) -> bool {
+        !self.calls.contains_key(&id)
+    }
+
+    pub(super) fn insert(&mut self, id: CallId, call: Call) {
+        self.by_token.insert(call.token.clone(), id);
+        for tag in [&call.caller.tag, &call.callee.tag] {
+            self.by_tag.entry(tag.clone()).or_default().push(id);
+        }
+        self.calls.insert(id, call);
+        self.settle(id);
+    }
+
+    pub(super) fn get(&self, id: CallId) -> Option<&Call> {
+        self.calls.get(&id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: CallId) -> Option<&mut Call> {
+        self.calls.get_mut(&id)
+    }
+
+    /// Arms the call's timer after it was changed, or forgets the call when it is over.
+    pub(super) fn settle(&mut self, id: CallId) {
+        let Some(call) = self.calls.get(&id) else { return };
+        if let Some(due) = call.due() {
+            return self.timers.set(id, due);
+        }
+        self.timers.clear(id);
+        if let Some(call) = self.calls.remove(&id) {
+            self.by_token.remove(&call.token);
+            for tag in [&call.caller.tag, &call.callee.tag] {
+                if let Some(ids) = self.by_tag.get_mut(tag) {
+                    ids.retain(|other| *other != id);
+                    if ids.is_empty() {
+                        self.by_tag.remove(tag);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn pop_due(&mut self, now: Instant) -> Option<CallId> {
+        self.timers.pop_due(now)
+    }
+
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.calls.len()
+    }
+}

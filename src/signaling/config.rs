@@ -1,0 +1,147 @@
+//! What an operator may set of signalling; every value has a default that serves.
+
+use super::admission::{AccessKey, IceServers};
+use std::time::Duration;
+
+/// Everything that [`super::start`] must know.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Lifetimes and waits.
+    pub times: Times,
+    /// What clients may use up.
+    pub limits: Limits,
+    /// From which port the server speaks first; default both (S0-A10).
+    pub notify_from: NotifyFrom,
+    /// Whether t=3 tells who is online; default true.
+    pub list: bool,
+    /// Keys that admit to the relay; default none.
+    pub access_keys: Vec<AccessKey>,
+    /// What registrations and `/ice` hand out; default none.
+    pub ice_servers: IceServers,
+    /// `host:port` of the second UDP port, handed out as `stun2`; default none.
+    pub stun2: Option<String>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            times: Times::default(),
+            limits: Limits::default(),
+            notify_from: NotifyFrom::default(),
+            list: true,
+            access_keys: Vec::new(),
+            ice_servers: IceServers::default(),
+            stun2: None,
+        }
+    }
+}
+
+/// From which port 51, 52, 53, 54 and 55 leave (S0-A10).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum NotifyFrom {
+    /// Port 2 alone, as document 000 says; lost at most NATs.
+    Aux,
+    /// Port 1 alone.
+    Main,
+    /// The first copy from both, the later ones from port 1.
+    #[default]
+    Both,
+}
+
+/// Lifetimes and waits (S0-A17).
+#[derive(Debug, Clone)]
+pub struct Times {
+    /// How long a tag lives without a heartbeat; default 60 s.
+    pub tag: Duration,
+    /// How long a tag without any heartbeat is safe from being evicted; default 10 s.
+    pub unconfirmed: Duration,
+    /// How long a token lives; -53 begins it anew; default 30 s.
+    pub token: Duration,
+    /// Between two questions of step 10; default 5 s.
+    pub question: Duration,
+    /// How long a repeated request gets the same answer (S0-A14); default 30 s.
+    pub answer: Duration,
+    /// The waits after each copy of a message that wants an answer; after the last one it is given up.
+    /// Default 0.5, 1, 2 and 4 s.
+    pub retransmit: Vec<Duration>,
+    /// Between two pings on a WebSocket; default 15 s.
+    pub ping: Duration,
+    /// How long a silent WebSocket stays open; default 45 s.
+    pub idle: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self {
+            tag: seconds(60),
+            unconfirmed: seconds(10),
+            token: seconds(30),
+            question: seconds(5),
+            answer: seconds(30),
+            retransmit: [500, 1000, 2000, 4000].map(Duration::from_millis).to_vec(),
+            ping: seconds(15),
+            idle: seconds(45),
+        }
+    }
+}
+
+/// What clients may use up. A network is an IPv4 address or an IPv6 /64.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Tags at one time; default 100 000.
+    pub tags: usize,
+    /// Tags of one network; default 256.
+    pub tags_per_network: usize,
+    /// Punching acts at one time; default 20 000.
+    pub calls: usize,
+    /// Punching acts that one tag takes part in; default 64.
+    pub calls_per_tag: usize,
+    /// Messages of one act that wait for an acknowledgement; default 32.
+    pub notices_per_call: usize,
+    /// WebSocket connections at one time; default 20 000.
+    pub connections: usize,
+    /// WebSocket connections of one network; default 256.
+    pub connections_per_network: usize,
+    /// Answers kept for repeated requests, in bytes of text; default 8 MiB.
+    pub answer_bytes: usize,
+    /// Messages of one UDP network, or of one WebSocket; default 200 at once, 50/s on.
+    pub per_source: Rate,
+    /// Calls from one tag to one other; default 10 at once, 1/s on.
+    pub per_pair: Rate,
+    /// Sources and pairs whose rates are remembered, each; default 65 536.
+    pub rates: usize,
+    /// Events that wait for the hub; default 4096. A datagram over it is lost.
+    pub inbox: usize,
+    /// Texts that wait for one WebSocket; default 256. One over it closes the connection.
+    pub outbox: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            tags: 100_000,
+            tags_per_network: 256,
+            calls: 20_000,
+            calls_per_tag: 64,
+            notices_per_call: 32,
+            connections: 20_000,
+            connections_per_network: 256,
+            answer_bytes: 8 << 20,
+            per_source: Rate { burst: 200.0, per_second: 50.0 },
+            per_pair: Rate { burst: 10.0, per_second: 1.0 },
+            rates: 65_536,
+            inbox: 4096,
+            outbox: 256,
+        }
+    }
+}
+
+/// How many at once, and how many a second from then on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rate {
+    /// At once.
+    pub burst: f64,
+    /// A second.
+    pub per_second: f64,
+}

@@ -1,0 +1,82 @@
+//! Where clients are: the doors of the server, and the legs on which a client is reached.
+
+use std::net::{IpAddr, SocketAddr};
+
+/// One of the server's two UDP ports (S0-25).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Door {
+    /// Port 1, public: requests come here.
+    Main,
+    /// Port 2, from which the server speaks first (S0-27).
+    Aux,
+}
+
+/// One WebSocket connection, numbered by the hands and never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Conn(pub u64);
+
+/// Who is at the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Peer {
+    Udp(SocketAddr),
+    Web(Conn),
+}
+
+/// A way to reach a client: who, and for UDP from which local address.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Leg {
+    pub(super) peer: Peer,
+    pub(super) local_ip: Option<IpAddr>,
+}
+
+impl Leg {
+    pub(super) fn udp(peer: SocketAddr, local_ip: Option<IpAddr>) -> Self {
+        Self { peer: Peer::Udp(peer), local_ip }
+    }
+
+    pub(super) fn web(conn: Conn) -> Self {
+        Self { peer: Peer::Web(conn), local_ip: None }
+    }
+
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        match self.peer {
+            Peer::Udp(address) => Some(address),
+            Peer::Web(_) => None,
+        }
+    }
+
+    /// The longest message this leg carries.
+    pub(super) fn room(&self) -> usize {
+        match self.peer {
+            Peer::Udp(_) => super::wire::MAX_DATAGRAM,
+            Peer::Web(_) => super::wire::MAX_TEXT,
+        }
+    }
+}
+
+/// What one subscriber usually has: an IPv4 address, or an IPv6 /64.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Network([u8; 16]);
+
+impl Network {
+    pub(super) fn of(ip: IpAddr) -> Self {
+        match ip.to_canonical() {
+            IpAddr::V4(v4) => Self(v4.to_ipv6_mapped().octets()),
+            IpAddr::V6(v6) => Self((u128::from(v6) >> 64 << 64).to_be_bytes()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subscribers_many_ipv6_addresses_are_one_network() {
+        let of = |text: &str| Network::of(text.parse().unwrap());
+        assert_eq!(of("2001:db8::1"), of("2001:db8::2:3"));
+        assert_ne!(of("2001:db8::1"), of("2001:db8:0:1::1"));
+        assert_eq!(of("192.0.2.1"), of("::ffff:192.0.2.1"));
+        assert_ne!(of("192.0.2.1"), of("192.0.2.2"));
+    }
+}

@@ -1,0 +1,280 @@
+//! Which peers may be reached: one filter for every way in, deny by default.
+//!
+//! The table is IANA's special-purpose registry for both families. An IPv6 address that carries an IPv4 address in
+//! any of the known spellings is judged by both.
+
+use super::ports::RelayPorts;
+use ipnet::IpNet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+/// A peer's transport address in canonical form: an IPv4-mapped IPv6 address cannot be built, it becomes IPv4.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PeerAddr(SocketAddr);
+
+impl PeerAddr {
+    /// Canonicalises `address`.
+    #[must_use]
+    pub fn new(address: SocketAddr) -> Self {
+        Self(SocketAddr::new(address.ip().to_canonical(), address.port()))
+    }
+
+    /// Returns the address.
+    #[must_use]
+    pub fn ip(self) -> IpAddr {
+        self.0.ip()
+    }
+
+    /// Returns the port.
+    #[must_use]
+    pub fn port(self) -> u16 {
+        self.0.port()
+    }
+
+    /// Returns both, for the socket.
+    #[must_use]
+    pub fn socket_addr(self) -> SocketAddr {
+        self.0
+    }
+}
+
+/// The rule that refused a peer; its text goes into logs and counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Denied {
+    /// This host's own address, at a port that is no relayed address.
+    OwnAddress,
+    /// A prefix of the special-purpose table.
+    Special(&'static str),
+    /// One of the operator's `deny_peers`.
+    Operator(IpNet),
+}
+
+/// The operator's part of the policy.
+#[derive(Debug, Clone, Default)]
+pub struct PolicyConfig {
+    /// Prefixes allowed although the table denies them.
+    pub allow_peers: Vec<IpNet>,
+    /// Prefixes denied besides the table; they win over `allow_peers`.
+    pub deny_peers: Vec<IpNet>,
+    /// Every address of this host, on interfaces and as seen from outside.
+    pub own_addresses: Vec<IpAddr>,
+    /// Ports that this server listens on: never reachable at an own address, whatever is allowed.
+    pub own_ports: Vec<u16>,
+}
+
+/// Decides about peers.
+#[derive(Debug, Clone)]
+pub struct PeerPolicy {
+    config: PolicyConfig,
+    relayed: Arc<RelayPorts>,
+}
+
+/// Special-purpose prefixes that no peer may have ([IANA](https://www.iana.org/assignments/iana-ipv4-special-registry)).
+const SPECIAL: [(&str, &str); 36] = [
+    ("0.0.0.0/8", "this network"),
+    ("10.0.0.0/8", "private"),
+    ("100.64.0.0/10", "carrier NAT"),
+    ("127.0.0.0/8", "loopback"),
+    ("169.254.0.0/16", "link-local"),
+    ("172.16.0.0/12", "private"),
+    ("192.0.0.0/24", "protocol assignments"),
+    ("192.0.2.0/24", "documentation"),
+    ("192.31.196.0/24", "AS112"),
+    ("192.52.193.0/24", "AMT"),
+    ("192.88.99.0/24", "6to4 relay"),
+    ("192.168.0.0/16", "private"),
+    ("192.175.48.0/24", "AS112"),
+    ("198.18.0.0/15", "benchmarking"),
+    ("198.51.100.0/24", "documentation"),
+    ("203.0.113.0/24", "documentation"),
+    ("224.0.0.0/4", "multicast"),
+    ("240.0.0.0/4", "reserved"),
+    ("::/128", "unspecified"),
+    ("::1/128", "loopback"),
+    ("::/96", "IPv4-compatible"),
+    ("64:ff9b:1::/48", "local NAT64"),
+    ("100::/64", "discard"),
+    ("100:0:0:1::/64", "dummy prefix"),
+    ("2001:2::/48", "benchmarking"),
+    ("2001:3::/32", "AMT"),
+    ("2001:10::/28", "ORCHID"),
+    ("2001:20::/28", "ORCHIDv2"),
+    ("2001:30::/28", "drone remote id"),
+    ("2001:db8::/32", "documentation"),
+    ("3fff::/20", "documentation"),
+    ("5f00::/16", "segment routing"),
+    ("fc00::/7", "private"),
+    ("fe80::/10", "link-local"),
+    ("fec0::/10", "site-local"),
+    ("ff00::/8", "multicast"),
+];
+
+impl PeerPolicy {
+    /// Takes the operator's lists and the table of relayed addresses, which stay reachable.
+    #[must_use]
+    pub fn new(config: PolicyConfig, relayed: Arc<RelayPorts>) -> Self {
+        Self { config, relayed }
+    }
+
+    /// Decides whether `peer` may be reached. Port 0 stands for "any port" at an own address: a permission names
+    /// no port (RFC 8656 section 9).
+    ///
+    /// # Errors
+    /// [`Denied`] names the rule.
+    pub fn check(&self, peer: PeerAddr) -> Result<(), Denied> {
+        let ip = peer.ip();
+        let own = self.is_own(ip);
+        if self.relayed.serves(ip) && (peer.port() == 0 || self.relayed.is_leased(peer.socket_addr())) {
+            return Ok(());
+        }
+        let spellings = || std::iter::once(ip).chain(embedded_v4(ip).map(IpAddr::V4));
+        let within =
+            |list: &[IpNet]| spellings().find_map(|ip| list.iter().copied().find(|net| net.contains(&ip)));
+        if (own || ip.is_loopback()) && self.config.own_ports.contains(&peer.port()) {
+            return Err(Denied::OwnAddress);
+        }
+        if let Some(net) = within(&self.config.deny_peers) {
+            return Err(Denied::Operator(net));
+        }
+        if within(&self.config.allow_peers).is_some() {
+            return Ok(());
+        }
+        if own || spellings().any(|ip| self.is_own(ip)) {
+            return Err(Denied::OwnAddress);
+        }
+        spellings().find_map(special).map_or(Ok(()), |rule| Err(Denied::Special(rule)))
+    }
+
+    /// Returns whether `ip` is an address of this host, where a permission alone does not admit a port.
+    #[must_use]
+    pub fn is_own(&self, ip: IpAddr) -> bool {
+        self.relayed.serves(ip) || self.config.own_addresses.contains(&ip)
+    }
+
+    /// Returns whether what `peer` may send or receive depends on its port: own and loopback addresses.
+    #[must_use]
+    pub fn judges_ports(&self, ip: IpAddr) -> bool {
+        self.is_own(ip) || ip.is_loopback()
+    }
+}
+
+/// Returns the rule of the special-purpose table that covers `ip`.
+fn special(ip: IpAddr) -> Option<&'static str> {
+    TABLE.with(|table| table.iter().find(|(net, _)| net.contains(&ip)).map(|(_, rule)| *rule))
+}
+
+thread_local! {
+    static TABLE: Vec<(IpNet, &'static str)> =
+        SPECIAL.iter().filter_map(|(net, rule)| Some((net.parse().ok()?, *rule))).collect();
+}
+
+/// Returns the IPv4 address inside an IPv6 address: IPv4-compatible, 6to4, NAT64 (RFC 6052) and Teredo.
+fn embedded_v4(ip: IpAddr) -> Option<Ipv4Addr> {
+    let IpAddr::V6(v6) = ip else { return None };
+    let s = v6.segments();
+    let pair = |high: u16, low: u16| Some(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
+    match s {
+        [0, 0, 0, 0, 0, 0, high, low] if Ipv6Addr::from(s) != Ipv6Addr::LOCALHOST => pair(high, low),
+        [0x2002, high, low, ..] => pair(high, low),
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => pair(high, low),
+        [0x2001, 0, _, _, _, _, high, low] => pair(!high, !low),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(allow: &[&str], deny: &[&str]) -> PeerPolicy {
+        let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect();
+        let relayed = RelayPorts::new(&["198.41.0.4".parse().unwrap()], 50_000..=50_003);
+        PeerPolicy::new(
+            PolicyConfig {
+                allow_peers: nets(allow),
+                deny_peers: nets(deny),
+                own_addresses: vec!["198.41.0.9".parse().unwrap()],
+                own_ports: vec![3478],
+            },
+            Arc::new(relayed),
+        )
+    }
+
+    fn check(policy: &PeerPolicy, peer: &str) -> Result<(), Denied> {
+        policy.check(PeerAddr::new(peer.parse().unwrap()))
+    }
+
+    #[test]
+    fn special_addresses_are_denied_in_every_spelling() {
+        let policy = policy(&[], &[]);
+        for peer in [
+            "127.0.0.1:80",
+            "127.9.9.9:80",
+            "0.0.0.0:80",
+            "10.0.0.1:80",
+            "172.31.0.1:80",
+            "192.168.1.1:80",
+            "169.254.169.254:80",
+            "100.64.0.1:80",
+            "224.0.0.1:80",
+            "255.255.255.255:80",
+            "203.0.113.1:80",
+            "[::]:80",
+            "[::1]:80",
+            "[::ffff:127.0.0.1]:80",
+            "[::ffff:10.0.0.1]:80",
+            "[::127.0.0.1]:80",
+            "[2002:7f00:1::]:80",
+            "[64:ff9b::a00:1]:80",
+            "[64:ff9b:1::1]:80",
+            "[2001:0:1:1:1:1:80ff:fffe]:80",
+            "[fe80::1]:80",
+            "[fc00::1]:80",
+            "[ff02::1]:80",
+            "[2001:db8::1]:80",
+            "[fec0::1]:80",
+        ] {
+            assert!(
+                matches!(check(&policy, peer), Err(Denied::Special(_))),
+                "{peer}: {:?}",
+                check(&policy, peer)
+            );
+        }
+        for peer in ["8.8.8.8:80", "[2606:4700::1]:80", "[64:ff9b::808:808]:80", "172.32.0.1:80"] {
+            assert_eq!(check(&policy, peer), Ok(()), "{peer}");
+        }
+    }
+
+    #[test]
+    fn own_addresses_are_denied_but_for_leased_relay_ports() {
+        let policy = policy(&["198.41.0.0/24"], &[]);
+        assert_eq!(check(&policy, "198.41.0.9:3478"), Err(Denied::OwnAddress));
+        assert_eq!(check(&policy, "[::ffff:198.41.0.4]:3478"), Err(Denied::OwnAddress));
+        let strict = super::tests::policy(&[], &[]);
+        assert_eq!(check(&strict, "198.41.0.9:22"), Err(Denied::OwnAddress));
+        assert_eq!(check(&strict, "198.41.0.4:50000"), Err(Denied::OwnAddress));
+        assert_eq!(check(&strict, "[2002:c629:9::]:22"), Err(Denied::OwnAddress));
+        assert_eq!(check(&strict, "198.41.0.4:0"), Ok(()));
+    }
+
+    #[test]
+    fn the_operators_deny_wins_over_allow_and_allow_over_the_table() {
+        let policy = policy(&["10.0.0.0/8", "8.8.0.0/16"], &["10.1.0.0/16", "8.8.8.8/32"]);
+        assert_eq!(check(&policy, "10.0.0.1:80"), Ok(()));
+        assert!(matches!(check(&policy, "10.1.0.1:80"), Err(Denied::Operator(_))));
+        assert!(matches!(check(&policy, "8.8.8.8:80"), Err(Denied::Operator(_))));
+        assert_eq!(check(&policy, "8.8.4.4:80"), Ok(()));
+    }
+
+    #[test]
+    fn loopback_that_was_allowed_still_hides_the_servers_own_ports() {
+        let policy = policy(&["127.0.0.0/8"], &[]);
+        assert_eq!(check(&policy, "127.0.0.1:3480"), Ok(()));
+        assert_eq!(check(&policy, "127.0.0.1:3478"), Err(Denied::OwnAddress));
+    }
+
+    #[test]
+    fn every_row_of_the_table_is_a_prefix() {
+        TABLE.with(|table| assert_eq!(table.len(), SPECIAL.len()));
+    }
+}

@@ -1,0 +1,50 @@
+//! Ports that EVEN-PORT set aside for a second allocation, named by a token
+//! ([RFC 8656 section 7.2](https://www.rfc-editor.org/rfc/rfc8656#section-7.2)).
+
+use super::ports::PortLease;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a reserved port waits for its Allocate.
+const LIFETIME: Duration = Duration::from_secs(30);
+/// Reservations at one time; beyond it EVEN-PORT gets 508.
+const MAX_RESERVATIONS: usize = 1024;
+
+/// What RESERVATION-TOKEN carries.
+pub(super) type Token = [u8; 8];
+
+/// Reserved ports of all workers: the second Allocate may reach another one than the first.
+#[derive(Debug, Default)]
+pub struct Reservations(Mutex<HashMap<Token, Reservation>>);
+
+#[derive(Debug)]
+struct Reservation {
+    user: Arc<str>,
+    lease: PortLease,
+    expires: Instant,
+}
+
+impl Reservations {
+    /// Keeps `lease` for `user` under `token`; `false`, and the port returns, when there are too many.
+    pub(super) fn keep(&self, now: Instant, token: Token, user: Arc<str>, lease: PortLease) -> bool {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|_, reservation| now < reservation.expires);
+        let room = kept.len() < MAX_RESERVATIONS;
+        if room {
+            kept.insert(token, Reservation { user, lease, expires: now + LIFETIME });
+        }
+        room
+    }
+
+    /// Hands out the port that `user` reserved under `token`, once.
+    pub(super) fn claim(&self, now: Instant, token: &[u8], user: &str) -> Option<PortLease> {
+        let token: Token = token.try_into().ok()?;
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|_, reservation| now < reservation.expires);
+        if kept.get(&token)?.user.as_ref() != user {
+            return None;
+        }
+        kept.remove(&token).map(|reservation| reservation.lease)
+    }
+}

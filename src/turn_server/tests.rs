@@ -1,0 +1,557 @@
+//! The relay under a fake clock, with sockets that are only counted.
+
+use super::auth::{Authority, Credentials};
+use super::machine::{Output, Relay, RelayAddress, Shared};
+use super::policy::{PeerPolicy, PolicyConfig};
+use super::ports::RelayPorts;
+use super::quota::Quota;
+use super::{FiveTuple, MAX_PEERS, Transport};
+use crate::clock::Now;
+use crate::net::time::now;
+use crate::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
+use proptest::prelude::*;
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+const RELAY_IP: &str = "198.41.0.4";
+const PEER: &str = "8.8.8.8:5000";
+
+/// A relay with its outputs drained into what the hands would hold.
+struct World {
+    relay: Relay,
+    shared: Shared,
+    now: Now,
+    sockets: HashMap<usize, SocketAddr>,
+    refuse_ports: HashSet<u16>,
+    next_id: u8,
+}
+
+fn shared(per_user: u32, ports: std::ops::RangeInclusive<u16>) -> Shared {
+    let digest = |user| (String::from(user), long_term_digest(user, "r", "pw"));
+    let users = HashMap::from([digest("alice"), digest("bob")]);
+    let addresses: Vec<IpAddr> = vec![RELAY_IP.parse().unwrap(), "2606:4700::4".parse().unwrap()];
+    let ports = Arc::new(RelayPorts::new(&addresses, ports));
+    let policy =
+        PolicyConfig { own_addresses: addresses.clone(), own_ports: vec![3478], ..Default::default() };
+    Shared {
+        authority: Arc::new(Authority::new("r", Credentials { users, rest: None }, &[5; 32])),
+        policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
+        ports,
+        reservations: Arc::default(),
+        quota: Arc::new(Quota::new(per_user, 1000)),
+        addresses: addresses.into_iter().map(|ip| RelayAddress { local: ip, advertised: ip }).collect(),
+        max_lifetime: Duration::from_secs(3600),
+    }
+}
+
+fn tuple(port: u16) -> FiveTuple {
+    let server = SocketAddr::new(RELAY_IP.parse().unwrap(), 3478);
+    FiveTuple { client: SocketAddr::from(([192, 0, 2, 7], port)), server, transport: Transport::Udp }
+}
+
+impl World {
+    fn new() -> Self {
+        Self::with(shared(10, 50_000..=50_099))
+    }
+
+    fn with(shared: Shared) -> Self {
+        let relay = Relay::new(shared.clone(), ChaCha20Rng::from_seed([7; 32]));
+        Self { relay, shared, now: now(), sockets: HashMap::new(), refuse_ports: HashSet::new(), next_id: 0 }
+    }
+
+    fn wait(&mut self, seconds: u64) {
+        self.now = self.now.after(Duration::from_secs(seconds));
+        self.relay.handle_timeout(self.now);
+        self.drain();
+    }
+
+    fn drain(&mut self) -> Vec<(FiveTuple, Vec<u8>)> {
+        let mut replies = Vec::new();
+        while let Some(output) = self.relay.poll_output() {
+            match output {
+                Output::Reply { client, bytes } => replies.push((client, bytes)),
+                Output::OpenRelay { id, address } => {
+                    let opened = !self.refuse_ports.contains(&address.port());
+                    if opened {
+                        self.sockets.insert(id, address);
+                    }
+                    self.relay.handle_relay_opened(self.now, id, opened);
+                }
+                Output::CloseRelay { id } => drop(self.sockets.remove(&id)),
+            }
+        }
+        replies
+    }
+
+    fn transaction(&mut self) -> TransactionId {
+        self.next_id = self.next_id.wrapping_add(1);
+        TransactionId::new([self.next_id; 12])
+    }
+
+    fn send(&mut self, client: FiveTuple, bytes: &[u8]) -> Vec<u8> {
+        assert_eq!(self.relay.handle_client(self.now, client, bytes), None);
+        let mut replies = self.drain();
+        assert_eq!(replies.len(), 1, "one request, one answer");
+        let (to, bytes) = replies.remove(0);
+        assert_eq!(to, client);
+        bytes
+    }
+
+    fn signed(&mut self, client: FiveTuple, user: &str, builder: Builder) -> Vec<u8> {
+        let nonce = self.shared.authority.nonce(self.now, client.client);
+        let key = Key::from_bytes(&long_term_digest(user, "r", "pw"));
+        builder
+            .attribute(attr::USERNAME, user.as_bytes())
+            .attribute(attr::REALM, b"r")
+            .attribute(attr::NONCE, nonce.as_bytes())
+            .integrity(&key)
+            .finish()
+    }
+
+    /// Sends a request as `user`; returns the error code (0 on success) and the bytes.
+    fn ask(
+        &mut self,
+        port: u16,
+        user: &str,
+        method: Method,
+        fill: impl FnOnce(Builder) -> Builder,
+    ) -> (u16, Vec<u8>) {
+        let builder = fill(Builder::new(Class::Request, method, self.transaction()));
+        let bytes = self.signed(tuple(port), user, builder);
+        let answer = self.send(tuple(port), &bytes);
+        let message = Message::parse(&answer).unwrap();
+        (message.unverified().error_code().unwrap_or(0), answer)
+    }
+
+    fn allocate(&mut self, port: u16) -> SocketAddr {
+        let (code, answer) = self.ask(port, "alice", Method::ALLOCATE, udp);
+        assert_eq!(code, 0);
+        let key = Key::from_bytes(&long_term_digest("alice", "r", "pw"));
+        let attributes = Message::parse(&answer).unwrap().verify(&key).expect("a success is signed");
+        assert_eq!(attributes.xor_address(attr::XOR_MAPPED_ADDRESS), Ok(Some(tuple(port).client)));
+        attributes.xor_address(attr::XOR_RELAYED_ADDRESS).unwrap().unwrap()
+    }
+
+    fn permit(&mut self, port: u16, peer: &str) -> u16 {
+        self.ask(port, "alice", Method::CREATE_PERMISSION, |b| {
+            b.xor_address(attr::XOR_PEER_ADDRESS, addr(peer))
+        })
+        .0
+    }
+
+    fn bind(&mut self, port: u16, channel: u16, peer: &str) -> u16 {
+        self.ask(port, "alice", Method::CHANNEL_BIND, |b| channel_bind(b, channel, addr(peer))).0
+    }
+
+    fn refresh(&mut self, port: u16, user: &str, lifetime: u32) -> u16 {
+        self.ask(port, user, Method::REFRESH, |b| b.attribute(attr::LIFETIME, &lifetime.to_be_bytes())).0
+    }
+
+    /// Sends 3 bytes to `peer` in a Send indication; returns whether they are forwarded.
+    fn indicate(&mut self, port: u16, peer: &str) -> bool {
+        let bytes = Builder::new(Class::Indication, Method::SEND, self.transaction())
+            .xor_address(attr::XOR_PEER_ADDRESS, addr(peer))
+            .attribute(attr::DATA, b"abc")
+            .finish();
+        let forward = self.relay.handle_client(self.now, tuple(port), &bytes);
+        forward.is_some_and(|f| f.payload == b"abc" && f.peer == addr(peer))
+    }
+
+    fn hear_peer(&mut self, id: usize, peer: &str) -> Option<Vec<u8>> {
+        let forward = self.relay.handle_peer(self.now, id, addr(peer), b"hello")?;
+        Some([forward.header.as_bytes(), forward.payload, &vec![0; forward.padding]].concat())
+    }
+
+    fn only_socket(&self) -> usize {
+        assert_eq!(self.sockets.len(), 1);
+        *self.sockets.keys().next().unwrap()
+    }
+}
+
+fn udp(builder: Builder) -> Builder {
+    builder.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0])
+}
+
+fn channel_bind(builder: Builder, channel: u16, peer: SocketAddr) -> Builder {
+    let [high, low] = channel.to_be_bytes();
+    builder.attribute(attr::CHANNEL_NUMBER, &[high, low, 0, 0]).xor_address(attr::XOR_PEER_ADDRESS, peer)
+}
+
+fn addr(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_request_without_credentials_is_challenged_and_nothing_is_stored() {
+    let mut world = World::new();
+    let bytes = udp(Builder::new(Class::Request, Method::ALLOCATE, TransactionId::new([9; 12]))).finish();
+    let answer = world.send(tuple(1), &bytes);
+    let message = Message::parse(&answer).unwrap();
+    assert_eq!(message.unverified().error_code(), Some(401));
+    assert_eq!((message.realm(), message.nonce().is_some()), (Some("r"), true));
+    assert!(world.relay.is_empty() && world.sockets.is_empty());
+}
+
+#[test]
+fn data_flows_both_ways_only_with_a_permission() {
+    let mut world = World::new();
+    world.allocate(1);
+    let id = world.only_socket();
+    assert!(!world.indicate(1, PEER));
+    assert_eq!(world.hear_peer(id, PEER), None);
+    assert_eq!(world.permit(1, "8.8.8.8:0"), 0);
+    assert!(world.indicate(1, PEER));
+    assert!(!world.indicate(1, "8.8.8.8:0"), "port 0 is no destination");
+    assert!(!world.indicate(1, "8.8.4.4:5000"));
+    let data = world.hear_peer(id, PEER).unwrap();
+    let message = Message::parse(&data).unwrap();
+    assert_eq!(message.unverified().get(attr::DATA), Some(&b"hello"[..]));
+    assert_eq!(message.unverified().xor_address(attr::XOR_PEER_ADDRESS), Ok(Some(addr(PEER))));
+}
+
+#[test]
+fn a_channel_carries_data_both_ways() {
+    let mut world = World::new();
+    world.allocate(1);
+    let id = world.only_socket();
+    assert_eq!(world.bind(1, 0x4001, PEER), 0);
+    let forward = world.relay.handle_client(world.now, tuple(1), b"\x40\x01\0\x02hi\0\0").unwrap();
+    assert_eq!((forward.id, forward.peer, forward.payload), (id, addr(PEER), &b"hi"[..]));
+    assert_eq!(world.hear_peer(id, PEER).unwrap(), b"\x40\x01\0\x05hello");
+    assert_eq!(world.hear_peer(id, "8.8.8.8:1").unwrap()[..2], [0x00, 0x17], "another port has no channel");
+}
+
+#[test]
+fn channel_data_on_a_stream_is_padded() {
+    let mut world = World::new();
+    let client = FiveTuple { transport: Transport::Tcp, ..tuple(1) };
+    let bytes = udp(Builder::new(Class::Request, Method::ALLOCATE, world.transaction()));
+    let bytes = world.signed(client, "alice", bytes);
+    world.send(client, &bytes);
+    let bind = channel_bind(
+        Builder::new(Class::Request, Method::CHANNEL_BIND, world.transaction()),
+        0x4001,
+        addr(PEER),
+    );
+    let bytes = world.signed(client, "alice", bind);
+    world.send(client, &bytes);
+    let id = world.only_socket();
+    assert_eq!(world.hear_peer(id, PEER).unwrap(), b"\x40\x01\0\x05hello\0\0\0");
+    world.relay.handle_client_gone(client);
+    world.drain();
+    assert!(world.relay.is_empty() && world.sockets.is_empty());
+}
+
+#[test]
+fn channels_keep_the_rules_of_binding() {
+    let mut world = World::new();
+    world.allocate(1);
+    assert_eq!(world.bind(1, 0x4001, PEER), 0);
+    assert_eq!(world.bind(1, 0x4001, PEER), 0, "the same again refreshes");
+    assert_eq!(world.bind(1, 0x4001, "8.8.4.4:1"), 400, "the number is bound to another peer");
+    assert_eq!(world.bind(1, 0x4002, PEER), 400, "the peer is bound to another number");
+    assert_eq!(world.bind(1, 0x3FFF, "8.8.4.4:1"), 400);
+    assert_eq!(world.bind(1, 0x8000, "8.8.4.4:1"), 400);
+    world.refresh(1, "alice", 3600);
+    world.wait(600);
+    assert_eq!(world.bind(1, 0x4002, PEER), 0, "an expired binding no longer conflicts");
+    assert_eq!(world.bind(1, 0x4001, "8.8.4.4:1"), 0);
+}
+
+#[test]
+fn permissions_channels_and_allocations_expire() {
+    let mut world = World::new();
+    world.allocate(1);
+    world.permit(1, PEER);
+    world.bind(1, 0x4001, "8.8.4.4:9");
+    world.wait(299);
+    assert!(world.indicate(1, PEER));
+    world.wait(1);
+    assert!(!world.indicate(1, PEER));
+    assert_eq!(
+        world.relay.handle_client(world.now, tuple(1), b"\x40\x01\0\0"),
+        None,
+        "its permission is over"
+    );
+    assert_eq!(world.permit(1, "8.8.4.4:9"), 0);
+    assert!(world.relay.handle_client(world.now, tuple(1), b"\x40\x01\0\0").is_some(), "its channel is not");
+    world.wait(299);
+    assert_eq!(world.relay.len(), 1);
+    world.wait(1);
+    assert!(world.relay.is_empty() && world.sockets.is_empty());
+    assert_eq!(world.refresh(1, "alice", 600), 437);
+}
+
+#[test]
+fn refresh_prolongs_and_zero_ends_at_once() {
+    let mut world = World::new();
+    world.allocate(1);
+    world.permit(1, PEER);
+    let id = world.only_socket();
+    world.wait(500);
+    assert_eq!(world.refresh(1, "alice", 1200), 0);
+    world.wait(1100);
+    assert_eq!(world.relay.len(), 1);
+    assert_eq!(world.refresh(1, "alice", 0), 0);
+    assert!(world.relay.is_empty() && world.sockets.is_empty());
+    assert_eq!(world.hear_peer(id, PEER), None);
+    world.allocate(1);
+}
+
+#[test]
+fn lifetimes_are_kept_between_default_and_maximum() {
+    let mut world = World::new();
+    for (asked, granted) in [(1_u32, 600_u32), (700, 700), (u32::MAX, 3600)] {
+        let port = asked as u16;
+        let (_, answer) = world
+            .ask(port, "alice", Method::ALLOCATE, |b| udp(b).attribute(attr::LIFETIME, &asked.to_be_bytes()));
+        assert_eq!(Message::parse(&answer).unwrap().unverified().u32(attr::LIFETIME), Some(granted));
+    }
+}
+
+#[test]
+fn a_retransmitted_allocate_gets_the_same_answer_and_another_one_437() {
+    let mut world = World::new();
+    let builder = udp(Builder::new(Class::Request, Method::ALLOCATE, world.transaction()));
+    let bytes = world.signed(tuple(1), "alice", builder);
+    let first = world.send(tuple(1), &bytes);
+    assert_eq!(world.send(tuple(1), &bytes), first);
+    assert_eq!(world.ask(1, "alice", Method::ALLOCATE, udp).0, 437);
+    assert_eq!(world.sockets.len(), 1);
+}
+
+#[test]
+fn another_user_cannot_touch_an_allocation() {
+    let mut world = World::new();
+    world.allocate(1);
+    assert_eq!(world.refresh(1, "bob", 0), 441);
+    assert_eq!(
+        world
+            .ask(1, "bob", Method::CREATE_PERMISSION, |b| b.xor_address(attr::XOR_PEER_ADDRESS, addr(PEER)))
+            .0,
+        441
+    );
+    assert_eq!(world.relay.len(), 1);
+}
+
+#[test]
+fn malformed_and_unsupported_allocates_have_their_codes() {
+    let mut world = World::new();
+    type Fill = fn(Builder) -> Builder;
+    let cases: [(u16, Fill); 6] = [
+        (400, |b| b),
+        (400, |b| b.attribute(attr::REQUESTED_TRANSPORT, &[17])),
+        (442, |b| b.attribute(attr::REQUESTED_TRANSPORT, &[99, 0, 0, 0])),
+        (440, |b| udp(b).attribute(attr::REQUESTED_ADDRESS_FAMILY, &[3, 0, 0, 0])),
+        (420, |b| udp(b).attribute(0x7777, b"")),
+        (0, |b| udp(b).attribute(attr::REQUESTED_ADDRESS_FAMILY, &[2, 0, 0, 0])),
+    ];
+    for (code, fill) in cases {
+        assert_eq!(world.ask(1, "alice", Method::ALLOCATE, fill).0, code);
+    }
+    assert!(world.sockets.values().all(SocketAddr::is_ipv6));
+    assert_eq!(world.permit(1, PEER), 443);
+    assert_eq!(world.permit(1, "[2606:4700::99]:0"), 0);
+}
+
+#[test]
+fn without_an_allocation_everything_is_a_mismatch() {
+    let mut world = World::new();
+    assert_eq!(world.refresh(1, "alice", 600), 437);
+    assert_eq!(world.permit(1, "127.0.0.1:1"), 437);
+    assert_eq!(world.bind(1, 0x4001, PEER), 437);
+    assert!(!world.indicate(1, PEER));
+}
+
+#[test]
+fn denied_peers_get_403_in_permission_and_channel_and_are_dropped_in_send() {
+    let mut world = World::new();
+    world.allocate(1);
+    for peer in [
+        "127.0.0.1:80",
+        "10.1.2.3:80",
+        "[::ffff:127.0.0.1]:80",
+        "169.254.169.254:80",
+        "198.41.0.4:3478",
+        "0.0.0.0:1",
+    ] {
+        assert_eq!(world.permit(1, peer), 403, "{peer}");
+        assert_eq!(world.bind(1, 0x4001, peer), 403, "{peer}");
+        assert!(!world.indicate(1, peer), "{peer}");
+    }
+    let mixed = |b: Builder| {
+        b.xor_address(attr::XOR_PEER_ADDRESS, addr(PEER))
+            .xor_address(attr::XOR_PEER_ADDRESS, addr("10.0.0.1:0"))
+    };
+    assert_eq!(world.ask(1, "alice", Method::CREATE_PERMISSION, mixed).0, 403);
+    assert!(!world.indicate(1, PEER), "all peers of a request are permitted or none");
+    assert_eq!(world.ask(1, "alice", Method::CREATE_PERMISSION, |b| b).0, 400);
+    assert_eq!(
+        world.ask(1, "alice", Method::CREATE_PERMISSION, |b| b.attribute(attr::XOR_PEER_ADDRESS, b"")).0,
+        400
+    );
+}
+
+#[test]
+fn two_clients_reach_each_other_through_their_relayed_addresses_and_nothing_else_there() {
+    let mut world = World::new();
+    let (one, two) = (world.allocate(1), world.allocate(2));
+    assert_eq!(world.permit(1, &two.to_string()), 0);
+    assert_eq!(world.bind(2, 0x4001, &one.to_string()), 0);
+    assert!(world.indicate(1, &two.to_string()));
+    let same_ip = |port: u16| SocketAddr::new(one.ip(), port).to_string();
+    assert!(!world.indicate(1, &same_ip(3478)), "a permission for the address does not open the listener");
+    assert!(!world.indicate(1, &same_ip(22)));
+    let of_one = *world.sockets.iter().find(|(_, address)| **address == one).unwrap().0;
+    assert!(world.hear_peer(of_one, &two.to_string()).is_some());
+    assert!(world.hear_peer(of_one, &same_ip(3478)).is_none());
+}
+
+#[test]
+fn quotas_and_ports_run_out_with_their_codes_and_come_back() {
+    let mut world = World::with(shared(2, 50_000..=50_002));
+    world.allocate(1);
+    world.allocate(2);
+    assert_eq!(world.ask(3, "alice", Method::ALLOCATE, udp).0, 486);
+    assert_eq!(world.ask(3, "bob", Method::ALLOCATE, udp).0, 0);
+    assert_eq!(world.ask(4, "bob", Method::ALLOCATE, udp).0, 508);
+    world.refresh(1, "alice", 0);
+    world.allocate(5);
+}
+
+#[test]
+fn a_port_the_system_refuses_is_replaced_and_none_left_is_508() {
+    let mut world = World::with(shared(10, 50_000..=50_003));
+    world.refuse_ports = HashSet::from([50_000, 50_001, 50_002]);
+    assert_eq!(world.allocate(1).port(), 50_003);
+    assert_eq!(world.ask(2, "alice", Method::ALLOCATE, udp).0, 508);
+    assert_eq!((world.relay.len(), world.shared.quota.held()), (1, 1));
+}
+
+#[test]
+fn even_port_sets_the_next_port_aside_for_its_user_once() {
+    let mut world = World::with(shared(9, 50_000..=50_007));
+    let token_of = |answer: &[u8]| {
+        Message::parse(answer).unwrap().unverified().get(attr::RESERVATION_TOKEN).map(<[u8]>::to_vec)
+    };
+    let relayed = |answer: &[u8]| {
+        let address = Message::parse(answer).unwrap().unverified().xor_address(attr::XOR_RELAYED_ADDRESS);
+        address.unwrap().unwrap().port()
+    };
+    let (code, plain) = world.ask(1, "alice", Method::ALLOCATE, |b| udp(b).attribute(attr::EVEN_PORT, &[0]));
+    assert_eq!((code, relayed(&plain) % 2, token_of(&plain)), (0, 0, None));
+    let (code, pair) =
+        world.ask(2, "alice", Method::ALLOCATE, |b| udp(b).attribute(attr::EVEN_PORT, &[0x80]));
+    assert_eq!((code, relayed(&pair) % 2), (0, 0));
+    let token = token_of(&pair).unwrap();
+    let claim = |b: Builder| udp(b).attribute(attr::RESERVATION_TOKEN, &token);
+    assert_eq!(world.ask(3, "bob", Method::ALLOCATE, claim).0, 508);
+    let (code, next) = world.ask(3, "alice", Method::ALLOCATE, claim);
+    assert_eq!((code, relayed(&next)), (0, relayed(&pair) + 1));
+    assert_eq!(world.ask(4, "alice", Method::ALLOCATE, claim).0, 508, "a token serves once");
+    assert_eq!(world.ask(4, "alice", Method::ALLOCATE, |b| claim(b).attribute(attr::EVEN_PORT, &[0])).0, 400);
+    let (_, pair) = world.ask(4, "alice", Method::ALLOCATE, |b| udp(b).attribute(attr::EVEN_PORT, &[0x80]));
+    let token = token_of(&pair).unwrap();
+    world.wait(30);
+    let late = |b: Builder| udp(b).attribute(attr::RESERVATION_TOKEN, &token);
+    assert_eq!(world.ask(5, "alice", Method::ALLOCATE, late).0, 508);
+}
+
+#[test]
+fn permissions_and_channels_of_one_allocation_are_capped() {
+    let mut world = World::new();
+    world.allocate(1);
+    for i in 0..MAX_PEERS as u16 {
+        assert_eq!(world.bind(1, 0x4000 + i, &format!("8.8.{i}.1:9")), 0);
+    }
+    assert_eq!(world.bind(1, 0x4FFF, "9.9.9.9:9"), 508);
+    assert_eq!(world.permit(1, "9.9.9.9:9"), 508);
+    world.refresh(1, "alice", 3600);
+    world.wait(600);
+    assert_eq!(world.bind(1, 0x4FFF, "9.9.9.9:9"), 0, "expired ones make room");
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Allocate(u16),
+    Refresh(u16, u32),
+    Permit(u16, u8),
+    Bind(u16, u16, u8),
+    Indicate(u16, u8),
+    Channel(u16, u16),
+    FromPeer(usize, u8),
+    Wait(u16),
+    Garbage(u16, Vec<u8>),
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let client = 1..5_u16;
+    let peer = 0..6_u8;
+    prop_oneof![
+        client.clone().prop_map(Event::Allocate),
+        (client.clone(), prop_oneof![Just(0_u32), Just(600), Just(3600)])
+            .prop_map(|(c, l)| Event::Refresh(c, l)),
+        (client.clone(), peer.clone()).prop_map(|(c, p)| Event::Permit(c, p)),
+        (client.clone(), 0x4000..0x4004_u16, peer.clone()).prop_map(|(c, n, p)| Event::Bind(c, n, p)),
+        (client.clone(), peer.clone()).prop_map(|(c, p)| Event::Indicate(c, p)),
+        (client.clone(), 0x4000..0x4004_u16).prop_map(|(c, n)| Event::Channel(c, n)),
+        (0..6_usize, peer).prop_map(|(id, p)| Event::FromPeer(id, p)),
+        (0..400_u16).prop_map(Event::Wait),
+        (client, proptest::collection::vec(any::<u8>(), 0..60)).prop_map(|(c, b)| Event::Garbage(c, b)),
+    ]
+}
+
+proptest! {
+    /// No relay without a permission that was granted at most 300 s ago, sockets and ports and quota in step, nothing
+    /// outlives its lifetime.
+    #[test]
+    fn whatever_happens_the_relay_keeps_its_promises(events in proptest::collection::vec(any_event(), 1..60)) {
+        let mut world = World::with(shared(3, 50_000..=50_001));
+        let peer = |p: u8| if p == 5 { "127.0.0.1:7".to_owned() } else { format!("8.8.8.{p}:7") };
+        let mut granted: HashMap<(u16, u8), Now> = HashMap::new();
+        for event in events {
+            match event {
+                Event::Allocate(c) => drop(world.ask(c, "alice", Method::ALLOCATE, udp)),
+                Event::Refresh(c, lifetime) => {
+                    if world.refresh(c, "alice", lifetime) == 0 && lifetime == 0 {
+                        granted.retain(|(client, _), _| *client != c);
+                    }
+                }
+                Event::Permit(c, p) => if world.permit(c, &peer(p)) == 0 { granted.insert((c, p), world.now); },
+                Event::Bind(c, n, p) => if world.bind(c, n, &peer(p)) == 0 { granted.insert((c, p), world.now); },
+                Event::Indicate(c, p) => if world.indicate(c, &peer(p)) {
+                    let since = world.now.mono - granted[&(c, p)].mono;
+                    prop_assert!(p != 5 && since < Duration::from_secs(300));
+                },
+                Event::Channel(c, n) => {
+                    let [high, low] = n.to_be_bytes();
+                    let bytes = [high, low, 0, 0];
+                    if let Some(forward) = world.relay.handle_client(world.now, tuple(c), &bytes) {
+                        let p = (0..6).find(|p| addr(&peer(*p)) == forward.peer).unwrap();
+                        prop_assert!(world.now.mono - granted[&(c, p)].mono < Duration::from_secs(300));
+                    }
+                }
+                Event::FromPeer(id, p) => {
+                    let client = world.relay.handle_peer(world.now, id, addr(&peer(p)), b"x").map(|f| f.client);
+                    if let Some(client) = client {
+                        prop_assert!(world.sockets.contains_key(&id));
+                        prop_assert!(world.now.mono - granted[&(client.client.port(), p)].mono < Duration::from_secs(300));
+                    }
+                }
+                Event::Wait(seconds) => world.wait(seconds.into()),
+                Event::Garbage(c, bytes) => drop(world.relay.handle_client(world.now, tuple(c), &bytes)),
+            }
+            world.drain();
+            prop_assert_eq!(world.relay.len(), world.sockets.len());
+            prop_assert_eq!(world.relay.len() as u32, world.shared.quota.held());
+            prop_assert!(world.sockets.values().all(|address| world.shared.ports.is_leased(*address)));
+            prop_assert!(world.relay.poll_timeout().is_none_or(|at| at > world.now.mono));
+        }
+        world.wait(3600);
+        prop_assert!(world.relay.is_empty() && world.shared.quota.held() == 0);
+    }
+}
