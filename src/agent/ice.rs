@@ -335,3 +335,9 @@ fn is_link_local(ip: IpAddr) -> bool {
         IpAddr::V6(ip) => ip.is_unicast_link_local(),
     }
 }
+
+/// The system's network, for a foreign TURN server in tests.
+#[cfg(test)]
+pub(super) fn system_net() -> Arc<webrtc_util::vnet::net::Net> {
+    Arc::new(webrtc_util::vnet::net::Net::new(None))
+}

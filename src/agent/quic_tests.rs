@@ -2,9 +2,8 @@
 
 use super::*;
 use crate::agent::candidate::LaneKind;
-use crate::agent::ice::{Lane, LaneConfig, LaneEvent, RelayCredentials};
+use crate::agent::ice::{self, Lane, LaneConfig, LaneEvent, RelayCredentials};
 use crate::agent::ticket::SECRET_LEN;
-use async_trait::async_trait;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
@@ -17,7 +16,6 @@ const REALM: &str = "example";
 
 struct OneUser;
 
-#[async_trait]
 impl AuthHandler for OneUser {
     fn auth_handle(&self, username: &str, realm: &str, _: SocketAddr) -> Result<Vec<u8>, turn::Error> {
         Ok(turn::auth::generate_auth_key(username, realm, "password"))
@@ -30,7 +28,7 @@ async fn turn_server() -> (Server, SocketAddr) {
     let generator = RelayAddressGeneratorStatic {
         relay_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
         address: "127.0.0.1".to_owned(),
-        net: Arc::new(webrtc_util::vnet::net::Net::new(None)),
+        net: ice::system_net(),
     };
     let config = TurnConfig {
         conn_configs: vec![ConnConfig { conn: Arc::new(socket), relay_addr_generator: Box::new(generator) }],
