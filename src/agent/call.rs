@@ -30,7 +30,7 @@ const FAR: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub(super) enum Signal {
     /// The server asks: 52, 53, 54 or 55.
-    Request(Request),
+    Request(Box<Request>),
     /// The call cannot go on.
     Failed(Code, String),
     /// Nothing will come any more.
@@ -68,12 +68,15 @@ pub(super) enum Opening {
     Answer { mid: Option<i64>, token: Token, offer: Box<Ice> },
 }
 
+/// Both ends of a queue.
+type Channel<T> = (mpsc::Sender<T>, mpsc::Receiver<T>);
+
 /// The queues and sockets of a call; they exist before the session, so that gathering overlaps with registering.
 pub(super) struct Ground {
     pub(super) tunnel: Arc<Tunnel>,
     signs: mpsc::Receiver<(LaneKind, Sign)>,
-    events: (mpsc::Sender<(LaneKind, LaneEvent)>, mpsc::Receiver<(LaneKind, LaneEvent)>),
-    nat: (mpsc::Sender<Nat>, mpsc::Receiver<Nat>),
+    events: Channel<(LaneKind, LaneEvent)>,
+    nat: Channel<Nat>,
     blocked: watch::Sender<Option<bool>>,
     server: SocketAddr,
     lanes: [Option<Lane>; 2],
@@ -264,7 +267,7 @@ impl Driver {
                 break;
             }
         }
-        self.tell_news();
+        self.tell_news(time::now().mono);
     }
 
     fn obey_chooser(&mut self, output: lanes::Output) {
@@ -330,7 +333,7 @@ impl Driver {
     async fn take_signal(&mut self, signal: Signal) {
         let now = time::now().mono;
         match signal {
-            Signal::Request(request) => self.take_request(now, request).await,
+            Signal::Request(request) => self.take_request(now, *request).await,
             Signal::Failed(code, text) => self.advance(Progress::Failed(CallFailure::Refused(code, text))),
             Signal::LineCut => self.advance(Progress::Failed(CallFailure::LineCut)),
         }
@@ -412,8 +415,7 @@ impl Driver {
         self.session.handle_timeout(now);
     }
 
-    fn tell_news(&mut self) {
-        let now = time::now().mono;
+    fn tell_news(&mut self, now: Instant) {
         let Some((lane, _, at)) = self.news else { return };
         let rtt = self.chooser.rtt(lane);
         let (Some(pair), true) = (self.pairs[lane as usize], rtt.is_some() || now >= at) else { return };
@@ -434,6 +436,8 @@ impl Driver {
     }
 
     async fn close(mut self, reason: Option<String>) {
+        // A call that was over before its path was measured still has one.
+        self.tell_news(time::now().mono + MEASURE_TIME);
         if let Some(token) = self.token.take() {
             let _ = timeout(GOODBYE_TIME, self.link.ask(Ask::End { token, reason })).await;
         }

@@ -149,7 +149,7 @@ impl Desk {
         match self.calls.get(&token) {
             // A call that does not keep up loses candidates, and nobody else is held up.
             Some(call) if !call.is_closed() => {
-                let _ = call.try_send(Signal::Request(request));
+                let _ = call.try_send(Signal::Request(Box::new(request)));
             }
             _ => self.refuse(&request, token, Code::BadToken).await,
         }

@@ -154,7 +154,7 @@ pub(super) async fn establish(
 async fn pass_on(mut heard: mpsc::Receiver<Heard>, signals: mpsc::Sender<Signal>) {
     while let Some(heard) = heard.recv().await {
         let signal = match heard {
-            Heard::Request(request) => Signal::Request(request),
+            Heard::Request(request) => Signal::Request(Box::new(request)),
             Heard::CallFailed { code, text, .. } => Signal::Failed(code, text),
             Heard::Closed => Signal::LineCut,
         };
