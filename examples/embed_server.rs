@@ -2,6 +2,8 @@
 //!
 //! `cargo run --example embed_server -- 127.0.0.1 STATE_FOLDER`; it runs until its standard input ends.
 
+#![expect(clippy::print_stdout, reason = "an example talks to its user")]
+
 use ginnel::{Server, ServerConfig, State};
 use std::path::Path;
 use tokio::io::AsyncReadExt;

@@ -1,6 +1,8 @@
 //! The state folder: the server's secret and its access key, made at the first start and readable by nobody else.
 
 use data_encoding::{BASE32_NOPAD, HEXLOWER};
+use rand::TryRngCore;
+use rand::rngs::OsRng;
 use ring::hmac;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
@@ -40,23 +42,18 @@ pub enum StateError {
 }
 
 impl State {
-    /// Opens the folder, making it (0700), its secret and its access key (0600) where they are missing.
+    /// Opens the folder, making it (0700), its secret and its access key (0600) from the system's randomness where they are
+    /// missing.
     ///
     /// # Errors
     /// [`StateError`] names the file.
-    pub fn open(folder: &Path, random: impl Fn(&mut [u8])) -> Result<Self, StateError> {
+    pub fn open(folder: &Path) -> Result<Self, StateError> {
         let failed = |source| StateError::Io { path: folder.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
         forbid_exposed(folder)?;
-        let (secret, is_new) = read_or_make(&folder.join("secret"), || {
-            let mut bytes = [0; 32];
-            random(&mut bytes);
-            HEXLOWER.encode(&bytes)
-        })?;
-        let (access_key, _) = read_or_make(&folder.join("key"), || {
-            let mut bytes = [0; 20];
-            random(&mut bytes);
-            format!("gk_{}", BASE32_NOPAD.encode(&bytes).to_lowercase())
+        let (secret, is_new) = read_or_make(&folder.join("secret"), |bytes| HEXLOWER.encode(bytes))?;
+        let (access_key, _) = read_or_make(&folder.join("key"), |bytes| {
+            format!("gk_{}", BASE32_NOPAD.encode(&bytes[..20]).to_lowercase())
         })?;
         let secret = HEXLOWER.decode(secret.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
         let secret = secret.ok_or_else(|| StateError::Damaged(folder.join("secret")))?;
@@ -81,14 +78,15 @@ fn forbid_exposed(path: &Path) -> Result<(), StateError> {
     Ok(())
 }
 
-/// Reads a one-line file, or makes it; says whether it was made.
-fn read_or_make(path: &Path, make: impl Fn() -> String) -> Result<(String, bool), StateError> {
+/// Reads a one-line file, or makes it of 32 random bytes; says whether it was made.
+fn read_or_make(path: &Path, write: impl Fn(&[u8; 32]) -> String) -> Result<(String, bool), StateError> {
     let failed = |source| StateError::Io { path: path.to_owned(), source };
     let made = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
         Ok(mut file) => {
-            file.write_all(format!("{}\n", make()).as_bytes())
-                .and_then(|()| file.sync_all())
-                .map_err(failed)?;
+            let mut random = [0; 32];
+            OsRng.try_fill_bytes(&mut random).map_err(|error| failed(io::Error::other(error)))?;
+            let line = format!("{}\n", write(&random));
+            file.write_all(line.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
             true
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
@@ -103,19 +101,15 @@ fn read_or_make(path: &Path, make: impl Fn() -> String) -> Result<(String, bool)
 mod tests {
     use super::*;
 
-    fn fill(bytes: &mut [u8]) {
-        bytes.fill(0xAB);
-    }
-
     #[test]
     fn a_first_start_makes_what_a_second_one_finds() {
         let temporary = tempfile::tempdir().unwrap();
         let folder = temporary.path().join("state");
-        let first = State::open(&folder, fill).unwrap();
+        let first = State::open(&folder).unwrap();
         assert!(first.is_new && first.access_key.starts_with("gk_"));
         assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
         assert_eq!(fs::metadata(folder.join("secret")).unwrap().permissions().mode() & 0o777, 0o600);
-        let second = State::open(&folder, |_| unreachable!("nothing is made twice")).unwrap();
+        let second = State::open(&folder).unwrap();
         assert!(!second.is_new);
         assert_eq!((&second.access_key, second.derive("x")), (&first.access_key, first.derive("x")));
         assert_ne!(first.derive("x"), first.derive("y"));
@@ -125,7 +119,7 @@ mod tests {
     fn a_folder_that_others_may_read_is_refused_with_what_to_type() {
         let temporary = tempfile::tempdir().unwrap();
         fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let error = State::open(temporary.path(), fill).unwrap_err().to_string();
+        let error = State::open(temporary.path()).unwrap_err().to_string();
         assert!(error.contains("chmod"), "{error}");
     }
 
@@ -133,8 +127,8 @@ mod tests {
     fn a_damaged_secret_is_named() {
         let temporary = tempfile::tempdir().unwrap();
         let folder = temporary.path().join("state");
-        State::open(&folder, fill).unwrap();
+        State::open(&folder).unwrap();
         fs::write(folder.join("secret"), "short\n").unwrap();
-        assert!(matches!(State::open(&folder, fill), Err(StateError::Damaged(_))));
+        assert!(matches!(State::open(&folder), Err(StateError::Damaged(_))));
     }
 }

@@ -1,8 +1,8 @@
 //! The server: parse, load, run, exit code.
 
 use clap::Parser;
-use ginnel::cli::serve::open_state;
 use ginnel::cli::{Ginnel, GinnelCommand};
+use ginnel::state::State;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -20,7 +20,7 @@ fn run(command: GinnelCommand) -> anyhow::Result<()> {
     match command {
         GinnelCommand::Serve(serve) => tokio::runtime::Runtime::new()?.block_on(serve.run()),
         GinnelCommand::Key { state } => {
-            Ok(writeln!(std::io::stdout(), "{}", open_state(&state)?.access_key)?)
+            Ok(writeln!(std::io::stdout(), "{}", State::open(&state)?.access_key)?)
         }
         GinnelCommand::Config => {
             Ok(write!(std::io::stdout(), "{}", include_str!("../../docs/ginnel.example.toml"))?)

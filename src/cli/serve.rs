@@ -7,12 +7,10 @@ use crate::state::State;
 use crate::telemetry;
 use anyhow::Context;
 use clap::Args;
-use rand::TryRngCore;
-use rand::rngs::OsRng;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Options of `ginnel serve`; they win over the file.
@@ -64,7 +62,7 @@ impl Serve {
     pub async fn run(self) -> anyhow::Result<()> {
         let config = self.load()?;
         telemetry::start(&config.log).map_err(|error| anyhow::anyhow!("log.level: {error}"))?;
-        let state = open_state(&config.state)?;
+        let state = State::open(&config.state)?;
         let mut server = Server::start(config.server, &state).await.context("the server did not start")?;
         eprint_all(&introduction(server.facts(), &state));
         if self.print_ice || io::stdout().is_terminal() {
@@ -83,22 +81,6 @@ impl Serve {
         server.shutdown().await;
         failure.map_or(Ok(()), |error| Err(error.into()))
     }
-}
-
-/// Opens the state folder with randomness from the system.
-///
-/// # Errors
-/// What is wrong with the folder, or that the system has no randomness.
-pub fn open_state(folder: &Path) -> anyhow::Result<State> {
-    let mut pool = [0; 64];
-    OsRng.try_fill_bytes(&mut pool).context("the system's random source")?;
-    let used = std::cell::Cell::new(0);
-    // A first start draws 32 and 20 bytes; each byte of the pool is handed out once.
-    Ok(State::open(folder, |bytes| {
-        let from = used.get();
-        bytes.copy_from_slice(&pool[from..from + bytes.len()]);
-        used.set(from + bytes.len());
-    })?)
 }
 
 fn introduction(facts: &Facts, state: &State) -> String {

@@ -109,7 +109,7 @@ impl Hub {
             Answer::Failed { t: 51, token, .. } if exact || token.is_some() => call.fail(Code::NotAllowed),
             Answer::Status { punching, .. } => call.status(peer, mid, punching, at),
             Answer::Failed { t: 53, .. } => {}
-            _ => call.acknowledge(t, mid, at),
+            _ => call.acknowledge(t, mid),
         });
     }
 

@@ -1,4 +1,4 @@
-//! One punching act, from the caller's t=4 to its end: notified, answered, live, over.
+//! One punching act, from the caller's t=4 to its end: notified, live, over.
 //!
 //! Pure state: what is to be sent piles up in [`Call::take_effects`] and leaves through the hub.
 
@@ -37,9 +37,7 @@ pub(super) enum Effect {
 enum Stage {
     /// 51 is on its way to the callee.
     Notified,
-    /// The callee has answered; 52 is on its way to the caller.
-    Answered,
-    /// The caller knows; both are asked every few seconds.
+    /// The callee has answered; the caller is told, and both are asked every few seconds.
     Live,
     /// Ended by a side or by time; only acknowledgements are awaited.
     Over,
@@ -158,12 +156,6 @@ impl Call {
         std::mem::take(&mut self.effects)
     }
 
-    /// Whether the callee has answered and nobody has ended it.
-    #[cfg(test)]
-    pub(super) fn is_live(&self) -> bool {
-        self.stage == Stage::Live
-    }
-
     /// When [`Call::tick`] has something to do; never again once nothing is left to do.
     pub(super) fn due(&self) -> Option<Instant> {
         let notices = self.notices.iter().filter_map(|notice| notice.due);
@@ -197,7 +189,8 @@ impl Call {
         }
         if first {
             self.notices.retain(|notice| notice.t != 51);
-            self.stage = Stage::Answered;
+            self.stage = Stage::Live;
+            self.next_question = Some(at.now + at.times.question);
         }
         if new_address.is_some() && self.callee.leg.address().is_some() {
             self.callee.leg = leg;
@@ -228,13 +221,8 @@ impl Call {
     }
 
     /// Takes an answer to 52, 54 or 55, success or not. One without a mid answers all of that `t`.
-    pub(super) fn acknowledge(&mut self, t: i64, mid: Option<i64>, at: &Moment<'_>) {
-        let before = self.notices.len();
+    pub(super) fn acknowledge(&mut self, t: i64, mid: Option<i64>) {
         self.notices.retain(|notice| notice.t != t || mid.is_some_and(|mid| mid != notice.mid));
-        if t == 52 && self.notices.len() < before && self.stage == Stage::Answered {
-            self.stage = Stage::Live;
-            self.next_question = Some(at.now + at.times.question);
-        }
     }
 
     /// Takes the answer to a question: who still punches keeps the token alive, and the call ends when neither does

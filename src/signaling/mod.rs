@@ -11,6 +11,7 @@ mod call;
 mod calls;
 pub mod config;
 mod envelope;
+mod http;
 mod leg;
 pub mod machine;
 mod message;
@@ -18,12 +19,14 @@ mod rate;
 mod registry;
 #[cfg(test)]
 mod scenarios;
+pub mod service;
+pub mod udp;
+mod websocket;
 pub mod wire;
 
 pub use admission::{AccessKey, IceServers};
 pub use config::{Config, Limits, NotifyFrom, Rate, Times};
 pub use leg::{Conn, Door};
 pub use machine::{Hub, Output};
-
-mod service;
-pub use service::{Handle, Service, Sockets, start};
+pub use service::{Handle, Service, start};
+pub use udp::Sockets;

@@ -1,1 +1,160 @@
+//! The hub's tests: a fake clock, a fake wire, and a sentence for each scenario.
 
+mod abuse;
+mod acts;
+mod loss;
+mod presence;
+
+use super::{AccessKey, Config, Conn, Door, Hub, IceServers, Output};
+use crate::clock::Now;
+use crate::net::time::now;
+use crate::turn_server::auth::RestSecret;
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// A hub, its clock, and what it has sent and nobody has looked at.
+struct World {
+    hub: Hub,
+    now: Now,
+    sent: Vec<Output>,
+}
+
+fn config() -> Config {
+    Config {
+        access_keys: vec![AccessKey::new("the key")],
+        ice_servers: IceServers {
+            stun_urls: vec!["stun:192.0.2.1:3478".into()],
+            turn_urls: vec!["turn:192.0.2.1:3478".into()],
+            secret: Some(RestSecret::new(b"secret")),
+            ..IceServers::default()
+        },
+        stun2: Some("192.0.2.1:3479".into()),
+        ..Config::default()
+    }
+}
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+fn parsed(payload: &[u8]) -> Value {
+    serde_json::from_slice(payload).unwrap()
+}
+
+impl World {
+    fn new(config: Config) -> Self {
+        Self { hub: Hub::new(config, ChaCha20Rng::from_seed([7; 32])), now: now(), sent: Vec::new() }
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.hub.poll_output() {
+            self.sent.push(output);
+        }
+    }
+
+    /// A datagram to port 1.
+    fn udp(&mut self, from: &str, message: &Value) {
+        self.udp_at(Door::Main, from, message);
+    }
+
+    fn udp_at(&mut self, door: Door, from: &str, message: &Value) {
+        self.hub.handle_datagram(self.now, door, address(from), None, message.to_string().as_bytes());
+        self.drain();
+    }
+
+    fn web(&mut self, conn: u64, message: &Value) {
+        self.hub.handle_web_text(self.now, Conn(conn), &message.to_string());
+        self.drain();
+    }
+
+    fn open(&mut self, conn: u64) {
+        self.hub.handle_web_opened(self.now, Conn(conn), [198, 51, 100, 1].into());
+        self.drain();
+    }
+
+    fn close(&mut self, conn: u64) {
+        self.hub.handle_web_closed(self.now, Conn(conn));
+        self.drain();
+    }
+
+    /// Lets time pass, with every timer at its moment.
+    fn wait(&mut self, by: Duration) {
+        let end = self.now.after(by);
+        while let Some(due) = self.hub.poll_timeout().filter(|due| *due <= end.mono) {
+            self.now = self.now.after(due.saturating_duration_since(self.now.mono));
+            self.hub.handle_timeout(self.now);
+            self.drain();
+        }
+        self.now = end;
+    }
+
+    fn wait_ms(&mut self, ms: u64) {
+        self.wait(Duration::from_millis(ms));
+    }
+
+    /// Everything sent to a UDP address since the last look, with its door.
+    fn at(&mut self, to: &str) -> Vec<(Door, Value)> {
+        let to_find = address(to);
+        let (found, rest) = std::mem::take(&mut self.sent)
+            .into_iter()
+            .partition(|output| matches!(output, Output::Datagram { to, .. } if *to == to_find));
+        self.sent = rest;
+        let message = |output| match output {
+            Output::Datagram { door, payload, .. } => Some((door, parsed(&payload))),
+            _ => None,
+        };
+        Vec::into_iter(found).filter_map(message).collect()
+    }
+
+    /// Everything sent to a WebSocket since the last look.
+    fn on(&mut self, conn: u64) -> Vec<Value> {
+        let (found, rest) = std::mem::take(&mut self.sent)
+            .into_iter()
+            .partition(|output| matches!(output, Output::Text { conn: to, .. } if to.0 == conn));
+        self.sent = rest;
+        let message = |output| match output {
+            Output::Text { text, .. } => Some(parsed(text.as_bytes())),
+            _ => None,
+        };
+        Vec::into_iter(found).filter_map(message).collect()
+    }
+
+    /// Asks by UDP and returns the one answer.
+    fn ask(&mut self, from: &str, message: &Value) -> Value {
+        self.udp(from, message);
+        one(self.at(from).into_iter().map(|(_, value)| value).collect())
+    }
+
+    /// Asks by WebSocket and returns the one answer.
+    fn ask_web(&mut self, conn: u64, message: &Value) -> Value {
+        self.web(conn, message);
+        one(self.on(conn))
+    }
+
+    /// Registers by UDP and shows the address to be true.
+    fn client(&mut self, from: &str) -> String {
+        let answer = self.ask(from, &json!({"t": 1, "mid": 1}));
+        let tag = answer["extra"]["tag"].as_str().unwrap().to_owned();
+        assert_eq!(self.ask(from, &json!({"t": 2, "tag": tag}))["t"], -2);
+        tag
+    }
+
+    /// Opens a WebSocket and registers on it.
+    fn web_client(&mut self, conn: u64) -> String {
+        self.open(conn);
+        let answer = self.ask_web(conn, &json!({"t": 1, "mid": 1}));
+        answer["extra"]["tag"].as_str().unwrap().to_owned()
+    }
+}
+
+fn one(mut values: Vec<Value>) -> Value {
+    assert_eq!(values.len(), 1, "{values:?}");
+    values.remove(0)
+}
+
+fn code(value: &Value) -> i64 {
+    value["code"].as_i64().unwrap()
+}

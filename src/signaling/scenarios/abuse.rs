@@ -1,0 +1,215 @@
+//! What strangers may not do, and what no one may use up.
+
+use super::super::{Limits, Rate};
+use super::*;
+use proptest::prelude::*;
+
+const A: &str = "192.0.2.10:1000";
+const VICTIM: &str = "203.0.113.7:7000";
+const HEADERS: usize = 28;
+
+fn bytes_sent_to(world: &mut World, to: &str) -> usize {
+    world.at(to).iter().map(|(_, value)| value.to_string().len() + HEADERS).sum()
+}
+
+#[test]
+fn an_address_that_is_not_proven_gets_at_most_three_times_what_it_sent() {
+    let mut world = World::new(Config { list: true, ..config() });
+    for i in 0..80 {
+        world.client(&format!("192.0.2.30:{}", 1000 + i));
+    }
+    let register = json!({"t": 1, "mid": 1});
+    world.udp(VICTIM, &register);
+    let answers = world.at(VICTIM);
+    assert!(answers[0].1.to_string().len() + HEADERS <= 3 * (register.to_string().len() + HEADERS));
+    let tag = answers[0].1["extra"]["tag"].as_str().unwrap().to_owned();
+    // Whoever writes the victim's address as a source can learn its tag from a list.
+    let spy = world.client(A);
+    for mid in 0..3 {
+        let after = json!(["", "m", "t"][mid as usize]);
+        let after = if after == "" { Value::Null } else { after };
+        world.udp(A, &json!({"t": 3, "mid": mid, "params": {"tag": spy, "after": after}}));
+    }
+    world.at(A);
+    for message in [
+        json!({"t": 2, "tag": tag}),
+        json!({"t": 3, "mid": 2, "params": {"tag": tag}}),
+        json!({"t": 3, "mid": 2, "params": {"tag": tag}}),
+        json!({"t": 4, "mid": 3, "params": {"tag": tag, "rtag": "x"}}),
+        json!({"t": 9}),
+        json!({"t": "x"}),
+    ] {
+        world.udp(VICTIM, &message);
+        let got = bytes_sent_to(&mut world, VICTIM);
+        assert!(got <= 3 * (message.to_string().len() + HEADERS), "{message}: {got}");
+    }
+}
+
+#[test]
+fn a_longer_request_has_room_for_the_ice_servers_by_udp_too() {
+    let mut world = World::new(config());
+    let pad = "x".repeat(200);
+    let answer = world.ask(A, &json!({"t": 1, "mid": 1, "params": {"key": "the key"}, "pad": pad}));
+    assert_eq!(answer["extra"]["ice_servers"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn a_callee_that_is_not_proven_is_notified_with_three_datagrams_at_most() {
+    let mut world = World::new(config());
+    let a = world.client(A);
+    let victim = world.ask(VICTIM, &json!({"t": 1, "mid": 1}))["extra"]["tag"].clone();
+    world.ask(A, &json!({"t": 4, "params": {"tag": a, "rtag": victim}}));
+    world.wait_ms(7499);
+    assert_eq!(world.at(VICTIM).len(), 3);
+    world.wait_ms(1);
+    assert_eq!(code(&world.at(A)[0].1), 207);
+}
+
+#[test]
+fn a_flood_is_refused_once_a_second_and_passes_again_later() {
+    let mut world = World::new(config());
+    for _ in 0..1000 {
+        world.udp(A, &json!({"t": 77}));
+    }
+    let codes: Vec<i64> = world.at(A).iter().map(|(_, value)| code(value)).collect();
+    assert_eq!((codes.len(), codes[200]), (201, 206));
+    world.client("192.0.2.11:1");
+    world.wait_ms(1000);
+    world.client(A);
+}
+
+#[test]
+fn calls_between_the_same_two_are_limited() {
+    let mut world = World::new(config());
+    let (a, b) = (world.client(A), world.client("192.0.2.20:1"));
+    let call = json!({"t": 4, "params": {"tag": a, "rtag": b}});
+    let call_again = |_| {
+        world.sent.clear();
+        code(&world.ask("192.0.2.10:1001", &call))
+    };
+    let codes: Vec<i64> = (0..11).map(call_again).collect();
+    assert_eq!((&codes[..10], codes[10]), (&[200; 10][..], 206));
+    assert_eq!(code(&world.ask("192.0.2.20:2", &json!({"t": 4, "params": {"tag": b, "rtag": a}}))), 200);
+}
+
+#[test]
+fn every_cap_holds() {
+    let limits = Limits {
+        tags: 3,
+        tags_per_network: 2,
+        calls: 2,
+        calls_per_tag: 1,
+        notices_per_call: 2,
+        connections: 3,
+        connections_per_network: 2,
+        ..Limits::default()
+    };
+    let mut world = World::new(Config { limits, ..config() });
+    let (a, b) = (world.client("192.0.2.1:1"), world.client("192.0.2.1:2"));
+    assert_eq!(code(&world.ask("192.0.2.1:3", &json!({"t": 1}))), 206);
+    let c = world.client("192.0.2.2:1");
+    assert_eq!(code(&world.ask("192.0.2.3:1", &json!({"t": 1}))), 206);
+    let call = |tag: &str, rtag: &str| json!({"t": 4, "params": {"tag": tag, "rtag": rtag}});
+    let answer = world.ask("192.0.2.1:1", &call(&a, &b));
+    assert_eq!(code(&world.ask("192.0.2.2:1", &call(&c, &b))), 206);
+    let token = answer["extra"]["token"].clone();
+    let trickle = |mid: i64| json!({"t": 54, "mid": mid, "token": token, "params": {"cands": ["c"]}});
+    assert_eq!(code(&world.ask("192.0.2.1:1", &trickle(1))), 200);
+    assert_eq!(code(&world.ask("192.0.2.1:1", &trickle(2))), 206);
+    for conn in 1..=3 {
+        world.open(conn);
+    }
+    world.hub.handle_web_opened(world.now, Conn(4), [192, 0, 2, 1].into());
+    world.hub.handle_web_opened(world.now, Conn(5), [192, 0, 2, 2].into());
+    world.drain();
+    let closed: Vec<_> = world.sent.iter().filter(|output| matches!(output, Output::Close { .. })).collect();
+    assert_eq!(closed, [&Output::Close { conn: Conn(3) }, &Output::Close { conn: Conn(5) }]);
+    world.close(1);
+    world.open(6);
+    world.sent.clear();
+    world.web(6, &json!({"t": 77}));
+    assert_eq!(world.on(6).len(), 1);
+    world.web(3, &json!({"t": 77}));
+    assert_eq!(world.on(3).len(), 0);
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Datagram(u8, Vec<u8>),
+    Say(u8, bool, i64, u8, u8),
+    Open(u8),
+    Close(u8),
+    Wait(u16),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let bytes = proptest::collection::vec(any::<u8>(), 0..64);
+    let t = prop_oneof![1..5_i64, 51..56_i64, -56..-50_i64, Just(102)];
+    prop_oneof![
+        1 => (any::<u8>(), bytes).prop_map(|(from, bytes)| Event::Datagram(from, bytes)),
+        8 => (any::<u8>(), any::<bool>(), t, any::<u8>(), any::<u8>())
+            .prop_map(|(from, web, t, x, y)| Event::Say(from, web, t, x, y)),
+        1 => (0..12_u8).prop_map(Event::Open),
+        1 => (0..12_u8).prop_map(Event::Close),
+        1 => any::<u16>().prop_map(Event::Wait),
+    ]
+}
+
+/// Picks one of what has been seen, so that tags, tokens and mids are often true ones.
+fn pick(seen: &[Value], index: u8) -> Value {
+    if seen.is_empty() { json!("x") } else { seen[usize::from(index) % seen.len()].clone() }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn no_sequence_of_events_panics_or_exceeds_a_cap(events in proptest::collection::vec(event(), 0..300)) {
+        let limits = Limits {
+            tags: 8, tags_per_network: 6, calls: 5, calls_per_tag: 3, notices_per_call: 4, connections: 4,
+            answer_bytes: 4000, rates: 4, per_source: Rate { burst: 50.0, per_second: 50.0 }, ..Limits::default()
+        };
+        let mut world = World::new(Config { limits, ..config() });
+        let (mut tags, mut tokens, mut mids) = (Vec::new(), Vec::new(), Vec::new());
+        for event in events {
+            let from = |from: u8| SocketAddr::from(([192, 0, 2, from % 4], 1 + u16::from(from % 3)));
+            match event {
+                Event::Datagram(who, bytes) => {
+                    world.hub.handle_datagram(world.now, Door::Aux, from(who), None, &bytes);
+                }
+                Event::Say(who, web, t, x, y) => {
+                    let (tag, rtag, token) = (pick(&tags, x), pick(&tags, y), pick(&tokens, x));
+                    let mid = if y % 3 == 0 { json!(y) } else { pick(&mids, y) };
+                    let mut message = json!({"t": t, "mid": mid.as_i64(), "token": token,
+                        "params": {"tag": tag, "rtag": rtag, "ltag": tag, "cands": ["c"], "ufrag": "u"}});
+                    if y % 5 == 0 { message["code"] = json!(204); }
+                    let text = message.to_string();
+                    if web { world.hub.handle_web_text(world.now, Conn(u64::from(who % 12)), &text); }
+                    else { world.hub.handle_datagram(world.now, Door::Main, from(who), None, text.as_bytes()); }
+                }
+                Event::Open(conn) => world.hub.handle_web_opened(world.now, Conn(u64::from(conn)), [192, 0, 2, conn].into()),
+                Event::Close(conn) => world.hub.handle_web_closed(world.now, Conn(u64::from(conn))),
+                Event::Wait(ms) => world.wait(Duration::from_millis(u64::from(ms))),
+            }
+            world.drain();
+            for output in std::mem::take(&mut world.sent) {
+                let payload = match output {
+                    Output::Datagram { payload, .. } => { prop_assert!(payload.len() <= 1200); payload }
+                    Output::Text { text, .. } => text.into_bytes(),
+                    Output::Close { .. } => continue,
+                };
+                let value = parsed(&payload);
+                let extra = &value["extra"];
+                tags.extend(extra.get("tag").cloned());
+                tokens.extend(extra.get("token").or(value.get("token")).cloned());
+                mids.extend(value.get("mid").cloned());
+            }
+            prop_assert!(world.hub.clients() <= 8 && world.hub.acts() <= 5);
+            prop_assert!(world.hub.webs.len() <= 4 && world.hub.answers.bytes() <= 4000);
+            prop_assert!(world.hub.sources.len() <= 4 && world.hub.pairs.len() <= 4);
+        }
+        // Two silent minutes later nothing of UDP is left, and nothing wants a timer.
+        for conn in 0..12 { world.hub.handle_web_closed(world.now, Conn(conn)); }
+        world.wait(Duration::from_secs(120));
+        prop_assert_eq!((world.hub.clients(), world.hub.acts(), world.hub.poll_timeout()), (0, 0, None));
+    }
+}

@@ -1,0 +1,101 @@
+//! A whole act between two plain clients over a wire that loses, repeats and reorders.
+
+use super::*;
+use rand::RngCore;
+use std::collections::HashMap;
+
+const STEP: Duration = Duration::from_millis(100);
+const TICKS: usize = 600;
+
+/// A client of document 000 with one socket, which repeats what is not answered and calls anew after ten seconds.
+#[derive(Default)]
+struct Client {
+    tag: Option<String>,
+    wants: Option<String>,
+    peer: Option<(Value, Value)>,
+    asked: usize,
+}
+
+impl Client {
+    /// What it says on its own at this moment.
+    fn speak(&self, tick: usize) -> Option<Value> {
+        if tick % 5 != 0 {
+            return None;
+        }
+        match (&self.tag, &self.wants, &self.peer) {
+            (None, ..) => Some(json!({"t": 1, "mid": 1})),
+            (Some(tag), Some(rtag), None) => {
+                Some(json!({"t": 4, "mid": 2 + tick / 100, "params": {"tag": tag, "rtag": rtag}}))
+            }
+            (Some(tag), ..) if tick % 50 == 0 => Some(json!({"t": 2, "tag": tag})),
+            _ => None,
+        }
+    }
+
+    fn hear(&mut self, message: &Value) -> Option<Value> {
+        let address = |host: &str, port: &str, at: &Value| Some((at[host].clone(), at[port].clone()));
+        let token = message.get("token").cloned();
+        match message["t"].as_i64()? {
+            -1 => self.tag = message["extra"]["tag"].as_str().map(str::to_owned),
+            51 => {
+                self.peer = address("host", "port", &message["params"]);
+                return Some(json!({"t": -51, "mid": message["mid"], "token": token, "code": 200}));
+            }
+            52 => {
+                self.peer = address("rhost", "rport", &message["extra"]);
+                return Some(json!({"t": -52, "mid": message["mid"], "token": token}));
+            }
+            53 => {
+                self.asked += 1;
+                let extra = json!({"punching": true});
+                return Some(
+                    json!({"t": -53, "mid": message["mid"], "token": token, "code": 200, "extra": extra}),
+                );
+            }
+            _ => {}
+        }
+        None
+    }
+}
+
+#[test]
+fn two_clients_find_each_other_over_a_wire_that_loses_a_third() {
+    for seed in 0..40_u8 {
+        let mut chance = ChaCha20Rng::from_seed([seed; 32]);
+        let mut world = World::new(config());
+        let names = ["192.0.2.10:1", "192.0.2.20:2"];
+        let mut clients: HashMap<&str, Client> = names.map(|name| (name, Client::default())).into();
+        let mut wire: Vec<(usize, &str, bool, Value)> = Vec::new();
+        for tick in 0..TICKS {
+            let callee = clients[names[1]].tag.clone();
+            clients.get_mut(names[0]).unwrap().wants = callee;
+            for name in names {
+                wire.extend(clients[name].speak(tick).map(|message| (tick, name, true, message)));
+            }
+            let (due, later) = wire.into_iter().partition(|entry| entry.0 <= tick);
+            wire = later;
+            for (_, name, to_server, message) in Vec::into_iter(due) {
+                let draw = chance.next_u32() % 100;
+                let copies = if draw < 33 { 0 } else { 1 + usize::from(draw > 90) };
+                for _ in 0..copies {
+                    if to_server {
+                        world.udp(name, &message);
+                    } else if let Some(answer) = clients.get_mut(name).unwrap().hear(&message) {
+                        wire.push((tick + 1 + chance.next_u32() as usize % 3, name, true, answer));
+                    }
+                }
+            }
+            for name in names {
+                for (_, message) in world.at(name) {
+                    wire.push((tick + 1 + chance.next_u32() as usize % 3, name, false, message));
+                }
+            }
+            world.wait(STEP);
+        }
+        assert_eq!(world.hub.clients(), 2, "seed {seed}: a repeated registration made a second tag");
+        let (a, b) = (&clients[names[0]], &clients[names[1]]);
+        assert_eq!(a.peer, Some((json!("192.0.2.20"), json!(2))), "seed {seed}");
+        assert_eq!(b.peer, Some((json!("192.0.2.10"), json!(1))), "seed {seed}");
+        assert!(a.asked > 0 && b.asked > 0, "seed {seed}");
+    }
+}

@@ -1,0 +1,71 @@
+//! The UDP hand: sends what the hub has for datagram clients. Receiving is the workers' part.
+
+use super::leg::Door;
+use crate::net::udp::UdpPort;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
+/// The server's sockets, for sending only; one for each local address.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    /// On port 1.
+    pub main: Vec<UdpPort>,
+    /// On port 2.
+    pub aux: Vec<UdpPort>,
+}
+
+impl Sockets {
+    /// Sends one datagram. What the system refuses is lost, and the hub's retransmission makes up for it.
+    pub(super) fn send(&self, door: Door, to: SocketAddr, from_ip: Option<IpAddr>, payload: &[u8]) {
+        let ports = match door {
+            Door::Main => &self.main,
+            Door::Aux => &self.aux,
+        };
+        let sent = match choose(ports, to, from_ip) {
+            Some((port, source)) => port.send(to, source, payload),
+            None => Err(io::ErrorKind::AddrNotAvailable.into()),
+        };
+        if let Err(error) = sent {
+            tracing::debug!(?door, %error, "datagram not sent");
+        }
+    }
+}
+
+/// Picks the socket that is bound to the address the client knows; else one bound to all, which may send from it; else
+/// any of the client's family.
+fn choose(ports: &[UdpPort], to: SocketAddr, from_ip: Option<IpAddr>) -> Option<(&UdpPort, Option<IpAddr>)> {
+    let family = || ports.iter().filter(|port| port.local_addr().is_ipv4() == to.is_ipv4());
+    let exact = family().find(|port| Some(port.local_addr().ip()) == from_ip);
+    let wild = family().find(|port| port.local_addr().ip().is_unspecified());
+    match (exact, wild) {
+        (Some(port), _) => Some((port, None)),
+        (None, Some(port)) => Some((port, from_ip)),
+        (None, None) => family().next().map(|port| (port, None)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::udp::Role;
+
+    #[test]
+    fn the_socket_is_chosen_by_family_and_local_address() {
+        let bind = |text: &str| UdpPort::bind(text.parse().unwrap(), Role::Single).unwrap();
+        let ports = [bind("127.0.0.2:0"), bind("0.0.0.0:0"), bind("127.0.0.1:0")];
+        let ip = |text: &str| Some(text.parse::<IpAddr>().unwrap());
+        let chosen = |to: &str, from: Option<IpAddr>| {
+            choose(&ports, to.parse().unwrap(), from).map(|(port, source)| (port.local_addr().ip(), source))
+        };
+        let to = "127.0.0.1:9";
+        assert_eq!(chosen(to, ip("127.0.0.2")), Some((ip("127.0.0.2").unwrap(), None)));
+        assert_eq!(chosen(to, ip("127.0.0.9")), Some((ip("0.0.0.0").unwrap(), ip("127.0.0.9"))));
+        assert_eq!(chosen(to, None), Some((ip("0.0.0.0").unwrap(), None)));
+        assert_eq!(chosen("[::1]:9", None), None);
+        let bound = choose(&ports[..1], to.parse().unwrap(), ip("127.0.0.9"));
+        assert_eq!(
+            bound.map(|(port, source)| (port.local_addr().ip(), source)),
+            Some((ip("127.0.0.2").unwrap(), None))
+        );
+    }
+}

@@ -1,0 +1,86 @@
+//! The WebSocket hand: one task for each connection, between the socket and the hub.
+
+use super::leg::Conn;
+use super::service::{Event, Shared};
+use super::wire::MAX_TEXT;
+use crate::net::time::now;
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::extract::{ConnectInfo, State};
+use axum::response::Response;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+
+/// Answers `GET /ws`.
+pub(super) async fn upgrade(
+    State(shared): State<Arc<Shared>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    upgrade
+        .max_message_size(MAX_TEXT)
+        .max_frame_size(MAX_TEXT)
+        .on_upgrade(move |socket| serve(socket, shared, peer))
+}
+
+async fn serve(mut socket: WebSocket, shared: Arc<Shared>, peer: SocketAddr) {
+    let conn = shared.next_conn();
+    let (outbox, texts) = mpsc::channel(shared.config.limits.outbox.max(1));
+    if shared.inbox.send(Event::Opened { conn, ip: peer.ip(), outbox }).await.is_err() {
+        return;
+    }
+    let code = converse(&mut socket, &shared, conn, texts).await;
+    let _ = shared.inbox.send(Event::Closed { conn }).await;
+    if let Some(code) = code {
+        let frame = CloseFrame { code, reason: "".into() };
+        let _ = timeout(shared.config.times.ping, socket.send(Message::Close(Some(frame)))).await;
+    }
+}
+
+/// Passes texts both ways until one side ends it; returns the code to close with, where a close is still due.
+async fn converse(
+    socket: &mut WebSocket,
+    shared: &Shared,
+    conn: Conn,
+    mut texts: mpsc::Receiver<String>,
+) -> Option<u16> {
+    let times = &shared.config.times;
+    let mut ping = interval(times.ping.max(Duration::from_millis(1)));
+    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut idle = after(times.idle);
+    loop {
+        let message = tokio::select! {
+            received = socket.recv() => {
+                idle = after(times.idle);
+                match received {
+                    Some(Ok(Message::Text(text))) => {
+                        let text = text.as_str().to_owned();
+                        if shared.inbox.send(Event::Text { conn, text }).await.is_err() {
+                            return Some(close_code::AWAY);
+                        }
+                        continue;
+                    }
+                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
+                    Some(Ok(Message::Binary(_))) => return Some(close_code::UNSUPPORTED),
+                    Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
+                }
+            }
+            text = texts.recv() => match text {
+                Some(text) => Message::Text(text.into()),
+                None => return Some(close_code::AWAY),
+            },
+            _ = ping.tick() => Message::Ping(Vec::new().into()),
+            () = sleep_until(idle) => return Some(close_code::AWAY),
+        };
+        // A peer that takes nothing in must not hold this task for ever.
+        if !matches!(timeout(times.idle, socket.send(message)).await, Ok(Ok(()))) {
+            return None;
+        }
+    }
+}
+
+fn after(wait: Duration) -> Instant {
+    Instant::from_std(now().mono) + wait
+}
