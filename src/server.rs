@@ -3,6 +3,7 @@
 mod doors;
 mod inbox;
 mod page;
+mod self_test;
 mod stream;
 mod worker;
 
@@ -21,6 +22,7 @@ use inbox::{Inbox, ToWorker};
 use ipnet::IpNet;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
+pub use self_test::SelfTest;
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -239,6 +241,15 @@ impl Server {
     #[must_use]
     pub fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    /// Asks the first advertised address for a Binding and an allocation, as a client would.
+    pub async fn self_test(&self) -> SelfTest {
+        let Some(server) = self.facts.advertised.first() else { return SelfTest::default() };
+        match &self.facts.ice.secret {
+            Some(secret) => self_test::run(*server, &secret.mint("self-test", time::now().unix + 60)).await,
+            None => SelfTest::default(),
+        }
     }
 
     /// Waits for the first failure of any part; never returns while all is well.

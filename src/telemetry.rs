@@ -1,7 +1,7 @@
 //! Logs: what is written, where to, and whether addresses show.
 
 use crate::ids;
-use std::io;
+use std::io::{self, IsTerminal};
 use tracing_subscriber::EnvFilter;
 
 /// How logs are written.
@@ -27,7 +27,9 @@ impl Default for Config {
 /// When the filter cannot be read, or logs were started before.
 pub fn start(config: &Config) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     ids::show_personal_data(config.addresses);
-    let lines =
-        tracing_subscriber::fmt().with_env_filter(EnvFilter::try_new(&config.level)?).with_writer(io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_new(&config.level)?)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal());
     if config.json { lines.json().try_init() } else { lines.try_init() }
 }

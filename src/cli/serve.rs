@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::net::interfaces::{Reach, reach};
-use crate::server::{Facts, Server};
+use crate::server::{Facts, SelfTest, Server};
 use crate::state::State;
 use crate::telemetry;
 use anyhow::Context;
@@ -65,6 +65,7 @@ impl Serve {
         let state = State::open(&config.state)?;
         let mut server = Server::start(config.server, &state).await.context("the server did not start")?;
         eprint_all(&introduction(server.facts(), &state));
+        eprint_all(&verdict(server.self_test().await));
         if self.print_ice || io::stdout().is_terminal() {
             let mut out = io::stdout().lock();
             writeln!(out, "{}", server.facts().ice_servers("invite"))?;
@@ -100,8 +101,22 @@ fn introduction(facts: &Facts, state: &State) -> String {
     let relay = join(facts.relay.iter().map(|address| address.local.to_string()).collect());
     line("relay", format!("invited users only · from {relay} · no private or loopback peers"));
     line("threads", facts.workers.to_string());
-    text.push('\n');
     text
+}
+
+fn verdict(test: SelfTest) -> String {
+    let mark = |ok| if ok { '✓' } else { '✗' };
+    let SelfTest { stun, turn_udp, turn_tcp } = test;
+    let advice = match (stun, turn_udp && turn_tcp) {
+        (true, true) => "",
+        (true, false) => {
+            "\n            the relay does not work: see the log with log.level = \"ginnel=debug\""
+        }
+        (false, _) => {
+            "\n            the advertised address does not reach this server from here: is it right, is the port open?"
+        }
+    };
+    format!("  self-test STUN {}  TURN udp {} tcp {}{advice}\n\n", mark(stun), mark(turn_udp), mark(turn_tcp))
 }
 
 /// Says what an address that not everybody reaches means.

@@ -1,0 +1,138 @@
+//! The server as its own first client: Binding and a real allocation through the advertised address, over UDP and TCP.
+
+use crate::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
+use crate::turn_server::auth::Minted;
+use crate::turn_server::wire::frame_len;
+use rand::Rng;
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::timeout;
+
+/// How long each answer may take.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Which parts answered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SelfTest {
+    /// Binding over UDP.
+    pub stun: bool,
+    /// Allocate and its end over UDP.
+    pub turn_udp: bool,
+    /// The same over TCP.
+    pub turn_tcp: bool,
+}
+
+/// Asks the server at `server` as a client with `credentials` would.
+pub(super) async fn run(server: SocketAddr, credentials: &Minted) -> SelfTest {
+    let any: IpAddr =
+        if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let mut result = SelfTest::default();
+    if let Ok(socket) = UdpSocket::bind((any, 0)).await
+        && socket.connect(server).await.is_ok()
+    {
+        let mut asker = Asker::new(Leg::Udp(socket));
+        result.stun = asker.ask(Method::BINDING, |builder| builder).await.is_ok();
+        result.turn_udp = asker.allocate(credentials).await.is_ok();
+    }
+    if let Ok(Ok(stream)) = timeout(PATIENCE, TcpStream::connect(server)).await {
+        result.turn_tcp = Asker::new(Leg::Tcp(stream)).allocate(credentials).await.is_ok();
+    }
+    result
+}
+
+enum Leg {
+    Udp(UdpSocket),
+    Tcp(TcpStream),
+}
+
+struct Asker {
+    leg: Leg,
+    rng: ChaCha20Rng,
+}
+
+impl Asker {
+    fn new(leg: Leg) -> Self {
+        Self { leg, rng: ChaCha20Rng::from_os_rng() }
+    }
+
+    async fn allocate(&mut self, credentials: &Minted) -> io::Result<()> {
+        let udp = |builder: Builder| builder.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
+        let challenge = match self.ask(Method::ALLOCATE, udp).await {
+            Err(Refused::Answer(bytes)) => bytes,
+            _ => return Err(io::Error::other("no challenge")),
+        };
+        let message = Message::parse(&challenge).map_err(io::Error::other)?;
+        let (Some(realm), Some(nonce)) = (message.realm(), message.nonce()) else {
+            return Err(io::Error::other("no realm"));
+        };
+        let Minted { username, credential } = credentials;
+        let key = Key::from_bytes(&long_term_digest(username, realm, credential));
+        let sign = |builder: Builder| {
+            builder
+                .attribute(attr::USERNAME, username.as_bytes())
+                .attribute(attr::REALM, realm.as_bytes())
+                .attribute(attr::NONCE, nonce.as_bytes())
+                .integrity(&key)
+        };
+        self.ask(Method::ALLOCATE, |builder| sign(udp(builder))).await?;
+        self.ask(Method::REFRESH, |builder| sign(builder.attribute(attr::LIFETIME, &[0; 4]))).await?;
+        Ok(())
+    }
+
+    /// Asks once; over loopback or the own interface nothing is lost.
+    async fn ask(&mut self, method: Method, fill: impl FnOnce(Builder) -> Builder) -> Result<(), Refused> {
+        let id = TransactionId::new(self.rng.random());
+        let request = fill(Builder::new(Class::Request, method, id)).finish();
+        let answer = timeout(PATIENCE, self.leg.exchange(&request)).await.map_err(io::Error::from)??;
+        match Message::parse(&answer) {
+            Ok(message) if message.transaction() == id && message.class() == Class::Success => Ok(()),
+            _ => Err(Refused::Answer(answer)),
+        }
+    }
+}
+
+enum Refused {
+    Answer(Vec<u8>),
+    Silence(io::Error),
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        Self::Silence(error)
+    }
+}
+
+impl From<Refused> for io::Error {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Answer(_) => Self::other("refused"),
+            Refused::Silence(error) => error,
+        }
+    }
+}
+
+impl Leg {
+    async fn exchange(&mut self, request: &[u8]) -> io::Result<Vec<u8>> {
+        let mut answer = vec![0; 1500];
+        match self {
+            Self::Udp(socket) => {
+                socket.send(request).await?;
+                let len = socket.recv(&mut answer).await?;
+                answer.truncate(len);
+            }
+            Self::Tcp(stream) => {
+                stream.write_all(request).await?;
+                stream.read_exact(&mut answer[..4]).await?;
+                let len = frame_len(&answer[..4]).map_err(io::Error::other)?.filter(|len| *len <= 1500);
+                answer.truncate(len.ok_or(io::ErrorKind::InvalidData)?);
+                stream.read_exact(&mut answer[4..]).await?;
+            }
+        }
+        Ok(answer)
+    }
+}
