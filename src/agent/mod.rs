@@ -1,1 +1,63 @@
-//! agent.
+//! The peer: two machines behind NATs get an end-to-end encrypted connection, direct or relayed.
+//!
+//! A listener registers with a server and makes a [`Ticket`]; whoever is handed it connects. Both sides gather candidates and
+//! check them ([RFC 8445](https://www.rfc-editor.org/rfc/rfc8445)), twice at once: one lane through the relay, which carries
+//! data as soon as it works, and a direct one, which takes over when it works. QUIC runs over whichever lane is in use, with
+//! both sides' keys derived from the ticket's secret, so that the server can neither read nor impersonate.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use ginnel::agent::{Agent, Config};
+//!
+//! let config = Config { server: Some("turn.example".parse()?), ..Config::default() };
+//! let mut listener = Agent::new(config).listen().await?;
+//! println!("agent connect {}", listener.ticket());
+//! let connection = listener.accept().await.ok_or("nobody can call any more")??;
+//! let (mut send, mut recv) = connection.accept_bi().await?;
+//! tokio::io::copy(&mut recv, &mut send).await?;
+//! send.finish().await?;
+//! connection.finish().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | room | holds | |
+//! | --- | --- | --- |
+//! | `session`, `reason`, `candidate` | one call's negotiation and how it is explained | pure |
+//! | `lanes` | which lane carries the data | pure |
+//! | `ticket`, `identity`, `nat` | tickets, the keys in them, what a NAT does | pure |
+//! | `call` | the hands of one call | tokio |
+//! | `ice` | a lane: the only file that names `webrtc_ice` | tokio |
+//! | `tcp_leg`, `probe`, `link` | TURN over TCP, STUN to the server, signalling over WebSocket | tokio |
+//! | `tunnel`, `quic`, `connection` | lanes as one socket, QUIC over it, its streams | tokio |
+//! | `peer`, `listener` | [`Agent`] and [`Listener`] | tokio |
+
+mod call;
+mod candidate;
+mod config;
+mod connection;
+mod error;
+mod ice;
+mod identity;
+mod lanes;
+mod link;
+mod listener;
+mod nat;
+mod path;
+mod peer;
+mod probe;
+mod quic;
+mod reason;
+mod session;
+mod tcp_leg;
+mod ticket;
+mod tunnel;
+
+pub use config::{Config, ServerName, ServerNameError};
+pub use connection::{Connection, PathChanges, RecvStream, SendStream};
+pub use error::{Error, Stage};
+pub use listener::Listener;
+pub use path::{Path, PathKind};
+pub use peer::Agent;
+pub use session::{Mode, Tried};
+pub use ticket::{Secret, Ticket, TicketError};

@@ -1,5 +1,8 @@
 //! The command lines: what can be typed, and what is printed. One file per command.
 
+pub mod agent;
+mod agent_pipe;
+mod agent_report;
 pub mod serve;
 
 use clap::{Parser, Subcommand};

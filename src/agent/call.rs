@@ -1,0 +1,458 @@
+//! The hands of one call: feed the session and the lane chooser, do what they say, and keep the lanes until the end.
+
+use super::candidate::LaneKind;
+use super::ice::{Lane, LaneConfig, LaneEvent, RelayCredentials, SelectedPair};
+use super::lanes::{self, Lanes};
+use super::link::{Link, LinkError};
+use super::path::{Path, PathKind};
+use super::probe::Probe;
+use super::reason::Reason;
+use super::session::{self, Failure, Session, Setup};
+use super::tunnel::{Sign, Tunnel};
+use crate::net::time;
+use crate::signaling::wire::{self, Answer, Ask, Code, Ice, Nat, Request, Tag, Token};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{sleep_until, timeout};
+
+const QUEUE: usize = 128;
+/// How long the news of a path may wait for its round trip to be measured.
+const MEASURE_TIME: Duration = Duration::from_millis(500);
+/// How long the end of a call may wait for the signalling line.
+const GOODBYE_TIME: Duration = Duration::from_millis(300);
+/// A timer that is never waited for.
+const FAR: Duration = Duration::from_secs(3600);
+
+/// What the signalling line brings to one call.
+#[derive(Debug)]
+pub(super) enum Signal {
+    /// The server asks: 52, 53, 54 or 55.
+    Request(Box<Request>),
+    /// The call cannot go on.
+    Failed(Code, String),
+    /// Nothing will come any more.
+    LineCut,
+}
+
+/// How far a call has come.
+#[derive(Debug, Clone)]
+pub(super) enum Progress {
+    /// No lane carries data yet.
+    Searching,
+    /// One did at least once.
+    Ready,
+    /// It is over.
+    Failed(CallFailure),
+}
+
+/// Why a call failed.
+#[derive(Debug, Clone)]
+pub(super) enum CallFailure {
+    /// As the session says.
+    Session(Failure),
+    /// The server or the other side said no.
+    Refused(Code, String),
+    /// The signalling line was cut before there was a path.
+    LineCut,
+}
+
+/// How a call begins.
+#[derive(Debug)]
+pub(super) enum Opening {
+    /// This side calls `callee`.
+    Dial { tag: Tag, callee: Tag },
+    /// This side was called.
+    Answer { mid: Option<i64>, token: Token, offer: Box<Ice> },
+}
+
+/// Both ends of a queue.
+type Channel<T> = (mpsc::Sender<T>, mpsc::Receiver<T>);
+
+/// The queues and sockets of a call; they exist before the session, so that gathering overlaps with registering.
+pub(super) struct Ground {
+    pub(super) tunnel: Arc<Tunnel>,
+    signs: mpsc::Receiver<(LaneKind, Sign)>,
+    events: Channel<(LaneKind, LaneEvent)>,
+    nat: Channel<Nat>,
+    blocked: watch::Sender<Option<bool>>,
+    server: SocketAddr,
+    lanes: [Option<Lane>; 2],
+    begun: Instant,
+}
+
+impl Ground {
+    /// Makes the queues. `blocked`: whether UDP failed to reach the server the last time it was tried.
+    pub(super) fn new(server: SocketAddr, blocked: Option<bool>) -> Self {
+        let (tunnel, signs) = Tunnel::new();
+        Self {
+            tunnel,
+            signs,
+            events: mpsc::channel(QUEUE),
+            nat: mpsc::channel(1),
+            blocked: watch::Sender::new(blocked),
+            server,
+            lanes: [None, None],
+            begun: time::now().mono,
+        }
+    }
+
+    /// Opens a lane's sockets and begins to gather.
+    pub(super) fn open_lane(&mut self, kind: LaneKind, setup: &Setup, relay: Option<RelayCredentials>) {
+        let config = LaneConfig {
+            kind,
+            role: setup.role,
+            ufrag: setup.ufrag.clone(),
+            pwd: setup.pwd.clone(),
+            server: self.server,
+            relay,
+            blocked: self.blocked.subscribe(),
+        };
+        let lane = Lane::open(config, Arc::clone(&self.tunnel), self.events.0.clone());
+        self.lanes[kind as usize] = Some(lane);
+    }
+
+    /// Begins to find out about UDP and the NAT; `stun2` brings `host:port` of the server's second UDP port.
+    pub(super) fn probe(&self, stun2: impl Future<Output = Option<String>> + Send + 'static) {
+        let (server, blocked, nat) = (self.server, self.blocked.clone(), self.nat.0.clone());
+        tokio::spawn(async move {
+            let Ok(probe) = Probe::start(server).await else {
+                blocked.send_replace(Some(true));
+                return;
+            };
+            blocked.send_replace(Some(probe.blocked()));
+            let second = match stun2.await {
+                Some(name) => tokio::net::lookup_host(name)
+                    .await
+                    .ok()
+                    .and_then(|mut found| found.find(|address| address.is_ipv4() == server.is_ipv4())),
+                None => None,
+            };
+            if let Some(known) = probe.finish(second).await {
+                let _ = nat.send(known).await;
+            }
+        });
+    }
+}
+
+/// A running call.
+#[derive(Debug)]
+pub(super) struct Call {
+    progress: watch::Receiver<Progress>,
+    pub(super) path: watch::Receiver<Option<Path>>,
+    stop: mpsc::Sender<String>,
+    task: JoinHandle<()>,
+}
+
+impl Call {
+    /// Starts the negotiation.
+    pub(super) fn start(
+        ground: Ground,
+        setup: Setup,
+        opening: Opening,
+        link: Link,
+        signals: mpsc::Receiver<Signal>,
+    ) -> Self {
+        let (progress, progress_rx) = watch::channel(Progress::Searching);
+        let (path, path_rx) = watch::channel(None);
+        let (stop, stop_rx) = mpsc::channel(1);
+        let driver = Driver {
+            session: Session::new(setup),
+            chooser: Lanes::new(ground.begun),
+            ground,
+            link,
+            dial: None,
+            token: None,
+            pairs: [None, None],
+            news: None,
+            progress,
+            path,
+        };
+        let task = tokio::spawn(driver.run(opening, signals, stop_rx));
+        Self { progress: progress_rx, path: path_rx, stop, task }
+    }
+
+    /// Waits until data can flow, or until that is hopeless.
+    pub(super) async fn ready(&mut self) -> Result<(), CallFailure> {
+        let reached = self.progress.wait_for(|progress| !matches!(progress, Progress::Searching)).await;
+        match reached.as_deref() {
+            Ok(Progress::Failed(failure)) => Err(failure.clone()),
+            Ok(_) => Ok(()),
+            Err(_) => Err(CallFailure::LineCut),
+        }
+    }
+
+    /// Ends the call for this reason: tells the other side, closes the lanes and gives the relayed address back.
+    pub(super) async fn end(self, reason: &str) {
+        let _ = self.stop.send(reason.to_owned()).await;
+        let _ = self.task.await;
+    }
+}
+
+type Dialled = JoinHandle<Result<Answer, LinkError>>;
+
+struct Driver {
+    session: Session,
+    chooser: Lanes,
+    ground: Ground,
+    link: Link,
+    /// Where an offer of the session's goes.
+    dial: Option<Opening>,
+    token: Option<Token>,
+    pairs: [Option<SelectedPair>; 2],
+    /// A path that is to be told once its round trip is known, at the latest at that time.
+    news: Option<(LaneKind, Option<Reason>, Instant)>,
+    progress: watch::Sender<Progress>,
+    path: watch::Sender<Option<Path>>,
+}
+
+impl Driver {
+    async fn run(
+        mut self,
+        opening: Opening,
+        mut signals: mpsc::Receiver<Signal>,
+        mut stop: mpsc::Receiver<String>,
+    ) {
+        let mut dialled = None;
+        self.open(opening);
+        let reason = loop {
+            self.drain(&mut dialled).await;
+            let timers = [
+                self.session.poll_timeout(),
+                self.chooser.poll_timeout(),
+                self.news.as_ref().map(|(.., at)| *at),
+            ];
+            let due = timers.into_iter().flatten().min().unwrap_or_else(|| time::now().mono + FAR);
+            tokio::select! {
+                reason = stop.recv() => break reason,
+                Some(signal) = signals.recv() => self.take_signal(signal).await,
+                Some((lane, event)) = self.ground.events.1.recv() => self.take_event(lane, event),
+                Some((lane, sign)) = self.ground.signs.recv() => self.take_sign(lane, sign),
+                Some(nat) = self.ground.nat.1.recv() => self.session.handle_nat(time::now().mono, nat),
+                answer = answered(&mut dialled) => {
+                    dialled = None;
+                    self.take_answer(answer);
+                }
+                () = sleep_until(due.into()) => self.pass_time(),
+            }
+        };
+        self.close(reason).await;
+    }
+
+    fn open(&mut self, opening: Opening) {
+        let now = time::now().mono;
+        match opening {
+            Opening::Answer { mid, token, mut offer } => {
+                self.token = Some(token.clone());
+                let offer = std::mem::take(&mut *offer);
+                self.dial = Some(Opening::Answer { mid, token, offer: Box::default() });
+                self.session.handle_offer(now, offer);
+            }
+            dial @ Opening::Dial { .. } => {
+                self.dial = Some(dial);
+                self.session.dial(now);
+            }
+        }
+    }
+
+    async fn drain(&mut self, dialled: &mut Option<Dialled>) {
+        loop {
+            if let Some(output) = self.chooser.poll_output() {
+                self.obey_chooser(output);
+            } else if let Some(output) = self.session.poll_output() {
+                self.obey_session(output, dialled).await;
+            } else {
+                break;
+            }
+        }
+        self.tell_news(time::now().mono);
+    }
+
+    fn obey_chooser(&mut self, output: lanes::Output) {
+        match output {
+            lanes::Output::Ping(lane, number) => self.ground.tunnel.send_sign(lane, Sign::Ping(number)),
+            lanes::Output::Active(lane) => {
+                self.ground.tunnel.set_active(lane);
+                self.session.handle_active(time::now().mono, lane);
+                if lane.is_some() {
+                    self.advance(Progress::Ready);
+                }
+            }
+        }
+    }
+
+    async fn obey_session(&mut self, output: session::Output, dialled: &mut Option<Dialled>) {
+        match output {
+            session::Output::Call(ice) => {
+                if let Some(Opening::Dial { tag, callee }) = self.dial.take() {
+                    let link = self.link.clone();
+                    let ask = Ask::Call { tag, rtag: callee, ice };
+                    *dialled = Some(tokio::spawn(async move { link.ask(ask).await }));
+                }
+            }
+            session::Output::Accept(ice) => {
+                if let Some(Opening::Answer { mid, token, .. }) = self.dial.take() {
+                    self.link.answer(mid, Answer::Accepted { token, ice }).await;
+                }
+            }
+            session::Output::Trickle { cands, done, nat } => {
+                if let Some(token) = self.token.clone() {
+                    self.link.tell(Ask::Trickle { token, cands, done, nat }).await;
+                }
+            }
+            session::Output::Start { ufrag, pwd } => {
+                for lane in self.ground.lanes.iter().flatten() {
+                    lane.start(ufrag.clone(), pwd.clone()).await;
+                }
+            }
+            session::Output::Candidate(candidate) => {
+                if let Some(lane) = &self.ground.lanes[candidate.lane as usize] {
+                    lane.add_candidate(candidate.text).await;
+                }
+            }
+            session::Output::Path(lane, reason) => {
+                self.news = Some((lane, reason, time::now().mono + MEASURE_TIME));
+            }
+            session::Output::Failed(failure) => self.advance(Progress::Failed(CallFailure::Session(failure))),
+        }
+    }
+
+    /// The first end of the search is the one that counts.
+    fn advance(&self, to: Progress) {
+        self.progress.send_if_modified(|progress| {
+            let searching = matches!(progress, Progress::Searching);
+            if searching {
+                *progress = to;
+            }
+            searching
+        });
+    }
+
+    async fn take_signal(&mut self, signal: Signal) {
+        let now = time::now().mono;
+        match signal {
+            Signal::Request(request) => self.take_request(now, *request).await,
+            Signal::Failed(code, text) => self.advance(Progress::Failed(CallFailure::Refused(code, text))),
+            Signal::LineCut => self.advance(Progress::Failed(CallFailure::LineCut)),
+        }
+    }
+
+    async fn take_request(&mut self, now: Instant, request: Request) {
+        let answer = match request.body {
+            Ask::Answered { token, ice, .. } => {
+                self.token = Some(token.clone());
+                self.session.handle_token(now);
+                self.session.handle_offer(now, ice);
+                Answer::Noted { token }
+            }
+            Ask::Trickle { token, cands, done, nat } => {
+                self.session.handle_trickle(now, &cands, done, nat);
+                Answer::Trickled { token }
+            }
+            Ask::Question { token } => {
+                let path = self.chooser.active().map(|lane| match lane {
+                    LaneKind::Direct => wire::Path::Direct,
+                    LaneKind::Relay => wire::Path::Relay,
+                });
+                Answer::Status { token, punching: path.is_none(), path }
+            }
+            Ask::End { token, reason } => {
+                self.session.handle_end(reason);
+                Answer::Ended { token }
+            }
+            _ => return,
+        };
+        self.link.answer(request.mid, answer).await;
+    }
+
+    fn take_answer(&mut self, answer: Result<Answer, LinkError>) {
+        match answer {
+            Ok(Answer::Calling { token }) => {
+                self.token = Some(token);
+                self.session.handle_token(time::now().mono);
+            }
+            Ok(Answer::Failed { code, em, .. }) => {
+                self.advance(Progress::Failed(CallFailure::Refused(code, em)));
+            }
+            Ok(_) | Err(_) => self.advance(Progress::Failed(CallFailure::LineCut)),
+        }
+    }
+
+    fn take_event(&mut self, lane: LaneKind, event: LaneEvent) {
+        let now = time::now().mono;
+        match event {
+            LaneEvent::Candidate(text) => self.session.handle_local(now, lane, &text),
+            LaneEvent::Gathered => self.session.handle_gathered(now, lane),
+            LaneEvent::Valid(pair) => {
+                tracing::debug!(lane = lane.word(), "a pair was selected");
+                self.pairs[lane as usize] = Some(pair);
+                self.chooser.handle_valid(now, lane);
+            }
+            LaneEvent::Failed => {
+                self.chooser.handle_failed(lane);
+                self.session.handle_dead(now, lane);
+            }
+        }
+    }
+
+    fn take_sign(&mut self, lane: LaneKind, sign: Sign) {
+        match sign {
+            Sign::Ping(number) => self.ground.tunnel.send_sign(lane, Sign::Pong(number)),
+            Sign::Pong(number) => self.chooser.handle_pong(time::now().mono, lane, number),
+        }
+    }
+
+    fn pass_time(&mut self) {
+        let now = time::now().mono;
+        for lane in LaneKind::ALL {
+            if let Some(heard) = self.ground.tunnel.last_heard(lane) {
+                self.chooser.handle_heard(heard, lane);
+            }
+        }
+        self.chooser.handle_timeout(now);
+        self.session.handle_timeout(now);
+    }
+
+    fn tell_news(&mut self, now: Instant) {
+        let Some((lane, _, at)) = self.news else { return };
+        let rtt = self.chooser.rtt(lane);
+        let (Some(pair), true) = (self.pairs[lane as usize], rtt.is_some() || now >= at) else { return };
+        let Some((_, reason, _)) = self.news.take() else { return };
+        let remote = match lane {
+            LaneKind::Direct => pair.remote,
+            LaneKind::Relay => self.ground.server,
+        };
+        let path = Path {
+            kind: PathKind::from(lane),
+            local: pair.local,
+            remote,
+            rtt,
+            since: now.saturating_duration_since(self.ground.begun),
+            reason: reason.map(|reason| reason.to_string()),
+        };
+        self.path.send_replace(Some(path));
+    }
+
+    async fn close(mut self, reason: Option<String>) {
+        // A call that was over before its path was measured still has one.
+        self.tell_news(time::now().mono + MEASURE_TIME);
+        if let Some(token) = self.token.take() {
+            let _ = timeout(GOODBYE_TIME, self.link.ask(Ask::End { token, reason })).await;
+        }
+        let [direct, relay] = std::mem::take(&mut self.ground.lanes).map(|lane| async move {
+            if let Some(lane) = lane {
+                lane.close().await;
+            }
+        });
+        tokio::join!(direct, relay);
+    }
+}
+
+async fn answered(dialled: &mut Option<Dialled>) -> Result<Answer, LinkError> {
+    match dialled {
+        Some(task) => task.await.unwrap_or(Err(LinkError::Silent)),
+        None => std::future::pending().await,
+    }
+}

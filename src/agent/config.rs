@@ -1,0 +1,117 @@
+//! How an agent is set up.
+
+use super::session::Mode;
+use std::fmt;
+use std::str::FromStr;
+
+const DEFAULT_PORT: u16 = 3478;
+
+/// Where a ginnel server is: `HOST`, `HOST:PORT`, an IPv4 address, or an IPv6 address, in brackets if a port follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerName {
+    /// Host name or address.
+    pub host: String,
+    /// Port, 3478 by default.
+    pub port: u16,
+}
+
+/// Why a text names no server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a server is HOST or HOST:PORT, such as turn.example:3478 or [2001:db8::7]:3478")]
+pub struct ServerNameError;
+
+impl FromStr for ServerName {
+    type Err = ServerNameError;
+
+    fn from_str(text: &str) -> Result<Self, ServerNameError> {
+        let (host, port) = match text.strip_prefix('[') {
+            Some(rest) => {
+                let (host, port) = rest.split_once(']').ok_or(ServerNameError)?;
+                (
+                    host,
+                    if port.is_empty() { None } else { Some(port.strip_prefix(':').ok_or(ServerNameError)?) },
+                )
+            }
+            None => match text.split_once(':') {
+                Some((_, rest)) if rest.contains(':') => (text, None),
+                Some((host, port)) => (host, Some(port)),
+                None => (text, None),
+            },
+        };
+        let port = port.map_or(Ok(DEFAULT_PORT), str::parse).map_err(|_| ServerNameError)?;
+        let sensible =
+            (1..=255).contains(&host.len()) && host.chars().all(|c| c.is_ascii_graphic() && c != '/');
+        if sensible && port != 0 { Ok(Self { host: host.to_owned(), port }) } else { Err(ServerNameError) }
+    }
+}
+
+impl fmt::Display for ServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// How an [`Agent`](super::Agent) is set up.
+#[derive(Clone, Default)]
+pub struct Config {
+    /// The server to listen at; a ticket names its own, which this one replaces.
+    pub server: Option<ServerName>,
+    /// The server's access key; without it the server's relay is not lent to this side.
+    pub key: Option<String>,
+    /// Which paths may be used.
+    pub mode: Mode,
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = self.key.as_ref().map(|_| "..");
+        f.debug_struct("Config")
+            .field("server", &self.server)
+            .field("key", &key)
+            .field("mode", &self.mode)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_a_host_and_maybe_a_port() {
+        let table = [
+            ("turn.example", Some(("turn.example", 3478))),
+            ("turn.example:99", Some(("turn.example", 99))),
+            ("192.0.2.1:3478", Some(("192.0.2.1", 3478))),
+            ("2001:db8::7", Some(("2001:db8::7", 3478))),
+            ("[2001:db8::7]", Some(("2001:db8::7", 3478))),
+            ("[2001:db8::7]:99", Some(("2001:db8::7", 99))),
+            ("", None),
+            (":3478", None),
+            ("host:", None),
+            ("host:0", None),
+            ("host:70000", None),
+            ("[::1", None),
+            ("[::1]9", None),
+            ("http://host", None),
+        ];
+        for (text, expected) in table {
+            let parsed = text.parse::<ServerName>().ok();
+            let expected = expected.map(|(host, port)| ServerName { host: host.into(), port });
+            assert_eq!(parsed, expected, "{text}");
+            if let Some(name) = parsed {
+                assert_eq!(name.to_string().parse(), Ok(name));
+            }
+        }
+    }
+
+    #[test]
+    fn debug_output_keeps_the_key() {
+        let config = Config { key: Some("hunter2".into()), ..Config::default() };
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+}

@@ -1,0 +1,133 @@
+//! Why there is no connection, or none any more.
+
+use super::call::CallFailure;
+use super::link::LinkError;
+use super::session::{Failure, Tried};
+use crate::signaling::wire::Code;
+
+/// Where between two agents something went wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// On this machine.
+    Local,
+    /// Reaching the server.
+    Server,
+    /// Calling the other side through the server.
+    Signal,
+    /// Finding a path.
+    Path,
+    /// Proving who one is over the path.
+    Handshake,
+    /// With the connection in use.
+    Connection,
+}
+
+impl Stage {
+    /// Returns the stage's name in `--json` events.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Local => "local",
+            Self::Server => "server",
+            Self::Signal => "signal",
+            Self::Path => "path",
+            Self::Handshake => "handshake",
+            Self::Connection => "connection",
+        }
+    }
+}
+
+/// Why there is no connection, or none any more.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The server cannot be reached.
+    #[error("no connection to the server {server}: {problem}")]
+    Unreachable {
+        /// `host:port`.
+        server: String,
+        /// What happened.
+        problem: String,
+    },
+    /// The other side is not there.
+    #[error("the other side is not online")]
+    Offline,
+    /// The server or the other side said no.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// Nothing got through between the two.
+    #[error("no path to the other side; tried {} own and {} of its candidates", .0.local, .0.remote)]
+    NoPath(Tried),
+    /// Somebody did not answer in time.
+    #[error("no answer in time ({})", .0.word())]
+    TimedOut(Stage),
+    /// The other side does not hold the same ticket, or something stands between.
+    #[error("the other side could not prove that it holds the ticket: {0}")]
+    Handshake(String),
+    /// The other side went away.
+    #[error("the other side ended the connection: {0}")]
+    PeerEnded(String),
+    /// This machine would not.
+    #[error("{0}")]
+    Local(String),
+}
+
+impl Error {
+    /// Says where it went wrong.
+    #[must_use]
+    pub fn stage(&self) -> Stage {
+        match self {
+            Self::Unreachable { .. } => Stage::Server,
+            Self::Offline | Self::Refused(_) => Stage::Signal,
+            Self::NoPath(_) => Stage::Path,
+            Self::TimedOut(stage) => *stage,
+            Self::Handshake(_) => Stage::Handshake,
+            Self::PeerEnded(_) => Stage::Connection,
+            Self::Local(_) => Stage::Local,
+        }
+    }
+
+    pub(super) fn from_link(server: &str, error: &LinkError) -> Self {
+        match error {
+            LinkError::Refused { text, .. } => Self::Refused(text.clone()),
+            LinkError::Silent => Self::TimedOut(Stage::Server),
+            LinkError::Connect(source) if source.kind() == std::io::ErrorKind::TimedOut => {
+                Self::TimedOut(Stage::Server)
+            }
+            LinkError::Name(source) | LinkError::Connect(source) => {
+                Self::Unreachable { server: server.to_owned(), problem: format!("{error} ({source})") }
+            }
+            LinkError::Protocol(source) => {
+                Self::Unreachable { server: server.to_owned(), problem: format!("{error} ({source})") }
+            }
+        }
+    }
+
+    pub(super) fn from_call(failure: CallFailure) -> Self {
+        match failure {
+            CallFailure::Session(Failure::NoAnswer) => Self::Offline,
+            CallFailure::Session(Failure::Ended(reason)) => {
+                Self::PeerEnded(reason.unwrap_or_else(|| "before there was a path".to_owned()))
+            }
+            CallFailure::Session(Failure::BadOffer) => {
+                Self::Refused("the other side speaks no ICE".to_owned())
+            }
+            CallFailure::Session(Failure::NoPath(tried)) => Self::NoPath(tried),
+            CallFailure::Refused(Code::NotOnline | Code::NoAnswer, _) => Self::Offline,
+            CallFailure::Refused(_, text) => Self::Refused(text),
+            CallFailure::LineCut => Self::TimedOut(Stage::Server),
+        }
+    }
+
+    pub(super) fn from_quic(error: &quinn::ConnectionError) -> Self {
+        use quinn::ConnectionError as E;
+        match error {
+            E::ApplicationClosed(close) => {
+                Self::PeerEnded(String::from_utf8_lossy(&close.reason).into_owned())
+            }
+            E::TimedOut => Self::PeerEnded("it has fallen silent".to_owned()),
+            E::LocallyClosed => Self::Local("the connection was closed here".to_owned()),
+            other => Self::PeerEnded(other.to_string()),
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! Who may talk over a ticket: two key pairs made from its secret, and TLS that takes exactly those.
+//!
+//! HKDF-SHA256 of the secret gives one Ed25519 key per [`Role`]. Each side shows a self-signed certificate of its own key and
+//! accepts only the other role's key; names and dates in the certificates mean nothing. A server that passes the
+//! packets on has no key, so it can neither read nor stand in the middle, and a connector cannot pose as a listener.
+
+use super::ticket::Secret;
+use ring::hkdf;
+use ring::signature::{Ed25519KeyPair, KeyPair as _};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
+};
+use std::sync::Arc;
+
+/// The application protocol that both sides ask TLS for.
+pub(super) const ALPN: &[u8] = b"ginnel/1";
+/// The name both certificates carry; it is compared with nothing.
+pub(super) const SERVER_NAME: &str = "ginnel";
+
+/// Which end of a ticket one is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Made the ticket; the QUIC server.
+    Listener,
+    /// Was handed the ticket; the QUIC client and the controlling ICE agent.
+    Connector,
+}
+
+impl Role {
+    fn label(self) -> &'static [u8] {
+        match self {
+            Self::Listener => b"ginnel/1 listener key",
+            Self::Connector => b"ginnel/1 connector key",
+        }
+    }
+
+    fn call_label(self) -> &'static [u8] {
+        match self {
+            Self::Listener => b"ginnel/1 listener call",
+            Self::Connector => b"ginnel/1 connector call",
+        }
+    }
+
+    /// Returns the other end.
+    #[must_use]
+    pub(super) fn other(self) -> Self {
+        match self {
+            Self::Listener => Self::Connector,
+            Self::Connector => Self::Listener,
+        }
+    }
+}
+
+/// Why keys or TLS settings could not be made; none of it depends on a peer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub(super) enum IdentityError {
+    /// The key derivation or the key was refused by the cryptography library.
+    #[error("cannot derive a key from the ticket's secret")]
+    Key,
+    /// The certificate could not be made.
+    #[error("cannot make a certificate: {0}")]
+    Certificate(#[from] rcgen::Error),
+    /// TLS refused the settings.
+    #[error("cannot set up TLS: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// One side's keys and the key it expects.
+#[derive(Debug)]
+pub(super) struct Identity {
+    certificate: CertificateDer<'static>,
+    key: PrivatePkcs8KeyDer<'static>,
+    expected: Arc<PinnedKey>,
+}
+
+impl Identity {
+    /// Derives the keys of `role` and of its counterpart.
+    ///
+    /// # Errors
+    /// [`IdentityError`], which no secret brings about.
+    pub(super) fn new(secret: &Secret, role: Role) -> Result<Self, IdentityError> {
+        let own_seed = derive(secret, role.label())?;
+        let peer_seed = derive(secret, role.other().label())?;
+        let peer = Ed25519KeyPair::from_seed_unchecked(&peer_seed).map_err(|_| IdentityError::Key)?;
+        let key = PrivatePkcs8KeyDer::from([&PKCS8_ED25519[..], &own_seed[..]].concat());
+        let pair = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&key, &rcgen::PKCS_ED25519)?;
+        let certificate = rcgen::CertificateParams::new([SERVER_NAME.to_owned()])?.self_signed(&pair)?;
+        Ok(Self {
+            certificate: certificate.der().clone(),
+            key,
+            expected: Arc::new(PinnedKey {
+                spki: [&SPKI_ED25519[..], peer.public_key().as_ref()].concat(),
+                provider: provider(),
+            }),
+        })
+    }
+
+    /// Makes the connector's TLS settings.
+    ///
+    /// # Errors
+    /// [`IdentityError::Tls`].
+    pub(super) fn client_config(&self) -> Result<ClientConfig, IdentityError> {
+        let mut config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::clone(&self.expected) as Arc<dyn ServerCertVerifier>)
+            .with_client_auth_cert(
+                vec![self.certificate.clone()],
+                PrivateKeyDer::Pkcs8(self.key.clone_key()),
+            )?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.resumption = rustls::client::Resumption::disabled();
+        Ok(config)
+    }
+
+    /// Makes the listener's TLS settings.
+    ///
+    /// # Errors
+    /// [`IdentityError::Tls`].
+    pub(super) fn server_config(&self) -> Result<ServerConfig, IdentityError> {
+        let mut config = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_client_cert_verifier(Arc::clone(&self.expected) as Arc<dyn ClientCertVerifier>)
+            .with_single_cert(vec![self.certificate.clone()], PrivateKeyDer::Pkcs8(self.key.clone_key()))?;
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.send_tls13_tickets = 0;
+        Ok(config)
+    }
+}
+
+/// Derives the ICE password of `role` in the call that uses `ufrag`.
+///
+/// A listener compares it before it opens a socket, so that a stranger who only knows the tag is refused at once.
+///
+/// # Errors
+/// [`IdentityError::Key`], which no input brings about.
+pub(super) fn ice_password(secret: &Secret, role: Role, ufrag: &str) -> Result<String, IdentityError> {
+    let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, b"ginnel/1").extract(&secret.0);
+    let bytes = expand(&prk, &[role.call_label(), ufrag.as_bytes()])?;
+    Ok(data_encoding::BASE32_NOPAD.encode(&bytes[..20]).to_ascii_lowercase())
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// PKCS #8 version 1 of an Ed25519 seed, without the seed (RFC 8410 section 7).
+const PKCS8_ED25519: [u8; 16] =
+    [0x30, 0x2E, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2B, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
+/// SubjectPublicKeyInfo of an Ed25519 key, without the key (RFC 8410 section 4).
+const SPKI_ED25519: [u8; 12] = [0x30, 0x2A, 0x30, 0x05, 0x06, 0x03, 0x2B, 0x65, 0x70, 0x03, 0x21, 0x00];
+
+fn derive(secret: &Secret, label: &[u8]) -> Result<[u8; 32], IdentityError> {
+    let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, b"ginnel/1").extract(&secret.0);
+    expand(&prk, &[label])
+}
+
+fn expand(prk: &hkdf::Prk, info: &[&[u8]]) -> Result<[u8; 32], IdentityError> {
+    let mut out = [0; 32];
+    let okm = prk.expand(info, hkdf::HKDF_SHA256).map_err(|_| IdentityError::Key)?;
+    okm.fill(&mut out).map_err(|_| IdentityError::Key)?;
+    Ok(out)
+}
+
+/// Accepts one public key, whatever the certificate around it says.
+#[derive(Debug)]
+struct PinnedKey {
+    spki: Vec<u8>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl PinnedKey {
+    fn check_key(&self, certificate: &CertificateDer<'_>) -> Result<(), rustls::Error> {
+        let parsed = ParsedCertificate::try_from(certificate)?;
+        if parsed.subject_public_key_info().as_ref() == self.spki {
+            Ok(())
+        } else {
+            Err(CertificateError::ApplicationVerificationFailure.into())
+        }
+    }
+
+    fn check_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.check_key(certificate)?;
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+}
+
+const ONLY_TLS13: rustls::Error =
+    rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls13RequiredForQuic);
+
+impl ServerCertVerifier for PinnedKey {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.check_key(end_entity).map(|()| ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(ONLY_TLS13)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.check_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+}
+
+impl ClientCertVerifier for PinnedKey {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.check_key(end_entity).map(|()| ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(ONLY_TLS13)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.check_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        vec![SignatureScheme::ED25519]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustls::{ClientConnection, ServerConnection};
+
+    fn shake(client: ClientConfig, server: ServerConfig) -> Result<(), rustls::Error> {
+        let name = ServerName::try_from(SERVER_NAME).unwrap();
+        let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
+        let mut server = ServerConnection::new(Arc::new(server)).unwrap();
+        for _ in 0..4 {
+            let mut bytes = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut bytes).unwrap();
+            }
+            server.read_tls(&mut bytes.as_slice()).unwrap();
+            server.process_new_packets()?;
+            let mut bytes = Vec::new();
+            while server.wants_write() {
+                server.write_tls(&mut bytes).unwrap();
+            }
+            client.read_tls(&mut bytes.as_slice()).unwrap();
+            client.process_new_packets()?;
+        }
+        assert!(!client.is_handshaking() && !server.is_handshaking());
+        assert_eq!(client.alpn_protocol(), Some(ALPN));
+        Ok(())
+    }
+
+    fn identity(secret: u8, role: Role) -> Identity {
+        Identity::new(&Secret([secret; 16]), role).unwrap()
+    }
+
+    #[test]
+    fn two_holders_of_one_ticket_shake_hands() {
+        let (connector, listener) = (identity(1, Role::Connector), identity(1, Role::Listener));
+        shake(connector.client_config().unwrap(), listener.server_config().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn a_wrong_secret_fails_on_either_side() {
+        let (connector, listener) = (identity(1, Role::Connector), identity(2, Role::Listener));
+        shake(connector.client_config().unwrap(), listener.server_config().unwrap()).unwrap_err();
+        // A client that would take any server is refused by the server.
+        let mut lax = identity(1, Role::Connector);
+        lax.expected = Arc::clone(&identity(2, Role::Connector).expected);
+        shake(lax.client_config().unwrap(), listener.server_config().unwrap()).unwrap_err();
+    }
+
+    #[test]
+    fn a_role_cannot_be_played_by_the_other() {
+        let (a, b) = (identity(1, Role::Connector), identity(1, Role::Connector));
+        shake(a.client_config().unwrap(), b.server_config().unwrap()).unwrap_err();
+        let (a, b) = (identity(1, Role::Listener), identity(1, Role::Listener));
+        shake(a.client_config().unwrap(), b.server_config().unwrap()).unwrap_err();
+    }
+
+    #[test]
+    fn the_right_certificate_without_its_key_fails() {
+        let mut thief = identity(9, Role::Listener);
+        thief.certificate = identity(1, Role::Listener).certificate;
+        thief.expected = identity(1, Role::Listener).expected;
+        let verifier = Arc::clone(&thief.expected) as Arc<dyn ClientCertVerifier>;
+        let signer = rustls::crypto::ring::sign::any_eddsa_type(&thief.key).unwrap();
+        let stolen = rustls::sign::CertifiedKey::new(vec![thief.certificate.clone()], signer);
+        let mut server = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_client_cert_verifier(verifier)
+            .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(stolen)));
+        server.alpn_protocols = vec![ALPN.to_vec()];
+        let error = shake(identity(1, Role::Connector).client_config().unwrap(), server).unwrap_err();
+        assert_eq!(error, rustls::Error::InvalidCertificate(CertificateError::BadSignature));
+    }
+
+    #[test]
+    fn ice_passwords_differ_by_role_call_and_secret() {
+        let of = |secret: u8, role, ufrag: &str| ice_password(&Secret([secret; 16]), role, ufrag).unwrap();
+        let one = of(1, Role::Connector, "abcd");
+        assert_eq!(one, of(1, Role::Connector, "abcd"));
+        assert!(one.len() >= 22, "RFC 8445 section 5.3 asks for 128 bits");
+        for other in
+            [of(1, Role::Listener, "abcd"), of(1, Role::Connector, "abce"), of(2, Role::Connector, "abcd")]
+        {
+            assert_ne!(one, other);
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The agent's line to the signalling server: document 000's messages over one WebSocket.
+
+use crate::signaling::wire::{
+    self, Answer, Ask, Code, IceServer, MAX_TEXT, Message, Request, Response, Tag, Token,
+};
+use futures_util::{SinkExt, StreamExt};
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{self, Message as Frame};
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
+
+const CONNECT_TIME: Duration = Duration::from_secs(5);
+const ANSWER_TIME: Duration = Duration::from_secs(10);
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// Heartbeats without any word from the server after which the line counts as cut.
+const MISSED: u8 = 3;
+/// Requests of ours that may wait for an answer.
+const PENDING: usize = 64;
+const QUEUE: usize = 64;
+
+/// Why there is no line.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LinkError {
+    #[error("no address of the server's name could be found")]
+    Name(#[source] io::Error),
+    #[error("no connection to the server")]
+    Connect(#[source] io::Error),
+    #[error("what answers there does not speak WebSocket")]
+    Protocol(#[source] Box<tungstenite::Error>),
+    #[error("the server said {}: {text}", code.number())]
+    Refused { code: Code, text: String },
+    #[error("the server does not answer")]
+    Silent,
+}
+
+/// What comes from the server unasked.
+#[derive(Debug)]
+pub(super) enum Heard {
+    /// A request, which wants an answer by [`Link::answer`].
+    Request(Request),
+    /// A call that had been accepted cannot go on (S0-A20).
+    CallFailed { token: Option<Token>, code: Code, text: String },
+    /// The line is cut; nothing comes any more.
+    Closed,
+}
+
+/// What registration brought.
+#[derive(Debug, Clone)]
+pub(super) struct Welcome {
+    pub(super) tag: Tag,
+    pub(super) ice_servers: Vec<IceServer>,
+    pub(super) stun2: Option<String>,
+}
+
+/// A handle on the line; cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Link {
+    outgoing: mpsc::Sender<Outgoing>,
+}
+
+#[derive(Debug)]
+enum Outgoing {
+    Ask(Ask, Option<oneshot::Sender<Answer>>),
+    Answer(Response),
+}
+
+/// Who is calling the server, and how.
+#[derive(Debug, Clone)]
+pub(super) struct Registration {
+    /// The server's access key.
+    pub(super) key: Option<String>,
+    /// Keeps the tag over reconnections.
+    pub(super) secret: Option<String>,
+}
+
+impl Registration {
+    fn ask(&self) -> Ask {
+        Ask::Register { key: self.key.clone(), secret: self.secret.clone() }
+    }
+}
+
+/// Finds the addresses of a server, IPv4 first because the relay client prefers it.
+pub(super) async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, LinkError> {
+    let mut addresses: Vec<SocketAddr> = lookup_host((host, port)).await.map_err(LinkError::Name)?.collect();
+    addresses.sort_by_key(SocketAddr::is_ipv6);
+    if addresses.is_empty() {
+        return Err(LinkError::Name(io::ErrorKind::NotFound.into()));
+    }
+    Ok(addresses)
+}
+
+/// Connects to the first of a server's addresses that answers.
+pub(super) async fn connect(addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), LinkError> {
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for address in addresses {
+        match timeout(CONNECT_TIME, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => return Ok((stream, *address)),
+            Ok(Err(error)) => last = error,
+            Err(elapsed) => last = elapsed.into(),
+        }
+    }
+    Err(LinkError::Connect(last))
+}
+
+impl Link {
+    /// Speaks WebSocket on `stream`, registers, and then tells `heard` what the server says.
+    pub(super) async fn open(
+        stream: TcpStream,
+        host: &str,
+        registration: &Registration,
+        heard: mpsc::Sender<Heard>,
+    ) -> Result<(Self, Welcome), LinkError> {
+        let address = stream.peer_addr().map_err(LinkError::Connect)?;
+        let _ = stream.set_nodelay(true);
+        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        let url = format!("ws://{host}:{}/ws", address.port());
+        let config =
+            WebSocketConfig::default().max_message_size(Some(MAX_TEXT)).max_frame_size(Some(MAX_TEXT));
+        let shake = client_async_with_config(url, stream, Some(config));
+        let (socket, _) = timeout(ANSWER_TIME, shake)
+            .await
+            .map_err(|_| LinkError::Silent)?
+            .map_err(|error| LinkError::Protocol(Box::new(error)))?;
+        let (outgoing, outgoing_rx) = mpsc::channel(QUEUE);
+        tokio::spawn(Line::new(socket, heard).run(outgoing_rx));
+        let link = Self { outgoing };
+        let welcome = link.register(registration).await?;
+        Ok((link, welcome))
+    }
+
+    /// Registers, or registers again for fresh credentials.
+    pub(super) async fn register(&self, registration: &Registration) -> Result<Welcome, LinkError> {
+        match self.ask(registration.ask()).await? {
+            Answer::Registered { tag, ice_servers, stun2 } => Ok(Welcome { tag, ice_servers, stun2 }),
+            Answer::Failed { code, em, .. } => Err(LinkError::Refused { code, text: em }),
+            _ => Err(LinkError::Silent),
+        }
+    }
+
+    /// Asks the server and waits for its answer, which may be [`Answer::Failed`].
+    pub(super) async fn ask(&self, ask: Ask) -> Result<Answer, LinkError> {
+        let (answer, answer_rx) = oneshot::channel();
+        self.outgoing.send(Outgoing::Ask(ask, Some(answer))).await.map_err(|_| LinkError::Silent)?;
+        timeout(ANSWER_TIME, answer_rx).await.map_err(|_| LinkError::Silent)?.map_err(|_| LinkError::Silent)
+    }
+
+    /// Tells the server something whose answer does not matter.
+    pub(super) async fn tell(&self, ask: Ask) {
+        let _ = self.outgoing.send(Outgoing::Ask(ask, None)).await;
+    }
+
+    /// Answers a request of the server's.
+    pub(super) async fn answer(&self, mid: Option<i64>, body: Answer) {
+        let _ = self.outgoing.send(Outgoing::Answer(Response { mid, body })).await;
+    }
+}
+
+/// The task that owns the socket.
+struct Line {
+    socket: WebSocketStream<TcpStream>,
+    heard: mpsc::Sender<Heard>,
+    pending: HashMap<i64, oneshot::Sender<Answer>>,
+    next_mid: i64,
+    tag: Option<Tag>,
+    missed: u8,
+}
+
+impl Line {
+    fn new(socket: WebSocketStream<TcpStream>, heard: mpsc::Sender<Heard>) -> Self {
+        let next_mid = i64::from(rand::random::<u32>());
+        Self { socket, heard, pending: HashMap::new(), next_mid, tag: None, missed: 0 }
+    }
+
+    async fn run(mut self, mut outgoing: mpsc::Receiver<Outgoing>) {
+        let mut heartbeat = interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let result = tokio::select! {
+                next = outgoing.recv() => match next {
+                    Some(Outgoing::Ask(ask, answer)) => self.ask(ask, answer).await,
+                    Some(Outgoing::Answer(response)) => self.write(&Message::Response(response)).await,
+                    None => break,
+                },
+                frame = self.socket.next() => match frame {
+                    Some(Ok(frame)) => self.read(&frame).await,
+                    Some(Err(error)) => Err(error),
+                    None => break,
+                },
+                _ = heartbeat.tick() => self.beat().await,
+            };
+            if let Err(error) = result {
+                tracing::debug!(%error, "the signalling line broke");
+                break;
+            }
+        }
+        let _ = timeout(Duration::from_millis(200), self.socket.close(None)).await;
+        let _ = self.heard.send(Heard::Closed).await;
+    }
+
+    async fn beat(&mut self) -> Result<(), tungstenite::Error> {
+        let Some(tag) = self.tag.clone() else { return Ok(()) };
+        if self.missed >= MISSED {
+            return Err(tungstenite::Error::ConnectionClosed);
+        }
+        self.missed += 1;
+        self.ask(Ask::Heartbeat { tag }, None).await
+    }
+
+    async fn ask(
+        &mut self,
+        body: Ask,
+        answer: Option<oneshot::Sender<Answer>>,
+    ) -> Result<(), tungstenite::Error> {
+        self.pending.retain(|_, answer| !answer.is_closed());
+        self.next_mid += 1;
+        if let Some(answer) = answer.filter(|_| self.pending.len() < PENDING) {
+            self.pending.insert(self.next_mid, answer);
+        }
+        self.write(&Message::Request(Request { mid: Some(self.next_mid), body })).await
+    }
+
+    async fn write(&mut self, message: &Message) -> Result<(), tungstenite::Error> {
+        self.socket.send(Frame::text(message.encode())).await
+    }
+
+    async fn read(&mut self, frame: &Frame) -> Result<(), tungstenite::Error> {
+        self.missed = 0;
+        let Frame::Text(text) = frame else { return Ok(()) };
+        match wire::decode(text.as_bytes()) {
+            Ok(Message::Request(request)) => {
+                let _ = self.heard.send(Heard::Request(request)).await;
+            }
+            Ok(Message::Response(response)) => self.take_answer(response).await?,
+            Err(error) => tracing::debug!(%error, "the server said something that is not understood"),
+        }
+        Ok(())
+    }
+
+    async fn take_answer(&mut self, response: Response) -> Result<(), tungstenite::Error> {
+        if let Answer::Registered { tag, .. } = &response.body {
+            self.tag = Some(tag.clone());
+        }
+        let waiting = response.mid.and_then(|mid| self.pending.remove(&mid));
+        match (waiting, response.body) {
+            (Some(waiting), body) => {
+                let _ = waiting.send(body);
+            }
+            (None, Answer::Failed { t: 4, token, code, em }) => {
+                let _ = self.heard.send(Heard::CallFailed { token, code, text: em }).await;
+            }
+            // The tag is gone, and with it everything this line is for.
+            (None, Answer::Failed { t: 2, code: Code::UnknownTag, .. }) => {
+                return Err(tungstenite::Error::ConnectionClosed);
+            }
+            (None, _) => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,85 @@
+//! What a NAT does to ports, told from how two STUN answers to one socket differ. It explains a path; it never forbids one.
+
+use crate::signaling::wire::Nat;
+use crate::stun::{Builder, Class, Message, Method, TransactionId, attr};
+use std::net::{IpAddr, SocketAddr};
+
+/// What one socket was told by the server's two ports; `None` where no answer came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Mappings {
+    /// The address seen by the main port.
+    pub first: Option<SocketAddr>,
+    /// The address seen by the second port.
+    pub second: Option<SocketAddr>,
+}
+
+/// Names the NAT, from the socket's own port, this machine's addresses and both answers; `None` when they do not tell.
+#[must_use]
+pub(super) fn classify(local_port: u16, local_ips: &[IpAddr], seen: Mappings) -> Option<Nat> {
+    match (seen.first, seen.second) {
+        (None, None) => Some(Nat::Blocked),
+        (Some(mapped), _) | (_, Some(mapped))
+            if mapped.port() == local_port && local_ips.contains(&mapped.ip()) =>
+        {
+            Some(Nat::Open)
+        }
+        (Some(first), Some(second)) => Some(if first == second { Nat::Easy } else { Nat::Hard }),
+        _ => None,
+    }
+}
+
+/// Writes a Binding request.
+#[must_use]
+pub(super) fn binding_request(random: [u8; 12]) -> Vec<u8> {
+    Builder::new(Class::Request, Method::BINDING, TransactionId::new(random)).finish()
+}
+
+/// Reads the mapped address from the answer to [`binding_request`]; `None` for anything else.
+#[must_use]
+pub(super) fn binding_response(bytes: &[u8], random: [u8; 12]) -> Option<SocketAddr> {
+    let message = Message::parse(bytes).ok()?;
+    let ours = message.class() == Class::Success
+        && message.method() == Method::BINDING
+        && message.transaction() == TransactionId::new(random);
+    let address = ours.then(|| message.unverified().xor_address(attr::XOR_MAPPED_ADDRESS))?;
+    address.ok()?.map(|address| SocketAddr::new(address.ip().to_canonical(), address.port()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(text: &str) -> Option<SocketAddr> {
+        Some(text.parse().unwrap())
+    }
+
+    #[test]
+    fn two_answers_name_the_nat() {
+        let ips = ["10.0.0.5".parse().unwrap()];
+        let table = [
+            (at("10.0.0.5:4000"), at("10.0.0.5:4000"), Some(Nat::Open)),
+            (at("10.0.0.5:4000"), None, Some(Nat::Open)),
+            (at("203.0.113.9:4000"), at("203.0.113.9:4000"), Some(Nat::Easy)),
+            (at("203.0.113.9:5000"), at("203.0.113.9:5001"), Some(Nat::Hard)),
+            (at("203.0.113.9:5000"), at("203.0.113.8:5000"), Some(Nat::Hard)),
+            (at("203.0.113.9:4000"), None, None),
+            (None, None, Some(Nat::Blocked)),
+        ];
+        for (first, second, expected) in table {
+            assert_eq!(classify(4000, &ips, Mappings { first, second }), expected, "{first:?} {second:?}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_read_only_by_its_own_transaction() {
+        let address: SocketAddr = "203.0.113.9:5000".parse().unwrap();
+        let id = TransactionId::new([3; 12]);
+        let answer = Builder::new(Class::Success, Method::BINDING, id)
+            .xor_address(attr::XOR_MAPPED_ADDRESS, address)
+            .finish();
+        assert_eq!(binding_response(&answer, [3; 12]), Some(address));
+        assert_eq!(binding_response(&answer, [4; 12]), None);
+        assert_eq!(binding_response(&binding_request([3; 12]), [3; 12]), None);
+        assert_eq!(binding_response(b"", [3; 12]), None);
+    }
+}

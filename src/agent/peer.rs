@@ -1,0 +1,171 @@
+//! The agent: listens with a ticket of its own making, or connects with somebody else's.
+
+use super::call::{Call, Ground, Opening, Signal};
+use super::candidate::LaneKind;
+use super::config::{Config, ServerName};
+use super::connection::Connection;
+use super::error::Error;
+use super::ice::RelayCredentials;
+use super::identity::{self, Role};
+use super::link::{self, Heard, Link, Registration, Welcome};
+use super::listener::Listener;
+use super::quic;
+use super::session::Setup;
+use super::ticket::{SECRET_LEN, Secret, Ticket};
+use crate::signaling::wire::{IceServer, Tag};
+use std::net::SocketAddr;
+use tokio::sync::{mpsc, oneshot};
+
+const QUEUE: usize = 64;
+const UFRAG_BYTES: usize = 5;
+const TAG_SECRET_BYTES: usize = 20;
+
+/// One side of connections between two machines.
+#[derive(Debug, Clone, Default)]
+pub struct Agent {
+    config: Config,
+}
+
+impl Agent {
+    /// Makes an agent.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self { config }
+    }
+
+    /// Registers with the configured server and makes a ticket for the other side.
+    ///
+    /// # Errors
+    /// [`Error::Local`] without a server in the configuration; otherwise why the server did not take the registration.
+    pub async fn listen(&self) -> Result<Listener, Error> {
+        let server = self.config.server.clone();
+        let server = server.ok_or_else(|| Error::Local("no server is configured".to_owned()))?;
+        let registration =
+            Registration { key: self.config.key.clone(), secret: Some(random_word(TAG_SECRET_BYTES)) };
+        let (heard, heard_rx) = mpsc::channel(QUEUE);
+        let line = register(&server, &registration, heard).await?;
+        let ticket = Ticket {
+            host: server.host.clone(),
+            port: server.port,
+            tag: line.welcome.tag.to_string(),
+            secret: Secret(rand::random::<[u8; SECRET_LEN]>()),
+        };
+        Ok(Listener::start(ticket, server, registration, self.config.mode, (line, heard_rx)))
+    }
+
+    /// Connects to the listener that made the ticket.
+    ///
+    /// # Errors
+    /// [`Error`] says at which [`Stage`](super::Stage) it failed.
+    pub async fn connect(&self, ticket: &Ticket) -> Result<Connection, Error> {
+        let own = ServerName { host: ticket.host.clone(), port: ticket.port };
+        let server = self.config.server.clone().unwrap_or(own);
+        let callee = Tag::new(ticket.tag.clone()).ok_or(Error::Offline)?;
+        let name = server.to_string();
+        let addresses = link::resolve(&server.host, server.port).await;
+        let addresses = addresses.map_err(|error| Error::from_link(&name, &error))?;
+        let connected = link::connect(&addresses).await;
+        let (stream, address) = connected.map_err(|error| Error::from_link(&name, &error))?;
+
+        let mut setup = setup(&self.config, &ticket.secret, Role::Connector)?;
+        let mut ground = Ground::new(address, None);
+        let (stun2, stun2_rx) = oneshot::channel();
+        ground.probe(async move { stun2_rx.await.ok().flatten() });
+        if setup.mode.allows(LaneKind::Direct) {
+            ground.open_lane(LaneKind::Direct, &setup, None);
+        }
+
+        let registration = Registration { key: self.config.key.clone(), secret: None };
+        let (heard, heard_rx) = mpsc::channel(QUEUE);
+        let opened = Link::open(stream, &server.host, &registration, heard).await;
+        let (link, welcome) = opened.map_err(|error| Error::from_link(&name, &error))?;
+        let _ = stun2.send(welcome.stun2.clone());
+        let relay = relay_credentials(&welcome.ice_servers);
+        setup.own_relay = relay.is_some();
+        if setup.mode.allows(LaneKind::Relay) {
+            ground.open_lane(LaneKind::Relay, &setup, relay);
+        }
+        let (signals, signals_rx) = mpsc::channel(QUEUE);
+        tokio::spawn(pass_on(heard_rx, signals));
+        let opening = Opening::Dial { tag: welcome.tag, callee };
+        establish(ground, setup, &ticket.secret, opening, (link, signals_rx)).await
+    }
+}
+
+/// A registered line to the server.
+pub(super) struct RegisteredLine {
+    pub(super) link: Link,
+    pub(super) welcome: Welcome,
+    pub(super) server: SocketAddr,
+}
+
+/// Connects to a server and registers.
+pub(super) async fn register(
+    server: &ServerName,
+    registration: &Registration,
+    heard: mpsc::Sender<Heard>,
+) -> Result<RegisteredLine, Error> {
+    let attempt = async {
+        let addresses = link::resolve(&server.host, server.port).await?;
+        let (stream, address) = link::connect(&addresses).await?;
+        let (link, welcome) = Link::open(stream, &server.host, registration, heard).await?;
+        Ok(RegisteredLine { link, welcome, server: address })
+    };
+    attempt.await.map_err(|error| Error::from_link(&server.to_string(), &error))
+}
+
+/// Makes the ICE credentials of one call; the password proves that this side holds the ticket.
+pub(super) fn setup(config: &Config, secret: &Secret, role: Role) -> Result<Setup, Error> {
+    let ufrag = random_word(UFRAG_BYTES);
+    let pwd =
+        identity::ice_password(secret, role, &ufrag).map_err(|error| Error::Local(error.to_string()))?;
+    Ok(Setup { role, mode: config.mode, ufrag, pwd, own_relay: false })
+}
+
+/// Takes the relay's credentials from what registration brought, if any were given.
+pub(super) fn relay_credentials(servers: &[IceServer]) -> Option<RelayCredentials> {
+    let relay = servers.iter().find(|server| server.urls.iter().any(|url| url.starts_with("turn:")))?;
+    Some(RelayCredentials { username: relay.username.clone()?, password: relay.credential.clone()? })
+}
+
+/// Negotiates a call and shakes hands over it.
+pub(super) async fn establish(
+    ground: Ground,
+    setup: Setup,
+    secret: &Secret,
+    opening: Opening,
+    (link, signals): (Link, mpsc::Receiver<Signal>),
+) -> Result<Connection, Error> {
+    let (tunnel, role) = (ground.tunnel.clone(), setup.role);
+    let mut call = Call::start(ground, setup, opening, link, signals);
+    if let Err(failure) = call.ready().await {
+        call.end("no path").await;
+        return Err(Error::from_call(failure));
+    }
+    match quic::establish(tunnel, secret, role).await {
+        Ok(established) => Ok(Connection::new(established, call)),
+        Err(error) => {
+            call.end("the handshake failed").await;
+            Err(error)
+        }
+    }
+}
+
+async fn pass_on(mut heard: mpsc::Receiver<Heard>, signals: mpsc::Sender<Signal>) {
+    while let Some(heard) = heard.recv().await {
+        let signal = match heard {
+            Heard::Request(request) => Signal::Request(Box::new(request)),
+            Heard::CallFailed { code, text, .. } => Signal::Failed(code, text),
+            Heard::Closed => Signal::LineCut,
+        };
+        if signals.send(signal).await.is_err() {
+            break;
+        }
+    }
+}
+
+/// Draws a lower-case word from the system's random source.
+fn random_word(bytes: usize) -> String {
+    let random: [u8; 32] = rand::random();
+    data_encoding::BASE32_NOPAD.encode(&random[..bytes.min(32)]).to_ascii_lowercase()
+}

@@ -1,0 +1,157 @@
+//! Two sides in one process: lanes over loopback, candidates handed over by hand, QUIC over whichever lane is told.
+
+use super::*;
+use crate::agent::candidate::LaneKind;
+use crate::agent::ice::{self, Lane, LaneConfig, LaneEvent, RelayCredentials};
+use crate::agent::ticket::SECRET_LEN;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use tokio::net::UdpSocket;
+use tokio::sync::{mpsc, watch};
+use turn::auth::AuthHandler;
+use turn::relay::relay_static::RelayAddressGeneratorStatic;
+use turn::server::Server;
+use turn::server::config::{ConnConfig, ServerConfig as TurnConfig};
+
+const REALM: &str = "example";
+
+struct OneUser;
+
+impl AuthHandler for OneUser {
+    fn auth_handle(&self, username: &str, realm: &str, _: SocketAddr) -> Result<Vec<u8>, turn::Error> {
+        Ok(turn::auth::generate_auth_key(username, realm, "password"))
+    }
+}
+
+async fn turn_server() -> (Server, SocketAddr) {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = socket.local_addr().unwrap();
+    let generator = RelayAddressGeneratorStatic {
+        relay_address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        address: "127.0.0.1".to_owned(),
+        net: ice::system_net(),
+    };
+    let config = TurnConfig {
+        conn_configs: vec![ConnConfig { conn: Arc::new(socket), relay_addr_generator: Box::new(generator) }],
+        realm: REALM.to_owned(),
+        auth_handler: Arc::new(OneUser),
+        channel_bind_timeout: Duration::ZERO,
+        alloc_close_notify: None,
+    };
+    (Server::new(config).await.unwrap(), address)
+}
+
+struct Side {
+    tunnel: Arc<Tunnel>,
+    lanes: [Lane; 2],
+    events: mpsc::Receiver<(LaneKind, LaneEvent)>,
+    _blocked: watch::Sender<Option<bool>>,
+}
+
+fn side(role: Role, server: SocketAddr) -> Side {
+    let (tunnel, signs) = Tunnel::new();
+    drop(signs);
+    let (events_tx, events) = mpsc::channel(64);
+    let blocked = watch::Sender::new(Some(false));
+    let lanes = LaneKind::ALL.map(|kind| {
+        let relay = RelayCredentials { username: "user".into(), password: "password".into() };
+        let config = LaneConfig {
+            kind,
+            role,
+            ufrag: format!("{role:?}"),
+            pwd: "p".repeat(32),
+            server,
+            relay: Some(relay).filter(|_| kind == LaneKind::Relay),
+            blocked: blocked.subscribe(),
+        };
+        Lane::open(config, Arc::clone(&tunnel), events_tx.clone())
+    });
+    Side { tunnel, lanes, events, _blocked: blocked }
+}
+
+/// Hands candidates from one side to the other until both lanes of it are valid.
+async fn introduce(from: &mut mpsc::Receiver<(LaneKind, LaneEvent)>, to: &[Lane; 2]) {
+    let mut valid = 0;
+    while valid < 2 {
+        match from.recv().await.unwrap() {
+            (kind, LaneEvent::Candidate(text)) => to[kind as usize].add_candidate(text).await,
+            (_, LaneEvent::Valid(_)) => valid += 1,
+            (_, LaneEvent::Gathered) => {}
+            (kind, LaneEvent::Failed) => panic!("{kind:?} failed"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn data_survives_the_move_from_the_relay_to_the_direct_lane() {
+    let (turn, address) = turn_server().await;
+    let (mut a, mut b) = (side(Role::Connector, address), side(Role::Listener, address));
+    for lane in &a.lanes {
+        lane.start("Listener".into(), "p".repeat(32)).await;
+    }
+    for lane in &b.lanes {
+        lane.start("Connector".into(), "p".repeat(32)).await;
+    }
+    let both = async { tokio::join!(introduce(&mut a.events, &b.lanes), introduce(&mut b.events, &a.lanes)) };
+    tokio::time::timeout(Duration::from_secs(20), both).await.expect("both lanes work");
+
+    let secret = Secret([3; SECRET_LEN]);
+    a.tunnel.set_active(Some(LaneKind::Relay));
+    b.tunnel.set_active(Some(LaneKind::Relay));
+    let (client, server) = tokio::join!(
+        establish(Arc::clone(&a.tunnel), &secret, Role::Connector),
+        establish(Arc::clone(&b.tunnel), &secret, Role::Listener)
+    );
+    let (client, server) = (client.unwrap(), server.unwrap());
+
+    let sent: Vec<u8> = (0..4_000_000_u32).map(|n| n.to_le_bytes()[1] ^ n.to_le_bytes()[0]).collect();
+    let sending = async {
+        let mut stream = client.connection.open_uni().await.unwrap();
+        for (n, chunk) in sent.chunks(sent.len() / 4).enumerate() {
+            stream.write_all(chunk).await.unwrap();
+            let lane = if n % 2 == 0 { LaneKind::Direct } else { LaneKind::Relay };
+            a.tunnel.set_active(Some(lane));
+        }
+        stream.finish().unwrap();
+        stream.stopped().await.unwrap();
+    };
+    let receiving = async {
+        let mut stream = server.connection.accept_uni().await.unwrap();
+        let mut received = Vec::new();
+        while let Some(chunk) = stream.read_chunk(65_536, true).await.unwrap() {
+            received.extend_from_slice(&chunk.bytes);
+            if received.len() > 1_000_000 {
+                b.tunnel.set_active(Some(LaneKind::Direct));
+            }
+        }
+        received
+    };
+    let moved = async { tokio::join!(sending, receiving).1 };
+    let received = tokio::time::timeout(Duration::from_secs(30), moved).await.expect("everything moves");
+    assert!(received == sent);
+
+    for lane in a.lanes.into_iter().chain(b.lanes) {
+        lane.close().await;
+    }
+    turn.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_side_with_another_secret_gets_no_connection() {
+    let (a, _) = Tunnel::new();
+    let (b, _) = Tunnel::new();
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        from.set_active(Some(LaneKind::Direct));
+        let (from, to) = (Arc::clone(from), Arc::clone(to));
+        tokio::spawn(async move {
+            loop {
+                let datagram = from.next_outgoing(LaneKind::Direct).await;
+                to.deliver(LaneKind::Direct, &datagram);
+            }
+        });
+    }
+    let (right, wrong) = (Secret([1; SECRET_LEN]), Secret([2; SECRET_LEN]));
+    let (client, server) =
+        tokio::join!(establish(a, &right, Role::Connector), establish(b, &wrong, Role::Listener));
+    assert!(matches!(client.err(), Some(Error::Handshake(_))));
+    assert!(matches!(server.err(), Some(Error::Handshake(_))));
+}

@@ -1,0 +1,427 @@
+//! The negotiation of one call as a machine: what was said, found and timed out, to what is to be said and tried.
+//!
+//! Both roles run the same machine. The connector begins with [`Session::dial`], the listener with the connector's offer
+//! ([`Session::handle_offer`]). Candidates are trickled: each side tells the other of its candidates as it finds them
+//! (S0-A18), and lanes are tried as soon as both credentials are known.
+
+use super::candidate::{self, LaneKind, Origin, RemoteCandidate};
+use super::identity::Role;
+use super::reason::{self, Facts, Reason};
+use crate::signaling::wire::{Ice, Nat};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// How long the other side may take to answer a call; the server gives up after 7.5 s (S0-A17).
+pub(super) const ANSWER_TIME: Duration = Duration::from_secs(12);
+/// How long both sides may look for a path.
+pub(super) const PATH_TIME: Duration = Duration::from_secs(20);
+/// How long "still being tried" is said of the direct path; it goes on being tried after that.
+pub(super) const TRIAL_TIME: Duration = Duration::from_secs(3);
+/// Candidates found within this time share one message.
+const GATHER_TIME: Duration = Duration::from_millis(10);
+/// The most candidates one message may carry on the wire.
+const CANDIDATES_A_MESSAGE: usize = 32;
+/// The most candidates taken from the other side, all lanes together.
+pub(super) const MAX_REMOTE: usize = 48;
+/// The most candidates of our own that are told.
+const MAX_LOCAL: usize = 48;
+
+/// Which paths may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// The best there is.
+    #[default]
+    Auto,
+    /// Only through the relay; inner addresses are told to nobody.
+    RelayOnly,
+    /// Only from machine to machine.
+    NoRelay,
+}
+
+impl Mode {
+    /// Says whether a lane may be used.
+    #[must_use]
+    pub fn allows(self, lane: LaneKind) -> bool {
+        match self {
+            Self::Auto => true,
+            Self::RelayOnly => lane == LaneKind::Relay,
+            Self::NoRelay => lane == LaneKind::Direct,
+        }
+    }
+}
+
+/// What a session is begun with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Setup {
+    /// Which end this is.
+    pub role: Role,
+    /// Which paths may be used.
+    pub mode: Mode,
+    /// This side's ICE user name fragment.
+    pub ufrag: String,
+    /// This side's ICE password.
+    pub pwd: String,
+    /// This side has relay credentials.
+    pub own_relay: bool,
+}
+
+/// What the hands are to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Output {
+    /// Call the other side (t = 4) and say this.
+    Call(Ice),
+    /// Accept the call (t = -51) and say this.
+    Accept(Ice),
+    /// Say this too (t = 54).
+    Trickle {
+        /// Candidates found since the last message.
+        cands: Vec<String>,
+        /// There will be no more.
+        done: bool,
+        /// What this side's NAT does.
+        nat: Option<Nat>,
+    },
+    /// Begin checks in every lane, with the other side's credentials.
+    Start {
+        /// Its user name fragment.
+        ufrag: String,
+        /// Its password.
+        pwd: String,
+    },
+    /// Give the lane this candidate of the other side.
+    Candidate(RemoteCandidate),
+    /// The path, or the reason for it, is now this.
+    Path(LaneKind, Option<Reason>),
+    /// It did not work.
+    Failed(Failure),
+}
+
+/// Why a session ended without a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The other side did not answer the call.
+    NoAnswer,
+    /// The other side ended the call, with its words.
+    Ended(Option<String>),
+    /// The offer had no ICE credentials.
+    BadOffer,
+    /// Nothing got through.
+    NoPath(Tried),
+}
+
+/// What was tried in vain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tried {
+    /// Candidates of this side.
+    pub local: usize,
+    /// Candidates of the other side.
+    pub remote: usize,
+    /// One of the sides had a relay.
+    pub relay: bool,
+    /// This side's NAT.
+    pub mine: Option<Nat>,
+    /// The other side's NAT.
+    pub theirs: Option<Nat>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The connector has not dialled.
+    New,
+    /// Waiting for the other side's terms.
+    Calling,
+    /// Looking for the first path.
+    Trying,
+    /// There is one, or there was.
+    Connected,
+    /// Over.
+    Failed,
+}
+
+/// One call, seen from one side.
+#[derive(Debug)]
+pub(super) struct Session {
+    setup: Setup,
+    stage: Stage,
+    deadline: Option<Instant>,
+    trial_end: Option<Instant>,
+    /// A token exists, so that trickling is possible.
+    talking: bool,
+    untold: Vec<String>,
+    flush_at: Option<Instant>,
+    told: usize,
+    ungathered: Vec<LaneKind>,
+    done_told: bool,
+    nat_told: bool,
+    facts: Facts,
+    remote_count: usize,
+    remote_relay: bool,
+    /// Came before the other side's credentials.
+    early: Vec<RemoteCandidate>,
+    started: bool,
+    dead: Vec<LaneKind>,
+    path: Option<(LaneKind, Option<Reason>)>,
+    outputs: VecDeque<Output>,
+}
+
+impl Session {
+    /// Begins a session.
+    #[must_use]
+    pub(super) fn new(setup: Setup) -> Self {
+        let ungathered: Vec<LaneKind> =
+            LaneKind::ALL.into_iter().filter(|lane| setup.mode.allows(*lane)).collect();
+        let facts = Facts { mode: setup.mode, ..Facts::default() };
+        Self {
+            setup,
+            stage: Stage::New,
+            deadline: None,
+            trial_end: None,
+            talking: false,
+            untold: Vec::new(),
+            flush_at: None,
+            told: 0,
+            ungathered,
+            done_told: false,
+            nat_told: false,
+            facts,
+            remote_count: 0,
+            remote_relay: false,
+            early: Vec::new(),
+            started: false,
+            dead: Vec::new(),
+            path: None,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// Calls the other side, with the candidates found so far.
+    pub(super) fn dial(&mut self, now: Instant) {
+        if self.stage == Stage::New {
+            self.stage = Stage::Calling;
+            self.deadline = Some(now + ANSWER_TIME);
+            let terms = self.terms();
+            self.outputs.push_back(Output::Call(terms));
+        }
+    }
+
+    /// Takes note that the server has given the call a token, so that more can be said.
+    pub(super) fn handle_token(&mut self, now: Instant) {
+        self.talking = true;
+        self.flush_soon(now);
+    }
+
+    /// Takes what the other side says of itself: the connector's call or the listener's answer.
+    pub(super) fn handle_offer(&mut self, now: Instant, ice: Ice) {
+        if self.started || self.stage == Stage::Failed {
+            return;
+        }
+        let (Some(ufrag), Some(pwd)) = (ice.ufrag, ice.pwd) else {
+            return self.fail(Failure::BadOffer);
+        };
+        if self.setup.role == Role::Listener {
+            let terms = self.terms();
+            self.outputs.push_back(Output::Accept(terms));
+            self.talking = true;
+        }
+        self.started = true;
+        self.stage = Stage::Trying;
+        self.deadline = Some(now + PATH_TIME);
+        self.trial_end = Some(now + TRIAL_TIME);
+        self.outputs.push_back(Output::Start { ufrag, pwd });
+        for candidate in std::mem::take(&mut self.early) {
+            self.outputs.push_back(Output::Candidate(candidate));
+        }
+        self.handle_trickle(now, &ice.cands, false, ice.nat);
+        self.flush_soon(now);
+    }
+
+    /// Takes more of the other side's candidates.
+    pub(super) fn handle_trickle(&mut self, now: Instant, cands: &[String], done: bool, nat: Option<Nat>) {
+        self.facts.theirs = nat.or(self.facts.theirs);
+        for candidate in cands.iter().filter_map(|text| candidate::read(text)) {
+            if self.remote_count >= MAX_REMOTE {
+                break;
+            }
+            self.facts.their_direct |= candidate.lane == LaneKind::Direct;
+            self.remote_relay |= candidate.origin == Origin::Relayed;
+            if self.admits(&candidate) {
+                self.remote_count += 1;
+                if self.started {
+                    self.outputs.push_back(Output::Candidate(candidate));
+                } else {
+                    self.early.push(candidate);
+                }
+            }
+        }
+        self.facts.their_done |= done;
+        self.explain(now);
+    }
+
+    /// A relay is not asked to send to inner addresses, which it must refuse; and without a relay of its own this side may
+    /// use the relay lane only towards the other side's relay, or the lane would be a second direct one.
+    fn admits(&self, candidate: &RemoteCandidate) -> bool {
+        let mode = self.setup.mode;
+        let sensible = match (candidate.lane, self.setup.own_relay) {
+            (LaneKind::Direct, _) => candidate.origin != Origin::Relayed,
+            (LaneKind::Relay, true) => {
+                candidate.origin == Origin::Relayed || candidate::is_global(candidate.address.ip())
+            }
+            (LaneKind::Relay, false) => candidate.origin == Origin::Relayed,
+        };
+        mode.allows(candidate.lane) && sensible
+    }
+
+    /// Takes a candidate that one of our lanes has found, as its ICE agent writes it.
+    pub(super) fn handle_local(&mut self, now: Instant, lane: LaneKind, text: &str) {
+        if self.told + self.untold.len() < MAX_LOCAL {
+            self.untold.push(candidate::write(lane, text));
+            self.flush_soon(now);
+        }
+    }
+
+    /// Takes note that a lane has found all its candidates.
+    pub(super) fn handle_gathered(&mut self, now: Instant, lane: LaneKind) {
+        self.ungathered.retain(|other| *other != lane);
+        self.flush_soon(now);
+    }
+
+    /// Takes what was found out about this side's NAT.
+    pub(super) fn handle_nat(&mut self, now: Instant, nat: Nat) {
+        self.facts.mine = Some(nat);
+        self.flush_soon(now);
+        self.explain(now);
+    }
+
+    /// Takes note that data goes over this lane from now on, or over none.
+    pub(super) fn handle_active(&mut self, now: Instant, lane: Option<LaneKind>) {
+        let Some(lane) = lane else { return };
+        self.facts.lost_direct |= self.facts.active == Some(LaneKind::Direct) && lane == LaneKind::Relay;
+        self.facts.active = Some(lane);
+        if self.stage != Stage::Failed {
+            self.stage = Stage::Connected;
+            self.deadline = None;
+        }
+        self.explain(now);
+    }
+
+    /// Takes note that a lane has given up.
+    pub(super) fn handle_dead(&mut self, now: Instant, lane: LaneKind) {
+        self.dead.push(lane);
+        self.facts.trial_over |= lane == LaneKind::Direct;
+        let hopeless = LaneKind::ALL
+            .into_iter()
+            .filter(|lane| self.setup.mode.allows(*lane))
+            .all(|lane| self.dead.contains(&lane));
+        if hopeless && self.stage == Stage::Trying {
+            self.fail(Failure::NoPath(self.tried()));
+        }
+        self.explain(now);
+    }
+
+    /// Takes note that the other side has ended the call.
+    pub(super) fn handle_end(&mut self, reason: Option<String>) {
+        if self.stage != Stage::Connected {
+            self.fail(Failure::Ended(reason));
+        }
+    }
+
+    /// Lets time pass.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        if self.flush_at.is_some_and(|at| at <= now) {
+            self.flush_at = None;
+            self.flush();
+        }
+        if self.trial_end.is_some_and(|at| at <= now) {
+            self.trial_end = None;
+            self.facts.trial_over = true;
+            self.explain(now);
+        }
+        if self.deadline.is_some_and(|at| at <= now) {
+            let failure = match self.stage {
+                Stage::Calling => Failure::NoAnswer,
+                _ => Failure::NoPath(self.tried()),
+            };
+            self.fail(failure);
+        }
+    }
+
+    /// Returns when [`Self::handle_timeout`] is to be called.
+    #[must_use]
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        [self.deadline, self.trial_end, self.flush_at].into_iter().flatten().min()
+    }
+
+    /// Takes the next thing to do.
+    pub(super) fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    fn terms(&mut self) -> Ice {
+        let cands = self.take_untold();
+        self.nat_told |= self.facts.mine.is_some();
+        Ice {
+            ufrag: Some(self.setup.ufrag.clone()),
+            pwd: Some(self.setup.pwd.clone()),
+            cands,
+            nat: self.facts.mine,
+            ..Ice::default()
+        }
+    }
+
+    fn take_untold(&mut self) -> Vec<String> {
+        let rest = self.untold.split_off(self.untold.len().min(CANDIDATES_A_MESSAGE));
+        let now_told = std::mem::replace(&mut self.untold, rest);
+        self.told += now_told.len();
+        now_told
+    }
+
+    fn flush_soon(&mut self, now: Instant) {
+        let due = now + GATHER_TIME;
+        self.flush_at = Some(self.flush_at.map_or(due, |at| at.min(due))).filter(|_| self.talking);
+    }
+
+    fn flush(&mut self) {
+        loop {
+            let cands = self.take_untold();
+            let done = self.ungathered.is_empty() && self.untold.is_empty() && !self.done_told;
+            let nat = self.facts.mine.filter(|_| !self.nat_told);
+            if cands.is_empty() && !done && nat.is_none() {
+                return;
+            }
+            self.done_told |= done;
+            self.nat_told |= nat.is_some();
+            self.outputs.push_back(Output::Trickle { cands, done, nat });
+        }
+    }
+
+    fn explain(&mut self, _now: Instant) {
+        let Some(lane) = self.facts.active.filter(|_| self.stage == Stage::Connected) else { return };
+        let path = (lane, reason::of(&self.facts));
+        if self.path != Some(path) {
+            self.path = Some(path);
+            self.outputs.push_back(Output::Path(path.0, path.1));
+        }
+    }
+
+    fn tried(&self) -> Tried {
+        Tried {
+            local: self.told,
+            remote: self.remote_count,
+            relay: self.setup.own_relay || self.remote_relay,
+            mine: self.facts.mine,
+            theirs: self.facts.theirs,
+        }
+    }
+
+    fn fail(&mut self, failure: Failure) {
+        if self.stage != Stage::Failed {
+            self.stage = Stage::Failed;
+            (self.deadline, self.trial_end, self.flush_at) = (None, None, None);
+            self.outputs.push_back(Output::Failed(failure));
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

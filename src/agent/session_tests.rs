@@ -1,0 +1,222 @@
+use super::*;
+use crate::net::time;
+
+fn setup(role: Role) -> Setup {
+    Setup { role, mode: Mode::Auto, ufrag: format!("{role:?}"), pwd: "p".repeat(32), own_relay: true }
+}
+
+fn start() -> Instant {
+    time::now().mono
+}
+
+fn drain(session: &mut Session) -> Vec<Output> {
+    std::iter::from_fn(|| session.poll_output()).collect()
+}
+
+/// Lets time pass up to `end`, collecting what the session says on the way.
+fn run(session: &mut Session, end: Instant) -> Vec<Output> {
+    let mut said = drain(session);
+    while let Some(due) = session.poll_timeout().filter(|due| *due <= end) {
+        session.handle_timeout(due);
+        said.extend(drain(session));
+    }
+    said
+}
+
+const HOST: &str = "1 1 udp 2130706431 192.0.2.1 4000 typ host";
+const RELAY: &str = "2 1 udp 16777215 203.0.113.10 50000 typ relay raddr 0.0.0.0 rport 0";
+
+fn offer(cands: &[&str]) -> Ice {
+    Ice {
+        ufrag: Some("them".into()),
+        pwd: Some("secret".into()),
+        cands: cands.iter().map(|text| format!("candidate:{text}")).collect(),
+        ..Ice::default()
+    }
+}
+
+fn trying(setup: Setup, now: Instant) -> Session {
+    let mut session = Session::new(setup);
+    session.dial(now);
+    session.handle_token(now);
+    session.handle_offer(now, offer(&[]));
+    drain(&mut session);
+    session
+}
+
+#[test]
+fn a_call_carries_what_was_found_and_trickles_the_rest() {
+    let now = start();
+    let mut session = Session::new(setup(Role::Connector));
+    session.handle_local(now, LaneKind::Direct, HOST);
+    session.dial(now);
+    let Some(Output::Call(ice)) = drain(&mut session).pop() else { panic!("no call") };
+    assert_eq!(ice.cands, [format!("candidate:{HOST} lane direct")]);
+    assert_eq!((ice.ufrag.as_deref(), ice.nat), (Some("Connector"), None));
+
+    session.handle_local(now, LaneKind::Relay, RELAY);
+    session.handle_nat(now, Nat::Easy);
+    assert_eq!(run(&mut session, now + GATHER_TIME), [], "nothing can be said before there is a token");
+    session.handle_token(now);
+    let cands = vec![format!("candidate:{RELAY} lane relay")];
+    let trickle = Output::Trickle { cands, done: false, nat: Some(Nat::Easy) };
+    assert_eq!(run(&mut session, now + GATHER_TIME), [trickle]);
+
+    session.handle_gathered(now, LaneKind::Direct);
+    session.handle_gathered(now, LaneKind::Relay);
+    let done = Output::Trickle { cands: vec![], done: true, nat: None };
+    assert_eq!(run(&mut session, now + 2 * GATHER_TIME), [done], "said once");
+}
+
+#[test]
+fn a_listener_accepts_starts_and_trickles() {
+    let now = start();
+    let mut session = Session::new(setup(Role::Listener));
+    session.handle_nat(now, Nat::Hard);
+    session.handle_offer(now, offer(&[HOST]));
+    let said = drain(&mut session);
+    assert!(matches!(&said[0], Output::Accept(ice) if ice.nat == Some(Nat::Hard)), "{said:?}");
+    assert_eq!(said[1], Output::Start { ufrag: "them".into(), pwd: "secret".into() });
+    assert!(matches!(&said[2], Output::Candidate(c) if c.lane == LaneKind::Direct), "{said:?}");
+    session.handle_local(now, LaneKind::Direct, HOST);
+    session.handle_local(now, LaneKind::Relay, RELAY);
+    let said = run(&mut session, now + GATHER_TIME);
+    assert!(
+        matches!(&said[..], [Output::Trickle { cands, .. }] if cands.len() == 2),
+        "one message: {said:?}"
+    );
+}
+
+#[test]
+fn candidates_that_overtake_the_answer_are_kept() {
+    let now = start();
+    let mut session = Session::new(setup(Role::Connector));
+    session.dial(now);
+    session.handle_trickle(now, &[format!("candidate:{HOST}")], false, None);
+    drain(&mut session);
+    session.handle_offer(now, offer(&[]));
+    let said = drain(&mut session);
+    assert!(matches!(said[..], [Output::Start { .. }, Output::Candidate(_)]), "{said:?}");
+}
+
+#[test]
+fn the_relay_lane_is_paired_only_where_a_relay_takes_part() {
+    let now = start();
+    let host_in_relay_lane = format!("{HOST} lane relay").replace("192.0.2.1", "203.0.113.5");
+    let inner_in_relay_lane = format!("{HOST} lane relay").replace("192.0.2.1", "10.0.0.1");
+    let relay_in_direct_lane = format!("{RELAY} lane direct");
+    let all = [HOST, RELAY, &host_in_relay_lane, &inner_in_relay_lane, &relay_in_direct_lane];
+    let admitted = |own_relay, mode| {
+        let mut session = Session::new(Setup { own_relay, mode, ..setup(Role::Listener) });
+        session.handle_offer(now, offer(&all));
+        let said = drain(&mut session).into_iter();
+        let texts = said.filter_map(|output| match output {
+            Output::Candidate(candidate) => Some(candidate.text),
+            _ => None,
+        });
+        texts.collect::<Vec<_>>()
+    };
+    assert_eq!(admitted(true, Mode::Auto), [HOST, RELAY, &host_in_relay_lane]);
+    assert_eq!(admitted(false, Mode::Auto), [HOST, RELAY]);
+    assert_eq!(admitted(true, Mode::RelayOnly), [RELAY, &host_in_relay_lane]);
+    assert_eq!(admitted(true, Mode::NoRelay), [HOST]);
+}
+
+#[test]
+fn the_path_is_told_with_its_reason_and_again_when_either_changes() {
+    let now = start();
+    let mut session = trying(setup(Role::Connector), now);
+    session.handle_nat(now, Nat::Hard);
+    session.handle_trickle(now, &[format!("candidate:{HOST}")], false, Some(Nat::Easy));
+    drain(&mut session);
+    session.handle_active(now, Some(LaneKind::Relay));
+    assert_eq!(drain(&mut session), [Output::Path(LaneKind::Relay, Some(Reason::Trying))]);
+    session.handle_active(now, Some(LaneKind::Relay));
+    assert_eq!(drain(&mut session), []);
+    let said = run(&mut session, now + TRIAL_TIME);
+    assert!(said.contains(&Output::Path(LaneKind::Relay, Some(Reason::HardHere))), "{said:?}");
+    session.handle_active(now, Some(LaneKind::Direct));
+    assert_eq!(drain(&mut session), [Output::Path(LaneKind::Direct, None)]);
+    session.handle_active(now, Some(LaneKind::Relay));
+    assert_eq!(drain(&mut session), [Output::Path(LaneKind::Relay, Some(Reason::Lost))]);
+}
+
+#[test]
+fn a_call_without_answer_fails_in_time() {
+    let now = start();
+    let mut session = Session::new(setup(Role::Connector));
+    session.dial(now);
+    drain(&mut session);
+    assert_eq!(run(&mut session, now + ANSWER_TIME), [Output::Failed(Failure::NoAnswer)]);
+    assert_eq!(session.poll_timeout(), None);
+}
+
+#[test]
+fn a_search_without_path_fails_in_time_and_says_what_was_tried() {
+    let now = start();
+    let mut session = trying(setup(Role::Connector), now);
+    session.handle_local(now, LaneKind::Direct, HOST);
+    session.handle_trickle(now, &[format!("candidate:{RELAY}")], false, Some(Nat::Blocked));
+    let said = run(&mut session, now + PATH_TIME);
+    let tried = Tried { local: 1, remote: 1, relay: true, mine: None, theirs: Some(Nat::Blocked) };
+    assert_eq!(said.last(), Some(&Output::Failed(Failure::NoPath(tried))));
+}
+
+#[test]
+fn a_found_path_stops_the_clock_and_a_later_end_is_no_failure() {
+    let now = start();
+    let mut session = trying(setup(Role::Connector), now);
+    session.handle_active(now, Some(LaneKind::Direct));
+    session.handle_end(Some("bye".into()));
+    let said = run(&mut session, now + 10 * PATH_TIME);
+    assert!(!said.iter().any(|output| matches!(output, Output::Failed(_))), "{said:?}");
+}
+
+#[test]
+fn lanes_that_all_gave_up_end_the_search_at_once() {
+    let now = start();
+    let mut session = trying(setup(Role::Connector), now);
+    session.handle_dead(now, LaneKind::Direct);
+    assert_eq!(drain(&mut session), []);
+    session.handle_dead(now, LaneKind::Relay);
+    assert!(matches!(drain(&mut session)[..], [Output::Failed(Failure::NoPath(_))]));
+    let mut session = trying(Setup { mode: Mode::RelayOnly, ..setup(Role::Connector) }, now);
+    session.handle_dead(now, LaneKind::Relay);
+    assert!(matches!(drain(&mut session)[..], [Output::Failed(Failure::NoPath(_))]));
+}
+
+#[test]
+fn an_end_before_a_path_and_an_offer_without_credentials_are_failures() {
+    let now = start();
+    let mut session = trying(setup(Role::Connector), now);
+    session.handle_end(None);
+    assert_eq!(drain(&mut session), [Output::Failed(Failure::Ended(None))]);
+    let mut session = Session::new(setup(Role::Listener));
+    session.handle_offer(now, Ice { ufrag: None, ..offer(&[]) });
+    assert_eq!(drain(&mut session), [Output::Failed(Failure::BadOffer)]);
+}
+
+#[test]
+fn a_peer_with_endless_candidates_is_capped() {
+    let now = start();
+    let mut session = trying(setup(Role::Connector), now);
+    for port in 1..10_000 {
+        session.handle_trickle(
+            now,
+            &[format!("candidate:{HOST}").replace("4000", &port.to_string())],
+            false,
+            None,
+        );
+    }
+    assert_eq!(drain(&mut session).len(), MAX_REMOTE);
+    for port in 1..10_000 {
+        session.handle_local(now, LaneKind::Direct, &HOST.replace("4000", &port.to_string()));
+    }
+    let said = run(&mut session, now + GATHER_TIME);
+    let told = said.iter().map(|output| match output {
+        Output::Trickle { cands, .. } => cands.len(),
+        _ => 0,
+    });
+    assert_eq!(told.max(), Some(CANDIDATES_A_MESSAGE));
+    assert_eq!(session.told, MAX_LOCAL);
+}

@@ -1,0 +1,117 @@
+//! What `agent` says on standard error: sentences for people, or one JSON event a line for programs.
+
+use super::agent::hint;
+use crate::agent::{Error, Path, Ticket};
+use crate::signaling::wire::Nat;
+use serde_json::{Value, json};
+use std::io::{self, Write};
+
+/// The version of the JSON events.
+const VERSION: u32 = 1;
+
+/// Writes to standard error.
+#[derive(Debug)]
+pub(super) struct Report {
+    json: bool,
+}
+
+impl Report {
+    pub(super) fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// Writes whole lines at once, so that they stay whole beside another process' lines.
+    fn say(&self, people: impl FnOnce() -> String, event: impl FnOnce() -> Value) {
+        let mut text = if self.json { event().to_string() } else { people() };
+        text.push('\n');
+        let mut stderr = io::stderr().lock();
+        let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
+    }
+
+    pub(super) fn ticket(&self, server: &str, ticket: &Ticket) {
+        self.say(
+            || format!("Server   {server}\n\nOn the other machine run:\n    agent connect {ticket}\n"),
+            || json!({"v": VERSION, "t": "ticket", "ticket": ticket.to_string()}),
+        );
+    }
+
+    pub(super) fn path(&self, path: &Path) {
+        self.say(
+            || path.to_string(),
+            || {
+                json!({
+                    "v": VERSION,
+                    "t": "path",
+                    "kind": path.kind.to_string(),
+                    "local": path.local.to_string(),
+                    "remote": path.remote.to_string(),
+                    "rtt_ms": path.rtt.map(|rtt| u64::try_from(rtt.as_millis()).unwrap_or(u64::MAX)),
+                    "since_ms": u64::try_from(path.since.as_millis()).unwrap_or(u64::MAX),
+                    "reason": path.reason,
+                })
+            },
+        );
+    }
+
+    pub(super) fn closed(&self, sent: u64, received: u64) {
+        self.say(
+            || format!("Closed   {sent} B out, {received} B in"),
+            || json!({"v": VERSION, "t": "closed", "bytes_in": received, "bytes_out": sent}),
+        );
+    }
+
+    pub(super) fn usage(&self, problem: &str, hint: &str) {
+        self.say(
+            || format!("error: {problem}\n  type    {hint}"),
+            || json!({"v": VERSION, "t": "error", "stage": "usage", "code": "usage", "what": problem, "hint": hint}),
+        );
+    }
+
+    /// What failed, what was tried, what to type.
+    pub(super) fn error(&self, error: &Error) {
+        let hint = hint(error);
+        self.say(
+            || {
+                let tried = tried(error).map(|tried| format!("\n  tried   {tried}")).unwrap_or_default();
+                format!("error: {error}{tried}\n  try     {hint}")
+            },
+            || {
+                json!({
+                    "v": VERSION,
+                    "t": "error",
+                    "stage": error.stage().word(),
+                    "code": code(error),
+                    "what": error.to_string(),
+                    "tried": tried(error),
+                    "hint": hint,
+                })
+            },
+        );
+    }
+}
+
+fn code(error: &Error) -> &'static str {
+    match error {
+        Error::Unreachable { .. } => "unreachable",
+        Error::Offline => "offline",
+        Error::Refused(_) => "refused",
+        Error::NoPath(_) => "no_path",
+        Error::TimedOut(_) => "timed_out",
+        Error::Handshake(_) => "handshake",
+        Error::PeerEnded(_) => "peer_ended",
+        _ => "local",
+    }
+}
+
+fn tried(error: &Error) -> Option<String> {
+    let Error::NoPath(tried) = error else { return None };
+    let nat = |nat: Option<Nat>| match nat {
+        Some(Nat::Open) => "open",
+        Some(Nat::Easy) => "one port for every peer",
+        Some(Nat::Hard) => "changes ports",
+        Some(Nat::Blocked) => "UDP blocked",
+        None => "unknown",
+    };
+    let relay = if tried.relay { "the relay" } else { "no relay (no key on either side)" };
+    Some(format!("direct (NAT here: {}, there: {}) and {relay}", nat(tried.mine), nat(tried.theirs)))
+}
