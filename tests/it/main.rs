@@ -13,10 +13,12 @@
 )]
 
 mod architecture;
+mod bulk;
 mod house;
 mod judges;
 mod lab;
 mod nat_kinds;
+mod paths;
 mod proc;
 mod safety;
 mod tools;
