@@ -56,7 +56,7 @@ impl House {
         );
         std::fs::write(&config, text).unwrap();
         let mut serve = command(env!("CARGO_BIN_EXE_ginnel"));
-        serve.arg("serve").arg("--config").arg(&config);
+        serve.args(["serve", "--print-ice", "--config"]).arg(&config);
         let server = Proc::start("ginnel serve", serve, Stdout::Lines);
         server.expect("line that begins with Ready.", START, |line| line.starts_with("Ready.").then_some(()));
         Self { server, address, folder }
@@ -68,6 +68,12 @@ impl House {
         let output = key.arg("key").arg("--state").arg(self.state()).output().unwrap();
         assert!(output.status.success(), "ginnel key: {output:?}");
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// The `iceServers` JSON that it printed for pasting into a page.
+    pub(crate) fn printed_ice(&self) -> String {
+        self.server
+            .expect("iceServers", START, |line| line.starts_with("{\"iceServers\"").then(|| line.to_owned()))
     }
 
     /// Its state folder.

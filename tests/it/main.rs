@@ -14,11 +14,14 @@
 
 mod architecture;
 mod bulk;
+mod examples;
+mod front_door;
 mod house;
 mod judges;
 mod lab;
 mod nat_kinds;
 mod paths;
+mod pipes;
 mod proc;
 mod safety;
 mod tools;

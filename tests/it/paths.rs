@@ -169,7 +169,7 @@ impl Scene {
         for side in sides {
             side.go.send(()).unwrap();
         }
-        let outputs = self.finish(listener, connector, &story_of(&self.house), path);
+        let outputs = self.finish([listener, connector], path);
         assert_eq!(outputs[0], bulk::expected(2, bulk_bytes()), "listener's output");
         assert_eq!(outputs[1], bulk::expected(1, bulk_bytes()), "connector's output");
         let (udp, tcp) = (self.counted().0 - udp, self.counted().1 - tcp);
@@ -181,30 +181,25 @@ impl Scene {
     }
 
     /// Waits for both ends, which have to be successes, and checks the last paths.
-    fn finish(&self, listener: Side, connector: Side, server: &str, path: Path) -> [Received; 2] {
+    fn finish(&self, mut sides: [Side; 2], path: Path) -> [Received; 2] {
         let deadline = Instant::now() + BULK;
-        [listener, connector].map(|mut side| {
-            side.agent.succeed(deadline.saturating_duration_since(Instant::now()));
+        let ended = sides.each_mut().map(|side| side.agent.ended_by(deadline));
+        let story =
+            sides.each_ref().map(|side| side.agent.printed()).join("\n") + &self.house.server.printed();
+        for (side, status) in sides.iter().zip(ended) {
+            assert!(status.is_some_and(|status| status.success()), "ended with {status:?}\n{story}");
             let last = side.last_path();
             let remote = last["remote"].as_str().unwrap_or_default();
-            let printed = side.agent.printed();
-            assert_eq!(last["kind"], path.kind(), "{last}\n{printed}\n{server}");
-            assert!(
-                path.remote().iter().any(|start| remote.starts_with(start)),
-                "{path:?}: {last}\n{printed}"
-            );
-            side.output.join().unwrap()
-        })
+            let true_remote = path.remote().iter().any(|start| remote.starts_with(start));
+            assert!(last["kind"] == path.kind() && true_remote, "{path:?}, but told {last}\n{story}");
+        }
+        sides.map(|side| side.output.join().unwrap())
     }
 
     /// Bytes that reached the server's host by UDP and TCP.
     fn counted(&self) -> (u64, u64) {
         (self.server_host.counted("udp_in"), self.server_host.counted("tcp_in"))
     }
-}
-
-fn story_of(house: &House) -> String {
-    house.server.printed()
 }
 
 /// Compares what the server's host saw with what a path has to bring there; both directions together.

@@ -121,9 +121,15 @@ impl Proc {
         assert!(status.unwrap().success(), "{} is already gone\n{}", self.name, self.printed());
     }
 
-    /// Its exit status, if it has ended by itself.
-    pub(crate) fn exited(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().unwrap()
+    /// Its exit status, once it has ended; `None` if it still runs at `deadline`.
+    pub(crate) fn ended_by(&mut self, deadline: Instant) -> Option<ExitStatus> {
+        loop {
+            let status = self.child.try_wait().unwrap();
+            if status.is_some() || Instant::now() >= deadline {
+                return status;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Waits for its end.
@@ -132,15 +138,8 @@ impl Proc {
     ///
     /// If it is still running after `within`.
     pub(crate) fn wait(&mut self, within: Duration) -> ExitStatus {
-        let deadline = Instant::now() + within;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            let left = deadline.checked_duration_since(Instant::now());
-            assert!(left.is_some(), "{} still runs after {within:?}\n{}", self.name, self.printed());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let status = self.ended_by(Instant::now() + within);
+        status.unwrap_or_else(|| panic!("{} still runs after {within:?}\n{}", self.name, self.printed()))
     }
 
     /// Waits for its end and asserts that it is a success.

@@ -93,7 +93,8 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
 }
 
 async fn two_pages_talk(policy: &str) {
-    let house = House::on_loopback("allow_peers = [\"127.0.0.1/32\"]");
+    // Without an exception: relayed addresses reach each other even on loopback.
+    let house = House::on_loopback("");
     let page =
         format!("http://{}/?server={}&key={}&policy={policy}", serve_example(), house.address, house.key());
     let mut browser = Browser::start().await;
@@ -130,5 +131,61 @@ async fn two_chromium_pages_exchange_a_thousand_messages_by_relay_alone() {
 async fn two_chromium_pages_exchange_a_thousand_messages_by_any_path() {
     if tools::have(&["chromium"]) {
         two_pages_talk("all").await;
+    }
+}
+
+/// Two connections in one page, whose `iceServers` are what the server printed, over one transport of its relay.
+fn pasted(ice: &str, transport: &str) -> String {
+    format!(
+        "(async () => {{
+           const {{ iceServers }} = {ice};
+           for (const server of iceServers) {{
+             server.urls = server.urls.filter((url) => url.includes('transport={transport}'));
+           }}
+           const configuration = {{
+             iceServers: iceServers.filter(({{ urls }}) => urls.length > 0),
+             iceTransportPolicy: 'relay',
+           }};
+           const [left, right] = [new RTCPeerConnection(configuration), new RTCPeerConnection(configuration)];
+           const errors = [];
+           for (const [here, there] of [[left, right], [right, left]]) {{
+             here.onicecandidate = ({{ candidate }}) => candidate && there.addIceCandidate(candidate);
+             here.onicecandidateerror = ({{ url, errorCode, errorText }}) => errors.push(`${{url}} ${{errorCode}} ${{errorText}}`);
+           }}
+           const channel = left.createDataChannel('talk');
+           right.ondatachannel = ({{ channel }}) => (channel.onmessage = ({{ data }}) => channel.send(data + ', echoed'));
+           const heard = new Promise((resolve, reject) => {{
+             channel.onopen = () => channel.send('hello');
+             channel.onmessage = ({{ data }}) => resolve(data);
+             setTimeout(() => reject(new Error('nothing heard: ' + errors.join('; '))), 30000);
+           }});
+           await left.setLocalDescription();
+           await right.setRemoteDescription(left.localDescription);
+           await right.setLocalDescription();
+           await left.setRemoteDescription(right.localDescription);
+           return await heard;
+         }})()"
+    )
+}
+
+async fn pasted_servers_work(transport: &str) {
+    let house = House::on_loopback("");
+    let ice = house.printed_ice();
+    let mut browser = Browser::start().await;
+    let tab = browser.open(&format!("http://{}/", serve_example())).await;
+    assert_eq!(browser.evaluate(&tab, &pasted(&ice, transport)).await, "hello, echoed");
+}
+
+#[tokio::test]
+async fn printed_ice_servers_relay_over_udp_when_pasted_into_a_page() {
+    if tools::have(&["chromium"]) {
+        pasted_servers_work("udp").await;
+    }
+}
+
+#[tokio::test]
+async fn printed_ice_servers_relay_over_tcp_when_pasted_into_a_page() {
+    if tools::have(&["chromium"]) {
+        pasted_servers_work("tcp").await;
     }
 }

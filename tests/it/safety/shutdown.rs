@@ -31,7 +31,7 @@ fn a_port_that_is_taken_is_named_and_ends_the_start() {
     let folder = tempfile::tempdir().unwrap();
     let mut serve = Command::new(env!("CARGO_BIN_EXE_ginnel"));
     serve.args(["serve", "--listen", "127.0.0.1", "--port", &house.address.port().to_string(), "--state"]);
-    serve.arg(folder.path());
+    serve.arg(folder.path().join("state"));
     let mut second = Proc::start("second ginnel serve", serve, Stdout::Lines);
     assert!(!second.wait(SHORT).success(), "{}", second.printed());
     assert!(second.printed().contains(&house.address.port().to_string()), "{}", second.printed());
