@@ -13,6 +13,8 @@ const QUIET: Duration = Duration::from_millis(500);
 const URGENT: Duration = Duration::from_millis(250);
 /// Silence after which the lane in use counts as lost.
 pub(super) const SILENCE: Duration = Duration::from_millis(1500);
+/// How long a lane must have left pings unanswered to count as lost.
+const PATIENCE: Duration = Duration::from_millis(1000);
 /// Time between pings of a lane that does not carry data.
 const SPARE: Duration = Duration::from_secs(5);
 /// Time between pings of a lane that has yet to prove itself.
@@ -50,6 +52,8 @@ struct Lane {
     trust: Trust,
     heard: Instant,
     pinged: Option<Instant>,
+    /// When the first ping was sent after which nothing was heard.
+    asked: Option<Instant>,
     /// The ping that is not answered yet.
     waiting: Option<(u64, Instant)>,
     rtt: Option<Duration>,
@@ -68,7 +72,8 @@ impl Lanes {
     /// Begins without any valid lane.
     #[must_use]
     pub(super) fn new(now: Instant) -> Self {
-        let lane = || Lane { trust: Trust::Down, heard: now, pinged: None, waiting: None, rtt: None };
+        let lane =
+            || Lane { trust: Trust::Down, heard: now, pinged: None, asked: None, waiting: None, rtt: None };
         Self { lanes: [lane(), lane()], active: None, next_ping: 1, outputs: VecDeque::new() }
     }
 
@@ -111,6 +116,7 @@ impl Lanes {
     pub(super) fn handle_heard(&mut self, at: Instant, kind: LaneKind) {
         let lane = self.lane(kind);
         lane.heard = lane.heard.max(at);
+        lane.asked = lane.asked.filter(|asked| *asked > at);
     }
 
     /// Takes the answer to a ping; one that is not waited for changes nothing.
@@ -150,7 +156,8 @@ impl Lanes {
                 other != kind && matches!(self.lane(other).trust, Trust::Good | Trust::Fresh(1..))
             });
             let lane = self.lane(kind);
-            let silent = now.saturating_duration_since(lane.heard) >= SILENCE && lane.waiting.is_some();
+            let unanswered = lane.asked.is_some_and(|asked| now.saturating_duration_since(asked) >= PATIENCE);
+            let silent = unanswered && now.saturating_duration_since(lane.heard) >= SILENCE;
             if silent && spare && matches!(lane.trust, Trust::Good | Trust::Fresh(_)) {
                 lane.trust = Trust::Lost(0);
             }
@@ -176,8 +183,8 @@ impl Lanes {
             Trust::Down => None,
             Trust::Lost(_) => Some(pinged + LOST),
             Trust::Fresh(_) => Some(pinged + PROVING),
+            Trust::Good if lane.asked.is_some() => Some(pinged + URGENT),
             Trust::Good if self.active != Some(kind) => Some(pinged + SPARE),
-            Trust::Good if lane.waiting.is_some() => Some((lane.heard + QUIET).max(pinged + URGENT)),
             Trust::Good => Some((lane.heard + QUIET).max(pinged + QUIET)),
         }
     }
@@ -187,6 +194,7 @@ impl Lanes {
         self.next_ping += 1;
         let lane = self.lane(kind);
         lane.pinged = Some(now);
+        lane.asked = lane.asked.or(Some(now));
         lane.waiting = Some((number, now));
         self.outputs.push_back(Output::Ping(kind, number));
     }
@@ -309,13 +317,26 @@ mod tests {
         bench.run(10_000);
         assert_eq!(bench.history, [Some(Direct)]);
         bench.answers[Direct as usize] = None;
-        bench.run(2_300);
+        bench.run(2_100);
         assert_eq!(bench.history, [Some(Direct), Some(Relay)], "lost within about two seconds");
         bench.run(60_000);
         assert_eq!(bench.history.len(), 2, "no flapping");
         bench.answers[Direct as usize] = Some(Duration::from_millis(10));
         bench.run(5_000);
         assert_eq!(bench.history, [Some(Direct), Some(Relay), Some(Direct)]);
+    }
+
+    #[test]
+    fn a_spare_lane_that_answers_is_ready_at_any_time() {
+        for idle in (1_000..12_000).step_by(130) {
+            let mut bench = Bench::new();
+            bench.valid(Direct);
+            bench.valid(Relay);
+            bench.run(idle);
+            bench.answers[Direct as usize] = None;
+            bench.run(2_100);
+            assert_eq!(bench.history, [Some(Direct), Some(Relay)], "after {idle} ms");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::identity::{self, Role};
 use super::link::{self, Heard, Link, Registration, Welcome};
 use super::listener::Listener;
 use super::quic;
-use super::session::Setup;
+use super::session::{NO_PATH, Setup};
 use super::ticket::{SECRET_LEN, Secret, Ticket};
 use crate::signaling::wire::{IceServer, Tag};
 use std::net::SocketAddr;
@@ -139,8 +139,9 @@ pub(super) async fn establish(
     let (tunnel, role) = (ground.tunnel.clone(), setup.role);
     let mut call = Call::start(ground, setup, opening, link, signals);
     if let Err(failure) = call.ready().await {
-        call.end("no path").await;
-        return Err(Error::from_call(failure));
+        let error = Error::from_call(failure);
+        call.end(if matches!(error, Error::NoPath(_)) { NO_PATH } else { "it could not go on" }).await;
+        return Err(error);
     }
     match quic::establish(tunnel, secret, role).await {
         Ok(established) => Ok(Connection::new(established, call)),

@@ -14,7 +14,9 @@ use std::time::{Duration, Instant};
 /// How long the other side may take to answer a call; the server gives up after 7.5 s (S0-A17).
 pub(super) const ANSWER_TIME: Duration = Duration::from_secs(12);
 /// How long both sides may look for a path.
-pub(super) const PATH_TIME: Duration = Duration::from_secs(20);
+pub(super) const PATH_TIME: Duration = Duration::from_secs(15);
+/// The reason given to the other side (t = 55) after [`PATH_TIME`].
+pub(super) const NO_PATH: &str = "no path";
 /// How long "still being tried" is said of the direct path; it goes on being tried after that.
 pub(super) const TRIAL_TIME: Duration = Duration::from_secs(3);
 /// Candidates found within this time share one message.
@@ -318,10 +320,12 @@ impl Session {
         self.explain(now);
     }
 
-    /// Takes note that the other side has ended the call.
+    /// Takes note that the other side has ended the call. One that found no path speaks for both.
     pub(super) fn handle_end(&mut self, reason: Option<String>) {
-        if self.stage != Stage::Connected {
-            self.fail(Failure::Ended(reason));
+        match self.stage {
+            Stage::Connected => {}
+            Stage::Trying if reason.as_deref() == Some(NO_PATH) => self.fail(Failure::NoPath(self.tried())),
+            _ => self.fail(Failure::Ended(reason)),
         }
     }
 

@@ -191,6 +191,9 @@ fn an_end_before_a_path_and_an_offer_without_credentials_are_failures() {
     let mut session = trying(setup(Role::Connector), now);
     session.handle_end(None);
     assert_eq!(drain(&mut session), [Output::Failed(Failure::Ended(None))]);
+    let mut session = trying(setup(Role::Connector), now);
+    session.handle_end(Some(NO_PATH.into()));
+    assert!(matches!(drain(&mut session)[..], [Output::Failed(Failure::NoPath(_))]));
     let mut session = Session::new(setup(Role::Listener));
     session.handle_offer(now, Ice { ufrag: None, ..offer(&[]) });
     assert_eq!(drain(&mut session), [Output::Failed(Failure::BadOffer)]);
