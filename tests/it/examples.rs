@@ -1,12 +1,11 @@
 //! The examples do what their first lines say.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::house::House;
 use crate::proc::{Proc, Stdout};
 
 const UP: Duration = Duration::from_secs(30);
