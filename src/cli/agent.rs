@@ -277,7 +277,7 @@ pub(super) fn hint(error: &Error) -> &'static str {
         }
         Error::Offline => "run `agent listen` on the other machine and use the ticket that it prints",
         Error::Refused(_) => {
-            "is the ticket the one that is being listened on, and the access key the server's (`ginnel key`)?"
+            "use the ticket of this very `agent listen`, and the access key that `ginnel key` prints on the server"
         }
         Error::NoPath(tried) if !tried.relay => {
             "give one side the server's relay: --key KEY (`ginnel key` prints it)"
