@@ -2,6 +2,7 @@
 
 mod abuse;
 mod acts;
+mod hands;
 mod loss;
 mod presence;
 

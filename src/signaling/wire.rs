@@ -468,6 +468,25 @@ mod tests {
         assert_eq!(response(text), Answer::Status { token: token(), punching: true, path: None });
     }
 
+    #[test]
+    fn every_example_of_the_wire_page_is_a_message_and_every_message_has_one() {
+        let page = include_str!("../../docs/wire/signaling.md");
+        let examples = page.split("```json\n").skip(1).filter_map(|rest| rest.split("\n```").next());
+        let mut seen = std::collections::BTreeSet::new();
+        for example in examples {
+            match decode(example.as_bytes()) {
+                Ok(Message::Request(request)) => seen.insert(request.body.t()),
+                Ok(Message::Response(_)) => {
+                    let t = serde_json::from_str::<serde_json::Value>(example).unwrap()["t"].as_i64();
+                    seen.insert(t.unwrap())
+                }
+                Err(error) => panic!("{error}: {example}"),
+            };
+        }
+        let all = [-103, -55, -54, -53, -52, -51, -4, -3, -2, -1, 1, 2, 3, 4, 51, 52, 53, 54, 55, 101, 102];
+        assert_eq!(seen.into_iter().collect::<Vec<_>>(), all);
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {

@@ -19,7 +19,7 @@ struct Client {
 impl Client {
     /// What it says on its own at this moment.
     fn speak(&self, tick: usize) -> Option<Value> {
-        if tick % 5 != 0 {
+        if !tick.is_multiple_of(5) {
             return None;
         }
         match (&self.tag, &self.wants, &self.peer) {
@@ -27,7 +27,7 @@ impl Client {
             (Some(tag), Some(rtag), None) => {
                 Some(json!({"t": 4, "mid": 2 + tick / 100, "params": {"tag": tag, "rtag": rtag}}))
             }
-            (Some(tag), ..) if tick % 50 == 0 => Some(json!({"t": 2, "tag": tag})),
+            (Some(tag), ..) if tick.is_multiple_of(50) => Some(json!({"t": 2, "tag": tag})),
             _ => None,
         }
     }

@@ -1,0 +1,257 @@
+//! The hands on loopback: real sockets, real WebSockets, and the Python client of document 000.
+
+use super::config;
+use crate::net::udp::{RecvBatch, Role, UdpPort};
+use crate::signaling::{Config, Door, Handle, Limits, Service, Sockets, Times, start};
+use axum::extract::ConnectInfo;
+use futures_util::{SinkExt, StreamExt};
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use mio::{Interest, Token, unix::SourceFd};
+use serde_json::{Value, json};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// Signalling with its two UDP ports and HTTP, on loopback.
+struct Lodge {
+    service: Service,
+    main: SocketAddr,
+    http: SocketAddr,
+    over: Arc<AtomicBool>,
+}
+
+impl Lodge {
+    async fn open(config: Config) -> Self {
+        let [main, aux] = [(); 2].map(|()| UdpPort::bind(ANY, Role::Single).unwrap());
+        let sockets = Sockets { main: vec![main.try_clone().unwrap()], aux: vec![aux.try_clone().unwrap()] };
+        let service = start(config, sockets, [1; 32]);
+        let over = Arc::new(AtomicBool::new(false));
+        let (at, handle, stop) = (main.local_addr(), service.handle(), Arc::clone(&over));
+        std::thread::spawn(move || pump([(Door::Main, main), (Door::Aux, aux)], &handle, &stop));
+        let listener = TcpListener::bind(ANY).await.unwrap();
+        let http = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, service.handle()));
+        Self { service, main: at, http, over }
+    }
+
+    async fn websocket(&self) -> Socket {
+        connect_async(format!("ws://{}/ws", self.http)).await.unwrap().0
+    }
+
+    async fn get(&self, path: &str, header: &str) -> (String, Value) {
+        let mut stream = TcpStream::connect(self.http).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        let (head, body) = response.split_once("\r\n\r\n").unwrap();
+        (head.to_ascii_lowercase(), serde_json::from_str(body).unwrap())
+    }
+
+    async fn close(self) {
+        self.over.store(true, Ordering::Relaxed);
+        self.service.shutdown().await;
+    }
+}
+
+/// What the server's workers do with signalling datagrams.
+fn pump(ports: [(Door, UdpPort); 2], handle: &Handle, over: &AtomicBool) {
+    let (mut poll, mut batch) = (mio::Poll::new().unwrap(), RecvBatch::default());
+    for (index, (_, port)) in ports.iter().enumerate() {
+        poll.registry().register(&mut SourceFd(&port.as_raw_fd()), Token(index), Interest::READABLE).unwrap();
+    }
+    while !over.load(Ordering::Relaxed) {
+        poll.poll(&mut mio::Events::with_capacity(2), Some(Duration::from_millis(100))).unwrap();
+        for (door, port) in &ports {
+            while port.recv(&mut batch).is_ok() {
+                for datagram in batch.datagrams() {
+                    let _ = handle.datagram(*door, datagram.from, datagram.local_ip, datagram.payload);
+                }
+            }
+        }
+    }
+}
+
+async fn serve(listener: TcpListener, handle: Handle) {
+    while let Ok((stream, peer)) = listener.accept().await {
+        let router = handle.router().layer(axum::Extension(ConnectInfo(peer)));
+        let service = TowerToHyperService::new(router);
+        let http = hyper::server::conn::http1::Builder::new();
+        tokio::spawn(http.serve_connection(TokioIo::new(stream), service).with_upgrades());
+    }
+}
+
+async fn say(socket: &mut Socket, message: &Value) {
+    socket.send(Message::Text(message.to_string().into())).await.unwrap();
+}
+
+async fn hear(socket: &mut Socket) -> Value {
+    loop {
+        match socket.next().await.unwrap().unwrap() {
+            Message::Text(text) => return serde_json::from_str(&text).unwrap(),
+            Message::Ping(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Reads until the server has closed, and says whether it did so in the form of RFC 6455.
+async fn is_closed(socket: &mut Socket) -> bool {
+    while let Some(Ok(message)) = socket.next().await {
+        if matches!(message, Message::Close(_)) {
+            return true;
+        }
+    }
+    false
+}
+
+#[tokio::test]
+async fn a_udp_client_calls_a_websocket_client_through_real_sockets() {
+    let lodge = Lodge::open(config()).await;
+    let mut web = lodge.websocket().await;
+    say(&mut web, &json!({"t": 1, "mid": 1})).await;
+    let callee = hear(&mut web).await["extra"]["tag"].clone();
+    let main = lodge.main;
+    let asked = tokio::task::spawn_blocking(move || {
+        let socket = UdpSocket::bind(ANY).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let ask = |message: Value| {
+            socket.send_to(message.to_string().as_bytes(), main).unwrap();
+            let mut buffer = [0; 2000];
+            let (len, _) = socket.recv_from(&mut buffer).unwrap();
+            super::parsed(&buffer[..len])
+        };
+        let tag = ask(json!({"t": 1, "mid": 1}))["extra"]["tag"].clone();
+        let call = json!({"t": 4, "mid": 2, "params": {"tag": tag, "rtag": callee}});
+        (ask(call), socket.local_addr().unwrap())
+    });
+    let (answer, caller) = asked.await.unwrap();
+    let notified = hear(&mut web).await;
+    assert_eq!(notified["token"], answer["extra"]["token"]);
+    assert_eq!(notified["params"]["port"], caller.port());
+    lodge.close().await;
+    assert!(is_closed(&mut web).await);
+}
+
+#[tokio::test]
+async fn ice_servers_are_handed_out_for_a_key_alone() {
+    let lodge = Lodge::open(config()).await;
+    let (head, body) = lodge.get("/ice?key=the%20key", "").await;
+    assert!(head.starts_with("http/1.1 200") && head.contains("cache-control: no-store"), "{head}");
+    assert!(head.contains("access-control-allow-origin: *"));
+    assert_eq!(body["iceServers"][1]["urls"], json!(["turn:192.0.2.1:3478"]));
+    let (head, bearer) = lodge.get("/ice", "Authorization: Bearer the key\r\n").await;
+    assert!(head.starts_with("http/1.1 200"));
+    assert_ne!(bearer["iceServers"][1]["username"], body["iceServers"][1]["username"]);
+    let (head, body) = lodge.get("/ice", "").await;
+    assert!(head.starts_with("http/1.1 401") && head.contains("www-authenticate: bearer"));
+    assert!(body["error"].is_string());
+    let (head, body) = lodge.get("/ice?key=wrong", "").await;
+    assert!(head.starts_with("http/1.1 403") && body["error"].is_string());
+    lodge.close().await;
+}
+
+#[tokio::test]
+async fn a_websocket_is_closed_for_too_long_a_message_for_silence_and_for_binary() {
+    let times = Times { idle: Duration::from_millis(300), ping: Duration::from_secs(9), ..Times::default() };
+    let lodge = Lodge::open(Config { times, ..config() }).await;
+    let mut long = lodge.websocket().await;
+    let text = Message::Text("x".repeat(70_000).into());
+    let _ = long.send(text).await;
+    is_closed(&mut long).await;
+    let mut binary = lodge.websocket().await;
+    binary.send(Message::Binary(vec![1].into())).await.unwrap();
+    assert!(is_closed(&mut binary).await);
+    let mut silent = lodge.websocket().await;
+    assert!(is_closed(&mut silent).await);
+    lodge.close().await;
+}
+
+#[tokio::test]
+async fn pings_keep_a_quiet_websocket_open() {
+    let times =
+        Times { idle: Duration::from_millis(400), ping: Duration::from_millis(50), ..Times::default() };
+    let lodge = Lodge::open(Config { times, ..config() }).await;
+    let mut web = lodge.websocket().await;
+    for _ in 0..20 {
+        assert!(matches!(web.next().await, Some(Ok(Message::Ping(_)))));
+    }
+    say(&mut web, &json!({"t": 1, "mid": 1})).await;
+    assert_eq!(hear(&mut web).await["t"], -1);
+    lodge.close().await;
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_is_closed_and_the_others_go_on() {
+    let limits = Limits {
+        outbox: 4,
+        per_source: crate::signaling::Rate { burst: 1e9, per_second: 1e9 },
+        ..Limits::default()
+    };
+    let lodge = Lodge::open(Config { limits, ..config() }).await;
+    let mut deaf = lodge.websocket().await;
+    let request = json!({"t": 77, "pad": "x".repeat(100)}).to_string();
+    let flood = async {
+        loop {
+            deaf.send(Message::Text(request.clone().into())).await?;
+        }
+    };
+    let ended: Result<(), tungstenite::Error> =
+        tokio::time::timeout(Duration::from_secs(60), flood).await.unwrap();
+    assert!(ended.is_err());
+    let mut web = lodge.websocket().await;
+    say(&mut web, &json!({"t": 1, "mid": 1})).await;
+    assert_eq!(hear(&mut web).await["t"], -1);
+    lodge.close().await;
+}
+
+#[expect(clippy::print_stderr, reason = "a skip must be seen")]
+fn say_skipped(why: &str) {
+    eprintln!("skipped: {why}");
+}
+
+/// Runs the client; its events come on stdout.
+fn python(server: SocketAddr, arguments: &[&str]) -> std::io::Result<Child> {
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/doc000.py");
+    let mut command = Command::new("python3");
+    command.arg(script).arg("--server").arg(server.to_string()).args(["--timeout", "30"]).args(arguments);
+    command.stdout(Stdio::piped()).spawn()
+}
+
+fn events(child: Child) -> Vec<Value> {
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}");
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn two_plain_clients_of_document_000_punch_and_exchange_a_hundred_datagrams() {
+    let lodge = Lodge::open(config()).await;
+    let Ok(listening) = python(lodge.main, &["listen"]) else {
+        say_skipped("no python3 here");
+        return lodge.close().await;
+    };
+    let calling = python(lodge.main, &["call", "first"]).unwrap();
+    let both = tokio::task::spawn_blocking(|| [events(listening), events(calling)]);
+    for side in both.await.unwrap() {
+        let names: Vec<_> = side.iter().map(|event| event["event"].as_str().unwrap()).collect();
+        assert_eq!(names.first(), Some(&"registered"));
+        assert!(names.contains(&"punched"), "{names:?}");
+        let exchanged = side.iter().find(|event| event["event"] == "exchanged").unwrap();
+        assert_eq!((&exchanged["sent"], &exchanged["received"]), (&json!(100), &json!(100)));
+    }
+    lodge.close().await;
+}

@@ -1,0 +1,175 @@
+#!/usr/bin/env python3
+"""A plain client of document 000: JSON over UDP, standard library only, no field of ginnel's own.
+
+    doc000.py --server IP:PORT listen         registers and waits to be called
+    doc000.py --server IP:PORT call TAG       calls TAG, or the first one of the list: call first
+
+Two UDP sockets as in S0-28 to S0-30: `main` registers, heartbeats, lists and is notified; `hole` calls, answers the
+notification and punches. Once punched, both sides send 100 numbered datagrams through the hole until all are
+acknowledged. Events go to stdout, one JSON object a line; exit code 0, or 1 with a reason after the time limit.
+"""
+import argparse
+import json
+import select
+import socket
+import sys
+import time
+
+COUNT = 100          # datagrams to exchange
+LINGER = 3.0         # seconds to go on acknowledging after the own part is done
+RESEND = 0.5         # seconds between repetitions of whatever is unanswered
+HEARTBEAT = 15.0     # S0-A17
+
+
+class Client:
+    def __init__(self, server, timeout):
+        family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
+        self.server, self.deadline, self.mid = server, time.monotonic() + timeout, 0
+        self.main, self.hole = (socket.socket(family, socket.SOCK_DGRAM) for _ in range(2))
+        self.tag = self.token = self.callee = None
+        self.targets = set()      # where to send 101 or 102: the address the server told, and S0-A19's
+        self.opened = 0           # copies of 101 sent; five at most
+        self.peer = None          # the address the hole leads to, once a round trip has shown it
+        self.acked, self.received = set(), set()
+
+    def event(self, name, **fields):
+        print(json.dumps({"event": name, **fields}), flush=True)
+
+    def send(self, sock, message, to=None):
+        try:
+            sock.sendto(json.dumps(message).encode(), to or self.server)
+        except OSError:
+            pass  # unreachable for now; whatever matters is repeated
+
+    def receive(self, wait):
+        """Yields (socket, source, message) for what arrives within `wait` seconds."""
+        if time.monotonic() > self.deadline:
+            stage = "exchanging" if self.peer else "punching" if self.targets else "signalling"
+            self.event("failed", reason="time limit while " + stage)
+            sys.exit(1)
+        for sock in select.select([self.main, self.hole], [], [], wait)[0]:
+            try:
+                data, source = sock.recvfrom(2048)
+                message = json.loads(data)
+            except (OSError, ValueError):
+                continue
+            if isinstance(message, dict) and isinstance(message.get("t"), int):
+                yield sock, source[:2], message
+
+    def ask(self, sock, t, **fields):
+        """Sends a request to the server until its answer comes, and returns it; a failure keeps t positive (S0-A1)."""
+        self.mid += 1
+        mid, due = self.mid, 0
+        while True:
+            if time.monotonic() >= due:
+                self.send(sock, {"t": t, "mid": mid, **fields})
+                due = time.monotonic() + RESEND
+            for on, source, message in self.receive(0.1):
+                if message.get("mid") == mid and abs(message["t"]) == t and source == self.server:
+                    if message.get("code", 200) != 200:
+                        self.event("refused", t=t, code=message["code"], em=message.get("em"))
+                        sys.exit(1)
+                    return message.get("extra") or {}
+                self.hear(on, source, message)
+
+    def register(self):
+        self.tag = self.ask(self.main, 1)["tag"]
+        self.ask(self.main, 2, tag=self.tag)
+        self.event("registered", tag=self.tag)
+
+    def call(self, callee):
+        while callee == "first":
+            tags = self.ask(self.main, 3, params={"tag": self.tag})["tags"]
+            self.event("listed", tags=tags)
+            callee = tags[0] if tags else "first"
+            time.sleep(0 if tags else RESEND)
+        self.callee = callee
+        self.token = self.ask(self.hole, 4, params={"tag": self.tag, "rtag": callee})["token"]
+        self.event("calling", tag=callee)
+
+    def hear(self, sock, source, message):
+        """Acts on one message of the server or of the peer."""
+        t, mid = message["t"], message.get("mid")
+        params, token = message.get("params") or {}, message.get("token")
+        if t in (4, 51, 52, 53) and source[0] != self.server[0]:
+            return  # a forged notification could send us anywhere
+        if t == 51 and not self.callee and self.token in (None, token):  # we are the callee, S0-14 to S0-19
+            if self.token is None:
+                self.event("notified", tag=params["ltag"])
+            self.token = token
+            self.targets.add((params["host"], params["port"]))
+            self.send(self.hole, {"t": -51, "mid": mid, "token": token, "code": 200})
+        elif t == 52 and token == self.token:  # we are the caller, S0-17 to S0-20
+            extra = message.get("extra") or params
+            self.targets.add((extra["rhost"], extra["rport"]))
+            self.send(self.hole, {"t": -52, "mid": mid, "token": token, "code": 200})
+        elif t == 53 and token == self.token:  # step 10, S0-A8
+            answer = {"t": -53, "mid": mid, "token": token, "code": 200, "extra": {"punching": True}}
+            self.send(sock, answer, source)
+        elif t == 4 and token == self.token:  # the call cannot go on, S0-A20
+            self.event("failed", reason=message.get("em"), code=message.get("code"))
+            sys.exit(1)
+        elif t == 101 and self.callee:  # the callee's true address towards us, S0-A19
+            self.targets.add(source)
+        elif t == 102 and self.token and params.get("token") == self.token:  # S0-21
+            self.punched(source)
+            self.send(self.hole, {"t": -103, "mid": mid, "token": self.token, "code": 200}, source)
+        elif t in (-103, -102) and token == self.token and self.token:
+            self.punched(source)
+        elif source == self.peer and "n" in message:  # the datagrams that are exchanged through the hole
+            if t == 200:
+                self.received.add(message["n"])
+                self.send(self.hole, {"t": -200, "n": message["n"]}, source)
+            elif t == -200:
+                self.acked.add(message["n"])
+
+    def punched(self, source):
+        if self.peer is None:
+            self.peer = source
+            self.event("punched", peer="%s:%d" % source)
+
+    def run(self):
+        """Punches, then exchanges; returns when both directions are through."""
+        due = beat = 0
+        done = None
+        while done is None or time.monotonic() < done:
+            now = time.monotonic()
+            if now >= beat:
+                self.send(self.main, {"t": 2, "tag": self.tag})
+                beat = now + HEARTBEAT
+            if now >= due:
+                due = now + RESEND
+                if self.callee and self.peer is None:
+                    for target in self.targets:
+                        self.mid += 1
+                        self.send(self.hole, {"t": 102, "mid": self.mid, "params": {"token": self.token}}, target)
+                elif self.peer is None and self.targets and self.opened < 5:
+                    self.opened += 1
+                    for target in self.targets:
+                        self.send(self.hole, {"t": 101}, target)
+                elif self.peer and len(self.acked) < COUNT:
+                    for n in set(range(COUNT)) - self.acked:
+                        self.send(self.hole, {"t": 200, "n": n}, self.peer)
+            for sock, source, message in self.receive(0.05):
+                self.hear(sock, source, message)
+            if done is None and len(self.acked) == len(self.received) == COUNT:
+                self.event("exchanged", sent=len(self.acked), received=len(self.received))
+                done = time.monotonic() + LINGER
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--server", required=True, metavar="IP:PORT")
+    parser.add_argument("--timeout", type=float, default=60, metavar="SECONDS")
+    parser.add_argument("role", choices=["listen", "call"])
+    parser.add_argument("tag", nargs="?", default="first")
+    args = parser.parse_args()
+    host, port = args.server.rsplit(":", 1)
+    client = Client((host.strip("[]"), int(port)), args.timeout)
+    client.register()
+    if args.role == "call":
+        client.call(args.tag)
+    client.run()
+
+
+main()

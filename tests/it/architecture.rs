@@ -1,0 +1,304 @@
+//! The house rules of ARCHITECTURE.md, checked against the sources.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Longest file and longest function, in lines.
+const FILE_LINES: usize = 700;
+const FUNCTION_LINES: usize = 90;
+
+/// Files that are pure besides every `wire.rs` and `machine.rs`; an entry with a `/` at its end is a folder.
+const PURE: [&str; 27] = [
+    "src/stun.rs",
+    "src/stun/",
+    "src/stun_server/",
+    "src/turn_server/",
+    "src/ids.rs",
+    "src/clock.rs",
+    "src/net/demux.rs",
+    "src/signaling/acts.rs",
+    "src/signaling/admission.rs",
+    "src/signaling/answers.rs",
+    "src/signaling/call.rs",
+    "src/signaling/calls.rs",
+    "src/signaling/config.rs",
+    "src/signaling/envelope.rs",
+    "src/signaling/leg.rs",
+    "src/signaling/message.rs",
+    "src/signaling/rate.rs",
+    "src/signaling/registry.rs",
+    "src/agent/candidate.rs",
+    "src/agent/lanes.rs",
+    "src/agent/nat.rs",
+    "src/agent/path.rs",
+    "src/agent/reason.rs",
+    "src/agent/session.rs",
+    "src/agent/ticket.rs",
+    "src/agent/config.rs",
+    "src/agent/error.rs",
+];
+/// What a pure file never names.
+const IMPURE: [&str; 15] = [
+    "tokio::",
+    "axum::",
+    "mio::",
+    "hyper",
+    "UdpSocket",
+    "TcpStream",
+    "TcpListener",
+    "std::fs",
+    "std::env",
+    "Instant::now",
+    "SystemTime::now",
+    "OsRng",
+    "from_os_rng",
+    "rand::rng(",
+    "spawn(",
+];
+/// (rule, where it holds, where it does not, what must not be named there).
+const BORDERS: [(&str, &str, &[&str], &[&str]); 12] = [
+    (
+        "the agent imports of signalling the wire alone",
+        "src/agent/",
+        &[],
+        &[
+            "signaling::machine",
+            "signaling::Hub",
+            "signaling::service",
+            "signaling::Service",
+            "signaling::start",
+        ],
+    ),
+    (
+        "the agent imports no server's machine",
+        "src/agent/",
+        &[],
+        &["turn_server::machine", "crate::server", "stun_server"],
+    ),
+    ("turn_server does not know signaling", "src/turn_server/", &[], &["signaling"]),
+    (
+        "signaling knows turn_server::auth alone",
+        "src/signaling/",
+        &[],
+        &[
+            "turn_server::machine",
+            "turn_server::policy",
+            "turn_server::ports",
+            "turn_server::wire",
+            "turn_server::Relay",
+        ],
+    ),
+    ("services do not import config", "src/server", &[], &["crate::config"]),
+    ("services do not import config", "src/signaling/", &[], &["crate::config"]),
+    ("services do not import config", "src/agent/", &[], &["crate::config"]),
+    ("the ICE engine is named in one file", "src/", &["src/agent/ice.rs"], &["webrtc_ice", "webrtc_util"]),
+    (
+        "the stun crate is a judge, not a part",
+        "src/",
+        &["src/stun/tests.rs"],
+        &[" ::stun::", "(::stun::", "use stun::"],
+    ),
+    ("the clocks have one reader", "src/", &["src/net/time.rs"], &["Instant::now(", "SystemTime::now("]),
+    (
+        "the library does not print, exit or read the environment",
+        "src/",
+        &["src/cli/", "src/bin/"],
+        &["println!", "print!(", "process::exit", "env::var", "io::stdout("],
+    ),
+    ("errors are named", "src/", &[], &["Other(String)", "anyhow::Error>"]),
+];
+const BANNED_MODULES: [&str; 7] = ["utils", "util", "helpers", "common", "types", "manager", "misc"];
+
+struct Source {
+    path: String,
+    /// Lines that are neither comments nor tests, with their numbers.
+    code: Vec<(usize, String)>,
+    all: String,
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut found = Vec::new();
+    for path in entries.map(|entry| entry.unwrap().path()) {
+        if path.is_dir() {
+            found.extend(files(&path, ending));
+        } else if path.extension().is_some_and(|e| e == ending) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+fn is_test_file(path: &str) -> bool {
+    path.ends_with("tests.rs") || path.contains("/scenarios") || path.contains("/tests/")
+}
+
+fn sources() -> Vec<Source> {
+    let read = |path: PathBuf| {
+        let all = fs::read_to_string(&path).unwrap();
+        let path = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+        let end =
+            if is_test_file(&path) { 0 } else { all.find("#[cfg(test)]\nmod tests {").unwrap_or(all.len()) };
+        let code = all[..end].lines().enumerate();
+        let code = code.filter(|(_, line)| !line.trim_start().starts_with("//"));
+        let code = code.map(|(number, line)| (number + 1, line.to_owned())).collect();
+        Source { path, code, all }
+    };
+    let sources: Vec<_> = files(&root().join("src"), "rs").into_iter().map(read).collect();
+    assert!(sources.len() > 20, "the sources were not found");
+    sources
+}
+
+fn is_pure(path: &str) -> bool {
+    path.ends_with("/wire.rs")
+        || path.ends_with("/machine.rs")
+        || PURE.iter().any(|pure| if pure.ends_with('/') { path.starts_with(pure) } else { path == *pure })
+}
+
+fn assert_none(rule: &str, broken: &[String]) {
+    assert!(broken.is_empty(), "{rule}:\n  {}", broken.join("\n  "));
+}
+
+#[test]
+fn pure_files_name_no_runtime_socket_clock_or_random_source() {
+    let sources = sources();
+    for pure in PURE {
+        assert!(
+            sources.iter().any(|source| source.path.starts_with(pure)),
+            "{pure} is listed and does not exist"
+        );
+    }
+    let mut broken = Vec::new();
+    for source in sources.iter().filter(|source| is_pure(&source.path)) {
+        for (number, line) in &source.code {
+            broken.extend(
+                IMPURE
+                    .iter()
+                    .filter(|word| line.contains(*word))
+                    .map(|word| format!("{}:{number} names {word}", source.path)),
+            );
+        }
+    }
+    assert_none("pure files are pure", &broken);
+}
+
+#[test]
+fn rooms_know_only_whom_they_may_know() {
+    let mut broken = Vec::new();
+    for source in sources() {
+        for (rule, place, exceptions, words) in BORDERS {
+            if !source.path.starts_with(place) || exceptions.iter().any(|e| source.path.starts_with(e)) {
+                continue;
+            }
+            for (number, line) in &source.code {
+                if let Some(word) = words.iter().find(|word| line.contains(*word)) {
+                    broken.push(format!("{}:{number} names {word}: {rule}", source.path));
+                }
+            }
+        }
+    }
+    assert_none("rooms keep their borders", &broken);
+}
+
+#[test]
+fn modules_are_nouns_and_nothing_is_left_to_do() {
+    let mut broken = Vec::new();
+    for source in sources() {
+        let name = Path::new(&source.path).file_stem().unwrap().to_string_lossy().into_owned();
+        if BANNED_MODULES.contains(&name.as_str()) {
+            broken.push(format!("{}: no home for a rule", source.path));
+        }
+        for (number, line) in source.all.lines().enumerate() {
+            if line.contains("TODO") && !line.contains('#') || line.contains("FIXME") {
+                broken.push(format!("{}:{}: a TODO without an issue", source.path, number + 1));
+            }
+        }
+    }
+    assert_none("names and leftovers", &broken);
+}
+
+#[test]
+fn files_and_functions_stay_small() {
+    let sources = sources();
+    let mut broken = Vec::new();
+    for source in &sources {
+        let lines = source.all.lines().count();
+        if lines > FILE_LINES {
+            broken.push(format!("{}: {lines} lines", source.path));
+        }
+        let mut open: Option<(usize, String)> = None;
+        for (number, line) in source.all.lines().enumerate() {
+            let indent = line.len() - line.trim_start().len();
+            let begins = line.contains("fn ") && !line.trim_start().starts_with("//");
+            if begins && open.is_none() && !line.ends_with(';') && !line.ends_with('}') {
+                open = Some((number, " ".repeat(indent) + "}"));
+            }
+            if let Some((start, close)) = &open
+                && line == close
+            {
+                if number - start > FUNCTION_LINES {
+                    broken.push(format!(
+                        "{}:{}: a function of {} lines",
+                        source.path,
+                        start + 1,
+                        number - start
+                    ));
+                }
+                open = None;
+            }
+        }
+    }
+    let mut lengths: Vec<_> = sources.iter().map(|source| source.all.lines().count()).collect();
+    lengths.sort_unstable();
+    let (median, p90) = (lengths[lengths.len() / 2], lengths[lengths.len() * 9 / 10]);
+    if median > 280 || p90 > 480 {
+        broken.push(format!("median {median} lines (280), p90 {p90} (480)"));
+    }
+    assert_none("ceilings", &broken);
+}
+
+#[test]
+fn every_test_that_the_docs_name_exists() {
+    let mut known = HashSet::new();
+    for folder in ["src", "tests"] {
+        for path in files(&root().join(folder), "rs") {
+            let text = fs::read_to_string(path).unwrap();
+            let names = text.split("fn ").skip(1).filter_map(|rest| rest.split(['(', '<']).next());
+            known.extend(names.map(str::to_owned));
+            // Tables of tests, as `pairs!` has them: one name and a colon at the beginning of a line.
+            let rows = text.lines().filter_map(|line| line.trim_start().split_once(": "));
+            known.extend(rows.map(|(name, _)| name.to_owned()));
+        }
+    }
+    let mut broken = Vec::new();
+    let mut named = 0;
+    for path in files(&root().join("docs"), "md") {
+        let text = fs::read_to_string(&path).unwrap();
+        let mut in_test_table = false;
+        for (number, line) in text.lines().enumerate() {
+            in_test_table = match line.starts_with('|') {
+                true => in_test_table || line.trim_end().ends_with("| test |"),
+                false => false,
+            };
+            let Some(cell) =
+                line.trim_end().trim_end_matches('|').rsplit('|').next().filter(|_| in_test_table)
+            else {
+                continue;
+            };
+            for name in cell.split('`').skip(1).step_by(2) {
+                named += 1;
+                if !known.contains(name.rsplit("::").next().unwrap_or(name)) {
+                    broken.push(format!("{}:{}: no test {name}", path.display(), number + 1));
+                }
+            }
+        }
+    }
+    assert!(named > 20, "the pages' tables were not found");
+    assert_none("tests named in docs/", &broken);
+}
