@@ -275,7 +275,7 @@ impl Driver {
             lanes::Output::Ping(lane, number) => self.ground.tunnel.send_sign(lane, Sign::Ping(number)),
             lanes::Output::Active(lane) => {
                 self.ground.tunnel.set_active(lane);
-                self.session.handle_active(time::now().mono, lane);
+                self.session.handle_active(lane);
                 if lane.is_some() {
                     self.advance(Progress::Ready);
                 }
@@ -348,7 +348,7 @@ impl Driver {
                 Answer::Noted { token }
             }
             Ask::Trickle { token, cands, done, nat } => {
-                self.session.handle_trickle(now, &cands, done, nat);
+                self.session.handle_trickle(&cands, done, nat);
                 Answer::Trickled { token }
             }
             Ask::Question { token } => {
@@ -356,7 +356,7 @@ impl Driver {
                     LaneKind::Direct => wire::Path::Direct,
                     LaneKind::Relay => wire::Path::Relay,
                 });
-                Answer::Status { token, punching: path.is_none(), path }
+                Answer::Status { token, punching: self.session.is_punching(now), path }
             }
             Ask::End { token, reason } => {
                 self.session.handle_end(reason);
@@ -392,7 +392,7 @@ impl Driver {
             }
             LaneEvent::Failed => {
                 self.chooser.handle_failed(lane);
-                self.session.handle_dead(now, lane);
+                self.session.handle_dead(lane);
             }
         }
     }

@@ -88,19 +88,19 @@ impl Error {
     }
 
     pub(super) fn from_link(server: &str, error: &LinkError) -> Self {
-        match error {
-            LinkError::Refused { text, .. } => Self::Refused(text.clone()),
-            LinkError::Silent => Self::TimedOut(Stage::Server),
+        let problem = match error {
+            LinkError::Refused { code: Code::NotAllowed, .. } => {
+                return Self::Refused("the server does not accept the access key".to_owned());
+            }
+            LinkError::Refused { text, .. } => return Self::Refused(text.clone()),
+            LinkError::Silent => return Self::TimedOut(Stage::Server),
             LinkError::Connect(source) if source.kind() == std::io::ErrorKind::TimedOut => {
-                Self::TimedOut(Stage::Server)
+                return Self::TimedOut(Stage::Server);
             }
-            LinkError::Name(source) | LinkError::Connect(source) => {
-                Self::Unreachable { server: server.to_owned(), problem: format!("{error} ({source})") }
-            }
-            LinkError::Protocol(source) => {
-                Self::Unreachable { server: server.to_owned(), problem: format!("{error} ({source})") }
-            }
-        }
+            LinkError::Name(source) | LinkError::Connect(source) => source.to_string(),
+            LinkError::Protocol(source) => format!("{error} ({source})"),
+        };
+        Self::Unreachable { server: server.to_owned(), problem }
     }
 
     pub(super) fn from_call(failure: CallFailure) -> Self {

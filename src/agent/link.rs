@@ -1,5 +1,6 @@
 //! The agent's line to the signalling server: document 000's messages over one WebSocket.
 
+use crate::net::time;
 use crate::signaling::wire::{
     self, Answer, Ask, Code, IceServer, MAX_TEXT, Message, Request, Response, Tag, Token,
 };
@@ -10,7 +11,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval_at, timeout};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message as Frame};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
@@ -178,7 +179,7 @@ impl Line {
     }
 
     async fn run(mut self, mut outgoing: mpsc::Receiver<Outgoing>) {
-        let mut heartbeat = interval(HEARTBEAT);
+        let mut heartbeat = interval_at((time::now().mono + HEARTBEAT).into(), HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let result = tokio::select! {
@@ -263,3 +264,7 @@ impl Line {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "link_tests.rs"]
+mod tests;

@@ -8,30 +8,34 @@ use super::error::Error;
 use super::identity::{self, Role};
 use super::link::{Heard, Registration};
 use super::peer::{self, RegisteredLine};
+use super::probe::Probe;
 use super::session::Mode;
 use super::ticket::Ticket;
 use crate::net::time;
-use crate::signaling::wire::{Answer, Ask, Code, Ice, Request, Response, Token};
+use crate::signaling::wire::{Answer, Ask, Code, Ice, Request, Token};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
 /// Calls that may be negotiated at once.
 const CALLS: usize = 8;
 const QUEUE: usize = 64;
+/// The `t` of a call, for its refusal.
+const NOTIFY: i64 = 51;
 /// The first and the longest wait before the line is opened again.
 const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How often a listener that was dropped looks whether its last call has ended.
+const CLOSING_CHECK: Duration = Duration::from_secs(1);
 /// How old relay credentials may be when a call comes.
 const FRESH: Duration = Duration::from_secs(1800);
 
-/// Takes calls of those who hold its ticket, until it is dropped.
+/// Takes calls of those who hold its ticket, until it is dropped; connections made before live on.
 #[derive(Debug)]
 pub struct Listener {
     ticket: Ticket,
     accepted: mpsc::Receiver<Result<Connection, Error>>,
-    task: JoinHandle<()>,
 }
 
 impl Listener {
@@ -43,6 +47,7 @@ impl Listener {
         (line, heard): (RegisteredLine, mpsc::Receiver<Heard>),
     ) -> Self {
         let (done, accepted) = mpsc::channel(CALLS);
+        let address = line.server;
         let desk = Desk {
             ticket: ticket.clone(),
             server,
@@ -52,9 +57,11 @@ impl Listener {
             registered_at: time::now().mono,
             calls: HashMap::new(),
             done,
+            blocked: try_udp(address),
+            closing: false,
         };
-        let task = tokio::spawn(desk.run(heard));
-        Self { ticket, accepted, task }
+        tokio::spawn(desk.run(heard));
+        Self { ticket, accepted }
     }
 
     /// Returns what the other side needs to connect.
@@ -73,12 +80,6 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
 struct Desk {
     ticket: Ticket,
     server: ServerName,
@@ -88,12 +89,30 @@ struct Desk {
     registered_at: Instant,
     calls: HashMap<Token, mpsc::Sender<Signal>>,
     done: mpsc::Sender<Result<Connection, Error>>,
+    /// Whether UDP reaches the server, once that is known.
+    blocked: watch::Receiver<Option<bool>>,
+    /// Nobody accepts any more.
+    closing: bool,
 }
 
 impl Desk {
     async fn run(mut self, mut heard: mpsc::Receiver<Heard>) {
         loop {
-            match heard.recv().await {
+            let next = tokio::select! {
+                next = heard.recv() => next,
+                () = self.done.closed(), if !self.closing => {
+                    self.closing = true;
+                    continue;
+                }
+                () = sleep(CLOSING_CHECK), if self.closing => {
+                    // Calls that still run need the line for candidates that come late.
+                    if self.calls.values().all(mpsc::Sender::is_closed) {
+                        return;
+                    }
+                    continue;
+                }
+            };
+            match next {
                 Some(Heard::Request(request)) => self.take_request(request).await,
                 Some(Heard::CallFailed { token, code, text }) => {
                     if let Some(call) = token.and_then(|token| self.calls.remove(&token)) {
@@ -118,7 +137,10 @@ impl Desk {
         tracing::info!("the line to the server was cut, opening it again");
         let mut wait = BACK_OFF.0;
         loop {
-            sleep(wait).await;
+            tokio::select! {
+                () = sleep(wait) => {}
+                () = self.done.closed() => return None,
+            }
             let (heard, heard_rx) = mpsc::channel(QUEUE);
             match peer::register(&self.server, &self.registration, heard).await {
                 Ok(line) if line.welcome.tag.as_str() == self.ticket.tag => {
@@ -151,16 +173,13 @@ impl Desk {
             Some(call) if !call.is_closed() => {
                 let _ = call.try_send(Signal::Request(Box::new(request)));
             }
-            _ => self.refuse(&request, token, Code::BadToken).await,
+            _ => self.refuse((request.body.t(), request.mid), token, Code::BadToken).await,
         }
     }
 
-    async fn refuse(&self, request: &Request, token: Token, code: Code) {
-        let Response { body, .. } = Response::failure(request.body.t(), request.mid, code);
-        if let Answer::Failed { t, code, em, .. } = body {
-            let refusal = Answer::Failed { t, token: Some(token), code, em };
-            self.line.link.answer(request.mid, refusal).await;
-        }
+    async fn refuse(&self, (t, mid): (i64, Option<i64>), token: Token, code: Code) {
+        let refusal = Answer::Failed { t, token: Some(token), code, em: code.text().to_owned() };
+        self.line.link.answer(mid, refusal).await;
     }
 
     async fn take_call(&mut self, mid: Option<i64>, token: Token, offer: Ice) {
@@ -168,7 +187,9 @@ impl Desk {
         if self.calls.contains_key(&token) {
             return;
         }
-        let refusal = if !self.holds_ticket(&offer) {
+        let refusal = if self.closing {
+            Some(Code::NotOnline)
+        } else if !self.holds_ticket(&offer) {
             Some(Code::NotAllowed)
         } else if self.calls.len() >= CALLS {
             Some(Code::TooMany)
@@ -176,11 +197,7 @@ impl Desk {
             None
         };
         if let Some(code) = refusal {
-            let request = Request {
-                mid,
-                body: Ask::Notify { token: token.clone(), ltag: self.tag(), from: None, ice: offer },
-            };
-            return self.refuse(&request, token, code).await;
+            return self.refuse((NOTIFY, mid), token, code).await;
         }
         self.refresh().await;
         let (signals, signals_rx) = mpsc::channel(QUEUE);
@@ -188,7 +205,7 @@ impl Desk {
         let Ok(mut setup) = peer::setup(&self.config, &self.ticket.secret, Role::Listener) else { return };
         let relay = peer::relay_credentials(&self.line.welcome.ice_servers);
         setup.own_relay = relay.is_some();
-        let mut ground = Ground::new(self.line.server, None);
+        let mut ground = Ground::new(self.line.server, *self.blocked.borrow());
         let stun2 = self.line.welcome.stun2.clone();
         ground.probe(async move { stun2 });
         for lane in LaneKind::ALL.into_iter().filter(|lane| setup.mode.allows(*lane)) {
@@ -209,10 +226,6 @@ impl Desk {
         expected.is_ok_and(|expected| expected == *pwd)
     }
 
-    fn tag(&self) -> crate::signaling::wire::Tag {
-        self.line.welcome.tag.clone()
-    }
-
     /// Relay credentials are short-lived; a listener is not.
     async fn refresh(&mut self) {
         let now = time::now().mono;
@@ -223,4 +236,14 @@ impl Desk {
             self.registered_at = now;
         }
     }
+}
+
+/// Finds out ahead of the first call whether UDP works, so that its relay lane need not wait for that.
+fn try_udp(server: SocketAddr) -> watch::Receiver<Option<bool>> {
+    let (known, known_rx) = watch::channel(None);
+    tokio::spawn(async move {
+        let blocked = Probe::start(server).await.map_or(true, |probe| probe.blocked());
+        let _ = known.send(Some(blocked));
+    });
+    known_rx
 }

@@ -147,6 +147,8 @@ pub(super) struct Session {
     stage: Stage,
     deadline: Option<Instant>,
     trial_end: Option<Instant>,
+    /// Until then a direct path is worth the server's while.
+    search_end: Option<Instant>,
     /// A token exists, so that trickling is possible.
     talking: bool,
     untold: Vec<String>,
@@ -178,6 +180,7 @@ impl Session {
             stage: Stage::New,
             deadline: None,
             trial_end: None,
+            search_end: None,
             talking: false,
             untold: Vec::new(),
             flush_at: None,
@@ -229,16 +232,17 @@ impl Session {
         self.stage = Stage::Trying;
         self.deadline = Some(now + PATH_TIME);
         self.trial_end = Some(now + TRIAL_TIME);
+        self.search_end = Some(now + PATH_TIME);
         self.outputs.push_back(Output::Start { ufrag, pwd });
         for candidate in std::mem::take(&mut self.early) {
             self.outputs.push_back(Output::Candidate(candidate));
         }
-        self.handle_trickle(now, &ice.cands, false, ice.nat);
+        self.handle_trickle(&ice.cands, false, ice.nat);
         self.flush_soon(now);
     }
 
     /// Takes more of the other side's candidates.
-    pub(super) fn handle_trickle(&mut self, now: Instant, cands: &[String], done: bool, nat: Option<Nat>) {
+    pub(super) fn handle_trickle(&mut self, cands: &[String], done: bool, nat: Option<Nat>) {
         self.facts.theirs = nat.or(self.facts.theirs);
         for candidate in cands.iter().filter_map(|text| candidate::read(text)) {
             if self.remote_count >= MAX_REMOTE {
@@ -256,7 +260,7 @@ impl Session {
             }
         }
         self.facts.their_done |= done;
-        self.explain(now);
+        self.explain();
     }
 
     /// A relay is not asked to send to inner addresses, which it must refuse; and without a relay of its own this side may
@@ -291,11 +295,11 @@ impl Session {
     pub(super) fn handle_nat(&mut self, now: Instant, nat: Nat) {
         self.facts.mine = Some(nat);
         self.flush_soon(now);
-        self.explain(now);
+        self.explain();
     }
 
     /// Takes note that data goes over this lane from now on, or over none.
-    pub(super) fn handle_active(&mut self, now: Instant, lane: Option<LaneKind>) {
+    pub(super) fn handle_active(&mut self, lane: Option<LaneKind>) {
         let Some(lane) = lane else { return };
         self.facts.lost_direct |= self.facts.active == Some(LaneKind::Direct) && lane == LaneKind::Relay;
         self.facts.active = Some(lane);
@@ -303,11 +307,11 @@ impl Session {
             self.stage = Stage::Connected;
             self.deadline = None;
         }
-        self.explain(now);
+        self.explain();
     }
 
     /// Takes note that a lane has given up.
-    pub(super) fn handle_dead(&mut self, now: Instant, lane: LaneKind) {
+    pub(super) fn handle_dead(&mut self, lane: LaneKind) {
         self.dead.push(lane);
         self.facts.trial_over |= lane == LaneKind::Direct;
         let hopeless = LaneKind::ALL
@@ -317,7 +321,7 @@ impl Session {
         if hopeless && self.stage == Stage::Trying {
             self.fail(Failure::NoPath(self.tried()));
         }
-        self.explain(now);
+        self.explain();
     }
 
     /// Takes note that the other side has ended the call. One that found no path speaks for both.
@@ -326,6 +330,18 @@ impl Session {
             Stage::Connected => {}
             Stage::Trying if reason.as_deref() == Some(NO_PATH) => self.fail(Failure::NoPath(self.tried())),
             _ => self.fail(Failure::Ended(reason)),
+        }
+    }
+
+    /// Answers the server's question whether this side is still at it (t = 53): a relay path is no reason to stop.
+    #[must_use]
+    pub(super) fn is_punching(&self, now: Instant) -> bool {
+        let settled = self.facts.active == Some(LaneKind::Direct) || self.setup.mode == Mode::RelayOnly;
+        let ended = self.search_end.is_some_and(|end| end <= now);
+        match self.stage {
+            Stage::Failed => false,
+            Stage::Connected => !settled && !ended,
+            _ => true,
         }
     }
 
@@ -338,7 +354,7 @@ impl Session {
         if self.trial_end.is_some_and(|at| at <= now) {
             self.trial_end = None;
             self.facts.trial_over = true;
-            self.explain(now);
+            self.explain();
         }
         if self.deadline.is_some_and(|at| at <= now) {
             let failure = match self.stage {
@@ -398,7 +414,7 @@ impl Session {
         }
     }
 
-    fn explain(&mut self, _now: Instant) {
+    fn explain(&mut self) {
         let Some(lane) = self.facts.active.filter(|_| self.stage == Stage::Connected) else { return };
         let path = (lane, reason::of(&self.facts));
         if self.path != Some(path) {

@@ -92,7 +92,7 @@ fn candidates_that_overtake_the_answer_are_kept() {
     let now = start();
     let mut session = Session::new(setup(Role::Connector));
     session.dial(now);
-    session.handle_trickle(now, &[format!("candidate:{HOST}")], false, None);
+    session.handle_trickle(&[format!("candidate:{HOST}")], false, None);
     drain(&mut session);
     session.handle_offer(now, offer(&[]));
     let said = drain(&mut session);
@@ -127,18 +127,30 @@ fn the_path_is_told_with_its_reason_and_again_when_either_changes() {
     let now = start();
     let mut session = trying(setup(Role::Connector), now);
     session.handle_nat(now, Nat::Hard);
-    session.handle_trickle(now, &[format!("candidate:{HOST}")], false, Some(Nat::Easy));
+    session.handle_trickle(&[format!("candidate:{HOST}")], false, Some(Nat::Easy));
     drain(&mut session);
-    session.handle_active(now, Some(LaneKind::Relay));
+    session.handle_active(Some(LaneKind::Relay));
     assert_eq!(drain(&mut session), [Output::Path(LaneKind::Relay, Some(Reason::Trying))]);
-    session.handle_active(now, Some(LaneKind::Relay));
+    session.handle_active(Some(LaneKind::Relay));
     assert_eq!(drain(&mut session), []);
     let said = run(&mut session, now + TRIAL_TIME);
     assert!(said.contains(&Output::Path(LaneKind::Relay, Some(Reason::HardHere))), "{said:?}");
-    session.handle_active(now, Some(LaneKind::Direct));
+    session.handle_active(Some(LaneKind::Direct));
     assert_eq!(drain(&mut session), [Output::Path(LaneKind::Direct, None)]);
-    session.handle_active(now, Some(LaneKind::Relay));
+    session.handle_active(Some(LaneKind::Relay));
     assert_eq!(drain(&mut session), [Output::Path(LaneKind::Relay, Some(Reason::Lost))]);
+}
+
+#[test]
+fn the_server_is_told_to_go_on_while_a_direct_path_is_looked_for() {
+    let now = start();
+    let mut session = trying(setup(Role::Connector), now);
+    assert!(session.is_punching(now));
+    session.handle_active(Some(LaneKind::Relay));
+    assert!(session.is_punching(now), "candidates may still come");
+    assert!(!session.is_punching(now + PATH_TIME));
+    session.handle_active(Some(LaneKind::Direct));
+    assert!(!session.is_punching(now));
 }
 
 #[test]
@@ -156,7 +168,7 @@ fn a_search_without_path_fails_in_time_and_says_what_was_tried() {
     let now = start();
     let mut session = trying(setup(Role::Connector), now);
     session.handle_local(now, LaneKind::Direct, HOST);
-    session.handle_trickle(now, &[format!("candidate:{RELAY}")], false, Some(Nat::Blocked));
+    session.handle_trickle(&[format!("candidate:{RELAY}")], false, Some(Nat::Blocked));
     let said = run(&mut session, now + PATH_TIME);
     let tried = Tried { local: 1, remote: 1, relay: true, mine: None, theirs: Some(Nat::Blocked) };
     assert_eq!(said.last(), Some(&Output::Failed(Failure::NoPath(tried))));
@@ -166,7 +178,7 @@ fn a_search_without_path_fails_in_time_and_says_what_was_tried() {
 fn a_found_path_stops_the_clock_and_a_later_end_is_no_failure() {
     let now = start();
     let mut session = trying(setup(Role::Connector), now);
-    session.handle_active(now, Some(LaneKind::Direct));
+    session.handle_active(Some(LaneKind::Direct));
     session.handle_end(Some("bye".into()));
     let said = run(&mut session, now + 10 * PATH_TIME);
     assert!(!said.iter().any(|output| matches!(output, Output::Failed(_))), "{said:?}");
@@ -176,12 +188,12 @@ fn a_found_path_stops_the_clock_and_a_later_end_is_no_failure() {
 fn lanes_that_all_gave_up_end_the_search_at_once() {
     let now = start();
     let mut session = trying(setup(Role::Connector), now);
-    session.handle_dead(now, LaneKind::Direct);
+    session.handle_dead(LaneKind::Direct);
     assert_eq!(drain(&mut session), []);
-    session.handle_dead(now, LaneKind::Relay);
+    session.handle_dead(LaneKind::Relay);
     assert!(matches!(drain(&mut session)[..], [Output::Failed(Failure::NoPath(_))]));
     let mut session = trying(Setup { mode: Mode::RelayOnly, ..setup(Role::Connector) }, now);
-    session.handle_dead(now, LaneKind::Relay);
+    session.handle_dead(LaneKind::Relay);
     assert!(matches!(drain(&mut session)[..], [Output::Failed(Failure::NoPath(_))]));
 }
 
@@ -205,7 +217,6 @@ fn a_peer_with_endless_candidates_is_capped() {
     let mut session = trying(setup(Role::Connector), now);
     for port in 1..10_000 {
         session.handle_trickle(
-            now,
             &[format!("candidate:{HOST}").replace("4000", &port.to_string())],
             false,
             None,

@@ -161,7 +161,7 @@ mod tests {
             "{text}"
         );
         assert_eq!(text.parse(), Ok(ticket()));
-        assert_eq!(format!("  {}\n", text.replace("agent:", "agent:")).parse(), Ok(ticket()));
+        assert_eq!(format!("  {text}\n").parse(), Ok(ticket()));
     }
 
     #[test]

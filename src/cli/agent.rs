@@ -106,6 +106,8 @@ impl UsageError {
 
 const USAGE: u8 = 2;
 const INTERRUPTED: u8 = 130;
+/// How long an interrupted search may take to end politely.
+const GOODBYE_TIME: Duration = Duration::from_millis(300);
 
 /// Returns the exit code for a failure.
 #[must_use]
@@ -212,6 +214,15 @@ async fn interrupted() {
     }
 }
 
+/// Lets a call that was given up tell the other side and give its relayed address back.
+async fn leave() -> u8 {
+    tokio::select! {
+        () = tokio::time::sleep(GOODBYE_TIME) => {}
+        () = interrupted() => {}
+    }
+    INTERRUPTED
+}
+
 async fn listen(config: Config, report: &Report) -> Result<u8, Error> {
     let server = config.server.as_ref().map(ToString::to_string).unwrap_or_default();
     let agent = Agent::new(config);
@@ -223,7 +234,7 @@ async fn listen(config: Config, report: &Report) -> Result<u8, Error> {
     let connection = loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = interrupted() => return Ok(INTERRUPTED),
+            () = interrupted() => return Ok(leave().await),
         };
         match accepted {
             Some(Ok(connection)) => break connection,
@@ -240,7 +251,7 @@ async fn connect(config: Config, ticket: &Ticket, report: &Report) -> Result<u8,
     let agent = Agent::new(config);
     let connection = tokio::select! {
         connection = agent.connect(ticket) => connection?,
-        () = interrupted() => return Ok(INTERRUPTED),
+        () = interrupted() => return Ok(leave().await),
     };
     serve(connection, agent_pipe::End::Opens, report).await
 }
@@ -277,7 +288,7 @@ pub(super) fn hint(error: &Error) -> &'static str {
         }
         Error::Offline => "run `agent listen` on the other machine and use the ticket that it prints",
         Error::Refused(_) => {
-            "is the ticket the one that is being listened on, and the access key the server's (`ginnel key`)?"
+            "use the ticket of this very `agent listen`, and the access key that `ginnel key` prints on the server"
         }
         Error::NoPath(tried) if !tried.relay => {
             "give one side the server's relay: --key KEY (`ginnel key` prints it)"

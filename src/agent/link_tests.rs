@@ -1,0 +1,177 @@
+//! The line and the listener's desk against a scripted server.
+
+use super::*;
+use crate::agent::{Agent, Config, Error, ServerName};
+use crate::signaling::wire::Ice;
+use std::net::Ipv4Addr;
+use tokio::net::TcpListener;
+use tokio_tungstenite::accept_async;
+
+/// The server's end of one line.
+struct Script(WebSocketStream<TcpStream>);
+
+impl Script {
+    async fn say(&mut self, message: Message) {
+        self.0.send(Frame::text(message.encode())).await.unwrap();
+    }
+
+    async fn hear(&mut self) -> Message {
+        loop {
+            if let Frame::Text(text) = self.0.next().await.unwrap().unwrap() {
+                return wire::decode(text.as_bytes()).unwrap();
+            }
+        }
+    }
+
+    async fn hear_request(&mut self) -> Request {
+        match self.hear().await {
+            Message::Request(request) => request,
+            Message::Response(response) => panic!("{response:?}"),
+        }
+    }
+
+    async fn answer(&mut self, mid: Option<i64>, body: Answer) {
+        self.say(Message::Response(Response { mid, body })).await;
+    }
+
+    async fn ask(&mut self, mid: i64, body: Ask) {
+        self.say(Message::Request(Request { mid: Some(mid), body })).await;
+    }
+
+    /// Accepts a line and gives it `tag`.
+    async fn welcome(listener: &TcpListener, tag: &str) -> (Self, Ask) {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut script = Self(accept_async(stream).await.unwrap());
+        let request = script.hear_request().await;
+        let registered = Answer::Registered { tag: Tag::new(tag).unwrap(), ice_servers: vec![], stun2: None };
+        script.answer(request.mid, registered).await;
+        (script, request.body)
+    }
+}
+
+async fn server() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    (listener, address)
+}
+
+fn token() -> Token {
+    Token::new("act").unwrap()
+}
+
+#[tokio::test]
+async fn answers_find_their_questions_and_the_rest_is_heard() {
+    let (listener, address) = server().await;
+    let scripted = async {
+        let (mut script, registered) = Script::welcome(&listener, "me").await;
+        assert_eq!(registered, Ask::Register { key: Some("k".into()), secret: None });
+        let call = script.hear_request().await;
+        let second = script.hear_request().await;
+        script.answer(second.mid, Answer::Ended { token: token() }).await;
+        script.answer(call.mid, Answer::Calling { token: token() }).await;
+        script.ask(7, Ask::Question { token: token() }).await;
+        let late = Answer::Failed { t: 4, token: Some(token()), code: Code::NoAnswer, em: "late".into() };
+        script.answer(call.mid, late).await;
+        script.0.send(Frame::text("no message")).await.unwrap();
+        script.0.close(None).await.unwrap();
+    };
+    let agent = async {
+        let (heard, mut heard_rx) = mpsc::channel(8);
+        let registration = Registration { key: Some("k".into()), secret: None };
+        let (stream, _) = connect(&[address]).await.unwrap();
+        let (link, welcome) = Link::open(stream, "127.0.0.1", &registration, heard).await.unwrap();
+        assert_eq!(welcome.tag.as_str(), "me");
+        let call = Ask::Call { tag: welcome.tag, rtag: Tag::new("you").unwrap(), ice: Ice::default() };
+        let end = Ask::End { token: token(), reason: None };
+        let (calling, ended) = tokio::join!(link.ask(call), link.ask(end));
+        assert_eq!(calling.unwrap(), Answer::Calling { token: token() });
+        assert_eq!(ended.unwrap(), Answer::Ended { token: token() });
+        let question = Request { mid: Some(7), body: Ask::Question { token: token() } };
+        assert!(matches!(heard_rx.recv().await, Some(Heard::Request(request)) if request == question));
+        let failed = heard_rx.recv().await;
+        assert!(matches!(failed, Some(Heard::CallFailed { code: Code::NoAnswer, .. })), "{failed:?}");
+        assert!(matches!(heard_rx.recv().await, Some(Heard::Closed)));
+        assert!(matches!(link.ask(Ask::Open).await, Err(LinkError::Silent)));
+    };
+    tokio::join!(scripted, agent);
+}
+
+#[tokio::test]
+async fn a_refused_registration_is_told() {
+    let (listener, address) = server().await;
+    let scripted = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut script = Script(accept_async(stream).await.unwrap());
+        let mid = script.hear_request().await.mid;
+        script.say(Message::Response(Response::failure(1, mid, Code::NotAllowed))).await;
+    };
+    let server = Some(ServerName { host: "127.0.0.1".into(), port: address.port() });
+    let agent = Agent::new(Config { server, ..Config::default() });
+    let (refused, ()) = tokio::join!(agent.listen(), scripted);
+    assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_stranger_who_only_knows_the_tag_is_refused_before_a_socket_is_opened() {
+    let (listener, address) = server().await;
+    let server = Some(ServerName { host: "127.0.0.1".into(), port: address.port() });
+    let agent = Agent::new(Config { server, ..Config::default() });
+    let (listening, (mut script, _)) = tokio::join!(agent.listen(), Script::welcome(&listener, "me"));
+    let listening = listening.unwrap();
+    let ltag = Tag::new("stranger").unwrap();
+    let offers =
+        [Ice::default(), Ice { ufrag: Some("abcd".into()), pwd: Some("p".repeat(32)), ..Ice::default() }];
+    for (mid, ice) in (1..).zip(offers) {
+        script.ask(mid, Ask::Notify { token: token(), ltag: ltag.clone(), from: None, ice }).await;
+        let refusal = Answer::Failed {
+            t: 51,
+            token: Some(token()),
+            code: Code::NotAllowed,
+            em: Code::NotAllowed.text().to_owned(),
+        };
+        assert_eq!(script.hear().await, Message::Response(Response { mid: Some(mid), body: refusal }));
+    }
+    script.ask(9, Ask::Trickle { token: token(), cands: vec![], done: true, nat: None }).await;
+    let heard = script.hear().await;
+    assert!(
+        matches!(
+            &heard,
+            Message::Response(Response { body: Answer::Failed { code: Code::BadToken, .. }, .. })
+        ),
+        "{heard:?}"
+    );
+    drop(listening);
+}
+
+#[tokio::test]
+async fn calls_at_once_are_capped() {
+    let (listener, address) = server().await;
+    let server = Some(ServerName { host: "127.0.0.1".into(), port: address.port() });
+    let agent = Agent::new(Config { server, ..Config::default() });
+    let (listening, (mut script, _)) = tokio::join!(agent.listen(), Script::welcome(&listener, "me"));
+    let listening = listening.unwrap();
+    let secret = listening.ticket().secret.clone();
+    let pwd = crate::agent::identity::ice_password(&secret, crate::agent::identity::Role::Connector, "abcd");
+    let pwd = pwd.unwrap();
+    let (mut accepted, mut refused) = (0, 0);
+    for mid in 1..=12 {
+        let ice = Ice { ufrag: Some("abcd".into()), pwd: Some(pwd.clone()), ..Ice::default() };
+        let token = Token::new(format!("act{mid}")).unwrap();
+        let ltag = Tag::new("caller").unwrap();
+        script.ask(mid, Ask::Notify { token, ltag, from: None, ice }).await;
+    }
+    while accepted + refused < 12 {
+        match script.hear().await {
+            Message::Response(Response { body: Answer::Accepted { ice, .. }, .. }) => {
+                assert!(ice.pwd.is_some());
+                accepted += 1;
+            }
+            Message::Response(Response { body: Answer::Failed { code: Code::TooMany, .. }, .. }) => {
+                refused += 1
+            }
+            _ => {}
+        }
+    }
+    assert_eq!((accepted, refused), (8, 4));
+    drop(listening);
+}
