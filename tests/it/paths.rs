@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::bulk::{self, Received};
 use crate::house::House;
-use crate::lab::{Host, NatKind, Net};
+use crate::lab::{Host, Nat, NatKind, Net};
 use crate::proc::{Proc, Stdout};
 use crate::tools;
 
@@ -84,7 +84,13 @@ struct Manner<'a> {
 }
 
 impl Side {
-    fn start(name: &str, host: &Host, arguments: &[&str], manner: Manner<'_>, seed: u64) -> Self {
+    fn start(
+        name: &str,
+        host: &Host,
+        arguments: &[&str],
+        manner: Manner<'_>,
+        (seed, bytes): (u64, usize),
+    ) -> Self {
         let mut command = host.command(env!("CARGO_BIN_EXE_agent"));
         command.args(arguments).arg("--json").args(manner.options).env_remove("AGENT_KEY");
         if let Some(key) = manner.key {
@@ -92,7 +98,7 @@ impl Side {
         }
         let mut agent = Proc::start(name, command, Stdout::Pipe);
         let (stdin, stdout) = agent.take_pipes();
-        let go = bulk::feed(stdin, seed, bulk_bytes());
+        let go = bulk::feed(stdin, seed, bytes);
         let (arrival, output) = bulk::drain(stdout);
         Self { agent, go, arrival, output }
     }
@@ -112,16 +118,23 @@ fn event(line: &str, kind: &str) -> Option<Value> {
     serde_json::from_str::<Value>(line).ok().filter(|event| event["t"] == kind)
 }
 
-fn bulk_bytes() -> usize {
-    tools::switch("GINNEL_LAB_MB", 50) * 1_000_000
+/// Bytes to send each way where `usual` megabytes are meant.
+fn megabytes(usual: usize) -> usize {
+    tools::switch("GINNEL_LAB_MB", usual) * 1_000_000
 }
+
+/// Percent of UDP packets that the NATs of a lossy scene throw away.
+const LOSS: u8 = 3;
 
 /// One internet with a server and two places.
 struct Scene {
     listener: Host,
     connector: Host,
+    nats: Vec<Nat>,
     house: House,
     server_host: Host,
+    /// Bytes to send each way.
+    bulk: usize,
     _net: Net,
 }
 
@@ -130,27 +143,37 @@ impl Scene {
         let net = Net::new();
         let server_host = net.island(10);
         server_host.nft(COUNTERS);
-        let mut shared = None;
+        let mut nats = Vec::new();
         let mut put = |place: Place, octet: u8| match place {
             Place::Open => net.public(octet),
-            Place::Behind(kind) if one_nat => net.behind(shared.get_or_insert_with(|| net.nat(kind, octet))),
-            Place::Behind(kind) => net.behind(&net.nat(kind, octet)),
+            Place::Behind(kind) => {
+                if nats.is_empty() || !one_nat {
+                    nats.push(net.nat(kind, octet));
+                }
+                net.behind(nats.last().unwrap())
+            }
         };
         let (listener, connector) = (put(listener, 21), put(connector, 22));
         let house = House::on(&server_host);
-        Self { listener, connector, house, server_host, _net: net }
+        Self { listener, connector, nats, house, server_host, bulk: megabytes(50), _net: net }
     }
 
     /// Connects, moves the bulk both ways, and holds every claim against `path`.
     fn assert_path(&self, path: Path, listening: Manner<'_>, connecting: Manner<'_>) -> String {
         let begun = Instant::now();
         let server = self.house.address.to_string();
-        let listener =
-            Side::start("listener", &self.listener, &["listen", "--server", &server], listening, 1);
+        let listener = Side::start(
+            "listener",
+            &self.listener,
+            &["listen", "--server", &server],
+            listening,
+            (1, self.bulk),
+        );
         let ticket = listener
             .agent
             .expect("ticket", UP, |line| Some(event(line, "ticket")?["ticket"].as_str()?.to_owned()));
-        let connector = Side::start("connector", &self.connector, &["connect", &ticket], connecting, 2);
+        let connector =
+            Side::start("connector", &self.connector, &["connect", &ticket], connecting, (2, self.bulk));
         let sides = [&listener, &connector];
         let story =
             || sides.map(|side| side.agent.printed()).join("\n") + "\n" + &self.house.server.printed();
@@ -170,10 +193,10 @@ impl Scene {
             side.go.send(()).unwrap();
         }
         let outputs = self.finish([listener, connector], path);
-        assert_eq!(outputs[0], bulk::expected(2, bulk_bytes()), "listener's output");
-        assert_eq!(outputs[1], bulk::expected(1, bulk_bytes()), "connector's output");
+        assert_eq!(outputs[0], bulk::expected(2, self.bulk), "listener's output");
+        assert_eq!(outputs[1], bulk::expected(1, self.bulk), "connector's output");
         let (udp, tcp) = (self.counted().0 - udp, self.counted().1 - tcp);
-        assert_counted(path, udp, tcp);
+        assert_counted(path, self.bulk as u64, udp, tcp);
         format!(
             "first bytes {first_bytes:.1?}, path {settled:.1?}, all {:.1?}, server udp {udp} tcp {tcp}",
             begun.elapsed()
@@ -203,8 +226,7 @@ impl Scene {
 }
 
 /// Compares what the server's host saw with what a path has to bring there; both directions together.
-fn assert_counted(path: Path, udp: u64, tcp: u64) {
-    let bulk = bulk_bytes() as u64;
+fn assert_counted(path: Path, bulk: u64, udp: u64, tcp: u64) {
     let little = bulk / 10;
     let (both, one) = (bulk * 2 - little, bulk - little);
     let true_to_it = match path {
@@ -277,6 +299,25 @@ fn relay_only_stays_on_the_relay_where_a_direct_path_exists() {
     let key = scene.house.key();
     let usual = Manner { key: Some(&key), options: &[] };
     scene.assert_path(Path::Relay, usual, Manner { options: &["--relay-only"], ..usual });
+}
+
+#[test]
+fn a_lossy_path_brings_everything_and_both_ends_end_well() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let place = Place::Behind(NatKind::PortRestricted);
+    for run in 0..tools::switch("GINNEL_LAB_RUNS", 1) {
+        let mut scene = Scene::new(place, place, false);
+        scene.bulk = megabytes(5);
+        for nat in &scene.nats {
+            nat.lose(LOSS);
+        }
+        let key = scene.house.key();
+        let manner = Manner { key: Some(&key), options: &[] };
+        let facts = scene.assert_path(Path::Direct, manner, manner);
+        eprintln!("run {run}: {LOSS} % lost in each direction at each NAT: {facts}");
+    }
 }
 
 #[test]

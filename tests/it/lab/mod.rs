@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::proc::{Proc, Stdout};
 
-pub(crate) use nat::NatKind;
+pub(crate) use nat::{Nat, NatKind};
 
 const PREFIX: &str = "ginnel-";
 

@@ -59,6 +59,19 @@ impl NatKind {
     }
 }
 
+impl Nat {
+    /// Throws away `percent` of the UDP packets in each direction from now on.
+    pub(crate) fn lose(&self, percent: u8) {
+        nft(
+            &self.namespace,
+            &format!(
+                "add chain ip nat loss {{ type filter hook forward priority -10; }}
+                 add rule ip nat loss meta l4proto udp numgen random mod 100 < {percent} drop"
+            ),
+        );
+    }
+}
+
 /// A NAT with the outer address 203.0.113.`octet` and the inner network 10.`octet`.0.0/24.
 pub(crate) struct Nat {
     namespace: String,
