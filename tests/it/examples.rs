@@ -1,6 +1,6 @@
 //! The examples do what their first lines say.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::Command;
@@ -63,4 +63,22 @@ fn embed_server_serves_until_its_input_ends() {
     assert!(ice["iceServers"].to_string().contains("turn:"), "{ice}");
     drop(stdin);
     server.succeed(UP);
+}
+
+#[test]
+fn echo_client_gets_its_text_back_from_echo_server() {
+    let house = House::on_loopback("");
+    let key = house.key();
+    let mut command = example("echo_server");
+    command.arg(house.address.to_string()).arg(&key);
+    let server = Proc::start("echo_server", command, Stdout::Lines);
+    let ticket = server.expect("ticket", UP, |line| line.starts_with("agent:").then(|| line.to_owned()));
+    // The second client shows that the ticket serves more than once.
+    for text in ["first words", "second words"] {
+        let mut command = example("echo_client");
+        command.args([&ticket, text]);
+        let mut client = Proc::start("echo_client", command, Stdout::Lines);
+        client.succeed(UP);
+        assert_eq!(client.lines(|line| (line == text).then_some(())).len(), 1, "{}", client.printed());
+    }
 }

@@ -231,7 +231,7 @@ fn assert_pair(first: Place, second: Place, path: Path) {
 }
 
 macro_rules! pairs {
-    ($($name:ident: $first:expr, $second:expr => $path:expr;)*) => {
+    ($(fn $name:ident(): $first:expr, $second:expr => $path:expr;)*) => {
         $(#[test]
         fn $name() {
             use NatKind::*;
@@ -242,17 +242,17 @@ macro_rules! pairs {
 }
 
 pairs! {
-    port_restricted_and_port_restricted_connect_directly: Behind(PortRestricted), Behind(PortRestricted) => Path::Direct;
-    full_cone_and_symmetric_connect_directly: Behind(FullCone), Behind(Symmetric) => Path::Direct;
-    address_restricted_and_symmetric_connect_directly: Behind(AddressRestricted), Behind(Symmetric) => Path::Direct;
-    open_and_symmetric_connect_directly: Open, Behind(Symmetric) => Path::Direct;
-    symmetric_and_symmetric_connect_by_relay: Behind(Symmetric), Behind(Symmetric) => Path::Relay;
-    port_restricted_and_symmetric_connect_by_relay: Behind(PortRestricted), Behind(Symmetric) => Path::Relay;
-    two_hosts_behind_one_nat_connect_by_their_inner_addresses:
+    fn port_restricted_and_port_restricted_connect_directly(): Behind(PortRestricted), Behind(PortRestricted) => Path::Direct;
+    fn full_cone_and_symmetric_connect_directly(): Behind(FullCone), Behind(Symmetric) => Path::Direct;
+    fn address_restricted_and_symmetric_connect_directly(): Behind(AddressRestricted), Behind(Symmetric) => Path::Direct;
+    fn open_and_symmetric_connect_directly(): Open, Behind(Symmetric) => Path::Direct;
+    fn symmetric_and_symmetric_connect_by_relay(): Behind(Symmetric), Behind(Symmetric) => Path::Relay;
+    fn port_restricted_and_symmetric_connect_by_relay(): Behind(PortRestricted), Behind(Symmetric) => Path::Relay;
+    fn two_hosts_behind_one_nat_connect_by_their_inner_addresses():
         Behind(PortRestricted), Behind(PortRestricted) => Path::Inner;
-    two_hosts_behind_one_symmetric_nat_connect_by_their_inner_addresses:
+    fn two_hosts_behind_one_symmetric_nat_connect_by_their_inner_addresses():
         Behind(Symmetric), Behind(Symmetric) => Path::Inner;
-    udp_blocked_and_port_restricted_connect_by_a_relay_over_tcp:
+    fn udp_blocked_and_port_restricted_connect_by_a_relay_over_tcp():
         Behind(UdpBlocked), Behind(PortRestricted) => Path::RelayByTcp;
 }
 

@@ -1,7 +1,7 @@
 //! `agent` at a terminal: two of them on one host, what they print, how they end.
 
 use std::io::{Read, Write};
-use std::process::Command;
+use std::process::{ChildStdout, Command};
 use std::time::Duration;
 
 use crate::house::House;
@@ -35,6 +35,21 @@ fn ticket(listener: &Proc) -> String {
     })
 }
 
+/// Everything that comes out of a pipe until its end, which has to come in time.
+fn heard(mut pipe: ChildStdout, story: &[&Proc]) -> Vec<u8> {
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        pipe.read_to_end(&mut bytes).ok();
+        ended.send(bytes).ok();
+    });
+    let bytes = end.recv_timeout(UP);
+    bytes.unwrap_or_else(|_| {
+        let story: Vec<_> = story.iter().map(|side| side.printed()).collect();
+        panic!("standard output does not end\n{}", story.join("\n"))
+    })
+}
+
 /// A server, a listener and a connector on this host; `key` only with the listener.
 fn pair() -> (House, Proc, Proc) {
     let house = House::on_loopback("");
@@ -53,8 +68,8 @@ fn ends_with(mut process: Proc, code: i32, mention: &str) {
 #[test]
 fn two_agents_on_one_host_exchange_a_line_each_and_tell_their_path() {
     let (_house, mut listener, mut connector) = pair();
-    let (mut to_listener, mut from_listener) = listener.take_pipes();
-    let (mut to_connector, mut from_connector) = connector.take_pipes();
+    let (mut to_listener, from_listener) = listener.take_pipes();
+    let (mut to_connector, from_connector) = connector.take_pipes();
     to_listener.write_all(b"hello from the listener\n").unwrap();
     to_connector.write_all(b"hello from the connector\n").unwrap();
     for side in [&listener, &connector] {
@@ -63,10 +78,8 @@ fn two_agents_on_one_host_exchange_a_line_each_and_tell_their_path() {
         });
     }
     drop((to_listener, to_connector));
-    let mut text = String::new();
-    from_listener.read_to_string(&mut text).unwrap();
-    from_connector.read_to_string(&mut text).unwrap();
-    assert_eq!(text, "hello from the connector\nhello from the listener\n");
+    assert_eq!(heard(from_listener, &[&listener, &connector]), b"hello from the connector\n");
+    assert_eq!(heard(from_connector, &[&listener, &connector]), b"hello from the listener\n");
     listener.succeed(UP);
     connector.succeed(UP);
 }
@@ -75,17 +88,15 @@ fn two_agents_on_one_host_exchange_a_line_each_and_tell_their_path() {
 fn a_side_that_has_ended_its_input_goes_on_receiving() {
     let (_house, mut listener, mut connector) = pair();
     let (mut to_listener, from_listener) = listener.take_pipes();
-    let (to_connector, mut from_connector) = connector.take_pipes();
+    let (to_connector, from_connector) = connector.take_pipes();
     drop(to_connector);
-    let mut nothing = Vec::new();
-    { from_listener }.read_to_end(&mut nothing).unwrap();
-    // The listener has heard the connector's end; only now does it begin to speak.
+    let nothing = heard(from_listener, &[&listener, &connector]);
+    // The listener's reader has seen the connector's end; only now does the listener begin to speak.
     let late = vec![b'x'; 1_000_000];
     to_listener.write_all(&late).unwrap();
     drop(to_listener);
-    let mut heard = Vec::new();
-    from_connector.read_to_end(&mut heard).unwrap();
-    assert!(nothing.is_empty() && heard == late, "{} bytes, {} late ones", nothing.len(), heard.len());
+    let all = heard(from_connector, &[&listener, &connector]);
+    assert!(nothing.is_empty() && all == late, "{} bytes, {} late ones", nothing.len(), all.len());
     listener.succeed(UP);
     connector.succeed(UP);
 }

@@ -61,7 +61,7 @@ fn assert_nothing_lost(modes: &[&str]) {
 }
 
 macro_rules! modes {
-    ($($name:ident: $modes:expr;)*) => {
+    ($(fn $name:ident(): $modes:expr;)*) => {
         $(#[test]
         fn $name() {
             assert_nothing_lost(&$modes);
@@ -70,12 +70,12 @@ macro_rules! modes {
 }
 
 modes! {
-    uclient_over_udp_loses_nothing_to_a_peer_in_channels: [];
-    uclient_over_udp_loses_nothing_to_a_peer_by_send: ["-s"];
-    uclient_over_udp_loses_nothing_client_to_client_in_channels: ["-y"];
-    uclient_over_udp_loses_nothing_client_to_client_by_send: ["-y", "-s"];
-    uclient_over_tcp_loses_nothing_to_a_peer_in_channels: ["-t"];
-    uclient_over_tcp_loses_nothing_to_a_peer_by_send: ["-t", "-s"];
-    uclient_over_tcp_loses_nothing_client_to_client_in_channels: ["-t", "-y"];
-    uclient_over_tcp_loses_nothing_client_to_client_by_send: ["-t", "-y", "-s"];
+    fn uclient_over_udp_loses_nothing_to_a_peer_in_channels(): [];
+    fn uclient_over_udp_loses_nothing_to_a_peer_by_send(): ["-s"];
+    fn uclient_over_udp_loses_nothing_client_to_client_in_channels(): ["-y"];
+    fn uclient_over_udp_loses_nothing_client_to_client_by_send(): ["-y", "-s"];
+    fn uclient_over_tcp_loses_nothing_to_a_peer_in_channels(): ["-t"];
+    fn uclient_over_tcp_loses_nothing_to_a_peer_by_send(): ["-t", "-s"];
+    fn uclient_over_tcp_loses_nothing_client_to_client_in_channels(): ["-t", "-y"];
+    fn uclient_over_tcp_loses_nothing_client_to_client_by_send(): ["-t", "-y", "-s"];
 }
