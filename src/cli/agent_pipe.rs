@@ -78,7 +78,14 @@ async fn both_ways(connection: &Connection, end: End) -> Result<(u64, u64), Erro
         End::Opens => connection.open_bi().await?,
         End::Accepts => connection.accept_bi().await?,
     };
-    let moved = tokio::try_join!(upwards(tokio::io::stdin(), send), downwards(recv, tokio::io::stdout()));
+    let moving =
+        async { tokio::try_join!(upwards(tokio::io::stdin(), send), downwards(recv, tokio::io::stdout())) };
+    // A direction that waits for standard input would not notice the end.
+    let moved = tokio::select! {
+        biased;
+        moved = moving => moved,
+        reason = connection.closed() => return Err(reason),
+    };
     match moved {
         Ok(bytes) => Ok(bytes),
         Err(Stop::Output(error)) => Err(Error::Local(format!("standard output: {error}"))),
