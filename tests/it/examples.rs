@@ -1,0 +1,84 @@
+//! The examples do what their first lines say.
+
+use std::io::Read;
+use std::net::{SocketAddr, UdpSocket};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::house::House;
+use crate::proc::{Proc, Stdout};
+
+const UP: Duration = Duration::from_secs(30);
+const BINDING_REQUEST: [u8; 20] = [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+
+/// A built example; `cargo test` builds them beside the binaries.
+fn example(name: &str) -> Command {
+    let binary = Path::new(env!("CARGO_BIN_EXE_ginnel")).with_file_name("examples").join(name);
+    assert!(binary.is_file(), "{} is not built: cargo build --examples", binary.display());
+    Command::new(binary)
+}
+
+/// The address behind `listening on`.
+fn listening(line: &str) -> Option<SocketAddr> {
+    line.strip_prefix("listening on ")?.parse().ok()
+}
+
+fn assert_answers(address: SocketAddr) {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(UP)).unwrap();
+    socket.send_to(&BINDING_REQUEST, address).unwrap();
+    let mut answer = [0; 512];
+    let (length, from) = socket.recv_from(&mut answer).unwrap();
+    assert_eq!(
+        (from, length >= 20, &answer[..2], &answer[4..20]),
+        (address, true, &[1, 1][..], &BINDING_REQUEST[4..])
+    );
+}
+
+#[test]
+fn stun_only_answers_a_binding_request() {
+    let mut command = example("stun_only");
+    command.arg("127.0.0.1:0");
+    let server = Proc::start("stun_only", command, Stdout::Lines);
+    assert_answers(server.expect("address", UP, listening));
+}
+
+#[test]
+fn embed_server_serves_until_its_input_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = example("embed_server");
+    command.arg("127.0.0.1").arg(folder.path().join("state"));
+    let mut server = Proc::start("embed_server", command, Stdout::Pipe);
+    let (stdin, mut stdout) = server.take_pipes();
+    let mut printed = String::new();
+    let mut byte = [0; 1];
+    while printed.lines().count() < 2 || !printed.ends_with('\n') {
+        assert_eq!(stdout.read(&mut byte).unwrap(), 1, "{printed}\n{}", server.printed());
+        printed.push(char::from(byte[0]));
+    }
+    let address = printed.lines().next().and_then(listening).unwrap_or_else(|| panic!("{printed}"));
+    assert_answers(address);
+    let ice: serde_json::Value = serde_json::from_str(printed.lines().nth(1).unwrap()).unwrap();
+    assert!(ice["iceServers"].to_string().contains("turn:"), "{ice}");
+    drop(stdin);
+    server.succeed(UP);
+}
+
+#[test]
+fn echo_client_gets_its_text_back_from_echo_server() {
+    let house = House::on_loopback("");
+    let key = house.key();
+    let mut command = example("echo_server");
+    command.arg(house.address.to_string()).arg(&key);
+    let server = Proc::start("echo_server", command, Stdout::Lines);
+    let ticket = server.expect("ticket", UP, |line| line.starts_with("agent:").then(|| line.to_owned()));
+    // The second client shows that the ticket serves more than once.
+    for text in ["first words", "second words"] {
+        let mut command = example("echo_client");
+        command.args([&ticket, text]);
+        let mut client = Proc::start("echo_client", command, Stdout::Lines);
+        client.succeed(UP);
+        assert_eq!(client.lines(|line| (line == text).then_some(())).len(), 1, "{}", client.printed());
+    }
+}

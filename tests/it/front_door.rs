@@ -1,0 +1,112 @@
+//! What a first start brings: files, pages, and credentials that work.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::house::House;
+use crate::lab::Net;
+use crate::proc::{Proc, Stdout};
+use crate::tools;
+
+const UP: Duration = Duration::from_secs(20);
+
+/// Status line and body of a GET.
+fn get(address: SocketAddr, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(UP)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.lines().next().unwrap().to_owned(), body.to_owned())
+}
+
+/// User name and password of the TURN entry in an `iceServers` JSON.
+fn turn_credentials(ice: &Value) -> (String, String) {
+    let servers = ice["iceServers"].as_array().unwrap_or_else(|| panic!("{ice}"));
+    let turn = servers.iter().find(|server| server["urls"].to_string().contains("turn:"));
+    let turn = turn.unwrap_or_else(|| panic!("no turn: in {ice}"));
+    let text = |name: &str| turn[name].as_str().unwrap_or_else(|| panic!("no {name}: {ice}")).to_owned();
+    (text("username"), text("credential"))
+}
+
+/// Runs a foreign client that allocates with them.
+fn assert_allocates(mut client: Command, server: &str, (user, password): &(String, String)) {
+    client.arg(tools::client("turn.py")).args(["hold", server, user, password]);
+    let held = Proc::start("turn.py hold", client, Stdout::Lines);
+    held.expect("allocation", UP, |line| (line == "held").then_some(()));
+}
+
+#[test]
+fn the_pages_of_the_front_door_are_served() {
+    let house = House::on_loopback("");
+    assert!(get(house.address, "/healthz").0.contains(" 200 "));
+    let (status, page) = get(house.address, "/");
+    assert!(status.contains(" 200 ") && page.contains("ginnel"), "{status}\n{page}");
+    assert!(get(house.address, "/nothing-here").0.contains(" 404 "));
+}
+
+#[test]
+fn ice_servers_are_for_those_who_show_the_key() {
+    let house = House::on_loopback("");
+    for path in ["/ice", "/ice?key=", "/ice?key=another"] {
+        let (status, body) = get(house.address, path);
+        assert!(!body.contains("credential"), "{path}: {status}\n{body}");
+    }
+    let (status, body) = get(house.address, &format!("/ice?key={}", house.key()));
+    assert!(status.contains(" 200 "), "{status}\n{body}");
+    let credentials = turn_credentials(&serde_json::from_str(&body).unwrap());
+    if tools::have(&["python3"]) {
+        assert_allocates(Command::new("python3"), &house.address.to_string(), &credentials);
+        let (user, _) = credentials;
+        let mut client = Command::new("python3");
+        client.arg(tools::client("turn.py")).args(["hold", &house.address.to_string(), &user, "guessed"]);
+        let mut refused = Proc::start("turn.py with a guessed password", client, Stdout::Lines);
+        assert!(!refused.wait(UP).success(), "{}", refused.printed());
+        assert!(refused.printed().contains("Refused: 401"), "{}", refused.printed());
+    }
+}
+
+#[test]
+fn the_state_folder_is_for_its_owner_alone() {
+    let house = House::on_loopback("");
+    let mode = |path: std::path::PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(house.state()), 0o700);
+    for name in ["secret", "key"] {
+        assert_eq!(mode(house.state().join(name)), 0o600, "{name}");
+    }
+    let key = house.key();
+    assert!(!house.server.printed().contains(&key), "the key is in the log of a server without a terminal");
+}
+
+#[test]
+fn a_first_start_without_any_configuration_prints_ice_servers_that_work() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let (server_host, client_host) = (net.public(10), net.public(20));
+    let folder = tempfile::tempdir().unwrap();
+    let mut serve = server_host.command(env!("CARGO_BIN_EXE_ginnel"));
+    serve.args(["serve", "--print-ice"]).current_dir(folder.path());
+    let mut server = Proc::start("ginnel serve --print-ice", serve, Stdout::Pipe);
+    let (_, mut stdout) = server.take_pipes();
+    server.expect("line that begins with Ready.", UP, |line| line.starts_with("Ready.").then_some(()));
+    server.terminate();
+    server.succeed(UP);
+    let mut printed = String::new();
+    stdout.read_to_string(&mut printed).unwrap();
+    let ice: Value = serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error}: {printed}"));
+    assert!(ice.to_string().contains("stun:203.0.113.10:3478"), "{ice}");
+    // They outlive a restart: the secret stays in the state folder.
+    let mut serve = server_host.command(env!("CARGO_BIN_EXE_ginnel"));
+    serve.arg("serve").current_dir(folder.path());
+    let server = Proc::start("ginnel serve, again", serve, Stdout::Lines);
+    server.expect("line that begins with Ready.", UP, |line| line.starts_with("Ready.").then_some(()));
+    assert_allocates(client_host.command("python3"), "203.0.113.10:3478", &turn_credentials(&ice));
+}

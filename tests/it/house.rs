@@ -1,0 +1,107 @@
+//! A running `ginnel serve`, on loopback or on a host of the laboratory.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::lab::Host;
+use crate::proc::{Proc, Stdout};
+
+const START: Duration = Duration::from_secs(20);
+
+/// The static user every test server knows, and her password.
+pub(crate) const USER: &str = "judge";
+/// See [`USER`].
+pub(crate) const PASSWORD: &str = "a test's password";
+
+/// A server that has said that it is ready.
+pub(crate) struct House {
+    pub(crate) server: Proc,
+    pub(crate) address: SocketAddr,
+    folder: TempDir,
+}
+
+impl House {
+    /// Starts a server on loopback ports of its own, which relays to 127.0.0.1 where `turn` (lines of the section
+    /// `[turn]`) says so.
+    pub(crate) fn on_loopback(turn: &str) -> Self {
+        let port = free_ports();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Self::start(address, turn, |program| Command::new(program))
+    }
+
+    /// Starts a server on a host of the laboratory, which relays to the laboratory's public addresses.
+    pub(crate) fn on(host: &Host) -> Self {
+        Self::start(
+            SocketAddr::from((host.address(), 3478)),
+            "allow_peers = [\"203.0.113.0/24\"]",
+            |program| host.command(program),
+        )
+    }
+
+    fn start(address: SocketAddr, turn: &str, command: impl Fn(&str) -> Command) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("ginnel.toml");
+        let text = format!(
+            "state = {:?}\nlisten = [\"{ip}\"]\npublic = [\"{ip}\"]\nport = {}\naux_port = {}\n\
+             [turn]\nusers = {{ {USER} = \"{PASSWORD}\" }}\n{turn}\n",
+            folder.path().join("state"),
+            address.port(),
+            address.port() + 1,
+            ip = address.ip(),
+        );
+        std::fs::write(&config, text).unwrap();
+        let mut serve = command(env!("CARGO_BIN_EXE_ginnel"));
+        serve.args(["serve", "--print-ice", "--config"]).arg(&config);
+        let server = Proc::start("ginnel serve", serve, Stdout::Lines);
+        server.expect("line that begins with Ready.", START, |line| line.starts_with("Ready.").then_some(()));
+        Self { server, address, folder }
+    }
+
+    /// Its access key, as `ginnel key` prints it.
+    pub(crate) fn key(&self) -> String {
+        let mut key = Command::new(env!("CARGO_BIN_EXE_ginnel"));
+        let output = key.arg("key").arg("--state").arg(self.state()).output().unwrap();
+        assert!(output.status.success(), "ginnel key: {output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// The `iceServers` JSON that it printed for pasting into a page.
+    pub(crate) fn printed_ice(&self) -> String {
+        self.server
+            .expect("iceServers", START, |line| line.starts_with("{\"iceServers\"").then(|| line.to_owned()))
+    }
+
+    /// Its state folder.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.folder.path().join("state")
+    }
+
+    /// Its resident memory in KiB.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.server.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+/// A port that is free on loopback by UDP and TCP, and its neighbour too; below every ephemeral range.
+fn free_ports() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let own = u16::try_from(std::process::id() % 500).unwrap() * 16;
+    for _ in 0..1000 {
+        let port = 20_000 + (own + NEXT.fetch_add(2, Ordering::Relaxed)) % 10_000;
+        let free = |port| {
+            let at = (Ipv4Addr::LOCALHOST, port);
+            UdpSocket::bind(at).is_ok() && TcpListener::bind(at).is_ok()
+        };
+        if free(port) && free(port + 1) {
+            return port;
+        }
+    }
+    panic!("no free ports");
+}

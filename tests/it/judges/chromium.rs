@@ -1,0 +1,191 @@
+//! Two pages of `examples/browser/` in headless Chromium talk over a data channel through this server.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+
+use serde_json::json;
+
+use super::devtools::Browser;
+use crate::house::House;
+use crate::tools;
+
+const MESSAGES: u32 = 1000;
+
+/// Waits for the tag that the page has registered as.
+const TAG: &str = "new Promise((resolve, reject) => {
+  const look = (tries) => {
+    if (window.peer.tag) return resolve(window.peer.tag);
+    if (tries === 0) return reject(new Error('no tag: ' + document.body.innerText));
+    setTimeout(look, 10, tries - 1);
+  };
+  look(1000);
+})";
+
+/// Waits until the module of the page has run.
+const LOADED: &str = "new Promise((resolve) => {
+  const look = () => (window.peer ? resolve(true) : setTimeout(look, 10));
+  look();
+})";
+
+/// Collects what comes in, before anything can.
+const COLLECT: &str = "window.heard = [];
+  window.peer.addEventListener('message', ({ detail }) => window.heard.push(detail));
+  window.opened = new Promise((resolve) => window.peer.addEventListener('open', resolve));
+  true";
+
+/// Sends every message, waits for as many, and says what came and over which pair of candidates.
+fn exchange() -> String {
+    format!(
+        "(async () => {{
+           await window.opened;
+           for (let i = 0; i < {MESSAGES}; i++) window.peer.send('message ' + i);
+           while (window.heard.length < {MESSAGES}) await new Promise((go) => setTimeout(go, 10));
+           const stats = await window.peer.connection.getStats();
+           const transport = [...stats.values()].find((entry) => entry.type === 'transport');
+           const pair = stats.get(transport.selectedCandidatePairId);
+           return {{
+             inOrder: window.heard.every((text, i) => text === 'message ' + i),
+             count: window.heard.length,
+             local: stats.get(pair.localCandidateId).candidateType,
+             remote: stats.get(pair.remoteCandidateId).candidateType,
+             sent: pair.bytesSent,
+           }};
+         }})()"
+    )
+}
+
+/// Serves the files of `examples/browser/` until the test ends.
+fn serve_example() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || answer(stream).ok());
+        }
+    });
+    address
+}
+
+fn answer(mut stream: TcpStream) -> std::io::Result<()> {
+    let mut request = BufReader::new(stream.try_clone()?);
+    let mut first = String::new();
+    request.read_line(&mut first)?;
+    let mut line = String::new();
+    while request.read_line(&mut line)? > 2 {
+        line.clear();
+    }
+    let path = first.split_whitespace().nth(1).unwrap_or("/").split('?').next().unwrap_or("/");
+    let (name, kind) = match path {
+        "/" => ("index.html", "text/html"),
+        other => (&other[1..], "text/javascript"),
+    };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/browser");
+    let file = (!name.contains("..")).then(|| std::fs::read(folder.join(name)).ok()).flatten();
+    let status = if file.is_some() { "200 OK" } else { "404 Not Found" };
+    let body = file.unwrap_or_default();
+    let length = body.len();
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+    )?;
+    stream.write_all(&body)
+}
+
+async fn two_pages_talk(policy: &str) {
+    // Without an exception: relayed addresses reach each other even on loopback.
+    let house = House::on_loopback("");
+    let page =
+        format!("http://{}/?server={}&key={}&policy={policy}", serve_example(), house.address, house.key());
+    let mut browser = Browser::start().await;
+    let (listener, caller) = (browser.open(&page).await, browser.open(&page).await);
+    for tab in [&listener, &caller] {
+        browser.evaluate(tab, LOADED).await;
+        browser.evaluate(tab, COLLECT).await;
+        browser.evaluate(tab, TAG).await;
+    }
+    let tag = browser.evaluate(&listener, TAG).await;
+    browser.evaluate(&caller, &format!("window.peer.call({tag})")).await;
+    // The first exchange starts on its own; awaiting it here would keep the other page from being told to send.
+    browser.evaluate(&listener, &format!("window.exchange = {}; true", exchange())).await;
+    for (tab, expression) in [(&caller, exchange()), (&listener, "window.exchange".to_owned())] {
+        let outcome = browser.evaluate(tab, &expression).await;
+        assert_eq!(outcome["count"], MESSAGES, "{outcome}");
+        assert_eq!(outcome["inOrder"], true, "{outcome}");
+        if policy == "relay" {
+            assert_eq!(outcome["local"], "relay", "{outcome}");
+        } else {
+            assert_ne!(outcome["local"], json!("relay"), "{outcome}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn two_chromium_pages_exchange_a_thousand_messages_by_relay_alone() {
+    if tools::have(&["chromium"]) {
+        two_pages_talk("relay").await;
+    }
+}
+
+#[tokio::test]
+async fn two_chromium_pages_exchange_a_thousand_messages_by_any_path() {
+    if tools::have(&["chromium"]) {
+        two_pages_talk("all").await;
+    }
+}
+
+/// Two connections in one page, whose `iceServers` are what the server printed, over one transport of its relay.
+fn pasted(ice: &str, transport: &str) -> String {
+    format!(
+        "(async () => {{
+           const {{ iceServers }} = {ice};
+           for (const server of iceServers) {{
+             server.urls = server.urls.filter((url) => url.includes('transport={transport}'));
+           }}
+           const configuration = {{
+             iceServers: iceServers.filter(({{ urls }}) => urls.length > 0),
+             iceTransportPolicy: 'relay',
+           }};
+           const [left, right] = [new RTCPeerConnection(configuration), new RTCPeerConnection(configuration)];
+           const errors = [];
+           for (const [here, there] of [[left, right], [right, left]]) {{
+             here.onicecandidate = ({{ candidate }}) => candidate && there.addIceCandidate(candidate);
+             here.onicecandidateerror = ({{ url, errorCode, errorText }}) => errors.push(`${{url}} ${{errorCode}} ${{errorText}}`);
+           }}
+           const channel = left.createDataChannel('talk');
+           right.ondatachannel = ({{ channel }}) => (channel.onmessage = ({{ data }}) => channel.send(data + ', echoed'));
+           const heard = new Promise((resolve, reject) => {{
+             channel.onopen = () => channel.send('hello');
+             channel.onmessage = ({{ data }}) => resolve(data);
+             setTimeout(() => reject(new Error('nothing heard: ' + errors.join('; '))), 30000);
+           }});
+           await left.setLocalDescription();
+           await right.setRemoteDescription(left.localDescription);
+           await right.setLocalDescription();
+           await left.setRemoteDescription(right.localDescription);
+           return await heard;
+         }})()"
+    )
+}
+
+async fn pasted_servers_work(transport: &str) {
+    let house = House::on_loopback("");
+    let ice = house.printed_ice();
+    let mut browser = Browser::start().await;
+    let tab = browser.open(&format!("http://{}/", serve_example())).await;
+    assert_eq!(browser.evaluate(&tab, &pasted(&ice, transport)).await, "hello, echoed");
+}
+
+#[tokio::test]
+async fn printed_ice_servers_relay_over_udp_when_pasted_into_a_page() {
+    if tools::have(&["chromium"]) {
+        pasted_servers_work("udp").await;
+    }
+}
+
+#[tokio::test]
+async fn printed_ice_servers_relay_over_tcp_when_pasted_into_a_page() {
+    if tools::have(&["chromium"]) {
+        pasted_servers_work("tcp").await;
+    }
+}

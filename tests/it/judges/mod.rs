@@ -1,0 +1,7 @@
+//! Foreign judges: programs of others that use the server as their STUN, TURN and signalling server.
+
+mod chromium;
+mod devtools;
+mod stunclient;
+mod uclient;
+mod webrtc_turn;

@@ -1,0 +1,81 @@
+//! coturn's `turnutils_uclient`: UDP and TCP legs, channels and Send, to each other and to a peer.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::house::{House, PASSWORD, USER};
+use crate::proc::{Proc, Stdout};
+use crate::tools;
+
+const MESSAGES: u64 = 100;
+const CLIENTS: u64 = 4;
+
+/// What `turnutils_uclient` says it sent, received and lost in the end.
+#[derive(Debug, PartialEq, Eq)]
+struct Totals {
+    sent: u64,
+    received: u64,
+    lost: u64,
+}
+
+/// Reads `tot_send_msgs=…, tot_recv_msgs=…` and `Total lost packets …` of the last report.
+fn totals(printed: &str) -> Option<Totals> {
+    let after = |mark: &str| -> Option<u64> {
+        let rest = &printed[printed.rfind(mark)? + mark.len()..];
+        rest.trim_start().split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    };
+    Some(Totals {
+        sent: after("tot_send_msgs=")?,
+        received: after("tot_recv_msgs=")?,
+        lost: after("Total lost packets")?,
+    })
+}
+
+/// Runs it with `modes` and asserts that nothing is lost.
+fn assert_nothing_lost(modes: &[&str]) {
+    if !tools::have(&["turnutils_uclient", "turnutils_peer"]) {
+        return;
+    }
+    let house = House::on_loopback("allow_peers = [\"127.0.0.1/32\"]");
+    let to_peer = !modes.contains(&"-y");
+    let peer_port = (house.address.port() + 2).to_string();
+    let _peer = to_peer.then(|| {
+        let mut peer = Command::new("turnutils_peer");
+        peer.args(["-p", &peer_port, "-L", "127.0.0.1"]);
+        Proc::start("turnutils_peer", peer, Stdout::Lines)
+    });
+    let mut uclient = Command::new("turnutils_uclient");
+    uclient.args(["-c", "-u", USER, "-w", PASSWORD, "-p", &house.address.port().to_string()]);
+    uclient.args(["-n", &MESSAGES.to_string(), "-m", &CLIENTS.to_string(), "-l", "170", "-z", "10"]);
+    if to_peer {
+        uclient.args(["-e", "127.0.0.1", "-r", &peer_port]);
+    }
+    uclient.args(modes).arg("127.0.0.1");
+    let mut run = Proc::start("turnutils_uclient", uclient, Stdout::Lines);
+    let status = run.wait(Duration::from_secs(60));
+    let printed = run.printed();
+    let totals =
+        totals(&printed).unwrap_or_else(|| panic!("{status}\n{printed}\n{}", house.server.printed()));
+    let all = MESSAGES * CLIENTS;
+    assert_eq!(totals, Totals { sent: all, received: all, lost: 0 }, "{modes:?} {status}\n{printed}");
+}
+
+macro_rules! modes {
+    ($(fn $name:ident(): $modes:expr;)*) => {
+        $(#[test]
+        fn $name() {
+            assert_nothing_lost(&$modes);
+        })*
+    };
+}
+
+modes! {
+    fn uclient_over_udp_loses_nothing_to_a_peer_in_channels(): [];
+    fn uclient_over_udp_loses_nothing_to_a_peer_by_send(): ["-s"];
+    fn uclient_over_udp_loses_nothing_client_to_client_in_channels(): ["-y"];
+    fn uclient_over_udp_loses_nothing_client_to_client_by_send(): ["-y", "-s"];
+    fn uclient_over_tcp_loses_nothing_to_a_peer_in_channels(): ["-t"];
+    fn uclient_over_tcp_loses_nothing_to_a_peer_by_send(): ["-t", "-s"];
+    fn uclient_over_tcp_loses_nothing_client_to_client_in_channels(): ["-t", "-y"];
+    fn uclient_over_tcp_loses_nothing_client_to_client_by_send(): ["-t", "-y", "-s"];
+}

@@ -1,0 +1,181 @@
+//! The NAT laboratory: an internet of network namespaces, with kernel NATs in front of its hosts.
+//!
+//! ```text
+//!   10.21.0.2 ── nat .21 ──┐                 ┌── nat .22 ── 10.22.0.2
+//!                          ├── 203.0.113.0/24 ┤
+//!   server .10 ────────────┘   (a bridge)     └── public host .11
+//! ```
+//!
+//! Everything that leaves 203.0.113.0/24 falls into a sink, silently, as packets to foreign private addresses do.
+
+mod nat;
+
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::proc::{Proc, Stdout};
+
+pub(crate) use nat::NatKind;
+
+const PREFIX: &str = "ginnel-";
+
+/// One internet. Dropped, it takes its namespaces along; drop the processes in it first.
+pub(crate) struct Net {
+    name: String,
+    namespaces: std::cell::RefCell<Vec<String>>,
+}
+
+impl Net {
+    /// Makes an internet without hosts.
+    pub(crate) fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        sweep();
+        let name = format!("{PREFIX}{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let net = Self { name, namespaces: std::cell::RefCell::default() };
+        let core = net.namespace("inet");
+        ip(
+            &core,
+            "link add br0 type bridge\n\
+             link set br0 up\n\
+             addr add 203.0.113.1/24 dev br0\n\
+             route add blackhole default\n",
+        );
+        inside(&core, "echo 1 > /proc/sys/net/ipv4/ip_forward");
+        net
+    }
+
+    /// Adds a host with the public address 203.0.113.`octet` whose default route is the sink.
+    pub(crate) fn public(&self, octet: u8) -> Host {
+        let host = self.island(octet);
+        ip(&host.namespace, "route add default via 203.0.113.1\n");
+        host
+    }
+
+    /// Adds a host with the public address 203.0.113.`octet` and no default route.
+    pub(crate) fn island(&self, octet: u8) -> Host {
+        let namespace = self.namespace(&format!("h{octet}"));
+        let address = self.plug(&namespace, "eth0", octet);
+        Host { namespace, address }
+    }
+
+    fn plug(&self, namespace: &str, device: &str, octet: u8) -> Ipv4Addr {
+        let core = format!("{}-inet", self.name);
+        ip(
+            &core,
+            &format!(
+                "link add p{octet} type veth peer name {device} netns {namespace}\n\
+                 link set p{octet} master br0 up\n"
+            ),
+        );
+        let address = Ipv4Addr::new(203, 0, 113, octet);
+        ip(namespace, &format!("link set {device} up\naddr add {address}/24 dev {device}\n"));
+        address
+    }
+
+    fn namespace(&self, part: &str) -> String {
+        let name = format!("{}-{part}", self.name);
+        run(Command::new("ip").args(["netns", "add", &name]), "");
+        self.namespaces.borrow_mut().push(name.clone());
+        inside(&name, "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6 2>/dev/null || true");
+        ip(&name, "link set lo up\n");
+        name
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        for name in self.namespaces.borrow().iter() {
+            Command::new("ip").args(["netns", "del", name]).stderr(Stdio::null()).status().ok();
+        }
+    }
+}
+
+/// One machine of the laboratory.
+#[derive(Clone)]
+pub(crate) struct Host {
+    namespace: String,
+    address: Ipv4Addr,
+}
+
+impl Host {
+    /// Its own address, which is an inner one behind a NAT.
+    pub(crate) fn address(&self) -> Ipv4Addr {
+        self.address
+    }
+
+    /// Gives it the second public address 203.0.113.`octet`.
+    pub(crate) fn add_address(&self, octet: u8) {
+        ip(&self.namespace, &format!("addr add 203.0.113.{octet}/24 dev eth0\n"));
+    }
+
+    /// Gives it an address, with its prefix length, that only processes on this host reach.
+    pub(crate) fn add_inner_address(&self, address: &str) {
+        ip(&self.namespace, &format!("addr add {address} dev lo\n"));
+    }
+
+    /// A command that will run on this host.
+    pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.namespace]).arg(program);
+        command
+    }
+
+    /// Starts a Python program of `tests/clients/` on this host.
+    pub(crate) fn python(&self, program: &str, arguments: &[&str]) -> Proc {
+        let mut command = self.command("python3");
+        command.arg(crate::tools::client(program)).args(arguments);
+        Proc::start(&format!("{program} on {}", self.address), command, Stdout::Lines)
+    }
+
+    /// Loads an nftables ruleset on this host.
+    pub(crate) fn nft(&self, ruleset: &str) {
+        nft(&self.namespace, ruleset);
+    }
+
+    /// The bytes counted by the named counter of table `inet count`.
+    pub(crate) fn counted(&self, counter: &str) -> u64 {
+        let mut command = self.command("nft");
+        command.args(["-j", "list", "counter", "inet", "count", counter]);
+        let listed: serde_json::Value = serde_json::from_str(&run(&mut command, "")).unwrap();
+        let found =
+            listed["nftables"].as_array().unwrap().iter().find_map(|item| item["counter"]["bytes"].as_u64());
+        found.unwrap_or_else(|| panic!("no counter {counter}: {listed}"))
+    }
+}
+
+/// Deletes what test processes that are gone could not delete themselves.
+fn sweep() {
+    let listed = run(Command::new("ip").args(["netns", "list"]), "");
+    for name in listed.lines().filter_map(|line| line.split_whitespace().next()) {
+        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        let Some(owner) = owner.filter(|id| id.parse::<u32>().is_ok()) else { continue };
+        if !Path::new("/proc").join(owner).exists() {
+            Command::new("ip").args(["netns", "del", name]).stderr(Stdio::null()).status().ok();
+        }
+    }
+}
+
+fn ip(namespace: &str, batch: &str) {
+    run(Command::new("ip").args(["-n", namespace, "-batch", "-"]), batch);
+}
+
+fn nft(namespace: &str, ruleset: &str) {
+    run(Command::new("ip").args(["netns", "exec", namespace, "nft", "-f", "-"]), ruleset);
+}
+
+fn inside(namespace: &str, script: &str) {
+    run(Command::new("ip").args(["netns", "exec", namespace, "sh", "-c", script]), "");
+}
+
+fn run(command: &mut Command, input: &str) -> String {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}\n{errors}\n{input}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}

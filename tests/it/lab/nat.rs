@@ -1,0 +1,112 @@
+//! A NAT of a chosen kind: a namespace between an inner network and the internet, driven by nftables.
+
+use std::cell::Cell;
+use std::net::Ipv4Addr;
+
+use super::{Host, Net, inside, ip, nft};
+
+/// How a NAT maps and filters, in the words of RFC 4787 and the older names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NatKind {
+    /// One port for every peer; anybody may answer. One inner host only.
+    FullCone,
+    /// One port for every peer; whom the host wrote to may answer from any port. One inner host only.
+    AddressRestricted,
+    /// One port for every peer; only whom the host wrote to, at that port, may answer.
+    PortRestricted,
+    /// A random port for each peer; only that peer may answer.
+    Symmetric,
+    /// No UDP at all; TCP passes.
+    UdpBlocked,
+}
+
+impl NatKind {
+    /// The first inner host gets what the outside begins, where the kind lets it in.
+    fn ruleset(self, first_host: Ipv4Addr) -> String {
+        let masquerade = match self {
+            Self::Symmetric => "masquerade random,fully-random",
+            _ => "masquerade",
+        };
+        let inbound = match self {
+            Self::FullCone => format!("iifname out meta l4proto udp dnat to {first_host}"),
+            Self::AddressRestricted => {
+                format!("iifname out ip saddr . udp dport @written dnat to {first_host}")
+            }
+            Self::PortRestricted | Self::Symmetric | Self::UdpBlocked => String::new(),
+        };
+        let outbound = match self {
+            Self::AddressRestricted => "iifname in meta l4proto udp update @written { ip daddr . udp sport }",
+            Self::UdpBlocked => "meta l4proto udp drop",
+            Self::FullCone | Self::PortRestricted | Self::Symmetric => "",
+        };
+        // Input drops what nobody asked for: an unsolicited packet that got a conntrack entry of its own would take
+        // the port that the inner host's next packet to that peer needs.
+        format!(
+            "table ip nat {{
+               set written {{ type ipv4_addr . inet_service; flags dynamic,timeout; timeout 5m; size 65535; }}
+               chain pre {{ type nat hook prerouting priority dstnat; {inbound}; }}
+               chain post {{ type nat hook postrouting priority srcnat; oifname out {masquerade}; }}
+               chain input {{ type filter hook input priority filter; policy drop; ip protocol icmp accept; }}
+               chain forward {{
+                 type filter hook forward priority filter; policy drop;
+                 {outbound}
+                 iifname in accept
+                 ct state established,related accept
+                 ct status dnat accept
+               }}
+             }}"
+        )
+    }
+}
+
+/// A NAT with the outer address 203.0.113.`octet` and the inner network 10.`octet`.0.0/24.
+pub(crate) struct Nat {
+    namespace: String,
+    octet: u8,
+    hosts: Cell<u8>,
+}
+
+impl Net {
+    /// Adds a NAT.
+    pub(crate) fn nat(&self, kind: NatKind, octet: u8) -> Nat {
+        let namespace = self.namespace(&format!("n{octet}"));
+        self.plug(&namespace, "out", octet);
+        ip(
+            &namespace,
+            &format!(
+                "route add default via 203.0.113.1\n\
+                 link add in type bridge\n\
+                 link set in up\n\
+                 addr add 10.{octet}.0.1/24 dev in\n"
+            ),
+        );
+        inside(&namespace, "echo 1 > /proc/sys/net/ipv4/ip_forward");
+        nft(&namespace, &kind.ruleset(Ipv4Addr::new(10, octet, 0, 2)));
+        Nat { namespace, octet, hosts: Cell::new(0) }
+    }
+
+    /// Adds a host behind `nat`, on its inner network.
+    pub(crate) fn behind(&self, nat: &Nat) -> Host {
+        let number = nat.hosts.get() + 2;
+        nat.hosts.set(number - 1);
+        let octet = nat.octet;
+        let namespace = self.namespace(&format!("n{octet}h{number}"));
+        ip(
+            &nat.namespace,
+            &format!(
+                "link add p{number} type veth peer name eth0 netns {namespace}\n\
+                 link set p{number} master in up\n"
+            ),
+        );
+        let address = Ipv4Addr::new(10, octet, 0, number);
+        ip(
+            &namespace,
+            &format!(
+                "link set eth0 up\n\
+                 addr add {address}/24 dev eth0\n\
+                 route add default via 10.{octet}.0.1\n"
+            ),
+        );
+        Host { namespace, address }
+    }
+}

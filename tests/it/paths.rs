@@ -1,0 +1,297 @@
+//! The main job, in the laboratory: `agent connect` moves bulk data both ways, over the path that the two NATs allow.
+//!
+//! What the agents say of their path is compared with what the server's host counted: 100 MB that were relayed cannot
+//! hide there, and neither can 100 MB that were not. `GINNEL_LAB_RUNS` repeats each pair (sides swapped in every other
+//! run), `GINNEL_LAB_MB` changes the megabytes sent each way.
+
+use std::sync::mpsc::Receiver;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::bulk::{self, Received};
+use crate::house::House;
+use crate::lab::{Host, NatKind, Net};
+use crate::proc::{Proc, Stdout};
+use crate::tools;
+
+const UP: Duration = Duration::from_secs(30);
+/// How long a direct path may take to be found where there is one.
+const DIRECT: Duration = Duration::from_secs(20);
+const BULK: Duration = Duration::from_secs(180);
+
+const COUNTERS: &str = "
+    table inet count {
+      counter udp_in {} ; counter tcp_in {} ;
+      chain in { type filter hook input priority 0;
+                 iifname eth0 meta l4proto udp counter name udp_in; iifname eth0 meta l4proto tcp counter name tcp_in; }
+    }";
+
+/// Where one of the two agents is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// On the internet itself.
+    Open,
+    /// Behind a NAT of its own.
+    Behind(NatKind),
+}
+
+/// The path a pair has to get in the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Path {
+    /// Between the two outer addresses.
+    Direct,
+    /// Between the two inner addresses.
+    Inner,
+    /// Through the server, by UDP from both sides.
+    Relay,
+    /// Through the server, by TCP from one side.
+    RelayByTcp,
+}
+
+impl Path {
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Direct | Self::Inner => "direct",
+            Self::Relay | Self::RelayByTcp => "relay",
+        }
+    }
+
+    /// How the remote address of the last path has to begin.
+    fn remote(self) -> &'static [&'static str] {
+        match self {
+            Self::Direct => &["203.0.113.21:", "203.0.113.22:"],
+            Self::Inner => &["10.21.0."],
+            Self::Relay | Self::RelayByTcp => &["203.0.113.10:"],
+        }
+    }
+}
+
+/// One agent with its pipes going.
+struct Side {
+    agent: Proc,
+    go: std::sync::mpsc::Sender<()>,
+    arrival: Receiver<()>,
+    output: JoinHandle<Received>,
+}
+
+/// How one side's run is to differ from the usual one.
+#[derive(Clone, Copy)]
+struct Manner<'a> {
+    key: Option<&'a str>,
+    options: &'a [&'a str],
+}
+
+impl Side {
+    fn start(name: &str, host: &Host, arguments: &[&str], manner: Manner<'_>, seed: u64) -> Self {
+        let mut command = host.command(env!("CARGO_BIN_EXE_agent"));
+        command.args(arguments).arg("--json").args(manner.options).env_remove("AGENT_KEY");
+        if let Some(key) = manner.key {
+            command.env("AGENT_KEY", key);
+        }
+        let mut agent = Proc::start(name, command, Stdout::Pipe);
+        let (stdin, stdout) = agent.take_pipes();
+        let go = bulk::feed(stdin, seed, bulk_bytes());
+        let (arrival, output) = bulk::drain(stdout);
+        Self { agent, go, arrival, output }
+    }
+
+    fn wait_for_path(&self, within: Duration, kind: Option<&str>) -> Option<Value> {
+        self.agent.wait_for(within, |line| {
+            event(line, "path").filter(|path| kind.is_none_or(|kind| path["kind"] == kind))
+        })
+    }
+
+    fn last_path(&self) -> Value {
+        self.agent.lines(|line| event(line, "path")).pop().unwrap_or_default()
+    }
+}
+
+fn event(line: &str, kind: &str) -> Option<Value> {
+    serde_json::from_str::<Value>(line).ok().filter(|event| event["t"] == kind)
+}
+
+fn bulk_bytes() -> usize {
+    tools::switch("GINNEL_LAB_MB", 50) * 1_000_000
+}
+
+/// One internet with a server and two places.
+struct Scene {
+    listener: Host,
+    connector: Host,
+    house: House,
+    server_host: Host,
+    _net: Net,
+}
+
+impl Scene {
+    fn new(listener: Place, connector: Place, one_nat: bool) -> Self {
+        let net = Net::new();
+        let server_host = net.island(10);
+        server_host.nft(COUNTERS);
+        let mut shared = None;
+        let mut put = |place: Place, octet: u8| match place {
+            Place::Open => net.public(octet),
+            Place::Behind(kind) if one_nat => net.behind(shared.get_or_insert_with(|| net.nat(kind, octet))),
+            Place::Behind(kind) => net.behind(&net.nat(kind, octet)),
+        };
+        let (listener, connector) = (put(listener, 21), put(connector, 22));
+        let house = House::on(&server_host);
+        Self { listener, connector, house, server_host, _net: net }
+    }
+
+    /// Connects, moves the bulk both ways, and holds every claim against `path`.
+    fn assert_path(&self, path: Path, listening: Manner<'_>, connecting: Manner<'_>) -> String {
+        let begun = Instant::now();
+        let server = self.house.address.to_string();
+        let listener =
+            Side::start("listener", &self.listener, &["listen", "--server", &server], listening, 1);
+        let ticket = listener
+            .agent
+            .expect("ticket", UP, |line| Some(event(line, "ticket")?["ticket"].as_str()?.to_owned()));
+        let connector = Side::start("connector", &self.connector, &["connect", &ticket], connecting, 2);
+        let sides = [&listener, &connector];
+        let story =
+            || sides.map(|side| side.agent.printed()).join("\n") + "\n" + &self.house.server.printed();
+
+        for side in sides {
+            assert!(side.wait_for_path(UP, None).is_some(), "no path\n{}", story());
+            assert!(side.arrival.recv_timeout(UP).is_ok(), "the first bytes do not arrive\n{}", story());
+        }
+        let first_bytes = begun.elapsed();
+        for side in sides {
+            let settled = side.wait_for_path(DIRECT, Some(path.kind()));
+            assert!(settled.is_some(), "no {} path\n{}", path.kind(), story());
+        }
+        let settled = begun.elapsed();
+        let (udp, tcp) = self.counted();
+        for side in sides {
+            side.go.send(()).unwrap();
+        }
+        let outputs = self.finish([listener, connector], path);
+        assert_eq!(outputs[0], bulk::expected(2, bulk_bytes()), "listener's output");
+        assert_eq!(outputs[1], bulk::expected(1, bulk_bytes()), "connector's output");
+        let (udp, tcp) = (self.counted().0 - udp, self.counted().1 - tcp);
+        assert_counted(path, udp, tcp);
+        format!(
+            "first bytes {first_bytes:.1?}, path {settled:.1?}, all {:.1?}, server udp {udp} tcp {tcp}",
+            begun.elapsed()
+        )
+    }
+
+    /// Waits for both ends, which have to be successes, and checks the last paths.
+    fn finish(&self, mut sides: [Side; 2], path: Path) -> [Received; 2] {
+        let deadline = Instant::now() + BULK;
+        let ended = sides.each_mut().map(|side| side.agent.ended_by(deadline));
+        let story =
+            sides.each_ref().map(|side| side.agent.printed()).join("\n") + &self.house.server.printed();
+        for (side, status) in sides.iter().zip(ended) {
+            assert!(status.is_some_and(|status| status.success()), "ended with {status:?}\n{story}");
+            let last = side.last_path();
+            let remote = last["remote"].as_str().unwrap_or_default();
+            let true_remote = path.remote().iter().any(|start| remote.starts_with(start));
+            assert!(last["kind"] == path.kind() && true_remote, "{path:?}, but told {last}\n{story}");
+        }
+        sides.map(|side| side.output.join().unwrap())
+    }
+
+    /// Bytes that reached the server's host by UDP and TCP.
+    fn counted(&self) -> (u64, u64) {
+        (self.server_host.counted("udp_in"), self.server_host.counted("tcp_in"))
+    }
+}
+
+/// Compares what the server's host saw with what a path has to bring there; both directions together.
+fn assert_counted(path: Path, udp: u64, tcp: u64) {
+    let bulk = bulk_bytes() as u64;
+    let little = bulk / 10;
+    let (both, one) = (bulk * 2 - little, bulk - little);
+    let true_to_it = match path {
+        Path::Direct | Path::Inner => udp + tcp < little,
+        Path::Relay => udp > both && tcp < little,
+        // One leg is TCP both ways, the other one UDP: each brings one direction to the server.
+        Path::RelayByTcp => tcp > one && udp > one,
+    };
+    assert!(true_to_it, "{path:?}, but the server's host counted {udp} bytes by UDP and {tcp} by TCP");
+}
+
+fn assert_pair(first: Place, second: Place, path: Path) {
+    if !tools::have_laboratory() {
+        return;
+    }
+    for run in 0..tools::switch("GINNEL_LAB_RUNS", 1) {
+        let (listener, connector) = if run % 2 == 0 { (first, second) } else { (second, first) };
+        let scene = Scene::new(listener, connector, path == Path::Inner);
+        let key = scene.house.key();
+        let manner = Manner { key: Some(&key), options: &[] };
+        let facts = scene.assert_path(path, manner, manner);
+        eprintln!("run {run}: {listener:?} x {connector:?}: {facts}");
+    }
+}
+
+macro_rules! pairs {
+    ($(fn $name:ident(): $first:expr, $second:expr => $path:expr;)*) => {
+        $(#[test]
+        fn $name() {
+            use NatKind::*;
+            use Place::*;
+            assert_pair($first, $second, $path);
+        })*
+    };
+}
+
+pairs! {
+    fn port_restricted_and_port_restricted_connect_directly(): Behind(PortRestricted), Behind(PortRestricted) => Path::Direct;
+    fn full_cone_and_symmetric_connect_directly(): Behind(FullCone), Behind(Symmetric) => Path::Direct;
+    fn address_restricted_and_symmetric_connect_directly(): Behind(AddressRestricted), Behind(Symmetric) => Path::Direct;
+    fn open_and_symmetric_connect_directly(): Open, Behind(Symmetric) => Path::Direct;
+    fn symmetric_and_symmetric_connect_by_relay(): Behind(Symmetric), Behind(Symmetric) => Path::Relay;
+    fn port_restricted_and_symmetric_connect_by_relay(): Behind(PortRestricted), Behind(Symmetric) => Path::Relay;
+    fn two_hosts_behind_one_nat_connect_by_their_inner_addresses():
+        Behind(PortRestricted), Behind(PortRestricted) => Path::Inner;
+    fn two_hosts_behind_one_symmetric_nat_connect_by_their_inner_addresses():
+        Behind(Symmetric), Behind(Symmetric) => Path::Inner;
+    fn udp_blocked_and_port_restricted_connect_by_a_relay_over_tcp():
+        Behind(UdpBlocked), Behind(PortRestricted) => Path::RelayByTcp;
+}
+
+#[test]
+fn a_connector_without_a_key_uses_the_listeners_relay() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let scene = Scene::new(Place::Behind(NatKind::Symmetric), Place::Behind(NatKind::Symmetric), false);
+    let key = scene.house.key();
+    let invited = Manner { key: Some(&key), options: &[] };
+    let stranger = Manner { key: None, options: &[] };
+    scene.assert_path(Path::Relay, invited, stranger);
+}
+
+#[test]
+fn relay_only_stays_on_the_relay_where_a_direct_path_exists() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let scene = Scene::new(Place::Open, Place::Behind(NatKind::PortRestricted), false);
+    let key = scene.house.key();
+    let usual = Manner { key: Some(&key), options: &[] };
+    scene.assert_path(Path::Relay, usual, Manner { options: &["--relay-only"], ..usual });
+}
+
+#[test]
+fn two_plain_clients_of_document_000_punch_a_hole_between_port_restricted_nats() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let place = Place::Behind(NatKind::PortRestricted);
+    for _ in 0..tools::switch("GINNEL_LAB_RUNS", 1) {
+        let scene = Scene::new(place, place, false);
+        let server = scene.house.address.to_string();
+        let mut listener = scene.listener.python("doc000.py", &["--server", &server, "listen"]);
+        listener.expect("registration", UP, |line| line.contains("\"registered\"").then_some(()));
+        let mut caller = scene.connector.python("doc000.py", &["--server", &server, "call", "first"]);
+        caller.succeed(UP);
+        listener.succeed(UP);
+    }
+}

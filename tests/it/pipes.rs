@@ -1,0 +1,177 @@
+//! `agent` at a terminal: two of them on one host, what they print, how they end.
+
+use std::io::{Read, Write};
+use std::process::{ChildStdout, Command};
+use std::time::Duration;
+
+use crate::house::House;
+use crate::lab::{NatKind, Net};
+use crate::proc::{Proc, Stdout};
+use crate::tools;
+
+const UP: Duration = Duration::from_secs(30);
+
+fn agent(name: &str, arguments: &[&str], key: Option<&str>) -> Proc {
+    start(name, Command::new(env!("CARGO_BIN_EXE_agent")), arguments, key)
+}
+
+fn start(name: &str, mut command: Command, arguments: &[&str], key: Option<&str>) -> Proc {
+    command.args(arguments).env_remove("AGENT_KEY").env_remove("AGENT_CODE");
+    if let Some(key) = key {
+        command.env("AGENT_KEY", key);
+    }
+    Proc::start(name, command, Stdout::Pipe)
+}
+
+/// The ticket that a listener shows to people: the indented line under its heading.
+fn ticket(listener: &Proc) -> String {
+    let mut headed = false;
+    listener.expect("ticket", UP, |line| {
+        if headed {
+            return line.strip_prefix("    agent connect ").map(str::to_owned);
+        }
+        headed = line == "On the other machine run:";
+        None
+    })
+}
+
+/// Everything that comes out of a pipe until its end, which has to come in time.
+fn heard(mut pipe: ChildStdout, story: &[&Proc]) -> Vec<u8> {
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        pipe.read_to_end(&mut bytes).ok();
+        ended.send(bytes).ok();
+    });
+    let bytes = end.recv_timeout(UP);
+    bytes.unwrap_or_else(|_| {
+        let story: Vec<_> = story.iter().map(|side| side.printed()).collect();
+        panic!("standard output does not end\n{}", story.join("\n"))
+    })
+}
+
+/// A server, a listener and a connector on this host; `key` only with the listener.
+fn pair() -> (House, Proc, Proc) {
+    let house = House::on_loopback("");
+    let listener = agent("listener", &["listen", "--server", &house.address.to_string()], Some(&house.key()));
+    let connector = agent("connector", &["connect", &ticket(&listener)], None);
+    (house, listener, connector)
+}
+
+fn ends_with(mut process: Proc, code: i32, mention: &str) {
+    let status = process.wait(UP);
+    let printed = process.printed();
+    assert_eq!(status.code(), Some(code), "{printed}");
+    assert!(printed.contains(mention), "no {mention:?}\n{printed}");
+}
+
+#[test]
+fn two_agents_on_one_host_exchange_a_line_each_and_tell_their_path() {
+    let (_house, mut listener, mut connector) = pair();
+    let (mut to_listener, from_listener) = listener.take_pipes();
+    let (mut to_connector, from_connector) = connector.take_pipes();
+    to_listener.write_all(b"hello from the listener\n").unwrap();
+    to_connector.write_all(b"hello from the connector\n").unwrap();
+    for side in [&listener, &connector] {
+        side.expect("direct path", UP, |line| {
+            (line.starts_with("direct ") && line.contains(" · ") && line.ends_with(" ms")).then_some(())
+        });
+    }
+    drop((to_listener, to_connector));
+    assert_eq!(heard(from_listener, &[&listener, &connector]), b"hello from the connector\n");
+    assert_eq!(heard(from_connector, &[&listener, &connector]), b"hello from the listener\n");
+    listener.succeed(UP);
+    connector.succeed(UP);
+}
+
+#[test]
+fn a_side_that_has_ended_its_input_goes_on_receiving() {
+    let (_house, mut listener, mut connector) = pair();
+    let (mut to_listener, from_listener) = listener.take_pipes();
+    let (to_connector, from_connector) = connector.take_pipes();
+    drop(to_connector);
+    let nothing = heard(from_listener, &[&listener, &connector]);
+    // The listener's reader has seen the connector's end; only now does the listener begin to speak.
+    let late = vec![b'x'; 1_000_000];
+    to_listener.write_all(&late).unwrap();
+    drop(to_listener);
+    let all = heard(from_connector, &[&listener, &connector]);
+    assert!(nothing.is_empty() && all == late, "{} bytes, {} late ones", nothing.len(), all.len());
+    listener.succeed(UP);
+    connector.succeed(UP);
+}
+
+#[test]
+fn an_interrupted_side_tells_the_other_one() {
+    let (_house, mut listener, mut connector) = pair();
+    let _pipes = (listener.take_pipes(), connector.take_pipes());
+    for side in [&listener, &connector] {
+        side.expect("path", UP, |line| line.starts_with("direct ").then_some(()));
+    }
+    listener.terminate();
+    assert_eq!(listener.wait(UP).code(), Some(130), "{}", listener.printed());
+    ends_with(connector, 7, "error: ");
+}
+
+#[test]
+fn an_agent_without_a_server_says_what_to_type() {
+    ends_with(agent("listener", &["listen"], None), 2, "agent listen --server");
+}
+
+#[test]
+fn an_unreadable_ticket_is_a_usage_error() {
+    ends_with(agent("connector", &["connect", "agent:nonsense"], None), 2, "error: ");
+}
+
+#[test]
+fn a_ticket_whose_listener_is_gone_is_reported_as_offline() {
+    let house = House::on_loopback("");
+    let server = house.address.to_string();
+    let mut listener = agent("listener", &["listen", "--server", &server], None);
+    let ticket = ticket(&listener);
+    listener.terminate();
+    listener.wait(UP);
+    ends_with(agent("connector", &["connect", &ticket], None), 3, "agent listen");
+}
+
+#[test]
+fn a_server_that_is_not_there_is_reported_with_what_to_check() {
+    let mut house = House::on_loopback("");
+    house.server.terminate();
+    house.server.succeed(UP);
+    ends_with(
+        agent("listener", &["listen", "--server", &house.address.to_string()], None),
+        5,
+        "ginnel serve",
+    );
+}
+
+/// Two agents behind symmetric NATs that cannot have a path.
+fn assert_no_path(options: &[&str], with_key: bool, mention: &str) {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let house = House::on(&net.island(10));
+    let (left, right) = (net.nat(NatKind::Symmetric, 21), net.nat(NatKind::Symmetric, 22));
+    let (left, right) = (net.behind(&left), net.behind(&right));
+    let (key, server) = (house.key(), house.address.to_string());
+    let key = with_key.then_some(key.as_str());
+    let run = |name, host: &crate::lab::Host, arguments: &[&str]| {
+        let arguments = [arguments, options].concat();
+        start(name, host.command(env!("CARGO_BIN_EXE_agent")), &arguments, key)
+    };
+    let listener = run("listener", &left, &["listen", "--server", &server]);
+    let connector = run("connector", &right, &["connect", &ticket(&listener)]);
+    ends_with(connector, 5, mention);
+}
+
+#[test]
+fn no_relay_behind_two_symmetric_nats_ends_without_a_path() {
+    assert_no_path(&["--no-relay"], true, "changes ports");
+}
+
+#[test]
+fn two_strangers_behind_symmetric_nats_are_told_of_the_key() {
+    assert_no_path(&[], false, "--key");
+}

@@ -1,0 +1,5 @@
+//! What a stranger or a broken peer must not achieve.
+
+mod garbage;
+mod peers;
+mod shutdown;

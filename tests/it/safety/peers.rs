@@ -1,0 +1,124 @@
+//! Peers that the relay must not write to, and peers that cannot be written to.
+
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::house::{House, PASSWORD, USER};
+use crate::lab::Net;
+use crate::proc::{Proc, Stdout};
+use crate::tools;
+
+const SHORT: Duration = Duration::from_secs(30);
+
+fn python(arguments: &[&str]) -> Proc {
+    let mut command = Command::new("python3");
+    command.arg(tools::client("turn.py")).args(arguments);
+    Proc::start(&format!("turn.py {}", arguments[0]), command, Stdout::Lines)
+}
+
+fn ready(witness: &Proc) {
+    witness.expect("readiness", SHORT, |line| (line == "ready").then_some(()));
+}
+
+/// Asserts that every one of `peers` was refused three times over, and that the witness heard nothing.
+fn assert_refused(client: &mut Proc, peers: &[&str], witness: &Proc) {
+    client.succeed(SHORT);
+    let verdicts = client.lines(|line| serde_json::from_str::<Value>(line).ok());
+    let expected: Vec<_> = peers
+        .iter()
+        .map(|peer| json!({ "peer": peer, "permit": 403, "bind": 403, "echoed": false }))
+        .collect();
+    assert_eq!(verdicts, expected);
+    assert_eq!(witness.lines(|line| line.starts_with("heard").then(|| line.clone())), [""; 0]);
+}
+
+#[test]
+fn the_host_itself_is_no_peer_in_any_spelling() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    let house = House::on_loopback("");
+    let server = house.address.to_string();
+    let witness_port = (house.address.port() + 2).to_string();
+    let witness = python(&["witness", &witness_port]);
+    ready(&witness);
+    let aux = format!("127.0.0.1:{}", house.address.port() + 1);
+    let peers = [
+        "127.0.0.1",
+        "127.0.0.53",
+        "[::ffff:127.0.0.1]",
+        "[::127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+        "[::1]",
+        "0.0.0.0",
+        "[::]",
+        &server,
+        &aux,
+    ];
+    // On a dual stack an IPv6 peer is 443 on an IPv4 allocation; that it is denied anyway has to be said first.
+    let mut client = python(&[&["refuse", &server, USER, PASSWORD, &witness_port], &peers[..]].concat());
+    assert_refused(&mut client, &peers, &witness);
+}
+
+#[test]
+fn inner_networks_and_the_servers_own_port_are_no_peers() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let (server_host, client_host) = (net.island(10), net.public(20));
+    // The forbidden addresses are there and would hear what is relayed to them.
+    for address in ["10.9.9.9/24", "172.16.5.5/24", "192.168.7.7/24", "169.254.169.254/32", "100.64.3.3/24"] {
+        server_host.add_inner_address(address);
+    }
+    let house = House::on(&server_host);
+    let witness = server_host.python("turn.py", &["witness", "5000"]);
+    ready(&witness);
+    let peers = [
+        "127.0.0.1",
+        "[::ffff:127.0.0.1]",
+        "10.9.9.9",
+        "172.16.5.5",
+        "192.168.7.7",
+        "169.254.169.254",
+        "100.64.3.3",
+        "[::ffff:10.9.9.9]",
+        "[::ffff:169.254.169.254]",
+        "255.255.255.255",
+        "224.0.0.1",
+        "203.0.113.10:3478",
+        "[::ffff:203.0.113.10]:3478",
+        "203.0.113.10:3479",
+    ];
+    let server = house.address.to_string();
+    let mut client =
+        client_host.python("turn.py", &[&["refuse", &server, USER, PASSWORD, "5000"], &peers[..]].concat());
+    assert_refused(&mut client, &peers, &witness);
+}
+
+#[test]
+fn a_peer_with_a_closed_port_or_without_a_route_never_harms_the_others() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let (server_host, client_host) = (net.island(10), net.public(20));
+    let (good_host, _closed_host) = (net.public(11), net.public(12));
+    let house = House::on(&server_host);
+    let good = good_host.python("turn.py", &["echo", "203.0.113.11:7000"]);
+    ready(&good);
+    let server = house.address.to_string();
+    // A closed port, an address that nobody has, and one that the server's host has no route to.
+    let bad = ["203.0.113.12:9", "203.0.113.77:9", "9.9.9.9:9"];
+    let arguments = [&["others", &server, USER, PASSWORD, "203.0.113.11:7000"], &bad[..]].concat();
+    let mut client = client_host.python("turn.py", &arguments);
+    let verdict = client.expect("verdict", SHORT, |line| serde_json::from_str::<Value>(line).ok());
+    client.succeed(SHORT);
+    let all = json!([200, 200, 200]);
+    let expected = json!({
+        "good": 200, "bad": all, "send": 100, "good bind": 200, "bad bind": all, "channel": 100, "refresh": 200,
+    });
+    assert_eq!(verdict, expected, "{}", house.server.printed());
+}
