@@ -83,7 +83,13 @@ async fn both_ways(connection: &Connection, end: End) -> Result<(u64, u64), Erro
         close_stdout().map_err(Stop::Output)?;
         Ok(total)
     };
-    let moved = tokio::try_join!(upwards(tokio::io::stdin(), send), down);
+    let moving = async { tokio::try_join!(upwards(tokio::io::stdin(), send), down) };
+    // A direction that waits for standard input would not notice the end.
+    let moved = tokio::select! {
+        biased;
+        moved = moving => moved,
+        reason = connection.closed() => return Err(reason),
+    };
     match moved {
         Ok(bytes) => Ok(bytes),
         Err(Stop::Output(error)) => Err(Error::Local(format!("standard output: {error}"))),
