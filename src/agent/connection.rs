@@ -36,8 +36,13 @@ pub struct Connection {
 }
 
 /// The sending half of a stream; [`SendStream::finish`] waits until everything has arrived.
+///
+/// One that is dropped before its end was sent is broken off, so that the other side never takes a part for the whole.
 #[derive(Debug)]
-pub struct SendStream(quinn::SendStream);
+pub struct SendStream {
+    inner: quinn::SendStream,
+    ended: bool,
+}
 
 /// The receiving half of a stream; reads 0 bytes once the other side has finished.
 #[derive(Debug)]
@@ -72,7 +77,7 @@ impl Connection {
     pub async fn open_bi(&self) -> Result<(SendStream, RecvStream), Error> {
         let (mut send, recv) = self.inner.open_bi().await.map_err(|error| Error::from_quic(&error))?;
         send.write_all(&GREETING).await.map_err(|error| Error::PeerEnded(error.to_string()))?;
-        Ok((SendStream(send), RecvStream(recv)))
+        Ok((SendStream { inner: send, ended: false }, RecvStream(recv)))
     }
 
     /// Waits for the other side to open a stream.
@@ -86,7 +91,7 @@ impl Connection {
         if greeting != GREETING {
             return Err(Error::PeerEnded("it speaks a newer version; update this agent".to_owned()));
         }
-        Ok((SendStream(send), RecvStream(recv)))
+        Ok((SendStream { inner: send, ended: false }, RecvStream(recv)))
     }
 
     /// Returns the path in use; `None` until the first one is measured.
@@ -172,18 +177,22 @@ impl SendStream {
     /// # Errors
     /// When the connection ended first, or the other side wants no more of the stream.
     pub async fn finish(mut self) -> io::Result<()> {
+        self.ended = true;
         // A stream that was finished before only has to be waited for.
-        let _ = self.0.finish();
-        match self.0.stopped().await {
+        let _ = self.inner.finish();
+        match self.inner.stopped().await {
             Ok(None) => Ok(()),
             Ok(Some(_)) => Err(io::ErrorKind::BrokenPipe.into()),
             Err(error) => Err(io::Error::new(io::ErrorKind::ConnectionReset, error)),
         }
     }
+}
 
-    /// Gives the stream up: the other side sees an error instead of an end.
-    pub fn reset(mut self) {
-        let _ = self.0.reset(ABORTED.into());
+impl Drop for SendStream {
+    fn drop(&mut self) {
+        if !self.ended {
+            let _ = self.inner.reset(ABORTED.into());
+        }
     }
 }
 
@@ -200,15 +209,16 @@ impl AsyncWrite for SendStream {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        AsyncWrite::poll_write(Pin::new(&mut self.0), context, bytes)
+        AsyncWrite::poll_write(Pin::new(&mut self.inner), context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
+        Pin::new(&mut self.inner).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
+        self.ended = true;
+        Pin::new(&mut self.inner).poll_shutdown(context)
     }
 }
 

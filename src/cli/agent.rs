@@ -16,7 +16,7 @@ use tokio::time::timeout;
     name = "agent",
     version,
     about = "An encrypted pipe between two machines behind NATs, direct where the networks allow it",
-    after_help = "Exit codes: 0 done, 2 usage, 3 peer offline or unknown, 4 refused, 5 no path or no server, 6 timed out, \
+    after_help = "Exit codes: 0 done, 1 trouble on this machine, 2 usage, 3 peer offline or unknown, 4 refused, 5 no path or no server, 6 timed out, \
                   7 peer ended badly, 130 interrupted."
 )]
 pub struct AgentLine {

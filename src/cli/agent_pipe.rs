@@ -78,7 +78,18 @@ async fn both_ways(connection: &Connection, end: End) -> Result<(u64, u64), Erro
         End::Opens => connection.open_bi().await?,
         End::Accepts => connection.accept_bi().await?,
     };
-    let moved = tokio::try_join!(upwards(tokio::io::stdin(), send), downwards(recv, tokio::io::stdout()));
+    let down = async {
+        let total = downwards(recv, tokio::io::stdout()).await?;
+        close_stdout().map_err(Stop::Output)?;
+        Ok(total)
+    };
+    let moving = async { tokio::try_join!(upwards(tokio::io::stdin(), send), down) };
+    // A direction that waits for standard input would not notice the end.
+    let moved = tokio::select! {
+        biased;
+        moved = moving => moved,
+        reason = connection.closed() => return Err(reason),
+    };
     match moved {
         Ok(bytes) => Ok(bytes),
         Err(Stop::Output(error)) => Err(Error::Local(format!("standard output: {error}"))),
@@ -87,6 +98,12 @@ async fn both_ways(connection: &Connection, end: End) -> Result<(u64, u64), Erro
             Err(_) => Err(Error::PeerEnded(error.to_string())),
         },
     }
+}
+
+/// Lets whoever reads standard output see its end while the other direction still goes on.
+fn close_stdout() -> io::Result<()> {
+    let nowhere = std::fs::OpenOptions::new().write(true).open("/dev/null")?;
+    Ok(rustix::stdio::dup2_stdout(nowhere)?)
 }
 
 async fn upwards(mut input: impl AsyncRead + Unpin, mut send: SendStream) -> Result<u64, Stop> {

@@ -7,6 +7,7 @@ use crate::state::State;
 use crate::telemetry;
 use anyhow::Context;
 use clap::Args;
+use rustix::process::{Resource, getrlimit, setrlimit};
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 use std::net::IpAddr;
@@ -62,6 +63,7 @@ impl Serve {
     pub async fn run(self) -> anyhow::Result<()> {
         let config = self.load()?;
         telemetry::start(&config.log).map_err(|error| anyhow::anyhow!("log.level: {error}"))?;
+        raise_descriptor_limit();
         let state = State::open(&config.state)?;
         let mut server = Server::start(config.server, &state).await.context("the server did not start")?;
         eprint_all(&introduction(server.facts(), &state));
@@ -81,6 +83,15 @@ impl Serve {
         eprint_all("Stopping.\n");
         server.shutdown().await;
         failure.map_or(Ok(()), |error| Err(error.into()))
+    }
+}
+
+/// Takes as many descriptors as the system allows: each allocation and each stream needs one, and the usual soft limit is 1024.
+fn raise_descriptor_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the descriptor limit stays as it is");
     }
 }
 

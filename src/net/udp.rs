@@ -6,8 +6,9 @@ use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 
-/// Bytes of kernel buffer asked for in each direction of a server socket; a stall of 2 ms overruns the usual default.
-const SERVER_BUFFER: usize = 4 << 20;
+/// Bytes of kernel buffer asked for in each direction. A stall of 2 ms overruns the usual default, and what waits for the
+/// link address of one dead neighbour fills it, so that it holds up the socket's other peers.
+const BUFFER: usize = 4 << 20;
 /// The largest UDP payload, and so the room one received buffer needs with GRO.
 const MAX_DATAGRAM: usize = 65_535;
 
@@ -22,7 +23,7 @@ pub struct UdpPort {
 /// How a [`UdpPort`] is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// A listening port shared by the workers (`SO_REUSEPORT`), with large buffers.
+    /// A listening port shared by the workers (`SO_REUSEPORT`).
     Shared,
     /// A port of its own, such as one allocation's relayed address.
     Single,
@@ -40,9 +41,9 @@ impl UdpPort {
         }
         if role == Role::Shared {
             socket.set_reuse_port(true)?;
-            socket.set_recv_buffer_size(SERVER_BUFFER)?;
-            socket.set_send_buffer_size(SERVER_BUFFER)?;
         }
+        socket.set_recv_buffer_size(BUFFER)?;
+        socket.set_send_buffer_size(BUFFER)?;
         socket.bind(&address.into())?;
         Self::from_std(socket.into())
     }
