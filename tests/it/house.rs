@@ -89,12 +89,13 @@ impl House {
     }
 }
 
-/// A port that is free on loopback by UDP and TCP, and its neighbour too; below every ephemeral range.
+/// A port that is free on loopback by UDP and TCP, and its neighbour too; below every ephemeral range. The two ports after
+/// them are the test's own, for peers.
 fn free_ports() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let own = u16::try_from(std::process::id() % 500).unwrap() * 16;
     for _ in 0..1000 {
-        let port = 20_000 + (own + NEXT.fetch_add(2, Ordering::Relaxed)) % 10_000;
+        let port = 20_000 + (own + NEXT.fetch_add(4, Ordering::Relaxed)) % 10_000;
         let free = |port| {
             let at = (Ipv4Addr::LOCALHOST, port);
             UdpSocket::bind(at).is_ok() && TcpListener::bind(at).is_ok()

@@ -5,6 +5,9 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+/// How long the output of a process that has ended may take to be read.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// The lines a process has printed so far.
 #[derive(Default)]
 struct Printed {
@@ -125,11 +128,20 @@ impl Proc {
     pub(crate) fn ended_by(&mut self, deadline: Instant) -> Option<ExitStatus> {
         loop {
             let status = self.child.try_wait().unwrap();
+            if status.is_some() {
+                self.read_to_the_end();
+            }
             if status.is_some() || Instant::now() >= deadline {
                 return status;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+
+    /// Lets the readers take what it printed last; something it started may hold its output open longer than that.
+    fn read_to_the_end(&self) {
+        let printed = self.log.printed.lock().unwrap();
+        drop(self.log.news.wait_timeout_while(printed, LAST_WORDS, |printed| printed.open > 0).unwrap());
     }
 
     /// Waits for its end.

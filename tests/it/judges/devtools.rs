@@ -29,6 +29,7 @@ const FLAGS: &[&str] = &[
     "--disable-component-update",
     "--disable-sync",
     "--disable-extensions",
+    "--disable-features=WebRtcHideLocalIpsWithMdns,MediaRouter,OptimizationHints",
     "--disable-default-apps",
     "--no-proxy-server",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
