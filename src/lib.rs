@@ -32,6 +32,7 @@ pub mod stun_server;
 pub mod telemetry;
 pub mod turn_server;
 
+pub use agent::{Agent, Connection};
 pub use config::Config;
 pub use server::{Config as ServerConfig, Server, ServerError};
 pub use state::State;
