@@ -29,6 +29,20 @@ use tokio::sync::mpsc;
 /// The inbox's token; doors and relay sockets count from zero.
 const INBOX: Token = Token(usize::MAX);
 
+/// Messages taken from the inbox before the sockets have their turn again.
+const INBOX_TURN: usize = 128;
+
+/// How one turn of a socket or the inbox ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// Nothing is left.
+    Empty,
+    /// There may be more.
+    More,
+    /// The worker is to end.
+    Stop,
+}
+
 /// One listening socket of a worker.
 #[derive(Debug)]
 pub(super) struct DoorSocket {
@@ -98,17 +112,20 @@ impl Worker {
             }
             let now = time::now();
             for event in &events {
-                if event.token() != INBOX && !self.ready.contains(&event.token()) {
+                if !self.ready.contains(&event.token()) {
                     self.ready.push_back(event.token());
                 }
             }
-            if self.take_inbox(now).is_break() {
-                return Ok(());
-            }
             for _ in 0..self.ready.len() {
                 let Some(token) = self.ready.pop_front() else { break };
-                if self.take_batch(now, token, &mut batch) {
-                    self.ready.push_back(token);
+                let turn = match token {
+                    INBOX => self.take_inbox(now),
+                    _ => self.take_batch(now, token, &mut batch),
+                };
+                match turn {
+                    Turn::More => self.ready.push_back(token),
+                    Turn::Empty => {}
+                    Turn::Stop => return Ok(()),
                 }
             }
             self.relay.handle_timeout(now);
@@ -116,8 +133,10 @@ impl Worker {
         }
     }
 
-    fn take_inbox(&mut self, now: Now) -> std::ops::ControlFlow<()> {
-        while let Ok(message) = self.inbox.try_recv() {
+    /// Takes at most [`INBOX_TURN`] messages, so that streams that never pause do not keep datagrams waiting.
+    fn take_inbox(&mut self, now: Now) -> Turn {
+        for _ in 0..INBOX_TURN {
+            let Ok(message) = self.inbox.try_recv() else { return Turn::Empty };
             match message {
                 ToWorker::Opened { client, replies } => drop(self.streams.insert(client, replies)),
                 ToWorker::Frame { client, bytes } => self.hear_client(now, client, &bytes),
@@ -125,31 +144,31 @@ impl Worker {
                     self.streams.remove(&client);
                     self.relay.handle_client_gone(client);
                 }
-                ToWorker::Stop => return std::ops::ControlFlow::Break(()),
+                ToWorker::Stop => return Turn::Stop,
             }
             self.carry_out(now);
         }
-        std::ops::ControlFlow::Continue(())
+        Turn::More
     }
 
-    /// Takes one batch from a socket; returns whether it may have more.
-    fn take_batch(&mut self, now: Now, token: Token, batch: &mut RecvBatch) -> bool {
+    /// Takes one batch from a socket.
+    fn take_batch(&mut self, now: Now, token: Token, batch: &mut RecvBatch) -> Turn {
         let door = token.0 < self.doors.len();
         let received = if door {
             self.doors[token.0].port.recv(batch)
         } else {
             match self.relay_sockets.get(&(token.0 - self.doors.len())) {
                 Some(socket) => socket.recv(batch),
-                None => return false,
+                None => return Turn::Empty,
             }
         };
         match received {
             Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Turn::Empty,
             Err(error) => {
                 // A peer's ICMP error: the socket goes on for everybody else.
                 tracing::debug!(%error, "receive");
-                return true;
+                return Turn::More;
             }
         }
         for datagram in batch.datagrams() {
@@ -164,7 +183,7 @@ impl Worker {
             }
             self.carry_out(now);
         }
-        true
+        Turn::More
     }
 
     fn hear_door(&mut self, now: Now, index: usize, datagram: Datagram<'_>) {
