@@ -2,6 +2,7 @@
 
 mod doors;
 mod inbox;
+mod legs;
 mod page;
 mod self_test;
 mod stream;

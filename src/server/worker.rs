@@ -5,8 +5,8 @@
 //! that no peer can starve the others.
 
 use super::inbox::{Inbox, ToWorker};
+use super::legs::Legs;
 use crate::clock::Now;
-use crate::ids::Pii;
 use crate::net::demux::{self, DatagramKind};
 use crate::net::time;
 use crate::net::udp::{Datagram, RecvBatch, Role, UdpPort};
@@ -15,7 +15,6 @@ use crate::stun::Message;
 use crate::stun_server;
 use crate::turn_server::machine::{AllocationId, Output, Relay, ToClient, ToPeer};
 use crate::turn_server::{FiveTuple, Transport};
-use bytes::Bytes;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use std::collections::{HashMap, VecDeque};
@@ -23,7 +22,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use tokio::sync::mpsc;
 
 /// The inbox's token; doors and relay sockets count from zero.
@@ -64,14 +63,12 @@ pub(super) struct Parts {
 pub(super) struct Worker {
     poll: Poll,
     inbox: mpsc::Receiver<ToWorker>,
-    doors: Vec<DoorSocket>,
+    legs: Legs,
     relay: Relay,
     relay_sockets: HashMap<AllocationId, UdpPort>,
-    streams: HashMap<FiveTuple, mpsc::Sender<Bytes>>,
     signaling: Handle,
     ready: VecDeque<Token>,
     scratch: Vec<u8>,
-    dropped: Arc<AtomicU64>,
 }
 
 impl Worker {
@@ -85,14 +82,12 @@ impl Worker {
         let worker = Self {
             poll,
             inbox: receiver,
-            doors: parts.doors,
+            legs: Legs::new(parts.doors, parts.dropped),
             relay: parts.relay,
             relay_sockets: HashMap::new(),
-            streams: HashMap::new(),
             signaling: parts.signaling,
             ready: VecDeque::new(),
             scratch: Vec::new(),
-            dropped: parts.dropped,
         };
         Ok((worker, inbox))
     }
@@ -138,10 +133,10 @@ impl Worker {
         for _ in 0..INBOX_TURN {
             let Ok(message) = self.inbox.try_recv() else { return Turn::Empty };
             match message {
-                ToWorker::Opened { client, replies } => drop(self.streams.insert(client, replies)),
+                ToWorker::Opened { client, replies } => drop(self.legs.streams.insert(client, replies)),
                 ToWorker::Frame { client, bytes } => self.hear_client(now, client, &bytes),
                 ToWorker::Gone { client } => {
-                    self.streams.remove(&client);
+                    self.legs.streams.remove(&client);
                     self.relay.handle_client_gone(client);
                 }
                 ToWorker::Stop => return Turn::Stop,
@@ -153,11 +148,11 @@ impl Worker {
 
     /// Takes one batch from a socket.
     fn take_batch(&mut self, now: Now, token: Token, batch: &mut RecvBatch) -> Turn {
-        let door = token.0 < self.doors.len();
+        let door = token.0 < self.legs.doors.len();
         let received = if door {
-            self.doors[token.0].port.recv(batch)
+            self.legs.doors[token.0].port.recv(batch)
         } else {
-            match self.relay_sockets.get(&(token.0 - self.doors.len())) {
+            match self.relay_sockets.get(&(token.0 - self.legs.doors.len())) {
                 Some(socket) => socket.recv(batch),
                 None => return Turn::Empty,
             }
@@ -175,7 +170,7 @@ impl Worker {
             if door {
                 self.hear_door(now, token.0, datagram);
             } else {
-                let id = token.0 - self.doors.len();
+                let id = token.0 - self.legs.doors.len();
                 let forward = self.relay.handle_peer(now, id, datagram.from, datagram.payload);
                 if let Some(forward) = forward {
                     self.pass_to_client(&forward);
@@ -187,7 +182,7 @@ impl Worker {
     }
 
     fn hear_door(&mut self, now: Now, index: usize, datagram: Datagram<'_>) {
-        let DoorSocket { port, door } = &self.doors[index];
+        let DoorSocket { port, door } = &self.legs.doors[index];
         let local = port.local_addr();
         let server = SocketAddr::new(datagram.local_ip.unwrap_or(local.ip()), local.port());
         let tuple = FiveTuple { client: datagram.from, server, transport: Transport::Udp };
@@ -199,7 +194,7 @@ impl Worker {
             }
             (DatagramKind::Signaling, door) => {
                 if !self.signaling.datagram(door, datagram.from, datagram.local_ip, datagram.payload) {
-                    self.dropped.fetch_add(1, Ordering::Relaxed);
+                    self.legs.note_dropped();
                 }
             }
             (DatagramKind::Stun, Door::Aux) => {
@@ -208,13 +203,13 @@ impl Worker {
                     .and_then(|m| stun_server::answer(&m, datagram.from));
                 if let Some(answer) = answer {
                     let source = datagram.local_ip.filter(|_| local.ip().is_unspecified());
-                    self.note_sent(port.send(datagram.from, source, &answer), datagram.from);
+                    self.legs.note_sent(port.send(datagram.from, source, &answer), datagram.from);
                 }
             }
             (DatagramKind::Stun | DatagramKind::ChannelData, Door::Main) => {
                 self.hear_client(now, tuple, datagram.payload);
             }
-            _ => drop(self.dropped.fetch_add(1, Ordering::Relaxed)),
+            _ => self.legs.note_dropped(),
         }
     }
 
@@ -222,7 +217,7 @@ impl Worker {
         let binding =
             Message::parse(bytes).ok().and_then(|message| stun_server::answer(&message, client.client));
         match binding {
-            Some(answer) => self.reply(client, &answer),
+            Some(answer) => self.legs.send(client, &answer),
             None => {
                 if let Some(forward) = self.relay.handle_client(now, client, bytes) {
                     self.pass_to_peer(&forward);
@@ -233,7 +228,7 @@ impl Worker {
 
     fn pass_to_peer(&self, forward: &ToPeer<'_>) {
         if let Some(socket) = self.relay_sockets.get(&forward.id) {
-            self.note_sent(socket.send(forward.peer, None, forward.payload), forward.peer);
+            self.legs.note_sent(socket.send(forward.peer, None, forward.payload), forward.peer);
         }
     }
 
@@ -243,47 +238,14 @@ impl Worker {
         frame.extend_from_slice(forward.header.as_bytes());
         frame.extend_from_slice(forward.payload);
         frame.resize(frame.len() + forward.padding, 0);
-        self.reply(forward.client, &frame);
+        self.legs.send(forward.client, &frame);
         self.scratch = frame;
-    }
-
-    fn reply(&self, client: FiveTuple, bytes: &[u8]) {
-        match client.transport {
-            Transport::Udp => {
-                let here = client.server;
-                let door = self.doors.iter().map(|door| &door.port).find(|port| {
-                    let local = port.local_addr();
-                    local.port() == here.port()
-                        && (local.ip() == here.ip()
-                            || (local.ip().is_unspecified() && local.is_ipv4() == here.is_ipv4()))
-                });
-                let Some(port) = door else { return };
-                let source = port.local_addr().ip().is_unspecified().then_some(here.ip());
-                self.note_sent(port.send(client.client, source, bytes), client.client);
-            }
-            // A stream that does not keep up loses datagrams, as a network would; it holds up nobody else.
-            Transport::Tcp => {
-                let queued =
-                    self.streams.get(&client).map(|replies| replies.try_send(Bytes::copy_from_slice(bytes)));
-                if !matches!(queued, Some(Ok(()))) {
-                    self.dropped.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-        }
-    }
-
-    /// Counts a datagram that the system did not take: one unreachable peer harms no other (no route, closed port, full buffer).
-    fn note_sent(&self, sent: io::Result<()>, to: SocketAddr) {
-        if let Err(error) = sent {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-            tracing::trace!(to = %Pii(to), %error, "not sent");
-        }
     }
 
     fn carry_out(&mut self, now: Now) {
         while let Some(output) = self.relay.poll_output() {
             match output {
-                Output::Reply { client, bytes } => self.reply(client, &bytes),
+                Output::Reply { client, bytes, .. } => self.legs.send(client, &bytes),
                 Output::OpenRelay { id, address } => {
                     let opened = self.open_relay(id, address);
                     if let Err(error) = &opened {
@@ -298,7 +260,7 @@ impl Worker {
 
     fn open_relay(&mut self, id: AllocationId, address: SocketAddr) -> io::Result<()> {
         let socket = UdpPort::bind(address, Role::Single)?;
-        watch(&self.poll, &socket, Token(self.doors.len() + id))?;
+        watch(&self.poll, &socket, Token(self.legs.doors.len() + id))?;
         self.relay_sockets.insert(id, socket);
         Ok(())
     }

@@ -22,8 +22,22 @@ pub const MAX_PEERS: usize = 128;
 pub enum Transport {
     /// Datagrams.
     Udp,
-    /// A stream, on which frames are padded to four bytes.
+    /// Datagrams inside DTLS.
+    Dtls,
+    /// A TCP stream.
     Tcp,
+    /// A TCP stream inside TLS.
+    Tls,
+    /// Binary messages of a WebSocket.
+    WebSocket,
+}
+
+impl Transport {
+    /// Returns whether frames follow each other on a stream, where they are padded to four bytes.
+    #[must_use]
+    pub fn is_stream(self) -> bool {
+        !matches!(self, Self::Udp | Self::Dtls)
+    }
 }
 
 /// What names a client: its address as the server sees it, the server's address, and the transport

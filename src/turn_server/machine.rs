@@ -3,7 +3,7 @@
 //! Control leaves through [`Relay::poll_output`]; relayed data leaves through the return values of
 //! [`Relay::handle_client`] and [`Relay::handle_peer`], with the payload still borrowed from the caller's buffer.
 
-use super::allocation::{Allocation, FiveTuple, Transport};
+use super::allocation::{Allocation, FiveTuple};
 use super::auth::Authority;
 use super::policy::{PeerAddr, PeerPolicy};
 use super::ports::RelayPorts;
@@ -66,6 +66,9 @@ pub enum Output {
         client: FiveTuple,
         /// A whole STUN message.
         bytes: Vec<u8>,
+        /// Whether the request's integrity was verified. What is not proven may come from a forged address: it is rate limited
+        /// and never much larger than what asked for it.
+        proven: bool,
     },
     /// Bind a UDP socket to `address` and say how that went with [`Relay::handle_relay_opened`].
     OpenRelay {
@@ -230,7 +233,7 @@ impl Relay {
                     .xor_address(attr::XOR_MAPPED_ADDRESS, allocation.client.client)
             });
             allocation.origin.1 = Some(bytes.clone());
-            self.outputs.push_back(Output::Reply { client: allocation.client, bytes });
+            self.outputs.push_back(Output::Reply { client: allocation.client, bytes, proven: true });
             self.counters.allocations += 1;
             tracing::info!(user = %Pii(&allocation.user), client = %Pii(allocation.client.client), %id, "allocation opened");
             return;
@@ -352,7 +355,7 @@ impl Relay {
         let length = u16::try_from(payload.len()).ok()?;
         let client = allocation.client;
         let (header, must_pad) = match allocation.channel_of(now, peer) {
-            Some(channel) => (Header::channel_data(channel, length), client.transport == Transport::Tcp),
+            Some(channel) => (Header::channel_data(channel, length), client.transport.is_stream()),
             None => (Header::data_indication(peer.socket_addr(), length, self.rng.random())?, true),
         };
         let padding = if must_pad { payload.len().next_multiple_of(4) - payload.len() } else { 0 };
@@ -360,7 +363,7 @@ impl Relay {
     }
 
     pub(super) fn answer(&mut self, client: FiveTuple, bytes: Vec<u8>) {
-        self.outputs.push_back(Output::Reply { client, bytes });
+        self.outputs.push_back(Output::Reply { client, bytes, proven: true });
     }
 
     pub(super) fn end(&mut self, id: AllocationId, why: &'static str) {

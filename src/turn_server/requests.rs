@@ -63,7 +63,8 @@ impl Relay {
                 self.counters.unauthorized += u64::from(refusal != Refusal::Malformed);
                 let nonce = self.shared.authority.nonce(now, client.client);
                 let bytes = reply.refusal(refusal, self.shared.authority.realm(), &nonce);
-                return self.answer(client, bytes);
+                self.outputs.push_back(Output::Reply { client, bytes, proven: false });
+                return;
             }
         };
         let Authenticated { user, key, attributes, .. } = authenticated;

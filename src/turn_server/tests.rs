@@ -73,7 +73,7 @@ impl World {
         let mut replies = Vec::new();
         while let Some(output) = self.relay.poll_output() {
             match output {
-                Output::Reply { client, bytes } => replies.push((client, bytes)),
+                Output::Reply { client, bytes, .. } => replies.push((client, bytes)),
                 Output::OpenRelay { id, address } => {
                     let opened = !self.refuse_ports.contains(&address.port());
                     if opened {
