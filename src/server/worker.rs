@@ -13,8 +13,8 @@ use crate::net::udp::{Datagram, RecvBatch, Role, UdpPort};
 use crate::signaling::{Door, Handle};
 use crate::stun::Message;
 use crate::stun_server;
-use crate::turn_server::machine::{AllocationId, Output, Relay, ToClient, ToPeer};
-use crate::turn_server::{FiveTuple, Transport};
+use crate::turn_server::machine::{Marks, Output, Relay, ToClient, ToPeer};
+use crate::turn_server::{FiveTuple, RelayId, Transport};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use std::collections::{HashMap, VecDeque};
@@ -65,7 +65,7 @@ pub(super) struct Worker {
     inbox: mpsc::Receiver<ToWorker>,
     legs: Legs,
     relay: Relay,
-    relay_sockets: HashMap<AllocationId, UdpPort>,
+    relay_sockets: HashMap<RelayId, UdpPort>,
     signaling: Handle,
     ready: VecDeque<Token>,
     scratch: Vec<u8>,
@@ -170,8 +170,9 @@ impl Worker {
             if door {
                 self.hear_door(now, token.0, datagram);
             } else {
-                let id = token.0 - self.legs.doors.len();
-                let forward = self.relay.handle_peer(now, id, datagram.from, datagram.payload);
+                let relay = token.0 - self.legs.doors.len();
+                let Datagram { from, payload, .. } = datagram;
+                let forward = self.relay.handle_peer(now, relay, from, Marks::default(), payload);
                 if let Some(forward) = forward {
                     self.pass_to_client(&forward);
                 }
@@ -219,7 +220,7 @@ impl Worker {
         match binding {
             Some(answer) => self.legs.send(client, &answer),
             None => {
-                if let Some(forward) = self.relay.handle_client(now, client, bytes) {
+                if let Some(forward) = self.relay.handle_client(now, client, Marks::default(), bytes) {
                     self.pass_to_peer(&forward);
                 }
             }
@@ -227,7 +228,7 @@ impl Worker {
     }
 
     fn pass_to_peer(&self, forward: &ToPeer<'_>) {
-        if let Some(socket) = self.relay_sockets.get(&forward.id) {
+        if let Some(socket) = self.relay_sockets.get(&forward.relay) {
             self.legs.note_sent(socket.send(forward.peer, None, forward.payload), forward.peer);
         }
     }
@@ -246,22 +247,22 @@ impl Worker {
         while let Some(output) = self.relay.poll_output() {
             match output {
                 Output::Reply { client, bytes, .. } => self.legs.send(client, &bytes),
-                Output::OpenRelay { id, address } => {
-                    let opened = self.open_relay(id, address);
+                Output::OpenRelay { relay, address } => {
+                    let opened = self.open_relay(relay, address);
                     if let Err(error) = &opened {
                         tracing::debug!(%error, "relay socket");
                     }
-                    self.relay.handle_relay_opened(now, id, opened.is_ok());
+                    self.relay.handle_relay_opened(now, relay, opened.is_ok());
                 }
-                Output::CloseRelay { id } => drop(self.relay_sockets.remove(&id)),
+                Output::CloseRelay { relay } => drop(self.relay_sockets.remove(&relay)),
             }
         }
     }
 
-    fn open_relay(&mut self, id: AllocationId, address: SocketAddr) -> io::Result<()> {
+    fn open_relay(&mut self, relay: RelayId, address: SocketAddr) -> io::Result<()> {
         let socket = UdpPort::bind(address, Role::Single)?;
-        watch(&self.poll, &socket, Token(self.legs.doors.len() + id))?;
-        self.relay_sockets.insert(id, socket);
+        watch(&self.poll, &socket, Token(self.legs.doors.len() + relay))?;
+        self.relay_sockets.insert(relay, socket);
         Ok(())
     }
 }

@@ -27,6 +27,9 @@ pub mod attr {
     pub const USERHASH: u16 = 0x001E;
     pub const XOR_MAPPED_ADDRESS: u16 = 0x0020;
     pub const RESERVATION_TOKEN: u16 = 0x0022;
+    pub const ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8000;
+    pub const ADDRESS_ERROR_CODE: u16 = 0x8001;
+    pub const ICMP: u16 = 0x8004;
     pub const FINGERPRINT: u16 = 0x8028;
     pub const SOFTWARE: u16 = 0x8022;
 }
