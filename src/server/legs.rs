@@ -2,7 +2,7 @@
 
 use super::worker::DoorSocket;
 use crate::ids::Pii;
-use crate::net::udp::UdpPort;
+use crate::net::udp::{Transmit, UdpPort};
 use crate::turn_server::{FiveTuple, Transport};
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -44,7 +44,8 @@ impl Legs {
         let here = client.server;
         let Some(port) = self.door_to(here) else { return };
         let source = port.local_addr().ip().is_unspecified().then_some(here.ip());
-        self.note_sent(port.send(client.client, source, bytes), client.client);
+        let sent = port.send(&Transmit { source, ..Transmit::to(client.client, bytes) });
+        self.note_sent(sent, client.client);
     }
 
     /// Returns the socket that receives what is sent to `here`.

@@ -7,9 +7,10 @@
 use super::inbox::{Inbox, ToWorker};
 use super::legs::Legs;
 use crate::clock::Now;
+use crate::ids::Pii;
 use crate::net::demux::{self, DatagramKind};
 use crate::net::time;
-use crate::net::udp::{Datagram, RecvBatch, Role, UdpPort};
+use crate::net::udp::{Datagram, RecvBatch, Role, Transmit, UdpPort};
 use crate::signaling::{Door, Handle};
 use crate::stun::Message;
 use crate::stun_server;
@@ -153,7 +154,11 @@ impl Worker {
             self.legs.doors[token.0].port.recv(batch)
         } else {
             match self.relay_sockets.get(&(token.0 - self.legs.doors.len())) {
-                Some(socket) => socket.recv(batch),
+                Some(socket) => {
+                    let received = socket.recv(batch);
+                    socket.take_errors(|error| tracing::trace!(peer = %Pii(error.peer), "ICMP error"));
+                    received
+                }
                 None => return Turn::Empty,
             }
         };
@@ -161,7 +166,6 @@ impl Worker {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Turn::Empty,
             Err(error) => {
-                // A peer's ICMP error: the socket goes on for everybody else.
                 tracing::debug!(%error, "receive");
                 return Turn::More;
             }
@@ -178,7 +182,7 @@ impl Worker {
             }
             self.carry_out(now);
         }
-        Turn::More
+        if batch.is_drained() { Turn::Empty } else { Turn::More }
     }
 
     fn hear_door(&mut self, now: Now, index: usize, datagram: Datagram<'_>) {
@@ -203,7 +207,8 @@ impl Worker {
                     .and_then(|m| stun_server::answer(&m, datagram.from));
                 if let Some(answer) = answer {
                     let source = datagram.local_ip.filter(|_| local.ip().is_unspecified());
-                    self.legs.note_sent(port.send(datagram.from, source, &answer), datagram.from);
+                    let sent = port.send(&Transmit { source, ..Transmit::to(datagram.from, &answer) });
+                    self.legs.note_sent(sent, datagram.from);
                 }
             }
             (DatagramKind::Stun | DatagramKind::ChannelData, Door::Main) => {
@@ -228,7 +233,8 @@ impl Worker {
 
     fn pass_to_peer(&self, forward: &ToPeer<'_>) {
         if let Some(socket) = self.relay_sockets.get(&forward.id) {
-            self.legs.note_sent(socket.send(forward.peer, None, forward.payload), forward.peer);
+            let sent = socket.send(&Transmit::to(forward.peer, forward.payload));
+            self.legs.note_sent(sent, forward.peer);
         }
     }
 
@@ -259,7 +265,7 @@ impl Worker {
     }
 
     fn open_relay(&mut self, id: AllocationId, address: SocketAddr) -> io::Result<()> {
-        let socket = UdpPort::bind(address, Role::Single)?;
+        let socket = UdpPort::bind(address, Role::Relay)?;
         watch(&self.poll, &socket, Token(self.legs.doors.len() + id))?;
         self.relay_sockets.insert(id, socket);
         Ok(())
