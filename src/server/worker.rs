@@ -9,10 +9,11 @@ use super::legs::Legs;
 use crate::clock::Now;
 use crate::net::demux::{self, DatagramKind};
 use crate::net::time;
-use crate::net::udp::{Datagram, RecvBatch, Role, UdpPort};
+use crate::net::udp::{Datagram, RecvBatch, Role, Transmit, UdpPort};
 use crate::signaling::{Door, Handle};
 use crate::stun::Message;
 use crate::stun_server;
+use crate::turn_server::data::PeerError;
 use crate::turn_server::machine::{Marks, Output, Relay, ToClient, ToPeer};
 use crate::turn_server::{FiveTuple, RelayId, Transport};
 use mio::unix::SourceFd;
@@ -134,7 +135,7 @@ impl Worker {
             let Ok(message) = self.inbox.try_recv() else { return Turn::Empty };
             match message {
                 ToWorker::Opened { client, replies } => drop(self.legs.streams.insert(client, replies)),
-                ToWorker::Frame { client, bytes } => self.hear_client(now, client, &bytes),
+                ToWorker::Frame { client, bytes } => self.hear_client(now, client, Marks::default(), &bytes),
                 ToWorker::Gone { client } => {
                     self.legs.streams.remove(&client);
                     self.relay.handle_client_gone(client);
@@ -153,7 +154,11 @@ impl Worker {
             self.legs.doors[token.0].port.recv(batch)
         } else {
             match self.relay_sockets.get(&(token.0 - self.legs.doors.len())) {
-                Some(socket) => socket.recv(batch),
+                Some(socket) => {
+                    let received = socket.recv(batch);
+                    self.hear_errors(now, token.0 - self.legs.doors.len());
+                    received
+                }
                 None => return Turn::Empty,
             }
         };
@@ -161,7 +166,6 @@ impl Worker {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Turn::Empty,
             Err(error) => {
-                // A peer's ICMP error: the socket goes on for everybody else.
                 tracing::debug!(%error, "receive");
                 return Turn::More;
             }
@@ -172,14 +176,33 @@ impl Worker {
             } else {
                 let relay = token.0 - self.legs.doors.len();
                 let Datagram { from, payload, .. } = datagram;
-                let forward = self.relay.handle_peer(now, relay, from, Marks::default(), payload);
+                let forward = self.relay.handle_peer(now, relay, from, marks(&datagram), payload);
                 if let Some(forward) = forward {
                     self.pass_to_client(&forward);
                 }
             }
             self.carry_out(now);
         }
-        Turn::More
+        if batch.is_drained() { Turn::Empty } else { Turn::More }
+    }
+
+    /// Tells clients of the ICMP errors that their peers' datagrams have met.
+    fn hear_errors(&mut self, now: Now, relay: RelayId) {
+        let mut errors = Vec::new();
+        if let Some(socket) = self.relay_sockets.get(&relay) {
+            socket.take_errors(|error| errors.push(error));
+        }
+        for error in errors {
+            let error = PeerError {
+                peer: error.peer,
+                kind: error.icmp_type,
+                code: error.icmp_code,
+                data: error.data,
+            };
+            if let Some(forward) = self.relay.handle_peer_error(now, relay, error) {
+                self.pass_to_client(&forward);
+            }
+        }
     }
 
     fn hear_door(&mut self, now: Now, index: usize, datagram: Datagram<'_>) {
@@ -191,7 +214,7 @@ impl Worker {
             (DatagramKind::Signaling, Door::Main)
                 if self.relay.is_channel_data(now, tuple, datagram.payload) =>
             {
-                self.hear_client(now, tuple, datagram.payload);
+                self.hear_client(now, tuple, marks(&datagram), datagram.payload);
             }
             (DatagramKind::Signaling, door) => {
                 if !self.signaling.datagram(door, datagram.from, datagram.local_ip, datagram.payload) {
@@ -204,23 +227,24 @@ impl Worker {
                     .and_then(|m| stun_server::answer(&m, datagram.from));
                 if let Some(answer) = answer {
                     let source = datagram.local_ip.filter(|_| local.ip().is_unspecified());
-                    self.legs.note_sent(port.send(datagram.from, source, &answer), datagram.from);
+                    let sent = port.send(&Transmit { source, ..Transmit::to(datagram.from, &answer) });
+                    self.legs.note_sent(sent, datagram.from);
                 }
             }
             (DatagramKind::Stun | DatagramKind::ChannelData, Door::Main) => {
-                self.hear_client(now, tuple, datagram.payload);
+                self.hear_client(now, tuple, marks(&datagram), datagram.payload);
             }
             _ => self.legs.note_dropped(),
         }
     }
 
-    fn hear_client(&mut self, now: Now, client: FiveTuple, bytes: &[u8]) {
+    fn hear_client(&mut self, now: Now, client: FiveTuple, marks: Marks, bytes: &[u8]) {
         let binding =
             Message::parse(bytes).ok().and_then(|message| stun_server::answer(&message, client.client));
         match binding {
             Some(answer) => self.legs.send(client, &answer),
             None => {
-                if let Some(forward) = self.relay.handle_client(now, client, Marks::default(), bytes) {
+                if let Some(forward) = self.relay.handle_client(now, client, marks, bytes) {
                     self.pass_to_peer(&forward);
                 }
             }
@@ -229,7 +253,14 @@ impl Worker {
 
     fn pass_to_peer(&self, forward: &ToPeer<'_>) {
         if let Some(socket) = self.relay_sockets.get(&forward.relay) {
-            self.legs.note_sent(socket.send(forward.peer, None, forward.payload), forward.peer);
+            let Marks { ttl, tos } = forward.marks;
+            let sent = socket.send(&Transmit {
+                ttl: (ttl > 0).then_some(ttl),
+                tos,
+                dont_fragment: forward.dont_fragment,
+                ..Transmit::to(forward.peer, forward.payload)
+            });
+            self.legs.note_sent(sent, forward.peer);
         }
     }
 
@@ -239,7 +270,7 @@ impl Worker {
         frame.extend_from_slice(forward.header.as_bytes());
         frame.extend_from_slice(forward.payload);
         frame.resize(frame.len() + forward.padding, 0);
-        self.legs.send(forward.client, &frame);
+        self.legs.send_marked(forward.client, forward.marks, &frame);
         self.scratch = frame;
     }
 
@@ -260,11 +291,16 @@ impl Worker {
     }
 
     fn open_relay(&mut self, relay: RelayId, address: SocketAddr) -> io::Result<()> {
-        let socket = UdpPort::bind(address, Role::Single)?;
+        let socket = UdpPort::bind(address, Role::Relay)?;
         watch(&self.poll, &socket, Token(self.legs.doors.len() + relay))?;
         self.relay_sockets.insert(relay, socket);
         Ok(())
     }
+}
+
+/// Returns what the IP header of a datagram says that is passed on.
+fn marks(datagram: &Datagram<'_>) -> Marks {
+    Marks { ttl: datagram.ttl, tos: datagram.tos }
 }
 
 fn watch(poll: &Poll, port: &UdpPort, token: Token) -> io::Result<()> {
