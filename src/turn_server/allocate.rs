@@ -4,6 +4,7 @@ use super::allocation::{Allocation, Applicant, Family, Opening, PeerTransport};
 use super::machine::{AllocationId, Relay};
 use super::ports::PortLease;
 use super::quota::Exhausted;
+use super::relay_port::Instead;
 use super::reply::Fault;
 use super::requests::{Request, seconds};
 use super::reservation::Token;
@@ -26,6 +27,14 @@ struct Wanted {
     family: Family,
     /// ADDITIONAL-ADDRESS-FAMILY: an IPv6 address besides.
     both: bool,
+}
+
+/// A port that has to be one allocation's alone.
+struct OwnPort {
+    lease: PortLease,
+    /// Names the next port, set aside with this one.
+    token: Option<Token>,
+    instead: Instead,
 }
 
 impl Relay {
@@ -66,12 +75,12 @@ impl Relay {
             lifetime,
             ticket,
         };
-        let reserved = own_port.as_ref().and_then(|(_, token)| *token);
+        let reserved = own_port.as_ref().and_then(|own| own.token);
         let opening = Opening { reply: request.reply.clone(), reserved, missing };
         let id = self.allocations.insert(Allocation::new(now.mono, applicant, opening));
         self.clients.insert(request.client, id);
         match own_port {
-            Some((lease, _)) => self.move_in_alone(id, lease),
+            Some(own) => self.move_in_alone(id, own.lease, own.instead),
             None if !self.move_in(id, wanted.family) => {
                 self.forget(id);
                 return Err(Fault::InsufficientCapacity);
@@ -139,29 +148,26 @@ impl Relay {
 
     /// Leases the port that has to be this allocation's alone: an even one, an even one and the next, or the one set aside
     /// ([RFC 8656 section 7.2](https://www.rfc-editor.org/rfc/rfc8656#section-7.2), checks 5 and 9).
-    fn own_port(
-        &mut self,
-        now: Now,
-        request: &Request<'_>,
-        ip: IpAddr,
-    ) -> Result<Option<(PortLease, Option<Token>)>, Fault> {
+    fn own_port(&mut self, now: Now, request: &Request<'_>, ip: IpAddr) -> Result<Option<OwnPort>, Fault> {
         let asked = |kind| request.attributes.get(kind);
         let ports = &self.shared.ports;
         match (asked(attr::RESERVATION_TOKEN), asked(attr::EVEN_PORT)) {
             (Some(token), _) => {
                 let lease = self.shared.reservations.claim(now.mono, token, &request.user);
-                Ok(Some((lease.ok_or(Fault::InsufficientCapacity)?, None)))
+                let lease = lease.ok_or(Fault::InsufficientCapacity)?;
+                Ok(Some(OwnPort { lease, token: None, instead: Instead::None }))
             }
             (None, None) => Ok(None),
             (None, Some(&[flags])) if flags & 0x80 == 0 => {
                 let even = ports.lease_even(ip, &mut self.rng).ok_or(Fault::InsufficientCapacity)?;
-                Ok(Some((even, None)))
+                Ok(Some(OwnPort { lease: even, token: None, instead: Instead::Even }))
             }
             (None, Some(&[_])) => {
                 let (even, odd) = ports.lease_pair(ip, &mut self.rng).ok_or(Fault::InsufficientCapacity)?;
                 let token = self.rng.random();
                 let kept = self.shared.reservations.keep(now.mono, token, Arc::clone(&request.user), odd);
-                kept.then_some(Some((even, Some(token)))).ok_or(Fault::InsufficientCapacity)
+                let own = OwnPort { lease: even, token: Some(token), instead: Instead::None };
+                kept.then_some(Some(own)).ok_or(Fault::InsufficientCapacity)
             }
             (None, Some(_)) => Err(Fault::BadRequest),
         }

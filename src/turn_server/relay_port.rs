@@ -22,11 +22,20 @@ pub(super) enum Tenancy {
     Single,
 }
 
+/// Which number serves as well when the system has given this one to somebody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Instead {
+    Any,
+    Even,
+    None,
+}
+
 /// A relay socket, open or about to be.
 #[derive(Debug)]
 pub(super) struct RelayPort {
     pub(super) lease: PortLease,
     pub(super) tenancy: Tenancy,
+    pub(super) instead: Instead,
     pub(super) open: bool,
     /// Ports that the system refused for this relay so far.
     pub(super) refused: u8,
@@ -39,10 +48,11 @@ pub(super) struct RelayPort {
 }
 
 impl RelayPort {
-    pub(super) fn new(lease: PortLease, tenancy: Tenancy) -> Self {
+    pub(super) fn new(lease: PortLease, tenancy: Tenancy, instead: Instead) -> Self {
         Self {
             lease,
             tenancy,
+            instead,
             open: false,
             refused: 0,
             waiting: Vec::new(),

@@ -7,7 +7,7 @@ use super::allocation::{Allocation, Family, MAX_CLAIMS};
 use super::machine::{AllocationId, Output, Relay};
 use super::policy::PeerAddr;
 use super::ports::PortLease;
-use super::relay_port::{RelayId, RelayPort, Tenancy};
+use super::relay_port::{Instead, RelayId, RelayPort, Tenancy};
 use crate::clock::Now;
 use rand::Rng;
 use std::net::IpAddr;
@@ -38,9 +38,9 @@ impl Relay {
     }
 
     /// Gives the allocation the relayed address that was leased for it alone.
-    pub(super) fn move_in_alone(&mut self, id: AllocationId, lease: PortLease) {
+    pub(super) fn move_in_alone(&mut self, id: AllocationId, lease: PortLease, instead: Instead) {
         let family = Family::of(lease.address().ip());
-        let relay = self.open(lease, Tenancy::Single);
+        let relay = self.open(lease, Tenancy::Single, instead);
         self.settle(id, family, relay);
     }
 
@@ -94,16 +94,16 @@ impl Relay {
     /// Opens a port for the pool, or for one allocation where ports are not shared.
     fn open_for(&mut self, family: Family, lease: PortLease) -> RelayId {
         if self.shared.limits.shared_ports == 0 {
-            return self.open(lease, Tenancy::Single);
+            return self.open(lease, Tenancy::Single, Instead::Any);
         }
-        let relay = self.open(lease, Tenancy::Shared);
+        let relay = self.open(lease, Tenancy::Shared, Instead::Any);
         self.pool[family as usize].push(relay);
         relay
     }
 
-    fn open(&mut self, lease: PortLease, tenancy: Tenancy) -> RelayId {
+    fn open(&mut self, lease: PortLease, tenancy: Tenancy, instead: Instead) -> RelayId {
         let address = lease.address();
-        let relay = self.relays.insert(RelayPort::new(lease, tenancy));
+        let relay = self.relays.insert(RelayPort::new(lease, tenancy, instead));
         self.relays_by_address.insert(address, relay);
         self.outputs.push_back(Output::OpenRelay { relay, address });
         relay
@@ -121,11 +121,13 @@ impl Relay {
         }
         port.refused += 1;
         let address = port.address();
-        // EVEN-PORT and a reserved port cannot be had elsewhere; the client asks again.
-        let replaceable = port.tenancy == Tenancy::Shared || self.shared.limits.shared_ports == 0;
-        let replacement = (replaceable && port.refused < MAX_REFUSALS)
-            .then(|| self.shared.ports.lease(address.ip(), &mut self.rng))
-            .flatten();
+        let ports = &self.shared.ports;
+        let replacement = match port.instead {
+            _ if port.refused >= MAX_REFUSALS => None,
+            Instead::Any => ports.lease(address.ip(), &mut self.rng),
+            Instead::Even => ports.lease_even(address.ip(), &mut self.rng),
+            Instead::None => None,
+        };
         match replacement {
             Some(lease) => {
                 self.relays_by_address.remove(&address);
@@ -235,7 +237,7 @@ impl Relay {
     fn spill_port(&mut self, family: Family) -> Option<RelayId> {
         let ip = self.local_ip(family)?;
         let lease = self.shared.ports.lease(ip, &mut self.rng)?;
-        let relay = self.open(lease, Tenancy::Shared);
+        let relay = self.open(lease, Tenancy::Shared, Instead::Any);
         self.pool[family as usize].push(relay);
         Some(relay)
     }

@@ -31,7 +31,7 @@ fn new_peers_come_at_a_rate_and_known_ones_are_not_counted() {
     let mut world = World::new();
     world.allocate(1);
     world.permit(1, PEER);
-    let mut scan = |world: &mut World, ports: std::ops::Range<u16>| {
+    let scan = |world: &mut World, ports: std::ops::Range<u16>| {
         ports.filter(|port| world.indicate(1, &format!("8.8.8.8:{port}"))).count()
     };
     assert_eq!(scan(&mut world, 1..1000), 128);
