@@ -15,6 +15,7 @@ use crate::state::State;
 use crate::stun::long_term_digest;
 use crate::turn_server::auth::{Authority, Credentials, RestSecret};
 use crate::turn_server::machine::{Features, Limits, Relay, Shared};
+use crate::turn_server::mobility::Tickets;
 use crate::turn_server::policy::{PeerPolicy, PolicyConfig};
 use crate::turn_server::ports::{RelayAddress, RelayPorts};
 use crate::turn_server::quota::Quota;
@@ -224,7 +225,7 @@ impl Server {
             advertised.first().map(|a| SocketAddr::new(a.ip(), doors.aux_port).to_string());
         let mut seeds = ChaCha20Rng::from_os_rng();
         let signaling = signaling::start(signaling_config, doors.sockets()?, seed(&mut seeds));
-        let shared = shared(&config, &own, &relay, state, &doors);
+        let shared = shared(&config, &own, &relay, state, &doors)?;
         let facts = Facts {
             listen: doors.listen.clone(),
             aux_port: doors.aux_port,
@@ -238,7 +239,11 @@ impl Server {
         let (failed, failures) = mpsc::unbounded_channel();
         let (mut workers, mut inboxes) = (Vec::new(), Vec::new());
         for (index, doors) in doors.per_worker.into_iter().enumerate() {
-            let relay = Relay::new(time::now(), shared.clone(), ChaCha20Rng::from_seed(seed(&mut seeds)));
+            let relay = Relay::new(
+                time::now(),
+                Shared { worker: index as u16, ..shared.clone() },
+                ChaCha20Rng::from_seed(seed(&mut seeds)),
+            );
             let parts = Parts { doors, relay, signaling: signaling.handle(), dropped: Arc::clone(&dropped) };
             let (worker, inbox) = Worker::new(parts)?;
             inboxes.push(inbox);
@@ -366,7 +371,13 @@ fn ice_servers(turn: &TurnConfig, advertised: &[SocketAddr], secret: RestSecret)
     }
 }
 
-fn shared(config: &Config, own: &[IpAddr], relay: &[RelayAddress], state: &State, doors: &Doors) -> Shared {
+fn shared(
+    config: &Config,
+    own: &[IpAddr],
+    relay: &[RelayAddress],
+    state: &State,
+    doors: &Doors,
+) -> io::Result<Shared> {
     let turn = &config.turn;
     let digest =
         |(user, password): (&String, &String)| (user.clone(), long_term_digest(user, &turn.realm, password));
@@ -379,14 +390,18 @@ fn shared(config: &Config, own: &[IpAddr], relay: &[RelayAddress], state: &State
         own_addresses: own.iter().chain(&config.public).copied().filter(|ip| !ip.is_loopback()).collect(),
         own_ports: vec![doors.port, doors.aux_port],
     };
-    Shared {
+    let tickets = Tickets::new(&state.derive("mobility tickets")).map_err(|_| io::ErrorKind::InvalidInput)?;
+    Ok(Shared {
         authority: Arc::new(Authority::new(&turn.realm, credentials, &state.derive("nonces"))),
         policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
         ports,
         reservations: Arc::default(),
         quota: Arc::new(Quota::new(turn.allocations_per_user, turn.max_allocations)),
         addresses: relay.into(),
+        connections: Arc::default(),
+        tickets: Arc::new(tickets),
+        worker: 0,
         limits: turn.limits(doors.per_worker.len()),
         features: turn.features,
-    }
+    })
 }

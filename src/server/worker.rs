@@ -278,7 +278,7 @@ impl Worker {
         while let Some(output) = self.relay.poll_output() {
             match output {
                 Output::Reply { client, bytes, .. } => self.legs.send(client, &bytes),
-                Output::OpenRelay { relay, address } => {
+                Output::OpenRelay { relay, address, .. } => {
                     let opened = self.open_relay(relay, address);
                     if let Err(error) = &opened {
                         tracing::debug!(%error, "relay socket");
@@ -286,6 +286,7 @@ impl Worker {
                     self.relay.handle_relay_opened(now, relay, opened.is_ok());
                 }
                 Output::CloseRelay { relay } => drop(self.relay_sockets.remove(&relay)),
+                _ => {}
             }
         }
     }

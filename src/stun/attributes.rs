@@ -29,7 +29,9 @@ pub mod attr {
     pub const RESERVATION_TOKEN: u16 = 0x0022;
     pub const ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8000;
     pub const ADDRESS_ERROR_CODE: u16 = 0x8001;
+    pub const CONNECTION_ID: u16 = 0x002A;
     pub const ICMP: u16 = 0x8004;
+    pub const MOBILITY_TICKET: u16 = 0x8030;
     pub const FINGERPRINT: u16 = 0x8028;
     pub const SOFTWARE: u16 = 0x8022;
 }

@@ -6,9 +6,11 @@
 mod allocate;
 mod allocation;
 pub mod auth;
+pub mod connections;
 pub mod data;
 mod denials;
 pub mod machine;
+pub mod mobility;
 mod peers;
 pub mod policy;
 pub mod ports;
@@ -18,10 +20,12 @@ mod relay_port;
 mod reply;
 mod requests;
 pub mod reservation;
+mod tcp_relay;
 mod tenancy;
 pub mod wire;
 
 pub use allocation::{CHANNEL_COOLDOWN, CHANNEL_LIFETIME, FiveTuple, PERMISSION_LIFETIME, Transport};
+pub use connections::ConnectionId;
 pub use machine::{Relay, Shared};
 pub use relay_port::RelayId;
 

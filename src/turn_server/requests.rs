@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Comprehension-required attributes understood in requests.
-const KNOWN_IN_REQUESTS: [u16; 12] = [
+const KNOWN_IN_REQUESTS: [u16; 13] = [
+    attr::CONNECTION_ID,
     attr::EVEN_PORT,
     attr::RESERVATION_TOKEN,
     attr::USERNAME,
@@ -41,6 +42,8 @@ impl Relay {
             Method::REFRESH => Self::refresh,
             Method::CREATE_PERMISSION => Self::create_permission,
             Method::CHANNEL_BIND => Self::channel_bind,
+            Method::CONNECT => Self::connect,
+            Method::CONNECTION_BIND => Self::connection_bind,
             _ => {
                 self.counters.dropped += 1;
                 return;
@@ -86,7 +89,14 @@ impl Relay {
 
     /// Follows [RFC 8656 section 8.2](https://www.rfc-editor.org/rfc/rfc8656#section-8.2).
     fn refresh(&mut self, now: Now, request: &Request<'_>) -> Result<(), Fault> {
-        let id = self.owned(now, request)?;
+        let moves = request.attributes.get(attr::MOBILITY_TICKET);
+        let id = match moves {
+            None => self.owned(now, request)?,
+            Some(sealed) => match self.resume(now, request, sealed)? {
+                Some(id) => id,
+                None => return Ok(()),
+            },
+        };
         let family = match request.attributes.get(attr::REQUESTED_ADDRESS_FAMILY) {
             None => None,
             Some(&[code, _, _, _]) => Some(Family::from_code(code).ok_or(Fault::PeerFamilyMismatch)?),
@@ -111,7 +121,14 @@ impl Relay {
                 self.arm(id);
             }
         }
-        let bytes = request.reply.success(|builder| builder.attribute(attr::LIFETIME, &seconds(lifetime)));
+        let ticket = moves.and_then(|_| self.ticket(id));
+        let bytes = request.reply.success(|builder| {
+            let builder = builder.attribute(attr::LIFETIME, &seconds(lifetime));
+            match &ticket {
+                Some(ticket) => builder.attribute(attr::MOBILITY_TICKET, ticket),
+                None => builder,
+            }
+        });
         self.answer(request.client, bytes);
         Ok(())
     }
