@@ -4,7 +4,7 @@ use super::worker::DoorSocket;
 use super::{Config, ServerError};
 use crate::net::udp::{Role, UdpPort};
 use crate::signaling::{Door, Sockets};
-use crate::stun_server::{Discovery, Home};
+use crate::stun_server::Discovery;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use tokio::net::TcpListener;
@@ -63,11 +63,7 @@ impl Doors {
 
     /// Makes what says which door an answer leaves by.
     pub(super) fn discovery(&self, config: &Config) -> Discovery {
-        let public =
-            |ip: &IpAddr| config.public.iter().copied().find(|public| public.is_ipv6() == ip.is_ipv6());
-        let home = |ip: IpAddr| Home { local: ip, public: public(&ip).unwrap_or(ip) };
-        let homes: Vec<_> = self.listen.iter().map(|address| home(address.ip())).collect();
-        Discovery::new([self.port, self.aux_port], &config.nat_discovery, &homes)
+        Discovery::new([self.port, self.aux_port], &config.nat_discovery, &config.public)
     }
 
     /// Clones the sockets for signalling's sends.

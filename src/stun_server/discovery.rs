@@ -38,7 +38,7 @@ pub struct Answer {
 pub struct Discovery {
     ports: [u16; 2],
     pairs: Vec<[Home; 2]>,
-    homes: Vec<Home>,
+    public: Vec<IpAddr>,
 }
 
 /// What a request asks for besides its own address.
@@ -53,16 +53,16 @@ struct Wishes {
 }
 
 impl Discovery {
-    /// Takes the main and the second port, `pairs`, of which a family has none or two, and `homes`: what is told of addresses
-    /// that are not among them.
+    /// Takes the main and the second port, `pairs`, of which a family has none or two, and `public`, the addresses that clients are
+    /// told where they differ from this host's.
     #[must_use]
-    pub fn new(ports: [u16; 2], pairs: &[Home], homes: &[Home]) -> Self {
+    pub fn new(ports: [u16; 2], pairs: &[Home], public: &[IpAddr]) -> Self {
         let of_family = |v6: bool| {
             let mut family = pairs.iter().copied().filter(move |home| home.local.is_ipv6() == v6);
             Some([family.next()?, family.next()?])
         };
         let pairs = [false, true].into_iter().filter_map(of_family).collect();
-        Self { ports, pairs, homes: homes.to_vec() }
+        Self { ports, pairs, public: public.to_vec() }
     }
 
     /// Answers a Binding request that came in a datagram from `client` to `server`; `None` for everything that gets no answer.
@@ -122,9 +122,11 @@ impl Discovery {
         })
     }
 
+    /// Returns an address without a pair as clients know it: an inner one is nobody's business outside.
     fn home(&self, ip: IpAddr) -> Home {
-        let known = self.homes.iter().copied().find(|home| home.local == ip);
-        known.unwrap_or(Home { local: ip, public: ip })
+        let told = |public: &&IpAddr| public.is_ipv6() == ip.is_ipv6();
+        let public = if self.public.contains(&ip) { None } else { self.public.iter().find(told) };
+        Home { local: ip, public: public.copied().unwrap_or(ip) }
     }
 }
 
@@ -299,7 +301,7 @@ mod tests {
         assert_eq!(answer.from, address("10.0.0.2:3478"));
         assert_eq!(plain(&answer, attr::RESPONSE_ORIGIN), Some(address("198.51.100.2:3478")));
         assert_eq!(plain(&answer, attr::OTHER_ADDRESS), Some(address("198.51.100.2:3479")));
-        let single = Discovery::new([3478, 3479], &[], &pair);
+        let single = Discovery::new([3478, 3479], &[], &[A.parse().unwrap()]);
         let answer = ask(&single, change(PORT), "10.0.0.1:3478");
         assert_eq!(plain(&answer, attr::RESPONSE_ORIGIN), Some(address("198.51.100.1:3479")));
     }
