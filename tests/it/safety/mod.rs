@@ -4,3 +4,4 @@ mod garbage;
 mod logs;
 mod peers;
 mod shutdown;
+mod strangers;
