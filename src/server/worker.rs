@@ -245,10 +245,19 @@ impl Worker {
 
     /// Sends what nobody has proven to have asked for, if the gate lets it out.
     fn answer_stranger(&mut self, now: Now, client: FiveTuple, question: usize, answer: &[u8]) {
+        let oversized = self.gate.held().over_size;
         if self.gate.admits(now, client.client.ip(), question, answer.len()) {
             self.legs.send(client, answer);
-        } else {
-            self.legs.note_dropped();
+            return;
+        }
+        self.legs.note_dropped();
+        if (oversized, self.gate.held().over_size) == (0, 1) {
+            // Never by the client's doing: no client could be served until this is set right.
+            tracing::warn!(
+                question,
+                answer = answer.len(),
+                "answer too large for a stranger; is turn.realm too long?"
+            );
         }
     }
 

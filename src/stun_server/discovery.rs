@@ -74,43 +74,50 @@ impl Discovery {
         if !binding::is_request(message) {
             return None;
         }
-        let to_asker = |answer: Builder| {
-            Some(Answer { bytes: binding::finish(message, answer), from: server, to: client })
-        };
+        let refused =
+            |answer: Builder| Answer { bytes: binding::finish(message, answer), from: server, to: client };
         let attributes = message.unverified();
-        let unknown: Vec<u16> = attributes.unknown(&[&KNOWN[..], &WISHES].concat());
-        if !unknown.is_empty() {
-            return to_asker(binding::unknown_attributes(message, &unknown));
-        }
-        let Some(wishes) = Wishes::read(&attributes) else {
-            return to_asker(binding::error(message, 400));
-        };
+        let unknown = attributes.unknown(&[&KNOWN[..], &WISHES].concat());
+        Some(match Wishes::read(&attributes) {
+            _ if !unknown.is_empty() => refused(binding::unknown_attributes(message, &unknown)),
+            None => refused(binding::error(message, 400)),
+            Some(wishes) if wishes.change_ip && self.pair(server.ip()).is_none() => {
+                refused(binding::unknown_attributes(message, &[attr::CHANGE_REQUEST]))
+            }
+            Some(wishes) => self.grant(message, client, server, wishes),
+        })
+    }
+
+    /// Makes the success response to a request that came to `server` and can be granted.
+    fn grant(&self, message: &Message<'_>, client: SocketAddr, server: SocketAddr, wishes: Wishes) -> Answer {
         let pair = self.pair(server.ip());
-        let other_port = if server.port() == self.ports[0] { self.ports[1] } else { self.ports[0] };
-        let home = match (pair, wishes.change_ip) {
-            (Some([_, other]), true) => other,
-            (Some([here, _]), false) => here,
-            (None, true) => return to_asker(binding::unknown_attributes(message, &[attr::CHANGE_REQUEST])),
-            (None, false) => self.home(server.ip()),
+        let home = match pair {
+            Some([here, other]) => {
+                if wishes.change_ip {
+                    other
+                } else {
+                    here
+                }
+            }
+            None => self.home(server.ip()),
         };
+        let other_port = if server.port() == self.ports[0] { self.ports[1] } else { self.ports[0] };
         let port = if wishes.change_port { other_port } else { server.port() };
         let origin = SocketAddr::new(home.public, port);
         let mut answer = binding::mapped(message, client);
-        answer = match pair {
-            Some([_, other]) => {
-                with_both(message, answer, client, origin, SocketAddr::new(other.public, other_port))
-            }
-            None if wishes.asks_for_origin => answer.plain_address(attr::RESPONSE_ORIGIN, origin),
-            None => answer,
-        };
+        if let Some([_, other]) = pair {
+            answer = with_both(message, answer, client, origin, SocketAddr::new(other.public, other_port));
+        } else if wishes.asks_for_origin {
+            answer = answer.plain_address(attr::RESPONSE_ORIGIN, origin);
+        }
         if let Some(len) = wishes.padding {
             answer = answer.attribute(attr::PADDING, &vec![0; len.min(MAX_PADDING)]);
         }
-        Some(Answer {
+        Answer {
             bytes: binding::finish(message, answer),
             from: SocketAddr::new(home.local, port),
             to: SocketAddr::new(client.ip(), wishes.port.unwrap_or(client.port())),
-        })
+        }
     }
 
     /// Returns the pair that `ip` belongs to, it first.
@@ -361,6 +368,27 @@ mod tests {
             let asked = request.clone().finish().len() + 28;
             let answered = ask(&one(), request.clone(), "198.51.100.1:3478").bytes.len() + 28;
             assert!(answered * 10 <= asked * 13, "{asked} bytes ask, {answered} answer: {request:?}");
+        }
+    }
+
+    #[test]
+    fn with_two_addresses_no_answer_passes_three_times_its_question() {
+        let home = |ip: &str| Home { local: ip.parse().unwrap(), public: ip.parse().unwrap() };
+        let two =
+            Discovery::new([3478, 3479], &[home(A), home(B), home("2001:db8::1"), home("2001:db8::2")], &[]);
+        let classic = || Builder::new(Class::Request, Method::BINDING, TransactionId([8; 16]));
+        for (client, server) in [(CLIENT, "198.51.100.1:3478"), ("[2001:db8::9]:4000", "[2001:db8::1]:3478")]
+        {
+            for request in [binding(), binding().fingerprint(), change(IP), classic()] {
+                let bytes = request.finish();
+                let message = Message::parse(&bytes).unwrap();
+                let answer = two.answer(&message, address(client), address(server)).unwrap();
+                assert!(
+                    answer.bytes.len() + 28 <= 3 * (bytes.len() + 28),
+                    "{client}: {}",
+                    answer.bytes.len()
+                );
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! What a stranger or a broken peer must not achieve.
 
+mod amplification;
 mod garbage;
 mod logs;
 mod peers;
