@@ -104,6 +104,16 @@ mod tests {
     }
 
     #[test]
+    fn over_a_connection_the_wishes_are_unknown_attributes() {
+        for kind in [attr::CHANGE_REQUEST, attr::PADDING, attr::RESPONSE_PORT] {
+            let bytes = ask(binding().attribute(kind, &[0; 4])).unwrap();
+            let message = Message::parse(&bytes).unwrap();
+            assert_eq!(message.unverified().error_code(), Some(420));
+            assert_eq!(message.unverified().get(attr::UNKNOWN_ATTRIBUTES), Some(&kind.to_be_bytes()[..]));
+        }
+    }
+
+    #[test]
     fn indications_and_responses_get_no_answer() {
         for class in [Class::Indication, Class::Success, Class::Error] {
             assert_eq!(ask(Builder::new(class, Method::BINDING, TransactionId::new([4; 12]))), None);

@@ -5,9 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use ginnel::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
+use ginnel::stun::{Builder, Class, Message, Method, TransactionId, attr};
 
-use crate::house::{House, PASSWORD, USER};
+use crate::house::House;
+use crate::turn_client::TurnClient;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Sources of the flood, each an address and port of its own, and requests from each.
@@ -80,66 +81,6 @@ fn a_million_requests_from_sixty_thousand_sources_leave_nothing_behind() {
     assert_no_state(&house, &[request(Method::BINDING).finish(), allocate().finish()]);
 }
 
-/// A TURN client with the right password.
-struct Client {
-    socket: UdpSocket,
-    realm: Vec<u8>,
-    nonce: Vec<u8>,
-    transaction: u8,
-}
-
-impl Client {
-    /// Allocates from `ip`.
-    fn allocate(ip: Ipv4Addr, server: SocketAddr) -> Self {
-        let socket = socket(ip, server);
-        socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
-        let mut client = Self { socket, realm: Vec::new(), nonce: Vec::new(), transaction: 0 };
-        let challenge = client.ask(Method::ALLOCATE, |request| request);
-        let challenge = Message::parse(&challenge).unwrap();
-        assert_eq!(challenge.unverified().error_code(), Some(401));
-        client.realm = challenge.unverified().get(attr::REALM).unwrap().to_vec();
-        client.nonce = challenge.unverified().get(attr::NONCE).unwrap().to_vec();
-        let allocated = client.ask_signed(Method::ALLOCATE);
-        assert_eq!(Message::parse(&allocated).unwrap().class(), Class::Success);
-        client
-    }
-
-    fn ask_signed(&mut self, method: Method) -> Vec<u8> {
-        let realm = String::from_utf8(self.realm.clone()).unwrap();
-        let nonce = self.nonce.clone();
-        let key = Key::from_bytes(&long_term_digest(USER, &realm, PASSWORD));
-        self.ask(method, |request| {
-            request
-                .attribute(attr::USERNAME, USER.as_bytes())
-                .attribute(attr::REALM, realm.as_bytes())
-                .attribute(attr::NONCE, &nonce)
-                .integrity(&key)
-        })
-    }
-
-    /// Sends a request, again if need be as RFC 8489 section 6.2.1 has it, and returns its answer.
-    fn ask(&mut self, method: Method, fill: impl Fn(Builder) -> Builder) -> Vec<u8> {
-        self.transaction += 1;
-        let id = TransactionId::new([self.transaction; 12]);
-        let request = Builder::new(Class::Request, method, id);
-        let request = match method {
-            Method::ALLOCATE => request.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]),
-            _ => request,
-        };
-        let bytes = fill(request).finish();
-        let mut buffer = [0; 2048];
-        for _ in 0..7 {
-            self.socket.send(&bytes).unwrap();
-            while let Ok(len) = self.socket.recv(&mut buffer) {
-                if buffer[4..20] == id.0 {
-                    return buffer[..len].to_vec();
-                }
-            }
-        }
-        panic!("no answer to {method:?}")
-    }
-}
-
 /// Sends ten times as much as one network may ask, from all over `network`, until `stop`; returns how many answers came.
 fn drain(network: [u8; 3], server: SocketAddr, stop: &AtomicBool) -> u32 {
     let [a, b, c] = network;
@@ -177,11 +118,11 @@ fn a_flooding_network_is_answered_at_its_rate_and_others_do_not_notice() {
     std::thread::scope(|scope| {
         let flood = scope.spawn(|| drain([127, 1, 0], house.address, &stop));
         std::thread::sleep(Duration::from_secs(2));
-        let mut client = Client::allocate(Ipv4Addr::new(127, 2, 0, 1), house.address);
+        let mut client = TurnClient::allocate(Ipv4Addr::new(127, 2, 0, 1), house.address);
         let mut slowest = Duration::ZERO;
         for _ in 0..100 {
             let asked = Instant::now();
-            let refreshed = client.ask_signed(Method::REFRESH);
+            let refreshed = client.ask_signed(Method::REFRESH, |request| request);
             assert_eq!(Message::parse(&refreshed).unwrap().class(), Class::Success);
             slowest = slowest.max(asked.elapsed());
             std::thread::sleep(Duration::from_millis(20));
@@ -200,13 +141,13 @@ fn a_flooding_network_is_answered_at_its_rate_and_others_do_not_notice() {
 #[test]
 fn a_credential_that_verifies_is_answered_within_a_drained_network_too() {
     let house = House::on_loopback(NO_EXEMPTION);
-    let mut client = Client::allocate(Ipv4Addr::new(127, 1, 0, 200), house.address);
+    let mut client = TurnClient::allocate(Ipv4Addr::new(127, 1, 0, 200), house.address);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let flood = scope.spawn(|| drain([127, 1, 0], house.address, &stop));
         std::thread::sleep(Duration::from_secs(2));
         for _ in 0..50 {
-            let refreshed = client.ask_signed(Method::REFRESH);
+            let refreshed = client.ask_signed(Method::REFRESH, |request| request);
             assert_eq!(Message::parse(&refreshed).unwrap().class(), Class::Success);
         }
         stop.store(true, Ordering::Relaxed);
