@@ -184,8 +184,14 @@ struct Turn {
     users: HashMap<String, String>,
     rest_secret: Option<String>,
     relay_ports: Option<String>,
+    share_relay_ports: Option<bool>,
     relay_addresses: Vec<IpAddr>,
     max_lifetime: Option<u64>,
+    add_family: Option<bool>,
+    permissions_per_allocation: Option<usize>,
+    new_peers_per_second: Option<u64>,
+    bandwidth_per_allocation: Option<u64>,
+    bandwidth_per_user: Option<u64>,
     allocations_per_user: Option<u32>,
     max_allocations: Option<u32>,
     credentials_ttl: Option<u64>,
@@ -206,12 +212,24 @@ impl Turn {
             return Err(value("turn.rest_secret", "must have at least 16 bytes"));
         }
         if let Some(ports) = self.relay_ports {
-            turn.relay_ports = port_range(&ports)
-                .ok_or(value("turn.relay_ports", "must be FIRST-LAST, from 1024 to 65535"))?;
+            let range = port_range(&ports);
+            turn.relay_ports =
+                Some(range.ok_or(value("turn.relay_ports", "must be FIRST-LAST, from 1024 to 65535"))?);
+        }
+        turn.share_relay_ports = self.share_relay_ports.unwrap_or(turn.share_relay_ports);
+        turn.features.add_family = self.add_family.unwrap_or(turn.features.add_family);
+        let limits = &mut turn.limits;
+        limits.permissions = self.permissions_per_allocation.unwrap_or(limits.permissions);
+        for (given, rate) in [
+            (self.new_peers_per_second, &mut limits.new_peers),
+            (self.bandwidth_per_allocation, &mut limits.allocation_bandwidth),
+            (self.bandwidth_per_user, &mut limits.user_bandwidth),
+        ] {
+            rate.per_second = given.unwrap_or(rate.per_second);
         }
         turn.relay_addresses = self.relay_addresses;
         if let Some(seconds) = self.max_lifetime {
-            turn.max_lifetime = Duration::from_secs(seconds);
+            turn.limits.max_lifetime = Duration::from_secs(seconds);
             if !(600..=86_400).contains(&seconds) {
                 return Err(value("turn.max_lifetime", "must be 600 to 86400 seconds"));
             }
@@ -344,7 +362,7 @@ mod tests {
             "port = 4000\n[turn]\nrelay_ports = '50000-50063'\nusers = { alice = 'pw' }\n[signaling]\nlist = false",
         )
         .unwrap();
-        assert_eq!((config.server.port, config.server.turn.relay_ports), (4000, 50_000..=50_063));
+        assert_eq!((config.server.port, config.server.turn.relay_ports), (4000, Some(50_000..=50_063)));
         assert_eq!(config.server.turn.users["alice"], "pw");
         assert!(!config.server.signaling.list);
     }

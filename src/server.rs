@@ -18,9 +18,9 @@ use crate::state::State;
 use crate::stun::long_term_digest;
 use crate::stun_server::Home;
 use crate::turn_server::auth::{Authority, Credentials, RestSecret};
-use crate::turn_server::machine::{Relay, RelayAddress, Shared};
+use crate::turn_server::machine::{Features, Limits, Relay, Shared};
 use crate::turn_server::policy::{PeerPolicy, PolicyConfig};
-use crate::turn_server::ports::RelayPorts;
+use crate::turn_server::ports::{RelayAddress, RelayPorts};
 use crate::turn_server::quota::Quota;
 use doors::Doors;
 use inbox::{Inbox, ToWorker};
@@ -78,12 +78,16 @@ pub struct TurnConfig {
     pub users: HashMap<String, String>,
     /// Secret of time-limited credentials; default one derived from the state folder's.
     pub rest_secret: Option<Vec<u8>>,
-    /// Ports of relayed addresses; default 49152–65535.
-    pub relay_ports: RangeInclusive<u16>,
+    /// Ports of relayed addresses; default 49152–49215 where they are shared, 49152–65535 where not.
+    pub relay_ports: Option<RangeInclusive<u16>>,
+    /// Whether allocations share relay ports; default true.
+    pub share_relay_ports: bool,
     /// Local addresses of relay sockets, one a family; default the farthest-reaching ones.
     pub relay_addresses: Vec<IpAddr>,
-    /// Longest lifetime an allocation gets at a time; default 3600 s.
-    pub max_lifetime: Duration,
+    /// Caps of one allocation. How many ports a worker shares is filled in by the server.
+    pub limits: Limits,
+    /// What clients may do.
+    pub features: Features,
     /// Allocations of one user name; default 32.
     pub allocations_per_user: u32,
     /// Allocations in all; default 10 000.
@@ -94,6 +98,19 @@ pub struct TurnConfig {
     pub allow_peers: Vec<IpNet>,
     /// Prefixes denied besides the special-purpose ones; default none.
     pub deny_peers: Vec<IpNet>,
+}
+
+impl TurnConfig {
+    fn relay_ports(&self) -> RangeInclusive<u16> {
+        let whole = if self.share_relay_ports { 49_152..=49_215 } else { 49_152..=65_535 };
+        self.relay_ports.clone().unwrap_or(whole)
+    }
+
+    /// Shares out three quarters of the ports among the workers; the rest is for those who need a port of their own.
+    fn limits(&self, workers: usize) -> Limits {
+        let shared = self.relay_ports().len() * 3 / 4 / workers;
+        Limits { shared_ports: if self.share_relay_ports { shared.max(1) } else { 0 }, ..self.limits }
+    }
 }
 
 impl Default for Config {
@@ -118,9 +135,11 @@ impl Default for TurnConfig {
             realm: "ginnel".to_owned(),
             users: HashMap::new(),
             rest_secret: None,
-            relay_ports: 49_152..=65_535,
+            relay_ports: None,
+            share_relay_ports: true,
             relay_addresses: Vec::new(),
-            max_lifetime: Duration::from_secs(3600),
+            limits: Limits::default(),
+            features: Features::default(),
             allocations_per_user: 32,
             max_allocations: 10_000,
             credentials_ttl: Duration::from_secs(24 * 3600),
@@ -241,7 +260,7 @@ impl Server {
                 elsewhere,
                 discovery: discovery.clone(),
                 gate: Gate::new(strangers, worker_count, time::now(), RandomState::new()),
-                relay: Relay::new(shared.clone(), ChaCha20Rng::from_seed(seed(&mut seeds))),
+                relay: Relay::new(time::now(), shared.clone(), ChaCha20Rng::from_seed(seed(&mut seeds))),
                 signaling: signaling.handle(),
                 dropped: Arc::clone(&dropped),
             };
@@ -378,8 +397,7 @@ fn shared(config: &Config, own: &[IpAddr], relay: &[RelayAddress], state: &State
         |(user, password): (&String, &String)| (user.clone(), long_term_digest(user, &turn.realm, password));
     let credentials =
         Credentials { users: turn.users.iter().map(digest).collect(), rest: Some(rest_secret(turn, state)) };
-    let locals: Vec<IpAddr> = relay.iter().map(|address| address.local).collect();
-    let ports = Arc::new(RelayPorts::new(&locals, turn.relay_ports.clone()));
+    let ports = Arc::new(RelayPorts::new(relay, turn.relay_ports()));
     let second = config.nat_discovery.iter().map(|home| &home.public);
     let policy = PolicyConfig {
         allow_peers: turn.allow_peers.clone(),
@@ -400,6 +418,7 @@ fn shared(config: &Config, own: &[IpAddr], relay: &[RelayAddress], state: &State
         reservations: Arc::default(),
         quota: Arc::new(Quota::new(turn.allocations_per_user, turn.max_allocations)),
         addresses: relay.into(),
-        max_lifetime: turn.max_lifetime,
+        limits: turn.limits(doors.per_worker.len()),
+        features: turn.features,
     }
 }

@@ -2,7 +2,8 @@
 
 use super::worker::DoorSocket;
 use crate::ids::Pii;
-use crate::net::udp::UdpPort;
+use crate::net::udp::{Transmit, UdpPort};
+use crate::turn_server::machine::Marks;
 use crate::turn_server::{FiveTuple, Transport};
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -29,8 +30,13 @@ impl Legs {
 
     /// Sends `bytes`, one whole frame, to `client`.
     pub(super) fn send(&self, client: FiveTuple, bytes: &[u8]) {
+        self.send_marked(client, Marks::default(), bytes);
+    }
+
+    /// The same for relayed data, whose IP header passes something on where the client is reached by datagrams.
+    pub(super) fn send_marked(&self, client: FiveTuple, marks: Marks, bytes: &[u8]) {
         match client.transport {
-            Transport::Udp => self.send_datagram(client, bytes),
+            Transport::Udp => self.send_datagram(client, marks, bytes),
             // A stream that does not keep up loses datagrams, as a network would; it holds up nobody else.
             _ => {
                 let queued =
@@ -42,11 +48,13 @@ impl Legs {
         }
     }
 
-    fn send_datagram(&self, client: FiveTuple, bytes: &[u8]) {
+    fn send_datagram(&self, client: FiveTuple, marks: Marks, bytes: &[u8]) {
         let here = client.server;
         let Some(port) = self.door_to(here) else { return };
         let source = port.local_addr().ip().is_unspecified().then_some(here.ip());
-        self.note_sent(port.send(client.client, source, bytes), client.client);
+        let ttl = (marks.ttl > 0).then_some(marks.ttl);
+        let sent = port.send(&Transmit { source, ttl, tos: marks.tos, ..Transmit::to(client.client, bytes) });
+        self.note_sent(sent, client.client);
     }
 
     /// Returns the socket that receives what is sent to `here`.

@@ -10,12 +10,13 @@ use crate::clock::Now;
 use crate::net::demux::{self, DatagramKind};
 use crate::net::gate::Gate;
 use crate::net::time;
-use crate::net::udp::{Datagram, RecvBatch, Role, UdpPort};
+use crate::net::udp::{Datagram, RecvBatch, Role, Transmit, UdpPort};
 use crate::signaling::{Door, Handle};
 use crate::stun::Message;
 use crate::stun_server::{self, Discovery};
-use crate::turn_server::machine::{AllocationId, Output, Relay, ToClient, ToPeer};
-use crate::turn_server::{FiveTuple, Transport};
+use crate::turn_server::data::PeerError;
+use crate::turn_server::machine::{Marks, Output, Relay, ToClient, ToPeer};
+use crate::turn_server::{FiveTuple, RelayId, Transport};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use std::collections::{HashMap, VecDeque};
@@ -70,7 +71,7 @@ pub(super) struct Worker {
     inbox: mpsc::Receiver<ToWorker>,
     legs: Legs,
     relay: Relay,
-    relay_sockets: HashMap<AllocationId, UdpPort>,
+    relay_sockets: HashMap<RelayId, UdpPort>,
     discovery: Discovery,
     gate: Gate,
     signaling: Handle,
@@ -143,7 +144,7 @@ impl Worker {
             let Ok(message) = self.inbox.try_recv() else { return Turn::Empty };
             match message {
                 ToWorker::Opened { client, replies } => drop(self.legs.streams.insert(client, replies)),
-                ToWorker::Frame { client, bytes } => self.hear_client(now, client, &bytes),
+                ToWorker::Frame { client, bytes } => self.hear_client(now, client, Marks::default(), &bytes),
                 ToWorker::Gone { client } => {
                     self.legs.streams.remove(&client);
                     self.relay.handle_client_gone(client);
@@ -162,7 +163,11 @@ impl Worker {
             self.legs.doors[token.0].port.recv(batch)
         } else {
             match self.relay_sockets.get(&(token.0 - self.legs.doors.len())) {
-                Some(socket) => socket.recv(batch),
+                Some(socket) => {
+                    let received = socket.recv(batch);
+                    self.hear_errors(now, token.0 - self.legs.doors.len());
+                    received
+                }
                 None => return Turn::Empty,
             }
         };
@@ -170,7 +175,6 @@ impl Worker {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Turn::Empty,
             Err(error) => {
-                // A peer's ICMP error: the socket goes on for everybody else.
                 tracing::debug!(%error, "receive");
                 return Turn::More;
             }
@@ -179,15 +183,35 @@ impl Worker {
             if door {
                 self.hear_door(now, token.0, datagram);
             } else {
-                let id = token.0 - self.legs.doors.len();
-                let forward = self.relay.handle_peer(now, id, datagram.from, datagram.payload);
+                let relay = token.0 - self.legs.doors.len();
+                let Datagram { from, payload, .. } = datagram;
+                let forward = self.relay.handle_peer(now, relay, from, marks(&datagram), payload);
                 if let Some(forward) = forward {
                     self.pass_to_client(&forward);
                 }
             }
             self.carry_out(now, datagram.payload.len());
         }
-        Turn::More
+        if batch.is_drained() { Turn::Empty } else { Turn::More }
+    }
+
+    /// Tells clients of the ICMP errors that their peers' datagrams have met.
+    fn hear_errors(&mut self, now: Now, relay: RelayId) {
+        let mut errors = Vec::new();
+        if let Some(socket) = self.relay_sockets.get(&relay) {
+            socket.take_errors(|error| errors.push(error));
+        }
+        for error in errors {
+            let error = PeerError {
+                peer: error.peer,
+                kind: error.icmp_type,
+                code: error.icmp_code,
+                data: error.data,
+            };
+            if let Some(forward) = self.relay.handle_peer_error(now, relay, error) {
+                self.pass_to_client(&forward);
+            }
+        }
     }
 
     fn hear_door(&mut self, now: Now, index: usize, datagram: Datagram<'_>) {
@@ -199,7 +223,7 @@ impl Worker {
             (DatagramKind::Signaling, Door::Main)
                 if self.relay.is_channel_data(now, tuple, datagram.payload) =>
             {
-                self.hear_client(now, tuple, datagram.payload);
+                self.hear_client(now, tuple, marks(&datagram), datagram.payload);
             }
             (DatagramKind::Signaling, door) => {
                 if !self.signaling.datagram(door, datagram.from, datagram.local_ip, datagram.payload) {
@@ -214,17 +238,17 @@ impl Worker {
                 }
             }
             (DatagramKind::Stun | DatagramKind::ChannelData, Door::Main) => {
-                self.hear_client(now, tuple, datagram.payload);
+                self.hear_client(now, tuple, marks(&datagram), datagram.payload);
             }
             _ => self.legs.note_dropped(),
         }
     }
 
-    fn hear_client(&mut self, now: Now, client: FiveTuple, bytes: &[u8]) {
+    fn hear_client(&mut self, now: Now, client: FiveTuple, marks: Marks, bytes: &[u8]) {
         if Message::parse(bytes).is_ok_and(|message| self.bind(now, client, &message, bytes)) {
             return;
         }
-        if let Some(forward) = self.relay.handle_client(now, client, bytes) {
+        if let Some(forward) = self.relay.handle_client(now, client, marks, bytes) {
             self.pass_to_peer(&forward);
         }
     }
@@ -262,8 +286,15 @@ impl Worker {
     }
 
     fn pass_to_peer(&self, forward: &ToPeer<'_>) {
-        if let Some(socket) = self.relay_sockets.get(&forward.id) {
-            self.legs.note_sent(socket.send(forward.peer, None, forward.payload), forward.peer);
+        if let Some(socket) = self.relay_sockets.get(&forward.relay) {
+            let Marks { ttl, tos } = forward.marks;
+            let sent = socket.send(&Transmit {
+                ttl: (ttl > 0).then_some(ttl),
+                tos,
+                dont_fragment: forward.dont_fragment,
+                ..Transmit::to(forward.peer, forward.payload)
+            });
+            self.legs.note_sent(sent, forward.peer);
         }
     }
 
@@ -273,7 +304,7 @@ impl Worker {
         frame.extend_from_slice(forward.header.as_bytes());
         frame.extend_from_slice(forward.payload);
         frame.resize(frame.len() + forward.padding, 0);
-        self.legs.send(forward.client, &frame);
+        self.legs.send_marked(forward.client, forward.marks, &frame);
         self.scratch = frame;
     }
 
@@ -285,24 +316,29 @@ impl Worker {
                     self.answer_stranger(now, client, heard, &bytes);
                 }
                 Output::Reply { client, bytes, .. } => self.legs.send(client, &bytes),
-                Output::OpenRelay { id, address } => {
-                    let opened = self.open_relay(id, address);
+                Output::OpenRelay { relay, address } => {
+                    let opened = self.open_relay(relay, address);
                     if let Err(error) = &opened {
                         tracing::debug!(%error, "relay socket");
                     }
-                    self.relay.handle_relay_opened(now, id, opened.is_ok());
+                    self.relay.handle_relay_opened(now, relay, opened.is_ok());
                 }
-                Output::CloseRelay { id } => drop(self.relay_sockets.remove(&id)),
+                Output::CloseRelay { relay } => drop(self.relay_sockets.remove(&relay)),
             }
         }
     }
 
-    fn open_relay(&mut self, id: AllocationId, address: SocketAddr) -> io::Result<()> {
-        let socket = UdpPort::bind(address, Role::Single)?;
-        watch(&self.poll, &socket, Token(self.legs.doors.len() + id))?;
-        self.relay_sockets.insert(id, socket);
+    fn open_relay(&mut self, relay: RelayId, address: SocketAddr) -> io::Result<()> {
+        let socket = UdpPort::bind(address, Role::Relay)?;
+        watch(&self.poll, &socket, Token(self.legs.doors.len() + relay))?;
+        self.relay_sockets.insert(relay, socket);
         Ok(())
     }
+}
+
+/// Returns what the IP header of a datagram says that is passed on.
+fn marks(datagram: &Datagram<'_>) -> Marks {
+    Marks { ttl: datagram.ttl, tos: datagram.tos }
 }
 
 fn watch(poll: &Poll, port: &UdpPort, token: Token) -> io::Result<()> {

@@ -34,6 +34,14 @@ impl Fault {
     }
 }
 
+impl Fault {
+    /// Returns the code as error attributes carry it: hundreds, and the rest.
+    pub(super) fn class_and_number(self) -> [u8; 2] {
+        let (code, _) = self.code();
+        [(code / 100) as u8, (code % 100) as u8]
+    }
+}
+
 /// Makes the answer to one request.
 #[derive(Debug, Clone)]
 pub(super) struct Reply {

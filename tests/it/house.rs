@@ -59,11 +59,12 @@ impl House {
         let quoted: Vec<_> = listen.iter().map(|ip| format!("\"{ip}\"")).collect();
         let text = format!(
             "state = {:?}\nlisten = [{}]\npublic = [\"{}\"]\nport = {port}\naux_port = {}\n\
-             [turn]\nusers = {{ {USER} = \"{PASSWORD}\" }}\n{rest}\n",
+             [turn]\nusers = {{ {USER} = \"{PASSWORD}\" }}\n{ports}\n{rest}\n",
             folder.path().join("state"),
             quoted.join(", "),
             listen[0],
             port + 1,
+            ports = if rest.contains("relay_ports") { String::new() } else { relay_ports(address) },
         );
         std::fs::write(&config, text).unwrap();
         let mut serve = command(env!("CARGO_BIN_EXE_ginnel"));
@@ -98,6 +99,15 @@ impl House {
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
+}
+
+/// As many relay ports as by default, but other ones for each server that tests run side by side.
+fn relay_ports(address: SocketAddr) -> String {
+    if !address.ip().is_loopback() {
+        return String::new();
+    }
+    let first = 33_000 + (address.port() - 20_000) / 4 % 500 * 64;
+    format!("relay_ports = \"{first}-{}\"", first + 63)
 }
 
 /// A port that is free on loopback by UDP and TCP, and its neighbour too; below every ephemeral range. The two ports after
