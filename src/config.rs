@@ -2,6 +2,7 @@
 
 use crate::server;
 use crate::signaling;
+use crate::stun_server::Home;
 use crate::telemetry;
 use ipnet::IpNet;
 use serde::Deserialize;
@@ -73,6 +74,8 @@ impl Config {
         server.aux_port = file.aux_port;
         server.public = file.public;
         server.workers = file.workers;
+        server.nat_discovery = file.stun.nat_discovery(&server.listen)?;
+        file.limits.apply(&mut server.limits)?;
         file.turn.apply(&mut server.turn)?;
         file.signaling.apply(&mut server.signaling)?;
         if server.listen.is_empty() {
@@ -97,9 +100,81 @@ struct File {
     aux_port: Option<u16>,
     public: Vec<IpAddr>,
     workers: Option<usize>,
+    stun: Stun,
+    limits: Limits,
     turn: Turn,
     signaling: Signaling,
     log: Log,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Stun {
+    nat_discovery: Vec<String>,
+}
+
+impl Stun {
+    /// Reads `LOCAL` and `PUBLIC/LOCAL`, none or two of a family, each one that `listen` covers.
+    fn nat_discovery(&self, listen: &[IpAddr]) -> Result<Vec<Home>, ConfigError> {
+        let value = |rule| ConfigError::Value { key: "stun.nat_discovery", rule };
+        let homes: Option<Vec<Home>> = self.nat_discovery.iter().map(|text| home(text)).collect();
+        let homes = homes.ok_or(value("must hold addresses: LOCAL, or PUBLIC/LOCAL behind a 1:1 NAT"))?;
+        for v6 in [false, true] {
+            let family: Vec<_> = homes.iter().filter(|home| home.local.is_ipv6() == v6).collect();
+            let distinct = |[a, b]: [&Home; 2]| a.local != b.local && a.public != b.public;
+            match family[..] {
+                [] => {}
+                [a, b] if distinct([a, b]) => {}
+                _ => return Err(value("must hold two different addresses of a family, or none")),
+            }
+        }
+        let covered = |home: &Home| {
+            let local = home.local;
+            listen.iter().any(|ip| *ip == local || (ip.is_unspecified() && ip.is_ipv6() == local.is_ipv6()))
+        };
+        if homes.iter().all(covered) { Ok(homes) } else { Err(value("must hold addresses of `listen`")) }
+    }
+}
+
+fn home(text: &str) -> Option<Home> {
+    let (public, local) = text.split_once('/').unwrap_or((text, text));
+    let home = Home { local: local.parse().ok()?, public: public.parse().ok()? };
+    let sound = home.local.is_ipv6() == home.public.is_ipv6() && !home.local.is_unspecified();
+    sound.then_some(home)
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Limits {
+    unauthenticated_rate: Option<u32>,
+    unauthenticated_burst: Option<u32>,
+    unlimited_from: Option<Vec<IpNet>>,
+    connections_per_address: Option<u32>,
+}
+
+impl Limits {
+    fn apply(self, limits: &mut server::LimitsConfig) -> Result<(), ConfigError> {
+        let strangers = &mut limits.unauthenticated;
+        for (key, given, limit) in [
+            ("limits.unauthenticated_rate", self.unauthenticated_rate, &mut strangers.rate),
+            ("limits.unauthenticated_burst", self.unauthenticated_burst, &mut strangers.burst),
+            (
+                "limits.connections_per_address",
+                self.connections_per_address,
+                &mut limits.connections_per_address,
+            ),
+        ] {
+            match given {
+                Some(0) => return Err(ConfigError::Value { key, rule: "must be at least 1" }),
+                Some(given) => *limit = given,
+                None => {}
+            }
+        }
+        if let Some(prefixes) = self.unlimited_from {
+            strangers.unlimited_from = prefixes;
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -266,6 +341,15 @@ mod tests {
             ("[signaling]\ntag_lifetime = 0", "signaling.tag_lifetime"),
             ("[signaling]\nnotify_from = 'nobody'", "notify_from"),
             ("listen = []", "listen"),
+            ("[stun]\nnat_discovery = ['192.0.2.1']", "stun.nat_discovery"),
+            ("[stun]\nnat_discovery = ['192.0.2.1', '192.0.2.1']", "stun.nat_discovery"),
+            ("[stun]\nnat_discovery = ['192.0.2.1', '2001:db8::1']", "stun.nat_discovery"),
+            ("[stun]\nnat_discovery = ['192.0.2.1', 'here']", "stun.nat_discovery"),
+            ("listen = ['192.0.2.1']\n[stun]\nnat_discovery = ['192.0.2.1', '192.0.2.2']", "of `listen`"),
+            ("[limits]\nunauthenticated_rate = 0", "limits.unauthenticated_rate"),
+            ("[limits]\nunauthenticated_burst = 0", "limits.unauthenticated_burst"),
+            ("[limits]\nconnections_per_address = 0", "limits.connections_per_address"),
+            ("[limits]\nunlimited_from = ['everywhere']", "unlimited_from"),
         ] {
             let error = Config::parse(text).unwrap_err().to_string();
             assert!(error.contains(named), "{text}: {error}");
@@ -281,5 +365,15 @@ mod tests {
         assert_eq!((config.server.port, config.server.turn.relay_ports), (4000, Some(50_000..=50_063)));
         assert_eq!(config.server.turn.users["alice"], "pw");
         assert!(!config.server.signaling.list);
+    }
+
+    #[test]
+    fn the_addresses_of_nat_discovery_may_differ_outside() {
+        let text = "[stun]\nnat_discovery = ['198.51.100.1/10.0.0.1', '198.51.100.2/10.0.0.2', '2001:db8::1', '2001:db8::2']";
+        let homes = Config::parse(text).unwrap().server.nat_discovery;
+        assert_eq!(homes.len(), 4);
+        let (local, public) = ("10.0.0.1".parse().unwrap(), "198.51.100.1".parse().unwrap());
+        assert_eq!(homes[0], Home { local, public });
+        assert_eq!(homes[2].local, homes[2].public);
     }
 }

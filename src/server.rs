@@ -3,16 +3,20 @@
 mod doors;
 mod inbox;
 mod legs;
+mod limits;
 mod page;
 mod self_test;
 mod stream;
 mod worker;
 
+use crate::net::connections::Connections;
+use crate::net::gate::Gate;
 use crate::net::interfaces;
 use crate::net::time;
 use crate::signaling::{self, AccessKey, IceServers};
 use crate::state::State;
 use crate::stun::long_term_digest;
+use crate::stun_server::Home;
 use crate::turn_server::auth::{Authority, Credentials, RestSecret};
 use crate::turn_server::machine::{Features, Limits, Relay, Shared};
 use crate::turn_server::mobility::Tickets;
@@ -22,10 +26,12 @@ use crate::turn_server::quota::Quota;
 use doors::Doors;
 use inbox::{Inbox, ToWorker};
 use ipnet::IpNet;
+pub use limits::LimitsConfig;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 pub use self_test::SelfTest;
 use std::collections::HashMap;
+use std::hash::RandomState;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -54,6 +60,10 @@ pub struct Config {
     pub public: Vec<IpAddr>,
     /// Threads of the data plane; default one per core.
     pub workers: Option<usize>,
+    /// The addresses of NAT behaviour discovery, two of a family or none; each is listened on. Default none.
+    pub nat_discovery: Vec<Home>,
+    /// What strangers may cost.
+    pub limits: LimitsConfig,
     /// The relay.
     pub turn: TurnConfig,
     /// Signalling; its keys, ICE servers and second port are filled in by the server.
@@ -112,6 +122,8 @@ impl Default for Config {
             aux_port: None,
             public: Vec::new(),
             workers: None,
+            nat_discovery: Vec::new(),
+            limits: LimitsConfig::default(),
             turn: TurnConfig::default(),
             signaling: signaling::Config::default(),
         }
@@ -238,13 +250,25 @@ impl Server {
         let dropped = Arc::new(AtomicU64::new(0));
         let (failed, failures) = mpsc::unbounded_channel();
         let (mut workers, mut inboxes) = (Vec::new(), Vec::new());
-        for (index, doors) in doors.per_worker.into_iter().enumerate() {
-            let relay = Relay::new(
-                time::now(),
-                Shared { worker: index as u16, ..shared.clone() },
-                ChaCha20Rng::from_seed(seed(&mut seeds)),
-            );
-            let parts = Parts { doors, relay, signaling: signaling.handle(), dropped: Arc::clone(&dropped) };
+        let discovery = doors.discovery(&config);
+        let elsewhere =
+            (0..worker_count).map(|index| doors.elsewhere(index)).collect::<io::Result<Vec<_>>>()?;
+        let strangers = &config.limits.unauthenticated;
+        let connections = Connections::new(config.limits.connections_per_address, &strangers.unlimited_from);
+        for (index, (doors, elsewhere)) in doors.per_worker.into_iter().zip(elsewhere).enumerate() {
+            let parts = Parts {
+                doors,
+                elsewhere,
+                discovery: discovery.clone(),
+                gate: Gate::new(strangers, worker_count, time::now(), RandomState::new()),
+                relay: Relay::new(
+                    time::now(),
+                    Shared { worker: index as u16, ..shared.clone() },
+                    ChaCha20Rng::from_seed(seed(&mut seeds)),
+                ),
+                signaling: signaling.handle(),
+                dropped: Arc::clone(&dropped),
+            };
             let (worker, inbox) = Worker::new(parts)?;
             inboxes.push(inbox);
             workers.push(spawn(index, worker, failed.clone())?);
@@ -254,6 +278,7 @@ impl Server {
             workers: Arc::clone(&inboxes),
             router: signaling.handle().router().merge(page::router()),
             room: Arc::new(Semaphore::new(MAX_STREAMS)),
+            connections,
         };
         let mut listeners = JoinSet::new();
         for listener in doors.tcp {
@@ -384,10 +409,17 @@ fn shared(
     let credentials =
         Credentials { users: turn.users.iter().map(digest).collect(), rest: Some(rest_secret(turn, state)) };
     let ports = Arc::new(RelayPorts::new(relay, turn.relay_ports()));
+    let second = config.nat_discovery.iter().map(|home| &home.public);
     let policy = PolicyConfig {
         allow_peers: turn.allow_peers.clone(),
         deny_peers: turn.deny_peers.clone(),
-        own_addresses: own.iter().chain(&config.public).copied().filter(|ip| !ip.is_loopback()).collect(),
+        own_addresses: own
+            .iter()
+            .chain(&config.public)
+            .chain(second)
+            .copied()
+            .filter(|ip| !ip.is_loopback())
+            .collect(),
         own_ports: vec![doors.port, doors.aux_port],
     };
     let tickets = Tickets::new(&state.derive("mobility tickets")).map_err(|_| io::ErrorKind::InvalidInput)?;

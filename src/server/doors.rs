@@ -4,6 +4,7 @@ use super::worker::DoorSocket;
 use super::{Config, ServerError};
 use crate::net::udp::{Role, UdpPort};
 use crate::signaling::{Door, Sockets};
+use crate::stun_server::Discovery;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use tokio::net::TcpListener;
@@ -48,7 +49,21 @@ impl Doors {
             }
         }
         let aux_port = open_aux(config, &listen, &mut per_worker[0])?;
+        for home in &config.nat_discovery {
+            // An address that is not this host's would fail with every answer instead.
+            open_udp(SocketAddr::new(home.local, 0), Role::Single)?;
+        }
         Ok(Self { port, aux_port, listen, tcp, per_worker })
+    }
+
+    /// Clones the second port's sockets for a worker that does not own them.
+    pub(super) fn elsewhere(&self, worker: usize) -> io::Result<Vec<UdpPort>> {
+        if worker == 0 { Ok(Vec::new()) } else { Ok(self.sockets()?.aux) }
+    }
+
+    /// Makes what says which door an answer leaves by.
+    pub(super) fn discovery(&self, config: &Config) -> Discovery {
+        Discovery::new([self.port, self.aux_port], &config.nat_discovery, &config.public)
     }
 
     /// Clones the sockets for signalling's sends.

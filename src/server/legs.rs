@@ -17,13 +17,15 @@ use tokio::sync::mpsc;
 #[derive(Debug)]
 pub(super) struct Legs {
     pub(super) doors: Vec<DoorSocket>,
+    /// Handles on other workers' doors, to send by.
+    elsewhere: Vec<UdpPort>,
     pub(super) streams: HashMap<FiveTuple, mpsc::Sender<Bytes>>,
     dropped: Arc<AtomicU64>,
 }
 
 impl Legs {
-    pub(super) fn new(doors: Vec<DoorSocket>, dropped: Arc<AtomicU64>) -> Self {
-        Self { doors, streams: HashMap::new(), dropped }
+    pub(super) fn new(doors: Vec<DoorSocket>, elsewhere: Vec<UdpPort>, dropped: Arc<AtomicU64>) -> Self {
+        Self { doors, elsewhere, streams: HashMap::new(), dropped }
     }
 
     /// Sends `bytes`, one whole frame, to `client`.
@@ -57,7 +59,7 @@ impl Legs {
 
     /// Returns the socket that receives what is sent to `here`.
     fn door_to(&self, here: SocketAddr) -> Option<&UdpPort> {
-        self.doors.iter().map(|door| &door.port).find(|port| {
+        self.doors.iter().map(|door| &door.port).chain(&self.elsewhere).find(|port| {
             let local = port.local_addr();
             local.port() == here.port()
                 && (local.ip() == here.ip()

@@ -1,6 +1,7 @@
 //! TCP on the main port: accept, sniff, and give each stream to the protocol it speaks.
 
 use super::inbox::{Inbox, ToWorker};
+use crate::net::connections::Connections;
 use crate::net::demux::{self, SNIFF_LEN, StreamKind};
 use crate::turn_server::wire::frame_len;
 use crate::turn_server::{FiveTuple, Transport};
@@ -42,6 +43,8 @@ pub(super) struct StreamDoor {
     pub(super) router: Router,
     /// Permits for connections, over all listeners.
     pub(super) room: Arc<Semaphore>,
+    /// Permits for the connections of one address.
+    pub(super) connections: Arc<Connections>,
 }
 
 impl StreamDoor {
@@ -54,6 +57,7 @@ impl StreamDoor {
             let Ok(permit) = Arc::clone(&self.room).acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, client)) => {
+                    let Some(counted) = self.connections.admit(client.ip()) else { continue };
                     turn = turn.wrapping_add(1);
                     let door = self.clone();
                     let worker = self.workers[turn % self.workers.len()].clone();
@@ -61,7 +65,7 @@ impl StreamDoor {
                         if let Err(error) = door.connection(stream, client, worker).await {
                             tracing::debug!(%error, "stream ended");
                         }
-                        drop(permit);
+                        drop((permit, counted));
                     });
                 }
                 Err(error) => {

@@ -8,11 +8,12 @@ use super::inbox::{Inbox, ToWorker};
 use super::legs::Legs;
 use crate::clock::Now;
 use crate::net::demux::{self, DatagramKind};
+use crate::net::gate::Gate;
 use crate::net::time;
 use crate::net::udp::{Datagram, RecvBatch, Role, Transmit, UdpPort};
 use crate::signaling::{Door, Handle};
 use crate::stun::Message;
-use crate::stun_server;
+use crate::stun_server::{self, Discovery};
 use crate::turn_server::data::PeerError;
 use crate::turn_server::machine::{Marks, Output, Relay, ToClient, ToPeer};
 use crate::turn_server::{FiveTuple, RelayId, Transport};
@@ -54,6 +55,10 @@ pub(super) struct DoorSocket {
 #[derive(Debug)]
 pub(super) struct Parts {
     pub(super) doors: Vec<DoorSocket>,
+    /// Handles on other workers' doors, for answers that leave by another port than the question came by.
+    pub(super) elsewhere: Vec<UdpPort>,
+    pub(super) discovery: Discovery,
+    pub(super) gate: Gate,
     pub(super) relay: Relay,
     pub(super) signaling: Handle,
     pub(super) dropped: Arc<AtomicU64>,
@@ -67,6 +72,8 @@ pub(super) struct Worker {
     legs: Legs,
     relay: Relay,
     relay_sockets: HashMap<RelayId, UdpPort>,
+    discovery: Discovery,
+    gate: Gate,
     signaling: Handle,
     ready: VecDeque<Token>,
     scratch: Vec<u8>,
@@ -83,9 +90,11 @@ impl Worker {
         let worker = Self {
             poll,
             inbox: receiver,
-            legs: Legs::new(parts.doors, parts.dropped),
+            legs: Legs::new(parts.doors, parts.elsewhere, parts.dropped),
             relay: parts.relay,
             relay_sockets: HashMap::new(),
+            discovery: parts.discovery,
+            gate: parts.gate,
             signaling: parts.signaling,
             ready: VecDeque::new(),
             scratch: Vec::new(),
@@ -125,7 +134,7 @@ impl Worker {
                 }
             }
             self.relay.handle_timeout(now);
-            self.carry_out(now);
+            self.carry_out(now, 0);
         }
     }
 
@@ -142,7 +151,7 @@ impl Worker {
                 }
                 ToWorker::Stop => return Turn::Stop,
             }
-            self.carry_out(now);
+            self.carry_out(now, 0);
         }
         Turn::More
     }
@@ -181,7 +190,7 @@ impl Worker {
                     self.pass_to_client(&forward);
                 }
             }
-            self.carry_out(now);
+            self.carry_out(now, datagram.payload.len());
         }
         if batch.is_drained() { Turn::Empty } else { Turn::More }
     }
@@ -222,13 +231,10 @@ impl Worker {
                 }
             }
             (DatagramKind::Stun, Door::Aux) => {
-                let answer = Message::parse(datagram.payload)
-                    .ok()
-                    .and_then(|m| stun_server::answer(&m, datagram.from));
-                if let Some(answer) = answer {
-                    let source = datagram.local_ip.filter(|_| local.ip().is_unspecified());
-                    let sent = port.send(&Transmit { source, ..Transmit::to(datagram.from, &answer) });
-                    self.legs.note_sent(sent, datagram.from);
+                let bound = Message::parse(datagram.payload)
+                    .is_ok_and(|m| self.bind(now, tuple, &m, datagram.payload));
+                if !bound {
+                    self.legs.note_dropped();
                 }
             }
             (DatagramKind::Stun | DatagramKind::ChannelData, Door::Main) => {
@@ -239,15 +245,43 @@ impl Worker {
     }
 
     fn hear_client(&mut self, now: Now, client: FiveTuple, marks: Marks, bytes: &[u8]) {
-        let binding =
-            Message::parse(bytes).ok().and_then(|message| stun_server::answer(&message, client.client));
-        match binding {
-            Some(answer) => self.legs.send(client, &answer),
-            None => {
-                if let Some(forward) = self.relay.handle_client(now, client, marks, bytes) {
-                    self.pass_to_peer(&forward);
-                }
-            }
+        if Message::parse(bytes).is_ok_and(|message| self.bind(now, client, &message, bytes)) {
+            return;
+        }
+        if let Some(forward) = self.relay.handle_client(now, client, marks, bytes) {
+            self.pass_to_peer(&forward);
+        }
+    }
+
+    /// Answers `message`, which came as `bytes`, if it asks for a Binding; says whether it does.
+    fn bind(&mut self, now: Now, client: FiveTuple, message: &Message<'_>, bytes: &[u8]) -> bool {
+        if client.transport != Transport::Udp {
+            let answer = stun_server::answer(message, client.client);
+            return answer.inspect(|answer| self.legs.send(client, answer)).is_some();
+        }
+        let answer = self.discovery.answer(message, client.client, client.server);
+        let answer = answer.inspect(|answer| {
+            let there = FiveTuple { client: answer.to, server: answer.from, transport: Transport::Udp };
+            self.answer_stranger(now, there, bytes.len(), &answer.bytes);
+        });
+        answer.is_some()
+    }
+
+    /// Sends what nobody has proven to have asked for, if the gate lets it out.
+    fn answer_stranger(&mut self, now: Now, client: FiveTuple, question: usize, answer: &[u8]) {
+        let oversized = self.gate.held().over_size;
+        if self.gate.admits(now, client.client.ip(), question, answer.len()) {
+            self.legs.send(client, answer);
+            return;
+        }
+        self.legs.note_dropped();
+        if (oversized, self.gate.held().over_size) == (0, 1) {
+            // Never by the client's doing: no client could be served until this is set right.
+            tracing::warn!(
+                question,
+                answer = answer.len(),
+                "answer too large for a stranger; is turn.realm too long?"
+            );
         }
     }
 
@@ -274,9 +308,13 @@ impl Worker {
         self.scratch = frame;
     }
 
-    fn carry_out(&mut self, now: Now) {
+    /// Does what the relay says; `heard` is the length of the datagram that made it say so.
+    fn carry_out(&mut self, now: Now, heard: usize) {
         while let Some(output) = self.relay.poll_output() {
             match output {
+                Output::Reply { client, bytes, proven: false } if client.transport == Transport::Udp => {
+                    self.answer_stranger(now, client, heard, &bytes);
+                }
                 Output::Reply { client, bytes, .. } => self.legs.send(client, &bytes),
                 Output::OpenRelay { relay, address, .. } => {
                     let opened = self.open_relay(relay, address);
