@@ -73,6 +73,8 @@ impl Config {
         server.aux_port = file.aux_port;
         server.public = file.public;
         server.workers = file.workers;
+        server.proxies = file.proxy_protocol_from;
+        file.tls.apply(&mut server.tls)?;
         file.turn.apply(&mut server.turn)?;
         file.signaling.apply(&mut server.signaling)?;
         if server.listen.is_empty() {
@@ -97,9 +99,45 @@ struct File {
     aux_port: Option<u16>,
     public: Vec<IpAddr>,
     workers: Option<usize>,
+    proxy_protocol_from: Vec<IpNet>,
+    tls: Tls,
     turn: Turn,
     signaling: Signaling,
     log: Log,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Tls {
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    name: Option<String>,
+    port: Option<u16>,
+}
+
+impl Tls {
+    fn apply(self, tls: &mut server::TlsConfig) -> Result<(), ConfigError> {
+        let value = |key, rule| ConfigError::Value { key, rule };
+        tls.certificate = match (self.certificate, self.key) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            (Some(_), None) => return Err(value("tls.key", "must be set where tls.certificate is")),
+            (None, Some(_)) => return Err(value("tls.certificate", "must be set where tls.key is")),
+        };
+        let host = |name: &String| {
+            name.parse::<IpAddr>().is_ok()
+                || !name.is_empty()
+                    && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+        };
+        if !self.name.iter().all(host) {
+            return Err(value("tls.name", "must be a host name or an address, without a port"));
+        }
+        if self.name.is_some() && tls.certificate.is_none() {
+            return Err(value("tls.name", "needs tls.certificate: no client would trust a self-signed one"));
+        }
+        (tls.name, tls.port) = (self.name, self.port);
+        Ok(())
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -248,6 +286,12 @@ mod tests {
             ("[signaling]\ntag_lifetime = 0", "signaling.tag_lifetime"),
             ("[signaling]\nnotify_from = 'nobody'", "notify_from"),
             ("listen = []", "listen"),
+            ("proxy_protocol_from = ['10.0.0.0/33']", "proxy_protocol_from"),
+            ("[tls]\ncertificate = 'a.pem'", "tls.key"),
+            ("[tls]\nkey = 'a.pem'", "tls.certificate"),
+            ("[tls]\nname = 'turn.example.org'", "tls.name"),
+            ("[tls]\ncertificate = 'a'\nkey = 'b'\nname = 'a:5349'", "tls.name"),
+            ("[tls]\nport = 70000", "port"),
         ] {
             let error = Config::parse(text).unwrap_err().to_string();
             assert!(error.contains(named), "{text}: {error}");
