@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 pub mod attr {
     #![expect(missing_docs, reason = "the names are those of the registry")]
     pub const MAPPED_ADDRESS: u16 = 0x0001;
+    pub const CHANGE_REQUEST: u16 = 0x0003;
     pub const USERNAME: u16 = 0x0006;
     pub const MESSAGE_INTEGRITY: u16 = 0x0008;
     pub const ERROR_CODE: u16 = 0x0009;
@@ -22,13 +23,28 @@ pub mod attr {
     pub const EVEN_PORT: u16 = 0x0018;
     pub const REQUESTED_TRANSPORT: u16 = 0x0019;
     pub const DONT_FRAGMENT: u16 = 0x001A;
+    pub const ACCESS_TOKEN: u16 = 0x001B;
     pub const MESSAGE_INTEGRITY_SHA256: u16 = 0x001C;
     pub const PASSWORD_ALGORITHM: u16 = 0x001D;
     pub const USERHASH: u16 = 0x001E;
     pub const XOR_MAPPED_ADDRESS: u16 = 0x0020;
     pub const RESERVATION_TOKEN: u16 = 0x0022;
-    pub const FINGERPRINT: u16 = 0x8028;
+    pub const PADDING: u16 = 0x0026;
+    pub const RESPONSE_PORT: u16 = 0x0027;
+    pub const CONNECTION_ID: u16 = 0x002A;
+    pub const ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8000;
+    pub const ADDRESS_ERROR_CODE: u16 = 0x8001;
+    pub const PASSWORD_ALGORITHMS: u16 = 0x8002;
+    pub const ALTERNATE_DOMAIN: u16 = 0x8003;
+    pub const ICMP: u16 = 0x8004;
     pub const SOFTWARE: u16 = 0x8022;
+    pub const ALTERNATE_SERVER: u16 = 0x8023;
+    pub const CACHE_TIMEOUT: u16 = 0x8027;
+    pub const FINGERPRINT: u16 = 0x8028;
+    pub const RESPONSE_ORIGIN: u16 = 0x802B;
+    pub const OTHER_ADDRESS: u16 = 0x802C;
+    pub const THIRD_PARTY_AUTHORIZATION: u16 = 0x802E;
+    pub const MOBILITY_TICKET: u16 = 0x8030;
 }
 
 /// The first type that a receiver may ignore without knowing it (RFC 8489 section 14).

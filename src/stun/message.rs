@@ -35,6 +35,12 @@ impl Method {
     pub const CREATE_PERMISSION: Self = Self(0x008);
     /// ChannelBind (RFC 8656).
     pub const CHANNEL_BIND: Self = Self(0x009);
+    /// Connect (RFC 6062).
+    pub const CONNECT: Self = Self(0x00A);
+    /// ConnectionBind (RFC 6062), on the new connection.
+    pub const CONNECTION_BIND: Self = Self(0x00B);
+    /// ConnectionAttempt (RFC 6062), an indication to the client.
+    pub const CONNECTION_ATTEMPT: Self = Self(0x00C);
 }
 
 /// Bytes 4–19 of a message: the magic cookie and the 96-bit transaction id, or the 128-bit id of a classic message
