@@ -103,7 +103,7 @@ impl<'a> Attributes<'a> {
         let transaction = self.transaction;
         self.iter()
             .filter(move |(k, _)| *k == kind)
-            .map(move |(_, value)| read_xor_address(value, &transaction))
+            .map(move |(_, value)| read_address(value, mask(&transaction)))
     }
 
     /// Returns the first XOR address of type `kind`.
@@ -112,6 +112,14 @@ impl<'a> Attributes<'a> {
     /// [`AddressError`] when it is there and cannot be read.
     pub fn xor_address(&self, kind: u16) -> Result<Option<SocketAddr>, AddressError> {
         self.xor_addresses(kind).next().transpose()
+    }
+
+    /// Returns the first address of type `kind` that is written as it is, such as ALTERNATE-SERVER.
+    ///
+    /// # Errors
+    /// [`AddressError`] when it is there and cannot be read.
+    pub fn plain_address(&self, kind: u16) -> Result<Option<SocketAddr>, AddressError> {
+        self.get(kind).map(|value| read_address(value, [0; 16])).transpose()
     }
 
     /// Returns the code of ERROR-CODE.
@@ -156,8 +164,7 @@ pub(super) fn write_address(
     }
 }
 
-fn read_xor_address(value: &[u8], transaction: &TransactionId) -> Result<SocketAddr, AddressError> {
-    let mask = mask(transaction);
+fn read_address(value: &[u8], mask: [u8; 16]) -> Result<SocketAddr, AddressError> {
     let &[_, family, p0, p1, ref address @ ..] = value else { return Err(AddressError) };
     let port = u16::from_be_bytes([p0 ^ mask[0], p1 ^ mask[1]]);
     let ip = match family {
