@@ -362,6 +362,7 @@ fn shared(config: &Config, own: &[IpAddr], relay: &[RelayAddress], state: &State
         own_ports: vec![doors.port, doors.aux_port],
     };
     Shared {
+        alternates: Arc::default(),
         authority: Arc::new(Authority::new(&turn.realm, credentials, &state.derive("nonces"))),
         policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
         ports,

@@ -253,6 +253,7 @@ impl Worker {
                     }
                     self.relay.handle_relay_opened(now, id, opened.is_ok());
                 }
+                Output::LookUp { question } => self.relay.handle_lookup_done(now, &question, false),
                 Output::CloseRelay { id } => drop(self.relay_sockets.remove(&id)),
             }
         }

@@ -149,6 +149,12 @@ impl<'a> Message<'a> {
         Ok(message)
     }
 
+    /// Returns the whole message.
+    #[must_use]
+    pub fn as_bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// Returns the class.
     #[must_use]
     pub fn class(&self) -> Class {

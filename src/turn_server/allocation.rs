@@ -1,5 +1,6 @@
 //! One allocation: its permissions and channels, and when each of them ends.
 
+use super::auth::Tenancy;
 use super::policy::PeerAddr;
 use super::ports::PortLease;
 use super::quota::Ticket;
@@ -57,6 +58,8 @@ pub struct FiveTuple {
 pub(super) struct Allocation {
     pub(super) client: FiveTuple,
     pub(super) user: Arc<str>,
+    /// The credentials that made it, or refreshed it last.
+    pub(super) tenancy: Tenancy,
     pub(super) relayed: PortLease,
     pub(super) expires: Instant,
     /// The Allocate that made it, and its answer once there is one: a retransmission gets the same answer again.
@@ -86,7 +89,7 @@ pub(super) enum PeerRefusal {
 #[derive(Debug)]
 pub(super) struct Applicant {
     pub(super) client: FiveTuple,
-    pub(super) user: Arc<str>,
+    pub(super) tenancy: Tenancy,
     pub(super) transaction: TransactionId,
     pub(super) ticket: Ticket,
 }
@@ -95,7 +98,8 @@ impl Allocation {
     pub(super) fn new(applicant: Applicant, relayed: PortLease, expires: Instant) -> Self {
         Self {
             client: applicant.client,
-            user: applicant.user,
+            user: Arc::clone(&applicant.tenancy.user),
+            tenancy: applicant.tenancy,
             relayed,
             expires,
             origin: (applicant.transaction, None),

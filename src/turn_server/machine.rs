@@ -4,7 +4,8 @@
 //! [`Relay::handle_client`] and [`Relay::handle_peer`], with the payload still borrowed from the caller's buffer.
 
 use super::allocation::{Allocation, FiveTuple};
-use super::auth::Authority;
+use super::alternate::Alternates;
+use super::auth::{Authority, Parking, Question};
 use super::policy::{PeerAddr, PeerPolicy};
 use super::ports::RelayPorts;
 use super::quota::Quota;
@@ -34,6 +35,8 @@ const MAX_OPEN_ATTEMPTS: u8 = 16;
 pub struct Shared {
     /// Checks credentials.
     pub authority: Arc<Authority>,
+    /// Sends clients elsewhere.
+    pub alternates: Arc<Alternates>,
     /// Checks peers.
     pub policy: Arc<PeerPolicy>,
     /// Gives out relay ports.
@@ -76,6 +79,11 @@ pub enum Output {
         id: AllocationId,
         /// The local address.
         address: SocketAddr,
+    },
+    /// Ask others about a user and say how that went with [`Relay::handle_lookup_done`].
+    LookUp {
+        /// What to ask.
+        question: Arc<Question>,
     },
     /// Close the allocation's socket.
     CloseRelay {
@@ -136,6 +144,7 @@ pub struct Relay {
     pub(super) deadlines: Deadlines<AllocationId>,
     pub(super) outputs: VecDeque<Output>,
     pub(super) counters: Counters,
+    pub(super) parking: Parking,
 }
 
 /// An allocation whose socket is not there yet.
@@ -163,6 +172,7 @@ impl Relay {
             deadlines: Deadlines::default(),
             outputs: VecDeque::new(),
             counters: Counters::default(),
+            parking: Parking::default(),
         }
     }
 
@@ -257,6 +267,7 @@ impl Relay {
 
     /// Ends the allocation of a client whose stream has closed.
     pub fn handle_client_gone(&mut self, client: FiveTuple) {
+        self.parking.forget(client);
         if let Some(id) = self.clients.get(&client).copied() {
             self.end(id, "the client's connection closed");
         }

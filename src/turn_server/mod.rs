@@ -3,7 +3,9 @@
 //! [`machine::Relay`] is the brain: clients' and peers' bytes in, what to forward as the return value, control through
 //! `poll_output`.
 
+mod admission;
 mod allocation;
+pub mod alternate;
 pub mod auth;
 pub mod machine;
 pub mod policy;

@@ -1,7 +1,7 @@
 //! The relay's answers to authenticated requests, in the order of the RFC's own numbered checks.
 
 use super::allocation::{Allocation, Applicant, FiveTuple, PeerRefusal};
-use super::auth::{Authenticated, Refusal};
+use super::auth::{Authenticated, Tenancy};
 use super::machine::{AllocationId, Opening, Output, Relay, seconds};
 use super::policy::PeerAddr;
 use super::ports::PortLease;
@@ -21,12 +21,15 @@ const DEFAULT_LIFETIME: Duration = Duration::from_secs(600);
 /// REQUESTED-TRANSPORT's number of UDP.
 const UDP: u8 = 17;
 /// Comprehension-required attributes understood in requests.
-const KNOWN_IN_REQUESTS: [u16; 12] = [
+const KNOWN_IN_REQUESTS: [u16; 15] = [
     attr::EVEN_PORT,
     attr::RESERVATION_TOKEN,
     attr::USERNAME,
     attr::REALM,
     attr::NONCE,
+    attr::USERHASH,
+    attr::PASSWORD_ALGORITHM,
+    attr::ACCESS_TOKEN,
     attr::LIFETIME,
     attr::REQUESTED_TRANSPORT,
     attr::REQUESTED_ADDRESS_FAMILY,
@@ -40,6 +43,9 @@ const KNOWN_IN_REQUESTS: [u16; 12] = [
 struct Request<'a> {
     client: FiveTuple,
     user: Arc<str>,
+    tenancy: Tenancy,
+    /// The longest lifetime that the credentials allow.
+    lifetime_cap: Option<Duration>,
     attributes: Attributes<'a>,
     reply: Reply,
 }
@@ -56,25 +62,16 @@ impl Relay {
                 return;
             }
         };
-        let reply = Reply::to(message);
-        let authenticated = match self.shared.authority.check(now, client.client, message) {
-            Ok(authenticated) => authenticated,
-            Err(refusal) => {
-                self.counters.unauthorized += u64::from(refusal != Refusal::Malformed);
-                let nonce = self.shared.authority.nonce(now, client.client);
-                let bytes = reply.refusal(refusal, self.shared.authority.realm(), &nonce);
-                self.outputs.push_back(Output::Reply { client, bytes, proven: false });
-                return;
-            }
-        };
+        let Some(authenticated) = self.authenticate(now, client, message) else { return };
+        let (tenancy, lifetime_cap) = (authenticated.tenancy(), authenticated.lifetime_cap);
         let Authenticated { user, key, attributes, .. } = authenticated;
-        let reply = reply.signed(key);
+        let reply = Reply::to(message).signed(key);
         let unknown = attributes.unknown(&KNOWN_IN_REQUESTS);
         if !unknown.is_empty() {
             tracing::debug!(?unknown, "unknown attributes");
             return self.answer(client, reply.unknown_attributes(&unknown));
         }
-        let request = Request { client, user, attributes, reply };
+        let request = Request { client, user, tenancy, lifetime_cap, attributes, reply };
         if let Err(fault) = handler(self, now, &request) {
             tracing::debug!(method = ?message.method(), ?fault, "refused");
             self.answer(client, request.reply.error(fault));
@@ -116,10 +113,10 @@ impl Relay {
             Exhausted::Total => Fault::InsufficientCapacity,
         })?;
         let (lease, reserved) = self.lease(now, request, address.local)?;
-        let lifetime = self.granted(request.attributes.u32(attr::LIFETIME));
+        let lifetime = self.granted(request, request.attributes.u32(attr::LIFETIME));
         let applicant = Applicant {
             client: request.client,
-            user: Arc::clone(&request.user),
+            tenancy: request.tenancy.clone(),
             transaction: request.reply.transaction(),
             ticket,
         };
@@ -147,11 +144,12 @@ impl Relay {
         }
         let lifetime = match request.attributes.u32(attr::LIFETIME) {
             Some(0) => Duration::ZERO,
-            asked => self.granted(asked),
+            asked => self.granted(request, asked),
         };
         if lifetime.is_zero() {
             self.end(id, "refreshed to zero");
         } else {
+            self.allocations[id].tenancy = request.tenancy.clone();
             self.allocations[id].expires = now.mono + lifetime;
             self.deadlines.set(id, now.mono + lifetime);
         }
@@ -263,9 +261,10 @@ impl Relay {
         }
     }
 
-    /// Grants what was asked for, between the default and the configured maximum.
-    fn granted(&self, asked: Option<u32>) -> Duration {
+    /// Grants what was asked for, between the default and the configured maximum, and no more than the credentials allow.
+    fn granted(&self, request: &Request<'_>, asked: Option<u32>) -> Duration {
         let asked = Duration::from_secs(asked.unwrap_or_default().into());
-        asked.max(DEFAULT_LIFETIME).min(self.shared.max_lifetime)
+        let granted = asked.max(DEFAULT_LIFETIME).min(self.shared.max_lifetime);
+        granted.min(request.lifetime_cap.unwrap_or(granted))
     }
 }

@@ -39,6 +39,7 @@ fn shared(per_user: u32, ports: std::ops::RangeInclusive<u16>) -> Shared {
         PolicyConfig { own_addresses: addresses.clone(), own_ports: vec![3478], ..Default::default() };
     Shared {
         authority: Arc::new(Authority::new("r", Credentials { users, rest: None }, &[5; 32])),
+        alternates: Arc::default(),
         policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
         ports,
         reservations: Arc::default(),
@@ -82,6 +83,7 @@ impl World {
                     self.relay.handle_relay_opened(self.now, id, opened);
                 }
                 Output::CloseRelay { id } => drop(self.sockets.remove(&id)),
+                Output::LookUp { .. } => unreachable!("nobody else is asked here"),
             }
         }
         replies
@@ -102,7 +104,7 @@ impl World {
     }
 
     fn signed(&mut self, client: FiveTuple, user: &str, builder: Builder) -> Vec<u8> {
-        let nonce = self.shared.authority.nonce(self.now, client.client);
+        let nonce = self.shared.authority.challenge(self.now, &client).nonce;
         let key = Key::from_bytes(&long_term_digest(user, "r", "pw"));
         builder
             .attribute(attr::USERNAME, user.as_bytes())
