@@ -1,5 +1,8 @@
 //! Composition: owns the workers, the listeners and signalling; one shutdown, and the first failure stops all.
 
+mod auth;
+mod auth_hook;
+mod credentials_file;
 mod doors;
 mod inbox;
 mod legs;
@@ -12,12 +15,15 @@ use crate::net::interfaces;
 use crate::net::time;
 use crate::signaling::{self, AccessKey, IceServers};
 use crate::state::State;
-use crate::stun::long_term_digest;
-use crate::turn_server::auth::{Authority, Credentials, RestSecret};
+use crate::turn_server::alternate::Alternates;
+use crate::turn_server::auth::{Authority, RestSecret};
 use crate::turn_server::machine::{Relay, RelayAddress, Shared};
 use crate::turn_server::policy::{PeerPolicy, PolicyConfig};
 use crate::turn_server::ports::RelayPorts;
 use crate::turn_server::quota::Quota;
+pub use auth::{AuthConfig, OauthConfig, RealmConfig, StaticUser};
+pub use auth_hook::HookConfig;
+pub use credentials_file::CredentialsFileError;
 use doors::Doors;
 use inbox::{Inbox, ToWorker};
 use ipnet::IpNet;
@@ -55,6 +61,8 @@ pub struct Config {
     pub workers: Option<usize>,
     /// The relay.
     pub turn: TurnConfig,
+    /// Where credentials come from.
+    pub auth: AuthConfig,
     /// Signalling; its keys, ICE servers and second port are filled in by the server.
     pub signaling: signaling::Config,
 }
@@ -64,10 +72,14 @@ pub struct Config {
 pub struct TurnConfig {
     /// Realm of the long-term credentials; default `ginnel`.
     pub realm: String,
-    /// Static users and their passwords; default none.
-    pub users: HashMap<String, String>,
+    /// Static users of the default realm; default none.
+    pub users: HashMap<String, StaticUser>,
     /// Secret of time-limited credentials; default one derived from the state folder's.
     pub rest_secret: Option<Vec<u8>>,
+    /// Servers that new clients are sent to, one of their own family; default none: they are served here.
+    pub alternate_server: Vec<SocketAddr>,
+    /// The name that those servers' certificates have; default none.
+    pub alternate_domain: Option<String>,
     /// Ports of relayed addresses; default 49152–65535.
     pub relay_ports: RangeInclusive<u16>,
     /// Local addresses of relay sockets, one a family; default the farthest-reaching ones.
@@ -95,6 +107,7 @@ impl Default for Config {
             public: Vec::new(),
             workers: None,
             turn: TurnConfig::default(),
+            auth: AuthConfig::default(),
             signaling: signaling::Config::default(),
         }
     }
@@ -106,6 +119,8 @@ impl Default for TurnConfig {
             realm: "ginnel".to_owned(),
             users: HashMap::new(),
             rest_secret: None,
+            alternate_server: Vec::new(),
+            alternate_domain: None,
             relay_ports: 49_152..=65_535,
             relay_addresses: Vec::new(),
             max_lifetime: Duration::from_secs(3600),
@@ -138,6 +153,9 @@ pub enum ServerError {
     /// The system refused something else.
     #[error("{0}")]
     System(#[from] io::Error),
+    /// A credentials file cannot be used.
+    #[error("{0}")]
+    CredentialsFile(CredentialsFileError),
     /// A worker thread has ended.
     #[error("worker {index} stopped: {reason}")]
     Worker {
@@ -197,7 +215,8 @@ impl Server {
         let relay = relay_addresses(&config, &own)?;
         let doors = Doors::open(&config, worker_count).await?;
         let advertised = advertised(&config, &own, doors.port);
-        let ice = ice_servers(&config.turn, &advertised, rest_secret(&config.turn, state));
+        let (secret, _) = config.auth.secrets(&config.turn, state);
+        let ice = ice_servers(&config.turn, &advertised, secret);
         let mut signaling_config = config.signaling.clone();
         signaling_config.access_keys.push(AccessKey::new(&state.access_key));
         signaling_config.ice_servers = ice.clone();
@@ -205,7 +224,9 @@ impl Server {
             advertised.first().map(|a| SocketAddr::new(a.ip(), doors.aux_port).to_string());
         let mut seeds = ChaCha20Rng::from_os_rng();
         let signaling = signaling::start(signaling_config, doors.sockets()?, seed(&mut seeds));
-        let shared = shared(&config, &own, &relay, state, &doors);
+        let (authority, files) = auth::authority(&config.turn, &config.auth, state)?;
+        let (hook, lookups) = auth_hook::open(config.auth.hook.clone())?;
+        let shared = shared(&config, &own, &relay, Arc::clone(&authority), &doors);
         let facts = Facts {
             listen: doors.listen.clone(),
             aux_port: doors.aux_port,
@@ -220,7 +241,8 @@ impl Server {
         let (mut workers, mut inboxes) = (Vec::new(), Vec::new());
         for (index, doors) in doors.per_worker.into_iter().enumerate() {
             let relay = Relay::new(shared.clone(), ChaCha20Rng::from_seed(seed(&mut seeds)));
-            let parts = Parts { doors, relay, signaling: signaling.handle(), dropped: Arc::clone(&dropped) };
+            let (signaling, lookups) = (signaling.handle(), lookups.of(index));
+            let parts = Parts { doors, relay, signaling, lookups, dropped: Arc::clone(&dropped) };
             let (worker, inbox) = Worker::new(parts)?;
             inboxes.push(inbox);
             workers.push(spawn(index, worker, failed.clone())?);
@@ -232,6 +254,10 @@ impl Server {
             room: Arc::new(Semaphore::new(MAX_STREAMS)),
         };
         let mut listeners = JoinSet::new();
+        listeners.spawn(files.watch(Arc::clone(&authority)));
+        if let Some(hook) = hook {
+            listeners.spawn(hook.run(authority, Arc::clone(&inboxes)));
+        }
         for listener in doors.tcp {
             listeners.spawn(door.clone().serve(listener));
         }
@@ -277,6 +303,15 @@ impl Server {
     }
 }
 
+/// Returns what clients of a server with this configuration are told to use, without starting one.
+///
+/// # Errors
+/// The system does not tell this host's addresses.
+pub fn ice_offer(config: &Config, state: &State) -> io::Result<IceServers> {
+    let advertised = advertised(config, &interfaces::addresses()?, config.port);
+    Ok(ice_servers(&config.turn, &advertised, config.auth.secrets(&config.turn, state).0))
+}
+
 fn spawn(
     index: usize,
     worker: Worker,
@@ -294,13 +329,6 @@ fn seed(seeds: &mut ChaCha20Rng) -> [u8; 32] {
     let mut seed = [0; 32];
     seeds.fill_bytes(&mut seed);
     seed
-}
-
-fn rest_secret(turn: &TurnConfig, state: &State) -> RestSecret {
-    match &turn.rest_secret {
-        Some(secret) => RestSecret::new(secret),
-        None => RestSecret::new(&state.derive("turn credentials")),
-    }
 }
 
 /// Chooses one relay address a family: the configured one, else the one listened on, else the farthest-reaching.
@@ -347,12 +375,14 @@ fn ice_servers(turn: &TurnConfig, advertised: &[SocketAddr], secret: RestSecret)
     }
 }
 
-fn shared(config: &Config, own: &[IpAddr], relay: &[RelayAddress], state: &State, doors: &Doors) -> Shared {
+fn shared(
+    config: &Config,
+    own: &[IpAddr],
+    relay: &[RelayAddress],
+    authority: Arc<Authority>,
+    doors: &Doors,
+) -> Shared {
     let turn = &config.turn;
-    let digest =
-        |(user, password): (&String, &String)| (user.clone(), long_term_digest(user, &turn.realm, password));
-    let credentials =
-        Credentials { users: turn.users.iter().map(digest).collect(), rest: Some(rest_secret(turn, state)) };
     let locals: Vec<IpAddr> = relay.iter().map(|address| address.local).collect();
     let ports = Arc::new(RelayPorts::new(&locals, turn.relay_ports.clone()));
     let policy = PolicyConfig {
@@ -362,8 +392,8 @@ fn shared(config: &Config, own: &[IpAddr], relay: &[RelayAddress], state: &State
         own_ports: vec![doors.port, doors.aux_port],
     };
     Shared {
-        alternates: Arc::default(),
-        authority: Arc::new(Authority::new(&turn.realm, credentials, &state.derive("nonces"))),
+        authority,
+        alternates: Arc::new(Alternates::new(turn.alternate_server.clone(), turn.alternate_domain.clone())),
         policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
         ports,
         reservations: Arc::default(),

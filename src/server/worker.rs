@@ -4,6 +4,7 @@
 //! something, carry out what the relay says, begin again. A socket with more to give than one batch waits for its next turn, so
 //! that no peer can starve the others.
 
+use super::auth_hook::Lookups;
 use super::inbox::{Inbox, ToWorker};
 use super::legs::Legs;
 use crate::clock::Now;
@@ -55,6 +56,7 @@ pub(super) struct Parts {
     pub(super) doors: Vec<DoorSocket>,
     pub(super) relay: Relay,
     pub(super) signaling: Handle,
+    pub(super) lookups: Lookups,
     pub(super) dropped: Arc<AtomicU64>,
 }
 
@@ -67,6 +69,7 @@ pub(super) struct Worker {
     relay: Relay,
     relay_sockets: HashMap<AllocationId, UdpPort>,
     signaling: Handle,
+    lookups: Lookups,
     ready: VecDeque<Token>,
     scratch: Vec<u8>,
 }
@@ -86,6 +89,7 @@ impl Worker {
             relay: parts.relay,
             relay_sockets: HashMap::new(),
             signaling: parts.signaling,
+            lookups: parts.lookups,
             ready: VecDeque::new(),
             scratch: Vec::new(),
         };
@@ -138,6 +142,9 @@ impl Worker {
                 ToWorker::Gone { client } => {
                     self.legs.streams.remove(&client);
                     self.relay.handle_client_gone(client);
+                }
+                ToWorker::LookedUp { question, answered } => {
+                    self.relay.handle_lookup_done(now, &question, answered);
                 }
                 ToWorker::Stop => return Turn::Stop,
             }
@@ -253,7 +260,11 @@ impl Worker {
                     }
                     self.relay.handle_relay_opened(now, id, opened.is_ok());
                 }
-                Output::LookUp { question } => self.relay.handle_lookup_done(now, &question, false),
+                Output::LookUp { question } => {
+                    if !self.lookups.ask(Arc::clone(&question)) {
+                        self.relay.handle_lookup_done(now, &question, false);
+                    }
+                }
                 Output::CloseRelay { id } => drop(self.relay_sockets.remove(&id)),
             }
         }
