@@ -8,9 +8,11 @@ mod dtls;
 mod inbox;
 mod legs;
 mod limits;
+mod neighbours;
 mod page;
 mod self_test;
 mod stream;
+mod tcp_relay;
 mod websocket;
 mod worker;
 
@@ -39,6 +41,7 @@ use dtls::{Dtls, Identity};
 use inbox::{Inbox, ToWorker};
 use ipnet::IpNet;
 pub use limits::LimitsConfig;
+use neighbours::{Inboxes, Neighbours};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 pub use self_test::SelfTest;
@@ -53,6 +56,7 @@ use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::Duration;
 use stream::{Admits, StreamDoor};
+use tcp_relay::PeerStreams;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use worker::{Parts, Worker};
@@ -317,6 +321,7 @@ impl Server {
         let dropped = Arc::new(AtomicU64::new(0));
         let (failed, failures) = mpsc::unbounded_channel();
         let (mut workers, mut inboxes) = (Vec::new(), Vec::new());
+        let (all_inboxes, peer_streams) = (Inboxes::default(), PeerStreams::default());
         let discovery = doors.discovery(&config);
         let elsewhere =
             (0..worker_count).map(|index| doors.elsewhere(index)).collect::<io::Result<Vec<_>>>()?;
@@ -336,6 +341,8 @@ impl Server {
                 ),
                 signaling: signaling.handle(),
                 lookups: lookups.of(index),
+                neighbours: Neighbours::new(index as u16, Arc::clone(&all_inboxes)),
+                peer_streams: peer_streams.clone(),
                 dropped: Arc::clone(&dropped),
             };
             let (worker, inbox) = Worker::new(parts)?;
@@ -343,6 +350,7 @@ impl Server {
             workers.push(spawn(index, worker, failed.clone())?);
         }
         let inboxes: Arc<[Inbox]> = inboxes.into();
+        let _ = all_inboxes.set(Arc::clone(&inboxes));
         let door = StreamDoor {
             workers: Arc::clone(&inboxes),
             router: signaling.handle().router().merge(page::router()).merge(websocket::router()),

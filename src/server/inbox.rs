@@ -1,10 +1,13 @@
 //! How tokio's side reaches a worker thread: a bounded queue and a wake-up.
 
-use crate::turn_server::FiveTuple;
+use super::tcp_relay::Joint;
 use crate::turn_server::auth::Question;
+use crate::turn_server::{ConnectionId, FiveTuple, RelayId};
 use bytes::Bytes;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
 /// Frames that wait for a worker; a stream that fills the queue is not read from until there is room.
@@ -16,15 +19,38 @@ const REPLY_QUEUE: usize = 256;
 #[derive(Debug)]
 pub(super) enum ToWorker {
     /// A stream client is there; its replies go to this queue.
-    Opened { client: FiveTuple, link: u64, replies: mpsc::Sender<Bytes> },
+    Opened { client: FiveTuple, link: u64, replies: mpsc::Sender<ToStream> },
     /// One whole frame from a stream.
     Frame { client: FiveTuple, bytes: Bytes },
     /// The stream has closed.
     Gone { client: FiveTuple, link: u64 },
     /// A user was looked up, or could not be.
     LookedUp { question: Arc<Question>, answered: bool },
+    /// A client who belongs to this worker has sent a frame to another one, `host`.
+    Guest { client: FiveTuple, host: u16, bytes: Bytes },
+    /// Such a client's connection has ended.
+    GuestGone { client: FiveTuple },
+    /// A frame for a client who arrives at this worker and belongs to another one.
+    Back { client: FiveTuple, bytes: Bytes },
+    /// Such a client has left his allocation.
+    Left { client: FiveTuple },
+    /// A peer has connected to a relayed address.
+    Accepted { relay: RelayId, peer: SocketAddr, stream: TcpStream },
+    /// A peer has accepted a connection, or has not.
+    Connected { connection: ConnectionId, well: bool },
+    /// A peer's connection and the client's have ended.
+    ConnectionClosed { connection: ConnectionId },
     /// End the thread.
     Stop,
+}
+
+/// What a stream client's task is told.
+#[derive(Debug)]
+pub(super) enum ToStream {
+    /// Send a frame.
+    Frame(Bytes),
+    /// Become the client's end of a connection to a peer.
+    Join(Box<Joint>),
 }
 
 /// The sending side of one worker's queue.
@@ -45,9 +71,14 @@ impl Inbox {
         self.queue.send(message).await.is_ok() && self.waker.wake().is_ok()
     }
 
+    /// Queues `message` if there is room, from another worker's thread.
+    pub(super) fn try_send(&self, message: ToWorker) -> bool {
+        self.queue.try_send(message).is_ok() && self.waker.wake().is_ok()
+    }
+
     /// Announces a stream client; `None` when the worker has ended. The queue of its replies closes when the worker has no more
     /// use for the stream.
-    pub(super) async fn open(&self, client: FiveTuple) -> Option<(Link, mpsc::Receiver<Bytes>)> {
+    pub(super) async fn open(&self, client: FiveTuple) -> Option<(Link, mpsc::Receiver<ToStream>)> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let (replies, queue) = mpsc::channel(REPLY_QUEUE);
         let link = Link { client, number: NEXT.fetch_add(1, Ordering::Relaxed), worker: self.clone() };

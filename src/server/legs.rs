@@ -1,6 +1,9 @@
 //! The way back to a client: through the door it came in by, whatever its transport.
 
 use super::dtls::Dtls;
+use super::inbox::ToStream;
+use super::neighbours::Neighbours;
+use super::tcp_relay::Joint;
 use super::worker::DoorSocket;
 use crate::ids::Pii;
 use crate::net::udp::{Transmit, UdpPort};
@@ -21,8 +24,9 @@ pub(super) struct Legs {
     /// Handles on other workers' doors, to send by.
     elsewhere: Vec<UdpPort>,
     /// Each with the number of its link.
-    pub(super) streams: HashMap<FiveTuple, (u64, mpsc::Sender<Bytes>)>,
+    pub(super) streams: HashMap<FiveTuple, (u64, mpsc::Sender<ToStream>)>,
     pub(super) dtls: Dtls,
+    pub(super) neighbours: Neighbours,
     dropped: Arc<AtomicU64>,
 }
 
@@ -31,9 +35,10 @@ impl Legs {
         doors: Vec<DoorSocket>,
         elsewhere: Vec<UdpPort>,
         dtls: Dtls,
+        neighbours: Neighbours,
         dropped: Arc<AtomicU64>,
     ) -> Self {
-        Self { doors, elsewhere, streams: HashMap::new(), dtls, dropped }
+        Self { doors, elsewhere, streams: HashMap::new(), dtls, neighbours, dropped }
     }
 
     /// Sends `bytes`, one whole frame, to `client`.
@@ -43,6 +48,14 @@ impl Legs {
 
     /// The same for relayed data, whose IP header passes something on where the client is reached by datagrams.
     pub(super) fn send_marked(&mut self, client: FiveTuple, marks: Marks, bytes: &[u8]) {
+        if client.transport != Transport::Udp
+            && let Some(passed) = self.neighbours.answer(client, bytes)
+        {
+            if !passed {
+                self.note_dropped();
+            }
+            return;
+        }
         match client.transport {
             Transport::Udp => self.send_datagram(client, marks, bytes),
             // It leaves as what the sessions put out.
@@ -56,7 +69,7 @@ impl Legs {
                 let queued = self
                     .streams
                     .get(&client)
-                    .map(|(_, replies)| replies.try_send(Bytes::copy_from_slice(bytes)));
+                    .map(|(_, replies)| replies.try_send(ToStream::Frame(Bytes::copy_from_slice(bytes))));
                 if !matches!(queued, Some(Ok(()))) {
                     self.note_dropped();
                 }
@@ -72,6 +85,16 @@ impl Legs {
         let ttl = (marks.ttl > 0).then_some(marks.ttl);
         let sent = port.send(&Transmit { source, ttl, tos: marks.tos, ..Transmit::to(client.client, bytes) });
         self.note_sent(sent, client.client);
+    }
+
+    /// Hands a peer's stream to the client's connection that is to be joined with it; both end if either is gone.
+    pub(super) fn join(&self, client: FiveTuple, joint: Option<Box<Joint>>) {
+        let stream = self.streams.get(&client);
+        let joined =
+            joint.zip(stream).map(|(joint, (_, replies))| replies.try_send(ToStream::Join(joint)).is_ok());
+        if joined != Some(true) {
+            self.note_dropped();
+        }
     }
 
     /// Returns the socket that receives what is sent to `here`.

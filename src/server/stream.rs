@@ -1,7 +1,8 @@
 //! TCP: accept, take off what a proxy put in front, sniff, and give each stream to the protocol it speaks; inside TLS the same
 //! again.
 
-use super::inbox::{Inbox, Link};
+use super::inbox::{Inbox, Link, ToStream};
+use super::tcp_relay::Joint;
 use super::websocket::Origin;
 use crate::net::connections::Connections;
 use crate::net::demux::{self, StreamKind};
@@ -211,27 +212,38 @@ async fn goodbye(stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
 }
 
 /// Carries frames between one stream and its worker until either ends.
-async fn turn<S: AsyncRead + AsyncWrite>(stream: S, client: FiveTuple, worker: &Inbox) -> io::Result<()> {
-    let (reader, mut writer) = tokio::io::split(stream);
+async fn turn<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    client: FiveTuple,
+    worker: &Inbox,
+) -> io::Result<()> {
+    let (mut reader, mut writer) = tokio::io::split(stream);
     let Some((link, queue)) = worker.open(client).await else { return Ok(()) };
+    let mut buffer = BytesMut::new();
     let ended = tokio::select! {
-        ended = read_frames(reader, &link) => ended,
+        ended = read_frames(&mut reader, &mut buffer, &link) => ended.map(|()| None),
         ended = write_replies(&mut writer, queue) => ended,
     };
     link.close().await;
-    ended.and(goodbye(&mut writer).await)
+    match ended {
+        Ok(Some(joint)) => joint.run(reader.unsplit(writer), buffer).await,
+        ended => ended.map(drop).and(goodbye(&mut writer).await),
+    }
 }
 
-async fn read_frames(mut reader: impl AsyncRead + Unpin, link: &Link) -> io::Result<()> {
-    let mut buffer = BytesMut::new();
+async fn read_frames(
+    reader: &mut (impl AsyncRead + Unpin),
+    buffer: &mut BytesMut,
+    link: &Link,
+) -> io::Result<()> {
     loop {
-        while let Some(bytes) = next_frame(&mut buffer)? {
+        while let Some(bytes) = next_frame(buffer)? {
             if !link.hear(bytes).await {
                 return Ok(());
             }
         }
         buffer.reserve(READ_ROOM);
-        if timeout(IDLE_TIME, reader.read_buf(&mut buffer)).await?? == 0 {
+        if timeout(IDLE_TIME, reader.read_buf(buffer)).await?? == 0 {
             return Ok(());
         }
     }
@@ -243,11 +255,16 @@ fn next_frame(buffer: &mut BytesMut) -> io::Result<Option<Bytes>> {
     Ok(frame.filter(|len| *len <= buffer.len()).map(|len| buffer.split_to(len).freeze()))
 }
 
+/// Writes frames until the worker has no more use for the stream, or wants it to carry a peer's bytes.
 async fn write_replies(
     writer: &mut (impl AsyncWrite + Unpin),
-    mut queue: mpsc::Receiver<Bytes>,
-) -> io::Result<()> {
-    while let Some(bytes) = queue.recv().await {
+    mut queue: mpsc::Receiver<ToStream>,
+) -> io::Result<Option<Box<Joint>>> {
+    while let Some(told) = queue.recv().await {
+        let bytes = match told {
+            ToStream::Frame(bytes) => bytes,
+            ToStream::Join(joint) => return Ok(Some(joint)),
+        };
         // TLS keeps what it could not send until it is flushed.
         let sent = async {
             writer.write_all(&bytes).await?;
@@ -255,7 +272,7 @@ async fn write_replies(
         };
         timeout(WRITE_TIME, sent).await??;
     }
-    Ok(())
+    Ok(None)
 }
 
 #[cfg(test)]

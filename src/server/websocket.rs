@@ -1,6 +1,6 @@
 //! TURN over WebSocket: `GET /turn`; one binary message is one frame (`docs/wire/turn-websocket.md`).
 
-use super::inbox::{Inbox, Link};
+use super::inbox::{Inbox, Link, ToStream};
 use crate::turn_server::FiveTuple;
 use crate::turn_server::wire::{CHANNEL_HEADER_LEN, frame_len};
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
@@ -53,7 +53,7 @@ async fn serve(mut socket: WebSocket, origin: Origin) {
 }
 
 /// Carries frames both ways until either side ends it; returns the code to close with, where a close is still due.
-async fn carry(socket: &mut WebSocket, link: &Link, mut replies: mpsc::Receiver<Bytes>) -> Option<u16> {
+async fn carry(socket: &mut WebSocket, link: &Link, mut replies: mpsc::Receiver<ToStream>) -> Option<u16> {
     let mut ping = interval(PING);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut silent = 0;
@@ -76,8 +76,8 @@ async fn carry(socket: &mut WebSocket, link: &Link, mut replies: mpsc::Receiver<
                 }
             }
             reply = replies.recv() => match reply {
-                Some(bytes) => Message::Binary(bytes),
-                None => return Some(close_code::AWAY),
+                Some(ToStream::Frame(bytes)) => Message::Binary(bytes),
+                Some(ToStream::Join(_)) | None => return Some(close_code::AWAY),
             },
             _ = ping.tick() => {
                 if PING * silent >= IDLE {

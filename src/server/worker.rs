@@ -8,6 +8,8 @@ use super::auth_hook::Lookups;
 use super::dtls::{self, Dtls};
 use super::inbox::{Inbox, ToWorker};
 use super::legs::Legs;
+use super::neighbours::Neighbours;
+use super::tcp_relay::{PeerStreams, TcpRelay};
 use crate::clock::Now;
 use crate::net::demux::{self, DatagramKind};
 use crate::net::gate::Gate;
@@ -67,6 +69,8 @@ pub(super) struct Parts {
     pub(super) dtls: Dtls,
     pub(super) signaling: Handle,
     pub(super) lookups: Lookups,
+    pub(super) neighbours: Neighbours,
+    pub(super) peer_streams: PeerStreams,
     pub(super) dropped: Arc<AtomicU64>,
 }
 
@@ -82,6 +86,7 @@ pub(super) struct Worker {
     gate: Gate,
     signaling: Handle,
     lookups: Lookups,
+    tcp: TcpRelay,
     ready: VecDeque<Token>,
     scratch: Vec<u8>,
 }
@@ -97,13 +102,14 @@ impl Worker {
         let worker = Self {
             poll,
             inbox: receiver,
-            legs: Legs::new(parts.doors, parts.elsewhere, parts.dtls, parts.dropped),
+            legs: Legs::new(parts.doors, parts.elsewhere, parts.dtls, parts.neighbours, parts.dropped),
             relay: parts.relay,
             relay_sockets: HashMap::new(),
             discovery: parts.discovery,
             gate: parts.gate,
             signaling: parts.signaling,
             lookups: parts.lookups,
+            tcp: TcpRelay::new(parts.peer_streams, inbox.clone(), tokio::runtime::Handle::current()),
             ready: VecDeque::new(),
             scratch: Vec::new(),
         };
@@ -160,6 +166,7 @@ impl Worker {
                 }
                 ToWorker::Frame { client, bytes } => self.hear_client(now, client, Marks::default(), &bytes),
                 ToWorker::Gone { client, link } => {
+                    self.legs.neighbours.gone(client);
                     if self.legs.streams.get(&client).is_some_and(|(current, _)| *current == link) {
                         self.legs.streams.remove(&client);
                         self.relay.handle_client_gone(client);
@@ -168,6 +175,22 @@ impl Worker {
                 ToWorker::LookedUp { question, answered } => {
                     self.relay.handle_lookup_done(now, &question, answered);
                 }
+                ToWorker::Guest { client, host, bytes } => {
+                    self.legs.neighbours.welcome(client, host);
+                    self.hear_client(now, client, Marks::default(), &bytes);
+                }
+                ToWorker::GuestGone { client } => self.relay.handle_client_gone(client),
+                ToWorker::Back { client, bytes } => self.legs.send(client, &bytes),
+                ToWorker::Left { client } => self.legs.neighbours.forget(client),
+                ToWorker::Accepted { relay, peer, stream } => {
+                    if let Some(connection) = self.relay.handle_accepted(now, relay, peer) {
+                        self.tcp.hold(connection, stream);
+                    }
+                }
+                ToWorker::Connected { connection, well } => {
+                    self.relay.handle_connected(now, connection, well)
+                }
+                ToWorker::ConnectionClosed { connection } => self.relay.handle_connection_closed(connection),
                 ToWorker::Stop => return Turn::Stop,
             }
             self.carry_out(now, 0);
@@ -274,6 +297,12 @@ impl Worker {
     }
 
     fn hear_client(&mut self, now: Now, client: FiveTuple, marks: Marks, bytes: &[u8]) {
+        if let Some(passed) = self.legs.neighbours.pass_on(client, bytes) {
+            if !passed {
+                self.legs.note_dropped();
+            }
+            return;
+        }
         if Message::parse(bytes).is_ok_and(|message| self.bind(now, client, &message, bytes)) {
             return;
         }
@@ -371,20 +400,38 @@ impl Worker {
                     }
                     self.legs.send(client, &bytes);
                 }
-                Output::OpenRelay { relay, address, .. } => {
-                    let opened = self.open_relay(relay, address);
+                Output::OpenRelay { relay, address, tcp } => {
+                    let opened = match tcp {
+                        false => self.open_relay(relay, address),
+                        true => self.tcp.listen(relay, address),
+                    };
                     if let Err(error) = &opened {
                         tracing::debug!(%error, "relay socket");
                     }
                     self.relay.handle_relay_opened(now, relay, opened.is_ok());
                 }
-                Output::CloseRelay { relay } => drop(self.relay_sockets.remove(&relay)),
+                Output::CloseRelay { relay } => {
+                    if !self.tcp.close(relay) {
+                        self.relay_sockets.remove(&relay);
+                    }
+                }
+                Output::Connect { connection, from, to } => self.tcp.connect(connection, from, to),
+                Output::Join { client, connection, reply, pace } => {
+                    let joint = self.tcp.join(connection, reply, pace).map(Box::new);
+                    self.legs.join(client, joint);
+                }
+                Output::Disconnect { connection } => self.tcp.disconnect(connection),
+                Output::Elsewhere { client, worker, bytes } => {
+                    if !self.legs.neighbours.begin(client, worker, &bytes) {
+                        self.legs.note_dropped();
+                    }
+                }
+                Output::Left { client } => self.legs.neighbours.announce_left(client),
                 Output::LookUp { question } => {
                     if !self.lookups.ask(Arc::clone(&question)) {
                         self.relay.handle_lookup_done(now, &question, false);
                     }
                 }
-                _ => {}
             }
         }
     }

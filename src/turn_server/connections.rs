@@ -1,6 +1,7 @@
 //! Peer connections that wait to be bound: the client's second connection may reach another worker than its allocation's
 //! ([RFC 6062 section 5.4](https://www.rfc-editor.org/rfc/rfc6062#section-5.4)).
 
+use super::rate::Pace;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,19 +10,25 @@ pub type ConnectionId = u32;
 
 /// Peer connections of all workers that no client connection is bound to yet. Each allocation's share is capped by its relay.
 #[derive(Debug, Default)]
-pub struct Connections(Mutex<HashMap<ConnectionId, Arc<str>>>);
+pub struct Connections(Mutex<HashMap<ConnectionId, Offer>>);
+
+#[derive(Debug)]
+struct Offer {
+    user: Arc<str>,
+    pace: Pace,
+}
 
 impl Connections {
     /// Lets `user` bind a connection.
-    pub(super) fn offer(&self, id: ConnectionId, user: Arc<str>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id, user);
+    pub(super) fn offer(&self, id: ConnectionId, user: Arc<str>, pace: Pace) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Offer { user, pace });
     }
 
     /// Takes a connection for `user`, once. Whoever has no right to it leaves it as it is.
-    pub(super) fn take(&self, id: ConnectionId, user: &str) -> bool {
+    pub(super) fn take(&self, id: ConnectionId, user: &str) -> Option<Pace> {
         let mut offered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = offered.get(&id).is_some_and(|owner| **owner == *user);
-        own && offered.remove(&id).is_some()
+        offered.get(&id).filter(|offer| *offer.user == *user)?;
+        offered.remove(&id).map(|offer| offer.pace)
     }
 
     /// Takes an offer back; `false` when it was taken.

@@ -12,7 +12,7 @@ use super::mobility::Tickets;
 use super::policy::{PeerAddr, PeerPolicy};
 use super::ports::{RelayAddress, RelayPorts};
 use super::quota::Quota;
-use super::rate::{Epoch, Rate};
+use super::rate::{Epoch, Pace, Rate};
 use super::relay_port::{RelayId, RelayPort};
 use super::reservation::Reservations;
 use super::tcp_relay::PeerConnection;
@@ -148,25 +148,30 @@ pub enum Output {
         /// The peer.
         to: SocketAddr,
     },
-    /// Join a client's connection, once all replies to it are written, with the connection to a peer: from now on bytes pass
-    /// between them unread.
+    /// Join a client's connection with the connection to a peer: behind the reply bytes pass between them unread.
     Join {
         /// The client's connection.
         client: FiveTuple,
         /// The peer's.
         connection: ConnectionId,
+        /// The answer to the client's request, which goes first.
+        reply: Vec<u8>,
+        /// How fast bytes may pass.
+        pace: Pace,
     },
     /// Close a connection to a peer and whatever it was joined with.
     Disconnect {
         /// The connection.
         connection: ConnectionId,
     },
-    /// Give the request that was just handled to another worker's relay, and from now on everything from that client.
+    /// Give this request to another worker's relay, and from now on everything from that client.
     Elsewhere {
         /// The client.
         client: FiveTuple,
         /// The worker.
         worker: u16,
+        /// The request.
+        bytes: Vec<u8>,
     },
     /// Nothing more is to be expected of a client whose allocation has moved on or ended: other workers need not pass it on.
     Left {

@@ -131,7 +131,11 @@ impl Relay {
             return Err(Fault::WrongCredentials);
         }
         if ticket.worker != self.shared.worker {
-            self.outputs.push_back(Output::Elsewhere { client: request.client, worker: ticket.worker });
+            self.outputs.push_back(Output::Elsewhere {
+                client: request.client,
+                worker: ticket.worker,
+                bytes: request.bytes.to_vec(),
+            });
             return Ok(None);
         }
         let id = ticket.allocation as usize;

@@ -79,7 +79,7 @@ pub struct Ticket {
 
 impl Ticket {
     /// Returns what measures the user's bandwidth.
-    pub(super) fn meter(&self) -> &SharedMeter {
+    pub(super) fn meter(&self) -> &Arc<SharedMeter> {
         &self.meter
     }
 }

@@ -3,6 +3,7 @@
 //! A meter is one number, the moment at which everything sent so far would have been sent at the permitted rate. It is compared with
 //! the batch's own time, so that no packet reads a clock.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -66,6 +67,30 @@ impl SharedMeter {
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step).is_ok()
     }
 }
+
+/// How fast one user's bytes may pass outside of the machine.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    pub(super) meter: Arc<SharedMeter>,
+    pub(super) rate: Rate,
+    pub(super) epoch: Epoch,
+}
+
+impl Pace {
+    /// Takes `bytes` at `now`; `false` when they have to wait.
+    #[must_use]
+    pub fn admits(&self, now: Instant, bytes: usize) -> bool {
+        self.meter.take(self.rate, self.epoch.nanos(now), bytes)
+    }
+}
+
+impl PartialEq for Pace {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.meter, &other.meter)
+    }
+}
+
+impl Eq for Pace {}
 
 fn advance(at: u64, rate: Rate, now: u64, units: usize) -> Option<u64> {
     let next = at.max(now).saturating_add(rate.cost(units));

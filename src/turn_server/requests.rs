@@ -37,6 +37,8 @@ pub(super) struct Request<'a> {
     /// The longest lifetime that the credentials allow.
     pub(super) lifetime_cap: Option<Duration>,
     pub(super) attributes: Attributes<'a>,
+    /// The whole message.
+    pub(super) bytes: &'a [u8],
     pub(super) reply: Reply,
 }
 
@@ -63,7 +65,8 @@ impl Relay {
             tracing::debug!(?unknown, "unknown attributes");
             return self.answer(client, reply.unknown_attributes(&unknown));
         }
-        let request = Request { client, user, tenancy, lifetime_cap, attributes, reply };
+        let request =
+            Request { client, user, tenancy, lifetime_cap, attributes, bytes: message.as_bytes(), reply };
         if let Err(fault) = handler(self, now, &request) {
             tracing::debug!(method = ?message.method(), ?fault, "refused");
             self.answer(client, request.reply.error(fault));

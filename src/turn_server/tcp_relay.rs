@@ -8,7 +8,8 @@ use super::connections::ConnectionId;
 use super::denials::Way;
 use super::machine::{AllocationId, Output, Relay, Timer};
 use super::policy::PeerAddr;
-use super::relay_port::RelayId;
+use super::rate::Pace;
+use super::relay_port::{RelayId, Sharing};
 use super::reply::{Fault, Reply};
 use super::requests::Request;
 use crate::clock::Now;
@@ -69,7 +70,7 @@ impl Relay {
             self.close_connection(connection);
             return self.answer(client, reply.error(Fault::ConnectionFailed));
         }
-        self.shared.connections.offer(connection, Arc::clone(&self.allocations[id].user));
+        self.offer(id, connection);
         self.deadlines.set(Timer::Connection(connection), now.mono + PATIENCE);
         let bytes =
             reply.success(|builder| builder.attribute(attr::CONNECTION_ID, &connection.to_be_bytes()));
@@ -80,20 +81,21 @@ impl Relay {
     /// ([RFC 6062 section 5.3](https://www.rfc-editor.org/rfc/rfc6062#section-5.3)). Returns its name if it may stay.
     pub fn handle_accepted(&mut self, now: Now, relay: RelayId, from: SocketAddr) -> Option<ConnectionId> {
         let peer = self.peer_named(from);
-        let address = self.relays.get(relay)?.address();
+        let port = self.relays.get(relay).filter(|port| port.sharing == Sharing::Connections)?;
+        let address = port.address();
         let (id, allocation) = self.allocations.iter().find(|(_, a)| a.homes().any(|home| home == relay))?;
         if !allocation.is_live(now.mono) || !allocation.permits(now.mono, peer.ip()) {
             self.counters.dropped += 1;
             return None;
         }
-        let (client, user) = (allocation.client, Arc::clone(&allocation.user));
+        let client = allocation.client;
         if let Err(denied) = self.shared.policy.check(peer) {
             self.denials.note(now.mono, Way::TcpAccept, peer, denied);
             return None;
         }
         tracing::debug!(port = address.port(), "a peer connects");
         let connection = self.add_connection(id, peer, None)?;
-        self.shared.connections.offer(connection, user);
+        self.offer(id, connection);
         self.deadlines.set(Timer::Connection(connection), now.mono + PATIENCE);
         let named = self.shared.ports.advertised(peer.socket_addr());
         let id = TransactionId::new(self.rng.random());
@@ -115,12 +117,9 @@ impl Relay {
             return Err(Fault::BadRequest);
         }
         let connection = request.attributes.u32(attr::CONNECTION_ID).ok_or(Fault::BadRequest)?;
-        if !self.shared.connections.take(connection, &request.user) {
-            return Err(Fault::BadRequest);
-        }
-        let bytes = request.reply.success(|builder| builder);
-        self.answer(request.client, bytes);
-        self.outputs.push_back(Output::Join { client: request.client, connection });
+        let pace = self.shared.connections.take(connection, &request.user).ok_or(Fault::BadRequest)?;
+        let reply = request.reply.success(|builder| builder);
+        self.outputs.push_back(Output::Join { client: request.client, connection, reply, pace });
         Ok(())
     }
 
@@ -151,6 +150,14 @@ impl Relay {
     pub(super) fn close_connection(&mut self, connection: ConnectionId) {
         self.handle_connection_closed(connection);
         self.outputs.push_back(Output::Disconnect { connection });
+    }
+
+    /// Lets the client bind a connection, at its user's pace.
+    fn offer(&self, id: AllocationId, connection: ConnectionId) {
+        let allocation = &self.allocations[id];
+        let meter = Arc::clone(allocation.ticket.meter());
+        let pace = Pace { meter, rate: self.shared.limits.user_bandwidth, epoch: self.epoch };
+        self.shared.connections.offer(connection, Arc::clone(&allocation.user), pace);
     }
 
     fn has_connection(&self, id: AllocationId, peer: PeerAddr) -> bool {

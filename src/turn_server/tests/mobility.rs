@@ -101,7 +101,7 @@ fn another_workers_ticket_sends_the_client_there() {
     let bytes = other.signed(tuple(9), "alice", builder.attribute(attr::MOBILITY_TICKET, &own));
     assert_eq!(other.relay.handle_client(other.now, tuple(9), MARKS, &bytes), None);
     assert!(other.drain().is_empty());
-    assert_eq!(other.others, [Output::Elsewhere { client: tuple(9), worker: 0 }]);
+    assert_eq!(other.others, [Output::Elsewhere { client: tuple(9), worker: 0, bytes: bytes.clone() }]);
     let answer = world.send(tuple(9), &bytes);
     assert!(ticket(&answer).is_some());
     world.refresh(9, "alice", 0);

@@ -1,0 +1,214 @@
+//! The streams of RFC 6062: listeners on relayed addresses, connections to peers, and joining both ends.
+
+use super::inbox::{Inbox, ToWorker};
+use crate::net::time;
+use crate::turn_server::rate::Pace;
+use crate::turn_server::{ConnectionId, RelayId};
+use bytes::BytesMut;
+use socket2::{Domain, Socket, Type};
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+/// Peers that wait to be accepted on one relayed address.
+const BACKLOG: i32 = 64;
+/// Pause after an accept that failed, for want of descriptors as a rule.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes moved at a time.
+const CHUNK: usize = 16 * 1024;
+/// How long a direction waits that is over its bandwidth.
+const PACE_PAUSE: Duration = Duration::from_millis(5);
+/// How long the rest may take to reach a peer after the other end has closed.
+const CLOSE_TIME: Duration = Duration::from_secs(30);
+
+/// The peer connections of all workers; a client's second connection may belong to another worker than its first.
+#[derive(Debug, Clone, Default)]
+pub(super) struct PeerStreams(Arc<Mutex<HashMap<ConnectionId, Held>>>);
+
+#[derive(Debug)]
+enum Held {
+    Connecting(AbortHandle),
+    Waiting { stream: TcpStream, owner: Inbox },
+    Joined(Arc<Notify>),
+}
+
+/// A peer's stream on its way to the client's connection.
+#[derive(Debug)]
+pub(super) struct Joint {
+    /// The answer that the client gets before the first byte.
+    pub(super) reply: Vec<u8>,
+    stream: TcpStream,
+    connection: ConnectionId,
+    owner: Inbox,
+    ended: Arc<Notify>,
+    pace: Pace,
+    streams: PeerStreams,
+}
+
+/// One worker's part.
+#[derive(Debug)]
+pub(super) struct TcpRelay {
+    streams: PeerStreams,
+    inbox: Inbox,
+    runtime: Handle,
+    listeners: HashMap<RelayId, AbortHandle>,
+}
+
+impl PeerStreams {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ConnectionId, Held>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl TcpRelay {
+    pub(super) fn new(streams: PeerStreams, inbox: Inbox, runtime: Handle) -> Self {
+        Self { streams, inbox, runtime, listeners: HashMap::new() }
+    }
+
+    /// Opens a relayed address for peers to connect to.
+    pub(super) fn listen(&mut self, relay: RelayId, address: SocketAddr) -> io::Result<()> {
+        let socket = open(address)?;
+        socket.listen(BACKLOG)?;
+        let listener = std::net::TcpListener::from(socket);
+        let accepting = self.runtime.spawn(accept(listener, relay, self.inbox.clone()));
+        self.listeners.insert(relay, accepting.abort_handle());
+        Ok(())
+    }
+
+    /// Closes a relayed address; `false` when it is none of these.
+    pub(super) fn close(&mut self, relay: RelayId) -> bool {
+        self.listeners.remove(&relay).is_some_and(|accepting| {
+            accepting.abort();
+            true
+        })
+    }
+
+    /// Connects from a relayed address to a peer; [`ToWorker::Connected`] says how that went.
+    pub(super) fn connect(&self, connection: ConnectionId, from: SocketAddr, to: SocketAddr) {
+        let (streams, inbox) = (self.streams.clone(), self.inbox.clone());
+        // The table is locked until the entry is there, which the task replaces.
+        let mut held = self.streams.lock();
+        let connecting = self.runtime.spawn(async move {
+            let connected = async { TcpSocket::from_std_stream(open(from)?.into()).connect(to).await }.await;
+            if let Err(error) = &connected {
+                tracing::debug!(%error, "connection to a peer");
+            }
+            let well = connected.is_ok();
+            if let Ok(stream) = connected {
+                streams.lock().insert(connection, Held::Waiting { stream, owner: inbox.clone() });
+            }
+            inbox.send(ToWorker::Connected { connection, well }).await;
+        });
+        held.insert(connection, Held::Connecting(connecting.abort_handle()));
+    }
+
+    /// Keeps a peer's stream until the client binds it.
+    pub(super) fn hold(&self, connection: ConnectionId, stream: TcpStream) {
+        self.streams.lock().insert(connection, Held::Waiting { stream, owner: self.inbox.clone() });
+    }
+
+    /// Takes a peer's stream to join it with a client's connection.
+    pub(super) fn join(&self, connection: ConnectionId, reply: Vec<u8>, pace: Pace) -> Option<Joint> {
+        let mut held = self.streams.lock();
+        let Some(Held::Waiting { stream, owner }) = held.remove(&connection) else { return None };
+        let ended = Arc::new(Notify::new());
+        held.insert(connection, Held::Joined(Arc::clone(&ended)));
+        let streams = self.streams.clone();
+        Some(Joint { reply, stream, connection, owner, ended, pace, streams })
+    }
+
+    /// Ends a connection to a peer, and what it is joined with.
+    pub(super) fn disconnect(&self, connection: ConnectionId) {
+        match self.streams.lock().remove(&connection) {
+            Some(Held::Connecting(task)) => task.abort(),
+            Some(Held::Joined(ended)) => ended.notify_one(),
+            Some(Held::Waiting { .. }) | None => {}
+        }
+    }
+}
+
+impl Joint {
+    /// Moves bytes between the client's connection and the peer's until both have ended, or the allocation does; `early` is what the
+    /// client sent behind its request.
+    pub(super) async fn run<S>(self, client: S, early: BytesMut) -> io::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let Self { reply, stream, connection, owner, ended, pace, streams } = self;
+        let (mut from_client, mut to_client) = tokio::io::split(client);
+        let (mut from_peer, mut to_peer) = stream.into_split();
+        let moving = async {
+            to_client.write_all(&reply).await?;
+            to_client.flush().await?;
+            to_peer.write_all(&early).await?;
+            tokio::try_join!(
+                pump(&mut from_client, &mut to_peer, &pace),
+                pump(&mut from_peer, &mut to_client, &pace),
+            )
+        };
+        let moved = tokio::select! {
+            moved = moving => moved.map(drop),
+            () = ended.notified() => Ok(()),
+        };
+        streams.lock().remove(&connection);
+        owner.send(ToWorker::ConnectionClosed { connection }).await;
+        moved
+    }
+}
+
+/// Moves bytes one way, at the user's pace, and then the end.
+async fn pump(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    pace: &Pace,
+) -> io::Result<()> {
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let length = from.read(&mut chunk).await?;
+        if length == 0 {
+            return tokio::time::timeout(CLOSE_TIME, to.shutdown()).await?;
+        }
+        while !pace.admits(time::now().mono, length) {
+            tokio::time::sleep(PACE_PAUSE).await;
+        }
+        to.write_all(&chunk[..length]).await?;
+        to.flush().await?;
+    }
+}
+
+/// Opens a socket on a relayed address, which connections to peers share with the listener.
+fn open(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+async fn accept(listener: std::net::TcpListener, relay: RelayId, inbox: Inbox) {
+    let Ok(listener) = TcpListener::from_std(listener) else { return };
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                if !inbox.send(ToWorker::Accepted { relay, peer, stream }).await {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "accept on a relayed address");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
