@@ -76,6 +76,8 @@ impl Config {
         server.workers = file.workers;
         server.nat_discovery = file.stun.nat_discovery(&server.listen)?;
         file.limits.apply(&mut server.limits)?;
+        server.proxies = file.proxy_protocol_from;
+        file.tls.apply(&mut server.tls)?;
         file.turn.apply(&mut server.turn)?;
         file.signaling.apply(&mut server.signaling)?;
         if server.listen.is_empty() {
@@ -102,6 +104,8 @@ struct File {
     workers: Option<usize>,
     stun: Stun,
     limits: Limits,
+    proxy_protocol_from: Vec<IpNet>,
+    tls: Tls,
     turn: Turn,
     signaling: Signaling,
     log: Log,
@@ -173,6 +177,40 @@ impl Limits {
         if let Some(prefixes) = self.unlimited_from {
             strangers.unlimited_from = prefixes;
         }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Tls {
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    name: Option<String>,
+    port: Option<u16>,
+}
+
+impl Tls {
+    fn apply(self, tls: &mut server::TlsConfig) -> Result<(), ConfigError> {
+        let value = |key, rule| ConfigError::Value { key, rule };
+        tls.certificate = match (self.certificate, self.key) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            (Some(_), None) => return Err(value("tls.key", "must be set where tls.certificate is")),
+            (None, Some(_)) => return Err(value("tls.certificate", "must be set where tls.key is")),
+        };
+        let host = |name: &String| {
+            name.parse::<IpAddr>().is_ok()
+                || !name.is_empty()
+                    && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+        };
+        if !self.name.iter().all(host) {
+            return Err(value("tls.name", "must be a host name or an address, without a port"));
+        }
+        if self.name.is_some() && tls.certificate.is_none() {
+            return Err(value("tls.name", "needs tls.certificate: no client would trust a self-signed one"));
+        }
+        (tls.name, tls.port) = (self.name, self.port);
         Ok(())
     }
 }
@@ -350,6 +388,12 @@ mod tests {
             ("[limits]\nunauthenticated_burst = 0", "limits.unauthenticated_burst"),
             ("[limits]\nconnections_per_address = 0", "limits.connections_per_address"),
             ("[limits]\nunlimited_from = ['everywhere']", "unlimited_from"),
+            ("proxy_protocol_from = ['10.0.0.0/33']", "proxy_protocol_from"),
+            ("[tls]\ncertificate = 'a.pem'", "tls.key"),
+            ("[tls]\nkey = 'a.pem'", "tls.certificate"),
+            ("[tls]\nname = 'turn.example.org'", "tls.name"),
+            ("[tls]\ncertificate = 'a'\nkey = 'b'\nname = 'a:5349'", "tls.name"),
+            ("[tls]\nport = 70000", "port"),
         ] {
             let error = Config::parse(text).unwrap_err().to_string();
             assert!(error.contains(named), "{text}: {error}");

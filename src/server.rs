@@ -1,18 +1,23 @@
 //! Composition: owns the workers, the listeners and signalling; one shutdown, and the first failure stops all.
 
 mod doors;
+mod dtls;
 mod inbox;
 mod legs;
 mod limits;
 mod page;
 mod self_test;
 mod stream;
+mod websocket;
 mod worker;
 
+use crate::net::certificate::Certificate;
+pub use crate::net::certificate::CertificateError;
 use crate::net::connections::Connections;
 use crate::net::gate::Gate;
 use crate::net::interfaces;
 use crate::net::time;
+use crate::net::tls::Tls;
 use crate::signaling::{self, AccessKey, IceServers};
 use crate::state::State;
 use crate::stun::long_term_digest;
@@ -24,6 +29,7 @@ use crate::turn_server::policy::{PeerPolicy, PolicyConfig};
 use crate::turn_server::ports::{RelayAddress, RelayPorts};
 use crate::turn_server::quota::Quota;
 use doors::Doors;
+use dtls::{Dtls, Identity};
 use inbox::{Inbox, ToWorker};
 use ipnet::IpNet;
 pub use limits::LimitsConfig;
@@ -35,11 +41,12 @@ use std::hash::RandomState;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use stream::StreamDoor;
+use stream::{Admits, StreamDoor};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use worker::{Parts, Worker};
@@ -64,10 +71,25 @@ pub struct Config {
     pub nat_discovery: Vec<Home>,
     /// What strangers may cost.
     pub limits: LimitsConfig,
+    /// Proxies whose PROXY headers name the real client; default none.
+    pub proxies: Vec<IpNet>,
+    /// TLS and DTLS.
+    pub tls: TlsConfig,
     /// The relay.
     pub turn: TurnConfig,
     /// Signalling; its keys, ICE servers and second port are filled in by the server.
     pub signaling: signaling::Config,
+}
+
+/// What TLS and DTLS are to be.
+#[derive(Debug, Clone, Default)]
+pub struct TlsConfig {
+    /// PEM files of the certificate chain and its key; default one that the server signs itself and keeps in the state folder.
+    pub certificate: Option<(PathBuf, PathBuf)>,
+    /// The host of `turns:` URLs; default the certificate's first DNS name. Without a certificate of its own a server offers none.
+    pub name: Option<String>,
+    /// A port that takes TLS and DTLS alone; 0 for none; default 5349, or none where that is taken.
+    pub port: Option<u16>,
 }
 
 /// What the relay is to be.
@@ -124,6 +146,8 @@ impl Default for Config {
             workers: None,
             nat_discovery: Vec::new(),
             limits: LimitsConfig::default(),
+            proxies: Vec::new(),
+            tls: TlsConfig::default(),
             turn: TurnConfig::default(),
             signaling: signaling::Config::default(),
         }
@@ -167,6 +191,9 @@ pub enum ServerError {
     /// No address of this host can carry relayed addresses.
     #[error("no address for the relay: no interface has a usable one; set turn.relay_addresses")]
     NoRelayAddress,
+    /// The certificate cannot be used.
+    #[error("tls: {0}")]
+    Certificate(#[from] CertificateError),
     /// The system refused something else.
     #[error("{0}")]
     System(#[from] io::Error),
@@ -187,6 +214,12 @@ pub struct Facts {
     pub listen: Vec<SocketAddr>,
     /// The second UDP port.
     pub aux_port: u16,
+    /// The port for TLS and DTLS alone; the main port takes both as well.
+    pub tls_port: Option<u16>,
+    /// Whether the server signs its certificate itself.
+    pub tls_self_signed: bool,
+    /// The host that `turns:` URLs name; none with a self-signed certificate.
+    pub tls_name: Option<String>,
     /// What clients are told to use, the farthest-reaching first.
     pub advertised: Vec<SocketAddr>,
     /// Relay sockets' addresses and what peers see.
@@ -227,9 +260,17 @@ impl Server {
             .max(1);
         let own = interfaces::addresses()?;
         let relay = relay_addresses(&config, &own)?;
+        let certificate = match &config.tls.certificate {
+            Some((chain, key)) => Certificate::load(chain, key)?,
+            None => Certificate::own(&state.folder)?,
+        };
+        let (tls, identity) = (Tls::new(&certificate)?, Identity::new(&certificate, &state.folder)?);
         let doors = Doors::open(&config, worker_count).await?;
         let advertised = advertised(&config, &own, doors.port);
-        let ice = ice_servers(&config.turn, &advertised, rest_secret(&config.turn, state));
+        let mut ice = ice_servers(&config.turn, &advertised, rest_secret(&config.turn, state));
+        let tls_name = tls_name(&config.tls, &certificate);
+        ice.turn_urls
+            .extend(tls_name.as_deref().map(|name| turns_url(name, doors.tls_port.unwrap_or(doors.port))));
         let mut signaling_config = config.signaling.clone();
         signaling_config.access_keys.push(AccessKey::new(&state.access_key));
         signaling_config.ice_servers = ice.clone();
@@ -241,6 +282,9 @@ impl Server {
         let facts = Facts {
             listen: doors.listen.clone(),
             aux_port: doors.aux_port,
+            tls_port: doors.tls_port,
+            tls_self_signed: certificate.self_signed,
+            tls_name,
             advertised,
             relay,
             workers: worker_count,
@@ -260,6 +304,7 @@ impl Server {
                 doors,
                 elsewhere,
                 discovery: discovery.clone(),
+                dtls: Dtls::new(time::now(), identity.clone(), ChaCha20Rng::from_seed(seed(&mut seeds))),
                 gate: Gate::new(strangers, worker_count, time::now(), RandomState::new()),
                 relay: Relay::new(
                     time::now(),
@@ -276,13 +321,18 @@ impl Server {
         let inboxes: Arc<[Inbox]> = inboxes.into();
         let door = StreamDoor {
             workers: Arc::clone(&inboxes),
-            router: signaling.handle().router().merge(page::router()),
+            router: signaling.handle().router().merge(page::router()).merge(websocket::router()),
+            tls,
+            proxies: config.proxies.into(),
             room: Arc::new(Semaphore::new(MAX_STREAMS)),
             connections,
         };
         let mut listeners = JoinSet::new();
         for listener in doors.tcp {
-            listeners.spawn(door.clone().serve(listener));
+            listeners.spawn(door.clone().serve(listener, Admits::All));
+        }
+        for listener in doors.tls {
+            listeners.spawn(door.clone().serve(listener, Admits::Tls));
         }
         Ok(Self { facts, signaling, listeners, workers, inboxes, failures })
     }
@@ -396,6 +446,22 @@ fn ice_servers(turn: &TurnConfig, advertised: &[SocketAddr], secret: RestSecret)
     }
 }
 
+/// Returns the host of `turns:` URLs: browsers verify the certificate, so there is none without a real one.
+fn tls_name(config: &TlsConfig, certificate: &Certificate) -> Option<String> {
+    if certificate.self_signed {
+        return None;
+    }
+    config.name.clone().or_else(|| certificate.name())
+}
+
+fn turns_url(name: &str, port: u16) -> String {
+    let host = match name.parse::<Ipv6Addr>() {
+        Ok(ip) => format!("[{ip}]"),
+        Err(_) => name.to_owned(),
+    };
+    format!("turns:{host}:{port}?transport=tcp")
+}
+
 fn shared(
     config: &Config,
     own: &[IpAddr],
@@ -420,7 +486,7 @@ fn shared(
             .copied()
             .filter(|ip| !ip.is_loopback())
             .collect(),
-        own_ports: vec![doors.port, doors.aux_port],
+        own_ports: [doors.port, doors.aux_port].into_iter().chain(doors.tls_port).collect(),
     };
     let tickets = Tickets::new(&state.derive("mobility tickets")).map_err(|_| io::ErrorKind::InvalidInput)?;
     Ok(Shared {

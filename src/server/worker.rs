@@ -4,6 +4,7 @@
 //! something, carry out what the relay says, begin again. A socket with more to give than one batch waits for its next turn, so
 //! that no peer can starve the others.
 
+use super::dtls::{self, Dtls};
 use super::inbox::{Inbox, ToWorker};
 use super::legs::Legs;
 use crate::clock::Now;
@@ -49,6 +50,8 @@ enum Turn {
 pub(super) struct DoorSocket {
     pub(super) port: UdpPort,
     pub(super) door: Door,
+    /// Whether everything but DTLS is dropped.
+    pub(super) dtls_only: bool,
 }
 
 /// What a worker begins with.
@@ -60,6 +63,7 @@ pub(super) struct Parts {
     pub(super) discovery: Discovery,
     pub(super) gate: Gate,
     pub(super) relay: Relay,
+    pub(super) dtls: Dtls,
     pub(super) signaling: Handle,
     pub(super) dropped: Arc<AtomicU64>,
 }
@@ -90,7 +94,7 @@ impl Worker {
         let worker = Self {
             poll,
             inbox: receiver,
-            legs: Legs::new(parts.doors, parts.elsewhere, parts.dropped),
+            legs: Legs::new(parts.doors, parts.elsewhere, parts.dtls, parts.dropped),
             relay: parts.relay,
             relay_sockets: HashMap::new(),
             discovery: parts.discovery,
@@ -107,7 +111,8 @@ impl Worker {
         let mut events = Events::with_capacity(256);
         let mut batch = RecvBatch::default();
         loop {
-            let wait = match self.relay.poll_timeout() {
+            let deadlines = [self.relay.poll_timeout(), self.legs.dtls.poll_timeout()];
+            let wait = match deadlines.into_iter().flatten().min() {
                 _ if !self.ready.is_empty() => Some(std::time::Duration::ZERO),
                 deadline => deadline.map(|at| at.saturating_duration_since(time::now().mono)),
             };
@@ -134,6 +139,7 @@ impl Worker {
                 }
             }
             self.relay.handle_timeout(now);
+            self.legs.dtls.handle_timeout(now);
             self.carry_out(now, 0);
         }
     }
@@ -143,11 +149,17 @@ impl Worker {
         for _ in 0..INBOX_TURN {
             let Ok(message) = self.inbox.try_recv() else { return Turn::Empty };
             match message {
-                ToWorker::Opened { client, replies } => drop(self.legs.streams.insert(client, replies)),
+                ToWorker::Opened { client, link, replies } => {
+                    if self.legs.streams.insert(client, (link, replies)).is_some() {
+                        self.relay.handle_client_gone(client);
+                    }
+                }
                 ToWorker::Frame { client, bytes } => self.hear_client(now, client, Marks::default(), &bytes),
-                ToWorker::Gone { client } => {
-                    self.legs.streams.remove(&client);
-                    self.relay.handle_client_gone(client);
+                ToWorker::Gone { client, link } => {
+                    if self.legs.streams.get(&client).is_some_and(|(current, _)| *current == link) {
+                        self.legs.streams.remove(&client);
+                        self.relay.handle_client_gone(client);
+                    }
                 }
                 ToWorker::Stop => return Turn::Stop,
             }
@@ -215,11 +227,21 @@ impl Worker {
     }
 
     fn hear_door(&mut self, now: Now, index: usize, datagram: Datagram<'_>) {
-        let DoorSocket { port, door } = &self.legs.doors[index];
+        let DoorSocket { port, door, dtls_only } = &self.legs.doors[index];
         let local = port.local_addr();
         let server = SocketAddr::new(datagram.local_ip.unwrap_or(local.ip()), local.port());
         let tuple = FiveTuple { client: datagram.from, server, transport: Transport::Udp };
-        match (demux::datagram(datagram.payload), *door) {
+        let kind = demux::datagram(datagram.payload);
+        if *dtls_only && kind != DatagramKind::Dtls {
+            self.legs.note_dropped();
+            return;
+        }
+        match (kind, *door) {
+            (DatagramKind::Dtls, Door::Main) => {
+                if !self.legs.dtls.handle_datagram(now, (datagram.from, server), datagram.payload) {
+                    self.legs.note_dropped();
+                }
+            }
             (DatagramKind::Signaling, Door::Main)
                 if self.relay.is_channel_data(now, tuple, datagram.payload) =>
             {
@@ -308,14 +330,40 @@ impl Worker {
         self.scratch = frame;
     }
 
-    /// Does what the relay says; `heard` is the length of the datagram that made it say so.
+    /// Does what the relay and the DTLS sessions say; `heard` is the length of the datagram that made them say so.
     fn carry_out(&mut self, now: Now, heard: usize) {
+        loop {
+            self.carry_out_relay(now, heard);
+            match self.legs.dtls.poll_output() {
+                None => return,
+                Some(dtls::Output::Datagram { client, bytes }) => {
+                    self.legs.send_datagram(client, Marks::default(), &bytes);
+                }
+                Some(dtls::Output::Challenge { client, bytes }) => {
+                    let client = FiveTuple { transport: Transport::Udp, ..client };
+                    self.answer_stranger(now, client, heard, &bytes);
+                }
+                Some(dtls::Output::Frame { client, bytes }) => match demux::datagram(&bytes) {
+                    DatagramKind::Dtls | DatagramKind::Unknown => self.legs.note_dropped(),
+                    _ => self.hear_client(now, client, Marks::default(), &bytes),
+                },
+                Some(dtls::Output::Gone { client }) => self.relay.handle_client_gone(client),
+            }
+        }
+    }
+
+    fn carry_out_relay(&mut self, now: Now, heard: usize) {
         while let Some(output) = self.relay.poll_output() {
             match output {
                 Output::Reply { client, bytes, proven: false } if client.transport == Transport::Udp => {
                     self.answer_stranger(now, client, heard, &bytes);
                 }
-                Output::Reply { client, bytes, .. } => self.legs.send(client, &bytes),
+                Output::Reply { client, bytes, proven } => {
+                    if proven && client.transport == Transport::Dtls {
+                        self.legs.dtls.prove(client);
+                    }
+                    self.legs.send(client, &bytes);
+                }
                 Output::OpenRelay { relay, address, .. } => {
                     let opened = self.open_relay(relay, address);
                     if let Err(error) = &opened {
