@@ -1,6 +1,7 @@
 //! The way back to a client: through the door it came in by, whatever its transport.
 
 use super::dtls::Dtls;
+use super::inbox::StreamLeg;
 use super::worker::DoorSocket;
 use crate::ids::Pii;
 use crate::net::udp::{Transmit, UdpPort};
@@ -12,7 +13,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::sync::mpsc;
 
 /// One worker's listening sockets, its DTLS sessions and the queues of its stream clients.
 #[derive(Debug)]
@@ -20,8 +20,7 @@ pub(super) struct Legs {
     pub(super) doors: Vec<DoorSocket>,
     /// Handles on other workers' doors, to send by.
     elsewhere: Vec<UdpPort>,
-    /// Each with the number of its link.
-    pub(super) streams: HashMap<FiveTuple, (u64, mpsc::Sender<Bytes>)>,
+    pub(super) streams: HashMap<FiveTuple, StreamLeg>,
     pub(super) dtls: Dtls,
     dropped: Arc<AtomicU64>,
 }
@@ -53,12 +52,23 @@ impl Legs {
             }
             // A stream that does not keep up loses datagrams, as a network would; it holds up nobody else.
             _ => {
-                let queued = self
-                    .streams
-                    .get(&client)
-                    .map(|(_, replies)| replies.try_send(Bytes::copy_from_slice(bytes)));
+                let queued =
+                    self.streams.get(&client).map(|leg| leg.replies.try_send(Bytes::copy_from_slice(bytes)));
                 if !matches!(queued, Some(Ok(()))) {
                     self.note_dropped();
+                }
+            }
+        }
+    }
+
+    /// Notes that a client has shown good credentials: where it is connected, it may stay silent for longer.
+    pub(super) fn prove(&mut self, client: FiveTuple) {
+        match client.transport {
+            Transport::Udp => {}
+            Transport::Dtls => self.dtls.prove(client),
+            _ => {
+                if let Some(leg) = self.streams.get(&client) {
+                    leg.proven.store(true, Ordering::Relaxed);
                 }
             }
         }
