@@ -1,5 +1,7 @@
 //! The configuration file: TOML, every key optional, unknown keys refused. The only file that knows the format.
 
+mod auth;
+
 use crate::server;
 use crate::signaling;
 use crate::stun_server::Home;
@@ -7,7 +9,7 @@ use crate::telemetry;
 use ipnet::IpNet;
 use serde::Deserialize;
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -79,6 +81,7 @@ impl Config {
         server.proxies = file.proxy_protocol_from;
         file.tls.apply(&mut server.tls)?;
         file.turn.apply(&mut server.turn)?;
+        file.auth.apply(&server.turn, &mut server.auth)?;
         file.signaling.apply(&mut server.signaling)?;
         if server.listen.is_empty() {
             return Err(ConfigError::Value { key: "listen", rule: "must name at least one address" });
@@ -107,6 +110,7 @@ struct File {
     proxy_protocol_from: Vec<IpNet>,
     tls: Tls,
     turn: Turn,
+    auth: auth::Auth,
     signaling: Signaling,
     log: Log,
 }
@@ -219,8 +223,10 @@ impl Tls {
 #[serde(deny_unknown_fields, default)]
 struct Turn {
     realm: Option<String>,
-    users: HashMap<String, String>,
+    users: HashMap<String, auth::User>,
     rest_secret: Option<String>,
+    alternate_server: Vec<SocketAddr>,
+    alternate_domain: Option<String>,
     relay_ports: Option<String>,
     share_relay_ports: Option<bool>,
     relay_addresses: Vec<IpAddr>,
@@ -241,10 +247,10 @@ impl Turn {
     fn apply(self, turn: &mut server::TurnConfig) -> Result<(), ConfigError> {
         let value = |key, rule| ConfigError::Value { key, rule };
         turn.realm = self.realm.unwrap_or_else(|| turn.realm.clone());
-        if turn.realm.is_empty() || turn.realm.len() > 127 {
-            return Err(value("turn.realm", "must have 1 to 127 bytes"));
-        }
-        turn.users = self.users;
+        auth::realm_name("turn.realm", &turn.realm)?;
+        turn.users = auth::users("turn.users", self.users)?;
+        turn.alternate_server = self.alternate_server;
+        turn.alternate_domain = self.alternate_domain;
         turn.rest_secret = self.rest_secret.map(String::into_bytes);
         if turn.rest_secret.as_ref().is_some_and(|secret| secret.len() < 16) {
             return Err(value("turn.rest_secret", "must have at least 16 bytes"));
@@ -407,7 +413,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!((config.server.port, config.server.turn.relay_ports), (4000, Some(50_000..=50_063)));
-        assert_eq!(config.server.turn.users["alice"], "pw");
+        assert_eq!(config.server.turn.users["alice"], server::StaticUser::Password("pw".to_owned()));
         assert!(!config.server.signaling.list);
     }
 

@@ -1,5 +1,8 @@
 //! Composition: owns the workers, the listeners and signalling; one shutdown, and the first failure stops all.
 
+mod auth;
+mod auth_hook;
+mod credentials_file;
 mod doors;
 mod dtls;
 mod inbox;
@@ -20,14 +23,17 @@ use crate::net::time;
 use crate::net::tls::Tls;
 use crate::signaling::{self, AccessKey, IceServers};
 use crate::state::State;
-use crate::stun::long_term_digest;
 use crate::stun_server::Home;
-use crate::turn_server::auth::{Authority, Credentials, RestSecret};
+use crate::turn_server::alternate::Alternates;
+use crate::turn_server::auth::{Authority, RestSecret};
 use crate::turn_server::machine::{Features, Limits, Relay, Shared};
 use crate::turn_server::mobility::Tickets;
 use crate::turn_server::policy::{PeerPolicy, PolicyConfig};
 use crate::turn_server::ports::{RelayAddress, RelayPorts};
 use crate::turn_server::quota::Quota;
+pub use auth::{AuthConfig, OauthConfig, RealmConfig, StaticUser};
+pub use auth_hook::HookConfig;
+pub use credentials_file::CredentialsFileError;
 use doors::Doors;
 use dtls::{Dtls, Identity};
 use inbox::{Inbox, ToWorker};
@@ -77,6 +83,8 @@ pub struct Config {
     pub tls: TlsConfig,
     /// The relay.
     pub turn: TurnConfig,
+    /// Where credentials come from.
+    pub auth: AuthConfig,
     /// Signalling; its keys, ICE servers and second port are filled in by the server.
     pub signaling: signaling::Config,
 }
@@ -97,10 +105,14 @@ pub struct TlsConfig {
 pub struct TurnConfig {
     /// Realm of the long-term credentials; default `ginnel`.
     pub realm: String,
-    /// Static users and their passwords; default none.
-    pub users: HashMap<String, String>,
+    /// Static users of the default realm; default none.
+    pub users: HashMap<String, StaticUser>,
     /// Secret of time-limited credentials; default one derived from the state folder's.
     pub rest_secret: Option<Vec<u8>>,
+    /// Servers that new clients are sent to, one of their own family; default none: they are served here.
+    pub alternate_server: Vec<SocketAddr>,
+    /// The name that those servers' certificates have; default none.
+    pub alternate_domain: Option<String>,
     /// Ports of relayed addresses; default 49152–49215 where they are shared, 49152–65535 where not.
     pub relay_ports: Option<RangeInclusive<u16>>,
     /// Whether allocations share relay ports; default true.
@@ -149,6 +161,7 @@ impl Default for Config {
             proxies: Vec::new(),
             tls: TlsConfig::default(),
             turn: TurnConfig::default(),
+            auth: AuthConfig::default(),
             signaling: signaling::Config::default(),
         }
     }
@@ -162,6 +175,8 @@ impl Default for TurnConfig {
             rest_secret: None,
             relay_ports: None,
             share_relay_ports: true,
+            alternate_server: Vec::new(),
+            alternate_domain: None,
             relay_addresses: Vec::new(),
             limits: Limits::default(),
             features: Features::default(),
@@ -197,6 +212,9 @@ pub enum ServerError {
     /// The system refused something else.
     #[error("{0}")]
     System(#[from] io::Error),
+    /// A credentials file cannot be used.
+    #[error("{0}")]
+    CredentialsFile(CredentialsFileError),
     /// A worker thread has ended.
     #[error("worker {index} stopped: {reason}")]
     Worker {
@@ -267,7 +285,8 @@ impl Server {
         let (tls, identity) = (Tls::new(&certificate)?, Identity::new(&certificate, &state.folder)?);
         let doors = Doors::open(&config, worker_count).await?;
         let advertised = advertised(&config, &own, doors.port);
-        let mut ice = ice_servers(&config.turn, &advertised, rest_secret(&config.turn, state));
+        let (secret, _) = config.auth.secrets(&config.turn, state);
+        let mut ice = ice_servers(&config.turn, &advertised, secret);
         let tls_name = tls_name(&config.tls, &certificate);
         ice.turn_urls
             .extend(tls_name.as_deref().map(|name| turns_url(name, doors.tls_port.unwrap_or(doors.port))));
@@ -278,7 +297,11 @@ impl Server {
             advertised.first().map(|a| SocketAddr::new(a.ip(), doors.aux_port).to_string());
         let mut seeds = ChaCha20Rng::from_os_rng();
         let signaling = signaling::start(signaling_config, doors.sockets()?, seed(&mut seeds));
-        let shared = shared(&config, &own, &relay, state, &doors)?;
+        let (authority, files) = auth::authority(&config.turn, &config.auth, state)?;
+        let (hook, lookups) = auth_hook::open(config.auth.hook.clone())?;
+        let tickets = Tickets::new(&config.auth.derive(state, "mobility tickets"))
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let shared = shared(&config, &own, &relay, (Arc::clone(&authority), tickets), &doors);
         let facts = Facts {
             listen: doors.listen.clone(),
             aux_port: doors.aux_port,
@@ -312,6 +335,7 @@ impl Server {
                     ChaCha20Rng::from_seed(seed(&mut seeds)),
                 ),
                 signaling: signaling.handle(),
+                lookups: lookups.of(index),
                 dropped: Arc::clone(&dropped),
             };
             let (worker, inbox) = Worker::new(parts)?;
@@ -328,6 +352,10 @@ impl Server {
             connections,
         };
         let mut listeners = JoinSet::new();
+        listeners.spawn(files.watch(Arc::clone(&authority)));
+        if let Some(hook) = hook {
+            listeners.spawn(hook.run(authority, Arc::clone(&inboxes)));
+        }
         for listener in doors.tcp {
             listeners.spawn(door.clone().serve(listener, Admits::All));
         }
@@ -376,6 +404,15 @@ impl Server {
     }
 }
 
+/// Returns what clients of a server with this configuration are told to use, without starting one.
+///
+/// # Errors
+/// The system does not tell this host's addresses.
+pub fn ice_offer(config: &Config, state: &State) -> io::Result<IceServers> {
+    let advertised = advertised(config, &interfaces::addresses()?, config.port);
+    Ok(ice_servers(&config.turn, &advertised, config.auth.secrets(&config.turn, state).0))
+}
+
 fn spawn(
     index: usize,
     worker: Worker,
@@ -393,13 +430,6 @@ fn seed(seeds: &mut ChaCha20Rng) -> [u8; 32] {
     let mut seed = [0; 32];
     seeds.fill_bytes(&mut seed);
     seed
-}
-
-fn rest_secret(turn: &TurnConfig, state: &State) -> RestSecret {
-    match &turn.rest_secret {
-        Some(secret) => RestSecret::new(secret),
-        None => RestSecret::new(&state.derive("turn credentials")),
-    }
 }
 
 /// Chooses one relay address a family: the configured one, else the one listened on, else the farthest-reaching.
@@ -466,14 +496,10 @@ fn shared(
     config: &Config,
     own: &[IpAddr],
     relay: &[RelayAddress],
-    state: &State,
+    (authority, tickets): (Arc<Authority>, Tickets),
     doors: &Doors,
-) -> io::Result<Shared> {
+) -> Shared {
     let turn = &config.turn;
-    let digest =
-        |(user, password): (&String, &String)| (user.clone(), long_term_digest(user, &turn.realm, password));
-    let credentials =
-        Credentials { users: turn.users.iter().map(digest).collect(), rest: Some(rest_secret(turn, state)) };
     let ports = Arc::new(RelayPorts::new(relay, turn.relay_ports()));
     let second = config.nat_discovery.iter().map(|home| &home.public);
     let policy = PolicyConfig {
@@ -488,9 +514,9 @@ fn shared(
             .collect(),
         own_ports: [doors.port, doors.aux_port].into_iter().chain(doors.tls_port).collect(),
     };
-    let tickets = Tickets::new(&state.derive("mobility tickets")).map_err(|_| io::ErrorKind::InvalidInput)?;
-    Ok(Shared {
-        authority: Arc::new(Authority::new(&turn.realm, credentials, &state.derive("nonces"))),
+    Shared {
+        authority,
+        alternates: Arc::new(Alternates::new(turn.alternate_server.clone(), turn.alternate_domain.clone())),
         policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
         ports,
         reservations: Arc::default(),
@@ -501,5 +527,5 @@ fn shared(
         worker: 0,
         limits: turn.limits(doors.per_worker.len()),
         features: turn.features,
-    })
+    }
 }

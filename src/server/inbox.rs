@@ -1,6 +1,7 @@
 //! How tokio's side reaches a worker thread: a bounded queue and a wake-up.
 
 use crate::turn_server::FiveTuple;
+use crate::turn_server::auth::Question;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -20,6 +21,8 @@ pub(super) enum ToWorker {
     Frame { client: FiveTuple, bytes: Bytes },
     /// The stream has closed.
     Gone { client: FiveTuple, link: u64 },
+    /// A user was looked up, or could not be.
+    LookedUp { question: Arc<Question>, answered: bool },
     /// End the thread.
     Stop,
 }

@@ -4,6 +4,7 @@
 //! something, carry out what the relay says, begin again. A socket with more to give than one batch waits for its next turn, so
 //! that no peer can starve the others.
 
+use super::auth_hook::Lookups;
 use super::dtls::{self, Dtls};
 use super::inbox::{Inbox, ToWorker};
 use super::legs::Legs;
@@ -65,6 +66,7 @@ pub(super) struct Parts {
     pub(super) relay: Relay,
     pub(super) dtls: Dtls,
     pub(super) signaling: Handle,
+    pub(super) lookups: Lookups,
     pub(super) dropped: Arc<AtomicU64>,
 }
 
@@ -79,6 +81,7 @@ pub(super) struct Worker {
     discovery: Discovery,
     gate: Gate,
     signaling: Handle,
+    lookups: Lookups,
     ready: VecDeque<Token>,
     scratch: Vec<u8>,
 }
@@ -100,6 +103,7 @@ impl Worker {
             discovery: parts.discovery,
             gate: parts.gate,
             signaling: parts.signaling,
+            lookups: parts.lookups,
             ready: VecDeque::new(),
             scratch: Vec::new(),
         };
@@ -160,6 +164,9 @@ impl Worker {
                         self.legs.streams.remove(&client);
                         self.relay.handle_client_gone(client);
                     }
+                }
+                ToWorker::LookedUp { question, answered } => {
+                    self.relay.handle_lookup_done(now, &question, answered);
                 }
                 ToWorker::Stop => return Turn::Stop,
             }
@@ -372,6 +379,11 @@ impl Worker {
                     self.relay.handle_relay_opened(now, relay, opened.is_ok());
                 }
                 Output::CloseRelay { relay } => drop(self.relay_sockets.remove(&relay)),
+                Output::LookUp { question } => {
+                    if !self.lookups.ask(Arc::clone(&question)) {
+                        self.relay.handle_lookup_done(now, &question, false);
+                    }
+                }
                 _ => {}
             }
         }

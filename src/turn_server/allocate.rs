@@ -79,10 +79,10 @@ impl Relay {
                 Some(OwnPort { lease, token: None, instead: Instead::Any })
             }
         };
-        let lifetime = self.granted(now, request);
+        let lifetime = self.granted(request);
         let applicant = Applicant {
             client: request.client,
-            user: Arc::clone(&request.user),
+            tenancy: request.tenancy.clone(),
             peer_transport,
             lifetime,
             ticket,
@@ -191,18 +191,12 @@ impl Relay {
         }
     }
 
-    /// Grants what was asked for, between the default and the configured maximum, and where the operator wants it so no longer than
-    /// the credentials are good for.
-    pub(super) fn granted(&self, now: Now, request: &Request<'_>) -> Duration {
+    /// Grants what was asked for, between the default and the configured maximum, and no more than the credentials allow.
+    pub(super) fn granted(&self, request: &Request<'_>) -> Duration {
         let asked = request.attributes.u32(attr::LIFETIME).unwrap_or_default();
         let granted =
             Duration::from_secs(asked.into()).max(DEFAULT_LIFETIME).min(self.shared.limits.max_lifetime);
-        match request.expires_unix {
-            Some(expires) if self.shared.features.end_with_credentials => {
-                granted.min(Duration::from_secs(expires.saturating_sub(now.unix)))
-            }
-            _ => granted,
-        }
+        granted.min(request.lifetime_cap.unwrap_or(granted))
     }
 }
 

@@ -1,5 +1,6 @@
 //! One allocation: its relayed addresses, permissions, channels and peers, and when each of them ends.
 
+use super::auth::Tenancy;
 use super::connections::ConnectionId;
 use super::mobility::Mobility;
 use super::policy::PeerAddr;
@@ -123,6 +124,8 @@ pub(super) struct Allocation {
     pub(super) client: FiveTuple,
     pub(super) user: Arc<str>,
     pub(super) peer_transport: PeerTransport,
+    /// The credentials that made it, or refreshed it last.
+    pub(super) tenancy: Tenancy,
     pub(super) expires: Instant,
     /// What LIFETIME said last.
     pub(super) lifetime: Duration,
@@ -172,7 +175,7 @@ pub(super) enum PeerRefusal {
 #[derive(Debug)]
 pub(super) struct Applicant {
     pub(super) client: FiveTuple,
-    pub(super) user: Arc<str>,
+    pub(super) tenancy: Tenancy,
     pub(super) peer_transport: PeerTransport,
     pub(super) lifetime: Duration,
     pub(super) ticket: Ticket,
@@ -183,7 +186,8 @@ impl Allocation {
     pub(super) fn new(now: Instant, applicant: Applicant, opening: Opening) -> Self {
         Self {
             client: applicant.client,
-            user: applicant.user,
+            user: Arc::clone(&applicant.tenancy.user),
+            tenancy: applicant.tenancy,
             peer_transport: applicant.peer_transport,
             expires: now + applicant.lifetime,
             lifetime: applicant.lifetime,

@@ -4,7 +4,8 @@
 //! [`Relay::handle_client`] and [`Relay::handle_peer`], with the payload still borrowed from the caller's buffer.
 
 use super::allocation::{Allocation, FiveTuple};
-use super::auth::Authority;
+use super::alternate::Alternates;
+use super::auth::{Authority, Parking, Question};
 use super::connections::{ConnectionId, Connections};
 use super::denials::Denials;
 use super::mobility::Tickets;
@@ -35,6 +36,8 @@ pub type AllocationId = usize;
 pub struct Shared {
     /// Checks credentials.
     pub authority: Arc<Authority>,
+    /// Sends clients elsewhere.
+    pub alternates: Arc<Alternates>,
     /// Checks peers.
     pub policy: Arc<PeerPolicy>,
     /// Gives out relay ports.
@@ -92,8 +95,6 @@ impl Default for Limits {
 pub struct Features {
     /// Whether an allocation gets a relayed address of the other family when a permission first names a peer there.
     pub add_family: bool,
-    /// Whether an allocation ends with the credentials it was made with.
-    pub end_with_credentials: bool,
     /// Whether clients may take their allocations along to another address (RFC 8016).
     pub mobility: bool,
     /// Whether clients may reach peers by TCP (RFC 6062).
@@ -102,7 +103,7 @@ pub struct Features {
 
 impl Default for Features {
     fn default() -> Self {
-        Self { add_family: true, end_with_credentials: false, mobility: true, tcp: true }
+        Self { add_family: true, mobility: true, tcp: true }
     }
 }
 
@@ -127,6 +128,11 @@ pub enum Output {
         address: SocketAddr,
         /// What it is to carry: datagrams, or with `true` connections that peers open.
         tcp: bool,
+    },
+    /// Ask others about a user and say how that went with [`Relay::handle_lookup_done`].
+    LookUp {
+        /// What to ask.
+        question: Arc<Question>,
     },
     /// Close a relay port's socket.
     CloseRelay {
@@ -269,6 +275,7 @@ pub struct Relay {
     pub(super) counters: Counters,
     pub(super) denials: Denials,
     pub(super) epoch: Epoch,
+    pub(super) parking: Parking,
 }
 
 impl Relay {
@@ -289,6 +296,7 @@ impl Relay {
             counters: Counters::default(),
             denials: Denials::default(),
             epoch: Epoch(now.mono),
+            parking: Parking::default(),
         }
     }
 
@@ -344,6 +352,7 @@ impl Relay {
 
     /// Ends the allocation of a client whose stream has closed.
     pub fn handle_client_gone(&mut self, client: FiveTuple) {
+        self.parking.forget(client);
         if let Some(id) = self.clients.get(&client).copied() {
             self.end(id, "the client's connection closed");
         }

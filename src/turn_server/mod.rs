@@ -3,8 +3,10 @@
 //! [`machine::Relay`] is the brain: clients' and peers' bytes in, what to forward as the return value, control through
 //! `poll_output`.
 
+mod admission;
 mod allocate;
 mod allocation;
+pub mod alternate;
 pub mod auth;
 pub mod connections;
 pub mod data;

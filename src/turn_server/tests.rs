@@ -49,6 +49,7 @@ fn shared(per_user: u32, ports: std::ops::RangeInclusive<u16>) -> Shared {
     let policy = PolicyConfig { own_addresses: own, own_ports: vec![3478], ..Default::default() };
     Shared {
         authority: Arc::new(Authority::new("r", Credentials { users, rest: None }, &[5; 32])),
+        alternates: Arc::default(),
         policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
         ports,
         reservations: Arc::default(),
@@ -105,6 +106,7 @@ impl World {
                     self.relay.handle_relay_opened(self.now, relay, opened);
                 }
                 Output::CloseRelay { relay } => drop(self.sockets.remove(&relay)),
+                Output::LookUp { .. } => unreachable!("nobody else is asked here"),
                 other => self.others.push(other),
             }
         }
@@ -126,7 +128,7 @@ impl World {
     }
 
     fn signed(&mut self, client: FiveTuple, user: &str, builder: Builder) -> Vec<u8> {
-        let nonce = self.shared.authority.nonce(self.now, client.client);
+        let nonce = self.shared.authority.challenge(self.now, &client).nonce;
         let key = Key::from_bytes(&long_term_digest(user, "r", "pw"));
         builder
             .attribute(attr::USERNAME, user.as_bytes())
