@@ -6,7 +6,7 @@ use crate::turn_server::{ConnectionId, FiveTuple, RelayId};
 use bytes::Bytes;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
@@ -19,7 +19,7 @@ const REPLY_QUEUE: usize = 256;
 #[derive(Debug)]
 pub(super) enum ToWorker {
     /// A stream client is there; its replies go to this queue.
-    Opened { client: FiveTuple, link: u64, replies: mpsc::Sender<ToStream> },
+    Opened { client: FiveTuple, leg: StreamLeg },
     /// One whole frame from a stream.
     Frame { client: FiveTuple, bytes: Bytes },
     /// The stream has closed.
@@ -53,6 +53,16 @@ pub(super) enum ToStream {
     Join(Box<Joint>),
 }
 
+/// A worker's end of one stream.
+#[derive(Debug)]
+pub(super) struct StreamLeg {
+    /// The number of its link.
+    pub(super) link: u64,
+    pub(super) replies: mpsc::Sender<ToStream>,
+    /// Set when the client has shown good credentials.
+    pub(super) proven: Arc<AtomicBool>,
+}
+
 /// The sending side of one worker's queue.
 #[derive(Debug, Clone)]
 pub(super) struct Inbox {
@@ -81,9 +91,10 @@ impl Inbox {
     pub(super) async fn open(&self, client: FiveTuple) -> Option<(Link, mpsc::Receiver<ToStream>)> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let (replies, queue) = mpsc::channel(REPLY_QUEUE);
-        let link = Link { client, number: NEXT.fetch_add(1, Ordering::Relaxed), worker: self.clone() };
-        let opened = ToWorker::Opened { client, link: link.number, replies };
-        self.send(opened).await.then_some((link, queue))
+        let (number, proven) = (NEXT.fetch_add(1, Ordering::Relaxed), Arc::<AtomicBool>::default());
+        let leg = StreamLeg { link: number, replies, proven: Arc::clone(&proven) };
+        let link = Link { client, number, proven, worker: self.clone() };
+        self.send(ToWorker::Opened { client, leg }).await.then_some((link, queue))
     }
 }
 
@@ -93,6 +104,7 @@ impl Inbox {
 pub(super) struct Link {
     client: FiveTuple,
     number: u64,
+    proven: Arc<AtomicBool>,
     worker: Inbox,
 }
 
@@ -100,6 +112,11 @@ impl Link {
     /// Hands over one whole frame, waiting for room; `false` when the worker has ended.
     pub(super) async fn hear(&self, bytes: Bytes) -> bool {
         self.worker.send(ToWorker::Frame { client: self.client, bytes }).await
+    }
+
+    /// Says whether the client has shown good credentials.
+    pub(super) fn is_proven(&self) -> bool {
+        self.proven.load(Ordering::Relaxed)
     }
 
     /// Says that the stream has ended.

@@ -1,7 +1,7 @@
 //! The way back to a client: through the door it came in by, whatever its transport.
 
 use super::dtls::Dtls;
-use super::inbox::ToStream;
+use super::inbox::{StreamLeg, ToStream};
 use super::neighbours::Neighbours;
 use super::tcp_relay::Joint;
 use super::worker::DoorSocket;
@@ -15,7 +15,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::sync::mpsc;
 
 /// One worker's listening sockets, its DTLS sessions and the queues of its stream clients.
 #[derive(Debug)]
@@ -23,8 +22,7 @@ pub(super) struct Legs {
     pub(super) doors: Vec<DoorSocket>,
     /// Handles on other workers' doors, to send by.
     elsewhere: Vec<UdpPort>,
-    /// Each with the number of its link.
-    pub(super) streams: HashMap<FiveTuple, (u64, mpsc::Sender<ToStream>)>,
+    pub(super) streams: HashMap<FiveTuple, StreamLeg>,
     pub(super) dtls: Dtls,
     pub(super) neighbours: Neighbours,
     dropped: Arc<AtomicU64>,
@@ -69,9 +67,22 @@ impl Legs {
                 let queued = self
                     .streams
                     .get(&client)
-                    .map(|(_, replies)| replies.try_send(ToStream::Frame(Bytes::copy_from_slice(bytes))));
+                    .map(|leg| leg.replies.try_send(ToStream::Frame(Bytes::copy_from_slice(bytes))));
                 if !matches!(queued, Some(Ok(()))) {
                     self.note_dropped();
+                }
+            }
+        }
+    }
+
+    /// Notes that a client has shown good credentials: where it is connected, it may stay silent for longer.
+    pub(super) fn prove(&mut self, client: FiveTuple) {
+        match client.transport {
+            Transport::Udp => {}
+            Transport::Dtls => self.dtls.prove(client),
+            _ => {
+                if let Some(leg) = self.streams.get(&client) {
+                    leg.proven.store(true, Ordering::Relaxed);
                 }
             }
         }
@@ -91,7 +102,7 @@ impl Legs {
     pub(super) fn join(&self, client: FiveTuple, joint: Option<Box<Joint>>) {
         let stream = self.streams.get(&client);
         let joined =
-            joint.zip(stream).map(|(joint, (_, replies))| replies.try_send(ToStream::Join(joint)).is_ok());
+            joint.zip(stream).map(|(joint, leg)| leg.replies.try_send(ToStream::Join(joint)).is_ok());
         if joined != Some(true) {
             self.note_dropped();
         }

@@ -4,7 +4,7 @@
 use super::inbox::{Inbox, Link, ToStream};
 use super::tcp_relay::Joint;
 use super::websocket::Origin;
-use crate::net::connections::Connections;
+use crate::net::connections::{Connections, Permit};
 use crate::net::demux::{self, StreamKind};
 use crate::net::prefixed::Prefixed;
 use crate::net::proxy::{self, Start};
@@ -24,8 +24,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 /// How long a connection may stay silent before its protocol is known.
@@ -36,6 +37,8 @@ const TLS_TIME: Duration = Duration::from_secs(10);
 const HEADER_TIME: Duration = Duration::from_secs(10);
 /// How long a STUN or TURN stream may stay silent: longer than any allocation lives without a Refresh.
 const IDLE_TIME: Duration = Duration::from_secs(3660);
+/// The same before the client has shown good credentials.
+const STRANGER_TIME: Duration = Duration::from_secs(60);
 /// How long one write may hang on a client that does not read.
 const WRITE_TIME: Duration = Duration::from_secs(30);
 /// How long a goodbye may take.
@@ -74,6 +77,15 @@ struct Ends {
     client: SocketAddr,
     server: SocketAddr,
     worker: Inbox,
+    places: Places,
+}
+
+/// What a connection occupies for as long as any part of the server holds it.
+#[derive(Debug, Clone)]
+pub(super) struct Places {
+    _room: Arc<OwnedSemaphorePermit>,
+    /// Of the client's address, once it is known.
+    address: Option<Arc<Permit>>,
 }
 
 impl Ends {
@@ -92,15 +104,14 @@ impl StreamDoor {
             let Ok(permit) = Arc::clone(&self.room).acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, client)) => {
-                    let Some(counted) = self.connections.admit(client.ip()) else { continue };
                     turn = turn.wrapping_add(1);
                     let door = self.clone();
                     let worker = self.workers[turn % self.workers.len()].clone();
                     connections.spawn(async move {
-                        if let Err(error) = door.connection(stream, client, worker, admits).await {
+                        let places = Places { _room: Arc::new(permit), address: None };
+                        if let Err(error) = door.connection(stream, (client, worker, places), admits).await {
                             tracing::debug!(%error, "stream ended");
                         }
-                        drop((permit, counted));
                     });
                 }
                 Err(error) => {
@@ -114,13 +125,12 @@ impl StreamDoor {
     async fn connection(
         self,
         stream: TcpStream,
-        client: SocketAddr,
-        worker: Inbox,
+        (client, worker, places): (SocketAddr, Inbox, Places),
         admits: Admits,
     ) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let server = stream.local_addr()?;
-        self.stream(stream, Ends { client, server, worker }, admits).await
+        self.stream(stream, Ends { client, server, worker, places }, admits).await
     }
 
     /// Serves one stream, whatever carries it.
@@ -133,6 +143,9 @@ impl StreamDoor {
         if self.proxies.iter().any(|proxies| proxies.contains(&from)) {
             ends.client = timeout(SNIFF_TIME, proxied(&mut stream)).await??.unwrap_or(ends.client);
         }
+        // Only now: a proxy's own address would count for everybody behind it.
+        let Some(counted) = self.connections.admit(ends.client.ip()) else { return Ok(()) };
+        ends.places.address = Some(Arc::new(counted));
         match (sniff(&mut stream).await?, admits) {
             (StreamKind::Tls, _) => {
                 let (inside, chosen) = timeout(TLS_TIME, self.tls.accept(stream)).await??;
@@ -172,7 +185,8 @@ impl StreamDoor {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let origin = Origin { client: ends.tuple(Transport::WebSocket), worker: ends.worker };
+        let client = ends.tuple(Transport::WebSocket);
+        let origin = Origin { client, worker: ends.worker, places: ends.places };
         let router = self.router.layer(axum::Extension(ConnectInfo(ends.client)));
         let router = router.layer(axum::Extension(origin));
         http1::Builder::new()
@@ -243,10 +257,23 @@ async fn read_frames(
             }
         }
         buffer.reserve(READ_ROOM);
-        if timeout(IDLE_TIME, reader.read_buf(buffer)).await?? == 0 {
+        let mut silent = Duration::ZERO;
+        let read = loop {
+            match timeout(STRANGER_TIME, reader.read_buf(buffer)).await {
+                Ok(read) => break read?,
+                Err(elapsed) => silent += waited(link, silent, elapsed)?,
+            }
+        };
+        if read == 0 {
             return Ok(());
         }
     }
+}
+
+/// Says how long a client was waited for, or that it was long enough.
+fn waited(link: &Link, silent: Duration, elapsed: Elapsed) -> io::Result<Duration> {
+    let patient = link.is_proven() && silent + STRANGER_TIME < IDLE_TIME;
+    if patient { Ok(STRANGER_TIME) } else { Err(elapsed.into()) }
 }
 
 /// Takes the first whole frame off `buffer`.
@@ -311,7 +338,7 @@ mod tests {
             router: Router::new(),
             tls: Tls::new(&Certificate::own(folder.path()).unwrap()).unwrap(),
             proxies: proxies.iter().map(|net| net.parse().unwrap()).collect(),
-            room: Arc::new(Semaphore::new(1)),
+            room: Arc::new(Semaphore::new(8)),
             connections: Connections::new(8, &[]),
         };
         (door, queue, folder)
@@ -323,8 +350,14 @@ mod tests {
     fn serve(door: &StreamDoor, admits: Admits) -> (DuplexStream, JoinHandle<io::Result<()>>) {
         let (client, server) = tokio::io::duplex(4096);
         let worker = door.workers[0].clone();
-        let ends =
-            Ends { client: CLIENT.parse().unwrap(), server: "192.0.2.1:3478".parse().unwrap(), worker };
+        let room = Arc::clone(&door.room).try_acquire_owned().unwrap();
+        let places = Places { _room: Arc::new(room), address: None };
+        let ends = Ends {
+            client: CLIENT.parse().unwrap(),
+            server: "192.0.2.1:3478".parse().unwrap(),
+            worker,
+            places,
+        };
         (client, tokio::spawn(door.clone().stream(server, ends, admits)))
     }
 
@@ -347,6 +380,36 @@ mod tests {
             let before = tokio::time::Instant::now();
             assert!(served.await.unwrap().is_err());
             assert_eq!(before.elapsed(), SNIFF_TIME);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_is_silent_for_a_minute_or_with_credentials_for_an_hour() {
+        for (proven, patience) in [(false, STRANGER_TIME), (true, IDLE_TIME)] {
+            let (door, mut queue, _folder) = door(&[]);
+            let (mut client, served) = serve(&door, Admits::All);
+            client.write_all(BINDING).await.unwrap();
+            let Some(ToWorker::Opened { leg, .. }) = queue.recv().await else { panic!("not opened") };
+            assert!(matches!(queue.recv().await, Some(ToWorker::Frame { .. })));
+            leg.proven.store(proven, std::sync::atomic::Ordering::Relaxed);
+            let before = tokio::time::Instant::now();
+            assert_eq!(served.await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
+            assert_eq!(before.elapsed(), patience);
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_behind_a_proxy_count_for_whom_it_names() {
+        let (mut door, _queue, _folder) = door(&["192.0.2.0/24"]);
+        door.connections = Connections::new(1, &[]);
+        let mut kept = Vec::new();
+        for (client, admitted) in [(7, true), (8, true), (7, false)] {
+            let (mut stream, served) = serve(&door, Admits::All);
+            let header = format!("PROXY TCP4 198.51.100.{client} 192.0.2.1 4000 3478\r\n");
+            stream.write_all(&[header.as_bytes(), BINDING].concat()).await.unwrap();
+            let closed = timeout(Duration::from_millis(200), stream.read_u8()).await.is_ok();
+            assert_eq!(closed, !admitted, "{client}");
+            kept.push((stream, served));
         }
     }
 

@@ -1,6 +1,7 @@
 //! TURN over WebSocket: `GET /turn`; one binary message is one frame (`docs/wire/turn-websocket.md`).
 
 use super::inbox::{Inbox, Link, ToStream};
+use super::stream::Places;
 use crate::turn_server::FiveTuple;
 use crate::turn_server::wire::{CHANNEL_HEADER_LEN, frame_len};
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
@@ -26,6 +27,8 @@ const IDLE: Duration = Duration::from_secs(45);
 pub(super) struct Origin {
     pub(super) client: FiveTuple,
     pub(super) worker: Inbox,
+    /// What the connection occupies, also after HTTP has let go of it.
+    pub(super) places: Places,
 }
 
 /// Routes `/turn`.
@@ -42,7 +45,8 @@ async fn upgrade(Extension(origin): Extension<Origin>, upgrade: WebSocketUpgrade
 }
 
 async fn serve(mut socket: WebSocket, origin: Origin) {
-    let Some((link, replies)) = origin.worker.open(origin.client).await else { return };
+    let Origin { client, worker, places } = origin;
+    let Some((link, replies)) = worker.open(client).await else { return };
     let code = carry(&mut socket, &link, replies).await;
     link.close().await;
     if let Some(code) = code {
@@ -50,6 +54,7 @@ async fn serve(mut socket: WebSocket, origin: Origin) {
         // A client that does not hear why it is closed is closed all the same.
         let _ = timeout(PING, socket.send(Message::Close(Some(frame)))).await;
     }
+    drop(places);
 }
 
 /// Carries frames both ways until either side ends it; returns the code to close with, where a close is still due.

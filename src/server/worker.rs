@@ -159,15 +159,15 @@ impl Worker {
         for _ in 0..INBOX_TURN {
             let Ok(message) = self.inbox.try_recv() else { return Turn::Empty };
             match message {
-                ToWorker::Opened { client, link, replies } => {
-                    if self.legs.streams.insert(client, (link, replies)).is_some() {
+                ToWorker::Opened { client, leg } => {
+                    if self.legs.streams.insert(client, leg).is_some() {
                         self.relay.handle_client_gone(client);
                     }
                 }
                 ToWorker::Frame { client, bytes } => self.hear_client(now, client, Marks::default(), &bytes),
                 ToWorker::Gone { client, link } => {
                     self.legs.neighbours.gone(client);
-                    if self.legs.streams.get(&client).is_some_and(|(current, _)| *current == link) {
+                    if self.legs.streams.get(&client).is_some_and(|leg| leg.link == link) {
                         self.legs.streams.remove(&client);
                         self.relay.handle_client_gone(client);
                     }
@@ -395,8 +395,8 @@ impl Worker {
                     self.answer_stranger(now, client, heard, &bytes);
                 }
                 Output::Reply { client, bytes, proven } => {
-                    if proven && client.transport == Transport::Dtls {
-                        self.legs.dtls.prove(client);
+                    if proven {
+                        self.legs.prove(client);
                     }
                     self.legs.send(client, &bytes);
                 }

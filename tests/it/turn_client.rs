@@ -11,7 +11,7 @@ use crate::house::{PASSWORD, USER};
 const RETRANSMISSION: Duration = Duration::from_millis(500);
 const TRANSMISSIONS: usize = 7;
 
-/// A client with an allocation.
+/// A client that has been challenged.
 pub(crate) struct TurnClient {
     socket: UdpSocket,
     realm: String,
@@ -19,23 +19,38 @@ pub(crate) struct TurnClient {
     transaction: u8,
 }
 
+/// REQUESTED-TRANSPORT for UDP, which every Allocate carries.
+pub(crate) fn by_udp(request: Builder) -> Builder {
+    request.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0])
+}
+
 impl TurnClient {
-    /// Allocates from an address of this host.
-    pub(crate) fn allocate(ip: Ipv4Addr, server: SocketAddr) -> Self {
+    /// Asks for realm and nonce, without credentials, from an address of this host.
+    pub(crate) fn new(ip: Ipv4Addr, server: SocketAddr) -> Self {
         let socket = UdpSocket::bind((ip, 0)).unwrap();
         socket.connect(server).unwrap();
         socket.set_read_timeout(Some(RETRANSMISSION)).unwrap();
         let mut client = Self { socket, realm: String::new(), nonce: Vec::new(), transaction: 0 };
-        let transport = |request: Builder| request.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
-        let request = transport(client.begin(Method::ALLOCATE)).finish();
+        let request = by_udp(client.begin(Method::ALLOCATE)).finish();
         let challenge = client.ask(&request).unwrap();
         let challenge = Message::parse(&challenge).unwrap().unverified();
         assert_eq!(challenge.error_code(), Some(401));
         client.realm = String::from_utf8(challenge.get(attr::REALM).unwrap().to_vec()).unwrap();
         client.nonce = challenge.get(attr::NONCE).unwrap().to_vec();
-        let allocated = client.ask_signed(Method::ALLOCATE, transport);
+        client
+    }
+
+    /// Allocates from an address of this host.
+    pub(crate) fn allocate(ip: Ipv4Addr, server: SocketAddr) -> Self {
+        let mut client = Self::new(ip, server);
+        let allocated = client.ask_signed(Method::ALLOCATE, by_udp);
         assert_eq!(Message::parse(&allocated).unwrap().class(), Class::Success);
         client
+    }
+
+    /// Sends an indication or what else gets no answer.
+    pub(crate) fn tell(&self, message: &[u8]) {
+        self.socket.send(message).unwrap();
     }
 
     /// Begins a request.

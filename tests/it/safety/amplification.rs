@@ -92,11 +92,11 @@ fn rows(port: u16) -> Vec<Row> {
         ),
     ];
     let raw: [Row; 7] = [
+        ("DTLS ClientHello", 3.0, super::strangers::client_hello()),
         ("Binding, length field wrong", 3.0, [&[0, 1, 0, 8], &binding().finish()[4..]].concat()),
         ("Binding, attribute past the end", 3.0, past_the_end()),
         ("ChannelData", 3.0, b"\x40\x00\x00\x04data".to_vec()),
         ("DTLS record, not a handshake", 3.0, b"\x17\xfe\xfd\0\0\0\0\0\0\0\0\0\x04data".to_vec()),
-        ("JSON without sense", 3.0, b"{\"t\":4711}".to_vec()),
         ("Noise", 3.0, vec![0xFF; 64]),
         ("Empty datagram", 3.0, Vec::new()),
     ];

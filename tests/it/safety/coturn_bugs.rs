@@ -1,11 +1,12 @@
 //! What coturn 4.6 or 4.17 gets wrong and this server must not.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
-use ginnel::stun::{Builder, Class, Message, Method, attr};
+use ginnel::stun::{Builder, Class, Message, Method, TransactionId, attr};
 
 use crate::house::House;
-use crate::turn_client::TurnClient;
+use crate::turn_client::{TurnClient, by_udp};
 
 const METHODS: [Method; 5] =
     [Method::BINDING, Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND];
@@ -78,5 +79,68 @@ fn an_empty_or_odd_peer_address_is_a_bad_request() {
         }
         let answer = client.ask_signed(method, complete);
         assert_eq!(Message::parse(&answer).unwrap().class(), Class::Success, "{method:?}");
+    }
+}
+
+fn is_success(answer: &[u8]) -> bool {
+    Message::parse(answer).unwrap().class() == Class::Success
+}
+
+#[test]
+fn after_refresh_0_the_allocation_is_gone_and_a_new_one_can_be_had_at_once() {
+    let (_house, mut client) = house_and_client();
+    for _ in 0..20 {
+        let ended = client.ask_signed(Method::REFRESH, |request| request.attribute(attr::LIFETIME, &[0; 4]));
+        assert!(is_success(&ended));
+        for method in [Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND] {
+            assert_eq!(error_code(&client.ask_signed(method, complete)), Some(437), "{method:?}");
+        }
+        let allocated = client.ask_signed(Method::ALLOCATE, by_udp);
+        assert!(is_success(&allocated), "{:?}", error_code(&allocated));
+    }
+}
+
+#[test]
+fn without_an_allocation_a_denied_peer_is_a_mismatch() {
+    let house = House::on_loopback("");
+    let mut client = TurnClient::new(Ipv4Addr::LOCALHOST, house.address);
+    for method in [Method::CREATE_PERMISSION, Method::CHANNEL_BIND] {
+        assert_eq!(error_code(&client.ask_signed(method, complete)), Some(437), "{method:?}");
+        assert_eq!(error_code(&client.ask_signed(method, |request| request)), Some(437), "bare {method:?}");
+    }
+}
+
+#[test]
+fn a_transport_that_there_is_not_is_442() {
+    let house = House::on_loopback("");
+    let mut client = TurnClient::new(Ipv4Addr::LOCALHOST, house.address);
+    for protocol in [0, 1, 58, 132, 255] {
+        let answer = client.ask_signed(Method::ALLOCATE, |request| {
+            request.attribute(attr::REQUESTED_TRANSPORT, &[protocol, 0, 0, 0])
+        });
+        assert_eq!(error_code(&answer), Some(442), "{protocol}");
+    }
+}
+
+#[test]
+fn a_send_to_port_0_ends_nothing() {
+    let (_house, mut client) = house_and_client();
+    let peer = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let peer_address = peer.local_addr().unwrap();
+    let permitted = client.ask_signed(Method::CREATE_PERMISSION, |request| {
+        request.xor_address(attr::XOR_PEER_ADDRESS, peer_address)
+    });
+    assert!(is_success(&permitted));
+    let send = |to: SocketAddr, data: &[u8]| {
+        let indication = Builder::new(Class::Indication, Method::SEND, TransactionId::new([1; 12]));
+        indication.xor_address(attr::XOR_PEER_ADDRESS, to).attribute(attr::DATA, data).finish()
+    };
+    for round in 0..20_u8 {
+        client.tell(&send(SocketAddr::new(peer_address.ip(), 0), b"nowhere"));
+        client.tell(&send(peer_address, &[round]));
+        let mut buffer = [0; 64];
+        let len = peer.recv(&mut buffer).unwrap();
+        assert_eq!(buffer[..len], [round]);
     }
 }
