@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::authority::Authority;
 use crate::lab::Host;
 use crate::proc::{Proc, Stdout};
 
@@ -22,7 +23,17 @@ pub(crate) const PASSWORD: &str = "a test's password";
 pub(crate) struct House {
     pub(crate) server: Proc,
     pub(crate) address: SocketAddr,
+    /// Where TLS and DTLS alone are spoken, if anywhere.
+    pub(crate) tls: SocketAddr,
     folder: TempDir,
+}
+
+/// Lines of the configuration beyond the usual, by section.
+#[derive(Default, Clone, Copy)]
+pub(crate) struct Lines<'a> {
+    /// Before the first section.
+    pub(crate) top: &'a str,
+    pub(crate) turn: &'a str,
 }
 
 impl House {
@@ -31,27 +42,48 @@ impl House {
     pub(crate) fn on_loopback(turn: &str) -> Self {
         let port = free_ports();
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        Self::start(address, turn, |program| Command::new(program))
+        Self::start(address, Lines { turn, ..Lines::default() }, "port = 0", |program| Command::new(program))
+    }
+
+    /// Starts a server on loopback with a TLS port of its own, and with a certificate for 127.0.0.1 by `authority`, or else its
+    /// own.
+    pub(crate) fn with_tls(lines: Lines<'_>, authority: Option<&Authority>) -> Self {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, free_ports()));
+        let port = free_ports();
+        let files = authority.map_or_else(String::new, |authority| {
+            format!(
+                "name = \"127.0.0.1\"\ncertificate = {:?}\nkey = {:?}\n",
+                authority.certificate(),
+                authority.key()
+            )
+        });
+        let mut house =
+            Self::start(address, lines, &format!("port = {port}\n{files}"), |program| Command::new(program));
+        house.tls.set_port(port);
+        house
     }
 
     /// Starts a server on a host of the laboratory, which relays to the laboratory's public addresses.
     pub(crate) fn on(host: &Host) -> Self {
         Self::start(
             SocketAddr::from((host.address(), 3478)),
-            "allow_peers = [\"203.0.113.0/24\"]",
+            Lines { turn: "allow_peers = [\"203.0.113.0/24\"]", ..Lines::default() },
+            "port = 0",
             |program| host.command(program),
         )
     }
 
-    fn start(address: SocketAddr, turn: &str, command: impl Fn(&str) -> Command) -> Self {
+    fn start(address: SocketAddr, lines: Lines<'_>, tls: &str, command: impl Fn(&str) -> Command) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("ginnel.toml");
         let text = format!(
             "state = {:?}\nlisten = [\"{ip}\"]\npublic = [\"{ip}\"]\nport = {}\naux_port = {}\n\
-             [turn]\nusers = {{ {USER} = \"{PASSWORD}\" }}\n{turn}\n",
+             {}\n[tls]\n{tls}\n[turn]\nusers = {{ {USER} = \"{PASSWORD}\" }}\n{}\n",
             folder.path().join("state"),
             address.port(),
             address.port() + 1,
+            lines.top,
+            lines.turn,
             ip = address.ip(),
         );
         std::fs::write(&config, text).unwrap();
@@ -59,7 +91,7 @@ impl House {
         serve.args(["serve", "--print-ice", "--config"]).arg(&config);
         let server = Proc::start("ginnel serve", serve, Stdout::Lines);
         server.expect("line that begins with Ready.", START, |line| line.starts_with("Ready.").then_some(()));
-        Self { server, address, folder }
+        Self { server, address, tls: SocketAddr::new(address.ip(), 0), folder }
     }
 
     /// Its access key, as `ginnel key` prints it.

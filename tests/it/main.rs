@@ -13,6 +13,7 @@
 )]
 
 mod architecture;
+mod authority;
 mod bulk;
 mod examples;
 mod front_door;
@@ -25,3 +26,4 @@ mod pipes;
 mod proc;
 mod safety;
 mod tools;
+mod transports;
