@@ -1,7 +1,7 @@
 //! What carries STUN and TURN beside plain UDP and TCP: TLS and its application protocols, WebSocket, PROXY headers.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -272,4 +272,47 @@ fn a_websocket_message_that_is_not_one_frame_closes_it_with_a_code() {
         let client = websocket_client(&["code", &url, what]);
         assert!(client.printed().contains(&format!("closed {code}")), "{what}: {}", client.printed());
     }
+}
+
+/// The shortest first ClientHello there is: DTLS 1.2, one cipher suite, no extension.
+fn first_hello(random: u32) -> Vec<u8> {
+    let mut hello = vec![22, 0xFE, 0xFD, 0, 0, 0, 0, 0, 0, 0, 0, 0, 54];
+    hello.extend_from_slice(&[1, 0, 0, 42, 0, 0, 0, 0, 0, 0, 0, 42, 0xFE, 0xFD]);
+    hello.extend((0..8).flat_map(|_| random.to_be_bytes()));
+    hello.extend_from_slice(&[0, 0, 0, 2, 0xC0, 0x2B, 1, 0]);
+    hello
+}
+
+#[test]
+fn a_million_dtls_hellos_from_sixty_thousand_addresses_leave_no_memory_behind() {
+    const SOURCES: u32 = 60_000;
+    const EACH: u32 = 17;
+    let house = House::with_tls(Lines::default(), None);
+    let mut answered = 0;
+    let mut flood = |sources: std::ops::Range<u32>| {
+        for number in sources {
+            // A /24 of its own for each.
+            let (high, low) = (number / 240, number % 240);
+            let ip = Ipv4Addr::new(127, u8::try_from(low + 1).unwrap(), u8::try_from(high).unwrap(), 7);
+            let socket = UdpSocket::bind((ip, 0)).unwrap();
+            socket.connect(house.tls).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            for copy in 0..EACH {
+                let hello = first_hello(number * EACH + copy);
+                assert_eq!(socket.send(&hello).unwrap(), 67);
+            }
+            // Waits for the first answer, so that the server's queue never runs over.
+            let mut answer = [0; 100];
+            if let Ok(length) = socket.recv(&mut answer) {
+                assert_eq!((length, answer[0], answer[13]), (60, 22, 3));
+                answered += 1;
+            }
+        }
+    };
+    flood(0..1000);
+    let before = house.resident_kib();
+    flood(0..SOURCES);
+    let after = house.resident_kib();
+    assert!(after.saturating_sub(before) < 4096, "{before} KiB before, {after} KiB after");
+    assert!(answered > SOURCES * 9 / 10, "{answered} answers");
 }
