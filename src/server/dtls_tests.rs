@@ -237,6 +237,19 @@ fn a_client_that_begins_anew_takes_the_place_of_its_old_session() {
 }
 
 #[test]
+fn a_client_that_would_rather_speak_1_3_falls_back() {
+    let now = now();
+    let mut server = server(now);
+    let mut client = Client::new(now, &server, ends(1));
+    let Identity { config, certificate } = server.identity.clone();
+    client.engine = dimpl::Dtls::new_auto(config, certificate, now.mono);
+    client.engine.set_active(true);
+    client.engine.handle_timeout(now.mono).unwrap();
+    client.talk(now, &mut server);
+    assert!(client.connected);
+}
+
+#[test]
 fn a_lost_flight_is_sent_again() {
     let start = now();
     let mut server = server(start);
