@@ -20,9 +20,13 @@ const BODY: usize = RECORD_HEADER + HANDSHAKE_HEADER;
 const HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 const HELLO_VERIFY_REQUEST: u8 = 3;
+/// Content type, level and description of the alert for those who speak too old a version.
+const ALERT: u8 = 21;
+const FATAL: u8 = 2;
+const PROTOCOL_VERSION: u8 = 70;
 /// DTLS 1.0, which HelloVerifyRequest names whatever is negotiated later.
 const DTLS_1_0: [u8; 2] = [0xFE, 0xFF];
-/// DTLS 1.2; 1.3 hides behind it.
+/// DTLS 1.2; what 1.3 puts there too.
 const DTLS_1_2: [u8; 2] = [0xFE, 0xFD];
 
 /// What a client brings back.
@@ -46,7 +50,7 @@ pub struct ClientHello<'a> {
 }
 
 impl<'a> ClientHello<'a> {
-    /// Reads a datagram; `None` unless it is one whole, unfragmented ClientHello of DTLS 1.2 or later.
+    /// Reads a datagram; `None` unless it is one whole, unfragmented ClientHello of some DTLS version.
     #[must_use]
     pub fn parse(datagram: &'a [u8]) -> Option<Self> {
         let length = |at: usize| {
@@ -58,7 +62,7 @@ impl<'a> ClientHello<'a> {
             && usize::from(u16::from_be_bytes([datagram[11], datagram[12]]))
                 == datagram.len() - RECORD_HEADER
             && [length(14)?, length(19)?, length(22)?] == [size, 0, size];
-        if !whole || datagram.get(BODY..BODY + 2)? != DTLS_1_2 {
+        if !whole || datagram.get(BODY)? != &DTLS_1_0[0] {
             return None;
         }
         // Version and random, then four fields that each say how long they are.
@@ -134,6 +138,8 @@ pub struct Cookies {
 pub enum Verdict {
     /// The client gets this datagram, a HelloVerifyRequest, and nothing is kept of it.
     Verify(Vec<u8>),
+    /// The client speaks DTLS 1.0 at most: it gets this datagram, an alert.
+    Refuse(Vec<u8>),
     /// The client receives at its address: it brought this cookie back.
     Admit(Cookie),
 }
@@ -148,6 +154,9 @@ impl Cookies {
 
     /// Judges one ClientHello from `client`.
     pub fn judge(&mut self, now: Now, client: SocketAddr, hello: &ClientHello<'_>) -> Verdict {
+        if hello.datagram[BODY..BODY + 2] != DTLS_1_2 {
+            return Verdict::Refuse(refusal(hello));
+        }
         self.rotate(now);
         let good = |key, cookie: &Cookie| bool::from(mac(key, client, hello).ct_eq(cookie));
         match hello.cookie() {
@@ -207,6 +216,14 @@ fn verify_request(hello: &ClientHello<'_>, cookie: &Cookie) -> Vec<u8> {
     record
 }
 
+/// Makes the alert protocol_version: 15 bytes.
+fn refusal(hello: &ClientHello<'_>) -> Vec<u8> {
+    let mut record = vec![ALERT, DTLS_1_0[0], DTLS_1_0[1], 0, 0];
+    record.extend_from_slice(&hello.datagram[5..11]);
+    record.extend_from_slice(&[0, 2, FATAL, PROTOCOL_VERSION]);
+    record
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,7 +274,7 @@ mod tests {
     fn cookie_for(cookies: &mut Cookies, now: Now) -> Cookie {
         match judge(cookies, now, client(), &hello(1, &[])) {
             Verdict::Verify(request) => request[request.len() - 32..].try_into().unwrap(),
-            Verdict::Admit(_) => panic!("admitted without a cookie"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -311,11 +328,20 @@ mod tests {
             assert!(ClientHello::parse(&good[..cut]).is_none(), "cut at {cut}");
         }
         assert!(ClientHello::parse(&[&good[..], &[0]].concat()).is_none(), "a second record");
-        for (at, byte) in [(0, 23), (1, 3), (3, 1), (4, 1), (13, 2), (21, 1), (24, 1), (26, 0xFF), (59, 33)] {
+        for (at, byte) in [(0, 23), (1, 3), (3, 1), (4, 1), (13, 2), (21, 1), (24, 1), (25, 3), (59, 33)] {
             let mut bad = good.clone();
             bad[at] = byte;
             assert!(ClientHello::parse(&bad).is_none(), "byte {at}");
         }
+    }
+
+    #[test]
+    fn a_client_that_speaks_too_old_a_version_is_told_so_and_gets_no_cookie() {
+        let mut old = hello(1, &[]);
+        old[26] = 0xFF;
+        let now = now();
+        let refused = Verdict::Refuse(vec![21, 254, 255, 0, 0, 0, 0, 0, 0, 0, 5, 0, 2, 2, 70]);
+        assert_eq!(judge(&mut cookies(now), now, client(), &old), refused);
     }
 
     proptest! {

@@ -206,7 +206,7 @@ impl Dtls {
     fn handle_hello(&mut self, now: Now, ends: Ends, datagram: &[u8]) -> bool {
         let Some(hello) = ClientHello::parse(datagram) else { return false };
         match self.cookies.judge(now, ends.0, &hello) {
-            Verdict::Verify(bytes) => {
+            Verdict::Verify(bytes) | Verdict::Refuse(bytes) => {
                 self.outputs.push_back(Output::Challenge { client: tuple(ends), bytes });
                 true
             }

@@ -250,6 +250,19 @@ fn a_client_that_begins_anew_takes_the_place_of_its_old_session() {
 }
 
 #[test]
+fn a_client_that_would_rather_speak_1_3_falls_back() {
+    let now = now();
+    let mut server = server(now);
+    let mut client = Client::new(now, &server, ends(1));
+    let Identity { config, certificate } = server.identity.clone();
+    client.engine = dimpl::Dtls::new_auto(config, certificate, now.mono);
+    client.engine.set_active(true);
+    client.engine.handle_timeout(now.mono).unwrap();
+    client.talk(now, &mut server);
+    assert!(client.connected);
+}
+
+#[test]
 fn a_lost_flight_is_sent_again() {
     let start = now();
     let mut server = server(start);
@@ -302,3 +315,42 @@ fn a_certificate_that_dtls_cannot_use_is_replaced() {
     let identity = Identity::new(&certificate, folder.path()).unwrap();
     assert_eq!(identity.certificate.certificate, own.chain[0].to_vec());
 }
+
+#[test]
+fn changed_cut_and_repeated_handshake_records_never_make_it_panic() {
+    use rand::{Rng, SeedableRng};
+    let now = now();
+    let mut server = server(now);
+    let mut rng = ChaCha20Rng::from_seed([6; 32]);
+    for round in 0..ROUNDS {
+        let mut client = Client::new(now, &server, ends(round));
+        for _ in 0..6 {
+            for mut packet in client.poll() {
+                match rng.random_range(0..4) {
+                    0 => {
+                        for _ in 0..rng.random_range(1..4) {
+                            let at = rng.random_range(0..packet.len());
+                            packet[at] = rng.random();
+                        }
+                    }
+                    1 => packet.truncate(rng.random_range(1..=packet.len())),
+                    2 => drop(server.handle_datagram(now, client.ends, &packet.clone())),
+                    _ => {}
+                }
+                server.handle_datagram(now, client.ends, &packet);
+            }
+            while let Some(output) = server.poll_output() {
+                if let Output::Datagram { bytes, .. } = output {
+                    // What the client makes of it is the client's affair.
+                    let _ = client.engine.handle_packet(&bytes);
+                }
+            }
+        }
+        // The next one is not to meet a cap.
+        server.forget(client.ends);
+    }
+    assert!(server.sessions.is_empty() && server.networks.is_empty());
+}
+
+/// Handshakes with mutations.
+const ROUNDS: u16 = 300;

@@ -76,7 +76,7 @@ async fn carry(socket: &mut WebSocket, link: &Link, mut replies: mpsc::Receiver<
                     Some(Ok(Message::Binary(_))) => return Some(close_code::INVALID),
                     Some(Ok(Message::Text(_))) => return Some(close_code::UNSUPPORTED),
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
-                    Some(Err(_)) => return Some(close_code::PROTOCOL),
+                    Some(Err(error)) => return Some(code_for(error)),
                     Some(Ok(Message::Close(_))) | None => return None,
                 }
             }
@@ -95,6 +95,14 @@ async fn carry(socket: &mut WebSocket, link: &Link, mut replies: mpsc::Receiver<
         if !matches!(timeout(IDLE, socket.send(message)).await, Ok(Ok(()))) {
             return None;
         }
+    }
+}
+
+/// Returns the code for a message that could not be read: too long, as a rule.
+fn code_for(error: axum::Error) -> u16 {
+    match error.into_inner().downcast_ref() {
+        Some(tokio_tungstenite::tungstenite::Error::Capacity(_)) => close_code::SIZE,
+        _ => close_code::PROTOCOL,
     }
 }
 

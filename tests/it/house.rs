@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::authority::Authority;
 use crate::lab::Host;
 use crate::proc::{Proc, Stdout};
 
@@ -25,7 +26,17 @@ pub(crate) const PASSWORD: &str = "a test's password";
 pub(crate) struct House {
     pub(crate) server: Proc,
     pub(crate) address: SocketAddr,
+    /// Where TLS and DTLS alone are spoken, if anywhere.
+    pub(crate) tls: SocketAddr,
     folder: TempDir,
+}
+
+/// Lines of the configuration beyond the usual, by section.
+#[derive(Default, Clone, Copy)]
+pub(crate) struct Lines<'a> {
+    /// Before the first section.
+    pub(crate) top: &'a str,
+    pub(crate) turn: &'a str,
 }
 
 impl House {
@@ -37,41 +48,70 @@ impl House {
 
     /// Starts a server on loopback addresses; `rest` is the end of its configuration, from the section `[turn]` on.
     pub(crate) fn at(listen: &[IpAddr], rest: &str) -> Self {
-        Self::start(listen, free_ports(), rest, |program| Command::new(program))
+        let lines = Lines { turn: rest, ..Lines::default() };
+        Self::start((listen, free_ports()), lines, "port = 0", |program| Command::new(program))
+    }
+
+    /// Starts a server on loopback with a TLS port of its own, and with a certificate for 127.0.0.1 by `authority`, or else its
+    /// own.
+    pub(crate) fn with_tls(lines: Lines<'_>, authority: Option<&Authority>) -> Self {
+        let listen = [Ipv4Addr::LOCALHOST.into()];
+        let (main, port) = (free_ports(), free_ports());
+        let files = authority.map_or_else(String::new, |authority| {
+            format!(
+                "name = \"127.0.0.1\"\ncertificate = {:?}\nkey = {:?}\n",
+                authority.certificate(),
+                authority.key()
+            )
+        });
+        let tls = format!("port = {port}\n{files}");
+        let mut house = Self::start((&listen, main), lines, &tls, |program| Command::new(program));
+        house.tls.set_port(port);
+        house
     }
 
     /// Starts a server on a host of the laboratory, which relays to the laboratory's public addresses.
     pub(crate) fn on(host: &Host) -> Self {
-        Self::start(&[host.address().into()], 3478, LABORATORY, |program| host.command(program))
+        let lines = Lines { turn: LABORATORY, ..Lines::default() };
+        Self::start((&[host.address().into()], 3478), lines, "port = 0", |program| host.command(program))
     }
 
     /// Starts a server on two addresses of a host of the laboratory, with NAT behaviour discovery.
     pub(crate) fn on_both(host: &Host, second: Ipv4Addr) -> Self {
         let first = host.address();
         let rest = format!("{LABORATORY}\n[stun]\nnat_discovery = [\"{first}\", \"{second}\"]");
-        Self::start(&[first.into(), second.into()], 3478, &rest, |program| host.command(program))
+        let lines = Lines { turn: &rest, ..Lines::default() };
+        let at = [first.into(), second.into()];
+        Self::start((&at, 3478), lines, "port = 0", |program| host.command(program))
     }
 
-    fn start(listen: &[IpAddr], port: u16, rest: &str, command: impl Fn(&str) -> Command) -> Self {
+    fn start(
+        (listen, port): (&[IpAddr], u16),
+        lines: Lines<'_>,
+        tls: &str,
+        command: impl Fn(&str) -> Command,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("ginnel.toml");
         let address = SocketAddr::new(listen[0], port);
         let quoted: Vec<_> = listen.iter().map(|ip| format!("\"{ip}\"")).collect();
         let text = format!(
             "state = {:?}\nlisten = [{}]\npublic = [\"{}\"]\nport = {port}\naux_port = {}\n\
-             [turn]\nusers = {{ {USER} = \"{PASSWORD}\" }}\n{ports}\n{rest}\n",
+             {}\n[tls]\n{tls}\n[turn]\nusers = {{ {USER} = \"{PASSWORD}\" }}\n{ports}\n{}\n",
             folder.path().join("state"),
             quoted.join(", "),
             listen[0],
             port + 1,
-            ports = if rest.contains("relay_ports") { String::new() } else { relay_ports(address) },
+            lines.top,
+            lines.turn,
+            ports = if lines.turn.contains("relay_ports") { String::new() } else { relay_ports(address) },
         );
         std::fs::write(&config, text).unwrap();
         let mut serve = command(env!("CARGO_BIN_EXE_ginnel"));
         serve.args(["serve", "--print-ice", "--config"]).arg(&config);
         let server = Proc::start("ginnel serve", serve, Stdout::Lines);
         server.expect("line that begins with Ready.", START, |line| line.starts_with("Ready.").then_some(()));
-        Self { server, address, folder }
+        Self { server, address, tls: SocketAddr::new(address.ip(), 0), folder }
     }
 
     /// Its access key, as `ginnel key` prints it.

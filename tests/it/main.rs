@@ -13,6 +13,7 @@
 )]
 
 mod architecture;
+mod authority;
 mod bulk;
 mod examples;
 mod front_door;
@@ -25,4 +26,5 @@ mod pipes;
 mod proc;
 mod safety;
 mod tools;
+mod transports;
 mod turn_client;

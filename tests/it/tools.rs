@@ -27,6 +27,15 @@ pub(crate) fn have_laboratory() -> bool {
     have(&["ip", "nft", "python3"])
 }
 
+/// Says whether this is root, which `what` needs; if not, the calling test is a visible skip.
+pub(crate) fn is_root_for(what: &str) -> bool {
+    let root = is_root();
+    if !root {
+        note(&format!("{what} needs root"));
+    }
+    root
+}
+
 /// The value of a switch of the test run, such as `GINNEL_LAB_RUNS`.
 pub(crate) fn switch(name: &str, default: usize) -> usize {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)

@@ -2,12 +2,13 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
 use super::devtools::Browser;
-use crate::house::House;
+use crate::authority::Authority;
+use crate::house::{House, Lines};
 use crate::tools;
 
 const MESSAGES: u32 = 1000;
@@ -134,13 +135,13 @@ async fn two_chromium_pages_exchange_a_thousand_messages_by_any_path() {
     }
 }
 
-/// Two connections in one page, whose `iceServers` are what the server printed, over one transport of its relay.
-fn pasted(ice: &str, transport: &str) -> String {
+/// Two connections in one page, whose `iceServers` are what the server printed, over those of its relay whose URL has `part`.
+fn pasted(ice: &str, part: &str) -> String {
     format!(
         "(async () => {{
            const {{ iceServers }} = {ice};
            for (const server of iceServers) {{
-             server.urls = server.urls.filter((url) => url.includes('transport={transport}'));
+             server.urls = server.urls.filter((url) => url.includes('{part}'));
            }}
            const configuration = {{
              iceServers: iceServers.filter(({{ urls }}) => urls.length > 0),
@@ -168,24 +169,66 @@ fn pasted(ice: &str, transport: &str) -> String {
     )
 }
 
-async fn pasted_servers_work(transport: &str) {
-    let house = House::on_loopback("");
+async fn pasted_servers_work(house: House, part: &str) {
     let ice = house.printed_ice();
     let mut browser = Browser::start().await;
     let tab = browser.open(&format!("http://{}/", serve_example())).await;
-    assert_eq!(browser.evaluate(&tab, &pasted(&ice, transport)).await, "hello, echoed");
+    assert_eq!(browser.evaluate(&tab, &pasted(&ice, part)).await, "hello, echoed");
 }
 
 #[tokio::test]
 async fn printed_ice_servers_relay_over_udp_when_pasted_into_a_page() {
     if tools::have(&["chromium"]) {
-        pasted_servers_work("udp").await;
+        pasted_servers_work(House::on_loopback(""), "transport=udp").await;
     }
 }
 
 #[tokio::test]
 async fn printed_ice_servers_relay_over_tcp_when_pasted_into_a_page() {
     if tools::have(&["chromium"]) {
-        pasted_servers_work("tcp").await;
+        pasted_servers_work(House::on_loopback(""), "transport=tcp").await;
+    }
+}
+
+/// A policy that has every Chromium on this machine trust an authority, until dropped. The authority's key is gone already.
+struct Trusted(PathBuf);
+
+impl Trusted {
+    fn new(authority: &Authority) -> Self {
+        let folder = Path::new("/etc/chromium/policies/managed");
+        std::fs::create_dir_all(folder).unwrap();
+        let file = folder.join(format!("ginnel-test-{}.json", std::process::id()));
+        let policy = json!({ "CACertificates": [authority.root_base64()] });
+        std::fs::write(&file, policy.to_string()).unwrap();
+        Self(file)
+    }
+}
+
+impl Drop for Trusted {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).ok();
+    }
+}
+
+#[tokio::test]
+async fn printed_ice_servers_relay_over_tls_when_pasted_into_a_page() {
+    if tools::have(&["chromium"]) && tools::is_root_for("a policy of Chromium") {
+        let authority = Authority::new();
+        let _trusted = Trusted::new(&authority);
+        pasted_servers_work(House::with_tls(Lines::default(), Some(&authority)), "turns:").await;
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_that_the_page_does_not_trust_carries_no_relay() {
+    if tools::have(&["chromium"]) {
+        let house = House::with_tls(Lines::default(), Some(&Authority::new()));
+        let ice = house.printed_ice();
+        let mut browser = Browser::start().await;
+        let tab = browser.open(&format!("http://{}/", serve_example())).await;
+        let caught = "return await heard.catch((error) => 'refused: ' + error);";
+        let script = pasted(&ice, "turns:").replace("30000", "5000").replace("return await heard;", caught);
+        let outcome = browser.evaluate(&tab, &script).await;
+        assert!(outcome.as_str().unwrap().starts_with("refused: "), "{outcome}");
     }
 }

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use crate::house::{House, PASSWORD, USER};
+use crate::house::{House, Lines, PASSWORD, USER};
 use crate::proc::{Proc, Stdout};
 use crate::tools;
 
@@ -36,7 +36,12 @@ fn assert_nothing_lost(modes: &[&str]) {
     if !tools::have(&["turnutils_uclient", "turnutils_peer"]) {
         return;
     }
-    let house = House::on_loopback("allow_peers = [\"127.0.0.1/32\"]");
+    let turn = "allow_peers = [\"127.0.0.1/32\"]";
+    let secure = modes.contains(&"-S");
+    let house = match secure {
+        true => House::with_tls(Lines { turn, ..Lines::default() }, None),
+        false => House::on_loopback(turn),
+    };
     let to_peer = !modes.contains(&"-y");
     let peer_port = (house.address.port() + 2).to_string();
     let _peer = to_peer.then(|| {
@@ -44,8 +49,9 @@ fn assert_nothing_lost(modes: &[&str]) {
         peer.args(["-p", &peer_port, "-L", "127.0.0.1"]);
         Proc::start("turnutils_peer", peer, Stdout::Lines)
     });
+    let port = if secure { house.tls.port() } else { house.address.port() }.to_string();
     let mut uclient = Command::new("turnutils_uclient");
-    uclient.args(["-c", "-u", USER, "-w", PASSWORD, "-p", &house.address.port().to_string()]);
+    uclient.args(["-c", "-u", USER, "-w", PASSWORD, "-p", &port]);
     uclient.args(["-n", &MESSAGES.to_string(), "-m", &CLIENTS.to_string(), "-l", "170", "-z", "10"]);
     if to_peer {
         uclient.args(["-e", "127.0.0.1", "-r", &peer_port]);
@@ -78,4 +84,12 @@ modes! {
     fn uclient_over_tcp_loses_nothing_to_a_peer_by_send(): ["-t", "-s"];
     fn uclient_over_tcp_loses_nothing_client_to_client_in_channels(): ["-t", "-y"];
     fn uclient_over_tcp_loses_nothing_client_to_client_by_send(): ["-t", "-y", "-s"];
+    fn uclient_over_tls_loses_nothing_to_a_peer_in_channels(): ["-t", "-S"];
+    fn uclient_over_tls_loses_nothing_to_a_peer_by_send(): ["-t", "-S", "-s"];
+    fn uclient_over_tls_loses_nothing_client_to_client_in_channels(): ["-t", "-S", "-y"];
+    fn uclient_over_tls_loses_nothing_client_to_client_by_send(): ["-t", "-S", "-y", "-s"];
+    fn uclient_over_dtls_loses_nothing_to_a_peer_in_channels(): ["-S"];
+    fn uclient_over_dtls_loses_nothing_to_a_peer_by_send(): ["-S", "-s"];
+    fn uclient_over_dtls_loses_nothing_client_to_client_in_channels(): ["-S", "-y"];
+    fn uclient_over_dtls_loses_nothing_client_to_client_by_send(): ["-S", "-y", "-s"];
 }
