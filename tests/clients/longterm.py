@@ -10,8 +10,8 @@
         the length of the answer to a bare Allocate of 20 bytes, and what is in it
     longterm.py try     SERVER USER PASSWORD [SECONDS]
         one allocation as browsers make it; prints its code, or "silence" after SECONDS (default 5)
-    longterm.py hook    PORT
-        an HTTP server that knows users: POST {user, realm}; prints each question
+    longterm.py hook
+        an HTTP server that knows users: POST {user, realm}; prints its port and then each question
 """
 
 import base64
@@ -257,8 +257,8 @@ class Users(BaseHTTPRequestHandler):
 
 def main(verb, *rest):
     if verb == "hook":
-        server = ThreadingHTTPServer(("127.0.0.1", int(rest[0])), Users)
-        print("ready", flush=True)
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Users)
+        print(f"port {server.server_port}", flush=True)
         server.serve_forever()
     elif verb == "sizes":
         print(json.dumps(sizes(*rest)))
@@ -271,6 +271,6 @@ def main(verb, *rest):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 3:
+    if len(sys.argv) < 2:
         sys.exit(__doc__)
     main(*sys.argv[1:])

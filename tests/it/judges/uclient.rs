@@ -33,10 +33,15 @@ fn totals(printed: &str) -> Option<Totals> {
 
 /// Runs it with `modes` and asserts that nothing is lost.
 fn assert_nothing_lost(modes: &[&str]) {
+    assert_nothing_lost_by(&["-u", USER, "-w", PASSWORD], "", modes);
+}
+
+/// Does so with these credentials, at a server with these lines in its section `[turn]`.
+fn assert_nothing_lost_by(credentials: &[&str], turn: &str, modes: &[&str]) {
     if !tools::have(&["turnutils_uclient", "turnutils_peer"]) {
         return;
     }
-    let house = House::on_loopback("allow_peers = [\"127.0.0.1/32\"]");
+    let house = House::on_loopback(&format!("allow_peers = [\"127.0.0.1/32\"]\n{turn}"));
     let to_peer = !modes.contains(&"-y");
     let peer_port = (house.address.port() + 2).to_string();
     let _peer = to_peer.then(|| {
@@ -45,7 +50,7 @@ fn assert_nothing_lost(modes: &[&str]) {
         Proc::start("turnutils_peer", peer, Stdout::Lines)
     });
     let mut uclient = Command::new("turnutils_uclient");
-    uclient.args(["-c", "-u", USER, "-w", PASSWORD, "-p", &house.address.port().to_string()]);
+    uclient.arg("-c").args(credentials).args(["-p", &house.address.port().to_string()]);
     uclient.args(["-n", &MESSAGES.to_string(), "-m", &CLIENTS.to_string(), "-l", "170", "-z", "10"]);
     if to_peer {
         uclient.args(["-e", "127.0.0.1", "-r", &peer_port]);
@@ -78,4 +83,12 @@ modes! {
     fn uclient_over_tcp_loses_nothing_to_a_peer_by_send(): ["-t", "-s"];
     fn uclient_over_tcp_loses_nothing_client_to_client_in_channels(): ["-t", "-y"];
     fn uclient_over_tcp_loses_nothing_client_to_client_by_send(): ["-t", "-y", "-s"];
+}
+
+#[test]
+fn uclient_with_time_limited_credentials_loses_nothing() {
+    let secrets = "rest_secret = \"the one that mints\"\n[auth]\nrest_secrets = [\"one of former times\"]";
+    for secret in ["the one that mints", "one of former times"] {
+        assert_nothing_lost_by(&["-u", "guest", "-W", secret], secrets, &["-y"]);
+    }
 }
