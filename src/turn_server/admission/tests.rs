@@ -3,7 +3,7 @@ use crate::net::time::now;
 use crate::stun::{Builder, Class, Key, TransactionId, attr, long_term_digest};
 use crate::turn_server::Transport;
 use crate::turn_server::auth::{
-    Authority, CacheLimits, MAX_PARKED, RealmSetup, Setup, TokenKey, UserKeys, Verdict,
+    Authority, CacheLimits, Expiry, MAX_PARKED, RealmSetup, RestSecret, Setup, TokenKey, UserKeys, Verdict,
 };
 use crate::turn_server::machine::{RelayAddress, Shared};
 use crate::turn_server::policy::{PeerPolicy, PolicyConfig};
@@ -233,5 +233,38 @@ fn an_allocation_ends_with_the_token_that_made_it() {
     relay.handle_client(later, client(1), &ask(Method::REFRESH, 2, None));
     assert!((200..=205).contains(&lifetime(&mut relay).unwrap()));
     relay.handle_timeout(start.after(Duration::from_secs(306)));
+    assert!(relay.is_empty());
+}
+
+#[test]
+fn in_hard_mode_an_allocation_ends_in_the_second_that_its_credentials_do() {
+    let start = now();
+    let minted = RestSecret::new(b"north").mint("tag", start.unix + 30);
+    let realm =
+        RealmSetup { name: "r".into(), rest: vec![RestSecret::new(b"north")], ..RealmSetup::default() };
+    let (mut relay, shared) = relay(Setup { realms: vec![realm], expiry: Expiry::Hard, ..Setup::default() });
+    let nonce = shared.authority.challenge(start, &client(1)).nonce;
+    let ask = |method, id| {
+        Builder::new(Class::Request, method, TransactionId::new([id; 12]))
+            .attribute(attr::USERNAME, minted.username.as_bytes())
+            .attribute(attr::REALM, b"r")
+            .attribute(attr::NONCE, nonce.as_bytes())
+            .attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0])
+            .attribute(attr::LIFETIME, &600_u32.to_be_bytes())
+            .integrity(&Key::from_bytes(&long_term_digest(&minted.username, "r", &minted.credential)))
+            .finish()
+    };
+    relay.handle_client(start, client(1), &ask(Method::ALLOCATE, 1));
+    let Some(Output::OpenRelay { id, .. }) = relay.poll_output() else { panic!("no allocation") };
+    relay.handle_relay_opened(start, id, true);
+    let (answer, _) = reply(&mut relay).unwrap();
+    assert_eq!(Message::parse(&answer).unwrap().unverified().u32(attr::LIFETIME), Some(30));
+    let later = start.after(Duration::from_secs(20));
+    relay.handle_client(later, client(1), &ask(Method::REFRESH, 2));
+    let (answer, _) = reply(&mut relay).unwrap();
+    assert_eq!(Message::parse(&answer).unwrap().unverified().u32(attr::LIFETIME), Some(10));
+    relay.handle_timeout(start.after(Duration::from_secs(29)));
+    assert_eq!(relay.len(), 1);
+    relay.handle_timeout(start.after(Duration::from_secs(30)));
     assert!(relay.is_empty());
 }
