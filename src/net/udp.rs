@@ -1,23 +1,50 @@
-//! Batched UDP sockets: `recvmmsg` with GRO in, one datagram or a GSO run out, local addresses kept.
+//! Batched UDP sockets: `recvmmsg` with GRO in, one datagram out, and with each its local address, TTL and TOS.
 
-use quinn_udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
+mod control;
+mod error_queue;
+
+use control::Arrival;
+pub use error_queue::PeerError;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmsg};
+use rustix::net::sockopt::{
+    Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
+};
 use socket2::{Domain, Protocol, Socket, Type};
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 /// Bytes of kernel buffer asked for in each direction. A stall of 2 ms overruns the usual default, and what waits for the
 /// link address of one dead neighbour fills it, so that it holds up the socket's other peers.
 const BUFFER: usize = 4 << 20;
 /// The largest UDP payload, and so the room one received buffer needs with GRO.
 const MAX_DATAGRAM: usize = 65_535;
+/// Most buffers of one batch, and how many are offered while few datagrams come.
+const BATCH: usize = 32;
+const SMALL_BATCH: usize = 8;
+/// How often a call is made again that may have failed with an ICMP error that had been waiting on the socket. The system
+/// keeps one at a time, so that a second failure is hardly ever another's.
+const RETRIES: usize = 3;
 
-/// A non-blocking UDP socket that receives in batches and says on which local address a datagram arrived.
+/// A non-blocking UDP socket that receives in batches and says of every datagram how it arrived.
 #[derive(Debug)]
 pub struct UdpPort {
     socket: UdpSocket,
-    state: UdpSocketState,
     local: SocketAddr,
+    role: Role,
+    state: Arc<State>,
+}
+
+/// What belongs to the socket and not to one handle on it.
+#[derive(Debug, Default)]
+struct State {
+    dont_fragment: AtomicBool,
+    errors_wait: AtomicBool,
+    /// The port of the last datagram that was too large.
+    refused_port: AtomicU16,
 }
 
 /// How a [`UdpPort`] is opened.
@@ -25,8 +52,35 @@ pub struct UdpPort {
 pub enum Role {
     /// A listening port shared by the workers (`SO_REUSEPORT`).
     Shared,
-    /// A port of its own, such as one allocation's relayed address.
+    /// A port of its own.
     Single,
+    /// A relay's port, of its own too; keeps the ICMP errors of its peers for [`UdpPort::take_errors`].
+    Relay,
+}
+
+/// One datagram to send.
+#[derive(Debug, Clone, Copy)]
+pub struct Transmit<'a> {
+    /// Where it goes.
+    pub to: SocketAddr,
+    /// The local address to send from, of the same family; default the bound one, or the system's choice.
+    pub source: Option<IpAddr>,
+    /// TTL or hop limit, from 1; default the system's.
+    pub ttl: Option<u8>,
+    /// DSCP and ECN, as in the IP header; default 0.
+    pub tos: u8,
+    /// Whether the IPv4 header has DF set, and an IPv6 datagram is not fragmented here; default false.
+    pub dont_fragment: bool,
+    /// Its bytes.
+    pub contents: &'a [u8],
+}
+
+impl<'a> Transmit<'a> {
+    /// A datagram of which nothing but its destination matters.
+    #[must_use]
+    pub fn to(to: SocketAddr, contents: &'a [u8]) -> Self {
+        Self { to, source: None, ttl: None, tos: 0, dont_fragment: false, contents }
+    }
 }
 
 impl UdpPort {
@@ -44,22 +98,26 @@ impl UdpPort {
         }
         socket.set_recv_buffer_size(BUFFER)?;
         socket.set_send_buffer_size(BUFFER)?;
+        socket.set_nonblocking(true)?;
+        control::ask_for(&socket, address.is_ipv6())?;
+        if role == Role::Relay {
+            error_queue::turn_on(&socket, address.is_ipv6())?;
+        }
+        allow_fragments(&socket, address.is_ipv6(), true)?;
         socket.bind(&address.into())?;
-        Self::from_std(socket.into())
-    }
-
-    fn from_std(socket: UdpSocket) -> io::Result<Self> {
-        let state = UdpSocketState::new(UdpSockRef::from(&socket))?;
+        let socket: UdpSocket = socket.into();
         let local = socket.local_addr()?;
-        Ok(Self { socket, state, local })
+        Ok(Self { socket, local, role, state: Arc::default() })
     }
 
-    /// Opens a second handle on the same socket, for another thread's sends.
+    /// Opens a second handle on the same socket, for another thread's sends. Only one of the handles' threads may send
+    /// datagrams with [`Transmit::dont_fragment`], because the system keeps that for the socket.
     ///
     /// # Errors
     /// When the process is out of descriptors.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Self::from_std(self.socket.try_clone()?)
+        let socket = self.socket.try_clone()?;
+        Ok(Self { socket, local: self.local, role: self.role, state: Arc::clone(&self.state) })
     }
 
     /// Returns the bound address.
@@ -68,26 +126,87 @@ impl UdpPort {
         self.local
     }
 
-    /// Sends one datagram, from the local address `source` where one is given.
+    /// Sends one datagram. ICMP errors of earlier datagrams are no answer to this one: they wait for
+    /// [`UdpPort::take_errors`].
     ///
     /// # Errors
-    /// The system's answer; `WouldBlock` when the send buffer is full. A datagram that was refused is lost.
-    pub fn send(&self, to: SocketAddr, source: Option<IpAddr>, contents: &[u8]) -> io::Result<()> {
-        let transmit = Transmit { destination: to, ecn: None, contents, segment_size: None, src_ip: source };
-        self.state.try_send(UdpSockRef::from(&self.socket), &transmit)
+    /// The system's answer: `WouldBlock` when the send buffer is full, `EMSGSIZE` when the datagram is too large to go
+    /// unfragmented, `InvalidInput` for a source of the other family. A datagram that was refused is lost.
+    pub fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        if self.state.dont_fragment.load(Ordering::Relaxed) != transmit.dont_fragment {
+            allow_fragments(&self.socket, self.local.is_ipv6(), !transmit.dont_fragment)?;
+            self.state.dont_fragment.store(transmit.dont_fragment, Ordering::Relaxed);
+        }
+        let to = SockaddrStorage::from(transmit.to);
+        let contents = [IoSlice::new(transmit.contents)];
+        let sent = control::with_departure(transmit, |controls| {
+            self.past_errors(|| {
+                sendmsg(self.as_raw_fd(), &contents, controls, MsgFlags::empty(), Some(&to)).map(drop)
+            })
+        });
+        if sent.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::EMSGSIZE as i32)) {
+            self.state.refused_port.store(transmit.to.port(), Ordering::Relaxed);
+        }
+        sent
     }
 
-    /// Receives as many datagrams as are waiting, up to the batch's room.
+    /// Receives as many datagrams as are waiting, up to the batch's room. ICMP errors are passed over: they wait for
+    /// [`UdpPort::take_errors`].
     ///
     /// # Errors
-    /// `WouldBlock` when nothing waits; otherwise the system's answer, which may be a peer's ICMP error.
+    /// `WouldBlock` when nothing waits; otherwise the system's answer.
     pub fn recv(&self, batch: &mut RecvBatch) -> io::Result<()> {
-        batch.filled = 0;
-        let mut slices: Vec<IoSliceMut<'_>> =
-            batch.buffers.chunks_exact_mut(MAX_DATAGRAM).map(IoSliceMut::new).collect();
-        batch.filled = self.state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut batch.meta)?;
-        Ok(())
+        batch.begin();
+        self.past_errors(|| batch.fill(self.as_raw_fd()))
     }
+
+    /// Makes a system call, and again as long as it answers with an error that concerns another datagram.
+    fn past_errors(&self, mut call: impl FnMut() -> nix::Result<()>) -> io::Result<()> {
+        for _ in 0..RETRIES {
+            match call() {
+                Err(Errno::EINTR) => {}
+                Err(error) if self.role == Role::Relay && error_queue::may_be_of_a_peer(error) => {
+                    self.state.errors_wait.store(true, Ordering::Relaxed);
+                }
+                other => return Ok(other?),
+            }
+        }
+        Ok(call()?)
+    }
+
+    /// Tells `each` of the ICMP errors that peers or routers have sent since the last time, on a [`Role::Relay`] port.
+    /// Costs no system call while no send or receive has run into one.
+    ///
+    /// Call it after [`UdpPort::recv`] whenever the port was reported ready, whatever came of that: the report may have been of
+    /// an error, and what is not taken fills the receive buffer.
+    pub fn take_errors(&self, mut each: impl FnMut(PeerError)) {
+        if !self.state.errors_wait.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let drained = error_queue::drain(self.as_raw_fd(), |mut error| {
+            // The system does not know which IPv4 datagram it refused itself.
+            if error.peer.port() == 0 {
+                error.peer.set_port(self.state.refused_port.load(Ordering::Relaxed));
+            }
+            each(error);
+        });
+        if !drained {
+            self.state.errors_wait.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Sets DF off or on for what is sent from now on. Not allowed, a datagram may be as large as the interface takes: what the
+/// system has learned of the path does not count, so that it is the network that answers, and with a fresh MTU.
+fn allow_fragments(socket: &impl AsFd, is_ipv6: bool, allowed: bool) -> io::Result<()> {
+    match (is_ipv6, allowed) {
+        // Not DONT, which also hides the answers to datagrams that had DF set.
+        (false, true) => set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::OMIT)?,
+        (false, false) => set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::PROBE)?,
+        (true, true) => set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DONT)?,
+        (true, false) => set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::PROBE)?,
+    }
+    Ok(())
 }
 
 impl AsFd for UdpPort {
@@ -106,16 +225,18 @@ impl AsRawFd for UdpPort {
 #[derive(Debug)]
 pub struct RecvBatch {
     buffers: Vec<u8>,
-    meta: [RecvMeta; BATCH_SIZE],
+    arrivals: [Arrival; BATCH],
     filled: usize,
+    offered: usize,
 }
 
 impl Default for RecvBatch {
     fn default() -> Self {
         Self {
-            buffers: vec![0; MAX_DATAGRAM * BATCH_SIZE],
-            meta: [RecvMeta::default(); BATCH_SIZE],
+            buffers: vec![0; MAX_DATAGRAM * BATCH],
+            arrivals: [Arrival::default(); BATCH],
             filled: 0,
+            offered: SMALL_BATCH,
         }
     }
 }
@@ -127,6 +248,10 @@ pub struct Datagram<'a> {
     pub from: SocketAddr,
     /// The local address it was sent to, where the system told.
     pub local_ip: Option<IpAddr>,
+    /// TTL or hop limit it arrived with; 0 where the system did not tell.
+    pub ttl: u8,
+    /// DSCP and ECN it arrived with, as in the IP header.
+    pub tos: u8,
     /// Its bytes.
     pub payload: &'a [u8],
 }
@@ -134,42 +259,56 @@ pub struct Datagram<'a> {
 impl RecvBatch {
     /// Iterates over the datagrams of the last [`UdpPort::recv`], GRO runs taken apart.
     pub fn datagrams(&self) -> impl Iterator<Item = Datagram<'_>> {
-        let filled = self.meta.iter().zip(self.buffers.chunks_exact(MAX_DATAGRAM)).take(self.filled);
-        filled.flat_map(|(meta, buffer)| {
-            buffer[..meta.len].chunks(meta.stride.max(1)).map(|payload| Datagram {
-                from: meta.addr,
-                local_ip: meta.dst_ip,
-                payload,
-            })
-        })
+        let filled = self.arrivals.iter().zip(self.buffers.chunks_exact(MAX_DATAGRAM)).take(self.filled);
+        filled.filter_map(|(arrival, buffer)| Some((arrival, buffer, arrival.from?))).flat_map(
+            |(arrival, buffer, from)| {
+                let run = &buffer[..arrival.len];
+                // `chunks` finds nothing in an empty datagram, which is one all the same.
+                let empty = run.is_empty().then_some(run);
+                run.chunks(arrival.stride.max(1)).chain(empty).map(move |payload| Datagram {
+                    from,
+                    local_ip: arrival.local_ip,
+                    ttl: arrival.ttl,
+                    tos: arrival.tos,
+                    payload,
+                })
+            },
+        )
+    }
+
+    /// Returns whether the last [`UdpPort::recv`] took all there was, so that the next one belongs after the next readiness
+    /// event.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.filled < self.offered
+    }
+
+    /// Forgets the last datagrams, and offers as many buffers as the traffic seems to want.
+    fn begin(&mut self) {
+        self.offered = match self.filled {
+            filled if filled == self.offered => BATCH,
+            filled if filled * 4 < self.offered => (self.offered / 2).max(SMALL_BATCH),
+            _ => self.offered,
+        };
+        self.filled = 0;
+    }
+
+    /// Receives once. Every call needs fresh headers, because `nix` leaves in them the lengths that the system has written:
+    /// a run of datagrams would not find room for its size where a single one had been before.
+    fn fill(&mut self, socket: RawFd) -> nix::Result<()> {
+        let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(self.offered, Some(control::room()));
+        let mut chunks = self.buffers.chunks_exact_mut(MAX_DATAGRAM);
+        let mut slices: [_; BATCH] =
+            std::array::from_fn(|_| [IoSliceMut::new(chunks.next().unwrap_or_default())]);
+        let received = recvmmsg(socket, &mut headers, slices.iter_mut(), MsgFlags::empty(), None)?;
+        for (message, arrival) in received.zip(&mut self.arrivals) {
+            *arrival = Arrival::of(&message);
+            self.filled += 1;
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use mio::{Interest, Token, unix::SourceFd};
-    use std::net::Ipv4Addr;
-    use std::time::Duration;
-
-    #[test]
-    fn datagrams_arrive_with_both_addresses() {
-        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let (a, b) = (UdpPort::bind(any, Role::Shared).unwrap(), UdpPort::bind(any, Role::Single).unwrap());
-        b.send(a.local_addr(), None, b"one").unwrap();
-        b.send(a.local_addr(), None, b"three").unwrap();
-        let mut batch = RecvBatch::default();
-        let mut poll = mio::Poll::new().unwrap();
-        let door = a.as_raw_fd();
-        poll.registry().register(&mut SourceFd(&door), Token(0), Interest::READABLE).unwrap();
-        let mut seen = Vec::new();
-        while seen.len() < 2 {
-            poll.poll(&mut mio::Events::with_capacity(1), Some(Duration::from_secs(5))).unwrap();
-            a.recv(&mut batch).unwrap();
-            seen.extend(batch.datagrams().map(|d| (d.from, d.local_ip, d.payload.to_vec())));
-        }
-        let local = Some(IpAddr::V4(Ipv4Addr::LOCALHOST));
-        assert_eq!(seen[0], (b.local_addr(), local, b"one".to_vec()));
-        assert_eq!(seen[1], (b.local_addr(), local, b"three".to_vec()));
-    }
-}
+#[path = "udp_tests.rs"]
+mod tests;

@@ -5,17 +5,20 @@
 //! that no peer can starve the others.
 
 use super::auth_hook::Lookups;
+use super::dtls::{self, Dtls};
 use super::inbox::{Inbox, ToWorker};
 use super::legs::Legs;
 use crate::clock::Now;
 use crate::net::demux::{self, DatagramKind};
+use crate::net::gate::Gate;
 use crate::net::time;
-use crate::net::udp::{Datagram, RecvBatch, Role, UdpPort};
+use crate::net::udp::{Datagram, RecvBatch, Role, Transmit, UdpPort};
 use crate::signaling::{Door, Handle};
 use crate::stun::Message;
-use crate::stun_server;
-use crate::turn_server::machine::{AllocationId, Output, Relay, ToClient, ToPeer};
-use crate::turn_server::{FiveTuple, Transport};
+use crate::stun_server::{self, Discovery};
+use crate::turn_server::data::PeerError;
+use crate::turn_server::machine::{Marks, Output, Relay, ToClient, ToPeer};
+use crate::turn_server::{FiveTuple, RelayId, Transport};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use std::collections::{HashMap, VecDeque};
@@ -48,13 +51,20 @@ enum Turn {
 pub(super) struct DoorSocket {
     pub(super) port: UdpPort,
     pub(super) door: Door,
+    /// Whether everything but DTLS is dropped.
+    pub(super) dtls_only: bool,
 }
 
 /// What a worker begins with.
 #[derive(Debug)]
 pub(super) struct Parts {
     pub(super) doors: Vec<DoorSocket>,
+    /// Handles on other workers' doors, for answers that leave by another port than the question came by.
+    pub(super) elsewhere: Vec<UdpPort>,
+    pub(super) discovery: Discovery,
+    pub(super) gate: Gate,
     pub(super) relay: Relay,
+    pub(super) dtls: Dtls,
     pub(super) signaling: Handle,
     pub(super) lookups: Lookups,
     pub(super) dropped: Arc<AtomicU64>,
@@ -67,7 +77,9 @@ pub(super) struct Worker {
     inbox: mpsc::Receiver<ToWorker>,
     legs: Legs,
     relay: Relay,
-    relay_sockets: HashMap<AllocationId, UdpPort>,
+    relay_sockets: HashMap<RelayId, UdpPort>,
+    discovery: Discovery,
+    gate: Gate,
     signaling: Handle,
     lookups: Lookups,
     ready: VecDeque<Token>,
@@ -85,9 +97,11 @@ impl Worker {
         let worker = Self {
             poll,
             inbox: receiver,
-            legs: Legs::new(parts.doors, parts.dropped),
+            legs: Legs::new(parts.doors, parts.elsewhere, parts.dtls, parts.dropped),
             relay: parts.relay,
             relay_sockets: HashMap::new(),
+            discovery: parts.discovery,
+            gate: parts.gate,
             signaling: parts.signaling,
             lookups: parts.lookups,
             ready: VecDeque::new(),
@@ -101,7 +115,8 @@ impl Worker {
         let mut events = Events::with_capacity(256);
         let mut batch = RecvBatch::default();
         loop {
-            let wait = match self.relay.poll_timeout() {
+            let deadlines = [self.relay.poll_timeout(), self.legs.dtls.poll_timeout()];
+            let wait = match deadlines.into_iter().flatten().min() {
                 _ if !self.ready.is_empty() => Some(std::time::Duration::ZERO),
                 deadline => deadline.map(|at| at.saturating_duration_since(time::now().mono)),
             };
@@ -128,7 +143,8 @@ impl Worker {
                 }
             }
             self.relay.handle_timeout(now);
-            self.carry_out(now);
+            self.legs.dtls.handle_timeout(now);
+            self.carry_out(now, 0);
         }
     }
 
@@ -137,18 +153,24 @@ impl Worker {
         for _ in 0..INBOX_TURN {
             let Ok(message) = self.inbox.try_recv() else { return Turn::Empty };
             match message {
-                ToWorker::Opened { client, replies } => drop(self.legs.streams.insert(client, replies)),
-                ToWorker::Frame { client, bytes } => self.hear_client(now, client, &bytes),
-                ToWorker::Gone { client } => {
-                    self.legs.streams.remove(&client);
-                    self.relay.handle_client_gone(client);
+                ToWorker::Opened { client, link, replies } => {
+                    if self.legs.streams.insert(client, (link, replies)).is_some() {
+                        self.relay.handle_client_gone(client);
+                    }
+                }
+                ToWorker::Frame { client, bytes } => self.hear_client(now, client, Marks::default(), &bytes),
+                ToWorker::Gone { client, link } => {
+                    if self.legs.streams.get(&client).is_some_and(|(current, _)| *current == link) {
+                        self.legs.streams.remove(&client);
+                        self.relay.handle_client_gone(client);
+                    }
                 }
                 ToWorker::LookedUp { question, answered } => {
                     self.relay.handle_lookup_done(now, &question, answered);
                 }
                 ToWorker::Stop => return Turn::Stop,
             }
-            self.carry_out(now);
+            self.carry_out(now, 0);
         }
         Turn::More
     }
@@ -160,7 +182,11 @@ impl Worker {
             self.legs.doors[token.0].port.recv(batch)
         } else {
             match self.relay_sockets.get(&(token.0 - self.legs.doors.len())) {
-                Some(socket) => socket.recv(batch),
+                Some(socket) => {
+                    let received = socket.recv(batch);
+                    self.hear_errors(now, token.0 - self.legs.doors.len());
+                    received
+                }
                 None => return Turn::Empty,
             }
         };
@@ -168,7 +194,6 @@ impl Worker {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Turn::Empty,
             Err(error) => {
-                // A peer's ICMP error: the socket goes on for everybody else.
                 tracing::debug!(%error, "receive");
                 return Turn::More;
             }
@@ -177,27 +202,57 @@ impl Worker {
             if door {
                 self.hear_door(now, token.0, datagram);
             } else {
-                let id = token.0 - self.legs.doors.len();
-                let forward = self.relay.handle_peer(now, id, datagram.from, datagram.payload);
+                let relay = token.0 - self.legs.doors.len();
+                let Datagram { from, payload, .. } = datagram;
+                let forward = self.relay.handle_peer(now, relay, from, marks(&datagram), payload);
                 if let Some(forward) = forward {
                     self.pass_to_client(&forward);
                 }
             }
-            self.carry_out(now);
+            self.carry_out(now, datagram.payload.len());
         }
-        Turn::More
+        if batch.is_drained() { Turn::Empty } else { Turn::More }
+    }
+
+    /// Tells clients of the ICMP errors that their peers' datagrams have met.
+    fn hear_errors(&mut self, now: Now, relay: RelayId) {
+        let mut errors = Vec::new();
+        if let Some(socket) = self.relay_sockets.get(&relay) {
+            socket.take_errors(|error| errors.push(error));
+        }
+        for error in errors {
+            let error = PeerError {
+                peer: error.peer,
+                kind: error.icmp_type,
+                code: error.icmp_code,
+                data: error.data,
+            };
+            if let Some(forward) = self.relay.handle_peer_error(now, relay, error) {
+                self.pass_to_client(&forward);
+            }
+        }
     }
 
     fn hear_door(&mut self, now: Now, index: usize, datagram: Datagram<'_>) {
-        let DoorSocket { port, door } = &self.legs.doors[index];
+        let DoorSocket { port, door, dtls_only } = &self.legs.doors[index];
         let local = port.local_addr();
         let server = SocketAddr::new(datagram.local_ip.unwrap_or(local.ip()), local.port());
         let tuple = FiveTuple { client: datagram.from, server, transport: Transport::Udp };
-        match (demux::datagram(datagram.payload), *door) {
+        let kind = demux::datagram(datagram.payload);
+        if *dtls_only && kind != DatagramKind::Dtls {
+            self.legs.note_dropped();
+            return;
+        }
+        match (kind, *door) {
+            (DatagramKind::Dtls, Door::Main) => {
+                if !self.legs.dtls.handle_datagram(now, (datagram.from, server), datagram.payload) {
+                    self.legs.note_dropped();
+                }
+            }
             (DatagramKind::Signaling, Door::Main)
                 if self.relay.is_channel_data(now, tuple, datagram.payload) =>
             {
-                self.hear_client(now, tuple, datagram.payload);
+                self.hear_client(now, tuple, marks(&datagram), datagram.payload);
             }
             (DatagramKind::Signaling, door) => {
                 if !self.signaling.datagram(door, datagram.from, datagram.local_ip, datagram.payload) {
@@ -205,37 +260,70 @@ impl Worker {
                 }
             }
             (DatagramKind::Stun, Door::Aux) => {
-                let answer = Message::parse(datagram.payload)
-                    .ok()
-                    .and_then(|m| stun_server::answer(&m, datagram.from));
-                if let Some(answer) = answer {
-                    let source = datagram.local_ip.filter(|_| local.ip().is_unspecified());
-                    self.legs.note_sent(port.send(datagram.from, source, &answer), datagram.from);
+                let bound = Message::parse(datagram.payload)
+                    .is_ok_and(|m| self.bind(now, tuple, &m, datagram.payload));
+                if !bound {
+                    self.legs.note_dropped();
                 }
             }
             (DatagramKind::Stun | DatagramKind::ChannelData, Door::Main) => {
-                self.hear_client(now, tuple, datagram.payload);
+                self.hear_client(now, tuple, marks(&datagram), datagram.payload);
             }
             _ => self.legs.note_dropped(),
         }
     }
 
-    fn hear_client(&mut self, now: Now, client: FiveTuple, bytes: &[u8]) {
-        let binding =
-            Message::parse(bytes).ok().and_then(|message| stun_server::answer(&message, client.client));
-        match binding {
-            Some(answer) => self.legs.send(client, &answer),
-            None => {
-                if let Some(forward) = self.relay.handle_client(now, client, bytes) {
-                    self.pass_to_peer(&forward);
-                }
-            }
+    fn hear_client(&mut self, now: Now, client: FiveTuple, marks: Marks, bytes: &[u8]) {
+        if Message::parse(bytes).is_ok_and(|message| self.bind(now, client, &message, bytes)) {
+            return;
+        }
+        if let Some(forward) = self.relay.handle_client(now, client, marks, bytes) {
+            self.pass_to_peer(&forward);
+        }
+    }
+
+    /// Answers `message`, which came as `bytes`, if it asks for a Binding; says whether it does.
+    fn bind(&mut self, now: Now, client: FiveTuple, message: &Message<'_>, bytes: &[u8]) -> bool {
+        if client.transport != Transport::Udp {
+            let answer = stun_server::answer(message, client.client);
+            return answer.inspect(|answer| self.legs.send(client, answer)).is_some();
+        }
+        let answer = self.discovery.answer(message, client.client, client.server);
+        let answer = answer.inspect(|answer| {
+            let there = FiveTuple { client: answer.to, server: answer.from, transport: Transport::Udp };
+            self.answer_stranger(now, there, bytes.len(), &answer.bytes);
+        });
+        answer.is_some()
+    }
+
+    /// Sends what nobody has proven to have asked for, if the gate lets it out.
+    fn answer_stranger(&mut self, now: Now, client: FiveTuple, question: usize, answer: &[u8]) {
+        let oversized = self.gate.held().over_size;
+        if self.gate.admits(now, client.client.ip(), question, answer.len()) {
+            self.legs.send(client, answer);
+            return;
+        }
+        self.legs.note_dropped();
+        if (oversized, self.gate.held().over_size) == (0, 1) {
+            // Never by the client's doing: no client could be served until this is set right.
+            tracing::warn!(
+                question,
+                answer = answer.len(),
+                "answer too large for a stranger; is turn.realm too long?"
+            );
         }
     }
 
     fn pass_to_peer(&self, forward: &ToPeer<'_>) {
-        if let Some(socket) = self.relay_sockets.get(&forward.id) {
-            self.legs.note_sent(socket.send(forward.peer, None, forward.payload), forward.peer);
+        if let Some(socket) = self.relay_sockets.get(&forward.relay) {
+            let Marks { ttl, tos } = forward.marks;
+            let sent = socket.send(&Transmit {
+                ttl: (ttl > 0).then_some(ttl),
+                tos,
+                dont_fragment: forward.dont_fragment,
+                ..Transmit::to(forward.peer, forward.payload)
+            });
+            self.legs.note_sent(sent, forward.peer);
         }
     }
 
@@ -245,37 +333,73 @@ impl Worker {
         frame.extend_from_slice(forward.header.as_bytes());
         frame.extend_from_slice(forward.payload);
         frame.resize(frame.len() + forward.padding, 0);
-        self.legs.send(forward.client, &frame);
+        self.legs.send_marked(forward.client, forward.marks, &frame);
         self.scratch = frame;
     }
 
-    fn carry_out(&mut self, now: Now) {
+    /// Does what the relay and the DTLS sessions say; `heard` is the length of the datagram that made them say so.
+    fn carry_out(&mut self, now: Now, heard: usize) {
+        loop {
+            self.carry_out_relay(now, heard);
+            match self.legs.dtls.poll_output() {
+                None => return,
+                Some(dtls::Output::Datagram { client, bytes }) => {
+                    self.legs.send_datagram(client, Marks::default(), &bytes);
+                }
+                Some(dtls::Output::Challenge { client, bytes }) => {
+                    let client = FiveTuple { transport: Transport::Udp, ..client };
+                    self.answer_stranger(now, client, heard, &bytes);
+                }
+                Some(dtls::Output::Frame { client, bytes }) => match demux::datagram(&bytes) {
+                    DatagramKind::Dtls | DatagramKind::Unknown => self.legs.note_dropped(),
+                    _ => self.hear_client(now, client, Marks::default(), &bytes),
+                },
+                Some(dtls::Output::Gone { client }) => self.relay.handle_client_gone(client),
+            }
+        }
+    }
+
+    fn carry_out_relay(&mut self, now: Now, heard: usize) {
         while let Some(output) = self.relay.poll_output() {
             match output {
-                Output::Reply { client, bytes, .. } => self.legs.send(client, &bytes),
-                Output::OpenRelay { id, address } => {
-                    let opened = self.open_relay(id, address);
+                Output::Reply { client, bytes, proven: false } if client.transport == Transport::Udp => {
+                    self.answer_stranger(now, client, heard, &bytes);
+                }
+                Output::Reply { client, bytes, proven } => {
+                    if proven && client.transport == Transport::Dtls {
+                        self.legs.dtls.prove(client);
+                    }
+                    self.legs.send(client, &bytes);
+                }
+                Output::OpenRelay { relay, address, .. } => {
+                    let opened = self.open_relay(relay, address);
                     if let Err(error) = &opened {
                         tracing::debug!(%error, "relay socket");
                     }
-                    self.relay.handle_relay_opened(now, id, opened.is_ok());
+                    self.relay.handle_relay_opened(now, relay, opened.is_ok());
                 }
+                Output::CloseRelay { relay } => drop(self.relay_sockets.remove(&relay)),
                 Output::LookUp { question } => {
                     if !self.lookups.ask(Arc::clone(&question)) {
                         self.relay.handle_lookup_done(now, &question, false);
                     }
                 }
-                Output::CloseRelay { id } => drop(self.relay_sockets.remove(&id)),
+                _ => {}
             }
         }
     }
 
-    fn open_relay(&mut self, id: AllocationId, address: SocketAddr) -> io::Result<()> {
-        let socket = UdpPort::bind(address, Role::Single)?;
-        watch(&self.poll, &socket, Token(self.legs.doors.len() + id))?;
-        self.relay_sockets.insert(id, socket);
+    fn open_relay(&mut self, relay: RelayId, address: SocketAddr) -> io::Result<()> {
+        let socket = UdpPort::bind(address, Role::Relay)?;
+        watch(&self.poll, &socket, Token(self.legs.doors.len() + relay))?;
+        self.relay_sockets.insert(relay, socket);
         Ok(())
     }
+}
+
+/// Returns what the IP header of a datagram says that is passed on.
+fn marks(datagram: &Datagram<'_>) -> Marks {
+    Marks { ttl: datagram.ttl, tos: datagram.tos }
 }
 
 fn watch(poll: &Poll, port: &UdpPort, token: Token) -> io::Result<()> {

@@ -8,6 +8,8 @@ pub mod attr {
     #![expect(missing_docs, reason = "the names are those of the registry")]
     pub const MAPPED_ADDRESS: u16 = 0x0001;
     pub const CHANGE_REQUEST: u16 = 0x0003;
+    pub const SOURCE_ADDRESS: u16 = 0x0004;
+    pub const CHANGED_ADDRESS: u16 = 0x0005;
     pub const USERNAME: u16 = 0x0006;
     pub const MESSAGE_INTEGRITY: u16 = 0x0008;
     pub const ERROR_CODE: u16 = 0x0009;

@@ -50,7 +50,7 @@ impl Builder {
         self.address(kind, address, false)
     }
 
-    /// Appends MAPPED-ADDRESS, which only classic clients need.
+    /// Appends an address that is not XORed, in the format of MAPPED-ADDRESS (RFC 8489 section 14.1).
     #[must_use]
     pub fn mapped_address(self, address: SocketAddr) -> Self {
         self.plain_address(attr::MAPPED_ADDRESS, address)

@@ -6,29 +6,30 @@
 use super::allocation::{Allocation, FiveTuple};
 use super::alternate::Alternates;
 use super::auth::{Authority, Parking, Question};
+use super::connections::{ConnectionId, Connections};
+use super::denials::Denials;
+use super::mobility::Tickets;
 use super::policy::{PeerAddr, PeerPolicy};
-use super::ports::RelayPorts;
+use super::ports::{RelayAddress, RelayPorts};
 use super::quota::Quota;
-use super::reply::{Fault, Reply};
-use super::reservation::{Reservations, Token};
-use super::wire::{self, Header};
+use super::rate::{Epoch, Rate};
+use super::relay_port::{RelayId, RelayPort};
+use super::reservation::Reservations;
+use super::tcp_relay::PeerConnection;
+use super::wire::Header;
 use crate::clock::{Deadlines, Now};
 use crate::ids::Pii;
 use crate::net::demux::{self, DatagramKind};
-use crate::stun::{Class, Message, Method, attr};
-use rand::Rng;
+use crate::stun::{Class, Message, Method};
 use rand_chacha::ChaCha20Rng;
 use slab::Slab;
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Names one allocation for as long as its relay socket is open.
+/// Names one allocation of a worker for as long as it lives.
 pub type AllocationId = usize;
-
-/// Ports tried when the system has given one to somebody else.
-const MAX_OPEN_ATTEMPTS: u8 = 16;
 
 /// What all workers' relays share.
 #[derive(Debug, Clone)]
@@ -45,19 +46,65 @@ pub struct Shared {
     pub reservations: Arc<Reservations>,
     /// Limits allocations.
     pub quota: Arc<Quota>,
-    /// The addresses of relay sockets, at most one of each family, the default family first.
+    /// The addresses of relay sockets, at most one of each family, IPv4 first.
     pub addresses: Arc<[RelayAddress]>,
-    /// Longest lifetime an allocation gets at a time.
-    pub max_lifetime: Duration,
+    /// Peer connections that wait to be bound.
+    pub connections: Arc<Connections>,
+    /// Seals mobility tickets.
+    pub tickets: Arc<Tickets>,
+    /// Which worker's relay this is, as tickets name it.
+    pub worker: u16,
+    /// How much is enough.
+    pub limits: Limits,
+    /// What the operator lets clients do.
+    pub features: Features,
 }
 
-/// A local address that relay sockets are bound to, and what clients are told it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RelayAddress {
-    /// The address on this host.
-    pub local: IpAddr,
-    /// The same address as peers see it; differs behind a 1:1 NAT.
-    pub advertised: IpAddr,
+/// Caps of one allocation.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Longest lifetime an allocation gets at a time; default 3600 s.
+    pub max_lifetime: Duration,
+    /// Permissions, and channels, at a time; default 128.
+    pub permissions: usize,
+    /// How fast transport addresses of peers may be new, against port scans; default 32 a second after the first 128.
+    pub new_peers: Rate,
+    /// Bytes relayed for one allocation, both directions; default 25 MB/s.
+    pub allocation_bandwidth: Rate,
+    /// Bytes relayed for all allocations of one user; default 50 MB/s.
+    pub user_bandwidth: Rate,
+    /// Relay ports that one worker shares among allocations, for each address; 0 gives every allocation a port of its own.
+    pub shared_ports: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_lifetime: Duration::from_secs(3600),
+            permissions: 128,
+            new_peers: Rate { per_second: 32, burst: Duration::from_secs(4) },
+            allocation_bandwidth: Rate::bytes(25_000_000),
+            user_bandwidth: Rate::bytes(50_000_000),
+            shared_ports: 48,
+        }
+    }
+}
+
+/// What the operator lets clients do.
+#[derive(Debug, Clone, Copy)]
+pub struct Features {
+    /// Whether an allocation gets a relayed address of the other family when a permission first names a peer there.
+    pub add_family: bool,
+    /// Whether clients may take their allocations along to another address (RFC 8016).
+    pub mobility: bool,
+    /// Whether clients may reach peers by TCP (RFC 6062).
+    pub tcp: bool,
+}
+
+impl Default for Features {
+    fn default() -> Self {
+        Self { add_family: true, mobility: true, tcp: true }
+    }
 }
 
 /// What the hands are to do.
@@ -73,34 +120,102 @@ pub enum Output {
         /// and never much larger than what asked for it.
         proven: bool,
     },
-    /// Bind a UDP socket to `address` and say how that went with [`Relay::handle_relay_opened`].
+    /// Bind a socket to `address` and say how that went with [`Relay::handle_relay_opened`].
     OpenRelay {
-        /// The allocation it is for.
-        id: AllocationId,
+        /// The relay port it is for.
+        relay: RelayId,
         /// The local address.
         address: SocketAddr,
+        /// What it is to carry: datagrams, or with `true` connections that peers open.
+        tcp: bool,
     },
     /// Ask others about a user and say how that went with [`Relay::handle_lookup_done`].
     LookUp {
         /// What to ask.
         question: Arc<Question>,
     },
-    /// Close the allocation's socket.
+    /// Close a relay port's socket.
     CloseRelay {
-        /// The allocation that ended.
-        id: AllocationId,
+        /// The relay port.
+        relay: RelayId,
     },
+    /// Connect to a peer by TCP and say how that went with [`Relay::handle_connected`].
+    Connect {
+        /// The connection's name from now on.
+        connection: ConnectionId,
+        /// The local address.
+        from: SocketAddr,
+        /// The peer.
+        to: SocketAddr,
+    },
+    /// Join a client's connection, once all replies to it are written, with the connection to a peer: from now on bytes pass
+    /// between them unread.
+    Join {
+        /// The client's connection.
+        client: FiveTuple,
+        /// The peer's.
+        connection: ConnectionId,
+    },
+    /// Close a connection to a peer and whatever it was joined with.
+    Disconnect {
+        /// The connection.
+        connection: ConnectionId,
+    },
+    /// Give the request that was just handled to another worker's relay, and from now on everything from that client.
+    Elsewhere {
+        /// The client.
+        client: FiveTuple,
+        /// The worker.
+        worker: u16,
+    },
+    /// Nothing more is to be expected of a client whose allocation has moved on or ended: other workers need not pass it on.
+    Left {
+        /// The client.
+        client: FiveTuple,
+    },
+}
+
+/// What a deadline is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Timer {
+    Allocation(AllocationId),
+    Connection(ConnectionId),
+}
+
+/// What stands in an IP header and passes through the relay
+/// ([RFC 8656 section 14](https://www.rfc-editor.org/rfc/rfc8656#section-14)).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Marks {
+    /// Time to live or hop limit; 0 when unknown, as on streams.
+    pub ttl: u8,
+    /// Differentiated services and ECN.
+    pub tos: u8,
+}
+
+impl Marks {
+    /// Returns what leaves for a packet that came with these marks, `None` when it has travelled far enough.
+    fn passed_on(self) -> Option<Self> {
+        match self.ttl {
+            0 => Some(self),
+            1 => None,
+            ttl => Some(Self { ttl: ttl - 1, ..self }),
+        }
+    }
 }
 
 /// A payload on its way to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ToPeer<'a> {
-    /// The allocation whose socket sends it.
-    pub id: AllocationId,
+    /// The relay port whose socket sends it.
+    pub relay: RelayId,
     /// The peer.
     pub peer: SocketAddr,
     /// The bytes.
     pub payload: &'a [u8],
+    /// For the IP header.
+    pub marks: Marks,
+    /// Whether routers must not fragment it (DONT-FRAGMENT).
+    pub dont_fragment: bool,
 }
 
 /// A payload on its way to a client.
@@ -114,6 +229,8 @@ pub struct ToClient<'a> {
     pub payload: &'a [u8],
     /// Zero bytes that go behind.
     pub padding: usize,
+    /// For the IP header.
+    pub marks: Marks,
 }
 
 /// What a relay has counted since it began.
@@ -127,10 +244,18 @@ pub struct Counters {
     pub bytes_to_clients: u64,
     /// Packets dropped: no allocation, permission, channel or sense.
     pub dropped: u64,
+    /// Packets dropped because the allocation's or the user's bandwidth was used up.
+    pub over_bandwidth: u64,
+    /// Peers refused because there were too many new ones in too short a time.
+    pub over_new_peers: u64,
+    /// Packets of a peer that several allocations on a shared port might mean, dropped.
+    pub ambiguous: u64,
+    /// Peers that an allocation talks to from another port than its own, because that one was taken.
+    pub spilled: u64,
+    /// ICMP errors passed on to clients.
+    pub icmp: u64,
     /// Requests refused for their credentials (401, 438).
     pub unauthorized: u64,
-    /// Peers refused by the policy.
-    pub denied_peers: u64,
 }
 
 /// One worker's relay.
@@ -140,44 +265,49 @@ pub struct Relay {
     pub(super) rng: ChaCha20Rng,
     pub(super) allocations: Slab<Allocation>,
     pub(super) clients: HashMap<FiveTuple, AllocationId>,
-    pub(super) opening: HashMap<AllocationId, Opening>,
-    pub(super) deadlines: Deadlines<AllocationId>,
+    pub(super) relays: Slab<RelayPort>,
+    pub(super) relays_by_address: HashMap<SocketAddr, RelayId>,
+    /// The ports that allocations share, by family.
+    pub(super) pool: [Vec<RelayId>; 2],
+    pub(super) connections: HashMap<ConnectionId, PeerConnection>,
+    pub(super) deadlines: Deadlines<Timer>,
     pub(super) outputs: VecDeque<Output>,
     pub(super) counters: Counters,
+    pub(super) denials: Denials,
+    pub(super) epoch: Epoch,
     pub(super) parking: Parking,
 }
 
-/// An allocation whose socket is not there yet.
-#[derive(Debug)]
-pub(super) struct Opening {
-    pub(super) reply: Reply,
-    pub(super) lifetime: Duration,
-    /// The token of the port set aside with this one.
-    pub(super) reserved: Option<Token>,
-    pub(super) attempts: u8,
-    /// Whether any other port serves as well.
-    pub(super) replaceable: bool,
-}
-
 impl Relay {
-    /// Makes a relay without allocations; `rng` draws ports and transaction ids.
+    /// Makes a relay without allocations that begins at `now`; `rng` draws ports and transaction ids.
     #[must_use]
-    pub fn new(shared: Shared, rng: ChaCha20Rng) -> Self {
+    pub fn new(now: Now, shared: Shared, rng: ChaCha20Rng) -> Self {
         Self {
             shared,
             rng,
             allocations: Slab::new(),
             clients: HashMap::new(),
-            opening: HashMap::new(),
+            relays: Slab::new(),
+            relays_by_address: HashMap::new(),
+            pool: [Vec::new(), Vec::new()],
+            connections: HashMap::new(),
             deadlines: Deadlines::default(),
             outputs: VecDeque::new(),
             counters: Counters::default(),
+            denials: Denials::default(),
+            epoch: Epoch(now.mono),
             parking: Parking::default(),
         }
     }
 
     /// Handles one frame from a client: ChannelData, a Send indication or a request.
-    pub fn handle_client<'a>(&mut self, now: Now, client: FiveTuple, bytes: &'a [u8]) -> Option<ToPeer<'a>> {
+    pub fn handle_client<'a>(
+        &mut self,
+        now: Now,
+        client: FiveTuple,
+        marks: Marks,
+        bytes: &'a [u8],
+    ) -> Option<ToPeer<'a>> {
         let forward = match demux::datagram(bytes) {
             DatagramKind::ChannelData | DatagramKind::Signaling => self.channel_data(now.mono, client, bytes),
             DatagramKind::Stun => match Message::parse(bytes) {
@@ -192,6 +322,7 @@ impl Relay {
             },
             _ => None,
         };
+        let forward = forward.and_then(|forward| Some(ToPeer { marks: marks.passed_on()?, ..forward }));
         match forward {
             Some(forward) => self.counters.bytes_to_peers += forward.payload.len() as u64,
             None => self.counters.dropped += 1,
@@ -199,70 +330,24 @@ impl Relay {
         forward
     }
 
-    /// Returns whether `bytes`, though they begin like a signalling message, are ChannelData of a channel `client` has bound.
-    #[must_use]
-    pub fn is_channel_data(&self, now: Now, client: FiveTuple, bytes: &[u8]) -> bool {
-        self.channel_data(now.mono, client, bytes).is_some()
-    }
-
-    /// Handles one datagram that arrived at an allocation's relayed address
+    /// Handles one datagram that arrived at a relay port
     /// ([RFC 8656 section 11.3](https://www.rfc-editor.org/rfc/rfc8656#section-11.3)).
     pub fn handle_peer<'a>(
         &mut self,
         now: Now,
-        id: AllocationId,
+        relay: RelayId,
         from: SocketAddr,
+        marks: Marks,
         payload: &'a [u8],
     ) -> Option<ToClient<'a>> {
-        let forward = self.data_for_client(now.mono, id, PeerAddr::new(from), payload);
+        let forward = self
+            .data_for_client(now.mono, relay, self.peer_named(from), payload)
+            .and_then(|forward| Some(ToClient { marks: marks.passed_on()?, ..forward }));
         match forward {
             Some(_) => self.counters.bytes_to_clients += payload.len() as u64,
             None => self.counters.dropped += 1,
         }
         forward
-    }
-
-    /// Takes the system's answer to [`Output::OpenRelay`].
-    pub fn handle_relay_opened(&mut self, now: Now, id: AllocationId, opened: bool) {
-        let Some(opening) = self.opening.remove(&id) else { return };
-        let Some(allocation) = self.allocations.get_mut(id) else { return };
-        if opened {
-            let relayed = allocation.relayed.address();
-            let advertised = self.shared.addresses.iter().find(|address| address.local == relayed.ip());
-            let relayed = SocketAddr::new(advertised.map_or(relayed.ip(), |a| a.advertised), relayed.port());
-            allocation.expires = now.mono + opening.lifetime;
-            self.deadlines.set(id, allocation.expires);
-            let bytes = opening.reply.success(|builder| {
-                let builder = match opening.reserved {
-                    Some(token) => builder.attribute(attr::RESERVATION_TOKEN, &token),
-                    None => builder,
-                };
-                builder
-                    .xor_address(attr::XOR_RELAYED_ADDRESS, relayed)
-                    .attribute(attr::LIFETIME, &seconds(opening.lifetime))
-                    .xor_address(attr::XOR_MAPPED_ADDRESS, allocation.client.client)
-            });
-            allocation.origin.1 = Some(bytes.clone());
-            self.outputs.push_back(Output::Reply { client: allocation.client, bytes, proven: true });
-            self.counters.allocations += 1;
-            tracing::info!(user = %Pii(&allocation.user), client = %Pii(allocation.client.client), %id, "allocation opened");
-            return;
-        }
-        let ip = allocation.relayed.address().ip();
-        // EVEN-PORT and a reserved port cannot be had elsewhere; the client asks again.
-        let replaceable = opening.replaceable && opening.attempts < MAX_OPEN_ATTEMPTS;
-        match replaceable.then(|| self.shared.ports.lease(ip, &mut self.rng)).flatten() {
-            Some(lease) => {
-                allocation.relayed = lease;
-                self.outputs.push_back(Output::OpenRelay { id, address: allocation.relayed.address() });
-                self.opening.insert(id, Opening { attempts: opening.attempts + 1, ..opening });
-            }
-            None => {
-                let client = allocation.client;
-                self.forget(id);
-                self.answer(client, opening.reply.error(Fault::InsufficientCapacity));
-            }
-        }
     }
 
     /// Ends the allocation of a client whose stream has closed.
@@ -275,8 +360,11 @@ impl Relay {
 
     /// Ends the allocations whose lifetime is over.
     pub fn handle_timeout(&mut self, now: Now) {
-        while let Some(id) = self.deadlines.pop_due(now.mono) {
-            self.end(id, "lifetime over");
+        while let Some(timer) = self.deadlines.pop_due(now.mono) {
+            match timer {
+                Timer::Allocation(id) => self.end(id, "lifetime over"),
+                Timer::Connection(connection) => self.connection_timed_out(connection),
+            }
         }
     }
 
@@ -297,6 +385,11 @@ impl Relay {
         self.counters
     }
 
+    /// Lists the rules that have refused peers, and how often.
+    pub fn denials(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.denials.counts()
+    }
+
     /// Returns how many allocations there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -309,95 +402,44 @@ impl Relay {
         self.allocations.is_empty()
     }
 
-    fn channel_data<'a>(&self, now: Instant, client: FiveTuple, bytes: &'a [u8]) -> Option<ToPeer<'a>> {
-        let (channel, payload) = wire::parse_channel_data(bytes)?;
-        let id = *self.clients.get(&client)?;
-        let peer = self.allocations.get(id)?.peer_of(now, channel)?;
-        self.to_peer(now, id, peer, payload)
-    }
-
-    fn send_indication<'a>(
-        &self,
-        now: Instant,
-        client: FiveTuple,
-        message: &Message<'a>,
-    ) -> Option<ToPeer<'a>> {
-        let attributes = message.unverified();
-        if !attributes.unknown(&KNOWN_IN_SEND).is_empty() {
-            return None;
-        }
-        let peer = attributes.xor_address(attr::XOR_PEER_ADDRESS).ok()??;
-        let payload = attributes.get(attr::DATA)?;
-        let id = *self.clients.get(&client)?;
-        self.to_peer(now, id, PeerAddr::new(peer), payload)
-    }
-
-    fn to_peer<'a>(
-        &self,
-        now: Instant,
-        id: AllocationId,
-        peer: PeerAddr,
-        payload: &'a [u8],
-    ) -> Option<ToPeer<'a>> {
-        let allocation = self.allocations.get(id)?;
-        let passes = allocation.is_live(now)
-            && peer.port() != 0
-            && allocation.permits(now, peer.ip())
-            && self.port_passes(peer);
-        passes.then_some(ToPeer { id, peer: peer.socket_addr(), payload })
-    }
-
-    /// Returns whether a peer with a permission may use its port: only at own addresses the port matters.
-    fn port_passes(&self, peer: PeerAddr) -> bool {
-        !self.shared.policy.judges_ports(peer.ip()) || self.shared.policy.check(peer).is_ok()
-    }
-
-    fn data_for_client<'a>(
-        &mut self,
-        now: Instant,
-        id: AllocationId,
-        peer: PeerAddr,
-        payload: &'a [u8],
-    ) -> Option<ToClient<'a>> {
-        let allocation = self.allocations.get(id)?;
-        if !allocation.is_live(now) || !allocation.permits(now, peer.ip()) || !self.port_passes(peer) {
-            return None;
-        }
-        let length = u16::try_from(payload.len()).ok()?;
-        let client = allocation.client;
-        let (header, must_pad) = match allocation.channel_of(now, peer) {
-            Some(channel) => (Header::channel_data(channel, length), client.transport.is_stream()),
-            None => (Header::data_indication(peer.socket_addr(), length, self.rng.random())?, true),
-        };
-        let padding = if must_pad { payload.len().next_multiple_of(4) - payload.len() } else { 0 };
-        Some(ToClient { client, header, payload, padding })
+    /// Returns `peer` as it is seen on the wire: canonical, and a relayed address of this server by its local name.
+    pub(super) fn peer_named(&self, peer: SocketAddr) -> PeerAddr {
+        PeerAddr::new(self.shared.ports.local(PeerAddr::new(peer).socket_addr()))
     }
 
     pub(super) fn answer(&mut self, client: FiveTuple, bytes: Vec<u8>) {
         self.outputs.push_back(Output::Reply { client, bytes, proven: true });
     }
 
+    /// Sets the timer of an allocation to its end.
+    pub(super) fn arm(&mut self, id: AllocationId) {
+        self.deadlines.set(Timer::Allocation(id), self.allocations[id].expires);
+    }
+
     pub(super) fn end(&mut self, id: AllocationId, why: &'static str) {
-        let user = self.allocations.get(id).map(|allocation| Arc::clone(&allocation.user));
-        if let Some(user) = user {
-            tracing::info!(user = %Pii(user), %id, why, "allocation ended");
-            self.outputs.push_back(Output::CloseRelay { id });
+        if let Some(allocation) = self.allocations.get(id) {
+            tracing::info!(user = %Pii(&allocation.user), %id, why, "allocation ended");
             self.forget(id);
         }
     }
 
+    /// Drops an allocation with everything it holds: ports, claims, quota.
     pub(super) fn forget(&mut self, id: AllocationId) {
-        if let Some(allocation) = self.allocations.try_remove(id) {
-            self.clients.remove(&allocation.client);
-            self.deadlines.clear(id);
-            self.opening.remove(&id);
+        let Some(allocation) = self.allocations.try_remove(id) else { return };
+        self.clients.remove(&allocation.client);
+        self.deadlines.clear(Timer::Allocation(id));
+        if allocation.mobility.is_some() {
+            self.outputs.push_back(Output::Left { client: allocation.client });
+        }
+        for connection in &allocation.connections {
+            self.close_connection(*connection);
+        }
+        for (peer, relay) in allocation.peers() {
+            self.release(relay, peer);
+        }
+        let permitted: Vec<_> = allocation.permitted().collect();
+        for home in allocation.homes() {
+            self.move_out(id, home, &permitted);
         }
     }
-}
-
-/// Comprehension-required attributes understood in Send indications.
-const KNOWN_IN_SEND: [u16; 3] = [attr::XOR_PEER_ADDRESS, attr::DATA, attr::DONT_FRAGMENT];
-
-pub(super) fn seconds(lifetime: Duration) -> [u8; 4] {
-    u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX).to_be_bytes()
 }

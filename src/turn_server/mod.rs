@@ -4,20 +4,32 @@
 //! `poll_output`.
 
 mod admission;
+mod allocate;
 mod allocation;
 pub mod alternate;
 pub mod auth;
+pub mod connections;
+pub mod data;
+mod denials;
 pub mod machine;
+pub mod mobility;
+mod peers;
 pub mod policy;
 pub mod ports;
 pub mod quota;
+pub mod rate;
+mod relay_port;
 mod reply;
 mod requests;
 pub mod reservation;
+mod tcp_relay;
+mod tenancy;
 pub mod wire;
 
-pub use allocation::{CHANNEL_LIFETIME, FiveTuple, MAX_PEERS, PERMISSION_LIFETIME, Transport};
+pub use allocation::{CHANNEL_COOLDOWN, CHANNEL_LIFETIME, FiveTuple, PERMISSION_LIFETIME, Transport};
+pub use connections::ConnectionId;
 pub use machine::{Relay, Shared};
+pub use relay_port::RelayId;
 
 #[cfg(test)]
 mod tests;

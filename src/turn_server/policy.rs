@@ -5,6 +5,7 @@
 
 use super::ports::RelayPorts;
 use ipnet::IpNet;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -47,6 +48,27 @@ pub enum Denied {
     Special(&'static str),
     /// One of the operator's `deny_peers`.
     Operator(IpNet),
+}
+
+impl Denied {
+    /// Returns the rule's name, one of a fixed table.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::OwnAddress => "own address",
+            Self::Special(rule) => rule,
+            Self::Operator(_) => "deny_peers",
+        }
+    }
+}
+
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Operator(net) => write!(f, "deny_peers {net}"),
+            _ => f.write_str(self.name()),
+        }
+    }
 }
 
 /// The operator's part of the policy.
@@ -185,10 +207,17 @@ fn embedded_v4(ip: IpAddr) -> Option<Ipv4Addr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::turn_server::ports::RelayAddress;
 
     fn policy(allow: &[&str], deny: &[&str]) -> PeerPolicy {
         let nets = |list: &[&str]| list.iter().map(|net| net.parse().unwrap()).collect();
-        let relayed = RelayPorts::new(&["198.41.0.4".parse().unwrap()], 50_000..=50_003);
+        let relayed = RelayPorts::new(
+            &[RelayAddress {
+                local: "198.41.0.4".parse().unwrap(),
+                advertised: "198.41.0.4".parse().unwrap(),
+            }],
+            50_000..=50_003,
+        );
         PeerPolicy::new(
             PolicyConfig {
                 allow_peers: nets(allow),

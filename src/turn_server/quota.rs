@@ -1,5 +1,6 @@
 //! How many allocations one user and all users may hold; tickets that return on drop.
 
+use super::rate::SharedMeter;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,8 +14,15 @@ pub struct Quota {
 
 #[derive(Debug, Default)]
 struct Held {
-    users: HashMap<Arc<str>, u32>,
+    users: HashMap<Arc<str>, Account>,
     total: u32,
+}
+
+/// What one user holds.
+#[derive(Debug, Default)]
+struct Account {
+    allocations: u32,
+    meter: Arc<SharedMeter>,
 }
 
 /// Which limit was reached.
@@ -42,13 +50,16 @@ impl Quota {
         if held.total >= self.total {
             return Err(Exhausted::Total);
         }
-        let count = held.users.entry(Arc::clone(user)).or_insert(0);
-        if *count >= self.per_user {
+        if held.users.get(user).is_some_and(|account| account.allocations >= self.per_user)
+            || self.per_user == 0
+        {
             return Err(Exhausted::User);
         }
-        *count += 1;
+        let account = held.users.entry(Arc::clone(user)).or_default();
+        account.allocations += 1;
+        let meter = Arc::clone(&account.meter);
         held.total += 1;
-        Ok(Ticket { quota: Arc::clone(self), user: Arc::clone(user) })
+        Ok(Ticket { quota: Arc::clone(self), user: Arc::clone(user), meter })
     }
 
     /// Returns how many allocations are held in all.
@@ -63,15 +74,23 @@ impl Quota {
 pub struct Ticket {
     quota: Arc<Quota>,
     user: Arc<str>,
+    meter: Arc<SharedMeter>,
+}
+
+impl Ticket {
+    /// Returns what measures the user's bandwidth.
+    pub(super) fn meter(&self) -> &SharedMeter {
+        &self.meter
+    }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut held = self.quota.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.total -= 1;
-        if let Some(count) = held.users.get_mut(&self.user) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(account) = held.users.get_mut(&self.user) {
+            account.allocations -= 1;
+            if account.allocations == 0 {
                 held.users.remove(&self.user);
             }
         }

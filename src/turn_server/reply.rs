@@ -9,11 +9,14 @@ use crate::stun::{Builder, Class, Key, Message, Method, TransactionId, attr};
 pub(super) enum Fault {
     BadRequest,
     Forbidden,
+    MobilityForbidden,
     AllocationMismatch,
     UnsupportedFamily,
     WrongCredentials,
     UnsupportedTransport,
     PeerFamilyMismatch,
+    ConnectionExists,
+    ConnectionFailed,
     QuotaReached,
     InsufficientCapacity,
 }
@@ -24,14 +27,25 @@ impl Fault {
         match self {
             Self::BadRequest => (400, "Bad Request"),
             Self::Forbidden => (403, "Forbidden"),
+            Self::MobilityForbidden => (405, "Mobility Forbidden"),
             Self::AllocationMismatch => (437, "Allocation Mismatch"),
             Self::UnsupportedFamily => (440, "Address Family not Supported"),
             Self::WrongCredentials => (441, "Wrong Credentials"),
             Self::UnsupportedTransport => (442, "Unsupported Transport Protocol"),
             Self::PeerFamilyMismatch => (443, "Peer Address Family Mismatch"),
+            Self::ConnectionExists => (446, "Connection Already Exists"),
+            Self::ConnectionFailed => (447, "Connection Timeout or Failure"),
             Self::QuotaReached => (486, "Allocation Quota Reached"),
             Self::InsufficientCapacity => (508, "Insufficient Capacity"),
         }
+    }
+}
+
+impl Fault {
+    /// Returns the code as error attributes carry it: hundreds, and the rest.
+    pub(super) fn class_and_number(self) -> [u8; 2] {
+        let (code, _) = self.code();
+        [(code / 100) as u8, (code % 100) as u8]
     }
 }
 

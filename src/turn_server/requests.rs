@@ -1,27 +1,17 @@
-//! The relay's answers to authenticated requests, in the order of the RFC's own numbered checks.
+//! Requests: whose they are, and where each method is handled.
 
-use super::allocation::{Allocation, Applicant, FiveTuple, PeerRefusal};
+use super::allocation::{Family, FiveTuple};
 use super::auth::{Authenticated, Tenancy};
-use super::machine::{AllocationId, Opening, Output, Relay, seconds};
-use super::policy::PeerAddr;
-use super::ports::PortLease;
-use super::quota::Exhausted;
+use super::machine::{AllocationId, Relay};
 use super::reply::{Fault, Reply};
-use super::reservation::Token;
 use crate::clock::Now;
-use crate::ids::Pii;
 use crate::stun::{Attributes, Message, Method, attr};
-use rand::Rng;
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Lifetime that an Allocate or Refresh without LIFETIME gets, and the shortest there is.
-const DEFAULT_LIFETIME: Duration = Duration::from_secs(600);
-/// REQUESTED-TRANSPORT's number of UDP.
-const UDP: u8 = 17;
 /// Comprehension-required attributes understood in requests.
-const KNOWN_IN_REQUESTS: [u16; 15] = [
+const KNOWN_IN_REQUESTS: [u16; 16] = [
+    attr::CONNECTION_ID,
     attr::EVEN_PORT,
     attr::RESERVATION_TOKEN,
     attr::USERNAME,
@@ -40,14 +30,14 @@ const KNOWN_IN_REQUESTS: [u16; 15] = [
 ];
 
 /// An authenticated request and how to answer it.
-struct Request<'a> {
-    client: FiveTuple,
-    user: Arc<str>,
-    tenancy: Tenancy,
+pub(super) struct Request<'a> {
+    pub(super) client: FiveTuple,
+    pub(super) user: Arc<str>,
+    pub(super) tenancy: Tenancy,
     /// The longest lifetime that the credentials allow.
-    lifetime_cap: Option<Duration>,
-    attributes: Attributes<'a>,
-    reply: Reply,
+    pub(super) lifetime_cap: Option<Duration>,
+    pub(super) attributes: Attributes<'a>,
+    pub(super) reply: Reply,
 }
 
 impl Relay {
@@ -57,6 +47,8 @@ impl Relay {
             Method::REFRESH => Self::refresh,
             Method::CREATE_PERMISSION => Self::create_permission,
             Method::CHANNEL_BIND => Self::channel_bind,
+            Method::CONNECT => Self::connect,
+            Method::CONNECTION_BIND => Self::connection_bind,
             _ => {
                 self.counters.dropped += 1;
                 return;
@@ -78,134 +70,8 @@ impl Relay {
         }
     }
 
-    /// Follows the numbered checks of [RFC 8656 section 7.2](https://www.rfc-editor.org/rfc/rfc8656#section-7.2).
-    fn allocate(&mut self, now: Now, request: &Request<'_>) -> Result<(), Fault> {
-        // 2: one allocation a 5-tuple; a retransmission gets the answer it missed.
-        if let Some(id) = self.clients.get(&request.client).copied() {
-            let origin = &self.allocations[id].origin;
-            if origin.0 != request.reply.transaction() {
-                return Err(Fault::AllocationMismatch);
-            }
-            if let Some(bytes) = origin.1.clone() {
-                self.answer(request.client, bytes);
-            }
-            return Ok(());
-        }
-        // 3: the transport towards the peers.
-        match request.attributes.get(attr::REQUESTED_TRANSPORT) {
-            Some(&[UDP, _, _, _]) => {}
-            Some(&[_, _, _, _]) => return Err(Fault::UnsupportedTransport),
-            _ => return Err(Fault::BadRequest),
-        }
-        // 6, 7: the address family.
-        let address = match request.attributes.get(attr::REQUESTED_ADDRESS_FAMILY) {
-            None => self.shared.addresses.first().copied(),
-            Some(&[family @ 1..=2, _, _, _]) => {
-                self.shared.addresses.iter().copied().find(|a| a.local.is_ipv6() == (family == 2))
-            }
-            Some(&[_, _, _, _]) => None,
-            Some(_) => return Err(Fault::BadRequest),
-        };
-        let address = address.ok_or(Fault::UnsupportedFamily)?;
-        // 8: quota and capacity.
-        let ticket = self.shared.quota.take(&request.user).map_err(|limit| match limit {
-            Exhausted::User => Fault::QuotaReached,
-            Exhausted::Total => Fault::InsufficientCapacity,
-        })?;
-        let (lease, reserved) = self.lease(now, request, address.local)?;
-        let lifetime = self.granted(request, request.attributes.u32(attr::LIFETIME));
-        let applicant = Applicant {
-            client: request.client,
-            tenancy: request.tenancy.clone(),
-            transaction: request.reply.transaction(),
-            ticket,
-        };
-        let local = lease.address();
-        let id = self.allocations.insert(Allocation::new(applicant, lease, now.mono + lifetime));
-        self.clients.insert(request.client, id);
-        let replaceable = [attr::EVEN_PORT, attr::RESERVATION_TOKEN]
-            .iter()
-            .all(|kind| request.attributes.get(*kind).is_none());
-        self.opening.insert(
-            id,
-            Opening { reply: request.reply.clone(), lifetime, reserved, attempts: 1, replaceable },
-        );
-        self.outputs.push_back(Output::OpenRelay { id, address: local });
-        Ok(())
-    }
-
-    /// Follows [RFC 8656 section 8.2](https://www.rfc-editor.org/rfc/rfc8656#section-8.2).
-    fn refresh(&mut self, now: Now, request: &Request<'_>) -> Result<(), Fault> {
-        let id = self.owned(now, request)?;
-        if let Some(&[family, ..]) = request.attributes.get(attr::REQUESTED_ADDRESS_FAMILY)
-            && (family == 2) != self.allocations[id].relayed.address().is_ipv6()
-        {
-            return Err(Fault::PeerFamilyMismatch);
-        }
-        let lifetime = match request.attributes.u32(attr::LIFETIME) {
-            Some(0) => Duration::ZERO,
-            asked => self.granted(request, asked),
-        };
-        if lifetime.is_zero() {
-            self.end(id, "refreshed to zero");
-        } else {
-            self.allocations[id].tenancy = request.tenancy.clone();
-            self.allocations[id].expires = now.mono + lifetime;
-            self.deadlines.set(id, now.mono + lifetime);
-        }
-        let bytes = request.reply.success(|builder| builder.attribute(attr::LIFETIME, &seconds(lifetime)));
-        self.answer(request.client, bytes);
-        Ok(())
-    }
-
-    /// Follows [RFC 8656 section 10.2](https://www.rfc-editor.org/rfc/rfc8656#section-10.2): all peers or none.
-    fn create_permission(&mut self, now: Now, request: &Request<'_>) -> Result<(), Fault> {
-        let id = self.owned(now, request)?;
-        let peers: Result<Vec<_>, Fault> = request
-            .attributes
-            .xor_addresses(attr::XOR_PEER_ADDRESS)
-            .map(|peer| self.admit(id, peer.map_err(|_| Fault::BadRequest)?))
-            .collect();
-        let peers =
-            peers.inspect_err(|fault| self.counters.denied_peers += u64::from(*fault == Fault::Forbidden))?;
-        if peers.is_empty() {
-            return Err(Fault::BadRequest);
-        }
-        let allocation = &mut self.allocations[id];
-        if !allocation.has_room_for(now.mono, &peers) {
-            return Err(Fault::InsufficientCapacity);
-        }
-        for peer in peers {
-            allocation.permit(now.mono, peer.ip());
-        }
-        let bytes = request.reply.success(|builder| builder);
-        self.answer(request.client, bytes);
-        Ok(())
-    }
-
-    /// Follows [RFC 8656 section 12.2](https://www.rfc-editor.org/rfc/rfc8656#section-12.2).
-    fn channel_bind(&mut self, now: Now, request: &Request<'_>) -> Result<(), Fault> {
-        let id = self.owned(now, request)?;
-        let Some(&[high, low, _, _]) = request.attributes.get(attr::CHANNEL_NUMBER) else {
-            return Err(Fault::BadRequest);
-        };
-        let peer =
-            request.attributes.xor_address(attr::XOR_PEER_ADDRESS).ok().flatten().ok_or(Fault::BadRequest)?;
-        let peer = self
-            .admit(id, peer)
-            .inspect_err(|fault| self.counters.denied_peers += u64::from(*fault == Fault::Forbidden))?;
-        let bound = self.allocations[id].bind(now.mono, u16::from_be_bytes([high, low]), peer);
-        bound.map_err(|refusal| match refusal {
-            PeerRefusal::Conflict => Fault::BadRequest,
-            PeerRefusal::Full => Fault::InsufficientCapacity,
-        })?;
-        let bytes = request.reply.success(|builder| builder);
-        self.answer(request.client, bytes);
-        Ok(())
-    }
-
     /// Returns the client's allocation if the same user made it.
-    fn owned(&self, now: Now, request: &Request<'_>) -> Result<AllocationId, Fault> {
+    pub(super) fn owned(&self, now: Now, request: &Request<'_>) -> Result<AllocationId, Fault> {
         let id = *self.clients.get(&request.client).ok_or(Fault::AllocationMismatch)?;
         let allocation = &self.allocations[id];
         if !allocation.is_live(now.mono) {
@@ -217,54 +83,69 @@ impl Relay {
         Ok(id)
     }
 
-    /// Returns the peer in canonical form if the policy lets it be reached from this allocation.
-    fn admit(&self, id: AllocationId, peer: SocketAddr) -> Result<PeerAddr, Fault> {
-        let peer = PeerAddr::new(peer);
-        if let Err(rule) = self.shared.policy.check(peer) {
-            tracing::debug!(peer = %Pii(peer.socket_addr()), ?rule, "peer denied");
-            return Err(Fault::Forbidden);
-        }
-        if peer.ip().is_ipv6() != self.allocations[id].relayed.address().is_ipv6() {
+    /// Follows [RFC 8656 section 8.2](https://www.rfc-editor.org/rfc/rfc8656#section-8.2).
+    fn refresh(&mut self, now: Now, request: &Request<'_>) -> Result<(), Fault> {
+        let moves = request.attributes.get(attr::MOBILITY_TICKET);
+        let id = match moves {
+            None => self.owned(now, request)?,
+            Some(sealed) => match self.resume(now, request, sealed)? {
+                Some(id) => id,
+                None => return Ok(()),
+            },
+        };
+        let family = match request.attributes.get(attr::REQUESTED_ADDRESS_FAMILY) {
+            None => None,
+            Some(&[code, _, _, _]) => Some(Family::from_code(code).ok_or(Fault::PeerFamilyMismatch)?),
+            Some(_) => return Err(Fault::BadRequest),
+        };
+        if family.is_some_and(|family| self.allocations[id].home(family).is_none()) {
             return Err(Fault::PeerFamilyMismatch);
         }
-        Ok(peer)
-    }
-
-    /// Leases the port that an Allocate asks for: any, an even one, an even one and the next, or the one set aside
-    /// ([RFC 8656 section 7.2](https://www.rfc-editor.org/rfc/rfc8656#section-7.2), checks 4, 5 and 9).
-    fn lease(
-        &mut self,
-        now: Now,
-        request: &Request<'_>,
-        ip: IpAddr,
-    ) -> Result<(PortLease, Option<Token>), Fault> {
-        let asked = |kind| request.attributes.get(kind);
-        let ports = &self.shared.ports;
-        match (asked(attr::RESERVATION_TOKEN), asked(attr::EVEN_PORT)) {
-            (Some(_), Some(_)) => Err(Fault::BadRequest),
-            (Some(_), None) if asked(attr::REQUESTED_ADDRESS_FAMILY).is_some() => Err(Fault::BadRequest),
-            (Some(token), None) => {
-                let lease = self.shared.reservations.claim(now.mono, token, &request.user);
-                Ok((lease.ok_or(Fault::InsufficientCapacity)?, None))
+        let lifetime = match request.attributes.u32(attr::LIFETIME) {
+            Some(0) => Duration::ZERO,
+            _ => self.granted(request),
+        };
+        match family {
+            Some(family) if lifetime.is_zero() && self.allocations[id].homes().count() > 1 => {
+                self.drop_family(id, family);
             }
-            (None, None) => Ok((ports.lease(ip, &mut self.rng).ok_or(Fault::InsufficientCapacity)?, None)),
-            (None, Some(&[flags])) if flags & 0x80 == 0 => {
-                Ok((ports.lease_even(ip, &mut self.rng).ok_or(Fault::InsufficientCapacity)?, None))
+            _ if lifetime.is_zero() => self.end(id, "refreshed to zero"),
+            _ => {
+                let allocation = &mut self.allocations[id];
+                allocation.tenancy = request.tenancy.clone();
+                allocation.expires = now.mono + lifetime;
+                allocation.lifetime = lifetime;
+                self.arm(id);
             }
-            (None, Some(&[_])) => {
-                let (even, odd) = ports.lease_pair(ip, &mut self.rng).ok_or(Fault::InsufficientCapacity)?;
-                let token = self.rng.random();
-                let kept = self.shared.reservations.keep(now.mono, token, Arc::clone(&request.user), odd);
-                kept.then_some((even, Some(token))).ok_or(Fault::InsufficientCapacity)
-            }
-            (None, Some(_)) => Err(Fault::BadRequest),
         }
+        let ticket = moves.and_then(|_| self.ticket(id));
+        let bytes = request.reply.success(|builder| {
+            let builder = builder.attribute(attr::LIFETIME, &seconds(lifetime));
+            match &ticket {
+                Some(ticket) => builder.attribute(attr::MOBILITY_TICKET, ticket),
+                None => builder,
+            }
+        });
+        self.answer(request.client, bytes);
+        Ok(())
     }
 
-    /// Grants what was asked for, between the default and the configured maximum, and no more than the credentials allow.
-    fn granted(&self, request: &Request<'_>, asked: Option<u32>) -> Duration {
-        let asked = Duration::from_secs(asked.unwrap_or_default().into());
-        let granted = asked.max(DEFAULT_LIFETIME).min(self.shared.max_lifetime);
-        granted.min(request.lifetime_cap.unwrap_or(granted))
+    /// Ends one of two relayed addresses and what was said through it.
+    pub(super) fn drop_family(&mut self, id: AllocationId, family: Family) {
+        let allocation = &mut self.allocations[id];
+        let of_family: Vec<_> =
+            allocation.peers().filter(|(peer, _)| Family::of(peer.ip()) == family).collect();
+        for (peer, relay) in of_family {
+            self.allocations[id].forget_peer(peer);
+            self.release(relay, peer);
+        }
+        let Some(home) = self.allocations[id].home(family) else { return };
+        let permitted: Vec<_> = self.allocations[id].permitted().collect();
+        self.move_out(id, home, &permitted);
+        self.allocations[id].set_home(family, None);
     }
+}
+
+pub(super) fn seconds(lifetime: Duration) -> [u8; 4] {
+    u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX).to_be_bytes()
 }

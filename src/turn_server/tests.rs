@@ -1,11 +1,18 @@
 //! The relay under a fake clock, with sockets that are only counted.
 
+mod families;
+mod mobility;
+mod rates;
+mod sharing;
+mod tcp;
+
 use super::auth::{Authority, Credentials};
-use super::machine::{Output, Relay, RelayAddress, Shared};
+use super::machine::{Features, Limits, Marks, Output, Relay, Shared};
+use super::mobility::Tickets;
 use super::policy::{PeerPolicy, PolicyConfig};
-use super::ports::RelayPorts;
+use super::ports::{RelayAddress, RelayPorts};
 use super::quota::Quota;
-use super::{FiveTuple, MAX_PEERS, Transport};
+use super::{FiveTuple, RelayId, Transport};
 use crate::clock::Now;
 use crate::net::time::now;
 use crate::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
@@ -19,24 +26,27 @@ use std::time::Duration;
 
 const RELAY_IP: &str = "198.41.0.4";
 const PEER: &str = "8.8.8.8:5000";
+const MARKS: Marks = Marks { ttl: 0, tos: 0 };
 
 /// A relay with its outputs drained into what the hands would hold.
 struct World {
     relay: Relay,
     shared: Shared,
     now: Now,
-    sockets: HashMap<usize, SocketAddr>,
+    sockets: HashMap<RelayId, SocketAddr>,
     refuse_ports: HashSet<u16>,
+    /// What else the hands were told.
+    others: Vec<Output>,
     next_id: u8,
 }
 
 fn shared(per_user: u32, ports: std::ops::RangeInclusive<u16>) -> Shared {
     let digest = |user| (String::from(user), long_term_digest(user, "r", "pw"));
     let users = HashMap::from([digest("alice"), digest("bob")]);
-    let addresses: Vec<IpAddr> = vec![RELAY_IP.parse().unwrap(), "2606:4700::4".parse().unwrap()];
+    let own: Vec<IpAddr> = vec![RELAY_IP.parse().unwrap(), "2606:4700::4".parse().unwrap()];
+    let addresses: Vec<_> = own.iter().map(|ip| RelayAddress { local: *ip, advertised: *ip }).collect();
     let ports = Arc::new(RelayPorts::new(&addresses, ports));
-    let policy =
-        PolicyConfig { own_addresses: addresses.clone(), own_ports: vec![3478], ..Default::default() };
+    let policy = PolicyConfig { own_addresses: own, own_ports: vec![3478], ..Default::default() };
     Shared {
         authority: Arc::new(Authority::new("r", Credentials { users, rest: None }, &[5; 32])),
         alternates: Arc::default(),
@@ -44,8 +54,12 @@ fn shared(per_user: u32, ports: std::ops::RangeInclusive<u16>) -> Shared {
         ports,
         reservations: Arc::default(),
         quota: Arc::new(Quota::new(per_user, 1000)),
-        addresses: addresses.into_iter().map(|ip| RelayAddress { local: ip, advertised: ip }).collect(),
-        max_lifetime: Duration::from_secs(3600),
+        addresses: addresses.into(),
+        connections: Arc::default(),
+        tickets: Arc::new(Tickets::new(&[6; 32]).unwrap()),
+        worker: 0,
+        limits: Limits { shared_ports: 0, ..Limits::default() },
+        features: Features::default(),
     }
 }
 
@@ -60,8 +74,17 @@ impl World {
     }
 
     fn with(shared: Shared) -> Self {
-        let relay = Relay::new(shared.clone(), ChaCha20Rng::from_seed([7; 32]));
-        Self { relay, shared, now: now(), sockets: HashMap::new(), refuse_ports: HashSet::new(), next_id: 0 }
+        let now = now();
+        let relay = Relay::new(now, shared.clone(), ChaCha20Rng::from_seed([7; 32]));
+        Self {
+            relay,
+            shared,
+            now,
+            sockets: HashMap::new(),
+            refuse_ports: HashSet::new(),
+            others: Vec::new(),
+            next_id: 0,
+        }
     }
 
     fn wait(&mut self, seconds: u64) {
@@ -75,15 +98,16 @@ impl World {
         while let Some(output) = self.relay.poll_output() {
             match output {
                 Output::Reply { client, bytes, .. } => replies.push((client, bytes)),
-                Output::OpenRelay { id, address } => {
+                Output::OpenRelay { relay, address, .. } => {
                     let opened = !self.refuse_ports.contains(&address.port());
                     if opened {
-                        self.sockets.insert(id, address);
+                        self.sockets.insert(relay, address);
                     }
-                    self.relay.handle_relay_opened(self.now, id, opened);
+                    self.relay.handle_relay_opened(self.now, relay, opened);
                 }
-                Output::CloseRelay { id } => drop(self.sockets.remove(&id)),
+                Output::CloseRelay { relay } => drop(self.sockets.remove(&relay)),
                 Output::LookUp { .. } => unreachable!("nobody else is asked here"),
+                other => self.others.push(other),
             }
         }
         replies
@@ -95,7 +119,7 @@ impl World {
     }
 
     fn send(&mut self, client: FiveTuple, bytes: &[u8]) -> Vec<u8> {
-        assert_eq!(self.relay.handle_client(self.now, client, bytes), None);
+        assert_eq!(self.relay.handle_client(self.now, client, MARKS, bytes), None);
         let mut replies = self.drain();
         assert_eq!(replies.len(), 1, "one request, one answer");
         let (to, bytes) = replies.remove(0);
@@ -122,9 +146,19 @@ impl World {
         method: Method,
         fill: impl FnOnce(Builder) -> Builder,
     ) -> (u16, Vec<u8>) {
+        self.ask_from(tuple(port), user, method, fill)
+    }
+
+    fn ask_from(
+        &mut self,
+        client: FiveTuple,
+        user: &str,
+        method: Method,
+        fill: impl FnOnce(Builder) -> Builder,
+    ) -> (u16, Vec<u8>) {
         let builder = fill(Builder::new(Class::Request, method, self.transaction()));
-        let bytes = self.signed(tuple(port), user, builder);
-        let answer = self.send(tuple(port), &bytes);
+        let bytes = self.signed(client, user, builder);
+        let answer = self.send(client, &bytes);
         let message = Message::parse(&answer).unwrap();
         (message.unverified().error_code().unwrap_or(0), answer)
     }
@@ -155,17 +189,32 @@ impl World {
 
     /// Sends 3 bytes to `peer` in a Send indication; returns whether they are forwarded.
     fn indicate(&mut self, port: u16, peer: &str) -> bool {
-        let bytes = Builder::new(Class::Indication, Method::SEND, self.transaction())
-            .xor_address(attr::XOR_PEER_ADDRESS, addr(peer))
-            .attribute(attr::DATA, b"abc")
-            .finish();
-        let forward = self.relay.handle_client(self.now, tuple(port), &bytes);
-        forward.is_some_and(|f| f.payload == b"abc" && f.peer == addr(peer))
+        self.send_data(port, peer, b"abc").is_some()
     }
 
-    fn hear_peer(&mut self, id: usize, peer: &str) -> Option<Vec<u8>> {
-        let forward = self.relay.handle_peer(self.now, id, addr(peer), b"hello")?;
+    /// Sends `payload` to `peer` in a Send indication; returns the address it leaves from.
+    fn send_data(&mut self, port: u16, peer: &str, payload: &[u8]) -> Option<SocketAddr> {
+        let bytes = Builder::new(Class::Indication, Method::SEND, self.transaction())
+            .xor_address(attr::XOR_PEER_ADDRESS, addr(peer))
+            .attribute(attr::DATA, payload)
+            .finish();
+        let forward = self.relay.handle_client(self.now, tuple(port), MARKS, &bytes)?;
+        assert_eq!((forward.payload, forward.peer), (payload, addr(peer)));
+        let relay = forward.relay;
+        self.drain();
+        Some(self.sockets[&relay])
+    }
+
+    fn hear_peer(&mut self, relay: RelayId, peer: &str) -> Option<Vec<u8>> {
+        let forward = self.relay.handle_peer(self.now, relay, addr(peer), MARKS, b"hello")?;
         Some([forward.header.as_bytes(), forward.payload, &vec![0; forward.padding]].concat())
+    }
+
+    /// Lets `payload` come from `peer` to the relayed address `to`; returns the client's port that it is passed on to.
+    fn hear_at(&mut self, to: SocketAddr, peer: &str, payload: &[u8]) -> Option<u16> {
+        let relay = *self.sockets.iter().find(|(_, address)| **address == to)?.0;
+        let forward = self.relay.handle_peer(self.now, relay, addr(peer), MARKS, payload);
+        forward.map(|forward| forward.client.client.port())
     }
 
     fn only_socket(&self) -> usize {
@@ -221,8 +270,8 @@ fn a_channel_carries_data_both_ways() {
     world.allocate(1);
     let id = world.only_socket();
     assert_eq!(world.bind(1, 0x4001, PEER), 0);
-    let forward = world.relay.handle_client(world.now, tuple(1), b"\x40\x01\0\x02hi\0\0").unwrap();
-    assert_eq!((forward.id, forward.peer, forward.payload), (id, addr(PEER), &b"hi"[..]));
+    let forward = world.relay.handle_client(world.now, tuple(1), MARKS, b"\x40\x01\0\x02hi\0\0").unwrap();
+    assert_eq!((forward.relay, forward.peer, forward.payload), (id, addr(PEER), &b"hi"[..]));
     assert_eq!(world.hear_peer(id, PEER).unwrap(), b"\x40\x01\0\x05hello");
     assert_eq!(world.hear_peer(id, "8.8.8.8:1").unwrap()[..2], [0x00, 0x17], "another port has no channel");
 }
@@ -260,8 +309,14 @@ fn channels_keep_the_rules_of_binding() {
     assert_eq!(world.bind(1, 0x8000, "8.8.4.4:1"), 400);
     world.refresh(1, "alice", 3600);
     world.wait(600);
-    assert_eq!(world.bind(1, 0x4002, PEER), 0, "an expired binding no longer conflicts");
-    assert_eq!(world.bind(1, 0x4001, "8.8.4.4:1"), 0);
+    assert_eq!(world.bind(1, 0x4002, PEER), 400, "the peer may still hear of the old channel");
+    assert_eq!(world.bind(1, 0x4001, "8.8.4.4:1"), 400, "and so may the number");
+    assert_eq!(world.bind(1, 0x4003, "8.8.4.4:1"), 0);
+    world.wait(299);
+    assert_eq!(world.bind(1, 0x4002, PEER), 400);
+    world.wait(1);
+    assert_eq!(world.bind(1, 0x4002, PEER), 0, "five minutes after its end a binding is forgotten");
+    assert_eq!(world.bind(1, 0x4001, "8.8.4.4:2"), 0);
 }
 
 #[test]
@@ -275,12 +330,15 @@ fn permissions_channels_and_allocations_expire() {
     world.wait(1);
     assert!(!world.indicate(1, PEER));
     assert_eq!(
-        world.relay.handle_client(world.now, tuple(1), b"\x40\x01\0\0"),
+        world.relay.handle_client(world.now, tuple(1), MARKS, b"\x40\x01\0\0"),
         None,
         "its permission is over"
     );
     assert_eq!(world.permit(1, "8.8.4.4:9"), 0);
-    assert!(world.relay.handle_client(world.now, tuple(1), b"\x40\x01\0\0").is_some(), "its channel is not");
+    assert!(
+        world.relay.handle_client(world.now, tuple(1), MARKS, b"\x40\x01\0\0").is_some(),
+        "its channel is not"
+    );
     world.wait(299);
     assert_eq!(world.relay.len(), 1);
     world.wait(1);
@@ -356,7 +414,6 @@ fn malformed_and_unsupported_allocates_have_their_codes() {
         assert_eq!(world.ask(1, "alice", Method::ALLOCATE, fill).0, code);
     }
     assert!(world.sockets.values().all(SocketAddr::is_ipv6));
-    assert_eq!(world.permit(1, PEER), 443);
     assert_eq!(world.permit(1, "[2606:4700::99]:0"), 0);
 }
 
@@ -467,13 +524,14 @@ fn even_port_sets_the_next_port_aside_for_its_user_once() {
 fn permissions_and_channels_of_one_allocation_are_capped() {
     let mut world = World::new();
     world.allocate(1);
-    for i in 0..MAX_PEERS as u16 {
+    for i in 0..128 {
         assert_eq!(world.bind(1, 0x4000 + i, &format!("8.8.{i}.1:9")), 0);
     }
+    world.wait(10);
     assert_eq!(world.bind(1, 0x4FFF, "9.9.9.9:9"), 508);
     assert_eq!(world.permit(1, "9.9.9.9:9"), 508);
     world.refresh(1, "alice", 3600);
-    world.wait(600);
+    world.wait(900);
     assert_eq!(world.bind(1, 0x4FFF, "9.9.9.9:9"), 0, "expired ones make room");
 }
 
@@ -511,8 +569,13 @@ proptest! {
     /// No relay without a permission that was granted at most 300 s ago, sockets and ports and quota in step, nothing
     /// outlives its lifetime.
     #[test]
-    fn whatever_happens_the_relay_keeps_its_promises(events in proptest::collection::vec(any_event(), 1..60)) {
-        let mut world = World::with(shared(3, 50_000..=50_001));
+    fn whatever_happens_the_relay_keeps_its_promises(
+        events in proptest::collection::vec(any_event(), 1..60),
+        shared_ports in 0..3_usize,
+    ) {
+        let mut shared = shared(3, 50_000..=50_001);
+        shared.limits.shared_ports = shared_ports;
+        let mut world = World::with(shared);
         let peer = |p: u8| if p == 5 { "127.0.0.1:7".to_owned() } else { format!("8.8.8.{p}:7") };
         let mut granted: HashMap<(u16, u8), Now> = HashMap::new();
         for event in events {
@@ -532,28 +595,30 @@ proptest! {
                 Event::Channel(c, n) => {
                     let [high, low] = n.to_be_bytes();
                     let bytes = [high, low, 0, 0];
-                    if let Some(forward) = world.relay.handle_client(world.now, tuple(c), &bytes) {
+                    if let Some(forward) = world.relay.handle_client(world.now, tuple(c), MARKS, &bytes) {
                         let p = (0..6).find(|p| addr(&peer(*p)) == forward.peer).unwrap();
                         prop_assert!(world.now.mono - granted[&(c, p)].mono < Duration::from_secs(300));
                     }
                 }
                 Event::FromPeer(id, p) => {
-                    let client = world.relay.handle_peer(world.now, id, addr(&peer(p)), b"x").map(|f| f.client);
+                    let client = world.relay.handle_peer(world.now, id, addr(&peer(p)), MARKS, b"x").map(|f| f.client);
                     if let Some(client) = client {
                         prop_assert!(world.sockets.contains_key(&id));
                         prop_assert!(world.now.mono - granted[&(client.client.port(), p)].mono < Duration::from_secs(300));
                     }
                 }
                 Event::Wait(seconds) => world.wait(seconds.into()),
-                Event::Garbage(c, bytes) => drop(world.relay.handle_client(world.now, tuple(c), &bytes)),
+                Event::Garbage(c, bytes) => drop(world.relay.handle_client(world.now, tuple(c), MARKS, &bytes)),
             }
             world.drain();
-            prop_assert_eq!(world.relay.len(), world.sockets.len());
+            prop_assert_eq!(world.shared.ports.leased() as usize, world.sockets.len());
+            prop_assert!(world.sockets.len() == world.relay.len() || shared_ports > 0);
             prop_assert_eq!(world.relay.len() as u32, world.shared.quota.held());
             prop_assert!(world.sockets.values().all(|address| world.shared.ports.is_leased(*address)));
             prop_assert!(world.relay.poll_timeout().is_none_or(|at| at > world.now.mono));
         }
         world.wait(3600);
-        prop_assert!(world.relay.is_empty() && world.shared.quota.held() == 0);
+        prop_assert!(world.relay.is_empty() && world.sockets.is_empty());
+        prop_assert_eq!((world.shared.quota.held(), world.shared.ports.leased()), (0, 0));
     }
 }

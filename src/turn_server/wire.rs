@@ -1,5 +1,6 @@
 //! Bytes of the relay beyond plain STUN: ChannelData, Data indications, and framing on streams.
 
+use super::data::PeerError;
 use crate::stun::{Builder, Class, HEADER_LEN, Method, TransactionId, attr};
 use std::net::SocketAddr;
 
@@ -27,8 +28,8 @@ pub struct Header {
 }
 
 impl Header {
-    /// Room for the head of a Data indication with an IPv6 peer.
-    const MAX: usize = HEADER_LEN + 4 + 20 + 4;
+    /// Room for a Data indication that tells an ICMP error about an IPv6 peer.
+    const MAX: usize = HEADER_LEN + 4 + 20 + 4 + 8;
 
     /// Makes a ChannelData header for a payload of `length` bytes.
     #[must_use]
@@ -52,6 +53,22 @@ impl Header {
         bytes[2..4].copy_from_slice(&u16::try_from(body).ok()?.to_be_bytes());
         bytes[head.len() - 2..head.len()].copy_from_slice(&length.to_be_bytes());
         Some(Self { bytes, len: u8::try_from(head.len()).ok()? })
+    }
+
+    /// Makes the Data indication that tells of an ICMP error about `peer`: no payload
+    /// ([RFC 8656 section 18.13](https://www.rfc-editor.org/rfc/rfc8656#section-18.13)).
+    #[must_use]
+    pub fn icmp_indication(peer: SocketAddr, error: &PeerError, transaction: [u8; 12]) -> Option<Self> {
+        // 16 reserved bits, 7 of type, 9 of code.
+        let type_and_code = (u16::from(error.kind) << 9) | u16::from(error.code);
+        let value = [&[0, 0], &type_and_code.to_be_bytes()[..], &error.data].concat();
+        let message = Builder::new(Class::Indication, Method::DATA, TransactionId::new(transaction))
+            .xor_address(attr::XOR_PEER_ADDRESS, peer)
+            .attribute(attr::ICMP, &value)
+            .finish();
+        let mut bytes = [0; Self::MAX];
+        bytes.get_mut(..message.len())?.copy_from_slice(&message);
+        Some(Self { bytes, len: u8::try_from(message.len()).ok()? })
     }
 
     /// Returns the header's bytes.

@@ -28,6 +28,7 @@ import zlib
 COOKIE = 0x2112A442
 ALLOCATE, REFRESH, SEND, DATA, PERMIT, BIND = 0x003, 0x004, 0x016, 0x017, 0x008, 0x009
 CHANNEL_NUMBER, LIFETIME, XOR_PEER, PAYLOAD, XOR_RELAYED, TRANSPORT = 0x0C, 0x0D, 0x12, 0x13, 0x16, 0x19
+ICMP = 0x8004
 USERNAME, INTEGRITY, ERROR, REALM, NONCE, FINGERPRINT = 0x06, 0x08, 0x09, 0x14, 0x15, 0x8028
 
 
@@ -78,6 +79,7 @@ class Allocation:
         self.socket.connect(server)
         self.key = self.realm = self.nonce = None
         self.early = []
+        self.icmp = []
         answer, transaction = self.request(ALLOCATE, [(TRANSPORT, b"\x11\0\0\0")])
         self.relayed = read_xor_address(answer[XOR_RELAYED], transaction)
 
@@ -157,6 +159,9 @@ class Allocation:
                 return number, message[4 : 4 + length]
             if struct.unpack("!H", message[:2])[0] == DATA | 0x10:
                 found = attributes(message)
+                if ICMP in found:
+                    self.icmp.append((read_xor_address(found[XOR_PEER], message[8:20]), found[ICMP]))
+                    continue
                 return read_xor_address(found[XOR_PEER], message[8:20]), found[PAYLOAD]
 
 
@@ -178,6 +183,7 @@ def others(allocation, good, bad):
     result["good bind"] = allocation.bind(0x4000, good)
     result["bad bind"] = [allocation.bind(0x4001 + i, peer) for i, peer in enumerate(bad)]
     result["channel"] = sum(echo(allocation, 0x4000, range(0x4001, 0x4001 + len(bad)), number) for number in range(100))
+    result["icmp"] = sorted({(peer[0], value[2] >> 1, value[3]) for peer, value in allocation.icmp})
     result["refresh"] = allocation.outcome(REFRESH, [(LIFETIME, struct.pack("!I", 600))])
     print(json.dumps(result))
 

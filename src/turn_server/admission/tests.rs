@@ -5,9 +5,10 @@ use crate::turn_server::Transport;
 use crate::turn_server::auth::{
     Authority, CacheLimits, Expiry, MAX_PARKED, RealmSetup, RestSecret, Setup, TokenKey, UserKeys, Verdict,
 };
-use crate::turn_server::machine::{RelayAddress, Shared};
+use crate::turn_server::machine::{Features, Limits, Marks, Shared};
+use crate::turn_server::mobility::Tickets;
 use crate::turn_server::policy::{PeerPolicy, PolicyConfig};
-use crate::turn_server::ports::RelayPorts;
+use crate::turn_server::ports::{RelayAddress, RelayPorts};
 use crate::turn_server::quota::Quota;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 /// Bytes of IP and UDP header, counted each way.
 const HEADERS: usize = 28;
+const MARKS: Marks = Marks { ttl: 0, tos: 0 };
 
 fn client(port: u16) -> FiveTuple {
     let server = "198.41.0.4:3478".parse().unwrap();
@@ -32,7 +34,8 @@ fn setup(realm: &str) -> Setup {
 
 fn relay(setup: Setup) -> (Relay, Shared) {
     let address: IpAddr = "198.41.0.4".parse().unwrap();
-    let ports = Arc::new(RelayPorts::new(&[address], 50_000..=50_999));
+    let addresses = [RelayAddress { local: address, advertised: address }];
+    let ports = Arc::new(RelayPorts::new(&addresses, 50_000..=50_999));
     let shared = Shared {
         authority: Arc::new(Authority::with(setup, &[5; 32])),
         alternates: Arc::default(),
@@ -40,10 +43,14 @@ fn relay(setup: Setup) -> (Relay, Shared) {
         ports,
         reservations: Arc::default(),
         quota: Arc::new(Quota::new(1000, 1000)),
-        addresses: [RelayAddress { local: address, advertised: address }].into(),
-        max_lifetime: Duration::from_secs(3600),
+        addresses: addresses.into(),
+        connections: Arc::default(),
+        tickets: Arc::new(Tickets::new(&[6; 32]).unwrap()),
+        worker: 0,
+        limits: Limits { shared_ports: 0, ..Limits::default() },
+        features: Features::default(),
     };
-    (Relay::new(shared.clone(), ChaCha20Rng::from_seed([7; 32])), shared)
+    (Relay::new(now(), shared.clone(), ChaCha20Rng::from_seed([7; 32])), shared)
 }
 
 fn bare(method: Method) -> Vec<u8> {
@@ -90,7 +97,7 @@ fn no_answer_to_a_stranger_is_three_times_as_long_as_what_asked_for_it() {
             bytes
         };
         for asked in [bare(Method::ALLOCATE), bare(Method::REFRESH), fingerprinted.finish(), stale] {
-            relay.handle_client(start, client(1), &asked);
+            relay.handle_client(start, client(1), MARKS, &asked);
             let (answer, proven) = reply(&mut relay).unwrap();
             assert!(!proven);
             assert!(
@@ -113,9 +120,9 @@ fn a_request_waits_until_its_user_was_looked_up() {
     let (mut relay, shared) = relay(setup("r"));
     let start = now();
     let request = signed(&shared, start, client(1), "dora");
-    relay.handle_client(start, client(1), &request);
+    relay.handle_client(start, client(1), MARKS, &request);
     let asked = question(&mut relay).unwrap();
-    relay.handle_client(start, client(1), &request);
+    relay.handle_client(start, client(1), MARKS, &request);
     assert_eq!(relay.poll_output(), None, "a retransmission asks nobody again");
     let keys = UserKeys::of_password("dora", "r", "pw");
     shared.authority.learn(start, Arc::clone(&asked), Verdict::Known { keys, expires_unix: None });
@@ -131,7 +138,7 @@ fn a_look_up_that_fails_leaves_no_trace_and_the_client_asks_again() {
     let start = now();
     let request = signed(&shared, start, client(1), "dora");
     for _ in 0..3 {
-        relay.handle_client(start, client(1), &request);
+        relay.handle_client(start, client(1), MARKS, &request);
         let asked = question(&mut relay).unwrap();
         relay.handle_lookup_done(start, &asked, false);
         assert_eq!(relay.poll_output(), None);
@@ -145,7 +152,7 @@ fn a_flood_of_unknown_names_finds_little_room_and_a_client_that_goes_takes_its_r
     let start = now();
     for port in 1..=1000 {
         let request = signed(&shared, start, client(port), &format!("user {port}"));
-        relay.handle_client(start, client(port), &request);
+        relay.handle_client(start, client(port), MARKS, &request);
     }
     assert_eq!(relay.parking.len(), MAX_PARKED);
     let asked: Vec<_> = std::iter::from_fn(|| question(&mut relay)).collect();
@@ -153,7 +160,7 @@ fn a_flood_of_unknown_names_finds_little_room_and_a_client_that_goes_takes_its_r
     relay.handle_client_gone(client(1));
     assert_eq!(relay.parking.len(), MAX_PARKED - 1);
     let known = signed(&shared, start, client(2000), "alice");
-    relay.handle_client(start, client(2000), &known);
+    relay.handle_client(start, client(2000), MARKS, &known);
     assert!(matches!(relay.poll_output(), Some(Output::OpenRelay { .. })), "who is known here does not wait");
     for question in asked {
         shared.authority.learn(start, Arc::clone(&question), Verdict::Unknown);
@@ -172,18 +179,18 @@ fn a_flood_of_unknown_names_finds_little_room_and_a_client_that_goes_takes_its_r
 fn an_authenticated_client_is_sent_elsewhere_and_a_stranger_is_not_told() {
     let (mut relay, shared) = relay(setup("r"));
     let start = now();
-    relay.handle_client(start, client(1), &signed(&shared, start, client(1), "alice"));
-    let Some(Output::OpenRelay { id, .. }) = relay.poll_output() else { panic!("no allocation") };
-    relay.handle_relay_opened(start, id, true);
+    relay.handle_client(start, client(1), MARKS, &signed(&shared, start, client(1), "alice"));
+    let Some(Output::OpenRelay { relay: port, .. }) = relay.poll_output() else { panic!("no allocation") };
+    relay.handle_relay_opened(start, port, true);
     let _ = reply(&mut relay);
     let other = "192.0.2.99:3478".parse().unwrap();
     shared.alternates.set(vec![other], Some("b.example.org".into()));
     for (transport, domain) in [(Transport::Udp, None), (Transport::Tls, Some(&b"b.example.org"[..]))] {
         let from = FiveTuple { transport, ..client(2) };
-        relay.handle_client(start, from, &bare(Method::ALLOCATE));
+        relay.handle_client(start, from, MARKS, &bare(Method::ALLOCATE));
         let (stranger, _) = reply(&mut relay).unwrap();
         assert_eq!(Message::parse(&stranger).unwrap().unverified().error_code(), Some(401));
-        relay.handle_client(start, from, &signed(&shared, start, from, "alice"));
+        relay.handle_client(start, from, MARKS, &signed(&shared, start, from, "alice"));
         let (answer, proven) = reply(&mut relay).unwrap();
         let key = Key::from_bytes(&long_term_digest("alice", "r", "pw"));
         let attributes = Message::parse(&answer).unwrap().verify(&key).unwrap();
@@ -191,11 +198,11 @@ fn an_authenticated_client_is_sent_elsewhere_and_a_stranger_is_not_told() {
         assert_eq!(attributes.plain_address(attr::ALTERNATE_SERVER), Ok(Some(other)));
         assert_eq!(attributes.get(attr::ALTERNATE_DOMAIN), domain);
     }
-    relay.handle_client(start, client(1), &signed(&shared, start, client(1), "alice"));
+    relay.handle_client(start, client(1), MARKS, &signed(&shared, start, client(1), "alice"));
     let (again, _) = reply(&mut relay).unwrap();
     assert_eq!(Message::parse(&again).unwrap().class(), Class::Success, "who is here stays");
     shared.alternates.set(Vec::new(), None);
-    relay.handle_client(start, client(3), &signed(&shared, start, client(3), "alice"));
+    relay.handle_client(start, client(3), MARKS, &signed(&shared, start, client(3), "alice"));
     assert!(matches!(relay.poll_output(), Some(Output::OpenRelay { .. })));
 }
 
@@ -221,16 +228,16 @@ fn an_allocation_ends_with_the_token_that_made_it() {
         };
         builder.integrity(&Key::from_bytes(&[1; 20])).finish()
     };
-    relay.handle_client(start, client(1), &ask(Method::ALLOCATE, 1, Some(&token)));
-    let Some(Output::OpenRelay { id, .. }) = relay.poll_output() else { panic!("no allocation") };
-    relay.handle_relay_opened(start, id, true);
+    relay.handle_client(start, client(1), MARKS, &ask(Method::ALLOCATE, 1, Some(&token)));
+    let Some(Output::OpenRelay { relay: port, .. }) = relay.poll_output() else { panic!("no allocation") };
+    relay.handle_relay_opened(start, port, true);
     let lifetime = |relay: &mut Relay| {
         let (answer, _) = reply(relay).unwrap();
         Message::parse(&answer).unwrap().unverified().u32(attr::LIFETIME)
     };
     assert!((300..=305).contains(&lifetime(&mut relay).unwrap()));
     let later = start.after(Duration::from_secs(100));
-    relay.handle_client(later, client(1), &ask(Method::REFRESH, 2, None));
+    relay.handle_client(later, client(1), MARKS, &ask(Method::REFRESH, 2, None));
     assert!((200..=205).contains(&lifetime(&mut relay).unwrap()));
     relay.handle_timeout(start.after(Duration::from_secs(306)));
     assert!(relay.is_empty());
@@ -254,13 +261,13 @@ fn in_hard_mode_an_allocation_ends_in_the_second_that_its_credentials_do() {
             .integrity(&Key::from_bytes(&long_term_digest(&minted.username, "r", &minted.credential)))
             .finish()
     };
-    relay.handle_client(start, client(1), &ask(Method::ALLOCATE, 1));
-    let Some(Output::OpenRelay { id, .. }) = relay.poll_output() else { panic!("no allocation") };
-    relay.handle_relay_opened(start, id, true);
+    relay.handle_client(start, client(1), MARKS, &ask(Method::ALLOCATE, 1));
+    let Some(Output::OpenRelay { relay: port, .. }) = relay.poll_output() else { panic!("no allocation") };
+    relay.handle_relay_opened(start, port, true);
     let (answer, _) = reply(&mut relay).unwrap();
     assert_eq!(Message::parse(&answer).unwrap().unverified().u32(attr::LIFETIME), Some(30));
     let later = start.after(Duration::from_secs(20));
-    relay.handle_client(later, client(1), &ask(Method::REFRESH, 2));
+    relay.handle_client(later, client(1), MARKS, &ask(Method::REFRESH, 2));
     let (answer, _) = reply(&mut relay).unwrap();
     assert_eq!(Message::parse(&answer).unwrap().unverified().u32(attr::LIFETIME), Some(10));
     relay.handle_timeout(start.after(Duration::from_secs(29)));

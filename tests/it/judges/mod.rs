@@ -3,6 +3,7 @@
 mod chromium;
 mod devtools;
 mod longterm;
+mod natdiscovery;
 mod stunclient;
 mod uclient;
 mod webrtc_turn;

@@ -114,11 +114,18 @@ fn a_peer_with_a_closed_port_or_without_a_route_never_harms_the_others() {
     let bad = ["203.0.113.12:9", "203.0.113.77:9", "9.9.9.9:9"];
     let arguments = [&["others", &server, USER, PASSWORD, "203.0.113.11:7000"], &bad[..]].concat();
     let mut client = client_host.python("turn.py", &arguments);
-    let verdict = client.expect("verdict", SHORT, |line| serde_json::from_str::<Value>(line).ok());
+    let mut verdict = client.expect("verdict", SHORT, |line| serde_json::from_str::<Value>(line).ok());
     client.succeed(SHORT);
+    let told = verdict["icmp"].take();
+    let port_unreachable = json!(["203.0.113.12", 3, 3]);
+    assert!(
+        told.as_array().unwrap().contains(&port_unreachable),
+        "the client is told of the closed port: {told}"
+    );
     let all = json!([200, 200, 200]);
     let expected = json!({
         "good": 200, "bad": all, "send": 100, "good bind": 200, "bad bind": all, "channel": 100, "refresh": 200,
+        "icmp": null,
     });
     assert_eq!(verdict, expected, "{}", house.server.printed());
 }

@@ -1,0 +1,255 @@
+//! UDP ports on loopback, with the real system's answers.
+
+use super::*;
+use mio::{Interest, Token, unix::SourceFd};
+use rustix::net::sockopt::{ip_mtu_discover, ipv6_mtu_discover};
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::process::Command;
+use std::time::Duration;
+
+const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+
+/// One received datagram with bytes of its own.
+#[derive(Debug, PartialEq, Eq)]
+struct Heard {
+    from: SocketAddr,
+    local_ip: Option<IpAddr>,
+    ttl: u8,
+    tos: u8,
+    payload: Vec<u8>,
+}
+
+fn port(ip: IpAddr, role: Role) -> UdpPort {
+    UdpPort::bind(SocketAddr::new(ip, 0), role).unwrap()
+}
+
+/// Receives `count` datagrams; says also how many calls that took.
+fn receive(port: &UdpPort, batch: &mut RecvBatch, count: usize) -> (Vec<Heard>, usize) {
+    let mut poll = mio::Poll::new().unwrap();
+    let door = port.as_raw_fd();
+    poll.registry().register(&mut SourceFd(&door), Token(0), Interest::READABLE).unwrap();
+    let (mut heard, mut calls) = (Vec::new(), 0);
+    while heard.len() < count {
+        let mut events = mio::Events::with_capacity(1);
+        poll.poll(&mut events, Some(Duration::from_secs(5))).unwrap();
+        assert!(!events.is_empty(), "only {} of {count} datagrams came", heard.len());
+        loop {
+            match port.recv(batch) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                other => other.unwrap(),
+            }
+            calls += 1;
+            heard.extend(batch.datagrams().map(|datagram| Heard {
+                from: datagram.from,
+                local_ip: datagram.local_ip,
+                ttl: datagram.ttl,
+                tos: datagram.tos,
+                payload: datagram.payload.to_vec(),
+            }));
+            if batch.is_drained() {
+                break;
+            }
+        }
+    }
+    (heard, calls)
+}
+
+fn errors(port: &UdpPort) -> Vec<PeerError> {
+    let mut errors = Vec::new();
+    port.take_errors(|error| errors.push(error));
+    errors
+}
+
+/// An address where nobody listens.
+fn closed(ip: IpAddr) -> SocketAddr {
+    port(ip, Role::Single).local_addr()
+}
+
+#[test]
+fn datagrams_arrive_with_their_addresses_ttl_and_tos() {
+    for ip in [V4, V6] {
+        let (a, b) = (port(ip, Role::Shared), port(ip, Role::Relay));
+        let plain = Transmit::to(a.local_addr(), b"one");
+        b.send(&plain).unwrap();
+        b.send(&Transmit { ttl: Some(7), tos: 0xb9, contents: b"three", ..plain }).unwrap();
+        b.send(&Transmit { tos: 3, ..plain }).unwrap();
+        b.send(&Transmit { ttl: Some(255), source: Some(ip), contents: b"", ..plain }).unwrap();
+        let (heard, _) = receive(&a, &mut RecvBatch::default(), 4);
+        let expected = |ttl, tos, payload: &[u8]| Heard {
+            from: b.local_addr(),
+            local_ip: Some(ip),
+            ttl,
+            tos,
+            payload: payload.to_vec(),
+        };
+        let expected = [
+            expected(64, 0, b"one"),
+            expected(7, 0xb9, b"three"),
+            expected(64, 3, b"one"),
+            expected(255, 0, b""),
+        ];
+        assert_eq!(heard, expected);
+    }
+}
+
+#[test]
+fn a_port_on_all_addresses_answers_from_the_one_that_was_asked() {
+    let all = port(Ipv4Addr::UNSPECIFIED.into(), Role::Shared);
+    let asker = port(V4, Role::Single);
+    let asked = IpAddr::from([127, 0, 0, 9]);
+    asker.send(&Transmit::to(SocketAddr::new(asked, all.local_addr().port()), b"?")).unwrap();
+    let mut batch = RecvBatch::default();
+    let (heard, _) = receive(&all, &mut batch, 1);
+    assert_eq!(heard[0].local_ip, Some(asked));
+    let answer = Transmit { source: heard[0].local_ip, ..Transmit::to(heard[0].from, b"!") };
+    all.send(&answer).unwrap();
+    assert_eq!(receive(&asker, &mut batch, 1).0[0].from.ip(), asked);
+    let strange = Transmit { source: Some(V6), ..answer };
+    assert_eq!(all.send(&strange).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+}
+
+#[test]
+fn a_run_of_datagrams_is_taken_apart() {
+    for ip in [V4, V6] {
+        let (a, b) = (port(ip, Role::Relay), port(ip, Role::Single));
+        let run: Vec<u8> = (0..10_500u32).map(|n| n.to_be_bytes()[3]).collect();
+        let segments = [nix::sys::socket::ControlMessage::UdpGsoSegments(&1000)];
+        let to = SockaddrStorage::from(a.local_addr());
+        let mut batch = RecvBatch::default();
+        // A single datagram goes before every run: the room that it needs beside its bytes is less.
+        for _ in 0..3 {
+            b.send(&Transmit::to(a.local_addr(), b"alone")).unwrap();
+            let contents = [IoSlice::new(&run)];
+            sendmsg(b.as_raw_fd(), &contents, &segments, MsgFlags::empty(), Some(&to)).unwrap();
+            let (heard, calls) = receive(&a, &mut batch, 12);
+            assert_eq!((heard.len(), calls), (12, 1));
+            assert_eq!(heard[0].payload, b"alone");
+            assert!(heard[1..11].iter().all(|datagram| datagram.payload.len() == 1000 && datagram.ttl == 64));
+            let joined: Vec<u8> = heard[1..].iter().flat_map(|datagram| datagram.payload.clone()).collect();
+            assert_eq!(joined, run);
+        }
+    }
+}
+
+#[test]
+fn a_batch_grows_with_the_traffic_and_says_when_it_has_taken_all() {
+    let (a, b) = (port(V4, Role::Shared), port(V4, Role::Single));
+    let mut batch = RecvBatch::default();
+    for (count, calls) in [(1, 1), (20, 2), (20, 1), (40, 2), (1, 1)] {
+        for number in 0..count {
+            // Lengths that differ, so that no two are joined to a run.
+            b.send(&Transmit::to(a.local_addr(), &vec![0; count - number])).unwrap();
+        }
+        let (heard, used) = receive(&a, &mut batch, count);
+        assert_eq!((heard.len(), used), (count, calls));
+        assert!(batch.is_drained());
+    }
+}
+
+#[test]
+fn a_closed_port_is_reported_and_costs_the_other_peers_nothing() {
+    for ip in [V4, V6] {
+        let relay = port(ip, Role::Relay);
+        let (good, gone) = (port(ip, Role::Single), closed(ip));
+        let mut batch = RecvBatch::default();
+        let code = if ip.is_ipv4() { (3, 3) } else { (1, 4) };
+        let expected = PeerError { peer: gone, icmp_type: code.0, icmp_code: code.1, data: [0; 4] };
+        assert_eq!(errors(&relay), []);
+        for _ in 0..100 {
+            relay.send(&Transmit::to(gone, b"anybody?")).unwrap();
+            relay.send(&Transmit::to(good.local_addr(), b"out")).unwrap();
+            relay.send(&Transmit::to(gone, b"anybody?")).unwrap();
+            good.send(&Transmit::to(relay.local_addr(), b"in")).unwrap();
+            assert_eq!(receive(&relay, &mut batch, 1).0[0].payload, b"in");
+            assert_eq!(errors(&relay), [expected]);
+        }
+        let (heard, _) = receive(&good, &mut batch, 100);
+        assert_eq!(heard.len(), 100);
+        assert_eq!(relay.recv(&mut batch).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    }
+}
+
+#[test]
+fn errors_are_found_where_nothing_else_happens() {
+    let (relay, gone) = (port(V4, Role::Relay), closed(V4));
+    let mut batch = RecvBatch::default();
+    for number in 0..200u16 {
+        relay.send(&Transmit::to(gone, &number.to_be_bytes())).unwrap();
+    }
+    assert_eq!(relay.recv(&mut batch).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    let mut turns = 0;
+    while !errors(&relay).is_empty() {
+        turns += 1;
+        assert!(turns < 5, "a turn takes many errors");
+    }
+    assert!(turns > 1, "a turn takes not all of a flood");
+    assert_eq!(relay.recv(&mut batch).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn df_is_switched_for_the_datagrams_that_want_it() {
+    for ip in [V4, V6] {
+        let (a, b) = (port(ip, Role::Relay), port(ip, Role::Single));
+        let set = |port: &UdpPort| match ip {
+            IpAddr::V4(_) => ip_mtu_discover(port).unwrap() == Ipv4PathMtuDiscovery::PROBE,
+            IpAddr::V6(_) => ipv6_mtu_discover(port).unwrap() == Ipv6PathMtuDiscovery::PROBE,
+        };
+        for dont_fragment in [false, true, true, false, true] {
+            a.send(&Transmit { dont_fragment, ..Transmit::to(b.local_addr(), b"x") }).unwrap();
+            assert_eq!(set(&a), dont_fragment);
+        }
+        assert_eq!(receive(&b, &mut RecvBatch::default(), 5).0.len(), 5);
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a skip must be seen")]
+fn say_skipped(why: &str) {
+    eprintln!("skipped: {why}");
+}
+
+/// Runs the test of that name, which is to be ignored otherwise, in a network of its own whose loopback has the usual MTU.
+fn in_a_narrow_network(test: &str) {
+    let script = "ip link set lo mtu 1500 up && echo inside && exec \"$0\" --exact \"$1\" --ignored";
+    let this = std::env::current_exe().unwrap();
+    let output = Command::new("unshare").args(["-rn", "sh", "-c", script]).arg(this).arg(test).output();
+    let Some(output) = output.ok().filter(|output| output.stdout.starts_with(b"inside")) else {
+        return say_skipped("no network namespaces here");
+    };
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}
+
+#[test]
+fn too_large_for_df_is_an_error_of_that_datagram_alone() {
+    in_a_narrow_network("net::udp::tests::oversize_datagrams_in_a_narrow_network");
+}
+
+#[test]
+#[ignore = "runs inside `too_large_for_df_is_an_error_of_that_datagram_alone`"]
+fn oversize_datagrams_in_a_narrow_network() {
+    for ip in [V4, V6] {
+        let (relay, peer) = (port(ip, Role::Relay), port(ip, Role::Single));
+        let mut batch = RecvBatch::default();
+        let large = [1; 4000];
+        let free = Transmit::to(peer.local_addr(), &large);
+        let fixed = Transmit { dont_fragment: true, ..free };
+        let small = Transmit { contents: b"small", ..fixed };
+        for _ in 0..3 {
+            relay.send(&free).unwrap();
+            assert_eq!(relay.send(&fixed).unwrap_err().raw_os_error(), Some(Errno::EMSGSIZE as i32));
+            relay.send(&small).unwrap();
+            relay.send(&free).unwrap();
+            let (heard, _) = receive(&peer, &mut batch, 3);
+            let lengths: Vec<_> = heard.iter().map(|datagram| datagram.payload.len()).collect();
+            assert_eq!(lengths, [4000, 5, 4000]);
+            assert_eq!(relay.recv(&mut batch).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            let (icmp_type, icmp_code) = if ip.is_ipv4() { (3, 4) } else { (2, 0) };
+            let narrow = PeerError { peer: peer.local_addr(), icmp_type, icmp_code, data: [0, 0, 5, 220] };
+            assert_eq!(errors(&relay), [narrow]);
+        }
+        // A port without an error queue says the same to the sender.
+        assert_eq!(peer.send(&fixed).unwrap_err().raw_os_error(), Some(Errno::EMSGSIZE as i32));
+    }
+}

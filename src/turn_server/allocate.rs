@@ -1,0 +1,235 @@
+//! Allocate: [RFC 8656 section 7](https://www.rfc-editor.org/rfc/rfc8656#section-7), in the order of its numbered checks.
+
+use super::allocation::{Allocation, Applicant, Family, Opening, PeerTransport};
+use super::machine::{AllocationId, Relay};
+use super::ports::PortLease;
+use super::quota::Exhausted;
+use super::relay_port::Instead;
+use super::reply::Fault;
+use super::requests::{Request, seconds};
+use super::reservation::Token;
+use crate::clock::Now;
+use crate::ids::Pii;
+use crate::stun::attr;
+use rand::Rng;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Lifetime that an Allocate or Refresh without LIFETIME gets, and the shortest there is.
+const DEFAULT_LIFETIME: Duration = Duration::from_secs(600);
+/// REQUESTED-TRANSPORT's number of UDP.
+const UDP: u8 = 17;
+/// REQUESTED-TRANSPORT's number of TCP ([RFC 6062](https://www.rfc-editor.org/rfc/rfc6062)).
+const TCP: u8 = 6;
+
+/// The relayed addresses that an Allocate asks for.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    family: Family,
+    /// ADDITIONAL-ADDRESS-FAMILY: an IPv6 address besides.
+    both: bool,
+}
+
+/// A port that has to be one allocation's alone.
+struct OwnPort {
+    lease: PortLease,
+    /// Names the next port, set aside with this one.
+    token: Option<Token>,
+    instead: Instead,
+}
+
+impl Relay {
+    pub(super) fn allocate(&mut self, now: Now, request: &Request<'_>) -> Result<(), Fault> {
+        // 2: one allocation a 5-tuple; a retransmission gets the answer it missed.
+        if let Some(id) = self.clients.get(&request.client).copied() {
+            let origin = &self.allocations[id].origin;
+            if origin.0 != request.reply.transaction() {
+                return Err(Fault::AllocationMismatch);
+            }
+            if let Some(bytes) = origin.1.clone() {
+                self.answer(request.client, bytes);
+            }
+            return Ok(());
+        }
+        // 3: the transport towards the peers.
+        let peer_transport = match request.attributes.get(attr::REQUESTED_TRANSPORT) {
+            Some(&[UDP, _, _, _]) => PeerTransport::Udp,
+            Some(&[TCP, _, _, _]) if self.shared.features.tcp => {
+                may_relay_tcp(request).then_some(PeerTransport::Tcp).ok_or(Fault::BadRequest)?
+            }
+            Some(&[_, _, _, _]) => return Err(Fault::UnsupportedTransport),
+            _ => return Err(Fault::BadRequest),
+        };
+        // 5 to 9: address families and ports.
+        let wanted = wanted(request)?;
+        let missing = (wanted.both && self.local_ip(Family::V6).is_none())
+            .then_some((Family::V6, Fault::UnsupportedFamily));
+        let ip = self.local_ip(wanted.family).ok_or(Fault::UnsupportedFamily)?;
+        // 10: quota and capacity.
+        let ticket = self.shared.quota.take(&request.user).map_err(|limit| match limit {
+            Exhausted::User => Fault::QuotaReached,
+            Exhausted::Total => Fault::InsufficientCapacity,
+        })?;
+        let mobility = self.wants_mobility(request)?;
+        let own_port = match peer_transport {
+            PeerTransport::Udp => self.own_port(now, request, ip)?,
+            PeerTransport::Tcp => {
+                let lease = self.shared.ports.lease(ip, &mut self.rng).ok_or(Fault::InsufficientCapacity)?;
+                Some(OwnPort { lease, token: None, instead: Instead::Any })
+            }
+        };
+        let lifetime = self.granted(request);
+        let applicant = Applicant {
+            client: request.client,
+            tenancy: request.tenancy.clone(),
+            peer_transport,
+            lifetime,
+            ticket,
+            mobility,
+        };
+        let reserved = own_port.as_ref().and_then(|own| own.token);
+        let opening = Opening { reply: request.reply.clone(), reserved, missing };
+        let id = self.allocations.insert(Allocation::new(now.mono, applicant, opening));
+        self.clients.insert(request.client, id);
+        match own_port {
+            Some(own) => self.move_in_alone(id, own.lease, own.instead),
+            None if !self.move_in(id, wanted.family) => {
+                self.forget(id);
+                return Err(Fault::InsufficientCapacity);
+            }
+            None => {}
+        }
+        if wanted.both && missing.is_none() && !self.move_in(id, Family::V6) {
+            self.note_missing(id, Family::V6);
+        }
+        self.admit_if_ready(now, id);
+        Ok(())
+    }
+
+    pub(super) fn note_missing(&mut self, id: AllocationId, family: Family) {
+        if let Some(opening) = &mut self.allocations[id].opening {
+            opening.missing = Some((family, Fault::InsufficientCapacity));
+        }
+    }
+
+    /// Answers the Allocate once all its ports are open.
+    pub(super) fn admit_if_ready(&mut self, now: Now, id: AllocationId) {
+        let Some(allocation) = self.allocations.get_mut(id) else { return };
+        if !allocation.homes().all(|relay| self.relays[relay].open) {
+            return;
+        }
+        let Some(opening) = allocation.opening.take() else { return };
+        allocation.expires = now.mono + allocation.lifetime;
+        let relayed: Vec<_> = allocation
+            .homes()
+            .map(|relay| self.shared.ports.advertised(self.relays[relay].address()))
+            .collect();
+        let ticket = self.ticket(id);
+        let Some(allocation) = self.allocations.get_mut(id) else { return };
+        let bytes = opening.reply.success(|mut builder| {
+            if let Some(ticket) = &ticket {
+                builder = builder.attribute(attr::MOBILITY_TICKET, ticket);
+            }
+            if let Some(token) = opening.reserved {
+                builder = builder.attribute(attr::RESERVATION_TOKEN, &token);
+            }
+            for address in relayed {
+                builder = builder.xor_address(attr::XOR_RELAYED_ADDRESS, address);
+            }
+            if let Some((family, fault)) = opening.missing {
+                let [class, number] = fault.class_and_number();
+                builder = builder.attribute(attr::ADDRESS_ERROR_CODE, &[family.code(), 0, class, number]);
+            }
+            builder
+                .attribute(attr::LIFETIME, &seconds(allocation.lifetime))
+                .xor_address(attr::XOR_MAPPED_ADDRESS, allocation.client.client)
+        });
+        allocation.origin.1 = Some(bytes.clone());
+        let client = allocation.client;
+        tracing::info!(user = %Pii(&allocation.user), client = %Pii(client.client), %id, "allocation opened");
+        self.counters.allocations += 1;
+        self.arm(id);
+        self.answer(client, bytes);
+    }
+
+    /// Ends an allocation whose only port could not be opened: 508.
+    pub(super) fn refuse_for_want_of_ports(&mut self, id: AllocationId) {
+        let Some(allocation) = self.allocations.get_mut(id) else { return };
+        let client = allocation.client;
+        let opening = allocation.opening.take();
+        self.forget(id);
+        if let Some(opening) = opening {
+            self.answer(client, opening.reply.error(Fault::InsufficientCapacity));
+        }
+    }
+
+    /// Leases the port that has to be this allocation's alone: an even one, an even one and the next, or the one set aside
+    /// ([RFC 8656 section 7.2](https://www.rfc-editor.org/rfc/rfc8656#section-7.2), checks 5 and 9).
+    fn own_port(&mut self, now: Now, request: &Request<'_>, ip: IpAddr) -> Result<Option<OwnPort>, Fault> {
+        let asked = |kind| request.attributes.get(kind);
+        let ports = &self.shared.ports;
+        match (asked(attr::RESERVATION_TOKEN), asked(attr::EVEN_PORT)) {
+            (Some(token), _) => {
+                let lease = self.shared.reservations.claim(now.mono, token, &request.user);
+                let lease = lease.ok_or(Fault::InsufficientCapacity)?;
+                Ok(Some(OwnPort { lease, token: None, instead: Instead::None }))
+            }
+            (None, None) => Ok(None),
+            (None, Some(&[flags])) if flags & 0x80 == 0 => {
+                let even = ports.lease_even(ip, &mut self.rng).ok_or(Fault::InsufficientCapacity)?;
+                Ok(Some(OwnPort { lease: even, token: None, instead: Instead::Even }))
+            }
+            (None, Some(&[_])) => {
+                let (even, odd) = ports.lease_pair(ip, &mut self.rng).ok_or(Fault::InsufficientCapacity)?;
+                let token = self.rng.random();
+                let kept = self.shared.reservations.keep(now.mono, token, Arc::clone(&request.user), odd);
+                let own = OwnPort { lease: even, token: Some(token), instead: Instead::None };
+                kept.then_some(Some(own)).ok_or(Fault::InsufficientCapacity)
+            }
+            (None, Some(_)) => Err(Fault::BadRequest),
+        }
+    }
+
+    /// Grants what was asked for, between the default and the configured maximum, and no more than the credentials allow.
+    pub(super) fn granted(&self, request: &Request<'_>) -> Duration {
+        let asked = request.attributes.u32(attr::LIFETIME).unwrap_or_default();
+        let granted =
+            Duration::from_secs(asked.into()).max(DEFAULT_LIFETIME).min(self.shared.limits.max_lifetime);
+        granted.min(request.lifetime_cap.unwrap_or(granted))
+    }
+}
+
+/// Returns whether an Allocate for TCP comes by TCP and asks for nothing that only datagrams have
+/// ([RFC 6062 section 5.1](https://www.rfc-editor.org/rfc/rfc6062#section-5.1)).
+fn may_relay_tcp(request: &Request<'_>) -> bool {
+    let datagrams_only = [attr::EVEN_PORT, attr::DONT_FRAGMENT, attr::RESERVATION_TOKEN];
+    request.client.transport.is_tcp()
+        && datagrams_only.iter().all(|kind| request.attributes.get(*kind).is_none())
+}
+
+/// Reads which address families are asked for, and refuses combinations that make no sense (checks 5 to 8).
+fn wanted(request: &Request<'_>) -> Result<Wanted, Fault> {
+    let asked = |kind| request.attributes.get(kind);
+    let (requested, additional) =
+        (asked(attr::REQUESTED_ADDRESS_FAMILY), asked(attr::ADDITIONAL_ADDRESS_FAMILY));
+    let even = asked(attr::EVEN_PORT);
+    if asked(attr::RESERVATION_TOKEN).is_some()
+        && (even.is_some() || requested.is_some() || additional.is_some())
+    {
+        return Err(Fault::BadRequest);
+    }
+    if additional.is_some() && (requested.is_some() || even.is_some_and(|value| value.first() != Some(&0))) {
+        return Err(Fault::BadRequest);
+    }
+    match (requested, additional) {
+        (None, None) => Ok(Wanted { family: Family::V4, both: false }),
+        (None, Some(&[2, _, _, _])) => Ok(Wanted { family: Family::V4, both: true }),
+        (None, Some(_)) => Err(Fault::BadRequest),
+        (Some(&[code, _, _, _]), _) => {
+            let family = Family::from_code(code).ok_or(Fault::UnsupportedFamily)?;
+            Ok(Wanted { family, both: false })
+        }
+        (Some(_), _) => Err(Fault::BadRequest),
+    }
+}

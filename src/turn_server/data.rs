@@ -1,0 +1,235 @@
+//! The data path: what passes between clients and peers, and by which allocation.
+
+use super::FiveTuple;
+use super::allocation::{Family, PeerTransport};
+use super::denials::Way;
+use super::machine::{AllocationId, Marks, Relay, ToClient, ToPeer};
+use super::policy::PeerAddr;
+use super::relay_port::{RelayId, Sharing};
+use super::wire::{self, Header};
+use crate::clock::Now;
+use crate::stun::{Class, Message, Method, attr};
+use rand::Rng;
+use std::net::SocketAddr;
+use std::time::Instant;
+
+/// Comprehension-required attributes understood in Send indications.
+const KNOWN_IN_SEND: [u16; 3] = [attr::XOR_PEER_ADDRESS, attr::DATA, attr::DONT_FRAGMENT];
+
+/// An ICMP error about a datagram that a relay port sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerError {
+    /// Where the datagram went.
+    pub peer: SocketAddr,
+    /// ICMP or ICMPv6 type, by the peer's family.
+    pub kind: u8,
+    /// Its code.
+    pub code: u8,
+    /// Its data, such as the next hop's MTU.
+    pub data: [u8; 4],
+}
+
+impl Relay {
+    /// Returns whether `bytes`, though they begin like a signalling message, are ChannelData of a channel `client` has bound.
+    #[must_use]
+    pub fn is_channel_data(&self, now: Now, client: FiveTuple, bytes: &[u8]) -> bool {
+        let bound = || {
+            let (channel, _) = wire::parse_channel_data(bytes)?;
+            self.allocations.get(*self.clients.get(&client)?)?.peer_of(now.mono, channel)
+        };
+        bound().is_some()
+    }
+
+    pub(super) fn channel_data<'a>(
+        &mut self,
+        now: Instant,
+        client: FiveTuple,
+        bytes: &'a [u8],
+    ) -> Option<ToPeer<'a>> {
+        let (channel, payload) = wire::parse_channel_data(bytes)?;
+        let id = *self.clients.get(&client)?;
+        let peer = self.allocations.get(id)?.peer_of(now, channel)?;
+        self.data_for_peer(now, id, peer, payload)
+    }
+
+    pub(super) fn send_indication<'a>(
+        &mut self,
+        now: Instant,
+        client: FiveTuple,
+        message: &Message<'a>,
+    ) -> Option<ToPeer<'a>> {
+        let attributes = message.unverified();
+        if !attributes.unknown(&KNOWN_IN_SEND).is_empty() {
+            return None;
+        }
+        let peer = attributes.xor_address(attr::XOR_PEER_ADDRESS).ok()??;
+        let payload = attributes.get(attr::DATA)?;
+        let dont_fragment = attributes.get(attr::DONT_FRAGMENT).is_some();
+        let id = *self.clients.get(&client)?;
+        let forward = self.data_for_peer(now, id, self.peer_named(peer), payload)?;
+        Some(ToPeer { dont_fragment, ..forward })
+    }
+
+    fn data_for_peer<'a>(
+        &mut self,
+        now: Instant,
+        id: AllocationId,
+        peer: PeerAddr,
+        payload: &'a [u8],
+    ) -> Option<ToPeer<'a>> {
+        let allocation = self.allocations.get(id)?;
+        if allocation.peer_transport == PeerTransport::Tcp {
+            return None;
+        }
+        if !allocation.is_live(now) || peer.port() == 0 || !allocation.permits(now, peer.ip()) {
+            return None;
+        }
+        self.port_passes(now, Way::Send, peer).then_some(())?;
+        let relay = self.claim(now, id, peer).ok()?;
+        self.within_bandwidth(now, id, payload.len()).then_some(())?;
+        let port = &self.relays[relay];
+        if port.sharing == Sharing::Shared
+            && let Some((_, own)) = ice_fragments(payload)
+        {
+            self.allocations[id].learn_fragment(own);
+        }
+        let peer = peer.socket_addr();
+        Some(ToPeer { relay, peer, payload, marks: Marks::default(), dont_fragment: false })
+    }
+
+    /// Returns whether a peer with a permission may use its port: only at own addresses the port matters.
+    fn port_passes(&mut self, now: Instant, way: Way, peer: PeerAddr) -> bool {
+        if !self.shared.policy.judges_ports(peer.ip()) {
+            return true;
+        }
+        let verdict = self.shared.policy.check(peer);
+        if let Err(denied) = verdict {
+            self.denials.note(now, way, peer, denied);
+        }
+        verdict.is_ok()
+    }
+
+    fn within_bandwidth(&mut self, now: Instant, id: AllocationId, bytes: usize) -> bool {
+        let limits = &self.shared.limits;
+        let at = self.epoch.nanos(now);
+        let allocation = &mut self.allocations[id];
+        let within = allocation.meter.take(limits.allocation_bandwidth, at, bytes)
+            && allocation.ticket.meter().take(limits.user_bandwidth, at, bytes);
+        self.counters.over_bandwidth += u64::from(!within);
+        within
+    }
+
+    pub(super) fn data_for_client<'a>(
+        &mut self,
+        now: Instant,
+        relay: RelayId,
+        peer: PeerAddr,
+        payload: &'a [u8],
+    ) -> Option<ToClient<'a>> {
+        let id = self.tenant_for(now, relay, peer, payload)?;
+        let allocation = self.allocations.get(id)?;
+        if !allocation.is_live(now) || !allocation.permits(now, peer.ip()) {
+            return None;
+        }
+        self.port_passes(now, Way::Send, peer).then_some(())?;
+        self.within_bandwidth(now, id, payload.len()).then_some(())?;
+        let length = u16::try_from(payload.len()).ok()?;
+        let allocation = &self.allocations[id];
+        let client = allocation.client;
+        let (header, must_pad) = match allocation.channel_of(now, peer) {
+            Some(channel) => (Header::channel_data(channel, length), client.transport.is_stream()),
+            None => {
+                let named = self.shared.ports.advertised(peer.socket_addr());
+                (Header::data_indication(named, length, self.rng.random())?, true)
+            }
+        };
+        let padding = if must_pad { payload.len().next_multiple_of(4) - payload.len() } else { 0 };
+        Some(ToClient { client, header, payload, padding, marks: Marks::default() })
+    }
+
+    /// Says whose peer this is: the one that talks to that very transport address, else the only one that permits its IP address,
+    /// else the one that an ICE connectivity check names.
+    fn tenant_for(
+        &mut self,
+        now: Instant,
+        relay: RelayId,
+        peer: PeerAddr,
+        payload: &[u8],
+    ) -> Option<AllocationId> {
+        let port = self.relays.get(relay)?;
+        if let Some(id) = port.claimant(peer) {
+            return Some(id);
+        }
+        let sender = self.relays_by_address.get(&peer.socket_addr());
+        let itself = sender
+            .and_then(|from| self.relays[*from].claimant(PeerAddr::new(port.address())))
+            .filter(|_| port.sharing == Sharing::Shared);
+        let may_be_meant = |id: &AllocationId| {
+            Some(*id) != itself
+                && self.allocations.get(*id).is_some_and(|a| a.is_live(now) && a.permits(now, peer.ip()))
+        };
+        let mut meant = port.permitted(peer.ip()).iter().copied().filter(may_be_meant);
+        let (first, second) = (meant.next()?, meant.next());
+        if second.is_none() {
+            if port.tenants > 1 && self.allocations[first].relay_to(peer).is_none() {
+                // From now on it stays with this tenant, even when another one gets a permission for the address.
+                let _ = self.claim(now, first, peer);
+            }
+            return Some(first);
+        }
+        let named = ice_fragments(payload).and_then(|(receiver, _)| {
+            let known = |id: &AllocationId| self.allocations[*id].is_known_as(receiver);
+            port.permitted(peer.ip()).iter().copied().filter(may_be_meant).find(known)
+        });
+        self.counters.ambiguous += u64::from(named.is_none());
+        named
+    }
+
+    /// Handles an ICMP error about a datagram that a relay port sent: the client is told in a Data indication
+    /// ([RFC 8656 section 11.5](https://www.rfc-editor.org/rfc/rfc8656#section-11.5)).
+    pub fn handle_peer_error(
+        &mut self,
+        now: Now,
+        relay: RelayId,
+        error: PeerError,
+    ) -> Option<ToClient<'static>> {
+        let peer = self.peer_named(error.peer);
+        let port = self.relays.get(relay)?;
+        let id = port.claimant(peer)?;
+        let allocation = self.allocations.get(id)?;
+        if !allocation.is_live(now.mono) || !allocation.permits(now.mono, peer.ip()) {
+            return None;
+        }
+        let client = allocation.client;
+        let named = self.shared.ports.advertised(peer.socket_addr());
+        let header = Header::icmp_indication(named, &error, self.rng.random())?;
+        self.counters.icmp += 1;
+        Some(ToClient { client, header, payload: &[], padding: 0, marks: Marks::default() })
+    }
+
+    /// Returns whether the allocation has, or now gets, a relayed address of the peer's family.
+    pub(super) fn reaches(&mut self, id: AllocationId, family: Family) -> bool {
+        if self.allocations[id].home(family).is_some() {
+            return true;
+        }
+        let alone = self.allocations[id].homes().any(|relay| match self.relays[relay].sharing {
+            Sharing::Shared => false,
+            Sharing::Single => self.shared.limits.shared_ports > 0,
+            Sharing::Connections => true,
+        });
+        self.shared.features.add_family && !alone && self.move_in(id, family)
+    }
+}
+
+/// Returns receiver's and sender's user fragments of an ICE connectivity check
+/// ([RFC 8445 section 7.2.2](https://www.rfc-editor.org/rfc/rfc8445#section-7.2.2)): USERNAME is `receiver:sender`.
+fn ice_fragments(payload: &[u8]) -> Option<(&[u8], &[u8])> {
+    payload.starts_with(&[0, 1]).then_some(())?;
+    let message = Message::parse(payload).ok()?;
+    if (message.class(), message.method()) != (Class::Request, Method::BINDING) {
+        return None;
+    }
+    let name = message.unverified().get(attr::USERNAME)?;
+    let colon = name.iter().position(|byte| *byte == b':')?;
+    Some((&name[..colon], &name[colon + 1..]))
+}

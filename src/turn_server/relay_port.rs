@@ -1,0 +1,115 @@
+//! One relay port: who lives on it, and whom each of its peers belongs to.
+//!
+//! A shared port serves many allocations. What a peer sends is handed to the allocation that talks with that very transport address
+//! (its *claim*); a peer nobody has claimed yet belongs to the only allocation with a permission for its IP address. No two
+//! allocations ever claim the same peer on the same port: the second one *spills over* to another port.
+
+use super::machine::AllocationId;
+use super::policy::PeerAddr;
+use super::ports::PortLease;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+
+/// Names one relay socket of a worker for as long as it is open.
+pub type RelayId = usize;
+
+/// Who may be put on a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sharing {
+    /// Anybody.
+    Shared,
+    /// The one allocation it was leased for: EVEN-PORT, RESERVATION-TOKEN, or no sharing at all.
+    Single,
+    /// The one allocation it was leased for, which relays TCP.
+    Connections,
+}
+
+/// Which number serves as well when the system has given this one to somebody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Instead {
+    Any,
+    Even,
+    None,
+}
+
+/// A relay socket, open or about to be.
+#[derive(Debug)]
+pub(super) struct RelayPort {
+    pub(super) lease: PortLease,
+    pub(super) sharing: Sharing,
+    pub(super) instead: Instead,
+    pub(super) open: bool,
+    /// Ports that the system refused for this relay so far.
+    pub(super) refused: u8,
+    /// Allocations that wait for the socket.
+    pub(super) waiting: Vec<AllocationId>,
+    /// How many allocations were told that this is their relayed address.
+    pub(super) tenants: usize,
+    claims: HashMap<PeerAddr, AllocationId>,
+    permits: HashMap<IpAddr, Vec<AllocationId>>,
+}
+
+impl RelayPort {
+    pub(super) fn new(lease: PortLease, sharing: Sharing, instead: Instead) -> Self {
+        Self {
+            lease,
+            sharing,
+            instead,
+            open: false,
+            refused: 0,
+            waiting: Vec::new(),
+            tenants: 0,
+            claims: HashMap::new(),
+            permits: HashMap::new(),
+        }
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.lease.address()
+    }
+
+    /// Returns whether neither a tenant nor a claim needs the socket.
+    pub(super) fn is_idle(&self) -> bool {
+        self.tenants == 0 && self.claims.is_empty()
+    }
+
+    /// Returns whose peer this transport address is.
+    pub(super) fn claimant(&self, peer: PeerAddr) -> Option<AllocationId> {
+        self.claims.get(&peer).copied()
+    }
+
+    pub(super) fn claim(&mut self, peer: PeerAddr, id: AllocationId) {
+        self.claims.insert(peer, id);
+    }
+
+    pub(super) fn release(&mut self, peer: PeerAddr) {
+        self.claims.remove(&peer);
+    }
+
+    /// Takes all claims back.
+    pub(super) fn take_claims(&mut self) -> HashMap<PeerAddr, AllocationId> {
+        std::mem::take(&mut self.claims)
+    }
+
+    /// Notes that tenant `id` has a permission for `ip`.
+    pub(super) fn permit(&mut self, ip: IpAddr, id: AllocationId) {
+        let tenants = self.permits.entry(ip).or_default();
+        if !tenants.contains(&id) {
+            tenants.push(id);
+        }
+    }
+
+    pub(super) fn withdraw(&mut self, ip: IpAddr, id: AllocationId) {
+        if let Some(tenants) = self.permits.get_mut(&ip) {
+            tenants.retain(|tenant| *tenant != id);
+            if tenants.is_empty() {
+                self.permits.remove(&ip);
+            }
+        }
+    }
+
+    /// Returns the tenants that had a permission for `ip` once; it may be over.
+    pub(super) fn permitted(&self, ip: IpAddr) -> &[AllocationId] {
+        self.permits.get(&ip).map_or(&[], Vec::as_slice)
+    }
+}

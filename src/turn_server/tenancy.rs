@@ -1,0 +1,264 @@
+//! Which relay port an allocation lives on, and which one each of its peers knows it by.
+//!
+//! Allocations spread over the worker's shared ports, the emptiest first, so that they share one only when there are more of them
+//! than ports. When two of a port's tenants want the same peer, the later one talks to it from another port of the pool.
+
+use super::allocation::{Allocation, Family, MAX_CLAIMS, PeerTransport};
+use super::machine::{AllocationId, Output, Relay};
+use super::policy::PeerAddr;
+use super::ports::PortLease;
+use super::relay_port::{Instead, RelayId, RelayPort, Sharing};
+use crate::clock::Now;
+use rand::Rng;
+use std::net::IpAddr;
+use std::time::Instant;
+
+/// Ports tried when the system has given one to somebody else.
+const MAX_REFUSALS: u8 = 16;
+
+/// Why an allocation cannot talk to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoClaim {
+    /// There is no relayed address of the peer's family.
+    Family,
+    /// Too many new peers in too short a time, or too many in all.
+    TooMany,
+    /// Every port is taken for this peer.
+    NoPort,
+}
+
+impl Relay {
+    /// Gives the allocation a relayed address on a shared port, or on one of its own where ports are not shared.
+    /// Returns whether there was room.
+    pub(super) fn move_in(&mut self, id: AllocationId, family: Family) -> bool {
+        let Some(ip) = self.local_ip(family) else { return false };
+        let Some(relay) = self.emptiest(family, ip) else { return false };
+        self.settle(id, family, relay);
+        true
+    }
+
+    /// Gives the allocation the relayed address that was leased for it alone.
+    pub(super) fn move_in_alone(&mut self, id: AllocationId, lease: PortLease, instead: Instead) {
+        let family = Family::of(lease.address().ip());
+        let sharing = match self.allocations[id].peer_transport {
+            PeerTransport::Udp => Sharing::Single,
+            PeerTransport::Tcp => Sharing::Connections,
+        };
+        let relay = self.open(lease, sharing, instead);
+        self.settle(id, family, relay);
+    }
+
+    fn settle(&mut self, id: AllocationId, family: Family, relay: RelayId) {
+        let port = &mut self.relays[relay];
+        port.tenants += 1;
+        if !port.open {
+            port.waiting.push(id);
+        }
+        let allocation = &mut self.allocations[id];
+        allocation.set_home(family, Some(relay));
+        for ip in allocation.permitted().filter(|ip| Family::of(*ip) == family) {
+            port.permit(ip, id);
+        }
+    }
+
+    /// Takes a tenant and its permissions off a port.
+    pub(super) fn move_out(&mut self, id: AllocationId, relay: RelayId, permitted: &[IpAddr]) {
+        let Some(port) = self.relays.get_mut(relay) else { return };
+        port.tenants -= 1;
+        port.waiting.retain(|waiting| *waiting != id);
+        for ip in permitted {
+            port.withdraw(*ip, id);
+        }
+        self.close_if_idle(relay);
+    }
+
+    pub(super) fn local_ip(&self, family: Family) -> Option<IpAddr> {
+        let of_family = |ip: &IpAddr| Family::of(*ip) == family;
+        self.shared.addresses.iter().map(|address| address.local).find(of_family)
+    }
+
+    fn emptiest(&mut self, family: Family, ip: IpAddr) -> Option<RelayId> {
+        let share = self.shared.limits.shared_ports;
+        let tenants = |relay: &RelayId| self.relays[*relay].tenants;
+        let fewest = self.pool[family as usize].iter().map(tenants).min();
+        if fewest != Some(0)
+            && (share == 0 || self.pool[family as usize].len() < share)
+            && let Some(lease) = self.shared.ports.lease(ip, &mut self.rng)
+        {
+            return Some(self.open_for(family, lease));
+        }
+        let least: Vec<_> = self.pool[family as usize]
+            .iter()
+            .copied()
+            .filter(|relay| Some(tenants(relay)) == fewest)
+            .collect();
+        (share > 0 && !least.is_empty()).then(|| least[self.rng.random_range(0..least.len())])
+    }
+
+    /// Opens a port for the pool, or for one allocation where ports are not shared.
+    fn open_for(&mut self, family: Family, lease: PortLease) -> RelayId {
+        if self.shared.limits.shared_ports == 0 {
+            return self.open(lease, Sharing::Single, Instead::Any);
+        }
+        let relay = self.open(lease, Sharing::Shared, Instead::Any);
+        self.pool[family as usize].push(relay);
+        relay
+    }
+
+    fn open(&mut self, lease: PortLease, sharing: Sharing, instead: Instead) -> RelayId {
+        let address = lease.address();
+        let relay = self.relays.insert(RelayPort::new(lease, sharing, instead));
+        self.relays_by_address.insert(address, relay);
+        let tcp = sharing == Sharing::Connections;
+        self.outputs.push_back(Output::OpenRelay { relay, address, tcp });
+        relay
+    }
+
+    /// Takes the system's answer to [`Output::OpenRelay`].
+    pub fn handle_relay_opened(&mut self, now: Now, relay: RelayId, opened: bool) {
+        let Some(port) = self.relays.get_mut(relay) else { return };
+        if opened {
+            port.open = true;
+            for id in std::mem::take(&mut port.waiting) {
+                self.admit_if_ready(now, id);
+            }
+            return;
+        }
+        port.refused += 1;
+        let address = port.address();
+        let ports = &self.shared.ports;
+        let replacement = match port.instead {
+            _ if port.refused >= MAX_REFUSALS => None,
+            Instead::Any => ports.lease(address.ip(), &mut self.rng),
+            Instead::Even => ports.lease_even(address.ip(), &mut self.rng),
+            Instead::None => None,
+        };
+        match replacement {
+            Some(lease) => {
+                self.relays_by_address.remove(&address);
+                port.lease = lease;
+                let address = port.address();
+                self.relays_by_address.insert(address, relay);
+                let tcp = port.sharing == Sharing::Connections;
+                self.outputs.push_back(Output::OpenRelay { relay, address, tcp });
+            }
+            None => self.give_up(now, relay),
+        }
+    }
+
+    /// Takes a port that cannot be opened away from everybody who counted on it.
+    fn give_up(&mut self, now: Now, relay: RelayId) {
+        let Some(port) = self.relays.get_mut(relay) else { return };
+        let family = Family::of(port.address().ip());
+        for (peer, holder) in port.take_claims() {
+            if let Some(holder) = self.allocations.get_mut(holder) {
+                holder.forget_peer(peer);
+            }
+        }
+        let lives_here = |(id, allocation): (AllocationId, &Allocation)| {
+            (allocation.home(family) == Some(relay)).then_some(id)
+        };
+        let tenants: Vec<_> = self.allocations.iter().filter_map(lives_here).collect();
+        for id in tenants {
+            if self.allocations[id].homes().count() == 1 {
+                self.refuse_for_want_of_ports(id);
+            } else {
+                self.drop_family(id, family);
+                self.note_missing(id, family);
+                self.admit_if_ready(now, id);
+            }
+        }
+        self.close_if_idle(relay);
+    }
+
+    /// Closes a port nobody needs; its number returns with the lease.
+    pub(super) fn close_if_idle(&mut self, relay: RelayId) {
+        let Some(port) = self.relays.get(relay).filter(|port| port.is_idle()) else { return };
+        self.relays_by_address.remove(&port.address());
+        for pool in &mut self.pool {
+            pool.retain(|shared| *shared != relay);
+        }
+        self.relays.remove(relay);
+        self.outputs.push_back(Output::CloseRelay { relay });
+    }
+
+    /// Gives a claim back.
+    pub(super) fn release(&mut self, relay: RelayId, peer: PeerAddr) {
+        if let Some(port) = self.relays.get_mut(relay) {
+            port.release(peer);
+            self.close_if_idle(relay);
+        }
+    }
+
+    /// Returns the port that `peer` knows the allocation by, claiming the peer if it is new.
+    pub(super) fn claim(
+        &mut self,
+        now: Instant,
+        id: AllocationId,
+        peer: PeerAddr,
+    ) -> Result<RelayId, NoClaim> {
+        if let Some(relay) = self.allocations[id].relay_to(peer) {
+            return Ok(relay);
+        }
+        let family = Family::of(peer.ip());
+        let home = self.allocations[id].home(family).ok_or(NoClaim::Family)?;
+        let at = self.epoch.nanos(now);
+        if !self.allocations[id].new_peers.take(self.shared.limits.new_peers, at, 1) {
+            self.counters.over_new_peers += 1;
+            return Err(NoClaim::TooMany);
+        }
+        if !self.has_room_for_a_peer(now, id) {
+            return Err(NoClaim::TooMany);
+        }
+        let pool: Vec<_> = std::iter::once(home).chain(self.pool[family as usize].iter().copied()).collect();
+        let free = pool.into_iter().find(|relay| self.is_free(now, *relay, peer));
+        let relay = match free {
+            Some(relay) => relay,
+            None => self.spill_port(family).ok_or(NoClaim::NoPort)?,
+        };
+        self.counters.spilled += u64::from(relay != home);
+        self.relays[relay].claim(peer, id);
+        self.allocations[id].add_peer(peer, relay);
+        Ok(relay)
+    }
+
+    /// Returns whether `peer` can be claimed on a port: nobody else talks to it from there, and it is not that port itself.
+    fn is_free(&mut self, now: Instant, relay: RelayId, peer: PeerAddr) -> bool {
+        let port = &self.relays[relay];
+        if port.address() == peer.socket_addr() {
+            return false;
+        }
+        let Some(other) = port.claimant(peer) else { return true };
+        let given_up = self.allocations.get(other).is_none_or(|holder| !holder.uses(now, peer));
+        if given_up {
+            self.relays[relay].release(peer);
+            if let Some(holder) = self.allocations.get_mut(other) {
+                holder.forget_peer(peer);
+            }
+        }
+        given_up
+    }
+
+    /// Opens one more port for the pool.
+    fn spill_port(&mut self, family: Family) -> Option<RelayId> {
+        let ip = self.local_ip(family)?;
+        let lease = self.shared.ports.lease(ip, &mut self.rng)?;
+        let relay = self.open(lease, Sharing::Shared, Instead::Any);
+        self.pool[family as usize].push(relay);
+        Some(relay)
+    }
+
+    /// Forgets peers that the allocation can no longer talk to, if it has too many.
+    fn has_room_for_a_peer(&mut self, now: Instant, id: AllocationId) -> bool {
+        let allocation = &self.allocations[id];
+        if allocation.peer_count() < MAX_CLAIMS {
+            return true;
+        }
+        let idle: Vec<_> = allocation.peers().filter(|(peer, _)| !allocation.uses(now, *peer)).collect();
+        for (peer, relay) in idle {
+            self.allocations[id].forget_peer(peer);
+            self.release(relay, peer);
+        }
+        self.allocations[id].peer_count() < MAX_CLAIMS
+    }
+}
