@@ -163,3 +163,23 @@ impl HookConfig {
         CacheLimits { known: self.cache, unknown: self.negative_cache, entries: self.max_cached }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_of_a_fleet_derive_the_same_secrets_and_others_their_own() {
+        let temporary = tempfile::tempdir().unwrap();
+        let [one, two] = ["one", "two"].map(|name| State::open(&temporary.path().join(name)).unwrap());
+        let alone = AuthConfig::default();
+        let fleet = AuthConfig { fleet_key: Some([1; 32]), ..AuthConfig::default() };
+        assert_eq!(fleet.derive(&one, "nonces"), fleet.derive(&two, "nonces"));
+        assert_ne!(fleet.derive(&one, "nonces"), fleet.derive(&one, "mobility tickets"));
+        assert_ne!(alone.derive(&one, "nonces"), alone.derive(&two, "nonces"));
+        let turn = TurnConfig::default();
+        let minted = |auth: &AuthConfig, state| auth.secrets(&turn, state).0.mint("a", 1);
+        assert_eq!(minted(&fleet, &one), minted(&fleet, &two));
+        assert_ne!(minted(&alone, &one), minted(&alone, &two));
+    }
+}

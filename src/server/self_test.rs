@@ -79,7 +79,11 @@ impl Asker {
                 .attribute(attr::NONCE, nonce.as_bytes())
                 .integrity(&key)
         };
-        self.ask(Method::ALLOCATE, |builder| sign(udp(builder))).await?;
+        match self.ask(Method::ALLOCATE, |builder| sign(udp(builder))).await {
+            // Configured to send its clients elsewhere: as it should be.
+            Err(Refused::Answer(bytes)) if error_code(&bytes) == Some(300) => return Ok(()),
+            other => other?,
+        }
         self.ask(Method::REFRESH, |builder| sign(builder.attribute(attr::LIFETIME, &[0; 4]))).await?;
         Ok(())
     }
@@ -94,6 +98,10 @@ impl Asker {
             _ => Err(Refused::Answer(answer)),
         }
     }
+}
+
+fn error_code(answer: &[u8]) -> Option<u16> {
+    Message::parse(answer).ok()?.unverified().error_code()
 }
 
 enum Refused {

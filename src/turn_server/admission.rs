@@ -58,3 +58,6 @@ impl Relay {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -73,7 +73,7 @@ impl TokenKey {
 
     /// Seals a token as an authorization server would: for tests.
     #[cfg(test)]
-    pub(super) fn seal(&self, mac_key: &[u8], made_unix: u64, lifetime: u32) -> Vec<u8> {
+    pub(in crate::turn_server) fn seal(&self, mac_key: &[u8], made_unix: u64, lifetime: u32) -> Vec<u8> {
         let mut block = u16::try_from(mac_key.len()).unwrap().to_be_bytes().to_vec();
         block.extend_from_slice(mac_key);
         block.extend_from_slice(&(made_unix << 16).to_be_bytes());
@@ -115,6 +115,30 @@ mod tests {
             assert_eq!(grant, Grant { mac_key: vec![1; 20], expires_unix: start.unix + 65 });
         }
         assert!(TokenKey::new("north", "turn.example.org", &[7; 24]).is_none());
+    }
+
+    /// Made by coturn 4.6.1: `turnutils_oauth -e -i turn.example.org -j north -k KEY -n A256GCM -p MACKEY -q 111411200000000 -r 3600`
+    /// with the keys 00…1f and 00…0f, and the MAC key 64…83.
+    #[test]
+    fn the_tokens_of_another_implementation_open() {
+        for (length, token) in [
+            (
+                32,
+                "AAxGj1Y2pP1PoN+oCc5FvjqMMgrWA3MxNrUe+vObnfHztsNOkEupC9sJpcOE7uOGRBjloAEfE4Fm87RDq67hhgrtqcj2inXVHrIqQg==",
+            ),
+            (
+                16,
+                "AAzzcVI0NPgF7vOWlJ1CvuLL3x3/s5Ggd0y5F3TpPzNHMue5ffyJ/qJX1heJtralGobeXAcfWnOUdv3khd4CBI5xc17Pya+ZoX3vVg==",
+            ),
+        ] {
+            let key: Vec<u8> = (0..length).collect();
+            let key = TokenKey::new("north", "turn.example.org", &key).unwrap();
+            let token = data_encoding::BASE64.decode(token.as_bytes()).unwrap();
+            let at = Now { unix: 1_700_000_100, ..now() };
+            let grant = Grant { mac_key: (100..132).collect(), expires_unix: 1_700_003_605 };
+            assert_eq!(key.open(at, &token), Some(grant));
+            assert_eq!(key.open(Now { unix: 1_700_003_605, ..at }, &token), None);
+        }
     }
 
     #[test]

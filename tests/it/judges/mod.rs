@@ -2,6 +2,7 @@
 
 mod chromium;
 mod devtools;
+mod longterm;
 mod natdiscovery;
 mod stunclient;
 mod uclient;

@@ -33,10 +33,15 @@ fn totals(printed: &str) -> Option<Totals> {
 
 /// Runs it with `modes` and asserts that nothing is lost.
 fn assert_nothing_lost(modes: &[&str]) {
+    assert_nothing_lost_by(&["-u", USER, "-w", PASSWORD], "", modes);
+}
+
+/// Does so with these credentials, at a server with these lines in its section `[turn]`.
+fn assert_nothing_lost_by(credentials: &[&str], turn: &str, modes: &[&str]) {
     if !tools::have(&["turnutils_uclient", "turnutils_peer"]) {
         return;
     }
-    let turn = "allow_peers = [\"127.0.0.1/32\"]";
+    let turn = &format!("allow_peers = [\"127.0.0.1/32\"]\n{turn}");
     let secure = modes.contains(&"-S");
     let house = match secure {
         true => House::with_tls(Lines { turn, ..Lines::default() }, None),
@@ -51,7 +56,7 @@ fn assert_nothing_lost(modes: &[&str]) {
     });
     let port = if secure { house.tls.port() } else { house.address.port() }.to_string();
     let mut uclient = Command::new("turnutils_uclient");
-    uclient.args(["-c", "-u", USER, "-w", PASSWORD, "-p", &port]);
+    uclient.arg("-c").args(credentials).args(["-p", &port]);
     uclient.args(["-n", &MESSAGES.to_string(), "-m", &CLIENTS.to_string(), "-l", "170", "-z", "10"]);
     if to_peer {
         uclient.args(["-e", "127.0.0.1", "-r", &peer_port]);
@@ -92,4 +97,12 @@ modes! {
     fn uclient_over_dtls_loses_nothing_to_a_peer_by_send(): ["-S", "-s"];
     fn uclient_over_dtls_loses_nothing_client_to_client_in_channels(): ["-S", "-y"];
     fn uclient_over_dtls_loses_nothing_client_to_client_by_send(): ["-S", "-y", "-s"];
+}
+
+#[test]
+fn uclient_with_time_limited_credentials_loses_nothing() {
+    let secrets = "rest_secret = \"the one that mints\"\n[auth]\nrest_secrets = [\"one of former times\"]";
+    for secret in ["the one that mints", "one of former times"] {
+        assert_nothing_lost_by(&["-u", "guest", "-W", secret], secrets, &["-y"]);
+    }
 }

@@ -1,0 +1,277 @@
+use super::*;
+use crate::net::time::now;
+use crate::stun::{Builder, Class, Key, TransactionId, attr, long_term_digest};
+use crate::turn_server::Transport;
+use crate::turn_server::auth::{
+    Authority, CacheLimits, Expiry, MAX_PARKED, RealmSetup, RestSecret, Setup, TokenKey, UserKeys, Verdict,
+};
+use crate::turn_server::machine::{Features, Limits, Marks, Shared};
+use crate::turn_server::mobility::Tickets;
+use crate::turn_server::policy::{PeerPolicy, PolicyConfig};
+use crate::turn_server::ports::{RelayAddress, RelayPorts};
+use crate::turn_server::quota::Quota;
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Bytes of IP and UDP header, counted each way.
+const HEADERS: usize = 28;
+const MARKS: Marks = Marks { ttl: 0, tos: 0 };
+
+fn client(port: u16) -> FiveTuple {
+    let server = "198.41.0.4:3478".parse().unwrap();
+    FiveTuple { client: ([192, 0, 2, 7], port).into(), server, transport: Transport::Udp }
+}
+
+fn setup(realm: &str) -> Setup {
+    let users = [("alice".to_owned(), UserKeys::of_password("alice", realm, "pw"))].into();
+    let realm = RealmSetup { name: realm.to_owned(), users, ..RealmSetup::default() };
+    let limit = Duration::from_secs(60);
+    let lookup = Some(CacheLimits { known: limit, unknown: limit, entries: 10 });
+    Setup { realms: vec![realm], lookup, ..Setup::default() }
+}
+
+fn relay(setup: Setup) -> (Relay, Shared) {
+    let address: IpAddr = "198.41.0.4".parse().unwrap();
+    let addresses = [RelayAddress { local: address, advertised: address }];
+    let ports = Arc::new(RelayPorts::new(&addresses, 50_000..=50_999));
+    let shared = Shared {
+        authority: Arc::new(Authority::with(setup, &[5; 32])),
+        alternates: Arc::default(),
+        policy: Arc::new(PeerPolicy::new(PolicyConfig::default(), Arc::clone(&ports))),
+        ports,
+        reservations: Arc::default(),
+        quota: Arc::new(Quota::new(1000, 1000)),
+        addresses: addresses.into(),
+        connections: Arc::default(),
+        tickets: Arc::new(Tickets::new(&[6; 32]).unwrap()),
+        worker: 0,
+        limits: Limits { shared_ports: 0, ..Limits::default() },
+        features: Features::default(),
+    };
+    (Relay::new(now(), shared.clone(), ChaCha20Rng::from_seed([7; 32])), shared)
+}
+
+fn bare(method: Method) -> Vec<u8> {
+    Builder::new(Class::Request, method, TransactionId::new([1; 12])).finish()
+}
+
+fn signed(shared: &Shared, now: Now, from: FiveTuple, user: &str) -> Vec<u8> {
+    let challenge = shared.authority.challenge(now, &from);
+    Builder::new(Class::Request, Method::ALLOCATE, TransactionId::new([2; 12]))
+        .attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0])
+        .attribute(attr::USERNAME, user.as_bytes())
+        .attribute(attr::REALM, challenge.realm.as_bytes())
+        .attribute(attr::NONCE, challenge.nonce.as_bytes())
+        .integrity(&Key::from_bytes(&long_term_digest(user, challenge.realm, "pw")))
+        .finish()
+}
+
+fn reply(relay: &mut Relay) -> Option<(Vec<u8>, bool)> {
+    match relay.poll_output()? {
+        Output::Reply { bytes, proven, .. } => Some((bytes, proven)),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn question(relay: &mut Relay) -> Option<Arc<Question>> {
+    match relay.poll_output()? {
+        Output::LookUp { question } => Some(question),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn no_answer_to_a_stranger_is_three_times_as_long_as_what_asked_for_it() {
+    let long = "a".repeat(32);
+    let tokens = vec![TokenKey::new("kid", &"b".repeat(20), &[0; 16]).unwrap()];
+    for setup in [setup(&long), Setup { tokens, ..setup("example.org.") }] {
+        let (mut relay, shared) = relay(setup);
+        let start = now();
+        let fingerprinted =
+            Builder::new(Class::Request, Method::ALLOCATE, TransactionId::new([1; 12])).fingerprint();
+        let stale = {
+            let bytes = signed(&shared, start, client(9), "alice");
+            assert_eq!(Message::parse(&bytes).unwrap().nonce().map(str::len), Some(32));
+            bytes
+        };
+        for asked in [bare(Method::ALLOCATE), bare(Method::REFRESH), fingerprinted.finish(), stale] {
+            relay.handle_client(start, client(1), MARKS, &asked);
+            let (answer, proven) = reply(&mut relay).unwrap();
+            assert!(!proven);
+            assert!(
+                answer.len() + HEADERS <= 3 * (asked.len() + HEADERS),
+                "{} for {}",
+                answer.len(),
+                asked.len()
+            );
+            assert_eq!(
+                Message::parse(&answer).unwrap().has_fingerprint(),
+                Message::parse(&asked).unwrap().has_fingerprint()
+            );
+        }
+        assert!(relay.parking.is_empty(), "nothing is kept of strangers");
+    }
+}
+
+#[test]
+fn a_request_waits_until_its_user_was_looked_up() {
+    let (mut relay, shared) = relay(setup("r"));
+    let start = now();
+    let request = signed(&shared, start, client(1), "dora");
+    relay.handle_client(start, client(1), MARKS, &request);
+    let asked = question(&mut relay).unwrap();
+    relay.handle_client(start, client(1), MARKS, &request);
+    assert_eq!(relay.poll_output(), None, "a retransmission asks nobody again");
+    let keys = UserKeys::of_password("dora", "r", "pw");
+    shared.authority.learn(start, Arc::clone(&asked), Verdict::Known { keys, expires_unix: None });
+    relay.handle_lookup_done(start, &asked, true);
+    assert!(matches!(relay.poll_output(), Some(Output::OpenRelay { .. })));
+    assert_eq!(relay.poll_output(), None);
+    assert!(relay.parking.is_empty());
+}
+
+#[test]
+fn a_look_up_that_fails_leaves_no_trace_and_the_client_asks_again() {
+    let (mut relay, shared) = relay(setup("r"));
+    let start = now();
+    let request = signed(&shared, start, client(1), "dora");
+    for _ in 0..3 {
+        relay.handle_client(start, client(1), MARKS, &request);
+        let asked = question(&mut relay).unwrap();
+        relay.handle_lookup_done(start, &asked, false);
+        assert_eq!(relay.poll_output(), None);
+        assert!(relay.parking.is_empty() && relay.is_empty());
+    }
+}
+
+#[test]
+fn a_flood_of_unknown_names_finds_little_room_and_a_client_that_goes_takes_its_request_along() {
+    let (mut relay, shared) = relay(setup("r"));
+    let start = now();
+    for port in 1..=1000 {
+        let request = signed(&shared, start, client(port), &format!("user {port}"));
+        relay.handle_client(start, client(port), MARKS, &request);
+    }
+    assert_eq!(relay.parking.len(), MAX_PARKED);
+    let asked: Vec<_> = std::iter::from_fn(|| question(&mut relay)).collect();
+    assert_eq!(asked.len(), MAX_PARKED);
+    relay.handle_client_gone(client(1));
+    assert_eq!(relay.parking.len(), MAX_PARKED - 1);
+    let known = signed(&shared, start, client(2000), "alice");
+    relay.handle_client(start, client(2000), MARKS, &known);
+    assert!(matches!(relay.poll_output(), Some(Output::OpenRelay { .. })), "who is known here does not wait");
+    for question in asked {
+        shared.authority.learn(start, Arc::clone(&question), Verdict::Unknown);
+        relay.handle_lookup_done(start, &question, true);
+    }
+    assert!(relay.parking.is_empty());
+    let refused = std::iter::from_fn(|| reply(&mut relay));
+    assert!(
+        refused
+            .map(|(bytes, _)| Message::parse(&bytes).unwrap().unverified().error_code())
+            .all(|c| c == Some(401))
+    );
+}
+
+#[test]
+fn an_authenticated_client_is_sent_elsewhere_and_a_stranger_is_not_told() {
+    let (mut relay, shared) = relay(setup("r"));
+    let start = now();
+    relay.handle_client(start, client(1), MARKS, &signed(&shared, start, client(1), "alice"));
+    let Some(Output::OpenRelay { relay: port, .. }) = relay.poll_output() else { panic!("no allocation") };
+    relay.handle_relay_opened(start, port, true);
+    let _ = reply(&mut relay);
+    let other = "192.0.2.99:3478".parse().unwrap();
+    shared.alternates.set(vec![other], Some("b.example.org".into()));
+    for (transport, domain) in [(Transport::Udp, None), (Transport::Tls, Some(&b"b.example.org"[..]))] {
+        let from = FiveTuple { transport, ..client(2) };
+        relay.handle_client(start, from, MARKS, &bare(Method::ALLOCATE));
+        let (stranger, _) = reply(&mut relay).unwrap();
+        assert_eq!(Message::parse(&stranger).unwrap().unverified().error_code(), Some(401));
+        relay.handle_client(start, from, MARKS, &signed(&shared, start, from, "alice"));
+        let (answer, proven) = reply(&mut relay).unwrap();
+        let key = Key::from_bytes(&long_term_digest("alice", "r", "pw"));
+        let attributes = Message::parse(&answer).unwrap().verify(&key).unwrap();
+        assert_eq!((attributes.error_code(), proven), (Some(300), true));
+        assert_eq!(attributes.plain_address(attr::ALTERNATE_SERVER), Ok(Some(other)));
+        assert_eq!(attributes.get(attr::ALTERNATE_DOMAIN), domain);
+    }
+    relay.handle_client(start, client(1), MARKS, &signed(&shared, start, client(1), "alice"));
+    let (again, _) = reply(&mut relay).unwrap();
+    assert_eq!(Message::parse(&again).unwrap().class(), Class::Success, "who is here stays");
+    shared.alternates.set(Vec::new(), None);
+    relay.handle_client(start, client(3), MARKS, &signed(&shared, start, client(3), "alice"));
+    assert!(matches!(relay.poll_output(), Some(Output::OpenRelay { .. })));
+}
+
+#[test]
+fn an_allocation_ends_with_the_token_that_made_it() {
+    let key = TokenKey::new("kid", "here", &[7; 32]).unwrap();
+    let token = key.seal(&[1; 20], now().unix, 300);
+    let (mut relay, shared) = relay(Setup { tokens: vec![key], ..setup("r") });
+    let start = now();
+    let nonce = shared.authority.challenge(start, &client(1)).nonce;
+    let ask = |method, id, token: Option<&[u8]>| {
+        let builder = Builder::new(Class::Request, method, TransactionId::new([id; 12]))
+            .attribute(attr::USERNAME, b"kid")
+            .attribute(attr::REALM, b"r")
+            .attribute(attr::NONCE, nonce.as_bytes())
+            .attribute(attr::LIFETIME, &3600_u32.to_be_bytes());
+        let builder = match (method, token) {
+            (Method::ALLOCATE, Some(token)) => builder
+                .attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0])
+                .attribute(attr::ACCESS_TOKEN, token),
+            (_, Some(token)) => builder.attribute(attr::ACCESS_TOKEN, token),
+            (_, None) => builder,
+        };
+        builder.integrity(&Key::from_bytes(&[1; 20])).finish()
+    };
+    relay.handle_client(start, client(1), MARKS, &ask(Method::ALLOCATE, 1, Some(&token)));
+    let Some(Output::OpenRelay { relay: port, .. }) = relay.poll_output() else { panic!("no allocation") };
+    relay.handle_relay_opened(start, port, true);
+    let lifetime = |relay: &mut Relay| {
+        let (answer, _) = reply(relay).unwrap();
+        Message::parse(&answer).unwrap().unverified().u32(attr::LIFETIME)
+    };
+    assert!((300..=305).contains(&lifetime(&mut relay).unwrap()));
+    let later = start.after(Duration::from_secs(100));
+    relay.handle_client(later, client(1), MARKS, &ask(Method::REFRESH, 2, None));
+    assert!((200..=205).contains(&lifetime(&mut relay).unwrap()));
+    relay.handle_timeout(start.after(Duration::from_secs(306)));
+    assert!(relay.is_empty());
+}
+
+#[test]
+fn in_hard_mode_an_allocation_ends_in_the_second_that_its_credentials_do() {
+    let start = now();
+    let minted = RestSecret::new(b"north").mint("tag", start.unix + 30);
+    let realm =
+        RealmSetup { name: "r".into(), rest: vec![RestSecret::new(b"north")], ..RealmSetup::default() };
+    let (mut relay, shared) = relay(Setup { realms: vec![realm], expiry: Expiry::Hard, ..Setup::default() });
+    let nonce = shared.authority.challenge(start, &client(1)).nonce;
+    let ask = |method, id| {
+        Builder::new(Class::Request, method, TransactionId::new([id; 12]))
+            .attribute(attr::USERNAME, minted.username.as_bytes())
+            .attribute(attr::REALM, b"r")
+            .attribute(attr::NONCE, nonce.as_bytes())
+            .attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0])
+            .attribute(attr::LIFETIME, &600_u32.to_be_bytes())
+            .integrity(&Key::from_bytes(&long_term_digest(&minted.username, "r", &minted.credential)))
+            .finish()
+    };
+    relay.handle_client(start, client(1), MARKS, &ask(Method::ALLOCATE, 1));
+    let Some(Output::OpenRelay { relay: port, .. }) = relay.poll_output() else { panic!("no allocation") };
+    relay.handle_relay_opened(start, port, true);
+    let (answer, _) = reply(&mut relay).unwrap();
+    assert_eq!(Message::parse(&answer).unwrap().unverified().u32(attr::LIFETIME), Some(30));
+    let later = start.after(Duration::from_secs(20));
+    relay.handle_client(later, client(1), MARKS, &ask(Method::REFRESH, 2));
+    let (answer, _) = reply(&mut relay).unwrap();
+    assert_eq!(Message::parse(&answer).unwrap().unverified().u32(attr::LIFETIME), Some(10));
+    relay.handle_timeout(start.after(Duration::from_secs(29)));
+    assert_eq!(relay.len(), 1);
+    relay.handle_timeout(start.after(Duration::from_secs(30)));
+    assert!(relay.is_empty());
+}
