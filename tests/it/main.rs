@@ -16,6 +16,7 @@ mod architecture;
 mod bulk;
 mod examples;
 mod front_door;
+mod fuzz_corpora;
 mod house;
 mod judges;
 mod lab;
