@@ -75,7 +75,9 @@ fn prefixes(stream: &[u8]) {
 /// Frames that the relay writes come out as they went in.
 fn built(length: usize, seed: u8, stuff: &[u8]) {
     let mut written = Vec::new();
-    for (turn, payload) in [&stuff[..length.min(stuff.len())], &stuff[..stuff.len() / 2], &[]].into_iter().enumerate() {
+    for (turn, payload) in
+        [&stuff[..length.min(stuff.len())], &stuff[..stuff.len() / 2], &[]].into_iter().enumerate()
+    {
         let len = u16::try_from(payload.len()).unwrap();
         let peer = SocketAddr::from((Ipv4Addr::from([seed; 4]), u16::from(seed)));
         let header = match (turn + usize::from(seed)) % 2 {

@@ -54,7 +54,8 @@ fn getters(message: &Message<'_>, attributes: &Attributes<'_>) {
                 .xor_address(kind, address)
                 .finish();
             // Some types mean something to the parser itself.
-            let again = Message::parse(&bytes).ok().and_then(|again| again.unverified().xor_address(kind).ok()?);
+            let again =
+                Message::parse(&bytes).ok().and_then(|again| again.unverified().xor_address(kind).ok()?);
             assert!(again.is_none_or(|again| again == address));
         }
         assert!(value.len() <= usize::from(u16::MAX));
@@ -71,7 +72,10 @@ fn assert_same(bytes: &[u8], as_message: &Message<'_>) {
     assert_eq!(again.class(), as_message.class());
     assert_eq!(again.method(), as_message.method());
     assert_eq!(again.transaction(), as_message.transaction());
-    assert!(again.unverified().iter().eq(as_message.unverified().iter()), "attributes and their order are kept");
+    assert!(
+        again.unverified().iter().eq(as_message.unverified().iter()),
+        "attributes and their order are kept"
+    );
 }
 
 /// The bytes between an attribute's value and the next attribute, of a sound message.
