@@ -1,12 +1,15 @@
 //! The configuration file: TOML, every key optional, unknown keys refused. The only file that knows the format.
 
+mod auth;
+
 use crate::server;
 use crate::signaling;
+use crate::stun_server::Home;
 use crate::telemetry;
 use ipnet::IpNet;
 use serde::Deserialize;
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -73,7 +76,12 @@ impl Config {
         server.aux_port = file.aux_port;
         server.public = file.public;
         server.workers = file.workers;
+        server.nat_discovery = file.stun.nat_discovery(&server.listen)?;
+        file.limits.apply(&mut server.limits)?;
+        server.proxies = file.proxy_protocol_from;
+        file.tls.apply(&mut server.tls)?;
         file.turn.apply(&mut server.turn)?;
+        file.auth.apply(&server.turn, &mut server.auth)?;
         file.signaling.apply(&mut server.signaling)?;
         if server.listen.is_empty() {
             return Err(ConfigError::Value { key: "listen", rule: "must name at least one address" });
@@ -97,17 +105,128 @@ struct File {
     aux_port: Option<u16>,
     public: Vec<IpAddr>,
     workers: Option<usize>,
+    stun: Stun,
+    limits: Limits,
+    proxy_protocol_from: Vec<IpNet>,
+    tls: Tls,
     turn: Turn,
+    auth: auth::Auth,
     signaling: Signaling,
     log: Log,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+struct Stun {
+    nat_discovery: Vec<String>,
+}
+
+impl Stun {
+    /// Reads `LOCAL` and `PUBLIC/LOCAL`, none or two of a family, each one that `listen` covers.
+    fn nat_discovery(&self, listen: &[IpAddr]) -> Result<Vec<Home>, ConfigError> {
+        let value = |rule| ConfigError::Value { key: "stun.nat_discovery", rule };
+        let homes: Option<Vec<Home>> = self.nat_discovery.iter().map(|text| home(text)).collect();
+        let homes = homes.ok_or(value("must hold addresses: LOCAL, or PUBLIC/LOCAL behind a 1:1 NAT"))?;
+        for v6 in [false, true] {
+            let family: Vec<_> = homes.iter().filter(|home| home.local.is_ipv6() == v6).collect();
+            let distinct = |[a, b]: [&Home; 2]| a.local != b.local && a.public != b.public;
+            match family[..] {
+                [] => {}
+                [a, b] if distinct([a, b]) => {}
+                _ => return Err(value("must hold two different addresses of a family, or none")),
+            }
+        }
+        let covered = |home: &Home| {
+            let local = home.local;
+            listen.iter().any(|ip| *ip == local || (ip.is_unspecified() && ip.is_ipv6() == local.is_ipv6()))
+        };
+        if homes.iter().all(covered) { Ok(homes) } else { Err(value("must hold addresses of `listen`")) }
+    }
+}
+
+fn home(text: &str) -> Option<Home> {
+    let (public, local) = text.split_once('/').unwrap_or((text, text));
+    let home = Home { local: local.parse().ok()?, public: public.parse().ok()? };
+    let sound = home.local.is_ipv6() == home.public.is_ipv6() && !home.local.is_unspecified();
+    sound.then_some(home)
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Limits {
+    unauthenticated_rate: Option<u32>,
+    unauthenticated_burst: Option<u32>,
+    unlimited_from: Option<Vec<IpNet>>,
+    connections_per_address: Option<u32>,
+}
+
+impl Limits {
+    fn apply(self, limits: &mut server::LimitsConfig) -> Result<(), ConfigError> {
+        let strangers = &mut limits.unauthenticated;
+        for (key, given, limit) in [
+            ("limits.unauthenticated_rate", self.unauthenticated_rate, &mut strangers.rate),
+            ("limits.unauthenticated_burst", self.unauthenticated_burst, &mut strangers.burst),
+            (
+                "limits.connections_per_address",
+                self.connections_per_address,
+                &mut limits.connections_per_address,
+            ),
+        ] {
+            match given {
+                Some(0) => return Err(ConfigError::Value { key, rule: "must be at least 1" }),
+                Some(given) => *limit = given,
+                None => {}
+            }
+        }
+        if let Some(prefixes) = self.unlimited_from {
+            strangers.unlimited_from = prefixes;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Tls {
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    name: Option<String>,
+    port: Option<u16>,
+}
+
+impl Tls {
+    fn apply(self, tls: &mut server::TlsConfig) -> Result<(), ConfigError> {
+        let value = |key, rule| ConfigError::Value { key, rule };
+        tls.certificate = match (self.certificate, self.key) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            (Some(_), None) => return Err(value("tls.key", "must be set where tls.certificate is")),
+            (None, Some(_)) => return Err(value("tls.certificate", "must be set where tls.key is")),
+        };
+        let host = |name: &String| {
+            name.parse::<IpAddr>().is_ok()
+                || !name.is_empty()
+                    && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+        };
+        if !self.name.iter().all(host) {
+            return Err(value("tls.name", "must be a host name or an address, without a port"));
+        }
+        if self.name.is_some() && tls.certificate.is_none() {
+            return Err(value("tls.name", "needs tls.certificate: no client would trust a self-signed one"));
+        }
+        (tls.name, tls.port) = (self.name, self.port);
+        Ok(())
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 struct Turn {
     realm: Option<String>,
-    users: HashMap<String, String>,
+    users: HashMap<String, auth::User>,
     rest_secret: Option<String>,
+    alternate_server: Vec<SocketAddr>,
+    alternate_domain: Option<String>,
     relay_ports: Option<String>,
     share_relay_ports: Option<bool>,
     relay_addresses: Vec<IpAddr>,
@@ -128,10 +247,10 @@ impl Turn {
     fn apply(self, turn: &mut server::TurnConfig) -> Result<(), ConfigError> {
         let value = |key, rule| ConfigError::Value { key, rule };
         turn.realm = self.realm.unwrap_or_else(|| turn.realm.clone());
-        if turn.realm.is_empty() || turn.realm.len() > 127 {
-            return Err(value("turn.realm", "must have 1 to 127 bytes"));
-        }
-        turn.users = self.users;
+        auth::realm_name("turn.realm", &turn.realm)?;
+        turn.users = auth::users("turn.users", self.users)?;
+        turn.alternate_server = self.alternate_server;
+        turn.alternate_domain = self.alternate_domain;
         turn.rest_secret = self.rest_secret.map(String::into_bytes);
         if turn.rest_secret.as_ref().is_some_and(|secret| secret.len() < 16) {
             return Err(value("turn.rest_secret", "must have at least 16 bytes"));
@@ -266,6 +385,21 @@ mod tests {
             ("[signaling]\ntag_lifetime = 0", "signaling.tag_lifetime"),
             ("[signaling]\nnotify_from = 'nobody'", "notify_from"),
             ("listen = []", "listen"),
+            ("[stun]\nnat_discovery = ['192.0.2.1']", "stun.nat_discovery"),
+            ("[stun]\nnat_discovery = ['192.0.2.1', '192.0.2.1']", "stun.nat_discovery"),
+            ("[stun]\nnat_discovery = ['192.0.2.1', '2001:db8::1']", "stun.nat_discovery"),
+            ("[stun]\nnat_discovery = ['192.0.2.1', 'here']", "stun.nat_discovery"),
+            ("listen = ['192.0.2.1']\n[stun]\nnat_discovery = ['192.0.2.1', '192.0.2.2']", "of `listen`"),
+            ("[limits]\nunauthenticated_rate = 0", "limits.unauthenticated_rate"),
+            ("[limits]\nunauthenticated_burst = 0", "limits.unauthenticated_burst"),
+            ("[limits]\nconnections_per_address = 0", "limits.connections_per_address"),
+            ("[limits]\nunlimited_from = ['everywhere']", "unlimited_from"),
+            ("proxy_protocol_from = ['10.0.0.0/33']", "proxy_protocol_from"),
+            ("[tls]\ncertificate = 'a.pem'", "tls.key"),
+            ("[tls]\nkey = 'a.pem'", "tls.certificate"),
+            ("[tls]\nname = 'turn.example.org'", "tls.name"),
+            ("[tls]\ncertificate = 'a'\nkey = 'b'\nname = 'a:5349'", "tls.name"),
+            ("[tls]\nport = 70000", "port"),
         ] {
             let error = Config::parse(text).unwrap_err().to_string();
             assert!(error.contains(named), "{text}: {error}");
@@ -279,7 +413,17 @@ mod tests {
         )
         .unwrap();
         assert_eq!((config.server.port, config.server.turn.relay_ports), (4000, Some(50_000..=50_063)));
-        assert_eq!(config.server.turn.users["alice"], "pw");
+        assert_eq!(config.server.turn.users["alice"], server::StaticUser::Password("pw".to_owned()));
         assert!(!config.server.signaling.list);
+    }
+
+    #[test]
+    fn the_addresses_of_nat_discovery_may_differ_outside() {
+        let text = "[stun]\nnat_discovery = ['198.51.100.1/10.0.0.1', '198.51.100.2/10.0.0.2', '2001:db8::1', '2001:db8::2']";
+        let homes = Config::parse(text).unwrap().server.nat_discovery;
+        assert_eq!(homes.len(), 4);
+        let (local, public) = ("10.0.0.1".parse().unwrap(), "198.51.100.1".parse().unwrap());
+        assert_eq!(homes[0], Home { local, public });
+        assert_eq!(homes[2].local, homes[2].public);
     }
 }

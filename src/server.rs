@@ -1,38 +1,58 @@
 //! Composition: owns the workers, the listeners and signalling; one shutdown, and the first failure stops all.
 
+mod auth;
+mod auth_hook;
+mod credentials_file;
 mod doors;
+mod dtls;
 mod inbox;
 mod legs;
+mod limits;
 mod page;
 mod self_test;
 mod stream;
+mod websocket;
 mod worker;
 
+use crate::net::certificate::Certificate;
+pub use crate::net::certificate::CertificateError;
+use crate::net::connections::Connections;
+use crate::net::gate::Gate;
 use crate::net::interfaces;
 use crate::net::time;
+use crate::net::tls::Tls;
 use crate::signaling::{self, AccessKey, IceServers};
 use crate::state::State;
-use crate::stun::long_term_digest;
-use crate::turn_server::auth::{Authority, Credentials, RestSecret};
+use crate::stun_server::Home;
+use crate::turn_server::alternate::Alternates;
+use crate::turn_server::auth::{Authority, RestSecret};
 use crate::turn_server::machine::{Features, Limits, Relay, Shared};
+use crate::turn_server::mobility::Tickets;
 use crate::turn_server::policy::{PeerPolicy, PolicyConfig};
 use crate::turn_server::ports::{RelayAddress, RelayPorts};
 use crate::turn_server::quota::Quota;
+pub use auth::{AuthConfig, OauthConfig, RealmConfig, StaticUser};
+pub use auth_hook::HookConfig;
+pub use credentials_file::CredentialsFileError;
 use doors::Doors;
+use dtls::{Dtls, Identity};
 use inbox::{Inbox, ToWorker};
 use ipnet::IpNet;
+pub use limits::LimitsConfig;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 pub use self_test::SelfTest;
 use std::collections::HashMap;
+use std::hash::RandomState;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use stream::StreamDoor;
+use stream::{Admits, StreamDoor};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use worker::{Parts, Worker};
@@ -53,10 +73,31 @@ pub struct Config {
     pub public: Vec<IpAddr>,
     /// Threads of the data plane; default one per core.
     pub workers: Option<usize>,
+    /// The addresses of NAT behaviour discovery, two of a family or none; each is listened on. Default none.
+    pub nat_discovery: Vec<Home>,
+    /// What strangers may cost.
+    pub limits: LimitsConfig,
+    /// Proxies whose PROXY headers name the real client; default none.
+    pub proxies: Vec<IpNet>,
+    /// TLS and DTLS.
+    pub tls: TlsConfig,
     /// The relay.
     pub turn: TurnConfig,
+    /// Where credentials come from.
+    pub auth: AuthConfig,
     /// Signalling; its keys, ICE servers and second port are filled in by the server.
     pub signaling: signaling::Config,
+}
+
+/// What TLS and DTLS are to be.
+#[derive(Debug, Clone, Default)]
+pub struct TlsConfig {
+    /// PEM files of the certificate chain and its key; default one that the server signs itself and keeps in the state folder.
+    pub certificate: Option<(PathBuf, PathBuf)>,
+    /// The host of `turns:` URLs; default the certificate's first DNS name. Without a certificate of its own a server offers none.
+    pub name: Option<String>,
+    /// A port that takes TLS and DTLS alone; 0 for none; default 5349, or none where that is taken.
+    pub port: Option<u16>,
 }
 
 /// What the relay is to be.
@@ -64,10 +105,14 @@ pub struct Config {
 pub struct TurnConfig {
     /// Realm of the long-term credentials; default `ginnel`.
     pub realm: String,
-    /// Static users and their passwords; default none.
-    pub users: HashMap<String, String>,
+    /// Static users of the default realm; default none.
+    pub users: HashMap<String, StaticUser>,
     /// Secret of time-limited credentials; default one derived from the state folder's.
     pub rest_secret: Option<Vec<u8>>,
+    /// Servers that new clients are sent to, one of their own family; default none: they are served here.
+    pub alternate_server: Vec<SocketAddr>,
+    /// The name that those servers' certificates have; default none.
+    pub alternate_domain: Option<String>,
     /// Ports of relayed addresses; default 49152–49215 where they are shared, 49152–65535 where not.
     pub relay_ports: Option<RangeInclusive<u16>>,
     /// Whether allocations share relay ports; default true.
@@ -111,7 +156,12 @@ impl Default for Config {
             aux_port: None,
             public: Vec::new(),
             workers: None,
+            nat_discovery: Vec::new(),
+            limits: LimitsConfig::default(),
+            proxies: Vec::new(),
+            tls: TlsConfig::default(),
             turn: TurnConfig::default(),
+            auth: AuthConfig::default(),
             signaling: signaling::Config::default(),
         }
     }
@@ -125,6 +175,8 @@ impl Default for TurnConfig {
             rest_secret: None,
             relay_ports: None,
             share_relay_ports: true,
+            alternate_server: Vec::new(),
+            alternate_domain: None,
             relay_addresses: Vec::new(),
             limits: Limits::default(),
             features: Features::default(),
@@ -154,9 +206,15 @@ pub enum ServerError {
     /// No address of this host can carry relayed addresses.
     #[error("no address for the relay: no interface has a usable one; set turn.relay_addresses")]
     NoRelayAddress,
+    /// The certificate cannot be used.
+    #[error("tls: {0}")]
+    Certificate(#[from] CertificateError),
     /// The system refused something else.
     #[error("{0}")]
     System(#[from] io::Error),
+    /// A credentials file cannot be used.
+    #[error("{0}")]
+    CredentialsFile(CredentialsFileError),
     /// A worker thread has ended.
     #[error("worker {index} stopped: {reason}")]
     Worker {
@@ -174,6 +232,12 @@ pub struct Facts {
     pub listen: Vec<SocketAddr>,
     /// The second UDP port.
     pub aux_port: u16,
+    /// The port for TLS and DTLS alone; the main port takes both as well.
+    pub tls_port: Option<u16>,
+    /// Whether the server signs its certificate itself.
+    pub tls_self_signed: bool,
+    /// The host that `turns:` URLs name; none with a self-signed certificate.
+    pub tls_name: Option<String>,
     /// What clients are told to use, the farthest-reaching first.
     pub advertised: Vec<SocketAddr>,
     /// Relay sockets' addresses and what peers see.
@@ -214,9 +278,18 @@ impl Server {
             .max(1);
         let own = interfaces::addresses()?;
         let relay = relay_addresses(&config, &own)?;
+        let certificate = match &config.tls.certificate {
+            Some((chain, key)) => Certificate::load(chain, key)?,
+            None => Certificate::own(&state.folder)?,
+        };
+        let (tls, identity) = (Tls::new(&certificate)?, Identity::new(&certificate, &state.folder)?);
         let doors = Doors::open(&config, worker_count).await?;
         let advertised = advertised(&config, &own, doors.port);
-        let ice = ice_servers(&config.turn, &advertised, rest_secret(&config.turn, state));
+        let (secret, _) = config.auth.secrets(&config.turn, state);
+        let mut ice = ice_servers(&config.turn, &advertised, secret);
+        let tls_name = tls_name(&config.tls, &certificate);
+        ice.turn_urls
+            .extend(tls_name.as_deref().map(|name| turns_url(name, doors.tls_port.unwrap_or(doors.port))));
         let mut signaling_config = config.signaling.clone();
         signaling_config.access_keys.push(AccessKey::new(&state.access_key));
         signaling_config.ice_servers = ice.clone();
@@ -224,10 +297,17 @@ impl Server {
             advertised.first().map(|a| SocketAddr::new(a.ip(), doors.aux_port).to_string());
         let mut seeds = ChaCha20Rng::from_os_rng();
         let signaling = signaling::start(signaling_config, doors.sockets()?, seed(&mut seeds));
-        let shared = shared(&config, &own, &relay, state, &doors);
+        let (authority, files) = auth::authority(&config.turn, &config.auth, state)?;
+        let (hook, lookups) = auth_hook::open(config.auth.hook.clone())?;
+        let tickets = Tickets::new(&config.auth.derive(state, "mobility tickets"))
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let shared = shared(&config, &own, &relay, (Arc::clone(&authority), tickets), &doors);
         let facts = Facts {
             listen: doors.listen.clone(),
             aux_port: doors.aux_port,
+            tls_port: doors.tls_port,
+            tls_self_signed: certificate.self_signed,
+            tls_name,
             advertised,
             relay,
             workers: worker_count,
@@ -237,9 +317,27 @@ impl Server {
         let dropped = Arc::new(AtomicU64::new(0));
         let (failed, failures) = mpsc::unbounded_channel();
         let (mut workers, mut inboxes) = (Vec::new(), Vec::new());
-        for (index, doors) in doors.per_worker.into_iter().enumerate() {
-            let relay = Relay::new(time::now(), shared.clone(), ChaCha20Rng::from_seed(seed(&mut seeds)));
-            let parts = Parts { doors, relay, signaling: signaling.handle(), dropped: Arc::clone(&dropped) };
+        let discovery = doors.discovery(&config);
+        let elsewhere =
+            (0..worker_count).map(|index| doors.elsewhere(index)).collect::<io::Result<Vec<_>>>()?;
+        let strangers = &config.limits.unauthenticated;
+        let connections = Connections::new(config.limits.connections_per_address, &strangers.unlimited_from);
+        for (index, (doors, elsewhere)) in doors.per_worker.into_iter().zip(elsewhere).enumerate() {
+            let parts = Parts {
+                doors,
+                elsewhere,
+                discovery: discovery.clone(),
+                dtls: Dtls::new(time::now(), identity.clone(), ChaCha20Rng::from_seed(seed(&mut seeds))),
+                gate: Gate::new(strangers, worker_count, time::now(), RandomState::new()),
+                relay: Relay::new(
+                    time::now(),
+                    Shared { worker: index as u16, ..shared.clone() },
+                    ChaCha20Rng::from_seed(seed(&mut seeds)),
+                ),
+                signaling: signaling.handle(),
+                lookups: lookups.of(index),
+                dropped: Arc::clone(&dropped),
+            };
             let (worker, inbox) = Worker::new(parts)?;
             inboxes.push(inbox);
             workers.push(spawn(index, worker, failed.clone())?);
@@ -247,12 +345,22 @@ impl Server {
         let inboxes: Arc<[Inbox]> = inboxes.into();
         let door = StreamDoor {
             workers: Arc::clone(&inboxes),
-            router: signaling.handle().router().merge(page::router()),
+            router: signaling.handle().router().merge(page::router()).merge(websocket::router()),
+            tls,
+            proxies: config.proxies.into(),
             room: Arc::new(Semaphore::new(MAX_STREAMS)),
+            connections,
         };
         let mut listeners = JoinSet::new();
+        listeners.spawn(files.watch(Arc::clone(&authority)));
+        if let Some(hook) = hook {
+            listeners.spawn(hook.run(authority, Arc::clone(&inboxes)));
+        }
         for listener in doors.tcp {
-            listeners.spawn(door.clone().serve(listener));
+            listeners.spawn(door.clone().serve(listener, Admits::All));
+        }
+        for listener in doors.tls {
+            listeners.spawn(door.clone().serve(listener, Admits::Tls));
         }
         Ok(Self { facts, signaling, listeners, workers, inboxes, failures })
     }
@@ -296,6 +404,15 @@ impl Server {
     }
 }
 
+/// Returns what clients of a server with this configuration are told to use, without starting one.
+///
+/// # Errors
+/// The system does not tell this host's addresses.
+pub fn ice_offer(config: &Config, state: &State) -> io::Result<IceServers> {
+    let advertised = advertised(config, &interfaces::addresses()?, config.port);
+    Ok(ice_servers(&config.turn, &advertised, config.auth.secrets(&config.turn, state).0))
+}
+
 fn spawn(
     index: usize,
     worker: Worker,
@@ -313,13 +430,6 @@ fn seed(seeds: &mut ChaCha20Rng) -> [u8; 32] {
     let mut seed = [0; 32];
     seeds.fill_bytes(&mut seed);
     seed
-}
-
-fn rest_secret(turn: &TurnConfig, state: &State) -> RestSecret {
-    match &turn.rest_secret {
-        Some(secret) => RestSecret::new(secret),
-        None => RestSecret::new(&state.derive("turn credentials")),
-    }
 }
 
 /// Chooses one relay address a family: the configured one, else the one listened on, else the farthest-reaching.
@@ -366,26 +476,55 @@ fn ice_servers(turn: &TurnConfig, advertised: &[SocketAddr], secret: RestSecret)
     }
 }
 
-fn shared(config: &Config, own: &[IpAddr], relay: &[RelayAddress], state: &State, doors: &Doors) -> Shared {
+/// Returns the host of `turns:` URLs: browsers verify the certificate, so there is none without a real one.
+fn tls_name(config: &TlsConfig, certificate: &Certificate) -> Option<String> {
+    if certificate.self_signed {
+        return None;
+    }
+    config.name.clone().or_else(|| certificate.name())
+}
+
+fn turns_url(name: &str, port: u16) -> String {
+    let host = match name.parse::<Ipv6Addr>() {
+        Ok(ip) => format!("[{ip}]"),
+        Err(_) => name.to_owned(),
+    };
+    format!("turns:{host}:{port}?transport=tcp")
+}
+
+fn shared(
+    config: &Config,
+    own: &[IpAddr],
+    relay: &[RelayAddress],
+    (authority, tickets): (Arc<Authority>, Tickets),
+    doors: &Doors,
+) -> Shared {
     let turn = &config.turn;
-    let digest =
-        |(user, password): (&String, &String)| (user.clone(), long_term_digest(user, &turn.realm, password));
-    let credentials =
-        Credentials { users: turn.users.iter().map(digest).collect(), rest: Some(rest_secret(turn, state)) };
     let ports = Arc::new(RelayPorts::new(relay, turn.relay_ports()));
+    let second = config.nat_discovery.iter().map(|home| &home.public);
     let policy = PolicyConfig {
         allow_peers: turn.allow_peers.clone(),
         deny_peers: turn.deny_peers.clone(),
-        own_addresses: own.iter().chain(&config.public).copied().filter(|ip| !ip.is_loopback()).collect(),
-        own_ports: vec![doors.port, doors.aux_port],
+        own_addresses: own
+            .iter()
+            .chain(&config.public)
+            .chain(second)
+            .copied()
+            .filter(|ip| !ip.is_loopback())
+            .collect(),
+        own_ports: [doors.port, doors.aux_port].into_iter().chain(doors.tls_port).collect(),
     };
     Shared {
-        authority: Arc::new(Authority::new(&turn.realm, credentials, &state.derive("nonces"))),
+        authority,
+        alternates: Arc::new(Alternates::new(turn.alternate_server.clone(), turn.alternate_domain.clone())),
         policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
         ports,
         reservations: Arc::default(),
         quota: Arc::new(Quota::new(turn.allocations_per_user, turn.max_allocations)),
         addresses: relay.into(),
+        connections: Arc::default(),
+        tickets: Arc::new(tickets),
+        worker: 0,
         limits: turn.limits(doors.per_worker.len()),
         features: turn.features,
     }

@@ -8,10 +8,12 @@
 mod attributes;
 mod builder;
 mod message;
+mod password;
 
 pub use attributes::{AddressError, Attributes, attr};
 pub use builder::Builder;
 pub use message::{Class, Message, Method, ParseError, TransactionId};
+pub use password::{PasswordAlgorithm, long_term_digest, long_term_digest_sha256, userhash};
 
 use ring::hmac;
 
@@ -20,42 +22,77 @@ pub const MAGIC_COOKIE: u32 = 0x2112_A442;
 /// Bytes in front of the attributes.
 pub const HEADER_LEN: usize = 20;
 
-/// A key for MESSAGE-INTEGRITY (HMAC-SHA1).
-#[derive(Debug, Clone)]
-pub struct Key(hmac::Key);
+/// Which integrity attribute a key makes and verifies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Integrity {
+    /// MESSAGE-INTEGRITY, HMAC-SHA1: what every client knows.
+    Sha1,
+    /// MESSAGE-INTEGRITY-SHA256 ([RFC 8489 section 14.6](https://www.rfc-editor.org/rfc/rfc8489#section-14.6)).
+    Sha256,
+}
 
-impl Key {
-    /// Makes the key of short-term credentials: the password itself.
+impl Integrity {
+    /// Returns the attribute's type.
     #[must_use]
-    pub fn short_term(password: &str) -> Self {
-        Self::from_bytes(password.as_bytes())
+    pub fn attribute(self) -> u16 {
+        match self {
+            Self::Sha1 => attr::MESSAGE_INTEGRITY,
+            Self::Sha256 => attr::MESSAGE_INTEGRITY_SHA256,
+        }
     }
 
-    /// Makes the key of long-term credentials from the MD5 digest that [`long_term_digest`] gives.
-    #[must_use]
-    pub fn from_bytes(bytes: &[u8]) -> Self {
-        Self(hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, bytes))
+    /// Returns the length of the whole value in bytes.
+    const fn len(self) -> usize {
+        match self {
+            Self::Sha1 => 20,
+            Self::Sha256 => 32,
+        }
     }
 }
 
-/// Digests long-term credentials to `MD5(user ":" realm ":" password)`
-/// ([RFC 8489 section 9.2.2](https://www.rfc-editor.org/rfc/rfc8489#section-9.2.2)), which is all a server needs to keep.
-#[must_use]
-pub fn long_term_digest(user: &str, realm: &str, password: &str) -> [u8; 16] {
-    use md5::{Digest, Md5};
-    let mut md5 = Md5::new();
-    for part in [user, ":", realm, ":", password] {
-        md5.update(part.as_bytes());
+/// A key for one of the two integrity attributes.
+#[derive(Debug, Clone)]
+pub struct Key {
+    integrity: Integrity,
+    hmac: hmac::Key,
+}
+
+impl Key {
+    /// Makes a key for `integrity` from its bytes: a password, a digest of long-term credentials, or a token's key.
+    #[must_use]
+    pub fn new(integrity: Integrity, bytes: &[u8]) -> Self {
+        let algorithm = match integrity {
+            Integrity::Sha1 => hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
+            Integrity::Sha256 => hmac::HMAC_SHA256,
+        };
+        Self { integrity, hmac: hmac::Key::new(algorithm, bytes) }
     }
-    md5.finalize().into()
+
+    /// Makes the MESSAGE-INTEGRITY key of short-term credentials: the password itself.
+    #[must_use]
+    pub fn short_term(password: &str) -> Self {
+        Self::new(Integrity::Sha1, password.as_bytes())
+    }
+
+    /// Makes the MESSAGE-INTEGRITY key of long-term credentials from the MD5 digest that [`long_term_digest`] gives.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        Self::new(Integrity::Sha1, bytes)
+    }
+
+    /// Returns which attribute the key is for.
+    #[must_use]
+    pub fn integrity(&self) -> Integrity {
+        self.integrity
+    }
 }
 
 const FINGERPRINT_XOR: u32 = 0x5354_554E;
 
-/// Computes MESSAGE-INTEGRITY over `before`, the bytes in front of the attribute, as if the message ended with it.
-fn integrity(key: &Key, before: &[u8]) -> hmac::Tag {
-    let mut context = hmac::Context::with_key(&key.0);
-    digest_with_length(before, 24, |part| context.update(part));
+/// Computes the integrity attribute over `before`, the bytes in front of it, as if the message ended with its `value_len` bytes.
+fn integrity(key: &Key, before: &[u8], value_len: usize) -> hmac::Tag {
+    let mut context = hmac::Context::with_key(&key.hmac);
+    digest_with_length(before, 4 + value_len, |part| context.update(part));
     context.sign()
 }
 

@@ -22,6 +22,7 @@ fn run(command: GinnelCommand) -> anyhow::Result<()> {
         GinnelCommand::Key { state } => {
             Ok(writeln!(std::io::stdout(), "{}", State::open(&state)?.access_key)?)
         }
+        GinnelCommand::Credentials(credentials) => credentials.run(),
         GinnelCommand::Config => {
             Ok(write!(std::io::stdout(), "{}", include_str!("../../docs/ginnel.example.toml"))?)
         }

@@ -3,6 +3,7 @@
 pub mod agent;
 mod agent_pipe;
 mod agent_report;
+pub mod credentials;
 pub mod serve;
 
 use clap::{Parser, Subcommand};
@@ -32,6 +33,8 @@ pub enum GinnelCommand {
         #[arg(long, value_name = "DIR", default_value = "state")]
         state: PathBuf,
     },
+    /// Print time-limited credentials for a client of the relay, or the keys of a password
+    Credentials(credentials::Credentials),
     /// Print every configuration key with its default, as TOML
     Config,
 }

@@ -106,6 +106,13 @@ fn introduction(facts: &Facts, state: &State) -> String {
     let listen = join(facts.listen.iter().map(ToString::to_string).collect());
     line("listen", format!("{listen} udp + tcp — STUN, TURN, signalling (WebSocket and UDP), HTTP"));
     line("second", format!("{} udp — NAT tests, notify port", facts.aux_port));
+    let vouched = match (&facts.tls_name, facts.tls_self_signed) {
+        (Some(name), _) => name,
+        (None, true) => "self-signed: no turns: URL is offered",
+        (None, false) => "no name in the certificate: set tls.name to offer turns: URLs",
+    };
+    let ports = facts.tls_port.map(|port| format!(", and alone on {port} udp + tcp")).unwrap_or_default();
+    line("tls", format!("{vouched} — TLS and DTLS on the same port{ports}"));
     for address in &facts.advertised {
         line("address", format!("{}{}", address.ip(), caution(address.ip())));
     }

@@ -37,11 +37,14 @@ pub enum StreamKind {
     Stun,
     /// An HTTP/1 method; WebSocket begins this way too.
     Http,
+    /// A TLS handshake record: 0x16 0x03. What is inside is judged again after the handshake.
+    Tls,
     /// Nothing that is served here.
     Unknown,
 }
 
 const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xA4, 0x42];
+const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
 const METHODS: [&[u8]; 7] = [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH "];
 
 /// The most bytes [`stream`] ever needs.
@@ -56,6 +59,9 @@ pub fn stream(start: &[u8]) -> Option<StreamKind> {
             .iter()
             .any(|method| start.len() >= method.len() && agrees(method))
             .then_some(StreamKind::Http);
+    }
+    if agrees(&TLS_HANDSHAKE) {
+        return (start.len() >= TLS_HANDSHAKE.len()).then_some(StreamKind::Tls);
     }
     if start.first().is_some_and(|byte| *byte > 0x03) {
         return Some(StreamKind::Unknown);
@@ -96,7 +102,9 @@ mod tests {
         assert_eq!(stream(b"OPTIONS "), Some(StreamKind::Http));
         assert_eq!(stream(b"P"), None);
         assert_eq!(stream(&[0, 1, 0, 0, 1, 2, 3, 4]), Some(StreamKind::Unknown));
-        assert_eq!(stream(&[0x16, 3]), Some(StreamKind::Unknown));
+        assert_eq!(stream(&[0x16, 3]), Some(StreamKind::Tls));
+        assert_eq!(stream(&[0x16]), None);
+        assert_eq!(stream(&[0x16, 2]), Some(StreamKind::Unknown));
         assert_eq!(stream(b"SSH-"), Some(StreamKind::Unknown));
     }
 }

@@ -4,12 +4,16 @@ use super::worker::DoorSocket;
 use super::{Config, ServerError};
 use crate::net::udp::{Role, UdpPort};
 use crate::signaling::{Door, Sockets};
+use crate::stun_server::Discovery;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use tokio::net::TcpListener;
 
 /// The second UDP port where none is set.
 const AUX_PORT: u16 = 3479;
+
+/// The TLS and DTLS port where none is set.
+const TLS_PORT: u16 = 5349;
 
 /// Every open port.
 #[derive(Debug)]
@@ -18,6 +22,9 @@ pub(super) struct Doors {
     pub(super) aux_port: u16,
     pub(super) listen: Vec<SocketAddr>,
     pub(super) tcp: Vec<TcpListener>,
+    /// The TLS port, and its listeners.
+    pub(super) tls_port: Option<u16>,
+    pub(super) tls: Vec<TcpListener>,
     pub(super) per_worker: Vec<Vec<DoorSocket>>,
 }
 
@@ -44,17 +51,34 @@ impl Doors {
         for address in &listen {
             for doors in &mut per_worker {
                 let opened = open_udp(*address, Role::Shared)?;
-                doors.push(DoorSocket { port: opened, door: Door::Main });
+                doors.push(DoorSocket { port: opened, door: Door::Main, dtls_only: false });
             }
         }
         let aux_port = open_aux(config, &listen, &mut per_worker[0])?;
-        Ok(Self { port, aux_port, listen, tcp, per_worker })
+        for home in &config.nat_discovery {
+            // An address that is not this host's would fail with every answer instead.
+            open_udp(SocketAddr::new(home.local, 0), Role::Single)?;
+        }
+        let tls = open_tls(config, &listen, &mut per_worker).await?;
+        let tls_port = (!tls.is_empty()).then(|| tls_port(config));
+        Ok(Self { port, aux_port, listen, tcp, tls_port, tls, per_worker })
+    }
+
+    /// Clones the second port's sockets for a worker that does not own them.
+    pub(super) fn elsewhere(&self, worker: usize) -> io::Result<Vec<UdpPort>> {
+        if worker == 0 { Ok(Vec::new()) } else { Ok(self.sockets()?.aux) }
+    }
+
+    /// Makes what says which door an answer leaves by.
+    pub(super) fn discovery(&self, config: &Config) -> Discovery {
+        Discovery::new([self.port, self.aux_port], &config.nat_discovery, &config.public)
     }
 
     /// Clones the sockets for signalling's sends.
     pub(super) fn sockets(&self) -> io::Result<Sockets> {
         let of = |door: Door| {
-            let doors = self.per_worker[0].iter().filter(move |socket| socket.door == door);
+            let doors =
+                self.per_worker[0].iter().filter(move |socket| socket.door == door && !socket.dtls_only);
             doors.map(|socket| socket.port.try_clone()).collect::<io::Result<Vec<_>>>()
         };
         Ok(Sockets { main: of(Door::Main)?, aux: of(Door::Aux)? })
@@ -78,7 +102,7 @@ fn open_aux(config: &Config, listen: &[SocketAddr], doors: &mut Vec<DoorSocket>)
             .map(|address| {
                 let port = open_udp(SocketAddr::new(address.ip(), number), Role::Single)?;
                 number = port.local_addr().port();
-                Ok(DoorSocket { port, door: Door::Aux })
+                Ok(DoorSocket { port, door: Door::Aux, dtls_only: false })
             })
             .collect();
         match opened {
@@ -90,6 +114,38 @@ fn open_aux(config: &Config, listen: &[SocketAddr], doors: &mut Vec<DoorSocket>)
         }
     }
     Err(refused.unwrap_or(ServerError::NoRelayAddress))
+}
+
+fn tls_port(config: &Config) -> u16 {
+    config.tls.port.unwrap_or(TLS_PORT)
+}
+
+/// Opens the TLS and DTLS port on every address; none where it is 0, or taken and nobody has asked for it.
+async fn open_tls(
+    config: &Config,
+    listen: &[SocketAddr],
+    per_worker: &mut [Vec<DoorSocket>],
+) -> Result<Vec<TcpListener>, ServerError> {
+    let (mut listeners, port) = (Vec::new(), tls_port(config));
+    for address in listen.iter().filter(|address| port != 0 && address.port() != port) {
+        let address = SocketAddr::new(address.ip(), port);
+        match open_tcp(address).await {
+            Ok(listener) => listeners.push(listener),
+            Err(error) if config.tls.port.is_none() => {
+                tracing::info!(%error, port, "no port for TLS alone; TLS is on the main port all the same");
+                return Ok(Vec::new());
+            }
+            Err(source) => return Err(ServerError::Listen { address, transport: "tcp", source }),
+        }
+    }
+    for listener in &listeners {
+        let address = listener.local_addr()?;
+        for doors in per_worker.iter_mut() {
+            let port = open_udp(address, Role::Shared)?;
+            doors.push(DoorSocket { port, door: Door::Main, dtls_only: true });
+        }
+    }
+    Ok(listeners)
 }
 
 async fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {

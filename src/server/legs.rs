@@ -1,5 +1,6 @@
 //! The way back to a client: through the door it came in by, whatever its transport.
 
+use super::dtls::Dtls;
 use super::worker::DoorSocket;
 use crate::ids::Pii;
 use crate::net::udp::{Transmit, UdpPort};
@@ -13,32 +14,49 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::mpsc;
 
-/// One worker's listening sockets and the queues of its stream clients.
+/// One worker's listening sockets, its DTLS sessions and the queues of its stream clients.
 #[derive(Debug)]
 pub(super) struct Legs {
     pub(super) doors: Vec<DoorSocket>,
-    pub(super) streams: HashMap<FiveTuple, mpsc::Sender<Bytes>>,
+    /// Handles on other workers' doors, to send by.
+    elsewhere: Vec<UdpPort>,
+    /// Each with the number of its link.
+    pub(super) streams: HashMap<FiveTuple, (u64, mpsc::Sender<Bytes>)>,
+    pub(super) dtls: Dtls,
     dropped: Arc<AtomicU64>,
 }
 
 impl Legs {
-    pub(super) fn new(doors: Vec<DoorSocket>, dropped: Arc<AtomicU64>) -> Self {
-        Self { doors, streams: HashMap::new(), dropped }
+    pub(super) fn new(
+        doors: Vec<DoorSocket>,
+        elsewhere: Vec<UdpPort>,
+        dtls: Dtls,
+        dropped: Arc<AtomicU64>,
+    ) -> Self {
+        Self { doors, elsewhere, streams: HashMap::new(), dtls, dropped }
     }
 
     /// Sends `bytes`, one whole frame, to `client`.
-    pub(super) fn send(&self, client: FiveTuple, bytes: &[u8]) {
+    pub(super) fn send(&mut self, client: FiveTuple, bytes: &[u8]) {
         self.send_marked(client, Marks::default(), bytes);
     }
 
     /// The same for relayed data, whose IP header passes something on where the client is reached by datagrams.
-    pub(super) fn send_marked(&self, client: FiveTuple, marks: Marks, bytes: &[u8]) {
+    pub(super) fn send_marked(&mut self, client: FiveTuple, marks: Marks, bytes: &[u8]) {
         match client.transport {
             Transport::Udp => self.send_datagram(client, marks, bytes),
+            // It leaves as what the sessions put out.
+            Transport::Dtls => {
+                if !self.dtls.send(client, bytes) {
+                    self.note_dropped();
+                }
+            }
             // A stream that does not keep up loses datagrams, as a network would; it holds up nobody else.
             _ => {
-                let queued =
-                    self.streams.get(&client).map(|replies| replies.try_send(Bytes::copy_from_slice(bytes)));
+                let queued = self
+                    .streams
+                    .get(&client)
+                    .map(|(_, replies)| replies.try_send(Bytes::copy_from_slice(bytes)));
                 if !matches!(queued, Some(Ok(()))) {
                     self.note_dropped();
                 }
@@ -46,7 +64,8 @@ impl Legs {
         }
     }
 
-    fn send_datagram(&self, client: FiveTuple, marks: Marks, bytes: &[u8]) {
+    /// Sends one datagram as it is.
+    pub(super) fn send_datagram(&self, client: FiveTuple, marks: Marks, bytes: &[u8]) {
         let here = client.server;
         let Some(port) = self.door_to(here) else { return };
         let source = port.local_addr().ip().is_unspecified().then_some(here.ip());
@@ -57,7 +76,7 @@ impl Legs {
 
     /// Returns the socket that receives what is sent to `here`.
     fn door_to(&self, here: SocketAddr) -> Option<&UdpPort> {
-        self.doors.iter().map(|door| &door.port).find(|port| {
+        self.doors.iter().map(|door| &door.port).chain(&self.elsewhere).find(|port| {
             let local = port.local_addr();
             local.port() == here.port()
                 && (local.ip() == here.ip()

@@ -4,15 +4,18 @@
 //! something, carry out what the relay says, begin again. A socket with more to give than one batch waits for its next turn, so
 //! that no peer can starve the others.
 
+use super::auth_hook::Lookups;
+use super::dtls::{self, Dtls};
 use super::inbox::{Inbox, ToWorker};
 use super::legs::Legs;
 use crate::clock::Now;
 use crate::net::demux::{self, DatagramKind};
+use crate::net::gate::Gate;
 use crate::net::time;
 use crate::net::udp::{Datagram, RecvBatch, Role, Transmit, UdpPort};
 use crate::signaling::{Door, Handle};
 use crate::stun::Message;
-use crate::stun_server;
+use crate::stun_server::{self, Discovery};
 use crate::turn_server::data::PeerError;
 use crate::turn_server::machine::{Marks, Output, Relay, ToClient, ToPeer};
 use crate::turn_server::{FiveTuple, RelayId, Transport};
@@ -48,14 +51,22 @@ enum Turn {
 pub(super) struct DoorSocket {
     pub(super) port: UdpPort,
     pub(super) door: Door,
+    /// Whether everything but DTLS is dropped.
+    pub(super) dtls_only: bool,
 }
 
 /// What a worker begins with.
 #[derive(Debug)]
 pub(super) struct Parts {
     pub(super) doors: Vec<DoorSocket>,
+    /// Handles on other workers' doors, for answers that leave by another port than the question came by.
+    pub(super) elsewhere: Vec<UdpPort>,
+    pub(super) discovery: Discovery,
+    pub(super) gate: Gate,
     pub(super) relay: Relay,
+    pub(super) dtls: Dtls,
     pub(super) signaling: Handle,
+    pub(super) lookups: Lookups,
     pub(super) dropped: Arc<AtomicU64>,
 }
 
@@ -67,7 +78,10 @@ pub(super) struct Worker {
     legs: Legs,
     relay: Relay,
     relay_sockets: HashMap<RelayId, UdpPort>,
+    discovery: Discovery,
+    gate: Gate,
     signaling: Handle,
+    lookups: Lookups,
     ready: VecDeque<Token>,
     scratch: Vec<u8>,
 }
@@ -83,10 +97,13 @@ impl Worker {
         let worker = Self {
             poll,
             inbox: receiver,
-            legs: Legs::new(parts.doors, parts.dropped),
+            legs: Legs::new(parts.doors, parts.elsewhere, parts.dtls, parts.dropped),
             relay: parts.relay,
             relay_sockets: HashMap::new(),
+            discovery: parts.discovery,
+            gate: parts.gate,
             signaling: parts.signaling,
+            lookups: parts.lookups,
             ready: VecDeque::new(),
             scratch: Vec::new(),
         };
@@ -98,7 +115,8 @@ impl Worker {
         let mut events = Events::with_capacity(256);
         let mut batch = RecvBatch::default();
         loop {
-            let wait = match self.relay.poll_timeout() {
+            let deadlines = [self.relay.poll_timeout(), self.legs.dtls.poll_timeout()];
+            let wait = match deadlines.into_iter().flatten().min() {
                 _ if !self.ready.is_empty() => Some(std::time::Duration::ZERO),
                 deadline => deadline.map(|at| at.saturating_duration_since(time::now().mono)),
             };
@@ -125,7 +143,8 @@ impl Worker {
                 }
             }
             self.relay.handle_timeout(now);
-            self.carry_out(now);
+            self.legs.dtls.handle_timeout(now);
+            self.carry_out(now, 0);
         }
     }
 
@@ -134,15 +153,24 @@ impl Worker {
         for _ in 0..INBOX_TURN {
             let Ok(message) = self.inbox.try_recv() else { return Turn::Empty };
             match message {
-                ToWorker::Opened { client, replies } => drop(self.legs.streams.insert(client, replies)),
+                ToWorker::Opened { client, link, replies } => {
+                    if self.legs.streams.insert(client, (link, replies)).is_some() {
+                        self.relay.handle_client_gone(client);
+                    }
+                }
                 ToWorker::Frame { client, bytes } => self.hear_client(now, client, Marks::default(), &bytes),
-                ToWorker::Gone { client } => {
-                    self.legs.streams.remove(&client);
-                    self.relay.handle_client_gone(client);
+                ToWorker::Gone { client, link } => {
+                    if self.legs.streams.get(&client).is_some_and(|(current, _)| *current == link) {
+                        self.legs.streams.remove(&client);
+                        self.relay.handle_client_gone(client);
+                    }
+                }
+                ToWorker::LookedUp { question, answered } => {
+                    self.relay.handle_lookup_done(now, &question, answered);
                 }
                 ToWorker::Stop => return Turn::Stop,
             }
-            self.carry_out(now);
+            self.carry_out(now, 0);
         }
         Turn::More
     }
@@ -181,7 +209,7 @@ impl Worker {
                     self.pass_to_client(&forward);
                 }
             }
-            self.carry_out(now);
+            self.carry_out(now, datagram.payload.len());
         }
         if batch.is_drained() { Turn::Empty } else { Turn::More }
     }
@@ -206,11 +234,21 @@ impl Worker {
     }
 
     fn hear_door(&mut self, now: Now, index: usize, datagram: Datagram<'_>) {
-        let DoorSocket { port, door } = &self.legs.doors[index];
+        let DoorSocket { port, door, dtls_only } = &self.legs.doors[index];
         let local = port.local_addr();
         let server = SocketAddr::new(datagram.local_ip.unwrap_or(local.ip()), local.port());
         let tuple = FiveTuple { client: datagram.from, server, transport: Transport::Udp };
-        match (demux::datagram(datagram.payload), *door) {
+        let kind = demux::datagram(datagram.payload);
+        if *dtls_only && kind != DatagramKind::Dtls {
+            self.legs.note_dropped();
+            return;
+        }
+        match (kind, *door) {
+            (DatagramKind::Dtls, Door::Main) => {
+                if !self.legs.dtls.handle_datagram(now, (datagram.from, server), datagram.payload) {
+                    self.legs.note_dropped();
+                }
+            }
             (DatagramKind::Signaling, Door::Main)
                 if self.relay.is_channel_data(now, tuple, datagram.payload) =>
             {
@@ -222,13 +260,10 @@ impl Worker {
                 }
             }
             (DatagramKind::Stun, Door::Aux) => {
-                let answer = Message::parse(datagram.payload)
-                    .ok()
-                    .and_then(|m| stun_server::answer(&m, datagram.from));
-                if let Some(answer) = answer {
-                    let source = datagram.local_ip.filter(|_| local.ip().is_unspecified());
-                    let sent = port.send(&Transmit { source, ..Transmit::to(datagram.from, &answer) });
-                    self.legs.note_sent(sent, datagram.from);
+                let bound = Message::parse(datagram.payload)
+                    .is_ok_and(|m| self.bind(now, tuple, &m, datagram.payload));
+                if !bound {
+                    self.legs.note_dropped();
                 }
             }
             (DatagramKind::Stun | DatagramKind::ChannelData, Door::Main) => {
@@ -239,15 +274,43 @@ impl Worker {
     }
 
     fn hear_client(&mut self, now: Now, client: FiveTuple, marks: Marks, bytes: &[u8]) {
-        let binding =
-            Message::parse(bytes).ok().and_then(|message| stun_server::answer(&message, client.client));
-        match binding {
-            Some(answer) => self.legs.send(client, &answer),
-            None => {
-                if let Some(forward) = self.relay.handle_client(now, client, marks, bytes) {
-                    self.pass_to_peer(&forward);
-                }
-            }
+        if Message::parse(bytes).is_ok_and(|message| self.bind(now, client, &message, bytes)) {
+            return;
+        }
+        if let Some(forward) = self.relay.handle_client(now, client, marks, bytes) {
+            self.pass_to_peer(&forward);
+        }
+    }
+
+    /// Answers `message`, which came as `bytes`, if it asks for a Binding; says whether it does.
+    fn bind(&mut self, now: Now, client: FiveTuple, message: &Message<'_>, bytes: &[u8]) -> bool {
+        if client.transport != Transport::Udp {
+            let answer = stun_server::answer(message, client.client);
+            return answer.inspect(|answer| self.legs.send(client, answer)).is_some();
+        }
+        let answer = self.discovery.answer(message, client.client, client.server);
+        let answer = answer.inspect(|answer| {
+            let there = FiveTuple { client: answer.to, server: answer.from, transport: Transport::Udp };
+            self.answer_stranger(now, there, bytes.len(), &answer.bytes);
+        });
+        answer.is_some()
+    }
+
+    /// Sends what nobody has proven to have asked for, if the gate lets it out.
+    fn answer_stranger(&mut self, now: Now, client: FiveTuple, question: usize, answer: &[u8]) {
+        let oversized = self.gate.held().over_size;
+        if self.gate.admits(now, client.client.ip(), question, answer.len()) {
+            self.legs.send(client, answer);
+            return;
+        }
+        self.legs.note_dropped();
+        if (oversized, self.gate.held().over_size) == (0, 1) {
+            // Never by the client's doing: no client could be served until this is set right.
+            tracing::warn!(
+                question,
+                answer = answer.len(),
+                "answer too large for a stranger; is turn.realm too long?"
+            );
         }
     }
 
@@ -274,11 +337,41 @@ impl Worker {
         self.scratch = frame;
     }
 
-    fn carry_out(&mut self, now: Now) {
+    /// Does what the relay and the DTLS sessions say; `heard` is the length of the datagram that made them say so.
+    fn carry_out(&mut self, now: Now, heard: usize) {
+        loop {
+            self.carry_out_relay(now, heard);
+            match self.legs.dtls.poll_output() {
+                None => return,
+                Some(dtls::Output::Datagram { client, bytes }) => {
+                    self.legs.send_datagram(client, Marks::default(), &bytes);
+                }
+                Some(dtls::Output::Challenge { client, bytes }) => {
+                    let client = FiveTuple { transport: Transport::Udp, ..client };
+                    self.answer_stranger(now, client, heard, &bytes);
+                }
+                Some(dtls::Output::Frame { client, bytes }) => match demux::datagram(&bytes) {
+                    DatagramKind::Dtls | DatagramKind::Unknown => self.legs.note_dropped(),
+                    _ => self.hear_client(now, client, Marks::default(), &bytes),
+                },
+                Some(dtls::Output::Gone { client }) => self.relay.handle_client_gone(client),
+            }
+        }
+    }
+
+    fn carry_out_relay(&mut self, now: Now, heard: usize) {
         while let Some(output) = self.relay.poll_output() {
             match output {
-                Output::Reply { client, bytes, .. } => self.legs.send(client, &bytes),
-                Output::OpenRelay { relay, address } => {
+                Output::Reply { client, bytes, proven: false } if client.transport == Transport::Udp => {
+                    self.answer_stranger(now, client, heard, &bytes);
+                }
+                Output::Reply { client, bytes, proven } => {
+                    if proven && client.transport == Transport::Dtls {
+                        self.legs.dtls.prove(client);
+                    }
+                    self.legs.send(client, &bytes);
+                }
+                Output::OpenRelay { relay, address, .. } => {
                     let opened = self.open_relay(relay, address);
                     if let Err(error) = &opened {
                         tracing::debug!(%error, "relay socket");
@@ -286,6 +379,12 @@ impl Worker {
                     self.relay.handle_relay_opened(now, relay, opened.is_ok());
                 }
                 Output::CloseRelay { relay } => drop(self.relay_sockets.remove(&relay)),
+                Output::LookUp { question } => {
+                    if !self.lookups.ask(Arc::clone(&question)) {
+                        self.relay.handle_lookup_done(now, &question, false);
+                    }
+                }
+                _ => {}
             }
         }
     }

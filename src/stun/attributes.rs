@@ -7,6 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 pub mod attr {
     #![expect(missing_docs, reason = "the names are those of the registry")]
     pub const MAPPED_ADDRESS: u16 = 0x0001;
+    pub const CHANGE_REQUEST: u16 = 0x0003;
+    pub const SOURCE_ADDRESS: u16 = 0x0004;
+    pub const CHANGED_ADDRESS: u16 = 0x0005;
     pub const USERNAME: u16 = 0x0006;
     pub const MESSAGE_INTEGRITY: u16 = 0x0008;
     pub const ERROR_CODE: u16 = 0x0009;
@@ -22,16 +25,28 @@ pub mod attr {
     pub const EVEN_PORT: u16 = 0x0018;
     pub const REQUESTED_TRANSPORT: u16 = 0x0019;
     pub const DONT_FRAGMENT: u16 = 0x001A;
+    pub const ACCESS_TOKEN: u16 = 0x001B;
     pub const MESSAGE_INTEGRITY_SHA256: u16 = 0x001C;
     pub const PASSWORD_ALGORITHM: u16 = 0x001D;
     pub const USERHASH: u16 = 0x001E;
     pub const XOR_MAPPED_ADDRESS: u16 = 0x0020;
     pub const RESERVATION_TOKEN: u16 = 0x0022;
+    pub const PADDING: u16 = 0x0026;
+    pub const RESPONSE_PORT: u16 = 0x0027;
+    pub const CONNECTION_ID: u16 = 0x002A;
     pub const ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8000;
     pub const ADDRESS_ERROR_CODE: u16 = 0x8001;
+    pub const PASSWORD_ALGORITHMS: u16 = 0x8002;
+    pub const ALTERNATE_DOMAIN: u16 = 0x8003;
     pub const ICMP: u16 = 0x8004;
-    pub const FINGERPRINT: u16 = 0x8028;
     pub const SOFTWARE: u16 = 0x8022;
+    pub const ALTERNATE_SERVER: u16 = 0x8023;
+    pub const CACHE_TIMEOUT: u16 = 0x8027;
+    pub const FINGERPRINT: u16 = 0x8028;
+    pub const RESPONSE_ORIGIN: u16 = 0x802B;
+    pub const OTHER_ADDRESS: u16 = 0x802C;
+    pub const THIRD_PARTY_AUTHORIZATION: u16 = 0x802E;
+    pub const MOBILITY_TICKET: u16 = 0x8030;
 }
 
 /// The first type that a receiver may ignore without knowing it (RFC 8489 section 14).
@@ -90,7 +105,7 @@ impl<'a> Attributes<'a> {
         let transaction = self.transaction;
         self.iter()
             .filter(move |(k, _)| *k == kind)
-            .map(move |(_, value)| read_xor_address(value, &transaction))
+            .map(move |(_, value)| read_address(value, mask(&transaction)))
     }
 
     /// Returns the first XOR address of type `kind`.
@@ -99,6 +114,14 @@ impl<'a> Attributes<'a> {
     /// [`AddressError`] when it is there and cannot be read.
     pub fn xor_address(&self, kind: u16) -> Result<Option<SocketAddr>, AddressError> {
         self.xor_addresses(kind).next().transpose()
+    }
+
+    /// Returns the first address of type `kind` that is written as it is, such as ALTERNATE-SERVER.
+    ///
+    /// # Errors
+    /// [`AddressError`] when it is there and cannot be read.
+    pub fn plain_address(&self, kind: u16) -> Result<Option<SocketAddr>, AddressError> {
+        self.get(kind).map(|value| read_address(value, [0; 16])).transpose()
     }
 
     /// Returns the code of ERROR-CODE.
@@ -143,8 +166,7 @@ pub(super) fn write_address(
     }
 }
 
-fn read_xor_address(value: &[u8], transaction: &TransactionId) -> Result<SocketAddr, AddressError> {
-    let mask = mask(transaction);
+fn read_address(value: &[u8], mask: [u8; 16]) -> Result<SocketAddr, AddressError> {
     let &[_, family, p0, p1, ref address @ ..] = value else { return Err(AddressError) };
     let port = u16::from_be_bytes([p0 ^ mask[0], p1 ^ mask[1]]);
     let ip = match family {

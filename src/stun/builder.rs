@@ -1,7 +1,7 @@
 //! Writing: one message, attribute by attribute.
 
 use super::attributes::write_address;
-use super::{Class, HEADER_LEN, Key, Method, TransactionId, attr, fingerprint, integrity};
+use super::{Class, HEADER_LEN, Key, Method, PasswordAlgorithm, TransactionId, attr, fingerprint, integrity};
 use std::net::SocketAddr;
 
 /// Writes one message; the length field is right after every step, and padding bytes are zero.
@@ -50,10 +50,16 @@ impl Builder {
         self.address(kind, address, false)
     }
 
-    /// Appends MAPPED-ADDRESS, which only classic clients need.
+    /// Appends an address that is not XORed, in the format of MAPPED-ADDRESS (RFC 8489 section 14.1).
     #[must_use]
     pub fn mapped_address(self, address: SocketAddr) -> Self {
-        self.address(attr::MAPPED_ADDRESS, address, true)
+        self.plain_address(attr::MAPPED_ADDRESS, address)
+    }
+
+    /// Appends an address as it is, such as ALTERNATE-SERVER.
+    #[must_use]
+    pub fn plain_address(self, kind: u16, address: SocketAddr) -> Self {
+        self.address(kind, address, true)
     }
 
     fn address(self, kind: u16, address: SocketAddr, plain: bool) -> Self {
@@ -77,11 +83,18 @@ impl Builder {
         self.attribute(attr::UNKNOWN_ATTRIBUTES, &value)
     }
 
-    /// Appends MESSAGE-INTEGRITY over everything so far.
+    /// Appends PASSWORD-ALGORITHMS, the preferred one first.
+    #[must_use]
+    pub fn password_algorithms(self, algorithms: &[PasswordAlgorithm]) -> Self {
+        let value: Vec<u8> = algorithms.iter().flat_map(|algorithm| algorithm.value()).collect();
+        self.attribute(attr::PASSWORD_ALGORITHMS, &value)
+    }
+
+    /// Appends the integrity attribute that `key` is for, over everything so far. Who appends both appends SHA-1's first.
     #[must_use]
     pub fn integrity(self, key: &Key) -> Self {
-        let tag = integrity(key, &self.bytes);
-        self.attribute(attr::MESSAGE_INTEGRITY, tag.as_ref())
+        let tag = integrity(key, &self.bytes, key.integrity().len());
+        self.attribute(key.integrity().attribute(), tag.as_ref())
     }
 
     /// Appends FINGERPRINT over everything so far.

@@ -1,6 +1,6 @@
 //! Reading: a checked view of one message.
 
-use super::{Attributes, HEADER_LEN, Key, MAGIC_COOKIE, attr, fingerprint, integrity};
+use super::{Attributes, HEADER_LEN, Integrity, Key, MAGIC_COOKIE, attr, fingerprint, integrity};
 use subtle::ConstantTimeEq;
 
 /// The class bits of a message type.
@@ -35,6 +35,12 @@ impl Method {
     pub const CREATE_PERMISSION: Self = Self(0x008);
     /// ChannelBind (RFC 8656).
     pub const CHANNEL_BIND: Self = Self(0x009);
+    /// Connect (RFC 6062).
+    pub const CONNECT: Self = Self(0x00A);
+    /// ConnectionBind (RFC 6062), on the new connection.
+    pub const CONNECTION_BIND: Self = Self(0x00B);
+    /// ConnectionAttempt (RFC 6062), an indication to the client.
+    pub const CONNECTION_ATTEMPT: Self = Self(0x00C);
 }
 
 /// Bytes 4–19 of a message: the magic cookie and the 96-bit transaction id, or the 128-bit id of a classic message
@@ -83,7 +89,10 @@ pub struct Message<'a> {
     bytes: &'a [u8],
     /// Where the attributes that may be acted on end: at the integrity attribute or at the end.
     body_end: usize,
-    integrity_at: Option<usize>,
+    /// Where MESSAGE-INTEGRITY begins, unless SHA-256 came first: it is then one of the attributes that are ignored.
+    sha1_at: Option<usize>,
+    /// Where MESSAGE-INTEGRITY-SHA256 begins, and the length of its value.
+    sha256_at: Option<(usize, usize)>,
     has_fingerprint: bool,
 }
 
@@ -100,7 +109,8 @@ impl<'a> Message<'a> {
         if length % 4 != 0 || length + HEADER_LEN != bytes.len() {
             return Err(ParseError::Length);
         }
-        let mut message = Self { bytes, body_end: bytes.len(), integrity_at: None, has_fingerprint: false };
+        let mut message =
+            Self { bytes, body_end: bytes.len(), sha1_at: None, sha256_at: None, has_fingerprint: false };
         let mut at = HEADER_LEN;
         while at < bytes.len() {
             let kind = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
@@ -110,11 +120,19 @@ impl<'a> Message<'a> {
                 return Err(ParseError::Attribute);
             }
             match kind {
-                attr::MESSAGE_INTEGRITY | attr::MESSAGE_INTEGRITY_SHA256 => {
-                    message.body_end = message.body_end.min(at);
-                    if kind == attr::MESSAGE_INTEGRITY && message.integrity_at.is_none() && value_len == 20 {
-                        message.integrity_at = Some(at);
+                attr::MESSAGE_INTEGRITY => {
+                    let first = message.sha1_at.is_none() && message.sha256_at.is_none();
+                    if first && value_len == Integrity::Sha1.len() {
+                        message.sha1_at = Some(at);
                     }
+                    message.body_end = message.body_end.min(at);
+                }
+                attr::MESSAGE_INTEGRITY_SHA256 => {
+                    let sound = (16..=Integrity::Sha256.len()).contains(&value_len) && value_len % 4 == 0;
+                    if message.sha256_at.is_none() && sound {
+                        message.sha256_at = Some((at, value_len));
+                    }
+                    message.body_end = message.body_end.min(at);
                 }
                 attr::FINGERPRINT => {
                     let expected = fingerprint(&bytes[..at]).to_be_bytes();
@@ -129,6 +147,12 @@ impl<'a> Message<'a> {
             at = next;
         }
         Ok(message)
+    }
+
+    /// Returns the whole message.
+    #[must_use]
+    pub fn as_bytes(&self) -> &'a [u8] {
+        self.bytes
     }
 
     /// Returns the class.
@@ -163,10 +187,18 @@ impl<'a> Message<'a> {
         self.has_fingerprint
     }
 
-    /// Returns whether a MESSAGE-INTEGRITY of the right size is there, whatever its worth.
+    /// Returns whether one of the two integrity attributes is there with a length that it may have, whatever its worth.
     #[must_use]
     pub fn has_integrity(&self) -> bool {
-        self.integrity_at.is_some()
+        self.strongest_integrity().is_some()
+    }
+
+    /// Returns the integrity attribute that counts: SHA-256 where both are there
+    /// ([RFC 8489 section 9.1.3](https://www.rfc-editor.org/rfc/rfc8489#section-9.1.3)).
+    #[must_use]
+    pub fn strongest_integrity(&self) -> Option<Integrity> {
+        let sha256 = self.sha256_at.map(|_| Integrity::Sha256);
+        sha256.or(self.sha1_at.map(|_| Integrity::Sha1))
     }
 
     /// Returns USERNAME, which must be read before its integrity can be verified.
@@ -187,17 +219,34 @@ impl<'a> Message<'a> {
         self.text(attr::NONCE)
     }
 
-    fn text(&self, kind: u16) -> Option<&'a str> {
-        std::str::from_utf8(self.unverified().get(kind)?).ok()
+    /// Returns an attribute that must be read before the integrity can be verified: what says who the sender is.
+    #[must_use]
+    pub fn identity(&self, kind: u16) -> Option<&'a [u8]> {
+        self.unverified().get(kind)
     }
 
-    /// Returns the attributes if MESSAGE-INTEGRITY is there and right under `key`, compared in constant time.
+    fn text(&self, kind: u16) -> Option<&'a str> {
+        std::str::from_utf8(self.identity(kind)?).ok()
+    }
+
+    /// Returns the attributes if the integrity attribute that `key` is for is there, whole and right, compared in constant time.
     #[must_use]
     pub fn verify(&self, key: &Key) -> Option<Attributes<'a>> {
-        let at = self.integrity_at?;
-        let right = integrity(key, &self.bytes[..at]);
-        let given = self.bytes.get(at + 4..at + 24)?;
-        bool::from(right.as_ref().ct_eq(given)).then(|| self.unverified())
+        self.verify_truncated(key, key.integrity().len())
+    }
+
+    /// Does the same where the usage allows MESSAGE-INTEGRITY-SHA256 to be cut to `least` bytes, 16 or more; TURN and ICE do not
+    /// ([RFC 8489 section 14.6](https://www.rfc-editor.org/rfc/rfc8489#section-14.6)).
+    #[must_use]
+    pub fn verify_truncated(&self, key: &Key, least: usize) -> Option<Attributes<'a>> {
+        let (at, len) = match key.integrity() {
+            Integrity::Sha1 => (self.sha1_at?, Integrity::Sha1.len()),
+            Integrity::Sha256 => self.sha256_at?,
+        };
+        let right = integrity(key, &self.bytes[..at], len);
+        let given = self.bytes.get(at + 4..at + 4 + len)?;
+        let equal = bool::from(right.as_ref()[..len].ct_eq(given));
+        (equal && len >= least).then(|| self.unverified())
     }
 
     /// Returns the attributes of a message whose protocol asks for no integrity: Binding, indications, and responses

@@ -10,6 +10,9 @@ const SAMPLE_RESPONSE_V4: &str = "0101003c2112a442b7e7a701bc34d686fa87dfae802200
 const SAMPLE_RESPONSE_V6: &str = "010100482112a442b7e7a701bc34d686fa87dfae8022000b7465737420766563746f7220002000140002a1470113a9faa5d3f179bc25f4b5bed2b9d900080014a382954e4be67bf11784c97c8292c275bfe3ed4180280004c8fb0b4c";
 /// RFC 5769 section 2.4: sample request with long-term credentials.
 const SAMPLE_LONG_TERM: &str = "000100602112a44278ad3433c6ad72c029da412e00060012e3839ee38388e383aae38383e382afe382b900000015001c662f2f3439396b39353464364f4c33346f4c394653547679363473410014000b6578616d706c652e6f72670000080014f67024656dd64a3e02b8e0712e85c9a28ca89666";
+/// RFC 8489 appendix B.1 as erratum 6268 corrects it: USERHASH, PASSWORD-ALGORITHM SHA-256, MESSAGE-INTEGRITY-SHA256.
+const SAMPLE_SHA256: &str = "000100902112a44278ad3433c6ad72c029da412e001e00204a3cf38fef6992bda952c6780417da0f24819415569e60b205c46e41407f1704001500296f624d61744a6f733241414143662f2f3439396b39353464364f4c33346f4c394653547679363473410000000014000b6578616d706c652e6f726700001d000400020000001c0020b5c7bf005b6c52a21c51c5e892f81924136296cb927c43149309278cc6518e65";
+const MATRIX: &str = "\u{30DE}\u{30C8}\u{30EA}\u{30C3}\u{30AF}\u{30B9}";
 const PASSWORD: &str = "VOkJxbRl1RmTxUk/WvJxBt";
 
 fn hex(text: &str) -> Vec<u8> {
@@ -47,13 +50,98 @@ fn the_responses_of_rfc_5769_hold_their_mapped_addresses() {
 fn the_long_term_request_of_rfc_5769_verifies_under_its_digest() {
     let bytes = hex(SAMPLE_LONG_TERM);
     let message = Message::parse(&bytes).unwrap();
-    let user = "\u{30DE}\u{30C8}\u{30EA}\u{30C3}\u{30AF}\u{30B9}";
+    let user = MATRIX;
     assert_eq!(message.username(), Some(user));
     assert_eq!(
         (message.realm(), message.nonce()),
         (Some("example.org"), Some("f//499k954d6OL34oL9FSTvy64sA"))
     );
     assert!(message.verify(&Key::from_bytes(&long_term_digest(user, "example.org", "TheMatrIX"))).is_some());
+}
+
+#[test]
+fn the_sha_256_request_of_rfc_8489_verifies_under_its_digest_and_names_its_user_by_hash() {
+    let bytes = hex(SAMPLE_SHA256);
+    let message = Message::parse(&bytes).unwrap();
+    assert_eq!(message.identity(attr::USERHASH), Some(&userhash(MATRIX, "example.org")[..]));
+    let algorithm = message.identity(attr::PASSWORD_ALGORITHM).and_then(PasswordAlgorithm::read);
+    assert_eq!(algorithm, Some(PasswordAlgorithm::Sha256));
+    assert_eq!(message.nonce(), Some("obMatJos2AAACf//499k954d6OL34oL9FSTvy64sA"));
+    let digest = long_term_digest_sha256(MATRIX, "example.org", "TheMatrIX");
+    assert!(message.verify(&Key::new(Integrity::Sha256, &digest)).is_some());
+    assert!(
+        message.verify(&Key::new(Integrity::Sha1, &digest)).is_none(),
+        "the other attribute is not there"
+    );
+    let mut changed = bytes.clone();
+    changed[30] ^= 1;
+    assert!(Message::parse(&changed).unwrap().verify(&Key::new(Integrity::Sha256, &digest)).is_none());
+}
+
+#[test]
+fn our_own_sha_256_vectors_hold() {
+    // Made with Python's hashlib and hmac, so that a mistake of ours cannot prove itself.
+    assert_eq!(long_term_digest_sha256("alice", "ginnel", "wonderland")[..8], hex("e8f47d14a51638a3"));
+    assert_eq!(userhash("alice", "ginnel")[..8], hex("5ee71042c096824e"));
+    let key = Key::new(Integrity::Sha256, &long_term_digest_sha256("alice", "ginnel", "wonderland"));
+    let bytes = Builder::new(Class::Request, Method::REFRESH, TransactionId::new([7; 12]))
+        .attribute(attr::USERHASH, &userhash("alice", "ginnel"))
+        .attribute(attr::PASSWORD_ALGORITHM, &PasswordAlgorithm::Sha256.value())
+        .integrity(&key)
+        .finish();
+    assert_eq!(
+        bytes[bytes.len() - 32..],
+        hex("4f265d2dade85adf8694077d4575a80d778f84dbf49d90d18c8449ecc572dc4d")
+    );
+}
+
+#[test]
+fn each_key_verifies_its_own_integrity_attribute_of_two() {
+    let (sha1, sha256) = (Key::short_term("k"), Key::new(Integrity::Sha256, b"k"));
+    let begin = || Builder::new(Class::Request, Method::REFRESH, TransactionId::new([7; 12]));
+    let bytes = begin().integrity(&sha1).attribute(attr::LIFETIME, &[0; 4]).integrity(&sha256).finish();
+    let message = Message::parse(&bytes).unwrap();
+    assert_eq!(message.strongest_integrity(), Some(Integrity::Sha256));
+    for key in [&sha1, &sha256] {
+        let attributes = message.verify(key).unwrap();
+        assert_eq!(attributes.get(attr::LIFETIME), None, "the boundary is the first of the two");
+    }
+    let turned = begin().integrity(&sha256).integrity(&sha1).finish();
+    let turned = Message::parse(&turned).unwrap();
+    assert!(turned.verify(&sha256).is_some() && turned.verify(&sha1).is_none());
+}
+
+#[test]
+fn a_cut_sha_256_value_counts_only_where_the_usage_allows_it() {
+    let key = Key::new(Integrity::Sha256, b"k");
+    for (kept, whole, cut) in [
+        (32, true, true),
+        (28, false, true),
+        (16, false, true),
+        (12, false, false),
+        (18, false, false),
+        (36, false, false),
+    ] {
+        let begin = Builder::new(Class::Request, Method::REFRESH, TransactionId::new([7; 12]));
+        let mut tag = integrity(&key, &begin.clone().finish(), kept).as_ref().to_vec();
+        tag.resize(kept, 0);
+        let bytes = begin.attribute(attr::MESSAGE_INTEGRITY_SHA256, &tag).finish();
+        let message = Message::parse(&bytes).unwrap();
+        let verified = (message.verify(&key).is_some(), message.verify_truncated(&key, 16).is_some());
+        assert_eq!(verified, (whole, cut), "{kept} bytes");
+    }
+}
+
+#[test]
+fn a_plain_address_is_read_back() {
+    for address in ["192.0.2.9:3478", "[2001:db8::9]:5349"] {
+        let address: SocketAddr = address.parse().unwrap();
+        let bytes = Builder::new(Class::Error, Method::ALLOCATE, TransactionId::new([7; 12]))
+            .plain_address(attr::ALTERNATE_SERVER, address)
+            .finish();
+        let attributes = Message::parse(&bytes).unwrap().unverified();
+        assert_eq!(attributes.plain_address(attr::ALTERNATE_SERVER), Ok(Some(address)));
+    }
 }
 
 #[test]

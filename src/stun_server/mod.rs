@@ -1,95 +1,12 @@
-//! Binding: tells a client the address it is seen from ([RFC 8489 section 3](https://www.rfc-editor.org/rfc/rfc8489#section-3)).
+//! Binding: tells a client the address it is seen from ([RFC 8489 section 3](https://www.rfc-editor.org/rfc/rfc8489#section-3)),
+//! and how the NATs before it behave ([RFC 5780](https://www.rfc-editor.org/rfc/rfc5780)).
 //!
-//! Stateless and open to everybody, so the answer holds nothing but what was asked for and never leaves for another
-//! address than the one that asked.
+//! Stateless and open to everybody, so an answer holds nothing but what was asked for and never leaves for another IP address
+//! than the one that asked. [`answer`] serves one address and every kind of connection; [`Discovery`] serves datagrams on a
+//! server's two ports and, where it has them, two addresses.
 
-use crate::stun::{Builder, Class, Message, Method, attr};
-use std::net::SocketAddr;
+mod binding;
+mod discovery;
 
-/// Comprehension-required attributes that a Binding request may carry: ICE and other clients send credentials that a
-/// public server has no use for.
-const KNOWN: [u16; 3] = [attr::USERNAME, attr::REALM, attr::NONCE];
-
-/// Answers a Binding request from `client`; `None` for everything that gets no answer.
-///
-/// A classic client (RFC 3489, no magic cookie) gets MAPPED-ADDRESS, everybody else XOR-MAPPED-ADDRESS; unknown
-/// comprehension-required attributes, RESPONSE-ADDRESS among them (S1-A2), get 420.
-#[must_use]
-pub fn answer(message: &Message<'_>, client: SocketAddr) -> Option<Vec<u8>> {
-    if (message.class(), message.method()) != (Class::Request, Method::BINDING) {
-        return None;
-    }
-    let transaction = message.transaction();
-    let unknown = message.unverified().unknown(&KNOWN);
-    let builder = if !unknown.is_empty() {
-        Builder::new(Class::Error, Method::BINDING, transaction)
-            .error(420, "Unknown Attribute")
-            .unknown_attributes(&unknown)
-    } else if transaction.is_classic() {
-        Builder::new(Class::Success, Method::BINDING, transaction).mapped_address(client)
-    } else {
-        Builder::new(Class::Success, Method::BINDING, transaction)
-            .xor_address(attr::XOR_MAPPED_ADDRESS, client)
-    };
-    Some(if message.has_fingerprint() { builder.fingerprint().finish() } else { builder.finish() })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::stun::TransactionId;
-
-    const CLIENT: &str = "192.0.2.5:4000";
-
-    fn ask(request: Builder) -> Option<Vec<u8>> {
-        answer(&Message::parse(&request.finish()).unwrap(), CLIENT.parse().unwrap())
-    }
-
-    fn binding() -> Builder {
-        Builder::new(Class::Request, Method::BINDING, TransactionId::new([4; 12]))
-    }
-
-    #[test]
-    fn a_client_learns_its_address_and_nothing_more() {
-        let bytes = ask(binding()).unwrap();
-        assert_eq!(bytes.len(), 32);
-        let message = Message::parse(&bytes).unwrap();
-        assert_eq!(message.class(), Class::Success);
-        assert_eq!(
-            message.unverified().xor_address(attr::XOR_MAPPED_ADDRESS),
-            Ok(Some(CLIENT.parse().unwrap()))
-        );
-    }
-
-    #[test]
-    fn a_fingerprint_is_answered_with_one() {
-        let bytes = ask(binding().fingerprint()).unwrap();
-        assert!(Message::parse(&bytes).unwrap().has_fingerprint());
-    }
-
-    #[test]
-    fn a_classic_client_gets_the_plain_address() {
-        let bytes = ask(Builder::new(Class::Request, Method::BINDING, TransactionId([8; 16]))).unwrap();
-        let message = Message::parse(&bytes).unwrap();
-        assert_eq!(message.transaction(), TransactionId([8; 16]));
-        assert_eq!(
-            message.unverified().get(attr::MAPPED_ADDRESS),
-            Some(&[0, 1, 0x0F, 0xA0, 192, 0, 2, 5][..])
-        );
-    }
-
-    #[test]
-    fn the_answer_is_never_sent_elsewhere() {
-        let bytes = ask(binding().attribute(0x0002, &[0, 1, 0, 80, 8, 8, 8, 8])).unwrap();
-        let message = Message::parse(&bytes).unwrap();
-        assert_eq!(message.unverified().error_code(), Some(420));
-        assert_eq!(message.unverified().get(attr::UNKNOWN_ATTRIBUTES), Some(&[0, 2][..]));
-    }
-
-    #[test]
-    fn indications_and_responses_get_no_answer() {
-        for class in [Class::Indication, Class::Success, Class::Error] {
-            assert_eq!(ask(Builder::new(class, Method::BINDING, TransactionId::new([4; 12]))), None);
-        }
-    }
-}
+pub use binding::answer;
+pub use discovery::{Answer, Discovery, Home};

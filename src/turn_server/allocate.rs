@@ -20,6 +20,8 @@ use std::time::Duration;
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(600);
 /// REQUESTED-TRANSPORT's number of UDP.
 const UDP: u8 = 17;
+/// REQUESTED-TRANSPORT's number of TCP ([RFC 6062](https://www.rfc-editor.org/rfc/rfc6062)).
+const TCP: u8 = 6;
 
 /// The relayed addresses that an Allocate asks for.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +55,9 @@ impl Relay {
         // 3: the transport towards the peers.
         let peer_transport = match request.attributes.get(attr::REQUESTED_TRANSPORT) {
             Some(&[UDP, _, _, _]) => PeerTransport::Udp,
+            Some(&[TCP, _, _, _]) if self.shared.features.tcp => {
+                may_relay_tcp(request).then_some(PeerTransport::Tcp).ok_or(Fault::BadRequest)?
+            }
             Some(&[_, _, _, _]) => return Err(Fault::UnsupportedTransport),
             _ => return Err(Fault::BadRequest),
         };
@@ -66,14 +71,22 @@ impl Relay {
             Exhausted::User => Fault::QuotaReached,
             Exhausted::Total => Fault::InsufficientCapacity,
         })?;
-        let own_port = self.own_port(now, request, ip)?;
-        let lifetime = self.granted(now, request);
+        let mobility = self.wants_mobility(request)?;
+        let own_port = match peer_transport {
+            PeerTransport::Udp => self.own_port(now, request, ip)?,
+            PeerTransport::Tcp => {
+                let lease = self.shared.ports.lease(ip, &mut self.rng).ok_or(Fault::InsufficientCapacity)?;
+                Some(OwnPort { lease, token: None, instead: Instead::Any })
+            }
+        };
+        let lifetime = self.granted(request);
         let applicant = Applicant {
             client: request.client,
-            user: Arc::clone(&request.user),
+            tenancy: request.tenancy.clone(),
             peer_transport,
             lifetime,
             ticket,
+            mobility,
         };
         let reserved = own_port.as_ref().and_then(|own| own.token);
         let opening = Opening { reply: request.reply.clone(), reserved, missing };
@@ -112,7 +125,12 @@ impl Relay {
             .homes()
             .map(|relay| self.shared.ports.advertised(self.relays[relay].address()))
             .collect();
+        let ticket = self.ticket(id);
+        let Some(allocation) = self.allocations.get_mut(id) else { return };
         let bytes = opening.reply.success(|mut builder| {
+            if let Some(ticket) = &ticket {
+                builder = builder.attribute(attr::MOBILITY_TICKET, ticket);
+            }
             if let Some(token) = opening.reserved {
                 builder = builder.attribute(attr::RESERVATION_TOKEN, &token);
             }
@@ -173,19 +191,21 @@ impl Relay {
         }
     }
 
-    /// Grants what was asked for, between the default and the configured maximum, and where the operator wants it so no longer than
-    /// the credentials are good for.
-    pub(super) fn granted(&self, now: Now, request: &Request<'_>) -> Duration {
+    /// Grants what was asked for, between the default and the configured maximum, and no more than the credentials allow.
+    pub(super) fn granted(&self, request: &Request<'_>) -> Duration {
         let asked = request.attributes.u32(attr::LIFETIME).unwrap_or_default();
         let granted =
             Duration::from_secs(asked.into()).max(DEFAULT_LIFETIME).min(self.shared.limits.max_lifetime);
-        match request.expires_unix {
-            Some(expires) if self.shared.features.end_with_credentials => {
-                granted.min(Duration::from_secs(expires.saturating_sub(now.unix)))
-            }
-            _ => granted,
-        }
+        granted.min(request.lifetime_cap.unwrap_or(granted))
     }
+}
+
+/// Returns whether an Allocate for TCP comes by TCP and asks for nothing that only datagrams have
+/// ([RFC 6062 section 5.1](https://www.rfc-editor.org/rfc/rfc6062#section-5.1)).
+fn may_relay_tcp(request: &Request<'_>) -> bool {
+    let datagrams_only = [attr::EVEN_PORT, attr::DONT_FRAGMENT, attr::RESERVATION_TOKEN];
+    request.client.transport.is_tcp()
+        && datagrams_only.iter().all(|kind| request.attributes.get(*kind).is_none())
 }
 
 /// Reads which address families are asked for, and refuses combinations that make no sense (checks 5 to 8).

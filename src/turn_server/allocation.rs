@@ -1,5 +1,8 @@
 //! One allocation: its relayed addresses, permissions, channels and peers, and when each of them ends.
 
+use super::auth::Tenancy;
+use super::connections::ConnectionId;
+use super::mobility::Mobility;
 use super::policy::PeerAddr;
 use super::quota::Ticket;
 use super::rate::Meter;
@@ -42,6 +45,12 @@ pub enum Transport {
 }
 
 impl Transport {
+    /// Returns whether one TCP connection is one client: what RFC 6062 needs.
+    #[must_use]
+    pub fn is_tcp(self) -> bool {
+        matches!(self, Self::Tcp | Self::Tls)
+    }
+
     /// Returns whether frames follow each other on a stream, where they are padded to four bytes.
     #[must_use]
     pub fn is_stream(self) -> bool {
@@ -115,6 +124,8 @@ pub(super) struct Allocation {
     pub(super) client: FiveTuple,
     pub(super) user: Arc<str>,
     pub(super) peer_transport: PeerTransport,
+    /// The credentials that made it, or refreshed it last.
+    pub(super) tenancy: Tenancy,
     pub(super) expires: Instant,
     /// What LIFETIME said last.
     pub(super) lifetime: Duration,
@@ -126,6 +137,10 @@ pub(super) struct Allocation {
     /// When the next new peer may come, by [`Meter`]'s rule.
     pub(super) new_peers: Meter,
     pub(super) ticket: Ticket,
+    /// There if the client asked for tickets (RFC 8016).
+    pub(super) mobility: Option<Mobility>,
+    /// Connections to peers (RFC 6062).
+    pub(super) connections: Vec<ConnectionId>,
     homes: [Option<RelayId>; 2],
     permissions: HashMap<IpAddr, Instant>,
     channels: HashMap<u16, Channel>,
@@ -160,17 +175,19 @@ pub(super) enum PeerRefusal {
 #[derive(Debug)]
 pub(super) struct Applicant {
     pub(super) client: FiveTuple,
-    pub(super) user: Arc<str>,
+    pub(super) tenancy: Tenancy,
     pub(super) peer_transport: PeerTransport,
     pub(super) lifetime: Duration,
     pub(super) ticket: Ticket,
+    pub(super) mobility: Option<Mobility>,
 }
 
 impl Allocation {
     pub(super) fn new(now: Instant, applicant: Applicant, opening: Opening) -> Self {
         Self {
             client: applicant.client,
-            user: applicant.user,
+            user: Arc::clone(&applicant.tenancy.user),
+            tenancy: applicant.tenancy,
             peer_transport: applicant.peer_transport,
             expires: now + applicant.lifetime,
             lifetime: applicant.lifetime,
@@ -179,6 +196,8 @@ impl Allocation {
             meter: Meter::default(),
             new_peers: Meter::default(),
             ticket: applicant.ticket,
+            mobility: applicant.mobility,
+            connections: Vec::new(),
             homes: [None; 2],
             permissions: HashMap::new(),
             channels: HashMap::new(),

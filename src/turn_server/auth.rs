@@ -1,54 +1,54 @@
-//! Who may relay: long-term credentials ([RFC 8489 section 9.2](https://www.rfc-editor.org/rfc/rfc8489#section-9.2)) from a static
-//! list or from time-limited REST credentials, and nonces that need no table.
+//! Who may relay: the long-term mechanism ([RFC 8489 section 9.2](https://www.rfc-editor.org/rfc/rfc8489#section-9.2)) over a chain of
+//! sources (static users, a credentials file, time-limited REST credentials, a hook that others answer) and third-party
+//! tokens ([RFC 7635](https://www.rfc-editor.org/rfc/rfc7635)).
+//!
+//! Refusals are uniform: a wrong password, an unknown user and a wrong realm get the same code and the same bytes but for the
+//! nonce, after the same work.
 
+mod lookup;
+mod nonce;
+mod realm;
+mod rest;
+mod token;
+mod users;
+
+use super::FiveTuple;
 use crate::clock::Now;
-use crate::stun::{Attributes, Key, Message, long_term_digest};
-use data_encoding::{BASE64, BASE64URL_NOPAD};
-use ring::hmac;
+use crate::stun::{Attributes, Integrity, Key, Message, Method, PasswordAlgorithm, attr};
+use lookup::LookupCache;
+pub use lookup::{CacheLimits, MAX_PARKED, MAX_PARKED_LEN, Parking, Question, Verdict};
+use nonce::{Nonces, Offer};
+use realm::Realm;
+pub use realm::RealmSetup;
+pub use rest::{Minted, RestHash, RestSecret};
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
+pub use token::TokenKey;
+pub use users::{CredentialsError, UserKeys, hex_key, parse_credentials};
+use users::{Identity, MAX_USERNAME};
 
-/// Seconds that a nonce stays good.
-const NONCE_LIFETIME: u64 = 3600;
-/// Longest user name that is looked at (RFC 8489 section 14.3: fewer than 509 bytes).
-const MAX_USERNAME: usize = 508;
+/// Longest name of a realm in bytes, together with the third-party server's name: a longer one would make the answer to a bare
+/// request of 20 bytes more than three times as long as the request, IP and UDP headers counted.
+pub const MAX_REALM: usize = 32;
 
-/// The shared secret of time-limited credentials: user name `expiry:name`, password `base64(HMAC-SHA1(secret, user name))`,
-/// the form that TURN REST clients and other servers use.
-#[derive(Debug, Clone)]
-pub struct RestSecret(hmac::Key);
+/// PASSWORD-ALGORITHMS where every user can be checked with both, and where one cannot.
+const BOTH: [PasswordAlgorithm; 2] = [PasswordAlgorithm::Sha256, PasswordAlgorithm::Md5];
+const MD5: [PasswordAlgorithm; 1] = [PasswordAlgorithm::Md5];
 
-/// Time-limited credentials as a client presents them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Minted {
-    /// `expiry:name`, the expiry in Unix seconds.
-    pub username: String,
-    /// The password that goes with it.
-    pub credential: String,
+/// What the expiry of credentials means for an allocation that they made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Expiry {
+    /// Nothing: expired credentials make no new allocation, but keep the one they have made.
+    AtAllocate,
+    /// Its requests are refused, so that it ends with its lifetime: the default.
+    #[default]
+    AtRefresh,
+    /// It ends at once.
+    Hard,
 }
 
-impl RestSecret {
-    /// Takes the secret's bytes.
-    #[must_use]
-    pub fn new(secret: &[u8]) -> Self {
-        Self(hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, secret))
-    }
-
-    /// Makes credentials for `name` that are good until `expires_unix`.
-    #[must_use]
-    pub fn mint(&self, name: &str, expires_unix: u64) -> Minted {
-        let username = format!("{expires_unix}:{name}");
-        let credential = self.password(&username);
-        Minted { username, credential }
-    }
-
-    fn password(&self, username: &str) -> String {
-        BASE64.encode(hmac::sign(&self.0, username.as_bytes()).as_ref())
-    }
-}
-
-/// Where credentials come from. A relay without any admits nobody.
+/// Where credentials come from, of one realm without more. A relay without any admits nobody.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
     /// User name → `MD5(user:realm:password)`.
@@ -57,25 +57,70 @@ pub struct Credentials {
     pub rest: Option<RestSecret>,
 }
 
-/// Checks requests for one realm.
+/// Everything an [`Authority`] can be told.
+#[derive(Debug, Default)]
+pub struct Setup {
+    /// The realms, the default one first.
+    pub realms: Vec<RealmSetup>,
+    /// Keys of third-party tokens; the first one's server name is offered.
+    pub tokens: Vec<TokenKey>,
+    /// How long answers about users that others know are kept; without it nobody is asked.
+    pub lookup: Option<CacheLimits>,
+    /// What the expiry of credentials means.
+    pub expiry: Expiry,
+    /// Whether clients of RFC 8489 are to send USERHASH; default where all users of the realm are kept here.
+    pub anonymity: Option<bool>,
+}
+
+/// Checks requests.
 #[derive(Debug)]
 pub struct Authority {
-    realm: String,
-    credentials: Credentials,
-    nonce_key: hmac::Key,
+    realms: Vec<Realm>,
+    tokens: Vec<TokenKey>,
+    lookup: Option<LookupCache>,
+    expiry: Expiry,
+    anonymity: Option<bool>,
+    nonces: Nonces,
     /// Stands in for the key of a user that does not exist, so that both refusals take the same work.
-    nobody: Key,
+    nobody: [u8; 32],
 }
 
 /// Why a request is refused before it is looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
-    /// 400: integrity without user name, realm or nonce.
+    /// 400: integrity without user name, realm or nonce; password algorithms that are not those offered.
     Malformed,
-    /// 401 with realm and nonce: no or wrong credentials.
+    /// 401 with a challenge: no or wrong credentials.
     Unauthorized,
-    /// 438 with realm and a fresh nonce: the nonce is too old or was given to another address.
+    /// 438 with a challenge: the nonce is too old or was given to another address.
     StaleNonce,
+    /// No answer yet: somebody else has to be asked.
+    Lookup(Arc<Question>),
+}
+
+/// What an answer of 401 or 438 carries.
+#[derive(Debug)]
+pub struct Challenge<'a> {
+    /// REALM.
+    pub realm: &'a str,
+    /// NONCE.
+    pub nonce: String,
+    /// PASSWORD-ALGORITHMS.
+    pub algorithms: &'static [PasswordAlgorithm],
+    /// THIRD-PARTY-AUTHORIZATION.
+    pub third_party: Option<&'a str>,
+}
+
+/// Whose an allocation is, as long as it lives.
+#[derive(Debug, Clone)]
+pub struct Tenancy {
+    /// The user's name.
+    pub user: Arc<str>,
+    /// When the credentials end (Unix seconds), if they do.
+    pub expires_unix: Option<u64>,
+    /// The token's key: only Allocate and Refresh carry the token itself
+    /// ([RFC 7635 section 10](https://www.rfc-editor.org/rfc/rfc7635#section-10)).
+    mac_key: Option<Arc<[u8]>>,
 }
 
 /// A request whose credentials were right: only now its attributes can be read.
@@ -85,181 +130,334 @@ pub struct Authenticated<'a> {
     pub user: Arc<str>,
     /// When the credentials end (Unix seconds), if they do.
     pub expires_unix: Option<u64>,
+    /// The longest lifetime that this request may give an allocation: what is left of a token, or of any credentials where
+    /// their end is the allocation's.
+    pub lifetime_cap: Option<Duration>,
     /// The key that signs the response.
     pub key: Key,
     /// The request's attributes.
     pub attributes: Attributes<'a>,
+    mac_key: Option<Arc<[u8]>>,
+}
+
+impl Authenticated<'_> {
+    /// Returns what the allocation is to remember of its owner.
+    #[must_use]
+    pub fn tenancy(&self) -> Tenancy {
+        Tenancy {
+            user: Arc::clone(&self.user),
+            expires_unix: self.expires_unix,
+            mac_key: self.mac_key.clone(),
+        }
+    }
+}
+
+/// What a request claims, and how its integrity is to be proven.
+struct Claim<'m, 'a> {
+    request: &'m Message<'a>,
+    identity: Identity<'a>,
+    /// The algorithm that makes the key of a password.
+    algorithm: PasswordAlgorithm,
+    /// The attribute that counts.
+    integrity: Integrity,
+    /// The attribute that the response gets.
+    answered_with: Integrity,
+}
+
+/// Credentials that were right.
+struct Proof<'a> {
+    user: Arc<str>,
+    expires_unix: Option<u64>,
+    key: Key,
+    attributes: Attributes<'a>,
+    mac_key: Option<Arc<[u8]>>,
+}
+
+impl<'a> Claim<'_, 'a> {
+    /// Verifies the integrity under a key's bytes.
+    fn verify(&self, key: &[u8]) -> Option<(Key, Attributes<'a>)> {
+        let attributes = self.request.verify(&Key::new(self.integrity, key))?;
+        Some((Key::new(self.answered_with, key), attributes))
+    }
+
+    fn name(&self) -> &'a str {
+        match self.identity {
+            Identity::Name(name) => name,
+            Identity::Hash(_) => "",
+        }
+    }
 }
 
 impl Authority {
-    /// Takes the realm, the sources of credentials and the key that nonces are made with.
+    /// Takes one realm, its sources of credentials and the key that nonces are made with.
     #[must_use]
     pub fn new(realm: &str, credentials: Credentials, nonce_key: &[u8; 32]) -> Self {
+        let keys = |md5| UserKeys { md5: Some(md5), sha256: None };
+        let users = credentials.users.into_iter().map(|(user, md5)| (user, keys(md5))).collect();
+        let rest = credentials.rest.into_iter().collect();
+        let realm = RealmSetup { name: realm.to_owned(), users, rest, ..RealmSetup::default() };
+        Self::with(Setup { realms: vec![realm], ..Setup::default() }, nonce_key)
+    }
+
+    /// Takes everything there is, and the key that nonces are made with; nodes that share it accept each other's.
+    #[must_use]
+    pub fn with(setup: Setup, nonce_key: &[u8; 32]) -> Self {
+        let mut realms: Vec<_> = setup.realms.into_iter().map(Realm::new).collect();
+        if realms.is_empty() {
+            realms.push(Realm::new(RealmSetup::default()));
+        }
         Self {
-            realm: realm.to_owned(),
-            credentials,
-            nonce_key: hmac::Key::new(hmac::HMAC_SHA256, nonce_key),
-            nobody: Key::from_bytes(&nonce_key[..16]),
+            realms,
+            tokens: setup.tokens,
+            lookup: setup.lookup.map(LookupCache::new),
+            expiry: setup.expiry,
+            anonymity: setup.anonymity,
+            nonces: Nonces::new(nonce_key),
+            nobody: *nonce_key,
         }
     }
 
-    /// Returns the realm.
+    /// Returns what the expiry of credentials means for the allocations they made.
     #[must_use]
-    pub fn realm(&self) -> &str {
-        &self.realm
+    pub fn expiry(&self) -> Expiry {
+        self.expiry
     }
 
-    /// Makes a nonce for `client`: the time and an HMAC over time and address, so that nothing is stored and a nonce
-    /// harvested from one address is of no use from another.
+    /// Returns whether there is a realm of this name.
     #[must_use]
-    pub fn nonce(&self, now: Now, client: SocketAddr) -> String {
-        let made = now.unix.to_be_bytes();
-        let mut nonce = made.to_vec();
-        nonce.extend_from_slice(&self.nonce_tag(made, client).as_ref()[..16]);
-        BASE64URL_NOPAD.encode(&nonce)
+    pub fn knows_realm(&self, name: &str) -> bool {
+        self.realms.iter().any(|realm| realm.name == name)
     }
 
-    fn nonce_tag(&self, made: [u8; 8], client: SocketAddr) -> hmac::Tag {
-        let mut context = hmac::Context::with_key(&self.nonce_key);
-        context.update(&made);
-        match client.ip() {
-            std::net::IpAddr::V4(ip) => context.update(&ip.octets()),
-            std::net::IpAddr::V6(ip) => context.update(&ip.octets()),
+    /// Replaces the users that came from a credentials file, in all realms; lines of other realms are left out.
+    pub fn set_file_users(&self, users: &[(String, String, UserKeys)]) {
+        for realm in &self.realms {
+            let of_realm = users.iter().filter(|(_, name, _)| *name == realm.name);
+            realm.set_file(of_realm.map(|(user, _, keys)| (user.clone(), *keys)).collect());
         }
-        context.update(&client.port().to_be_bytes());
-        context.sign()
     }
 
-    fn nonce_is_good(&self, now: Now, client: SocketAddr, nonce: &str) -> bool {
-        use subtle::ConstantTimeEq;
-        let mut bytes = [0; 24];
-        if BASE64URL_NOPAD.decode_len(nonce.len()) != Ok(bytes.len())
-            || BASE64URL_NOPAD.decode_mut(nonce.as_bytes(), &mut bytes) != Ok(bytes.len())
-        {
-            return false;
+    /// Takes an answer about a user that others know.
+    pub fn learn(&self, now: Now, question: Arc<Question>, verdict: Verdict) {
+        if let Some(cache) = &self.lookup {
+            cache.put(now.mono, question, verdict);
         }
-        let mut made = [0; 8];
-        made.copy_from_slice(&bytes[..8]);
-        let genuine = self.nonce_tag(made, client).as_ref()[..16].ct_eq(&bytes[8..]);
-        bool::from(genuine) && now.unix.saturating_sub(u64::from_be_bytes(made)) <= NONCE_LIFETIME
     }
 
-    /// Checks the credentials of a request in the order of RFC 8489 section 9.2.4.
+    /// Makes the challenge for a client.
+    #[must_use]
+    pub fn challenge(&self, now: Now, client: &FiveTuple) -> Challenge<'_> {
+        let realm = self.offered_realm(client);
+        let offer = self.offer(realm);
+        Challenge {
+            realm: &realm.name,
+            nonce: self.nonces.make(now, client.client, offer),
+            algorithms: offer.algorithms,
+            third_party: self.tokens.first().map(TokenKey::server_name),
+        }
+    }
+
+    /// Checks the credentials of a request by the list of [RFC 8489 section
+    /// 9.2.4](https://www.rfc-editor.org/rfc/rfc8489#section-9.2.4); `tenancy` is that of the client's allocation, if it has one.
     ///
     /// # Errors
-    /// [`Refusal`] says which error the client gets.
+    /// [`Refusal`] says what the client gets.
     pub fn check<'a>(
         &self,
         now: Now,
-        client: SocketAddr,
+        client: &FiveTuple,
+        tenancy: Option<&Tenancy>,
         request: &Message<'a>,
     ) -> Result<Authenticated<'a>, Refusal> {
-        if !request.has_integrity() {
-            return Err(Refusal::Unauthorized);
-        }
-        let (Some(user), Some(realm), Some(nonce)) = (request.username(), request.realm(), request.nonce())
+        let strongest = request.strongest_integrity().ok_or(Refusal::Unauthorized)?;
+        let (Some(identity), Some(realm), Some(nonce)) =
+            (identity(request), request.identity(attr::REALM), request.identity(attr::NONCE))
         else {
             return Err(Refusal::Malformed);
         };
-        if !self.nonce_is_good(now, client, nonce) {
+        let offered = self.offered_realm(client);
+        let offer = self.offer(offered);
+        // Before the credentials, not after them as in the RFC: a flood with stale nonces costs one HMAC a request.
+        if !self.nonces.is_good(now, client.client, offer, nonce) {
             return Err(Refusal::StaleNonce);
         }
-        let known = (realm == self.realm).then(|| self.key_of(now, user)).flatten();
-        let (key, expires_unix) = known.clone().unwrap_or_else(|| (self.nobody.clone(), None));
-        match request.verify(&key) {
-            Some(attributes) if known.is_some() => {
-                Ok(Authenticated { user: user.into(), expires_unix, key, attributes })
-            }
-            _ => Err(Refusal::Unauthorized),
-        }
+        let negotiated = negotiated(request, offer)?;
+        // Who was offered algorithms and took one uses SHA-256 from then on (section 9.2.5).
+        let integrity = negotiated.map_or(strongest, |_| Integrity::Sha256);
+        let has_token =
+            request.identity(attr::ACCESS_TOKEN).is_some() || tenancy.is_some_and(|t| t.mac_key.is_some());
+        let answered_with = match negotiated {
+            None if has_token => integrity,
+            None => Integrity::Sha1,
+            Some(_) => Integrity::Sha256,
+        };
+        let algorithm = negotiated.unwrap_or(PasswordAlgorithm::Md5);
+        let claim = Claim { request, identity, algorithm, integrity, answered_with };
+        let known = self.realms.iter().find(|known| known.name.as_bytes() == realm);
+        let proof = self.prove(now, &claim, known.ok_or(offered), tenancy)?;
+        Ok(self.admit(now, proof))
     }
 
-    fn key_of(&self, now: Now, user: &str) -> Option<(Key, Option<u64>)> {
-        if user.len() > MAX_USERNAME {
-            return None;
+    /// Tries the sources in their order. All of them work on `Err(realm)`, that of a request for a realm that does not
+    /// exist, as hard as on `Ok(realm)`.
+    fn prove<'a>(
+        &self,
+        now: Now,
+        claim: &Claim<'_, 'a>,
+        realm: Result<&Realm, &Realm>,
+        tenancy: Option<&Tenancy>,
+    ) -> Result<Proof<'a>, Refusal> {
+        if let Some(token) = claim.request.identity(attr::ACCESS_TOKEN).filter(|_| !self.tokens.is_empty()) {
+            let proof = self.prove_token(now, claim, token).filter(|_| realm.is_ok());
+            return proof.ok_or(Refusal::Unauthorized);
         }
-        if let Some(digest) = self.credentials.users.get(user) {
-            return Some((Key::from_bytes(digest), None));
+        if let Some(proof) = prove_tenancy(now, claim, tenancy).filter(|_| realm.is_ok()) {
+            return Ok(proof);
         }
-        let rest = self.credentials.rest.as_ref()?;
-        let expires: u64 = user.split(':').next()?.parse().ok()?;
-        if expires <= now.unix {
-            return None;
+        let (is_known_realm, realm) = (realm.is_ok(), realm.unwrap_or_else(|offered| offered));
+        let user = realm.find(claim.identity);
+        let key = user.as_ref().and_then(|(_, keys)| keys.key(claim.algorithm));
+        let verified = claim.verify(key.unwrap_or(&self.nobody)).filter(|_| key.is_some() && is_known_realm);
+        if let (Some((key, attributes)), Some((user, _))) = (verified, &user) {
+            return Ok(Proof { user: Arc::clone(user), expires_unix: None, key, attributes, mac_key: None });
         }
-        let digest = long_term_digest(user, &self.realm, &rest.password(user));
-        Some((Key::from_bytes(&digest), Some(expires)))
+        if let Some(proof) = self.prove_rest(now, claim, realm, tenancy).filter(|_| is_known_realm) {
+            return Ok(proof);
+        }
+        self.prove_lookup(now, claim, realm, tenancy, user.is_none() && is_known_realm)
     }
+
+    fn prove_token<'a>(&self, now: Now, claim: &Claim<'_, 'a>, token: &[u8]) -> Option<Proof<'a>> {
+        let user = claim.name();
+        let grant = self.tokens.iter().find(|key| key.kid() == user).and_then(|key| key.open(now, token));
+        let key = grant.as_ref().map_or(&self.nobody[..], |grant| &grant.mac_key);
+        let verified = claim.verify(key);
+        let ((key, attributes), grant) = verified.zip(grant)?;
+        let (expires_unix, mac_key) = (Some(grant.expires_unix), Some(grant.mac_key.into()));
+        Some(Proof { user: user.into(), expires_unix, key, attributes, mac_key })
+    }
+
+    /// Tries every secret with both of its hashes, also for names that have no expiry in front: the work is always the same.
+    fn prove_rest<'a>(
+        &self,
+        now: Now,
+        claim: &Claim<'_, 'a>,
+        realm: &Realm,
+        tenancy: Option<&Tenancy>,
+    ) -> Option<Proof<'a>> {
+        let user = claim.name();
+        let expires_unix = rest::expiry(user).filter(|_| user.len() <= MAX_USERNAME);
+        let is_current = expires_unix.is_some_and(|at| self.still_counts(now, at, claim, tenancy));
+        let mut proven = None;
+        for secret in &realm.rest {
+            for hash in [RestHash::Sha1, RestHash::Sha256] {
+                let keys = UserKeys::of_password(user, &realm.name, &secret.password(hash, user));
+                let verified = keys.key(claim.algorithm).and_then(|key| claim.verify(key));
+                proven = proven.or(verified);
+            }
+        }
+        let (key, attributes) = proven.filter(|_| is_current)?;
+        Some(Proof { user: user.into(), expires_unix, key, attributes, mac_key: None })
+    }
+
+    /// Asks what others know, also about users that are known here: else the time would tell that they are.
+    fn prove_lookup<'a>(
+        &self,
+        now: Now,
+        claim: &Claim<'_, 'a>,
+        realm: &Realm,
+        tenancy: Option<&Tenancy>,
+        may_pass: bool,
+    ) -> Result<Proof<'a>, Refusal> {
+        let (Some(cache), Identity::Name(user)) = (&self.lookup, claim.identity) else {
+            return Err(Refusal::Unauthorized);
+        };
+        let question = Question { user: user.to_owned(), realm: realm.name.clone() };
+        let verdict = cache.get(now.mono, &question).ok_or_else(|| Refusal::Lookup(Arc::new(question)))?;
+        let (keys, expires_unix) = match verdict {
+            Verdict::Known { keys, expires_unix } => (keys, expires_unix),
+            Verdict::Unknown => (UserKeys::default(), None),
+        };
+        let key = keys.key(claim.algorithm);
+        let is_current = expires_unix.is_none_or(|at| self.still_counts(now, at, claim, tenancy));
+        let verified = claim.verify(key.unwrap_or(&self.nobody));
+        let verified = verified.filter(|_| key.is_some() && is_current && may_pass);
+        let (key, attributes) = verified.ok_or(Refusal::Unauthorized)?;
+        Ok(Proof { user: user.into(), expires_unix, key, attributes, mac_key: None })
+    }
+
+    /// Returns whether credentials that end at `expires_unix` count for this request.
+    fn still_counts(
+        &self,
+        now: Now,
+        expires_unix: u64,
+        claim: &Claim<'_, '_>,
+        tenancy: Option<&Tenancy>,
+    ) -> bool {
+        let keeps_allocation = self.expiry == Expiry::AtAllocate
+            && claim.request.method() != Method::ALLOCATE
+            && tenancy.is_some_and(|tenancy| *tenancy.user == *claim.name());
+        now.unix < expires_unix || keeps_allocation
+    }
+
+    fn admit<'a>(&self, now: Now, proof: Proof<'a>) -> Authenticated<'a> {
+        let Proof { user, expires_unix, key, attributes, mac_key } = proof;
+        let is_capped = mac_key.is_some() || self.expiry == Expiry::Hard;
+        let left = expires_unix.map(|at| Duration::from_secs(at.saturating_sub(now.unix)));
+        let lifetime_cap = left.filter(|_| is_capped);
+        Authenticated { user, expires_unix, lifetime_cap, key, attributes, mac_key }
+    }
+
+    fn offered_realm(&self, client: &FiveTuple) -> &Realm {
+        let here = client.server.ip();
+        self.realms.iter().find(|realm| realm.addresses.contains(&here)).unwrap_or(&self.realms[0])
+    }
+
+    fn offer(&self, realm: &Realm) -> Offer {
+        let algorithms: &'static [_] =
+            if self.realms.iter().all(Realm::all_have_sha256) { &BOTH } else { &MD5 };
+        // Only names that are kept here can be found by their hash, and a client that is told to send it sends nothing else.
+        let only_users = realm.rest.is_empty() && self.lookup.is_none() && self.tokens.is_empty();
+        Offer { algorithms, anonymity: self.anonymity.unwrap_or_else(|| only_users && realm.has_users()) }
+    }
+}
+
+/// Reads who the request says it is from.
+fn identity<'a>(request: &Message<'a>) -> Option<Identity<'a>> {
+    let hash = request.identity(attr::USERHASH).map(Identity::Hash);
+    // A name that is no UTF-8 is nobody's.
+    let name = request.identity(attr::USERNAME).map(|name| std::str::from_utf8(name).unwrap_or_default());
+    name.map(Identity::Name).or(hash)
+}
+
+/// Returns the password algorithm that the client has chosen; none if it knows nothing of them. Both attributes or neither, the
+/// list as it was offered, the choice one of the list (third check of section 9.2.4).
+fn negotiated(request: &Message<'_>, offer: Offer) -> Result<Option<PasswordAlgorithm>, Refusal> {
+    match (request.identity(attr::PASSWORD_ALGORITHMS), request.identity(attr::PASSWORD_ALGORITHM)) {
+        (None, None) => Ok(None),
+        (Some(list), Some(choice)) => {
+            let offered: Vec<u8> = offer.algorithms.iter().flat_map(|algorithm| algorithm.value()).collect();
+            let choice = PasswordAlgorithm::read(choice).filter(|choice| offer.algorithms.contains(choice));
+            choice.filter(|_| list == offered).map(Some).ok_or(Refusal::Malformed)
+        }
+        _ => Err(Refusal::Malformed),
+    }
+}
+
+/// Proves a request without a token by the token that made the allocation, as long as that is good.
+fn prove_tenancy<'a>(now: Now, claim: &Claim<'_, 'a>, tenancy: Option<&Tenancy>) -> Option<Proof<'a>> {
+    let Tenancy { user, expires_unix, mac_key } = tenancy?;
+    let mac_key = mac_key.as_ref().filter(|_| **user == *claim.name())?;
+    let (key, attributes) = claim.verify(mac_key)?;
+    let proof = Proof {
+        user: Arc::clone(user),
+        expires_unix: *expires_unix,
+        key,
+        attributes,
+        mac_key: Some(Arc::clone(mac_key)),
+    };
+    expires_unix.is_none_or(|at| now.unix < at).then_some(proof)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::net::time::now;
-    use crate::stun::{Builder, Class, Method, TransactionId, attr};
-    use std::time::Duration;
-
-    const CLIENT: &str = "192.0.2.5:4000";
-
-    fn authority() -> Authority {
-        let users = HashMap::from([("alice".to_owned(), long_term_digest("alice", "r", "pw"))]);
-        Authority::new("r", Credentials { users, rest: Some(RestSecret::new(b"north")) }, &[3; 32])
-    }
-
-    fn request(user: &str, realm: &str, nonce: &str, password: &str) -> Vec<u8> {
-        Builder::new(Class::Request, Method::ALLOCATE, TransactionId::new([1; 12]))
-            .attribute(attr::USERNAME, user.as_bytes())
-            .attribute(attr::REALM, realm.as_bytes())
-            .attribute(attr::NONCE, nonce.as_bytes())
-            .integrity(&Key::from_bytes(&long_term_digest(user, "r", password)))
-            .finish()
-    }
-
-    fn check(at: Now, client: &str, bytes: &[u8]) -> Result<Arc<str>, Refusal> {
-        let message = Message::parse(bytes).unwrap();
-        authority().check(at, client.parse().unwrap(), &message).map(|ok| ok.user)
-    }
-
-    #[test]
-    fn right_credentials_pass_and_each_wrong_part_has_its_refusal() {
-        let start = now();
-        let nonce = authority().nonce(start, CLIENT.parse().unwrap());
-        assert_eq!(check(start, CLIENT, &request("alice", "r", &nonce, "pw")).as_deref(), Ok("alice"));
-        for (user, realm, nonce, password, refusal) in [
-            ("alice", "r", nonce.as_str(), "no", Refusal::Unauthorized),
-            ("bob", "r", &nonce, "pw", Refusal::Unauthorized),
-            ("alice", "other", &nonce, "pw", Refusal::Unauthorized),
-            ("alice", "r", "garbage", "pw", Refusal::StaleNonce),
-        ] {
-            assert_eq!(check(start, CLIENT, &request(user, realm, nonce, password)), Err(refusal));
-        }
-        let bare = Builder::new(Class::Request, Method::ALLOCATE, TransactionId::new([1; 12]));
-        assert_eq!(check(start, CLIENT, &bare.clone().finish()), Err(Refusal::Unauthorized));
-        let nameless = bare.integrity(&Key::short_term("x")).finish();
-        assert_eq!(check(start, CLIENT, &nameless), Err(Refusal::Malformed));
-    }
-
-    #[test]
-    fn a_nonce_serves_one_address_for_an_hour() {
-        let start = now();
-        let nonce = authority().nonce(start, CLIENT.parse().unwrap());
-        let bytes = request("alice", "r", &nonce, "pw");
-        assert!(check(start.after(Duration::from_secs(3600)), CLIENT, &bytes).is_ok());
-        assert_eq!(check(start.after(Duration::from_secs(3601)), CLIENT, &bytes), Err(Refusal::StaleNonce));
-        assert_eq!(check(start, "192.0.2.5:4001", &bytes), Err(Refusal::StaleNonce));
-    }
-
-    #[test]
-    fn minted_credentials_work_until_they_expire() {
-        let start = now();
-        let minted = RestSecret::new(b"north").mint("tag", start.unix + 60);
-        for (later, good) in [(0, true), (59, true), (60, false)] {
-            let at = start.after(Duration::from_secs(later));
-            let nonce = authority().nonce(at, CLIENT.parse().unwrap());
-            let bytes = request(&minted.username, "r", &nonce, &minted.credential);
-            assert_eq!(check(at, CLIENT, &bytes).is_ok(), good, "after {later} s");
-        }
-        let nonce = authority().nonce(start, CLIENT.parse().unwrap());
-        let forged = request(&format!("{}:tag", start.unix + 999), "r", &nonce, &minted.credential);
-        assert_eq!(check(start, CLIENT, &forged), Err(Refusal::Unauthorized));
-    }
-}
+mod tests;

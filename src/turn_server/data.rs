@@ -1,11 +1,11 @@
 //! The data path: what passes between clients and peers, and by which allocation.
 
 use super::FiveTuple;
-use super::allocation::Family;
+use super::allocation::{Family, PeerTransport};
 use super::denials::Way;
 use super::machine::{AllocationId, Marks, Relay, ToClient, ToPeer};
 use super::policy::PeerAddr;
-use super::relay_port::{RelayId, Tenancy};
+use super::relay_port::{RelayId, Sharing};
 use super::wire::{self, Header};
 use crate::clock::Now;
 use crate::stun::{Class, Message, Method, attr};
@@ -78,6 +78,9 @@ impl Relay {
         payload: &'a [u8],
     ) -> Option<ToPeer<'a>> {
         let allocation = self.allocations.get(id)?;
+        if allocation.peer_transport == PeerTransport::Tcp {
+            return None;
+        }
         if !allocation.is_live(now) || peer.port() == 0 || !allocation.permits(now, peer.ip()) {
             return None;
         }
@@ -85,7 +88,7 @@ impl Relay {
         let relay = self.claim(now, id, peer).ok()?;
         self.within_bandwidth(now, id, payload.len()).then_some(())?;
         let port = &self.relays[relay];
-        if port.tenancy == Tenancy::Shared
+        if port.sharing == Sharing::Shared
             && let Some((_, own)) = ice_fragments(payload)
         {
             self.allocations[id].learn_fragment(own);
@@ -160,7 +163,7 @@ impl Relay {
         let sender = self.relays_by_address.get(&peer.socket_addr());
         let itself = sender
             .and_then(|from| self.relays[*from].claimant(PeerAddr::new(port.address())))
-            .filter(|_| port.tenancy == Tenancy::Shared);
+            .filter(|_| port.sharing == Sharing::Shared);
         let may_be_meant = |id: &AllocationId| {
             Some(*id) != itself
                 && self.allocations.get(*id).is_some_and(|a| a.is_live(now) && a.permits(now, peer.ip()))
@@ -209,8 +212,10 @@ impl Relay {
         if self.allocations[id].home(family).is_some() {
             return true;
         }
-        let alone = self.allocations[id].homes().any(|relay| {
-            self.relays[relay].tenancy == Tenancy::Single && self.shared.limits.shared_ports > 0
+        let alone = self.allocations[id].homes().any(|relay| match self.relays[relay].sharing {
+            Sharing::Shared => false,
+            Sharing::Single => self.shared.limits.shared_ports > 0,
+            Sharing::Connections => true,
         });
         self.shared.features.add_family && !alone && self.move_in(id, family)
     }

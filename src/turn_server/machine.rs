@@ -4,14 +4,18 @@
 //! [`Relay::handle_client`] and [`Relay::handle_peer`], with the payload still borrowed from the caller's buffer.
 
 use super::allocation::{Allocation, FiveTuple};
-use super::auth::Authority;
+use super::alternate::Alternates;
+use super::auth::{Authority, Parking, Question};
+use super::connections::{ConnectionId, Connections};
 use super::denials::Denials;
+use super::mobility::Tickets;
 use super::policy::{PeerAddr, PeerPolicy};
 use super::ports::{RelayAddress, RelayPorts};
 use super::quota::Quota;
 use super::rate::{Epoch, Rate};
 use super::relay_port::{RelayId, RelayPort};
 use super::reservation::Reservations;
+use super::tcp_relay::PeerConnection;
 use super::wire::Header;
 use crate::clock::{Deadlines, Now};
 use crate::ids::Pii;
@@ -32,6 +36,8 @@ pub type AllocationId = usize;
 pub struct Shared {
     /// Checks credentials.
     pub authority: Arc<Authority>,
+    /// Sends clients elsewhere.
+    pub alternates: Arc<Alternates>,
     /// Checks peers.
     pub policy: Arc<PeerPolicy>,
     /// Gives out relay ports.
@@ -42,6 +48,12 @@ pub struct Shared {
     pub quota: Arc<Quota>,
     /// The addresses of relay sockets, at most one of each family, IPv4 first.
     pub addresses: Arc<[RelayAddress]>,
+    /// Peer connections that wait to be bound.
+    pub connections: Arc<Connections>,
+    /// Seals mobility tickets.
+    pub tickets: Arc<Tickets>,
+    /// Which worker's relay this is, as tickets name it.
+    pub worker: u16,
     /// How much is enough.
     pub limits: Limits,
     /// What the operator lets clients do.
@@ -83,13 +95,15 @@ impl Default for Limits {
 pub struct Features {
     /// Whether an allocation gets a relayed address of the other family when a permission first names a peer there.
     pub add_family: bool,
-    /// Whether an allocation ends with the credentials it was made with.
-    pub end_with_credentials: bool,
+    /// Whether clients may take their allocations along to another address (RFC 8016).
+    pub mobility: bool,
+    /// Whether clients may reach peers by TCP (RFC 6062).
+    pub tcp: bool,
 }
 
 impl Default for Features {
     fn default() -> Self {
-        Self { add_family: true, end_with_credentials: false }
+        Self { add_family: true, mobility: true, tcp: true }
     }
 }
 
@@ -106,18 +120,66 @@ pub enum Output {
         /// and never much larger than what asked for it.
         proven: bool,
     },
-    /// Bind a UDP socket to `address` and say how that went with [`Relay::handle_relay_opened`].
+    /// Bind a socket to `address` and say how that went with [`Relay::handle_relay_opened`].
     OpenRelay {
         /// The relay port it is for.
         relay: RelayId,
         /// The local address.
         address: SocketAddr,
+        /// What it is to carry: datagrams, or with `true` connections that peers open.
+        tcp: bool,
+    },
+    /// Ask others about a user and say how that went with [`Relay::handle_lookup_done`].
+    LookUp {
+        /// What to ask.
+        question: Arc<Question>,
     },
     /// Close a relay port's socket.
     CloseRelay {
         /// The relay port.
         relay: RelayId,
     },
+    /// Connect to a peer by TCP and say how that went with [`Relay::handle_connected`].
+    Connect {
+        /// The connection's name from now on.
+        connection: ConnectionId,
+        /// The local address.
+        from: SocketAddr,
+        /// The peer.
+        to: SocketAddr,
+    },
+    /// Join a client's connection, once all replies to it are written, with the connection to a peer: from now on bytes pass
+    /// between them unread.
+    Join {
+        /// The client's connection.
+        client: FiveTuple,
+        /// The peer's.
+        connection: ConnectionId,
+    },
+    /// Close a connection to a peer and whatever it was joined with.
+    Disconnect {
+        /// The connection.
+        connection: ConnectionId,
+    },
+    /// Give the request that was just handled to another worker's relay, and from now on everything from that client.
+    Elsewhere {
+        /// The client.
+        client: FiveTuple,
+        /// The worker.
+        worker: u16,
+    },
+    /// Nothing more is to be expected of a client whose allocation has moved on or ended: other workers need not pass it on.
+    Left {
+        /// The client.
+        client: FiveTuple,
+    },
+}
+
+/// What a deadline is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Timer {
+    Allocation(AllocationId),
+    Connection(ConnectionId),
 }
 
 /// What stands in an IP header and passes through the relay
@@ -207,11 +269,13 @@ pub struct Relay {
     pub(super) relays_by_address: HashMap<SocketAddr, RelayId>,
     /// The ports that allocations share, by family.
     pub(super) pool: [Vec<RelayId>; 2],
-    pub(super) deadlines: Deadlines<AllocationId>,
+    pub(super) connections: HashMap<ConnectionId, PeerConnection>,
+    pub(super) deadlines: Deadlines<Timer>,
     pub(super) outputs: VecDeque<Output>,
     pub(super) counters: Counters,
     pub(super) denials: Denials,
     pub(super) epoch: Epoch,
+    pub(super) parking: Parking,
 }
 
 impl Relay {
@@ -226,11 +290,13 @@ impl Relay {
             relays: Slab::new(),
             relays_by_address: HashMap::new(),
             pool: [Vec::new(), Vec::new()],
+            connections: HashMap::new(),
             deadlines: Deadlines::default(),
             outputs: VecDeque::new(),
             counters: Counters::default(),
             denials: Denials::default(),
             epoch: Epoch(now.mono),
+            parking: Parking::default(),
         }
     }
 
@@ -286,6 +352,7 @@ impl Relay {
 
     /// Ends the allocation of a client whose stream has closed.
     pub fn handle_client_gone(&mut self, client: FiveTuple) {
+        self.parking.forget(client);
         if let Some(id) = self.clients.get(&client).copied() {
             self.end(id, "the client's connection closed");
         }
@@ -293,8 +360,11 @@ impl Relay {
 
     /// Ends the allocations whose lifetime is over.
     pub fn handle_timeout(&mut self, now: Now) {
-        while let Some(id) = self.deadlines.pop_due(now.mono) {
-            self.end(id, "lifetime over");
+        while let Some(timer) = self.deadlines.pop_due(now.mono) {
+            match timer {
+                Timer::Allocation(id) => self.end(id, "lifetime over"),
+                Timer::Connection(connection) => self.connection_timed_out(connection),
+            }
         }
     }
 
@@ -343,7 +413,7 @@ impl Relay {
 
     /// Sets the timer of an allocation to its end.
     pub(super) fn arm(&mut self, id: AllocationId) {
-        self.deadlines.set(id, self.allocations[id].expires);
+        self.deadlines.set(Timer::Allocation(id), self.allocations[id].expires);
     }
 
     pub(super) fn end(&mut self, id: AllocationId, why: &'static str) {
@@ -357,7 +427,13 @@ impl Relay {
     pub(super) fn forget(&mut self, id: AllocationId) {
         let Some(allocation) = self.allocations.try_remove(id) else { return };
         self.clients.remove(&allocation.client);
-        self.deadlines.clear(id);
+        self.deadlines.clear(Timer::Allocation(id));
+        if allocation.mobility.is_some() {
+            self.outputs.push_back(Output::Left { client: allocation.client });
+        }
+        for connection in &allocation.connections {
+            self.close_connection(*connection);
+        }
         for (peer, relay) in allocation.peers() {
             self.release(relay, peer);
         }

@@ -3,12 +3,16 @@
 //! [`machine::Relay`] is the brain: clients' and peers' bytes in, what to forward as the return value, control through
 //! `poll_output`.
 
+mod admission;
 mod allocate;
 mod allocation;
+pub mod alternate;
 pub mod auth;
+pub mod connections;
 pub mod data;
 mod denials;
 pub mod machine;
+pub mod mobility;
 mod peers;
 pub mod policy;
 pub mod ports;
@@ -18,10 +22,12 @@ mod relay_port;
 mod reply;
 mod requests;
 pub mod reservation;
+mod tcp_relay;
 mod tenancy;
 pub mod wire;
 
 pub use allocation::{CHANNEL_COOLDOWN, CHANNEL_LIFETIME, FiveTuple, PERMISSION_LIFETIME, Transport};
+pub use connections::ConnectionId;
 pub use machine::{Relay, Shared};
 pub use relay_port::RelayId;
 

@@ -15,11 +15,13 @@ pub type RelayId = usize;
 
 /// Who may be put on a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Tenancy {
+pub(super) enum Sharing {
     /// Anybody.
     Shared,
-    /// The one allocation it was leased for: EVEN-PORT, RESERVATION-TOKEN, TCP, or no sharing at all.
+    /// The one allocation it was leased for: EVEN-PORT, RESERVATION-TOKEN, or no sharing at all.
     Single,
+    /// The one allocation it was leased for, which relays TCP.
+    Connections,
 }
 
 /// Which number serves as well when the system has given this one to somebody else.
@@ -34,7 +36,7 @@ pub(super) enum Instead {
 #[derive(Debug)]
 pub(super) struct RelayPort {
     pub(super) lease: PortLease,
-    pub(super) tenancy: Tenancy,
+    pub(super) sharing: Sharing,
     pub(super) instead: Instead,
     pub(super) open: bool,
     /// Ports that the system refused for this relay so far.
@@ -48,10 +50,10 @@ pub(super) struct RelayPort {
 }
 
 impl RelayPort {
-    pub(super) fn new(lease: PortLease, tenancy: Tenancy, instead: Instead) -> Self {
+    pub(super) fn new(lease: PortLease, sharing: Sharing, instead: Instead) -> Self {
         Self {
             lease,
-            tenancy,
+            sharing,
             instead,
             open: false,
             refused: 0,

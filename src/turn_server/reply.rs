@@ -1,6 +1,7 @@
 //! Answers to requests: which error has which code, and what every answer carries.
 
-use super::auth::Refusal;
+use super::alternate::Elsewhere;
+use super::auth::{Challenge, Refusal};
 use crate::stun::{Builder, Class, Key, Message, Method, TransactionId, attr};
 
 /// Why an authenticated request is refused.
@@ -8,11 +9,14 @@ use crate::stun::{Builder, Class, Key, Message, Method, TransactionId, attr};
 pub(super) enum Fault {
     BadRequest,
     Forbidden,
+    MobilityForbidden,
     AllocationMismatch,
     UnsupportedFamily,
     WrongCredentials,
     UnsupportedTransport,
     PeerFamilyMismatch,
+    ConnectionExists,
+    ConnectionFailed,
     QuotaReached,
     InsufficientCapacity,
 }
@@ -23,11 +27,14 @@ impl Fault {
         match self {
             Self::BadRequest => (400, "Bad Request"),
             Self::Forbidden => (403, "Forbidden"),
+            Self::MobilityForbidden => (405, "Mobility Forbidden"),
             Self::AllocationMismatch => (437, "Allocation Mismatch"),
             Self::UnsupportedFamily => (440, "Address Family not Supported"),
             Self::WrongCredentials => (441, "Wrong Credentials"),
             Self::UnsupportedTransport => (442, "Unsupported Transport Protocol"),
             Self::PeerFamilyMismatch => (443, "Peer Address Family Mismatch"),
+            Self::ConnectionExists => (446, "Connection Already Exists"),
+            Self::ConnectionFailed => (447, "Connection Timeout or Failure"),
             Self::QuotaReached => (486, "Allocation Quota Reached"),
             Self::InsufficientCapacity => (508, "Insufficient Capacity"),
         }
@@ -84,15 +91,35 @@ impl Reply {
         self.finish(self.begin_error(420, "Unknown Attribute").unknown_attributes(kinds))
     }
 
-    /// Answers a request whose credentials were not accepted.
-    pub(super) fn refusal(&self, refusal: Refusal, realm: &str, nonce: &str) -> Vec<u8> {
-        let challenge = |builder: Builder| {
-            builder.attribute(attr::REALM, realm.as_bytes()).attribute(attr::NONCE, nonce.as_bytes())
+    /// Answers a request whose credentials were not accepted. There is no reason phrase where there is a challenge: who asks may
+    /// have forged his address, and gets no byte that the protocol does not need.
+    pub(super) fn refusal(&self, refusal: &Refusal, challenge: &Challenge<'_>) -> Vec<u8> {
+        let challenged = |code| {
+            let builder = self
+                .begin_error(code, "")
+                .attribute(attr::REALM, challenge.realm.as_bytes())
+                .attribute(attr::NONCE, challenge.nonce.as_bytes())
+                .password_algorithms(challenge.algorithms);
+            match challenge.third_party {
+                Some(name) => builder.attribute(attr::THIRD_PARTY_AUTHORIZATION, name.as_bytes()),
+                None => builder,
+            }
         };
         self.finish(match refusal {
             Refusal::Malformed => self.begin_error(400, "Bad Request"),
-            Refusal::Unauthorized => challenge(self.begin_error(401, "Unauthorized")),
-            Refusal::StaleNonce => challenge(self.begin_error(438, "Stale Nonce")),
+            Refusal::Unauthorized | Refusal::Lookup(_) => challenged(401),
+            Refusal::StaleNonce => challenged(438),
+        })
+    }
+
+    /// Sends an authenticated client to another server
+    /// ([RFC 8489 section 10](https://www.rfc-editor.org/rfc/rfc8489#section-10)).
+    pub(super) fn try_alternate(&self, elsewhere: &Elsewhere) -> Vec<u8> {
+        let builder = self.begin_error(300, "Try Alternate");
+        let builder = builder.plain_address(attr::ALTERNATE_SERVER, elsewhere.server);
+        self.finish(match &elsewhere.domain {
+            Some(domain) => builder.attribute(attr::ALTERNATE_DOMAIN, domain.as_bytes()),
+            None => builder,
         })
     }
 

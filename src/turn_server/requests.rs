@@ -1,8 +1,8 @@
 //! Requests: whose they are, and where each method is handled.
 
 use super::allocation::{Family, FiveTuple};
-use super::auth::{Authenticated, Refusal};
-use super::machine::{AllocationId, Output, Relay};
+use super::auth::{Authenticated, Tenancy};
+use super::machine::{AllocationId, Relay};
 use super::reply::{Fault, Reply};
 use crate::clock::Now;
 use crate::stun::{Attributes, Message, Method, attr};
@@ -10,12 +10,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Comprehension-required attributes understood in requests.
-const KNOWN_IN_REQUESTS: [u16; 12] = [
+const KNOWN_IN_REQUESTS: [u16; 16] = [
+    attr::CONNECTION_ID,
     attr::EVEN_PORT,
     attr::RESERVATION_TOKEN,
     attr::USERNAME,
     attr::REALM,
     attr::NONCE,
+    attr::USERHASH,
+    attr::PASSWORD_ALGORITHM,
+    attr::ACCESS_TOKEN,
     attr::LIFETIME,
     attr::REQUESTED_TRANSPORT,
     attr::REQUESTED_ADDRESS_FAMILY,
@@ -29,7 +33,9 @@ const KNOWN_IN_REQUESTS: [u16; 12] = [
 pub(super) struct Request<'a> {
     pub(super) client: FiveTuple,
     pub(super) user: Arc<str>,
-    pub(super) expires_unix: Option<u64>,
+    pub(super) tenancy: Tenancy,
+    /// The longest lifetime that the credentials allow.
+    pub(super) lifetime_cap: Option<Duration>,
     pub(super) attributes: Attributes<'a>,
     pub(super) reply: Reply,
 }
@@ -41,30 +47,23 @@ impl Relay {
             Method::REFRESH => Self::refresh,
             Method::CREATE_PERMISSION => Self::create_permission,
             Method::CHANNEL_BIND => Self::channel_bind,
+            Method::CONNECT => Self::connect,
+            Method::CONNECTION_BIND => Self::connection_bind,
             _ => {
                 self.counters.dropped += 1;
                 return;
             }
         };
-        let reply = Reply::to(message);
-        let authenticated = match self.shared.authority.check(now, client.client, message) {
-            Ok(authenticated) => authenticated,
-            Err(refusal) => {
-                self.counters.unauthorized += u64::from(refusal != Refusal::Malformed);
-                let nonce = self.shared.authority.nonce(now, client.client);
-                let bytes = reply.refusal(refusal, self.shared.authority.realm(), &nonce);
-                self.outputs.push_back(Output::Reply { client, bytes, proven: false });
-                return;
-            }
-        };
-        let Authenticated { user, expires_unix, key, attributes } = authenticated;
-        let reply = reply.signed(key);
+        let Some(authenticated) = self.authenticate(now, client, message) else { return };
+        let (tenancy, lifetime_cap) = (authenticated.tenancy(), authenticated.lifetime_cap);
+        let Authenticated { user, key, attributes, .. } = authenticated;
+        let reply = Reply::to(message).signed(key);
         let unknown = attributes.unknown(&KNOWN_IN_REQUESTS);
         if !unknown.is_empty() {
             tracing::debug!(?unknown, "unknown attributes");
             return self.answer(client, reply.unknown_attributes(&unknown));
         }
-        let request = Request { client, user, expires_unix, attributes, reply };
+        let request = Request { client, user, tenancy, lifetime_cap, attributes, reply };
         if let Err(fault) = handler(self, now, &request) {
             tracing::debug!(method = ?message.method(), ?fault, "refused");
             self.answer(client, request.reply.error(fault));
@@ -86,7 +85,14 @@ impl Relay {
 
     /// Follows [RFC 8656 section 8.2](https://www.rfc-editor.org/rfc/rfc8656#section-8.2).
     fn refresh(&mut self, now: Now, request: &Request<'_>) -> Result<(), Fault> {
-        let id = self.owned(now, request)?;
+        let moves = request.attributes.get(attr::MOBILITY_TICKET);
+        let id = match moves {
+            None => self.owned(now, request)?,
+            Some(sealed) => match self.resume(now, request, sealed)? {
+                Some(id) => id,
+                None => return Ok(()),
+            },
+        };
         let family = match request.attributes.get(attr::REQUESTED_ADDRESS_FAMILY) {
             None => None,
             Some(&[code, _, _, _]) => Some(Family::from_code(code).ok_or(Fault::PeerFamilyMismatch)?),
@@ -97,7 +103,7 @@ impl Relay {
         }
         let lifetime = match request.attributes.u32(attr::LIFETIME) {
             Some(0) => Duration::ZERO,
-            _ => self.granted(now, request),
+            _ => self.granted(request),
         };
         match family {
             Some(family) if lifetime.is_zero() && self.allocations[id].homes().count() > 1 => {
@@ -106,12 +112,20 @@ impl Relay {
             _ if lifetime.is_zero() => self.end(id, "refreshed to zero"),
             _ => {
                 let allocation = &mut self.allocations[id];
+                allocation.tenancy = request.tenancy.clone();
                 allocation.expires = now.mono + lifetime;
                 allocation.lifetime = lifetime;
                 self.arm(id);
             }
         }
-        let bytes = request.reply.success(|builder| builder.attribute(attr::LIFETIME, &seconds(lifetime)));
+        let ticket = moves.and_then(|_| self.ticket(id));
+        let bytes = request.reply.success(|builder| {
+            let builder = builder.attribute(attr::LIFETIME, &seconds(lifetime));
+            match &ticket {
+                Some(ticket) => builder.attribute(attr::MOBILITY_TICKET, ticket),
+                None => builder,
+            }
+        });
         self.answer(request.client, bytes);
         Ok(())
     }

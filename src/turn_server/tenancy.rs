@@ -3,11 +3,11 @@
 //! Allocations spread over the worker's shared ports, the emptiest first, so that they share one only when there are more of them
 //! than ports. When two of a port's tenants want the same peer, the later one talks to it from another port of the pool.
 
-use super::allocation::{Allocation, Family, MAX_CLAIMS};
+use super::allocation::{Allocation, Family, MAX_CLAIMS, PeerTransport};
 use super::machine::{AllocationId, Output, Relay};
 use super::policy::PeerAddr;
 use super::ports::PortLease;
-use super::relay_port::{Instead, RelayId, RelayPort, Tenancy};
+use super::relay_port::{Instead, RelayId, RelayPort, Sharing};
 use crate::clock::Now;
 use rand::Rng;
 use std::net::IpAddr;
@@ -40,7 +40,11 @@ impl Relay {
     /// Gives the allocation the relayed address that was leased for it alone.
     pub(super) fn move_in_alone(&mut self, id: AllocationId, lease: PortLease, instead: Instead) {
         let family = Family::of(lease.address().ip());
-        let relay = self.open(lease, Tenancy::Single, instead);
+        let sharing = match self.allocations[id].peer_transport {
+            PeerTransport::Udp => Sharing::Single,
+            PeerTransport::Tcp => Sharing::Connections,
+        };
+        let relay = self.open(lease, sharing, instead);
         self.settle(id, family, relay);
     }
 
@@ -94,18 +98,19 @@ impl Relay {
     /// Opens a port for the pool, or for one allocation where ports are not shared.
     fn open_for(&mut self, family: Family, lease: PortLease) -> RelayId {
         if self.shared.limits.shared_ports == 0 {
-            return self.open(lease, Tenancy::Single, Instead::Any);
+            return self.open(lease, Sharing::Single, Instead::Any);
         }
-        let relay = self.open(lease, Tenancy::Shared, Instead::Any);
+        let relay = self.open(lease, Sharing::Shared, Instead::Any);
         self.pool[family as usize].push(relay);
         relay
     }
 
-    fn open(&mut self, lease: PortLease, tenancy: Tenancy, instead: Instead) -> RelayId {
+    fn open(&mut self, lease: PortLease, sharing: Sharing, instead: Instead) -> RelayId {
         let address = lease.address();
-        let relay = self.relays.insert(RelayPort::new(lease, tenancy, instead));
+        let relay = self.relays.insert(RelayPort::new(lease, sharing, instead));
         self.relays_by_address.insert(address, relay);
-        self.outputs.push_back(Output::OpenRelay { relay, address });
+        let tcp = sharing == Sharing::Connections;
+        self.outputs.push_back(Output::OpenRelay { relay, address, tcp });
         relay
     }
 
@@ -134,7 +139,8 @@ impl Relay {
                 port.lease = lease;
                 let address = port.address();
                 self.relays_by_address.insert(address, relay);
-                self.outputs.push_back(Output::OpenRelay { relay, address });
+                let tcp = port.sharing == Sharing::Connections;
+                self.outputs.push_back(Output::OpenRelay { relay, address, tcp });
             }
             None => self.give_up(now, relay),
         }
@@ -237,7 +243,7 @@ impl Relay {
     fn spill_port(&mut self, family: Family) -> Option<RelayId> {
         let ip = self.local_ip(family)?;
         let lease = self.shared.ports.lease(ip, &mut self.rng)?;
-        let relay = self.open(lease, Tenancy::Shared, Instead::Any);
+        let relay = self.open(lease, Sharing::Shared, Instead::Any);
         self.pool[family as usize].push(relay);
         Some(relay)
     }

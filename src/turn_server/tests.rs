@@ -1,11 +1,14 @@
 //! The relay under a fake clock, with sockets that are only counted.
 
 mod families;
+mod mobility;
 mod rates;
 mod sharing;
+mod tcp;
 
 use super::auth::{Authority, Credentials};
 use super::machine::{Features, Limits, Marks, Output, Relay, Shared};
+use super::mobility::Tickets;
 use super::policy::{PeerPolicy, PolicyConfig};
 use super::ports::{RelayAddress, RelayPorts};
 use super::quota::Quota;
@@ -32,6 +35,8 @@ struct World {
     now: Now,
     sockets: HashMap<RelayId, SocketAddr>,
     refuse_ports: HashSet<u16>,
+    /// What else the hands were told.
+    others: Vec<Output>,
     next_id: u8,
 }
 
@@ -44,11 +49,15 @@ fn shared(per_user: u32, ports: std::ops::RangeInclusive<u16>) -> Shared {
     let policy = PolicyConfig { own_addresses: own, own_ports: vec![3478], ..Default::default() };
     Shared {
         authority: Arc::new(Authority::new("r", Credentials { users, rest: None }, &[5; 32])),
+        alternates: Arc::default(),
         policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
         ports,
         reservations: Arc::default(),
         quota: Arc::new(Quota::new(per_user, 1000)),
         addresses: addresses.into(),
+        connections: Arc::default(),
+        tickets: Arc::new(Tickets::new(&[6; 32]).unwrap()),
+        worker: 0,
         limits: Limits { shared_ports: 0, ..Limits::default() },
         features: Features::default(),
     }
@@ -67,7 +76,15 @@ impl World {
     fn with(shared: Shared) -> Self {
         let now = now();
         let relay = Relay::new(now, shared.clone(), ChaCha20Rng::from_seed([7; 32]));
-        Self { relay, shared, now, sockets: HashMap::new(), refuse_ports: HashSet::new(), next_id: 0 }
+        Self {
+            relay,
+            shared,
+            now,
+            sockets: HashMap::new(),
+            refuse_ports: HashSet::new(),
+            others: Vec::new(),
+            next_id: 0,
+        }
     }
 
     fn wait(&mut self, seconds: u64) {
@@ -81,7 +98,7 @@ impl World {
         while let Some(output) = self.relay.poll_output() {
             match output {
                 Output::Reply { client, bytes, .. } => replies.push((client, bytes)),
-                Output::OpenRelay { relay, address } => {
+                Output::OpenRelay { relay, address, .. } => {
                     let opened = !self.refuse_ports.contains(&address.port());
                     if opened {
                         self.sockets.insert(relay, address);
@@ -89,6 +106,8 @@ impl World {
                     self.relay.handle_relay_opened(self.now, relay, opened);
                 }
                 Output::CloseRelay { relay } => drop(self.sockets.remove(&relay)),
+                Output::LookUp { .. } => unreachable!("nobody else is asked here"),
+                other => self.others.push(other),
             }
         }
         replies
@@ -109,7 +128,7 @@ impl World {
     }
 
     fn signed(&mut self, client: FiveTuple, user: &str, builder: Builder) -> Vec<u8> {
-        let nonce = self.shared.authority.nonce(self.now, client.client);
+        let nonce = self.shared.authority.challenge(self.now, &client).nonce;
         let key = Key::from_bytes(&long_term_digest(user, "r", "pw"));
         builder
             .attribute(attr::USERNAME, user.as_bytes())
@@ -127,9 +146,19 @@ impl World {
         method: Method,
         fill: impl FnOnce(Builder) -> Builder,
     ) -> (u16, Vec<u8>) {
+        self.ask_from(tuple(port), user, method, fill)
+    }
+
+    fn ask_from(
+        &mut self,
+        client: FiveTuple,
+        user: &str,
+        method: Method,
+        fill: impl FnOnce(Builder) -> Builder,
+    ) -> (u16, Vec<u8>) {
         let builder = fill(Builder::new(Class::Request, method, self.transaction()));
-        let bytes = self.signed(tuple(port), user, builder);
-        let answer = self.send(tuple(port), &bytes);
+        let bytes = self.signed(client, user, builder);
+        let answer = self.send(client, &bytes);
         let message = Message::parse(&answer).unwrap();
         (message.unverified().error_code().unwrap_or(0), answer)
     }

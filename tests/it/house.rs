@@ -1,6 +1,6 @@
 //! A running `ginnel serve`, on loopback or on a host of the laboratory.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -15,6 +15,9 @@ const START: Duration = Duration::from_secs(20);
 
 /// The static user every test server knows, and her password.
 pub(crate) const USER: &str = "judge";
+/// What a server of the laboratory relays to.
+const LABORATORY: &str = "allow_peers = [\"203.0.113.0/24\"]";
+
 /// See [`USER`].
 pub(crate) const PASSWORD: &str = "a test's password";
 
@@ -29,31 +32,39 @@ impl House {
     /// Starts a server on loopback ports of its own, which relays to 127.0.0.1 where `turn` (lines of the section
     /// `[turn]`) says so.
     pub(crate) fn on_loopback(turn: &str) -> Self {
-        let port = free_ports();
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        Self::start(address, turn, |program| Command::new(program))
+        Self::at(&[Ipv4Addr::LOCALHOST.into()], turn)
+    }
+
+    /// Starts a server on loopback addresses; `rest` is the end of its configuration, from the section `[turn]` on.
+    pub(crate) fn at(listen: &[IpAddr], rest: &str) -> Self {
+        Self::start(listen, free_ports(), rest, |program| Command::new(program))
     }
 
     /// Starts a server on a host of the laboratory, which relays to the laboratory's public addresses.
     pub(crate) fn on(host: &Host) -> Self {
-        Self::start(
-            SocketAddr::from((host.address(), 3478)),
-            "allow_peers = [\"203.0.113.0/24\"]",
-            |program| host.command(program),
-        )
+        Self::start(&[host.address().into()], 3478, LABORATORY, |program| host.command(program))
     }
 
-    fn start(address: SocketAddr, turn: &str, command: impl Fn(&str) -> Command) -> Self {
+    /// Starts a server on two addresses of a host of the laboratory, with NAT behaviour discovery.
+    pub(crate) fn on_both(host: &Host, second: Ipv4Addr) -> Self {
+        let first = host.address();
+        let rest = format!("{LABORATORY}\n[stun]\nnat_discovery = [\"{first}\", \"{second}\"]");
+        Self::start(&[first.into(), second.into()], 3478, &rest, |program| host.command(program))
+    }
+
+    fn start(listen: &[IpAddr], port: u16, rest: &str, command: impl Fn(&str) -> Command) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("ginnel.toml");
+        let address = SocketAddr::new(listen[0], port);
+        let quoted: Vec<_> = listen.iter().map(|ip| format!("\"{ip}\"")).collect();
         let text = format!(
-            "state = {:?}\nlisten = [\"{ip}\"]\npublic = [\"{ip}\"]\nport = {}\naux_port = {}\n\
-             [turn]\nusers = {{ {USER} = \"{PASSWORD}\" }}\n{ports}\n{turn}\n",
+            "state = {:?}\nlisten = [{}]\npublic = [\"{}\"]\nport = {port}\naux_port = {}\n\
+             [turn]\nusers = {{ {USER} = \"{PASSWORD}\" }}\n{ports}\n{rest}\n",
             folder.path().join("state"),
-            address.port(),
-            address.port() + 1,
-            ip = address.ip(),
-            ports = if turn.contains("relay_ports") { String::new() } else { relay_ports(address) },
+            quoted.join(", "),
+            listen[0],
+            port + 1,
+            ports = if rest.contains("relay_ports") { String::new() } else { relay_ports(address) },
         );
         std::fs::write(&config, text).unwrap();
         let mut serve = command(env!("CARGO_BIN_EXE_ginnel"));

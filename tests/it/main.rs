@@ -26,3 +26,4 @@ mod pipes;
 mod proc;
 mod safety;
 mod tools;
+mod turn_client;

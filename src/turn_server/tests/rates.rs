@@ -1,7 +1,7 @@
 //! Bandwidth, new peers, and allocations that end with their credentials.
 
 use super::*;
-use crate::turn_server::auth::RestSecret;
+use crate::turn_server::auth::{Expiry, RealmSetup, RestSecret, Setup};
 use crate::turn_server::rate::Rate;
 
 #[test]
@@ -60,16 +60,16 @@ fn peers_in_all_are_capped_and_forgotten_ones_make_room() {
 
 #[test]
 fn an_allocation_ends_with_its_credentials_where_the_operator_wants_it() {
-    for (hard, live) in [(true, 0), (false, 1)] {
+    for (expiry, live) in [(Expiry::Hard, 0), (Expiry::AtRefresh, 1)] {
         let mut shared = shared(10, 50_000..=50_009);
-        shared.features.end_with_credentials = hard;
         let secret = RestSecret::new(b"north");
-        let credentials = Credentials { users: HashMap::new(), rest: Some(secret.clone()) };
-        shared.authority = Arc::new(Authority::new("r", credentials, &[5; 32]));
+        let realm = RealmSetup { name: "r".to_owned(), rest: vec![secret.clone()], ..RealmSetup::default() };
+        let setup = Setup { realms: vec![realm], expiry, ..Setup::default() };
+        shared.authority = Arc::new(Authority::with(setup, &[5; 32]));
         let mut world = World::with(shared);
         let minted = secret.mint("tag", world.now.unix + 60);
         let key = Key::from_bytes(&long_term_digest(&minted.username, "r", &minted.credential));
-        let nonce = world.shared.authority.nonce(world.now, tuple(1).client);
+        let nonce = world.shared.authority.challenge(world.now, &tuple(1)).nonce;
         let bytes = udp(Builder::new(Class::Request, Method::ALLOCATE, TransactionId::new([1; 12])))
             .attribute(attr::USERNAME, minted.username.as_bytes())
             .attribute(attr::REALM, b"r")
@@ -78,7 +78,7 @@ fn an_allocation_ends_with_its_credentials_where_the_operator_wants_it() {
             .finish();
         let answer = world.send(tuple(1), &bytes);
         let granted = Message::parse(&answer).unwrap().unverified().u32(attr::LIFETIME);
-        assert_eq!(granted, Some(if hard { 60 } else { 600 }));
+        assert_eq!(granted, Some(if expiry == Expiry::Hard { 60 } else { 600 }));
         world.wait(59);
         assert_eq!(world.relay.len(), 1);
         world.wait(1);

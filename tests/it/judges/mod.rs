@@ -2,6 +2,7 @@
 
 mod chromium;
 mod devtools;
+mod natdiscovery;
 mod stunclient;
 mod uclient;
 mod webrtc_turn;

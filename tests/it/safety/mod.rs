@@ -1,6 +1,9 @@
 //! What a stranger or a broken peer must not achieve.
 
+mod amplification;
+mod coturn_bugs;
 mod garbage;
 mod logs;
 mod peers;
 mod shutdown;
+mod strangers;

@@ -118,7 +118,10 @@ fn a_peer_with_a_closed_port_or_without_a_route_never_harms_the_others() {
     client.succeed(SHORT);
     let told = verdict["icmp"].take();
     let port_unreachable = json!(["203.0.113.12", 3, 3]);
-    assert!(told.as_array().unwrap().contains(&port_unreachable), "the client is told of the closed port: {told}");
+    assert!(
+        told.as_array().unwrap().contains(&port_unreachable),
+        "the client is told of the closed port: {told}"
+    );
     let all = json!([200, 200, 200]);
     let expected = json!({
         "good": 200, "bad": all, "send": 100, "good bind": 200, "bad bind": all, "channel": 100, "refresh": 200,

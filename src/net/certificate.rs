@@ -1,0 +1,160 @@
+//! The certificate of TLS and DTLS: read from PEM files, or made at the first start and kept in the state folder.
+
+use data_encoding::BASE64;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use std::fmt::Write as _;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// The file of the self-signed certificate and its key.
+const OWN: &str = "tls.pem";
+/// The name in a self-signed certificate: one that no host has.
+const OWN_NAME: &str = "ginnel.invalid";
+
+/// A certificate chain and its key.
+#[derive(Debug)]
+pub(crate) struct Certificate {
+    /// The server's certificate first.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    /// PKCS #8, SEC 1 or PKCS #1.
+    pub(crate) key: PrivateKeyDer<'static>,
+    /// Whether nobody but the server vouches for it.
+    pub(crate) self_signed: bool,
+}
+
+/// Why a certificate cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CertificateError {
+    /// A file could not be made or read.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("{path}: {reason}")]
+    Content {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A self-signed certificate could not be made.
+    #[error("making a self-signed certificate: {0}")]
+    Make(String),
+    /// TLS cannot use what was read.
+    #[error("certificate and key: {0}")]
+    Unusable(String),
+}
+
+impl Certificate {
+    /// Reads a chain and its key from PEM files.
+    ///
+    /// # Errors
+    /// [`CertificateError`] names the file.
+    pub(crate) fn load(chain: &Path, key: &Path) -> Result<Self, CertificateError> {
+        let (certificates, private) = (read(chain)?, read(key)?);
+        let content =
+            |path: &Path, reason: String| CertificateError::Content { path: path.to_owned(), reason };
+        let certificates = CertificateDer::pem_slice_iter(&certificates)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|error| content(chain, error.to_string()))?;
+        if certificates.is_empty() {
+            return Err(content(
+                chain,
+                "no certificate in it; it must be PEM, the server's own first".to_owned(),
+            ));
+        }
+        let private = PrivateKeyDer::from_pem_slice(&private)
+            .map_err(|error| content(key, format!("no private key in it: {error}")))?;
+        Ok(Self { chain: certificates, key: private, self_signed: false })
+    }
+
+    /// Reads the self-signed certificate of the state folder, making it (ECDSA P-256, 0600) where there is none.
+    ///
+    /// # Errors
+    /// [`CertificateError`] names the file.
+    pub(crate) fn own(folder: &Path) -> Result<Self, CertificateError> {
+        let path = folder.join(OWN);
+        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
+            Ok(mut file) => {
+                let pem = make()?;
+                let written = file.write_all(pem.as_bytes()).and_then(|()| file.sync_all());
+                if let Err(source) = written {
+                    // Half a file would be taken for a damaged one at the next start.
+                    let _ = fs::remove_file(&path);
+                    return Err(CertificateError::Io { path, source });
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(source) => return Err(CertificateError::Io { path, source }),
+        }
+        Ok(Self { self_signed: true, ..Self::load(&path, &path)? })
+    }
+
+    /// Returns the first DNS name it is for, wildcards left out.
+    pub(crate) fn name(&self) -> Option<String> {
+        let certificate = webpki::EndEntityCert::try_from(self.chain.first()?).ok()?;
+        certificate.valid_dns_names().find(|name| !name.starts_with('*')).map(str::to_owned)
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
+    fs::read(path).map_err(|source| CertificateError::Io { path: path.to_owned(), source })
+}
+
+fn make() -> Result<String, CertificateError> {
+    let failed = |error: rcgen::Error| CertificateError::Make(error.to_string());
+    let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(failed)?;
+    let params = rcgen::CertificateParams::new([OWN_NAME.to_owned()]).map_err(failed)?;
+    let certificate = params.self_signed(&pair).map_err(failed)?;
+    Ok(pem("CERTIFICATE", certificate.der()) + &pem("PRIVATE KEY", &pair.serialize_der()))
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let text = BASE64.encode(der);
+    let mut pem = format!("-----BEGIN {label}-----\n");
+    for line in text.as_bytes().chunks(64) {
+        let _ = writeln!(pem, "{}", String::from_utf8_lossy(line));
+    }
+    let _ = writeln!(pem, "-----END {label}-----");
+    pem
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_self_signed_certificate_is_made_once_and_kept_from_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Certificate::own(folder.path()).unwrap();
+        let second = Certificate::own(folder.path()).unwrap();
+        assert!(first.self_signed && first.chain == second.chain);
+        let mode = fs::metadata(folder.path().join(OWN)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert_eq!(first.name().as_deref(), Some(OWN_NAME));
+    }
+
+    #[test]
+    fn a_bad_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let (missing, wrong, good) =
+            (folder.path().join("missing.pem"), folder.path().join("wrong.pem"), folder.path().join(OWN));
+        fs::write(&wrong, "not PEM at all\n").unwrap();
+        Certificate::own(folder.path()).unwrap();
+        for (chain, key, named) in
+            [(&missing, &good, &missing), (&wrong, &good, &wrong), (&good, &wrong, &wrong)]
+        {
+            let error = Certificate::load(chain, key).unwrap_err().to_string();
+            assert!(error.starts_with(&named.display().to_string()), "{error}");
+        }
+    }
+}

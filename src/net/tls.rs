@@ -1,0 +1,88 @@
+//! TLS on accepted streams, with the application protocols of
+//! [RFC 7443](https://www.rfc-editor.org/rfc/rfc7443) and HTTP.
+
+use super::certificate::{Certificate, CertificateError};
+use super::demux::StreamKind;
+use rustls::ServerConfig;
+use std::io;
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+/// TURN, and with it Binding.
+const STUN_TURN: &[u8] = b"stun.turn";
+/// Binding alone.
+const NAT_DISCOVERY: &[u8] = b"stun.nat-discovery";
+/// The page, `/ice`, and the WebSockets.
+const HTTP: &[u8] = b"http/1.1";
+
+/// What a TLS client has said it will speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Chosen {
+    /// Nothing: the first bytes will tell.
+    Any,
+    /// STUN and TURN.
+    Stun,
+    /// HTTP.
+    Http,
+}
+
+impl Chosen {
+    /// Says whether a client that chose this may speak `kind`.
+    pub(crate) fn allows(self, kind: StreamKind) -> bool {
+        match self {
+            Self::Any => matches!(kind, StreamKind::Stun | StreamKind::Http),
+            Self::Stun => kind == StreamKind::Stun,
+            Self::Http => kind == StreamKind::Http,
+        }
+    }
+}
+
+/// The server's side of TLS 1.2 and 1.3.
+#[derive(Clone)]
+pub(crate) struct Tls {
+    config: Arc<ServerConfig>,
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tls(..)")
+    }
+}
+
+impl Tls {
+    /// Sets it up with a certificate.
+    ///
+    /// # Errors
+    /// [`CertificateError::Unusable`] when the key is not the certificate's, or of a kind TLS has no use for.
+    pub(crate) fn new(certificate: &Certificate) -> Result<Self, CertificateError> {
+        let unusable = |error: rustls::Error| CertificateError::Unusable(error.to_string());
+        let mut config =
+            ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .map_err(unusable)?
+                .with_no_client_auth()
+                .with_single_cert(certificate.chain.clone(), certificate.key.clone_key())
+                .map_err(unusable)?;
+        config.alpn_protocols = [STUN_TURN, NAT_DISCOVERY, HTTP].map(<[u8]>::to_vec).to_vec();
+        Ok(Self { config: Arc::new(config) })
+    }
+
+    /// Shakes hands; returns the stream inside and what the client chose to speak on it. Has no deadline of its own.
+    ///
+    /// # Errors
+    /// The stream's, or what is wrong with the handshake.
+    pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+    ) -> io::Result<(TlsStream<S>, Chosen)> {
+        let stream = TlsAcceptor::from(Arc::clone(&self.config)).accept(stream).await?;
+        let chosen = match stream.get_ref().1.alpn_protocol() {
+            Some(STUN_TURN | NAT_DISCOVERY) => Chosen::Stun,
+            Some(HTTP) => Chosen::Http,
+            _ => Chosen::Any,
+        };
+        Ok((stream, chosen))
+    }
+}

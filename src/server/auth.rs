@@ -1,0 +1,165 @@
+//! Where credentials come from, as configured, and the authority made of it.
+
+use super::auth_hook::HookConfig;
+use super::credentials_file::{CredentialFiles, CredentialsFileError};
+use super::{ServerError, TurnConfig};
+use crate::state::State;
+use crate::turn_server::auth::{
+    Authority, CacheLimits, Expiry, RealmSetup, RestSecret, Setup, TokenKey, UserKeys,
+};
+use ring::hmac;
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// A static user.
+#[derive(Clone, PartialEq, Eq)]
+pub enum StaticUser {
+    /// A password, as the user types it.
+    Password(String),
+    /// Keys made of it, for one realm.
+    Keys(UserKeys),
+}
+
+impl StaticUser {
+    fn keys(&self, user: &str, realm: &str) -> UserKeys {
+        match self {
+            Self::Password(password) => UserKeys::of_password(user, realm, password),
+            Self::Keys(keys) => *keys,
+        }
+    }
+}
+
+impl fmt::Debug for StaticUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StaticUser(..)")
+    }
+}
+
+/// A realm besides the default one.
+#[derive(Debug, Clone)]
+pub struct RealmConfig {
+    /// Its name.
+    pub name: String,
+    /// The server's addresses that offer it.
+    pub addresses: Vec<IpAddr>,
+    /// Its users.
+    pub users: HashMap<String, StaticUser>,
+    /// A credentials file of this realm alone.
+    pub credentials_file: Option<PathBuf>,
+    /// Secrets of time-limited credentials.
+    pub rest_secrets: Vec<Vec<u8>>,
+}
+
+/// A key of third-party tokens (RFC 7635).
+#[derive(Clone)]
+pub struct OauthConfig {
+    /// Its name, which clients send as USERNAME.
+    pub kid: String,
+    /// The relay's name, as the authorization server knows it.
+    pub server_name: String,
+    /// 16 or 32 bytes.
+    pub key: Vec<u8>,
+}
+
+impl fmt::Debug for OauthConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OauthConfig").field("kid", &self.kid).finish_non_exhaustive()
+    }
+}
+
+/// Where credentials come from, besides the default realm's static users.
+#[derive(Debug, Clone, Default)]
+pub struct AuthConfig {
+    /// What the expiry of credentials means for the allocations they made; default [`Expiry::AtRefresh`].
+    pub expiry: Expiry,
+    /// What nodes of one fleet share, so that they accept each other's nonces and tickets; default the state folder's secret.
+    pub fleet_key: Option<[u8; 32]>,
+    /// Whether clients of RFC 8489 are to send USERHASH; default where every user of the realm is kept here.
+    pub username_anonymity: Option<bool>,
+    /// Users of all realms, one a line; read again when it changes; default none.
+    pub credentials_file: Option<PathBuf>,
+    /// Secrets of time-limited credentials of the default realm; the first mints, all verify.
+    pub rest_secrets: Vec<Vec<u8>>,
+    /// Realms besides the default one.
+    pub realms: Vec<RealmConfig>,
+    /// Who is asked about users that nobody here knows; default nobody.
+    pub hook: Option<HookConfig>,
+    /// Keys of third-party tokens.
+    pub oauth: Vec<OauthConfig>,
+}
+
+impl AuthConfig {
+    /// Derives the secret for one purpose from what the fleet shares, else from what this node keeps.
+    #[must_use]
+    pub fn derive(&self, state: &State, purpose: &str) -> [u8; 32] {
+        let Some(fleet) = &self.fleet_key else { return state.derive(purpose) };
+        let mut derived = [0; 32];
+        let key = hmac::Key::new(hmac::HMAC_SHA256, fleet);
+        derived.copy_from_slice(hmac::sign(&key, purpose.as_bytes()).as_ref());
+        derived
+    }
+
+    /// Returns the secrets of the default realm's time-limited credentials, the one that mints first.
+    #[must_use]
+    pub fn secrets(&self, turn: &TurnConfig, state: &State) -> (RestSecret, Vec<RestSecret>) {
+        let configured = turn.rest_secret.iter().chain(&self.rest_secrets);
+        let mut secrets = configured.map(|secret| RestSecret::new(secret));
+        let own = || RestSecret::new(&self.derive(state, "turn credentials"));
+        (secrets.next().unwrap_or_else(own), secrets.collect())
+    }
+}
+
+/// Makes the authority, with the users of the credentials files, which are then to be watched.
+pub(super) fn authority(
+    turn: &TurnConfig,
+    auth: &AuthConfig,
+    state: &State,
+) -> Result<(Arc<Authority>, CredentialFiles), ServerError> {
+    let users = |realm: &str, users: &HashMap<String, StaticUser>| {
+        users.iter().map(|(user, known)| (user.clone(), known.keys(user, realm))).collect()
+    };
+    let (first, others) = auth.secrets(turn, state);
+    let default = RealmSetup {
+        name: turn.realm.clone(),
+        addresses: Vec::new(),
+        users: users(&turn.realm, &turn.users),
+        rest: [vec![first], others].concat(),
+    };
+    let more = auth.realms.iter().map(|realm| RealmSetup {
+        name: realm.name.clone(),
+        addresses: realm.addresses.clone(),
+        users: users(&realm.name, &realm.users),
+        rest: realm.rest_secrets.iter().map(|secret| RestSecret::new(secret)).collect(),
+    });
+    let tokens = auth.oauth.iter().filter_map(|key| TokenKey::new(&key.kid, &key.server_name, &key.key));
+    let setup = Setup {
+        realms: std::iter::once(default).chain(more).collect(),
+        tokens: tokens.collect(),
+        lookup: auth.hook.as_ref().map(HookConfig::limits),
+        expiry: auth.expiry,
+        anonymity: auth.username_anonymity,
+    };
+    let authority = Arc::new(Authority::with(setup, &auth.derive(state, "nonces")));
+    let shared = auth.credentials_file.iter().map(|path| (path.clone(), None));
+    let own = auth
+        .realms
+        .iter()
+        .filter_map(|realm| Some((realm.credentials_file.clone()?, Some(realm.name.clone()))));
+    let files = CredentialFiles::open(shared.chain(own), &authority)?;
+    Ok((authority, files))
+}
+
+impl From<CredentialsFileError> for ServerError {
+    fn from(error: CredentialsFileError) -> Self {
+        Self::CredentialsFile(error)
+    }
+}
+
+impl HookConfig {
+    fn limits(&self) -> CacheLimits {
+        CacheLimits { known: self.cache, unknown: self.negative_cache, entries: self.max_cached }
+    }
+}

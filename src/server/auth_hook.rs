@@ -1,0 +1,262 @@
+//! The user look-up: asks an HTTP server about users that nobody here knows. Carries questions and answers; what they mean is
+//! the authority's business.
+
+use super::inbox::{Inbox, ToWorker};
+use crate::net::time;
+use crate::turn_server::auth::{Authority, Question, UserKeys, Verdict, hex_key};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Request, StatusCode, header};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// Questions that wait to be asked.
+const QUEUE: usize = 1024;
+/// Longest answer that is read, in bytes.
+const MAX_ANSWER: usize = 4096;
+/// How often failures are logged at most.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Who is asked about users, and how.
+#[derive(Debug, Clone)]
+pub struct HookConfig {
+    /// `http://` or `https://`; questions are POSTed there.
+    pub url: String,
+    /// How long an answer may take; default 2 s.
+    pub deadline: Duration,
+    /// How long a known user is not asked for again; default 300 s.
+    pub cache: Duration,
+    /// How long an unknown one is not; default 10 s.
+    pub negative_cache: Duration,
+    /// Most answers kept; default 10 000.
+    pub max_cached: usize,
+    /// Most questions at a time; default 64.
+    pub max_in_flight: usize,
+}
+
+impl HookConfig {
+    /// Asks at `url`, with the defaults.
+    #[must_use]
+    pub fn new(url: &str) -> Self {
+        Self {
+            url: url.to_owned(),
+            deadline: Duration::from_secs(2),
+            cache: Duration::from_secs(300),
+            negative_cache: Duration::from_secs(10),
+            max_cached: 10_000,
+            max_in_flight: 64,
+        }
+    }
+}
+
+/// A worker's way to ask.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Lookups {
+    worker: usize,
+    queue: Option<mpsc::Sender<(usize, Arc<Question>)>>,
+}
+
+impl Lookups {
+    /// Queues a question, whose end [`ToWorker::LookedUp`] will say; `false` when there is no room or nobody to ask.
+    pub(super) fn ask(&self, question: Arc<Question>) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.try_send((self.worker, question)).is_ok())
+    }
+
+    /// Returns the way of worker `worker`.
+    pub(super) fn of(&self, worker: usize) -> Self {
+        Self { worker, queue: self.queue.clone() }
+    }
+}
+
+/// The look-up before its workers are there.
+#[derive(Debug)]
+pub(super) struct AuthHook {
+    config: HookConfig,
+    asker: Asker,
+    questions: mpsc::Receiver<(usize, Arc<Question>)>,
+}
+
+#[derive(Debug, Serialize)]
+struct Body<'a> {
+    user: &'a str,
+    realm: &'a str,
+}
+
+#[derive(Debug, Deserialize)]
+struct Answer {
+    password: Option<String>,
+    md5: Option<String>,
+    sha256: Option<String>,
+    expires: Option<u64>,
+}
+
+/// Why a question has no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+enum HookError {
+    #[error("no answer in time")]
+    Late,
+    #[error("the server cannot be reached, or broke off")]
+    Unreachable,
+    #[error("status {0}")]
+    Status(u16),
+    #[error("the answer is no JSON object with password or md5")]
+    Malformed,
+}
+
+/// Makes the look-up and the workers' way to it; without a configuration there is nobody to ask.
+pub(super) fn open(config: Option<HookConfig>) -> io::Result<(Option<AuthHook>, Lookups)> {
+    let Some(config) = config else { return Ok((None, Lookups::default())) };
+    let (queue, questions) = mpsc::channel(QUEUE);
+    let asker = Asker::new(&config)?;
+    Ok((Some(AuthHook { config, asker, questions }), Lookups { worker: 0, queue: Some(queue) }))
+}
+
+impl AuthHook {
+    /// Asks and answers until all workers are gone. A question that several workers have is asked once.
+    pub(super) async fn run(mut self, authority: Arc<Authority>, workers: Arc<[Inbox]>) {
+        let mut waiting: HashMap<Arc<Question>, Vec<usize>> = HashMap::new();
+        let mut asked = JoinSet::new();
+        let mut failures = Failures::default();
+        loop {
+            tokio::select! {
+                question = self.questions.recv(), if asked.len() < self.config.max_in_flight => {
+                    let Some((worker, question)) = question else { return };
+                    let askers = waiting.entry(Arc::clone(&question)).or_default();
+                    if askers.is_empty() {
+                        asked.spawn(self.asker.clone().ask(question));
+                    }
+                    if !askers.contains(&worker) {
+                        askers.push(worker);
+                    }
+                }
+                Some(Ok((question, outcome))) = asked.join_next() => {
+                    let answered = outcome.is_ok();
+                    match outcome {
+                        Ok(verdict) => authority.learn(time::now(), Arc::clone(&question), verdict),
+                        Err(error) => failures.note(error),
+                    }
+                    for worker in waiting.remove(&question).unwrap_or_default() {
+                        let done = ToWorker::LookedUp { question: Arc::clone(&question), answered };
+                        workers[worker].send(done).await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Failures since the last line about them.
+#[derive(Debug, Default)]
+struct Failures {
+    count: u64,
+    logged: Option<Instant>,
+}
+
+impl Failures {
+    fn note(&mut self, error: HookError) {
+        self.count += 1;
+        let now = time::now().mono;
+        if self.logged.is_none_or(|at| now.duration_since(at) >= LOG_INTERVAL) {
+            tracing::warn!(%error, failures = self.count, "users cannot be looked up");
+            *self = Self { count: 0, logged: Some(now) };
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Asker {
+    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    url: Arc<str>,
+    deadline: Duration,
+}
+
+impl Asker {
+    fn new(config: &HookConfig) -> io::Result<Self> {
+        let provider = rustls::crypto::ring::default_provider();
+        // The system's certificates are read only where they are needed: small containers have none.
+        let connector = if config.url.starts_with("https:") {
+            HttpsConnectorBuilder::new().with_provider_and_native_roots(provider)?.https_only()
+        } else {
+            let tls = rustls::ClientConfig::builder_with_provider(provider.into())
+                .with_safe_default_protocol_versions()
+                .map_err(io::Error::other)?
+                .with_root_certificates(rustls::RootCertStore::empty())
+                .with_no_client_auth();
+            HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http()
+        };
+        let client = Client::builder(TokioExecutor::new()).build(connector.enable_http1().build());
+        Ok(Self { client, url: config.url.as_str().into(), deadline: config.deadline })
+    }
+
+    async fn ask(self, question: Arc<Question>) -> (Arc<Question>, Result<Verdict, HookError>) {
+        let outcome = tokio::time::timeout(self.deadline, self.exchange(&question)).await;
+        (question, outcome.unwrap_or(Err(HookError::Late)))
+    }
+
+    async fn exchange(&self, question: &Question) -> Result<Verdict, HookError> {
+        let body = serde_json::to_vec(&Body { user: &question.user, realm: &question.realm });
+        let body = body.map_err(|_| HookError::Malformed)?;
+        let request = Request::post(&*self.url)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::from(body))
+            .map_err(|_| HookError::Unreachable)?;
+        let response = self.client.request(request).await.map_err(|_| HookError::Unreachable)?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => return Ok(Verdict::Unknown),
+            status => return Err(HookError::Status(status.as_u16())),
+        }
+        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        let answer = serde_json::from_slice(&body.map_err(|_| HookError::Unreachable)?.to_bytes());
+        verdict(question, &answer.map_err(|_| HookError::Malformed)?).ok_or(HookError::Malformed)
+    }
+}
+
+/// Reads an answer: a password, from which both keys are made, or the keys.
+fn verdict(question: &Question, answer: &Answer) -> Option<Verdict> {
+    let keys = match (&answer.password, &answer.md5) {
+        (Some(password), None) => UserKeys::of_password(&question.user, &question.realm, password),
+        (None, Some(md5)) => {
+            let sha256 = match &answer.sha256 {
+                Some(text) => Some(hex_key(text)?),
+                None => None,
+            };
+            UserKeys { md5: Some(hex_key(md5)?), sha256 }
+        }
+        _ => return None,
+    };
+    Some(Verdict::Known { keys, expires_unix: answer.expires })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Option<Verdict> {
+        let question = Question { user: "alice".into(), realm: "r".into() };
+        verdict(&question, &serde_json::from_str(json).ok()?)
+    }
+
+    #[test]
+    fn an_answer_has_a_password_or_keys() {
+        let keys = UserKeys::of_password("alice", "r", "pw");
+        let of_password = read(r#"{"password": "pw", "expires": 7}"#);
+        assert_eq!(of_password, Some(Verdict::Known { keys, expires_unix: Some(7) }));
+        let md5 = "00112233445566778899aabbccddeeff";
+        let of_key = read(&format!(r#"{{"md5": "{md5}"}}"#));
+        assert!(matches!(of_key, Some(Verdict::Known { keys: UserKeys { md5: Some(_), sha256: None }, .. })));
+        assert!(read(&format!(r#"{{"md5": "{md5}", "sha256": "{md5}{md5}"}}"#)).is_some());
+        for bad in ["{}", r#"{"md5": "12"}"#, r#"{"sha256": "12"}"#, "[]", "x", r#"{"password": 1}"#] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! DTLS 1.2 on the datagram doors of one worker: the sessions of those who brought a cookie back. The only file that names the
+//! `dimpl` crate, which keeps each session's handshake, records and retransmissions.
+//!
+//! Takes datagrams and the time, gives datagrams and frames; sends nothing itself. Before a client has shown that it receives
+//! at its address nothing of it is kept: the exchange of [`crate::net::cookie`] answers it, and the crate, which wants to hold
+//! that exchange itself, is then led through a repetition of it with the same cookie.
+
+use crate::clock::{Deadlines, Now};
+use crate::net::certificate::{Certificate, CertificateError};
+use crate::net::cookie::{self, ClientHello, Cookie, Cookies, Verdict};
+use crate::turn_server::{FiveTuple, Transport};
+use dimpl::crypto::{CryptoProvider, HashAlgorithm, HmacProvider, rust_crypto};
+use dimpl::{CryptoError, CryptoOperation, DtlsCertificate};
+use rand_chacha::ChaCha20Rng;
+use ring::hmac;
+use std::cell::Cell;
+use std::collections::{HashMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Sessions of one worker.
+const MAX_SESSIONS: usize = 8192;
+/// Sessions of one worker that one IPv4 address or IPv6 /64 may have.
+const MAX_PER_NETWORK: usize = 1024;
+/// How long a handshake may take.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// How long a session may stay silent that was never used with good credentials.
+const IDLE_UNPROVEN: Duration = Duration::from_secs(60);
+/// How long one may that was: longer than any allocation lives without a Refresh.
+const IDLE_PROVEN: Duration = Duration::from_secs(3660);
+/// Bytes of one handshake datagram; fits the smallest path there is (IPv6), with room for a tunnel.
+const MTU: usize = 1150;
+/// Room for the largest datagram.
+const MAX_DATAGRAM: usize = 65_535;
+/// What a client is told with whom no handshake is possible: alert, fatal, handshake_failure.
+const HANDSHAKE_FAILURE: [u8; 15] = [21, 0xFE, 0xFD, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 40];
+
+/// What the worker is to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Output {
+    /// Send a datagram as it is.
+    Datagram { client: FiveTuple, bytes: Vec<u8> },
+    /// The same for a client whose address may be forged.
+    Challenge { client: FiveTuple, bytes: Vec<u8> },
+    /// Hear what the client has sent inside.
+    Frame { client: FiveTuple, bytes: Vec<u8> },
+    /// Forget the client.
+    Gone { client: FiveTuple },
+}
+
+/// A session's name: the client's address and the server's.
+type Ends = (SocketAddr, SocketAddr);
+
+/// What sessions are made with.
+#[derive(Debug, Clone)]
+pub(super) struct Identity {
+    config: Arc<dimpl::Config>,
+    certificate: DtlsCertificate,
+}
+
+/// One worker's sessions.
+#[derive(Debug)]
+pub(super) struct Dtls {
+    identity: Identity,
+    cookies: Cookies,
+    sessions: HashMap<Ends, Session>,
+    networks: HashMap<IpAddr, usize>,
+    deadlines: Deadlines<Ends>,
+    outputs: VecDeque<Output>,
+    buffer: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Session {
+    engine: dimpl::Dtls,
+    /// Of the ClientHello it began with.
+    random: Vec<u8>,
+    /// Added to the numbers of records outside encryption, so that they follow on the client's.
+    offset: u64,
+    made: Instant,
+    heard: Instant,
+    wake: Instant,
+    connected: bool,
+    proven: bool,
+    ended: bool,
+}
+
+impl Session {
+    fn expiry(&self) -> Instant {
+        match (self.connected, self.proven) {
+            (false, _) => self.made + HANDSHAKE_TIME,
+            (true, false) => self.heard + IDLE_UNPROVEN,
+            (true, true) => self.heard + IDLE_PROVEN,
+        }
+    }
+}
+
+impl Identity {
+    /// Takes the certificate of TLS, or, where that is not ECDSA on P-256 or P-384, the self-signed one in `folder`.
+    ///
+    /// # Errors
+    /// [`CertificateError`] when the self-signed one cannot be had.
+    pub(super) fn new(certificate: &Certificate, folder: &Path) -> Result<Self, CertificateError> {
+        let unusable = |error: dimpl::Error| CertificateError::Unusable(error.to_string());
+        let provider = CryptoProvider { hmac_provider: &ADMITTING, ..rust_crypto::default_provider() };
+        let keys = provider.key_provider;
+        let usable = |certificate: &Certificate| {
+            let leaf = certificate.chain.first()?.to_vec();
+            keys.load_private_key(certificate.key.secret_der()).ok()?;
+            let key = certificate.key.secret_der().to_vec();
+            Some(DtlsCertificate { certificate: leaf, private_key: key })
+        };
+        let config = dimpl::Config::builder()
+            .with_crypto_provider(provider)
+            .require_client_certificate(false)
+            .handshake_timeout(HANDSHAKE_TIME)
+            .mtu(MTU)
+            .build()
+            .map_err(unusable)?;
+        let certificate = match usable(certificate) {
+            Some(usable) => usable,
+            None => {
+                tracing::warn!(
+                    "DTLS takes ECDSA keys on P-256 or P-384 alone: it uses a self-signed certificate"
+                );
+                usable(&Certificate::own(folder)?)
+                    .ok_or_else(|| CertificateError::Unusable("no certificate for DTLS".to_owned()))?
+            }
+        };
+        Ok(Self { config: Arc::new(config), certificate })
+    }
+}
+
+impl Dtls {
+    pub(super) fn new(now: Now, identity: Identity, rng: ChaCha20Rng) -> Self {
+        Self {
+            identity,
+            cookies: Cookies::new(now, rng),
+            sessions: HashMap::new(),
+            networks: HashMap::new(),
+            deadlines: Deadlines::default(),
+            outputs: VecDeque::new(),
+            buffer: vec![0; MAX_DATAGRAM],
+        }
+    }
+
+    /// Takes one datagram whose first byte says DTLS; `false` when it is dropped.
+    pub(super) fn handle_datagram(&mut self, now: Now, ends: Ends, datagram: &[u8]) -> bool {
+        if cookie::is_client_hello(datagram) {
+            return self.handle_hello(now, ends, datagram);
+        }
+        self.step(now, ends, |session| {
+            session.heard = now.mono;
+            session.engine.handle_packet(datagram)
+        })
+    }
+
+    /// Encrypts one frame for a client; `false` when it has no session.
+    pub(super) fn send(&mut self, client: FiveTuple, frame: &[u8]) -> bool {
+        let ends = (client.client, client.server);
+        let Some(session) = self.sessions.get_mut(&ends).filter(|session| session.connected) else {
+            return false;
+        };
+        let taken = session.engine.send_application_data(frame).is_ok();
+        self.drain(ends);
+        taken
+    }
+
+    /// Notes that a client has shown good credentials: it may stay silent for longer.
+    pub(super) fn prove(&mut self, client: FiveTuple) {
+        if let Some(session) = self.sessions.get_mut(&(client.client, client.server)) {
+            session.proven = true;
+        }
+    }
+
+    /// Carries out what is due: retransmissions, and the end of handshakes and sessions that went silent.
+    pub(super) fn handle_timeout(&mut self, now: Now) {
+        // Each once: a session that wants to be called again at once waits for the next turn.
+        let due: Vec<Ends> = std::iter::from_fn(|| self.deadlines.pop_due(now.mono)).collect();
+        for ends in due {
+            let Some(session) = self.sessions.get_mut(&ends) else { continue };
+            session.wake = session.expiry();
+            if session.wake <= now.mono {
+                // A client that still listens learns that it is over.
+                let _ = session.engine.close();
+                session.ended = true;
+            } else {
+                self.deadlines.set(ends, session.wake);
+            }
+            self.step(now, ends, |_| Ok(()));
+        }
+    }
+
+    /// Returns when [`Self::handle_timeout`] is to be called.
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.deadlines.next()
+    }
+
+    /// Takes the next thing to do.
+    pub(super) fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    fn handle_hello(&mut self, now: Now, ends: Ends, datagram: &[u8]) -> bool {
+        let Some(hello) = ClientHello::parse(datagram) else { return false };
+        match self.cookies.judge(now, ends.0, &hello) {
+            Verdict::Verify(bytes) => {
+                self.outputs.push_back(Output::Challenge { client: tuple(ends), bytes });
+                true
+            }
+            Verdict::Admit(_)
+                if self.sessions.get(&ends).is_some_and(|known| known.random == hello.random()) =>
+            {
+                self.step(now, ends, |session| session.engine.handle_packet(datagram))
+            }
+            Verdict::Admit(cookie) => {
+                // The same address with another handshake: the client began anew (RFC 6347 section 4.2.8).
+                self.forget(ends);
+                self.admit(now, ends, &hello, (cookie, datagram))
+            }
+        }
+    }
+
+    /// Begins a session and leads it through the exchange that the client has already passed.
+    fn admit(&mut self, now: Now, ends: Ends, hello: &ClientHello<'_>, came: (Cookie, &[u8])) -> bool {
+        let network = network(ends.0.ip());
+        let used = self.networks.get(&network).copied().unwrap_or_default();
+        if self.sessions.len() >= MAX_SESSIONS || used >= MAX_PER_NETWORK {
+            return false;
+        }
+        let Identity { config, certificate } = &self.identity;
+        let mut engine = dimpl::Dtls::new_12(Arc::clone(config), certificate.clone(), now.mono);
+        let (cookie, datagram) = came;
+        let begun = engine.handle_timeout(now.mono).and_then(|()| {
+            ADMITTED.set(Some(cookie));
+            let repeated = engine.handle_packet(&hello.first());
+            // The request to verify, which the client has got from us.
+            while let dimpl::Output::Packet(_) = engine.poll_output(&mut self.buffer) {}
+            let begun = repeated.and_then(|()| engine.handle_packet(datagram));
+            ADMITTED.set(None);
+            begun
+        });
+        if let Err(error) = begun {
+            tracing::debug!(%error, "DTLS handshake");
+            let bytes = HANDSHAKE_FAILURE.to_vec();
+            self.outputs.push_back(Output::Datagram { client: tuple(ends), bytes });
+            return true;
+        }
+        let session = Session {
+            engine,
+            random: hello.random().to_vec(),
+            // The crate has spent number 0 on its request to verify.
+            offset: hello.record_number().saturating_sub(1),
+            made: now.mono,
+            heard: now.mono,
+            wake: now.mono + HANDSHAKE_TIME,
+            connected: false,
+            proven: false,
+            ended: false,
+        };
+        self.deadlines.set(ends, session.wake);
+        *self.networks.entry(network).or_default() += 1;
+        self.sessions.insert(ends, session);
+        self.drain(ends);
+        true
+    }
+
+    /// Lets a session do one thing and takes what comes of it; `false` when there is none, or it refuses.
+    fn step(
+        &mut self,
+        now: Now,
+        ends: Ends,
+        act: impl FnOnce(&mut Session) -> Result<(), dimpl::Error>,
+    ) -> bool {
+        let Some(session) = self.sessions.get_mut(&ends) else { return false };
+        let done = session.engine.handle_timeout(now.mono).and_then(|()| act(session));
+        if let Err(error) = &done {
+            tracing::debug!(%error, "DTLS session");
+            session.ended = true;
+        }
+        self.drain(ends);
+        done.is_ok()
+    }
+
+    /// Takes everything a session has to say, and the session itself if that was its last.
+    fn drain(&mut self, ends: Ends) {
+        let Some(session) = self.sessions.get_mut(&ends) else { return };
+        let client = tuple(ends);
+        let wake = loop {
+            match session.engine.poll_output(&mut self.buffer) {
+                dimpl::Output::Packet(bytes) => {
+                    let mut bytes = bytes.to_vec();
+                    renumber(&mut bytes, session.offset);
+                    self.outputs.push_back(Output::Datagram { client, bytes });
+                }
+                dimpl::Output::ApplicationData(bytes) => {
+                    self.outputs.push_back(Output::Frame { client, bytes: bytes.to_vec() });
+                }
+                dimpl::Output::Connected => session.connected = true,
+                dimpl::Output::CloseNotify => session.ended = true,
+                // No datagram is longer than the buffer.
+                dimpl::Output::BufferTooSmall { .. } => {
+                    session.ended = true;
+                    break session.wake;
+                }
+                dimpl::Output::Timeout(at) => break at.min(session.expiry()),
+                _ => {}
+            }
+        };
+        if session.ended {
+            self.forget(ends);
+        } else if wake < session.wake {
+            session.wake = wake;
+            self.deadlines.set(ends, wake);
+        }
+    }
+
+    fn forget(&mut self, ends: Ends) {
+        if self.sessions.remove(&ends).is_none() {
+            return;
+        }
+        self.deadlines.clear(ends);
+        let network = network(ends.0.ip());
+        if let Some(used) = self.networks.get_mut(&network) {
+            *used -= 1;
+            if *used == 0 {
+                self.networks.remove(&network);
+            }
+        }
+        self.outputs.push_back(Output::Gone { client: tuple(ends) });
+    }
+}
+
+fn tuple((client, server): Ends) -> FiveTuple {
+    FiveTuple { client, server, transport: Transport::Dtls }
+}
+
+/// The unit that shares a cap: an IPv4 address or an IPv6 /64.
+fn network(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => ip,
+        IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) >> 64 << 64).into()),
+    }
+}
+
+/// Adds `offset` to the number of every record outside encryption: a ServerHello has the number of its ClientHello
+/// ([RFC 6347 section 4.2.1](https://www.rfc-editor.org/rfc/rfc6347#section-4.2.1)), and the later ones follow.
+fn renumber(mut datagram: &mut [u8], offset: u64) {
+    while offset > 0
+        && let Some(header) = datagram.first_chunk_mut::<13>()
+    {
+        if header[3..5] == [0, 0] {
+            let number = header[5..11].iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+            header[5..11].copy_from_slice(&(number + offset).to_be_bytes()[2..]);
+        }
+        let record = 13 + usize::from(u16::from_be_bytes([header[11], header[12]]));
+        let Some((_, rest)) = datagram.split_at_mut_checked(record) else { return };
+        datagram = rest;
+    }
+}
+
+thread_local! {
+    /// The cookie that the session just being made is to find good.
+    static ADMITTED: Cell<Option<Cookie>> = const { Cell::new(None) };
+}
+
+/// HMAC for the crate. Of all its callers the cookie exchange alone asks for [`HmacProvider::hmac_sha256`]; it is told the
+/// cookie that [`Cookies`] has already found good.
+#[derive(Debug)]
+struct Admitting;
+
+static ADMITTING: Admitting = Admitting;
+
+impl HmacProvider for Admitting {
+    fn hmac_sha256(&self, key: &[u8], data: &[u8]) -> Result<[u8; 32], CryptoError> {
+        if let Some(cookie) = ADMITTED.get() {
+            return Ok(cookie);
+        }
+        let mut mac = [0; 32];
+        self.hmac(HashAlgorithm::SHA256, key, data, &mut mac)?;
+        Ok(mac)
+    }
+
+    fn hmac(
+        &self,
+        hash: HashAlgorithm,
+        key: &[u8],
+        data: &[u8],
+        out: &mut [u8],
+    ) -> Result<usize, CryptoError> {
+        let algorithm = match hash {
+            HashAlgorithm::SHA256 => hmac::HMAC_SHA256,
+            HashAlgorithm::SHA384 => hmac::HMAC_SHA384,
+            _ => return Err(CryptoError::UnsupportedHmacHash(hash)),
+        };
+        let mac = hmac::sign(&hmac::Key::new(algorithm, key), data);
+        let length = mac.as_ref().len();
+        let room = out.get_mut(..length).ok_or(CryptoError::OperationFailed(CryptoOperation::ComputeHmac))?;
+        room.copy_from_slice(mac.as_ref());
+        Ok(length)
+    }
+}
+
+#[cfg(test)]
+#[path = "dtls_tests.rs"]
+mod tests;

@@ -1,0 +1,304 @@
+use super::*;
+use crate::net::time::now;
+
+const SERVER: &str = "198.51.100.1:3478";
+
+fn ends(port: u16) -> Ends {
+    (SocketAddr::from(([192, 0, 2, 9], port)), SERVER.parse().unwrap())
+}
+
+fn server(now: Now) -> Dtls {
+    use rand::SeedableRng;
+    let folder = tempfile::tempdir().unwrap();
+    let identity = Identity::new(&Certificate::own(folder.path()).unwrap(), folder.path()).unwrap();
+    Dtls::new(now, identity, ChaCha20Rng::from_seed([3; 32]))
+}
+
+/// A client of the crate's own, and what it has seen.
+struct Client {
+    engine: dimpl::Dtls,
+    ends: Ends,
+    connected: bool,
+    closed: bool,
+    heard: Vec<Vec<u8>>,
+}
+
+impl Client {
+    fn new(now: Now, server: &Dtls, ends: Ends) -> Self {
+        let Identity { config, certificate } = server.identity.clone();
+        let mut engine = dimpl::Dtls::new_12(config, certificate, now.mono);
+        engine.set_active(true);
+        engine.handle_timeout(now.mono).unwrap();
+        Self { engine, ends, connected: false, closed: false, heard: Vec::new() }
+    }
+
+    /// Everything it wants to send.
+    fn poll(&mut self) -> Vec<Vec<u8>> {
+        let (mut buffer, mut packets) = (vec![0; MAX_DATAGRAM], Vec::new());
+        loop {
+            match self.engine.poll_output(&mut buffer) {
+                dimpl::Output::Packet(bytes) => packets.push(bytes.to_vec()),
+                dimpl::Output::Connected => self.connected = true,
+                dimpl::Output::CloseNotify => self.closed = true,
+                dimpl::Output::ApplicationData(bytes) => self.heard.push(bytes.to_vec()),
+                dimpl::Output::Timeout(_) => return packets,
+                _ => {}
+            }
+        }
+    }
+
+    /// Lets both sides talk until neither has anything to say; returns the frames the server heard, and its farewells.
+    fn talk(&mut self, now: Now, server: &mut Dtls) -> (Vec<Vec<u8>>, usize) {
+        let (mut frames, mut gone) = (Vec::new(), 0);
+        loop {
+            let packets = self.poll();
+            for packet in &packets {
+                server.handle_datagram(now, self.ends, packet);
+            }
+            let mut quiet = packets.is_empty();
+            while let Some(output) = server.poll_output() {
+                quiet = false;
+                match output {
+                    Output::Datagram { bytes, .. } | Output::Challenge { bytes, .. } => {
+                        self.engine.handle_packet(&bytes).unwrap()
+                    }
+                    Output::Frame { client, bytes } => {
+                        assert_eq!(client, tuple(self.ends));
+                        frames.push(bytes);
+                    }
+                    Output::Gone { .. } => gone += 1,
+                }
+            }
+            if quiet {
+                return (frames, gone);
+            }
+        }
+    }
+}
+
+fn connected(now: Now, server: &mut Dtls, ends: Ends) -> Client {
+    let mut client = Client::new(now, server, ends);
+    client.talk(now, server);
+    assert!(client.connected);
+    client
+}
+
+#[test]
+fn a_client_passes_the_exchange_and_frames_go_both_ways_until_close_notify() {
+    let now = now();
+    let mut server = server(now);
+    let mut client = connected(now, &mut server, ends(1));
+    for length in [1, 1200, 9000] {
+        client.engine.send_application_data(&vec![7; length]).unwrap();
+        assert_eq!(client.talk(now, &mut server), (vec![vec![7; length]], 0));
+        assert!(server.send(tuple(client.ends), &vec![8; length]));
+        client.talk(now, &mut server);
+        assert_eq!(client.heard.pop(), Some(vec![8; length]));
+    }
+    client.engine.close().unwrap();
+    assert_eq!(client.talk(now, &mut server), (Vec::new(), 1));
+    assert!(server.sessions.is_empty() && server.networks.is_empty() && server.poll_timeout().is_none());
+    assert!(!server.send(tuple(client.ends), b"nobody"));
+}
+
+#[test]
+fn a_million_first_hellos_leave_no_session() {
+    let now = now();
+    let mut server = server(now);
+    let hello = Client::new(now, &server, ends(1)).poll().remove(0);
+    let mut answered = 0;
+    for number in 0..1_000_000_u32 {
+        let address = SocketAddr::from((number.to_be_bytes(), 5000));
+        assert!(server.handle_datagram(now, (address, ends(1).1), &hello));
+        while let Some(Output::Datagram { bytes, .. } | Output::Challenge { bytes, .. }) =
+            server.poll_output()
+        {
+            answered += 1;
+            assert!(bytes.len() < hello.len());
+        }
+    }
+    assert_eq!(answered, 1_000_000);
+    assert!(server.sessions.is_empty() && server.networks.is_empty() && server.deadlines.is_empty());
+    assert!(server.outputs.capacity() < 16);
+}
+
+#[test]
+fn what_is_no_hello_makes_no_session_and_gets_no_answer() {
+    let now = now();
+    let mut server = server(now);
+    for start in 0x14..=0x19_u8 {
+        for kind in 0..=20 {
+            let mut record = vec![start, 0xFE, 0xFD, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, kind];
+            record.resize(25, 0);
+            assert!(!server.handle_datagram(now, ends(1), &record), "{start} {kind}");
+        }
+    }
+    assert!(!server.handle_datagram(now, ends(1), &[0x16]));
+    assert!(server.sessions.is_empty() && server.poll_output().is_none());
+}
+
+#[test]
+fn garbage_from_the_address_of_a_session_does_not_end_it() {
+    use rand::{RngCore, SeedableRng};
+    let now = now();
+    let mut server = server(now);
+    let mut client = connected(now, &mut server, ends(1));
+    let mut rng = ChaCha20Rng::from_seed([5; 32]);
+    for round in 0..20_000_usize {
+        let mut garbage = vec![0; round % 90 + 1];
+        rng.fill_bytes(&mut garbage);
+        garbage[0] = 0x14 + garbage[0] % 6;
+        if garbage.len() > 13 {
+            // A header that holds, so that what is behind it is looked at.
+            let length = u16::try_from(garbage.len() - 13).unwrap().to_be_bytes();
+            garbage[1..5].copy_from_slice(&[0xFE, 0xFD, 0, u8::from(round % 3 > 0)]);
+            garbage[11..13].copy_from_slice(&length);
+        }
+        server.handle_datagram(now, client.ends, &garbage);
+        while let Some(output) = server.poll_output() {
+            assert!(!matches!(output, Output::Gone { .. }), "round {round}: {garbage:?}");
+        }
+    }
+    client.engine.send_application_data(b"still here").unwrap();
+    assert_eq!(client.talk(now, &mut server).0, [b"still here"]);
+}
+
+#[test]
+fn a_handshake_that_stalls_ends_after_ten_seconds() {
+    let start = now();
+    let mut server = server(start);
+    let mut client = Client::new(start, &server, ends(1));
+    let hello = client.poll().remove(0);
+    server.handle_datagram(start, client.ends, &hello);
+    let Some(Output::Datagram { bytes, .. } | Output::Challenge { bytes, .. }) = server.poll_output() else {
+        panic!("no request to verify")
+    };
+    client.engine.handle_packet(&bytes).unwrap();
+    let second = client.poll().remove(0);
+    server.handle_datagram(start, client.ends, &second);
+    assert_eq!(server.sessions.len(), 1);
+    let mut time = start;
+    while let Some(at) = server.poll_timeout() {
+        assert!(at <= start.mono + HANDSHAKE_TIME);
+        time = start.after(at.max(time.mono) - start.mono);
+        server.handle_timeout(time);
+    }
+    assert!(server.sessions.is_empty() && server.networks.is_empty());
+    let sent = std::iter::from_fn(|| server.poll_output());
+    let sent: usize = sent
+        .map(|output| {
+            if let Output::Datagram { bytes, .. } | Output::Challenge { bytes, .. } = output {
+                bytes.len()
+            } else {
+                0
+            }
+        })
+        .sum();
+    assert!(sent < 12_000, "{sent} bytes of retransmissions");
+}
+
+#[test]
+fn silence_ends_a_session_sooner_without_credentials() {
+    let start = now();
+    for (proven, idle) in [(false, IDLE_UNPROVEN), (true, IDLE_PROVEN)] {
+        let mut server = server(start);
+        let mut client = connected(start, &mut server, ends(1));
+        if proven {
+            server.prove(tuple(client.ends));
+        }
+        let almost = start.after(idle - Duration::from_secs(1));
+        server.handle_timeout(almost);
+        client.engine.handle_timeout(almost.mono).unwrap();
+        client.engine.send_application_data(b"x").unwrap();
+        assert_eq!(client.talk(almost, &mut server), (vec![b"x".to_vec()], 0));
+        let next = almost.after(idle - Duration::from_secs(1));
+        server.handle_timeout(next);
+        assert_eq!(server.sessions.len(), 1);
+        let end = almost.after(idle);
+        server.handle_timeout(end);
+        assert_eq!(client.talk(end, &mut server).1, 1);
+        assert!(client.closed && server.sessions.is_empty());
+    }
+}
+
+#[test]
+fn a_network_has_so_many_sessions_and_no_more() {
+    let now = now();
+    let mut server = server(now);
+    let mut client = connected(now, &mut server, ends(1));
+    server.networks.insert(network(client.ends.0.ip()), MAX_PER_NETWORK);
+    let mut refused = Client::new(now, &server, ends(2));
+    refused.talk(now, &mut server);
+    assert!(!refused.connected && server.sessions.len() == 1);
+    let elsewhere = (SocketAddr::from(([192, 0, 2, 10], 1)), ends(1).1);
+    connected(now, &mut server, elsewhere);
+    client.engine.close().unwrap();
+    client.talk(now, &mut server);
+    connected(now, &mut server, ends(2));
+}
+
+#[test]
+fn a_client_that_begins_anew_takes_the_place_of_its_old_session() {
+    let now = now();
+    let mut server = server(now);
+    connected(now, &mut server, ends(1));
+    let mut again = Client::new(now, &server, ends(1));
+    assert_eq!(again.talk(now, &mut server).1, 1);
+    assert!(again.connected && server.sessions.len() == 1);
+    again.engine.send_application_data(b"new").unwrap();
+    assert_eq!(again.talk(now, &mut server).0, [b"new"]);
+}
+
+#[test]
+fn a_lost_flight_is_sent_again() {
+    let start = now();
+    let mut server = server(start);
+    let mut client = Client::new(start, &server, ends(1));
+    for hello in 0..2 {
+        for packet in client.poll() {
+            server.handle_datagram(start, client.ends, &packet);
+        }
+        while let Some(Output::Datagram { bytes, .. } | Output::Challenge { bytes, .. }) =
+            server.poll_output()
+        {
+            // The request to verify arrives, the server's flight does not.
+            if hello == 0 {
+                client.engine.handle_packet(&bytes).unwrap();
+            }
+        }
+    }
+    let later = start.after(Duration::from_secs(3));
+    server.handle_timeout(later);
+    client.engine.handle_timeout(later.mono).unwrap();
+    client.talk(later, &mut server);
+    assert!(client.connected);
+}
+
+#[test]
+fn records_outside_encryption_follow_on_the_clients_number() {
+    let record =
+        |epoch, number: u8| [vec![22, 254, 253, 0, epoch, 0, 0, 0, 0, 0, number, 0, 2], vec![0; 2]].concat();
+    let mut datagram = [record(0, 1), record(0, 2), record(1, 0)].concat();
+    renumber(&mut datagram, 4);
+    assert_eq!(datagram, [record(0, 5), record(0, 6), record(1, 0)].concat());
+    let mut short = record(0, 1);
+    short.truncate(14);
+    renumber(&mut short, 4);
+    assert_eq!(short[10], 5);
+}
+
+#[test]
+fn a_certificate_that_dtls_cannot_use_is_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = Certificate::own(folder.path()).unwrap();
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+    let foreign =
+        rcgen::CertificateParams::new(["turn.example.org".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let certificate = Certificate {
+        chain: vec![foreign.der().clone()],
+        key: rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+        self_signed: false,
+    };
+    let identity = Identity::new(&certificate, folder.path()).unwrap();
+    assert_eq!(identity.certificate.certificate, own.chain[0].to_vec());
+}

@@ -1,0 +1,103 @@
+//! Nonces that need no table: the nonce cookie, the time, and an HMAC over both, the client's address and what was offered.
+
+use crate::clock::Now;
+use crate::stun::PasswordAlgorithm;
+use data_encoding::{BASE64, BASE64URL_NOPAD};
+use ring::hmac;
+use std::net::{IpAddr, SocketAddr};
+use subtle::ConstantTimeEq;
+
+/// What a server of RFC 8489 begins each nonce with ([section 9.2](https://www.rfc-editor.org/rfc/rfc8489#section-9.2)).
+const COOKIE: &str = "obMatJos2";
+/// Seconds that a nonce stays good.
+const LIFETIME: i32 = 3600;
+/// Seconds that another node's clock may be ahead.
+const CLOCK_SKEW: i32 = 60;
+/// Seconds after which nonces are made with another key.
+const ROTATION: u32 = 24 * 3600;
+/// Bytes of the HMAC that are kept: a guess serves one address for an hour and opens nothing, and each byte here is one more
+/// that a stranger can have sent to a forged address.
+const TAG_LEN: usize = 10;
+
+/// Feature bits ([RFC 8489 section 18.1](https://www.rfc-editor.org/rfc/rfc8489#section-18.1)), in the first of three bytes.
+const PASSWORD_ALGORITHMS: u8 = 0x80;
+const USERNAME_ANONYMITY: u8 = 0x40;
+
+/// What the server offers beside a nonce; it is bound to the nonce, so that nobody on the path can take it away unnoticed
+/// ([RFC 8489 section 9.2.1](https://www.rfc-editor.org/rfc/rfc8489#section-9.2.1)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Offer {
+    /// PASSWORD-ALGORITHMS, the preferred one first.
+    pub(super) algorithms: &'static [PasswordAlgorithm],
+    /// Whether clients are to send USERHASH in place of USERNAME.
+    pub(super) anonymity: bool,
+}
+
+impl Offer {
+    fn features(self) -> [u8; 3] {
+        let anonymity = if self.anonymity { USERNAME_ANONYMITY } else { 0 };
+        [PASSWORD_ALGORITHMS | anonymity, 0, 0]
+    }
+}
+
+/// Makes and recognises nonces.
+#[derive(Debug)]
+pub(super) struct Nonces {
+    master: hmac::Key,
+}
+
+impl Nonces {
+    pub(super) fn new(master: &[u8; 32]) -> Self {
+        Self { master: hmac::Key::new(hmac::HMAC_SHA256, master) }
+    }
+
+    /// Makes a nonce for `client`; one harvested from one address is of no use from another.
+    pub(super) fn make(&self, now: Now, client: SocketAddr, offer: Offer) -> String {
+        let made = seconds(now);
+        let mut bytes = [0; 4 + TAG_LEN];
+        bytes[..4].copy_from_slice(&made.to_be_bytes());
+        bytes[4..].copy_from_slice(&self.tag(made, client, offer).as_ref()[..TAG_LEN]);
+        let mut nonce = COOKIE.to_owned();
+        BASE64.encode_append(&offer.features(), &mut nonce);
+        BASE64URL_NOPAD.encode_append(&bytes, &mut nonce);
+        nonce
+    }
+
+    /// Returns whether `nonce` was made for `client` with this very offer, and is not too old.
+    pub(super) fn is_good(&self, now: Now, client: SocketAddr, offer: Offer, nonce: &[u8]) -> bool {
+        let Some(rest) = nonce.strip_prefix(COOKIE.as_bytes()) else { return false };
+        let Some((features, rest)) = rest.split_first_chunk::<4>() else { return false };
+        let mut bytes = [0; 4 + TAG_LEN];
+        if features[..] != *BASE64.encode(&offer.features()).as_bytes()
+            || BASE64URL_NOPAD.decode_len(rest.len()) != Ok(bytes.len())
+            || BASE64URL_NOPAD.decode_mut(rest, &mut bytes) != Ok(bytes.len())
+        {
+            return false;
+        }
+        let made = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        let genuine = self.tag(made, client, offer).as_ref()[..TAG_LEN].ct_eq(&bytes[4..]);
+        let age = seconds(now).wrapping_sub(made).cast_signed();
+        bool::from(genuine) && (-CLOCK_SKEW..=LIFETIME).contains(&age)
+    }
+
+    fn tag(&self, made: u32, client: SocketAddr, offer: Offer) -> hmac::Tag {
+        let epoch = hmac::sign(&self.master, &(made / ROTATION).to_be_bytes());
+        let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, epoch.as_ref()));
+        context.update(&made.to_be_bytes());
+        context.update(&offer.features());
+        for algorithm in offer.algorithms {
+            context.update(&algorithm.value());
+        }
+        match client.ip() {
+            IpAddr::V4(ip) => context.update(&ip.octets()),
+            IpAddr::V6(ip) => context.update(&ip.octets()),
+        }
+        context.update(&client.port().to_be_bytes());
+        context.sign()
+    }
+}
+
+/// Returns the Unix time in 32 bits, which is compared modulo 2^32.
+fn seconds(now: Now) -> u32 {
+    (now.unix & u64::from(u32::MAX)) as u32
+}

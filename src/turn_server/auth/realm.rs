@@ -1,0 +1,65 @@
+//! One realm: its users, its secrets, and the addresses that offer it.
+
+use super::rest::RestSecret;
+use super::users::{Identity, UserKeys, UserTable};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// What a realm is to be; credentials of one realm never work in another.
+#[derive(Debug, Clone, Default)]
+pub struct RealmSetup {
+    /// Its name, at most [`MAX_REALM`](super::MAX_REALM) bytes.
+    pub name: String,
+    /// The server's addresses that offer it; the first realm is offered at all others.
+    pub addresses: Vec<IpAddr>,
+    /// Users and their keys.
+    pub users: HashMap<String, UserKeys>,
+    /// Secrets of time-limited credentials; each of them verifies.
+    pub rest: Vec<RestSecret>,
+}
+
+#[derive(Debug)]
+pub(super) struct Realm {
+    pub(super) name: String,
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) rest: Vec<RestSecret>,
+    users: UserTable,
+    /// Replaced as a whole when the credentials file changes.
+    file: RwLock<Arc<UserTable>>,
+}
+
+impl Realm {
+    pub(super) fn new(setup: RealmSetup) -> Self {
+        Self {
+            users: UserTable::new(&setup.name, setup.users),
+            file: RwLock::default(),
+            name: setup.name,
+            addresses: setup.addresses,
+            rest: setup.rest,
+        }
+    }
+
+    /// Finds a user among the static ones, then in the file.
+    pub(super) fn find(&self, identity: Identity<'_>) -> Option<(Arc<str>, UserKeys)> {
+        let from_file = self.file().find(identity);
+        self.users.find(identity).or(from_file)
+    }
+
+    pub(super) fn set_file(&self, users: Vec<(String, UserKeys)>) {
+        let table = Arc::new(UserTable::new(&self.name, users));
+        *self.file.write().unwrap_or_else(PoisonError::into_inner) = table;
+    }
+
+    pub(super) fn has_users(&self) -> bool {
+        !self.users.is_empty() || !self.file().is_empty()
+    }
+
+    pub(super) fn all_have_sha256(&self) -> bool {
+        self.users.all_have_sha256() && self.file().all_have_sha256()
+    }
+
+    fn file(&self) -> Arc<UserTable> {
+        Arc::clone(&self.file.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}

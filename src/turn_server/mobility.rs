@@ -1,0 +1,176 @@
+//! Mobility: a client whose address has changed keeps its allocation
+//! ([RFC 8016](https://www.rfc-editor.org/rfc/rfc8016)).
+//!
+//! A ticket is sealed and says all that is needed to find the allocation, so that nothing is stored for it: which worker, which
+//! allocation, which of its tickets, and whose. An allocation honours its newest ticket; the one before only from where that has
+//! already brought it, for an answer that was lost.
+
+use super::allocation::FiveTuple;
+use super::machine::{AllocationId, Output, Relay};
+use super::reply::Fault;
+use super::requests::Request;
+use crate::clock::Now;
+use crate::ids::Pii;
+use crate::stun::attr;
+use rand::{Rng, RngCore};
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::digest;
+
+/// Bytes of what a ticket seals.
+const PLAIN: usize = 2 + 4 + 4 + 8 + 8;
+
+/// Seals and opens tickets.
+#[derive(Debug)]
+pub struct Tickets(LessSafeKey);
+
+/// What a ticket says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ticket {
+    worker: u16,
+    allocation: u32,
+    /// Drawn for the allocation, since numbers of allocations come back.
+    birth: u64,
+    /// How many tickets there were before.
+    number: u32,
+    /// The beginning of the user name's digest.
+    user: u64,
+}
+
+/// The moves of one allocation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mobility {
+    birth: u64,
+    /// The number of the newest ticket.
+    number: u32,
+}
+
+impl Tickets {
+    /// Takes the key; servers of one fleet could share it.
+    ///
+    /// # Errors
+    /// Never with a key of this length.
+    pub fn new(key: &[u8; 32]) -> Result<Self, ring::error::Unspecified> {
+        Ok(Self(LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key)?)))
+    }
+
+    fn seal(&self, ticket: Ticket, rng: &mut impl RngCore) -> Option<Vec<u8>> {
+        let mut nonce = [0; NONCE_LEN];
+        rng.fill_bytes(&mut nonce);
+        let mut body = Vec::with_capacity(PLAIN + CHACHA20_POLY1305.tag_len());
+        body.extend_from_slice(&ticket.worker.to_be_bytes());
+        body.extend_from_slice(&ticket.allocation.to_be_bytes());
+        body.extend_from_slice(&ticket.number.to_be_bytes());
+        body.extend_from_slice(&ticket.birth.to_be_bytes());
+        body.extend_from_slice(&ticket.user.to_be_bytes());
+        let sealed = Nonce::assume_unique_for_key(nonce);
+        self.0.seal_in_place_append_tag(sealed, Aad::empty(), &mut body).ok()?;
+        Some([&nonce[..], &body].concat())
+    }
+
+    fn open(&self, sealed: &[u8]) -> Option<Ticket> {
+        let (nonce, body) = sealed.split_first_chunk::<NONCE_LEN>()?;
+        let mut body = body.to_vec();
+        let nonce = Nonce::assume_unique_for_key(*nonce);
+        let plain = self.0.open_in_place(nonce, Aad::empty(), &mut body).ok()?;
+        let plain: &[u8; PLAIN] = (&*plain).try_into().ok()?;
+        let [a, b, c, d, e, f, g, h, i, j, rest @ ..] = *plain;
+        let (birth, user) = rest.split_at(8);
+        Some(Ticket {
+            worker: u16::from_be_bytes([a, b]),
+            allocation: u32::from_be_bytes([c, d, e, f]),
+            number: u32::from_be_bytes([g, h, i, j]),
+            birth: u64::from_be_bytes(birth.try_into().ok()?),
+            user: u64::from_be_bytes(user.try_into().ok()?),
+        })
+    }
+}
+
+fn digest_of(user: &str) -> u64 {
+    let digest = digest::digest(&digest::SHA256, user.as_bytes());
+    digest.as_ref().iter().take(8).fold(0, |sum, byte| (sum << 8) | u64::from(*byte))
+}
+
+impl Relay {
+    /// Checks an Allocate's MOBILITY-TICKET: it must be empty, and mobility must be allowed (405).
+    pub(super) fn wants_mobility(&mut self, request: &Request<'_>) -> Result<Option<Mobility>, Fault> {
+        match request.attributes.get(attr::MOBILITY_TICKET) {
+            None => Ok(None),
+            Some(_) if !self.shared.features.mobility => Err(Fault::MobilityForbidden),
+            Some([]) => Ok(Some(Mobility { birth: self.rng.random(), number: 0 })),
+            Some(_) => Err(Fault::BadRequest),
+        }
+    }
+
+    /// Seals the newest ticket of an allocation that has any.
+    pub(super) fn ticket(&mut self, id: AllocationId) -> Option<Vec<u8>> {
+        let allocation = self.allocations.get(id)?;
+        let Mobility { birth, number } = allocation.mobility?;
+        let ticket = Ticket {
+            worker: self.shared.worker,
+            allocation: u32::try_from(id).ok()?,
+            birth,
+            number,
+            user: digest_of(&allocation.user),
+        };
+        self.shared.tickets.seal(ticket, &mut self.rng)
+    }
+
+    /// Moves the allocation that a Refresh's ticket names to the five-tuple that it came by, and returns it. `None` when
+    /// another worker has it: the request is on its way there.
+    pub(super) fn resume(
+        &mut self,
+        now: Now,
+        request: &Request<'_>,
+        sealed: &[u8],
+    ) -> Result<Option<AllocationId>, Fault> {
+        if !self.shared.features.mobility {
+            return Err(Fault::MobilityForbidden);
+        }
+        let ticket = self.shared.tickets.open(sealed).ok_or(Fault::BadRequest)?;
+        if ticket.user != digest_of(&request.user) {
+            return Err(Fault::WrongCredentials);
+        }
+        if ticket.worker != self.shared.worker {
+            self.outputs.push_back(Output::Elsewhere { client: request.client, worker: ticket.worker });
+            return Ok(None);
+        }
+        let id = ticket.allocation as usize;
+        let allocation = self.allocations.get_mut(id).ok_or(Fault::AllocationMismatch)?;
+        let Some(mobility) = allocation.mobility.filter(|mobility| mobility.birth == ticket.birth) else {
+            return Err(Fault::AllocationMismatch);
+        };
+        if !allocation.is_live(now.mono) {
+            return Err(Fault::AllocationMismatch);
+        }
+        if allocation.user != request.user {
+            return Err(Fault::WrongCredentials);
+        }
+        let came_here = allocation.client == request.client;
+        let newest = ticket.number == mobility.number;
+        let before = ticket.number.checked_add(1) == Some(mobility.number);
+        match (newest, before && came_here) {
+            (false, false) => Err(Fault::BadRequest),
+            (false, true) => Ok(Some(id)),
+            (true, _) => self.move_to(id, request.client).map(Some),
+        }
+    }
+
+    fn move_to(&mut self, id: AllocationId, client: FiveTuple) -> Result<AllocationId, Fault> {
+        // RFC 6062 hangs data connections on the control connection, and a stream's end is its allocation's.
+        if self.clients.get(&client).is_some_and(|other| *other != id) {
+            return Err(Fault::AllocationMismatch);
+        }
+        let allocation = &mut self.allocations[id];
+        let before = std::mem::replace(&mut allocation.client, client);
+        if let Some(mobility) = &mut allocation.mobility {
+            mobility.number = mobility.number.wrapping_add(1);
+        }
+        tracing::info!(user = %Pii(&allocation.user), client = %Pii(client.client), %id, "allocation moved");
+        if before != client {
+            self.clients.remove(&before);
+            self.clients.insert(client, id);
+            self.outputs.push_back(Output::Left { client: before });
+        }
+        Ok(id)
+    }
+}

@@ -1,0 +1,182 @@
+//! TCP between server and peers: [RFC 6062](https://www.rfc-editor.org/rfc/rfc6062).
+//!
+//! A client opens connections to peers with Connect, hears of theirs by ConnectionAttempt, and gives each a connection of its own with
+//! ConnectionBind. The hands hold the streams; this decides which may exist.
+
+use super::allocation::PeerTransport;
+use super::connections::ConnectionId;
+use super::denials::Way;
+use super::machine::{AllocationId, Output, Relay, Timer};
+use super::policy::PeerAddr;
+use super::relay_port::RelayId;
+use super::reply::{Fault, Reply};
+use super::requests::Request;
+use crate::clock::Now;
+use crate::stun::{Builder, Class, Method, TransactionId, attr};
+use rand::Rng;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a peer may take to accept, and a client to bind (RFC 6062 sections 5.2 and 5.3: at least 30 s).
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Most peer connections of one allocation at a time.
+const MAX_CONNECTIONS: usize = 64;
+
+/// A connection to a peer.
+#[derive(Debug)]
+pub(super) struct PeerConnection {
+    pub(super) allocation: AllocationId,
+    peer: PeerAddr,
+    /// There while the peer has not accepted.
+    connecting: Option<Reply>,
+}
+
+impl Relay {
+    /// Follows [RFC 6062 section 5.2](https://www.rfc-editor.org/rfc/rfc6062#section-5.2).
+    pub(super) fn connect(&mut self, now: Now, request: &Request<'_>) -> Result<(), Fault> {
+        let id = self.owned(now, request)?;
+        if self.allocations[id].peer_transport != PeerTransport::Tcp {
+            return Err(Fault::BadRequest);
+        }
+        let peer =
+            request.attributes.xor_address(attr::XOR_PEER_ADDRESS).ok().flatten().ok_or(Fault::BadRequest)?;
+        let peer = self.admit(now.mono, id, Way::TcpConnect, peer)?;
+        if peer.port() == 0 {
+            return Err(Fault::BadRequest);
+        }
+        if self.has_connection(id, peer) {
+            return Err(Fault::ConnectionExists);
+        }
+        let home = self.allocations[id].homes().next().ok_or(Fault::AllocationMismatch)?;
+        let at = self.epoch.nanos(now.mono);
+        let new = self.allocations[id].new_peers.take(self.shared.limits.new_peers, at, 1);
+        let connection = self.add_connection(id, peer, Some(request.reply.clone())).filter(|_| new);
+        let connection = connection.ok_or(Fault::InsufficientCapacity)?;
+        self.deadlines.set(Timer::Connection(connection), now.mono + PATIENCE);
+        let from = self.relays[home].address();
+        self.outputs.push_back(Output::Connect { connection, from, to: peer.socket_addr() });
+        Ok(())
+    }
+
+    /// Takes the outcome of [`Output::Connect`].
+    pub fn handle_connected(&mut self, now: Now, connection: ConnectionId, connected: bool) {
+        let Some(known) = self.connections.get_mut(&connection) else { return };
+        let Some(reply) = known.connecting.take() else { return };
+        let id = known.allocation;
+        let client = self.allocations[id].client;
+        if !connected {
+            self.close_connection(connection);
+            return self.answer(client, reply.error(Fault::ConnectionFailed));
+        }
+        self.shared.connections.offer(connection, Arc::clone(&self.allocations[id].user));
+        self.deadlines.set(Timer::Connection(connection), now.mono + PATIENCE);
+        let bytes =
+            reply.success(|builder| builder.attribute(attr::CONNECTION_ID, &connection.to_be_bytes()));
+        self.answer(client, bytes);
+    }
+
+    /// Handles a connection that a peer has opened to a relayed address
+    /// ([RFC 6062 section 5.3](https://www.rfc-editor.org/rfc/rfc6062#section-5.3)). Returns its name if it may stay.
+    pub fn handle_accepted(&mut self, now: Now, relay: RelayId, from: SocketAddr) -> Option<ConnectionId> {
+        let peer = self.peer_named(from);
+        let address = self.relays.get(relay)?.address();
+        let (id, allocation) = self.allocations.iter().find(|(_, a)| a.homes().any(|home| home == relay))?;
+        if !allocation.is_live(now.mono) || !allocation.permits(now.mono, peer.ip()) {
+            self.counters.dropped += 1;
+            return None;
+        }
+        let (client, user) = (allocation.client, Arc::clone(&allocation.user));
+        if let Err(denied) = self.shared.policy.check(peer) {
+            self.denials.note(now.mono, Way::TcpAccept, peer, denied);
+            return None;
+        }
+        tracing::debug!(port = address.port(), "a peer connects");
+        let connection = self.add_connection(id, peer, None)?;
+        self.shared.connections.offer(connection, user);
+        self.deadlines.set(Timer::Connection(connection), now.mono + PATIENCE);
+        let named = self.shared.ports.advertised(peer.socket_addr());
+        let id = TransactionId::new(self.rng.random());
+        let bytes = Builder::new(Class::Indication, Method::CONNECTION_ATTEMPT, id)
+            .attribute(attr::CONNECTION_ID, &connection.to_be_bytes())
+            .xor_address(attr::XOR_PEER_ADDRESS, named)
+            .finish();
+        self.answer(client, bytes);
+        Some(connection)
+    }
+
+    /// Follows [RFC 6062 section 5.4](https://www.rfc-editor.org/rfc/rfc6062#section-5.4): the connection that the request came by
+    /// becomes the client's end of the peer connection, whichever worker's allocation that belongs to.
+    pub(super) fn connection_bind(&mut self, _: Now, request: &Request<'_>) -> Result<(), Fault> {
+        if !request.client.transport.is_tcp() {
+            return Err(Fault::BadRequest);
+        }
+        if self.clients.contains_key(&request.client) {
+            return Err(Fault::BadRequest);
+        }
+        let connection = request.attributes.u32(attr::CONNECTION_ID).ok_or(Fault::BadRequest)?;
+        if !self.shared.connections.take(connection, &request.user) {
+            return Err(Fault::BadRequest);
+        }
+        let bytes = request.reply.success(|builder| builder);
+        self.answer(request.client, bytes);
+        self.outputs.push_back(Output::Join { client: request.client, connection });
+        Ok(())
+    }
+
+    /// Forgets a peer connection whose stream has ended, at either end.
+    pub fn handle_connection_closed(&mut self, connection: ConnectionId) {
+        if let Some(known) = self.connections.remove(&connection) {
+            self.deadlines.clear(Timer::Connection(connection));
+            self.shared.connections.withdraw(connection);
+            if let Some(allocation) = self.allocations.get_mut(known.allocation) {
+                allocation.connections.retain(|other| *other != connection);
+            }
+        }
+    }
+
+    /// Ends a peer connection that nobody has accepted or bound in time.
+    pub(super) fn connection_timed_out(&mut self, connection: ConnectionId) {
+        let Some(known) = self.connections.get_mut(&connection) else { return };
+        if let Some(reply) = known.connecting.take() {
+            let client = self.allocations[known.allocation].client;
+            self.answer(client, reply.error(Fault::ConnectionFailed));
+            self.close_connection(connection);
+        } else if self.shared.connections.withdraw(connection) {
+            self.close_connection(connection);
+        }
+    }
+
+    /// Closes a peer connection with everything that hangs on it.
+    pub(super) fn close_connection(&mut self, connection: ConnectionId) {
+        self.handle_connection_closed(connection);
+        self.outputs.push_back(Output::Disconnect { connection });
+    }
+
+    fn has_connection(&self, id: AllocationId, peer: PeerAddr) -> bool {
+        self.allocations[id]
+            .connections
+            .iter()
+            .any(|connection| self.connections.get(connection).is_some_and(|known| known.peer == peer))
+    }
+
+    fn add_connection(
+        &mut self,
+        allocation: AllocationId,
+        peer: PeerAddr,
+        connecting: Option<Reply>,
+    ) -> Option<ConnectionId> {
+        if self.allocations[allocation].connections.len() >= MAX_CONNECTIONS {
+            return None;
+        }
+        let connection = loop {
+            let drawn: ConnectionId = self.rng.random();
+            if !self.connections.contains_key(&drawn) && !self.shared.connections.contains(drawn) {
+                break drawn;
+            }
+        };
+        self.connections.insert(connection, PeerConnection { allocation, peer, connecting });
+        self.allocations[allocation].connections.push(connection);
+        Some(connection)
+    }
+}

@@ -1,0 +1,79 @@
+//! A TURN client over UDP whose requests the test writes itself, sound or not.
+
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use ginnel::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
+
+use crate::house::{PASSWORD, USER};
+
+/// RFC 8489 section 6.2.1: the time before a request is sent again, and how often it is sent.
+const RETRANSMISSION: Duration = Duration::from_millis(500);
+const TRANSMISSIONS: usize = 7;
+
+/// A client with an allocation.
+pub(crate) struct TurnClient {
+    socket: UdpSocket,
+    realm: String,
+    nonce: Vec<u8>,
+    transaction: u8,
+}
+
+impl TurnClient {
+    /// Allocates from an address of this host.
+    pub(crate) fn allocate(ip: Ipv4Addr, server: SocketAddr) -> Self {
+        let socket = UdpSocket::bind((ip, 0)).unwrap();
+        socket.connect(server).unwrap();
+        socket.set_read_timeout(Some(RETRANSMISSION)).unwrap();
+        let mut client = Self { socket, realm: String::new(), nonce: Vec::new(), transaction: 0 };
+        let transport = |request: Builder| request.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
+        let request = transport(client.begin(Method::ALLOCATE)).finish();
+        let challenge = client.ask(&request).unwrap();
+        let challenge = Message::parse(&challenge).unwrap().unverified();
+        assert_eq!(challenge.error_code(), Some(401));
+        client.realm = String::from_utf8(challenge.get(attr::REALM).unwrap().to_vec()).unwrap();
+        client.nonce = challenge.get(attr::NONCE).unwrap().to_vec();
+        let allocated = client.ask_signed(Method::ALLOCATE, transport);
+        assert_eq!(Message::parse(&allocated).unwrap().class(), Class::Success);
+        client
+    }
+
+    /// Begins a request.
+    pub(crate) fn begin(&mut self, method: Method) -> Builder {
+        self.transaction += 1;
+        Builder::new(Class::Request, method, TransactionId::new([self.transaction; 12]))
+    }
+
+    /// Adds the credentials.
+    pub(crate) fn sign(&self, request: Builder) -> Builder {
+        request
+            .attribute(attr::USERNAME, USER.as_bytes())
+            .attribute(attr::REALM, self.realm.as_bytes())
+            .attribute(attr::NONCE, &self.nonce)
+            .integrity(&Key::from_bytes(&long_term_digest(USER, &self.realm, PASSWORD)))
+    }
+
+    /// Sends a request with credentials and returns its answer.
+    pub(crate) fn ask_signed(&mut self, method: Method, fill: impl FnOnce(Builder) -> Builder) -> Vec<u8> {
+        let request = fill(self.begin(method));
+        let request = self.sign(request).finish();
+        self.ask(&request).unwrap_or_else(|| panic!("no answer to {method:?}"))
+    }
+
+    /// Sends `request`, again if need be, and returns its answer.
+    pub(crate) fn ask(&self, request: &[u8]) -> Option<Vec<u8>> {
+        (0..TRANSMISSIONS).find_map(|_| self.ask_once(request))
+    }
+
+    /// Sends `request` and returns its answer, if one comes within half a second.
+    pub(crate) fn ask_once(&self, request: &[u8]) -> Option<Vec<u8>> {
+        self.socket.send(request).unwrap();
+        let mut buffer = [0; 2048];
+        while let Ok(len) = self.socket.recv(&mut buffer) {
+            if len >= 20 && buffer[4..20] == request[4..20] {
+                return Some(buffer[..len].to_vec());
+            }
+        }
+        None
+    }
+}
