@@ -6,6 +6,7 @@ use ginnel::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, lo
 use ginnel::turn_server::auth::{Authority, Credentials};
 use ginnel::turn_server::data::PeerError;
 use ginnel::turn_server::machine::{Features, Limits, Marks, Output, ToClient, ToPeer};
+use ginnel::turn_server::mobility::Tickets;
 use ginnel::turn_server::policy::{PeerPolicy, PolicyConfig};
 use ginnel::turn_server::ports::{RelayAddress, RelayPorts};
 use ginnel::turn_server::quota::Quota;
@@ -101,11 +102,15 @@ fn shared(setup: u8) -> Shared {
     let credentials = Credentials { users: users.into(), rest: None };
     Shared {
         authority: Arc::new(Authority::new(REALM, credentials, &[5; 32])),
+        alternates: Arc::default(),
         policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
         ports,
         reservations: Arc::default(),
         quota: Arc::new(Quota::new(3, 5)),
         addresses: addresses.into(),
+        connections: Arc::default(),
+        tickets: Arc::new(Tickets::new(&[6; 32]).unwrap()),
+        worker: 0,
         limits: Limits { shared_ports: usize::from(setup % 4), ..Limits::default() },
         features: Features { add_family: setup & 4 != 0, ..Features::default() },
     }
@@ -135,7 +140,7 @@ impl World {
         while let Some(output) = self.relay.poll_output() {
             match output {
                 Output::Reply { client, bytes, .. } => replies.push((client, bytes)),
-                Output::OpenRelay { relay, address } => {
+                Output::OpenRelay { relay, address, .. } => {
                     assert!(self.shared.ports.is_leased(address), "a socket needs a leased port");
                     assert!(self.sockets.values().all(|open| *open != address), "no port is opened twice");
                     if !self.refusing {
@@ -147,6 +152,9 @@ impl World {
                     let closed = self.sockets.remove(&relay);
                     self.talks.retain(|(address, _), _| Some(*address) != closed);
                 }
+                // Relaying TCP and moving are not tried here.
+                Output::Left { .. } => {}
+                other => panic!("nobody asked for {other:?}"),
             }
         }
         replies
