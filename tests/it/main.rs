@@ -17,6 +17,7 @@ mod authority;
 mod bulk;
 mod examples;
 mod front_door;
+mod fuzz_corpora;
 mod house;
 mod judges;
 mod lab;

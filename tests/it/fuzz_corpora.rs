@@ -1,0 +1,43 @@
+//! What the fuzz targets of `fuzz/` have been given and have found, replayed without a fuzzer.
+
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+#[path = "../../fuzz/targets/relay_machine.rs"]
+mod relay_machine;
+#[path = "../../fuzz/targets/stream_framing.rs"]
+mod stream_framing;
+#[path = "../../fuzz/targets/stun_codec.rs"]
+mod stun_codec;
+
+/// Runs `target` over every file of its corpus, and of its regressions if there are any.
+fn replay(name: &str, target: fn(&[u8])) {
+    let mut replayed = 0;
+    for folder in ["corpus", "regressions"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz").join(folder).join(name);
+        let Ok(entries) = fs::read_dir(&folder) else { continue };
+        for file in entries.map(|entry| entry.unwrap().path()) {
+            let data = fs::read(&file).unwrap();
+            let outcome = catch_unwind(AssertUnwindSafe(|| target(&data)));
+            assert!(outcome.is_ok(), "{} breaks {name}", file.display());
+            replayed += 1;
+        }
+    }
+    assert!(replayed >= 5, "the corpus of {name} was not found");
+}
+
+#[test]
+fn the_corpus_of_stun_codec_breaks_nothing() {
+    replay("stun_codec", stun_codec::run);
+}
+
+#[test]
+fn the_corpus_of_stream_framing_breaks_nothing() {
+    replay("stream_framing", stream_framing::run);
+}
+
+#[test]
+fn the_corpus_of_relay_machine_breaks_nothing() {
+    replay("relay_machine", relay_machine::run);
+}
