@@ -353,9 +353,7 @@ impl Server {
         };
         let mut listeners = JoinSet::new();
         listeners.spawn(files.watch(Arc::clone(&authority)));
-        if let Some(hook) = hook {
-            listeners.spawn(hook.run(authority, Arc::clone(&inboxes)));
-        }
+        hook.map(|hook| listeners.spawn(hook.run(authority, Arc::clone(&inboxes))));
         for listener in doors.tcp {
             listeners.spawn(door.clone().serve(listener, Admits::All));
         }

@@ -16,6 +16,7 @@ use crate::net::udp::{Datagram, RecvBatch, Role, Transmit, UdpPort};
 use crate::signaling::{Door, Handle};
 use crate::stun::Message;
 use crate::stun_server::{self, Discovery};
+use crate::turn_server::auth::Question;
 use crate::turn_server::data::PeerError;
 use crate::turn_server::machine::{Marks, Output, Relay, ToClient, ToPeer};
 use crate::turn_server::{FiveTuple, RelayId, Transport};
@@ -359,6 +360,12 @@ impl Worker {
         }
     }
 
+    fn look_up(&mut self, now: Now, question: &Arc<Question>) {
+        if !self.lookups.ask(Arc::clone(question)) {
+            self.relay.handle_lookup_done(now, question, false);
+        }
+    }
+
     fn carry_out_relay(&mut self, now: Now, heard: usize) {
         while let Some(output) = self.relay.poll_output() {
             match output {
@@ -379,11 +386,7 @@ impl Worker {
                     self.relay.handle_relay_opened(now, relay, opened.is_ok());
                 }
                 Output::CloseRelay { relay } => drop(self.relay_sockets.remove(&relay)),
-                Output::LookUp { question } => {
-                    if !self.lookups.ask(Arc::clone(&question)) {
-                        self.relay.handle_lookup_done(now, &question, false);
-                    }
-                }
+                Output::LookUp { question } => self.look_up(now, &question),
                 _ => {}
             }
         }
