@@ -18,6 +18,7 @@ use crate::net::udp::{Datagram, RecvBatch, Role, Transmit, UdpPort};
 use crate::signaling::{Door, Handle};
 use crate::stun::Message;
 use crate::stun_server::{self, Discovery};
+use crate::turn_server::auth::Question;
 use crate::turn_server::data::PeerError;
 use crate::turn_server::machine::{Marks, Output, Relay, ToClient, ToPeer};
 use crate::turn_server::{FiveTuple, RelayId, Transport};
@@ -388,6 +389,12 @@ impl Worker {
         }
     }
 
+    fn look_up(&mut self, now: Now, question: &Arc<Question>) {
+        if !self.lookups.ask(Arc::clone(question)) {
+            self.relay.handle_lookup_done(now, question, false);
+        }
+    }
+
     fn carry_out_relay(&mut self, now: Now, heard: usize) {
         while let Some(output) = self.relay.poll_output() {
             match output {
@@ -427,11 +434,7 @@ impl Worker {
                     }
                 }
                 Output::Left { client } => self.legs.neighbours.announce_left(client),
-                Output::LookUp { question } => {
-                    if !self.lookups.ask(Arc::clone(&question)) {
-                        self.relay.handle_lookup_done(now, &question, false);
-                    }
-                }
+                Output::LookUp { question } => self.look_up(now, &question),
             }
         }
     }
