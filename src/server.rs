@@ -4,6 +4,7 @@ mod auth;
 mod auth_hook;
 mod config;
 mod credentials_file;
+mod departures;
 mod doors;
 mod dtls;
 mod facts;

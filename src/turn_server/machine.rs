@@ -378,6 +378,12 @@ impl Relay {
         self.outputs.pop_front()
     }
 
+    /// Returns whether there is a next thing to do.
+    #[must_use]
+    pub fn has_output(&self) -> bool {
+        !self.outputs.is_empty()
+    }
+
     /// Returns when [`Relay::handle_timeout`] is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {

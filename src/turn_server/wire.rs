@@ -31,6 +31,12 @@ impl Header {
     /// Room for a Data indication that tells an ICMP error about an IPv6 peer.
     const MAX: usize = HEADER_LEN + 4 + 20 + 4 + 8;
 
+    /// Returns no header: what goes to peers has none.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { bytes: [0; Self::MAX], len: 0 }
+    }
+
     /// Makes a ChannelData header for a payload of `length` bytes.
     #[must_use]
     pub fn channel_data(channel: u16, length: u16) -> Self {
