@@ -21,7 +21,7 @@ use crate::stun::Message;
 use crate::stun_server::{self, Discovery};
 use crate::turn_server::auth::Question;
 use crate::turn_server::data::PeerError;
-use crate::turn_server::machine::{Marks, Output, Relay, ToClient, ToPeer};
+use crate::turn_server::machine::{Marks, Onward, Output, Relay, ToClient, ToPeer};
 use crate::turn_server::wire::Header;
 use crate::turn_server::{FiveTuple, RelayId, Transport};
 use mio::unix::SourceFd;
@@ -329,8 +329,11 @@ impl Worker {
         if Message::parse(bytes).is_ok_and(|message| self.bind(now, client, &message, bytes)) {
             return;
         }
-        if let Some(forward) = self.relay.handle_client(now, client, marks, bytes) {
-            self.pass_to_peer(&forward, batch);
+        let Some(forward) = self.relay.handle_client(now, client, marks, bytes) else { return };
+        match self.relay.onward(now, forward) {
+            Onward::Out(forward) => self.pass_to_peer(&forward, batch),
+            Onward::Back(forward) => self.pass_to_client(&forward, batch),
+            Onward::Nowhere => {}
         }
     }
 
