@@ -103,7 +103,7 @@ impl UdpPort {
         socket.set_recv_buffer_size(BUFFER)?;
         socket.set_send_buffer_size(BUFFER)?;
         socket.set_nonblocking(true)?;
-        control::ask_for(&socket, address.is_ipv6())?;
+        control::ask_for(&socket, address)?;
         if role == Role::Relay {
             error_queue::turn_on(&socket, address.is_ipv6())?;
         }
@@ -181,6 +181,7 @@ impl UdpPort {
     /// `WouldBlock` when nothing waits; otherwise the system's answer.
     pub fn recv(&self, batch: &mut RecvBatch) -> io::Result<()> {
         batch.begin();
+        batch.local_ip = Some(self.local.ip()).filter(|ip| !ip.is_unspecified());
         self.past_errors(|| batch.fill(self.as_raw_fd()))
     }
 
@@ -252,6 +253,8 @@ pub struct RecvBatch {
     arrivals: [Arrival; BATCH],
     filled: usize,
     offered: usize,
+    /// Where every datagram went that came to a socket bound to one address.
+    local_ip: Option<IpAddr>,
 }
 
 impl Default for RecvBatch {
@@ -259,6 +262,7 @@ impl Default for RecvBatch {
         Self {
             buffers: vec![0; MAX_DATAGRAM * BATCH],
             arrivals: [Arrival::default(); BATCH],
+            local_ip: None,
             filled: 0,
             offered: SMALL_BATCH,
         }
@@ -339,7 +343,7 @@ impl RecvBatch {
             std::array::from_fn(|_| [IoSliceMut::new(chunks.next().unwrap_or_default())]);
         let received = recvmmsg(socket, &mut headers, slices.iter_mut(), MsgFlags::empty(), None)?;
         for (message, arrival) in received.zip(&mut self.arrivals) {
-            *arrival = Arrival::of(&message);
+            *arrival = Arrival::of(&message, self.local_ip);
             self.filled += 1;
         }
         Ok(())

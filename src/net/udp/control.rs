@@ -20,13 +20,14 @@ pub(super) struct Arrival {
 }
 
 /// Turns on what an [`Arrival`] tells.
-pub(super) fn ask_for(socket: &impl AsFd, is_ipv6: bool) -> io::Result<()> {
-    if is_ipv6 {
-        setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+pub(super) fn ask_for(socket: &impl AsFd, address: SocketAddr) -> io::Result<()> {
+    let any = address.ip().is_unspecified();
+    if address.is_ipv6() {
+        setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &any)?;
         setsockopt(socket, sockopt::Ipv6RecvHopLimit, &true)?;
         setsockopt(socket, sockopt::Ipv6RecvTClass, &true)?;
     } else {
-        setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?;
+        setsockopt(socket, sockopt::Ipv4PacketInfo, &any)?;
         setsockopt(socket, sockopt::Ipv4RecvTtl, &true)?;
         setsockopt(socket, sockopt::IpRecvTos, &true)?;
     }
@@ -42,8 +43,9 @@ pub(super) fn room() -> Vec<u8> {
 }
 
 impl Arrival {
-    pub(super) fn of(message: &RecvMsg<'_, '_, SockaddrStorage>) -> Self {
+    pub(super) fn of(message: &RecvMsg<'_, '_, SockaddrStorage>, local_ip: Option<IpAddr>) -> Self {
         let mut arrival = Self {
+            local_ip,
             from: message.address.as_ref().and_then(socket_address),
             len: message.bytes,
             stride: message.bytes,
