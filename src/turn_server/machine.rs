@@ -185,6 +185,8 @@ pub enum Output {
 pub(super) enum Timer {
     Allocation(AllocationId),
     Connection(ConnectionId),
+    /// The ports set aside, of all workers.
+    Reservations,
 }
 
 /// What stands in an IP header and passes through the relay
@@ -363,12 +365,13 @@ impl Relay {
         }
     }
 
-    /// Ends the allocations whose lifetime is over.
+    /// Ends what has lasted its time: allocations, offers of connections, ports set aside.
     pub fn handle_timeout(&mut self, now: Now) {
         while let Some(timer) = self.deadlines.pop_due(now.mono) {
             match timer {
                 Timer::Allocation(id) => self.end(id, "lifetime over"),
                 Timer::Connection(connection) => self.connection_timed_out(connection),
+                Timer::Reservations => self.arm_reservations(now),
             }
         }
     }
@@ -419,6 +422,13 @@ impl Relay {
     /// Sets the timer of an allocation to its end.
     pub(super) fn arm(&mut self, id: AllocationId) {
         self.deadlines.set(Timer::Allocation(id), self.allocations[id].expires);
+    }
+
+    /// Gives back what was set aside for too long, and sets the timer to the next port's end.
+    pub(super) fn arm_reservations(&mut self, now: Now) {
+        if let Some(next) = self.shared.reservations.expire(now.mono) {
+            self.deadlines.set(Timer::Reservations, next);
+        }
     }
 
     pub(super) fn end(&mut self, id: AllocationId, why: &'static str) {
