@@ -50,6 +50,7 @@ use std::hash::RandomState;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -227,6 +228,9 @@ pub enum ServerError {
         /// Its last words.
         reason: String,
     },
+    /// A listener or signalling has ended.
+    #[error("a part of the server stopped: {0}")]
+    Task(tokio::task::JoinError),
 }
 
 /// What the server found out and decided at its start.
@@ -390,9 +394,10 @@ impl Server {
 
     /// Waits for the first failure of any part; never returns while all is well.
     pub async fn failed(&mut self) -> ServerError {
-        match self.failures.recv().await {
-            Some(error) => error,
-            None => std::future::pending().await,
+        tokio::select! {
+            Some(error) = self.failures.recv() => error,
+            error = panicked(&mut self.listeners) => error,
+            error = self.signaling.failed() => ServerError::Task(error),
         }
     }
 
@@ -427,11 +432,35 @@ fn spawn(
     failed: mpsc::UnboundedSender<ServerError>,
 ) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(format!("ginnel-{index}")).spawn(move || {
-        if let Err(error) = worker.run() {
+        if let Err(reason) = last_words(|| worker.run()) {
             // The receiver is gone only when the server is.
-            let _ = failed.send(ServerError::Worker { index, reason: error.to_string() });
+            let _ = failed.send(ServerError::Worker { index, reason });
         }
     })
+}
+
+/// Runs a worker to its end and says why it came, of a panic too: a server does not go on with a part of it missing.
+fn last_words(run: impl FnOnce() -> io::Result<()>) -> Result<(), String> {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(ended) => ended.map_err(|error| error.to_string()),
+        Err(panic) => {
+            let said = panic.downcast_ref::<&str>().copied();
+            let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+            Err(format!("panicked: {}", said.unwrap_or("without a word")))
+        }
+    }
+}
+
+/// Waits for a task that panicked; never returns while none does.
+async fn panicked(tasks: &mut JoinSet<()>) -> ServerError {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended
+            && error.is_panic()
+        {
+            return ServerError::Task(error);
+        }
+    }
+    std::future::pending().await
 }
 
 fn seed(seeds: &mut ChaCha20Rng) -> [u8; 32] {
@@ -535,5 +564,25 @@ fn shared(
         worker: 0,
         limits: turn.limits(doors.per_worker.len()),
         features: turn.features,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_panics_is_reported_like_one_that_fails() {
+        assert_eq!(last_words(|| Ok(())), Ok(()));
+        assert_eq!(last_words(|| Err(io::Error::other("no poll"))), Err("no poll".to_owned()));
+        assert_eq!(last_words(|| panic!("slot {}", 7)), Err("panicked: slot 7".to_owned()));
+    }
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_a_failure_and_one_that_ends_is_none() {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async {});
+        tasks.spawn(async { panic!("accept") });
+        assert!(matches!(panicked(&mut tasks).await, ServerError::Task(error) if error.is_panic()));
     }
 }

@@ -287,6 +287,106 @@ fn a_lost_flight_is_sent_again() {
     assert!(client.connected);
 }
 
+thread_local! {
+    /// Whether the crate's next HMAC panics.
+    static TRIPS: Cell<bool> = const { Cell::new(false) };
+}
+
+#[derive(Debug)]
+struct Tripping;
+
+static TRIPPING: Tripping = Tripping;
+
+impl HmacProvider for Tripping {
+    fn hmac_sha256(&self, key: &[u8], data: &[u8]) -> Result<[u8; 32], CryptoError> {
+        assert!(!TRIPS.replace(false), "an assertion deep inside");
+        ADMITTING.hmac_sha256(key, data)
+    }
+
+    fn hmac(
+        &self,
+        hash: HashAlgorithm,
+        key: &[u8],
+        data: &[u8],
+        out: &mut [u8],
+    ) -> Result<usize, CryptoError> {
+        assert!(!TRIPS.replace(false), "an assertion deep inside");
+        ADMITTING.hmac(hash, key, data, out)
+    }
+}
+
+/// A server whose engines panic when told to.
+fn fragile(now: Now) -> Dtls {
+    let mut server = server(now);
+    let provider = CryptoProvider { hmac_provider: &TRIPPING, ..rust_crypto::default_provider() };
+    let config = dimpl::Config::builder()
+        .with_crypto_provider(provider)
+        .require_client_certificate(false)
+        .build()
+        .unwrap();
+    server.identity.config = Arc::new(config);
+    server
+}
+
+#[test]
+fn an_engine_that_panics_ends_its_own_session_alone() {
+    let now = now();
+    let mut server = fragile(now);
+    let mut other = connected(now, &mut server, ends(1));
+    let mut gone = 0;
+    for attempt in 0..2 {
+        // The first panics over the ClientHello that makes its session, the second over its key exchange.
+        let client = &mut Client::new(now, &server, ends(2));
+        for flight in 0..3 {
+            for packet in client.poll() {
+                TRIPS.set(flight == attempt + 1);
+                server.handle_datagram(now, client.ends, &packet);
+                TRIPS.set(false);
+            }
+            while let Some(output) = server.poll_output() {
+                match output {
+                    Output::Gone { client: who } => {
+                        assert_eq!(who, tuple(client.ends));
+                        gone += 1;
+                    }
+                    Output::Datagram { bytes, .. } | Output::Challenge { bytes, .. } => {
+                        let _ = client.engine.handle_packet(&bytes);
+                    }
+                    Output::Frame { .. } => panic!("nothing was said"),
+                }
+            }
+        }
+        assert!(!client.connected);
+        assert_eq!((server.broken.engines, server.sessions.len()), (attempt + 1, 1));
+    }
+    assert_eq!(gone, 1, "the first never had a session");
+    assert!(ADMITTED.get().is_none(), "no cookie is left behind for the next one");
+    other.engine.send_application_data(b"still here").unwrap();
+    assert_eq!(other.talk(now, &mut server).0, [b"still here"]);
+    connected(now, &mut server, ends(2));
+    assert_eq!(server.networks.values().sum::<usize>(), 2);
+}
+
+#[test]
+fn an_engine_that_panicked_is_never_used_again_and_the_operator_hears_of_it_once_a_minute() {
+    let start = now();
+    let mut server = server(start);
+    let mut client = connected(start, &mut server, ends(1));
+    let engine = &mut server.sessions.get_mut(&client.ends).unwrap().engine;
+    assert_eq!(engine.run(|_| 1), Some(1));
+    assert_eq!(engine.run(|_| -> u8 { panic!("an assertion deep inside") }), None);
+    assert_eq!(engine.run(|_| 1), None);
+    client.engine.send_application_data(b"x").unwrap();
+    assert_eq!(client.talk(start, &mut server), (Vec::new(), 1));
+    assert_eq!((server.broken.engines, server.broken.told), (1, None));
+    for (seconds, told) in [(0, (1, 0)), (1, (1, 0)), (59, (1, 0)), (60, (3, 60)), (200, (3, 60))] {
+        server.broken.engines = server.broken.engines.max(if seconds > 0 { 3 } else { 1 });
+        server.handle_timeout(start.after(Duration::from_secs(seconds)));
+        let (engines, after) = told;
+        assert_eq!(server.broken.told, Some((engines, start.mono + Duration::from_secs(after))));
+    }
+}
+
 #[test]
 fn records_outside_encryption_follow_on_the_clients_number() {
     let record =

@@ -52,15 +52,7 @@ impl Relay {
             }
             return Ok(());
         }
-        // 3: the transport towards the peers.
-        let peer_transport = match request.attributes.get(attr::REQUESTED_TRANSPORT) {
-            Some(&[UDP, _, _, _]) => PeerTransport::Udp,
-            Some(&[TCP, _, _, _]) if self.shared.features.tcp => {
-                may_relay_tcp(request).then_some(PeerTransport::Tcp).ok_or(Fault::BadRequest)?
-            }
-            Some(&[_, _, _, _]) => return Err(Fault::UnsupportedTransport),
-            _ => return Err(Fault::BadRequest),
-        };
+        let peer_transport = self.peer_transport(request)?;
         // 5 to 9: address families and ports.
         let wanted = wanted(request)?;
         let missing = (wanted.both && self.local_ip(Family::V6).is_none())
@@ -107,14 +99,31 @@ impl Relay {
         Ok(())
     }
 
-    /// Gives the allocation its IPv6 address; EVEN-PORT holds for each of two relayed addresses.
+    /// Reads the transport towards the peers (check 3).
+    fn peer_transport(&self, request: &Request<'_>) -> Result<PeerTransport, Fault> {
+        match request.attributes.get(attr::REQUESTED_TRANSPORT) {
+            Some(&[UDP, _, _, _]) => Ok(PeerTransport::Udp),
+            Some(&[TCP, _, _, _]) if self.shared.features.tcp => {
+                may_relay_tcp(request).then_some(PeerTransport::Tcp).ok_or(Fault::BadRequest)
+            }
+            Some(&[_, _, _, _]) => Err(Fault::UnsupportedTransport),
+            _ => Err(Fault::BadRequest),
+        }
+    }
+
+    /// Gives the allocation its IPv6 address besides: EVEN-PORT holds for each of two relayed addresses, and so does TCP.
     fn move_in_besides(&mut self, id: AllocationId, request: &Request<'_>) -> bool {
-        if request.attributes.get(attr::EVEN_PORT).is_none() {
+        let even = request.attributes.get(attr::EVEN_PORT).is_some();
+        if !even && self.allocations[id].peer_transport == PeerTransport::Udp {
             return self.move_in(id, Family::V6);
         }
-        let ip = self.local_ip(Family::V6);
-        let even = ip.and_then(|ip| self.shared.ports.lease_even(ip, &mut self.rng));
-        even.map(|even| self.move_in_alone(id, even, Instead::Even)).is_some()
+        let Some(ip) = self.local_ip(Family::V6) else { return false };
+        let ports = &self.shared.ports;
+        let (lease, instead) = match even {
+            true => (ports.lease_even(ip, &mut self.rng), Instead::Even),
+            false => (ports.lease(ip, &mut self.rng), Instead::Any),
+        };
+        lease.map(|lease| self.move_in_alone(id, lease, instead)).is_some()
     }
 
     pub(super) fn note_missing(&mut self, id: AllocationId, family: Family) {

@@ -449,7 +449,7 @@ impl Relay {
         for connection in &allocation.connections {
             self.close_connection(*connection);
         }
-        for (peer, relay) in allocation.peers() {
+        for (peer, relay) in by_port(allocation.peers()) {
             self.release(relay, peer);
         }
         let permitted: Vec<_> = allocation.permitted().collect();
@@ -457,4 +457,11 @@ impl Relay {
             self.move_out(id, home, &permitted);
         }
     }
+}
+
+/// Brings claims into an order that is the same for the same seed and inputs: what is released last closes a port.
+pub(super) fn by_port(claims: impl Iterator<Item = (PeerAddr, RelayId)>) -> Vec<(PeerAddr, RelayId)> {
+    let mut claims: Vec<_> = claims.collect();
+    claims.sort_unstable_by_key(|(_, relay)| *relay);
+    claims
 }

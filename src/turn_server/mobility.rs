@@ -131,6 +131,10 @@ impl Relay {
             return Err(Fault::WrongCredentials);
         }
         if ticket.worker != self.shared.worker {
+            // The other worker does not know whom this one serves at that place.
+            if self.clients.contains_key(&request.client) {
+                return Err(Fault::AllocationMismatch);
+            }
             self.outputs.push_back(Output::Elsewhere {
                 client: request.client,
                 worker: ticket.worker,

@@ -3,7 +3,7 @@
 //! A client opens connections to peers with Connect, hears of theirs by ConnectionAttempt, and gives each a connection of its own with
 //! ConnectionBind. The hands hold the streams; this decides which may exist.
 
-use super::allocation::PeerTransport;
+use super::allocation::{Family, PeerTransport};
 use super::connections::ConnectionId;
 use super::denials::Way;
 use super::machine::{AllocationId, Output, Relay, Timer};
@@ -49,7 +49,7 @@ impl Relay {
         if self.has_connection(id, peer) {
             return Err(Fault::ConnectionExists);
         }
-        let home = self.allocations[id].homes().next().ok_or(Fault::AllocationMismatch)?;
+        let home = self.allocations[id].home(Family::of(peer.ip())).ok_or(Fault::PeerFamilyMismatch)?;
         let at = self.epoch.nanos(now.mono);
         let new = self.allocations[id].new_peers.take(self.shared.limits.new_peers, at, 1);
         let connection = self.add_connection(id, peer, Some(request.reply.clone())).filter(|_| new);

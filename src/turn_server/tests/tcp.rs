@@ -195,3 +195,24 @@ fn the_end_of_an_allocation_is_the_end_of_its_connections() {
     assert!(world.relay.is_empty() && world.sockets.is_empty());
     assert_eq!(world.relay.poll_timeout(), None);
 }
+
+#[test]
+fn each_of_two_relayed_addresses_carries_connections_of_its_family() {
+    let mut world = World::new();
+    let both = |b: Builder| tcp(b).attribute(attr::ADDITIONAL_ADDRESS_FAMILY, &[2, 0, 0, 0]);
+    let bytes = both(Builder::new(Class::Request, Method::ALLOCATE, world.transaction()));
+    let bytes = world.signed(stream(1), "alice", bytes);
+    assert_eq!(world.relay.handle_client(world.now, stream(1), MARKS, &bytes), None);
+    let mut opened = Vec::new();
+    while let Some(Output::OpenRelay { relay, address, tcp }) = world.relay.poll_output() {
+        opened.push((tcp, address.is_ipv6()));
+        world.relay.handle_relay_opened(world.now, relay, true);
+    }
+    assert_eq!(opened, [(true, false), (true, true)]);
+    let builder = Builder::new(Class::Request, Method::CONNECT, world.transaction());
+    let to: SocketAddr = addr("[2606:4700::99]:80");
+    let bytes = world.signed(stream(1), "alice", builder.xor_address(attr::XOR_PEER_ADDRESS, to));
+    world.relay.handle_client(world.now, stream(1), MARKS, &bytes);
+    world.drain();
+    assert!(matches!(world.others[..], [Output::Connect { from, .. }] if from.is_ipv6()));
+}
