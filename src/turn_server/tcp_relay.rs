@@ -52,7 +52,11 @@ impl Relay {
         let home = self.allocations[id].home(Family::of(peer.ip())).ok_or(Fault::PeerFamilyMismatch)?;
         let at = self.epoch.nanos(now.mono);
         let new = self.allocations[id].new_peers.take(self.shared.limits.new_peers, at, 1);
-        let connection = self.add_connection(id, peer, Some(request.reply.clone())).filter(|_| new);
+        if !new {
+            self.counters.over_new_peers += 1;
+            return Err(Fault::InsufficientCapacity);
+        }
+        let connection = self.add_connection(id, peer, Some(request.reply.clone()));
         let connection = connection.ok_or(Fault::InsufficientCapacity)?;
         self.deadlines.set(Timer::Connection(connection), now.mono + PATIENCE);
         let from = self.relays[home].address();

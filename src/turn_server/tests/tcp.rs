@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::turn_server::ConnectionId;
+use crate::turn_server::rate::Rate;
 
 const PEER_ON_ANOTHER_PORT: &str = "8.8.8.8:5001";
 
@@ -215,4 +216,17 @@ fn each_of_two_relayed_addresses_carries_connections_of_its_family() {
     world.relay.handle_client(world.now, stream(1), MARKS, &bytes);
     world.drain();
     assert!(matches!(world.others[..], [Output::Connect { from, .. }] if from.is_ipv6()));
+}
+
+#[test]
+fn a_connect_refused_for_too_many_new_peers_leaves_no_connection() {
+    let mut world = World::new();
+    world.relay.shared.limits.new_peers = Rate { per_second: 1, burst: Duration::from_secs(1) };
+    begin(&mut world);
+    let first = connect(&mut world, PEER).unwrap();
+    assert_eq!(connect(&mut world, PEER_ON_ANOTHER_PORT), Err(508));
+    world.wait(1);
+    assert!(connect(&mut world, PEER_ON_ANOTHER_PORT).is_ok(), "it does not exist already");
+    world.relay.handle_connection_closed(first);
+    assert_eq!(world.relay.counters().over_new_peers, 1);
 }
