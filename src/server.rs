@@ -87,6 +87,9 @@ pub enum ServerError {
         /// Its last words.
         reason: String,
     },
+    /// A listener or signalling has ended.
+    #[error("a part of the server stopped: {0}")]
+    Task(tokio::task::JoinError),
 }
 
 /// A running server. Dropping it without [`Server::shutdown`] leaves its threads to end with the process.
@@ -178,9 +181,10 @@ impl Server {
 
     /// Waits for the first failure of any part; never returns while all is well.
     pub async fn failed(&mut self) -> ServerError {
-        match self.failures.recv().await {
-            Some(error) => error,
-            None => std::future::pending().await,
+        tokio::select! {
+            Some(error) = self.failures.recv() => error,
+            error = panicked(&mut self.listeners) => error,
+            error = self.signaling.failed() => ServerError::Task(error),
         }
     }
 
@@ -200,6 +204,18 @@ impl Server {
     }
 }
 
+/// Waits for a task that panicked; never returns while none does.
+async fn panicked(tasks: &mut JoinSet<()>) -> ServerError {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended
+            && error.is_panic()
+        {
+            return ServerError::Task(error);
+        }
+    }
+    std::future::pending().await
+}
+
 /// Fills in what signalling has to know of the rest.
 fn signaling_config(config: &Config, state: &State, facts: &Facts) -> signaling::Config {
     let mut signaling = config.signaling.clone();
@@ -207,4 +223,17 @@ fn signaling_config(config: &Config, state: &State, facts: &Facts) -> signaling:
     signaling.ice_servers = facts.ice.clone();
     signaling.stun2 = facts.advertised.first().map(|a| SocketAddr::new(a.ip(), facts.aux_port).to_string());
     signaling
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_a_failure_and_one_that_ends_is_none() {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async {});
+        tasks.spawn(async { panic!("accept") });
+        assert!(matches!(panicked(&mut tasks).await, ServerError::Task(error) if error.is_panic()));
+    }
 }

@@ -15,7 +15,9 @@ use rand_chacha::ChaCha20Rng;
 use ring::hmac;
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,6 +36,8 @@ const IDLE_PROVEN: Duration = Duration::from_secs(3660);
 const MTU: usize = 1150;
 /// Room for the largest datagram.
 const MAX_DATAGRAM: usize = 65_535;
+/// How often the operator hears of engines that panicked.
+const WARN_EVERY: Duration = Duration::from_secs(60);
 /// What a client is told with whom no handshake is possible: alert, fatal, handshake_failure.
 const HANDSHAKE_FAILURE: [u8; 15] = [21, 0xFE, 0xFD, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 40];
 
@@ -70,11 +74,59 @@ pub(super) struct Dtls {
     deadlines: Deadlines<Ends>,
     outputs: VecDeque<Output>,
     buffer: Vec<u8>,
+    broken: Broken,
+}
+
+/// One session's engine, kept from taking the worker along: the crate asserts what it believes of its own state, and who finds a
+/// datagram that proves it wrong is to end no session but his own.
+struct Engine(Option<dimpl::Dtls>);
+
+impl Engine {
+    /// Lets the engine do something; `None` when it panicked, now or before. Then it is dropped and never used again.
+    fn run<T>(&mut self, act: impl FnOnce(&mut dimpl::Dtls) -> T) -> Option<T> {
+        let engine = self.0.as_mut()?;
+        let done = catch_unwind(AssertUnwindSafe(|| act(engine)));
+        if done.is_err() {
+            let broken = self.0.take();
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
+        }
+        done.ok()
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Engine").field(&self.0.is_some()).finish()
+    }
+}
+
+/// The engines that panicked.
+#[derive(Debug, Default)]
+struct Broken {
+    engines: u64,
+    /// How many of them the operator has heard of, and when.
+    told: Option<(u64, Instant)>,
+}
+
+impl Broken {
+    fn report(&mut self, now: Instant) {
+        let (known, recently) = match self.told {
+            None => (0, false),
+            Some((known, at)) => (known, now.saturating_duration_since(at) < WARN_EVERY),
+        };
+        if self.engines > known && !recently {
+            self.told = Some((self.engines, now));
+            tracing::warn!(
+                sessions = self.engines,
+                "DTLS sessions ended by a fault in the DTLS library so far"
+            );
+        }
+    }
 }
 
 #[derive(Debug)]
 struct Session {
-    engine: dimpl::Dtls,
+    engine: Engine,
     /// Of the ClientHello it began with.
     random: Vec<u8>,
     /// Added to the numbers of records outside encryption, so that they follow on the client's.
@@ -143,6 +195,7 @@ impl Dtls {
             deadlines: Deadlines::default(),
             outputs: VecDeque::new(),
             buffer: vec![0; MAX_DATAGRAM],
+            broken: Broken::default(),
         }
     }
 
@@ -151,10 +204,10 @@ impl Dtls {
         if cookie::is_client_hello(datagram) {
             return self.handle_hello(now, ends, datagram);
         }
-        self.step(now, ends, |session| {
+        if let Some(session) = self.sessions.get_mut(&ends) {
             session.heard = now.mono;
-            session.engine.handle_packet(datagram)
-        })
+        }
+        self.step(now, ends, |engine| engine.handle_packet(datagram))
     }
 
     /// Encrypts one frame for a client; `false` when it has no session.
@@ -163,9 +216,9 @@ impl Dtls {
         let Some(session) = self.sessions.get_mut(&ends).filter(|session| session.connected) else {
             return false;
         };
-        let taken = session.engine.send_application_data(frame).is_ok();
+        let taken = session.engine.run(|engine| engine.send_application_data(frame).is_ok());
         self.drain(ends);
-        taken
+        taken == Some(true)
     }
 
     /// Notes that a client has shown good credentials: it may stay silent for longer.
@@ -177,6 +230,7 @@ impl Dtls {
 
     /// Carries out what is due: retransmissions, and the end of handshakes and sessions that went silent.
     pub(super) fn handle_timeout(&mut self, now: Now) {
+        self.broken.report(now.mono);
         // Each once: a session that wants to be called again at once waits for the next turn.
         let due: Vec<Ends> = std::iter::from_fn(|| self.deadlines.pop_due(now.mono)).collect();
         for ends in due {
@@ -184,7 +238,7 @@ impl Dtls {
             session.wake = session.expiry();
             if session.wake <= now.mono {
                 // A client that still listens learns that it is over.
-                let _ = session.engine.close();
+                let _ = session.engine.run(dimpl::Dtls::close);
                 session.ended = true;
             } else {
                 self.deadlines.set(ends, session.wake);
@@ -213,7 +267,7 @@ impl Dtls {
             Verdict::Admit(_)
                 if self.sessions.get(&ends).is_some_and(|known| known.random == hello.random()) =>
             {
-                self.step(now, ends, |session| session.engine.handle_packet(datagram))
+                self.step(now, ends, |engine| engine.handle_packet(datagram))
             }
             Verdict::Admit(cookie) => {
                 // The same address with another handshake: the client began anew (RFC 6347 section 4.2.8).
@@ -231,19 +285,22 @@ impl Dtls {
             return false;
         }
         let Identity { config, certificate } = &self.identity;
-        let mut engine = dimpl::Dtls::new_12(Arc::clone(config), certificate.clone(), now.mono);
+        let mut engine = Engine(Some(dimpl::Dtls::new_12(Arc::clone(config), certificate.clone(), now.mono)));
         let (cookie, datagram) = came;
-        let begun = engine.handle_timeout(now.mono).and_then(|()| {
-            ADMITTED.set(Some(cookie));
+        ADMITTED.set(Some(cookie));
+        let begun = engine.run(|engine| {
+            engine.handle_timeout(now.mono)?;
             let repeated = engine.handle_packet(&hello.first());
             // The request to verify, which the client has got from us.
             while let dimpl::Output::Packet(_) = engine.poll_output(&mut self.buffer) {}
-            let begun = repeated.and_then(|()| engine.handle_packet(datagram));
-            ADMITTED.set(None);
-            begun
+            repeated.and_then(|()| engine.handle_packet(datagram))
         });
-        if let Err(error) = begun {
-            tracing::debug!(%error, "DTLS handshake");
+        ADMITTED.set(None);
+        if !matches!(begun, Some(Ok(()))) {
+            match begun {
+                Some(Err(error)) => tracing::debug!(%error, "DTLS handshake"),
+                _ => self.broken.engines += 1,
+            }
             let bytes = HANDSHAKE_FAILURE.to_vec();
             self.outputs.push_back(Output::Datagram { client: tuple(ends), bytes });
             return true;
@@ -272,42 +329,48 @@ impl Dtls {
         &mut self,
         now: Now,
         ends: Ends,
-        act: impl FnOnce(&mut Session) -> Result<(), dimpl::Error>,
+        act: impl FnOnce(&mut dimpl::Dtls) -> Result<(), dimpl::Error>,
     ) -> bool {
         let Some(session) = self.sessions.get_mut(&ends) else { return false };
-        let done = session.engine.handle_timeout(now.mono).and_then(|()| act(session));
-        if let Err(error) = &done {
+        let done = session.engine.run(|engine| engine.handle_timeout(now.mono).and_then(|()| act(engine)));
+        if let Some(Err(error)) = &done {
             tracing::debug!(%error, "DTLS session");
             session.ended = true;
         }
         self.drain(ends);
-        done.is_ok()
+        matches!(done, Some(Ok(())))
     }
 
     /// Takes everything a session has to say, and the session itself if that was its last.
     fn drain(&mut self, ends: Ends) {
         let Some(session) = self.sessions.get_mut(&ends) else { return };
-        let client = tuple(ends);
-        let wake = loop {
-            match session.engine.poll_output(&mut self.buffer) {
-                dimpl::Output::Packet(bytes) => {
-                    let mut bytes = bytes.to_vec();
-                    renumber(&mut bytes, session.offset);
-                    self.outputs.push_back(Output::Datagram { client, bytes });
+        let (client, buffer, outputs) = (tuple(ends), &mut self.buffer, &mut self.outputs);
+        let wake = session.engine.run(|engine| {
+            loop {
+                match engine.poll_output(buffer) {
+                    dimpl::Output::Packet(bytes) => {
+                        let mut bytes = bytes.to_vec();
+                        renumber(&mut bytes, session.offset);
+                        outputs.push_back(Output::Datagram { client, bytes });
+                    }
+                    dimpl::Output::ApplicationData(bytes) => {
+                        outputs.push_back(Output::Frame { client, bytes: bytes.to_vec() });
+                    }
+                    dimpl::Output::Connected => session.connected = true,
+                    dimpl::Output::CloseNotify => session.ended = true,
+                    // No datagram is longer than the buffer.
+                    dimpl::Output::BufferTooSmall { .. } => {
+                        session.ended = true;
+                        break session.wake;
+                    }
+                    dimpl::Output::Timeout(at) => break at,
+                    _ => {}
                 }
-                dimpl::Output::ApplicationData(bytes) => {
-                    self.outputs.push_back(Output::Frame { client, bytes: bytes.to_vec() });
-                }
-                dimpl::Output::Connected => session.connected = true,
-                dimpl::Output::CloseNotify => session.ended = true,
-                // No datagram is longer than the buffer.
-                dimpl::Output::BufferTooSmall { .. } => {
-                    session.ended = true;
-                    break session.wake;
-                }
-                dimpl::Output::Timeout(at) => break at.min(session.expiry()),
-                _ => {}
             }
+        });
+        let Some(wake) = wake.map(|at| at.min(session.expiry())) else {
+            self.broken.engines += 1;
+            return self.forget(ends);
         };
         if session.ended {
             self.forget(ends);

@@ -24,6 +24,7 @@ use rand_chacha::ChaCha20Rng;
 use std::hash::RandomState;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
@@ -90,11 +91,23 @@ fn spawn(
     failed: mpsc::UnboundedSender<ServerError>,
 ) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(format!("ginnel-{index}")).spawn(move || {
-        if let Err(error) = worker.run() {
+        if let Err(reason) = last_words(|| worker.run()) {
             // The receiver is gone only when the server is.
-            let _ = failed.send(ServerError::Worker { index, reason: error.to_string() });
+            let _ = failed.send(ServerError::Worker { index, reason });
         }
     })
+}
+
+/// Runs a worker to its end and says why it came, of a panic too: a server does not go on with a part of it missing.
+fn last_words(run: impl FnOnce() -> io::Result<()>) -> Result<(), String> {
+    match catch_unwind(AssertUnwindSafe(run)) {
+        Ok(ended) => ended.map_err(|error| error.to_string()),
+        Err(panic) => {
+            let said = panic.downcast_ref::<&str>().copied();
+            let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+            Err(format!("panicked: {}", said.unwrap_or("without a word")))
+        }
+    }
 }
 
 /// Makes what all workers' relays share.
@@ -138,5 +151,17 @@ pub(super) fn shared(
         worker: 0,
         limits: turn.limits(facts.workers),
         features: turn.features,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_panics_is_reported_like_one_that_fails() {
+        assert_eq!(last_words(|| Ok(())), Ok(()));
+        assert_eq!(last_words(|| Err(io::Error::other("no poll"))), Err("no poll".to_owned()));
+        assert_eq!(last_words(|| panic!("slot {}", 7)), Err("panicked: slot 7".to_owned()));
     }
 }

@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
 /// Something that happened to a client.
 #[derive(Debug)]
@@ -44,7 +44,8 @@ impl Shared {
 pub struct Service {
     handle: Handle,
     stop: oneshot::Sender<()>,
-    task: JoinHandle<()>,
+    /// There until its end was heard.
+    task: Option<JoinHandle<()>>,
 }
 
 /// Starts signalling on a task of the current tokio runtime. `seed` must come from the system's random source: tags and
@@ -54,7 +55,7 @@ pub fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service {
     let (inbox, events) = mpsc::channel(config.limits.inbox.max(1));
     let (stop, stopped) = oneshot::channel();
     let hub = Hub::new(config.clone(), ChaCha20Rng::from_seed(seed));
-    let task = tokio::spawn(Switch { hub, sockets, outboxes: HashMap::new() }.run(events, stopped));
+    let task = Some(tokio::spawn(Switch { hub, sockets, outboxes: HashMap::new() }.run(events, stopped)));
     let shared = Shared { inbox, config, conns: AtomicU64::new(0) };
     Service { handle: Handle { shared: Arc::new(shared) }, stop, task }
 }
@@ -66,10 +67,24 @@ impl Service {
         self.handle.clone()
     }
 
+    /// Waits for the hub to panic; never returns while it does not.
+    pub async fn failed(&mut self) -> JoinError {
+        if let Some(task) = &mut self.task {
+            let ended = task.await;
+            self.task = None;
+            if let Err(error) = ended {
+                return error;
+            }
+        }
+        std::future::pending().await
+    }
+
     /// Stops the hub and closes the WebSockets.
     pub async fn shutdown(self) {
         let _ = self.stop.send(());
-        if let Err(error) = self.task.await {
+        if let Some(task) = self.task
+            && let Err(error) = task.await
+        {
             tracing::error!(%error, "signalling ended badly");
         }
     }

@@ -34,8 +34,8 @@ struct Wanted {
 /// A port that has to be one allocation's alone.
 struct OwnPort {
     lease: PortLease,
-    /// Names the next port, set aside with this one.
-    token: Option<Token>,
+    /// The next port, set aside with this one, and what names it.
+    next: Option<(Token, PortLease)>,
     instead: Instead,
 }
 
@@ -52,15 +52,7 @@ impl Relay {
             }
             return Ok(());
         }
-        // 3: the transport towards the peers.
-        let peer_transport = match request.attributes.get(attr::REQUESTED_TRANSPORT) {
-            Some(&[UDP, _, _, _]) => PeerTransport::Udp,
-            Some(&[TCP, _, _, _]) if self.shared.features.tcp => {
-                may_relay_tcp(request).then_some(PeerTransport::Tcp).ok_or(Fault::BadRequest)?
-            }
-            Some(&[_, _, _, _]) => return Err(Fault::UnsupportedTransport),
-            _ => return Err(Fault::BadRequest),
-        };
+        let peer_transport = self.peer_transport(request)?;
         // 5 to 9: address families and ports.
         let wanted = wanted(request)?;
         let missing = (wanted.both && self.local_ip(Family::V6).is_none())
@@ -72,11 +64,11 @@ impl Relay {
             Exhausted::Total => Fault::InsufficientCapacity,
         })?;
         let mobility = self.wants_mobility(request)?;
-        let own_port = match peer_transport {
+        let mut own_port = match peer_transport {
             PeerTransport::Udp => self.own_port(now, request, ip)?,
             PeerTransport::Tcp => {
                 let lease = self.shared.ports.lease(ip, &mut self.rng).ok_or(Fault::InsufficientCapacity)?;
-                Some(OwnPort { lease, token: None, instead: Instead::Any })
+                Some(OwnPort { lease, next: None, instead: Instead::Any })
             }
         };
         let lifetime = self.granted(request);
@@ -88,7 +80,7 @@ impl Relay {
             ticket,
             mobility,
         };
-        let reserved = own_port.as_ref().and_then(|own| own.token);
+        let reserved = own_port.as_mut().and_then(|own| own.next.take());
         let opening = Opening { reply: request.reply.clone(), reserved, missing };
         let id = self.allocations.insert(Allocation::new(now.mono, applicant, opening));
         self.clients.insert(request.client, id);
@@ -100,11 +92,38 @@ impl Relay {
             }
             None => {}
         }
-        if wanted.both && missing.is_none() && !self.move_in(id, Family::V6) {
+        if wanted.both && missing.is_none() && !self.move_in_besides(id, request) {
             self.note_missing(id, Family::V6);
         }
         self.admit_if_ready(now, id);
         Ok(())
+    }
+
+    /// Reads the transport towards the peers (check 3).
+    fn peer_transport(&self, request: &Request<'_>) -> Result<PeerTransport, Fault> {
+        match request.attributes.get(attr::REQUESTED_TRANSPORT) {
+            Some(&[UDP, _, _, _]) => Ok(PeerTransport::Udp),
+            Some(&[TCP, _, _, _]) if self.shared.features.tcp => {
+                may_relay_tcp(request).then_some(PeerTransport::Tcp).ok_or(Fault::BadRequest)
+            }
+            Some(&[_, _, _, _]) => Err(Fault::UnsupportedTransport),
+            _ => Err(Fault::BadRequest),
+        }
+    }
+
+    /// Gives the allocation its IPv6 address besides: EVEN-PORT holds for each of two relayed addresses, and so does TCP.
+    fn move_in_besides(&mut self, id: AllocationId, request: &Request<'_>) -> bool {
+        let even = request.attributes.get(attr::EVEN_PORT).is_some();
+        if !even && self.allocations[id].peer_transport == PeerTransport::Udp {
+            return self.move_in(id, Family::V6);
+        }
+        let Some(ip) = self.local_ip(Family::V6) else { return false };
+        let ports = &self.shared.ports;
+        let (lease, instead) = match even {
+            true => (ports.lease_even(ip, &mut self.rng), Instead::Even),
+            false => (ports.lease(ip, &mut self.rng), Instead::Any),
+        };
+        lease.map(|lease| self.move_in_alone(id, lease, instead)).is_some()
     }
 
     pub(super) fn note_missing(&mut self, id: AllocationId, family: Family) {
@@ -119,8 +138,15 @@ impl Relay {
         if !allocation.homes().all(|relay| self.relays[relay].open) {
             return;
         }
-        let Some(opening) = allocation.opening.take() else { return };
+        let Some(mut opening) = allocation.opening.take() else { return };
         allocation.expires = now.mono + allocation.lifetime;
+        let (client, user) = (allocation.client, Arc::clone(&allocation.user));
+        let token = opening.reserved.as_ref().map(|(token, _)| *token);
+        if opening.reserved.take().is_some_and(|reserved| !self.set_aside(now, user, reserved)) {
+            self.forget(id);
+            return self.answer(client, opening.reply.error(Fault::InsufficientCapacity));
+        }
+        let Some(allocation) = self.allocations.get(id) else { return };
         let relayed: Vec<_> = allocation
             .homes()
             .map(|relay| self.shared.ports.advertised(self.relays[relay].address()))
@@ -131,7 +157,7 @@ impl Relay {
             if let Some(ticket) = &ticket {
                 builder = builder.attribute(attr::MOBILITY_TICKET, ticket);
             }
-            if let Some(token) = opening.reserved {
+            if let Some(token) = token {
                 builder = builder.attribute(attr::RESERVATION_TOKEN, &token);
             }
             for address in relayed {
@@ -146,11 +172,17 @@ impl Relay {
                 .xor_address(attr::XOR_MAPPED_ADDRESS, allocation.client.client)
         });
         allocation.origin.1 = Some(bytes.clone());
-        let client = allocation.client;
         tracing::info!(user = %Pii(&allocation.user), client = %Pii(client.client), %id, "allocation opened");
         self.counters.allocations += 1;
         self.arm(id);
         self.answer(client, bytes);
+    }
+
+    /// Keeps a port for the user's next Allocate; `false` when there are too many.
+    fn set_aside(&mut self, now: Now, user: Arc<str>, (token, port): (Token, PortLease)) -> bool {
+        let kept = self.shared.reservations.keep(now.mono, token, user, port);
+        self.arm_reservations(now);
+        kept
     }
 
     /// Ends an allocation whose only port could not be opened: 508.
@@ -173,19 +205,17 @@ impl Relay {
             (Some(token), _) => {
                 let lease = self.shared.reservations.claim(now.mono, token, &request.user);
                 let lease = lease.ok_or(Fault::InsufficientCapacity)?;
-                Ok(Some(OwnPort { lease, token: None, instead: Instead::None }))
+                Ok(Some(OwnPort { lease, next: None, instead: Instead::None }))
             }
             (None, None) => Ok(None),
             (None, Some(&[flags])) if flags & 0x80 == 0 => {
                 let even = ports.lease_even(ip, &mut self.rng).ok_or(Fault::InsufficientCapacity)?;
-                Ok(Some(OwnPort { lease: even, token: None, instead: Instead::Even }))
+                Ok(Some(OwnPort { lease: even, next: None, instead: Instead::Even }))
             }
             (None, Some(&[_])) => {
                 let (even, odd) = ports.lease_pair(ip, &mut self.rng).ok_or(Fault::InsufficientCapacity)?;
-                let token = self.rng.random();
-                let kept = self.shared.reservations.keep(now.mono, token, Arc::clone(&request.user), odd);
-                let own = OwnPort { lease: even, token: Some(token), instead: Instead::None };
-                kept.then_some(Some(own)).ok_or(Fault::InsufficientCapacity)
+                let next = Some((self.rng.random(), odd));
+                Ok(Some(OwnPort { lease: even, next, instead: Instead::None }))
             }
             (None, Some(_)) => Err(Fault::BadRequest),
         }

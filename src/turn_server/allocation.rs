@@ -4,6 +4,7 @@ use super::auth::Tenancy;
 use super::connections::ConnectionId;
 use super::mobility::Mobility;
 use super::policy::PeerAddr;
+use super::ports::PortLease;
 use super::quota::Ticket;
 use super::rate::Meter;
 use super::relay_port::RelayId;
@@ -112,8 +113,8 @@ pub(super) enum PeerTransport {
 #[derive(Debug)]
 pub(super) struct Opening {
     pub(super) reply: Reply,
-    /// The token of the port set aside with this one.
-    pub(super) reserved: Option<Token>,
+    /// The next port, set aside with this one; it waits for its token from when the client knows it.
+    pub(super) reserved: Option<(Token, PortLease)>,
     /// The relayed address that was asked for besides and could not be had, and why.
     pub(super) missing: Option<(Family, Fault)>,
 }
@@ -144,7 +145,10 @@ pub(super) struct Allocation {
     homes: [Option<RelayId>; 2],
     permissions: HashMap<IpAddr, Instant>,
     channels: HashMap<u16, Channel>,
-    peers: HashMap<PeerAddr, Peer>,
+    /// The same the other way round. Not a part of `peers`: a channel outlives the port that its peer knew the client by.
+    numbers: HashMap<PeerAddr, u16>,
+    /// Peers that the client has sent to, or bound, and the port that each knows it by.
+    peers: HashMap<PeerAddr, RelayId>,
     fragments: Vec<Box<[u8]>>,
 }
 
@@ -152,14 +156,6 @@ pub(super) struct Allocation {
 struct Channel {
     peer: PeerAddr,
     expires: Instant,
-}
-
-/// A peer's transport address that the client has sent to, or bound.
-#[derive(Debug, Clone, Copy)]
-struct Peer {
-    /// The port that it knows the client by.
-    relay: RelayId,
-    channel: Option<u16>,
 }
 
 /// Why a permission or a channel was refused.
@@ -201,6 +197,7 @@ impl Allocation {
             homes: [None; 2],
             permissions: HashMap::new(),
             channels: HashMap::new(),
+            numbers: HashMap::new(),
             peers: HashMap::new(),
             fragments: Vec::new(),
         }
@@ -274,7 +271,7 @@ impl Allocation {
         }
         self.forget_channels_after_cooldown(now);
         let bound_peer = self.channels.get(&number).map(|channel| channel.peer);
-        let bound_number = self.peers.get(&peer).and_then(|peer| peer.channel);
+        let bound_number = self.numbers.get(&peer).copied();
         match (bound_peer, bound_number) {
             (None, None) if self.channels.len() >= most => Err(PeerRefusal::Full),
             (None, None) => Ok(()),
@@ -286,20 +283,12 @@ impl Allocation {
     /// Binds `number` to `peer`, which was claimed and [may be bound](Self::may_bind), or refreshes that.
     pub(super) fn bind(&mut self, now: Instant, number: u16, peer: PeerAddr) {
         self.channels.insert(number, Channel { peer, expires: now + CHANNEL_LIFETIME });
-        if let Some(known) = self.peers.get_mut(&peer) {
-            known.channel = Some(number);
-        }
+        self.numbers.insert(peer, number);
     }
 
     fn forget_channels_after_cooldown(&mut self, now: Instant) {
-        let peers = &mut self.peers;
-        self.channels.retain(|_, channel| {
-            let keep = now < channel.expires + CHANNEL_COOLDOWN;
-            if !keep && let Some(peer) = peers.get_mut(&channel.peer) {
-                peer.channel = None;
-            }
-            keep
-        });
+        self.channels.retain(|_, channel| now < channel.expires + CHANNEL_COOLDOWN);
+        self.numbers.retain(|_, number| self.channels.contains_key(number));
     }
 
     /// Returns the peer that `number` is bound to.
@@ -309,33 +298,34 @@ impl Allocation {
 
     /// Returns the channel that `peer` is bound to.
     pub(super) fn channel_of(&self, now: Instant, peer: PeerAddr) -> Option<u16> {
-        let number = self.peers.get(&peer)?.channel?;
+        let number = *self.numbers.get(&peer)?;
         self.peer_of(now, number).map(|_| number)
     }
 
     /// Returns the port that `peer` knows the client by.
     pub(super) fn relay_to(&self, peer: PeerAddr) -> Option<RelayId> {
-        self.peers.get(&peer).map(|peer| peer.relay)
+        self.peers.get(&peer).copied()
     }
 
     /// Notes the port that `peer` knows the client by from now on.
     pub(super) fn add_peer(&mut self, peer: PeerAddr, relay: RelayId) {
-        self.peers.insert(peer, Peer { relay, channel: None });
+        self.peers.insert(peer, relay);
     }
 
+    /// Forgets the port that `peer` knew the client by; its channel stays as long as the client was promised, on the next port.
     pub(super) fn forget_peer(&mut self, peer: PeerAddr) {
         self.peers.remove(&peer);
     }
 
     /// Lists all peers with the ports they know the client by.
     pub(super) fn peers(&self) -> impl Iterator<Item = (PeerAddr, RelayId)> {
-        self.peers.iter().map(|(address, peer)| (*address, peer.relay))
+        self.peers.iter().map(|(address, relay)| (*address, *relay))
     }
 
     /// Returns whether the allocation can still make use of its claim on `peer`: a permission, or a channel that may come back.
     pub(super) fn uses(&self, now: Instant, peer: PeerAddr) -> bool {
-        let bound = |number| self.channels.get(&number).is_some_and(|c| now < c.expires + CHANNEL_COOLDOWN);
-        self.permits(now, peer.ip()) || self.peers.get(&peer).and_then(|p| p.channel).is_some_and(bound)
+        let bound = |number| self.channels.get(number).is_some_and(|c| now < c.expires + CHANNEL_COOLDOWN);
+        self.permits(now, peer.ip()) || self.numbers.get(&peer).is_some_and(bound)
     }
 
     pub(super) fn peer_count(&self) -> usize {

@@ -185,6 +185,8 @@ pub enum Output {
 pub(super) enum Timer {
     Allocation(AllocationId),
     Connection(ConnectionId),
+    /// The ports set aside, of all workers.
+    Reservations,
 }
 
 /// What stands in an IP header and passes through the relay
@@ -387,12 +389,13 @@ impl Relay {
         }
     }
 
-    /// Ends the allocations whose lifetime is over.
+    /// Ends what has lasted its time: allocations, offers of connections, ports set aside.
     pub fn handle_timeout(&mut self, now: Now) {
         while let Some(timer) = self.deadlines.pop_due(now.mono) {
             match timer {
                 Timer::Allocation(id) => self.end(id, "lifetime over"),
                 Timer::Connection(connection) => self.connection_timed_out(connection),
+                Timer::Reservations => self.arm_reservations(now),
             }
         }
     }
@@ -451,6 +454,13 @@ impl Relay {
         self.deadlines.set(Timer::Allocation(id), self.allocations[id].expires);
     }
 
+    /// Gives back what was set aside for too long, and sets the timer to the next port's end.
+    pub(super) fn arm_reservations(&mut self, now: Now) {
+        if let Some(next) = self.shared.reservations.expire(now.mono) {
+            self.deadlines.set(Timer::Reservations, next);
+        }
+    }
+
     pub(super) fn end(&mut self, id: AllocationId, why: &'static str) {
         if let Some(allocation) = self.allocations.get(id) {
             tracing::info!(user = %Pii(&allocation.user), %id, why, "allocation ended");
@@ -469,7 +479,7 @@ impl Relay {
         for connection in &allocation.connections {
             self.close_connection(*connection);
         }
-        for (peer, relay) in allocation.peers() {
+        for (peer, relay) in by_port(allocation.peers()) {
             self.release(relay, peer);
         }
         let permitted: Vec<_> = allocation.permitted().collect();
@@ -477,4 +487,11 @@ impl Relay {
             self.move_out(id, home, &permitted);
         }
     }
+}
+
+/// Brings claims into an order that is the same for the same seed and inputs: what is released last closes a port.
+pub(super) fn by_port(claims: impl Iterator<Item = (PeerAddr, RelayId)>) -> Vec<(PeerAddr, RelayId)> {
+    let mut claims: Vec<_> = claims.collect();
+    claims.sort_unstable_by_key(|(_, relay)| *relay);
+    claims
 }

@@ -2,7 +2,7 @@
 
 use super::allocation::{Family, FiveTuple};
 use super::auth::{Authenticated, Tenancy};
-use super::machine::{AllocationId, Relay};
+use super::machine::{AllocationId, Relay, by_port};
 use super::reply::{Fault, Reply};
 use crate::clock::Now;
 use crate::stun::{Attributes, Message, Method, attr};
@@ -136,8 +136,7 @@ impl Relay {
     /// Ends one of two relayed addresses and what was said through it.
     pub(super) fn drop_family(&mut self, id: AllocationId, family: Family) {
         let allocation = &mut self.allocations[id];
-        let of_family: Vec<_> =
-            allocation.peers().filter(|(peer, _)| Family::of(peer.ip()) == family).collect();
+        let of_family = by_port(allocation.peers().filter(|(peer, _)| Family::of(peer.ip()) == family));
         for (peer, relay) in of_family {
             self.allocations[id].forget_peer(peer);
             self.release(relay, peer);

@@ -28,8 +28,8 @@ struct Reservation {
 impl Reservations {
     /// Keeps `lease` for `user` under `token`; `false`, and the port returns, when there are too many.
     pub(super) fn keep(&self, now: Instant, token: Token, user: Arc<str>, lease: PortLease) -> bool {
+        self.expire(now);
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.retain(|_, reservation| now < reservation.expires);
         let room = kept.len() < MAX_RESERVATIONS;
         if room {
             kept.insert(token, Reservation { user, lease, expires: now + LIFETIME });
@@ -40,11 +40,17 @@ impl Reservations {
     /// Hands out the port that `user` reserved under `token`, once.
     pub(super) fn claim(&self, now: Instant, token: &[u8], user: &str) -> Option<PortLease> {
         let token: Token = token.try_into().ok()?;
+        self.expire(now);
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.retain(|_, reservation| now < reservation.expires);
         if kept.get(&token)?.user.as_ref() != user {
             return None;
         }
         kept.remove(&token).map(|reservation| reservation.lease)
+    }
+    /// Gives back the ports that nobody has claimed in time; returns when the next one's time is over.
+    pub(super) fn expire(&self, now: Instant) -> Option<Instant> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|_, reservation| now < reservation.expires);
+        kept.values().map(|reservation| reservation.expires).min()
     }
 }

@@ -3,7 +3,7 @@
 //! A client opens connections to peers with Connect, hears of theirs by ConnectionAttempt, and gives each a connection of its own with
 //! ConnectionBind. The hands hold the streams; this decides which may exist.
 
-use super::allocation::PeerTransport;
+use super::allocation::{Family, PeerTransport};
 use super::connections::ConnectionId;
 use super::denials::Way;
 use super::machine::{AllocationId, Output, Relay, Timer};
@@ -49,10 +49,14 @@ impl Relay {
         if self.has_connection(id, peer) {
             return Err(Fault::ConnectionExists);
         }
-        let home = self.allocations[id].homes().next().ok_or(Fault::AllocationMismatch)?;
+        let home = self.allocations[id].home(Family::of(peer.ip())).ok_or(Fault::PeerFamilyMismatch)?;
         let at = self.epoch.nanos(now.mono);
         let new = self.allocations[id].new_peers.take(self.shared.limits.new_peers, at, 1);
-        let connection = self.add_connection(id, peer, Some(request.reply.clone())).filter(|_| new);
+        if !new {
+            self.counters.over_new_peers += 1;
+            return Err(Fault::InsufficientCapacity);
+        }
+        let connection = self.add_connection(id, peer, Some(request.reply.clone()));
         let connection = connection.ok_or(Fault::InsufficientCapacity)?;
         self.deadlines.set(Timer::Connection(connection), now.mono + PATIENCE);
         let from = self.relays[home].address();
@@ -83,7 +87,8 @@ impl Relay {
         let peer = self.peer_named(from);
         let port = self.relays.get(relay).filter(|port| port.sharing == Sharing::Connections)?;
         let address = port.address();
-        let (id, allocation) = self.allocations.iter().find(|(_, a)| a.homes().any(|home| home == relay))?;
+        let id = port.tenant?;
+        let allocation = self.allocations.get(id)?;
         if !allocation.is_live(now.mono) || !allocation.permits(now.mono, peer.ip()) {
             self.counters.dropped += 1;
             return None;

@@ -4,7 +4,7 @@
 //! than ports. When two of a port's tenants want the same peer, the later one talks to it from another port of the pool.
 
 use super::allocation::{Allocation, Family, MAX_CLAIMS, PeerTransport};
-use super::machine::{AllocationId, Output, Relay};
+use super::machine::{AllocationId, Output, Relay, by_port};
 use super::policy::PeerAddr;
 use super::ports::PortLease;
 use super::relay_port::{Instead, RelayId, RelayPort, Sharing};
@@ -51,6 +51,7 @@ impl Relay {
     fn settle(&mut self, id: AllocationId, family: Family, relay: RelayId) {
         let port = &mut self.relays[relay];
         port.tenants += 1;
+        port.tenant = Some(id);
         if !port.open {
             port.waiting.push(id);
         }
@@ -254,7 +255,7 @@ impl Relay {
         if allocation.peer_count() < MAX_CLAIMS {
             return true;
         }
-        let idle: Vec<_> = allocation.peers().filter(|(peer, _)| !allocation.uses(now, *peer)).collect();
+        let idle = by_port(allocation.peers().filter(|(peer, _)| !allocation.uses(now, *peer)));
         for (peer, relay) in idle {
             self.allocations[id].forget_peer(peer);
             self.release(relay, peer);

@@ -521,6 +521,29 @@ fn even_port_sets_the_next_port_aside_for_its_user_once() {
 }
 
 #[test]
+fn a_port_set_aside_comes_back_when_its_even_one_is_refused_or_nobody_claims_it() {
+    let even = |b: Builder| udp(b).attribute(attr::EVEN_PORT, &[0x80]);
+    let mut world = World::with(shared(9, 50_000..=50_001));
+    world.refuse_ports = HashSet::from([50_000]);
+    assert_eq!(world.ask(1, "alice", Method::ALLOCATE, even).0, 508);
+    assert_eq!(world.shared.ports.leased(), 0, "at once");
+    world.refuse_ports.clear();
+    let builder = even(Builder::new(Class::Request, Method::ALLOCATE, world.transaction()));
+    let bytes = world.signed(tuple(2), "alice", builder);
+    world.relay.handle_client(world.now, tuple(2), MARKS, &bytes);
+    world.relay.handle_client_gone(tuple(2));
+    world.drain();
+    assert_eq!(world.shared.ports.leased(), 0, "as when the client is gone before the even one is open");
+    assert_eq!(world.ask(3, "alice", Method::ALLOCATE, even).0, 0);
+    world.wait(20);
+    world.refresh(3, "alice", 0);
+    assert_eq!(world.shared.ports.leased(), 1, "the next port waits without the even one");
+    assert!(world.relay.poll_timeout().is_some());
+    world.wait(10);
+    assert_eq!((world.shared.ports.leased(), world.relay.poll_timeout()), (0, None));
+}
+
+#[test]
 fn permissions_and_channels_of_one_allocation_are_capped() {
     let mut world = World::new();
     world.allocate(1);

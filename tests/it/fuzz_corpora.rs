@@ -4,6 +4,10 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+#[path = "../../fuzz/targets/client_hello.rs"]
+mod client_hello;
+#[path = "../../fuzz/targets/nonce_and_token.rs"]
+mod nonce_and_token;
 #[path = "../../fuzz/targets/relay_machine.rs"]
 mod relay_machine;
 #[path = "../../fuzz/targets/stream_framing.rs"]
@@ -40,4 +44,14 @@ fn the_corpus_of_stream_framing_breaks_nothing() {
 #[test]
 fn the_corpus_of_relay_machine_breaks_nothing() {
     replay("relay_machine", relay_machine::run);
+}
+
+#[test]
+fn the_corpus_of_client_hello_breaks_nothing() {
+    replay("client_hello", client_hello::run);
+}
+
+#[test]
+fn the_corpus_of_nonce_and_token_breaks_nothing() {
+    replay("nonce_and_token", nonce_and_token::run);
 }

@@ -67,6 +67,29 @@ fn an_additional_family_whose_port_cannot_be_opened_is_508_in_the_success() {
 }
 
 #[test]
+fn of_two_relayed_addresses_both_are_even_or_one_is_said_to_be_missing() {
+    let even = |b: Builder| both(b).attribute(attr::EVEN_PORT, &[0]);
+    let error = |answer: &[u8]| {
+        Message::parse(answer).unwrap().unverified().get(attr::ADDRESS_ERROR_CODE).map(<[u8]>::to_vec)
+    };
+    let mut world = World::with(shared(10, 50_000..=50_003));
+    for client in 1..=2 {
+        let (code, answer) = world.ask(client, "alice", Method::ALLOCATE, even);
+        let ports: Vec<_> = addresses(&answer).iter().map(SocketAddr::port).collect();
+        assert_eq!((code, ports.len(), error(&answer)), (0, 2, None));
+        assert!(ports.iter().all(|port| port.is_multiple_of(2)), "{ports:?}");
+    }
+    assert_eq!(world.ask(3, "alice", Method::ALLOCATE, even).0, 508, "odd ones are left");
+    let mut world = World::with(shared(10, 50_000..=50_001));
+    let v6_even = |b: Builder| {
+        udp(b).attribute(attr::REQUESTED_ADDRESS_FAMILY, &[2, 0, 0, 0]).attribute(attr::EVEN_PORT, &[0])
+    };
+    assert_eq!(world.ask(1, "alice", Method::ALLOCATE, v6_even).0, 0);
+    let (code, answer) = world.ask(2, "alice", Method::ALLOCATE, even);
+    assert_eq!((code, addresses(&answer).len(), error(&answer)), (0, 1, Some(vec![2, 0, 5, 8])));
+}
+
+#[test]
 fn family_attributes_that_exclude_each_other_are_400() {
     let mut world = World::new();
     type Fill = fn(Builder) -> Builder;

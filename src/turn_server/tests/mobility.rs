@@ -102,6 +102,9 @@ fn another_workers_ticket_sends_the_client_there() {
     assert_eq!(other.relay.handle_client(other.now, tuple(9), MARKS, &bytes), None);
     assert!(other.drain().is_empty());
     assert_eq!(other.others, [Output::Elsewhere { client: tuple(9), worker: 0, bytes: bytes.clone() }]);
+    other.allocate(8);
+    let own_place = other.ask(8, "alice", Method::REFRESH, |b| b.attribute(attr::MOBILITY_TICKET, &own));
+    assert_eq!(own_place.0, 437, "where this worker serves an allocation there is no room for that one's");
     let answer = world.send(tuple(9), &bytes);
     assert!(ticket(&answer).is_some());
     world.refresh(9, "alice", 0);

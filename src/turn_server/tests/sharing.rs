@@ -245,3 +245,22 @@ fn clients_behind_a_one_to_one_nat_reach_each_other_by_the_public_address() {
     );
     assert!(!world.indicate(2, "198.41.0.4:3478"));
 }
+
+#[test]
+fn a_channel_outlives_the_port_that_its_peer_knew_and_its_peer_gets_no_second_one() {
+    let mut world = crowded();
+    // Both permit the peer; it is the first one's on the port that they share, so the second one's needs another port.
+    world.allocate(1);
+    world.allocate(2);
+    world.refuse_ports = (50_000..=50_099).collect();
+    assert_eq!(world.bind(1, 0x4001, PEER), 0);
+    assert_eq!(world.bind(2, 0x4001, PEER), 0, "promised before the system has refused the port");
+    assert_eq!(world.bind(2, 0x4002, PEER), 400, "a peer has one channel");
+    assert_eq!(world.bind(2, 0x4001, "8.8.4.4:1"), 400, "and a channel one peer");
+    world.refuse_ports.clear();
+    let forward = world.relay.handle_client(world.now, tuple(2), MARKS, b"\x40\x01\0\x02hi\0\0").unwrap();
+    assert_eq!((forward.peer, forward.payload), (addr(PEER), &b"hi"[..]));
+    let relay = forward.relay;
+    world.drain();
+    assert_eq!(world.hear_peer(relay, PEER).unwrap()[..2], *b"\x40\x01");
+}

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::turn_server::ConnectionId;
+use crate::turn_server::rate::Rate;
 
 const PEER_ON_ANOTHER_PORT: &str = "8.8.8.8:5001";
 
@@ -194,4 +195,38 @@ fn the_end_of_an_allocation_is_the_end_of_its_connections() {
     }
     assert!(world.relay.is_empty() && world.sockets.is_empty());
     assert_eq!(world.relay.poll_timeout(), None);
+}
+
+#[test]
+fn each_of_two_relayed_addresses_carries_connections_of_its_family() {
+    let mut world = World::new();
+    let both = |b: Builder| tcp(b).attribute(attr::ADDITIONAL_ADDRESS_FAMILY, &[2, 0, 0, 0]);
+    let bytes = both(Builder::new(Class::Request, Method::ALLOCATE, world.transaction()));
+    let bytes = world.signed(stream(1), "alice", bytes);
+    assert_eq!(world.relay.handle_client(world.now, stream(1), MARKS, &bytes), None);
+    let mut opened = Vec::new();
+    while let Some(Output::OpenRelay { relay, address, tcp }) = world.relay.poll_output() {
+        opened.push((tcp, address.is_ipv6()));
+        world.relay.handle_relay_opened(world.now, relay, true);
+    }
+    assert_eq!(opened, [(true, false), (true, true)]);
+    let builder = Builder::new(Class::Request, Method::CONNECT, world.transaction());
+    let to: SocketAddr = addr("[2606:4700::99]:80");
+    let bytes = world.signed(stream(1), "alice", builder.xor_address(attr::XOR_PEER_ADDRESS, to));
+    world.relay.handle_client(world.now, stream(1), MARKS, &bytes);
+    world.drain();
+    assert!(matches!(world.others[..], [Output::Connect { from, .. }] if from.is_ipv6()));
+}
+
+#[test]
+fn a_connect_refused_for_too_many_new_peers_leaves_no_connection() {
+    let mut world = World::new();
+    world.relay.shared.limits.new_peers = Rate { per_second: 1, burst: Duration::from_secs(1) };
+    begin(&mut world);
+    let first = connect(&mut world, PEER).unwrap();
+    assert_eq!(connect(&mut world, PEER_ON_ANOTHER_PORT), Err(508));
+    world.wait(1);
+    assert!(connect(&mut world, PEER_ON_ANOTHER_PORT).is_ok(), "it does not exist already");
+    world.relay.handle_connection_closed(first);
+    assert_eq!(world.relay.counters().over_new_peers, 1);
 }
