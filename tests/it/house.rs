@@ -48,7 +48,11 @@ impl House {
 
     /// Starts a server on loopback addresses; `rest` is the end of its configuration, from the section `[turn]` on.
     pub(crate) fn at(listen: &[IpAddr], rest: &str) -> Self {
-        let lines = Lines { turn: rest, ..Lines::default() };
+        Self::with(listen, Lines { turn: rest, ..Lines::default() })
+    }
+
+    /// Starts a server on loopback addresses with these lines.
+    pub(crate) fn with(listen: &[IpAddr], lines: Lines<'_>) -> Self {
         Self::start((listen, free_ports()), lines, "port = 0", |program| Command::new(program))
     }
 
@@ -131,6 +135,11 @@ impl House {
     /// Its state folder.
     pub(crate) fn state(&self) -> PathBuf {
         self.folder.path().join("state")
+    }
+
+    /// The same port at another of its addresses.
+    pub(crate) fn address_at(&self, ip: IpAddr) -> SocketAddr {
+        SocketAddr::new(ip, self.address.port())
     }
 
     /// Its resident memory in KiB.
