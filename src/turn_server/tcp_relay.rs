@@ -46,6 +46,8 @@ impl Relay {
         if peer.port() == 0 {
             return Err(Fault::BadRequest);
         }
+        // Beyond RFC 6062, which asks this of earlier Connects alone, also where the peer has connected from this very address: TCP has
+        // no two connections with the same ends, and the client has been told of that one.
         if self.has_connection(id, peer) {
             return Err(Fault::ConnectionExists);
         }

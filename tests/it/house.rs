@@ -6,13 +6,17 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::authority::Authority;
 use crate::lab::Host;
 use crate::proc::{Proc, Stdout};
+use crate::tools;
 
 const START: Duration = Duration::from_secs(20);
+/// How long a client's report may take.
+const REPORT: Duration = Duration::from_secs(90);
 
 /// The static user every test server knows, and her password.
 pub(crate) const USER: &str = "judge";
@@ -135,6 +139,16 @@ impl House {
     /// Its state folder.
     pub(crate) fn state(&self) -> PathBuf {
         self.folder.path().join("state")
+    }
+
+    /// What a client in `tests/clients/` says of it: one JSON object.
+    pub(crate) fn report(&self, client: &str, arguments: &[&str]) -> Value {
+        let mut python = Command::new("python3");
+        python.arg(tools::client(client)).args(arguments);
+        let mut run = Proc::start(client, python, Stdout::Lines);
+        let status = run.wait(REPORT);
+        assert!(status.success(), "{status}\n{}\n{}", run.printed(), self.server.printed());
+        run.expect("report", REPORT, |line| serde_json::from_str(line).ok())
     }
 
     /// The same port at another of its addresses.

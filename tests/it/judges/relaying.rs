@@ -1,16 +1,12 @@
 //! Clients of RFC 6062, RFC 8016, both address families and shared relay ports that share no code with the server.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::process::Command;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::house::{House, Lines, PASSWORD, USER};
-use crate::proc::{Proc, Stdout};
 use crate::tools;
 
-const PATIENCE: Duration = Duration::from_secs(90);
 const LOOPBACK: [IpAddr; 1] = [IpAddr::V4(Ipv4Addr::LOCALHOST)];
 const BOTH_LOOPBACKS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 const SECRET: &str = "the secret of a test";
@@ -19,16 +15,6 @@ const SECRET: &str = "the secret of a test";
 fn house(turn: &str) -> House {
     let turn = format!("allow_peers = [\"127.0.0.1/32\"]\n{turn}");
     House::with(&LOOPBACK, Lines { top: "workers = 2", turn: &turn })
-}
-
-/// What a client in `tests/clients` reports.
-fn report(house: &House, client: &str, arguments: &[&str]) -> Value {
-    let mut python = Command::new("python3");
-    python.arg(tools::client(client)).args(arguments);
-    let mut run = Proc::start(client, python, Stdout::Lines);
-    let status = run.wait(PATIENCE);
-    assert!(status.success(), "{status}\n{}\n{}", run.printed(), house.server.printed());
-    run.expect("report", PATIENCE, |line| serde_json::from_str(line).ok())
 }
 
 #[test]
@@ -57,7 +43,7 @@ fn a_foreign_client_relays_tcp_to_and_from_peers() {
         "allocate by udp": 400,
     });
     let server = house.address.to_string();
-    assert_eq!(report(&house, "turn_tcp.py", &["all", &server, USER, PASSWORD]), expected);
+    assert_eq!(house.report("turn_tcp.py", &["all", &server, USER, PASSWORD]), expected);
 }
 
 #[test]
@@ -82,7 +68,7 @@ fn a_foreign_client_takes_its_allocation_along_to_other_ports_and_transports() {
         "a new one": 200,
     });
     let server = house.address.to_string();
-    assert_eq!(report(&house, "turn_moves.py", &["all", &server, USER, PASSWORD, SECRET]), expected);
+    assert_eq!(house.report("turn_moves.py", &["all", &server, USER, PASSWORD, SECRET]), expected);
 }
 
 #[test]
@@ -109,7 +95,7 @@ fn a_foreign_client_of_either_family_reaches_peers_of_both() {
         "both attributes": 400,
     });
     let (v4, v6) = (house.address.to_string(), house.address_at(BOTH_LOOPBACKS[1]).to_string());
-    assert_eq!(report(&house, "turn_families.py", &["all", &v4, &v6, USER, PASSWORD]), expected);
+    assert_eq!(house.report("turn_families.py", &["all", &v4, &v6, USER, PASSWORD]), expected);
 }
 
 #[test]
@@ -119,7 +105,7 @@ fn five_thousand_allocations_fit_in_sixty_four_ports_and_relay() {
     }
     let house = house("allocations_per_user = 5000\nmax_allocations = 5000");
     let (server, id) = (house.address.to_string(), house.server.id().to_string());
-    let seen = report(&house, "turn_crowd.py", &["many", &server, USER, PASSWORD, "5000", "200", &id]);
+    let seen = house.report("turn_crowd.py", &["many", &server, USER, PASSWORD, "5000", "200", &id]);
     let (ports, sockets) = (seen["ports"].as_u64().unwrap(), seen["sockets"].as_u64().unwrap());
     assert!((1..=64).contains(&ports) && sockets == ports, "{seen}");
     let counts = ["allocations", "permitted", "talked", "by their own address"]
@@ -140,7 +126,7 @@ fn clients_of_one_peer_share_what_ports_there_are() {
     {
         let house = House::with(&LOOPBACK, lines);
         let (server, count) = (house.address.to_string(), clients.to_string());
-        let seen = report(&house, "turn_crowd.py", &["same", &server, USER, PASSWORD, &count]);
+        let seen = house.report("turn_crowd.py", &["same", &server, USER, PASSWORD, &count]);
         let each = |value: Value| Value::from(vec![value; clients]);
         let expected = json!({"permitted": each(json!(200)), "talked": each(json!(true)), "different": true, "again": true});
         assert_eq!(seen, expected, "{}", house.server.printed());
@@ -155,7 +141,7 @@ fn two_clients_of_one_server_reach_each_other_where_nobody_else_on_its_host_is_r
     let house = House::with(&LOOPBACK, Lines { top: "workers = 2", turn: "" });
     let server = house.address.to_string();
     let expected = json!({"permit": [200, 200], "send": 200, "bind": [200, 200], "channel": 200});
-    assert_eq!(report(&house, "turn_crowd.py", &["mutual", &server, USER, PASSWORD]), expected);
+    assert_eq!(house.report("turn_crowd.py", &["mutual", &server, USER, PASSWORD]), expected);
 }
 
 #[test]
@@ -164,7 +150,7 @@ fn where_expiry_is_hard_relaying_stops_within_a_second() {
         return;
     }
     let house = house(&format!("rest_secret = \"{SECRET}\"\n[auth]\nexpiry = \"hard\""));
-    let seen = report(&house, "turn_crowd.py", &["until", &house.address.to_string(), SECRET, "3"]);
+    let seen = house.report("turn_crowd.py", &["until", &house.address.to_string(), SECRET, "3"]);
     for who in ["peer", "client"] {
         let last = seen[who].as_f64().unwrap();
         assert!((-1.0..=1.0).contains(&last), "{who} heard last {last} s after the end: {seen}");
