@@ -145,6 +145,8 @@ struct World {
     /// Sockets that peers connect to.
     listeners: BTreeMap<Socket, SocketAddr>,
     links: BTreeMap<ConnectionId, Link>,
+    /// Names of those that have ended.
+    over: Vec<ConnectionId>,
     tickets: Vec<Ticket>,
     births: usize,
     /// Clients that arrive at one worker and belong to another.

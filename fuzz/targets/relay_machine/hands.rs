@@ -55,6 +55,7 @@ impl World {
             sockets: BTreeMap::new(),
             listeners: BTreeMap::new(),
             links: BTreeMap::new(),
+            over: Vec::new(),
             tickets: Vec::new(),
             births: 0,
             passed_on: BTreeMap::new(),
@@ -128,6 +129,7 @@ impl World {
             }
             Output::Disconnect { connection } => {
                 assert!(self.links.remove(&connection).is_some(), "a connection ends once");
+                self.over.push(connection);
             }
             Output::Elsewhere { client, worker, bytes } => {
                 let number = client_of(client);
