@@ -124,3 +124,36 @@ impl Link {
         self.worker.send(ToWorker::Gone { client: self.client, link: self.number }).await;
     }
 }
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // A stream whose task panicked has nobody left to say so, and its worker would keep the leg for ever.
+        if std::thread::panicking() {
+            self.worker.try_send(ToWorker::Gone { client: self.client, link: self.number });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::turn_server::Transport;
+
+    #[tokio::test]
+    async fn a_stream_whose_task_panics_is_gone_too() {
+        let poll = mio::Poll::new().unwrap();
+        let (inbox, mut queue) = Inbox::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
+        let address = "192.0.2.7:1000".parse().unwrap();
+        let client = FiveTuple { client: address, server: address, transport: Transport::Tls };
+        let (link, _replies) = inbox.open(client).await.unwrap();
+        let number = link.number;
+        let stream = tokio::spawn(async move {
+            assert!(!link.is_proven(), "is asked for");
+            panic!("an assertion deep inside");
+        });
+        assert!(stream.await.is_err());
+        assert!(matches!(queue.recv().await, Some(ToWorker::Opened { .. })));
+        let Some(ToWorker::Gone { client: who, link }) = queue.recv().await else { panic!("it stays") };
+        assert_eq!((who, link), (client, number));
+    }
+}

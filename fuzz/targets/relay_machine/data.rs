@@ -1,0 +1,79 @@
+//! Data in both directions, and the errors that it meets.
+
+use super::*;
+
+impl World {
+    pub(super) fn send(&mut self, client: u8, which: u8) {
+        let peer = self.peer(which);
+        let payload = [client, which, 3, 4, 5];
+        let bytes = self
+            .builder(Class::Indication, Method::SEND)
+            .xor_address(attr::XOR_PEER_ADDRESS, peer)
+            .attribute(attr::DATA, &payload[..usize::from(which % 6)])
+            .finish();
+        let forward = self.client_says(client, &bytes);
+        assert!(forward.is_some() || !self.must_reach(client, canonical(peer)));
+        if let Some((_, to, sent)) = &forward {
+            assert_eq!((*to, &sent[..]), (canonical(peer), &payload[..usize::from(which % 6)]));
+        }
+        self.sent(client, forward);
+    }
+
+    pub(super) fn channel_data(&mut self, client: u8, which: u8) {
+        let number = 0x4000 + u16::from(which % 4);
+        let [high, low] = number.to_be_bytes();
+        let now = self.now.mono;
+        let life = self.lives.get(&client);
+        let bound = life.and_then(|life| life.channels.get(&number)).filter(|(_, until)| now < *until);
+        let bound = bound.map(|(peer, _)| *peer);
+        let forward = self.client_says(client, &[high, low, 0, 2, 9, which, 0, 0]);
+        assert!(forward.is_some() || !bound.is_some_and(|peer| self.must_reach(client, peer)));
+        if let Some((_, to, sent)) = &forward {
+            assert_eq!((Some(*to), &sent[..]), (bound, &[9, which][..]));
+        }
+        self.sent(client, forward);
+    }
+
+    pub(super) fn raw(&mut self, client: u8, bytes: &[u8]) {
+        let forward = self.client_says(client, bytes);
+        self.sent(client, forward);
+    }
+
+    pub(super) fn hear_peer(&mut self, which: usize, number: u8) {
+        let Some((relay, address)) = nth(&self.sockets, which).map(|(key, at)| (key, *at)) else { return };
+        let peer = canonical(self.peer(number));
+        let payload = &[1, 2, 3, 4, 5, 6, 7][..usize::from(number) % 8];
+        let owner = self.talks.get(&(address, peer)).copied().filter(|owner| self.permits(*owner, peer.ip()));
+        let forward = self.peer_says(relay, peer, payload);
+        assert!(self.drain().is_empty());
+        let Some((client, bytes)) = forward else {
+            assert!(owner.is_none() || self.is_capped(), "an answer is lost");
+            return;
+        };
+        assert!(owner.is_none_or(|owner| owner == client), "an answer goes to somebody else");
+        self.spend(client, payload.len());
+        self.assert_permitted(client, peer);
+        assert!(bytes.len().is_multiple_of(4) || tuple(client).transport == Transport::Udp);
+        if let Some((number, data)) = parse_channel_data(&bytes) {
+            assert_eq!(data, payload);
+            let (bound, until) = self.lives[&client].channels[&number];
+            assert!(bound == peer && self.now.mono < until);
+        } else {
+            let message = Message::parse(&bytes).expect("a Data indication is sound");
+            assert_eq!(message.unverified().get(attr::DATA), Some(payload));
+            assert_eq!(message.unverified().xor_address(attr::XOR_PEER_ADDRESS), Ok(Some(peer)));
+        }
+    }
+
+    pub(super) fn hear_error(&mut self, which: usize, number: u8) {
+        let Some((relay, address)) = nth(&self.sockets, which).map(|(key, at)| (key, *at)) else { return };
+        let peer = canonical(self.peer(number));
+        if let Some((client, bytes)) = self.peer_refuses(relay, peer) {
+            self.assert_permitted(client, peer);
+            let owner = self.talks.get(&(address, peer)).copied();
+            assert!(owner.is_none_or(|owner| owner == client || !self.permits(owner, peer.ip())));
+            assert!(Message::parse(&bytes).is_ok());
+        }
+        assert!(self.drain().is_empty());
+    }
+}
