@@ -221,8 +221,12 @@ impl Common {
             TransportArg::Udp => Transport::Udp,
             TransportArg::Tcp => Transport::Tcp,
         };
-        let target = Target::new(address, transport, self.yes);
-        let target = target.context("nothing was sent; if it is yours to put under load, add --yes")?;
+        let target = match Target::new(address, transport, self.yes) {
+            Ok(target) => target,
+            Err(error) => {
+                bail!("{error}; nothing was sent. If you may do that to it, type the same with --yes")
+            }
+        };
         let seconds = |count| Duration::from_secs(count);
         Ok(Load {
             target,

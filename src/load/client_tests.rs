@@ -76,10 +76,9 @@ fn what_would_expire_is_renewed() {
     client.reach(at, PEER.parse().unwrap(), false);
     grant(&mut client, at);
     client.poll_event();
-    let mut at = at;
     let mut asked = Vec::new();
     while asked.len() < 5 {
-        at = client.poll_timeout().unwrap();
+        let at = client.poll_timeout().unwrap();
         client.handle_timeout(at);
         let bytes = client.transmits.front().unwrap().clone();
         asked.push(Message::parse(&bytes).unwrap().method());
