@@ -150,12 +150,12 @@ impl World {
         self.turn
     }
 
-    fn from_client(&mut self, index: usize, bytes: &[u8]) {
+    fn client_sends(&mut self, index: usize, bytes: &[u8]) {
         let passed = self.relay.handle_client(self.now, client(index), MARKS, bytes);
         assert!(black_box(passed).is_some());
     }
 
-    fn from_peer(&mut self, payload: &[u8]) {
+    fn peer_sends(&mut self, payload: &[u8]) {
         let index = self.next();
         let passed = self.relay.handle_peer(self.now, self.ports[index], peer(index), MARKS, payload);
         assert!(black_box(passed).is_some());
@@ -193,10 +193,10 @@ fn relaying(c: &mut Criterion) {
                 b.iter(|| {
                     let index = world.next();
                     if channels {
-                        world.from_client(index, black_box(&frame));
+                        world.client_sends(index, black_box(&frame));
                     } else {
                         readdress(&mut indication, index);
-                        world.from_client(index, black_box(&indication));
+                        world.client_sends(index, black_box(&indication));
                     }
                 });
             });
@@ -204,7 +204,7 @@ fn relaying(c: &mut Criterion) {
             let mut group = c.benchmark_group(down);
             group.throughput(Throughput::Elements(1));
             group.bench_function(BenchmarkId::from_parameter(count), |b| {
-                b.iter(|| world.from_peer(black_box(&payload)));
+                b.iter(|| world.peer_sends(black_box(&payload)));
             });
             group.finish();
         }
