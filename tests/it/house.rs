@@ -175,7 +175,7 @@ fn relay_ports(address: SocketAddr) -> String {
 
 /// A port that is free on loopback by UDP and TCP, and its neighbour too; below every ephemeral range. The two ports after
 /// them are the test's own, for peers.
-fn free_ports() -> u16 {
+pub(crate) fn free_ports() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let own = u16::try_from(std::process::id() % 500).unwrap() * 16;
     for _ in 0..1000 {
