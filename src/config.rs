@@ -228,6 +228,7 @@ struct Turn {
     alternate_server: Vec<SocketAddr>,
     alternate_domain: Option<String>,
     relay_ports: Option<String>,
+    spill_ports: Option<String>,
     share_relay_ports: Option<bool>,
     relay_addresses: Vec<IpAddr>,
     max_lifetime: Option<u64>,
@@ -257,10 +258,14 @@ impl Turn {
         if turn.rest_secret.as_ref().is_some_and(|secret| secret.len() < 16) {
             return Err(value("turn.rest_secret", "must have at least 16 bytes"));
         }
-        if let Some(ports) = self.relay_ports {
-            let range = port_range(&ports);
-            turn.relay_ports =
-                Some(range.ok_or(value("turn.relay_ports", "must be FIRST-LAST, from 1024 to 65535"))?);
+        for (key, given, range) in [
+            ("turn.relay_ports", self.relay_ports, &mut turn.relay_ports),
+            ("turn.spill_ports", self.spill_ports, &mut turn.spill_ports),
+        ] {
+            if let Some(ports) = given {
+                let read = port_range(&ports).ok_or(value(key, "must be FIRST-LAST, from 1024 to 65535"))?;
+                *range = Some(read);
+            }
         }
         turn.share_relay_ports = self.share_relay_ports.unwrap_or(turn.share_relay_ports);
         for (given, feature) in [
@@ -387,6 +392,7 @@ mod tests {
             ("[turn]\nrealms = 'x'", "realms"),
             ("[turn]\nrelay_ports = '50000'", "turn.relay_ports"),
             ("[turn]\nrelay_ports = '10-20'", "turn.relay_ports"),
+            ("[turn]\nspill_ports = '50000'", "turn.spill_ports"),
             ("[turn]\nallow_peers = ['10.0.0.0/33']", "allow_peers"),
             ("[turn]\nrest_secret = 'short'", "turn.rest_secret"),
             ("[turn]\nmax_lifetime = 10", "turn.max_lifetime"),

@@ -67,6 +67,14 @@ pub enum ServerError {
         /// The system's answer.
         source: io::Error,
     },
+    /// There are too few relay ports to share them out.
+    #[error("turn.relay_ports: {ports} ports are too few for {workers} workers: each needs 2 at least")]
+    RelayPorts {
+        /// How many there are.
+        ports: usize,
+        /// Among how many workers.
+        workers: usize,
+    },
     /// No address of this host can carry relayed addresses.
     #[error("no address for the relay: no interface has a usable one; set turn.relay_addresses")]
     NoRelayAddress,
@@ -113,6 +121,10 @@ impl Server {
             .workers
             .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into))
             .max(1);
+        let ports = config.turn.relay_ports().len();
+        if config.turn.share_relay_ports && ports < 2 * worker_count {
+            return Err(ServerError::RelayPorts { ports, workers: worker_count });
+        }
         let own = interfaces::addresses()?;
         let certificate = match &config.tls.certificate {
             Some((chain, key)) => Certificate::load(chain, key)?,

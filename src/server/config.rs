@@ -66,6 +66,9 @@ pub struct TurnConfig {
     pub alternate_domain: Option<String>,
     /// Ports of relayed addresses; default 49152–49215 where they are shared, 49152–65535 where not.
     pub relay_ports: Option<RangeInclusive<u16>>,
+    /// Ports that a peer is talked to from when the relay ports are taken for it by others; default 49216–65535, or as `relay_ports` where
+    /// those are set. Clients are not told of them.
+    pub spill_ports: Option<RangeInclusive<u16>>,
     /// Whether allocations share relay ports; default true.
     pub share_relay_ports: bool,
     /// Local addresses of relay sockets, one a family; default the farthest-reaching ones.
@@ -90,6 +93,11 @@ impl TurnConfig {
     pub(super) fn relay_ports(&self) -> RangeInclusive<u16> {
         let whole = if self.share_relay_ports { 49_152..=49_215 } else { 49_152..=65_535 };
         self.relay_ports.clone().unwrap_or(whole)
+    }
+
+    pub(super) fn spill_ports(&self) -> RangeInclusive<u16> {
+        let default = if self.relay_ports.is_some() { self.relay_ports() } else { 49_216..=65_535 };
+        self.spill_ports.clone().unwrap_or(default)
     }
 
     /// Shares out three quarters of the ports among the workers; the rest is for those who need a port of their own.
@@ -125,6 +133,7 @@ impl Default for TurnConfig {
             users: HashMap::new(),
             rest_secret: None,
             relay_ports: None,
+            spill_ports: None,
             share_relay_ports: true,
             alternate_server: Vec::new(),
             alternate_domain: None,

@@ -118,7 +118,7 @@ pub(super) fn shared(
     (authority, tickets): (Arc<Authority>, Tickets),
 ) -> Shared {
     let turn = &config.turn;
-    let ports = Arc::new(RelayPorts::new(&facts.relay, turn.relay_ports()));
+    let ports = Arc::new(RelayPorts::new(&facts.relay, turn.relay_ports()).with_spill(turn.spill_ports()));
     let second = config.nat_discovery.iter().map(|home| &home.public);
     let policy = PolicyConfig {
         allow_peers: turn.allow_peers.clone(),

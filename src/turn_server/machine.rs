@@ -287,6 +287,8 @@ pub struct Relay {
     pub(super) relays_by_address: HashMap<SocketAddr, RelayId>,
     /// The ports that allocations share, by family.
     pub(super) pool: [Vec<RelayId>; 2],
+    /// The ports that they spill over to, by family.
+    pub(super) spill: [Vec<RelayId>; 2],
     pub(super) connections: HashMap<ConnectionId, PeerConnection>,
     pub(super) deadlines: Deadlines<Timer>,
     pub(super) outputs: VecDeque<Output>,
@@ -308,6 +310,7 @@ impl Relay {
             relays: Slab::new(),
             relays_by_address: HashMap::new(),
             pool: [Vec::new(), Vec::new()],
+            spill: [Vec::new(), Vec::new()],
             connections: HashMap::new(),
             deadlines: Deadlines::default(),
             outputs: VecDeque::new(),

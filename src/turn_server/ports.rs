@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Which ports of which relay addresses are leased. Shared by the workers without a lock.
 #[derive(Debug)]
 pub struct RelayPorts {
-    first: u16,
-    count: u32,
+    range: RangeInclusive<u16>,
+    spill: RangeInclusive<u16>,
     tables: Vec<Table>,
 }
 
@@ -26,18 +26,26 @@ pub struct RelayAddress {
 #[derive(Debug)]
 struct Table {
     address: RelayAddress,
+    /// A bit for each port there is.
     words: Box<[AtomicU64]>,
 }
+
+/// Words of a [`Table`].
+const WORDS: usize = 1 << 10;
 
 impl RelayPorts {
     /// Makes an empty table for `addresses` and the ports of `range`.
     #[must_use]
     pub fn new(addresses: &[RelayAddress], range: RangeInclusive<u16>) -> Self {
-        let count = u32::from(range.end().saturating_sub(*range.start())) + 1;
-        let words = |_| (0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        let tables =
-            addresses.iter().map(|address| Table { address: *address, words: words(address) }).collect();
-        Self { first: *range.start(), count, tables }
+        let words = || (0..WORDS).map(|_| AtomicU64::new(0)).collect();
+        let tables = addresses.iter().map(|address| Table { address: *address, words: words() }).collect();
+        Self { spill: range.clone(), range, tables }
+    }
+
+    /// Takes other ports for those that are only ever sent from first: [`RelayPorts::lease_spill`].
+    #[must_use]
+    pub fn with_spill(self, spill: RangeInclusive<u16>) -> Self {
+        Self { spill, ..self }
     }
 
     /// Returns whether relayed addresses are given out at the local address `ip`.
@@ -74,17 +82,19 @@ impl RelayPorts {
         let Some(table) = self.tables.iter().find(|table| table.address.local == address.ip()) else {
             return false;
         };
-        let Some(index) = address.port().checked_sub(self.first) else { return false };
-        let (word, bit) = (usize::from(index / 64), index % 64);
-        u32::from(index) < self.count && table.words[word].load(Ordering::Relaxed) & (1 << bit) != 0
+        let port = usize::from(address.port());
+        table.words[port / 64].load(Ordering::Relaxed) & (1 << (port % 64)) != 0
     }
 
     /// Leases a port of `ip`, drawn at random so that it cannot be guessed (RFC 8656 section 7.2).
     /// Returns `None` when the address is not served or all its ports are taken.
     pub fn lease(self: &Arc<Self>, ip: IpAddr, rng: &mut impl Rng) -> Option<PortLease> {
-        let table = self.tables.iter().position(|table| table.address.local == ip)?;
-        let start = rng.random_range(0..self.count);
-        (0..self.count).find_map(|step| self.take(table, (start + step) % self.count))
+        self.leases(ip, &self.range, rng).next()
+    }
+
+    /// Leases a port that no client is told of, to talk to a peer from, drawn as by [`RelayPorts::lease`].
+    pub fn lease_spill(self: &Arc<Self>, ip: IpAddr, rng: &mut impl Rng) -> Option<PortLease> {
+        self.leases(ip, &self.spill, rng).next()
     }
 
     /// Leases an even port of `ip` for EVEN-PORT, drawn as by [`RelayPorts::lease`].
@@ -95,25 +105,45 @@ impl RelayPorts {
     /// Leases an even port of `ip` and the next higher one, for EVEN-PORT with a reservation.
     pub fn lease_pair(self: &Arc<Self>, ip: IpAddr, rng: &mut impl Rng) -> Option<(PortLease, PortLease)> {
         self.leases_of_even(ip, rng).find_map(|even| {
-            let odd = (even.index + 1 < self.count).then(|| self.take(even.table, even.index + 1))??;
+            let next = even.port.checked_add(1).filter(|next| self.range.contains(next))?;
+            let odd = self.take(even.table, next)?;
             Some((even, odd))
         })
     }
 
     fn leases_of_even(self: &Arc<Self>, ip: IpAddr, rng: &mut impl Rng) -> impl Iterator<Item = PortLease> {
-        let table = self.tables.iter().position(|table| table.address.local == ip);
-        let start = rng.random_range(0..self.count);
-        let even = |index: &u32| (u32::from(self.first) + index).is_multiple_of(2);
-        let candidates = (0..self.count).map(move |step| (start + step) % self.count).filter(even);
-        candidates.filter_map(move |index| self.take(table?, index))
+        let table = self.table_of(ip);
+        let even = drawn(&self.range, rng).filter(|port| port % 2 == 0);
+        even.filter_map(move |port| self.take(table?, port))
     }
 
-    fn take(self: &Arc<Self>, table: usize, index: u32) -> Option<PortLease> {
-        let bit = 1 << (index % 64);
-        let word = &self.tables[table].words[(index / 64) as usize];
-        let free = word.fetch_or(bit, Ordering::Relaxed) & bit == 0;
-        free.then(|| PortLease { ports: Arc::clone(self), table, index })
+    fn leases(
+        self: &Arc<Self>,
+        ip: IpAddr,
+        range: &RangeInclusive<u16>,
+        rng: &mut impl Rng,
+    ) -> impl Iterator<Item = PortLease> {
+        let table = self.table_of(ip);
+        drawn(range, rng).filter_map(move |port| self.take(table?, port))
     }
+
+    fn table_of(&self, ip: IpAddr) -> Option<usize> {
+        self.tables.iter().position(|table| table.address.local == ip)
+    }
+
+    fn take(self: &Arc<Self>, table: usize, port: u16) -> Option<PortLease> {
+        let bit = 1 << (port % 64);
+        let word = &self.tables[table].words[usize::from(port) / 64];
+        let free = word.fetch_or(bit, Ordering::Relaxed) & bit == 0;
+        free.then(|| PortLease { ports: Arc::clone(self), table, port })
+    }
+}
+
+/// Lists the ports of `range`, from one that is drawn at random on and round.
+fn drawn<R: Rng>(range: &RangeInclusive<u16>, rng: &mut R) -> impl Iterator<Item = u16> + use<R> {
+    let (first, last) = (*range.start(), (*range.end()).max(*range.start()));
+    let start = rng.random_range(first..=last);
+    (start..=last).chain(first..start)
 }
 
 /// One leased port; dropping it returns the port.
@@ -121,22 +151,21 @@ impl RelayPorts {
 pub struct PortLease {
     ports: Arc<RelayPorts>,
     table: usize,
-    index: u32,
+    port: u16,
 }
 
 impl PortLease {
     /// Returns the leased address.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        let port = u32::from(self.ports.first) + self.index;
-        SocketAddr::new(self.ports.tables[self.table].address.local, u16::try_from(port).unwrap_or(u16::MAX))
+        SocketAddr::new(self.ports.tables[self.table].address.local, self.port)
     }
 }
 
 impl Drop for PortLease {
     fn drop(&mut self) {
-        let word = &self.ports.tables[self.table].words[(self.index / 64) as usize];
-        word.fetch_and(!(1 << (self.index % 64)), Ordering::Relaxed);
+        let word = &self.ports.tables[self.table].words[usize::from(self.port) / 64];
+        word.fetch_and(!(1 << (self.port % 64)), Ordering::Relaxed);
     }
 }
 

@@ -29,6 +29,8 @@ pub(super) enum Sharing {
 pub(super) enum Instead {
     Any,
     Even,
+    /// Another one that no client is told of.
+    Spill,
     None,
 }
 

@@ -15,6 +15,8 @@ use std::time::Instant;
 
 /// Ports tried when the system has given one to somebody else.
 const MAX_REFUSALS: u8 = 16;
+/// Ports of one worker and family that peers are talked to from because the worker's other ports were taken for them.
+const MAX_SPILL_PORTS: usize = 2048;
 
 /// Why an allocation cannot talk to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +134,7 @@ impl Relay {
             _ if port.refused >= MAX_REFUSALS => None,
             Instead::Any => ports.lease(address.ip(), &mut self.rng),
             Instead::Even => ports.lease_even(address.ip(), &mut self.rng),
+            Instead::Spill => ports.lease_spill(address.ip(), &mut self.rng),
             Instead::None => None,
         };
         match replacement {
@@ -176,7 +179,7 @@ impl Relay {
     pub(super) fn close_if_idle(&mut self, relay: RelayId) {
         let Some(port) = self.relays.get(relay).filter(|port| port.is_idle()) else { return };
         self.relays_by_address.remove(&port.address());
-        for pool in &mut self.pool {
+        for pool in self.pool.iter_mut().chain(&mut self.spill) {
             pool.retain(|shared| *shared != relay);
         }
         self.relays.remove(relay);
@@ -211,7 +214,8 @@ impl Relay {
         if !self.has_room_for_a_peer(now, id) {
             return Err(NoClaim::TooMany);
         }
-        let pool: Vec<_> = std::iter::once(home).chain(self.pool[family as usize].iter().copied()).collect();
+        let shared = self.pool[family as usize].iter().chain(&self.spill[family as usize]).copied();
+        let pool: Vec<_> = std::iter::once(home).chain(shared).collect();
         let free = pool.into_iter().find(|relay| self.is_free(now, *relay, peer));
         let relay = match free {
             Some(relay) => relay,
@@ -240,12 +244,16 @@ impl Relay {
         given_up
     }
 
-    /// Opens one more port for the pool.
+    /// Opens one more port to talk to a peer from. Clients are not told of it, so that it may lie outside of the ports that a
+    /// firewall lets in: it is always the client who speaks first.
     fn spill_port(&mut self, family: Family) -> Option<RelayId> {
         let ip = self.local_ip(family)?;
-        let lease = self.shared.ports.lease(ip, &mut self.rng)?;
-        let relay = self.open(lease, Sharing::Shared, Instead::Any);
-        self.pool[family as usize].push(relay);
+        if self.spill[family as usize].len() >= MAX_SPILL_PORTS {
+            return None;
+        }
+        let lease = self.shared.ports.lease_spill(ip, &mut self.rng)?;
+        let relay = self.open(lease, Sharing::Shared, Instead::Spill);
+        self.spill[family as usize].push(relay);
         Some(relay)
     }
 

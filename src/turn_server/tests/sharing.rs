@@ -118,6 +118,30 @@ fn when_every_port_is_taken_for_a_peer_a_channel_gets_508_and_send_is_dropped() 
 }
 
 #[test]
+fn a_popular_peer_has_more_clients_than_there_are_relay_ports() {
+    let mut shared = shared(10_000, 50_000..=50_003);
+    let ports = RelayPorts::new(&shared.addresses, 50_000..=50_003).with_spill(51_000..=51_999);
+    shared.ports = Arc::new(ports);
+    shared.quota = Arc::new(Quota::new(1000, 1000));
+    shared.limits.shared_ports = 3;
+    let mut world = World::with(shared);
+    let mut seen = HashMap::new();
+    for client in 1..=300 {
+        assert!((50_000..=50_003).contains(&world.allocate(client).port()), "what clients are told");
+        assert_eq!(world.bind(client, 0x4001, PEER), 0);
+        let from = world.send_data(client, PEER, b"x").unwrap();
+        assert_eq!(seen.insert(from, client), None, "the peer can tell its clients apart");
+    }
+    for (from, client) in &seen {
+        assert_eq!(world.hear_at(*from, PEER, b"x"), Some(*client));
+    }
+    for client in 1..=300 {
+        world.refresh(client, "alice", 0);
+    }
+    assert_eq!((world.sockets.len(), world.shared.ports.leased()), (0, 0));
+}
+
+#[test]
 fn a_peer_whose_permission_is_over_can_be_claimed_by_the_next() {
     let mut world = crowded();
     let shared = world.allocate(1);
