@@ -232,6 +232,8 @@ struct Turn {
     relay_addresses: Vec<IpAddr>,
     max_lifetime: Option<u64>,
     add_family: Option<bool>,
+    mobility: Option<bool>,
+    tcp_relay: Option<bool>,
     permissions_per_allocation: Option<usize>,
     new_peers_per_second: Option<u64>,
     bandwidth_per_allocation: Option<u64>,
@@ -261,7 +263,13 @@ impl Turn {
                 Some(range.ok_or(value("turn.relay_ports", "must be FIRST-LAST, from 1024 to 65535"))?);
         }
         turn.share_relay_ports = self.share_relay_ports.unwrap_or(turn.share_relay_ports);
-        turn.features.add_family = self.add_family.unwrap_or(turn.features.add_family);
+        for (given, feature) in [
+            (self.add_family, &mut turn.features.add_family),
+            (self.mobility, &mut turn.features.mobility),
+            (self.tcp_relay, &mut turn.features.tcp),
+        ] {
+            *feature = given.unwrap_or(*feature);
+        }
         let limits = &mut turn.limits;
         limits.permissions = self.permissions_per_allocation.unwrap_or(limits.permissions);
         for (given, rate) in [

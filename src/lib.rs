@@ -9,6 +9,7 @@
 //! | [`turn_server`] | the relay |
 //! | [`signaling`] | tag, token and notify |
 //! | [`agent`] | the peer |
+//! | [`load`] | the load generator |
 //! | [`net`] | sockets and demultiplexing |
 //! | [`ids`], [`clock`] | values every room shares |
 //!
@@ -23,6 +24,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod ids;
+pub mod load;
 pub mod net;
 pub mod server;
 pub mod signaling;

@@ -10,7 +10,7 @@ mod builder;
 mod message;
 mod password;
 
-pub use attributes::{AddressError, Attributes, attr};
+pub use attributes::{AddressError, Attributes, attr, xor_address_value};
 pub use builder::Builder;
 pub use message::{Class, Message, Method, ParseError, TransactionId};
 pub use password::{PasswordAlgorithm, long_term_digest, long_term_digest_sha256, userhash};

@@ -23,6 +23,7 @@ fn run(command: GinnelCommand) -> anyhow::Result<()> {
             Ok(writeln!(std::io::stdout(), "{}", State::open(&state)?.access_key)?)
         }
         GinnelCommand::Credentials(credentials) => credentials.run(),
+        GinnelCommand::Load(load) => load.run(),
         GinnelCommand::Config => {
             Ok(write!(std::io::stdout(), "{}", include_str!("../../docs/ginnel.example.toml"))?)
         }

@@ -4,6 +4,7 @@ pub mod agent;
 mod agent_pipe;
 mod agent_report;
 pub mod credentials;
+pub mod load;
 pub mod serve;
 
 use clap::{Parser, Subcommand};
@@ -35,6 +36,9 @@ pub enum GinnelCommand {
     },
     /// Print time-limited credentials for a client of the relay, or the keys of a password
     Credentials(credentials::Credentials),
+    /// Put a STUN or TURN server, this or another, under load and measure it
+    #[command(subcommand)]
+    Load(load::LoadCommand),
     /// Print every configuration key with its default, as TOML
     Config,
 }

@@ -87,7 +87,7 @@ impl Serve {
 }
 
 /// Takes as many descriptors as the system allows: each allocation and each stream needs one, and the usual soft limit is 1024.
-fn raise_descriptor_limit() {
+pub(super) fn raise_descriptor_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {

@@ -1,4 +1,5 @@
-//! Batched UDP sockets: `recvmmsg` with GRO in, one datagram out, and with each its local address, TTL and TOS.
+//! Batched UDP sockets: `recvmmsg` with GRO in, one datagram or a run of them out, and with each its local
+//! address, TTL and TOS.
 
 mod control;
 mod error_queue;
@@ -58,9 +59,9 @@ pub enum Role {
     Relay,
 }
 
-/// One datagram to send.
-#[derive(Debug, Clone, Copy)]
-pub struct Transmit<'a> {
+/// Where a datagram goes, and what its IP header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
     /// Where it goes.
     pub to: SocketAddr,
     /// The local address to send from, of the same family; default the bound one, or the system's choice.
@@ -71,17 +72,20 @@ pub struct Transmit<'a> {
     pub tos: u8,
     /// Whether the IPv4 header has DF set, and an IPv6 datagram is not fragmented here; default false.
     pub dont_fragment: bool,
-    /// Its bytes.
-    pub contents: &'a [u8],
 }
 
-impl<'a> Transmit<'a> {
-    /// A datagram of which nothing but its destination matters.
+impl Route {
+    /// A route of which nothing but the destination matters.
     #[must_use]
-    pub fn to(to: SocketAddr, contents: &'a [u8]) -> Self {
-        Self { to, source: None, ttl: None, tos: 0, dont_fragment: false, contents }
+    pub fn to(to: SocketAddr) -> Self {
+        Self { to, source: None, ttl: None, tos: 0, dont_fragment: false }
     }
 }
+
+/// Most datagrams that leave in one run, and most bytes of a run (`UDP_MAX_SEGMENTS`; the IP length field).
+pub const MAX_RUN: usize = 64;
+/// See [`MAX_RUN`].
+pub const MAX_RUN_BYTES: usize = 65_000;
 
 impl UdpPort {
     /// Opens and binds a socket; an IPv6 address takes IPv6 only.
@@ -99,7 +103,7 @@ impl UdpPort {
         socket.set_recv_buffer_size(BUFFER)?;
         socket.set_send_buffer_size(BUFFER)?;
         socket.set_nonblocking(true)?;
-        control::ask_for(&socket, address.is_ipv6())?;
+        control::ask_for(&socket, address)?;
         if role == Role::Relay {
             error_queue::turn_on(&socket, address.is_ipv6())?;
         }
@@ -111,7 +115,7 @@ impl UdpPort {
     }
 
     /// Opens a second handle on the same socket, for another thread's sends. Only one of the handles' threads may send
-    /// datagrams with [`Transmit::dont_fragment`], because the system keeps that for the socket.
+    /// datagrams with [`Route::dont_fragment`], because the system keeps that for the socket.
     ///
     /// # Errors
     /// When the process is out of descriptors.
@@ -132,22 +136,42 @@ impl UdpPort {
     /// # Errors
     /// The system's answer: `WouldBlock` when the send buffer is full, `EMSGSIZE` when the datagram is too large to go
     /// unfragmented, `InvalidInput` for a source of the other family. A datagram that was refused is lost.
-    pub fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        if self.state.dont_fragment.load(Ordering::Relaxed) != transmit.dont_fragment {
-            allow_fragments(&self.socket, self.local.is_ipv6(), !transmit.dont_fragment)?;
-            self.state.dont_fragment.store(transmit.dont_fragment, Ordering::Relaxed);
-        }
-        let to = SockaddrStorage::from(transmit.to);
-        let contents = [IoSlice::new(transmit.contents)];
-        let sent = control::with_departure(transmit, |controls| {
-            self.past_errors(|| {
-                sendmsg(self.as_raw_fd(), &contents, controls, MsgFlags::empty(), Some(&to)).map(drop)
-            })
-        });
+    pub fn send(&self, route: &Route, contents: &[u8]) -> io::Result<()> {
+        let sent = self.depart(route, &[IoSlice::new(contents)], None);
         if sent.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::EMSGSIZE as i32)) {
-            self.state.refused_port.store(transmit.to.port(), Ordering::Relaxed);
+            self.state.refused_port.store(route.to.port(), Ordering::Relaxed);
         }
         sent
+    }
+
+    /// Sends one datagram whose bytes lie in several places.
+    ///
+    /// # Errors
+    /// As [`UdpPort::send`].
+    pub fn send_parts(&self, route: &Route, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        self.depart(route, parts, None)
+    }
+
+    /// Sends several datagrams of `segment` bytes each, but for the last, which may be shorter, with one call (UDP_SEGMENT).
+    /// At most [`MAX_RUN`] of them and [`MAX_RUN_BYTES`] in all.
+    ///
+    /// # Errors
+    /// As [`UdpPort::send`], for all of them; besides `WouldBlock` the same datagrams may pass one by one.
+    pub fn send_run(&self, route: &Route, parts: &[IoSlice<'_>], segment: u16) -> io::Result<()> {
+        self.depart(route, parts, Some(segment))
+    }
+
+    fn depart(&self, route: &Route, parts: &[IoSlice<'_>], segment: Option<u16>) -> io::Result<()> {
+        if self.state.dont_fragment.load(Ordering::Relaxed) != route.dont_fragment {
+            allow_fragments(&self.socket, self.local.is_ipv6(), !route.dont_fragment)?;
+            self.state.dont_fragment.store(route.dont_fragment, Ordering::Relaxed);
+        }
+        let to = SockaddrStorage::from(route.to);
+        control::with_departure(route, segment, |controls| {
+            self.past_errors(|| {
+                sendmsg(self.as_raw_fd(), parts, controls, MsgFlags::empty(), Some(&to)).map(drop)
+            })
+        })
     }
 
     /// Receives as many datagrams as are waiting, up to the batch's room. ICMP errors are passed over: they wait for
@@ -157,6 +181,7 @@ impl UdpPort {
     /// `WouldBlock` when nothing waits; otherwise the system's answer.
     pub fn recv(&self, batch: &mut RecvBatch) -> io::Result<()> {
         batch.begin();
+        batch.local_ip = Some(self.local.ip()).filter(|ip| !ip.is_unspecified());
         self.past_errors(|| batch.fill(self.as_raw_fd()))
     }
 
@@ -228,6 +253,8 @@ pub struct RecvBatch {
     arrivals: [Arrival; BATCH],
     filled: usize,
     offered: usize,
+    /// Where every datagram went that came to a socket bound to one address.
+    local_ip: Option<IpAddr>,
 }
 
 impl Default for RecvBatch {
@@ -235,6 +262,7 @@ impl Default for RecvBatch {
         Self {
             buffers: vec![0; MAX_DATAGRAM * BATCH],
             arrivals: [Arrival::default(); BATCH],
+            local_ip: None,
             filled: 0,
             offered: SMALL_BATCH,
         }
@@ -257,6 +285,19 @@ pub struct Datagram<'a> {
 }
 
 impl RecvBatch {
+    /// Returns where `payload`, a part of one of the last datagrams, lies, for [`RecvBatch::part`]; `None` when it is none.
+    #[must_use]
+    pub fn position(&self, payload: &[u8]) -> Option<usize> {
+        let start = (payload.as_ptr() as usize).checked_sub(self.buffers.as_ptr() as usize)?;
+        (start + payload.len() <= self.buffers.len()).then_some(start)
+    }
+
+    /// Returns `len` bytes from `start` on, of the last datagrams.
+    #[must_use]
+    pub fn part(&self, start: usize, len: usize) -> &[u8] {
+        self.buffers.get(start..start + len).unwrap_or_default()
+    }
+
     /// Iterates over the datagrams of the last [`UdpPort::recv`], GRO runs taken apart.
     pub fn datagrams(&self) -> impl Iterator<Item = Datagram<'_>> {
         let filled = self.arrivals.iter().zip(self.buffers.chunks_exact(MAX_DATAGRAM)).take(self.filled);
@@ -302,7 +343,7 @@ impl RecvBatch {
             std::array::from_fn(|_| [IoSliceMut::new(chunks.next().unwrap_or_default())]);
         let received = recvmmsg(socket, &mut headers, slices.iter_mut(), MsgFlags::empty(), None)?;
         for (message, arrival) in received.zip(&mut self.arrivals) {
-            *arrival = Arrival::of(&message);
+            *arrival = Arrival::of(&message, self.local_ip);
             self.filled += 1;
         }
         Ok(())

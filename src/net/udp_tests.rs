@@ -70,11 +70,11 @@ fn closed(ip: IpAddr) -> SocketAddr {
 fn datagrams_arrive_with_their_addresses_ttl_and_tos() {
     for ip in [V4, V6] {
         let (a, b) = (port(ip, Role::Shared), port(ip, Role::Relay));
-        let plain = Transmit::to(a.local_addr(), b"one");
-        b.send(&plain).unwrap();
-        b.send(&Transmit { ttl: Some(7), tos: 0xb9, contents: b"three", ..plain }).unwrap();
-        b.send(&Transmit { tos: 3, ..plain }).unwrap();
-        b.send(&Transmit { ttl: Some(255), source: Some(ip), contents: b"", ..plain }).unwrap();
+        let plain = Route::to(a.local_addr());
+        b.send(&plain, b"one").unwrap();
+        b.send(&Route { ttl: Some(7), tos: 0xb9, ..plain }, b"three").unwrap();
+        b.send(&Route { tos: 3, ..plain }, b"one").unwrap();
+        b.send(&Route { ttl: Some(255), source: Some(ip), ..plain }, b"").unwrap();
         let (heard, _) = receive(&a, &mut RecvBatch::default(), 4);
         let expected = |ttl, tos, payload: &[u8]| Heard {
             from: b.local_addr(),
@@ -98,15 +98,15 @@ fn a_port_on_all_addresses_answers_from_the_one_that_was_asked() {
     let all = port(Ipv4Addr::UNSPECIFIED.into(), Role::Shared);
     let asker = port(V4, Role::Single);
     let asked = IpAddr::from([127, 0, 0, 9]);
-    asker.send(&Transmit::to(SocketAddr::new(asked, all.local_addr().port()), b"?")).unwrap();
+    asker.send(&Route::to(SocketAddr::new(asked, all.local_addr().port())), b"?").unwrap();
     let mut batch = RecvBatch::default();
     let (heard, _) = receive(&all, &mut batch, 1);
     assert_eq!(heard[0].local_ip, Some(asked));
-    let answer = Transmit { source: heard[0].local_ip, ..Transmit::to(heard[0].from, b"!") };
-    all.send(&answer).unwrap();
+    let answer = Route { source: heard[0].local_ip, ..Route::to(heard[0].from) };
+    all.send(&answer, b"!").unwrap();
     assert_eq!(receive(&asker, &mut batch, 1).0[0].from.ip(), asked);
-    let strange = Transmit { source: Some(V6), ..answer };
-    assert_eq!(all.send(&strange).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    let strange = Route { source: Some(V6), ..answer };
+    assert_eq!(all.send(&strange, b"!").unwrap_err().kind(), io::ErrorKind::InvalidInput);
 }
 
 #[test]
@@ -119,7 +119,7 @@ fn a_run_of_datagrams_is_taken_apart() {
         let mut batch = RecvBatch::default();
         // A single datagram goes before every run: the room that it needs beside its bytes is less.
         for _ in 0..3 {
-            b.send(&Transmit::to(a.local_addr(), b"alone")).unwrap();
+            b.send(&Route::to(a.local_addr()), b"alone").unwrap();
             let contents = [IoSlice::new(&run)];
             sendmsg(b.as_raw_fd(), &contents, &segments, MsgFlags::empty(), Some(&to)).unwrap();
             let (heard, calls) = receive(&a, &mut batch, 12);
@@ -139,7 +139,7 @@ fn a_batch_grows_with_the_traffic_and_says_when_it_has_taken_all() {
     for (count, calls) in [(1, 1), (20, 2), (20, 1), (40, 2), (1, 1)] {
         for number in 0..count {
             // Lengths that differ, so that no two are joined to a run.
-            b.send(&Transmit::to(a.local_addr(), &vec![0; count - number])).unwrap();
+            b.send(&Route::to(a.local_addr()), &vec![0; count - number]).unwrap();
         }
         let (heard, used) = receive(&a, &mut batch, count);
         assert_eq!((heard.len(), used), (count, calls));
@@ -157,10 +157,10 @@ fn a_closed_port_is_reported_and_costs_the_other_peers_nothing() {
         let expected = PeerError { peer: gone, icmp_type: code.0, icmp_code: code.1, data: [0; 4] };
         assert_eq!(errors(&relay), []);
         for _ in 0..100 {
-            relay.send(&Transmit::to(gone, b"anybody?")).unwrap();
-            relay.send(&Transmit::to(good.local_addr(), b"out")).unwrap();
-            relay.send(&Transmit::to(gone, b"anybody?")).unwrap();
-            good.send(&Transmit::to(relay.local_addr(), b"in")).unwrap();
+            relay.send(&Route::to(gone), b"anybody?").unwrap();
+            relay.send(&Route::to(good.local_addr()), b"out").unwrap();
+            relay.send(&Route::to(gone), b"anybody?").unwrap();
+            good.send(&Route::to(relay.local_addr()), b"in").unwrap();
             assert_eq!(receive(&relay, &mut batch, 1).0[0].payload, b"in");
             assert_eq!(errors(&relay), [expected]);
         }
@@ -175,7 +175,7 @@ fn errors_are_found_where_nothing_else_happens() {
     let (relay, gone) = (port(V4, Role::Relay), closed(V4));
     let mut batch = RecvBatch::default();
     for number in 0..200u16 {
-        relay.send(&Transmit::to(gone, &number.to_be_bytes())).unwrap();
+        relay.send(&Route::to(gone), &number.to_be_bytes()).unwrap();
     }
     assert_eq!(relay.recv(&mut batch).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     let mut turns = 0;
@@ -188,6 +188,22 @@ fn errors_are_found_where_nothing_else_happens() {
 }
 
 #[test]
+fn a_run_of_datagrams_leaves_with_one_call_and_arrives_one_by_one() {
+    for ip in [V4, V6] {
+        let (a, b) = (port(ip, Role::Single), port(ip, Role::Relay));
+        let parts: Vec<_> =
+            [&b"head1"[..], b"one", b"head2", b"two", b"head"].into_iter().map(IoSlice::new).collect();
+        let route = Route { ttl: Some(9), tos: 0xb9, ..Route::to(a.local_addr()) };
+        b.send_run(&route, &parts, 8).unwrap();
+        b.send_parts(&route, &parts[..2]).unwrap();
+        let (heard, _) = receive(&a, &mut RecvBatch::default(), 4);
+        let payloads: Vec<_> = heard.iter().map(|datagram| datagram.payload.as_slice()).collect();
+        assert_eq!(payloads, [&b"head1one"[..], b"head2two", b"head", b"head1one"]);
+        assert!(heard.iter().all(|datagram| (datagram.ttl, datagram.tos) == (9, 0xb9)));
+    }
+}
+
+#[test]
 fn df_is_switched_for_the_datagrams_that_want_it() {
     for ip in [V4, V6] {
         let (a, b) = (port(ip, Role::Relay), port(ip, Role::Single));
@@ -196,7 +212,7 @@ fn df_is_switched_for_the_datagrams_that_want_it() {
             IpAddr::V6(_) => ipv6_mtu_discover(port).unwrap() == Ipv6PathMtuDiscovery::PROBE,
         };
         for dont_fragment in [false, true, true, false, true] {
-            a.send(&Transmit { dont_fragment, ..Transmit::to(b.local_addr(), b"x") }).unwrap();
+            a.send(&Route { dont_fragment, ..Route::to(b.local_addr()) }, b"x").unwrap();
             assert_eq!(set(&a), dont_fragment);
         }
         assert_eq!(receive(&b, &mut RecvBatch::default(), 5).0.len(), 5);
@@ -233,14 +249,13 @@ fn oversize_datagrams_in_a_narrow_network() {
         let (relay, peer) = (port(ip, Role::Relay), port(ip, Role::Single));
         let mut batch = RecvBatch::default();
         let large = [1; 4000];
-        let free = Transmit::to(peer.local_addr(), &large);
-        let fixed = Transmit { dont_fragment: true, ..free };
-        let small = Transmit { contents: b"small", ..fixed };
+        let free = Route::to(peer.local_addr());
+        let fixed = Route { dont_fragment: true, ..free };
         for _ in 0..3 {
-            relay.send(&free).unwrap();
-            assert_eq!(relay.send(&fixed).unwrap_err().raw_os_error(), Some(Errno::EMSGSIZE as i32));
-            relay.send(&small).unwrap();
-            relay.send(&free).unwrap();
+            relay.send(&free, &large).unwrap();
+            assert_eq!(relay.send(&fixed, &large).unwrap_err().raw_os_error(), Some(Errno::EMSGSIZE as i32));
+            relay.send(&fixed, b"small").unwrap();
+            relay.send(&free, &large).unwrap();
             let (heard, _) = receive(&peer, &mut batch, 3);
             let lengths: Vec<_> = heard.iter().map(|datagram| datagram.payload.len()).collect();
             assert_eq!(lengths, [4000, 5, 4000]);
@@ -250,6 +265,6 @@ fn oversize_datagrams_in_a_narrow_network() {
             assert_eq!(errors(&relay), [narrow]);
         }
         // A port without an error queue says the same to the sender.
-        assert_eq!(peer.send(&fixed).unwrap_err().raw_os_error(), Some(Errno::EMSGSIZE as i32));
+        assert_eq!(peer.send(&fixed, &large).unwrap_err().raw_os_error(), Some(Errno::EMSGSIZE as i32));
     }
 }

@@ -6,7 +6,7 @@ use super::neighbours::Neighbours;
 use super::tcp_relay::Joint;
 use super::worker::DoorSocket;
 use crate::ids::Pii;
-use crate::net::udp::{Transmit, UdpPort};
+use crate::net::udp::{Route, UdpPort};
 use crate::turn_server::machine::Marks;
 use crate::turn_server::{FiveTuple, Transport};
 use bytes::Bytes;
@@ -90,12 +90,27 @@ impl Legs {
 
     /// Sends one datagram as it is.
     pub(super) fn send_datagram(&self, client: FiveTuple, marks: Marks, bytes: &[u8]) {
+        let Some((door, route)) = self.route_to(client, marks) else { return };
+        if let Some(port) = self.port(door) {
+            self.note_sent(port.send(&route, bytes), client.client);
+        }
+    }
+
+    /// Returns the number of the socket and the route by which a client of datagrams is reached.
+    pub(super) fn route_to(&self, client: FiveTuple, marks: Marks) -> Option<(usize, Route)> {
         let here = client.server;
-        let Some(port) = self.door_to(here) else { return };
+        let (door, port) = self.door_to(here)?;
         let source = port.local_addr().ip().is_unspecified().then_some(here.ip());
         let ttl = (marks.ttl > 0).then_some(marks.ttl);
-        let sent = port.send(&Transmit { source, ttl, tos: marks.tos, ..Transmit::to(client.client, bytes) });
-        self.note_sent(sent, client.client);
+        Some((door, Route { source, ttl, tos: marks.tos, ..Route::to(client.client) }))
+    }
+
+    /// Returns the socket of that number: the worker's own, then the others' that it may send by.
+    pub(super) fn port(&self, door: usize) -> Option<&UdpPort> {
+        match self.doors.get(door) {
+            Some(door) => Some(&door.port),
+            None => self.elsewhere.get(door - self.doors.len()),
+        }
     }
 
     /// Hands a peer's stream to the client's connection that is to be joined with it; both end if either is gone.
@@ -109,8 +124,8 @@ impl Legs {
     }
 
     /// Returns the socket that receives what is sent to `here`.
-    fn door_to(&self, here: SocketAddr) -> Option<&UdpPort> {
-        self.doors.iter().map(|door| &door.port).chain(&self.elsewhere).find(|port| {
+    fn door_to(&self, here: SocketAddr) -> Option<(usize, &UdpPort)> {
+        self.doors.iter().map(|door| &door.port).chain(&self.elsewhere).enumerate().find(|(_, port)| {
             let local = port.local_addr();
             local.port() == here.port()
                 && (local.ip() == here.ip()
@@ -121,9 +136,14 @@ impl Legs {
     /// Counts a datagram that the system did not take: one unreachable peer harms no other (no route, closed port, full buffer).
     pub(super) fn note_sent(&self, sent: io::Result<()>, to: SocketAddr) {
         if let Err(error) = sent {
-            self.note_dropped();
-            tracing::trace!(to = %Pii(to), %error, "not sent");
+            self.note_lost(to, &error);
         }
+    }
+
+    /// The same for one that is known to be lost.
+    pub(super) fn note_lost(&self, to: SocketAddr, error: &io::Error) {
+        self.note_dropped();
+        tracing::trace!(to = %Pii(to), %error, "not sent");
     }
 
     /// Counts one dropped frame.

@@ -5,6 +5,7 @@
 //! that no peer can starve the others.
 
 use super::auth_hook::Lookups;
+use super::departures::{self, Departure, Exit};
 use super::dtls::{self, Dtls};
 use super::inbox::{Inbox, ToWorker};
 use super::legs::Legs;
@@ -14,12 +15,14 @@ use crate::clock::Now;
 use crate::net::demux::{self, DatagramKind};
 use crate::net::gate::Gate;
 use crate::net::time;
-use crate::net::udp::{Datagram, RecvBatch, Role, Transmit, UdpPort};
+use crate::net::udp::{Datagram, RecvBatch, Role, Route, UdpPort};
 use crate::signaling::{Door, Handle};
 use crate::stun::Message;
 use crate::stun_server::{self, Discovery};
+use crate::turn_server::auth::Question;
 use crate::turn_server::data::PeerError;
-use crate::turn_server::machine::{Marks, Output, Relay, ToClient, ToPeer};
+use crate::turn_server::machine::{Marks, Onward, Output, Relay, ToClient, ToPeer};
+use crate::turn_server::wire::Header;
 use crate::turn_server::{FiveTuple, RelayId, Transport};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -88,6 +91,7 @@ pub(super) struct Worker {
     lookups: Lookups,
     tcp: TcpRelay,
     ready: VecDeque<Token>,
+    departures: Vec<Departure>,
     scratch: Vec<u8>,
 }
 
@@ -111,6 +115,7 @@ impl Worker {
             lookups: parts.lookups,
             tcp: TcpRelay::new(parts.peer_streams, inbox.clone(), tokio::runtime::Handle::current()),
             ready: VecDeque::new(),
+            departures: Vec::new(),
             scratch: Vec::new(),
         };
         Ok((worker, inbox))
@@ -164,7 +169,7 @@ impl Worker {
                         self.relay.handle_client_gone(client);
                     }
                 }
-                ToWorker::Frame { client, bytes } => self.hear_client(now, client, Marks::default(), &bytes),
+                ToWorker::Frame { client, bytes } => self.hear_frame(now, client, &bytes),
                 ToWorker::Gone { client, link } => {
                     self.legs.neighbours.gone(client);
                     if self.legs.streams.get(&client).is_some_and(|leg| leg.link == link) {
@@ -177,7 +182,7 @@ impl Worker {
                 }
                 ToWorker::Guest { client, host, bytes } => {
                     self.legs.neighbours.welcome(client, host);
-                    self.hear_client(now, client, Marks::default(), &bytes);
+                    self.hear_frame(now, client, &bytes);
                 }
                 ToWorker::GuestGone { client } => self.relay.handle_client_gone(client),
                 ToWorker::Back { client, bytes } => self.legs.send(client, &bytes),
@@ -223,17 +228,22 @@ impl Worker {
         }
         for datagram in batch.datagrams() {
             if door {
-                self.hear_door(now, token.0, datagram);
+                self.hear_door(now, token.0, datagram, batch);
             } else {
                 let relay = token.0 - self.legs.doors.len();
                 let Datagram { from, payload, .. } = datagram;
                 let forward = self.relay.handle_peer(now, relay, from, marks(&datagram), payload);
                 if let Some(forward) = forward {
-                    self.pass_to_client(&forward);
+                    self.pass_to_client(&forward, Some(batch));
                 }
+            }
+            if self.relay.has_output() {
+                // What is said now may close sockets that the datagrams before are to leave by.
+                self.depart(batch);
             }
             self.carry_out(now, datagram.payload.len());
         }
+        self.depart(batch);
         if batch.is_drained() { Turn::Empty } else { Turn::More }
     }
 
@@ -251,12 +261,12 @@ impl Worker {
                 data: error.data,
             };
             if let Some(forward) = self.relay.handle_peer_error(now, relay, error) {
-                self.pass_to_client(&forward);
+                self.pass_to_client(&forward, None);
             }
         }
     }
 
-    fn hear_door(&mut self, now: Now, index: usize, datagram: Datagram<'_>) {
+    fn hear_door(&mut self, now: Now, index: usize, datagram: Datagram<'_>, batch: &RecvBatch) {
         let DoorSocket { port, door, dtls_only } = &self.legs.doors[index];
         let local = port.local_addr();
         let server = SocketAddr::new(datagram.local_ip.unwrap_or(local.ip()), local.port());
@@ -275,7 +285,7 @@ impl Worker {
             (DatagramKind::Signaling, Door::Main)
                 if self.relay.is_channel_data(now, tuple, datagram.payload) =>
             {
-                self.hear_client(now, tuple, marks(&datagram), datagram.payload);
+                self.hear_client(now, tuple, marks(&datagram), datagram.payload, Some(batch));
             }
             (DatagramKind::Signaling, door) => {
                 if !self.signaling.datagram(door, datagram.from, datagram.local_ip, datagram.payload) {
@@ -290,13 +300,26 @@ impl Worker {
                 }
             }
             (DatagramKind::Stun | DatagramKind::ChannelData, Door::Main) => {
-                self.hear_client(now, tuple, marks(&datagram), datagram.payload);
+                self.hear_client(now, tuple, marks(&datagram), datagram.payload, Some(batch));
             }
             _ => self.legs.note_dropped(),
         }
     }
 
-    fn hear_client(&mut self, now: Now, client: FiveTuple, marks: Marks, bytes: &[u8]) {
+    /// Hears a frame that came by no socket of this worker, or out of DTLS.
+    fn hear_frame(&mut self, now: Now, client: FiveTuple, bytes: &[u8]) {
+        self.hear_client(now, client, Marks::default(), bytes, None);
+    }
+
+    /// Hears a frame; one that lies in `batch` is relayed at the end of it.
+    fn hear_client(
+        &mut self,
+        now: Now,
+        client: FiveTuple,
+        marks: Marks,
+        bytes: &[u8],
+        batch: Option<&RecvBatch>,
+    ) {
         if let Some(passed) = self.legs.neighbours.pass_on(client, bytes) {
             if !passed {
                 self.legs.note_dropped();
@@ -306,8 +329,11 @@ impl Worker {
         if Message::parse(bytes).is_ok_and(|message| self.bind(now, client, &message, bytes)) {
             return;
         }
-        if let Some(forward) = self.relay.handle_client(now, client, marks, bytes) {
-            self.pass_to_peer(&forward);
+        let Some(forward) = self.relay.handle_client(now, client, marks, bytes) else { return };
+        match self.relay.onward(now, forward) {
+            Onward::Out(forward) => self.pass_to_peer(&forward, batch),
+            Onward::Back(forward) => self.pass_to_client(&forward, batch),
+            Onward::Nowhere => {}
         }
     }
 
@@ -343,27 +369,50 @@ impl Worker {
         }
     }
 
-    fn pass_to_peer(&self, forward: &ToPeer<'_>) {
+    fn pass_to_peer(&mut self, forward: &ToPeer<'_>, batch: Option<&RecvBatch>) {
+        let Marks { ttl, tos } = forward.marks;
+        let route = Route {
+            ttl: (ttl > 0).then_some(ttl),
+            tos,
+            dont_fragment: forward.dont_fragment,
+            ..Route::to(forward.peer)
+        };
+        if let Some(start) = batch.and_then(|batch| batch.position(forward.payload)) {
+            let (exit, header) = (Exit::Relay(forward.relay), Header::none());
+            let len = forward.payload.len();
+            return self.departures.push(Departure { exit, route, header, start, len, padding: 0 });
+        }
         if let Some(socket) = self.relay_sockets.get(&forward.relay) {
-            let Marks { ttl, tos } = forward.marks;
-            let sent = socket.send(&Transmit {
-                ttl: (ttl > 0).then_some(ttl),
-                tos,
-                dont_fragment: forward.dont_fragment,
-                ..Transmit::to(forward.peer, forward.payload)
-            });
-            self.legs.note_sent(sent, forward.peer);
+            self.legs.note_sent(socket.send(&route, forward.payload), forward.peer);
         }
     }
 
-    fn pass_to_client(&mut self, forward: &ToClient<'_>) {
+    fn pass_to_client(&mut self, forward: &ToClient<'_>, batch: Option<&RecvBatch>) {
+        let ToClient { client, header, payload, padding, marks } = *forward;
+        let start = batch.and_then(|batch| batch.position(payload));
+        let door = (client.transport == Transport::Udp).then(|| self.legs.route_to(client, marks)).flatten();
+        if let (Some(start), Some((door, route))) = (start, door) {
+            let (exit, len) = (Exit::Door(door), payload.len());
+            return self.departures.push(Departure { exit, route, header, start, len, padding });
+        }
         let mut frame = std::mem::take(&mut self.scratch);
         frame.clear();
-        frame.extend_from_slice(forward.header.as_bytes());
-        frame.extend_from_slice(forward.payload);
-        frame.resize(frame.len() + forward.padding, 0);
-        self.legs.send_marked(forward.client, forward.marks, &frame);
+        frame.extend_from_slice(header.as_bytes());
+        frame.extend_from_slice(payload);
+        frame.resize(frame.len() + padding, 0);
+        self.legs.send_marked(client, marks, &frame);
         self.scratch = frame;
+    }
+
+    /// Sends what was gathered from `batch`.
+    fn depart(&mut self, batch: &RecvBatch) {
+        let socket = |exit| match exit {
+            Exit::Door(index) => self.legs.port(index),
+            Exit::Relay(relay) => self.relay_sockets.get(&relay),
+        };
+        let failed = |lost: &Departure, error: &io::Error| self.legs.note_lost(lost.route.to, error);
+        departures::send_all(&self.departures, batch, socket, failed);
+        self.departures.clear();
     }
 
     /// Does what the relay and the DTLS sessions say; `heard` is the length of the datagram that made them say so.
@@ -381,10 +430,16 @@ impl Worker {
                 }
                 Some(dtls::Output::Frame { client, bytes }) => match demux::datagram(&bytes) {
                     DatagramKind::Dtls | DatagramKind::Unknown => self.legs.note_dropped(),
-                    _ => self.hear_client(now, client, Marks::default(), &bytes),
+                    _ => self.hear_frame(now, client, &bytes),
                 },
                 Some(dtls::Output::Gone { client }) => self.relay.handle_client_gone(client),
             }
+        }
+    }
+
+    fn look_up(&mut self, now: Now, question: &Arc<Question>) {
+        if !self.lookups.ask(Arc::clone(question)) {
+            self.relay.handle_lookup_done(now, question, false);
         }
     }
 
@@ -427,11 +482,7 @@ impl Worker {
                     }
                 }
                 Output::Left { client } => self.legs.neighbours.announce_left(client),
-                Output::LookUp { question } => {
-                    if !self.lookups.ask(Arc::clone(&question)) {
-                        self.relay.handle_lookup_done(now, &question, false);
-                    }
-                }
+                Output::LookUp { question } => self.look_up(now, &question),
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The UDP hand: sends what the hub has for datagram clients. Receiving is the workers' part.
 
 use super::leg::Door;
-use crate::net::udp::{Transmit, UdpPort};
+use crate::net::udp::{Route, UdpPort};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
@@ -22,7 +22,7 @@ impl Sockets {
             Door::Aux => &self.aux,
         };
         let sent = match choose(ports, to, from_ip) {
-            Some((port, source)) => port.send(&Transmit { source, ..Transmit::to(to, payload) }),
+            Some((port, source)) => port.send(&Route { source, ..Route::to(to) }, payload),
             None => Err(io::ErrorKind::AddrNotAvailable.into()),
         };
         if let Err(error) = sent {

@@ -141,6 +141,14 @@ impl<'a> Attributes<'a> {
     }
 }
 
+/// Returns the value of an address attribute, XORed as RFC 8489 section 14.2 says, and its length.
+#[must_use]
+pub fn xor_address_value(address: SocketAddr, transaction: &TransactionId) -> ([u8; 20], usize) {
+    let mut value = [0; 20];
+    let len = write_address(&mut value, address, transaction, false);
+    (value, len)
+}
+
 /// Writes an address value, XORed with the cookie and the transaction unless `plain`
 /// ([RFC 8489 section 14.2](https://www.rfc-editor.org/rfc/rfc8489#section-14.2)); returns its length.
 pub(super) fn write_address(

@@ -251,7 +251,7 @@ impl Authority {
         let offer = self.offer(realm);
         Challenge {
             realm: &realm.name,
-            nonce: self.nonces.make(now, client.client, offer),
+            nonce: self.nonces.make(now, client, offer),
             algorithms: offer.algorithms,
             third_party: self.tokens.first().map(TokenKey::server_name),
         }
@@ -278,7 +278,11 @@ impl Authority {
         let offered = self.offered_realm(client);
         let offer = self.offer(offered);
         // Before the credentials, not after them as in the RFC: a flood with stale nonces costs one HMAC a request.
-        if !self.nonces.is_good(now, client.client, offer, nonce) {
+        // A data connection may use its control connection's nonce: turnutils_uclient, which has one nonce for both, would lose
+        // each to the other.
+        let beside = request.method() == Method::CONNECTION_BIND
+            && self.nonces.is_good_beside(now, client, offer, nonce);
+        if !beside && !self.nonces.is_good(now, client, offer, nonce) {
             return Err(Refusal::StaleNonce);
         }
         let negotiated = negotiated(request, offer)?;

@@ -240,6 +240,17 @@ pub struct ToClient<'a> {
     pub marks: Marks,
 }
 
+/// Where a payload for a peer goes on to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Onward<'a> {
+    /// To the peer, by the relay port's socket.
+    Out(ToPeer<'a>),
+    /// The peer is a relayed address of this relay: to the client behind it, without leaving the server.
+    Back(ToClient<'a>),
+    /// The same, but nobody there wants it.
+    Nowhere,
+}
+
 /// What a relay has counted since it began.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -357,6 +368,19 @@ impl Relay {
         forward
     }
 
+    /// Takes the short way to a peer that is a client of this relay too. The same rules hold as if the datagram had left and come
+    /// back: both sides have to permit each other, and both are charged.
+    pub fn onward<'a>(&mut self, now: Now, forward: ToPeer<'a>) -> Onward<'a> {
+        let there = self.relays_by_address.get(&forward.peer).copied();
+        let open = |relay: &RelayId| self.relays.get(*relay).is_some_and(|port| port.open);
+        let (Some(there), Some(here)) = (there.filter(open), self.relays.get(forward.relay)) else {
+            return Onward::Out(forward);
+        };
+        let from = here.address();
+        let back = self.handle_peer(now, there, from, forward.marks, forward.payload);
+        back.map_or(Onward::Nowhere, Onward::Back)
+    }
+
     /// Ends the allocation of a client whose stream has closed.
     pub fn handle_client_gone(&mut self, client: FiveTuple) {
         self.parking.forget(client);
@@ -379,6 +403,12 @@ impl Relay {
     /// Returns the next thing to do, until there is none.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
+    }
+
+    /// Returns whether there is a next thing to do.
+    #[must_use]
+    pub fn has_output(&self) -> bool {
+        !self.outputs.is_empty()
     }
 
     /// Returns when [`Relay::handle_timeout`] is due.

@@ -5,7 +5,7 @@
 //! allocation, which of its tickets, and whose. An allocation honours its newest ticket; the one before only from where that has
 //! already brought it, for an answer that was lost.
 
-use super::allocation::FiveTuple;
+use super::allocation::{FiveTuple, PeerTransport};
 use super::machine::{AllocationId, Output, Relay};
 use super::reply::Fault;
 use super::requests::Request;
@@ -164,11 +164,13 @@ impl Relay {
     }
 
     fn move_to(&mut self, id: AllocationId, client: FiveTuple) -> Result<AllocationId, Fault> {
-        // RFC 6062 hangs data connections on the control connection, and a stream's end is its allocation's.
         if self.clients.get(&client).is_some_and(|other| *other != id) {
             return Err(Fault::AllocationMismatch);
         }
         let allocation = &mut self.allocations[id];
+        if allocation.peer_transport == PeerTransport::Tcp && !client.transport.is_tcp() {
+            return Err(Fault::BadRequest);
+        }
         let before = std::mem::replace(&mut allocation.client, client);
         if let Some(mobility) = &mut allocation.mobility {
             mobility.number = mobility.number.wrapping_add(1);

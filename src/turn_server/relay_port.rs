@@ -45,6 +45,8 @@ pub(super) struct RelayPort {
     pub(super) waiting: Vec<AllocationId>,
     /// How many allocations were told that this is their relayed address.
     pub(super) tenants: usize,
+    /// The last one that was: the only one of a port that is not shared.
+    pub(super) tenant: Option<AllocationId>,
     claims: HashMap<PeerAddr, AllocationId>,
     permits: HashMap<IpAddr, Vec<AllocationId>>,
 }
@@ -59,6 +61,7 @@ impl RelayPort {
             refused: 0,
             waiting: Vec::new(),
             tenants: 0,
+            tenant: None,
             claims: HashMap::new(),
             permits: HashMap::new(),
         }

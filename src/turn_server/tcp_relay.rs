@@ -46,6 +46,8 @@ impl Relay {
         if peer.port() == 0 {
             return Err(Fault::BadRequest);
         }
+        // Beyond RFC 6062, which asks this of earlier Connects alone, also where the peer has connected from this very address: TCP has
+        // no two connections with the same ends, and the client has been told of that one.
         if self.has_connection(id, peer) {
             return Err(Fault::ConnectionExists);
         }
@@ -87,7 +89,8 @@ impl Relay {
         let peer = self.peer_named(from);
         let port = self.relays.get(relay).filter(|port| port.sharing == Sharing::Connections)?;
         let address = port.address();
-        let (id, allocation) = self.allocations.iter().find(|(_, a)| a.homes().any(|home| home == relay))?;
+        let id = port.tenant?;
+        let allocation = self.allocations.get(id)?;
         if !allocation.is_live(now.mono) || !allocation.permits(now.mono, peer.ip()) {
             self.counters.dropped += 1;
             return None;

@@ -51,6 +51,7 @@ impl Relay {
     fn settle(&mut self, id: AllocationId, family: Family, relay: RelayId) {
         let port = &mut self.relays[relay];
         port.tenants += 1;
+        port.tenant = Some(id);
         if !port.open {
             port.waiting.push(id);
         }

@@ -7,7 +7,7 @@ mod sharing;
 mod tcp;
 
 use super::auth::{Authority, Credentials};
-use super::machine::{Features, Limits, Marks, Output, Relay, Shared};
+use super::machine::{Features, Limits, Marks, Onward, Output, Relay, Shared};
 use super::mobility::Tickets;
 use super::policy::{PeerPolicy, PolicyConfig};
 use super::ports::{RelayAddress, RelayPorts};

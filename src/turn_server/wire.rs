@@ -1,7 +1,7 @@
 //! Bytes of the relay beyond plain STUN: ChannelData, Data indications, and framing on streams.
 
 use super::data::PeerError;
-use crate::stun::{Builder, Class, HEADER_LEN, Method, TransactionId, attr};
+use crate::stun::{Builder, Class, HEADER_LEN, Method, TransactionId, attr, xor_address_value};
 use std::net::SocketAddr;
 
 /// Channel numbers that may be bound. RFC 8656 section 12 ends at 0x4FFF; clients that follow RFC 5766 section 11, coturn's
@@ -20,6 +20,9 @@ pub fn parse_channel_data(bytes: &[u8]) -> Option<(u16, &[u8])> {
     Some((channel, rest.get(..length)?))
 }
 
+/// The type of a Data indication: class and method.
+const DATA_INDICATION: [u8; 2] = [0x00, 0x17];
+
 /// What stands in front of a payload on its way to the client: a ChannelData header or the head of a Data indication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
@@ -30,6 +33,12 @@ pub struct Header {
 impl Header {
     /// Room for a Data indication that tells an ICMP error about an IPv6 peer.
     const MAX: usize = HEADER_LEN + 4 + 20 + 4 + 8;
+
+    /// Returns no header: what goes to peers has none.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { bytes: [0; Self::MAX], len: 0 }
+    }
 
     /// Makes a ChannelData header for a payload of `length` bytes.
     #[must_use]
@@ -43,16 +52,21 @@ impl Header {
     /// Makes the head of a Data indication from `peer` for a payload of `length` bytes, `None` when both do not fit a message.
     #[must_use]
     pub fn data_indication(peer: SocketAddr, length: u16, transaction: [u8; 12]) -> Option<Self> {
-        let head = Builder::new(Class::Indication, Method::DATA, TransactionId::new(transaction))
-            .xor_address(attr::XOR_PEER_ADDRESS, peer)
-            .attribute(attr::DATA, &[])
-            .finish();
+        let transaction = TransactionId::new(transaction);
+        let (address, address_len) = xor_address_value(peer, &transaction);
+        let data_at = HEADER_LEN + 4 + address_len;
+        let body = data_at + 4 - HEADER_LEN + usize::from(length).next_multiple_of(4);
+        let body = u16::try_from(body).ok()?.to_be_bytes();
         let mut bytes = [0; Self::MAX];
-        bytes.get_mut(..head.len())?.copy_from_slice(&head);
-        let body = head.len() - HEADER_LEN + usize::from(length).next_multiple_of(4);
-        bytes[2..4].copy_from_slice(&u16::try_from(body).ok()?.to_be_bytes());
-        bytes[head.len() - 2..head.len()].copy_from_slice(&length.to_be_bytes());
-        Some(Self { bytes, len: u8::try_from(head.len()).ok()? })
+        bytes[..2].copy_from_slice(&DATA_INDICATION);
+        bytes[2..4].copy_from_slice(&body);
+        bytes[4..HEADER_LEN].copy_from_slice(&transaction.0);
+        bytes[HEADER_LEN..HEADER_LEN + 2].copy_from_slice(&attr::XOR_PEER_ADDRESS.to_be_bytes());
+        bytes[HEADER_LEN + 3] = address_len as u8;
+        bytes[HEADER_LEN + 4..data_at].copy_from_slice(&address[..address_len]);
+        bytes[data_at..data_at + 2].copy_from_slice(&attr::DATA.to_be_bytes());
+        bytes[data_at + 2..data_at + 4].copy_from_slice(&length.to_be_bytes());
+        Some(Self { bytes, len: (data_at + 4) as u8 })
     }
 
     /// Makes the Data indication that tells of an ICMP error about `peer`: no payload

@@ -72,16 +72,27 @@ class Refused(Exception):
         self.code = code
 
 
-class Allocation:
-    def __init__(self, server, user, password):
+UDP, TCP = 17, 6
+
+
+class Client:
+    """Whoever asks the server something from one socket, by UDP or with `stream` by TCP."""
+
+    def __init__(self, server, user, password, stream=False):
         self.server, self.user, self.password = server, user, password
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.socket.connect(server)
         self.key = self.realm = self.nonce = None
         self.early = []
         self.icmp = []
-        answer, transaction = self.request(ALLOCATE, [(TRANSPORT, b"\x11\0\0\0")])
-        self.relayed = read_xor_address(answer[XOR_RELAYED], transaction)
+        self.move(stream)
+
+    def move(self, stream=False):
+        """Takes a new socket and returns the one before."""
+        before = getattr(self, "socket", None)
+        family = socket.AF_INET6 if ":" in self.server[0] else socket.AF_INET
+        self.socket = socket.socket(family, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
+        self.socket.connect(self.server)
+        self.stream, self.unread = stream, b""
+        return before
 
     def request(self, method, values):
         """Asks, with credentials as soon as the server has named its realm; returns the answer's attributes."""
@@ -107,24 +118,41 @@ class Allocation:
         raise Refused(code)
 
     def exchange(self, packet, transaction):
-        for wait in (0.5, 1, 2, 4):
+        for wait in (10,) if self.stream else (0.5, 1, 2, 4):
             self.socket.send(packet)
             deadline = time.monotonic() + wait
             while (message := self.receive(deadline)) is not None:
                 if message[:1] in b"\0\1" and message[8:20] == transaction:
+                    self.answer = message
                     return struct.unpack("!H", message[:2])[0], attributes(message)
                 self.early.append(message)
         raise SystemExit("the server does not answer")
 
     def receive(self, deadline):
-        left = deadline - time.monotonic()
-        if left <= 0:
+        while (message := self.whole()) is None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            self.socket.settimeout(left)
+            try:
+                read = self.socket.recv(4096)
+            except (TimeoutError, ConnectionError):
+                return None
+            if not self.stream or not read:
+                return read or None
+            self.unread += read
+        return message
+
+    def whole(self):
+        """The next frame of a stream, if it is all there."""
+        if len(self.unread) < 4:
             return None
-        self.socket.settimeout(left)
-        try:
-            return self.socket.recv(4096)
-        except TimeoutError:
+        kind, length = struct.unpack("!HH", self.unread[:4])
+        length = length + -length % 4 + 4 if kind & 0x4000 else length + 20
+        if len(self.unread) < length:
             return None
+        message, self.unread = self.unread[:length], self.unread[length:]
+        return message
 
     def outcome(self, method, values):
         try:
@@ -132,6 +160,13 @@ class Allocation:
             return 200
         except Refused as refusal:
             return refusal.code
+
+
+class Allocation(Client):
+    def __init__(self, server, user, password, transport=UDP, stream=False, wants=()):
+        super().__init__(server, user, password, stream)
+        answer, transaction = self.request(ALLOCATE, [(TRANSPORT, bytes([transport, 0, 0, 0])), *wants])
+        self.relayed = read_xor_address(answer[XOR_RELAYED], transaction)
 
     def permit(self, peer):
         return self.outcome(PERMIT, [(XOR_PEER, peer)])
@@ -142,10 +177,10 @@ class Allocation:
     def send(self, peer, data):
         transaction = os.urandom(12)
         body = attribute(XOR_PEER, xor_address(peer, transaction)) + attribute(PAYLOAD, data)
-        self.socket.send(struct.pack("!HHI", SEND | 0x10, len(body), COOKIE) + transaction + body)
+        self.socket.sendall(struct.pack("!HHI", SEND | 0x10, len(body), COOKIE) + transaction + body)
 
     def send_channel(self, number, data):
-        self.socket.send(struct.pack("!HH", number, len(data)) + data)
+        self.socket.sendall(struct.pack("!HH", number, len(data)) + data + b"\0" * (-len(data) % 4 * self.stream))
 
     def relayed_data(self, within):
         """The next (peer or channel, data) that came through the relay."""

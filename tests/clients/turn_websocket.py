@@ -75,6 +75,8 @@ class WebSocket:
         masked = (int.from_bytes(payload, "big") ^ int.from_bytes(stretched, "big")).to_bytes(length, "big")
         self.stream.sendall(head + mask + masked)
 
+    sendall = send
+
     def recv(self, _size=None):
         while True:
             kind, payload = self.message()
@@ -102,12 +104,10 @@ class WebSocket:
 
 
 class Allocation(turn.Allocation):
-    def __init__(self, leg, user, password):
-        self.socket, self.user, self.password = leg, user, password
-        self.key = self.realm = self.nonce = None
-        self.early = []
-        answer, transaction = self.request(turn.ALLOCATE, [(turn.TRANSPORT, b"\x11\0\0\0")])
-        self.relayed = turn.read_xor_address(answer[turn.XOR_RELAYED], transaction)
+    """One whose server is a WebSocket that is there already."""
+
+    def move(self, stream=False):
+        self.socket, self.stream, self.unread = self.server, False, b""
 
 
 def echo(url, user, password, peer, root=None):

@@ -6,13 +6,17 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::authority::Authority;
 use crate::lab::Host;
 use crate::proc::{Proc, Stdout};
+use crate::tools;
 
 const START: Duration = Duration::from_secs(20);
+/// How long a client's report may take.
+const REPORT: Duration = Duration::from_secs(90);
 
 /// The static user every test server knows, and her password.
 pub(crate) const USER: &str = "judge";
@@ -48,7 +52,11 @@ impl House {
 
     /// Starts a server on loopback addresses; `rest` is the end of its configuration, from the section `[turn]` on.
     pub(crate) fn at(listen: &[IpAddr], rest: &str) -> Self {
-        let lines = Lines { turn: rest, ..Lines::default() };
+        Self::with(listen, Lines { turn: rest, ..Lines::default() })
+    }
+
+    /// Starts a server on loopback addresses with these lines.
+    pub(crate) fn with(listen: &[IpAddr], lines: Lines<'_>) -> Self {
         Self::start((listen, free_ports()), lines, "port = 0", |program| Command::new(program))
     }
 
@@ -133,6 +141,21 @@ impl House {
         self.folder.path().join("state")
     }
 
+    /// What a client in `tests/clients/` says of it: one JSON object.
+    pub(crate) fn report(&self, client: &str, arguments: &[&str]) -> Value {
+        let mut python = Command::new("python3");
+        python.arg(tools::client(client)).args(arguments);
+        let mut run = Proc::start(client, python, Stdout::Lines);
+        let status = run.wait(REPORT);
+        assert!(status.success(), "{status}\n{}\n{}", run.printed(), self.server.printed());
+        run.expect("report", REPORT, |line| serde_json::from_str(line).ok())
+    }
+
+    /// The same port at another of its addresses.
+    pub(crate) fn address_at(&self, ip: IpAddr) -> SocketAddr {
+        SocketAddr::new(ip, self.address.port())
+    }
+
     /// Its resident memory in KiB.
     pub(crate) fn resident_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.server.id())).unwrap();
@@ -152,7 +175,7 @@ fn relay_ports(address: SocketAddr) -> String {
 
 /// A port that is free on loopback by UDP and TCP, and its neighbour too; below every ephemeral range. The two ports after
 /// them are the test's own, for peers.
-fn free_ports() -> u16 {
+pub(crate) fn free_ports() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let own = u16::try_from(std::process::id() % 500).unwrap() * 16;
     for _ in 0..1000 {

@@ -21,6 +21,7 @@ mod fuzz_corpora;
 mod house;
 mod judges;
 mod lab;
+mod load;
 mod nat_kinds;
 mod paths;
 mod pipes;

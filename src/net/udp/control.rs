@@ -1,6 +1,6 @@
 //! Control messages: what the system tells beside a received datagram, and is told beside one to send.
 
-use super::Transmit;
+use super::Route;
 use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, RecvMsg, SockaddrStorage, setsockopt, sockopt};
 use std::io;
@@ -20,13 +20,14 @@ pub(super) struct Arrival {
 }
 
 /// Turns on what an [`Arrival`] tells.
-pub(super) fn ask_for(socket: &impl AsFd, is_ipv6: bool) -> io::Result<()> {
-    if is_ipv6 {
-        setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+pub(super) fn ask_for(socket: &impl AsFd, address: SocketAddr) -> io::Result<()> {
+    let any = address.ip().is_unspecified();
+    if address.is_ipv6() {
+        setsockopt(socket, sockopt::Ipv6RecvPacketInfo, &any)?;
         setsockopt(socket, sockopt::Ipv6RecvHopLimit, &true)?;
         setsockopt(socket, sockopt::Ipv6RecvTClass, &true)?;
     } else {
-        setsockopt(socket, sockopt::Ipv4PacketInfo, &true)?;
+        setsockopt(socket, sockopt::Ipv4PacketInfo, &any)?;
         setsockopt(socket, sockopt::Ipv4RecvTtl, &true)?;
         setsockopt(socket, sockopt::IpRecvTos, &true)?;
     }
@@ -42,8 +43,9 @@ pub(super) fn room() -> Vec<u8> {
 }
 
 impl Arrival {
-    pub(super) fn of(message: &RecvMsg<'_, '_, SockaddrStorage>) -> Self {
+    pub(super) fn of(message: &RecvMsg<'_, '_, SockaddrStorage>, local_ip: Option<IpAddr>) -> Self {
         let mut arrival = Self {
+            local_ip,
             from: message.address.as_ref().and_then(socket_address),
             len: message.bytes,
             stride: message.bytes,
@@ -72,22 +74,23 @@ impl Arrival {
     }
 }
 
-/// Calls `send` with the control messages that `transmit` needs.
+/// Calls `send` with the control messages that `route`, and a run of datagrams of `segment` bytes, need.
 pub(super) fn with_departure<T>(
-    transmit: &Transmit<'_>,
+    route: &Route,
+    segment: Option<u16>,
     send: impl FnOnce(&[ControlMessage<'_>]) -> io::Result<T>,
 ) -> io::Result<T> {
-    let (ttl, tos) = (transmit.ttl.map(i32::from), transmit.tos);
+    let (ttl, tos) = (route.ttl.map(i32::from), route.tos);
     let wide_tos = i32::from(tos);
     let (mut v4, mut v6) = (ANY_V4, ANY_V6);
     // A slot that is not filled is not sent.
-    let mut controls = [ControlMessage::Ipv4Tos(&tos); 3];
+    let mut controls = [ControlMessage::Ipv4Tos(&tos); 4];
     let mut count = 0;
     let mut add = |control| {
         controls[count] = control;
         count += 1;
     };
-    match (transmit.to, transmit.source) {
+    match (route.to, route.source) {
         (_, None) => {}
         (SocketAddr::V4(_), Some(IpAddr::V4(source))) => {
             v4.ipi_spec_dst.s_addr = u32::from_ne_bytes(source.octets());
@@ -99,15 +102,18 @@ pub(super) fn with_departure<T>(
         }
         _ => return Err(io::ErrorKind::InvalidInput.into()),
     }
-    match (transmit.to, &ttl) {
+    match (route.to, &ttl) {
         (_, None) => {}
         (SocketAddr::V4(_), Some(ttl)) => add(ControlMessage::Ipv4Ttl(ttl)),
         (SocketAddr::V6(_), Some(ttl)) => add(ControlMessage::Ipv6HopLimit(ttl)),
     }
-    match (transmit.to, tos) {
+    match (route.to, tos) {
         (_, 0) => {}
         (SocketAddr::V4(_), _) => add(ControlMessage::Ipv4Tos(&tos)),
         (SocketAddr::V6(_), _) => add(ControlMessage::Ipv6TClass(&wide_tos)),
+    }
+    if let Some(segment) = &segment {
+        add(ControlMessage::UdpGsoSegments(segment));
     }
     send(&controls[..count])
 }

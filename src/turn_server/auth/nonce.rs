@@ -1,10 +1,12 @@
-//! Nonces that need no table: the nonce cookie, the time, and an HMAC over both, the client's address and what was offered.
+//! Nonces that need no table: the nonce cookie, the time, and an HMAC over both, the client's address and what was offered. A nonce
+//! for a stream names the client's port besides, for a data connection of RFC 6062 that uses its control connection's nonce.
 
+use super::super::FiveTuple;
 use crate::clock::Now;
 use crate::stun::PasswordAlgorithm;
 use data_encoding::{BASE64, BASE64URL_NOPAD};
 use ring::hmac;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use subtle::ConstantTimeEq;
 
 /// What a server of RFC 8489 begins each nonce with ([section 9.2](https://www.rfc-editor.org/rfc/rfc8489#section-9.2)).
@@ -18,6 +20,9 @@ const ROTATION: u32 = 24 * 3600;
 /// Bytes of the HMAC that are kept: a guess serves one address for an hour and opens nothing, and each byte here is one more
 /// that a stranger can have sent to a forged address.
 const TAG_LEN: usize = 10;
+/// Where the tag ends, and behind it for a stream the port.
+const TAG_END: usize = 4 + TAG_LEN;
+const PORT_END: usize = TAG_END + 2;
 
 /// Feature bits ([RFC 8489 section 18.1](https://www.rfc-editor.org/rfc/rfc8489#section-18.1)), in the first of three bytes.
 const PASSWORD_ALGORITHMS: u8 = 0x80;
@@ -52,35 +57,41 @@ impl Nonces {
     }
 
     /// Makes a nonce for `client`; one harvested from one address is of no use from another.
-    pub(super) fn make(&self, now: Now, client: SocketAddr, offer: Offer) -> String {
+    pub(super) fn make(&self, now: Now, client: &FiveTuple, offer: Offer) -> String {
         let made = seconds(now);
-        let mut bytes = [0; 4 + TAG_LEN];
+        let mut bytes = [0; PORT_END];
         bytes[..4].copy_from_slice(&made.to_be_bytes());
-        bytes[4..].copy_from_slice(&self.tag(made, client, offer).as_ref()[..TAG_LEN]);
+        bytes[4..TAG_END].copy_from_slice(&self.tag(made, client, offer).as_ref()[..TAG_LEN]);
+        bytes[TAG_END..].copy_from_slice(&client.client.port().to_be_bytes());
         let mut nonce = COOKIE.to_owned();
         BASE64.encode_append(&offer.features(), &mut nonce);
-        BASE64URL_NOPAD.encode_append(&bytes, &mut nonce);
+        BASE64URL_NOPAD.encode_append(&bytes[..length(client)], &mut nonce);
         nonce
     }
 
     /// Returns whether `nonce` was made for `client` with this very offer, and is not too old.
-    pub(super) fn is_good(&self, now: Now, client: SocketAddr, offer: Offer, nonce: &[u8]) -> bool {
-        let Some(rest) = nonce.strip_prefix(COOKIE.as_bytes()) else { return false };
-        let Some((features, rest)) = rest.split_first_chunk::<4>() else { return false };
-        let mut bytes = [0; 4 + TAG_LEN];
-        if features[..] != *BASE64.encode(&offer.features()).as_bytes()
-            || BASE64URL_NOPAD.decode_len(rest.len()) != Ok(bytes.len())
-            || BASE64URL_NOPAD.decode_mut(rest, &mut bytes) != Ok(bytes.len())
-        {
+    pub(super) fn is_good(&self, now: Now, client: &FiveTuple, offer: Offer, nonce: &[u8]) -> bool {
+        open(client, offer, nonce).is_some_and(|bytes| self.is_genuine(now, client, offer, &bytes))
+    }
+
+    /// Returns whether `nonce` was made for any stream of the client's host, and `client` is one too.
+    pub(super) fn is_good_beside(&self, now: Now, client: &FiveTuple, offer: Offer, nonce: &[u8]) -> bool {
+        let Some(bytes) = open(client, offer, nonce).filter(|_| client.transport.is_stream()) else {
             return false;
-        }
+        };
+        let mut other = *client;
+        other.client.set_port(u16::from_be_bytes([bytes[TAG_END], bytes[TAG_END + 1]]));
+        self.is_genuine(now, &other, offer, &bytes)
+    }
+
+    fn is_genuine(&self, now: Now, client: &FiveTuple, offer: Offer, bytes: &[u8; PORT_END]) -> bool {
         let made = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        let genuine = self.tag(made, client, offer).as_ref()[..TAG_LEN].ct_eq(&bytes[4..]);
+        let genuine = self.tag(made, client, offer).as_ref()[..TAG_LEN].ct_eq(&bytes[4..TAG_END]);
         let age = seconds(now).wrapping_sub(made).cast_signed();
         bool::from(genuine) && (-CLOCK_SKEW..=LIFETIME).contains(&age)
     }
 
-    fn tag(&self, made: u32, client: SocketAddr, offer: Offer) -> hmac::Tag {
+    fn tag(&self, made: u32, client: &FiveTuple, offer: Offer) -> hmac::Tag {
         let epoch = hmac::sign(&self.master, &(made / ROTATION).to_be_bytes());
         let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, epoch.as_ref()));
         context.update(&made.to_be_bytes());
@@ -88,13 +99,30 @@ impl Nonces {
         for algorithm in offer.algorithms {
             context.update(&algorithm.value());
         }
-        match client.ip() {
+        match client.client.ip() {
             IpAddr::V4(ip) => context.update(&ip.octets()),
             IpAddr::V6(ip) => context.update(&ip.octets()),
         }
-        context.update(&client.port().to_be_bytes());
+        context.update(&client.client.port().to_be_bytes());
+        context.update(&[u8::from(client.transport.is_stream())]);
         context.sign()
     }
+}
+
+/// Returns how much of a nonce's bytes a client gets: every byte to a datagram's sender is one that he may have forged.
+fn length(client: &FiveTuple) -> usize {
+    if client.transport.is_stream() { PORT_END } else { TAG_END }
+}
+
+/// Takes the text off a nonce.
+fn open(client: &FiveTuple, offer: Offer, nonce: &[u8]) -> Option<[u8; PORT_END]> {
+    let (features, text) = nonce.strip_prefix(COOKIE.as_bytes())?.split_first_chunk::<4>()?;
+    let mut bytes = [0; PORT_END];
+    let length = length(client);
+    let whole = features[..] == *BASE64.encode(&offer.features()).as_bytes()
+        && BASE64URL_NOPAD.decode_len(text.len()) == Ok(length)
+        && BASE64URL_NOPAD.decode_mut(text, &mut bytes[..length]) == Ok(length);
+    whole.then_some(bytes)
 }
 
 /// Returns the Unix time in 32 bits, which is compared modulo 2^32.

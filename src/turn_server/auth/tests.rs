@@ -155,6 +155,31 @@ fn a_nonce_serves_one_address_for_an_hour() {
 }
 
 #[test]
+fn a_data_connection_may_use_its_control_connections_nonce() {
+    let (start, authority) = (now(), authority());
+    let over = |transport, client| FiveTuple { transport, ..from(client, HERE) };
+    let nonce = |client| Some(authority.challenge(start, &client).nonce);
+    let refusal = |client: FiveTuple, ask: &Ask<'_>| {
+        let bytes = ask.bytes();
+        authority.check(start, &client, None, &Message::parse(&bytes).unwrap()).err()
+    };
+    let control = over(Transport::Tcp, CLIENT);
+    let ask = Ask { nonce: nonce(control), ..Ask::new(&authority, start, "alice", "pw") };
+    assert_eq!(refusal(control, &ask), None);
+    let bind = Ask { method: Method::CONNECTION_BIND, ..ask.clone() };
+    let data = over(Transport::Tcp, "192.0.2.5:4001");
+    assert_eq!(refusal(data, &bind), None);
+    let stale = Some(Refusal::StaleNonce);
+    assert_eq!(refusal(data, &ask), stale, "other requests keep to their connection");
+    for client in [over(Transport::Tcp, "192.0.2.6:4000"), over(Transport::Udp, CLIENT)] {
+        assert_eq!(refusal(client, &bind), stale, "{client:?}");
+        let bind = Ask { nonce: nonce(client), ..bind.clone() };
+        assert_eq!(refusal(data, &bind), stale, "{client:?}");
+        assert_eq!(refusal(client, &bind), None, "{client:?}");
+    }
+}
+
+#[test]
 fn a_nonce_of_a_node_with_the_same_key_is_good_and_keys_rotate_without_a_gap() {
     let (start, here, there) = (now(), authority(), authority());
     let just_before = Now { unix: (start.unix / 86_400 + 1) * 86_400 - 1, ..start };

@@ -180,6 +180,29 @@ fn two_clients_with_the_same_relayed_address_reach_each_other() {
 }
 
 #[test]
+fn data_between_two_clients_takes_the_short_way_by_the_same_rules() {
+    let mut world = World::with(shared(10, 50_000..=50_003));
+    let (one, two) = (world.allocate(1), world.allocate(2));
+    assert_eq!(world.bind(1, 0x4001, &two.to_string()), 0);
+    assert_eq!(world.bind(1, 0x4002, PEER), 0);
+    let onward = |world: &mut World, frame: &'static [u8]| {
+        let forward = world.relay.handle_client(world.now, tuple(1), MARKS, frame).unwrap();
+        world.relay.onward(world.now, forward)
+    };
+    assert!(matches!(onward(&mut world, b"\x40\x02\0\x02hi"), Onward::Out(_)), "a peer elsewhere");
+    assert_eq!(onward(&mut world, b"\x40\x01\0\x02hi"), Onward::Nowhere, "the other side permits nobody yet");
+    assert_eq!(world.bind(2, 0x4005, &one.to_string()), 0);
+    let Onward::Back(forward) = onward(&mut world, b"\x40\x01\0\x02hi") else { panic!("not handed over") };
+    assert_eq!((forward.client, forward.payload), (tuple(2), &b"hi"[..]));
+    assert_eq!(forward.header.as_bytes(), [0x40, 5, 0, 2]);
+    let counters = world.relay.counters();
+    assert_eq!((counters.bytes_to_peers, counters.bytes_to_clients), (6, 2), "counted on both sides");
+    world.refresh(2, "alice", 0);
+    let gone = world.relay.handle_client(world.now, tuple(1), MARKS, b"\x40\x01\0\x02hi");
+    assert_eq!(gone, None, "nobody lives there any more");
+}
+
+#[test]
 fn even_ports_are_nobodys_but_their_clients() {
     let mut world = crowded();
     let even = |b: Builder| udp(b).attribute(attr::EVEN_PORT, &[0]);

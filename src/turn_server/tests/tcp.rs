@@ -143,6 +143,8 @@ fn a_peer_that_connects_is_announced_if_it_has_a_permission() {
     assert_eq!(message.unverified().u32(attr::CONNECTION_ID), Some(connection));
     let peer = message.unverified().xor_address(attr::XOR_PEER_ADDRESS);
     assert_eq!((replies[0].0, peer), (stream(1), Ok(Some(addr(PEER_ON_ANOTHER_PORT)))));
+    assert_eq!(connect(&mut world, PEER_ON_ANOTHER_PORT), Err(446), "its ends are taken");
+    assert!(connect(&mut world, PEER).is_ok(), "another port is another connection");
     assert_eq!(bind(&mut world, stream(2), "alice", connection), 0);
     let own_door = SocketAddr::new(relayed.ip(), 3478).to_string();
     assert_eq!(world.relay.handle_accepted(world.now, relay, addr(&own_door)), None);

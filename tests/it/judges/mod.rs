@@ -4,6 +4,7 @@ mod chromium;
 mod devtools;
 mod longterm;
 mod natdiscovery;
+mod relaying;
 mod stunclient;
 mod uclient;
 mod webrtc_turn;

@@ -4,8 +4,10 @@ use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use ginnel::stun::{Builder, Class, Message, Method, TransactionId, attr};
+use serde_json::{Value, json};
 
-use crate::house::House;
+use crate::house::{House, Lines, PASSWORD, USER};
+use crate::tools;
 use crate::turn_client::{TurnClient, by_udp};
 
 const METHODS: [Method; 5] =
@@ -143,4 +145,47 @@ fn a_send_to_port_0_ends_nothing() {
         let len = peer.recv(&mut buffer).unwrap();
         assert_eq!(buffer[..len], [round]);
     }
+}
+
+/// What `turn_edges.py` finds at a server that relays to its own host, and has two workers; `None` where it cannot run.
+fn edges(verb: &str) -> Option<Value> {
+    tools::have(&["python3"]).then(|| {
+        let lines = Lines { top: "workers = 2", turn: "allow_peers = [\"127.0.0.1/32\"]" };
+        let house = House::with(&[Ipv4Addr::LOCALHOST.into()], lines);
+        house.report("turn_edges.py", &[verb, &house.address.to_string(), USER, PASSWORD])
+    })
+}
+
+#[test]
+fn after_refresh_0_nothing_passes_to_or_from_a_peer() {
+    let Some(found) = edges("ended") else { return };
+    assert_eq!(found, json!({"before": 20, "leaked": 0, "refused": 20, "again": 20}));
+}
+
+#[test]
+fn the_longest_frames_keep_the_framing_of_a_stream() {
+    let Some(found) = edges("framing") else { return };
+    let kept = json!(["0x101", 200]);
+    let expected = json!({"channel data without a channel": kept, "channel data": kept, "message": kept});
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn packets_to_nowhere_end_no_relaying() {
+    let Some(found) = edges("nowhere") else { return };
+    let expected = json!({
+        "permitted": [200, 200, 200, 200, 200],
+        "bound": [200, 400, 200, 400, 200],
+        "channel": 20,
+        "send": 20,
+        "refresh": 200,
+    });
+    assert_eq!(found, expected);
+}
+
+/// Even where the operator lets clients reach the server's own host. `turn_tcp.py` tries the same by Connect.
+#[test]
+fn the_servers_own_listeners_are_reached_in_no_way() {
+    let Some(found) = edges("doors") else { return };
+    assert_eq!(found, json!({"permitted": [403], "bound": [403], "answered": 0}));
 }

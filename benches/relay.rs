@@ -1,0 +1,228 @@
+//! What a packet costs in the relay's machine alone, without sockets: it must not grow with the number of allocations by more than
+//! the caches make it.
+//!
+//! `cargo bench --bench relay -- --quick`. All limits and checks are on; the caps are out of reach.
+
+#![allow(missing_docs, clippy::unwrap_used, reason = "a bench fails by panicking")]
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use ginnel::clock::Now;
+use ginnel::net::time;
+use ginnel::stun::{
+    Builder, Class, Key, MAGIC_COOKIE, Message, Method, TransactionId, attr, long_term_digest,
+};
+use ginnel::stun_server;
+use ginnel::turn_server::auth::{Authority, Credentials};
+use ginnel::turn_server::machine::{Features, Limits, Marks, Output, Relay, Shared};
+use ginnel::turn_server::mobility::Tickets;
+use ginnel::turn_server::policy::{PeerPolicy, PolicyConfig};
+use ginnel::turn_server::ports::{RelayAddress, RelayPorts};
+use ginnel::turn_server::quota::Quota;
+use ginnel::turn_server::rate::Rate;
+use ginnel::turn_server::{FiveTuple, RelayId, Transport};
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+use std::collections::HashMap;
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+const ALLOCATIONS: [usize; 3] = [1, 1000, 100_000];
+/// A voice packet: 12 bytes of RTP header, 160 of sound.
+const PAYLOAD: usize = 172;
+const CHANNEL: [u8; 2] = [0x40, 0];
+const MARKS: Marks = Marks { ttl: 64, tos: 0 };
+/// Coprime to every number of allocations, so that all of them have their turn, and not in the order of memory.
+const STRIDE: usize = 61_803;
+const SERVER: Ipv4Addr = Ipv4Addr::new(198, 41, 0, 4);
+
+/// A relay with one peer for each allocation.
+struct World {
+    now: Now,
+    relay: Relay,
+    /// Where each allocation's peer is heard: its relay port.
+    ports: Vec<RelayId>,
+    count: usize,
+    turn: usize,
+}
+
+fn client(index: usize) -> FiveTuple {
+    let [_, a, b, c] = (index as u32).to_be_bytes();
+    let client = SocketAddr::from(([10, a, b, c], 40_000));
+    FiveTuple { client, server: SocketAddr::from((SERVER, 3478)), transport: Transport::Udp }
+}
+
+fn peer(index: usize) -> SocketAddr {
+    let [_, a, b, c] = (index as u32).to_be_bytes();
+    SocketAddr::from(([8, a, b, c], 5000))
+}
+
+fn shared() -> Shared {
+    let users = HashMap::from([("load".to_owned(), long_term_digest("load", "r", "pw"))]);
+    let own = IpAddr::from(SERVER);
+    let addresses = [RelayAddress { local: own, advertised: own }];
+    let ports = Arc::new(RelayPorts::new(&addresses, 49_152..=65_535));
+    let policy = PolicyConfig { own_addresses: vec![own], own_ports: vec![3478], ..Default::default() };
+    let out_of_reach = Rate::bytes(1 << 60);
+    Shared {
+        authority: Arc::new(Authority::new("r", Credentials { users, rest: None }, &[5; 32])),
+        alternates: Arc::default(),
+        policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
+        ports,
+        reservations: Arc::default(),
+        quota: Arc::new(Quota::new(u32::MAX, u32::MAX)),
+        addresses: addresses.into(),
+        connections: Arc::default(),
+        tickets: Arc::new(Tickets::new(&[6; 32]).unwrap()),
+        worker: 0,
+        limits: Limits {
+            allocation_bandwidth: out_of_reach,
+            user_bandwidth: out_of_reach,
+            ..Limits::default()
+        },
+        features: Features::default(),
+    }
+}
+
+impl World {
+    /// Makes `count` allocations that have let their peer in by a channel, or by a permission alone.
+    fn new(count: usize, channels: bool) -> Self {
+        // Far from the beginning of the machine's time, where its meters are empty.
+        let began = time::now();
+        let shared = shared();
+        let authority = Arc::clone(&shared.authority);
+        let relay = Relay::new(began, shared, ChaCha20Rng::from_seed([7; 32]));
+        let now = began.after(Duration::from_secs(10));
+        let mut world = Self { now, relay, ports: Vec::with_capacity(count), count, turn: 0 };
+        let key = Key::from_bytes(&long_term_digest("load", "r", "pw"));
+        for index in 0..count {
+            let who = client(index);
+            let nonce = authority.challenge(now, &who).nonce;
+            let mut id = [0; 12];
+            id[..8].copy_from_slice(&(index as u64).to_be_bytes());
+            let mut ask = |step: u8, method, fill: &dyn Fn(Builder) -> Builder| {
+                id[11] = step;
+                let request = Builder::new(Class::Request, method, TransactionId::new(id));
+                let request = fill(request)
+                    .attribute(attr::USERNAME, b"load")
+                    .attribute(attr::REALM, b"r")
+                    .attribute(attr::NONCE, nonce.as_bytes());
+                world.ask(who, &request.integrity(&key).finish());
+            };
+            ask(1, Method::ALLOCATE, &|request| request.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]));
+            let with_peer = |request: Builder| request.xor_address(attr::XOR_PEER_ADDRESS, peer(index));
+            if channels {
+                let number = [CHANNEL[0], CHANNEL[1], 0, 0];
+                ask(2, Method::CHANNEL_BIND, &|request| {
+                    with_peer(request.attribute(attr::CHANNEL_NUMBER, &number))
+                });
+            } else {
+                ask(2, Method::CREATE_PERMISSION, &with_peer);
+            }
+            let indication = send_indication(index);
+            let sent = world.relay.handle_client(now, who, MARKS, &indication).unwrap();
+            assert_eq!(sent.peer, peer(index));
+            world.ports.push(sent.relay);
+        }
+        assert_eq!(world.relay.len(), count);
+        world
+    }
+
+    fn ask(&mut self, who: FiveTuple, request: &[u8]) {
+        assert!(self.relay.handle_client(self.now, who, MARKS, request).is_none());
+        let mut granted = false;
+        while let Some(output) = self.relay.poll_output() {
+            match output {
+                Output::OpenRelay { relay, .. } => self.relay.handle_relay_opened(self.now, relay, true),
+                Output::Reply { bytes, .. } => {
+                    granted = Message::parse(&bytes).unwrap().class() == Class::Success;
+                }
+                _ => {}
+            }
+        }
+        assert!(granted, "a request was refused");
+    }
+
+    /// The allocation whose turn it is.
+    fn next(&mut self) -> usize {
+        self.turn = (self.turn + STRIDE) % self.count;
+        self.turn
+    }
+
+    fn client_sends(&mut self, index: usize, bytes: &[u8]) {
+        let passed = self.relay.handle_client(self.now, client(index), MARKS, bytes);
+        assert!(black_box(passed).is_some());
+    }
+
+    fn peer_sends(&mut self, payload: &[u8]) {
+        let index = self.next();
+        let passed = self.relay.handle_peer(self.now, self.ports[index], peer(index), MARKS, payload);
+        assert!(black_box(passed).is_some());
+    }
+}
+
+fn send_indication(index: usize) -> Vec<u8> {
+    Builder::new(Class::Indication, Method::SEND, TransactionId::new([9; 12]))
+        .xor_address(attr::XOR_PEER_ADDRESS, peer(index))
+        .attribute(attr::DATA, &[7; PAYLOAD])
+        .finish()
+}
+
+/// Puts another IPv4 address into a Send indication, whose first attribute names the peer.
+fn readdress(indication: &mut [u8], index: usize) {
+    let SocketAddr::V4(address) = peer(index) else { return };
+    let xored = u32::from(*address.ip()) ^ MAGIC_COOKIE;
+    indication[28..32].copy_from_slice(&xored.to_be_bytes());
+}
+
+fn relaying(c: &mut Criterion) {
+    let payload = [7; PAYLOAD];
+    let frame = [&CHANNEL[..], &(PAYLOAD as u16).to_be_bytes(), &payload].concat();
+    for channels in [true, false] {
+        for count in ALLOCATIONS {
+            let mut world = World::new(count, channels);
+            let (up, down) = match channels {
+                true => ("channel to peer", "peer to channel"),
+                false => ("send indication", "data indication"),
+            };
+            let mut group = c.benchmark_group(up);
+            group.throughput(Throughput::Elements(1));
+            let mut indication = send_indication(0);
+            group.bench_function(BenchmarkId::from_parameter(count), |b| {
+                b.iter(|| {
+                    let index = world.next();
+                    if channels {
+                        world.client_sends(index, black_box(&frame));
+                    } else {
+                        readdress(&mut indication, index);
+                        world.client_sends(index, black_box(&indication));
+                    }
+                });
+            });
+            group.finish();
+            let mut group = c.benchmark_group(down);
+            group.throughput(Throughput::Elements(1));
+            group.bench_function(BenchmarkId::from_parameter(count), |b| {
+                b.iter(|| world.peer_sends(black_box(&payload)));
+            });
+            group.finish();
+        }
+    }
+}
+
+fn binding(c: &mut Criterion) {
+    let request = Builder::new(Class::Request, Method::BINDING, TransactionId::new([4; 12])).finish();
+    let mut group = c.benchmark_group("binding");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("answer", |b| {
+        b.iter(|| {
+            let message = Message::parse(black_box(&request)).unwrap();
+            stun_server::answer(&message, peer(1)).unwrap()
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, binding, relaying);
+criterion_main!(benches);

@@ -1,0 +1,184 @@
+//! The client against answers written here, under a fake clock.
+
+use super::*;
+use crate::net::time::now;
+
+const RELAYED: &str = "198.51.100.1:49152";
+const PEER: &str = "203.0.113.9:7";
+
+fn client(stream: bool) -> Client {
+    let credentials = Arc::new(Credentials::new("alice", "pw"));
+    Client::new(Login { credentials, stream, v6: false }, 7)
+}
+
+fn key() -> Key {
+    Credentials::new("alice", "pw").key("r")
+}
+
+/// The one request that is to be sent.
+fn request(client: &mut Client) -> Vec<u8> {
+    let bytes = client.poll_transmit().unwrap();
+    assert_eq!(client.poll_transmit(), None);
+    bytes
+}
+
+fn answer(class: Class, request: &[u8]) -> Builder {
+    let request = Message::parse(request).unwrap();
+    Builder::new(class, request.method(), request.transaction())
+}
+
+fn tell(client: &mut Client, at: Instant, answer: Builder) {
+    client.handle(at, &Message::parse(&answer.finish()).unwrap());
+}
+
+fn challenge(client: &mut Client, at: Instant, code: u16, nonce: &[u8]) {
+    let asked = request(client);
+    let answer = answer(Class::Error, &asked).error(code, "");
+    tell(client, at, answer.attribute(attr::REALM, b"r").attribute(attr::NONCE, nonce));
+}
+
+fn grant(client: &mut Client, at: Instant) {
+    let asked = request(client);
+    let message = Message::parse(&asked).unwrap();
+    assert!(message.verify(&key()).is_some(), "{:?} is not signed", message.method());
+    let answer = answer(Class::Success, &asked)
+        .xor_address(attr::XOR_RELAYED_ADDRESS, RELAYED.parse().unwrap())
+        .attribute(attr::LIFETIME, &600_u32.to_be_bytes());
+    tell(client, at, answer.integrity(&key()));
+}
+
+fn allocated(at: Instant) -> Client {
+    let mut client = client(false);
+    client.allocate(at);
+    challenge(&mut client, at, 401, b"n");
+    grant(&mut client, at);
+    assert_eq!(client.poll_event(), Some(Event::Allocated { relayed: RELAYED.parse().unwrap() }));
+    client
+}
+
+#[test]
+fn a_client_answers_the_challenge_binds_its_peer_and_releases() {
+    let at = now().mono;
+    let mut client = allocated(at);
+    client.reach(at, PEER.parse().unwrap(), true);
+    grant(&mut client, at);
+    assert_eq!(client.poll_event(), Some(Event::Reached));
+    client.release(at);
+    grant(&mut client, at);
+    assert_eq!((client.poll_event(), client.relayed()), (Some(Event::Released), None));
+    assert_eq!(client.poll_timeout(), None);
+}
+
+#[test]
+fn what_would_expire_is_renewed() {
+    let at = now().mono;
+    let mut client = allocated(at);
+    client.reach(at, PEER.parse().unwrap(), false);
+    grant(&mut client, at);
+    client.poll_event();
+    let mut asked = Vec::new();
+    while asked.len() < 5 {
+        let at = client.poll_timeout().unwrap();
+        client.handle_timeout(at);
+        let bytes = client.transmits.front().unwrap().clone();
+        asked.push(Message::parse(&bytes).unwrap().method());
+        grant(&mut client, at);
+        client.poll_event();
+    }
+    let (permit, refresh) = (Method::CREATE_PERMISSION, Method::REFRESH);
+    assert_eq!(asked, [permit, refresh, permit, refresh, permit]);
+}
+
+#[test]
+fn wrong_credentials_are_refused_in_words() {
+    let at = now().mono;
+    let mut client = client(false);
+    client.allocate(at);
+    challenge(&mut client, at, 401, b"n");
+    challenge(&mut client, at, 401, b"n");
+    let Some(Event::Failed(refusal)) = client.poll_event() else { panic!("went on") };
+    assert!(refusal.to_string().starts_with("the server refused these credentials (401"));
+    assert_eq!(client.poll_timeout(), None);
+}
+
+#[test]
+fn a_stale_nonce_is_replaced_but_not_for_ever() {
+    let at = now().mono;
+    let mut client = client(false);
+    client.allocate(at);
+    challenge(&mut client, at, 401, b"n");
+    for nonce in [b"1", b"2", b"3"] {
+        challenge(&mut client, at, 438, nonce);
+        let next = client.transmits.front().unwrap();
+        assert_eq!(Message::parse(next).unwrap().nonce().unwrap().as_bytes(), nonce);
+    }
+    challenge(&mut client, at, 438, b"4");
+    assert!(matches!(client.poll_event(), Some(Event::Failed(Refusal::Answer { code: 438, .. }))));
+}
+
+#[test]
+fn silence_is_asked_again_and_ends() {
+    let at = now().mono;
+    let mut client = client(false);
+    client.allocate(at);
+    let first = request(&mut client);
+    let mut again = 0;
+    while let Some(due) = client.poll_timeout() {
+        client.handle_timeout(due);
+        while let Some(bytes) = client.poll_transmit() {
+            assert_eq!(bytes, first);
+            again += 1;
+        }
+    }
+    assert_eq!(again, TRIES - 1);
+    let Some(Event::Failed(refusal)) = client.poll_event() else { panic!("still asking") };
+    assert!(refusal.to_string().starts_with("no answer to Allocate after 5 tries in 7 s"), "{refusal}");
+}
+
+#[test]
+fn over_a_stream_nothing_is_sent_twice() {
+    let mut client = client(true);
+    client.allocate(now().mono);
+    request(&mut client);
+    client.handle_timeout(client.poll_timeout().unwrap());
+    assert_eq!(client.poll_transmit(), None);
+    assert!(matches!(client.poll_event(), Some(Event::Failed(Refusal::Silence { tries: 1, .. }))));
+}
+
+#[test]
+fn a_forged_success_is_no_answer() {
+    let at = now().mono;
+    let mut client = client(false);
+    client.allocate(at);
+    challenge(&mut client, at, 401, b"n");
+    let asked = request(&mut client);
+    let forged = answer(Class::Success, &asked)
+        .xor_address(attr::XOR_RELAYED_ADDRESS, RELAYED.parse().unwrap())
+        .integrity(&Key::short_term("no"));
+    tell(&mut client, at, forged);
+    assert_eq!((client.poll_event(), client.relayed()), (None, None));
+    assert!(client.poll_timeout().is_some());
+}
+
+#[test]
+fn an_alternate_server_is_named() {
+    let at = now().mono;
+    let mut client = client(false);
+    client.allocate(at);
+    let asked = request(&mut client);
+    let elsewhere = answer(Class::Error, &asked).error(300, "Try Alternate");
+    tell(&mut client, at, elsewhere.plain_address(attr::ALTERNATE_SERVER, PEER.parse().unwrap()));
+    let Some(Event::Failed(refusal)) = client.poll_event() else { panic!("went on") };
+    assert!(refusal.to_string().contains(PEER), "{refusal}");
+}
+
+#[test]
+fn a_terminal_is_not_steered_by_a_servers_words() {
+    let at = now().mono;
+    let mut client = client(false);
+    client.allocate(at);
+    let asked = request(&mut client);
+    tell(&mut client, at, answer(Class::Error, &asked).error(500, "\u{1b}[2J no"));
+    let Some(Event::Failed(refusal)) = client.poll_event() else { panic!("went on") };
+    assert!(refusal.to_string().contains("500 [2J no"), "{refusal}");
+}

@@ -1,0 +1,64 @@
+//! Who the load is for: a name and a password, or one made of a shared secret.
+
+use crate::stun::{Key, long_term_digest};
+use crate::turn_server::auth::RestSecret;
+use std::fmt;
+
+/// Long-term credentials ([RFC 8489 section 9.2](https://www.rfc-editor.org/rfc/rfc8489#section-9.2)), in the form that every
+/// server knows: MD5 and MESSAGE-INTEGRITY.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    user: String,
+    password: String,
+}
+
+impl Credentials {
+    /// Takes a user's name and password.
+    #[must_use]
+    pub fn new(user: &str, password: &str) -> Self {
+        Self { user: user.to_owned(), password: password.to_owned() }
+    }
+
+    /// Makes the time-limited credentials of the TURN REST scheme for `name`, good until `expires_unix`.
+    #[must_use]
+    pub fn rest(name: &str, secret: &[u8], expires_unix: u64) -> Self {
+        let minted = RestSecret::new(secret).mint(name, expires_unix);
+        Self { user: minted.username, password: minted.credential }
+    }
+
+    /// Returns the user name as the server is told it.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// Makes the key for `realm`.
+    #[must_use]
+    pub fn key(&self, realm: &str) -> Key {
+        Key::from_bytes(&long_term_digest(&self.user, realm, &self.password))
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_output_holds_neither_name_nor_password() {
+        let text = format!("{:?}", Credentials::new("alice", "secret"));
+        assert!(!text.contains("alice") && !text.contains("secret"), "{text}");
+    }
+
+    #[test]
+    fn rest_credentials_are_those_of_the_scheme() {
+        let credentials = Credentials::rest("load", b"north", 1_700_000_000);
+        assert_eq!(credentials.user(), "1700000000:load");
+        assert_eq!(credentials.password.len(), 28);
+    }
+}

@@ -1,0 +1,101 @@
+//! Why a load ends before its time.
+
+use super::refusal::Refusal;
+use super::target::Target;
+use nix::errno::Errno;
+use std::io;
+use std::net::SocketAddr;
+
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// A setting makes no sense.
+    #[error("{what} must be {rule}")]
+    Setting {
+        /// Which one.
+        what: &'static str,
+        /// What it must be.
+        rule: &'static str,
+    },
+    /// The process to watch is not there.
+    #[error("process {pid} cannot be watched: {source}")]
+    Process {
+        /// Its id.
+        pid: u32,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The processor to run on is not there.
+    #[error("cannot run on processor {cpu}: {source}")]
+    Pin {
+        /// Its number.
+        cpu: usize,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A client cannot be connected.
+    #[error("no way to {transport} {address}: {source}")]
+    Connect {
+        /// The server.
+        address: SocketAddr,
+        /// By what.
+        transport: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// Too many sockets.
+    #[error("out of descriptors after {opened} sockets: ask for fewer, or raise the limit (ulimit -n)")]
+    Descriptors {
+        /// How many there were.
+        opened: usize,
+    },
+    /// Nobody is there.
+    #[error("nothing listens on {transport} {address}: is the server running, and is this its port?")]
+    NobodyThere {
+        /// The server.
+        address: SocketAddr,
+        /// By what.
+        transport: &'static str,
+    },
+    /// The server has closed a connection.
+    #[error(
+        "the server closed connection {number} of {of} ({address}); ginnel: raise limits.connections_per_address"
+    )]
+    Closed {
+        /// The server.
+        address: SocketAddr,
+        /// Which one.
+        number: usize,
+        /// Of how many.
+        of: usize,
+    },
+    /// A client was refused something.
+    #[error("client {number} of {of}: {refusal}")]
+    Refused {
+        /// Which one.
+        number: usize,
+        /// Of how many.
+        of: usize,
+        /// What it was told.
+        refusal: Refusal,
+    },
+    /// It was interrupted before there was anything to report.
+    #[error("interrupted")]
+    Interrupted,
+    /// The system does not play along.
+    #[error(transparent)]
+    System(#[from] io::Error),
+}
+
+impl LoadError {
+    /// Names what kept a client from being connected.
+    pub(super) fn connecting(target: Target, opened: usize, source: io::Error) -> Self {
+        let (address, transport) = (target.address(), target.transport().name());
+        match source.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::EMFILE | Errno::ENFILE) => Self::Descriptors { opened },
+            Some(Errno::ECONNREFUSED) => Self::NobodyThere { address, transport },
+            _ => Self::Connect { address, transport, source },
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Traffic: sends as the pace allows, takes what arrives, and counts.
+
+use super::error::LoadError;
+use super::fleet::Fleet;
+use super::histogram::Histogram;
+use super::pace::{Drive, Pace};
+use super::process::Process;
+use super::socket::Run;
+use super::stamp::{STAMP_LEN, Stamp};
+use super::{Progress, Times};
+use crate::net::time;
+use crate::stun::{Class, Message};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long stragglers are waited for.
+const STRAGGLERS: Duration = Duration::from_millis(500);
+/// The poll loop's timer counts in ms; what is due sooner is waited for awake.
+const TOO_SHORT_TO_SLEEP: Duration = Duration::from_micros(1500);
+
+/// What is sent, and what is expected to come of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Course {
+    /// Binding requests, each answered to the socket that sent it.
+    Answers,
+    /// Payloads, each to the other leg of its flow: 0 and 1, 2 and 3, and so on.
+    OneWay,
+    /// The same, and back from there.
+    Echo,
+}
+
+/// One load.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) course: Course,
+    /// The legs that send by themselves.
+    pub(super) senders: Vec<usize>,
+    pub(super) drive: Drive,
+    pub(super) burst: u32,
+    /// Bytes of each payload.
+    pub(super) size: usize,
+    pub(super) times: Times,
+    pub(super) process: Option<Process>,
+    /// Tells this run's packets from an earlier one's.
+    pub(super) tag: u16,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) elapsed: Duration,
+    pub(super) sent: u64,
+    /// Of those that were sent: how many arrived, whenever.
+    pub(super) received: u64,
+    /// How many arrived anywhere while it was measured.
+    pub(super) delivered: u64,
+    pub(super) misdelivered: u64,
+    pub(super) refused: u64,
+    pub(super) held_back: u64,
+    pub(super) left_out: u64,
+    pub(super) latency: Histogram,
+    pub(super) server_cpu: Option<Duration>,
+    pub(super) own_cpu: Duration,
+}
+
+struct Tally<'a> {
+    plan: &'a Plan,
+    epoch: Instant,
+    pace: Pace,
+    from: u64,
+    to: u64,
+    outcome: Outcome,
+}
+
+/// CPU time used by the server and by this process until now, in ns.
+fn used(plan: &Plan) -> Result<(Option<u64>, u64), LoadError> {
+    let watched = |process: &Process| {
+        process.cpu_ns().map_err(|source| LoadError::Process { pid: process.pid(), source })
+    };
+    let server = plan.process.as_ref().map(watched).transpose()?;
+    Ok((server, Process::own().cpu_ns()?))
+}
+
+/// Runs a load to its end.
+pub(super) fn run(
+    fleet: &mut Fleet,
+    plan: &Plan,
+    stop: &AtomicBool,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Outcome, LoadError> {
+    let Times { warm_up, seconds } = plan.times;
+    let mut tally = Tally {
+        plan,
+        epoch: time::now().mono,
+        pace: Pace::new(plan.drive, plan.burst),
+        from: u64::MAX,
+        to: u64::MAX,
+        outcome: Outcome::default(),
+    };
+    let mut sender = Sender { next: 0, number: 0, run: Run::default() };
+    let end = ns(warm_up + seconds);
+    let mut used_before = (None, 0);
+    let mut next_line = ns(Duration::from_secs(1));
+    loop {
+        let now = tally.now();
+        if tally.from == u64::MAX && now >= ns(warm_up) {
+            used_before = used(plan)?;
+            tally.from = tally.now();
+        }
+        if now >= end || stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let due = tally.pace.due(now);
+        let sent = sender.send(fleet, &mut tally, due)?;
+        let wait = if sent > 0 { Duration::ZERO } else { tally.pace.wait(now) };
+        let wait = if wait < TOO_SHORT_TO_SLEEP { Duration::ZERO } else { wait - Duration::from_millis(1) };
+        fleet.turn(wait.min(Duration::from_millis(100)), &mut |leg, at, payload| {
+            tally.arrived(leg, at, payload)
+        })?;
+        fleet.check_news()?;
+        if now >= next_line {
+            next_line += ns(Duration::from_secs(1));
+            progress(tally.progress(now, end));
+        }
+    }
+    if tally.from == u64::MAX {
+        return Err(LoadError::Interrupted);
+    }
+    tally.to = tally.now();
+    let used_after = used(plan)?;
+    let patience = time::now().mono + STRAGGLERS;
+    while tally.outcome.received < tally.outcome.sent && time::now().mono < patience {
+        fleet.turn(Duration::from_millis(10), &mut |leg, at, payload| tally.arrived(leg, at, payload))?;
+    }
+    let mut outcome = tally.outcome;
+    outcome.elapsed = Duration::from_nanos(tally.to - tally.from);
+    outcome.left_out = tally.pace.left_out();
+    outcome.server_cpu =
+        used_after.0.zip(used_before.0).map(|(a, b)| Duration::from_nanos(a.saturating_sub(b)));
+    outcome.own_cpu = Duration::from_nanos(used_after.1.saturating_sub(used_before.1));
+    Ok(outcome)
+}
+
+fn ns(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+struct Sender {
+    next: usize,
+    number: u32,
+    run: Run,
+}
+
+impl Sender {
+    /// Sends `due` packets, a burst for each sender in turn; returns how many left.
+    fn send(&mut self, fleet: &mut Fleet, tally: &mut Tally<'_>, due: u64) -> Result<u64, LoadError> {
+        let plan = tally.plan;
+        let mut left = due;
+        let mut sent = 0;
+        while left > 0 {
+            let leg = plan.senders[self.next];
+            self.next = (self.next + 1) % plan.senders.len();
+            let count = if plan.senders.len() == 1 { left } else { left.min(plan.burst.into()) };
+            let at = tally.now();
+            self.write(fleet, plan, leg, count, at);
+            let taken = fleet.send_run(leg, &self.run)? as u64;
+            tally.pace.left(at, taken);
+            tally.pace.held_back(count - taken);
+            if at >= tally.from {
+                tally.outcome.sent += taken;
+                tally.outcome.held_back += count - taken;
+            }
+            sent += taken;
+            left -= count;
+        }
+        Ok(sent)
+    }
+
+    fn write(&mut self, fleet: &Fleet, plan: &Plan, leg: usize, count: u64, at: u64) {
+        let (head, padding) = fleet.head(leg);
+        let stamp_at = if plan.course == Course::Answers { head.len() - STAMP_LEN } else { head.len() };
+        let tail = plan.size + padding;
+        self.run.clear();
+        for _ in 0..count {
+            let number = match plan.course {
+                Course::Answers => self.number,
+                _ => u32::try_from(leg).unwrap_or(u32::MAX),
+            };
+            self.number = self.number.wrapping_add(1);
+            let begin = self.run.bytes.len();
+            self.run.bytes.extend_from_slice(head);
+            self.run.bytes.resize(begin + head.len() + tail, 0);
+            let stamp = Stamp { tag: plan.tag, number, at }.bytes();
+            self.run.bytes[begin + stamp_at..][..STAMP_LEN].copy_from_slice(&stamp);
+        }
+        self.run.count = count as usize;
+    }
+}
+
+impl Tally<'_> {
+    fn now(&self) -> u64 {
+        self.ns_at(time::now().mono)
+    }
+
+    fn ns_at(&self, at: Instant) -> u64 {
+        ns(at.saturating_duration_since(self.epoch))
+    }
+
+    /// Counts an arrival; returns whether it goes back.
+    fn arrived(&mut self, leg: usize, at: Instant, payload: &[u8]) -> bool {
+        let Some(stamp) = self.read(payload).filter(|stamp| stamp.tag == self.plan.tag) else { return false };
+        let sender = stamp.number as usize;
+        let goes_back = self.plan.course == Course::Echo && sender == leg ^ 1;
+        let expected = match self.plan.course {
+            Course::Answers => true,
+            Course::OneWay => sender == leg ^ 1,
+            Course::Echo => sender & !1 == leg & !1,
+        };
+        if !expected || self.plan.course != Course::Answers && payload.len() != self.plan.size {
+            self.outcome.misdelivered += 1;
+            return false;
+        }
+        let now = self.ns_at(at);
+        if (self.from..self.to).contains(&now) {
+            self.outcome.delivered += 1;
+        }
+        if !goes_back {
+            self.pace.arrived(stamp.at);
+            if (self.from..self.to).contains(&stamp.at) {
+                self.outcome.received += 1;
+                self.outcome.latency.record(now.saturating_sub(stamp.at));
+            }
+        }
+        goes_back
+    }
+
+    fn read(&mut self, payload: &[u8]) -> Option<Stamp> {
+        if self.plan.course != Course::Answers {
+            return Stamp::read(payload);
+        }
+        let message = Message::parse(payload).ok()?;
+        if message.class() == Class::Error {
+            self.outcome.refused += 1;
+            return None;
+        }
+        Stamp::read(&message.transaction().0[4..])
+    }
+
+    fn progress(&self, now: u64, end: u64) -> Progress {
+        let Outcome { sent, received, .. } = self.outcome;
+        Progress {
+            elapsed: Duration::from_nanos(now),
+            whole: Duration::from_nanos(end),
+            warming_up: self.from == u64::MAX,
+            sent,
+            received,
+        }
+    }
+}

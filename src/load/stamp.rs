@@ -1,0 +1,54 @@
+//! What a packet carries so that its arrival says whose it is and how long it took: 12 bytes, as many as a transaction id has.
+
+/// Bytes of a stamp, and so the smallest payload that can be measured.
+pub const STAMP_LEN: usize = 12;
+/// Times have 48 bits: 78 hours in nanoseconds.
+const TIME_MASK: u64 = (1 << 48) - 1;
+
+/// The first bytes of a payload, or a transaction id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    /// The run it belongs to; what an earlier run has left under way has another one.
+    pub tag: u16,
+    /// The sender, or the number of the request.
+    pub number: u32,
+    /// When it was sent, in ns since the beginning of the run.
+    pub at: u64,
+}
+
+impl Stamp {
+    /// Returns the bytes.
+    #[must_use]
+    pub fn bytes(self) -> [u8; STAMP_LEN] {
+        let mut bytes = [0; STAMP_LEN];
+        bytes[..2].copy_from_slice(&self.tag.to_be_bytes());
+        bytes[2..6].copy_from_slice(&self.number.to_be_bytes());
+        bytes[6..].copy_from_slice(&(self.at & TIME_MASK).to_be_bytes()[2..]);
+        bytes
+    }
+
+    /// Reads the stamp at the beginning of `bytes`; `None` where they are too few.
+    #[must_use]
+    pub fn read(bytes: &[u8]) -> Option<Self> {
+        let &[t0, t1, n0, n1, n2, n3, ref at @ ..] = bytes.first_chunk::<STAMP_LEN>()?;
+        let mut wide = [0; 8];
+        wide[2..].copy_from_slice(at);
+        Some(Self {
+            tag: u16::from_be_bytes([t0, t1]),
+            number: u32::from_be_bytes([n0, n1, n2, n3]),
+            at: u64::from_be_bytes(wide),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_is_read_as_it_was_written() {
+        let stamp = Stamp { tag: 0xABCD, number: 70_000, at: 3_600_000_000_000 };
+        assert_eq!(Stamp::read(&stamp.bytes()), Some(stamp));
+        assert_eq!(Stamp::read(&stamp.bytes()[..11]), None);
+    }
+}

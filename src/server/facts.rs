@@ -1,0 +1,139 @@
+//! What the server finds out at its start: its addresses, and what clients are told to use.
+
+use super::doors::Doors;
+use super::{Config, ServerError, TlsConfig, TurnConfig};
+use crate::net::certificate::Certificate;
+use crate::net::interfaces;
+use crate::net::time;
+use crate::signaling::IceServers;
+use crate::state::State;
+use crate::turn_server::auth::RestSecret;
+use crate::turn_server::ports::RelayAddress;
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+/// What the server found out and decided at its start.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// Where it listens, UDP and TCP alike.
+    pub listen: Vec<SocketAddr>,
+    /// The second UDP port.
+    pub aux_port: u16,
+    /// The port for TLS and DTLS alone; the main port takes both as well.
+    pub tls_port: Option<u16>,
+    /// Whether the server signs its certificate itself.
+    pub tls_self_signed: bool,
+    /// The host that `turns:` URLs name; none with a self-signed certificate.
+    pub tls_name: Option<String>,
+    /// What clients are told to use, the farthest-reaching first.
+    pub advertised: Vec<SocketAddr>,
+    /// Relay sockets' addresses and what peers see.
+    pub relay: Vec<RelayAddress>,
+    /// Threads of the data plane.
+    pub workers: usize,
+    pub(super) ice: IceServers,
+}
+
+impl Facts {
+    /// Puts together what is known once the ports are open.
+    pub(super) fn gather(
+        config: &Config,
+        state: &State,
+        own: &[IpAddr],
+        certificate: &Certificate,
+        doors: &Doors,
+    ) -> Result<Self, ServerError> {
+        let advertised = advertised(config, own, doors.port);
+        let (secret, _) = config.auth.secrets(&config.turn, state);
+        let mut ice = ice_servers(&config.turn, &advertised, secret);
+        let tls_name = tls_name(&config.tls, certificate);
+        let tls_port = doors.tls_port.unwrap_or(doors.port);
+        ice.turn_urls.extend(tls_name.as_deref().map(|name| turns_url(name, tls_port)));
+        Ok(Self {
+            listen: doors.listen.clone(),
+            aux_port: doors.aux_port,
+            tls_port: doors.tls_port,
+            tls_self_signed: certificate.self_signed,
+            tls_name,
+            advertised,
+            relay: relay_addresses(config, own)?,
+            workers: doors.per_worker.len(),
+            ice,
+        })
+    }
+
+    /// Makes the `iceServers` JSON for a browser, with credentials minted for `name`.
+    #[must_use]
+    pub fn ice_servers(&self, name: &str) -> serde_json::Value {
+        serde_json::json!({ "iceServers": self.ice.admitted(time::now(), name) })
+    }
+}
+
+/// Returns what clients of a server with this configuration are told to use, without starting one.
+///
+/// # Errors
+/// The system does not tell this host's addresses.
+pub fn ice_offer(config: &Config, state: &State) -> io::Result<IceServers> {
+    let advertised = advertised(config, &interfaces::addresses()?, config.port);
+    Ok(ice_servers(&config.turn, &advertised, config.auth.secrets(&config.turn, state).0))
+}
+
+/// Chooses one relay address a family: the configured one, else the one listened on, else the farthest-reaching.
+pub(super) fn relay_addresses(config: &Config, own: &[IpAddr]) -> Result<Vec<RelayAddress>, ServerError> {
+    let specific: Vec<IpAddr> = config.listen.iter().copied().filter(|ip| !ip.is_unspecified()).collect();
+    let listened = |v6| config.listen.iter().any(|ip| ip.is_ipv6() == v6);
+    let of_family = |list: &[IpAddr], v6: bool| list.iter().copied().find(|ip| ip.is_ipv6() == v6);
+    let choose = |v6: bool| {
+        let local = of_family(&config.turn.relay_addresses, v6)
+            .or_else(|| of_family(&specific, v6))
+            .or_else(|| interfaces::farthest(own, v6).filter(|_| listened(v6)))?;
+        Some(RelayAddress { local, advertised: of_family(&config.public, v6).unwrap_or(local) })
+    };
+    let chosen: Vec<_> = [choose(false), choose(true)].into_iter().flatten().collect();
+    if chosen.is_empty() { Err(ServerError::NoRelayAddress) } else { Ok(chosen) }
+}
+
+/// Says which addresses clients are told: the public ones, else one a family.
+fn advertised(config: &Config, own: &[IpAddr], port: u16) -> Vec<SocketAddr> {
+    let mut addresses = config.public.clone();
+    for v6 in [false, true] {
+        if addresses.iter().any(|ip| ip.is_ipv6() == v6) {
+            continue;
+        }
+        let specific = config.listen.iter().copied().find(|ip| ip.is_ipv6() == v6 && !ip.is_unspecified());
+        let any = config.listen.iter().any(|ip| ip.is_ipv6() == v6);
+        addresses.extend(specific.or_else(|| interfaces::farthest(own, v6).filter(|_| any)));
+    }
+    addresses.sort_by_key(|ip| interfaces::reach(*ip));
+    let best = addresses.first().map(|ip| interfaces::reach(*ip));
+    addresses.retain(|ip| Some(interfaces::reach(*ip)) == best || config.public.contains(ip));
+    addresses.into_iter().map(|ip| SocketAddr::new(ip, port)).collect()
+}
+
+fn ice_servers(turn: &TurnConfig, advertised: &[SocketAddr], secret: RestSecret) -> IceServers {
+    let urls = |scheme: &str, query: &str| {
+        advertised.iter().map(|a| format!("{scheme}:{a}{query}")).collect::<Vec<_>>()
+    };
+    IceServers {
+        stun_urls: urls("stun", ""),
+        turn_urls: [urls("turn", "?transport=udp"), urls("turn", "?transport=tcp")].concat(),
+        ttl: turn.credentials_ttl,
+        secret: Some(secret),
+    }
+}
+
+/// Returns the host of `turns:` URLs: browsers verify the certificate, so there is none without a real one.
+fn tls_name(config: &TlsConfig, certificate: &Certificate) -> Option<String> {
+    if certificate.self_signed {
+        return None;
+    }
+    config.name.clone().or_else(|| certificate.name())
+}
+
+fn turns_url(name: &str, port: u16) -> String {
+    let host = match name.parse::<Ipv6Addr>() {
+        Ok(ip) => format!("[{ip}]"),
+        Err(_) => name.to_owned(),
+    };
+    format!("turns:{host}:{port}?transport=tcp")
+}

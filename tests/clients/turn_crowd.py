@@ -1,0 +1,164 @@
+"""Many clients of one server at once. Standard library only.
+
+    turn_crowd.py many SERVER USER PASSWORD COUNT SAMPLE PID
+        allocates COUNT times from as many sockets, and lets SAMPLE of them talk to a peer each; PID is the server's
+    turn_crowd.py same SERVER USER PASSWORD COUNT
+        COUNT clients talk to one and the same peer
+    turn_crowd.py mutual SERVER USER PASSWORD
+        two clients talk to each other through their relayed addresses, by Send and by channel
+    turn_crowd.py until SERVER RESTSECRET LIFETIME
+        an allocation whose credentials are good for LIFETIME seconds: until when its peer and it hear of each other
+
+prints one JSON object
+"""
+
+import base64
+import hmac
+import json
+import os
+import resource
+import socket
+import sys
+import time
+
+from turn import Allocation, split
+
+CHANNEL = 0x4000
+TRIES = 5
+
+
+def peer_socket():
+    peer = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    peer.bind(("127.0.0.1", 0))
+    peer.settimeout(1)
+    return peer
+
+
+def udp_sockets(pid):
+    """How many UDP sockets a process has, in both families."""
+    inodes = set()
+    for table in ("udp", "udp6"):
+        with open(f"/proc/{pid}/net/{table}") as rows:
+            inodes.update(row.split()[9] for row in list(rows)[1:])
+    links = (os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd"))
+    return sum(link[8:-1] in inodes for link in links if link.startswith("socket:["))
+
+
+def talks(client, peer, word):
+    """Whether a word passes there and back, both ways through the client's relayed address."""
+    address = peer.getsockname()
+    for _ in range(TRIES):
+        client.send(address, word)
+        try:
+            heard, source = peer.recvfrom(64)
+        except TimeoutError:
+            continue
+        peer.sendto(heard.upper(), source)
+        if heard == word and client.relayed_data(1) == (address, word.upper()):
+            return source
+    return None
+
+
+def many(server, user, password, count, sample, pid):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    before = udp_sockets(pid)
+    clients = [Allocation(server, user, password) for _ in range(count)]
+    ports = {client.relayed for client in clients}
+    sockets = udp_sockets(pid) - before
+    chosen = clients[:: count // sample][:sample]
+    peers = [peer_socket() for _ in chosen]
+    permitted = [client.permit(peer.getsockname()) for client, peer in zip(chosen, peers)]
+    talked = [talks(client, peer, b"word %d" % number) for number, (client, peer) in enumerate(zip(chosen, peers))]
+    print(
+        json.dumps(
+            {
+                "allocations": len(clients),
+                "ports": len(ports),
+                "sockets": sockets,
+                "permitted": permitted.count(200),
+                "talked": sum(source is not None for source in talked),
+                "by their own address": sum(s == c.relayed for s, c in zip(talked, chosen)),
+            }
+        )
+    )
+
+
+def same(server, user, password, count):
+    """Each hears what the peer says to it, although some have the same relayed address."""
+    peer = peer_socket()
+    clients = [Allocation(server, user, password) for _ in range(count)]
+    permitted = [client.permit(peer.getsockname()) for client in clients]
+    sources = [talks(client, peer, b"client %d" % number) for number, client in enumerate(clients)]
+    again = [talks(client, peer, b"again %d" % number) for number, client in enumerate(clients)]
+    print(
+        json.dumps(
+            {
+                "permitted": permitted,
+                "talked": [source is not None for source in sources],
+                "different": len(set(sources)) == len(sources),
+                "again": again == sources,
+            }
+        )
+    )
+
+
+def mutual(server, user, password):
+    one, two = (Allocation(server, user, password) for _ in range(2))
+    result = {"permit": [one.permit(two.relayed), two.permit(one.relayed)], "send": 0, "channel": 0}
+    for number in range(100):
+        result["send"] += hears(two, (one.relayed, b"%d" % number), lambda: one.send(two.relayed, b"%d" % number))
+        result["send"] += hears(one, (two.relayed, b"%d" % number), lambda: two.send(one.relayed, b"%d" % number))
+    result["bind"] = [one.bind(CHANNEL, two.relayed), two.bind(CHANNEL + 1, one.relayed)]
+    for number in range(100):
+        word = b"%d" % number
+        result["channel"] += hears(two, (CHANNEL + 1, word), lambda: one.send_channel(CHANNEL, word))
+        result["channel"] += hears(one, (CHANNEL, word), lambda: two.send_channel(CHANNEL + 1, word))
+    print(json.dumps(result))
+
+
+def hears(client, expected, act):
+    for _ in range(TRIES):
+        act()
+        if client.relayed_data(1) == expected:
+            return True
+    return False
+
+
+def until(server, secret, lifetime):
+    end = int(time.time()) + lifetime
+    name = b"%d:guest" % end
+    password = base64.b64encode(hmac.digest(secret, name, "sha1"))
+    client, peer = Allocation(server, name, password), peer_socket()
+    client.permit(peer.getsockname())
+    client.bind(CHANNEL, peer.getsockname())
+    peer.settimeout(0.02)
+    heard = {"peer": 0, "client": 0}
+    while time.time() < end + 3:
+        client.send_channel(CHANNEL, b"on")
+        peer.sendto(b"back", client.relayed)
+        try:
+            peer.recv(64)
+            heard["peer"] = time.time() - end
+        except TimeoutError:
+            pass
+        if client.relayed_data(0.02):
+            heard["client"] = time.time() - end
+    print(json.dumps({who: round(when, 2) for who, when in heard.items()}))
+
+
+def main(verb, server, *rest):
+    server = split(server)
+    if verb == "until":
+        return until(server, rest[0].encode(), int(rest[1]))
+    user, password, *numbers = rest
+    user, password, numbers = user.encode(), password.encode(), [int(number) for number in numbers]
+    verbs = {"many": many, "same": same, "mutual": mutual}
+    if verb not in verbs:
+        sys.exit(__doc__)
+    verbs[verb](server, user, password, *numbers)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 5:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])

@@ -1,0 +1,196 @@
+//! `ginnel load` against our own server, and against coturn's, which is the judge of this client.
+
+use std::net::SocketAddr;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::house::{House, PASSWORD, USER, free_ports};
+use crate::proc::{Proc, Stdout};
+use crate::tools;
+
+const ALLOW: &str = "allow_peers = [\"127.0.0.0/8\"]";
+const PASSWORD_VARIABLE: &str = "GINNEL_LOAD_TEST_PASSWORD";
+/// Every way in which a server relays.
+const WAYS: [&str; 9] = [
+    "--direction up",
+    "--direction down --size 12",
+    "--direction both --size 1200 --burst 4",
+    "--direction both --size 1200 --burst 4 --no-gso",
+    "--direction echo",
+    "--direction both --indications --size 173",
+    "--direction echo --peers clients",
+    "--direction both --transport tcp --size 173",
+    "--direction echo --transport tcp --peers clients --indications",
+];
+
+fn load(server: SocketAddr, (user, password): (&str, &str), what: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ginnel"));
+    command.args(["load"]).args(what.split_whitespace()).args(["--server", &server.to_string()]);
+    if !what.starts_with("binding") {
+        command.args(["--user", user]);
+        if !what.contains("--rest-secret-file") {
+            command.args(["--password-env", PASSWORD_VARIABLE]).env(PASSWORD_VARIABLE, password);
+        }
+    }
+    command.output().unwrap()
+}
+
+fn report(server: SocketAddr, login: (&str, &str), what: &str) -> Value {
+    let output = load(server, login, &format!("{what} --json"));
+    assert!(output.status.success(), "{what}: {output:?}");
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{what}: {error}: {output:?}"))
+}
+
+/// What it said when it failed.
+fn complaint(server: SocketAddr, login: (&str, &str), what: &str) -> String {
+    let output = load(server, login, what);
+    assert_eq!(output.status.code(), Some(1), "{what}: {output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn assert_nothing_lost(server: SocketAddr, login: (&str, &str), what: &str) {
+    let report = report(server, login, &format!("{what} --rate 400 --seconds 1 --warm-up 0"));
+    assert!(report["sent"].as_u64().unwrap() >= 200, "{what}: {report}");
+    assert_eq!(report["received"], report["sent"], "{what}: {report}");
+    assert_eq!(report["misdelivered"], 0, "{what}: {report}");
+    let latency = &report["latency_us"];
+    let [p50, p99, max] = ["p50", "p99", "max"].map(|name| latency[name].as_f64().unwrap());
+    assert!(0.0 < p50 && p50 <= p99 && p99 <= max, "{what}: {report}");
+}
+
+fn assert_all_ways_lose_nothing(server: SocketAddr, login: (&str, &str)) {
+    assert_nothing_lost(server, login, "binding --sockets 4");
+    assert_nothing_lost(server, login, "binding --sockets 4 --transport tcp");
+    for way in WAYS {
+        assert_nothing_lost(server, login, &format!("relay --allocations 6 {way}"));
+    }
+}
+
+#[test]
+fn our_server_loses_nothing_at_a_low_rate() {
+    let house = House::on_loopback(ALLOW);
+    assert_all_ways_lose_nothing(house.address, (USER, PASSWORD));
+}
+
+#[test]
+fn coturn_loses_nothing_at_a_low_rate() {
+    if !tools::have(&["turnserver"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_ports().to_string();
+    let mut coturn = Command::new("turnserver");
+    coturn
+        .args(["-n", "-a", "-u", "u:p", "-r", "r", "-L", "127.0.0.1", "-E", "127.0.0.1", "-p", &port])
+        .args(["--no-tls", "--no-dtls", "--allow-loopback-peers", "--no-cli", "--log-file", "stdout"])
+        .arg("--userdb")
+        .arg(folder.path().join("users"))
+        .arg("--pidfile")
+        .arg(folder.path().join("pid"));
+    let coturn = Proc::start("turnserver", coturn, Stdout::Lines);
+    let server = SocketAddr::from(([127, 0, 0, 1], port.parse().unwrap()));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !load(server, ("", ""), "binding --rate 10 --seconds 1 --warm-up 0").status.success() {
+        assert!(Instant::now() < deadline, "{}", coturn.printed());
+    }
+    assert_all_ways_lose_nothing(server, ("u", "p"));
+    let made = report(server, ("u", "p"), "allocate --count 50");
+    assert_eq!(made["allocations"], 50);
+    assert!(complaint(server, ("u", "wrong"), "allocate").contains("the server refused these credentials"));
+}
+
+#[test]
+fn a_window_is_kept_full_and_the_servers_cpu_time_is_told() {
+    let house = House::on_loopback(ALLOW);
+    let pid = house.server.id();
+    for what in ["binding", "relay --allocations 4 --direction both --peers clients"] {
+        let what = format!("{what} --window 8 --seconds 1 --warm-up 0 --pid {pid} --max-loss 1");
+        let report = report(house.address, (USER, PASSWORD), &what);
+        assert!(report["packets_per_second"].as_f64().unwrap() > 500.0, "{report}");
+        assert!(report["server_cpu"]["us_each"].as_f64().unwrap() > 0.1, "{report}");
+    }
+}
+
+#[test]
+fn allocations_are_given_back() {
+    let house = House::on_loopback(ALLOW);
+    for transport in ["udp", "tcp", "udp"] {
+        let what = format!("allocate --count 20 --transport {transport} --pid {}", house.server.id());
+        let made = report(house.address, (USER, PASSWORD), &what);
+        assert_eq!(made["allocations"], 20);
+        assert!(made["server_cpu"]["us_each"].as_f64().unwrap() > 1.0, "{made}");
+    }
+}
+
+#[test]
+fn an_interrupted_load_gives_back_what_it_holds() {
+    let house = House::on_loopback("share_relay_ports = false");
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", house.server.id())).unwrap().count();
+    let before = descriptors();
+    for _ in 0..2 {
+        let mut holding = Command::new(env!("CARGO_BIN_EXE_ginnel"));
+        holding.args(["load", "allocate", "--count", "30", "--hold", "--seconds", "600", "--json"]);
+        holding.args(["--user", USER, "--password-env", PASSWORD_VARIABLE]).env(PASSWORD_VARIABLE, PASSWORD);
+        holding.args(["--server", &house.address.to_string()]);
+        let mut holding = Proc::start("ginnel load", holding, Stdout::Lines);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while descriptors() < before + 30 {
+            assert!(Instant::now() < deadline, "{}", holding.printed());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        // Thirty of the user's thirty-two are taken.
+        assert!(complaint(house.address, (USER, PASSWORD), "allocate --count 10").contains("486"));
+        holding.terminate();
+        holding.succeed(Duration::from_secs(10));
+        assert_eq!(holding.lines(|line| line.contains("\"allocations\":30").then_some(())).len(), 1);
+    }
+}
+
+#[test]
+fn a_shared_secret_makes_credentials() {
+    let house = House::on_loopback(&format!("{ALLOW}\nrest_secret = \"north-north-north\""));
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(secret.path(), "north-north-north\n").unwrap();
+    let what = format!("allocate --count 3 --rest-secret-file {}", secret.path().display());
+    assert_eq!(report(house.address, ("load", ""), &what)["allocations"], 3);
+}
+
+#[test]
+fn a_public_server_is_not_flooded_without_a_yes() {
+    let public = SocketAddr::from(([203, 0, 113, 1], 3478));
+    for what in ["binding", "allocate", "relay", "relay --transport tcp"] {
+        let began = Instant::now();
+        let said = complaint(public, (USER, PASSWORD), what);
+        assert!(said.contains("--yes") && said.contains("nothing was sent"), "{said}");
+        assert!(began.elapsed() < Duration::from_secs(3), "{what} has tried all the same");
+    }
+}
+
+#[test]
+fn what_goes_wrong_is_said_with_what_to_do_about_it() {
+    let house = House::on_loopback("");
+    let judge = (USER, PASSWORD);
+    for (login, what, expected) in [
+        ((USER, "wrong"), "allocate", "the server refused these credentials (401"),
+        (("nobody", PASSWORD), "relay", "the server refused these credentials (401"),
+        (judge, "allocate --count 40 --concurrency 4", "turn.allocations_per_user"),
+        (judge, "relay", "turn.allow_peers"),
+        (judge, "relay --size 11", "--size must be 12 to 60000"),
+        (judge, "relay --allocations 0", "--allocations must be 1 to"),
+        (judge, "binding --seconds 4000", "at most 3600"),
+        (judge, "binding --pid 4294967295", "process 4294967295 cannot be watched"),
+        (judge, "binding --cpu 1000", "cannot run on processor 1000"),
+        ((USER, ""), "allocate", "not set, or empty"),
+    ] {
+        let said = complaint(house.address, login, what);
+        assert!(said.contains(expected), "{what}: {said}");
+    }
+    let nobody = SocketAddr::from(([127, 0, 0, 1], free_ports()));
+    for what in ["binding", "allocate", "relay --transport tcp"] {
+        let said = complaint(nobody, judge, what);
+        assert!(said.contains("nothing listens on"), "{what}: {said}");
+    }
+}
