@@ -51,11 +51,14 @@ const BANDWIDTH: u64 = 40;
 const PATIENCE: Duration = Duration::from_secs(30);
 const MARKS: Marks = Marks { ttl: 0, tos: 0 };
 
-/// The first two bytes choose how the relays are set up; then events follow, each one byte and its operands. Everything happens
-/// twice: the same seed and the same inputs give the same outputs.
+/// The first two bytes choose how the relays are set up; then events follow, each one byte and its operands. The same seed and the
+/// same inputs give the same outputs: every fourth input is played twice.
 pub(crate) fn run(data: &[u8]) {
     let start = Now { unix: 1_800_000_000, ..time::now() };
-    assert_eq!(play(start, data), play(start, data), "the outputs depend on something else");
+    let outputs = play(start, data);
+    if data.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)) % 4 == 0 {
+        assert_eq!(play(start, data), outputs, "the outputs depend on something else");
+    }
 }
 
 /// Returns a digest of all outputs.

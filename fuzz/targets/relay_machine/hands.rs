@@ -159,7 +159,7 @@ impl World {
     pub(super) fn client_says(&mut self, client: u8, bytes: &[u8]) -> Option<(Socket, SocketAddr, Vec<u8>)> {
         let worker = self.worker(client);
         let forward = self.relays[worker].handle_client(self.now, tuple(client), MARKS, bytes);
-        format!("{forward:?}").hash(&mut self.log);
+        forward.map(|to| (to.relay, to.peer, to.payload)).hash(&mut self.log);
         forward.map(|ToPeer { relay, peer, payload, .. }| ((worker, relay), peer, payload.to_vec()))
     }
 
@@ -170,7 +170,7 @@ impl World {
         payload: &[u8],
     ) -> Option<(u8, Vec<u8>)> {
         let forward = self.relays[worker].handle_peer(self.now, relay, peer, MARKS, payload);
-        format!("{forward:?}").hash(&mut self.log);
+        forward.map(|to| (to.client, to.header.as_bytes().to_vec(), to.payload)).hash(&mut self.log);
         frame(forward)
     }
 
