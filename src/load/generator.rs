@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long stragglers are waited for.
-const STRAGGLERS: Duration = Duration::from_millis(500);
+const STRAGGLERS: Duration = Duration::from_secs(1);
 /// The poll loop's timer counts in ms; what is due sooner is waited for awake.
 const TOO_SHORT_TO_SLEEP: Duration = Duration::from_micros(1500);
 
@@ -100,11 +100,13 @@ pub(super) fn run(
     let mut sender = Sender { next: 0, number: 0, run: Run::default() };
     let end = ns(warm_up + seconds);
     let mut used_before = (None, 0);
+    let mut left_out_before = 0;
     let mut next_line = ns(Duration::from_secs(1));
     loop {
         let now = tally.now();
         if tally.from == u64::MAX && now >= ns(warm_up) {
             used_before = used(plan)?;
+            left_out_before = tally.pace.left_out();
             tally.from = tally.now();
         }
         if now >= end || stop.load(Ordering::Relaxed) {
@@ -134,7 +136,7 @@ pub(super) fn run(
     }
     let mut outcome = tally.outcome;
     outcome.elapsed = Duration::from_nanos(tally.to - tally.from);
-    outcome.left_out = tally.pace.left_out();
+    outcome.left_out = tally.pace.left_out() - left_out_before;
     outcome.server_cpu =
         used_after.0.zip(used_before.0).map(|(a, b)| Duration::from_nanos(a.saturating_sub(b)));
     outcome.own_cpu = Duration::from_nanos(used_after.1.saturating_sub(used_before.1));
