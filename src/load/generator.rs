@@ -259,3 +259,94 @@ impl Tally<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TAG: u16 = 9;
+
+    fn plan(course: Course) -> Plan {
+        let second = Duration::from_secs(1);
+        Plan {
+            course,
+            senders: vec![0],
+            drive: Drive::Window(4),
+            burst: 1,
+            size: 20,
+            times: Times { warm_up: second, seconds: second },
+            process: None,
+            tag: TAG,
+        }
+    }
+
+    fn tally(plan: &Plan) -> Tally<'_> {
+        let (epoch, pace) = (time::now().mono, Pace::new(plan.drive, plan.burst));
+        let mut tally = Tally { plan, epoch, pace, from: 100, to: 200, outcome: Outcome::default() };
+        tally.pace.left(100, 4);
+        tally
+    }
+
+    fn payload(tag: u16, number: u32, at: u64) -> Vec<u8> {
+        let mut payload = Stamp { tag, number, at }.bytes().to_vec();
+        payload.resize(20, 0);
+        payload
+    }
+
+    #[test]
+    fn a_payload_counts_where_it_belongs_and_is_told_where_it_does_not() {
+        let plan = plan(Course::OneWay);
+        let mut tally = tally(&plan);
+        let at = tally.epoch + Duration::from_nanos(150);
+        tally.arrived(1, at, &payload(TAG, 0, 110));
+        tally.arrived(0, at, &payload(TAG, 1, 110));
+        assert_eq!((tally.outcome.received, tally.outcome.misdelivered), (2, 0));
+        assert_eq!(tally.outcome.latency.longest(), Duration::from_nanos(40));
+        tally.arrived(3, at, &payload(TAG, 0, 110));
+        tally.arrived(0, at, &payload(TAG, 0, 110));
+        tally.arrived(1, at, &payload(TAG, 0, 110)[..19]);
+        assert_eq!((tally.outcome.received, tally.outcome.misdelivered), (2, 3));
+        tally.arrived(1, at, &payload(TAG + 1, 0, 110));
+        tally.arrived(1, at, &[1, 2, 3]);
+        assert_eq!((tally.outcome.received, tally.outcome.misdelivered), (2, 3));
+    }
+
+    #[test]
+    fn what_was_sent_before_or_after_the_time_measured_is_delivered_but_not_received() {
+        let plan = plan(Course::OneWay);
+        let mut tally = tally(&plan);
+        let inside = tally.epoch + Duration::from_nanos(150);
+        tally.arrived(1, inside, &payload(TAG, 0, 99));
+        tally.arrived(1, inside + Duration::from_secs(1), &payload(TAG, 0, 199));
+        tally.arrived(1, inside + Duration::from_secs(1), &payload(TAG, 0, 200));
+        assert_eq!((tally.outcome.received, tally.outcome.delivered), (1, 1));
+    }
+
+    #[test]
+    fn an_echo_is_delivered_twice_and_received_once() {
+        let plan = plan(Course::Echo);
+        let mut tally = tally(&plan);
+        let at = tally.epoch + Duration::from_nanos(150);
+        assert!(tally.arrived(1, at, &payload(TAG, 0, 110)));
+        assert!(!tally.arrived(0, at, &payload(TAG, 0, 110)));
+        let Outcome { received, delivered, misdelivered, .. } = tally.outcome;
+        assert_eq!((received, delivered, misdelivered), (1, 2, 0));
+    }
+
+    #[test]
+    fn error_responses_are_no_answers() {
+        let plan = plan(Course::Answers);
+        let mut tally = tally(&plan);
+        let mut random = Stamp { tag: TAG, number: 5, at: 110 }.bytes();
+        let answer = |class, random| {
+            let id = crate::stun::TransactionId::new(random);
+            crate::stun::Builder::new(class, crate::stun::Method::BINDING, id).finish()
+        };
+        let at = tally.epoch + Duration::from_nanos(150);
+        tally.arrived(0, at, &answer(Class::Error, random));
+        tally.arrived(0, at, &answer(Class::Success, random));
+        random[0] ^= 1;
+        tally.arrived(0, at, &answer(Class::Success, random));
+        assert_eq!((tally.outcome.received, tally.outcome.refused), (1, 1));
+    }
+}
