@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long stragglers are waited for.
-const STRAGGLERS: Duration = Duration::from_millis(500);
+const STRAGGLERS: Duration = Duration::from_secs(1);
 /// The poll loop's timer counts in ms; what is due sooner is waited for awake.
 const TOO_SHORT_TO_SLEEP: Duration = Duration::from_micros(1500);
 
@@ -100,11 +100,13 @@ pub(super) fn run(
     let mut sender = Sender { next: 0, number: 0, run: Run::default() };
     let end = ns(warm_up + seconds);
     let mut used_before = (None, 0);
+    let mut left_out_before = 0;
     let mut next_line = ns(Duration::from_secs(1));
     loop {
         let now = tally.now();
         if tally.from == u64::MAX && now >= ns(warm_up) {
             used_before = used(plan)?;
+            left_out_before = tally.pace.left_out();
             tally.from = tally.now();
         }
         if now >= end || stop.load(Ordering::Relaxed) {
@@ -134,7 +136,7 @@ pub(super) fn run(
     }
     let mut outcome = tally.outcome;
     outcome.elapsed = Duration::from_nanos(tally.to - tally.from);
-    outcome.left_out = tally.pace.left_out();
+    outcome.left_out = tally.pace.left_out() - left_out_before;
     outcome.server_cpu =
         used_after.0.zip(used_before.0).map(|(a, b)| Duration::from_nanos(a.saturating_sub(b)));
     outcome.own_cpu = Duration::from_nanos(used_after.1.saturating_sub(used_before.1));
@@ -255,5 +257,96 @@ impl Tally<'_> {
             sent,
             received,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TAG: u16 = 9;
+
+    fn plan(course: Course) -> Plan {
+        let second = Duration::from_secs(1);
+        Plan {
+            course,
+            senders: vec![0],
+            drive: Drive::Window(4),
+            burst: 1,
+            size: 20,
+            times: Times { warm_up: second, seconds: second },
+            process: None,
+            tag: TAG,
+        }
+    }
+
+    fn tally(plan: &Plan) -> Tally<'_> {
+        let (epoch, pace) = (time::now().mono, Pace::new(plan.drive, plan.burst));
+        let mut tally = Tally { plan, epoch, pace, from: 100, to: 200, outcome: Outcome::default() };
+        tally.pace.left(100, 4);
+        tally
+    }
+
+    fn payload(tag: u16, number: u32, at: u64) -> Vec<u8> {
+        let mut payload = Stamp { tag, number, at }.bytes().to_vec();
+        payload.resize(20, 0);
+        payload
+    }
+
+    #[test]
+    fn a_payload_counts_where_it_belongs_and_is_told_where_it_does_not() {
+        let plan = plan(Course::OneWay);
+        let mut tally = tally(&plan);
+        let at = tally.epoch + Duration::from_nanos(150);
+        tally.arrived(1, at, &payload(TAG, 0, 110));
+        tally.arrived(0, at, &payload(TAG, 1, 110));
+        assert_eq!((tally.outcome.received, tally.outcome.misdelivered), (2, 0));
+        assert_eq!(tally.outcome.latency.longest(), Duration::from_nanos(40));
+        tally.arrived(3, at, &payload(TAG, 0, 110));
+        tally.arrived(0, at, &payload(TAG, 0, 110));
+        tally.arrived(1, at, &payload(TAG, 0, 110)[..19]);
+        assert_eq!((tally.outcome.received, tally.outcome.misdelivered), (2, 3));
+        tally.arrived(1, at, &payload(TAG + 1, 0, 110));
+        tally.arrived(1, at, &[1, 2, 3]);
+        assert_eq!((tally.outcome.received, tally.outcome.misdelivered), (2, 3));
+    }
+
+    #[test]
+    fn what_was_sent_before_or_after_the_time_measured_is_delivered_but_not_received() {
+        let plan = plan(Course::OneWay);
+        let mut tally = tally(&plan);
+        let inside = tally.epoch + Duration::from_nanos(150);
+        tally.arrived(1, inside, &payload(TAG, 0, 99));
+        tally.arrived(1, inside + Duration::from_secs(1), &payload(TAG, 0, 199));
+        tally.arrived(1, inside + Duration::from_secs(1), &payload(TAG, 0, 200));
+        assert_eq!((tally.outcome.received, tally.outcome.delivered), (1, 1));
+    }
+
+    #[test]
+    fn an_echo_is_delivered_twice_and_received_once() {
+        let plan = plan(Course::Echo);
+        let mut tally = tally(&plan);
+        let at = tally.epoch + Duration::from_nanos(150);
+        assert!(tally.arrived(1, at, &payload(TAG, 0, 110)));
+        assert!(!tally.arrived(0, at, &payload(TAG, 0, 110)));
+        let Outcome { received, delivered, misdelivered, .. } = tally.outcome;
+        assert_eq!((received, delivered, misdelivered), (1, 2, 0));
+    }
+
+    #[test]
+    fn error_responses_are_no_answers() {
+        let plan = plan(Course::Answers);
+        let mut tally = tally(&plan);
+        let mut random = Stamp { tag: TAG, number: 5, at: 110 }.bytes();
+        let answer = |class, random| {
+            let id = crate::stun::TransactionId::new(random);
+            crate::stun::Builder::new(class, crate::stun::Method::BINDING, id).finish()
+        };
+        let at = tally.epoch + Duration::from_nanos(150);
+        tally.arrived(0, at, &answer(Class::Error, random));
+        tally.arrived(0, at, &answer(Class::Success, random));
+        random[0] ^= 1;
+        tally.arrived(0, at, &answer(Class::Success, random));
+        assert_eq!((tally.outcome.received, tally.outcome.refused), (1, 1));
     }
 }

@@ -202,7 +202,7 @@ impl Load {
         let before = used(&process)?;
         let began = time::now().mono;
         let mut latency = Histogram::default();
-        let until = Until { stop, deadline: Some(began + self.times.seconds.max(Duration::from_secs(60))) };
+        let until = Until { stop, deadline: Some(began + LONGEST) };
         let allocate = |_: usize, client: &mut Client, now: Instant| client.allocate(now);
         let settled = fleet.settle(&legs, load.concurrency, until, allocate, |took| {
             latency.record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
@@ -306,7 +306,7 @@ impl Load {
         load: &RelayLoad,
         stop: &AtomicBool,
     ) -> Result<usize, LoadError> {
-        let until = Until { stop, deadline: None };
+        let until = Until { stop, deadline: Some(time::now().mono + LONGEST) };
         let login = self.login(credentials);
         let mut rng = rng();
         let flows = match load.peers {

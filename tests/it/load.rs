@@ -1,6 +1,6 @@
 //! `ginnel load` against our own server, and against coturn's, which is the judge of this client.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
@@ -73,6 +73,14 @@ fn assert_all_ways_lose_nothing(server: SocketAddr, login: (&str, &str)) {
 fn our_server_loses_nothing_at_a_low_rate() {
     let house = House::on_loopback(ALLOW);
     assert_all_ways_lose_nothing(house.address, (USER, PASSWORD));
+}
+
+#[test]
+fn over_ipv6_clients_and_peers_have_addresses_of_that_family() {
+    let house = House::at(&[Ipv6Addr::LOCALHOST.into()], "allow_peers = [\"::1/128\"]");
+    for way in ["--direction echo", "--peers clients --indications"] {
+        assert_nothing_lost(house.address, (USER, PASSWORD), &format!("relay --allocations 4 {way}"));
+    }
 }
 
 #[test]
