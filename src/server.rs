@@ -117,14 +117,7 @@ impl Server {
     /// # Errors
     /// [`ServerError`] names what could not be had; nothing keeps running then.
     pub async fn start(config: Config, state: &State) -> Result<Self, ServerError> {
-        let worker_count = config
-            .workers
-            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, Into::into))
-            .max(1);
-        let ports = config.turn.relay_ports().len();
-        if config.turn.share_relay_ports && ports < 2 * worker_count {
-            return Err(ServerError::RelayPorts { ports, workers: worker_count });
-        }
+        let worker_count = worker_count(&config)?;
         let own = interfaces::addresses()?;
         let certificate = match &config.tls.certificate {
             Some((chain, key)) => Certificate::load(chain, key)?,
@@ -226,6 +219,15 @@ async fn panicked(tasks: &mut JoinSet<()>) -> ServerError {
         }
     }
     std::future::pending().await
+}
+
+/// Chooses how many workers there are: as configured, else one a core, but no more than the relay ports can be shared out to.
+fn worker_count(config: &Config) -> Result<usize, ServerError> {
+    let ports = config.turn.relay_ports().len();
+    let most = if config.turn.share_relay_ports { ports / 2 } else { usize::MAX };
+    let cores = || std::thread::available_parallelism().map_or(1, Into::into);
+    let workers = config.workers.unwrap_or_else(|| cores().min(most)).max(1);
+    if workers > most { Err(ServerError::RelayPorts { ports, workers }) } else { Ok(workers) }
 }
 
 /// Fills in what signalling has to know of the rest.
