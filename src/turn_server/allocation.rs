@@ -232,6 +232,11 @@ impl Allocation {
         self.permissions.keys().copied()
     }
 
+    /// Forgets every permission for peers of `family`.
+    pub(super) fn forget_permissions(&mut self, family: Family) {
+        self.permissions.retain(|ip, _| Family::of(*ip) != family);
+    }
+
     /// Lists the permissions that are over and forgets them.
     pub(super) fn forget_expired_permissions(&mut self, now: Instant) -> Vec<IpAddr> {
         let over = |(ip, expires): (&IpAddr, &Instant)| (*expires <= now).then_some(*ip);

@@ -111,6 +111,7 @@ impl Relay {
         match family {
             Some(family) if lifetime.is_zero() && self.allocations[id].homes().count() > 1 => {
                 self.drop_family(id, family);
+                self.allocations[id].forget_permissions(family);
             }
             _ if lifetime.is_zero() => self.end(id, "refreshed to zero"),
             _ => {

@@ -205,6 +205,10 @@ impl Relay {
             return Ok(relay);
         }
         let family = Family::of(peer.ip());
+        // A family that was added and whose port could not be had then is tried again.
+        if !self.reaches(id, family) {
+            return Err(NoClaim::Family);
+        }
         let home = self.allocations[id].home(family).ok_or(NoClaim::Family)?;
         let at = self.epoch.nanos(now);
         if !self.allocations[id].new_peers.take(self.shared.limits.new_peers, at, 1) {

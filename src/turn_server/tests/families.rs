@@ -124,6 +124,25 @@ fn a_permission_for_the_other_family_adds_its_relayed_address_unless_forbidden()
 }
 
 #[test]
+fn a_family_whose_port_could_not_be_had_is_tried_again_and_one_given_up_stays_away() {
+    let mut shared = shared(10, 50_000..=50_009);
+    shared.limits.shared_ports = 4;
+    let mut world = World::with(shared);
+    world.allocate(1);
+    world.refuse_ports = (50_000..=50_009).collect();
+    assert_eq!(world.permit(1, V6_PEER), 0);
+    assert!(!world.sockets.values().any(SocketAddr::is_ipv6), "the system has refused every port");
+    world.refuse_ports.clear();
+    assert!(world.send_data(1, V6_PEER, b"x").is_some_and(|from| from.is_ipv6()));
+    let given_up = |b: Builder| {
+        b.attribute(attr::LIFETIME, &[0; 4]).attribute(attr::REQUESTED_ADDRESS_FAMILY, &[2, 0, 0, 0])
+    };
+    assert_eq!(world.ask(1, "alice", Method::REFRESH, given_up).0, 0);
+    assert!(!world.indicate(1, V6_PEER), "the client did not want it any more");
+    assert!(!world.sockets.values().any(SocketAddr::is_ipv6));
+}
+
+#[test]
 fn an_icmp_error_is_told_to_the_client_that_talks_to_the_peer() {
     let mut world = World::new();
     world.allocate(1);
