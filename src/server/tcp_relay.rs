@@ -45,11 +45,25 @@ pub(super) struct Joint {
     /// The answer that the client gets before the first byte.
     pub(super) reply: Vec<u8>,
     stream: TcpStream,
-    connection: ConnectionId,
-    owner: Inbox,
     ended: Arc<Notify>,
     pace: Pace,
+    closing: Closing,
+}
+
+/// Tells, however a joint ends, joined or never, that its connection is over.
+#[derive(Debug)]
+struct Closing {
+    connection: ConnectionId,
+    owner: Inbox,
     streams: PeerStreams,
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.streams.lock().remove(&self.connection);
+        // Without room in the inbox the relay learns of it with the end of the allocation.
+        self.owner.try_send(ToWorker::ConnectionClosed { connection: self.connection });
+    }
 }
 
 /// One worker's part.
@@ -120,8 +134,8 @@ impl TcpRelay {
         let Some(Held::Waiting { stream, owner }) = held.remove(&connection) else { return None };
         let ended = Arc::new(Notify::new());
         held.insert(connection, Held::Joined(Arc::clone(&ended)));
-        let streams = self.streams.clone();
-        Some(Joint { reply, stream, connection, owner, ended, pace, streams })
+        let closing = Closing { connection, owner, streams: self.streams.clone() };
+        Some(Joint { reply, stream, ended, pace, closing })
     }
 
     /// Ends a connection to a peer, and what it is joined with.
@@ -141,7 +155,7 @@ impl Joint {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let Self { reply, stream, connection, owner, ended, pace, streams } = self;
+        let Self { reply, stream, ended, pace, closing: _closing } = self;
         let (mut from_client, mut to_client) = tokio::io::split(client);
         let (mut from_peer, mut to_peer) = stream.into_split();
         let moving = async {
@@ -153,13 +167,10 @@ impl Joint {
                 pump(&mut from_peer, &mut to_client, &pace),
             )
         };
-        let moved = tokio::select! {
+        tokio::select! {
             moved = moving => moved.map(drop),
             () = ended.notified() => Ok(()),
-        };
-        streams.lock().remove(&connection);
-        owner.send(ToWorker::ConnectionClosed { connection }).await;
-        moved
+        }
     }
 }
 

@@ -68,7 +68,10 @@ impl Relay {
 
     /// Takes the outcome of [`Output::Connect`].
     pub fn handle_connected(&mut self, now: Now, connection: ConnectionId, connected: bool) {
-        let Some(known) = self.connections.get_mut(&connection) else { return };
+        let Some(known) = self.connections.get_mut(&connection) else {
+            // Given up meanwhile: the stream that has come about after all must not stay.
+            return self.outputs.push_back(Output::Disconnect { connection });
+        };
         let Some(reply) = known.connecting.take() else { return };
         let id = known.allocation;
         let client = self.allocations[id].client;
