@@ -298,6 +298,12 @@ impl RecvBatch {
         self.buffers.get(start..start + len).unwrap_or_default()
     }
 
+    /// Lends the room from `start` on for bytes that come by another way than a datagram socket, so that what lies in them can
+    /// leave with the batch: [`RecvBatch::part`]. The last datagrams are overwritten.
+    pub fn stage(&mut self, start: usize) -> &mut [u8] {
+        self.buffers.get_mut(start..).unwrap_or_default()
+    }
+
     /// Iterates over the datagrams of the last [`UdpPort::recv`], GRO runs taken apart.
     pub fn datagrams(&self) -> impl Iterator<Item = Datagram<'_>> {
         let filled = self.arrivals.iter().zip(self.buffers.chunks_exact(MAX_DATAGRAM)).take(self.filled);

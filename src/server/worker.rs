@@ -5,11 +5,14 @@
 //! that no peer can starve the others.
 
 use super::auth_hook::Lookups;
+use super::crossing::Crossing;
 use super::departures::{self, Departure, Exit};
+use super::doorbell::Doorbell;
 use super::dtls::{self, Dtls};
 use super::inbox::{Inbox, ToWorker};
-use super::legs::Legs;
-use super::neighbours::Neighbours;
+use super::legs::{Legs, Ways};
+use super::neighbours::{Inboxes, Neighbours};
+use super::tcp_leg::{self, TcpLegs};
 use super::tcp_relay::{PeerStreams, TcpRelay};
 use crate::clock::Now;
 use crate::net::demux::{self, DatagramKind};
@@ -37,12 +40,16 @@ use tokio::sync::mpsc;
 /// The inbox's token; doors and relay sockets count from zero.
 const INBOX: Token = Token(usize::MAX);
 
+/// Streams with something to read, and parcels of other workers: no events of theirs.
+const STREAMS: Token = Token(usize::MAX - 1);
+const PARCELS: Token = Token(usize::MAX - 2);
+
 /// Messages taken from the inbox before the sockets have their turn again.
 const INBOX_TURN: usize = 128;
 
 /// How one turn of a socket or the inbox ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Turn {
+pub(super) enum Turn {
     /// Nothing is left.
     Empty,
     /// There may be more.
@@ -72,7 +79,9 @@ pub(super) struct Parts {
     pub(super) dtls: Dtls,
     pub(super) signaling: Handle,
     pub(super) lookups: Lookups,
-    pub(super) neighbours: Neighbours,
+    /// Which worker it is, and every worker's inbox.
+    pub(super) number: u16,
+    pub(super) inboxes: Inboxes,
     pub(super) peer_streams: PeerStreams,
     pub(super) dropped: Arc<AtomicU64>,
 }
@@ -82,8 +91,10 @@ pub(super) struct Parts {
 pub(super) struct Worker {
     poll: Poll,
     inbox: mpsc::Receiver<ToWorker>,
-    legs: Legs,
-    relay: Relay,
+    bell: Arc<Doorbell>,
+    pub(super) legs: Legs,
+    pub(super) crossing: Crossing,
+    pub(super) relay: Relay,
     relay_sockets: HashMap<RelayId, UdpPort>,
     discovery: Discovery,
     gate: Gate,
@@ -103,17 +114,27 @@ impl Worker {
             watch(&poll, &door.port, Token(index))?;
         }
         let (inbox, receiver) = Inbox::new(mio::Waker::new(poll.registry(), INBOX)?);
+        let runtime = tokio::runtime::Handle::current();
+        let ways = Ways {
+            doors: parts.doors,
+            elsewhere: parts.elsewhere,
+            dtls: parts.dtls,
+            tcp: TcpLegs::new(poll.registry().try_clone()?, runtime.clone()),
+            neighbours: Neighbours::new(parts.number, Arc::clone(&parts.inboxes)),
+        };
         let worker = Self {
             poll,
             inbox: receiver,
-            legs: Legs::new(parts.doors, parts.elsewhere, parts.dtls, parts.neighbours, parts.dropped),
+            bell: Arc::clone(inbox.bell()),
+            legs: Legs::new(ways, parts.dropped),
+            crossing: Crossing::new(parts.number, Arc::clone(inbox.mailbox()), parts.inboxes),
             relay: parts.relay,
             relay_sockets: HashMap::new(),
             discovery: parts.discovery,
             gate: parts.gate,
             signaling: parts.signaling,
             lookups: parts.lookups,
-            tcp: TcpRelay::new(parts.peer_streams, inbox.clone(), tokio::runtime::Handle::current()),
+            tcp: TcpRelay::new(parts.peer_streams, inbox.clone(), runtime),
             ready: VecDeque::new(),
             departures: Vec::new(),
             scratch: Vec::new(),
@@ -126,36 +147,63 @@ impl Worker {
         let mut events = Events::with_capacity(256);
         let mut batch = RecvBatch::default();
         loop {
-            let deadlines = [self.relay.poll_timeout(), self.legs.dtls.poll_timeout()];
+            let deadlines =
+                [self.relay.poll_timeout(), self.legs.dtls.poll_timeout(), self.legs.tcp.poll_timeout()];
             let wait = match deadlines.into_iter().flatten().min() {
-                _ if !self.ready.is_empty() => Some(std::time::Duration::ZERO),
+                _ if !self.may_sleep() => Some(std::time::Duration::ZERO),
                 deadline => deadline.map(|at| at.saturating_duration_since(time::now().mono)),
             };
             match self.poll.poll(&mut events, wait) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 other => other?,
             }
+            self.bell.awake();
             let now = time::now();
             for event in &events {
-                if !self.ready.contains(&event.token()) {
-                    self.ready.push_back(event.token());
+                match tcp_leg::slot(event.token()) {
+                    Some(slot) => self.legs.tcp.note(slot, event),
+                    None => self.call(event.token(), true),
                 }
             }
+            // Nobody reports these to a worker that is awake.
+            self.call(INBOX, !self.inbox.is_empty());
+            self.call(STREAMS, self.legs.tcp.has_news());
+            self.call(PARCELS, !self.crossing.is_empty());
             for _ in 0..self.ready.len() {
                 let Some(token) = self.ready.pop_front() else { break };
                 let turn = match token {
                     INBOX => self.take_inbox(now),
+                    STREAMS => self.take_streams(now, &mut batch),
+                    PARCELS => self.take_parcels(now, &mut batch),
                     _ => self.take_batch(now, token, &mut batch),
                 };
                 match turn {
                     Turn::More => self.ready.push_back(token),
                     Turn::Empty => {}
-                    Turn::Stop => return Ok(()),
+                    Turn::Stop => {
+                        self.report();
+                        return Ok(());
+                    }
                 }
             }
             self.relay.handle_timeout(now);
             self.legs.dtls.handle_timeout(now);
             self.carry_out(now, 0);
+            self.end_pass(now);
+        }
+    }
+
+    /// Says whether nothing waits; whatever comes from now on ends the wait for events.
+    fn may_sleep(&self) -> bool {
+        self.ready.is_empty()
+            && !self.legs.tcp.has_news()
+            && self.bell.may_sleep(|| self.inbox.is_empty() && self.crossing.is_empty())
+    }
+
+    /// Gives a token its turn in this pass, if it has something.
+    fn call(&mut self, token: Token, has_something: bool) {
+        if has_something && !self.ready.contains(&token) {
+            self.ready.push_back(token);
         }
     }
 
@@ -164,16 +212,21 @@ impl Worker {
         for _ in 0..INBOX_TURN {
             let Ok(message) = self.inbox.try_recv() else { return Turn::Empty };
             match message {
-                ToWorker::Opened { client, leg } => {
-                    if self.legs.streams.insert(client, leg).is_some() {
+                ToWorker::Arrived(arrival) => {
+                    let client = arrival.client;
+                    if self.legs.adopt(now.mono, *arrival) {
                         self.relay.handle_client_gone(client);
                     }
                 }
-                ToWorker::Frame { client, bytes } => self.hear_frame(now, client, &bytes),
+                ToWorker::Opened { client, leg } => {
+                    if self.legs.open(now.mono, client, leg) {
+                        self.relay.handle_client_gone(client);
+                    }
+                }
+                ToWorker::Frames { client, run } => self.hear_run(now, client, &run),
                 ToWorker::Gone { client, link } => {
                     self.legs.neighbours.gone(client);
-                    if self.legs.streams.get(&client).is_some_and(|leg| leg.link == link) {
-                        self.legs.streams.remove(&client);
+                    if self.legs.forget_task(client, link) {
                         self.relay.handle_client_gone(client);
                     }
                 }
@@ -307,12 +360,12 @@ impl Worker {
     }
 
     /// Hears a frame that came by no socket of this worker, or out of DTLS.
-    fn hear_frame(&mut self, now: Now, client: FiveTuple, bytes: &[u8]) {
+    pub(super) fn hear_frame(&mut self, now: Now, client: FiveTuple, bytes: &[u8]) {
         self.hear_client(now, client, Marks::default(), bytes, None);
     }
 
     /// Hears a frame; one that lies in `batch` is relayed at the end of it.
-    fn hear_client(
+    pub(super) fn hear_client(
         &mut self,
         now: Now,
         client: FiveTuple,
@@ -333,6 +386,7 @@ impl Worker {
         match self.relay.onward(now, forward) {
             Onward::Out(forward) => self.pass_to_peer(&forward, batch),
             Onward::Back(forward) => self.pass_to_client(&forward, batch),
+            Onward::Across(across) => self.pass_across(&across),
             Onward::Nowhere => {}
         }
     }
@@ -387,7 +441,10 @@ impl Worker {
         }
     }
 
-    fn pass_to_client(&mut self, forward: &ToClient<'_>, batch: Option<&RecvBatch>) {
+    pub(super) fn pass_to_client(&mut self, forward: &ToClient<'_>, batch: Option<&RecvBatch>) {
+        if self.legs.relay_to_stream(forward) {
+            return;
+        }
         let ToClient { client, header, payload, padding, marks } = *forward;
         let start = batch.and_then(|batch| batch.position(payload));
         let door = (client.transport == Transport::Udp).then(|| self.legs.route_to(client, marks)).flatten();
@@ -405,7 +462,7 @@ impl Worker {
     }
 
     /// Sends what was gathered from `batch`.
-    fn depart(&mut self, batch: &RecvBatch) {
+    pub(super) fn depart(&mut self, batch: &RecvBatch) {
         let socket = |exit| match exit {
             Exit::Door(index) => self.legs.port(index),
             Exit::Relay(relay) => self.relay_sockets.get(&relay),
@@ -416,7 +473,7 @@ impl Worker {
     }
 
     /// Does what the relay and the DTLS sessions say; `heard` is the length of the datagram that made them say so.
-    fn carry_out(&mut self, now: Now, heard: usize) {
+    pub(super) fn carry_out(&mut self, now: Now, heard: usize) {
         loop {
             self.carry_out_relay(now, heard);
             match self.legs.dtls.poll_output() {

@@ -11,6 +11,7 @@ pub mod auth;
 pub mod connections;
 pub mod data;
 mod denials;
+mod homes;
 pub mod machine;
 pub mod mobility;
 mod peers;
