@@ -23,7 +23,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -46,6 +46,8 @@ pub(super) const WRITE_TIME: Duration = Duration::from_secs(30);
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 /// Bytes read at a time; a frame, and so what is kept of one that is not whole, has at most 64 KiB.
 const READ_ROOM: usize = 16 * 1024;
+/// Bytes of TLS records that leave together.
+const RECORDS: usize = 8 * 1024;
 /// Pause after an accept that failed, for want of descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -158,6 +160,7 @@ impl StreamDoor {
         ends.places.address = Some(Arc::new(counted));
         match (sniff(&mut stream).await?, admits) {
             (StreamKind::Tls, _) => {
+                let stream = BufWriter::with_capacity(RECORDS, stream);
                 let (inside, chosen) = timeout(TLS_TIME, self.tls.accept(stream)).await??;
                 let mut inside = Prefixed::new(inside);
                 let kind = sniff(&mut inside).await?;
@@ -288,17 +291,19 @@ async fn write_replies(
     mut queue: Replies,
 ) -> io::Result<Option<Box<Joint>>> {
     while let Some(told) = queue.next().await {
-        let bytes = match told {
-            ToStream::Frames(bytes) => bytes,
+        let mut run = match told {
+            ToStream::Frames(run) => run,
             ToStream::Join(joint) => return Ok(Some(joint)),
         };
+        let length = run.len();
+        // Inside TLS each becomes a record of its own: some clients take but one frame from a record.
+        while !run.is_empty() {
+            let frame = run.split_to(frames::first(&run));
+            timeout(WRITE_TIME, writer.write_all(&frame)).await??;
+        }
         // TLS keeps what it could not send until it is flushed.
-        let sent = async {
-            writer.write_all(&bytes).await?;
-            writer.flush().await
-        };
-        timeout(WRITE_TIME, sent).await??;
-        queue.written(bytes.len());
+        timeout(WRITE_TIME, writer.flush()).await??;
+        queue.written(length);
     }
     Ok(None)
 }
