@@ -91,6 +91,15 @@ pub(super) struct Places {
     address: Option<Arc<Permit>>,
 }
 
+#[cfg(test)]
+impl Places {
+    /// Of a server with room for one.
+    pub(super) fn free() -> Self {
+        let room = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        Self { _room: Arc::new(room), address: None }
+    }
+}
+
 impl Ends {
     fn tuple(&self, transport: Transport) -> FiveTuple {
         FiveTuple { client: self.client, server: self.server, transport }

@@ -352,3 +352,7 @@ impl TcpLeg {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "tcp_leg_tests.rs"]
+mod tests;
