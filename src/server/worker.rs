@@ -5,11 +5,14 @@
 //! for its next turn, so that no peer can starve the others.
 
 use super::auth_hook::Lookups;
+use super::crossing::Crossing;
 use super::departures::{Departures, Exit, Payload};
+use super::doorbell::Doorbell;
 use super::dtls::{self, Dtls};
 use super::inbox::{Inbox, ToWorker};
-use super::legs::Legs;
-use super::neighbours::Neighbours;
+use super::legs::{Legs, Ways};
+use super::neighbours::{Inboxes, Neighbours};
+use super::tcp_leg::{self, TcpLegs};
 use super::tcp_relay::{PeerStreams, TcpRelay};
 use crate::clock::Now;
 use crate::net::demux::{self, DatagramKind};
@@ -35,13 +38,16 @@ use tokio::sync::mpsc;
 
 /// The inbox's token; doors and relay sockets count from zero.
 const INBOX: Token = Token(usize::MAX);
+/// Clients by TCP, and what other workers' clients send: not reported by the system, but looked after in every pass.
+const STREAMS: Token = Token(usize::MAX - 1);
+const PARCELS: Token = Token(usize::MAX - 2);
 
 /// Messages taken from the inbox before the sockets have their turn again.
 const INBOX_TURN: usize = 128;
 
 /// How one turn of a socket or the inbox ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Turn {
+pub(super) enum Turn {
     /// Nothing is left.
     Empty,
     /// There may be more.
@@ -71,7 +77,8 @@ pub(super) struct Parts {
     pub(super) dtls: Dtls,
     pub(super) signaling: Handle,
     pub(super) lookups: Lookups,
-    pub(super) neighbours: Neighbours,
+    pub(super) number: u16,
+    pub(super) inboxes: Inboxes,
     pub(super) peer_streams: PeerStreams,
     pub(super) dropped: Arc<AtomicU64>,
 }
@@ -81,8 +88,10 @@ pub(super) struct Parts {
 pub(super) struct Worker {
     poll: Poll,
     inbox: mpsc::Receiver<ToWorker>,
-    legs: Legs,
-    relay: Relay,
+    bell: Arc<Doorbell>,
+    pub(super) legs: Legs,
+    pub(super) crossing: Crossing,
+    pub(super) relay: Relay,
     /// The relay ports' sockets, by their number.
     relay_sockets: Vec<Option<UdpPort>>,
     discovery: Discovery,
@@ -101,13 +110,18 @@ pub(super) struct Worker {
 #[derive(Debug, Default)]
 struct Ready {
     queue: VecDeque<Token>,
-    /// Whether a token is in the queue, by its number; the inbox's is the first.
+    /// Whether a token is in the queue.
     queued: Vec<bool>,
 }
 
 impl Ready {
+    /// Returns a token's number among all: the last three, which are no socket's, come first.
+    fn place(token: Token) -> usize {
+        token.0.wrapping_add(3)
+    }
+
     fn push(&mut self, token: Token) {
-        let place = token.0.wrapping_add(1);
+        let place = Self::place(token);
         if place >= self.queued.len() {
             self.queued.resize(place + 1, false);
         }
@@ -118,7 +132,7 @@ impl Ready {
 
     fn pop(&mut self) -> Option<Token> {
         let token = self.queue.pop_front()?;
-        self.queued[token.0.wrapping_add(1)] = false;
+        self.queued[Self::place(token)] = false;
         Some(token)
     }
 }
@@ -131,17 +145,27 @@ impl Worker {
             watch(&poll, &door.port, Token(index))?;
         }
         let (inbox, receiver) = Inbox::new(mio::Waker::new(poll.registry(), INBOX)?);
+        let runtime = tokio::runtime::Handle::current();
+        let ways = Ways {
+            doors: parts.doors,
+            elsewhere: parts.elsewhere,
+            dtls: parts.dtls,
+            tcp: TcpLegs::new(poll.registry().try_clone()?, runtime.clone()),
+            neighbours: Neighbours::new(parts.number, Arc::clone(&parts.inboxes)),
+        };
         let worker = Self {
             poll,
             inbox: receiver,
-            legs: Legs::new(parts.doors, parts.elsewhere, parts.dtls, parts.neighbours, parts.dropped),
+            bell: Arc::clone(inbox.bell()),
+            legs: Legs::new(ways, parts.dropped),
+            crossing: Crossing::new(parts.number, Arc::clone(inbox.mailbox()), parts.inboxes),
             relay: parts.relay,
             relay_sockets: Vec::new(),
             discovery: parts.discovery,
             gate: parts.gate,
             signaling: parts.signaling,
             lookups: parts.lookups,
-            tcp: TcpRelay::new(parts.peer_streams, inbox.clone(), tokio::runtime::Handle::current()),
+            tcp: TcpRelay::new(parts.peer_streams, inbox.clone(), runtime),
             ready: Ready::default(),
             departures: Departures::default(),
             answer: Vec::new(),
@@ -155,34 +179,65 @@ impl Worker {
         let mut events = Events::with_capacity(256);
         let mut intake = Intake::default();
         loop {
-            let deadlines = [self.relay.poll_timeout(), self.legs.dtls.poll_timeout()];
+            let deadlines =
+                [self.relay.poll_timeout(), self.legs.dtls.poll_timeout(), self.legs.tcp.poll_timeout()];
             let wait = match deadlines.into_iter().flatten().min() {
-                _ if !self.ready.queue.is_empty() => Some(std::time::Duration::ZERO),
+                _ if !self.may_sleep() => Some(std::time::Duration::ZERO),
                 deadline => deadline.map(|at| at.saturating_duration_since(time::now().mono)),
             };
             match self.poll.poll(&mut events, wait) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 other => other?,
             }
+            self.bell.awake();
             let now = time::now();
-            events.iter().for_each(|event| self.ready.push(event.token()));
+            for event in &events {
+                match tcp_leg::slot(event.token()) {
+                    Some(slot) => self.legs.tcp.note(slot, event),
+                    None => self.ready.push(event.token()),
+                }
+            }
+            self.call_queues();
             for _ in 0..self.ready.queue.len() {
                 let Some(token) = self.ready.pop() else { break };
                 let turn = match token {
                     INBOX => self.take_inbox(now, &mut intake),
+                    STREAMS => self.take_streams(now, &mut intake),
+                    PARCELS => self.take_parcels(now, &mut intake),
                     _ => self.take_batch(now, token, &mut intake),
                 };
                 match turn {
                     Turn::More => self.ready.push(token),
                     Turn::Empty => {}
-                    Turn::Stop => return Ok(()),
+                    Turn::Stop => {
+                        self.report();
+                        return Ok(());
+                    }
                 }
             }
             self.relay.handle_timeout(now);
             self.legs.dtls.handle_timeout(now);
             self.carry_out(now, 0, &intake);
+            self.end_pass(now, &intake);
             self.depart_and_clear(&mut intake);
         }
+    }
+
+    /// Says whether nothing waits; whatever comes from now on ends the wait for events.
+    fn may_sleep(&self) -> bool {
+        self.ready.queue.is_empty()
+            && !self.legs.tcp.has_news()
+            && self.bell.may_sleep(|| self.inbox.is_empty() && self.crossing.is_empty())
+    }
+
+    /// Gives the queues that have something their turn in this pass: nobody reports them to a worker that is awake.
+    fn call_queues(&mut self) {
+        let queues = [
+            (INBOX, !self.inbox.is_empty()),
+            (STREAMS, self.legs.tcp.has_news()),
+            (PARCELS, !self.crossing.is_empty()),
+        ];
+        queues.into_iter().filter(|(_, waits)| *waits).for_each(|(token, _)| self.ready.push(token));
     }
 
     /// Takes at most [`INBOX_TURN`] messages, so that streams that never pause do not keep datagrams waiting.
@@ -190,16 +245,21 @@ impl Worker {
         for _ in 0..INBOX_TURN {
             let Ok(message) = self.inbox.try_recv() else { return Turn::Empty };
             match message {
-                ToWorker::Opened { client, leg } => {
-                    if self.legs.streams.insert(client, leg).is_some() {
+                ToWorker::Arrived(arrival) => {
+                    let client = arrival.client;
+                    if self.legs.adopt(now.mono, *arrival) {
                         self.relay.handle_client_gone(client);
                     }
                 }
-                ToWorker::Frame { client, bytes } => self.hear_frame(now, client, &bytes, intake),
+                ToWorker::Opened { client, leg } => {
+                    if self.legs.open(now.mono, client, leg) {
+                        self.relay.handle_client_gone(client);
+                    }
+                }
+                ToWorker::Frames { client, run } => self.hear_run(now, client, &run, intake),
                 ToWorker::Gone { client, link } => {
                     self.legs.neighbours.gone(client);
-                    if self.legs.streams.get(&client).is_some_and(|leg| leg.link == link) {
-                        self.legs.streams.remove(&client);
+                    if self.legs.forget_task(client, link) {
                         self.relay.handle_client_gone(client);
                     }
                 }
@@ -331,11 +391,18 @@ impl Worker {
     }
 
     /// Hears a frame that came by no socket of this worker, or out of DTLS.
-    fn hear_frame(&mut self, now: Now, client: FiveTuple, bytes: &[u8], intake: &Intake) {
+    pub(super) fn hear_frame(&mut self, now: Now, client: FiveTuple, bytes: &[u8], intake: &Intake) {
         self.hear_client(now, client, Marks::default(), bytes, intake);
     }
 
-    fn hear_client(&mut self, now: Now, client: FiveTuple, marks: Marks, bytes: &[u8], intake: &Intake) {
+    pub(super) fn hear_client(
+        &mut self,
+        now: Now,
+        client: FiveTuple,
+        marks: Marks,
+        bytes: &[u8],
+        intake: &Intake,
+    ) {
         if let Some(passed) = self.legs.neighbours.pass_on(client, bytes) {
             if !passed {
                 self.legs.note_dropped();
@@ -349,6 +416,7 @@ impl Worker {
         match self.relay.onward(now, forward) {
             Onward::Out(forward) => self.pass_to_peer(&forward, intake),
             Onward::Back(forward) => self.pass_to_client(&forward, intake),
+            Onward::Across(across) => self.pass_across(&across),
             Onward::Nowhere => {}
         }
     }
@@ -404,7 +472,10 @@ impl Worker {
         self.departures.push(Exit::Relay(forward.relay), route, &[], payload(forward.payload, intake), 0);
     }
 
-    fn pass_to_client(&mut self, forward: &ToClient<'_>, intake: &Intake) {
+    pub(super) fn pass_to_client(&mut self, forward: &ToClient<'_>, intake: &Intake) {
+        if self.legs.relay_to_stream(forward) {
+            return;
+        }
         let ToClient { client, header, payload: bytes, padding, marks } = *forward;
         if client.transport == Transport::Udp {
             if let Some((door, route)) = self.legs.route_to(client, marks) {
@@ -423,14 +494,14 @@ impl Worker {
     }
 
     /// Sends what has gathered, and makes room for more.
-    fn depart_and_clear(&mut self, intake: &mut Intake) {
+    pub(super) fn depart_and_clear(&mut self, intake: &mut Intake) {
         self.departures.put_heads_before_bodies(intake);
         self.depart(intake);
         intake.clear();
     }
 
     /// Sends what has gathered.
-    fn depart(&mut self, intake: &Intake) {
+    pub(super) fn depart(&mut self, intake: &Intake) {
         if self.departures.is_empty() {
             return;
         }
@@ -443,7 +514,7 @@ impl Worker {
     }
 
     /// Does what the relay and the DTLS sessions say; `heard` is the length of the datagram that made them say so.
-    fn carry_out(&mut self, now: Now, heard: usize, intake: &Intake) {
+    pub(super) fn carry_out(&mut self, now: Now, heard: usize, intake: &Intake) {
         loop {
             if self.relay.has_output() {
                 // What is said now may close sockets that the datagrams before are to leave by.

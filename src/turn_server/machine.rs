@@ -16,7 +16,7 @@ use super::policy::{PeerAddr, PeerPolicy};
 use super::ports::{RelayAddress, RelayPorts};
 use super::quota::Quota;
 use super::rate::{Pace, Rate};
-use super::relay_port::{RelayId, RelayPort};
+use super::relay_port::{RelayId, RelayPort, Sharing};
 use super::reservation::Reservations;
 use super::tcp_relay::PeerConnection;
 use super::wire::Header;
@@ -243,6 +243,21 @@ pub struct ToClient<'a> {
     pub marks: Marks,
 }
 
+/// A payload on its way to another worker's relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Across<'a> {
+    /// The worker.
+    pub worker: u16,
+    /// The relayed address it would have left from.
+    pub from: SocketAddr,
+    /// The relayed address it goes to, by its local name.
+    pub to: SocketAddr,
+    /// As it would have arrived.
+    pub marks: Marks,
+    /// The bytes.
+    pub payload: &'a [u8],
+}
+
 /// Where a payload for a peer goes on to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Onward<'a> {
@@ -252,6 +267,8 @@ pub enum Onward<'a> {
     Back(ToClient<'a>),
     /// The same, but nobody there wants it.
     Nowhere,
+    /// The peer is a relayed address of another worker's relay, which takes it by [`Relay::handle_neighbour`].
+    Across(Across<'a>),
 }
 
 /// What a relay has counted since it began.
@@ -376,14 +393,35 @@ impl Relay {
     /// Takes the short way to a peer that is a client of this relay too. The same rules hold as if the datagram had left and come
     /// back: both sides have to permit each other, and both are charged.
     pub fn onward<'a>(&mut self, now: Now, forward: ToPeer<'a>) -> Onward<'a> {
-        let there = self.relay_at(forward.peer);
-        let open = |relay: &RelayId| self.relays.get(*relay).is_some_and(|port| port.open);
-        let (Some(there), Some(here)) = (there.filter(open), self.relays.get(forward.relay)) else {
-            return Onward::Out(forward);
-        };
+        let ToPeer { relay, peer, payload, marks, .. } = forward;
+        let home = self.shared.ports.home(peer);
+        let (Some(worker), Some(here)) = (home, self.relays.get(relay)) else { return Onward::Out(forward) };
         let from = here.address();
-        let back = self.handle_peer(now, there, from, forward.marks, forward.payload);
-        back.map_or(Onward::Nowhere, Onward::Back)
+        if worker != self.shared.worker {
+            return Onward::Across(Across { worker, from, to: peer, marks, payload });
+        }
+        self.handle_neighbour(now, peer, (from, marks), payload).map_or(Onward::Nowhere, Onward::Back)
+    }
+
+    /// Handles what another relay of this server has sent from its relayed address to one of this relay, `to`, as if it had
+    /// arrived there. The port may have closed meanwhile.
+    pub fn handle_neighbour<'a>(
+        &mut self,
+        now: Now,
+        to: SocketAddr,
+        (from, marks): (SocketAddr, Marks),
+        payload: &'a [u8],
+    ) -> Option<ToClient<'a>> {
+        let takes = |relay: &RelayId| {
+            self.relays.get(*relay).is_some_and(|port| port.open && port.sharing != Sharing::Connections)
+        };
+        match self.relay_at(to).filter(takes) {
+            Some(relay) => self.handle_peer(now, relay, from, marks, payload),
+            None => {
+                self.counters.dropped += 1;
+                None
+            }
+        }
     }
 
     /// Ends the allocation of a client whose stream has closed.

@@ -13,6 +13,7 @@ pub mod data;
 mod denials;
 mod directory;
 mod five_tuple;
+mod homes;
 mod index;
 mod links;
 pub mod machine;

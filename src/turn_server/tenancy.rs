@@ -122,6 +122,9 @@ impl Relay {
         let Some(port) = self.relays.get_mut(relay) else { return };
         if opened {
             port.open = true;
+            if port.sharing != Sharing::Connections {
+                port.lease.settle(self.shared.worker);
+            }
             for id in std::mem::take(&mut port.waiting) {
                 self.admit_if_ready(now, id);
             }

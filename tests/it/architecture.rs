@@ -30,6 +30,7 @@ const PURE: [&str; 40] = [
     "src/net/demux.rs",
     "src/net/gate.rs",
     "src/net/proxy.rs",
+    "src/server/frames.rs",
     "src/signaling/acts.rs",
     "src/signaling/admission.rs",
     "src/signaling/answers.rs",

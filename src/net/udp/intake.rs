@@ -121,6 +121,12 @@ impl Intake {
         self.buffers.get(start..start + len).unwrap_or_default()
     }
 
+    /// Lends the room from `start` on for bytes that come by another way than a datagram socket, so that what lies in them can
+    /// leave with the rest: [`Intake::part`]. For an intake that was cleared; what is staged has no headroom.
+    pub fn stage(&mut self, start: usize) -> &mut [u8] {
+        self.buffers.get_mut(start..).unwrap_or_default()
+    }
+
     /// Receives at most `offered` messages behind those that are there; the haul is to be taken by [`Intake::haul`].
     pub(super) fn fill(&mut self, socket: BorrowedFd<'_>, offered: usize) -> Result<usize, Errno> {
         let offered = offered.min(self.room());
