@@ -96,7 +96,7 @@ impl Relay {
             self.allocations[id].learn_fragment(own);
         }
         let peer = peer.socket_addr();
-        Some(ToPeer { relay, peer, payload, marks: Marks::default(), dont_fragment: false })
+        Some(ToPeer { sender: id, relay, peer, payload, marks: Marks::default(), dont_fragment: false })
     }
 
     /// Returns the port to a peer that the allocation has not talked to, or whose port matters, if it may.
@@ -141,6 +141,29 @@ impl Relay {
         payload: &'a [u8],
     ) -> Option<ToClient<'a>> {
         let id = self.tenant_for(now, relay, peer, payload)?;
+        self.data_to_tenant(now, id, peer, payload)
+    }
+
+    /// The same for what a client of this server sends, of this relay if it is named, from its relayed address.
+    pub(super) fn data_from_within<'a>(
+        &mut self,
+        now: Moment,
+        relay: RelayId,
+        (sender, from): (Option<AllocationId>, PeerAddr),
+        payload: &'a [u8],
+    ) -> Option<ToClient<'a>> {
+        let fragment = ice_fragments(payload).map(|(receiver, _)| receiver);
+        let id = self.partner_for(now, relay, (sender, from), fragment)?;
+        self.data_to_tenant(now, id, from, payload)
+    }
+
+    fn data_to_tenant<'a>(
+        &mut self,
+        now: Moment,
+        id: AllocationId,
+        peer: PeerAddr,
+        payload: &'a [u8],
+    ) -> Option<ToClient<'a>> {
         let allocation = self.allocations.get(id)?;
         if !allocation.is_live(now) || !allocation.permits(now, peer) {
             return None;
@@ -176,13 +199,8 @@ impl Relay {
             return Some(id);
         }
         let port = self.relays.get(relay)?;
-        let itself = self
-            .relay_at(peer.socket_addr())
-            .and_then(|from| self.claimant(from, PeerAddr::new(port.address())))
-            .filter(|_| port.sharing == Sharing::Shared);
         let may_be_meant = |id: &AllocationId| {
-            Some(*id) != itself
-                && self.allocations.get(*id).is_some_and(|a| a.is_live(now) && a.permits(now, peer))
+            self.allocations.get(*id).is_some_and(|a| a.is_live(now) && a.permits(now, peer))
         };
         let mut meant = self.permitting(relay, peer).filter(may_be_meant);
         let (first, second) = (meant.next()?, meant.next());

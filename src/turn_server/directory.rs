@@ -76,7 +76,15 @@ impl Relay {
         self.directory.claims.find(self.directory.peer_at(relay, peer), holds)
     }
 
-    /// Makes `peer` the allocation's on a port where it is nobody's.
+    /// Lists all allocations that have claimed a transport address on a port: one, but for relayed addresses of this server.
+    pub(super) fn claimants(&self, relay: RelayId, peer: PeerAddr) -> impl Iterator<Item = AllocationId> {
+        let holds = move |id: &AllocationId| {
+            self.allocations.get(*id).is_some_and(|a| a.relay_to(peer) == Some(relay))
+        };
+        self.directory.claims.all(self.directory.peer_at(relay, peer)).filter(holds)
+    }
+
+    /// Makes `peer` the allocation's on a port where it is nobody's, or a relayed address of this server.
     pub(super) fn enter_claim(&mut self, id: AllocationId, relay: RelayId, peer: PeerAddr) {
         let any_port = !self.shared.policy.judges_ports(peer.ip());
         self.allocations[id].add_peer(peer, relay, any_port);
@@ -87,6 +95,7 @@ impl Relay {
 
     /// Takes a claim back, from the allocation too if it is still there. The port stays open.
     pub(super) fn strike_claim(&mut self, id: AllocationId, relay: RelayId, peer: PeerAddr) {
+        self.part(id, relay, peer);
         let hash = self.directory.peer_at(relay, peer);
         self.directory.claims.remove(hash, id);
         if let Some(port) = self.relays.get_mut(relay) {

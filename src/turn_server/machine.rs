@@ -12,6 +12,7 @@ use super::denials::Denials;
 use super::directory::Directory;
 use super::mobility::Tickets;
 use super::moment::Epoch;
+use super::partners::Partners;
 use super::policy::{PeerAddr, PeerPolicy};
 use super::ports::{RelayAddress, RelayPorts};
 use super::quota::Quota;
@@ -78,6 +79,9 @@ pub struct Limits {
     pub user_bandwidth: Rate,
     /// Relay ports that one worker shares among allocations, for each address; 0 gives every allocation a port of its own.
     pub shared_ports: usize,
+    /// How many of them are enough as long as no two allocations want the same peer: what leaves by few sockets leaves in few
+    /// system calls; default 4.
+    pub homes: usize,
 }
 
 impl Default for Limits {
@@ -89,6 +93,7 @@ impl Default for Limits {
             allocation_bandwidth: Rate::bytes(25_000_000),
             user_bandwidth: Rate::bytes(50_000_000),
             shared_ports: 48,
+            homes: 4,
         }
     }
 }
@@ -216,6 +221,8 @@ impl Marks {
 /// A payload on its way to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ToPeer<'a> {
+    /// Whose client sends it.
+    pub sender: AllocationId,
     /// The relay port whose socket sends it.
     pub relay: RelayId,
     /// The peer.
@@ -313,6 +320,7 @@ pub struct Relay {
     pub(super) outputs: VecDeque<Output>,
     pub(super) counters: Counters,
     pub(super) denials: Denials,
+    pub(super) partners: Partners,
     pub(super) epoch: Epoch,
     pub(super) parking: Parking,
 }
@@ -334,6 +342,7 @@ impl Relay {
             outputs: VecDeque::new(),
             counters: Counters::default(),
             denials: Denials::default(),
+            partners: Partners::default(),
             epoch: Epoch(now.mono),
             parking: Parking::default(),
         }
@@ -380,27 +389,23 @@ impl Relay {
         marks: Marks,
         payload: &'a [u8],
     ) -> Option<ToClient<'a>> {
-        let forward = self
-            .data_for_client(self.epoch.moment(now.mono), relay, self.peer_named(from), payload)
-            .and_then(|forward| Some(ToClient { marks: marks.passed_on()?, ..forward }));
-        match forward {
-            Some(_) => self.counters.bytes_to_clients += payload.len() as u64,
-            None => self.counters.dropped += 1,
-        }
-        forward
+        let at = self.epoch.moment(now.mono);
+        let forward = self.data_for_client(at, relay, self.peer_named(from), payload);
+        self.passed_to_client(forward, marks)
     }
 
     /// Takes the short way to a peer that is a client of this relay too. The same rules hold as if the datagram had left and come
     /// back: both sides have to permit each other, and both are charged.
     pub fn onward<'a>(&mut self, now: Now, forward: ToPeer<'a>) -> Onward<'a> {
-        let ToPeer { relay, peer, payload, marks, .. } = forward;
+        let ToPeer { sender, relay, peer, payload, marks, .. } = forward;
         let home = self.shared.ports.home(peer);
         let (Some(worker), Some(here)) = (home, self.relays.get(relay)) else { return Onward::Out(forward) };
         let from = here.address();
         if worker != self.shared.worker {
             return Onward::Across(Across { worker, from, to: peer, marks, payload });
         }
-        self.handle_neighbour(now, peer, (from, marks), payload).map_or(Onward::Nowhere, Onward::Back)
+        let taken = self.take_within(now, peer, (Some(sender), from, marks), payload);
+        taken.map_or(Onward::Nowhere, Onward::Back)
     }
 
     /// Handles what another relay of this server has sent from its relayed address to one of this relay, `to`, as if it had
@@ -412,16 +417,33 @@ impl Relay {
         (from, marks): (SocketAddr, Marks),
         payload: &'a [u8],
     ) -> Option<ToClient<'a>> {
+        self.take_within(now, to, (None, from, marks), payload)
+    }
+
+    /// Takes what a client of this server, of this relay if it is named, sends to the relayed address `to`.
+    fn take_within<'a>(
+        &mut self,
+        now: Now,
+        to: SocketAddr,
+        (sender, from, marks): (Option<AllocationId>, SocketAddr, Marks),
+        payload: &'a [u8],
+    ) -> Option<ToClient<'a>> {
         let takes = |relay: &RelayId| {
             self.relays.get(*relay).is_some_and(|port| port.open && port.sharing != Sharing::Connections)
         };
-        match self.relay_at(to).filter(takes) {
-            Some(relay) => self.handle_peer(now, relay, from, marks, payload),
-            None => {
-                self.counters.dropped += 1;
-                None
-            }
+        let relay = self.relay_at(to).filter(takes);
+        let (at, from) = (self.epoch.moment(now.mono), PeerAddr::new(from));
+        let forward = relay.and_then(|relay| self.data_from_within(at, relay, (sender, from), payload));
+        self.passed_to_client(forward, marks)
+    }
+
+    fn passed_to_client<'a>(&mut self, forward: Option<ToClient<'a>>, marks: Marks) -> Option<ToClient<'a>> {
+        let forward = forward.and_then(|forward| Some(ToClient { marks: marks.passed_on()?, ..forward }));
+        match forward {
+            Some(forward) => self.counters.bytes_to_clients += forward.payload.len() as u64,
+            None => self.counters.dropped += 1,
         }
+        forward
     }
 
     /// Ends the allocation of a client whose stream has closed.

@@ -19,6 +19,7 @@ mod links;
 pub mod machine;
 pub mod mobility;
 mod moment;
+mod partners;
 mod peers;
 mod permissions;
 pub mod policy;

@@ -1,7 +1,8 @@
 //! Which relay port an allocation lives on, and which one each of its peers knows it by.
 //!
-//! Allocations spread over the worker's shared ports, the emptiest first, so that they share one only when there are more of them
-//! than ports. When two of a port's tenants want the same peer, the later one talks to it from another port of the pool.
+//! Allocations spread over a few homes, the emptiest first. When two of a port's tenants want the same peer, the later one talks to
+//! it from another port, which is a home from then on: the more such peers there are, the more ports. A peer that is a relayed
+//! address of this server is nobody's alone, because who sends is known there: [`partners`](super::partners).
 
 use super::allocation::{Allocation, Family, MAX_CLAIMS, PeerTransport};
 use super::machine::{AllocationId, Output, Relay, by_port};
@@ -80,8 +81,18 @@ impl Relay {
         self.shared.addresses.iter().map(|address| address.local).find(of_family)
     }
 
+    /// Opens one more of the ports that allocations share; from now on it is a home too.
+    fn next_shared(&mut self, family: Family) -> Option<RelayId> {
+        let ip = self.local_ip(family)?;
+        if self.pool[family as usize].len() >= self.shared.limits.shared_ports {
+            return None;
+        }
+        let lease = self.shared.ports.lease(ip, &mut self.rng)?;
+        Some(self.open_for(family, lease))
+    }
+
     fn emptiest(&mut self, family: Family, ip: IpAddr) -> Option<RelayId> {
-        let share = self.shared.limits.shared_ports;
+        let share = self.shared.limits.shared_ports.min(self.shared.limits.homes);
         let tenants = |relay: &RelayId| self.relays[*relay].tenants;
         let fewest = self.pool[family as usize].iter().map(tenants).min();
         if fewest != Some(0)
@@ -220,6 +231,11 @@ impl Relay {
         if !self.has_room_for_a_peer(now, id) {
             return Err(NoClaim::TooMany);
         }
+        if self.is_within(peer) {
+            self.enter_claim(id, home, peer);
+            self.introduce(id, home, peer);
+            return Ok(home);
+        }
         let relay = match self.is_free(now, home, peer) {
             true => home,
             false => self.away_from_home(now, family, peer).ok_or(NoClaim::NoPort)?,
@@ -234,7 +250,7 @@ impl Relay {
         let shared = self.pool[family as usize].iter().chain(&self.spill[family as usize]);
         let shared: Vec<_> = shared.copied().collect();
         let free = shared.into_iter().find(|relay| self.is_free(now, *relay, peer));
-        free.or_else(|| self.spill_port(family))
+        free.or_else(|| self.next_shared(family)).or_else(|| self.spill_port(family))
     }
 
     /// Returns whether `peer` can be claimed on a port: nobody else talks to it from there, and it is not that port itself.
