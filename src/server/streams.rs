@@ -75,13 +75,18 @@ impl Worker {
     }
 
     /// Hears frames that a task hands over.
-    pub(super) fn hear_run(&mut self, now: Now, client: FiveTuple, mut run: &[u8]) {
-        while !run.is_empty() {
-            let (frame, rest) = run.split_at(frames::first(run));
-            self.hear_frame(now, client, frame);
-            self.carry_out(now, 0);
-            run = rest;
+    pub(super) fn hear_run(&mut self, now: Now, client: FiveTuple, run: &[u8], batch: &mut RecvBatch) {
+        if !bring(run, batch) {
+            return self.legs.note_dropped();
         }
+        let mut at = 0;
+        while at < run.len() {
+            let len = frames::first(&run[at..]);
+            self.hear_client(now, client, Marks::default(), batch.part(at, len), Some(batch));
+            self.settle(now, batch, len);
+            at += len;
+        }
+        self.depart(batch);
     }
 
     /// Packs what a client sends to another worker's client.
@@ -94,8 +99,10 @@ impl Worker {
     pub(super) fn take_parcels(&mut self, now: Now, batch: &mut RecvBatch) -> Turn {
         for _ in 0..PARCELS_TURN {
             let Some(parcel) = self.crossing.take() else { return Turn::Empty };
-            if let Some(room) = batch.stage(0).get_mut(..parcel.bytes.len()) {
-                room.copy_from_slice(&parcel.bytes);
+            if !bring(&parcel.bytes, batch) {
+                self.legs.note_lost_frames(parcel.packets.len());
+                self.crossing.give_back(parcel);
+                continue;
             }
             for packet in &parcel.packets {
                 let payload = batch.part(packet.start, packet.len);
@@ -134,4 +141,9 @@ impl Worker {
         let lost = self.crossing.flush();
         self.legs.note_lost_frames(lost);
     }
+}
+
+/// Brings bytes into the batch; `false` when it has too little room.
+fn bring(bytes: &[u8], batch: &mut RecvBatch) -> bool {
+    batch.stage(0).get_mut(..bytes.len()).map(|room| room.copy_from_slice(bytes)).is_some()
 }

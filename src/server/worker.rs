@@ -172,7 +172,7 @@ impl Worker {
             for _ in 0..self.ready.len() {
                 let Some(token) = self.ready.pop_front() else { break };
                 let turn = match token {
-                    INBOX => self.take_inbox(now),
+                    INBOX => self.take_inbox(now, &mut batch),
                     STREAMS => self.take_streams(now, &mut batch),
                     PARCELS => self.take_parcels(now, &mut batch),
                     _ => self.take_batch(now, token, &mut batch),
@@ -208,7 +208,7 @@ impl Worker {
     }
 
     /// Takes at most [`INBOX_TURN`] messages, so that streams that never pause do not keep datagrams waiting.
-    fn take_inbox(&mut self, now: Now) -> Turn {
+    fn take_inbox(&mut self, now: Now, batch: &mut RecvBatch) -> Turn {
         for _ in 0..INBOX_TURN {
             let Ok(message) = self.inbox.try_recv() else { return Turn::Empty };
             match message {
@@ -223,7 +223,7 @@ impl Worker {
                         self.relay.handle_client_gone(client);
                     }
                 }
-                ToWorker::Frames { client, run } => self.hear_run(now, client, &run),
+                ToWorker::Frames { client, run } => self.hear_run(now, client, &run, batch),
                 ToWorker::Gone { client, link } => {
                     self.legs.neighbours.gone(client);
                     if self.legs.forget_task(client, link) {
@@ -360,7 +360,7 @@ impl Worker {
     }
 
     /// Hears a frame that came by no socket of this worker, or out of DTLS.
-    pub(super) fn hear_frame(&mut self, now: Now, client: FiveTuple, bytes: &[u8]) {
+    fn hear_frame(&mut self, now: Now, client: FiveTuple, bytes: &[u8]) {
         self.hear_client(now, client, Marks::default(), bytes, None);
     }
 
