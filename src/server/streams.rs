@@ -5,7 +5,7 @@ use super::frames;
 use super::tcp_leg::{READ_ROOM, Reading};
 use super::worker::{Turn, Worker};
 use crate::clock::Now;
-use crate::net::udp::RecvBatch;
+use crate::net::udp::Intake;
 use crate::turn_server::FiveTuple;
 use crate::turn_server::machine::{Across, Marks};
 use std::ops::Range;
@@ -18,22 +18,23 @@ const STREAM_ROOM: usize = 2 * READ_ROOM + 4096;
 
 impl Worker {
     /// Reads clients' sockets that have something.
-    pub(super) fn take_streams(&mut self, now: Now, batch: &mut RecvBatch) -> Turn {
+    pub(super) fn take_streams(&mut self, now: Now, intake: &mut Intake) -> Turn {
+        self.depart_and_clear(intake);
         let mut start = 0;
         for _ in 0..STREAMS_TURN {
-            let Some((slot, reading)) = self.legs.tcp.read(now.mono, batch, start) else { break };
+            let Some((slot, reading)) = self.legs.tcp.read(now.mono, intake, start) else { break };
             let Reading { client, bytes, ended } = reading;
             start = bytes.end;
-            let broken = self.hear_stream(now, slot, client, bytes, batch);
+            let broken = self.hear_stream(now, slot, client, bytes, intake);
             if ended || broken {
                 self.end_stream(now, slot, client);
             }
-            if batch.stage(start).len() < STREAM_ROOM {
-                self.depart(batch);
+            if intake.stage(start).len() < STREAM_ROOM {
+                self.depart(intake);
                 start = 0;
             }
         }
-        self.depart(batch);
+        self.depart(intake);
         if self.legs.tcp.has_news() { Turn::More } else { Turn::Empty }
     }
 
@@ -44,19 +45,19 @@ impl Worker {
         slot: usize,
         client: FiveTuple,
         bytes: Range<usize>,
-        batch: &RecvBatch,
+        intake: &Intake,
     ) -> bool {
-        let run = frames::run(batch.part(bytes.start, bytes.len()));
+        let run = frames::run(intake.part(bytes.start, bytes.len()));
         let (mut at, end) = (bytes.start, bytes.start + run.len);
         while at < end && self.legs.tcp.listens(slot, client) {
-            let len = frames::first(batch.part(at, end - at));
-            self.hear_client(now, client, Marks::default(), batch.part(at, len), Some(batch));
-            self.settle(now, batch, len);
+            let len = frames::first(intake.part(at, end - at));
+            self.hear_client(now, client, Marks::default(), intake.part(at, len), intake);
+            self.carry_out(now, len, intake);
             at += len;
         }
         // What follows the request that has joined it with a peer is the peer's, be it frames or not.
         let joined = !self.legs.tcp.listens(slot, client);
-        self.legs.tcp.keep(slot, batch.part(at, bytes.end - at));
+        self.legs.tcp.keep(slot, intake.part(at, bytes.end - at));
         run.broken.is_some() && !joined
     }
 
@@ -75,18 +76,13 @@ impl Worker {
     }
 
     /// Hears frames that a task hands over.
-    pub(super) fn hear_run(&mut self, now: Now, client: FiveTuple, run: &[u8], batch: &mut RecvBatch) {
-        if !bring(run, batch) {
-            return self.legs.note_dropped();
+    pub(super) fn hear_run(&mut self, now: Now, client: FiveTuple, mut run: &[u8], intake: &Intake) {
+        while !run.is_empty() {
+            let (frame, rest) = run.split_at(frames::first(run));
+            self.hear_frame(now, client, frame, intake);
+            self.carry_out(now, 0, intake);
+            run = rest;
         }
-        let mut at = 0;
-        while at < run.len() {
-            let len = frames::first(&run[at..]);
-            self.hear_client(now, client, Marks::default(), batch.part(at, len), Some(batch));
-            self.settle(now, batch, len);
-            at += len;
-        }
-        self.depart(batch);
     }
 
     /// Packs what a client sends to another worker's client.
@@ -96,35 +92,28 @@ impl Worker {
     }
 
     /// Takes parcels that other workers have left.
-    pub(super) fn take_parcels(&mut self, now: Now, batch: &mut RecvBatch) -> Turn {
+    pub(super) fn take_parcels(&mut self, now: Now, intake: &mut Intake) -> Turn {
+        self.depart_and_clear(intake);
         for _ in 0..PARCELS_TURN {
             let Some(parcel) = self.crossing.take() else { return Turn::Empty };
-            if !bring(&parcel.bytes, batch) {
+            let Some(room) = intake.stage(0).get_mut(..parcel.bytes.len()) else {
                 self.legs.note_lost_frames(parcel.packets.len());
                 self.crossing.give_back(parcel);
                 continue;
-            }
+            };
+            room.copy_from_slice(&parcel.bytes);
             for packet in &parcel.packets {
-                let payload = batch.part(packet.start, packet.len);
+                let payload = intake.part(packet.start, packet.len);
                 let way = (packet.from, packet.marks);
                 if let Some(forward) = self.relay.handle_neighbour(now, packet.to, way, payload) {
-                    self.pass_to_client(&forward, Some(batch));
+                    self.pass_to_client(&forward, intake);
                 }
-                self.settle(now, batch, packet.len);
+                self.carry_out(now, packet.len, intake);
             }
-            self.depart(batch);
+            self.depart(intake);
             self.crossing.give_back(parcel);
         }
         Turn::More
-    }
-
-    /// Carries out what was said about the last frame.
-    fn settle(&mut self, now: Now, batch: &RecvBatch, heard: usize) {
-        if self.relay.has_output() {
-            // It may close sockets that what was gathered is to leave by.
-            self.depart(batch);
-        }
-        self.carry_out(now, heard);
     }
 
     /// Says at the end what was handed over.
@@ -133,17 +122,12 @@ impl Worker {
     }
 
     /// Ends a pass: what was gathered for streams and for other workers goes off.
-    pub(super) fn end_pass(&mut self, now: Now) {
+    pub(super) fn end_pass(&mut self, now: Now, intake: &Intake) {
         self.legs.tcp.handle_timeout(now.mono);
         self.legs.flush(now.mono);
         self.end_streams(now);
-        self.carry_out(now, 0);
+        self.carry_out(now, 0, intake);
         let lost = self.crossing.flush();
         self.legs.note_lost_frames(lost);
     }
-}
-
-/// Brings bytes into the batch; `false` when it has too little room.
-fn bring(bytes: &[u8], batch: &mut RecvBatch) -> bool {
-    batch.stage(0).get_mut(..bytes.len()).map(|room| room.copy_from_slice(bytes)).is_some()
 }

@@ -4,7 +4,7 @@
 use super::stream::{IDLE_TIME, Places, STRANGER_TIME, WRITE_TIME};
 use super::tcp_relay::Joint;
 use crate::clock::Deadlines;
-use crate::net::udp::RecvBatch;
+use crate::net::udp::Intake;
 use crate::turn_server::FiveTuple;
 use bytes::BytesMut;
 use mio::event::Event;
@@ -66,7 +66,7 @@ struct TcpLeg {
 #[derive(Debug)]
 pub(super) struct Reading {
     pub(super) client: FiveTuple,
-    /// Where the bytes lie in the batch, those of a begun frame first.
+    /// Where the bytes lie in the intake, those of a begun frame first.
     pub(super) bytes: Range<usize>,
     /// Whether nothing more is to be expected.
     pub(super) ended: bool,
@@ -153,12 +153,12 @@ impl TcpLegs {
         !self.to_read.is_empty()
     }
 
-    /// Reads from the next socket that has something, into the batch from `start` on, where [`READ_ROOM`] bytes and as many of a
+    /// Reads from the next socket that has something, into the intake from `start` on, where [`READ_ROOM`] bytes and as many of a
     /// begun frame must fit.
     pub(super) fn read(
         &mut self,
         now: Instant,
-        batch: &mut RecvBatch,
+        intake: &mut Intake,
         start: usize,
     ) -> Option<(usize, Reading)> {
         let (slot, leg) = loop {
@@ -169,7 +169,7 @@ impl TcpLegs {
         };
         leg.to_read = false;
         let begun = leg.begun.len();
-        let room = batch.stage(start);
+        let room = intake.stage(start);
         room[..begun].copy_from_slice(&leg.begun);
         leg.begun.clear();
         let most = room.len().min(begun + READ_ROOM);

@@ -15,7 +15,7 @@ const FRAME: &[u8] = b"\x40\x01\0\x04here";
 struct World {
     poll: Poll,
     legs: TcpLegs,
-    batch: RecvBatch,
+    intake: Intake,
     start: Instant,
 }
 
@@ -23,7 +23,7 @@ impl World {
     fn new() -> Self {
         let poll = Poll::new().unwrap();
         let legs = TcpLegs::new(poll.registry().try_clone().unwrap(), Handle::current());
-        Self { poll, legs, batch: RecvBatch::default(), start: time::now().mono }
+        Self { poll, legs, intake: Intake::default(), start: time::now().mono }
     }
 
     fn connect(&mut self, early: &[u8]) -> (Client, usize) {
@@ -44,8 +44,8 @@ impl World {
             if !self.legs.has_news() {
                 self.wait();
             }
-            while let Some((_, reading)) = self.legs.read(self.start, &mut self.batch, 0) {
-                all.extend_from_slice(self.batch.part(reading.bytes.start, reading.bytes.len()));
+            while let Some((_, reading)) = self.legs.read(self.start, &mut self.intake, 0) {
+                all.extend_from_slice(self.intake.part(reading.bytes.start, reading.bytes.len()));
                 ended |= reading.ended;
             }
         }

@@ -3,16 +3,19 @@
 //! Control leaves through [`Relay::poll_output`]; relayed data leaves through the return values of
 //! [`Relay::handle_client`] and [`Relay::handle_peer`], with the payload still borrowed from the caller's buffer.
 
-use super::allocation::{Allocation, FiveTuple};
+use super::FiveTuple;
+use super::allocation::{Allocation, Family};
 use super::alternate::Alternates;
 use super::auth::{Authority, Parking, Question};
 use super::connections::{ConnectionId, Connections};
 use super::denials::Denials;
+use super::directory::Directory;
 use super::mobility::Tickets;
+use super::moment::Epoch;
 use super::policy::{PeerAddr, PeerPolicy};
 use super::ports::{RelayAddress, RelayPorts};
 use super::quota::Quota;
-use super::rate::{Epoch, Pace, Rate};
+use super::rate::{Pace, Rate};
 use super::relay_port::{RelayId, RelayPort, Sharing};
 use super::reservation::Reservations;
 use super::tcp_relay::PeerConnection;
@@ -299,9 +302,8 @@ pub struct Relay {
     pub(super) shared: Shared,
     pub(super) rng: ChaCha20Rng,
     pub(super) allocations: Slab<Allocation>,
-    pub(super) clients: HashMap<FiveTuple, AllocationId>,
     pub(super) relays: Slab<RelayPort>,
-    pub(super) relays_by_address: HashMap<SocketAddr, RelayId>,
+    pub(super) directory: Directory,
     /// The ports that allocations share, by family.
     pub(super) pool: [Vec<RelayId>; 2],
     /// The ports that they spill over to, by family.
@@ -321,11 +323,10 @@ impl Relay {
     pub fn new(now: Now, shared: Shared, rng: ChaCha20Rng) -> Self {
         Self {
             shared,
+            directory: Directory::new(&rng),
             rng,
             allocations: Slab::new(),
-            clients: HashMap::new(),
             relays: Slab::new(),
-            relays_by_address: HashMap::new(),
             pool: [Vec::new(), Vec::new()],
             spill: [Vec::new(), Vec::new()],
             connections: HashMap::new(),
@@ -346,15 +347,16 @@ impl Relay {
         marks: Marks,
         bytes: &'a [u8],
     ) -> Option<ToPeer<'a>> {
+        let at = self.epoch.moment(now.mono);
         let forward = match demux::datagram(bytes) {
-            DatagramKind::ChannelData | DatagramKind::Signaling => self.channel_data(now.mono, client, bytes),
+            DatagramKind::ChannelData | DatagramKind::Signaling => self.channel_data(at, client, bytes),
             DatagramKind::Stun => match Message::parse(bytes) {
                 Ok(message) if message.class() == Class::Request => {
                     self.request(now, client, &message);
                     return None;
                 }
                 Ok(message) if (message.class(), message.method()) == (Class::Indication, Method::SEND) => {
-                    self.send_indication(now.mono, client, &message)
+                    self.send_indication(at, client, &message)
                 }
                 _ => None,
             },
@@ -379,7 +381,7 @@ impl Relay {
         payload: &'a [u8],
     ) -> Option<ToClient<'a>> {
         let forward = self
-            .data_for_client(now.mono, relay, self.peer_named(from), payload)
+            .data_for_client(self.epoch.moment(now.mono), relay, self.peer_named(from), payload)
             .and_then(|forward| Some(ToClient { marks: marks.passed_on()?, ..forward }));
         match forward {
             Some(_) => self.counters.bytes_to_clients += payload.len() as u64,
@@ -413,7 +415,7 @@ impl Relay {
         let takes = |relay: &RelayId| {
             self.relays.get(*relay).is_some_and(|port| port.open && port.sharing != Sharing::Connections)
         };
-        match self.relays_by_address.get(&to).copied().filter(takes) {
+        match self.relay_at(to).filter(takes) {
             Some(relay) => self.handle_peer(now, relay, from, marks, payload),
             None => {
                 self.counters.dropped += 1;
@@ -425,7 +427,7 @@ impl Relay {
     /// Ends the allocation of a client whose stream has closed.
     pub fn handle_client_gone(&mut self, client: FiveTuple) {
         self.parking.forget(client);
-        if let Some(id) = self.clients.get(&client).copied() {
+        if let Some(id) = self.allocation_of(client) {
             self.end(id, "the client's connection closed");
         }
     }
@@ -492,7 +494,8 @@ impl Relay {
 
     /// Sets the timer of an allocation to its end.
     pub(super) fn arm(&mut self, id: AllocationId) {
-        self.deadlines.set(Timer::Allocation(id), self.allocations[id].expires);
+        let end = self.epoch.instant(self.allocations[id].live_until());
+        self.deadlines.set(Timer::Allocation(id), end);
     }
 
     /// Gives back what was set aside for too long, and sets the timer to the next port's end.
@@ -504,7 +507,7 @@ impl Relay {
 
     pub(super) fn end(&mut self, id: AllocationId, why: &'static str) {
         if let Some(allocation) = self.allocations.get(id) {
-            tracing::info!(user = %Pii(&allocation.user), %id, why, "allocation ended");
+            tracing::info!(user = %Pii(allocation.user()), %id, why, "allocation ended");
             self.forget(id);
         }
     }
@@ -512,20 +515,22 @@ impl Relay {
     /// Drops an allocation with everything it holds: ports, claims, quota.
     pub(super) fn forget(&mut self, id: AllocationId) {
         let Some(allocation) = self.allocations.try_remove(id) else { return };
-        self.clients.remove(&allocation.client);
+        let client = allocation.client();
+        self.strike_client(client, id);
         self.deadlines.clear(Timer::Allocation(id));
-        if allocation.mobility.is_some() {
-            self.outputs.push_back(Output::Left { client: allocation.client });
+        if allocation.cold.mobility.is_some() {
+            self.outputs.push_back(Output::Left { client });
         }
-        for connection in &allocation.connections {
+        for connection in &allocation.cold.connections {
             self.close_connection(*connection);
         }
         for (peer, relay) in by_port(allocation.peers()) {
-            self.release(relay, peer);
+            self.release(id, relay, peer);
         }
-        let permitted: Vec<_> = allocation.permitted().collect();
-        for home in allocation.homes() {
-            self.move_out(id, home, &permitted);
+        for family in [Family::V4, Family::V6] {
+            if let Some(home) = allocation.home(family) {
+                self.move_out(id, home, allocation.cold.permissions.of_family(family));
+            }
         }
     }
 }

@@ -16,6 +16,7 @@ const PURE: [&str; 40] = [
     "src/turn_server/",
     "src/ids.rs",
     "src/clock.rs",
+    "src/clock/",
     "src/load/client.rs",
     "src/load/credentials.rs",
     "src/load/histogram.rs",
