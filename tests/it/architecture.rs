@@ -9,7 +9,7 @@ const FILE_LINES: usize = 700;
 const FUNCTION_LINES: usize = 90;
 
 /// Files that are pure besides every `wire.rs` and `machine.rs`; an entry with a `/` at its end is a folder.
-const PURE: [&str; 40] = [
+const PURE: [&str; 41] = [
     "src/stun.rs",
     "src/stun/",
     "src/stun_server/",
