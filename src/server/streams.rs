@@ -96,9 +96,12 @@ impl Worker {
         self.depart_and_clear(intake);
         for _ in 0..PARCELS_TURN {
             let Some(parcel) = self.crossing.take() else { return Turn::Empty };
-            if let Some(room) = intake.stage(0).get_mut(..parcel.bytes.len()) {
-                room.copy_from_slice(&parcel.bytes);
-            }
+            let Some(room) = intake.stage(0).get_mut(..parcel.bytes.len()) else {
+                self.legs.note_lost_frames(parcel.packets.len());
+                self.crossing.give_back(parcel);
+                continue;
+            };
+            room.copy_from_slice(&parcel.bytes);
             for packet in &parcel.packets {
                 let payload = intake.part(packet.start, packet.len);
                 let way = (packet.from, packet.marks);

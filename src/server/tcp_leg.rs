@@ -172,8 +172,9 @@ impl TcpLegs {
         let room = intake.stage(start);
         room[..begun].copy_from_slice(&leg.begun);
         leg.begun.clear();
+        let most = room.len().min(begun + READ_ROOM);
         let read = loop {
-            match leg.socket.read(&mut room[begun..begun + READ_ROOM]) {
+            match leg.socket.read(&mut room[begun..most]) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 read => break read,
             }
@@ -186,7 +187,7 @@ impl TcpLegs {
         if count > 0 {
             leg.heard = now;
             // What was short of the room was all there is, but for an end that the system has reported already.
-            if count == READ_ROOM || leg.ends {
+            if begun + count == most || leg.ends {
                 leg.to_read = true;
                 self.to_read.push_back(slot);
             }
