@@ -568,10 +568,10 @@ impl Worker {
                     self.relay.handle_relay_opened(now, relay, opened.is_ok());
                 }
                 Output::CloseRelay { relay } => {
-                    if !self.tcp.close(relay) {
-                        if let Some(place) = self.relay_sockets.get_mut(relay) {
-                            *place = None;
-                        }
+                    if !self.tcp.close(relay)
+                        && let Some(place) = self.relay_sockets.get_mut(relay)
+                    {
+                        *place = None;
                     }
                 }
                 Output::Connect { connection, from, to } => self.tcp.connect(connection, from, to),

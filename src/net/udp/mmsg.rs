@@ -69,6 +69,7 @@ pub(super) fn receive<'b>(
         let header = unsafe { header.assume_init_ref() };
         place.len = header.msg_len as usize;
         place.name.set_len(header.msg_hdr.msg_namelen as usize);
+        #[allow(clippy::unnecessary_cast, reason = "its type differs between C libraries")]
         place.controls.set_len(header.msg_hdr.msg_controllen as usize);
     }
     Ok(count)
