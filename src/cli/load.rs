@@ -141,6 +141,9 @@ struct Common {
     /// Send packet by packet where several for one destination could leave as one
     #[arg(long)]
     no_gso: bool,
+    /// A socket for every client and peer, also where the server is on IPv4 loopback and many could share one
+    #[arg(long)]
+    own_sockets: bool,
     /// Exit with 1 if more packets than this were lost
     #[arg(long, value_name = "PERCENT")]
     max_loss: Option<f64>,
@@ -237,6 +240,7 @@ impl Common {
             pid: self.pid,
             cpu: self.cpu,
             segmentation: !self.no_gso,
+            own_sockets: self.own_sockets,
         })
     }
 }

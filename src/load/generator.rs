@@ -5,7 +5,7 @@ use super::fleet::Fleet;
 use super::histogram::Histogram;
 use super::pace::{Drive, Pace};
 use super::process::Process;
-use super::socket::Run;
+use super::packets::Packets;
 use super::stamp::{STAMP_LEN, Stamp};
 use super::{Progress, Times};
 use crate::net::time;
@@ -91,13 +91,13 @@ pub(super) fn run(
     let Times { warm_up, seconds } = plan.times;
     let mut tally = Tally {
         plan,
-        epoch: time::now().mono,
+        epoch: time::mono(),
         pace: Pace::new(plan.drive, plan.burst),
         from: u64::MAX,
         to: u64::MAX,
         outcome: Outcome::default(),
     };
-    let mut sender = Sender { next: 0, number: 0, run: Run::default() };
+    let mut sender = Sender { next: 0, number: 0, packets: Packets::default() };
     let end = ns(warm_up + seconds);
     let mut used_before = (None, 0);
     let mut left_out_before = 0;
@@ -130,8 +130,8 @@ pub(super) fn run(
     }
     tally.to = tally.now();
     let used_after = used(plan)?;
-    let patience = time::now().mono + STRAGGLERS;
-    while tally.outcome.received < tally.outcome.sent && time::now().mono < patience {
+    let patience = time::mono() + STRAGGLERS;
+    while tally.outcome.received < tally.outcome.sent && time::mono() < patience {
         fleet.turn(Duration::from_millis(10), &mut |leg, at, payload| tally.arrived(leg, at, payload))?;
     }
     let mut outcome = tally.outcome;
@@ -150,7 +150,7 @@ fn ns(time: Duration) -> u64 {
 struct Sender {
     next: usize,
     number: u32,
-    run: Run,
+    packets: Packets,
 }
 
 impl Sender {
@@ -165,7 +165,7 @@ impl Sender {
             let count = if plan.senders.len() == 1 { left } else { left.min(plan.burst.into()) };
             let at = tally.now();
             self.write(fleet, plan, leg, count, at);
-            let taken = fleet.send_run(leg, &self.run)? as u64;
+            let taken = fleet.send(&self.packets)?;
             tally.pace.left(at, taken);
             tally.pace.held_back(count - taken);
             if at >= tally.from {
@@ -181,27 +181,23 @@ impl Sender {
     fn write(&mut self, fleet: &Fleet, plan: &Plan, leg: usize, count: u64, at: u64) {
         let (head, padding) = fleet.head(leg);
         let stamp_at = if plan.course == Course::Answers { head.len() - STAMP_LEN } else { head.len() };
-        let tail = plan.size + padding;
-        self.run.clear();
+        self.packets.clear();
         for _ in 0..count {
             let number = match plan.course {
                 Course::Answers => self.number,
                 _ => u32::try_from(leg).unwrap_or(u32::MAX),
             };
             self.number = self.number.wrapping_add(1);
-            let begin = self.run.bytes.len();
-            self.run.bytes.extend_from_slice(head);
-            self.run.bytes.resize(begin + head.len() + tail, 0);
             let stamp = Stamp { tag: plan.tag, number, at }.bytes();
-            self.run.bytes[begin + stamp_at..][..STAMP_LEN].copy_from_slice(&stamp);
+            let packet = self.packets.push(leg, [head, &[]], plan.size + padding);
+            packet[stamp_at..][..STAMP_LEN].copy_from_slice(&stamp);
         }
-        self.run.count = count as usize;
     }
 }
 
 impl Tally<'_> {
     fn now(&self) -> u64 {
-        self.ns_at(time::now().mono)
+        self.ns_at(time::mono())
     }
 
     fn ns_at(&self, at: Instant) -> u64 {
@@ -281,7 +277,7 @@ mod tests {
     }
 
     fn tally(plan: &Plan) -> Tally<'_> {
-        let (epoch, pace) = (time::now().mono, Pace::new(plan.drive, plan.burst));
+        let (epoch, pace) = (time::mono(), Pace::new(plan.drive, plan.burst));
         let mut tally = Tally { plan, epoch, pace, from: 100, to: 200, outcome: Outcome::default() };
         tally.pace.left(100, 4);
         tally

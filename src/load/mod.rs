@@ -12,6 +12,7 @@ mod fleet;
 mod generator;
 pub mod histogram;
 pub mod pace;
+mod packets;
 pub mod process;
 pub mod refusal;
 pub mod report;
@@ -29,7 +30,7 @@ pub use target::{NotAgreed, Target, Transport};
 use crate::net::time;
 use crate::stun::{Builder, Class, Method, TransactionId};
 use client::{Client, Login};
-use fleet::{Fleet, Until};
+use fleet::{Fleet, Sharing, Until};
 use generator::{Course, Plan};
 use histogram::Histogram;
 use process::Process;
@@ -85,6 +86,8 @@ pub struct Load {
     pub cpu: Option<usize>,
     /// Whether packets for one destination leave as one; default true.
     pub segmentation: bool,
+    /// Whether every client and peer has a socket of its own, also where many could share one (IPv4 loopback); default false.
+    pub own_sockets: bool,
 }
 
 /// Who sends payloads.
@@ -159,7 +162,7 @@ impl Load {
         within("--sockets", sockets, MOST_SOCKETS, "1 to 50000")?;
         check_drive(drive)?;
         let process = self.begin()?;
-        let mut fleet = Fleet::new(self.target, self.segmentation)?;
+        let mut fleet = self.fleet()?;
         let request = Builder::new(Class::Request, Method::BINDING, TransactionId::new([0; 12])).finish();
         for _ in 0..sockets {
             let leg = fleet.open(None)?;
@@ -192,7 +195,7 @@ impl Load {
         within("--count", load.count, MOST_SOCKETS, "1 to 50000")?;
         within("--concurrency", load.concurrency, MOST_SOCKETS, "1 to 50000")?;
         let process = self.begin()?;
-        let mut fleet = Fleet::new(self.target, self.segmentation)?;
+        let mut fleet = self.fleet()?;
         self.open_clients(&mut fleet, credentials, load.count)?;
         let legs: Vec<usize> = (0..load.count).collect();
         let used = |process: &Option<Process>| {
@@ -200,14 +203,14 @@ impl Load {
             used.transpose().map_err(|source| LoadError::Process { pid: self.pid.unwrap_or(0), source })
         };
         let before = used(&process)?;
-        let began = time::now().mono;
+        let began = time::mono();
         let mut latency = Histogram::default();
         let until = Until { stop, deadline: Some(began + LONGEST) };
         let allocate = |_: usize, client: &mut Client, now: Instant| client.allocate(now);
         let settled = fleet.settle(&legs, load.concurrency, until, allocate, |took| {
             latency.record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
         });
-        let elapsed = time::now().mono - began;
+        let elapsed = time::mono() - began;
         let after = used(&process);
         let held = settled.and_then(|()| match load.hold {
             true => fleet.hold(Until { stop, deadline: Some(began + self.times.seconds) }),
@@ -236,7 +239,7 @@ impl Load {
         }
         check_drive(load.drive)?;
         let process = self.begin()?;
-        let mut fleet = Fleet::new(self.target, self.segmentation)?;
+        let mut fleet = self.fleet()?;
         let relayed = self.set_up(&mut fleet, credentials, load, stop).and_then(|flows| {
             let ups = (0..flows).map(|flow| 2 * flow);
             let senders = match load.direction {
@@ -276,6 +279,11 @@ impl Load {
         watched.transpose()
     }
 
+    fn fleet(&self) -> Result<Fleet, LoadError> {
+        let sharing = if self.own_sockets { Sharing::Never } else { Sharing::OnLoopback };
+        Ok(Fleet::new(self.target, sharing, self.segmentation)?)
+    }
+
     fn login(&self, credentials: Credentials) -> Login {
         Login {
             credentials: Arc::new(credentials),
@@ -306,7 +314,7 @@ impl Load {
         load: &RelayLoad,
         stop: &AtomicBool,
     ) -> Result<usize, LoadError> {
-        let until = Until { stop, deadline: Some(time::now().mono + LONGEST) };
+        let until = Until { stop, deadline: Some(time::mono() + LONGEST) };
         let login = self.login(credentials);
         let mut rng = rng();
         let flows = match load.peers {
@@ -318,8 +326,7 @@ impl Load {
         for _ in 0..flows {
             clients.push(fleet.open(Some((login.clone(), rng.random())))?);
             if load.peers == Peers::Sockets {
-                let ip = fleet.local_ip()?;
-                peers.push(fleet.open_peer(ip)?);
+                peers.push(fleet.open_peer()?);
             } else {
                 clients.push(fleet.open(Some((login.clone(), rng.random())))?);
             }
