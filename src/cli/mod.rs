@@ -5,6 +5,8 @@ mod agent_pipe;
 mod agent_report;
 pub mod credentials;
 pub mod load;
+mod load_processes;
+mod load_report;
 pub mod serve;
 
 use clap::{Parser, Subcommand};

@@ -262,9 +262,9 @@ impl Fleet {
         }
     }
 
-    /// Waits until `until`, and keeps what there is alive.
-    pub(super) fn hold(&mut self, until: Until<'_>) -> Result<(), LoadError> {
-        while !until.is_over() {
+    /// Waits until `until` or another wish, and keeps what there is alive.
+    pub(super) fn hold(&mut self, until: Until<'_>, or: Option<&AtomicBool>) -> Result<(), LoadError> {
+        while !until.is_over() && !or.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
             self.turn(LOOK, &mut |_, _, _| false)?;
             self.check_news()?;
         }
@@ -305,7 +305,9 @@ impl Fleet {
                 *is_ready = true;
                 self.ready.push_back(number);
             }
-            if event.is_writable() && let Err(error) = door.flush() {
+            if event.is_writable()
+                && let Err(error) = door.flush()
+            {
                 failed = Some((legs[0], error));
             }
         }

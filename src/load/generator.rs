@@ -2,15 +2,15 @@
 
 use super::error::LoadError;
 use super::fleet::Fleet;
-use super::histogram::Histogram;
+use super::outcome::Outcome;
 use super::pace::{Drive, Pace};
-use super::process::Process;
 use super::packets::Packets;
+use super::process::Process;
 use super::stamp::{STAMP_LEN, Stamp};
-use super::{Progress, Times};
+use super::{Progress, Reins, Stage, Times};
 use crate::net::time;
 use crate::stun::{Class, Message};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How long stragglers are waited for.
@@ -30,7 +30,7 @@ pub(super) enum Course {
 }
 
 /// One load.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Plan {
     pub(super) course: Course,
     /// The legs that send by themselves.
@@ -45,30 +45,14 @@ pub(super) struct Plan {
     pub(super) tag: u16,
 }
 
-/// What came of it.
-#[derive(Debug, Default)]
-pub(super) struct Outcome {
-    pub(super) elapsed: Duration,
-    pub(super) sent: u64,
-    /// Of those that were sent: how many arrived, whenever.
-    pub(super) received: u64,
-    /// How many arrived anywhere while it was measured.
-    pub(super) delivered: u64,
-    pub(super) misdelivered: u64,
-    pub(super) refused: u64,
-    pub(super) held_back: u64,
-    pub(super) left_out: u64,
-    pub(super) latency: Histogram,
-    pub(super) server_cpu: Option<Duration>,
-    pub(super) own_cpu: Duration,
-}
-
 struct Tally<'a> {
     plan: &'a Plan,
     epoch: Instant,
     pace: Pace,
     from: u64,
     to: u64,
+    /// Whatever has arrived, counted or not.
+    arrivals: u64,
     outcome: Outcome,
 }
 
@@ -82,12 +66,7 @@ fn used(plan: &Plan) -> Result<(Option<u64>, u64), LoadError> {
 }
 
 /// Runs a load to its end.
-pub(super) fn run(
-    fleet: &mut Fleet,
-    plan: &Plan,
-    stop: &AtomicBool,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Outcome, LoadError> {
+pub(super) fn run(fleet: &mut Fleet, plan: &Plan, reins: &mut Reins<'_>) -> Result<Outcome, LoadError> {
     let Times { warm_up, seconds } = plan.times;
     let mut tally = Tally {
         plan,
@@ -95,8 +74,10 @@ pub(super) fn run(
         pace: Pace::new(plan.drive, plan.burst),
         from: u64::MAX,
         to: u64::MAX,
+        arrivals: 0,
         outcome: Outcome::default(),
     };
+    let mut awake = 0;
     let mut sender = Sender { next: 0, number: 0, packets: Packets::default() };
     let end = ns(warm_up + seconds);
     let mut used_before = (None, 0);
@@ -109,20 +90,24 @@ pub(super) fn run(
             left_out_before = tally.pace.left_out();
             tally.from = tally.now();
         }
-        if now >= end || stop.load(Ordering::Relaxed) {
+        if now >= end || reins.stop.load(Ordering::Relaxed) {
             break;
         }
         let due = tally.pace.due(now);
         let sent = sender.send(fleet, &mut tally, due)?;
         let wait = if sent > 0 { Duration::ZERO } else { tally.pace.wait(now) };
         let wait = if wait < TOO_SHORT_TO_SLEEP { Duration::ZERO } else { wait - Duration::from_millis(1) };
+        let seen = tally.arrivals;
         fleet.turn(wait.min(Duration::from_millis(100)), &mut |leg, at, payload| {
             tally.arrived(leg, at, payload)
         })?;
+        if wait.is_zero() && sent == 0 && tally.arrivals == seen && tally.from != u64::MAX {
+            awake += tally.now() - now;
+        }
         fleet.check_news()?;
         if now >= next_line {
             next_line += ns(Duration::from_secs(1));
-            progress(tally.progress(now, end));
+            (reins.tell)(Stage::Traffic(tally.progress(now, end)));
         }
     }
     if tally.from == u64::MAX {
@@ -139,7 +124,8 @@ pub(super) fn run(
     outcome.left_out = tally.pace.left_out() - left_out_before;
     outcome.server_cpu =
         used_after.0.zip(used_before.0).map(|(a, b)| Duration::from_nanos(a.saturating_sub(b)));
-    outcome.own_cpu = Duration::from_nanos(used_after.1.saturating_sub(used_before.1));
+    outcome.own_cpu = Duration::from_nanos(used_after.1.saturating_sub(used_before.1).saturating_sub(awake));
+    outcome.segmentation = fleet.segmentation.0;
     Ok(outcome)
 }
 
@@ -206,6 +192,7 @@ impl Tally<'_> {
 
     /// Counts an arrival; returns whether it goes back.
     fn arrived(&mut self, leg: usize, at: Instant, payload: &[u8]) -> bool {
+        self.arrivals += 1;
         let Some(stamp) = self.read(payload).filter(|stamp| stamp.tag == self.plan.tag) else { return false };
         let sender = stamp.number as usize;
         let goes_back = self.plan.course == Course::Echo && sender == leg ^ 1;
@@ -278,7 +265,8 @@ mod tests {
 
     fn tally(plan: &Plan) -> Tally<'_> {
         let (epoch, pace) = (time::mono(), Pace::new(plan.drive, plan.burst));
-        let mut tally = Tally { plan, epoch, pace, from: 100, to: 200, outcome: Outcome::default() };
+        let mut tally =
+            Tally { plan, epoch, pace, from: 100, to: 200, arrivals: 0, outcome: Outcome::default() };
         tally.pace.left(100, 4);
         tally
     }

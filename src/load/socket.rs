@@ -251,12 +251,7 @@ fn send_alone(
     }
 }
 
-fn send_shared(
-    socket: RawFd,
-    route: Route,
-    run: Run<'_>,
-    segmentation: Segmentation,
-) -> io::Result<usize> {
+fn send_shared(socket: RawFd, route: Route, run: Run<'_>, segmentation: Segmentation) -> io::Result<usize> {
     let Some(SocketAddr::V4(to)) = route.to else { return Err(io::ErrorKind::InvalidInput.into()) };
     let (to, source) = (SockaddrIn::from(to), source(route.end));
     let from = ControlMessage::Ipv4PacketInfo(&source);
