@@ -22,8 +22,9 @@ use std::time::{Duration, Instant};
 const EVENTS: usize = 1024;
 /// The longest wait for answers between looks at whether to stop.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long giving allocations back may take in the end.
+/// How long giving so many allocations back may take in the end.
 const GOODBYE: Duration = Duration::from_secs(3);
+const RELEASED_TOGETHER: usize = 2048;
 
 /// What becomes of a payload: it is taken or, with `true`, sent back.
 pub(super) type Sink<'a> = &'a mut dyn FnMut(usize, Instant, &[u8]) -> bool;
@@ -276,8 +277,12 @@ impl Fleet {
         let legs: Vec<usize> = (0..self.legs.len()).filter(|leg| self.relayed(*leg).is_some()).collect();
         self.news.clear();
         let stop = AtomicBool::new(false);
-        let until = Until { stop: &stop, deadline: Some(time::mono() + GOODBYE) };
-        let _ = self.settle(&legs, 64, until, |_, client, now| client.release(now), |_| {});
+        for some in legs.chunks(RELEASED_TOGETHER) {
+            let until = Until { stop: &stop, deadline: Some(time::mono() + GOODBYE) };
+            if self.settle(some, 64, until, |_, client, now| client.release(now), |_| {}).is_err() {
+                return;
+            }
+        }
     }
 
     /// Fails if a client has lost what it had.

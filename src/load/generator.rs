@@ -5,7 +5,7 @@ use super::fleet::Fleet;
 use super::outcome::Outcome;
 use super::pace::{Drive, Pace};
 use super::packets::Packets;
-use super::process::Process;
+use super::process::{Process, thread_cpu_ns};
 use super::stamp::{STAMP_LEN, Stamp};
 use super::{Progress, Reins, Stage, Times};
 use crate::net::time;
@@ -77,7 +77,8 @@ pub(super) fn run(fleet: &mut Fleet, plan: &Plan, reins: &mut Reins<'_>) -> Resu
         arrivals: 0,
         outcome: Outcome::default(),
     };
-    let mut awake = 0;
+    // CPU time between turns in which there was nothing to do: waiting, but awake.
+    let (mut awake, mut idle_since) = (0, None);
     let mut sender = Sender { next: 0, number: 0, packets: Packets::default() };
     let end = ns(warm_up + seconds);
     let mut used_before = (None, 0);
@@ -102,7 +103,11 @@ pub(super) fn run(fleet: &mut Fleet, plan: &Plan, reins: &mut Reins<'_>) -> Resu
             tally.arrived(leg, at, payload)
         })?;
         if wait.is_zero() && sent == 0 && tally.arrivals == seen && tally.from != u64::MAX {
-            awake += tally.now() - now;
+            let used = thread_cpu_ns();
+            awake += idle_since.map_or(0, |since| used.saturating_sub(since));
+            idle_since = Some(used);
+        } else {
+            idle_since = None;
         }
         fleet.check_news()?;
         if now >= next_line {
