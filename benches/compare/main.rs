@@ -12,6 +12,7 @@ mod tables;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use ginnel::net::time;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use servers::{Bench, Kind};
@@ -19,7 +20,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use steps::Step;
 
 /// Compares servers under the same loads, on this machine alone
@@ -56,6 +57,9 @@ struct Options {
     /// Print the tables as Markdown
     #[arg(long)]
     markdown: bool,
+    /// Put the tables into this file, in Markdown, between its lines `<!-- compare: begin -->` and `<!-- compare: end -->`
+    #[arg(long, value_name = "FILE")]
+    into: Option<PathBuf>,
     /// Draw the ratios to coturn into this file
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
@@ -92,6 +96,13 @@ fn main() -> anyhow::Result<()> {
     let tables = tables::tables(&runs);
     let text = if options.markdown { tables::markdown(&tables) } else { tables::plain(&tables) };
     io::stdout().write_all(text.as_bytes())?;
+    if let Some(file) = &options.into {
+        let page = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        fs::write(
+            file,
+            tables::put_into(&page, &tables).with_context(|| format!("{}: no such lines", file.display()))?,
+        )?;
+    }
     if let Some(file) = &options.svg {
         fs::write(file, picture::draw(&tables)).with_context(|| file.display().to_string())?;
     }
@@ -115,12 +126,12 @@ fn measure(options: &Options) -> anyhow::Result<Vec<Run>> {
         Some(path) => Some(fs::File::options().create(true).append(true).open(path)?),
         None => None,
     };
-    let end = Instant::now() + Duration::from_secs(60 * options.minutes);
+    let end = time::mono() + Duration::from_secs(60 * options.minutes);
     let mut runs = Vec::new();
     for round in 0..options.rounds {
         for step in &steps {
             for kind in kinds.iter().filter(|kind| step.suits(**kind)) {
-                if Instant::now() > end {
+                if time::mono() > end {
                     say(&format!("--minutes {} are over: the rest is left out", options.minutes));
                     return Ok(runs);
                 }

@@ -3,13 +3,14 @@
 use super::steps::Step;
 use anyhow::{Context, bail};
 use ginnel::load::process;
+use ginnel::net::time;
 use ginnel::stun::{Builder, Class, Method, TransactionId};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tempfile::TempDir;
 
 const START: Duration = Duration::from_secs(15);
@@ -197,8 +198,8 @@ fn await_answer(address: SocketAddr, server: &mut Child) -> anyhow::Result<()> {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     socket.set_read_timeout(Some(Duration::from_millis(50)))?;
     let request = Builder::new(Class::Request, Method::BINDING, TransactionId::new([7; 12])).finish();
-    let deadline = Instant::now() + START;
-    while Instant::now() < deadline {
+    let deadline = time::mono() + START;
+    while time::mono() < deadline {
         socket.send_to(&request, address)?;
         if socket.recv(&mut [0; 1500]).is_ok() {
             return Ok(());

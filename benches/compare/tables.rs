@@ -7,6 +7,9 @@ use std::fmt::Write;
 /// What ratios are to.
 pub(super) const BASE: &str = "coturn";
 
+const BEGIN: &str = "<!-- compare: begin -->";
+const END: &str = "<!-- compare: end -->";
+
 /// One server's figure.
 #[derive(Debug, Clone)]
 pub(super) struct Row {
@@ -125,6 +128,14 @@ pub(super) fn plain(tables: &[Table]) -> String {
         }
     }
     text
+}
+
+/// Returns `page` with these tables between its marks.
+pub(super) fn put_into(page: &str, tables: &[Table]) -> Option<String> {
+    let (before, rest) = page.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    let rounds = tables.iter().flat_map(|table| &table.rows).map(|row| row.rounds).max().unwrap_or(0);
+    Some(format!("{before}{BEGIN}\nMedians of {rounds} rounds.\n\n{}{END}{after}", markdown(tables)))
 }
 
 pub(super) fn markdown(tables: &[Table]) -> String {

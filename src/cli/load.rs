@@ -98,6 +98,7 @@ pub struct Relay {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "How much")]
 struct DriveArgs {
     /// Packets a second, over all sockets and directions
     #[arg(long, conflicts_with = "window")]
@@ -108,6 +109,7 @@ struct DriveArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "How much")]
 struct SearchArgs {
     /// Look for the highest rate at which at most so many percent are lost [default: 0.1], then measure at half of it
     #[arg(
@@ -125,6 +127,7 @@ struct SearchArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Credentials")]
 struct Login {
     /// User name; with --rest-secret-file the part behind the expiry
     #[arg(long)]
@@ -141,6 +144,7 @@ struct Login {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Server and measurement")]
 struct Common {
     /// The server
     #[arg(long, value_name = "HOST:PORT")]

@@ -46,7 +46,7 @@ impl Load {
         reins: &mut Reins<'_>,
     ) -> Result<Outcome, LoadError> {
         check_drive(drive)?;
-        self.on_stage(traffic, drive, reins, |fleet, plan, reins| generator::run(fleet, plan, reins))
+        self.on_stage(traffic, drive, reins, generator::run)
     }
 
     /// Looks for the highest rate at which hardly anything is lost, and measures latency at half of it.
