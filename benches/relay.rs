@@ -1,9 +1,10 @@
 //! What a packet costs in the relay's machine alone, without sockets: it must not grow with the number of allocations by more than
-//! the caches make it.
+//! the caches make it. And what an allocation costs: time, and memory.
 //!
 //! `cargo bench --bench relay -- --quick`. All limits and checks are on; the caps are out of reach.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a bench fails by panicking")]
+#![allow(clippy::print_stdout, reason = "memory is not a time, which is all that criterion reports")]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ginnel::clock::Now;
@@ -13,7 +14,7 @@ use ginnel::stun::{
 };
 use ginnel::stun_server;
 use ginnel::turn_server::auth::{Authority, Credentials};
-use ginnel::turn_server::machine::{Features, Limits, Marks, Output, Relay, Shared};
+use ginnel::turn_server::machine::{Features, Limits, Marks, Onward, Output, Relay, Shared};
 use ginnel::turn_server::mobility::Tickets;
 use ginnel::turn_server::policy::{PeerPolicy, PolicyConfig};
 use ginnel::turn_server::ports::{RelayAddress, RelayPorts};
@@ -35,6 +36,10 @@ const CHANNEL: [u8; 2] = [0x40, 0];
 const MARKS: Marks = Marks { ttl: 64, tos: 0 };
 /// Coprime to every number of allocations, so that all of them have their turn, and not in the order of memory.
 const STRIDE: usize = 61_803;
+/// Enough for every pair of clients to talk between two ports of its own, which no other pair uses.
+const RELAY_PORTS: usize = 1000;
+/// Clients that take turns at allocating.
+const ASKERS: usize = 512;
 const SERVER: Ipv4Addr = Ipv4Addr::new(198, 41, 0, 4);
 
 /// A relay with one peer for each allocation.
@@ -43,6 +48,7 @@ struct World {
     relay: Relay,
     /// Where each allocation's peer is heard: its relay port.
     ports: Vec<RelayId>,
+    authority: Arc<Authority>,
     count: usize,
     turn: usize,
 }
@@ -79,69 +85,97 @@ fn shared() -> Shared {
         limits: Limits {
             allocation_bandwidth: out_of_reach,
             user_bandwidth: out_of_reach,
+            shared_ports: RELAY_PORTS,
             ..Limits::default()
         },
         features: Features::default(),
     }
 }
 
+/// How the allocations of a world let their peers in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum By {
+    Channel,
+    Permission,
+    /// Each client's peer is its neighbour's relayed address, by a channel.
+    Neighbour,
+}
+
 impl World {
-    /// Makes `count` allocations that have let their peer in by a channel, or by a permission alone.
-    fn new(count: usize, channels: bool) -> Self {
+    fn empty() -> Self {
         // Far from the beginning of the machine's time, where its meters are empty.
         let began = time::now();
         let shared = shared();
         let authority = Arc::clone(&shared.authority);
         let relay = Relay::new(began, shared, ChaCha20Rng::from_seed([7; 32]));
         let now = began.after(Duration::from_secs(10));
-        let mut world = Self { now, relay, ports: Vec::with_capacity(count), count, turn: 0 };
-        let key = Key::from_bytes(&long_term_digest("load", "r", "pw"));
+        Self { now, relay, ports: Vec::new(), authority, count: 0, turn: 0 }
+    }
+
+    /// Makes `count` allocations that have let their peer in.
+    fn new(count: usize, by: By) -> Self {
+        let mut world = Self { ports: Vec::with_capacity(count), count, ..Self::empty() };
+        let addresses: Vec<_> = (0..count).map(|index| world.allocate(index)).collect();
         for index in 0..count {
-            let who = client(index);
-            let nonce = authority.challenge(now, &who).nonce;
-            let mut id = [0; 12];
-            id[..8].copy_from_slice(&(index as u64).to_be_bytes());
-            let mut ask = |step: u8, method, fill: &dyn Fn(Builder) -> Builder| {
-                id[11] = step;
-                let request = Builder::new(Class::Request, method, TransactionId::new(id));
-                let request = fill(request)
-                    .attribute(attr::USERNAME, b"load")
-                    .attribute(attr::REALM, b"r")
-                    .attribute(attr::NONCE, nonce.as_bytes());
-                world.ask(who, &request.integrity(&key).finish());
+            let peer = if by == By::Neighbour { addresses[index ^ 1] } else { peer(index) };
+            let with_peer = |request: Builder| request.xor_address(attr::XOR_PEER_ADDRESS, peer);
+            let request = match by {
+                By::Permission => world.request(index, 2, Method::CREATE_PERMISSION, &with_peer),
+                _ => world.request(index, 2, Method::CHANNEL_BIND, &|request| {
+                    with_peer(request.attribute(attr::CHANNEL_NUMBER, &[CHANNEL[0], CHANNEL[1], 0, 0]))
+                }),
             };
-            ask(1, Method::ALLOCATE, &|request| request.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]));
-            let with_peer = |request: Builder| request.xor_address(attr::XOR_PEER_ADDRESS, peer(index));
-            if channels {
-                let number = [CHANNEL[0], CHANNEL[1], 0, 0];
-                ask(2, Method::CHANNEL_BIND, &|request| {
-                    with_peer(request.attribute(attr::CHANNEL_NUMBER, &number))
-                });
-            } else {
-                ask(2, Method::CREATE_PERMISSION, &with_peer);
-            }
-            let indication = send_indication(index);
-            let sent = world.relay.handle_client(now, who, MARKS, &indication).unwrap();
-            assert_eq!(sent.peer, peer(index));
+            world.ask(client(index), &request);
+            let indication = send_indication(peer);
+            let sent = world.relay.handle_client(world.now, client(index), MARKS, &indication).unwrap();
+            assert_eq!(sent.peer, peer);
             world.ports.push(sent.relay);
         }
         assert_eq!(world.relay.len(), count);
         world
     }
 
-    fn ask(&mut self, who: FiveTuple, request: &[u8]) {
+    /// Makes an allocation and returns its relayed address.
+    fn allocate(&mut self, index: usize) -> SocketAddr {
+        let request = self.request(index, 1, Method::ALLOCATE, &allocate);
+        let answer = self.ask(client(index), &request);
+        let answer = Message::parse(&answer).unwrap();
+        answer.unverified().xor_address(attr::XOR_RELAYED_ADDRESS).unwrap().unwrap()
+    }
+
+    /// Makes a client's request with credentials.
+    fn request(&self, index: usize, step: u8, method: Method, fill: &dyn Fn(Builder) -> Builder) -> Vec<u8> {
+        let key = Key::from_bytes(&long_term_digest("load", "r", "pw"));
+        let nonce = self.authority.challenge(self.now, &client(index)).nonce;
+        let mut id = [step; 12];
+        id[..8].copy_from_slice(&(index as u64).to_be_bytes());
+        fill(Builder::new(Class::Request, method, TransactionId::new(id)))
+            .attribute(attr::USERNAME, b"load")
+            .attribute(attr::REALM, b"r")
+            .attribute(attr::NONCE, nonce.as_bytes())
+            .integrity(&key)
+            .finish()
+    }
+
+    /// Asks and returns the answer, which must grant it.
+    fn ask(&mut self, who: FiveTuple, request: &[u8]) -> Vec<u8> {
         assert!(self.relay.handle_client(self.now, who, MARKS, request).is_none());
-        let mut granted = false;
+        let answer = self.drain().unwrap();
+        assert_eq!(Message::parse(&answer).unwrap().class(), Class::Success);
+        answer
+    }
+
+    /// Carries out what the relay says and returns its last answer.
+    fn drain(&mut self) -> Option<Vec<u8>> {
+        let mut answer = None;
         while let Some(output) = self.relay.poll_output() {
             match output {
                 Output::OpenRelay { relay, .. } => self.relay.handle_relay_opened(self.now, relay, true),
-                Output::Reply { bytes, .. } => {
-                    granted = Message::parse(&bytes).unwrap().class() == Class::Success;
-                }
+                Output::Reply { bytes, .. } => answer = Some(bytes),
                 _ => {}
             }
         }
-        assert!(granted, "a request was refused");
+        answer
     }
 
     /// The allocation whose turn it is.
@@ -162,9 +196,13 @@ impl World {
     }
 }
 
-fn send_indication(index: usize) -> Vec<u8> {
+fn allocate(request: Builder) -> Builder {
+    request.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0])
+}
+
+fn send_indication(peer: SocketAddr) -> Vec<u8> {
     Builder::new(Class::Indication, Method::SEND, TransactionId::new([9; 12]))
-        .xor_address(attr::XOR_PEER_ADDRESS, peer(index))
+        .xor_address(attr::XOR_PEER_ADDRESS, peer)
         .attribute(attr::DATA, &[7; PAYLOAD])
         .finish()
 }
@@ -178,17 +216,17 @@ fn readdress(indication: &mut [u8], index: usize) {
 
 fn relaying(c: &mut Criterion) {
     let payload = [7; PAYLOAD];
-    let frame = [&CHANNEL[..], &(PAYLOAD as u16).to_be_bytes(), &payload].concat();
+    let frame = channel_data(&payload);
     for channels in [true, false] {
         for count in ALLOCATIONS {
-            let mut world = World::new(count, channels);
+            let mut world = World::new(count, if channels { By::Channel } else { By::Permission });
             let (up, down) = match channels {
                 true => ("channel to peer", "peer to channel"),
                 false => ("send indication", "data indication"),
             };
             let mut group = c.benchmark_group(up);
             group.throughput(Throughput::Elements(1));
-            let mut indication = send_indication(0);
+            let mut indication = send_indication(peer(0));
             group.bench_function(BenchmarkId::from_parameter(count), |b| {
                 b.iter(|| {
                     let index = world.next();
@@ -211,6 +249,62 @@ fn relaying(c: &mut Criterion) {
     }
 }
 
+fn channel_data(payload: &[u8]) -> Vec<u8> {
+    [&CHANNEL[..], &(payload.len() as u16).to_be_bytes(), payload].concat()
+}
+
+/// From one client to another, without leaving the machine.
+fn short_way(c: &mut Criterion) {
+    let frame = channel_data(&[7; PAYLOAD]);
+    let mut group = c.benchmark_group("client to client");
+    group.throughput(Throughput::Elements(1));
+    for count in ALLOCATIONS {
+        let mut world = World::new(count.max(2), By::Neighbour);
+        group.bench_function(BenchmarkId::from_parameter(count.max(2)), |b| {
+            b.iter(|| {
+                let from = client(world.next());
+                let forward = world.relay.handle_client(world.now, from, MARKS, black_box(&frame)).unwrap();
+                assert!(matches!(black_box(world.relay.onward(world.now, forward)), Onward::Back(_)));
+            });
+        });
+    }
+    group.finish();
+}
+
+/// The whole exchange, with 401 and an end, beside other allocations; and the memory of those.
+fn allocating(c: &mut Criterion) {
+    let mut group = c.benchmark_group("allocate exchange");
+    for count in ALLOCATIONS {
+        let before = resident();
+        let mut world = World::new(count, By::Channel);
+        if count == ALLOCATIONS[2] {
+            println!("memory/{count}: {} bytes an allocation", (resident() - before) / count);
+        }
+        let bare = Builder::new(Class::Request, Method::ALLOCATE, TransactionId::new([3; 12]));
+        let bare = allocate(bare).finish();
+        let signed = |index| world.request(index, 1, Method::ALLOCATE, &allocate);
+        let askers: Vec<_> = (count..count + ASKERS).map(|index| (client(index), signed(index))).collect();
+        let mut turns = (0..ASKERS).cycle();
+        group.bench_function(BenchmarkId::from_parameter(count), |b| {
+            b.iter(|| {
+                let (who, signed) = &askers[turns.next().unwrap()];
+                assert!(world.relay.handle_client(world.now, *who, MARKS, black_box(&bare)).is_none());
+                black_box(world.drain());
+                world.ask(*who, black_box(signed));
+                world.relay.handle_client_gone(*who);
+                black_box(world.drain());
+            });
+        });
+    }
+    group.finish();
+}
+
+/// Bytes of this process that are in memory.
+fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    statm.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096
+}
+
 fn binding(c: &mut Criterion) {
     let request = Builder::new(Class::Request, Method::BINDING, TransactionId::new([4; 12])).finish();
     let mut group = c.benchmark_group("binding");
@@ -224,5 +318,5 @@ fn binding(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, binding, relaying);
+criterion_group!(benches, allocating, binding, relaying, short_way);
 criterion_main!(benches);

@@ -19,19 +19,32 @@
 //! timer for `poll_timeout`: *one mutation, then drain, then arm*. A machine never waits, never reads a clock and never
 //! draws from a random source that it was not handed, so that the same seed and inputs give the same outputs.
 
+#[forbid(unsafe_code)]
 pub mod agent;
+#[forbid(unsafe_code)]
 pub mod cli;
+#[forbid(unsafe_code)]
 pub mod clock;
+#[forbid(unsafe_code)]
 pub mod config;
+#[forbid(unsafe_code)]
 pub mod ids;
+#[forbid(unsafe_code)]
 pub mod load;
-pub mod net;
+pub mod net; // of its modules udp alone may hold unsafe code
+#[forbid(unsafe_code)]
 pub mod server;
+#[forbid(unsafe_code)]
 pub mod signaling;
+#[forbid(unsafe_code)]
 pub mod state;
+#[forbid(unsafe_code)]
 pub mod stun;
+#[forbid(unsafe_code)]
 pub mod stun_server;
+#[forbid(unsafe_code)]
 pub mod telemetry;
+#[forbid(unsafe_code)]
 pub mod turn_server;
 
 pub use agent::{Agent, Connection};

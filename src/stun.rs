@@ -10,6 +10,7 @@ mod builder;
 mod message;
 mod password;
 
+pub(crate) use attributes::COMPREHENSION_OPTIONAL;
 pub use attributes::{AddressError, Attributes, attr, xor_address_value};
 pub use builder::Builder;
 pub use message::{Class, Message, Method, ParseError, TransactionId};

@@ -42,6 +42,11 @@ impl<S: AsyncRead + Unpin> Prefixed<S> {
         }
     }
 
+    /// Returns what was read ahead and not taken, and the stream behind it.
+    pub(crate) fn into_parts(self) -> (BytesMut, S) {
+        (self.prefix, self.stream)
+    }
+
     /// Takes `count` bytes that were read ahead off the stream.
     pub(crate) fn skip(&mut self, count: usize) {
         self.prefix.advance(count.min(self.prefix.len()));

@@ -6,7 +6,7 @@ use super::demux::StreamKind;
 use rustls::ServerConfig;
 use std::io;
 use std::sync::Arc;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -77,7 +77,15 @@ impl Tls {
         &self,
         stream: S,
     ) -> io::Result<(TlsStream<S>, Chosen)> {
-        let stream = TlsAcceptor::from(Arc::clone(&self.config)).accept(stream).await?;
+        let accepted = TlsAcceptor::from(Arc::clone(&self.config)).accept(stream).into_fallible().await;
+        let stream = match accepted {
+            Ok(stream) => stream,
+            Err((error, mut stream)) => {
+                // A client that does not hear why it is refused is refused all the same.
+                let _ = stream.flush().await;
+                return Err(error);
+            }
+        };
         let chosen = match stream.get_ref().1.alpn_protocol() {
             Some(STUN_TURN | NAT_DISCOVERY) => Chosen::Stun,
             Some(HTTP) => Chosen::Http,

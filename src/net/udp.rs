@@ -1,34 +1,40 @@
-//! Batched UDP sockets: `recvmmsg` with GRO in, one datagram or a run of them out, and with each its local
-//! address, TTL and TOS.
+//! Batched UDP sockets: `recvmmsg` with GRO in, `sendmmsg` with UDP_SEGMENT out, and with each datagram its local address, TTL
+//! and TOS.
 
+#[forbid(unsafe_code)]
 mod control;
+#[forbid(unsafe_code)]
 mod error_queue;
+#[forbid(unsafe_code)]
+mod hops;
+#[forbid(unsafe_code)]
+mod intake;
+mod mmsg;
 
-use control::Arrival;
+use control::{Controls, Name};
 pub use error_queue::PeerError;
+use hops::Hops;
+pub use intake::{Datagram, Haul, Intake};
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmsg};
+use nix::sys::socket::{setsockopt, sockopt};
 use rustix::net::sockopt::{
     Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
 };
 use socket2::{Domain, Protocol, Socket, Type};
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 
 /// Bytes of kernel buffer asked for in each direction. A stall of 2 ms overruns the usual default, and what waits for the
 /// link address of one dead neighbour fills it, so that it holds up the socket's other peers.
 const BUFFER: usize = 4 << 20;
-/// The largest UDP payload, and so the room one received buffer needs with GRO.
-const MAX_DATAGRAM: usize = 65_535;
-/// Most buffers of one batch, and how many are offered while few datagrams come.
-const BATCH: usize = 32;
-const SMALL_BATCH: usize = 8;
 /// How often a call is made again that may have failed with an ICMP error that had been waiting on the socket. The system
 /// keeps one at a time, so that a second failure is hardly ever another's.
 const RETRIES: usize = 3;
+/// Fewest datagrams that a receive offers room for.
+const LEAST_OFFER: u8 = 4;
 
 /// A non-blocking UDP socket that receives in batches and says of every datagram how it arrived.
 #[derive(Debug)]
@@ -37,12 +43,15 @@ pub struct UdpPort {
     local: SocketAddr,
     role: Role,
     state: Arc<State>,
+    /// How many datagrams the next receive offers room for: what is offered costs a little even when nothing comes.
+    offer: AtomicU8,
 }
 
 /// What belongs to the socket and not to one handle on it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     dont_fragment: AtomicBool,
+    hops: Hops,
     errors_wait: AtomicBool,
     /// The port of the last datagram that was too large.
     refused_port: AtomicU16,
@@ -87,6 +96,16 @@ pub const MAX_RUN: usize = 64;
 /// See [`MAX_RUN`].
 pub const MAX_RUN_BYTES: usize = 65_000;
 
+/// What one message of a [`UdpPort::send_all`] is besides its bytes: a datagram, or a run of them.
+#[derive(Debug, Clone, Copy)]
+pub struct Letter {
+    name: Name,
+    controls: Controls,
+    parts: usize,
+    port: u16,
+    dont_fragment: bool,
+}
+
 impl UdpPort {
     /// Opens and binds a socket; an IPv6 address takes IPv6 only.
     ///
@@ -100,8 +119,7 @@ impl UdpPort {
         if role == Role::Shared {
             socket.set_reuse_port(true)?;
         }
-        socket.set_recv_buffer_size(BUFFER)?;
-        socket.set_send_buffer_size(BUFFER)?;
+        enlarge_buffers(&socket)?;
         socket.set_nonblocking(true)?;
         control::ask_for(&socket, address)?;
         if role == Role::Relay {
@@ -111,7 +129,13 @@ impl UdpPort {
         socket.bind(&address.into())?;
         let socket: UdpSocket = socket.into();
         let local = socket.local_addr()?;
-        Ok(Self { socket, local, role, state: Arc::default() })
+        let state = Arc::new(State {
+            dont_fragment: AtomicBool::new(false),
+            hops: Hops::of(&socket, address.is_ipv6())?,
+            errors_wait: AtomicBool::new(false),
+            refused_port: AtomicU16::new(0),
+        });
+        Ok(Self { socket, local, role, state, offer: AtomicU8::new(LEAST_OFFER) })
     }
 
     /// Opens a second handle on the same socket, for another thread's sends. Only one of the handles' threads may send
@@ -121,7 +145,8 @@ impl UdpPort {
     /// When the process is out of descriptors.
     pub fn try_clone(&self) -> io::Result<Self> {
         let socket = self.socket.try_clone()?;
-        Ok(Self { socket, local: self.local, role: self.role, state: Arc::clone(&self.state) })
+        let (state, offer) = (Arc::clone(&self.state), AtomicU8::new(LEAST_OFFER));
+        Ok(Self { socket, local: self.local, role: self.role, state, offer })
     }
 
     /// Returns the bound address.
@@ -137,66 +162,117 @@ impl UdpPort {
     /// The system's answer: `WouldBlock` when the send buffer is full, `EMSGSIZE` when the datagram is too large to go
     /// unfragmented, `InvalidInput` for a source of the other family. A datagram that was refused is lost.
     pub fn send(&self, route: &Route, contents: &[u8]) -> io::Result<()> {
-        let sent = self.depart(route, &[IoSlice::new(contents)], None);
-        if sent.as_ref().is_err_and(|error| error.raw_os_error() == Some(Errno::EMSGSIZE as i32)) {
-            self.state.refused_port.store(route.to.port(), Ordering::Relaxed);
-        }
+        let letter = self.letter(route, None, 1)?;
+        let mut sent = Ok(());
+        self.send_all(&[letter], &[IoSlice::new(contents)], |_, error| sent = Err(error));
         sent
     }
 
-    /// Sends one datagram whose bytes lie in several places.
+    /// Addresses a message whose bytes lie in `parts` places, for [`UdpPort::send_all`] of this port. With `segment` it is a run of
+    /// datagrams of so many bytes each, but for the last, which may be shorter: at most [`MAX_RUN`] of them and [`MAX_RUN_BYTES`]
+    /// in all.
     ///
     /// # Errors
-    /// As [`UdpPort::send`].
-    pub fn send_parts(&self, route: &Route, parts: &[IoSlice<'_>]) -> io::Result<()> {
-        self.depart(route, parts, None)
+    /// `InvalidInput` for a source of another family than the destination's.
+    pub fn letter(&self, route: &Route, segment: Option<u16>, parts: usize) -> io::Result<Letter> {
+        let ttl = self.state.hops.to_say(&self.socket, route.ttl);
+        let controls = Controls::of(&Route { ttl, ..*route })?;
+        let controls = segment.map_or(controls, |size| controls.segmented(size));
+        let (name, port) = (Name::from(route.to), route.to.port());
+        Ok(Letter { name, controls, parts, port, dont_fragment: route.dont_fragment })
     }
 
-    /// Sends several datagrams of `segment` bytes each, but for the last, which may be shorter, with one call (UDP_SEGMENT).
-    /// At most [`MAX_RUN`] of them and [`MAX_RUN_BYTES`] in all.
-    ///
-    /// # Errors
-    /// As [`UdpPort::send`], for all of them; besides `WouldBlock` the same datagrams may pass one by one.
-    pub fn send_run(&self, route: &Route, parts: &[IoSlice<'_>], segment: u16) -> io::Result<()> {
-        self.depart(route, parts, Some(segment))
-    }
-
-    fn depart(&self, route: &Route, parts: &[IoSlice<'_>], segment: Option<u16>) -> io::Result<()> {
-        if self.state.dont_fragment.load(Ordering::Relaxed) != route.dont_fragment {
-            allow_fragments(&self.socket, self.local.is_ipv6(), !route.dont_fragment)?;
-            self.state.dont_fragment.store(route.dont_fragment, Ordering::Relaxed);
+    /// Sends `letters` in their order, with as few calls as there can be; their bytes are in `parts`, one letter's behind the
+    /// other's. `lost` hears the number of each letter that the system did not take, and why, as [`UdpPort::send`] would say it;
+    /// the datagrams of a run may still pass one by one unless it is `WouldBlock`.
+    pub fn send_all(
+        &self,
+        letters: &[Letter],
+        parts: &[IoSlice<'_>],
+        mut lost: impl FnMut(usize, io::Error),
+    ) {
+        let (mut at, mut parts, mut retries) = (0, parts, RETRIES);
+        while let Some(first) = letters.get(at) {
+            if let Err(error) = self.set_dont_fragment(first.dont_fragment) {
+                lost(at, error);
+                at += 1;
+                parts = &parts[first.parts.min(parts.len())..];
+                continue;
+            }
+            let mut unsent = parts;
+            let alike = letters[at..].iter().take_while(|next| next.dont_fragment == first.dont_fragment);
+            let messages = alike.map(|letter| {
+                let (own, rest) = unsent.split_at(letter.parts.min(unsent.len()));
+                unsent = rest;
+                mmsg::Sent { name: &letter.name, controls: &letter.controls, parts: own }
+            });
+            let gone = match mmsg::send(self.as_fd(), messages) {
+                Ok(sent) => sent,
+                Err(Errno::EINTR) => 0,
+                Err(error) if retries > 0 && self.is_of_a_peer(error) => {
+                    retries -= 1;
+                    continue;
+                }
+                Err(Errno::EAGAIN) => {
+                    (at..letters.len()).for_each(|unsent| lost(unsent, Errno::EAGAIN.into()));
+                    return;
+                }
+                Err(error) => {
+                    if error == Errno::EMSGSIZE {
+                        self.state.refused_port.store(first.port, Ordering::Relaxed);
+                    }
+                    lost(at, error.into());
+                    1
+                }
+            };
+            retries = RETRIES;
+            let gone_parts: usize = letters[at..at + gone].iter().map(|letter| letter.parts).sum();
+            parts = &parts[gone_parts.min(parts.len())..];
+            at += gone;
         }
-        let to = SockaddrStorage::from(route.to);
-        control::with_departure(route, segment, |controls| {
-            self.past_errors(|| {
-                sendmsg(self.as_raw_fd(), parts, controls, MsgFlags::empty(), Some(&to)).map(drop)
-            })
-        })
     }
 
-    /// Receives as many datagrams as are waiting, up to the batch's room. ICMP errors are passed over: they wait for
+    fn set_dont_fragment(&self, dont_fragment: bool) -> io::Result<()> {
+        if self.state.dont_fragment.load(Ordering::Relaxed) != dont_fragment {
+            allow_fragments(&self.socket, self.local.is_ipv6(), !dont_fragment)?;
+            self.state.dont_fragment.store(dont_fragment, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Receives datagrams that are waiting into what room `intake` has left. ICMP errors are passed over: they wait for
     /// [`UdpPort::take_errors`].
     ///
     /// # Errors
     /// `WouldBlock` when nothing waits; otherwise the system's answer.
-    pub fn recv(&self, batch: &mut RecvBatch) -> io::Result<()> {
-        batch.begin();
-        batch.local_ip = Some(self.local.ip()).filter(|ip| !ip.is_unspecified());
-        self.past_errors(|| batch.fill(self.as_raw_fd()))
+    pub fn recv(&self, intake: &mut Intake) -> io::Result<Haul> {
+        let offered = usize::from(self.offer.load(Ordering::Relaxed)).min(intake.room());
+        let mut retries = RETRIES;
+        let count = loop {
+            match intake.fill(self.as_fd(), offered) {
+                Err(Errno::EINTR) => {}
+                Err(error) if retries > 0 && self.is_of_a_peer(error) => retries -= 1,
+                other => break other?,
+            }
+        };
+        let next = match count {
+            count if count == offered => offered * 2,
+            count if count * 4 < offered => offered / 2,
+            _ => offered,
+        };
+        let next = next.clamp(LEAST_OFFER.into(), mmsg::MOST);
+        self.offer.store(next as u8, Ordering::Relaxed);
+        let bound_ip = Some(self.local.ip()).filter(|ip| !ip.is_unspecified());
+        Ok(intake.haul(count, count < offered, bound_ip))
     }
 
-    /// Makes a system call, and again as long as it answers with an error that concerns another datagram.
-    fn past_errors(&self, mut call: impl FnMut() -> nix::Result<()>) -> io::Result<()> {
-        for _ in 0..RETRIES {
-            match call() {
-                Err(Errno::EINTR) => {}
-                Err(error) if self.role == Role::Relay && error_queue::may_be_of_a_peer(error) => {
-                    self.state.errors_wait.store(true, Ordering::Relaxed);
-                }
-                other => return Ok(other?),
-            }
+    /// Returns whether a call may have failed with an error that concerns another datagram, and notes that it waits.
+    fn is_of_a_peer(&self, error: Errno) -> bool {
+        let is = self.role == Role::Relay && error_queue::may_be_of_a_peer(error);
+        if is {
+            self.state.errors_wait.store(true, Ordering::Relaxed);
         }
-        Ok(call()?)
+        is
     }
 
     /// Tells `each` of the ICMP errors that peers or routers have sent since the last time, on a [`Role::Relay`] port.
@@ -221,6 +297,17 @@ impl UdpPort {
     }
 }
 
+/// Asks for large buffers: past the usual ceiling where this process may.
+fn enlarge_buffers(socket: &Socket) -> io::Result<()> {
+    if setsockopt(socket, sockopt::RcvBufForce, &BUFFER).is_err() {
+        socket.set_recv_buffer_size(BUFFER)?;
+    }
+    if setsockopt(socket, sockopt::SndBufForce, &BUFFER).is_err() {
+        socket.set_send_buffer_size(BUFFER)?;
+    }
+    Ok(())
+}
+
 /// Sets DF off or on for what is sent from now on. Not allowed, a datagram may be as large as the interface takes: what the
 /// system has learned of the path does not count, so that it is the network that answers, and with a fresh MTU.
 fn allow_fragments(socket: &impl AsFd, is_ipv6: bool, allowed: bool) -> io::Result<()> {
@@ -243,110 +330,6 @@ impl AsFd for UdpPort {
 impl AsRawFd for UdpPort {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
-    }
-}
-
-/// Room for one batch of received datagrams, reused from batch to batch.
-#[derive(Debug)]
-pub struct RecvBatch {
-    buffers: Vec<u8>,
-    arrivals: [Arrival; BATCH],
-    filled: usize,
-    offered: usize,
-    /// Where every datagram went that came to a socket bound to one address.
-    local_ip: Option<IpAddr>,
-}
-
-impl Default for RecvBatch {
-    fn default() -> Self {
-        Self {
-            buffers: vec![0; MAX_DATAGRAM * BATCH],
-            arrivals: [Arrival::default(); BATCH],
-            local_ip: None,
-            filled: 0,
-            offered: SMALL_BATCH,
-        }
-    }
-}
-
-/// One received datagram, borrowed from its batch.
-#[derive(Debug, Clone, Copy)]
-pub struct Datagram<'a> {
-    /// Where it came from.
-    pub from: SocketAddr,
-    /// The local address it was sent to, where the system told.
-    pub local_ip: Option<IpAddr>,
-    /// TTL or hop limit it arrived with; 0 where the system did not tell.
-    pub ttl: u8,
-    /// DSCP and ECN it arrived with, as in the IP header.
-    pub tos: u8,
-    /// Its bytes.
-    pub payload: &'a [u8],
-}
-
-impl RecvBatch {
-    /// Returns where `payload`, a part of one of the last datagrams, lies, for [`RecvBatch::part`]; `None` when it is none.
-    #[must_use]
-    pub fn position(&self, payload: &[u8]) -> Option<usize> {
-        let start = (payload.as_ptr() as usize).checked_sub(self.buffers.as_ptr() as usize)?;
-        (start + payload.len() <= self.buffers.len()).then_some(start)
-    }
-
-    /// Returns `len` bytes from `start` on, of the last datagrams.
-    #[must_use]
-    pub fn part(&self, start: usize, len: usize) -> &[u8] {
-        self.buffers.get(start..start + len).unwrap_or_default()
-    }
-
-    /// Iterates over the datagrams of the last [`UdpPort::recv`], GRO runs taken apart.
-    pub fn datagrams(&self) -> impl Iterator<Item = Datagram<'_>> {
-        let filled = self.arrivals.iter().zip(self.buffers.chunks_exact(MAX_DATAGRAM)).take(self.filled);
-        filled.filter_map(|(arrival, buffer)| Some((arrival, buffer, arrival.from?))).flat_map(
-            |(arrival, buffer, from)| {
-                let run = &buffer[..arrival.len];
-                // `chunks` finds nothing in an empty datagram, which is one all the same.
-                let empty = run.is_empty().then_some(run);
-                run.chunks(arrival.stride.max(1)).chain(empty).map(move |payload| Datagram {
-                    from,
-                    local_ip: arrival.local_ip,
-                    ttl: arrival.ttl,
-                    tos: arrival.tos,
-                    payload,
-                })
-            },
-        )
-    }
-
-    /// Returns whether the last [`UdpPort::recv`] took all there was, so that the next one belongs after the next readiness
-    /// event.
-    #[must_use]
-    pub fn is_drained(&self) -> bool {
-        self.filled < self.offered
-    }
-
-    /// Forgets the last datagrams, and offers as many buffers as the traffic seems to want.
-    fn begin(&mut self) {
-        self.offered = match self.filled {
-            filled if filled == self.offered => BATCH,
-            filled if filled * 4 < self.offered => (self.offered / 2).max(SMALL_BATCH),
-            _ => self.offered,
-        };
-        self.filled = 0;
-    }
-
-    /// Receives once. Every call needs fresh headers, because `nix` leaves in them the lengths that the system has written:
-    /// a run of datagrams would not find room for its size where a single one had been before.
-    fn fill(&mut self, socket: RawFd) -> nix::Result<()> {
-        let mut headers = MultiHeaders::<SockaddrStorage>::preallocate(self.offered, Some(control::room()));
-        let mut chunks = self.buffers.chunks_exact_mut(MAX_DATAGRAM);
-        let mut slices: [_; BATCH] =
-            std::array::from_fn(|_| [IoSliceMut::new(chunks.next().unwrap_or_default())]);
-        let received = recvmmsg(socket, &mut headers, slices.iter_mut(), MsgFlags::empty(), None)?;
-        for (message, arrival) in received.zip(&mut self.arrivals) {
-            *arrival = Arrival::of(&message, self.local_ip);
-            self.filled += 1;
-        }
-        Ok(())
     }
 }
 

@@ -1,27 +1,32 @@
-//! How tokio's side reaches a worker thread: a bounded queue and a wake-up.
+//! How tokio's side reaches a worker thread: a bounded queue, and a bell for when it sleeps.
 
+use super::crossing::Mailbox;
+use super::doorbell::Doorbell;
+use super::tcp_leg::Arrival;
 use super::tcp_relay::Joint;
 use crate::turn_server::auth::Question;
 use crate::turn_server::{ConnectionId, FiveTuple, RelayId};
 use bytes::Bytes;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-/// Frames that wait for a worker; a stream that fills the queue is not read from until there is room.
+/// Messages that wait for a worker; a stream that fills the queue is not read from until there is room.
 const CAPACITY: usize = 1024;
-/// Replies that wait for one client; more are dropped, as a network would.
+/// Messages that wait for one client's task. Each is what its worker had for it in one pass.
 const REPLY_QUEUE: usize = 256;
 
 /// What a worker is told.
 #[derive(Debug)]
 pub(super) enum ToWorker {
+    /// A client by TCP is there, whose socket the worker takes over.
+    Arrived(Box<Arrival>),
     /// A stream client is there; its replies go to this queue.
     Opened { client: FiveTuple, leg: StreamLeg },
-    /// One whole frame from a stream.
-    Frame { client: FiveTuple, bytes: Bytes },
+    /// Whole frames from a stream; the last one may lack its padding.
+    Frames { client: FiveTuple, run: Bytes },
     /// The stream has closed.
     Gone { client: FiveTuple, link: u64 },
     /// A user was looked up, or could not be.
@@ -47,8 +52,8 @@ pub(super) enum ToWorker {
 /// What a stream client's task is told.
 #[derive(Debug)]
 pub(super) enum ToStream {
-    /// Send a frame.
-    Frame(Bytes),
+    /// Send whole frames.
+    Frames(Bytes),
     /// Become the client's end of a connection to a peer.
     Join(Box<Joint>),
 }
@@ -59,6 +64,8 @@ pub(super) struct StreamLeg {
     /// The number of its link.
     pub(super) link: u64,
     pub(super) replies: mpsc::Sender<ToStream>,
+    /// Bytes that were queued and are not written yet.
+    pub(super) waiting: Arc<AtomicUsize>,
     /// Set when the client has shown good credentials.
     pub(super) proven: Arc<AtomicBool>,
 }
@@ -67,32 +74,66 @@ pub(super) struct StreamLeg {
 #[derive(Debug, Clone)]
 pub(super) struct Inbox {
     queue: mpsc::Sender<ToWorker>,
-    waker: Arc<mio::Waker>,
+    bell: Arc<Doorbell>,
+    mailbox: Arc<Mailbox>,
+}
+
+/// The receiving side of a stream client's replies.
+#[derive(Debug)]
+pub(super) struct Replies {
+    queue: mpsc::Receiver<ToStream>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Replies {
+    /// Waits for what the worker says next; `None` when it has no more use for the stream.
+    pub(super) async fn next(&mut self) -> Option<ToStream> {
+        self.queue.recv().await
+    }
+
+    /// Makes room for as many bytes more: they were written.
+    pub(super) fn written(&self, count: usize) {
+        self.waiting.fetch_sub(count, Ordering::Relaxed);
+    }
 }
 
 impl Inbox {
     pub(super) fn new(waker: mio::Waker) -> (Self, mpsc::Receiver<ToWorker>) {
         let (queue, receiver) = mpsc::channel(CAPACITY);
-        (Self { queue, waker: Arc::new(waker) }, receiver)
+        let bell = Arc::new(Doorbell::new(waker));
+        let mailbox = Arc::new(Mailbox::new(Arc::clone(&bell)));
+        (Self { queue, bell, mailbox }, receiver)
+    }
+
+    /// Returns the bell that wakes the worker.
+    pub(super) fn bell(&self) -> &Arc<Doorbell> {
+        &self.bell
+    }
+
+    /// Returns where other workers leave their parcels.
+    pub(super) fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.mailbox
     }
 
     /// Queues `message`, waiting for room; `false` when the worker has ended.
     pub(super) async fn send(&self, message: ToWorker) -> bool {
-        self.queue.send(message).await.is_ok() && self.waker.wake().is_ok()
+        self.queue.send(message).await.is_ok() && self.bell.ring()
     }
 
     /// Queues `message` if there is room, from another worker's thread.
     pub(super) fn try_send(&self, message: ToWorker) -> bool {
-        self.queue.try_send(message).is_ok() && self.waker.wake().is_ok()
+        self.queue.try_send(message).is_ok() && self.bell.ring()
     }
 
     /// Announces a stream client; `None` when the worker has ended. The queue of its replies closes when the worker has no more
     /// use for the stream.
-    pub(super) async fn open(&self, client: FiveTuple) -> Option<(Link, mpsc::Receiver<ToStream>)> {
+    pub(super) async fn open(&self, client: FiveTuple) -> Option<(Link, Replies)> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let (replies, queue) = mpsc::channel(REPLY_QUEUE);
         let (number, proven) = (NEXT.fetch_add(1, Ordering::Relaxed), Arc::<AtomicBool>::default());
-        let leg = StreamLeg { link: number, replies, proven: Arc::clone(&proven) };
+        let waiting = Arc::<AtomicUsize>::default();
+        let queue = Replies { queue, waiting: Arc::clone(&waiting) };
+        let leg = StreamLeg { link: number, replies, waiting, proven: Arc::clone(&proven) };
         let link = Link { client, number, proven, worker: self.clone() };
         self.send(ToWorker::Opened { client, leg }).await.then_some((link, queue))
     }
@@ -109,9 +150,9 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Hands over one whole frame, waiting for room; `false` when the worker has ended.
-    pub(super) async fn hear(&self, bytes: Bytes) -> bool {
-        self.worker.send(ToWorker::Frame { client: self.client, bytes }).await
+    /// Hands over whole frames, waiting for room; `false` when the worker has ended.
+    pub(super) async fn hear(&self, run: Bytes) -> bool {
+        self.worker.send(ToWorker::Frames { client: self.client, run }).await
     }
 
     /// Says whether the client has shown good credentials.

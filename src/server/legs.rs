@@ -3,40 +3,169 @@
 use super::dtls::Dtls;
 use super::inbox::{StreamLeg, ToStream};
 use super::neighbours::Neighbours;
+use super::tcp_leg::{Arrival, MAX_WAITING, TcpLegs};
 use super::tcp_relay::Joint;
 use super::worker::DoorSocket;
 use crate::ids::Pii;
 use crate::net::udp::{Route, UdpPort};
-use crate::turn_server::machine::Marks;
+use crate::turn_server::machine::{Marks, ToClient};
 use crate::turn_server::{FiveTuple, Transport};
-use bytes::Bytes;
+use bytes::BytesMut;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
-/// One worker's listening sockets, its DTLS sessions and the queues of its stream clients.
+/// How a stream client is reached.
+#[derive(Debug)]
+enum Stream {
+    /// Its socket is the worker's own.
+    Own(usize),
+    /// By a task, which writes what is gathered for it in one pass: TLS, WebSocket.
+    Task { leg: StreamLeg, out: BytesMut, frames: u64 },
+}
+
+impl Stream {
+    /// Gives a task what was gathered for it; returns how many frames were lost because it does not keep up.
+    fn hand_over(&mut self) -> u64 {
+        let Self::Task { leg, out, frames } = self else { return 0 };
+        let count = std::mem::take(frames);
+        if count == 0 {
+            return 0;
+        }
+        let bytes = out.split().freeze();
+        let length = bytes.len();
+        leg.waiting.fetch_add(length, Ordering::Relaxed);
+        if leg.replies.try_send(ToStream::Frames(bytes)).is_ok() {
+            return 0;
+        }
+        leg.waiting.fetch_sub(length, Ordering::Relaxed);
+        count
+    }
+}
+
+/// The parts of [`Legs`] that a worker brings along.
+#[derive(Debug)]
+pub(super) struct Ways {
+    pub(super) doors: Vec<DoorSocket>,
+    /// Handles on other workers' doors, to send by.
+    pub(super) elsewhere: Vec<UdpPort>,
+    pub(super) dtls: Dtls,
+    pub(super) tcp: TcpLegs,
+    pub(super) neighbours: Neighbours,
+}
+
+/// One worker's listening sockets, its DTLS sessions and its stream clients.
 #[derive(Debug)]
 pub(super) struct Legs {
     pub(super) doors: Vec<DoorSocket>,
     /// Handles on other workers' doors, to send by.
     elsewhere: Vec<UdpPort>,
-    pub(super) streams: HashMap<FiveTuple, StreamLeg>,
+    streams: HashMap<FiveTuple, Stream>,
+    /// Clients whose tasks are to be handed what was gathered for them.
+    unsent: Vec<FiveTuple>,
+    pub(super) tcp: TcpLegs,
     pub(super) dtls: Dtls,
     pub(super) neighbours: Neighbours,
     dropped: Arc<AtomicU64>,
 }
 
+const ZEROS: [u8; 3] = [0; 3];
+
 impl Legs {
-    pub(super) fn new(
-        doors: Vec<DoorSocket>,
-        elsewhere: Vec<UdpPort>,
-        dtls: Dtls,
-        neighbours: Neighbours,
-        dropped: Arc<AtomicU64>,
-    ) -> Self {
-        Self { doors, elsewhere, streams: HashMap::new(), dtls, neighbours, dropped }
+    pub(super) fn new(ways: Ways, dropped: Arc<AtomicU64>) -> Self {
+        let Ways { doors, elsewhere, dtls, tcp, neighbours } = ways;
+        let (streams, unsent) = (HashMap::new(), Vec::new());
+        Self { doors, elsewhere, streams, unsent, tcp, dtls, neighbours, dropped }
+    }
+
+    /// Takes over the socket of a client by TCP; says whether an older stream had the same addresses.
+    pub(super) fn adopt(&mut self, now: Instant, arrival: Arrival) -> bool {
+        let client = arrival.client;
+        match self.tcp.adopt(now, arrival) {
+            Ok(slot) => self.enter(now, client, Stream::Own(slot)),
+            Err(error) => {
+                tracing::debug!(%error, "stream");
+                false
+            }
+        }
+    }
+
+    /// Takes in a client whose stream a task carries; says whether an older stream had the same addresses.
+    pub(super) fn open(&mut self, now: Instant, client: FiveTuple, leg: StreamLeg) -> bool {
+        self.enter(now, client, Stream::Task { leg, out: BytesMut::new(), frames: 0 })
+    }
+
+    fn enter(&mut self, now: Instant, client: FiveTuple, stream: Stream) -> bool {
+        let older = self.streams.insert(client, stream);
+        if let Some(Stream::Own(slot)) = older {
+            self.tcp.close(now, slot);
+        }
+        older.is_some()
+    }
+
+    /// Forgets a client whose task has ended; `false` when it was another one's.
+    pub(super) fn forget_task(&mut self, client: FiveTuple, link: u64) -> bool {
+        let its_own = |stream: &Stream| matches!(stream, Stream::Task { leg, .. } if leg.link == link);
+        self.streams.get(&client).is_some_and(its_own) && self.streams.remove(&client).is_some()
+    }
+
+    /// Closes a socket of the worker's own; `false` when its client has another stream by now.
+    pub(super) fn close(&mut self, now: Instant, slot: usize, client: FiveTuple) -> bool {
+        self.tcp.close(now, slot);
+        let its_own = |stream: &Stream| matches!(stream, Stream::Own(of) if *of == slot);
+        self.streams.get(&client).is_some_and(its_own) && self.streams.remove(&client).is_some()
+    }
+
+    /// Sends stream clients what was gathered for them in this pass.
+    pub(super) fn flush(&mut self, now: Instant) {
+        self.tcp.flush(now);
+        while let Some(client) = self.unsent.pop() {
+            let lost = self.streams.get_mut(&client).map_or(0, Stream::hand_over);
+            self.dropped.fetch_add(lost, Ordering::Relaxed);
+        }
+    }
+
+    /// Sends relayed data to a client whom a stream reaches, without putting it together first; `false` when it is none.
+    pub(super) fn relay_to_stream(&mut self, forward: &ToClient<'_>) -> bool {
+        let ToClient { client, header, payload, padding, .. } = forward;
+        let by_stream = client.transport.is_stream();
+        if by_stream {
+            self.send_to_stream(*client, [header.as_bytes(), payload, &ZEROS[..(*padding).min(ZEROS.len())]]);
+        }
+        by_stream
+    }
+
+    /// A stream that does not keep up loses datagrams, as a network would; it holds up nobody else.
+    fn send_to_stream(&mut self, client: FiveTuple, parts: [&[u8]; 3]) {
+        let sent = match self.streams.get_mut(&client) {
+            Some(Stream::Own(slot)) => self.tcp.send(*slot, parts),
+            Some(Stream::Task { leg, out, frames }) => {
+                let length = parts.iter().map(|part| part.len()).sum::<usize>() + out.len();
+                let room = leg.waiting.load(Ordering::Relaxed) + length <= MAX_WAITING;
+                if room {
+                    if *frames == 0 {
+                        self.unsent.push(client);
+                    }
+                    *frames += 1;
+                    parts.iter().for_each(|part| out.extend_from_slice(part));
+                }
+                room
+            }
+            None => return self.send_by_neighbour(client, &parts.concat()),
+        };
+        if !sent {
+            self.note_dropped();
+        }
+    }
+
+    /// Answers a client who arrives at another worker.
+    fn send_by_neighbour(&self, client: FiveTuple, bytes: &[u8]) {
+        if self.neighbours.answer(client, bytes) != Some(true) {
+            self.note_dropped();
+        }
     }
 
     /// Sends `bytes`, one whole frame, to `client`.
@@ -46,32 +175,15 @@ impl Legs {
 
     /// The same for relayed data, whose IP header passes something on where the client is reached by datagrams.
     pub(super) fn send_marked(&mut self, client: FiveTuple, marks: Marks, bytes: &[u8]) {
-        if client.transport != Transport::Udp
-            && let Some(passed) = self.neighbours.answer(client, bytes)
-        {
-            if !passed {
-                self.note_dropped();
-            }
-            return;
-        }
         match client.transport {
             Transport::Udp => self.send_datagram(client, marks, bytes),
             // It leaves as what the sessions put out.
             Transport::Dtls => {
                 if !self.dtls.send(client, bytes) {
-                    self.note_dropped();
+                    self.send_by_neighbour(client, bytes);
                 }
             }
-            // A stream that does not keep up loses datagrams, as a network would; it holds up nobody else.
-            _ => {
-                let queued = self
-                    .streams
-                    .get(&client)
-                    .map(|leg| leg.replies.try_send(ToStream::Frame(Bytes::copy_from_slice(bytes))));
-                if !matches!(queued, Some(Ok(()))) {
-                    self.note_dropped();
-                }
-            }
+            _ => self.send_to_stream(client, [bytes, &[], &[]]),
         }
     }
 
@@ -80,11 +192,11 @@ impl Legs {
         match client.transport {
             Transport::Udp => {}
             Transport::Dtls => self.dtls.prove(client),
-            _ => {
-                if let Some(leg) = self.streams.get(&client) {
-                    leg.proven.store(true, Ordering::Relaxed);
-                }
-            }
+            _ => match self.streams.get(&client) {
+                Some(Stream::Own(slot)) => self.tcp.prove(*slot),
+                Some(Stream::Task { leg, .. }) => leg.proven.store(true, Ordering::Relaxed),
+                None => {}
+            },
         }
     }
 
@@ -114,11 +226,15 @@ impl Legs {
     }
 
     /// Hands a peer's stream to the client's connection that is to be joined with it; both end if either is gone.
-    pub(super) fn join(&self, client: FiveTuple, joint: Option<Box<Joint>>) {
-        let stream = self.streams.get(&client);
-        let joined =
-            joint.zip(stream).map(|(joint, leg)| leg.replies.try_send(ToStream::Join(joint)).is_ok());
-        if joined != Some(true) {
+    pub(super) fn join(&mut self, client: FiveTuple, joint: Option<Box<Joint>>) {
+        let mut stream = self.streams.get_mut(&client);
+        let lost = stream.as_mut().map_or(0, |stream| stream.hand_over());
+        self.dropped.fetch_add(lost, Ordering::Relaxed);
+        let joined = joint.zip(stream).is_some_and(|(joint, stream)| match stream {
+            Stream::Own(slot) => self.tcp.join(*slot, joint),
+            Stream::Task { leg, .. } => leg.replies.try_send(ToStream::Join(joint)).is_ok(),
+        });
+        if !joined {
             self.note_dropped();
         }
     }
@@ -144,6 +260,13 @@ impl Legs {
     pub(super) fn note_lost(&self, to: SocketAddr, error: &io::Error) {
         self.note_dropped();
         tracing::trace!(to = %Pii(to), %error, "not sent");
+    }
+
+    /// Counts dropped frames.
+    pub(super) fn note_lost_frames(&self, count: usize) {
+        if count > 0 {
+            self.dropped.fetch_add(count as u64, Ordering::Relaxed);
+        }
     }
 
     /// Counts one dropped frame.

@@ -1,19 +1,20 @@
 //! TCP: accept, take off what a proxy put in front, sniff, and give each stream to the protocol it speaks; inside TLS the same
 //! again.
 
-use super::inbox::{Inbox, Link, ToStream};
+use super::frames;
+use super::inbox::{Inbox, Link, Replies, ToStream, ToWorker};
+use super::tcp_leg::Arrival;
 use super::tcp_relay::Joint;
 use super::websocket::Origin;
 use crate::net::connections::{Connections, Permit};
 use crate::net::demux::{self, StreamKind};
 use crate::net::prefixed::Prefixed;
 use crate::net::proxy::{self, Start};
-use crate::net::tls::{Chosen, Tls};
-use crate::turn_server::wire::frame_len;
+use crate::net::tls::Tls;
 use crate::turn_server::{FiveTuple, Transport};
 use axum::Router;
 use axum::extract::ConnectInfo;
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -22,9 +23,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
@@ -36,15 +37,17 @@ const TLS_TIME: Duration = Duration::from_secs(10);
 /// How long an HTTP client may take over its request's head.
 const HEADER_TIME: Duration = Duration::from_secs(10);
 /// How long a STUN or TURN stream may stay silent: longer than any allocation lives without a Refresh.
-const IDLE_TIME: Duration = Duration::from_secs(3660);
+pub(super) const IDLE_TIME: Duration = Duration::from_secs(3660);
 /// The same before the client has shown good credentials.
-const STRANGER_TIME: Duration = Duration::from_secs(60);
+pub(super) const STRANGER_TIME: Duration = Duration::from_secs(60);
 /// How long one write may hang on a client that does not read.
-const WRITE_TIME: Duration = Duration::from_secs(30);
+pub(super) const WRITE_TIME: Duration = Duration::from_secs(30);
 /// How long a goodbye may take.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
-/// Bytes read at a time; a frame, and so the buffer, has at most 64 KiB.
-const READ_ROOM: usize = 4096;
+/// Bytes read at a time; a frame, and so what is kept of one that is not whole, has at most 64 KiB.
+const READ_ROOM: usize = 16 * 1024;
+/// Bytes of TLS records that leave together.
+const RECORDS: usize = 8 * 1024;
 /// Pause after an accept that failed, for want of descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -86,6 +89,15 @@ pub(super) struct Places {
     _room: Arc<OwnedSemaphorePermit>,
     /// Of the client's address, once it is known.
     address: Option<Arc<Permit>>,
+}
+
+#[cfg(test)]
+impl Places {
+    /// Of a server with room for one.
+    pub(super) fn free() -> Self {
+        let room = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        Self { _room: Arc::new(room), address: None }
+    }
 }
 
 impl Ends {
@@ -130,11 +142,20 @@ impl StreamDoor {
     ) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let server = stream.local_addr()?;
-        self.stream(stream, Ends { client, server, worker, places }, admits).await
+        let found = self.stream(stream, Ends { client, server, worker, places }, admits).await?;
+        match found {
+            Some((stream, ends)) => hand_over(stream, ends).await,
+            None => Ok(()),
+        }
     }
 
-    /// Serves one stream, whatever carries it.
-    async fn stream<S>(self, stream: S, mut ends: Ends, admits: Admits) -> io::Result<()>
+    /// Serves one stream, whatever carries it; returns it when it turns out to carry bare STUN or TURN.
+    async fn stream<S>(
+        self,
+        stream: S,
+        mut ends: Ends,
+        admits: Admits,
+    ) -> io::Result<Option<(Prefixed<S>, Ends)>>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -144,41 +165,27 @@ impl StreamDoor {
             ends.client = timeout(SNIFF_TIME, proxied(&mut stream)).await??.unwrap_or(ends.client);
         }
         // Only now: a proxy's own address would count for everybody behind it.
-        let Some(counted) = self.connections.admit(ends.client.ip()) else { return Ok(()) };
+        let Some(counted) = self.connections.admit(ends.client.ip()) else { return Ok(None) };
         ends.places.address = Some(Arc::new(counted));
         match (sniff(&mut stream).await?, admits) {
             (StreamKind::Tls, _) => {
+                let stream = BufWriter::with_capacity(RECORDS, stream);
                 let (inside, chosen) = timeout(TLS_TIME, self.tls.accept(stream)).await??;
                 let mut inside = Prefixed::new(inside);
                 let kind = sniff(&mut inside).await?;
                 if !chosen.allows(kind) {
-                    return goodbye(&mut inside).await;
+                    goodbye(&mut inside).await?;
+                } else if kind == StreamKind::Stun {
+                    turn(inside, ends.tuple(Transport::Tls), &ends.worker).await?;
+                } else {
+                    self.http(inside, ends).await?;
                 }
-                self.plain(inside, kind, ends, Transport::Tls).await
             }
-            (kind, Admits::All) if Chosen::Any.allows(kind) => {
-                self.plain(stream, kind, ends, Transport::Tcp).await
-            }
-            _ => Ok(()),
+            (StreamKind::Stun, Admits::All) => return Ok(Some((stream, ends))),
+            (StreamKind::Http, Admits::All) => self.http(stream, ends).await?,
+            _ => {}
         }
-    }
-
-    /// Serves what is not TLS, or is inside it.
-    async fn plain<S>(
-        self,
-        stream: Prefixed<S>,
-        kind: StreamKind,
-        ends: Ends,
-        transport: Transport,
-    ) -> io::Result<()>
-    where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        match kind {
-            StreamKind::Http => self.http(stream, ends).await,
-            StreamKind::Stun => turn(stream, ends.tuple(transport), &ends.worker).await,
-            StreamKind::Tls | StreamKind::Unknown => Ok(()),
-        }
+        Ok(None)
     }
 
     async fn http<S>(self, stream: S, ends: Ends) -> io::Result<()>
@@ -197,6 +204,15 @@ impl StreamDoor {
             .await
             .map_err(io::Error::other)
     }
+}
+
+/// Gives a socket to its worker, which serves it from now on.
+async fn hand_over(stream: Prefixed<TcpStream>, ends: Ends) -> io::Result<()> {
+    let client = ends.tuple(Transport::Tcp);
+    let (early, socket) = stream.into_parts();
+    let arrival = Arrival { client, socket: socket.into_std()?, early, places: ends.places };
+    ends.worker.send(ToWorker::Arrived(Box::new(arrival))).await;
+    Ok(())
 }
 
 /// Takes a PROXY header off the stream; returns the client it names.
@@ -251,10 +267,12 @@ async fn read_frames(
     link: &Link,
 ) -> io::Result<()> {
     loop {
-        while let Some(bytes) = next_frame(buffer)? {
-            if !link.hear(bytes).await {
-                return Ok(());
-            }
+        let run = frames::run(buffer);
+        if run.len > 0 && !link.hear(buffer.split_to(run.len).freeze()).await {
+            return Ok(());
+        }
+        if let Some(broken) = run.broken {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, broken));
         }
         buffer.reserve(READ_ROOM);
         let mut silent = Duration::ZERO;
@@ -276,57 +294,36 @@ fn waited(link: &Link, silent: Duration, elapsed: Elapsed) -> io::Result<Duratio
     if patient { Ok(STRANGER_TIME) } else { Err(elapsed.into()) }
 }
 
-/// Takes the first whole frame off `buffer`.
-fn next_frame(buffer: &mut BytesMut) -> io::Result<Option<Bytes>> {
-    let frame = frame_len(buffer).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    Ok(frame.filter(|len| *len <= buffer.len()).map(|len| buffer.split_to(len).freeze()))
-}
-
 /// Writes frames until the worker has no more use for the stream, or wants it to carry a peer's bytes.
 async fn write_replies(
     writer: &mut (impl AsyncWrite + Unpin),
-    mut queue: mpsc::Receiver<ToStream>,
+    mut queue: Replies,
 ) -> io::Result<Option<Box<Joint>>> {
-    while let Some(told) = queue.recv().await {
-        let bytes = match told {
-            ToStream::Frame(bytes) => bytes,
+    while let Some(told) = queue.next().await {
+        let mut run = match told {
+            ToStream::Frames(run) => run,
             ToStream::Join(joint) => return Ok(Some(joint)),
         };
+        let length = run.len();
+        // Inside TLS each becomes a record of its own: some clients take but one frame from a record.
+        while !run.is_empty() {
+            let frame = run.split_to(frames::first(&run));
+            timeout(WRITE_TIME, writer.write_all(&frame)).await??;
+        }
         // TLS keeps what it could not send until it is flushed.
-        let sent = async {
-            writer.write_all(&bytes).await?;
-            writer.flush().await
-        };
-        timeout(WRITE_TIME, sent).await??;
+        timeout(WRITE_TIME, writer.flush()).await??;
+        queue.written(length);
     }
     Ok(None)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::inbox::ToWorker;
     use super::*;
     use crate::net::certificate::Certificate;
     use tokio::io::DuplexStream;
+    use tokio::sync::mpsc;
     use tokio::task::JoinHandle;
-
-    #[test]
-    fn frames_come_out_whole_under_every_split() {
-        let message = [&[0, 1, 0, 4][..], &[0; 16], b"attr"].concat();
-        let channel_data = b"\x40\x01\0\x03abc\0".to_vec();
-        let stream = [message.clone(), channel_data.clone(), message.clone()].concat();
-        for split in 0..stream.len() {
-            let mut buffer = BytesMut::from(&stream[..split]);
-            let mut frames = Vec::new();
-            for rest in [&[][..], &stream[split..]] {
-                buffer.extend_from_slice(rest);
-                while let Some(frame) = next_frame(&mut buffer).unwrap() {
-                    frames.push(frame.to_vec());
-                }
-            }
-            assert_eq!(frames, [message.clone(), channel_data.clone(), message.clone()], "split at {split}");
-        }
-    }
 
     /// A door whose worker is the returned queue.
     fn door(proxies: &[&str]) -> (StreamDoor, mpsc::Receiver<ToWorker>, tempfile::TempDir) {
@@ -358,7 +355,15 @@ mod tests {
             worker,
             places,
         };
-        (client, tokio::spawn(door.clone().stream(server, ends, admits)))
+        let serving = door.clone().stream(server, ends, admits);
+        // What a worker would do with a socket is done by a task here, as inside TLS.
+        let served = async {
+            match serving.await? {
+                Some((stream, ends)) => turn(stream, ends.tuple(Transport::Tcp), &ends.worker).await,
+                None => Ok(()),
+            }
+        };
+        (client, tokio::spawn(served))
     }
 
     #[tokio::test(start_paused = true)]
@@ -390,7 +395,7 @@ mod tests {
             let (mut client, served) = serve(&door, Admits::All);
             client.write_all(BINDING).await.unwrap();
             let Some(ToWorker::Opened { leg, .. }) = queue.recv().await else { panic!("not opened") };
-            assert!(matches!(queue.recv().await, Some(ToWorker::Frame { .. })));
+            assert!(matches!(queue.recv().await, Some(ToWorker::Frames { .. })));
             leg.proven.store(proven, std::sync::atomic::Ordering::Relaxed);
             let before = tokio::time::Instant::now();
             assert_eq!(served.await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);

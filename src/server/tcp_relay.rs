@@ -149,6 +149,13 @@ impl TcpRelay {
 }
 
 impl Joint {
+    /// The same, but the client gets `queued` first.
+    pub(super) fn behind(mut self, mut queued: Vec<u8>) -> Self {
+        queued.append(&mut self.reply);
+        self.reply = queued;
+        self
+    }
+
     /// Moves bytes between the client's connection and the peer's until both have ended, or the allocation does; `early` is what the
     /// client sent behind its request.
     pub(super) async fn run<S>(self, client: S, early: BytesMut) -> io::Result<()>

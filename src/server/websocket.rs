@@ -1,6 +1,7 @@
 //! TURN over WebSocket: `GET /turn`; one binary message is one frame (`docs/wire/turn-websocket.md`).
 
-use super::inbox::{Inbox, Link, ToStream};
+use super::frames;
+use super::inbox::{Inbox, Link, Replies, ToStream};
 use super::stream::Places;
 use crate::turn_server::FiveTuple;
 use crate::turn_server::wire::{CHANNEL_HEADER_LEN, frame_len};
@@ -9,8 +10,8 @@ use axum::response::Response;
 use axum::routing::get;
 use axum::{Extension, Router};
 use bytes::Bytes;
+use futures_util::SinkExt;
 use std::time::Duration;
-use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 /// The subprotocol, where the client offers it.
@@ -58,7 +59,7 @@ async fn serve(mut socket: WebSocket, origin: Origin) {
 }
 
 /// Carries frames both ways until either side ends it; returns the code to close with, where a close is still due.
-async fn carry(socket: &mut WebSocket, link: &Link, mut replies: mpsc::Receiver<ToStream>) -> Option<u16> {
+async fn carry(socket: &mut WebSocket, link: &Link, mut replies: Replies) -> Option<u16> {
     let mut ping = interval(PING);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut silent = 0;
@@ -80,8 +81,15 @@ async fn carry(socket: &mut WebSocket, link: &Link, mut replies: mpsc::Receiver<
                     Some(Ok(Message::Close(_))) | None => return None,
                 }
             }
-            reply = replies.recv() => match reply {
-                Some(ToStream::Frame(bytes)) => Message::Binary(bytes),
+            reply = replies.next() => match reply {
+                Some(ToStream::Frames(run)) => {
+                    let length = run.len();
+                    if !matches!(timeout(IDLE, send_frames(socket, run)).await, Ok(Ok(()))) {
+                        return None;
+                    }
+                    replies.written(length);
+                    continue;
+                }
                 Some(ToStream::Join(_)) | None => return Some(close_code::AWAY),
             },
             _ = ping.tick() => {
@@ -96,6 +104,15 @@ async fn carry(socket: &mut WebSocket, link: &Link, mut replies: mpsc::Receiver<
             return None;
         }
     }
+}
+
+/// Sends each frame as a message, all of them together.
+async fn send_frames(socket: &mut WebSocket, mut run: Bytes) -> Result<(), axum::Error> {
+    while !run.is_empty() {
+        let frame = run.split_to(frames::first(&run));
+        socket.feed(Message::Binary(frame)).await?;
+    }
+    socket.flush().await
 }
 
 /// Returns the code for a message that could not be read: too long, as a rule.

@@ -1,32 +1,34 @@
 //! The hands of the data plane: one thread per core that owns its sockets, its relay and its timers. Decides nothing.
 //!
 //! Run loop: wait for sockets or the relay's next deadline, read the clock once, take one batch from every socket that has
-//! something, carry out what the relay says, begin again. A socket with more to give than one batch waits for its next turn, so
-//! that no peer can starve the others.
+//! something, carry out what the relay says, send what has gathered, begin again. A socket with more to give than one batch waits
+//! for its next turn, so that no peer can starve the others.
 
 use super::auth_hook::Lookups;
-use super::departures::{self, Departure, Exit};
+use super::crossing::Crossing;
+use super::departures::{Departures, Exit, Payload};
+use super::doorbell::Doorbell;
 use super::dtls::{self, Dtls};
 use super::inbox::{Inbox, ToWorker};
-use super::legs::Legs;
-use super::neighbours::Neighbours;
+use super::legs::{Legs, Ways};
+use super::neighbours::{Inboxes, Neighbours};
+use super::tcp_leg::{self, TcpLegs};
 use super::tcp_relay::{PeerStreams, TcpRelay};
 use crate::clock::Now;
 use crate::net::demux::{self, DatagramKind};
 use crate::net::gate::Gate;
 use crate::net::time;
-use crate::net::udp::{Datagram, RecvBatch, Role, Route, UdpPort};
+use crate::net::udp::{Datagram, Intake, Role, Route, UdpPort};
 use crate::signaling::{Door, Handle};
 use crate::stun::Message;
 use crate::stun_server::{self, Discovery};
 use crate::turn_server::auth::Question;
 use crate::turn_server::data::PeerError;
 use crate::turn_server::machine::{Marks, Onward, Output, Relay, ToClient, ToPeer};
-use crate::turn_server::wire::Header;
 use crate::turn_server::{FiveTuple, RelayId, Transport};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -36,13 +38,16 @@ use tokio::sync::mpsc;
 
 /// The inbox's token; doors and relay sockets count from zero.
 const INBOX: Token = Token(usize::MAX);
+/// Clients by TCP, and what other workers' clients send: not reported by the system, but looked after in every pass.
+const STREAMS: Token = Token(usize::MAX - 1);
+const PARCELS: Token = Token(usize::MAX - 2);
 
 /// Messages taken from the inbox before the sockets have their turn again.
 const INBOX_TURN: usize = 128;
 
 /// How one turn of a socket or the inbox ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Turn {
+pub(super) enum Turn {
     /// Nothing is left.
     Empty,
     /// There may be more.
@@ -72,7 +77,8 @@ pub(super) struct Parts {
     pub(super) dtls: Dtls,
     pub(super) signaling: Handle,
     pub(super) lookups: Lookups,
-    pub(super) neighbours: Neighbours,
+    pub(super) number: u16,
+    pub(super) inboxes: Inboxes,
     pub(super) peer_streams: PeerStreams,
     pub(super) dropped: Arc<AtomicU64>,
 }
@@ -82,17 +88,53 @@ pub(super) struct Parts {
 pub(super) struct Worker {
     poll: Poll,
     inbox: mpsc::Receiver<ToWorker>,
-    legs: Legs,
-    relay: Relay,
-    relay_sockets: HashMap<RelayId, UdpPort>,
+    bell: Arc<Doorbell>,
+    pub(super) legs: Legs,
+    pub(super) crossing: Crossing,
+    pub(super) relay: Relay,
+    /// The relay ports' sockets, by their number.
+    relay_sockets: Vec<Option<UdpPort>>,
     discovery: Discovery,
     gate: Gate,
     signaling: Handle,
     lookups: Lookups,
     tcp: TcpRelay,
-    ready: VecDeque<Token>,
-    departures: Vec<Departure>,
+    ready: Ready,
+    departures: Departures,
+    /// Room for an answer.
+    answer: Vec<u8>,
     scratch: Vec<u8>,
+}
+
+/// Who is to have a turn, each once.
+#[derive(Debug, Default)]
+struct Ready {
+    queue: VecDeque<Token>,
+    /// Whether a token is in the queue.
+    queued: Vec<bool>,
+}
+
+impl Ready {
+    /// Returns a token's number among all: the last three, which are no socket's, come first.
+    fn place(token: Token) -> usize {
+        token.0.wrapping_add(3)
+    }
+
+    fn push(&mut self, token: Token) {
+        let place = Self::place(token);
+        if place >= self.queued.len() {
+            self.queued.resize(place + 1, false);
+        }
+        if !std::mem::replace(&mut self.queued[place], true) {
+            self.queue.push_back(token);
+        }
+    }
+
+    fn pop(&mut self) -> Option<Token> {
+        let token = self.queue.pop_front()?;
+        self.queued[Self::place(token)] = false;
+        Some(token)
+    }
 }
 
 impl Worker {
@@ -103,19 +145,30 @@ impl Worker {
             watch(&poll, &door.port, Token(index))?;
         }
         let (inbox, receiver) = Inbox::new(mio::Waker::new(poll.registry(), INBOX)?);
+        let runtime = tokio::runtime::Handle::current();
+        let ways = Ways {
+            doors: parts.doors,
+            elsewhere: parts.elsewhere,
+            dtls: parts.dtls,
+            tcp: TcpLegs::new(poll.registry().try_clone()?, runtime.clone()),
+            neighbours: Neighbours::new(parts.number, Arc::clone(&parts.inboxes)),
+        };
         let worker = Self {
             poll,
             inbox: receiver,
-            legs: Legs::new(parts.doors, parts.elsewhere, parts.dtls, parts.neighbours, parts.dropped),
+            bell: Arc::clone(inbox.bell()),
+            legs: Legs::new(ways, parts.dropped),
+            crossing: Crossing::new(parts.number, Arc::clone(inbox.mailbox()), parts.inboxes),
             relay: parts.relay,
-            relay_sockets: HashMap::new(),
+            relay_sockets: Vec::new(),
             discovery: parts.discovery,
             gate: parts.gate,
             signaling: parts.signaling,
             lookups: parts.lookups,
-            tcp: TcpRelay::new(parts.peer_streams, inbox.clone(), tokio::runtime::Handle::current()),
-            ready: VecDeque::new(),
-            departures: Vec::new(),
+            tcp: TcpRelay::new(parts.peer_streams, inbox.clone(), runtime),
+            ready: Ready::default(),
+            departures: Departures::default(),
+            answer: Vec::new(),
             scratch: Vec::new(),
         };
         Ok((worker, inbox))
@@ -124,56 +177,89 @@ impl Worker {
     /// Runs until the inbox says stop.
     pub(super) fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(256);
-        let mut batch = RecvBatch::default();
+        let mut intake = Intake::default();
         loop {
-            let deadlines = [self.relay.poll_timeout(), self.legs.dtls.poll_timeout()];
+            let deadlines =
+                [self.relay.poll_timeout(), self.legs.dtls.poll_timeout(), self.legs.tcp.poll_timeout()];
             let wait = match deadlines.into_iter().flatten().min() {
-                _ if !self.ready.is_empty() => Some(std::time::Duration::ZERO),
+                _ if !self.may_sleep() => Some(std::time::Duration::ZERO),
                 deadline => deadline.map(|at| at.saturating_duration_since(time::now().mono)),
             };
             match self.poll.poll(&mut events, wait) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 other => other?,
             }
+            self.bell.awake();
             let now = time::now();
             for event in &events {
-                if !self.ready.contains(&event.token()) {
-                    self.ready.push_back(event.token());
+                match tcp_leg::slot(event.token()) {
+                    Some(slot) => self.legs.tcp.note(slot, event),
+                    None => self.ready.push(event.token()),
                 }
             }
-            for _ in 0..self.ready.len() {
-                let Some(token) = self.ready.pop_front() else { break };
+            self.call_queues();
+            for _ in 0..self.ready.queue.len() {
+                let Some(token) = self.ready.pop() else { break };
                 let turn = match token {
-                    INBOX => self.take_inbox(now),
-                    _ => self.take_batch(now, token, &mut batch),
+                    INBOX => self.take_inbox(now, &mut intake),
+                    STREAMS => self.take_streams(now, &mut intake),
+                    PARCELS => self.take_parcels(now, &mut intake),
+                    _ => self.take_batch(now, token, &mut intake),
                 };
                 match turn {
-                    Turn::More => self.ready.push_back(token),
+                    Turn::More => self.ready.push(token),
                     Turn::Empty => {}
-                    Turn::Stop => return Ok(()),
+                    Turn::Stop => {
+                        self.report();
+                        return Ok(());
+                    }
                 }
             }
             self.relay.handle_timeout(now);
             self.legs.dtls.handle_timeout(now);
-            self.carry_out(now, 0);
+            self.carry_out(now, 0, &intake);
+            self.end_pass(now, &intake);
+            self.depart_and_clear(&mut intake);
         }
     }
 
+    /// Says whether nothing waits; whatever comes from now on ends the wait for events.
+    fn may_sleep(&self) -> bool {
+        self.ready.queue.is_empty()
+            && !self.legs.tcp.has_news()
+            && self.bell.may_sleep(|| self.inbox.is_empty() && self.crossing.is_empty())
+    }
+
+    /// Gives the queues that have something their turn in this pass: nobody reports them to a worker that is awake.
+    fn call_queues(&mut self) {
+        let queues = [
+            (INBOX, !self.inbox.is_empty()),
+            (STREAMS, self.legs.tcp.has_news()),
+            (PARCELS, !self.crossing.is_empty()),
+        ];
+        queues.into_iter().filter(|(_, waits)| *waits).for_each(|(token, _)| self.ready.push(token));
+    }
+
     /// Takes at most [`INBOX_TURN`] messages, so that streams that never pause do not keep datagrams waiting.
-    fn take_inbox(&mut self, now: Now) -> Turn {
+    fn take_inbox(&mut self, now: Now, intake: &mut Intake) -> Turn {
         for _ in 0..INBOX_TURN {
             let Ok(message) = self.inbox.try_recv() else { return Turn::Empty };
             match message {
-                ToWorker::Opened { client, leg } => {
-                    if self.legs.streams.insert(client, leg).is_some() {
+                ToWorker::Arrived(arrival) => {
+                    let client = arrival.client;
+                    if self.legs.adopt(now.mono, *arrival) {
                         self.relay.handle_client_gone(client);
                     }
                 }
-                ToWorker::Frame { client, bytes } => self.hear_frame(now, client, &bytes),
+                ToWorker::Opened { client, leg } => {
+                    if self.legs.open(now.mono, client, leg) {
+                        self.relay.handle_client_gone(client);
+                    }
+                }
+                ToWorker::Frames { client, run } => self.hear_run(now, client, &run, intake),
                 ToWorker::Gone { client, link } => {
                     self.legs.neighbours.gone(client);
-                    if self.legs.streams.get(&client).is_some_and(|leg| leg.link == link) {
-                        self.legs.streams.remove(&client);
+                    if self.legs.forget_task(client, link) {
                         self.relay.handle_client_gone(client);
                     }
                 }
@@ -182,7 +268,7 @@ impl Worker {
                 }
                 ToWorker::Guest { client, host, bytes } => {
                     self.legs.neighbours.welcome(client, host);
-                    self.hear_frame(now, client, &bytes);
+                    self.hear_frame(now, client, &bytes, intake);
                 }
                 ToWorker::GuestGone { client } => self.relay.handle_client_gone(client),
                 ToWorker::Back { client, bytes } => self.legs.send(client, &bytes),
@@ -198,59 +284,59 @@ impl Worker {
                 ToWorker::ConnectionClosed { connection } => self.relay.handle_connection_closed(connection),
                 ToWorker::Stop => return Turn::Stop,
             }
-            self.carry_out(now, 0);
+            self.carry_out(now, 0, intake);
+            if self.departures.is_full() {
+                self.depart(intake);
+            }
         }
         Turn::More
     }
 
     /// Takes one batch from a socket.
-    fn take_batch(&mut self, now: Now, token: Token, batch: &mut RecvBatch) -> Turn {
-        let door = token.0 < self.legs.doors.len();
-        let received = if door {
-            self.legs.doors[token.0].port.recv(batch)
+    fn take_batch(&mut self, now: Now, token: Token, intake: &mut Intake) -> Turn {
+        if intake.room() == 0 {
+            self.depart_and_clear(intake);
+        }
+        let doors = self.legs.doors.len();
+        let received = if token.0 < doors {
+            self.legs.doors[token.0].port.recv(intake)
         } else {
-            match self.relay_sockets.get(&(token.0 - self.legs.doors.len())) {
-                Some(socket) => {
-                    let received = socket.recv(batch);
-                    self.hear_errors(now, token.0 - self.legs.doors.len());
-                    received
-                }
-                None => return Turn::Empty,
-            }
+            let relay = token.0 - doors;
+            let Some(Some(socket)) = self.relay_sockets.get(relay) else { return Turn::Empty };
+            let received = socket.recv(intake);
+            self.hear_errors(now, relay);
+            received
         };
-        match received {
-            Ok(()) => {}
+        let haul = match received {
+            Ok(haul) => haul,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Turn::Empty,
             Err(error) => {
                 tracing::debug!(%error, "receive");
                 return Turn::More;
             }
-        }
-        for datagram in batch.datagrams() {
-            if door {
-                self.hear_door(now, token.0, datagram, batch);
+        };
+        for datagram in intake.datagrams(haul) {
+            if token.0 < doors {
+                self.hear_door(now, token.0, datagram, intake);
             } else {
-                let relay = token.0 - self.legs.doors.len();
-                let Datagram { from, payload, .. } = datagram;
-                let forward = self.relay.handle_peer(now, relay, from, marks(&datagram), payload);
-                if let Some(forward) = forward {
-                    self.pass_to_client(&forward, Some(batch));
-                }
+                self.hear_peer(now, token.0 - doors, datagram, intake);
             }
-            if self.relay.has_output() {
-                // What is said now may close sockets that the datagrams before are to leave by.
-                self.depart(batch);
-            }
-            self.carry_out(now, datagram.payload.len());
+            self.carry_out(now, datagram.payload.len(), intake);
         }
-        self.depart(batch);
-        if batch.is_drained() { Turn::Empty } else { Turn::More }
+        if haul.is_drained() { Turn::Empty } else { Turn::More }
+    }
+
+    fn hear_peer(&mut self, now: Now, relay: RelayId, datagram: Datagram<'_>, intake: &Intake) {
+        let Datagram { from, payload, .. } = datagram;
+        if let Some(forward) = self.relay.handle_peer(now, relay, from, marks(&datagram), payload) {
+            self.pass_to_client(&forward, intake);
+        }
     }
 
     /// Tells clients of the ICMP errors that their peers' datagrams have met.
     fn hear_errors(&mut self, now: Now, relay: RelayId) {
         let mut errors = Vec::new();
-        if let Some(socket) = self.relay_sockets.get(&relay) {
+        if let Some(Some(socket)) = self.relay_sockets.get(relay) {
             socket.take_errors(|error| errors.push(error));
         }
         for error in errors {
@@ -260,13 +346,13 @@ impl Worker {
                 code: error.icmp_code,
                 data: error.data,
             };
-            if let Some(forward) = self.relay.handle_peer_error(now, relay, error) {
-                self.pass_to_client(&forward, None);
+            if let Some(ToClient { client, header, .. }) = self.relay.handle_peer_error(now, relay, error) {
+                self.legs.send(client, header.as_bytes());
             }
         }
     }
 
-    fn hear_door(&mut self, now: Now, index: usize, datagram: Datagram<'_>, batch: &RecvBatch) {
+    fn hear_door(&mut self, now: Now, index: usize, datagram: Datagram<'_>, intake: &Intake) {
         let DoorSocket { port, door, dtls_only } = &self.legs.doors[index];
         let local = port.local_addr();
         let server = SocketAddr::new(datagram.local_ip.unwrap_or(local.ip()), local.port());
@@ -285,7 +371,7 @@ impl Worker {
             (DatagramKind::Signaling, Door::Main)
                 if self.relay.is_channel_data(now, tuple, datagram.payload) =>
             {
-                self.hear_client(now, tuple, marks(&datagram), datagram.payload, Some(batch));
+                self.hear_client(now, tuple, marks(&datagram), datagram.payload, intake);
             }
             (DatagramKind::Signaling, door) => {
                 if !self.signaling.datagram(door, datagram.from, datagram.local_ip, datagram.payload) {
@@ -293,32 +379,29 @@ impl Worker {
                 }
             }
             (DatagramKind::Stun, Door::Aux) => {
-                let bound = Message::parse(datagram.payload)
-                    .is_ok_and(|m| self.bind(now, tuple, &m, datagram.payload));
-                if !bound {
+                if !self.bind(now, tuple, datagram.payload) {
                     self.legs.note_dropped();
                 }
             }
             (DatagramKind::Stun | DatagramKind::ChannelData, Door::Main) => {
-                self.hear_client(now, tuple, marks(&datagram), datagram.payload, Some(batch));
+                self.hear_client(now, tuple, marks(&datagram), datagram.payload, intake);
             }
             _ => self.legs.note_dropped(),
         }
     }
 
     /// Hears a frame that came by no socket of this worker, or out of DTLS.
-    fn hear_frame(&mut self, now: Now, client: FiveTuple, bytes: &[u8]) {
-        self.hear_client(now, client, Marks::default(), bytes, None);
+    pub(super) fn hear_frame(&mut self, now: Now, client: FiveTuple, bytes: &[u8], intake: &Intake) {
+        self.hear_client(now, client, Marks::default(), bytes, intake);
     }
 
-    /// Hears a frame; one that lies in `batch` is relayed at the end of it.
-    fn hear_client(
+    pub(super) fn hear_client(
         &mut self,
         now: Now,
         client: FiveTuple,
         marks: Marks,
         bytes: &[u8],
-        batch: Option<&RecvBatch>,
+        intake: &Intake,
     ) {
         if let Some(passed) = self.legs.neighbours.pass_on(client, bytes) {
             if !passed {
@@ -326,36 +409,45 @@ impl Worker {
             }
             return;
         }
-        if Message::parse(bytes).is_ok_and(|message| self.bind(now, client, &message, bytes)) {
+        if bytes.starts_with(&BINDING_REQUEST) && self.bind(now, client, bytes) {
             return;
         }
         let Some(forward) = self.relay.handle_client(now, client, marks, bytes) else { return };
         match self.relay.onward(now, forward) {
-            Onward::Out(forward) => self.pass_to_peer(&forward, batch),
-            Onward::Back(forward) => self.pass_to_client(&forward, batch),
+            Onward::Out(forward) => self.pass_to_peer(&forward, intake),
+            Onward::Back(forward) => self.pass_to_client(&forward, intake),
+            Onward::Across(across) => self.pass_across(&across),
             Onward::Nowhere => {}
         }
     }
 
-    /// Answers `message`, which came as `bytes`, if it asks for a Binding; says whether it does.
-    fn bind(&mut self, now: Now, client: FiveTuple, message: &Message<'_>, bytes: &[u8]) -> bool {
+    /// Answers a Binding request; says whether it is one.
+    fn bind(&mut self, now: Now, client: FiveTuple, bytes: &[u8]) -> bool {
+        let Ok(message) = Message::parse(bytes) else { return false };
         if client.transport != Transport::Udp {
-            let answer = stun_server::answer(message, client.client);
+            let answer = stun_server::answer(&message, client.client);
             return answer.inspect(|answer| self.legs.send(client, answer)).is_some();
         }
-        let answer = self.discovery.answer(message, client.client, client.server);
-        let answer = answer.inspect(|answer| {
-            let there = FiveTuple { client: answer.to, server: answer.from, transport: Transport::Udp };
-            self.answer_stranger(now, there, bytes.len(), &answer.bytes);
-        });
-        answer.is_some()
+        let room = std::mem::take(&mut self.answer);
+        let Some(answer) = self.discovery.answer(&message, client.client, client.server, room) else {
+            return false;
+        };
+        let there = FiveTuple { client: answer.to, server: answer.from, transport: Transport::Udp };
+        self.answer_stranger(now, there, bytes.len(), &answer.bytes);
+        self.answer = answer.bytes;
+        true
     }
 
     /// Sends what nobody has proven to have asked for, if the gate lets it out.
     fn answer_stranger(&mut self, now: Now, client: FiveTuple, question: usize, answer: &[u8]) {
         let oversized = self.gate.held().over_size;
         if self.gate.admits(now, client.client.ip(), question, answer.len()) {
-            self.legs.send(client, answer);
+            match self.legs.route_to(client, Marks::default()) {
+                Some((door, route)) if client.transport == Transport::Udp => {
+                    self.departures.push(Exit::Door(door), route, answer, Payload::Fleeting(&[]), 0);
+                }
+                _ => self.legs.send(client, answer),
+            }
             return;
         }
         self.legs.note_dropped();
@@ -369,7 +461,7 @@ impl Worker {
         }
     }
 
-    fn pass_to_peer(&mut self, forward: &ToPeer<'_>, batch: Option<&RecvBatch>) {
+    fn pass_to_peer(&mut self, forward: &ToPeer<'_>, intake: &Intake) {
         let Marks { ttl, tos } = forward.marks;
         let route = Route {
             ttl: (ttl > 0).then_some(ttl),
@@ -377,48 +469,58 @@ impl Worker {
             dont_fragment: forward.dont_fragment,
             ..Route::to(forward.peer)
         };
-        if let Some(start) = batch.and_then(|batch| batch.position(forward.payload)) {
-            let (exit, header) = (Exit::Relay(forward.relay), Header::none());
-            let len = forward.payload.len();
-            return self.departures.push(Departure { exit, route, header, start, len, padding: 0 });
-        }
-        if let Some(socket) = self.relay_sockets.get(&forward.relay) {
-            self.legs.note_sent(socket.send(&route, forward.payload), forward.peer);
-        }
+        self.departures.push(Exit::Relay(forward.relay), route, &[], payload(forward.payload, intake), 0);
     }
 
-    fn pass_to_client(&mut self, forward: &ToClient<'_>, batch: Option<&RecvBatch>) {
-        let ToClient { client, header, payload, padding, marks } = *forward;
-        let start = batch.and_then(|batch| batch.position(payload));
-        let door = (client.transport == Transport::Udp).then(|| self.legs.route_to(client, marks)).flatten();
-        if let (Some(start), Some((door, route))) = (start, door) {
-            let (exit, len) = (Exit::Door(door), payload.len());
-            return self.departures.push(Departure { exit, route, header, start, len, padding });
+    pub(super) fn pass_to_client(&mut self, forward: &ToClient<'_>, intake: &Intake) {
+        if self.legs.relay_to_stream(forward) {
+            return;
+        }
+        let ToClient { client, header, payload: bytes, padding, marks } = *forward;
+        if client.transport == Transport::Udp {
+            if let Some((door, route)) = self.legs.route_to(client, marks) {
+                let body = payload(bytes, intake);
+                self.departures.push(Exit::Door(door), route, header.as_bytes(), body, padding);
+            }
+            return;
         }
         let mut frame = std::mem::take(&mut self.scratch);
         frame.clear();
         frame.extend_from_slice(header.as_bytes());
-        frame.extend_from_slice(payload);
+        frame.extend_from_slice(bytes);
         frame.resize(frame.len() + padding, 0);
         self.legs.send_marked(client, marks, &frame);
         self.scratch = frame;
     }
 
-    /// Sends what was gathered from `batch`.
-    fn depart(&mut self, batch: &RecvBatch) {
+    /// Sends what has gathered, and makes room for more.
+    pub(super) fn depart_and_clear(&mut self, intake: &mut Intake) {
+        self.departures.put_heads_before_bodies(intake);
+        self.depart(intake);
+        intake.clear();
+    }
+
+    /// Sends what has gathered.
+    pub(super) fn depart(&mut self, intake: &Intake) {
+        if self.departures.is_empty() {
+            return;
+        }
+        let (legs, relay_sockets) = (&self.legs, &self.relay_sockets);
         let socket = |exit| match exit {
-            Exit::Door(index) => self.legs.port(index),
-            Exit::Relay(relay) => self.relay_sockets.get(&relay),
+            Exit::Door(index) => legs.port(index),
+            Exit::Relay(relay) => relay_sockets.get(relay)?.as_ref(),
         };
-        let failed = |lost: &Departure, error: &io::Error| self.legs.note_lost(lost.route.to, error);
-        departures::send_all(&self.departures, batch, socket, failed);
-        self.departures.clear();
+        self.departures.send(intake, socket, |route, error| legs.note_lost(route.to, error));
     }
 
     /// Does what the relay and the DTLS sessions say; `heard` is the length of the datagram that made them say so.
-    fn carry_out(&mut self, now: Now, heard: usize) {
+    pub(super) fn carry_out(&mut self, now: Now, heard: usize, intake: &Intake) {
         loop {
-            self.carry_out_relay(now, heard);
+            if self.relay.has_output() {
+                // What is said now may close sockets that the datagrams before are to leave by.
+                self.depart(intake);
+                self.carry_out_relay(now, heard);
+            }
             match self.legs.dtls.poll_output() {
                 None => return,
                 Some(dtls::Output::Datagram { client, bytes }) => {
@@ -430,7 +532,7 @@ impl Worker {
                 }
                 Some(dtls::Output::Frame { client, bytes }) => match demux::datagram(&bytes) {
                     DatagramKind::Dtls | DatagramKind::Unknown => self.legs.note_dropped(),
-                    _ => self.hear_frame(now, client, &bytes),
+                    _ => self.hear_frame(now, client, &bytes, intake),
                 },
                 Some(dtls::Output::Gone { client }) => self.relay.handle_client_gone(client),
             }
@@ -467,7 +569,9 @@ impl Worker {
                 }
                 Output::CloseRelay { relay } => {
                     if !self.tcp.close(relay) {
-                        self.relay_sockets.remove(&relay);
+                        if let Some(place) = self.relay_sockets.get_mut(relay) {
+                            *place = None;
+                        }
                     }
                 }
                 Output::Connect { connection, from, to } => self.tcp.connect(connection, from, to),
@@ -490,8 +594,22 @@ impl Worker {
     fn open_relay(&mut self, relay: RelayId, address: SocketAddr) -> io::Result<()> {
         let socket = UdpPort::bind(address, Role::Relay)?;
         watch(&self.poll, &socket, Token(self.legs.doors.len() + relay))?;
-        self.relay_sockets.insert(relay, socket);
+        if relay >= self.relay_sockets.len() {
+            self.relay_sockets.resize_with(relay + 1, || None);
+        }
+        self.relay_sockets[relay] = Some(socket);
         Ok(())
+    }
+}
+
+/// The type of a Binding request.
+const BINDING_REQUEST: [u8; 2] = [0, 1];
+
+/// Says where a payload lies: in the intake it stays, from elsewhere it is copied.
+fn payload<'a>(bytes: &'a [u8], intake: &Intake) -> Payload<'a> {
+    match intake.position(bytes) {
+        Some(start) => Payload::Received { start, len: bytes.len() },
+        None => Payload::Fleeting(bytes),
     }
 }
 

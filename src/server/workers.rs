@@ -3,7 +3,7 @@
 use super::auth_hook::Lookups;
 use super::dtls::{Dtls, Identity};
 use super::inbox::Inbox;
-use super::neighbours::{Inboxes, Neighbours};
+use super::neighbours::Inboxes;
 use super::tcp_relay::PeerStreams;
 use super::worker::{DoorSocket, Parts, Worker};
 use super::{Config, Facts, ServerError};
@@ -71,7 +71,8 @@ impl Staff {
                 relay: Relay::new(time::now(), shared, rng()),
                 signaling: self.signaling.clone(),
                 lookups: self.lookups.of(index),
-                neighbours: Neighbours::new(number, Arc::clone(&all_inboxes)),
+                number,
+                inboxes: Arc::clone(&all_inboxes),
                 peer_streams: peer_streams.clone(),
                 dropped: Arc::clone(&dropped),
             };

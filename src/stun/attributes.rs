@@ -50,7 +50,7 @@ pub mod attr {
 }
 
 /// The first type that a receiver may ignore without knowing it (RFC 8489 section 14).
-const COMPREHENSION_OPTIONAL: u16 = 0x8000;
+pub(crate) const COMPREHENSION_OPTIONAL: u16 = 0x8000;
 /// The most unknown types that a 420 lists; more would only make the error longer than the request.
 const MAX_UNKNOWN: usize = 8;
 

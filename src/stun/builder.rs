@@ -15,6 +15,12 @@ impl Builder {
     /// Begins a message.
     #[must_use]
     pub fn new(class: Class, method: Method, transaction: TransactionId) -> Self {
+        Self::within(Vec::with_capacity(160), class, method, transaction)
+    }
+
+    /// Begins a message in the room of an old one, so that nothing has to be allocated.
+    #[must_use]
+    pub fn within(mut bytes: Vec<u8>, class: Class, method: Method, transaction: TransactionId) -> Self {
         let class_bits = match class {
             Class::Request => 0x000,
             Class::Indication => 0x010,
@@ -23,7 +29,7 @@ impl Builder {
         };
         let m = method.0;
         let kind = (m & 0x000F) | ((m & 0x0070) << 1) | ((m & 0x0F80) << 2) | class_bits;
-        let mut bytes = Vec::with_capacity(160);
+        bytes.clear();
         bytes.extend_from_slice(&kind.to_be_bytes());
         bytes.extend_from_slice(&[0, 0]);
         bytes.extend_from_slice(&transaction.0);

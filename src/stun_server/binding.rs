@@ -16,8 +16,11 @@ pub(super) const KNOWN: [u16; 5] =
 pub fn answer(message: &Message<'_>, client: SocketAddr) -> Option<Vec<u8>> {
     is_request(message).then(|| {
         let unknown = message.unverified().unknown(&KNOWN);
-        let answer =
-            if unknown.is_empty() { mapped(message, client) } else { unknown_attributes(message, &unknown) };
+        let answer = if unknown.is_empty() {
+            mapped(message, client, Vec::new())
+        } else {
+            unknown_attributes(message, &unknown)
+        };
         finish(message, answer)
     })
 }
@@ -27,8 +30,9 @@ pub(super) fn is_request(message: &Message<'_>) -> bool {
 }
 
 /// Begins a success response with the client's address in the form that it understands.
-pub(super) fn mapped(message: &Message<'_>, client: SocketAddr) -> Builder {
-    let success = Builder::new(Class::Success, Method::BINDING, message.transaction());
+/// `room` is what the answer is written to.
+pub(super) fn mapped(message: &Message<'_>, client: SocketAddr, room: Vec<u8>) -> Builder {
+    let success = Builder::within(room, Class::Success, Method::BINDING, message.transaction());
     if message.transaction().is_classic() {
         success.plain_address(attr::MAPPED_ADDRESS, client)
     } else {

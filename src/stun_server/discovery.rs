@@ -68,28 +68,41 @@ impl Discovery {
     /// Answers a Binding request that came in a datagram from `client` to `server`; `None` for everything that gets no answer.
     ///
     /// RFC 5780 section 6.1. With one address, a change of port is served, though the RFC would have it refused: filtering by port
-    /// is then still found out. A change of address is refused with 420.
+    /// is then still found out. A change of address is refused with 420. A granted request's answer is written to `room`, so that
+    /// who gives back an earlier answer's bytes allocates nothing.
     #[must_use]
-    pub fn answer(&self, message: &Message<'_>, client: SocketAddr, server: SocketAddr) -> Option<Answer> {
+    pub fn answer(
+        &self,
+        message: &Message<'_>,
+        client: SocketAddr,
+        server: SocketAddr,
+        room: Vec<u8>,
+    ) -> Option<Answer> {
         if !binding::is_request(message) {
             return None;
         }
         let refused =
             |answer: Builder| Answer { bytes: binding::finish(message, answer), from: server, to: client };
         let attributes = message.unverified();
-        let unknown = attributes.unknown(&[&KNOWN[..], &WISHES].concat());
+        let unknown = attributes.unknown(&KNOWN_HERE);
         Some(match Wishes::read(&attributes) {
             _ if !unknown.is_empty() => refused(binding::unknown_attributes(message, &unknown)),
             None => refused(binding::error(message, 400)),
             Some(wishes) if wishes.change_ip && self.pair(server.ip()).is_none() => {
                 refused(binding::unknown_attributes(message, &[attr::CHANGE_REQUEST]))
             }
-            Some(wishes) => self.grant(message, client, server, wishes),
+            Some(wishes) => self.grant(message, (client, server), wishes, room),
         })
     }
 
     /// Makes the success response to a request that came to `server` and can be granted.
-    fn grant(&self, message: &Message<'_>, client: SocketAddr, server: SocketAddr, wishes: Wishes) -> Answer {
+    fn grant(
+        &self,
+        message: &Message<'_>,
+        (client, server): (SocketAddr, SocketAddr),
+        wishes: Wishes,
+        room: Vec<u8>,
+    ) -> Answer {
         let pair = self.pair(server.ip());
         let home = match pair {
             Some([here, other]) => {
@@ -104,7 +117,7 @@ impl Discovery {
         let other_port = if server.port() == self.ports[0] { self.ports[1] } else { self.ports[0] };
         let port = if wishes.change_port { other_port } else { server.port() };
         let origin = SocketAddr::new(home.public, port);
-        let mut answer = binding::mapped(message, client);
+        let mut answer = binding::mapped(message, client, room);
         if let Some([_, other]) = pair {
             answer = with_both(message, answer, client, origin, SocketAddr::new(other.public, other_port));
         } else if wishes.asks_for_origin {
@@ -137,8 +150,17 @@ impl Discovery {
     }
 }
 
-/// Comprehension-required attributes that a datagram may carry besides the usual ones.
-const WISHES: [u16; 3] = [attr::CHANGE_REQUEST, attr::RESPONSE_PORT, attr::PADDING];
+/// Comprehension-required attributes that a datagram may carry: those of any Binding request, and the wishes of RFC 5780.
+const KNOWN_HERE: [u16; KNOWN.len() + 3] = {
+    let wishes = [attr::CHANGE_REQUEST, attr::RESPONSE_PORT, attr::PADDING];
+    let mut all = [0; KNOWN.len() + 3];
+    let mut at = 0;
+    while at < all.len() {
+        all[at] = if at < KNOWN.len() { KNOWN[at] } else { wishes[at - KNOWN.len()] };
+        at += 1;
+    }
+    all
+};
 
 impl Wishes {
     /// Reads the attributes of RFC 5780; `None` where one is malformed, or RESPONSE-PORT comes with PADDING, which would make
@@ -227,7 +249,9 @@ mod tests {
 
     fn ask(discovery: &Discovery, request: Builder, server: &str) -> Answer {
         let bytes = request.finish();
-        discovery.answer(&Message::parse(&bytes).unwrap(), address(CLIENT), address(server)).unwrap()
+        discovery
+            .answer(&Message::parse(&bytes).unwrap(), address(CLIENT), address(server), Vec::new())
+            .unwrap()
     }
 
     fn attributes(answer: &Answer) -> Attributes<'_> {
@@ -382,7 +406,7 @@ mod tests {
             for request in [binding(), binding().fingerprint(), change(IP), classic()] {
                 let bytes = request.finish();
                 let message = Message::parse(&bytes).unwrap();
-                let answer = two.answer(&message, address(client), address(server)).unwrap();
+                let answer = two.answer(&message, address(client), address(server), Vec::new()).unwrap();
                 assert!(
                     answer.bytes.len() + 28 <= 3 * (bytes.len() + 28),
                     "{client}: {}",

@@ -16,8 +16,8 @@ impl Relay {
         client: FiveTuple,
         request: &Message<'a>,
     ) -> Option<Authenticated<'a>> {
-        let allocation = self.clients.get(&client).and_then(|id| self.allocations.get(*id));
-        let tenancy = allocation.map(|allocation| &allocation.tenancy);
+        let allocation = self.allocation_of(client).and_then(|id| self.allocations.get(id));
+        let tenancy = allocation.map(|allocation| &allocation.cold.tenancy);
         let is_tenant = tenancy.is_some();
         match self.shared.authority.check(now, &client, tenancy, request) {
             Ok(authenticated) => {

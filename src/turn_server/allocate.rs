@@ -42,13 +42,13 @@ struct OwnPort {
 impl Relay {
     pub(super) fn allocate(&mut self, now: Now, request: &Request<'_>) -> Result<(), Fault> {
         // 2: one allocation a 5-tuple; a retransmission gets the answer it missed.
-        if let Some(id) = self.clients.get(&request.client).copied() {
-            let origin = &self.allocations[id].origin;
+        if let Some(id) = self.allocation_of(request.client) {
+            let origin = &self.allocations[id].cold.origin;
             if origin.0 != request.reply.transaction() {
                 return Err(Fault::AllocationMismatch);
             }
-            if let Some(bytes) = origin.1.clone() {
-                self.answer(request.client, bytes);
+            if let Some(bytes) = &origin.1 {
+                self.answer(request.client, bytes.to_vec());
             }
             return Ok(());
         }
@@ -82,8 +82,8 @@ impl Relay {
         };
         let reserved = own_port.as_mut().and_then(|own| own.next.take());
         let opening = Opening { reply: request.reply.clone(), reserved, missing };
-        let id = self.allocations.insert(Allocation::new(now.mono, applicant, opening));
-        self.clients.insert(request.client, id);
+        let id = self.allocations.insert(Allocation::new(applicant, opening));
+        self.enter_client(request.client, id);
         match own_port {
             Some(own) => self.move_in_alone(id, own.lease, own.instead),
             None if !self.move_in(id, wanted.family) => {
@@ -114,7 +114,7 @@ impl Relay {
     /// Gives the allocation its IPv6 address besides: EVEN-PORT holds for each of two relayed addresses, and so does TCP.
     fn move_in_besides(&mut self, id: AllocationId, request: &Request<'_>) -> bool {
         let even = request.attributes.get(attr::EVEN_PORT).is_some();
-        if !even && self.allocations[id].peer_transport == PeerTransport::Udp {
+        if !even && self.allocations[id].cold.peer_transport == PeerTransport::Udp {
             return self.move_in(id, Family::V6);
         }
         let Some(ip) = self.local_ip(Family::V6) else { return false };
@@ -127,7 +127,7 @@ impl Relay {
     }
 
     pub(super) fn note_missing(&mut self, id: AllocationId, family: Family) {
-        if let Some(opening) = &mut self.allocations[id].opening {
+        if let Some(opening) = &mut self.allocations[id].cold.opening {
             opening.missing = Some((family, Fault::InsufficientCapacity));
         }
     }
@@ -138,9 +138,9 @@ impl Relay {
         if !allocation.homes().all(|relay| self.relays[relay].open) {
             return;
         }
-        let Some(mut opening) = allocation.opening.take() else { return };
-        allocation.expires = now.mono + allocation.lifetime;
-        let (client, user) = (allocation.client, Arc::clone(&allocation.user));
+        let Some(mut opening) = allocation.cold.opening.take() else { return };
+        allocation.renew(self.epoch.moment(now.mono), allocation.cold.lifetime);
+        let (client, user) = (allocation.client(), Arc::clone(allocation.user()));
         let token = opening.reserved.as_ref().map(|(token, _)| *token);
         if opening.reserved.take().is_some_and(|reserved| !self.set_aside(now, user, reserved)) {
             self.forget(id);
@@ -168,11 +168,11 @@ impl Relay {
                 builder = builder.attribute(attr::ADDRESS_ERROR_CODE, &[family.code(), 0, class, number]);
             }
             builder
-                .attribute(attr::LIFETIME, &seconds(allocation.lifetime))
-                .xor_address(attr::XOR_MAPPED_ADDRESS, allocation.client.client)
+                .attribute(attr::LIFETIME, &seconds(allocation.cold.lifetime))
+                .xor_address(attr::XOR_MAPPED_ADDRESS, client.client)
         });
-        allocation.origin.1 = Some(bytes.clone());
-        tracing::info!(user = %Pii(&allocation.user), client = %Pii(client.client), %id, "allocation opened");
+        allocation.cold.origin.1 = Some(bytes.as_slice().into());
+        tracing::info!(user = %Pii(allocation.user()), client = %Pii(client.client), %id, "allocation opened");
         self.counters.allocations += 1;
         self.arm(id);
         self.answer(client, bytes);
@@ -188,8 +188,8 @@ impl Relay {
     /// Ends an allocation whose only port could not be opened: 508.
     pub(super) fn refuse_for_want_of_ports(&mut self, id: AllocationId) {
         let Some(allocation) = self.allocations.get_mut(id) else { return };
-        let client = allocation.client;
-        let opening = allocation.opening.take();
+        let client = allocation.client();
+        let opening = allocation.cold.opening.take();
         self.forget(id);
         if let Some(opening) = opening {
             self.answer(client, opening.reply.error(Fault::InsufficientCapacity));

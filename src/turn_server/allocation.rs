@@ -2,23 +2,24 @@
 
 use super::auth::Tenancy;
 use super::connections::ConnectionId;
+use super::five_tuple::{FiveTuple, PackedTuple};
+use super::links::{Link, Links};
 use super::mobility::Mobility;
+use super::moment::Moment;
+use super::permissions::{PERMISSION_LIFETIME, Permissions};
 use super::policy::PeerAddr;
 use super::ports::PortLease;
 use super::quota::Ticket;
-use super::rate::Meter;
+use super::rate::{Meter, SharedMeter};
 use super::relay_port::RelayId;
 use super::reply::{Fault, Reply};
 use super::reservation::Token;
 use super::wire::CHANNELS;
 use crate::stun::TransactionId;
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// How long a permission lasts ([RFC 8656 section 9](https://www.rfc-editor.org/rfc/rfc8656#section-9)).
-pub const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
 /// How long a channel lasts ([RFC 8656 section 12](https://www.rfc-editor.org/rfc/rfc8656#section-12)).
 pub const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
 /// How long neither the number nor the peer of a channel that ended is bound to another (same section).
@@ -29,47 +30,6 @@ pub(super) const MAX_CLAIMS: usize = 512;
 const MAX_FRAGMENTS: usize = 4;
 /// Longest ICE user fragment that is remembered (RFC 8445 section 5.3 asks for at least 4 characters; clients use 4 to 16).
 const MAX_FRAGMENT: usize = 32;
-
-/// How a client reaches the server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Transport {
-    /// Datagrams.
-    Udp,
-    /// Datagrams inside DTLS.
-    Dtls,
-    /// A TCP stream.
-    Tcp,
-    /// A TCP stream inside TLS.
-    Tls,
-    /// Binary messages of a WebSocket.
-    WebSocket,
-}
-
-impl Transport {
-    /// Returns whether one TCP connection is one client: what RFC 6062 needs.
-    #[must_use]
-    pub fn is_tcp(self) -> bool {
-        matches!(self, Self::Tcp | Self::Tls)
-    }
-
-    /// Returns whether frames follow each other on a stream, where they are padded to four bytes.
-    #[must_use]
-    pub fn is_stream(self) -> bool {
-        !matches!(self, Self::Udp | Self::Dtls)
-    }
-}
-
-/// What names a client: its address as the server sees it, the server's address, and the transport
-/// ([RFC 8656 section 3.2](https://www.rfc-editor.org/rfc/rfc8656#section-3.2)).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct FiveTuple {
-    /// The client's transport address.
-    pub client: SocketAddr,
-    /// The address the client reached the server at.
-    pub server: SocketAddr,
-    /// The transport between both.
-    pub transport: Transport,
-}
 
 /// IPv4 or IPv6, as the index of an allocation's relayed addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -119,43 +79,43 @@ pub(super) struct Opening {
     pub(super) missing: Option<(Family, Fault)>,
 }
 
-/// State of one allocation.
+/// State of one allocation. What every packet has to look at lies in two cache lines of 64 bytes: the client, the ends, the meters
+/// and the link that most of its packets take.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(super) struct Allocation {
-    pub(super) client: FiveTuple,
-    pub(super) user: Arc<str>,
-    pub(super) peer_transport: PeerTransport,
+    client: PackedTuple,
+    /// When the lifetime runs out; the beginning of time until the relay sockets are there.
+    live_until: Moment,
+    pub(super) meter: Meter,
+    pub(super) links: Links,
+    pub(super) user_meter: Arc<SharedMeter>,
+    pub(super) cold: Box<Cold>,
+}
+
+/// The part of an allocation that requests alone look at.
+#[derive(Debug)]
+pub(super) struct Cold {
     /// The credentials that made it, or refreshed it last.
     pub(super) tenancy: Tenancy,
-    pub(super) expires: Instant,
+    pub(super) peer_transport: PeerTransport,
     /// What LIFETIME said last.
     pub(super) lifetime: Duration,
     /// There while the sockets are not.
-    pub(super) opening: Option<Opening>,
+    pub(super) opening: Option<Box<Opening>>,
     /// The Allocate that made it, and its answer once there is one: a retransmission gets the same answer again.
-    pub(super) origin: (TransactionId, Option<Vec<u8>>),
-    pub(super) meter: Meter,
+    pub(super) origin: (TransactionId, Option<Box<[u8]>>),
     /// When the next new peer may come, by [`Meter`]'s rule.
     pub(super) new_peers: Meter,
-    pub(super) ticket: Ticket,
+    /// The right to be there.
+    _ticket: Ticket,
     /// There if the client asked for tickets (RFC 8016).
     pub(super) mobility: Option<Mobility>,
     /// Connections to peers (RFC 6062).
     pub(super) connections: Vec<ConnectionId>,
-    homes: [Option<RelayId>; 2],
-    permissions: HashMap<IpAddr, Instant>,
-    channels: HashMap<u16, Channel>,
-    /// The same the other way round. Not a part of `peers`: a channel outlives the port that its peer knew the client by.
-    numbers: HashMap<PeerAddr, u16>,
-    /// Peers that the client has sent to, or bound, and the port that each knows it by.
-    peers: HashMap<PeerAddr, RelayId>,
+    homes: [Option<u32>; 2],
+    pub(super) permissions: Permissions,
     fragments: Vec<Box<[u8]>>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Channel {
-    peer: PeerAddr,
-    expires: Instant,
 }
 
 /// Why a permission or a channel was refused.
@@ -179,86 +139,106 @@ pub(super) struct Applicant {
 }
 
 impl Allocation {
-    pub(super) fn new(now: Instant, applicant: Applicant, opening: Opening) -> Self {
+    pub(super) fn new(applicant: Applicant, opening: Opening) -> Self {
         Self {
-            client: applicant.client,
-            user: Arc::clone(&applicant.tenancy.user),
-            tenancy: applicant.tenancy,
-            peer_transport: applicant.peer_transport,
-            expires: now + applicant.lifetime,
-            lifetime: applicant.lifetime,
-            origin: (opening.reply.transaction(), None),
-            opening: Some(opening),
+            client: PackedTuple::new(applicant.client),
+            live_until: Moment::default(),
             meter: Meter::default(),
-            new_peers: Meter::default(),
-            ticket: applicant.ticket,
-            mobility: applicant.mobility,
-            connections: Vec::new(),
-            homes: [None; 2],
-            permissions: HashMap::new(),
-            channels: HashMap::new(),
-            numbers: HashMap::new(),
-            peers: HashMap::new(),
-            fragments: Vec::new(),
+            links: Links::default(),
+            user_meter: Arc::clone(applicant.ticket.meter()),
+            cold: Box::new(Cold {
+                tenancy: applicant.tenancy,
+                peer_transport: applicant.peer_transport,
+                lifetime: applicant.lifetime,
+                origin: (opening.reply.transaction(), None),
+                opening: Some(Box::new(opening)),
+                new_peers: Meter::default(),
+                _ticket: applicant.ticket,
+                mobility: applicant.mobility,
+                connections: Vec::new(),
+                homes: [None; 2],
+                permissions: Permissions::default(),
+                fragments: Vec::new(),
+            }),
         }
     }
 
+    pub(super) fn client(&self) -> FiveTuple {
+        self.client.tuple()
+    }
+
+    pub(super) fn is_of(&self, client: &PackedTuple) -> bool {
+        self.client == *client
+    }
+
+    pub(super) fn set_client(&mut self, client: FiveTuple) {
+        self.client = PackedTuple::new(client);
+    }
+
+    pub(super) fn user(&self) -> &Arc<str> {
+        &self.cold.tenancy.user
+    }
+
+    /// Lets the allocation live for `lifetime` from `now` on.
+    pub(super) fn renew(&mut self, now: Moment, lifetime: Duration) {
+        self.cold.lifetime = lifetime;
+        self.live_until = now + lifetime;
+    }
+
+    pub(super) fn live_until(&self) -> Moment {
+        self.live_until
+    }
+
     /// Returns whether the relay socket is there and the lifetime has not run out.
-    pub(super) fn is_live(&self, now: Instant) -> bool {
-        self.opening.is_none() && now < self.expires
+    pub(super) fn is_live(&self, now: Moment) -> bool {
+        now < self.live_until
     }
 
     /// Returns the port of the relayed address of `family`.
     pub(super) fn home(&self, family: Family) -> Option<RelayId> {
-        self.homes[family as usize]
+        self.cold.homes[family as usize].map(|relay| relay as usize)
     }
 
     /// Lists the ports of all relayed addresses, IPv4 first.
     pub(super) fn homes(&self) -> impl Iterator<Item = RelayId> + use<> {
-        self.homes.into_iter().flatten()
+        self.cold.homes.into_iter().flatten().map(|relay| relay as usize)
     }
 
     pub(super) fn set_home(&mut self, family: Family, relay: Option<RelayId>) {
-        self.homes[family as usize] = relay;
+        self.cold.homes[family as usize] = relay.map(|relay| relay as u32);
     }
 
     /// Returns whether data may flow between the client and `peer`'s address.
-    pub(super) fn permits(&self, now: Instant, peer: IpAddr) -> bool {
-        self.permissions.get(&peer).is_some_and(|expires| now < *expires)
+    pub(super) fn permits(&self, now: Moment, peer: PeerAddr) -> bool {
+        let until = match self.links.of(peer) {
+            Some(link) => link.permitted_until,
+            None => self.cold.permissions.until(peer),
+        };
+        now < until
     }
 
-    /// Lists the addresses that permissions were ever installed for and not forgotten.
-    pub(super) fn permitted(&self) -> impl Iterator<Item = IpAddr> {
-        self.permissions.keys().copied()
+    /// Installs or refreshes a permission; returns whether it is new.
+    pub(super) fn permit(&mut self, now: Moment, peer: PeerAddr) -> bool {
+        let until = now + PERMISSION_LIFETIME;
+        self.links.permit(peer, until);
+        self.cold.permissions.install(peer, until)
     }
 
     /// Forgets every permission for peers of `family`.
     pub(super) fn forget_permissions(&mut self, family: Family) {
-        self.permissions.retain(|ip, _| Family::of(*ip) != family);
-    }
-
-    /// Lists the permissions that are over and forgets them.
-    pub(super) fn forget_expired_permissions(&mut self, now: Instant) -> Vec<IpAddr> {
-        let over = |(ip, expires): (&IpAddr, &Instant)| (*expires <= now).then_some(*ip);
-        let expired: Vec<_> = self.permissions.iter().filter_map(over).collect();
-        for ip in &expired {
-            self.permissions.remove(ip);
+        for peer in self.cold.permissions.iter().filter(|peer| Family::of(peer.ip()) == family) {
+            self.links.permit(peer, Moment::default());
         }
-        expired
+        self.cold.permissions.forget(family);
     }
 
-    /// Returns how many permissions there would be with `peers` too.
-    pub(super) fn permissions_with(&self, peers: &[PeerAddr]) -> usize {
-        let mut unknown: Vec<_> =
-            peers.iter().map(|peer| peer.ip()).filter(|ip| !self.permissions.contains_key(ip)).collect();
-        unknown.sort_unstable();
-        unknown.dedup();
-        self.permissions.len() + unknown.len()
-    }
-
-    /// Installs or refreshes a permission.
-    pub(super) fn permit(&mut self, now: Instant, peer: IpAddr) {
-        self.permissions.insert(peer, now + PERMISSION_LIFETIME);
+    /// Changes the link to a peer.
+    fn change_link(&mut self, peer: PeerAddr, change: impl FnOnce(&mut Link)) {
+        let permitted_until = self.cold.permissions.until(peer);
+        self.links.change(peer, |link| {
+            link.permitted_until = permitted_until;
+            change(link);
+        });
     }
 
     /// Checks whether `number` may be bound to `peer`
@@ -266,7 +246,7 @@ impl Allocation {
     /// cool-down.
     pub(super) fn may_bind(
         &mut self,
-        now: Instant,
+        now: Moment,
         number: u16,
         peer: PeerAddr,
         most: usize,
@@ -275,10 +255,11 @@ impl Allocation {
             return Err(PeerRefusal::Conflict);
         }
         self.forget_channels_after_cooldown(now);
-        let bound_peer = self.channels.get(&number).map(|channel| channel.peer);
-        let bound_number = self.numbers.get(&peer).copied();
+        let bound_peer = self.links.numbered(number).map(Link::peer);
+        let bound_number = self.links.of(peer).and_then(Link::number);
+        let channels = self.links.iter().filter(|link| link.number().is_some()).count();
         match (bound_peer, bound_number) {
-            (None, None) if self.channels.len() >= most => Err(PeerRefusal::Full),
+            (None, None) if channels >= most => Err(PeerRefusal::Full),
             (None, None) => Ok(()),
             (Some(p), Some(n)) if p == peer && n == number => Ok(()),
             _ => Err(PeerRefusal::Conflict),
@@ -286,71 +267,88 @@ impl Allocation {
     }
 
     /// Binds `number` to `peer`, which was claimed and [may be bound](Self::may_bind), or refreshes that.
-    pub(super) fn bind(&mut self, now: Instant, number: u16, peer: PeerAddr) {
-        self.channels.insert(number, Channel { peer, expires: now + CHANNEL_LIFETIME });
-        self.numbers.insert(peer, number);
+    pub(super) fn bind(&mut self, now: Moment, number: u16, peer: PeerAddr) {
+        self.change_link(peer, |link| {
+            link.set_number(Some(number));
+            link.bound_until = now + CHANNEL_LIFETIME;
+        });
     }
 
-    fn forget_channels_after_cooldown(&mut self, now: Instant) {
-        self.channels.retain(|_, channel| now < channel.expires + CHANNEL_COOLDOWN);
-        self.numbers.retain(|_, number| self.channels.contains_key(number));
+    fn forget_channels_after_cooldown(&mut self, now: Moment) {
+        let over = |link: &&Link| link.number().is_some() && now >= link.bound_until + CHANNEL_COOLDOWN;
+        let over: Vec<_> = self.links.iter().filter(over).map(Link::peer).collect();
+        for peer in over {
+            self.change_link(peer, |link| link.set_number(None));
+        }
     }
 
     /// Returns the peer that `number` is bound to.
-    pub(super) fn peer_of(&self, now: Instant, number: u16) -> Option<PeerAddr> {
-        self.channels.get(&number).filter(|channel| now < channel.expires).map(|channel| channel.peer)
+    pub(super) fn peer_of(&self, now: Moment, number: u16) -> Option<PeerAddr> {
+        self.links.numbered(number).filter(|link| now < link.bound_until).map(Link::peer)
     }
 
     /// Returns the channel that `peer` is bound to.
-    pub(super) fn channel_of(&self, now: Instant, peer: PeerAddr) -> Option<u16> {
-        let number = *self.numbers.get(&peer)?;
-        self.peer_of(now, number).map(|_| number)
+    pub(super) fn channel_of(&self, now: Moment, peer: PeerAddr) -> Option<u16> {
+        self.links.of(peer).filter(|link| now < link.bound_until)?.number()
     }
 
     /// Returns the port that `peer` knows the client by.
     pub(super) fn relay_to(&self, peer: PeerAddr) -> Option<RelayId> {
-        self.peers.get(&peer).copied()
+        self.links.of(peer)?.relay()
     }
 
     /// Notes the port that `peer` knows the client by from now on.
-    pub(super) fn add_peer(&mut self, peer: PeerAddr, relay: RelayId) {
-        self.peers.insert(peer, relay);
+    pub(super) fn add_peer(&mut self, peer: PeerAddr, relay: RelayId, any_port_passes: bool) {
+        self.change_link(peer, |link| {
+            link.set_relay(Some(relay));
+            link.let_any_port_pass(any_port_passes);
+        });
     }
 
     /// Forgets the port that `peer` knew the client by; its channel stays as long as the client was promised, on the next port.
     pub(super) fn forget_peer(&mut self, peer: PeerAddr) {
-        self.peers.remove(&peer);
+        self.change_link(peer, |link| link.set_relay(None));
     }
 
     /// Lists all peers with the ports they know the client by.
     pub(super) fn peers(&self) -> impl Iterator<Item = (PeerAddr, RelayId)> {
-        self.peers.iter().map(|(address, relay)| (*address, *relay))
+        self.links.iter().filter_map(|link| Some((link.peer(), link.relay()?)))
     }
 
     /// Returns whether the allocation can still make use of its claim on `peer`: a permission, or a channel that may come back.
-    pub(super) fn uses(&self, now: Instant, peer: PeerAddr) -> bool {
-        let bound = |number| self.channels.get(number).is_some_and(|c| now < c.expires + CHANNEL_COOLDOWN);
-        self.permits(now, peer.ip()) || self.numbers.get(&peer).is_some_and(bound)
+    pub(super) fn uses(&self, now: Moment, peer: PeerAddr) -> bool {
+        let bound = |link: &Link| link.number().is_some() && now < link.bound_until + CHANNEL_COOLDOWN;
+        self.permits(now, peer) || self.links.of(peer).is_some_and(bound)
     }
 
     pub(super) fn peer_count(&self) -> usize {
-        self.peers.len()
+        self.peers().count()
     }
 
     /// Remembers an ICE user fragment that the client names itself by.
     pub(super) fn learn_fragment(&mut self, fragment: &[u8]) {
-        let known = self.fragments.iter().any(|known| **known == *fragment);
-        if known || fragment.len() > MAX_FRAGMENT {
+        if self.is_known_as(fragment) || fragment.len() > MAX_FRAGMENT {
             return;
         }
-        if self.fragments.len() == MAX_FRAGMENTS {
-            self.fragments.remove(0);
+        let fragments = &mut self.cold.fragments;
+        if fragments.len() == MAX_FRAGMENTS {
+            fragments.remove(0);
         }
-        self.fragments.push(fragment.into());
+        fragments.push(fragment.into());
     }
 
     /// Returns whether the client has named itself by this ICE user fragment.
     pub(super) fn is_known_as(&self, fragment: &[u8]) -> bool {
-        self.fragments.iter().any(|known| **known == *fragment)
+        self.cold.fragments.iter().any(|known| **known == *fragment)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_packet_needs_lies_in_two_cache_lines() {
+        assert_eq!((size_of::<Allocation>(), std::mem::offset_of!(Allocation, links)), (128, 64));
     }
 }

@@ -176,8 +176,10 @@ struct Proof<'a> {
 impl<'a> Claim<'_, 'a> {
     /// Verifies the integrity under a key's bytes.
     fn verify(&self, key: &[u8]) -> Option<(Key, Attributes<'a>)> {
-        let attributes = self.request.verify(&Key::new(self.integrity, key))?;
-        Some((Key::new(self.answered_with, key), attributes))
+        let presented = Key::new(self.integrity, key);
+        let attributes = self.request.verify(&presented)?;
+        let same = self.answered_with == self.integrity;
+        Some((if same { presented } else { Key::new(self.answered_with, key) }, attributes))
     }
 
     fn name(&self) -> &'a str {

@@ -3,18 +3,16 @@
 use super::FiveTuple;
 use super::allocation::{Family, PeerTransport};
 use super::denials::Way;
+use super::links::Link;
 use super::machine::{AllocationId, Marks, Relay, ToClient, ToPeer};
+use super::moment::Moment;
 use super::policy::PeerAddr;
 use super::relay_port::{RelayId, Sharing};
 use super::wire::{self, Header};
 use crate::clock::Now;
-use crate::stun::{Class, Message, Method, attr};
+use crate::stun::{COMPREHENSION_OPTIONAL, Class, Message, Method, attr};
 use rand::Rng;
 use std::net::SocketAddr;
-use std::time::Instant;
-
-/// Comprehension-required attributes understood in Send indications.
-const KNOWN_IN_SEND: [u16; 3] = [attr::XOR_PEER_ADDRESS, attr::DATA, attr::DONT_FRAGMENT];
 
 /// An ICMP error about a datagram that a relay port sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,70 +33,87 @@ impl Relay {
     pub fn is_channel_data(&self, now: Now, client: FiveTuple, bytes: &[u8]) -> bool {
         let bound = || {
             let (channel, _) = wire::parse_channel_data(bytes)?;
-            self.allocations.get(*self.clients.get(&client)?)?.peer_of(now.mono, channel)
+            self.allocations.get(self.allocation_of(client)?)?.peer_of(self.epoch.moment(now.mono), channel)
         };
         bound().is_some()
     }
 
     pub(super) fn channel_data<'a>(
         &mut self,
-        now: Instant,
+        now: Moment,
         client: FiveTuple,
         bytes: &'a [u8],
     ) -> Option<ToPeer<'a>> {
         let (channel, payload) = wire::parse_channel_data(bytes)?;
-        let id = *self.clients.get(&client)?;
+        let id = self.allocation_of(client)?;
         let peer = self.allocations.get(id)?.peer_of(now, channel)?;
         self.data_for_peer(now, id, peer, payload)
     }
 
     pub(super) fn send_indication<'a>(
         &mut self,
-        now: Instant,
+        now: Moment,
         client: FiveTuple,
         message: &Message<'a>,
     ) -> Option<ToPeer<'a>> {
         let attributes = message.unverified();
-        if !attributes.unknown(&KNOWN_IN_SEND).is_empty() {
-            return None;
+        let (mut payload, mut dont_fragment) = (None, false);
+        for (kind, value) in attributes.iter() {
+            match kind {
+                attr::DATA => payload = payload.or(Some(value)),
+                attr::DONT_FRAGMENT => dont_fragment = true,
+                attr::XOR_PEER_ADDRESS | COMPREHENSION_OPTIONAL.. => {}
+                _ => return None,
+            }
         }
         let peer = attributes.xor_address(attr::XOR_PEER_ADDRESS).ok()??;
-        let payload = attributes.get(attr::DATA)?;
-        let dont_fragment = attributes.get(attr::DONT_FRAGMENT).is_some();
-        let id = *self.clients.get(&client)?;
+        let payload = payload?;
+        let id = self.allocation_of(client)?;
         let forward = self.data_for_peer(now, id, self.peer_named(peer), payload)?;
         Some(ToPeer { dont_fragment, ..forward })
     }
 
     fn data_for_peer<'a>(
         &mut self,
-        now: Instant,
+        now: Moment,
         id: AllocationId,
         peer: PeerAddr,
         payload: &'a [u8],
     ) -> Option<ToPeer<'a>> {
         let allocation = self.allocations.get(id)?;
-        if allocation.peer_transport == PeerTransport::Tcp {
+        if !allocation.is_live(now) || peer.port() == 0 {
             return None;
         }
-        if !allocation.is_live(now) || peer.port() == 0 || !allocation.permits(now, peer.ip()) {
-            return None;
-        }
-        self.port_passes(now, Way::Send, peer).then_some(())?;
-        let relay = self.claim(now, id, peer).ok()?;
+        let known = allocation.links.of(peer).filter(|link| link.any_port_passes());
+        let relay = match known.and_then(|link| Some((link.relay()?, link.permitted_until))) {
+            Some((relay, permitted_until)) => (now < permitted_until).then_some(relay)?,
+            None => self.reach(now, id, peer)?,
+        };
         self.within_bandwidth(now, id, payload.len()).then_some(())?;
-        let port = &self.relays[relay];
-        if port.sharing == Sharing::Shared
-            && let Some((_, own)) = ice_fragments(payload)
+        if let Some((_, own)) = ice_fragments(payload)
+            && self.relays[relay].sharing == Sharing::Shared
         {
             self.allocations[id].learn_fragment(own);
         }
         let peer = peer.socket_addr();
-        Some(ToPeer { relay, peer, payload, marks: Marks::default(), dont_fragment: false })
+        Some(ToPeer { sender: id, relay, peer, payload, marks: Marks::default(), dont_fragment: false })
+    }
+
+    /// Returns the port to a peer that the allocation has not talked to, or whose port matters, if it may.
+    fn reach(&mut self, now: Moment, id: AllocationId, peer: PeerAddr) -> Option<RelayId> {
+        let allocation = &self.allocations[id];
+        if !allocation.permits(now, peer) {
+            return None;
+        }
+        if allocation.relay_to(peer).is_none() && allocation.cold.peer_transport == PeerTransport::Tcp {
+            return None;
+        }
+        self.port_passes(now, Way::Send, peer).then_some(())?;
+        self.claim(now, id, peer).ok()
     }
 
     /// Returns whether a peer with a permission may use its port: only at own addresses the port matters.
-    fn port_passes(&mut self, now: Instant, way: Way, peer: PeerAddr) -> bool {
+    fn port_passes(&mut self, now: Moment, way: Way, peer: PeerAddr) -> bool {
         if !self.shared.policy.judges_ports(peer.ip()) {
             return true;
         }
@@ -109,33 +124,57 @@ impl Relay {
         verdict.is_ok()
     }
 
-    fn within_bandwidth(&mut self, now: Instant, id: AllocationId, bytes: usize) -> bool {
+    fn within_bandwidth(&mut self, now: Moment, id: AllocationId, bytes: usize) -> bool {
         let limits = &self.shared.limits;
-        let at = self.epoch.nanos(now);
         let allocation = &mut self.allocations[id];
-        let within = allocation.meter.take(limits.allocation_bandwidth, at, bytes)
-            && allocation.ticket.meter().take(limits.user_bandwidth, at, bytes);
+        let within = allocation.meter.take(limits.allocation_bandwidth, now, bytes)
+            && allocation.user_meter.take(limits.user_bandwidth, now, bytes);
         self.counters.over_bandwidth += u64::from(!within);
         within
     }
 
     pub(super) fn data_for_client<'a>(
         &mut self,
-        now: Instant,
+        now: Moment,
         relay: RelayId,
         peer: PeerAddr,
         payload: &'a [u8],
     ) -> Option<ToClient<'a>> {
         let id = self.tenant_for(now, relay, peer, payload)?;
+        self.data_to_tenant(now, id, peer, payload)
+    }
+
+    /// The same for what a client of this server sends, of this relay if it is named, from its relayed address.
+    pub(super) fn data_from_within<'a>(
+        &mut self,
+        now: Moment,
+        relay: RelayId,
+        (sender, from): (Option<AllocationId>, PeerAddr),
+        payload: &'a [u8],
+    ) -> Option<ToClient<'a>> {
+        let fragment = ice_fragments(payload).map(|(receiver, _)| receiver);
+        let id = self.partner_for(now, relay, (sender, from), fragment)?;
+        self.data_to_tenant(now, id, from, payload)
+    }
+
+    fn data_to_tenant<'a>(
+        &mut self,
+        now: Moment,
+        id: AllocationId,
+        peer: PeerAddr,
+        payload: &'a [u8],
+    ) -> Option<ToClient<'a>> {
         let allocation = self.allocations.get(id)?;
-        if !allocation.is_live(now) || !allocation.permits(now, peer.ip()) {
+        if !allocation.is_live(now) || !allocation.permits(now, peer) {
             return None;
         }
-        self.port_passes(now, Way::Send, peer).then_some(())?;
+        if !allocation.links.of(peer).is_some_and(Link::any_port_passes) {
+            self.port_passes(now, Way::Send, peer).then_some(())?;
+        }
         self.within_bandwidth(now, id, payload.len()).then_some(())?;
         let length = u16::try_from(payload.len()).ok()?;
         let allocation = &self.allocations[id];
-        let client = allocation.client;
+        let client = allocation.client();
         let (header, must_pad) = match allocation.channel_of(now, peer) {
             Some(channel) => (Header::channel_data(channel, length), client.transport.is_stream()),
             None => {
@@ -151,26 +190,22 @@ impl Relay {
     /// else the one that an ICE connectivity check names.
     fn tenant_for(
         &mut self,
-        now: Instant,
+        now: Moment,
         relay: RelayId,
         peer: PeerAddr,
         payload: &[u8],
     ) -> Option<AllocationId> {
-        let port = self.relays.get(relay)?;
-        if let Some(id) = port.claimant(peer) {
+        if let Some(id) = self.claimant(relay, peer) {
             return Some(id);
         }
-        let sender = self.relays_by_address.get(&peer.socket_addr());
-        let itself = sender
-            .and_then(|from| self.relays[*from].claimant(PeerAddr::new(port.address())))
-            .filter(|_| port.sharing == Sharing::Shared);
+        let port = self.relays.get(relay)?;
         let may_be_meant = |id: &AllocationId| {
-            Some(*id) != itself
-                && self.allocations.get(*id).is_some_and(|a| a.is_live(now) && a.permits(now, peer.ip()))
+            self.allocations.get(*id).is_some_and(|a| a.is_live(now) && a.permits(now, peer))
         };
-        let mut meant = port.permitted(peer.ip()).iter().copied().filter(may_be_meant);
+        let mut meant = self.permitting(relay, peer).filter(may_be_meant);
         let (first, second) = (meant.next()?, meant.next());
         if second.is_none() {
+            drop(meant);
             if port.tenants > 1 && self.allocations[first].relay_to(peer).is_none() {
                 // From now on it stays with this tenant, even when another one gets a permission for the address.
                 let _ = self.claim(now, first, peer);
@@ -179,8 +214,9 @@ impl Relay {
         }
         let named = ice_fragments(payload).and_then(|(receiver, _)| {
             let known = |id: &AllocationId| self.allocations[*id].is_known_as(receiver);
-            port.permitted(peer.ip()).iter().copied().filter(may_be_meant).find(known)
+            self.permitting(relay, peer).filter(may_be_meant).find(known)
         });
+        drop(meant);
         self.counters.ambiguous += u64::from(named.is_none());
         named
     }
@@ -194,13 +230,13 @@ impl Relay {
         error: PeerError,
     ) -> Option<ToClient<'static>> {
         let peer = self.peer_named(error.peer);
-        let port = self.relays.get(relay)?;
-        let id = port.claimant(peer)?;
+        let id = self.claimant(relay, peer)?;
         let allocation = self.allocations.get(id)?;
-        if !allocation.is_live(now.mono) || !allocation.permits(now.mono, peer.ip()) {
+        let at = self.epoch.moment(now.mono);
+        if !allocation.is_live(at) || !allocation.permits(at, peer) {
             return None;
         }
-        let client = allocation.client;
+        let client = allocation.client();
         let named = self.shared.ports.advertised(peer.socket_addr());
         let header = Header::icmp_indication(named, &error, self.rng.random())?;
         self.counters.icmp += 1;

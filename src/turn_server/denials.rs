@@ -1,8 +1,9 @@
 //! Refused peers: counted by rule, and logged, but never faster than a person reads.
 
+use super::moment::Moment;
 use super::policy::{Denied, PeerAddr};
 use crate::ids::Pii;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How often a line is written while peers are being refused.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -21,13 +22,13 @@ pub(super) enum Way {
 #[derive(Debug, Default)]
 pub(super) struct Denials {
     counts: Vec<(&'static str, u64)>,
-    next_line: Option<Instant>,
+    next_line: Option<Moment>,
     silent: u64,
 }
 
 impl Denials {
     /// Counts one refusal and logs it, or adds it to the number that the next line tells.
-    pub(super) fn note(&mut self, now: Instant, way: Way, peer: PeerAddr, denied: Denied) {
+    pub(super) fn note(&mut self, now: Moment, way: Way, peer: PeerAddr, denied: Denied) {
         let rule = denied.name();
         match self.counts.iter_mut().find(|(name, _)| *name == rule) {
             Some((_, count)) => *count += 1,

@@ -3,17 +3,21 @@
 //! Control leaves through [`Relay::poll_output`]; relayed data leaves through the return values of
 //! [`Relay::handle_client`] and [`Relay::handle_peer`], with the payload still borrowed from the caller's buffer.
 
-use super::allocation::{Allocation, FiveTuple};
+use super::FiveTuple;
+use super::allocation::{Allocation, Family};
 use super::alternate::Alternates;
 use super::auth::{Authority, Parking, Question};
 use super::connections::{ConnectionId, Connections};
 use super::denials::Denials;
+use super::directory::Directory;
 use super::mobility::Tickets;
+use super::moment::Epoch;
+use super::partners::Partners;
 use super::policy::{PeerAddr, PeerPolicy};
 use super::ports::{RelayAddress, RelayPorts};
 use super::quota::Quota;
-use super::rate::{Epoch, Pace, Rate};
-use super::relay_port::{RelayId, RelayPort};
+use super::rate::{Pace, Rate};
+use super::relay_port::{RelayId, RelayPort, Sharing};
 use super::reservation::Reservations;
 use super::tcp_relay::PeerConnection;
 use super::wire::Header;
@@ -75,6 +79,9 @@ pub struct Limits {
     pub user_bandwidth: Rate,
     /// Relay ports that one worker shares among allocations, for each address; 0 gives every allocation a port of its own.
     pub shared_ports: usize,
+    /// How many of them are enough as long as no two allocations want the same peer: what leaves by few sockets leaves in few
+    /// system calls; default 4.
+    pub homes: usize,
 }
 
 impl Default for Limits {
@@ -86,6 +93,7 @@ impl Default for Limits {
             allocation_bandwidth: Rate::bytes(25_000_000),
             user_bandwidth: Rate::bytes(50_000_000),
             shared_ports: 48,
+            homes: 4,
         }
     }
 }
@@ -213,6 +221,8 @@ impl Marks {
 /// A payload on its way to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ToPeer<'a> {
+    /// Whose client sends it.
+    pub sender: AllocationId,
     /// The relay port whose socket sends it.
     pub relay: RelayId,
     /// The peer.
@@ -240,6 +250,21 @@ pub struct ToClient<'a> {
     pub marks: Marks,
 }
 
+/// A payload on its way to another worker's relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Across<'a> {
+    /// The worker.
+    pub worker: u16,
+    /// The relayed address it would have left from.
+    pub from: SocketAddr,
+    /// The relayed address it goes to, by its local name.
+    pub to: SocketAddr,
+    /// As it would have arrived.
+    pub marks: Marks,
+    /// The bytes.
+    pub payload: &'a [u8],
+}
+
 /// Where a payload for a peer goes on to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Onward<'a> {
@@ -249,6 +274,8 @@ pub enum Onward<'a> {
     Back(ToClient<'a>),
     /// The same, but nobody there wants it.
     Nowhere,
+    /// The peer is a relayed address of another worker's relay, which takes it by [`Relay::handle_neighbour`].
+    Across(Across<'a>),
 }
 
 /// What a relay has counted since it began.
@@ -282,9 +309,8 @@ pub struct Relay {
     pub(super) shared: Shared,
     pub(super) rng: ChaCha20Rng,
     pub(super) allocations: Slab<Allocation>,
-    pub(super) clients: HashMap<FiveTuple, AllocationId>,
     pub(super) relays: Slab<RelayPort>,
-    pub(super) relays_by_address: HashMap<SocketAddr, RelayId>,
+    pub(super) directory: Directory,
     /// The ports that allocations share, by family.
     pub(super) pool: [Vec<RelayId>; 2],
     /// The ports that they spill over to, by family.
@@ -294,6 +320,7 @@ pub struct Relay {
     pub(super) outputs: VecDeque<Output>,
     pub(super) counters: Counters,
     pub(super) denials: Denials,
+    pub(super) partners: Partners,
     pub(super) epoch: Epoch,
     pub(super) parking: Parking,
 }
@@ -304,11 +331,10 @@ impl Relay {
     pub fn new(now: Now, shared: Shared, rng: ChaCha20Rng) -> Self {
         Self {
             shared,
+            directory: Directory::new(&rng),
             rng,
             allocations: Slab::new(),
-            clients: HashMap::new(),
             relays: Slab::new(),
-            relays_by_address: HashMap::new(),
             pool: [Vec::new(), Vec::new()],
             spill: [Vec::new(), Vec::new()],
             connections: HashMap::new(),
@@ -316,6 +342,7 @@ impl Relay {
             outputs: VecDeque::new(),
             counters: Counters::default(),
             denials: Denials::default(),
+            partners: Partners::default(),
             epoch: Epoch(now.mono),
             parking: Parking::default(),
         }
@@ -329,15 +356,16 @@ impl Relay {
         marks: Marks,
         bytes: &'a [u8],
     ) -> Option<ToPeer<'a>> {
+        let at = self.epoch.moment(now.mono);
         let forward = match demux::datagram(bytes) {
-            DatagramKind::ChannelData | DatagramKind::Signaling => self.channel_data(now.mono, client, bytes),
+            DatagramKind::ChannelData | DatagramKind::Signaling => self.channel_data(at, client, bytes),
             DatagramKind::Stun => match Message::parse(bytes) {
                 Ok(message) if message.class() == Class::Request => {
                     self.request(now, client, &message);
                     return None;
                 }
                 Ok(message) if (message.class(), message.method()) == (Class::Indication, Method::SEND) => {
-                    self.send_indication(now.mono, client, &message)
+                    self.send_indication(at, client, &message)
                 }
                 _ => None,
             },
@@ -361,33 +389,67 @@ impl Relay {
         marks: Marks,
         payload: &'a [u8],
     ) -> Option<ToClient<'a>> {
-        let forward = self
-            .data_for_client(now.mono, relay, self.peer_named(from), payload)
-            .and_then(|forward| Some(ToClient { marks: marks.passed_on()?, ..forward }));
-        match forward {
-            Some(_) => self.counters.bytes_to_clients += payload.len() as u64,
-            None => self.counters.dropped += 1,
-        }
-        forward
+        let at = self.epoch.moment(now.mono);
+        let forward = self.data_for_client(at, relay, self.peer_named(from), payload);
+        self.passed_to_client(forward, marks)
     }
 
     /// Takes the short way to a peer that is a client of this relay too. The same rules hold as if the datagram had left and come
     /// back: both sides have to permit each other, and both are charged.
     pub fn onward<'a>(&mut self, now: Now, forward: ToPeer<'a>) -> Onward<'a> {
-        let there = self.relays_by_address.get(&forward.peer).copied();
-        let open = |relay: &RelayId| self.relays.get(*relay).is_some_and(|port| port.open);
-        let (Some(there), Some(here)) = (there.filter(open), self.relays.get(forward.relay)) else {
-            return Onward::Out(forward);
-        };
+        let ToPeer { sender, relay, peer, payload, marks, .. } = forward;
+        let home = self.shared.ports.home(peer);
+        let (Some(worker), Some(here)) = (home, self.relays.get(relay)) else { return Onward::Out(forward) };
         let from = here.address();
-        let back = self.handle_peer(now, there, from, forward.marks, forward.payload);
-        back.map_or(Onward::Nowhere, Onward::Back)
+        if worker != self.shared.worker {
+            return Onward::Across(Across { worker, from, to: peer, marks, payload });
+        }
+        let taken = self.take_within(now, peer, (Some(sender), from, marks), payload);
+        taken.map_or(Onward::Nowhere, Onward::Back)
+    }
+
+    /// Handles what another relay of this server has sent from its relayed address to one of this relay, `to`, as if it had
+    /// arrived there. The port may have closed meanwhile.
+    pub fn handle_neighbour<'a>(
+        &mut self,
+        now: Now,
+        to: SocketAddr,
+        (from, marks): (SocketAddr, Marks),
+        payload: &'a [u8],
+    ) -> Option<ToClient<'a>> {
+        self.take_within(now, to, (None, from, marks), payload)
+    }
+
+    /// Takes what a client of this server, of this relay if it is named, sends to the relayed address `to`.
+    fn take_within<'a>(
+        &mut self,
+        now: Now,
+        to: SocketAddr,
+        (sender, from, marks): (Option<AllocationId>, SocketAddr, Marks),
+        payload: &'a [u8],
+    ) -> Option<ToClient<'a>> {
+        let takes = |relay: &RelayId| {
+            self.relays.get(*relay).is_some_and(|port| port.open && port.sharing != Sharing::Connections)
+        };
+        let relay = self.relay_at(to).filter(takes);
+        let (at, from) = (self.epoch.moment(now.mono), PeerAddr::new(from));
+        let forward = relay.and_then(|relay| self.data_from_within(at, relay, (sender, from), payload));
+        self.passed_to_client(forward, marks)
+    }
+
+    fn passed_to_client<'a>(&mut self, forward: Option<ToClient<'a>>, marks: Marks) -> Option<ToClient<'a>> {
+        let forward = forward.and_then(|forward| Some(ToClient { marks: marks.passed_on()?, ..forward }));
+        match forward {
+            Some(forward) => self.counters.bytes_to_clients += forward.payload.len() as u64,
+            None => self.counters.dropped += 1,
+        }
+        forward
     }
 
     /// Ends the allocation of a client whose stream has closed.
     pub fn handle_client_gone(&mut self, client: FiveTuple) {
         self.parking.forget(client);
-        if let Some(id) = self.clients.get(&client).copied() {
+        if let Some(id) = self.allocation_of(client) {
             self.end(id, "the client's connection closed");
         }
     }
@@ -454,7 +516,8 @@ impl Relay {
 
     /// Sets the timer of an allocation to its end.
     pub(super) fn arm(&mut self, id: AllocationId) {
-        self.deadlines.set(Timer::Allocation(id), self.allocations[id].expires);
+        let end = self.epoch.instant(self.allocations[id].live_until());
+        self.deadlines.set(Timer::Allocation(id), end);
     }
 
     /// Gives back what was set aside for too long, and sets the timer to the next port's end.
@@ -466,7 +529,7 @@ impl Relay {
 
     pub(super) fn end(&mut self, id: AllocationId, why: &'static str) {
         if let Some(allocation) = self.allocations.get(id) {
-            tracing::info!(user = %Pii(&allocation.user), %id, why, "allocation ended");
+            tracing::info!(user = %Pii(allocation.user()), %id, why, "allocation ended");
             self.forget(id);
         }
     }
@@ -474,20 +537,22 @@ impl Relay {
     /// Drops an allocation with everything it holds: ports, claims, quota.
     pub(super) fn forget(&mut self, id: AllocationId) {
         let Some(allocation) = self.allocations.try_remove(id) else { return };
-        self.clients.remove(&allocation.client);
+        let client = allocation.client();
+        self.strike_client(client, id);
         self.deadlines.clear(Timer::Allocation(id));
-        if allocation.mobility.is_some() {
-            self.outputs.push_back(Output::Left { client: allocation.client });
+        if allocation.cold.mobility.is_some() {
+            self.outputs.push_back(Output::Left { client });
         }
-        for connection in &allocation.connections {
+        for connection in &allocation.cold.connections {
             self.close_connection(*connection);
         }
         for (peer, relay) in by_port(allocation.peers()) {
-            self.release(relay, peer);
+            self.release(id, relay, peer);
         }
-        let permitted: Vec<_> = allocation.permitted().collect();
-        for home in allocation.homes() {
-            self.move_out(id, home, &permitted);
+        for family in [Family::V4, Family::V6] {
+            if let Some(home) = allocation.home(family) {
+                self.move_out(id, home, allocation.cold.permissions.of_family(family));
+            }
         }
     }
 }

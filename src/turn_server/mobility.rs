@@ -5,7 +5,8 @@
 //! allocation, which of its tickets, and whose. An allocation honours its newest ticket; the one before only from where that has
 //! already brought it, for an answer that was lost.
 
-use super::allocation::{FiveTuple, PeerTransport};
+use super::FiveTuple;
+use super::allocation::PeerTransport;
 use super::machine::{AllocationId, Output, Relay};
 use super::reply::Fault;
 use super::requests::Request;
@@ -104,13 +105,13 @@ impl Relay {
     /// Seals the newest ticket of an allocation that has any.
     pub(super) fn ticket(&mut self, id: AllocationId) -> Option<Vec<u8>> {
         let allocation = self.allocations.get(id)?;
-        let Mobility { birth, number } = allocation.mobility?;
+        let Mobility { birth, number } = allocation.cold.mobility?;
         let ticket = Ticket {
             worker: self.shared.worker,
             allocation: u32::try_from(id).ok()?,
             birth,
             number,
-            user: digest_of(&allocation.user),
+            user: digest_of(allocation.user()),
         };
         self.shared.tickets.seal(ticket, &mut self.rng)
     }
@@ -132,7 +133,7 @@ impl Relay {
         }
         if ticket.worker != self.shared.worker {
             // The other worker does not know whom this one serves at that place.
-            if self.clients.contains_key(&request.client) {
+            if self.allocation_of(request.client).is_some() {
                 return Err(Fault::AllocationMismatch);
             }
             self.outputs.push_back(Output::Elsewhere {
@@ -144,16 +145,17 @@ impl Relay {
         }
         let id = ticket.allocation as usize;
         let allocation = self.allocations.get_mut(id).ok_or(Fault::AllocationMismatch)?;
-        let Some(mobility) = allocation.mobility.filter(|mobility| mobility.birth == ticket.birth) else {
+        let Some(mobility) = allocation.cold.mobility.filter(|mobility| mobility.birth == ticket.birth)
+        else {
             return Err(Fault::AllocationMismatch);
         };
-        if !allocation.is_live(now.mono) {
+        if !allocation.is_live(self.epoch.moment(now.mono)) {
             return Err(Fault::AllocationMismatch);
         }
-        if allocation.user != request.user {
+        if *allocation.user() != request.user {
             return Err(Fault::WrongCredentials);
         }
-        let came_here = allocation.client == request.client;
+        let came_here = allocation.client() == request.client;
         let newest = ticket.number == mobility.number;
         let before = ticket.number.checked_add(1) == Some(mobility.number);
         match (newest, before && came_here) {
@@ -164,21 +166,22 @@ impl Relay {
     }
 
     fn move_to(&mut self, id: AllocationId, client: FiveTuple) -> Result<AllocationId, Fault> {
-        if self.clients.get(&client).is_some_and(|other| *other != id) {
+        if self.allocation_of(client).is_some_and(|other| other != id) {
             return Err(Fault::AllocationMismatch);
         }
         let allocation = &mut self.allocations[id];
-        if allocation.peer_transport == PeerTransport::Tcp && !client.transport.is_tcp() {
+        if allocation.cold.peer_transport == PeerTransport::Tcp && !client.transport.is_tcp() {
             return Err(Fault::BadRequest);
         }
-        let before = std::mem::replace(&mut allocation.client, client);
-        if let Some(mobility) = &mut allocation.mobility {
+        let before = allocation.client();
+        allocation.set_client(client);
+        if let Some(mobility) = &mut allocation.cold.mobility {
             mobility.number = mobility.number.wrapping_add(1);
         }
-        tracing::info!(user = %Pii(&allocation.user), client = %Pii(client.client), %id, "allocation moved");
+        tracing::info!(user = %Pii(allocation.user()), client = %Pii(client.client), %id, "allocation moved");
         if before != client {
-            self.clients.remove(&before);
-            self.clients.insert(client, id);
+            self.strike_client(before, id);
+            self.enter_client(client, id);
             self.outputs.push_back(Output::Left { client: before });
         }
         Ok(id)

@@ -11,9 +11,17 @@ pub mod auth;
 pub mod connections;
 pub mod data;
 mod denials;
+mod directory;
+mod five_tuple;
+mod homes;
+mod index;
+mod links;
 pub mod machine;
 pub mod mobility;
+mod moment;
+mod partners;
 mod peers;
+mod permissions;
 pub mod policy;
 pub mod ports;
 pub mod quota;
@@ -26,9 +34,11 @@ mod tcp_relay;
 mod tenancy;
 pub mod wire;
 
-pub use allocation::{CHANNEL_COOLDOWN, CHANNEL_LIFETIME, FiveTuple, PERMISSION_LIFETIME, Transport};
+pub use allocation::{CHANNEL_COOLDOWN, CHANNEL_LIFETIME};
 pub use connections::ConnectionId;
+pub use five_tuple::{FiveTuple, Transport};
 pub use machine::{Relay, Shared};
+pub use permissions::PERMISSION_LIFETIME;
 pub use relay_port::RelayId;
 
 #[cfg(test)]

@@ -10,32 +10,59 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 /// A peer's transport address in canonical form: an IPv4-mapped IPv6 address cannot be built, it becomes IPv4.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct PeerAddr(SocketAddr);
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerAddr {
+    /// An IPv4 address in its mapped form.
+    ip: [u8; 16],
+    port: u16,
+}
 
 impl PeerAddr {
     /// Canonicalises `address`.
     #[must_use]
     pub fn new(address: SocketAddr) -> Self {
-        Self(SocketAddr::new(address.ip().to_canonical(), address.port()))
+        let ip = match address.ip() {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+            IpAddr::V6(v6) => v6.octets(),
+        };
+        Self { ip, port: address.port() }
     }
 
     /// Returns the address.
     #[must_use]
     pub fn ip(self) -> IpAddr {
-        self.0.ip()
+        match self.ip {
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, a, b, c, d] => IpAddr::from([a, b, c, d]),
+            v6 => IpAddr::from(v6),
+        }
+    }
+
+    /// Returns the address as a key.
+    pub(super) fn octets(self) -> [u8; 16] {
+        self.ip
     }
 
     /// Returns the port.
     #[must_use]
     pub fn port(self) -> u16 {
-        self.0.port()
+        self.port
+    }
+
+    /// Returns the address with port 0, which stands for any.
+    pub(super) fn without_port(self) -> Self {
+        Self { port: 0, ..self }
     }
 
     /// Returns both, for the socket.
     #[must_use]
     pub fn socket_addr(self) -> SocketAddr {
-        self.0
+        SocketAddr::new(self.ip(), self.port)
+    }
+}
+
+impl fmt::Debug for PeerAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PeerAddr").field(&self.socket_addr()).finish()
     }
 }
 

@@ -1,5 +1,6 @@
 //! The relay ports: one table for all workers, leases that return on drop.
 
+use super::homes::Homes;
 use rand::Rng;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -28,6 +29,8 @@ struct Table {
     address: RelayAddress,
     /// A bit for each port there is.
     words: Box<[AtomicU64]>,
+    /// Whose relay has which port open.
+    homes: Homes,
 }
 
 /// Words of a [`Table`].
@@ -38,7 +41,8 @@ impl RelayPorts {
     #[must_use]
     pub fn new(addresses: &[RelayAddress], range: RangeInclusive<u16>) -> Self {
         let words = || (0..WORDS).map(|_| AtomicU64::new(0)).collect();
-        let tables = addresses.iter().map(|address| Table { address: *address, words: words() }).collect();
+        let table = |address: &RelayAddress| Table { address: *address, words: words(), homes: Homes::new() };
+        let tables = addresses.iter().map(table).collect();
         Self { spill: range.clone(), range, tables }
     }
 
@@ -67,6 +71,13 @@ impl RelayPorts {
         let table = self.tables.iter().find(|table| table.address.local == address.ip());
         let advertised = table.filter(|_| self.is_leased(address)).map(|table| table.address.advertised);
         SocketAddr::new(advertised.unwrap_or(address.ip()), address.port())
+    }
+
+    /// Returns the number of the worker whose relay has the local relayed address `address` open for datagrams.
+    #[must_use]
+    pub fn home(&self, address: SocketAddr) -> Option<u16> {
+        let table = self.tables.iter().find(|table| table.address.local == address.ip())?;
+        table.homes.of(address.port())
     }
 
     /// Returns how many ports are leased in all.
@@ -160,11 +171,18 @@ impl PortLease {
     pub fn address(&self) -> SocketAddr {
         SocketAddr::new(self.ports.tables[self.table].address.local, self.port)
     }
+
+    /// Notes that the relay of `worker` has opened the port for datagrams: [`RelayPorts::home`], until the port returns.
+    pub(super) fn settle(&self, worker: u16) {
+        self.ports.tables[self.table].homes.settle(self.port, worker);
+    }
 }
 
 impl Drop for PortLease {
     fn drop(&mut self) {
-        let word = &self.ports.tables[self.table].words[usize::from(self.port) / 64];
+        let table = &self.ports.tables[self.table];
+        table.homes.leave(self.port);
+        let word = &table.words[usize::from(self.port) / 64];
         word.fetch_and(!(1 << (self.port % 64)), Ordering::Relaxed);
     }
 }

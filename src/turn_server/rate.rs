@@ -3,6 +3,7 @@
 //! A meter is one number, the moment at which everything sent so far would have been sent at the permitted rate. It is compared with
 //! the batch's own time, so that no packet reads a clock.
 
+use super::moment::{Epoch, Moment};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -29,23 +30,13 @@ impl Rate {
     }
 }
 
-/// The time that meters count in: nanoseconds since the relay began.
-#[derive(Debug, Clone, Copy)]
-pub struct Epoch(pub Instant);
-
-impl Epoch {
-    pub(super) fn nanos(self, now: Instant) -> u64 {
-        u64::try_from(now.saturating_duration_since(self.0).as_nanos()).unwrap_or(u64::MAX)
-    }
-}
-
 /// One allocation's meter.
 #[derive(Debug, Default)]
 pub(super) struct Meter(u64);
 
 impl Meter {
-    /// Takes `units` at `now` (nanoseconds of the epoch); `false` when that would be too fast.
-    pub(super) fn take(&mut self, rate: Rate, now: u64, units: usize) -> bool {
+    /// Takes `units` at `now`; `false` when that would be too fast.
+    pub(super) fn take(&mut self, rate: Rate, now: Moment, units: usize) -> bool {
         match advance(self.0, rate, now, units) {
             Some(at) => {
                 self.0 = at;
@@ -62,7 +53,7 @@ pub(super) struct SharedMeter(AtomicU64);
 
 impl SharedMeter {
     /// As [`Meter::take`].
-    pub(super) fn take(&self, rate: Rate, now: u64, units: usize) -> bool {
+    pub(super) fn take(&self, rate: Rate, now: Moment, units: usize) -> bool {
         let step = |at| advance(at, rate, now, units);
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step).is_ok()
     }
@@ -80,7 +71,7 @@ impl Pace {
     /// Takes `bytes` at `now`; `false` when they have to wait.
     #[must_use]
     pub fn admits(&self, now: Instant, bytes: usize) -> bool {
-        self.meter.take(self.rate, self.epoch.nanos(now), bytes)
+        self.meter.take(self.rate, self.epoch.moment(now), bytes)
     }
 }
 
@@ -92,7 +83,7 @@ impl PartialEq for Pace {
 
 impl Eq for Pace {}
 
-fn advance(at: u64, rate: Rate, now: u64, units: usize) -> Option<u64> {
+fn advance(at: u64, rate: Rate, Moment(now): Moment, units: usize) -> Option<u64> {
     let next = at.max(now).saturating_add(rate.cost(units));
     (next.saturating_sub(now) <= rate.burst.as_nanos() as u64).then_some(next)
 }
@@ -109,7 +100,7 @@ mod tests {
         let (mut own, shared) = (Meter::default(), SharedMeter::default());
         let mut passed = 0;
         for millisecond in 0..10_000_u64 {
-            let now = SECOND + millisecond * 1_000_000;
+            let now = Moment(SECOND + millisecond * 1_000_000);
             let both = own.take(rate, now, 100);
             assert_eq!(shared.take(rate, now, 100), both);
             passed += usize::from(both) * 100;
@@ -124,6 +115,6 @@ mod tests {
     #[test]
     fn without_a_rate_everything_passes() {
         let mut meter = Meter::default();
-        assert!((0..1000).all(|_| meter.take(Rate::bytes(0), 5, 65_535)));
+        assert!((0..1000).all(|_| meter.take(Rate::bytes(0), Moment(5), 65_535)));
     }
 }

@@ -1,14 +1,12 @@
-//! One relay port: who lives on it, and whom each of its peers belongs to.
+//! One relay port: what it is for and who lives on it.
 //!
 //! A shared port serves many allocations. What a peer sends is handed to the allocation that talks with that very transport address
 //! (its *claim*); a peer nobody has claimed yet belongs to the only allocation with a permission for its IP address. No two
 //! allocations ever claim the same peer on the same port: the second one *spills over* to another port.
 
 use super::machine::AllocationId;
-use super::policy::PeerAddr;
 use super::ports::PortLease;
-use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 /// Names one relay socket of a worker for as long as it is open.
 pub type RelayId = usize;
@@ -49,8 +47,8 @@ pub(super) struct RelayPort {
     pub(super) tenants: usize,
     /// The last one that was: the only one of a port that is not shared.
     pub(super) tenant: Option<AllocationId>,
-    claims: HashMap<PeerAddr, AllocationId>,
-    permits: HashMap<IpAddr, Vec<AllocationId>>,
+    /// How many peers are talked to from here, all allocations together.
+    pub(super) claims: usize,
 }
 
 impl RelayPort {
@@ -64,8 +62,7 @@ impl RelayPort {
             waiting: Vec::new(),
             tenants: 0,
             tenant: None,
-            claims: HashMap::new(),
-            permits: HashMap::new(),
+            claims: 0,
         }
     }
 
@@ -75,46 +72,6 @@ impl RelayPort {
 
     /// Returns whether neither a tenant nor a claim needs the socket.
     pub(super) fn is_idle(&self) -> bool {
-        self.tenants == 0 && self.claims.is_empty()
-    }
-
-    /// Returns whose peer this transport address is.
-    pub(super) fn claimant(&self, peer: PeerAddr) -> Option<AllocationId> {
-        self.claims.get(&peer).copied()
-    }
-
-    pub(super) fn claim(&mut self, peer: PeerAddr, id: AllocationId) {
-        self.claims.insert(peer, id);
-    }
-
-    pub(super) fn release(&mut self, peer: PeerAddr) {
-        self.claims.remove(&peer);
-    }
-
-    /// Takes all claims back.
-    pub(super) fn take_claims(&mut self) -> HashMap<PeerAddr, AllocationId> {
-        std::mem::take(&mut self.claims)
-    }
-
-    /// Notes that tenant `id` has a permission for `ip`.
-    pub(super) fn permit(&mut self, ip: IpAddr, id: AllocationId) {
-        let tenants = self.permits.entry(ip).or_default();
-        if !tenants.contains(&id) {
-            tenants.push(id);
-        }
-    }
-
-    pub(super) fn withdraw(&mut self, ip: IpAddr, id: AllocationId) {
-        if let Some(tenants) = self.permits.get_mut(&ip) {
-            tenants.retain(|tenant| *tenant != id);
-            if tenants.is_empty() {
-                self.permits.remove(&ip);
-            }
-        }
-    }
-
-    /// Returns the tenants that had a permission for `ip` once; it may be over.
-    pub(super) fn permitted(&self, ip: IpAddr) -> &[AllocationId] {
-        self.permits.get(&ip).map_or(&[], Vec::as_slice)
+        self.tenants == 0 && self.claims == 0
     }
 }

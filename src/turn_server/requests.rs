@@ -1,6 +1,7 @@
 //! Requests: whose they are, and where each method is handled.
 
-use super::allocation::{Family, FiveTuple};
+use super::FiveTuple;
+use super::allocation::Family;
 use super::auth::{Authenticated, Tenancy};
 use super::machine::{AllocationId, Relay, by_port};
 use super::reply::{Fault, Reply};
@@ -75,12 +76,12 @@ impl Relay {
 
     /// Returns the client's allocation if the same user made it.
     pub(super) fn owned(&self, now: Now, request: &Request<'_>) -> Result<AllocationId, Fault> {
-        let id = *self.clients.get(&request.client).ok_or(Fault::AllocationMismatch)?;
+        let id = self.allocation_of(request.client).ok_or(Fault::AllocationMismatch)?;
         let allocation = &self.allocations[id];
-        if !allocation.is_live(now.mono) {
+        if !allocation.is_live(self.epoch.moment(now.mono)) {
             return Err(Fault::AllocationMismatch);
         }
-        if allocation.user != request.user {
+        if *allocation.user() != request.user {
             return Err(Fault::WrongCredentials);
         }
         Ok(id)
@@ -116,9 +117,8 @@ impl Relay {
             _ if lifetime.is_zero() => self.end(id, "refreshed to zero"),
             _ => {
                 let allocation = &mut self.allocations[id];
-                allocation.tenancy = request.tenancy.clone();
-                allocation.expires = now.mono + lifetime;
-                allocation.lifetime = lifetime;
+                allocation.cold.tenancy = request.tenancy.clone();
+                allocation.renew(self.epoch.moment(now.mono), lifetime);
                 self.arm(id);
             }
         }
@@ -136,15 +136,14 @@ impl Relay {
 
     /// Ends one of two relayed addresses and what was said through it.
     pub(super) fn drop_family(&mut self, id: AllocationId, family: Family) {
-        let allocation = &mut self.allocations[id];
+        let allocation = &self.allocations[id];
         let of_family = by_port(allocation.peers().filter(|(peer, _)| Family::of(peer.ip()) == family));
         for (peer, relay) in of_family {
-            self.allocations[id].forget_peer(peer);
-            self.release(relay, peer);
+            self.release(id, relay, peer);
         }
-        let Some(home) = self.allocations[id].home(family) else { return };
-        let permitted: Vec<_> = self.allocations[id].permitted().collect();
-        self.move_out(id, home, &permitted);
+        let allocation = &self.allocations[id];
+        let Some(home) = allocation.home(family) else { return };
+        self.move_out(id, home, allocation.cold.permissions.of_family(family));
         self.allocations[id].set_home(family, None);
     }
 }

@@ -37,12 +37,13 @@ impl Relay {
     /// Follows [RFC 6062 section 5.2](https://www.rfc-editor.org/rfc/rfc6062#section-5.2).
     pub(super) fn connect(&mut self, now: Now, request: &Request<'_>) -> Result<(), Fault> {
         let id = self.owned(now, request)?;
-        if self.allocations[id].peer_transport != PeerTransport::Tcp {
+        if self.allocations[id].cold.peer_transport != PeerTransport::Tcp {
             return Err(Fault::BadRequest);
         }
+        let at = self.epoch.moment(now.mono);
         let peer =
             request.attributes.xor_address(attr::XOR_PEER_ADDRESS).ok().flatten().ok_or(Fault::BadRequest)?;
-        let peer = self.admit(now.mono, id, Way::TcpConnect, peer)?;
+        let peer = self.admit(at, id, Way::TcpConnect, peer)?;
         if peer.port() == 0 {
             return Err(Fault::BadRequest);
         }
@@ -52,8 +53,7 @@ impl Relay {
             return Err(Fault::ConnectionExists);
         }
         let home = self.allocations[id].home(Family::of(peer.ip())).ok_or(Fault::PeerFamilyMismatch)?;
-        let at = self.epoch.nanos(now.mono);
-        let new = self.allocations[id].new_peers.take(self.shared.limits.new_peers, at, 1);
+        let new = self.allocations[id].cold.new_peers.take(self.shared.limits.new_peers, at, 1);
         if !new {
             self.counters.over_new_peers += 1;
             return Err(Fault::InsufficientCapacity);
@@ -74,7 +74,7 @@ impl Relay {
         };
         let Some(reply) = known.connecting.take() else { return };
         let id = known.allocation;
-        let client = self.allocations[id].client;
+        let client = self.allocations[id].client();
         if !connected {
             self.close_connection(connection);
             return self.answer(client, reply.error(Fault::ConnectionFailed));
@@ -94,13 +94,14 @@ impl Relay {
         let address = port.address();
         let id = port.tenant?;
         let allocation = self.allocations.get(id)?;
-        if !allocation.is_live(now.mono) || !allocation.permits(now.mono, peer.ip()) {
+        let at = self.epoch.moment(now.mono);
+        if !allocation.is_live(at) || !allocation.permits(at, peer) {
             self.counters.dropped += 1;
             return None;
         }
-        let client = allocation.client;
+        let client = allocation.client();
         if let Err(denied) = self.shared.policy.check(peer) {
-            self.denials.note(now.mono, Way::TcpAccept, peer, denied);
+            self.denials.note(at, Way::TcpAccept, peer, denied);
             return None;
         }
         tracing::debug!(port = address.port(), "a peer connects");
@@ -123,7 +124,7 @@ impl Relay {
         if !request.client.transport.is_tcp() {
             return Err(Fault::BadRequest);
         }
-        if self.clients.contains_key(&request.client) {
+        if self.allocation_of(request.client).is_some() {
             return Err(Fault::BadRequest);
         }
         let connection = request.attributes.u32(attr::CONNECTION_ID).ok_or(Fault::BadRequest)?;
@@ -139,7 +140,7 @@ impl Relay {
             self.deadlines.clear(Timer::Connection(connection));
             self.shared.connections.withdraw(connection);
             if let Some(allocation) = self.allocations.get_mut(known.allocation) {
-                allocation.connections.retain(|other| *other != connection);
+                allocation.cold.connections.retain(|other| *other != connection);
             }
         }
     }
@@ -148,7 +149,7 @@ impl Relay {
     pub(super) fn connection_timed_out(&mut self, connection: ConnectionId) {
         let Some(known) = self.connections.get_mut(&connection) else { return };
         if let Some(reply) = known.connecting.take() {
-            let client = self.allocations[known.allocation].client;
+            let client = self.allocations[known.allocation].client();
             self.answer(client, reply.error(Fault::ConnectionFailed));
             self.close_connection(connection);
         } else if self.shared.connections.withdraw(connection) {
@@ -165,13 +166,14 @@ impl Relay {
     /// Lets the client bind a connection, at its user's pace.
     fn offer(&self, id: AllocationId, connection: ConnectionId) {
         let allocation = &self.allocations[id];
-        let meter = Arc::clone(allocation.ticket.meter());
+        let meter = Arc::clone(&allocation.user_meter);
         let pace = Pace { meter, rate: self.shared.limits.user_bandwidth, epoch: self.epoch };
-        self.shared.connections.offer(connection, Arc::clone(&allocation.user), pace);
+        self.shared.connections.offer(connection, Arc::clone(allocation.user()), pace);
     }
 
     fn has_connection(&self, id: AllocationId, peer: PeerAddr) -> bool {
         self.allocations[id]
+            .cold
             .connections
             .iter()
             .any(|connection| self.connections.get(connection).is_some_and(|known| known.peer == peer))
@@ -183,7 +185,7 @@ impl Relay {
         peer: PeerAddr,
         connecting: Option<Reply>,
     ) -> Option<ConnectionId> {
-        if self.allocations[allocation].connections.len() >= MAX_CONNECTIONS {
+        if self.allocations[allocation].cold.connections.len() >= MAX_CONNECTIONS {
             return None;
         }
         let connection = loop {
@@ -193,7 +195,7 @@ impl Relay {
             }
         };
         self.connections.insert(connection, PeerConnection { allocation, peer, connecting });
-        self.allocations[allocation].connections.push(connection);
+        self.allocations[allocation].cold.connections.push(connection);
         Some(connection)
     }
 }

@@ -1,17 +1,18 @@
 //! Which relay port an allocation lives on, and which one each of its peers knows it by.
 //!
-//! Allocations spread over the worker's shared ports, the emptiest first, so that they share one only when there are more of them
-//! than ports. When two of a port's tenants want the same peer, the later one talks to it from another port of the pool.
+//! Allocations spread over a few homes, the emptiest first. When two of a port's tenants want the same peer, the later one talks to
+//! it from another port, which is a home from then on: the more such peers there are, the more ports. A peer that is a relayed
+//! address of this server is nobody's alone, because who sends is known there: [`partners`](super::partners).
 
 use super::allocation::{Allocation, Family, MAX_CLAIMS, PeerTransport};
 use super::machine::{AllocationId, Output, Relay, by_port};
+use super::moment::Moment;
 use super::policy::PeerAddr;
 use super::ports::PortLease;
 use super::relay_port::{Instead, RelayId, RelayPort, Sharing};
 use crate::clock::Now;
 use rand::Rng;
 use std::net::IpAddr;
-use std::time::Instant;
 
 /// Ports tried when the system has given one to somebody else.
 const MAX_REFUSALS: u8 = 16;
@@ -42,7 +43,7 @@ impl Relay {
     /// Gives the allocation the relayed address that was leased for it alone.
     pub(super) fn move_in_alone(&mut self, id: AllocationId, lease: PortLease, instead: Instead) {
         let family = Family::of(lease.address().ip());
-        let sharing = match self.allocations[id].peer_transport {
+        let sharing = match self.allocations[id].cold.peer_transport {
             PeerTransport::Udp => Sharing::Single,
             PeerTransport::Tcp => Sharing::Connections,
         };
@@ -59,18 +60,18 @@ impl Relay {
         }
         let allocation = &mut self.allocations[id];
         allocation.set_home(family, Some(relay));
-        for ip in allocation.permitted().filter(|ip| Family::of(*ip) == family) {
-            port.permit(ip, id);
+        for peer in allocation.cold.permissions.of_family(family) {
+            self.enter_permit(id, relay, peer);
         }
     }
 
     /// Takes a tenant and its permissions off a port.
-    pub(super) fn move_out(&mut self, id: AllocationId, relay: RelayId, permitted: &[IpAddr]) {
+    pub(super) fn move_out(&mut self, id: AllocationId, relay: RelayId, permitted: Vec<PeerAddr>) {
         let Some(port) = self.relays.get_mut(relay) else { return };
         port.tenants -= 1;
         port.waiting.retain(|waiting| *waiting != id);
-        for ip in permitted {
-            port.withdraw(*ip, id);
+        for peer in permitted {
+            self.strike_permit(id, relay, peer);
         }
         self.close_if_idle(relay);
     }
@@ -80,8 +81,18 @@ impl Relay {
         self.shared.addresses.iter().map(|address| address.local).find(of_family)
     }
 
+    /// Opens one more of the ports that allocations share; from now on it is a home too.
+    fn next_shared(&mut self, family: Family) -> Option<RelayId> {
+        let ip = self.local_ip(family)?;
+        if self.pool[family as usize].len() >= self.shared.limits.shared_ports {
+            return None;
+        }
+        let lease = self.shared.ports.lease(ip, &mut self.rng)?;
+        Some(self.open_for(family, lease))
+    }
+
     fn emptiest(&mut self, family: Family, ip: IpAddr) -> Option<RelayId> {
-        let share = self.shared.limits.shared_ports;
+        let share = self.shared.limits.shared_ports.min(self.shared.limits.homes);
         let tenants = |relay: &RelayId| self.relays[*relay].tenants;
         let fewest = self.pool[family as usize].iter().map(tenants).min();
         if fewest != Some(0)
@@ -111,7 +122,7 @@ impl Relay {
     fn open(&mut self, lease: PortLease, sharing: Sharing, instead: Instead) -> RelayId {
         let address = lease.address();
         let relay = self.relays.insert(RelayPort::new(lease, sharing, instead));
-        self.relays_by_address.insert(address, relay);
+        self.enter_relay(address, relay);
         let tcp = sharing == Sharing::Connections;
         self.outputs.push_back(Output::OpenRelay { relay, address, tcp });
         relay
@@ -122,6 +133,9 @@ impl Relay {
         let Some(port) = self.relays.get_mut(relay) else { return };
         if opened {
             port.open = true;
+            if port.sharing != Sharing::Connections {
+                port.lease.settle(self.shared.worker);
+            }
             for id in std::mem::take(&mut port.waiting) {
                 self.admit_if_ready(now, id);
             }
@@ -139,11 +153,11 @@ impl Relay {
         };
         match replacement {
             Some(lease) => {
-                self.relays_by_address.remove(&address);
                 port.lease = lease;
-                let address = port.address();
-                self.relays_by_address.insert(address, relay);
+                let (before, address) = (address, port.address());
                 let tcp = port.sharing == Sharing::Connections;
+                self.strike_relay(before, relay);
+                self.enter_relay(address, relay);
                 self.outputs.push_back(Output::OpenRelay { relay, address, tcp });
             }
             None => self.give_up(now, relay),
@@ -154,10 +168,12 @@ impl Relay {
     fn give_up(&mut self, now: Now, relay: RelayId) {
         let Some(port) = self.relays.get_mut(relay) else { return };
         let family = Family::of(port.address().ip());
-        for (peer, holder) in port.take_claims() {
-            if let Some(holder) = self.allocations.get_mut(holder) {
-                holder.forget_peer(peer);
-            }
+        let from_here = |(id, allocation): (AllocationId, &Allocation)| {
+            let here = allocation.peers().filter(|(_, from)| *from == relay);
+            here.map(|(peer, _)| (id, peer)).collect::<Vec<_>>()
+        };
+        for (id, peer) in self.allocations.iter().flat_map(from_here).collect::<Vec<_>>() {
+            self.strike_claim(id, relay, peer);
         }
         let lives_here = |(id, allocation): (AllocationId, &Allocation)| {
             (allocation.home(family) == Some(relay)).then_some(id)
@@ -178,7 +194,7 @@ impl Relay {
     /// Closes a port nobody needs; its number returns with the lease.
     pub(super) fn close_if_idle(&mut self, relay: RelayId) {
         let Some(port) = self.relays.get(relay).filter(|port| port.is_idle()) else { return };
-        self.relays_by_address.remove(&port.address());
+        self.strike_relay(port.address(), relay);
         for pool in self.pool.iter_mut().chain(&mut self.spill) {
             pool.retain(|shared| *shared != relay);
         }
@@ -187,17 +203,15 @@ impl Relay {
     }
 
     /// Gives a claim back.
-    pub(super) fn release(&mut self, relay: RelayId, peer: PeerAddr) {
-        if let Some(port) = self.relays.get_mut(relay) {
-            port.release(peer);
-            self.close_if_idle(relay);
-        }
+    pub(super) fn release(&mut self, id: AllocationId, relay: RelayId, peer: PeerAddr) {
+        self.strike_claim(id, relay, peer);
+        self.close_if_idle(relay);
     }
 
     /// Returns the port that `peer` knows the allocation by, claiming the peer if it is new.
     pub(super) fn claim(
         &mut self,
-        now: Instant,
+        now: Moment,
         id: AllocationId,
         peer: PeerAddr,
     ) -> Result<RelayId, NoClaim> {
@@ -210,40 +224,45 @@ impl Relay {
             return Err(NoClaim::Family);
         }
         let home = self.allocations[id].home(family).ok_or(NoClaim::Family)?;
-        let at = self.epoch.nanos(now);
-        if !self.allocations[id].new_peers.take(self.shared.limits.new_peers, at, 1) {
+        if !self.allocations[id].cold.new_peers.take(self.shared.limits.new_peers, now, 1) {
             self.counters.over_new_peers += 1;
             return Err(NoClaim::TooMany);
         }
         if !self.has_room_for_a_peer(now, id) {
             return Err(NoClaim::TooMany);
         }
-        let shared = self.pool[family as usize].iter().chain(&self.spill[family as usize]).copied();
-        let pool: Vec<_> = std::iter::once(home).chain(shared).collect();
-        let free = pool.into_iter().find(|relay| self.is_free(now, *relay, peer));
-        let relay = match free {
-            Some(relay) => relay,
-            None => self.spill_port(family).ok_or(NoClaim::NoPort)?,
+        if self.is_within(peer) {
+            self.enter_claim(id, home, peer);
+            self.introduce(id, home, peer);
+            return Ok(home);
+        }
+        let relay = match self.is_free(now, home, peer) {
+            true => home,
+            false => self.away_from_home(now, family, peer).ok_or(NoClaim::NoPort)?,
         };
         self.counters.spilled += u64::from(relay != home);
-        self.relays[relay].claim(peer, id);
-        self.allocations[id].add_peer(peer, relay);
+        self.enter_claim(id, relay, peer);
         Ok(relay)
     }
 
+    /// Returns another port where `peer` is nobody's.
+    fn away_from_home(&mut self, now: Moment, family: Family, peer: PeerAddr) -> Option<RelayId> {
+        let shared = self.pool[family as usize].iter().chain(&self.spill[family as usize]);
+        let shared: Vec<_> = shared.copied().collect();
+        let free = shared.into_iter().find(|relay| self.is_free(now, *relay, peer));
+        free.or_else(|| self.next_shared(family)).or_else(|| self.spill_port(family))
+    }
+
     /// Returns whether `peer` can be claimed on a port: nobody else talks to it from there, and it is not that port itself.
-    fn is_free(&mut self, now: Instant, relay: RelayId, peer: PeerAddr) -> bool {
+    fn is_free(&mut self, now: Moment, relay: RelayId, peer: PeerAddr) -> bool {
         let port = &self.relays[relay];
         if port.address() == peer.socket_addr() {
             return false;
         }
-        let Some(other) = port.claimant(peer) else { return true };
+        let Some(other) = self.claimant(relay, peer) else { return true };
         let given_up = self.allocations.get(other).is_none_or(|holder| !holder.uses(now, peer));
         if given_up {
-            self.relays[relay].release(peer);
-            if let Some(holder) = self.allocations.get_mut(other) {
-                holder.forget_peer(peer);
-            }
+            self.strike_claim(other, relay, peer);
         }
         given_up
     }
@@ -262,15 +281,14 @@ impl Relay {
     }
 
     /// Forgets peers that the allocation can no longer talk to, if it has too many.
-    fn has_room_for_a_peer(&mut self, now: Instant, id: AllocationId) -> bool {
+    fn has_room_for_a_peer(&mut self, now: Moment, id: AllocationId) -> bool {
         let allocation = &self.allocations[id];
         if allocation.peer_count() < MAX_CLAIMS {
             return true;
         }
         let idle = by_port(allocation.peers().filter(|(peer, _)| !allocation.uses(now, *peer)));
         for (peer, relay) in idle {
-            self.allocations[id].forget_peer(peer);
-            self.release(relay, peer);
+            self.release(id, relay, peer);
         }
         self.allocations[id].peer_count() < MAX_CLAIMS
     }

@@ -15,6 +15,7 @@
 mod architecture;
 mod authority;
 mod bulk;
+mod crossing;
 mod examples;
 mod front_door;
 mod fuzz_corpora;

@@ -48,6 +48,31 @@ impl TurnClient {
         client
     }
 
+    /// The same, and says where peers reach it.
+    pub(crate) fn allocate_and_name(ip: Ipv4Addr, server: SocketAddr) -> (Self, SocketAddr) {
+        let mut client = Self::new(ip, server);
+        let allocated = client.ask_signed(Method::ALLOCATE, by_udp);
+        let allocated = Message::parse(&allocated).unwrap().unverified();
+        let relayed = allocated.xor_address(attr::XOR_RELAYED_ADDRESS).unwrap().unwrap();
+        (client, relayed)
+    }
+
+    /// Binds a channel to a peer.
+    pub(crate) fn bind_channel(&mut self, channel: u16, peer: SocketAddr) {
+        let bound = self.ask_signed(Method::CHANNEL_BIND, |request| {
+            let number = [channel.to_be_bytes(), [0, 0]].concat();
+            request.attribute(attr::CHANNEL_NUMBER, &number).xor_address(attr::XOR_PEER_ADDRESS, peer)
+        });
+        assert_eq!(Message::parse(&bound).unwrap().class(), Class::Success);
+    }
+
+    /// Waits for the next datagram, for half a second.
+    pub(crate) fn hear(&self) -> Option<Vec<u8>> {
+        let mut buffer = [0; 2048];
+        let len = self.socket.recv(&mut buffer).ok()?;
+        Some(buffer[..len].to_vec())
+    }
+
     /// Sends an indication or what else gets no answer.
     pub(crate) fn tell(&self, message: &[u8]) {
         self.socket.send(message).unwrap();

@@ -1,23 +1,186 @@
-//! Control messages: what the system tells beside a received datagram, and is told beside one to send.
+//! Socket addresses and control messages in the system's own layout: what it tells beside a received datagram, and is told beside
+//! one to send.
 
 use super::Route;
-use nix::libc::{in_addr, in_pktinfo, in6_addr, in6_pktinfo};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, RecvMsg, SockaddrStorage, setsockopt, sockopt};
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsFd;
 
-/// How one received buffer arrived.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Arrival {
-    pub(super) from: Option<SocketAddr>,
-    pub(super) local_ip: Option<IpAddr>,
-    pub(super) ttl: u8,
-    pub(super) tos: u8,
-    /// Bytes in the buffer, and bytes of each of its datagrams; the last may be shorter.
-    pub(super) len: usize,
-    pub(super) stride: usize,
+/// Bytes of the largest `sockaddr` here, IPv6's.
+const NAME: usize = size_of::<libc::sockaddr_in6>();
+/// Bytes of a `cmsghdr`, and what every control message is rounded up to.
+const HEAD: usize = size_of::<libc::cmsghdr>();
+const ALIGNMENT: usize = align_of::<libc::cmsghdr>();
+/// Room for all that [`ask_for`] asks for, and for all that a [`Route`] may say.
+const ROOM: usize = room_for(size_of::<libc::in6_pktinfo>()) + 3 * room_for(size_of::<libc::c_int>());
+
+const fn room_for(value: usize) -> usize {
+    (HEAD + value).next_multiple_of(ALIGNMENT)
 }
+
+/// A socket address as the system writes it.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C, align(8))]
+pub(super) struct Name {
+    bytes: [u8; NAME],
+    len: u8,
+}
+
+impl Name {
+    pub(super) fn room(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    pub(super) fn set_len(&mut self, len: usize) {
+        self.len = len.min(NAME) as u8;
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+
+    /// Reads the address; `None` for one that is neither IPv4 nor IPv6.
+    pub(super) fn socket_address(&self) -> Option<SocketAddr> {
+        let bytes = self.as_bytes();
+        let family = i32::from(u16::from_ne_bytes(*bytes.first_chunk()?));
+        let port = u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?]);
+        match family {
+            libc::AF_INET => {
+                let ip: [u8; 4] = bytes.get(4..8)?.try_into().ok()?;
+                Some(SocketAddr::from((ip, port)))
+            }
+            libc::AF_INET6 => {
+                let ip: [u8; 16] = bytes.get(8..24)?.try_into().ok()?;
+                let word = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+                Some(SocketAddrV6::new(ip.into(), port, word(4)?, word(24)?).into())
+            }
+            _ => None,
+        }
+    }
+}
+
+impl From<SocketAddr> for Name {
+    fn from(address: SocketAddr) -> Self {
+        let mut bytes = [0; NAME];
+        let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+        bytes[..2].copy_from_slice(&(family as u16).to_ne_bytes());
+        bytes[2..4].copy_from_slice(&address.port().to_be_bytes());
+        let len = match address {
+            SocketAddr::V4(v4) => {
+                bytes[4..8].copy_from_slice(&v4.ip().octets());
+                size_of::<libc::sockaddr_in>()
+            }
+            SocketAddr::V6(v6) => {
+                bytes[4..8].copy_from_slice(&v6.flowinfo().to_ne_bytes());
+                bytes[8..24].copy_from_slice(&v6.ip().octets());
+                bytes[24..28].copy_from_slice(&v6.scope_id().to_ne_bytes());
+                NAME
+            }
+        };
+        Self { bytes, len: len as u8 }
+    }
+}
+
+/// Control messages, one behind the other.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(8))]
+pub(super) struct Controls {
+    bytes: [u8; ROOM],
+    len: u8,
+}
+
+impl Default for Controls {
+    fn default() -> Self {
+        Self { bytes: [0; ROOM], len: 0 }
+    }
+}
+
+impl Controls {
+    pub(super) fn room(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    pub(super) fn set_len(&mut self, len: usize) {
+        self.len = len.min(ROOM) as u8;
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+
+    /// Appends one; there is room for each kind that is known here once.
+    fn add(&mut self, (level, kind): (i32, i32), value: &[u8]) {
+        let (at, len) = (usize::from(self.len), HEAD + value.len());
+        let Some(place) = self.bytes.get_mut(at..at + room_for(value.len())) else { return };
+        let (head, rest) = place.split_at_mut(HEAD);
+        // `cmsghdr`: its length as a `size_t`, level, kind.
+        let size = size_of::<usize>();
+        head[..size].copy_from_slice(&len.to_ne_bytes());
+        head[size..size + 4].copy_from_slice(&level.to_ne_bytes());
+        head[size + 4..size + 8].copy_from_slice(&kind.to_ne_bytes());
+        rest[..value.len()].copy_from_slice(value);
+        self.len += room_for(value.len()) as u8;
+    }
+
+    /// Lists level, kind and value of each.
+    fn iter(&self) -> impl Iterator<Item = ((i32, i32), &[u8])> {
+        let mut rest = self.as_bytes();
+        std::iter::from_fn(move || {
+            let size = size_of::<usize>();
+            let len = usize::from_ne_bytes(*rest.first_chunk()?);
+            let word = |at: usize| Some(i32::from_ne_bytes(rest.get(at..at + 4)?.try_into().ok()?));
+            let kind = (word(size)?, word(size + 4)?);
+            let value = rest.get(HEAD..len)?;
+            rest = rest.get(len.next_multiple_of(ALIGNMENT)..).unwrap_or_default();
+            Some((kind, value))
+        })
+    }
+
+    /// Writes what `route` says beyond the destination.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a source of another family than the destination's.
+    pub(super) fn of(route: &Route) -> io::Result<Self> {
+        let mut controls = Self::default();
+        let is_ipv4 = route.to.is_ipv4();
+        match route.source {
+            None => {}
+            Some(IpAddr::V4(source)) if is_ipv4 => {
+                // `in_pktinfo`: interface, source, and what only received datagrams have.
+                let mut info = [0; size_of::<libc::in_pktinfo>()];
+                info[4..8].copy_from_slice(&source.octets());
+                controls.add((libc::IPPROTO_IP, libc::IP_PKTINFO), &info);
+            }
+            Some(IpAddr::V6(source)) if !is_ipv4 => {
+                // `in6_pktinfo`: source, interface.
+                let mut info = [0; size_of::<libc::in6_pktinfo>()];
+                info[..16].copy_from_slice(&source.octets());
+                controls.add((libc::IPPROTO_IPV6, libc::IPV6_PKTINFO), &info);
+            }
+            Some(_) => return Err(io::ErrorKind::InvalidInput.into()),
+        }
+        if let Some(ttl) = route.ttl {
+            controls.add(if is_ipv4 { V4_TTL } else { V6_HOP_LIMIT }, &i32::from(ttl).to_ne_bytes());
+        }
+        if route.tos != 0 {
+            controls.add(if is_ipv4 { V4_TOS } else { V6_CLASS }, &i32::from(route.tos).to_ne_bytes());
+        }
+        Ok(controls)
+    }
+
+    /// Adds that the bytes are a run of datagrams of `size` bytes each (UDP_SEGMENT).
+    pub(super) fn segmented(mut self, size: u16) -> Self {
+        self.add((libc::SOL_UDP, libc::UDP_SEGMENT), &size.to_ne_bytes());
+        self
+    }
+}
+
+const V4_TTL: (i32, i32) = (libc::IPPROTO_IP, libc::IP_TTL);
+const V4_TOS: (i32, i32) = (libc::IPPROTO_IP, libc::IP_TOS);
+const V6_HOP_LIMIT: (i32, i32) = (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT);
+const V6_CLASS: (i32, i32) = (libc::IPPROTO_IPV6, libc::IPV6_TCLASS);
 
 /// Turns on what an [`Arrival`] tells.
 pub(super) fn ask_for(socket: &impl AsFd, address: SocketAddr) -> io::Result<()> {
@@ -37,92 +200,39 @@ pub(super) fn ask_for(socket: &impl AsFd, address: SocketAddr) -> io::Result<()>
     Ok(())
 }
 
-/// Makes room for all that [`ask_for`] asks for.
-pub(super) fn room() -> Vec<u8> {
-    nix::cmsg_space!(in6_pktinfo, i32, i32, i32)
+/// How one received buffer arrived, as far as control messages tell.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Arrival {
+    pub(super) local_ip: Option<IpAddr>,
+    pub(super) ttl: u8,
+    pub(super) tos: u8,
+    /// Bytes of each of the buffer's datagrams but for the last, which may be shorter, where there are several.
+    pub(super) stride: Option<usize>,
 }
 
 impl Arrival {
-    pub(super) fn of(message: &RecvMsg<'_, '_, SockaddrStorage>, local_ip: Option<IpAddr>) -> Self {
-        let mut arrival = Self {
-            local_ip,
-            from: message.address.as_ref().and_then(socket_address),
-            len: message.bytes,
-            stride: message.bytes,
-            ..Self::default()
-        };
-        for control in message.cmsgs().into_iter().flatten() {
-            match control {
-                ControlMessageOwned::Ipv4PacketInfo(info) => {
-                    arrival.local_ip = Some(Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes()).into());
+    pub(super) fn of(controls: &Controls) -> Self {
+        let mut arrival = Self::default();
+        for (kind, value) in controls.iter() {
+            let number = || value.first_chunk().map(|value| i32::from_ne_bytes(*value));
+            let octet = || number().and_then(|number| u8::try_from(number).ok()).unwrap_or_default();
+            match kind {
+                V4_TTL | V6_HOP_LIMIT => arrival.ttl = octet(),
+                V4_TOS => arrival.tos = value.first().copied().unwrap_or_default(),
+                V6_CLASS => arrival.tos = octet(),
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    arrival.stride = number().and_then(|size| usize::try_from(size).ok());
                 }
-                ControlMessageOwned::Ipv6PacketInfo(info) => {
-                    arrival.local_ip = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                    let ip = value.get(8..12).and_then(|ip| <[u8; 4]>::try_from(ip).ok());
+                    arrival.local_ip = ip.map(|ip| Ipv4Addr::from(ip).into());
                 }
-                ControlMessageOwned::Ipv4Ttl(ttl) | ControlMessageOwned::Ipv6HopLimit(ttl) => {
-                    arrival.ttl = u8::try_from(ttl).unwrap_or(0);
-                }
-                ControlMessageOwned::Ipv4Tos(tos) => arrival.tos = tos,
-                ControlMessageOwned::Ipv6TClass(tos) => arrival.tos = u8::try_from(tos).unwrap_or(0),
-                ControlMessageOwned::UdpGroSegments(size) => {
-                    arrival.stride = usize::try_from(size).unwrap_or(message.bytes);
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                    arrival.local_ip = value.first_chunk::<16>().map(|ip| Ipv6Addr::from(*ip).into());
                 }
                 _ => {}
             }
         }
         arrival
     }
-}
-
-/// Calls `send` with the control messages that `route`, and a run of datagrams of `segment` bytes, need.
-pub(super) fn with_departure<T>(
-    route: &Route,
-    segment: Option<u16>,
-    send: impl FnOnce(&[ControlMessage<'_>]) -> io::Result<T>,
-) -> io::Result<T> {
-    let (ttl, tos) = (route.ttl.map(i32::from), route.tos);
-    let wide_tos = i32::from(tos);
-    let (mut v4, mut v6) = (ANY_V4, ANY_V6);
-    // A slot that is not filled is not sent.
-    let mut controls = [ControlMessage::Ipv4Tos(&tos); 4];
-    let mut count = 0;
-    let mut add = |control| {
-        controls[count] = control;
-        count += 1;
-    };
-    match (route.to, route.source) {
-        (_, None) => {}
-        (SocketAddr::V4(_), Some(IpAddr::V4(source))) => {
-            v4.ipi_spec_dst.s_addr = u32::from_ne_bytes(source.octets());
-            add(ControlMessage::Ipv4PacketInfo(&v4));
-        }
-        (SocketAddr::V6(_), Some(IpAddr::V6(source))) => {
-            v6.ipi6_addr.s6_addr = source.octets();
-            add(ControlMessage::Ipv6PacketInfo(&v6));
-        }
-        _ => return Err(io::ErrorKind::InvalidInput.into()),
-    }
-    match (route.to, &ttl) {
-        (_, None) => {}
-        (SocketAddr::V4(_), Some(ttl)) => add(ControlMessage::Ipv4Ttl(ttl)),
-        (SocketAddr::V6(_), Some(ttl)) => add(ControlMessage::Ipv6HopLimit(ttl)),
-    }
-    match (route.to, tos) {
-        (_, 0) => {}
-        (SocketAddr::V4(_), _) => add(ControlMessage::Ipv4Tos(&tos)),
-        (SocketAddr::V6(_), _) => add(ControlMessage::Ipv6TClass(&wide_tos)),
-    }
-    if let Some(segment) = &segment {
-        add(ControlMessage::UdpGsoSegments(segment));
-    }
-    send(&controls[..count])
-}
-
-const ANY_V4: in_pktinfo =
-    in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: in_addr { s_addr: 0 }, ipi_addr: in_addr { s_addr: 0 } };
-const ANY_V6: in6_pktinfo = in6_pktinfo { ipi6_addr: in6_addr { s6_addr: [0; 16] }, ipi6_ifindex: 0 };
-
-pub(super) fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
-    let v4 = || address.as_sockaddr_in().map(|v4| SocketAddrV4::from(*v4).into());
-    v4().or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddrV6::from(*v6).into()))
 }

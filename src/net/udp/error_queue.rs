@@ -1,13 +1,12 @@
 //! The error queue of a socket: the ICMP errors that answered its datagrams (`IP_RECVERR`, ip(7)).
 
-use super::control::socket_address;
 use nix::errno::Errno;
 use nix::libc::{
     self, SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, SO_EE_ORIGIN_LOCAL, in6_pktinfo, sock_extended_err,
 };
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt};
 use std::io::{self, IoSliceMut};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, RawFd};
 
 /// Errors taken at a time, so that a flood of them does not keep datagrams waiting.
@@ -88,6 +87,11 @@ pub(super) fn drain(socket: RawFd, mut each: impl FnMut(PeerError)) -> bool {
         }
     }
     false
+}
+
+fn socket_address(address: &SockaddrStorage) -> Option<SocketAddr> {
+    let v4 = || address.as_sockaddr_in().map(|v4| SocketAddrV4::from(*v4).into());
+    v4().or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddrV6::from(*v6).into()))
 }
 
 impl PeerError {

@@ -1,7 +1,7 @@
 //! The hands on loopback: real sockets, real WebSockets, and the Python client of document 000.
 
 use super::config;
-use crate::net::udp::{RecvBatch, Role, UdpPort};
+use crate::net::udp::{Intake, Role, UdpPort};
 use crate::signaling::{Config, Door, Handle, Limits, Service, Sockets, Times, start};
 use axum::extract::ConnectInfo;
 use futures_util::{SinkExt, StreamExt};
@@ -68,17 +68,18 @@ impl Lodge {
 
 /// What the server's workers do with signalling datagrams.
 fn pump(ports: [(Door, UdpPort); 2], handle: &Handle, over: &AtomicBool) {
-    let (mut poll, mut batch) = (mio::Poll::new().unwrap(), RecvBatch::default());
+    let (mut poll, mut intake) = (mio::Poll::new().unwrap(), Intake::default());
     for (index, (_, port)) in ports.iter().enumerate() {
         poll.registry().register(&mut SourceFd(&port.as_raw_fd()), Token(index), Interest::READABLE).unwrap();
     }
     while !over.load(Ordering::Relaxed) {
         poll.poll(&mut mio::Events::with_capacity(2), Some(Duration::from_millis(100))).unwrap();
         for (door, port) in &ports {
-            while port.recv(&mut batch).is_ok() {
-                for datagram in batch.datagrams() {
+            while let Ok(haul) = port.recv(&mut intake) {
+                for datagram in intake.datagrams(haul) {
                     let _ = handle.datagram(*door, datagram.from, datagram.local_ip, datagram.payload);
                 }
+                intake.clear();
             }
         }
     }

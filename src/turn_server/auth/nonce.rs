@@ -7,6 +7,7 @@ use crate::stun::PasswordAlgorithm;
 use data_encoding::{BASE64, BASE64URL_NOPAD};
 use ring::hmac;
 use std::net::IpAddr;
+use std::sync::{PoisonError, RwLock};
 use subtle::ConstantTimeEq;
 
 /// What a server of RFC 8489 begins each nonce with ([section 9.2](https://www.rfc-editor.org/rfc/rfc8489#section-9.2)).
@@ -49,16 +50,21 @@ impl Offer {
 #[derive(Debug)]
 pub(super) struct Nonces {
     master: hmac::Key,
+    /// The key that the last nonce was made with, and the number of its epoch.
+    current: RwLock<(u32, hmac::Key)>,
 }
 
 impl Nonces {
     pub(super) fn new(master: &[u8; 32]) -> Self {
-        Self { master: hmac::Key::new(hmac::HMAC_SHA256, master) }
+        let master = hmac::Key::new(hmac::HMAC_SHA256, master);
+        let current = RwLock::new((0, derived(&master, 0)));
+        Self { master, current }
     }
 
     /// Makes a nonce for `client`; one harvested from one address is of no use from another.
     pub(super) fn make(&self, now: Now, client: &FiveTuple, offer: Offer) -> String {
         let made = seconds(now);
+        self.turn_to(made / ROTATION);
         let mut bytes = [0; PORT_END];
         bytes[..4].copy_from_slice(&made.to_be_bytes());
         bytes[4..TAG_END].copy_from_slice(&self.tag(made, client, offer).as_ref()[..TAG_LEN]);
@@ -91,9 +97,25 @@ impl Nonces {
         bool::from(genuine) && (-CLOCK_SKEW..=LIFETIME).contains(&age)
     }
 
+    /// Keeps the key of `epoch` at hand.
+    fn turn_to(&self, epoch: u32) {
+        let at_hand = self.current.read().unwrap_or_else(PoisonError::into_inner).0;
+        if at_hand != epoch {
+            let key = derived(&self.master, epoch);
+            *self.current.write().unwrap_or_else(PoisonError::into_inner) = (epoch, key);
+        }
+    }
+
+    fn context(&self, epoch: u32) -> hmac::Context {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        match &*current {
+            (at_hand, key) if *at_hand == epoch => hmac::Context::with_key(key),
+            _ => hmac::Context::with_key(&derived(&self.master, epoch)),
+        }
+    }
+
     fn tag(&self, made: u32, client: &FiveTuple, offer: Offer) -> hmac::Tag {
-        let epoch = hmac::sign(&self.master, &(made / ROTATION).to_be_bytes());
-        let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, epoch.as_ref()));
+        let mut context = self.context(made / ROTATION);
         context.update(&made.to_be_bytes());
         context.update(&offer.features());
         for algorithm in offer.algorithms {
@@ -107,6 +129,11 @@ impl Nonces {
         context.update(&[u8::from(client.transport.is_stream())]);
         context.sign()
     }
+}
+
+/// Makes the key of one epoch.
+fn derived(master: &hmac::Key, epoch: u32) -> hmac::Key {
+    hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(master, &epoch.to_be_bytes()).as_ref())
 }
 
 /// Returns how much of a nonce's bytes a client gets: every byte to a datagram's sender is one that he may have forged.

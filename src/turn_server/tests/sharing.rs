@@ -23,7 +23,7 @@ fn check(receiver: &str, sender: &str) -> Vec<u8> {
 fn five_thousand_allocations_fit_in_sixty_four_ports() {
     let mut shared = shared(10_000, 50_000..=50_063);
     shared.quota = Arc::new(Quota::new(10_000, 10_000));
-    shared.limits.shared_ports = 48;
+    (shared.limits.shared_ports, shared.limits.homes) = (48, 48);
     let mut world = World::with(shared);
     let peer = |client: u16| format!("9.{}.{}.1:7", client / 250, client % 250);
     let mut relayed = HashMap::new();
@@ -46,6 +46,27 @@ fn five_thousand_allocations_fit_in_sixty_four_ports() {
         world.refresh(client, "alice", 0);
     }
     assert!(world.sockets.is_empty() && world.relay.is_empty(), "the ports come back");
+}
+
+#[test]
+fn few_homes_are_enough_until_clients_want_the_same_peer() {
+    let mut shared = shared(10_000, 50_000..=50_063);
+    shared.quota = Arc::new(Quota::new(1000, 1000));
+    let ports = RelayPorts::new(&shared.addresses, 50_000..=50_063).with_spill(51_000..=51_999);
+    shared.ports = Arc::new(ports);
+    shared.limits.shared_ports = 48;
+    let mut world = World::with(shared);
+    for client in 1..=100 {
+        world.allocate(client);
+        world.bind(client, 0x4001, &format!("9.9.9.9:{client}"));
+    }
+    assert_eq!(world.sockets.len(), 4);
+    for client in 1..=100 {
+        assert_eq!(world.bind(client, 0x4002, PEER), 0);
+    }
+    assert!(world.sockets.len() >= 100, "one for each of them");
+    let homes: HashSet<_> = (101..=200).map(|client| world.allocate(client)).collect();
+    assert_eq!(homes.len(), 48, "others settle there too, none where clients are not told of");
 }
 
 #[test]
@@ -187,20 +208,99 @@ fn a_peer_that_was_heard_stays_with_the_only_tenant_that_permitted_it() {
     assert_eq!(world.hear_at(shared, PEER, b"x"), Some(1), "another client cannot take a peer over");
 }
 
+/// Sends `payload` over a client's channel 0x4001; returns which client of the server has it now.
+fn tell(world: &mut World, client: u16, payload: &[u8]) -> Option<u16> {
+    let frame = [&[0x40, 1, 0, payload.len() as u8], payload].concat();
+    let forward = world.relay.handle_client(world.now, tuple(client), MARKS, &frame)?;
+    match world.relay.onward(world.now, forward) {
+        Onward::Back(forward) => Some(forward.client.client.port()),
+        _ => None,
+    }
+}
+
 #[test]
 fn two_clients_with_the_same_relayed_address_reach_each_other() {
     let mut world = crowded();
     let shared = world.allocate(1);
     assert_eq!(world.allocate(2), shared);
-    let relayed = shared.to_string();
     for client in [1, 2] {
-        assert_eq!(world.bind(client, 0x4001, &relayed), 0);
+        assert_eq!(world.bind(client, 0x4001, &shared.to_string()), 0);
     }
-    let from_one = world.send_data(1, &relayed, b"x").unwrap();
-    let from_two = world.send_data(2, &relayed, b"x").unwrap();
-    assert!(from_one != shared && from_two != shared && from_one != from_two);
-    assert_eq!(world.hear_at(shared, &from_one.to_string(), b"x"), Some(2), "not its own echo");
-    assert_eq!(world.hear_at(shared, &from_two.to_string(), b"x"), Some(1));
+    assert_eq!(tell(&mut world, 1, b"x"), Some(2), "not its own echo");
+    assert_eq!(tell(&mut world, 2, b"x"), Some(1));
+    assert_eq!(world.sockets.len(), 1);
+}
+
+#[test]
+fn pairs_of_clients_reach_each_other_however_few_addresses_they_share() {
+    for homes in 1..=3 {
+        let mut shared = shared(10_000, 50_000..=50_003);
+        shared.quota = Arc::new(Quota::new(1000, 1000));
+        (shared.limits.shared_ports, shared.limits.homes) = (3, homes);
+        let mut world = World::with(shared);
+        let relayed: Vec<_> = (0..60).map(|client| world.allocate(client).to_string()).collect();
+        for client in 0..60 {
+            assert_eq!(world.bind(client, 0x4001, &relayed[usize::from(client) ^ 1]), 0);
+        }
+        for client in 0..60 {
+            assert_eq!(tell(&mut world, client, b"x"), Some(client ^ 1), "with {homes} homes");
+        }
+        assert_eq!(world.sockets.len(), homes, "nobody leaves its home for another client's sake");
+        assert_eq!((world.relay.counters().ambiguous, world.relay.counters().spilled), (0, 0));
+    }
+}
+
+#[test]
+fn whom_a_connectivity_check_names_takes_the_place_of_who_was_there_first() {
+    let mut world = crowded();
+    let shared = world.allocate(1).to_string();
+    world.allocate(2);
+    world.allocate(3);
+    // The third client wants what is meant for the second.
+    assert_eq!(world.bind(3, 0x4001, &shared), 0);
+    assert_eq!(world.bind(1, 0x4001, &shared), 0);
+    assert_eq!(tell(&mut world, 1, b"x"), Some(3), "as far as can be known");
+    assert_eq!(world.bind(2, 0x4001, &shared), 0);
+    tell(&mut world, 2, &check("one", "two"));
+    assert_eq!(tell(&mut world, 1, &check("two", "one")), Some(2));
+    assert_eq!(tell(&mut world, 1, b"x"), Some(2), "from now on");
+    assert_eq!(tell(&mut world, 2, &check("one", "two")), Some(1));
+    assert_eq!(tell(&mut world, 2, b"x"), Some(1));
+}
+
+#[test]
+fn who_waits_behind_one_address_with_others_is_nobodys_partner() {
+    let mut world = crowded();
+    let shared = world.allocate(1).to_string();
+    (2..=4).for_each(|client| {
+        world.allocate(client);
+    });
+    for client in 1..=4 {
+        world.permit(client, &shared);
+    }
+    assert_eq!(world.bind(1, 0x4001, &shared), 0);
+    assert_eq!(tell(&mut world, 1, b"x"), None, "three permit the address");
+    assert_eq!(world.relay.counters().ambiguous, 1);
+}
+
+#[test]
+fn a_partner_that_has_gone_leaves_its_place_to_nobody() {
+    let mut world = crowded();
+    let shared = world.allocate(1).to_string();
+    world.allocate(2);
+    for client in [1, 2] {
+        assert_eq!(world.bind(client, 0x4001, &shared), 0);
+    }
+    assert_eq!(tell(&mut world, 1, b"x"), Some(2));
+    world.refresh(2, "alice", 0);
+    // They take the place that was the partner's, and permit the address.
+    for client in [3, 4] {
+        world.allocate(client);
+        world.permit(client, &shared);
+    }
+    assert_eq!(tell(&mut world, 1, b"x"), None);
+    assert_eq!(world.bind(4, 0x4001, &shared), 0);
+    assert_eq!(tell(&mut world, 1, b"x"), Some(4), "who asks for it is the next");
 }
 
 #[test]

@@ -1,0 +1,91 @@
+//! How a worker thread is woken: with a system call only when it sleeps.
+
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+/// A worker's bell. Whoever puts something into one of its queues rings it afterwards.
+#[derive(Debug)]
+pub(super) struct Doorbell {
+    waker: mio::Waker,
+    asleep: AtomicBool,
+}
+
+impl Doorbell {
+    /// Makes the bell of a worker that is awake.
+    pub(super) fn new(waker: mio::Waker) -> Self {
+        Self { waker, asleep: AtomicBool::new(false) }
+    }
+
+    /// Wakes the worker if it sleeps or is about to; `false` when the system does not let it.
+    pub(super) fn ring(&self) -> bool {
+        // Either this sees the worker asleep, or the worker, which looks into its queues after it has said so, sees what was put
+        // there before.
+        fence(Ordering::SeqCst);
+        let sleeps = self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed);
+        !sleeps || self.waker.wake().is_ok()
+    }
+
+    /// Says whether the worker may sleep: nothing is in its queues, and whatever comes from now on wakes it.
+    pub(super) fn may_sleep(&self, is_idle: impl FnOnce() -> bool) -> bool {
+        self.asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let idle = is_idle();
+        if !idle {
+            self.awake();
+        }
+        idle
+    }
+
+    /// Notes that the worker does not sleep.
+    pub(super) fn awake(&self) {
+        self.asleep.store(false, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossbeam_queue::ArrayQueue;
+    use mio::{Events, Poll, Token};
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    /// A sleeper that is not woken would sleep for this long.
+    const FOREVER: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn whoever_is_asleep_is_woken_for_every_message_and_nobody_else_is() {
+        const MESSAGES: u32 = 30_000;
+        let mut poll = Poll::new().unwrap();
+        let bell = Arc::new(Doorbell::new(mio::Waker::new(poll.registry(), Token(0)).unwrap()));
+        let queue = Arc::new(ArrayQueue::new(4));
+        let senders = [0, 1].map(|_| {
+            let (bell, queue) = (Arc::clone(&bell), Arc::clone(&queue));
+            std::thread::spawn(move || {
+                for number in 0..MESSAGES {
+                    while queue.push(number).is_err() {
+                        std::thread::yield_now();
+                    }
+                    assert!(bell.ring());
+                }
+            })
+        });
+        let (mut events, mut heard) = (Events::with_capacity(4), 0);
+        while heard < 2 * MESSAGES {
+            if bell.may_sleep(|| queue.is_empty()) {
+                poll.poll(&mut events, Some(FOREVER)).unwrap();
+                assert!(!events.is_empty(), "slept through a message");
+                bell.awake();
+            }
+            while queue.pop().is_some() {
+                heard += 1;
+            }
+        }
+        for sender in senders {
+            sender.join().unwrap();
+        }
+        poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+        assert!(bell.ring());
+        poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+        assert!(events.is_empty(), "woken while awake");
+    }
+}

@@ -1,0 +1,65 @@
+//! Frames on a stream: cut where they lie, never copied. Pure.
+
+use crate::turn_server::wire::{FrameError, frame_len};
+
+/// Whole frames at the start of a stream's bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Run {
+    /// How many bytes they have.
+    pub(super) len: usize,
+    /// What follows them, if it begins no frame: the stream cannot go on.
+    pub(super) broken: Option<FrameError>,
+}
+
+/// Finds the whole frames at the start of `bytes`.
+pub(super) fn run(bytes: &[u8]) -> Run {
+    let mut len = 0;
+    loop {
+        match frame_len(&bytes[len..]) {
+            Ok(Some(frame)) if frame <= bytes.len() - len => len += frame,
+            Ok(_) => return Run { len, broken: None },
+            Err(broken) => return Run { len, broken: Some(broken) },
+        }
+    }
+}
+
+/// Returns how long the first frame of a [`Run`] is; the last one may lack padding, as on WebSocket.
+pub(super) fn first(run: &[u8]) -> usize {
+    frame_len(run).ok().flatten().map_or(run.len(), |len| len.min(run.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_come_out_whole_under_every_split() {
+        let message = [&[0, 1, 0, 4][..], &[0; 16], b"attr"].concat();
+        let channel_data = b"\x40\x01\0\x03abc\0".to_vec();
+        let expected = [message.clone(), channel_data.clone(), message.clone()];
+        let stream = expected.concat();
+        for split in 0..stream.len() {
+            let (mut buffer, mut frames) = (stream[..split].to_vec(), Vec::new());
+            for rest in [&[][..], &stream[split..]] {
+                buffer.extend_from_slice(rest);
+                let whole = run(&buffer);
+                assert_eq!(whole.broken, None);
+                let mut whole: Vec<u8> = buffer.drain(..whole.len).collect();
+                while !whole.is_empty() {
+                    let len = first(&whole);
+                    frames.push(whole.drain(..len).collect::<Vec<u8>>());
+                }
+            }
+            assert_eq!(frames, expected, "split at {split}");
+        }
+    }
+
+    #[test]
+    fn what_comes_before_garbage_is_heard_and_padding_may_lack_at_the_end() {
+        let frame = b"\x40\x01\0\x03abc\0";
+        let bytes = [&frame[..], b"\x80\x01"].concat();
+        assert_eq!(run(&bytes), Run { len: frame.len(), broken: Some(FrameError) });
+        assert_eq!(first(&frame[..7]), 7);
+        assert_eq!(run(&[]), Run { len: 0, broken: None });
+    }
+}
