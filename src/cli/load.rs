@@ -1,14 +1,15 @@
 //! `ginnel load`: from the command line to a load, and its report as a table or as JSON.
 
+use super::load_processes::{self as processes, Word};
+use super::load_report::{Ending, allocate_table, finish_search, finish_traffic, print};
 use super::serve::raise_descriptor_limit;
 use crate::load::{
-    AllocateLoad, AllocateReport, Credentials, Direction, Drive, Load, Peers, Progress, RelayLoad, Target,
-    Times, TrafficReport, Transport,
+    AllocateLoad, AllocateReport, Credentials, Direction, Drive, LONGEST, Load, Part, Peers, Reins,
+    RelayLoad, SearchLoad, Stage, Target, Times, Traffic, TrafficReport, Transport,
 };
 use crate::net::time;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 use std::net::ToSocketAddrs;
 use std::path::PathBuf;
@@ -41,6 +42,8 @@ pub struct Binding {
     sockets: usize,
     #[command(flatten)]
     drive: DriveArgs,
+    #[command(flatten)]
+    search: SearchArgs,
     #[command(flatten)]
     common: Common,
 }
@@ -87,12 +90,15 @@ pub struct Relay {
     #[command(flatten)]
     drive: DriveArgs,
     #[command(flatten)]
+    search: SearchArgs,
+    #[command(flatten)]
     login: Login,
     #[command(flatten)]
     common: Common,
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "How much")]
 struct DriveArgs {
     /// Packets a second, over all sockets and directions
     #[arg(long, conflicts_with = "window")]
@@ -103,6 +109,25 @@ struct DriveArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "How much")]
+struct SearchArgs {
+    /// Look for the highest rate at which at most so many percent are lost [default: 0.1], then measure at half of it
+    #[arg(
+        long,
+        value_name = "PERCENT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "0.1",
+        conflicts_with_all = ["rate", "window", "processes"]
+    )]
+    search: Option<f64>,
+    /// Seconds that each trial of --search takes
+    #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
+    trial: f64,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Credentials")]
 struct Login {
     /// User name; with --rest-secret-file the part behind the expiry
     #[arg(long)]
@@ -119,6 +144,7 @@ struct Login {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Server and measurement")]
 struct Common {
     /// The server
     #[arg(long, value_name = "HOST:PORT")]
@@ -141,6 +167,15 @@ struct Common {
     /// Send packet by packet where several for one destination could leave as one
     #[arg(long)]
     no_gso: bool,
+    /// Share the load among so many processes, where one has too few descriptors or processors
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    processes: usize,
+    /// What such a process is told
+    #[arg(long, hide = true, value_parser = part)]
+    part: Option<Part>,
+    /// A socket for every client and peer, also where the server is on IPv4 loopback and many could share one
+    #[arg(long)]
+    own_sockets: bool,
     /// Exit with 1 if more packets than this were lost
     #[arg(long, value_name = "PERCENT")]
     max_loss: Option<f64>,
@@ -176,6 +211,17 @@ enum PeersArg {
     Clients,
 }
 
+fn part(text: &str) -> Result<Part, String> {
+    Part::read(text).ok_or_else(|| "not INDEX/OF".to_owned())
+}
+
+/// Packets, and how many.
+struct Packets<'a> {
+    traffic: Traffic,
+    drive: Drive,
+    search: &'a SearchArgs,
+}
+
 impl LoadCommand {
     /// Runs the load and prints its report.
     ///
@@ -187,29 +233,118 @@ impl LoadCommand {
             Self::Allocate(allocate) => &allocate.common,
             Self::Relay(relay) => &relay.common,
         };
+        match common.part {
+            Some(part) => processes::as_part(|hands| {
+                raise_descriptor_limit();
+                self.run_part(common, part, hands)
+            }),
+            None => self.run_whole(common),
+        }
+    }
+
+    fn run_whole(&self, common: &Common) -> anyhow::Result<()> {
+        self.check_processes(common)?;
         let load = common.load()?;
         raise_descriptor_limit();
         let stop = stop_on_signals()?;
         let mut line = ProgressLine { on_terminal: io::stderr().is_terminal() };
-        let mut progress = |progress: Progress| line.show(&progress);
-        match &self {
-            Self::Binding(binding) => {
-                let report = load.binding(binding.sockets, binding.drive.drive(), &stop, &mut progress);
-                line.clear();
-                finish(&report?, common)
+        let ending = Ending { json: common.json, max_loss: common.max_loss };
+        let one = common.processes == 1;
+        if let Self::Allocate(allocate) = self {
+            let (what, credentials) = (allocate.what(), allocate.login.credentials()?);
+            let made = if one {
+                with_reins(&stop, &mut line, |reins| load.allocate(credentials, what, reins))?
+            } else {
+                let hold = if what.hold { load.times.seconds } else { Duration::ZERO };
+                processes::allocate(common.processes, load.pid, hold, &stop, &mut |stage| line.show(&stage))?
+            };
+            line.clear();
+            let report = AllocateReport::new(&load, what, common.processes, &made);
+            return print(common.json, &report, &allocate_table(&report));
+        }
+        let Packets { traffic, drive, search } = self.packets()?;
+        if let Some(max_loss_percent) = search.search {
+            let trial = Duration::try_from_secs_f64(search.trial).unwrap_or_default();
+            let search = SearchLoad { max_loss_percent, trial };
+            let report = with_reins(&stop, &mut line, |reins| load.search(&traffic, search, reins));
+            line.clear();
+            return finish_search(&report?, common.json);
+        }
+        let outcome = if one {
+            with_reins(&stop, &mut line, |reins| load.traffic(&traffic, drive, reins)).map_err(Into::into)
+        } else {
+            processes::traffic(common.processes, &stop, &mut |stage| line.show(&stage))
+        };
+        line.clear();
+        finish_traffic(&TrafficReport::new(&load, &traffic, drive, common.processes, &outcome?), ending)
+    }
+
+    /// Does one part of a load in this process, in the hands of another.
+    fn run_part(&self, common: &Common, part: Part, hands: processes::Hands<'_>) -> anyhow::Result<Word> {
+        let mut load = common.load()?;
+        load.pid = load.pid.filter(|_| part.index == 0);
+        let mut tell = |stage: Stage| processes::tell(&stage);
+        let processes::Hands { stop, go, enough } = hands;
+        let mut reins = Reins { stop, go: Some(go), enough, tell: &mut tell };
+        match self {
+            Self::Allocate(allocate) => {
+                let what = allocate.what();
+                let what = AllocateLoad {
+                    count: part.share_of(what.count),
+                    concurrency: part.share_of(what.concurrency).max(1),
+                    hold: true,
+                };
+                load.pid = None;
+                load.times = Times { warm_up: Duration::ZERO, seconds: LONGEST };
+                load.allocate(allocate.login.credentials()?, what, &mut reins)?;
+                Ok(Word::Released)
             }
-            Self::Allocate(Allocate { count, concurrency, hold, login, .. }) => {
-                let what = AllocateLoad { count: *count, concurrency: *concurrency, hold: *hold };
-                let report = load.allocate(login.credentials()?, what, &stop)?;
-                print(common.json, &report, &allocate_table(&report))
-            }
-            Self::Relay(relay) => {
-                let report = load.relay(relay.login.credentials()?, &relay.what(), &stop, &mut progress);
-                line.clear();
-                finish(&report?, common)
+            _ => {
+                let Packets { traffic, drive, .. } = self.packets()?;
+                Ok(Word::Outcome(load.traffic(&traffic.part(part), drive.part(part), &mut reins)?))
             }
         }
     }
+
+    fn packets(&self) -> anyhow::Result<Packets<'_>> {
+        match self {
+            Self::Binding(Binding { sockets, drive, search, .. }) => {
+                let traffic = Traffic::Binding { sockets: *sockets };
+                Ok(Packets { traffic, drive: drive.drive(), search })
+            }
+            Self::Relay(relay) => {
+                let traffic = Traffic::Relay(relay.login.credentials()?, relay.what());
+                Ok(Packets { traffic, drive: relay.drive.drive(), search: &relay.search })
+            }
+            Self::Allocate(_) => bail!("allocations are no packets"),
+        }
+    }
+
+    fn check_processes(&self, common: &Common) -> anyhow::Result<()> {
+        let (what, count) = match self {
+            Self::Binding(binding) => ("--sockets", binding.sockets),
+            Self::Allocate(allocate) => ("--count", allocate.count),
+            Self::Relay(relay) => ("half of --allocations", relay.allocations / 2),
+        };
+        match common.processes {
+            1 => Ok(()),
+            0 | 65.. => bail!("--processes must be 1 to 64"),
+            processes if processes > count => bail!("--processes must be at most {what}, which is {count}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Lets `act` run in this process.
+fn with_reins<T>(
+    stop: &AtomicBool,
+    line: &mut ProgressLine,
+    act: impl FnOnce(&mut Reins<'_>) -> Result<T, crate::load::LoadError>,
+) -> Result<T, crate::load::LoadError> {
+    let mut tell = |stage: Stage| line.show(&stage);
+    let outcome = act(&mut Reins { stop, go: None, enough: stop, tell: &mut tell });
+    line.clear();
+    outcome
 }
 
 impl Common {
@@ -237,6 +372,7 @@ impl Common {
             pid: self.pid,
             cpu: self.cpu,
             segmentation: !self.no_gso,
+            own_sockets: self.own_sockets,
         })
     }
 }
@@ -275,6 +411,12 @@ impl Login {
     }
 }
 
+impl Allocate {
+    fn what(&self) -> AllocateLoad {
+        AllocateLoad { count: self.count, concurrency: self.concurrency, hold: self.hold }
+    }
+}
+
 impl Relay {
     fn what(&self) -> RelayLoad {
         RelayLoad {
@@ -286,7 +428,6 @@ impl Relay {
                 DirectionArg::Both => Direction::Both,
                 DirectionArg::Echo => Direction::Echo,
             },
-            drive: self.drive.drive(),
             burst: self.burst,
             indications: self.indications,
             peers: match self.peers {
@@ -298,7 +439,7 @@ impl Relay {
 }
 
 /// Returns what turns true at the first Ctrl-C or SIGTERM, so that allocations are given back; the second one ends at once.
-fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
+pub(super) fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&stop);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
@@ -331,16 +472,26 @@ struct ProgressLine {
 }
 
 impl ProgressLine {
-    fn show(&mut self, progress: &Progress) {
+    fn show(&mut self, stage: &Stage) {
         if !self.on_terminal {
             return;
         }
-        let Progress { elapsed, whole, warming_up, sent, received } = *progress;
-        let what = match warming_up {
-            true => "warming up".to_owned(),
-            false => format!("{sent} sent, {received} received"),
+        let text = match stage {
+            Stage::Ready | Stage::Made(_) => return,
+            Stage::SettingUp { done, of } => format!("allocations: {done} of {of} steps"),
+            Stage::Tried(trial) => format!("{} packets/s: {:.3} % lost", trial.rate, trial.loss_percent),
+            Stage::Traffic(progress) if progress.warming_up => {
+                format!("{} of {} s: warming up", progress.elapsed.as_secs(), progress.whole.as_secs())
+            }
+            Stage::Traffic(progress) => format!(
+                "{} of {} s: {} sent, {} received",
+                progress.elapsed.as_secs(),
+                progress.whole.as_secs(),
+                progress.sent,
+                progress.received
+            ),
         };
-        let _ = write!(io::stderr(), "\r\x1b[K{} of {} s: {what}", elapsed.as_secs(), whole.as_secs());
+        let _ = write!(io::stderr(), "\r\x1b[K{text}");
     }
 
     fn clear(&mut self) {
@@ -348,117 +499,4 @@ impl ProgressLine {
             let _ = write!(io::stderr(), "\r\x1b[K");
         }
     }
-}
-
-/// Prints the report, and fails if it tells of a failure.
-fn finish(report: &TrafficReport, common: &Common) -> anyhow::Result<()> {
-    print(common.json, report, &traffic_table(report))?;
-    if report.received == 0 {
-        bail!(
-            "nothing of {} packets arrived{}",
-            report.sent,
-            if report.refused > 0 { ": the server answered with errors" } else { "" }
-        );
-    }
-    if report.misdelivered > 0 {
-        bail!("{} packets arrived where they do not belong", report.misdelivered);
-    }
-    match common.max_loss {
-        Some(most) if report.loss_percent > most => {
-            bail!("{:.3} % lost, more than --max-loss {most}", report.loss_percent)
-        }
-        _ => Ok(()),
-    }
-}
-
-fn print(json: bool, report: &impl serde::Serialize, table: &str) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
-    match json {
-        true => writeln!(out, "{}", serde_json::to_string(report)?)?,
-        false => out.write_all(table.as_bytes())?,
-    }
-    Ok(out.flush()?)
-}
-
-fn traffic_table(report: &TrafficReport) -> String {
-    let mut text = String::new();
-    let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "  {name:<10} {value}");
-    };
-    line("server", format!("{} by {}", report.server, report.transport));
-    if let Some(relayed) = &report.relayed {
-        let bursts = if relayed.burst > 1 { format!(", bursts of {}", relayed.burst) } else { String::new() };
-        line(
-            "load",
-            format!(
-                "{} allocations, {} bytes {} by {}, peers: {}{bursts}",
-                relayed.allocations, relayed.size, relayed.direction, relayed.by, relayed.peers
-            ),
-        );
-    }
-    let megabits = match report.relayed {
-        Some(_) => format!(" · {:.1} Mbit/s", report.bits_per_second / 1e6),
-        None => String::new(),
-    };
-    line(
-        "arrived",
-        format!("{:.0} packets/s over {:.1} s{megabits}", report.packets_per_second, report.seconds),
-    );
-    line("lost", format!("{} of {} ({:.3} %)", report.lost, report.sent, report.loss_percent));
-    let latency = report.latency_us;
-    line(
-        "latency",
-        format!(
-            "p50 {:.0} · p99 {:.0} · p99.9 {:.0} · longest {:.0} µs",
-            latency.p50, latency.p99, latency.p999, latency.max
-        ),
-    );
-    if let Some(cpu) = report.server_cpu {
-        line(
-            "server CPU",
-            format!("{:.2} µs a packet, {:.0} % of a processor", cpu.us_each, cpu.share * 100.0),
-        );
-    }
-    let own = report.own_cpu;
-    line("own CPU", format!("{:.2} µs a packet, {:.0} % of a processor", own.us_each, own.share * 100.0));
-    for (count, what) in [
-        (report.misdelivered, "packets arrived where they do not belong"),
-        (report.refused, "error responses"),
-        (report.held_back, "packets were held back: the kernel's buffers were full"),
-        (report.left_out, "packets were left out: this machine could not send them in time"),
-    ] {
-        if count > 0 {
-            line("caution", format!("{count} {what}"));
-        }
-    }
-    text
-}
-
-fn allocate_table(report: &AllocateReport) -> String {
-    let mut text = String::new();
-    let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "  {name:<10} {value}");
-    };
-    line("server", format!("{} by {}", report.server, report.transport));
-    let AllocateReport { allocations, concurrency, seconds, .. } = report;
-    let rate = report.allocations_per_second;
-    line(
-        "allocated",
-        format!("{allocations} in {seconds:.3} s, {concurrency} at a time: {rate:.0} a second"),
-    );
-    let latency = report.latency_us;
-    line(
-        "latency",
-        format!(
-            "p50 {:.0} · p99 {:.0} · p99.9 {:.0} · longest {:.0} µs",
-            latency.p50, latency.p99, latency.p999, latency.max
-        ),
-    );
-    if let Some(cpu) = report.server_cpu {
-        line("server CPU", format!("{:.1} µs each", cpu.us_each));
-    }
-    if let Some(bytes) = report.server_bytes_each {
-        line("memory", format!("{bytes:.0} bytes each"));
-    }
-    text
 }

@@ -5,6 +5,8 @@ mod agent_pipe;
 mod agent_report;
 pub mod credentials;
 pub mod load;
+mod load_processes;
+mod load_report;
 pub mod serve;
 
 use clap::{Parser, Subcommand};
@@ -23,6 +25,14 @@ pub struct Ginnel {
     pub command: GinnelCommand,
 }
 
+const LOAD_EXAMPLES: &str = "Examples:
+  ginnel load binding  --server 127.0.0.1:3478
+  ginnel load allocate --server 127.0.0.1:3478 --user u --password-file pw --count 1000 --concurrency 64
+  ginnel load relay    --server 127.0.0.1:3478 --user u --password-file pw --allocations 100 --rate 50000
+  ginnel load relay    --server 127.0.0.1:3478 --user u --password-file pw --allocations 100 --search
+
+Each ends by itself and gives back what it has taken. docs/load.md says how to read the reports.";
+
 /// The commands of `ginnel`.
 #[derive(Debug, Subcommand)]
 pub enum GinnelCommand {
@@ -37,7 +47,7 @@ pub enum GinnelCommand {
     /// Print time-limited credentials for a client of the relay, or the keys of a password
     Credentials(credentials::Credentials),
     /// Put a STUN or TURN server, this or another, under load and measure it
-    #[command(subcommand)]
+    #[command(subcommand, after_help = LOAD_EXAMPLES)]
     Load(load::LoadCommand),
     /// Print every configuration key with its default, as TOML
     Config,

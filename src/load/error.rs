@@ -45,7 +45,9 @@ pub enum LoadError {
         source: io::Error,
     },
     /// Too many sockets.
-    #[error("out of descriptors after {opened} sockets: ask for fewer, or raise the limit (ulimit -n)")]
+    #[error(
+        "out of descriptors after {opened} sockets: ask for fewer, spread them over --processes, or raise the limit (ulimit -n)"
+    )]
     Descriptors {
         /// How many there were.
         opened: usize,

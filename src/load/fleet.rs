@@ -2,7 +2,8 @@
 
 use super::client::{CHANNEL, Client, Event, Login};
 use super::error::LoadError;
-use super::socket::{Batch, Door, Run, Segmentation};
+use super::packets::Packets;
+use super::socket::{Batch, Door, ENDS, Route, Run, Segmentation};
 use super::target::{Target, Transport};
 use crate::clock::Deadlines;
 use crate::net::time;
@@ -13,7 +14,7 @@ use mio::{Events, Interest, Poll, Token};
 use nix::errno::Errno;
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -21,23 +22,40 @@ use std::time::{Duration, Instant};
 const EVENTS: usize = 1024;
 /// The longest wait for answers between looks at whether to stop.
 const LOOK: Duration = Duration::from_millis(20);
-/// How long giving allocations back may take in the end.
+/// How long giving so many allocations back may take in the end.
 const GOODBYE: Duration = Duration::from_secs(3);
+const RELEASED_TOGETHER: usize = 2048;
 
 /// What becomes of a payload: it is taken or, with `true`, sent back.
 pub(super) type Sink<'a> = &'a mut dyn FnMut(usize, Instant, &[u8]) -> bool;
 
+/// One end of a flow.
 #[derive(Debug)]
 struct Leg {
-    door: Door,
-    client: Option<Client>,
-    /// Where it sends to, unless it is connected.
-    to: Option<SocketAddr>,
+    door: usize,
+    route: Route,
+    client: Option<Box<Client>>,
     /// What stands in front of each payload, and zero bytes behind it.
     head: Vec<u8>,
     padding: usize,
+}
+
+#[derive(Debug)]
+struct Berth {
+    door: Door,
+    /// The legs behind it, by the numbers of their ends.
+    legs: Vec<usize>,
     /// Whether more may be waiting than its last call has taken.
     is_ready: bool,
+}
+
+/// Which legs have sockets of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sharing {
+    /// All.
+    Never,
+    /// None, where the server is reached by IPv4 loopback.
+    OnLoopback,
 }
 
 /// When to stop waiting for answers.
@@ -51,7 +69,7 @@ pub(super) struct Until<'a> {
 
 impl Until<'_> {
     fn is_over(self) -> bool {
-        self.stop.load(Ordering::Relaxed) || self.deadline.is_some_and(|at| time::now().mono >= at)
+        self.stop.load(Ordering::Relaxed) || self.deadline.is_some_and(|at| time::mono() >= at)
     }
 }
 
@@ -62,8 +80,13 @@ pub(super) struct Fleet {
     poll: Poll,
     events: Events,
     batch: Batch,
-    echo: Run,
+    echo: Packets,
+    told: Vec<usize>,
+    berths: Vec<Berth>,
     legs: Vec<Leg>,
+    /// The shared sockets that still have room, for clients and for peers.
+    open: [Option<usize>; 2],
+    shares: bool,
     ready: VecDeque<usize>,
     deadlines: Deadlines<usize>,
     news: VecDeque<(usize, Event)>,
@@ -71,14 +94,19 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    pub(super) fn new(target: Target, segmentation: bool) -> io::Result<Self> {
+    pub(super) fn new(target: Target, sharing: Sharing, segmentation: bool) -> io::Result<Self> {
+        let is_near = target.address().is_ipv4() && target.address().ip().is_loopback();
         Ok(Self {
             target,
             poll: Poll::new()?,
             events: Events::with_capacity(EVENTS),
             batch: Batch::default(),
-            echo: Run::default(),
+            echo: Packets::default(),
+            told: Vec::new(),
+            berths: Vec::new(),
             legs: Vec::new(),
+            open: [None; 2],
+            shares: sharing == Sharing::OnLoopback && is_near && target.transport() == Transport::Udp,
             ready: VecDeque::new(),
             deadlines: Deadlines::default(),
             news: VecDeque::new(),
@@ -86,34 +114,61 @@ impl Fleet {
         })
     }
 
-    /// Opens a socket to the server, with a client behind it or none.
+    /// Opens a way to the server, with a client behind it or none.
     pub(super) fn open(&mut self, client: Option<(Login, u64)>) -> Result<usize, LoadError> {
-        let failed = |error| LoadError::connecting(self.target, self.legs.len(), error);
-        let door = Door::to(self.target).map_err(failed)?;
-        let client = client.map(|(login, salt)| Client::new(login, salt));
-        self.add(Leg { door, client, to: None, head: Vec::new(), padding: 0, is_ready: false })
+        let shared = self.open[0].filter(|_| self.shares);
+        let door = match shared {
+            Some(door) => door,
+            None => {
+                let opened = if self.shares { Door::shared(true) } else { Door::to(self.target) };
+                self.dock(opened)?
+            }
+        };
+        let to = self.shares.then(|| self.target.address());
+        let leg = self.board(door, to);
+        self.open[0] = Some(door).filter(|door| self.berths[*door].legs.len() < ENDS);
+        self.legs[leg].client = client.map(|(login, salt)| Box::new(Client::new(login, salt)));
+        Ok(leg)
     }
 
-    /// Opens the socket of a peer.
-    pub(super) fn open_peer(&mut self, ip: IpAddr) -> Result<(usize, SocketAddr), LoadError> {
-        let failed = |error| LoadError::connecting(self.target, self.legs.len(), error);
-        let (door, address) = Door::peer(ip).map_err(failed)?;
-        let leg = Leg { door, client: None, to: None, head: Vec::new(), padding: 0, is_ready: false };
-        Ok((self.add(leg)?, address))
+    /// Opens the way of a peer, on the address that clients have.
+    pub(super) fn open_peer(&mut self) -> Result<(usize, SocketAddr), LoadError> {
+        let shared = self.open[1].filter(|_| self.shares);
+        let door = match shared {
+            Some(door) => door,
+            None => {
+                let ip = match self.berths.first() {
+                    Some(first) => first.door.local_addr(0)?.ip(),
+                    None => return Err(io::Error::from(io::ErrorKind::NotConnected).into()),
+                };
+                let opened = if self.shares { Door::shared(false) } else { Door::peer(ip) };
+                self.dock(opened)?
+            }
+        };
+        let leg = self.board(door, None);
+        self.open[1] = Some(door).filter(|door| self.berths[*door].legs.len() < ENDS);
+        Ok((leg, self.berths[door].door.local_addr(self.legs[leg].route.end)?))
     }
 
-    fn add(&mut self, leg: Leg) -> Result<usize, LoadError> {
-        let number = self.legs.len();
+    /// Takes a new socket in.
+    fn dock(&mut self, door: io::Result<Door>) -> Result<usize, LoadError> {
+        let failed = |error| LoadError::connecting(self.target, self.berths.len(), error);
+        let door = door.map_err(failed)?;
+        let number = self.berths.len();
         let interest = Interest::READABLE.add(Interest::WRITABLE);
-        self.poll.registry().register(&mut SourceFd(&leg.door.descriptor()), Token(number), interest)?;
-        self.legs.push(leg);
+        let interest = if matches!(door, Door::Stream(_)) { interest } else { Interest::READABLE };
+        self.poll.registry().register(&mut SourceFd(&door.descriptor()), Token(number), interest)?;
+        self.berths.push(Berth { door, legs: Vec::new(), is_ready: false });
         Ok(number)
     }
 
-    /// Returns the local address that clients reach the server from.
-    pub(super) fn local_ip(&self) -> io::Result<IpAddr> {
-        let leg = self.legs.first().ok_or(io::ErrorKind::NotConnected)?;
-        Ok(leg.door.local_addr()?.ip())
+    /// Takes a new leg in, behind a socket.
+    fn board(&mut self, door: usize, to: Option<SocketAddr>) -> usize {
+        let number = self.legs.len();
+        let route = Route { end: self.berths[door].legs.len(), to };
+        self.berths[door].legs.push(number);
+        self.legs.push(Leg { door, route, client: None, head: Vec::new(), padding: 0 });
+        number
     }
 
     pub(super) fn relayed(&self, leg: usize) -> Option<SocketAddr> {
@@ -127,7 +182,7 @@ impl Fleet {
 
     /// Sends bare payloads to `to` from now on.
     pub(super) fn aim(&mut self, leg: usize, to: SocketAddr) {
-        self.legs[leg].to = Some(to);
+        self.legs[leg].route.to = Some(to);
     }
 
     /// Puts `head` in front of everything.
@@ -153,9 +208,15 @@ impl Fleet {
         leg.padding = if indications || is_stream { padded } else { 0 };
     }
 
-    pub(super) fn send_run(&mut self, leg: usize, run: &Run) -> Result<usize, LoadError> {
-        let Leg { door, to, .. } = &mut self.legs[leg];
-        door.send_run(*to, run, &mut self.segmentation).map_err(|error| self.broken(leg, error))
+    /// Sends packets; returns how many the kernel took.
+    pub(super) fn send(&mut self, packets: &Packets) -> Result<u64, LoadError> {
+        let mut taken = 0;
+        for (leg, run) in packets.runs() {
+            let Leg { door, route, .. } = &self.legs[leg];
+            let sent = self.berths[*door].door.send(*route, run, &mut self.segmentation);
+            taken += sent.map_err(|error| self.broken(leg, error))? as u64;
+        }
+        Ok(taken)
     }
 
     /// Lets each of `legs` do one thing, at most `concurrency` at a time, until all have; tells `done` how long each took.
@@ -173,7 +234,7 @@ impl Fleet {
             while busy.len() < concurrency.max(1)
                 && let Some(leg) = waiting.next()
             {
-                let now = time::now().mono;
+                let now = time::mono();
                 if let Some(client) = &mut self.legs[leg].client {
                     begin(leg, client, now);
                     busy.insert(leg, now);
@@ -187,7 +248,7 @@ impl Fleet {
                     return Err(LoadError::Refused { number, of: legs.len(), refusal });
                 }
                 if let Some(began) = began {
-                    done(time::now().mono - began);
+                    done(time::mono() - began);
                 }
             }
             if busy.is_empty() && waiting.len() == 0 {
@@ -202,9 +263,9 @@ impl Fleet {
         }
     }
 
-    /// Waits until `until`, and keeps what there is alive.
-    pub(super) fn hold(&mut self, until: Until<'_>) -> Result<(), LoadError> {
-        while !until.is_over() {
+    /// Waits until `until` or another wish, and keeps what there is alive.
+    pub(super) fn hold(&mut self, until: Until<'_>, or: Option<&AtomicBool>) -> Result<(), LoadError> {
+        while !until.is_over() && !or.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
             self.turn(LOOK, &mut |_, _, _| false)?;
             self.check_news()?;
         }
@@ -216,8 +277,12 @@ impl Fleet {
         let legs: Vec<usize> = (0..self.legs.len()).filter(|leg| self.relayed(*leg).is_some()).collect();
         self.news.clear();
         let stop = AtomicBool::new(false);
-        let until = Until { stop: &stop, deadline: Some(time::now().mono + GOODBYE) };
-        let _ = self.settle(&legs, 64, until, |_, client, now| client.release(now), |_| {});
+        for some in legs.chunks(RELEASED_TOGETHER) {
+            let until = Until { stop: &stop, deadline: Some(time::mono() + GOODBYE) };
+            if self.settle(some, 64, until, |_, client, now| client.release(now), |_| {}).is_err() {
+                return;
+            }
+        }
     }
 
     /// Fails if a client has lost what it had.
@@ -237,27 +302,29 @@ impl Fleet {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error.into()),
             _ => {}
         }
-        let mut writable = Vec::new();
-        let is_stream = self.target.transport() == Transport::Tcp;
+        let mut failed = None;
         for event in &self.events {
-            let Token(leg) = event.token();
-            if (event.is_readable() || event.is_error()) && !self.legs[leg].is_ready {
-                self.legs[leg].is_ready = true;
-                self.ready.push_back(leg);
+            let Token(number) = event.token();
+            let Berth { door, is_ready, legs } = &mut self.berths[number];
+            if (event.is_readable() || event.is_error()) && !*is_ready {
+                *is_ready = true;
+                self.ready.push_back(number);
             }
-            if is_stream && event.is_writable() {
-                writable.push(leg);
+            if event.is_writable()
+                && let Err(error) = door.flush()
+            {
+                failed = Some((legs[0], error));
             }
         }
-        for leg in writable {
-            self.legs[leg].door.flush().map_err(|error| self.broken(leg, error))?;
+        if let Some((leg, error)) = failed {
+            return Err(self.broken(leg, error));
         }
         for _ in 0..self.ready.len() {
-            let Some(leg) = self.ready.pop_front() else { break };
-            self.read(leg, &mut *sink)?;
+            let Some(door) = self.ready.pop_front() else { break };
+            self.read(door, &mut *sink)?;
         }
         if self.deadlines.next().is_some() {
-            let now = time::now().mono;
+            let now = time::mono();
             while let Some(leg) = self.deadlines.pop_due(now) {
                 if let Some(client) = &mut self.legs[leg].client {
                     client.handle_timeout(now);
@@ -268,71 +335,59 @@ impl Fleet {
         Ok(())
     }
 
-    /// Receives once from a leg, and again in the next turn if there may be more.
+    /// Receives once from a socket, and again in the next turn if there may be more.
     fn read(&mut self, number: usize, sink: Sink<'_>) -> Result<(), LoadError> {
-        let Leg { door, client, head, padding, .. } = &mut self.legs[number];
-        let echo = &mut self.echo;
+        let Berth { door, legs: behind, is_ready } = &mut self.berths[number];
+        let (echo, told, legs) = (&mut self.echo, &mut self.told, &mut self.legs);
         echo.clear();
-        let mut was_told = false;
-        let mut take = |now, payload: &[u8]| {
-            if sink(number, now, payload) {
-                echo.bytes.extend_from_slice(head);
-                echo.bytes.extend_from_slice(payload);
-                echo.bytes.resize(echo.bytes.len() + *padding, 0);
-                echo.count += 1;
-            }
-        };
-        let received = door.receive(&mut self.batch, |now, frame| match client {
-            None => take(now, frame),
-            Some(_) if frame.first().is_some_and(|first| first & 0xC0 == 0x40) => {
-                if let Some((_, payload)) = wire::parse_channel_data(frame) {
-                    take(now, payload);
-                }
-            }
-            Some(client) => {
-                let Ok(message) = Message::parse(frame) else { return };
-                if (message.class(), message.method()) == (Class::Indication, Method::DATA) {
-                    if let Some(payload) = message.unverified().get(attr::DATA) {
-                        take(now, payload);
-                    }
-                } else {
-                    client.handle(now, &message);
-                    was_told = true;
-                }
+        told.clear();
+        let received = door.receive(&mut self.batch, |now, end, frame| {
+            let Some(&leg) = behind.get(end) else { return };
+            let Leg { client, head, padding, .. } = &mut legs[leg];
+            let payload = match client {
+                None => Some(frame),
+                Some(client) => unwrap(client, now, frame, || told.push(leg)),
+            };
+            if let Some(payload) = payload
+                && sink(leg, now, payload)
+            {
+                echo.push(leg, [head, payload], *padding);
             }
         });
-        let drained = received.map_err(|error| self.broken(number, error))?;
-        self.legs[number].is_ready = !drained;
-        if !drained {
+        let first = behind[0];
+        match received {
+            Ok(drained) => *is_ready = !drained,
+            Err(error) => return Err(self.broken(first, error)),
+        }
+        if *is_ready {
             self.ready.push_back(number);
         }
-        if self.echo.count > 0 {
-            let Leg { door, to, .. } = &mut self.legs[number];
-            let sent = door.send_run(*to, &self.echo, &mut self.segmentation);
-            sent.map_err(|error| self.broken(number, error))?;
+        let echo = std::mem::take(&mut self.echo);
+        self.send(&echo)?;
+        self.echo = echo;
+        for at in 0..self.told.len() {
+            self.attend(self.told[at])?;
         }
-        if was_told { self.attend(number) } else { Ok(()) }
+        Ok(())
     }
 
     /// Does what a client wants done.
     fn attend(&mut self, number: usize) -> Result<(), LoadError> {
-        let Leg { door, client: Some(client), .. } = &mut self.legs[number] else { return Ok(()) };
+        let Leg { door, route, client: Some(client), .. } = &mut self.legs[number] else { return Ok(()) };
         while let Some(event) = client.poll_event() {
             self.news.push_back((number, event));
         }
-        let mut outcome = Ok(());
+        let mut outcome = Ok(0);
         while let Some(bytes) = client.poll_transmit() {
-            outcome = door.send(&bytes);
+            let run = Run { bytes: &bytes, stride: bytes.len() };
+            // What does not leave now the client will ask again.
+            outcome = self.berths[*door].door.send(*route, run, &mut self.segmentation);
         }
         match client.poll_timeout() {
             Some(at) => self.deadlines.set(number, at),
             None => self.deadlines.clear(number),
         }
-        match outcome {
-            // The client will ask again.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            other => other.map_err(|error| self.broken(number, error)),
-        }
+        outcome.map(drop).map_err(|error| self.broken(number, error))
     }
 
     fn broken(&self, leg: usize, error: io::Error) -> LoadError {
@@ -347,4 +402,23 @@ impl Fleet {
             _ => error.into(),
         }
     }
+}
+
+/// Returns the payload that a client was sent; what is not one is the client's, and `was_told` then.
+fn unwrap<'a>(
+    client: &mut Client,
+    now: Instant,
+    frame: &'a [u8],
+    was_told: impl FnOnce(),
+) -> Option<&'a [u8]> {
+    if frame.first().is_some_and(|first| first & 0xC0 == 0x40) {
+        return wire::parse_channel_data(frame).map(|(_, payload)| payload);
+    }
+    let message = Message::parse(frame).ok()?;
+    if (message.class(), message.method()) == (Class::Indication, Method::DATA) {
+        return message.unverified().get(attr::DATA);
+    }
+    client.handle(now, &message);
+    was_told();
+    None
 }

@@ -2,15 +2,15 @@
 
 use super::error::LoadError;
 use super::fleet::Fleet;
-use super::histogram::Histogram;
+use super::outcome::Outcome;
 use super::pace::{Drive, Pace};
-use super::process::Process;
-use super::socket::Run;
+use super::packets::Packets;
+use super::process::{Process, thread_cpu_ns};
 use super::stamp::{STAMP_LEN, Stamp};
-use super::{Progress, Times};
+use super::{Progress, Reins, Stage, Times};
 use crate::net::time;
 use crate::stun::{Class, Message};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How long stragglers are waited for.
@@ -30,7 +30,7 @@ pub(super) enum Course {
 }
 
 /// One load.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Plan {
     pub(super) course: Course,
     /// The legs that send by themselves.
@@ -45,30 +45,14 @@ pub(super) struct Plan {
     pub(super) tag: u16,
 }
 
-/// What came of it.
-#[derive(Debug, Default)]
-pub(super) struct Outcome {
-    pub(super) elapsed: Duration,
-    pub(super) sent: u64,
-    /// Of those that were sent: how many arrived, whenever.
-    pub(super) received: u64,
-    /// How many arrived anywhere while it was measured.
-    pub(super) delivered: u64,
-    pub(super) misdelivered: u64,
-    pub(super) refused: u64,
-    pub(super) held_back: u64,
-    pub(super) left_out: u64,
-    pub(super) latency: Histogram,
-    pub(super) server_cpu: Option<Duration>,
-    pub(super) own_cpu: Duration,
-}
-
 struct Tally<'a> {
     plan: &'a Plan,
     epoch: Instant,
     pace: Pace,
     from: u64,
     to: u64,
+    /// Whatever has arrived, counted or not.
+    arrivals: u64,
     outcome: Outcome,
 }
 
@@ -82,22 +66,20 @@ fn used(plan: &Plan) -> Result<(Option<u64>, u64), LoadError> {
 }
 
 /// Runs a load to its end.
-pub(super) fn run(
-    fleet: &mut Fleet,
-    plan: &Plan,
-    stop: &AtomicBool,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Outcome, LoadError> {
+pub(super) fn run(fleet: &mut Fleet, plan: &Plan, reins: &mut Reins<'_>) -> Result<Outcome, LoadError> {
     let Times { warm_up, seconds } = plan.times;
     let mut tally = Tally {
         plan,
-        epoch: time::now().mono,
+        epoch: time::mono(),
         pace: Pace::new(plan.drive, plan.burst),
         from: u64::MAX,
         to: u64::MAX,
+        arrivals: 0,
         outcome: Outcome::default(),
     };
-    let mut sender = Sender { next: 0, number: 0, run: Run::default() };
+    // CPU time between turns in which there was nothing to do: waiting, but awake.
+    let (mut awake, mut idle_since) = (0, None);
+    let mut sender = Sender { next: 0, number: 0, packets: Packets::default() };
     let end = ns(warm_up + seconds);
     let mut used_before = (None, 0);
     let mut left_out_before = 0;
@@ -109,20 +91,28 @@ pub(super) fn run(
             left_out_before = tally.pace.left_out();
             tally.from = tally.now();
         }
-        if now >= end || stop.load(Ordering::Relaxed) {
+        if now >= end || reins.stop.load(Ordering::Relaxed) {
             break;
         }
         let due = tally.pace.due(now);
         let sent = sender.send(fleet, &mut tally, due)?;
         let wait = if sent > 0 { Duration::ZERO } else { tally.pace.wait(now) };
         let wait = if wait < TOO_SHORT_TO_SLEEP { Duration::ZERO } else { wait - Duration::from_millis(1) };
+        let seen = tally.arrivals;
         fleet.turn(wait.min(Duration::from_millis(100)), &mut |leg, at, payload| {
             tally.arrived(leg, at, payload)
         })?;
+        if wait.is_zero() && sent == 0 && tally.arrivals == seen && tally.from != u64::MAX {
+            let used = thread_cpu_ns();
+            awake += idle_since.map_or(0, |since| used.saturating_sub(since));
+            idle_since = Some(used);
+        } else {
+            idle_since = None;
+        }
         fleet.check_news()?;
         if now >= next_line {
             next_line += ns(Duration::from_secs(1));
-            progress(tally.progress(now, end));
+            (reins.tell)(Stage::Traffic(tally.progress(now, end)));
         }
     }
     if tally.from == u64::MAX {
@@ -130,8 +120,8 @@ pub(super) fn run(
     }
     tally.to = tally.now();
     let used_after = used(plan)?;
-    let patience = time::now().mono + STRAGGLERS;
-    while tally.outcome.received < tally.outcome.sent && time::now().mono < patience {
+    let patience = time::mono() + STRAGGLERS;
+    while tally.outcome.received < tally.outcome.sent && time::mono() < patience {
         fleet.turn(Duration::from_millis(10), &mut |leg, at, payload| tally.arrived(leg, at, payload))?;
     }
     let mut outcome = tally.outcome;
@@ -139,7 +129,8 @@ pub(super) fn run(
     outcome.left_out = tally.pace.left_out() - left_out_before;
     outcome.server_cpu =
         used_after.0.zip(used_before.0).map(|(a, b)| Duration::from_nanos(a.saturating_sub(b)));
-    outcome.own_cpu = Duration::from_nanos(used_after.1.saturating_sub(used_before.1));
+    outcome.own_cpu = Duration::from_nanos(used_after.1.saturating_sub(used_before.1).saturating_sub(awake));
+    outcome.segmentation = fleet.segmentation.0;
     Ok(outcome)
 }
 
@@ -150,7 +141,7 @@ fn ns(time: Duration) -> u64 {
 struct Sender {
     next: usize,
     number: u32,
-    run: Run,
+    packets: Packets,
 }
 
 impl Sender {
@@ -165,7 +156,7 @@ impl Sender {
             let count = if plan.senders.len() == 1 { left } else { left.min(plan.burst.into()) };
             let at = tally.now();
             self.write(fleet, plan, leg, count, at);
-            let taken = fleet.send_run(leg, &self.run)? as u64;
+            let taken = fleet.send(&self.packets)?;
             tally.pace.left(at, taken);
             tally.pace.held_back(count - taken);
             if at >= tally.from {
@@ -181,27 +172,23 @@ impl Sender {
     fn write(&mut self, fleet: &Fleet, plan: &Plan, leg: usize, count: u64, at: u64) {
         let (head, padding) = fleet.head(leg);
         let stamp_at = if plan.course == Course::Answers { head.len() - STAMP_LEN } else { head.len() };
-        let tail = plan.size + padding;
-        self.run.clear();
+        self.packets.clear();
         for _ in 0..count {
             let number = match plan.course {
                 Course::Answers => self.number,
                 _ => u32::try_from(leg).unwrap_or(u32::MAX),
             };
             self.number = self.number.wrapping_add(1);
-            let begin = self.run.bytes.len();
-            self.run.bytes.extend_from_slice(head);
-            self.run.bytes.resize(begin + head.len() + tail, 0);
             let stamp = Stamp { tag: plan.tag, number, at }.bytes();
-            self.run.bytes[begin + stamp_at..][..STAMP_LEN].copy_from_slice(&stamp);
+            let packet = self.packets.push(leg, [head, &[]], plan.size + padding);
+            packet[stamp_at..][..STAMP_LEN].copy_from_slice(&stamp);
         }
-        self.run.count = count as usize;
     }
 }
 
 impl Tally<'_> {
     fn now(&self) -> u64 {
-        self.ns_at(time::now().mono)
+        self.ns_at(time::mono())
     }
 
     fn ns_at(&self, at: Instant) -> u64 {
@@ -210,6 +197,7 @@ impl Tally<'_> {
 
     /// Counts an arrival; returns whether it goes back.
     fn arrived(&mut self, leg: usize, at: Instant, payload: &[u8]) -> bool {
+        self.arrivals += 1;
         let Some(stamp) = self.read(payload).filter(|stamp| stamp.tag == self.plan.tag) else { return false };
         let sender = stamp.number as usize;
         let goes_back = self.plan.course == Course::Echo && sender == leg ^ 1;
@@ -281,8 +269,9 @@ mod tests {
     }
 
     fn tally(plan: &Plan) -> Tally<'_> {
-        let (epoch, pace) = (time::now().mono, Pace::new(plan.drive, plan.burst));
-        let mut tally = Tally { plan, epoch, pace, from: 100, to: 200, outcome: Outcome::default() };
+        let (epoch, pace) = (time::mono(), Pace::new(plan.drive, plan.burst));
+        let mut tally =
+            Tally { plan, epoch, pace, from: 100, to: 200, arrivals: 0, outcome: Outcome::default() };
         tally.pace.left(100, 4);
         tally
     }

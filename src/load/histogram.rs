@@ -1,5 +1,6 @@
 //! Latencies in fixed memory: 128 buckets for each power of two, so that a quantile is at most 1 % too high.
 
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Bits of a value that its bucket keeps.
@@ -10,11 +11,39 @@ const MAX_POWER: u32 = 40;
 const BUCKETS: usize = (MAX_POWER - PRECISION + 1) as usize * PER_POWER;
 
 /// How often which latency was seen: 35 kB, however many there were.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Sparse", try_from = "Sparse")]
 pub struct Histogram {
     counts: Box<[u64]>,
     total: u64,
     longest: u64,
+}
+
+/// The buckets that are not empty.
+#[derive(Debug, Serialize, Deserialize)]
+struct Sparse {
+    counts: Vec<(usize, u64)>,
+    longest: u64,
+}
+
+impl From<Histogram> for Sparse {
+    fn from(histogram: Histogram) -> Self {
+        let counts = histogram.counts.iter().copied().enumerate().filter(|(_, count)| *count > 0).collect();
+        Self { counts, longest: histogram.longest }
+    }
+}
+
+impl TryFrom<Sparse> for Histogram {
+    type Error = &'static str;
+
+    fn try_from(sparse: Sparse) -> Result<Self, Self::Error> {
+        let mut histogram = Self { longest: sparse.longest, ..Self::default() };
+        for (bucket, count) in sparse.counts {
+            *histogram.counts.get_mut(bucket).ok_or("no such bucket")? += count;
+            histogram.total += count;
+        }
+        Ok(histogram)
+    }
 }
 
 impl Default for Histogram {
@@ -29,6 +58,13 @@ impl Histogram {
         self.counts[bucket(ns)] += 1;
         self.total += 1;
         self.longest = self.longest.max(ns);
+    }
+
+    /// Adds all that another one has counted.
+    pub fn merge(&mut self, other: &Self) {
+        self.counts.iter_mut().zip(&other.counts).for_each(|(mine, other)| *mine += other);
+        self.total += other.total;
+        self.longest = self.longest.max(other.longest);
     }
 
     /// Returns how many were counted.
@@ -96,6 +132,20 @@ mod tests {
         close(990, 990);
         close(999, 999);
         assert_eq!((histogram.len(), histogram.longest()), (1000, Duration::from_millis(1)));
+    }
+
+    #[test]
+    fn two_histograms_make_the_one_of_both() {
+        let filled = |range: std::ops::RangeInclusive<u64>| {
+            let mut histogram = Histogram::default();
+            range.for_each(|us| histogram.record(us * 1000));
+            histogram
+        };
+        let mut low = filled(1..=500);
+        low.merge(&filled(501..=1000));
+        assert_eq!(low, filled(1..=1000));
+        low.merge(&Histogram::default());
+        assert_eq!(low, filled(1..=1000));
     }
 
     proptest! {

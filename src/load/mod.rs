@@ -1,6 +1,6 @@
 //! A load generator and test client for any STUN or TURN server, over UDP and TCP, on one thread.
 //!
-//! [`Load::binding`], [`Load::allocate`] and [`Load::relay`] run a load to its end and return a report; nothing is printed.
+//! [`Load::traffic`], [`Load::search`] and [`Load::allocate`] run a load to its end; nothing is printed.
 //! [`client::Client`] is a TURN client without sockets, [`pace`] says when packets leave, [`stamp`] what they carry so that their
 //! arrival is worth something, [`histogram`] keeps latencies in fixed memory. Sends of several packets to one destination leave as
 //! one (GSO), and runs that arrive together are taken as one (GRO).
@@ -11,43 +11,38 @@ mod error;
 mod fleet;
 mod generator;
 pub mod histogram;
+pub mod outcome;
 pub mod pace;
+mod packets;
+pub mod part;
 pub mod process;
 pub mod refusal;
 pub mod report;
+mod run;
+pub mod search;
 mod socket;
 pub mod stamp;
 pub mod target;
 
 pub use credentials::Credentials;
 pub use error::LoadError;
+pub use outcome::{Made, Outcome};
 pub use pace::Drive;
+pub use part::Part;
 pub use refusal::Refusal;
-pub use report::{AllocateReport, TrafficReport};
+pub use report::{AllocateReport, SearchReport, TrafficReport};
 pub use target::{NotAgreed, Target, Transport};
 
-use crate::net::time;
-use crate::stun::{Builder, Class, Method, TransactionId};
-use client::{Client, Login};
-use fleet::{Fleet, Until};
-use generator::{Course, Plan};
-use histogram::Histogram;
-use process::Process;
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha20Rng;
-use std::sync::Arc;
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The longest load: what one has started and forgotten ends by itself.
 pub const LONGEST: Duration = Duration::from_secs(3600);
-/// The most sockets of a load.
-pub const MOST_SOCKETS: usize = 50_000;
+/// The most clients of a load.
+pub const MOST_CLIENTS: usize = 250_000;
 /// The largest payload; what goes around it still fits a datagram.
 pub const LARGEST: u16 = 60_000;
-/// How many allocations are asked for at a time where that is not what is measured.
-const AT_A_TIME: usize = 64;
-
 /// How long a load takes.
 #[derive(Debug, Clone, Copy)]
 pub struct Times {
@@ -58,7 +53,7 @@ pub struct Times {
 }
 
 /// How a load is going.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// Since its beginning.
     pub elapsed: Duration,
@@ -70,6 +65,72 @@ pub struct Progress {
     pub sent: u64,
     /// How many of them have arrived.
     pub received: u64,
+}
+
+/// Where a load has got to.
+#[derive(Debug, Clone)]
+pub enum Stage {
+    /// So many clients have what they need.
+    SettingUp {
+        /// How many.
+        done: usize,
+        /// Of how many.
+        of: usize,
+    },
+    /// It may begin.
+    Ready,
+    /// Packets are under way; told once a second.
+    Traffic(Progress),
+    /// A search has tried a rate.
+    Tried(Trial),
+    /// All allocations are there, and not yet given back.
+    Made(Made),
+}
+
+/// How the caller holds a load.
+pub struct Reins<'a> {
+    /// Ends it early.
+    pub stop: &'a AtomicBool,
+    /// Where it begins only when told to, after [`Stage::Ready`].
+    pub go: Option<&'a AtomicBool>,
+    /// Where [`AllocateLoad::hold`] ends early.
+    pub enough: &'a AtomicBool,
+    /// Hears where it has got to.
+    pub tell: &'a mut dyn FnMut(Stage),
+}
+
+/// One trial of a search.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Trial {
+    /// Packets a second.
+    pub rate: u64,
+    /// What of them has not arrived or could not even leave.
+    pub loss_percent: f64,
+    /// Whether that is little enough.
+    pub borne: bool,
+    /// Whether the generator could not send so much.
+    pub left_out: bool,
+}
+
+/// How a highest rate is looked for.
+#[derive(Debug, Clone, Copy)]
+pub struct SearchLoad {
+    /// What may be lost; default 0.1.
+    pub max_loss_percent: f64,
+    /// How long each trial takes; default 1 s.
+    pub trial: Duration,
+}
+
+/// Packets of which kind.
+#[derive(Debug, Clone)]
+pub enum Traffic {
+    /// Binding requests.
+    Binding {
+        /// From so many sockets.
+        sockets: usize,
+    },
+    /// Payloads through allocations.
+    Relay(Credentials, RelayLoad),
 }
 
 /// What all loads have in common.
@@ -85,6 +146,8 @@ pub struct Load {
     pub cpu: Option<usize>,
     /// Whether packets for one destination leave as one; default true.
     pub segmentation: bool,
+    /// Whether every client and peer has a socket of its own, also where many could share one (IPv4 loopback); default false.
+    pub own_sockets: bool,
 }
 
 /// Who sends payloads.
@@ -109,7 +172,7 @@ pub enum Peers {
     Clients,
 }
 
-/// What [`Load::relay`] sends.
+/// What a relay load sends.
 #[derive(Debug, Clone)]
 pub struct RelayLoad {
     /// Clients with an allocation each; made even where they are each other's peers.
@@ -118,8 +181,6 @@ pub struct RelayLoad {
     pub size: u16,
     /// Who sends.
     pub direction: Direction,
-    /// How much.
-    pub drive: Drive,
     /// Packets in a row from each sender; default 1.
     pub burst: u32,
     /// Whether Send and Data indications carry the payloads instead of channels.
@@ -139,228 +200,19 @@ pub struct AllocateLoad {
     pub hold: bool,
 }
 
-/// Fails unless `value` is from 1 to `most`.
-fn within(what: &'static str, value: usize, most: usize, rule: &'static str) -> Result<(), LoadError> {
-    if (1..=most).contains(&value) { Ok(()) } else { Err(LoadError::Setting { what, rule }) }
-}
-
-impl Load {
-    /// Asks for one's own address, from `sockets` sockets.
-    ///
-    /// # Errors
-    /// What failed, and what to do about it.
-    pub fn binding(
-        &self,
-        sockets: usize,
-        drive: Drive,
-        stop: &AtomicBool,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<TrafficReport, LoadError> {
-        within("--sockets", sockets, MOST_SOCKETS, "1 to 50000")?;
-        check_drive(drive)?;
-        let process = self.begin()?;
-        let mut fleet = Fleet::new(self.target, self.segmentation)?;
-        let request = Builder::new(Class::Request, Method::BINDING, TransactionId::new([0; 12])).finish();
-        for _ in 0..sockets {
-            let leg = fleet.open(None)?;
-            fleet.put_in_front(leg, request.clone());
-        }
-        let plan = Plan {
-            course: Course::Answers,
-            senders: (0..sockets).collect(),
-            drive,
-            burst: 1,
-            size: 0,
-            times: self.times,
-            process,
-            tag: rng().random(),
-        };
-        let outcome = generator::run(&mut fleet, &plan, stop, progress)?;
-        Ok(TrafficReport::new("binding", self, drive, fleet.segmentation.0, &outcome))
-    }
-
-    /// Allocates, reports how fast that went, and gives everything back.
-    ///
-    /// # Errors
-    /// What failed, and what to do about it.
-    pub fn allocate(
-        &self,
-        credentials: Credentials,
-        load: AllocateLoad,
-        stop: &AtomicBool,
-    ) -> Result<AllocateReport, LoadError> {
-        within("--count", load.count, MOST_SOCKETS, "1 to 50000")?;
-        within("--concurrency", load.concurrency, MOST_SOCKETS, "1 to 50000")?;
-        let process = self.begin()?;
-        let mut fleet = Fleet::new(self.target, self.segmentation)?;
-        self.open_clients(&mut fleet, credentials, load.count)?;
-        let legs: Vec<usize> = (0..load.count).collect();
-        let used = |process: &Option<Process>| {
-            let used = process.as_ref().map(|process| Ok((process.cpu_ns()?, process.resident()?)));
-            used.transpose().map_err(|source| LoadError::Process { pid: self.pid.unwrap_or(0), source })
-        };
-        let before = used(&process)?;
-        let began = time::now().mono;
-        let mut latency = Histogram::default();
-        let until = Until { stop, deadline: Some(began + LONGEST) };
-        let allocate = |_: usize, client: &mut Client, now: Instant| client.allocate(now);
-        let settled = fleet.settle(&legs, load.concurrency, until, allocate, |took| {
-            latency.record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
-        });
-        let elapsed = time::now().mono - began;
-        let after = used(&process);
-        let held = settled.and_then(|()| match load.hold {
-            true => fleet.hold(Until { stop, deadline: Some(began + self.times.seconds) }),
-            false => Ok(()),
-        });
-        fleet.release();
-        held?;
-        Ok(AllocateReport::new(self, load, elapsed, &latency, before.zip(after?)))
-    }
-
-    /// Relays payloads between clients and peers.
-    ///
-    /// # Errors
-    /// What failed, and what to do about it.
-    pub fn relay(
-        &self,
-        credentials: Credentials,
-        load: &RelayLoad,
-        stop: &AtomicBool,
-        progress: &mut dyn FnMut(Progress),
-    ) -> Result<TrafficReport, LoadError> {
-        within("--allocations", load.allocations, MOST_SOCKETS / 2, "1 to 25000")?;
-        within("--burst", load.burst as usize, 1024, "1 to 1024")?;
-        if !(stamp::STAMP_LEN..=usize::from(LARGEST)).contains(&usize::from(load.size)) {
-            return Err(LoadError::Setting { what: "--size", rule: "12 to 60000 bytes" });
-        }
-        check_drive(load.drive)?;
-        let process = self.begin()?;
-        let mut fleet = Fleet::new(self.target, self.segmentation)?;
-        let relayed = self.set_up(&mut fleet, credentials, load, stop).and_then(|flows| {
-            let ups = (0..flows).map(|flow| 2 * flow);
-            let senders = match load.direction {
-                Direction::Up | Direction::Echo => ups.collect(),
-                Direction::Down => ups.map(|leg| leg + 1).collect(),
-                Direction::Both => (0..2 * flows).collect(),
-            };
-            let course = if load.direction == Direction::Echo { Course::Echo } else { Course::OneWay };
-            let plan = Plan {
-                course,
-                senders,
-                drive: load.drive,
-                burst: load.burst,
-                size: load.size.into(),
-                times: self.times,
-                process,
-                tag: rng().random(),
-            };
-            generator::run(&mut fleet, &plan, stop, progress)
-        });
-        fleet.release();
-        let report = TrafficReport::new("relay", self, load.drive, fleet.segmentation.0, &relayed?);
-        Ok(report.of_relay(load))
-    }
-
-    /// Does what comes before every load.
-    fn begin(&self) -> Result<Option<Process>, LoadError> {
-        if self.times.seconds.is_zero() || self.times.warm_up + self.times.seconds > LONGEST {
-            let rule = "at least 1 and with --warm-up at most 3600";
-            return Err(LoadError::Setting { what: "--seconds", rule });
-        }
-        if let Some(cpu) = self.cpu {
-            process::pin(cpu).map_err(|source| LoadError::Pin { cpu, source })?;
-        }
-        let watched =
-            self.pid.map(|pid| Process::new(pid).map_err(|source| LoadError::Process { pid, source }));
-        watched.transpose()
-    }
-
-    fn login(&self, credentials: Credentials) -> Login {
-        Login {
-            credentials: Arc::new(credentials),
-            stream: self.target.transport() == Transport::Tcp,
-            v6: self.target.address().ip().to_canonical().is_ipv6(),
-        }
-    }
-
-    fn open_clients(
-        &self,
-        fleet: &mut Fleet,
-        credentials: Credentials,
-        count: usize,
-    ) -> Result<(), LoadError> {
-        let login = self.login(credentials);
-        let mut rng = rng();
-        for _ in 0..count {
-            fleet.open(Some((login.clone(), rng.random())))?;
-        }
-        Ok(())
-    }
-
-    /// Opens the flows of a relay load and lets both ends of each know the other; returns how many there are.
-    fn set_up(
-        &self,
-        fleet: &mut Fleet,
-        credentials: Credentials,
-        load: &RelayLoad,
-        stop: &AtomicBool,
-    ) -> Result<usize, LoadError> {
-        let until = Until { stop, deadline: Some(time::now().mono + LONGEST) };
-        let login = self.login(credentials);
-        let mut rng = rng();
-        let flows = match load.peers {
-            Peers::Sockets => load.allocations,
-            Peers::Clients => load.allocations.div_ceil(2),
-        };
-        let mut clients = Vec::new();
-        let mut peers = Vec::new();
-        for _ in 0..flows {
-            clients.push(fleet.open(Some((login.clone(), rng.random())))?);
-            if load.peers == Peers::Sockets {
-                let ip = fleet.local_ip()?;
-                peers.push(fleet.open_peer(ip)?);
-            } else {
-                clients.push(fleet.open(Some((login.clone(), rng.random())))?);
+impl Traffic {
+    /// Returns what one part of the load's processes does.
+    #[must_use]
+    pub fn part(&self, part: Part) -> Self {
+        match self {
+            Self::Binding { sockets } => Self::Binding { sockets: part.share_of(*sockets) },
+            Self::Relay(credentials, load) => {
+                let allocations = match load.peers {
+                    Peers::Sockets => part.share_of(load.allocations),
+                    Peers::Clients => 2 * part.share_of(load.allocations.div_ceil(2)),
+                };
+                Self::Relay(credentials.clone(), RelayLoad { allocations, ..load.clone() })
             }
         }
-        fleet.settle(&clients, AT_A_TIME, until, |_, client, now| client.allocate(now), |_| {})?;
-        // Each leg's other end, as the server names it.
-        let mut others = vec![None; 2 * flows];
-        for leg in &clients {
-            others[leg ^ 1] = fleet.relayed(*leg);
-        }
-        for (leg, address) in peers {
-            others[leg ^ 1] = Some(address);
-        }
-        for (leg, other) in others.iter().enumerate() {
-            let Some(other) = *other else { continue };
-            if clients.binary_search(&leg).is_ok() {
-                fleet.wrap(leg, other, load.size, load.indications);
-            } else {
-                fleet.aim(leg, other);
-            }
-        }
-        let reach = |leg: usize, client: &mut Client, now: Instant| {
-            if let Some(other) = others[leg] {
-                client.reach(now, other, !load.indications);
-            }
-        };
-        fleet.settle(&clients, AT_A_TIME, until, reach, |_| {})?;
-        Ok(flows)
     }
-}
-
-fn check_drive(drive: Drive) -> Result<(), LoadError> {
-    match drive {
-        Drive::Rate(rate) => {
-            let rule = "1 to 100000000 packets a second";
-            within("--rate", usize::try_from(rate).unwrap_or(usize::MAX), 100_000_000, rule)
-        }
-        Drive::Window(window) => within("--window", window as usize, 1_000_000, "1 to 1000000 packets"),
-    }
-}
-
-fn rng() -> ChaCha20Rng {
-    ChaCha20Rng::from_os_rng()
 }

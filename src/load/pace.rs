@@ -1,5 +1,6 @@
 //! How many packets may leave now: so many a second, or as many as keep so many under way.
 
+use super::part::Part;
 use std::time::Duration;
 
 /// What drives a load.
@@ -9,6 +10,19 @@ pub enum Drive {
     Rate(u64),
     /// Packets under way: each arrival lets the next one leave.
     Window(u32),
+}
+
+impl Drive {
+    /// Returns what drives one part of a load.
+    #[must_use]
+    pub fn part(self, part: Part) -> Self {
+        match self {
+            Self::Rate(rate) => Self::Rate(part.share(rate)),
+            Self::Window(window) => {
+                Self::Window(u32::try_from(part.share(window.into())).unwrap_or(window).max(1))
+            }
+        }
+    }
 }
 
 /// The most packets that leave between two looks at what has arrived.

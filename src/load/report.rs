@@ -1,8 +1,8 @@
 //! What a load has found out, in numbers.
 
-use super::generator::Outcome;
 use super::histogram::Histogram;
-use super::{AllocateLoad, Direction, Drive, Load, Peers, RelayLoad};
+use super::outcome::{Made, Outcome};
+use super::{AllocateLoad, Direction, Drive, Load, Peers, RelayLoad, SearchLoad, Traffic, Trial};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -57,6 +57,8 @@ pub struct TrafficReport {
     /// Of `relay`.
     #[serde(flatten)]
     pub relayed: Option<Relayed>,
+    /// Processes that made the load.
+    pub processes: usize,
     /// Packets a second that were asked for.
     pub rate: Option<u64>,
     /// Packets kept under way.
@@ -89,7 +91,7 @@ pub struct TrafficReport {
     pub segmentation: bool,
     /// CPU time of the watched process.
     pub server_cpu: Option<Cpu>,
-    /// CPU time of this process; at a steady rate it waits awake.
+    /// CPU time of the generator itself, without what it has waited awake: near one processor for each process, it was the limit.
     pub own_cpu: Cpu,
 }
 
@@ -106,6 +108,8 @@ pub struct AllocateReport {
     pub allocations: usize,
     /// How many were asked for at a time.
     pub concurrency: usize,
+    /// Processes that made them.
+    pub processes: usize,
     /// Seconds until the last one was there.
     pub seconds: f64,
     /// Allocations a second.
@@ -116,6 +120,8 @@ pub struct AllocateReport {
     pub server_cpu: Option<Cpu>,
     /// By how much its resident memory has grown, in bytes for each allocation.
     pub server_bytes_each: Option<f64>,
+    /// CPU time of the generator itself.
+    pub own_cpu: Cpu,
 }
 
 fn micros(time: Duration) -> f64 {
@@ -143,24 +149,23 @@ impl Cpu {
 }
 
 impl TrafficReport {
-    pub(super) fn new(
-        mode: &'static str,
-        load: &Load,
-        drive: Drive,
-        segmentation: bool,
-        outcome: &Outcome,
-    ) -> Self {
+    /// Makes the report of a load that ran in `processes`.
+    #[must_use]
+    pub fn new(load: &Load, traffic: &Traffic, drive: Drive, processes: usize, outcome: &Outcome) -> Self {
         let lost = outcome.sent.saturating_sub(outcome.received);
         let (rate, window) = match drive {
             Drive::Rate(rate) => (Some(rate), None),
             Drive::Window(window) => (None, Some(window)),
         };
         let elapsed = outcome.elapsed;
+        let packets_per_second = per(outcome.delivered as f64, elapsed.as_secs_f64());
+        let relayed = Relayed::of(traffic);
         Self {
-            mode,
+            mode: if relayed.is_some() { "relay" } else { "binding" },
             server: load.target.address().to_string(),
             transport: load.target.transport().name(),
-            relayed: None,
+            relayed,
+            processes,
             rate,
             window,
             seconds: elapsed.as_secs_f64(),
@@ -168,66 +173,115 @@ impl TrafficReport {
             received: outcome.received,
             lost,
             loss_percent: per(lost as f64 * 100.0, outcome.sent as f64),
-            packets_per_second: per(outcome.delivered as f64, elapsed.as_secs_f64()),
-            bits_per_second: 0.0,
+            packets_per_second,
+            bits_per_second: packets_per_second * 8.0 * relayed.map_or(0.0, |relayed| relayed.size.into()),
             latency_us: Latency::of(&outcome.latency),
             misdelivered: outcome.misdelivered,
             refused: outcome.refused,
             held_back: outcome.held_back,
             left_out: outcome.left_out,
-            segmentation: segmentation && load.target.transport() == super::Transport::Udp,
+            segmentation: outcome.segmentation && load.target.transport() == super::Transport::Udp,
             server_cpu: outcome.server_cpu.map(|used| Cpu::of(used, outcome.delivered, elapsed)),
             own_cpu: Cpu::of(outcome.own_cpu, outcome.delivered, elapsed),
         }
     }
 
-    pub(super) fn of_relay(self, load: &RelayLoad) -> Self {
-        let direction = match load.direction {
-            Direction::Up => "up",
-            Direction::Down => "down",
-            Direction::Both => "both",
-            Direction::Echo => "echo",
-        };
-        let relayed = Relayed {
+    /// Returns whether the generator had no time to spare, so that the server might have taken more.
+    #[must_use]
+    pub fn was_generator_the_limit(&self) -> bool {
+        self.own_cpu.share > 0.93 * self.processes as f64
+    }
+}
+
+impl Relayed {
+    fn of(traffic: &Traffic) -> Option<Self> {
+        let Traffic::Relay(_, load) = traffic else { return None };
+        let RelayLoad { allocations, size, burst, .. } = *load;
+        Some(Self {
             allocations: match load.peers {
-                Peers::Sockets => load.allocations,
-                Peers::Clients => load.allocations.next_multiple_of(2),
+                Peers::Sockets => allocations,
+                Peers::Clients => allocations.next_multiple_of(2),
             },
-            size: load.size,
-            direction,
+            size,
+            direction: match load.direction {
+                Direction::Up => "up",
+                Direction::Down => "down",
+                Direction::Both => "both",
+                Direction::Echo => "echo",
+            },
             by: if load.indications { "indications" } else { "channels" },
             peers: if load.peers == Peers::Sockets { "sockets" } else { "clients" },
-            burst: load.burst,
-        };
-        let bits_per_second = self.packets_per_second * 8.0 * f64::from(load.size);
-        Self { relayed: Some(relayed), bits_per_second, ..self }
+            burst,
+        })
+    }
+}
+
+/// The highest rate that a server bears.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SearchReport {
+    /// `search`.
+    pub mode: &'static str,
+    /// The server.
+    pub server: String,
+    /// `udp` or `tcp`.
+    pub transport: &'static str,
+    /// Of `relay`.
+    #[serde(flatten)]
+    pub relayed: Option<Relayed>,
+    /// What might be lost.
+    pub max_loss_percent: f64,
+    /// The highest rate that was borne, in packets a second; none if none was.
+    pub highest_rate: Option<u64>,
+    /// Whether what failed above it was the generator, which could not send so much.
+    pub generator_was_the_limit: bool,
+    /// What was tried, in turn.
+    pub trials: Vec<Trial>,
+    /// The server at half of the highest rate.
+    pub at_half: Option<TrafficReport>,
+}
+
+impl SearchReport {
+    pub(super) fn new(
+        load: &Load,
+        traffic: &Traffic,
+        search: SearchLoad,
+        trials: Vec<Trial>,
+        at_half: Option<TrafficReport>,
+    ) -> Self {
+        let failed = trials.iter().filter(|trial| !trial.borne);
+        let lowest = failed.min_by_key(|trial| trial.rate);
+        Self {
+            mode: "search",
+            server: load.target.address().to_string(),
+            transport: load.target.transport().name(),
+            relayed: Relayed::of(traffic),
+            max_loss_percent: search.max_loss_percent,
+            highest_rate: trials.iter().filter(|trial| trial.borne).map(|trial| trial.rate).max(),
+            generator_was_the_limit: lowest.is_some_and(|trial| trial.left_out),
+            trials,
+            at_half,
+        }
     }
 }
 
 impl AllocateReport {
-    /// `used` is CPU time in ns and resident bytes, before and after.
-    pub(super) fn new(
-        load: &Load,
-        what: AllocateLoad,
-        elapsed: Duration,
-        latency: &Histogram,
-        used: Option<((u64, u64), (u64, u64))>,
-    ) -> Self {
-        let count = what.count as f64;
+    /// Makes the report of what `processes` have made.
+    #[must_use]
+    pub fn new(load: &Load, what: AllocateLoad, processes: usize, made: &Made) -> Self {
+        let (count, elapsed) = (made.count as f64, made.elapsed);
         Self {
             mode: "allocate",
             server: load.target.address().to_string(),
             transport: load.target.transport().name(),
-            allocations: what.count,
+            allocations: made.count,
             concurrency: what.concurrency,
+            processes,
             seconds: elapsed.as_secs_f64(),
             allocations_per_second: per(count, elapsed.as_secs_f64()),
-            latency_us: Latency::of(latency),
-            server_cpu: used.map(|((before, _), (after, _))| {
-                let used = Duration::from_nanos(after.saturating_sub(before));
-                Cpu::of(used, what.count as u64, elapsed)
-            }),
-            server_bytes_each: used.map(|((_, before), (_, after))| per(after as f64 - before as f64, count)),
+            latency_us: Latency::of(&made.latency),
+            server_cpu: made.used.map(|(used, _)| Cpu::of(used, made.count as u64, elapsed)),
+            server_bytes_each: made.used.map(|(_, bytes)| per(bytes as f64, count)),
+            own_cpu: Cpu::of(made.own_cpu, made.count as u64, elapsed),
         }
     }
 }

@@ -1,21 +1,31 @@
 //! Sockets that send and receive in runs: UDP with GSO and GRO, TCP with whatever fits.
+//!
+//! On IPv4 loopback one socket serves many ends: each has an address of 127.0.0.0/8 of its own, which packets leave from and arrive at,
+//! so that the server sees as many 5-tuples as ever and one receiving call takes what came for all of them.
 
 use super::target::{Target, Transport};
 use crate::net::time;
 use crate::turn_server::wire;
 use nix::errno::Errno;
+use nix::libc::{in_addr, in_pktinfo};
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrStorage, recvmmsg, sendmmsg,
-    sendmsg, setsockopt, sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, MultiHeaders, SockaddrIn, SockaddrStorage, recvmmsg,
+    sendmmsg, sendmsg, setsockopt, sockopt,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 /// Kernel buffer of a socket, in each direction: a server may answer in larger bursts than the default holds.
 const BUFFER: usize = 1 << 20;
+/// The same of a socket that serves many ends.
+const WIDE_BUFFER: usize = 8 << 20;
+/// How many ends share a socket.
+pub(super) const ENDS: usize = 128;
+/// The address of a shared socket's first end; the others follow it.
+const FIRST_END: u32 = 0x7F4D_0001;
 const MAX_DATAGRAM: usize = 65_535;
 /// Most buffers of one receiving call, and how many are offered while little comes.
 const MOST_BUFFERS: usize = 32;
@@ -31,24 +41,37 @@ const CONNECT_TIME: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Segmentation(pub(super) bool);
 
-/// Packets of one size for one destination.
-#[derive(Debug, Default)]
-pub(super) struct Run {
-    pub(super) bytes: Vec<u8>,
-    pub(super) count: usize,
+/// Packets of one size, for one destination, in a row.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Run<'a> {
+    pub(super) bytes: &'a [u8],
+    /// Bytes of each packet.
+    pub(super) stride: usize,
 }
 
-impl Run {
-    pub(super) fn clear(&mut self) {
-        self.bytes.clear();
-        self.count = 0;
+impl Run<'_> {
+    pub(super) fn count(&self) -> usize {
+        self.bytes.len() / self.stride.max(1)
     }
 }
 
-/// One end that packets leave from and arrive at.
+/// Where packets leave from and go to.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Route {
+    /// The end of a shared socket; 0 elsewhere.
+    pub(super) end: usize,
+    /// `None` on sockets that are connected.
+    pub(super) to: Option<SocketAddr>,
+}
+
+/// What packets leave from and arrive at.
 #[derive(Debug)]
 pub(super) enum Door {
+    /// One end.
     Datagrams(UdpSocket),
+    /// Up to [`ENDS`].
+    Shared(UdpSocket),
+    /// One end.
     Stream(Stream),
 }
 
@@ -64,7 +87,7 @@ impl Door {
     pub(super) fn to(target: Target) -> io::Result<Self> {
         match target.transport() {
             Transport::Udp => {
-                let socket = datagrams(target.address())?;
+                let socket = datagrams(target.address(), BUFFER)?;
                 socket.connect(target.address())?;
                 Ok(Self::Datagrams(socket))
             }
@@ -78,111 +101,117 @@ impl Door {
     }
 
     /// Opens a peer's socket on a local address.
-    pub(super) fn peer(ip: IpAddr) -> io::Result<(Self, SocketAddr)> {
-        let socket = datagrams(SocketAddr::new(ip, 0))?;
+    pub(super) fn peer(ip: IpAddr) -> io::Result<Self> {
+        let socket = datagrams(SocketAddr::new(ip, 0), BUFFER)?;
         socket2::SockRef::from(&socket).bind(&SocketAddr::new(ip, 0).into())?;
-        let address = socket.local_addr()?;
-        Ok((Self::Datagrams(socket), address))
+        Ok(Self::Datagrams(socket))
+    }
+
+    /// Opens a socket for many ends on loopback. Where all of them send to the server alone, `hears_errors`: that nobody is there
+    /// is an error of the socket then.
+    pub(super) fn shared(hears_errors: bool) -> io::Result<Self> {
+        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let socket = datagrams(any, WIDE_BUFFER)?;
+        setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
+        if hears_errors {
+            setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
+        }
+        socket2::SockRef::from(&socket).bind(&any.into())?;
+        Ok(Self::Shared(socket))
     }
 
     pub(super) fn descriptor(&self) -> RawFd {
         match self {
-            Self::Datagrams(socket) => socket.as_raw_fd(),
+            Self::Datagrams(socket) | Self::Shared(socket) => socket.as_raw_fd(),
             Self::Stream(stream) => stream.stream.as_raw_fd(),
         }
     }
 
-    pub(super) fn local_addr(&self) -> io::Result<SocketAddr> {
+    /// Returns the address of an end.
+    pub(super) fn local_addr(&self, end: usize) -> io::Result<SocketAddr> {
         match self {
             Self::Datagrams(socket) => socket.local_addr(),
+            Self::Shared(socket) => Ok(SocketAddr::new(address_of(end).into(), socket.local_addr()?.port())),
             Self::Stream(stream) => stream.stream.local_addr(),
         }
     }
 
-    /// Sends one message, whole or not at all.
-    pub(super) fn send(&mut self, message: &[u8]) -> io::Result<()> {
-        match self {
-            Self::Datagrams(socket) => socket.send(message).map(drop),
-            Self::Stream(stream) => stream.send(message),
-        }
-    }
-
     /// Sends a run; returns how many packets of it the kernel took. What finds its buffers full stays behind.
-    pub(super) fn send_run(
+    pub(super) fn send(
         &mut self,
-        to: Option<SocketAddr>,
-        run: &Run,
+        route: Route,
+        run: Run<'_>,
         segmentation: &mut Segmentation,
     ) -> io::Result<usize> {
         match self {
-            Self::Datagrams(socket) => send_datagrams(socket, to, run, segmentation),
+            Self::Datagrams(socket) => in_pieces(run, segmentation, |run, segmentation| {
+                send_alone(socket, route.to, run, segmentation)
+            }),
+            Self::Shared(socket) => in_pieces(run, segmentation, |run, segmentation| {
+                send_shared(socket.as_raw_fd(), route, run, segmentation)
+            }),
             Self::Stream(stream) if stream.outbox.len() >= MOST_WAITING => Ok(0),
-            Self::Stream(stream) => stream.send(&run.bytes).map(|()| run.count),
+            Self::Stream(stream) => stream.send(run.bytes).map(|()| run.count()),
         }
     }
 
     /// Sends what had to wait.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Datagrams(_) => Ok(()),
+            Self::Datagrams(_) | Self::Shared(_) => Ok(()),
             Self::Stream(stream) => stream.flush(),
         }
     }
 
-    /// Receives once, and hands every message to `each` with the moment after the call. Returns whether nothing more waits.
+    /// Receives once, and hands every message to `each` with the moment after the call and the end it is for. Returns whether
+    /// nothing more waits.
     pub(super) fn receive(
         &mut self,
         batch: &mut Batch,
-        mut each: impl FnMut(Instant, &[u8]),
+        mut each: impl FnMut(Instant, usize, &[u8]),
     ) -> io::Result<bool> {
         match self {
-            Self::Datagrams(socket) => {
+            Self::Datagrams(socket) | Self::Shared(socket) => {
                 match batch.fill(socket.as_raw_fd()) {
                     Err(Errno::EAGAIN) => return Ok(true),
                     Err(Errno::EINTR) => return Ok(false),
                     other => other?,
                 }
-                let now = time::now().mono;
-                batch.packets().for_each(|packet| each(now, packet));
+                let now = time::mono();
+                batch.packets().for_each(|(end, packet)| each(now, end, packet));
                 Ok(batch.filled < batch.offered)
             }
-            Self::Stream(stream) => stream.receive(&mut batch.bytes, each),
+            Self::Stream(stream) => stream.receive(&mut batch.bytes, |now, frame| each(now, 0, frame)),
         }
     }
 }
 
-fn datagrams(address: SocketAddr) -> io::Result<UdpSocket> {
+fn address_of(end: usize) -> Ipv4Addr {
+    Ipv4Addr::from_bits(FIRST_END + u32::try_from(end).unwrap_or(0))
+}
+
+fn datagrams(address: SocketAddr, buffer: usize) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-    socket.set_recv_buffer_size(BUFFER)?;
-    socket.set_send_buffer_size(BUFFER)?;
+    socket.set_recv_buffer_size(buffer)?;
+    socket.set_send_buffer_size(buffer)?;
+    // Beyond the system's limit where this process may do that.
+    let _ = setsockopt(&socket, sockopt::RcvBufForce, &buffer);
     socket.set_nonblocking(true)?;
     // Older kernels know no GRO: datagrams then arrive one by one.
     let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
     Ok(socket.into())
 }
 
-fn send_datagrams(
-    socket: &UdpSocket,
-    to: Option<SocketAddr>,
-    run: &Run,
+/// Lets `send` take as much of a run as the kernel takes at a time, until it takes no more.
+fn in_pieces(
+    run: Run<'_>,
     segmentation: &mut Segmentation,
+    mut send: impl FnMut(Run<'_>, Segmentation) -> io::Result<usize>,
 ) -> io::Result<usize> {
-    let stride = run.bytes.len() / run.count.max(1);
     let mut sent = 0;
-    while sent < run.count {
-        let rest = &run.bytes[sent * stride..];
-        let outcome = match run.count - sent {
-            1 => match to {
-                Some(to) => socket.send_to(rest, to).map(|_| 1),
-                None => socket.send(rest).map(|_| 1),
-            },
-            count if segmentation.0 => {
-                let count = count.min(MOST_SEGMENTS).min((MOST_BYTES / stride).max(1));
-                send_segments(socket.as_raw_fd(), to, &rest[..count * stride], stride).map(|()| count)
-            }
-            count => send_each(socket.as_raw_fd(), to, &rest[..count * stride], stride),
-        };
-        match outcome {
+    while sent < run.count() {
+        let rest = Run { bytes: &run.bytes[sent * run.stride..], ..run };
+        match send(rest, *segmentation) {
             Ok(count) => sent += count,
             Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
                 Errno::EINTR => {}
@@ -196,19 +225,72 @@ fn send_datagrams(
     Ok(sent)
 }
 
-fn send_segments(socket: RawFd, to: Option<SocketAddr>, bytes: &[u8], stride: usize) -> io::Result<()> {
-    let size = u16::try_from(stride).map_err(|_| io::Error::from(Errno::EMSGSIZE))?;
-    let to = to.map(SockaddrStorage::from);
-    let controls = [ControlMessage::UdpGsoSegments(&size)];
-    sendmsg(socket, &[IoSlice::new(bytes)], &controls, MsgFlags::empty(), to.as_ref())?;
-    Ok(())
+/// Returns how many packets go into one segmented send.
+fn segments(run: Run<'_>) -> usize {
+    run.count().min(MOST_SEGMENTS).min((MOST_BYTES / run.stride).max(1))
 }
 
-fn send_each(socket: RawFd, to: Option<SocketAddr>, bytes: &[u8], stride: usize) -> io::Result<usize> {
-    let slices: Vec<_> = bytes.chunks_exact(stride).map(|packet| [IoSlice::new(packet)]).collect();
-    let addresses = vec![to.map(SockaddrStorage::from); slices.len()];
-    let mut headers = MultiHeaders::preallocate(slices.len(), None);
-    let sent = sendmmsg(socket, &mut headers, &slices, &addresses, [], MsgFlags::empty())?;
+fn send_alone(
+    socket: &UdpSocket,
+    to: Option<SocketAddr>,
+    run: Run<'_>,
+    segmentation: Segmentation,
+) -> io::Result<usize> {
+    match (run.count(), to) {
+        (1, Some(to)) => socket.send_to(run.bytes, to).map(|_| 1),
+        (1, None) => socket.send(run.bytes).map(|_| 1),
+        _ if segmentation.0 => {
+            let (count, size) = (segments(run), segment_size(run)?);
+            let to = to.map(SockaddrStorage::from);
+            let bytes = [IoSlice::new(&run.bytes[..count * run.stride])];
+            let controls = [ControlMessage::UdpGsoSegments(&size)];
+            sendmsg(socket.as_raw_fd(), &bytes, &controls, MsgFlags::empty(), to.as_ref())?;
+            Ok(count)
+        }
+        _ => send_each(socket.as_raw_fd(), to.map(SockaddrStorage::from), run, &[]),
+    }
+}
+
+fn send_shared(socket: RawFd, route: Route, run: Run<'_>, segmentation: Segmentation) -> io::Result<usize> {
+    let Some(SocketAddr::V4(to)) = route.to else { return Err(io::ErrorKind::InvalidInput.into()) };
+    let (to, source) = (SockaddrIn::from(to), source(route.end));
+    let from = ControlMessage::Ipv4PacketInfo(&source);
+    if run.count() > 1 && !segmentation.0 {
+        return send_each(socket, Some(to), run, &[from]);
+    }
+    let (count, size) = (segments(run), segment_size(run)?);
+    let bytes = [IoSlice::new(&run.bytes[..count * run.stride])];
+    match count {
+        1 => sendmsg(socket, &bytes, &[from], MsgFlags::empty(), Some(&to))?,
+        _ => {
+            let controls = [from, ControlMessage::UdpGsoSegments(&size)];
+            sendmsg(socket, &bytes, &controls, MsgFlags::empty(), Some(&to))?
+        }
+    };
+    Ok(count)
+}
+
+fn source(end: usize) -> in_pktinfo {
+    let s_addr = u32::from_ne_bytes(address_of(end).octets());
+    in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: in_addr { s_addr }, ipi_addr: in_addr { s_addr: 0 } }
+}
+
+fn segment_size(run: Run<'_>) -> io::Result<u16> {
+    u16::try_from(run.stride).map_err(|_| io::Error::from(Errno::EMSGSIZE))
+}
+
+fn send_each<S: nix::sys::socket::SockaddrLike + Copy>(
+    socket: RawFd,
+    to: Option<S>,
+    run: Run<'_>,
+    controls: &[ControlMessage<'_>],
+) -> io::Result<usize> {
+    let slices: Vec<_> =
+        run.bytes.chunks_exact(run.stride).take(MOST_SEGMENTS).map(|packet| [IoSlice::new(packet)]).collect();
+    let addresses = vec![to; slices.len()];
+    let room = (!controls.is_empty()).then(|| nix::cmsg_space!(in_pktinfo));
+    let mut headers = MultiHeaders::preallocate(slices.len(), room);
+    let sent = sendmmsg(socket, &mut headers, &slices, &addresses, controls, MsgFlags::empty())?;
     Ok(sent.count())
 }
 
@@ -245,7 +327,7 @@ impl Stream {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(false),
             Err(error) => return Err(error),
         };
-        let now = time::now().mono;
+        let now = time::mono();
         self.inbox.extend_from_slice(&room[..count]);
         let mut begin = 0;
         while let Some(len) = wire::frame_len(&self.inbox[begin..])
@@ -260,12 +342,20 @@ impl Stream {
     }
 }
 
+/// What one buffer holds after a call.
+#[derive(Debug, Clone, Copy, Default)]
+struct Filled {
+    len: usize,
+    /// Bytes of each packet in it but the last.
+    stride: usize,
+    end: usize,
+}
+
 /// Room for what one receiving call takes, shared by all sockets: 2 MB.
 #[derive(Debug)]
 pub(super) struct Batch {
     bytes: Vec<u8>,
-    /// Length of each filled buffer, and of the packets in it.
-    lengths: [(usize, usize); MOST_BUFFERS],
+    arrivals: [Filled; MOST_BUFFERS],
     filled: usize,
     offered: usize,
 }
@@ -274,7 +364,7 @@ impl Default for Batch {
     fn default() -> Self {
         Self {
             bytes: vec![0; MAX_DATAGRAM * MOST_BUFFERS],
-            lengths: [(0, 0); MOST_BUFFERS],
+            arrivals: [Filled::default(); MOST_BUFFERS],
             filled: 0,
             offered: FEW_BUFFERS,
         }
@@ -286,47 +376,56 @@ impl Batch {
         self.offered = if self.filled == self.offered {
             (self.offered * 2).min(MOST_BUFFERS)
         } else {
-            (self.offered / 2).max(FEW_BUFFERS)
+            (self.filled * 2).next_power_of_two().clamp(FEW_BUFFERS, MOST_BUFFERS)
         };
         self.filled = 0;
         // `nix` leaves in used headers the lengths that the kernel wrote, so every call needs fresh ones.
         let mut headers =
-            MultiHeaders::<SockaddrStorage>::preallocate(self.offered, Some(nix::cmsg_space!(i32)));
+            MultiHeaders::<()>::preallocate(self.offered, Some(nix::cmsg_space!(i32, in_pktinfo)));
         let mut chunks = self.bytes.chunks_exact_mut(MAX_DATAGRAM);
         let mut slices: [_; MOST_BUFFERS] =
             std::array::from_fn(|_| [IoSliceMut::new(chunks.next().unwrap_or_default())]);
         let received = recvmmsg(socket, &mut headers, slices.iter_mut(), MsgFlags::empty(), None)?;
-        for (message, lengths) in received.zip(&mut self.lengths) {
-            let segment = message.cmsgs().into_iter().flatten().find_map(|control| match control {
-                ControlMessageOwned::UdpGroSegments(size) => usize::try_from(size).ok(),
-                _ => None,
-            });
-            *lengths = (message.bytes, segment.unwrap_or(message.bytes));
+        for (message, filled) in received.zip(&mut self.arrivals) {
+            *filled = Filled { len: message.bytes, stride: message.bytes, end: 0 };
+            for control in message.cmsgs().into_iter().flatten() {
+                match control {
+                    ControlMessageOwned::UdpGroSegments(size) => {
+                        filled.stride = usize::try_from(size).unwrap_or(message.bytes);
+                    }
+                    ControlMessageOwned::Ipv4PacketInfo(info) => {
+                        let to = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes()).to_bits();
+                        filled.end = to.wrapping_sub(FIRST_END) as usize;
+                    }
+                    _ => {}
+                }
+            }
             self.filled += 1;
         }
         Ok(())
     }
 
-    fn packets(&self) -> impl Iterator<Item = &[u8]> {
-        let filled = self.bytes.chunks_exact(MAX_DATAGRAM).zip(&self.lengths).take(self.filled);
-        filled.flat_map(|(buffer, (len, stride))| buffer[..*len].chunks((*stride).max(1)))
+    fn packets(&self) -> impl Iterator<Item = (usize, &[u8])> {
+        let filled = self.bytes.chunks_exact(MAX_DATAGRAM).zip(&self.arrivals).take(self.filled);
+        filled.flat_map(|(buffer, filled)| {
+            buffer[..filled.len].chunks(filled.stride.max(1)).map(|packet| (filled.end, packet))
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::Ipv4Addr;
 
-    fn run(count: usize, stride: usize) -> Run {
-        Run { bytes: (0..count).flat_map(|n| vec![n as u8; stride]).collect(), count }
+    fn bytes(count: usize, stride: usize) -> Vec<u8> {
+        (0..count).flat_map(|n| vec![n as u8; stride]).collect()
     }
 
-    fn received(door: &mut Door, count: usize) -> Vec<Vec<u8>> {
+    fn received(door: &mut Door, count: usize) -> Vec<(usize, Vec<u8>)> {
         let mut batch = Batch::default();
         let mut all = Vec::new();
         while all.len() < count {
-            door.receive(&mut batch, |_, packet| all.push(packet.to_vec())).unwrap();
+            door.receive(&mut batch, |_, end, packet| all.push((end, packet.to_vec()))).unwrap();
         }
         all
     }
@@ -335,16 +434,35 @@ mod tests {
     fn runs_arrive_packet_by_packet_with_and_without_segmentation() {
         let ip = Ipv4Addr::LOCALHOST.into();
         for on in [true, false] {
-            let (mut here, _) = Door::peer(ip).unwrap();
-            let (mut there, to) = Door::peer(ip).unwrap();
-            for (count, stride) in [(1, 20), (7, 172), (100, 1200), (3, 40_000)] {
-                let run = run(count, stride);
-                let sent = here.send_run(Some(to), &run, &mut Segmentation(on)).unwrap();
-                assert_eq!(sent, count, "{count} of {stride}");
-                let packets = received(&mut there, count);
-                assert_eq!(packets.concat(), run.bytes);
-                assert!(packets.iter().all(|packet| packet.len() == stride));
+            for mut here in [Door::peer(ip).unwrap(), Door::shared(false).unwrap()] {
+                let mut there = Door::peer(ip).unwrap();
+                let route = Route { end: 0, to: Some(there.local_addr(0).unwrap()) };
+                for (count, stride) in [(1, 20), (7, 172), (100, 1200), (3, 40_000)] {
+                    let bytes = bytes(count, stride);
+                    let run = Run { bytes: &bytes, stride };
+                    let sent = here.send(route, run, &mut Segmentation(on)).unwrap();
+                    assert_eq!(sent, count, "{count} of {stride}");
+                    let packets = received(&mut there, count);
+                    assert!(packets.iter().all(|(end, packet)| (*end, packet.len()) == (0, stride)));
+                    let packets: Vec<_> = packets.into_iter().flat_map(|(_, packet)| packet).collect();
+                    assert_eq!(packets, bytes);
+                }
             }
+        }
+    }
+
+    #[test]
+    fn ends_that_share_a_socket_have_addresses_of_their_own() {
+        let mut here = Door::shared(true).unwrap();
+        let mut there = Door::shared(false).unwrap();
+        for end in [0, 1, ENDS - 1] {
+            let other = ENDS - 1 - end;
+            let route = Route { end: other, to: Some(there.local_addr(end).unwrap()) };
+            here.send(route, Run { bytes: b"hello", stride: 5 }, &mut Segmentation(true)).unwrap();
+            assert_eq!(received(&mut there, 1), [(end, b"hello".to_vec())]);
+            let back = Route { end, to: Some(here.local_addr(other).unwrap()) };
+            there.send(back, Run { bytes: b"back", stride: 4 }, &mut Segmentation(true)).unwrap();
+            assert_eq!(received(&mut here, 1), [(other, b"back".to_vec())]);
         }
     }
 
@@ -355,13 +473,13 @@ mod tests {
         let mut door = Door::to(target).unwrap();
         let (mut server, _) = listener.accept().unwrap();
         server.write_all(&[0x40, 0, 0, 1, 9, 0, 0, 0, 0x40, 0]).unwrap();
-        assert_eq!(received(&mut door, 1), [[0x40, 0, 0, 1, 9, 0, 0, 0]]);
+        assert_eq!(received(&mut door, 1), [(0, vec![0x40, 0, 0, 1, 9, 0, 0, 0])]);
         server.write_all(&[0, 0]).unwrap();
-        assert_eq!(received(&mut door, 1), [[0x40, 0, 0, 0]]);
+        assert_eq!(received(&mut door, 1), [(0, vec![0x40, 0, 0, 0])]);
         server.write_all(&[0xFF; 8]).unwrap();
         let mut batch = Batch::default();
         let broken = loop {
-            match door.receive(&mut batch, |_, _| {}) {
+            match door.receive(&mut batch, |_, _, _| {}) {
                 Ok(_) => {}
                 Err(error) => break error,
             }

@@ -10,3 +10,10 @@ pub fn now() -> Now {
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     Now { mono: Instant::now(), unix }
 }
+
+/// Reads the monotonic clock alone, for what is measured rather than decided.
+#[must_use]
+#[expect(clippy::disallowed_methods, reason = "the single reader of the clocks")]
+pub fn mono() -> Instant {
+    Instant::now()
+}

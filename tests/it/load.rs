@@ -1,7 +1,7 @@
 //! `ginnel load` against our own server, and against coturn's, which is the judge of this client.
 
 use std::net::{Ipv6Addr, SocketAddr};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -154,6 +154,82 @@ fn an_interrupted_load_gives_back_what_it_holds() {
         holding.terminate();
         holding.succeed(Duration::from_secs(10));
         assert_eq!(holding.lines(|line| line.contains("\"allocations\":30").then_some(())).len(), 1);
+    }
+}
+
+#[test]
+fn the_highest_rate_is_found_and_the_server_measured_at_half_of_it() {
+    let house = House::on_loopback(ALLOW);
+    for what in ["binding --sockets 4", "relay --allocations 4"] {
+        // Half may be lost: what a busy machine bears must be found, whatever it is.
+        let found = report(
+            house.address,
+            (USER, PASSWORD),
+            &format!("{what} --search=50 --trial 0.1 --seconds 1 --warm-up 0"),
+        );
+        let highest = found["highest_rate"].as_u64().unwrap();
+        let trials = found["trials"].as_array().unwrap();
+        assert!((1..=24).contains(&trials.len()), "{found}");
+        assert!(trials.iter().any(|trial| trial["rate"] == highest && trial["borne"] == true), "{found}");
+        assert_eq!(found["at_half"]["rate"], highest / 2, "{found}");
+        assert!(found["at_half"]["received"].as_u64().unwrap() > 0, "{found}");
+    }
+}
+
+#[test]
+fn several_processes_share_a_load_and_report_as_one() {
+    let house = House::on_loopback(ALLOW);
+    let login = (USER, PASSWORD);
+    let pid = house.server.id();
+    for what in ["binding --sockets 5", "relay --allocations 7", "relay --allocations 8 --peers clients"] {
+        let what = format!("{what} --processes 3 --rate 400 --seconds 1 --warm-up 0 --pid {pid}");
+        let report = report(house.address, login, &what);
+        assert!(report["sent"].as_u64().unwrap() >= 200, "{report}");
+        assert_eq!((&report["received"], &report["misdelivered"]), (&report["sent"], &0.into()), "{report}");
+        assert_eq!((&report["processes"], &report["rate"]), (&3.into(), &400.into()), "{report}");
+        assert!(report["server_cpu"]["us_each"].as_f64().unwrap() > 0.1, "{report}");
+    }
+    let made = report(house.address, login, &format!("allocate --count 20 --processes 3 --pid {pid}"));
+    assert_eq!(made["allocations"], 20);
+    assert!(made["server_bytes_each"].as_f64().is_some(), "{made}");
+    let said = complaint(house.address, login, "allocate --count 40 --processes 2");
+    assert!(said.contains("turn.allocations_per_user"), "{said}");
+    let said = complaint(house.address, login, "allocate --count 2 --processes 3");
+    assert!(said.contains("at most --count"), "{said}");
+}
+
+#[test]
+fn processes_of_a_load_end_with_the_one_that_started_them() {
+    let house = House::on_loopback("share_relay_ports = false");
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", house.server.id())).unwrap().count();
+    let before = descriptors();
+    let await_descriptors = |expected: &dyn Fn(usize) -> bool| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !expected(descriptors()) {
+            assert!(Instant::now() < deadline, "{} of {before}", descriptors());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let mut holding = Command::new(env!("CARGO_BIN_EXE_ginnel"));
+    holding.args("load allocate --count 30 --processes 3 --hold --seconds 600 --user".split(' '));
+    holding.args([USER, "--password-env", PASSWORD_VARIABLE]).env(PASSWORD_VARIABLE, PASSWORD);
+    holding.args(["--server", &house.address.to_string()]);
+    let mut holding = holding.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    await_descriptors(&|now| now >= before + 30);
+    holding.kill().unwrap();
+    holding.wait().unwrap();
+    await_descriptors(&|now| now < before + 10);
+}
+
+#[test]
+fn clients_may_have_sockets_of_their_own_on_loopback_too() {
+    let house = House::on_loopback(ALLOW);
+    for way in ["--direction both", "--direction echo --peers clients --burst 4"] {
+        assert_nothing_lost(
+            house.address,
+            (USER, PASSWORD),
+            &format!("relay --allocations 6 --own-sockets {way}"),
+        );
     }
 }
 

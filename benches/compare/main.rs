@@ -1,0 +1,171 @@
+//! `cargo bench --bench compare`: ginnel, coturn and bare forwarders under the same loads of `ginnel load`, in turn, and the ratios of what they cost.
+//!
+//! See `docs/performance.md`. All traffic stays on loopback; only processes that were started here are ended.
+
+#![allow(missing_docs, reason = "a program, not a library")]
+
+mod forwarder;
+mod picture;
+mod servers;
+mod steps;
+mod tables;
+
+use anyhow::{Context, bail};
+use clap::Parser;
+use ginnel::net::time;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use servers::{Bench, Kind};
+use std::fs;
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use steps::Step;
+
+/// Compares servers under the same loads, on this machine alone
+#[derive(Debug, Parser)]
+#[command(name = "compare", bin_name = "cargo bench --bench compare --")]
+struct Options {
+    /// Rounds; each has every step with every server in turn
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Groups of steps: binding, relay, burst, gso, fixed, pair, indications, tcp, allocate, search; and large (100 000 allocations), in none by default
+    #[arg(long, value_delimiter = ',')]
+    groups: Vec<String>,
+    /// Servers: ginnel, ginnel-own-ports, coturn, forward, forward-batched, forward-segmented
+    #[arg(long, value_delimiter = ',')]
+    servers: Vec<String>,
+    /// Seconds that each step is measured
+    #[arg(long, default_value_t = 1)]
+    seconds: u64,
+    /// Ends the comparison after the step that passes this many minutes
+    #[arg(long, default_value_t = 20)]
+    minutes: u64,
+    /// Processor of the servers; the generator runs on the other one
+    #[arg(long, default_value_t = 1)]
+    server_cpu: usize,
+    /// Processor of the generator
+    #[arg(long, default_value_t = 0)]
+    generator_cpu: usize,
+    /// Append each run to this file, a JSON object a line
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measure nothing, show what an earlier --json FILE holds
+    #[arg(long, value_name = "FILE")]
+    show: Option<PathBuf>,
+    /// Print the tables as Markdown
+    #[arg(long)]
+    markdown: bool,
+    /// Put the tables into this file, in Markdown, between its lines `<!-- compare: begin -->` and `<!-- compare: end -->`
+    #[arg(long, value_name = "FILE")]
+    into: Option<PathBuf>,
+    /// Draw the ratios to coturn into this file
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// The program of `ginnel serve` and `ginnel load` [default: this package's]
+    #[arg(long, value_name = "FILE")]
+    ginnel: Option<PathBuf>,
+    /// What cargo says to every bench
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// Be a bare forwarder
+    #[arg(long, hide = true, num_args = 2)]
+    forward: Option<Vec<String>>,
+}
+
+/// One load against one server.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Run {
+    round: usize,
+    group: String,
+    step: String,
+    server: String,
+    report: Value,
+}
+
+fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    if let Some([how, address]) = options.forward.as_deref() {
+        return forwarder::run(how, address.parse::<SocketAddr>()?);
+    }
+    let runs = match &options.show {
+        Some(file) => read(file)?,
+        None => measure(&options)?,
+    };
+    let tables = tables::tables(&runs);
+    let text = if options.markdown { tables::markdown(&tables) } else { tables::plain(&tables) };
+    io::stdout().write_all(text.as_bytes())?;
+    if let Some(file) = &options.into {
+        let page = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+        fs::write(
+            file,
+            tables::put_into(&page, &tables).with_context(|| format!("{}: no such lines", file.display()))?,
+        )?;
+    }
+    if let Some(file) = &options.svg {
+        fs::write(file, picture::draw(&tables)).with_context(|| file.display().to_string())?;
+    }
+    Ok(())
+}
+
+fn read(file: &PathBuf) -> anyhow::Result<Vec<Run>> {
+    let text = fs::read_to_string(file).with_context(|| file.display().to_string())?;
+    text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
+}
+
+fn measure(options: &Options) -> anyhow::Result<Vec<Run>> {
+    let steps = steps::of(&options.groups)?;
+    let kinds = servers::of(&options.servers)?;
+    let ginnel = options.ginnel.clone().unwrap_or_else(|| env!("CARGO_BIN_EXE_ginnel").into());
+    if std::thread::available_parallelism()?.get() < 2 {
+        bail!("the server and the generator need a processor each, and there is one");
+    }
+    let bench = Bench::new(ginnel, options.server_cpu, options.generator_cpu)?;
+    let mut file = match &options.json {
+        Some(path) => Some(fs::File::options().create(true).append(true).open(path)?),
+        None => None,
+    };
+    let end = time::mono() + Duration::from_secs(60 * options.minutes);
+    let mut runs = Vec::new();
+    for round in 0..options.rounds {
+        for step in &steps {
+            for kind in kinds.iter().filter(|kind| step.suits(**kind)) {
+                if time::mono() > end {
+                    say(&format!("--minutes {} are over: the rest is left out", options.minutes));
+                    return Ok(runs);
+                }
+                let Some(run) = one(&bench, round, step, *kind, options.seconds) else { continue };
+                if let Some(file) = &mut file {
+                    writeln!(file, "{}", serde_json::to_string(&run)?)?;
+                }
+                runs.push(run);
+            }
+        }
+    }
+    Ok(runs)
+}
+
+fn one(bench: &Bench, round: usize, step: &Step, kind: Kind, seconds: u64) -> Option<Run> {
+    let named = format!("round {}, {}, {}", round + 1, step.name, kind.name());
+    match bench.measure(kind, step, seconds) {
+        Ok(report) => {
+            let figures: Vec<_> = step
+                .figures()
+                .iter()
+                .filter_map(|figure| Some(format!("{:.2} {}", figure.read(&report)?, figure.unit)))
+                .collect();
+            say(&format!("{named}: {}", figures.join(", ")));
+            let (group, step, server) = (step.group.to_owned(), step.name.to_owned(), kind.name().to_owned());
+            Some(Run { round, group, step, server, report })
+        }
+        Err(error) => {
+            say(&format!("{named}: skipped: {error:#}"));
+            None
+        }
+    }
+}
+
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}

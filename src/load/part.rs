@@ -1,0 +1,57 @@
+//! A load in several processes, each with a part of it.
+
+/// One of the parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Which, from 0.
+    pub index: usize,
+    /// Of how many.
+    pub of: usize,
+}
+
+impl Part {
+    /// Reads `INDEX/OF`.
+    #[must_use]
+    pub fn read(text: &str) -> Option<Self> {
+        let (index, of) = text.split_once('/')?;
+        let part = Self { index: index.parse().ok()?, of: of.parse().ok()? };
+        (part.index < part.of).then_some(part)
+    }
+
+    /// Returns its share of `total`: those of all parts differ by at most one and add up to it.
+    #[must_use]
+    pub fn share(self, total: u64) -> u64 {
+        let of = self.of as u64;
+        total / of + u64::from((self.index as u64) < total % of)
+    }
+
+    /// The same of things that are counted as sizes.
+    #[must_use]
+    pub fn share_of(self, total: usize) -> usize {
+        total / self.of + usize::from(self.index < total % self.of)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_add_up() {
+        for (total, of) in [(100_000_usize, 6), (7, 3), (2, 5)] {
+            let shares: Vec<_> = (0..of).map(|index| Part { index, of }.share_of(total)).collect();
+            assert_eq!(shares.iter().sum::<usize>(), total, "{shares:?}");
+            assert!(shares[0] - shares[of - 1] <= 1, "{shares:?}");
+            let again = (0..of).map(|index| Part { index, of }.share(total as u64));
+            assert_eq!(again.sum::<u64>(), total as u64);
+        }
+    }
+
+    #[test]
+    fn parts_are_read_and_nonsense_is_not() {
+        assert_eq!(Part::read("2/3"), Some(Part { index: 2, of: 3 }));
+        for text in ["3/3", "0/0", "x/2", "1", ""] {
+            assert_eq!(Part::read(text), None, "{text}");
+        }
+    }
+}
