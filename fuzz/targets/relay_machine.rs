@@ -17,7 +17,7 @@ use ginnel::net::time;
 use ginnel::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
 use ginnel::turn_server::auth::{Authority, CacheLimits, RealmSetup, Setup, UserKeys, Verdict};
 use ginnel::turn_server::data::PeerError;
-use ginnel::turn_server::machine::{Features, Limits, Marks, Output, ToClient, ToPeer};
+use ginnel::turn_server::machine::{Across, Features, Limits, Marks, Onward, Output, ToClient, ToPeer};
 use ginnel::turn_server::mobility::Tickets;
 use ginnel::turn_server::policy::{PeerPolicy, PolicyConfig};
 use ginnel::turn_server::ports::{RelayAddress, RelayPorts};

@@ -5,9 +5,8 @@
 
 use super::doorbell::Doorbell;
 use super::neighbours::Inboxes;
-use crate::turn_server::machine::{Across, Marks};
+use crate::turn_server::machine::{Across, Marks, Passage};
 use crossbeam_queue::ArrayQueue;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// Parcels that wait for one worker.
@@ -21,10 +20,7 @@ const BYTES: usize = 64 * 1024;
 /// One packet of a parcel.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Packet {
-    /// The relayed address it would have left from.
-    pub(super) from: SocketAddr,
-    /// The relayed address it goes to.
-    pub(super) to: SocketAddr,
+    pub(super) passage: Passage,
     pub(super) marks: Marks,
     /// Where its payload lies in the parcel.
     pub(super) start: usize,
@@ -42,10 +38,10 @@ pub(super) struct Parcel {
 
 impl Parcel {
     fn add(&mut self, across: &Across<'_>) {
-        let Across { from, to, marks, payload, .. } = *across;
+        let Across { passage, marks, payload, .. } = *across;
         let start = self.bytes.len();
         self.bytes.extend_from_slice(payload);
-        self.packets.push(Packet { from, to, marks, start, len: payload.len() });
+        self.packets.push(Packet { passage, marks, start, len: payload.len() });
     }
 
     fn is_full(&self) -> bool {
@@ -172,6 +168,7 @@ impl Crossing {
 mod tests {
     use super::super::inbox::Inbox;
     use super::*;
+    use crate::turn_server::machine::Party;
     use mio::{Events, Poll, Token};
     use std::sync::OnceLock;
     use std::time::Duration;
@@ -179,9 +176,13 @@ mod tests {
     const FROM: &str = "192.0.2.1:50000";
     const TO: &str = "192.0.2.1:50001";
 
+    fn passage() -> Passage {
+        let sender = Party { worker: 0, allocation: 7 };
+        Passage::new(sender, FROM.parse().unwrap(), TO.parse().unwrap())
+    }
+
     fn across(payload: &[u8]) -> Across<'_> {
-        let (from, to) = (FROM.parse().unwrap(), TO.parse().unwrap());
-        Across { worker: 1, from, to, marks: Marks::default(), payload }
+        Across { worker: 1, passage: passage(), marks: Marks::default(), payload }
     }
 
     fn two() -> ([Poll; 2], [Inbox; 2], [Crossing; 2]) {
@@ -205,7 +206,7 @@ mod tests {
             let parcel = there.take().unwrap();
             let payloads = parcel.packets.iter().map(|packet| &parcel.bytes[packet.start..][..packet.len]);
             assert_eq!(payloads.collect::<Vec<_>>(), [&b"one"[..], b"", b"three"]);
-            assert_eq!(parcel.packets[0].to, TO.parse().unwrap());
+            assert_eq!(parcel.packets[0].passage, passage());
             assert!(there.take().is_none());
             there.give_back(parcel);
             assert_eq!((here.made, here.sent()), (1, 3 * (round as u64 + 1)));

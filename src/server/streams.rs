@@ -104,8 +104,8 @@ impl Worker {
             room.copy_from_slice(&parcel.bytes);
             for packet in &parcel.packets {
                 let payload = intake.part(packet.start, packet.len);
-                let way = (packet.from, packet.marks);
-                if let Some(forward) = self.relay.handle_neighbour(now, packet.to, way, payload) {
+                let forward = self.relay.handle_passage(now, packet.passage, packet.marks, payload);
+                if let Some(forward) = forward {
                     self.pass_to_client(&forward, intake);
                 }
                 self.carry_out(now, packet.len, intake);

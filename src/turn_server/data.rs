@@ -4,7 +4,7 @@ use super::FiveTuple;
 use super::allocation::{Family, PeerTransport};
 use super::denials::Way;
 use super::links::Link;
-use super::machine::{AllocationId, Marks, Relay, ToClient, ToPeer};
+use super::machine::{AllocationId, Marks, Passage, Relay, ToClient, ToPeer};
 use super::moment::Moment;
 use super::policy::PeerAddr;
 use super::relay_port::{RelayId, Sharing};
@@ -144,17 +144,17 @@ impl Relay {
         self.data_to_tenant(now, id, peer, payload)
     }
 
-    /// The same for what a client of this server sends, of this relay if it is named, from its relayed address.
+    /// The same for what a client of this server sends.
     pub(super) fn data_from_within<'a>(
         &mut self,
         now: Moment,
         relay: RelayId,
-        (sender, from): (Option<AllocationId>, PeerAddr),
+        passage: Passage,
         payload: &'a [u8],
     ) -> Option<ToClient<'a>> {
         let fragment = ice_fragments(payload).map(|(receiver, _)| receiver);
-        let id = self.partner_for(now, relay, (sender, from), fragment)?;
-        self.data_to_tenant(now, id, from, payload)
+        let id = self.partner_for(now, relay, passage, fragment)?;
+        self.data_to_tenant(now, id, passage.way.from, payload)
     }
 
     fn data_to_tenant<'a>(

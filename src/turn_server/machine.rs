@@ -10,6 +10,8 @@ use super::auth::{Authority, Parking, Question};
 use super::connections::{ConnectionId, Connections};
 use super::denials::Denials;
 use super::directory::Directory;
+pub use super::introductions::Party;
+use super::introductions::Way;
 use super::mobility::Tickets;
 use super::moment::Epoch;
 use super::partners::Partners;
@@ -250,15 +252,30 @@ pub struct ToClient<'a> {
     pub marks: Marks,
 }
 
+/// Who sends to whom inside the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Passage {
+    pub(super) sender: Party,
+    /// Who is meant, if that is known.
+    pub(super) partner: Option<Party>,
+    pub(super) way: Way,
+}
+
+impl Passage {
+    /// From one relayed address to another, by their local names, when nobody has been introduced.
+    #[must_use]
+    pub fn new(sender: Party, from: SocketAddr, to: SocketAddr) -> Self {
+        Self { sender, partner: None, way: Way { from: PeerAddr::new(from), to: PeerAddr::new(to) } }
+    }
+}
+
 /// A payload on its way to another worker's relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Across<'a> {
     /// The worker.
     pub worker: u16,
-    /// The relayed address it would have left from.
-    pub from: SocketAddr,
-    /// The relayed address it goes to, by its local name.
-    pub to: SocketAddr,
+    /// By whom and for whom.
+    pub passage: Passage,
     /// As it would have arrived.
     pub marks: Marks,
     /// The bytes.
@@ -274,7 +291,7 @@ pub enum Onward<'a> {
     Back(ToClient<'a>),
     /// The same, but nobody there wants it.
     Nowhere,
-    /// The peer is a relayed address of another worker's relay, which takes it by [`Relay::handle_neighbour`].
+    /// The peer is a relayed address of another worker's relay, which takes it by [`Relay::handle_passage`].
     Across(Across<'a>),
 }
 
@@ -321,6 +338,8 @@ pub struct Relay {
     pub(super) counters: Counters,
     pub(super) denials: Denials,
     pub(super) partners: Partners,
+    /// Over how many ports allocations of a family spread.
+    pub(super) spread: usize,
     pub(super) epoch: Epoch,
     pub(super) parking: Parking,
 }
@@ -330,6 +349,7 @@ impl Relay {
     #[must_use]
     pub fn new(now: Now, shared: Shared, rng: ChaCha20Rng) -> Self {
         Self {
+            spread: shared.limits.homes,
             shared,
             directory: Directory::new(&rng),
             rng,
@@ -400,40 +420,29 @@ impl Relay {
         let ToPeer { sender, relay, peer, payload, marks, .. } = forward;
         let home = self.shared.ports.home(peer);
         let (Some(worker), Some(here)) = (home, self.relays.get(relay)) else { return Onward::Out(forward) };
-        let from = here.address();
+        let way = Way { from: PeerAddr::new(here.address()), to: PeerAddr::new(peer) };
+        let passage = self.passage(sender, way);
         if worker != self.shared.worker {
-            return Onward::Across(Across { worker, from, to: peer, marks, payload });
+            return Onward::Across(Across { worker, passage, marks, payload });
         }
-        let taken = self.take_within(now, peer, (Some(sender), from, marks), payload);
-        taken.map_or(Onward::Nowhere, Onward::Back)
+        self.handle_passage(now, passage, marks, payload).map_or(Onward::Nowhere, Onward::Back)
     }
 
-    /// Handles what another relay of this server has sent from its relayed address to one of this relay, `to`, as if it had
-    /// arrived there. The port may have closed meanwhile.
-    pub fn handle_neighbour<'a>(
+    /// Handles what a client of this server, perhaps of another worker's relay, sends to a relayed address of this relay, as if it
+    /// had arrived there. The port may have closed meanwhile.
+    pub fn handle_passage<'a>(
         &mut self,
         now: Now,
-        to: SocketAddr,
-        (from, marks): (SocketAddr, Marks),
-        payload: &'a [u8],
-    ) -> Option<ToClient<'a>> {
-        self.take_within(now, to, (None, from, marks), payload)
-    }
-
-    /// Takes what a client of this server, of this relay if it is named, sends to the relayed address `to`.
-    fn take_within<'a>(
-        &mut self,
-        now: Now,
-        to: SocketAddr,
-        (sender, from, marks): (Option<AllocationId>, SocketAddr, Marks),
+        passage: Passage,
+        marks: Marks,
         payload: &'a [u8],
     ) -> Option<ToClient<'a>> {
         let takes = |relay: &RelayId| {
             self.relays.get(*relay).is_some_and(|port| port.open && port.sharing != Sharing::Connections)
         };
-        let relay = self.relay_at(to).filter(takes);
-        let (at, from) = (self.epoch.moment(now.mono), PeerAddr::new(from));
-        let forward = relay.and_then(|relay| self.data_from_within(at, relay, (sender, from), payload));
+        let relay = self.relay_at(passage.way.to.socket_addr()).filter(takes);
+        let at = self.epoch.moment(now.mono);
+        let forward = relay.and_then(|relay| self.data_from_within(at, relay, passage, payload));
         self.passed_to_client(forward, marks)
     }
 

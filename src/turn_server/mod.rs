@@ -15,6 +15,7 @@ mod directory;
 mod five_tuple;
 mod homes;
 mod index;
+mod introductions;
 mod links;
 pub mod machine;
 pub mod mobility;

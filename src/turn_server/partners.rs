@@ -1,38 +1,29 @@
 //! Who talks with whom inside the server: when the peer of a client is a relayed address that several clients share, its address
 //! alone does not say who is meant.
 //!
-//! Between two clients of one relay the sender is known, not only the address that it would have sent from. So no client has to
-//! leave its relayed address for another one's sake, and what a client sends goes to its *partner* behind the other address: the
-//! tenant that an ICE connectivity check has named, or the only one there that addresses the sender's relayed address and has no
-//! other partner behind it. Two clients become partners of each other when the second of them first addresses the first, unless
-//! others wait behind the same two addresses just then.
+//! Between two clients of one server the sender is known, not only the address that it would have sent from. So no client has to
+//! leave its relayed address for another one's sake, and what a client sends goes to its *partner* behind the other address. Two
+//! clients become partners of each other when an ICE connectivity check of one names the other, or when the second of them first
+//! addresses the first, unless others wait behind the same two addresses just then. What is for nobody in particular is dropped
+//! and counted, and from then on new allocations spread over more ports.
 
-use super::machine::{AllocationId, Relay};
+use super::introductions::{Party, Way};
+use super::machine::{AllocationId, Passage, Relay};
 use super::moment::Moment;
 use super::policy::PeerAddr;
 use super::relay_port::RelayId;
 use std::collections::HashMap;
 
-/// For clients that address a relayed address of this relay: who is meant behind it.
+/// What a relay knows of the [`Introductions`](super::introductions::Introductions) without asking again.
 #[derive(Debug, Default)]
 pub(super) struct Partners {
-    meant: HashMap<(AllocationId, PeerAddr), AllocationId>,
+    known: HashMap<(AllocationId, PeerAddr), Known>,
 }
 
-impl Partners {
-    /// Returns whom `sender` means by a relayed address.
-    pub(super) fn of(&self, sender: AllocationId, address: PeerAddr) -> Option<AllocationId> {
-        self.meant.get(&(sender, address)).copied()
-    }
-
-    fn set(&mut self, sender: AllocationId, address: PeerAddr, receiver: AllocationId) {
-        self.meant.insert((sender, address), receiver);
-    }
-
-    /// Forgets whom `sender` means.
-    fn part(&mut self, sender: AllocationId, address: PeerAddr) {
-        self.meant.remove(&(sender, address));
-    }
+#[derive(Debug)]
+struct Known {
+    edition: u64,
+    partner: Option<Party>,
 }
 
 impl Relay {
@@ -41,66 +32,95 @@ impl Relay {
         self.shared.ports.home(peer.socket_addr()).is_some()
     }
 
-    /// Makes partners of `id`, which has just claimed `peer` on its own relayed address, and of the one behind `peer` that waits
-    /// for it, if it is clear who that is.
+    fn party(&self, allocation: AllocationId) -> Party {
+        Party { worker: self.shared.worker, allocation }
+    }
+
+    fn way(&self, relay: RelayId, peer: PeerAddr) -> Option<Way> {
+        Some(Way { from: PeerAddr::new(self.relays.get(relay)?.address()), to: peer })
+    }
+
+    /// Notes that `id` has claimed `peer`, a relayed address of this server, on its own one.
     pub(super) fn introduce(&mut self, id: AllocationId, home: RelayId, peer: PeerAddr) {
-        let Some(there) = self.relay_at(peer.socket_addr()) else { return };
-        let own = PeerAddr::new(self.relays[home].address());
-        let mut theirs = self.unattached(there, own).filter(|other| *other != id);
-        let (Some(other), None) = (theirs.next(), theirs.next()) else { return };
-        let waits_too = |rival: &AllocationId| *rival != id && (*rival != other || there != home);
-        if self.unattached(home, peer).any(|rival| waits_too(&rival)) {
-            return;
+        if let Some(way) = self.way(home, peer) {
+            self.shared.ports.introductions.announce(way, self.party(id));
         }
-        drop(theirs);
-        self.partners.set(id, peer, other);
-        self.partners.set(other, own, id);
     }
 
-    /// Lists the tenants of a port that address `peer`, a relayed address, and have no partner behind it.
-    fn unattached(&self, relay: RelayId, peer: PeerAddr) -> impl Iterator<Item = AllocationId> {
-        self.claimants(relay, peer).filter(move |id| self.partners.of(*id, peer).is_none())
+    /// Parts `id`, whose claim of `peer` on `relay` ends, from whoever is its partner, or means it, behind that address.
+    pub(super) fn part(&mut self, id: AllocationId, relay: RelayId, peer: PeerAddr) {
+        let within = self.partners.known.remove(&(id, peer)).is_some() || self.is_within(peer);
+        if let Some(way) = self.way(relay, peer).filter(|_| within) {
+            self.shared.ports.introductions.withdraw(way, self.party(id));
+        }
     }
 
-    /// Says for whom on port `relay` is what the client `sender`, whose relayed address is `from`, sends there. Of a client of another
-    /// worker's relay only the address is known.
+    /// Returns what goes before a payload of `sender` to a relayed address of this server.
+    pub(super) fn passage(&mut self, sender: AllocationId, way: Way) -> Passage {
+        let party = self.party(sender);
+        let introductions = &self.shared.ports.introductions;
+        let edition = introductions.edition();
+        let known = self
+            .partners
+            .known
+            .entry((sender, way.to))
+            .and_modify(|known| {
+                if known.edition != edition {
+                    *known = Known { edition, partner: introductions.partner(way, party) };
+                }
+            })
+            .or_insert_with(|| {
+                // The peer was claimed before it became a relayed address of this server.
+                introductions.announce(way, party);
+                Known { edition, partner: introductions.partner(way, party) }
+            });
+        Passage { sender: party, partner: known.partner, way }
+    }
+
+    /// Says which tenant of port `relay` a passage is for.
     pub(super) fn partner_for(
         &mut self,
         now: Moment,
         relay: RelayId,
-        (sender, from): (Option<AllocationId>, PeerAddr),
+        passage: Passage,
         fragment: Option<&[u8]>,
     ) -> Option<AllocationId> {
-        let here = PeerAddr::new(self.relays.get(relay)?.address());
+        let Passage { sender, partner, way } = passage;
+        let from = way.from;
         let hears = |id: &AllocationId| {
-            Some(*id) != sender
+            self.party(*id) != sender
                 && self.allocations.get(*id).is_some_and(|a| a.is_live(now) && a.permits(now, from))
         };
-        let known = sender.and_then(|sender| self.partners.of(sender, here));
+        let known = partner
+            .filter(|partner| partner.worker == self.shared.worker)
+            .map(|partner| partner.allocation)
+            .filter(hears);
+        let is_named = |fragment: &[u8], id: &AllocationId| self.allocations[*id].is_known_as(fragment);
         let named = fragment.and_then(|fragment| {
-            let is_named = |id: &AllocationId| self.allocations[*id].is_known_as(fragment);
             known
-                .filter(hears)
-                .filter(is_named)
-                .or_else(|| self.permitting(relay, from).filter(hears).find(is_named))
+                .filter(|id| is_named(fragment, id))
+                .or_else(|| self.permitting(relay, from).filter(hears).find(|id| is_named(fragment, id)))
         });
-        if let Some(meant) = named.or(known.filter(hears)) {
-            if let Some(sender) = sender.filter(|_| known != Some(meant)) {
-                self.attach(sender, here, (meant, relay, from));
+        let introductions = &self.shared.ports.introductions;
+        if let Some(meant) = named {
+            // Its claim, when it ends, ends this.
+            if self.allocations[meant].relay_to(from) == Some(relay) {
+                introductions.acquaint(way, sender, self.party(meant));
             }
-            return Some(meant);
+            return named;
         }
+        if known.is_some() {
+            return known;
+        }
+        let back = Way { from: way.to, to: way.from };
         let is_free = |id: &AllocationId| {
-            let partner = self.partners.of(*id, from);
-            partner.is_none() || partner == sender
+            introductions.partner(back, self.party(*id)).is_none_or(|partner| partner == sender)
         };
         let mut waiting = self.claimants(relay, from).filter(hears).filter(is_free);
         let (first, second) = (waiting.next(), waiting.next());
         drop(waiting);
         if let (Some(only), None) = (first, second) {
-            if let Some(sender) = sender {
-                self.attach(sender, here, (only, relay, from));
-            }
+            introductions.attach(way, sender, self.party(only));
             return first;
         }
         let mut permitting = self.permitting(relay, from).filter(hears).filter(is_free);
@@ -108,6 +128,7 @@ impl Relay {
         drop(permitting);
         if first.is_some() || more.is_some() {
             self.counters.ambiguous += 1;
+            self.spread();
             return None;
         }
         if let Some(only) = any
@@ -117,29 +138,5 @@ impl Relay {
             let _ = self.claim(now, only, from);
         }
         any
-    }
-
-    /// Remembers whom `sender` means by `here`, as long as that one addresses the sender too: its claim, when it ends, ends this.
-    fn attach(
-        &mut self,
-        sender: AllocationId,
-        here: PeerAddr,
-        (meant, relay, from): (AllocationId, RelayId, PeerAddr),
-    ) {
-        if self.allocations[meant].relay_to(from) == Some(relay) {
-            self.partners.set(sender, here, meant);
-        }
-    }
-
-    /// Parts `id`, whose claim of `peer` on `relay` ends, from whoever is its partner, or means it, behind that address.
-    pub(super) fn part(&mut self, id: AllocationId, relay: RelayId, peer: PeerAddr) {
-        self.partners.part(id, peer);
-        let Some(own) = self.relays.get(relay).map(|port| PeerAddr::new(port.address())) else { return };
-        let Some(there) = self.relay_at(peer.socket_addr()) else { return };
-        let mean_it: Vec<_> =
-            self.claimants(there, own).filter(|other| self.partners.of(*other, own) == Some(id)).collect();
-        for other in mean_it {
-            self.partners.part(other, own);
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! The relay ports: one table for all workers, leases that return on drop.
 
 use super::homes::Homes;
+use super::introductions::Introductions;
 use rand::Rng;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -13,6 +14,7 @@ pub struct RelayPorts {
     range: RangeInclusive<u16>,
     spill: RangeInclusive<u16>,
     tables: Vec<Table>,
+    pub(super) introductions: Introductions,
 }
 
 /// A local address that relay sockets are bound to, and what clients are told it is.
@@ -43,7 +45,7 @@ impl RelayPorts {
         let words = || (0..WORDS).map(|_| AtomicU64::new(0)).collect();
         let table = |address: &RelayAddress| Table { address: *address, words: words(), homes: Homes::new() };
         let tables = addresses.iter().map(table).collect();
-        Self { spill: range.clone(), range, tables }
+        Self { spill: range.clone(), range, tables, introductions: Introductions::default() }
     }
 
     /// Takes other ports for those that are only ever sent from first: [`RelayPorts::lease_spill`].

@@ -91,8 +91,16 @@ impl Relay {
         Some(self.open_for(family, lease))
     }
 
+    /// Lets allocations that are yet to come spread over more ports.
+    pub(super) fn spread(&mut self) {
+        let reached = self.pool.iter().any(|pool| pool.len() >= self.spread);
+        if reached && self.spread < self.shared.limits.shared_ports {
+            self.spread *= 2;
+        }
+    }
+
     fn emptiest(&mut self, family: Family, ip: IpAddr) -> Option<RelayId> {
-        let share = self.shared.limits.shared_ports.min(self.shared.limits.homes);
+        let share = self.shared.limits.shared_ports.min(self.spread);
         let tenants = |relay: &RelayId| self.relays[*relay].tenants;
         let fewest = self.pool[family as usize].iter().map(tenants).min();
         if fewest != Some(0)

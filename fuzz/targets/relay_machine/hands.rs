@@ -160,7 +160,27 @@ impl World {
         let worker = self.worker(client);
         let forward = self.relays[worker].handle_client(self.now, tuple(client), MARKS, bytes);
         forward.map(|to| (to.relay, to.peer, to.payload)).hash(&mut self.log);
-        forward.map(|ToPeer { relay, peer, payload, .. }| ((worker, relay), peer, payload.to_vec()))
+        let forward = forward?;
+        let ToPeer { relay, peer, payload, .. } = forward;
+        let from = self.sockets.get(&(worker, relay)).copied();
+        let within = match self.relays[worker].onward(self.now, forward) {
+            Onward::Out(out) => {
+                assert_eq!(out, forward);
+                None
+            }
+            Onward::Back(within) => Some(within),
+            Onward::Nowhere => None,
+            Onward::Across(Across { worker, passage, marks, payload }) => {
+                self.relays[usize::from(worker)].handle_passage(self.now, passage, marks, payload)
+            }
+        };
+        within.as_ref().map(|to| (to.client, to.header.as_bytes(), to.payload)).hash(&mut self.log);
+        if let Some((receiver, _)) = frame(within) {
+            assert_ne!(receiver, client, "nobody hears itself");
+            self.assert_permitted(receiver, from.expect("the port is open"));
+            self.spend(receiver, payload.len());
+        }
+        Some(((worker, relay), peer, payload.to_vec()))
     }
 
     pub(super) fn peer_says(
