@@ -2,6 +2,8 @@
 //! and TOS.
 
 #[forbid(unsafe_code)]
+mod batch_socket;
+#[forbid(unsafe_code)]
 mod control;
 #[forbid(unsafe_code)]
 mod error_queue;
@@ -11,6 +13,7 @@ mod hops;
 mod intake;
 mod mmsg;
 
+pub use batch_socket::BatchSocket;
 use control::{Controls, Name};
 pub use error_queue::PeerError;
 use hops::Hops;

@@ -4,7 +4,7 @@
 //! Payloads stay where they were received; what is written beside them (headers, answers) lies in one buffer of its own. Datagrams
 //! of one socket for one destination leave in the order in which they came; between flows there is no order.
 
-use crate::net::udp::{Intake, Letter, MAX_RUN, MAX_RUN_BYTES, Route, UdpPort};
+use crate::net::udp::{BatchSocket, Intake, Letter, MAX_RUN, MAX_RUN_BYTES, Route};
 use crate::turn_server::RelayId;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
@@ -97,9 +97,9 @@ struct Recent {
     index: u32,
 }
 
-/// What leaves at the end of a worker's turn.
+/// What leaves at the end of a worker's turn, by sockets that address messages as `L`.
 #[derive(Debug)]
-pub(super) struct Departures {
+pub(super) struct Departures<L = Letter> {
     waiting: Vec<Departure>,
     written: Vec<u8>,
     chains: Vec<Chain>,
@@ -107,12 +107,12 @@ pub(super) struct Departures {
     turn: u32,
     flows: Box<[Recent]>,
     exits: Box<[Recent]>,
-    letters: Vec<Letter>,
+    letters: Vec<L>,
     /// For each letter its first datagram and how many there are.
     runs: Vec<(u32, usize)>,
 }
 
-impl Default for Departures {
+impl<L> Default for Departures<L> {
     fn default() -> Self {
         Self {
             waiting: Vec::new(),
@@ -128,7 +128,7 @@ impl Default for Departures {
     }
 }
 
-impl Departures {
+impl<L> Departures<L> {
     /// Returns whether nothing waits.
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
@@ -185,10 +185,10 @@ impl Departures {
     }
 
     /// Sends everything; `socket` names the socket of an exit, `failed` hears of each datagram that was lost.
-    pub(super) fn send<'s>(
+    pub(super) fn send<'s, S: BatchSocket<Letter = L> + 's>(
         &mut self,
         intake: &Intake,
-        socket: impl Fn(Exit) -> Option<&'s UdpPort>,
+        socket: impl Fn(Exit) -> Option<&'s S>,
         mut failed: impl FnMut(&Route, &io::Error),
     ) {
         let (mut letters, mut runs) = (std::mem::take(&mut self.letters), std::mem::take(&mut self.runs));
@@ -256,7 +256,7 @@ impl Departures {
     /// Sends the datagrams of a run that did not leave together one by one: it was too large for the path, or the system cannot.
     fn retry(
         &self,
-        port: &UdpPort,
+        port: &impl BatchSocket<Letter = L>,
         intake: &Intake,
         (first, count): (u32, usize),
         error: &io::Error,
@@ -362,7 +362,8 @@ fn flow_place(exit: Exit, to: SocketAddr) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::udp::Role;
+    use crate::net::udp::{Haul, Role, UdpPort};
+    use std::cell::RefCell;
 
     fn departures(all: &[(Exit, &str, usize)]) -> Departures {
         let mut departures = Departures::default();
@@ -433,12 +434,60 @@ mod tests {
         }
     }
 
+    /// A socket that writes down what it is given: for each call, destination, segment and bytes of every message.
+    #[derive(Default)]
+    struct Recorder {
+        calls: RefCell<Vec<Vec<(u16, Option<u16>, usize)>>>,
+    }
+
+    impl BatchSocket for Recorder {
+        type Letter = (Route, Option<u16>, usize);
+
+        fn recv(&self, _: &mut Intake) -> io::Result<Haul> {
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+
+        fn letter(&self, route: &Route, segment: Option<u16>, parts: usize) -> io::Result<Self::Letter> {
+            Ok((*route, segment, parts))
+        }
+
+        fn send_all(
+            &self,
+            letters: &[Self::Letter],
+            mut parts: &[IoSlice<'_>],
+            _: impl FnMut(usize, io::Error),
+        ) {
+            let message = |(route, segment, count): &Self::Letter| {
+                let own = parts.split_off(..*count).unwrap();
+                (route.to.port(), *segment, own.iter().map(|part| part.len()).sum())
+            };
+            self.calls.borrow_mut().push(letters.iter().map(message).collect());
+        }
+    }
+
+    #[test]
+    fn one_call_for_each_socket_takes_everything_and_one_message_each_run() {
+        let sockets = [Recorder::default(), Recorder::default()];
+        let mut departures = Departures::default();
+        for number in 0..24_u16 {
+            let (exit, to) = (Exit::Door(usize::from(number % 2)), number % 4);
+            let route = Route::to(SocketAddr::from(([192, 0, 2, 1], 1 + to)));
+            departures.push(exit, route, &[7; 4], Payload::Fleeting(&[8; 100]), 0);
+        }
+        let door = |exit| if let Exit::Door(index) = exit { sockets.get(index) } else { None };
+        departures.send(&Intake::default(), door, |_, error| panic!("{error}"));
+        for (first, socket) in (1..).zip(&sockets) {
+            let run = |to| (to, Some(104), 6 * 104);
+            assert_eq!(*socket.calls.borrow(), [[run(first), run(first + 2)]]);
+        }
+    }
+
     #[test]
     fn what_has_no_socket_is_lost_and_said_to_be() {
         let mut lost = Vec::new();
         let mut departures =
             departures(&[(Exit::Relay(3), "192.0.2.1:1", 4), (Exit::Relay(3), "192.0.2.1:2", 4)]);
-        departures.send(&Intake::default(), |_| None, |route, _| lost.push(route.to.port()));
+        departures.send(&Intake::default(), |_| None::<&UdpPort>, |route, _| lost.push(route.to.port()));
         assert_eq!(lost, [1, 2]);
         assert!(departures.is_empty());
     }

@@ -18,7 +18,7 @@ use crate::clock::Now;
 use crate::net::demux::{self, DatagramKind};
 use crate::net::gate::Gate;
 use crate::net::time;
-use crate::net::udp::{Datagram, Intake, Role, Route, UdpPort};
+use crate::net::udp::{BatchSocket, Datagram, Haul, Intake, Role, Route, UdpPort};
 use crate::signaling::{Door, Handle};
 use crate::stun::Message;
 use crate::stun_server::{self, Discovery};
@@ -299,21 +299,17 @@ impl Worker {
         }
         let doors = self.legs.doors.len();
         let received = if token.0 < doors {
-            self.legs.doors[token.0].port.recv(intake)
+            receive(&self.legs.doors[token.0].port, intake)
         } else {
             let relay = token.0 - doors;
             let Some(Some(socket)) = self.relay_sockets.get(relay) else { return Turn::Empty };
-            let received = socket.recv(intake);
+            let received = receive(socket, intake);
             self.hear_errors(now, relay);
             received
         };
         let haul = match received {
             Ok(haul) => haul,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Turn::Empty,
-            Err(error) => {
-                tracing::debug!(%error, "receive");
-                return Turn::More;
-            }
+            Err(turn) => return turn,
         };
         for datagram in intake.datagrams(haul) {
             if token.0 < doors {
@@ -600,6 +596,17 @@ impl Worker {
         self.relay_sockets[relay] = Some(socket);
         Ok(())
     }
+}
+
+/// Receives a batch, or says how the socket's turn ends without one.
+fn receive(socket: &impl BatchSocket, intake: &mut Intake) -> Result<Haul, Turn> {
+    socket.recv(intake).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => Turn::Empty,
+        _ => {
+            tracing::debug!(%error, "receive");
+            Turn::More
+        }
+    })
 }
 
 /// The type of a Binding request.

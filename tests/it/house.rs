@@ -164,8 +164,12 @@ impl House {
     }
 }
 
-/// As many relay ports as by default, but other ones for each server that tests run side by side.
+/// As many relay ports as by default, but other ones for each server that tests run side by side; or, with `GINNEL_OWN_PORTS=1`,
+/// one for each allocation.
 fn relay_ports(address: SocketAddr) -> String {
+    if tools::switch("GINNEL_OWN_PORTS", 0) > 0 {
+        return "share_relay_ports = false".to_owned();
+    }
     if !address.ip().is_loopback() {
         return String::new();
     }
