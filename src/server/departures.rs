@@ -108,6 +108,8 @@ pub(super) struct Departures<L = Letter> {
     flows: Box<[Recent]>,
     exits: Box<[Recent]>,
     letters: Vec<L>,
+    /// Room for what the letters consist of; empty between two sends.
+    parts: Vec<IoSlice<'static>>,
     /// For each letter its first datagram and how many there are.
     runs: Vec<(u32, usize)>,
 }
@@ -123,6 +125,7 @@ impl<L> Default for Departures<L> {
             flows: vec![Recent::default(); FLOWS].into(),
             exits: vec![Recent::default(); EXITS].into(),
             letters: Vec::new(),
+            parts: Vec::new(),
             runs: Vec::new(),
         }
     }
@@ -192,6 +195,7 @@ impl<L> Departures<L> {
         mut failed: impl FnMut(&Route, &io::Error),
     ) {
         let (mut letters, mut runs) = (std::mem::take(&mut self.letters), std::mem::take(&mut self.runs));
+        let mut parts = emptied(std::mem::take(&mut self.parts));
         for queue in &self.queues {
             let Some(port) = socket(queue.exit) else {
                 let lost = self.starts_of(queue).flat_map(|first| self.chain(first));
@@ -201,41 +205,41 @@ impl<L> Departures<L> {
             let mut starts = self.starts_of(queue);
             let mut start = starts.next();
             while start.is_some() {
-                let mut parts = [IoSlice::new(&[]); PARTS];
-                let mut used = 0;
+                parts.clear();
                 letters.clear();
                 runs.clear();
                 while let Some(first) = start {
                     let count = self.run_length(first);
-                    if letters.len() == LETTERS || used + 3 * count > PARTS {
+                    if letters.len() == LETTERS || parts.len() + 3 * count > PARTS {
                         break;
                     }
-                    let before = used;
+                    let before = parts.len();
                     let mut next = first;
                     for departure in self.chain(first).take(count) {
-                        used += self.write_parts(departure, intake, &mut parts[used..]);
+                        self.write_parts(departure, intake, &mut parts);
                         next = departure.next;
                     }
                     start = if next == NONE { starts.next() } else { Some(next) };
                     let departure = &self.waiting[first as usize];
                     let segment = (count > 1).then(|| departure.size() as u16);
-                    match port.letter(&departure.route, segment, used - before) {
+                    match port.letter(&departure.route, segment, parts.len() - before) {
                         Ok(letter) => {
                             letters.push(letter);
                             runs.push((first, count));
                         }
                         Err(error) => {
-                            used = before;
+                            parts.truncate(before);
                             failed(&departure.route, &error);
                         }
                     }
                 }
-                port.send_all(&letters, &parts[..used], |letter, error| {
+                port.send_all(&letters, &parts, |letter, error| {
                     let run = runs.get(letter).copied().unwrap_or_default();
                     self.retry(port, intake, run, &error, &mut failed);
                 });
             }
         }
+        self.parts = emptied(parts);
         (self.letters, self.runs) = (letters, runs);
         self.clear();
     }
@@ -267,34 +271,22 @@ impl<L> Departures<L> {
                 failed(&departure.route, error);
                 continue;
             }
-            let mut parts = [IoSlice::new(&[]); 3];
-            let used = self.write_parts(departure, intake, &mut parts);
-            match port.letter(&departure.route, None, used) {
-                Ok(letter) => {
-                    port.send_all(&[letter], &parts[..used], |_, error| failed(&departure.route, &error))
-                }
+            let mut parts = Vec::new();
+            self.write_parts(departure, intake, &mut parts);
+            match port.letter(&departure.route, None, parts.len()) {
+                Ok(letter) => port.send_all(&[letter], &parts, |_, error| failed(&departure.route, &error)),
                 Err(error) => failed(&departure.route, &error),
             }
         }
     }
 
-    /// Writes the pieces of a datagram to the beginning of `parts`; returns how many there are.
-    fn write_parts<'a>(
-        &'a self,
-        departure: &Departure,
-        intake: &'a Intake,
-        parts: &mut [IoSlice<'a>],
-    ) -> usize {
+    /// Adds the pieces of a datagram to `parts`.
+    fn write_parts<'a>(&'a self, departure: &Departure, intake: &'a Intake, parts: &mut Vec<IoSlice<'a>>) {
         let (at, len) = departure.head;
         let head = self.written.get(at as usize..at as usize + len as usize).unwrap_or_default();
         let body = intake.part(departure.body.0, departure.body.1);
         let pieces = [head, body, &ZEROS[..usize::from(departure.padding)]];
-        let mut used = 0;
-        for (place, piece) in parts.iter_mut().zip(pieces.into_iter().filter(|piece| !piece.is_empty())) {
-            *place = IoSlice::new(piece);
-            used += 1;
-        }
-        used
+        parts.extend(pieces.into_iter().filter(|piece| !piece.is_empty()).map(IoSlice::new));
     }
 
     fn starts_of(&self, queue: &Queue) -> impl Iterator<Item = u32> {
@@ -347,6 +339,12 @@ impl<L> Departures<L> {
             self.turn = 1;
         }
     }
+}
+
+/// Lends a vector's room to what lives shorter or longer: the library collects in place.
+fn emptied<'a>(mut parts: Vec<IoSlice<'_>>) -> Vec<IoSlice<'a>> {
+    parts.clear();
+    parts.into_iter().map(|_| IoSlice::new(&[])).collect()
 }
 
 /// Returns the place of a flow in the cache.
