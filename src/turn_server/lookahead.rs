@@ -7,7 +7,7 @@
 use super::FiveTuple;
 use super::five_tuple::PackedTuple;
 use super::index::{Hash, Index};
-use super::machine::Relay;
+use super::machine::{AllocationId, Relay};
 use super::relay_port::RelayId;
 use std::hint::black_box;
 use std::net::SocketAddr;
@@ -18,6 +18,9 @@ pub const LOOKAHEAD: usize = 64;
 const NEAR_ALLOCATIONS: usize = 2048;
 /// Packets whose waits do not add up to the cost of looking ahead.
 const FEW_PACKETS: usize = 4;
+
+/// Names no allocation.
+const NOBODY: AllocationId = usize::MAX;
 
 impl Relay {
     /// Returns whether a batch of `packets` is worth looking ahead for.
@@ -40,7 +43,7 @@ impl Relay {
 
     /// Takes one step for all packets before it takes the next, so that no read of a step waits for another one.
     fn look_ahead(&self, index: &Index, hashes: impl Iterator<Item = Hash>) {
-        let mut places = [(Hash::default(), usize::MAX); LOOKAHEAD];
+        let mut places = [(Hash::default(), NOBODY); LOOKAHEAD];
         let mut count = 0;
         for (place, hash) in places.iter_mut().zip(hashes) {
             place.0 = hash;
@@ -48,10 +51,24 @@ impl Relay {
         }
         let places = &mut places[..count];
         for (hash, id) in &mut *places {
-            *id = index.all(*hash).next().unwrap_or(usize::MAX);
+            *id = index.all(*hash).next().unwrap_or(NOBODY);
         }
+        black_box(self.read(places));
+        let mut within = false;
+        for (_, id) in &mut *places {
+            let allocation = self.allocations.get(*id);
+            *id = allocation.and_then(|allocation| self.partner_ahead(*id, allocation)).unwrap_or(NOBODY);
+            within |= *id != NOBODY;
+        }
+        if within {
+            black_box(self.read(places));
+        }
+    }
+
+    /// Reads from all allocations, and then from what lies behind them.
+    fn read(&self, places: &[(Hash, AllocationId)]) -> u64 {
         let found = || places.iter().filter_map(|(_, id)| self.allocations.get(*id));
-        black_box(found().fold(0, |sum, allocation| sum ^ allocation.glance()));
-        black_box(found().fold(0, |sum, allocation| sum ^ allocation.user_meter.glance()));
+        let sum = found().fold(0, |sum, allocation| sum ^ allocation.glance());
+        found().fold(sum, |sum, allocation| sum ^ allocation.user_meter.glance())
     }
 }
