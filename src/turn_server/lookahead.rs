@@ -44,15 +44,7 @@ impl Relay {
     /// Takes one step for all packets before it takes the next, so that no read of a step waits for another one.
     fn look_ahead(&self, index: &Index, hashes: impl Iterator<Item = Hash>) {
         let mut places = [(Hash::default(), NOBODY); LOOKAHEAD];
-        let mut count = 0;
-        for (place, hash) in places.iter_mut().zip(hashes) {
-            place.0 = hash;
-            count += 1;
-        }
-        let places = &mut places[..count];
-        for (hash, id) in &mut *places {
-            *id = index.all(*hash).next().unwrap_or(NOBODY);
-        }
+        let places = Self::guess(index, hashes, &mut places);
         black_box(self.read(places));
         let mut within = false;
         for (_, id) in &mut *places {
@@ -65,10 +57,50 @@ impl Relay {
         }
     }
 
+    /// Writes down the first number under each hash: nearly always it is the one.
+    fn guess<'a>(
+        index: &Index,
+        hashes: impl Iterator<Item = Hash>,
+        places: &'a mut [(Hash, AllocationId); LOOKAHEAD],
+    ) -> &'a mut [(Hash, AllocationId)] {
+        let mut count = 0;
+        for (place, hash) in places.iter_mut().zip(hashes) {
+            place.0 = hash;
+            count += 1;
+        }
+        let places = &mut places[..count];
+        for (hash, id) in &mut *places {
+            *id = index.all(*hash).next().unwrap_or(NOBODY);
+        }
+        places
+    }
+
     /// Reads from all allocations, and then from what lies behind them.
     fn read(&self, places: &[(Hash, AllocationId)]) -> u64 {
         let found = || places.iter().filter_map(|(_, id)| self.allocations.get(*id));
         let sum = found().fold(0, |sum, allocation| sum ^ allocation.glance());
         found().fold(sum, |sum, allocation| sum ^ allocation.user_meter.glance())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::turn_server::index::KeyedHash;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha20Rng;
+
+    #[test]
+    fn a_batch_is_found_ahead_as_far_as_there_is_room() {
+        let hash = KeyedHash::new(&mut ChaCha20Rng::from_seed([1; 32]));
+        let mut index = Index::default();
+        (0..1000).for_each(|key| index.insert(hash.of([7; 16], key as u64), key));
+        let mut places = [(Hash::default(), NOBODY); LOOKAHEAD];
+        let of = |keys: std::ops::Range<u64>| keys.map(|key| hash.of([7; 16], key));
+        let found = Relay::guess(&index, of(950..1200), &mut places);
+        let found: Vec<_> = found.iter().map(|(_, id)| *id).collect();
+        let expected: Vec<_> = (950..1000).chain(std::iter::repeat_n(NOBODY, LOOKAHEAD - 50)).collect();
+        assert_eq!(found, expected);
+        assert!(Relay::guess(&index, of(0..0), &mut places).is_empty());
     }
 }
