@@ -46,15 +46,6 @@ impl Relay {
         let mut places = [(Hash::default(), NOBODY); LOOKAHEAD];
         let places = Self::guess(index, hashes, &mut places);
         black_box(self.read(places));
-        let mut within = false;
-        for (_, id) in &mut *places {
-            let allocation = self.allocations.get(*id);
-            *id = allocation.and_then(|allocation| self.partner_ahead(*id, allocation)).unwrap_or(NOBODY);
-            within |= *id != NOBODY;
-        }
-        if within {
-            black_box(self.read(places));
-        }
     }
 
     /// Writes down the first number under each hash: nearly always it is the one.

@@ -7,9 +7,7 @@
 //! addresses the first, unless others wait behind the same two addresses just then. What is for nobody in particular is dropped
 //! and counted, and from then on new allocations spread over more ports.
 
-use super::allocation::Allocation;
 use super::introductions::{Party, Way};
-use super::links::Link;
 use super::machine::{AllocationId, Passage, Relay};
 use super::moment::Moment;
 use super::policy::PeerAddr;
@@ -77,13 +75,6 @@ impl Relay {
                 Known { edition, partner: introductions.partner(way, party) }
             });
         Passage { sender: party, partner: known.partner, way }
-    }
-
-    /// Returns whom the client of an allocation most probably talks with inside this relay.
-    pub(super) fn partner_ahead(&self, id: AllocationId, allocation: &Allocation) -> Option<AllocationId> {
-        let peer = allocation.links.iter().next().map(Link::peer).filter(|peer| self.is_within(*peer))?;
-        let partner = self.partners.known.get(&(id, peer))?.partner?;
-        (partner.worker == self.shared.worker).then_some(partner.allocation)
     }
 
     /// Says which tenant of port `relay` a passage is for.
