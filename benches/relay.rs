@@ -6,7 +6,7 @@
 #![allow(missing_docs, clippy::unwrap_used, reason = "a bench fails by panicking")]
 #![allow(clippy::print_stdout, reason = "memory is not a time, which is all that criterion reports")]
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Bencher, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ginnel::clock::Now;
 use ginnel::net::time;
 use ginnel::stun::{
@@ -20,7 +20,7 @@ use ginnel::turn_server::policy::{PeerPolicy, PolicyConfig};
 use ginnel::turn_server::ports::{RelayAddress, RelayPorts};
 use ginnel::turn_server::quota::Quota;
 use ginnel::turn_server::rate::Rate;
-use ginnel::turn_server::{FiveTuple, RelayId, Transport};
+use ginnel::turn_server::{FiveTuple, LOOKAHEAD, RelayId, Transport};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::collections::HashMap;
@@ -31,6 +31,8 @@ use std::time::Duration;
 
 const ALLOCATIONS: [usize; 3] = [1, 1000, 100_000];
 /// A voice packet: 12 bytes of RTP header, 160 of sound.
+/// Packets that a worker takes from a socket at a time, when it has much to do.
+const BATCH: usize = LOOKAHEAD;
 const PAYLOAD: usize = 172;
 const CHANNEL: [u8; 2] = [0x40, 0];
 const MARKS: Marks = Marks { ttl: 64, tos: 0 };
@@ -188,15 +190,45 @@ impl World {
         self.turn
     }
 
-    fn client_sends(&mut self, index: usize, bytes: &[u8]) {
-        let passed = self.relay.handle_client(self.now, client(index), MARKS, bytes);
-        assert!(black_box(passed).is_some());
+    /// The allocations whose turn it is.
+    fn batch(&mut self) -> [usize; BATCH] {
+        std::array::from_fn(|_| self.next())
     }
 
-    fn peer_sends(&mut self, payload: &[u8]) {
-        let index = self.next();
-        let passed = self.relay.handle_peer(self.now, self.ports[index], peer(index), MARKS, payload);
-        assert!(black_box(passed).is_some());
+    /// As the worker does with what it has received at a door.
+    fn clients_send<'a>(&mut self, clients: &[FiveTuple], frame: impl Fn(usize) -> &'a [u8]) {
+        if self.relay.looks_ahead(clients.len()) {
+            self.relay.look_ahead_to_clients(clients.iter().copied());
+        }
+        for (place, client) in clients.iter().enumerate() {
+            let passed = self.relay.handle_client(self.now, *client, MARKS, black_box(frame(place)));
+            assert!(black_box(passed).is_some());
+        }
+    }
+
+    /// The same to clients of the same server.
+    fn clients_send_within(&mut self, clients: &[FiveTuple], frame: &[u8]) {
+        if self.relay.looks_ahead(clients.len()) {
+            self.relay.look_ahead_to_clients(clients.iter().copied());
+        }
+        for client in clients {
+            let forward = self.relay.handle_client(self.now, *client, MARKS, black_box(frame)).unwrap();
+            let onward = black_box(self.relay.onward(self.now, forward));
+            assert!(!matches!(onward, Onward::Out(_)));
+        }
+    }
+
+    /// As the worker does with what it has received at one relay port after the other.
+    fn peers_send(&mut self, peers: &[(RelayId, SocketAddr)], payload: &[u8]) {
+        for peers in peers.chunk_by(|(one, _), (other, _)| one == other) {
+            if self.relay.looks_ahead(peers.len()) {
+                self.relay.look_ahead_to_peers(peers[0].0, peers.iter().map(|(_, peer)| *peer));
+            }
+            for (relay, peer) in peers {
+                let passed = self.relay.handle_peer(self.now, *relay, *peer, MARKS, black_box(payload));
+                assert!(black_box(passed).is_some());
+            }
+        }
     }
 }
 
@@ -229,28 +261,42 @@ fn relaying(c: &mut Criterion) {
                 false => ("send indication", "data indication"),
             };
             let mut group = c.benchmark_group(up);
-            group.throughput(Throughput::Elements(1));
-            let mut indication = send_indication(peer(0));
+            group.throughput(Throughput::Elements(BATCH as u64));
+            let mut frames = vec![if channels { frame.clone() } else { send_indication(peer(0)) }; BATCH];
             group.bench_function(BenchmarkId::from_parameter(count), |b| {
-                b.iter(|| {
-                    let index = world.next();
-                    if channels {
-                        world.client_sends(index, black_box(&frame));
-                    } else {
-                        readdress(&mut indication, index);
-                        world.client_sends(index, black_box(&indication));
+                in_batches(b, || {
+                    let batch = world.batch();
+                    if !channels {
+                        frames.iter_mut().zip(batch).for_each(|(frame, index)| readdress(frame, index));
                     }
+                    let clients = batch.map(client);
+                    timed(|| world.clients_send(&clients, |place| &frames[place]))
                 });
             });
             group.finish();
             let mut group = c.benchmark_group(down);
-            group.throughput(Throughput::Elements(1));
+            group.throughput(Throughput::Elements(BATCH as u64));
             group.bench_function(BenchmarkId::from_parameter(count), |b| {
-                b.iter(|| world.peer_sends(black_box(&payload)));
+                in_batches(b, || {
+                    let mut peers = world.batch().map(|index| (world.ports[index], peer(index)));
+                    peers.sort_by_key(|(relay, _)| *relay);
+                    timed(|| world.peers_send(&peers, &payload))
+                });
             });
             group.finish();
         }
     }
+}
+
+/// Adds up what `batch` says that it took: what comes in from the network is not looked for in memory.
+fn in_batches(b: &mut Bencher<'_>, mut batch: impl FnMut() -> Duration) {
+    b.iter_custom(|batches| (0..batches).map(|_| batch()).sum());
+}
+
+fn timed(work: impl FnOnce()) -> Duration {
+    let began = time::now().mono;
+    work();
+    time::now().mono.duration_since(began)
 }
 
 fn channel_data(payload: &[u8]) -> Vec<u8> {
@@ -261,15 +307,13 @@ fn channel_data(payload: &[u8]) -> Vec<u8> {
 fn short_way(c: &mut Criterion) {
     let frame = channel_data(&[7; PAYLOAD]);
     let mut group = c.benchmark_group("client to client");
-    group.throughput(Throughput::Elements(1));
+    group.throughput(Throughput::Elements(BATCH as u64));
     for count in ALLOCATIONS {
         let mut world = World::new(count.max(2), By::Neighbour);
         group.bench_function(BenchmarkId::from_parameter(count.max(2)), |b| {
-            b.iter(|| {
-                let from = client(world.next());
-                let forward = world.relay.handle_client(world.now, from, MARKS, black_box(&frame)).unwrap();
-                let onward = black_box(world.relay.onward(world.now, forward));
-                assert!(!matches!(onward, Onward::Out(_)));
+            in_batches(b, || {
+                let clients = world.batch().map(client);
+                timed(|| world.clients_send_within(&clients, &frame))
             });
         });
     }

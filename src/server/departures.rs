@@ -432,10 +432,13 @@ mod tests {
         }
     }
 
-    /// A socket that writes down what it is given: for each call, destination, segment and bytes of every message.
+    /// Destination, segment and bytes.
+    type Message = (u16, Option<u16>, usize);
+
+    /// A socket that writes down every message of every call.
     #[derive(Default)]
     struct Recorder {
-        calls: RefCell<Vec<Vec<(u16, Option<u16>, usize)>>>,
+        calls: RefCell<Vec<Vec<Message>>>,
     }
 
     impl BatchSocket for Recorder {

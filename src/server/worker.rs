@@ -311,6 +311,9 @@ impl Worker {
             Ok(haul) => haul,
             Err(turn) => return turn,
         };
+        if self.relay.looks_ahead(haul.messages()) {
+            self.look_ahead(token, intake.senders(haul));
+        }
         for datagram in intake.datagrams(haul) {
             if token.0 < doors {
                 self.hear_door(now, token.0, datagram, intake);
@@ -320,6 +323,20 @@ impl Worker {
             self.carry_out(now, datagram.payload.len(), intake);
         }
         if haul.is_drained() { Turn::Empty } else { Turn::More }
+    }
+
+    /// Has the relay read what a haul from a socket is going to need.
+    fn look_ahead(&self, token: Token, senders: impl Iterator<Item = SocketAddr>) {
+        match self.legs.doors.get(token.0) {
+            Some(DoorSocket { dtls_only: true, .. }) => {}
+            Some(door) => {
+                // The IP address that each datagram was sent to matters to nobody who only looks ahead.
+                let server = door.port.local_addr();
+                let tuple = |client| FiveTuple { client, server, transport: Transport::Udp };
+                self.relay.look_ahead_to_clients(senders.map(tuple));
+            }
+            None => self.relay.look_ahead_to_peers(token.0 - self.legs.doors.len(), senders),
+        }
     }
 
     fn hear_peer(&mut self, now: Now, relay: RelayId, datagram: Datagram<'_>, intake: &Intake) {

@@ -21,8 +21,8 @@ const PORT_BITS: u32 = 16;
 #[derive(Debug)]
 pub(super) struct Directory {
     hash: KeyedHash,
-    clients: Index,
-    claims: Index,
+    pub(super) clients: Index,
+    pub(super) claims: Index,
     permits: Index,
     relays: Index,
 }
@@ -42,12 +42,12 @@ impl Directory {
         }
     }
 
-    fn client(&self, client: &PackedTuple) -> Hash {
+    pub(super) fn client(&self, client: &PackedTuple) -> Hash {
         let (ip, numbers) = client.key();
         self.hash.of(ip, numbers)
     }
 
-    fn peer_at(&self, relay: RelayId, peer: PeerAddr) -> Hash {
+    pub(super) fn peer_at(&self, relay: RelayId, peer: PeerAddr) -> Hash {
         self.hash.of(peer.octets(), ((relay as u64) << PORT_BITS) | u64::from(peer.port()))
     }
 }

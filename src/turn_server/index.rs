@@ -32,7 +32,7 @@ impl KeyedHash {
 }
 
 /// A hash as entries remember it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Hash(u32);
 
 impl Hash {

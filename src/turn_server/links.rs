@@ -112,6 +112,11 @@ impl Links {
         (self.first.peer.port() != 0).then_some(&self.first)
     }
 
+    /// Reads from where most packets find their link.
+    pub(super) fn glance(&self) -> u64 {
+        self.first.permitted_until.0
+    }
+
     /// Returns the link to `peer`.
     pub(super) fn of(&self, peer: PeerAddr) -> Option<&Link> {
         if self.first.peer == peer {

@@ -52,6 +52,11 @@ impl Meter {
 pub(super) struct SharedMeter(AtomicU64);
 
 impl SharedMeter {
+    /// Reads the meter's number, which says little without a rate.
+    pub(super) fn glance(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// As [`Meter::take`].
     pub(super) fn take(&self, rate: Rate, now: Moment, units: usize) -> bool {
         let step = |at| advance(at, rate, now, units);

@@ -33,6 +33,12 @@ pub struct Haul {
 }
 
 impl Haul {
+    /// Returns how many messages it has, each a datagram or a GRO run of one sender.
+    #[must_use]
+    pub fn messages(&self) -> usize {
+        self.count
+    }
+
     /// Returns whether the receive took all there was, so that the next one belongs after the next readiness event.
     #[must_use]
     pub fn is_drained(&self) -> bool {
@@ -97,6 +103,12 @@ impl Intake {
                     payload,
                 })
             })
+    }
+
+    /// Lists who sent the messages of a haul, each once for a whole GRO run.
+    pub fn senders(&self, haul: Haul) -> impl Iterator<Item = SocketAddr> {
+        let received = self.received.iter().take(self.filled).skip(haul.first).take(haul.count);
+        received.filter_map(|received| received.name.socket_address())
     }
 
     /// Returns where `payload`, a part of a received datagram, lies; `None` when it is none.
