@@ -6,7 +6,7 @@
 
 Two UDP sockets as in S0-28 to S0-30: `main` registers, heartbeats, lists and is notified; `hole` calls, answers the
 notification and punches. Once punched, both sides send 100 numbered datagrams through the hole until all are
-acknowledged. Events go to stdout, one JSON object a line; exit code 0, or 1 with a reason after the time limit.
+acknowledged. Where no hole opens within `--give-up` seconds, each tells the server so when it asks (step 10), and ends. Events go to stdout, one JSON object a line; exit code 0, or 1 with a reason after the time limit.
 """
 import argparse
 import json
@@ -22,13 +22,14 @@ HEARTBEAT = 15.0     # S0-A17
 
 
 class Client:
-    def __init__(self, server, timeout):
+    def __init__(self, server, timeout, patience):
         family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
         self.server, self.deadline, self.mid = server, time.monotonic() + timeout, 0
         self.main, self.hole = (socket.socket(family, socket.SOCK_DGRAM) for _ in range(2))
         self.tag = self.token = self.callee = None
         self.targets = set()      # where to send 101 or 102: the address the server told, and S0-A19's
         self.opened = 0           # copies of 101 sent; five at most
+        self.patience, self.tries_until = patience, None
         self.peer = None          # the address the hole leads to, once a round trip has shown it
         self.acked, self.received = set(), set()
 
@@ -104,8 +105,14 @@ class Client:
             self.targets.add((extra["rhost"], extra["rport"]))
             self.send(self.hole, {"t": -52, "mid": mid, "token": token, "code": 200})
         elif t == 53 and token == self.token:  # step 10, S0-A8
-            answer = {"t": -53, "mid": mid, "token": token, "code": 200, "extra": {"punching": True}}
-            self.send(sock, answer, source)
+            hopeless = self.peer is None and self.tries_until is not None and time.monotonic() > self.tries_until
+            extra = {"punching": False, "path": "failed"} if hopeless else {"punching": True}
+            if self.peer:
+                extra["path"] = "direct"
+            self.send(sock, {"t": -53, "mid": mid, "token": token, "code": 200, "extra": extra}, source)
+            if hopeless:
+                self.event("failed", reason="no hole")
+                sys.exit(1)
         elif t == 4 and token == self.token:  # the call cannot go on, S0-A20
             self.event("failed", reason=message.get("em"), code=message.get("code"))
             sys.exit(1)
@@ -137,6 +144,8 @@ class Client:
             if now >= beat:
                 self.send(self.main, {"t": 2, "tag": self.tag})
                 beat = now + HEARTBEAT
+            if self.targets and self.tries_until is None:
+                self.tries_until = now + self.patience
             if now >= due:
                 due = now + RESEND
                 if self.callee and self.peer is None:
@@ -161,11 +170,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", required=True, metavar="IP:PORT")
     parser.add_argument("--timeout", type=float, default=60, metavar="SECONDS")
+    parser.add_argument("--give-up", type=float, default=30, metavar="SECONDS")
     parser.add_argument("role", choices=["listen", "call"])
     parser.add_argument("tag", nargs="?", default="first")
     args = parser.parse_args()
     host, port = args.server.rsplit(":", 1)
-    client = Client((host.strip("[]"), int(port)), args.timeout)
+    client = Client((host.strip("[]"), int(port)), args.timeout, args.give_up)
     client.register()
     if args.role == "call":
         client.call(args.tag)
