@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::house::House;
-use crate::lab::{NatKind, Net};
+use crate::lab::{Host, NatKind, Net};
 use crate::proc::Proc;
 use crate::tools;
 
@@ -111,4 +111,60 @@ fn behind_two_symmetric_nats_plain_clients_learn_in_time_that_there_is_no_hole()
 #[test]
 fn notified_from_the_second_port_alone_a_callee_behind_a_port_restricted_nat_hears_nothing() {
     assert_ends(&[(PortRestricted, PortRestricted)], "[signaling]\nnotify_from = \"aux\"", End::NoAnswer);
+}
+
+/// Punches with `--tcp` and returns how each side, callee and caller, has got its stream, and to whom.
+fn streams([callee, caller]: [&Host; 2], server_host: &Host) -> [(String, String); 2] {
+    let house = House::on(server_host);
+    let server = house.address.to_string();
+    let usual = ["--server", &server, "--tcp"];
+    let mut listener = callee.python("doc000.py", &[&usual[..], &["listen"]].concat());
+    listener.expect("registration", UP, |line| line.contains("\"registered\"").then_some(()));
+    let mut calling = caller.python("doc000.py", &[&usual[..], &["call", "first"]].concat());
+    let ends = [calling.wait(UP), listener.wait(UP)];
+    let told = [&calling, &listener].map(Proc::printed).join("\n") + &house.server.printed();
+    assert!(ends.iter().all(|end| end.success()), "{told}");
+    [&listener, &calling].map(|client| {
+        let stream = event(client, "stream");
+        assert_eq!(stream["received"], 65_536, "{told}");
+        ["how", "peer"].map(|name| stream[name].as_str().unwrap().to_owned()).into()
+    })
+}
+
+#[test]
+fn after_the_punch_a_public_callee_is_reached_by_tcp() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let (server, nat) = (net.island(10), net.nat(PortRestricted, 22));
+    let (callee, caller) = (net.public(21), net.behind(&nat));
+    // Which side's SYN is the first is a matter of luck: behind the caller's own one, the callee's passes its NAT.
+    let [(_, from), (_, to)] = streams([&callee, &caller], &server);
+    assert!(from.starts_with("203.0.113.22:") && to.starts_with("203.0.113.21:"), "{from}, {to}");
+}
+
+#[test]
+fn after_the_punch_two_on_one_network_reach_each_other_by_tcp_inside_it() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let (server, nat) = (net.island(10), net.nat(PortRestricted, 21));
+    let (callee, caller) = (net.behind(&nat), net.behind(&nat));
+    let [(_, from), (_, to)] = streams([&callee, &caller], &server);
+    assert!(from.starts_with("10.21.0.3:") && to.starts_with("10.21.0.2:"), "{from}, {to}");
+}
+
+#[test]
+fn after_the_punch_syns_that_cross_open_a_stream_between_port_restricted_nats() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let (server, nats) = (net.island(10), [21, 22].map(|octet| net.nat(PortRestricted, octet)));
+    let (callee, caller) = (net.behind(&nats[0]), net.behind(&nats[1]));
+    let [(one, from), (other, to)] = streams([&callee, &caller], &server);
+    assert_eq!((&*one, &*other), ("connected", "connected"), "nobody could accept: {from}, {to}");
+    assert!(from.starts_with("203.0.113.22:") && to.starts_with("203.0.113.21:"), "{from}, {to}");
 }
