@@ -144,6 +144,19 @@ fn after_the_punch_a_public_callee_is_reached_by_tcp() {
     assert!(from.starts_with("203.0.113.22:") && to.starts_with("203.0.113.21:"), "{from}, {to}");
 }
 
+/// S1-1: where only the callee is behind a NAT, it is the callee who connects.
+#[test]
+fn after_the_punch_a_callee_behind_a_nat_reaches_its_public_caller_by_tcp() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let (server, nat) = (net.island(10), net.nat(PortRestricted, 21));
+    let (callee, caller) = (net.behind(&nat), net.public(22));
+    let [(_, to), (_, from)] = streams([&callee, &caller], &server);
+    assert!(from.starts_with("203.0.113.21:") && to.starts_with("203.0.113.22:"), "{from}, {to}");
+}
+
 #[test]
 fn after_the_punch_two_on_one_network_reach_each_other_by_tcp_inside_it() {
     if !tools::have_laboratory() {
