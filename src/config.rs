@@ -310,6 +310,11 @@ fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
 #[serde(deny_unknown_fields, default)]
 struct Signaling {
     list: Option<bool>,
+    presence: Option<bool>,
+    presence_interval: Option<u64>,
+    watches_per_client: Option<usize>,
+    watchers_per_tag: Option<usize>,
+    max_watches: Option<usize>,
     notify_from: Option<NotifyFrom>,
     tag_lifetime: Option<u64>,
     token_lifetime: Option<u64>,
@@ -337,6 +342,7 @@ impl Signaling {
             ("signaling.tag_lifetime", self.tag_lifetime, &mut times.tag),
             ("signaling.token_lifetime", self.token_lifetime, &mut times.token),
             ("signaling.question_interval", self.question_interval, &mut times.question),
+            ("signaling.presence_interval", self.presence_interval, &mut times.presence),
             ("signaling.ping_interval", self.ping_interval, &mut times.ping),
             ("signaling.idle_timeout", self.idle_timeout, &mut times.idle),
         ] {
@@ -352,9 +358,19 @@ impl Signaling {
             (self.tags_per_network, &mut limits.tags_per_network),
             (self.max_connections, &mut limits.connections),
             (self.connections_per_network, &mut limits.connections_per_network),
+            (self.watches_per_client, &mut limits.watches_per_client),
+            (self.watchers_per_tag, &mut limits.watchers_per_tag),
+            (self.max_watches, &mut limits.watches),
         ] {
             *limit = given.unwrap_or(*limit);
         }
+        if limits.watches_per_client > signaling::Limits::MOST_WATCHES_PER_CLIENT {
+            return Err(ConfigError::Value {
+                key: "signaling.watches_per_client",
+                rule: "must be at most 2000",
+            });
+        }
+        signaling.presence = self.presence.unwrap_or(signaling.presence);
         signaling.list = self.list.unwrap_or(signaling.list);
         signaling.notify_from = match self.notify_from {
             None => signaling.notify_from,
@@ -397,6 +413,7 @@ mod tests {
             ("[turn]\nrest_secret = 'short'", "turn.rest_secret"),
             ("[turn]\nmax_lifetime = 10", "turn.max_lifetime"),
             ("[signaling]\ntag_lifetime = 0", "signaling.tag_lifetime"),
+            ("[signaling]\nwatches_per_client = 2001", "signaling.watches_per_client"),
             ("[signaling]\nnotify_from = 'nobody'", "notify_from"),
             ("listen = []", "listen"),
             ("[stun]\nnat_discovery = ['192.0.2.1']", "stun.nat_discovery"),
@@ -423,12 +440,13 @@ mod tests {
     #[test]
     fn values_arrive_where_they_are_used() {
         let config = Config::parse(
-            "port = 4000\n[turn]\nrelay_ports = '50000-50063'\nusers = { alice = 'pw' }\n[signaling]\nlist = false",
+            "port = 4000\n[turn]\nrelay_ports = '50000-50063'\nusers = { alice = 'pw' }\n[signaling]\nlist = false\npresence = false\nmax_watches = 9",
         )
         .unwrap();
         assert_eq!((config.server.port, config.server.turn.relay_ports), (4000, Some(50_000..=50_063)));
         assert_eq!(config.server.turn.users["alice"], server::StaticUser::Password("pw".to_owned()));
-        assert!(!config.server.signaling.list);
+        assert!(!config.server.signaling.list && !config.server.signaling.presence);
+        assert_eq!(config.server.signaling.limits.watches, 9);
     }
 
     #[test]

@@ -14,6 +14,8 @@ pub struct Config {
     pub notify_from: NotifyFrom,
     /// Whether t=3 tells who is online; default true.
     pub list: bool,
+    /// Whether t=60 tells who comes and goes; default true.
+    pub presence: bool,
     /// Keys that admit to the relay; default none.
     pub access_keys: Vec<AccessKey>,
     /// What registrations and `/ice` hand out; default none.
@@ -29,6 +31,7 @@ impl Default for Config {
             limits: Limits::default(),
             notify_from: NotifyFrom::default(),
             list: true,
+            presence: true,
             access_keys: Vec::new(),
             ice_servers: IceServers::default(),
             stun2: None,
@@ -64,6 +67,8 @@ pub struct Times {
     /// The waits after each copy of a message that wants an answer; after the last one it is given up.
     /// Default 0.5, 1, 2 and 4 s.
     pub retransmit: Vec<Duration>,
+    /// From one event about a tag to the next one, at least; default 1 s.
+    pub presence: Duration,
     /// Between two pings on a WebSocket; default 15 s.
     pub ping: Duration,
     /// How long a silent WebSocket stays open; default 45 s.
@@ -80,6 +85,7 @@ impl Default for Times {
             question: seconds(5),
             answer: seconds(30),
             retransmit: [500, 1000, 2000, 4000].map(Duration::from_millis).to_vec(),
+            presence: seconds(1),
             ping: seconds(15),
             idle: seconds(45),
         }
@@ -103,6 +109,12 @@ pub struct Limits {
     pub connections: usize,
     /// WebSocket connections of one network; default 256.
     pub connections_per_network: usize,
+    /// Tags that one WebSocket watches; default 256.
+    pub watches_per_client: usize,
+    /// WebSockets that watch one tag; default 1024.
+    pub watchers_per_tag: usize,
+    /// Tags watched by WebSockets, each pair counted; default 200 000.
+    pub watches: usize,
     /// Answers kept for repeated requests, in bytes of text; default 8 MiB.
     pub answer_bytes: usize,
     /// Messages of one UDP network, or of one WebSocket; default 200 at once, 50/s on.
@@ -117,6 +129,11 @@ pub struct Limits {
     pub outbox: usize,
 }
 
+impl Limits {
+    /// How much `watches_per_client` may be: one event about that many fits into one text.
+    pub const MOST_WATCHES_PER_CLIENT: usize = 2000;
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -127,6 +144,9 @@ impl Default for Limits {
             notices_per_call: 32,
             connections: 20_000,
             connections_per_network: 256,
+            watches_per_client: 256,
+            watchers_per_tag: 1024,
+            watches: 200_000,
             answer_bytes: 8 << 20,
             per_source: Rate { burst: 200.0, per_second: 50.0 },
             per_pair: Rate { burst: 10.0, per_second: 1.0 },

@@ -52,6 +52,12 @@ pub(super) struct Fields {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) more: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) watch: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) online: Option<Vec<Tag>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) offline: Option<Vec<Tag>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) ice_servers: Option<Few<IceServer, 16>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) stun2: Option<Capped<300>>,

@@ -1,22 +1,22 @@
 //! The hub: takes what clients say on any leg, and says what to send to whom. Pure.
 //!
-//! Here stand who is heard, what every reply is held to, and the rules of t=1, 2 and 3. Those of t=4 and all that follows
-//! stand in `acts.rs`, on the same [`Hub`].
+//! Here stand who is heard and what every reply is held to. The rules of t=1, 2, 3 and 60 stand in `presence.rs`, those of t=4
+//! and all that follows in `acts.rs`, on the same [`Hub`].
 
-use super::admission;
 use super::answers::Answers;
 use super::calls::Calls;
 use super::config::Config;
 use super::leg::{Conn, Door, Leg, Network, Peer};
 use super::rate::{Rates, Verdict};
 use super::registry::Registry;
+use super::watches::Watches;
 use super::wire::{self, Answer, Ask, Code, DecodeError, MAX_DATAGRAM, Message, Request, Response, Tag};
 use crate::clock::Now;
 use crate::ids::Pii;
 use data_encoding::BASE32_NOPAD;
 use rand::RngCore;
 use rand_chacha::ChaCha20Rng;
-use ring::{digest, hmac};
+use ring::hmac;
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
@@ -55,8 +55,6 @@ const HEADERS: usize = 28;
 const AMPLIFICATION: usize = 3;
 /// Request types whose repetition must not act twice (S0-A14). A heartbeat may act twice, to the same effect.
 const ACTS_ONCE: [i64; 5] = [1, 3, 4, 54, 55];
-/// Random bytes of a tag: 120 bits (S0-A24).
-const TAG_BYTES: usize = 15;
 
 /// Where a message came from, and how long it was.
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +79,7 @@ pub struct Hub {
     pub(super) token_key: hmac::Key,
     pub(super) registry: Registry,
     pub(super) calls: Calls,
+    pub(super) watches: Watches,
     pub(super) answers: Answers,
     pub(super) sources: Rates<Origin>,
     pub(super) pairs: Rates<(Tag, Tag)>,
@@ -100,6 +99,7 @@ impl Hub {
             token_key: hmac::Key::new(hmac::HMAC_SHA256, &key),
             registry: Registry::new(&config.times, limits),
             calls: Calls::new(limits),
+            watches: Watches::new(&config.times, limits),
             answers: Answers::new(config.times.answer, limits.answer_bytes),
             sources: Rates::new(limits.per_source, limits.rates),
             pairs: Rates::new(limits.per_pair, limits.rates),
@@ -135,6 +135,7 @@ impl Hub {
         if payload.len() <= MAX_DATAGRAM {
             let leg = Leg::udp(from, local_ip);
             self.take(Asker { now, leg, door, size: payload.len() }, payload);
+            self.tell_changes(now.mono);
         }
     }
 
@@ -158,16 +159,23 @@ impl Hub {
         if self.webs.contains_key(&conn) {
             let asker = Asker { now, leg: Leg::web(conn), door: Door::Main, size: text.len() };
             self.take(asker, text.as_bytes());
+            self.tell_changes(now.mono);
         }
     }
 
     /// Takes note of a WebSocket's end: its tag is offline at once (S0-A23).
     pub fn handle_web_closed(&mut self, now: Now, conn: Conn) {
+        self.close_web(now, conn);
+        self.tell_changes(now.mono);
+    }
+
+    pub(super) fn close_web(&mut self, now: Now, conn: Conn) {
         let Some(network) = self.webs.remove(&conn) else { return };
         if let Some(count) = self.webs_by_network.get_mut(&network) {
             *count -= 1;
         }
         self.forget_network(network);
+        self.watches.forget(conn);
         let Some(client) = self.registry.remove_peer(Peer::Web(conn)) else { return };
         for id in self.calls.by_tag(&client.tag) {
             self.with_call(now.mono, id, |call, _| {
@@ -186,6 +194,7 @@ impl Hub {
         while let Some(id) = self.calls.pop_due(now.mono) {
             self.with_call(now.mono, id, |call, at| call.tick(at));
         }
+        self.tell_changes(now.mono);
     }
 
     /// Returns the next thing to do, until there is none.
@@ -196,7 +205,10 @@ impl Hub {
     /// Returns when [`Hub::handle_timeout`] wants to be called.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.registry.next_expiry().into_iter().chain(self.calls.next_due()).min()
+        [self.registry.next_expiry(), self.calls.next_due(), self.watches.next_due()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn forget_network(&mut self, network: Network) {
@@ -250,9 +262,11 @@ impl Hub {
             Ask::Call { tag, rtag, ice } => self.call(asker, mid, (tag, rtag), ice),
             Ask::Trickle { token, cands, done, nat } => self.trickle(asker, token, cands, (done, nat)),
             Ask::End { token, reason } => self.end(asker, token, reason),
+            Ask::Watch { tags, watch } => self.watch(asker, tags, watch),
             Ask::Notify { .. }
             | Ask::Answered { .. }
             | Ask::Question { .. }
+            | Ask::Presence { .. }
             | Ask::Open
             | Ask::Punch { .. } => Err(Code::Unsupported),
         };
@@ -272,75 +286,6 @@ impl Hub {
         {
             self.apply(id);
         }
-    }
-
-    /// t=1. A leg that has a tag keeps it; a secret brings its tag to wherever it is shown (S0-A18).
-    fn register(
-        &mut self,
-        asker: Asker,
-        mid: Option<i64>,
-        key: Option<&str>,
-        secret: Option<&str>,
-    ) -> Result<Answer, Code> {
-        if key.is_some_and(|key| !admission::admits(&self.config.access_keys, key)) {
-            return Err(Code::NotAllowed);
-        }
-        let tag = match (secret, self.registry.peer(asker.leg.peer)) {
-            (Some(secret), _) => owned_tag(secret)?,
-            (None, Some(client)) => client.tag.clone(),
-            (None, None) => self.fresh_tag()?,
-        };
-        self.enter(asker, &tag)?;
-        let ice_servers = match key {
-            Some(_) => self.config.ice_servers.admitted(asker.now, tag.as_str()),
-            None => self.config.ice_servers.public(),
-        };
-        let stun2 = self.config.stun2.clone();
-        let full = Answer::Registered { tag: tag.clone(), ice_servers, stun2 };
-        let fits = Response { mid, body: full.clone() }.encode().len() <= self.room(asker);
-        Ok(if fits { full } else { Answer::Registered { tag, ice_servers: Vec::new(), stun2: None } })
-    }
-
-    /// Gives `tag` to the asker's leg, wherever it was before.
-    fn enter(&mut self, asker: Asker, tag: &Tag) -> Result<(), Code> {
-        let peer = asker.leg.peer;
-        if self.registry.tag(tag).is_some_and(|client| client.leg.peer == peer) {
-            return Ok(());
-        }
-        let network = match peer {
-            Peer::Udp(address) => Network::of(address.ip()),
-            Peer::Web(conn) => *self.webs.get(&conn).ok_or(Code::Internal)?,
-        };
-        self.registry.remove_peer(peer);
-        if let Some(Peer::Web(conn)) = self.registry.remove_tag(tag).map(|client| client.leg.peer) {
-            self.handle_web_closed(asker.now, conn);
-            self.outputs.push_back(Output::Close { conn });
-        }
-        self.registry.enter(asker.now.mono, tag.clone(), asker.leg, network).map_err(|_| Code::TooMany)
-    }
-
-    /// t=2.
-    fn heartbeat(&mut self, asker: Asker, tag: &Tag) -> Result<Answer, Code> {
-        self.registry.touch(asker.now.mono, tag, asker.leg.peer).ok_or(Code::UnknownTag)?;
-        Ok(Answer::Alive)
-    }
-
-    /// t=3: as many tags as the leg has room for (S0-A15).
-    fn list(
-        &mut self,
-        asker: Asker,
-        mid: Option<i64>,
-        tag: &Tag,
-        after: Option<&Tag>,
-    ) -> Result<Answer, Code> {
-        self.registry.touch(asker.now.mono, tag, asker.leg.peer).ok_or(Code::UnknownTag)?;
-        if !self.config.list {
-            return Err(Code::NotAllowed);
-        }
-        let empty = Response { mid, body: Answer::Listed { tags: Vec::new(), more: true } };
-        let room = self.room(asker).saturating_sub(empty.encode().len());
-        let (tags, more) = self.registry.page(tag, after, room);
-        Ok(Answer::Listed { tags, more })
     }
 
     pub(super) fn send(&mut self, leg: Leg, door: Door, text: &str) {
@@ -369,19 +314,13 @@ impl Hub {
 
     /// How long a reply may be: three times the request until the address is proven, so that nobody is flooded in
     /// another's name.
-    fn room(&self, asker: Asker) -> usize {
+    pub(super) fn room(&self, asker: Asker) -> usize {
         let room = asker.leg.room();
         let is_web = matches!(asker.leg.peer, Peer::Web(_));
         if is_web || self.registry.peer(asker.leg.peer).is_some_and(|client| client.proven) {
             return room;
         }
         room.min(AMPLIFICATION * (asker.size + HEADERS) - HEADERS)
-    }
-
-    fn fresh_tag(&mut self) -> Result<Tag, Code> {
-        let mut bytes = [0; TAG_BYTES];
-        self.rng.fill_bytes(&mut bytes);
-        Tag::new(base32(&bytes)).ok_or(Code::Internal)
     }
 }
 
@@ -391,14 +330,6 @@ fn answered_well(response: &Response) -> bool {
 
 fn is_refusal(response: &Response, with: Code) -> bool {
     matches!(response.body, Answer::Failed { code, .. } if code == with)
-}
-
-/// The tag that belongs to a secret, on any server.
-fn owned_tag(secret: &str) -> Result<Tag, Code> {
-    let mut hash = digest::Context::new(&digest::SHA256);
-    hash.update(b"ginnel tag\0");
-    hash.update(secret.as_bytes());
-    Tag::new(base32(&hash.finish().as_ref()[..TAG_BYTES])).ok_or(Code::Internal)
 }
 
 pub(super) fn base32(bytes: &[u8]) -> String {

@@ -145,6 +145,20 @@ pub enum Ask {
         /// Why, for people.
         reason: Option<String>,
     },
+    /// `t` = 60, client to server: tell me when these come and go, or no more.
+    Watch {
+        /// Whom to watch.
+        tags: Vec<Tag>,
+        /// Whether to begin or to stop.
+        watch: bool,
+    },
+    /// `t` = 60, server to client, without `mid` and never answered: these came or went.
+    Presence {
+        /// Who can be called now.
+        online: Vec<Tag>,
+        /// Who cannot any more.
+        offline: Vec<Tag>,
+    },
     /// `t` = 101, callee to caller: opens the callee's NAT (S0-19).
     Open,
     /// `t` = 102, caller to callee: tries the hole and keeps it open (S0-20, S0-22).
@@ -219,6 +233,13 @@ pub enum Answer {
     Ended {
         /// The punching act.
         token: Token,
+    },
+    /// `t` = -60: how those stand who were asked about.
+    Watching {
+        /// Who can be called now.
+        online: Vec<Tag>,
+        /// Who cannot.
+        offline: Vec<Tag>,
     },
     /// `t` = -103, callee to caller (S0-21); -102 is understood as well (S0-A4).
     Punched {
@@ -384,6 +405,7 @@ impl Ask {
             Self::Question { .. } => 53,
             Self::Trickle { .. } => 54,
             Self::End { .. } => 55,
+            Self::Watch { .. } | Self::Presence { .. } => 60,
             Self::Open => 101,
             Self::Punch { .. } => 102,
         }

@@ -15,12 +15,14 @@ mod http;
 mod leg;
 pub mod machine;
 mod message;
+mod presence;
 mod rate;
 mod registry;
 #[cfg(test)]
 mod scenarios;
 pub mod service;
 pub mod udp;
+mod watches;
 mod websocket;
 pub mod wire;
 

@@ -47,6 +47,8 @@ pub(super) struct Registry {
     by_network: HashMap<Network, usize>,
     unconfirmed: BTreeSet<Id>,
     expiry: Deadlines<Id>,
+    /// Tags that came or went since somebody looked.
+    changed: Vec<Tag>,
 }
 
 impl Registry {
@@ -63,6 +65,7 @@ impl Registry {
             by_network: HashMap::new(),
             unconfirmed: BTreeSet::new(),
             expiry: Deadlines::default(),
+            changed: Vec::new(),
         }
     }
 
@@ -93,6 +96,7 @@ impl Registry {
             self.expiry.set(id, now + self.lifetime);
             self.unconfirmed.insert(id);
         }
+        self.changed.push(tag.clone());
         self.by_tag.insert(tag.clone(), id);
         self.by_peer.insert(leg.peer, id);
         *self.by_network.entry(network).or_default() += 1;
@@ -174,8 +178,14 @@ impl Registry {
         self.expiry.next()
     }
 
+    /// Returns the tags that came, went or moved since the last call.
+    pub(super) fn take_changed(&mut self) -> Vec<Tag> {
+        std::mem::take(&mut self.changed)
+    }
+
     fn drop_id(&mut self, id: Id) -> Option<Registration> {
         let client = self.clients.remove(&id)?;
+        self.changed.push(client.tag.clone());
         self.by_tag.remove(&client.tag);
         self.by_peer.remove(&client.leg.peer);
         self.unconfirmed.remove(&id);

@@ -74,7 +74,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
     Ok(Message::Request(Request { mid, body }))
 }
 
-const REQUESTS: [i64; 11] = [1, 2, 3, 4, 51, 52, 53, 54, 55, 101, 102];
+const REQUESTS: [i64; 12] = [1, 2, 3, 4, 51, 52, 53, 54, 55, 60, 101, 102];
 
 /// Takes the fields from `params` or `extra`, whichever is there, and tag and token from either level (S0-A5, S0-A6).
 fn fields(envelope: &mut Envelope, first: fn(&mut Envelope) -> Option<Object>) -> Fields {
@@ -116,6 +116,13 @@ fn ask(mut envelope: Envelope) -> Option<Ask> {
             Ask::Trickle { token, cands, done, nat }
         }
         55 => Ask::End { token: f.token?, reason: f.reason.map(|reason| reason.0) },
+        60 => match (f.tags, f.online, f.offline) {
+            (Some(tags), ..) => Ask::Watch { tags, watch: f.watch.unwrap_or(true) },
+            (None, None, None) => return None,
+            (None, online, offline) => {
+                Ask::Presence { online: online.unwrap_or_default(), offline: offline.unwrap_or_default() }
+            }
+        },
         101 => Ask::Open,
         _ => Ask::Punch { token: f.token? },
     })
@@ -146,6 +153,9 @@ fn answer(mut envelope: Envelope) -> Option<Answer> {
         },
         54 => Answer::Trickled { token: f.token? },
         55 => Answer::Ended { token: f.token? },
+        60 => {
+            Answer::Watching { online: f.online.unwrap_or_default(), offline: f.offline.unwrap_or_default() }
+        }
         102 | 103 => Answer::Punched { token: f.token? },
         _ => return None,
     })
@@ -228,6 +238,11 @@ impl Request {
                 out.token = Some(token);
                 out.params = object(Fields { reason: reason.map(Capped), ..Fields::default() });
             }
+            Ask::Watch { tags, watch } => {
+                let watch = (!watch).then_some(false);
+                out.params = object(Fields { tags: Some(tags), watch, ..Fields::default() });
+            }
+            Ask::Presence { online, offline } => out.params = object(coming_and_going(online, offline)),
             Ask::Open => {}
             Ask::Punch { token } => {
                 out.params = object(Fields { token: Some(token), ..Fields::default() });
@@ -272,6 +287,11 @@ impl Response {
             }
             Answer::Trickled { token } => (-54, Some(token)),
             Answer::Ended { token } => (-55, Some(token)),
+            Answer::Watching { online, offline } => {
+                let some = !(online.is_empty() && offline.is_empty());
+                out.extra = some.then(|| Object(coming_and_going(online, offline)));
+                (-60, None)
+            }
             Answer::Punched { token } => (-103, Some(token)),
             Answer::Failed { t, token, code, em } => {
                 out.code = Some(code.number());
@@ -282,6 +302,11 @@ impl Response {
         (out.t, out.token) = (t, token);
         envelope::write(&out)
     }
+}
+
+fn coming_and_going(online: Vec<Tag>, offline: Vec<Tag>) -> Fields {
+    let some = |tags: Vec<Tag>| (!tags.is_empty()).then_some(tags);
+    Fields { online: some(online), offline: some(offline), ..Fields::default() }
 }
 
 impl From<Ice> for Fields {
@@ -352,6 +377,8 @@ mod tests {
             Ask::Question { token: token() },
             Ask::Trickle { token: token(), cands: vec!["c".into()], done: true, nat: Some(Nat::Easy) },
             Ask::End { token: token(), reason: Some("bye".into()) },
+            Ask::Watch { tags: vec![tag("a")], watch: false },
+            Ask::Presence { online: vec![tag("a")], offline: vec![tag("b")] },
             Ask::Open,
             Ask::Punch { token: token() },
         ];
@@ -370,6 +397,7 @@ mod tests {
             Answer::Status { token: token(), punching: false, path: Some(Path::Relay) },
             Answer::Trickled { token: token() },
             Answer::Ended { token: token() },
+            Answer::Watching { online: vec![tag("a")], offline: vec![tag("b")] },
             Answer::Punched { token: token() },
             Answer::Failed { t: 4, token: Some(token()), code: Code::NoAnswer, em: "e".into() },
         ];
@@ -442,6 +470,7 @@ mod tests {
             malformed(Some(51), None)
         );
         assert_eq!(error(r#"{"t":99,"mid":7}"#), DecodeError::Unsupported { t: 99, mid: Some(7) });
+        assert_eq!(error(r#"{"t":60,"mid":7,"params":{}}"#), malformed(Some(60), Some(7)));
         for text in ["", "{", "[]", "null", r#"{"t":2,}"#, r#"{"t":-1,"mid":"x"}"#, r#"{"t":1,"code":"x"}"#] {
             assert_eq!(error(text), DecodeError::Undecodable, "{text}");
         }
@@ -483,7 +512,9 @@ mod tests {
                 Err(error) => panic!("{error}: {example}"),
             };
         }
-        let all = [-103, -55, -54, -53, -52, -51, -4, -3, -2, -1, 1, 2, 3, 4, 51, 52, 53, 54, 55, 101, 102];
+        let all = [
+            -103, -60, -55, -54, -53, -52, -51, -4, -3, -2, -1, 1, 2, 3, 4, 51, 52, 53, 54, 55, 60, 101, 102,
+        ];
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), all);
     }
 

@@ -144,7 +144,7 @@ enum Event {
 
 fn event() -> impl Strategy<Value = Event> {
     let bytes = proptest::collection::vec(any::<u8>(), 0..64);
-    let t = prop_oneof![1..5_i64, 51..56_i64, -56..-50_i64, Just(102)];
+    let t = prop_oneof![1..5_i64, 51..56_i64, -56..-50_i64, Just(60), Just(102)];
     prop_oneof![
         1 => (any::<u8>(), bytes).prop_map(|(from, bytes)| Event::Datagram(from, bytes)),
         8 => (any::<u8>(), any::<bool>(), t, any::<u8>(), any::<u8>())
@@ -165,7 +165,7 @@ proptest! {
     #[test]
     fn no_sequence_of_events_panics_or_exceeds_a_cap(events in proptest::collection::vec(event(), 0..300)) {
         let limits = Limits {
-            tags: 8, tags_per_network: 6, calls: 5, calls_per_tag: 3, notices_per_call: 4, connections: 4,
+            tags: 8, tags_per_network: 6, calls: 5, calls_per_tag: 3, notices_per_call: 4, connections: 4, watches: 5,
             answer_bytes: 4000, rates: 4, per_source: Rate { burst: 50.0, per_second: 50.0 }, ..Limits::default()
         };
         let mut world = World::new(Config { limits, ..config() });
@@ -180,7 +180,7 @@ proptest! {
                     let (tag, rtag, token) = (pick(&tags, x), pick(&tags, y), pick(&tokens, x));
                     let mid = if y % 3 == 0 { json!(y) } else { pick(&mids, y) };
                     let mut message = json!({"t": t, "mid": mid.as_i64(), "token": token,
-                        "params": {"tag": tag, "rtag": rtag, "ltag": tag, "cands": ["c"], "ufrag": "u"}});
+                        "params": {"tag": tag, "rtag": rtag, "ltag": tag, "tags": [tag, rtag], "watch": y % 4 != 0, "cands": ["c"], "ufrag": "u"}});
                     if y % 5 == 0 { message["code"] = json!(204); }
                     let text = message.to_string();
                     if web { world.hub.handle_web_text(world.now, Conn(u64::from(who % 12)), &text); }
@@ -204,7 +204,7 @@ proptest! {
                 mids.extend(value.get("mid").cloned());
             }
             prop_assert!(world.hub.clients() <= 8 && world.hub.acts() <= 5);
-            prop_assert!(world.hub.webs.len() <= 4 && world.hub.answers.bytes() <= 4000);
+            prop_assert!(world.hub.webs.len() <= 4 && world.hub.watches.len() <= 5 && world.hub.answers.bytes() <= 4000);
             prop_assert!(world.hub.sources.len() <= 4 && world.hub.pairs.len() <= 4);
         }
         // Two silent minutes later nothing of UDP is left, and nothing wants a timer.

@@ -1,0 +1,133 @@
+//! The hub's part in presence: who comes (t=1), stays (2), is listed (3) and is watched (60).
+
+use super::admission;
+use super::leg::{Network, Peer};
+use super::machine::{Asker, Hub, Output, base32};
+use super::wire::{Answer, Ask, Code, Request, Response, Tag};
+use rand::RngCore;
+use ring::digest;
+use std::time::Instant;
+
+/// Random bytes of a tag: 120 bits (S0-A24).
+const TAG_BYTES: usize = 15;
+/// How much longer than its request the answer to t=60 may be, besides the tags.
+const WATCH_ROOM: usize = 128;
+
+impl Hub {
+    /// t=1. A leg that has a tag keeps it; a secret brings its tag to wherever it is shown (S0-A18).
+    pub(super) fn register(
+        &mut self,
+        asker: Asker,
+        mid: Option<i64>,
+        key: Option<&str>,
+        secret: Option<&str>,
+    ) -> Result<Answer, Code> {
+        if key.is_some_and(|key| !admission::admits(&self.config.access_keys, key)) {
+            return Err(Code::NotAllowed);
+        }
+        let tag = match (secret, self.registry.peer(asker.leg.peer)) {
+            (Some(secret), _) => owned_tag(secret)?,
+            (None, Some(client)) => client.tag.clone(),
+            (None, None) => self.fresh_tag()?,
+        };
+        self.enter(asker, &tag)?;
+        let ice_servers = match key {
+            Some(_) => self.config.ice_servers.admitted(asker.now, tag.as_str()),
+            None => self.config.ice_servers.public(),
+        };
+        let stun2 = self.config.stun2.clone();
+        let full = Answer::Registered { tag: tag.clone(), ice_servers, stun2 };
+        let fits = Response { mid, body: full.clone() }.encode().len() <= self.room(asker);
+        Ok(if fits { full } else { Answer::Registered { tag, ice_servers: Vec::new(), stun2: None } })
+    }
+
+    /// Gives `tag` to the asker's leg, wherever it was before.
+    fn enter(&mut self, asker: Asker, tag: &Tag) -> Result<(), Code> {
+        let peer = asker.leg.peer;
+        if self.registry.tag(tag).is_some_and(|client| client.leg.peer == peer) {
+            return Ok(());
+        }
+        let network = match peer {
+            Peer::Udp(address) => Network::of(address.ip()),
+            Peer::Web(conn) => *self.webs.get(&conn).ok_or(Code::Internal)?,
+        };
+        self.registry.remove_peer(peer);
+        if let Some(Peer::Web(conn)) = self.registry.remove_tag(tag).map(|client| client.leg.peer) {
+            self.close_web(asker.now, conn);
+            self.outputs.push_back(Output::Close { conn });
+        }
+        self.registry.enter(asker.now.mono, tag.clone(), asker.leg, network).map_err(|_| Code::TooMany)
+    }
+
+    /// t=2.
+    pub(super) fn heartbeat(&mut self, asker: Asker, tag: &Tag) -> Result<Answer, Code> {
+        self.registry.touch(asker.now.mono, tag, asker.leg.peer).ok_or(Code::UnknownTag)?;
+        Ok(Answer::Alive)
+    }
+
+    /// t=3: as many tags as the leg has room for (S0-A15).
+    pub(super) fn list(
+        &mut self,
+        asker: Asker,
+        mid: Option<i64>,
+        tag: &Tag,
+        after: Option<&Tag>,
+    ) -> Result<Answer, Code> {
+        self.registry.touch(asker.now.mono, tag, asker.leg.peer).ok_or(Code::UnknownTag)?;
+        if !self.config.list {
+            return Err(Code::NotAllowed);
+        }
+        let empty = Response { mid, body: Answer::Listed { tags: Vec::new(), more: true } };
+        let room = self.room(asker).saturating_sub(empty.encode().len());
+        let (tags, more) = self.registry.page(tag, after, room);
+        Ok(Answer::Listed { tags, more })
+    }
+
+    /// t=60, over WebSocket alone: a datagram would need repetition, and its client asks again anyway.
+    pub(super) fn watch(&mut self, asker: Asker, tags: Vec<Tag>, watch: bool) -> Result<Answer, Code> {
+        let Peer::Web(conn) = asker.leg.peer else { return Err(Code::Unsupported) };
+        if !self.config.presence {
+            return Err(Code::NotAllowed);
+        }
+        self.registry.peer(asker.leg.peer).ok_or(Code::UnknownTag)?;
+        if asker.size + WATCH_ROOM > asker.leg.room() {
+            return Err(Code::TooMany);
+        }
+        if !watch {
+            self.watches.stop(conn, &tags);
+            return Ok(Answer::Watching { online: Vec::new(), offline: Vec::new() });
+        }
+        let registry = &self.registry;
+        let told = self.watches.begin(conn, tags, |tag| registry.tag(tag).is_some());
+        let (online, offline) = told.map_err(|_| Code::TooMany)?;
+        Ok(Answer::Watching { online, offline })
+    }
+
+    /// Tells the watchers who came and who went. A tag that only moved did neither.
+    pub(super) fn tell_changes(&mut self, now: Instant) {
+        for tag in self.registry.take_changed() {
+            self.watches.note(now, &tag, self.registry.tag(&tag).is_some());
+        }
+        while let Some(tag) = self.watches.pop_due(now) {
+            self.watches.note(now, &tag, self.registry.tag(&tag).is_some());
+        }
+        for (conn, (online, offline)) in self.watches.take_news(now) {
+            let event = Request { mid: None, body: Ask::Presence { online, offline } };
+            self.outputs.push_back(Output::Text { conn, text: event.encode() });
+        }
+    }
+
+    fn fresh_tag(&mut self) -> Result<Tag, Code> {
+        let mut bytes = [0; TAG_BYTES];
+        self.rng.fill_bytes(&mut bytes);
+        Tag::new(base32(&bytes)).ok_or(Code::Internal)
+    }
+}
+
+/// The tag that belongs to a secret, on any server.
+fn owned_tag(secret: &str) -> Result<Tag, Code> {
+    let mut hash = digest::Context::new(&digest::SHA256);
+    hash.update(b"ginnel tag\0");
+    hash.update(secret.as_bytes());
+    Tag::new(base32(&hash.finish().as_ref()[..TAG_BYTES])).ok_or(Code::Internal)
+}

@@ -1,0 +1,270 @@
+//! Who watches whom (t=60), what each was told last, and when the next word is due.
+//!
+//! A watcher hears of a tag's state, not of its changes: at most once in [`Times::presence`] about one tag, and at most once in
+//! [`GAP`] about all of them, with the last state. So nobody who comes and goes quickly makes the server send more.
+
+use super::config::{Limits, Times};
+use super::leg::Conn;
+use super::wire::Tag;
+use crate::clock::Deadlines;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+/// From one sending of events to the next: what happens meanwhile goes out in one text to each watcher.
+const GAP: Duration = Duration::from_millis(50);
+
+/// Stands for a watched tag among the timers.
+type Id = u64;
+
+/// Tags that are online, and tags that are not.
+pub(super) type States = (Vec<Tag>, Vec<Tag>);
+
+/// A cap would be exceeded.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Full;
+
+/// All watches.
+#[derive(Debug)]
+pub(super) struct Watches {
+    quiet: Duration,
+    cap: usize,
+    cap_per_client: usize,
+    cap_per_tag: usize,
+    count: usize,
+    by_tag: HashMap<Tag, Watched>,
+    by_conn: HashMap<Conn, HashSet<Tag>>,
+    /// Numbers tags in the order they were first watched.
+    next: Id,
+    due: Deadlines<Id>,
+    waiting: HashMap<Id, Tag>,
+    news: BTreeMap<Conn, States>,
+    quiet_until: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    id: Id,
+    by: Vec<Conn>,
+    /// All watchers believe this, so that one event is right for all.
+    online: bool,
+    quiet_until: Option<Instant>,
+}
+
+impl Watches {
+    pub(super) fn new(times: &Times, limits: &Limits) -> Self {
+        Self {
+            quiet: times.presence,
+            cap: limits.watches,
+            cap_per_client: limits.watches_per_client,
+            cap_per_tag: limits.watchers_per_tag,
+            count: 0,
+            by_tag: HashMap::new(),
+            by_conn: HashMap::new(),
+            next: 0,
+            due: Deadlines::default(),
+            waiting: HashMap::new(),
+            news: BTreeMap::new(),
+            quiet_until: None,
+        }
+    }
+
+    /// Lets `conn` watch all of `tags` or, where a cap forbids one, none; returns how they stand. A state that others were told
+    /// counts more than the true one, as the event that corrects it is on its way.
+    pub(super) fn begin(
+        &mut self,
+        conn: Conn,
+        tags: Vec<Tag>,
+        is_online: impl Fn(&Tag) -> bool,
+    ) -> Result<States, Full> {
+        let mut seen = HashSet::new();
+        let tags: Vec<Tag> = tags.into_iter().filter(|tag| seen.insert(tag.clone())).collect();
+        let own = self.by_conn.get(&conn);
+        let fresh: Vec<&Tag> = tags.iter().filter(|tag| !own.is_some_and(|own| own.contains(*tag))).collect();
+        let crowded =
+            |tag: &&Tag| self.by_tag.get(*tag).is_some_and(|watched| watched.by.len() >= self.cap_per_tag);
+        let of_client = own.map_or(0, HashSet::len) + fresh.len();
+        if of_client > self.cap_per_client || self.count + fresh.len() > self.cap || fresh.iter().any(crowded)
+        {
+            return Err(Full);
+        }
+        let (mut online, mut offline) = (Vec::new(), Vec::new());
+        for tag in tags {
+            let state = is_online(&tag);
+            let id = self.next;
+            self.next += 1;
+            let new = || Watched { id, by: Vec::new(), online: state, quiet_until: None };
+            let watched = self.by_tag.entry(tag.clone()).or_insert_with(new);
+            if self.by_conn.entry(conn).or_default().insert(tag.clone()) {
+                watched.by.push(conn);
+                self.count += 1;
+            }
+            if watched.online { online.push(tag) } else { offline.push(tag) }
+        }
+        Ok((online, offline))
+    }
+
+    /// Ends some watches of `conn`; those that it does not have are ignored.
+    pub(super) fn stop(&mut self, conn: Conn, tags: &[Tag]) {
+        for tag in tags {
+            let Some(own) = self.by_conn.get_mut(&conn) else { return };
+            if own.remove(tag) {
+                if own.is_empty() {
+                    self.by_conn.remove(&conn);
+                }
+                self.unlink(conn, tag);
+            }
+        }
+    }
+
+    /// Ends all watches of `conn`.
+    pub(super) fn forget(&mut self, conn: Conn) {
+        self.news.remove(&conn);
+        for tag in self.by_conn.remove(&conn).unwrap_or_default() {
+            self.unlink(conn, &tag);
+        }
+    }
+
+    fn unlink(&mut self, conn: Conn, tag: &Tag) {
+        self.count -= 1;
+        let Some(watched) = self.by_tag.get_mut(tag) else { return };
+        watched.by.retain(|by| *by != conn);
+        if watched.by.is_empty() {
+            let id = watched.id;
+            self.by_tag.remove(tag);
+            self.calm(id);
+        }
+    }
+
+    /// Takes note of a tag's state; what its watchers do not know yet becomes news, now or when it may.
+    pub(super) fn note(&mut self, now: Instant, tag: &Tag, online: bool) {
+        let Some(watched) = self.by_tag.get_mut(tag) else { return };
+        if watched.online == online {
+            let id = watched.id;
+            return self.calm(id);
+        }
+        if let Some(at) = watched.quiet_until.max(self.quiet_until).filter(|at| *at > now) {
+            self.waiting.insert(watched.id, tag.clone());
+            return self.due.set(watched.id, at);
+        }
+        watched.online = online;
+        watched.quiet_until = Some(now + self.quiet);
+        for conn in &watched.by {
+            let (came, went) = self.news.entry(*conn).or_default();
+            if online { came.push(tag.clone()) } else { went.push(tag.clone()) }
+        }
+        let id = watched.id;
+        self.calm(id);
+    }
+
+    fn calm(&mut self, id: Id) {
+        self.due.clear(id);
+        self.waiting.remove(&id);
+    }
+
+    /// Returns a tag whose state must be noted again.
+    pub(super) fn pop_due(&mut self, now: Instant) -> Option<Tag> {
+        let id = self.due.pop_due(now)?;
+        self.waiting.remove(&id)
+    }
+
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.due.next()
+    }
+
+    /// Returns what each watcher is to be told.
+    pub(super) fn take_news(&mut self, now: Instant) -> BTreeMap<Conn, States> {
+        if !self.news.is_empty() {
+            self.quiet_until = Some(now + GAP);
+        }
+        std::mem::take(&mut self.news)
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::time::now;
+
+    fn watches(cap: usize, per_client: usize, per_tag: usize) -> Watches {
+        let limits = Limits {
+            watches: cap,
+            watches_per_client: per_client,
+            watchers_per_tag: per_tag,
+            ..Limits::default()
+        };
+        Watches::new(&Times::default(), &limits)
+    }
+
+    fn tags(names: &[&str]) -> Vec<Tag> {
+        names.iter().map(|name| Tag::new(*name).unwrap()).collect()
+    }
+
+    #[test]
+    fn all_of_the_tags_are_watched_or_none_and_the_caps_hold() {
+        let mut watches = watches(4, 3, 2);
+        let mut begin = |conn, names: &[&str]| watches.begin(Conn(conn), tags(names), |_| false).is_ok();
+        assert!(begin(1, &["a", "b", "a"]));
+        assert!(!begin(1, &["c", "d"]), "of one client");
+        assert!(begin(2, &["a"]));
+        assert!(!begin(3, &["c", "a"]), "of one tag");
+        assert!(begin(3, &["c"]));
+        assert!(!begin(3, &["d"]), "in all");
+        assert!(begin(1, &["a"]), "what one has costs nothing");
+        assert_eq!(watches.len(), 4);
+        watches.stop(Conn(1), &tags(&["a", "c", "x"]));
+        watches.forget(Conn(3));
+        assert_eq!(watches.len(), 2);
+        watches.forget(Conn(1));
+        watches.forget(Conn(2));
+        assert_eq!(
+            (watches.len(), watches.by_tag.len(), watches.by_conn.len(), watches.waiting.len()),
+            (0, 0, 0, 0)
+        );
+    }
+
+    #[test]
+    fn a_tag_is_spoken_of_once_a_second_with_its_last_state() {
+        let (mut watches, start) = (watches(9, 9, 9), now().mono);
+        let a = tags(&["a"]).remove(0);
+        watches.begin(Conn(1), tags(&["a"]), |_| false).unwrap();
+        watches.note(start, &a, true);
+        assert_eq!(watches.take_news(start).remove(&Conn(1)), Some((tags(&["a"]), Vec::new())));
+        watches.note(start, &a, false);
+        assert!(watches.take_news(start).is_empty());
+        // Whoever begins now is told what the others believe, so that the next event is right for both.
+        let (online, _) = watches.begin(Conn(2), tags(&["a"]), |_| false).unwrap();
+        assert_eq!(online, tags(&["a"]));
+        let due = watches.next_due().unwrap();
+        assert_eq!(due, start + Duration::from_secs(1));
+        assert_eq!(watches.pop_due(due), Some(a.clone()));
+        watches.note(due, &a, false);
+        assert_eq!(watches.take_news(due).len(), 2);
+        // Back within the second: nothing was to be told.
+        watches.note(due, &a, true);
+        watches.note(due, &a, false);
+        assert_eq!(watches.next_due(), None);
+    }
+
+    #[test]
+    fn what_happens_close_together_is_told_together() {
+        let (mut watches, start) = (watches(9, 9, 9), now().mono);
+        watches.begin(Conn(1), tags(&["a", "b", "c"]), |_| false).unwrap();
+        let [a, b, c] = ["a", "b", "c"].map(|name| Tag::new(name).unwrap());
+        watches.note(start, &a, true);
+        assert_eq!(watches.take_news(start).len(), 1);
+        watches.note(start, &b, true);
+        watches.note(start, &c, true);
+        assert!(watches.take_news(start).is_empty());
+        let due = watches.next_due().unwrap();
+        assert_eq!(due, start + GAP);
+        while let Some(tag) = watches.pop_due(due) {
+            watches.note(due, &tag, true);
+        }
+        assert_eq!(watches.take_news(due)[&Conn(1)].0.len(), 2);
+    }
+}
