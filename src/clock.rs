@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 pub struct Now {
     /// Monotonic time, for every timer and lifetime.
     pub mono: Instant,
-    /// Seconds since the Unix epoch, for credential expiry and nothing else.
+    /// Seconds since the Unix epoch, for credential expiry and for numbers that must grow over restarts.
     pub unix: u64,
 }
 

@@ -82,7 +82,7 @@ pub(super) struct Registration {
 
 impl Registration {
     fn ask(&self) -> Ask {
-        Ask::Register { key: self.key.clone(), secret: self.secret.clone() }
+        Ask::Register { key: self.key.clone(), secret: self.secret.clone(), epoch: None }
     }
 }
 
@@ -138,7 +138,7 @@ impl Link {
     /// Registers, or registers again for fresh credentials.
     pub(super) async fn register(&self, registration: &Registration) -> Result<Welcome, LinkError> {
         match self.ask(registration.ask()).await? {
-            Answer::Registered { tag, ice_servers, stun2 } => Ok(Welcome { tag, ice_servers, stun2 }),
+            Answer::Registered { tag, ice_servers, stun2, .. } => Ok(Welcome { tag, ice_servers, stun2 }),
             Answer::Failed { code, em, .. } => Err(LinkError::Refused { code, text: em }),
             _ => Err(LinkError::Silent),
         }

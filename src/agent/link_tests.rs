@@ -43,7 +43,8 @@ impl Script {
         let (stream, _) = listener.accept().await.unwrap();
         let mut script = Self(accept_async(stream).await.unwrap());
         let request = script.hear_request().await;
-        let registered = Answer::Registered { tag: Tag::new(tag).unwrap(), ice_servers: vec![], stun2: None };
+        let registered =
+            Answer::Registered { tag: Tag::new(tag).unwrap(), ice_servers: vec![], stun2: None, epoch: None };
         script.answer(request.mid, registered).await;
         (script, request.body)
     }
@@ -64,7 +65,7 @@ async fn answers_find_their_questions_and_the_rest_is_heard() {
     let (listener, address) = server().await;
     let scripted = async {
         let (mut script, registered) = Script::welcome(&listener, "me").await;
-        assert_eq!(registered, Ask::Register { key: Some("k".into()), secret: None });
+        assert_eq!(registered, Ask::Register { key: Some("k".into()), secret: None, epoch: None });
         let call = script.hear_request().await;
         let second = script.hear_request().await;
         script.answer(second.mid, Answer::Ended { token: token() }).await;

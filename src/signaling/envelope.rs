@@ -46,6 +46,8 @@ pub(super) struct Fields {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) secret: Option<Capped<128>>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) epoch: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) after: Option<Tag>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) tags: Option<Vec<Tag>>,

@@ -7,6 +7,7 @@ use super::answers::Answers;
 use super::calls::Calls;
 use super::config::Config;
 use super::leg::{Conn, Door, Leg, Network, Peer};
+use super::presence::Claim;
 use super::rate::{Rates, Verdict};
 use super::registry::Registry;
 use super::watches::Watches;
@@ -256,7 +257,10 @@ impl Hub {
             return self.reply(asker, &text);
         }
         let answered = match request.body {
-            Ask::Register { key, secret } => self.register(asker, mid, key.as_deref(), secret.as_deref()),
+            Ask::Register { key, secret, epoch } => {
+                let claim = Claim { secret: secret.as_deref(), epoch };
+                self.register(asker, mid, key.as_deref(), claim)
+            }
             Ask::Heartbeat { tag } => self.heartbeat(asker, &tag),
             Ask::List { tag, after } => self.list(asker, mid, &tag, after.as_ref()),
             Ask::Call { tag, rtag, ice } => self.call(asker, mid, (tag, rtag), ice),

@@ -80,6 +80,8 @@ pub enum Ask {
         key: Option<String>,
         /// Owns a lasting tag: the same secret gets the same tag again, from wherever it comes (S0-A18).
         secret: Option<String>,
+        /// The session's number: a higher one replaces a lower one, 0 to [`super::wire::MAX_EPOCH`].
+        epoch: Option<i64>,
     },
     /// `t` = 2: I am alive (S0-3).
     Heartbeat {
@@ -188,6 +190,8 @@ pub enum Answer {
         ice_servers: Vec<IceServer>,
         /// `host:port` of the server's second UDP port, which answers STUN Binding too.
         stun2: Option<String>,
+        /// The session's number; of owned tags only.
+        epoch: Option<i64>,
     },
     /// `t` = -2 (S0-4).
     Alive,
@@ -280,11 +284,13 @@ pub enum Code {
     Unsupported,
     /// 209.
     Internal,
+    /// 210: a newer session has the tag; do not come back with this one.
+    Replaced,
     /// One that this version does not know.
     Other(i64),
 }
 
-const CODES: [(i64, Code, &str); 9] = [
+const CODES: [(i64, Code, &str); 10] = [
     (201, Code::Malformed, "malformed"),
     (202, Code::UnknownTag, "unknown tag, register again"),
     (203, Code::NotOnline, "callee not online"),
@@ -294,6 +300,7 @@ const CODES: [(i64, Code, &str); 9] = [
     (207, Code::NoAnswer, "callee did not answer"),
     (208, Code::Unsupported, "unsupported t"),
     (209, Code::Internal, "internal error"),
+    (210, Code::Replaced, "replaced by a newer session"),
 ];
 
 impl Code {

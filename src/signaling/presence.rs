@@ -1,9 +1,9 @@
 //! The hub's part in presence: who comes (t=1), stays (2), is listed (3) and is watched (60).
 
 use super::admission;
-use super::leg::{Network, Peer};
+use super::leg::{Door, Network, Peer};
 use super::machine::{Asker, Hub, Output, base32};
-use super::wire::{Answer, Ask, Code, Request, Response, Tag};
+use super::wire::{Answer, Ask, Code, MAX_EPOCH, Request, Response, Tag};
 use rand::RngCore;
 use ring::digest;
 use std::time::Instant;
@@ -13,6 +13,17 @@ const TAG_BYTES: usize = 15;
 /// How much longer than its request the answer to t=60 may be, besides the tags.
 const WATCH_ROOM: usize = 128;
 
+/// New sessions are numbered by the clock, so that the numbers grow over a restart of the server, and so coarsely that a session
+/// which counts on does not reach the next one's number.
+const EPOCHS_PER_SECOND: i64 = 1000;
+
+/// What a registration shows for a lasting tag.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Claim<'a> {
+    pub(super) secret: Option<&'a str>,
+    pub(super) epoch: Option<i64>,
+}
+
 impl Hub {
     /// t=1. A leg that has a tag keeps it; a secret brings its tag to wherever it is shown (S0-A18).
     pub(super) fn register(
@@ -20,31 +31,55 @@ impl Hub {
         asker: Asker,
         mid: Option<i64>,
         key: Option<&str>,
-        secret: Option<&str>,
+        claim: Claim<'_>,
     ) -> Result<Answer, Code> {
         if key.is_some_and(|key| !admission::admits(&self.config.access_keys, key)) {
             return Err(Code::NotAllowed);
         }
-        let tag = match (secret, self.registry.peer(asker.leg.peer)) {
-            (Some(secret), _) => owned_tag(secret)?,
-            (None, Some(client)) => client.tag.clone(),
-            (None, None) => self.fresh_tag()?,
+        let (tag, epoch) = match (claim.secret, self.registry.peer(asker.leg.peer)) {
+            (Some(secret), _) => {
+                let tag = owned_tag(secret)?;
+                let epoch = self.epoch(asker, &tag, claim.epoch)?;
+                (tag, Some(epoch))
+            }
+            (None, Some(client)) => (client.tag.clone(), client.epoch),
+            (None, None) => (self.fresh_tag()?, None),
         };
-        self.enter(asker, &tag)?;
+        self.enter(asker, &tag, epoch)?;
         let ice_servers = match key {
             Some(_) => self.config.ice_servers.admitted(asker.now, tag.as_str()),
             None => self.config.ice_servers.public(),
         };
         let stun2 = self.config.stun2.clone();
-        let full = Answer::Registered { tag: tag.clone(), ice_servers, stun2 };
+        let full = Answer::Registered { tag: tag.clone(), ice_servers, stun2, epoch };
         let fits = Response { mid, body: full.clone() }.encode().len() <= self.room(asker);
-        Ok(if fits { full } else { Answer::Registered { tag, ice_servers: Vec::new(), stun2: None } })
+        let bare = Answer::Registered { tag, ice_servers: Vec::new(), stun2: None, epoch };
+        Ok(if fits { full } else { bare })
     }
 
-    /// Gives `tag` to the asker's leg, wherever it was before.
-    fn enter(&mut self, asker: Asker, tag: &Tag) -> Result<(), Code> {
+    /// Says under which number the asker may have an owned tag. One that shows a number proves itself newer than the holder by a
+    /// higher one; one that shows none has just begun, and is the newest.
+    fn epoch(&self, asker: Asker, tag: &Tag, shown: Option<i64>) -> Result<i64, Code> {
+        let holder = self.registry.tag(tag);
+        let held = holder.and_then(|client| client.epoch);
+        let is_holder = holder.is_some_and(|client| client.leg.peer == asker.leg.peer);
+        match (shown, held) {
+            (Some(shown), Some(held)) if shown < held || shown == held && !is_holder => Err(Code::Replaced),
+            (Some(shown), _) => Ok(shown),
+            (None, Some(held)) if is_holder => Ok(held),
+            (None, held) => {
+                let clock =
+                    i64::try_from(asker.now.unix).map_or(0, |unix| unix.saturating_mul(EPOCHS_PER_SECOND));
+                Ok(held.map_or(0, |held| held + 1).max(clock).min(MAX_EPOCH))
+            }
+        }
+    }
+
+    /// Gives `tag` to the asker's leg, wherever it was before. Where that was is told why it is over.
+    fn enter(&mut self, asker: Asker, tag: &Tag, epoch: Option<i64>) -> Result<(), Code> {
         let peer = asker.leg.peer;
         if self.registry.tag(tag).is_some_and(|client| client.leg.peer == peer) {
+            self.registry.renew(tag, epoch);
             return Ok(());
         }
         let network = match peer {
@@ -52,11 +87,18 @@ impl Hub {
             Peer::Web(conn) => *self.webs.get(&conn).ok_or(Code::Internal)?,
         };
         self.registry.remove_peer(peer);
-        if let Some(Peer::Web(conn)) = self.registry.remove_tag(tag).map(|client| client.leg.peer) {
-            self.close_web(asker.now, conn);
-            self.outputs.push_back(Output::Close { conn });
+        if let Some(older) = self.registry.remove_tag(tag) {
+            // Nobody is sent a datagram for what was done in another's name.
+            if older.proven {
+                self.send(older.leg, Door::Main, &Response::failure(1, None, Code::Replaced).encode());
+            }
+            if let Peer::Web(conn) = older.leg.peer {
+                self.close_web(asker.now, conn);
+                self.outputs.push_back(Output::Close { conn });
+            }
         }
-        self.registry.enter(asker.now.mono, tag.clone(), asker.leg, network).map_err(|_| Code::TooMany)
+        let entered = self.registry.enter(asker.now.mono, tag.clone(), asker.leg, network, epoch);
+        entered.map_err(|_| Code::TooMany)
     }
 
     /// t=2.

@@ -21,6 +21,8 @@ pub(super) struct Registration {
     pub(super) leg: Leg,
     /// The client was shown to be at its address: nobody who only writes that address as a source gets this far.
     pub(super) proven: bool,
+    /// The session's number; of owned tags only.
+    pub(super) epoch: Option<i64>,
     network: Network,
     since: Instant,
     /// Others were told this tag before its owner used it, so that using it proves nothing.
@@ -82,7 +84,14 @@ impl Registry {
     }
 
     /// Enters `tag` for `leg`. The caller has removed what either had before.
-    pub(super) fn enter(&mut self, now: Instant, tag: Tag, leg: Leg, network: Network) -> Result<(), Full> {
+    pub(super) fn enter(
+        &mut self,
+        now: Instant,
+        tag: Tag,
+        leg: Leg,
+        network: Network,
+        epoch: Option<i64>,
+    ) -> Result<(), Full> {
         if self.by_network.get(&network).is_some_and(|count| *count >= self.cap_per_network) {
             return Err(Full);
         }
@@ -100,9 +109,18 @@ impl Registry {
         self.by_tag.insert(tag.clone(), id);
         self.by_peer.insert(leg.peer, id);
         *self.by_network.entry(network).or_default() += 1;
-        let (shown, confirmed, proven) = (false, on_web, on_web);
-        self.clients.insert(id, Registration { tag, leg, proven, network, since: now, shown, confirmed });
+        // The owner of an owned tag knows it without having been told.
+        let (shown, confirmed, proven) = (epoch.is_some(), on_web, on_web);
+        let client = Registration { tag, leg, proven, epoch, network, since: now, shown, confirmed };
+        self.clients.insert(id, client);
         Ok(())
+    }
+
+    /// Moves the number of an owned tag's session on.
+    pub(super) fn renew(&mut self, tag: &Tag, epoch: Option<i64>) {
+        if let Some(client) = self.by_tag.get(tag).and_then(|id| self.clients.get_mut(id)) {
+            client.epoch = epoch;
+        }
     }
 
     /// Makes room: the oldest client that never used its tag goes first, once it had its time.
@@ -218,7 +236,7 @@ mod tests {
 
     fn enter(registry: &mut Registry, now: Instant, text: &str, address: &str) -> Result<(), Full> {
         let address: SocketAddr = address.parse().unwrap();
-        registry.enter(now, tag(text), Leg::udp(address, None), Network::of(address.ip()))
+        registry.enter(now, tag(text), Leg::udp(address, None), Network::of(address.ip()), None)
     }
 
     #[test]
@@ -263,7 +281,7 @@ mod tests {
     fn a_web_clients_tag_outlives_any_silence() {
         let (mut registry, start) = (registry(9, 9), now().mono);
         let network = Network::of([192, 0, 2, 1].into());
-        registry.enter(start, tag("web"), Leg::web(Conn(1)), network).unwrap();
+        registry.enter(start, tag("web"), Leg::web(Conn(1)), network, None).unwrap();
         enter(&mut registry, start, "udp", "192.0.2.1:1").unwrap();
         let later = start + Duration::from_secs(60);
         assert_eq!(registry.expire(later).map(|gone| gone.tag), Some(tag("udp")));

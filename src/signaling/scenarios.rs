@@ -5,6 +5,7 @@ mod acts;
 mod hands;
 mod loss;
 mod presence;
+mod resumption;
 mod watching;
 
 use super::{AccessKey, Config, Conn, Door, Hub, IceServers, Output};

@@ -18,6 +18,9 @@ pub const MAX_TEXT: usize = 65_536;
 /// The shortest `secret` in bytes that a client may own a tag with: 128 bits in base64.
 pub const MIN_SECRET: usize = 22;
 
+/// The highest `epoch`: browsers count no further.
+pub const MAX_EPOCH: i64 = (1 << 53) - 1;
+
 const SUCCESS: i64 = 200;
 
 /// Why bytes are not a message.
@@ -96,7 +99,10 @@ fn ask(mut envelope: Envelope) -> Option<Ask> {
             if secret.as_ref().is_some_and(|secret| secret.len() < MIN_SECRET) {
                 return None;
             }
-            Ask::Register { key: f.key.map(|key| key.0), secret }
+            if f.epoch.is_some_and(|epoch| !(0..=MAX_EPOCH).contains(&epoch)) {
+                return None;
+            }
+            Ask::Register { key: f.key.map(|key| key.0), secret, epoch: f.epoch }
         }
         2 => Ask::Heartbeat { tag: f.tag? },
         3 => Ask::List { tag: f.tag?, after: f.after },
@@ -140,6 +146,7 @@ fn answer(mut envelope: Envelope) -> Option<Answer> {
             tag: f.tag?,
             ice_servers: f.ice_servers.map_or_else(Vec::new, |few| few.0),
             stun2: f.stun2.map(|stun2| stun2.0),
+            epoch: f.epoch,
         },
         2 => Answer::Alive,
         3 => Answer::Listed { tags: f.tags?, more: f.more.unwrap_or(false) },
@@ -201,10 +208,10 @@ impl Request {
         let mut out = Envelope { t: self.body.t(), mid: self.mid, ..Envelope::default() };
         let object = |fields: Fields| Some(Object(fields));
         match self.body.clone() {
-            Ask::Register { key, secret } => {
-                if key.is_some() || secret.is_some() {
+            Ask::Register { key, secret, epoch } => {
+                if key.is_some() || secret.is_some() || epoch.is_some() {
                     let (key, secret) = (key.map(Capped), secret.map(Capped));
-                    out.params = object(Fields { key, secret, ..Fields::default() });
+                    out.params = object(Fields { key, secret, epoch, ..Fields::default() });
                 }
             }
             Ask::Heartbeat { tag } => out.tag = Some(tag),
@@ -259,10 +266,10 @@ impl Response {
         let mut out = Envelope { mid: self.mid, code: Some(SUCCESS), ..Envelope::default() };
         let object = |fields: Fields| Some(Object(fields));
         let (t, token) = match self.body.clone() {
-            Answer::Registered { tag, ice_servers, stun2 } => {
+            Answer::Registered { tag, ice_servers, stun2, epoch } => {
                 let ice_servers = (!ice_servers.is_empty()).then_some(Few(ice_servers));
                 let stun2 = stun2.map(Capped);
-                out.extra = object(Fields { tag: Some(tag), ice_servers, stun2, ..Fields::default() });
+                out.extra = object(Fields { tag: Some(tag), ice_servers, stun2, epoch, ..Fields::default() });
                 (-1, None)
             }
             Answer::Alive => (-2, None),
@@ -368,7 +375,7 @@ mod tests {
     fn every_message() -> Vec<Message> {
         let from = Some("[2001:db8::1]:9".parse().unwrap());
         let asks = vec![
-            Ask::Register { key: Some("k".into()), secret: Some("s".repeat(MIN_SECRET)) },
+            Ask::Register { key: Some("k".into()), secret: Some("s".repeat(MIN_SECRET)), epoch: Some(0) },
             Ask::Heartbeat { tag: tag("a") },
             Ask::List { tag: tag("a"), after: Some(tag("b")) },
             Ask::Call { tag: tag("a"), rtag: tag("b"), ice: full_ice() },
@@ -388,7 +395,12 @@ mod tests {
             credential: Some("c".into()),
         };
         let answers = vec![
-            Answer::Registered { tag: tag("a"), ice_servers: vec![server], stun2: Some("x:3479".into()) },
+            Answer::Registered {
+                tag: tag("a"),
+                ice_servers: vec![server],
+                stun2: Some("x:3479".into()),
+                epoch: Some(1),
+            },
             Answer::Alive,
             Answer::Listed { tags: vec![tag("a")], more: true },
             Answer::Calling { token: token() },
@@ -465,6 +477,10 @@ mod tests {
         assert_eq!(error(r#"{"mid":7}"#), malformed(None, Some(7)));
         assert_eq!(error(r#"{"t":4,"mid":7,"params":{"tag":"a"}}"#), malformed(Some(4), Some(7)));
         assert_eq!(error(r#"{"t":1,"params":{"secret":"short"}}"#), malformed(Some(1), None));
+        for epoch in ["-1", "9007199254740992", "1.5", "\"1\""] {
+            let text = format!(r#"{{"t":1,"params":{{"epoch":{epoch}}}}}"#);
+            assert_eq!(error(&text), malformed(Some(1), None), "{epoch}");
+        }
         assert_eq!(
             error(r#"{"t":51,"token":"x","params":{"ltag":"a","host":"h"}}"#),
             malformed(Some(51), None)
@@ -492,7 +508,7 @@ mod tests {
     fn null_counts_as_absent_and_unknown_words_too() {
         let text = r#"{"t":-2,"mid":null,"code":200,"em":null,"extra":null}"#;
         assert_eq!(response(text), Answer::Alive);
-        assert_eq!(request(r#"{"t":1,"code":null}"#), Ask::Register { key: None, secret: None });
+        assert_eq!(request(r#"{"t":1,"code":null}"#), Ask::Register { key: None, secret: None, epoch: None });
         let text = r#"{"t":-53,"token":"tok","extra":{"path":"warp"}}"#;
         assert_eq!(response(text), Answer::Status { token: token(), punching: true, path: None });
     }

@@ -256,3 +256,25 @@ async fn two_plain_clients_of_document_000_punch_and_exchange_a_hundred_datagram
     }
     lodge.close().await;
 }
+
+#[tokio::test]
+async fn a_replaced_websocket_is_told_why_before_it_is_closed_and_a_watcher_notices_nothing() {
+    let lodge = Lodge::open(config()).await;
+    let register =
+        |epoch| json!({"t": 1, "mid": 1, "params": {"secret": "a secret of twenty-two", "epoch": epoch}});
+    let (mut older, mut newer, mut watcher) =
+        (lodge.websocket().await, lodge.websocket().await, lodge.websocket().await);
+    say(&mut older, &register(1)).await;
+    let tag = hear(&mut older).await["extra"]["tag"].clone();
+    say(&mut watcher, &json!({"t": 1, "mid": 1})).await;
+    hear(&mut watcher).await;
+    say(&mut watcher, &json!({"t": 60, "mid": 2, "params": {"tags": [tag]}})).await;
+    assert_eq!(hear(&mut watcher).await["extra"], json!({"online": [tag]}));
+    say(&mut newer, &register(2)).await;
+    assert_eq!(hear(&mut newer).await["extra"]["tag"], tag);
+    assert_eq!(hear(&mut older).await, json!({"t": 1, "code": 210, "em": "replaced by a newer session"}));
+    assert!(is_closed(&mut older).await);
+    newer.close(None).await.unwrap();
+    assert_eq!(hear(&mut watcher).await, json!({"t": 60, "params": {"offline": [tag]}}));
+    lodge.close().await;
+}
