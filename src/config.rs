@@ -312,6 +312,7 @@ struct Signaling {
     list: Option<bool>,
     presence: Option<bool>,
     presence_interval: Option<u64>,
+    challenge_lifetime: Option<u64>,
     watches_per_client: Option<usize>,
     watchers_per_tag: Option<usize>,
     max_watches: Option<usize>,
@@ -343,6 +344,7 @@ impl Signaling {
             ("signaling.token_lifetime", self.token_lifetime, &mut times.token),
             ("signaling.question_interval", self.question_interval, &mut times.question),
             ("signaling.presence_interval", self.presence_interval, &mut times.presence),
+            ("signaling.challenge_lifetime", self.challenge_lifetime, &mut times.challenge),
             ("signaling.ping_interval", self.ping_interval, &mut times.ping),
             ("signaling.idle_timeout", self.idle_timeout, &mut times.idle),
         ] {

@@ -82,7 +82,7 @@ pub(super) struct Registration {
 
 impl Registration {
     fn ask(&self) -> Ask {
-        Ask::Register { key: self.key.clone(), secret: self.secret.clone(), epoch: None }
+        Ask::Register { key: self.key.clone(), secret: self.secret.clone(), epoch: None, proof: None }
     }
 }
 

@@ -65,7 +65,10 @@ async fn answers_find_their_questions_and_the_rest_is_heard() {
     let (listener, address) = server().await;
     let scripted = async {
         let (mut script, registered) = Script::welcome(&listener, "me").await;
-        assert_eq!(registered, Ask::Register { key: Some("k".into()), secret: None, epoch: None });
+        assert_eq!(
+            registered,
+            Ask::Register { key: Some("k".into()), secret: None, epoch: None, proof: None }
+        );
         let call = script.hear_request().await;
         let second = script.hear_request().await;
         script.answer(second.mid, Answer::Ended { token: token() }).await;

@@ -67,6 +67,8 @@ pub struct Times {
     /// The waits after each copy of a message that wants an answer; after the last one it is given up.
     /// Default 0.5, 1, 2 and 4 s.
     pub retransmit: Vec<Duration>,
+    /// How long a client may take to sign a nonce; default 30 s.
+    pub challenge: Duration,
     /// From one event about a tag to the next one, at least; default 1 s.
     pub presence: Duration,
     /// Between two pings on a WebSocket; default 15 s.
@@ -85,6 +87,7 @@ impl Default for Times {
             question: seconds(5),
             answer: seconds(30),
             retransmit: [500, 1000, 2000, 4000].map(Duration::from_millis).to_vec(),
+            challenge: seconds(30),
             presence: seconds(1),
             ping: seconds(15),
             idle: seconds(45),
@@ -121,6 +124,8 @@ pub struct Limits {
     pub per_source: Rate,
     /// Calls from one tag to one other; default 10 at once, 1/s on.
     pub per_pair: Rate,
+    /// Signatures of one network; default 64 at once, 8/s on.
+    pub per_proof: Rate,
     /// Sources and pairs whose rates are remembered, each; default 65 536.
     pub rates: usize,
     /// Events that wait for the hub; default 4096. A datagram over it is lost.
@@ -150,6 +155,7 @@ impl Default for Limits {
             answer_bytes: 8 << 20,
             per_source: Rate { burst: 200.0, per_second: 50.0 },
             per_pair: Rate { burst: 10.0, per_second: 1.0 },
+            per_proof: Rate { burst: 64.0, per_second: 8.0 },
             rates: 65_536,
             inbox: 4096,
             outbox: 256,

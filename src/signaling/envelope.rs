@@ -47,6 +47,12 @@ pub(super) struct Fields {
     pub(super) secret: Option<Capped<128>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) epoch: Option<i64>,
+    #[serde(rename = "pub", skip_serializing_if = "Option::is_none")]
+    pub(super) public: Option<Capped<64>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) nonce: Option<Capped<64>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) sig: Option<Capped<128>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) after: Option<Tag>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -6,6 +6,7 @@
 use super::answers::Answers;
 use super::calls::Calls;
 use super::config::Config;
+use super::identity::Challenges;
 use super::leg::{Conn, Door, Leg, Network, Peer};
 use super::presence::Claim;
 use super::rate::{Rates, Verdict};
@@ -82,6 +83,8 @@ pub struct Hub {
     pub(super) calls: Calls,
     pub(super) watches: Watches,
     pub(super) answers: Answers,
+    pub(super) challenges: Challenges,
+    pub(super) proofs: Rates<Network>,
     pub(super) sources: Rates<Origin>,
     pub(super) pairs: Rates<(Tag, Tag)>,
     pub(super) webs: HashMap<Conn, Network>,
@@ -93,8 +96,9 @@ impl Hub {
     /// Makes a hub; tags, tokens and mids are drawn from `rng`.
     #[must_use]
     pub fn new(config: Config, mut rng: ChaCha20Rng) -> Self {
-        let mut key = [0; 32];
+        let (mut key, mut challenge_key) = ([0; 32], [0; 32]);
         rng.fill_bytes(&mut key);
+        rng.fill_bytes(&mut challenge_key);
         let limits = &config.limits;
         Self {
             token_key: hmac::Key::new(hmac::HMAC_SHA256, &key),
@@ -102,6 +106,8 @@ impl Hub {
             calls: Calls::new(limits),
             watches: Watches::new(&config.times, limits),
             answers: Answers::new(config.times.answer, limits.answer_bytes),
+            challenges: Challenges::new(challenge_key, config.times.challenge),
+            proofs: Rates::new(limits.per_proof, limits.rates),
             sources: Rates::new(limits.per_source, limits.rates),
             pairs: Rates::new(limits.per_pair, limits.rates),
             webs: HashMap::new(),
@@ -257,12 +263,15 @@ impl Hub {
             return self.reply(asker, &text);
         }
         let answered = match request.body {
-            Ask::Register { key, secret, epoch } => {
-                let claim = Claim { secret: secret.as_deref(), epoch };
+            Ask::Register { key, secret, epoch, proof } => {
+                let claim = Claim { secret: secret.as_deref(), epoch, proof: proof.as_ref() };
                 self.register(asker, mid, key.as_deref(), claim)
             }
             Ask::Heartbeat { tag } => self.heartbeat(asker, &tag),
             Ask::List { tag, after } => self.list(asker, mid, &tag, after.as_ref()),
+            Ask::Challenge => {
+                Ok(Answer::Challenged { nonce: self.challenges.issue(asker.leg.peer, asker.now.unix) })
+            }
             Ask::Call { tag, rtag, ice } => self.call(asker, mid, (tag, rtag), ice),
             Ask::Trickle { token, cands, done, nat } => self.trickle(asker, token, cands, (done, nat)),
             Ask::End { token, reason } => self.end(asker, token, reason),

@@ -3,6 +3,7 @@
 //! [`super::wire`] re-exports all of it, and reads and writes it.
 
 use super::envelope::Capped;
+use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use std::fmt;
 use std::net::SocketAddr;
@@ -82,6 +83,8 @@ pub enum Ask {
         secret: Option<String>,
         /// The session's number: a higher one replaces a lower one, 0 to [`super::wire::MAX_EPOCH`].
         epoch: Option<i64>,
+        /// Owns a lasting tag instead of `secret`: shows that the asker holds a key.
+        proof: Option<Proof>,
     },
     /// `t` = 2: I am alive (S0-3).
     Heartbeat {
@@ -104,6 +107,8 @@ pub enum Ask {
         /// What the callee should know of the caller.
         ice: Ice,
     },
+    /// `t` = 5: what am I to sign?
+    Challenge,
     /// `t` = 51, server to callee: someone calls you (S0-14).
     Notify {
         /// The punching act.
@@ -207,6 +212,11 @@ pub enum Answer {
         /// The punching act.
         token: Token,
     },
+    /// `t` = -5.
+    Challenged {
+        /// To be signed within [`super::Times::challenge`].
+        nonce: String,
+    },
     /// `t` = -51, callee to server, from the punching socket (S0-15).
     Accepted {
         /// The punching act.
@@ -274,7 +284,7 @@ pub enum Code {
     NotOnline,
     /// 204.
     NotAllowed,
-    /// 205: bad or expired token.
+    /// 205: bad or expired token or nonce.
     BadToken,
     /// 206.
     TooMany,
@@ -345,6 +355,26 @@ pub struct Ice {
     pub sdp: Option<String>,
 }
 
+/// Shows that a client holds an Ed25519 key (RFC 8032).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Proof {
+    /// The public key.
+    pub public: [u8; 32],
+    /// What the server gave out in -5, to the same address or connection.
+    pub nonce: String,
+    /// Of [`Proof::text`].
+    pub signature: Vec<u8>,
+}
+
+impl Proof {
+    /// Returns what is signed: four lines, the last one empty where no epoch is shown.
+    #[must_use]
+    pub fn text(&self, epoch: Option<i64>) -> String {
+        let (key, epoch) = (BASE64URL_NOPAD.encode(&self.public), epoch.map(|epoch| epoch.to_string()));
+        format!("ginnel register\n{key}\n{}\n{}", self.nonce, epoch.unwrap_or_default())
+    }
+}
+
 /// A NAT, by what it allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Nat {
@@ -407,6 +437,7 @@ impl Ask {
             Self::Heartbeat { .. } => 2,
             Self::List { .. } => 3,
             Self::Call { .. } => 4,
+            Self::Challenge => 5,
             Self::Notify { .. } => 51,
             Self::Answered { .. } => 52,
             Self::Question { .. } => 53,

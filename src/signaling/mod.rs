@@ -12,6 +12,7 @@ mod calls;
 pub mod config;
 mod envelope;
 mod http;
+mod identity;
 mod leg;
 pub mod machine;
 mod message;

@@ -1,15 +1,14 @@
 //! The hub's part in presence: who comes (t=1), stays (2), is listed (3) and is watched (60).
 
 use super::admission;
+use super::identity::{self, TAG_BYTES};
 use super::leg::{Door, Network, Peer};
 use super::machine::{Asker, Hub, Output, base32};
-use super::wire::{Answer, Ask, Code, MAX_EPOCH, Request, Response, Tag};
+use super::rate::Verdict;
+use super::wire::{Answer, Ask, Code, MAX_EPOCH, Proof, Request, Response, Tag};
 use rand::RngCore;
-use ring::digest;
 use std::time::Instant;
 
-/// Random bytes of a tag: 120 bits (S0-A24).
-const TAG_BYTES: usize = 15;
 /// How much longer than its request the answer to t=60 may be, besides the tags.
 const WATCH_ROOM: usize = 128;
 
@@ -22,10 +21,11 @@ const EPOCHS_PER_SECOND: i64 = 1000;
 pub(super) struct Claim<'a> {
     pub(super) secret: Option<&'a str>,
     pub(super) epoch: Option<i64>,
+    pub(super) proof: Option<&'a Proof>,
 }
 
 impl Hub {
-    /// t=1. A leg that has a tag keeps it; a secret brings its tag to wherever it is shown (S0-A18).
+    /// t=1. A leg that has a tag keeps it; a secret or a key brings its tag to wherever it is shown (S0-A18).
     pub(super) fn register(
         &mut self,
         asker: Asker,
@@ -36,9 +36,9 @@ impl Hub {
         if key.is_some_and(|key| !admission::admits(&self.config.access_keys, key)) {
             return Err(Code::NotAllowed);
         }
-        let (tag, epoch) = match (claim.secret, self.registry.peer(asker.leg.peer)) {
-            (Some(secret), _) => {
-                let tag = owned_tag(secret)?;
+        let owned = self.owned_tag(asker, claim)?;
+        let (tag, epoch) = match (owned, self.registry.peer(asker.leg.peer)) {
+            (Some(tag), _) => {
                 let epoch = self.epoch(asker, &tag, claim.epoch)?;
                 (tag, Some(epoch))
             }
@@ -46,6 +46,10 @@ impl Hub {
             (None, None) => (self.fresh_tag()?, None),
         };
         self.enter(asker, &tag, epoch)?;
+        if claim.proof.is_some() {
+            // The nonce came back from there.
+            self.registry.prove(asker.leg.peer);
+        }
         let ice_servers = match key {
             Some(_) => self.config.ice_servers.admitted(asker.now, tag.as_str()),
             None => self.config.ice_servers.public(),
@@ -55,6 +59,33 @@ impl Hub {
         let fits = Response { mid, body: full.clone() }.encode().len() <= self.room(asker);
         let bare = Answer::Registered { tag, ice_servers: Vec::new(), stun2: None, epoch };
         Ok(if fits { full } else { bare })
+    }
+
+    /// Says which tag a secret or a key has; none where neither was shown.
+    fn owned_tag(&mut self, asker: Asker, claim: Claim<'_>) -> Result<Option<Tag>, Code> {
+        let Some(proof) = claim.proof else {
+            let tag = |secret| identity::tag_of_secret(secret).ok_or(Code::Internal);
+            return claim.secret.map(tag).transpose();
+        };
+        if !self.challenges.knows(&proof.nonce, asker.leg.peer, asker.now.unix) {
+            return Err(Code::BadToken);
+        }
+        // A signature costs more than all else a message does.
+        let network = self.network(asker.leg.peer)?;
+        if self.proofs.take(network, asker.now.mono) != Verdict::Pass {
+            return Err(Code::TooMany);
+        }
+        if !identity::is_proven(proof, claim.epoch) {
+            return Err(Code::NotAllowed);
+        }
+        identity::tag_of_key(&proof.public).map(Some).ok_or(Code::Internal)
+    }
+
+    fn network(&self, peer: Peer) -> Result<Network, Code> {
+        match peer {
+            Peer::Udp(address) => Ok(Network::of(address.ip())),
+            Peer::Web(conn) => self.webs.get(&conn).copied().ok_or(Code::Internal),
+        }
     }
 
     /// Says under which number the asker may have an owned tag. One that shows a number proves itself newer than the holder by a
@@ -82,10 +113,7 @@ impl Hub {
             self.registry.renew(tag, epoch);
             return Ok(());
         }
-        let network = match peer {
-            Peer::Udp(address) => Network::of(address.ip()),
-            Peer::Web(conn) => *self.webs.get(&conn).ok_or(Code::Internal)?,
-        };
+        let network = self.network(peer)?;
         self.registry.remove_peer(peer);
         if let Some(older) = self.registry.remove_tag(tag) {
             // Nobody is sent a datagram for what was done in another's name.
@@ -164,12 +192,4 @@ impl Hub {
         self.rng.fill_bytes(&mut bytes);
         Tag::new(base32(&bytes)).ok_or(Code::Internal)
     }
-}
-
-/// The tag that belongs to a secret, on any server.
-fn owned_tag(secret: &str) -> Result<Tag, Code> {
-    let mut hash = digest::Context::new(&digest::SHA256);
-    hash.update(b"ginnel tag\0");
-    hash.update(secret.as_bytes());
-    Tag::new(base32(&hash.finish().as_ref()[..TAG_BYTES])).ok_or(Code::Internal)
 }

@@ -3,6 +3,7 @@
 mod abuse;
 mod acts;
 mod hands;
+mod identity;
 mod loss;
 mod presence;
 mod resumption;

@@ -6,9 +6,10 @@
 
 use super::envelope::{self, Capped, Envelope, Few, Fields, Object};
 pub use super::message::{
-    Answer, Ask, Code, Ice, IceServer, Message, Nat, Path, Request, Response, Tag, Token,
+    Answer, Ask, Code, Ice, IceServer, Message, Nat, Path, Proof, Request, Response, Tag, Token,
 };
 use super::message::{NATS, PATHS, meaning, word};
+use data_encoding::BASE64URL_NOPAD;
 use std::net::{IpAddr, SocketAddr};
 
 /// The longest signalling datagram in bytes (S0-A15).
@@ -77,7 +78,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
     Ok(Message::Request(Request { mid, body }))
 }
 
-const REQUESTS: [i64; 12] = [1, 2, 3, 4, 51, 52, 53, 54, 55, 60, 101, 102];
+const REQUESTS: [i64; 13] = [1, 2, 3, 4, 5, 51, 52, 53, 54, 55, 60, 101, 102];
 
 /// Takes the fields from `params` or `extra`, whichever is there, and tag and token from either level (S0-A5, S0-A6).
 fn fields(envelope: &mut Envelope, first: fn(&mut Envelope) -> Option<Object>) -> Fields {
@@ -102,11 +103,16 @@ fn ask(mut envelope: Envelope) -> Option<Ask> {
             if f.epoch.is_some_and(|epoch| !(0..=MAX_EPOCH).contains(&epoch)) {
                 return None;
             }
-            Ask::Register { key: f.key.map(|key| key.0), secret, epoch: f.epoch }
+            let proof = proof(f.public, f.nonce, f.sig)?;
+            if secret.is_some() && proof.is_some() {
+                return None;
+            }
+            Ask::Register { key: f.key.map(|key| key.0), secret, epoch: f.epoch, proof }
         }
         2 => Ask::Heartbeat { tag: f.tag? },
         3 => Ask::List { tag: f.tag?, after: f.after },
         4 => Ask::Call { tag: f.tag.take()?, rtag: f.rtag.take()?, ice: ice(f) },
+        5 => Ask::Challenge,
         51 => {
             let from = address(f.host.take(), f.port)?;
             Ask::Notify { token: f.token.take()?, ltag: f.ltag.take()?, from, ice: ice(f) }
@@ -151,6 +157,7 @@ fn answer(mut envelope: Envelope) -> Option<Answer> {
         2 => Answer::Alive,
         3 => Answer::Listed { tags: f.tags?, more: f.more.unwrap_or(false) },
         4 => Answer::Calling { token: f.token? },
+        5 => Answer::Challenged { nonce: f.nonce?.0 },
         51 => Answer::Accepted { token: f.token.take()?, ice: ice(f) },
         52 => Answer::Noted { token: f.token? },
         53 => Answer::Status {
@@ -190,6 +197,23 @@ fn address(host: Option<Capped<64>>, port: Option<u16>) -> Option<Option<SocketA
     }
 }
 
+/// A proof is whole or missing, like an address.
+fn proof(
+    public: Option<Capped<64>>,
+    nonce: Option<Capped<64>>,
+    signature: Option<Capped<128>>,
+) -> Option<Option<Proof>> {
+    match (public, nonce, signature) {
+        (Some(public), Some(nonce), Some(signature)) => {
+            let public = BASE64URL_NOPAD.decode(public.0.as_bytes()).ok()?.try_into().ok()?;
+            let signature = BASE64URL_NOPAD.decode(signature.0.as_bytes()).ok()?;
+            Some(Some(Proof { public, nonce: nonce.0, signature }))
+        }
+        (None, None, None) => Some(None),
+        _ => None,
+    }
+}
+
 impl Message {
     /// Writes the message as strict JSON, each field where document 000 has it.
     #[must_use]
@@ -208,10 +232,10 @@ impl Request {
         let mut out = Envelope { t: self.body.t(), mid: self.mid, ..Envelope::default() };
         let object = |fields: Fields| Some(Object(fields));
         match self.body.clone() {
-            Ask::Register { key, secret, epoch } => {
-                if key.is_some() || secret.is_some() || epoch.is_some() {
+            Ask::Register { key, secret, epoch, proof } => {
+                if key.is_some() || secret.is_some() || epoch.is_some() || proof.is_some() {
                     let (key, secret) = (key.map(Capped), secret.map(Capped));
-                    out.params = object(Fields { key, secret, epoch, ..Fields::default() });
+                    out.params = object(Fields { key, secret, epoch, ..proof.into() });
                 }
             }
             Ask::Heartbeat { tag } => out.tag = Some(tag),
@@ -221,6 +245,7 @@ impl Request {
             Ask::Call { tag, rtag, ice } => {
                 out.params = object(Fields { tag: Some(tag), rtag: Some(rtag), ..ice.into() });
             }
+            Ask::Challenge => {}
             Ask::Notify { token, ltag, from, ice } => {
                 let (host, port) =
                     (from.map(|from| Capped(from.ip().to_string())), from.map(|from| from.port()));
@@ -282,6 +307,10 @@ impl Response {
                 out.extra = object(Fields { token: Some(token), ..Fields::default() });
                 (-4, None)
             }
+            Answer::Challenged { nonce } => {
+                out.extra = object(Fields { nonce: Some(Capped(nonce)), ..Fields::default() });
+                (-5, None)
+            }
             Answer::Accepted { token, ice } => {
                 out.extra = (ice != Ice::default()).then(|| Object(ice.into()));
                 (-51, Some(token))
@@ -314,6 +343,19 @@ impl Response {
 fn coming_and_going(online: Vec<Tag>, offline: Vec<Tag>) -> Fields {
     let some = |tags: Vec<Tag>| (!tags.is_empty()).then_some(tags);
     Fields { online: some(online), offline: some(offline), ..Fields::default() }
+}
+
+impl From<Option<Proof>> for Fields {
+    fn from(proof: Option<Proof>) -> Self {
+        let Some(Proof { public, nonce, signature }) = proof else { return Self::default() };
+        let text = |bytes: &[u8]| BASE64URL_NOPAD.encode(bytes);
+        Self {
+            public: Some(Capped(text(&public))),
+            nonce: Some(Capped(nonce)),
+            sig: Some(Capped(text(&signature))),
+            ..Self::default()
+        }
+    }
 }
 
 impl From<Ice> for Fields {
@@ -375,7 +417,19 @@ mod tests {
     fn every_message() -> Vec<Message> {
         let from = Some("[2001:db8::1]:9".parse().unwrap());
         let asks = vec![
-            Ask::Register { key: Some("k".into()), secret: Some("s".repeat(MIN_SECRET)), epoch: Some(0) },
+            Ask::Register {
+                key: Some("k".into()),
+                secret: Some("s".repeat(MIN_SECRET)),
+                epoch: Some(0),
+                proof: None,
+            },
+            Ask::Register {
+                key: None,
+                secret: None,
+                epoch: None,
+                proof: Some(Proof { public: [7; 32], nonce: "n".into(), signature: vec![8; 64] }),
+            },
+            Ask::Challenge,
             Ask::Heartbeat { tag: tag("a") },
             Ask::List { tag: tag("a"), after: Some(tag("b")) },
             Ask::Call { tag: tag("a"), rtag: tag("b"), ice: full_ice() },
@@ -404,6 +458,7 @@ mod tests {
             Answer::Alive,
             Answer::Listed { tags: vec![tag("a")], more: true },
             Answer::Calling { token: token() },
+            Answer::Challenged { nonce: "n".into() },
             Answer::Accepted { token: token(), ice: full_ice() },
             Answer::Noted { token: token() },
             Answer::Status { token: token(), punching: false, path: Some(Path::Relay) },
@@ -486,6 +541,9 @@ mod tests {
             malformed(Some(51), None)
         );
         assert_eq!(error(r#"{"t":99,"mid":7}"#), DecodeError::Unsupported { t: 99, mid: Some(7) });
+        for proof in [r#""pub":"a""#, r#""pub":"a","nonce":"n","sig":"*""#, r#""nonce":"n","sig":"AA""#] {
+            assert_eq!(error(&format!(r#"{{"t":1,"params":{{{proof}}}}}"#)), malformed(Some(1), None));
+        }
         assert_eq!(error(r#"{"t":60,"mid":7,"params":{}}"#), malformed(Some(60), Some(7)));
         for text in ["", "{", "[]", "null", r#"{"t":2,}"#, r#"{"t":-1,"mid":"x"}"#, r#"{"t":1,"code":"x"}"#] {
             assert_eq!(error(text), DecodeError::Undecodable, "{text}");
@@ -508,7 +566,10 @@ mod tests {
     fn null_counts_as_absent_and_unknown_words_too() {
         let text = r#"{"t":-2,"mid":null,"code":200,"em":null,"extra":null}"#;
         assert_eq!(response(text), Answer::Alive);
-        assert_eq!(request(r#"{"t":1,"code":null}"#), Ask::Register { key: None, secret: None, epoch: None });
+        assert_eq!(
+            request(r#"{"t":1,"code":null}"#),
+            Ask::Register { key: None, secret: None, epoch: None, proof: None }
+        );
         let text = r#"{"t":-53,"token":"tok","extra":{"path":"warp"}}"#;
         assert_eq!(response(text), Answer::Status { token: token(), punching: true, path: None });
     }
@@ -529,7 +590,8 @@ mod tests {
             };
         }
         let all = [
-            -103, -60, -55, -54, -53, -52, -51, -4, -3, -2, -1, 1, 2, 3, 4, 51, 52, 53, 54, 55, 60, 101, 102,
+            -103, -60, -55, -54, -53, -52, -51, -5, -4, -3, -2, -1, 1, 2, 3, 4, 5, 51, 52, 53, 54, 55, 60,
+            101, 102,
         ];
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), all);
     }

@@ -1,0 +1,128 @@
+//! Tags that belong to a key: challenges without state, and the proof that one holds the key (Ed25519, RFC 8032).
+
+use super::leg::Peer;
+use super::machine::base32;
+use super::message::Proof;
+use super::wire::Tag;
+use ring::{digest, hmac, signature};
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// Random bytes of a tag: 120 bits (S0-A24).
+pub(super) const TAG_BYTES: usize = 15;
+/// Of a nonce: the second it was given out, and a MAC of 96 bits.
+const SECOND_BYTES: usize = 4;
+const MAC_BYTES: usize = 12;
+
+/// Gives out nonces and knows them again. A nonce is good for one address or connection and a while, and nothing is kept of it.
+#[derive(Debug)]
+pub(super) struct Challenges {
+    key: hmac::Key,
+    lifetime: Duration,
+}
+
+impl Challenges {
+    pub(super) fn new(key: [u8; 32], lifetime: Duration) -> Self {
+        Self { key: hmac::Key::new(hmac::HMAC_SHA256, &key), lifetime }
+    }
+
+    pub(super) fn issue(&self, peer: Peer, unix: u64) -> String {
+        self.at(peer, low(unix))
+    }
+
+    /// Says whether `nonce` was given out to `peer` within the lifetime.
+    pub(super) fn knows(&self, nonce: &str, peer: Peer, unix: u64) -> bool {
+        let upper = nonce.to_ascii_uppercase();
+        let bytes = data_encoding::BASE32_NOPAD.decode(upper.as_bytes()).unwrap_or_default();
+        let Some(second) = bytes.first_chunk::<SECOND_BYTES>() else { return false };
+        let second = u32::from_be_bytes(*second);
+        let age = Duration::from_secs(low(unix).wrapping_sub(second).into());
+        // The MAC covers the second, so that a forged one is found out here too.
+        age < self.lifetime
+            && bool::from(subtle::ConstantTimeEq::ct_eq(self.at(peer, second).as_bytes(), nonce.as_bytes()))
+    }
+
+    fn at(&self, peer: Peer, second: u32) -> String {
+        let mut mac = hmac::Context::with_key(&self.key);
+        mac.update(&second.to_be_bytes());
+        match peer {
+            Peer::Web(conn) => mac.update(&conn.0.to_be_bytes()),
+            Peer::Udp(address) => {
+                match address.ip() {
+                    IpAddr::V4(ip) => mac.update(&ip.octets()),
+                    IpAddr::V6(ip) => mac.update(&ip.octets()),
+                }
+                // Nine bytes or more in all, so that no address is taken for a connection.
+                mac.update(b"udp::");
+                mac.update(&address.port().to_be_bytes());
+            }
+        }
+        let mut nonce = second.to_be_bytes().to_vec();
+        nonce.extend_from_slice(&mac.sign().as_ref()[..MAC_BYTES]);
+        base32(&nonce)
+    }
+}
+
+/// The second, as a nonce has it.
+#[expect(clippy::cast_possible_truncation, reason = "differences alone count")]
+fn low(unix: u64) -> u32 {
+    unix as u32
+}
+
+/// Says whether the signature is right.
+pub(super) fn is_proven(proof: &Proof, epoch: Option<i64>) -> bool {
+    let key = signature::UnparsedPublicKey::new(&signature::ED25519, proof.public);
+    key.verify(proof.text(epoch).as_bytes(), &proof.signature).is_ok()
+}
+
+/// The tag that belongs to a secret, on any server.
+pub(super) fn tag_of_secret(secret: &str) -> Option<Tag> {
+    tag_of(b"ginnel tag\0", secret.as_bytes())
+}
+
+/// The tag that belongs to a key, on any server; no secret has the same one.
+pub(super) fn tag_of_key(public: &[u8; 32]) -> Option<Tag> {
+    tag_of(b"ginnel key\0", public)
+}
+
+fn tag_of(domain: &[u8], owner: &[u8]) -> Option<Tag> {
+    let mut hash = digest::Context::new(&digest::SHA256);
+    hash.update(domain);
+    hash.update(owner);
+    Tag::new(base32(&hash.finish().as_ref()[..TAG_BYTES]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::signaling::leg::Conn;
+
+    #[test]
+    fn a_nonce_is_good_for_its_peer_and_its_time_alone() {
+        let challenges = Challenges::new([1; 32], Duration::from_secs(30));
+        let peers = ["192.0.2.1:1", "192.0.2.1:2", "192.0.2.2:1", "[2001:db8::1]:1"];
+        let peers: Vec<_> = peers.iter().map(|text| Peer::Udp(text.parse().unwrap())).collect();
+        let unix = u64::from(u32::MAX) - 5;
+        for peer in peers.iter().chain(&[Peer::Web(Conn(1)), Peer::Web(Conn(2))]) {
+            let nonce = challenges.issue(*peer, unix);
+            assert!(challenges.knows(&nonce, *peer, unix) && challenges.knows(&nonce, *peer, unix + 29));
+            assert!(
+                !challenges.knows(&nonce, *peer, unix + 30) && !challenges.knows(&nonce, *peer, unix - 1)
+            );
+            let others = peers.iter().filter(|other| *other != peer);
+            assert!(others.into_iter().all(|other| !challenges.knows(&nonce, *other, unix)));
+            let foreign = Challenges::new([2; 32], Duration::from_secs(30)).issue(*peer, unix);
+            assert!(!challenges.knows(&foreign, *peer, unix));
+        }
+        for rubbish in ["", "a", "\u{e9}", "aaaaaaaaaaaaaaaaaaaaaaaaaa"] {
+            assert!(!challenges.knows(rubbish, peers[0], unix));
+        }
+    }
+
+    #[test]
+    fn a_key_and_a_secret_never_have_the_same_tag() {
+        let key = *b"thirty-two bytes of a public key";
+        let as_secret = std::str::from_utf8(&key).unwrap();
+        assert_ne!(tag_of_key(&key), tag_of_secret(as_secret));
+    }
+}

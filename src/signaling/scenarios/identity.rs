@@ -1,0 +1,109 @@
+//! Tags that belong to a key: t=5 and `pub`, `nonce`, `sig` of t=1.
+
+use super::*;
+use crate::signaling::wire::Proof;
+use crate::signaling::{Limits, Rate};
+use data_encoding::BASE64URL_NOPAD;
+use ring::signature::{Ed25519KeyPair, KeyPair};
+
+const A: &str = "192.0.2.10:1000";
+
+fn key(seed: u8) -> Ed25519KeyPair {
+    Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap()
+}
+
+fn nonce(answer: &Value) -> String {
+    answer["extra"]["nonce"].as_str().unwrap().to_owned()
+}
+
+fn register(key: &Ed25519KeyPair, mid: i64, nonce: &str, epoch: Option<i64>) -> Value {
+    let public: [u8; 32] = key.public_key().as_ref().try_into().unwrap();
+    let proof = Proof { public, nonce: nonce.to_owned(), signature: Vec::new() };
+    let sig = BASE64URL_NOPAD.encode(key.sign(proof.text(epoch).as_bytes()).as_ref());
+    let public = BASE64URL_NOPAD.encode(&public);
+    json!({"t": 1, "mid": mid, "params": {"pub": public, "nonce": nonce, "sig": sig, "epoch": epoch}})
+}
+
+/// Opens a WebSocket and registers on it by key.
+fn session(world: &mut World, conn: u64, key: &Ed25519KeyPair, epoch: Option<i64>) -> Value {
+    world.open(conn);
+    let nonce = nonce(&world.ask_web(conn, &json!({"t": 5, "mid": 1})));
+    world.ask_web(conn, &register(key, 2, &nonce, epoch))
+}
+
+#[test]
+fn a_key_has_the_same_tag_everywhere_and_another_key_another() {
+    let mut world = World::new(config());
+    let first = session(&mut world, 1, &key(1), None);
+    let other = session(&mut world, 2, &key(2), None);
+    assert_ne!(first["extra"]["tag"], other["extra"]["tag"]);
+    let mut world = World::new(config());
+    let by_udp = nonce(&world.ask(A, &json!({"t": 5})));
+    assert_eq!(world.ask(A, &register(&key(1), 2, &by_udp, None))["extra"]["tag"], first["extra"]["tag"]);
+    // Epochs are those of any owned tag.
+    let epoch = session(&mut world, 1, &key(1), None)["extra"]["epoch"].as_i64().unwrap();
+    assert_eq!(code(&session(&mut world, 2, &key(1), Some(epoch))), 210);
+    assert_eq!(code(&session(&mut world, 3, &key(1), Some(epoch + 1))), 200);
+    assert_eq!(world.hub.clients(), 1);
+}
+
+#[test]
+fn a_stranger_cannot_take_the_tag_of_a_key() {
+    let mut world = World::new(config());
+    let tag = session(&mut world, 1, &key(1), Some(5))["extra"]["tag"].clone();
+    world.open(2);
+    let mine = nonce(&world.ask_web(2, &json!({"t": 5})));
+    let right = register(&key(1), 3, &mine, Some(6));
+    let with = |field: &str, value: Value| {
+        let mut message = right.clone();
+        message["params"][field] = value;
+        message
+    };
+    let other = register(&key(2), 3, &mine, Some(6));
+    for (mid, message) in [
+        with("sig", other["params"]["sig"].clone()),
+        with("epoch", json!(7)),
+        with("epoch", Value::Null),
+        with("sig", json!("")),
+        with("sig", json!("AA")),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut message = message;
+        message["mid"] = json!(100 + mid);
+        assert_eq!(code(&world.ask_web(2, &message)), 204, "{message}");
+    }
+    // A signature made for another connection or too long ago says nothing.
+    world.open(3);
+    assert_eq!(code(&world.ask_web(3, &right)), 205);
+    world.wait_ms(30_000);
+    assert_eq!(code(&world.ask_web(2, &right)), 205);
+    assert_eq!(world.ask_web(1, &json!({"t": 1, "mid": 9}))["extra"]["tag"], tag);
+    // The tag itself is no secret: knowing it, or using it as one, gives nothing.
+    let secret = json!({"t": 1, "mid": 4, "params": {"secret": tag}});
+    assert_ne!(world.ask_web(2, &secret)["extra"]["tag"], tag);
+    let both = with("secret", json!("a secret of twenty-two"));
+    assert_eq!(code(&world.ask_web(2, &both)), 201);
+}
+
+#[test]
+fn a_signed_nonce_proves_the_address() {
+    let mut world = World::new(config());
+    let given = nonce(&world.ask(A, &json!({"t": 5, "mid": 1})));
+    let answer = world.ask(A, &register(&key(1), 2, &given, None));
+    assert!(answer["extra"]["ice_servers"].is_array());
+    let answer = world.ask(A, &json!({"t": 1, "mid": 3, "params": {"key": "the key"}}));
+    assert_eq!(answer["extra"]["ice_servers"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn signatures_of_one_network_are_limited() {
+    let limits = Limits { per_proof: Rate { burst: 2.0, per_second: 1.0 }, ..Limits::default() };
+    let mut world = World::new(Config { limits, ..config() });
+    let codes: Vec<_> =
+        (1..=3).map(|conn| code(&session(&mut world, conn, &key(conn as u8), None))).collect();
+    assert_eq!(codes, [200, 200, 206]);
+    world.wait_ms(1000);
+    assert_eq!(code(&session(&mut world, 4, &key(4), None)), 200);
+}
