@@ -309,6 +309,8 @@ fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Signaling {
+    open: Option<bool>,
+    keys: Vec<Key>,
     list: Option<bool>,
     presence: Option<bool>,
     presence_interval: Option<u64>,
@@ -326,6 +328,36 @@ struct Signaling {
     tags_per_network: Option<usize>,
     max_connections: Option<usize>,
     connections_per_network: Option<usize>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Key {
+    key: String,
+    scopes: Vec<Scope>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Scope {
+    Register,
+    Relay,
+    Admin,
+}
+
+impl Key {
+    fn read(&self) -> Result<signaling::AccessKey, ConfigError> {
+        if !(16..=128).contains(&self.key.len()) {
+            return Err(ConfigError::Value { key: "signaling.keys.key", rule: "must have 16 to 128 bytes" });
+        }
+        let has = |scope| self.scopes.contains(&scope);
+        let scopes = signaling::Scopes {
+            register: has(Scope::Register),
+            relay: has(Scope::Relay),
+            admin: has(Scope::Admin),
+        };
+        Ok(signaling::AccessKey::scoped(&self.key, scopes))
+    }
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -372,6 +404,8 @@ impl Signaling {
                 rule: "must be at most 2000",
             });
         }
+        signaling.open = self.open.unwrap_or(signaling.open);
+        signaling.access_keys = self.keys.iter().map(Key::read).collect::<Result<_, _>>()?;
         signaling.presence = self.presence.unwrap_or(signaling.presence);
         signaling.list = self.list.unwrap_or(signaling.list);
         signaling.notify_from = match self.notify_from {
@@ -416,6 +450,8 @@ mod tests {
             ("[turn]\nmax_lifetime = 10", "turn.max_lifetime"),
             ("[signaling]\ntag_lifetime = 0", "signaling.tag_lifetime"),
             ("[signaling]\nwatches_per_client = 2001", "signaling.watches_per_client"),
+            ("[[signaling.keys]]\nkey = 'short'\nscopes = []", "signaling.keys.key"),
+            ("[[signaling.keys]]\nkey = '0123456789abcdef'\nscopes = ['all']", "scopes"),
             ("[signaling]\nnotify_from = 'nobody'", "notify_from"),
             ("listen = []", "listen"),
             ("[stun]\nnat_discovery = ['192.0.2.1']", "stun.nat_discovery"),

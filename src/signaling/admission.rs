@@ -1,4 +1,4 @@
-//! Who gets a relay: access keys, and the ICE servers that are handed out with or without one.
+//! Who gets in and who gets a relay: access keys with scopes, and the ICE servers that are handed out with or without one.
 
 use super::wire::IceServer;
 use crate::clock::Now;
@@ -7,20 +7,51 @@ use ring::hmac;
 use std::fmt;
 use std::time::Duration;
 
-/// A key that admits its holder to the relay. It is kept as a MAC and compared in constant time.
+/// What a key lets its holder do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Scopes {
+    /// Register where that takes a key.
+    pub register: bool,
+    /// Be handed credentials of the relay.
+    pub relay: bool,
+    /// List and watch where that is switched off for the others.
+    pub admin: bool,
+}
+
+impl Scopes {
+    /// Everything.
+    pub const ALL: Self = Self { register: true, relay: true, admin: true };
+
+    fn with(self, other: Self) -> Self {
+        Self {
+            register: self.register | other.register,
+            relay: self.relay | other.relay,
+            admin: self.admin | other.admin,
+        }
+    }
+}
+
+/// A key that admits its holder to what its scopes say. It is kept as a MAC and compared in constant time.
 #[derive(Clone)]
 pub struct AccessKey {
     key: hmac::Key,
     mac: hmac::Tag,
+    scopes: Scopes,
 }
 
 impl AccessKey {
-    /// Takes the key as clients show it.
+    /// Takes the key as clients show it, with all scopes.
     #[must_use]
     pub fn new(text: &str) -> Self {
+        Self::scoped(text, Scopes::ALL)
+    }
+
+    /// Takes the key as clients show it, with some scopes.
+    #[must_use]
+    pub fn scoped(text: &str, scopes: Scopes) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, b"ginnel access key");
         let mac = hmac::sign(&key, text.as_bytes());
-        Self { key, mac }
+        Self { key, mac, scopes }
     }
 
     /// Says whether `shown` is this key.
@@ -36,10 +67,14 @@ impl fmt::Debug for AccessKey {
     }
 }
 
-/// Says whether one of `keys` was shown; looks at all of them, so that time does not tell which.
+/// Says what `shown` admits to, `None` where it is none of `keys`; looks at all of them, so that time does not tell which. A key
+/// that stands there twice has the scopes of both.
 #[must_use]
-pub fn admits(keys: &[AccessKey], shown: &str) -> bool {
-    keys.iter().fold(false, |found, key| found | key.is(shown))
+pub fn scopes(keys: &[AccessKey], shown: &str) -> Option<Scopes> {
+    keys.iter().fold(None, |found: Option<Scopes>, key| match key.is(shown) {
+        true => Some(found.unwrap_or_default().with(key.scopes)),
+        false => found,
+    })
 }
 
 /// The servers that clients are told to use.
@@ -94,9 +129,19 @@ mod tests {
     #[test]
     fn only_the_right_key_admits_and_none_is_shown_in_a_log() {
         let keys = [AccessKey::new("one"), AccessKey::new("two")];
-        assert!(admits(&keys, "one") && admits(&keys, "two"));
-        assert!(!admits(&keys, "on") && !admits(&keys, "") && !admits(&[], "one"));
+        assert!(["one", "two"].iter().all(|key| scopes(&keys, key) == Some(Scopes::ALL)));
+        assert_eq!([scopes(&keys, "on"), scopes(&keys, ""), scopes(&[], "one")], [None; 3]);
         assert_eq!(format!("{keys:?}"), "[AccessKey(..), AccessKey(..)]");
+    }
+
+    #[test]
+    fn a_key_has_its_scopes_and_one_that_stands_twice_has_both() {
+        let (register, relay) =
+            (Scopes { register: true, ..Scopes::default() }, Scopes { relay: true, ..Scopes::default() });
+        let keys =
+            [AccessKey::scoped("a", register), AccessKey::scoped("b", relay), AccessKey::scoped("a", relay)];
+        assert_eq!(scopes(&keys, "a"), Some(Scopes { admin: false, ..Scopes::ALL }));
+        assert_eq!(scopes(&keys, "b"), Some(relay));
     }
 
     #[test]

@@ -16,7 +16,9 @@ pub struct Config {
     pub list: bool,
     /// Whether t=60 tells who comes and goes; default true.
     pub presence: bool,
-    /// Keys that admit to the relay; default none.
+    /// Whether t=1 is for everybody, or for keys with the scope alone; default true.
+    pub open: bool,
+    /// Keys and what they admit to; default none.
     pub access_keys: Vec<AccessKey>,
     /// What registrations and `/ice` hand out; default none.
     pub ice_servers: IceServers,
@@ -32,6 +34,7 @@ impl Default for Config {
             notify_from: NotifyFrom::default(),
             list: true,
             presence: true,
+            open: true,
             access_keys: Vec::new(),
             ice_servers: IceServers::default(),
             stun2: None,

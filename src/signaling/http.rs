@@ -43,7 +43,7 @@ async fn ice_servers(
         let body = Json(json!({"error": "show an access key: /ice?key=… or Authorization: Bearer …"}));
         return (StatusCode::UNAUTHORIZED, OPEN_AND_FRESH, challenge, body).into_response();
     };
-    if !admission::admits(&shared.config.access_keys, key) {
+    if !admission::scopes(&shared.config.access_keys, key).is_some_and(|scopes| scopes.relay) {
         let body = Json(json!({"error": "this access key is not valid here"}));
         return (StatusCode::FORBIDDEN, OPEN_AND_FRESH, body).into_response();
     }

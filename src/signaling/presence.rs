@@ -1,6 +1,6 @@
 //! The hub's part in presence: who comes (t=1), stays (2), is listed (3) and is watched (60).
 
-use super::admission;
+use super::admission::{self, Scopes};
 use super::identity::{self, TAG_BYTES};
 use super::leg::{Door, Network, Peer};
 use super::machine::{Asker, Hub, Output, base32};
@@ -33,7 +33,11 @@ impl Hub {
         key: Option<&str>,
         claim: Claim<'_>,
     ) -> Result<Answer, Code> {
-        if key.is_some_and(|key| !admission::admits(&self.config.access_keys, key)) {
+        let scopes = match key {
+            Some(key) => admission::scopes(&self.config.access_keys, key).ok_or(Code::NotAllowed)?,
+            None => Scopes::default(),
+        };
+        if !(self.config.open || scopes.register) {
             return Err(Code::NotAllowed);
         }
         let owned = self.owned_tag(asker, claim)?;
@@ -50,9 +54,10 @@ impl Hub {
             // The nonce came back from there.
             self.registry.prove(asker.leg.peer);
         }
-        let ice_servers = match key {
-            Some(_) => self.config.ice_servers.admitted(asker.now, tag.as_str()),
-            None => self.config.ice_servers.public(),
+        self.registry.empower(asker.leg.peer, scopes.admin);
+        let ice_servers = match scopes.relay {
+            true => self.config.ice_servers.admitted(asker.now, tag.as_str()),
+            false => self.config.ice_servers.public(),
         };
         let stun2 = self.config.stun2.clone();
         let full = Answer::Registered { tag: tag.clone(), ice_servers, stun2, epoch };
@@ -143,8 +148,8 @@ impl Hub {
         tag: &Tag,
         after: Option<&Tag>,
     ) -> Result<Answer, Code> {
-        self.registry.touch(asker.now.mono, tag, asker.leg.peer).ok_or(Code::UnknownTag)?;
-        if !self.config.list {
+        let client = self.registry.touch(asker.now.mono, tag, asker.leg.peer).ok_or(Code::UnknownTag)?;
+        if !(self.config.list || client.admin) {
             return Err(Code::NotAllowed);
         }
         let empty = Response { mid, body: Answer::Listed { tags: Vec::new(), more: true } };
@@ -156,10 +161,10 @@ impl Hub {
     /// t=60, over WebSocket alone: a datagram would need repetition, and its client asks again anyway.
     pub(super) fn watch(&mut self, asker: Asker, tags: Vec<Tag>, watch: bool) -> Result<Answer, Code> {
         let Peer::Web(conn) = asker.leg.peer else { return Err(Code::Unsupported) };
-        if !self.config.presence {
+        let client = self.registry.peer(asker.leg.peer).ok_or(Code::UnknownTag)?;
+        if !(self.config.presence || client.admin) {
             return Err(Code::NotAllowed);
         }
-        self.registry.peer(asker.leg.peer).ok_or(Code::UnknownTag)?;
         if asker.size + WATCH_ROOM > asker.leg.room() {
             return Err(Code::TooMany);
         }

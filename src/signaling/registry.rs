@@ -23,6 +23,8 @@ pub(super) struct Registration {
     pub(super) proven: bool,
     /// The session's number; of owned tags only.
     pub(super) epoch: Option<i64>,
+    /// It has shown a key that lets it list and watch in any case.
+    pub(super) admin: bool,
     network: Network,
     since: Instant,
     /// Others were told this tag before its owner used it, so that using it proves nothing.
@@ -111,7 +113,8 @@ impl Registry {
         *self.by_network.entry(network).or_default() += 1;
         // The owner of an owned tag knows it without having been told.
         let (shown, confirmed, proven) = (epoch.is_some(), on_web, on_web);
-        let client = Registration { tag, leg, proven, epoch, network, since: now, shown, confirmed };
+        let client =
+            Registration { tag, leg, proven, epoch, admin: false, network, since: now, shown, confirmed };
         self.clients.insert(id, client);
         Ok(())
     }
@@ -120,6 +123,13 @@ impl Registry {
     pub(super) fn renew(&mut self, tag: &Tag, epoch: Option<i64>) {
         if let Some(client) = self.by_tag.get(tag).and_then(|id| self.clients.get_mut(id)) {
             client.epoch = epoch;
+        }
+    }
+
+    /// Notes what key a client has shown last.
+    pub(super) fn empower(&mut self, peer: Peer, admin: bool) {
+        if let Some(client) = self.by_peer.get(&peer).and_then(|id| self.clients.get_mut(id)) {
+            client.admin = admin;
         }
     }
 

@@ -1,6 +1,7 @@
 //! Registration, heartbeats, lists and admission.
 
 use super::*;
+use crate::signaling::Scopes;
 
 const A: &str = "192.0.2.10:1000";
 const B: &str = "192.0.2.20:2000";
@@ -196,4 +197,33 @@ fn a_secret_gets_the_same_tag_again_from_anywhere() {
     let other = json!({"t": 1, "mid": 2, "params": {"secret": "a secret of twenty-three"}});
     assert_ne!(world.ask(B, &other)["extra"]["tag"], tag);
     assert_eq!(world.hub.clients(), 1);
+}
+
+#[test]
+fn a_key_admits_to_what_its_scopes_say_and_to_no_more() {
+    let scopes = [
+        ("register", Scopes { register: true, ..Scopes::default() }),
+        ("relay", Scopes { relay: true, ..Scopes::default() }),
+        ("admin", Scopes { admin: true, register: true, ..Scopes::default() }),
+    ];
+    let access_keys = scopes.map(|(key, scopes)| AccessKey::scoped(key, scopes)).to_vec();
+    let closed = Config { access_keys, open: false, list: false, presence: false, ..config() };
+    let mut world = World::new(closed.clone());
+    world.open(1);
+    let register = |mid: i64, key: Option<&str>| json!({"t": 1, "mid": mid, "params": {"key": key}});
+    assert_eq!(code(&world.ask_web(1, &register(1, None))), 204);
+    assert_eq!(code(&world.ask_web(1, &register(2, Some("relay")))), 204);
+    let answer = world.ask_web(1, &register(3, Some("register")));
+    assert_eq!(answer["extra"]["ice_servers"].as_array().map(Vec::len), Some(1));
+    let tag = answer["extra"]["tag"].clone();
+    let list = json!({"t": 3, "params": {"tag": tag}});
+    let watch = json!({"t": 60, "params": {"tags": [tag]}});
+    assert_eq!((code(&world.ask_web(1, &list)), code(&world.ask_web(1, &watch))), (204, 204));
+    assert_eq!(code(&world.ask_web(1, &register(4, Some("admin")))), 200);
+    assert_eq!((code(&world.ask_web(1, &list)), code(&world.ask_web(1, &watch))), (200, 200));
+    let mut world = World::new(Config { open: true, ..closed });
+    world.open(1);
+    let answer = world.ask_web(1, &register(1, Some("relay")));
+    assert_eq!(answer["extra"]["ice_servers"].as_array().map(Vec::len), Some(2));
+    assert_eq!(code(&world.ask_web(1, &register(2, None))), 200);
 }
