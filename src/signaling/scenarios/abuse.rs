@@ -144,7 +144,7 @@ enum Event {
 
 fn event() -> impl Strategy<Value = Event> {
     let bytes = proptest::collection::vec(any::<u8>(), 0..64);
-    let t = prop_oneof![1..5_i64, 51..56_i64, -56..-50_i64, Just(60), Just(102)];
+    let t = prop_oneof![1..6_i64, 51..56_i64, -56..-50_i64, Just(60), Just(102)];
     prop_oneof![
         1 => (any::<u8>(), bytes).prop_map(|(from, bytes)| Event::Datagram(from, bytes)),
         8 => (any::<u8>(), any::<bool>(), t, any::<u8>(), any::<u8>())
@@ -181,6 +181,10 @@ proptest! {
                     let mid = if y % 3 == 0 { json!(y) } else { pick(&mids, y) };
                     let mut message = json!({"t": t, "mid": mid.as_i64(), "token": token,
                         "params": {"tag": tag, "rtag": rtag, "ltag": tag, "tags": [tag, rtag], "watch": y % 4 != 0, "cands": ["c"], "ufrag": "u"}});
+                    if x % 3 == 0 {
+                        message["params"]["secret"] = json!(format!("a secret of twenty-two {}", x % 2));
+                        message["params"]["epoch"] = json!(y % 8);
+                    }
                     if y % 5 == 0 { message["code"] = json!(204); }
                     let text = message.to_string();
                     if web { world.hub.handle_web_text(world.now, Conn(u64::from(who % 12)), &text); }
