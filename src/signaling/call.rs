@@ -215,6 +215,20 @@ impl Call {
         self.finish();
     }
 
+    /// Has a callee that came back on another WebSocket notified there: what was said to the one before may never have arrived.
+    pub(super) fn follow(&mut self, tag: &Tag, leg: Leg) {
+        let on_web = [leg.peer, self.callee.leg.peer].iter().all(|peer| matches!(peer, Peer::Web(_)));
+        let moved = self.callee.tag == *tag && self.callee.leg.peer != leg.peer;
+        if self.stage != Stage::Notified || !on_web || !moved {
+            return;
+        }
+        self.callee.leg = leg;
+        let waiting = self.notices.iter().filter(|notice| notice.to == Role::Callee);
+        let again =
+            waiting.map(|notice| Effect::Ask { to: notice.to, text: notice.text.clone(), first: true });
+        self.effects.extend(again);
+    }
+
     /// Says whether `mid` is that of the 51 which the callee was sent.
     pub(super) fn notified_with(&self, mid: i64) -> bool {
         self.notices.iter().any(|notice| notice.t == 51 && notice.mid == mid)

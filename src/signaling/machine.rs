@@ -299,6 +299,11 @@ impl Hub {
         {
             self.apply(id);
         }
+        if let Answer::Registered { tag, .. } = &response.body {
+            for id in self.calls.by_tag(tag) {
+                self.with_call(asker.now.mono, id, |call, _| call.follow(tag, asker.leg));
+            }
+        }
     }
 
     pub(super) fn send(&mut self, leg: Leg, door: Door, text: &str) {

@@ -94,3 +94,27 @@ fn a_secret_proves_no_address() {
     session(&mut world, 1, None);
     assert!(world.at(A).is_empty());
 }
+
+#[test]
+fn a_call_that_waits_finds_the_callee_on_its_new_connection() {
+    let mut world = World::new(config());
+    let callee = session(&mut world, 1, Some(1))["extra"]["tag"].clone();
+    let caller = world.web_client(2);
+    let call = json!({"t": 4, "mid": 2, "params": {"tag": caller, "rtag": callee}});
+    let token = world.ask_web(2, &call)["extra"]["token"].clone();
+    world.web(2, &json!({"t": 54, "mid": 3, "token": token, "params": {"cands": ["c"]}}));
+    let lost = world.on(1);
+    // The line of the first connection is dead, and nobody has noticed yet.
+    world.wait_ms(3000);
+    world.open(3);
+    world.web(3, &register(1, Some(2)));
+    let heard = world.on(3);
+    assert_eq!((heard[0]["t"].as_i64(), &heard[1..]), (Some(-1), &lost[..]));
+    let answer = json!({"t": -51, "mid": heard[1]["mid"], "token": token, "code": 200});
+    world.web(3, &answer);
+    assert!(world.on(2).iter().any(|message| message["t"] == 52));
+    // Registering again there repeats nothing, and the act goes on there.
+    assert_eq!(code(&world.ask_web(3, &register(2, Some(2)))), 200);
+    world.wait_ms(5000);
+    assert_eq!(world.on(3)[0]["t"], 53);
+}
