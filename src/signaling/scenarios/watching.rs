@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::signaling::Limits;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
 
 const A: &str = "192.0.2.10:1000";
 
@@ -102,4 +104,101 @@ fn watching_is_refused_without_a_tag_by_udp_over_a_cap_and_where_it_is_off() {
     let mut world = World::new(Config { presence: false, ..config() });
     world.web_client(1);
     assert_eq!(code(&world.ask_web(1, &watch(&json!(["x"])))), 204);
+}
+
+/// What a watcher believes, from answers and events alone.
+#[derive(Default)]
+struct View(BTreeMap<String, bool>);
+
+impl View {
+    fn take(&mut self, message: &Value) {
+        for (field, online) in [("online", true), ("offline", false)] {
+            for place in ["params", "extra"] {
+                for tag in message[place][field].as_array().into_iter().flatten() {
+                    self.0.insert(tag.as_str().unwrap().to_owned(), online);
+                }
+            }
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// An owner registers on a new connection, or by UDP.
+    Come(u8, bool),
+    /// The connection of an owner closes.
+    Go(u8),
+    Watch(u8, u8),
+    Unwatch(u8, u8),
+    Wait(u16),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..3_u8, any::<bool>()).prop_map(|(owner, web)| Step::Come(owner, web)),
+        2 => (0..3_u8).prop_map(Step::Go),
+        2 => (0..2_u8, 0..3_u8).prop_map(|(watcher, owner)| Step::Watch(watcher, owner)),
+        1 => (0..2_u8, 0..3_u8).prop_map(|(watcher, owner)| Step::Unwatch(watcher, owner)),
+        3 => prop_oneof![9 => 0..1500_u16, 1 => 40_000..60_000_u16].prop_map(Step::Wait),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+    #[test]
+    fn a_second_after_anything_every_watcher_believes_what_is_true(
+        steps in proptest::collection::vec(step(), 0..60)
+    ) {
+        let secret = |owner: u8| json!({"secret": format!("a secret of twenty-two {owner}")});
+        let mut world = World::new(config());
+        let mut views = [View::default(), View::default()];
+        let (mut tags, mut homes, mut next) = (Vec::new(), [99_u64; 3], 100);
+        for watcher in 0..2 {
+            world.web_client(watcher);
+        }
+        for owner in 0..3 {
+            world.open(next);
+            let answer = world.ask_web(next, &json!({"t": 1, "params": secret(owner)}));
+            tags.push(answer["extra"]["tag"].as_str().unwrap().to_owned());
+            world.close(next);
+            next += 1;
+        }
+        for step in steps {
+            match step {
+                Step::Come(owner, true) => {
+                    world.open(next);
+                    world.web(next, &json!({"t": 1, "params": secret(owner)}));
+                    homes[usize::from(owner)] = next;
+                    next += 1;
+                }
+                Step::Come(owner, false) => {
+                    let from = format!("192.0.2.10:{}", 1000 + u16::from(owner));
+                    world.udp(&from, &json!({"t": 1, "params": secret(owner)}));
+                }
+                Step::Go(owner) => world.close(homes[usize::from(owner)]),
+                Step::Watch(watcher, owner) => {
+                    let watch = watch(&json!([tags[usize::from(owner)]]));
+                    world.web(watcher.into(), &watch);
+                }
+                Step::Unwatch(watcher, owner) => {
+                    let tag = &tags[usize::from(owner)];
+                    // What was said before must not be taken for news after it.
+                    for message in world.on(watcher.into()) { views[usize::from(watcher)].take(&message); }
+                    let stop = json!({"t": 60, "params": {"tags": [tag], "watch": false}});
+                    world.web(watcher.into(), &stop);
+                    views[usize::from(watcher)].0.remove(tag);
+                }
+                Step::Wait(ms) => world.wait_ms(ms.into()),
+            }
+        }
+        world.wait_ms(1050);
+        for (watcher, view) in (0_u64..).zip(&mut views) {
+            for message in world.on(watcher) { view.take(&message); }
+            for (tag, online) in &view.0 {
+                let tag = crate::signaling::wire::Tag::new(tag.as_str()).unwrap();
+                prop_assert_eq!(world.hub.registry.tag(&tag).is_some(), *online);
+            }
+        }
+        prop_assert!(world.hub.watches.len() <= 6);
+    }
 }
