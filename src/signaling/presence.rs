@@ -119,6 +119,10 @@ impl Hub {
             return Ok(());
         }
         let network = self.network(peer)?;
+        // Whoever is refused takes nothing from the holder.
+        if !self.registry.has_room(asker.now.mono, tag, peer, network) {
+            return Err(Code::TooMany);
+        }
         self.registry.remove_peer(peer);
         if let Some(older) = self.registry.remove_tag(tag) {
             // Nobody is sent a datagram for what was done in another's name.

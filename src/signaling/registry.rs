@@ -85,6 +85,16 @@ impl Registry {
         self.clients.get(self.by_peer.get(&peer)?)
     }
 
+    /// Says whether `tag` could be entered for `peer` once what either has is removed.
+    pub(super) fn has_room(&self, now: Instant, tag: &Tag, peer: Peer, network: Network) -> bool {
+        let (holder, own) = (self.by_tag.get(tag), self.by_peer.get(&peer));
+        let leaving: BTreeSet<&Id> = holder.into_iter().chain(own).collect();
+        let of_network = |id: &&&Id| self.clients.get(id).is_some_and(|client| client.network == network);
+        let left = leaving.iter().filter(of_network).count();
+        self.by_network.get(&network).is_none_or(|count| count - left < self.cap_per_network)
+            && (self.clients.len() - leaving.len() < self.cap || self.evictable(now).is_some())
+    }
+
     /// Enters `tag` for `leg`. The caller has removed what either had before.
     pub(super) fn enter(
         &mut self,
@@ -135,13 +145,15 @@ impl Registry {
 
     /// Makes room: the oldest client that never used its tag goes first, once it had its time.
     fn evict(&mut self, now: Instant) -> Result<(), Full> {
-        let oldest = *self.unconfirmed.first().ok_or(Full)?;
-        let since = self.clients.get(&oldest).ok_or(Full)?.since;
-        if now.saturating_duration_since(since) < self.grace {
-            return Err(Full);
-        }
+        let oldest = self.evictable(now).ok_or(Full)?;
         self.drop_id(oldest);
         Ok(())
+    }
+
+    fn evictable(&self, now: Instant) -> Option<Id> {
+        let oldest = *self.unconfirmed.first()?;
+        let since = self.clients.get(&oldest)?.since;
+        (now.saturating_duration_since(since) >= self.grace).then_some(oldest)
     }
 
     /// Notes that the owner of `tag` has used it from `peer`; `None` where it is not the owner.

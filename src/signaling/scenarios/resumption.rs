@@ -1,6 +1,7 @@
 //! The same tag again: secrets and epochs.
 
 use super::*;
+use crate::signaling::Limits;
 
 const A: &str = "192.0.2.10:1000";
 
@@ -117,4 +118,20 @@ fn a_call_that_waits_finds_the_callee_on_its_new_connection() {
     assert_eq!(code(&world.ask_web(3, &register(2, Some(2)))), 200);
     world.wait_ms(5000);
     assert_eq!(world.on(3)[0]["t"], 53);
+}
+
+#[test]
+fn an_owner_for_whom_there_is_no_room_keeps_its_older_session() {
+    let limits = Limits { tags_per_network: 1, tags: 2, ..Limits::default() };
+    let mut world = World::new(Config { limits, ..config() });
+    let tag = session(&mut world, 1, Some(1))["extra"]["tag"].clone();
+    world.client(A);
+    let neighbour = "192.0.2.10:1001";
+    assert_eq!(code(&world.ask(neighbour, &register(1, Some(2)))), 206);
+    assert!(world.sent.is_empty());
+    assert_eq!(code(&world.ask_web(1, &json!({"t": 2, "tag": tag}))), 200);
+    // In its own network, and in place of what its address had, it takes no more room than before.
+    assert_eq!(code(&session(&mut world, 2, Some(2))), 200);
+    assert_eq!(code(&world.ask(A, &register(2, Some(3)))), 200);
+    assert_eq!(world.hub.clients(), 1);
 }
