@@ -107,3 +107,20 @@ fn signatures_of_one_network_are_limited() {
     world.wait_ms(1000);
     assert_eq!(code(&session(&mut world, 4, &key(4), None)), 200);
 }
+
+#[test]
+fn the_pages_signature_is_that_of_its_four_lines_and_the_key_of_rfc_8037() {
+    let seed = BASE64URL_NOPAD.decode(b"nWGxne_9WmC6hEr0kuwsxERJxWl7MmkZcDusAxyuf2A").unwrap();
+    let key = Ed25519KeyPair::from_seed_unchecked(&seed).unwrap();
+    let message = register(&key, 2, "nezdgnj2mfrgg3dfnzxxk3tdmu", Some(1_765_000_000_001));
+    let page = include_str!("../../../docs/wire/signaling.md");
+    let example = page.split("```json\n").find(|block| block.contains("\"sig\"")).unwrap();
+    let example = parsed(example.split("\n```").next().unwrap().as_bytes());
+    assert_eq!(message, example);
+    let signed = page.split("```text\n").find(|block| block.starts_with("ginnel register")).unwrap();
+    let signature = BASE64URL_NOPAD.decode(example["params"]["sig"].as_str().unwrap().as_bytes()).unwrap();
+    let public = ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, key.public_key());
+    public.verify(signed.split("\n```").next().unwrap().as_bytes(), &signature).unwrap();
+    let tag = session(&mut World::new(config()), 1, &key, None)["extra"]["tag"].clone();
+    assert!(page.contains(tag.as_str().unwrap()), "{tag}");
+}
