@@ -140,6 +140,7 @@ async function pathOf(connection) {
 class Wire {
   tag = "";
   iceServers = [];
+  isOnline = false;
   #options;
   #hooks;
   #url;
@@ -194,6 +195,7 @@ class Wire {
     this.iceServers = extra.ice_servers ?? [];
     this.#since = Date.now();
     this.#ever = true;
+    this.isOnline = true;
     clearInterval(this.#beat);
     this.#beat = setInterval(() => this.#heartbeat(), MS.heartbeat);
     this.#online.resolve();
@@ -285,12 +287,15 @@ class Wire {
       await this.ask({ t: HEARTBEAT, tag: this.tag });
     } catch (error) {
       if (error.code === 202) await this.register().catch(() => socket.close());
-      else if (error.kind === "timeout") this.#lost(socket, {}, socket.close());
+      else if (error.kind === "timeout") {
+        socket.close();
+        this.#lost(socket, {});
+      }
     }
   }
 
   /** A socket has ended, or answers no more: then it need not say goodbye for us to go on. */
-  #lost(socket, { code, reason }) {
+  #lost(socket, { reason }) {
     if (socket !== this.#socket) return;
     this.#socket = undefined;
     clearInterval(this.#beat);
@@ -300,10 +305,12 @@ class Wire {
       const error = new GinnelError("replaced", "another client has registered with the same secret");
       return this.#hooks.over(error);
     }
-    if (Date.now() - this.#since > MS.quiet) this.#attempts = 0;
-    this.#since = Date.now();
-    this.#online = deferred();
-    this.#hooks.state("offline", code);
+    if (this.isOnline) {
+      if (Date.now() - this.#since > MS.quiet) this.#attempts = 0;
+      this.isOnline = false;
+      this.#online = deferred();
+    }
+    this.#hooks.state("offline");
     const most = Math.min(BACK_OFF.most, BACK_OFF.first * 2 ** this.#attempts++);
     this.#retry = setTimeout(() => this.#now(), most * (0.5 + Math.random() / 2));
   }
@@ -412,6 +419,9 @@ class Link {
     return this.#do(async () => {
       if (this.#rtc.signalingState !== "have-local-offer" || !sdp) return;
       await this.#describe("answer", sdp, cands);
+    }).catch((error) => {
+      // One that cannot be used ends a call; a connection that had opened tries anew.
+      if (!this.#channel?.wasOpen) this.end(error);
     });
   }
 
@@ -470,6 +480,9 @@ class Link {
   #adopt(raw) {
     const opened = () => {
       this.#opened.resolve(this.#channel);
+      // Another pair may be chosen while the state stays.
+      const transport = this.#rtc.sctp?.transport?.iceTransport;
+      transport?.addEventListener?.("selectedcandidatepairchange", () => this.#changed());
       this.#changed();
     };
     this.#channel = new Channel(this, raw, opened);
@@ -633,6 +646,7 @@ export class Channel extends Target {
   #raw;
   #path;
   #state = "connecting";
+  #turn = 0; // of the words about it, some of which take time
   #inbox = [];
   #inboxBytes = 0;
   #hears = false;
@@ -730,9 +744,10 @@ export class Channel extends Target {
 
   /** The link's word about the path. */
   async moved(state, path) {
-    if (this.#state === "closed") return;
+    const turn = ++this.#turn;
     const found = await Promise.resolve(path).catch(() => undefined);
-    if (this.#state === "closed" || (this.#state === state && this.#path === found)) return;
+    if (turn !== this.#turn || this.#state === "closed") return;
+    if (this.#state === state && this.#path === found) return;
     this.#state = state;
     this.#path = found;
     this._emit("state", { state, path: found });
@@ -880,7 +895,6 @@ export class Client extends Target {
   #turned(state) {
     if (this.#state === "closed" || this.#state === state) return;
     this.#state = state;
-    this.#wire.isOnline = state === "online";
     this._emit("state", { state });
     if (state !== "online") return;
     this._emit("open", { tag: this.tag });
@@ -905,7 +919,10 @@ export class Client extends Target {
   #bind(link, token) {
     this.#acts.delete(link.token);
     link.token = token;
-    if (token !== undefined) this.#acts.set(token, link);
+    if (token === undefined) return;
+    if (this.#links.has(link)) this.#acts.set(token, link);
+    // It was ended while its token was on the way.
+    else this.#wire.ask({ t: END, token }).catch(() => {});
   }
 
   #forget(link) {
