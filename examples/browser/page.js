@@ -19,17 +19,14 @@ function adopt(opened) {
   window.channel = channel;
 }
 
-// The secret keeps the tag over reloads of this tab.
 const client = await connect({
   server,
   key: query.get("key") ?? undefined,
-  secret: sessionStorage.getItem("secret") ?? undefined,
   iceTransportPolicy: query.get("policy") ?? "all",
 }).catch((error) => {
   log(`! ${error.message}`);
   throw error;
 });
-sessionStorage.setItem("secret", client.secret);
 element("tag").value = client.tag;
 client.onstate = ({ state }) => log(`· server: ${state}`);
 client.onerror = ({ error }) => log(`! ${error.message}`);
