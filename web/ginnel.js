@@ -1,4 +1,3 @@
-// @ts-check
 // The client of a ginnel server, for browsers and for Node with a WebRTC package. One module, nothing to build.
 // How it is used: web/README.md. What it says on the wire: docs/wire/signaling.md.
 
@@ -69,7 +68,7 @@ function refusal({ code, em }) {
 class Notice extends Event {
   constructor(type, fields) {
     super(type);
-    Object.assign(this, fields);
+    for (const [name, value] of Object.entries(fields)) Object.defineProperty(this, name, { value, enumerable: true });
   }
 }
 
@@ -77,7 +76,14 @@ class Target extends EventTarget {
   /** Tells the handler `on…`, then the listeners. */
   _emit(type, fields) {
     const event = new Notice(type, fields);
-    this["on" + type]?.(event);
+    try {
+      this["on" + type]?.(event);
+    } catch (error) {
+      // As for a listener: the page hears of it, and this module goes on.
+      queueMicrotask(() => {
+        throw error;
+      });
+    }
     this.dispatchEvent(event);
   }
 }
@@ -167,7 +173,13 @@ class Wire {
   open() {
     this.#hooks.state("connecting");
     const done = deferred();
-    const socket = new this.#options.WebSocket(this.#url);
+    let socket;
+    try {
+      socket = new this.#options.WebSocket(this.#url);
+    } catch (error) {
+      done.reject(new GinnelError("unreachable", `no WebSocket to ${this.#url}: ${error.message}`));
+      return done.promise;
+    }
     this.#socket = socket;
     const late = setTimeout(() => socket.close(), MS.open);
     socket.onopen = () => {
@@ -271,7 +283,8 @@ class Wire {
     } catch {
       return;
     }
-    if (message?.code === undefined && !(message?.t < 0)) return this.#hooks.request(message);
+    if (message === null || typeof message !== "object") return;
+    if (message.code === undefined && !(message.t < 0)) return this.#hooks.request(message);
     const good = (message.code ?? 200) === 200;
     const waited = this.#settle(message.mid, (entry) => {
       if (!good) return entry.reject(refusal(message));
@@ -673,30 +686,37 @@ export class Channel extends Target {
     if (raw.readyState === "open") queueMicrotask(raw.onopen);
   }
 
+  /** @returns {string} the other side's tag */
   get peer() {
     return this.#link.peer;
   }
 
+  /** @returns {string} */
   get label() {
     return this.#raw.label;
   }
 
+  /** @returns {RTCDataChannelState} */
   get readyState() {
     return this.#state === "closed" ? "closed" : this.#raw.readyState;
   }
 
+  /** @returns {number} bytes */
   get bufferedAmount() {
     return this.#raw.bufferedAmount;
   }
 
+  /** @returns {import("./ginnel.js").ChannelState} */
   get state() {
     return this.#state;
   }
 
+  /** @returns {import("./ginnel.js").Path | undefined} */
   get path() {
     return this.#path;
   }
 
+  /** @returns {RTCPeerConnection} */
   get connection() {
     return this.#link.connection;
   }
@@ -715,6 +735,7 @@ export class Channel extends Target {
     if (type === "message" && listener) this.#flow();
   }
 
+  /** @param {string | Blob | ArrayBuffer | ArrayBufferView} data */
   send(data) {
     const size = typeof data === "string" ? data.length : (data.byteLength ?? data.size);
     if (this.readyState !== "open") throw new GinnelError("closed", "this channel is closed", { stage: "channel" });
@@ -727,6 +748,7 @@ export class Channel extends Target {
     this.#raw.send(data);
   }
 
+  /** Resolves once at most 1 MiB waits to be sent. */
   async drained() {
     while (this.readyState === "open" && this.bufferedAmount > MAX.unsent) {
       const low = new Promise((resolve) => (this.#raw.onbufferedamountlow = resolve));
@@ -735,6 +757,7 @@ export class Channel extends Target {
     if (this.readyState !== "open") throw new GinnelError("closed", "this channel is closed", { stage: "channel" });
   }
 
+  /** Closes it after what was sent has gone. */
   close() {
     if (this.#state === "closed") return;
     // The connection stays until the other side has all of it and knows that it is over.
@@ -821,18 +844,22 @@ export class Client extends Target {
     };
   }
 
+  /** @returns {string} what others call */
   get tag() {
     return this.#wire.tag;
   }
 
+  /** @returns {string} what owns the tag */
   get secret() {
     return this.#options.secret;
   }
 
+  /** @returns {import("./ginnel.js").ClientState} */
   get state() {
     return this.#state;
   }
 
+  /** @returns {RTCIceServer[]} */
   get iceServers() {
     return this.#home.iceServers();
   }
@@ -848,6 +875,13 @@ export class Client extends Target {
     return this;
   }
 
+  /**
+   * Calls whoever is registered as `tag`.
+   *
+   * @param {string} tag
+   * @param {import("./ginnel.js").CallOptions} [options]
+   * @returns {Promise<Channel>} open
+   */
   async call(tag, options = {}) {
     if (this.#state === "closed") throw new GinnelError("closed", "this client was closed");
     if (typeof tag !== "string" || tag === "") throw new GinnelError("malformed", "a tag is a text");
@@ -857,6 +891,12 @@ export class Client extends Target {
     return await link.call(options);
   }
 
+  /**
+   * Takes calls from now on: each is an event `call`, and an element of what this returns.
+   *
+   * @param {import("./ginnel.js").ListenOptions} [options]
+   * @returns {import("./ginnel.js").Listening}
+   */
   listen({ accept = () => true } = {}) {
     this.#deaf();
     const listening = { accept, queue: undefined, waiting: [] };
@@ -880,6 +920,7 @@ export class Client extends Target {
     };
   }
 
+  /** Closes channels, connection and client. */
   close() {
     this.#end();
   }
