@@ -160,7 +160,7 @@ class Wire {
   #closed = false;
   #retry;
   #beat;
-  #wake = () => this.#now();
+  #wake = () => (this.isOnline ? this.#heartbeat() : this.#now()); // after a change of network a socket may be dead
 
   constructor(options, hooks) {
     this.#options = options;
@@ -186,7 +186,7 @@ class Wire {
       clearTimeout(late);
       this.register().then(done.resolve, (error) => {
         done.reject(error);
-        socket.close();
+        this.#drop(socket);
       });
     };
     socket.onmessage = ({ data }) => this.#read(socket, data);
@@ -299,15 +299,17 @@ class Wire {
     try {
       await this.ask({ t: HEARTBEAT, tag: this.tag });
     } catch (error) {
-      if (error.code === 202) await this.register().catch(() => socket.close());
-      else if (error.kind === "timeout") {
-        socket.close();
-        this.#lost(socket, {});
-      }
+      if (error.code === 202) await this.register().catch(() => this.#drop(socket));
+      else if (error.kind === "timeout") this.#drop(socket);
     }
   }
 
-  /** A socket has ended, or answers no more: then it need not say goodbye for us to go on. */
+  /** Closes a socket without waiting for the goodbye of a server that may be gone. */
+  #drop(socket) {
+    socket.close();
+    this.#lost(socket, {});
+  }
+
   #lost(socket, { reason }) {
     if (socket !== this.#socket) return;
     this.#socket = undefined;
