@@ -103,7 +103,9 @@ async fn two_pages_talk(policy: &str) {
         browser.evaluate(tab, COLLECT).await;
     }
     let tag = browser.evaluate(&listener, TAG).await;
-    browser.evaluate(&caller, &format!("window.opened = window.client.call({tag}).then(window.collect); true")).await;
+    browser
+        .evaluate(&caller, &format!("window.opened = window.client.call({tag}).then(window.collect); true"))
+        .await;
     // The first exchange starts on its own; awaiting it here would keep the other page from being told to send.
     browser.evaluate(&listener, &format!("window.exchange = {}; true", exchange())).await;
     for (tab, expression) in [(&caller, exchange()), (&listener, "window.exchange".to_owned())] {

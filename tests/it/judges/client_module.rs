@@ -14,12 +14,12 @@ const TOOLS: &str = "window.until = async (holds) => {
   window.heard = [];
   window.states = [];
   window.paths = [];
-  window.closed = [];
+  window.ends = [];
   window.keep = (channel) => {
     window.channel = channel;
     channel.onmessage = ({ data }) => heard.push(data);
     channel.onstate = ({ state, path }) => paths.push(path ? state + ' ' + path : state);
-    channel.onclose = ({ error }) => closed.push(String(error));
+    channel.onclose = ({ error }) => ends.push(String(error));
     return channel.peer;
   };
   window.caught = (promise) => promise.then(
@@ -57,7 +57,9 @@ impl Client {
         let script = format!("client.call({}).then(keep)", other.tag);
         assert_eq!(browser.evaluate(&self.tab, &script).await, other.tag);
         self.wait(browser, "channel.path !== undefined").await;
-        other.wait(browser, &format!("window.channel?.peer === {} && channel.path !== undefined", self.tag)).await;
+        other
+            .wait(browser, &format!("window.channel?.peer === {} && channel.path !== undefined", self.tag))
+            .await;
     }
 
     async fn say(&self, browser: &mut Browser, text: &str) {
@@ -111,7 +113,7 @@ async fn two_tabs_connect_by_tag_and_exchange_text_both_ways() {
     }
     // One side ends it and the other is told.
     caller.get(&mut browser, "channel.close()").await;
-    callee.wait(&mut browser, "closed.length === 1 && channel.readyState === 'closed'").await;
+    callee.wait(&mut browser, "ends.length === 1 && channel.readyState === 'closed'").await;
 }
 
 #[tokio::test]
@@ -129,8 +131,10 @@ async fn channels_and_tags_outlive_a_restart_of_the_server_and_a_new_call_works(
     for client in [&caller, &callee] {
         client.wait(&mut browser, "states.includes('offline') && client.state === 'online'").await;
         assert_eq!(client.get(&mut browser, "client.tag").await, client.tag);
-        assert_eq!(client.get(&mut browser, "[channel.readyState, closed, paths.includes('interrupted')]").await,
-            json!(["open", [], false]));
+        assert_eq!(
+            client.get(&mut browser, "[channel.readyState, ends, paths.includes('interrupted')]").await,
+            json!(["open", [], false])
+        );
     }
     talk(&mut browser, [&caller, &callee], "after").await;
     callee.call(&mut browser, &caller).await;
@@ -155,7 +159,7 @@ async fn a_relayed_channel_comes_back_after_its_relay_was_restarted() {
     }
     for client in [&caller, &callee] {
         client.wait(&mut browser, "channel.state === 'connected' && channel.path === 'relay'").await;
-        assert_eq!(client.get(&mut browser, "closed").await, json!([]));
+        assert_eq!(client.get(&mut browser, "ends").await, json!([]));
     }
     talk(&mut browser, [&caller, &callee], "after").await;
 }
@@ -222,5 +226,5 @@ async fn messages_wait_for_their_first_listener_up_to_a_cap() {
     })()";
     let outcome = callee.get(&mut browser, over).await;
     assert!(outcome == "queue-full" || outcome == "closed before", "{outcome}");
-    caller.wait(&mut browser, "closed.length === 1").await;
+    caller.wait(&mut browser, "ends.length === 1").await;
 }
