@@ -96,7 +96,7 @@ async fn two_pages_talk(policy: &str) {
     let house = House::on_loopback("");
     let page =
         format!("http://{}/?server={}&key={}&policy={policy}", serve_example(), house.address, house.key());
-    let mut browser = Browser::start().await;
+    let mut browser = Browser::start();
     let (listener, caller) = (browser.open(&page).await, browser.open(&page).await);
     for tab in [&listener, &caller] {
         browser.evaluate(tab, TAG).await;
@@ -170,7 +170,7 @@ fn pasted(ice: &str, part: &str) -> String {
 
 async fn pasted_servers_work(house: House, part: &str) {
     let ice = house.printed_ice();
-    let mut browser = Browser::start().await;
+    let mut browser = Browser::start();
     let tab = browser.open(&format!("http://{}/", serve_example())).await;
     assert_eq!(browser.evaluate(&tab, &pasted(&ice, part)).await, "hello, echoed");
 }
@@ -223,7 +223,7 @@ async fn a_certificate_that_the_page_does_not_trust_carries_no_relay() {
     if tools::have(&["chromium"]) {
         let house = House::with_tls(Lines::default(), Some(&Authority::new()));
         let ice = house.printed_ice();
-        let mut browser = Browser::start().await;
+        let mut browser = Browser::start();
         let tab = browser.open(&format!("http://{}/", serve_example())).await;
         let caught = "return await heard.catch((error) => 'refused: ' + error);";
         let script = pasted(&ice, "turns:").replace("30000", "5000").replace("return await heard;", caught);

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::devtools::{Browser, Tab};
 use crate::house::House;
+use crate::lab::Net;
 use crate::tools;
 
 /// What the tests need in a tab besides the module.
@@ -103,7 +104,7 @@ async fn two_tabs_connect_by_tag_and_exchange_text_both_ways() {
         return;
     }
     let house = House::on_loopback("");
-    let mut browser = Browser::start().await;
+    let mut browser = Browser::start();
     let caller = Client::new(&mut browser, &house, "all").await;
     let callee = Client::new(&mut browser, &house, "all").await;
     caller.call(&mut browser, &callee).await;
@@ -122,7 +123,7 @@ async fn channels_and_tags_outlive_a_restart_of_the_server_and_a_new_call_works(
         return;
     }
     let mut house = House::on_loopback("");
-    let mut browser = Browser::start().await;
+    let mut browser = Browser::start();
     let caller = Client::new(&mut browser, &house, "all").await;
     let callee = Client::new(&mut browser, &house, "all").await;
     caller.call(&mut browser, &callee).await;
@@ -147,7 +148,7 @@ async fn a_relayed_channel_comes_back_after_its_relay_was_restarted() {
         return;
     }
     let mut house = House::on_loopback("");
-    let mut browser = Browser::start().await;
+    let mut browser = Browser::start();
     let caller = Client::new(&mut browser, &house, "relay").await;
     let callee = Client::new(&mut browser, &house, "relay").await;
     caller.call(&mut browser, &callee).await;
@@ -170,7 +171,7 @@ async fn refusals_reach_the_page_as_errors_with_their_codes() {
         return;
     }
     let house = House::on_loopback("");
-    let mut browser = Browser::start().await;
+    let mut browser = Browser::start();
     let caller = Client::new(&mut browser, &house, "all").await;
     let callee = Client::new(&mut browser, &house, "all").await;
     let error = |kind: &str, code: u16| json!({ "name": "GinnelError", "kind": kind, "code": code, "stage": "signal" });
@@ -194,7 +195,7 @@ async fn messages_wait_for_their_first_listener_up_to_a_cap() {
         return;
     }
     let house = House::on_loopback("");
-    let mut browser = Browser::start().await;
+    let mut browser = Browser::start();
     let caller = Client::new(&mut browser, &house, "all").await;
     let callee = Client::new(&mut browser, &house, "all").await;
     // The callee iterates, and listens to nothing yet.
@@ -227,4 +228,34 @@ async fn messages_wait_for_their_first_listener_up_to_a_cap() {
     let outcome = callee.get(&mut browser, over).await;
     assert!(outcome == "queue-full" || outcome == "closed before", "{outcome}");
     caller.wait(&mut browser, "ends.length === 1").await;
+}
+
+#[tokio::test]
+async fn a_channel_and_a_tag_come_back_after_a_host_was_without_network() {
+    if !tools::have(&["chromium"]) || !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let (server_host, caller_host, callee_host) = (net.public(10), net.public(20), net.public(30));
+    let house = House::on(&server_host);
+    let (mut here, mut there) = (Browser::start_on(&caller_host), Browser::start_on(&callee_host));
+    let caller = Client::new(&mut here, &house, "all").await;
+    let callee = Client::new(&mut there, &house, "all").await;
+    caller.get(&mut here, &format!("client.call({}).then(keep)", callee.tag)).await;
+    caller.say(&mut here, "before").await;
+    callee.hear(&mut there, "before").await;
+    callee_host.link(false);
+    caller.wait(&mut here, "paths.includes('interrupted')").await;
+    callee.wait(&mut there, "states.includes('offline')").await;
+    callee_host.link(true);
+    callee.wait(&mut there, "client.state === 'online'").await;
+    assert_eq!(callee.get(&mut there, "client.tag").await, callee.tag);
+    for (client, browser) in [(&caller, &mut here), (&callee, &mut there)] {
+        client.wait(browser, "channel.state === 'connected'").await;
+        assert_eq!(client.get(browser, "ends").await, json!([]));
+    }
+    caller.say(&mut here, "after").await;
+    callee.hear(&mut there, "after").await;
+    callee.say(&mut there, "and back").await;
+    caller.hear(&mut here, "and back").await;
 }
