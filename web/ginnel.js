@@ -6,6 +6,7 @@ const REGISTER = 1, HEARTBEAT = 2, CALL = 4, NOTIFY = 51, ANSWERED = 52, QUESTIO
 const MS = {
   heartbeat: 15_000,
   answer: 10_000, // from a request to its answer
+  proof: 3_000, // the same for a heartbeat after the network has changed
   open: 10_000, // of a WebSocket
   consent: 5_000, // the server gives a callee 7.5 s
   call: 30_000, // from t=4 to an open channel
@@ -160,13 +161,13 @@ class Wire {
   #closed = false;
   #retry;
   #beat;
-  #wake = () => (this.isOnline ? this.#heartbeat() : this.#now()); // after a change of network a socket may be dead
+  #wake = () => (this.isOnline ? this.#heartbeat(MS.proof) : this.#now()); // a socket of the network before may be dead
 
   constructor(options, hooks) {
     this.#options = options;
     this.#hooks = hooks;
     this.#url = socketUrl(options.server);
-    globalThis.addEventListener?.("online", this.#wake);
+    for (const change of ["online", "offline"]) globalThis.addEventListener?.(change, this.#wake);
   }
 
   /** Opens the WebSocket and registers. */
@@ -225,7 +226,7 @@ class Wire {
   }
 
   /** Sends a request; `early` sees the answer before any later message is read. */
-  ask(message, early) {
+  ask(message, early, ms = MS.answer) {
     const { promise, resolve, reject } = deferred();
     if (this.#waiting.size >= MAX.asked) {
       reject(new GinnelError("too-many", "too many requests without an answer"));
@@ -236,7 +237,7 @@ class Wire {
       this.#waiting.delete(mid);
       reject(new GinnelError("timeout", "the server did not answer in time"));
     };
-    this.#waiting.set(mid, { resolve, reject, early, timer: setTimeout(late, MS.answer) });
+    this.#waiting.set(mid, { resolve, reject, early, timer: setTimeout(late, ms) });
     if (!this.send({ ...message, mid })) this.#settle(mid, (entry) => entry.reject(this.#offline()));
     return promise;
   }
@@ -255,7 +256,7 @@ class Wire {
 
   close() {
     this.#closed = true;
-    globalThis.removeEventListener?.("online", this.#wake);
+    for (const change of ["online", "offline"]) globalThis.removeEventListener?.(change, this.#wake);
     clearTimeout(this.#retry);
     clearInterval(this.#beat);
     this.#online.reject(new GinnelError("closed", "this client was closed"));
@@ -294,10 +295,10 @@ class Wire {
     if (!waited && !good) this.#hooks.failure(message);
   }
 
-  async #heartbeat() {
+  async #heartbeat(ms) {
     const socket = this.#socket;
     try {
-      await this.ask({ t: HEARTBEAT, tag: this.tag });
+      await this.ask({ t: HEARTBEAT, tag: this.tag }, undefined, ms);
     } catch (error) {
       if (error.code === 202) await this.register().catch(() => this.#drop(socket));
       else if (error.kind === "timeout") this.#drop(socket);
@@ -425,6 +426,7 @@ class Link {
       }
       this.#home.bind(this, token);
       this.#refresh();
+      if (this.#repair !== undefined) this.#repairIn(6_000); // time for this one
       await this.#accept(mid, params);
     });
   }
@@ -461,7 +463,7 @@ class Link {
 
   /** The server is there again. */
   signalled() {
-    if (this.#lostAt && !this.#over) this.#repairIn(this.#isCaller ? 0 : 3_000);
+    if (this.#lostAt && !this.#over) this.#repairIn(this.#isCaller ? 0 : 1_000);
   }
 
   /** Ends all of it. */
