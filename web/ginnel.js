@@ -656,6 +656,9 @@ class Link {
   }
 }
 
+/** User-Initiated Abort (RFC 9260 3.3.10.12): the other side has closed its connection. */
+const CLOSED_BY_USER = 12;
+
 /** An open data channel to a peer. */
 export class Channel extends Target {
   wasOpen = false;
@@ -669,6 +672,7 @@ export class Channel extends Target {
   #hears = false;
   #onmessage = null;
   #closed = deferred();
+  #error;
 
   constructor(link, raw, opened) {
     super();
@@ -682,10 +686,10 @@ export class Channel extends Target {
       opened();
     };
     raw.onmessage = ({ data }) => this.#heard(data);
-    raw.onclose = () => link.end();
+    raw.onclose = () => link.end(this.#error);
     raw.onerror = ({ error }) => {
-      const text = error?.message ?? "the data channel failed";
-      if (this.readyState !== "closing") this._emit("error", { error: new GinnelError("closed", text, { stage: "channel" }) });
+      if (error?.sctpCauseCode === CLOSED_BY_USER) return;
+      this.#error = new GinnelError("closed", error?.message ?? "the data channel failed", { stage: "channel" });
     };
     if (raw.readyState === "open") queueMicrotask(raw.onopen);
   }

@@ -115,6 +115,14 @@ async fn two_tabs_connect_by_tag_and_exchange_text_both_ways() {
     // One side ends it and the other is told.
     caller.get(&mut browser, "channel.close()").await;
     callee.wait(&mut browser, "ends.length === 1 && channel.readyState === 'closed'").await;
+    // So it is with a whole client; neither end is an error.
+    callee.call(&mut browser, &caller).await;
+    callee.get(&mut browser, "client.close()").await;
+    caller.wait(&mut browser, "channel.readyState === 'closed'").await;
+    for client in [&caller, &callee] {
+        assert_eq!(client.get(&mut browser, "ends").await, json!(["undefined", "undefined"]));
+    }
+    assert_eq!(callee.get(&mut browser, "client.state").await, "closed");
 }
 
 #[tokio::test]
