@@ -112,7 +112,12 @@ function socketUrl(server) {
   if (server === undefined && !page?.host) throw new GinnelError("malformed", "`server` is missing");
   const text = String(server ?? page.origin);
   const bare = !/^[a-z]+:\/\//i.test(text);
-  const url = new URL(bare ? `${page?.protocol === "https:" ? "https" : "http"}://${text}` : text);
+  let url;
+  try {
+    url = new URL(bare ? `${page?.protocol === "https:" ? "https" : "http"}://${text}` : text);
+  } catch {
+    throw new GinnelError("malformed", `this is neither host, host:port nor URL: ${text}`);
+  }
   if (bare && !/:\d+$/.test(text)) url.port = "3478";
   const secure = url.protocol === "https:" || url.protocol === "wss:";
   return `${secure ? "wss" : "ws"}://${url.host}${url.pathname === "/" ? "/ws" : url.pathname}`;
