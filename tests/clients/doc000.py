@@ -6,9 +6,12 @@
 
 Two UDP sockets as in S0-28 to S0-30: `main` registers, heartbeats, lists and is notified; `hole` calls, answers the
 notification and punches. Once punched, both sides send 100 numbered datagrams through the hole until all are
-acknowledged. Events go to stdout, one JSON object a line; exit code 0, or 1 with a reason after the time limit.
+acknowledged. Where no hole opens within `--give-up` seconds, each tells the server so when it asks (step 10), and ends.
+With `--tcp` both announce a TCP port and inner addresses (S0-A11, S0-A18), and open a stream after the punch (S0-23): from that port
+to the other's, while listening there, so that SYNs that cross meet. 64 KiB go each way through it. Events go to stdout, one JSON object a line; exit code 0, or 1 with a reason after the time limit.
 """
 import argparse
+import errno
 import json
 import select
 import socket
@@ -16,19 +19,32 @@ import sys
 import time
 
 COUNT = 100          # datagrams to exchange
+STREAM = 64 * 1024   # bytes of the stream, each way
 LINGER = 3.0         # seconds to go on acknowledging after the own part is done
 RESEND = 0.5         # seconds between repetitions of whatever is unanswered
 HEARTBEAT = 15.0     # S0-A17
 
 
 class Client:
-    def __init__(self, server, timeout):
+    def __init__(self, server, timeout, patience, tcp):
         family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
         self.server, self.deadline, self.mid = server, time.monotonic() + timeout, 0
         self.main, self.hole = (socket.socket(family, socket.SOCK_DGRAM) for _ in range(2))
         self.tag = self.token = self.callee = None
         self.targets = set()      # where to send 101 or 102: the address the server told, and S0-A19's
         self.opened = 0           # copies of 101 sent; five at most
+        self.patience, self.tries_until = patience, None
+        self.port = None          # our TCP port
+        self.streams = []         # where the peer's may be reached, the likeliest first
+        self.extras = {}          # what we tell the peer beyond document 000
+        if tcp:
+            self.hole.connect(server)
+            inner = self.hole.getsockname()
+            self.hole.close()
+            self.hole = socket.socket(family, socket.SOCK_DGRAM)
+            self.hole.bind(("", inner[1]))
+            self.port = inner[1]
+            self.extras = {"tport": self.port, "laddrs": ["%s:%d" % inner[:2]]}
         self.peer = None          # the address the hole leads to, once a round trip has shown it
         self.acked, self.received = set(), set()
 
@@ -84,7 +100,7 @@ class Client:
             callee = tags[0] if tags else "first"
             time.sleep(0 if tags else RESEND)
         self.callee = callee
-        self.token = self.ask(self.hole, 4, params={"tag": self.tag, "rtag": callee})["token"]
+        self.token = self.ask(self.hole, 4, params={"tag": self.tag, "rtag": callee, **self.extras})["token"]
         self.event("calling", tag=callee)
 
     def hear(self, sock, source, message):
@@ -98,14 +114,23 @@ class Client:
                 self.event("notified", tag=params["ltag"])
             self.token = token
             self.targets.add((params["host"], params["port"]))
-            self.send(self.hole, {"t": -51, "mid": mid, "token": token, "code": 200})
+            self.learn(params["host"], params.get("tport"), params.get("laddrs") or [])
+            answer = {"t": -51, "mid": mid, "token": token, "code": 200}
+            self.send(self.hole, {**answer, "extra": self.extras} if self.extras else answer)
         elif t == 52 and token == self.token:  # we are the caller, S0-17 to S0-20
             extra = message.get("extra") or params
             self.targets.add((extra["rhost"], extra["rport"]))
+            self.learn(extra["rhost"], extra.get("rtport"), extra.get("laddrs") or [])
             self.send(self.hole, {"t": -52, "mid": mid, "token": token, "code": 200})
         elif t == 53 and token == self.token:  # step 10, S0-A8
-            answer = {"t": -53, "mid": mid, "token": token, "code": 200, "extra": {"punching": True}}
-            self.send(sock, answer, source)
+            hopeless = self.peer is None and self.tries_until is not None and time.monotonic() > self.tries_until
+            extra = {"punching": False, "path": "failed"} if hopeless else {"punching": True}
+            if self.peer:
+                extra["path"] = "direct"
+            self.send(sock, {"t": -53, "mid": mid, "token": token, "code": 200, "extra": extra}, source)
+            if hopeless:
+                self.event("failed", reason="no hole")
+                sys.exit(1)
         elif t == 4 and token == self.token:  # the call cannot go on, S0-A20
             self.event("failed", reason=message.get("em"), code=message.get("code"))
             sys.exit(1)
@@ -123,6 +148,59 @@ class Client:
             elif t == -200:
                 self.acked.add(message["n"])
 
+    def learn(self, host, port, inner):
+        """Takes note of where the peer's stream, and its hole on the same network, may be reached."""
+        if not self.port or not port:
+            return
+        inner = [(ip, int(hole)) for ip, hole in (address.rsplit(":", 1) for address in inner)]
+        self.targets.update(inner)
+        self.streams = [(ip, port) for ip, _ in inner] + [(host, port)]
+
+    def stream(self):
+        """Opens the stream, moves bytes both ways, and tells how it came about."""
+        def bound():
+            sock = socket.socket(self.hole.family, socket.SOCK_STREAM)
+            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                sock.setsockopt(socket.SOL_SOCKET, option, 1)
+            sock.bind(("", self.port))
+            sock.setblocking(False)
+            return sock
+
+        door, found = bound(), None
+        door.listen()
+        while not found:
+            if time.monotonic() > self.deadline:
+                self.event("failed", reason="time limit while opening the stream")
+                sys.exit(1)
+            tries = {}
+            for address in self.streams:
+                sock = bound()
+                if sock.connect_ex(address) in (0, errno.EINPROGRESS):
+                    tries[sock] = address
+            until = time.monotonic() + 3
+            while tries and not found and time.monotonic() < until:
+                readable, writable, _ = select.select([door], list(tries), [], 0.1)
+                for sock in writable:
+                    if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
+                        found = ("connected", sock, tries[sock])
+                    del tries[sock]
+                if readable:
+                    sock, address = door.accept()
+                    found = ("accepted", sock, address[:2])
+            for sock in tries:
+                if not found or sock is not found[1]:
+                    sock.close()
+            time.sleep(0 if found else 0.2)
+        how, sock, address = found
+        sock.setblocking(True)
+        sock.settimeout(10)
+        sock.sendall(b"x" * STREAM)
+        heard = 0
+        while heard < STREAM:
+            heard += len(sock.recv(65536)) or sys.exit("the stream ended early")
+        self.event("stream", how=how, peer="%s:%d" % address, received=heard)
+        time.sleep(1)  # what the peer has not read yet
+
     def punched(self, source):
         if self.peer is None:
             self.peer = source
@@ -137,6 +215,8 @@ class Client:
             if now >= beat:
                 self.send(self.main, {"t": 2, "tag": self.tag})
                 beat = now + HEARTBEAT
+            if self.targets and self.tries_until is None:
+                self.tries_until = now + self.patience
             if now >= due:
                 due = now + RESEND
                 if self.callee and self.peer is None:
@@ -161,15 +241,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--server", required=True, metavar="IP:PORT")
     parser.add_argument("--timeout", type=float, default=60, metavar="SECONDS")
+    parser.add_argument("--give-up", type=float, default=30, metavar="SECONDS")
+    parser.add_argument("--tcp", action="store_true")
     parser.add_argument("role", choices=["listen", "call"])
     parser.add_argument("tag", nargs="?", default="first")
     args = parser.parse_args()
     host, port = args.server.rsplit(":", 1)
-    client = Client((host.strip("[]"), int(port)), args.timeout)
+    client = Client((host.strip("[]"), int(port)), args.timeout, args.give_up, args.tcp)
     client.register()
     if args.role == "call":
         client.call(args.tag)
     client.run()
+    if client.port:
+        client.stream()
 
 
 main()

@@ -6,10 +6,14 @@ use std::path::Path;
 
 #[path = "../../fuzz/targets/client_hello.rs"]
 mod client_hello;
+#[path = "../../fuzz/targets/hub_machine.rs"]
+mod hub_machine;
 #[path = "../../fuzz/targets/nonce_and_token.rs"]
 mod nonce_and_token;
 #[path = "../../fuzz/targets/relay_machine.rs"]
 mod relay_machine;
+#[path = "../../fuzz/targets/signaling_wire.rs"]
+mod signaling_wire;
 #[path = "../../fuzz/targets/stream_framing.rs"]
 mod stream_framing;
 #[path = "../../fuzz/targets/stun_codec.rs"]
@@ -54,4 +58,14 @@ fn the_corpus_of_client_hello_breaks_nothing() {
 #[test]
 fn the_corpus_of_nonce_and_token_breaks_nothing() {
     replay("nonce_and_token", nonce_and_token::run);
+}
+
+#[test]
+fn the_corpus_of_signaling_wire_breaks_nothing() {
+    replay("signaling_wire", signaling_wire::run);
+}
+
+#[test]
+fn the_corpus_of_hub_machine_breaks_nothing() {
+    replay("hub_machine", hub_machine::run);
 }

@@ -80,7 +80,13 @@ impl House {
 
     /// Starts a server on a host of the laboratory, which relays to the laboratory's public addresses.
     pub(crate) fn on(host: &Host) -> Self {
-        let lines = Lines { turn: LABORATORY, ..Lines::default() };
+        Self::on_with(host, "")
+    }
+
+    /// The same with `rest` behind it: other sections of the configuration.
+    pub(crate) fn on_with(host: &Host, rest: &str) -> Self {
+        let turn = format!("{LABORATORY}\n{rest}");
+        let lines = Lines { turn: &turn, ..Lines::default() };
         Self::start((&[host.address().into()], 3478), lines, "port = 0", |program| host.command(program))
     }
 

@@ -27,6 +27,7 @@ mod nat_kinds;
 mod paths;
 mod pipes;
 mod proc;
+mod punching;
 mod safety;
 mod tools;
 mod transports;

@@ -322,20 +322,3 @@ fn a_lossy_path_brings_everything_and_both_ends_end_well() {
         eprintln!("run {run}: {LOSS} % lost in each direction at each NAT: {facts}");
     }
 }
-
-#[test]
-fn two_plain_clients_of_document_000_punch_a_hole_between_port_restricted_nats() {
-    if !tools::have_laboratory() {
-        return;
-    }
-    let place = Place::Behind(NatKind::PortRestricted);
-    for _ in 0..tools::switch("GINNEL_LAB_RUNS", 1) {
-        let scene = Scene::new(place, place, false);
-        let server = scene.house.address.to_string();
-        let mut listener = scene.listener.python("doc000.py", &["--server", &server, "listen"]);
-        listener.expect("registration", UP, |line| line.contains("\"registered\"").then_some(()));
-        let mut caller = scene.connector.python("doc000.py", &["--server", &server, "call", "first"]);
-        caller.succeed(UP);
-        listener.succeed(UP);
-    }
-}

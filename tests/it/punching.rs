@@ -1,0 +1,183 @@
+//! Clients that know nothing but document 000, JSON over UDP, in the laboratory: which pairs of NATs they punch through, and how it ends
+//! where they cannot.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::house::House;
+use crate::lab::{Host, NatKind, Net};
+use crate::proc::Proc;
+use crate::tools;
+
+use NatKind::{AddressRestricted, FullCone, PortRestricted, Symmetric};
+
+/// How long two clients may take for all they do.
+const UP: Duration = Duration::from_secs(60);
+/// How long they look for a hole, in seconds.
+const PATIENCE: &str = "8";
+
+/// How a pair has to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// With a hundred datagrams exchanged each way.
+    Exchanged,
+    /// With both telling the server that they have given up.
+    NoHole,
+    /// With the server telling the caller that the callee does not answer.
+    NoAnswer,
+}
+
+/// The last event of that name that a client has told.
+fn event(client: &Proc, name: &str) -> Value {
+    let of_name =
+        |line: &String| serde_json::from_str::<Value>(line).ok().filter(|event| event["event"] == name);
+    let told = client.lines(of_name).pop();
+    told.unwrap_or_else(|| panic!("no {name}\n{}", client.printed()))
+}
+
+fn assert_end(callee: NatKind, caller: NatKind, rest: &str, end: End) {
+    let net = Net::new();
+    let server_host = net.island(10);
+    let nats = [net.nat(callee, 21), net.nat(caller, 22)];
+    let hosts = nats.each_ref().map(|nat| net.behind(nat));
+    let house = House::on_with(&server_host, rest);
+    let server = house.address.to_string();
+    let client = |host: usize, role: &[&str]| {
+        let usual = ["--server", &server, "--give-up", PATIENCE];
+        hosts[host].python("doc000.py", &[&usual[..], role].concat())
+    };
+    let mut listener = client(0, &["listen"]);
+    listener.expect("registration", UP, |line| line.contains("\"registered\"").then_some(()));
+    let mut calling = client(1, &["call", "first"]);
+    let called = calling.wait(UP);
+    let told = [&calling, &listener].map(Proc::printed).join("\n") + &house.server.printed();
+    let expected = if end == End::Exchanged { 0 } else { 1 };
+    assert_eq!(called.code(), Some(expected), "{callee:?}, called from behind {caller:?}\n{told}");
+    match end {
+        End::Exchanged => {
+            assert_eq!(event(&calling, "exchanged")["received"], 100);
+            listener.succeed(UP);
+        }
+        End::NoHole => {
+            assert_eq!(event(&calling, "failed")["reason"], "no hole", "{told}");
+            assert_eq!(listener.wait(UP).code(), Some(1));
+            assert_eq!(event(&listener, "failed")["reason"], "no hole");
+        }
+        End::NoAnswer => assert_eq!(event(&calling, "failed")["code"], 207, "{told}"),
+    }
+}
+
+fn assert_ends(pairs: &[(NatKind, NatKind)], rest: &str, end: End) {
+    if !tools::have_laboratory() {
+        return;
+    }
+    for _ in 0..tools::switch("GINNEL_LAB_RUNS", 1) {
+        pairs.iter().for_each(|(callee, caller)| assert_end(*callee, *caller, rest, end));
+    }
+}
+
+/// Pairs of a callee with callers behind every kind of cone.
+fn with_cones(callee: NatKind) -> [(NatKind, NatKind); 3] {
+    [FullCone, AddressRestricted, PortRestricted].map(|caller| (callee, caller))
+}
+
+#[test]
+fn plain_clients_punch_through_a_full_cone_and_every_other_cone() {
+    assert_ends(&with_cones(FullCone), "", End::Exchanged);
+}
+
+#[test]
+fn plain_clients_punch_through_an_address_restricted_cone_and_every_other_cone() {
+    assert_ends(&with_cones(AddressRestricted), "", End::Exchanged);
+}
+
+#[test]
+fn plain_clients_punch_through_a_port_restricted_cone_and_every_other_cone() {
+    assert_ends(&with_cones(PortRestricted), "", End::Exchanged);
+}
+
+#[test]
+fn plain_clients_punch_through_a_full_cone_and_a_symmetric_nat() {
+    assert_ends(&[(FullCone, Symmetric), (Symmetric, FullCone)], "", End::Exchanged);
+}
+
+#[test]
+fn behind_two_symmetric_nats_plain_clients_learn_in_time_that_there_is_no_hole() {
+    assert_ends(&[(Symmetric, Symmetric)], "", End::NoHole);
+}
+
+/// S0-A10: what comes from a port that a client never wrote to does not pass its port-restricted NAT.
+#[test]
+fn notified_from_the_second_port_alone_a_callee_behind_a_port_restricted_nat_hears_nothing() {
+    assert_ends(&[(PortRestricted, PortRestricted)], "[signaling]\nnotify_from = \"aux\"", End::NoAnswer);
+}
+
+/// Punches with `--tcp` and returns how each side, callee and caller, has got its stream, and to whom.
+fn streams([callee, caller]: [&Host; 2], server_host: &Host) -> [(String, String); 2] {
+    let house = House::on(server_host);
+    let server = house.address.to_string();
+    let usual = ["--server", &server, "--tcp"];
+    let mut listener = callee.python("doc000.py", &[&usual[..], &["listen"]].concat());
+    listener.expect("registration", UP, |line| line.contains("\"registered\"").then_some(()));
+    let mut calling = caller.python("doc000.py", &[&usual[..], &["call", "first"]].concat());
+    let ends = [calling.wait(UP), listener.wait(UP)];
+    let told = [&calling, &listener].map(Proc::printed).join("\n") + &house.server.printed();
+    assert!(ends.iter().all(|end| end.success()), "{told}");
+    [&listener, &calling].map(|client| {
+        let stream = event(client, "stream");
+        assert_eq!(stream["received"], 65_536, "{told}");
+        ["how", "peer"].map(|name| stream[name].as_str().unwrap().to_owned()).into()
+    })
+}
+
+#[test]
+fn after_the_punch_a_public_callee_is_reached_by_tcp() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let (server, nat) = (net.island(10), net.nat(PortRestricted, 22));
+    let (callee, caller) = (net.public(21), net.behind(&nat));
+    // Which side's SYN is the first is a matter of luck: behind the caller's own one, the callee's passes its NAT.
+    let [(_, from), (_, to)] = streams([&callee, &caller], &server);
+    assert!(from.starts_with("203.0.113.22:") && to.starts_with("203.0.113.21:"), "{from}, {to}");
+}
+
+/// S1-1: where only the callee is behind a NAT, it is the callee who connects.
+#[test]
+fn after_the_punch_a_callee_behind_a_nat_reaches_its_public_caller_by_tcp() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let (server, nat) = (net.island(10), net.nat(PortRestricted, 21));
+    let (callee, caller) = (net.behind(&nat), net.public(22));
+    let [(_, to), (_, from)] = streams([&callee, &caller], &server);
+    assert!(from.starts_with("203.0.113.21:") && to.starts_with("203.0.113.22:"), "{from}, {to}");
+}
+
+#[test]
+fn after_the_punch_two_on_one_network_reach_each_other_by_tcp_inside_it() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let (server, nat) = (net.island(10), net.nat(PortRestricted, 21));
+    let (callee, caller) = (net.behind(&nat), net.behind(&nat));
+    let [(_, from), (_, to)] = streams([&callee, &caller], &server);
+    assert!(from.starts_with("10.21.0.3:") && to.starts_with("10.21.0.2:"), "{from}, {to}");
+}
+
+#[test]
+fn after_the_punch_syns_that_cross_open_a_stream_between_port_restricted_nats() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let (server, nats) = (net.island(10), [21, 22].map(|octet| net.nat(PortRestricted, octet)));
+    let (callee, caller) = (net.behind(&nats[0]), net.behind(&nats[1]));
+    let [(one, from), (other, to)] = streams([&callee, &caller], &server);
+    assert_eq!((&*one, &*other), ("connected", "connected"), "nobody could accept: {from}, {to}");
+    assert!(from.starts_with("203.0.113.22:") && to.starts_with("203.0.113.21:"), "{from}, {to}");
+}
