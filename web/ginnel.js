@@ -1,7 +1,7 @@
 // The client of a ginnel server, for browsers and for Node with a WebRTC package. One module, nothing to build.
 // How it is used: web/README.md. What it says on the wire: docs/wire/signaling.md.
 
-const REGISTER = 1, HEARTBEAT = 2, CALL = 4, NOTIFY = 51, ANSWERED = 52, QUESTION = 53, TRICKLE = 54, END = 55;
+const REGISTER = 1, HEARTBEAT = 2, CALL = 4, NOTIFY = 51, ANSWERED = 52, QUESTION = 53, TRICKLE = 54, END = 55, WATCH = 60;
 
 const MS = {
   heartbeat: 15_000,
@@ -20,6 +20,8 @@ const BACK_OFF = { first: 500, most: 30_000 };
 const MAX = {
   links: 64, // as many as the server has for one tag
   waiting: 16, // channels that listen() has not handed out
+  watched: 256, // tags; the server takes no more of one connection
+  watchBatch: 256, // of one request
   asked: 256, // requests without their answer
   candidates: 64, // held in either direction
   jobs: 64, // messages waiting for one connection
@@ -43,7 +45,10 @@ const CODES = {
   207: ["no-answer", "the other side is registered and did not answer"],
   208: ["unsupported", "the server does not know this kind of message"],
   209: ["internal", "the server failed"],
+  210: ["replaced", "a newer client has registered with the same secret"],
 };
+
+const REPLACED = 210;
 
 /** What went wrong: `kind` for programs, `code` of the server or 0, `stage`, and a message for people. */
 export class GinnelError extends Error {
@@ -166,6 +171,7 @@ class Wire {
   #closed = false;
   #retry;
   #beat;
+  #epoch; // which of this client's sessions has the tag
   #wake = () => (this.isOnline ? this.#heartbeat(MS.proof) : this.#now()); // a socket of the network before may be dead
 
   constructor(options, hooks) {
@@ -177,6 +183,8 @@ class Wire {
 
   /** Opens the WebSocket and registers. */
   open() {
+    // One that comes back proves itself newer than what it was before.
+    if (this.#epoch !== undefined) this.#epoch += 1;
     this.#hooks.state("connecting");
     const done = deferred();
     let socket;
@@ -197,10 +205,10 @@ class Wire {
     };
     socket.onmessage = ({ data }) => this.#read(socket, data);
     socket.onerror = () => {};
-    socket.onclose = (event) => {
+    socket.onclose = () => {
       clearTimeout(late);
       done.reject(new GinnelError("unreachable", `no WebSocket to ${this.#url}: is the server there?`));
-      this.#lost(socket, event);
+      this.#lost(socket);
     };
     return done.promise;
   }
@@ -208,8 +216,9 @@ class Wire {
   /** Registers, or gets fresh ICE servers for the same tag. */
   async register() {
     const { key, secret } = this.#options;
-    const { extra } = await this.ask({ t: REGISTER, params: { key, secret } });
+    const { extra } = await this.ask({ t: REGISTER, params: { key, secret, epoch: this.#epoch } });
     this.tag = extra.tag;
+    this.#epoch = extra.epoch ?? this.#epoch;
     this.iceServers = extra.ice_servers ?? [];
     this.#since = Date.now();
     this.#ever = true;
@@ -297,7 +306,9 @@ class Wire {
       entry.early?.(message);
       entry.resolve(message);
     });
-    if (!waited && !good) this.#hooks.failure(message);
+    if (waited || good) return;
+    if (message.code === REPLACED) this.#hooks.over(refusal(message));
+    else this.#hooks.failure(message);
   }
 
   async #heartbeat(ms) {
@@ -313,19 +324,15 @@ class Wire {
   /** Closes a socket without waiting for the goodbye of a server that may be gone. */
   #drop(socket) {
     socket.close();
-    this.#lost(socket, {});
+    this.#lost(socket);
   }
 
-  #lost(socket, { reason }) {
+  #lost(socket) {
     if (socket !== this.#socket) return;
     this.#socket = undefined;
     clearInterval(this.#beat);
     for (const mid of [...this.#waiting.keys()]) this.#settle(mid, (entry) => entry.reject(this.#offline()));
     if (this.#closed || !this.#ever) return;
-    if (/replaced/i.test(reason ?? "")) {
-      const error = new GinnelError("replaced", "another client has registered with the same secret");
-      return this.#hooks.over(error);
-    }
     if (this.isOnline) {
       if (Date.now() - this.#since > MS.quiet) this.#attempts = 0;
       this.isOnline = false;
@@ -341,7 +348,7 @@ class Wire {
     clearTimeout(this.#retry);
     this.open().catch((error) => {
       // Asking again would get the same answer.
-      if (error.code === 201 || error.code === 204) this.#hooks.over(error);
+      if ([201, 204, REPLACED].includes(error.code)) this.#hooks.over(error);
     });
   }
 }
@@ -831,6 +838,7 @@ export class Client extends Target {
   #acts = new Map(); // token → link
   #home;
   #listening; // { accept, queue, waiting }
+  #watched = new Map(); // tag → online
 
   /** @param {import("./ginnel.js").Options} options */
   constructor(options) {
@@ -933,9 +941,50 @@ export class Client extends Target {
     };
   }
 
+  /**
+   * Tells from now on, as events `presence`, when these tags come and go.
+   *
+   * @param {string[]} tags
+   * @returns {Promise<Map<string, boolean>>} who is online now
+   */
+  async watch(tags) {
+    const news = tags.filter((tag) => !this.#watched.has(tag));
+    if (this.#watched.size + news.length > MAX.watched) {
+      throw new GinnelError("too-many", `${MAX.watched} tags are the most`);
+    }
+    await this.#wire.online();
+    await this.#askWatch(tags);
+    return new Map(tags.map((tag) => [tag, this.#watched.get(tag) ?? false]));
+  }
+
+  /** @param {string[]} tags */
+  async unwatch(tags) {
+    for (const tag of tags) this.#watched.delete(tag);
+    if (this.#state === "online") await this.#askWatch(tags, false);
+  }
+
   /** Closes channels, connection and client. */
   close() {
     this.#end();
+  }
+
+  async #askWatch(tags, watch) {
+    for (let at = 0; at < tags.length; at += MAX.watchBatch) {
+      const params = { tags: tags.slice(at, at + MAX.watchBatch), watch };
+      await this.#wire.ask({ t: WATCH, params }, ({ extra }) => this.#seen(extra, watch !== false));
+    }
+  }
+
+  /** What the server says of tags; before the first word about one nothing is told of it. */
+  #seen({ online = [], offline = [] } = {}, asked) {
+    for (const [tags, isThere] of [[online, true], [offline, false]]) {
+      for (const tag of tags) {
+        const was = this.#watched.get(tag);
+        if (was === isThere || (was === undefined && !asked)) continue;
+        this.#watched.set(tag, isThere);
+        if (was !== undefined) this._emit("presence", { tag, online: isThere });
+      }
+    }
   }
 
   /** Listens no more; channels that were not taken are closed. */
@@ -953,6 +1002,8 @@ export class Client extends Target {
     if (state !== "online") return;
     this._emit("open", { tag: this.tag });
     for (const link of [...this.#links]) link.signalled();
+    // Watches ended with the connection; what has changed meanwhile is told.
+    if (this.#watched.size > 0) this.#askWatch([...this.#watched.keys()]).catch((error) => this.#told(error));
   }
 
   #told(error) {
@@ -994,6 +1045,7 @@ export class Client extends Target {
   async #serve(message) {
     const { t, mid, params, extra } = message;
     const token = tokenOf(message);
+    if (t === WATCH) return this.#seen(params, false);
     if (t === NOTIFY) return await this.#rung({ mid, token, params });
     const link = this.#acts.get(token);
     if (t === QUESTION && link) return await link.question(mid, token);
