@@ -1,6 +1,6 @@
 // Types of ginnel.js. What each of them does: web/README.md.
 
-/** What kind of thing went wrong. The first nine are the server's codes 201 to 209, in this order. */
+/** What kind of thing went wrong. The first ten are the server's codes 201 to 210, in this order. */
 export type ErrorKind =
   | "malformed"
   | "unknown-tag"
@@ -11,12 +11,12 @@ export type ErrorKind =
   | "no-answer"
   | "unsupported"
   | "internal"
+  | "replaced"
   | "unreachable"
   | "timeout"
   | "no-path"
   | "ended"
   | "closed"
-  | "replaced"
   | "queue-full"
   | "too-big";
 
@@ -26,7 +26,7 @@ export type Stage = "signal" | "check" | "channel";
 export class GinnelError extends Error {
   constructor(kind: ErrorKind, message: string, more?: { code?: number; stage?: Stage });
   readonly kind: ErrorKind;
-  /** The server's, 201 to 209; 0 where it did not come from there. */
+  /** The server's, 201 to 210; 0 where it did not come from there. */
   readonly code: number;
   readonly stage: Stage;
 }
@@ -72,6 +72,7 @@ export type ClientState = "connecting" | "online" | "offline" | "closed";
 export interface ClientEvents {
   open: Event & { readonly tag: string };
   state: Event & { readonly state: ClientState };
+  presence: Event & { readonly tag: string; readonly online: boolean };
   call: Event & { readonly channel: Channel; readonly from: string };
   error: Event & { readonly error: Error };
   close: Event & { readonly error?: Error };
@@ -111,10 +112,14 @@ export interface Client extends Source<ClientEvents> {
   readonly state: ClientState;
   readonly iceServers: RTCIceServer[];
   call(tag: string, options?: CallOptions): Promise<Channel>;
+  /** Who is online now; changes come as events `presence`. */
+  watch(tags: string[]): Promise<Map<string, boolean>>;
+  unwatch(tags: string[]): Promise<void>;
   listen(options?: ListenOptions): Listening;
   close(): void;
   onopen?: Handler<ClientEvents, "open">;
   onstate?: Handler<ClientEvents, "state">;
+  onpresence?: Handler<ClientEvents, "presence">;
   oncall?: Handler<ClientEvents, "call">;
   onerror?: Handler<ClientEvents, "error">;
   onclose?: Handler<ClientEvents, "close">;
