@@ -17,13 +17,19 @@ const UP: Duration = Duration::from_secs(20);
 
 /// Status line and body of a GET.
 fn get(address: SocketAddr, path: &str) -> (String, String) {
+    let (head, body) = fetch(address, path);
+    (head.lines().next().unwrap().to_owned(), body)
+}
+
+/// Head and body of a GET.
+fn fetch(address: SocketAddr, path: &str) -> (String, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(UP)).unwrap();
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.lines().next().unwrap().to_owned(), body.to_owned())
+    (head.to_owned(), body.to_owned())
 }
 
 /// User name and password of the TURN entry in an `iceServers` JSON.
@@ -49,6 +55,22 @@ fn the_pages_of_the_front_door_are_served() {
     let (status, page) = get(house.address, "/");
     assert!(status.contains(" 200 ") && page.contains("ginnel"), "{status}\n{page}");
     assert!(get(house.address, "/nothing-here").0.contains(" 404 "));
+}
+
+#[test]
+fn the_client_module_and_its_types_are_served_to_pages_of_any_origin() {
+    let house = House::on_loopback("");
+    for (path, kind, holds) in [
+        ("/ginnel.js", "text/javascript; charset=utf-8", "export async function connect("),
+        ("/ginnel.d.ts", "text/plain; charset=utf-8", "export function connect("),
+    ] {
+        let (head, body) = fetch(house.address, path);
+        let head = head.to_lowercase();
+        assert!(head.starts_with("http/1.1 200 "), "{path}: {head}");
+        assert!(head.contains(&format!("content-type: {kind}\r\n")), "{path}: {head}");
+        assert!(head.contains("access-control-allow-origin: *\r\n"), "{path}: {head}");
+        assert!(body.contains(holds), "{path}: {body}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A running `ginnel serve`, on loopback or on a host of the laboratory.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -121,11 +121,16 @@ impl House {
             ports = if lines.turn.contains("relay_ports") { String::new() } else { relay_ports(address) },
         );
         std::fs::write(&config, text).unwrap();
-        let mut serve = command(env!("CARGO_BIN_EXE_ginnel"));
-        serve.args(["serve", "--print-ice", "--config"]).arg(&config);
-        let server = Proc::start("ginnel serve", serve, Stdout::Lines);
-        server.expect("line that begins with Ready.", START, |line| line.starts_with("Ready.").then_some(()));
+        let server = serve(command(env!("CARGO_BIN_EXE_ginnel")), &config);
         Self { server, address, tls: SocketAddr::new(address.ip(), 0), folder }
+    }
+
+    /// Ends a server on loopback in good order and starts it anew, with the same configuration and state.
+    pub(crate) fn restart(&mut self) {
+        self.server.terminate();
+        self.server.succeed(START);
+        let command = Command::new(env!("CARGO_BIN_EXE_ginnel"));
+        self.server = serve(command, &self.folder.path().join("ginnel.toml"));
     }
 
     /// Its access key, as `ginnel key` prints it.
@@ -168,6 +173,14 @@ impl House {
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
+}
+
+/// Starts a server and waits until it says that it is ready.
+fn serve(mut command: Command, config: &Path) -> Proc {
+    command.args(["serve", "--print-ice", "--config"]).arg(config);
+    let server = Proc::start("ginnel serve", command, Stdout::Lines);
+    server.expect("line that begins with Ready.", START, |line| line.starts_with("Ready.").then_some(()));
+    server
 }
 
 /// As many relay ports as by default, but other ones for each server that tests run side by side; or, with `GINNEL_OWN_PORTS=1`,

@@ -16,33 +16,31 @@ const MESSAGES: u32 = 1000;
 /// Waits for the tag that the page has registered as.
 const TAG: &str = "new Promise((resolve, reject) => {
   const look = (tries) => {
-    if (window.peer.tag) return resolve(window.peer.tag);
+    if (window.client) return resolve(window.client.tag);
     if (tries === 0) return reject(new Error('no tag: ' + document.body.innerText));
     setTimeout(look, 10, tries - 1);
   };
   look(1000);
 })";
 
-/// Waits until the module of the page has run.
-const LOADED: &str = "new Promise((resolve) => {
-  const look = () => (window.peer ? resolve(true) : setTimeout(look, 10));
-  look();
-})";
-
-/// Collects what comes in, before anything can.
+/// Collects what comes in over a channel, before anything can.
 const COLLECT: &str = "window.heard = [];
-  window.peer.addEventListener('message', ({ detail }) => window.heard.push(detail));
-  window.opened = new Promise((resolve) => window.peer.addEventListener('open', resolve));
+  window.collect = (channel) => {
+    channel.addEventListener('message', ({ data }) => window.heard.push(data));
+    return channel;
+  };
+  window.opened = new Promise((resolve) =>
+    window.client.addEventListener('call', ({ channel }) => resolve(window.collect(channel))));
   true";
 
 /// Sends every message, waits for as many, and says what came and over which pair of candidates.
 fn exchange() -> String {
     format!(
         "(async () => {{
-           await window.opened;
-           for (let i = 0; i < {MESSAGES}; i++) window.peer.send('message ' + i);
+           const channel = await window.opened;
+           for (let i = 0; i < {MESSAGES}; i++) channel.send('message ' + i);
            while (window.heard.length < {MESSAGES}) await new Promise((go) => setTimeout(go, 10));
-           const stats = await window.peer.connection.getStats();
+           const stats = await channel.connection.getStats();
            const transport = [...stats.values()].find((entry) => entry.type === 'transport');
            const pair = stats.get(transport.selectedCandidatePairId);
            return {{
@@ -98,15 +96,16 @@ async fn two_pages_talk(policy: &str) {
     let house = House::on_loopback("");
     let page =
         format!("http://{}/?server={}&key={}&policy={policy}", serve_example(), house.address, house.key());
-    let mut browser = Browser::start().await;
+    let mut browser = Browser::start();
     let (listener, caller) = (browser.open(&page).await, browser.open(&page).await);
     for tab in [&listener, &caller] {
-        browser.evaluate(tab, LOADED).await;
-        browser.evaluate(tab, COLLECT).await;
         browser.evaluate(tab, TAG).await;
+        browser.evaluate(tab, COLLECT).await;
     }
     let tag = browser.evaluate(&listener, TAG).await;
-    browser.evaluate(&caller, &format!("window.peer.call({tag})")).await;
+    browser
+        .evaluate(&caller, &format!("window.opened = window.client.call({tag}).then(window.collect); true"))
+        .await;
     // The first exchange starts on its own; awaiting it here would keep the other page from being told to send.
     browser.evaluate(&listener, &format!("window.exchange = {}; true", exchange())).await;
     for (tab, expression) in [(&caller, exchange()), (&listener, "window.exchange".to_owned())] {
@@ -171,7 +170,7 @@ fn pasted(ice: &str, part: &str) -> String {
 
 async fn pasted_servers_work(house: House, part: &str) {
     let ice = house.printed_ice();
-    let mut browser = Browser::start().await;
+    let mut browser = Browser::start();
     let tab = browser.open(&format!("http://{}/", serve_example())).await;
     assert_eq!(browser.evaluate(&tab, &pasted(&ice, part)).await, "hello, echoed");
 }
@@ -224,7 +223,7 @@ async fn a_certificate_that_the_page_does_not_trust_carries_no_relay() {
     if tools::have(&["chromium"]) {
         let house = House::with_tls(Lines::default(), Some(&Authority::new()));
         let ice = house.printed_ice();
-        let mut browser = Browser::start().await;
+        let mut browser = Browser::start();
         let tab = browser.open(&format!("http://{}/", serve_example())).await;
         let caught = "return await heard.catch((error) => 'refused: ' + error);";
         let script = pasted(&ice, "turns:").replace("30000", "5000").replace("return await heard;", caught);

@@ -1,20 +1,18 @@
 //! A headless Chromium, driven over the Chrome DevTools Protocol.
 
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use std::process::Command;
+use std::process::{ChildStdin, Command};
 use std::time::Duration;
 
-use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 
+use crate::lab::Host;
 use crate::proc::{Proc, Stdout};
 
-const START: Duration = Duration::from_secs(60);
 const ANSWER: Duration = Duration::from_secs(60);
 
 /// A browser without a screen and without traffic of its own.
@@ -32,14 +30,19 @@ const FLAGS: &[&str] = &[
     "--disable-features=WebRtcHideLocalIpsWithMdns,MediaRouter,OptimizationHints",
     "--disable-default-apps",
     "--no-proxy-server",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE 203.0.113.*",
     "--allow-loopback-in-peer-connection",
-    "--remote-debugging-port=0",
+    "--remote-debugging-pipe",
 ];
 
-/// A running browser and the one connection that drives it.
+/// Gives Chromium the pipes where it looks for them, whatever network it is in.
+const PIPES: &str = "exec \"$0\" \"$@\" 3<&0 4>&1 0</dev/null 1>&2";
+const END: u8 = 0;
+
+/// A running browser and the pipes that drive it.
 pub(crate) struct Browser {
-    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    orders: ChildStdin,
+    answers: mpsc::UnboundedReceiver<Value>,
     next: u64,
     process: Proc,
     _profile: TempDir,
@@ -53,17 +56,23 @@ pub(crate) struct Tab {
 
 impl Browser {
     /// Starts Chromium with a fresh profile.
-    pub(crate) async fn start() -> Self {
+    pub(crate) fn start() -> Self {
+        Self::start_by(Command::new("sh"))
+    }
+
+    /// Starts Chromium on a host of the laboratory.
+    pub(crate) fn start_on(host: &Host) -> Self {
+        Self::start_by(host.command("sh"))
+    }
+
+    fn start_by(mut shell: Command) -> Self {
         let profile = tempfile::tempdir().unwrap();
-        let mut chromium = Command::new("chromium");
-        chromium.args(FLAGS).arg(format!("--user-data-dir={}", profile.path().display()));
-        set_home(&mut chromium, profile.path());
-        let process = Proc::start("chromium", chromium, Stdout::Lines);
-        let url = process.expect("DevTools address", START, |line| {
-            line.strip_prefix("DevTools listening on ").map(str::to_owned)
-        });
-        let (socket, _) = tokio_tungstenite::connect_async(url).await.unwrap();
-        Self { socket, next: 0, process, _profile: profile }
+        shell.args(["-c", PIPES, "chromium"]).args(FLAGS);
+        shell.arg(format!("--user-data-dir={}", profile.path().display()));
+        set_home(&mut shell, profile.path());
+        let mut process = Proc::start("chromium", shell, Stdout::Pipe);
+        let (orders, answers) = process.take_pipes();
+        Self { orders, answers: follow(answers), next: 0, process, _profile: profile }
     }
 
     /// Opens `url` in a new tab; returns once the page has taken the place of the empty one.
@@ -92,7 +101,9 @@ impl Browser {
         if let Some(tab) = tab {
             command["sessionId"] = json!(tab.session);
         }
-        self.socket.send(Message::text(command.to_string())).await.unwrap();
+        let mut bytes = command.to_string().into_bytes();
+        bytes.push(END);
+        self.orders.write_all(&bytes).unwrap();
         let answer = timeout(ANSWER, self.answer(id)).await;
         let mut answer =
             answer.unwrap_or_else(|_| panic!("no answer to {command}\n{}", self.process.printed()));
@@ -102,13 +113,31 @@ impl Browser {
 
     async fn answer(&mut self, id: u64) -> Value {
         loop {
-            let Message::Text(text) = self.socket.next().await.unwrap().unwrap() else { continue };
-            let message: Value = serde_json::from_str(text.as_str()).unwrap();
+            let Some(message) = self.answers.recv().await else {
+                panic!("Chromium has ended\n{}", self.process.printed());
+            };
             if message["id"] == id {
                 return message;
             }
         }
     }
+}
+
+/// What comes out of a pipe, message by message.
+fn follow(pipe: impl Read + Send + 'static) -> mpsc::UnboundedReceiver<Value> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        let mut pipe = BufReader::new(pipe);
+        let mut bytes = Vec::new();
+        while pipe.read_until(END, &mut bytes).is_ok() && bytes.pop() == Some(END) {
+            let message = serde_json::from_slice(&bytes).unwrap();
+            if sender.send(message).is_err() {
+                return;
+            }
+            bytes.clear();
+        }
+    });
+    receiver
 }
 
 /// Keeps the start script and the browser from the user's own files.

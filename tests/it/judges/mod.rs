@@ -1,6 +1,7 @@
 //! Foreign judges: programs of others that use the server as their STUN, TURN and signalling server.
 
 mod chromium;
+mod client_module;
 mod devtools;
 mod longterm;
 mod natdiscovery;

@@ -116,6 +116,12 @@ impl Host {
         ip(&self.namespace, &format!("addr add {address} dev lo\n"));
     }
 
+    /// Takes its network away, or gives it back.
+    pub(crate) fn link(&self, up: bool) {
+        let state = if up { "up" } else { "down" };
+        ip(&self.namespace, &format!("link set eth0 {state}\n"));
+    }
+
     /// A command that will run on this host.
     pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("ip");

@@ -1,0 +1,269 @@
+//! `ginnel.js`, as the server hands it out, in two tabs of a headless Chromium.
+
+use serde_json::{Value, json};
+
+use super::devtools::{Browser, Tab};
+use crate::house::House;
+use crate::lab::Net;
+use crate::tools;
+
+/// What the tests need in a tab besides the module.
+const TOOLS: &str = "window.until = async (holds) => {
+    while (!holds()) await new Promise((go) => setTimeout(go, 10));
+    return true;
+  };
+  window.heard = [];
+  window.states = [];
+  window.paths = [];
+  window.ends = [];
+  window.keep = (channel) => {
+    window.channel = channel;
+    channel.onmessage = ({ data }) => heard.push(data);
+    channel.onstate = ({ state, path }) => paths.push(path ? state + ' ' + path : state);
+    channel.onclose = ({ error }) => ends.push(String(error));
+    return channel.peer;
+  };
+  window.caught = (promise) => promise.then(
+    (value) => ({ unexpected: String(value) }),
+    ({ name, kind, code, stage }) => ({ name, kind, code, stage }));
+  true";
+
+/// A tab on the server's own page, with a registered client that takes calls.
+struct Client {
+    tab: Tab,
+    tag: Value,
+}
+
+impl Client {
+    async fn new(browser: &mut Browser, house: &House, policy: &str) -> Self {
+        let tab = empty_tab(browser, house).await;
+        let start = format!(
+            "(async () => {{
+               const {{ connect }} = await import('/ginnel.js');
+               window.client = await connect({{ key: '{}', iceTransportPolicy: '{policy}' }});
+               client.onstate = ({{ state }}) => states.push(state);
+               client.oncall = ({{ channel }}) => keep(channel);
+               client.listen();
+               return client.tag;
+             }})()",
+            house.key()
+        );
+        let tag = browser.evaluate(&tab, &start).await;
+        assert!(tag.is_string(), "{tag}");
+        Self { tab, tag }
+    }
+
+    /// Calls `other` and has an open channel with it.
+    async fn call(&self, browser: &mut Browser, other: &Self) {
+        let script = format!("client.call({}).then(keep)", other.tag);
+        assert_eq!(browser.evaluate(&self.tab, &script).await, other.tag);
+        self.wait(browser, "channel.path !== undefined").await;
+        other
+            .wait(browser, &format!("window.channel?.peer === {} && channel.path !== undefined", self.tag))
+            .await;
+    }
+
+    async fn say(&self, browser: &mut Browser, text: &str) {
+        browser.evaluate(&self.tab, &format!("channel.send({})", json!(text))).await;
+    }
+
+    /// Waits until a text was heard.
+    async fn hear(&self, browser: &mut Browser, text: &str) {
+        self.wait(browser, &format!("heard.includes({})", json!(text))).await;
+    }
+
+    /// Waits until an expression holds.
+    async fn wait(&self, browser: &mut Browser, holds: &str) {
+        assert_eq!(browser.evaluate(&self.tab, &format!("until(() => {holds})")).await, true);
+    }
+
+    /// The value of an expression.
+    async fn get(&self, browser: &mut Browser, expression: &str) -> Value {
+        browser.evaluate(&self.tab, expression).await
+    }
+}
+
+async fn empty_tab(browser: &mut Browser, house: &House) -> Tab {
+    let tab = browser.open(&format!("http://{}/", house.address)).await;
+    browser.evaluate(&tab, TOOLS).await;
+    tab
+}
+
+/// Text both ways.
+async fn talk(browser: &mut Browser, [left, right]: [&Client; 2], words: &str) {
+    for (from, to) in [(left, right), (right, left)] {
+        let text = format!("{words}, from {}", from.tag);
+        from.say(browser, &text).await;
+        to.hear(browser, &text).await;
+    }
+}
+
+#[tokio::test]
+async fn two_tabs_connect_by_tag_and_exchange_text_both_ways() {
+    if !tools::have(&["chromium"]) {
+        return;
+    }
+    let house = House::on_loopback("");
+    let mut browser = Browser::start();
+    let caller = Client::new(&mut browser, &house, "all").await;
+    let callee = Client::new(&mut browser, &house, "all").await;
+    caller.call(&mut browser, &callee).await;
+    talk(&mut browser, [&caller, &callee], "héllo").await;
+    for client in [&caller, &callee] {
+        assert_eq!(client.get(&mut browser, "channel.path").await, "direct");
+    }
+    // One side ends it and the other is told.
+    caller.get(&mut browser, "channel.close()").await;
+    callee.wait(&mut browser, "ends.length === 1 && channel.readyState === 'closed'").await;
+    // So it is with a whole client; neither end is an error.
+    callee.call(&mut browser, &caller).await;
+    callee.get(&mut browser, "client.close()").await;
+    caller.wait(&mut browser, "channel.readyState === 'closed'").await;
+    for client in [&caller, &callee] {
+        assert_eq!(client.get(&mut browser, "ends").await, json!(["undefined", "undefined"]));
+    }
+    assert_eq!(callee.get(&mut browser, "client.state").await, "closed");
+}
+
+#[tokio::test]
+async fn channels_and_tags_outlive_a_restart_of_the_server_and_a_new_call_works() {
+    if !tools::have(&["chromium"]) {
+        return;
+    }
+    let mut house = House::on_loopback("");
+    let mut browser = Browser::start();
+    let caller = Client::new(&mut browser, &house, "all").await;
+    let callee = Client::new(&mut browser, &house, "all").await;
+    caller.call(&mut browser, &callee).await;
+    talk(&mut browser, [&caller, &callee], "before").await;
+    house.restart();
+    for client in [&caller, &callee] {
+        client.wait(&mut browser, "states.includes('offline') && client.state === 'online'").await;
+        assert_eq!(client.get(&mut browser, "client.tag").await, client.tag);
+        assert_eq!(
+            client.get(&mut browser, "[channel.readyState, ends, paths.includes('interrupted')]").await,
+            json!(["open", [], false])
+        );
+    }
+    talk(&mut browser, [&caller, &callee], "after").await;
+    callee.call(&mut browser, &caller).await;
+    talk(&mut browser, [&caller, &callee], "over a new channel").await;
+}
+
+#[tokio::test]
+async fn a_relayed_channel_comes_back_after_its_relay_was_restarted() {
+    if !tools::have(&["chromium"]) {
+        return;
+    }
+    let mut house = House::on_loopback("");
+    let mut browser = Browser::start();
+    let caller = Client::new(&mut browser, &house, "relay").await;
+    let callee = Client::new(&mut browser, &house, "relay").await;
+    caller.call(&mut browser, &callee).await;
+    talk(&mut browser, [&caller, &callee], "before").await;
+    assert_eq!(caller.get(&mut browser, "channel.path").await, "relay");
+    house.restart();
+    for client in [&caller, &callee] {
+        client.wait(&mut browser, "paths.includes('interrupted')").await;
+    }
+    for client in [&caller, &callee] {
+        client.wait(&mut browser, "channel.state === 'connected' && channel.path === 'relay'").await;
+        assert_eq!(client.get(&mut browser, "ends").await, json!([]));
+    }
+    talk(&mut browser, [&caller, &callee], "after").await;
+}
+
+#[tokio::test]
+async fn refusals_reach_the_page_as_errors_with_their_codes() {
+    if !tools::have(&["chromium"]) {
+        return;
+    }
+    let house = House::on_loopback("");
+    let mut browser = Browser::start();
+    let caller = Client::new(&mut browser, &house, "all").await;
+    let callee = Client::new(&mut browser, &house, "all").await;
+    let error = |kind: &str, code: u16| json!({ "name": "GinnelError", "kind": kind, "code": code, "stage": "signal" });
+    let wrong_key = "(async () => caught((await import('/ginnel.js')).connect({ key: 'a wrong one' })))()";
+    assert_eq!(caller.get(&mut browser, wrong_key).await, error("not-allowed", 204));
+    let nobody = "caught(client.call('abcdefghijklmnopqrstuvwx'))";
+    assert_eq!(caller.get(&mut browser, nobody).await, error("not-online", 203));
+    let elsewhere = "(async () => caught((await import('/ginnel.js')).connect({ server: '127.0.0.1:9' })))()";
+    assert_eq!(caller.get(&mut browser, elsewhere).await, error("unreachable", 0));
+    // The callee may refuse, and is told who calls.
+    let refuse = "client.listen({ accept: (from) => !(window.asked = from) }); true";
+    callee.get(&mut browser, refuse).await;
+    let call = format!("caught(client.call({}))", callee.tag);
+    assert_eq!(caller.get(&mut browser, &call).await, error("not-allowed", 204));
+    assert_eq!(callee.get(&mut browser, "asked").await, caller.tag);
+}
+
+#[tokio::test]
+async fn messages_wait_for_their_first_listener_up_to_a_cap() {
+    if !tools::have(&["chromium"]) {
+        return;
+    }
+    let house = House::on_loopback("");
+    let mut browser = Browser::start();
+    let caller = Client::new(&mut browser, &house, "all").await;
+    let callee = Client::new(&mut browser, &house, "all").await;
+    // The callee iterates, and listens to nothing yet.
+    let iterate = "client.oncall = null;
+      window.calls = client.listen()[Symbol.asyncIterator]();
+      window.first = calls.next();
+      true";
+    callee.get(&mut browser, iterate).await;
+    let call = format!("client.call({}).then(keep)", callee.tag);
+    caller.get(&mut browser, &call).await;
+    caller.get(&mut browser, "for (let i = 0; i < 200; i++) channel.send('message ' + i); true").await;
+    let late = "(async () => {
+      const { value } = await first;
+      await new Promise((go) => setTimeout(go, 200));
+      keep(value);
+      await until(() => heard.length === 200);
+      return heard.every((text, i) => text === 'message ' + i);
+    })()";
+    assert_eq!(callee.get(&mut browser, late).await, true);
+    // A second channel is never listened to, and gets more than waits.
+    caller.get(&mut browser, &call).await;
+    caller.get(&mut browser, "for (let i = 0; i < 300; i++) channel.send('message ' + i); true").await;
+    let over = "(async () => {
+      const { value } = await calls.next();
+      return await new Promise((resolve) => {
+        value.onclose = ({ error }) => resolve(error.kind);
+        if (value.readyState === 'closed') resolve('closed before');
+      });
+    })()";
+    let outcome = callee.get(&mut browser, over).await;
+    assert!(outcome == "queue-full" || outcome == "closed before", "{outcome}");
+    caller.wait(&mut browser, "ends.length === 1").await;
+}
+
+#[tokio::test]
+async fn a_channel_and_a_tag_come_back_after_a_host_was_without_network() {
+    if !tools::have(&["chromium"]) || !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let (server_host, caller_host, callee_host) = (net.public(10), net.public(20), net.public(30));
+    let house = House::on(&server_host);
+    let (mut here, mut there) = (Browser::start_on(&caller_host), Browser::start_on(&callee_host));
+    let caller = Client::new(&mut here, &house, "all").await;
+    let callee = Client::new(&mut there, &house, "all").await;
+    caller.get(&mut here, &format!("client.call({}).then(keep)", callee.tag)).await;
+    caller.say(&mut here, "before").await;
+    callee.hear(&mut there, "before").await;
+    callee_host.link(false);
+    caller.wait(&mut here, "paths.includes('interrupted')").await;
+    callee.wait(&mut there, "states.includes('offline')").await;
+    callee_host.link(true);
+    callee.wait(&mut there, "client.state === 'online'").await;
+    assert_eq!(callee.get(&mut there, "client.tag").await, callee.tag);
+    for (client, browser) in [(&caller, &mut here), (&callee, &mut there)] {
+        client.wait(browser, "channel.state === 'connected'").await;
+        assert_eq!(client.get(browser, "ends").await, json!([]));
+    }
+    caller.say(&mut here, "after").await;
+    callee.hear(&mut there, "after").await;
+    callee.say(&mut there, "and back").await;
+    caller.hear(&mut here, "and back").await;
+}
