@@ -198,6 +198,31 @@ async fn refusals_reach_the_page_as_errors_with_their_codes() {
 }
 
 #[tokio::test]
+async fn a_client_whose_secret_another_one_uses_is_told_so_and_stays_away() {
+    if !tools::have(&["chromium"]) {
+        return;
+    }
+    let house = House::on_loopback("");
+    let mut browser = Browser::start();
+    let start = "(async () => {
+        const { connect } = await import('/ginnel.js');
+        window.client = await connect({ secret: 'a secret that two tabs share' });
+        client.onstate = ({ state }) => states.push(state);
+        client.onclose = ({ error }) => ends.push(`${error.kind} ${error.code}`);
+        return client.tag;
+      })()";
+    let (older, newer) = (empty_tab(&mut browser, &house).await, empty_tab(&mut browser, &house).await);
+    let tag = browser.evaluate(&older, start).await;
+    assert_eq!(browser.evaluate(&newer, start).await, tag);
+    let told = browser.evaluate(&older, "until(() => ends.length > 0).then(() => ends)").await;
+    assert_eq!(told, json!(["replaced 210"]));
+    // Two that took turns would do so within a second.
+    let later = "new Promise((go) => setTimeout(() => go(states), 3000))";
+    assert_eq!(browser.evaluate(&newer, later).await, json!([]), "the newer one notices nothing");
+    assert_eq!(browser.evaluate(&older, "client.state").await, "closed");
+}
+
+#[tokio::test]
 async fn messages_wait_for_their_first_listener_up_to_a_cap() {
     if !tools::have(&["chromium"]) {
         return;
