@@ -292,3 +292,36 @@ async fn a_channel_and_a_tag_come_back_after_a_host_was_without_network() {
     callee.say(&mut there, "and back").await;
     caller.hear(&mut here, "and back").await;
 }
+
+#[tokio::test]
+async fn a_page_is_told_who_comes_and_goes_and_by_whom_it_was_replaced() {
+    if !tools::have(&["chromium"]) {
+        return;
+    }
+    let house = House::on_loopback("");
+    let mut browser = Browser::start();
+    let watcher = Client::new(&mut browser, &house, "all").await;
+    let watched = Client::new(&mut browser, &house, "all").await;
+    let watch = format!(
+        "(async () => {{
+           window.presence = [];
+           client.onpresence = ({{ tag, online }}) => presence.push([tag, online]);
+           return [...await client.watch([{}, 'abcdefghijklmnopqrstuvwx'])];
+         }})()",
+        watched.tag
+    );
+    let standing = json!([[watched.tag, true], ["abcdefghijklmnopqrstuvwx", false]]);
+    assert_eq!(watcher.get(&mut browser, &watch).await, standing);
+    // A newer client with the same secret takes the tag: the older is told, the watcher is not.
+    let replace = "(async () => {
+        const { connect } = await import('/ginnel.js');
+        window.replaced = new Promise((resolve) => (client.onclose = ({ error }) => resolve(error.kind)));
+        window.newer = await connect({ secret: client.secret });
+        return [await replaced, newer.tag];
+      })()";
+    assert_eq!(watched.get(&mut browser, replace).await, json!(["replaced", watched.tag]));
+    assert_eq!(watcher.get(&mut browser, "presence").await, json!([]));
+    watched.get(&mut browser, "newer.close()").await;
+    watcher.wait(&mut browser, "presence.length === 1").await;
+    assert_eq!(watcher.get(&mut browser, "presence").await, json!([[watched.tag, false]]));
+}
