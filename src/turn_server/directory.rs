@@ -95,7 +95,7 @@ impl Relay {
 
     /// Takes a claim back, from the allocation too if it is still there. The port stays open.
     pub(super) fn strike_claim(&mut self, id: AllocationId, relay: RelayId, peer: PeerAddr) {
-        self.part(id, relay, peer);
+        self.part(id, peer);
         let hash = self.directory.peer_at(relay, peer);
         self.directory.claims.remove(hash, id);
         if let Some(port) = self.relays.get_mut(relay) {

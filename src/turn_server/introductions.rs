@@ -61,6 +61,13 @@ impl Introductions {
         self.edition.load(Ordering::Acquire)
     }
 
+    /// Returns whether nobody has anybody to talk to.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        let book = self.book();
+        book.partners.is_empty() && book.waiting.is_empty() && book.meant_by.is_empty()
+    }
+
     /// Returns the partner of `party` that way.
     pub(super) fn partner(&self, way: Way, party: Party) -> Option<Party> {
         self.book().partner(way, party)
@@ -235,8 +242,7 @@ mod tests {
         assert_eq!(all.partner(way(2, 1), party(1)), Some(party(2)));
         all.withdraw(way(2, 1), party(1));
         all.withdraw(way(1, 2), party(2));
-        let book = all.book();
-        assert!(book.partners.is_empty() && book.waiting.is_empty() && book.meant_by.is_empty());
+        assert!(all.is_empty());
     }
 
     proptest! {

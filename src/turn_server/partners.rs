@@ -14,7 +14,8 @@ use super::policy::PeerAddr;
 use super::relay_port::RelayId;
 use std::collections::HashMap;
 
-/// What a relay knows of the [`Introductions`](super::introductions::Introductions) without asking again.
+/// What a relay knows of the [`Introductions`](super::introductions::Introductions) without asking again: all that its own clients
+/// have there, so that whatever was announced is withdrawn, under the addresses that it was announced with.
 #[derive(Debug, Default)]
 pub(super) struct Partners {
     known: HashMap<(AllocationId, PeerAddr), Known>,
@@ -22,6 +23,7 @@ pub(super) struct Partners {
 
 #[derive(Debug)]
 struct Known {
+    way: Way,
     edition: u64,
     partner: Option<Party>,
 }
@@ -43,15 +45,14 @@ impl Relay {
     /// Notes that `id` has claimed `peer`, a relayed address of this server, on its own one.
     pub(super) fn introduce(&mut self, id: AllocationId, home: RelayId, peer: PeerAddr) {
         if let Some(way) = self.way(home, peer) {
-            self.shared.ports.introductions.announce(way, self.party(id));
+            self.passage(id, way);
         }
     }
 
-    /// Parts `id`, whose claim of `peer` on `relay` ends, from whoever is its partner, or means it, behind that address.
-    pub(super) fn part(&mut self, id: AllocationId, relay: RelayId, peer: PeerAddr) {
-        let within = self.partners.known.remove(&(id, peer)).is_some() || self.is_within(peer);
-        if let Some(way) = self.way(relay, peer).filter(|_| within) {
-            self.shared.ports.introductions.withdraw(way, self.party(id));
+    /// Parts `id`, whose claim of `peer` ends, from whoever is its partner, or means it, behind that address.
+    pub(super) fn part(&mut self, id: AllocationId, peer: PeerAddr) {
+        if let Some(known) = self.partners.known.remove(&(id, peer)) {
+            self.shared.ports.introductions.withdraw(known.way, self.party(id));
         }
     }
 
@@ -60,21 +61,21 @@ impl Relay {
         let party = self.party(sender);
         let introductions = &self.shared.ports.introductions;
         let edition = introductions.edition();
-        let known = self
-            .partners
-            .known
-            .entry((sender, way.to))
-            .and_modify(|known| {
-                if known.edition != edition {
-                    *known = Known { edition, partner: introductions.partner(way, party) };
-                }
-            })
-            .or_insert_with(|| {
-                // The peer was claimed before it became a relayed address of this server.
+        let before = self.partners.known.get(&(sender, way.to));
+        if let Some(known) = before.filter(|known| known.way == way && known.edition == edition) {
+            return Passage { sender: party, partner: known.partner, way };
+        }
+        match before.map(|known| known.way) {
+            Some(announced) if announced == way => {}
+            announced => {
+                // The port has got another address since, before it was open.
+                announced.into_iter().for_each(|announced| introductions.withdraw(announced, party));
                 introductions.announce(way, party);
-                Known { edition, partner: introductions.partner(way, party) }
-            });
-        Passage { sender: party, partner: known.partner, way }
+            }
+        }
+        let partner = introductions.partner(way, party);
+        self.partners.known.insert((sender, way.to), Known { way, edition, partner });
+        Passage { sender: party, partner, way }
     }
 
     /// Says which tenant of port `relay` a passage is for.

@@ -304,6 +304,23 @@ fn a_partner_that_has_gone_leaves_its_place_to_nobody() {
 }
 
 #[test]
+fn nothing_is_left_of_who_talked_with_whom_whoever_goes_first() {
+    for first in [1, 2] {
+        let mut world = World::with(shared(10, 50_000..=50_003));
+        let ports = Arc::clone(&world.relay.shared.ports);
+        let (one, two) = (world.allocate(1), world.allocate(2));
+        assert_ne!(one, two);
+        assert_eq!(world.bind(1, 0x4001, &two.to_string()), 0);
+        assert!(!ports.introductions.is_empty());
+        // The other one may have gone, and its port been closed, before a packet was sent.
+        for client in [first, 3 - first] {
+            world.refresh(client, "alice", 0);
+        }
+        assert!(ports.introductions.is_empty(), "client {first} went first");
+    }
+}
+
+#[test]
 fn data_between_two_clients_takes_the_short_way_by_the_same_rules() {
     let mut world = World::with(shared(10, 50_000..=50_003));
     let (one, two) = (world.allocate(1), world.allocate(2));
