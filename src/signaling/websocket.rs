@@ -1,17 +1,23 @@
 //! The WebSocket hand: one task for each connection, between the socket and the hub.
 
+use super::config::Times;
 use super::leg::Conn;
 use super::service::{Event, Shared};
 use super::wire::MAX_TEXT;
-use crate::net::time::now;
+use axum::body::Bytes;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{ConnectInfo, State};
 use axum::response::Response;
+use futures_util::SinkExt;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// Bytes read at a time, kept for each connection: most are idle, and most messages shorter.
+const READ_ROOM: usize = 1024;
 
 /// Answers `GET /ws`.
 pub(super) async fn upgrade(
@@ -22,6 +28,7 @@ pub(super) async fn upgrade(
     upgrade
         .max_message_size(MAX_TEXT)
         .max_frame_size(MAX_TEXT)
+        .read_buffer_size(READ_ROOM)
         .on_upgrade(move |socket| serve(socket, shared, peer))
 }
 
@@ -46,14 +53,13 @@ async fn converse(
     conn: Conn,
     mut texts: mpsc::Receiver<String>,
 ) -> Option<u16> {
-    let times = &shared.config.times;
-    let mut ping = interval(times.ping.max(Duration::from_millis(1)));
-    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut idle = after(times.idle);
+    let mut watch = Watch::new(&shared.config.times);
+    // One timer, set anew only when it has gone off: messages are many.
+    let mut alarm = pin!(sleep_until(watch.next()));
     loop {
-        let message = tokio::select! {
+        let sent = tokio::select! {
             received = socket.recv() => {
-                idle = after(times.idle);
+                watch.heard = Instant::now();
                 match received {
                     Some(Ok(Message::Text(text))) => {
                         let text = text.as_str().to_owned();
@@ -68,19 +74,92 @@ async fn converse(
                 }
             }
             text = texts.recv() => match text {
-                Some(text) => Message::Text(text.into()),
+                Some(text) => timeout(watch.idle, pass(socket, text, &mut texts)).await,
                 None => return Some(close_code::AWAY),
             },
-            _ = ping.tick() => Message::Ping(Vec::new().into()),
-            () = sleep_until(idle) => return Some(close_code::AWAY),
+            () = &mut alarm => {
+                let due = watch.take(Instant::now());
+                alarm.as_mut().reset(watch.next());
+                match due {
+                    Due::Nothing => continue,
+                    Due::Close => return Some(close_code::AWAY),
+                    Due::Ping => timeout(watch.idle, socket.send(Message::Ping(Bytes::new()))).await,
+                }
+            }
         };
         // A peer that takes nothing in must not hold this task for ever.
-        if !matches!(timeout(times.idle, socket.send(message)).await, Ok(Ok(()))) {
+        if !matches!(sent, Ok(Ok(()))) {
             return None;
         }
     }
 }
 
-fn after(wait: Duration) -> Instant {
-    Instant::from_std(now().mono) + wait
+/// Sends `text` and all that waits behind it, with one write as a rule.
+async fn pass(
+    socket: &mut WebSocket,
+    text: String,
+    texts: &mut mpsc::Receiver<String>,
+) -> Result<(), axum::Error> {
+    let mut next = Some(text);
+    while let Some(text) = next {
+        socket.feed(Message::Text(text.into())).await?;
+        next = texts.try_recv().ok();
+    }
+    socket.flush().await
+}
+
+/// Says when a connection is pinged, and when it has been silent for too long.
+struct Watch {
+    ping: Duration,
+    idle: Duration,
+    heard: Instant,
+    pinged: Instant,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Due {
+    Nothing,
+    Ping,
+    Close,
+}
+
+impl Watch {
+    fn new(times: &Times) -> Self {
+        let now = Instant::now();
+        Self { ping: times.ping.max(Duration::from_millis(1)), idle: times.idle, heard: now, pinged: now }
+    }
+
+    fn next(&self) -> Instant {
+        (self.pinged + self.ping).min(self.heard + self.idle)
+    }
+
+    fn take(&mut self, now: Instant) -> Due {
+        if now >= self.heard + self.idle {
+            return Due::Close;
+        }
+        if now < self.pinged + self.ping {
+            return Due::Nothing;
+        }
+        self.pinged = now;
+        Due::Ping
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_pinged_in_time_and_closed_when_nothing_is_heard() {
+        let start = Instant::now();
+        let seconds = Duration::from_secs;
+        let mut watch = Watch { ping: seconds(15), idle: seconds(40), heard: start, pinged: start };
+        assert_eq!((watch.next(), watch.take(start + seconds(14))), (start + seconds(15), Due::Nothing));
+        assert_eq!(watch.take(start + seconds(15)), Due::Ping);
+        watch.heard = start + seconds(20);
+        assert_eq!((watch.next(), watch.take(start + seconds(30))), (start + seconds(30), Due::Ping));
+        assert_eq!(watch.take(start + seconds(45)), Due::Ping);
+        assert_eq!((watch.next(), watch.take(start + seconds(59))), (start + seconds(60), Due::Nothing));
+        assert_eq!(watch.take(start + seconds(60)), Due::Close);
+    }
 }
