@@ -29,6 +29,8 @@ mod pipes;
 mod proc;
 mod punching;
 mod safety;
+mod signaler;
+mod tap;
 mod tools;
 mod transports;
 mod turn_client;
