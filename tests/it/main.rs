@@ -24,6 +24,7 @@ mod judges;
 mod lab;
 mod load;
 mod nat_kinds;
+mod outages;
 mod paths;
 mod pipes;
 mod proc;
