@@ -16,6 +16,7 @@ mod identity;
 mod leg;
 pub mod machine;
 mod message;
+mod outbox;
 mod presence;
 mod rate;
 mod registry;

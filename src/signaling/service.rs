@@ -4,6 +4,7 @@ use super::config::Config;
 use super::http;
 use super::leg::{Conn, Door};
 use super::machine::{Hub, Output};
+use super::outbox::{Outbox, Waiting};
 use super::udp::Sockets;
 use crate::net::time::now;
 use rand::SeedableRng;
@@ -19,7 +20,7 @@ use tokio::task::{JoinError, JoinHandle};
 #[derive(Debug)]
 pub(super) enum Event {
     Datagram { door: Door, from: SocketAddr, local_ip: Option<IpAddr>, payload: Box<[u8]> },
-    Opened { conn: Conn, ip: IpAddr, outbox: mpsc::Sender<String> },
+    Opened { conn: Conn, ip: IpAddr, outbox: Outbox },
     Text { conn: Conn, text: String },
     Closed { conn: Conn },
 }
@@ -29,6 +30,7 @@ pub(super) enum Event {
 pub(super) struct Shared {
     pub(super) inbox: mpsc::Sender<Event>,
     pub(super) config: Config,
+    pub(super) waiting: Arc<Waiting>,
     conns: AtomicU64,
 }
 
@@ -56,7 +58,7 @@ pub fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service {
     let (stop, stopped) = oneshot::channel();
     let hub = Hub::new(config.clone(), ChaCha20Rng::from_seed(seed));
     let task = Some(tokio::spawn(Switch { hub, sockets, outboxes: HashMap::new() }.run(events, stopped)));
-    let shared = Shared { inbox, config, conns: AtomicU64::new(0) };
+    let shared = Shared { inbox, config, waiting: Arc::default(), conns: AtomicU64::new(0) };
     Service { handle: Handle { shared: Arc::new(shared) }, stop, task }
 }
 
@@ -118,7 +120,7 @@ impl Handle {
 struct Switch {
     hub: Hub,
     sockets: Sockets,
-    outboxes: HashMap<Conn, mpsc::Sender<String>>,
+    outboxes: HashMap<Conn, Outbox>,
 }
 
 impl Switch {
@@ -177,7 +179,7 @@ impl Switch {
     /// A client that does not take its texts in time is closed: it would miss some, or make the server keep them.
     fn pass(&mut self, conn: Conn, text: String) {
         let Some(outbox) = self.outboxes.get(&conn) else { return };
-        if outbox.try_send(text).is_err() {
+        if !outbox.push(text) {
             tracing::debug!(conn = conn.0, "outbox full, connection closed");
             self.outboxes.remove(&conn);
             self.hub.handle_web_closed(now(), conn);

@@ -1,6 +1,7 @@
 //! The WebSocket hand: one task for each connection, between the socket and the hub.
 
 use super::leg::Conn;
+use super::outbox::{Texts, outbox};
 use super::service::{Event, Shared};
 use super::wire::MAX_TEXT;
 use crate::net::time::now;
@@ -10,8 +11,8 @@ use axum::response::Response;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio_tungstenite::tungstenite;
 
 /// Answers `GET /ws`.
 pub(super) async fn upgrade(
@@ -27,7 +28,7 @@ pub(super) async fn upgrade(
 
 async fn serve(mut socket: WebSocket, shared: Arc<Shared>, peer: SocketAddr) {
     let conn = shared.next_conn();
-    let (outbox, texts) = mpsc::channel(shared.config.limits.outbox.max(1));
+    let (outbox, texts) = outbox(&shared.config.limits, &shared.waiting);
     if shared.inbox.send(Event::Opened { conn, ip: peer.ip(), outbox }).await.is_err() {
         return;
     }
@@ -40,12 +41,7 @@ async fn serve(mut socket: WebSocket, shared: Arc<Shared>, peer: SocketAddr) {
 }
 
 /// Passes texts both ways until one side ends it; returns the code to close with, where a close is still due.
-async fn converse(
-    socket: &mut WebSocket,
-    shared: &Shared,
-    conn: Conn,
-    mut texts: mpsc::Receiver<String>,
-) -> Option<u16> {
+async fn converse(socket: &mut WebSocket, shared: &Shared, conn: Conn, mut texts: Texts) -> Option<u16> {
     let times = &shared.config.times;
     let mut ping = interval(times.ping.max(Duration::from_millis(1)));
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -64,10 +60,11 @@ async fn converse(
                     }
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
                     Some(Ok(Message::Binary(_))) => return Some(close_code::UNSUPPORTED),
-                    Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
+                    Some(Err(error)) => return code_for(error),
+                    Some(Ok(Message::Close(_))) | None => return None,
                 }
             }
-            text = texts.recv() => match text {
+            text = texts.next() => match text {
                 Some(text) => Message::Text(text.into()),
                 None => return Some(close_code::AWAY),
             },
@@ -75,9 +72,23 @@ async fn converse(
             () = sleep_until(idle) => return Some(close_code::AWAY),
         };
         // A peer that takes nothing in must not hold this task for ever.
-        if !matches!(timeout(times.idle, socket.send(message)).await, Ok(Ok(()))) {
+        let sent = tokio::select! {
+            sent = timeout(times.idle, socket.send(message)) => matches!(sent, Ok(Ok(()))),
+            () = texts.overrun() => false,
+        };
+        if !sent {
             return None;
         }
+    }
+}
+
+/// Returns the code for what could not be read; `None` where there is nobody to tell.
+fn code_for(error: axum::Error) -> Option<u16> {
+    match error.into_inner().downcast_ref()? {
+        tungstenite::Error::Capacity(_) => Some(close_code::SIZE),
+        tungstenite::Error::Utf8(_) => Some(close_code::INVALID),
+        tungstenite::Error::Protocol(_) => Some(close_code::PROTOCOL),
+        _ => None,
     }
 }
 

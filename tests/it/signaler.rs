@@ -10,6 +10,9 @@ use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 /// How long a message may be awaited.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a client by UDP waits before it asks again.
+const REPEAT: Duration = Duration::from_millis(500);
+
 /// Where a [`Signaler`]'s messages go.
 enum Line {
     Web(Box<WebSocket<TcpStream>>),
@@ -57,8 +60,18 @@ impl Signaler {
         self.next_mid += 1;
         let mid = self.next_mid;
         request["mid"] = json!(mid);
-        self.say(&request);
-        self.hear(|message| message["mid"] == mid && message.get("code").is_some())
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            self.say(&request);
+            // What was sent by WebSocket is not lost.
+            let wait = if matches!(self.line, Line::Udp(_)) { REPEAT } else { PATIENCE };
+            let answer =
+                self.hear_within(wait, |message| message["mid"] == mid && message.get("code").is_some());
+            if let Some(answer) = answer {
+                return answer;
+            }
+        }
+        panic!("{request} is not answered, but heard was {:?}", self.heard)
     }
 
     /// Registers with `params` and returns the tag.
