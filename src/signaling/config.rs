@@ -138,6 +138,10 @@ pub struct Limits {
     pub inbox: usize,
     /// Texts that wait for one WebSocket; default 256. One over it closes the connection.
     pub outbox: usize,
+    /// Bytes of them; default 4 MiB: more than all the calls that one tag may be offered at a time.
+    pub outbox_bytes: usize,
+    /// Bytes that wait for all WebSockets; default 64 MiB. Over it, one is closed as soon as more than 64 KiB wait for it.
+    pub outboxes_bytes: usize,
 }
 
 impl Limits {
@@ -165,6 +169,8 @@ impl Default for Limits {
             rates: 65_536,
             inbox: 4096,
             outbox: 256,
+            outbox_bytes: 4 << 20,
+            outboxes_bytes: 64 << 20,
         }
     }
 }

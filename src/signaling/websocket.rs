@@ -2,6 +2,7 @@
 
 use super::config::Times;
 use super::leg::Conn;
+use super::outbox::{News, Texts, outbox};
 use super::service::{Event, Shared};
 use super::wire::MAX_TEXT;
 use axum::body::Bytes;
@@ -9,15 +10,19 @@ use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_
 use axum::extract::{ConnectInfo, State};
 use axum::response::Response;
 use futures_util::SinkExt;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_tungstenite::tungstenite;
 
 /// Bytes read at a time, kept for each connection: most are idle, and most messages shorter.
 const READ_ROOM: usize = 1024;
+/// Bytes that leave with one write, as a rule; a connection keeps as much room as it has ever needed.
+const WRITE_ROOM: usize = 8 * 1024;
 
 /// Answers `GET /ws`.
 pub(super) async fn upgrade(
@@ -29,12 +34,13 @@ pub(super) async fn upgrade(
         .max_message_size(MAX_TEXT)
         .max_frame_size(MAX_TEXT)
         .read_buffer_size(READ_ROOM)
+        .write_buffer_size(WRITE_ROOM)
         .on_upgrade(move |socket| serve(socket, shared, peer))
 }
 
 async fn serve(mut socket: WebSocket, shared: Arc<Shared>, peer: SocketAddr) {
     let conn = shared.next_conn();
-    let (outbox, texts) = mpsc::channel(shared.config.limits.outbox.max(1));
+    let (outbox, texts) = outbox(&shared.config.limits, &shared.waiting);
     let Some(inbox) = shared.inbox_of(conn) else { return };
     if inbox.send(Event::Opened { conn, ip: peer.ip(), outbox }).await.is_err() {
         return;
@@ -52,13 +58,14 @@ async fn converse(
     socket: &mut WebSocket,
     shared: &Shared,
     (conn, inbox): (Conn, &mpsc::Sender<Event>),
-    mut texts: mpsc::Receiver<String>,
+    mut texts: Texts,
 ) -> Option<u16> {
     let mut watch = Watch::new(&shared.config.times);
     // One timer, set anew only when it has gone off: messages are many.
     let mut alarm = pin!(sleep_until(watch.next()));
+    let mut room = VecDeque::new();
     loop {
-        let sent = tokio::select! {
+        let ping = tokio::select! {
             received = socket.recv() => {
                 watch.heard = Instant::now();
                 match received {
@@ -71,12 +78,14 @@ async fn converse(
                     }
                     Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
                     Some(Ok(Message::Binary(_))) => return Some(close_code::UNSUPPORTED),
-                    Some(Ok(Message::Close(_)) | Err(_)) | None => return None,
+                    Some(Err(error)) => return code_for(error),
+                    Some(Ok(Message::Close(_))) | None => return None,
                 }
             }
-            text = texts.recv() => match text {
-                Some(text) => timeout(watch.idle, pass(socket, text, &mut texts)).await,
-                None => return Some(close_code::AWAY),
+            news = texts.next(&mut room) => match news {
+                News::Texts => false,
+                News::Over => return Some(close_code::AWAY),
+                News::Overrun => return None,
             },
             () = &mut alarm => {
                 let due = watch.take(Instant::now());
@@ -84,29 +93,42 @@ async fn converse(
                 match due {
                     Due::Nothing => continue,
                     Due::Close => return Some(close_code::AWAY),
-                    Due::Ping => timeout(watch.idle, socket.send(Message::Ping(Bytes::new()))).await,
+                    Due::Ping => true,
                 }
             }
         };
+        let (count, bytes) = (room.len(), room.iter().map(String::len).sum());
         // A peer that takes nothing in must not hold this task for ever.
-        if !matches!(sent, Ok(Ok(()))) {
+        let sent = tokio::select! {
+            sent = timeout(watch.idle, pass(socket, ping, &mut room)) => matches!(sent, Ok(Ok(()))),
+            () = texts.overrun() => false,
+        };
+        texts.sent(count, bytes);
+        if !sent {
             return None;
         }
     }
 }
 
-/// Sends `text` and all that waits behind it, with one write as a rule.
-async fn pass(
-    socket: &mut WebSocket,
-    text: String,
-    texts: &mut mpsc::Receiver<String>,
-) -> Result<(), axum::Error> {
-    let mut next = Some(text);
-    while let Some(text) = next {
+/// Sends a ping, where one is due, and all texts, with one write as a rule.
+async fn pass(socket: &mut WebSocket, ping: bool, texts: &mut VecDeque<String>) -> Result<(), axum::Error> {
+    if ping {
+        socket.feed(Message::Ping(Bytes::new())).await?;
+    }
+    for text in std::mem::take(texts) {
         socket.feed(Message::Text(text.into())).await?;
-        next = texts.try_recv().ok();
     }
     socket.flush().await
+}
+
+/// Returns the code for what could not be read; `None` where there is nobody to tell.
+fn code_for(error: axum::Error) -> Option<u16> {
+    match error.into_inner().downcast_ref()? {
+        tungstenite::Error::Capacity(_) => Some(close_code::SIZE),
+        tungstenite::Error::Utf8(_) => Some(close_code::INVALID),
+        tungstenite::Error::Protocol(_) => Some(close_code::PROTOCOL),
+        _ => None,
+    }
 }
 
 /// Says when a connection is pinged, and when it has been silent for too long.
