@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::tungstenite;
 
 /// Bytes read at a time, kept for each connection: most are idle, and most messages shorter.
-const READ_ROOM: usize = 1024;
+const READ_ROOM: usize = 512;
 /// Bytes that leave with one write, as a rule; a connection keeps as much room as it has ever needed.
 const WRITE_ROOM: usize = 8 * 1024;
 
@@ -35,10 +35,14 @@ pub(super) async fn upgrade(
         .max_frame_size(MAX_TEXT)
         .read_buffer_size(READ_ROOM)
         .write_buffer_size(WRITE_ROOM)
-        .on_upgrade(move |socket| serve(socket, shared, peer))
+        .on_upgrade(move |socket| {
+            // A task of its own holds nothing of the upgrade, and the socket but once.
+            tokio::spawn(serve(Box::new(socket), shared, peer));
+            std::future::ready(())
+        })
 }
 
-async fn serve(mut socket: WebSocket, shared: Arc<Shared>, peer: SocketAddr) {
+async fn serve(mut socket: Box<WebSocket>, shared: Arc<Shared>, peer: SocketAddr) {
     let conn = shared.next_conn();
     let (outbox, texts) = outbox(&shared.config.limits, &shared.waiting);
     let Some(inbox) = shared.inbox_of(conn) else { return };

@@ -18,6 +18,8 @@ use tokio_tungstenite::tungstenite::{Error, HandshakeError};
 const EVENTS: usize = 1024;
 /// Kept for each connection while it is open: most of them are idle.
 const BUFFER: usize = 2048;
+/// Bytes that leave with one write; the room is made as it is needed.
+const WRITE_BUFFER: usize = 64 * 1024;
 /// How long a connection and its handshake may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Connections from one loopback address: as many as a server allows one network, with room to spare.
@@ -53,8 +55,10 @@ impl Connections {
         let number = self.sockets.len();
         let failed = |source| LoadError::connecting(self.target, number, source);
         let stream = self.connect(number).map_err(failed)?;
-        let config =
-            WebSocketConfig::default().read_buffer_size(BUFFER).write_buffer_size(0).max_message_size(None);
+        let config = WebSocketConfig::default()
+            .read_buffer_size(BUFFER)
+            .write_buffer_size(WRITE_BUFFER)
+            .max_message_size(None);
         let url = format!("ws://{}{path}", self.target.address());
         let (socket, _) = match client_with_config(url, stream, Some(config)) {
             Ok(opened) => opened,
@@ -100,10 +104,11 @@ impl Connections {
         self.closed
     }
 
-    /// Sends a text; returns whether it is under way, which it is not on a connection that was closed.
-    pub fn send_text(&mut self, number: usize, text: &str) -> bool {
+    /// Sends texts, as a rule with one write; returns whether they are under way, which they are not on a connection that was closed.
+    pub fn send_texts(&mut self, number: usize, texts: &[impl AsRef<str>]) -> bool {
         let Some(Some(socket)) = self.sockets.get_mut(number) else { return false };
-        match socket.send(Message::text(text)) {
+        let written = texts.iter().try_for_each(|text| socket.write(Message::text(text.as_ref())));
+        match written.and_then(|()| socket.flush()) {
             Ok(()) => true,
             // What the kernel does not take now waits in the socket's own buffer.
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => true,
@@ -175,7 +180,7 @@ impl Carrier for Connections {
     }
 
     fn send(&mut self, client: usize, text: &str) -> Result<Sent, LoadError> {
-        Ok(if self.send_text(client, text) { Sent::Left } else { Sent::HeldBack })
+        Ok(if self.send_texts(client, &[text]) { Sent::Left } else { Sent::HeldBack })
     }
 
     fn receive(&mut self, wait: Duration, ear: Ear<'_>) -> io::Result<()> {

@@ -219,7 +219,7 @@ impl Conversation {
         let code = heard.code.unwrap_or(SUCCESS);
         match (heard.t, code) {
             (-1, SUCCESS) => self.registered(client, heard.extra.and_then(|extra| extra.tag)),
-            (51 | 52 | 53 | 54 | 55, SUCCESS) => self.asked_by_server(now, client, &heard),
+            (51..=55, SUCCESS) => self.asked_by_server(now, client, &heard),
             (t, code) if code != SUCCESS => self.failed(now, client, (t, heard.mid, code)),
             _ => {}
         }
