@@ -15,7 +15,7 @@ use tokio::io::AsyncReadExt;
 
 /// The version that is compared with.
 const PEERJS: &str = "peer@1.0.2";
-const START: Duration = Duration::from_secs(15);
+const START: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -38,7 +38,7 @@ impl Kind {
 pub(super) struct Server {
     child: Child,
     pub(super) address: SocketAddr,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Drop for Server {
@@ -89,8 +89,10 @@ impl Server {
         process::pin(own_cpu).context("--server-cpu")?;
         let child = command.spawn().with_context(|| kind.name())?;
         process::pin(client_cpu).context("--client-cpu")?;
-        let mut server = Self { child, address, _folder: folder };
-        server.await_start().with_context(|| kind.name())?;
+        let mut server = Self { child, address, folder };
+        let started = server.await_start();
+        let said = fs::read_to_string(server.folder.path().join("log")).unwrap_or_default();
+        started.with_context(|| format!("{}: {said}", kind.name()))?;
         Ok(server)
     }
 

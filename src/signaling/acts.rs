@@ -8,7 +8,7 @@ use super::leg::{Door, Leg, Peer};
 use super::machine::{Asker, Hub};
 use super::name::{LETTERS, base32};
 use super::rate::Verdict;
-use super::wire::{Answer, Ask, Code, Ice, Nat, Request, Response, Tag, Token};
+use super::wire::{Answer, Ask, Code, Ice, MAX_TEXT, Nat, Request, Response, Tag, Token};
 use rand::RngCore;
 use ring::hmac;
 use std::time::Instant;
@@ -229,6 +229,10 @@ fn is_same_host(registered: Peer, asking: Peer) -> bool {
 fn trickles(token: &Token, mut cands: Vec<String>, last: (bool, Option<Nat>), room: usize) -> Vec<Ask> {
     let ask = |cands: Vec<String>, (done, nat)| Ask::Trickle { token: token.clone(), cands, done, nat };
     let whole = ask(cands.clone(), last);
+    // As many as one message may carry, however they are written, fit into a text.
+    if room >= MAX_TEXT {
+        return vec![whole];
+    }
     let length = Request { mid: Some(i64::MAX), body: whole.clone() }.encode().len();
     if length <= room {
         return vec![whole];

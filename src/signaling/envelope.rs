@@ -161,9 +161,9 @@ impl Value {
     }
 }
 
-/// `params` or `extra`.
+/// `params` or `extra`; boxed, as most messages have neither or one, and the many fields would be moved about in each.
 #[derive(Debug, Default)]
-pub(super) struct Object(pub(super) Fields);
+pub(super) struct Object(pub(super) Box<Fields>);
 
 impl Serialize for Object {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -173,7 +173,7 @@ impl Serialize for Object {
 
 impl<'de> Deserialize<'de> for Object {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Map::deserialize(deserializer).map(|map| Self(map.0))
+        Map::deserialize(deserializer).map(|map| Self(Box::new(map.0)))
     }
 }
 

@@ -12,6 +12,7 @@ mod call;
 mod calls;
 pub mod config;
 mod envelope;
+mod framing;
 mod gathers;
 mod http;
 mod identity;

@@ -1,138 +1,196 @@
 //! The WebSocket hand: one task for each connection, between the socket and the hub.
+//!
+//! Most connections are idle: a task keeps no buffer, and one timer. What waits for a client leaves with one write.
 
 use super::config::Times;
+use super::framing::{self, Fault, Frame, Reader};
 use super::leg::Conn;
 use super::outbox::{News, Texts, outbox};
 use super::service::{Event, Shared};
-use super::wire::MAX_TEXT;
-use axum::body::Bytes;
-use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
-use axum::extract::{ConnectInfo, State};
-use axum::response::Response;
-use futures_util::SinkExt;
+use crate::net::time::mono;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
 use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::mem::{MaybeUninit, take};
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::ready;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_tungstenite::tungstenite;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-/// Bytes read at a time, kept for each connection: most are idle, and most messages shorter.
-const READ_ROOM: usize = 512;
-/// Bytes that leave with one write, as a rule; a connection keeps as much room as it has ever needed.
-const WRITE_ROOM: usize = 8 * 1024;
+/// Bytes read at a time.
+const READ_ROOM: usize = 8 * 1024;
+/// The close code of a server that goes away, or of a client that has been silent for too long.
+const AWAY: u16 = 1001;
 
 /// Answers `GET /ws`.
 pub(super) async fn upgrade(
     State(shared): State<Arc<Shared>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    upgrade: WebSocketUpgrade,
+    headers: HeaderMap,
+    mut request: Request,
 ) -> Response {
-    upgrade
-        .max_message_size(MAX_TEXT)
-        .max_frame_size(MAX_TEXT)
-        .read_buffer_size(READ_ROOM)
-        .write_buffer_size(WRITE_ROOM)
-        .on_upgrade(move |socket| {
-            // A task of its own holds nothing of the upgrade, and the socket but once.
-            tokio::spawn(serve(Box::new(socket), shared, peer));
-            std::future::ready(())
-        })
+    let Some(accept) = accept(&headers) else {
+        let what = "this is a WebSocket: connect with version 13 (RFC 6455)\n";
+        return (StatusCode::BAD_REQUEST, [(header::SEC_WEBSOCKET_VERSION, "13")], what).into_response();
+    };
+    let upgraded = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        if let Ok(stream) = upgraded.await {
+            serve(TokioIo::new(stream), shared, peer).await;
+        }
+    });
+    let headers = [
+        (header::CONNECTION, "upgrade".to_owned()),
+        (header::UPGRADE, "websocket".to_owned()),
+        (header::SEC_WEBSOCKET_ACCEPT, accept),
+    ];
+    (StatusCode::SWITCHING_PROTOCOLS, headers, Body::empty()).into_response()
 }
 
-async fn serve(mut socket: Box<WebSocket>, shared: Arc<Shared>, peer: SocketAddr) {
+/// Returns what accepts a client's handshake (RFC 6455 section 4.2.1); none where it is no such thing.
+fn accept(headers: &HeaderMap) -> Option<String> {
+    let has = |name: HeaderName, token: &str| {
+        let mut values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        values.any(|value| value.split(',').any(|word| word.trim().eq_ignore_ascii_case(token)))
+    };
+    let asks = has(header::CONNECTION, "upgrade")
+        && has(header::UPGRADE, "websocket")
+        && has(header::SEC_WEBSOCKET_VERSION, "13");
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| asks)?;
+    Some(derive_accept_key(key.as_bytes()))
+}
+
+async fn serve(mut stream: TokioIo<Upgraded>, shared: Arc<Shared>, peer: SocketAddr) {
     let conn = shared.next_conn();
     let (outbox, texts) = outbox(&shared.config.limits, &shared.waiting);
     let Some(inbox) = shared.inbox_of(conn) else { return };
     if inbox.send(Event::Opened { conn, ip: peer.ip(), outbox }).await.is_err() {
         return;
     }
-    let code = converse(&mut socket, &shared, (conn, inbox), texts).await;
+    let ended = converse(&mut stream, &shared, (conn, inbox), texts).await;
     let _ = inbox.send(Event::Closed { conn }).await;
-    if let Some(code) = code {
-        let frame = CloseFrame { code, reason: "".into() };
-        let _ = timeout(shared.config.times.ping, socket.send(Message::Close(Some(frame)))).await;
+    if let End::Close(code) = ended {
+        let mut out = Vec::new();
+        framing::write_close(code, &mut out);
+        let goodbye = async { stream.write_all(&out).await.and(stream.shutdown().await) };
+        let _ = timeout(shared.config.times.ping, goodbye).await;
     }
 }
 
-/// Passes texts both ways until one side ends it; returns the code to close with, where a close is still due.
+/// How a conversation has ended.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    /// A close is due, with this code.
+    Close(Option<u16>),
+    /// There is nobody to tell.
+    Gone,
+}
+
+/// Passes texts both ways until one side ends it.
 async fn converse(
-    socket: &mut WebSocket,
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     shared: &Shared,
     (conn, inbox): (Conn, &mpsc::Sender<Event>),
     mut texts: Texts,
-) -> Option<u16> {
+) -> End {
+    let (mut reader, mut room, mut out) = (Reader::default(), VecDeque::new(), Vec::new());
     let mut watch = Watch::new(&shared.config.times);
     // One timer, set anew only when it has gone off: messages are many.
     let mut alarm = pin!(sleep_until(watch.next()));
-    let mut room = VecDeque::new();
     loop {
-        let ping = tokio::select! {
-            received = socket.recv() => {
-                watch.heard = Instant::now();
-                match received {
-                    Some(Ok(Message::Text(text))) => {
-                        let text = text.as_str().to_owned();
-                        if inbox.send(Event::Text { conn, text }).await.is_err() {
-                            return Some(close_code::AWAY);
-                        }
-                        continue;
-                    }
-                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
-                    Some(Ok(Message::Binary(_))) => return Some(close_code::UNSUPPORTED),
-                    Some(Err(error)) => return code_for(error),
-                    Some(Ok(Message::Close(_))) | None => return None,
+        tokio::select! {
+            received = receive(stream, &mut reader) => {
+                watch.heard = moment();
+                if !matches!(received, Ok(1..)) {
+                    return End::Gone;
+                }
+                if let Err(end) = hear(&mut reader, (conn, inbox), &mut out).await {
+                    return end;
                 }
             }
             news = texts.next(&mut room) => match news {
-                News::Texts => false,
-                News::Over => return Some(close_code::AWAY),
-                News::Overrun => return None,
+                News::Texts => {}
+                News::Over => return End::Close(Some(AWAY)),
+                News::Overrun => return End::Gone,
             },
             () = &mut alarm => {
-                let due = watch.take(Instant::now());
+                let due = watch.take(moment());
                 alarm.as_mut().reset(watch.next());
                 match due {
-                    Due::Nothing => continue,
-                    Due::Close => return Some(close_code::AWAY),
-                    Due::Ping => true,
+                    Due::Nothing => {}
+                    Due::Ping => framing::write_ping(&mut out),
+                    Due::Close => return End::Close(Some(AWAY)),
                 }
             }
-        };
-        let (count, bytes) = (room.len(), room.iter().map(String::len).sum());
+        }
+        let (mut count, mut bytes) = (0, 0);
+        for text in take(&mut room) {
+            (count, bytes) = (count + 1, bytes + text.len());
+            framing::write_text(&text, &mut out);
+        }
+        if out.is_empty() {
+            continue;
+        }
         // A peer that takes nothing in must not hold this task for ever.
+        let out = take(&mut out);
         let sent = tokio::select! {
-            sent = timeout(watch.idle, pass(socket, ping, &mut room)) => matches!(sent, Ok(Ok(()))),
+            sent = timeout(watch.idle, stream.write_all(&out)) => matches!(sent, Ok(Ok(()))),
             () = texts.overrun() => false,
         };
         texts.sent(count, bytes);
         if !sent {
-            return None;
+            return End::Gone;
         }
     }
 }
 
-/// Sends a ping, where one is due, and all texts, with one write as a rule.
-async fn pass(socket: &mut WebSocket, ping: bool, texts: &mut VecDeque<String>) -> Result<(), axum::Error> {
-    if ping {
-        socket.feed(Message::Ping(Bytes::new())).await?;
-    }
-    for text in std::mem::take(texts) {
-        socket.feed(Message::Text(text.into())).await?;
-    }
-    socket.flush().await
+/// Reads once, into room that is there for the moment alone.
+async fn receive(stream: &mut (impl AsyncRead + Unpin), reader: &mut Reader) -> io::Result<usize> {
+    poll_fn(|context| {
+        let mut room = [const { MaybeUninit::uninit() }; READ_ROOM];
+        let mut room = ReadBuf::uninit(&mut room);
+        ready!(Pin::new(&mut *stream).poll_read(context, &mut room))?;
+        reader.push(room.filled());
+        Ok(room.filled().len()).into()
+    })
+    .await
 }
 
-/// Returns the code for what could not be read; `None` where there is nobody to tell.
-fn code_for(error: axum::Error) -> Option<u16> {
-    match error.into_inner().downcast_ref()? {
-        tungstenite::Error::Capacity(_) => Some(close_code::SIZE),
-        tungstenite::Error::Utf8(_) => Some(close_code::INVALID),
-        tungstenite::Error::Protocol(_) => Some(close_code::PROTOCOL),
-        _ => None,
+/// Hands on what was read.
+async fn hear(
+    reader: &mut Reader,
+    (conn, inbox): (Conn, &mpsc::Sender<Event>),
+    out: &mut Vec<u8>,
+) -> Result<(), End> {
+    loop {
+        match reader.next() {
+            Ok(None) => return Ok(()),
+            Ok(Some(Frame::Text(text))) => {
+                if inbox.send(Event::Text { conn, text }).await.is_err() {
+                    return Err(End::Close(Some(AWAY)));
+                }
+            }
+            Ok(Some(Frame::Ping(payload))) => framing::write_pong(&payload, out),
+            Ok(Some(Frame::Pong)) => {}
+            Ok(Some(Frame::Close(code))) => return Err(End::Close(code)),
+            Err(Fault(code)) => return Err(End::Close(Some(code))),
+        }
     }
+}
+
+fn moment() -> Instant {
+    Instant::from_std(mono())
 }
 
 /// Says when a connection is pinged, and when it has been silent for too long.
@@ -152,7 +210,7 @@ enum Due {
 
 impl Watch {
     fn new(times: &Times) -> Self {
-        let now = Instant::now();
+        let now = moment();
         Self { ping: times.ping.max(Duration::from_millis(1)), idle: times.idle, heard: now, pinged: now }
     }
 
@@ -178,7 +236,7 @@ mod tests {
 
     #[test]
     fn a_connection_is_pinged_in_time_and_closed_when_nothing_is_heard() {
-        let start = Instant::now();
+        let start = moment();
         let seconds = Duration::from_secs;
         let mut watch = Watch { ping: seconds(15), idle: seconds(40), heard: start, pinged: start };
         assert_eq!((watch.next(), watch.take(start + seconds(14))), (start + seconds(15), Due::Nothing));

@@ -82,7 +82,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
 const REQUESTS: [i64; 13] = [1, 2, 3, 4, 5, 51, 52, 53, 54, 55, 60, 101, 102];
 
 /// Takes the fields from `params` or `extra`, whichever is there, and tag and token from either level (S0-A5, S0-A6).
-fn fields(envelope: &mut Envelope, first: fn(&mut Envelope) -> Option<Object>) -> Fields {
+fn fields(envelope: &mut Envelope, first: fn(&mut Envelope) -> Option<Object>) -> Box<Fields> {
     let object = first(envelope).or_else(|| envelope.params.take()).or_else(|| envelope.extra.take());
     let mut fields = object.unwrap_or_default().0;
     fields.tag = fields.tag.or_else(|| envelope.tag.take());
@@ -112,20 +112,20 @@ fn ask(mut envelope: Envelope) -> Option<Ask> {
         }
         2 => Ask::Heartbeat { tag: f.tag? },
         3 => Ask::List { tag: f.tag?, after: f.after },
-        4 => Ask::Call { tag: f.tag.take()?, rtag: f.rtag.take()?, ice: ice(f) },
+        4 => Ask::Call { tag: f.tag.take()?, rtag: f.rtag.take()?, ice: ice(*f) },
         5 => Ask::Challenge,
         51 => {
             let from = address(f.host.take(), f.port)?;
-            Ask::Notify { token: f.token.take()?, ltag: f.ltag.take()?, from, ice: ice(f) }
+            Ask::Notify { token: f.token.take()?, ltag: f.ltag.take()?, from, ice: ice(*f) }
         }
         52 => {
             let from = address(f.rhost.take(), f.rport)?;
-            Ask::Answered { token: f.token.take()?, from, ice: ice(f) }
+            Ask::Answered { token: f.token.take()?, from, ice: ice(*f) }
         }
         53 => Ask::Question { token: f.token? },
         54 => {
             let (token, done) = (f.token.take()?, f.done.unwrap_or(false));
-            let Ice { cands, nat, .. } = ice(f);
+            let Ice { cands, nat, .. } = ice(*f);
             Ask::Trickle { token, cands, done, nat }
         }
         55 => Ask::End { token: f.token?, reason: f.reason.map(|reason| reason.0) },
@@ -159,7 +159,7 @@ fn answer(mut envelope: Envelope) -> Option<Answer> {
         3 => Answer::Listed { tags: f.tags?, more: f.more.unwrap_or(false) },
         4 => Answer::Calling { token: f.token? },
         5 => Answer::Challenged { nonce: f.nonce?.0 },
-        51 => Answer::Accepted { token: f.token.take()?, ice: ice(f) },
+        51 => Answer::Accepted { token: f.token.take()?, ice: ice(*f) },
         52 => Answer::Noted { token: f.token? },
         53 => Answer::Status {
             token: f.token.take()?,
@@ -231,7 +231,7 @@ impl Request {
     #[must_use]
     pub fn encode(&self) -> String {
         let mut out = Envelope { t: self.body.t(), mid: self.mid, ..Envelope::default() };
-        let object = |fields: Fields| Some(Object(fields));
+        let object = |fields: Fields| Some(Object(Box::new(fields)));
         match self.body.clone() {
             Ask::Register { key, secret, epoch, proof } => {
                 if key.is_some() || secret.is_some() || epoch.is_some() || proof.is_some() {
@@ -290,7 +290,7 @@ impl Response {
     #[must_use]
     pub fn encode(&self) -> String {
         let mut out = Envelope { mid: self.mid, code: Some(SUCCESS), ..Envelope::default() };
-        let object = |fields: Fields| Some(Object(fields));
+        let object = |fields: Fields| Some(Object(Box::new(fields)));
         let (t, token) = match self.body.clone() {
             Answer::Registered { tag, ice_servers, stun2, epoch } => {
                 let ice_servers = (!ice_servers.is_empty()).then_some(Few(ice_servers));
@@ -313,7 +313,7 @@ impl Response {
                 (-5, None)
             }
             Answer::Accepted { token, ice } => {
-                out.extra = (ice != Ice::default()).then(|| Object(ice.into()));
+                out.extra = (ice != Ice::default()).then(|| Object(Box::new(ice.into())));
                 (-51, Some(token))
             }
             Answer::Noted { token } => (-52, Some(token)),
@@ -326,7 +326,7 @@ impl Response {
             Answer::Ended { token } => (-55, Some(token)),
             Answer::Watching { online, offline } => {
                 let some = !(online.is_empty() && offline.is_empty());
-                out.extra = some.then(|| Object(coming_and_going(online, offline)));
+                out.extra = some.then(|| Object(Box::new(coming_and_going(online, offline))));
                 (-60, None)
             }
             Answer::Punched { token } => (-103, Some(token)),

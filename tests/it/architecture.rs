@@ -45,6 +45,7 @@ const PURE: &[&str] = &[
     "src/signaling/calls.rs",
     "src/signaling/config.rs",
     "src/signaling/envelope.rs",
+    "src/signaling/framing.rs",
     "src/signaling/gathers.rs",
     "src/signaling/identity.rs",
     "src/signaling/leg.rs",
