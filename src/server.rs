@@ -31,7 +31,7 @@ use crate::net::connections::Connections;
 use crate::net::interfaces;
 use crate::net::time;
 use crate::net::tls::Tls;
-use crate::signaling::{self, AccessKey};
+use crate::signaling::{self, AccessKey, Realms};
 use crate::state::State;
 use crate::turn_server::mobility::Tickets;
 pub use auth::{AuthConfig, OauthConfig, RealmConfig, StaticUser};
@@ -238,6 +238,7 @@ fn worker_count(config: &Config) -> Result<usize, ServerError> {
 /// Fills in what signalling has to know of the rest.
 fn signaling_config(config: &Config, state: &State, facts: &Facts) -> signaling::Config {
     let mut signaling = config.signaling.clone();
+    signaling.realms = Realms::new(&config.auth.derive(state, "signaling realms"));
     signaling.access_keys.push(AccessKey::new(&state.access_key));
     signaling.ice_servers = facts.ice.clone();
     signaling.stun2 = facts.advertised.first().map(|a| SocketAddr::new(a.ip(), facts.aux_port).to_string());

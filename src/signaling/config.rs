@@ -1,6 +1,6 @@
 //! What an operator may set of signalling; every value has a default that serves.
 
-use super::admission::{AccessKey, IceServers};
+use super::admission::{AccessKey, IceServers, Jwt, Realms};
 use std::time::Duration;
 
 /// Everything that [`super::start`] must know.
@@ -20,6 +20,10 @@ pub struct Config {
     pub open: bool,
     /// Keys and what they admit to; default none.
     pub access_keys: Vec<AccessKey>,
+    /// What JWTs must be to admit like keys; default none does.
+    pub jwt: Option<Jwt>,
+    /// Knows the realms of keys and JWTs.
+    pub realms: Realms,
     /// What registrations and `/ice` hand out; default none.
     pub ice_servers: IceServers,
     /// `host:port` of the second UDP port, handed out as `stun2`; default none.
@@ -36,6 +40,8 @@ impl Default for Config {
             presence: true,
             open: true,
             access_keys: Vec::new(),
+            jwt: None,
+            realms: Realms::default(),
             ice_servers: IceServers::default(),
             stun2: None,
         }

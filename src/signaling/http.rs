@@ -43,11 +43,18 @@ async fn ice_servers(
         let body = Json(json!({"error": "show an access key: /ice?key=… or Authorization: Bearer …"}));
         return (StatusCode::UNAUTHORIZED, OPEN_AND_FRESH, challenge, body).into_response();
     };
-    if !admission::scopes(&shared.config.access_keys, key).is_some_and(|scopes| scopes.relay) {
-        let body = Json(json!({"error": "this access key is not valid here"}));
-        return (StatusCode::FORBIDDEN, OPEN_AND_FRESH, body).into_response();
-    }
+    let now = now();
+    let admitted = admission::admit(&shared.config, now, key).map_err(|refusal| refusal.to_string());
+    let relay = "this access key does not have the scope `relay`".to_owned();
+    let until =
+        match admitted.and_then(|admitted| admitted.scopes.relay.then_some(admitted.until).ok_or(relay)) {
+            Ok(until) => until,
+            Err(error) => {
+                let body = Json(json!({ "error": error }));
+                return (StatusCode::FORBIDDEN, OPEN_AND_FRESH, body).into_response();
+            }
+        };
     let name = format!("web{}", shared.next_conn().0);
-    let servers = shared.config.ice_servers.admitted(now(), &name);
+    let servers = shared.config.ice_servers.admitted(now, &name, until);
     (OPEN_AND_FRESH, Json(json!({ "iceServers": servers }))).into_response()
 }

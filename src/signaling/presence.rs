@@ -1,6 +1,6 @@
 //! The hub's part in presence: who comes (t=1), stays (2), is listed (3) and is watched (60).
 
-use super::admission::{self, Scopes};
+use super::admission::{self, Admitted};
 use super::identity::{self, TAG_BYTES};
 use super::leg::{Door, Network, Peer};
 use super::machine::{Asker, Hub, Output, base32};
@@ -33,9 +33,9 @@ impl Hub {
         key: Option<&str>,
         claim: Claim<'_>,
     ) -> Result<Answer, Code> {
-        let scopes = match key {
-            Some(key) => admission::scopes(&self.config.access_keys, key).ok_or(Code::NotAllowed)?,
-            None => Scopes::default(),
+        let Admitted { scopes, until, .. } = match key {
+            Some(key) => self.admit(asker, key)?,
+            None => Admitted::default(),
         };
         if !(self.config.open || scopes.register) {
             return Err(Code::NotAllowed);
@@ -56,7 +56,7 @@ impl Hub {
         }
         self.registry.empower(asker.leg.peer, scopes.admin);
         let ice_servers = match scopes.relay {
-            true => self.config.ice_servers.admitted(asker.now, tag.as_str()),
+            true => self.config.ice_servers.admitted(asker.now, tag.as_str(), until),
             false => self.config.ice_servers.public(),
         };
         let stun2 = self.config.stun2.clone();
@@ -64,6 +64,24 @@ impl Hub {
         let fits = Response { mid, body: full.clone() }.encode().len() <= self.room(asker);
         let bare = Answer::Registered { tag, ice_servers: Vec::new(), stun2: None, epoch };
         Ok(if fits { full } else { bare })
+    }
+
+    /// Says what a key or JWT admits to; one that may cost a signature is taken as seldom as those of tags are.
+    fn admit(&mut self, asker: Asker, shown: &str) -> Result<Admitted, Code> {
+        if self.config.jwt.as_ref().is_some_and(|jwt| jwt.is_costly(shown)) {
+            self.charge_signature(asker)?;
+        }
+        admission::admit(&self.config, asker.now, shown).map_err(|refusal| {
+            tracing::debug!(%refusal, "not admitted");
+            Code::NotAllowed
+        })
+    }
+
+    /// A signature costs more than all else a message does.
+    fn charge_signature(&mut self, asker: Asker) -> Result<(), Code> {
+        let network = self.network(asker.leg.peer)?;
+        let verdict = self.proofs.take(network, asker.now.mono);
+        if verdict == Verdict::Pass { Ok(()) } else { Err(Code::TooMany) }
     }
 
     /// Says which tag a secret or a key has; none where neither was shown.
@@ -75,11 +93,7 @@ impl Hub {
         if !self.challenges.knows(&proof.nonce, asker.leg.peer, asker.now.unix) {
             return Err(Code::BadToken);
         }
-        // A signature costs more than all else a message does.
-        let network = self.network(asker.leg.peer)?;
-        if self.proofs.take(network, asker.now.mono) != Verdict::Pass {
-            return Err(Code::TooMany);
-        }
+        self.charge_signature(asker)?;
         if !identity::is_proven(proof, claim.epoch) {
             return Err(Code::NotAllowed);
         }

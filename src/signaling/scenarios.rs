@@ -2,6 +2,7 @@
 
 mod abuse;
 mod acts;
+mod admission;
 mod hands;
 mod identity;
 mod loss;
