@@ -1,7 +1,7 @@
 //! The section `[signaling]`.
 
 use super::ConfigError;
-use crate::signaling::{AccessKey, Config, Jwt, JwtKey, Limits, NotifyFrom as From, Realms, Scopes};
+use crate::signaling::{AccessKey, Config, Jwt, JwtKey, Limits, NotifyFrom as From, Origins, Realms, Scopes};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,6 +12,7 @@ pub(super) struct Signaling {
     open: Option<bool>,
     keys: Vec<Key>,
     jwt: Option<Token>,
+    origins: Option<Vec<String>>,
     list: Option<bool>,
     presence: Option<bool>,
     presence_interval: Option<u64>,
@@ -178,6 +179,12 @@ impl Signaling {
         signaling.open = self.open.unwrap_or(signaling.open);
         signaling.access_keys = self.keys.iter().map(Key::read).collect::<Result<_, _>>()?;
         signaling.jwt = self.jwt.map(Token::read).transpose()?;
+        if let Some(list) = self.origins {
+            signaling.origins = Origins::only(list).ok_or(value(
+                "signaling.origins",
+                "must hold origins as browsers write them: https://app.example",
+            ))?;
+        }
         signaling.presence = self.presence.unwrap_or(signaling.presence);
         signaling.list = self.list.unwrap_or(signaling.list);
         signaling.notify_from = match self.notify_from {
@@ -225,6 +232,7 @@ mod tests {
                 ),
                 "signaling.keys.realm",
             ),
+            ("[signaling]\norigins = ['https://app.example/']".to_owned(), "signaling.origins"),
             ("[signaling.jwt]\nalgorithm = 'HS256'\nkey = 'short'".to_owned(), "signaling.jwt.key"),
             ("[signaling.jwt]\nalgorithm = 'HS256'".to_owned(), "key_file"),
             (format!("[signaling.jwt]\nalgorithm = 'HS256'\n{key}\nkey_file = 'a'"), "key_file"),

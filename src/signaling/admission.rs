@@ -1,6 +1,7 @@
 //! Who gets in and who gets a relay: access keys and JWTs with scopes, and the ICE servers that are handed out with or without one.
 
 mod jwt;
+mod origins;
 mod realm;
 
 use super::config::Config;
@@ -8,6 +9,7 @@ use super::wire::{IceServer, MAX_KEY};
 use crate::clock::Now;
 use crate::turn_server::auth::RestSecret;
 pub use jwt::{Jwt, JwtKey};
+pub use origins::Origins;
 pub use realm::{Realm, Realms};
 use ring::hmac;
 use std::fmt;

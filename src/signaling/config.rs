@@ -1,6 +1,6 @@
 //! What an operator may set of signalling; every value has a default that serves.
 
-use super::admission::{AccessKey, IceServers, Jwt, Realms};
+use super::admission::{AccessKey, IceServers, Jwt, Origins, Realms};
 use std::time::Duration;
 
 /// Everything that [`super::start`] must know.
@@ -24,6 +24,8 @@ pub struct Config {
     pub jwt: Option<Jwt>,
     /// Knows the realms of keys and JWTs.
     pub realms: Realms,
+    /// Whose pages may open `/ws` and read `/ice`; default all.
+    pub origins: Origins,
     /// What registrations and `/ice` hand out; default none.
     pub ice_servers: IceServers,
     /// `host:port` of the second UDP port, handed out as `stun2`; default none.
@@ -42,6 +44,7 @@ impl Default for Config {
             access_keys: Vec::new(),
             jwt: None,
             realms: Realms::default(),
+            origins: Origins::default(),
             ice_servers: IceServers::default(),
             stun2: None,
         }

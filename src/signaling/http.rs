@@ -5,7 +5,7 @@ use super::service::Shared;
 use super::websocket;
 use crate::net::time::now;
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -13,15 +13,24 @@ use serde::Deserialize;
 use serde_json::json;
 use std::sync::Arc;
 
-/// Pages of any origin may ask, and no cache may keep what they got.
-const OPEN_AND_FRESH: [(HeaderName, &str); 3] = [
-    (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
-    (header::ACCESS_CONTROL_ALLOW_HEADERS, "authorization"),
-    (header::CACHE_CONTROL, "no-store"),
-];
+/// Pages of origins that are let in may read the answer, and no cache may keep it.
+fn open_and_fresh(shared: &Shared, asked: &HeaderMap) -> HeaderMap {
+    let (origins, any) = (&shared.config.origins, HeaderValue::from_static("*"));
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization"));
+    if !origins.are_all() {
+        headers.insert(header::VARY, HeaderValue::from_static("origin"));
+    }
+    let own = asked.get(header::ORIGIN).filter(|origin| origins.hold(origin.as_bytes()));
+    if let Some(origin) = if origins.are_all() { Some(&any) } else { own } {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+    }
+    headers
+}
 
 pub(super) fn router(shared: Arc<Shared>) -> Router {
-    let ice = get(ice_servers).options(|| async { (StatusCode::NO_CONTENT, OPEN_AND_FRESH) });
+    let ice = get(ice_servers).options(may_ask);
     Router::new().route("/ws", get(websocket::upgrade)).route("/ice", ice).with_state(shared)
 }
 
@@ -30,18 +39,24 @@ struct Shown {
     key: Option<String>,
 }
 
+/// Answers `OPTIONS /ice`, which browsers ask before they show a key.
+async fn may_ask(State(shared): State<Arc<Shared>>, asked: HeaderMap) -> Response {
+    (StatusCode::NO_CONTENT, open_and_fresh(&shared, &asked)).into_response()
+}
+
 /// Answers `GET /ice`: the key stands in `?key=` or in `Authorization: Bearer`.
 async fn ice_servers(
     State(shared): State<Arc<Shared>>,
     Query(shown): Query<Shown>,
-    headers: HeaderMap,
+    asked: HeaderMap,
 ) -> Response {
+    let headers = open_and_fresh(&shared, &asked);
     let bearer =
-        headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+        asked.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     let Some(key) = bearer.or(shown.key.as_deref()) else {
         let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
         let body = Json(json!({"error": "show an access key: /ice?key=… or Authorization: Bearer …"}));
-        return (StatusCode::UNAUTHORIZED, OPEN_AND_FRESH, challenge, body).into_response();
+        return (StatusCode::UNAUTHORIZED, headers, challenge, body).into_response();
     };
     let now = now();
     let admitted = admission::admit(&shared.config, now, key).map_err(|refusal| refusal.to_string());
@@ -51,10 +66,10 @@ async fn ice_servers(
             Ok(until) => until,
             Err(error) => {
                 let body = Json(json!({ "error": error }));
-                return (StatusCode::FORBIDDEN, OPEN_AND_FRESH, body).into_response();
+                return (StatusCode::FORBIDDEN, headers, body).into_response();
             }
         };
     let name = format!("web{}", shared.next_conn().0);
     let servers = shared.config.ice_servers.admitted(now, &name, until);
-    (OPEN_AND_FRESH, Json(json!({ "iceServers": servers }))).into_response()
+    (headers, Json(json!({ "iceServers": servers }))).into_response()
 }

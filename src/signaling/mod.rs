@@ -27,7 +27,7 @@ mod watches;
 mod websocket;
 pub mod wire;
 
-pub use admission::{AccessKey, Admitted, IceServers, Jwt, JwtKey, Realm, Realms, Scopes};
+pub use admission::{AccessKey, Admitted, IceServers, Jwt, JwtKey, Origins, Realm, Realms, Scopes};
 pub use config::{Config, Limits, NotifyFrom, Rate, Times};
 pub use leg::{Conn, Door};
 pub use machine::{Hub, Output};
