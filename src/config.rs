@@ -336,8 +336,6 @@ mod tests {
             ("[turn]\nallow_peers = ['10.0.0.0/33']", "allow_peers"),
             ("[turn]\nrest_secret = 'short'", "turn.rest_secret"),
             ("[turn]\nmax_lifetime = 10", "turn.max_lifetime"),
-            ("[signaling]\ntag_lifetime = 0", "signaling.tag_lifetime"),
-            ("[signaling]\nwatches_per_client = 2001", "signaling.watches_per_client"),
             ("[signaling]\nnotify_from = 'nobody'", "notify_from"),
             ("listen = []", "listen"),
             ("[stun]\nnat_discovery = ['192.0.2.1']", "stun.nat_discovery"),
@@ -364,7 +362,7 @@ mod tests {
     #[test]
     fn values_arrive_where_they_are_used() {
         let config = Config::parse(
-            "port = 4000\n[turn]\nrelay_ports = '50000-50063'\nusers = { alice = 'pw' }\n[signaling]\nlist = false\npresence = false\nmax_watches = 9",
+            "port = 4000\n[turn]\nrelay_ports = '50000-50063'\nusers = { alice = 'pw' }\n[signaling]\nlist = false\npresence = false\n[signaling.limits]\nwatches = 9",
         )
         .unwrap();
         assert_eq!((config.server.port, config.server.turn.relay_ports), (4000, Some(50_000..=50_063)));

@@ -1,7 +1,9 @@
 //! The section `[signaling]`.
 
+mod measures;
+
 use super::ConfigError;
-use crate::signaling::{AccessKey, Config, Jwt, JwtKey, Limits, NotifyFrom as From, Origins, Realms, Scopes};
+use crate::signaling::{AccessKey, Config, Jwt, JwtKey, NotifyFrom as From, Origins, Realms, Scopes};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,21 +17,9 @@ pub(super) struct Signaling {
     origins: Option<Vec<String>>,
     list: Option<bool>,
     presence: Option<bool>,
-    presence_interval: Option<u64>,
-    challenge_lifetime: Option<u64>,
-    watches_per_client: Option<usize>,
-    watchers_per_tag: Option<usize>,
-    max_watches: Option<usize>,
     notify_from: Option<NotifyFrom>,
-    tag_lifetime: Option<u64>,
-    token_lifetime: Option<u64>,
-    question_interval: Option<u64>,
-    ping_interval: Option<u64>,
-    idle_timeout: Option<u64>,
-    max_tags: Option<usize>,
-    tags_per_network: Option<usize>,
-    max_connections: Option<usize>,
-    connections_per_network: Option<usize>,
+    times: measures::Times,
+    limits: measures::Limits,
 }
 
 #[derive(Debug, Deserialize)]
@@ -142,40 +132,8 @@ enum NotifyFrom {
 
 impl Signaling {
     pub(super) fn apply(self, signaling: &mut Config) -> Result<(), ConfigError> {
-        let times = &mut signaling.times;
-        for (key, given, time) in [
-            ("signaling.tag_lifetime", self.tag_lifetime, &mut times.tag),
-            ("signaling.token_lifetime", self.token_lifetime, &mut times.token),
-            ("signaling.question_interval", self.question_interval, &mut times.question),
-            ("signaling.presence_interval", self.presence_interval, &mut times.presence),
-            ("signaling.challenge_lifetime", self.challenge_lifetime, &mut times.challenge),
-            ("signaling.ping_interval", self.ping_interval, &mut times.ping),
-            ("signaling.idle_timeout", self.idle_timeout, &mut times.idle),
-        ] {
-            match given {
-                Some(0) => return Err(ConfigError::Value { key, rule: "must be at least 1 second" }),
-                Some(seconds) => *time = Duration::from_secs(seconds),
-                None => {}
-            }
-        }
-        let limits = &mut signaling.limits;
-        for (given, limit) in [
-            (self.max_tags, &mut limits.tags),
-            (self.tags_per_network, &mut limits.tags_per_network),
-            (self.max_connections, &mut limits.connections),
-            (self.connections_per_network, &mut limits.connections_per_network),
-            (self.watches_per_client, &mut limits.watches_per_client),
-            (self.watchers_per_tag, &mut limits.watchers_per_tag),
-            (self.max_watches, &mut limits.watches),
-        ] {
-            *limit = given.unwrap_or(*limit);
-        }
-        if limits.watches_per_client > Limits::MOST_WATCHES_PER_CLIENT {
-            return Err(ConfigError::Value {
-                key: "signaling.watches_per_client",
-                rule: "must be at most 2000",
-            });
-        }
+        self.times.apply(&mut signaling.times)?;
+        self.limits.apply(&mut signaling.limits)?;
         signaling.open = self.open.unwrap_or(signaling.open);
         signaling.access_keys = self.keys.iter().map(Key::read).collect::<Result<_, _>>()?;
         signaling.jwt = self.jwt.map(Token::read).transpose()?;
