@@ -1,6 +1,8 @@
 //! The HTTP hand: `/ws`, and `/ice`, which hands ICE servers to those who show an access key.
 
 use super::admission;
+use super::identity::TAG_BYTES;
+use super::machine::base32;
 use super::service::Shared;
 use super::websocket;
 use crate::net::time::now;
@@ -9,6 +11,8 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use rand::TryRngCore;
+use rand::rngs::OsRng;
 use serde::Deserialize;
 use serde_json::json;
 use std::sync::Arc;
@@ -51,9 +55,7 @@ async fn ice_servers(
     asked: HeaderMap,
 ) -> Response {
     let headers = open_and_fresh(&shared, &asked);
-    let bearer =
-        asked.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    let Some(key) = bearer.or(shown.key.as_deref()) else {
+    let Some(key) = bearer(&asked).or(shown.key.as_deref()) else {
         let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
         let body = Json(json!({"error": "show an access key: /ice?key=… or Authorization: Bearer …"}));
         return (StatusCode::UNAUTHORIZED, headers, challenge, body).into_response();
@@ -69,7 +71,18 @@ async fn ice_servers(
                 return (StatusCode::FORBIDDEN, headers, body).into_response();
             }
         };
-    let name = format!("web{}", shared.next_conn().0);
+    // A name of its own, so that it can be revoked.
+    let mut name = [0; TAG_BYTES];
+    if let Err(error) = OsRng.try_fill_bytes(&mut name) {
+        tracing::error!(%error, "the system's random source");
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
+    let name = base32(&name);
     let servers = shared.config.ice_servers.admitted(now, &name, until);
-    (headers, Json(json!({ "iceServers": servers }))).into_response()
+    (headers, Json(json!({ "iceServers": servers, "tag": name }))).into_response()
+}
+
+/// Returns the key or JWT in `Authorization: Bearer`.
+pub(crate) fn bearer(asked: &HeaderMap) -> Option<&str> {
+    asked.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
 }

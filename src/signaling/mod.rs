@@ -27,8 +27,9 @@ mod watches;
 mod websocket;
 pub mod wire;
 
-pub use admission::{AccessKey, Admitted, IceServers, Jwt, JwtKey, Origins, Realm, Realms, Scopes};
+pub use admission::{AccessKey, Admitted, IceServers, Jwt, JwtKey, Origins, Realm, Realms, Refusal, Scopes};
 pub use config::{Config, Limits, NotifyFrom, Rate, Times};
+pub(crate) use http::bearer;
 pub use leg::{Conn, Door};
 pub use machine::{Hub, Output};
 pub use service::{Handle, Service, start};

@@ -6,6 +6,7 @@ use super::leg::{Door, Network, Peer};
 use super::machine::{Asker, Hub, Output, base32};
 use super::rate::Verdict;
 use super::wire::{Answer, Ask, Code, MAX_EPOCH, Proof, Request, Response, Tag};
+use crate::clock::Now;
 use rand::RngCore;
 use std::time::Instant;
 
@@ -49,6 +50,9 @@ impl Hub {
             (None, Some(client)) => (client.tag.clone(), client.epoch),
             (None, None) => (self.fresh_tag()?, None),
         };
+        if self.config.revoked.holds(asker.now.unix, tag.as_str()) {
+            return Err(Code::Revoked);
+        }
         self.enter(asker, &tag, epoch)?;
         if claim.proof.is_some() {
             // The nonce came back from there.
@@ -138,18 +142,31 @@ impl Hub {
             return Err(Code::TooMany);
         }
         self.registry.remove_peer(peer);
-        if let Some(older) = self.registry.remove_tag(tag) {
-            // Nobody is sent a datagram for what was done in another's name.
-            if older.proven {
-                self.send(older.leg, Door::Main, &Response::failure(1, None, Code::Replaced).encode());
-            }
-            if let Peer::Web(conn) = older.leg.peer {
-                self.close_web(asker.now, conn);
-                self.outputs.push_back(Output::Close { conn });
-            }
-        }
+        self.dismiss(asker.now, tag, Code::Replaced);
         let entered = self.registry.enter(asker.now.mono, tag.clone(), asker.leg, network, epoch);
         entered.map_err(|_| Code::TooMany)
+    }
+
+    /// Takes `tag` from whoever has it, and tells why before the connection is closed.
+    fn dismiss(&mut self, now: Now, tag: &Tag, why: Code) {
+        let Some(older) = self.registry.remove_tag(tag) else { return };
+        // Nobody is sent a datagram for what was done in another's name.
+        if older.proven {
+            self.send(older.leg, Door::Main, &Response::failure(1, None, why).encode());
+        }
+        if let Peer::Web(conn) = older.leg.peer {
+            self.close_web(now, conn);
+            self.outputs.push_back(Output::Close { conn });
+        }
+    }
+
+    /// Takes note that a tag was revoked: it is offline at once, and its calls end.
+    pub fn handle_revoked(&mut self, now: Now, tag: &Tag) {
+        for id in self.calls.by_tag(tag) {
+            self.with_call(now.mono, id, |call, at| call.withdraw(tag, at));
+        }
+        self.dismiss(now, tag, Code::Revoked);
+        self.tell_changes(now.mono);
     }
 
     /// t=2.

@@ -1,10 +1,13 @@
 //! The hands: one task owns the hub, and every queue to and from it is bounded.
 
+use super::admission::{self, Admitted, Refusal};
 use super::config::Config;
 use super::http;
 use super::leg::{Conn, Door};
 use super::machine::{Hub, Output};
 use super::udp::Sockets;
+use super::wire::Tag;
+use crate::clock::Now;
 use crate::net::time::now;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -22,6 +25,7 @@ pub(super) enum Event {
     Opened { conn: Conn, ip: IpAddr, outbox: mpsc::Sender<String> },
     Text { conn: Conn, text: String },
     Closed { conn: Conn },
+    Revoked { tag: Tag },
 }
 
 /// What the handles share: the way to the hub, and what needs no hub.
@@ -107,6 +111,20 @@ impl Handle {
         self.shared.inbox.try_send(event).is_ok()
     }
 
+    /// Ends what a client has here whose tag is in [`Config::revoked`] from now on.
+    pub async fn revoke(&self, tag: Tag) {
+        // Without a hub nothing is left to end.
+        let _ = self.shared.inbox.send(Event::Revoked { tag }).await;
+    }
+
+    /// Says what a key or JWT admits to.
+    ///
+    /// # Errors
+    /// [`Refusal`] says why it does not.
+    pub fn admit(&self, now: Now, shown: &str) -> Result<Admitted, Refusal> {
+        admission::admit(&self.shared.config, now, shown)
+    }
+
     /// Returns the routes `/ws` and `/ice`. Each request must carry `axum::extract::ConnectInfo<SocketAddr>` in its
     /// extensions.
     pub fn router(&self) -> axum::Router {
@@ -154,6 +172,7 @@ impl Switch {
                 self.hub.handle_web_opened(now, conn, ip);
             }
             Event::Text { conn, text } => self.hub.handle_web_text(now, conn, &text),
+            Event::Revoked { tag } => self.hub.handle_revoked(now, &tag),
             Event::Closed { conn } => {
                 self.outboxes.remove(&conn);
                 self.hub.handle_web_closed(now, conn);

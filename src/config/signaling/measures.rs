@@ -98,6 +98,7 @@ pub(super) struct Limits {
     per_pair: Option<Rate>,
     per_proof: Option<Rate>,
     rates: Option<usize>,
+    revocations: Option<usize>,
     inbox: Option<usize>,
     outbox: Option<usize>,
 }
@@ -141,6 +142,7 @@ impl Limits {
             per_pair,
             per_proof,
             rates,
+            revocations,
             inbox,
             outbox,
         } = limits;
@@ -161,6 +163,7 @@ impl Limits {
             ("signaling.limits.watches", self.watches, watches),
             ("signaling.limits.answer_bytes", self.answer_bytes, answer_bytes),
             ("signaling.limits.rates", self.rates, rates),
+            ("signaling.limits.revocations", self.revocations, revocations),
             ("signaling.limits.inbox", self.inbox, inbox),
             ("signaling.limits.outbox", self.outbox, outbox),
         ] {

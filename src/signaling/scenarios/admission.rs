@@ -1,6 +1,7 @@
 //! Who is let in, with what, and how that ends.
 
 use super::*;
+use crate::signaling::wire::Tag;
 use crate::signaling::{Jwt, JwtKey, Limits, Rate};
 use data_encoding::BASE64URL_NOPAD;
 use ring::hmac;
@@ -75,4 +76,81 @@ fn tokens_that_cost_a_signature_are_taken_as_seldom_as_other_signatures() {
     assert_eq!(code(&world.ask_web(1, &register(4, "the key"))), 200, "a key costs none");
     world.wait_ms(1000);
     assert_eq!(code(&world.ask_web(1, &register(5, &guess))), 204);
+}
+
+/// Revokes a tag for an hour.
+fn revoke(world: &mut World, tag: &str) {
+    let unix = world.now.unix;
+    world.hub.config.revoked.revoke(unix, tag, unix + 3600).unwrap();
+    world.hub.handle_revoked(world.now, &Tag::new(tag).unwrap());
+    world.drain();
+}
+
+#[test]
+fn a_revoked_tag_is_told_so_closed_and_refused_until_that_is_over() {
+    let mut world = World::new(config());
+    let watcher = world.web_client(9);
+    world.open(1);
+    let mine = json!({"t": 1, "mid": 1, "params": {"secret": OWN}});
+    let tag = world.ask_web(1, &mine)["extra"]["tag"].as_str().unwrap().to_owned();
+    world.ask_web(9, &json!({"t": 60, "mid": 2, "params": {"tags": [tag]}}));
+    revoke(&mut world, &tag);
+    assert_eq!(world.on(1), [json!({"t": 1, "code": 211, "em": "revoked"})]);
+    assert!(world.sent.contains(&Output::Close { conn: Conn(1) }));
+    assert_eq!(world.on(9), [json!({"t": 60, "params": {"offline": [tag]}})]);
+    let call = json!({"t": 4, "mid": 3, "params": {"tag": watcher, "rtag": tag}});
+    assert_eq!(code(&world.ask_web(9, &call)), 203);
+    world.open(2);
+    assert_eq!(code(&world.ask_web(2, &mine)), 211);
+    assert_eq!(code(&world.ask("192.0.2.10:1000", &mine)), 211);
+    // Others are what they were, and so is the tag once its last credentials have ended or it was taken back.
+    assert_eq!(code(&world.ask_web(2, &json!({"t": 1, "mid": 2}))), 200);
+    world.now = world.now.after(Duration::from_secs(3600));
+    let again = json!({"t": 1, "mid": 3, "params": {"secret": OWN}});
+    assert_eq!(world.ask_web(2, &again)["extra"]["tag"], json!(tag));
+    revoke(&mut world, &tag);
+    assert!(world.hub.config.revoked.restore(&tag));
+    world.open(3);
+    assert_eq!(world.ask_web(3, &again)["extra"]["tag"], json!(tag));
+}
+
+#[test]
+fn the_calls_of_a_revoked_tag_end_and_the_other_side_is_told() {
+    let mut world = World::new(config());
+    let tags = [1, 2, 3].map(|conn| world.web_client(conn));
+    let mut call = |from: usize, to: usize| {
+        let message = json!({"t": 4, "mid": 9, "params": {"tag": tags[from], "rtag": tags[to]}});
+        let token = world.ask_web(from as u64 + 1, &message)["extra"]["token"].clone();
+        (token, world.on(to as u64 + 1).remove(0)["mid"].clone())
+    };
+    // 1 calls 2, who answers; 3 calls 1, who has not yet.
+    let (live, mid) = call(0, 1);
+    let (waiting, _) = call(2, 0);
+    world.web(2, &json!({"t": -51, "mid": mid, "token": live, "code": 200}));
+    world.on(1);
+    revoke(&mut world, &tags[0]);
+    let ended = one(world.on(2));
+    assert_eq!(
+        (&ended["t"], &ended["token"], &ended["params"]["reason"]),
+        (&json!(55), &live, &json!("revoked"))
+    );
+    let failed = one(world.on(3));
+    assert_eq!((&failed["t"], &failed["token"], code(&failed)), (&json!(4), &waiting, 203));
+    assert_eq!(world.on(1), [json!({"t": 1, "code": 211, "em": "revoked"})]);
+    world.wait_ms(30_000);
+    assert_eq!(world.hub.acts(), 0);
+    // A name that nobody has is revoked all the same.
+    world.sent.clear();
+    revoke(&mut world, "nobody");
+    assert!(world.sent.is_empty());
+}
+
+#[test]
+fn whoever_only_wrote_an_address_as_a_source_does_not_have_it_told_of_a_revocation() {
+    let mut world = World::new(config());
+    let mine = json!({"t": 1, "mid": 1, "params": {"secret": OWN}});
+    let tag = world.ask("192.0.2.10:1000", &mine)["extra"]["tag"].as_str().unwrap().to_owned();
+    revoke(&mut world, &tag);
+    assert!(world.at("192.0.2.10:1000").is_empty());
+    assert_eq!(code(&world.ask("192.0.2.10:1000", &json!({"t": 2, "tag": tag}))), 202);
 }
