@@ -55,6 +55,9 @@ pub enum Error {
     /// The server or the other side said no.
     #[error("refused: {0}")]
     Refused(String),
+    /// A newer session of this side has its tag; this one is over.
+    #[error("another session has taken over this ticket; this one has ended")]
+    Replaced,
     /// Nothing got through between the two.
     #[error("no path to the other side; tried {} own and {} of its candidates", .0.local, .0.remote)]
     NoPath(Tried),
@@ -78,7 +81,7 @@ impl Error {
     pub fn stage(&self) -> Stage {
         match self {
             Self::Unreachable { .. } => Stage::Server,
-            Self::Offline | Self::Refused(_) => Stage::Signal,
+            Self::Offline | Self::Refused(_) | Self::Replaced => Stage::Signal,
             Self::NoPath(_) => Stage::Path,
             Self::TimedOut(stage) => *stage,
             Self::Handshake(_) => Stage::Handshake,
@@ -92,6 +95,7 @@ impl Error {
             LinkError::Refused { code: Code::NotAllowed, .. } => {
                 return Self::Refused("the server does not accept the access key".to_owned());
             }
+            LinkError::Refused { code: Code::Replaced, .. } => return Self::Replaced,
             LinkError::Refused { text, .. } => return Self::Refused(text.clone()),
             LinkError::Silent => return Self::TimedOut(Stage::Server),
             LinkError::Connect(source) if source.kind() == std::io::ErrorKind::TimedOut => {

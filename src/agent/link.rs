@@ -2,7 +2,7 @@
 
 use crate::net::time;
 use crate::signaling::wire::{
-    self, Answer, Ask, Code, IceServer, MAX_TEXT, Message, Request, Response, Tag, Token,
+    self, Answer, Ask, Code, IceServer, MAX_EPOCH, MAX_TEXT, Message, Request, Response, Tag, Token,
 };
 use futures_util::{SinkExt, StreamExt};
 use std::collections::HashMap;
@@ -47,6 +47,8 @@ pub(super) enum Heard {
     Request(Request),
     /// A call that had been accepted cannot go on (S0-A20).
     CallFailed { token: Option<Token>, code: Code, text: String },
+    /// A newer session has the tag, and the line ends.
+    Replaced,
     /// The line is cut; nothing comes any more.
     Closed,
 }
@@ -57,6 +59,8 @@ pub(super) struct Welcome {
     pub(super) tag: Tag,
     pub(super) ice_servers: Vec<IceServer>,
     pub(super) stun2: Option<String>,
+    /// The session's number; of owned tags only.
+    pub(super) epoch: Option<i64>,
 }
 
 /// A handle on the line; cheap to clone.
@@ -78,11 +82,18 @@ pub(super) struct Registration {
     pub(super) key: Option<String>,
     /// Keeps the tag over reconnections.
     pub(super) secret: Option<String>,
+    /// The session's number, last told or shown; none at its first registration.
+    pub(super) epoch: Option<i64>,
 }
 
 impl Registration {
     fn ask(&self) -> Ask {
-        Ask::Register { key: self.key.clone(), secret: self.secret.clone(), epoch: None, proof: None }
+        Ask::Register { key: self.key.clone(), secret: self.secret.clone(), epoch: self.epoch, proof: None }
+    }
+
+    /// Counts on before the same session registers by a new line, so that it is newer than by its old one.
+    pub(super) fn count_on(&mut self) {
+        self.epoch = self.epoch.map(|epoch| epoch.saturating_add(1).min(MAX_EPOCH));
     }
 }
 
@@ -138,7 +149,9 @@ impl Link {
     /// Registers, or registers again for fresh credentials.
     pub(super) async fn register(&self, registration: &Registration) -> Result<Welcome, LinkError> {
         match self.ask(registration.ask()).await? {
-            Answer::Registered { tag, ice_servers, stun2, .. } => Ok(Welcome { tag, ice_servers, stun2 }),
+            Answer::Registered { tag, ice_servers, stun2, epoch } => {
+                Ok(Welcome { tag, ice_servers, stun2, epoch })
+            }
             Answer::Failed { code, em, .. } => Err(LinkError::Refused { code, text: em }),
             _ => Err(LinkError::Silent),
         }
@@ -232,7 +245,12 @@ impl Line {
 
     async fn read(&mut self, frame: &Frame) -> Result<(), tungstenite::Error> {
         self.missed = 0;
-        let Frame::Text(text) = frame else { return Ok(()) };
+        let text = match frame {
+            Frame::Text(text) => text,
+            // Whether the server hangs up as well is its own affair.
+            Frame::Close(_) => return Err(tungstenite::Error::ConnectionClosed),
+            _ => return Ok(()),
+        };
         match wire::decode(text.as_bytes()) {
             Ok(Message::Request(request)) => {
                 let _ = self.heard.send(Heard::Request(request)).await;
@@ -254,6 +272,9 @@ impl Line {
             }
             (None, Answer::Failed { t: 4, token, code, em }) => {
                 let _ = self.heard.send(Heard::CallFailed { token, code, text: em }).await;
+            }
+            (None, Answer::Failed { code: Code::Replaced, .. }) => {
+                let _ = self.heard.send(Heard::Replaced).await;
             }
             // The tag is gone, and with it everything this line is for.
             (None, Answer::Failed { t: 2, code: Code::UnknownTag, .. }) => {

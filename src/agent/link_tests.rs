@@ -40,13 +40,24 @@ impl Script {
 
     /// Accepts a line and gives it `tag`.
     async fn welcome(listener: &TcpListener, tag: &str) -> (Self, Ask) {
+        Self::welcome_as(listener, tag, None).await
+    }
+
+    /// The same as session number `epoch`.
+    async fn welcome_as(listener: &TcpListener, tag: &str, epoch: Option<i64>) -> (Self, Ask) {
+        let (mut script, request) = Self::accept(listener).await;
+        let registered =
+            Answer::Registered { tag: Tag::new(tag).unwrap(), ice_servers: vec![], stun2: None, epoch };
+        script.answer(request.mid, registered).await;
+        (script, request.body)
+    }
+
+    /// Accepts a line and hears its registration.
+    async fn accept(listener: &TcpListener) -> (Self, Request) {
         let (stream, _) = listener.accept().await.unwrap();
         let mut script = Self(accept_async(stream).await.unwrap());
         let request = script.hear_request().await;
-        let registered =
-            Answer::Registered { tag: Tag::new(tag).unwrap(), ice_servers: vec![], stun2: None, epoch: None };
-        script.answer(request.mid, registered).await;
-        (script, request.body)
+        (script, request)
     }
 }
 
@@ -81,7 +92,7 @@ async fn answers_find_their_questions_and_the_rest_is_heard() {
     };
     let agent = async {
         let (heard, mut heard_rx) = mpsc::channel(8);
-        let registration = Registration { key: Some("k".into()), secret: None };
+        let registration = Registration { key: Some("k".into()), secret: None, epoch: None };
         let (stream, _) = connect(&[address]).await.unwrap();
         let (link, welcome) = Link::open(stream, "127.0.0.1", &registration, heard).await.unwrap();
         assert_eq!(welcome.tag.as_str(), "me");
@@ -104,10 +115,8 @@ async fn answers_find_their_questions_and_the_rest_is_heard() {
 async fn a_refused_registration_is_told() {
     let (listener, address) = server().await;
     let scripted = async {
-        let (stream, _) = listener.accept().await.unwrap();
-        let mut script = Script(accept_async(stream).await.unwrap());
-        let mid = script.hear_request().await.mid;
-        script.say(Message::Response(Response::failure(1, mid, Code::NotAllowed))).await;
+        let (mut script, request) = Script::accept(&listener).await;
+        script.say(Message::Response(Response::failure(1, request.mid, Code::NotAllowed))).await;
     };
     let server = Some(ServerName { host: "127.0.0.1".into(), port: address.port() });
     let agent = Agent::new(Config { server, ..Config::default() });
@@ -178,4 +187,60 @@ async fn calls_at_once_are_capped() {
     }
     assert_eq!((accepted, refused), (8, 4));
     drop(listening);
+}
+
+/// A listener whose first session has the number 41, and what it registered with.
+async fn listening(listener: &TcpListener, address: SocketAddr) -> (crate::agent::Listener, Script, Ask) {
+    let server = Some(ServerName { host: "127.0.0.1".into(), port: address.port() });
+    let agent = Agent::new(Config { server, ..Config::default() });
+    let (listening, (script, first)) =
+        tokio::join!(agent.listen(), Script::welcome_as(listener, "me", Some(41)));
+    (listening.unwrap(), script, first)
+}
+
+#[tokio::test]
+async fn a_listener_shows_a_higher_number_each_time_it_comes_back() {
+    let (listener, address) = server().await;
+    let (_listening, mut script, first) = listening(&listener, address).await;
+    let Ask::Register { secret, epoch: None, .. } = first else { panic!("{first:?}") };
+    assert!(secret.is_some());
+    script.0.close(None).await.unwrap();
+    // The answer to the second one is lost, and so the third counts on.
+    let (script, second) = Script::accept(&listener).await;
+    drop(script);
+    let (mut script, third) = Script::welcome_as(&listener, "me", Some(60)).await;
+    script.0.close(None).await.unwrap();
+    let (_script, fourth) = Script::accept(&listener).await;
+    for (ask, expected) in [(second.body, 42), (third, 43), (fourth.body, 61)] {
+        let again = Ask::Register { key: None, secret: secret.clone(), epoch: Some(expected), proof: None };
+        assert_eq!(ask, again);
+    }
+}
+
+/// Nobody is told 210 and comes back all the same.
+async fn assert_over(mut listening: crate::agent::Listener, listener: &TcpListener) {
+    let told = listening.accept().await;
+    assert!(matches!(told, Some(Err(Error::Replaced))), "{told:?}");
+    assert!(listening.accept().await.is_none());
+    let longer_than_the_back_off = Duration::from_secs(2);
+    assert!(timeout(longer_than_the_back_off, listener.accept()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_listener_that_is_told_of_a_newer_session_ends() {
+    let (listener, address) = server().await;
+    let (listening, mut script, _) = listening(&listener, address).await;
+    script.say(Message::Response(Response::failure(1, None, Code::Replaced))).await;
+    script.0.close(None).await.unwrap();
+    assert_over(listening, &listener).await;
+}
+
+#[tokio::test]
+async fn a_listener_that_finds_a_newer_session_when_it_comes_back_ends() {
+    let (listener, address) = server().await;
+    let (listening, mut script, _) = listening(&listener, address).await;
+    script.0.close(None).await.unwrap();
+    let (mut script, request) = Script::accept(&listener).await;
+    script.say(Message::Response(Response::failure(1, request.mid, Code::Replaced))).await;
+    assert_over(listening, &listener).await;
 }

@@ -73,8 +73,8 @@ impl Listener {
     /// Waits for the next connection.
     ///
     /// # Errors
-    /// Why a call by a holder of the ticket came to nothing, after which the next may be waited for. `None`: nobody can call any
-    /// more, because the server gave the tag to another registration.
+    /// Why a call by a holder of the ticket came to nothing, after which the next may be waited for. [`Error::Replaced`] once, where
+    /// a newer session has the tag. `None`: nobody can call any more, because the tag is lost.
     pub async fn accept(&mut self) -> Option<Result<Connection, Error>> {
         self.accepted.recv().await
     }
@@ -119,16 +119,25 @@ impl Desk {
                         let _ = call.try_send(Signal::Failed(code, text));
                     }
                 }
+                Some(Heard::Replaced) => {
+                    self.cut_calls();
+                    let _ = self.done.send(Err(Error::Replaced)).await;
+                    return;
+                }
                 Some(Heard::Closed) | None => {
-                    for (_, call) in self.calls.drain() {
-                        let _ = call.try_send(Signal::LineCut);
-                    }
+                    self.cut_calls();
                     match self.reconnect().await {
                         Some(fresh) => heard = fresh,
                         None => return,
                     }
                 }
             }
+        }
+    }
+
+    fn cut_calls(&mut self) {
+        for (_, call) in self.calls.drain() {
+            let _ = call.try_send(Signal::LineCut);
         }
     }
 
@@ -142,18 +151,25 @@ impl Desk {
                 () = self.done.closed() => return None,
             }
             let (heard, heard_rx) = mpsc::channel(QUEUE);
-            match peer::register(&self.server, &self.registration, heard).await {
+            // An attempt that seems to have failed may have reached the server.
+            self.registration.count_on();
+            let lost = match peer::register(&self.server, &self.registration, heard).await {
                 Ok(line) if line.welcome.tag.as_str() == self.ticket.tag => {
+                    self.registration.epoch = line.welcome.epoch;
                     self.line = line;
                     self.registered_at = time::now().mono;
                     return Some(heard_rx);
                 }
-                Ok(_) => {
-                    let lost = Error::Refused("the server no longer knows this ticket's tag".to_owned());
-                    let _ = self.done.send(Err(lost)).await;
-                    return None;
+                Ok(_) => Some(Error::Refused("the server no longer knows this ticket's tag".to_owned())),
+                Err(Error::Replaced) => Some(Error::Replaced),
+                Err(error) => {
+                    tracing::debug!(%error, "the server is still away");
+                    None
                 }
-                Err(error) => tracing::debug!(%error, "the server is still away"),
+            };
+            if let Some(lost) = lost {
+                let _ = self.done.send(Err(lost)).await;
+                return None;
             }
             wait = (wait * 2).min(BACK_OFF.1);
         }

@@ -40,10 +40,14 @@ impl Agent {
     pub async fn listen(&self) -> Result<Listener, Error> {
         let server = self.config.server.clone();
         let server = server.ok_or_else(|| Error::Local("no server is configured".to_owned()))?;
-        let registration =
-            Registration { key: self.config.key.clone(), secret: Some(random_word(TAG_SECRET_BYTES)) };
+        let mut registration = Registration {
+            key: self.config.key.clone(),
+            secret: Some(random_word(TAG_SECRET_BYTES)),
+            epoch: None,
+        };
         let (heard, heard_rx) = mpsc::channel(QUEUE);
         let line = register(&server, &registration, heard).await?;
+        registration.epoch = line.welcome.epoch;
         let ticket = Ticket {
             host: server.host.clone(),
             port: server.port,
@@ -75,7 +79,7 @@ impl Agent {
             ground.open_lane(LaneKind::Direct, &setup, None);
         }
 
-        let registration = Registration { key: self.config.key.clone(), secret: None };
+        let registration = Registration { key: self.config.key.clone(), secret: None, epoch: None };
         let (heard, heard_rx) = mpsc::channel(QUEUE);
         let opened = Link::open(stream, &server.host, &registration, heard).await;
         let (link, welcome) = opened.map_err(|error| Error::from_link(&name, &error))?;
@@ -157,7 +161,7 @@ async fn pass_on(mut heard: mpsc::Receiver<Heard>, signals: mpsc::Sender<Signal>
         let signal = match heard {
             Heard::Request(request) => Signal::Request(Box::new(request)),
             Heard::CallFailed { code, text, .. } => Signal::Failed(code, text),
-            Heard::Closed => Signal::LineCut,
+            Heard::Replaced | Heard::Closed => Signal::LineCut,
         };
         if signals.send(signal).await.is_err() {
             break;

@@ -95,6 +95,7 @@ fn code(error: &Error) -> &'static str {
         Error::Unreachable { .. } => "unreachable",
         Error::Offline => "offline",
         Error::Refused(_) => "refused",
+        Error::Replaced => "replaced",
         Error::NoPath(_) => "no_path",
         Error::TimedOut(_) => "timed_out",
         Error::Handshake(_) => "handshake",

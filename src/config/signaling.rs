@@ -18,6 +18,7 @@ pub(super) struct Signaling {
     list: Option<bool>,
     presence: Option<bool>,
     notify_from: Option<NotifyFrom>,
+    hubs: Option<usize>,
     times: measures::Times,
     limits: measures::Limits,
 }
@@ -142,6 +143,12 @@ impl Signaling {
                 "signaling.origins",
                 "must hold origins as browsers write them: https://app.example",
             ))?;
+        }
+        if let Some(hubs) = self.hubs {
+            if !(1..=Config::MOST_HUBS).contains(&hubs) {
+                return Err(value("signaling.hubs", "must be 1 to 16"));
+            }
+            signaling.hubs = hubs;
         }
         signaling.presence = self.presence.unwrap_or(signaling.presence);
         signaling.list = self.list.unwrap_or(signaling.list);

@@ -1,6 +1,7 @@
 //! What an operator may set of signalling; every value has a default that serves.
 
 use super::admission::{AccessKey, IceServers, Jwt, Origins, Realms};
+use super::shards::Shards;
 use crate::turn_server::auth::Revoked;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,11 @@ pub struct Config {
     pub ice_servers: IceServers,
     /// `host:port` of the second UDP port, handed out as `stun2`; default none.
     pub stun2: Option<String>,
+}
+
+impl Config {
+    /// Most hubs of a server.
+    pub const MOST_HUBS: usize = Shards::MOST;
 }
 
 impl Default for Config {
@@ -154,6 +160,10 @@ pub struct Limits {
     pub inbox: usize,
     /// Texts that wait for one WebSocket; default 256. One over it closes the connection.
     pub outbox: usize,
+    /// Bytes of them; default 4 MiB: more than all the calls that one tag may be offered at a time.
+    pub outbox_bytes: usize,
+    /// Bytes that wait for all WebSockets; default 64 MiB. Over it, one is closed as soon as more than 64 KiB wait for it.
+    pub outboxes_bytes: usize,
 }
 
 impl Limits {
@@ -182,6 +192,8 @@ impl Default for Limits {
             revocations: 10_000,
             inbox: 4096,
             outbox: 256,
+            outbox_bytes: 4 << 20,
+            outboxes_bytes: 64 << 20,
         }
     }
 }

@@ -114,13 +114,13 @@ pub(super) struct Head {
 }
 
 /// Reads a whole message.
-pub(super) fn read(bytes: &[u8]) -> Option<Envelope> {
-    serde_json::from_slice::<Map<Envelope>>(bytes).ok().map(|map| map.0)
+pub(super) fn read(text: &str) -> Option<Envelope> {
+    serde_json::from_str::<Map<Envelope>>(text).ok().map(|map| map.0)
 }
 
-/// Reads what is usable of a JSON object; `None` where the bytes are no JSON object.
-pub(super) fn read_head(bytes: &[u8]) -> Option<Head> {
-    let loose = serde_json::from_slice::<Map<Loose>>(bytes).ok()?.0;
+/// Reads what is usable of a JSON object; `None` where the text is no JSON object.
+pub(super) fn read_head(text: &str) -> Option<Head> {
+    let loose = serde_json::from_str::<Map<Loose>>(text).ok()?.0;
     Some(Head {
         t: loose.t.number(),
         mid: loose.mid.number(),
@@ -226,14 +226,14 @@ mod tests {
 
     #[test]
     fn arrays_do_not_pass_for_objects() {
-        assert!(read(b"[1,2]").is_none());
-        assert!(read(br#"{"t":1,"params":["a"]}"#).is_none());
-        assert!(read(br#"{"t":1,"params":{"future":[1,{}]},"extra":null,"pad":"x"}"#).is_some());
+        assert!(read("[1,2]").is_none());
+        assert!(read(r#"{"t":1,"params":["a"]}"#).is_none());
+        assert!(read(r#"{"t":1,"params":{"future":[1,{}]},"extra":null,"pad":"x"}"#).is_some());
     }
 
     #[test]
     fn the_head_of_a_wrongly_typed_message_is_still_readable() {
-        let head = |text: &str| read_head(text.as_bytes());
+        let head = read_head;
         assert_eq!(head(r#"{"t":"1","mid":5}"#), Some(Head { t: None, mid: Some(5), answers: false }));
         assert_eq!(head(r#"{"t":1,"mid":1.5}"#), Some(Head { t: Some(1), mid: None, answers: false }));
         assert_eq!(head(r#"{"t":1,"code":"x"}"#), Some(Head { t: Some(1), mid: None, answers: true }));
@@ -244,10 +244,10 @@ mod tests {
     #[test]
     fn a_text_or_list_over_its_cap_is_refused() {
         let with = |n: usize| format!(r#"{{"t":1,"params":{{"key":"{}"}}}}"#, "k".repeat(n));
-        assert!(read(with(MAX_KEY).as_bytes()).is_some());
-        assert!(read(with(MAX_KEY + 1).as_bytes()).is_none());
+        assert!(read(&with(MAX_KEY)).is_some());
+        assert!(read(&with(MAX_KEY + 1)).is_none());
         let cands = |n: usize| format!(r#"{{"t":1,"params":{{"cands":[{}]}}}}"#, vec!["\"c\""; n].join(","));
-        assert!(read(cands(32).as_bytes()).is_some());
-        assert!(read(cands(33).as_bytes()).is_none());
+        assert!(read(&cands(32)).is_some());
+        assert!(read(&cands(33)).is_none());
     }
 }

@@ -20,6 +20,7 @@ mod listing;
 pub mod machine;
 mod message;
 mod name;
+mod outbox;
 mod presence;
 mod quota;
 mod rate;

@@ -6,6 +6,7 @@ use super::config::Config;
 use super::http;
 use super::leg::{Conn, Door};
 use super::machine::{Hub, Output};
+use super::outbox::{Outbox, Waiting};
 use super::shards::{self, Shard};
 use super::udp::Sockets;
 use super::wire::Tag;
@@ -20,11 +21,14 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
+/// Events that a hub takes before it listens to the others again.
+const EVENTS_AT_ONCE: usize = 64;
+
 /// Something that happened to a client.
 #[derive(Debug)]
 pub(super) enum Event {
     Datagram { door: Door, from: SocketAddr, local_ip: Option<IpAddr>, payload: Box<[u8]> },
-    Opened { conn: Conn, ip: IpAddr, outbox: mpsc::Sender<String> },
+    Opened { conn: Conn, ip: IpAddr, outbox: Outbox },
     Text { conn: Conn, text: String },
     Closed { conn: Conn },
     Revoked { tag: Tag },
@@ -35,6 +39,7 @@ pub(super) enum Event {
 pub(super) struct Shared {
     inboxes: Vec<mpsc::Sender<Event>>,
     pub(super) config: Config,
+    pub(super) waiting: Arc<Waiting>,
     conns: AtomicU64,
 }
 
@@ -120,7 +125,7 @@ pub fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service {
         let switch = Switch { hub, place, bus, sockets, outboxes: HashMap::new() };
         tasks.spawn(switch.run(events, words, stopped.clone()));
     }
-    let shared = Shared { inboxes, config, conns: AtomicU64::new(0) };
+    let shared = Shared { inboxes, config, waiting: Arc::default(), conns: AtomicU64::new(0) };
     Service { handle: Handle { shared: Arc::new(shared) }, stop, tasks }
 }
 
@@ -198,7 +203,7 @@ struct Switch {
     place: usize,
     bus: Exchange,
     sockets: Arc<Sockets>,
-    outboxes: HashMap<Conn, mpsc::Sender<String>>,
+    outboxes: HashMap<Conn, Outbox>,
 }
 
 impl Switch {
@@ -226,7 +231,7 @@ impl Switch {
                 },
                 () = timer => self.hub.handle_timeout(now()),
                 event = events.recv() => match event {
-                    Some(event) => self.handle(event),
+                    Some(event) => self.handle_some(event, &mut events),
                     None => return,
                 },
             }
@@ -239,6 +244,20 @@ impl Switch {
             line.waiting.fetch_sub(1, Ordering::Relaxed);
         }
         self.hub.handle_word(now(), word);
+    }
+
+    /// Handles an event and some that wait behind it: the timer is set but once for all of them.
+    fn handle_some(&mut self, first: Event, events: &mut mpsc::Receiver<Event>) {
+        let mut next = Some(first);
+        for _ in 0..EVENTS_AT_ONCE {
+            let Some(event) = next else { return };
+            self.handle(event);
+            self.drain();
+            next = events.try_recv().ok();
+        }
+        if let Some(event) = next {
+            self.handle(event);
+        }
     }
 
     fn handle(&mut self, event: Event) {
@@ -287,7 +306,7 @@ impl Switch {
     /// A client that does not take its texts in time is closed: it would miss some, or make the server keep them.
     fn pass(&mut self, conn: Conn, text: String) {
         let Some(outbox) = self.outboxes.get(&conn) else { return };
-        if outbox.try_send(text).is_err() {
+        if !outbox.push(text) {
             tracing::debug!(conn = conn.0, "outbox full, connection closed");
             self.outboxes.remove(&conn);
             self.hub.handle_web_closed(now(), conn);

@@ -59,8 +59,9 @@ pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
     if bytes.len() > MAX_TEXT {
         return Err(DecodeError::Undecodable);
     }
-    let Some(envelope) = envelope::read(bytes) else {
-        let head = envelope::read_head(bytes).ok_or(DecodeError::Undecodable)?;
+    let text = std::str::from_utf8(bytes).map_err(|_| DecodeError::Undecodable)?;
+    let Some(envelope) = envelope::read(text) else {
+        let head = envelope::read_head(text).ok_or(DecodeError::Undecodable)?;
         let is_response = head.answers || head.t.is_some_and(i64::is_negative);
         return Err(if is_response {
             DecodeError::Undecodable

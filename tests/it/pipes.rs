@@ -1,12 +1,17 @@
 //! `agent` at a terminal: two of them on one host, what they print, how they end.
 
 use std::io::{Read, Write};
+use std::net::Ipv4Addr;
 use std::process::{ChildStdout, Command};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
 
 use crate::house::House;
 use crate::lab::{NatKind, Net};
 use crate::proc::{Proc, Stdout};
+use crate::signaler::Signaler;
+use crate::tap::Tap;
 use crate::tools;
 
 const UP: Duration = Duration::from_secs(30);
@@ -132,6 +137,43 @@ fn a_ticket_whose_listener_is_gone_is_reported_as_offline() {
     listener.terminate();
     listener.wait(UP);
     ends_with(agent("connector", &["connect", &ticket], None), 3, "agent listen");
+}
+
+/// The registrations that passed, each with its answer, once there are `count` of them.
+fn registrations(tap: &Tap, count: usize) -> Vec<[Value; 2]> {
+    let deadline = Instant::now() + UP;
+    loop {
+        let first = |texts: &[Value], t: i64| texts.iter().find(|text| text["t"] == t).cloned();
+        let lines = tap.texts();
+        let passed: Vec<_> =
+            lines.iter().filter_map(|[said, told]| Some([first(said, 1)?, first(told, -1)?])).collect();
+        if passed.len() == count {
+            return passed;
+        }
+        assert!(Instant::now() < deadline, "{lines:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_listener_comes_back_as_a_newer_session_and_ends_when_another_one_replaces_it() {
+    let house = House::on_loopback("");
+    let tap = Tap::before(house.address);
+    let listener = agent("listener", &["listen", "--server", &tap.address.to_string()], None);
+    ticket(&listener);
+    tap.cut();
+    let passed = registrations(&tap, 2);
+    let told = passed[0][1]["extra"]["epoch"].as_i64().unwrap();
+    assert_eq!(
+        (&passed[0][0]["params"]["epoch"], &passed[1][0]["params"]["epoch"]),
+        (&Value::Null, &json!(told + 1))
+    );
+
+    let mut newer = Signaler::web(Ipv4Addr::LOCALHOST, house.address);
+    let tag = newer.register(&json!({"secret": passed[0][0]["params"]["secret"]}));
+    assert_eq!(tag, passed[1][1]["extra"]["tag"]);
+    ends_with(listener, 4, "error: another session has taken over this ticket");
+    assert_eq!(newer.ask(json!({"t": 2, "tag": tag}))["t"], -2);
 }
 
 #[test]

@@ -101,6 +101,8 @@ pub(super) struct Limits {
     revocations: Option<usize>,
     inbox: Option<usize>,
     outbox: Option<usize>,
+    outbox_bytes: Option<usize>,
+    outboxes_bytes: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -145,6 +147,8 @@ impl Limits {
             revocations,
             inbox,
             outbox,
+            outbox_bytes,
+            outboxes_bytes,
         } = limits;
         for (key, given, limit) in [
             ("signaling.limits.tags", self.tags, tags),
@@ -166,6 +170,8 @@ impl Limits {
             ("signaling.limits.revocations", self.revocations, revocations),
             ("signaling.limits.inbox", self.inbox, inbox),
             ("signaling.limits.outbox", self.outbox, outbox),
+            ("signaling.limits.outbox_bytes", self.outbox_bytes, outbox_bytes),
+            ("signaling.limits.outboxes_bytes", self.outboxes_bytes, outboxes_bytes),
         ] {
             match given {
                 Some(given) if (1..=MAX_COUNT).contains(&given) => *limit = given,

@@ -12,9 +12,12 @@ mod nat;
 
 use std::io::Write;
 use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::proc::{Proc, Stdout};
 
@@ -59,6 +62,17 @@ impl Net {
         let namespace = self.namespace(&format!("h{octet}"));
         let address = self.plug(&namespace, "eth0", octet);
         Host { namespace, address }
+    }
+
+    /// Deletes the network of a host of [`public`](Self::public), card and address, as pulling the card would.
+    pub(crate) fn unplug(&self, host: &Host) {
+        ip(&format!("{}-inet", self.name), &format!("link del p{}\n", host.address.octets()[3]));
+    }
+
+    /// Gives it back.
+    pub(crate) fn replug(&self, host: &Host) {
+        self.plug(&host.namespace, "eth0", host.address.octets()[3]);
+        ip(&host.namespace, "route add default via 203.0.113.1\n");
     }
 
     fn plug(&self, namespace: &str, device: &str, octet: u8) -> Ipv4Addr {
@@ -120,6 +134,16 @@ impl Host {
     pub(crate) fn link(&self, up: bool) {
         let state = if up { "up" } else { "down" };
         ip(&self.namespace, &format!("link set eth0 {state}\n"));
+    }
+
+    /// Runs `work` on a thread of its own on this host; sockets that it opens stay there.
+    pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let namespace = std::fs::File::open(Path::new("/var/run/netns").join(&self.namespace)).unwrap();
+        let enter = move || {
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
+            work()
+        };
+        std::thread::scope(|scope| scope.spawn(enter).join().unwrap())
     }
 
     /// A command that will run on this host.

@@ -72,6 +72,18 @@ impl Nat {
     }
 }
 
+impl Nat {
+    /// Throws away whatever comes, silently, until [`Nat::mend`].
+    pub(crate) fn cut(&self) {
+        nft(&self.namespace, "add chain ip nat cut { type filter hook forward priority -20; policy drop; }");
+    }
+
+    /// Lets everything through again.
+    pub(crate) fn mend(&self) {
+        nft(&self.namespace, "delete chain ip nat cut");
+    }
+}
+
 /// A NAT with the outer address 203.0.113.`octet` and the inner network 10.`octet`.0.0/24.
 pub(crate) struct Nat {
     namespace: String,

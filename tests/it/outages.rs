@@ -1,0 +1,111 @@
+//! An agent whose network dies without a word, and comes back: what those who watch its tag are told, and what is left of the dead line.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use ginnel::agent::Ticket;
+use serde_json::{Value, json};
+
+use crate::house::House;
+use crate::lab::{Host, NatKind, Net};
+use crate::proc::{Proc, Stdout};
+use crate::signaler::Signaler;
+use crate::tools;
+
+const UP: Duration = Duration::from_secs(30);
+/// How long a tag lives without its heartbeat, and how soon the server gives up a silent WebSocket.
+const TTL: Duration = Duration::from_secs(5);
+const TIMES: &str = "[signaling]\nping_interval = 1\nidle_timeout = 3\ntag_lifetime = 5\n";
+
+fn agent(name: &str, host: &Host, arguments: &[&str]) -> Proc {
+    let mut command = host.command(env!("CARGO_BIN_EXE_agent"));
+    command.args(arguments).arg("--json").env_remove("AGENT_KEY").env_remove("AGENT_CODE");
+    Proc::start(name, command, Stdout::Pipe)
+}
+
+fn ticket(listener: &Proc) -> Ticket {
+    listener.expect("ticket", UP, |line| {
+        let event: Value = serde_json::from_str(line).ok()?;
+        event["ticket"].as_str()?.parse().ok()
+    })
+}
+
+/// A client that watches one tag.
+struct Watcher {
+    line: Signaler,
+    own: String,
+    watched: String,
+}
+
+impl Watcher {
+    fn new(mut line: Signaler, watched: &str) -> Self {
+        let own = line.register(&json!({}));
+        let answer = line.ask(json!({"t": 60, "params": {"tags": [watched]}}));
+        assert_eq!(answer["extra"]["online"], json!([watched]), "{answer}");
+        Self { line, own, watched: watched.to_owned() }
+    }
+
+    /// What the next event says of the tag; `None` where none comes in time.
+    fn event(&mut self, within: Duration) -> Option<&'static str> {
+        let event = self.line.hear_within(within, |message| message["t"] == 60)?;
+        let says = |word: &&str| event["params"][*word] == json!([self.watched]);
+        Some(["online", "offline"].into_iter().find(says).unwrap_or_else(|| panic!("{event}")))
+    }
+
+    fn listed(&mut self) -> Value {
+        self.line.ask(json!({"t": 3, "params": {"tag": self.own}}))["extra"]["tags"].clone()
+    }
+
+    fn call(&mut self) -> Value {
+        self.line.ask(json!({"t": 4, "params": {"tag": self.own, "rtag": self.watched}}))["code"].clone()
+    }
+}
+
+/// Kills the network of an agent on `host` and gives it back.
+fn assert_it_returns(net: &Net, host: &Host, kill: impl Fn(), give_back: impl Fn()) {
+    let (server_host, other) = (net.island(10), net.public(11));
+    let house = House::on_with(&server_host, TIMES);
+    let server = house.address.to_string();
+    let mut listener = agent("listener", host, &["listen", "--server", &server]);
+    let _pipes = listener.take_pipes();
+    let ticket = ticket(&listener);
+    let line = server_host.inside(|| Signaler::web(Ipv4Addr::UNSPECIFIED, house.address));
+    let mut watcher = Watcher::new(line, &ticket.tag);
+
+    kill();
+    assert_eq!(watcher.event(UP), Some("offline"), "{}", house.server.printed());
+    assert_eq!((watcher.listed(), watcher.call()), (json!([]), json!(203)));
+
+    give_back();
+    assert_eq!(watcher.event(UP), Some("online"), "{}", listener.printed());
+    // The end of the dead line, whenever it comes, takes nothing from the new one.
+    assert_eq!(watcher.event(2 * TTL), None);
+    assert_eq!(watcher.listed(), json!([ticket.tag]));
+
+    let mut connector = agent("connector", &other, &["connect", &ticket.to_string()]);
+    let _more_pipes = connector.take_pipes();
+    for side in [&connector, &listener] {
+        side.expect("path", UP, |line| line.contains("\"t\":\"path\"").then_some(()));
+    }
+}
+
+#[test]
+fn an_agent_behind_a_nat_that_drops_everything_is_told_offline_and_comes_back_as_one() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let nat = net.nat(NatKind::PortRestricted, 21);
+    let host = net.behind(&nat);
+    assert_it_returns(&net, &host, || nat.cut(), || nat.mend());
+}
+
+#[test]
+fn an_agent_whose_network_card_is_pulled_is_told_offline_and_comes_back_as_one() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let host = net.public(21);
+    assert_it_returns(&net, &host, || net.unplug(&host), || net.replug(&host));
+}
