@@ -5,6 +5,7 @@ use super::leg::Conn;
 use super::outbox::{News, Texts, outbox};
 use super::service::{Event, Shared};
 use super::wire::MAX_TEXT;
+use crate::net::time::now;
 use axum::body::Bytes;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{ConnectInfo, State};
@@ -76,7 +77,7 @@ async fn converse(
     loop {
         let ping = tokio::select! {
             received = socket.recv() => {
-                watch.heard = Instant::now();
+                watch.heard = moment();
                 match received {
                     Some(Ok(Message::Text(text))) => {
                         let text = text.as_str().to_owned();
@@ -97,7 +98,7 @@ async fn converse(
                 News::Overrun => return None,
             },
             () = &mut alarm => {
-                let due = watch.take(Instant::now());
+                let due = watch.take(moment());
                 alarm.as_mut().reset(watch.next());
                 match due {
                     Due::Nothing => continue,
@@ -140,6 +141,10 @@ fn code_for(error: axum::Error) -> Option<u16> {
     }
 }
 
+fn moment() -> Instant {
+    Instant::from_std(now().mono)
+}
+
 /// Says when a connection is pinged, and when it has been silent for too long.
 struct Watch {
     ping: Duration,
@@ -157,7 +162,7 @@ enum Due {
 
 impl Watch {
     fn new(times: &Times) -> Self {
-        let now = Instant::now();
+        let now = moment();
         Self { ping: times.ping.max(Duration::from_millis(1)), idle: times.idle, heard: now, pinged: now }
     }
 
@@ -183,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_connection_is_pinged_in_time_and_closed_when_nothing_is_heard() {
-        let start = Instant::now();
+        let start = moment();
         let seconds = Duration::from_secs;
         let mut watch = Watch { ping: seconds(15), idle: seconds(40), heard: start, pinged: start };
         assert_eq!((watch.next(), watch.take(start + seconds(14))), (start + seconds(15), Due::Nothing));
