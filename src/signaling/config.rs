@@ -1,6 +1,6 @@
 //! What an operator may set of signalling; every value has a default that serves.
 
-use super::admission::{AccessKey, IceServers, Jwt, Origins, Realms};
+use super::admission::{AccessKey, IceServers, Jwt, Origins};
 use crate::turn_server::auth::Revoked;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +24,6 @@ pub struct Config {
     pub access_keys: Vec<AccessKey>,
     /// What JWTs must be to admit like keys; default none does.
     pub jwt: Option<Jwt>,
-    /// Knows the realms of keys and JWTs.
-    pub realms: Realms,
     /// Whose pages may open `/ws` and read `/ice`; default all.
     pub origins: Origins,
     /// Tags that an operator has taken back; registering them is refused.
@@ -47,7 +45,6 @@ impl Default for Config {
             open: true,
             access_keys: Vec::new(),
             jwt: None,
-            realms: Realms::default(),
             origins: Origins::default(),
             revoked: Arc::default(),
             ice_servers: IceServers::default(),

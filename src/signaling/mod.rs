@@ -18,6 +18,7 @@ pub mod machine;
 mod message;
 mod presence;
 mod rate;
+mod realm;
 mod registry;
 #[cfg(test)]
 mod scenarios;
@@ -27,10 +28,11 @@ mod watches;
 mod websocket;
 pub mod wire;
 
-pub use admission::{AccessKey, Admitted, IceServers, Jwt, JwtKey, Origins, Realm, Realms, Refusal, Scopes};
+pub use admission::{AccessKey, Admitted, IceServers, Jwt, JwtKey, MAX_REALM, Origins, Refusal, Scopes};
 pub use config::{Config, Limits, NotifyFrom, Rate, Times};
 pub(crate) use http::bearer;
 pub use leg::{Conn, Door};
 pub use machine::{Hub, Output};
+pub use realm::Realm;
 pub use service::{Handle, Service, start};
 pub use udp::Sockets;
