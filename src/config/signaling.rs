@@ -17,6 +17,7 @@ pub(super) struct Signaling {
     origins: Option<Vec<String>>,
     list: Option<bool>,
     presence: Option<bool>,
+    hubs: Option<usize>,
     notify_from: Option<NotifyFrom>,
     times: measures::Times,
     limits: measures::Limits,
@@ -134,6 +135,10 @@ impl Signaling {
     pub(super) fn apply(self, signaling: &mut Config) -> Result<(), ConfigError> {
         self.times.apply(&mut signaling.times)?;
         self.limits.apply(&mut signaling.limits)?;
+        signaling.hubs = self.hubs.unwrap_or(signaling.hubs);
+        if self.hubs.is_some_and(|hubs| !(1..=16).contains(&hubs)) {
+            return Err(value("signaling.hubs", "must be 1 to 16"));
+        }
         signaling.open = self.open.unwrap_or(signaling.open);
         signaling.access_keys = self.keys.iter().map(Key::read).collect::<Result<_, _>>()?;
         signaling.jwt = self.jwt.map(Token::read).transpose()?;
@@ -190,6 +195,8 @@ mod tests {
                 ),
                 "signaling.keys.realm",
             ),
+            ("[signaling]\nhubs = 0".to_owned(), "signaling.hubs"),
+            ("[signaling]\nhubs = 17".to_owned(), "signaling.hubs"),
             ("[signaling]\norigins = ['https://app.example/']".to_owned(), "signaling.origins"),
             ("[signaling.jwt]\nalgorithm = 'HS256'\nkey = 'short'".to_owned(), "signaling.jwt.key"),
             ("[signaling.jwt]\nalgorithm = 'HS256'".to_owned(), "key_file"),

@@ -1,8 +1,7 @@
 //! The HTTP hand: `/ws`, and `/ice`, which hands ICE servers to those who show an access key.
 
 use super::admission;
-use super::identity::TAG_BYTES;
-use super::machine::base32;
+use super::name::{TAG_BYTES, base32};
 use super::service::Shared;
 use super::websocket;
 use crate::net::time::now;

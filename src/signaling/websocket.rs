@@ -33,11 +33,12 @@ pub(super) async fn upgrade(
 async fn serve(mut socket: WebSocket, shared: Arc<Shared>, peer: SocketAddr) {
     let conn = shared.next_conn();
     let (outbox, texts) = mpsc::channel(shared.config.limits.outbox.max(1));
-    if shared.inbox.send(Event::Opened { conn, ip: peer.ip(), outbox }).await.is_err() {
+    let Some(inbox) = shared.inbox_of(conn) else { return };
+    if inbox.send(Event::Opened { conn, ip: peer.ip(), outbox }).await.is_err() {
         return;
     }
-    let code = converse(&mut socket, &shared, conn, texts).await;
-    let _ = shared.inbox.send(Event::Closed { conn }).await;
+    let code = converse(&mut socket, &shared, (conn, inbox), texts).await;
+    let _ = inbox.send(Event::Closed { conn }).await;
     if let Some(code) = code {
         let frame = CloseFrame { code, reason: "".into() };
         let _ = timeout(shared.config.times.ping, socket.send(Message::Close(Some(frame)))).await;
@@ -48,7 +49,7 @@ async fn serve(mut socket: WebSocket, shared: Arc<Shared>, peer: SocketAddr) {
 async fn converse(
     socket: &mut WebSocket,
     shared: &Shared,
-    conn: Conn,
+    (conn, inbox): (Conn, &mpsc::Sender<Event>),
     mut texts: mpsc::Receiver<String>,
 ) -> Option<u16> {
     let times = &shared.config.times;
@@ -62,7 +63,7 @@ async fn converse(
                 match received {
                     Some(Ok(Message::Text(text))) => {
                         let text = text.as_str().to_owned();
-                        if shared.inbox.send(Event::Text { conn, text }).await.is_err() {
+                        if inbox.send(Event::Text { conn, text }).await.is_err() {
                             return Some(close_code::AWAY);
                         }
                         continue;

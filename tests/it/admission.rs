@@ -200,6 +200,45 @@ fn a_page_of_an_origin_that_is_not_listed_gets_403_before_the_upgrade() {
     assert!(code == 204 && !head.contains("access-control-allow-origin:"), "{head}");
 }
 
+#[test]
+fn clients_with_tokens_of_different_realms_do_not_meet() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    let key = "\n[[signaling.keys]]\nkey = \"a key of the blue realm\"\nscopes = []\nrealm = \"blue\"";
+    let jwt = format!("{key}\n[signaling.jwt]\nalgorithm = \"HS256\"\nkey = \"{SECRET}\"");
+    let house = House::on_loopback(&jwt);
+    let of_realm =
+        |realm: &str| hs256(&json!({"alg": "HS256"}), &json!({"exp": unix() + 600, "realm": realm}), SECRET);
+    let keys = [of_realm("blue"), "a key of the blue realm".to_owned(), of_realm("green"), house.key()];
+    let register = |key: &String| {
+        let socket = UdpSocket::bind((HERE, 0)).unwrap();
+        socket.connect(house.address).unwrap();
+        let answer = ask(&socket, &json!({"t": 1, "mid": 1, "params": {"key": key}}));
+        (socket, answer["extra"]["tag"].as_str().unwrap().to_owned())
+    };
+    let clients: Vec<_> = keys.iter().map(register).collect();
+    let others = |own: usize| match own {
+        0 => vec![1],
+        1 => vec![0],
+        _ => vec![],
+    };
+    for (own, (socket, tag)) in clients.iter().enumerate() {
+        let listed = ask(socket, &json!({"t": 3, "mid": 2, "params": {"tag": tag}}))["extra"]["tags"].clone();
+        let expected: Vec<_> = others(own).into_iter().map(|other| clients[other].1.clone()).collect();
+        assert_eq!(listed, json!(expected), "{own}");
+    }
+    for (own, (_, tag)) in clients.iter().enumerate() {
+        for (other, (_, callee)) in clients.iter().enumerate().filter(|(other, _)| *other != own) {
+            let code = if others(own).contains(&other) { 200 } else { 203 };
+            let punching = UdpSocket::bind((HERE, 0)).unwrap();
+            punching.connect(house.address).unwrap();
+            let call = json!({"t": 4, "mid": 3 + other, "params": {"tag": tag, "rtag": callee}});
+            assert_eq!(ask(&punching, &call)["code"], code, "{own} calls {other}");
+        }
+    }
+}
+
 /// Clients of the relay whose peer talks to all of them all the time.
 struct Relaying {
     clients: Vec<TurnClient>,
