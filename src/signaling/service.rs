@@ -4,8 +4,9 @@ use super::admission::{self, Admitted, Refusal};
 use super::bus::{Address, Bus, Word};
 use super::config::Config;
 use super::http;
-use super::leg::{Conn, Door};
+use super::leg::{Conn, Door, Network};
 use super::machine::{Hub, Output};
+use super::rate::{Rates, Verdict};
 use super::shards::{self, Shard};
 use super::udp::Sockets;
 use super::wire::Tag;
@@ -15,8 +16,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
@@ -36,9 +37,22 @@ pub(super) struct Shared {
     inboxes: Vec<mpsc::Sender<Event>>,
     pub(super) config: Config,
     conns: AtomicU64,
+    /// Signatures that HTTP requests cost.
+    proofs: Mutex<Rates<Network>>,
 }
 
 impl Shared {
+    /// Says what a key or JWT admits to that was shown from an address.
+    pub(super) fn admit(&self, now: Now, from: IpAddr, shown: &str) -> Result<Admitted, Refusal> {
+        if self.config.jwt.as_ref().is_some_and(|jwt| jwt.is_costly(shown)) {
+            let mut proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
+            if proofs.take(Network::of(from), now.mono) != Verdict::Pass {
+                return Err(Refusal::TooMany);
+            }
+        }
+        admission::admit(&self.config, now, shown)
+    }
+
     /// Numbers a connection.
     pub(super) fn next_conn(&self) -> Conn {
         Conn(self.conns.fetch_add(1, Ordering::Relaxed))
@@ -116,7 +130,8 @@ pub fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service {
         let switch = Switch { hub, place, bus, sockets, outboxes: HashMap::new() };
         tasks.spawn(switch.run(events, words, stopped.clone()));
     }
-    let shared = Shared { inboxes, config, conns: AtomicU64::new(0) };
+    let proofs = Mutex::new(Rates::new(config.limits.per_proof, config.limits.rates));
+    let shared = Shared { inboxes, config, conns: AtomicU64::new(0), proofs };
     Service { handle: Handle { shared: Arc::new(shared) }, stop, tasks }
 }
 
@@ -173,12 +188,12 @@ impl Handle {
         }
     }
 
-    /// Says what a key or JWT admits to.
+    /// Says what a key or JWT admits to that was shown from an address.
     ///
     /// # Errors
     /// [`Refusal`] says why it does not.
-    pub fn admit(&self, now: Now, shown: &str) -> Result<Admitted, Refusal> {
-        admission::admit(&self.shared.config, now, shown)
+    pub fn admit(&self, now: Now, from: IpAddr, shown: &str) -> Result<Admitted, Refusal> {
+        self.shared.admit(now, from, shown)
     }
 
     /// Returns the routes `/ws` and `/ice`. Each request must carry `axum::extract::ConnectInfo<SocketAddr>` in its
