@@ -285,7 +285,8 @@ impl Relaying {
 async fn a_revoked_tag_is_offline_and_its_relaying_stops_within_a_second() {
     let relay_only =
         "\n[[signaling.keys]]\nkey = \"for the relay alone\"\nscopes = [\"relay\", \"register\"]";
-    let mut house = House::on_loopback(&format!("allow_peers = [\"127.0.0.0/8\"]{relay_only}"));
+    let limits = "\n[signaling.limits]\nrevocations = 2";
+    let mut house = House::on_loopback(&format!("allow_peers = [\"127.0.0.0/8\"]{relay_only}{limits}"));
     let (server, key) = (house.address, house.key());
     let (mut web, _) = connect_async(format!("ws://{server}/ws")).await.unwrap();
     let register = json!({"t": 1, "mid": 1, "params": {"key": key, "secret": OWN}});
@@ -344,4 +345,12 @@ async fn a_revoked_tag_is_offline_and_its_relaying_stops_within_a_second() {
     assert_eq!(status(server, &format!("DELETE /revoke?tag={tag}"), &key), 200);
     assert_eq!(status(server, &format!("DELETE /revoke?tag={tag}"), &key), 404);
     assert_eq!(refused(&house), (Some(200), None));
+    // What cannot be kept counts all the same, and there is an end to how many there may be.
+    std::fs::create_dir(house.state().join("revoked.new")).unwrap();
+    let (code, _, body) = http(server, &revoke, &bearer(&key));
+    assert!(code == 500 && body["error"].as_str().unwrap().contains("not after a restart"), "{code} {body}");
+    assert_eq!(refused(&house), (Some(211), Some(401)));
+    std::fs::remove_dir(house.state().join("revoked.new")).unwrap();
+    let more = ["second", "third"].map(|tag| status(server, &format!("POST /revoke?tag={tag}"), &key));
+    assert_eq!(more, [200, 507]);
 }
