@@ -32,7 +32,7 @@ use crate::net::connections::Connections;
 use crate::net::interfaces;
 use crate::net::time;
 use crate::net::tls::Tls;
-use crate::signaling::{self, AccessKey};
+use crate::signaling::{self, AccessKey, Realms};
 use crate::state::{State, StateError};
 use crate::turn_server::auth::Revoked;
 use crate::turn_server::mobility::Tickets;
@@ -258,6 +258,7 @@ fn signaling_config(
 ) -> signaling::Config {
     let mut signaling = config.signaling.clone();
     signaling.revoked = Arc::clone(revoked);
+    signaling.realms = Realms::new(&config.auth.derive(state, "signaling realms"));
     signaling.access_keys.push(AccessKey::new(&state.access_key));
     signaling.ice_servers = facts.ice.clone();
     signaling.stun2 = facts.advertised.first().map(|a| SocketAddr::new(a.ip(), facts.aux_port).to_string());

@@ -3,7 +3,7 @@
 mod measures;
 
 use super::ConfigError;
-use crate::signaling::{AccessKey, Config, Jwt, JwtKey, MAX_REALM, NotifyFrom as From, Origins, Scopes};
+use crate::signaling::{AccessKey, Config, Jwt, JwtKey, NotifyFrom as From, Origins, Realms, Scopes};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -45,7 +45,7 @@ impl Key {
         if !(16..=128).contains(&self.key.len()) {
             return Err(value("signaling.keys.key", "must have 16 to 128 bytes"));
         }
-        if self.realm.len() > MAX_REALM {
+        if self.realm.len() > Realms::MAX_NAME {
             return Err(value("signaling.keys.realm", "must have at most 64 bytes"));
         }
         let has = |scope| self.scopes.contains(&scope);

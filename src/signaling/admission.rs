@@ -2,20 +2,18 @@
 
 mod jwt;
 mod origins;
+mod realm;
 
 use super::config::Config;
-use super::realm::Realm;
 use super::wire::{IceServer, MAX_KEY};
 use crate::clock::Now;
 use crate::turn_server::auth::RestSecret;
 pub use jwt::{Jwt, JwtKey};
 pub use origins::Origins;
+pub use realm::{Realm, Realms};
 use ring::hmac;
 use std::fmt;
 use std::time::Duration;
-
-/// Longest name of a realm in bytes.
-pub const MAX_REALM: usize = 64;
 
 /// What a key or a JWT lets its holder do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -53,7 +51,7 @@ impl Scopes {
 }
 
 /// What a client is let in with.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Admitted {
     /// What it may do.
     pub scopes: Scopes,
@@ -107,9 +105,9 @@ pub fn admit(config: &Config, now: Now, shown: &str) -> Result<Admitted, Refusal
     if shown.len() > MAX_KEY {
         return Err(Refusal::Unknown);
     }
-    match (of_key(&config.access_keys, shown), &config.jwt) {
+    match (of_key(config, shown), &config.jwt) {
         (Some(admitted), _) => Ok(admitted),
-        (None, Some(jwt)) => jwt.admit(now, shown),
+        (None, Some(jwt)) => jwt.admit(&config.realms, now, shown),
         (None, None) => Err(Refusal::Unknown),
     }
 }
@@ -120,7 +118,7 @@ pub struct AccessKey {
     key: hmac::Key,
     mac: hmac::Tag,
     scopes: Scopes,
-    realm: Realm,
+    realm: Box<str>,
 }
 
 impl AccessKey {
@@ -135,7 +133,7 @@ impl AccessKey {
     pub fn scoped(text: &str, scopes: Scopes, realm: &str) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, b"ginnel access key");
         let mac = hmac::sign(&key, text.as_bytes());
-        Self { key, mac, scopes, realm: Realm::new(realm) }
+        Self { key, mac, scopes, realm: realm.into() }
     }
 
     /// Says whether `shown` is this key.
@@ -151,11 +149,11 @@ impl fmt::Debug for AccessKey {
     }
 }
 
-/// Says what a key admits to, `None` where it is none of `keys`; looks at all of them, so that time does not tell which. A key that
+/// Says what a key admits to, `None` where it is none of the configured ones; looks at all of them, so that time does not tell which. A key that
 /// stands there twice has the scopes of both, in the realm of the first.
-fn of_key(keys: &[AccessKey], shown: &str) -> Option<Admitted> {
-    keys.iter().filter(|key| key.is(shown)).fold(None, |found: Option<Admitted>, key| {
-        let new = || Admitted { realm: key.realm.clone(), ..Admitted::default() };
+fn of_key(config: &Config, shown: &str) -> Option<Admitted> {
+    config.access_keys.iter().filter(|key| key.is(shown)).fold(None, |found: Option<Admitted>, key| {
+        let new = || Admitted { realm: config.realms.named(&key.realm), ..Admitted::default() };
         let found = found.unwrap_or_else(new);
         Some(Admitted { scopes: found.scopes.with(key.scopes), ..found })
     })
@@ -221,7 +219,7 @@ mod tests {
         let keys = [AccessKey::new("one"), AccessKey::new("two")];
         let all = Some(Admitted { scopes: Scopes::ALL, ..Admitted::default() });
         assert!(["one", "two"].iter().all(|key| admits(&keys, key) == all));
-        assert!(["on", ""].iter().all(|key| admits(&keys, key).is_none()) && admits(&[], "one").is_none());
+        assert_eq!([admits(&keys, "on"), admits(&keys, ""), admits(&[], "one")], [None; 3]);
         let long = "x".repeat(MAX_KEY + 1);
         assert_eq!(admits(&[AccessKey::new(&long)], &long), None, "too long to be looked at");
         assert_eq!(format!("{keys:?}"), "[AccessKey(..), AccessKey(..)]");
@@ -236,7 +234,7 @@ mod tests {
             AccessKey::scoped("b", relay, ""),
             AccessKey::scoped("a", relay, ""),
         ];
-        let realm = Realm::new("blue");
+        let realm = Realms::default().named("blue");
         let scopes = Scopes { admin: false, ..Scopes::ALL };
         assert_eq!(admits(&keys, "a"), Some(Admitted { scopes, realm, until: None }));
         assert_eq!(admits(&keys, "b"), Some(Admitted { scopes: relay, ..Admitted::default() }));

@@ -1,6 +1,6 @@
 //! What an operator may set of signalling; every value has a default that serves.
 
-use super::admission::{AccessKey, IceServers, Jwt, Origins};
+use super::admission::{AccessKey, IceServers, Jwt, Origins, Realms};
 use crate::turn_server::auth::Revoked;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +26,8 @@ pub struct Config {
     pub access_keys: Vec<AccessKey>,
     /// What JWTs must be to admit like keys; default none does.
     pub jwt: Option<Jwt>,
+    /// Knows the realms of keys and JWTs.
+    pub realms: Realms,
     /// Whose pages may open `/ws` and read `/ice`; default all.
     pub origins: Origins,
     /// Tags that an operator has taken back; registering them is refused.
@@ -48,6 +50,7 @@ impl Default for Config {
             open: true,
             access_keys: Vec::new(),
             jwt: None,
+            realms: Realms::default(),
             origins: Origins::default(),
             revoked: Arc::default(),
             ice_servers: IceServers::default(),

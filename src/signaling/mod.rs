@@ -23,7 +23,6 @@ mod name;
 mod presence;
 mod quota;
 mod rate;
-mod realm;
 mod registry;
 #[cfg(test)]
 mod scenarios;
@@ -36,13 +35,12 @@ mod watches;
 mod websocket;
 pub mod wire;
 
-pub use admission::{AccessKey, Admitted, IceServers, Jwt, JwtKey, MAX_REALM, Origins, Refusal, Scopes};
+pub use admission::{AccessKey, Admitted, IceServers, Jwt, JwtKey, Origins, Realm, Realms, Refusal, Scopes};
 pub use bus::{Address, Bus, Word};
 pub use config::{Config, Limits, NotifyFrom, Rate, Times};
-pub(crate) use http::{bearer, status_of};
+pub(crate) use http::bearer;
 pub use leg::{Conn, Door};
 pub use machine::{Hub, Output};
-pub use realm::Realm;
 pub use service::{Handle, Service, start};
 pub use shards::Shard;
 pub use udp::Sockets;

@@ -4,10 +4,10 @@
 //! The configuration says which algorithm and which key; what a token says of either is only compared with it. Nothing of the claims
 //! is read before the signature was right.
 
-use super::{Admitted, MAX_REALM, Refusal, Scopes};
+use super::realm::Realms;
+use super::{Admitted, Refusal, Scopes};
 use crate::clock::Now;
 use crate::ids::Pii;
-use crate::signaling::realm::Realm;
 use data_encoding::{BASE64, BASE64URL_NOPAD};
 use ring::{hmac, signature};
 use serde::Deserialize;
@@ -135,7 +135,7 @@ impl Jwt {
         matches!(self.key, JwtKey::EdDsa(_)) && shown.split('.').count() == 3
     }
 
-    pub(super) fn admit(&self, now: Now, shown: &str) -> Result<Admitted, Refusal> {
+    pub(super) fn admit(&self, realms: &Realms, now: Now, shown: &str) -> Result<Admitted, Refusal> {
         let (signed, mark) = shown.rsplit_once('.').ok_or(Refusal::Unknown)?;
         let (header, claims) =
             signed.split_once('.').filter(|(_, claims)| !claims.contains('.')).ok_or(Refusal::Unknown)?;
@@ -147,10 +147,10 @@ impl Jwt {
         if !self.key.verifies(signed.as_bytes(), &mark) {
             return Err(Refusal::Signature);
         }
-        self.weigh(now, &read(claims).ok_or(Refusal::Malformed)?)
+        self.weigh(realms, now, &read(claims).ok_or(Refusal::Malformed)?)
     }
 
-    fn weigh(&self, now: Now, claims: &Claims) -> Result<Admitted, Refusal> {
+    fn weigh(&self, realms: &Realms, now: Now, claims: &Claims) -> Result<Admitted, Refusal> {
         let (clock, leeway) = (now.unix as f64, self.leeway.as_secs_f64());
         if claims.exp + leeway <= clock {
             return Err(Refusal::Expired);
@@ -169,13 +169,13 @@ impl Jwt {
         }
         let realm = claims.realm.as_deref().unwrap_or_default();
         let subject = claims.sub.as_deref().unwrap_or_default();
-        if realm.len() > MAX_REALM || subject.len() > MAX_SUBJECT {
+        if realm.len() > Realms::MAX_NAME || subject.len() > MAX_SUBJECT {
             return Err(Refusal::Malformed);
         }
         tracing::debug!(sub = %Pii(subject), "token");
         let names = claims.scope.as_ref().map_or(&[][..], Texts::all).iter();
         let scopes = names.flat_map(|names| names.split(' ')).fold(Scopes::default(), Scopes::named);
-        Ok(Admitted { scopes, realm: Realm::new(realm), until: Some(claims.exp as u64) })
+        Ok(Admitted { scopes, realm: realms.named(realm), until: Some(claims.exp as u64) })
     }
 }
 

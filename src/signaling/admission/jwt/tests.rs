@@ -1,5 +1,6 @@
 use super::*;
 use crate::net::time::now;
+use crate::signaling::Realm;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
 
@@ -34,7 +35,7 @@ fn token(claims: &Value) -> String {
 }
 
 fn admit(jwt: &Jwt, now: Now, shown: &str) -> Result<Admitted, Refusal> {
-    jwt.admit(now, shown)
+    jwt.admit(&Realms::default(), now, shown)
 }
 
 fn at(unix: u64) -> Now {
@@ -44,7 +45,7 @@ fn at(unix: u64) -> Now {
 #[test]
 fn a_token_has_its_scopes_realm_and_end() {
     let all = json!({"exp": 1000, "scope": "relay openid register", "realm": "blue", "sub": "alice"});
-    let blue = Realm::new("blue");
+    let blue = Realms::default().named("blue");
     let scopes = Scopes { relay: true, register: true, admin: false };
     assert_eq!(
         admit(&hs256(), at(900), &token(&all)),
@@ -162,7 +163,7 @@ fn issuer_and_audience_are_checked_where_they_are_configured() {
 
 #[test]
 fn claims_of_a_wrong_type_or_length_and_a_missing_end_are_refused() {
-    let long = "x".repeat(MAX_REALM + 1);
+    let long = "x".repeat(Realms::MAX_NAME + 1);
     for claims in [
         json!({}),
         json!({"exp": "1000"}),
