@@ -29,7 +29,7 @@ impl Hub {
         if !is_same_host(caller.leg.peer, asker.leg.peer) {
             return Err(Code::UnknownTag);
         }
-        let (name, realm) = (caller.name, caller.realm.clone());
+        let (name, realm) = (caller.name, caller.realm);
         self.registry.touch(asker.now.mono, &tag, asker.leg.peer);
         if rtag == tag {
             return Err(Code::NotOnline);
@@ -63,10 +63,6 @@ impl Hub {
     fn open_call(&mut self, invite: Invite) -> Result<(CallId, Token), Code> {
         let Invite { asker, mid, tag, rtag, realm, ice } = invite;
         let now = asker.now.mono;
-        // The caller's hub may not have heard of it yet.
-        if self.config.revoked.holds(asker.now.unix, tag.as_str()) {
-            return Err(Code::UnknownTag);
-        }
         let callee =
             self.registry.tag(&rtag).filter(|callee| callee.realm == realm).ok_or(Code::NotOnline)?;
         let (callee_leg, callee_proven) = (callee.leg, callee.proven);

@@ -1,6 +1,6 @@
 //! The hub's part in presence: who comes (t=1), stays (2), is listed (3) and is watched (60).
 
-use super::admission::{self, Admitted};
+use super::admission::{self, Admitted, Realm};
 use super::bus::{Address, Page, Said, Standing, Watchable};
 use super::gathers::What;
 use super::identity;
@@ -8,7 +8,6 @@ use super::leg::{Conn, Door, Network, Peer};
 use super::machine::{Asker, Hub, Output};
 use super::name::{Name, TAG_BYTES, base32};
 use super::rate::Verdict;
-use super::realm::Realm;
 use super::registry::{Entry, Registration};
 use super::shards::Shard;
 use super::wire::{Answer, Ask, Code, MAX_EPOCH, Proof, Request, Response, Tag};
@@ -59,7 +58,7 @@ impl Hub {
             return Err(Code::Revoked);
         }
         let (leg, network, admin) = (asker.leg, asker.network, scopes.admin);
-        self.enter(asker.now, Entry { name, leg, network, realm: realm.clone(), admin, epoch })?;
+        self.enter(asker.now, Entry { name, leg, network, realm, admin, epoch })?;
         if claim.proof.is_some() {
             // The nonce came back from there.
             self.registry.prove(asker.leg.peer);
@@ -140,28 +139,6 @@ impl Hub {
         Ok(())
     }
 
-    /// Tells whoever has lost a tag why, before the connection is closed.
-    fn dismiss(&mut self, now: Now, older: &Registration, why: Code) {
-        // Nobody is sent a datagram for what was done in another's name.
-        if older.proven {
-            self.send(older.leg, Door::Main, &Response::failure(1, None, why).encode());
-        }
-        if let Peer::Web(conn) = older.leg.peer {
-            self.hang_up(now, conn);
-        }
-    }
-
-    /// Takes note that a tag was revoked: it is offline at once, and its calls end. Every hub is told, as each has calls of its own.
-    pub fn handle_revoked(&mut self, now: Now, tag: &Tag) {
-        for id in self.calls.by_tag(tag) {
-            self.with_call(now.mono, id, |call, at| call.withdraw(tag, at));
-        }
-        if let Some(older) = Name::of(tag).and_then(|name| self.registry.remove_name(name)) {
-            self.dismiss(now, &older, Code::Revoked);
-        }
-        self.tell_changes(now.mono);
-    }
-
     /// Tells the client's home which hub its tag belongs to.
     fn tell_home(&mut self, asker: Asker, admin: bool, realm: Realm) {
         let peer = asker.leg.peer;
@@ -218,6 +195,37 @@ impl Hub {
         }
     }
 
+    /// Tells a client that its tag is not its any more, before its connection is closed.
+    fn dismiss(&mut self, now: Now, client: &Registration, why: Code) {
+        // Nobody is sent a datagram for what was done in another's name.
+        if client.proven {
+            self.send(client.leg, Door::Main, &Response::failure(1, None, why).encode());
+        }
+        if let Peer::Web(conn) = client.leg.peer {
+            self.hang_up(now, conn);
+        }
+    }
+
+    /// Takes note that a tag of this hub was revoked: it is offline at once, and its calls end.
+    pub fn handle_revoked(&mut self, now: Now, tag: &Tag) {
+        self.withdraw(now, tag);
+        // It may have called from where its tag is not any more.
+        for hub in self.shards.others() {
+            self.say(Address::Hub(hub), Said::Withdrawn { tag: tag.clone() });
+        }
+        if let Some(client) = Name::of(tag).and_then(|name| self.registry.remove_name(name)) {
+            self.dismiss(now, &client, Code::Revoked);
+        }
+        self.tell_changes(now.mono);
+    }
+
+    /// Ends the calls of a revoked tag.
+    pub(super) fn withdraw(&mut self, now: Now, tag: &Tag) {
+        for id in self.calls.by_tag(tag) {
+            self.with_call(now.mono, id, |call, at| call.withdraw(tag, at));
+        }
+    }
+
     /// t=2.
     pub(super) fn heartbeat(&mut self, asker: Asker, tag: &Tag) -> Result<Answer, Code> {
         self.registry.touch(asker.now.mono, tag, asker.leg.peer).ok_or(Code::UnknownTag)?;
@@ -236,7 +244,7 @@ impl Hub {
         if !(self.config.list || client.admin) {
             return Err(Code::NotAllowed);
         }
-        let realm = client.realm.clone();
+        let realm = client.realm;
         let empty = Response { mid, body: Answer::Listed { tags: Vec::new(), more: true } };
         let room = self.room(asker).saturating_sub(empty.encode().len());
         let page = Page { realm, own, after, room };
@@ -272,7 +280,7 @@ impl Hub {
         if asker.size + WATCH_ROOM > asker.leg.room() {
             return Err(Code::TooMany);
         }
-        let wanted: Vec<Watchable> = tags.into_iter().map(|tag| (web.realm.clone(), tag)).collect();
+        let wanted: Vec<Watchable> = tags.into_iter().map(|tag| (web.realm, tag)).collect();
         if !watch {
             self.watches.stop(conn, &wanted);
             return Ok(Some(Answer::Watching { online: Vec::new(), offline: Vec::new() }));

@@ -15,7 +15,7 @@ use super::wire::Tag;
 use super::{AccessKey, Address, Config, Conn, Door, Hub, IceServers, Output, shards};
 use crate::clock::Now;
 use crate::net::time::now;
-use crate::turn_server::auth::{RestSecret, Revoked};
+use crate::turn_server::auth::RestSecret;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use serde_json::{Value, json};
@@ -58,11 +58,7 @@ impl Hubs {
     }
 
     fn handle_revoked(&mut self, now: Now, tag: &Tag) {
-        self.0.iter_mut().for_each(|hub| hub.handle_revoked(now, tag));
-    }
-
-    fn revoked(&self) -> &Revoked {
-        &self.0[0].config.revoked
+        self.0[shards::hub_of(tag, HUBS).unwrap().index()].handle_revoked(now, tag);
     }
 
     fn handle_timeout(&mut self, now: Now) {

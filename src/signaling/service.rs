@@ -63,6 +63,10 @@ impl Shared {
         self.inboxes.get(shards::home_of_conn(conn, self.inboxes.len())?.index())
     }
 
+    fn inbox_of_tag(&self, tag: &Tag) -> Option<&mpsc::Sender<Event>> {
+        self.inboxes.get(shards::hub_of(tag, self.inboxes.len())?.index())
+    }
+
     fn inbox_at(&self, ip: IpAddr) -> Option<&mpsc::Sender<Event>> {
         self.inboxes.get(shards::home_of(ip, self.inboxes.len())?.index())
     }
@@ -182,9 +186,9 @@ impl Handle {
 
     /// Ends what a client has here whose tag is in [`Config::revoked`] from now on.
     pub async fn revoke(&self, tag: Tag) {
-        for inbox in &self.shared.inboxes {
-            // Without a hub nothing is left to end.
-            let _ = inbox.send(Event::Revoked { tag: tag.clone() }).await;
+        // Without a hub nothing is left to end.
+        if let Some(inbox) = self.shared.inbox_of_tag(&tag) {
+            let _ = inbox.send(Event::Revoked { tag }).await;
         }
     }
 

@@ -80,7 +80,7 @@ fn tokens_that_cost_a_signature_are_taken_as_seldom_as_other_signatures() {
 /// Revokes a tag for an hour.
 fn revoke(world: &mut World, tag: &str) {
     let unix = world.now.unix;
-    world.hub.revoked().revoke(unix, tag, unix + 3600).unwrap();
+    world.hub.0[0].config.revoked.revoke(unix, tag, unix + 3600).unwrap();
     world.hub.handle_revoked(world.now, &Tag::new(tag).unwrap());
     world.drain();
 }
@@ -108,7 +108,7 @@ fn a_revoked_tag_is_told_so_closed_and_refused_until_that_is_over() {
     let again = json!({"t": 1, "mid": 3, "params": {"secret": OWN}});
     assert_eq!(world.ask_web(2, &again)["extra"]["tag"], json!(tag));
     revoke(&mut world, &tag);
-    assert!(world.hub.revoked().restore(&tag));
+    assert!(world.hub.0[0].config.revoked.restore(&tag));
     world.open(3);
     assert_eq!(world.ask_web(3, &again)["extra"]["tag"], json!(tag));
 }
@@ -228,4 +228,25 @@ fn a_client_that_shows_a_key_of_another_realm_has_left_the_one_before() {
     world.wait_ms(2000);
     assert_eq!(world.on(2), [json!({"t": 60, "params": {"offline": [tag]}})]);
     assert_eq!(world.hub.clients(), 3);
+}
+
+#[test]
+fn a_revoked_tags_calls_end_at_every_hub_also_those_that_it_made_before_it_moved() {
+    let mut world = World::new(config());
+    let callees = [1, 2, 3, 4].map(|conn| world.web_client(conn));
+    let mine = json!({"t": 1, "mid": 1, "params": {"secret": OWN}});
+    let tag = world.ask("192.0.2.10:1000", &mine)["extra"]["tag"].as_str().unwrap().to_owned();
+    for (mid, callee) in callees.iter().enumerate() {
+        let call = json!({"t": 4, "mid": 2 + mid, "params": {"tag": tag, "rtag": callee}});
+        assert_eq!(code(&world.ask("192.0.2.10:1001", &call)), 200);
+    }
+    assert_eq!(world.ask("192.0.2.20:1000", &mine)["extra"]["tag"], json!(tag));
+    for conn in 1..=4 {
+        world.on(conn);
+    }
+    revoke(&mut world, &tag);
+    for conn in 1..=4 {
+        let ended = one(world.on(conn));
+        assert_eq!((&ended["t"], &ended["params"]["reason"]), (&json!(55), &json!("revoked")));
+    }
 }
