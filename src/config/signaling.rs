@@ -197,6 +197,8 @@ mod tests {
                 ),
                 "signaling.keys.realm",
             ),
+            ("[signaling]\nhubs = 0".to_owned(), "signaling.hubs"),
+            ("[signaling]\nhubs = 17".to_owned(), "signaling.hubs"),
             ("[signaling]\norigins = ['https://app.example/']".to_owned(), "signaling.origins"),
             ("[signaling.jwt]\nalgorithm = 'HS256'\nkey = 'short'".to_owned(), "signaling.jwt.key"),
             ("[signaling.jwt]\nalgorithm = 'HS256'".to_owned(), "key_file"),

@@ -4,9 +4,10 @@ use super::admission::{self, Admitted, Refusal};
 use super::bus::{Address, Bus, Word};
 use super::config::Config;
 use super::http;
-use super::leg::{Conn, Door};
+use super::leg::{Conn, Door, Network};
 use super::machine::{Hub, Output};
 use super::outbox::{Outbox, Waiting};
+use super::rate::{Rates, Verdict};
 use super::shards::{self, Shard};
 use super::udp::Sockets;
 use super::wire::Tag;
@@ -16,8 +17,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
@@ -41,9 +42,22 @@ pub(super) struct Shared {
     pub(super) config: Config,
     pub(super) waiting: Arc<Waiting>,
     conns: AtomicU64,
+    /// Signatures that HTTP requests cost.
+    proofs: Mutex<Rates<Network>>,
 }
 
 impl Shared {
+    /// Says what a key or JWT admits to that was shown from an address.
+    pub(super) fn admit(&self, now: Now, from: IpAddr, shown: &str) -> Result<Admitted, Refusal> {
+        if self.config.jwt.as_ref().is_some_and(|jwt| jwt.is_costly(shown)) {
+            let mut proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
+            if proofs.take(Network::of(from), now.mono) != Verdict::Pass {
+                return Err(Refusal::TooMany);
+            }
+        }
+        admission::admit(&self.config, now, shown)
+    }
+
     /// Numbers a connection.
     pub(super) fn next_conn(&self) -> Conn {
         Conn(self.conns.fetch_add(1, Ordering::Relaxed))
@@ -125,7 +139,9 @@ pub fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service {
         let switch = Switch { hub, place, bus, sockets, outboxes: HashMap::new() };
         tasks.spawn(switch.run(events, words, stopped.clone()));
     }
-    let shared = Shared { inboxes, config, waiting: Arc::default(), conns: AtomicU64::new(0) };
+    let proofs = Mutex::new(Rates::new(config.limits.per_proof, config.limits.rates));
+    let (waiting, conns) = (Arc::default(), AtomicU64::new(0));
+    let shared = Shared { inboxes, config, waiting, conns, proofs };
     Service { handle: Handle { shared: Arc::new(shared) }, stop, tasks }
 }
 
@@ -182,12 +198,12 @@ impl Handle {
         }
     }
 
-    /// Says what a key or JWT admits to.
+    /// Says what a key or JWT admits to that was shown from an address.
     ///
     /// # Errors
     /// [`Refusal`] says why it does not.
-    pub fn admit(&self, now: Now, shown: &str) -> Result<Admitted, Refusal> {
-        admission::admit(&self.shared.config, now, shown)
+    pub fn admit(&self, now: Now, from: IpAddr, shown: &str) -> Result<Admitted, Refusal> {
+        self.shared.admit(now, from, shown)
     }
 
     /// Returns the routes `/ws` and `/ice`. Each request must carry `axum::extract::ConnectInfo<SocketAddr>` in its

