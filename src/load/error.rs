@@ -112,10 +112,12 @@ impl fmt::Display for NoMore {
         match *self {
             Self(closed @ 1.., _) => write!(
                 f,
-                ": the server closed {closed} connections; {raise} max_connections and connections_per_network"
+                ": the server closed {closed} connections; {raise} signaling.limits.connections and connections_per_network"
             ),
             Self(0, Some(204)) => f.write_str(": the server wants another --key (204)"),
-            Self(0, Some(206)) => write!(f, ": too many (206); {raise} max_tags and tags_per_network"),
+            Self(0, Some(206)) => {
+                write!(f, ": too many (206); {raise} signaling.limits.tags and tags_per_network")
+            }
             Self(0, Some(code)) => write!(f, ": the server said {code}"),
             Self(0, None) => f.write_str(
                 ": the server does not answer; does it run, and does it speak ginnel's signalling?",

@@ -1,21 +1,24 @@
 //! The hands: one task owns each hub, and every queue to and from it is bounded.
 
+use super::admission::{self, Admitted, Refusal};
 use super::bus::{Address, Bus, Word};
 use super::config::Config;
 use super::http;
-use super::leg::{Conn, Door};
+use super::leg::{Conn, Door, Network};
 use super::machine::{Hub, Output};
 use super::outbox::{Outbox, Waiting};
+use super::rate::{Rates, Verdict};
 use super::shards::{self, Shard};
 use super::udp::Sockets;
 use super::wire::Tag;
+use crate::clock::Now;
 use crate::net::time::now;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
@@ -29,6 +32,7 @@ pub(super) enum Event {
     Opened { conn: Conn, ip: IpAddr, outbox: Outbox },
     Text { conn: Conn, text: String },
     Closed { conn: Conn },
+    Revoked { tag: Tag },
 }
 
 /// What the handles share: the ways to the hubs, and what needs no hub.
@@ -38,9 +42,22 @@ pub(super) struct Shared {
     pub(super) config: Config,
     pub(super) waiting: Arc<Waiting>,
     conns: AtomicU64,
+    /// Signatures that HTTP requests cost.
+    proofs: Mutex<Rates<Network>>,
 }
 
 impl Shared {
+    /// Says what a key or JWT admits to that was shown from an address.
+    pub(super) fn admit(&self, now: Now, from: IpAddr, shown: &str) -> Result<Admitted, Refusal> {
+        if self.config.jwt.as_ref().is_some_and(|jwt| jwt.is_costly(shown)) {
+            let mut proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
+            if proofs.take(Network::of(from), now.mono) != Verdict::Pass {
+                return Err(Refusal::TooMany);
+            }
+        }
+        admission::admit(&self.config, now, shown)
+    }
+
     /// Numbers a connection.
     pub(super) fn next_conn(&self) -> Conn {
         Conn(self.conns.fetch_add(1, Ordering::Relaxed))
@@ -49,6 +66,10 @@ impl Shared {
     /// The way to the hub that hears a WebSocket.
     pub(super) fn inbox_of(&self, conn: Conn) -> Option<&mpsc::Sender<Event>> {
         self.inboxes.get(shards::home_of_conn(conn, self.inboxes.len())?.index())
+    }
+
+    fn inbox_of_tag(&self, tag: &Tag) -> Option<&mpsc::Sender<Event>> {
+        self.inboxes.get(shards::hub_of(tag, self.inboxes.len())?.index())
     }
 
     fn inbox_at(&self, ip: IpAddr) -> Option<&mpsc::Sender<Event>> {
@@ -118,7 +139,9 @@ pub fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service {
         let switch = Switch { hub, place, bus, sockets, outboxes: HashMap::new() };
         tasks.spawn(switch.run(events, words, stopped.clone()));
     }
-    let shared = Shared { inboxes, config, waiting: Arc::default(), conns: AtomicU64::new(0) };
+    let proofs = Mutex::new(Rates::new(config.limits.per_proof, config.limits.rates));
+    let (waiting, conns) = (Arc::default(), AtomicU64::new(0));
+    let shared = Shared { inboxes, config, waiting, conns, proofs };
     Service { handle: Handle { shared: Arc::new(shared) }, stop, tasks }
 }
 
@@ -165,6 +188,22 @@ impl Handle {
         }
         let event = Event::Datagram { door, from, local_ip, payload: payload.into() };
         self.shared.inbox_at(from.ip()).is_some_and(|inbox| inbox.try_send(event).is_ok())
+    }
+
+    /// Ends what a client has here whose tag is in [`Config::revoked`] from now on.
+    pub async fn revoke(&self, tag: Tag) {
+        // Without a hub nothing is left to end.
+        if let Some(inbox) = self.shared.inbox_of_tag(&tag) {
+            let _ = inbox.send(Event::Revoked { tag }).await;
+        }
+    }
+
+    /// Says what a key or JWT admits to that was shown from an address.
+    ///
+    /// # Errors
+    /// [`Refusal`] says why it does not.
+    pub fn admit(&self, now: Now, from: IpAddr, shown: &str) -> Result<Admitted, Refusal> {
+        self.shared.admit(now, from, shown)
     }
 
     /// Returns the routes `/ws` and `/ice`. Each request must carry `axum::extract::ConnectInfo<SocketAddr>` in its
@@ -248,6 +287,7 @@ impl Switch {
                 self.hub.handle_web_opened(now, conn, ip);
             }
             Event::Text { conn, text } => self.hub.handle_web_text(now, conn, &text),
+            Event::Revoked { tag } => self.hub.handle_revoked(now, &tag),
             Event::Closed { conn } => {
                 self.outboxes.remove(&conn);
                 self.hub.handle_web_closed(now, conn);

@@ -33,13 +33,16 @@ const READ_ROOM: usize = 8 * 1024;
 /// The close code of a server that goes away, or of a client that has been silent for too long.
 const AWAY: u16 = 1001;
 
-/// Answers `GET /ws`.
+/// Answers `GET /ws`. A page of an origin that is not let in gets 403; who is no page has no origin.
 pub(super) async fn upgrade(
     State(shared): State<Arc<Shared>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
     mut request: Request,
 ) -> Response {
+    if !headers.get_all(header::ORIGIN).iter().all(|origin| shared.config.origins.hold(origin.as_bytes())) {
+        return (StatusCode::FORBIDDEN, "pages of this origin are not let in\n").into_response();
+    }
     let Some(accept) = accept(&headers) else {
         let what = "this is a WebSocket: connect with version 13 (RFC 6455)\n";
         return (StatusCode::BAD_REQUEST, [(header::SEC_WEBSOCKET_VERSION, "13")], what).into_response();

@@ -217,7 +217,8 @@ fn processes_of_a_load_end_with_the_one_that_started_them() {
     holding.args([USER, "--password-env", PASSWORD_VARIABLE]).env(PASSWORD_VARIABLE, PASSWORD);
     holding.args(["--server", &house.address.to_string()]);
     let mut holding = holding.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    await_descriptors(&|now| now >= before + 30);
+    // The server may have closed some of its own since they were counted.
+    await_descriptors(&|now| now >= before + 25);
     holding.kill().unwrap();
     holding.wait().unwrap();
     await_descriptors(&|now| now < before + 10);
@@ -281,16 +282,16 @@ fn what_goes_wrong_is_said_with_what_to_do_about_it() {
     }
 }
 
+/// Rates that no load of these tests reaches.
+const PLENTY: &str = "[signaling.limits]\nper_source = { burst = 1e6, per_second = 1e6 }\nper_pair = { burst = 1e6, per_second = 1e6 }";
+
 #[test]
 fn all_calls_of_clients_by_udp_and_by_websocket_are_answered() {
-    let house = House::on_loopback("[signaling]");
+    let house = House::on_loopback(PLENTY);
     for via in ["udp", "udp --own-sockets --rate 5", "ws", "ws --window 2"] {
         let rate = if via.contains("--") { "" } else { "--rate 100" };
-        // As fast as answers come, so many that none of them talks too much.
-        let clients = if via.contains("--window") { 300 } else { 8 };
         let pid = house.server.id();
-        let what =
-            format!("signaling --clients {clients} --via {via} {rate} --seconds 1 --warm-up 0 --pid {pid}");
+        let what = format!("signaling --clients 8 --via {via} {rate} --seconds 1 --warm-up 0 --pid {pid}");
         let report = report(house.address, ("", ""), &what);
         let calls = &report["calls"];
         assert!(calls["answered"].as_u64().unwrap() >= 4, "{via}: {report}");
@@ -304,7 +305,7 @@ fn all_calls_of_clients_by_udp_and_by_websocket_are_answered() {
 
 #[test]
 fn clients_of_the_signalling_are_held_and_the_servers_memory_is_told() {
-    let house = House::on_loopback("[signaling]");
+    let house = House::on_loopback(PLENTY);
     for via in ["udp", "ws"] {
         let pid = house.server.id();
         let what = format!("signaling --clients 300 --via {via} --seconds 1 --warm-up 0 --pid {pid}");
@@ -316,10 +317,10 @@ fn clients_of_the_signalling_are_held_and_the_servers_memory_is_told() {
 
 #[test]
 fn a_server_that_lets_no_more_clients_in_is_named_with_what_to_change() {
-    let house = House::on_loopback("[signaling]\nmax_tags = 5\nmax_connections = 5");
+    let house = House::on_loopback("[signaling.limits]\ntags = 5\nconnections = 5");
     let said = |what: &str| complaint(house.address, ("", ""), what);
     let closed = said("signaling --clients 8 --via ws");
-    assert!(closed.contains("max_connections"), "{closed}");
+    assert!(closed.contains("connections and connections_per_network"), "{closed}");
     for (what, expected) in [
         ("signaling --clients 0", "--clients must be 1 to"),
         ("signaling --clients 1 --rate 5", "at least 2"),
