@@ -1,5 +1,5 @@
 //! `cargo bench --bench peerjs`: ginnel's signalling and PeerJS's server, in turn: memory of an idle client, and what it costs to pass
-//! a message from one client to another.
+//! candidates from one client to another.
 //!
 //! See `docs/performance.md`. PeerJS's server is fetched by `npm` into a folder of its own outside the repository. All other traffic stays
 //! on loopback; only processes that were started here are ended.
@@ -11,7 +11,7 @@ mod servers;
 
 use anyhow::bail;
 use clap::Parser;
-use clients::{Crowd, Relayed};
+use clients::{Burst, Crowd, Relayed};
 use serde::Serialize;
 use servers::{Kind, Server};
 use std::fmt::Write as _;
@@ -20,8 +20,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How many messages each client sends at a time: one, and as many as a browser has when it has looked at its interfaces.
-const BURSTS: [usize; 2] = [1, 16];
+/// What is passed on: candidates one at a time, as many as a browser has when it has looked at its interfaces, and these as each
+/// server's own client sends them: ginnel's puts into one message what there is, PeerJS's knows but one in a message.
+const BURSTS: [(&str, Burst); 3] = [
+    ("one at a time", Burst { size: 1, packed: false }),
+    ("16 at a time, a message each", Burst { size: 16, packed: false }),
+    ("16 at a time, as the server's own client sends them", Burst { size: 16, packed: true }),
+];
 
 /// Compares ginnel's signalling with PeerJS's server, on this machine alone
 #[derive(Debug, Parser)]
@@ -33,10 +38,10 @@ struct Options {
     /// Idle clients whose memory is measured
     #[arg(long, default_value_t = 2000)]
     clients: usize,
-    /// Pairs of clients that send each other messages
+    /// Pairs of clients of whom one sends the other candidates
     #[arg(long, default_value_t = 50)]
     pairs: usize,
-    /// Seconds that messages are measured
+    /// Seconds that candidates are passed on and measured
     #[arg(long, default_value_t = 4)]
     seconds: u64,
     /// The servers' processor
@@ -99,7 +104,7 @@ fn measure(options: &Options, kind: Kind) -> anyhow::Result<Run> {
     let bytes_each = (server.resident()? as f64 - before as f64) / options.clients as f64;
     drop((crowd, server));
     let mut relayed = [Relayed::default(); BURSTS.len()];
-    for (burst, relayed) in BURSTS.into_iter().zip(&mut relayed) {
+    for ((_, burst), relayed) in BURSTS.into_iter().zip(&mut relayed) {
         let server = start()?;
         let mut crowd = Crowd::new(kind, server.address)?;
         crowd.enter(2 * options.pairs)?;
@@ -124,12 +129,9 @@ fn table(runs: &[Run]) -> String {
         let _ = writeln!(text, "| {name} | {ours:.0} | {theirs:.0} | **{ratio:.1}** |");
     };
     row("bytes of an idle WebSocket client", &|run| run.bytes_each, true);
-    for (place, burst) in BURSTS.into_iter().enumerate() {
-        let at = if burst == 1 { "one at a time".to_owned() } else { format!("{burst} at a time") };
+    for (place, (name, _)) in BURSTS.into_iter().enumerate() {
         let figure = move |run: &Run| run.relayed[place].per_cpu_second;
-        row(&format!("messages per CPU second, {at}"), &figure, false);
-        let figure = move |run: &Run| run.relayed[place].per_second;
-        row(&format!("messages a second, {at}"), &figure, false);
+        row(&format!("candidates per CPU second, {name}"), &figure, false);
     }
     text
 }
