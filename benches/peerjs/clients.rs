@@ -106,8 +106,14 @@ impl Crowd {
         })
     }
 
-    /// Lets the even ones send `burst` messages at a time, the next ones as soon as these have come to their neighbour.
-    pub(super) fn relay(&mut self, burst: usize, time: Duration, server: &Server) -> anyhow::Result<Relayed> {
+    /// Lets the even ones send `burst` candidates at a time, the next ones as soon as these have come to their neighbour.
+    pub(super) fn relay(
+        &mut self,
+        Burst { size: burst, packed }: Burst,
+        time: Duration,
+        server: &Server,
+    ) -> anyhow::Result<Relayed> {
+        let is_packed = packed && self.kind == Kind::Ginnel;
         self.clients.iter_mut().for_each(|client| client.heard = burst as u64);
         let (began, cpu) = (time::mono(), server.cpu()?);
         let mut candidates = 0;
