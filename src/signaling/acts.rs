@@ -21,23 +21,30 @@ impl Hub {
         asker: Asker,
         mid: Option<i64>,
         (tag, rtag): (Tag, Tag),
-        ice: Ice,
+        mut ice: Ice,
     ) -> Result<Answer, Code> {
         let now = asker.now.mono;
         let caller = self.registry.tag(&tag).ok_or(Code::UnknownTag)?;
         if !is_same_host(caller.leg.peer, asker.leg.peer) {
             return Err(Code::UnknownTag);
         }
+        let (caller_inner, caller_proven) = (caller.inner.texts(), caller.proven);
         self.registry.touch(now, &tag, asker.leg.peer);
         let callee = self.registry.tag(&rtag).filter(|_| rtag != tag).ok_or(Code::NotOnline)?;
         let (callee_leg, callee_proven) = (callee.leg, callee.proven);
+        let callee_inner = callee.inner.texts();
         let verdict = self.pairs.take((tag.clone(), rtag.clone()), now);
         if verdict != Verdict::Pass || !self.calls.have_room(&tag, &rtag) {
             return Err(Code::TooMany);
         }
         let token = self.fresh_token(&tag, &rtag)?;
         let (caller, callee) = (Side::new(tag, asker.leg), Side::new(rtag, callee_leg));
-        let opening = Opening { token: token.clone(), mid, caller, callee, ice, callee_proven };
+        // What is told without having been sent now goes to true addresses alone (no amplification).
+        if ice.laddrs.is_empty() && callee_proven {
+            ice.laddrs = caller_inner;
+        }
+        let callee_inner = if caller_proven { callee_inner } else { Vec::new() };
+        let opening = Opening { token: token.clone(), mid, caller, callee, ice, callee_proven, callee_inner };
         let id = self.fresh_call_id();
         let (times, notices) = (&self.config.times, self.config.limits.notices_per_call);
         let mut mid = || Calls::mid(id, self.rng.next_u32());

@@ -85,6 +85,8 @@ pub enum Ask {
         epoch: Option<i64>,
         /// Owns a lasting tag instead of `secret`: shows that the asker holds a key.
         proof: Option<Proof>,
+        /// The client's inner addresses (S1-4), those of its punching socket; none leaves what was told before.
+        laddrs: Option<Vec<SocketAddr>>,
     },
     /// `t` = 2: I am alive (S0-3).
     Heartbeat {
@@ -197,6 +199,8 @@ pub enum Answer {
         stun2: Option<String>,
         /// The session's number; of owned tags only.
         epoch: Option<i64>,
+        /// Where the client was seen; by UDP only.
+        seen: Option<Seen>,
     },
     /// `t` = -2 (S0-4).
     Alive,
@@ -353,6 +357,15 @@ pub struct Ice {
     pub tport: Option<u16>,
     /// An SDP as a text that the server does not read.
     pub sdp: Option<String>,
+}
+
+/// Where the server sees a client (S1-2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// The client's outer address.
+    pub addr: SocketAddr,
+    /// Whether its IP is none of the inner ones that the client has told (S1-3); unknown where it has told none.
+    pub nat: Option<bool>,
 }
 
 /// Shows that a client holds an Ed25519 key (RFC 8032).

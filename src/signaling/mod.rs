@@ -13,6 +13,7 @@ pub mod config;
 mod envelope;
 mod http;
 mod identity;
+mod inner;
 mod leg;
 pub mod machine;
 mod message;

@@ -2,11 +2,13 @@
 
 use super::admission::{self, Scopes};
 use super::identity::{self, TAG_BYTES};
+use super::inner::Inner;
 use super::leg::{Door, Network, Peer};
 use super::machine::{Asker, Hub, Output, base32};
 use super::rate::Verdict;
-use super::wire::{Answer, Ask, Code, MAX_EPOCH, Proof, Request, Response, Tag};
+use super::wire::{Answer, Ask, Code, MAX_EPOCH, Proof, Request, Response, Seen, Tag};
 use rand::RngCore;
+use std::net::SocketAddr;
 use std::time::Instant;
 
 /// How much longer than its request the answer to t=60 may be, besides the tags.
@@ -17,11 +19,12 @@ const WATCH_ROOM: usize = 128;
 const EPOCHS_PER_SECOND: i64 = 1000;
 
 /// What a registration shows for a lasting tag.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Claim<'a> {
     pub(super) secret: Option<&'a str>,
     pub(super) epoch: Option<i64>,
     pub(super) proof: Option<&'a Proof>,
+    pub(super) laddrs: Option<Vec<SocketAddr>>,
 }
 
 impl Hub {
@@ -40,7 +43,7 @@ impl Hub {
         if !(self.config.open || scopes.register) {
             return Err(Code::NotAllowed);
         }
-        let owned = self.owned_tag(asker, claim)?;
+        let owned = self.owned_tag(asker, &claim)?;
         let (tag, epoch) = match (owned, self.registry.peer(asker.leg.peer)) {
             (Some(tag), _) => {
                 let epoch = self.epoch(asker, &tag, claim.epoch)?;
@@ -60,14 +63,29 @@ impl Hub {
             false => self.config.ice_servers.public(),
         };
         let stun2 = self.config.stun2.clone();
-        let full = Answer::Registered { tag: tag.clone(), ice_servers, stun2, epoch };
-        let fits = Response { mid, body: full.clone() }.encode().len() <= self.room(asker);
-        let bare = Answer::Registered { tag, ice_servers: Vec::new(), stun2: None, epoch };
-        Ok(if fits { full } else { bare })
+        let seen = self.see(asker.leg.peer, claim.laddrs);
+        let room = self.room(asker);
+        let fits = |answer: &Answer| Response { mid, body: answer.clone() }.encode().len() <= room;
+        let bare =
+            Answer::Registered { tag: tag.clone(), ice_servers: Vec::new(), stun2: None, epoch, seen: None };
+        let shorter =
+            Answer::Registered { tag: tag.clone(), ice_servers: Vec::new(), stun2: None, epoch, seen };
+        let full = Answer::Registered { tag, ice_servers, stun2, epoch, seen };
+        Ok([full, shorter].into_iter().find(fits).unwrap_or(bare))
+    }
+
+    /// Notes what a client tells of its own network, and compares it with where it is seen (S1-2, S1-3).
+    fn see(&mut self, peer: Peer, laddrs: Option<Vec<SocketAddr>>) -> Option<Seen> {
+        if let Some(laddrs) = laddrs {
+            self.registry.tell_inner(peer, Inner::new(laddrs));
+        }
+        let Peer::Udp(addr) = peer else { return None };
+        let nat = self.registry.peer(peer)?.inner.is_behind_nat(addr);
+        Some(Seen { addr, nat })
     }
 
     /// Says which tag a secret or a key has; none where neither was shown.
-    fn owned_tag(&mut self, asker: Asker, claim: Claim<'_>) -> Result<Option<Tag>, Code> {
+    fn owned_tag(&mut self, asker: Asker, claim: &Claim<'_>) -> Result<Option<Tag>, Code> {
         let Some(proof) = claim.proof else {
             let tag = |secret| identity::tag_of_secret(secret).ok_or(Code::Internal);
             return claim.secret.map(tag).transpose();

@@ -4,6 +4,7 @@
 //! as its connection (S0-A23).
 
 use super::config::{Limits, Times};
+use super::inner::Inner;
 use super::leg::{Leg, Network, Peer};
 use super::wire::Tag;
 use crate::clock::Deadlines;
@@ -25,6 +26,8 @@ pub(super) struct Registration {
     pub(super) epoch: Option<i64>,
     /// It has shown a key that lets it list and watch in any case.
     pub(super) admin: bool,
+    /// What it has told of its own network (S1-2).
+    pub(super) inner: Inner,
     network: Network,
     since: Instant,
     /// Others were told this tag before its owner used it, so that using it proves nothing.
@@ -123,8 +126,18 @@ impl Registry {
         *self.by_network.entry(network).or_default() += 1;
         // The owner of an owned tag knows it without having been told.
         let (shown, confirmed, proven) = (epoch.is_some(), on_web, on_web);
-        let client =
-            Registration { tag, leg, proven, epoch, admin: false, network, since: now, shown, confirmed };
+        let client = Registration {
+            tag,
+            leg,
+            proven,
+            epoch,
+            admin: false,
+            inner: Inner::default(),
+            network,
+            since: now,
+            shown,
+            confirmed,
+        };
         self.clients.insert(id, client);
         Ok(())
     }
@@ -140,6 +153,13 @@ impl Registry {
     pub(super) fn empower(&mut self, peer: Peer, admin: bool) {
         if let Some(client) = self.by_peer.get(&peer).and_then(|id| self.clients.get_mut(id)) {
             client.admin = admin;
+        }
+    }
+
+    /// Notes what a client tells of its own network.
+    pub(super) fn tell_inner(&mut self, peer: Peer, inner: Inner) {
+        if let Some(client) = self.by_peer.get(&peer).and_then(|id| self.clients.get_mut(id)) {
+            client.inner = inner;
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod abuse;
 mod acts;
+mod addresses;
 mod hands;
 mod identity;
 mod loss;

@@ -8,7 +8,8 @@ Two UDP sockets as in S0-28 to S0-30: `main` registers, heartbeats, lists and is
 notification and punches. Once punched, both sides send 100 numbered datagrams through the hole until all are
 acknowledged. Where no hole opens within `--give-up` seconds, each tells the server so when it asks (step 10), and ends.
 With `--tcp` both announce a TCP port and inner addresses (S0-A11, S0-A18), and open a stream after the punch (S0-23): from that port
-to the other's, while listening there, so that SYNs that cross meet. 64 KiB go each way through it. Events go to stdout, one JSON object a line; exit code 0, or 1 with a reason after the time limit.
+to the other's, while listening there, so that SYNs that cross meet. 64 KiB go each way through it. With `--inner` both register with the
+inner address of `hole` (S1-4), send to all addresses that the server tells of the other, and keep to the one that answers first (S1-5, S1-7). Events go to stdout, one JSON object a line; exit code 0, or 1 with a reason after the time limit.
 """
 import argparse
 import errno
@@ -26,7 +27,7 @@ HEARTBEAT = 15.0     # S0-A17
 
 
 class Client:
-    def __init__(self, server, timeout, patience, tcp):
+    def __init__(self, server, timeout, patience, tcp, inner):
         family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
         self.server, self.deadline, self.mid = server, time.monotonic() + timeout, 0
         self.main, self.hole = (socket.socket(family, socket.SOCK_DGRAM) for _ in range(2))
@@ -37,14 +38,18 @@ class Client:
         self.port = None          # our TCP port
         self.streams = []         # where the peer's may be reached, the likeliest first
         self.extras = {}          # what we tell the peer beyond document 000
-        if tcp:
+        self.inner = inner        # whether the server shall tell of our inner address, and we look at the peer's
+        self.laddrs = []
+        if tcp or inner:
             self.hole.connect(server)
-            inner = self.hole.getsockname()
+            own = self.hole.getsockname()
             self.hole.close()
             self.hole = socket.socket(family, socket.SOCK_DGRAM)
-            self.hole.bind(("", inner[1]))
-            self.port = inner[1]
-            self.extras = {"tport": self.port, "laddrs": ["%s:%d" % inner[:2]]}
+            self.hole.bind(("", own[1]))
+            self.laddrs = ["%s:%d" % own[:2]]
+        if tcp:
+            self.port = own[1]
+            self.extras = {"tport": self.port, "laddrs": self.laddrs}
         self.peer = None          # the address the hole leads to, once a round trip has shown it
         self.acked, self.received = set(), set()
 
@@ -89,9 +94,10 @@ class Client:
                 self.hear(on, source, message)
 
     def register(self):
-        self.tag = self.ask(self.main, 1)["tag"]
+        told = self.ask(self.main, 1, params={"laddrs": self.laddrs}) if self.inner else self.ask(self.main, 1)
+        self.tag = told["tag"]
         self.ask(self.main, 2, tag=self.tag)
-        self.event("registered", tag=self.tag)
+        self.event("registered", **{name: told[name] for name in ("tag", "addr", "nat") if name in told})
 
     def call(self, callee):
         while callee == "first":
@@ -150,11 +156,11 @@ class Client:
 
     def learn(self, host, port, inner):
         """Takes note of where the peer's stream, and its hole on the same network, may be reached."""
-        if not self.port or not port:
-            return
         inner = [(ip, int(hole)) for ip, hole in (address.rsplit(":", 1) for address in inner)]
-        self.targets.update(inner)
-        self.streams = [(ip, port) for ip, _ in inner] + [(host, port)]
+        if self.port and port:
+            self.streams = [(ip, port) for ip, _ in inner] + [(host, port)]
+        if self.inner or self.streams:
+            self.targets.update(inner)
 
     def stream(self):
         """Opens the stream, moves bytes both ways, and tells how it came about."""
@@ -243,11 +249,12 @@ def main():
     parser.add_argument("--timeout", type=float, default=60, metavar="SECONDS")
     parser.add_argument("--give-up", type=float, default=30, metavar="SECONDS")
     parser.add_argument("--tcp", action="store_true")
+    parser.add_argument("--inner", action="store_true")
     parser.add_argument("role", choices=["listen", "call"])
     parser.add_argument("tag", nargs="?", default="first")
     args = parser.parse_args()
     host, port = args.server.rsplit(":", 1)
-    client = Client((host.strip("[]"), int(port)), args.timeout, args.give_up, args.tcp)
+    client = Client((host.strip("[]"), int(port)), args.timeout, args.give_up, args.tcp, args.inner)
     client.register()
     if args.role == "call":
         client.call(args.tag)

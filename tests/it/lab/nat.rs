@@ -78,6 +78,14 @@ impl Nat {
         nft(&self.namespace, "add chain ip nat cut { type filter hook forward priority -20; policy drop; }");
     }
 
+    /// Forgets a UDP mapping that was idle for so many seconds.
+    pub(crate) fn forget_after(&self, seconds: u8) {
+        for kind in ["", "_stream"] {
+            let file = format!("/proc/sys/net/netfilter/nf_conntrack_udp_timeout{kind}");
+            inside(&self.namespace, &format!("echo {seconds} > {file}"));
+        }
+    }
+
     /// Lets everything through again.
     pub(crate) fn mend(&self) {
         nft(&self.namespace, "delete chain ip nat cut");
