@@ -258,6 +258,7 @@ impl World {
                     assert!(self.webs.values().any(|open| *open == conn.0), "a text to nobody");
                     self.hear(Leg::Web(conn.0), &serde_json::from_str(&text).expect("JSON"));
                 }
+                Output::Word { .. } => unreachable!("a hub that is alone"),
                 Output::Close { conn } => {
                     self.webs.retain(|_, open| *open != conn.0);
                     self.hub.handle_web_closed(self.now, conn);

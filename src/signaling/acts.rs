@@ -1,10 +1,12 @@
 //! The hub's part in punching acts: t=4, 54 and 55, the answers to 51 to 55, and what an act has to send.
 
+use super::bus::{Address, Invite, Said};
 use super::call::{Call, Effect, Moment, Opening, Role, Side, TooMany};
 use super::calls::{CallId, Calls};
 use super::config::NotifyFrom;
 use super::leg::{Door, Leg, Peer};
-use super::machine::{Asker, Hub, base32};
+use super::machine::{Asker, Hub};
+use super::name::{LETTERS, base32};
 use super::rate::Verdict;
 use super::wire::{Answer, Ask, Code, Ice, Nat, Request, Response, Tag, Token};
 use rand::RngCore;
@@ -15,42 +17,76 @@ use std::time::Instant;
 const TOKEN_BYTES: usize = 20;
 
 impl Hub {
-    /// t=4, from the caller's punching socket (S0-A9), whose IP must be that of the caller's tag.
+    /// t=4, from the caller's punching socket (S0-A9), whose IP must be that of the caller's tag. The hub of the callee's tag answers.
     pub(super) fn call(
         &mut self,
         asker: Asker,
         mid: Option<i64>,
         (tag, rtag): (Tag, Tag),
-        mut ice: Ice,
-    ) -> Result<Answer, Code> {
-        let now = asker.now.mono;
+        ice: Ice,
+    ) -> Result<(), Code> {
         let caller = self.registry.tag(&tag).ok_or(Code::UnknownTag)?;
         if !is_same_host(caller.leg.peer, asker.leg.peer) {
             return Err(Code::UnknownTag);
         }
-        let (caller_inner, caller_proven) = (caller.inner.texts(), caller.proven);
-        self.registry.touch(now, &tag, asker.leg.peer);
-        let callee = self.registry.tag(&rtag).filter(|_| rtag != tag).ok_or(Code::NotOnline)?;
+        let (name, realm) = (caller.name, caller.realm.clone());
+        let (inner, proven) = (caller.inner.texts(), caller.proven);
+        self.registry.touch(asker.now.mono, &tag, asker.leg.peer);
+        if rtag == tag {
+            return Err(Code::NotOnline);
+        }
+        let (asker, to) = (Asker { room: self.room(asker), ..asker }, self.shards.of_tag(&rtag));
+        let invite = Invite { asker, mid, tag, rtag: rtag.clone(), realm, ice, inner, proven };
+        if to == self.shards.own() {
+            self.invite(invite);
+        } else {
+            self.registry.note_call(name, to);
+            self.say(Address::Tag(rtag), Said::Invite(Box::new(invite)));
+        }
+        Ok(())
+    }
+
+    /// Takes a call for a tag of this hub.
+    pub(super) fn invite(&mut self, invite: Invite) {
+        let (asker, mid) = (invite.asker, invite.mid);
+        if self.answer_again(asker, 4, mid) {
+            return;
+        }
+        let opened = self.open_call(invite);
+        let id = opened.as_ref().ok().map(|(id, _)| *id);
+        self.answer(asker, 4, mid, opened.map(|(_, token)| Answer::Calling { token }));
+        // The callee hears of a call after the caller has its token.
+        if let Some(id) = id {
+            self.apply(id);
+        }
+    }
+
+    fn open_call(&mut self, invite: Invite) -> Result<(CallId, Token), Code> {
+        let Invite { asker, mid, tag, rtag, realm, mut ice, inner, proven } = invite;
+        let now = asker.now.mono;
+        let callee =
+            self.registry.tag(&rtag).filter(|callee| callee.realm == realm).ok_or(Code::NotOnline)?;
         let (callee_leg, callee_proven) = (callee.leg, callee.proven);
-        let callee_inner = callee.inner.texts();
-        let verdict = self.pairs.take((tag.clone(), rtag.clone()), now);
-        if verdict != Verdict::Pass || !self.calls.have_room(&tag, &rtag) {
+        // What is told without having been sent now goes to true addresses alone (no amplification).
+        if ice.laddrs.is_empty() && callee_proven {
+            ice.laddrs = inner;
+        }
+        let callee_inner = if proven { callee.inner.texts() } else { Vec::new() };
+        if self.pairs.take((tag.clone(), rtag.clone()), now) != Verdict::Pass {
             return Err(Code::TooMany);
         }
         let token = self.fresh_token(&tag, &rtag)?;
-        let (caller, callee) = (Side::new(tag, asker.leg), Side::new(rtag, callee_leg));
-        // What is told without having been sent now goes to true addresses alone (no amplification).
-        if ice.laddrs.is_empty() && callee_proven {
-            ice.laddrs = caller_inner;
+        if !self.calls.take_room(&tag, &rtag) {
+            return Err(Code::TooMany);
         }
-        let callee_inner = if caller_proven { callee_inner } else { Vec::new() };
+        let (caller, callee) = (Side::new(tag, asker.leg), Side::new(rtag, callee_leg));
         let opening = Opening { token: token.clone(), mid, caller, callee, ice, callee_proven, callee_inner };
         let id = self.fresh_call_id();
         let (times, notices) = (&self.config.times, self.config.limits.notices_per_call);
         let mut mid = || Calls::mid(id, self.rng.next_u32());
         let call = Call::open(opening, &mut Moment { now, times, notices, mid: &mut mid });
         self.calls.insert(id, call);
-        Ok(Answer::Calling { token })
+        Ok((id, token))
     }
 
     /// t=54.
@@ -93,12 +129,12 @@ impl Hub {
     pub(super) fn handle_response(&mut self, asker: Asker, response: &Response) {
         let (now, mid, peer) = (asker.now.mono, response.mid, asker.leg.peer);
         let (t, token) = match &response.body {
-            Answer::Accepted { token, .. } => (51, Some(token)),
-            Answer::Noted { token } => (52, Some(token)),
-            Answer::Status { token, .. } => (53, Some(token)),
-            Answer::Trickled { token } => (54, Some(token)),
-            Answer::Ended { token } => (55, Some(token)),
-            Answer::Failed { t, token, .. } => (*t, token.as_ref()),
+            Answer::Accepted { .. } => (51, response.body.token()),
+            Answer::Noted { .. } => (52, response.body.token()),
+            Answer::Status { .. } => (53, response.body.token()),
+            Answer::Trickled { .. } => (54, response.body.token()),
+            Answer::Ended { .. } => (55, response.body.token()),
+            Answer::Failed { t, .. } => (*t, response.body.token()),
             _ => return,
         };
         // A refusal has no token in the form of S0-38, but its mid is known to the asked alone.
@@ -162,7 +198,7 @@ impl Hub {
         }
     }
 
-    /// Makes a token from caller and callee (S0-13) and from chance.
+    /// Makes a token from caller and callee (S0-13) and from chance, so that it belongs to this hub.
     fn fresh_token(&mut self, caller: &Tag, callee: &Tag) -> Result<Token, Code> {
         let mut nonce = [0; TOKEN_BYTES];
         self.rng.fill_bytes(&mut nonce);
@@ -170,13 +206,17 @@ impl Hub {
         for part in [caller.as_str().as_bytes(), b"\0", callee.as_str().as_bytes(), b"\0", &nonce] {
             mac.update(part);
         }
-        Token::new(base32(&mac.sign().as_ref()[..TOKEN_BYTES])).ok_or(Code::Internal)
+        let mac = mac.sign();
+        let mut start = base32(&mac.as_ref()[..TOKEN_BYTES]);
+        start.pop();
+        let ends = LETTERS.iter().filter_map(|end| Token::new(format!("{start}{}", char::from(*end))));
+        ends.into_iter().find(|token| self.shards.of_token(token) == self.shards.own()).ok_or(Code::Internal)
     }
 
     fn fresh_call_id(&mut self) -> CallId {
         loop {
             let id = self.rng.next_u32();
-            if self.calls.is_free(id) {
+            if self.shards.is_own_call(id) && self.calls.is_free(id) {
                 return id;
             }
         }

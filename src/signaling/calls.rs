@@ -5,6 +5,8 @@ use super::config::Limits;
 use super::wire::{Tag, Token};
 use crate::clock::Deadlines;
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// Numbers a call; random, so that the mids made of it cannot be foreseen.
@@ -18,6 +20,8 @@ const MID_BITS: u32 = 20;
 pub(super) struct Calls {
     cap: usize,
     cap_per_tag: usize,
+    /// How many all hubs have.
+    total: Arc<AtomicUsize>,
     calls: HashMap<CallId, Call>,
     by_token: HashMap<Token, CallId>,
     by_tag: HashMap<Tag, Vec<CallId>>,
@@ -25,8 +29,9 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    pub(super) fn new(limits: &Limits) -> Self {
+    pub(super) fn new(limits: &Limits, total: Arc<AtomicUsize>) -> Self {
         Self {
+            total,
             cap: limits.calls,
             cap_per_tag: limits.calls_per_tag,
             calls: HashMap::new(),
@@ -41,10 +46,14 @@ impl Calls {
         (i64::from(id) << MID_BITS) | i64::from(random >> (32 - MID_BITS))
     }
 
+    /// Says which call a mid would belong to.
+    pub(super) fn of_mid(mid: i64) -> Option<CallId> {
+        CallId::try_from(mid >> MID_BITS).ok()
+    }
+
     /// Says which call a mid belongs to, if any.
     pub(super) fn by_mid(&self, mid: i64) -> Option<CallId> {
-        let id = CallId::try_from(mid >> MID_BITS).ok()?;
-        self.calls.contains_key(&id).then_some(id)
+        Self::of_mid(mid).filter(|id| self.calls.contains_key(id))
     }
 
     pub(super) fn by_token(&self, token: &Token) -> Option<CallId> {
@@ -56,16 +65,20 @@ impl Calls {
         self.by_tag.get(tag).cloned().unwrap_or_default()
     }
 
-    /// Says whether one more call between these is within the caps.
-    pub(super) fn have_room(&self, caller: &Tag, callee: &Tag) -> bool {
+    /// Takes room for one more call between these, which is to be put in; `false` where that is over a cap.
+    pub(super) fn take_room(&self, caller: &Tag, callee: &Tag) -> bool {
         let taken = |tag| self.by_tag.get(tag).map_or(0, Vec::len);
-        self.calls.len() < self.cap && taken(caller).max(taken(callee)) < self.cap_per_tag
+        let below = |total: usize| (total < self.cap).then_some(total + 1);
+        let order = Ordering::Relaxed;
+        taken(caller).max(taken(callee)) < self.cap_per_tag
+            && self.total.fetch_update(order, order, below).is_ok()
     }
 
     pub(super) fn is_free(&self, id: CallId) -> bool {
         !self.calls.contains_key(&id)
     }
 
+    /// Puts a call in that room was taken for.
     pub(super) fn insert(&mut self, id: CallId, call: Call) {
         self.by_token.insert(call.token.clone(), id);
         for tag in [&call.caller.tag, &call.callee.tag] {
@@ -91,6 +104,7 @@ impl Calls {
         }
         self.timers.clear(id);
         if let Some(call) = self.calls.remove(&id) {
+            self.total.fetch_sub(1, Ordering::Relaxed);
             self.by_token.remove(&call.token);
             for tag in [&call.caller.tag, &call.callee.tag] {
                 if let Some(ids) = self.by_tag.get_mut(tag) {

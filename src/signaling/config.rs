@@ -12,6 +12,8 @@ pub struct Config {
     pub limits: Limits,
     /// From which port the server speaks first; default both (S0-A10).
     pub notify_from: NotifyFrom,
+    /// Hubs that share the clients, each on a task of its own; default one for each core, at most 16.
+    pub hubs: usize,
     /// Whether t=3 tells who is online; default true.
     pub list: bool,
     /// Whether t=60 tells who comes and goes; default true.
@@ -32,6 +34,7 @@ impl Default for Config {
             times: Times::default(),
             limits: Limits::default(),
             notify_from: NotifyFrom::default(),
+            hubs: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
             list: true,
             presence: true,
             open: true,

@@ -1,15 +1,12 @@
 //! Tags that belong to a key: challenges without state, and the proof that one holds the key (Ed25519, RFC 8032).
 
 use super::leg::Peer;
-use super::machine::base32;
 use super::message::Proof;
-use super::wire::Tag;
+use super::name::{Name, TAG_BYTES, base32};
 use ring::{digest, hmac, signature};
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// Random bytes of a tag: 120 bits (S0-A24).
-pub(super) const TAG_BYTES: usize = 15;
 /// Of a nonce: the second it was given out, and a MAC of 96 bits.
 const SECOND_BYTES: usize = 4;
 const MAC_BYTES: usize = 12;
@@ -75,21 +72,20 @@ pub(super) fn is_proven(proof: &Proof, epoch: Option<i64>) -> bool {
     key.verify(proof.text(epoch).as_bytes(), &proof.signature).is_ok()
 }
 
-/// The tag that belongs to a secret, on any server.
-pub(super) fn tag_of_secret(secret: &str) -> Option<Tag> {
-    tag_of(b"ginnel tag\0", secret.as_bytes())
+/// The tag that belongs to a secret or a key, on any server; a key counts more, and no secret has the tag of a key.
+pub(super) fn owned_name(secret: Option<&str>, proof: Option<&Proof>) -> Option<Name> {
+    let of_key = |proof: &Proof| name_of(b"ginnel key\0", &proof.public);
+    let of_secret = |secret: &str| name_of(b"ginnel tag\0", secret.as_bytes());
+    proof.map(of_key).or_else(|| secret.map(of_secret))
 }
 
-/// The tag that belongs to a key, on any server; no secret has the same one.
-pub(super) fn tag_of_key(public: &[u8; 32]) -> Option<Tag> {
-    tag_of(b"ginnel key\0", public)
-}
-
-fn tag_of(domain: &[u8], owner: &[u8]) -> Option<Tag> {
+fn name_of(domain: &[u8], owner: &[u8]) -> Name {
     let mut hash = digest::Context::new(&digest::SHA256);
     hash.update(domain);
     hash.update(owner);
-    Tag::new(base32(&hash.finish().as_ref()[..TAG_BYTES]))
+    let mut name = [0; TAG_BYTES];
+    name.copy_from_slice(&hash.finish().as_ref()[..TAG_BYTES]);
+    Name(name)
 }
 
 #[cfg(test)]
@@ -121,8 +117,9 @@ mod tests {
 
     #[test]
     fn a_key_and_a_secret_never_have_the_same_tag() {
-        let key = *b"thirty-two bytes of a public key";
-        let as_secret = std::str::from_utf8(&key).unwrap();
-        assert_ne!(tag_of_key(&key), tag_of_secret(as_secret));
+        let public = *b"thirty-two bytes of a public key";
+        let proof = Proof { public, nonce: String::new(), signature: Vec::new() };
+        let as_secret = std::str::from_utf8(&public).unwrap();
+        assert_ne!(owned_name(None, Some(&proof)), owned_name(Some(as_secret), None));
     }
 }

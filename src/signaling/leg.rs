@@ -23,7 +23,7 @@ pub(super) enum Peer {
 }
 
 /// A way to reach a client: who, and for UDP from which local address.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Leg {
     pub(super) peer: Peer,
     pub(super) local_ip: Option<IpAddr>,
@@ -64,6 +64,14 @@ impl Network {
             IpAddr::V4(v4) => Self(v4.to_ipv6_mapped().octets()),
             IpAddr::V6(v6) => Self((u128::from(v6) >> 64 << 64).to_be_bytes()),
         }
+    }
+
+    /// Returns a number that spreads neighbouring networks evenly.
+    pub(super) fn mixed(self) -> u64 {
+        // Fibonacci hashing (Knuth, volume 3, section 6.4) of both halves.
+        let number = u128::from_be_bytes(self.0);
+        let folded = (number >> 64) as u64 ^ number as u64;
+        folded.wrapping_mul(0x9e37_79b9_7f4a_7c15).swap_bytes()
     }
 }
 

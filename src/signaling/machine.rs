@@ -1,26 +1,34 @@
 //! The hub: takes what clients say on any leg, and says what to send to whom. Pure.
 //!
 //! Here stand who is heard and what every reply is held to. The rules of t=1, 2, 3 and 60 stand in `presence.rs`, those of t=4
-//! and all that follows in `acts.rs`, on the same [`Hub`].
+//! and all that follows in `acts.rs`, what several hubs have to say to each other in `talk.rs`, on the same [`Hub`].
 
 use super::answers::Answers;
+use super::bus::{Address, Said, Word};
 use super::calls::Calls;
-use super::config::Config;
+use super::config::{Config, Limits};
+use super::gathers::Gathers;
+use super::identity;
 use super::identity::Challenges;
 use super::leg::{Conn, Door, Leg, Network, Peer};
 use super::presence::Claim;
+use super::quota::Quota;
 use super::rate::{Rates, Verdict};
+use super::realm::Realm;
 use super::registry::Registry;
+use super::shards::{Shard, Shards};
+use super::subscriptions::Subscriptions;
 use super::watches::Watches;
 use super::wire::{self, Answer, Ask, Code, DecodeError, MAX_DATAGRAM, Message, Request, Response, Tag};
 use crate::clock::Now;
 use crate::ids::Pii;
-use data_encoding::BASE32_NOPAD;
-use rand::RngCore;
+use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use ring::hmac;
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Instant;
 
 /// What the hands must do.
@@ -49,6 +57,13 @@ pub enum Output {
         /// Whose.
         conn: Conn,
     },
+    /// Say something to another hub. Never with one hub alone.
+    Word {
+        /// To which.
+        to: Address,
+        /// What.
+        word: Word,
+    },
 }
 
 /// The IP and UDP headers, which count when a reply is held against its request.
@@ -59,12 +74,15 @@ const AMPLIFICATION: usize = 3;
 const ACTS_ONCE: [i64; 5] = [1, 3, 4, 54, 55];
 
 /// Where a message came from, and how long it was.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Asker {
     pub(super) now: Now,
     pub(super) leg: Leg,
     pub(super) door: Door,
+    pub(super) network: Network,
     pub(super) size: usize,
+    /// How long a reply may be by what another hub knows of the client.
+    pub(super) room: usize,
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -73,45 +91,102 @@ pub(super) enum Origin {
     Web(Conn),
 }
 
-/// The server side of signalling.
+/// A WebSocket, as its home knows it.
+#[derive(Debug)]
+pub(super) struct Web {
+    pub(super) network: Network,
+    /// The hub that its tag belongs to, once it has one.
+    pub(super) tag_at: Option<Shard>,
+    pub(super) admin: bool,
+    pub(super) realm: Realm,
+}
+
+/// The server side of signalling, or one of several hubs that share it.
 #[derive(Debug)]
 pub struct Hub {
     pub(super) config: Config,
+    pub(super) shards: Shards,
     pub(super) rng: ChaCha20Rng,
     pub(super) token_key: hmac::Key,
     pub(super) registry: Registry,
     pub(super) calls: Calls,
     pub(super) watches: Watches,
+    pub(super) subscriptions: Subscriptions,
+    pub(super) gathers: Gathers,
     pub(super) answers: Answers,
     pub(super) challenges: Challenges,
     pub(super) proofs: Rates<Network>,
     pub(super) sources: Rates<Origin>,
     pub(super) pairs: Rates<(Tag, Tag)>,
-    pub(super) webs: HashMap<Conn, Network>,
-    pub(super) webs_by_network: HashMap<Network, usize>,
+    pub(super) connections: Arc<Quota>,
+    pub(super) webs: HashMap<Conn, Web>,
+    /// UDP clients of this home whose tag belongs to another hub.
+    pub(super) away: HashMap<Peer, Shard>,
     pub(super) outputs: VecDeque<Output>,
 }
 
+/// What all hubs count together, and the keys that all must know.
+struct Common {
+    tags: Arc<Quota>,
+    connections: Arc<Quota>,
+    calls: Arc<AtomicUsize>,
+    keys: [[u8; 32]; 2],
+}
+
+impl Common {
+    fn new(limits: &Limits, rng: &mut ChaCha20Rng) -> Self {
+        let mut keys = [[0; 32]; 2];
+        keys.iter_mut().for_each(|key| rng.fill_bytes(key));
+        Self {
+            tags: Arc::new(Quota::new(limits.tags, limits.tags_per_network)),
+            connections: Arc::new(Quota::new(limits.connections, limits.connections_per_network)),
+            calls: Arc::default(),
+            keys,
+        }
+    }
+}
+
 impl Hub {
-    /// Makes a hub; tags, tokens and mids are drawn from `rng`.
+    /// Makes a hub that is alone; tags, tokens and mids are drawn from `rng`.
     #[must_use]
     pub fn new(config: Config, mut rng: ChaCha20Rng) -> Self {
-        let (mut key, mut challenge_key) = ([0; 32], [0; 32]);
-        rng.fill_bytes(&mut key);
-        rng.fill_bytes(&mut challenge_key);
-        let limits = &config.limits;
+        let common = Common::new(&config.limits, &mut rng);
+        Self::one_of(config, Shards::ALONE, &common, rng)
+    }
+
+    /// Makes `count` hubs, at least one and at most sixteen, that share the clients; what one says to another comes as
+    /// [`Output::Word`] and goes to [`Hub::handle_word`].
+    #[must_use]
+    pub fn several(config: &Config, count: usize, mut rng: ChaCha20Rng) -> Vec<Self> {
+        let common = Common::new(&config.limits, &mut rng);
+        let one = |shards| {
+            let mut seed = [0; 32];
+            rng.fill_bytes(&mut seed);
+            Self::one_of(config.clone(), shards, &common, ChaCha20Rng::from_seed(seed))
+        };
+        Shards::all(count).map(one).collect()
+    }
+
+    fn one_of(config: Config, shards: Shards, common: &Common, rng: ChaCha20Rng) -> Self {
+        let (limits, hubs) = (&config.limits, shards.count());
+        let rates = limits.rates.div_ceil(hubs);
+        let [token_key, challenge_key] = common.keys;
         Self {
-            token_key: hmac::Key::new(hmac::HMAC_SHA256, &key),
-            registry: Registry::new(&config.times, limits),
-            calls: Calls::new(limits),
-            watches: Watches::new(&config.times, limits),
-            answers: Answers::new(config.times.answer, limits.answer_bytes),
+            shards,
+            token_key: hmac::Key::new(hmac::HMAC_SHA256, &token_key),
+            registry: Registry::new(&config.times, Arc::clone(&common.tags)),
+            calls: Calls::new(limits, Arc::clone(&common.calls)),
+            watches: Watches::new(&config.times, limits, hubs),
+            subscriptions: Subscriptions::default(),
+            gathers: Gathers::default(),
+            answers: Answers::new(config.times.answer, limits.answer_bytes.div_ceil(hubs)),
             challenges: Challenges::new(challenge_key, config.times.challenge),
-            proofs: Rates::new(limits.per_proof, limits.rates),
-            sources: Rates::new(limits.per_source, limits.rates),
-            pairs: Rates::new(limits.per_pair, limits.rates),
+            proofs: Rates::new(limits.per_proof, rates),
+            sources: Rates::new(limits.per_source, rates),
+            pairs: Rates::new(limits.per_pair, rates),
+            connections: Arc::clone(&common.connections),
             webs: HashMap::new(),
-            webs_by_network: HashMap::new(),
+            away: HashMap::new(),
             outputs: VecDeque::new(),
             config,
             rng,
@@ -140,8 +215,8 @@ impl Hub {
         payload: &[u8],
     ) {
         if payload.len() <= MAX_DATAGRAM {
-            let leg = Leg::udp(from, local_ip);
-            self.take(Asker { now, leg, door, size: payload.len() }, payload);
+            let (leg, network) = (Leg::udp(from, local_ip), Network::of(from.ip()));
+            self.take(Asker { now, leg, door, network, size: payload.len(), room: 0 }, payload);
             self.tell_changes(now.mono);
         }
     }
@@ -149,22 +224,23 @@ impl Hub {
     /// Takes note of a new WebSocket; one over the caps is closed at once.
     pub fn handle_web_opened(&mut self, _now: Now, conn: Conn, peer_ip: IpAddr) {
         let network = Network::of(peer_ip);
-        let of_network = self.webs_by_network.entry(network).or_default();
-        let limits = &self.config.limits;
-        if self.webs.len() >= limits.connections || *of_network >= limits.connections_per_network {
+        if self.webs.contains_key(&conn) {
+            return;
+        }
+        if self.connections.take(network).is_err() {
             tracing::debug!(ip = %Pii(peer_ip), "too many connections");
             self.outputs.push_back(Output::Close { conn });
-        } else {
-            *of_network += 1;
-            self.webs.insert(conn, network);
+            return;
         }
-        self.forget_network(network);
+        let web = Web { network, tag_at: None, admin: false, realm: Realm::default() };
+        self.webs.insert(conn, web);
     }
 
     /// Takes a WebSocket text.
     pub fn handle_web_text(&mut self, now: Now, conn: Conn, text: &str) {
-        if self.webs.contains_key(&conn) {
-            let asker = Asker { now, leg: Leg::web(conn), door: Door::Main, size: text.len() };
+        if let Some(network) = self.webs.get(&conn).map(|web| web.network) {
+            let leg = Leg::web(conn);
+            let asker = Asker { now, leg, door: Door::Main, network, size: text.len(), room: 0 };
             self.take(asker, text.as_bytes());
             self.tell_changes(now.mono);
         }
@@ -177,26 +253,55 @@ impl Hub {
     }
 
     pub(super) fn close_web(&mut self, now: Now, conn: Conn) {
-        let Some(network) = self.webs.remove(&conn) else { return };
-        if let Some(count) = self.webs_by_network.get_mut(&network) {
-            *count -= 1;
-        }
-        self.forget_network(network);
+        let Some(web) = self.webs.remove(&conn) else { return };
+        self.connections.leave(web.network);
         self.watches.forget(conn);
-        let Some(client) = self.registry.remove_peer(Peer::Web(conn)) else { return };
-        for id in self.calls.by_tag(&client.tag) {
+        let peer = Peer::Web(conn);
+        match web.tag_at.filter(|at| *at != self.shards.own()) {
+            Some(at) => self.say(Address::Hub(at), Said::Left { peer }),
+            None => self.leave(now, peer),
+        }
+    }
+
+    /// Closes a WebSocket, which may have its home at another hub.
+    pub(super) fn hang_up(&mut self, now: Now, conn: Conn) {
+        let home = self.shards.of_conn(conn);
+        if home == self.shards.own() {
+            self.close_web(now, conn);
+            self.outputs.push_back(Output::Close { conn });
+        } else {
+            self.say(Address::Hub(home), Said::Close { conn });
+        }
+    }
+
+    /// Takes a client out whose connection has ended, with the calls that cannot go on.
+    pub(super) fn leave(&mut self, now: Now, peer: Peer) {
+        let Some(client) = self.registry.remove_peer(peer) else { return };
+        let Some(tag) = client.tag() else { return };
+        for at in client.called.iter() {
+            self.say(Address::Hub(at), Said::Offline { tag: tag.clone(), peer });
+        }
+        self.fail_calls(now, &tag, peer);
+    }
+
+    pub(super) fn fail_calls(&mut self, now: Now, tag: &Tag, peer: Peer) {
+        for id in self.calls.by_tag(tag) {
             self.with_call(now.mono, id, |call, _| {
-                if call.role_of(Peer::Web(conn)).is_some() {
+                if call.role_of(peer).is_some() {
                     call.fail(Code::NotOnline);
                 }
             });
         }
     }
 
+    pub(super) fn say(&mut self, to: Address, said: Said) {
+        self.outputs.push_back(Output::Word { to, word: Word(said) });
+    }
+
     /// Does what is due.
     pub fn handle_timeout(&mut self, now: Now) {
         while let Some(client) = self.registry.expire(now.mono) {
-            tracing::debug!(tag = %Pii(&client.tag), "expired");
+            tracing::debug!(tag = ?client.tag().as_ref().map(Pii), "expired");
         }
         while let Some(id) = self.calls.pop_due(now.mono) {
             self.with_call(now.mono, id, |call, at| call.tick(at));
@@ -218,30 +323,24 @@ impl Hub {
             .min()
     }
 
-    fn forget_network(&mut self, network: Network) {
-        if self.webs_by_network.get(&network) == Some(&0) {
-            self.webs_by_network.remove(&network);
-        }
-    }
-
     fn take(&mut self, asker: Asker, bytes: &[u8]) {
         let decoded = wire::decode(bytes);
         if decoded == Err(DecodeError::Undecodable) && matches!(asker.leg.peer, Peer::Udp(_)) {
             return;
         }
-        let verdict = self.sources.take(self.origin(asker.leg.peer), asker.now.mono);
+        let verdict = self.sources.take(asker.origin(), asker.now.mono);
         let (t, mid) = match &decoded {
             Ok(Message::Request(request)) => (request.body.t(), request.mid),
             Err(DecodeError::Malformed { t, mid }) => (t.unwrap_or(0), *mid),
             Err(DecodeError::Unsupported { t, mid }) => (*t, *mid),
             Err(DecodeError::Undecodable) => (0, None),
             Ok(Message::Response(_)) if verdict != Verdict::Pass => return,
-            Ok(Message::Response(response)) => return self.handle_response(asker, response),
+            Ok(message @ Message::Response(_)) => return self.dispatch(asker, message.clone()),
         };
         match (verdict, decoded) {
             (Verdict::Drop, _) => {}
             (Verdict::Refuse, _) => self.fail(asker, t, mid, Code::TooMany),
-            (Verdict::Pass, Ok(Message::Request(request))) => self.handle_request(asker, request),
+            (Verdict::Pass, Ok(message)) => self.dispatch(asker, message),
             (Verdict::Pass, Err(DecodeError::Unsupported { .. })) => {
                 self.fail(asker, t, mid, Code::Unsupported)
             }
@@ -249,33 +348,78 @@ impl Hub {
         }
     }
 
-    fn origin(&self, peer: Peer) -> Origin {
+    /// Handles a message where it belongs.
+    fn dispatch(&mut self, asker: Asker, message: Message) {
+        let to = self.belongs_to(asker, &message);
+        if to == self.shards.own() {
+            return self.handle_message(asker, message);
+        }
+        let asker = Asker { room: self.room(asker), ..asker };
+        self.say(Address::Hub(to), Said::Heard(Box::new((asker, message))));
+    }
+
+    /// Says whose business a message is: the hub's of the tag or token in it, else the home's.
+    fn belongs_to(&self, asker: Asker, message: &Message) -> Shard {
+        let shards = &self.shards;
+        let named = match message {
+            Message::Request(request) => match &request.body {
+                Ask::Register { secret: None, proof: None, .. } => self.tag_at(asker.leg.peer),
+                Ask::Register { secret, proof, .. } => {
+                    identity::owned_name(secret.as_deref(), proof.as_ref()).map(|name| shards.of_owned(name))
+                }
+                Ask::Heartbeat { tag } | Ask::List { tag, .. } | Ask::Call { tag, .. } => {
+                    Some(shards.of_tag(tag))
+                }
+                Ask::Trickle { token, .. } | Ask::End { token, .. } => Some(shards.of_token(token)),
+                _ => None,
+            },
+            Message::Response(response) => {
+                match (response.body.token(), response.mid.and_then(Calls::of_mid)) {
+                    (Some(token), _) => Some(shards.of_token(token)),
+                    (None, Some(call)) => Some(shards.of_call(call)),
+                    (None, None) => None,
+                }
+            }
+        };
+        named.unwrap_or(shards.own())
+    }
+
+    fn tag_at(&self, peer: Peer) -> Option<Shard> {
         match peer {
-            Peer::Udp(address) => Origin::Network(Network::of(address.ip())),
-            Peer::Web(conn) => Origin::Web(conn),
+            Peer::Web(conn) => self.webs.get(&conn)?.tag_at,
+            Peer::Udp(_) => self.away.get(&peer).copied(),
+        }
+    }
+
+    pub(super) fn handle_message(&mut self, asker: Asker, message: Message) {
+        match message {
+            Message::Request(request) => self.handle_request(asker, request),
+            Message::Response(response) => self.handle_response(asker, &response),
         }
     }
 
     fn handle_request(&mut self, asker: Asker, request: Request) {
         let (t, mid) = (request.body.t(), request.mid);
-        let asked = mid.filter(|_| ACTS_ONCE.contains(&t)).map(|mid| (asker.leg.peer, t, mid));
-        if let Some(text) = asked.and_then(|asked| self.answers.get(asked, asker.now.mono)) {
-            return self.reply(asker, &text);
+        if self.answer_again(asker, t, mid) {
+            return;
         }
         let answered = match request.body {
             Ask::Register { key, secret, epoch, proof, laddrs } => {
                 let claim = Claim { secret: secret.as_deref(), epoch, proof: proof.as_ref(), laddrs };
-                self.register(asker, mid, key.as_deref(), claim)
+                self.register(asker, mid, key.as_deref(), claim).map(Some)
             }
-            Ask::Heartbeat { tag } => self.heartbeat(asker, &tag),
-            Ask::List { tag, after } => self.list(asker, mid, &tag, after.as_ref()),
+            Ask::Heartbeat { tag } => self.heartbeat(asker, &tag).map(Some),
+            Ask::List { tag, after } => self.list(asker, mid, tag, after),
             Ask::Challenge => {
-                Ok(Answer::Challenged { nonce: self.challenges.issue(asker.leg.peer, asker.now.unix) })
+                let nonce = self.challenges.issue(asker.leg.peer, asker.now.unix);
+                Ok(Some(Answer::Challenged { nonce }))
             }
-            Ask::Call { tag, rtag, ice } => self.call(asker, mid, (tag, rtag), ice),
-            Ask::Trickle { token, cands, done, nat } => self.trickle(asker, token, cands, (done, nat)),
-            Ask::End { token, reason } => self.end(asker, token, reason),
-            Ask::Watch { tags, watch } => self.watch(asker, tags, watch),
+            Ask::Call { tag, rtag, ice } => self.call(asker, mid, (tag, rtag), ice).map(|()| None),
+            Ask::Trickle { token, cands, done, nat } => {
+                self.trickle(asker, token, cands, (done, nat)).map(Some)
+            }
+            Ask::End { token, reason } => self.end(asker, token, reason).map(Some),
+            Ask::Watch { tags, watch } => self.watch(asker, mid, tags, watch),
             Ask::Notify { .. }
             | Ask::Answered { .. }
             | Ask::Question { .. }
@@ -283,27 +427,40 @@ impl Hub {
             | Ask::Open
             | Ask::Punch { .. } => Err(Code::Unsupported),
         };
+        // What is not answered here will be, by another hub or when others have answered.
+        if let Some(answered) = answered.transpose() {
+            self.answer(asker, t, mid, answered);
+        }
+    }
+
+    /// Answers a request, and any repetition of it in the same way.
+    pub(super) fn answer(&mut self, asker: Asker, t: i64, mid: Option<i64>, answered: Result<Answer, Code>) {
         let response = match answered {
             Ok(body) => Response { mid, body },
             Err(code) => Response::failure(t, mid, code),
         };
         tracing::debug!(t, ok = answered_well(&response), "request");
         let text = response.encode();
+        let asked = mid.filter(|_| ACTS_ONCE.contains(&t)).map(|mid| (asker.leg.peer, t, mid));
         if let Some(asked) = asked.filter(|_| !is_refusal(&response, Code::TooMany)) {
             self.answers.keep(asked, &text, asker.now.mono);
         }
         self.reply(asker, &text);
-        // The callee hears of a call after the caller has its token.
-        if let Answer::Calling { token } = &response.body
-            && let Some(id) = self.calls.by_token(token)
-        {
-            self.apply(id);
-        }
         if let Answer::Registered { tag, .. } = &response.body {
             for id in self.calls.by_tag(tag) {
                 self.with_call(asker.now.mono, id, |call, _| call.follow(tag, asker.leg));
             }
         }
+    }
+
+    /// Answers a repeated request as the first one was; says whether it was one.
+    pub(super) fn answer_again(&mut self, asker: Asker, t: i64, mid: Option<i64>) -> bool {
+        let asked = mid.filter(|_| ACTS_ONCE.contains(&t)).map(|mid| (asker.leg.peer, t, mid));
+        let text = asked.and_then(|asked| self.answers.get(asked, asker.now.mono));
+        if let Some(text) = &text {
+            self.reply(asker, text);
+        }
+        text.is_some()
     }
 
     pub(super) fn send(&mut self, leg: Leg, door: Door, text: &str) {
@@ -315,11 +472,16 @@ impl Hub {
             Peer::Web(conn) if self.webs.contains_key(&conn) => {
                 self.outputs.push_back(Output::Text { conn, text: text.to_owned() });
             }
-            Peer::Web(_) => {}
+            Peer::Web(conn) => {
+                let home = self.shards.of_conn(conn);
+                if home != self.shards.own() {
+                    self.say(Address::Hub(home), Said::Text { conn, text: text.to_owned() });
+                }
+            }
         }
     }
 
-    fn fail(&mut self, asker: Asker, t: i64, mid: Option<i64>, code: Code) {
+    pub(super) fn fail(&mut self, asker: Asker, t: i64, mid: Option<i64>, code: Code) {
         self.reply(asker, &Response::failure(t, mid, code).encode());
     }
 
@@ -338,7 +500,16 @@ impl Hub {
         if is_web || self.registry.peer(asker.leg.peer).is_some_and(|client| client.proven) {
             return room;
         }
-        room.min(AMPLIFICATION * (asker.size + HEADERS) - HEADERS)
+        room.min(AMPLIFICATION * (asker.size + HEADERS) - HEADERS).max(asker.room)
+    }
+}
+
+impl Asker {
+    fn origin(&self) -> Origin {
+        match self.leg.peer {
+            Peer::Udp(_) => Origin::Network(self.network),
+            Peer::Web(conn) => Origin::Web(conn),
+        }
     }
 }
 
@@ -348,8 +519,4 @@ fn answered_well(response: &Response) -> bool {
 
 fn is_refusal(response: &Response, with: Code) -> bool {
     matches!(response.body, Answer::Failed { code, .. } if code == with)
-}
-
-pub(super) fn base32(bytes: &[u8]) -> String {
-    BASE32_NOPAD.encode(bytes).to_ascii_lowercase()
 }

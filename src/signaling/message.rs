@@ -463,6 +463,23 @@ impl Ask {
     }
 }
 
+impl Answer {
+    /// Returns the punching act that this is about, if it says.
+    #[must_use]
+    pub fn token(&self) -> Option<&Token> {
+        match self {
+            Self::Calling { token }
+            | Self::Accepted { token, .. }
+            | Self::Noted { token }
+            | Self::Status { token, .. }
+            | Self::Trickled { token }
+            | Self::Ended { token } => Some(token),
+            Self::Failed { token, .. } => token.as_ref(),
+            _ => None,
+        }
+    }
+}
+
 impl Response {
     /// Returns the failure of a request of type `t`, with the text that belongs to `code`.
     #[must_use]

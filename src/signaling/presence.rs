@@ -1,13 +1,21 @@
 //! The hub's part in presence: who comes (t=1), stays (2), is listed (3) and is watched (60).
 
 use super::admission::{self, Scopes};
-use super::identity::{self, TAG_BYTES};
+use super::bus::{Address, Page, Said, Standing, Watchable};
+use super::gathers::What;
+use super::identity;
 use super::inner::Inner;
-use super::leg::{Door, Network, Peer};
-use super::machine::{Asker, Hub, Output, base32};
+use super::leg::{Conn, Door, Network, Peer};
+use super::machine::{Asker, Hub, Output};
+use super::name::{Name, TAG_BYTES, base32};
 use super::rate::Verdict;
+use super::realm::Realm;
+use super::registry::Entry;
+use super::shards::Shard;
 use super::wire::{Answer, Ask, Code, MAX_EPOCH, Proof, Request, Response, Seen, Tag};
+use crate::clock::Now;
 use rand::RngCore;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::Instant;
 
@@ -43,21 +51,21 @@ impl Hub {
         if !(self.config.open || scopes.register) {
             return Err(Code::NotAllowed);
         }
-        let owned = self.owned_tag(asker, &claim)?;
-        let (tag, epoch) = match (owned, self.registry.peer(asker.leg.peer)) {
-            (Some(tag), _) => {
-                let epoch = self.epoch(asker, &tag, claim.epoch)?;
-                (tag, Some(epoch))
-            }
-            (None, Some(client)) => (client.tag.clone(), client.epoch),
-            (None, None) => (self.fresh_tag()?, None),
+        let owned = self.owned_name(asker, &claim)?;
+        let (name, epoch) = match (owned, self.registry.peer(asker.leg.peer)) {
+            (Some(name), _) => (name, Some(self.epoch(asker, name, claim.epoch)?)),
+            (None, Some(client)) => (client.name, client.epoch),
+            (None, None) => (self.fresh_name(), None),
         };
-        self.enter(asker, &tag, epoch)?;
+        let realm = Realm::default();
+        let (leg, network, admin) = (asker.leg, asker.network, scopes.admin);
+        self.enter(asker.now, Entry { name, leg, network, realm: realm.clone(), admin, epoch })?;
         if claim.proof.is_some() {
             // The nonce came back from there.
             self.registry.prove(asker.leg.peer);
         }
-        self.registry.empower(asker.leg.peer, scopes.admin);
+        self.tell_home(asker, admin, realm);
+        let tag = name.tag().ok_or(Code::Internal)?;
         let ice_servers = match scopes.relay {
             true => self.config.ice_servers.admitted(asker.now, tag.as_str()),
             false => self.config.ice_servers.public(),
@@ -66,12 +74,10 @@ impl Hub {
         let seen = self.see(asker.leg.peer, claim.laddrs);
         let room = self.room(asker);
         let fits = |answer: &Answer| Response { mid, body: answer.clone() }.encode().len() <= room;
-        let bare =
-            Answer::Registered { tag: tag.clone(), ice_servers: Vec::new(), stun2: None, epoch, seen: None };
-        let shorter =
-            Answer::Registered { tag: tag.clone(), ice_servers: Vec::new(), stun2: None, epoch, seen };
-        let full = Answer::Registered { tag, ice_servers, stun2, epoch, seen };
-        Ok([full, shorter].into_iter().find(fits).unwrap_or(bare))
+        let only =
+            |seen| Answer::Registered { tag: tag.clone(), ice_servers: Vec::new(), stun2: None, epoch, seen };
+        let full = Answer::Registered { tag: tag.clone(), ice_servers, stun2, epoch, seen };
+        Ok([full, only(seen)].into_iter().find(fits).unwrap_or_else(|| only(None)))
     }
 
     /// Notes what a client tells of its own network, and compares it with where it is seen (S1-2, S1-3).
@@ -85,36 +91,26 @@ impl Hub {
     }
 
     /// Says which tag a secret or a key has; none where neither was shown.
-    fn owned_tag(&mut self, asker: Asker, claim: &Claim<'_>) -> Result<Option<Tag>, Code> {
-        let Some(proof) = claim.proof else {
-            let tag = |secret| identity::tag_of_secret(secret).ok_or(Code::Internal);
-            return claim.secret.map(tag).transpose();
-        };
-        if !self.challenges.knows(&proof.nonce, asker.leg.peer, asker.now.unix) {
-            return Err(Code::BadToken);
+    fn owned_name(&mut self, asker: Asker, claim: &Claim<'_>) -> Result<Option<Name>, Code> {
+        if let Some(proof) = claim.proof {
+            if !self.challenges.knows(&proof.nonce, asker.leg.peer, asker.now.unix) {
+                return Err(Code::BadToken);
+            }
+            // A signature costs more than all else a message does.
+            if self.proofs.take(asker.network, asker.now.mono) != Verdict::Pass {
+                return Err(Code::TooMany);
+            }
+            if !identity::is_proven(proof, claim.epoch) {
+                return Err(Code::NotAllowed);
+            }
         }
-        // A signature costs more than all else a message does.
-        let network = self.network(asker.leg.peer)?;
-        if self.proofs.take(network, asker.now.mono) != Verdict::Pass {
-            return Err(Code::TooMany);
-        }
-        if !identity::is_proven(proof, claim.epoch) {
-            return Err(Code::NotAllowed);
-        }
-        identity::tag_of_key(&proof.public).map(Some).ok_or(Code::Internal)
-    }
-
-    fn network(&self, peer: Peer) -> Result<Network, Code> {
-        match peer {
-            Peer::Udp(address) => Ok(Network::of(address.ip())),
-            Peer::Web(conn) => self.webs.get(&conn).copied().ok_or(Code::Internal),
-        }
+        Ok(identity::owned_name(claim.secret, claim.proof))
     }
 
     /// Says under which number the asker may have an owned tag. One that shows a number proves itself newer than the holder by a
     /// higher one; one that shows none has just begun, and is the newest.
-    fn epoch(&self, asker: Asker, tag: &Tag, shown: Option<i64>) -> Result<i64, Code> {
-        let holder = self.registry.tag(tag);
+    fn epoch(&self, asker: Asker, name: Name, shown: Option<i64>) -> Result<i64, Code> {
+        let holder = self.registry.name(name);
         let held = holder.and_then(|client| client.epoch);
         let is_holder = holder.is_some_and(|client| client.leg.peer == asker.leg.peer);
         match (shown, held) {
@@ -129,31 +125,81 @@ impl Hub {
         }
     }
 
-    /// Gives `tag` to the asker's leg, wherever it was before. Where that was is told why it is over.
-    fn enter(&mut self, asker: Asker, tag: &Tag, epoch: Option<i64>) -> Result<(), Code> {
-        let peer = asker.leg.peer;
-        if self.registry.tag(tag).is_some_and(|client| client.leg.peer == peer) {
-            self.registry.renew(tag, epoch);
+    /// Gives a tag to the asker's leg, wherever it was before. Where that was is told why it is over.
+    fn enter(&mut self, now: Now, entry: Entry) -> Result<(), Code> {
+        let (name, peer) = (entry.name, entry.leg.peer);
+        if self.registry.name(name).is_some_and(|client| client.leg.peer == peer) {
+            self.registry.renew(entry);
             return Ok(());
         }
-        let network = self.network(peer)?;
         // Whoever is refused takes nothing from the holder.
-        if !self.registry.has_room(asker.now.mono, tag, peer, network) {
-            return Err(Code::TooMany);
-        }
-        self.registry.remove_peer(peer);
-        if let Some(older) = self.registry.remove_tag(tag) {
+        let left = self.registry.enter(now.mono, entry).map_err(|_| Code::TooMany)?;
+        for older in left.into_iter().filter(|older| older.name == name) {
             // Nobody is sent a datagram for what was done in another's name.
             if older.proven {
                 self.send(older.leg, Door::Main, &Response::failure(1, None, Code::Replaced).encode());
             }
             if let Peer::Web(conn) = older.leg.peer {
-                self.close_web(asker.now, conn);
-                self.outputs.push_back(Output::Close { conn });
+                self.hang_up(now, conn);
             }
         }
-        let entered = self.registry.enter(asker.now.mono, tag.clone(), asker.leg, network, epoch);
-        entered.map_err(|_| Code::TooMany)
+        Ok(())
+    }
+
+    /// Tells the client's home which hub its tag belongs to.
+    fn tell_home(&mut self, asker: Asker, admin: bool, realm: Realm) {
+        let peer = asker.leg.peer;
+        let (home, by) = (self.home_of(peer, asker.network), self.shards.own());
+        match home == by {
+            true => self.note_tag(asker.now, peer, by, (admin, realm)),
+            false => self.say(Address::Hub(home), Said::Moved { peer, admin, realm, by }),
+        }
+    }
+
+    /// Takes note, at a client's home, of the hub that its tag belongs to.
+    pub(super) fn note_tag(&mut self, now: Now, peer: Peer, at: Shard, (admin, realm): (bool, Realm)) {
+        let own = self.shards.own();
+        if at != own {
+            self.registry.remove_peer(peer);
+        }
+        let before = match peer {
+            Peer::Udp(_) if at == own => self.away.remove(&peer),
+            Peer::Udp(_) => self.away.insert(peer, at),
+            Peer::Web(conn) => {
+                let Some(web) = self.webs.get_mut(&conn) else {
+                    // It has ended meanwhile.
+                    return match at == own {
+                        true => self.leave(now, peer),
+                        false => self.say(Address::Hub(at), Said::Left { peer }),
+                    };
+                };
+                web.admin = admin;
+                if web.realm != realm {
+                    web.realm = realm;
+                    self.watches.forget(conn);
+                }
+                web.tag_at.replace(at)
+            }
+        };
+        if let Some(before) = before.filter(|before| *before != at && *before != own) {
+            self.say(Address::Hub(before), Said::Dropped { peer });
+        }
+    }
+
+    /// The home of a client at this leg.
+    fn home_of(&self, peer: Peer, network: Network) -> Shard {
+        match peer {
+            Peer::Udp(_) => self.shards.of_network(network),
+            Peer::Web(conn) => self.shards.of_conn(conn),
+        }
+    }
+
+    /// Tells the home of a UDP client that its tag is not here any more.
+    fn tell_home_of(&mut self, (peer, network): (Peer, Network)) {
+        let (home, by) = (self.home_of(peer, network), self.shards.own());
+        if matches!(peer, Peer::Udp(_)) && home != by && self.registry.peer(peer).is_none() {
+            self.say(Address::Hub(home), Said::Ended { peer, by });
+        }
     }
 
     /// t=2.
@@ -162,61 +208,165 @@ impl Hub {
         Ok(Answer::Alive)
     }
 
-    /// t=3: as many tags as the leg has room for (S0-A15).
+    /// t=3: as many tags as the leg has room for (S0-A15). What other hubs have is asked of them first.
     pub(super) fn list(
         &mut self,
         asker: Asker,
         mid: Option<i64>,
-        tag: &Tag,
-        after: Option<&Tag>,
-    ) -> Result<Answer, Code> {
-        let client = self.registry.touch(asker.now.mono, tag, asker.leg.peer).ok_or(Code::UnknownTag)?;
+        own: Tag,
+        after: Option<Tag>,
+    ) -> Result<Option<Answer>, Code> {
+        let client = self.registry.touch(asker.now.mono, &own, asker.leg.peer).ok_or(Code::UnknownTag)?;
         if !(self.config.list || client.admin) {
             return Err(Code::NotAllowed);
         }
+        let realm = client.realm.clone();
         let empty = Response { mid, body: Answer::Listed { tags: Vec::new(), more: true } };
         let room = self.room(asker).saturating_sub(empty.encode().len());
-        let (tags, more) = self.registry.page(tag, after, room);
-        Ok(Answer::Listed { tags, more })
+        let page = Page { realm, own, after, room };
+        let (tags, more) = self.registry.page(&page);
+        if self.shards.count() == 1 {
+            return Ok(Some(Answer::Listed { tags, more }));
+        }
+        if self.gathers.is_full() {
+            return Err(Code::TooMany);
+        }
+        let what = What::List { page: page.clone(), parts: vec![(tags, more)] };
+        let id = self.gathers.begin(asker, mid, what, self.shards.others());
+        let by = self.shards.own();
+        for hub in self.shards.others() {
+            self.say(Address::Hub(hub), Said::Page { id, by, page: Box::new(page.clone()) });
+        }
+        Ok(None)
     }
 
     /// t=60, over WebSocket alone: a datagram would need repetition, and its client asks again anyway.
-    pub(super) fn watch(&mut self, asker: Asker, tags: Vec<Tag>, watch: bool) -> Result<Answer, Code> {
+    pub(super) fn watch(
+        &mut self,
+        asker: Asker,
+        mid: Option<i64>,
+        tags: Vec<Tag>,
+        watch: bool,
+    ) -> Result<Option<Answer>, Code> {
         let Peer::Web(conn) = asker.leg.peer else { return Err(Code::Unsupported) };
-        let client = self.registry.peer(asker.leg.peer).ok_or(Code::UnknownTag)?;
-        if !(self.config.presence || client.admin) {
+        let web = self.webs.get(&conn).filter(|web| web.tag_at.is_some()).ok_or(Code::UnknownTag)?;
+        if !(self.config.presence || web.admin) {
             return Err(Code::NotAllowed);
         }
         if asker.size + WATCH_ROOM > asker.leg.room() {
             return Err(Code::TooMany);
         }
+        let wanted: Vec<Watchable> = tags.into_iter().map(|tag| (web.realm.clone(), tag)).collect();
         if !watch {
-            self.watches.stop(conn, &tags);
-            return Ok(Answer::Watching { online: Vec::new(), offline: Vec::new() });
+            self.watches.stop(conn, &wanted);
+            return Ok(Some(Answer::Watching { online: Vec::new(), offline: Vec::new() }));
         }
+        if !self.watches.have_room(conn, &wanted) || self.gathers.is_full() {
+            return Err(Code::TooMany);
+        }
+        let asked = self.unknown(&wanted);
+        if asked.is_empty() {
+            return self.begin_watch(conn, wanted, &HashMap::new()).map(Some);
+        }
+        let what = What::Watch { conn, wanted, known: HashMap::new() };
+        let id = self.gathers.begin(asker, mid, what, asked.keys().copied());
+        let by = self.shards.own();
+        for (hub, wanted) in asked {
+            self.say(Address::Hub(hub), Said::Watch { id, by, wanted });
+        }
+        Ok(None)
+    }
+
+    /// Sorts out what only other hubs know, by hub.
+    fn unknown(&self, wanted: &[Watchable]) -> BTreeMap<Shard, Vec<Watchable>> {
+        let mut asked: BTreeMap<Shard, Vec<Watchable>> = BTreeMap::new();
+        for what in wanted.iter().filter(|what| !self.watches.has(what)) {
+            let hub = self.shards.of_tag(&what.1);
+            if hub != self.shards.own() {
+                asked.entry(hub).or_default().push(what.clone());
+            }
+        }
+        asked
+    }
+
+    pub(super) fn begin_watch(
+        &mut self,
+        conn: Conn,
+        wanted: Vec<Watchable>,
+        known: &HashMap<Watchable, bool>,
+    ) -> Result<Answer, Code> {
         let registry = &self.registry;
-        let told = self.watches.begin(conn, tags, |tag| registry.tag(tag).is_some());
+        let is_online =
+            |what: &Watchable| known.get(what).copied().unwrap_or_else(|| registry.is_online(what));
+        let told = self.watches.begin(conn, wanted, is_online);
         let (online, offline) = told.map_err(|_| Code::TooMany)?;
         Ok(Answer::Watching { online, offline })
     }
 
     /// Tells the watchers who came and who went. A tag that only moved did neither.
     pub(super) fn tell_changes(&mut self, now: Instant) {
-        for tag in self.registry.take_changed() {
-            self.watches.note(now, &tag, self.registry.tag(&tag).is_some());
+        let changes = self.registry.take_changes();
+        for gone in changes.iter().filter_map(|change| change.gone) {
+            self.tell_home_of(gone);
         }
-        while let Some(tag) = self.watches.pop_due(now) {
-            self.watches.note(now, &tag, self.registry.tag(&tag).is_some());
+        if !(self.watches.is_empty() && self.subscriptions.is_empty()) {
+            let mut standing = Standing::new();
+            for what in changes.into_iter().filter_map(|change| Some((change.realm, change.name.tag()?))) {
+                let online = self.registry.is_online(&what);
+                standing.push((what, online));
+            }
+            self.tell_hubs(&standing);
+            self.note_standing(now, standing);
         }
+        self.watches.handle_timeout(now);
         for (conn, (online, offline)) in self.watches.take_news(now) {
             let event = Request { mid: None, body: Ask::Presence { online, offline } };
             self.outputs.push_back(Output::Text { conn, text: event.encode() });
         }
+        self.end_forsaken();
     }
 
-    fn fresh_tag(&mut self) -> Result<Tag, Code> {
-        let mut bytes = [0; TAG_BYTES];
-        self.rng.fill_bytes(&mut bytes);
-        Tag::new(base32(&bytes)).ok_or(Code::Internal)
+    fn tell_hubs(&mut self, standing: &Standing) {
+        let mut news: BTreeMap<Shard, Standing> = BTreeMap::new();
+        for (what, online) in standing {
+            for hub in self.subscriptions.of(what) {
+                news.entry(hub).or_default().push((what.clone(), *online));
+            }
+        }
+        for (hub, standing) in news {
+            self.say(Address::Hub(hub), Said::Presence { standing });
+        }
+    }
+
+    pub(super) fn note_standing(&mut self, now: Instant, standing: Standing) {
+        for (what, online) in standing {
+            self.watches.note(now, &what, online);
+        }
+    }
+
+    /// Lets other hubs know of what nobody watches here any more.
+    fn end_forsaken(&mut self) {
+        let mut ended: BTreeMap<Shard, Vec<Watchable>> = BTreeMap::new();
+        for what in self.watches.take_forsaken() {
+            let hub = self.shards.of_tag(&what.1);
+            if hub != self.shards.own() && !self.watches.has(&what) && !self.gathers.want(&what) {
+                ended.entry(hub).or_default().push(what);
+            }
+        }
+        let by = self.shards.own();
+        for (hub, ended) in ended {
+            self.say(Address::Hub(hub), Said::Unwatch { by, ended });
+        }
+    }
+
+    /// Draws a tag that belongs to this hub.
+    fn fresh_name(&mut self) -> Name {
+        loop {
+            let mut bytes = [0; TAG_BYTES];
+            self.rng.fill_bytes(&mut bytes);
+            if self.shards.is_own_name(&base32(&bytes)) {
+                return Name(bytes);
+            }
+        }
     }
 }

@@ -1,78 +1,127 @@
 //! Who is online: tags, where their owners are, and how long they last.
 //!
 //! One leg has one tag. A UDP client's tag lives as long as its heartbeats come (S0-41), a WebSocket client's as long
-//! as its connection (S0-A23).
+//! as its connection (S0-A23). Very many clients do nothing but be there: each lies once in a slab, and what finds it takes a few
+//! bytes more.
 
-use super::config::{Limits, Times};
+use super::bus::{Page, Watchable};
+use super::config::Times;
 use super::inner::Inner;
 use super::leg::{Leg, Network, Peer};
+use super::listing::Listing;
+use super::name::Name;
+use super::quota::{Full, Quota};
+use super::realm::Realm;
+use super::shards::{Shard, ShardSet};
 use super::wire::Tag;
 use crate::clock::Deadlines;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::Bound;
+use hashbrown::HashTable;
+use slab::Slab;
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Numbers registrations in the order they came.
-type Id = u64;
+/// Stands for a client among all.
+type Id = u32;
 
 /// One client.
 #[derive(Debug)]
 pub(super) struct Registration {
-    pub(super) tag: Tag,
-    pub(super) leg: Leg,
+    pub(super) name: Name,
     /// The client was shown to be at its address: nobody who only writes that address as a source gets this far.
     pub(super) proven: bool,
-    /// The session's number; of owned tags only.
-    pub(super) epoch: Option<i64>,
     /// It has shown a key that lets it list and watch in any case.
     pub(super) admin: bool,
-    /// What it has told of its own network (S1-2).
-    pub(super) inner: Inner,
-    network: Network,
-    since: Instant,
     /// Others were told this tag before its owner used it, so that using it proves nothing.
     shown: bool,
     /// Its owner has used it.
     confirmed: bool,
+    /// Where it has called somebody.
+    pub(super) called: ShardSet,
+    pub(super) leg: Leg,
+    /// The session's number; of owned tags only.
+    pub(super) epoch: Option<i64>,
+    pub(super) realm: Realm,
+    /// What it has told of its own network (S1-2).
+    pub(super) inner: Inner,
+    network: Network,
+    since: Instant,
 }
 
-/// No more tags for this network, or none at all.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Full;
+/// What a registration is made of.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) name: Name,
+    pub(super) leg: Leg,
+    pub(super) network: Network,
+    pub(super) realm: Realm,
+    pub(super) admin: bool,
+    pub(super) epoch: Option<i64>,
+}
 
-/// All clients.
+/// A tag that came into a realm or left it, and whose it was if its client is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Change {
+    pub(super) name: Name,
+    pub(super) realm: Realm,
+    pub(super) gone: Option<(Peer, Network)>,
+}
+
+/// Numbers of clients under the hash of something that lies with them.
+#[derive(Debug, Default)]
+struct Index {
+    hasher: RandomState,
+    ids: HashTable<Id>,
+}
+
+impl Index {
+    fn find(&self, key: &impl Hash, is_it: impl Fn(Id) -> bool) -> Option<Id> {
+        self.ids.find(self.hasher.hash_one(key), |id| is_it(*id)).copied()
+    }
+
+    fn insert<K: Hash>(&mut self, key: &K, id: Id, key_of: impl Fn(Id) -> Option<K>) {
+        let hasher = &self.hasher;
+        let hash_of = |id: &Id| key_of(*id).map_or(0, |key| hasher.hash_one(key));
+        self.ids.insert_unique(hasher.hash_one(key), id, hash_of);
+    }
+
+    fn remove(&mut self, key: &impl Hash, id: Id) {
+        if let Ok(entry) = self.ids.find_entry(self.hasher.hash_one(key), |other| *other == id) {
+            entry.remove();
+        }
+    }
+}
+
+/// All clients of one hub.
 #[derive(Debug)]
 pub(super) struct Registry {
     lifetime: Duration,
     grace: Duration,
-    cap: usize,
-    cap_per_network: usize,
-    next: Id,
-    clients: HashMap<Id, Registration>,
-    by_tag: BTreeMap<Tag, Id>,
-    by_peer: HashMap<Peer, Id>,
-    by_network: HashMap<Network, usize>,
-    unconfirmed: BTreeSet<Id>,
+    quota: Arc<Quota>,
+    clients: Slab<Registration>,
+    by_name: Index,
+    by_peer: Index,
+    listing: Listing,
+    unconfirmed: BTreeSet<(Instant, Id)>,
     expiry: Deadlines<Id>,
-    /// Tags that came or went since somebody looked.
-    changed: Vec<Tag>,
+    /// What happened since somebody looked.
+    changes: Vec<Change>,
 }
 
 impl Registry {
-    pub(super) fn new(times: &Times, limits: &Limits) -> Self {
+    pub(super) fn new(times: &Times, quota: Arc<Quota>) -> Self {
         Self {
             lifetime: times.tag,
             grace: times.unconfirmed,
-            cap: limits.tags,
-            cap_per_network: limits.tags_per_network,
-            next: 0,
-            clients: HashMap::new(),
-            by_tag: BTreeMap::new(),
-            by_peer: HashMap::new(),
-            by_network: HashMap::new(),
+            quota,
+            clients: Slab::new(),
+            by_name: Index::default(),
+            by_peer: Index::default(),
+            listing: Listing::default(),
             unconfirmed: BTreeSet::new(),
             expiry: Deadlines::default(),
-            changed: Vec::new(),
+            changes: Vec::new(),
         }
     }
 
@@ -80,110 +129,123 @@ impl Registry {
         self.clients.len()
     }
 
+    fn client(&self, id: Id) -> Option<&Registration> {
+        self.clients.get(id as usize)
+    }
+
+    fn client_mut(&mut self, id: Id) -> Option<&mut Registration> {
+        self.clients.get_mut(id as usize)
+    }
+
+    fn id_of_name(&self, name: Name) -> Option<Id> {
+        self.by_name.find(&name, |id| self.client(id).is_some_and(|client| client.name == name))
+    }
+
+    fn id_of_peer(&self, peer: Peer) -> Option<Id> {
+        self.by_peer.find(&peer, |id| self.client(id).is_some_and(|client| client.leg.peer == peer))
+    }
+
+    pub(super) fn name(&self, name: Name) -> Option<&Registration> {
+        self.client(self.id_of_name(name)?)
+    }
+
     pub(super) fn tag(&self, tag: &Tag) -> Option<&Registration> {
-        self.clients.get(self.by_tag.get(tag)?)
+        self.name(Name::of(tag)?)
+    }
+
+    /// Says whether a tag is online in a realm.
+    pub(super) fn is_online(&self, (realm, tag): &Watchable) -> bool {
+        self.tag(tag).is_some_and(|client| client.realm == *realm)
     }
 
     pub(super) fn peer(&self, peer: Peer) -> Option<&Registration> {
-        self.clients.get(self.by_peer.get(&peer)?)
+        self.client(self.id_of_peer(peer)?)
     }
 
-    /// Says whether `tag` could be entered for `peer` once what either has is removed.
-    pub(super) fn has_room(&self, now: Instant, tag: &Tag, peer: Peer, network: Network) -> bool {
-        let (holder, own) = (self.by_tag.get(tag), self.by_peer.get(&peer));
-        let leaving: BTreeSet<&Id> = holder.into_iter().chain(own).collect();
-        let of_network = |id: &&&Id| self.clients.get(id).is_some_and(|client| client.network == network);
-        let left = leaving.iter().filter(of_network).count();
-        self.by_network.get(&network).is_none_or(|count| count - left < self.cap_per_network)
-            && (self.clients.len() - leaving.len() < self.cap || self.evictable(now).is_some())
+    /// Enters a client in place of what its leg had and of whoever had its name; returns those. Where there is no room, nothing
+    /// happens.
+    pub(super) fn enter(&mut self, now: Instant, entry: Entry) -> Result<Vec<Registration>, Full> {
+        let ids: BTreeSet<Id> =
+            self.id_of_name(entry.name).into_iter().chain(self.id_of_peer(entry.leg.peer)).collect();
+        let leaving: Vec<Network> = ids.iter().filter_map(|id| Some(self.client(*id)?.network)).collect();
+        match self.quota.exchange(&leaving, entry.network) {
+            Err(Full::Total) if self.evict(now) => self.quota.exchange(&leaving, entry.network)?,
+            other => other?,
+        }
+        let left = ids.into_iter().filter_map(|id| self.take_out(id)).collect();
+        self.put_in(now, entry);
+        Ok(left)
     }
 
-    /// Enters `tag` for `leg`. The caller has removed what either had before.
-    pub(super) fn enter(
-        &mut self,
-        now: Instant,
-        tag: Tag,
-        leg: Leg,
-        network: Network,
-        epoch: Option<i64>,
-    ) -> Result<(), Full> {
-        if self.by_network.get(&network).is_some_and(|count| *count >= self.cap_per_network) {
-            return Err(Full);
-        }
-        if self.clients.len() >= self.cap {
-            self.evict(now)?;
-        }
-        let id = self.next;
-        self.next += 1;
+    fn put_in(&mut self, now: Instant, entry: Entry) {
+        let Entry { name, leg, network, realm, admin, epoch } = entry;
         let on_web = matches!(leg.peer, Peer::Web(_));
-        if !on_web {
-            self.expiry.set(id, now + self.lifetime);
-            self.unconfirmed.insert(id);
-        }
-        self.changed.push(tag.clone());
-        self.by_tag.insert(tag.clone(), id);
-        self.by_peer.insert(leg.peer, id);
-        *self.by_network.entry(network).or_default() += 1;
-        // The owner of an owned tag knows it without having been told.
-        let (shown, confirmed, proven) = (epoch.is_some(), on_web, on_web);
         let client = Registration {
-            tag,
+            name,
+            proven: on_web,
+            admin,
+            // The owner of an owned tag knows it without having been told.
+            shown: epoch.is_some(),
+            confirmed: on_web,
+            called: ShardSet::default(),
             leg,
-            proven,
             epoch,
-            admin: false,
+            realm: realm.clone(),
             inner: Inner::default(),
             network,
             since: now,
-            shown,
-            confirmed,
         };
-        self.clients.insert(id, client);
-        Ok(())
+        // There are never 2^32 clients.
+        let id = self.clients.insert(client) as Id;
+        let clients = &self.clients;
+        self.by_name.insert(&name, id, |id| Some(clients.get(id as usize)?.name));
+        self.by_peer.insert(&leg.peer, id, |id| Some(clients.get(id as usize)?.leg.peer));
+        self.listing.insert(&realm, name, id);
+        if !on_web {
+            self.expiry.set(id, now + self.lifetime);
+            self.unconfirmed.insert((now, id));
+        }
+        self.changes.push(Change { name, realm, gone: None });
     }
 
-    /// Moves the number of an owned tag's session on.
-    pub(super) fn renew(&mut self, tag: &Tag, epoch: Option<i64>) {
-        if let Some(client) = self.by_tag.get(tag).and_then(|id| self.clients.get_mut(id)) {
-            client.epoch = epoch;
+    /// Notes what a client has shown that registers again: its session's number, what it may do, and which realm it is in.
+    pub(super) fn renew(&mut self, entry: Entry) {
+        let Some(id) = self.id_of_name(entry.name) else { return };
+        let Some(client) = self.clients.get_mut(id as usize) else { return };
+        (client.epoch, client.admin) = (entry.epoch, entry.admin);
+        if client.realm != entry.realm {
+            let (name, before) = (entry.name, std::mem::replace(&mut client.realm, entry.realm.clone()));
+            self.listing.remove(&before, name, id);
+            self.listing.insert(&entry.realm, name, id);
+            self.changes.extend([before, entry.realm].map(|realm| Change { name, realm, gone: None }));
         }
     }
 
-    /// Notes what key a client has shown last.
-    pub(super) fn empower(&mut self, peer: Peer, admin: bool) {
-        if let Some(client) = self.by_peer.get(&peer).and_then(|id| self.clients.get_mut(id)) {
-            client.admin = admin;
-        }
-    }
-
-    /// Notes what a client tells of its own network.
-    pub(super) fn tell_inner(&mut self, peer: Peer, inner: Inner) {
-        if let Some(client) = self.by_peer.get(&peer).and_then(|id| self.clients.get_mut(id)) {
-            client.inner = inner;
+    /// Notes that a client has called somebody who belongs to another hub.
+    pub(super) fn note_call(&mut self, name: Name, shard: Shard) {
+        if let Some(client) = self.id_of_name(name).and_then(|id| self.client_mut(id)) {
+            client.called.insert(shard);
         }
     }
 
     /// Makes room: the oldest client that never used its tag goes first, once it had its time.
-    fn evict(&mut self, now: Instant) -> Result<(), Full> {
-        let oldest = self.evictable(now).ok_or(Full)?;
-        self.drop_id(oldest);
-        Ok(())
-    }
-
-    fn evictable(&self, now: Instant) -> Option<Id> {
-        let oldest = *self.unconfirmed.first()?;
-        let since = self.clients.get(&oldest)?.since;
-        (now.saturating_duration_since(since) >= self.grace).then_some(oldest)
+    fn evict(&mut self, now: Instant) -> bool {
+        let oldest = self.unconfirmed.first().copied();
+        let Some((_, id)) = oldest.filter(|(since, _)| now.saturating_duration_since(*since) >= self.grace)
+        else {
+            return false;
+        };
+        self.drop_id(id).is_some()
     }
 
     /// Notes that the owner of `tag` has used it from `peer`; `None` where it is not the owner.
     pub(super) fn touch(&mut self, now: Instant, tag: &Tag, peer: Peer) -> Option<&Registration> {
-        let id = *self.by_tag.get(tag)?;
-        let client = self.clients.get_mut(&id).filter(|client| client.leg.peer == peer)?;
+        let id = self.id_of_name(Name::of(tag)?)?;
+        let client = self.clients.get_mut(id as usize).filter(|client| client.leg.peer == peer)?;
         if !client.confirmed {
             client.confirmed = true;
             client.proven |= !client.shown;
-            self.unconfirmed.remove(&id);
+            self.unconfirmed.remove(&(client.since, id));
         }
         if matches!(peer, Peer::Udp(_)) {
             self.expiry.set(id, now + self.lifetime);
@@ -193,39 +255,44 @@ impl Registry {
 
     /// Notes that an answer came back from `peer` to something that only it was told.
     pub(super) fn prove(&mut self, peer: Peer) {
-        if let Some(client) = self.by_peer.get(&peer).and_then(|id| self.clients.get_mut(id)) {
+        if let Some(client) = self.id_of_peer(peer).and_then(|id| self.client_mut(id)) {
             client.proven = true;
         }
     }
 
-    /// Returns the tags after `after` but `own`, sorted, as many as fit into `room` bytes of JSON, and whether more
-    /// are left (S0-A22).
-    pub(super) fn page(&mut self, own: &Tag, after: Option<&Tag>, room: usize) -> (Vec<Tag>, bool) {
-        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let (mut page, mut left) = (Vec::new(), room);
-        for (tag, id) in self.by_tag.range::<Tag, _>((start, Bound::Unbounded)) {
-            if tag == own {
-                continue;
-            }
-            let cost = tag.as_str().len() + r#""","#.len();
-            if cost > left {
-                return (page, true);
-            }
-            left -= cost;
-            page.push(tag.clone());
-            if let Some(client) = self.clients.get_mut(id) {
+    /// Notes what a client tells of its own network.
+    pub(super) fn tell_inner(&mut self, peer: Peer, inner: Inner) {
+        if let Some(client) = self.id_of_peer(peer).and_then(|id| self.client_mut(id)) {
+            client.inner = inner;
+        }
+    }
+
+    /// Returns the tags of a page, sorted, as many as fit, and whether more are left (S0-A22).
+    pub(super) fn page(&mut self, page: &Page) -> (Vec<Tag>, bool) {
+        let clients = &self.clients;
+        let name_of = |id: Id| Some(clients.get(id as usize)?.name);
+        let after = page.after.as_ref().map_or("", Tag::as_str);
+        let listed = self.listing.after(&page.realm, after, name_of);
+        let others = listed.filter(|(text, _)| text != page.own.as_str());
+        let most = page.most();
+        let mut listed: Vec<(String, Id)> = others.take(most + 1).collect();
+        let more = listed.len() > most;
+        listed.truncate(most);
+        for (_, id) in &listed {
+            if let Some(client) = self.client_mut(*id) {
                 client.shown |= !client.confirmed;
             }
         }
-        (page, false)
+        (listed.into_iter().filter_map(|(text, _)| Tag::new(text)).collect(), more)
     }
 
-    pub(super) fn remove_tag(&mut self, tag: &Tag) -> Option<Registration> {
-        self.by_tag.get(tag).copied().and_then(|id| self.drop_id(id))
+    #[cfg(test)]
+    pub(super) fn remove_name(&mut self, name: Name) -> Option<Registration> {
+        self.id_of_name(name).and_then(|id| self.drop_id(id))
     }
 
     pub(super) fn remove_peer(&mut self, peer: Peer) -> Option<Registration> {
-        self.by_peer.get(&peer).copied().and_then(|id| self.drop_id(id))
+        self.id_of_peer(peer).and_then(|id| self.drop_id(id))
     }
 
     /// Removes one client whose heartbeats have stopped.
@@ -238,25 +305,33 @@ impl Registry {
         self.expiry.next()
     }
 
-    /// Returns the tags that came, went or moved since the last call.
-    pub(super) fn take_changed(&mut self) -> Vec<Tag> {
-        std::mem::take(&mut self.changed)
+    /// Returns what happened since the last call.
+    pub(super) fn take_changes(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.changes)
     }
 
     fn drop_id(&mut self, id: Id) -> Option<Registration> {
-        let client = self.clients.remove(&id)?;
-        self.changed.push(client.tag.clone());
-        self.by_tag.remove(&client.tag);
-        self.by_peer.remove(&client.leg.peer);
-        self.unconfirmed.remove(&id);
-        self.expiry.clear(id);
-        if let Some(count) = self.by_network.get_mut(&client.network) {
-            *count -= 1;
-            if *count == 0 {
-                self.by_network.remove(&client.network);
-            }
-        }
+        let client = self.take_out(id)?;
+        self.quota.leave(client.network);
         Some(client)
+    }
+
+    fn take_out(&mut self, id: Id) -> Option<Registration> {
+        let client = self.clients.try_remove(id as usize)?;
+        self.by_name.remove(&client.name, id);
+        self.by_peer.remove(&client.leg.peer, id);
+        self.listing.remove(&client.realm, client.name, id);
+        self.unconfirmed.remove(&(client.since, id));
+        self.expiry.clear(id);
+        let gone = Some((client.leg.peer, client.network));
+        self.changes.push(Change { name: client.name, realm: client.realm.clone(), gone });
+        Some(client)
+    }
+}
+
+impl Registration {
+    pub(super) fn tag(&self) -> Option<Tag> {
+        self.name.tag()
     }
 }
 
@@ -265,20 +340,30 @@ mod tests {
     use super::*;
     use crate::net::time::now;
     use crate::signaling::leg::Conn;
+    use crate::signaling::name::TEXT;
     use std::net::SocketAddr;
 
     fn registry(cap: usize, per_network: usize) -> Registry {
-        let limits = Limits { tags: cap, tags_per_network: per_network, ..Limits::default() };
-        Registry::new(&Times::default(), &limits)
+        Registry::new(&Times::default(), Arc::new(Quota::new(cap, per_network)))
     }
 
-    fn tag(text: &str) -> Tag {
-        Tag::new(text).unwrap()
+    /// Names in the order of their letters.
+    fn name(letter: &str) -> Name {
+        Name::of(&tag(letter)).unwrap()
     }
 
-    fn enter(registry: &mut Registry, now: Instant, text: &str, address: &str) -> Result<(), Full> {
+    fn tag(letter: &str) -> Tag {
+        Tag::new(format!("{}{}", &letter[..1], "a".repeat(TEXT - 1))).unwrap()
+    }
+
+    fn entry(letter: &str, leg: Leg, network: Network) -> Entry {
+        Entry { name: name(letter), leg, network, realm: Realm::default(), admin: false, epoch: None }
+    }
+
+    fn enter(registry: &mut Registry, now: Instant, letter: &str, address: &str) -> Result<(), Full> {
         let address: SocketAddr = address.parse().unwrap();
-        registry.enter(now, tag(text), Leg::udp(address, None), Network::of(address.ip()), None)
+        let entry = entry(letter, Leg::udp(address, None), Network::of(address.ip()));
+        registry.enter(now, entry).map(|left| assert!(left.is_empty()))
     }
 
     #[test]
@@ -286,9 +371,9 @@ mod tests {
         let (mut registry, start) = (registry(10, 2), now().mono);
         assert_eq!(enter(&mut registry, start, "a", "192.0.2.1:1"), Ok(()));
         assert_eq!(enter(&mut registry, start, "b", "192.0.2.1:2"), Ok(()));
-        assert_eq!(enter(&mut registry, start, "c", "192.0.2.1:3"), Err(Full));
+        assert_eq!(enter(&mut registry, start, "c", "192.0.2.1:3"), Err(Full::Network));
         assert_eq!(enter(&mut registry, start, "c", "192.0.2.2:3"), Ok(()));
-        registry.remove_tag(&tag("a"));
+        registry.remove_name(name("a"));
         assert_eq!(enter(&mut registry, start, "d", "192.0.2.1:3"), Ok(()));
     }
 
@@ -297,12 +382,12 @@ mod tests {
         let (mut registry, start) = (registry(2, 10), now().mono);
         let address: SocketAddr = "192.0.2.1:1".parse().unwrap();
         enter(&mut registry, start, "used", "192.0.2.1:1").unwrap();
-        enter(&mut registry, start, "unused", "192.0.2.1:2").unwrap();
+        enter(&mut registry, start, "never used", "192.0.2.1:2").unwrap();
         assert!(registry.touch(start, &tag("used"), Peer::Udp(address)).is_some());
-        assert_eq!(enter(&mut registry, start, "late", "192.0.2.1:3"), Err(Full));
+        assert_eq!(enter(&mut registry, start, "late", "192.0.2.1:3"), Err(Full::Total));
         let later = start + Duration::from_secs(10);
         assert_eq!(enter(&mut registry, later, "late", "192.0.2.1:3"), Ok(()));
-        assert!(registry.tag(&tag("unused")).is_none() && registry.tag(&tag("used")).is_some());
+        assert!(registry.tag(&tag("never used")).is_none() && registry.tag(&tag("used")).is_some());
         assert_eq!(registry.len(), 2);
     }
 
@@ -313,7 +398,7 @@ mod tests {
         enter(&mut registry, start, "a", "192.0.2.1:1").unwrap();
         enter(&mut registry, start, "b", "192.0.2.1:2").unwrap();
         assert!(registry.touch(start, &tag("a"), peer("192.0.2.1:1")).unwrap().proven);
-        assert_eq!(registry.page(&tag("a"), None, 100), (vec![tag("b")], false));
+        assert_eq!(registry.page(&page("a", None, 100)), (vec![tag("b")], false));
         assert!(!registry.touch(start, &tag("b"), peer("192.0.2.1:2")).unwrap().proven);
         registry.prove(peer("192.0.2.1:2"));
         assert!(registry.tag(&tag("b")).unwrap().proven);
@@ -323,11 +408,15 @@ mod tests {
     fn a_web_clients_tag_outlives_any_silence() {
         let (mut registry, start) = (registry(9, 9), now().mono);
         let network = Network::of([192, 0, 2, 1].into());
-        registry.enter(start, tag("web"), Leg::web(Conn(1)), network, None).unwrap();
+        registry.enter(start, entry("web", Leg::web(Conn(1)), network)).unwrap();
         enter(&mut registry, start, "udp", "192.0.2.1:1").unwrap();
         let later = start + Duration::from_secs(60);
-        assert_eq!(registry.expire(later).map(|gone| gone.tag), Some(tag("udp")));
+        assert_eq!(registry.expire(later).map(|gone| gone.name), Some(name("udp")));
         assert!(registry.expire(later).is_none() && registry.tag(&tag("web")).is_some());
+    }
+
+    fn page(own: &str, after: Option<&str>, room: usize) -> Page {
+        Page { realm: Realm::default(), own: tag(own), after: after.map(tag), room }
     }
 
     #[test]
@@ -336,8 +425,46 @@ mod tests {
         for (port, name) in ["d", "a", "c", "b"].iter().enumerate() {
             enter(&mut registry, start, name, &format!("192.0.2.1:{}", port + 1)).unwrap();
         }
-        let (page, more) = registry.page(&tag("b"), None, 9);
-        assert_eq!((page, more), (vec![tag("a"), tag("c")], true));
-        assert_eq!(registry.page(&tag("b"), Some(&tag("c")), 9), (vec![tag("d")], false));
+        let room = 2 * (TEXT + 3);
+        assert_eq!(registry.page(&page("b", None, room)), (vec![tag("a"), tag("c")], true));
+        assert_eq!(registry.page(&page("b", Some("c"), room)), (vec![tag("d")], false));
+    }
+
+    #[test]
+    fn another_realm_is_neither_listed_nor_online_and_a_client_may_come_from_one_to_another() {
+        let (mut registry, start) = (registry(9, 9), now().mono);
+        let address: SocketAddr = "192.0.2.1:1".parse().unwrap();
+        let there = Realm::new("there");
+        let mut one = entry("a", Leg::udp(address, None), Network::of(address.ip()));
+        registry.enter(start, one.clone()).unwrap();
+        assert!(registry.is_online(&(Realm::default(), tag("a"))));
+        one.realm = there.clone();
+        registry.renew(one);
+        assert!(
+            !registry.is_online(&(Realm::default(), tag("a")))
+                && registry.is_online(&(there.clone(), tag("a")))
+        );
+        assert_eq!(registry.take_changes().len(), 3);
+        assert_eq!(registry.page(&page("b", None, 100)), (Vec::new(), false));
+        let page = Page { realm: there, ..page("b", None, 100) };
+        assert_eq!(registry.page(&page), (vec![tag("a")], false));
+    }
+
+    #[test]
+    fn who_takes_anothers_place_needs_no_room_and_nothing_is_left_of_the_other() {
+        let (mut registry, start) = (registry(1, 1), now().mono);
+        enter(&mut registry, start, "a", "192.0.2.1:1").unwrap();
+        let address: SocketAddr = "192.0.2.2:2".parse().unwrap();
+        let moved = entry("a", Leg::udp(address, None), Network::of(address.ip()));
+        assert_eq!(registry.enter(start, moved).unwrap().len(), 1);
+        assert!(registry.peer(Peer::Udp("192.0.2.1:1".parse().unwrap())).is_none());
+        assert_eq!((registry.len(), registry.quota.total()), (1, 1));
+        registry.expire(start + Duration::from_secs(60)).unwrap();
+        assert_eq!((registry.len(), registry.quota.total(), registry.next_expiry()), (0, 0, None));
+        assert!(
+            registry.by_name.ids.is_empty()
+                && registry.by_peer.ids.is_empty()
+                && registry.unconfirmed.is_empty()
+        );
     }
 }

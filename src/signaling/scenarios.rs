@@ -8,21 +8,96 @@ mod identity;
 mod loss;
 mod presence;
 mod resumption;
+mod sharding;
 mod watching;
 
-use super::{AccessKey, Config, Conn, Door, Hub, IceServers, Output};
+use super::wire::Tag;
+use super::{AccessKey, Address, Config, Conn, Door, Hub, IceServers, Output, shards};
 use crate::clock::Now;
 use crate::net::time::now;
 use crate::turn_server::auth::RestSecret;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use serde_json::{Value, json};
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
-/// A hub, its clock, and what it has sent and nobody has looked at.
+/// So many that most of what happens between two clients is between two hubs.
+const HUBS: usize = 3;
+
+/// Several hubs that are to be taken for one.
+struct Hubs(Vec<Hub>);
+
+impl Hubs {
+    fn of_conn(&mut self, conn: Conn) -> &mut Hub {
+        &mut self.0[shards::home_of_conn(conn, HUBS).unwrap().index()]
+    }
+
+    fn handle_datagram(
+        &mut self,
+        now: Now,
+        door: Door,
+        from: SocketAddr,
+        local_ip: Option<IpAddr>,
+        payload: &[u8],
+    ) {
+        let home = shards::home_of(from.ip(), HUBS).unwrap();
+        self.0[home.index()].handle_datagram(now, door, from, local_ip, payload);
+    }
+
+    fn handle_web_opened(&mut self, now: Now, conn: Conn, ip: IpAddr) {
+        self.of_conn(conn).handle_web_opened(now, conn, ip);
+    }
+
+    fn handle_web_text(&mut self, now: Now, conn: Conn, text: &str) {
+        self.of_conn(conn).handle_web_text(now, conn, text);
+    }
+
+    fn handle_web_closed(&mut self, now: Now, conn: Conn) {
+        self.of_conn(conn).handle_web_closed(now, conn);
+    }
+
+    fn handle_timeout(&mut self, now: Now) {
+        self.0.iter_mut().for_each(|hub| hub.handle_timeout(now));
+    }
+
+    fn sum(&self, of: impl Fn(&Hub) -> usize) -> usize {
+        self.0.iter().map(of).sum()
+    }
+
+    fn registered(&self, tag: &Tag) -> bool {
+        self.0.iter().any(|hub| hub.registry.tag(tag).is_some())
+    }
+
+    fn clients(&self) -> usize {
+        self.sum(Hub::clients)
+    }
+
+    fn acts(&self) -> usize {
+        self.sum(Hub::acts)
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        self.0.iter().filter_map(Hub::poll_timeout).min()
+    }
+
+    /// Carries words until there is something for a client.
+    fn poll_output(&mut self, now: Now) -> Option<Output> {
+        while let Some(output) = self.0.iter_mut().find_map(Hub::poll_output) {
+            let Output::Word { to, word } = output else { return Some(output) };
+            let to = match to {
+                Address::Tag(tag) => shards::hub_of(&tag, HUBS).unwrap(),
+                Address::Hub(hub) => hub,
+            };
+            self.0[to.index()].handle_word(now, word);
+        }
+        None
+    }
+}
+
+/// The hubs, their clock, and what they have sent and nobody has looked at.
 struct World {
-    hub: Hub,
+    hub: Hubs,
     now: Now,
     sent: Vec<Output>,
 }
@@ -51,11 +126,12 @@ fn parsed(payload: &[u8]) -> Value {
 
 impl World {
     fn new(config: Config) -> Self {
-        Self { hub: Hub::new(config, ChaCha20Rng::from_seed([7; 32])), now: now(), sent: Vec::new() }
+        let hub = Hubs(Hub::several(&config, HUBS, ChaCha20Rng::from_seed([7; 32])));
+        Self { hub, now: now(), sent: Vec::new() }
     }
 
     fn drain(&mut self) {
-        while let Some(output) = self.hub.poll_output() {
+        while let Some(output) = self.hub.poll_output(self.now) {
             self.sent.push(output);
         }
     }

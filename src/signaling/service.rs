@@ -1,20 +1,23 @@
-//! The hands: one task owns the hub, and every queue to and from it is bounded.
+//! The hands: one task owns each hub, and every queue to and from it is bounded.
 
+use super::bus::{Address, Bus, Word};
 use super::config::Config;
 use super::http;
 use super::leg::{Conn, Door};
 use super::machine::{Hub, Output};
 use super::outbox::{Outbox, Waiting};
+use super::shards::{self, Shard};
 use super::udp::Sockets;
+use super::wire::Tag;
 use crate::net::time::now;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinError, JoinHandle};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinSet};
 
 /// Something that happened to a client.
 #[derive(Debug)]
@@ -25,10 +28,10 @@ pub(super) enum Event {
     Closed { conn: Conn },
 }
 
-/// What the handles share: the way to the hub, and what needs no hub.
+/// What the handles share: the ways to the hubs, and what needs no hub.
 #[derive(Debug)]
 pub(super) struct Shared {
-    pub(super) inbox: mpsc::Sender<Event>,
+    inboxes: Vec<mpsc::Sender<Event>>,
     pub(super) config: Config,
     pub(super) waiting: Arc<Waiting>,
     conns: AtomicU64,
@@ -39,27 +42,81 @@ impl Shared {
     pub(super) fn next_conn(&self) -> Conn {
         Conn(self.conns.fetch_add(1, Ordering::Relaxed))
     }
+
+    /// The way to the hub that hears a WebSocket.
+    pub(super) fn inbox_of(&self, conn: Conn) -> Option<&mpsc::Sender<Event>> {
+        self.inboxes.get(shards::home_of_conn(conn, self.inboxes.len())?.index())
+    }
+
+    fn inbox_at(&self, ip: IpAddr) -> Option<&mpsc::Sender<Event>> {
+        self.inboxes.get(shards::home_of(ip, self.inboxes.len())?.index())
+    }
+}
+
+/// The bus inside one process: a queue to each hub.
+#[derive(Debug, Clone)]
+struct Exchange {
+    lines: Arc<[Line]>,
+    /// Most words that wait before what begins something is refused.
+    cap: usize,
+}
+
+#[derive(Debug)]
+struct Line {
+    /// Not bounded itself, as answers must pass: what begins them is.
+    words: mpsc::UnboundedSender<Word>,
+    waiting: AtomicUsize,
+}
+
+impl Bus for Exchange {
+    fn publish(&self, tag: &Tag, word: Word) -> Result<(), Word> {
+        match shards::hub_of(tag, self.lines.len()) {
+            Some(hub) => self.send(hub, word),
+            None => Err(word),
+        }
+    }
+
+    fn send(&self, to: Shard, word: Word) -> Result<(), Word> {
+        let Some(line) = self.lines.get(to.index()) else { return Err(word) };
+        if word.begins() && line.waiting.load(Ordering::Relaxed) >= self.cap {
+            return Err(word);
+        }
+        line.waiting.fetch_add(1, Ordering::Relaxed);
+        line.words.send(word).map_err(|unsent| unsent.0)
+    }
 }
 
 /// Running signalling.
 #[derive(Debug)]
 pub struct Service {
     handle: Handle,
-    stop: oneshot::Sender<()>,
-    /// There until its end was heard.
-    task: Option<JoinHandle<()>>,
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
 }
 
-/// Starts signalling on a task of the current tokio runtime. `seed` must come from the system's random source: tags and
-/// tokens are drawn from it.
+/// Starts signalling on tasks of the current tokio runtime, one for each hub. `seed` must come from the system's random source: tags
+/// and tokens are drawn from it.
 #[must_use]
 pub fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service {
-    let (inbox, events) = mpsc::channel(config.limits.inbox.max(1));
-    let (stop, stopped) = oneshot::channel();
-    let hub = Hub::new(config.clone(), ChaCha20Rng::from_seed(seed));
-    let task = Some(tokio::spawn(Switch { hub, sockets, outboxes: HashMap::new() }.run(events, stopped)));
-    let shared = Shared { inbox, config, waiting: Arc::default(), conns: AtomicU64::new(0) };
-    Service { handle: Handle { shared: Arc::new(shared) }, stop, task }
+    let hubs = Hub::several(&config, config.hubs, ChaCha20Rng::from_seed(seed));
+    let (stop, stopped) = watch::channel(false);
+    let (mut lines, mut heard, mut inboxes, mut tasks) = (Vec::new(), Vec::new(), Vec::new(), JoinSet::new());
+    for _ in &hubs {
+        let (words, listener) = mpsc::unbounded_channel();
+        lines.push(Line { words, waiting: AtomicUsize::new(0) });
+        heard.push(listener);
+    }
+    let bus = Exchange { lines: lines.into(), cap: config.limits.inbox.max(1) };
+    let sockets = Arc::new(sockets);
+    for (place, (hub, words)) in hubs.into_iter().zip(heard).enumerate() {
+        let (inbox, events) = mpsc::channel(config.limits.inbox.max(1));
+        inboxes.push(inbox);
+        let (bus, sockets) = (bus.clone(), Arc::clone(&sockets));
+        let switch = Switch { hub, place, bus, sockets, outboxes: HashMap::new() };
+        tasks.spawn(switch.run(events, words, stopped.clone()));
+    }
+    let shared = Shared { inboxes, config, waiting: Arc::default(), conns: AtomicU64::new(0) };
+    Service { handle: Handle { shared: Arc::new(shared) }, stop, tasks }
 }
 
 impl Service {
@@ -69,11 +126,9 @@ impl Service {
         self.handle.clone()
     }
 
-    /// Waits for the hub to panic; never returns while it does not.
+    /// Waits for a hub to panic; never returns while none does.
     pub async fn failed(&mut self) -> JoinError {
-        if let Some(task) = &mut self.task {
-            let ended = task.await;
-            self.task = None;
+        while let Some(ended) = self.tasks.join_next().await {
             if let Err(error) = ended {
                 return error;
             }
@@ -81,13 +136,13 @@ impl Service {
         std::future::pending().await
     }
 
-    /// Stops the hub and closes the WebSockets.
-    pub async fn shutdown(self) {
-        let _ = self.stop.send(());
-        if let Some(task) = self.task
-            && let Err(error) = task.await
-        {
-            tracing::error!(%error, "signalling ended badly");
+    /// Stops the hubs and closes the WebSockets.
+    pub async fn shutdown(mut self) {
+        let _ = self.stop.send(true);
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "signalling ended badly");
+            }
         }
     }
 }
@@ -106,7 +161,7 @@ impl Handle {
             return true;
         }
         let event = Event::Datagram { door, from, local_ip, payload: payload.into() };
-        self.shared.inbox.try_send(event).is_ok()
+        self.shared.inbox_at(from.ip()).is_some_and(|inbox| inbox.try_send(event).is_ok())
     }
 
     /// Returns the routes `/ws` and `/ice`. Each request must carry `axum::extract::ConnectInfo<SocketAddr>` in its
@@ -116,15 +171,22 @@ impl Handle {
     }
 }
 
-/// The task's own things.
+/// One hub's task and its own things.
 struct Switch {
     hub: Hub,
-    sockets: Sockets,
+    place: usize,
+    bus: Exchange,
+    sockets: Arc<Sockets>,
     outboxes: HashMap<Conn, Outbox>,
 }
 
 impl Switch {
-    async fn run(mut self, mut events: mpsc::Receiver<Event>, mut stopped: oneshot::Receiver<()>) {
+    async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut words: mpsc::UnboundedReceiver<Word>,
+        mut stopped: watch::Receiver<bool>,
+    ) {
         loop {
             let due = self.hub.poll_timeout();
             let timer = async {
@@ -133,16 +195,29 @@ impl Switch {
                     None => std::future::pending().await,
                 }
             };
+            // Other hubs are heard before clients, so that their queue is short however much clients say.
             tokio::select! {
+                biased;
+                _ = stopped.changed() => return,
+                word = words.recv() => match word {
+                    Some(word) => self.hear(word),
+                    None => return,
+                },
+                () = timer => self.hub.handle_timeout(now()),
                 event = events.recv() => match event {
                     Some(event) => self.handle(event),
                     None => return,
                 },
-                () = timer => self.hub.handle_timeout(now()),
-                _ = &mut stopped => return,
             }
             self.drain();
         }
+    }
+
+    fn hear(&mut self, word: Word) {
+        if let Some(line) = self.bus.lines.get(self.place) {
+            line.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.hub.handle_word(now(), word);
     }
 
     fn handle(&mut self, event: Event) {
@@ -172,7 +247,18 @@ impl Switch {
                 Output::Text { conn, text } => self.pass(conn, text),
                 // Without its outbox the connection's task ends.
                 Output::Close { conn } => drop(self.outboxes.remove(&conn)),
+                Output::Word { to, word } => self.post(&to, word),
             }
+        }
+    }
+
+    fn post(&mut self, to: &Address, word: Word) {
+        let posted = match to {
+            Address::Tag(tag) => self.bus.publish(tag, word),
+            Address::Hub(hub) => self.bus.send(*hub, word),
+        };
+        if let Err(word) = posted {
+            self.hub.handle_refused(now(), word);
         }
     }
 

@@ -3,6 +3,7 @@
 //! A watcher hears of a tag's state, not of its changes: at most once in [`Times::presence`] about one tag, and at most once in
 //! [`GAP`] about all of them, with the last state. So nobody who comes and goes quickly makes the server send more.
 
+use super::bus::Watchable;
 use super::config::{Limits, Times};
 use super::leg::Conn;
 use super::wire::Tag;
@@ -31,12 +32,15 @@ pub(super) struct Watches {
     cap_per_client: usize,
     cap_per_tag: usize,
     count: usize,
-    by_tag: HashMap<Tag, Watched>,
-    by_conn: HashMap<Conn, HashSet<Tag>>,
+    watched: HashMap<Watchable, Watched>,
+    by_conn: HashMap<Conn, HashSet<Watchable>>,
     /// Numbers tags in the order they were first watched.
     next: Id,
     due: Deadlines<Id>,
-    waiting: HashMap<Id, Tag>,
+    /// How those stand now that nobody may be told of yet.
+    waiting: HashMap<Id, (Watchable, bool)>,
+    /// What nobody watches any more.
+    forsaken: Vec<Watchable>,
     news: BTreeMap<Conn, States>,
     quiet_until: Option<Instant>,
 }
@@ -51,67 +55,86 @@ struct Watched {
 }
 
 impl Watches {
-    pub(super) fn new(times: &Times, limits: &Limits) -> Self {
+    /// Makes the watches of one hub of `hubs`.
+    pub(super) fn new(times: &Times, limits: &Limits, hubs: usize) -> Self {
         Self {
             quiet: times.presence,
-            cap: limits.watches,
+            cap: limits.watches.div_ceil(hubs),
             cap_per_client: limits.watches_per_client,
             cap_per_tag: limits.watchers_per_tag,
             count: 0,
-            by_tag: HashMap::new(),
+            watched: HashMap::new(),
             by_conn: HashMap::new(),
             next: 0,
             due: Deadlines::default(),
             waiting: HashMap::new(),
+            forsaken: Vec::new(),
             news: BTreeMap::new(),
             quiet_until: None,
         }
     }
 
-    /// Lets `conn` watch all of `tags` or, where a cap forbids one, none; returns how they stand. A state that others were told
+    /// Says whether somebody watches this already, and its state is known.
+    pub(super) fn has(&self, what: &Watchable) -> bool {
+        self.watched.contains_key(what)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.watched.is_empty()
+    }
+
+    /// Says whether `conn` may watch all of this beside what it watches already.
+    pub(super) fn have_room(&self, conn: Conn, wanted: &[Watchable]) -> bool {
+        let own = self.by_conn.get(&conn);
+        let is_fresh = |what: &&Watchable| !own.is_some_and(|own| own.contains(*what));
+        let fresh: HashSet<&Watchable> = wanted.iter().filter(is_fresh).collect();
+        let is_crowded = |what: &&Watchable| {
+            self.watched.get(*what).is_some_and(|watched| watched.by.len() >= self.cap_per_tag)
+        };
+        let of_client = own.map_or(0, HashSet::len) + fresh.len();
+        of_client <= self.cap_per_client
+            && self.count + fresh.len() <= self.cap
+            && !fresh.iter().any(is_crowded)
+    }
+
+    /// Lets `conn` watch all that is wanted or, where a cap forbids one, none; returns how they stand. A state that others were told
     /// counts more than the true one, as the event that corrects it is on its way.
     pub(super) fn begin(
         &mut self,
         conn: Conn,
-        tags: Vec<Tag>,
-        is_online: impl Fn(&Tag) -> bool,
+        wanted: Vec<Watchable>,
+        is_online: impl Fn(&Watchable) -> bool,
     ) -> Result<States, Full> {
-        let mut seen = HashSet::new();
-        let tags: Vec<Tag> = tags.into_iter().filter(|tag| seen.insert(tag.clone())).collect();
-        let own = self.by_conn.get(&conn);
-        let fresh: Vec<&Tag> = tags.iter().filter(|tag| !own.is_some_and(|own| own.contains(*tag))).collect();
-        let crowded =
-            |tag: &&Tag| self.by_tag.get(*tag).is_some_and(|watched| watched.by.len() >= self.cap_per_tag);
-        let of_client = own.map_or(0, HashSet::len) + fresh.len();
-        if of_client > self.cap_per_client || self.count + fresh.len() > self.cap || fresh.iter().any(crowded)
-        {
+        if !self.have_room(conn, &wanted) {
             return Err(Full);
         }
         let (mut online, mut offline) = (Vec::new(), Vec::new());
-        for tag in tags {
-            let state = is_online(&tag);
+        let mut seen = HashSet::new();
+        for what in wanted.into_iter().filter(|what| seen.insert(what.clone())) {
+            let state = is_online(&what);
             let id = self.next;
             self.next += 1;
             let new = || Watched { id, by: Vec::new(), online: state, quiet_until: None };
-            let watched = self.by_tag.entry(tag.clone()).or_insert_with(new);
-            if self.by_conn.entry(conn).or_default().insert(tag.clone()) {
+            let watched = self.watched.entry(what.clone()).or_insert_with(new);
+            let states = if watched.online { &mut online } else { &mut offline };
+            states.push(what.1.clone());
+            if self.by_conn.entry(conn).or_default().insert(what) {
                 watched.by.push(conn);
                 self.count += 1;
             }
-            if watched.online { online.push(tag) } else { offline.push(tag) }
         }
         Ok((online, offline))
     }
 
     /// Ends some watches of `conn`; those that it does not have are ignored.
-    pub(super) fn stop(&mut self, conn: Conn, tags: &[Tag]) {
-        for tag in tags {
+    pub(super) fn stop(&mut self, conn: Conn, ended: &[Watchable]) {
+        for what in ended {
             let Some(own) = self.by_conn.get_mut(&conn) else { return };
-            if own.remove(tag) {
+            if own.remove(what) {
                 if own.is_empty() {
                     self.by_conn.remove(&conn);
                 }
-                self.unlink(conn, tag);
+                self.unlink(conn, what);
             }
         }
     }
@@ -119,38 +142,49 @@ impl Watches {
     /// Ends all watches of `conn`.
     pub(super) fn forget(&mut self, conn: Conn) {
         self.news.remove(&conn);
-        for tag in self.by_conn.remove(&conn).unwrap_or_default() {
-            self.unlink(conn, &tag);
+        for what in self.by_conn.remove(&conn).unwrap_or_default() {
+            self.unlink(conn, &what);
         }
     }
 
-    fn unlink(&mut self, conn: Conn, tag: &Tag) {
+    /// Notes what perhaps nobody watches.
+    pub(super) fn forsake(&mut self, what: Vec<Watchable>) {
+        self.forsaken.extend(what);
+    }
+
+    /// Returns what perhaps nobody watches any more, since the last call.
+    pub(super) fn take_forsaken(&mut self) -> Vec<Watchable> {
+        std::mem::take(&mut self.forsaken)
+    }
+
+    fn unlink(&mut self, conn: Conn, what: &Watchable) {
         self.count -= 1;
-        let Some(watched) = self.by_tag.get_mut(tag) else { return };
+        let Some(watched) = self.watched.get_mut(what) else { return };
         watched.by.retain(|by| *by != conn);
         if watched.by.is_empty() {
             let id = watched.id;
-            self.by_tag.remove(tag);
+            self.watched.remove(what);
+            self.forsaken.push(what.clone());
             self.calm(id);
         }
     }
 
     /// Takes note of a tag's state; what its watchers do not know yet becomes news, now or when it may.
-    pub(super) fn note(&mut self, now: Instant, tag: &Tag, online: bool) {
-        let Some(watched) = self.by_tag.get_mut(tag) else { return };
+    pub(super) fn note(&mut self, now: Instant, what: &Watchable, online: bool) {
+        let Some(watched) = self.watched.get_mut(what) else { return };
         if watched.online == online {
             let id = watched.id;
             return self.calm(id);
         }
         if let Some(at) = watched.quiet_until.max(self.quiet_until).filter(|at| *at > now) {
-            self.waiting.insert(watched.id, tag.clone());
+            self.waiting.insert(watched.id, (what.clone(), online));
             return self.due.set(watched.id, at);
         }
         watched.online = online;
         watched.quiet_until = Some(now + self.quiet);
         for conn in &watched.by {
             let (came, went) = self.news.entry(*conn).or_default();
-            if online { came.push(tag.clone()) } else { went.push(tag.clone()) }
+            if online { came.push(what.1.clone()) } else { went.push(what.1.clone()) }
         }
         let id = watched.id;
         self.calm(id);
@@ -161,10 +195,13 @@ impl Watches {
         self.waiting.remove(&id);
     }
 
-    /// Returns a tag whose state must be noted again.
-    pub(super) fn pop_due(&mut self, now: Instant) -> Option<Tag> {
-        let id = self.due.pop_due(now)?;
-        self.waiting.remove(&id)
+    /// Makes news of what may be told by now.
+    pub(super) fn handle_timeout(&mut self, now: Instant) {
+        while let Some(id) = self.due.pop_due(now) {
+            if let Some((what, online)) = self.waiting.remove(&id) {
+                self.note(now, &what, online);
+            }
+        }
     }
 
     pub(super) fn next_due(&self) -> Option<Instant> {
@@ -189,6 +226,7 @@ impl Watches {
 mod tests {
     use super::*;
     use crate::net::time::now;
+    use crate::signaling::realm::Realm;
 
     fn watches(cap: usize, per_client: usize, per_tag: usize) -> Watches {
         let limits = Limits {
@@ -197,17 +235,21 @@ mod tests {
             watchers_per_tag: per_tag,
             ..Limits::default()
         };
-        Watches::new(&Times::default(), &limits)
+        Watches::new(&Times::default(), &limits, 1)
     }
 
     fn tags(names: &[&str]) -> Vec<Tag> {
         names.iter().map(|name| Tag::new(*name).unwrap()).collect()
     }
 
+    fn wanted(names: &[&str]) -> Vec<Watchable> {
+        tags(names).into_iter().map(|tag| (Realm::default(), tag)).collect()
+    }
+
     #[test]
     fn all_of_the_tags_are_watched_or_none_and_the_caps_hold() {
         let mut watches = watches(4, 3, 2);
-        let mut begin = |conn, names: &[&str]| watches.begin(Conn(conn), tags(names), |_| false).is_ok();
+        let mut begin = |conn, names: &[&str]| watches.begin(Conn(conn), wanted(names), |_| false).is_ok();
         assert!(begin(1, &["a", "b", "a"]));
         assert!(!begin(1, &["c", "d"]), "of one client");
         assert!(begin(2, &["a"]));
@@ -216,13 +258,13 @@ mod tests {
         assert!(!begin(3, &["d"]), "in all");
         assert!(begin(1, &["a"]), "what one has costs nothing");
         assert_eq!(watches.len(), 4);
-        watches.stop(Conn(1), &tags(&["a", "c", "x"]));
+        watches.stop(Conn(1), &wanted(&["a", "c", "x"]));
         watches.forget(Conn(3));
         assert_eq!(watches.len(), 2);
         watches.forget(Conn(1));
         watches.forget(Conn(2));
         assert_eq!(
-            (watches.len(), watches.by_tag.len(), watches.by_conn.len(), watches.waiting.len()),
+            (watches.len(), watches.watched.len(), watches.by_conn.len(), watches.waiting.len()),
             (0, 0, 0, 0)
         );
     }
@@ -230,19 +272,18 @@ mod tests {
     #[test]
     fn a_tag_is_spoken_of_once_a_second_with_its_last_state() {
         let (mut watches, start) = (watches(9, 9, 9), now().mono);
-        let a = tags(&["a"]).remove(0);
-        watches.begin(Conn(1), tags(&["a"]), |_| false).unwrap();
+        let a = wanted(&["a"]).remove(0);
+        watches.begin(Conn(1), wanted(&["a"]), |_| false).unwrap();
         watches.note(start, &a, true);
         assert_eq!(watches.take_news(start).remove(&Conn(1)), Some((tags(&["a"]), Vec::new())));
         watches.note(start, &a, false);
         assert!(watches.take_news(start).is_empty());
         // Whoever begins now is told what the others believe, so that the next event is right for both.
-        let (online, _) = watches.begin(Conn(2), tags(&["a"]), |_| false).unwrap();
+        let (online, _) = watches.begin(Conn(2), wanted(&["a"]), |_| false).unwrap();
         assert_eq!(online, tags(&["a"]));
         let due = watches.next_due().unwrap();
         assert_eq!(due, start + Duration::from_secs(1));
-        assert_eq!(watches.pop_due(due), Some(a.clone()));
-        watches.note(due, &a, false);
+        watches.handle_timeout(due);
         assert_eq!(watches.take_news(due).len(), 2);
         // Back within the second: nothing was to be told.
         watches.note(due, &a, true);
@@ -253,8 +294,8 @@ mod tests {
     #[test]
     fn what_happens_close_together_is_told_together() {
         let (mut watches, start) = (watches(9, 9, 9), now().mono);
-        watches.begin(Conn(1), tags(&["a", "b", "c"]), |_| false).unwrap();
-        let [a, b, c] = ["a", "b", "c"].map(|name| Tag::new(name).unwrap());
+        watches.begin(Conn(1), wanted(&["a", "b", "c"]), |_| false).unwrap();
+        let [a, b, c] = ["a", "b", "c"].map(|name| wanted(&[name]).remove(0));
         watches.note(start, &a, true);
         assert_eq!(watches.take_news(start).len(), 1);
         watches.note(start, &b, true);
@@ -262,9 +303,7 @@ mod tests {
         assert!(watches.take_news(start).is_empty());
         let due = watches.next_due().unwrap();
         assert_eq!(due, start + GAP);
-        while let Some(tag) = watches.pop_due(due) {
-            watches.note(due, &tag, true);
-        }
+        watches.handle_timeout(due);
         assert_eq!(watches.take_news(due)[&Conn(1)].0.len(), 2);
     }
 }

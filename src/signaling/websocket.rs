@@ -11,6 +11,7 @@ use axum::response::Response;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_tungstenite::tungstenite;
 
@@ -29,11 +30,12 @@ pub(super) async fn upgrade(
 async fn serve(mut socket: WebSocket, shared: Arc<Shared>, peer: SocketAddr) {
     let conn = shared.next_conn();
     let (outbox, texts) = outbox(&shared.config.limits, &shared.waiting);
-    if shared.inbox.send(Event::Opened { conn, ip: peer.ip(), outbox }).await.is_err() {
+    let Some(inbox) = shared.inbox_of(conn) else { return };
+    if inbox.send(Event::Opened { conn, ip: peer.ip(), outbox }).await.is_err() {
         return;
     }
-    let code = converse(&mut socket, &shared, conn, texts).await;
-    let _ = shared.inbox.send(Event::Closed { conn }).await;
+    let code = converse(&mut socket, &shared, (conn, inbox), texts).await;
+    let _ = inbox.send(Event::Closed { conn }).await;
     if let Some(code) = code {
         let frame = CloseFrame { code, reason: "".into() };
         let _ = timeout(shared.config.times.ping, socket.send(Message::Close(Some(frame)))).await;
@@ -41,7 +43,12 @@ async fn serve(mut socket: WebSocket, shared: Arc<Shared>, peer: SocketAddr) {
 }
 
 /// Passes texts both ways until one side ends it; returns the code to close with, where a close is still due.
-async fn converse(socket: &mut WebSocket, shared: &Shared, conn: Conn, mut texts: Texts) -> Option<u16> {
+async fn converse(
+    socket: &mut WebSocket,
+    shared: &Shared,
+    (conn, inbox): (Conn, &mpsc::Sender<Event>),
+    mut texts: Texts,
+) -> Option<u16> {
     let times = &shared.config.times;
     let mut ping = interval(times.ping.max(Duration::from_millis(1)));
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -53,7 +60,7 @@ async fn converse(socket: &mut WebSocket, shared: &Shared, conn: Conn, mut texts
                 match received {
                     Some(Ok(Message::Text(text))) => {
                         let text = text.as_str().to_owned();
-                        if shared.inbox.send(Event::Text { conn, text }).await.is_err() {
+                        if inbox.send(Event::Text { conn, text }).await.is_err() {
                             return Some(close_code::AWAY);
                         }
                         continue;

@@ -1,0 +1,133 @@
+//! Questions that wait for the answers of several hubs.
+
+use super::bus::{Page, Standing, Watchable};
+use super::leg::Conn;
+use super::machine::Asker;
+use super::shards::{Shard, ShardSet};
+use super::wire::Tag;
+use std::collections::{BTreeMap, HashMap};
+
+/// Most questions that wait at one time.
+const MOST: usize = 4096;
+
+/// A client's question.
+#[derive(Debug)]
+pub(super) struct Gather {
+    pub(super) asker: Asker,
+    pub(super) mid: Option<i64>,
+    waits: ShardSet,
+    pub(super) what: What,
+}
+
+#[derive(Debug)]
+pub(super) enum What {
+    /// Of t=3: what each hub has of the page.
+    List { page: Page, parts: Vec<(Vec<Tag>, bool)> },
+    /// Of t=60: how things stand that other hubs know of.
+    Watch { conn: Conn, wanted: Vec<Watchable>, known: HashMap<Watchable, bool> },
+}
+
+/// All such questions.
+#[derive(Debug, Default)]
+pub(super) struct Gathers {
+    next: u64,
+    waiting: BTreeMap<u64, Gather>,
+}
+
+impl Gathers {
+    pub(super) fn is_full(&self) -> bool {
+        self.waiting.len() >= MOST
+    }
+
+    /// Begins to wait for `hubs`; returns the question's number.
+    pub(super) fn begin(
+        &mut self,
+        asker: Asker,
+        mid: Option<i64>,
+        what: What,
+        hubs: impl Iterator<Item = Shard>,
+    ) -> u64 {
+        let (id, mut waits) = (self.next, ShardSet::default());
+        self.next += 1;
+        hubs.for_each(|hub| waits.insert(hub));
+        self.waiting.insert(id, Gather { asker, mid, waits, what });
+        id
+    }
+
+    /// Takes the answer of a hub; returns the question once nothing is missing.
+    pub(super) fn take(&mut self, id: u64, by: Shard, answer: impl FnOnce(&mut What)) -> Option<Gather> {
+        let gather = self.waiting.get_mut(&id)?;
+        answer(&mut gather.what);
+        gather.waits.remove(by);
+        if gather.waits.is_empty() { self.waiting.remove(&id) } else { None }
+    }
+
+    /// Gives a question up.
+    pub(super) fn give_up(&mut self, id: u64) -> Option<Gather> {
+        self.waiting.remove(&id)
+    }
+
+    /// Takes note of what has changed since a hub gave its answer.
+    pub(super) fn note(&mut self, standing: &Standing) {
+        for gather in self.waiting.values_mut() {
+            let What::Watch { known, .. } = &mut gather.what else { continue };
+            for (what, online) in standing {
+                known.entry(what.clone()).and_modify(|known| *known = *online);
+            }
+        }
+    }
+
+    /// Says whether a question waits that is about this.
+    pub(super) fn want(&self, what: &Watchable) -> bool {
+        self.waiting.values().any(|gather| match &gather.what {
+            What::Watch { wanted, .. } => wanted.contains(what),
+            What::List { .. } => false,
+        })
+    }
+}
+
+/// Makes one page of what several hubs have: as many tags as fit, and none that comes after what a hub has left out.
+pub(super) fn merged(parts: Vec<(Vec<Tag>, bool)>, most: usize) -> (Vec<Tag>, bool) {
+    let cut = parts.iter().filter(|(_, more)| *more).filter_map(|(tags, _)| tags.last()).min().cloned();
+    let none_fits = parts.iter().any(|(tags, more)| *more && tags.is_empty());
+    let mut tags: Vec<Tag> = parts.into_iter().flat_map(|(tags, _)| tags).collect();
+    tags.sort_unstable();
+    let all = tags.len();
+    tags.retain(|tag| cut.as_ref().is_none_or(|cut| tag <= cut));
+    tags.truncate(if none_fits { 0 } else { most });
+    let more = tags.len() < all || cut.is_some() || none_fits;
+    (tags, more)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn pages_of_several_hubs_make_the_same_list_as_those_of_one(
+            names in proptest::collection::btree_set("[a-c]{1,4}", 0..40),
+            hubs in 1..5_usize,
+            most in 1..6_usize,
+        ) {
+            let all: Vec<Tag> = names.iter().map(|name| Tag::new(name.clone()).unwrap()).collect();
+            let (mut listed, mut after) = (Vec::new(), None::<Tag>);
+            loop {
+                let part = |hub: usize| {
+                    let of_hub = all.iter().enumerate().filter(|(index, _)| index % hubs == hub);
+                    let left: Vec<Tag> = of_hub.map(|(_, tag)| tag.clone()).filter(|tag| Some(tag) > after.as_ref()).collect();
+                    (left.iter().take(most).cloned().collect::<Vec<_>>(), left.len() > most)
+                };
+                let (tags, more) = merged((0..hubs).map(part).collect(), most);
+                prop_assert!(tags.len() <= most && (!more || !tags.is_empty()));
+                after = tags.last().cloned().or(after);
+                listed.extend(tags);
+                if !more {
+                    break;
+                }
+            }
+            prop_assert_eq!(listed, all);
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Tags as the server keeps them: the 15 bytes that all its tags are made of.
+
+use super::wire::Tag;
+use data_encoding::BASE32_NOPAD;
+
+/// Bytes of a tag: 120 bits (S0-A24).
+pub(super) const TAG_BYTES: usize = 15;
+
+/// A tag that this server may have given out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Name(pub(super) [u8; TAG_BYTES]);
+
+impl Name {
+    /// Reads a tag; none where this server never gives out such a one.
+    pub(super) fn of(tag: &Tag) -> Option<Self> {
+        let text = tag.as_str().as_bytes();
+        let mut upper = [0; TEXT];
+        if text.len() != TEXT || !text.iter().all(|letter| LETTERS.contains(letter)) {
+            return None;
+        }
+        upper.copy_from_slice(text);
+        upper.make_ascii_uppercase();
+        let mut bytes = [0; TAG_BYTES];
+        BASE32_NOPAD.decode_mut(&upper, &mut bytes).ok()?;
+        Some(Self(bytes))
+    }
+
+    /// Returns the tag.
+    pub(super) fn tag(self) -> Option<Tag> {
+        Tag::new(base32(&self.0))
+    }
+}
+
+/// What tags are written with, in no order.
+pub(super) const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
+
+/// Letters of a tag.
+pub(super) const TEXT: usize = TAG_BYTES * 8 / 5;
+
+pub(super) fn base32(bytes: &[u8]) -> String {
+    let mut text = BASE32_NOPAD.encode(bytes);
+    text.make_ascii_lowercase();
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_is_its_bytes_in_one_spelling_alone() {
+        let name = Name([0x5a; TAG_BYTES]);
+        let tag = name.tag().unwrap();
+        assert_eq!((Name::of(&tag), tag.as_str().len()), (Some(name), TEXT));
+        let upper = tag.as_str().to_uppercase();
+        let longer = format!("{tag}a");
+        for foreign in [upper.as_str(), &longer, "a", &"1".repeat(TEXT), &"é".repeat(TEXT / 2)] {
+            assert_eq!(Name::of(&Tag::new(foreign).unwrap()), None, "{foreign}");
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What only shows between several hubs. All other scenarios run with several of them too.
+
+use super::super::shards::Shard;
+use super::*;
+use proptest::prelude::*;
+
+/// A UDP address whose home is that hub.
+fn address_at(hub: usize, nth: u8) -> String {
+    let at_home = |ip: &IpAddr| shards::home_of(*ip, HUBS).unwrap().index() == hub;
+    let mut ips = (0..=255).map(|last| IpAddr::from([192, 0, 2, last])).filter(at_home);
+    format!("{}:1000", ips.nth(nth.into()).unwrap())
+}
+
+fn call(tag: &str, rtag: &str) -> Value {
+    json!({"t": 4, "mid": 7, "params": {"tag": tag, "rtag": rtag}})
+}
+
+#[test]
+fn every_client_is_made_at_home_and_reaches_every_other_one() {
+    let mut world = World::new(config());
+    let addresses: Vec<String> = (0..HUBS).map(|hub| address_at(hub, 0)).collect();
+    let tags: Vec<String> = addresses.iter().map(|address| world.client(address)).collect();
+    for (hub, tag) in tags.iter().enumerate() {
+        assert_eq!(shards::hub_of(&Tag::new(tag.as_str()).unwrap(), HUBS).map(Shard::index), Some(hub));
+    }
+    for (caller, at) in tags.iter().zip(&addresses) {
+        for (callee, there) in tags.iter().zip(&addresses).filter(|(callee, _)| *callee != caller) {
+            let answer = world.ask(at, &call(caller, callee));
+            let token = answer["extra"]["token"].clone();
+            let again = world.ask(at, &call(caller, callee));
+            assert_eq!(
+                (code(&answer), &again["extra"]["token"]),
+                (200, &token),
+                "a repetition is no second call"
+            );
+            assert!(world.at(there).iter().all(|(_, heard)| heard["token"] == token));
+            let end = json!({"t": 55, "mid": 8, "token": token});
+            assert_eq!(code(&world.ask(at, &end)), 200);
+            world.wait_ms(40_000);
+            for (address, tag) in addresses.iter().zip(&tags) {
+                world.udp(address, &json!({"t": 2, "tag": tag}));
+            }
+            world.sent.clear();
+        }
+    }
+}
+
+#[test]
+fn calls_of_a_caller_whose_connection_ends_end_at_every_hub() {
+    let mut world = World::new(config());
+    let caller = world.web_client(1);
+    let callees: Vec<String> = (0..HUBS).map(|hub| world.client(&address_at(hub, 1))).collect();
+    for (mid, callee) in callees.iter().enumerate() {
+        let message = json!({"t": 4, "mid": mid, "params": {"tag": caller, "rtag": callee}});
+        assert_eq!(code(&world.ask_web(1, &message)), 200);
+    }
+    assert_eq!(world.hub.acts(), HUBS);
+    world.close(1);
+    assert_eq!(world.hub.acts(), 0);
+}
+
+#[test]
+fn who_owns_a_tag_of_another_hub_has_one_tag_all_the_same() {
+    let mut world = World::new(config());
+    for number in 0..12 {
+        let (at, secret) = (address_at(number % HUBS, 2), format!("a secret of twenty-two {number}"));
+        let first = world.client(&at);
+        let owned =
+            world.ask(&at, &json!({"t": 1, "mid": 2, "params": {"secret": secret}}))["extra"]["tag"].clone();
+        assert_ne!(owned, json!(first));
+        assert_eq!(world.hub.clients(), 1, "the first one has gone");
+        assert_eq!(world.ask(&at, &json!({"t": 1, "mid": 3}))["extra"]["tag"], owned);
+        world.wait_ms(60_000);
+        assert_eq!(world.hub.clients(), 0);
+        assert!(
+            world.ask(&at, &json!({"t": 1, "mid": 4}))["extra"]["tag"] != owned,
+            "its home has been told"
+        );
+        world.wait_ms(60_000);
+    }
+}
+
+#[test]
+fn what_the_bus_has_no_room_for_is_refused_and_leaves_nothing_behind() {
+    let mut world = World::new(config());
+    let tag = world.web_client(1);
+    let home = shards::home_of_conn(Conn(1), HUBS).unwrap();
+    let foreign: Vec<String> =
+        (0..HUBS).filter(|hub| *hub != home.index()).map(|hub| world.client(&address_at(hub, 3))).collect();
+    let asked = [
+        call(&tag, &foreign[0]),
+        json!({"t": 3, "mid": 8, "params": {"tag": tag}}),
+        json!({"t": 60, "mid": 9, "params": {"tags": foreign}}),
+        json!({"t": 2, "mid": 10, "tag": foreign[0]}),
+    ];
+    for message in asked {
+        let hub = world.hub.of_conn(Conn(1));
+        hub.handle_web_text(world.now, Conn(1), &message.to_string());
+        let mut said = Vec::new();
+        while let Some(output) = hub.poll_output() {
+            match output {
+                Output::Word { word, .. } if word.begins() => hub.handle_refused(world.now, word),
+                Output::Word { .. } => {}
+                other => said.push(other),
+            }
+        }
+        world.sent = said;
+        let refused = world.on(1);
+        assert_eq!((refused.len(), code(&refused[0])), (1, 206), "{message}");
+        // Nobody waits any more, so that the same question is asked anew.
+        let answer = world.ask_web(1, &message);
+        assert!(matches!(code(&answer), 200 | 202), "{answer}");
+        world.sent.clear();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    #[test]
+    fn a_list_is_the_same_however_many_hubs_make_it(clients in proptest::collection::btree_set(0..=255_u8, 1..40)) {
+        let mut world = World::new(config());
+        let address = |last: &u8| format!("192.0.2.{last}:1");
+        let tags: Vec<String> = clients.iter().map(|last| world.client(&address(last))).collect();
+        let asker = address(clients.first().unwrap());
+        let (mut listed, mut after) = (Vec::new(), Value::Null);
+        loop {
+            let list = json!({"t": 3, "params": {"tag": tags[0], "after": after}});
+            let answer = world.ask(&asker, &list);
+            let page = answer["extra"]["tags"].as_array().unwrap().clone();
+            after = page.last().cloned().unwrap_or_default();
+            listed.extend(page.iter().map(|tag| tag.as_str().unwrap().to_owned()));
+            if answer["extra"]["more"] != true {
+                break;
+            }
+        }
+        let mut others = tags[1..].to_vec();
+        others.sort_unstable();
+        prop_assert_eq!(listed, others);
+    }
+}

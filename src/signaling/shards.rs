@@ -1,0 +1,171 @@
+//! Which hub answers for what. Every name says by itself where it belongs, so that no table has to be asked.
+//!
+//! A client's *home* hears all it says: the hub of its network, or of its WebSocket. A tag, and all calls to it, belong to the hub
+//! that the tag's last letter names; so does a token. The server makes its clients' tags so that their home is their hub; a tag
+//! that somebody owns may belong to another one.
+
+use super::leg::{Conn, Network};
+use super::name::{Name, base32};
+use super::wire::{Tag, Token};
+use std::num::NonZeroUsize;
+
+/// The place of a hub among all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Shard(pub(super) u8);
+
+impl Shard {
+    /// Returns the place as an index.
+    #[must_use]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// A few of the hubs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct ShardSet(u16);
+
+impl ShardSet {
+    pub(super) fn insert(&mut self, shard: Shard) {
+        self.0 |= 1 << shard.0;
+    }
+
+    pub(super) fn remove(&mut self, shard: Shard) {
+        self.0 &= !(1 << shard.0);
+    }
+
+    pub(super) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub(super) fn iter(self) -> impl Iterator<Item = Shard> {
+        (0..Shards::MOST as u8).map(Shard).filter(move |shard| self.0 & 1 << shard.0 != 0)
+    }
+}
+
+/// One hub's view of all.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shards {
+    own: Shard,
+    count: NonZeroUsize,
+}
+
+impl Shards {
+    /// Most hubs of a server.
+    pub(super) const MOST: usize = 16;
+    /// A hub without others.
+    pub(super) const ALONE: Self = Self { own: Shard(0), count: NonZeroUsize::MIN };
+
+    /// Lists the views of `count` hubs, at least one and at most [`Self::MOST`].
+    pub(super) fn all(count: usize) -> impl Iterator<Item = Self> {
+        let count = NonZeroUsize::new(count.min(Self::MOST)).unwrap_or(NonZeroUsize::MIN);
+        (0..count.get()).map(move |own| Self { own: Shard(own as u8), count })
+    }
+
+    pub(super) fn own(&self) -> Shard {
+        self.own
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count.get()
+    }
+
+    /// Lists the others.
+    pub(super) fn others(&self) -> impl Iterator<Item = Shard> + use<> {
+        let own = self.own;
+        (0..self.count() as u8).map(Shard).filter(move |shard| *shard != own)
+    }
+
+    fn at(&self, number: u64) -> Shard {
+        // There are at most sixteen.
+        Shard((number % self.count.get() as u64) as u8)
+    }
+
+    fn of_name(&self, name: &str) -> Shard {
+        self.at(name.bytes().last().unwrap_or_default().into())
+    }
+
+    /// The home of UDP clients.
+    pub(super) fn of_network(&self, network: Network) -> Shard {
+        self.at(network.mixed())
+    }
+
+    /// The home of a WebSocket.
+    pub(super) fn of_conn(&self, conn: Conn) -> Shard {
+        self.at(conn.0)
+    }
+
+    pub(super) fn of_tag(&self, tag: &Tag) -> Shard {
+        self.of_name(tag.as_str())
+    }
+
+    pub(super) fn of_owned(&self, name: Name) -> Shard {
+        self.of_name(&base32(&name.0))
+    }
+
+    pub(super) fn of_token(&self, token: &Token) -> Shard {
+        self.of_name(token.as_str())
+    }
+
+    /// Where the call with this number is, if there is one.
+    pub(super) fn of_call(&self, number: u32) -> Shard {
+        self.at(number.into())
+    }
+
+    pub(super) fn is_own_name(&self, name: &str) -> bool {
+        self.of_name(name) == self.own
+    }
+
+    pub(super) fn is_own_call(&self, number: u32) -> bool {
+        self.of_call(number) == self.own
+    }
+}
+
+/// Says which hub hears a client at `ip`, of `count` hubs.
+pub(super) fn home_of(ip: std::net::IpAddr, count: usize) -> Option<Shard> {
+    Shards::all(count).next().map(|shards| shards.of_network(Network::of(ip)))
+}
+
+/// Says which hub a tag belongs to, of `count` hubs.
+pub(super) fn hub_of(tag: &Tag, count: usize) -> Option<Shard> {
+    Shards::all(count).next().map(|shards| shards.of_tag(tag))
+}
+
+/// Says which hub hears a WebSocket, of `count` hubs.
+pub(super) fn home_of_conn(conn: Conn, count: usize) -> Option<Shard> {
+    Shards::all(count).next().map(|shards| shards.of_conn(conn))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_hubs_agree_on_where_things_are_and_each_has_its_part() {
+        for count in [0, 1, 2, 3, 16, 99] {
+            let views: Vec<_> = Shards::all(count).collect();
+            assert_eq!(views.len(), count.clamp(1, Shards::MOST));
+            let mut used = std::collections::BTreeSet::new();
+            for number in 0..256_u32 {
+                let network = Network::of(std::net::Ipv4Addr::from(0xc000_0200 + number).into());
+                let places: Vec<_> = views.iter().map(|view| view.of_network(network)).collect();
+                assert!(places.iter().all(|place| *place == places[0]));
+                used.insert(places[0]);
+            }
+            assert_eq!(used.len(), views.len(), "no hub is idle");
+            assert!(views.iter().all(|view| view.others().count() == views.len() - 1));
+        }
+    }
+
+    #[test]
+    fn a_set_has_what_was_put_in() {
+        let mut set = ShardSet::default();
+        [3, 15, 3].into_iter().for_each(|shard| set.insert(Shard(shard)));
+        assert_eq!(set.iter().collect::<Vec<_>>(), [Shard(3), Shard(15)]);
+        set.remove(Shard(3));
+        set.remove(Shard(4));
+        assert!(!set.is_empty());
+        set.remove(Shard(15));
+        assert!(set.is_empty());
+    }
+}
