@@ -9,7 +9,8 @@ notification and punches. Once punched, both sides send 100 numbered datagrams t
 acknowledged. Where no hole opens within `--give-up` seconds, each tells the server so when it asks (step 10), and ends.
 With `--tcp` both announce a TCP port and inner addresses (S0-A11, S0-A18), and open a stream after the punch (S0-23): from that port
 to the other's, while listening there, so that SYNs that cross meet. 64 KiB go each way through it. With `--inner` both register with the
-inner address of `hole` (S1-4), send to all addresses that the server tells of the other, and keep to the one that answers first (S1-5, S1-7). Events go to stdout, one JSON object a line; exit code 0, or 1 with a reason after the time limit.
+inner address of `hole` (S1-4), send to all addresses that the server tells of the other, and keep to the one that answers first (S1-5, S1-7). With
+`--silence` seconds nothing but the caller's 102 passes the hole for that long (S0-22), and after it the caller speaks first. Events go to stdout, one JSON object a line; exit code 0, or 1 with a reason after the time limit.
 """
 import argparse
 import errno
@@ -24,10 +25,11 @@ STREAM = 64 * 1024   # bytes of the stream, each way
 LINGER = 3.0         # seconds to go on acknowledging after the own part is done
 RESEND = 0.5         # seconds between repetitions of whatever is unanswered
 HEARTBEAT = 15.0     # S0-A17
+KEEP = 2.0           # seconds between two 102 that keep the hole open
 
 
 class Client:
-    def __init__(self, server, timeout, patience, tcp, inner):
+    def __init__(self, server, timeout, patience, tcp, inner, silence):
         family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
         self.server, self.deadline, self.mid = server, time.monotonic() + timeout, 0
         self.main, self.hole = (socket.socket(family, socket.SOCK_DGRAM) for _ in range(2))
@@ -40,6 +42,7 @@ class Client:
         self.extras = {}          # what we tell the peer beyond document 000
         self.inner = inner        # whether the server shall tell of our inner address, and we look at the peer's
         self.laddrs = []
+        self.silence = silence    # how long the hole is kept open by 102 alone before anything else passes
         if tcp or inner:
             self.hole.connect(server)
             own = self.hole.getsockname()
@@ -214,8 +217,8 @@ class Client:
 
     def run(self):
         """Punches, then exchanges; returns when both directions are through."""
-        due = beat = 0
-        done = None
+        due = beat = keep = 0
+        done = speak = None
         while done is None or time.monotonic() < done:
             now = time.monotonic()
             if now >= beat:
@@ -223,6 +226,8 @@ class Client:
                 beat = now + HEARTBEAT
             if self.targets and self.tries_until is None:
                 self.tries_until = now + self.patience
+            if self.peer and speak is None:
+                speak = now + self.silence
             if now >= due:
                 due = now + RESEND
                 if self.callee and self.peer is None:
@@ -233,7 +238,11 @@ class Client:
                     self.opened += 1
                     for target in self.targets:
                         self.send(self.hole, {"t": 101}, target)
-                elif self.peer and len(self.acked) < COUNT:
+                elif self.peer and now < speak and self.callee and now >= keep:
+                    keep = now + KEEP
+                    self.mid += 1
+                    self.send(self.hole, {"t": 102, "mid": self.mid, "params": {"token": self.token}}, self.peer)
+                elif self.peer and now >= speak and len(self.acked) < COUNT and (self.callee or self.received or not self.silence):
                     for n in set(range(COUNT)) - self.acked:
                         self.send(self.hole, {"t": 200, "n": n}, self.peer)
             for sock, source, message in self.receive(0.05):
@@ -250,11 +259,12 @@ def main():
     parser.add_argument("--give-up", type=float, default=30, metavar="SECONDS")
     parser.add_argument("--tcp", action="store_true")
     parser.add_argument("--inner", action="store_true")
+    parser.add_argument("--silence", type=float, default=0, metavar="SECONDS")
     parser.add_argument("role", choices=["listen", "call"])
     parser.add_argument("tag", nargs="?", default="first")
     args = parser.parse_args()
     host, port = args.server.rsplit(":", 1)
-    client = Client((host.strip("[]"), int(port)), args.timeout, args.give_up, args.tcp, args.inner)
+    client = Client((host.strip("[]"), int(port)), args.timeout, args.give_up, args.tcp, args.inner, args.silence)
     client.register()
     if args.role == "call":
         client.call(args.tag)
