@@ -487,3 +487,22 @@ impl Response {
         Self { mid, body: Answer::Failed { t, token: None, code, em: code.text().to_owned() } }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn each_code_has_a_number_and_a_text_of_its_own() {
+        // S0-39, S0-A13.
+        assert!(CODES.iter().all(|row| (201..300).contains(&row.0)));
+        let codes: HashSet<_> = CODES.iter().map(|row| row.1).collect();
+        let numbers: HashSet<_> = codes.iter().map(|code| code.number()).collect();
+        let texts: HashSet<_> = codes.iter().map(|code| code.text()).collect();
+        assert_eq!([codes.len(), numbers.len(), texts.len()], [CODES.len(); 3]);
+        for code in codes.into_iter().chain([Code::Other(299)]) {
+            assert_eq!(Code::from_number(code.number()), code);
+        }
+    }
+}
