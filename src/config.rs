@@ -1,9 +1,9 @@
 //! The configuration file: TOML, every key optional, unknown keys refused. The only file that knows the format.
 
 mod auth;
+mod signaling;
 
 use crate::server;
-use crate::signaling;
 use crate::stun_server::Home;
 use crate::telemetry;
 use ipnet::IpNet;
@@ -111,7 +111,7 @@ struct File {
     tls: Tls,
     turn: Turn,
     auth: auth::Auth,
-    signaling: Signaling,
+    signaling: signaling::Signaling,
     log: Log,
 }
 
@@ -308,118 +308,6 @@ fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Signaling {
-    open: Option<bool>,
-    keys: Vec<Key>,
-    list: Option<bool>,
-    presence: Option<bool>,
-    presence_interval: Option<u64>,
-    challenge_lifetime: Option<u64>,
-    watches_per_client: Option<usize>,
-    watchers_per_tag: Option<usize>,
-    max_watches: Option<usize>,
-    notify_from: Option<NotifyFrom>,
-    tag_lifetime: Option<u64>,
-    token_lifetime: Option<u64>,
-    question_interval: Option<u64>,
-    ping_interval: Option<u64>,
-    idle_timeout: Option<u64>,
-    max_tags: Option<usize>,
-    tags_per_network: Option<usize>,
-    max_connections: Option<usize>,
-    connections_per_network: Option<usize>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Key {
-    key: String,
-    scopes: Vec<Scope>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Scope {
-    Register,
-    Relay,
-    Admin,
-}
-
-impl Key {
-    fn read(&self) -> Result<signaling::AccessKey, ConfigError> {
-        if !(16..=128).contains(&self.key.len()) {
-            return Err(ConfigError::Value { key: "signaling.keys.key", rule: "must have 16 to 128 bytes" });
-        }
-        let has = |scope| self.scopes.contains(&scope);
-        let scopes = signaling::Scopes {
-            register: has(Scope::Register),
-            relay: has(Scope::Relay),
-            admin: has(Scope::Admin),
-        };
-        Ok(signaling::AccessKey::scoped(&self.key, scopes))
-    }
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum NotifyFrom {
-    Aux,
-    Main,
-    Both,
-}
-
-impl Signaling {
-    fn apply(self, signaling: &mut signaling::Config) -> Result<(), ConfigError> {
-        let times = &mut signaling.times;
-        for (key, given, time) in [
-            ("signaling.tag_lifetime", self.tag_lifetime, &mut times.tag),
-            ("signaling.token_lifetime", self.token_lifetime, &mut times.token),
-            ("signaling.question_interval", self.question_interval, &mut times.question),
-            ("signaling.presence_interval", self.presence_interval, &mut times.presence),
-            ("signaling.challenge_lifetime", self.challenge_lifetime, &mut times.challenge),
-            ("signaling.ping_interval", self.ping_interval, &mut times.ping),
-            ("signaling.idle_timeout", self.idle_timeout, &mut times.idle),
-        ] {
-            match given {
-                Some(0) => return Err(ConfigError::Value { key, rule: "must be at least 1 second" }),
-                Some(seconds) => *time = Duration::from_secs(seconds),
-                None => {}
-            }
-        }
-        let limits = &mut signaling.limits;
-        for (given, limit) in [
-            (self.max_tags, &mut limits.tags),
-            (self.tags_per_network, &mut limits.tags_per_network),
-            (self.max_connections, &mut limits.connections),
-            (self.connections_per_network, &mut limits.connections_per_network),
-            (self.watches_per_client, &mut limits.watches_per_client),
-            (self.watchers_per_tag, &mut limits.watchers_per_tag),
-            (self.max_watches, &mut limits.watches),
-        ] {
-            *limit = given.unwrap_or(*limit);
-        }
-        if limits.watches_per_client > signaling::Limits::MOST_WATCHES_PER_CLIENT {
-            return Err(ConfigError::Value {
-                key: "signaling.watches_per_client",
-                rule: "must be at most 2000",
-            });
-        }
-        signaling.open = self.open.unwrap_or(signaling.open);
-        signaling.access_keys = self.keys.iter().map(Key::read).collect::<Result<_, _>>()?;
-        signaling.presence = self.presence.unwrap_or(signaling.presence);
-        signaling.list = self.list.unwrap_or(signaling.list);
-        signaling.notify_from = match self.notify_from {
-            None => signaling.notify_from,
-            Some(NotifyFrom::Aux) => signaling::NotifyFrom::Aux,
-            Some(NotifyFrom::Main) => signaling::NotifyFrom::Main,
-            Some(NotifyFrom::Both) => signaling::NotifyFrom::Both,
-        };
-        Ok(())
-    }
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
 struct Log {
     level: Option<String>,
     addresses: bool,
@@ -448,10 +336,6 @@ mod tests {
             ("[turn]\nallow_peers = ['10.0.0.0/33']", "allow_peers"),
             ("[turn]\nrest_secret = 'short'", "turn.rest_secret"),
             ("[turn]\nmax_lifetime = 10", "turn.max_lifetime"),
-            ("[signaling]\ntag_lifetime = 0", "signaling.tag_lifetime"),
-            ("[signaling]\nwatches_per_client = 2001", "signaling.watches_per_client"),
-            ("[[signaling.keys]]\nkey = 'short'\nscopes = []", "signaling.keys.key"),
-            ("[[signaling.keys]]\nkey = '0123456789abcdef'\nscopes = ['all']", "scopes"),
             ("[signaling]\nnotify_from = 'nobody'", "notify_from"),
             ("listen = []", "listen"),
             ("[stun]\nnat_discovery = ['192.0.2.1']", "stun.nat_discovery"),
@@ -478,7 +362,7 @@ mod tests {
     #[test]
     fn values_arrive_where_they_are_used() {
         let config = Config::parse(
-            "port = 4000\n[turn]\nrelay_ports = '50000-50063'\nusers = { alice = 'pw' }\n[signaling]\nlist = false\npresence = false\nmax_watches = 9",
+            "port = 4000\n[turn]\nrelay_ports = '50000-50063'\nusers = { alice = 'pw' }\n[signaling]\nlist = false\npresence = false\n[signaling.limits]\nwatches = 9",
         )
         .unwrap();
         assert_eq!((config.server.port, config.server.turn.relay_ports), (4000, Some(50_000..=50_063)));

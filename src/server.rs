@@ -16,6 +16,7 @@ mod legs;
 mod limits;
 mod neighbours;
 mod page;
+mod revocation;
 mod self_test;
 mod stream;
 mod streams;
@@ -31,8 +32,9 @@ use crate::net::connections::Connections;
 use crate::net::interfaces;
 use crate::net::time;
 use crate::net::tls::Tls;
-use crate::signaling::{self, AccessKey};
-use crate::state::State;
+use crate::signaling::{self, AccessKey, Realms};
+use crate::state::{State, StateError};
+use crate::turn_server::auth::Revoked;
 use crate::turn_server::mobility::Tickets;
 pub use auth::{AuthConfig, OauthConfig, RealmConfig, StaticUser};
 pub use auth_hook::HookConfig;
@@ -51,7 +53,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use stream::{Admits, StreamDoor};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Mutex, Semaphore, mpsc};
 use tokio::task::JoinSet;
 use workers::Staff;
 
@@ -86,6 +88,9 @@ pub enum ServerError {
     /// The certificate cannot be used.
     #[error("tls: {0}")]
     Certificate(#[from] CertificateError),
+    /// The state folder cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
     /// The system refused something else.
     #[error("{0}")]
     System(#[from] io::Error),
@@ -132,9 +137,10 @@ impl Server {
         let doors = Doors::open(&config, worker_count).await?;
         let facts = Facts::gather(&config, state, &own, &certificate, &doors)?;
         let mut seeds = ChaCha20Rng::from_os_rng();
-        let signaling =
-            signaling::start(signaling_config(&config, state, &facts), doors.sockets()?, seeds.random());
-        let (authority, files) = auth::authority(&config.turn, &config.auth, state)?;
+        let revoked = revocation::open(state, config.signaling.limits.revocations)?;
+        let signaling_config = signaling_config(&config, state, &facts, &revoked);
+        let signaling = signaling::start(signaling_config, doors.sockets()?, seeds.random());
+        let (authority, files) = auth::authority(&config.turn, &config.auth, state, Arc::clone(&revoked))?;
         let (hook, lookups) = auth_hook::open(config.auth.hook.clone())?;
         let tickets = Tickets::new(&config.auth.derive(state, "mobility tickets"))
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
@@ -151,9 +157,17 @@ impl Server {
             (0..worker_count).map(|index| doors.elsewhere(index)).collect::<io::Result<Vec<_>>>()?;
         let places = doors.per_worker.into_iter().zip(elsewhere).collect();
         let (workers, inboxes) = staff.hire(places, &mut seeds, &failed)?;
+        let desk = revocation::Desk {
+            revoked,
+            signaling: signaling.handle(),
+            workers: Arc::clone(&inboxes),
+            ttl: config.turn.credentials_ttl,
+            state: Mutex::new(Arc::new(state.clone())),
+        };
+        let router = signaling.handle().router().merge(page::router()).merge(websocket::router());
         let door = StreamDoor {
             workers: Arc::clone(&inboxes),
-            router: signaling.handle().router().merge(page::router()).merge(websocket::router()),
+            router: router.merge(revocation::router(desk)),
             tls,
             proxies: config.proxies.into(),
             room: Arc::new(Semaphore::new(MAX_STREAMS)),
@@ -236,8 +250,15 @@ fn worker_count(config: &Config) -> Result<usize, ServerError> {
 }
 
 /// Fills in what signalling has to know of the rest.
-fn signaling_config(config: &Config, state: &State, facts: &Facts) -> signaling::Config {
+fn signaling_config(
+    config: &Config,
+    state: &State,
+    facts: &Facts,
+    revoked: &Arc<Revoked>,
+) -> signaling::Config {
     let mut signaling = config.signaling.clone();
+    signaling.revoked = Arc::clone(revoked);
+    signaling.realms = Realms::new(&config.auth.derive(state, "signaling realms"));
     signaling.access_keys.push(AccessKey::new(&state.access_key));
     signaling.ice_servers = facts.ice.clone();
     signaling.stun2 = facts.advertised.first().map(|a| SocketAddr::new(a.ip(), facts.aux_port).to_string());

@@ -60,6 +60,35 @@ impl State {
         Ok(Self { folder: folder.to_owned(), is_new, access_key, secret })
     }
 
+    /// Reads a text that was kept before; empty where none was.
+    ///
+    /// # Errors
+    /// [`StateError`] names the file.
+    pub fn kept(&self, name: &str) -> Result<String, StateError> {
+        let path = self.folder.join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => forbid_exposed(&path).map(|()| text),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
+            Err(source) => Err(StateError::Io { path, source }),
+        }
+    }
+
+    /// Keeps a text for later starts (0600): all of it, or the one before when that fails.
+    ///
+    /// # Errors
+    /// [`StateError`] names the file.
+    pub fn keep(&self, name: &str, text: &str) -> Result<(), StateError> {
+        let (path, new) = (self.folder.join(name), self.folder.join(format!("{name}.new")));
+        let write = || {
+            let mut file =
+                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&new, &path)
+        };
+        write().map_err(|source| StateError::Io { path: path.clone(), source })
+    }
+
     /// Derives the secret for one purpose, so that one leaked use does not spoil the others.
     #[must_use]
     pub fn derive(&self, purpose: &str) -> [u8; 32] {
@@ -121,6 +150,21 @@ mod tests {
         fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let error = State::open(temporary.path()).unwrap_err().to_string();
         assert!(error.contains("chmod"), "{error}");
+    }
+
+    #[test]
+    fn a_text_is_kept_for_its_owner_alone_and_replaced_as_a_whole() {
+        let temporary = tempfile::tempdir().unwrap();
+        let state = State::open(&temporary.path().join("state")).unwrap();
+        assert_eq!(state.kept("revoked").unwrap(), "");
+        for text in ["a long text\n", "short\n"] {
+            state.keep("revoked", text).unwrap();
+            assert_eq!(state.kept("revoked").unwrap(), text);
+        }
+        let path = state.folder.join("revoked");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(matches!(state.kept("revoked"), Err(StateError::Exposed(_))));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 // Types of ginnel.js. What each of them does: web/README.md.
 
-/** What kind of thing went wrong. The first ten are the server's codes 201 to 210, in this order. */
+/** What kind of thing went wrong. The first eleven are the server's codes 201 to 211, in this order. */
 export type ErrorKind =
   | "malformed"
   | "unknown-tag"
@@ -12,6 +12,7 @@ export type ErrorKind =
   | "unsupported"
   | "internal"
   | "replaced"
+  | "revoked"
   | "unreachable"
   | "timeout"
   | "no-path"
@@ -26,7 +27,7 @@ export type Stage = "signal" | "check" | "channel";
 export class GinnelError extends Error {
   constructor(kind: ErrorKind, message: string, more?: { code?: number; stage?: Stage });
   readonly kind: ErrorKind;
-  /** The server's, 201 to 210; 0 where it did not come from there. */
+  /** The server's, 201 to 211; 0 where it did not come from there. */
   readonly code: number;
   readonly stage: Stage;
 }

@@ -46,9 +46,11 @@ const CODES = {
   208: ["unsupported", "the server does not know this kind of message"],
   209: ["internal", "the server failed"],
   210: ["replaced", "a newer client has registered with the same secret"],
+  211: ["revoked", "an operator has taken this client's tag back"],
 };
 
 const REPLACED = 210;
+const REVOKED = 211;
 
 /** What went wrong: `kind` for programs, `code` of the server or 0, `stage`, and a message for people. */
 export class GinnelError extends Error {
@@ -307,7 +309,7 @@ class Wire {
       entry.resolve(message);
     });
     if (waited || good) return;
-    if (message.code === REPLACED) this.#hooks.over(refusal(message));
+    if ([REPLACED, REVOKED].includes(message.code)) this.#hooks.over(refusal(message));
     else this.#hooks.failure(message);
   }
 
@@ -348,7 +350,7 @@ class Wire {
     clearTimeout(this.#retry);
     this.open().catch((error) => {
       // Asking again would get the same answer.
-      if ([201, 204, REPLACED].includes(error.code)) this.#hooks.over(error);
+      if ([201, 204, REPLACED, REVOKED].includes(error.code)) this.#hooks.over(error);
     });
   }
 }

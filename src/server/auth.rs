@@ -5,7 +5,7 @@ use super::credentials_file::{CredentialFiles, CredentialsFileError};
 use super::{ServerError, TurnConfig};
 use crate::state::State;
 use crate::turn_server::auth::{
-    Authority, CacheLimits, Expiry, RealmSetup, RestSecret, Setup, TokenKey, UserKeys,
+    Authority, CacheLimits, Expiry, RealmSetup, RestSecret, Revoked, Setup, TokenKey, UserKeys,
 };
 use ring::hmac;
 use std::collections::HashMap;
@@ -117,6 +117,7 @@ pub(super) fn authority(
     turn: &TurnConfig,
     auth: &AuthConfig,
     state: &State,
+    revoked: Arc<Revoked>,
 ) -> Result<(Arc<Authority>, CredentialFiles), ServerError> {
     let users = |realm: &str, users: &HashMap<String, StaticUser>| {
         users.iter().map(|(user, known)| (user.clone(), known.keys(user, realm))).collect()
@@ -141,6 +142,7 @@ pub(super) fn authority(
         lookup: auth.hook.as_ref().map(HookConfig::limits),
         expiry: auth.expiry,
         anonymity: auth.username_anonymity,
+        revoked,
     };
     let authority = Arc::new(Authority::with(setup, &auth.derive(state, "nonces")));
     let shared = auth.credentials_file.iter().map(|path| (path.clone(), None));

@@ -65,7 +65,7 @@ impl Facts {
     /// Makes the `iceServers` JSON for a browser, with credentials minted for `name`.
     #[must_use]
     pub fn ice_servers(&self, name: &str) -> serde_json::Value {
-        serde_json::json!({ "iceServers": self.ice.admitted(time::now(), name) })
+        serde_json::json!({ "iceServers": self.ice.admitted(time::now(), name, None) })
     }
 }
 

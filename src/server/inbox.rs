@@ -45,6 +45,8 @@ pub(super) enum ToWorker {
     Connected { connection: ConnectionId, well: bool },
     /// A peer's connection and the client's have ended.
     ConnectionClosed { connection: ConnectionId },
+    /// The time-limited credentials of this name were revoked.
+    Revoked { name: Arc<str> },
     /// End the thread.
     Stop,
 }

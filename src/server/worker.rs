@@ -282,6 +282,7 @@ impl Worker {
                     self.relay.handle_connected(now, connection, well)
                 }
                 ToWorker::ConnectionClosed { connection } => self.relay.handle_connection_closed(connection),
+                ToWorker::Revoked { name } => self.relay.handle_revoked(&name),
                 ToWorker::Stop => return Turn::Stop,
             }
             self.carry_out(now, 0, intake);

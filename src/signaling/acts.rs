@@ -29,7 +29,7 @@ impl Hub {
         if !is_same_host(caller.leg.peer, asker.leg.peer) {
             return Err(Code::UnknownTag);
         }
-        let (name, realm) = (caller.name, caller.realm.clone());
+        let (name, realm) = (caller.name, caller.realm);
         let (inner, proven) = (caller.inner.texts(), caller.proven);
         self.registry.touch(asker.now.mono, &tag, asker.leg.peer);
         if rtag == tag {

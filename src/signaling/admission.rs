@@ -1,26 +1,45 @@
-//! Who gets in and who gets a relay: access keys with scopes, and the ICE servers that are handed out with or without one.
+//! Who gets in and who gets a relay: access keys and JWTs with scopes, and the ICE servers that are handed out with or without one.
 
-use super::wire::IceServer;
+mod jwt;
+mod origins;
+mod realm;
+
+use super::config::Config;
+use super::wire::{IceServer, MAX_KEY};
 use crate::clock::Now;
 use crate::turn_server::auth::RestSecret;
+pub use jwt::{Jwt, JwtKey};
+pub use origins::Origins;
+pub use realm::{Realm, Realms};
 use ring::hmac;
 use std::fmt;
 use std::time::Duration;
 
-/// What a key lets its holder do.
+/// What a key or a JWT lets its holder do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Scopes {
     /// Register where that takes a key.
     pub register: bool,
     /// Be handed credentials of the relay.
     pub relay: bool,
-    /// List and watch where that is switched off for the others.
+    /// List and watch where that is switched off for the others; revoke tags.
     pub admin: bool,
 }
 
 impl Scopes {
     /// Everything.
     pub const ALL: Self = Self { register: true, relay: true, admin: true };
+
+    /// Adds the scope of this name; one that is not known here counts for nothing.
+    fn named(mut self, name: &str) -> Self {
+        match name {
+            "register" => self.register = true,
+            "relay" => self.relay = true,
+            "admin" => self.admin = true,
+            _ => {}
+        }
+        self
+    }
 
     fn with(self, other: Self) -> Self {
         Self {
@@ -31,27 +50,84 @@ impl Scopes {
     }
 }
 
+/// What a client is let in with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Admitted {
+    /// What it may do.
+    pub scopes: Scopes,
+    /// Whom it may meet.
+    pub realm: Realm,
+    /// When that ends (Unix seconds), if it does.
+    pub until: Option<u64>,
+}
+
+/// Why somebody who has shown something is not let in. Whatever a JWT says is looked at only once its signature was right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// No access key is that, and no JWT is taken here.
+    #[error("this access key is not valid here")]
+    Unknown,
+    /// Another algorithm than the configured one; `none` too.
+    #[error("this token is not of the algorithm that is taken here")]
+    Algorithm,
+    /// Another key has signed it, or it was changed.
+    #[error("this token's signature is wrong")]
+    Signature,
+    /// A claim is missing or of a wrong type.
+    #[error("this token has no `exp`, or a claim of a wrong type or length")]
+    Malformed,
+    /// Its time is over.
+    #[error("this token has expired")]
+    Expired,
+    /// Its time has not come.
+    #[error("this token is not valid yet")]
+    TooEarly,
+    /// It would be good for longer than is allowed.
+    #[error("this token's `exp` is too far away")]
+    TooLong,
+    /// It is somebody else's, or for somebody else.
+    #[error("this token's `iss` or `aud` is not the one that is taken here")]
+    Party,
+}
+
+/// Says what the shown key or JWT admits to. Keys come first, so that one of them may look like anything.
+///
+/// # Errors
+/// [`Refusal`] says why it does not admit.
+pub fn admit(config: &Config, now: Now, shown: &str) -> Result<Admitted, Refusal> {
+    if shown.len() > MAX_KEY {
+        return Err(Refusal::Unknown);
+    }
+    match (of_key(config, shown), &config.jwt) {
+        (Some(admitted), _) => Ok(admitted),
+        (None, Some(jwt)) => jwt.admit(&config.realms, now, shown),
+        (None, None) => Err(Refusal::Unknown),
+    }
+}
+
 /// A key that admits its holder to what its scopes say. It is kept as a MAC and compared in constant time.
 #[derive(Clone)]
 pub struct AccessKey {
     key: hmac::Key,
     mac: hmac::Tag,
     scopes: Scopes,
+    realm: Box<str>,
 }
 
 impl AccessKey {
-    /// Takes the key as clients show it, with all scopes.
+    /// Takes the key as clients show it, with all scopes, of the default realm.
     #[must_use]
     pub fn new(text: &str) -> Self {
-        Self::scoped(text, Scopes::ALL)
+        Self::scoped(text, Scopes::ALL, "")
     }
 
-    /// Takes the key as clients show it, with some scopes.
+    /// Takes the key as clients show it, with some scopes, in the realm of this name.
     #[must_use]
-    pub fn scoped(text: &str, scopes: Scopes) -> Self {
+    pub fn scoped(text: &str, scopes: Scopes, realm: &str) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, b"ginnel access key");
         let mac = hmac::sign(&key, text.as_bytes());
-        Self { key, mac, scopes }
+        Self { key, mac, scopes, realm: realm.into() }
     }
 
     /// Says whether `shown` is this key.
@@ -67,13 +143,13 @@ impl fmt::Debug for AccessKey {
     }
 }
 
-/// Says what `shown` admits to, `None` where it is none of `keys`; looks at all of them, so that time does not tell which. A key
-/// that stands there twice has the scopes of both.
-#[must_use]
-pub fn scopes(keys: &[AccessKey], shown: &str) -> Option<Scopes> {
-    keys.iter().fold(None, |found: Option<Scopes>, key| match key.is(shown) {
-        true => Some(found.unwrap_or_default().with(key.scopes)),
-        false => found,
+/// Says what a key admits to, `None` where it is none of the configured ones; looks at all of them, so that time does not tell which. A key that
+/// stands there twice has the scopes of both, in the realm of the first.
+fn of_key(config: &Config, shown: &str) -> Option<Admitted> {
+    config.access_keys.iter().filter(|key| key.is(shown)).fold(None, |found: Option<Admitted>, key| {
+        let new = || Admitted { realm: config.realms.named(&key.realm), ..Admitted::default() };
+        let found = found.unwrap_or_else(new);
+        Some(Admitted { scopes: found.scopes.with(key.scopes), ..found })
     })
 }
 
@@ -105,12 +181,13 @@ impl IceServers {
         if urls.is_empty() { Vec::new() } else { vec![IceServer { urls, username: None, credential: None }] }
     }
 
-    /// Returns the entries for an admitted client, with credentials minted for `name`.
+    /// Returns the entries for an admitted client, with credentials minted for `name`, which end with its admission at the latest.
     #[must_use]
-    pub fn admitted(&self, now: Now, name: &str) -> Vec<IceServer> {
+    pub fn admitted(&self, now: Now, name: &str, until: Option<u64>) -> Vec<IceServer> {
         let mut entries = self.public();
         if let Some(secret) = self.secret.as_ref().filter(|_| !self.turn_urls.is_empty()) {
-            let minted = secret.mint(name, now.unix.saturating_add(self.ttl.as_secs()));
+            let end = now.unix.saturating_add(self.ttl.as_secs());
+            let minted = secret.mint(name, until.map_or(end, |until| until.min(end)));
             entries.push(IceServer {
                 urls: self.turn_urls.clone(),
                 username: Some(minted.username),
@@ -126,22 +203,35 @@ mod tests {
     use super::*;
     use crate::net::time::now;
 
+    fn admits(keys: &[AccessKey], shown: &str) -> Option<Admitted> {
+        let config = Config { access_keys: keys.to_vec(), ..Config::default() };
+        admit(&config, now(), shown).ok()
+    }
+
     #[test]
     fn only_the_right_key_admits_and_none_is_shown_in_a_log() {
         let keys = [AccessKey::new("one"), AccessKey::new("two")];
-        assert!(["one", "two"].iter().all(|key| scopes(&keys, key) == Some(Scopes::ALL)));
-        assert_eq!([scopes(&keys, "on"), scopes(&keys, ""), scopes(&[], "one")], [None; 3]);
+        let all = Some(Admitted { scopes: Scopes::ALL, ..Admitted::default() });
+        assert!(["one", "two"].iter().all(|key| admits(&keys, key) == all));
+        assert_eq!([admits(&keys, "on"), admits(&keys, ""), admits(&[], "one")], [None; 3]);
+        let long = "x".repeat(MAX_KEY + 1);
+        assert_eq!(admits(&[AccessKey::new(&long)], &long), None, "too long to be looked at");
         assert_eq!(format!("{keys:?}"), "[AccessKey(..), AccessKey(..)]");
     }
 
     #[test]
-    fn a_key_has_its_scopes_and_one_that_stands_twice_has_both() {
+    fn a_key_has_its_scopes_and_realm_and_one_that_stands_twice_has_both_scopes() {
         let (register, relay) =
             (Scopes { register: true, ..Scopes::default() }, Scopes { relay: true, ..Scopes::default() });
-        let keys =
-            [AccessKey::scoped("a", register), AccessKey::scoped("b", relay), AccessKey::scoped("a", relay)];
-        assert_eq!(scopes(&keys, "a"), Some(Scopes { admin: false, ..Scopes::ALL }));
-        assert_eq!(scopes(&keys, "b"), Some(relay));
+        let keys = [
+            AccessKey::scoped("a", register, "blue"),
+            AccessKey::scoped("b", relay, ""),
+            AccessKey::scoped("a", relay, ""),
+        ];
+        let realm = Realms::default().named("blue");
+        let scopes = Scopes { admin: false, ..Scopes::ALL };
+        assert_eq!(admits(&keys, "a"), Some(Admitted { scopes, realm, until: None }));
+        assert_eq!(admits(&keys, "b"), Some(Admitted { scopes: relay, ..Admitted::default() }));
     }
 
     #[test]
@@ -154,8 +244,10 @@ mod tests {
         };
         assert_eq!(servers.public().len(), 1);
         let now = now();
-        let entries = servers.admitted(now, "name");
-        assert_eq!(entries[1].username, Some(format!("{}:name", now.unix + 86_400)));
-        assert_eq!(IceServers { secret: None, ..servers }.admitted(now, "name").len(), 1);
+        let user = |until| servers.admitted(now, "name", until)[1].username.clone();
+        let whole = Some(format!("{}:name", now.unix + 86_400));
+        assert_eq!((user(None), user(Some(now.unix + 90_000))), (whole.clone(), whole));
+        assert_eq!(user(Some(now.unix + 60)), Some(format!("{}:name", now.unix + 60)));
+        assert_eq!(IceServers { secret: None, ..servers }.admitted(now, "name", None).len(), 1);
     }
 }

@@ -10,12 +10,12 @@
 //! | `Watch`, `States`, `Unwatch` | presence: get and watch | a watch on the tag's key, which begins with its value |
 //! | `Presence` | presence: set, for those who watch | a put with a time to live, or a delete |
 //! | `Page`, `Paged` | to every hub | a request to all |
-//! | `Left`, `Dropped`, `Ended`, `Moved`, `Offline`, `Text`, `Close` | to one hub | the subject of one hub |
+//! | `Left`, `Dropped`, `Ended`, `Moved`, `Offline`, `Withdrawn`, `Text`, `Close` | to one hub | the subject of one hub |
 
+use super::admission::Realm;
 use super::leg::{Conn, Peer};
 use super::machine::Asker;
 use super::name::TEXT;
-use super::realm::Realm;
 use super::shards::Shard;
 use super::wire::{Ice, Message, Tag};
 
@@ -106,6 +106,10 @@ pub(super) enum Said {
     Offline {
         tag: Tag,
         peer: Peer,
+    },
+    /// A caller's tag was revoked.
+    Withdrawn {
+        tag: Tag,
     },
     /// For a WebSocket whose home is the other hub.
     Text {

@@ -299,6 +299,15 @@ impl Call {
         self.notify(Notice::new(55, mid, by.other(), text), at);
     }
 
+    /// Ends the call because `tag` may take no part any more.
+    pub(super) fn withdraw(&mut self, tag: &Tag, at: &mut Moment<'_>) {
+        match (self.callee.tag == *tag, self.stage) {
+            (true, Stage::Notified) => self.fail(Code::NotOnline),
+            (true, _) => self.end(Role::Callee, Some(Code::Revoked.text().to_owned()), at),
+            (false, _) => self.end(Role::Caller, Some(Code::Revoked.text().to_owned()), at),
+        }
+    }
+
     /// Does what is due: copies, questions, giving up.
     pub(super) fn tick(&mut self, at: &mut Moment<'_>) {
         if self.expires.is_some_and(|expires| expires <= at.now) {

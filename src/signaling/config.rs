@@ -1,6 +1,8 @@
 //! What an operator may set of signalling; every value has a default that serves.
 
-use super::admission::{AccessKey, IceServers};
+use super::admission::{AccessKey, IceServers, Jwt, Origins, Realms};
+use crate::turn_server::auth::Revoked;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Everything that [`super::start`] must know.
@@ -22,6 +24,14 @@ pub struct Config {
     pub open: bool,
     /// Keys and what they admit to; default none.
     pub access_keys: Vec<AccessKey>,
+    /// What JWTs must be to admit like keys; default none does.
+    pub jwt: Option<Jwt>,
+    /// Knows the realms of keys and JWTs.
+    pub realms: Realms,
+    /// Whose pages may open `/ws` and read `/ice`; default all.
+    pub origins: Origins,
+    /// Tags that an operator has taken back; registering them is refused.
+    pub revoked: Arc<Revoked>,
     /// What registrations and `/ice` hand out; default none.
     pub ice_servers: IceServers,
     /// `host:port` of the second UDP port, handed out as `stun2`; default none.
@@ -39,6 +49,10 @@ impl Default for Config {
             presence: true,
             open: true,
             access_keys: Vec::new(),
+            jwt: None,
+            realms: Realms::default(),
+            origins: Origins::default(),
+            revoked: Arc::default(),
             ice_servers: IceServers::default(),
             stun2: None,
         }
@@ -134,6 +148,8 @@ pub struct Limits {
     pub per_proof: Rate,
     /// Sources and pairs whose rates are remembered, each; default 65 536.
     pub rates: usize,
+    /// Tags that are revoked at one time; default 10 000.
+    pub revocations: usize,
     /// Events that wait for the hub; default 4096. A datagram over it is lost.
     pub inbox: usize,
     /// Texts that wait for one WebSocket; default 256. One over it closes the connection.
@@ -167,6 +183,7 @@ impl Default for Limits {
             per_pair: Rate { burst: 10.0, per_second: 1.0 },
             per_proof: Rate { burst: 64.0, per_second: 8.0 },
             rates: 65_536,
+            revocations: 10_000,
             inbox: 4096,
             outbox: 256,
             outbox_bytes: 4 << 20,

@@ -3,7 +3,7 @@
 //! Types carry the limits: a [`Capped`] text or a [`Few`] list that is too long cannot be read. Unknown fields are
 //! ignored (S0-A3), `null` counts as absent (S0-35, S0-36), a wrong type is an error (S0-A24).
 
-use super::wire::{IceServer, Tag, Token};
+use super::wire::{IceServer, MAX_KEY, Tag, Token};
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -42,7 +42,7 @@ pub(super) struct Fields {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) token: Option<Token>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) key: Option<Capped<128>>,
+    pub(super) key: Option<Capped<MAX_KEY>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) secret: Option<Capped<128>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -263,8 +263,8 @@ mod tests {
     #[test]
     fn a_text_or_list_over_its_cap_is_refused() {
         let with = |n: usize| format!(r#"{{"t":1,"params":{{"key":"{}"}}}}"#, "k".repeat(n));
-        assert!(read(&with(128)).is_some());
-        assert!(read(&with(129)).is_none());
+        assert!(read(&with(MAX_KEY)).is_some());
+        assert!(read(&with(MAX_KEY + 1)).is_none());
         let cands = |n: usize| format!(r#"{{"t":1,"params":{{"cands":[{}]}}}}"#, vec!["\"c\""; n].join(","));
         assert!(read(&cands(32)).is_some());
         assert!(read(&cands(33)).is_none());

@@ -1,27 +1,39 @@
 //! The HTTP hand: `/ws`, and `/ice`, which hands ICE servers to those who show an access key.
 
 use super::admission;
+use super::name::{TAG_BYTES, base32};
 use super::service::Shared;
 use super::websocket;
 use crate::net::time::now;
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use rand::TryRngCore;
+use rand::rngs::OsRng;
 use serde::Deserialize;
 use serde_json::json;
 use std::sync::Arc;
 
-/// Pages of any origin may ask, and no cache may keep what they got.
-const OPEN_AND_FRESH: [(HeaderName, &str); 3] = [
-    (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
-    (header::ACCESS_CONTROL_ALLOW_HEADERS, "authorization"),
-    (header::CACHE_CONTROL, "no-store"),
-];
+/// Pages of origins that are let in may read the answer, and no cache may keep it.
+fn open_and_fresh(shared: &Shared, asked: &HeaderMap) -> HeaderMap {
+    let (origins, any) = (&shared.config.origins, HeaderValue::from_static("*"));
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization"));
+    if !origins.are_all() {
+        headers.insert(header::VARY, HeaderValue::from_static("origin"));
+    }
+    let own = asked.get(header::ORIGIN).filter(|origin| origins.hold(origin.as_bytes()));
+    if let Some(origin) = if origins.are_all() { Some(&any) } else { own } {
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+    }
+    headers
+}
 
 pub(super) fn router(shared: Arc<Shared>) -> Router {
-    let ice = get(ice_servers).options(|| async { (StatusCode::NO_CONTENT, OPEN_AND_FRESH) });
+    let ice = get(ice_servers).options(may_ask);
     Router::new().route("/ws", get(websocket::upgrade)).route("/ice", ice).with_state(shared)
 }
 
@@ -30,24 +42,46 @@ struct Shown {
     key: Option<String>,
 }
 
+/// Answers `OPTIONS /ice`, which browsers ask before they show a key.
+async fn may_ask(State(shared): State<Arc<Shared>>, asked: HeaderMap) -> Response {
+    (StatusCode::NO_CONTENT, open_and_fresh(&shared, &asked)).into_response()
+}
+
 /// Answers `GET /ice`: the key stands in `?key=` or in `Authorization: Bearer`.
 async fn ice_servers(
     State(shared): State<Arc<Shared>>,
     Query(shown): Query<Shown>,
-    headers: HeaderMap,
+    asked: HeaderMap,
 ) -> Response {
-    let bearer =
-        headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    let Some(key) = bearer.or(shown.key.as_deref()) else {
+    let headers = open_and_fresh(&shared, &asked);
+    let Some(key) = bearer(&asked).or(shown.key.as_deref()) else {
         let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
         let body = Json(json!({"error": "show an access key: /ice?key=… or Authorization: Bearer …"}));
-        return (StatusCode::UNAUTHORIZED, OPEN_AND_FRESH, challenge, body).into_response();
+        return (StatusCode::UNAUTHORIZED, headers, challenge, body).into_response();
     };
-    if !admission::scopes(&shared.config.access_keys, key).is_some_and(|scopes| scopes.relay) {
-        let body = Json(json!({"error": "this access key is not valid here"}));
-        return (StatusCode::FORBIDDEN, OPEN_AND_FRESH, body).into_response();
+    let now = now();
+    let admitted = admission::admit(&shared.config, now, key).map_err(|refusal| refusal.to_string());
+    let relay = "this access key does not have the scope `relay`".to_owned();
+    let until =
+        match admitted.and_then(|admitted| admitted.scopes.relay.then_some(admitted.until).ok_or(relay)) {
+            Ok(until) => until,
+            Err(error) => {
+                let body = Json(json!({ "error": error }));
+                return (StatusCode::FORBIDDEN, headers, body).into_response();
+            }
+        };
+    // A name of its own, so that it can be revoked.
+    let mut name = [0; TAG_BYTES];
+    if let Err(error) = OsRng.try_fill_bytes(&mut name) {
+        tracing::error!(%error, "the system's random source");
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     }
-    let name = format!("web{}", shared.next_conn().0);
-    let servers = shared.config.ice_servers.admitted(now(), &name);
-    (OPEN_AND_FRESH, Json(json!({ "iceServers": servers }))).into_response()
+    let name = base32(&name);
+    let servers = shared.config.ice_servers.admitted(now, &name, until);
+    (headers, Json(json!({ "iceServers": servers, "tag": name }))).into_response()
+}
+
+/// Returns the key or JWT in `Authorization: Bearer`.
+pub(crate) fn bearer(asked: &HeaderMap) -> Option<&str> {
+    asked.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
 }

@@ -3,8 +3,8 @@
 //! Only parts of the list are kept in order, by the first two letters; a part is sorted when somebody reads it. So being listed
 //! costs a client four bytes.
 
+use super::admission::Realm;
 use super::name::{LETTERS, Name, base32};
-use super::realm::Realm;
 use std::collections::{BTreeMap, HashMap};
 
 /// The first two letters of a tag, by their ranks.
@@ -35,7 +35,7 @@ fn part_after(text: &str) -> Part {
 impl Listing {
     pub(super) fn insert(&mut self, realm: &Realm, name: Name, id: u32) {
         if !self.0.contains_key(realm) {
-            self.0.insert(realm.clone(), BTreeMap::new());
+            self.0.insert(*realm, BTreeMap::new());
         }
         if let Some(parts) = self.0.get_mut(realm) {
             parts.entry(part_of(name)).or_default().push(id);
@@ -78,6 +78,7 @@ impl Listing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::signaling::Realms;
     use proptest::prelude::*;
 
     proptest! {
@@ -86,9 +87,9 @@ mod tests {
             names in proptest::collection::vec(any::<[u8; 15]>(), 1..200),
             after in "[a-z2-7A-Z~ ]{0,3}",
         ) {
-            let (mut listing, realm) = (Listing::default(), Realm::new("here"));
+            let (mut listing, realm) = (Listing::default(), Realms::default().named("here"));
             for (id, name) in names.iter().enumerate() {
-                let there = Realm::new(["here", "there"][id % 2]);
+                let there = Realms::default().named(["here", "there"][id % 2]);
                 listing.insert(&there, Name(*name), id as u32);
             }
             let listed: Vec<_> = listing.after(&realm, &after, |id| Some(Name(names[id as usize]))).collect();
@@ -98,7 +99,7 @@ mod tests {
             expected.retain(|(text, _)| text.as_str() > after.as_str());
             prop_assert_eq!(listed, expected);
             for (id, name) in names.iter().enumerate() {
-                let there = Realm::new(["here", "there"][id % 2]);
+                let there = Realms::default().named(["here", "there"][id % 2]);
                 listing.remove(&there, Name(*name), id as u32);
             }
             prop_assert!(listing.0.is_empty());

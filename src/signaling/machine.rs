@@ -3,6 +3,7 @@
 //! Here stand who is heard and what every reply is held to. The rules of t=1, 2, 3 and 60 stand in `presence.rs`, those of t=4
 //! and all that follows in `acts.rs`, what several hubs have to say to each other in `talk.rs`, on the same [`Hub`].
 
+use super::admission::Realm;
 use super::answers::Answers;
 use super::bus::{Address, Said, Word};
 use super::calls::Calls;
@@ -14,7 +15,6 @@ use super::leg::{Conn, Door, Leg, Network, Peer};
 use super::presence::Claim;
 use super::quota::Quota;
 use super::rate::{Rates, Verdict};
-use super::realm::Realm;
 use super::registry::Registry;
 use super::shards::{Shard, Shards};
 use super::subscriptions::Subscriptions;

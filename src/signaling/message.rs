@@ -300,11 +300,13 @@ pub enum Code {
     Internal,
     /// 210: a newer session has the tag; do not come back with this one.
     Replaced,
+    /// 211: an operator has taken the tag back; do not come back with it.
+    Revoked,
     /// One that this version does not know.
     Other(i64),
 }
 
-const CODES: [(i64, Code, &str); 10] = [
+const CODES: [(i64, Code, &str); 11] = [
     (201, Code::Malformed, "malformed"),
     (202, Code::UnknownTag, "unknown tag, register again"),
     (203, Code::NotOnline, "callee not online"),
@@ -315,6 +317,7 @@ const CODES: [(i64, Code, &str); 10] = [
     (208, Code::Unsupported, "unsupported t"),
     (209, Code::Internal, "internal error"),
     (210, Code::Replaced, "replaced by a newer session"),
+    (211, Code::Revoked, "revoked"),
 ];
 
 impl Code {

@@ -25,7 +25,6 @@ mod outbox;
 mod presence;
 mod quota;
 mod rate;
-mod realm;
 mod registry;
 #[cfg(test)]
 mod scenarios;
@@ -38,12 +37,12 @@ mod watches;
 mod websocket;
 pub mod wire;
 
-pub use admission::{AccessKey, IceServers, Scopes};
+pub use admission::{AccessKey, Admitted, IceServers, Jwt, JwtKey, Origins, Realm, Realms, Refusal, Scopes};
 pub use bus::{Address, Bus, Word};
 pub use config::{Config, Limits, NotifyFrom, Rate, Times};
+pub(crate) use http::bearer;
 pub use leg::{Conn, Door};
 pub use machine::{Hub, Output};
-pub use realm::Realm;
 pub use service::{Handle, Service, start};
 pub use shards::Shard;
 pub use udp::Sockets;

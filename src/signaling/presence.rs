@@ -1,6 +1,6 @@
 //! The hub's part in presence: who comes (t=1), stays (2), is listed (3) and is watched (60).
 
-use super::admission::{self, Scopes};
+use super::admission::{self, Admitted, Realm};
 use super::bus::{Address, Page, Said, Standing, Watchable};
 use super::gathers::What;
 use super::identity;
@@ -9,8 +9,7 @@ use super::leg::{Conn, Door, Network, Peer};
 use super::machine::{Asker, Hub, Output};
 use super::name::{Name, TAG_BYTES, base32};
 use super::rate::Verdict;
-use super::realm::Realm;
-use super::registry::Entry;
+use super::registry::{Entry, Registration};
 use super::shards::Shard;
 use super::wire::{Answer, Ask, Code, MAX_EPOCH, Proof, Request, Response, Seen, Tag};
 use crate::clock::Now;
@@ -44,9 +43,9 @@ impl Hub {
         key: Option<&str>,
         claim: Claim<'_>,
     ) -> Result<Answer, Code> {
-        let scopes = match key {
-            Some(key) => admission::scopes(&self.config.access_keys, key).ok_or(Code::NotAllowed)?,
-            None => Scopes::default(),
+        let Admitted { scopes, realm, until } = match key {
+            Some(key) => self.admit(asker, key)?,
+            None => Admitted::default(),
         };
         if !(self.config.open || scopes.register) {
             return Err(Code::NotAllowed);
@@ -57,17 +56,19 @@ impl Hub {
             (None, Some(client)) => (client.name, client.epoch),
             (None, None) => (self.fresh_name(), None),
         };
-        let realm = Realm::default();
+        let tag = name.tag().ok_or(Code::Internal)?;
+        if self.config.revoked.holds(asker.now.unix, tag.as_str()) {
+            return Err(Code::Revoked);
+        }
         let (leg, network, admin) = (asker.leg, asker.network, scopes.admin);
-        self.enter(asker.now, Entry { name, leg, network, realm: realm.clone(), admin, epoch })?;
+        self.enter(asker.now, Entry { name, leg, network, realm, admin, epoch })?;
         if claim.proof.is_some() {
             // The nonce came back from there.
             self.registry.prove(asker.leg.peer);
         }
         self.tell_home(asker, admin, realm);
-        let tag = name.tag().ok_or(Code::Internal)?;
         let ice_servers = match scopes.relay {
-            true => self.config.ice_servers.admitted(asker.now, tag.as_str()),
+            true => self.config.ice_servers.admitted(asker.now, tag.as_str(), until),
             false => self.config.ice_servers.public(),
         };
         let stun2 = self.config.stun2.clone();
@@ -90,16 +91,30 @@ impl Hub {
         Some(Seen { addr, nat })
     }
 
+    /// Says what a key or JWT admits to; one that may cost a signature is taken as seldom as those of tags are.
+    fn admit(&mut self, asker: Asker, shown: &str) -> Result<Admitted, Code> {
+        if self.config.jwt.as_ref().is_some_and(|jwt| jwt.is_costly(shown)) {
+            self.charge_signature(asker)?;
+        }
+        admission::admit(&self.config, asker.now, shown).map_err(|refusal| {
+            tracing::debug!(%refusal, "not admitted");
+            Code::NotAllowed
+        })
+    }
+
+    /// A signature costs more than all else a message does.
+    fn charge_signature(&mut self, asker: Asker) -> Result<(), Code> {
+        let verdict = self.proofs.take(asker.network, asker.now.mono);
+        if verdict == Verdict::Pass { Ok(()) } else { Err(Code::TooMany) }
+    }
+
     /// Says which tag a secret or a key has; none where neither was shown.
     fn owned_name(&mut self, asker: Asker, claim: &Claim<'_>) -> Result<Option<Name>, Code> {
         if let Some(proof) = claim.proof {
             if !self.challenges.knows(&proof.nonce, asker.leg.peer, asker.now.unix) {
                 return Err(Code::BadToken);
             }
-            // A signature costs more than all else a message does.
-            if self.proofs.take(asker.network, asker.now.mono) != Verdict::Pass {
-                return Err(Code::TooMany);
-            }
+            self.charge_signature(asker)?;
             if !identity::is_proven(proof, claim.epoch) {
                 return Err(Code::NotAllowed);
             }
@@ -135,13 +150,7 @@ impl Hub {
         // Whoever is refused takes nothing from the holder.
         let left = self.registry.enter(now.mono, entry).map_err(|_| Code::TooMany)?;
         for older in left.into_iter().filter(|older| older.name == name) {
-            // Nobody is sent a datagram for what was done in another's name.
-            if older.proven {
-                self.send(older.leg, Door::Main, &Response::failure(1, None, Code::Replaced).encode());
-            }
-            if let Peer::Web(conn) = older.leg.peer {
-                self.hang_up(now, conn);
-            }
+            self.dismiss(now, &older, Code::Replaced);
         }
         Ok(())
     }
@@ -202,6 +211,36 @@ impl Hub {
         }
     }
 
+    /// Tells a client that its tag is not its any more, before its connection is closed.
+    fn dismiss(&mut self, now: Now, client: &Registration, why: Code) {
+        // Nobody is sent a datagram for what was done in another's name.
+        if client.proven {
+            self.send(client.leg, Door::Main, &Response::failure(1, None, why).encode());
+        }
+        if let Peer::Web(conn) = client.leg.peer {
+            self.hang_up(now, conn);
+        }
+    }
+
+    /// Takes note that a tag of this hub was revoked: it is offline at once, and its calls end.
+    pub fn handle_revoked(&mut self, now: Now, tag: &Tag) {
+        self.withdraw(now, tag);
+        if let Some(client) = Name::of(tag).and_then(|name| self.registry.remove_name(name)) {
+            for hub in client.called.iter() {
+                self.say(Address::Hub(hub), Said::Withdrawn { tag: tag.clone() });
+            }
+            self.dismiss(now, &client, Code::Revoked);
+        }
+        self.tell_changes(now.mono);
+    }
+
+    /// Ends the calls of a revoked tag.
+    pub(super) fn withdraw(&mut self, now: Now, tag: &Tag) {
+        for id in self.calls.by_tag(tag) {
+            self.with_call(now.mono, id, |call, at| call.withdraw(tag, at));
+        }
+    }
+
     /// t=2.
     pub(super) fn heartbeat(&mut self, asker: Asker, tag: &Tag) -> Result<Answer, Code> {
         self.registry.touch(asker.now.mono, tag, asker.leg.peer).ok_or(Code::UnknownTag)?;
@@ -220,7 +259,7 @@ impl Hub {
         if !(self.config.list || client.admin) {
             return Err(Code::NotAllowed);
         }
-        let realm = client.realm.clone();
+        let realm = client.realm;
         let empty = Response { mid, body: Answer::Listed { tags: Vec::new(), more: true } };
         let room = self.room(asker).saturating_sub(empty.encode().len());
         let page = Page { realm, own, after, room };
@@ -256,7 +295,7 @@ impl Hub {
         if asker.size + WATCH_ROOM > asker.leg.room() {
             return Err(Code::TooMany);
         }
-        let wanted: Vec<Watchable> = tags.into_iter().map(|tag| (web.realm.clone(), tag)).collect();
+        let wanted: Vec<Watchable> = tags.into_iter().map(|tag| (web.realm, tag)).collect();
         if !watch {
             self.watches.stop(conn, &wanted);
             return Ok(Some(Answer::Watching { online: Vec::new(), offline: Vec::new() }));

@@ -4,6 +4,7 @@
 //! as its connection (S0-A23). Very many clients do nothing but be there: each lies once in a slab, and what finds it takes a few
 //! bytes more.
 
+use super::admission::Realm;
 use super::bus::{Page, Watchable};
 use super::config::Times;
 use super::inner::Inner;
@@ -11,7 +12,6 @@ use super::leg::{Leg, Network, Peer};
 use super::listing::Listing;
 use super::name::Name;
 use super::quota::{Full, Quota};
-use super::realm::Realm;
 use super::shards::{Shard, ShardSet};
 use super::wire::Tag;
 use crate::clock::Deadlines;
@@ -190,7 +190,7 @@ impl Registry {
             called: ShardSet::default(),
             leg,
             epoch,
-            realm: realm.clone(),
+            realm,
             inner: Inner::default(),
             network,
             since: now,
@@ -214,7 +214,7 @@ impl Registry {
         let Some(client) = self.clients.get_mut(id as usize) else { return };
         (client.epoch, client.admin) = (entry.epoch, entry.admin);
         if client.realm != entry.realm {
-            let (name, before) = (entry.name, std::mem::replace(&mut client.realm, entry.realm.clone()));
+            let (name, before) = (entry.name, std::mem::replace(&mut client.realm, entry.realm));
             self.listing.remove(&before, name, id);
             self.listing.insert(&entry.realm, name, id);
             self.changes.extend([before, entry.realm].map(|realm| Change { name, realm, gone: None }));
@@ -286,7 +286,6 @@ impl Registry {
         (listed.into_iter().filter_map(|(text, _)| Tag::new(text)).collect(), more)
     }
 
-    #[cfg(test)]
     pub(super) fn remove_name(&mut self, name: Name) -> Option<Registration> {
         self.id_of_name(name).and_then(|id| self.drop_id(id))
     }
@@ -324,7 +323,7 @@ impl Registry {
         self.unconfirmed.remove(&(client.since, id));
         self.expiry.clear(id);
         let gone = Some((client.leg.peer, client.network));
-        self.changes.push(Change { name: client.name, realm: client.realm.clone(), gone });
+        self.changes.push(Change { name: client.name, realm: client.realm, gone });
         Some(client)
     }
 }
@@ -339,6 +338,7 @@ impl Registration {
 mod tests {
     use super::*;
     use crate::net::time::now;
+    use crate::signaling::Realms;
     use crate::signaling::leg::Conn;
     use crate::signaling::name::TEXT;
     use std::net::SocketAddr;
@@ -434,16 +434,13 @@ mod tests {
     fn another_realm_is_neither_listed_nor_online_and_a_client_may_come_from_one_to_another() {
         let (mut registry, start) = (registry(9, 9), now().mono);
         let address: SocketAddr = "192.0.2.1:1".parse().unwrap();
-        let there = Realm::new("there");
+        let there = Realms::default().named("there");
         let mut one = entry("a", Leg::udp(address, None), Network::of(address.ip()));
         registry.enter(start, one.clone()).unwrap();
         assert!(registry.is_online(&(Realm::default(), tag("a"))));
-        one.realm = there.clone();
+        one.realm = there;
         registry.renew(one);
-        assert!(
-            !registry.is_online(&(Realm::default(), tag("a")))
-                && registry.is_online(&(there.clone(), tag("a")))
-        );
+        assert!(!registry.is_online(&(Realm::default(), tag("a"))) && registry.is_online(&(there, tag("a"))));
         assert_eq!(registry.take_changes().len(), 3);
         assert_eq!(registry.page(&page("b", None, 100)), (Vec::new(), false));
         let page = Page { realm: there, ..page("b", None, 100) };

@@ -3,6 +3,7 @@
 mod abuse;
 mod acts;
 mod addresses;
+mod admission;
 mod hands;
 mod identity;
 mod loss;
@@ -55,6 +56,10 @@ impl Hubs {
 
     fn handle_web_closed(&mut self, now: Now, conn: Conn) {
         self.of_conn(conn).handle_web_closed(now, conn);
+    }
+
+    fn handle_revoked(&mut self, now: Now, tag: &Tag) {
+        self.0[shards::hub_of(tag, HUBS).unwrap().index()].handle_revoked(now, tag);
     }
 
     fn handle_timeout(&mut self, now: Now) {

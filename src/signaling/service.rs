@@ -1,5 +1,6 @@
 //! The hands: one task owns each hub, and every queue to and from it is bounded.
 
+use super::admission::{self, Admitted, Refusal};
 use super::bus::{Address, Bus, Word};
 use super::config::Config;
 use super::http;
@@ -9,6 +10,7 @@ use super::outbox::{Outbox, Waiting};
 use super::shards::{self, Shard};
 use super::udp::Sockets;
 use super::wire::Tag;
+use crate::clock::Now;
 use crate::net::time::now;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -26,6 +28,7 @@ pub(super) enum Event {
     Opened { conn: Conn, ip: IpAddr, outbox: Outbox },
     Text { conn: Conn, text: String },
     Closed { conn: Conn },
+    Revoked { tag: Tag },
 }
 
 /// What the handles share: the ways to the hubs, and what needs no hub.
@@ -46,6 +49,10 @@ impl Shared {
     /// The way to the hub that hears a WebSocket.
     pub(super) fn inbox_of(&self, conn: Conn) -> Option<&mpsc::Sender<Event>> {
         self.inboxes.get(shards::home_of_conn(conn, self.inboxes.len())?.index())
+    }
+
+    fn inbox_of_tag(&self, tag: &Tag) -> Option<&mpsc::Sender<Event>> {
+        self.inboxes.get(shards::hub_of(tag, self.inboxes.len())?.index())
     }
 
     fn inbox_at(&self, ip: IpAddr) -> Option<&mpsc::Sender<Event>> {
@@ -164,6 +171,22 @@ impl Handle {
         self.shared.inbox_at(from.ip()).is_some_and(|inbox| inbox.try_send(event).is_ok())
     }
 
+    /// Ends what a client has here whose tag is in [`Config::revoked`] from now on.
+    pub async fn revoke(&self, tag: Tag) {
+        // Without a hub nothing is left to end.
+        if let Some(inbox) = self.shared.inbox_of_tag(&tag) {
+            let _ = inbox.send(Event::Revoked { tag }).await;
+        }
+    }
+
+    /// Says what a key or JWT admits to.
+    ///
+    /// # Errors
+    /// [`Refusal`] says why it does not.
+    pub fn admit(&self, now: Now, shown: &str) -> Result<Admitted, Refusal> {
+        admission::admit(&self.shared.config, now, shown)
+    }
+
     /// Returns the routes `/ws` and `/ice`. Each request must carry `axum::extract::ConnectInfo<SocketAddr>` in its
     /// extensions.
     pub fn router(&self) -> axum::Router {
@@ -231,6 +254,7 @@ impl Switch {
                 self.hub.handle_web_opened(now, conn, ip);
             }
             Event::Text { conn, text } => self.hub.handle_web_text(now, conn, &text),
+            Event::Revoked { tag } => self.hub.handle_revoked(now, &tag),
             Event::Closed { conn } => {
                 self.outboxes.remove(&conn);
                 self.hub.handle_web_closed(now, conn);

@@ -24,6 +24,7 @@ impl Hub {
             }
             Said::Moved { peer, admin, realm, by } => self.note_tag(now, peer, by, (admin, realm)),
             Said::Offline { tag, peer } => self.fail_calls(now, &tag, peer),
+            Said::Withdrawn { tag } => self.withdraw(now, &tag),
             Said::Text { conn, text } if self.webs.contains_key(&conn) => {
                 self.outputs.push_back(Output::Text { conn, text });
             }

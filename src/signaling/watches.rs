@@ -226,7 +226,7 @@ impl Watches {
 mod tests {
     use super::*;
     use crate::net::time::now;
-    use crate::signaling::realm::Realm;
+    use crate::signaling::admission::Realm;
 
     fn watches(cap: usize, per_client: usize, per_tag: usize) -> Watches {
         let limits = Limits {

@@ -7,7 +7,8 @@ use super::wire::MAX_TEXT;
 use crate::net::time::now;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{ConnectInfo, State};
-use axum::response::Response;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,12 +16,16 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_tungstenite::tungstenite;
 
-/// Answers `GET /ws`.
+/// Answers `GET /ws`. A page of an origin that is not let in gets 403; who is no page has no origin.
 pub(super) async fn upgrade(
     State(shared): State<Arc<Shared>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Response {
+    if !headers.get_all(header::ORIGIN).iter().all(|origin| shared.config.origins.hold(origin.as_bytes())) {
+        return (StatusCode::FORBIDDEN, "pages of this origin are not let in\n").into_response();
+    }
     upgrade
         .max_message_size(MAX_TEXT)
         .max_frame_size(MAX_TEXT)

@@ -19,6 +19,8 @@ pub const MAX_TEXT: usize = 65_536;
 /// The shortest `secret` in bytes that a client may own a tag with: 128 bits in base64.
 pub const MIN_SECRET: usize = 22;
 
+/// The longest `key` in bytes: it may be a JWT. A datagram holds less.
+pub const MAX_KEY: usize = 2048;
 /// The highest `epoch`: browsers count no further.
 pub const MAX_EPOCH: i64 = (1 << 53) - 1;
 

@@ -9,6 +9,7 @@ mod lookup;
 mod nonce;
 mod realm;
 mod rest;
+mod revoked;
 mod token;
 mod users;
 
@@ -21,6 +22,7 @@ use nonce::{Nonces, Offer};
 use realm::Realm;
 pub use realm::RealmSetup;
 pub use rest::{Minted, RestHash, RestSecret};
+pub use revoked::{Full, Revoked};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,6 +72,8 @@ pub struct Setup {
     pub expiry: Expiry,
     /// Whether clients of RFC 8489 are to send USERHASH; default where all users of the realm are kept here.
     pub anonymity: Option<bool>,
+    /// Names whose time-limited credentials count no more.
+    pub revoked: Arc<Revoked>,
 }
 
 /// Checks requests.
@@ -80,6 +84,7 @@ pub struct Authority {
     lookup: Option<LookupCache>,
     expiry: Expiry,
     anonymity: Option<bool>,
+    revoked: Arc<Revoked>,
     nonces: Nonces,
     /// Stands in for the key of a user that does not exist, so that both refusals take the same work.
     nobody: [u8; 32],
@@ -214,6 +219,7 @@ impl Authority {
             lookup: setup.lookup.map(LookupCache::new),
             expiry: setup.expiry,
             anonymity: setup.anonymity,
+            revoked: setup.revoked,
             nonces: Nonces::new(nonce_key),
             nobody: *nonce_key,
         }
@@ -353,7 +359,9 @@ impl Authority {
     ) -> Option<Proof<'a>> {
         let user = claim.name();
         let expires_unix = rest::expiry(user).filter(|_| user.len() <= MAX_USERNAME);
-        let is_current = expires_unix.is_some_and(|at| self.still_counts(now, at, claim, tenancy));
+        let is_revoked = rest::name(user).is_some_and(|name| self.revoked.holds(now.unix, name));
+        let is_current =
+            !is_revoked && expires_unix.is_some_and(|at| self.still_counts(now, at, claim, tenancy));
         let mut proven = None;
         for secret in &realm.rest {
             for hash in [RestHash::Sha1, RestHash::Sha256] {
@@ -426,6 +434,11 @@ impl Authority {
         let only_users = realm.rest.is_empty() && self.lookup.is_none() && self.tokens.is_empty();
         Offer { algorithms, anonymity: self.anonymity.unwrap_or_else(|| only_users && realm.has_users()) }
     }
+}
+
+/// Says whether `user` is one that time-limited credentials for `name` have.
+pub(super) fn is_minted_for(user: &str, name: &str) -> bool {
+    rest::expiry(user).is_some() && rest::name(user) == Some(name)
 }
 
 /// Reads who the request says it is from.

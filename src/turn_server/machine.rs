@@ -6,7 +6,7 @@
 use super::FiveTuple;
 use super::allocation::{Allocation, Family};
 use super::alternate::Alternates;
-use super::auth::{Authority, Parking, Question};
+use super::auth::{self, Authority, Parking, Question};
 use super::connections::{ConnectionId, Connections};
 use super::denials::Denials;
 use super::directory::Directory;
@@ -461,6 +461,13 @@ impl Relay {
         if let Some(id) = self.allocation_of(client) {
             self.end(id, "the client's connection closed");
         }
+    }
+
+    /// Ends every allocation that time-limited credentials for `name` have made: they were revoked.
+    pub fn handle_revoked(&mut self, name: &str) {
+        let of_name = |(_, allocation): &(_, &Allocation)| auth::is_minted_for(allocation.user(), name);
+        let ids: Vec<_> = self.allocations.iter().filter(of_name).map(|(id, _)| id).collect();
+        ids.into_iter().for_each(|id| self.end(id, "revoked"));
     }
 
     /// Ends what has lasted its time: allocations, offers of connections, ports set aside.

@@ -37,6 +37,7 @@ const PURE: &[&str] = &[
     "src/server/frames.rs",
     "src/signaling/acts.rs",
     "src/signaling/admission.rs",
+    "src/signaling/admission/",
     "src/signaling/answers.rs",
     "src/signaling/bus.rs",
     "src/signaling/call.rs",

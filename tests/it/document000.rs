@@ -67,7 +67,7 @@ impl Client {
 
 #[test]
 fn port_1_only_answers_and_port_2_speaks_first_and_takes_answers() {
-    let house = House::on_loopback("[signaling]\nnotify_from = \"aux\"\nquestion_interval = 1");
+    let house = House::on_loopback("[signaling]\nnotify_from = \"aux\"\n[signaling.times]\nquestion = 1");
     let port_1 = house.address;
     let port_2 = SocketAddr::new(port_1.ip(), port_1.port() + 1);
     let (a, b) = (Client::new(port_1), Client::new(port_1));

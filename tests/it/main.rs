@@ -12,6 +12,7 @@
     reason = "a test fails by panicking, and reads the clock and the environment of its run"
 )]
 
+mod admission;
 mod architecture;
 mod authority;
 mod bulk;

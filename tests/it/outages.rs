@@ -17,7 +17,7 @@ use crate::tools;
 const UP: Duration = Duration::from_secs(30);
 /// How long a tag lives without its heartbeat, and how soon the server gives up a silent WebSocket.
 const TTL: Duration = Duration::from_secs(5);
-const TIMES: &str = "[signaling]\nping_interval = 1\nidle_timeout = 3\ntag_lifetime = 5\n";
+const TIMES: &str = "[signaling.times]\nping = 1\nidle = 3\ntag = 5\n";
 
 fn agent(name: &str, host: &Host, arguments: &[&str]) -> Proc {
     let mut command = host.command(env!("CARGO_BIN_EXE_agent"));

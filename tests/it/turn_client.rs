@@ -14,6 +14,7 @@ const TRANSMISSIONS: usize = 7;
 /// A client that has been challenged.
 pub(crate) struct TurnClient {
     socket: UdpSocket,
+    user: (String, String),
     realm: String,
     nonce: Vec<u8>,
     transaction: u8,
@@ -27,10 +28,15 @@ pub(crate) fn by_udp(request: Builder) -> Builder {
 impl TurnClient {
     /// Asks for realm and nonce, without credentials, from an address of this host.
     pub(crate) fn new(ip: Ipv4Addr, server: SocketAddr) -> Self {
+        Self::of((USER.to_owned(), PASSWORD.to_owned()), ip, server)
+    }
+
+    /// The same with another user's name and password.
+    pub(crate) fn of(user: (String, String), ip: Ipv4Addr, server: SocketAddr) -> Self {
         let socket = UdpSocket::bind((ip, 0)).unwrap();
         socket.connect(server).unwrap();
         socket.set_read_timeout(Some(RETRANSMISSION)).unwrap();
-        let mut client = Self { socket, realm: String::new(), nonce: Vec::new(), transaction: 0 };
+        let mut client = Self { socket, user, realm: String::new(), nonce: Vec::new(), transaction: 0 };
         let request = by_udp(client.begin(Method::ALLOCATE)).finish();
         let challenge = client.ask(&request).unwrap();
         let challenge = Message::parse(&challenge).unwrap().unverified();
@@ -86,11 +92,12 @@ impl TurnClient {
 
     /// Adds the credentials.
     pub(crate) fn sign(&self, request: Builder) -> Builder {
+        let (user, password) = &self.user;
         request
-            .attribute(attr::USERNAME, USER.as_bytes())
+            .attribute(attr::USERNAME, user.as_bytes())
             .attribute(attr::REALM, self.realm.as_bytes())
             .attribute(attr::NONCE, &self.nonce)
-            .integrity(&Key::from_bytes(&long_term_digest(USER, &self.realm, PASSWORD)))
+            .integrity(&Key::from_bytes(&long_term_digest(user, &self.realm, password)))
     }
 
     /// Sends a request with credentials and returns its answer.

@@ -2,7 +2,7 @@
 
 use super::config;
 use crate::net::udp::{Intake, Role, UdpPort};
-use crate::signaling::{Config, Door, Handle, Limits, Service, Sockets, Times, start};
+use crate::signaling::{Config, Door, Handle, Limits, Origins, Service, Sockets, Times, start};
 use axum::extract::ConnectInfo;
 use futures_util::{SinkExt, StreamExt};
 use hyper_util::rt::TokioIo;
@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
@@ -161,6 +162,31 @@ async fn ice_servers_are_handed_out_for_a_key_alone() {
     assert!(body["error"].is_string());
     let (head, body) = lodge.get("/ice?key=wrong", "").await;
     assert!(head.starts_with("http/1.1 403") && body["error"].is_string());
+    lodge.close().await;
+}
+
+#[tokio::test]
+async fn pages_of_other_origins_open_no_websocket_and_cannot_read_ice_servers() {
+    let origins = Origins::only(vec!["https://app.example".into()]).unwrap();
+    let lodge = Lodge::open(Config { origins, ..config() }).await;
+    let from = async |origin: Option<&'static str>| {
+        let mut request = format!("ws://{}/ws", lodge.http).into_client_request().unwrap();
+        if let Some(origin) = origin {
+            request.headers_mut().insert("origin", origin.parse().unwrap());
+        }
+        match connect_async(request).await {
+            Ok(_) => 101,
+            Err(tungstenite::Error::Http(response)) => response.status().as_u16(),
+            Err(other) => panic!("{other}"),
+        }
+    };
+    assert_eq!((from(None).await, from(Some("https://app.example")).await), (101, 101));
+    assert_eq!((from(Some("https://evil.example")).await, from(Some("null")).await), (403, 403));
+    let (head, _) = lodge.get("/ice?key=the%20key", "Origin: https://app.example\r\n").await;
+    assert!(head.contains("access-control-allow-origin: https://app.example\r\n"), "{head}");
+    assert!(head.contains("vary: origin"), "{head}");
+    let (head, _) = lodge.get("/ice?key=the%20key", "Origin: https://evil.example\r\n").await;
+    assert!(!head.contains("access-control-allow-origin") && head.contains("vary: origin"), "{head}");
     lodge.close().await;
 }
 

@@ -206,7 +206,7 @@ fn a_key_admits_to_what_its_scopes_say_and_to_no_more() {
         ("relay", Scopes { relay: true, ..Scopes::default() }),
         ("admin", Scopes { admin: true, register: true, ..Scopes::default() }),
     ];
-    let access_keys = scopes.map(|(key, scopes)| AccessKey::scoped(key, scopes)).to_vec();
+    let access_keys = scopes.map(|(key, scopes)| AccessKey::scoped(key, scopes, "")).to_vec();
     let closed = Config { access_keys, open: false, list: false, presence: false, ..config() };
     let mut world = World::new(closed.clone());
     world.open(1);

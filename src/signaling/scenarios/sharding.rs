@@ -46,7 +46,13 @@ fn every_client_is_made_at_home_and_reaches_every_other_one() {
 }
 
 #[test]
-fn calls_of_a_caller_whose_connection_ends_end_at_every_hub() {
+fn calls_of_a_caller_whose_connection_or_tag_ends_end_at_every_hub() {
+    for is_revoked in [false, true] {
+        calls_end_everywhere(is_revoked);
+    }
+}
+
+fn calls_end_everywhere(is_revoked: bool) {
     let mut world = World::new(config());
     let caller = world.web_client(1);
     let callees: Vec<String> = (0..HUBS).map(|hub| world.client(&address_at(hub, 1))).collect();
@@ -55,7 +61,14 @@ fn calls_of_a_caller_whose_connection_ends_end_at_every_hub() {
         assert_eq!(code(&world.ask_web(1, &message)), 200);
     }
     assert_eq!(world.hub.acts(), HUBS);
-    world.close(1);
+    if is_revoked {
+        world.hub.handle_revoked(world.now, &Tag::new(caller).unwrap());
+        world.drain();
+        assert!(world.sent.contains(&Output::Close { conn: Conn(1) }));
+    } else {
+        world.close(1);
+    }
+    world.wait_ms(10_000);
     assert_eq!(world.hub.acts(), 0);
 }
 

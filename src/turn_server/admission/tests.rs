@@ -275,3 +275,32 @@ fn in_hard_mode_an_allocation_ends_in_the_second_that_its_credentials_do() {
     relay.handle_timeout(start.after(Duration::from_secs(30)));
     assert!(relay.is_empty());
 }
+
+#[test]
+fn the_allocations_of_a_revoked_name_end_and_no_others() {
+    let start = now();
+    let realm =
+        RealmSetup { name: "r".into(), rest: vec![RestSecret::new(b"north")], ..RealmSetup::default() };
+    let (mut relay, shared) = relay(Setup { realms: vec![realm], ..Setup::default() });
+    for (port, name) in [(1, "tag"), (2, "tag"), (3, "tags"), (4, "ag")] {
+        let minted = RestSecret::new(b"north").mint(name, start.unix + u64::from(port) * 60);
+        let request = Builder::new(Class::Request, Method::ALLOCATE, TransactionId::new([2; 12]))
+            .attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0])
+            .attribute(attr::USERNAME, minted.username.as_bytes())
+            .attribute(attr::REALM, b"r")
+            .attribute(attr::NONCE, shared.authority.challenge(start, &client(port)).nonce.as_bytes())
+            .integrity(&Key::from_bytes(&long_term_digest(&minted.username, "r", &minted.credential)))
+            .finish();
+        relay.handle_client(start, client(port), MARKS, &request);
+    }
+    let opened = std::iter::from_fn(|| relay.poll_output()).count();
+    relay.handle_revoked("nobody");
+    assert_eq!((opened, relay.len()), (4, 4));
+    relay.handle_revoked("tag");
+    let closed =
+        std::iter::from_fn(|| relay.poll_output()).filter(|o| matches!(o, Output::CloseRelay { .. }));
+    assert_eq!(closed.count(), 2);
+    assert_eq!((relay.len(), shared.quota.held()), (2, 2));
+    relay.handle_revoked("tag");
+    assert_eq!((relay.len(), relay.poll_output()), (2, None));
+}

@@ -66,3 +66,8 @@ impl RestSecret {
 pub(super) fn expiry(username: &str) -> Option<u64> {
     username.split(':').next()?.parse().ok()
 }
+
+/// Reads the name behind the expiry.
+pub(super) fn name(username: &str) -> Option<&str> {
+    username.split_once(':').map(|(_, name)| name)
+}

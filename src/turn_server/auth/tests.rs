@@ -313,6 +313,26 @@ fn minted_credentials_work_until_they_expire() {
 }
 
 #[test]
+fn credentials_of_a_revoked_name_are_refused_like_a_wrong_password() {
+    let start = now();
+    let authority = Authority::with(Setup { expiry: Expiry::AtAllocate, ..setup() }, &[3; 32]);
+    let asks = |name: &str, method| {
+        let minted = RestSecret::new(b"north").mint(name, start.unix + 60);
+        let ask = Ask::new(&authority, start, &minted.username, &minted.credential);
+        let tenancy = Tenancy { user: minted.username.as_str().into(), expires_unix: None, mac_key: None };
+        Ask { method, ..ask }.check_as(&authority, start, Some(&tenancy)).map(|_| ())
+    };
+    authority.revoked.revoke(start.unix, "tag", start.unix + 60).unwrap();
+    for method in [Method::ALLOCATE, Method::REFRESH, Method::CHANNEL_BIND] {
+        assert_eq!(asks("tag", method), Err(Refusal::Unauthorized));
+        assert_eq!(asks("tags", method), Ok(()));
+    }
+    assert_eq!(asks("alice", Method::ALLOCATE), Ok(()));
+    authority.revoked.restore("tag");
+    assert_eq!(asks("tag", Method::ALLOCATE), Ok(()));
+}
+
+#[test]
 fn a_secret_that_was_replaced_still_verifies_as_long_as_it_is_listed() {
     let (start, authority) = (now(), authority());
     for (secret, good) in [("north", true), ("of the old times", true), ("forgotten", false)] {

@@ -19,7 +19,7 @@ const ROUNDS: u32 = 2;
 /// What the allocator may keep besides.
 const GROWTH_KIB: u64 = 8192;
 /// Nobody is exempt, loopback least of all; a silent client is given up soon.
-const STRICT: &str = "[limits]\nunlimited_from = []\n[signaling]\nping_interval = 1\nidle_timeout = 2\n";
+const STRICT: &str = "[limits]\nunlimited_from = []\n[signaling.times]\nping = 1\nidle = 2\n";
 /// A mask that changes nothing.
 const MASK: [u8; 4] = [0; 4];
 

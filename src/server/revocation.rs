@@ -1,0 +1,168 @@
+//! Revoking a tag: `POST /revoke?tag=…` and `DELETE /revoke?tag=…`, for those who show a key or JWT with the scope `admin`.
+//!
+//! A tag that is revoked is so for signalling, for new requests to the relay and for its allocations on every worker, and after a
+//! restart: until the last credentials that were minted for it have ended.
+
+use super::ServerError;
+use super::inbox::{Inbox, ToWorker};
+use crate::net::time::now;
+use crate::signaling::wire::Tag;
+use crate::signaling::{Handle, bearer};
+use crate::state::{State, StateError};
+use crate::turn_server::auth::Revoked;
+use axum::extract::{self, Query};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{AppendHeaders, IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::json;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Mutex;
+
+/// The file of the state folder: a tag a line, behind the second when its revocation ends.
+const FILE: &str = "revoked";
+
+/// Reads what was revoked before the last stop.
+pub(super) fn open(state: &State, cap: usize) -> Result<Arc<Revoked>, ServerError> {
+    let text = state.kept(FILE)?;
+    let lines: Option<Vec<(u64, &str)>> = text.lines().map(read_line).collect();
+    let lines = lines.ok_or_else(|| StateError::Damaged(state.folder.join(FILE)))?;
+    let revoked = Revoked::new(cap);
+    let unix = now().unix;
+    for (until, tag) in lines.into_iter().filter(|(until, _)| unix < *until) {
+        if let Err(error) = revoked.revoke(unix, tag, until) {
+            tracing::error!(%error, "the others in the state folder count no more");
+            break;
+        }
+    }
+    Ok(Arc::new(revoked))
+}
+
+fn read_line(line: &str) -> Option<(u64, &str)> {
+    let (until, tag) = line.split_once(' ')?;
+    Some((until.parse().ok()?, tag))
+}
+
+/// What it takes to revoke.
+pub(super) struct Desk {
+    pub(super) revoked: Arc<Revoked>,
+    pub(super) signaling: Handle,
+    pub(super) workers: Arc<[Inbox]>,
+    /// How long the credentials last that are minted for a tag.
+    pub(super) ttl: Duration,
+    /// Where it is kept; one writes at a time.
+    pub(super) state: Mutex<Arc<State>>,
+}
+
+/// Routes `/revoke`.
+pub(super) fn router(desk: Desk) -> Router {
+    Router::new().route("/revoke", post(revoke).delete(restore)).with_state(Arc::new(desk))
+}
+
+type SharedDesk = extract::State<Arc<Desk>>;
+
+#[derive(Deserialize)]
+struct Meant {
+    tag: Option<String>,
+}
+
+async fn revoke(extract::State(desk): SharedDesk, Query(meant): Query<Meant>, asked: HeaderMap) -> Response {
+    let tag = match desk.admit(&asked, meant) {
+        Ok(tag) => tag,
+        Err((status, error)) => return refused(status, &error),
+    };
+    let unix = now().unix;
+    let until = unix.saturating_add(desk.ttl.as_secs());
+    if let Err(full) = desk.revoked.revoke(unix, tag.as_str(), until) {
+        return refused(StatusCode::INSUFFICIENT_STORAGE, &full.to_string());
+    }
+    let name: Arc<str> = tag.as_str().into();
+    for worker in desk.workers.iter() {
+        worker.send(ToWorker::Revoked { name: Arc::clone(&name) }).await;
+    }
+    desk.signaling.revoke(tag.clone()).await;
+    tracing::info!(tag = %crate::ids::Pii(&tag), "revoked");
+    match desk.keep().await {
+        Ok(()) => Json(json!({ "tag": tag, "until": until })).into_response(),
+        Err(error) => {
+            let error = format!("revoked, but not after a restart: {error}");
+            refused(StatusCode::INTERNAL_SERVER_ERROR, &error)
+        }
+    }
+}
+
+async fn restore(extract::State(desk): SharedDesk, Query(meant): Query<Meant>, asked: HeaderMap) -> Response {
+    let tag = match desk.admit(&asked, meant) {
+        Ok(tag) => tag,
+        Err((status, error)) => return refused(status, &error),
+    };
+    if !desk.revoked.restore(tag.as_str()) {
+        return refused(StatusCode::NOT_FOUND, "this tag is not revoked");
+    }
+    tracing::info!(tag = %crate::ids::Pii(&tag), "no longer revoked");
+    match desk.keep().await {
+        Ok(()) => Json(json!({ "tag": tag })).into_response(),
+        Err(error) => {
+            let error = format!("no longer revoked, but again after a restart: {error}");
+            refused(StatusCode::INTERNAL_SERVER_ERROR, &error)
+        }
+    }
+}
+
+impl Desk {
+    /// Says which tag is meant, or what whoever may not ask is told. A key in the URL would stand in logs.
+    fn admit(&self, asked: &HeaderMap, meant: Meant) -> Result<Tag, (StatusCode, String)> {
+        let unknown = || (StatusCode::UNAUTHORIZED, "show an access key: Authorization: Bearer …".to_owned());
+        let forbidden = |why: String| (StatusCode::FORBIDDEN, why);
+        let admitted = self.signaling.admit(now(), bearer(asked).ok_or_else(unknown)?);
+        if !admitted.map_err(|refusal| forbidden(refusal.to_string()))?.scopes.admin {
+            return Err(forbidden("this access key does not have the scope `admin`".to_owned()));
+        }
+        // The file has a tag a line.
+        let tag = meant.tag.filter(|tag| !tag.contains(char::is_control)).and_then(Tag::new);
+        tag.ok_or_else(|| (StatusCode::BAD_REQUEST, "name a tag: /revoke?tag=…".to_owned()))
+    }
+
+    /// Writes down what is revoked.
+    async fn keep(&self) -> Result<(), StateError> {
+        let guard = self.state.lock().await;
+        let mut text = String::new();
+        for (tag, until) in self.revoked.all(now().unix) {
+            let _ = writeln!(text, "{until} {tag}");
+        }
+        let state = Arc::clone(&guard);
+        let kept = tokio::task::spawn_blocking(move || state.keep(FILE, &text)).await;
+        kept.unwrap_or_else(|panic| {
+            Err(StateError::Io { path: FILE.into(), source: std::io::Error::other(panic) })
+        })
+    }
+}
+
+fn refused(status: StatusCode, error: &str) -> Response {
+    let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
+    let challenge = challenge.into_iter().filter(|_| status == StatusCode::UNAUTHORIZED);
+    (status, AppendHeaders(challenge), Json(json!({ "error": error }))).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_kept_counts_again_and_a_damaged_file_is_named() {
+        let temporary = tempfile::tempdir().unwrap();
+        let state = State::open(&temporary.path().join("state")).unwrap();
+        assert!(open(&state, 9).unwrap().all(0).is_empty());
+        let unix = now().unix;
+        state.keep(FILE, &format!("{} a tag\n{} gone\n", unix + 60, unix - 1)).unwrap();
+        assert_eq!(open(&state, 9).unwrap().all(0), [("a tag".into(), unix + 60)]);
+        for damaged in ["a\n", "soon a\n", "60\n"] {
+            state.keep(FILE, damaged).unwrap();
+            let error = open(&state, 9).unwrap_err().to_string();
+            assert!(error.contains("revoked") && error.contains("damaged"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! JSON Web Tokens ([RFC 7519](https://www.rfc-editor.org/rfc/rfc7519)) instead of access keys: HS256
+//! ([RFC 7518](https://www.rfc-editor.org/rfc/rfc7518#section-3.2)) and EdDSA ([RFC 8037](https://www.rfc-editor.org/rfc/rfc8037)).
+//!
+//! The configuration says which algorithm and which key; what a token says of either is only compared with it. Nothing of the claims
+//! is read before the signature was right.
+
+use super::realm::Realms;
+use super::{Admitted, Refusal, Scopes};
+use crate::clock::Now;
+use crate::ids::Pii;
+use data_encoding::{BASE64, BASE64URL_NOPAD};
+use ring::{hmac, signature};
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use std::time::Duration;
+
+/// What stands before the 32 bytes of an Ed25519 key in a SubjectPublicKeyInfo
+/// ([RFC 8410 section 4](https://www.rfc-editor.org/rfc/rfc8410#section-4)).
+const SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+/// The shortest secret of HS256 in bytes ([RFC 7518 section 3.2](https://www.rfc-editor.org/rfc/rfc7518#section-3.2)).
+const MIN_SECRET: usize = 32;
+/// Longest `sub` in bytes.
+const MAX_SUBJECT: usize = 256;
+
+/// What a token must be to admit.
+#[derive(Debug, Clone)]
+pub struct Jwt {
+    /// The algorithm and its key.
+    pub key: JwtKey,
+    /// What `iss` must be; default anything.
+    pub issuer: Option<String>,
+    /// What `aud` must name; default anything.
+    pub audience: Option<String>,
+    /// How far away `exp` may be; default 24 h.
+    pub max_lifetime: Duration,
+    /// How much the issuer's clock may differ; default 60 s.
+    pub leeway: Duration,
+}
+
+/// What tokens are checked with.
+#[derive(Debug, Clone)]
+pub enum JwtKey {
+    /// A secret that the issuer has too.
+    Hs256(hmac::Key),
+    /// The issuer's Ed25519 public key.
+    EdDsa([u8; 32]),
+}
+
+impl JwtKey {
+    /// Takes the secret of HS256, 32 bytes or more.
+    #[must_use]
+    pub fn hs256(secret: &[u8]) -> Option<Self> {
+        (secret.len() >= MIN_SECRET).then(|| Self::Hs256(hmac::Key::new(hmac::HMAC_SHA256, secret)))
+    }
+
+    /// Takes an Ed25519 public key: PEM as `openssl pkey -pubout` writes it, or its 32 bytes in base64url as a JWK has them in `x`.
+    #[must_use]
+    pub fn ed_dsa(text: &str) -> Option<Self> {
+        let text = text.trim();
+        let pem = text
+            .strip_prefix("-----BEGIN PUBLIC KEY-----")
+            .map(|rest| rest.split("-----END").next().unwrap_or(rest));
+        let key = match pem {
+            Some(body) => {
+                let body: String = body.split_whitespace().collect();
+                BASE64.decode(body.as_bytes()).ok()?.strip_prefix(&SPKI)?.to_vec()
+            }
+            None => BASE64URL_NOPAD.decode(text.as_bytes()).ok()?,
+        };
+        key.try_into().ok().map(Self::EdDsa)
+    }
+
+    /// The names that a token may have for the algorithm.
+    fn names(&self) -> &'static [&'static str] {
+        match self {
+            Self::Hs256(_) => &["HS256"],
+            Self::EdDsa(_) => &["EdDSA", "Ed25519"],
+        }
+    }
+
+    fn verifies(&self, signed: &[u8], mark: &[u8]) -> bool {
+        match self {
+            Self::Hs256(key) => hmac::verify(key, signed, mark).is_ok(),
+            Self::EdDsa(key) => {
+                signature::UnparsedPublicKey::new(&signature::ED25519, key).verify(signed, mark).is_ok()
+            }
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Header {
+    alg: String,
+    /// Extensions that must be understood: none are.
+    crit: Option<IgnoredAny>,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    exp: f64,
+    nbf: Option<f64>,
+    iss: Option<String>,
+    aud: Option<Texts>,
+    scope: Option<Texts>,
+    realm: Option<String>,
+    sub: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Texts {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Texts {
+    fn all(&self) -> &[String] {
+        match self {
+            Self::One(text) => std::slice::from_ref(text),
+            Self::Many(texts) => texts,
+        }
+    }
+}
+
+impl Jwt {
+    /// Makes the rules for tokens of this key, all else as by default.
+    #[must_use]
+    pub fn new(key: JwtKey) -> Self {
+        let (day, minute) = (Duration::from_secs(24 * 3600), Duration::from_secs(60));
+        Self { key, issuer: None, audience: None, max_lifetime: day, leeway: minute }
+    }
+
+    /// Says whether looking at `shown` may cost a signature.
+    pub(in crate::signaling) fn is_costly(&self, shown: &str) -> bool {
+        matches!(self.key, JwtKey::EdDsa(_)) && shown.split('.').count() == 3
+    }
+
+    pub(super) fn admit(&self, realms: &Realms, now: Now, shown: &str) -> Result<Admitted, Refusal> {
+        let (signed, mark) = shown.rsplit_once('.').ok_or(Refusal::Unknown)?;
+        let (header, claims) =
+            signed.split_once('.').filter(|(_, claims)| !claims.contains('.')).ok_or(Refusal::Unknown)?;
+        let header: Header = read(header).ok_or(Refusal::Unknown)?;
+        if !self.key.names().contains(&header.alg.as_str()) || header.crit.is_some() {
+            return Err(Refusal::Algorithm);
+        }
+        let mark = BASE64URL_NOPAD.decode(mark.as_bytes()).map_err(|_| Refusal::Signature)?;
+        if !self.key.verifies(signed.as_bytes(), &mark) {
+            return Err(Refusal::Signature);
+        }
+        self.weigh(realms, now, &read(claims).ok_or(Refusal::Malformed)?)
+    }
+
+    fn weigh(&self, realms: &Realms, now: Now, claims: &Claims) -> Result<Admitted, Refusal> {
+        let (clock, leeway) = (now.unix as f64, self.leeway.as_secs_f64());
+        if claims.exp + leeway <= clock {
+            return Err(Refusal::Expired);
+        }
+        if claims.exp > clock + leeway + self.max_lifetime.as_secs_f64() {
+            return Err(Refusal::TooLong);
+        }
+        if claims.nbf.is_some_and(|nbf| nbf > clock + leeway) {
+            return Err(Refusal::TooEarly);
+        }
+        let audiences = claims.aud.as_ref().map_or(&[][..], Texts::all);
+        if self.issuer.is_some() && self.issuer != claims.iss
+            || self.audience.as_ref().is_some_and(|audience| !audiences.contains(audience))
+        {
+            return Err(Refusal::Party);
+        }
+        let realm = claims.realm.as_deref().unwrap_or_default();
+        let subject = claims.sub.as_deref().unwrap_or_default();
+        if realm.len() > Realms::MAX_NAME || subject.len() > MAX_SUBJECT {
+            return Err(Refusal::Malformed);
+        }
+        tracing::debug!(sub = %Pii(subject), "token");
+        let names = claims.scope.as_ref().map_or(&[][..], Texts::all).iter();
+        let scopes = names.flat_map(|names| names.split(' ')).fold(Scopes::default(), Scopes::named);
+        Ok(Admitted { scopes, realm: realms.named(realm), until: Some(claims.exp as u64) })
+    }
+}
+
+fn read<T: DeserializeOwned>(part: &str) -> Option<T> {
+    serde_json::from_slice(&BASE64URL_NOPAD.decode(part.as_bytes()).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,54 @@
+//! Realms: clients of one meet each other and nobody else.
+
+use ring::hmac;
+
+/// A realm, by the beginning of a MAC of its name: 8 bytes a client, whatever the names are and however many.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Realm(u64);
+
+/// Knows realms by their names. The MAC is keyed, so that nobody can look for a name that is taken for another one.
+#[derive(Debug, Clone)]
+pub struct Realms(hmac::Key);
+
+impl Realms {
+    /// Longest name in bytes.
+    pub const MAX_NAME: usize = 64;
+
+    /// Takes the key; all who speak of the same realms must have the same one.
+    #[must_use]
+    pub fn new(key: &[u8; 32]) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, key))
+    }
+
+    /// Returns the realm of this name; the empty name is that of the default realm.
+    #[must_use]
+    pub fn named(&self, name: &str) -> Realm {
+        if name.is_empty() {
+            return Realm::default();
+        }
+        let mac = hmac::sign(&self.0, name.as_bytes());
+        Realm(mac.as_ref().iter().take(8).fold(0, |sum, byte| (sum << 8) | u64::from(*byte)))
+    }
+}
+
+impl Default for Realms {
+    /// With a key that everybody knows: for a server whose realms are all its operator's.
+    fn default() -> Self {
+        Self::new(&[0; 32])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_one_realm_and_no_name_is_the_default() {
+        let realms = Realms::default();
+        assert_eq!(realms.named(""), Realm::default());
+        assert_eq!(realms.named("blue"), realms.named("blue"));
+        assert_ne!(realms.named("blue"), realms.named("green"));
+        assert_ne!(realms.named("blue"), Realm::default());
+        assert_ne!(realms.named("blue"), Realms::new(&[1; 32]).named("blue"));
+    }
+}

@@ -1,0 +1,156 @@
+//! Who is let in, with what, and how that ends.
+
+use super::*;
+use crate::signaling::wire::Tag;
+use crate::signaling::{Jwt, JwtKey, Limits, Rate};
+use data_encoding::BASE64URL_NOPAD;
+use ring::hmac;
+use ring::signature::{Ed25519KeyPair, KeyPair};
+
+const SECRET: &[u8] = b"a secret of thirty-two bytes or more";
+const OWN: &str = "a secret of twenty-two";
+
+/// A token of HS256 with these claims.
+fn token(claims: &Value) -> String {
+    let part = |text: &str| BASE64URL_NOPAD.encode(text.as_bytes());
+    let body = format!("{}.{}", part(r#"{"alg":"HS256"}"#), part(&claims.to_string()));
+    let mac = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, SECRET), body.as_bytes());
+    format!("{body}.{}", BASE64URL_NOPAD.encode(mac.as_ref()))
+}
+
+fn with_tokens() -> Config {
+    Config { jwt: JwtKey::hs256(SECRET).map(Jwt::new), ..config() }
+}
+
+fn register(mid: i64, key: &str) -> Value {
+    json!({"t": 1, "mid": mid, "params": {"key": key, "secret": OWN}})
+}
+
+#[test]
+fn a_token_admits_like_a_key_and_the_relay_ends_with_it() {
+    let mut world = World::new(Config { open: false, list: false, ..with_tokens() });
+    let end = world.now.unix + 600;
+    world.open(1);
+    let claims = json!({"exp": end, "scope": "register relay", "sub": "alice"});
+    let answer = world.ask_web(1, &register(1, &token(&claims)));
+    let (tag, user) = (&answer["extra"]["tag"], &answer["extra"]["ice_servers"][1]["username"]);
+    assert_eq!(user, &json!(format!("{end}:{}", tag.as_str().unwrap())));
+    assert_eq!(code(&world.ask_web(1, &json!({"t": 3, "params": {"tag": tag}}))), 204, "no scope for lists");
+    let admin = json!({"exp": end, "scope": ["register", "admin"]});
+    let answer = world.ask_web(1, &register(2, &token(&admin)));
+    assert_eq!(answer["extra"]["ice_servers"].as_array().map(Vec::len), Some(1), "no scope for the relay");
+    assert_eq!(code(&world.ask_web(1, &json!({"t": 3, "params": {"tag": tag}}))), 200);
+    // Keys count beside it.
+    assert_eq!(code(&world.ask_web(1, &register(3, "the key"))), 200);
+}
+
+#[test]
+fn a_token_that_is_not_right_gets_204_and_nothing_else_of_the_message_counts() {
+    let mut world = World::new(with_tokens());
+    world.open(1);
+    let good = token(&json!({"exp": world.now.unix + 600, "scope": "relay"}));
+    let expired = token(&json!({"exp": world.now.unix - 61, "scope": "relay"}));
+    for (mid, wrong) in
+        [&expired, &good[1..], &good[..good.len() - 1], "a.b.c", "another key"].iter().enumerate()
+    {
+        assert_eq!(code(&world.ask_web(1, &register(mid as i64, wrong))), 204, "{wrong}");
+    }
+    assert_eq!(world.hub.clients(), 0);
+    assert_eq!(code(&world.ask_web(1, &register(100, &"x".repeat(2049)))), 201, "too long");
+    assert_eq!(code(&world.ask_web(1, &register(101, &good))), 200);
+    let mut without = World::new(config());
+    without.open(1);
+    assert_eq!(code(&without.ask_web(1, &register(1, &good))), 204, "no tokens are taken there");
+}
+
+#[test]
+fn tokens_that_cost_a_signature_are_taken_as_seldom_as_other_signatures() {
+    let key = Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap();
+    let jwt = Some(Jwt::new(JwtKey::EdDsa(key.public_key().as_ref().try_into().unwrap())));
+    let limits = Limits { per_proof: Rate { burst: 2.0, per_second: 1.0 }, ..Limits::default() };
+    let mut world = World::new(Config { jwt, limits, ..config() });
+    world.open(1);
+    let guess = format!("{}.e30.AAAA", BASE64URL_NOPAD.encode(br#"{"alg":"EdDSA"}"#));
+    let codes = [1, 2, 3].map(|mid| code(&world.ask_web(1, &register(mid, &guess))));
+    assert_eq!(codes, [204, 204, 206]);
+    assert_eq!(code(&world.ask_web(1, &register(4, "the key"))), 200, "a key costs none");
+    world.wait_ms(1000);
+    assert_eq!(code(&world.ask_web(1, &register(5, &guess))), 204);
+}
+
+/// Revokes a tag for an hour.
+fn revoke(world: &mut World, tag: &str) {
+    let unix = world.now.unix;
+    world.hub.0[0].config.revoked.revoke(unix, tag, unix + 3600).unwrap();
+    world.hub.handle_revoked(world.now, &Tag::new(tag).unwrap());
+    world.drain();
+}
+
+#[test]
+fn a_revoked_tag_is_told_so_closed_and_refused_until_that_is_over() {
+    let mut world = World::new(config());
+    let watcher = world.web_client(9);
+    world.open(1);
+    let mine = json!({"t": 1, "mid": 1, "params": {"secret": OWN}});
+    let tag = world.ask_web(1, &mine)["extra"]["tag"].as_str().unwrap().to_owned();
+    world.ask_web(9, &json!({"t": 60, "mid": 2, "params": {"tags": [tag]}}));
+    revoke(&mut world, &tag);
+    assert_eq!(world.on(1), [json!({"t": 1, "code": 211, "em": "revoked"})]);
+    assert!(world.sent.contains(&Output::Close { conn: Conn(1) }));
+    assert_eq!(world.on(9), [json!({"t": 60, "params": {"offline": [tag]}})]);
+    let call = json!({"t": 4, "mid": 3, "params": {"tag": watcher, "rtag": tag}});
+    assert_eq!(code(&world.ask_web(9, &call)), 203);
+    world.open(2);
+    assert_eq!(code(&world.ask_web(2, &mine)), 211);
+    assert_eq!(code(&world.ask("192.0.2.10:1000", &mine)), 211);
+    // Others are what they were, and so is the tag once its last credentials have ended or it was taken back.
+    assert_eq!(code(&world.ask_web(2, &json!({"t": 1, "mid": 2}))), 200);
+    world.now = world.now.after(Duration::from_secs(3600));
+    let again = json!({"t": 1, "mid": 3, "params": {"secret": OWN}});
+    assert_eq!(world.ask_web(2, &again)["extra"]["tag"], json!(tag));
+    revoke(&mut world, &tag);
+    assert!(world.hub.0[0].config.revoked.restore(&tag));
+    world.open(3);
+    assert_eq!(world.ask_web(3, &again)["extra"]["tag"], json!(tag));
+}
+
+#[test]
+fn the_calls_of_a_revoked_tag_end_and_the_other_side_is_told() {
+    let mut world = World::new(config());
+    let tags = [1, 2, 3].map(|conn| world.web_client(conn));
+    let mut call = |from: usize, to: usize| {
+        let message = json!({"t": 4, "mid": 9, "params": {"tag": tags[from], "rtag": tags[to]}});
+        let token = world.ask_web(from as u64 + 1, &message)["extra"]["token"].clone();
+        (token, world.on(to as u64 + 1).remove(0)["mid"].clone())
+    };
+    // 1 calls 2, who answers; 3 calls 1, who has not yet.
+    let (live, mid) = call(0, 1);
+    let (waiting, _) = call(2, 0);
+    world.web(2, &json!({"t": -51, "mid": mid, "token": live, "code": 200}));
+    world.on(1);
+    revoke(&mut world, &tags[0]);
+    let ended = one(world.on(2));
+    assert_eq!(
+        (&ended["t"], &ended["token"], &ended["params"]["reason"]),
+        (&json!(55), &live, &json!("revoked"))
+    );
+    let failed = one(world.on(3));
+    assert_eq!((&failed["t"], &failed["token"], code(&failed)), (&json!(4), &waiting, 203));
+    assert_eq!(world.on(1), [json!({"t": 1, "code": 211, "em": "revoked"})]);
+    world.wait_ms(30_000);
+    assert_eq!(world.hub.acts(), 0);
+    // A name that nobody has is revoked all the same.
+    world.sent.clear();
+    revoke(&mut world, "nobody");
+    assert!(world.sent.is_empty());
+}
+
+#[test]
+fn whoever_only_wrote_an_address_as_a_source_does_not_have_it_told_of_a_revocation() {
+    let mut world = World::new(config());
+    let mine = json!({"t": 1, "mid": 1, "params": {"secret": OWN}});
+    let tag = world.ask("192.0.2.10:1000", &mine)["extra"]["tag"].as_str().unwrap().to_owned();
+    revoke(&mut world, &tag);
+    assert!(world.at("192.0.2.10:1000").is_empty());
+    assert_eq!(code(&world.ask("192.0.2.10:1000", &json!({"t": 2, "tag": tag}))), 202);
+}

@@ -1,0 +1,101 @@
+//! Names whose time-limited credentials count no more, although their time is not over.
+
+use std::collections::HashMap;
+use std::sync::{PoisonError, RwLock};
+
+/// Revoked names and when the last credentials made for them end (Unix seconds): from then on there is nothing left to revoke.
+/// Shared by whoever revokes, mints and checks.
+#[derive(Debug)]
+pub struct Revoked {
+    cap: usize,
+    names: RwLock<HashMap<Box<str>, u64>>,
+}
+
+/// As many names as there may be are revoked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("too many names are revoked at a time")]
+pub struct Full;
+
+impl Default for Revoked {
+    fn default() -> Self {
+        Self::new(10_000)
+    }
+}
+
+impl Revoked {
+    /// Makes room for `cap` names.
+    #[must_use]
+    pub fn new(cap: usize) -> Self {
+        Self { cap, names: RwLock::default() }
+    }
+
+    /// Revokes `name` until the second `until`, or for as long as it is revoked already if that is more.
+    ///
+    /// # Errors
+    /// [`Full`] when there is no room.
+    pub fn revoke(&self, unix: u64, name: &str, until: u64) -> Result<(), Full> {
+        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = names.get_mut(name) {
+            *before = until.max(*before);
+            return Ok(());
+        }
+        if names.len() >= self.cap {
+            names.retain(|_, until| unix < *until);
+        }
+        if names.len() >= self.cap {
+            return Err(Full);
+        }
+        names.insert(name.into(), until);
+        Ok(())
+    }
+
+    /// Takes a revocation back; returns whether there was one.
+    pub fn restore(&self, name: &str) -> bool {
+        self.names.write().unwrap_or_else(PoisonError::into_inner).remove(name).is_some()
+    }
+
+    /// Says whether `name` is revoked.
+    #[must_use]
+    pub fn holds(&self, unix: u64, name: &str) -> bool {
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        names.get(name).is_some_and(|until| unix < *until)
+    }
+
+    /// Returns the names that are revoked at the moment, sorted, and until when.
+    #[must_use]
+    pub fn all(&self, unix: u64) -> Vec<(Box<str>, u64)> {
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        let current = names.iter().filter(|(_, until)| unix < **until);
+        let mut all: Vec<_> = current.map(|(name, until)| (name.clone(), *until)).collect();
+        all.sort_unstable();
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_revoked_until_its_credentials_end_or_it_is_taken_back() {
+        let revoked = Revoked::default();
+        revoked.revoke(0, "a", 100).unwrap();
+        revoked.revoke(0, "a", 50).unwrap();
+        revoked.revoke(0, "b", 60).unwrap();
+        assert!(revoked.holds(99, "a") && !revoked.holds(100, "a") && !revoked.holds(0, "c"));
+        assert_eq!(revoked.all(59), [("a".into(), 100), ("b".into(), 60)]);
+        assert_eq!(revoked.all(60), [("a".into(), 100)]);
+        assert!(revoked.restore("a") && !revoked.restore("a") && !revoked.holds(0, "a"));
+    }
+
+    #[test]
+    fn there_is_room_for_so_many_and_those_that_are_over_make_it() {
+        let revoked = Revoked::new(2);
+        revoked.revoke(0, "a", 10).unwrap();
+        revoked.revoke(0, "b", 20).unwrap();
+        assert_eq!(revoked.revoke(9, "c", 30), Err(Full));
+        assert_eq!(revoked.revoke(9, "b", 30), Ok(()));
+        assert_eq!(revoked.revoke(10, "c", 30), Ok(()));
+        assert!(!revoked.holds(0, "a") && revoked.holds(29, "b"));
+    }
+}
