@@ -54,7 +54,6 @@ const PURE: &[&str] = &[
     "src/signaling/presence.rs",
     "src/signaling/quota.rs",
     "src/signaling/rate.rs",
-    "src/signaling/realm.rs",
     "src/signaling/registry.rs",
     "src/signaling/shards.rs",
     "src/signaling/subscriptions.rs",
