@@ -15,6 +15,7 @@ mod envelope;
 mod gathers;
 mod http;
 mod identity;
+mod inner;
 mod leg;
 mod listing;
 pub mod machine;
