@@ -88,7 +88,8 @@ pub(super) struct Registration {
 
 impl Registration {
     fn ask(&self) -> Ask {
-        Ask::Register { key: self.key.clone(), secret: self.secret.clone(), epoch: self.epoch, proof: None }
+        let (key, secret) = (self.key.clone(), self.secret.clone());
+        Ask::Register { key, secret, epoch: self.epoch, proof: None, laddrs: None }
     }
 
     /// Counts on before the same session registers by a new line, so that it is newer than by its old one.
@@ -149,7 +150,7 @@ impl Link {
     /// Registers, or registers again for fresh credentials.
     pub(super) async fn register(&self, registration: &Registration) -> Result<Welcome, LinkError> {
         match self.ask(registration.ask()).await? {
-            Answer::Registered { tag, ice_servers, stun2, epoch } => {
+            Answer::Registered { tag, ice_servers, stun2, epoch, .. } => {
                 Ok(Welcome { tag, ice_servers, stun2, epoch })
             }
             Answer::Failed { code, em, .. } => Err(LinkError::Refused { code, text: em }),

@@ -46,8 +46,13 @@ impl Script {
     /// The same as session number `epoch`.
     async fn welcome_as(listener: &TcpListener, tag: &str, epoch: Option<i64>) -> (Self, Ask) {
         let (mut script, request) = Self::accept(listener).await;
-        let registered =
-            Answer::Registered { tag: Tag::new(tag).unwrap(), ice_servers: vec![], stun2: None, epoch };
+        let registered = Answer::Registered {
+            tag: Tag::new(tag).unwrap(),
+            ice_servers: vec![],
+            stun2: None,
+            epoch,
+            seen: None,
+        };
         script.answer(request.mid, registered).await;
         (script, request.body)
     }
@@ -78,7 +83,7 @@ async fn answers_find_their_questions_and_the_rest_is_heard() {
         let (mut script, registered) = Script::welcome(&listener, "me").await;
         assert_eq!(
             registered,
-            Ask::Register { key: Some("k".into()), secret: None, epoch: None, proof: None }
+            Ask::Register { key: Some("k".into()), secret: None, epoch: None, proof: None, laddrs: None }
         );
         let call = script.hear_request().await;
         let second = script.hear_request().await;
@@ -212,7 +217,13 @@ async fn a_listener_shows_a_higher_number_each_time_it_comes_back() {
     script.0.close(None).await.unwrap();
     let (_script, fourth) = Script::accept(&listener).await;
     for (ask, expected) in [(second.body, 42), (third, 43), (fourth.body, 61)] {
-        let again = Ask::Register { key: None, secret: secret.clone(), epoch: Some(expected), proof: None };
+        let again = Ask::Register {
+            key: None,
+            secret: secret.clone(),
+            epoch: Some(expected),
+            proof: None,
+            laddrs: None,
+        };
         assert_eq!(ask, again);
     }
 }

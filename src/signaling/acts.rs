@@ -30,12 +30,13 @@ impl Hub {
             return Err(Code::UnknownTag);
         }
         let (name, realm) = (caller.name, caller.realm);
+        let (inner, proven) = (caller.inner.texts(), caller.proven);
         self.registry.touch(asker.now.mono, &tag, asker.leg.peer);
         if rtag == tag {
             return Err(Code::NotOnline);
         }
         let (asker, to) = (Asker { room: self.room(asker), ..asker }, self.shards.of_tag(&rtag));
-        let invite = Invite { asker, mid, tag, rtag: rtag.clone(), realm, ice };
+        let invite = Invite { asker, mid, tag, rtag: rtag.clone(), realm, ice, inner, proven };
         if to == self.shards.own() {
             self.invite(invite);
         } else {
@@ -61,11 +62,16 @@ impl Hub {
     }
 
     fn open_call(&mut self, invite: Invite) -> Result<(CallId, Token), Code> {
-        let Invite { asker, mid, tag, rtag, realm, ice } = invite;
+        let Invite { asker, mid, tag, rtag, realm, mut ice, inner, proven } = invite;
         let now = asker.now.mono;
         let callee =
             self.registry.tag(&rtag).filter(|callee| callee.realm == realm).ok_or(Code::NotOnline)?;
         let (callee_leg, callee_proven) = (callee.leg, callee.proven);
+        // What is told without having been sent now goes to true addresses alone (no amplification).
+        if ice.laddrs.is_empty() && callee_proven {
+            ice.laddrs = inner;
+        }
+        let callee_inner = if proven { callee.inner.texts() } else { Vec::new() };
         if self.pairs.take((tag.clone(), rtag.clone()), now) != Verdict::Pass {
             return Err(Code::TooMany);
         }
@@ -74,7 +80,7 @@ impl Hub {
             return Err(Code::TooMany);
         }
         let (caller, callee) = (Side::new(tag, asker.leg), Side::new(rtag, callee_leg));
-        let opening = Opening { token: token.clone(), mid, caller, callee, ice, callee_proven };
+        let opening = Opening { token: token.clone(), mid, caller, callee, ice, callee_proven, callee_inner };
         let id = self.fresh_call_id();
         let (times, notices) = (&self.config.times, self.config.limits.notices_per_call);
         let mut mid = || Calls::mid(id, self.rng.next_u32());

@@ -65,6 +65,10 @@ pub(super) struct Invite {
     pub(super) rtag: Tag,
     pub(super) realm: Realm,
     pub(super) ice: Ice,
+    /// The inner addresses that the caller has registered with (S1-5).
+    pub(super) inner: Vec<String>,
+    /// The caller was shown to be at its address.
+    pub(super) proven: bool,
 }
 
 /// A tag of a realm.

@@ -110,6 +110,8 @@ pub(super) struct Call {
     next_question: Option<Instant>,
     callee_address_told: bool,
     callee_ice_told: bool,
+    /// Told with the first 52, where the callee tells none itself (S1-5).
+    callee_inner: Vec<String>,
     notices: Vec<Notice>,
     effects: Vec<Effect>,
 }
@@ -123,12 +125,14 @@ pub(super) struct Opening {
     pub(super) ice: Ice,
     /// The callee was shown to be at its address; if not, it gets at most two sendings (no amplification).
     pub(super) callee_proven: bool,
+    /// The inner addresses that the callee has registered with.
+    pub(super) callee_inner: Vec<String>,
 }
 
 impl Call {
     /// Begins a call: the callee is notified (S0-14).
     pub(super) fn open(opening: Opening, at: &mut Moment<'_>) -> Self {
-        let Opening { token, mid, caller, callee, ice, callee_proven } = opening;
+        let Opening { token, mid, caller, callee, ice, callee_proven, callee_inner } = opening;
         let mut call = Self {
             token,
             caller,
@@ -139,6 +143,7 @@ impl Call {
             next_question: None,
             callee_address_told: false,
             callee_ice_told: false,
+            callee_inner,
             notices: Vec::new(),
             effects: Vec::new(),
         };
@@ -177,7 +182,7 @@ impl Call {
     /// Takes the callee's -51 (S0-15). Its source is the punching address (S0-16); a client on WebSocket may send a
     /// second one by UDP to supply it (S0-A23). The first must have the mid of the 51, which the callee alone was told:
     /// the caller has the token too and could answer in a victim's name.
-    pub(super) fn accept(&mut self, leg: Leg, mid: Option<i64>, ice: Ice, at: &mut Moment<'_>) {
+    pub(super) fn accept(&mut self, leg: Leg, mid: Option<i64>, mut ice: Ice, at: &mut Moment<'_>) {
         let new_address = leg.address().filter(|_| !self.callee_address_told);
         let new_ice = !self.callee_ice_told && ice != Ice::default();
         let first = self.stage == Stage::Notified;
@@ -197,6 +202,10 @@ impl Call {
         }
         self.callee_address_told |= new_address.is_some();
         self.callee_ice_told |= new_ice;
+        let inner = std::mem::take(&mut self.callee_inner);
+        if ice.laddrs.is_empty() {
+            ice.laddrs = inner;
+        }
         let token = self.token.clone();
         let ask = |ice| Ask::Answered { token: token.clone(), from: new_address, ice };
         let mid = (at.mid)();

@@ -90,7 +90,9 @@ pub(super) struct Fields {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) role: Option<Capped<16>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) nat: Option<Capped<16>>,
+    pub(super) nat: Option<NatField>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) addr: Option<Capped<64>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) tport: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,6 +105,23 @@ pub(super) struct Fields {
     pub(super) done: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) sdp: Option<Capped<49_152>>,
+}
+
+/// What peers say of their NAT is a word; what the server says of a client's is yes or no.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum NatField {
+    Word(Capped<16>),
+    Behind(bool),
+}
+
+impl NatField {
+    pub(super) fn word(&self) -> Option<&Capped<16>> {
+        match self {
+            Self::Word(word) => Some(word),
+            Self::Behind(_) => None,
+        }
+    }
 }
 
 /// What can still be told of a message that has a wrong type somewhere, so that its sender can be answered.

@@ -404,8 +404,8 @@ impl Hub {
             return;
         }
         let answered = match request.body {
-            Ask::Register { key, secret, epoch, proof } => {
-                let claim = Claim { secret: secret.as_deref(), epoch, proof: proof.as_ref() };
+            Ask::Register { key, secret, epoch, proof, laddrs } => {
+                let claim = Claim { secret: secret.as_deref(), epoch, proof: proof.as_ref(), laddrs };
                 self.register(asker, mid, key.as_deref(), claim).map(Some)
             }
             Ask::Heartbeat { tag } => self.heartbeat(asker, &tag).map(Some),

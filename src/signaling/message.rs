@@ -85,6 +85,8 @@ pub enum Ask {
         epoch: Option<i64>,
         /// Owns a lasting tag instead of `secret`: shows that the asker holds a key.
         proof: Option<Proof>,
+        /// The client's inner addresses (S1-4), those of its punching socket; none leaves what was told before.
+        laddrs: Option<Vec<SocketAddr>>,
     },
     /// `t` = 2: I am alive (S0-3).
     Heartbeat {
@@ -197,6 +199,8 @@ pub enum Answer {
         stun2: Option<String>,
         /// The session's number; of owned tags only.
         epoch: Option<i64>,
+        /// Where the client was seen; by UDP only.
+        seen: Option<Seen>,
     },
     /// `t` = -2 (S0-4).
     Alive,
@@ -358,6 +362,15 @@ pub struct Ice {
     pub sdp: Option<String>,
 }
 
+/// Where the server sees a client (S1-2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// The client's outer address.
+    pub addr: SocketAddr,
+    /// Whether its IP is none of the inner ones that the client has told (S1-3); unknown where it has told none.
+    pub nat: Option<bool>,
+}
+
 /// Shows that a client holds an Ed25519 key (RFC 8032).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proof {
@@ -475,5 +488,24 @@ impl Response {
     #[must_use]
     pub fn failure(t: i64, mid: Option<i64>, code: Code) -> Self {
         Self { mid, body: Answer::Failed { t, token: None, code, em: code.text().to_owned() } }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn each_code_has_a_number_and_a_text_of_its_own() {
+        // S0-39, S0-A13.
+        assert!(CODES.iter().all(|row| (201..300).contains(&row.0)));
+        let codes: HashSet<_> = CODES.iter().map(|row| row.1).collect();
+        let numbers: HashSet<_> = codes.iter().map(|code| code.number()).collect();
+        let texts: HashSet<_> = codes.iter().map(|code| code.text()).collect();
+        assert_eq!([codes.len(), numbers.len(), texts.len()], [CODES.len(); 3]);
+        for code in codes.into_iter().chain([Code::Other(299)]) {
+            assert_eq!(Code::from_number(code.number()), code);
+        }
     }
 }

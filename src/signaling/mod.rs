@@ -16,6 +16,7 @@ mod framing;
 mod gathers;
 mod http;
 mod identity;
+mod inner;
 mod leg;
 mod listing;
 pub mod machine;

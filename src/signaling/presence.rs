@@ -4,16 +4,18 @@ use super::admission::{self, Admitted, Realm};
 use super::bus::{Address, Page, Said, Standing, Watchable};
 use super::gathers::What;
 use super::identity;
+use super::inner::Inner;
 use super::leg::{Conn, Door, Network, Peer};
 use super::machine::{Asker, Hub, Output};
 use super::name::{Name, TAG_BYTES, base32};
 use super::rate::Verdict;
 use super::registry::{Entry, Registration};
 use super::shards::Shard;
-use super::wire::{Answer, Ask, Code, MAX_EPOCH, Proof, Request, Response, Tag};
+use super::wire::{Answer, Ask, Code, MAX_EPOCH, Proof, Request, Response, Seen, Tag};
 use crate::clock::Now;
 use rand::RngCore;
 use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
 use std::time::Instant;
 
 /// How much longer than its request the answer to t=60 may be, besides the tags.
@@ -24,11 +26,12 @@ const WATCH_ROOM: usize = 128;
 const EPOCHS_PER_SECOND: i64 = 1000;
 
 /// What a registration shows for a lasting tag.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Claim<'a> {
     pub(super) secret: Option<&'a str>,
     pub(super) epoch: Option<i64>,
     pub(super) proof: Option<&'a Proof>,
+    pub(super) laddrs: Option<Vec<SocketAddr>>,
 }
 
 impl Hub {
@@ -47,7 +50,7 @@ impl Hub {
         if !(self.config.open || scopes.register) {
             return Err(Code::NotAllowed);
         }
-        let owned = self.owned_name(asker, claim)?;
+        let owned = self.owned_name(asker, &claim)?;
         let (name, epoch) = match (owned, self.registry.peer(asker.leg.peer)) {
             (Some(name), _) => (name, Some(self.epoch(asker, name, claim.epoch)?)),
             (None, Some(client)) => (client.name, client.epoch),
@@ -69,10 +72,23 @@ impl Hub {
             false => self.config.ice_servers.public(),
         };
         let stun2 = self.config.stun2.clone();
-        let full = Answer::Registered { tag: tag.clone(), ice_servers, stun2, epoch };
-        let fits = Response { mid, body: full.clone() }.encode().len() <= self.room(asker);
-        let bare = Answer::Registered { tag, ice_servers: Vec::new(), stun2: None, epoch };
-        Ok(if fits { full } else { bare })
+        let seen = self.see(asker.leg.peer, claim.laddrs);
+        let room = self.room(asker);
+        let fits = |answer: &Answer| Response { mid, body: answer.clone() }.encode().len() <= room;
+        let only =
+            |seen| Answer::Registered { tag: tag.clone(), ice_servers: Vec::new(), stun2: None, epoch, seen };
+        let full = Answer::Registered { tag: tag.clone(), ice_servers, stun2, epoch, seen };
+        Ok([full, only(seen)].into_iter().find(fits).unwrap_or_else(|| only(None)))
+    }
+
+    /// Notes what a client tells of its own network, and compares it with where it is seen (S1-2, S1-3).
+    fn see(&mut self, peer: Peer, laddrs: Option<Vec<SocketAddr>>) -> Option<Seen> {
+        if let Some(laddrs) = laddrs {
+            self.registry.tell_inner(peer, Inner::new(laddrs));
+        }
+        let Peer::Udp(addr) = peer else { return None };
+        let nat = self.registry.peer(peer)?.inner.is_behind_nat(addr);
+        Some(Seen { addr, nat })
     }
 
     /// Says what a key or JWT admits to; one that may cost a signature is taken as seldom as those of tags are.
@@ -93,7 +109,7 @@ impl Hub {
     }
 
     /// Says which tag a secret or a key has; none where neither was shown.
-    fn owned_name(&mut self, asker: Asker, claim: Claim<'_>) -> Result<Option<Name>, Code> {
+    fn owned_name(&mut self, asker: Asker, claim: &Claim<'_>) -> Result<Option<Name>, Code> {
         if let Some(proof) = claim.proof {
             if !self.challenges.knows(&proof.nonce, asker.leg.peer, asker.now.unix) {
                 return Err(Code::BadToken);

@@ -7,6 +7,7 @@
 use super::admission::Realm;
 use super::bus::{Page, Watchable};
 use super::config::Times;
+use super::inner::Inner;
 use super::leg::{Leg, Network, Peer};
 use super::listing::Listing;
 use super::name::Name;
@@ -42,6 +43,8 @@ pub(super) struct Registration {
     /// The session's number; of owned tags only.
     pub(super) epoch: Option<i64>,
     pub(super) realm: Realm,
+    /// What it has told of its own network (S1-2).
+    pub(super) inner: Inner,
     network: Network,
     since: Instant,
 }
@@ -188,6 +191,7 @@ impl Registry {
             leg,
             epoch,
             realm,
+            inner: Inner::default(),
             network,
             since: now,
         };
@@ -253,6 +257,13 @@ impl Registry {
     pub(super) fn prove(&mut self, peer: Peer) {
         if let Some(client) = self.id_of_peer(peer).and_then(|id| self.client_mut(id)) {
             client.proven = true;
+        }
+    }
+
+    /// Notes what a client tells of its own network.
+    pub(super) fn tell_inner(&mut self, peer: Peer, inner: Inner) {
+        if let Some(client) = self.id_of_peer(peer).and_then(|id| self.client_mut(id)) {
+            client.inner = inner;
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod abuse;
 mod acts;
+mod addresses;
 mod admission;
 mod hands;
 mod identity;

@@ -4,9 +4,9 @@
 //! WebSocket text of at most [`MAX_TEXT`] bytes. A message without `code` and with a positive `t` is a [`Request`],
 //! every other one a [`Response`] (S0-A1). `docs/wire/signaling.md` shows each of them.
 
-use super::envelope::{self, Capped, Envelope, Few, Fields, Object};
+use super::envelope::{self, Capped, Envelope, Few, Fields, NatField, Object};
 pub use super::message::{
-    Answer, Ask, Code, Ice, IceServer, Message, Nat, Path, Proof, Request, Response, Tag, Token,
+    Answer, Ask, Code, Ice, IceServer, Message, Nat, Path, Proof, Request, Response, Seen, Tag, Token,
 };
 use super::message::{NATS, PATHS, meaning, word};
 use data_encoding::BASE64URL_NOPAD;
@@ -110,7 +110,8 @@ fn ask(mut envelope: Envelope) -> Option<Ask> {
             if secret.is_some() && proof.is_some() {
                 return None;
             }
-            Ask::Register { key: f.key.map(|key| key.0), secret, epoch: f.epoch, proof }
+            let laddrs = f.laddrs.map(inner_addresses).map_or(Some(None), |laddrs| laddrs.map(Some))?;
+            Ask::Register { key: f.key.map(|key| key.0), secret, epoch: f.epoch, proof, laddrs }
         }
         2 => Ask::Heartbeat { tag: f.tag? },
         3 => Ask::List { tag: f.tag?, after: f.after },
@@ -156,6 +157,7 @@ fn answer(mut envelope: Envelope) -> Option<Answer> {
             ice_servers: f.ice_servers.map_or_else(Vec::new, |few| few.0),
             stun2: f.stun2.map(|stun2| stun2.0),
             epoch: f.epoch,
+            seen: seen(f.addr, f.nat)?,
         },
         2 => Answer::Alive,
         3 => Answer::Listed { tags: f.tags?, more: f.more.unwrap_or(false) },
@@ -180,7 +182,7 @@ fn answer(mut envelope: Envelope) -> Option<Answer> {
 
 fn ice(f: Fields) -> Ice {
     Ice {
-        nat: meaning(&NATS, f.nat.as_ref()),
+        nat: f.nat.as_ref().and_then(NatField::word).and_then(|word| meaning(&NATS, Some(word))),
         ufrag: f.ufrag.map(|text| text.0),
         pwd: f.pwd.map(|text| text.0),
         cands: f.cands.map_or_else(Vec::new, |few| few.0.into_iter().map(|text| text.0).collect()),
@@ -189,6 +191,22 @@ fn ice(f: Fields) -> Ice {
         tport: f.tport.or(f.rtport),
         sdp: f.sdp.map(|text| text.0),
     }
+}
+
+/// Addresses to which packets can go; anything else among them is an error.
+fn inner_addresses(texts: Few<Capped<64>, 16>) -> Option<Vec<SocketAddr>> {
+    let sound = |text: Capped<64>| text.0.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
+    texts.0.into_iter().map(sound).collect()
+}
+
+/// Of an address, what the server says of it may be missing.
+fn seen(addr: Option<Capped<64>>, nat: Option<NatField>) -> Option<Option<Seen>> {
+    let Some(addr) = addr else { return Some(None) };
+    let nat = nat.and_then(|nat| match nat {
+        NatField::Behind(nat) => Some(nat),
+        NatField::Word(_) => None,
+    });
+    Some(Some(Seen { addr: addr.0.parse().ok()?, nat }))
 }
 
 /// An address is whole or missing; half of one is an error, which the outer `None` says.
@@ -235,10 +253,13 @@ impl Request {
         let mut out = Envelope { t: self.body.t(), mid: self.mid, ..Envelope::default() };
         let object = |fields: Fields| Some(Object(Box::new(fields)));
         match self.body.clone() {
-            Ask::Register { key, secret, epoch, proof } => {
-                if key.is_some() || secret.is_some() || epoch.is_some() || proof.is_some() {
+            Ask::Register { key, secret, epoch, proof, laddrs } => {
+                let bare = key.is_none() && secret.is_none() && laddrs.is_none();
+                if !bare || epoch.is_some() || proof.is_some() {
+                    let text = |address: SocketAddr| Capped(address.to_string());
+                    let laddrs = laddrs.map(|laddrs| Few(laddrs.into_iter().map(text).collect()));
                     let (key, secret) = (key.map(Capped), secret.map(Capped));
-                    out.params = object(Fields { key, secret, epoch, ..proof.into() });
+                    out.params = object(Fields { key, secret, epoch, laddrs, ..proof.into() });
                 }
             }
             Ask::Heartbeat { tag } => out.tag = Some(tag),
@@ -294,10 +315,10 @@ impl Response {
         let mut out = Envelope { mid: self.mid, code: Some(SUCCESS), ..Envelope::default() };
         let object = |fields: Fields| Some(Object(Box::new(fields)));
         let (t, token) = match self.body.clone() {
-            Answer::Registered { tag, ice_servers, stun2, epoch } => {
+            Answer::Registered { tag, ice_servers, stun2, epoch, seen } => {
                 let ice_servers = (!ice_servers.is_empty()).then_some(Few(ice_servers));
                 let stun2 = stun2.map(Capped);
-                out.extra = object(Fields { tag: Some(tag), ice_servers, stun2, epoch, ..Fields::default() });
+                out.extra = object(Fields { tag: Some(tag), ice_servers, stun2, epoch, ..seen.into() });
                 (-1, None)
             }
             Answer::Alive => (-2, None),
@@ -361,13 +382,20 @@ impl From<Option<Proof>> for Fields {
     }
 }
 
+impl From<Option<Seen>> for Fields {
+    fn from(seen: Option<Seen>) -> Self {
+        let Some(Seen { addr, nat }) = seen else { return Self::default() };
+        Self { addr: Some(Capped(addr.to_string())), nat: nat.map(NatField::Behind), ..Self::default() }
+    }
+}
+
 impl From<Ice> for Fields {
     fn from(ice: Ice) -> Self {
         Self {
             ufrag: ice.ufrag.map(Capped),
             pwd: ice.pwd.map(Capped),
             role: ice.role.map(Capped),
-            nat: word(&NATS, ice.nat),
+            nat: word(&NATS, ice.nat).map(NatField::Word),
             tport: ice.tport,
             cands: (!ice.cands.is_empty()).then(|| Few(ice.cands.into_iter().map(Capped).collect())),
             laddrs: (!ice.laddrs.is_empty()).then(|| Few(ice.laddrs.into_iter().map(Capped).collect())),
@@ -425,12 +453,14 @@ mod tests {
                 secret: Some("s".repeat(MIN_SECRET)),
                 epoch: Some(0),
                 proof: None,
+                laddrs: from.map(|address| vec![address]),
             },
             Ask::Register {
                 key: None,
                 secret: None,
                 epoch: None,
                 proof: Some(Proof { public: [7; 32], nonce: "n".into(), signature: vec![8; 64] }),
+                laddrs: None,
             },
             Ask::Challenge,
             Ask::Heartbeat { tag: tag("a") },
@@ -457,6 +487,7 @@ mod tests {
                 ice_servers: vec![server],
                 stun2: Some("x:3479".into()),
                 epoch: Some(1),
+                seen: from.map(|addr| Seen { addr, nat: Some(true) }),
             },
             Answer::Alive,
             Answer::Listed { tags: vec![tag("a")], more: true },
@@ -571,7 +602,7 @@ mod tests {
         assert_eq!(response(text), Answer::Alive);
         assert_eq!(
             request(r#"{"t":1,"code":null}"#),
-            Ask::Register { key: None, secret: None, epoch: None, proof: None }
+            Ask::Register { key: None, secret: None, epoch: None, proof: None, laddrs: None }
         );
         let text = r#"{"t":-53,"token":"tok","extra":{"path":"warp"}}"#;
         assert_eq!(response(text), Answer::Status { token: token(), punching: true, path: None });

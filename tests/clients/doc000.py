@@ -8,7 +8,9 @@ Two UDP sockets as in S0-28 to S0-30: `main` registers, heartbeats, lists and is
 notification and punches. Once punched, both sides send 100 numbered datagrams through the hole until all are
 acknowledged. Where no hole opens within `--give-up` seconds, each tells the server so when it asks (step 10), and ends.
 With `--tcp` both announce a TCP port and inner addresses (S0-A11, S0-A18), and open a stream after the punch (S0-23): from that port
-to the other's, while listening there, so that SYNs that cross meet. 64 KiB go each way through it. Events go to stdout, one JSON object a line; exit code 0, or 1 with a reason after the time limit.
+to the other's, while listening there, so that SYNs that cross meet. 64 KiB go each way through it. With `--inner` both register with the
+inner address of `hole` (S1-4), send to all addresses that the server tells of the other, and keep to the one that answers first (S1-5, S1-7). With
+`--silence` seconds nothing but the caller's 102 passes the hole for that long (S0-22), and after it the caller speaks first. Events go to stdout, one JSON object a line; exit code 0, or 1 with a reason after the time limit.
 """
 import argparse
 import errno
@@ -23,10 +25,11 @@ STREAM = 64 * 1024   # bytes of the stream, each way
 LINGER = 3.0         # seconds to go on acknowledging after the own part is done
 RESEND = 0.5         # seconds between repetitions of whatever is unanswered
 HEARTBEAT = 15.0     # S0-A17
+KEEP = 2.0           # seconds between two 102 that keep the hole open
 
 
 class Client:
-    def __init__(self, server, timeout, patience, tcp):
+    def __init__(self, server, timeout, patience, tcp, inner, silence):
         family = socket.AF_INET6 if ":" in server[0] else socket.AF_INET
         self.server, self.deadline, self.mid = server, time.monotonic() + timeout, 0
         self.main, self.hole = (socket.socket(family, socket.SOCK_DGRAM) for _ in range(2))
@@ -37,14 +40,19 @@ class Client:
         self.port = None          # our TCP port
         self.streams = []         # where the peer's may be reached, the likeliest first
         self.extras = {}          # what we tell the peer beyond document 000
-        if tcp:
+        self.inner = inner        # whether the server shall tell of our inner address, and we look at the peer's
+        self.laddrs = []
+        self.silence = silence    # how long the hole is kept open by 102 alone before anything else passes
+        if tcp or inner:
             self.hole.connect(server)
-            inner = self.hole.getsockname()
+            own = self.hole.getsockname()
             self.hole.close()
             self.hole = socket.socket(family, socket.SOCK_DGRAM)
-            self.hole.bind(("", inner[1]))
-            self.port = inner[1]
-            self.extras = {"tport": self.port, "laddrs": ["%s:%d" % inner[:2]]}
+            self.hole.bind(("", own[1]))
+            self.laddrs = ["%s:%d" % own[:2]]
+        if tcp:
+            self.port = own[1]
+            self.extras = {"tport": self.port, "laddrs": self.laddrs}
         self.peer = None          # the address the hole leads to, once a round trip has shown it
         self.acked, self.received = set(), set()
 
@@ -89,9 +97,10 @@ class Client:
                 self.hear(on, source, message)
 
     def register(self):
-        self.tag = self.ask(self.main, 1)["tag"]
+        told = self.ask(self.main, 1, params={"laddrs": self.laddrs}) if self.inner else self.ask(self.main, 1)
+        self.tag = told["tag"]
         self.ask(self.main, 2, tag=self.tag)
-        self.event("registered", tag=self.tag)
+        self.event("registered", **{name: told[name] for name in ("tag", "addr", "nat") if name in told})
 
     def call(self, callee):
         while callee == "first":
@@ -150,11 +159,11 @@ class Client:
 
     def learn(self, host, port, inner):
         """Takes note of where the peer's stream, and its hole on the same network, may be reached."""
-        if not self.port or not port:
-            return
         inner = [(ip, int(hole)) for ip, hole in (address.rsplit(":", 1) for address in inner)]
-        self.targets.update(inner)
-        self.streams = [(ip, port) for ip, _ in inner] + [(host, port)]
+        if self.port and port:
+            self.streams = [(ip, port) for ip, _ in inner] + [(host, port)]
+        if self.inner or self.streams:
+            self.targets.update(inner)
 
     def stream(self):
         """Opens the stream, moves bytes both ways, and tells how it came about."""
@@ -208,8 +217,8 @@ class Client:
 
     def run(self):
         """Punches, then exchanges; returns when both directions are through."""
-        due = beat = 0
-        done = None
+        due = beat = keep = 0
+        done = speak = None
         while done is None or time.monotonic() < done:
             now = time.monotonic()
             if now >= beat:
@@ -217,6 +226,8 @@ class Client:
                 beat = now + HEARTBEAT
             if self.targets and self.tries_until is None:
                 self.tries_until = now + self.patience
+            if self.peer and speak is None:
+                speak = now + self.silence
             if now >= due:
                 due = now + RESEND
                 if self.callee and self.peer is None:
@@ -227,7 +238,11 @@ class Client:
                     self.opened += 1
                     for target in self.targets:
                         self.send(self.hole, {"t": 101}, target)
-                elif self.peer and len(self.acked) < COUNT:
+                elif self.peer and now < speak and self.callee and now >= keep:
+                    keep = now + KEEP
+                    self.mid += 1
+                    self.send(self.hole, {"t": 102, "mid": self.mid, "params": {"token": self.token}}, self.peer)
+                elif self.peer and now >= speak and len(self.acked) < COUNT and (self.callee or self.received or not self.silence):
                     for n in set(range(COUNT)) - self.acked:
                         self.send(self.hole, {"t": 200, "n": n}, self.peer)
             for sock, source, message in self.receive(0.05):
@@ -243,11 +258,13 @@ def main():
     parser.add_argument("--timeout", type=float, default=60, metavar="SECONDS")
     parser.add_argument("--give-up", type=float, default=30, metavar="SECONDS")
     parser.add_argument("--tcp", action="store_true")
+    parser.add_argument("--inner", action="store_true")
+    parser.add_argument("--silence", type=float, default=0, metavar="SECONDS")
     parser.add_argument("role", choices=["listen", "call"])
     parser.add_argument("tag", nargs="?", default="first")
     args = parser.parse_args()
     host, port = args.server.rsplit(":", 1)
-    client = Client((host.strip("[]"), int(port)), args.timeout, args.give_up, args.tcp)
+    client = Client((host.strip("[]"), int(port)), args.timeout, args.give_up, args.tcp, args.inner, args.silence)
     client.register()
     if args.role == "call":
         client.call(args.tag)

@@ -17,6 +17,7 @@ mod architecture;
 mod authority;
 mod bulk;
 mod crossing;
+mod document000;
 mod examples;
 mod front_door;
 mod fuzz_corpora;

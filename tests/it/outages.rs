@@ -1,5 +1,7 @@
 //! An agent whose network dies without a word, and comes back: what those who watch its tag are told, and what is left of the dead line.
+//! And a path that NATs would forget.
 
+use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
@@ -108,4 +110,34 @@ fn an_agent_whose_network_card_is_pulled_is_told_offline_and_comes_back_as_one()
     let net = Net::new();
     let host = net.public(21);
     assert_it_returns(&net, &host, || net.unplug(&host), || net.replug(&host));
+}
+
+/// S1-11: the hole is both NATs' mappings, and either is lost when nothing passes.
+#[test]
+fn a_path_through_nats_that_forget_in_seconds_outlives_silence() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    const MEMORY: u8 = 8;
+    let net = Net::new();
+    let house = House::on(&net.island(10));
+    let server = house.address.to_string();
+    let nats = [21, 22].map(|octet| net.nat(NatKind::PortRestricted, octet));
+    nats.iter().for_each(|nat| nat.forget_after(MEMORY));
+    let hosts = nats.each_ref().map(|nat| net.behind(nat));
+    let mut listener = agent("listener", &hosts[0], &["listen", "--server", &server, "--key", &house.key()]);
+    let (_to_listener, from_listener) = listener.take_pipes();
+    let mut connector = agent("connector", &hosts[1], &["connect", &ticket(&listener).to_string()]);
+    let (mut to_listener, _from_connector) = connector.take_pipes();
+    for side in [&listener, &connector] {
+        side.expect("direct path", UP, |line| line.contains("\"kind\":\"direct\"").then_some(()));
+    }
+    let paths = |side: &Proc| side.lines(|line| line.contains("\"t\":\"path\"").then(|| line.clone()));
+    let found = [paths(&listener), paths(&connector)];
+    std::thread::sleep(Duration::from_secs(3 * u64::from(MEMORY)));
+    to_listener.write_all(b"still there?\n").unwrap();
+    let mut heard = String::new();
+    BufReader::new(from_listener).read_line(&mut heard).unwrap();
+    assert_eq!(heard, "still there?\n");
+    assert_eq!([paths(&listener), paths(&connector)], found);
 }

@@ -113,6 +113,96 @@ fn notified_from_the_second_port_alone_a_callee_behind_a_port_restricted_nat_hea
     assert_ends(&[(PortRestricted, PortRestricted)], "[signaling]\nnotify_from = \"aux\"", End::NoAnswer);
 }
 
+/// Has one plain client call another with these options, and both exchange their datagrams.
+fn exchange([callee, caller]: [&Host; 2], server_host: &Host, options: &[&str]) -> [Proc; 2] {
+    let house = House::on(server_host);
+    let server = house.address.to_string();
+    let usual = [&["--server", &server][..], options].concat();
+    let mut listener = callee.python("doc000.py", &[&usual[..], &["listen"]].concat());
+    listener.expect("registration", UP, |line| line.contains("\"registered\"").then_some(()));
+    let mut calling = caller.python("doc000.py", &[&usual[..], &["call", "first"]].concat());
+    calling.succeed(UP);
+    listener.succeed(UP);
+    [listener, calling]
+}
+
+/// Punches with `--inner`, and returns of callee and caller what each was told at its registration and where its hole leads.
+fn holes(hosts: [&Host; 2], server_host: &Host) -> [(Value, String); 2] {
+    exchange(hosts, server_host, &["--inner"]).each_ref().map(|client| {
+        let peer = event(client, "punched")["peer"].as_str().unwrap().to_owned();
+        (event(client, "registered"), peer)
+    })
+}
+
+/// S1-5, S1-7, S1-8: both send to all addresses; the NAT turns none back inside, so that the inner ones answer.
+#[test]
+fn two_behind_one_nat_are_told_each_others_inner_addresses_and_keep_to_those() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let (server, nat) = (net.island(10), net.nat(PortRestricted, 21));
+    let (callee, caller) = (net.behind(&nat), net.behind(&nat));
+    let [(of_callee, to_caller), (of_caller, to_callee)] = holes([&callee, &caller], &server);
+    assert!(
+        to_caller.starts_with("10.21.0.3:") && to_callee.starts_with("10.21.0.2:"),
+        "{to_caller}, {to_callee}"
+    );
+    for told in [of_callee, of_caller] {
+        let addr = told["addr"].as_str().unwrap();
+        assert!(addr.starts_with("203.0.113.21:") && told["nat"] == true, "{told}");
+    }
+}
+
+/// S1-3, S1-7, S1-9: an inner address behind another NAT leads nowhere, and the outer one answers.
+#[test]
+fn behind_different_nats_the_outer_addresses_answer_and_a_public_client_knows_itself() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let (server, nats) = (net.island(10), [21, 22].map(|octet| net.nat(PortRestricted, octet)));
+    let hosts = nats.each_ref().map(|nat| net.behind(nat));
+    let [(_, to_caller), (_, to_callee)] = holes([&hosts[0], &hosts[1]], &server);
+    assert!(to_caller.starts_with("203.0.113.22:") && to_callee.starts_with("203.0.113.21:"));
+    let [(_, to_caller), (of_caller, _)] = holes([&hosts[0], &net.public(11)], &server);
+    assert!(to_caller.starts_with("203.0.113.11:") && of_caller["nat"] == false, "{to_caller}, {of_caller}");
+}
+
+/// S1-10: the outermost address is the one that others see.
+#[test]
+fn plain_clients_punch_through_two_layers_of_nat() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let (server, outer, other) = (net.island(10), net.nat(PortRestricted, 21), net.nat(PortRestricted, 22));
+    let inner = net.nat_behind(&outer, PortRestricted, 31);
+    let (deep, host) = (net.behind(&inner), net.behind(&other));
+    let [(told, to_other), (_, to_deep)] = holes([&deep, &host], &server);
+    assert!(
+        to_other.starts_with("203.0.113.22:") && to_deep.starts_with("203.0.113.21:"),
+        "{to_other}, {to_deep}"
+    );
+    assert!(told["addr"].as_str().unwrap().starts_with("203.0.113.21:") && told["nat"] == true, "{told}");
+}
+
+/// S0-22, S1-11.
+#[test]
+fn a_caller_that_goes_on_sending_102_keeps_the_hole_open() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let net = Net::new();
+    let (server, nats) = (net.island(10), [21, 22].map(|octet| net.nat(PortRestricted, octet)));
+    nats.iter().for_each(|nat| nat.forget_after(5));
+    let hosts = nats.each_ref().map(|nat| net.behind(nat));
+    let ends = exchange([&hosts[0], &hosts[1]], &server, &["--silence", "15"]);
+    for client in &ends {
+        assert_eq!(event(client, "exchanged")["received"], 100);
+    }
+}
+
 /// Punches with `--tcp` and returns how each side, callee and caller, has got its stream, and to whom.
 fn streams([callee, caller]: [&Host; 2], server_host: &Host) -> [(String, String); 2] {
     let house = House::on(server_host);

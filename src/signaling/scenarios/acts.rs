@@ -79,6 +79,25 @@ fn both_are_asked_every_five_seconds_and_the_act_ends_when_neither_goes_on() {
 }
 
 #[test]
+fn a_token_is_of_one_act_and_accompanies_all_of_it() {
+    // S0-13.
+    let mut world = World::new(config());
+    let (a, b, c) = (world.client(A), world.client(B), world.client("192.0.2.30:3000"));
+    let mut tokens = Vec::new();
+    for (mid, rtag) in (1..).zip([&b, &c, &b]) {
+        let answer = world.ask(A_PUNCH, &json!({"t": 4, "mid": mid, "params": {"tag": a, "rtag": rtag}}));
+        tokens.push(answer["extra"]["token"].clone());
+    }
+    assert!(tokens[0] != tokens[1] && tokens[0] != tokens[2] && tokens[1] != tokens[2]);
+    let told: Vec<Value> = world.at(B).into_iter().map(|copy| copy.1["token"].clone()).collect();
+    assert!(told.len() == 4 && told.iter().all(|token| *token == tokens[0] || *token == tokens[2]));
+    // That of another act is none of C's business.
+    assert!(world.at("192.0.2.30:3000").iter().all(|copy| copy.1["token"] == tokens[1]));
+    let end = json!({"t": 55, "mid": 9, "token": tokens[0]});
+    assert_eq!(code(&world.ask("192.0.2.30:3000", &end)), 205);
+}
+
+#[test]
 fn a_token_dies_after_thirty_seconds_without_an_answer() {
     let mut world = World::new(config());
     live(&mut world);

@@ -78,6 +78,14 @@ impl Nat {
         nft(&self.namespace, "add chain ip nat cut { type filter hook forward priority -20; policy drop; }");
     }
 
+    /// Forgets a UDP mapping that was idle for so many seconds.
+    pub(crate) fn forget_after(&self, seconds: u8) {
+        for kind in ["", "_stream"] {
+            let file = format!("/proc/sys/net/netfilter/nf_conntrack_udp_timeout{kind}");
+            inside(&self.namespace, &format!("echo {seconds} > {file}"));
+        }
+    }
+
     /// Lets everything through again.
     pub(crate) fn mend(&self) {
         nft(&self.namespace, "delete chain ip nat cut");
@@ -96,42 +104,60 @@ impl Net {
     pub(crate) fn nat(&self, kind: NatKind, octet: u8) -> Nat {
         let namespace = self.namespace(&format!("n{octet}"));
         self.plug(&namespace, "out", octet);
-        ip(
-            &namespace,
-            &format!(
-                "route add default via 203.0.113.1\n\
-                 link add in type bridge\n\
-                 link set in up\n\
-                 addr add 10.{octet}.0.1/24 dev in\n"
-            ),
-        );
-        inside(&namespace, "echo 1 > /proc/sys/net/ipv4/ip_forward");
-        nft(&namespace, &kind.ruleset(Ipv4Addr::new(10, octet, 0, 2)));
-        Nat { namespace, octet, hosts: Cell::new(0) }
+        ip(&namespace, "route add default via 203.0.113.1\n");
+        translate(namespace, kind, octet)
+    }
+
+    /// Adds a NAT behind another one, on its inner network: for its hosts, the second of two layers.
+    pub(crate) fn nat_behind(&self, outer: &Nat, kind: NatKind, octet: u8) -> Nat {
+        let namespace = self.namespace(&format!("n{octet}"));
+        self.connect(outer, &namespace, "out");
+        translate(namespace, kind, octet)
     }
 
     /// Adds a host behind `nat`, on its inner network.
     pub(crate) fn behind(&self, nat: &Nat) -> Host {
+        let namespace = self.namespace(&format!("n{}h{}", nat.octet, nat.hosts.get() + 2));
+        let address = self.connect(nat, &namespace, "eth0");
+        Host { namespace, address }
+    }
+
+    /// Puts a namespace on the inner network of `nat` and returns its address there.
+    fn connect(&self, nat: &Nat, namespace: &str, device: &str) -> Ipv4Addr {
         let number = nat.hosts.get() + 2;
         nat.hosts.set(number - 1);
         let octet = nat.octet;
-        let namespace = self.namespace(&format!("n{octet}h{number}"));
         ip(
             &nat.namespace,
             &format!(
-                "link add p{number} type veth peer name eth0 netns {namespace}\n\
+                "link add p{number} type veth peer name {device} netns {namespace}\n\
                  link set p{number} master in up\n"
             ),
         );
         let address = Ipv4Addr::new(10, octet, 0, number);
         ip(
-            &namespace,
+            namespace,
             &format!(
-                "link set eth0 up\n\
-                 addr add {address}/24 dev eth0\n\
+                "link set {device} up\n\
+                 addr add {address}/24 dev {device}\n\
                  route add default via 10.{octet}.0.1\n"
             ),
         );
-        Host { namespace, address }
+        address
     }
+}
+
+/// Makes a NAT of a namespace whose outer side stands.
+fn translate(namespace: String, kind: NatKind, octet: u8) -> Nat {
+    ip(
+        &namespace,
+        &format!(
+            "link add in type bridge\n\
+             link set in up\n\
+             addr add 10.{octet}.0.1/24 dev in\n"
+        ),
+    );
+    inside(&namespace, "echo 1 > /proc/sys/net/ipv4/ip_forward");
+    nft(&namespace, &kind.ruleset(Ipv4Addr::new(10, octet, 0, 2)));
+    Nat { namespace, octet, hosts: Cell::new(0) }
 }

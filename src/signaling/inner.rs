@@ -1,0 +1,63 @@
+//! The addresses that a client has on its own network (S1-2), as it tells them, against the one that the server sees.
+
+use std::net::SocketAddr;
+
+/// One client's inner addresses. Most clients tell none, and pay for no more than a pointer.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Inner(Option<Box<Told>>);
+
+#[derive(Debug, Clone)]
+struct Told(Vec<SocketAddr>);
+
+impl Inner {
+    pub(super) fn new(addresses: Vec<SocketAddr>) -> Self {
+        Self((!addresses.is_empty()).then(|| Box::new(Told(addresses))))
+    }
+
+    fn addresses(&self) -> &[SocketAddr] {
+        self.0.as_ref().map_or(&[], |told| &told.0)
+    }
+
+    /// Says whether a NAT stands between, judging by the IP that was seen (S1-3); `None` where the client has told none. Ports say
+    /// nothing: it registers from one socket and punches from another (S0-28).
+    pub(super) fn is_behind_nat(&self, seen: SocketAddr) -> Option<bool> {
+        let seen = seen.ip().to_canonical();
+        self.0.as_ref().map(|told| told.0.iter().all(|inner| inner.ip().to_canonical() != seen))
+    }
+
+    /// Writes them as peers are told them.
+    pub(super) fn texts(&self) -> Vec<String> {
+        self.addresses().iter().map(SocketAddr::to_string).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn who_is_seen_at_none_of_its_addresses_is_behind_a_nat() {
+        let inner = Inner::new(["10.0.0.2:5000", "[2001:db8::2]:5000"].map(address).to_vec());
+        for (seen, behind) in [
+            ("10.0.0.2:5000", false),
+            ("[::ffff:10.0.0.2]:5000", false),
+            ("[2001:db8::2]:5000", false),
+            ("10.0.0.2:5001", false),
+            ("10.0.0.3:5000", true),
+            ("203.0.113.2:5000", true),
+        ] {
+            assert_eq!(inner.is_behind_nat(address(seen)), Some(behind), "{seen}");
+        }
+        assert_eq!(Inner::default().is_behind_nat(address("10.0.0.2:5000")), None);
+    }
+
+    #[test]
+    fn a_client_that_tells_none_costs_a_pointer() {
+        assert_eq!(size_of::<Inner>(), size_of::<usize>());
+        assert!(Inner::new(Vec::new()).0.is_none());
+    }
+}
