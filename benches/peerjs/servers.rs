@@ -6,7 +6,7 @@ use ginnel::net::time;
 use ginnel::signaling::Rate;
 use ginnel::{ServerConfig, State};
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -63,6 +63,13 @@ pub(super) fn fetch(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Finds a port that is free for all addresses, as PeerJS's server needs it, and that no connection takes by chance.
+fn free_address() -> anyhow::Result<SocketAddr> {
+    let is_free = |port: &u16| TcpListener::bind((Ipv6Addr::UNSPECIFIED, *port)).is_ok();
+    let port = (10_000..20_000).step_by(19).find(is_free).context("no port is free")?;
+    Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+}
+
 fn program(folder: &Path) -> std::path::PathBuf {
     folder.join("node_modules/peer/dist/bin/peerjs.js")
 }
@@ -73,7 +80,7 @@ impl Server {
         folder: &Path,
         (own_cpu, client_cpu): (usize, usize),
     ) -> anyhow::Result<Self> {
-        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let address = free_address()?;
         let mut command = match kind {
             Kind::Ginnel => Command::new(std::env::current_exe()?),
             Kind::PeerJs => Command::new("node"),

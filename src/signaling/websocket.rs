@@ -21,10 +21,11 @@ use std::mem::{MaybeUninit, take};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::ready;
+use std::task::{Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
@@ -78,16 +79,17 @@ async fn serve(mut stream: TokioIo<Upgraded>, shared: Arc<Shared>, peer: SocketA
     let conn = shared.next_conn();
     let (outbox, texts) = outbox(&shared.config.limits, &shared.waiting);
     let Some(inbox) = shared.inbox_of(conn) else { return };
-    if inbox.send(Event::Opened { conn, ip: peer.ip(), outbox }).await.is_err() {
+    // What is seldom done is boxed, so that those who wait have no room for it in their task.
+    if Box::pin(inbox.send(Event::Opened { conn, ip: peer.ip(), outbox })).await.is_err() {
         return;
     }
     let ended = converse(&mut stream, &shared, (conn, inbox), texts).await;
-    let _ = inbox.send(Event::Closed { conn }).await;
+    let _ = Box::pin(inbox.send(Event::Closed { conn })).await;
     if let End::Close(code) = ended {
         let mut out = Vec::new();
         framing::write_close(code, &mut out);
         let goodbye = async { stream.write_all(&out).await.and(stream.shutdown().await) };
-        let _ = timeout(shared.config.times.ping, goodbye).await;
+        let _ = Box::pin(timeout(shared.config.times.ping, goodbye)).await;
     }
 }
 
@@ -118,8 +120,15 @@ async fn converse(
                 if !matches!(received, Ok(1..)) {
                     return End::Gone;
                 }
-                if let Err(end) = hear(&mut reader, (conn, inbox), &mut out).await {
-                    return end;
+                loop {
+                    match hear(&mut reader, (conn, inbox), &mut out) {
+                        Ok(None) => break,
+                        Ok(Some(event)) => match Box::pin(inbox.send(event)).await {
+                            Ok(()) => {}
+                            Err(_) => return End::Close(Some(AWAY)),
+                        },
+                        Err(end) => return end,
+                    }
                 }
             }
             news = texts.next(&mut room) => match news {
@@ -145,11 +154,11 @@ async fn converse(
         if out.is_empty() {
             continue;
         }
-        // A peer that takes nothing in must not hold this task for ever.
         let out = take(&mut out);
-        let sent = tokio::select! {
-            sent = timeout(watch.idle, stream.write_all(&out)) => matches!(sent, Ok(Ok(()))),
-            () = texts.overrun() => false,
+        let sent = match send_at_once(stream, &out).await {
+            Ok((_, true)) => true,
+            Ok((taken, false)) => Box::pin(send_in_time(stream, &out[taken..], (&texts, watch.idle))).await,
+            Err(_) => false,
         };
         texts.sent(count, bytes);
         if !sent {
@@ -170,20 +179,51 @@ async fn receive(stream: &mut (impl AsyncRead + Unpin), reader: &mut Reader) -> 
     .await
 }
 
-/// Hands on what was read.
-async fn hear(
+/// Sends what is taken without waiting; returns how much that is, and whether all has left.
+async fn send_at_once(stream: &mut (impl AsyncWrite + Unpin), out: &[u8]) -> io::Result<(usize, bool)> {
+    poll_fn(|context| {
+        let mut stream = Pin::new(&mut *stream);
+        let mut taken = 0;
+        while taken < out.len() {
+            match stream.as_mut().poll_write(context, &out[taken..])? {
+                Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(count) => taken += count,
+                Poll::Pending => return Poll::Ready(Ok((taken, false))),
+            }
+        }
+        // TLS keeps what it could not send until it is flushed.
+        Poll::Ready(Ok((taken, stream.poll_flush(context)?.is_ready())))
+    })
+    .await
+}
+
+/// Sends the rest; a peer that takes nothing in must not hold this task for ever.
+async fn send_in_time(
+    stream: &mut (impl AsyncWrite + Unpin),
+    rest: &[u8],
+    (texts, patience): (&Texts, Duration),
+) -> bool {
+    let all = async { stream.write_all(rest).await.and(stream.flush().await) };
+    tokio::select! {
+        sent = timeout(patience, all) => matches!(sent, Ok(Ok(()))),
+        () = texts.overrun() => false,
+    }
+}
+
+/// Hands on what was read; returns what the hub has no room for at the moment.
+fn hear(
     reader: &mut Reader,
     (conn, inbox): (Conn, &mpsc::Sender<Event>),
     out: &mut Vec<u8>,
-) -> Result<(), End> {
+) -> Result<Option<Event>, End> {
     loop {
         match reader.next() {
-            Ok(None) => return Ok(()),
-            Ok(Some(Frame::Text(text))) => {
-                if inbox.send(Event::Text { conn, text }).await.is_err() {
-                    return Err(End::Close(Some(AWAY)));
-                }
-            }
+            Ok(None) => return Ok(None),
+            Ok(Some(Frame::Text(text))) => match inbox.try_send(Event::Text { conn, text }) {
+                Ok(()) => {}
+                Err(TrySendError::Full(event)) => return Ok(Some(event)),
+                Err(TrySendError::Closed(_)) => return Err(End::Close(Some(AWAY))),
+            },
             Ok(Some(Frame::Ping(payload))) => framing::write_pong(&payload, out),
             Ok(Some(Frame::Pong)) => {}
             Ok(Some(Frame::Close(code))) => return Err(End::Close(code)),
