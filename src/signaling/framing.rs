@@ -67,8 +67,7 @@ impl Reader {
 
     /// Returns the next thing that is whole; none where more must be read first.
     pub(super) fn next(&mut self) -> Result<Option<Frame>, Fault> {
-        loop {
-            let Some(head) = head(&self.bytes[self.taken..])? else { break };
+        while let Some(head) = head(&self.bytes[self.taken..])? {
             let so_far = self.begun.as_ref().map_or(0, Vec::len);
             if head.opcode < CLOSE && so_far + head.payload > MAX_TEXT {
                 return Err(Fault::TOO_LONG);
