@@ -60,7 +60,12 @@ fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-fn skip(reason: &str) -> bool {
+/// Says visibly that the calling test does not run here; returns `false`.
+///
+/// # Panics
+///
+/// In CI as root, where everything has to be installed.
+pub(crate) fn skip(reason: &str) -> bool {
     let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
     assert!(!(in_ci && is_root()), "CI has to run this test, but {reason}");
     note(reason);

@@ -223,6 +223,34 @@ async fn a_client_whose_secret_another_one_uses_is_told_so_and_stays_away() {
 }
 
 #[tokio::test]
+async fn a_tag_of_a_key_is_the_same_on_every_server_and_outlives_a_restart() {
+    if !tools::have(&["chromium"]) {
+        return;
+    }
+    let (mut house, other) = (House::on_loopback(""), House::on_loopback(""));
+    let mut browser = Browser::start();
+    let tab = empty_tab(&mut browser, &house).await;
+    let start = format!(
+        "(async () => {{
+          const {{ connect, createIdentity }} = await import('/ginnel.js');
+          const identity = await createIdentity();
+          window.client = await connect({{ identity }});
+          client.onstate = ({{ state }}) => states.push(state);
+          const elsewhere = await connect({{ identity, server: '{}' }});
+          const stranger = await connect({{ identity: await createIdentity() }});
+          return [client.secret === undefined, identity.privateKey.extractable, elsewhere.tag === client.tag,
+            stranger.tag === client.tag];
+        }})()",
+        other.address
+    );
+    assert_eq!(browser.evaluate(&tab, &start).await, json!([true, false, true, false]));
+    let tag = browser.evaluate(&tab, "client.tag").await;
+    house.restart();
+    let back = "until(() => states.includes('offline') && client.state === 'online').then(() => client.tag)";
+    assert_eq!(browser.evaluate(&tab, back).await, tag);
+}
+
+#[tokio::test]
 async fn messages_wait_for_their_first_listener_up_to_a_cap() {
     if !tools::have(&["chromium"]) {
         return;
