@@ -35,7 +35,7 @@ export class GinnelError extends Error {
 export interface Options {
   /** `host`, `host:port` (3478 by default) or a URL; in a page by default the page's own origin. */
   server?: string;
-  /** The server's access key. Without it there is no relay. */
+  /** The server's access key, or a JWT that it takes. Without it there is no relay. */
   key?: string;
   /** 22 to 128 random characters that own the tag; by default a new one, which `Client.secret` tells. */
   secret?: string;

@@ -3,12 +3,15 @@
 
 use ginnel::clock::Now;
 use ginnel::net::time;
+use ginnel::signaling::wire::Tag;
 use ginnel::signaling::{Config, Conn, Door, Hub, NotifyFrom, Output, Rate};
+use ginnel::turn_server::auth::Revoked;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 const MAX_EVENTS: usize = 200;
@@ -64,6 +67,7 @@ struct Act {
 struct World {
     now: Now,
     hub: Hub,
+    revoked: Arc<Revoked>,
     mid: i64,
     /// The WebSockets that are open, by client.
     webs: BTreeMap<u8, u64>,
@@ -94,6 +98,7 @@ impl World {
         }
         Self {
             now: time::now(),
+            revoked: Arc::clone(&config.revoked),
             hub: Hub::new(config, ChaCha20Rng::from_seed([7; 32])),
             mid: 0,
             webs: BTreeMap::new(),
@@ -119,6 +124,9 @@ impl World {
 
     fn step(&mut self, input: &mut Input<'_>) {
         let (what, client, operand) = (input.byte(), input.byte(), input.byte());
+        if what == u8::MAX {
+            return self.revoke(operand);
+        }
         match what % 12 {
             0 => self.open(client),
             1 => self.close(client),
@@ -155,6 +163,14 @@ impl World {
             self.hub.handle_web_closed(self.now, Conn(conn));
             self.drain();
         }
+    }
+
+    /// Revokes a tag for a minute; nobody hears of its calls from then on but that they are over.
+    fn revoke(&mut self, which: u8) {
+        let tag = self.tag(which);
+        self.revoked.revoke(self.now.unix, &tag, self.now.unix + 60).expect("room");
+        self.hub.handle_revoked(self.now, &Tag::new(tag.as_str()).expect("a tag"));
+        self.drain();
     }
 
     fn wait(&mut self, milliseconds: u64) {

@@ -1,17 +1,18 @@
 //! `ginnel load`: from the command line to a load, and its report as a table or as JSON.
 
+use super::load_basics::Basics;
 use super::load_processes::{self as processes, Word};
 use super::load_report::{Ending, allocate_table, finish_search, finish_traffic, print};
+use super::load_signaling::Signaling;
 use super::serve::raise_descriptor_limit;
 use crate::load::{
     AllocateLoad, AllocateReport, Credentials, Direction, Drive, LONGEST, Load, Part, Peers, Reins,
-    RelayLoad, SearchLoad, Stage, Target, Times, Traffic, TrafficReport, Transport,
+    RelayLoad, SearchLoad, Stage, Times, Traffic, TrafficReport, Transport,
 };
 use crate::net::time;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use std::io::{self, IsTerminal, Write as _};
-use std::net::ToSocketAddrs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +33,8 @@ pub enum LoadCommand {
     Allocate(Allocate),
     /// Relay packets through allocations
     Relay(Relay),
+    /// Register clients with ginnel's signalling, hold them, and let them call each other
+    Signaling(Signaling),
 }
 
 /// Options of `ginnel load binding`.
@@ -146,24 +149,11 @@ struct Login {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Server and measurement")]
 struct Common {
-    /// The server
-    #[arg(long, value_name = "HOST:PORT")]
-    server: String,
+    #[command(flatten)]
+    basics: Basics,
     /// How clients reach the server
     #[arg(long, value_enum, default_value_t = TransportArg::Udp)]
     transport: TransportArg,
-    /// How long it is measured; at most 3600 with the warm-up
-    #[arg(long, default_value_t = 10)]
-    seconds: u64,
-    /// Seconds before anything is measured
-    #[arg(long, default_value_t = 1)]
-    warm_up: u64,
-    /// Report the CPU time of this process, such as the server's
-    #[arg(long)]
-    pid: Option<u32>,
-    /// Run on this processor alone
-    #[arg(long, value_name = "N")]
-    cpu: Option<usize>,
     /// Send packet by packet where several for one destination could leave as one
     #[arg(long)]
     no_gso: bool,
@@ -173,18 +163,6 @@ struct Common {
     /// What such a process is told
     #[arg(long, hide = true, value_parser = part)]
     part: Option<Part>,
-    /// A socket for every client and peer, also where the server is on IPv4 loopback and many could share one
-    #[arg(long)]
-    own_sockets: bool,
-    /// Exit with 1 if more packets than this were lost
-    #[arg(long, value_name = "PERCENT")]
-    max_loss: Option<f64>,
-    /// Report as a JSON object
-    #[arg(long)]
-    json: bool,
-    /// Yes, this server may be put under load although it is neither on this host nor in a private network
-    #[arg(long)]
-    yes: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -232,6 +210,7 @@ impl LoadCommand {
             Self::Binding(binding) => &binding.common,
             Self::Allocate(allocate) => &allocate.common,
             Self::Relay(relay) => &relay.common,
+            Self::Signaling(signaling) => return signaling.run(),
         };
         match common.part {
             Some(part) => processes::as_part(|hands| {
@@ -247,8 +226,8 @@ impl LoadCommand {
         let load = common.load()?;
         raise_descriptor_limit();
         let stop = stop_on_signals()?;
-        let mut line = ProgressLine { on_terminal: io::stderr().is_terminal() };
-        let ending = Ending { json: common.json, max_loss: common.max_loss };
+        let mut line = ProgressLine::new();
+        let ending = Ending { json: common.basics.json, max_loss: common.basics.max_loss };
         let one = common.processes == 1;
         if let Self::Allocate(allocate) = self {
             let (what, credentials) = (allocate.what(), allocate.login.credentials()?);
@@ -260,7 +239,7 @@ impl LoadCommand {
             };
             line.clear();
             let report = AllocateReport::new(&load, what, common.processes, &made);
-            return print(common.json, &report, &allocate_table(&report));
+            return print(common.basics.json, &report, &allocate_table(&report));
         }
         let Packets { traffic, drive, search } = self.packets()?;
         if let Some(max_loss_percent) = search.search {
@@ -268,7 +247,7 @@ impl LoadCommand {
             let search = SearchLoad { max_loss_percent, trial };
             let report = with_reins(&stop, &mut line, |reins| load.search(&traffic, search, reins));
             line.clear();
-            return finish_search(&report?, common.json);
+            return finish_search(&report?, common.basics.json);
         }
         let outcome = if one {
             with_reins(&stop, &mut line, |reins| load.traffic(&traffic, drive, reins)).map_err(Into::into)
@@ -316,7 +295,7 @@ impl LoadCommand {
                 let traffic = Traffic::Relay(relay.login.credentials()?, relay.what());
                 Ok(Packets { traffic, drive: relay.drive.drive(), search: &relay.search })
             }
-            Self::Allocate(_) => bail!("allocations are no packets"),
+            Self::Allocate(_) | Self::Signaling(_) => bail!("these are no packets"),
         }
     }
 
@@ -325,6 +304,7 @@ impl LoadCommand {
             Self::Binding(binding) => ("--sockets", binding.sockets),
             Self::Allocate(allocate) => ("--count", allocate.count),
             Self::Relay(relay) => ("half of --allocations", relay.allocations / 2),
+            Self::Signaling(_) => return Ok(()),
         };
         match common.processes {
             1 => Ok(()),
@@ -336,7 +316,7 @@ impl LoadCommand {
 }
 
 /// Lets `act` run in this process.
-fn with_reins<T>(
+pub(super) fn with_reins<T>(
     stop: &AtomicBool,
     line: &mut ProgressLine,
     act: impl FnOnce(&mut Reins<'_>) -> Result<T, crate::load::LoadError>,
@@ -349,31 +329,11 @@ fn with_reins<T>(
 
 impl Common {
     fn load(&self) -> anyhow::Result<Load> {
-        let named = || format!("--server {}", self.server);
-        let mut addresses = self.server.to_socket_addrs().with_context(named)?;
-        let address = addresses.next().with_context(named)?;
         let transport = match self.transport {
             TransportArg::Udp => Transport::Udp,
             TransportArg::Tcp => Transport::Tcp,
         };
-        let target = match Target::new(address, transport, self.yes) {
-            Ok(target) => target,
-            Err(error) => {
-                bail!("{error}; nothing was sent. If you may do that to it, type the same with --yes")
-            }
-        };
-        let seconds = |count| Duration::from_secs(count);
-        Ok(Load {
-            target,
-            times: Times {
-                warm_up: seconds(self.warm_up.min(10_000)),
-                seconds: seconds(self.seconds.min(10_000)),
-            },
-            pid: self.pid,
-            cpu: self.cpu,
-            segmentation: !self.no_gso,
-            own_sockets: self.own_sockets,
-        })
+        Ok(Load { segmentation: !self.no_gso, ..self.basics.load(transport)? })
     }
 }
 
@@ -467,18 +427,22 @@ fn exit(code: i32) -> ! {
     std::process::exit(code)
 }
 
-struct ProgressLine {
+pub(super) struct ProgressLine {
     on_terminal: bool,
 }
 
 impl ProgressLine {
+    pub(super) fn new() -> Self {
+        Self { on_terminal: io::stderr().is_terminal() }
+    }
+
     fn show(&mut self, stage: &Stage) {
         if !self.on_terminal {
             return;
         }
         let text = match stage {
             Stage::Ready | Stage::Made(_) => return,
-            Stage::SettingUp { done, of } => format!("allocations: {done} of {of} steps"),
+            Stage::SettingUp { done, of } => format!("set up: {done} of {of} steps"),
             Stage::Tried(trial) => format!("{} packets/s: {:.3} % lost", trial.rate, trial.loss_percent),
             Stage::Traffic(progress) if progress.warming_up => {
                 format!("{} of {} s: warming up", progress.elapsed.as_secs(), progress.whole.as_secs())
@@ -494,7 +458,7 @@ impl ProgressLine {
         let _ = write!(io::stderr(), "\r\x1b[K{text}");
     }
 
-    fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         if self.on_terminal {
             let _ = write!(io::stderr(), "\r\x1b[K");
         }

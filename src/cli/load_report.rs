@@ -1,5 +1,6 @@
 //! What `ginnel load` prints: tables for people, JSON for programs.
 
+use crate::load::report::Latency;
 use crate::load::{AllocateReport, SearchReport, TrafficReport};
 use anyhow::bail;
 use std::fmt::Write as _;
@@ -44,6 +45,11 @@ pub(super) fn print(json: bool, report: &impl serde::Serialize, table: &str) -> 
     Ok(out.flush()?)
 }
 
+pub(super) fn latency_line(latency: Latency) -> String {
+    let Latency { p50, p99, p999, max } = latency;
+    format!("p50 {p50:.0} · p99 {p99:.0} · p99.9 {p999:.0} · longest {max:.0} µs")
+}
+
 fn traffic_table(report: &TrafficReport) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
@@ -69,14 +75,7 @@ fn traffic_table(report: &TrafficReport) -> String {
         format!("{:.0} packets/s over {:.1} s{megabits}", report.packets_per_second, report.seconds),
     );
     line("lost", format!("{} of {} ({:.3} %)", report.lost, report.sent, report.loss_percent));
-    let latency = report.latency_us;
-    line(
-        "latency",
-        format!(
-            "p50 {:.0} · p99 {:.0} · p99.9 {:.0} · longest {:.0} µs",
-            latency.p50, latency.p99, latency.p999, latency.max
-        ),
-    );
+    line("latency", latency_line(report.latency_us));
     if let Some(cpu) = report.server_cpu {
         line(
             "server CPU",
@@ -118,14 +117,7 @@ pub(super) fn allocate_table(report: &AllocateReport) -> String {
         "allocated",
         format!("{allocations} in {seconds:.3} s, {concurrency} at a time: {rate:.0} a second"),
     );
-    let latency = report.latency_us;
-    line(
-        "latency",
-        format!(
-            "p50 {:.0} · p99 {:.0} · p99.9 {:.0} · longest {:.0} µs",
-            latency.p50, latency.p99, latency.p999, latency.max
-        ),
-    );
+    line("latency", latency_line(report.latency_us));
     if let Some(cpu) = report.server_cpu {
         line("server CPU", format!("{:.1} µs each, {:.0} % of a processor", cpu.us_each, cpu.share * 100.0));
     }

@@ -5,8 +5,10 @@ mod agent_pipe;
 mod agent_report;
 pub mod credentials;
 pub mod load;
+mod load_basics;
 mod load_processes;
 mod load_report;
+mod load_signaling;
 pub mod serve;
 
 use clap::{Parser, Subcommand};

@@ -3,6 +3,7 @@
 use super::refusal::Refusal;
 use super::target::Target;
 use nix::errno::Errno;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
@@ -82,12 +83,47 @@ pub enum LoadError {
         /// What it was told.
         refusal: Refusal,
     },
+    /// The signalling does not let all clients in.
+    #[error("{online} of {of} clients are registered, and no more get in{}", NoMore(*.closed, *.code))]
+    NotRegistered {
+        /// How many are.
+        online: usize,
+        /// Of how many.
+        of: usize,
+        /// How many connections the server has closed.
+        closed: usize,
+        /// What it has refused.
+        code: Option<i64>,
+    },
     /// It was interrupted before there was anything to report.
     #[error("interrupted")]
     Interrupted,
     /// The system does not play along.
     #[error(transparent)]
     System(#[from] io::Error),
+}
+
+/// Why the signalling lets nobody in, and what to change.
+struct NoMore(usize, Option<i64>);
+
+impl fmt::Display for NoMore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let raise = "ginnel: raise in [signaling]";
+        match *self {
+            Self(closed @ 1.., _) => write!(
+                f,
+                ": the server closed {closed} connections; {raise} signaling.limits.connections and connections_per_network"
+            ),
+            Self(0, Some(204)) => f.write_str(": the server wants another --key (204)"),
+            Self(0, Some(206)) => {
+                write!(f, ": too many (206); {raise} signaling.limits.tags and tags_per_network")
+            }
+            Self(0, Some(code)) => write!(f, ": the server said {code}"),
+            Self(0, None) => f.write_str(
+                ": the server does not answer; does it run, and does it speak ginnel's signalling?",
+            ),
+        }
+    }
 }
 
 impl LoadError {

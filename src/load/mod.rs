@@ -1,6 +1,6 @@
-//! A load generator and test client for any STUN or TURN server, over UDP and TCP, on one thread.
+//! A load generator and test client for any STUN or TURN server, over UDP and TCP, and for our signalling; on one thread.
 //!
-//! [`Load::traffic`], [`Load::search`] and [`Load::allocate`] run a load to its end; nothing is printed.
+//! [`Load::traffic`], [`Load::search`], [`Load::allocate`] and [`Load::signaling`] run a load to its end; nothing is printed.
 //! [`client::Client`] is a TURN client without sockets, [`pace`] says when packets leave, [`stamp`] what they carry so that their
 //! arrival is worth something, [`histogram`] keeps latencies in fixed memory. Sends of several packets to one destination leave as
 //! one (GSO), and runs that arrive together are taken as one (GRO).
@@ -20,6 +20,7 @@ pub mod refusal;
 pub mod report;
 mod run;
 pub mod search;
+pub mod signaling;
 mod socket;
 pub mod stamp;
 pub mod target;
@@ -31,6 +32,7 @@ pub use pace::Drive;
 pub use part::Part;
 pub use refusal::Refusal;
 pub use report::{AllocateReport, SearchReport, TrafficReport};
+pub use signaling::{SignalingLoad, SignalingReport};
 pub use target::{NotAgreed, Target, Transport};
 
 use serde::{Deserialize, Serialize};

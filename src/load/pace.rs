@@ -13,6 +13,14 @@ pub enum Drive {
 }
 
 impl Drive {
+    /// Returns the rate or the window.
+    pub(super) fn settings(self) -> (Option<u64>, Option<u32>) {
+        match self {
+            Self::Rate(rate) => (Some(rate), None),
+            Self::Window(window) => (None, Some(window)),
+        }
+    }
+
     /// Returns what drives one part of a load.
     #[must_use]
     pub fn part(self, part: Part) -> Self {

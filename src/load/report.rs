@@ -128,19 +128,19 @@ fn micros(time: Duration) -> f64 {
     (time.as_nanos() as f64 / 10.0).round() / 100.0
 }
 
-fn per(total: f64, count: f64) -> f64 {
+pub(super) fn per(total: f64, count: f64) -> f64 {
     if count > 0.0 { total / count } else { 0.0 }
 }
 
 impl Latency {
-    fn of(histogram: &Histogram) -> Self {
+    pub(super) fn of(histogram: &Histogram) -> Self {
         let at = |per_mille| micros(histogram.quantile(per_mille));
         Self { p50: at(500), p99: at(990), p999: at(999), max: micros(histogram.longest()) }
     }
 }
 
 impl Cpu {
-    fn of(used: Duration, count: u64, elapsed: Duration) -> Self {
+    pub(super) fn of(used: Duration, count: u64, elapsed: Duration) -> Self {
         Self {
             us_each: per(used.as_secs_f64() * 1e6, count as f64),
             share: per(used.as_secs_f64(), elapsed.as_secs_f64()),
@@ -153,10 +153,7 @@ impl TrafficReport {
     #[must_use]
     pub fn new(load: &Load, traffic: &Traffic, drive: Drive, processes: usize, outcome: &Outcome) -> Self {
         let lost = outcome.sent.saturating_sub(outcome.received);
-        let (rate, window) = match drive {
-            Drive::Rate(rate) => (Some(rate), None),
-            Drive::Window(window) => (None, Some(window)),
-        };
+        let (rate, window) = drive.settings();
         let elapsed = outcome.elapsed;
         let packets_per_second = per(outcome.delivered as f64, elapsed.as_secs_f64());
         let relayed = Relayed::of(traffic);

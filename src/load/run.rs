@@ -30,7 +30,12 @@ const TRIAL_WARM_UP: Duration = Duration::from_millis(200);
 const HIGHEST_RATE: u64 = 100_000_000;
 
 /// Fails unless `value` is from 1 to `most`.
-fn within(what: &'static str, value: usize, most: usize, rule: &'static str) -> Result<(), LoadError> {
+pub(super) fn within(
+    what: &'static str,
+    value: usize,
+    most: usize,
+    rule: &'static str,
+) -> Result<(), LoadError> {
     if (1..=most).contains(&value) { Ok(()) } else { Err(LoadError::Setting { what, rule }) }
 }
 
@@ -197,7 +202,7 @@ impl Load {
     }
 
     /// Does what comes before every load.
-    fn begin(&self) -> Result<Option<Process>, LoadError> {
+    pub(super) fn begin(&self) -> Result<Option<Process>, LoadError> {
         if self.times.seconds.is_zero() || self.times.warm_up + self.times.seconds > LONGEST {
             let rule = "at least 1 and with --warm-up at most 3600";
             return Err(LoadError::Setting { what: "--seconds", rule });
@@ -216,7 +221,7 @@ impl Load {
     }
 
     /// What the watched process has used until now: CPU time in ns, and resident bytes.
-    fn used(&self, process: Option<&Process>) -> Result<Option<(u64, u64)>, LoadError> {
+    pub(super) fn used(&self, process: Option<&Process>) -> Result<Option<(u64, u64)>, LoadError> {
         let used = process.map(|process| Ok((process.cpu_ns()?, process.resident()?)));
         used.transpose().map_err(|source| LoadError::Process { pid: self.pid.unwrap_or(0), source })
     }
@@ -344,17 +349,17 @@ fn await_go(fleet: &mut Fleet, reins: &mut Reins<'_>) -> Result<(), LoadError> {
 }
 
 /// Tells of progress a hundred times at most.
-struct Telling {
+pub(super) struct Telling {
     done: usize,
     of: usize,
 }
 
 impl Telling {
-    fn new(of: usize) -> Self {
+    pub(super) fn new(of: usize) -> Self {
         Self { done: 0, of }
     }
 
-    fn one_more(&mut self, tell: &mut dyn FnMut(Stage)) {
+    pub(super) fn one_more(&mut self, tell: &mut dyn FnMut(Stage)) {
         self.done += 1;
         if self.done.is_multiple_of((self.of / 100).max(1)) {
             tell(Stage::SettingUp { done: self.done, of: self.of });
@@ -375,7 +380,7 @@ fn check(traffic: &Traffic) -> Result<(), LoadError> {
     Ok(())
 }
 
-fn check_drive(drive: Drive) -> Result<(), LoadError> {
+pub(super) fn check_drive(drive: Drive) -> Result<(), LoadError> {
     match drive {
         Drive::Rate(rate) => {
             let rule = "1 to 100000000 packets a second";

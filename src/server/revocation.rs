@@ -7,10 +7,10 @@ use super::ServerError;
 use super::inbox::{Inbox, ToWorker};
 use crate::net::time::now;
 use crate::signaling::wire::Tag;
-use crate::signaling::{Handle, bearer};
+use crate::signaling::{Handle, Refusal, bearer, status_of};
 use crate::state::{State, StateError};
 use crate::turn_server::auth::Revoked;
-use axum::extract::{self, Query};
+use axum::extract::{self, ConnectInfo, Query};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{AppendHeaders, IntoResponse, Response};
 use axum::routing::post;
@@ -18,6 +18,7 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::json;
 use std::fmt::Write;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -69,8 +70,13 @@ struct Meant {
     tag: Option<String>,
 }
 
-async fn revoke(extract::State(desk): SharedDesk, Query(meant): Query<Meant>, asked: HeaderMap) -> Response {
-    let tag = match desk.admit(&asked, meant) {
+async fn revoke(
+    extract::State(desk): SharedDesk,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Query(meant): Query<Meant>,
+    asked: HeaderMap,
+) -> Response {
+    let tag = match desk.admit(peer, &asked, meant) {
         Ok(tag) => tag,
         Err((status, error)) => return refused(status, &error),
     };
@@ -94,8 +100,13 @@ async fn revoke(extract::State(desk): SharedDesk, Query(meant): Query<Meant>, as
     }
 }
 
-async fn restore(extract::State(desk): SharedDesk, Query(meant): Query<Meant>, asked: HeaderMap) -> Response {
-    let tag = match desk.admit(&asked, meant) {
+async fn restore(
+    extract::State(desk): SharedDesk,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Query(meant): Query<Meant>,
+    asked: HeaderMap,
+) -> Response {
+    let tag = match desk.admit(peer, &asked, meant) {
         Ok(tag) => tag,
         Err((status, error)) => return refused(status, &error),
     };
@@ -114,13 +125,12 @@ async fn restore(extract::State(desk): SharedDesk, Query(meant): Query<Meant>, a
 
 impl Desk {
     /// Says which tag is meant, or what whoever may not ask is told. A key in the URL would stand in logs.
-    fn admit(&self, asked: &HeaderMap, meant: Meant) -> Result<Tag, (StatusCode, String)> {
+    fn admit(&self, peer: SocketAddr, asked: &HeaderMap, meant: Meant) -> Result<Tag, (StatusCode, String)> {
         let unknown = || (StatusCode::UNAUTHORIZED, "show an access key: Authorization: Bearer …".to_owned());
-        let forbidden = |why: String| (StatusCode::FORBIDDEN, why);
-        let admitted = self.signaling.admit(now(), bearer(asked).ok_or_else(unknown)?);
-        if !admitted.map_err(|refusal| forbidden(refusal.to_string()))?.scopes.admin {
-            return Err(forbidden("this access key does not have the scope `admin`".to_owned()));
-        }
+        let admitted = self.signaling.admit(now(), peer.ip(), bearer(asked).ok_or_else(unknown)?);
+        let admin =
+            admitted.and_then(|admitted| admitted.scopes.admin.then_some(()).ok_or(Refusal::Scope("admin")));
+        admin.map_err(|refusal| (status_of(refusal), refusal.to_string()))?;
         // The file has a tag a line.
         let tag = meant.tag.filter(|tag| !tag.contains(char::is_control)).and_then(Tag::new);
         tag.ok_or_else(|| (StatusCode::BAD_REQUEST, "name a tag: /revoke?tag=…".to_owned()))

@@ -89,6 +89,12 @@ pub enum Refusal {
     /// It is somebody else's, or for somebody else.
     #[error("this token's `iss` or `aud` is not the one that is taken here")]
     Party,
+    /// It does not admit to what was asked.
+    #[error("this access key does not have the scope `{0}`")]
+    Scope(&'static str),
+    /// Looking at it would cost a signature, and there were too many from that network.
+    #[error("too many tokens, try later")]
+    TooMany,
 }
 
 /// Says what the shown key or JWT admits to. Keys come first, so that one of them may look like anything.

@@ -1,6 +1,7 @@
 //! What an operator may set of signalling; every value has a default that serves.
 
 use super::admission::{AccessKey, IceServers, Jwt, Origins, Realms};
+use super::shards::Shards;
 use crate::turn_server::auth::Revoked;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,6 +37,11 @@ pub struct Config {
     pub ice_servers: IceServers,
     /// `host:port` of the second UDP port, handed out as `stun2`; default none.
     pub stun2: Option<String>,
+}
+
+impl Config {
+    /// Most hubs of a server.
+    pub const MOST_HUBS: usize = Shards::MOST;
 }
 
 impl Default for Config {

@@ -1,11 +1,11 @@
 //! The HTTP hand: `/ws`, and `/ice`, which hands ICE servers to those who show an access key.
 
-use super::admission;
+use super::admission::{Admitted, Refusal};
 use super::name::{TAG_BYTES, base32};
 use super::service::Shared;
 use super::websocket;
 use crate::net::time::now;
-use axum::extract::{Query, State};
+use axum::extract::{ConnectInfo, Query, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -14,6 +14,7 @@ use rand::TryRngCore;
 use rand::rngs::OsRng;
 use serde::Deserialize;
 use serde_json::json;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// Pages of origins that are let in may read the answer, and no cache may keep it.
@@ -50,6 +51,7 @@ async fn may_ask(State(shared): State<Arc<Shared>>, asked: HeaderMap) -> Respons
 /// Answers `GET /ice`: the key stands in `?key=` or in `Authorization: Bearer`.
 async fn ice_servers(
     State(shared): State<Arc<Shared>>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Query(shown): Query<Shown>,
     asked: HeaderMap,
 ) -> Response {
@@ -60,16 +62,18 @@ async fn ice_servers(
         return (StatusCode::UNAUTHORIZED, headers, challenge, body).into_response();
     };
     let now = now();
-    let admitted = admission::admit(&shared.config, now, key).map_err(|refusal| refusal.to_string());
-    let relay = "this access key does not have the scope `relay`".to_owned();
-    let until =
-        match admitted.and_then(|admitted| admitted.scopes.relay.then_some(admitted.until).ok_or(relay)) {
-            Ok(until) => until,
-            Err(error) => {
-                let body = Json(json!({ "error": error }));
-                return (StatusCode::FORBIDDEN, headers, body).into_response();
-            }
-        };
+    let admitted = shared.admit(now, peer.ip(), key);
+    let relay = |admitted: Admitted| match admitted.scopes.relay {
+        true => Ok(admitted.until),
+        false => Err(Refusal::Scope("relay")),
+    };
+    let until = match admitted.and_then(relay) {
+        Ok(until) => until,
+        Err(refusal) => {
+            let body = Json(json!({ "error": refusal.to_string() }));
+            return (status_of(refusal), headers, body).into_response();
+        }
+    };
     // A name of its own, so that it can be revoked.
     let mut name = [0; TAG_BYTES];
     if let Err(error) = OsRng.try_fill_bytes(&mut name) {
@@ -84,4 +88,12 @@ async fn ice_servers(
 /// Returns the key or JWT in `Authorization: Bearer`.
 pub(crate) fn bearer(asked: &HeaderMap) -> Option<&str> {
     asked.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
+}
+
+/// Says how HTTP has it that somebody is not let in.
+pub(crate) fn status_of(refusal: Refusal) -> StatusCode {
+    match refusal {
+        Refusal::TooMany => StatusCode::TOO_MANY_REQUESTS,
+        _ => StatusCode::FORBIDDEN,
+    }
 }

@@ -40,7 +40,7 @@ pub mod wire;
 pub use admission::{AccessKey, Admitted, IceServers, Jwt, JwtKey, Origins, Realm, Realms, Refusal, Scopes};
 pub use bus::{Address, Bus, Word};
 pub use config::{Config, Limits, NotifyFrom, Rate, Times};
-pub(crate) use http::bearer;
+pub(crate) use http::{bearer, status_of};
 pub use leg::{Conn, Door};
 pub use machine::{Hub, Output};
 pub use service::{Handle, Service, start};

@@ -1,95 +1,177 @@
 //! What waits for one WebSocket: a queue that is bounded in texts and bytes, on its own and together with all others.
+//!
+//! One that is empty holds no memory for texts: most connections are idle.
 
 use super::config::Limits;
 use super::wire::MAX_TEXT;
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use tokio::sync::{Notify, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 
-/// The bytes that wait in all outboxes of a server.
+/// The bytes that wait in all outboxes of a server, and how many may.
 #[derive(Debug, Default)]
 pub(super) struct Waiting(AtomicUsize);
 
 /// The hub's end.
 #[derive(Debug)]
-pub(super) struct Outbox {
-    texts: mpsc::Sender<String>,
-    account: Arc<Account>,
-}
+pub(super) struct Outbox(Arc<Queue>);
 
 /// The connection's end.
 #[derive(Debug)]
-pub(super) struct Texts {
-    texts: mpsc::Receiver<String>,
-    account: Arc<Account>,
+pub(super) struct Texts(Arc<Queue>);
+
+/// What a connection has to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum News {
+    /// Send the texts that it was given.
+    Texts,
+    /// End, in order: the hub has let go.
+    Over,
+    /// End without another word: too much waits.
+    Overrun,
 }
 
 #[derive(Debug)]
-struct Account {
-    own: AtomicUsize,
+struct Queue {
+    held: Mutex<Held>,
     all: Arc<Waiting>,
-    most: usize,
+    most_texts: usize,
+    most_bytes: usize,
     most_of_all: usize,
-    overrun: Notify,
+}
+
+#[derive(Debug)]
+struct Held {
+    texts: VecDeque<String>,
+    /// Not yet sent, those that the connection has taken included.
+    count: usize,
+    bytes: usize,
+    end: Option<News>,
+    waker: Option<Waker>,
 }
 
 /// Makes the two ends; a text that nobody takes any more counts no longer.
 pub(super) fn outbox(limits: &Limits, all: &Arc<Waiting>) -> (Outbox, Texts) {
-    let (sender, receiver) = mpsc::channel(limits.outbox.max(1));
-    let account = Arc::new(Account {
-        own: AtomicUsize::new(0),
+    let held = Held { texts: VecDeque::new(), count: 0, bytes: 0, end: None, waker: None };
+    let queue = Arc::new(Queue {
+        held: Mutex::new(held),
         all: Arc::clone(all),
-        most: limits.outbox_bytes,
+        most_texts: limits.outbox.max(1),
+        most_bytes: limits.outbox_bytes.max(MAX_TEXT),
         most_of_all: limits.outboxes_bytes,
-        overrun: Notify::new(),
     });
-    let texts = Texts { texts: receiver, account: Arc::clone(&account) };
-    (Outbox { texts: sender, account }, texts)
+    (Outbox(Arc::clone(&queue)), Texts(queue))
 }
 
 impl Outbox {
     /// Queues a text; `false` where the client has let too much wait, after which its connection ends without another word.
     #[must_use]
     pub(super) fn push(&self, text: String) -> bool {
-        let queued = self.account.enter(text.len()) && self.texts.try_send(text).is_ok();
-        if !queued {
-            self.account.overrun.notify_one();
+        let mut held = self.0.held();
+        let fits = self.0.has_room(&held, text.len());
+        match fits {
+            true => held.enter(text, &self.0.all),
+            false => held.end = Some(News::Overrun),
         }
-        queued
+        let waker = held.waker.take();
+        drop(held);
+        waker.into_iter().for_each(Waker::wake);
+        fits
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        let mut held = self.0.held();
+        held.end.get_or_insert(News::Over);
+        let waker = held.waker.take();
+        drop(held);
+        waker.into_iter().for_each(Waker::wake);
     }
 }
 
 impl Texts {
-    /// Waits for the next text; `None` once the hub has let go and everything is taken.
-    pub(super) async fn next(&mut self) -> Option<String> {
-        let text = self.texts.recv().await?;
-        self.account.leave(text.len());
-        Some(text)
+    /// Waits for texts, and moves all that there are into `room`, which must be empty. They count until they are said to be
+    /// [`Texts::sent`].
+    pub(super) async fn next(&mut self, room: &mut VecDeque<String>) -> News {
+        poll_fn(|context| {
+            let mut held = self.0.held();
+            match held.end {
+                Some(News::Overrun) => return Poll::Ready(News::Overrun),
+                _ if !held.texts.is_empty() => {
+                    std::mem::swap(&mut held.texts, room);
+                    return Poll::Ready(News::Texts);
+                }
+                Some(end) => return Poll::Ready(end),
+                None => {}
+            }
+            held.wake_later(context);
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Counts texts out.
+    pub(super) fn sent(&self, count: usize, bytes: usize) {
+        self.0.held().leave(count, bytes, &self.0.all);
     }
 
     /// Waits until a text has found no room.
     pub(super) async fn overrun(&self) {
-        self.account.overrun.notified().await;
+        poll_fn(|context| {
+            let mut held = self.0.held();
+            if held.end == Some(News::Overrun) {
+                return Poll::Ready(());
+            }
+            held.wake_later(context);
+            Poll::Pending
+        })
+        .await;
     }
 }
 
-impl Account {
-    /// Counts a text in. Where all outboxes together hold too much, those pay in which more than one waits.
-    fn enter(&self, length: usize) -> bool {
-        let own = self.own.fetch_add(length, Ordering::Relaxed) + length;
-        let all = self.all.0.fetch_add(length, Ordering::Relaxed) + length;
-        own <= self.most.max(MAX_TEXT) && (all <= self.most_of_all || own <= MAX_TEXT)
+impl Queue {
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn leave(&self, length: usize) {
-        self.own.fetch_sub(length, Ordering::Relaxed);
-        self.all.0.fetch_sub(length, Ordering::Relaxed);
+    /// Where all outboxes together hold too much, those pay in which more than one waits.
+    fn has_room(&self, held: &Held, length: usize) -> bool {
+        let own = held.bytes + length;
+        let all = self.all.0.load(Ordering::Relaxed) + length;
+        held.count < self.most_texts && own <= self.most_bytes && (all <= self.most_of_all || own <= MAX_TEXT)
     }
 }
 
-impl Drop for Account {
+impl Held {
+    fn enter(&mut self, text: String, all: &Waiting) {
+        self.count += 1;
+        self.bytes += text.len();
+        all.0.fetch_add(text.len(), Ordering::Relaxed);
+        self.texts.push_back(text);
+    }
+
+    fn leave(&mut self, count: usize, bytes: usize, all: &Waiting) {
+        let bytes = bytes.min(self.bytes);
+        self.count = self.count.saturating_sub(count);
+        self.bytes -= bytes;
+        all.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Both that a connection may wait for are waited for by its one task.
+    fn wake_later(&mut self, context: &Context<'_>) {
+        if !self.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            self.waker = Some(context.waker().clone());
+        }
+    }
+}
+
+impl Drop for Queue {
     fn drop(&mut self) {
-        self.leave(self.own.load(Ordering::Relaxed));
+        let held = self.held.get_mut().unwrap_or_else(PoisonError::into_inner);
+        held.leave(held.count, held.bytes, &self.all);
     }
 }
 
@@ -114,12 +196,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_may_let_so_many_texts_and_bytes_wait() {
         for (limits, length) in [(limits(3, 1 << 20, 1 << 30), 1), (limits(99, 150_000, 1 << 30), 50_000)] {
-            let all = Arc::default();
+            let (all, mut room) = (Arc::default(), VecDeque::new());
             let (outbox, mut texts) = outbox(&limits, &all);
             assert!((0..3).all(|_| outbox.push(text(length))));
-            assert_eq!(texts.next().await, Some(text(length)));
+            assert_eq!(texts.next(&mut room).await, News::Texts);
+            assert_eq!((room.len(), all.0.load(Ordering::Relaxed)), (3, 3 * length));
+            texts.sent(1, length);
             assert!(outbox.push(text(length)) && !is_overrun(&texts).await);
             assert!(!outbox.push(text(length)) && is_overrun(&texts).await);
+            assert_eq!(texts.next(&mut VecDeque::new()).await, News::Overrun);
             drop((outbox, texts));
             assert_eq!(all.0.load(Ordering::Relaxed), 0);
         }
@@ -132,12 +217,30 @@ mod tests {
         let (reading, mut texts) = outbox(&limits, &all);
         assert!((0..4).all(|_| slow.push(text(50_000))));
         for _ in 0..10 {
+            let mut room = VecDeque::new();
             assert!(reading.push(text(MAX_TEXT)));
-            assert_eq!(texts.next().await.map(|text| text.len()), Some(MAX_TEXT));
+            assert_eq!(texts.next(&mut room).await, News::Texts);
+            assert_eq!(room, [text(MAX_TEXT)]);
+            texts.sent(1, MAX_TEXT);
         }
         assert!(!slow.push(text(1)) && is_overrun(&slow_texts).await);
         drop((slow, slow_texts));
         assert!((0..3).all(|_| reading.push(text(MAX_TEXT))));
         assert!(!reading.push(text(MAX_TEXT)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_is_taken_before_the_end_is_told() {
+        let (all, mut room) = (Arc::default(), VecDeque::new());
+        let (outbox, mut texts) = outbox(&Limits::default(), &all);
+        let waits = timeout(Duration::from_secs(1), texts.next(&mut room)).await;
+        assert!(waits.is_err());
+        let (news, ()) = tokio::join!(texts.next(&mut room), async {
+            assert!(outbox.push(text(1)));
+            drop(outbox);
+        });
+        assert_eq!((news, room.len()), (News::Texts, 1));
+        room.clear();
+        assert_eq!(texts.next(&mut room).await, News::Over);
     }
 }

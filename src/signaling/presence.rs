@@ -225,10 +225,11 @@ impl Hub {
     /// Takes note that a tag of this hub was revoked: it is offline at once, and its calls end.
     pub fn handle_revoked(&mut self, now: Now, tag: &Tag) {
         self.withdraw(now, tag);
+        // It may have called from where its tag is not any more.
+        for hub in self.shards.others() {
+            self.say(Address::Hub(hub), Said::Withdrawn { tag: tag.clone() });
+        }
         if let Some(client) = Name::of(tag).and_then(|name| self.registry.remove_name(name)) {
-            for hub in client.called.iter() {
-                self.say(Address::Hub(hub), Said::Withdrawn { tag: tag.clone() });
-            }
             self.dismiss(now, &client, Code::Revoked);
         }
         self.tell_changes(now.mono);

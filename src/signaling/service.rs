@@ -4,9 +4,10 @@ use super::admission::{self, Admitted, Refusal};
 use super::bus::{Address, Bus, Word};
 use super::config::Config;
 use super::http;
-use super::leg::{Conn, Door};
+use super::leg::{Conn, Door, Network};
 use super::machine::{Hub, Output};
 use super::outbox::{Outbox, Waiting};
+use super::rate::{Rates, Verdict};
 use super::shards::{self, Shard};
 use super::udp::Sockets;
 use super::wire::Tag;
@@ -16,10 +17,13 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
+
+/// Events that a hub takes before it listens to the others again.
+const EVENTS_AT_ONCE: usize = 64;
 
 /// Something that happened to a client.
 #[derive(Debug)]
@@ -38,9 +42,22 @@ pub(super) struct Shared {
     pub(super) config: Config,
     pub(super) waiting: Arc<Waiting>,
     conns: AtomicU64,
+    /// Signatures that HTTP requests cost.
+    proofs: Mutex<Rates<Network>>,
 }
 
 impl Shared {
+    /// Says what a key or JWT admits to that was shown from an address.
+    pub(super) fn admit(&self, now: Now, from: IpAddr, shown: &str) -> Result<Admitted, Refusal> {
+        if self.config.jwt.as_ref().is_some_and(|jwt| jwt.is_costly(shown)) {
+            let mut proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
+            if proofs.take(Network::of(from), now.mono) != Verdict::Pass {
+                return Err(Refusal::TooMany);
+            }
+        }
+        admission::admit(&self.config, now, shown)
+    }
+
     /// Numbers a connection.
     pub(super) fn next_conn(&self) -> Conn {
         Conn(self.conns.fetch_add(1, Ordering::Relaxed))
@@ -122,7 +139,9 @@ pub fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service {
         let switch = Switch { hub, place, bus, sockets, outboxes: HashMap::new() };
         tasks.spawn(switch.run(events, words, stopped.clone()));
     }
-    let shared = Shared { inboxes, config, waiting: Arc::default(), conns: AtomicU64::new(0) };
+    let proofs = Mutex::new(Rates::new(config.limits.per_proof, config.limits.rates));
+    let (waiting, conns) = (Arc::default(), AtomicU64::new(0));
+    let shared = Shared { inboxes, config, waiting, conns, proofs };
     Service { handle: Handle { shared: Arc::new(shared) }, stop, tasks }
 }
 
@@ -179,12 +198,12 @@ impl Handle {
         }
     }
 
-    /// Says what a key or JWT admits to.
+    /// Says what a key or JWT admits to that was shown from an address.
     ///
     /// # Errors
     /// [`Refusal`] says why it does not.
-    pub fn admit(&self, now: Now, shown: &str) -> Result<Admitted, Refusal> {
-        admission::admit(&self.shared.config, now, shown)
+    pub fn admit(&self, now: Now, from: IpAddr, shown: &str) -> Result<Admitted, Refusal> {
+        self.shared.admit(now, from, shown)
     }
 
     /// Returns the routes `/ws` and `/ice`. Each request must carry `axum::extract::ConnectInfo<SocketAddr>` in its
@@ -228,7 +247,7 @@ impl Switch {
                 },
                 () = timer => self.hub.handle_timeout(now()),
                 event = events.recv() => match event {
-                    Some(event) => self.handle(event),
+                    Some(event) => self.handle_some(event, &mut events),
                     None => return,
                 },
             }
@@ -241,6 +260,20 @@ impl Switch {
             line.waiting.fetch_sub(1, Ordering::Relaxed);
         }
         self.hub.handle_word(now(), word);
+    }
+
+    /// Handles an event and some that wait behind it: the timer is set but once for all of them.
+    fn handle_some(&mut self, first: Event, events: &mut mpsc::Receiver<Event>) {
+        let mut next = Some(first);
+        for _ in 0..EVENTS_AT_ONCE {
+            let Some(event) = next else { return };
+            self.handle(event);
+            self.drain();
+            next = events.try_recv().ok();
+        }
+        if let Some(event) = next {
+            self.handle(event);
+        }
     }
 
     fn handle(&mut self, event: Event) {

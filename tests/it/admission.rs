@@ -200,6 +200,45 @@ fn a_page_of_an_origin_that_is_not_listed_gets_403_before_the_upgrade() {
     assert!(code == 204 && !head.contains("access-control-allow-origin:"), "{head}");
 }
 
+#[test]
+fn clients_with_tokens_of_different_realms_do_not_meet() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    let key = "\n[[signaling.keys]]\nkey = \"a key of the blue realm\"\nscopes = []\nrealm = \"blue\"";
+    let jwt = format!("{key}\n[signaling.jwt]\nalgorithm = \"HS256\"\nkey = \"{SECRET}\"");
+    let house = House::on_loopback(&jwt);
+    let of_realm =
+        |realm: &str| hs256(&json!({"alg": "HS256"}), &json!({"exp": unix() + 600, "realm": realm}), SECRET);
+    let keys = [of_realm("blue"), "a key of the blue realm".to_owned(), of_realm("green"), house.key()];
+    let register = |key: &String| {
+        let socket = UdpSocket::bind((HERE, 0)).unwrap();
+        socket.connect(house.address).unwrap();
+        let answer = ask(&socket, &json!({"t": 1, "mid": 1, "params": {"key": key}}));
+        (socket, answer["extra"]["tag"].as_str().unwrap().to_owned())
+    };
+    let clients: Vec<_> = keys.iter().map(register).collect();
+    let others = |own: usize| match own {
+        0 => vec![1],
+        1 => vec![0],
+        _ => vec![],
+    };
+    for (own, (socket, tag)) in clients.iter().enumerate() {
+        let listed = ask(socket, &json!({"t": 3, "mid": 2, "params": {"tag": tag}}))["extra"]["tags"].clone();
+        let expected: Vec<_> = others(own).into_iter().map(|other| clients[other].1.clone()).collect();
+        assert_eq!(listed, json!(expected), "{own}");
+    }
+    for (own, (_, tag)) in clients.iter().enumerate() {
+        for (other, (_, callee)) in clients.iter().enumerate().filter(|(other, _)| *other != own) {
+            let code = if others(own).contains(&other) { 200 } else { 203 };
+            let punching = UdpSocket::bind((HERE, 0)).unwrap();
+            punching.connect(house.address).unwrap();
+            let call = json!({"t": 4, "mid": 3 + other, "params": {"tag": tag, "rtag": callee}});
+            assert_eq!(ask(&punching, &call)["code"], code, "{own} calls {other}");
+        }
+    }
+}
+
 /// Clients of the relay whose peer talks to all of them all the time.
 struct Relaying {
     clients: Vec<TurnClient>,
@@ -246,7 +285,8 @@ impl Relaying {
 async fn a_revoked_tag_is_offline_and_its_relaying_stops_within_a_second() {
     let relay_only =
         "\n[[signaling.keys]]\nkey = \"for the relay alone\"\nscopes = [\"relay\", \"register\"]";
-    let mut house = House::on_loopback(&format!("allow_peers = [\"127.0.0.0/8\"]{relay_only}"));
+    let limits = "\n[signaling.limits]\nrevocations = 2";
+    let mut house = House::on_loopback(&format!("allow_peers = [\"127.0.0.0/8\"]{relay_only}{limits}"));
     let (server, key) = (house.address, house.key());
     let (mut web, _) = connect_async(format!("ws://{server}/ws")).await.unwrap();
     let register = json!({"t": 1, "mid": 1, "params": {"key": key, "secret": OWN}});
@@ -305,4 +345,12 @@ async fn a_revoked_tag_is_offline_and_its_relaying_stops_within_a_second() {
     assert_eq!(status(server, &format!("DELETE /revoke?tag={tag}"), &key), 200);
     assert_eq!(status(server, &format!("DELETE /revoke?tag={tag}"), &key), 404);
     assert_eq!(refused(&house), (Some(200), None));
+    // What cannot be kept counts all the same, and there is an end to how many there may be.
+    std::fs::create_dir(house.state().join("revoked.new")).unwrap();
+    let (code, _, body) = http(server, &revoke, &bearer(&key));
+    assert!(code == 500 && body["error"].as_str().unwrap().contains("not after a restart"), "{code} {body}");
+    assert_eq!(refused(&house), (Some(211), Some(401)));
+    std::fs::remove_dir(house.state().join("revoked.new")).unwrap();
+    let more = ["second", "third"].map(|tag| status(server, &format!("POST /revoke?tag={tag}"), &key));
+    assert_eq!(more, [200, 507]);
 }

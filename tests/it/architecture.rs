@@ -27,6 +27,8 @@ const PURE: &[&str] = &[
     "src/load/refusal.rs",
     "src/load/report.rs",
     "src/load/search.rs",
+    "src/load/signaling/conversation.rs",
+    "src/load/signaling/report.rs",
     "src/load/stamp.rs",
     "src/load/target.rs",
     "src/net/connections.rs",

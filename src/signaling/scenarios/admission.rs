@@ -1,8 +1,7 @@
 //! Who is let in, with what, and how that ends.
 
 use super::*;
-use crate::signaling::wire::Tag;
-use crate::signaling::{Jwt, JwtKey, Limits, Rate};
+use crate::signaling::{Jwt, JwtKey, Limits, Rate, Scopes};
 use data_encoding::BASE64URL_NOPAD;
 use ring::hmac;
 use ring::signature::{Ed25519KeyPair, KeyPair};
@@ -153,4 +152,101 @@ fn whoever_only_wrote_an_address_as_a_source_does_not_have_it_told_of_a_revocati
     revoke(&mut world, &tag);
     assert!(world.at("192.0.2.10:1000").is_empty());
     assert_eq!(code(&world.ask("192.0.2.10:1000", &json!({"t": 2, "tag": tag}))), 202);
+}
+
+/// Keys of two realms besides the one of `config`, which is of the default realm.
+fn with_realms() -> Config {
+    let key = |name: &str| AccessKey::scoped(name, Scopes::ALL, name);
+    Config { access_keys: vec![AccessKey::new("the key"), key("blue"), key("green")], ..with_tokens() }
+}
+
+/// Opens a WebSocket and registers with a key.
+fn client_of(world: &mut World, conn: u64, key: &str) -> String {
+    world.open(conn);
+    let answer = world.ask_web(conn, &json!({"t": 1, "mid": 1, "params": {"key": key}}));
+    answer["extra"]["tag"].as_str().unwrap().to_owned()
+}
+
+fn listed(world: &mut World, conn: u64, tag: &str, mid: i64) -> Value {
+    world.ask_web(conn, &json!({"t": 3, "mid": mid, "params": {"tag": tag}}))["extra"]["tags"].clone()
+}
+
+#[test]
+fn clients_of_another_realm_cannot_be_listed_watched_or_called_as_if_they_were_not_there() {
+    let mut world = World::new(with_realms());
+    let end = world.now.unix + 600;
+    let (blue, plain) = (client_of(&mut world, 1, "blue"), world.web_client(2));
+    let green = client_of(&mut world, 3, &token(&json!({"exp": end, "realm": "green"})));
+    let other = client_of(&mut world, 4, &token(&json!({"exp": end, "realm": "blue"})));
+    let by_udp = world.client("192.0.2.10:1000");
+    assert_eq!(listed(&mut world, 1, &blue, 2), json!([other]));
+    assert_eq!(listed(&mut world, 2, &plain, 2), json!([by_udp]));
+    assert_eq!(listed(&mut world, 3, &green, 2), json!([]));
+    let nobody = "q2vnfo5zj3s4yqk7w6h2r5tx";
+    for (mid, (callee, expected)) in
+        [(&*plain, 203), (&green, 203), (nobody, 203), (&other, 200)].iter().enumerate()
+    {
+        let call = json!({"t": 4, "mid": 10 + mid, "params": {"tag": blue, "rtag": callee}});
+        assert_eq!(code(&world.ask_web(1, &call)), *expected);
+    }
+    let call = json!({"t": 4, "mid": 20, "params": {"tag": by_udp, "rtag": blue}});
+    assert_eq!(code(&world.ask("192.0.2.10:1001", &call)), 203);
+    world.on(4);
+    let watch = json!({"t": 60, "mid": 30, "params": {"tags": [other, plain, green, nobody]}});
+    let standing = world.ask_web(1, &watch)["extra"].clone();
+    assert_eq!(standing, json!({"online": [other], "offline": [plain, green, nobody]}));
+    world.wait_ms(2000);
+    for conn in [2, 3, 4] {
+        world.close(conn);
+    }
+    let mut told = world.on(1);
+    told.retain(|message| message["t"] == 60);
+    assert_eq!(told, [json!({"t": 60, "params": {"offline": [other]}})]);
+}
+
+#[test]
+fn a_client_that_shows_a_key_of_another_realm_has_left_the_one_before() {
+    let mut world = World::new(with_realms());
+    let watchers = [(1, "blue"), (2, "green")].map(|(conn, key)| client_of(&mut world, conn, key));
+    world.open(3);
+    let mine =
+        |mid: i64, key: Option<&str>| json!({"t": 1, "mid": mid, "params": {"key": key, "secret": OWN}});
+    let tag = world.ask_web(3, &mine(1, Some("blue")))["extra"]["tag"].as_str().unwrap().to_owned();
+    for conn in [1, 2] {
+        world.ask_web(conn, &json!({"t": 60, "mid": 2, "params": {"tags": [tag]}}));
+    }
+    world.wait_ms(2000);
+    assert_eq!(world.ask_web(3, &mine(2, Some("green")))["extra"]["tag"], json!(tag));
+    world.wait_ms(2000);
+    assert_eq!(world.on(1), [json!({"t": 60, "params": {"offline": [tag]}})]);
+    assert_eq!(world.on(2), [json!({"t": 60, "params": {"online": [tag]}})]);
+    assert_eq!(listed(&mut world, 1, &watchers[0], 3), json!([]));
+    assert_eq!(listed(&mut world, 2, &watchers[1], 3), json!([tag]));
+    // By another connection, and without a key: the default realm.
+    world.open(4);
+    assert_eq!(world.ask_web(4, &mine(3, None))["extra"]["tag"], json!(tag));
+    world.wait_ms(2000);
+    assert_eq!(world.on(2), [json!({"t": 60, "params": {"offline": [tag]}})]);
+    assert_eq!(world.hub.clients(), 3);
+}
+
+#[test]
+fn a_revoked_tags_calls_end_at_every_hub_also_those_that_it_made_before_it_moved() {
+    let mut world = World::new(config());
+    let callees = [1, 2, 3, 4].map(|conn| world.web_client(conn));
+    let mine = json!({"t": 1, "mid": 1, "params": {"secret": OWN}});
+    let tag = world.ask("192.0.2.10:1000", &mine)["extra"]["tag"].as_str().unwrap().to_owned();
+    for (mid, callee) in callees.iter().enumerate() {
+        let call = json!({"t": 4, "mid": 2 + mid, "params": {"tag": tag, "rtag": callee}});
+        assert_eq!(code(&world.ask("192.0.2.10:1001", &call)), 200);
+    }
+    assert_eq!(world.ask("192.0.2.20:1000", &mine)["extra"]["tag"], json!(tag));
+    for conn in 1..=4 {
+        world.on(conn);
+    }
+    revoke(&mut world, &tag);
+    for conn in 1..=4 {
+        let ended = one(world.on(conn));
+        assert_eq!((&ended["t"], &ended["params"]["reason"]), (&json!(55), &json!("revoked")));
+    }
 }

@@ -2,7 +2,9 @@
 
 use super::config;
 use crate::net::udp::{Intake, Role, UdpPort};
-use crate::signaling::{Config, Door, Handle, Limits, Origins, Service, Sockets, Times, start};
+use crate::signaling::{
+    Config, Door, Handle, Jwt, JwtKey, Limits, Origins, Rate, Service, Sockets, Times, start,
+};
 use axum::extract::ConnectInfo;
 use futures_util::{SinkExt, StreamExt};
 use hyper_util::rt::TokioIo;
@@ -166,6 +168,21 @@ async fn ice_servers_are_handed_out_for_a_key_alone() {
 }
 
 #[tokio::test]
+async fn tokens_that_cost_a_signature_are_taken_as_seldom_by_http_as_by_signalling() {
+    let jwt = JwtKey::ed_dsa("11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo").map(Jwt::new);
+    let limits = Limits { per_proof: Rate { burst: 2.0, per_second: 0.001 }, ..Limits::default() };
+    let lodge = Lodge::open(Config { jwt, limits, ..config() }).await;
+    let status = async |key: &str| {
+        let (head, _) = lodge.get(&format!("/ice?key={key}"), "").await;
+        head.split(' ').nth(1).unwrap().to_owned()
+    };
+    let guess = "eyJhbGciOiJFZERTQSJ9.e30.AAAA";
+    assert_eq!([status(guess).await, status(guess).await, status(guess).await], ["403", "403", "429"]);
+    assert_eq!(status("the%20key").await, "200");
+    lodge.close().await;
+}
+
+#[tokio::test]
 async fn pages_of_other_origins_open_no_websocket_and_cannot_read_ice_servers() {
     let origins = Origins::only(vec!["https://app.example".into()]).unwrap();
     let lodge = Lodge::open(Config { origins, ..config() }).await;
@@ -222,11 +239,7 @@ async fn pings_keep_a_quiet_websocket_open() {
 
 #[tokio::test]
 async fn a_client_that_does_not_read_is_closed_and_the_others_go_on() {
-    let limits = Limits {
-        outbox: 4,
-        per_source: crate::signaling::Rate { burst: 1e9, per_second: 1e9 },
-        ..Limits::default()
-    };
+    let limits = Limits { outbox: 4, per_source: Rate { burst: 1e9, per_second: 1e9 }, ..Limits::default() };
     let lodge = Lodge::open(Config { limits, ..config() }).await;
     let mut deaf = lodge.websocket().await;
     let request = json!({"t": 77, "pad": "x".repeat(100)}).to_string();

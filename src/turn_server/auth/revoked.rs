@@ -1,6 +1,7 @@
 //! Names whose time-limited credentials count no more, although their time is not over.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 /// Revoked names and when the last credentials made for them end (Unix seconds): from then on there is nothing left to revoke.
@@ -8,6 +9,8 @@ use std::sync::{PoisonError, RwLock};
 #[derive(Debug)]
 pub struct Revoked {
     cap: usize,
+    /// Whether there are any: most servers never have one, and whoever asks must not wait for others that do.
+    any: AtomicBool,
     names: RwLock<HashMap<Box<str>, u64>>,
 }
 
@@ -26,7 +29,7 @@ impl Revoked {
     /// Makes room for `cap` names.
     #[must_use]
     pub fn new(cap: usize) -> Self {
-        Self { cap, names: RwLock::default() }
+        Self { cap, any: AtomicBool::new(false), names: RwLock::default() }
     }
 
     /// Revokes `name` until the second `until`, or for as long as it is revoked already if that is more.
@@ -46,17 +49,24 @@ impl Revoked {
             return Err(Full);
         }
         names.insert(name.into(), until);
+        self.any.store(true, Ordering::Release);
         Ok(())
     }
 
     /// Takes a revocation back; returns whether there was one.
     pub fn restore(&self, name: &str) -> bool {
-        self.names.write().unwrap_or_else(PoisonError::into_inner).remove(name).is_some()
+        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
+        let was_there = names.remove(name).is_some();
+        self.any.store(!names.is_empty(), Ordering::Release);
+        was_there
     }
 
     /// Says whether `name` is revoked.
     #[must_use]
     pub fn holds(&self, unix: u64, name: &str) -> bool {
+        if !self.any.load(Ordering::Acquire) {
+            return false;
+        }
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
         names.get(name).is_some_and(|until| unix < *until)
     }

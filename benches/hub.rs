@@ -1,0 +1,308 @@
+//! What signalling costs in the machine alone: registrations, heartbeats and whole calls beside so many tags, and how long the slowest
+//! of 10 000 calls a second take. Time is simulated; what is timed is the hub and nothing else.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use ginnel::clock::Now;
+use ginnel::load::histogram::Histogram;
+use ginnel::net::time;
+use ginnel::signaling::{Config, Conn, Door, Hub, Limits, Output, Rate};
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+const TAGS: [usize; 3] = [1, 10_000, 1_000_000];
+/// Between two calls: 10 000 a second.
+const STEP: Duration = Duration::from_micros(100);
+/// Between two heartbeats of a client.
+const HEARTBEAT: Duration = Duration::from_secs(25);
+/// Calls of which the slowest are told.
+const CALLS: usize = 100_000;
+/// Clients that call and are called, besides the others: a client may not call the same one too often, nor take part in too many calls.
+const CALLERS: usize = 1000;
+/// Coprime to every number of tags, so that all of them have their turn, and not in the order of memory.
+const STRIDE: usize = 61_803;
+const ICE: &str = r#""ufrag":"8hhY","pwd":"asd88fgpdd777uzjYhagZg","cands":["candidate:1 1 udp 2130706431 10.0.1.17 8998 typ host"]"#;
+
+/// Who says something, and who is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Line {
+    Udp,
+    Web,
+}
+
+/// All that these benches know of the hub.
+struct Machine {
+    hub: Hub,
+    line: Line,
+}
+
+impl Machine {
+    fn new(line: Line) -> Self {
+        let plenty = Rate { burst: 1e12, per_second: 1e12 };
+        let limits = Limits {
+            tags: usize::MAX,
+            tags_per_network: usize::MAX,
+            connections: usize::MAX,
+            connections_per_network: usize::MAX,
+            per_source: plenty,
+            per_pair: plenty,
+            ..Limits::default()
+        };
+        let config = Config { limits, ..Config::default() };
+        Self { hub: Hub::new(config, ChaCha20Rng::from_seed([7; 32])), line }
+    }
+
+    fn open(&mut self, now: Now, client: usize) {
+        if self.line == Line::Web {
+            self.hub.handle_web_opened(now, Conn(client as u64), address(client).ip());
+        }
+    }
+
+    fn hear(&mut self, now: Now, client: usize, text: &str) {
+        match self.line {
+            Line::Udp => {
+                let local = Some(IpAddr::from(Ipv4Addr::new(198, 41, 0, 4)));
+                self.hub.handle_datagram(now, Door::Main, address(client), local, text.as_bytes());
+            }
+            Line::Web => self.hub.handle_web_text(now, Conn(client as u64), text),
+        }
+    }
+
+    /// Does what is due.
+    fn tick(&mut self, now: Now) {
+        if self.hub.poll_timeout().is_some_and(|due| due <= now.mono) {
+            self.hub.handle_timeout(now);
+        }
+    }
+
+    /// Takes what is to be sent off the hub, as its hands do.
+    fn drain(&mut self, mut each: impl FnMut(Output)) {
+        while let Some(output) = self.hub.poll_output() {
+            each(output);
+        }
+    }
+
+    fn tags(&self) -> usize {
+        self.hub.clients()
+    }
+}
+
+fn address(client: usize) -> SocketAddr {
+    let [_, a, b, c] = (client as u32).to_be_bytes();
+    SocketAddr::from(([10, a, b, c], 40_000))
+}
+
+fn text_of(output: Output) -> Option<String> {
+    match output {
+        Output::Datagram { payload, .. } => String::from_utf8(payload).ok(),
+        Output::Text { text, .. } => Some(text),
+        _ => None,
+    }
+}
+
+/// Returns what stands behind `"name":` in a message, without its quotes.
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let rest = text.split_once(&format!("\"{name}\":"))?.1.trim_start_matches('"');
+    rest.split(['"', ',', '}']).next()
+}
+
+/// A hub with so many idle tags, and some that call.
+struct World {
+    machine: Machine,
+    now: Now,
+    tags: Vec<Box<str>>,
+    /// How many of them only stay.
+    idle: usize,
+    beat: usize,
+    owed: f64,
+    turn: usize,
+    mid: u64,
+    said: Vec<String>,
+}
+
+impl World {
+    fn new(line: Line, idle: usize) -> Self {
+        let machine = Machine::new(line);
+        let (now, tags) = (time::now(), Vec::with_capacity(idle + CALLERS));
+        let mut world =
+            Self { machine, now, tags, idle, beat: 0, owed: 0.0, turn: 0, mid: 1, said: Vec::new() };
+        for client in 0..idle + CALLERS {
+            // Faster than calls, but not so fast that all are due at one time.
+            world.pass(Duration::from_micros(20));
+            world.machine.open(world.now, client);
+            world.hear(client, r#"{"t":1,"mid":1}"#);
+            let tag = world.said.iter().find_map(|text| field(text, "tag")).unwrap().into();
+            world.tags.push(tag);
+            world.heartbeat(client);
+        }
+        assert_eq!(world.machine.tags(), idle + CALLERS);
+        world
+    }
+
+    /// Lets time pass, with the heartbeats that belong into it.
+    fn pass(&mut self, time: Duration) {
+        self.now = self.now.after(time);
+        self.owed += self.tags.len() as f64 * time.as_secs_f64() / HEARTBEAT.as_secs_f64();
+        while self.owed >= 1.0 {
+            self.owed -= 1.0;
+            self.beat = (self.beat + STRIDE) % self.tags.len();
+            self.heartbeat(self.beat);
+        }
+    }
+
+    fn heartbeat(&mut self, client: usize) -> Duration {
+        let text = format!(r#"{{"t":2,"tag":"{}"}}"#, self.tags[client]);
+        self.hear(client, &text)
+    }
+
+    /// Lets a client say something; returns how long the hub had to do with it.
+    fn hear(&mut self, client: usize, text: &str) -> Duration {
+        let (machine, said) = (&mut self.machine, &mut self.said);
+        said.clear();
+        let mut outputs = Vec::with_capacity(8);
+        let began = time::mono();
+        machine.hear(self.now, client, black_box(text));
+        machine.drain(|output| outputs.push(output));
+        let took = time::mono().duration_since(began);
+        said.extend(outputs.into_iter().filter_map(text_of));
+        took
+    }
+
+    /// Does what is due; returns how long it took.
+    fn tick(&mut self) -> Duration {
+        let began = time::mono();
+        self.machine.tick(self.now);
+        self.machine.drain(|output| drop(black_box(output)));
+        time::mono().duration_since(began)
+    }
+
+    fn new_mid(&mut self) -> u64 {
+        self.mid += 1;
+        self.mid
+    }
+
+    /// A whole call, 4 to -52; returns how long the hub had to do with it. Its end, 55, is not in that.
+    fn call(&mut self) -> Duration {
+        self.turn += 1;
+        let caller = self.turn % CALLERS;
+        let callee = (caller + 1 + self.turn / CALLERS % (CALLERS - 1)) % CALLERS;
+        let (caller, callee) = (self.idle + caller, self.idle + callee);
+        let mid = self.new_mid();
+        let text = format!(
+            r#"{{"t":4,"mid":{mid},"params":{{"tag":"{}","rtag":"{}",{ICE}}}}}"#,
+            self.tags[caller], self.tags[callee]
+        );
+        let mut took = self.hear(caller, &text);
+        let (mid, token) = self.told(51);
+        let text = format!(r#"{{"t":-51,"mid":{mid},"token":"{token}","code":200,"extra":{{{ICE}}}}}"#);
+        took += self.hear(callee, &text);
+        let (mid, token) = self.told(52);
+        took += self.hear(caller, &format!(r#"{{"t":-52,"mid":{mid},"token":"{token}","code":200}}"#));
+        let end = self.new_mid();
+        self.hear(caller, &format!(r#"{{"t":55,"mid":{end},"token":"{token}"}}"#));
+        let (mid, token) = self.told(55);
+        self.hear(callee, &format!(r#"{{"t":-55,"mid":{mid},"token":"{token}","code":200}}"#));
+        took
+    }
+
+    /// The `mid` and the token of what the hub has just asked under `t`.
+    fn told(&self, t: i64) -> (String, String) {
+        let begin = format!(r#"{{"t":{t},"#);
+        let text = self.said.iter().find(|text| text.starts_with(&begin)).unwrap();
+        (field(text, "mid").unwrap().to_owned(), field(text, "token").unwrap().to_owned())
+    }
+}
+
+fn calling(c: &mut Criterion) {
+    for line in [Line::Udp, Line::Web] {
+        let name = if line == Line::Udp { "call by UDP" } else { "call by WebSocket" };
+        for tags in TAGS {
+            let before = resident();
+            let mut world = World::new(line, tags);
+            if tags == TAGS[2] {
+                let each = (resident() - before) / world.tags.len() - 32 - size_of::<Box<str>>();
+                println!("memory/{name}/{tags}: {each} bytes a tag");
+            }
+            let mut group = c.benchmark_group(name);
+            group.throughput(Throughput::Elements(1));
+            group.bench_function(BenchmarkId::from_parameter(tags), |b| {
+                b.iter_custom(|calls| {
+                    let one = |_| {
+                        world.pass(STEP);
+                        world.tick() + world.call()
+                    };
+                    (0..calls).map(one).sum()
+                });
+            });
+            group.finish();
+            tell_the_slowest(&mut world, name, tags);
+        }
+    }
+}
+
+/// At 10 000 calls a second: how long the hub has to do with one, what is due meanwhile included.
+fn tell_the_slowest(world: &mut World, name: &str, tags: usize) {
+    let mut histogram = Histogram::default();
+    for _ in 0..CALLS {
+        world.pass(STEP);
+        let took = world.tick() + world.call();
+        histogram.record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+    }
+    let at = |per_mille| histogram.quantile(per_mille).as_nanos() as f64 / 1000.0;
+    println!(
+        "latency/{name}/{tags}: p50 {:.1} · p99 {:.1} · p99.9 {:.1} · longest {:.1} µs at {} calls/s",
+        at(500),
+        at(990),
+        at(999),
+        histogram.longest().as_nanos() as f64 / 1000.0,
+        1.0 / STEP.as_secs_f64()
+    );
+}
+
+fn staying(c: &mut Criterion) {
+    for tags in TAGS {
+        let mut world = World::new(Line::Udp, tags);
+        let mut group = c.benchmark_group("heartbeat");
+        group.throughput(Throughput::Elements(1));
+        group.bench_function(BenchmarkId::from_parameter(tags), |b| {
+            b.iter_custom(|beats| {
+                let mut one = |_| {
+                    world.now = world.now.after(HEARTBEAT / world.tags.len() as u32);
+                    world.beat = (world.beat + STRIDE) % world.tags.len();
+                    world.heartbeat(world.beat)
+                };
+                (0..beats).map(&mut one).sum()
+            });
+        });
+        group.finish();
+        let mut group = c.benchmark_group("registration");
+        group.throughput(Throughput::Elements(1));
+        // Each client in turn, under a new mid: it keeps its tag, so that the number of tags stays.
+        group.bench_function(BenchmarkId::from_parameter(tags), |b| {
+            b.iter_custom(|registrations| {
+                let mut one = |_| {
+                    world.pass(STEP);
+                    let (client, mid) = (world.tags.len(), world.new_mid());
+                    let newcomer = client + (mid as usize) % CALLERS;
+                    let took = world.hear(newcomer, &format!(r#"{{"t":1,"mid":{mid}}}"#));
+                    took + world.tick()
+                };
+                (0..registrations).map(&mut one).sum()
+            });
+        });
+        group.finish();
+    }
+}
+
+/// Bytes of this process that are in memory.
+fn resident() -> usize {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    statm.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096
+}
+
+criterion_group!(benches, calling, staying);
+criterion_main!(benches);

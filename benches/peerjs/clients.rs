@@ -1,0 +1,224 @@
+//! Clients of either server on one thread, by the connections of `ginnel load signaling`.
+
+use super::servers::{Kind, Server};
+use anyhow::bail;
+use ginnel::load::signaling::connections::Connections;
+use ginnel::load::{Target, Transport};
+use ginnel::net::time;
+use serde::Serialize;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+/// Between two heartbeats of PeerJS's clients.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_millis(20);
+/// Bytes of a message, as it comes to the server.
+const LENGTH: usize = 320;
+const CANDIDATE: &str = "candidate:842163049 1 udp 1677729535 203.0.113.22 41641 typ srflx raddr 10.0.1.17 rport 8998 generation 0";
+
+/// What passing messages on has cost.
+#[derive(Debug, Default, Clone, Copy, Serialize)]
+pub(super) struct Relayed {
+    pub(super) messages: u64,
+    pub(super) per_second: f64,
+    /// Of the server's time.
+    pub(super) per_cpu_second: f64,
+    /// Of one processor.
+    pub(super) server_share: f64,
+}
+
+#[derive(Debug, Default)]
+struct Client {
+    is_online: bool,
+    tag: String,
+    /// Of the call with its neighbour.
+    token: String,
+    /// Messages of its neighbour that have come.
+    heard: u64,
+}
+
+/// Clients; those whose numbers differ in the last bit are neighbours.
+pub(super) struct Crowd {
+    kind: Kind,
+    connections: Connections,
+    clients: Vec<Client>,
+    mid: u64,
+    beaten: Instant,
+}
+
+impl Crowd {
+    pub(super) fn new(kind: Kind, address: SocketAddr) -> anyhow::Result<Self> {
+        let connections = Connections::new(Target::new(address, Transport::Tcp, false)?)?;
+        Ok(Self { kind, connections, clients: Vec::new(), mid: 1 << 20, beaten: time::mono() })
+    }
+
+    /// Lets clients in, all of which are known to the server in the end.
+    pub(super) fn enter(&mut self, count: usize) -> anyhow::Result<()> {
+        for number in 0..count {
+            self.clients.push(Client::default());
+            match self.kind {
+                Kind::Ginnel => {
+                    self.connections.open_at("/ws")?;
+                    self.connections.send_texts(number, &[r#"{"t":1,"mid":1}"#.to_owned()]);
+                }
+                Kind::PeerJs => {
+                    let path =
+                        format!("/peerjs?key=peerjs&id=peer{number:06}&token=token{number:06}&version=1.5.4");
+                    self.connections.open_at(&path)?;
+                }
+            }
+            if number % 64 == 63 {
+                self.pump(Duration::ZERO)?;
+            }
+        }
+        self.until("all are online", |crowd| crowd.clients.iter().all(|client| client.is_online))
+    }
+
+    pub(super) fn stay(&mut self, time: Duration) -> anyhow::Result<()> {
+        let end = time::mono() + time;
+        while time::mono() < end {
+            self.pump(LOOK)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a call between neighbours, where the server has such a thing.
+    pub(super) fn call(&mut self) -> anyhow::Result<()> {
+        if self.kind == Kind::PeerJs {
+            return Ok(());
+        }
+        for caller in (0..self.clients.len()).step_by(2) {
+            let (tag, rtag) = (&self.clients[caller].tag, &self.clients[caller + 1].tag);
+            let text = format!(r#"{{"t":4,"mid":{caller},"params":{{"tag":"{tag}","rtag":"{rtag}"}}}}"#);
+            self.connections.send_texts(caller, &[text]);
+        }
+        self.until("all calls are answered", |crowd| {
+            crowd.clients.iter().step_by(2).all(|client| !client.token.is_empty())
+        })
+    }
+
+    /// Lets the even ones send `burst` messages at a time, the next ones as soon as these have come to their neighbour.
+    pub(super) fn relay(&mut self, burst: usize, time: Duration, server: &Server) -> anyhow::Result<Relayed> {
+        self.clients.iter_mut().for_each(|client| client.heard = burst as u64);
+        let (began, cpu) = (time::mono(), server.cpu()?);
+        let mut messages = 0;
+        while time::mono() < began + time {
+            for sender in (0..self.clients.len()).step_by(2) {
+                if self.clients[sender + 1].heard < burst as u64 {
+                    continue;
+                }
+                messages += std::mem::take(&mut self.clients[sender + 1].heard);
+                let texts: Vec<_> = (0..burst).map(|_| self.message(sender)).collect();
+                self.connections.send_texts(sender, &texts);
+            }
+            self.pump(LOOK)?;
+        }
+        // Those of the beginning were not sent.
+        let messages = messages - (burst * self.clients.len() / 2) as u64;
+        let (elapsed, cpu) = ((time::mono() - began).as_secs_f64(), (server.cpu()? - cpu).as_secs_f64());
+        self.stay(Duration::from_millis(300))?;
+        Ok(Relayed {
+            messages,
+            per_second: messages as f64 / elapsed,
+            per_cpu_second: messages as f64 / cpu,
+            server_share: cpu / elapsed,
+        })
+    }
+
+    /// A candidate of `sender` for its neighbour, of the same length for both servers.
+    fn message(&mut self, sender: usize) -> String {
+        self.mid += 1;
+        let (mid, to) = (self.mid, sender + 1);
+        let with = |padding: &str| match self.kind {
+            Kind::Ginnel => {
+                let token = &self.clients[sender].token;
+                format!(
+                    r#"{{"t":54,"mid":{mid},"token":"{token}","params":{{"cands":["{CANDIDATE}{padding}"]}}}}"#
+                )
+            }
+            Kind::PeerJs => format!(
+                r#"{{"type":"CANDIDATE","payload":{{"candidate":{{"candidate":"{CANDIDATE}{padding}","sdpMLineIndex":0,"sdpMid":"0"}},"type":"data","connectionId":"dc_4v1tqzs1x3p"}},"dst":"peer{to:06}"}}"#
+            ),
+        };
+        let bare = with("").len();
+        with(&" ".repeat(LENGTH.saturating_sub(bare)))
+    }
+
+    fn until(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) -> anyhow::Result<()> {
+        let deadline = time::mono() + PATIENCE;
+        while !is_so(self) {
+            if time::mono() > deadline {
+                bail!("waited in vain until {what}");
+            }
+            self.pump(LOOK)?;
+        }
+        Ok(())
+    }
+
+    fn pump(&mut self, wait: Duration) -> anyhow::Result<()> {
+        if self.kind == Kind::PeerJs && self.beaten.elapsed() > HEARTBEAT {
+            self.beaten = time::mono();
+            let beat = [r#"{"type":"HEARTBEAT"}"#.to_owned()];
+            for number in 0..self.clients.len() {
+                self.connections.send_texts(number, &beat);
+            }
+        }
+        let (kind, clients) = (self.kind, &mut self.clients);
+        let mut answers: Vec<Vec<String>> = Vec::new();
+        let mut whose = Vec::new();
+        self.connections.receive_texts(wait, &mut |_, number, text| {
+            let Ok(text) = std::str::from_utf8(text) else { return };
+            let answer = match kind {
+                Kind::Ginnel => hear(clients, number, text),
+                Kind::PeerJs => {
+                    clients[number].is_online |= text.contains("\"OPEN\"");
+                    clients[number].heard += u64::from(text.contains("\"CANDIDATE\""));
+                    None
+                }
+            };
+            let Some(answer) = answer else { return };
+            if whose.last() == Some(&number)
+                && let Some(last) = answers.last_mut()
+            {
+                last.push(answer);
+            } else {
+                whose.push(number);
+                answers.push(vec![answer]);
+            }
+        })?;
+        for (number, answers) in whose.into_iter().zip(answers) {
+            self.connections.send_texts(number, &answers);
+        }
+        if self.connections.closed() > 0 {
+            bail!("{} has closed {} connections", self.kind.name(), self.connections.closed());
+        }
+        Ok(())
+    }
+}
+
+/// What a client of ginnel's answers.
+fn hear(clients: &mut [Client], number: usize, text: &str) -> Option<String> {
+    let t = field(text, "t")?.parse::<i64>().ok()?;
+    let client = &mut clients[number];
+    if t == -1 {
+        client.is_online = true;
+        client.tag = field(text, "tag")?.to_owned();
+    }
+    if !(51..=55).contains(&t) {
+        return None;
+    }
+    let (mid, token) = (field(text, "mid")?, field(text, "token")?);
+    match t {
+        52 => client.token = token.to_owned(),
+        54 => client.heard += 1,
+        _ => {}
+    }
+    Some(format!(r#"{{"t":-{t},"mid":{mid},"token":"{token}","code":200}}"#))
+}
+
+/// Returns what stands behind `"name":` in a message, without its quotes.
+fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    let (_, rest) = text.split_once(&format!("\"{name}\":"))?;
+    rest.trim_start_matches('"').split(['"', ',', '}']).next()
+}

@@ -1,0 +1,146 @@
+//! The two servers, each on loopback and on a processor of its own.
+
+use anyhow::{Context, bail};
+use ginnel::load::process::{self, Process};
+use ginnel::net::time;
+use ginnel::signaling::Rate;
+use ginnel::{ServerConfig, State};
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::io::AsyncReadExt;
+
+/// The version that is compared with.
+const PEERJS: &str = "peer@1.0.2";
+const START: Duration = Duration::from_secs(15);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Ginnel,
+    PeerJs,
+}
+
+impl Kind {
+    pub(super) const ALL: [Self; 2] = [Self::Ginnel, Self::PeerJs];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Ginnel => "ginnel",
+            Self::PeerJs => "peerjs",
+        }
+    }
+}
+
+/// A server that is there until dropped.
+pub(super) struct Server {
+    child: Child,
+    pub(super) address: SocketAddr,
+    _folder: TempDir,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Has `npm` put PeerJS's server into `folder`, unless it is there.
+pub(super) fn fetch(folder: &Path) -> anyhow::Result<()> {
+    if program(folder).exists() {
+        return Ok(());
+    }
+    fs::create_dir_all(folder)?;
+    let mut npm = Command::new("npm");
+    npm.args(["install", "--no-save", "--no-audit", "--no-fund", "--prefix"]).arg(folder).arg(PEERJS);
+    let status = npm.stdout(Stdio::null()).status().context("npm, which comes with Node.js")?;
+    if !status.success() {
+        bail!("npm could not fetch {PEERJS}: {status}");
+    }
+    Ok(())
+}
+
+fn program(folder: &Path) -> std::path::PathBuf {
+    folder.join("node_modules/peer/dist/bin/peerjs.js")
+}
+
+impl Server {
+    pub(super) fn start(
+        kind: Kind,
+        folder: &Path,
+        (own_cpu, client_cpu): (usize, usize),
+    ) -> anyhow::Result<Self> {
+        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let mut command = match kind {
+            Kind::Ginnel => Command::new(std::env::current_exe()?),
+            Kind::PeerJs => Command::new("node"),
+        };
+        match kind {
+            Kind::Ginnel => command.args(["--serve", &address.to_string()]),
+            Kind::PeerJs => command.arg(program(folder)).args(["--port", &address.port().to_string()]),
+        };
+        let folder = tempfile::tempdir()?;
+        let log = File::create(folder.path().join("log"))?;
+        command.current_dir(folder.path()).stdin(Stdio::piped()).stderr(log.try_clone()?).stdout(log);
+        // What is started inherits the processor of the thread that starts it.
+        process::pin(own_cpu).context("--server-cpu")?;
+        let child = command.spawn().with_context(|| kind.name())?;
+        process::pin(client_cpu).context("--client-cpu")?;
+        let mut server = Self { child, address, _folder: folder };
+        server.await_start().with_context(|| kind.name())?;
+        Ok(server)
+    }
+
+    fn await_start(&mut self) -> anyhow::Result<()> {
+        let deadline = time::mono() + START;
+        while TcpStream::connect(self.address).is_err() {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("has ended at its start: {status}");
+            }
+            if time::mono() > deadline {
+                bail!("does not listen");
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        // What a server does after its start is no load.
+        std::thread::sleep(Duration::from_secs(1));
+        Ok(())
+    }
+
+    fn process(&self) -> anyhow::Result<Process> {
+        Ok(Process::new(self.child.id())?)
+    }
+
+    pub(super) fn resident(&self) -> anyhow::Result<u64> {
+        Ok(self.process()?.resident()?)
+    }
+
+    pub(super) fn cpu(&self) -> anyhow::Result<Duration> {
+        Ok(Duration::from_nanos(self.process()?.cpu_ns()?))
+    }
+}
+
+/// Is ginnel's server until standard input ends, with rates that no load reaches: PeerJS's server has none.
+pub(super) fn serve(address: SocketAddr) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Runtime::new()?;
+    runtime.block_on(async {
+        let state = State::open(&std::env::current_dir()?.join("state"))?;
+        let mut config = ServerConfig {
+            listen: vec![address.ip()],
+            port: address.port(),
+            aux_port: Some(0),
+            workers: Some(1),
+            ..ServerConfig::default()
+        };
+        config.tls.port = None;
+        let plenty = Rate { burst: 1e12, per_second: 1e12 };
+        (config.signaling.limits.per_source, config.signaling.limits.per_pair) = (plenty, plenty);
+        let server = ginnel::Server::start(config, &state).await?;
+        tokio::io::stdin().read_to_end(&mut Vec::new()).await?;
+        server.shutdown().await;
+        Ok(())
+    })
+}

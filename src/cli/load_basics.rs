@@ -1,0 +1,62 @@
+//! What every load is told: the server, for how long, and what is reported.
+
+use crate::load::{Load, Target, Times, Transport};
+use anyhow::{Context, bail};
+use clap::Args;
+use std::net::ToSocketAddrs;
+use std::time::Duration;
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Server and measurement")]
+pub(super) struct Basics {
+    /// The server
+    #[arg(long, value_name = "HOST:PORT")]
+    server: String,
+    /// How long it is measured; at most 3600 with the warm-up
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Seconds before anything is measured
+    #[arg(long, default_value_t = 1)]
+    warm_up: u64,
+    /// Report the CPU time of this process, such as the server's
+    #[arg(long)]
+    pid: Option<u32>,
+    /// Run on this processor alone
+    #[arg(long, value_name = "N")]
+    cpu: Option<usize>,
+    /// A socket for every client and peer, also where the server is on IPv4 loopback and many could share one
+    #[arg(long)]
+    own_sockets: bool,
+    /// Exit with 1 if more packets than this were lost
+    #[arg(long, value_name = "PERCENT")]
+    pub(super) max_loss: Option<f64>,
+    /// Report as a JSON object
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Yes, this server may be put under load although it is neither on this host nor in a private network
+    #[arg(long)]
+    yes: bool,
+}
+
+impl Basics {
+    pub(super) fn load(&self, transport: Transport) -> anyhow::Result<Load> {
+        let named = || format!("--server {}", self.server);
+        let mut addresses = self.server.to_socket_addrs().with_context(named)?;
+        let address = addresses.next().with_context(named)?;
+        let target = match Target::new(address, transport, self.yes) {
+            Ok(target) => target,
+            Err(error) => {
+                bail!("{error}; nothing was sent. If you may do that to it, type the same with --yes")
+            }
+        };
+        let seconds = |count: u64| Duration::from_secs(count.min(10_000));
+        Ok(Load {
+            target,
+            times: Times { warm_up: seconds(self.warm_up), seconds: seconds(self.seconds) },
+            pid: self.pid,
+            cpu: self.cpu,
+            segmentation: true,
+            own_sockets: self.own_sockets,
+        })
+    }
+}

@@ -1,0 +1,413 @@
+//! What clients of the signalling say and hear: they register, stay, and call each other. Pure.
+//!
+//! A call finds back to its beginning by the `ufrag` that both sides pass on, so that nothing depends on which answer comes first.
+//! Everything that wants an answer gets one each time it comes, as a client must that cannot know whether its last one arrived.
+
+use crate::load::histogram::Histogram;
+use serde::Deserialize;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+const SUCCESS: i64 = 200;
+const UNKNOWN_TAG: i64 = 202;
+const TOO_MANY: i64 = 206;
+/// How long an answer to a registration is waited for before it is asked again, under the same `mid`.
+const AGAIN: Duration = Duration::from_millis(500);
+/// How long a call is known.
+const FORGOTTEN: Duration = Duration::from_secs(10);
+/// What every side of a call says of itself, besides `ufrag`: what ICE needs as a rule.
+const ICE: &str =
+    r#""pwd":"asd88fgpdd777uzjYhagZg","cands":["candidate:1 1 udp 2130706431 10.0.1.17 8998 typ host"]"#;
+/// Before the number of a call, in its `ufrag`.
+const MARK: &str = "load";
+/// Coprime to most numbers of clients, so that neighbours in time are none in the server's memory.
+const STRIDE: u64 = 61_803;
+
+/// What is measured of calls.
+#[derive(Debug, Default)]
+pub(super) struct Calls {
+    /// Begun.
+    pub(super) begun: u64,
+    /// Come to the 52.
+    pub(super) answered: u64,
+    /// From the 4 to the 52.
+    pub(super) latency: Histogram,
+    /// Messages that came to a client that they are not for.
+    pub(super) misdelivered: u64,
+}
+
+/// Clients and their calls.
+#[derive(Debug)]
+pub(super) struct Conversation {
+    /// What a registration carries.
+    params: String,
+    tags: Vec<Option<Box<str>>>,
+    online: usize,
+    /// Who asked for a tag, and when.
+    asked: VecDeque<(Instant, usize)>,
+    waiting: usize,
+    calls: VecDeque<Call>,
+    /// The number of the first of `calls`.
+    first: u64,
+    measures: bool,
+    pub(super) measured: Calls,
+    /// What the server refused, by code.
+    pub(super) refused: BTreeMap<i64, u64>,
+    /// Tags that were no longer known.
+    pub(super) lost_tags: u64,
+    /// When calls that have ended began, for who counts those under way.
+    ended: Vec<Instant>,
+    beat: usize,
+    outputs: VecDeque<(usize, String)>,
+}
+
+#[derive(Debug)]
+struct Call {
+    caller: usize,
+    callee: usize,
+    begun: Instant,
+    is_over: bool,
+    is_measured: bool,
+}
+
+/// A message as far as a client here reads it.
+#[derive(Deserialize)]
+struct Heard<'a> {
+    t: i64,
+    mid: Option<i64>,
+    code: Option<i64>,
+    #[serde(borrow)]
+    token: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    params: Option<Inner<'a>>,
+    #[serde(borrow)]
+    extra: Option<Inner<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Inner<'a> {
+    #[serde(borrow)]
+    tag: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    token: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    ufrag: Option<Cow<'a, str>>,
+}
+
+impl Conversation {
+    pub(super) fn new(clients: usize, key: Option<&str>) -> Self {
+        let params = serde_json::json!({ "key": key });
+        let params = key.map_or_else(String::new, |_| format!(r#","params":{params}"#));
+        Self {
+            params,
+            tags: vec![None; clients],
+            online: 0,
+            asked: VecDeque::new(),
+            waiting: 0,
+            calls: VecDeque::new(),
+            first: 0,
+            measures: false,
+            measured: Calls::default(),
+            refused: BTreeMap::new(),
+            lost_tags: 0,
+            ended: Vec::new(),
+            beat: 0,
+            outputs: VecDeque::new(),
+        }
+    }
+
+    pub(super) fn online(&self) -> usize {
+        self.online
+    }
+
+    /// How many wait for their tag.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// Whether the server has refused what it will not grant later either.
+    pub(super) fn is_turned_away(&self) -> bool {
+        self.refused.keys().any(|code| ![UNKNOWN_TAG, TOO_MANY].contains(code))
+    }
+
+    /// Calls begun from now on count, or no longer.
+    pub(super) fn measure(&mut self, on: bool) {
+        self.measures = on;
+    }
+
+    /// Returns the next text to send, and whose, until there is none.
+    pub(super) fn poll_output(&mut self) -> Option<(usize, String)> {
+        self.outputs.pop_front()
+    }
+
+    /// Returns when a call that has ended had begun, until there is none.
+    pub(super) fn poll_ended(&mut self) -> Option<Instant> {
+        self.ended.pop()
+    }
+
+    pub(super) fn register(&mut self, now: Instant, client: usize) {
+        self.waiting += 1;
+        self.ask(now, client);
+    }
+
+    fn ask(&mut self, now: Instant, client: usize) {
+        self.asked.push_back((now, client));
+        // Under the `mid` it had before, who has lost its tag would be answered with that one again.
+        let mid = 1 + self.lost_tags;
+        self.outputs.push_back((client, format!(r#"{{"t":1,"mid":{mid}{}}}"#, self.params)));
+    }
+
+    /// Asks anew for those who have heard nothing.
+    pub(super) fn ask_again(&mut self, now: Instant) {
+        while let Some((at, client)) = self.asked.front().copied() {
+            let has_tag = self.tags[client].is_some();
+            if !has_tag && now.saturating_duration_since(at) < AGAIN {
+                return;
+            }
+            self.asked.pop_front();
+            if !has_tag {
+                self.ask(now, client);
+            }
+        }
+    }
+
+    /// Lets the next `count` clients of the round say that they are there.
+    pub(super) fn heartbeats(&mut self, count: usize) {
+        for _ in 0..count.min(self.tags.len()) {
+            self.heartbeat(self.beat);
+            self.beat = (self.beat + 1) % self.tags.len();
+        }
+    }
+
+    fn heartbeat(&mut self, client: usize) {
+        if let Some(tag) = &self.tags[client] {
+            self.outputs.push_back((client, format!(r#"{{"t":2,"tag":"{tag}"}}"#)));
+        }
+    }
+
+    /// Begins the next call: no two clients call each other again before all others had their turn.
+    pub(super) fn call(&mut self, now: Instant) {
+        let number = self.first + self.calls.len() as u64;
+        let clients = self.tags.len() as u64;
+        let caller = number.wrapping_mul(STRIDE) % clients;
+        let callee = (caller + 1 + (number / clients) % (clients - 1).max(1)) % clients;
+        let (caller, callee) = (caller as usize, callee as usize);
+        let is_measured = self.measures;
+        self.measured.begun += u64::from(is_measured);
+        let tag = |client: usize| self.tags[client].as_deref().unwrap_or("none");
+        let text = format!(
+            r#"{{"t":4,"mid":{number},"params":{{"tag":"{}","rtag":"{}","ufrag":"{MARK}{number}",{ICE}}}}}"#,
+            tag(caller),
+            tag(callee)
+        );
+        self.outputs.push_back((caller, text));
+        self.calls.push_back(Call { caller, callee, begun: now, is_over: false, is_measured });
+        while self.calls.front().is_some_and(|call| now.saturating_duration_since(call.begun) > FORGOTTEN) {
+            self.calls.pop_front();
+            self.first += 1;
+        }
+    }
+
+    fn find(&mut self, number: u64) -> Option<&mut Call> {
+        self.calls.get_mut(usize::try_from(number.checked_sub(self.first)?).ok()?)
+    }
+
+    /// Takes what `client` was told.
+    pub(super) fn hear(&mut self, now: Instant, client: usize, text: &[u8]) {
+        let Ok(heard) = serde_json::from_slice::<Heard<'_>>(text) else { return };
+        let code = heard.code.unwrap_or(SUCCESS);
+        match (heard.t, code) {
+            (-1, SUCCESS) => self.registered(client, heard.extra.and_then(|extra| extra.tag)),
+            (51..=55, SUCCESS) => self.asked_by_server(now, client, &heard),
+            (t, code) if code != SUCCESS => self.failed(now, client, (t, heard.mid, code)),
+            _ => {}
+        }
+    }
+
+    fn registered(&mut self, client: usize, tag: Option<Cow<'_, str>>) {
+        let Some(tag) = tag else { return };
+        if self.tags[client].replace(tag.into()).is_none() {
+            self.online += 1;
+            self.waiting = self.waiting.saturating_sub(1);
+            // Who has used its tag keeps it, and has proven its address.
+            self.heartbeat(client);
+        }
+    }
+
+    fn failed(&mut self, now: Instant, client: usize, (t, mid, code): (i64, Option<i64>, i64)) {
+        *self.refused.entry(code).or_default() += 1;
+        match (t.abs(), code) {
+            (2, UNKNOWN_TAG) if self.tags[client].take().is_some() => {
+                self.online -= 1;
+                self.lost_tags += 1;
+                self.register(now, client);
+            }
+            (4, _) => {
+                let number = mid.and_then(|mid| u64::try_from(mid).ok());
+                if let Some(call) = number.and_then(|number| self.find(number)) {
+                    call.is_over = true;
+                    let begun = call.begun;
+                    self.ended.push(begun);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Answers what the server asks, and follows the call that it is about.
+    fn asked_by_server(&mut self, now: Instant, client: usize, heard: &Heard<'_>) {
+        let inner = heard.params.as_ref().or(heard.extra.as_ref());
+        let token = heard.token.as_deref().or(inner.and_then(|inner| inner.token.as_deref()));
+        let (Some(token), Some(mid), t) = (token, heard.mid, heard.t) else { return };
+        let ufrag = inner.and_then(|inner| inner.ufrag.as_deref());
+        let number = ufrag.and_then(|ufrag| ufrag.strip_prefix(MARK)?.parse::<u64>().ok());
+        let extra = match (t, number) {
+            (51, Some(number)) if self.is_at(number, client, |call| call.callee) => {
+                format!(r#","extra":{{"ufrag":"{MARK}{number}",{ICE}}}"#)
+            }
+            (52, Some(number)) if self.is_at(number, client, |call| call.caller) => {
+                let text = format!(r#"{{"t":-52,"mid":{mid},"token":"{token}","code":200}}"#);
+                self.outputs.push_back((client, text));
+                if self.answered(now, number) {
+                    let text = format!(r#"{{"t":55,"mid":{number},"token":"{token}"}}"#);
+                    self.outputs.push_back((client, text));
+                }
+                return;
+            }
+            (51 | 52, _) => {
+                self.measured.misdelivered += 1;
+                return;
+            }
+            (53, _) => r#","extra":{"punching":false}"#.to_owned(),
+            _ => String::new(),
+        };
+        let text = format!(r#"{{"t":-{t},"mid":{mid},"token":"{token}","code":200{extra}}}"#);
+        self.outputs.push_back((client, text));
+    }
+
+    /// Whether `client` is where a message about call `number` belongs; nobody can say it of one long forgotten.
+    fn is_at(&mut self, number: u64, client: usize, end: impl Fn(&Call) -> usize) -> bool {
+        number < self.first || self.find(number).is_some_and(|call| end(call) == client)
+    }
+
+    /// Notes that a 52 has come; returns whether it is the first one.
+    fn answered(&mut self, now: Instant, number: u64) -> bool {
+        let Some(call) = self.find(number).filter(|call| !call.is_over) else { return false };
+        call.is_over = true;
+        let (begun, is_measured) = (call.begun, call.is_measured);
+        self.ended.push(begun);
+        if is_measured {
+            let took = now.saturating_duration_since(begun).as_nanos();
+            self.measured.answered += 1;
+            self.measured.latency.record(u64::try_from(took).unwrap_or(u64::MAX));
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::time;
+    use crate::signaling::{Config, Conn, Hub, Limits, Output};
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha20Rng;
+
+    /// A hub that hears what all clients have said, on a connection each, until nobody says anything more.
+    fn settle(hub: &mut Hub, talk: &mut Conversation, mut drop: impl FnMut(&str) -> bool) {
+        while let Some((client, text)) = talk.poll_output() {
+            hub.handle_web_text(time::now(), Conn(client as u64), &text);
+            while let Some(output) = hub.poll_output() {
+                if let Output::Text { conn, text } = output
+                    && !drop(&text)
+                {
+                    talk.hear(time::mono(), conn.0 as usize, text.as_bytes());
+                }
+            }
+        }
+    }
+
+    fn hub(clients: usize, limits: Limits) -> Hub {
+        let mut hub = Hub::new(Config { limits, ..Config::default() }, ChaCha20Rng::from_seed([3; 32]));
+        (0..clients).for_each(|client| {
+            hub.handle_web_opened(time::now(), Conn(client as u64), [127, 0, 0, 1].into())
+        });
+        hub
+    }
+
+    fn registered(clients: usize) -> (Hub, Conversation) {
+        let (mut hub, mut talk) = (hub(clients, Limits::default()), Conversation::new(clients, None));
+        (0..clients).for_each(|client| talk.register(time::mono(), client));
+        settle(&mut hub, &mut talk, |_| false);
+        assert_eq!((talk.online(), talk.waiting(), hub.clients()), (clients, 0, clients));
+        (hub, talk)
+    }
+
+    #[test]
+    fn every_call_is_answered_measured_and_ended() {
+        let (mut hub, mut talk) = registered(5);
+        talk.call(time::mono());
+        settle(&mut hub, &mut talk, |_| false);
+        assert_eq!((talk.measured.begun, talk.measured.answered), (0, 0), "nothing is measured yet");
+        talk.measure(true);
+        for _ in 0..20 {
+            talk.call(time::mono());
+            settle(&mut hub, &mut talk, |_| false);
+        }
+        let measured = &talk.measured;
+        assert_eq!((measured.begun, measured.answered, measured.misdelivered), (20, 20, 0));
+        assert_eq!((measured.latency.len(), hub.acts()), (20, 0));
+        assert_eq!(std::iter::from_fn(|| talk.poll_ended()).count(), 21);
+    }
+
+    #[test]
+    fn refusals_are_counted_and_a_lost_tag_is_asked_for_anew() {
+        let (mut hub, mut talk) = registered(2);
+        hub.handle_web_closed(time::now(), Conn(1));
+        talk.measure(true);
+        talk.call(time::mono());
+        settle(&mut hub, &mut talk, |_| false);
+        assert_eq!(talk.refused.get(&203), Some(&1));
+        assert_eq!((talk.measured.begun, talk.measured.answered), (1, 0));
+        hub.handle_web_opened(time::now(), Conn(1), [127, 0, 0, 1].into());
+        talk.heartbeats(2);
+        settle(&mut hub, &mut talk, |_| false);
+        assert_eq!((talk.lost_tags, talk.online(), hub.clients()), (1, 2, 2));
+    }
+
+    #[test]
+    fn what_is_lost_is_asked_again_after_its_time_and_counts_once() {
+        let mut hub = hub(3, Limits::default());
+        let mut talk = Conversation::new(3, None);
+        let start = time::mono();
+        (0..3).for_each(|client| talk.register(start, client));
+        let mut heard = 0;
+        settle(&mut hub, &mut talk, |text| {
+            heard += usize::from(text.contains(r#""t":-1,"#));
+            heard == 2
+        });
+        assert_eq!((talk.online(), talk.waiting()), (2, 1));
+        talk.ask_again(start + AGAIN / 2);
+        assert!(talk.poll_output().is_none());
+        talk.ask_again(start + AGAIN);
+        settle(&mut hub, &mut talk, |_| false);
+        assert_eq!((talk.online(), talk.waiting()), (3, 0));
+    }
+
+    #[test]
+    fn a_message_for_somebody_else_is_told_apart() {
+        let (mut hub, mut talk) = registered(3);
+        talk.measure(true);
+        talk.call(time::mono());
+        let (caller, _) = talk.outputs[0].clone();
+        let mut stolen = None;
+        settle(&mut hub, &mut talk, |text| {
+            let is_notice = text.contains(r#""t":51,"#);
+            stolen = stolen.take().or(is_notice.then(|| text.to_owned()));
+            is_notice
+        });
+        talk.hear(time::mono(), caller, stolen.unwrap().as_bytes());
+        assert_eq!((talk.measured.misdelivered, talk.measured.answered), (1, 0));
+    }
+}

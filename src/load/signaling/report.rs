@@ -1,0 +1,161 @@
+//! What a load on the signalling has found out, in numbers.
+
+use super::conversation::Calls;
+use super::{SignalingLoad, Via};
+use crate::load::report::{Cpu, Latency, per};
+use crate::load::{Drive, Load};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// What bringing clients in has cost.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) elapsed: Duration,
+    pub(super) own_cpu: Duration,
+    pub(super) cpu: Option<Duration>,
+    pub(super) bytes: Option<i64>,
+}
+
+/// Processor time, and while what time.
+#[derive(Debug)]
+pub(super) struct Used {
+    pub(super) cpu: Option<Duration>,
+    pub(super) own_cpu: Duration,
+    pub(super) elapsed: Duration,
+}
+
+/// What came of the time after it.
+#[derive(Debug)]
+pub(super) struct Spoken {
+    pub(super) elapsed: Duration,
+    pub(super) used: Used,
+    pub(super) calls: Calls,
+    pub(super) refused: BTreeMap<i64, u64>,
+    pub(super) held_back: u64,
+    pub(super) left_out: u64,
+    pub(super) closed: usize,
+    pub(super) lost_tags: u64,
+}
+
+/// What became of clients and their calls.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SignalingReport {
+    /// `signaling`.
+    pub mode: &'static str,
+    /// The server.
+    pub server: String,
+    /// `udp` or `ws`.
+    pub via: &'static str,
+    /// Clients that were registered and held.
+    pub clients: usize,
+    /// Seconds until the last one was registered.
+    pub registering_seconds: f64,
+    /// Clients registered a second.
+    pub registrations_per_second: f64,
+    /// CPU time of the watched process for each of them, with its first heartbeat.
+    pub registering_cpu: Option<Cpu>,
+    /// CPU time of this process meanwhile.
+    pub registering_own_cpu: Cpu,
+    /// By how much the resident memory of the watched process has grown, in bytes for each client.
+    pub server_bytes_each: Option<f64>,
+    /// Seconds measured after that.
+    pub seconds: f64,
+    /// Processors that the watched process kept busy in them, 1 for one whole.
+    pub server_share: Option<f64>,
+    /// WebSockets that the server has closed meanwhile.
+    pub closed: usize,
+    /// Tags that it no longer knew.
+    pub lost_tags: u64,
+    /// What it refused, by code.
+    pub refused: BTreeMap<i64, u64>,
+    /// Messages that did not leave because the kernel's buffers were full.
+    pub held_back: u64,
+    /// Where there were calls.
+    pub calls: Option<CallsReport>,
+}
+
+/// What became of calls.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CallsReport {
+    /// Calls a second that were asked for.
+    pub rate: Option<u64>,
+    /// Calls kept under way.
+    pub window: Option<u32>,
+    /// Calls begun.
+    pub begun: u64,
+    /// Calls whose 52 has come.
+    pub answered: u64,
+    /// The others.
+    pub lost: u64,
+    /// The same in percent of those begun.
+    pub loss_percent: f64,
+    /// Calls answered, a second.
+    pub calls_per_second: f64,
+    /// From the 4 to the 52.
+    pub latency_us: Latency,
+    /// Messages that came to a client that they are not for.
+    pub misdelivered: u64,
+    /// Calls that a rate asked for and this machine could not begin in time.
+    pub left_out: u64,
+    /// CPU time of the watched process for each call that was answered, with all else it did meanwhile.
+    pub server_cpu: Option<Cpu>,
+    /// CPU time of this process.
+    pub own_cpu: Cpu,
+}
+
+impl SignalingReport {
+    pub(super) fn new(load: &Load, what: &SignalingLoad, held: &Held, spoken: &Spoken) -> Self {
+        let clients = what.clients as u64;
+        let Used { cpu, elapsed, .. } = spoken.used;
+        Self {
+            mode: "signaling",
+            server: load.target.address().to_string(),
+            via: match what.via {
+                Via::Udp => "udp",
+                Via::Ws => "ws",
+            },
+            clients: what.clients,
+            registering_seconds: held.elapsed.as_secs_f64(),
+            registrations_per_second: per(clients as f64, held.elapsed.as_secs_f64()),
+            registering_cpu: held.cpu.map(|used| Cpu::of(used, clients, held.elapsed)),
+            registering_own_cpu: Cpu::of(held.own_cpu, clients, held.elapsed),
+            server_bytes_each: held.bytes.map(|bytes| per(bytes as f64, clients as f64)),
+            seconds: spoken.elapsed.as_secs_f64(),
+            server_share: cpu.map(|used| per(used.as_secs_f64(), elapsed.as_secs_f64())),
+            closed: spoken.closed,
+            lost_tags: spoken.lost_tags,
+            refused: spoken.refused.clone(),
+            held_back: spoken.held_back,
+            calls: what.drive.map(|drive| CallsReport::new(drive, spoken)),
+        }
+    }
+}
+
+impl CallsReport {
+    fn new(drive: Drive, spoken: &Spoken) -> Self {
+        let Spoken { calls, used, left_out, .. } = spoken;
+        let (rate, window) = drive.settings();
+        let lost = calls.begun.saturating_sub(calls.answered);
+        Self {
+            rate,
+            window,
+            begun: calls.begun,
+            answered: calls.answered,
+            lost,
+            loss_percent: per(lost as f64 * 100.0, calls.begun as f64),
+            calls_per_second: per(calls.answered as f64, spoken.elapsed.as_secs_f64()),
+            latency_us: Latency::of(&calls.latency),
+            misdelivered: calls.misdelivered,
+            left_out: *left_out,
+            server_cpu: used.cpu.map(|cpu| Cpu::of(cpu, calls.answered, used.elapsed)),
+            own_cpu: Cpu::of(used.own_cpu, calls.answered, used.elapsed),
+        }
+    }
+
+    /// Returns whether the generator had no time to spare, so that the server might have taken more.
+    #[must_use]
+    pub fn was_generator_the_limit(&self) -> bool {
+        self.own_cpu.share > 0.93
+    }
+}
