@@ -65,7 +65,7 @@ fn find(program: &str) -> Option<PathBuf> {
 /// # Panics
 ///
 /// In CI as root, where everything has to be installed.
-pub(crate) fn skip(reason: &str) -> bool {
+fn skip(reason: &str) -> bool {
     let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
     assert!(!(in_ci && is_root()), "CI has to run this test, but {reason}");
     note(reason);
@@ -73,7 +73,7 @@ pub(crate) fn skip(reason: &str) -> bool {
 }
 
 /// Prints the skip, past the capture of the test harness, and adds it to the list that `scripts/test` shows at the end.
-fn note(reason: &str) {
+pub(crate) fn note(reason: &str) {
     let test = std::thread::current().name().unwrap_or("test").to_owned();
     let line = format!("skipped: {reason} ({test})\n");
     std::io::stderr().write_all(line.as_bytes()).ok();
