@@ -16,6 +16,7 @@ mod legs;
 mod limits;
 mod neighbours;
 mod page;
+mod patience;
 mod revocation;
 mod self_test;
 mod stream;

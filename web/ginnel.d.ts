@@ -39,6 +39,8 @@ export interface Options {
   key?: string;
   /** 22 to 128 random characters that own the tag; by default a new one, which `Client.secret` tells. */
   secret?: string;
+  /** An Ed25519 key pair that owns the tag instead of a secret. */
+  identity?: CryptoKeyPair;
   /** `relay`: never a direct path. Default `all`. */
   iceTransportPolicy?: RTCIceTransportPolicy;
   /** In place of those that the server gives. */
@@ -104,12 +106,16 @@ interface Source<Events> extends EventTarget {
   ): void;
 }
 
+/** Makes a key pair whose private key never leaves this browser; `undefined` where there is no Ed25519, or the page is not secure. */
+export function createIdentity(): Promise<CryptoKeyPair | undefined>;
+
 /** Registers at a server; rejects with a {@link GinnelError} where the first registration fails. */
 export function connect(options?: Options): Promise<Client>;
 
 export interface Client extends Source<ClientEvents> {
   readonly tag: string;
-  readonly secret: string;
+  /** What owns the tag; `undefined` where an identity does. */
+  readonly secret?: string;
   readonly state: ClientState;
   readonly iceServers: RTCIceServer[];
   call(tag: string, options?: CallOptions): Promise<Channel>;

@@ -1,7 +1,7 @@
 // The client of a ginnel server, for browsers and for Node with a WebRTC package. One module, nothing to build.
 // How it is used: web/README.md. What it says on the wire: docs/wire/signaling.md.
 
-const REGISTER = 1, HEARTBEAT = 2, CALL = 4, NOTIFY = 51, ANSWERED = 52, QUESTION = 53, TRICKLE = 54, END = 55, WATCH = 60;
+const REGISTER = 1, HEARTBEAT = 2, CALL = 4, CHALLENGE = 5, NOTIFY = 51, ANSWERED = 52, QUESTION = 53, TRICKLE = 54, END = 55, WATCH = 60;
 
 const MS = {
   heartbeat: 15_000,
@@ -130,9 +130,22 @@ function socketUrl(server) {
   return `${secure ? "wss" : "ws"}://${url.host}${url.pathname === "/" ? "/ws" : url.pathname}`;
 }
 
+/** Bytes as base64url without padding. */
+function base64(bytes) {
+  return btoa(String.fromCharCode(...new Uint8Array(bytes))).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "");
+}
+
 function freshSecret() {
-  const bytes = globalThis.crypto.getRandomValues(new Uint8Array(24));
-  return btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_");
+  return base64(globalThis.crypto.getRandomValues(new Uint8Array(24)));
+}
+
+/** A new key pair for `connect({ identity })`; nothing where there is no Ed25519, or the page is not secure. */
+export async function createIdentity() {
+  try {
+    return await globalThis.crypto.subtle.generateKey("Ed25519", false, ["sign", "verify"]);
+  } catch {
+    return undefined;
+  }
 }
 
 /** Which session an SDP belongs to: a new offer of the same session has the same origin and the same certificate. */
@@ -217,8 +230,7 @@ class Wire {
 
   /** Registers, or gets fresh ICE servers for the same tag. */
   async register() {
-    const { key, secret } = this.#options;
-    const { extra } = await this.ask({ t: REGISTER, params: { key, secret, epoch: this.#epoch } });
+    const { extra } = await this.ask({ t: REGISTER, params: await this.#claim() });
     this.tag = extra.tag;
     this.#epoch = extra.epoch ?? this.#epoch;
     this.iceServers = extra.ice_servers ?? [];
@@ -229,6 +241,19 @@ class Wire {
     this.#beat = setInterval(() => this.#heartbeat(), MS.heartbeat);
     this.#online.resolve();
     this.#hooks.state("online");
+  }
+
+  /** What shows whose the tag is: the secret, or a signature by the identity. */
+  async #claim() {
+    const { key, secret, identity } = this.#options;
+    if (!identity) return { key, secret, epoch: this.#epoch };
+    const { nonce } = (await this.ask({ t: CHALLENGE })).extra;
+    const { subtle } = globalThis.crypto;
+    const pub = base64(await subtle.exportKey("raw", identity.publicKey));
+    const epoch = this.#epoch;
+    const text = ["ginnel register", pub, nonce, epoch ?? ""].join("\n");
+    const sig = base64(await subtle.sign("Ed25519", identity.privateKey, new TextEncoder().encode(text)));
+    return { key, pub, nonce, sig, epoch };
   }
 
   /** Resolves while there is a registration. */
@@ -847,7 +872,10 @@ export class Client extends Target {
     super();
     const { RTCPeerConnection, WebSocket } = globalThis;
     const policy = { iceTransportPolicy: "all", patience: MS.patience };
-    this.#options = { RTCPeerConnection, WebSocket, secret: freshSecret(), ...policy, ...defined(options) };
+    this.#options = { RTCPeerConnection, WebSocket, ...policy, ...defined(options) };
+    const { secret, identity } = this.#options;
+    if (identity && secret) throw new GinnelError("malformed", "a tag is owned by `identity` or by `secret`, not by both");
+    if (!identity) this.#options.secret ??= freshSecret();
     for (const name of ["RTCPeerConnection", "WebSocket"]) {
       if (!this.#options[name]) throw new GinnelError("unsupported", `there is no ${name} here: pass one`);
     }
@@ -872,7 +900,7 @@ export class Client extends Target {
     return this.#wire.tag;
   }
 
-  /** @returns {string} what owns the tag */
+  /** @returns {string | undefined} what owns the tag, where no identity does */
   get secret() {
     return this.#options.secret;
   }

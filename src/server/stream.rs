@@ -3,6 +3,7 @@
 
 use super::frames;
 use super::inbox::{Inbox, Link, Replies, ToStream, ToWorker};
+use super::patience::Patient;
 use super::tcp_leg::Arrival;
 use super::tcp_relay::Joint;
 use super::websocket::Origin;
@@ -199,7 +200,10 @@ impl StreamDoor {
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIME)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router))
+            .serve_connection(
+                TokioIo::new(Patient::new(stream, WRITE_TIME)),
+                TowerToHyperService::new(router),
+            )
             .with_upgrades()
             .await
             .map_err(io::Error::other)

@@ -150,7 +150,7 @@ impl Hub {
         self.with_call(now, id, |call, at| match body {
             Answer::Accepted { ice, .. } => call.accept(asker.leg, mid, ice, at),
             Answer::Failed { t: 51, token, .. } if exact || token.is_some() => call.fail(Code::NotAllowed),
-            Answer::Status { punching, .. } => call.status(peer, mid, punching, at),
+            Answer::Status { punching, path, .. } => call.status(peer, mid, (punching, path), at),
             Answer::Failed { t: 53, .. } => {}
             _ => call.acknowledge(t, mid),
         });

@@ -4,7 +4,7 @@
 
 use super::config::Times;
 use super::leg::{Leg, Peer};
-use super::wire::{Answer, Ask, Code, Ice, Request, Response, Tag, Token};
+use super::wire::{Answer, Ask, Code, Ice, Path, Request, Response, Tag, Token};
 use std::time::{Duration, Instant};
 
 /// The two sides of a call.
@@ -32,15 +32,30 @@ pub(super) enum Effect {
     Fail { text: String },
 }
 
-/// How far a call has come.
+/// How far a call has come. It is *requested* before there is one: the caller's hub asks the callee's for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// 51 is on its way to the callee.
     Notified,
     /// The callee has answered; the caller is told, and both are asked every few seconds.
-    Live,
+    Checking,
+    /// A side has said which path they found; both are asked on.
+    Connected,
     /// Ended by a side or by time; only acknowledgements are awaited.
-    Over,
+    Closed,
+}
+
+/// What came of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// The callee did not answer.
+    Unanswered,
+    /// It did not want to.
+    Refused,
+    /// It did; nobody has said what came of it, as clients of document 000 do not.
+    Answered,
+    /// The last path that a side has told.
+    Path(Path),
 }
 
 /// One side of a call.
@@ -105,6 +120,7 @@ pub(super) struct Call {
     /// Of the caller's t=4.
     mid: Option<i64>,
     stage: Stage,
+    pub(super) outcome: Outcome,
     /// When the token dies; none once the call is over.
     expires: Option<Instant>,
     next_question: Option<Instant>,
@@ -139,6 +155,7 @@ impl Call {
             callee,
             mid,
             stage: Stage::Notified,
+            outcome: Outcome::Unanswered,
             expires: Some(at.now + at.times.token),
             next_question: None,
             callee_address_told: false,
@@ -189,12 +206,12 @@ impl Call {
         if first && !mid.is_some_and(|mid| self.notified_with(mid)) {
             return;
         }
-        if self.stage == Stage::Over || !(first || new_address.is_some() || new_ice) {
+        if self.stage == Stage::Closed || !(first || new_address.is_some() || new_ice) {
             return;
         }
         if first {
             self.notices.retain(|notice| notice.t != 51);
-            self.stage = Stage::Live;
+            (self.stage, self.outcome) = (Stage::Checking, Outcome::Answered);
             self.next_question = Some(at.now + at.times.question);
         }
         if new_address.is_some() && self.callee.leg.address().is_some() {
@@ -219,6 +236,9 @@ impl Call {
             let em = code.text().to_owned();
             let body = Answer::Failed { t: 4, token: Some(self.token.clone()), code, em };
             self.effects.push(Effect::Fail { text: Response { mid: self.mid, body }.encode() });
+            if code == Code::NotAllowed {
+                self.outcome = Outcome::Refused;
+            }
         }
         self.notices.clear();
         self.finish();
@@ -250,8 +270,14 @@ impl Call {
 
     /// Takes the answer to a question: who still punches keeps the token alive, and the call ends when neither does
     /// (S0-A8).
-    pub(super) fn status(&mut self, peer: Peer, mid: Option<i64>, punching: bool, at: &Moment<'_>) {
-        if self.stage != Stage::Live {
+    pub(super) fn status(
+        &mut self,
+        peer: Peer,
+        mid: Option<i64>,
+        (punching, path): (bool, Option<Path>),
+        at: &Moment<'_>,
+    ) {
+        if !matches!(self.stage, Stage::Checking | Stage::Connected) {
             return;
         }
         let asked = |side: &Side| mid.is_some() && side.question == mid;
@@ -266,6 +292,10 @@ impl Call {
             Some(Role::Caller) => self.caller.gone = !punching,
             Some(Role::Callee) => self.callee.gone = !punching,
             None => return,
+        }
+        if let Some(path) = path {
+            self.stage = if path == Path::Failed { Stage::Checking } else { Stage::Connected };
+            self.outcome = Outcome::Path(path);
         }
         if punching {
             self.expires = Some(at.now + at.times.token);
@@ -289,7 +319,7 @@ impl Call {
 
     /// Ends the call for one side and tells the other.
     pub(super) fn end(&mut self, by: Role, reason: Option<String>, at: &mut Moment<'_>) {
-        if self.stage == Stage::Over {
+        if self.stage == Stage::Closed {
             return;
         }
         self.notices.clear();
@@ -346,7 +376,7 @@ impl Call {
     }
 
     fn finish(&mut self) {
-        self.stage = Stage::Over;
+        self.stage = Stage::Closed;
         self.next_question = None;
         self.expires = None;
     }

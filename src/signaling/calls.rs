@@ -1,8 +1,8 @@
 //! All punching acts: found by token, by mid, by tag and by time, never more than the caps allow.
 
-use super::call::Call;
+use super::call::{Call, Outcome};
 use super::config::Limits;
-use super::wire::{Tag, Token};
+use super::wire::{Path, Tag, Token};
 use crate::clock::Deadlines;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,6 +15,36 @@ pub(super) type CallId = u32;
 /// A mid is its call's number and this many random bits, below 2^53 in all so that browsers can echo it (S0-A16).
 const MID_BITS: u32 = 20;
 
+/// How many calls have ended in which way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Outcomes {
+    /// The callee has not answered.
+    pub unanswered: u64,
+    /// The callee has refused.
+    pub refused: u64,
+    /// The callee has answered, and neither side has said which path they found: clients of document 000 say nothing.
+    pub answered: u64,
+    /// From peer to peer.
+    pub direct: u64,
+    /// Through the relay.
+    pub relayed: u64,
+    /// No path was found.
+    pub failed: u64,
+}
+
+impl Outcomes {
+    fn count(&mut self, outcome: Outcome) {
+        *match outcome {
+            Outcome::Unanswered => &mut self.unanswered,
+            Outcome::Refused => &mut self.refused,
+            Outcome::Answered => &mut self.answered,
+            Outcome::Path(Path::Direct) => &mut self.direct,
+            Outcome::Path(Path::Relay) => &mut self.relayed,
+            Outcome::Path(Path::Failed) => &mut self.failed,
+        } += 1;
+    }
+}
+
 /// All calls.
 #[derive(Debug)]
 pub(super) struct Calls {
@@ -23,6 +53,7 @@ pub(super) struct Calls {
     /// How many all hubs have.
     total: Arc<AtomicUsize>,
     calls: HashMap<CallId, Call>,
+    pub(super) outcomes: Outcomes,
     by_token: HashMap<Token, CallId>,
     by_tag: HashMap<Tag, Vec<CallId>>,
     timers: Deadlines<CallId>,
@@ -35,6 +66,7 @@ impl Calls {
             cap: limits.calls,
             cap_per_tag: limits.calls_per_tag,
             calls: HashMap::new(),
+            outcomes: Outcomes::default(),
             by_token: HashMap::new(),
             by_tag: HashMap::new(),
             timers: Deadlines::default(),
@@ -105,6 +137,7 @@ impl Calls {
         self.timers.clear(id);
         if let Some(call) = self.calls.remove(&id) {
             self.total.fetch_sub(1, Ordering::Relaxed);
+            self.outcomes.count(call.outcome);
             self.by_token.remove(&call.token);
             for tag in [&call.caller.tag, &call.callee.tag] {
                 if let Some(ids) = self.by_tag.get_mut(tag) {

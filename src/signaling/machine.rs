@@ -6,7 +6,7 @@
 use super::admission::Realm;
 use super::answers::Answers;
 use super::bus::{Address, Said, Word};
-use super::calls::Calls;
+use super::calls::{Calls, Outcomes};
 use super::config::{Config, Limits};
 use super::gathers::Gathers;
 use super::identity;
@@ -203,6 +203,12 @@ impl Hub {
     #[must_use]
     pub fn acts(&self) -> usize {
         self.calls.len()
+    }
+
+    /// Returns what has come of the calls that have ended.
+    #[must_use]
+    pub fn outcomes(&self) -> Outcomes {
+        self.calls.outcomes
     }
 
     /// Takes a datagram.

@@ -40,6 +40,7 @@ pub mod wire;
 
 pub use admission::{AccessKey, Admitted, IceServers, Jwt, JwtKey, Origins, Realm, Realms, Refusal, Scopes};
 pub use bus::{Address, Bus, Word};
+pub use calls::Outcomes;
 pub use config::{Config, Limits, NotifyFrom, Rate, Times};
 pub(crate) use http::{bearer, status_of};
 pub use leg::{Conn, Door};

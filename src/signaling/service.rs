@@ -2,6 +2,7 @@
 
 use super::admission::{self, Admitted, Refusal};
 use super::bus::{Address, Bus, Word};
+use super::calls::Outcomes;
 use super::config::Config;
 use super::http;
 use super::leg::{Conn, Door, Network};
@@ -225,6 +226,18 @@ struct Switch {
 impl Switch {
     async fn run(
         mut self,
+        events: mpsc::Receiver<Event>,
+        words: mpsc::UnboundedReceiver<Word>,
+        stopped: watch::Receiver<bool>,
+    ) {
+        self.serve(events, words, stopped).await;
+        let Outcomes { unanswered, refused, answered, direct, relayed, failed } = self.hub.outcomes();
+        let hub = self.place;
+        tracing::info!(hub, unanswered, refused, answered, direct, relayed, failed, "what came of calls");
+    }
+
+    async fn serve(
+        &mut self,
         mut events: mpsc::Receiver<Event>,
         mut words: mpsc::UnboundedReceiver<Word>,
         mut stopped: watch::Receiver<bool>,

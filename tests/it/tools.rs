@@ -60,6 +60,11 @@ fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
+/// Says visibly that the calling test does not run here; returns `false`.
+///
+/// # Panics
+///
+/// In CI as root, where everything has to be installed.
 fn skip(reason: &str) -> bool {
     let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
     assert!(!(in_ci && is_root()), "CI has to run this test, but {reason}");
@@ -68,7 +73,7 @@ fn skip(reason: &str) -> bool {
 }
 
 /// Prints the skip, past the capture of the test harness, and adds it to the list that `scripts/test` shows at the end.
-fn note(reason: &str) {
+pub(crate) fn note(reason: &str) {
     let test = std::thread::current().name().unwrap_or("test").to_owned();
     let line = format!("skipped: {reason} ({test})\n");
     std::io::stderr().write_all(line.as_bytes()).ok();

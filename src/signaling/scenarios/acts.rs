@@ -1,5 +1,6 @@
 //! Punching acts from t=4 to their end.
 
+use super::super::Outcomes;
 use super::*;
 
 /// Two clients of document 000, each with a signalling and a punching socket (S0-28), A's being the caller.
@@ -76,6 +77,46 @@ fn both_are_asked_every_five_seconds_and_the_act_ends_when_neither_goes_on() {
     assert_eq!((world.hub.acts(), world.at(B_PUNCH).len()), (0, 2));
     world.wait_ms(10_000);
     assert_eq!(world.sent, []);
+}
+
+#[test]
+fn what_came_of_a_call_is_counted_by_the_last_path_that_a_side_has_told() {
+    let count = |act: &dyn Fn(&mut World)| {
+        let mut world = World::new(config());
+        act(&mut world);
+        world.wait_ms(31_000);
+        assert_eq!(world.hub.acts(), 0);
+        let counted = |hub: &Hub| {
+            let Outcomes { unanswered, refused, answered, direct, relayed, failed } = hub.outcomes();
+            [unanswered, refused, answered, direct, relayed, failed]
+        };
+        let sums = (0..6).map(|which| world.hub.0.iter().map(|hub| counted(hub)[which]).sum::<u64>());
+        sums.collect::<Vec<_>>()
+    };
+    let tell = |paths: &'static [&str]| {
+        move |world: &mut World| {
+            let token = live(world);
+            for path in paths {
+                world.wait_ms(5000);
+                let mid = world.at(A_PUNCH)[0].1["mid"].clone();
+                let extra = json!({"punching": true, "path": path});
+                world.udp(
+                    A_PUNCH,
+                    &json!({"t": -53, "mid": mid, "token": token, "code": 200, "extra": extra}),
+                );
+            }
+        }
+    };
+    let refuse = |world: &mut World| {
+        let (token, notified) = called(world, json!({}));
+        world.udp(B_PUNCH, &json!({"t": 51, "mid": notified[0].1["mid"], "token": token, "code": 204}));
+    };
+    assert_eq!(count(&|world| drop(called(world, json!({})))), [1, 0, 0, 0, 0, 0]);
+    assert_eq!(count(&refuse), [0, 1, 0, 0, 0, 0]);
+    assert_eq!(count(&|world| drop(live(world))), [0, 0, 1, 0, 0, 0]);
+    assert_eq!(count(&tell(&["relay", "direct"])), [0, 0, 0, 1, 0, 0]);
+    assert_eq!(count(&tell(&["relay"])), [0, 0, 0, 0, 1, 0]);
+    assert_eq!(count(&tell(&["direct", "failed"])), [0, 0, 0, 0, 0, 1]);
 }
 
 #[test]

@@ -162,9 +162,16 @@ async fn a_relayed_channel_comes_back_after_its_relay_was_restarted() {
     caller.call(&mut browser, &callee).await;
     talk(&mut browser, [&caller, &callee], "before").await;
     assert_eq!(caller.get(&mut browser, "channel.path").await, "relay");
+    let session =
+        "window.session = () => /a=ice-ufrag:(.*)/.exec(channel.connection.localDescription.sdp)[1];
+        window.first = session()";
+    for client in [&caller, &callee] {
+        client.get(&mut browser, session).await;
+    }
     house.restart();
     for client in [&caller, &callee] {
-        client.wait(&mut browser, "paths.includes('interrupted')").await;
+        // Where one side is quick, the other is repaired before it has missed anything.
+        client.wait(&mut browser, "paths.includes('interrupted') || session() !== first").await;
     }
     for client in [&caller, &callee] {
         client.wait(&mut browser, "channel.state === 'connected' && channel.path === 'relay'").await;
@@ -220,6 +227,34 @@ async fn a_client_whose_secret_another_one_uses_is_told_so_and_stays_away() {
     let later = "new Promise((go) => setTimeout(() => go(states), 3000))";
     assert_eq!(browser.evaluate(&newer, later).await, json!([]), "the newer one notices nothing");
     assert_eq!(browser.evaluate(&older, "client.state").await, "closed");
+}
+
+#[tokio::test]
+async fn a_tag_of_a_key_is_the_same_on_every_server_and_outlives_a_restart() {
+    if !tools::have(&["chromium"]) {
+        return;
+    }
+    let (mut house, other) = (House::on_loopback(""), House::on_loopback(""));
+    let mut browser = Browser::start();
+    let tab = empty_tab(&mut browser, &house).await;
+    let start = format!(
+        "(async () => {{
+          const {{ connect, createIdentity }} = await import('/ginnel.js');
+          const identity = await createIdentity();
+          window.client = await connect({{ identity }});
+          client.onstate = ({{ state }}) => states.push(state);
+          const elsewhere = await connect({{ identity, server: '{}' }});
+          const stranger = await connect({{ identity: await createIdentity() }});
+          return [client.secret === undefined, identity.privateKey.extractable, elsewhere.tag === client.tag,
+            stranger.tag === client.tag];
+        }})()",
+        other.address
+    );
+    assert_eq!(browser.evaluate(&tab, &start).await, json!([true, false, true, false]));
+    let tag = browser.evaluate(&tab, "client.tag").await;
+    house.restart();
+    let back = "until(() => states.includes('offline') && client.state === 'online').then(() => client.tag)";
+    assert_eq!(browser.evaluate(&tab, back).await, tag);
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ mod client_module;
 mod devtools;
 mod longterm;
 mod natdiscovery;
+mod node;
 mod relaying;
 mod stunclient;
 mod uclient;

@@ -1,0 +1,108 @@
+//! A stream whose other end has to take what it is sent.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+/// Passes everything on, and fails once a write has hung for too long.
+#[derive(Debug)]
+pub(super) struct Patient<S> {
+    stream: S,
+    wait: Duration,
+    /// There while a write hangs.
+    end: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Patient<S> {
+    pub(super) fn new(stream: S, wait: Duration) -> Self {
+        Self { stream, wait, end: None }
+    }
+
+    fn judge<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.end = None;
+            return polled;
+        }
+        let wait = self.wait;
+        ready!(self.end.get_or_insert_with(|| Box::pin(sleep(wait))).as_mut().poll(context));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.judge(context, polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
+        self.judge(context, polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_flush(context);
+        self.judge(context, polled)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.judge(context, polled)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    const WAIT: Duration = Duration::from_secs(30);
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_take_what_it_asked_for_is_given_up() {
+        let (_client, server) = tokio::io::duplex(16);
+        let before = tokio::time::Instant::now();
+        let ended = Patient::new(server, WAIT).write_all(&[7; 64]).await.unwrap_err();
+        assert_eq!((ended.kind(), before.elapsed()), (io::ErrorKind::TimedOut, WAIT));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_client_that_reads_gets_everything() {
+        let (mut client, server) = tokio::io::duplex(16);
+        let mut server = Patient::new(server, WAIT);
+        let reading = async {
+            let mut piece = [0; 16];
+            for _ in 0..8 {
+                sleep(WAIT - Duration::from_secs(1)).await;
+                client.read_exact(&mut piece).await.unwrap();
+            }
+        };
+        let (sent, ()) = tokio::join!(server.write_all(&[7; 128]), reading);
+        sent.unwrap();
+    }
+}

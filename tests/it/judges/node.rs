@@ -1,0 +1,56 @@
+//! `ginnel.js` in Node, with the packages that `web/README.md` names.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::house::House;
+use crate::proc::{Proc, Stdout};
+use crate::tools;
+
+const PACKAGES: [&str; 2] = ["werift@0.25.2", "ws@8.18.3"];
+const UP: Duration = Duration::from_secs(60);
+
+/// A folder with the packages and the module, kept for later runs; `None`, visibly, where they cannot be had.
+fn folder() -> Option<PathBuf> {
+    if !tools::have(&["node", "npm"]) {
+        return None;
+    }
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(PACKAGES.join("+"));
+    if !folder.join("node_modules/.package-lock.json").is_file() {
+        let mut install = Command::new("npm");
+        install.args(["install", "--no-audit", "--no-fund", "--prefix"]).arg(&folder).args(PACKAGES);
+        let output = install.output().unwrap();
+        if !output.status.success() {
+            let why = String::from_utf8_lossy(&output.stderr).into_owned();
+            // A registry that cannot be reached says nothing of the module.
+            tools::note(&format!("npm brings no {}: {why}", PACKAGES.join(", ")));
+            return None;
+        }
+    }
+    let module = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("web/ginnel.js");
+    std::fs::copy(module, folder.join("ginnel.mjs")).unwrap();
+    Some(folder)
+}
+
+#[test]
+fn two_clients_in_node_connect_by_the_tag_of_a_key() {
+    let Some(folder) = folder() else { return };
+    let house = House::on_loopback("");
+    let mut command = Command::new("node");
+    command.arg(tools::client("pair.mjs")).arg(house.address.to_string()).arg(house.key()).arg(&folder);
+    let mut pair = Proc::start("node", command, Stdout::Lines);
+    pair.succeed(UP);
+    let event = |name: &str| {
+        let of_name =
+            |line: &String| serde_json::from_str::<Value>(line).ok().filter(|event| event["event"] == name);
+        pair.lines(of_name).pop().unwrap_or_else(|| panic!("no {name}\n{}", pair.printed()))
+    };
+    assert_eq!(event("registered")["secrets"], json!([false, true]), "{}", pair.printed());
+    let exchanged = event("exchanged");
+    assert_eq!(exchanged["lines"], json!(["hello from the caller", "hello from the callee"]));
+    assert_eq!(exchanged["peers"], json!([true, true]));
+    assert_eq!(event("again"), json!({"event": "again", "same": true, "older": "replaced"}));
+}
