@@ -23,8 +23,8 @@ const HEARTBEAT: Duration = Duration::from_secs(25);
 const CALLS: usize = 100_000;
 /// Clients that call and are called, besides the others: a client may not call the same one too often, nor take part in too many calls.
 const CALLERS: usize = 1000;
-/// Coprime to every number of tags, so that all of them have their turn, and not in the order of memory.
-const STRIDE: usize = 61_803;
+/// A prime, so that all of them have their turn, and not in the order of memory.
+const STRIDE: usize = 65_537;
 const ICE: &str = r#""ufrag":"8hhY","pwd":"asd88fgpdd777uzjYhagZg","cands":["candidate:1 1 udp 2130706431 10.0.1.17 8998 typ host"]"#;
 
 /// Who says something, and who is told.

@@ -21,8 +21,8 @@ const ICE: &str =
     r#""pwd":"asd88fgpdd777uzjYhagZg","cands":["candidate:1 1 udp 2130706431 10.0.1.17 8998 typ host"]"#;
 /// Before the number of a call, in its `ufrag`.
 const MARK: &str = "load";
-/// Coprime to most numbers of clients, so that neighbours in time are none in the server's memory.
-const STRIDE: u64 = 61_803;
+/// A prime, so that all have their turn, and neighbours in time are none in the server's memory.
+const STRIDE: u64 = 65_537;
 
 /// What is measured of calls.
 #[derive(Debug, Default)]
