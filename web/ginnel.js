@@ -1081,7 +1081,8 @@ export class Client extends Target {
     if (t === QUESTION && link) return await link.question(mid, token);
     if (![ANSWERED, QUESTION, TRICKLE, END].includes(t)) return;
     if (!link) return void this.#wire.send({ t, mid, token, code: 205, em: "no such call" });
-    this.#wire.send({ t: -t, mid, token, code: 200 });
+    // Without a mid the server does not wait for an answer.
+    if (mid !== undefined) this.#wire.send({ t: -t, mid, token, code: 200 });
     if (t === ANSWERED) await link.answered(extra ?? {});
     if (t === TRICKLE) await link.trickled(params ?? {});
     if (t === END) {

@@ -51,14 +51,13 @@ pub(super) struct Crowd {
     kind: Kind,
     connections: Connections,
     clients: Vec<Client>,
-    mid: u64,
     beaten: Instant,
 }
 
 impl Crowd {
     pub(super) fn new(kind: Kind, address: SocketAddr) -> anyhow::Result<Self> {
         let connections = Connections::new(Target::new(address, Transport::Tcp, false)?)?;
-        Ok(Self { kind, connections, clients: Vec::new(), mid: 1 << 20, beaten: time::mono() })
+        Ok(Self { kind, connections, clients: Vec::new(), beaten: time::mono() })
     }
 
     /// Lets clients in, all of which are known to the server in the end.
@@ -142,14 +141,13 @@ impl Crowd {
     }
 
     /// Candidates of `sender` for its neighbour; one alone makes a message of the same length for both servers.
-    fn message(&mut self, sender: usize, count: usize) -> String {
-        self.mid += 1;
-        let (mid, to) = (self.mid, sender + 1);
+    fn message(&self, sender: usize, count: usize) -> String {
+        let to = sender + 1;
         let with = |padding: &str, count: usize| match self.kind {
             Kind::Ginnel => {
                 let token = &self.clients[sender].token;
                 let cands = vec![format!("\"{CANDIDATE}{padding}\""); count].join(",");
-                format!(r#"{{"t":54,"mid":{mid},"token":"{token}","params":{{"cands":[{cands}]}}}}"#)
+                format!(r#"{{"t":54,"token":"{token}","params":{{"cands":[{cands}]}}}}"#)
             }
             Kind::PeerJs => format!(
                 r#"{{"type":"CANDIDATE","payload":{{"candidate":{{"candidate":"{CANDIDATE}{padding}","sdpMLineIndex":0,"sdpMid":"0"}},"type":"data","connectionId":"dc_4v1tqzs1x3p"}},"dst":"peer{to:06}"}}"#
@@ -222,12 +220,14 @@ fn hear(clients: &mut [Client], number: usize, text: &str) -> Option<String> {
     if !(51..=55).contains(&t) {
         return None;
     }
-    let (mid, token) = (field(text, "mid")?, field(text, "token")?);
+    let token = field(text, "token")?;
     match t {
         52 => client.token = token.to_owned(),
         54 => client.heard += text.matches("candidate:").count() as u64,
         _ => {}
     }
+    // What has no mid wants no answer.
+    let mid = field(text, "mid")?;
     Some(format!(r#"{{"t":-{t},"mid":{mid},"token":"{token}","code":200}}"#))
 }
 

@@ -349,6 +349,10 @@ impl Driver {
             }
             Ask::Trickle { token, cands, done, nat } => {
                 self.session.handle_trickle(&cands, done, nat);
+                // Without a mid the server does not wait for an answer.
+                if request.mid.is_none() {
+                    return;
+                }
                 Answer::Trickled { token }
             }
             Ask::Question { token } => {

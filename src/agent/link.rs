@@ -234,10 +234,12 @@ impl Line {
     ) -> Result<(), tungstenite::Error> {
         self.pending.retain(|_, answer| !answer.is_closed());
         self.next_mid += 1;
+        // Without a mid some things need no answer at all.
+        let mid = answer.is_some().then_some(self.next_mid);
         if let Some(answer) = answer.filter(|_| self.pending.len() < PENDING) {
             self.pending.insert(self.next_mid, answer);
         }
-        self.write(&Message::Request(Request { mid: Some(self.next_mid), body })).await
+        self.write(&Message::Request(Request { mid, body })).await
     }
 
     async fn write(&mut self, message: &Message) -> Result<(), tungstenite::Error> {

@@ -309,7 +309,14 @@ impl Call {
         if self.notices.len() + asks.len() > at.notices {
             return Err(TooMany);
         }
+        // A callee that has not answered may yet come back on another WebSocket, and is told all of it there again.
+        let is_sure = matches!(self.side(to).leg.peer, Peer::Web(_)) && self.stage != Stage::Notified;
         for body in asks {
+            if is_sure {
+                let text = Request { mid: None, body }.encode();
+                self.effects.push(Effect::Ask { to, text, first: true });
+                continue;
+            }
             let (t, mid) = (body.t(), (at.mid)());
             let text = Request { mid: Some(mid), body }.encode();
             self.notify(Notice::new(t, mid, to, text), at);

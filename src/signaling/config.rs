@@ -158,6 +158,8 @@ pub struct Limits {
     pub revocations: usize,
     /// Events that wait for the hub; default 4096. A datagram over it is lost.
     pub inbox: usize,
+    /// Bytes of the WebSocket texts among them; default 16 MiB. Over it, WebSockets are not read.
+    pub inbox_bytes: usize,
     /// Texts that wait for one WebSocket; default 256. One over it closes the connection.
     pub outbox: usize,
     /// Bytes of them; default 4 MiB: more than all the calls that one tag may be offered at a time.
@@ -191,6 +193,7 @@ impl Default for Limits {
             rates: 65_536,
             revocations: 10_000,
             inbox: 4096,
+            inbox_bytes: 16 << 20,
             outbox: 256,
             outbox_bytes: 4 << 20,
             outboxes_bytes: 64 << 20,

@@ -4,7 +4,7 @@
 //! and all that follows in `acts.rs`, what several hubs have to say to each other in `talk.rs`, on the same [`Hub`].
 
 use super::admission::Realm;
-use super::answers::Answers;
+use super::answers::{Answers, Asked};
 use super::bus::{Address, Said, Word};
 use super::calls::{Calls, Outcomes};
 use super::config::{Config, Limits};
@@ -72,6 +72,8 @@ const HEADERS: usize = 28;
 const AMPLIFICATION: usize = 3;
 /// Request types whose repetition must not act twice (S0-A14). A heartbeat may act twice, to the same effect.
 const ACTS_ONCE: [i64; 5] = [1, 3, 4, 54, 55];
+/// And on a WebSocket, where nothing is lost and so nothing repeated, but a second call would ring twice.
+const ACTS_ONCE_ON_WEB: [i64; 1] = [4];
 
 /// Where a message came from, and how long it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -422,7 +424,10 @@ impl Hub {
             }
             Ask::Call { tag, rtag, ice } => self.call(asker, mid, (tag, rtag), ice).map(|()| None),
             Ask::Trickle { token, cands, done, nat } => {
-                self.trickle(asker, token, cands, (done, nat)).map(Some)
+                let trickled = self.trickle(asker, token, cands, (done, nat));
+                // A WebSocket loses nothing: who shows no mid wants to hear of failures alone.
+                let is_quiet = mid.is_none() && asker.leg.address().is_none();
+                trickled.map(|answer| Some(answer).filter(|_| !is_quiet))
             }
             Ask::End { token, reason } => self.end(asker, token, reason).map(Some),
             Ask::Watch { tags, watch } => self.watch(asker, mid, tags, watch),
@@ -447,8 +452,7 @@ impl Hub {
         };
         tracing::debug!(t, ok = answered_well(&response), "request");
         let text = response.encode();
-        let asked = mid.filter(|_| ACTS_ONCE.contains(&t)).map(|mid| (asker.leg.peer, t, mid));
-        if let Some(asked) = asked.filter(|_| !is_refusal(&response, Code::TooMany)) {
+        if let Some(asked) = asker.asked(t, mid).filter(|_| !is_refusal(&response, Code::TooMany)) {
             self.answers.keep(asked, &text, asker.now.mono);
         }
         self.reply(asker, &text);
@@ -461,8 +465,7 @@ impl Hub {
 
     /// Answers a repeated request as the first one was; says whether it was one.
     pub(super) fn answer_again(&mut self, asker: Asker, t: i64, mid: Option<i64>) -> bool {
-        let asked = mid.filter(|_| ACTS_ONCE.contains(&t)).map(|mid| (asker.leg.peer, t, mid));
-        let text = asked.and_then(|asked| self.answers.get(asked, asker.now.mono));
+        let text = asker.asked(t, mid).and_then(|asked| self.answers.get(asked, asker.now.mono));
         if let Some(text) = &text {
             self.reply(asker, text);
         }
@@ -511,6 +514,15 @@ impl Hub {
 }
 
 impl Asker {
+    /// Names a request whose repetition must not act twice.
+    fn asked(&self, t: i64, mid: Option<i64>) -> Option<Asked> {
+        let once = match self.leg.peer {
+            Peer::Udp(_) => &ACTS_ONCE[..],
+            Peer::Web(_) => &ACTS_ONCE_ON_WEB,
+        };
+        mid.filter(|_| once.contains(&t)).map(|mid| (self.leg.peer, t, mid))
+    }
+
     fn origin(&self) -> Origin {
         match self.leg.peer {
             Peer::Udp(_) => Origin::Network(self.network),

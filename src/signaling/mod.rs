@@ -16,6 +16,7 @@ mod framing;
 mod gathers;
 mod http;
 mod identity;
+mod inbox;
 mod inner;
 mod leg;
 mod listing;

@@ -5,6 +5,7 @@ use super::bus::{Address, Bus, Word};
 use super::calls::Outcomes;
 use super::config::Config;
 use super::http;
+use super::inbox::{Inbox, Text};
 use super::leg::{Conn, Door, Network};
 use super::machine::{Hub, Output};
 use super::outbox::{Outbox, Waiting};
@@ -31,7 +32,7 @@ const EVENTS_AT_ONCE: usize = 64;
 pub(super) enum Event {
     Datagram { door: Door, from: SocketAddr, local_ip: Option<IpAddr>, payload: Box<[u8]> },
     Opened { conn: Conn, ip: IpAddr, outbox: Outbox },
-    Text { conn: Conn, text: String },
+    Text { conn: Conn, text: Text },
     Closed { conn: Conn },
     Revoked { tag: Tag },
 }
@@ -39,7 +40,7 @@ pub(super) enum Event {
 /// What the handles share: the ways to the hubs, and what needs no hub.
 #[derive(Debug)]
 pub(super) struct Shared {
-    inboxes: Vec<mpsc::Sender<Event>>,
+    inboxes: Vec<Inbox>,
     pub(super) config: Config,
     pub(super) waiting: Arc<Waiting>,
     conns: AtomicU64,
@@ -65,15 +66,15 @@ impl Shared {
     }
 
     /// The way to the hub that hears a WebSocket.
-    pub(super) fn inbox_of(&self, conn: Conn) -> Option<&mpsc::Sender<Event>> {
+    pub(super) fn inbox_of(&self, conn: Conn) -> Option<&Inbox> {
         self.inboxes.get(shards::home_of_conn(conn, self.inboxes.len())?.index())
     }
 
-    fn inbox_of_tag(&self, tag: &Tag) -> Option<&mpsc::Sender<Event>> {
+    fn inbox_of_tag(&self, tag: &Tag) -> Option<&Inbox> {
         self.inboxes.get(shards::hub_of(tag, self.inboxes.len())?.index())
     }
 
-    fn inbox_at(&self, ip: IpAddr) -> Option<&mpsc::Sender<Event>> {
+    fn inbox_at(&self, ip: IpAddr) -> Option<&Inbox> {
         self.inboxes.get(shards::home_of(ip, self.inboxes.len())?.index())
     }
 }
@@ -134,7 +135,7 @@ pub fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service {
     let bus = Exchange { lines: lines.into(), cap: config.limits.inbox.max(1) };
     let sockets = Arc::new(sockets);
     for (place, (hub, words)) in hubs.into_iter().zip(heard).enumerate() {
-        let (inbox, events) = mpsc::channel(config.limits.inbox.max(1));
+        let (inbox, events) = Inbox::new(&config.limits);
         inboxes.push(inbox);
         let (bus, sockets) = (bus.clone(), Arc::clone(&sockets));
         let switch = Switch { hub, place, bus, sockets, outboxes: HashMap::new() };
@@ -188,7 +189,7 @@ impl Handle {
             return true;
         }
         let event = Event::Datagram { door, from, local_ip, payload: payload.into() };
-        self.shared.inbox_at(from.ip()).is_some_and(|inbox| inbox.try_send(event).is_ok())
+        self.shared.inbox_at(from.ip()).is_some_and(|inbox| inbox.try_send(event))
     }
 
     /// Ends what a client has here whose tag is in [`Config::revoked`] from now on.
@@ -299,7 +300,7 @@ impl Switch {
                 self.outboxes.insert(conn, outbox);
                 self.hub.handle_web_opened(now, conn, ip);
             }
-            Event::Text { conn, text } => self.hub.handle_web_text(now, conn, &text),
+            Event::Text { conn, text } => self.hub.handle_web_text(now, conn, &text.text),
             Event::Revoked { tag } => self.hub.handle_revoked(now, &tag),
             Event::Closed { conn } => {
                 self.outboxes.remove(&conn);

@@ -4,6 +4,7 @@
 
 use super::config::Times;
 use super::framing::{self, Fault, Frame, Reader};
+use super::inbox::{Inbox, Unsent};
 use super::leg::Conn;
 use super::outbox::{News, Texts, outbox};
 use super::service::{Event, Shared};
@@ -24,8 +25,6 @@ use std::sync::Arc;
 use std::task::{Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::sync::mpsc;
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
@@ -80,11 +79,11 @@ async fn serve(mut stream: TokioIo<Upgraded>, shared: Arc<Shared>, peer: SocketA
     let (outbox, texts) = outbox(&shared.config.limits, &shared.waiting);
     let Some(inbox) = shared.inbox_of(conn) else { return };
     // What is seldom done is boxed, so that those who wait have no room for it in their task.
-    if Box::pin(inbox.send(Event::Opened { conn, ip: peer.ip(), outbox })).await.is_err() {
+    if !Box::pin(inbox.send(Event::Opened { conn, ip: peer.ip(), outbox })).await {
         return;
     }
     let ended = converse(&mut stream, &shared, (conn, inbox), texts).await;
-    let _ = Box::pin(inbox.send(Event::Closed { conn })).await;
+    Box::pin(inbox.send(Event::Closed { conn })).await;
     if let End::Close(code) = ended {
         let mut out = Vec::new();
         framing::write_close(code, &mut out);
@@ -106,7 +105,7 @@ enum End {
 async fn converse(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     shared: &Shared,
-    (conn, inbox): (Conn, &mpsc::Sender<Event>),
+    (conn, inbox): (Conn, &Inbox),
     mut texts: Texts,
 ) -> End {
     let (mut reader, mut room, mut out) = (Reader::default(), VecDeque::new(), Vec::new());
@@ -123,10 +122,11 @@ async fn converse(
                 loop {
                     match hear(&mut reader, (conn, inbox), &mut out) {
                         Ok(None) => break,
-                        Ok(Some(event)) => match Box::pin(inbox.send(event)).await {
-                            Ok(()) => {}
-                            Err(_) => return End::Close(Some(AWAY)),
-                        },
+                        Ok(Some(text)) => {
+                            if !Box::pin(inbox.text(conn, text)).await {
+                                return End::Close(Some(AWAY));
+                            }
+                        }
                         Err(end) => return end,
                     }
                 }
@@ -213,16 +213,16 @@ async fn send_in_time(
 /// Hands on what was read; returns what the hub has no room for at the moment.
 fn hear(
     reader: &mut Reader,
-    (conn, inbox): (Conn, &mpsc::Sender<Event>),
+    (conn, inbox): (Conn, &Inbox),
     out: &mut Vec<u8>,
-) -> Result<Option<Event>, End> {
+) -> Result<Option<String>, End> {
     loop {
         match reader.next() {
             Ok(None) => return Ok(None),
-            Ok(Some(Frame::Text(text))) => match inbox.try_send(Event::Text { conn, text }) {
+            Ok(Some(Frame::Text(text))) => match inbox.try_text(conn, text) {
                 Ok(()) => {}
-                Err(TrySendError::Full(event)) => return Ok(Some(event)),
-                Err(TrySendError::Closed(_)) => return Err(End::Close(Some(AWAY))),
+                Err(Unsent::Full(text)) => return Ok(Some(text)),
+                Err(Unsent::Over) => return Err(End::Close(Some(AWAY))),
             },
             Ok(Some(Frame::Ping(payload))) => framing::write_pong(&payload, out),
             Ok(Some(Frame::Pong)) => {}

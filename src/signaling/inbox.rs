@@ -1,0 +1,106 @@
+//! What waits for a hub: bounded in events, and in bytes of what WebSockets have said.
+
+use super::config::Limits;
+use super::leg::Conn;
+use super::service::Event;
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+/// The way to a hub.
+#[derive(Debug)]
+pub(super) struct Inbox {
+    events: mpsc::Sender<Event>,
+    /// Bytes that are free.
+    room: Arc<Semaphore>,
+    bytes: u32,
+}
+
+/// A text and the room that it takes until it is dropped.
+#[derive(Debug)]
+pub(super) struct Text {
+    pub(super) text: String,
+    _room: OwnedSemaphorePermit,
+}
+
+/// Why a text was not queued.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Unsent {
+    /// There is no room at the moment.
+    Full(String),
+    /// The hub has ended.
+    Over,
+}
+
+impl Inbox {
+    /// Makes a queue.
+    pub(super) fn new(limits: &Limits) -> (Self, mpsc::Receiver<Event>) {
+        let (events, receiver) = mpsc::channel(limits.inbox.max(1));
+        let bytes = u32::try_from(limits.inbox_bytes.clamp(1, Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
+        (Self { events, room: Arc::new(Semaphore::new(bytes as usize)), bytes }, receiver)
+    }
+
+    /// Queues what may be lost; `false` where it is.
+    pub(super) fn try_send(&self, event: Event) -> bool {
+        self.events.try_send(event).is_ok()
+    }
+
+    /// Queues what must not be lost; `false` where the hub has ended.
+    pub(super) async fn send(&self, event: Event) -> bool {
+        self.events.send(event).await.is_ok()
+    }
+
+    /// What a text takes; one that is longer than all the room takes all of it.
+    fn cost(&self, text: &str) -> u32 {
+        u32::try_from(text.len()).unwrap_or(u32::MAX).clamp(1, self.bytes)
+    }
+
+    /// Queues a text, if that can be done at once.
+    pub(super) fn try_text(&self, conn: Conn, text: String) -> Result<(), Unsent> {
+        let (Ok(place), Ok(room)) =
+            (self.events.try_reserve(), Arc::clone(&self.room).try_acquire_many_owned(self.cost(&text)))
+        else {
+            return Err(if self.events.is_closed() { Unsent::Over } else { Unsent::Full(text) });
+        };
+        place.send(Event::Text { conn, text: Text { text, _room: room } });
+        Ok(())
+    }
+
+    /// Queues a text once there is room; `false` where the hub has ended.
+    pub(super) async fn text(&self, conn: Conn, text: String) -> bool {
+        let Ok(room) = Arc::clone(&self.room).acquire_many_owned(self.cost(&text)).await else {
+            return false;
+        };
+        self.send(Event::Text { conn, text: Text { text, _room: room } }).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn texts_wait_for_room_in_events_and_bytes_and_give_it_back() {
+        let limits = Limits { inbox: 3, inbox_bytes: 10, ..Limits::default() };
+        let (inbox, mut events) = Inbox::new(&limits);
+        let text = |len: usize| inbox.try_text(Conn(1), "x".repeat(len));
+        assert_eq!((text(6), text(4)), (Ok(()), Ok(())));
+        assert_eq!(text(1), Err(Unsent::Full("x".to_owned())), "no bytes are left");
+        assert!(inbox.try_send(Event::Closed { conn: Conn(2) }));
+        let later = inbox.text(Conn(1), "x".repeat(99));
+        let take = async {
+            while let Some(event) = events.recv().await {
+                if matches!(&event, Event::Text { text, .. } if text.text.len() == 99) {
+                    return;
+                }
+            }
+        };
+        assert!(tokio::join!(later, take).0);
+        for _ in 0..3 {
+            assert_eq!(inbox.try_text(Conn(1), String::new()), Ok(()));
+        }
+        assert!(!inbox.try_send(Event::Closed { conn: Conn(2) }), "no events are left");
+        drop(events);
+        assert_eq!(inbox.try_text(Conn(1), String::new()), Err(Unsent::Over));
+        assert!(!inbox.text(Conn(1), String::new()).await);
+    }
+}
