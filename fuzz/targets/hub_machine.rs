@@ -181,13 +181,18 @@ impl World {
                 Output::Datagram { to, payload, .. } => {
                     assert!(payload.len() <= 1200, "too long for a datagram");
                     let message = serde_json::from_slice(&payload).expect("JSON");
-                    self.model.hear(Leg::Udp(to), &message, self.at, self.now.unix);
+                    self.model.hear(Leg::Udp(to), &message, (self.at, self.at), self.now.unix);
                 }
                 Output::Text { conn, text } => {
                     assert!(self.webs.values().any(|open| *open == conn.0), "a text to nobody");
                     assert_eq!(self.home_of(Leg::Web(conn.0)), hub, "from another hub than its home");
                     let message = serde_json::from_str(&text).expect("JSON");
-                    self.model.hear(Leg::Web(conn.0), &message, said.unwrap_or(self.at), self.now.unix);
+                    self.model.hear(
+                        Leg::Web(conn.0),
+                        &message,
+                        (said.unwrap_or(self.at), self.at),
+                        self.now.unix,
+                    );
                 }
                 Output::Word { to, word } => self.post(hub, &to, word),
                 Output::Close { conn } => {

@@ -73,8 +73,8 @@ impl Model {
         assert!(self.asked.is_empty(), "who asks is answered: {:?}", self.asked);
     }
 
-    /// Takes what a client hears, and that was said as number `said`.
-    pub(super) fn hear(&mut self, leg: Leg, message: &Value, said: u64, unix: u64) {
+    /// Takes what a client hears, what was put out as number `at`, and perhaps said as number `said` before it was passed on.
+    pub(super) fn hear(&mut self, leg: Leg, message: &Value, (said, at): (u64, u64), unix: u64) {
         let (t, mid) = (message["t"].as_i64().expect("a type"), message["mid"].as_i64());
         let (code, extra) = (message["code"].as_i64(), &message["extra"]);
         if let (Leg::Web(conn), Some(mid), true) = (leg, mid, code.is_some() || t < 0) {
@@ -93,7 +93,7 @@ impl Model {
         }
         let Some(token) = message["token"].as_str() else { return };
         if (t, code) == (51, None) {
-            self.hear_call(leg, message, said);
+            self.hear_call(leg, message, at);
         }
         let act = self.acts.get(token).unwrap_or_else(|| panic!("a token that nobody was given: {message}"));
         assert!(act.legs.contains(&leg), "a token reaches somebody else: {message}");

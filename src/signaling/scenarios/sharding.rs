@@ -141,6 +141,28 @@ fn a_call_that_was_on_its_way_for_a_while_has_its_whole_time_from_its_arrival() 
     assert!(hub.poll_timeout().is_some_and(|due| due > world.now.mono), "a copy is due already");
 }
 
+#[test]
+fn a_watch_that_ends_while_another_question_about_its_tag_waits_makes_nothing_of_it_untrue() {
+    let mut world = World::new(config());
+    world.web_client(1);
+    let home = Shard::home_of_conn(Conn(1), HUBS).index();
+    let others = (0..HUBS).filter(|hub| *hub != home);
+    let tags: Vec<String> = others.map(|hub| world.client(&address_at(hub, 3))).collect();
+    world.ask_web(1, &json!({"t": 60, "mid": 1, "params": {"tags": [tags[0]]}}));
+    let hub = world.hub.of_conn(Conn(1));
+    for (mid, watch, asked) in [(2, true, &tags[..]), (3, false, &tags[..1])] {
+        let message = json!({"t": 60, "mid": mid, "params": {"tags": asked, "watch": watch}});
+        hub.handle_web_text(world.now, Conn(1), &message.to_string());
+    }
+    world.drain();
+    let told = world.on(1);
+    let mut online = told.iter().find(|answer| answer["mid"] == 2).unwrap()["extra"]["online"].clone();
+    online.as_array_mut().unwrap().sort_by_key(Value::to_string);
+    let mut expected = tags.clone();
+    expected.sort_unstable();
+    assert_eq!(online, json!(expected));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
     #[test]
