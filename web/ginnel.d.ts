@@ -35,8 +35,10 @@ export class GinnelError extends Error {
 export interface Options {
   /** `host`, `host:port` (3478 by default) or a URL; in a page by default the page's own origin. */
   server?: string;
-  /** The server's access key, or a JWT that it takes. Without it there is no relay. */
-  key?: string;
+  /**
+   * The server's access key, or a JWT that it takes, or a function that returns one and is asked at each registration. Without it there is no relay.
+   */
+  key?: string | (() => string | undefined | Promise<string | undefined>);
   /** 22 to 128 random characters that own the tag; by default a new one, which `Client.secret` tells. */
   secret?: string;
   /** An Ed25519 key pair that owns the tag instead of a secret. */

@@ -245,7 +245,8 @@ class Wire {
 
   /** What shows whose the tag is: the secret, or a signature by the identity. */
   async #claim() {
-    const { key, secret, identity } = this.#options;
+    const { secret, identity } = this.#options;
+    const key = await this.#key();
     if (!identity) return { key, secret, epoch: this.#epoch };
     const { nonce } = (await this.ask({ t: CHALLENGE })).extra;
     const { subtle } = globalThis.crypto;
@@ -254,6 +255,12 @@ class Wire {
     const text = ["ginnel register", pub, nonce, epoch ?? ""].join("\n");
     const sig = base64(await subtle.sign("Ed25519", identity.privateKey, new TextEncoder().encode(text)));
     return { key, pub, nonce, sig, epoch };
+  }
+
+  /** The key at the moment: one that runs out is asked for anew each time. */
+  async #key() {
+    const { key } = this.#options;
+    return typeof key === "function" ? await key() : key;
   }
 
   /** Resolves while there is a registration. */

@@ -1,29 +1,41 @@
-//! The hub under clients and a clock that do as they please: a token reaches only the two that it is for, a tag has one owner, and the
-//! tables keep their caps.
+//! One to three hubs under clients, a bus and a clock that do as they please, beside a model that only knows what was said and heard:
+//! a token reaches only the two that it is for, a tag has one owner, who watches is told the truth in the end, who asks is answered,
+//! the tables keep their caps, and nothing is left of anybody.
 
+#[path = "hub_machine/bus.rs"]
+mod bus;
+#[path = "hub_machine/clients.rs"]
+mod clients;
+#[path = "hub_machine/model.rs"]
+mod model;
+#[path = "hub_machine/quiet.rs"]
+mod quiet;
+
+use bus::Lines;
 use ginnel::clock::Now;
 use ginnel::net::time;
-use ginnel::signaling::wire::Tag;
-use ginnel::signaling::{Config, Conn, Door, Hub, NotifyFrom, Output, Rate};
+use ginnel::signaling::{Config, Conn, Hub, NotifyFrom, Output, Rate};
 use ginnel::turn_server::auth::Revoked;
+use model::Model;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
-use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 const MAX_EVENTS: usize = 200;
-/// Clients by UDP, each with two sockets, and by WebSocket.
-const UDP: u8 = 4;
-const WEB: u8 = 3;
-const TAGS: usize = 5;
+/// Clients by UDP, each with two sockets and two on a host, and by WebSocket.
+const UDP: u8 = 6;
+const WEB: u8 = 4;
+const TAGS: usize = 6;
 const CALLS: usize = 3;
+const WATCHES: usize = 3;
 const WAITS: [u64; 8] = [0, 400, 1100, 5000, 10_000, 29_000, 31_000, 61_000];
-const SECRETS: [&str; 2] = ["the first owner's secret", "the second owner's secret"];
+/// Words wait no longer than this, in milliseconds: hubs are quick, if not at once.
+const DELAY: u64 = 1100;
 
-/// The first byte chooses how the hub is set up; then events follow, each one byte and its operands.
+/// The first byte chooses how the hubs are set up; then events follow, each one byte and its operands.
 pub(crate) fn run(data: &[u8]) {
     let mut input = Input(data);
     let mut world = World::new(input.byte());
@@ -34,9 +46,7 @@ pub(crate) fn run(data: &[u8]) {
         world.step(&mut input);
         world.check();
     }
-    world.wait(3_600_000);
-    world.check();
-    assert_eq!(world.hub.acts(), 0, "every act ends");
+    world.end();
 }
 
 /// Bytes that are used up; zeros when they are.
@@ -57,29 +67,22 @@ enum Leg {
     Web(u64),
 }
 
-/// Who may hear of a token.
-#[derive(Debug, Default)]
-struct Act {
-    callee: String,
-    legs: BTreeSet<Leg>,
-}
-
 struct World {
     now: Now,
-    hub: Hub,
+    hubs: Vec<Hub>,
+    lines: Lines,
     revoked: Arc<Revoked>,
+    /// Nobody is refused because of how often it asks.
+    is_patient: bool,
     mid: i64,
+    /// Numbers what the hubs put out.
+    at: u64,
     /// The WebSockets that are open, by client.
     webs: BTreeMap<u8, u64>,
     next_conn: u64,
-    /// Whom each tag was given to last.
-    owners: BTreeMap<String, Leg>,
-    /// Calls that were asked for and not answered: by asker and `mid`, the callee's tag.
-    asked: BTreeMap<(Leg, i64), String>,
-    acts: BTreeMap<String, Act>,
-    /// Notifications that were heard: where, their `mid` and their token.
-    notices: Vec<(Leg, i64, String)>,
-    tags: Vec<String>,
+    /// What was said last, by whom.
+    last: Option<(Leg, Vec<u8>)>,
+    model: Model,
 }
 
 impl World {
@@ -89,229 +92,128 @@ impl World {
         config.limits.calls = CALLS;
         config.limits.calls_per_tag = 2;
         config.limits.connections = usize::from(WEB) - 1;
+        config.limits.watches_per_client = WATCHES;
         config.list = setup & 1 == 0;
         config.notify_from =
             [NotifyFrom::Both, NotifyFrom::Main, NotifyFrom::Aux][usize::from(setup >> 1) % 3];
-        if setup & 0x80 == 0 {
+        let is_patient = setup & 0x80 == 0;
+        if is_patient {
             let plenty = Rate { burst: 1e6, per_second: 1e6 };
-            (config.limits.per_source, config.limits.per_pair) = (plenty, plenty);
+            let limits = &mut config.limits;
+            (limits.per_source, limits.per_pair, limits.per_proof) = (plenty, plenty, plenty);
         }
+        let count = 3 - usize::from(setup >> 3) % 3;
         Self {
             now: time::now(),
             revoked: Arc::clone(&config.revoked),
-            hub: Hub::new(config, ChaCha20Rng::from_seed([7; 32])),
+            hubs: Hub::several(&config, count, ChaCha20Rng::from_seed([7; 32])),
+            lines: Lines::default(),
+            is_patient,
             mid: 0,
+            at: 0,
             webs: BTreeMap::new(),
             next_conn: 0,
-            owners: BTreeMap::new(),
-            asked: BTreeMap::new(),
-            acts: BTreeMap::new(),
-            notices: Vec::new(),
-            tags: Vec::new(),
+            last: None,
+            model: Model::default(),
         }
     }
 
-    /// The leg of a client: its main socket, its hole socket, or its WebSocket if it has one.
-    fn leg(&self, client: u8, hole: bool) -> Option<Leg> {
-        match client % (UDP + WEB) {
-            client if client < UDP => {
-                let port = 1000 + u16::from(client) * 2 + u16::from(hole);
-                Some(Leg::Udp(SocketAddr::from(([192, 0, 2, 1 + client / 2], port))))
-            }
-            client => self.webs.get(&client).map(|conn| Leg::Web(*conn)),
-        }
-    }
-
+    /// One event, and then some of the words that wait: what comes first says what, and how many.
     fn step(&mut self, input: &mut Input<'_>) {
         let (what, client, operand) = (input.byte(), input.byte(), input.byte());
-        if what == u8::MAX {
-            return self.revoke(operand);
-        }
-        match what % 12 {
-            0 => self.open(client),
+        match what % 32 {
+            0 | 22 => self.open(client),
             1 => self.close(client),
-            2 => self.wait(WAITS[usize::from(operand) % WAITS.len()]),
-            3 => self.ask(client, false, 1, json!({})),
-            4 => self.ask(client, false, 1, json!({ "secret": SECRETS[usize::from(operand) % 2] })),
-            5 => self.ask(client, false, 2, json!({ "tag": self.tag(operand) })),
-            6 => self.ask(client, false, 3, json!({ "tag": self.tag(operand) })),
-            7 => self.call(client, operand, input.byte()),
-            8 | 9 => self.answer(client, operand, what % 12 == 9),
+            2 | 24 => self.wait(WAITS[usize::from(operand) % WAITS.len()]),
+            3 => self.register(client),
+            4 | 20 | 26 => self.own(client, operand),
+            5 | 27 => self.heartbeat(client, operand),
+            6 => self.list(client, operand),
+            7 | 21 | 30 => self.call(client, operand, input.byte()),
+            8 | 25 => self.answer(client, operand, false),
+            9 => self.answer(client, operand, true),
             10 => self.about_an_act(client, operand, input.byte()),
-            _ => self.babble(client, operand, input),
+            11 => self.babble(client, operand, input),
+            12 | 29 => self.challenge(client),
+            13 | 28 => self.prove(client, operand),
+            14 | 23 => self.watch(client, operand, true),
+            15 => self.watch(client, operand, false),
+            16 => self.revoke(operand),
+            17 => self.lines.jam(operand),
+            18 => self.repeat(),
+            _ => {}
         }
-    }
-
-    fn tag(&self, which: u8) -> String {
-        let known = self.tags.get(usize::from(which) % self.tags.len().max(1));
-        known.cloned().unwrap_or_else(|| "nobody".to_owned())
-    }
-
-    fn open(&mut self, client: u8) {
-        let client = UDP + client % WEB;
-        if self.webs.contains_key(&client) {
-            return;
-        }
-        self.next_conn += 1;
-        self.webs.insert(client, self.next_conn);
-        self.hub.handle_web_opened(self.now, Conn(self.next_conn), [198, 51, 100, client].into());
-        self.drain();
-    }
-
-    fn close(&mut self, client: u8) {
-        if let Some(conn) = self.webs.remove(&(UDP + client % WEB)) {
-            self.hub.handle_web_closed(self.now, Conn(conn));
-            self.drain();
-        }
-    }
-
-    /// Revokes a tag for a minute; nobody hears of its calls from then on but that they are over.
-    fn revoke(&mut self, which: u8) {
-        let tag = self.tag(which);
-        self.revoked.revoke(self.now.unix, &tag, self.now.unix + 60).expect("room");
-        self.hub.handle_revoked(self.now, &Tag::new(tag.as_str()).expect("a tag"));
-        self.drain();
+        self.carry(what >> 5, operand.into());
     }
 
     fn wait(&mut self, milliseconds: u64) {
+        let is_long = milliseconds > DELAY;
+        if is_long {
+            self.carry_all(0);
+        }
         let until = self.now.after(Duration::from_millis(milliseconds));
         // Each deadline has its turn, as a run loop gives it.
-        while let Some(at) = self.hub.poll_timeout().filter(|at| *at <= until.mono) {
-            let ahead = at.saturating_duration_since(self.now.mono);
-            self.now = self.now.after(ahead);
-            self.hub.handle_timeout(self.now);
-            self.drain();
-            assert!(self.hub.poll_timeout().is_none_or(|next| next > at), "a deadline that is never met");
+        while let Some(at) = self.hubs.iter().filter_map(Hub::poll_timeout).min() {
+            if at > until.mono {
+                break;
+            }
+            self.now = self.now.after(at.saturating_duration_since(self.now.mono));
+            for hub in 0..self.hubs.len() {
+                if self.hubs[hub].poll_timeout().is_some_and(|due| due <= at) {
+                    self.hubs[hub].handle_timeout(self.now);
+                    self.drain(hub, None);
+                    let next = self.hubs[hub].poll_timeout();
+                    assert!(next.is_none_or(|next| next > at), "a deadline that is never met");
+                }
+            }
+            if is_long {
+                self.carry_all(0);
+            }
         }
         self.now = until;
-        self.hub.handle_timeout(self.now);
-        self.drain();
     }
 
-    fn say(&mut self, leg: Leg, door: Door, bytes: &[u8]) {
-        match leg {
-            Leg::Udp(from) => self.hub.handle_datagram(self.now, door, from, None, bytes),
-            Leg::Web(conn) => match std::str::from_utf8(bytes) {
-                Ok(text) => self.hub.handle_web_text(self.now, Conn(conn), text),
-                Err(_) => return,
-            },
-        }
-        self.drain();
-    }
-
-    fn ask(&mut self, client: u8, hole: bool, t: i64, params: Value) {
-        let Some(leg) = self.leg(client, hole) else { return };
-        self.mid += 1;
-        let padding = "x".repeat(500);
-        let message = json!({ "t": t, "mid": self.mid, "params": params, "pad": padding });
-        self.say(leg, Door::Main, message.to_string().as_bytes());
-    }
-
-    fn call(&mut self, client: u8, own: u8, other: u8) {
-        let (own, other) = (self.tag(own), self.tag(other));
-        if let Some(leg) = self.leg(client, true) {
-            self.asked.insert((leg, self.mid + 1), other.clone());
-        }
-        self.ask(client, true, 4, json!({ "tag": own, "rtag": other }));
-    }
-
-    /// Answers a notification, or refuses it: from a leg of whoever heard it, or of somebody else.
-    fn answer(&mut self, client: u8, which: u8, refuse: bool) {
-        let Some((heard, mid, token)) =
-            self.notices.get(usize::from(which) % self.notices.len().max(1)).cloned()
-        else {
-            return;
-        };
-        let Some(leg) = self.leg(client, which & 0x80 != 0) else { return };
-        let same_host = match (leg, heard) {
-            (Leg::Udp(one), Leg::Udp(other)) => one.ip() == other.ip(),
-            (one, other) => one == other,
-        };
-        if same_host && let Some(act) = self.acts.get_mut(&token) {
-            // The callee may answer from another socket than the one that it was notified on.
-            act.legs.insert(leg);
-        } else if self.acts.contains_key(&token) {
-            // A stranger cannot know the `mid`.
-            return;
-        }
-        let code = if refuse { 204 } else { 200 };
-        let t = if refuse { 51 } else { -51 };
-        let message = json!({ "t": t, "mid": mid, "token": token, "code": code });
-        self.say(leg, Door::Aux, message.to_string().as_bytes());
-    }
-
-    /// Trickles, ends, or answers step 10, with a token that is its business or not.
-    fn about_an_act(&mut self, client: u8, which: u8, what: u8) {
-        let tokens: Vec<_> = self.acts.keys().cloned().collect();
-        let Some(token) = tokens.get(usize::from(which) % tokens.len().max(1)).cloned() else { return };
-        let Some(leg) = self.leg(client, what & 0x80 != 0) else { return };
-        self.mid += 1;
-        let message = match what % 3 {
-            0 => json!({ "t": 54, "mid": self.mid, "token": token, "params": { "cands": ["candidate:1"] } }),
-            1 => json!({ "t": 55, "mid": self.mid, "token": token, "params": { "reason": "x" } }),
-            _ => {
-                json!({ "t": -53, "mid": self.mid, "token": token, "extra": { "punching": what & 64 == 0 } })
-            }
-        };
-        self.say(leg, Door::Main, message.to_string().as_bytes());
-    }
-
-    fn babble(&mut self, client: u8, len: u8, input: &mut Input<'_>) {
-        let bytes: Vec<u8> = (0..len % 64).map(|_| input.byte()).collect();
-        if let Some(leg) = self.leg(client, false) {
-            self.say(leg, Door::Main, &bytes);
-        }
-    }
-
-    fn drain(&mut self) {
-        while let Some(output) = self.hub.poll_output() {
+    /// Takes what a hub puts out. What it says while it handles a word for a client is that word.
+    fn drain(&mut self, hub: usize, said: Option<u64>) {
+        while let Some(output) = self.hubs[hub].poll_output() {
+            self.at += 1;
             match output {
                 Output::Datagram { to, payload, .. } => {
                     assert!(payload.len() <= 1200, "too long for a datagram");
-                    self.hear(Leg::Udp(to), &serde_json::from_slice(&payload).expect("JSON"));
+                    let message = serde_json::from_slice(&payload).expect("JSON");
+                    self.model.hear(Leg::Udp(to), &message, (self.at, self.at), self.now.unix);
                 }
                 Output::Text { conn, text } => {
                     assert!(self.webs.values().any(|open| *open == conn.0), "a text to nobody");
-                    self.hear(Leg::Web(conn.0), &serde_json::from_str(&text).expect("JSON"));
+                    assert_eq!(self.home_of(Leg::Web(conn.0)), hub, "from another hub than its home");
+                    let message = serde_json::from_str(&text).expect("JSON");
+                    self.model.hear(
+                        Leg::Web(conn.0),
+                        &message,
+                        (said.unwrap_or(self.at), self.at),
+                        self.now.unix,
+                    );
                 }
-                Output::Word { .. } => unreachable!("a hub that is alone"),
+                Output::Word { to, word } => self.post(hub, &to, word),
                 Output::Close { conn } => {
                     self.webs.retain(|_, open| *open != conn.0);
-                    self.hub.handle_web_closed(self.now, conn);
+                    self.model.forget(conn.0);
+                    self.hubs[hub].handle_web_closed(self.now, Conn(conn.0));
                 }
             }
         }
     }
 
-    fn hear(&mut self, leg: Leg, message: &Value) {
-        let (t, mid) = (message["t"].as_i64().expect("a type"), message["mid"].as_i64());
-        let extra = &message["extra"];
-        if let Some(tag) = extra["tag"].as_str().filter(|_| t == -1) {
-            self.owners.insert(tag.to_owned(), leg);
-            if !self.tags.iter().any(|known| known == tag) {
-                self.tags.push(tag.to_owned());
-            }
-        }
-        if let Some(token) = extra["token"].as_str().filter(|_| t == -4) {
-            let callee = self.asked.get(&(leg, mid.unwrap())).expect("only who asks gets a token").clone();
-            let act = self.acts.entry(token.to_owned()).or_default();
-            act.callee = callee;
-            act.legs.insert(leg);
-        }
-        let Some(token) = message["token"].as_str() else { return };
-        let Some(act) = self.acts.get_mut(token) else { panic!("a token that nobody was given: {message}") };
-        if t == 51 && message["code"].is_null() {
-            // Copies still go to where the tag was when it was called.
-            if act.legs.insert(leg) {
-                assert_eq!(self.owners.get(&act.callee), Some(&leg), "notified is who owns the tag");
-            }
-            self.notices.push((leg, mid.unwrap(), token.to_owned()));
-        }
-        assert!(act.legs.contains(&leg), "a token reaches somebody else: {message}");
+    fn sum(&self, of: impl Fn(&Hub) -> usize) -> usize {
+        self.hubs.iter().map(of).sum()
     }
 
     fn check(&self) {
-        assert!(self.hub.clients() <= TAGS && self.hub.acts() <= CALLS, "a table keeps its cap");
-        assert!(self.hub.poll_timeout().is_none_or(|at| at > self.now.mono), "nothing is overdue");
+        assert!(self.sum(Hub::clients) <= TAGS && self.sum(Hub::acts) <= CALLS, "a table keeps its cap");
+        let is_ahead = |hub: &Hub| hub.poll_timeout().is_none_or(|at| at > self.now.mono);
+        assert!(self.hubs.iter().all(is_ahead), "nothing is overdue");
+        if self.is_patient && self.lines.is_empty() {
+            self.model.check_answered();
+        }
     }
 }

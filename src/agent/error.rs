@@ -58,6 +58,9 @@ pub enum Error {
     /// A newer session of this side has its tag; this one is over.
     #[error("another session has taken over this ticket; this one has ended")]
     Replaced,
+    /// An operator has taken this side's tag back; it is good for nothing any more.
+    #[error("the server's operator has revoked this ticket")]
+    Revoked,
     /// Nothing got through between the two.
     #[error("no path to the other side; tried {} own and {} of its candidates", .0.local, .0.remote)]
     NoPath(Tried),
@@ -81,7 +84,7 @@ impl Error {
     pub fn stage(&self) -> Stage {
         match self {
             Self::Unreachable { .. } => Stage::Server,
-            Self::Offline | Self::Refused(_) | Self::Replaced => Stage::Signal,
+            Self::Offline | Self::Refused(_) | Self::Replaced | Self::Revoked => Stage::Signal,
             Self::NoPath(_) => Stage::Path,
             Self::TimedOut(stage) => *stage,
             Self::Handshake(_) => Stage::Handshake,
@@ -95,7 +98,9 @@ impl Error {
             LinkError::Refused { code: Code::NotAllowed, .. } => {
                 return Self::Refused("the server does not accept the access key".to_owned());
             }
-            LinkError::Refused { code: Code::Replaced, .. } => return Self::Replaced,
+            LinkError::Refused { code: code @ (Code::Replaced | Code::Revoked), .. } => {
+                return Self::from_loss(*code);
+            }
             LinkError::Refused { text, .. } => return Self::Refused(text.clone()),
             LinkError::Silent => return Self::TimedOut(Stage::Server),
             LinkError::Connect(source) if source.kind() == std::io::ErrorKind::TimedOut => {
@@ -105,6 +110,11 @@ impl Error {
             LinkError::Protocol(source) => format!("{error} ({source})"),
         };
         Self::Unreachable { server: server.to_owned(), problem }
+    }
+
+    /// Says why this side's tag is not its any more.
+    pub(super) fn from_loss(code: Code) -> Self {
+        if code == Code::Revoked { Self::Revoked } else { Self::Replaced }
     }
 
     pub(super) fn from_call(failure: CallFailure) -> Self {
@@ -118,6 +128,7 @@ impl Error {
             }
             CallFailure::Session(Failure::NoPath(tried)) => Self::NoPath(tried),
             CallFailure::Refused(Code::NotOnline | Code::NoAnswer, _) => Self::Offline,
+            CallFailure::Refused(code @ (Code::Replaced | Code::Revoked), _) => Self::from_loss(code),
             CallFailure::Refused(_, text) => Self::Refused(text),
             CallFailure::LineCut => Self::TimedOut(Stage::Server),
         }

@@ -47,8 +47,8 @@ pub(super) enum Heard {
     Request(Request),
     /// A call that had been accepted cannot go on (S0-A20).
     CallFailed { token: Option<Token>, code: Code, text: String },
-    /// A newer session has the tag, and the line ends.
-    Replaced,
+    /// The tag is a newer session's ([`Code::Replaced`]) or nobody's ([`Code::Revoked`]), and the line ends.
+    Over(Code),
     /// The line is cut; nothing comes any more.
     Closed,
 }
@@ -276,8 +276,8 @@ impl Line {
             (None, Answer::Failed { t: 4, token, code, em }) => {
                 let _ = self.heard.send(Heard::CallFailed { token, code, text: em }).await;
             }
-            (None, Answer::Failed { code: Code::Replaced, .. }) => {
-                let _ = self.heard.send(Heard::Replaced).await;
+            (None, Answer::Failed { code: code @ (Code::Replaced | Code::Revoked), .. }) => {
+                let _ = self.heard.send(Heard::Over(code)).await;
             }
             // The tag is gone, and with it everything this line is for.
             (None, Answer::Failed { t: 2, code: Code::UnknownTag, .. }) => {

@@ -228,30 +228,49 @@ async fn a_listener_shows_a_higher_number_each_time_it_comes_back() {
     }
 }
 
-/// Nobody is told 210 and comes back all the same.
-async fn assert_over(mut listening: crate::agent::Listener, listener: &TcpListener) {
+/// The two ways in which a tag is lost for good.
+/// A code, and whether an error is the one that it makes.
+type Loss = (Code, fn(&Error) -> bool);
+
+fn losses() -> [Loss; 2] {
+    [
+        (Code::Replaced, |error| matches!(error, Error::Replaced)),
+        (Code::Revoked, |error| matches!(error, Error::Revoked)),
+    ]
+}
+
+/// Nobody is told 210 or 211 and comes back all the same.
+async fn assert_over(
+    mut listening: crate::agent::Listener,
+    listener: &TcpListener,
+    is_why: fn(&Error) -> bool,
+) {
     let told = listening.accept().await;
-    assert!(matches!(told, Some(Err(Error::Replaced))), "{told:?}");
+    assert!(told.as_ref().is_some_and(|told| told.as_ref().is_err_and(is_why)), "{told:?}");
     assert!(listening.accept().await.is_none());
     let longer_than_the_back_off = Duration::from_secs(2);
     assert!(timeout(longer_than_the_back_off, listener.accept()).await.is_err());
 }
 
 #[tokio::test]
-async fn a_listener_that_is_told_of_a_newer_session_ends() {
-    let (listener, address) = server().await;
-    let (listening, mut script, _) = listening(&listener, address).await;
-    script.say(Message::Response(Response::failure(1, None, Code::Replaced))).await;
-    script.0.close(None).await.unwrap();
-    assert_over(listening, &listener).await;
+async fn a_listener_that_is_told_that_its_tag_is_lost_ends() {
+    for (code, is_why) in losses() {
+        let (listener, address) = server().await;
+        let (listening, mut script, _) = listening(&listener, address).await;
+        script.say(Message::Response(Response::failure(1, None, code))).await;
+        script.0.close(None).await.unwrap();
+        assert_over(listening, &listener, is_why).await;
+    }
 }
 
 #[tokio::test]
-async fn a_listener_that_finds_a_newer_session_when_it_comes_back_ends() {
-    let (listener, address) = server().await;
-    let (listening, mut script, _) = listening(&listener, address).await;
-    script.0.close(None).await.unwrap();
-    let (mut script, request) = Script::accept(&listener).await;
-    script.say(Message::Response(Response::failure(1, request.mid, Code::Replaced))).await;
-    assert_over(listening, &listener).await;
+async fn a_listener_that_finds_its_tag_lost_when_it_comes_back_ends() {
+    for (code, is_why) in losses() {
+        let (listener, address) = server().await;
+        let (listening, mut script, _) = listening(&listener, address).await;
+        script.0.close(None).await.unwrap();
+        let (mut script, request) = Script::accept(&listener).await;
+        script.say(Message::Response(Response::failure(1, request.mid, code))).await;
+        assert_over(listening, &listener, is_why).await;
+    }
 }

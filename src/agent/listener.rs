@@ -74,7 +74,7 @@ impl Listener {
     ///
     /// # Errors
     /// Why a call by a holder of the ticket came to nothing, after which the next may be waited for. [`Error::Replaced`] once, where
-    /// a newer session has the tag. `None`: nobody can call any more, because the tag is lost.
+    /// a newer session has the tag, or [`Error::Revoked`], where nobody may have it any more. `None`: nobody can call any more, because the tag is lost.
     pub async fn accept(&mut self) -> Option<Result<Connection, Error>> {
         self.accepted.recv().await
     }
@@ -119,9 +119,9 @@ impl Desk {
                         let _ = call.try_send(Signal::Failed(code, text));
                     }
                 }
-                Some(Heard::Replaced) => {
+                Some(Heard::Over(code)) => {
                     self.cut_calls();
-                    let _ = self.done.send(Err(Error::Replaced)).await;
+                    let _ = self.done.send(Err(Error::from_loss(code))).await;
                     return;
                 }
                 Some(Heard::Closed) | None => {
@@ -161,7 +161,7 @@ impl Desk {
                     return Some(heard_rx);
                 }
                 Ok(_) => Some(Error::Refused("the server no longer knows this ticket's tag".to_owned())),
-                Err(Error::Replaced) => Some(Error::Replaced),
+                Err(error @ (Error::Replaced | Error::Revoked)) => Some(error),
                 Err(error) => {
                     tracing::debug!(%error, "the server is still away");
                     None

@@ -161,7 +161,8 @@ async fn pass_on(mut heard: mpsc::Receiver<Heard>, signals: mpsc::Sender<Signal>
         let signal = match heard {
             Heard::Request(request) => Signal::Request(Box::new(request)),
             Heard::CallFailed { code, text, .. } => Signal::Failed(code, text),
-            Heard::Replaced | Heard::Closed => Signal::LineCut,
+            Heard::Over(code) => Signal::Failed(code, code.text().to_owned()),
+            Heard::Closed => Signal::LineCut,
         };
         if signals.send(signal).await.is_err() {
             break;

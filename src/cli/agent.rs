@@ -114,7 +114,7 @@ const GOODBYE_TIME: Duration = Duration::from_millis(300);
 pub fn exit_code(error: &Error) -> u8 {
     match error {
         Error::Offline => 3,
-        Error::Refused(_) | Error::Handshake(_) | Error::Replaced => 4,
+        Error::Refused(_) | Error::Handshake(_) | Error::Replaced | Error::Revoked => 4,
         Error::NoPath(_) | Error::Unreachable { .. } => 5,
         Error::TimedOut(_) => 6,
         Error::PeerEnded(_) => 7,
@@ -238,7 +238,7 @@ async fn listen(config: Config, report: &Report) -> Result<u8, Error> {
         };
         match accepted {
             Some(Ok(connection)) => break connection,
-            Some(Err(Error::Replaced)) => return Err(Error::Replaced),
+            Some(Err(error @ (Error::Replaced | Error::Revoked))) => return Err(error),
             // The other side may try again; only a lost tag ends the waiting.
             Some(Err(error)) => report.error(&error),
             None => return Err(Error::Refused("this ticket can no longer be used".to_owned())),
@@ -294,6 +294,7 @@ pub(super) fn hint(error: &Error) -> &'static str {
         Error::Replaced => {
             "one listener uses a ticket at a time: go on with the newer one, or run `agent listen` again for a new ticket"
         }
+        Error::Revoked => "ask the server's operator, or run `agent listen` again for a new ticket",
         Error::NoPath(tried) if !tried.relay => {
             "give one side the server's relay: --key KEY (`ginnel key` prints it)"
         }
@@ -323,6 +324,7 @@ mod tests {
             (Error::Refused(String::new()), 4),
             (Error::Handshake(String::new()), 4),
             (Error::Replaced, 4),
+            (Error::Revoked, 4),
             (Error::NoPath(crate::agent::Tried::default()), 5),
             (Error::Unreachable { server: String::new(), problem: String::new() }, 5),
             (Error::TimedOut(Stage::Server), 6),

@@ -96,6 +96,7 @@ fn code(error: &Error) -> &'static str {
         Error::Offline => "offline",
         Error::Refused(_) => "refused",
         Error::Replaced => "replaced",
+        Error::Revoked => "revoked",
         Error::NoPath(_) => "no_path",
         Error::TimedOut(_) => "timed_out",
         Error::Handshake(_) => "handshake",

@@ -35,6 +35,10 @@ pub(super) struct Gathers {
 }
 
 impl Gathers {
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
     pub(super) fn is_full(&self) -> bool {
         self.waiting.len() >= MOST
     }

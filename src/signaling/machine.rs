@@ -207,6 +207,15 @@ impl Hub {
         self.calls.len()
     }
 
+    /// Says whether nothing is kept of any client, but how often it asked and what it was answered, which go by themselves.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        let is_alone = self.registry.len() == 0 && self.webs.is_empty() && self.away.is_empty();
+        let is_unwatched =
+            self.watches.is_empty() && self.subscriptions.is_empty() && self.gathers.is_empty();
+        is_alone && is_unwatched && self.calls.len() == 0 && self.outputs.is_empty()
+    }
+
     /// Returns what has come of the calls that have ended.
     #[must_use]
     pub fn outcomes(&self) -> Outcomes {

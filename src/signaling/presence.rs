@@ -308,7 +308,10 @@ impl Hub {
         if asked.is_empty() {
             return self.begin_watch(conn, wanted, &HashMap::new()).map(Some);
         }
-        let what = What::Watch { conn, wanted, known: HashMap::new() };
+        // Those who watch some of it may be gone before all is known.
+        let foreign = wanted.iter().filter(|what| self.shards.of_tag(&what.1) != self.shards.own());
+        let known = foreign.filter_map(|what| Some((what.clone(), self.watches.state(what)?))).collect();
+        let what = What::Watch { conn, wanted, known };
         let id = self.gathers.begin(asker, mid, what, asked.keys().copied());
         let by = self.shards.own();
         for (hub, wanted) in asked {

@@ -13,7 +13,7 @@ mod sharding;
 mod watching;
 
 use super::wire::Tag;
-use super::{AccessKey, Address, Config, Conn, Door, Hub, IceServers, Output, shards};
+use super::{AccessKey, Address, Config, Conn, Door, Hub, IceServers, Output, Shard};
 use crate::clock::Now;
 use crate::net::time::now;
 use crate::turn_server::auth::RestSecret;
@@ -31,7 +31,7 @@ struct Hubs(Vec<Hub>);
 
 impl Hubs {
     fn of_conn(&mut self, conn: Conn) -> &mut Hub {
-        &mut self.0[shards::home_of_conn(conn, HUBS).unwrap().index()]
+        &mut self.0[Shard::home_of_conn(conn, HUBS).index()]
     }
 
     fn handle_datagram(
@@ -42,7 +42,7 @@ impl Hubs {
         local_ip: Option<IpAddr>,
         payload: &[u8],
     ) {
-        let home = shards::home_of(from.ip(), HUBS).unwrap();
+        let home = Shard::home_of(from.ip(), HUBS);
         self.0[home.index()].handle_datagram(now, door, from, local_ip, payload);
     }
 
@@ -59,7 +59,7 @@ impl Hubs {
     }
 
     fn handle_revoked(&mut self, now: Now, tag: &Tag) {
-        self.0[shards::hub_of(tag, HUBS).unwrap().index()].handle_revoked(now, tag);
+        self.0[Shard::of_tag(tag, HUBS).index()].handle_revoked(now, tag);
     }
 
     fn handle_timeout(&mut self, now: Now) {
@@ -91,7 +91,7 @@ impl Hubs {
         while let Some(output) = self.0.iter_mut().find_map(Hub::poll_output) {
             let Output::Word { to, word } = output else { return Some(output) };
             let to = match to {
-                Address::Tag(tag) => shards::hub_of(&tag, HUBS).unwrap(),
+                Address::Tag(tag) => Shard::of_tag(&tag, HUBS),
                 Address::Hub(hub) => hub,
             };
             self.0[to.index()].handle_word(now, word);

@@ -10,7 +10,7 @@ use super::leg::{Conn, Door, Network};
 use super::machine::{Hub, Output};
 use super::outbox::{Outbox, Waiting};
 use super::rate::{Rates, Verdict};
-use super::shards::{self, Shard};
+use super::shards::Shard;
 use super::udp::Sockets;
 use super::wire::Tag;
 use crate::clock::Now;
@@ -67,15 +67,15 @@ impl Shared {
 
     /// The way to the hub that hears a WebSocket.
     pub(super) fn inbox_of(&self, conn: Conn) -> Option<&Inbox> {
-        self.inboxes.get(shards::home_of_conn(conn, self.inboxes.len())?.index())
+        self.inboxes.get(Shard::home_of_conn(conn, self.inboxes.len()).index())
     }
 
     fn inbox_of_tag(&self, tag: &Tag) -> Option<&Inbox> {
-        self.inboxes.get(shards::hub_of(tag, self.inboxes.len())?.index())
+        self.inboxes.get(Shard::of_tag(tag, self.inboxes.len()).index())
     }
 
     fn inbox_at(&self, ip: IpAddr) -> Option<&Inbox> {
-        self.inboxes.get(shards::home_of(ip, self.inboxes.len())?.index())
+        self.inboxes.get(Shard::home_of(ip, self.inboxes.len()).index())
     }
 }
 
@@ -96,10 +96,7 @@ struct Line {
 
 impl Bus for Exchange {
     fn publish(&self, tag: &Tag, word: Word) -> Result<(), Word> {
-        match shards::hub_of(tag, self.lines.len()) {
-            Some(hub) => self.send(hub, word),
-            None => Err(word),
-        }
+        self.send(Shard::of_tag(tag, self.lines.len()), word)
     }
 
     fn send(&self, to: Shard, word: Word) -> Result<(), Word> {

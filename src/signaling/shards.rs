@@ -7,13 +7,33 @@
 use super::leg::{Conn, Network};
 use super::name::{Name, base32};
 use super::wire::{Tag, Token};
+use std::net::IpAddr;
 use std::num::NonZeroUsize;
 
-/// The place of a hub among all.
+/// The place of a hub among all. Where it is asked for by the number of hubs, this is taken as [`super::Hub::several`] takes it: at
+/// least one and at most sixteen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Shard(pub(super) u8);
 
 impl Shard {
+    /// Says which of `hubs` hubs hears the datagrams from `ip`: the same one for all of an IPv6 /64.
+    #[must_use]
+    pub fn home_of(ip: IpAddr, hubs: usize) -> Self {
+        Shards::any(hubs).of_network(Network::of(ip))
+    }
+
+    /// Says which of `hubs` hubs hears a WebSocket.
+    #[must_use]
+    pub fn home_of_conn(conn: Conn, hubs: usize) -> Self {
+        Shards::any(hubs).of_conn(conn)
+    }
+
+    /// Says to which of `hubs` hubs a tag belongs, with all calls to it.
+    #[must_use]
+    pub fn of_tag(tag: &Tag, hubs: usize) -> Self {
+        Shards::any(hubs).of_tag(tag)
+    }
+
     /// Returns the place as an index.
     #[must_use]
     pub fn index(self) -> usize {
@@ -58,8 +78,14 @@ impl Shards {
 
     /// Lists the views of `count` hubs, at least one and at most [`Self::MOST`].
     pub(super) fn all(count: usize) -> impl Iterator<Item = Self> {
+        let any = Self::any(count);
+        (0..any.count()).map(move |own| Self { own: Shard(own as u8), ..any })
+    }
+
+    /// The view of any one of `count` hubs.
+    fn any(count: usize) -> Self {
         let count = NonZeroUsize::new(count.min(Self::MOST)).unwrap_or(NonZeroUsize::MIN);
-        (0..count.get()).map(move |own| Self { own: Shard(own as u8), count })
+        Self { count, ..Self::ALONE }
     }
 
     pub(super) fn own(&self) -> Shard {
@@ -119,21 +145,6 @@ impl Shards {
     pub(super) fn is_own_call(&self, number: u32) -> bool {
         self.of_call(number) == self.own
     }
-}
-
-/// Says which hub hears a client at `ip`, of `count` hubs.
-pub(super) fn home_of(ip: std::net::IpAddr, count: usize) -> Option<Shard> {
-    Shards::all(count).next().map(|shards| shards.of_network(Network::of(ip)))
-}
-
-/// Says which hub a tag belongs to, of `count` hubs.
-pub(super) fn hub_of(tag: &Tag, count: usize) -> Option<Shard> {
-    Shards::all(count).next().map(|shards| shards.of_tag(tag))
-}
-
-/// Says which hub hears a WebSocket, of `count` hubs.
-pub(super) fn home_of_conn(conn: Conn, count: usize) -> Option<Shard> {
-    Shards::all(count).next().map(|shards| shards.of_conn(conn))
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! The hub's part in what several hubs have to say to each other.
 
-use super::bus::{Address, Said, Standing, Watchable, Word};
+use super::bus::{Address, Invite, Said, Standing, Watchable, Word};
 use super::gathers::{Gather, What, merged};
 use super::leg::{Conn, Peer};
-use super::machine::{Hub, Output};
+use super::machine::{Asker, Hub, Output};
 use super::shards::Shard;
 use super::wire::{Answer, Code, Message, Tag};
 use crate::clock::Now;
@@ -13,8 +13,12 @@ impl Hub {
     /// Takes a word of another hub.
     pub fn handle_word(&mut self, now: Now, word: Word) {
         match word.0 {
-            Said::Heard(heard) => self.handle_message(heard.0, heard.1),
-            Said::Invite(invite) => self.invite(*invite),
+            // Whatever it was on its way, it has its whole time from now on.
+            Said::Heard(heard) => self.handle_message(Asker { now, ..heard.0 }, heard.1),
+            Said::Invite(invite) => {
+                let asker = Asker { now, ..invite.asker };
+                self.invite(Invite { asker, ..*invite });
+            }
             Said::Left { peer } => self.leave(now, peer),
             Said::Dropped { peer } => drop(self.registry.remove_peer(peer)),
             Said::Ended { peer, by } => {
@@ -31,7 +35,7 @@ impl Hub {
             Said::Text { .. } => {}
             Said::Close { conn } => self.hang_up(now, conn),
             Said::Watch { id, by, wanted } => self.subscribe(id, by, wanted),
-            Said::States { id, by, standing } => self.take_states(id, by, standing),
+            Said::States { id, by, standing } => self.take_states(now, (id, by), standing),
             Said::Unwatch { by, ended } => ended.iter().for_each(|what| self.subscriptions.end(what, by)),
             Said::Presence { standing } => {
                 self.gathers.note(&standing);
@@ -42,7 +46,7 @@ impl Hub {
                 let own = self.shards.own();
                 self.say(Address::Hub(by), Said::Paged { id, by: own, tags, more });
             }
-            Said::Paged { id, by, tags, more } => self.take_page(id, by, (tags, more)),
+            Said::Paged { id, by, tags, more } => self.take_page(now, (id, by), (tags, more)),
         }
         self.tell_changes(now.mono);
     }
@@ -81,7 +85,7 @@ impl Hub {
         self.say(Address::Hub(by), Said::States { id, by: own, standing });
     }
 
-    fn take_states(&mut self, id: u64, by: Shard, standing: Standing) {
+    fn take_states(&mut self, now: Now, (id, by): (u64, Shard), standing: Standing) {
         let told: Vec<Watchable> = standing.iter().map(|(what, _)| what.clone()).collect();
         let learn = |what: &mut What| match what {
             What::Watch { known, .. } => known.extend(standing),
@@ -92,19 +96,20 @@ impl Hub {
             // Where nobody waits for it any more, nobody is to be told of it.
             return self.watches.forsake(told);
         }
-        self.finish(done);
+        self.finish(now, done);
     }
 
-    fn take_page(&mut self, id: u64, by: Shard, part: (Vec<Tag>, bool)) {
+    fn take_page(&mut self, now: Now, (id, by): (u64, Shard), part: (Vec<Tag>, bool)) {
         let done = self.gathers.take(id, by, |what| match what {
             What::List { parts, .. } => parts.push(part),
             What::Watch { .. } => {}
         });
-        self.finish(done);
+        self.finish(now, done);
     }
 
-    fn finish(&mut self, gather: Option<Gather>) {
+    fn finish(&mut self, now: Now, gather: Option<Gather>) {
         let Some(Gather { asker, mid, what, .. }) = gather else { return };
+        let asker = Asker { now, ..asker };
         match what {
             What::List { page, parts } => {
                 let (tags, more) = merged(parts, page.most());

@@ -79,6 +79,12 @@ impl Watches {
         self.watched.contains_key(what)
     }
 
+    /// Says how a tag stands that somebody watches, told or not.
+    pub(super) fn state(&self, what: &Watchable) -> Option<bool> {
+        let watched = self.watched.get(what)?;
+        Some(self.waiting.get(&watched.id).map_or(watched.online, |(_, online)| *online))
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.watched.is_empty()
     }

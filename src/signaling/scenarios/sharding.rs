@@ -1,12 +1,11 @@
 //! What only shows between several hubs. All other scenarios run with several of them too.
 
-use super::super::shards::Shard;
 use super::*;
 use proptest::prelude::*;
 
 /// A UDP address whose home is that hub.
 fn address_at(hub: usize, nth: u8) -> String {
-    let at_home = |ip: &IpAddr| shards::home_of(*ip, HUBS).unwrap().index() == hub;
+    let at_home = |ip: &IpAddr| Shard::home_of(*ip, HUBS).index() == hub;
     let mut ips = (0..=255).map(|last| IpAddr::from([192, 0, 2, last])).filter(at_home);
     format!("{}:1000", ips.nth(nth.into()).unwrap())
 }
@@ -21,7 +20,7 @@ fn every_client_is_made_at_home_and_reaches_every_other_one() {
     let addresses: Vec<String> = (0..HUBS).map(|hub| address_at(hub, 0)).collect();
     let tags: Vec<String> = addresses.iter().map(|address| world.client(address)).collect();
     for (hub, tag) in tags.iter().enumerate() {
-        assert_eq!(shards::hub_of(&Tag::new(tag.as_str()).unwrap(), HUBS).map(Shard::index), Some(hub));
+        assert_eq!(Shard::of_tag(&Tag::new(tag.as_str()).unwrap(), HUBS).index(), hub);
     }
     for (caller, at) in tags.iter().zip(&addresses) {
         for (callee, there) in tags.iter().zip(&addresses).filter(|(callee, _)| *callee != caller) {
@@ -97,7 +96,7 @@ fn who_owns_a_tag_of_another_hub_has_one_tag_all_the_same() {
 fn what_the_bus_has_no_room_for_is_refused_and_leaves_nothing_behind() {
     let mut world = World::new(config());
     let tag = world.web_client(1);
-    let home = shards::home_of_conn(Conn(1), HUBS).unwrap();
+    let home = Shard::home_of_conn(Conn(1), HUBS);
     let foreign: Vec<String> =
         (0..HUBS).filter(|hub| *hub != home.index()).map(|hub| world.client(&address_at(hub, 3))).collect();
     let asked = [
@@ -125,6 +124,43 @@ fn what_the_bus_has_no_room_for_is_refused_and_leaves_nothing_behind() {
         assert!(matches!(code(&answer), 200 | 202), "{answer}");
         world.sent.clear();
     }
+}
+
+#[test]
+fn a_call_that_was_on_its_way_for_a_while_has_its_whole_time_from_its_arrival() {
+    let mut world = World::new(config());
+    let caller = world.web_client(1);
+    let there = (Shard::home_of_conn(Conn(1), HUBS).index() + 1) % HUBS;
+    let callee = world.client(&address_at(there, 3));
+    let home = world.hub.of_conn(Conn(1));
+    home.handle_web_text(world.now, Conn(1), &call(&caller, &callee).to_string());
+    let Some(Output::Word { word, .. }) = home.poll_output() else { panic!("nothing is said") };
+    world.now = world.now.after(Duration::from_secs(1));
+    let hub = &mut world.hub.0[there];
+    hub.handle_word(world.now, word);
+    assert!(hub.poll_timeout().is_some_and(|due| due > world.now.mono), "a copy is due already");
+}
+
+#[test]
+fn a_watch_that_ends_while_another_question_about_its_tag_waits_makes_nothing_of_it_untrue() {
+    let mut world = World::new(config());
+    world.web_client(1);
+    let home = Shard::home_of_conn(Conn(1), HUBS).index();
+    let others = (0..HUBS).filter(|hub| *hub != home);
+    let tags: Vec<String> = others.map(|hub| world.client(&address_at(hub, 3))).collect();
+    world.ask_web(1, &json!({"t": 60, "mid": 1, "params": {"tags": [tags[0]]}}));
+    let hub = world.hub.of_conn(Conn(1));
+    for (mid, watch, asked) in [(2, true, &tags[..]), (3, false, &tags[..1])] {
+        let message = json!({"t": 60, "mid": mid, "params": {"tags": asked, "watch": watch}});
+        hub.handle_web_text(world.now, Conn(1), &message.to_string());
+    }
+    world.drain();
+    let told = world.on(1);
+    let mut online = told.iter().find(|answer| answer["mid"] == 2).unwrap()["extra"]["online"].clone();
+    online.as_array_mut().unwrap().sort_by_key(Value::to_string);
+    let mut expected = tags.clone();
+    expected.sort_unstable();
+    assert_eq!(online, json!(expected));
 }
 
 proptest! {

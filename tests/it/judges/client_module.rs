@@ -190,6 +190,26 @@ async fn refusals_reach_the_page_as_errors_with_their_codes() {
     let caller = Client::new(&mut browser, &house, "all").await;
     let callee = Client::new(&mut browser, &house, "all").await;
     let error = |kind: &str, code: u16| json!({ "name": "GinnelError", "kind": kind, "code": code, "stage": "signal" });
+    // A key may be asked for at each registration.
+    let renewed = format!(
+        "(async () => {{
+           const {{ connect }} = await import('/ginnel.js');
+           let asked = 0;
+           const sockets = [];
+           const WebSocket = class extends window.WebSocket {{
+             constructor(url) {{ sockets.push(super(url)); }}
+           }};
+           const client = await connect({{ WebSocket, key: async () => (asked += 1, '{}') }});
+           sockets[0].close();
+           await until(() => sockets.length === 2 && client.state === 'online');
+           const relayed = client.iceServers.some(({{ credential }}) => credential);
+           client.close();
+           const none = await caught(connect({{ key: () => {{ throw new TypeError('no key today'); }} }}));
+           return [asked, relayed, none.name];
+         }})()",
+        house.key()
+    );
+    assert_eq!(caller.get(&mut browser, &renewed).await, json!([2, true, "TypeError"]));
     let wrong_key = "(async () => caught((await import('/ginnel.js')).connect({ key: 'a wrong one' })))()";
     assert_eq!(caller.get(&mut browser, wrong_key).await, error("not-allowed", 204));
     let nobody = "caught(client.call('abcdefghijklmnopqrstuvwx'))";
