@@ -228,10 +228,10 @@ async fn a_listener_shows_a_higher_number_each_time_it_comes_back() {
     }
 }
 
-/// The two ways in which a tag is lost for good.
 /// A code, and whether an error is the one that it makes.
 type Loss = (Code, fn(&Error) -> bool);
 
+/// The two ways in which a tag is lost for good.
 fn losses() -> [Loss; 2] {
     [
         (Code::Replaced, |error| matches!(error, Error::Replaced)),

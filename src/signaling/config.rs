@@ -140,7 +140,7 @@ pub struct Limits {
     pub connections_per_network: usize,
     /// Tags that one WebSocket watches; default 256.
     pub watches_per_client: usize,
-    /// WebSockets that watch one tag; default 1024.
+    /// WebSockets at one hub that watch one tag; default 1024.
     pub watchers_per_tag: usize,
     /// Tags watched by WebSockets, each pair counted; default 200 000.
     pub watches: usize,
