@@ -1,6 +1,6 @@
 //! Clients of our own signalling, in large numbers: registered, held, and calling each other.
 //!
-//! [`conversation`] is what they say, without sockets; [`datagrams`] and [`connections`] carry it.
+//! `conversation` is what they say, without sockets; `datagrams` and [`connections`] carry it.
 
 mod carrier;
 pub mod connections;
