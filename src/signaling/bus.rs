@@ -56,6 +56,24 @@ impl Word {
     }
 }
 
+/// What a word takes that carries nothing of a client's, in bytes.
+const LEAST: usize = 64;
+
+impl Word {
+    /// Returns about how many bytes it takes while it waits; the same at both ends.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        LEAST
+            + match &self.0 {
+                Said::Heard(heard) => heard.0.size,
+                Said::Invite(invite) => invite.asker.size,
+                Said::Text { text, .. } => text.len(),
+                Said::Watch { wanted, .. } => wanted.len() * LEAST,
+                _ => 0,
+            }
+    }
+}
+
 /// A call for somebody who belongs to another hub than the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Invite {

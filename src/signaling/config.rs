@@ -158,7 +158,8 @@ pub struct Limits {
     pub revocations: usize,
     /// Events that wait for the hub; default 4096. A datagram over it is lost.
     pub inbox: usize,
-    /// Bytes of the WebSocket texts among them; default 16 MiB. Over it, WebSockets are not read.
+    /// Bytes of the WebSocket texts among them; default 16 MiB. Over it, WebSockets are not read. As much again may wait that other hubs
+    /// have passed on.
     pub inbox_bytes: usize,
     /// Texts that wait for one WebSocket; default 256. One over it closes the connection.
     pub outbox: usize,

@@ -83,7 +83,7 @@ impl Shared {
 #[derive(Debug, Clone)]
 struct Exchange {
     lines: Arc<[Line]>,
-    /// Most words that wait before what begins something is refused.
+    /// Most bytes that wait before what begins something is refused.
     cap: usize,
 }
 
@@ -91,6 +91,7 @@ struct Exchange {
 struct Line {
     /// Not bounded itself, as answers must pass: what begins them is.
     words: mpsc::UnboundedSender<Word>,
+    /// Bytes of them.
     waiting: AtomicUsize,
 }
 
@@ -104,7 +105,7 @@ impl Bus for Exchange {
         if word.begins() && line.waiting.load(Ordering::Relaxed) >= self.cap {
             return Err(word);
         }
-        line.waiting.fetch_add(1, Ordering::Relaxed);
+        line.waiting.fetch_add(word.weight(), Ordering::Relaxed);
         line.words.send(word).map_err(|unsent| unsent.0)
     }
 }
@@ -129,7 +130,7 @@ pub fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service {
         lines.push(Line { words, waiting: AtomicUsize::new(0) });
         heard.push(listener);
     }
-    let bus = Exchange { lines: lines.into(), cap: config.limits.inbox.max(1) };
+    let bus = Exchange { lines: lines.into(), cap: config.limits.inbox_bytes };
     let sockets = Arc::new(sockets);
     for (place, (hub, words)) in hubs.into_iter().zip(heard).enumerate() {
         let (inbox, events) = Inbox::new(&config.limits);
@@ -268,7 +269,7 @@ impl Switch {
 
     fn hear(&mut self, word: Word) {
         if let Some(line) = self.bus.lines.get(self.place) {
-            line.waiting.fetch_sub(1, Ordering::Relaxed);
+            line.waiting.fetch_sub(word.weight(), Ordering::Relaxed);
         }
         self.hub.handle_word(now(), word);
     }
@@ -338,5 +339,33 @@ impl Switch {
             self.outboxes.remove(&conn);
             self.hub.handle_web_closed(now(), conn);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bus::{Page, Said};
+    use super::super::leg::Peer;
+    use super::*;
+
+    #[test]
+    fn what_begins_something_is_refused_once_too_much_waits_and_answers_pass() {
+        let (words, mut heard) = mpsc::unbounded_channel();
+        let bus = Exchange { lines: [Line { words, waiting: AtomicUsize::new(0) }].into(), cap: 100 };
+        let (tag, hub) = (Tag::new("a").unwrap(), Shard(0));
+        let begins = || {
+            let page = Page { realm: admission::Realm::default(), own: tag.clone(), after: None, room: 0 };
+            Word(Said::Page { id: 0, by: hub, page: Box::new(page) })
+        };
+        let follows = || Word(Said::Left { peer: Peer::Web(Conn(1)) });
+        assert!(bus.send(hub, begins()).is_ok() && bus.publish(&tag, begins()).is_ok());
+        assert_eq!(bus.publish(&tag, begins()), Err(begins()));
+        assert!(bus.send(hub, follows()).is_ok());
+        let mut taken = 0;
+        while let Ok(word) = heard.try_recv() {
+            taken += word.weight();
+        }
+        assert_eq!(taken, bus.lines[0].waiting.load(Ordering::Relaxed));
+        assert_eq!(bus.send(Shard(1), begins()), Err(begins()), "there is no such hub");
     }
 }
