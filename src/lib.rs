@@ -8,6 +8,7 @@
 //! | [`stun_server`] | Binding |
 //! | [`turn_server`] | the relay |
 //! | [`signaling`] | tag, token and notify |
+//! | [`gateway`] | virtual connections |
 //! | [`agent`] | the peer |
 //! | [`load`] | the load generator |
 //! | [`net`] | sockets and demultiplexing |
@@ -27,6 +28,8 @@ pub mod cli;
 pub mod clock;
 #[forbid(unsafe_code)]
 pub mod config;
+#[forbid(unsafe_code)]
+pub mod gateway;
 #[forbid(unsafe_code)]
 pub mod ids;
 #[forbid(unsafe_code)]

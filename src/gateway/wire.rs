@@ -1,0 +1,279 @@
+//! Frames: a length, the id of a virtual connection, a message. Little-endian. Id 0 means that the message is a command.
+//!
+//! ```text
+//! ┌────────────┬─────────────┬──────────────────┐
+//! │ Length (4) │ Conn ID (4) │ Length - 4 bytes │
+//! └────────────┴─────────────┴──────────────────┘
+//! ```
+
+use bytes::BufMut;
+use std::fmt;
+
+/// Bytes before a message: length and connection.
+pub const HEAD: usize = 8;
+/// What a length counts at the least: the connection.
+const LEAST: usize = 4;
+/// The longest packet where nothing else is set: connection and message, without the length.
+pub const MAX_PACKET: usize = 512 * 1024;
+/// The longest command but for a ticket, as a whole frame.
+pub const MAX_COMMAND: usize = HEAD + 1 + 8;
+
+/// A virtual connection, the same number at both ends; 0 for the gateway itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u32);
+
+impl fmt::Display for ConnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What endpoint and gateway tell each other (S2-6 … S2-12, and two of our own).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command<'a> {
+    /// 0, from endpoints: asks for an id.
+    New,
+    /// 1, to whoever asked: the id.
+    Open(ConnId),
+    /// 2, from endpoints: connects the id to the server or client `remote`.
+    Dial {
+        /// The id, opened before.
+        conn: ConnId,
+        /// A server's id where a client dials, a client's where a server does.
+        remote: u32,
+    },
+    /// 3, to whoever dialled: there will be no connection, and the id is gone.
+    Refuse(ConnId),
+    /// 4, to both ends: the connection carries messages.
+    Accept {
+        /// The id.
+        conn: ConnId,
+        /// The other end.
+        remote: u32,
+    },
+    /// 5, from either end and to both: the id is gone.
+    Close(ConnId),
+    /// 6: to endpoints it asks for a sign of life, from endpoints it is one.
+    Ping,
+    /// 7, between the gateway and servers of the HMAC door: the receiver may send so many bytes more on this connection, heads counted.
+    Credit {
+        /// The id.
+        conn: ConnId,
+        /// Bytes, whole frames.
+        bytes: u32,
+    },
+    /// 8, a client's first frame where the gateway asks for one: see [`super::ticket`].
+    Ticket(&'a [u8]),
+}
+
+/// One frame that has come whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Frame<'a> {
+    /// For the gateway, or from it.
+    Command(Command<'a>),
+    /// For the other end of a virtual connection.
+    Data {
+        /// Which.
+        conn: ConnId,
+        /// What, possibly nothing.
+        message: &'a [u8],
+    },
+}
+
+/// Why a stream of frames cannot go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WireError {
+    /// A length of less than the connection's four bytes.
+    #[error("a frame of {0} bytes: shorter than its connection id")]
+    Short(u32),
+    /// A length above the limit.
+    #[error("a frame of {0} bytes: longer than allowed")]
+    Long(u32),
+    /// A command frame without a type.
+    #[error("a command without a type")]
+    Untyped,
+    /// A type that there is not.
+    #[error("command {0} is unknown")]
+    Unknown(u8),
+    /// Too few or too many bytes behind a command's type.
+    #[error("command {0} with arguments of a wrong length")]
+    Arguments(u8),
+}
+
+/// Reads the length of the frame at the start of `bytes`, its own four bytes counted; `None` while fewer than four are there.
+///
+/// # Errors
+/// [`WireError::Short`]; [`WireError::Long`] where the packet has more than `max_packet` bytes.
+pub fn frame_len(bytes: &[u8], max_packet: usize) -> Result<Option<usize>, WireError> {
+    let Some(length) = u32_at(bytes, 0) else { return Ok(None) };
+    match length as usize {
+        packet if packet < LEAST => Err(WireError::Short(length)),
+        packet if packet > max_packet => Err(WireError::Long(length)),
+        packet => Ok(Some(4 + packet)),
+    }
+}
+
+/// Reads the frame at the start of `bytes` and its length; `None` while it has not come whole.
+///
+/// # Errors
+/// [`WireError`]: the connection that it came from is of no use any more.
+pub fn frame(bytes: &[u8], max_packet: usize) -> Result<Option<(Frame<'_>, usize)>, WireError> {
+    let Some(length) = frame_len(bytes, max_packet)? else { return Ok(None) };
+    let (Some(conn), Some(message)) = (u32_at(bytes, 4), bytes.get(HEAD..length)) else { return Ok(None) };
+    let frame = match conn {
+        0 => Frame::Command(command(message)?),
+        conn => Frame::Data { conn: ConnId(conn), message },
+    };
+    Ok(Some((frame, length)))
+}
+
+fn command(message: &[u8]) -> Result<Command<'_>, WireError> {
+    let (kind, arguments) = message.split_first().ok_or(WireError::Untyped)?;
+    let wrong = WireError::Arguments(*kind);
+    let none = || if arguments.is_empty() { Ok(()) } else { Err(wrong) };
+    let one = || match arguments.len() {
+        4 => u32_at(arguments, 0).map(ConnId).ok_or(wrong),
+        _ => Err(wrong),
+    };
+    let two = || match (arguments.len(), u32_at(arguments, 0), u32_at(arguments, 4)) {
+        (8, Some(conn), Some(value)) => Ok((ConnId(conn), value)),
+        _ => Err(wrong),
+    };
+    match kind {
+        0 => none().map(|()| Command::New),
+        1 => one().map(Command::Open),
+        2 => two().map(|(conn, remote)| Command::Dial { conn, remote }),
+        3 => one().map(Command::Refuse),
+        4 => two().map(|(conn, remote)| Command::Accept { conn, remote }),
+        5 => one().map(Command::Close),
+        6 => none().map(|()| Command::Ping),
+        7 => two().map(|(conn, bytes)| Command::Credit { conn, bytes }),
+        8 => Ok(Command::Ticket(arguments)),
+        unknown => Err(WireError::Unknown(*unknown)),
+    }
+}
+
+impl Command<'_> {
+    /// Appends the command as a whole frame.
+    pub fn emit(&self, to: &mut impl BufMut) {
+        let (kind, arguments): (u8, &[u32]) = match self {
+            Self::New => (0, &[]),
+            Self::Open(conn) => (1, &[conn.0]),
+            Self::Dial { conn, remote } => (2, &[conn.0, *remote]),
+            Self::Refuse(conn) => (3, &[conn.0]),
+            Self::Accept { conn, remote } => (4, &[conn.0, *remote]),
+            Self::Close(conn) => (5, &[conn.0]),
+            Self::Ping => (6, &[]),
+            Self::Credit { conn, bytes } => (7, &[conn.0, *bytes]),
+            Self::Ticket(_) => (8, &[]),
+        };
+        let ticket = if let Self::Ticket(ticket) = self { ticket } else { &[][..] };
+        head(to, ConnId(0), 1 + 4 * arguments.len() + ticket.len());
+        to.put_u8(kind);
+        for argument in arguments {
+            to.put_u32_le(*argument);
+        }
+        to.put_slice(ticket);
+    }
+}
+
+/// Appends what comes before a message of `len` bytes. The caller keeps to the packet's limit, which is below 4 GiB.
+pub fn head(to: &mut impl BufMut, conn: ConnId, len: usize) {
+    to.put_u32_le(u32::try_from(LEAST + len).unwrap_or(u32::MAX));
+    to.put_u32_le(conn.0);
+}
+
+/// Reads a connection's id from a frame's head.
+#[must_use]
+pub fn conn_of(bytes: &[u8]) -> Option<ConnId> {
+    u32_at(bytes, 4).map(ConnId)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..at + 4)?.try_into().ok().map(u32::from_le_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn emitted(command: Command<'_>) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        command.emit(&mut bytes);
+        bytes
+    }
+
+    /// The layouts of the document (9527, 1), with New as 0, and the transcript of REQUIREMENTS section 3.1.
+    #[test]
+    fn the_worked_layouts_are_these_bytes() {
+        let conn = ConnId(9527);
+        for (command, bytes) in [
+            (Command::New, &b"\x05\0\0\0\0\0\0\0\0"[..]),
+            (Command::Open(conn), b"\x09\0\0\0\0\0\0\0\x01\x37\x25\0\0"),
+            (Command::Dial { conn, remote: 1 }, b"\x0d\0\0\0\0\0\0\0\x02\x37\x25\0\0\x01\0\0\0"),
+            (Command::Refuse(ConnId(2)), b"\x09\0\0\0\0\0\0\0\x03\x02\0\0\0"),
+            (Command::Accept { conn, remote: 1 }, b"\x0d\0\0\0\0\0\0\0\x04\x37\x25\0\0\x01\0\0\0"),
+            (Command::Close(conn), b"\x09\0\0\0\0\0\0\0\x05\x37\x25\0\0"),
+            (Command::Ping, b"\x05\0\0\0\0\0\0\0\x06"),
+            (Command::Credit { conn, bytes: 65_536 }, b"\x0d\0\0\0\0\0\0\0\x07\x37\x25\0\0\0\0\x01\0"),
+            (Command::Ticket(b"let me"), b"\x0b\0\0\0\0\0\0\0\x08let me"),
+        ] {
+            assert_eq!(emitted(command), bytes);
+            assert_eq!(frame(bytes, MAX_PACKET), Ok(Some((Frame::Command(command), bytes.len()))));
+        }
+        let hello = b"\x09\0\0\0\x37\x25\0\0Hello";
+        assert_eq!(
+            frame(hello, MAX_PACKET),
+            Ok(Some((Frame::Data { conn, message: b"Hello" }, hello.len())))
+        );
+        let mut bytes = Vec::new();
+        head(&mut bytes, conn, 5);
+        assert_eq!(bytes, hello[..HEAD]);
+        assert_eq!(conn_of(hello), Some(conn));
+    }
+
+    #[test]
+    fn an_empty_message_is_a_frame() {
+        let bytes = b"\x04\0\0\0\x01\0\0\0";
+        assert_eq!(frame(bytes, MAX_PACKET), Ok(Some((Frame::Data { conn: ConnId(1), message: b"" }, 8))));
+    }
+
+    #[test]
+    fn what_is_no_frame_is_told_apart() {
+        for (bytes, error) in [
+            (&b"\x03\0\0\0"[..], WireError::Short(3)),
+            (b"\x01\0\x08\0", WireError::Long(MAX_PACKET as u32 + 1)),
+            (b"\x04\0\0\0\0\0\0\0", WireError::Untyped),
+            (b"\x05\0\0\0\0\0\0\0\x09", WireError::Unknown(9)),
+            (b"\x08\0\0\0\0\0\0\0\x05\x01\0\0", WireError::Arguments(5)),
+            (b"\x06\0\0\0\0\0\0\0\0\x01", WireError::Arguments(0)),
+            (b"\x0a\0\0\0\0\0\0\0\x05\x01\0\0\0\0", WireError::Arguments(5)),
+        ] {
+            assert_eq!(frame(bytes, MAX_PACKET), Err(error));
+        }
+        assert_eq!(frame_len(b"\0\0\x08\0", MAX_PACKET), Ok(Some(MAX_PACKET + 4)));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused_and_a_frame_never_exceeds_them(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            if let Ok(Some((_, length))) = frame(&bytes, MAX_PACKET) {
+                prop_assert!((HEAD..=bytes.len()).contains(&length));
+            }
+        }
+
+        #[test]
+        fn a_frame_is_read_only_when_it_is_whole(conn in 1_u32.., message: Vec<u8>) {
+            let mut bytes = Vec::new();
+            head(&mut bytes, ConnId(conn), message.len());
+            bytes.extend_from_slice(&message);
+            for split in 0..bytes.len() {
+                prop_assert_eq!(frame(&bytes[..split], MAX_PACKET), Ok(None));
+            }
+            let data = Frame::Data { conn: ConnId(conn), message: &message };
+            prop_assert_eq!(frame(&bytes, MAX_PACKET), Ok(Some((data, bytes.len()))));
+        }
+    }
+}
