@@ -162,8 +162,10 @@ struct Link {
     granted: i64,
     /// What was taken and not granted again.
     taken: usize,
-    /// A message was offered and not taken.
+    /// A message was offered and not taken: for want of credit,
     wants: bool,
+    /// or of room in the outbox.
+    crowded: bool,
 }
 
 /// One endpoint's virtual connections.
@@ -492,7 +494,7 @@ impl Mux {
             return Offered::Full;
         }
         if full {
-            if !self.crowd.contains(&conn) {
+            if !std::mem::replace(&mut link.crowded, true) {
                 self.crowd.push_back(conn);
             }
             return Offered::Full;
@@ -507,7 +509,9 @@ impl Mux {
         let Some(link) = self.links.remove(&conn) else { return };
         self.incoming -= usize::from(link.incoming);
         self.backlog.retain(|waits| *waits != conn);
-        self.crowd.retain(|waits| *waits != conn);
+        if link.crowded {
+            self.crowd.retain(|waits| *waits != conn);
+        }
         if self.held.take_if(|(held, _)| *held == conn).is_some() {
             self.events.push_back(Event::Resume);
         }
@@ -548,7 +552,12 @@ impl Mux {
         }
         self.outbox_bytes -= bytes;
         if self.outbox.len() < self.limits.send_messages && self.outbox_bytes < self.limits.send_bytes {
-            self.events.extend(self.crowd.drain(..).map(Event::Writable));
+            for conn in self.crowd.drain(..) {
+                if let Some(link) = self.links.get_mut(&conn) {
+                    link.crowded = false;
+                    self.events.push_back(Event::Writable(conn));
+                }
+            }
         }
     }
 }
