@@ -72,7 +72,7 @@ pub struct Serve {
 
 /// Options of `agent connect` for services by id.
 #[derive(Debug, Args)]
-pub struct Reach {
+pub(super) struct Reach {
     /// Connect through this gateway in place of a ticket: HOST[:PORT], or a URL such as wss://HOST [default port: 3478]
     #[arg(long, value_name = "HOST[:PORT]", requires = "id")]
     gateway: Option<String>,
