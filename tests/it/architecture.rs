@@ -140,7 +140,7 @@ const BORDERS: [(&str, &str, &[&str], &[&str]); 14] = [
             "gateway::Switchboard",
             "gateway::Service",
             "gateway::start",
-            "gateway::{",
+            "crate::gateway::{",
         ],
     ),
     ("turn_server does not know signaling", "src/turn_server/", &[], &["signaling"]),

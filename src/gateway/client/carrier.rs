@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::{Error as WebSocketError, Message};
 
 /// Bytes in both directions.
@@ -88,7 +89,9 @@ where
 fn io_error(error: WebSocketError) -> io::Error {
     match error {
         WebSocketError::Io(error) => error,
-        WebSocketError::ConnectionClosed | WebSocketError::AlreadyClosed => {
+        WebSocketError::ConnectionClosed
+        | WebSocketError::AlreadyClosed
+        | WebSocketError::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
             io::ErrorKind::UnexpectedEof.into()
         }
         other => io::Error::other(other),
