@@ -6,6 +6,7 @@ mod agent_report;
 pub mod credentials;
 pub mod load;
 mod load_basics;
+mod load_gateway;
 mod load_processes;
 mod load_report;
 mod load_signaling;
