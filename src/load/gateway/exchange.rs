@@ -164,7 +164,7 @@ impl Exchange {
         }
         let flows = 0..self.queued.len() as u32;
         let is_used = |flow: &u32| match what.way {
-            Way::Up => flow % 2 == 0,
+            Way::Up => flow.is_multiple_of(2),
             Way::Down => flow % 2 == 1,
             Way::Both => true,
         };
