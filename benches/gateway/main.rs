@@ -26,14 +26,12 @@ use std::time::Duration;
 struct Step {
     name: &'static str,
     size: u32,
-    clients: usize,
-    each: usize,
-    servers: usize,
+    /// Of each client.
+    virtual_connections: usize,
     ours: Kind,
     theirs: Kind,
-    /// What the gateway must reach, where it must, and of what.
-    goal: Option<f64>,
-    figure: Figure,
+    /// What the gateway must reach of the other one's throughput, and of its messages per CPU second.
+    goals: [Option<f64>; 2],
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -42,62 +40,42 @@ enum Figure {
     PerCpuSecond,
 }
 
-/// A proxy has a connection to a server for each client: so has the gateway where it is compared with one.
-const STEPS: [Step; 5] = [
+const FIGURES: [Figure; 2] = [Figure::Throughput, Figure::PerCpuSecond];
+/// Clients, and as many servers: behind a proxy there is one for each client.
+const PAIRS: usize = 4;
+
+const STEPS: [Step; 4] = [
     Step {
-        name: "16 KiB messages, MB/s",
+        name: "16 KiB messages",
         size: 16 * 1024,
-        clients: 4,
-        each: 1,
-        servers: 4,
+        virtual_connections: 1,
         ours: Kind::Gateway(Door::Md5),
         theirs: Kind::Proxy,
-        goal: Some(0.8),
-        figure: Figure::Throughput,
+        goals: [Some(0.8), None],
     },
     Step {
-        name: "16 KiB messages with credit, MB/s",
+        name: "16 KiB messages with credit",
         size: 16 * 1024,
-        clients: 4,
-        each: 1,
-        servers: 4,
+        virtual_connections: 1,
         ours: Kind::Gateway(Door::Hmac),
         theirs: Kind::Proxy,
-        goal: None,
-        figure: Figure::Throughput,
+        goals: [Some(0.8), None],
     },
     Step {
-        name: "16 KiB messages, MB per CPU second",
-        size: 16 * 1024,
-        clients: 4,
-        each: 1,
-        servers: 4,
-        ours: Kind::Gateway(Door::Md5),
-        theirs: Kind::Proxy,
-        goal: None,
-        figure: Figure::PerCpuSecond,
-    },
-    Step {
-        name: "100 byte messages per CPU second",
+        name: "100 byte messages",
         size: 100,
-        clients: 4,
-        each: 8,
-        servers: 4,
+        virtual_connections: 8,
         ours: Kind::Gateway(Door::Md5),
         theirs: Kind::Unbatched(Door::Md5),
-        goal: Some(3.0),
-        figure: Figure::PerCpuSecond,
+        goals: [None, Some(3.0)],
     },
     Step {
-        name: "100 byte messages with credit, per CPU second",
+        name: "100 byte messages with credit",
         size: 100,
-        clients: 4,
-        each: 8,
-        servers: 4,
+        virtual_connections: 8,
         ours: Kind::Gateway(Door::Hmac),
         theirs: Kind::Unbatched(Door::Hmac),
-        goal: None,
-        figure: Figure::PerCpuSecond,
+        goals: [None, Some(3.0)],
     },
 ];
 
@@ -174,9 +152,9 @@ fn measure(options: &Options, round: usize, step: &Step, kind: Kind) -> anyhow::
     };
     let what = GatewayLoad {
         between: process.take_between()?,
-        clients: step.clients,
-        each: step.each,
-        servers: step.servers,
+        clients: PAIRS,
+        each: step.virtual_connections,
+        servers: PAIRS,
         sizes: vec![step.size],
         way: Way::Both,
         deaf: 0,
@@ -211,43 +189,51 @@ fn measure(options: &Options, round: usize, step: &Step, kind: Kind) -> anyhow::
 }
 
 impl Figure {
-    fn read(self, report: &GatewayReport) -> f64 {
-        let per_cpu_second = report.messages_per_cpu_second.unwrap_or_default();
+    fn name(self) -> &'static str {
         match self {
-            Self::Throughput => report.bytes_per_second / 1e6,
-            Self::PerCpuSecond if report.sizes == [100] => per_cpu_second,
-            Self::PerCpuSecond => per_cpu_second * report.bytes_per_second / report.messages_per_second / 1e6,
+            Self::Throughput => "messages a second",
+            Self::PerCpuSecond => "messages per CPU second",
+        }
+    }
+
+    fn read(self, report: &GatewayReport) -> f64 {
+        match self {
+            Self::Throughput => report.messages_per_second,
+            Self::PerCpuSecond => report.messages_per_cpu_second.unwrap_or_default(),
         }
     }
 }
 
 /// Medians over the rounds, and the median of the rounds' ratios with the least and the most of them.
 fn table(steps: &[&Step], runs: &[Run]) -> String {
-    let mut text = String::from("| | ours | theirs | ratio | wanted |\n| --- | --- | --- | --- | --- |\n");
+    let mut text =
+        String::from("| | ours | compared with | ratio | wanted |\n| --- | --- | --- | --- | --- |\n");
     for step in steps {
-        let of = |kind: Kind| -> Vec<f64> {
-            let its = runs.iter().filter(|run| run.step == step.name && run.between == kind.name());
-            its.map(|run| step.figure.read(&run.report)).collect()
-        };
-        let (ours, theirs) = (of(step.ours), of(step.theirs));
-        let ratios: Vec<_> = ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs).collect();
-        let (least, most) = ratios
-            .iter()
-            .fold((f64::MAX, 0.0_f64), |(least, most), ratio| (least.min(*ratio), most.max(*ratio)));
-        let ratio = median(ratios);
-        let wanted = match step.goal {
-            Some(goal) if ratio >= goal => format!("{goal:.1}: reached"),
-            Some(goal) => format!("{goal:.1}: missed"),
-            None => String::new(),
-        };
-        let _ = writeln!(
-            text,
-            "| {} | {:.0} | {:.0} ({}) | **{ratio:.2}** ({least:.2} to {most:.2}) | {wanted} |",
-            step.name,
-            median(ours),
-            median(theirs),
-            step.theirs.name(),
-        );
+        for (figure, goal) in FIGURES.into_iter().zip(step.goals) {
+            let of = |kind: Kind| -> Vec<f64> {
+                let its = runs.iter().filter(|run| run.step == step.name && run.between == kind.name());
+                its.map(|run| figure.read(&run.report)).collect()
+            };
+            let (ours, theirs) = (of(step.ours), of(step.theirs));
+            let ratios: Vec<_> = ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs).collect();
+            let least = ratios.iter().copied().fold(f64::MAX, f64::min);
+            let most = ratios.iter().copied().fold(0.0, f64::max);
+            let ratio = median(ratios);
+            let wanted = match goal {
+                Some(goal) if ratio >= goal => format!("{goal:.1}: reached"),
+                Some(goal) => format!("{goal:.1}: missed"),
+                None => String::new(),
+            };
+            let _ = writeln!(
+                text,
+                "| {}, {} | {:.0} | {:.0} ({}) | **{ratio:.2}** ({least:.2} to {most:.2}) | {wanted} |",
+                step.name,
+                figure.name(),
+                median(ours),
+                median(theirs),
+                step.theirs.name(),
+            );
+        }
     }
     text
 }
