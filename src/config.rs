@@ -1,6 +1,7 @@
 //! The configuration file: TOML, every key optional, unknown keys refused. The only file that knows the format.
 
 mod auth;
+mod gateway;
 mod signaling;
 
 use crate::server;
@@ -82,6 +83,8 @@ impl Config {
         file.tls.apply(&mut server.tls)?;
         file.turn.apply(&mut server.turn)?;
         file.auth.apply(&server.turn, &mut server.auth)?;
+        file.gateway.apply(&mut server.gateway)?;
+        server.metrics_from = file.metrics_from.unwrap_or(server.metrics_from);
         file.signaling.apply(&mut server.signaling)?;
         if server.listen.is_empty() {
             return Err(ConfigError::Value { key: "listen", rule: "must name at least one address" });
@@ -111,6 +114,8 @@ struct File {
     tls: Tls,
     turn: Turn,
     auth: auth::Auth,
+    gateway: gateway::Gateway,
+    metrics_from: Option<Vec<IpNet>>,
     signaling: signaling::Signaling,
     log: Log,
 }

@@ -11,6 +11,7 @@ mod doors;
 mod dtls;
 mod facts;
 mod frames;
+mod gateway;
 mod inbox;
 mod legs;
 mod limits;
@@ -39,11 +40,13 @@ use crate::turn_server::auth::Revoked;
 use crate::turn_server::mobility::Tickets;
 pub use auth::{AuthConfig, OauthConfig, RealmConfig, StaticUser};
 pub use auth_hook::HookConfig;
-pub use config::{Config, TlsConfig, TurnConfig};
+pub use config::{Config, GatewayConfig, TlsConfig, TurnConfig};
 pub use credentials_file::CredentialsFileError;
 use doors::Doors;
 use dtls::Identity;
 pub use facts::{Facts, ice_offer};
+use gateway::GatewayDoor;
+pub use gateway::GatewayFacts;
 use inbox::{Inbox, ToWorker};
 pub use limits::LimitsConfig;
 use rand::{Rng, SeedableRng};
@@ -106,6 +109,9 @@ pub enum ServerError {
         /// Its last words.
         reason: String,
     },
+    /// The gateway's thread has ended.
+    #[error("the gateway stopped: {0}")]
+    Gateway(String),
     /// A listener or signalling has ended.
     #[error("a part of the server stopped: {0}")]
     Task(tokio::task::JoinError),
@@ -116,6 +122,7 @@ pub enum ServerError {
 pub struct Server {
     facts: Facts,
     signaling: signaling::Service,
+    gateway: Option<crate::gateway::Service>,
     listeners: JoinSet<()>,
     workers: Vec<JoinHandle<()>>,
     inboxes: Arc<[Inbox]>,
@@ -136,7 +143,10 @@ impl Server {
         };
         let (tls, identity) = (Tls::new(&certificate)?, Identity::new(&certificate, &state.folder)?);
         let doors = Doors::open(&config, worker_count).await?;
-        let facts = Facts::gather(&config, state, &own, &certificate, &doors)?;
+        let mut facts = Facts::gather(&config, state, &own, &certificate, &doors)?;
+        let gateway_doors =
+            if config.gateway.enabled { gateway::open(&config.gateway).await? } else { vec![] };
+        facts.gateway = config.gateway.enabled.then(|| GatewayFacts::gather(&gateway_doors)).transpose()?;
         let mut seeds = ChaCha20Rng::from_os_rng();
         let revoked = revocation::open(state, config.signaling.limits.revocations)?;
         let signaling_config = signaling_config(&config, state, &facts, &revoked);
@@ -165,11 +175,26 @@ impl Server {
             ttl: config.turn.credentials_ttl,
             state: Mutex::new(Arc::new(state.clone())),
         };
+        let gateway = match config.gateway.enabled {
+            true => Some(crate::gateway::Service::start(
+                config.gateway.filled_in(&config, state),
+                seeds.random(),
+            )?),
+            false => None,
+        };
+        let mutual = gateway::mutual(&config.gateway, &certificate)?;
+        let gateway_door =
+            gateway.as_ref().map(|service| GatewayDoor { handle: service.handle(), mutual: mutual.clone() });
         let router = signaling.handle().router().merge(page::router()).merge(websocket::router());
+        let router = match &gateway {
+            Some(service) => router.merge(gateway::router(service.handle(), &config.metrics_from)),
+            None => router,
+        };
         let door = StreamDoor {
             workers: Arc::clone(&inboxes),
             router: router.merge(revocation::router(desk)),
             tls,
+            gateway: gateway_door,
             proxies: config.proxies.into(),
             room: Arc::new(Semaphore::new(MAX_STREAMS)),
             connections: Connections::new(
@@ -183,10 +208,14 @@ impl Server {
         for listener in doors.tcp {
             listeners.spawn(door.clone().serve(listener, Admits::All));
         }
+        for (server_door, listener) in gateway_doors {
+            listeners.spawn(door.clone().serve(listener, Admits::GatewayServers(server_door)));
+        }
         for listener in doors.tls {
             listeners.spawn(door.clone().serve(listener, Admits::Tls));
         }
-        Ok(Self { facts, signaling, listeners, workers, inboxes, failures })
+        drop(door);
+        Ok(Self { facts, signaling, gateway, listeners, workers, inboxes, failures })
     }
 
     /// Returns what the server found out and decided.
@@ -210,6 +239,7 @@ impl Server {
             Some(error) = self.failures.recv() => error,
             error = panicked(&mut self.listeners) => error,
             error = self.signaling.failed() => ServerError::Task(error),
+            error = gateway_failed(&mut self.gateway) => error,
         }
     }
 
@@ -217,6 +247,9 @@ impl Server {
     pub async fn shutdown(mut self) {
         self.listeners.shutdown().await;
         self.signaling.shutdown().await;
+        if let Some(gateway) = self.gateway {
+            gateway.shutdown().await;
+        }
         for inbox in self.inboxes.iter() {
             inbox.send(ToWorker::Stop).await;
         }
@@ -239,6 +272,14 @@ async fn panicked(tasks: &mut JoinSet<()>) -> ServerError {
         }
     }
     std::future::pending().await
+}
+
+/// Waits for the gateway's failure; never returns where there is none, or no gateway.
+async fn gateway_failed(gateway: &mut Option<crate::gateway::Service>) -> ServerError {
+    match gateway {
+        Some(service) => ServerError::Gateway(service.failed().await),
+        None => std::future::pending().await,
+    }
 }
 
 /// Chooses how many workers there are: as configured, else one a core, but no more than the relay ports can be shared out to.

@@ -2,7 +2,6 @@
 
 use clap::Parser;
 use ginnel::cli::{Ginnel, GinnelCommand};
-use ginnel::state::State;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -19,9 +18,8 @@ fn main() -> ExitCode {
 fn run(command: GinnelCommand) -> anyhow::Result<()> {
     match command {
         GinnelCommand::Serve(serve) => tokio::runtime::Runtime::new()?.block_on(serve.run()),
-        GinnelCommand::Key { state } => {
-            Ok(writeln!(std::io::stdout(), "{}", State::open(&state)?.access_key)?)
-        }
+        GinnelCommand::Key(key) => key.run(),
+        GinnelCommand::Gateway(gateway) => gateway.run(),
         GinnelCommand::Credentials(credentials) => credentials.run(),
         GinnelCommand::Load(load) => load.run(),
         GinnelCommand::Config => {

@@ -4,6 +4,7 @@ pub mod agent;
 mod agent_pipe;
 mod agent_report;
 pub mod credentials;
+pub mod key;
 pub mod load;
 mod load_basics;
 mod load_processes;
@@ -12,7 +13,6 @@ mod load_signaling;
 pub mod serve;
 
 use clap::{Parser, Subcommand};
-use std::path::PathBuf;
 
 /// `ginnel`: STUN, TURN and signalling on one port.
 #[derive(Debug, Parser)]
@@ -41,11 +41,10 @@ pub enum GinnelCommand {
     /// Run the server; needs no configuration
     Serve(serve::Serve),
     /// Print the access key that admits clients to the relay
-    Key {
-        /// State folder of the server
-        #[arg(long, value_name = "DIR", default_value = "state")]
-        state: PathBuf,
-    },
+    Key(key::Key),
+    /// Print what clients of the gateway need
+    #[command(subcommand)]
+    Gateway(key::Gateway),
     /// Print time-limited credentials for a client of the relay, or the keys of a password
     Credentials(credentials::Credentials),
     /// Put a STUN or TURN server, this or another, under load and measure it

@@ -118,6 +118,12 @@ fn introduction(facts: &Facts, state: &State) -> String {
     }
     let relay = join(facts.relay.iter().map(|address| address.local.to_string()).collect());
     line("relay", format!("invited users only · from {relay} · no private or loopback peers"));
+    if let Some(gateway) = &facts.gateway {
+        let doors = [("MD5", &gateway.md5), ("HMAC", &gateway.hmac), ("MD5 in mutual TLS", &gateway.tls)];
+        let doors = doors.iter().flat_map(|(name, door)| door.iter().map(move |at| format!("{at} {name}")));
+        let doors: Vec<_> = doors.chain(["/gateway/servers by WebSocket".to_owned()]).collect();
+        line("gateway", format!("clients on the same port · servers on {}", join(doors)));
+    }
     line("threads", facts.workers.to_string());
     text
 }

@@ -7,9 +7,31 @@
 //! | [`wire`] | frames and commands |
 //! | [`handshake`] | how servers prove that they hold the key |
 //! | [`ticket`] | how clients prove that they were let in, where that is asked of them |
+//! | [`machine`] | who is connected, and where each frame goes |
+//! | [`service`] | doors, and the thread that has all sockets |
 //! | [`client`] | the library: dial, accept, send and receive |
 
+mod budget;
 pub mod client;
+mod commands;
+pub mod config;
+mod connection;
+mod counters;
+mod end;
+mod flow;
 pub mod handshake;
+mod lately;
+mod liveness;
+pub mod machine;
+mod outbox;
+pub mod service;
+mod socket;
 pub mod ticket;
 pub mod wire;
+mod worker;
+
+pub use config::{Config, Duplicates, Limits, Rules, Times};
+pub use counters::{Counters, Refusal, Why};
+pub use end::EndKey;
+pub use machine::Switchboard;
+pub use service::{Handle, Service};

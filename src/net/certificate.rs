@@ -98,6 +98,21 @@ impl Certificate {
         Ok(Self { self_signed: true, ..Self::load(&path, &path)? })
     }
 
+    /// Reads certificates from a PEM file.
+    ///
+    /// # Errors
+    /// [`CertificateError`] names the file.
+    pub(crate) fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, CertificateError> {
+        let read = read(path)?;
+        let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read).collect();
+        let content = |reason: String| CertificateError::Content { path: path.to_owned(), reason };
+        match certificates {
+            Ok(certificates) if certificates.is_empty() => Err(content("no certificate in it".to_owned())),
+            Ok(certificates) => Ok(certificates),
+            Err(error) => Err(content(error.to_string())),
+        }
+    }
+
     /// Returns the first DNS name it is for, wildcards left out.
     pub(crate) fn name(&self) -> Option<String> {
         let certificate = webpki::EndEntityCert::try_from(self.chain.first()?).ok()?;

@@ -39,10 +39,14 @@ pub enum StreamKind {
     Http,
     /// A TLS handshake record: 0x16 0x03. What is inside is judged again after the handshake.
     Tls,
+    /// A client of the gateway: its first frame is New or Ping, or a ticket.
+    Gateway,
     /// Nothing that is served here.
     Unknown,
 }
 
+/// The head of a frame with the connection 0: a command of 1 byte, or a ticket of 44.
+const GATEWAY: [[u8; 8]; 2] = [[0x05, 0, 0, 0, 0, 0, 0, 0], [0x31, 0, 0, 0, 0, 0, 0, 0]];
 const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xA4, 0x42];
 const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
 const METHODS: [&[u8]; 7] = [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH "];
@@ -62,6 +66,9 @@ pub fn stream(start: &[u8]) -> Option<StreamKind> {
     }
     if agrees(&TLS_HANDSHAKE) {
         return (start.len() >= TLS_HANDSHAKE.len()).then_some(StreamKind::Tls);
+    }
+    if GATEWAY.iter().any(|head| !start.is_empty() && agrees(head)) {
+        return (start.len() >= GATEWAY[0].len()).then_some(StreamKind::Gateway);
     }
     if start.first().is_some_and(|byte| *byte > 0x03) {
         return Some(StreamKind::Unknown);
@@ -106,5 +113,10 @@ mod tests {
         assert_eq!(stream(&[0x16]), None);
         assert_eq!(stream(&[0x16, 2]), Some(StreamKind::Unknown));
         assert_eq!(stream(b"SSH-"), Some(StreamKind::Unknown));
+        for first in [5, 0x31] {
+            assert_eq!(stream(&[first, 0, 0, 0, 0, 0, 0, 0]), Some(StreamKind::Gateway));
+            assert_eq!(stream(&[first, 0, 0, 0, 0, 0, 0]), None);
+            assert_eq!(stream(&[first, 0, 0, 0, 1]), Some(StreamKind::Unknown));
+        }
     }
 }

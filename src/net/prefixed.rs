@@ -42,6 +42,11 @@ impl<S: AsyncRead + Unpin> Prefixed<S> {
         }
     }
 
+    /// Says whether nothing has come.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.prefix.is_empty()
+    }
+
     /// Returns what was read ahead and not taken, and the stream behind it.
     pub(crate) fn into_parts(self) -> (BytesMut, S) {
         (self.prefix, self.stream)

@@ -3,8 +3,10 @@
 
 use super::certificate::{Certificate, CertificateError};
 use super::demux::StreamKind;
-use rustls::ServerConfig;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
@@ -32,7 +34,7 @@ impl Chosen {
     /// Says whether a client that chose this may speak `kind`.
     pub(crate) fn allows(self, kind: StreamKind) -> bool {
         match self {
-            Self::Any => matches!(kind, StreamKind::Stun | StreamKind::Http),
+            Self::Any => matches!(kind, StreamKind::Stun | StreamKind::Http | StreamKind::Gateway),
             Self::Stun => kind == StreamKind::Stun,
             Self::Http => kind == StreamKind::Http,
         }
@@ -66,6 +68,27 @@ impl Tls {
                 .with_single_cert(certificate.chain.clone(), certificate.key.clone_key())
                 .map_err(unusable)?;
         config.alpn_protocols = [STUN_TURN, NAT_DISCOVERY, HTTP].map(<[u8]>::to_vec).to_vec();
+        Ok(Self { config: Arc::new(config) })
+    }
+
+    /// Sets it up for clients that have a certificate which `authorities` have signed.
+    ///
+    /// # Errors
+    /// [`CertificateError`] where the certificate, or one of those in `authorities`, cannot be used.
+    pub(crate) fn mutual(certificate: &Certificate, authorities: &Path) -> Result<Self, CertificateError> {
+        let unusable = |error: &dyn std::fmt::Display| CertificateError::Unusable(error.to_string());
+        let mut roots = RootCertStore::empty();
+        for authority in Certificate::chain(authorities)? {
+            roots.add(authority).map_err(|error| unusable(&error))?;
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| unusable(&error))?
+            .with_client_cert_verifier(verifier.build().map_err(|error| unusable(&error))?)
+            .with_single_cert(certificate.chain.clone(), certificate.key.clone_key())
+            .map_err(|error| unusable(&error))?;
         Ok(Self { config: Arc::new(config) })
     }
 

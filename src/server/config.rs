@@ -1,9 +1,14 @@
 //! What a server is to be. `crate::config` fills this in from a file.
 
 use super::{AuthConfig, LimitsConfig, StaticUser};
+use crate::gateway;
+use crate::gateway::handshake::Key;
+use crate::gateway::ticket::Issuer;
 use crate::signaling;
+use crate::state::State;
 use crate::stun_server::Home;
 use crate::turn_server::machine::{Features, Limits};
+use data_encoding::HEXLOWER;
 use ipnet::IpNet;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -36,8 +41,76 @@ pub struct Config {
     pub turn: TurnConfig,
     /// Where credentials come from.
     pub auth: AuthConfig,
+    /// The gateway.
+    pub gateway: GatewayConfig,
+    /// Who may read `/metrics`; default this host alone.
+    pub metrics_from: Vec<IpNet>,
     /// Signalling; its keys, ICE servers and second port are filled in by the server.
     pub signaling: signaling::Config,
+}
+
+/// What the gateway is to be.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// Whether there is one; default yes.
+    pub enabled: bool,
+    /// Addresses that servers connect to; default those of loopback.
+    pub server_listen: Vec<IpAddr>,
+    /// Whether nobody has set them: one that this host lacks is left out then.
+    pub is_default_listen: bool,
+    /// The port for servers that shake hands by MD5; 0 for none; default 3480, or none where that is taken.
+    pub server_port: Option<u16>,
+    /// The same by HMAC-SHA256; default 3481.
+    pub hmac_port: Option<u16>,
+    /// The same by MD5 inside TLS, for servers with a certificate; default none.
+    pub tls_port: Option<u16>,
+    /// Who signs those certificates: a PEM file.
+    pub client_ca: Option<PathBuf>,
+    /// Whether clients must show tickets; default no.
+    pub tickets: bool,
+    /// The rest; without a key the server's own is used.
+    pub service: gateway::Config,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            server_listen: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+            is_default_listen: true,
+            server_port: None,
+            hmac_port: None,
+            tls_port: None,
+            client_ca: None,
+            tickets: false,
+            service: gateway::Config::default(),
+        }
+    }
+}
+
+impl GatewayConfig {
+    /// Fills in the keys: the server's own where none is set.
+    pub(super) fn filled_in(&self, config: &Config, state: &State) -> gateway::Config {
+        let mut service = self.service.clone();
+        service.key = service.key.or_else(|| Key::new(config.gateway_key(state)).ok());
+        service.access_keys = Key::new(state.access_key.as_bytes()).into_iter().collect();
+        service.rules.tickets = self.tickets.then(|| config.ticket_issuer(state));
+        service
+    }
+}
+
+impl Config {
+    /// Returns the key of the gateway's servers where none is set: a text, of which they use the bytes.
+    #[must_use]
+    pub fn gateway_key(&self, state: &State) -> String {
+        HEXLOWER.encode(&self.auth.derive(state, "gateway servers"))
+    }
+
+    /// Returns what signs tickets for the gateway's clients.
+    #[must_use]
+    pub fn ticket_issuer(&self, state: &State) -> Issuer {
+        Issuer::new(&self.auth.derive(state, "gateway tickets"))
+    }
 }
 
 /// What TLS and DTLS are to be.
@@ -121,6 +194,11 @@ impl Default for Config {
             tls: TlsConfig::default(),
             turn: TurnConfig::default(),
             auth: AuthConfig::default(),
+            gateway: GatewayConfig::default(),
+            metrics_from: vec![
+                IpNet::V4(ipnet::Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
+                IpNet::V6(ipnet::Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
+            ],
             signaling: signaling::Config::default(),
         }
     }

@@ -148,7 +148,7 @@ async fn open_tls(
     Ok(listeners)
 }
 
-async fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+pub(super) async fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(address), socket2::Type::STREAM, None)?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;

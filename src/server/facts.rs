@@ -1,6 +1,7 @@
 //! What the server finds out at its start: its addresses, and what clients are told to use.
 
 use super::doors::Doors;
+use super::gateway::GatewayFacts;
 use super::{Config, ServerError, TlsConfig, TurnConfig};
 use crate::net::certificate::Certificate;
 use crate::net::interfaces;
@@ -31,6 +32,8 @@ pub struct Facts {
     pub relay: Vec<RelayAddress>,
     /// Threads of the data plane.
     pub workers: usize,
+    /// Where the gateway's servers connect; `None` where there is no gateway.
+    pub gateway: Option<GatewayFacts>,
     pub(super) ice: IceServers,
 }
 
@@ -58,6 +61,7 @@ impl Facts {
             advertised,
             relay: relay_addresses(config, own)?,
             workers: doors.per_worker.len(),
+            gateway: None,
             ice,
         })
     }

@@ -2,6 +2,7 @@
 //! again.
 
 use super::frames;
+use super::gateway::{GatewayDoor, ServerDoor};
 use super::inbox::{Inbox, Link, Replies, ToStream, ToWorker};
 use super::patience::Patient;
 use super::tcp_leg::Arrival;
@@ -34,7 +35,7 @@ use tokio::time::timeout;
 /// How long a connection may stay silent before its protocol is known.
 const SNIFF_TIME: Duration = Duration::from_secs(5);
 /// How long a TLS handshake may take.
-const TLS_TIME: Duration = Duration::from_secs(10);
+pub(super) const TLS_TIME: Duration = Duration::from_secs(10);
 /// How long an HTTP client may take over its request's head.
 const HEADER_TIME: Duration = Duration::from_secs(10);
 /// How long a STUN or TURN stream may stay silent: longer than any allocation lives without a Refresh.
@@ -44,9 +45,9 @@ pub(super) const STRANGER_TIME: Duration = Duration::from_secs(60);
 /// How long one write may hang on a client that does not read.
 pub(super) const WRITE_TIME: Duration = Duration::from_secs(30);
 /// How long a goodbye may take.
-const CLOSE_TIME: Duration = Duration::from_secs(1);
+pub(super) const CLOSE_TIME: Duration = Duration::from_secs(1);
 /// Bytes read at a time; a frame, and so what is kept of one that is not whole, has at most 64 KiB.
-const READ_ROOM: usize = 16 * 1024;
+pub(super) const READ_ROOM: usize = 16 * 1024;
 /// Bytes of TLS records that leave together.
 const RECORDS: usize = 8 * 1024;
 /// Pause after an accept that failed, for want of descriptors as a rule.
@@ -60,6 +61,8 @@ pub(super) struct StreamDoor {
     pub(super) tls: Tls,
     /// Who may say that it speaks for somebody else.
     pub(super) proxies: Arc<[IpNet]>,
+    /// Who serves the gateway's clients and servers; `None` where there is no gateway.
+    pub(super) gateway: Option<GatewayDoor>,
     /// Permits for connections, over all listeners.
     pub(super) room: Arc<Semaphore>,
     /// Permits for the connections of one address.
@@ -73,15 +76,28 @@ pub(super) enum Admits {
     All,
     /// TLS alone, and inside it everything.
     Tls,
+    /// The gateway's servers, who are spoken to first.
+    GatewayServers(ServerDoor),
 }
 
 /// Where a connection comes from, what it arrived at, and the worker it belongs to.
 #[derive(Debug, Clone)]
-struct Ends {
+pub(super) struct Ends {
     client: SocketAddr,
     server: SocketAddr,
     worker: Inbox,
-    places: Places,
+    pub(super) places: Places,
+}
+
+/// What became of a stream.
+#[derive(Debug)]
+enum Bare<S> {
+    /// STUN or TURN, for its worker.
+    Turn(Prefixed<S>, Ends),
+    /// A client's, for the gateway.
+    Gateway(Prefixed<S>, Ends),
+    /// It has ended.
+    Served,
 }
 
 /// What a connection occupies for as long as any part of the server holds it.
@@ -143,20 +159,25 @@ impl StreamDoor {
     ) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let server = stream.local_addr()?;
-        let found = self.stream(stream, Ends { client, server, worker, places }, admits).await?;
-        match found {
-            Some((stream, ends)) => hand_over(stream, ends).await,
-            None => Ok(()),
+        let mut ends = Ends { client, server, worker, places };
+        if let Admits::GatewayServers(door) = admits {
+            let Some(counted) = self.connections.admit(client.ip()) else { return Ok(()) };
+            ends.places.address = Some(Arc::new(counted));
+            return self.gateway_server(stream, ends, door).await;
+        }
+        let gateway = self.gateway.clone();
+        match (self.stream(stream, ends, admits).await?, gateway) {
+            (Bare::Turn(stream, ends), _) => hand_over(stream, ends).await,
+            (Bare::Gateway(stream, ends), Some(gateway)) => {
+                let (early, socket) = stream.into_parts();
+                gateway.handle.client(socket, early, ends.places)
+            }
+            _ => Ok(()),
         }
     }
 
-    /// Serves one stream, whatever carries it; returns it when it turns out to carry bare STUN or TURN.
-    async fn stream<S>(
-        self,
-        stream: S,
-        mut ends: Ends,
-        admits: Admits,
-    ) -> io::Result<Option<(Prefixed<S>, Ends)>>
+    /// Serves one stream, whatever carries it; returns it when it turns out to carry frames that need no task.
+    async fn stream<S>(self, stream: S, mut ends: Ends, admits: Admits) -> io::Result<Bare<S>>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -166,7 +187,7 @@ impl StreamDoor {
             ends.client = timeout(SNIFF_TIME, proxied(&mut stream)).await??.unwrap_or(ends.client);
         }
         // Only now: a proxy's own address would count for everybody behind it.
-        let Some(counted) = self.connections.admit(ends.client.ip()) else { return Ok(None) };
+        let Some(counted) = self.connections.admit(ends.client.ip()) else { return Ok(Bare::Served) };
         ends.places.address = Some(Arc::new(counted));
         match (sniff(&mut stream).await?, admits) {
             (StreamKind::Tls, _) => {
@@ -178,15 +199,18 @@ impl StreamDoor {
                     goodbye(&mut inside).await?;
                 } else if kind == StreamKind::Stun {
                     turn(inside, ends.tuple(Transport::Tls), &ends.worker).await?;
-                } else {
+                } else if kind == StreamKind::Http {
                     self.http(inside, ends).await?;
+                } else if let Some(gateway) = self.gateway {
+                    gateway.handle.carry(inside, None, ends.places).await?;
                 }
             }
-            (StreamKind::Stun, Admits::All) => return Ok(Some((stream, ends))),
+            (StreamKind::Stun, Admits::All) => return Ok(Bare::Turn(stream, ends)),
+            (StreamKind::Gateway, Admits::All) => return Ok(Bare::Gateway(stream, ends)),
             (StreamKind::Http, Admits::All) => self.http(stream, ends).await?,
             _ => {}
         }
-        Ok(None)
+        Ok(Bare::Served)
     }
 
     async fn http<S>(self, stream: S, ends: Ends) -> io::Result<()>
@@ -232,10 +256,11 @@ async fn proxied<S: AsyncRead + Unpin>(stream: &mut Prefixed<S>) -> io::Result<O
     }
 }
 
-/// Looks at a stream's first bytes without taking them.
+/// Looks at a stream's first bytes without taking them. Who says nothing waits to be dialled by a server of the gateway (S2-A8).
 async fn sniff<S: AsyncRead + Unpin>(stream: &mut Prefixed<S>) -> io::Result<StreamKind> {
     match timeout(SNIFF_TIME, stream.sniff(demux::stream)).await {
         Ok(kind) => Ok(kind?.unwrap_or(StreamKind::Unknown)),
+        Err(_) if stream.is_silent() => Ok(StreamKind::Gateway),
         Err(_) => Ok(StreamKind::Unknown),
     }
 }
@@ -339,6 +364,7 @@ mod tests {
             router: Router::new(),
             tls: Tls::new(&Certificate::own(folder.path()).unwrap()).unwrap(),
             proxies: proxies.iter().map(|net| net.parse().unwrap()).collect(),
+            gateway: None,
             room: Arc::new(Semaphore::new(8)),
             connections: Connections::new(8, &[]),
         };
@@ -363,8 +389,8 @@ mod tests {
         // What a worker would do with a socket is done by a task here, as inside TLS.
         let served = async {
             match serving.await? {
-                Some((stream, ends)) => turn(stream, ends.tuple(Transport::Tcp), &ends.worker).await,
-                None => Ok(()),
+                Bare::Turn(stream, ends) => turn(stream, ends.tuple(Transport::Tcp), &ends.worker).await,
+                Bare::Gateway(..) | Bare::Served => Ok(()),
             }
         };
         (client, tokio::spawn(served))

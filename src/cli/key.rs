@@ -1,0 +1,91 @@
+//! `ginnel key` and `ginnel gateway`: what those need who are to be let in.
+
+use crate::config::Config;
+use crate::gateway::ticket::Admission;
+use crate::net::time;
+use crate::server;
+use crate::state::State;
+use anyhow::{Context, bail};
+use clap::{Args, Subcommand};
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Which server it is about.
+#[derive(Debug, Args)]
+struct Place {
+    /// The server's configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// State folder of the server [default: the configuration's, else state]
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+}
+
+impl Place {
+    fn open(&self) -> anyhow::Result<(server::Config, State)> {
+        let config = Config::load(self.config.as_deref()).context("configuration")?;
+        let state = State::open(self.state.as_ref().unwrap_or(&config.state))?;
+        Ok((config.server, state))
+    }
+}
+
+/// Options of `ginnel key`.
+#[derive(Debug, Args)]
+pub struct Key {
+    #[command(flatten)]
+    place: Place,
+    /// Print the key that the gateway's servers prove to hold instead
+    #[arg(long)]
+    gateway: bool,
+}
+
+impl Key {
+    /// Prints the key.
+    ///
+    /// # Errors
+    /// The state folder or the configuration cannot be used.
+    pub fn run(self) -> anyhow::Result<()> {
+        let (config, state) = self.place.open()?;
+        let key = match (self.gateway, &config.gateway.service.key) {
+            (false, _) => state.access_key,
+            (true, None) => config.gateway_key(&state),
+            (true, Some(_)) => bail!(
+                "the configuration sets the gateway's key: see gateway.key, or the file that gateway.key_file names"
+            ),
+        };
+        Ok(writeln!(std::io::stdout(), "{key}")?)
+    }
+}
+
+/// Commands of `ginnel gateway`.
+#[derive(Debug, Subcommand)]
+pub enum Gateway {
+    /// Print a ticket that admits a client where gateway.tickets is set
+    Ticket(Ticket),
+}
+
+/// Options of `ginnel gateway ticket`.
+#[derive(Debug, Args)]
+pub struct Ticket {
+    #[command(flatten)]
+    place: Place,
+    /// How long it is good
+    #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
+    ttl: u64,
+    /// The only server that its bearer may dial [default: any]
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]
+    server: Option<u32>,
+}
+
+impl Gateway {
+    /// Prints what was asked for.
+    ///
+    /// # Errors
+    /// As [`Key::run`].
+    pub fn run(self) -> anyhow::Result<()> {
+        let Self::Ticket(Ticket { place, ttl, server }) = self;
+        let (config, state) = place.open()?;
+        let admission = Admission { server, expires: time::now().unix.saturating_add(ttl) };
+        Ok(writeln!(std::io::stdout(), "{}", config.ticket_issuer(&state).issue(admission))?)
+    }
+}

@@ -1,0 +1,106 @@
+//! One endpoint's connection to the gateway: who it is, what waits for it, why it is not read. Pure.
+
+use super::outbox::Outbox;
+use super::ticket::Admission;
+use super::wire::ConnId;
+use std::collections::{HashSet, VecDeque};
+use std::time::Instant;
+
+/// Stands for one endpoint's connection until it is dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndKey(pub usize);
+
+/// Who an endpoint is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Client { id: u32, pass: Pass },
+    Server { id: u32, credit: bool },
+}
+
+/// What a client may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pass {
+    /// Nothing before its ticket has come.
+    Awaited,
+    /// Everything.
+    Free,
+    /// What its ticket says.
+    Ticket(Admission),
+}
+
+/// Why an endpoint is not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Held {
+    /// Its next frame finds too much waiting on this virtual connection.
+    Room(ConnId, Instant),
+    /// All memory is taken; what it will be given.
+    Memory,
+    /// It does not read the answers to its own commands.
+    Backlog,
+}
+
+/// One endpoint.
+#[derive(Debug)]
+pub(super) struct End {
+    pub(super) role: Role,
+    pub(super) outbox: Outbox,
+    /// When it last took bytes, or when the first of those that wait came.
+    pub(super) progress: Instant,
+    /// Its virtual connections, also those that end.
+    pub(super) connections: HashSet<ConnId, foldhash::fast::FixedState>,
+    /// How many of them it has dialled.
+    pub(super) dialled: usize,
+    /// Ids that it has opened and not dialled, the oldest first.
+    pub(super) opened: VecDeque<ConnId>,
+    pub(super) held: Option<Held>,
+    /// What its unread input takes of the shared memory.
+    pub(super) input: usize,
+    /// The length of a frame that memory was set aside for.
+    pub(super) reserved: usize,
+    /// It has waited for memory: its next read is granted.
+    pub(super) may_read: bool,
+    /// Since when a frame has been coming.
+    pub(super) frame_since: Option<Instant>,
+    /// When bytes last came.
+    pub(super) heard: Instant,
+    /// When it was asked for a Ping that has not come.
+    pub(super) pinged: Option<Instant>,
+    /// Violations since the time.
+    pub(super) violations: (u32, Instant),
+}
+
+impl End {
+    pub(super) fn new(role: Role, now: Instant) -> Self {
+        Self {
+            role,
+            outbox: Outbox::default(),
+            progress: now,
+            connections: HashSet::default(),
+            dialled: 0,
+            opened: VecDeque::new(),
+            held: None,
+            input: 0,
+            reserved: 0,
+            may_read: false,
+            frame_since: None,
+            heard: now,
+            pinged: None,
+            violations: (0, now),
+        }
+    }
+
+    /// What the other end of a virtual connection is told of this one (S2-14).
+    pub(super) fn id(&self) -> u32 {
+        match self.role {
+            Role::Client { id, .. } | Role::Server { id, .. } => id,
+        }
+    }
+
+    pub(super) fn has_credit(&self) -> bool {
+        matches!(self.role, Role::Server { credit: true, .. })
+    }
+
+    pub(super) fn is_server(&self) -> bool {
+        matches!(self.role, Role::Server { .. })
+    }
+}

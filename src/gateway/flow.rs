@@ -1,0 +1,222 @@
+//! Who is not read for a while because a receiver is slow, and whose virtual connection ends for it. Pure.
+//!
+//! The wire has no credit, so all that a gateway can do about an endpoint that sends too much on one virtual connection is not to read
+//! it at all, which holds up its other ones. So it is held for a limited time only, then that one virtual connection is closed. An
+//! endpoint with a single virtual connection harms nobody else: it is held as long as it takes, as by TCP itself. Servers of the
+//! HMAC door are told how much they may send on each (command 7) and need not be held.
+
+use super::counters::Why;
+use super::end::{EndKey, Held};
+use super::machine::{Output, READ, Route, Switchboard, Timer};
+use super::wire::{Command, ConnId};
+use crate::clock::Now;
+use std::time::{Duration, Instant};
+
+impl Switchboard {
+    /// Stops reading `from`, whose next frame finds no room on the lane `to` of `conn`; or closes that one, if it has held up its
+    /// sender for long enough or its receiver takes nothing.
+    pub(super) fn hold(
+        &mut self,
+        now: Now,
+        from: EndKey,
+        (conn, to): (ConnId, usize),
+        receiver: EndKey,
+    ) -> Route {
+        let stalled = self.stalled(now.mono, receiver);
+        let patience = self.rules.times.hold;
+        let (Some(link), Some(end)) = (self.connections.get_mut(&conn), self.ends.get_mut(from.0)) else {
+            return Route::Nowhere;
+        };
+        let lane = &mut link.lanes[to];
+        if end.connections.len() > 1 {
+            let left = patience.saturating_sub(lane.held_for.max(stalled));
+            if left.is_zero() {
+                self.close_slow(now, conn);
+                return Route::Nowhere;
+            }
+            self.timers.set(Timer::Hold(from), now.mono + left);
+        }
+        lane.holds = true;
+        end.held = Some(Held::Room(conn, now.mono));
+        self.counters.holds += 1;
+        Route::Hold
+    }
+
+    /// Says for how long an endpoint has taken nothing of what waits for it.
+    fn stalled(&self, now: Instant, receiver: EndKey) -> Duration {
+        let end = self.ends.get(receiver.0).filter(|end| !end.outbox.is_empty());
+        end.map_or(Duration::ZERO, |end| now.saturating_duration_since(end.progress))
+    }
+
+    /// An endpoint was held for as long as it may be, or its receiver has stalled meanwhile.
+    pub(super) fn held_long(&mut self, now: Now, from: EndKey) {
+        let Some(Held::Room(conn, since)) = self.ends.get(from.0).and_then(|end| end.held) else { return };
+        let Some(link) = self.connections.get(&conn) else { return self.resume(from) };
+        let is_alone = self.ends.get(from.0).is_some_and(|end| end.connections.len() <= 1);
+        let Some(side) = link.side(from).filter(|_| !is_alone) else { return };
+        let held = link.lanes[1 - side].held_for + now.mono.saturating_duration_since(since);
+        let stalled = link.ends[1 - side].map_or(Duration::ZERO, |receiver| self.stalled(now.mono, receiver));
+        let left = self.rules.times.hold.saturating_sub(held.max(stalled));
+        if left.is_zero() {
+            self.close_slow(now, conn);
+        } else {
+            self.timers.set(Timer::Hold(from), now.mono + left);
+        }
+    }
+
+    /// Closes a virtual connection for its slowness, and drops what waits of it.
+    fn close_slow(&mut self, now: Now, conn: ConnId) {
+        self.counters.slow += 1;
+        let Some(ends) = self.connections.get(&conn).map(|link| link.ends) else { return };
+        for (side, key) in ends.into_iter().enumerate() {
+            let Some(end) = key.and_then(|key| self.ends.get_mut(key.0)) else { continue };
+            let dropped = end.outbox.forget(conn);
+            self.budget.give_back(dropped);
+            if let Some(link) = self.connections.get_mut(&conn) {
+                link.lanes[side].waiting = link.lanes[side].waiting.saturating_sub(dropped);
+            }
+        }
+        self.close(now, conn, None);
+        self.give_memory();
+    }
+
+    /// The end `to` has taken frames of a virtual connection.
+    pub(super) fn taken(&mut self, now: Now, to: EndKey, conn: ConnId, bytes: usize) {
+        let Some(link) = self.connections.get_mut(&conn) else { return };
+        let Some(side) = link.side(to) else { return };
+        let sender = link.ends[1 - side];
+        let lane = &mut link.lanes[side];
+        lane.waiting = lane.waiting.saturating_sub(bytes);
+        lane.owed += bytes;
+        if lane.waiting == 0 {
+            lane.held_for = Duration::ZERO;
+        }
+        if link.is_closed {
+            return self.forget_drained(conn);
+        }
+        let queue = self.rules.limits.queue;
+        let has_room = lane.waiting <= queue / 2;
+        let (is_holding, owed) = (lane.holds, lane.owed);
+        let Some(sender) = sender else { return };
+        if is_holding && has_room && lane.window > 0 {
+            self.let_go(now, conn, side, sender);
+        }
+        if owed >= queue / 2 && self.ends.get(sender.0).is_some_and(super::end::End::has_credit) {
+            if let Some(link) = self.connections.get_mut(&conn) {
+                link.lanes[side].owed = 0;
+            }
+            let bytes = u32::try_from(owed).unwrap_or(u32::MAX);
+            self.tell(now, sender, Command::Credit { conn, bytes });
+        }
+    }
+
+    /// The end `from` will take so many bytes more.
+    pub(super) fn credit(&mut self, now: Now, from: EndKey, conn: ConnId, bytes: u32) {
+        let Some(link) = self.connections.get_mut(&conn).filter(|link| !link.is_closed) else { return };
+        let Some(side) = link.side(from) else { return };
+        let sender = link.ends[1 - side];
+        let lane = &mut link.lanes[side];
+        lane.window = lane.window.saturating_add(bytes.into());
+        let is_free = lane.holds && lane.window > 0 && lane.waiting <= self.rules.limits.queue / 2;
+        if let (true, Some(sender)) = (is_free, sender) {
+            self.let_go(now, conn, side, sender);
+        }
+    }
+
+    /// Reads a sender again that a lane has held.
+    fn let_go(&mut self, now: Now, conn: ConnId, side: usize, sender: EndKey) {
+        if let Some(Held::Room(held, since)) = self.ends.get(sender.0).and_then(|end| end.held)
+            && held == conn
+            && let Some(link) = self.connections.get_mut(&conn)
+        {
+            let lane = &mut link.lanes[side];
+            lane.holds = false;
+            if lane.waiting > 0 {
+                lane.held_for += now.mono.saturating_duration_since(since);
+            }
+            self.resume(sender);
+        }
+    }
+
+    /// A virtual connection is closed: whoever was held for its lane `to` is read again.
+    pub(super) fn release(&mut self, conn: ConnId, to: usize, sender: EndKey) {
+        if let Some(link) = self.connections.get_mut(&conn) {
+            link.lanes[to].holds = false;
+        }
+        let held = self.ends.get(sender.0).and_then(|end| end.held);
+        if matches!(held, Some(Held::Room(held, _)) if held == conn) {
+            self.resume(sender);
+        }
+    }
+
+    /// Reads an endpoint again.
+    pub(super) fn resume(&mut self, key: EndKey) {
+        if let Some(end) = self.ends.get_mut(key.0) {
+            end.held = None;
+            self.timers.clear(Timer::Hold(key));
+            self.outputs.push_back(Output::Resume(key));
+        }
+    }
+
+    /// Lets an endpoint wait until there is memory for it.
+    pub(super) fn wait_for_memory(&mut self, now: Now, end: EndKey, amount: usize) {
+        self.counters.holds += 1;
+        if !self.budget.is_waited_for() {
+            self.timers.set(Timer::Pressure, now.mono + self.rules.times.hold);
+        }
+        self.budget.wait(end, amount);
+    }
+
+    /// Gives memory to those who wait for it, as far as it goes.
+    pub(super) fn give_memory(&mut self) {
+        while let Some((key, amount)) = self.budget.next() {
+            let Some(end) = self.ends.get_mut(key.0) else { continue };
+            if end.input > 0 {
+                // A long frame has begun: all of it is set aside at once, so that it can come whole.
+                self.budget.take(amount);
+                end.input += amount;
+                end.reserved = end.input;
+            } else {
+                end.may_read = true;
+            }
+            self.resume(key);
+        }
+    }
+
+    /// Memory is short: whoever has taken nothing for a while gives back what waits for it.
+    pub(super) fn relieve(&mut self, now: Now) {
+        if !self.budget.is_waited_for() {
+            return;
+        }
+        self.timers.set(Timer::Pressure, now.mono + self.rules.times.hold);
+        let patience = self.rules.times.hold;
+        let stalled: Vec<EndKey> = self
+            .ends
+            .iter()
+            .map(|(key, _)| EndKey(key))
+            .filter(|key| {
+                self.ends[key.0].outbox.len() > READ / 16 && self.stalled(now.mono, *key) >= patience
+            })
+            .collect();
+        for key in stalled {
+            let Some(end) = self.ends.get(key.0) else { continue };
+            let waiting: Vec<ConnId> = end
+                .connections
+                .iter()
+                .copied()
+                .filter(|conn| {
+                    let link = self.connections.get(conn);
+                    link.is_some_and(|link| link.side(key).is_some_and(|side| link.lanes[side].waiting > 0))
+                })
+                .collect();
+            for conn in waiting {
+                self.close_slow(now, conn);
+            }
+        }
+    }
+
+    /// Says whether an endpoint has taken nothing for so long that it is dropped.
+    pub(super) fn is_unread(&self, now: Now, key: EndKey) -> Option<Why> {
+        (self.stalled(now.mono, key) >= 2 * self.rules.times.ping).then_some(Why::Unread)
+    }
+}

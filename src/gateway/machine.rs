@@ -1,0 +1,382 @@
+//! The switchboard: who is connected, which virtual connections there are, where each frame goes. Pure.
+//!
+//! Frames come in by [`Switchboard::handle_frames`] and wait, unchanged, in their receiver's outbox, from where the hands write them
+//! ([`Switchboard::peek`], [`Switchboard::handle_written`]). Further rules: `commands.rs` (New, Dial, Close, …), `flow.rs` (who is
+//! not read for a while, and whose virtual connection is closed for it), `liveness.rs` (Ping and the other timers).
+
+use super::budget::Budget;
+use super::config::{Duplicates, Rules};
+use super::connection::Connection;
+use super::counters::{Counters, Why};
+use super::end::{End, EndKey, Held, Pass, Role};
+use super::lately::Lately;
+use super::outbox::SHARED;
+use super::wire::{self, Command, ConnId, Frame};
+use crate::clock::{Deadlines, Now};
+use bytes::{Buf, BytesMut};
+use rand_chacha::ChaCha20Rng;
+use slab::Slab;
+use std::collections::{HashMap, VecDeque};
+use std::io::IoSlice;
+use std::time::Instant;
+
+/// Room in the shared memory without which nothing new is read.
+pub(super) const READ: usize = 64 * 1024;
+/// Commands that wait for an endpoint in bytes, above which it is not read, and nobody may dial it.
+pub(super) const BACKLOG: usize = 64 * 1024;
+
+/// What the hands are to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// Something waits for this endpoint, where nothing did before.
+    Send(EndKey),
+    /// Offer this endpoint's input again, and read it on.
+    Resume(EndKey),
+    /// Close this endpoint's connection: the machine knows it no more.
+    Drop(EndKey, Why),
+}
+
+/// What is to be done with an endpoint's input after its whole frames were taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Read on. So many bytes are missing of a frame that has begun; no more than these are welcome where `only` is set.
+    Read {
+        /// 0 where no frame has begun.
+        missing: usize,
+        /// Memory is short.
+        only: bool,
+    },
+    /// Read no more until [`Output::Resume`].
+    Hold,
+    /// It was dropped.
+    Gone,
+}
+
+/// A server with this id is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) enum Timer {
+    /// When an endpoint's silence, slowness or missing ticket is looked into.
+    Alive(EndKey),
+    /// When an endpoint was not read for long enough.
+    Hold(EndKey),
+    /// When those who take nothing are looked for, because memory is short.
+    Pressure,
+}
+
+/// Where a frame with a message goes.
+pub(super) enum Route {
+    To(EndKey),
+    /// Nowhere.
+    Nowhere,
+    /// It has to wait, and all that its sender sends behind it.
+    Hold,
+}
+
+/// The gateway's state.
+#[derive(Debug)]
+pub struct Switchboard {
+    pub(super) rules: Rules,
+    pub(super) ends: Slab<End>,
+    pub(super) clients: HashMap<u32, EndKey>,
+    pub(super) servers: HashMap<u32, EndKey>,
+    /// Ids that were opened and not dialled.
+    pub(super) opened: HashMap<ConnId, EndKey>,
+    pub(super) connections: hashbrown::HashMap<ConnId, Connection, foldhash::fast::FixedState>,
+    pub(super) lately: Lately,
+    pub(super) budget: Budget,
+    pub(super) timers: Deadlines<Timer>,
+    pub(super) outputs: VecDeque<Output>,
+    pub(super) counters: Counters,
+    pub(super) rng: ChaCha20Rng,
+    /// The newest client's id (REQUIREMENTS section 3.1: counted from 1).
+    last_client: u32,
+    /// Whose frames have left, kept for its room.
+    left: Vec<(ConnId, usize)>,
+}
+
+impl Switchboard {
+    /// Begins with nobody connected.
+    #[must_use]
+    pub fn new(rules: Rules, rng: ChaCha20Rng) -> Self {
+        Self {
+            budget: Budget::new(rules.limits.memory),
+            rules,
+            ends: Slab::new(),
+            clients: HashMap::new(),
+            servers: HashMap::new(),
+            opened: HashMap::new(),
+            connections: hashbrown::HashMap::default(),
+            lately: Lately::default(),
+            timers: Deadlines::default(),
+            outputs: VecDeque::new(),
+            counters: Counters::default(),
+            rng,
+            last_client: 0,
+            left: Vec::new(),
+        }
+    }
+
+    /// A client has connected.
+    pub fn handle_client(&mut self, now: Now) -> EndKey {
+        let id = loop {
+            self.last_client = self.last_client.wrapping_add(1);
+            if self.last_client != 0 && !self.clients.contains_key(&self.last_client) {
+                break self.last_client;
+            }
+        };
+        let pass = if self.rules.tickets.is_some() { Pass::Awaited } else { Pass::Free };
+        let key = EndKey(self.ends.insert(End::new(Role::Client { id, pass }, now.mono)));
+        self.clients.insert(id, key);
+        let times = self.rules.times;
+        let patience = if pass == Pass::Awaited { times.handshake } else { times.ping };
+        self.timers.set(Timer::Alive(key), now.mono + patience);
+        key
+    }
+
+    /// A server has connected and shown that it may have `id`. `credit` says whether it came by a door where both sides grant credit.
+    ///
+    /// # Errors
+    /// [`Taken`] where another has it and keeps it.
+    pub fn handle_server(
+        &mut self,
+        now: Now,
+        id: u32,
+        credit: bool,
+        duplicates: Duplicates,
+    ) -> Result<EndKey, Taken> {
+        match self.servers.get(&id) {
+            Some(_) if duplicates == Duplicates::Refuse => return Err(Taken),
+            Some(before) => self.drop_end(now, *before, Why::Replaced),
+            None => {}
+        }
+        let key = EndKey(self.ends.insert(End::new(Role::Server { id, credit }, now.mono)));
+        self.servers.insert(id, key);
+        self.timers.set(Timer::Alive(key), now.mono + self.rules.times.ping);
+        Ok(key)
+    }
+
+    /// Takes the whole frames off the start of what an endpoint has sent; what is not whole, or must wait, stays.
+    pub fn handle_frames(&mut self, now: Now, from: EndKey, input: &mut BytesMut) -> Next {
+        let Some(end) = self.ends.get_mut(from.0) else { return Next::Gone };
+        end.heard = now.mono;
+        if end.held.is_some() {
+            return Next::Hold;
+        }
+        let (mut to, mut run) = (from, 0);
+        let max_packet = self.rules.limits.max_packet;
+        let mut took_one = false;
+        let is_held = loop {
+            let (frame, len) = match wire::frame(&input[run..], max_packet) {
+                Ok(Some(found)) => found,
+                Ok(None) => break false,
+                Err(error) => {
+                    tracing::debug!(%error, "a gateway connection is dropped");
+                    self.forward(now.mono, to, input.split_to(run));
+                    self.drop_end(now, from, Why::Malformed);
+                    return Next::Gone;
+                }
+            };
+            took_one = true;
+            if let Frame::Data { conn, .. } = frame {
+                match self.route(now, from, conn, len) {
+                    Route::To(receiver) if receiver == to => run += len,
+                    Route::To(receiver) => {
+                        let before = input.split_to(run);
+                        self.forward(now.mono, to, before);
+                        (to, run) = (receiver, len);
+                    }
+                    found => {
+                        let before = input.split_to(run);
+                        self.forward(now.mono, to, before);
+                        (to, run) = (from, 0);
+                        if matches!(found, Route::Hold) {
+                            break true;
+                        }
+                        input.advance(len);
+                    }
+                }
+            } else {
+                let before = input.split_to(run);
+                self.forward(now.mono, to, before);
+                (to, run) = (from, 0);
+                let command = input.split_to(len);
+                if let Ok(Some((Frame::Command(command), _))) = wire::frame(&command, max_packet) {
+                    self.command(now, from, command);
+                }
+            }
+            // Answering may have been too much.
+            match self.ends.get_mut(from.0) {
+                None => return Next::Gone,
+                Some(end) if end.outbox.control() > BACKLOG => {
+                    end.held = Some(Held::Backlog);
+                    break true;
+                }
+                Some(_) => {}
+            }
+        };
+        let before = input.split_to(run);
+        self.forward(now.mono, to, before);
+        self.account(now, from, input, took_one);
+        if is_held { Next::Hold } else { self.read_on(now, from, input) }
+    }
+
+    /// Charges what is left of an endpoint's input to the shared memory.
+    fn account(&mut self, now: Now, from: EndKey, input: &BytesMut, took_one: bool) {
+        let Some(end) = self.ends.get_mut(from.0) else { return };
+        if took_one {
+            (end.reserved, end.frame_since) = (0, None);
+        }
+        if input.is_empty() {
+            end.frame_since = None;
+        } else {
+            end.frame_since.get_or_insert(now.mono);
+        }
+        let charge = input.len().max(end.reserved);
+        self.budget.give_back(end.input);
+        self.budget.take(charge);
+        end.input = charge;
+    }
+
+    /// Says whether an endpoint may be read, and sets memory aside for a long frame that has begun.
+    fn read_on(&mut self, now: Now, from: EndKey, input: &BytesMut) -> Next {
+        let Some(end) = self.ends.get_mut(from.0) else { return Next::Gone };
+        let whole = wire::frame_len(input, self.rules.limits.max_packet).ok().flatten();
+        let whole = whole.unwrap_or(if input.is_empty() { 0 } else { wire::HEAD });
+        let missing = whole.saturating_sub(input.len());
+        let has_memory = self.budget.admits(READ) | std::mem::take(&mut end.may_read);
+        let wanted = match whole {
+            0 if has_memory => 0,
+            0 => READ,
+            whole if whole <= SHARED || end.reserved >= whole => 0,
+            whole => whole - end.input,
+        };
+        if wanted == 0 {
+            return Next::Read { missing, only: !has_memory };
+        }
+        if whole > 0 && self.budget.admits(wanted) {
+            self.budget.take(wanted);
+            end.input += wanted;
+            end.reserved = whole;
+            return Next::Read { missing, only: !has_memory };
+        }
+        end.held = Some(Held::Memory);
+        self.wait_for_memory(now, from, wanted);
+        Next::Hold
+    }
+
+    /// Finds the receiver of a message and notes that it will wait for it.
+    fn route(&mut self, now: Now, from: EndKey, conn: ConnId, len: usize) -> Route {
+        let queue = self.rules.limits.queue;
+        let found = self.connections.get_mut(&conn).filter(|link| !link.is_closed);
+        let found = found.and_then(|link| Some((1 - link.side(from)?, link)));
+        let Some((to, link)) = found else {
+            self.stray(now, from, conn);
+            return Route::Nowhere;
+        };
+        let (lane, Some(receiver)) = (&mut link.lanes[to], link.ends[to]) else { return Route::Nowhere };
+        let is_full = lane.waiting > 0 && lane.waiting + len > queue;
+        if is_full || lane.window <= 0 {
+            return self.hold(now, from, (conn, to), receiver);
+        }
+        lane.waiting += len;
+        lane.window = lane.window.saturating_sub_unsigned(len as u64);
+        self.counters.messages += 1;
+        self.counters.bytes += len as u64;
+        Route::To(receiver)
+    }
+
+    /// Puts a run of frames into its receiver's outbox.
+    fn forward(&mut self, now: Instant, to: EndKey, run: BytesMut) {
+        if run.is_empty() {
+            return;
+        }
+        let Some(end) = self.ends.get_mut(to.0) else { return };
+        if end.outbox.is_empty() {
+            end.progress = now;
+            self.outputs.push_back(Output::Send(to));
+        }
+        self.budget.take(run.len());
+        end.outbox.push(run);
+    }
+
+    /// Puts a command into an endpoint's outbox.
+    pub(super) fn tell(&mut self, now: Now, to: EndKey, command: Command<'_>) {
+        let Some(end) = self.ends.get_mut(to.0) else { return };
+        let before = end.outbox.len();
+        if before == 0 {
+            end.progress = now.mono;
+            self.outputs.push_back(Output::Send(to));
+        }
+        end.outbox.tell(command);
+        self.budget.take(end.outbox.len() - before);
+    }
+
+    /// Returns what an endpoint is to be sent next: fills `slices` and says how many of them.
+    pub fn peek<'a>(&'a self, to: EndKey, slices: &mut [IoSlice<'a>]) -> usize {
+        self.ends.get(to.0).map_or(0, |end| end.outbox.peek(slices))
+    }
+
+    /// Returns the first frame of what an endpoint is to be sent, or what is left of it.
+    #[must_use]
+    pub fn peek_one(&self, to: EndKey) -> &[u8] {
+        self.ends.get(to.0).map_or(&[], |end| end.outbox.first())
+    }
+
+    /// An endpoint's system has taken the first `count` bytes of what waits for it.
+    pub fn handle_written(&mut self, now: Now, to: EndKey, count: usize) {
+        let Some(end) = self.ends.get_mut(to.0) else { return };
+        end.progress = now.mono;
+        self.budget.give_back(count);
+        let mut left = std::mem::take(&mut self.left);
+        end.outbox.left(count, |conn, bytes| left.push((conn, bytes)));
+        if end.held == Some(Held::Backlog) && end.outbox.control() <= BACKLOG / 2 {
+            self.resume(to);
+        }
+        for (conn, bytes) in left.drain(..) {
+            self.taken(now, to, conn, bytes);
+        }
+        self.left = left;
+        self.give_memory();
+    }
+
+    /// An endpoint's connection has ended.
+    pub fn handle_gone(&mut self, now: Now, key: EndKey) {
+        if self.ends.contains(key.0) {
+            self.detach(now, key);
+        }
+    }
+
+    /// Closes an endpoint's connection from our side.
+    pub(super) fn drop_end(&mut self, now: Now, key: EndKey, why: Why) {
+        self.counters.dropped[why as usize] += 1;
+        self.outputs.push_back(Output::Drop(key, why));
+        self.detach(now, key);
+    }
+
+    /// Returns the next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Returns when [`Switchboard::handle_timeout`] is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.next()
+    }
+
+    /// Returns what there is and has been.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        Counters {
+            clients: self.clients.len() as u64,
+            servers: self.servers.len() as u64,
+            virtual_connections: self.connections.len() as u64,
+            opened: self.opened.len() as u64,
+            waiting: self.budget.used() as u64,
+            ..self.counters
+        }
+    }
+}

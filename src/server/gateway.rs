@@ -1,0 +1,284 @@
+//! The gateway's doors: clients by the main port's streams and WebSocket, servers by ports of their own and WebSocket; and its counters.
+
+use super::ServerError;
+use super::config::GatewayConfig;
+use super::doors::open_tcp;
+use super::stream::{CLOSE_TIME, Ends, StreamDoor, TLS_TIME};
+use super::websocket::Origin;
+use crate::gateway::handshake::ANSWER;
+use crate::gateway::service::Proven;
+use crate::gateway::{Handle, wire};
+use crate::net::certificate::{Certificate, CertificateError};
+use crate::net::tls::Tls;
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{ConnectInfo, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Extension, Router};
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{SplitSink, SplitStream};
+use futures_util::{SinkExt, StreamExt};
+use ipnet::IpNet;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::time::timeout;
+
+/// Where servers that shake hands by MD5 connect when nothing else is set.
+const MD5_PORT: u16 = 3480;
+/// The same by HMAC-SHA256.
+const HMAC_PORT: u16 = 3481;
+/// What a certificate's DNS name begins with that is for one server id alone.
+const SERVER_NAME: &str = "server-";
+
+/// Where the gateway's servers connect.
+#[derive(Debug, Clone, Default)]
+pub struct GatewayFacts {
+    /// By MD5, plain.
+    pub md5: Vec<SocketAddr>,
+    /// By HMAC-SHA256, plain.
+    pub hmac: Vec<SocketAddr>,
+    /// By MD5, inside TLS with certificates on both sides.
+    pub tls: Vec<SocketAddr>,
+}
+
+/// How a server shows who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ServerDoor {
+    Md5,
+    Hmac,
+    /// MD5 inside mutual TLS.
+    Tls,
+}
+
+/// What serves the gateway's clients and servers.
+#[derive(Debug, Clone)]
+pub(super) struct GatewayDoor {
+    pub(super) handle: Handle,
+    /// Of the port with certificates on both sides.
+    pub(super) mutual: Option<Tls>,
+}
+
+/// Opens the servers' ports.
+///
+/// # Errors
+/// [`ServerError::Listen`] for a port that was asked for and cannot be had; one that nobody asked for is left out.
+pub(super) async fn open(config: &GatewayConfig) -> Result<Vec<(ServerDoor, TcpListener)>, ServerError> {
+    let mut opened = Vec::new();
+    for (door, asked, default) in [
+        (ServerDoor::Md5, config.server_port, MD5_PORT),
+        (ServerDoor::Hmac, config.hmac_port, HMAC_PORT),
+        (ServerDoor::Tls, config.tls_port, 0),
+    ] {
+        let port = asked.unwrap_or(default);
+        for ip in config.server_listen.iter().filter(|_| port != 0) {
+            let address = SocketAddr::new(*ip, port);
+            match open_tcp(address).await {
+                Ok(listener) => opened.push((door, listener)),
+                Err(error) if asked.is_none() => {
+                    tracing::info!(%error, port, "no port for the gateway's servers");
+                }
+                Err(error) if ip.is_ipv6() && ip.is_loopback() && config.is_default_listen => {
+                    tracing::info!(%error, "no IPv6 on this host");
+                }
+                Err(source) => return Err(ServerError::Listen { address, transport: "tcp", source }),
+            }
+        }
+    }
+    Ok(opened)
+}
+
+impl GatewayFacts {
+    pub(super) fn gather(doors: &[(ServerDoor, TcpListener)]) -> io::Result<Self> {
+        let mut facts = Self::default();
+        for (door, listener) in doors {
+            let list = match door {
+                ServerDoor::Md5 => &mut facts.md5,
+                ServerDoor::Hmac => &mut facts.hmac,
+                ServerDoor::Tls => &mut facts.tls,
+            };
+            list.push(listener.local_addr()?);
+        }
+        Ok(facts)
+    }
+}
+
+/// Sets up the port with certificates on both sides, where there is one.
+///
+/// # Errors
+/// [`CertificateError`] names the file.
+pub(super) fn mutual(
+    config: &GatewayConfig,
+    certificate: &Certificate,
+) -> Result<Option<Tls>, CertificateError> {
+    config.client_ca.as_ref().map(|authorities| Tls::mutual(certificate, authorities)).transpose()
+}
+
+impl StreamDoor {
+    /// Serves one of the gateway's servers.
+    pub(super) async fn gateway_server(
+        self,
+        stream: TcpStream,
+        ends: Ends,
+        door: ServerDoor,
+    ) -> io::Result<()> {
+        let Some(gateway) = self.gateway else { return Ok(()) };
+        let mut stream = stream;
+        match (door, gateway.mutual) {
+            (ServerDoor::Tls, Some(mutual)) => {
+                let (mut stream, _) = timeout(TLS_TIME, mutual.accept(stream)).await??;
+                let proven = gateway.handle.md5_handshake(&mut stream).await?;
+                let certificates = stream.get_ref().1.peer_certificates();
+                let bound = certificates.and_then(|chain| chain.first()).map(bound_ids).unwrap_or_default();
+                if !bound.is_empty() && !bound.contains(&proven.id()) {
+                    tracing::info!(id = proven.id(), "a gateway server's certificate is for another id");
+                    return Ok(());
+                }
+                gateway.handle.carry(stream, Some(proven), ends.places).await
+            }
+            (ServerDoor::Tls, None) => Ok(()),
+            (ServerDoor::Hmac, _) => {
+                let proven = gateway.handle.hmac_handshake(&mut stream).await?;
+                gateway.handle.server(stream, proven, ends.places)
+            }
+            (ServerDoor::Md5, _) => {
+                let proven = gateway.handle.md5_handshake(&mut stream).await?;
+                gateway.handle.server(stream, proven, ends.places)
+            }
+        }
+    }
+}
+
+/// Returns the server ids that a certificate is for; none where it may be used for any.
+fn bound_ids(certificate: &rustls::pki_types::CertificateDer<'_>) -> Vec<u32> {
+    let Ok(certificate) = webpki::EndEntityCert::try_from(certificate) else { return vec![] };
+    let names = certificate.valid_dns_names();
+    names.filter_map(|name| name.strip_prefix(SERVER_NAME)?.parse().ok()).collect()
+}
+
+/// Routes `/gateway`, `/gateway/servers` and `/metrics`.
+pub(super) fn router(handle: Handle, metrics_from: &[IpNet]) -> Router {
+    let metrics = get(metrics).with_state((handle.clone(), Arc::from(metrics_from)));
+    Router::new()
+        .route("/gateway", get(client))
+        .route("/gateway/servers", get(server))
+        .with_state(handle)
+        .route("/metrics", metrics)
+}
+
+/// Answers those alone who may see the counters, and nobody who comes through a proxy: it would speak for everybody.
+async fn metrics(
+    State((handle, from)): State<(Handle, Arc<[IpNet]>)>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    asked: HeaderMap,
+) -> Response {
+    let ip = peer.ip().to_canonical();
+    let is_proxied = asked.contains_key(header::FORWARDED) || asked.contains_key("x-forwarded-for");
+    if is_proxied || !from.iter().any(|prefix| prefix.contains(&ip)) {
+        return StatusCode::NOT_FOUND.into_response();
+    }
+    match handle.counters().await {
+        Some(counters) => {
+            let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+            (kind, counters.to_prometheus()).into_response()
+        }
+        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+    }
+}
+
+async fn client(
+    State(handle): State<Handle>,
+    Extension(origin): Extension<Origin>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let longest = 4 + handle.config().rules.limits.max_packet;
+    let serve = async move |socket| {
+        if let Ok(pair) = handle.pair(None, origin.places) {
+            carry(socket, pair, longest).await;
+        }
+    };
+    upgrade.max_message_size(longest).max_frame_size(longest).on_upgrade(serve)
+}
+
+async fn server(
+    State(handle): State<Handle>,
+    Extension(origin): Extension<Origin>,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let longest = 4 + handle.config().rules.limits.max_packet;
+    let serve = async move |mut socket| {
+        if let Ok(Some(proven)) = timeout(handle.handshake_time(), handshake(&mut socket, &handle)).await
+            && let Ok(pair) = handle.pair(Some(proven), origin.places)
+        {
+            carry(socket, pair, longest).await;
+        }
+    };
+    upgrade.max_message_size(longest).max_frame_size(longest).on_upgrade(serve)
+}
+
+/// Shakes hands, each piece one message.
+async fn handshake(socket: &mut WebSocket, handle: &Handle) -> Option<Proven> {
+    let challenge = handle.challenge().ok()?;
+    socket.send(Message::Binary(Bytes::copy_from_slice(&challenge))).await.ok()?;
+    let Some(Ok(Message::Binary(answer))) = socket.recv().await else { return None };
+    let answer: &[u8; ANSWER] = answer[..].try_into().ok()?;
+    let (proven, proof) = handle.check(&challenge, answer)?;
+    socket.send(Message::Binary(Bytes::copy_from_slice(&proof))).await.ok()?;
+    Some(proven)
+}
+
+/// Carries frames, a message each, until either side ends.
+async fn carry(socket: WebSocket, pair: UnixStream, longest: usize) {
+    let (sink, source) = socket.split();
+    let (reader, writer) = pair.into_split();
+    let (mut sink, ended) = tokio::select! {
+        sink = from_gateway(sink, reader, longest) => (sink, true),
+        () = to_gateway(source, writer) => return,
+    };
+    if ended {
+        // A client that does not hear that it is over will find out.
+        let _ = timeout(CLOSE_TIME, sink.send(Message::Close(None))).await;
+    }
+}
+
+async fn to_gateway(mut source: SplitStream<WebSocket>, mut writer: OwnedWriteHalf) {
+    while let Some(Ok(message)) = source.next().await {
+        match message {
+            Message::Binary(frame) => {
+                let whole = wire::frame_len(&frame, usize::MAX);
+                if whole != Ok(Some(frame.len())) || writer.write_all(&frame).await.is_err() {
+                    return;
+                }
+            }
+            Message::Ping(_) | Message::Pong(_) => {}
+            Message::Text(_) | Message::Close(_) => return,
+        }
+    }
+}
+
+async fn from_gateway(
+    mut sink: SplitSink<WebSocket, Message>,
+    mut reader: OwnedReadHalf,
+    longest: usize,
+) -> SplitSink<WebSocket, Message> {
+    let mut buffer = BytesMut::new();
+    while matches!(reader.read_buf(&mut buffer).await, Ok(1..)) {
+        while let Ok(Some(len)) = wire::frame_len(&buffer, longest)
+            && len <= buffer.len()
+        {
+            let frame = buffer.split_to(len).freeze();
+            if sink.feed(Message::Binary(frame)).await.is_err() {
+                return sink;
+            }
+        }
+        if sink.flush().await.is_err() {
+            return sink;
+        }
+        buffer.reserve(super::stream::READ_ROOM);
+    }
+    sink
+}
