@@ -230,6 +230,8 @@ fn the_gateway_sends_a_server_with_credit_no_more_than_it_has_granted() {
     let mut server = Endpoint::hmac_server(&gateway, 1, KEY).unwrap();
     let (mut slow, mut quick) = (Endpoint::client(&gateway), Endpoint::client(&gateway));
     let (from_slow, from_quick) = (slow.dial(1), quick.dial(1));
+    // Somebody with one virtual connection would be held as long as it takes, which harms nobody.
+    slow.dial(1);
     server.say(&command(CREDIT, &[from_slow, u32::try_from(GRANTED).unwrap()]));
     server.say(&command(CREDIT, &[from_quick, u32::try_from(GRANTED).unwrap()]));
     std::thread::scope(|scope| {
@@ -264,4 +266,49 @@ fn the_gateway_sends_a_server_with_credit_no_more_than_it_has_granted() {
             }
         }
     });
+}
+
+#[test]
+fn all_that_waits_shares_one_memory_and_those_who_take_nothing_give_it_back() {
+    const MEMORY: f64 = 4.0 * 1024.0 * 1024.0;
+    let gateway = Gateway::start("[gateway.limits]\nmemory = 4194304\n[gateway.times]\nhold = 0.5\nping = 2");
+    let mut server = Endpoint::server(&gateway, 1);
+    let mut slow: Vec<_> = (0..16).map(|_| Endpoint::narrow_client(&gateway)).collect();
+    let conns: Vec<_> = slow.iter_mut().map(|client| client.dial(1)).collect();
+    let mut ear = Endpoint { stream: server.stream.try_clone().unwrap(), answers: true };
+    let (done, most) = (AtomicBool::new(false), Mutex::new(0.0_f64));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let waiting = gateway.gauges().into_iter().find(|(name, _)| name.ends_with("waiting_bytes"));
+                let mut most = most.lock().unwrap();
+                *most = most.max(waiting.unwrap().1);
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        scope.spawn(move || {
+            while ear.stream.peek(&mut [0]).is_ok_and(|count| count > 0) {
+                ear.hear();
+            }
+        });
+        for number in 0..64 {
+            for conn in &conns {
+                server.say(&numbered(*conn, number));
+            }
+        }
+        // There is room for others, though sixteen have taken nothing.
+        let (mut other, mut client) = (Endpoint::server(&gateway, 2), Endpoint::client(&gateway));
+        let conn = client.dial(2);
+        other.hear();
+        for number in 0..32 {
+            client.say(&numbered(conn, number));
+            hears_all(&mut other, conn, number..number + 1);
+        }
+        done.store(true, Ordering::Relaxed);
+        server.stream.shutdown(std::net::Shutdown::Both).unwrap();
+    });
+    let most = *most.lock().unwrap();
+    assert!((MEMORY / 4.0..=1.25 * MEMORY).contains(&most), "{most}");
+    drop(slow);
+    gateway.is_empty_in_the_end();
 }

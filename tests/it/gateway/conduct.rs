@@ -1,8 +1,11 @@
 //! What happens to those who misbehave (`docs/wire/gateway.md`): each is tried as a client and as a server, beside a virtual connection
 //! of others that goes on.
 
-use super::Gateway;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
 use super::endpoint::{ACCEPT, CLOSE, CREDIT, DIAL, Endpoint, NEW, OPEN, PING, Pair, REFUSE, command, data};
+use super::{Gateway, PATIENCE};
 
 /// A client and a server that the gateway knows.
 fn strangers(gateway: &Gateway) -> [Endpoint; 2] {
@@ -177,14 +180,21 @@ fn an_unasked_ping_is_taken_and_not_echoed() {
 
 #[test]
 fn a_frame_that_is_begun_and_never_ended_closes_its_connection() {
-    let gateway = Gateway::start("[gateway.times]\nframe = 1");
+    // A frame's time is looked at as often as pings are.
+    let gateway = Gateway::start("[gateway.times]\nframe = 1\nping = 1");
     let mut bystanders = Pair::new(&gateway, 1);
-    for begun in
-        [b"\x05".to_vec(), b"\x05\0\0\0\0\0\0\0".to_vec(), data(bystanders.conn, &[0; 100])[..50].to_vec()]
-    {
+    (bystanders.client.answers, bystanders.server.answers) = (true, true);
+    let whole = data(bystanders.conn, &[0; 1000]);
+    for begun in [1, 8, 500] {
         for mut stranger in strangers(&gateway) {
-            stranger.say(&begun);
-            stranger.is_dropped();
+            // It goes on, but far too slowly. Nobody who sends is asked for a Ping, so that it is the frame's time that ends.
+            let mut rest = whole[begun..].iter();
+            stranger.say(&whole[..begun]);
+            let deadline = Instant::now() + PATIENCE;
+            while stranger.stream.write_all(&[*rest.next().unwrap()]).is_ok() {
+                assert!(Instant::now() < deadline, "still open");
+                std::thread::sleep(Duration::from_millis(100));
+            }
         }
         bystanders.talks();
     }

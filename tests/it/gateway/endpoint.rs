@@ -113,7 +113,8 @@ impl Endpoint {
         self.say(&md5_answer(challenge, key.as_bytes(), id));
     }
 
-    /// A server by the HMAC door, with that key; `None` where the gateway does not let it in.
+    /// A server by the HMAC door, with that key; `None` where the gateway does not let it in. Who has the key and may not have the id
+    /// hears that it was right, and no more.
     pub(super) fn hmac_server(gateway: &Gateway, id: u32, key: &str) -> Option<Self> {
         let mut server = Self::connect(gateway.hmac);
         let (challenge, nonce, id) = (server.bytes(32), [0x5a; 32], id.to_le_bytes());
@@ -124,7 +125,10 @@ impl Endpoint {
         server.stream.read_exact(&mut proof).ok()?;
         let told = [b"ginnel gateway, gateway v1", &nonce[..], &challenge, &id].concat();
         hmac::verify(&key, &told, &proof).expect("the gateway proves itself");
-        server.fence();
+        server.say(&command(NEW, &[]));
+        let mut opened = [0; 13];
+        server.stream.read_exact(&mut opened).ok()?;
+        assert_eq!(opened[8], OPEN);
         Some(server)
     }
 

@@ -118,7 +118,7 @@ fn python_endpoints_talk_inside_tls_and_servers_show_a_certificate() {
         return;
     }
     let authority = Authority::new();
-    let gateway = Gateway::with_tls(&authority, "");
+    let gateway = Gateway::with_tls(&authority, &authority);
     let [root, certificate, key] = [authority.root(), authority.certificate(), authority.key()];
     let [root, certificate, key] = [&root, &certificate, &key].map(|path| path.to_str().unwrap());
     let client = Door::new(gateway.clients(), &["--tls", root]);
@@ -136,7 +136,7 @@ fn a_server_without_a_certificate_of_the_authority_does_not_even_see_the_challen
         return;
     }
     let (authority, other) = (Authority::new(), Authority::new());
-    let gateway = Gateway::with_tls(&authority, "");
+    let gateway = Gateway::with_tls(&authority, &authority);
     let root = authority.root();
     let root = root.to_str().unwrap();
     let (certificate, key) = (other.certificate(), other.key());
@@ -156,6 +156,25 @@ fn a_server_without_a_certificate_of_the_authority_does_not_even_see_the_challen
 }
 
 #[test]
+fn a_certificate_for_one_server_lets_no_other_in() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    let (authority, servers) = (Authority::new(), Authority::naming(&["server-7"]));
+    let gateway = Gateway::with_tls(&authority, &servers);
+    let [root, certificate, key] = [authority.root(), servers.certificate(), servers.key()];
+    let [root, certificate, key] = [&root, &certificate, &key].map(|path| path.to_str().unwrap());
+    let door =
+        Door::new(gateway.mutual, &["--tls", root, "--certificate", certificate, "--private-key", key]);
+    let mut other = door.start(Role::Server(SERVER + 1), "echo", &[]);
+    other.expect("end", RUN, |line| line.contains("\"ended\"").then_some(()));
+    other.succeed(RUN);
+    let echo = door.start(Role::Server(SERVER), "echo", &[]);
+    ready(&echo);
+    report(&mut Door::new(gateway.clients(), &[]).start(Role::Client, "call", &words("7")));
+}
+
+#[test]
 fn python_endpoints_talk_over_websocket() {
     if !tools::have(&["python3"]) {
         return;
@@ -172,7 +191,7 @@ fn python_endpoints_talk_over_websocket_inside_tls() {
         return;
     }
     let authority = Authority::new();
-    let gateway = Gateway::with_tls(&authority, "");
+    let gateway = Gateway::with_tls(&authority, &authority);
     let root = authority.root();
     let root = root.to_str().unwrap();
     let client = Door::new(gateway.clients(), &["--tls", root, "--web", "/gateway"]);

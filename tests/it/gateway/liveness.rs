@@ -1,5 +1,7 @@
 //! Who is alive: silence, pings, ends that are killed, a gateway that starts anew.
 
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::endpoint::{ACCEPT, CLOSE, DIAL, Endpoint, PING, Pair, REFUSE, command, data};
@@ -59,7 +61,7 @@ fn after_a_ping_data_alone_does_not_keep_a_connection() {
     client.say(&message);
     server.hears(std::slice::from_ref(&message));
     loop {
-        std::io::Write::write_all(&mut client.stream, &message).ok();
+        client.stream.write_all(&message).ok();
         let heard = server.hear();
         if heard == command(CLOSE, &[conn]) {
             break;
@@ -176,19 +178,51 @@ fn after_everything_that_can_end_all_counters_are_zero() {
         for client in &mut clients {
             client.open();
             client.dial_in_vain(99);
-            for id in [7, 8, 7, 8] {
+            for id in [7, 8, 7] {
                 let conn = client.dial(id);
-                client.say(&data(conn, &[0; 10_000]));
+                client.say(&command(CLOSE, &[conn]));
+                client.hears(&[command(CLOSE, &[conn])]);
             }
             let conn = client.dial(7);
-            client.say(&command(CLOSE, &[conn]));
-            client.hears(&[command(CLOSE, &[conn])]);
+            client.say(&data(conn, &[0; 10_000]));
+            // Server 8 has granted nothing, so that this waits.
+            let conn = client.dial(8);
+            client.say(&data(conn, &[0; 10_000]));
         }
         let mut dialler = Endpoint::server(&gateway, 9);
         dialler.dial(round * 4 + 1);
+        assert!(gateway.gauges().iter().all(|(_, value)| *value > 0.0), "{:?}", gateway.gauges());
         server.say(&command(PING, &[]));
         proving.say(&command(255, &[]));
         proving.until_the_end();
     }
     gateway.is_empty_in_the_end();
+}
+
+#[test]
+fn who_takes_nothing_for_long_is_dropped_though_it_goes_on_talking() {
+    let gateway = Gateway::start("[gateway.times]\nping = 1");
+    let (mut server, mut deaf) = (Endpoint::server(&gateway, 7), Endpoint::narrow_client(&gateway));
+    let conn = deaf.dial(7);
+    server.hears(&[command(ACCEPT, &[conn, 1])]);
+    let mut ear = Endpoint { stream: server.stream.try_clone().unwrap(), answers: true };
+    let told = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            ear.hears(&[command(CLOSE, &[conn])]);
+            told.store(true, Ordering::Relaxed);
+        });
+        scope.spawn(|| {
+            while !told.load(Ordering::Relaxed) {
+                deaf.stream.write_all(&command(PING, &[])).ok();
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        // A server with one virtual connection is held as long as it takes: that one harms no other.
+        let deadline = Instant::now() + PATIENCE;
+        while !told.load(Ordering::Relaxed) {
+            assert!(Instant::now() < deadline, "it lives");
+            server.say(&data(conn, &[0; 65_536]));
+        }
+    });
 }

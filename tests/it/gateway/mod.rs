@@ -24,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What the servers of all tests prove that they hold.
 const KEY: &str = "the key of every test's gateway";
 /// The metrics that fall to zero when nobody is connected.
-const GAUGES: [&str; 3] = ["connections", "virtual_connections", "waiting_bytes"];
+const GAUGES: [&str; 5] = ["clients", "servers", "virtual_connections", "opened_ids", "waiting_bytes"];
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// A running gateway; clients come to its main port.
@@ -42,10 +42,10 @@ impl Gateway {
         Self::with(lines, |lines| House::with(&[HERE], lines))
     }
 
-    /// Starts one with a certificate, whose servers may come with a certificate by the same authority.
-    fn with_tls(authority: &Authority, lines: &str) -> Self {
+    /// Starts one with a certificate, whose servers may come with a certificate by the authority `servers`.
+    fn with_tls(authority: &Authority, servers: &Authority) -> Self {
         let port = free_ports();
-        let lines = format!("tls_port = {port}\nclient_ca = {:?}\n{lines}", authority.root());
+        let lines = format!("tls_port = {port}\nclient_ca = {:?}", servers.root());
         let mut gateway = Self::with(&lines, |lines| House::with_tls(lines, Some(authority)));
         gateway.mutual.set_port(port);
         gateway
@@ -75,11 +75,11 @@ impl Gateway {
         let gauge = |line: &str| {
             let (name, value) = line.rsplit_once(' ')?;
             let short = name.strip_prefix("ginnel_gateway_")?;
-            let counted = GAUGES.iter().any(|gauge| short.starts_with(gauge));
+            let counted = GAUGES.contains(&short);
             Some((name.to_owned(), value.parse().ok()?)).filter(|_| counted)
         };
         let gauges: Vec<_> = text.lines().filter_map(gauge).collect();
-        assert!(!gauges.is_empty(), "{text}");
+        assert_eq!(gauges.len(), GAUGES.len(), "{text}");
         gauges
     }
 

@@ -21,8 +21,9 @@ const SETTLED: usize = 2;
 const MOST_ROUNDS: usize = 9;
 /// What is no growth: so much, and an eighth of all.
 const GROWTH_KIB: u64 = 8192;
-/// Nobody is exempt, loopback least of all; a silent client is given up soon.
-const STRICT: &str = "[limits]\nunlimited_from = []\n[signaling.times]\nping = 1\nidle = 2\n";
+/// Nobody is exempt, loopback least of all; a silent client is given up soon, a client of the gateway's too.
+const STRICT: &str =
+    "[limits]\nunlimited_from = []\n[signaling.times]\nping = 1\nidle = 2\n[gateway.times]\nping = 1\n";
 /// A mask that changes nothing.
 const MASK: [u8; 4] = [0; 4];
 
