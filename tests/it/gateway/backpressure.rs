@@ -271,9 +271,10 @@ fn the_gateway_sends_a_server_with_credit_no_more_than_it_has_granted() {
 #[test]
 fn all_that_waits_shares_one_memory_and_those_who_take_nothing_give_it_back() {
     const MEMORY: f64 = 4.0 * 1024.0 * 1024.0;
-    let gateway = Gateway::start("[gateway.limits]\nmemory = 4194304\n[gateway.times]\nhold = 0.5\nping = 2");
+    let limits = "[gateway.limits]\nmemory = 4194304\nqueue = 8388608";
+    let gateway = Gateway::start(&format!("{limits}\n{BRIEF}\nping = 2"));
     let mut server = Endpoint::server(&gateway, 1);
-    let mut slow: Vec<_> = (0..16).map(|_| Endpoint::narrow_client(&gateway)).collect();
+    let mut slow: Vec<_> = (0..4).map(|_| Endpoint::narrow_client(&gateway)).collect();
     let conns: Vec<_> = slow.iter_mut().map(|client| client.dial(1)).collect();
     let mut ear = Endpoint { stream: server.stream.try_clone().unwrap(), answers: true };
     let (done, most) = (AtomicBool::new(false), Mutex::new(0.0_f64));
@@ -291,12 +292,12 @@ fn all_that_waits_shares_one_memory_and_those_who_take_nothing_give_it_back() {
                 ear.hear();
             }
         });
-        for number in 0..64 {
+        for number in 0..COUNT {
             for conn in &conns {
                 server.say(&numbered(*conn, number));
             }
         }
-        // There is room for others, though sixteen have taken nothing.
+        // There is room for others, though four have taken nothing.
         let (mut other, mut client) = (Endpoint::server(&gateway, 2), Endpoint::client(&gateway));
         let conn = client.dial(2);
         other.hear();
