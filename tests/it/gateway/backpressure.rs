@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::endpoint::{ACCEPT, CLOSE, CREDIT, Endpoint, command, conn_of, data};
 use super::{Gateway, KEY, PATIENCE};
@@ -126,12 +126,16 @@ fn a_sender_that_is_held_for_a_receiver_that_catches_up_loses_nothing() {
     let conn = client.dial(1);
     server.hears(&[command(ACCEPT, &[conn, 1])]);
     std::thread::scope(|scope| {
-        let sender = scope.spawn(|| (0..COUNT).for_each(|number| server.say(&numbered(conn, number))));
+        let sender = scope.spawn(|| (0..4 * COUNT).for_each(|number| server.say(&numbered(conn, number))));
         // Far more than may wait is on its way, and nobody takes it.
-        std::thread::sleep(Duration::from_millis(500));
-        assert!(!sender.is_finished(), "what is not taken has to hold the sender");
-        hears_all(&mut client, conn, 0..COUNT);
+        let deadline = Instant::now() + PATIENCE;
+        while gateway.metric("holds_total") < 1.0 {
+            assert!(Instant::now() < deadline && !sender.is_finished(), "the sender is never held");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        hears_all(&mut client, conn, 0..4 * COUNT);
     });
+    assert_eq!(gateway.metric("slow_connections_total"), 0.0);
     client.fence();
     server.fence();
 }
@@ -281,9 +285,9 @@ fn all_that_waits_shares_one_memory_and_those_who_take_nothing_give_it_back() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !done.load(Ordering::Relaxed) {
-                let waiting = gateway.gauges().into_iter().find(|(name, _)| name.ends_with("waiting_bytes"));
+                let waiting = gateway.metric("waiting_bytes");
                 let mut most = most.lock().unwrap();
-                *most = most.max(waiting.unwrap().1);
+                *most = most.max(waiting);
                 std::thread::sleep(Duration::from_millis(10));
             }
         });

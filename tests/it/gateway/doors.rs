@@ -168,3 +168,16 @@ fn servers_are_let_in_on_loopback_alone_unless_it_is_set_otherwise() {
         assert!(TcpStream::connect((second, port)).is_err(), "{port}");
     }
 }
+
+#[test]
+fn the_counters_are_for_those_who_may_see_them() {
+    let gateway = Gateway::start("");
+    assert!(gateway.metrics("").contains("ginnel_gateway_clients 0"));
+    let by_a_proxy = gateway.metrics("X-Forwarded-For: 203.0.113.1\r\n");
+    assert!(by_a_proxy.starts_with("HTTP/1.1 404"), "{by_a_proxy}");
+    let nobody = Lines { top: "metrics_from = []", ..Lines::default() };
+    let house = House::with(&[HERE], nobody);
+    let at = SocketAddr::new(HERE, 0);
+    let told = Gateway { house, md5: at, hmac: at, mutual: at }.metrics("");
+    assert!(told.starts_with("HTTP/1.1 404"), "{told}");
+}

@@ -175,6 +175,20 @@ fn a_certificate_for_one_server_lets_no_other_in() {
 }
 
 #[test]
+fn a_client_that_only_waits_inside_tls_is_dialled_too() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    let authority = Authority::new();
+    let gateway = Gateway::with_tls(&authority, &authority);
+    let root = authority.root();
+    let client = Door::new(gateway.clients(), &["--tls", root.to_str().unwrap()]);
+    let echo = client.start(Role::Client, "echo", &[]);
+    ready(&echo);
+    report(&mut Door::new(gateway.md5, &[]).start(Role::Server(SERVER), "call", &words("1 --connections 2")));
+}
+
+#[test]
 fn python_endpoints_talk_over_websocket() {
     if !tools::have(&["python3"]) {
         return;

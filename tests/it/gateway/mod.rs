@@ -65,21 +65,38 @@ impl Gateway {
         self.house.address
     }
 
-    /// What is connected and what waits, by the names of `GET /metrics`.
-    fn gauges(&self) -> Vec<(String, f64)> {
+    /// What `GET /metrics` answers to a request with these header lines.
+    fn metrics(&self, headers: &str) -> String {
         let mut stream = TcpStream::connect(self.clients()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream, "GET /metrics HTTP/1.1\r\nHost: ginnel\r\nConnection: close\r\n\r\n").unwrap();
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: ginnel\r\n{headers}Connection: close\r\n\r\n")
+            .unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
-        let gauge = |line: &str| {
-            let (name, value) = line.rsplit_once(' ')?;
-            let short = name.strip_prefix("ginnel_gateway_")?;
-            let counted = GAUGES.contains(&short);
-            Some((name.to_owned(), value.parse().ok()?)).filter(|_| counted)
+        text
+    }
+
+    /// What `GET /metrics` says of the gateway: names without `ginnel_gateway_`, and values.
+    fn all_metrics(&self) -> Vec<(String, f64)> {
+        let text = self.metrics("");
+        let metric = |line: &str| {
+            let (name, value) = line.strip_prefix("ginnel_gateway_")?.rsplit_once(' ')?;
+            Some((name.to_owned(), value.parse().ok()?))
         };
-        let gauges: Vec<_> = text.lines().filter_map(gauge).collect();
-        assert_eq!(gauges.len(), GAUGES.len(), "{text}");
+        text.lines().filter_map(metric).collect()
+    }
+
+    /// One of them.
+    fn metric(&self, name: &str) -> f64 {
+        let found = self.all_metrics().into_iter().find(|(other, _)| other == name);
+        found.unwrap_or_else(|| panic!("no {name}")).1
+    }
+
+    /// What is connected and what waits.
+    fn gauges(&self) -> Vec<(String, f64)> {
+        let all = self.all_metrics();
+        let gauges: Vec<_> = all.into_iter().filter(|(name, _)| GAUGES.contains(&name.as_str())).collect();
+        assert_eq!(gauges.len(), GAUGES.len(), "{gauges:?}");
         gauges
     }
 

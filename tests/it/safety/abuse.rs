@@ -256,7 +256,9 @@ fn ten_thousand_connections_that_send_nothing_are_closed_in_seconds() {
         let mut silent: Vec<_> = (0..10_000).map(connect).collect();
         for stream in &mut silent {
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            assert_eq!(read_to_the_end(stream), b"");
+            // Who says nothing for 5 s waits to be dialled, for all that the gateway knows, until a Ping has no answer.
+            let told = read_to_the_end(stream);
+            assert!(told.is_empty() || told == b"\x05\0\0\0\0\0\0\0\x06", "{told:02x?}");
         }
     });
 }
