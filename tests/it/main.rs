@@ -22,6 +22,7 @@ mod examples;
 mod front_door;
 mod fuzz_corpora;
 mod gateway_agents;
+mod gateway;
 mod house;
 mod judges;
 mod lab;
