@@ -1,12 +1,15 @@
 //! The command lines: what can be typed, and what is printed. One file per command.
 
 pub mod agent;
+mod agent_gateway;
+mod agent_gateway_report;
 mod agent_pipe;
 mod agent_report;
 pub mod credentials;
 pub mod key;
 pub mod load;
 mod load_basics;
+mod load_gateway;
 mod load_processes;
 mod load_report;
 mod load_signaling;

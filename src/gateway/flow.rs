@@ -71,6 +71,7 @@ impl Switchboard {
         for (side, key) in ends.into_iter().enumerate() {
             let Some(end) = key.and_then(|key| self.ends.get_mut(key.0)) else { continue };
             let dropped = end.outbox.forget(conn);
+            end.is_stuck |= dropped > 0;
             self.budget.give_back(dropped);
             if let Some(link) = self.connections.get_mut(&conn) {
                 link.lanes[side].waiting = link.lanes[side].waiting.saturating_sub(dropped);

@@ -295,7 +295,7 @@ impl Switchboard {
         }
         let Some(end) = self.ends.get_mut(to.0) else { return };
         if end.outbox.is_empty() {
-            end.progress = now;
+            end.begin_waiting(now);
             self.outputs.push_back(Output::Send(to));
         }
         self.budget.take(run.len());
@@ -307,7 +307,7 @@ impl Switchboard {
         let Some(end) = self.ends.get_mut(to.0) else { return };
         let before = end.outbox.len();
         if before == 0 {
-            end.progress = now.mono;
+            end.begin_waiting(now.mono);
             self.outputs.push_back(Output::Send(to));
         }
         end.outbox.tell(command);
@@ -328,7 +328,7 @@ impl Switchboard {
     /// An endpoint's system has taken the first `count` bytes of what waits for it.
     pub fn handle_written(&mut self, now: Now, to: EndKey, count: usize) {
         let Some(end) = self.ends.get_mut(to.0) else { return };
-        end.progress = now.mono;
+        (end.progress, end.is_stuck) = (now.mono, false);
         self.budget.give_back(count);
         let mut left = std::mem::take(&mut self.left);
         end.outbox.left(count, |conn, bytes| left.push((conn, bytes)));
