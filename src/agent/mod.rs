@@ -30,6 +30,7 @@
 //! | `ice` | a lane: the only file that names `webrtc_ice` | tokio |
 //! | `tcp_leg`, `probe`, `link` | TURN over TCP, STUN to the server, signalling over WebSocket | tokio |
 //! | `tunnel`, `quic`, `connection` | lanes as one socket, QUIC over it, its streams | tokio |
+//! | `gateway` | a TCP service published at a gateway | tokio |
 //! | `peer`, `listener` | [`Agent`] and [`Listener`] | tokio |
 
 mod call;
@@ -37,6 +38,7 @@ mod candidate;
 mod config;
 mod connection;
 mod error;
+mod gateway;
 mod ice;
 mod identity;
 mod lanes;
@@ -56,6 +58,7 @@ mod tunnel;
 pub use config::{Config, ServerName, ServerNameError};
 pub use connection::{Connection, PathChanges, RecvStream, SendStream};
 pub use error::{Error, Stage};
+pub use gateway::{Visit, Visited, bridge, publish};
 pub use listener::Listener;
 pub use path::{Path, PathKind};
 pub use peer::Agent;

@@ -1,11 +1,12 @@
 //! `agent`: what can be typed, and how a command becomes an exit code.
 
+use super::agent_gateway;
 use super::agent_pipe::{self, Outcome};
 use super::agent_report::Report;
 use crate::agent::{Agent, Config, Connection, Error, Mode, ServerName, Stage, Ticket};
 use clap::{Args, Parser, Subcommand};
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
@@ -32,6 +33,8 @@ pub enum AgentCommand {
     Listen(Listen),
     /// Connect to the agent that printed the ticket, and pipe standard input and output through it
     Connect(Connect),
+    /// Publish a TCP service of this network at a gateway, under an id
+    Serve(agent_gateway::Serve),
 }
 
 /// Options of `agent listen`.
@@ -47,6 +50,8 @@ pub struct Connect {
     /// What `agent listen` printed on the other machine; asked for on a terminal when it is left out
     #[arg(value_name = "TICKET", env = "AGENT_CODE", hide_env_values = true)]
     ticket: Option<String>,
+    #[command(flatten)]
+    gateway: agent_gateway::Reach,
     #[command(flatten)]
     common: Common,
 }
@@ -68,6 +73,13 @@ struct Common {
     /// Use only a direct path
     #[arg(long)]
     no_relay: bool,
+    #[command(flatten)]
+    voice: Voice,
+}
+
+/// How a command speaks.
+#[derive(Debug, Args)]
+pub(super) struct Voice {
     /// Report on standard error in JSON, one event a line
     #[arg(long)]
     json: bool,
@@ -78,7 +90,7 @@ struct Common {
 
 /// Why a command cannot be run as typed.
 #[derive(Debug, thiserror::Error)]
-enum UsageError {
+pub(super) enum UsageError {
     #[error("no server given")]
     NoServer,
     #[error("no ticket given")]
@@ -90,7 +102,7 @@ enum UsageError {
 }
 
 impl UsageError {
-    fn hint(&self) -> &'static str {
+    pub(super) fn hint(&self) -> &'static str {
         match self {
             Self::NoServer => {
                 "agent listen --server HOST[:PORT] [--key KEY]     HOST runs `ginnel serve`; `ginnel key` prints its key there"
@@ -104,8 +116,8 @@ impl UsageError {
     }
 }
 
-const USAGE: u8 = 2;
-const INTERRUPTED: u8 = 130;
+pub(super) const USAGE: u8 = 2;
+pub(super) const INTERRUPTED: u8 = 130;
 /// How long an interrupted search may take to end politely.
 const GOODBYE_TIME: Duration = Duration::from_millis(300);
 
@@ -123,25 +135,34 @@ pub fn exit_code(error: &Error) -> u8 {
 }
 
 impl AgentCommand {
-    fn common(&self) -> &Common {
+    fn voice(&self) -> &Voice {
         match self {
-            Self::Listen(listen) => &listen.common,
-            Self::Connect(connect) => &connect.common,
+            Self::Listen(listen) => &listen.common.voice,
+            Self::Connect(connect) => &connect.common.voice,
+            Self::Serve(serve) => &serve.voice,
         }
     }
 
     /// Runs the command and returns the exit code.
     pub async fn run(self) -> u8 {
-        let common = self.common();
-        let report = Report::new(common.json);
-        if let Some(level) = common.log.clone() {
+        let voice = self.voice();
+        let report = Report::new(voice.json);
+        if let Some(level) = voice.log.clone() {
             let config = crate::telemetry::Config { level, addresses: true, ..Default::default() };
             let _ = crate::telemetry::start(&config);
         }
+        let common = match &self {
+            Self::Serve(serve) => return serve.run(report).await,
+            Self::Connect(connect) if connect.gateway.is_wanted() => {
+                return connect.gateway.run(&report).await;
+            }
+            Self::Connect(connect) => &connect.common,
+            Self::Listen(listen) => &listen.common,
+        };
         let prepared = common.config().and_then(|config| match &self {
             Self::Listen(_) if config.server.is_none() => Err(UsageError::NoServer),
-            Self::Listen(_) => Ok((config, None)),
             Self::Connect(connect) => Ok((config, Some(connect.ticket()?))),
+            Self::Listen(_) | Self::Serve(_) => Ok((config, None)),
         });
         let (config, ticket) = match prepared {
             Ok(prepared) => prepared,
@@ -166,22 +187,28 @@ impl AgentCommand {
     }
 }
 
+/// The key as it was typed or as the file has it, if there is one.
+pub(super) fn key_text(typed: Option<&String>, file: Option<&Path>) -> Result<Option<String>, UsageError> {
+    let key = match file {
+        Some(file) => {
+            let text = std::fs::read_to_string(file)
+                .map_err(|problem| UsageError::KeyFile { file: file.display().to_string(), problem })?;
+            text.lines().next().map(|line| line.trim().to_owned())
+        }
+        None => typed.cloned(),
+    };
+    Ok(key.filter(|key| !key.is_empty()))
+}
+
 impl Common {
     fn config(&self) -> Result<Config, UsageError> {
-        let key = match &self.key_file {
-            Some(file) => {
-                let text = std::fs::read_to_string(file)
-                    .map_err(|problem| UsageError::KeyFile { file: file.display().to_string(), problem })?;
-                text.lines().next().map(|line| line.trim().to_owned())
-            }
-            None => self.key.clone(),
-        };
+        let key = key_text(self.key.as_ref(), self.key_file.as_deref())?;
         let mode = match (self.relay_only, self.no_relay) {
             (true, _) => Mode::RelayOnly,
             (_, true) => Mode::NoRelay,
             _ => Mode::Auto,
         };
-        Ok(Config { server: self.server.clone(), key: key.filter(|key| !key.is_empty()), mode })
+        Ok(Config { server: self.server.clone(), key, mode })
     }
 }
 
@@ -206,7 +233,7 @@ fn ask_for_ticket() -> Option<String> {
 }
 
 /// Resolves at the first Ctrl-C or SIGTERM.
-async fn interrupted() {
+pub(super) async fn interrupted() {
     let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
     tokio::select! {
         _ = tokio::signal::ctrl_c() => {}
@@ -341,7 +368,8 @@ mod tests {
         let parse = |line: &[&str]| AgentLine::try_parse_from(line);
         assert!(parse(&["agent", "connect", "agent:x", "--relay-only", "--no-relay"]).is_err());
         let line = parse(&["agent", "listen", "--server", "h:9", "--relay-only", "--json"]).unwrap();
-        let config = line.command.common().config().unwrap();
+        let AgentCommand::Listen(listen) = line.command else { panic!("another command") };
+        let config = listen.common.config().unwrap();
         assert_eq!((config.mode, config.server.unwrap().port), (Mode::RelayOnly, 9));
     }
 }

@@ -1,6 +1,6 @@
 //! Standard input and output through one stream of a connection, each direction to its own end.
 
-use crate::agent::{Connection, Error, RecvStream, SendStream};
+use crate::agent::{Connection, Error};
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -36,7 +36,7 @@ pub(super) enum Outcome {
 }
 
 /// Why a direction stopped.
-enum Stop {
+pub(super) enum Stop {
     /// The stream broke.
     Stream(io::Error),
     /// Standard output takes no more.
@@ -74,16 +74,16 @@ pub(super) async fn run(connection: Connection, end: End, interrupted: impl Asyn
 }
 
 async fn both_ways(connection: &Connection, end: End) -> Result<(u64, u64), Error> {
-    let (send, recv) = match end {
+    let (mut send, recv) = match end {
         End::Opens => connection.open_bi().await?,
         End::Accepts => connection.accept_bi().await?,
     };
-    let down = async {
-        let total = downwards(recv, tokio::io::stdout()).await?;
-        close_stdout().map_err(Stop::Output)?;
+    let up = async {
+        let total = upwards(tokio::io::stdin(), &mut send).await?;
+        send.finish().await.map_err(Stop::Stream)?;
         Ok(total)
     };
-    let moving = async { tokio::try_join!(upwards(tokio::io::stdin(), send), down) };
+    let moving = async { tokio::try_join!(up, downwards(recv, tokio::io::stdout())) };
     // A direction that waits for standard input would not notice the end.
     let moved = tokio::select! {
         biased;
@@ -106,14 +106,17 @@ fn close_stdout() -> io::Result<()> {
     Ok(rustix::stdio::dup2_stdout(nowhere)?)
 }
 
-async fn upwards(mut input: impl AsyncRead + Unpin, mut send: SendStream) -> Result<u64, Stop> {
+/// Sends standard input until its end, and leaves that to be said.
+pub(super) async fn upwards(
+    mut input: impl AsyncRead + Unpin,
+    send: &mut (impl AsyncWrite + Unpin),
+) -> Result<u64, Stop> {
     let mut buffer = vec![0; CHUNK];
     let mut total = 0;
     loop {
         // An input that cannot be read is one that has ended.
         let len = input.read(&mut buffer).await.unwrap_or(0);
         if len == 0 {
-            send.finish().await.map_err(Stop::Stream)?;
             return Ok(total);
         }
         send.write_all(&buffer[..len]).await.map_err(Stop::Stream)?;
@@ -121,13 +124,18 @@ async fn upwards(mut input: impl AsyncRead + Unpin, mut send: SendStream) -> Res
     }
 }
 
-async fn downwards(mut recv: RecvStream, mut output: impl AsyncWrite + Unpin) -> Result<u64, Stop> {
+/// Writes what comes to standard output, and ends that.
+pub(super) async fn downwards(
+    mut recv: impl AsyncRead + Unpin,
+    mut output: impl AsyncWrite + Unpin,
+) -> Result<u64, Stop> {
     let mut buffer = vec![0; CHUNK];
     let mut total = 0;
     loop {
         let len = recv.read(&mut buffer).await.map_err(Stop::Stream)?;
         if len == 0 {
             output.flush().await.map_err(Stop::Output)?;
+            close_stdout().map_err(Stop::Output)?;
             return Ok(total);
         }
         output.write_all(&buffer[..len]).await.map_err(Stop::Output)?;

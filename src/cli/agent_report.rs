@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::io::{self, Write};
 
 /// The version of the JSON events.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 
 /// Writes to standard error.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ impl Report {
     }
 
     /// Writes whole lines at once, so that they stay whole beside another process' lines.
-    fn say(&self, people: impl FnOnce() -> String, event: impl FnOnce() -> Value) {
+    pub(super) fn say(&self, people: impl FnOnce() -> String, event: impl FnOnce() -> Value) {
         let mut text = if self.json { event().to_string() } else { people() };
         text.push('\n');
         let mut stderr = io::stderr().lock();
@@ -67,27 +67,40 @@ impl Report {
         );
     }
 
-    /// What failed, what was tried, what to type.
     pub(super) fn error(&self, error: &Error) {
-        let hint = hint(error);
+        self.failed(&Failed {
+            stage: error.stage().word(),
+            code: code(error),
+            what: error.to_string(),
+            tried: tried(error),
+            hint: hint(error),
+        });
+    }
+
+    pub(super) fn failed(&self, failed: &Failed) {
+        let Failed { stage, code, what, tried, hint } = failed;
         self.say(
             || {
-                let tried = tried(error).map(|tried| format!("\n  tried   {tried}")).unwrap_or_default();
-                format!("error: {error}{tried}\n  try     {hint}")
+                let tried = tried.as_ref().map(|tried| format!("\n  tried   {tried}")).unwrap_or_default();
+                format!("error: {what}{tried}\n  try     {hint}")
             },
             || {
                 json!({
-                    "v": VERSION,
-                    "t": "error",
-                    "stage": error.stage().word(),
-                    "code": code(error),
-                    "what": error.to_string(),
-                    "tried": tried(error),
-                    "hint": hint,
+                    "v": VERSION, "t": "error", "stage": stage, "code": code, "what": what, "tried": tried, "hint": hint,
                 })
             },
         );
     }
+}
+
+/// What failed, what was tried, what to type.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub(super) stage: &'static str,
+    pub(super) code: &'static str,
+    pub(super) what: String,
+    pub(super) tried: Option<String>,
+    pub(super) hint: &'static str,
 }
 
 fn code(error: &Error) -> &'static str {

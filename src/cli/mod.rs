@@ -1,6 +1,8 @@
 //! The command lines: what can be typed, and what is printed. One file per command.
 
 pub mod agent;
+mod agent_gateway;
+mod agent_gateway_report;
 mod agent_pipe;
 mod agent_report;
 pub mod credentials;

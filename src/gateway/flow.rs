@@ -7,39 +7,39 @@
 
 use super::counters::Why;
 use super::end::{EndKey, Held};
-use super::machine::{Output, READ, Route, Switchboard, Timer};
+use super::machine::{Output, READ, Switchboard, Timer};
 use super::wire::{Command, ConnId};
 use crate::clock::Now;
 use std::time::{Duration, Instant};
 
 impl Switchboard {
     /// Stops reading `from`, whose next frame finds no room on the lane `to` of `conn`; or closes that one, if it has held up its
-    /// sender for long enough or its receiver takes nothing.
+    /// sender for long enough or its receiver takes nothing. Says which.
     pub(super) fn hold(
         &mut self,
         now: Now,
         from: EndKey,
         (conn, to): (ConnId, usize),
         receiver: EndKey,
-    ) -> Route {
+    ) -> bool {
         let stalled = self.stalled(now.mono, receiver);
         let patience = self.rules.times.hold;
         let (Some(link), Some(end)) = (self.connections.get_mut(&conn), self.ends.get_mut(from.0)) else {
-            return Route::Nowhere;
+            return false;
         };
         let lane = &mut link.lanes[to];
         if end.connections.len() > 1 {
             let left = patience.saturating_sub(lane.held_for.max(stalled));
             if left.is_zero() {
                 self.close_slow(now, conn);
-                return Route::Nowhere;
+                return false;
             }
             self.timers.set(Timer::Hold(from), now.mono + left);
         }
         lane.holds = true;
         end.held = Some(Held::Room(conn, now.mono));
         self.counters.holds += 1;
-        Route::Hold
+        true
     }
 
     /// Says for how long an endpoint has taken nothing of what waits for it.
@@ -71,6 +71,7 @@ impl Switchboard {
         for (side, key) in ends.into_iter().enumerate() {
             let Some(end) = key.and_then(|key| self.ends.get_mut(key.0)) else { continue };
             let dropped = end.outbox.forget(conn);
+            end.is_stuck |= dropped > 0;
             self.budget.give_back(dropped);
             if let Some(link) = self.connections.get_mut(&conn) {
                 link.lanes[side].waiting = link.lanes[side].waiting.saturating_sub(dropped);

@@ -211,7 +211,7 @@ mod tests {
     fn whole(outbox: &Outbox) -> Vec<u8> {
         let mut slices = vec![IoSlice::new(&[]); 1000];
         let count = outbox.peek(&mut slices);
-        slices[..count].concat()
+        slices[..count].iter().flat_map(|slice| slice.iter().copied()).collect()
     }
 
     #[test]
@@ -244,8 +244,8 @@ mod tests {
         /// Whatever leaves in whatever pieces, the order stays and the accounts are right.
         #[test]
         fn what_waits_leaves_once_and_is_accounted_for(
-            pushed in proptest::collection::vec((0_u32..4, prop_oneof![0_usize..200, Just(SHARED)]), 1..20),
-            pieces in proptest::collection::vec(1_usize..3000, 1..60),
+            pushed in proptest::collection::vec((0_u32..4, prop_oneof![9 => 0_usize..200, 1 => Just(SHARED)]), 1..12),
+            pieces in proptest::collection::vec(1_usize..3000, 1..20),
             forgotten in 1_u32..4,
         ) {
             let mut outbox = Outbox::default();

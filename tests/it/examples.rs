@@ -82,3 +82,25 @@ fn echo_client_gets_its_text_back_from_echo_server() {
         assert_eq!(client.lines(|line| (line == text).then_some(())).len(), 1, "{}", client.printed());
     }
 }
+
+#[test]
+fn gateway_echo_client_gets_its_text_back_from_gateway_echo_server() {
+    let house = House::on_loopback("");
+    let gateway = format!("ws://{}", house.address);
+    let mut command = example("gateway_echo_server");
+    command.args([&gateway, "7", &house.told(&["key", "--gateway"])]);
+    let server = Proc::start("gateway_echo_server", command, Stdout::Lines);
+    server.expect("start", UP, |line| (line == "serving 7").then_some(()));
+    for address in [house.address.to_string(), gateway] {
+        let mut command = example("gateway_echo_client");
+        command.args([&address, "7", "some words"]);
+        let mut client = Proc::start("gateway_echo_client", command, Stdout::Lines);
+        client.succeed(UP);
+        assert_eq!(
+            client.lines(|line| (line == "some words").then_some(())).len(),
+            1,
+            "{}",
+            client.printed()
+        );
+    }
+}

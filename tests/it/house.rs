@@ -135,9 +135,14 @@ impl House {
 
     /// Its access key, as `ginnel key` prints it.
     pub(crate) fn key(&self) -> String {
-        let mut key = Command::new(env!("CARGO_BIN_EXE_ginnel"));
-        let output = key.arg("key").arg("--state").arg(self.state()).output().unwrap();
-        assert!(output.status.success(), "ginnel key: {output:?}");
+        self.told(&["key"])
+    }
+
+    /// What a command of `ginnel` prints about its state folder.
+    pub(crate) fn told(&self, command: &[&str]) -> String {
+        let mut ginnel = Command::new(env!("CARGO_BIN_EXE_ginnel"));
+        let output = ginnel.args(command).arg("--state").arg(self.state()).output().unwrap();
+        assert!(output.status.success(), "ginnel {command:?}: {output:?}");
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 

@@ -21,6 +21,8 @@ mod document000;
 mod examples;
 mod front_door;
 mod fuzz_corpora;
+mod gateway_agents;
+mod gateway;
 mod house;
 mod judges;
 mod lab;

@@ -1,0 +1,312 @@
+//! An endpoint as its user holds it, and the task that keeps it connected.
+
+use super::backoff::Backoff;
+use super::carrier::{Carrier, Patience};
+use super::codec::Codec;
+use super::connection::VirtualConnection;
+use super::door::{Address, Pass};
+use super::error::{AcceptError, ConnectError, DialError, Loss};
+use super::line::Line;
+use super::machine::Mux;
+use super::settings::Settings;
+use super::tls::Tls;
+use crate::net::time;
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+/// How long what was sent last may take to leave.
+const FLUSH: Duration = Duration::from_secs(2);
+
+/// How an endpoint stands with its gateway.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Status {
+    /// Connected.
+    Connected,
+    /// The connection was lost, and another is being tried for.
+    Reconnecting(Loss),
+    /// It is over.
+    Closed(Loss),
+}
+
+#[derive(Debug, Clone)]
+enum Standing {
+    Up(Arc<Line>),
+    Down(Loss),
+    Over(Loss),
+}
+
+/// Ends the endpoint with the last of its users.
+#[derive(Debug)]
+pub(super) struct Guard {
+    stop: watch::Sender<bool>,
+}
+
+/// How to get to the gateway.
+#[derive(Debug, Clone)]
+pub(super) struct Route {
+    pub(super) address: Address,
+    pub(super) tls: Tls,
+    pub(super) pass: Pass,
+    pub(super) settings: Settings,
+}
+
+/// One endpoint of a gateway: a client or a server. Cheap to clone; the last clone and the last virtual connection end it.
+///
+/// Whatever comes from outside waits in a backlog, whether somebody is in [`Endpoint::accept`] or not. When the gateway is lost, all virtual
+/// connections end with [`Loss`], and `dial` and `accept` go on with the next connection to it.
+#[derive(Debug, Clone)]
+pub struct Endpoint<C> {
+    standing: watch::Receiver<Standing>,
+    guard: Arc<Guard>,
+    dial_timeout: Duration,
+    codec: C,
+}
+
+type Running = Pin<Box<dyn Future<Output = Loss> + Send>>;
+
+impl<C: Codec> Endpoint<C> {
+    /// Connects, and goes on reconnecting if that is set.
+    pub(super) async fn connect(route: Route, codec: C) -> Result<Self, ConnectError> {
+        let (stop, stopped) = watch::channel(false);
+        let first = route.establish(stopped.clone()).await?;
+        Ok(Self::start(first, Some(route.clone()), (stop, stopped), &route.settings, codec))
+    }
+
+    /// Speaks on a stream that is there; there is no other.
+    pub(super) async fn over(
+        carrier: Carrier,
+        pass: &Pass,
+        settings: &Settings,
+        codec: C,
+    ) -> Result<Self, ConnectError> {
+        let (stop, stopped) = watch::channel(false);
+        let first = establish(carrier, pass, settings, stopped.clone()).await?;
+        Ok(Self::start(first, None, (stop, stopped), settings, codec))
+    }
+
+    fn start(
+        (line, running): (Arc<Line>, Running),
+        route: Option<Route>,
+        (stop, stopped): (watch::Sender<bool>, watch::Receiver<bool>),
+        settings: &Settings,
+        codec: C,
+    ) -> Self {
+        let (told, standing) = watch::channel(Standing::Up(Arc::clone(&line)));
+        let dial_timeout = settings.dial_timeout;
+        tokio::spawn(keep(line, running, route, told, stopped));
+        Self { standing, guard: Arc::new(Guard { stop }), dial_timeout, codec }
+    }
+
+    /// Connects to the server with this id, or to the client where this endpoint is a server (S2-23, S2-13). Many may be under way at a time.
+    ///
+    /// # Errors
+    /// [`DialError`].
+    pub async fn dial(&self, remote: u32) -> Result<VirtualConnection<C>, DialError> {
+        let dialling = async {
+            let line = self.up().await?;
+            let conn = line.dial(remote).await?.ok_or(DialError::Refused(remote))?;
+            Ok(VirtualConnection::new(line, conn, remote, Arc::clone(&self.guard), self.codec.clone()))
+        };
+        timeout(self.dial_timeout, dialling).await.unwrap_or(Err(DialError::TimedOut(self.dial_timeout)))
+    }
+
+    async fn up(&self) -> Result<Arc<Line>, Loss> {
+        let mut standing = self.standing.clone();
+        loop {
+            match &*standing.borrow_and_update() {
+                Standing::Up(line) if line.loss().is_none() => return Ok(Arc::clone(line)),
+                Standing::Over(loss) => return Err(loss.clone()),
+                Standing::Up(_) | Standing::Down(_) => {}
+            }
+            standing.changed().await.map_err(|_| Loss::Here)?;
+        }
+    }
+
+    /// Waits for the next virtual connection from outside (S2-24). Several may wait, and the wait may be dropped.
+    ///
+    /// # Errors
+    /// [`AcceptError`]: there will be none.
+    pub async fn accept(&self) -> Result<VirtualConnection<C>, AcceptError> {
+        let mut standing = self.standing.clone();
+        loop {
+            let line = match &*standing.borrow_and_update() {
+                Standing::Up(line) => Some(Arc::clone(line)),
+                Standing::Down(_) => None,
+                Standing::Over(loss) => return Err(loss.clone().into()),
+            };
+            let accepted = async {
+                match &line {
+                    Some(line) => line.accept().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let (conn, remote) = tokio::select! {
+                accepted = accepted => accepted,
+                changed = standing.changed() => {
+                    changed.map_err(|_| Loss::Here)?;
+                    continue;
+                }
+            };
+            if let Some(line) = line {
+                let guard = Arc::clone(&self.guard);
+                return Ok(VirtualConnection::new(line, conn, remote, guard, self.codec.clone()));
+            }
+        }
+    }
+
+    /// Returns how things stand with the gateway.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        status(&self.standing.borrow())
+    }
+
+    /// Returns what tells of every change of [`Endpoint::status`] from now on.
+    #[must_use]
+    pub fn changes(&self) -> Changes {
+        let mut standing = self.standing.clone();
+        standing.borrow_and_update();
+        Changes(standing)
+    }
+
+    /// Closes all virtual connections, tells the gateway, and ends the endpoint; all that was sent before leaves first, for which two
+    /// seconds are given.
+    pub async fn close(self) {
+        self.guard.stop.send_replace(true);
+        let mut standing = self.standing;
+        let _ = standing.wait_for(|standing| matches!(standing, Standing::Over(_))).await;
+    }
+}
+
+/// Tells of changes of an endpoint's [`Status`].
+#[derive(Debug)]
+pub struct Changes(watch::Receiver<Standing>);
+
+impl Changes {
+    /// Waits for the next change; the last of several that came at once. `None` after the end.
+    pub async fn next(&mut self) -> Option<Status> {
+        self.0.changed().await.ok()?;
+        Some(status(&self.0.borrow_and_update()))
+    }
+}
+
+fn status(standing: &Standing) -> Status {
+    match standing {
+        Standing::Up(_) => Status::Connected,
+        Standing::Down(loss) => Status::Reconnecting(loss.clone()),
+        Standing::Over(loss) => Status::Closed(loss.clone()),
+    }
+}
+
+impl Route {
+    async fn establish(&self, stopped: watch::Receiver<bool>) -> Result<(Arc<Line>, Running), ConnectError> {
+        let settings = &self.settings;
+        let carrier = self.address.open(&self.tls, settings.max_packet, settings.connect_timeout).await?;
+        establish(carrier, &self.pass, settings, stopped).await
+    }
+}
+
+/// Shakes hands and waits for the gateway's first answer.
+async fn establish(
+    mut carrier: Carrier,
+    pass: &Pass,
+    settings: &Settings,
+    stopped: watch::Receiver<bool>,
+) -> Result<(Arc<Line>, Running), ConnectError> {
+    let limit = settings.auth_timeout;
+    let entering = async {
+        pass.shake(&mut carrier).await?;
+        let line = Arc::new(Line::new(Mux::new(settings.limits(), pass.credit(), pass.ticket())));
+        let mut running: Running = Box::pin(run(Arc::clone(&line), carrier, settings.clone(), stopped));
+        tokio::select! {
+            biased;
+            () = line.ready() => Ok((line, running)),
+            loss = &mut running => Err(match loss {
+                Loss::Broken(error) if error.kind() != std::io::ErrorKind::ConnectionReset => {
+                    ConnectError::Unreachable(std::io::Error::new(error.kind(), error))
+                }
+                Loss::Fault(_) => ConnectError::Impostor,
+                _ => ConnectError::Refused,
+            }),
+        }
+    };
+    timeout(limit, entering).await.unwrap_or(Err(ConnectError::TimedOut(limit)))
+}
+
+/// Resolves when the endpoint is to end, or when nobody is left who could say so.
+async fn stop(stopped: &mut watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stopped| *stopped).await;
+}
+
+/// Reads and writes until the line is lost, or until somebody wants its end.
+async fn run(
+    line: Arc<Line>,
+    carrier: Carrier,
+    settings: Settings,
+    mut stopped: watch::Receiver<bool>,
+) -> Loss {
+    let patience = Patience { receiver: settings.receive_patience, silence: settings.silence };
+    let (reader, writer) = carrier.split(settings.read_buffer.max(1));
+    let (reading, writing) = (reader.run(&line, patience), writer.run(&line));
+    tokio::pin!(reading, writing);
+    let loss = tokio::select! {
+        loss = &mut reading => loss,
+        loss = &mut writing => loss,
+        () = stop(&mut stopped) => {
+            line.finish();
+            let _ = timeout(FLUSH, &mut writing).await;
+            Loss::Here
+        }
+    };
+    line.lose(loss.clone());
+    loss
+}
+
+/// Keeps an endpoint connected.
+async fn keep(
+    line: Arc<Line>,
+    mut running: Running,
+    route: Option<Route>,
+    told: watch::Sender<Standing>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let plan = route.as_ref().and_then(|route| Some((route, route.settings.reconnect?)));
+    let mut backoff = plan.map(|(_, range)| Backoff::new(range, ChaCha20Rng::from_os_rng()));
+    drop(line);
+    loop {
+        let born = time::mono();
+        let loss = running.await;
+        let again = plan.zip(backoff.as_mut()).filter(|_| !matches!(loss, Loss::Here));
+        let Some(((route, _), backoff)) = again else {
+            told.send_replace(Standing::Over(loss));
+            return;
+        };
+        tracing::debug!(%loss, "the gateway is lost");
+        backoff.begin_again(time::mono().saturating_duration_since(born));
+        told.send_replace(Standing::Down(loss));
+        let known = stopped.clone();
+        let reconnecting = async {
+            loop {
+                sleep(backoff.wait()).await;
+                match route.establish(known.clone()).await {
+                    Ok(there) => return there,
+                    Err(error) => tracing::debug!(%error, "the gateway is still away"),
+                }
+            }
+        };
+        let (line, next) = tokio::select! {
+            there = reconnecting => there,
+            () = stop(&mut stopped) => {
+                told.send_replace(Standing::Over(Loss::Here));
+                return;
+            }
+        };
+        told.send_replace(Standing::Up(line));
+        running = next;
+    }
+}

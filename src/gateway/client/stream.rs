@@ -1,0 +1,79 @@
+//! A virtual connection as a stream of bytes.
+
+use super::connection::Held;
+use bytes::{Buf, Bytes};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes that one message carries at the most.
+const CHUNK: usize = 32 * 1024;
+
+/// A stream of bytes over a virtual connection.
+///
+/// The end of a direction is an empty message, so that the other direction can go on. A virtual connection that is closed without one
+/// ends a read with [`io::ErrorKind::ConnectionReset`]: the gateway closes it too when the other end's machine has gone away in mid-sentence.
+#[derive(Debug)]
+pub struct VirtualStream {
+    held: Arc<Held>,
+    unread: Bytes,
+    end_read: bool,
+    end_written: bool,
+    chunk: usize,
+}
+
+impl VirtualStream {
+    pub(super) fn new(held: Arc<Held>) -> Self {
+        let chunk = held.max_message().clamp(1, CHUNK);
+        Self { held, unread: Bytes::new(), end_read: false, end_written: false, chunk }
+    }
+}
+
+impl AsyncRead for VirtualStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.unread.is_empty() && !this.end_read {
+            match ready!(this.held.poll_receive(cx))? {
+                Some(message) if message.is_empty() => this.end_read = true,
+                Some(message) => this.unread = message,
+                None => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            }
+        }
+        let len = this.unread.len().min(buffer.remaining());
+        buffer.put_slice(this.unread.get(..len).unwrap_or_default());
+        this.unread.advance(len);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for VirtualStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.end_written {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let chunk = bytes.get(..self.chunk).unwrap_or(bytes);
+        if !chunk.is_empty() {
+            ready!(self.held.poll_send(cx, chunk.len(), || Bytes::copy_from_slice(chunk)))?;
+        }
+        Poll::Ready(Ok(chunk.len()))
+    }
+
+    /// What was written leaves by itself.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.end_written {
+            ready!(self.held.poll_send(cx, 0, Bytes::new))?;
+            self.end_written = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+}

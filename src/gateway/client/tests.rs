@@ -1,0 +1,433 @@
+//! Endpoints with all their hands, against a gateway of a few lines that only knows the wire.
+
+use super::{
+    ConnectError, DialClient, DialError, DialServer, Endpoint, Json, Key, Loss, Raw, ReceiveError, SendError,
+    Settings, Status,
+};
+use crate::gateway::wire::{self, Command, ConnId, Frame, MAX_PACKET};
+use bytes::{Buf, Bytes, BytesMut};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+
+const KEY: &[u8; 16] = b"sixteen bytes !!";
+
+/// Somebody at the fake gateway: clients by their numbers, servers from 1000 up.
+type Queue = mpsc::UnboundedSender<Vec<u8>>;
+
+#[derive(Default)]
+struct Board {
+    next: u32,
+    peers: HashMap<u32, Queue>,
+    conns: HashMap<u32, [u32; 2]>,
+}
+
+/// A gateway that forwards and does not check.
+#[derive(Clone)]
+struct Fake {
+    board: Arc<Mutex<Board>>,
+    cut: Arc<watch::Sender<u32>>,
+}
+
+impl Fake {
+    fn new() -> Self {
+        Self { board: Arc::default(), cut: Arc::new(watch::Sender::new(0)) }
+    }
+
+    /// Listens for clients, or for servers of the HMAC door.
+    async fn listen(&self, servers: bool) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let fake = self.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let fake = fake.clone();
+                tokio::spawn(async move {
+                    let Some(id) = fake.enter(&mut stream, servers).await else { return };
+                    fake.serve(stream, id, servers).await;
+                });
+            }
+        });
+        address
+    }
+
+    async fn enter(&self, stream: &mut (impl AsyncRead + AsyncWrite + Unpin), server: bool) -> Option<u32> {
+        if !server {
+            let mut board = self.board.lock().unwrap();
+            board.next += 1;
+            return Some(board.next);
+        }
+        stream.write_all(&[9; 32]).await.ok()?;
+        let mut answer = [0; 68];
+        stream.read_exact(&mut answer).await.ok()?;
+        let (id, proof) = Key::new(*KEY).unwrap().check(&[9; 32], &answer)?;
+        stream.write_all(&proof).await.ok()?;
+        Some(id)
+    }
+
+    async fn serve(&self, stream: impl AsyncRead + AsyncWrite, id: u32, credit: bool) {
+        let (mut read, mut write) = tokio::io::split(stream);
+        let (queue, mut queued) = mpsc::unbounded_channel::<Vec<u8>>();
+        self.board.lock().unwrap().peers.insert(id, queue);
+        let mut cut = self.cut.subscribe();
+        let mut buffer = BytesMut::new();
+        loop {
+            tokio::select! {
+                biased;
+                _ = cut.changed() => break,
+                Some(bytes) = queued.recv() => write.write_all(&bytes).await.unwrap(),
+                got = read.read_buf(&mut buffer) => match got {
+                    Ok(len) if len > 0 => self.take(&mut buffer, id, credit),
+                    _ => break,
+                },
+            }
+        }
+        let mut board = self.board.lock().unwrap();
+        board.peers.remove(&id);
+        let gone: Vec<u32> =
+            board.conns.iter().filter(|(_, ends)| ends.contains(&id)).map(|(c, _)| *c).collect();
+        for conn in gone {
+            board.close(conn);
+        }
+    }
+
+    fn take(&self, buffer: &mut BytesMut, id: u32, credit: bool) {
+        let mut board = self.board.lock().unwrap();
+        while let Ok(Some((frame, len))) = wire::frame(buffer, MAX_PACKET) {
+            match frame {
+                Frame::Command(Command::New) => {
+                    board.next += 1;
+                    let conn = ConnId(board.next + 5000);
+                    board.say(id, Command::Open(conn));
+                }
+                Frame::Command(Command::Dial { conn, remote }) if board.peers.contains_key(&remote) => {
+                    board.conns.insert(conn.0, [id, remote]);
+                    board.say(id, Command::Accept { conn, remote });
+                    board.say(remote, Command::Accept { conn, remote: id });
+                    for end in [id, remote].into_iter().filter(|end| *end >= 1000) {
+                        board.say(end, Command::Credit { conn, bytes: 100_000 });
+                    }
+                }
+                Frame::Command(Command::Dial { conn, .. }) => board.say(id, Command::Refuse(conn)),
+                Frame::Command(Command::Close(conn)) => board.close(conn.0),
+                Frame::Command(_) => {}
+                Frame::Data { conn, .. } => {
+                    if let Some(ends) = board.conns.get(&conn.0) {
+                        let other = if ends[0] == id { ends[1] } else { ends[0] };
+                        if let Some(queue) = board.peers.get(&other) {
+                            let _ = queue.send(buffer[..len].to_vec());
+                        }
+                        if credit {
+                            let bytes = u32::try_from(len).unwrap();
+                            board.say(id, Command::Credit { conn, bytes });
+                        }
+                    }
+                }
+            }
+            buffer.advance(len);
+        }
+    }
+
+    /// Ends all connections.
+    fn cut(&self) {
+        self.cut.send_modify(|cut| *cut += 1);
+    }
+}
+
+impl Board {
+    fn say(&self, id: u32, command: Command<'_>) {
+        let mut bytes = Vec::new();
+        command.emit(&mut bytes);
+        if let Some(queue) = self.peers.get(&id) {
+            let _ = queue.send(bytes);
+        }
+    }
+
+    fn close(&mut self, conn: u32) {
+        for end in self.conns.remove(&conn).into_iter().flatten() {
+            self.say(end, Command::Close(ConnId(conn)));
+        }
+    }
+}
+
+fn settings() -> Settings {
+    let quick = Duration::from_millis(10);
+    Settings { reconnect: Some((quick, quick)), receive_patience: 5 * quick, ..Settings::default() }
+}
+
+fn key() -> Key {
+    Key::new(*KEY).unwrap()
+}
+
+async fn pair(fake: &Fake) -> (Endpoint<Raw>, Endpoint<Raw>) {
+    let client = DialClient::new(fake.listen(false).await).settings(settings());
+    let server = DialServer::hmac(fake.listen(true).await, 1007, key()).settings(settings());
+    (client.connect().await.unwrap(), server.connect().await.unwrap())
+}
+
+/// The bug (e) of the reference: nobody is in `accept` when the call comes.
+#[tokio::test]
+async fn messages_pass_both_ways_though_nobody_waited_to_accept() {
+    let fake = Fake::new();
+    let (client, server) = pair(&fake).await;
+    let mut there = client.dial(1007).await.unwrap();
+    there.send(Bytes::from("Hello")).await.unwrap();
+    let mut here = server.accept().await.unwrap();
+    assert_eq!((here.id(), there.remote()), (there.id(), 1007));
+    assert_eq!(here.receive().await.unwrap().unwrap(), "Hello");
+    here.send(Bytes::from("World")).await.unwrap();
+    here.close();
+    assert_eq!(there.receive().await.unwrap().unwrap(), "World");
+    assert!(there.receive().await.unwrap().is_none());
+    assert!(matches!(there.send(Bytes::new()).await, Err(SendError::Closed)));
+    let mut back = server.dial(here_client(&client, &server).await).await.unwrap();
+    back.send(Bytes::from("from the server")).await.unwrap();
+    assert_eq!(client.accept().await.unwrap().receive().await.unwrap().unwrap(), "from the server");
+}
+
+/// The number under which the server sees the client.
+async fn here_client(client: &Endpoint<Raw>, server: &Endpoint<Raw>) -> u32 {
+    let _there = client.dial(1007).await.unwrap();
+    server.accept().await.unwrap().remote()
+}
+
+#[tokio::test]
+async fn many_dials_at_once_each_get_their_own_connection() {
+    let fake = Fake::new();
+    let (client, server) = pair(&fake).await;
+    tokio::spawn(async move {
+        while let Ok(mut conn) = server.accept().await {
+            tokio::spawn(async move {
+                while let Ok(Some(message)) = conn.receive().await {
+                    let _ = conn.send(message).await;
+                }
+            });
+        }
+    });
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..200_u32 {
+        let client = client.clone();
+        tasks.spawn(async move {
+            let mut conn = client.dial(1007).await.unwrap();
+            for round in 0..20_u32 {
+                let message = Bytes::from(format!("{number}.{round}"));
+                conn.send(message.clone()).await.unwrap();
+                assert_eq!(conn.receive().await.unwrap(), Some(message));
+            }
+            conn.id()
+        });
+    }
+    let mut ids = tasks.join_all().await;
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!(ids.len(), 200);
+}
+
+#[tokio::test]
+async fn a_dial_to_nobody_is_refused_and_one_without_answer_ends_in_time() {
+    let fake = Fake::new();
+    let (client, _server) = pair(&fake).await;
+    assert!(matches!(client.dial(1008).await, Err(DialError::Refused(1008))));
+    let limit = Duration::from_millis(50);
+    let (near, mut far) = tokio::io::duplex(1000);
+    let deaf = DialClient::new("").settings(Settings { dial_timeout: limit, ..settings() });
+    let deaf = tokio::spawn(async move { deaf.connect_over(near).await });
+    let mut open = Vec::new();
+    Command::Open(ConnId(3)).emit(&mut open);
+    far.write_all(&open).await.unwrap();
+    let deaf = deaf.await.unwrap().unwrap();
+    assert!(matches!(deaf.dial(1).await, Err(DialError::TimedOut(told)) if told == limit));
+}
+
+#[tokio::test]
+async fn a_message_too_long_is_the_callers_error_and_harms_nothing() {
+    let fake = Fake::new();
+    let (client, server) = pair(&fake).await;
+    let mut there = client.dial(1007).await.unwrap();
+    let longest = MAX_PACKET - 4;
+    let refused = there.send(vec![0; longest + 1].into()).await;
+    assert!(matches!(refused, Err(SendError::TooLong { len, max }) if (len, max) == (longest + 1, longest)));
+    there.send(vec![7; longest].into()).await.unwrap();
+    let mut here = server.accept().await.unwrap();
+    assert_eq!(here.receive().await.unwrap().unwrap().len(), longest);
+}
+
+#[tokio::test]
+async fn a_stream_ends_one_direction_at_a_time_and_a_cut_one_is_no_end() {
+    let fake = Fake::new();
+    let (client, server) = pair(&fake).await;
+    let mut there = client.dial(1007).await.unwrap().into_stream();
+    let mut here = server.accept().await.unwrap().into_stream();
+    // Less than is granted: the fake gateway does not count.
+    let text = vec![5; 200_000];
+    let (sent, received) = tokio::join!(
+        async {
+            there.write_all(&text).await.unwrap();
+            there.shutdown().await
+        },
+        async {
+            let mut all = Vec::new();
+            here.read_to_end(&mut all).await.map(|_| all)
+        }
+    );
+    sent.unwrap();
+    assert_eq!(received.unwrap(), text);
+    here.write_all(b"and back").await.unwrap();
+    here.shutdown().await.unwrap();
+    let mut all = String::new();
+    there.read_to_string(&mut all).await.unwrap();
+    assert_eq!(all, "and back");
+    drop((here, there));
+    let mut there = client.dial(1007).await.unwrap().into_stream();
+    drop(server.accept().await.unwrap());
+    let broken = there.read(&mut [0]).await.unwrap_err();
+    assert_eq!(broken.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn values_pass_as_json_and_what_is_none_is_an_error() {
+    let fake = Fake::new();
+    let numbers = DialClient::new(fake.listen(false).await).codec(Json::<Vec<u32>>::new());
+    let numbers = numbers.connect().await.unwrap();
+    let server = DialServer::hmac(fake.listen(true).await, 1007, key()).connect().await.unwrap();
+    let mut there = numbers.dial(1007).await.unwrap();
+    there.send(vec![1, 2, 3]).await.unwrap();
+    let mut here = server.accept().await.unwrap();
+    assert_eq!(here.receive().await.unwrap().unwrap(), "[1,2,3]");
+    here.send(Bytes::from("[4]")).await.unwrap();
+    assert_eq!(there.receive().await.unwrap(), Some(vec![4]));
+    here.send(Bytes::from("four")).await.unwrap();
+    assert!(matches!(there.receive().await, Err(ReceiveError::Codec(_))));
+}
+
+#[tokio::test]
+async fn after_a_loss_connections_end_with_it_and_dial_and_accept_go_on() {
+    let fake = Fake::new();
+    let (client, server) = pair(&fake).await;
+    let mut old = client.dial(1007).await.unwrap();
+    let mut changes = client.changes();
+    let accepting = tokio::spawn({
+        let server = server.clone();
+        async move {
+            server.accept().await.unwrap();
+            server.accept().await
+        }
+    });
+    tokio::task::yield_now().await;
+    fake.cut();
+    assert!(matches!(old.receive().await, Err(ReceiveError::Lost(Loss::Closed | Loss::Broken(_)))));
+    assert!(matches!(old.send(Bytes::new()).await, Err(SendError::Lost(_))));
+    assert!(matches!(changes.next().await, Some(Status::Reconnecting(_))));
+    assert!(matches!(changes.next().await, Some(Status::Connected)));
+    let mut new = loop {
+        // The server may still be away.
+        if let Ok(new) = client.dial(1007).await {
+            break new;
+        }
+    };
+    new.send(Bytes::from("again")).await.unwrap();
+    let mut here = accepting.await.unwrap().unwrap();
+    assert_eq!(here.receive().await.unwrap().unwrap(), "again");
+}
+
+#[tokio::test]
+async fn a_closed_endpoint_tells_the_other_ends_after_what_it_had_sent() {
+    let fake = Fake::new();
+    let (client, server) = pair(&fake).await;
+    let mut there = client.dial(1007).await.unwrap();
+    let mut here = server.accept().await.unwrap();
+    for _ in 0..100 {
+        there.send(vec![1; 1000].into()).await.unwrap();
+    }
+    client.clone().close().await;
+    assert!(matches!(client.dial(1007).await, Err(DialError::Lost(Loss::Here))));
+    assert!(client.accept().await.is_err());
+    assert!(matches!(there.receive().await, Err(ReceiveError::Lost(Loss::Here))));
+    for _ in 0..100 {
+        assert_eq!(here.receive().await.unwrap().unwrap().len(), 1000);
+    }
+    assert!(here.receive().await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn the_last_user_ends_the_endpoint() {
+    let fake = Fake::new();
+    let (client, server) = pair(&fake).await;
+    let mut there = client.dial(1007).await.unwrap();
+    drop(client);
+    there.send(Bytes::from("alone")).await.unwrap();
+    let mut here = server.accept().await.unwrap();
+    assert_eq!(here.receive().await.unwrap().unwrap(), "alone");
+    drop(there);
+    assert!(here.receive().await.unwrap().is_none());
+    let gone = async {
+        while fake.board.lock().unwrap().peers.len() > 1 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), gone).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_nobody_reads_is_closed_and_its_neighbour_goes_on() {
+    let fake = Fake::new();
+    let (client, server) = pair(&fake).await;
+    let mut lazy = client.dial(1007).await.unwrap();
+    let mut busy = client.dial(1007).await.unwrap();
+    let (mut to_lazy, mut to_busy) = (server.accept().await.unwrap(), server.accept().await.unwrap());
+    let flood = tokio::spawn(async move { while to_lazy.send(vec![0; 10_000].into()).await.is_ok() {} });
+    for round in 0..50_u32 {
+        to_busy.send(round.to_string().into()).await.unwrap();
+        assert_eq!(busy.receive().await.unwrap().unwrap(), round.to_string());
+    }
+    flood.await.unwrap();
+    let end = loop {
+        match lazy.receive().await {
+            Ok(Some(_)) => {}
+            other => break other,
+        }
+    };
+    assert!(matches!(end, Err(ReceiveError::Overrun)), "{end:?}");
+}
+
+#[tokio::test]
+async fn a_wrong_key_is_refused_and_nothing_else_is_trusted() {
+    let fake = Fake::new();
+    let door = fake.listen(true).await;
+    let wrong = DialServer::hmac(door, 1007, Key::new(*b"another 16 bytes").unwrap());
+    assert!(matches!(wrong.connect().await, Err(ConnectError::Refused)));
+    let (near, mut far) = tokio::io::duplex(1000);
+    let liar = tokio::spawn(async move {
+        far.write_all(&[1; 32]).await.unwrap();
+        far.read_exact(&mut [0; 68]).await.unwrap();
+        far.write_all(&[2; 32]).await.unwrap();
+    });
+    let met = DialServer::hmac("", 1, key()).connect_over(near).await;
+    assert!(matches!(met, Err(ConnectError::Impostor)));
+    liar.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_gateway_is_asked_and_then_given_up() {
+    let (near, mut far) = tokio::io::duplex(1000);
+    let client = DialClient::new("").settings(Settings { silence: Duration::from_secs(90), ..settings() });
+    let client = tokio::spawn(async move { client.connect_over(near).await });
+    let new = *b"\x05\0\0\0\0\0\0\0\0";
+    let mut heard = [0; 9];
+    far.read_exact(&mut heard).await.unwrap();
+    assert_eq!(heard, new);
+    let mut open = Vec::new();
+    Command::Open(ConnId(3)).emit(&mut open);
+    far.write_all(&open).await.unwrap();
+    let client = client.await.unwrap().unwrap();
+    let mut changes = client.changes();
+    far.read_exact(&mut [0; 13]).await.unwrap();
+    far.read_exact(&mut heard).await.unwrap();
+    assert_eq!(heard, new, "the same question again");
+    far.write_all(&open).await.unwrap();
+    far.read_exact(&mut [0; 13]).await.unwrap();
+    assert!(matches!(changes.next().await, Some(Status::Closed(Loss::Silent))));
+}

@@ -1,0 +1,99 @@
+//! TLS towards the gateway: whom to trust, and who one is where servers are asked for a certificate.
+
+use hyper_rustls::ConfigBuilderExt;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+/// Whom to trust inside TLS, and who one is.
+#[derive(Clone, Default)]
+pub struct Tls {
+    roots: Option<Vec<u8>>,
+    identity: Option<(Vec<u8>, Vec<u8>)>,
+    name: Option<String>,
+}
+
+impl Tls {
+    /// Trusts the certificate authorities of the system, and has no certificate of its own.
+    #[must_use]
+    pub fn system() -> Self {
+        Self::default()
+    }
+
+    /// Trusts these certificates (PEM) in place of the system's.
+    #[must_use]
+    pub fn roots(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.roots = Some(pem.into());
+        self
+    }
+
+    /// Shows this certificate chain (PEM, its own first) with its private key (PEM): what the door for servers by mutual TLS asks for.
+    #[must_use]
+    pub fn identity(mut self, chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+        self.identity = Some((chain.into(), key.into()));
+        self
+    }
+
+    /// Expects a certificate for this name in place of the address' host.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Shakes hands on a stream to `host`.
+    pub(super) async fn connect<S>(&self, stream: S, host: &str, alpn: &[&[u8]]) -> io::Result<TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let mut config = self.config()?;
+        config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+        let name = self.name.as_deref().unwrap_or(host).to_owned();
+        let name = ServerName::try_from(name).map_err(invalid)?;
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await
+    }
+
+    fn config(&self) -> io::Result<ClientConfig> {
+        let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(invalid)?;
+        let builder = match &self.roots {
+            None => builder.with_native_roots()?,
+            Some(pem) => {
+                let mut roots = RootCertStore::empty();
+                for certificate in chain(pem)? {
+                    roots.add(certificate).map_err(invalid)?;
+                }
+                builder.with_root_certificates(roots)
+            }
+        };
+        match &self.identity {
+            None => Ok(builder.with_no_client_auth()),
+            Some((certificates, key)) => {
+                let key = PrivateKeyDer::from_pem_slice(key).map_err(invalid)?;
+                builder.with_client_auth_cert(chain(certificates)?, key).map_err(invalid)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tls(..)")
+    }
+}
+
+fn chain(pem: &[u8]) -> io::Result<Vec<CertificateDer<'static>>> {
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(invalid)?;
+    if chain.is_empty() { Err(invalid("no certificate in it: it must be PEM")) } else { Ok(chain) }
+}
+
+fn invalid(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, error)
+}

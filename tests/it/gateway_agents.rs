@@ -1,0 +1,249 @@
+//! `agent serve` and `agent connect --gateway` at a terminal, and the library of both with a running gateway.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use bytes::Bytes;
+use ginnel::gateway::client::{
+    ConnectError, DialClient, DialError, DialServer, Endpoint, Key, Raw, Settings, Tls,
+};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::authority::Authority;
+use crate::house::{House, Lines, free_ports};
+use crate::proc::{Proc, Stdout};
+
+const UP: Duration = Duration::from_secs(30);
+
+/// A service that answers, after its client's last byte, how many there were and what they sum up to.
+fn service() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                if stream.read_to_end(&mut bytes).is_ok() {
+                    let _ = stream.write_all(answer(&bytes).as_bytes());
+                }
+            });
+        }
+    });
+    address
+}
+
+fn answer(bytes: &[u8]) -> String {
+    format!("{} {}", bytes.len(), bytes.iter().map(|byte| u64::from(*byte)).sum::<u64>())
+}
+
+fn house(rest: &str) -> House {
+    let ports = free_ports();
+    House::on_loopback(&format!("[gateway]\nserver_port = {ports}\nhmac_port = {}\n{rest}", ports + 1))
+}
+
+fn agent(arguments: &[&str], key: Option<&str>, stdout: Stdout) -> Proc {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_agent"));
+    command.args(arguments).env_remove("AGENT_KEY").env_remove("AGENT_CODE").env_remove("AGENT_TICKET");
+    if let Some(key) = key {
+        command.env("AGENT_KEY", key);
+    }
+    Proc::start(arguments[0], command, stdout)
+}
+
+/// Publishes the service under 7 and waits until it is.
+fn serve(gateway: &str, to: SocketAddr, door: &str, key: &str) -> Proc {
+    let arguments = ["serve", "--gateway", gateway, "--id", "7", "--to", &to.to_string(), "--door", door];
+    let serve = agent(&arguments, Some(key), Stdout::Lines);
+    serve.expect("start", UP, |line| line.starts_with("Serving  ").then_some(()));
+    serve
+}
+
+/// What comes back from 7 for these bytes on standard input.
+fn ask(arguments: &[&str], bytes: &[u8], told: &[&Proc]) -> String {
+    let mut connect = agent(&[&["connect"], arguments].concat(), None, Stdout::Pipe);
+    let (mut stdin, mut stdout) = connect.take_pipes();
+    stdin.write_all(bytes).unwrap();
+    drop(stdin);
+    let mut answer = String::new();
+    stdout.read_to_string(&mut answer).unwrap();
+    let status = connect.wait(UP);
+    let story: Vec<_> = told.iter().map(|side| side.printed()).collect();
+    assert!(status.success(), "{status}\n{}\n{}", connect.printed(), story.join("\n"));
+    answer
+}
+
+#[test]
+fn a_service_is_reached_by_its_id_through_every_door() {
+    let house = house("");
+    let service = service();
+    let key = house.told(&["key", "--gateway"]);
+    let bytes: Vec<u8> = (0..3_000_000_u32).map(|at| (at % 251) as u8).collect();
+    let metrics = house.address.port();
+    for (door, gateway) in [("web", house.address), ("hmac", ports(&house).1), ("md5", ports(&house).0)] {
+        let serve = serve(&gateway.to_string(), service, door, &key);
+        for gateway in [house.address.to_string(), format!("ws://127.0.0.1:{metrics}")] {
+            let got = ask(&["--gateway", &gateway, "--id", "7"], &bytes, &[&serve, &house.server]);
+            assert_eq!(got, answer(&bytes), "{door} {gateway}");
+        }
+        let closed = format!(": {} B out, {} B in", answer(&bytes).len(), bytes.len());
+        serve.expect("end of a visit", UP, |line| line.ends_with(&closed).then_some(()));
+    }
+}
+
+/// The ports for servers, MD5 and HMAC, as the configuration of [`house`] has them.
+fn ports(house: &House) -> (SocketAddr, SocketAddr) {
+    let config = std::fs::read_to_string(house.state().with_file_name("ginnel.toml")).unwrap();
+    let port = |name: &str| {
+        let line = config.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = "));
+        SocketAddr::new(house.address.ip(), line.unwrap().parse().unwrap())
+    };
+    (port("server_port"), port("hmac_port"))
+}
+
+#[test]
+fn local_connections_are_served_side_by_side_and_a_service_survives_its_gateway() {
+    let mut house = house("");
+    let key = house.told(&["key", "--gateway"]);
+    let gateway = house.address.to_string();
+    let serve = serve(&gateway, service(), "web", &key);
+    let listen = ["connect", "--gateway", &gateway, "--id", "7", "--listen", "127.0.0.1:0", "--json"];
+    let connect = agent(&listen, None, Stdout::Lines);
+    let at = connect.expect("local address", UP, |line| {
+        let event: Value = serde_json::from_str(line).ok()?;
+        event["at"].as_str()?.parse::<SocketAddr>().ok()
+    });
+    let exchange = |bytes: &[u8]| -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(at)?;
+        stream.set_read_timeout(Some(UP))?;
+        stream.write_all(bytes)?;
+        stream.shutdown(Shutdown::Write)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).map(|_| answer)
+    };
+    // More than one client of the gateway may have, and one that says nothing meanwhile.
+    let idle = TcpStream::connect(at).unwrap();
+    std::thread::scope(|scope| {
+        for number in 0..12_u8 {
+            let exchange = &exchange;
+            scope.spawn(move || {
+                let bytes = vec![number; 200_000];
+                assert_eq!(exchange(&bytes).unwrap(), answer(&bytes));
+            });
+        }
+    });
+    drop(idle);
+    house.restart();
+    serve.expect("return", UP, |line| line.starts_with("Back     ").then_some(()));
+    assert_eq!(exchange(b"again").unwrap(), answer(b"again"), "{}", connect.printed());
+    for mut side in [serve, connect] {
+        side.terminate();
+        assert_eq!(side.wait(UP).code(), Some(130), "{}", side.printed());
+    }
+}
+
+#[test]
+fn failures_say_what_to_type_and_have_their_exit_codes() {
+    let house = house("tickets = true");
+    let gateway = house.address.to_string();
+    let access = house.key();
+    let ticket = house.told(&["gateway", "ticket", "--server", "8"]);
+    let hmac = ports(&house).1.to_string();
+    let serve = ["serve", "--gateway", &gateway, "--to", "22", "--id"];
+    let connect = ["connect", "--gateway", &gateway, "--id"];
+    let table: [(Vec<&str>, Option<&str>, i32, &str); 7] = [
+        ([&serve[..], &["7"]].concat(), None, 2, "ginnel key --gateway"),
+        ([&serve[..], &["7"]].concat(), Some(&access), 4, "2147483648"),
+        (
+            vec!["serve", "--gateway", &hmac, "--door", "hmac", "--to", "22", "--id", "7"],
+            Some(&access),
+            4,
+            "--key-file",
+        ),
+        (vec!["connect", "--gateway", "127.0.0.1:1", "--id", "7"], None, 5, "[gateway] enabled"),
+        ([&connect[..], &["7"]].concat(), None, 4, "ginnel gateway ticket"),
+        ([&connect[..], &["8", "--ticket", &ticket]].concat(), None, 3, "agent serve --id"),
+        ([&connect[..], &["7", "--ticket", &ticket]].concat(), None, 3, "agent serve --id"),
+    ];
+    for (arguments, key, code, hint) in table {
+        let mut run = agent(&arguments, key, Stdout::Lines);
+        let status = run.wait(UP);
+        assert_eq!(status.code(), Some(code), "{arguments:?}\n{}", run.printed());
+        assert!(run.printed().contains(hint), "{arguments:?}\n{}", run.printed());
+    }
+    let mut json =
+        agent(&[&connect[..], &["8", "--json", "--ticket", &ticket]].concat(), None, Stdout::Lines);
+    assert_eq!(json.wait(UP).code(), Some(3));
+    let event: Value = json.expect("event", UP, |line| serde_json::from_str(line).ok());
+    assert_eq!((&event["t"], &event["code"]), (&"error".into(), &"offline".into()));
+}
+
+fn quick() -> Settings {
+    let quick = Duration::from_millis(20);
+    Settings { reconnect: Some((quick, quick)), ..Settings::default() }
+}
+
+async fn echo(server: Endpoint<Raw>) {
+    while let Ok(mut connection) = server.accept().await {
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = connection.receive().await {
+                if connection.send(message).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// Inside TLS, by both manners of speaking.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_library_speaks_inside_tls_and_trusts_only_whom_it_was_told_to() {
+    let authority = Authority::new();
+    let house = House::with_tls(Lines::default(), Some(&authority));
+    let key = Key::new(house.told(&["key", "--gateway"])).unwrap();
+    let tls = Tls::system().roots(std::fs::read(authority.root()).unwrap());
+    let server = DialServer::hmac(format!("wss://{}", house.tls), 7, key).tls(tls.clone());
+    tokio::spawn(echo(server.connect().await.unwrap()));
+    for way in ["wss", "tls"] {
+        let client = DialClient::new(format!("{way}://{}", house.tls)).settings(quick());
+        let stranger =
+            client.clone().tls(Tls::system().roots(std::fs::read(Authority::new().root()).unwrap()));
+        assert!(matches!(stranger.connect().await, Err(ConnectError::Tls(_))), "{way}");
+        let client = client.tls(tls.clone()).connect().await.unwrap();
+        let mut connection = client.dial(7).await.unwrap();
+        for message in [Bytes::from("Hello"), Bytes::new(), vec![7; connection.max_message()].into()] {
+            connection.send(message.clone()).await.unwrap();
+            assert_eq!(connection.receive().await.unwrap(), Some(message), "{way}");
+        }
+        assert!(matches!(client.dial(8).await, Err(DialError::Refused(8))));
+    }
+}
+
+/// Each of the two ends writes more than any queue holds before it reads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_carry_much_in_both_directions_between_servers_with_credit_and_clients_without() {
+    const MUCH: usize = 20_000_000;
+    let house = house("");
+    let key = Key::new(house.told(&["key", "--gateway"])).unwrap();
+    let server = DialServer::hmac(ports(&house).1.to_string(), 7, key).connect().await.unwrap();
+    let client = DialClient::new(house.address.to_string()).connect().await.unwrap();
+    let (there, here) = (client.dial(7).await.unwrap(), server.accept().await.unwrap());
+    let mut tasks = tokio::task::JoinSet::new();
+    for stream in [there.into_stream(), here.into_stream()] {
+        tasks.spawn(async move {
+            let (mut read, mut write) = tokio::io::split(stream);
+            let sent: Vec<u8> = (0..MUCH).map(|at| (at % 253) as u8).collect();
+            let mut received = Vec::new();
+            let writing = async {
+                write.write_all(&sent).await?;
+                write.shutdown().await
+            };
+            tokio::try_join!(writing, read.read_to_end(&mut received)).unwrap();
+            assert!(received == sent, "{} bytes", received.len());
+        });
+    }
+    tasks.join_all().await;
+}
