@@ -237,6 +237,16 @@ fn calls_from_outside_wait_in_the_backlog_and_only_those_beyond_it_are_closed() 
 }
 
 #[test]
+fn nobody_is_left_waiting_where_nobody_accepts_any_more() {
+    let mut mux = connected(false, 1);
+    hear(&mut mux, &accept(2, 7)).unwrap();
+    mux.deafen();
+    hear(&mut mux, &accept(3, 7)).unwrap();
+    assert_eq!(sent(&mut mux), [Sent::Close(2), Sent::Close(3)]);
+    assert_eq!(offer(&mut mux, 1, b"goes on"), Offered::Taken);
+}
+
+#[test]
 fn unknown_ids_are_ignored() {
     let mut mux = endpoint(true);
     for bytes in [
