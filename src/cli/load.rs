@@ -1,6 +1,7 @@
 //! `ginnel load`: from the command line to a load, and its report as a table or as JSON.
 
 use super::load_basics::Basics;
+use super::load_gateway::Gateway;
 use super::load_processes::{self as processes, Word};
 use super::load_report::{Ending, allocate_table, finish_search, finish_traffic, print};
 use super::load_signaling::Signaling;
@@ -35,6 +36,8 @@ pub enum LoadCommand {
     Relay(Relay),
     /// Register clients with ginnel's signalling, hold them, and let them call each other
     Signaling(Signaling),
+    /// Connect clients and servers to a gateway and let them send each other messages
+    Gateway(Gateway),
 }
 
 /// Options of `ginnel load binding`.
@@ -211,6 +214,7 @@ impl LoadCommand {
             Self::Allocate(allocate) => &allocate.common,
             Self::Relay(relay) => &relay.common,
             Self::Signaling(signaling) => return signaling.run(),
+            Self::Gateway(gateway) => return gateway.run(),
         };
         match common.part {
             Some(part) => processes::as_part(|hands| {
@@ -295,7 +299,7 @@ impl LoadCommand {
                 let traffic = Traffic::Relay(relay.login.credentials()?, relay.what());
                 Ok(Packets { traffic, drive: relay.drive.drive(), search: &relay.search })
             }
-            Self::Allocate(_) | Self::Signaling(_) => bail!("these are no packets"),
+            Self::Allocate(_) | Self::Signaling(_) | Self::Gateway(_) => bail!("these are no packets"),
         }
     }
 
@@ -304,7 +308,7 @@ impl LoadCommand {
             Self::Binding(binding) => ("--sockets", binding.sockets),
             Self::Allocate(allocate) => ("--count", allocate.count),
             Self::Relay(relay) => ("half of --allocations", relay.allocations / 2),
-            Self::Signaling(_) => return Ok(()),
+            Self::Signaling(_) | Self::Gateway(_) => return Ok(()),
         };
         match common.processes {
             1 => Ok(()),

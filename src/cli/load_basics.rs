@@ -3,7 +3,7 @@
 use crate::load::{Load, Target, Times, Transport};
 use anyhow::{Context, bail};
 use clap::Args;
-use std::net::ToSocketAddrs;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 #[derive(Debug, Args)]
@@ -39,16 +39,21 @@ pub(super) struct Basics {
 }
 
 impl Basics {
+    /// Takes a server that may be put under load.
+    pub(super) fn agree(&self, address: SocketAddr, transport: Transport) -> anyhow::Result<Target> {
+        match Target::new(address, transport, self.yes) {
+            Ok(target) => Ok(target),
+            Err(error) => {
+                bail!("{error}; nothing was sent. If you may do that to it, type the same with --yes")
+            }
+        }
+    }
+
     pub(super) fn load(&self, transport: Transport) -> anyhow::Result<Load> {
         let named = || format!("--server {}", self.server);
         let mut addresses = self.server.to_socket_addrs().with_context(named)?;
         let address = addresses.next().with_context(named)?;
-        let target = match Target::new(address, transport, self.yes) {
-            Ok(target) => target,
-            Err(error) => {
-                bail!("{error}; nothing was sent. If you may do that to it, type the same with --yes")
-            }
-        };
+        let target = self.agree(address, transport)?;
         let seconds = |count: u64| Duration::from_secs(count.min(10_000));
         Ok(Load {
             target,

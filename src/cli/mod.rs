@@ -9,6 +9,7 @@ pub mod credentials;
 pub mod key;
 pub mod load;
 mod load_basics;
+mod load_gateway;
 mod load_processes;
 mod load_report;
 mod load_signaling;

@@ -46,6 +46,8 @@ pub(super) struct End {
     pub(super) outbox: Outbox,
     /// When it last took bytes, or when the first of those that wait came.
     pub(super) progress: Instant,
+    /// What waited for it was dropped, and it has taken nothing since.
+    pub(super) is_stuck: bool,
     /// Its virtual connections, also those that end.
     pub(super) connections: HashSet<ConnId, foldhash::fast::FixedState>,
     /// How many of them it has dialled.
@@ -75,6 +77,7 @@ impl End {
             role,
             outbox: Outbox::default(),
             progress: now,
+            is_stuck: false,
             connections: HashSet::default(),
             dialled: 0,
             opened: VecDeque::new(),
@@ -93,6 +96,13 @@ impl End {
     pub(super) fn id(&self) -> u32 {
         match self.role {
             Role::Client { id, .. } | Role::Server { id, .. } => id,
+        }
+    }
+
+    /// Something begins to wait for it. One that is stuck is given no new time for it.
+    pub(super) fn begin_waiting(&mut self, now: Instant) {
+        if !self.is_stuck {
+            self.progress = now;
         }
     }
 

@@ -66,15 +66,6 @@ pub(super) enum Timer {
     Pressure,
 }
 
-/// Where a frame with a message goes.
-pub(super) enum Route {
-    To(EndKey),
-    /// Nowhere.
-    Nowhere,
-    /// It has to wait, and all that its sender sends behind it.
-    Hold,
-}
-
 /// The gateway's state.
 #[derive(Debug)]
 pub struct Switchboard {
@@ -180,28 +171,27 @@ impl Switchboard {
                 }
             };
             took_one = true;
-            if let Frame::Data { conn, .. } = frame {
-                match self.route(now, from, conn, len) {
-                    Route::To(receiver) if receiver == to => run += len,
-                    Route::To(receiver) => {
-                        let before = input.split_to(run);
-                        self.forward(now.mono, to, before);
-                        (to, run) = (receiver, len);
-                    }
-                    found => {
-                        let before = input.split_to(run);
-                        self.forward(now.mono, to, before);
-                        (to, run) = (from, 0);
-                        if matches!(found, Route::Hold) {
-                            break true;
-                        }
-                        input.advance(len);
-                    }
+            if let Frame::Data { conn, .. } = frame
+                && let Some(receiver) = self.admit(from, conn, len)
+            {
+                if receiver != to {
+                    let before = input.split_to(run);
+                    self.forward(now.mono, to, before);
+                    (to, run) = (receiver, 0);
                 }
+                run += len;
+                continue;
+            }
+            // What came before goes first: what follows may close what it belongs to.
+            let before = input.split_to(run);
+            self.forward(now.mono, to, before);
+            (to, run) = (from, 0);
+            if let Some(conn) = wire::conn_of(input).filter(|conn| conn.0 != 0) {
+                if self.is_to_wait(now, from, conn) {
+                    break true;
+                }
+                input.advance(len);
             } else {
-                let before = input.split_to(run);
-                self.forward(now.mono, to, before);
-                (to, run) = (from, 0);
                 let command = input.split_to(len);
                 if let Ok(Some((Frame::Command(command), _))) = wire::frame(&command, max_packet) {
                     self.command(now, from, command);
@@ -267,25 +257,35 @@ impl Switchboard {
         Next::Hold
     }
 
-    /// Finds the receiver of a message and notes that it will wait for it.
-    fn route(&mut self, now: Now, from: EndKey, conn: ConnId, len: usize) -> Route {
-        let queue = self.rules.limits.queue;
-        let found = self.connections.get_mut(&conn).filter(|link| !link.is_closed);
-        let found = found.and_then(|link| Some((1 - link.side(from)?, link)));
-        let Some((to, link)) = found else {
-            self.stray(now, from, conn);
-            return Route::Nowhere;
-        };
-        let (lane, Some(receiver)) = (&mut link.lanes[to], link.ends[to]) else { return Route::Nowhere };
-        let is_full = lane.waiting > 0 && lane.waiting + len > queue;
-        if is_full || lane.window <= 0 {
-            return self.hold(now, from, (conn, to), receiver);
+    /// Finds the receiver of a message and notes that it will wait for it; `None` where it may not.
+    fn admit(&mut self, from: EndKey, conn: ConnId, len: usize) -> Option<EndKey> {
+        let link = self.connections.get_mut(&conn).filter(|link| !link.is_closed)?;
+        let to = 1 - link.side(from)?;
+        let lane = &mut link.lanes[to];
+        if lane.is_full(len, self.rules.limits.queue) || lane.window <= 0 {
+            return None;
         }
         lane.waiting += len;
         lane.window = lane.window.saturating_sub_unsigned(len as u64);
         self.counters.messages += 1;
         self.counters.bytes += len as u64;
-        Route::To(receiver)
+        link.ends[to]
+    }
+
+    /// Says whether a message that was not admitted has to wait, and all that its sender sends behind it. It is dropped where not.
+    fn is_to_wait(&mut self, now: Now, from: EndKey, conn: ConnId) -> bool {
+        let found = self.connections.get(&conn).filter(|link| !link.is_closed);
+        let found = found.and_then(|link| {
+            let to = 1 - link.side(from)?;
+            Some((to, link.ends[to]?))
+        });
+        match found {
+            Some((to, receiver)) => self.hold(now, from, (conn, to), receiver),
+            None => {
+                self.stray(now, from, conn);
+                false
+            }
+        }
     }
 
     /// Puts a run of frames into its receiver's outbox.
@@ -295,7 +295,7 @@ impl Switchboard {
         }
         let Some(end) = self.ends.get_mut(to.0) else { return };
         if end.outbox.is_empty() {
-            end.progress = now;
+            end.begin_waiting(now);
             self.outputs.push_back(Output::Send(to));
         }
         self.budget.take(run.len());
@@ -307,7 +307,7 @@ impl Switchboard {
         let Some(end) = self.ends.get_mut(to.0) else { return };
         let before = end.outbox.len();
         if before == 0 {
-            end.progress = now.mono;
+            end.begin_waiting(now.mono);
             self.outputs.push_back(Output::Send(to));
         }
         end.outbox.tell(command);
@@ -328,7 +328,7 @@ impl Switchboard {
     /// An endpoint's system has taken the first `count` bytes of what waits for it.
     pub fn handle_written(&mut self, now: Now, to: EndKey, count: usize) {
         let Some(end) = self.ends.get_mut(to.0) else { return };
-        end.progress = now.mono;
+        (end.progress, end.is_stuck) = (now.mono, false);
         self.budget.give_back(count);
         let mut left = std::mem::take(&mut self.left);
         end.outbox.left(count, |conn, bytes| left.push((conn, bytes)));

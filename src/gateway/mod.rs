@@ -24,6 +24,8 @@ mod lately;
 mod liveness;
 pub mod machine;
 mod outbox;
+#[cfg(test)]
+mod scenarios;
 pub mod service;
 mod socket;
 pub mod ticket;

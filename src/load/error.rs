@@ -95,6 +95,30 @@ pub enum LoadError {
         /// What it has refused.
         code: Option<i64>,
     },
+    /// A gateway does not let a server in.
+    #[error(
+        "server {id} does not get in at {address}: {source}; is the gateway on, is this the door that was meant, and its key?"
+    )]
+    ServerDoor {
+        /// The door.
+        address: SocketAddr,
+        /// The server's id.
+        id: u32,
+        /// What happened.
+        source: io::Error,
+    },
+    /// A gateway does not connect all clients to their servers.
+    #[error("{up} of {of} virtual connections are up, and no more come{}", NotDialled(*.refused, *.gone))]
+    NotDialled {
+        /// How many are.
+        up: usize,
+        /// Of how many.
+        of: usize,
+        /// How many the gateway has refused.
+        refused: u64,
+        /// How many it has closed, connections or virtual ones.
+        gone: u64,
+    },
     /// It was interrupted before there was anything to report.
     #[error("interrupted")]
     Interrupted,
@@ -122,6 +146,27 @@ impl fmt::Display for NoMore {
             Self(0, None) => f.write_str(
                 ": the server does not answer; does it run, and does it speak ginnel's signalling?",
             ),
+        }
+    }
+}
+
+/// Why a gateway connects no more, and what to change.
+struct NotDialled(u64, u64);
+
+impl fmt::Display for NotDialled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self(refused @ 1.., _) => write!(
+                f,
+                ": the gateway refused {refused}; ginnel: raise gateway.limits.per_client and virtual_connections"
+            ),
+            Self(0, gone @ 1..) => write!(
+                f,
+                ": the gateway closed {gone} connections; is the key right, does it want a --ticket? ginnel: raise limits.connections_per_address"
+            ),
+            Self(0, 0) => {
+                f.write_str(": it does not answer; does it run, and does it speak a gateway's language?")
+            }
         }
     }
 }

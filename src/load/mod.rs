@@ -1,6 +1,7 @@
-//! A load generator and test client for any STUN or TURN server, over UDP and TCP, and for our signalling; on one thread.
+//! A load generator and test client for any STUN or TURN server, over UDP and TCP, for our signalling and for gateways; on one
+//! thread.
 //!
-//! [`Load::traffic`], [`Load::search`], [`Load::allocate`] and [`Load::signaling`] run a load to its end; nothing is printed.
+//! [`Load::traffic`], [`Load::search`], [`Load::allocate`], [`Load::signaling`] and [`Load::gateway`] run a load to its end; nothing is printed.
 //! [`client::Client`] is a TURN client without sockets, [`pace`] says when packets leave, [`stamp`] what they carry so that their
 //! arrival is worth something, [`histogram`] keeps latencies in fixed memory. Sends of several packets to one destination leave as
 //! one (GSO), and runs that arrive together are taken as one (GRO).
@@ -9,6 +10,7 @@ pub mod client;
 pub mod credentials;
 mod error;
 mod fleet;
+pub mod gateway;
 mod generator;
 pub mod histogram;
 pub mod outcome;
@@ -27,6 +29,7 @@ pub mod target;
 
 pub use credentials::Credentials;
 pub use error::LoadError;
+pub use gateway::{GatewayLoad, GatewayReport};
 pub use outcome::{Made, Outcome};
 pub use pace::Drive;
 pub use part::Part;

@@ -16,6 +16,11 @@ pub(crate) struct Authority {
 impl Authority {
     /// Makes an authority and its certificate for 127.0.0.1 and localhost.
     pub(crate) fn new() -> Self {
+        Self::naming(&["localhost", "127.0.0.1"])
+    }
+
+    /// Makes an authority and its certificate for these names.
+    pub(crate) fn naming(names: &[&str]) -> Self {
         let root_key = KeyPair::generate().unwrap();
         let mut root = CertificateParams::default();
         root.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -23,7 +28,7 @@ impl Authority {
         root.distinguished_name.push(DnType::CommonName, "a test's authority");
         let root_der = root.self_signed(&root_key).unwrap().der().to_vec();
         let key = KeyPair::generate().unwrap();
-        let leaf = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        let leaf = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap();
         let leaf = leaf.signed_by(&key, &Issuer::new(root, root_key)).unwrap();
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("certificate.pem"), pem("CERTIFICATE", leaf.der())).unwrap();

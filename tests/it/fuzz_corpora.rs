@@ -6,6 +6,8 @@ use std::path::Path;
 
 #[path = "../../fuzz/targets/client_hello.rs"]
 mod client_hello;
+#[path = "../../fuzz/targets/gateway_wire.rs"]
+mod gateway_wire;
 #[path = "../../fuzz/targets/hub_machine.rs"]
 mod hub_machine;
 #[path = "../../fuzz/targets/nonce_and_token.rs"]
@@ -18,6 +20,8 @@ mod signaling_wire;
 mod stream_framing;
 #[path = "../../fuzz/targets/stun_codec.rs"]
 mod stun_codec;
+#[path = "../../fuzz/targets/switchboard.rs"]
+mod switchboard;
 
 /// Runs `target` over every file of its corpus, and of its regressions if there are any.
 fn replay(name: &str, target: fn(&[u8])) {
@@ -68,4 +72,35 @@ fn the_corpus_of_signaling_wire_breaks_nothing() {
 #[test]
 fn the_corpus_of_hub_machine_breaks_nothing() {
     replay("hub_machine", hub_machine::run);
+}
+
+#[test]
+fn the_corpus_of_gateway_wire_breaks_nothing() {
+    replay("gateway_wire", gateway_wire::run);
+}
+
+#[test]
+fn the_corpus_of_switchboard_breaks_nothing() {
+    replay("switchboard", switchboard::run);
+}
+
+/// The fuzzers' worlds under as many random inputs as `GINNEL_RANDOM_INPUTS` says, else 40.
+#[test]
+fn random_inputs_break_neither_the_gateways_wire_nor_its_machine() {
+    use rand::{RngCore, SeedableRng};
+    let count = std::env::var("GINNEL_RANDOM_INPUTS").ok().and_then(|count| count.parse().ok()).unwrap_or(40);
+    let mut rng = rand_chacha::ChaCha20Rng::seed_from_u64(count);
+    for _ in 0..count {
+        let mut input = vec![0; 64 + rng.next_u32() as usize % 3000];
+        rng.fill_bytes(&mut input);
+        let tried = catch_unwind(AssertUnwindSafe(|| {
+            gateway_wire::run(&input);
+            switchboard::run(&input);
+        }));
+        if tried.is_err() {
+            let path = std::env::temp_dir().join("ginnel-broken-input");
+            fs::write(&path, &input).unwrap();
+            panic!("broken by {}", path.display());
+        }
+    }
 }

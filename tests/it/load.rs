@@ -28,7 +28,9 @@ const WAYS: [&str; 9] = [
 fn load(server: SocketAddr, (user, password): (&str, &str), what: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ginnel"));
     command.args(["load"]).args(what.split_whitespace()).args(["--server", &server.to_string()]);
-    if !what.starts_with("binding") && !what.starts_with("signaling") {
+    if what.starts_with("gateway") {
+        command.args(["--key-env", PASSWORD_VARIABLE]).env(PASSWORD_VARIABLE, password);
+    } else if !what.starts_with("binding") && !what.starts_with("signaling") {
         command.args(["--user", user]);
         if !what.contains("--rest-secret-file") {
             command.args(["--password-env", PASSWORD_VARIABLE]).env(PASSWORD_VARIABLE, password);
@@ -339,4 +341,54 @@ fn a_server_that_lets_no_more_clients_in_is_named_with_what_to_change() {
     let public = SocketAddr::from(([203, 0, 113, 1], 3478));
     let said = complaint(public, ("", ""), "signaling");
     assert!(said.contains("--yes") && said.contains("nothing was sent"), "{said}");
+}
+
+const GATEWAY_KEY: &str = "the key of a test's gateway";
+
+fn house_with_gateway() -> (House, [(&'static str, u16); 2]) {
+    let (md5, hmac) = (free_ports(), free_ports());
+    let house = House::on_loopback(&format!(
+        "[gateway]\nenabled = true\nserver_listen = [\"127.0.0.1\"]\nserver_port = {md5}\nhmac_port = {hmac}\n\
+         key = \"{GATEWAY_KEY}\"\n[gateway.limits]\nqueue = 131072\n[gateway.times]\nhold = 0.5"
+    ));
+    (house, [("md5", md5), ("hmac", hmac)])
+}
+
+#[test]
+fn messages_through_the_gateway_all_arrive_but_those_to_a_client_that_does_not_read() {
+    let (house, doors) = house_with_gateway();
+    for (door, port) in doors {
+        let what = format!(
+            "gateway --clients 20 --each 4 --size 100,102400 --deaf 20 --seconds 3 --warm-up 0 \
+             --door {door} --servers-at 127.0.0.1:{port} --pid {}",
+            house.server.id()
+        );
+        let report = report(house.address, ("", GATEWAY_KEY), &what);
+        let count = |name: &str| report[name].as_u64().unwrap();
+        for nothing in ["lost", "doubled", "out_of_order", "misdelivered", "damaged", "closed", "dropped"] {
+            assert_eq!(count(nothing), 0, "{nothing}: {report}");
+        }
+        assert_eq!((count("virtual_connections"), count("deaf_clients")), (80, 1), "{report}");
+        assert!(count("received") > 2000 && count("received") < count("sent"), "{report}");
+        assert!(report["memory"]["peak"].as_u64().unwrap() > 0, "{report}");
+    }
+}
+
+#[test]
+fn a_gateway_that_lets_nobody_in_is_named_with_what_to_change() {
+    let (house, [(_, md5), (_, hmac)]) = house_with_gateway();
+    let said =
+        |key: &str, what: &str| complaint(house.address, ("", key), &format!("gateway --clients 2 {what}"));
+    let right = format!("--servers-at 127.0.0.1:{md5}");
+    for (key, what, expected) in [
+        (GATEWAY_KEY, format!("--each 9 --servers 1 {right}"), "gateway.limits.per_client"),
+        ("not the key of this gateway", right.clone(), "is the key right"),
+        ("not the key of this gateway", format!("--door hmac --servers-at 127.0.0.1:{hmac}"), "its key?"),
+        ("too short a key", right.clone(), "at least 16 bytes"),
+        (GATEWAY_KEY, format!("--size 19 {right}"), "--size must be at least 20"),
+        (GATEWAY_KEY, "--servers-at 203.0.113.1:3480".to_owned(), "--yes"),
+    ] {
+        let said = said(key, &what);
+        assert!(said.contains(expected), "{what}: {said}");
+    }
 }

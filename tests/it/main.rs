@@ -21,6 +21,7 @@ mod document000;
 mod examples;
 mod front_door;
 mod fuzz_corpora;
+mod gateway;
 mod gateway_agents;
 mod house;
 mod judges;

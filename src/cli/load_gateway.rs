@@ -1,0 +1,229 @@
+//! `ginnel load gateway`: its options, its table, and when it fails.
+
+use super::load::{ProgressLine, stop_on_signals, with_reins};
+use super::load_basics::Basics;
+use super::load_report::{latency_line, print};
+use super::serve::raise_descriptor_limit;
+use crate::gateway::handshake::Key;
+use crate::gateway::ticket::Ticket;
+use crate::load::gateway::report::Memory;
+use crate::load::gateway::{Between, Door, Way};
+use crate::load::{GatewayLoad, GatewayReport, Transport};
+use anyhow::{Context, bail};
+use clap::{Args, ValueEnum};
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long nothing may arrive in the end before the rest is taken for lost.
+const QUIET: Duration = Duration::from_secs(5);
+const MIB: f64 = 1024.0 * 1024.0;
+
+/// Options of `ginnel load gateway`.
+#[derive(Debug, Args)]
+pub struct Gateway {
+    /// Clients, a connection each
+    #[arg(long, default_value_t = 100)]
+    clients: usize,
+    /// Virtual connections of each client, to one server after the other
+    #[arg(long, default_value_t = 8)]
+    each: usize,
+    /// Servers, which are here too
+    #[arg(long, default_value_t = 4)]
+    servers: usize,
+    /// Bytes of messages, in turn; at least 20
+    #[arg(long, value_delimiter = ',', default_value = "100")]
+    size: Vec<u32>,
+    /// Who sends
+    #[arg(long, value_enum, default_value_t = DirectionArg::Both)]
+    direction: DirectionArg,
+    /// One client in so many reads nothing; 0: all read
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    deaf: usize,
+    /// Bytes under way through each virtual connection, in each direction; one message may always be
+    #[arg(long, value_name = "BYTES", default_value_t = 128 * 1024)]
+    window: u32,
+    /// Bytes under way in all
+    #[arg(long, value_name = "BYTES", default_value_t = 64 * 1024 * 1024)]
+    in_flight: u64,
+    /// End after so many messages, if --seconds are not over before
+    #[arg(long, value_name = "N")]
+    messages: Option<u64>,
+    /// How servers come in
+    #[arg(long, value_enum, default_value_t = DoorArg::Md5)]
+    door: DoorArg,
+    /// Where they do [default: port 3480 (md5) or 3481 (hmac) of the same host]
+    #[arg(long, value_name = "IP:PORT")]
+    servers_at: Option<SocketAddr>,
+    /// The first server's id
+    #[arg(long, value_name = "ID", default_value_t = 1)]
+    first_id: u32,
+    /// File whose first line is the gateway's key (ginnel key --gateway)
+    #[arg(long, value_name = "FILE")]
+    key_file: Option<PathBuf>,
+    /// Environment variable that holds it
+    #[arg(long, value_name = "NAME", conflicts_with = "key_file", required_unless_present = "key_file")]
+    key_env: Option<String>,
+    /// What clients show, where the gateway wants tickets
+    #[arg(long)]
+    ticket: Option<Ticket>,
+    #[command(flatten)]
+    basics: Basics,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DirectionArg {
+    /// Clients
+    Up,
+    /// Servers
+    Down,
+    /// Both
+    Both,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DoorArg {
+    /// With the MD5 handshake
+    Md5,
+    /// With the HMAC handshake, and credit
+    Hmac,
+}
+
+impl Gateway {
+    /// Runs the load and prints its report.
+    pub(super) fn run(&self) -> anyhow::Result<()> {
+        let load = self.basics.load(Transport::Tcp)?;
+        let (door, port) = match self.door {
+            DoorArg::Md5 => (Door::Md5, 3480),
+            DoorArg::Hmac => (Door::Hmac, 3481),
+        };
+        let servers_at = self.servers_at.unwrap_or(SocketAddr::new(load.target.address().ip(), port));
+        self.basics.agree(servers_at, Transport::Tcp)?;
+        let what = GatewayLoad {
+            between: Between::Gateway {
+                servers_at,
+                door,
+                key: self.key()?,
+                first_id: self.first_id,
+                ticket: self.ticket,
+            },
+            clients: self.clients,
+            each: self.each,
+            servers: self.servers,
+            sizes: self.size.clone(),
+            way: match self.direction {
+                DirectionArg::Up => Way::Up,
+                DirectionArg::Down => Way::Down,
+                DirectionArg::Both => Way::Both,
+            },
+            deaf: self.deaf,
+            window: self.window,
+            in_flight: self.in_flight,
+            messages: self.messages,
+            quiet: QUIET,
+        };
+        raise_descriptor_limit();
+        let stop = stop_on_signals()?;
+        let mut line = ProgressLine::new();
+        let report = with_reins(&stop, &mut line, |reins| load.gateway(&what, reins))?;
+        print(self.basics.json, &report, &table(&report))?;
+        verdict(&report, self.basics.max_loss)
+    }
+
+    fn key(&self) -> anyhow::Result<Key> {
+        let text = match (&self.key_file, &self.key_env) {
+            (Some(file), _) => std::fs::read_to_string(file).with_context(|| file.display().to_string())?,
+            (None, name) => {
+                let name = name.as_deref().unwrap_or_default();
+                let value = std::env::var_os(name).and_then(|value| value.into_string().ok());
+                value.with_context(|| format!("--key-env {name}: not set"))?
+            }
+        };
+        Ok(Key::new(text.lines().next().unwrap_or_default().trim())?)
+    }
+}
+
+fn verdict(report: &GatewayReport, max_loss: Option<f64>) -> anyhow::Result<()> {
+    if report.received == 0 {
+        bail!("none of {} messages arrived", report.sent);
+    }
+    let percent = report.lost as f64 * 100.0 / (report.sent.max(1)) as f64;
+    let is_borne = max_loss.is_some_and(|most| percent <= most);
+    let rest = GatewayReport { lost: if is_borne { 0 } else { report.lost }, ..report.clone() };
+    if let Some(complaint) = rest.complaint() {
+        bail!("{complaint}");
+    }
+    if report.closed + report.dropped > 0 && !is_borne {
+        bail!("the gateway closed {} virtual connections and {} connections", report.closed, report.dropped);
+    }
+    Ok(())
+}
+
+fn table(report: &GatewayReport) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "  {name:<10} {value}");
+    };
+    let GatewayReport { clients, virtual_connections, servers, deaf_clients, .. } = report;
+    line("gateway", format!("{}, servers by {}", report.server, report.door));
+    let deaf =
+        if *deaf_clients > 0 { format!(", {deaf_clients} of them not reading") } else { String::new() };
+    line(
+        "load",
+        format!("{clients} clients{deaf}, {virtual_connections} virtual connections, {servers} servers"),
+    );
+    let sizes: Vec<_> = report.sizes.iter().map(ToString::to_string).collect();
+    line("messages", format!("of {} bytes, {}", sizes.join(" and "), report.direction));
+    line("connected", format!("in {:.3} s", report.connecting_seconds));
+    line(
+        "arrived",
+        format!(
+            "{:.0} messages/s over {:.1} s · {:.1} MB/s",
+            report.messages_per_second,
+            report.seconds,
+            report.bytes_per_second / 1e6
+        ),
+    );
+    let GatewayReport { lost, doubled, out_of_order, sent, .. } = report;
+    line("lost", format!("{lost} of {sent}; {doubled} twice, {out_of_order} out of order"));
+    line("latency", latency_line(report.latency_us));
+    if report.by_size.len() > 1 {
+        for of in &report.by_size {
+            line("", format!("{} bytes: {}", of.size, latency_line(of.latency_us)));
+        }
+    }
+    if let Some(cpu) = report.server_cpu {
+        let share = cpu.share * 100.0;
+        line("server CPU", format!("{:.2} µs a message, {share:.0} % of a processor", cpu.us_each));
+    }
+    let (own, share) = (report.own_cpu, report.own_cpu.share * 100.0);
+    line("own CPU", format!("{:.2} µs a message, {share:.0} % of a processor", own.us_each));
+    if let Some(memory) = memory_line(report.memory) {
+        line("memory", memory);
+    }
+    if report.was_generator_the_limit() {
+        line("caution", "this generator was the limit, the gateway may take more".to_owned());
+    }
+    for (count, what) in [
+        (report.closed_deaf, "virtual connections of clients that do not read were closed"),
+        (report.dropped_deaf, "connections of clients that do not read were closed"),
+        (report.closed, "other virtual connections were closed"),
+        (report.dropped, "other connections were closed"),
+        (report.misdelivered, "messages arrived where they do not belong"),
+        (report.damaged, "messages arrived with other bytes"),
+    ] {
+        if count > 0 {
+            line("caution", format!("{count} {what}"));
+        }
+    }
+    text
+}
+
+fn memory_line(memory: Memory) -> Option<String> {
+    let Memory { before, connected, peak, end } = memory;
+    let mib = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64 / MIB);
+    let (before, connected, end) = (mib(before)?, mib(connected)?, mib(end)?);
+    let peak = mib(peak).unwrap_or(end);
+    Some(format!("{before:.1} MiB before, {connected:.1} connected, {peak:.1} at most, {end:.1} in the end"))
+}

@@ -1,0 +1,199 @@
+//! Slow receivers: who waits for them, and who does not.
+
+use super::super::machine::READ;
+use super::*;
+
+const SMALL: Limits = Limits {
+    max_packet: 70_000,
+    queue: 4096,
+    memory: 4 * READ + 200_000,
+    per_client: 8,
+    undialled: 64,
+    violations: 100,
+    virtual_connections: 1000,
+};
+const HOLD: Duration = Duration::from_secs(5);
+
+#[test]
+fn a_sender_with_one_virtual_connection_waits_as_long_as_it_takes() {
+    let mut world = World::new(SMALL);
+    let (client, server) = (world.client(), world.server(9, false));
+    let conn = world.connect(client, server, 9);
+    for _ in 0..5 {
+        world.message(client, conn, 1000);
+    }
+    assert!(world.is_held(client), "the fifth finds no room");
+    world.wait(HOLD * 4);
+    assert!(world.is_held(client) && world.dropped.is_empty());
+    assert_eq!(world.hear(server), vec![Heard::Data(conn, 1000); 5], "then all of it comes");
+    assert!(!world.is_held(client));
+}
+
+#[test]
+fn a_slow_receiver_holds_up_the_others_for_a_while_and_then_loses_its_own() {
+    let mut world = World::new(SMALL);
+    let (slow, quick, server) = (world.client(), world.client(), world.server(9, false));
+    let (first, second) = (world.connect(slow, server, 9), world.connect(quick, server, 9));
+    for _ in 0..5 {
+        world.message(server, first, 1000);
+    }
+    world.message(server, second, 7);
+    assert!(world.is_held(server));
+    assert_eq!(world.hear(quick), [], "it is behind what waits");
+    world.wait(HOLD);
+    assert!(!world.is_held(server));
+    assert_eq!(world.hear(quick), [Heard::Data(second, 7)]);
+    assert_eq!(
+        world.hear(server),
+        [Heard::Close(first), Heard::Close(first)],
+        "and for the one that was held"
+    );
+    assert_eq!(world.hear(slow), [Heard::Close(first)], "what waited for it is gone");
+    assert_eq!(world.board.counters().slow, 1);
+    world.message(server, first, 1000);
+    assert_eq!(world.board.counters().late, 2, "the one that was held, and this one, are no violations");
+}
+
+#[test]
+fn a_receiver_that_takes_nothing_holds_up_nobody_twice() {
+    let mut world = World::new(SMALL);
+    let (slow, server) = (world.client(), world.server(9, false));
+    let conns: Vec<u32> = (0..4).map(|_| world.connect(slow, server, 9)).collect();
+    for _ in 0..5 {
+        world.message(server, conns[0], 1000);
+    }
+    world.wait(HOLD);
+    assert_eq!(world.board.counters().slow, 1);
+    let others = [world.connect_other(server, 9), world.connect_other(server, 9)];
+    for conn in &conns[1..] {
+        for _ in 0..5 {
+            world.message(server, *conn, 1000);
+        }
+        assert!(!world.is_held(server), "it has stalled for long enough already");
+    }
+    assert_eq!((world.board.counters().slow, others.len()), (4, 2));
+}
+
+#[test]
+fn a_server_with_credit_is_never_held_and_nothing_of_it_is_closed() {
+    let mut world = World::new(SMALL);
+    let (slow, quick, server) = (world.client(), world.client(), world.server(9, true));
+    let mut conns = Vec::new();
+    for client in [slow, quick] {
+        let (conn, _) = world.dial(client, 9);
+        let heard = world.hear(server);
+        assert!(matches!(heard[1], Heard::Credit(same, 4096) if same == conn), "{heard:?}");
+        conns.push(conn);
+    }
+    // What the credit is good for, in frames of 1008 bytes: four, and one that goes below it.
+    for _ in 0..4 {
+        world.message(server, conns[0], 1000);
+    }
+    world.wait(HOLD * 3);
+    world.message(server, conns[1], 7);
+    assert_eq!(world.hear(quick), [Heard::Ping, Heard::Data(conns[1], 7)][1..].to_vec());
+    assert!(!world.is_held(server));
+    assert_eq!(world.hear(slow).len(), 4, "nothing was closed");
+    assert_eq!(world.hear(server), [Heard::Credit(conns[0], 4 * 1008)]);
+}
+
+#[test]
+fn a_server_grants_credit_and_its_clients_wait_for_it() {
+    let mut world = World::new(SMALL);
+    let (client, server) = (world.client(), world.server(9, true));
+    let (conn, _) = world.dial(client, 9);
+    world.hear(server);
+    world.message(client, conn, 100);
+    assert!(world.is_held(client), "nothing is granted yet");
+    world.tell(server, Command::Credit { conn: ConnId(conn), bytes: 150 });
+    assert_eq!(world.hear(server), [Heard::Data(conn, 100)]);
+    world.message(client, conn, 100);
+    world.message(client, conn, 100);
+    assert_eq!(world.hear(server), [Heard::Data(conn, 100)], "42 are left, which one frame may exceed");
+    assert!(world.is_held(client));
+    world.tell(server, Command::Credit { conn: ConnId(conn), bytes: 1000 });
+    assert_eq!(world.hear(server), [Heard::Data(conn, 100)]);
+}
+
+#[test]
+fn memory_is_bounded_and_those_who_take_nothing_give_it_back() {
+    let mut world = World::new(Limits { queue: 100_000, ..SMALL });
+    let server = world.server(9, false);
+    let clients: Vec<EndKey> = (0..8).map(|_| world.client()).collect();
+    let conns: Vec<u32> = clients.iter().map(|client| world.connect(*client, server, 9)).collect();
+    let mut sent = 0;
+    for conn in conns.iter().cycle() {
+        if world.is_held(server) {
+            break;
+        }
+        world.message(server, *conn, 20_000);
+        sent += 1;
+        assert!(world.board.counters().waiting <= SMALL.memory as u64 + 20_008);
+    }
+    assert!(sent * 20_008 + READ >= SMALL.memory, "{sent} messages fill it");
+    // One of them reads on and leaves some room, the others take nothing.
+    world.wait(HOLD / 2);
+    assert!(world.hear(clients[0]).len() > 1 && !world.is_held(server));
+    for _ in 0..40 {
+        world.message(server, conns[0], 20_000);
+    }
+    assert!(world.is_held(server), "it is all taken again");
+    world.wait(HOLD / 2);
+    world.hear(clients[0]);
+    world.wait(HOLD * 2);
+    assert!(!world.is_held(server), "there is room again");
+    assert!(world.board.counters().slow <= 7 && !world.hear(clients[0]).contains(&Heard::Close(conns[0])));
+}
+
+#[test]
+fn a_long_frame_is_read_only_when_there_is_memory_for_all_of_it() {
+    let mut world = World::new(Limits { queue: 100_000, ..SMALL });
+    let server = world.server(9, false);
+    let clients: Vec<EndKey> = (0..10).map(|_| world.client()).collect();
+    let conns: Vec<u32> = clients.iter().map(|client| world.connect(*client, server, 9)).collect();
+    let mut held = 0;
+    for (client, conn) in clients.iter().zip(conns) {
+        let mut bytes = Vec::new();
+        wire::head(&mut bytes, ConnId(conn), 60_000);
+        bytes.resize(20_000, 0);
+        world.send(*client, &bytes);
+        held += usize::from(world.is_held(*client));
+    }
+    let room = SMALL.memory / 60_008;
+    assert!(
+        held > 0 && (clients.len() - held).abs_diff(room) <= 1,
+        "{held} are not read on, room for {room}"
+    );
+    for client in &clients {
+        if !world.is_held(*client) {
+            world.send(*client, &[0; 60_008 - 20_000]);
+            world.hear(server);
+        }
+    }
+    assert!(clients.iter().filter(|client| world.is_held(**client)).count() < held, "there is room again");
+}
+
+#[test]
+fn whoever_does_not_read_its_answers_is_not_read_either() {
+    let mut world = World::new(Limits::default());
+    let client = world.client();
+    let mut sent = 0;
+    while !world.is_held(client) {
+        world.tell(client, Command::Dial { conn: ConnId(5), remote: 5 });
+        sent += 1;
+        assert!(sent < 100_000);
+    }
+    assert!(world.board.counters().waiting < 100_000);
+    assert_eq!(world.hear(client).len(), sent);
+    assert!(!world.is_held(client));
+}
+
+impl World {
+    /// A virtual connection of somebody else, who reads.
+    fn connect_other(&mut self, server: EndKey, server_id: u32) -> u32 {
+        let other = self.client();
+        let (conn, _) = self.dial(other, server_id);
+        self.hear(server);
+        conn
+    }
+}

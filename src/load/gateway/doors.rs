@@ -1,0 +1,90 @@
+//! How clients and servers come in: connections, and the servers' handshakes.
+
+use crate::gateway::handshake::{CHALLENGE, Key, MD5_CHALLENGE, PROOF};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+/// How long a connection or a handshake may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Clients from one loopback address: as many as a server allows one network, with room to spare.
+const PER_ADDRESS: usize = 100;
+/// The first of those addresses.
+const FIRST_ADDRESS: u32 = 0x7F4F_0001;
+
+/// Room in the kernel for a client that does not read: what it misses is to wait at the gateway.
+const DEAF_ROOM: usize = 16 * 1024;
+
+/// How servers show that they know the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// MD5, as the document has it.
+    Md5,
+    /// HMAC-SHA256, with credit.
+    Hmac,
+}
+
+impl Door {
+    /// Returns its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Md5 => "md5",
+            Self::Hmac => "hmac",
+        }
+    }
+
+    /// Connects a server.
+    pub(super) fn enter(self, address: SocketAddr, key: &Key, id: u32) -> io::Result<TcpStream> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        let mut socket = connected(socket, address)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        match self {
+            Self::Md5 => {
+                let mut challenge = [0; MD5_CHALLENGE];
+                socket.read_exact(&mut challenge)?;
+                socket.write_all(&key.md5_answer(&challenge, id))?;
+            }
+            Self::Hmac => {
+                let (mut challenge, mut nonce, mut proof) = ([0; CHALLENGE], [0; CHALLENGE], [0; PROOF]);
+                ChaCha20Rng::from_os_rng().fill(&mut nonce);
+                socket.read_exact(&mut challenge)?;
+                socket.write_all(&key.answer(&challenge, &nonce, id))?;
+                socket.read_exact(&mut proof)?;
+                if !key.check_proof(&challenge, &nonce, id, &proof) {
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "it has another key"));
+                }
+            }
+        }
+        Ok(socket)
+    }
+}
+
+/// Connects client `number`. On IPv4 loopback a hundred come from each address.
+pub(super) fn connect(address: SocketAddr, number: usize, is_deaf: bool) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if is_deaf {
+        socket.set_recv_buffer_size(DEAF_ROOM)?;
+    }
+    if address.is_ipv4() && address.ip().is_loopback() {
+        let own = FIRST_ADDRESS + u32::try_from(number / PER_ADDRESS).unwrap_or(0);
+        socket.bind(&SocketAddr::from((Ipv4Addr::from_bits(own), 0)).into())?;
+    }
+    connected(socket, address)
+}
+
+fn connected(socket: Socket, address: SocketAddr) -> io::Result<TcpStream> {
+    socket.connect_timeout(&address.into(), PATIENCE)?;
+    socket.set_tcp_nodelay(true)?;
+    Ok(socket.into())
+}
+
+/// Waits for a proxy's connection.
+pub(super) fn accepted(listener: &TcpListener) -> io::Result<TcpStream> {
+    let (socket, _) = listener.accept()?;
+    socket.set_nodelay(true)?;
+    Ok(socket)
+}

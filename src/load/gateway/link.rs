@@ -1,0 +1,135 @@
+//! One connection to the gateway: bytes in, bytes out.
+
+use super::message::Reader;
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+
+/// A connection of a client or a server.
+#[derive(Debug)]
+pub(super) struct Link {
+    socket: Option<TcpStream>,
+    pub(super) reader: Reader,
+    /// Flows that have something to send to someone who reads.
+    ready: VecDeque<u32>,
+    /// The others, which come first: all queues are to be full soon.
+    unheard: VecDeque<u32>,
+    /// Commands that leave before anything else.
+    pub(super) commands: Vec<u8>,
+    /// What the kernel has not taken.
+    tail: Vec<u8>,
+    tail_at: usize,
+    /// Whether the kernel has said that it is full.
+    pub(super) is_blocked: bool,
+    /// Whether it waits for its turn to write.
+    pub(super) is_queued: bool,
+    /// Whether nothing is read any more.
+    pub(super) is_deaf: bool,
+}
+
+impl Link {
+    pub(super) fn new(socket: TcpStream) -> Self {
+        Self {
+            socket: Some(socket),
+            reader: Reader::default(),
+            ready: VecDeque::new(),
+            unheard: VecDeque::new(),
+            commands: Vec::new(),
+            tail: Vec::new(),
+            tail_at: 0,
+            is_blocked: false,
+            is_queued: false,
+            is_deaf: false,
+        }
+    }
+
+    pub(super) fn socket(&self) -> Option<&TcpStream> {
+        self.socket.as_ref()
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    pub(super) fn close(&mut self) {
+        (self.socket, self.tail, self.commands) = (None, Vec::new(), Vec::new());
+        (self.ready, self.unheard) = (VecDeque::new(), VecDeque::new());
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        !self.ready.is_empty() || !self.unheard.is_empty()
+    }
+
+    pub(super) fn make_ready(&mut self, flow: u32, is_unheard: bool) {
+        if is_unheard { self.unheard.push_back(flow) } else { self.ready.push_back(flow) }
+    }
+
+    pub(super) fn next_ready(&mut self) -> Option<u32> {
+        self.unheard.pop_front().or_else(|| self.ready.pop_front())
+    }
+
+    /// Takes back what [`Link::next_ready`] gave, which must have been to someone who reads.
+    pub(super) fn put_back(&mut self, flow: u32) {
+        self.ready.push_front(flow);
+    }
+
+    pub(super) fn has_tail(&self) -> bool {
+        !self.tail.is_empty()
+    }
+
+    /// Reads once; `None` when there is nothing now.
+    ///
+    /// # Errors
+    /// When the connection is over.
+    pub(super) fn read(&mut self, room: &mut [u8]) -> io::Result<Option<usize>> {
+        let Some(socket) = &mut self.socket else { return Ok(None) };
+        match socket.read(room) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => Ok(Some(read)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Some(0)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes what waits; returns whether all of it has left.
+    ///
+    /// # Errors
+    /// When the connection is over.
+    pub(super) fn write_tail(&mut self) -> io::Result<bool> {
+        let written = self.push(None)?;
+        self.tail_at += written;
+        if self.tail_at == self.tail.len() {
+            (self.tail, self.tail_at) = (Vec::new(), 0);
+        }
+        Ok(self.tail.is_empty())
+    }
+
+    /// Writes `bytes` behind what waits, and keeps what the kernel does not take.
+    ///
+    /// # Errors
+    /// When the connection is over.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let written = if self.has_tail() { 0 } else { self.push(Some(bytes))? };
+        self.tail.extend_from_slice(&bytes[written..]);
+        Ok(())
+    }
+
+    fn push(&mut self, bytes: Option<&[u8]>) -> io::Result<usize> {
+        let bytes = bytes.unwrap_or(&self.tail[self.tail_at..]);
+        let Some(socket) = &mut self.socket else { return Ok(bytes.len()) };
+        let mut written = 0;
+        while written < bytes.len() {
+            match socket.write(&bytes[written..]) {
+                Ok(now) => written += now,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.is_blocked = true;
+                    break;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(written)
+    }
+}

@@ -1,0 +1,249 @@
+//! What is sent through virtual connections, and how it is known again: frames made on the fly, and a reader that keeps none of
+//! them. Pure.
+//!
+//! ```text
+//! ┌─────────┬──────────┬───────────┬────────────┬──────────────────────┬─────────┐
+//! │ head(8) │ mark (4) │ flow (4)  │ number (4) │ ns since the run (8) │ filling │
+//! └─────────┴──────────┴───────────┴────────────┴──────────────────────┴─────────┘
+//! ```
+
+use crate::gateway::wire::{self, Command, ConnId, Frame, HEAD, WireError};
+use bytes::BufMut;
+
+/// The shortest message.
+pub const STAMP: usize = 20;
+/// The longest one.
+pub const LONGEST: usize = 512 * 1024 - 4;
+const STAMPED: usize = HEAD + STAMP;
+/// What a filling repeats itself after: no power of two, so that nothing that is moved by a page looks right.
+const PERIOD: usize = 251;
+const PIECE: usize = 64 * 1024;
+
+/// One message, without its filling.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stamp {
+    /// Twice the virtual connection, and one more from servers to clients.
+    pub(super) flow: u32,
+    /// Of the flow's messages, from 0.
+    pub(super) number: u32,
+    /// When it was made, in ns since the run began.
+    pub(super) at: u64,
+}
+
+/// What messages of one run have in common.
+#[derive(Debug)]
+pub(super) struct Mold {
+    mark: u32,
+    filling: Box<[u8]>,
+}
+
+/// What a reader has come upon.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Heard<'a> {
+    Command(Command<'a>),
+    Message {
+        conn: ConnId,
+        /// `None` for what this run has not sent.
+        stamp: Option<Stamp>,
+        /// Of the message, without the frame's head.
+        len: u32,
+        /// Whether the filling is what was sent.
+        is_whole: bool,
+    },
+}
+
+/// Reads a stream of frames in whatever pieces it comes; 48 bytes, however long the messages are.
+#[derive(Debug, Default)]
+pub(super) struct Reader {
+    head: [u8; STAMPED],
+    have: u8,
+    is_damaged: bool,
+    /// Bytes of the filling that have not come.
+    left: u32,
+}
+
+impl Mold {
+    pub(super) fn new(mark: u32) -> Self {
+        Self { mark, filling: (0..PIECE + PERIOD).map(|at| (at % PERIOD) as u8).collect() }
+    }
+
+    /// Appends a whole frame whose message has `len` bytes.
+    pub(super) fn emit(&self, conn: ConnId, stamp: Stamp, len: u32, to: &mut Vec<u8>) {
+        wire::head(to, conn, len as usize);
+        to.put_u32_le(self.mark);
+        to.put_u32_le(stamp.flow);
+        to.put_u32_le(stamp.number);
+        to.put_u64_le(stamp.at);
+        let (mut at, mut left) = (0, (len as usize).saturating_sub(STAMP));
+        while left > 0 {
+            let piece = self.piece(stamp.number, at, left);
+            to.extend_from_slice(piece);
+            (at, left) = (at + piece.len(), left - piece.len());
+        }
+    }
+
+    /// Returns the filling of message `number` from `at` on, as much as there is in one piece.
+    fn piece(&self, number: u32, at: usize, most: usize) -> &[u8] {
+        let from = (number as usize + at) % PERIOD;
+        &self.filling[from..from + most.min(PIECE)]
+    }
+
+    fn fits(&self, number: u32, mut at: usize, mut bytes: &[u8]) -> bool {
+        while !bytes.is_empty() {
+            let piece = self.piece(number, at, bytes.len());
+            let (now, rest) = bytes.split_at(piece.len());
+            if now != piece {
+                return false;
+            }
+            (at, bytes) = (at + piece.len(), rest);
+        }
+        true
+    }
+
+    fn stamp(&self, head: &[u8; STAMPED]) -> Option<Stamp> {
+        (u32_at(head, 8) == self.mark).then(|| Stamp {
+            flow: u32_at(head, 12),
+            number: u32_at(head, 16),
+            at: u64::from(u32_at(head, 20)) | u64::from(u32_at(head, 24)) << 32,
+        })
+    }
+}
+
+impl Reader {
+    /// Reads `bytes`, which go on where the last ones ended.
+    ///
+    /// # Errors
+    /// [`WireError`]; [`WireError::Short`] for messages that are too short to be ours.
+    pub(super) fn read(
+        &mut self,
+        mold: &Mold,
+        mut bytes: &[u8],
+        hear: &mut impl FnMut(Heard<'_>),
+    ) -> Result<(), WireError> {
+        loop {
+            let Some(wanted) = self.head_len()? else {
+                let taken = bytes.len().min(self.left as usize);
+                let (now, rest) = bytes.split_at(taken);
+                if !self.fill(mold, now, hear) {
+                    return Ok(());
+                }
+                bytes = rest;
+                continue;
+            };
+            let have = usize::from(self.have);
+            let taken = bytes.len().min(wanted - have);
+            self.head[have..have + taken].copy_from_slice(&bytes[..taken]);
+            self.have += taken as u8;
+            bytes = &bytes[taken..];
+            if taken < wanted - have {
+                return Ok(());
+            }
+            if wanted > HEAD && u32_at(&self.head, 4) == 0 {
+                if let Some((Frame::Command(command), _)) = wire::frame(&self.head[..wanted], STAMPED)? {
+                    hear(Heard::Command(command));
+                }
+                *self = Self::default();
+            } else if wanted == STAMPED {
+                self.left = u32_at(&self.head, 0) + 4 - STAMPED as u32;
+            }
+        }
+    }
+
+    /// Returns how many bytes of the head are wanted next, `None` where it is there.
+    fn head_len(&self) -> Result<Option<usize>, WireError> {
+        let have = usize::from(self.have);
+        if have < HEAD {
+            return Ok(Some(HEAD));
+        }
+        let (len, conn) = (u32_at(&self.head, 0), u32_at(&self.head, 4));
+        let frame = len as usize + 4;
+        if conn == 0 {
+            return if frame <= STAMPED { Ok(Some(frame)) } else { Err(WireError::Long(len)) };
+        }
+        match frame {
+            ..STAMPED => Err(WireError::Short(len)),
+            _ if have < STAMPED => Ok(Some(STAMPED)),
+            _ => Ok(None),
+        }
+    }
+
+    /// Takes bytes of a filling; returns whether the message is there, and hands it over then.
+    fn fill(&mut self, mold: &Mold, bytes: &[u8], hear: &mut impl FnMut(Heard<'_>)) -> bool {
+        let len = u32_at(&self.head, 0) - 4;
+        let stamp = mold.stamp(&self.head);
+        if let Some(stamp) = stamp {
+            let at = len - STAMP as u32 - self.left;
+            self.is_damaged |= !mold.fits(stamp.number, at as usize, bytes);
+        }
+        self.left -= bytes.len() as u32;
+        if self.left > 0 {
+            return false;
+        }
+        let conn = ConnId(u32_at(&self.head, 4));
+        hear(Heard::Message { conn, stamp, len, is_whole: !self.is_damaged });
+        *self = Self::default();
+        true
+    }
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_le_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONN: ConnId = ConnId(9527);
+
+    fn told(mold: &Mold, pieces: &[&[u8]]) -> Result<Vec<String>, WireError> {
+        let (mut reader, mut told) = (Reader::default(), Vec::new());
+        for piece in pieces {
+            reader.read(mold, piece, &mut |heard| told.push(format!("{heard:?}")))?;
+        }
+        Ok(told)
+    }
+
+    fn stream(mold: &Mold) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (number, len) in [(0, 20), (1, 100), (2, 21), (3, 70_000), (4, 100_000)] {
+            Command::Ping.emit(&mut bytes);
+            mold.emit(CONN, Stamp { flow: 7, number, at: 1 << 40 }, len, &mut bytes);
+            Command::Accept { conn: CONN, remote: 1 }.emit(&mut bytes);
+        }
+        bytes
+    }
+
+    #[test]
+    fn what_was_sent_is_read_however_it_is_split() {
+        let mold = Mold::new(5);
+        let bytes = stream(&mold);
+        let whole = told(&mold, &[&bytes]).unwrap();
+        assert_eq!(whole.len(), 15);
+        let wanted = Heard::Message {
+            conn: CONN,
+            stamp: Some(Stamp { flow: 7, number: 3, at: 1 << 40 }),
+            len: 70_000,
+            is_whole: true,
+        };
+        assert_eq!(whole[10], format!("{wanted:?}"));
+        for size in [1, 3, 7, 8, 9, 17, 28, 29, 100, 4096, 65_536] {
+            assert_eq!(told(&mold, &bytes.chunks(size).collect::<Vec<_>>()).unwrap(), whole, "{size}");
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_and_a_message_of_others_are_noticed() {
+        let mold = Mold::new(5);
+        let mut bytes = Vec::new();
+        mold.emit(CONN, Stamp { flow: 1, number: 1, at: 1 }, 100, &mut bytes);
+        for at in STAMPED..bytes.len() {
+            bytes[at] ^= 1;
+            assert!(told(&mold, &[&bytes]).unwrap()[0].contains("is_whole: false"), "{at}");
+            bytes[at] ^= 1;
+        }
+        assert!(told(&Mold::new(6), &[&bytes]).unwrap()[0].contains("stamp: None"));
+        assert_eq!(told(&mold, &[b"\x10\0\0\0\x01\0\0\0"]), Err(WireError::Short(16)));
+        assert_eq!(told(&mold, &[b"\x19\0\0\0\0\0\0\0"]), Err(WireError::Long(25)));
+    }
+}

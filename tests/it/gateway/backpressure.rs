@@ -1,0 +1,319 @@
+//! One slow receiver neither stops nor harms another virtual connection.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use super::endpoint::{ACCEPT, CLOSE, CREDIT, Endpoint, command, conn_of, data};
+use super::{Gateway, KEY, PATIENCE};
+
+/// A sender is held so briefly here that the tests are quick.
+const BRIEF: &str = "[gateway.times]\nhold = 0.5";
+/// Bytes of a message, and how many of them are more than every buffer on the way.
+const SIZE: usize = 16 * 1024;
+const COUNT: u32 = 512;
+
+/// A message that tells where it belongs.
+fn numbered(conn: u32, number: u32) -> Vec<u8> {
+    let mut message = vec![u8::try_from(number % 251).unwrap(); SIZE];
+    message[..4].copy_from_slice(&number.to_le_bytes());
+    data(conn, &message)
+}
+
+/// Asserts that all messages come once, in order and nothing else.
+fn hears_all(endpoint: &mut Endpoint, conn: u32, numbers: std::ops::Range<u32>) {
+    for number in numbers {
+        assert!(endpoint.hear() == numbered(conn, number), "{number} is lost, late, twice or changed");
+    }
+}
+
+/// Asserts that messages come once and in order until Close; returns how many.
+fn hears_until_close(endpoint: &mut Endpoint, conn: u32) -> u32 {
+    for number in 0.. {
+        let heard = endpoint.hear();
+        if heard == command(CLOSE, &[conn]) {
+            return number;
+        }
+        assert!(heard == numbered(conn, number), "{number} is lost, late, twice or changed");
+    }
+    unreachable!("as many numbers as there are")
+}
+
+/// Sends to both until the slow one's id is closed and the other has been sent [`COUNT`] messages; returns how many went to each.
+fn send_to_both(sender: &mut Endpoint, slow: u32, quick: u32) -> (u32, u32) {
+    let mut ear = Endpoint { stream: sender.stream.try_clone().unwrap(), answers: false };
+    let closed = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let ear = scope.spawn(|| {
+            ear.hears(&[command(CLOSE, &[slow])]);
+            closed.store(true, Ordering::Relaxed);
+        });
+        let (mut to_slow, mut to_quick) = (0, 0);
+        while !closed.load(Ordering::Relaxed) && !ear.is_finished() || to_quick < COUNT {
+            if !closed.load(Ordering::Relaxed) {
+                sender.say(&numbered(slow, to_slow));
+                to_slow += 1;
+            }
+            sender.say(&numbered(quick, to_quick));
+            to_quick += 1;
+        }
+        ear.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (to_slow, to_quick)
+    })
+}
+
+/// Closes the quick one's id too. What is heard before that are answers to messages for the id that was closed.
+fn only_closes_of(endpoint: &mut Endpoint, slow: u32, quick: u32) {
+    endpoint.say(&command(CLOSE, &[quick]));
+    loop {
+        let heard = endpoint.hear();
+        if heard == command(CLOSE, &[quick]) {
+            return;
+        }
+        assert_eq!(heard, command(CLOSE, &[slow]));
+    }
+}
+
+#[test]
+fn a_client_that_does_not_read_loses_its_own_id_and_the_one_beside_it_nothing() {
+    let gateway = Gateway::start(BRIEF);
+    let mut server = Endpoint::server(&gateway, 1);
+    let (mut slow, mut quick) = (Endpoint::narrow_client(&gateway), Endpoint::client(&gateway));
+    let (to_slow, to_quick) = (slow.dial(1), quick.dial(1));
+    server.hears(&[command(ACCEPT, &[to_slow, 1]), command(ACCEPT, &[to_quick, 2])]);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| hears_until_close(&mut quick, to_quick));
+        let (sent_slow, sent_quick) = send_to_both(&mut server, to_slow, to_quick);
+        only_closes_of(&mut server, to_slow, to_quick);
+        let heard = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        assert_eq!(heard, sent_quick, "not all have come");
+        assert!(hears_until_close(&mut slow, to_slow) < sent_slow, "nothing was lost and yet it was closed");
+    });
+    // Only the id was lost.
+    let again = slow.dial(1);
+    server.hears(&[command(ACCEPT, &[again, 1])]);
+    server.say(&numbered(again, 0));
+    hears_all(&mut slow, again, 0..1);
+}
+
+#[test]
+fn a_server_that_does_not_read_loses_its_own_id_and_the_one_beside_it_nothing() {
+    let gateway = Gateway::start(BRIEF);
+    let (mut slow, mut quick) = (Endpoint::narrow_server(&gateway, 1), Endpoint::server(&gateway, 2));
+    let mut client = Endpoint::client(&gateway);
+    let (to_slow, to_quick) = (client.dial(1), client.dial(2));
+    slow.hears(&[command(ACCEPT, &[to_slow, 1])]);
+    quick.hears(&[command(ACCEPT, &[to_quick, 1])]);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| hears_until_close(&mut quick, to_quick));
+        let (sent_slow, sent_quick) = send_to_both(&mut client, to_slow, to_quick);
+        only_closes_of(&mut client, to_slow, to_quick);
+        let heard = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        assert_eq!(heard, sent_quick, "not all have come");
+        assert!(hears_until_close(&mut slow, to_slow) < sent_slow, "nothing was lost and yet it was closed");
+    });
+    let again = client.dial(1);
+    slow.hears(&[command(ACCEPT, &[again, 1])]);
+}
+
+#[test]
+fn a_sender_that_is_held_for_a_receiver_that_catches_up_loses_nothing() {
+    let gateway = Gateway::start("[gateway.times]\nhold = 30");
+    let mut server = Endpoint::server(&gateway, 1);
+    let mut client = Endpoint::narrow_client(&gateway);
+    let conn = client.dial(1);
+    server.hears(&[command(ACCEPT, &[conn, 1])]);
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| (0..4 * COUNT).for_each(|number| server.say(&numbered(conn, number))));
+        // Far more than may wait is on its way, and nobody takes it.
+        let deadline = Instant::now() + PATIENCE;
+        while gateway.metric("holds_total") < 1.0 {
+            assert!(Instant::now() < deadline && !sender.is_finished(), "the sender is never held");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        hears_all(&mut client, conn, 0..4 * COUNT);
+    });
+    assert_eq!(gateway.metric("slow_connections_total"), 0.0);
+    client.fence();
+    server.fence();
+}
+
+/// What a server of the HMAC door may send.
+#[derive(Default)]
+struct Purse {
+    credit: Mutex<HashMap<u32, i64>>,
+    more: Condvar,
+}
+
+impl Purse {
+    /// Takes what a frame costs, at once or when there is credit; false where there is none at once.
+    fn pay(&self, conn: u32, cost: usize, wait: bool) -> bool {
+        let mut credit = self.credit.lock().unwrap();
+        if wait {
+            let none = |credit: &mut HashMap<u32, i64>| credit.get(&conn).is_none_or(|credit| *credit <= 0);
+            let (waited, late) = self.more.wait_timeout_while(credit, PATIENCE, none).unwrap();
+            assert!(!late.timed_out(), "no credit for {conn}");
+            credit = waited;
+        }
+        let left = credit.entry(conn).or_default();
+        let any = *left > 0;
+        if any {
+            *left -= i64::try_from(cost).unwrap();
+        }
+        any
+    }
+
+    /// Takes in what the gateway grants, until the connection is shut. Anything else that is said is an error.
+    fn fill(&self, ear: &mut Endpoint) {
+        while ear.stream.peek(&mut [0]).is_ok_and(|count| count > 0) {
+            let frame = ear.hear();
+            assert!(frame.len() == 17 && frame[8] == CREDIT, "{frame:02x?}");
+            let word = |at: usize| u32::from_le_bytes(frame[at..at + 4].try_into().unwrap());
+            *self.credit.lock().unwrap().entry(word(9)).or_default() += i64::from(word(13));
+            self.more.notify_all();
+        }
+    }
+}
+
+#[test]
+fn with_credit_the_slow_one_is_waited_for_and_the_one_beside_it_loses_no_time() {
+    let gateway = Gateway::start(BRIEF);
+    let mut server = Endpoint::hmac_server(&gateway, 1, KEY).unwrap();
+    let (mut slow, mut quick) = (Endpoint::narrow_client(&gateway), Endpoint::client(&gateway));
+    let (to_slow, to_quick) = (slow.dial(1), quick.dial(1));
+    let mut ear = Endpoint { stream: server.stream.try_clone().unwrap(), answers: false };
+    let purse = Purse::default();
+    // Accept and the first credit of each.
+    let mut accepted = Vec::new();
+    while accepted.len() < 2 || purse.credit.lock().unwrap().len() < 2 {
+        let frame = ear.hear();
+        let word = |at: usize| u32::from_le_bytes(frame[at..at + 4].try_into().unwrap());
+        match frame[8] {
+            ACCEPT => accepted.push((word(9), word(13))),
+            CREDIT => {
+                assert!(accepted.iter().any(|(conn, _)| *conn == word(9)), "credit before Accept");
+                purse.credit.lock().unwrap().insert(word(9), word(13).into());
+            }
+            _ => panic!("{frame:02x?}"),
+        }
+    }
+    assert_eq!(accepted, [(to_slow, 1), (to_quick, 2)]);
+    std::thread::scope(|scope| {
+        let filling = scope.spawn(|| purse.fill(&mut ear));
+        let reader = scope.spawn(|| hears_all(&mut quick, to_quick, 0..COUNT));
+        let mut sent = 0;
+        for number in 0..COUNT {
+            if sent < COUNT && purse.pay(to_slow, SIZE + 8, false) {
+                server.say(&numbered(to_slow, sent));
+                sent += 1;
+            }
+            purse.pay(to_quick, SIZE + 8, true);
+            server.say(&numbered(to_quick, number));
+        }
+        reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        assert!(sent < COUNT, "the slow one's credit has no end");
+        // Longer than any sender is held.
+        std::thread::sleep(Duration::from_secs(2));
+        let reader = scope.spawn(|| hears_all(&mut slow, to_slow, 0..COUNT));
+        for number in sent..COUNT {
+            purse.pay(to_slow, SIZE + 8, true);
+            server.say(&numbered(to_slow, number));
+        }
+        reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        server.stream.shutdown(std::net::Shutdown::Both).unwrap();
+        filling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+}
+
+#[test]
+fn the_gateway_sends_a_server_with_credit_no_more_than_it_has_granted() {
+    const GRANTED: usize = 3 * SIZE;
+    let gateway = Gateway::start(BRIEF);
+    let mut server = Endpoint::hmac_server(&gateway, 1, KEY).unwrap();
+    let (mut slow, mut quick) = (Endpoint::client(&gateway), Endpoint::client(&gateway));
+    let (from_slow, from_quick) = (slow.dial(1), quick.dial(1));
+    // Somebody with one virtual connection would be held as long as it takes, which harms nobody.
+    slow.dial(1);
+    server.say(&command(CREDIT, &[from_slow, u32::try_from(GRANTED).unwrap()]));
+    server.say(&command(CREDIT, &[from_quick, u32::try_from(GRANTED).unwrap()]));
+    std::thread::scope(|scope| {
+        // Its own queue fills up, and then its id is closed: it knows no credit.
+        scope.spawn(|| {
+            for number in 0..COUNT {
+                slow.stream.write_all(&numbered(from_slow, number)).unwrap();
+            }
+        });
+        scope.spawn(|| {
+            for number in 0..COUNT {
+                quick.stream.write_all(&numbered(from_quick, number)).unwrap();
+            }
+        });
+        let (mut got, mut closed, mut number) = (0, false, 0);
+        while !closed || number < COUNT {
+            let frame = server.hear();
+            match conn_of(&frame) {
+                0 => closed |= frame == command(CLOSE, &[from_slow]),
+                conn if conn == from_slow => {
+                    assert!(got < GRANTED && !closed, "{got} of {GRANTED}");
+                    got += frame.len();
+                }
+                _ => {
+                    assert!(
+                        frame == numbered(from_quick, number),
+                        "{number} is lost, late, twice or changed"
+                    );
+                    number += 1;
+                    server.say(&command(CREDIT, &[from_quick, u32::try_from(frame.len()).unwrap()]));
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn all_that_waits_shares_one_memory_and_those_who_take_nothing_give_it_back() {
+    const MEMORY: f64 = 4.0 * 1024.0 * 1024.0;
+    let limits = "[gateway.limits]\nmemory = 4194304\nqueue = 8388608";
+    let gateway = Gateway::start(&format!("{limits}\n{BRIEF}\nping = 2"));
+    let mut server = Endpoint::server(&gateway, 1);
+    let mut slow: Vec<_> = (0..4).map(|_| Endpoint::narrow_client(&gateway)).collect();
+    let conns: Vec<_> = slow.iter_mut().map(|client| client.dial(1)).collect();
+    let mut ear = Endpoint { stream: server.stream.try_clone().unwrap(), answers: true };
+    let (done, most) = (AtomicBool::new(false), Mutex::new(0.0_f64));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let waiting = gateway.metric("waiting_bytes");
+                let mut most = most.lock().unwrap();
+                *most = most.max(waiting);
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        });
+        scope.spawn(move || {
+            while ear.stream.peek(&mut [0]).is_ok_and(|count| count > 0) {
+                ear.hear();
+            }
+        });
+        for number in 0..COUNT {
+            for conn in &conns {
+                server.say(&numbered(*conn, number));
+            }
+        }
+        // There is room for others, though four have taken nothing.
+        let (mut other, mut client) = (Endpoint::server(&gateway, 2), Endpoint::client(&gateway));
+        let conn = client.dial(2);
+        other.hear();
+        for number in 0..32 {
+            client.say(&numbered(conn, number));
+            hears_all(&mut other, conn, number..number + 1);
+        }
+        done.store(true, Ordering::Relaxed);
+        server.stream.shutdown(std::net::Shutdown::Both).unwrap();
+    });
+    let most = *most.lock().unwrap();
+    assert!((MEMORY / 4.0..=1.25 * MEMORY).contains(&most), "{most}");
+    drop(slow);
+    gateway.is_empty_in_the_end();
+}

@@ -1,0 +1,234 @@
+//! What happens to those who misbehave (`docs/wire/gateway.md`): each is tried as a client and as a server, beside a virtual connection
+//! of others that goes on.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use super::endpoint::{ACCEPT, CLOSE, CREDIT, DIAL, Endpoint, NEW, OPEN, PING, Pair, REFUSE, command, data};
+use super::{Gateway, PATIENCE};
+
+/// A client and a server that the gateway knows.
+fn strangers(gateway: &Gateway) -> [Endpoint; 2] {
+    [Endpoint::client(gateway), Endpoint::server(gateway, 99)]
+}
+
+/// Each of these bytes closes the connection they come by, without an answer.
+fn assert_closed_by(cases: &[(&str, Vec<u8>)]) {
+    let gateway = Gateway::start("");
+    let mut bystanders = Pair::new(&gateway, 1);
+    for (what, bytes) in cases {
+        for mut stranger in strangers(&gateway) {
+            stranger.say(bytes);
+            let heard = stranger.until_the_end();
+            assert!(heard.is_empty(), "{what} is answered with {heard:02x?}");
+        }
+        bystanders.talks();
+    }
+}
+
+#[test]
+fn what_is_no_frame_closes_its_connection_without_an_answer() {
+    assert_closed_by(&[
+        ("Length 0", b"\0\0\0\0".to_vec()),
+        ("Length 1", b"\x01\0\0\0\0".to_vec()),
+        ("Length 3", b"\x03\0\0\0\0\0\0".to_vec()),
+        ("a command without a type", b"\x04\0\0\0\0\0\0\0".to_vec()),
+        // The body is not waited for.
+        ("a packet over 512 KiB", b"\x01\0\x08\0\x01\0\0\0".to_vec()),
+        ("a packet of 4 GiB", b"\xff\xff\xff\xff\x01\0\0\0".to_vec()),
+        ("a command of 4 GiB", b"\xff\xff\xff\xff\0\0\0\0\0".to_vec()),
+    ]);
+}
+
+#[test]
+fn a_command_with_arguments_of_a_wrong_length_closes_its_connection() {
+    let with = |kind: u8, length: usize| data(0, &[&[kind][..], &vec![1; length]].concat());
+    assert_closed_by(&[
+        ("Dial without arguments", with(DIAL, 0)),
+        ("Dial with one argument", with(DIAL, 4)),
+        ("Dial cut short", with(DIAL, 7)),
+        ("Dial with a byte too many", with(DIAL, 9)),
+        ("Close without an argument", with(CLOSE, 0)),
+        ("Close cut short", with(CLOSE, 3)),
+        ("Close with two arguments", with(CLOSE, 8)),
+        ("New with an argument", with(NEW, 4)),
+        ("Ping with a byte", with(PING, 1)),
+    ]);
+}
+
+#[test]
+fn commands_that_there_are_not_or_that_only_the_gateway_gives_close_their_connection() {
+    assert_closed_by(&[
+        ("command 9", command(9, &[])),
+        ("command 255", command(255, &[1])),
+        ("Open", command(OPEN, &[1])),
+        ("Refuse", command(REFUSE, &[1])),
+        ("Accept", command(ACCEPT, &[1, 1])),
+        // Neither clients nor servers of the MD5 door know credit.
+        ("Credit", command(CREDIT, &[1, 1])),
+    ]);
+}
+
+#[test]
+fn whoever_is_thrown_out_takes_its_virtual_connections_along_and_the_other_ends_are_told() {
+    let gateway = Gateway::start("");
+    let mut server = Endpoint::server(&gateway, 1);
+    let mut client = Endpoint::client(&gateway);
+    let conns: Vec<_> = (0..3).map(|_| client.dial(1)).collect();
+    server.hears(&conns.iter().map(|conn| command(ACCEPT, &[*conn, 1])).collect::<Vec<_>>());
+    client.say(&command(255, &[]));
+    client.is_dropped();
+    let mut closed: Vec<_> = (0..3).map(|_| server.hear()).collect();
+    let mut expected: Vec<_> = conns.iter().map(|conn| command(CLOSE, &[*conn])).collect();
+    closed.sort();
+    expected.sort();
+    assert_eq!(closed, expected);
+    server.fence();
+}
+
+#[test]
+fn data_on_an_id_that_there_is_not_gets_close_and_the_hundredth_within_a_minute_the_end() {
+    let gateway = Gateway::start("");
+    for mut stranger in strangers(&gateway) {
+        // Nobody can have drawn them: an id is none of these with a probability of 1 − 10^-8.
+        for id in 1..100_u32 {
+            stranger.say(&data(id, b"anybody?"));
+            stranger.hears(&[command(CLOSE, &[id])]);
+        }
+        stranger.fence();
+        stranger.say(&data(100, b"anybody?"));
+        let heard = stranger.until_the_end();
+        assert!(heard.is_empty() || heard == command(CLOSE, &[100]), "{heard:02x?}");
+    }
+}
+
+#[test]
+fn how_many_violations_are_too_many_is_a_setting() {
+    let gateway = Gateway::start("[gateway.limits]\nviolations = 3");
+    let mut client = Endpoint::client(&gateway);
+    client.say(&[data(1, b""), data(2, b"")].concat());
+    client.hears(&[command(CLOSE, &[1]), command(CLOSE, &[2])]);
+    client.fence();
+    client.say(&data(3, b""));
+    let heard = client.until_the_end();
+    assert!(heard.is_empty() || heard == command(CLOSE, &[3]), "{heard:02x?}");
+}
+
+#[test]
+fn data_on_a_foreign_id_gets_close_and_does_its_owners_no_harm() {
+    let gateway = Gateway::start("");
+    let mut owners = Pair::new(&gateway, 1);
+    for mut stranger in strangers(&gateway) {
+        for _ in 0..99 {
+            stranger.say(&data(owners.conn, b"let me in"));
+            stranger.hears(&[command(CLOSE, &[owners.conn])]);
+        }
+        owners.talks();
+        stranger.say(&data(owners.conn, b"let me in"));
+        let heard = stranger.until_the_end();
+        assert!(heard.is_empty() || heard == command(CLOSE, &[owners.conn]), "{heard:02x?}");
+        owners.talks();
+    }
+}
+
+#[test]
+fn data_on_an_id_that_was_opened_and_not_dialled_gets_close() {
+    let gateway = Gateway::start("");
+    for mut endpoint in strangers(&gateway) {
+        let conn = endpoint.open();
+        endpoint.say(&data(conn, b"hello?"));
+        endpoint.hears(&[command(CLOSE, &[conn])]);
+        endpoint.fence();
+    }
+}
+
+#[test]
+fn close_of_an_id_that_there_is_not_is_ignored_however_often() {
+    let gateway = Gateway::start("");
+    for mut endpoint in strangers(&gateway) {
+        for id in 0..500 {
+            endpoint.say(&command(CLOSE, &[id]));
+        }
+        endpoint.fence();
+    }
+}
+
+#[test]
+fn a_second_dial_of_a_live_id_is_ignored() {
+    let gateway = Gateway::start("");
+    let mut other = Endpoint::server(&gateway, 2);
+    let mut pair = Pair::new(&gateway, 1);
+    for id in [1, 2, 3] {
+        pair.client.say(&command(DIAL, &[pair.conn, id]));
+    }
+    pair.talks();
+    for endpoint in [&mut pair.client, &mut pair.server, &mut other] {
+        endpoint.fence();
+    }
+}
+
+#[test]
+fn an_unasked_ping_is_taken_and_not_echoed() {
+    let gateway = Gateway::start("");
+    for mut endpoint in strangers(&gateway) {
+        for _ in 0..10 {
+            endpoint.say(&command(PING, &[]));
+        }
+        endpoint.fence();
+    }
+}
+
+#[test]
+fn a_frame_that_is_begun_and_never_ended_closes_its_connection() {
+    // A frame's time is looked at as often as pings are.
+    let gateway = Gateway::start("[gateway.times]\nframe = 1\nping = 1");
+    let mut bystanders = Pair::new(&gateway, 1);
+    (bystanders.client.answers, bystanders.server.answers) = (true, true);
+    let whole = data(bystanders.conn, &[0; 1000]);
+    let begin = |begun: usize| {
+        strangers(&gateway).map(|mut stranger| {
+            stranger.say(&whole[..begun]);
+            (stranger, begun)
+        })
+    };
+    let mut slow: Vec<_> = [1, 8, 500].into_iter().flat_map(begin).collect();
+    let deadline = Instant::now() + PATIENCE;
+    while !slow.is_empty() {
+        // They go on, but far too slowly. Nobody who sends is asked for a Ping, so that it is the frame's time that ends.
+        slow.retain_mut(|(stranger, sent)| {
+            *sent += 1;
+            stranger.stream.write_all(&whole[*sent - 1..*sent]).is_ok()
+        });
+        bystanders.talks();
+        assert!(Instant::now() < deadline, "{} are still open", slow.len());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn half_a_frame_of_a_virtual_connection_never_reaches_its_other_end() {
+    let gateway = Gateway::start("");
+    let Pair { mut client, mut server, conn } = Pair::new(&gateway, 1);
+    let frame = data(conn, &[7; 1000]);
+    client.say(&[&frame[..], &frame[..500]].concat());
+    server.hears(&[frame]);
+    drop(client);
+    server.hears(&[command(CLOSE, &[conn])]);
+    server.fence();
+}
+
+#[test]
+fn what_was_sent_before_close_arrives_before_it() {
+    let gateway = Gateway::start("");
+    for client_closes in [true, false] {
+        let (mut server, mut client) = (Endpoint::server(&gateway, 1), Endpoint::client(&gateway));
+        let conn = client.dial(1);
+        server.hear();
+        let (mut closer, mut other) = if client_closes { (client, server) } else { (server, client) };
+        let mut frames: Vec<_> = (0..100_u8).map(|number| data(conn, &[number; 1000])).collect();
+        frames.push(command(CLOSE, &[conn]));
+        closer.say(&frames.concat());
+        other.hears(&frames);
+        closer.hears(&frames[100..]);
+    }
+}

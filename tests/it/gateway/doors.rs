@@ -1,0 +1,183 @@
+//! The servers' doors: keys, handshakes, ids that are taken.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::Command;
+
+use super::endpoint::{ACCEPT, CLOSE, Endpoint, Pair, command};
+use super::{Gateway, HERE, KEY, PATIENCE};
+use crate::house::{House, Lines, free_ports};
+use crate::proc::{Proc, Stdout};
+
+/// The first id that holders of an access key may take.
+const UPPER: u32 = 0x8000_0000;
+
+fn printed(gateway: &Gateway, arguments: &[&str]) -> String {
+    let mut ginnel = Command::new(env!("CARGO_BIN_EXE_ginnel"));
+    let output = ginnel.args(arguments).arg("--state").arg(gateway.house.state()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn a_wrong_key_is_closed_without_a_word() {
+    let gateway = Gateway::start("");
+    let mut server = Endpoint::shaking(&gateway, 7, "the key of every test's gateways");
+    server.is_dropped();
+    assert!(Endpoint::hmac_server(&gateway, 7, "the key of every test's gateways").is_none());
+    Endpoint::client(&gateway).dial_in_vain(7);
+}
+
+#[test]
+fn an_answer_to_another_challenge_is_worth_nothing() {
+    let gateway = Gateway::start("");
+    let (mut one, mut other) = (Endpoint::connect(gateway.md5), Endpoint::connect(gateway.md5));
+    let first = one.bytes(8).try_into().unwrap();
+    other.bytes(8);
+    other.say(&super::endpoint::md5_answer(first, KEY.as_bytes(), 7));
+    other.is_dropped();
+    one.say(&super::endpoint::md5_answer(first, KEY.as_bytes(), 7));
+    one.fence();
+}
+
+#[test]
+fn servers_that_do_not_answer_in_time_are_closed() {
+    let gateway = Gateway::start("[gateway.times]\nhandshake = 1");
+    for (door, challenge) in [(gateway.md5, 8), (gateway.hmac, 32)] {
+        for begun in [0, 1, 19] {
+            let mut server = Endpoint::connect(door);
+            server.bytes(challenge);
+            server.say(&vec![0; begun]);
+            server.is_dropped();
+        }
+    }
+}
+
+#[test]
+fn frames_may_follow_the_handshake_at_once() {
+    let gateway = Gateway::start("");
+    let mut server = Endpoint::connect(gateway.md5);
+    let challenge = server.bytes(8).try_into().unwrap();
+    let answer = super::endpoint::md5_answer(challenge, KEY.as_bytes(), 7);
+    let (first, rest) = answer.split_at(5);
+    server.say(first);
+    server.say(&[rest, &command(super::endpoint::NEW, &[])].concat());
+    assert_eq!(server.hear()[8], super::endpoint::OPEN);
+}
+
+#[test]
+fn the_newest_server_of_an_id_counts_and_the_older_is_closed() {
+    let gateway = Gateway::start("");
+    let Pair { mut client, server: mut older, conn } = Pair::new(&gateway, 7);
+    let mut newer = Endpoint::server(&gateway, 7);
+    older.until_the_end();
+    client.hears(&[command(CLOSE, &[conn])]);
+    let conn = client.dial(7);
+    newer.hears(&[command(ACCEPT, &[conn, 1])]);
+    Pair { client, server: newer, conn }.talks();
+}
+
+#[test]
+fn where_it_is_set_so_a_newer_server_of_an_id_is_refused() {
+    let gateway = Gateway::start("duplicates = \"refuse\"");
+    let mut pair = Pair::new(&gateway, 7);
+    Endpoint::shaking(&gateway, 7, KEY).is_dropped();
+    assert!(Endpoint::hmac_server(&gateway, 7, KEY).is_none());
+    pair.talks();
+    let Pair { mut client, server, conn } = pair;
+    drop(server);
+    client.hears(&[command(CLOSE, &[conn])]);
+    Pair { conn: 0, server: Endpoint::server(&gateway, 7), client }.client.dial(7);
+}
+
+#[test]
+fn the_hmac_door_lets_nobody_in_by_the_md5_answer_and_the_other_way_round() {
+    let gateway = Gateway::start("[gateway.times]\nhandshake = 1");
+    let mut server = Endpoint::connect(gateway.hmac);
+    let challenge = server.bytes(32);
+    let part = challenge[..8].try_into().unwrap();
+    server.say(&super::endpoint::md5_answer(part, KEY.as_bytes(), 7));
+    server.is_dropped();
+    Endpoint::client(&gateway).dial_in_vain(7);
+}
+
+#[test]
+fn an_access_key_gets_ids_of_the_upper_half_and_none_that_is_taken() {
+    let gateway = Gateway::start("");
+    let access = gateway.house.key();
+    assert!(Endpoint::hmac_server(&gateway, 7, &access).is_none(), "an id of the lower half");
+    assert!(Endpoint::hmac_server(&gateway, UPPER - 1, &access).is_none());
+    let mut taken = Endpoint::hmac_server(&gateway, UPPER, KEY).unwrap();
+    assert!(Endpoint::hmac_server(&gateway, UPPER, &access).is_none(), "taken from a live server");
+    taken.fence();
+    let mut agent = Endpoint::hmac_server(&gateway, UPPER + 1, &access).unwrap();
+    let mut client = Endpoint::client(&gateway);
+    let conn = client.dial(UPPER + 1);
+    agent.hears(&[command(ACCEPT, &[conn, 1])]);
+    // The MD5 door knows the gateway's key alone.
+    Endpoint::shaking(&gateway, UPPER + 2, &access).is_dropped();
+}
+
+#[test]
+fn without_a_configured_key_there_is_one_that_ginnel_prints() {
+    let port = free_ports();
+    let rest = format!("[gateway]\nserver_port = {port}\nhmac_port = {}", port + 1);
+    let house = House::with(&[HERE], Lines { turn: &rest, ..Lines::default() });
+    let at = |port| SocketAddr::new(HERE, port);
+    let mut gateway = Gateway { house, md5: at(port), hmac: at(port + 1), mutual: at(0) };
+    let key = printed(&gateway, &["key", "--gateway"]);
+    assert!(key.len() >= 16 && key != gateway.house.key(), "{key}");
+    for _ in 0..2 {
+        Endpoint::shaking(&gateway, 7, &key).fence();
+        Endpoint::hmac_server(&gateway, 8, &key).unwrap();
+        gateway.house.restart();
+    }
+    let file = gateway.house.server.printed();
+    assert!(!file.contains(&key), "the key is in the log");
+}
+
+#[test]
+fn a_key_of_less_than_sixteen_bytes_is_refused_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, port) = (folder.path().join("ginnel.toml"), free_ports());
+    for (key, good) in [("", false), ("fifteen bytes !", false)] {
+        let text = format!(
+            "state = {:?}\nlisten = [\"127.0.0.1\"]\nport = {port}\n[tls]\nport = 0\n[gateway]\nkey = {key:?}\n",
+            folder.path().join("state")
+        );
+        std::fs::File::create(&config).unwrap().write_all(text.as_bytes()).unwrap();
+        let mut serve = Command::new(env!("CARGO_BIN_EXE_ginnel"));
+        serve.args(["serve", "--config"]).arg(&config);
+        let mut server = Proc::start("ginnel serve", serve, Stdout::Lines);
+        assert_eq!(server.wait(PATIENCE).success(), good, "{}", server.printed());
+        let told = server.printed();
+        assert!(told.contains("gateway") && told.contains("16"), "{told}");
+        assert!(key.is_empty() || !told.contains(key), "the key is told: {told}");
+    }
+}
+
+#[test]
+fn servers_are_let_in_on_loopback_alone_unless_it_is_set_otherwise() {
+    let second = Ipv4Addr::new(127, 0, 0, 2);
+    let port = free_ports();
+    let rest = format!("[gateway]\nserver_port = {port}\nhmac_port = {}\nkey = {KEY:?}", port + 1);
+    let house = House::with(&[HERE, second.into()], Lines { turn: &rest, ..Lines::default() });
+    TcpStream::connect((second, house.address.port())).unwrap();
+    for port in [port, port + 1] {
+        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        assert!(TcpStream::connect((second, port)).is_err(), "{port}");
+    }
+}
+
+#[test]
+fn the_counters_are_for_those_who_may_see_them() {
+    let gateway = Gateway::start("");
+    assert!(gateway.metrics("").contains("ginnel_gateway_clients 0"));
+    let by_a_proxy = gateway.metrics("X-Forwarded-For: 203.0.113.1\r\n");
+    assert!(by_a_proxy.starts_with("HTTP/1.1 404"), "{by_a_proxy}");
+    let nobody = Lines { top: "metrics_from = []", ..Lines::default() };
+    let house = House::with(&[HERE], nobody);
+    let at = SocketAddr::new(HERE, 0);
+    let told = Gateway { house, md5: at, hmac: at, mutual: at }.metrics("");
+    assert!(told.starts_with("HTTP/1.1 404"), "{told}");
+}

@@ -1,0 +1,258 @@
+//! An endpoint on a plain socket. It says and hears bytes, gives no credit by itself, and answers Pings only where it is told to.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+
+use md5::{Digest, Md5};
+use ring::hmac;
+
+use super::{Gateway, KEY, PATIENCE};
+
+pub(super) const NEW: u8 = 0;
+pub(super) const OPEN: u8 = 1;
+pub(super) const DIAL: u8 = 2;
+pub(super) const REFUSE: u8 = 3;
+pub(super) const ACCEPT: u8 = 4;
+pub(super) const CLOSE: u8 = 5;
+pub(super) const PING: u8 = 6;
+pub(super) const CREDIT: u8 = 7;
+pub(super) const TICKET: u8 = 8;
+
+/// The receive buffer of an endpoint behind which little shall wait in the system.
+const NARROW: usize = 4096;
+
+/// A whole frame.
+pub(super) fn data(conn: u32, message: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(4 + message.len()).unwrap();
+    [&length.to_le_bytes()[..], &conn.to_le_bytes(), message].concat()
+}
+
+/// A whole frame with a command.
+pub(super) fn command(kind: u8, arguments: &[u32]) -> Vec<u8> {
+    let mut message = vec![kind];
+    message.extend(arguments.iter().flat_map(|argument| argument.to_le_bytes()));
+    data(0, &message)
+}
+
+/// The whole frame's connection, 0 for commands.
+pub(super) fn conn_of(frame: &[u8]) -> u32 {
+    u32::from_le_bytes(frame[4..8].try_into().unwrap())
+}
+
+/// What a server sends back to an MD5 challenge (S2-16).
+pub(super) fn md5_answer(challenge: [u8; 8], key: &[u8], id: u32) -> Vec<u8> {
+    let code = Md5::new().chain_update(challenge).chain_update(key).finalize();
+    [&code[..], &id.to_le_bytes()].concat()
+}
+
+/// A connection to the gateway.
+pub(super) struct Endpoint {
+    pub(super) stream: TcpStream,
+    /// Whether a Ping is answered and not told of.
+    pub(super) answers: bool,
+}
+
+impl Endpoint {
+    /// A bare connection.
+    pub(super) fn connect(to: SocketAddr) -> Self {
+        Self::on(TcpStream::connect(to).unwrap())
+    }
+
+    fn on(stream: TcpStream) -> Self {
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        Self { stream, answers: false }
+    }
+
+    /// A client, whom the gateway knows as one.
+    pub(super) fn client(gateway: &Gateway) -> Self {
+        let mut client = Self::connect(gateway.clients());
+        client.fence();
+        client
+    }
+
+    /// A client for whom hardly anything waits in the system's own buffers.
+    pub(super) fn narrow_client(gateway: &Gateway) -> Self {
+        let mut client = Self::narrow(gateway.clients());
+        client.fence();
+        client
+    }
+
+    fn narrow(to: SocketAddr) -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.set_recv_buffer_size(NARROW).unwrap();
+        socket.connect(&to.into()).unwrap();
+        Self::on(socket.into())
+    }
+
+    /// A server by the MD5 door, whom the gateway has registered.
+    pub(super) fn server(gateway: &Gateway, id: u32) -> Self {
+        let mut server = Self::shaking(gateway, id, KEY);
+        server.fence();
+        server
+    }
+
+    /// The same for whom hardly anything waits in the system's own buffers.
+    pub(super) fn narrow_server(gateway: &Gateway, id: u32) -> Self {
+        let mut server = Self::narrow(gateway.md5);
+        server.shake(id, KEY);
+        server.fence();
+        server
+    }
+
+    /// A server by the MD5 door that has answered the challenge with this key.
+    pub(super) fn shaking(gateway: &Gateway, id: u32, key: &str) -> Self {
+        let mut server = Self::connect(gateway.md5);
+        server.shake(id, key);
+        server
+    }
+
+    fn shake(&mut self, id: u32, key: &str) {
+        let challenge = self.bytes(8).try_into().unwrap();
+        self.say(&md5_answer(challenge, key.as_bytes(), id));
+    }
+
+    /// A server by the HMAC door, with that key; `None` where the gateway does not let it in. Who has the key and may not have the id
+    /// hears that it was right, and no more.
+    pub(super) fn hmac_server(gateway: &Gateway, id: u32, key: &str) -> Option<Self> {
+        let mut server = Self::connect(gateway.hmac);
+        let (challenge, nonce, id) = (server.bytes(32), [0x5a; 32], id.to_le_bytes());
+        let key = hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes());
+        let told = [b"ginnel gateway, server v1", &challenge[..], &nonce, &id].concat();
+        server.say(&[&nonce[..], &id, hmac::sign(&key, &told).as_ref()].concat());
+        let mut proof = [0; 32];
+        server.stream.read_exact(&mut proof).ok()?;
+        let told = [b"ginnel gateway, gateway v1", &nonce[..], &challenge, &id].concat();
+        hmac::verify(&key, &told, &proof).expect("the gateway proves itself");
+        server.say(&command(NEW, &[]));
+        let mut opened = [0; 13];
+        server.stream.read_exact(&mut opened).ok()?;
+        assert_eq!(opened[8], OPEN);
+        Some(server)
+    }
+
+    pub(super) fn say(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    pub(super) fn bytes(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.stream.read_exact(&mut bytes).unwrap_or_else(|error| panic!("no {count} bytes: {error}"));
+        bytes
+    }
+
+    /// The next frame, whole.
+    pub(super) fn hear(&mut self) -> Vec<u8> {
+        loop {
+            let mut frame = self.bytes(4);
+            let length = u32::from_le_bytes(frame[..].try_into().unwrap());
+            frame.extend(self.bytes(length as usize));
+            if !self.answers || frame != command(PING, &[]) {
+                return frame;
+            }
+            self.say(&frame);
+        }
+    }
+
+    /// Asserts that the next frames are these.
+    pub(super) fn hears(&mut self, frames: &[Vec<u8>]) {
+        for frame in frames {
+            let heard = self.hear();
+            assert!(heard == *frame, "heard {} instead of {}", shown(&heard), shown(frame));
+        }
+    }
+
+    /// Asks for an id. As the answer has to be the next frame, nothing else has come before it.
+    pub(super) fn open(&mut self) -> u32 {
+        self.say(&command(NEW, &[]));
+        let answer = self.hear();
+        let conn = u32::from_le_bytes(answer[answer.len() - 4..].try_into().unwrap());
+        assert!(answer == command(OPEN, &[conn]) && conn != 0, "no Open: {}", shown(&answer));
+        conn
+    }
+
+    /// Asserts that everything said has been taken in, and that nothing has come for it but what was heard.
+    pub(super) fn fence(&mut self) {
+        self.open();
+    }
+
+    /// A virtual connection to `remote`, as its dialler sees it.
+    pub(super) fn dial(&mut self, remote: u32) -> u32 {
+        let conn = self.open();
+        self.say(&command(DIAL, &[conn, remote]));
+        self.hears(&[command(ACCEPT, &[conn, remote])]);
+        conn
+    }
+
+    /// A virtual connection that is refused; returns the id that it had.
+    pub(super) fn dial_in_vain(&mut self, remote: u32) -> u32 {
+        let conn = self.open();
+        self.say(&command(DIAL, &[conn, remote]));
+        self.hears(&[command(REFUSE, &[conn])]);
+        conn
+    }
+
+    /// What is heard before the gateway hangs up.
+    pub(super) fn until_the_end(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        match self.stream.read_to_end(&mut bytes) {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                panic!("still open after {PATIENCE:?}; heard {}", shown(&bytes))
+            }
+            // What was still under way to the gateway makes it a reset.
+            Ok(_) | Err(_) => bytes,
+        }
+    }
+
+    /// The first bytes that are heard, none where the gateway hangs up instead.
+    pub(super) fn first_word(&mut self) -> Vec<u8> {
+        let mut byte = [0; 1];
+        match self.stream.read(&mut byte) {
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                panic!("neither a word nor the end")
+            }
+            Ok(count) => byte[..count].to_vec(),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// Asserts that the gateway hangs up without another word.
+    pub(super) fn is_dropped(&mut self) {
+        let heard = self.until_the_end();
+        assert!(heard.is_empty(), "heard {} before the end", shown(&heard));
+    }
+}
+
+/// Two ends and what connects them.
+pub(super) struct Pair {
+    pub(super) client: Endpoint,
+    pub(super) server: Endpoint,
+    pub(super) conn: u32,
+}
+
+impl Pair {
+    /// A client, the first one of this gateway, that has dialled server `id`.
+    pub(super) fn new(gateway: &Gateway, id: u32) -> Self {
+        let (server, mut client) = (Endpoint::server(gateway, id), Endpoint::client(gateway));
+        let conn = client.dial(id);
+        let mut pair = Self { client, server, conn };
+        pair.server.hears(&[command(ACCEPT, &[conn, 1])]);
+        pair
+    }
+
+    /// Asserts that messages pass both ways.
+    pub(super) fn talks(&mut self) {
+        let message = data(self.conn, b"are you there?");
+        self.client.say(&message);
+        self.server.hears(std::slice::from_ref(&message));
+        self.server.say(&message);
+        self.client.hears(&[message]);
+    }
+}
+
+/// The beginning of bytes, for people.
+pub(super) fn shown(bytes: &[u8]) -> String {
+    let head: Vec<_> = bytes.iter().take(32).map(|byte| format!("{byte:02x}")).collect();
+    format!("{} bytes: {}", bytes.len(), head.join(" "))
+}

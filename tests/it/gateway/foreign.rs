@@ -1,0 +1,244 @@
+//! An endpoint in Python, which knows the wire from the document alone (`tests/clients/gateway.py`), by every door and in both dialling
+//! directions.
+
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::{Gateway, KEY, PATIENCE};
+use crate::authority::Authority;
+use crate::proc::{Proc, Stdout};
+use crate::tools;
+
+const RUN: Duration = Duration::from_secs(90);
+const SERVER: u32 = 7;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    Client,
+    Server(u32),
+}
+
+/// Which door, and how one comes in.
+#[derive(Clone)]
+struct Door {
+    address: SocketAddr,
+    options: Vec<String>,
+}
+
+impl Door {
+    fn new(address: SocketAddr, options: &[&str]) -> Self {
+        Self { address, options: options.iter().map(ToString::to_string).collect() }
+    }
+
+    fn start(&self, role: Role, action: &str, rest: &[String]) -> Proc {
+        let mut python = Command::new("python3");
+        python.arg(tools::client("gateway.py")).args(&self.options);
+        if let Role::Server(id) = role {
+            python.args(["--id", &id.to_string(), "--key", KEY]);
+        }
+        python.arg(action).arg(self.address.to_string()).args(rest);
+        Proc::start(&format!("gateway.py {action} {role:?}"), python, Stdout::Lines)
+    }
+}
+
+fn ready(endpoint: &Proc) {
+    endpoint.expect("ready", PATIENCE, |line| line.contains("\"ready\"").then_some(()));
+}
+
+fn report(endpoint: &mut Proc) -> Value {
+    endpoint.succeed(RUN);
+    endpoint.expect("report", PATIENCE, |line| {
+        serde_json::from_str::<Value>(line).ok().filter(|event| event["event"] == "report")
+    })
+}
+
+/// An endpoint by the plain doors that sends back what comes; `None` where there is no Python.
+pub(super) fn echoing(gateway: &Gateway, role: Role, options: &[&str]) -> Option<Proc> {
+    let address = if role == Role::Client { gateway.clients() } else { gateway.md5 };
+    let endpoint = tools::have(&["python3"]).then(|| Door::new(address, options).start(role, "echo", &[]))?;
+    ready(&endpoint);
+    Some(endpoint)
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split(' ').map(str::to_owned).collect()
+}
+
+/// The client dials the server and then the server another client, each with eight virtual connections, closed from either side.
+fn both_directions(client: &Door, server: &Door) {
+    let echo = server.start(Role::Server(SERVER), "echo", &[]);
+    ready(&echo);
+    let arguments = words("7 --connections 8 --messages 50 --size 3000");
+    let told = report(&mut client.start(Role::Client, "call", &arguments));
+    assert_eq!(told["messages"], 400, "{told}");
+    drop(echo);
+    // Who waits sends a Ping, so that the sniffing door knows at once what it is.
+    let mut waiting = client.clone();
+    waiting.options.push("--greet".to_owned());
+    let echo = waiting.start(Role::Client, "echo", &words("--close-after 50"));
+    ready(&echo);
+    let arguments = words("2 --connections 20 --messages 50 --size 3000 --wait-for-close");
+    let told = report(&mut server.start(Role::Server(SERVER + 1), "call", &arguments));
+    assert_eq!(told["messages"], 1000, "{told}");
+    let number = echo.lines(|line| line.contains("\"accepted\"").then(|| line.clone()));
+    assert!(number.len() == 20 && number.iter().all(|line| line.contains("\"remote\": 8")), "{number:?}");
+}
+
+#[test]
+fn python_endpoints_talk_by_the_plain_doors() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    let gateway = Gateway::start("");
+    let (client, server) = (Door::new(gateway.clients(), &[]), Door::new(gateway.md5, &[]));
+    both_directions(&client, &server);
+}
+
+#[test]
+fn a_python_server_proves_itself_by_hmac_and_obeys_credit() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    let gateway = Gateway::start("");
+    let (client, server) = (Door::new(gateway.clients(), &[]), Door::new(gateway.hmac, &["--hmac"]));
+    both_directions(&client, &server);
+    // More than a window, in both directions at once.
+    let echo = server.start(Role::Server(SERVER), "echo", &[]);
+    ready(&echo);
+    let arguments = words("7 --connections 4 --messages 200 --size 10000");
+    assert_eq!(report(&mut client.start(Role::Client, "call", &arguments))["messages"], 800);
+}
+
+#[test]
+fn python_endpoints_talk_inside_tls_and_servers_show_a_certificate() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    let authority = Authority::new();
+    let gateway = Gateway::with_tls(&authority, &authority);
+    let [root, certificate, key] = [authority.root(), authority.certificate(), authority.key()];
+    let [root, certificate, key] = [&root, &certificate, &key].map(|path| path.to_str().unwrap());
+    let client = Door::new(gateway.clients(), &["--tls", root]);
+    let shown = ["--tls", root, "--certificate", certificate, "--private-key", key];
+    both_directions(&client, &Door::new(gateway.mutual, &shown));
+    let dedicated = Door::new(gateway.house.tls, &["--tls", root]);
+    let echo = Door::new(gateway.mutual, &shown).start(Role::Server(SERVER), "echo", &[]);
+    ready(&echo);
+    report(&mut dedicated.start(Role::Client, "call", &words("7")));
+}
+
+#[test]
+fn a_server_without_a_certificate_of_the_authority_does_not_even_see_the_challenge() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    let (authority, other) = (Authority::new(), Authority::new());
+    let gateway = Gateway::with_tls(&authority, &authority);
+    let root = authority.root();
+    let root = root.to_str().unwrap();
+    let (certificate, key) = (other.certificate(), other.key());
+    let foreign = [
+        "--tls",
+        root,
+        "--certificate",
+        certificate.to_str().unwrap(),
+        "--private-key",
+        key.to_str().unwrap(),
+    ];
+    for options in [&foreign[..2], &foreign[..]] {
+        let mut server = Door::new(gateway.mutual, options).start(Role::Server(SERVER), "echo", &[]);
+        server.wait(RUN);
+        assert!(!server.printed().contains("\"ready\""), "{}", server.printed());
+    }
+}
+
+#[test]
+fn a_certificate_for_one_server_lets_no_other_in() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    let (authority, servers) = (Authority::new(), Authority::naming(&["server-7"]));
+    let gateway = Gateway::with_tls(&authority, &servers);
+    let [root, certificate, key] = [authority.root(), servers.certificate(), servers.key()];
+    let [root, certificate, key] = [&root, &certificate, &key].map(|path| path.to_str().unwrap());
+    let door =
+        Door::new(gateway.mutual, &["--tls", root, "--certificate", certificate, "--private-key", key]);
+    let mut other = door.start(Role::Server(SERVER + 1), "echo", &[]);
+    other.expect("end", RUN, |line| line.contains("\"ended\"").then_some(()));
+    other.succeed(RUN);
+    let echo = door.start(Role::Server(SERVER), "echo", &[]);
+    ready(&echo);
+    report(&mut Door::new(gateway.clients(), &[]).start(Role::Client, "call", &words("7")));
+}
+
+#[test]
+fn a_client_that_only_waits_inside_tls_is_dialled_too() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    let authority = Authority::new();
+    let gateway = Gateway::with_tls(&authority, &authority);
+    let root = authority.root();
+    let client = Door::new(gateway.clients(), &["--tls", root.to_str().unwrap()]);
+    let echo = client.start(Role::Client, "echo", &[]);
+    ready(&echo);
+    report(&mut Door::new(gateway.md5, &[]).start(Role::Server(SERVER), "call", &words("1 --connections 2")));
+}
+
+#[test]
+fn python_endpoints_talk_over_websocket() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    let gateway = Gateway::start("");
+    let client = Door::new(gateway.clients(), &["--web", "/gateway"]);
+    let server = Door::new(gateway.clients(), &["--web", "/gateway/servers", "--hmac"]);
+    both_directions(&client, &server);
+}
+
+#[test]
+fn python_endpoints_talk_over_websocket_inside_tls() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    let authority = Authority::new();
+    let gateway = Gateway::with_tls(&authority, &authority);
+    let root = authority.root();
+    let root = root.to_str().unwrap();
+    let client = Door::new(gateway.clients(), &["--tls", root, "--web", "/gateway"]);
+    let server = Door::new(gateway.clients(), &["--tls", root, "--web", "/gateway/servers", "--hmac"]);
+    both_directions(&client, &server);
+}
+
+#[test]
+fn a_message_that_is_not_exactly_one_frame_closes_its_websocket() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    let gateway = Gateway::start("");
+    for bytes in ["05000000 00000000", "05000000 00000000 00 05", "03000000", "", "04000000 00000000"] {
+        let door = Door::new(gateway.clients(), &["--web", "/gateway", "--timeout", "30"]);
+        let told = report(&mut door.start(Role::Client, "raw", &[bytes.to_owned()]));
+        assert_eq!(told["ended"], true, "{bytes}: {told}");
+    }
+}
+
+#[test]
+fn a_python_client_shows_its_ticket() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    let gateway = Gateway::start("tickets = true");
+    let ticket = super::tickets::ticket(&gateway, &["--ttl", "600"]);
+    let echo = Door::new(gateway.md5, &[]).start(Role::Server(SERVER), "echo", &[]);
+    ready(&echo);
+    for options in [&["--ticket", &ticket][..], &["--ticket", &ticket, "--web", "/gateway"]] {
+        let client = Door::new(gateway.clients(), options);
+        report(&mut client.start(Role::Client, "call", &words("7 --connections 3")));
+    }
+    let mut without = Door::new(gateway.clients(), &[]).start(Role::Client, "call", &words("7"));
+    assert!(!without.wait(RUN).success(), "{}", without.printed());
+}

@@ -1,0 +1,228 @@
+//! Who is alive: silence, pings, ends that are killed, a gateway that starts anew.
+
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::endpoint::{ACCEPT, CLOSE, DIAL, Endpoint, PING, Pair, REFUSE, command, data};
+use super::foreign::{self, Role};
+use super::{Gateway, KEY, PATIENCE};
+
+/// Dials until somebody is there.
+fn dial_until_there(endpoint: &mut Endpoint, remote: u32) -> u32 {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let conn = endpoint.open();
+        endpoint.say(&command(DIAL, &[conn, remote]));
+        let answer = endpoint.hear();
+        if answer == command(ACCEPT, &[conn, remote]) {
+            return conn;
+        }
+        assert_eq!(answer, command(REFUSE, &[conn]));
+        assert!(Instant::now() < deadline, "{remote} never comes");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn a_client_that_only_waits_is_dialled_though_it_never_said_a_word() {
+    let gateway = Gateway::start("");
+    let mut server = Endpoint::server(&gateway, 7);
+    let mut client = Endpoint::connect(gateway.clients());
+    let conn = dial_until_there(&mut server, 1);
+    client.hears(&[command(ACCEPT, &[conn, 7])]);
+    Pair { client, server, conn }.talks();
+}
+
+#[test]
+fn endpoints_that_answer_no_ping_are_dropped_and_their_other_ends_told() {
+    let gateway = Gateway::start("[gateway.times]\nping = 1");
+    for client_is_mute in [true, false] {
+        let mut server = Endpoint::server(&gateway, 7);
+        let mut client = Endpoint::client(&gateway);
+        let conn = client.dial(7);
+        server.hear();
+        let (mut mute, mut other) = if client_is_mute { (client, server) } else { (server, client) };
+        other.answers = true;
+        other.hears(&[command(CLOSE, &[conn])]);
+        assert_eq!(mute.until_the_end(), command(PING, &[]));
+    }
+}
+
+#[test]
+fn after_a_ping_data_alone_does_not_keep_a_connection() {
+    let gateway = Gateway::start("[gateway.times]\nping = 1");
+    let Pair { mut client, mut server, conn } = Pair::new(&gateway, 7);
+    server.answers = true;
+    client.hears(&[command(PING, &[])]);
+    let message = data(conn, b"I am here");
+    // As the messages come far more often than pings would, it is the Ping that was left without an answer.
+    let deadline = Instant::now() + PATIENCE;
+    client.say(&message);
+    server.hears(std::slice::from_ref(&message));
+    loop {
+        client.stream.write_all(&message).ok();
+        let heard = server.hear();
+        if heard == command(CLOSE, &[conn]) {
+            break;
+        }
+        assert_eq!(heard, message);
+        assert!(Instant::now() < deadline, "it lives");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    client.is_dropped();
+}
+
+#[test]
+fn who_sends_data_is_not_pinged() {
+    const INTERVAL: Duration = Duration::from_secs(2);
+    let gateway = Gateway::start("[gateway.times]\nping = 2");
+    let mut server = Endpoint::server(&gateway, 7);
+    server.answers = true;
+    for _ in 0..5 {
+        let mut client = Endpoint::client(&gateway);
+        let conn = client.dial(7);
+        server.hear();
+        let message = data(conn, b"I am here");
+        let (begun, mut said, mut longest) = (Instant::now(), Instant::now(), Duration::ZERO);
+        while begun.elapsed() < 2 * INTERVAL {
+            client.say(&message);
+            server.hears(std::slice::from_ref(&message));
+            longest = longest.max(said.elapsed());
+            said = Instant::now();
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        // A machine that has no time for this test says nothing about the gateway.
+        if longest < INTERVAL / 2 {
+            client.fence();
+            return;
+        }
+        drop(client);
+        server.hears(&[command(CLOSE, &[conn])]);
+    }
+    panic!("this machine is too busy");
+}
+
+#[test]
+fn a_client_that_is_killed_leaves_nothing_behind() {
+    let gateway = Gateway::start("");
+    let mut server = Endpoint::server(&gateway, 7);
+    let Some(client) = foreign::echoing(&gateway, Role::Client, &["--greet"]) else { return };
+    let conns: Vec<_> = (0..20).map(|_| dial_until_there(&mut server, 1)).collect();
+    drop(client);
+    let mut told: Vec<_> = conns.iter().map(|_| server.hear()).collect();
+    let mut expected: Vec<_> = conns.iter().map(|conn| command(CLOSE, &[*conn])).collect();
+    told.sort();
+    expected.sort();
+    assert_eq!(told, expected);
+    server.dial_in_vain(1);
+    drop(server);
+    gateway.is_empty_in_the_end();
+}
+
+#[test]
+fn a_server_that_is_killed_leaves_nothing_behind() {
+    let gateway = Gateway::start("");
+    let Some(server) = foreign::echoing(&gateway, Role::Server(7), &[]) else { return };
+    let mut clients: Vec<_> = (0..3).map(|_| Endpoint::client(&gateway)).collect();
+    let dial = |client: &mut Endpoint| (0..8).map(|_| dial_until_there(client, 7)).collect::<Vec<_>>();
+    let conns: Vec<_> = clients.iter_mut().map(dial).collect();
+    drop(server);
+    for (client, conns) in clients.iter_mut().zip(&conns) {
+        let mut told: Vec<_> = conns.iter().map(|_| client.hear()).collect();
+        let mut expected: Vec<_> = conns.iter().map(|conn| command(CLOSE, &[*conn])).collect();
+        told.sort();
+        expected.sort();
+        assert_eq!(told, expected);
+        client.dial_in_vain(7);
+    }
+    // Its place is free for another one, and what was counted before no longer is.
+    let _server = Endpoint::server(&gateway, 7);
+    for client in &mut clients {
+        for _ in 0..8 {
+            client.dial(7);
+        }
+    }
+    drop((clients, _server));
+    gateway.is_empty_in_the_end();
+}
+
+#[test]
+fn a_gateway_that_restarts_ends_all_and_serves_those_who_come_back() {
+    let mut gateway = Gateway::start("");
+    let mut pair = Pair::new(&gateway, 7);
+    pair.talks();
+    gateway.house.restart();
+    let Pair { mut client, mut server, conn } = pair;
+    for endpoint in [&mut client, &mut server] {
+        let heard = endpoint.until_the_end();
+        assert!(heard.is_empty() || heard == command(CLOSE, &[conn]), "{heard:02x?}");
+    }
+    let mut again = Pair::new(&gateway, 7);
+    again.talks();
+    // The ids of before are gone.
+    again.client.say(&data(conn, b"as before"));
+    again.client.hears(&[command(CLOSE, &[conn])]);
+    again.talks();
+    drop(again);
+    gateway.is_empty_in_the_end();
+}
+
+#[test]
+fn after_everything_that_can_end_all_counters_are_zero() {
+    let gateway = Gateway::start("");
+    for round in 0..3 {
+        let mut server = Endpoint::server(&gateway, 7);
+        let mut proving = Endpoint::hmac_server(&gateway, 8, KEY).unwrap();
+        let mut clients: Vec<_> = (0..4).map(|_| Endpoint::client(&gateway)).collect();
+        for client in &mut clients {
+            client.open();
+            client.dial_in_vain(99);
+            for id in [7, 8, 7] {
+                let conn = client.dial(id);
+                client.say(&command(CLOSE, &[conn]));
+                client.hears(&[command(CLOSE, &[conn])]);
+            }
+            let conn = client.dial(7);
+            client.say(&data(conn, &[0; 10_000]));
+            // Server 8 has granted nothing, so that this waits.
+            let conn = client.dial(8);
+            client.say(&data(conn, &[0; 10_000]));
+        }
+        let mut dialler = Endpoint::server(&gateway, 9);
+        dialler.dial(round * 4 + 1);
+        assert!(gateway.gauges().iter().all(|(_, value)| *value > 0.0), "{:?}", gateway.gauges());
+        server.say(&command(PING, &[]));
+        proving.say(&command(255, &[]));
+        proving.until_the_end();
+    }
+    gateway.is_empty_in_the_end();
+}
+
+#[test]
+fn who_takes_nothing_for_long_is_dropped_though_it_goes_on_talking() {
+    let gateway = Gateway::start("[gateway.times]\nping = 1");
+    let (mut server, mut deaf) = (Endpoint::server(&gateway, 7), Endpoint::narrow_client(&gateway));
+    let conn = deaf.dial(7);
+    server.hears(&[command(ACCEPT, &[conn, 1])]);
+    let mut ear = Endpoint { stream: server.stream.try_clone().unwrap(), answers: true };
+    let told = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            ear.hears(&[command(CLOSE, &[conn])]);
+            told.store(true, Ordering::Relaxed);
+        });
+        scope.spawn(|| {
+            while !told.load(Ordering::Relaxed) {
+                deaf.stream.write_all(&command(PING, &[])).ok();
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        });
+        // A server with one virtual connection is held as long as it takes: that one harms no other.
+        let deadline = Instant::now() + PATIENCE;
+        while !told.load(Ordering::Relaxed) {
+            assert!(Instant::now() < deadline, "it lives");
+            server.say(&data(conn, &[0; 65_536]));
+        }
+    });
+}

@@ -1,0 +1,111 @@
+//! The gateway as its endpoints see it: a running `ginnel serve`, plain sockets that look at every byte, and an endpoint in Python
+//! (`tests/clients/gateway.py`). `docs/wire/gateway.md` says which requirement each test shows.
+
+mod backpressure;
+mod conduct;
+mod doors;
+mod endpoint;
+mod foreign;
+mod limits;
+mod liveness;
+mod reference;
+mod tickets;
+mod transcripts;
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use crate::authority::Authority;
+use crate::house::{House, Lines, free_ports};
+
+/// How long something that has to come is awaited.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// What the servers of all tests prove that they hold.
+const KEY: &str = "the key of every test's gateway";
+/// The metrics that fall to zero when nobody is connected.
+const GAUGES: [&str; 5] = ["clients", "servers", "virtual_connections", "opened_ids", "waiting_bytes"];
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// A running gateway; clients come to its main port.
+struct Gateway {
+    house: House,
+    /// Where servers come: MD5, HMAC, and inside TLS with certificates on both sides.
+    md5: SocketAddr,
+    hmac: SocketAddr,
+    mutual: SocketAddr,
+}
+
+impl Gateway {
+    /// Starts one; `lines` are the rest of the section `[gateway]` and its own sections.
+    fn start(lines: &str) -> Self {
+        Self::with(lines, |lines| House::with(&[HERE], lines))
+    }
+
+    /// Starts one with a certificate, whose servers may come with a certificate by the authority `servers`.
+    fn with_tls(authority: &Authority, servers: &Authority) -> Self {
+        let port = free_ports();
+        let lines = format!("tls_port = {port}\nclient_ca = {:?}", servers.root());
+        let mut gateway = Self::with(&lines, |lines| House::with_tls(lines, Some(authority)));
+        gateway.mutual.set_port(port);
+        gateway
+    }
+
+    fn with(lines: &str, start: impl FnOnce(Lines<'_>) -> House) -> Self {
+        let port = free_ports();
+        let rest =
+            format!("[gateway]\nserver_port = {port}\nhmac_port = {}\nkey = {KEY:?}\n{lines}", port + 1);
+        let house = start(Lines { turn: &rest, ..Lines::default() });
+        let at = |port| SocketAddr::new(HERE, port);
+        Self { house, md5: at(port), hmac: at(port + 1), mutual: at(0) }
+    }
+
+    /// Where clients come.
+    fn clients(&self) -> SocketAddr {
+        self.house.address
+    }
+
+    /// What `GET /metrics` answers to a request with these header lines.
+    fn metrics(&self, headers: &str) -> String {
+        let mut stream = TcpStream::connect(self.clients()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: ginnel\r\n{headers}Connection: close\r\n\r\n")
+            .unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    /// What `GET /metrics` says of the gateway: names without `ginnel_gateway_`, and values.
+    fn all_metrics(&self) -> Vec<(String, f64)> {
+        let text = self.metrics("");
+        let metric = |line: &str| {
+            let (name, value) = line.strip_prefix("ginnel_gateway_")?.rsplit_once(' ')?;
+            Some((name.to_owned(), value.parse().ok()?))
+        };
+        text.lines().filter_map(metric).collect()
+    }
+
+    /// One of them.
+    fn metric(&self, name: &str) -> f64 {
+        let found = self.all_metrics().into_iter().find(|(other, _)| other == name);
+        found.unwrap_or_else(|| panic!("no {name}")).1
+    }
+
+    /// What is connected and what waits.
+    fn gauges(&self) -> Vec<(String, f64)> {
+        let all = self.all_metrics();
+        let gauges: Vec<_> = all.into_iter().filter(|(name, _)| GAUGES.contains(&name.as_str())).collect();
+        assert_eq!(gauges.len(), GAUGES.len(), "{gauges:?}");
+        gauges
+    }
+
+    /// Asserts that nothing is counted as there any more, once the last one who left has been noticed.
+    fn is_empty_in_the_end(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.gauges().iter().any(|(_, value)| *value != 0.0) {
+            assert!(Instant::now() < deadline, "{:?}", self.gauges());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}

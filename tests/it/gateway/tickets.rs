@@ -1,0 +1,85 @@
+//! Clients that have to show a ticket first.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::endpoint::{ACCEPT, Endpoint, NEW, PING, TICKET, command, data};
+use super::{Gateway, PATIENCE};
+
+/// What `ginnel gateway ticket` prints.
+pub(super) fn ticket(gateway: &Gateway, arguments: &[&str]) -> String {
+    let mut ginnel = Command::new(env!("CARGO_BIN_EXE_ginnel"));
+    ginnel.args(["gateway", "ticket", "--state"]).arg(gateway.house.state()).args(arguments);
+    let output = ginnel.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap().trim().to_owned();
+    assert!(text.starts_with("gt_"), "{text}");
+    text
+}
+
+/// The frame that shows it.
+fn shown(ticket: &str) -> Vec<u8> {
+    let bytes =
+        data_encoding::BASE64URL_NOPAD.decode(ticket.strip_prefix("gt_").unwrap().as_bytes()).unwrap();
+    data(0, &[&[TICKET][..], &bytes].concat())
+}
+
+fn client_with(gateway: &Gateway, first: &[u8]) -> Endpoint {
+    let mut client = Endpoint::connect(gateway.clients());
+    client.say(first);
+    client
+}
+
+#[test]
+fn a_client_with_a_ticket_dials_and_one_without_is_dropped() {
+    let gateway = Gateway::start("tickets = true");
+    let mut server = Endpoint::server(&gateway, 7);
+    let mut client = client_with(&gateway, &shown(&ticket(&gateway, &["--ttl", "600"])));
+    let conn = client.dial(7);
+    server.hears(&[command(ACCEPT, &[conn, 1])]);
+    for first in [command(NEW, &[]), command(PING, &[])] {
+        client_with(&gateway, &first).is_dropped();
+    }
+    // The server was asked for none and hears of nobody else.
+    server.fence();
+}
+
+#[test]
+fn a_forged_or_cut_ticket_is_none() {
+    let gateway = Gateway::start("tickets = true");
+    let good = shown(&ticket(&gateway, &["--ttl", "600"]));
+    for at in [9, 16, 17, 20, 21, 52] {
+        let mut forged = good.clone();
+        forged[at] ^= 1;
+        client_with(&gateway, &forged).is_dropped();
+    }
+    client_with(&gateway, &data(0, &good[8..52])).is_dropped();
+    client_with(&gateway, &data(0, &[&good[8..], b"\0"].concat())).is_dropped();
+    let elsewhere = Gateway::start("tickets = true");
+    client_with(&elsewhere, &good).is_dropped();
+    client_with(&gateway, &good).fence();
+}
+
+#[test]
+fn a_ticket_ends() {
+    let gateway = Gateway::start("tickets = true");
+    let ticket = shown(&ticket(&gateway, &["--ttl", "2"]));
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut client = client_with(&gateway, &[&ticket[..], &command(NEW, &[])].concat());
+        if client.first_word().is_empty() {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it does not end");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn a_ticket_for_one_server_dials_no_other() {
+    let gateway = Gateway::start("tickets = true");
+    let (_seven, _eight) = (Endpoint::server(&gateway, 7), Endpoint::server(&gateway, 8));
+    let mut client = client_with(&gateway, &shown(&ticket(&gateway, &["--ttl", "600", "--server", "7"])));
+    client.dial_in_vain(8);
+    client.dial(7);
+}
