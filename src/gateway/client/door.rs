@@ -1,6 +1,6 @@
 //! How to get in at the gateway: the way there, and what is said at the door.
 
-use super::carrier::{Carrier, Io};
+use super::carrier::{Carrier, Io, NOT_A_FRAME};
 use super::error::ConnectError;
 use super::tls::Tls;
 use crate::gateway::handshake::{CHALLENGE, Key};
@@ -67,11 +67,13 @@ impl Pass {
     }
 }
 
-fn refused(error: io::Error) -> ConnectError {
+/// What a broken connection means before the gateway has let anybody in.
+pub(super) fn refused(error: io::Error) -> ConnectError {
     use io::ErrorKind as Kind;
     match error.kind() {
         Kind::UnexpectedEof | Kind::ConnectionReset | Kind::BrokenPipe => ConnectError::Refused,
-        Kind::InvalidData => ConnectError::Impostor,
+        NOT_A_FRAME => ConnectError::Impostor,
+        Kind::InvalidData => ConnectError::Tls(error),
         _ => ConnectError::Unreachable(error),
     }
 }

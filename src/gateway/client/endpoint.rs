@@ -4,7 +4,7 @@ use super::backoff::Backoff;
 use super::carrier::{Carrier, Patience};
 use super::codec::Codec;
 use super::connection::VirtualConnection;
-use super::door::{Address, Pass};
+use super::door::{Address, Pass, refused};
 use super::error::{AcceptError, ConnectError, DialError, Loss};
 use super::line::Line;
 use super::machine::Mux;
@@ -13,6 +13,7 @@ use super::tls::Tls;
 use crate::net::time;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
+use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -255,9 +256,7 @@ async fn establish(
             biased;
             () = line.ready() => Ok((line, running)),
             loss = &mut running => Err(match loss {
-                Loss::Broken(error) if error.kind() != std::io::ErrorKind::ConnectionReset => {
-                    ConnectError::Unreachable(std::io::Error::new(error.kind(), error))
-                }
+                Loss::Broken(error) => refused(io::Error::new(error.kind(), error)),
                 Loss::Fault(_) => ConnectError::Impostor,
                 _ => ConnectError::Refused,
             }),

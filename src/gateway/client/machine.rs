@@ -569,3 +569,7 @@ impl Mux {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

@@ -1,7 +1,6 @@
 //! The machine by itself: bytes in, frames and news out.
 
-use super::error::Fault;
-use super::machine::{End, Event, Limits, Mux, Offered, Taken};
+use super::{End, Event, Fault, Limits, Mux, Offered, Taken};
 use crate::gateway::wire::{self, Command, ConnId, Frame, HEAD, MAX_PACKET};
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
