@@ -174,6 +174,16 @@ impl Call {
         Self { progress: progress_rx, path: path_rx, stop, task }
     }
 
+    /// Stands for a path that was found without negotiation and is kept by `task` until it is told to `stop`.
+    pub(super) fn found(
+        path: watch::Receiver<Option<Path>>,
+        stop: mpsc::Sender<String>,
+        task: JoinHandle<()>,
+    ) -> Self {
+        let (_, progress) = watch::channel(Progress::Ready);
+        Self { progress, path, stop, task }
+    }
+
     /// Waits until data can flow, or until that is hopeless.
     pub(super) async fn ready(&mut self) -> Result<(), CallFailure> {
         let reached = self.progress.wait_for(|progress| !matches!(progress, Progress::Searching)).await;

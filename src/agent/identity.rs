@@ -146,6 +146,15 @@ pub(super) fn ice_password(secret: &Secret, role: Role, ufrag: &str) -> Result<S
     Ok(data_encoding::BASE32_NOPAD.encode(&bytes[..20]).to_ascii_lowercase())
 }
 
+/// Derives the id under which a ticket's listener waits at its server's gateway: one of the upper half, which access keys admit to.
+///
+/// # Errors
+/// [`IdentityError::Key`], which no input brings about.
+pub(super) fn gateway_id(secret: &Secret) -> Result<u32, IdentityError> {
+    let [a, b, c, d, ..] = derive(secret, b"ginnel/1 gateway id")?;
+    Ok(u32::from_be_bytes([a, b, c, d]) | 1 << 31)
+}
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }

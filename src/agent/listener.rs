@@ -9,6 +9,7 @@ use super::identity::{self, Role};
 use super::link::{Heard, Registration};
 use super::peer::{self, RegisteredLine};
 use super::probe::Probe;
+use super::rung;
 use super::session::Mode;
 use super::ticket::Ticket;
 use crate::net::time;
@@ -48,6 +49,10 @@ impl Listener {
     ) -> Self {
         let (done, accepted) = mpsc::channel(CALLS);
         let address = line.server;
+        if let Some(key) = registration.key.clone().filter(|_| mode != Mode::NoRelay) {
+            let waiting = rung::Waiting { server: server.clone(), address, secret: ticket.secret.clone() };
+            tokio::spawn(waiting.run(key, done.clone()));
+        }
         let desk = Desk {
             ticket: ticket.clone(),
             server,

@@ -31,6 +31,7 @@
 //! | `tcp_leg`, `probe`, `link` | TURN over TCP, STUN to the server, signalling over WebSocket | tokio |
 //! | `tunnel`, `quic`, `connection` | lanes as one socket, QUIC over it, its streams | tokio |
 //! | `gateway` | a TCP service published at a gateway | tokio |
+//! | `rung` | the last path to try: QUIC through the server's gateway | tokio |
 //! | `peer`, `listener` | [`Agent`] and [`Listener`] | tokio |
 
 mod call;
@@ -50,6 +51,7 @@ mod peer;
 mod probe;
 mod quic;
 mod reason;
+mod rung;
 mod session;
 mod tcp_leg;
 mod ticket;

@@ -12,20 +12,17 @@ pub enum PathKind {
     Direct,
     /// Through the relay.
     Relay,
+    /// Through the server's gateway, as a virtual connection: the last resort.
+    Gateway,
 }
 
 impl fmt::Display for PathKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(LaneKind::from(*self).word())
-    }
-}
-
-impl From<PathKind> for LaneKind {
-    fn from(kind: PathKind) -> Self {
-        match kind {
-            PathKind::Direct => Self::Direct,
-            PathKind::Relay => Self::Relay,
-        }
+        f.write_str(match self {
+            Self::Direct => LaneKind::Direct.word(),
+            Self::Relay => LaneKind::Relay.word(),
+            Self::Gateway => "gateway",
+        })
     }
 }
 
@@ -45,7 +42,7 @@ pub struct Path {
     pub kind: PathKind,
     /// This side's end as the other side knows it; on a relay path the relayed address or the socket that reaches it.
     pub local: SocketAddr,
-    /// The other side's address, or the relay's on a relay path.
+    /// The other side's address, or the server's on a relay or gateway path.
     pub remote: SocketAddr,
     /// The round trip to the other side, if it was measured yet.
     pub rtt: Option<Duration>,

@@ -10,10 +10,13 @@ use super::identity::{self, Role};
 use super::link::{self, Heard, Link, Registration, Welcome};
 use super::listener::Listener;
 use super::quic;
-use super::session::{NO_PATH, Setup};
+use super::rung;
+use super::session::{Mode, NO_PATH, Setup};
 use super::ticket::{SECRET_LEN, Secret, Ticket};
+use crate::net::time;
 use crate::signaling::wire::{IceServer, Tag};
 use std::net::SocketAddr;
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 const QUEUE: usize = 64;
@@ -65,12 +68,32 @@ impl Agent {
         let own = ServerName { host: ticket.host.clone(), port: ticket.port };
         let server = self.config.server.clone().unwrap_or(own);
         let callee = Tag::new(ticket.tag.clone()).ok_or(Error::Offline)?;
+        let begun = time::now().mono;
         let name = server.to_string();
         let addresses = link::resolve(&server.host, server.port).await;
         let addresses = addresses.map_err(|error| Error::from_link(&name, &error))?;
         let connected = link::connect(&addresses).await;
         let (stream, address) = connected.map_err(|error| Error::from_link(&name, &error))?;
+        match self.call(ticket, (&server, stream, address), callee).await {
+            Ok(connection) => Ok(connection),
+            Err(error) => match rung::reason(&error).filter(|_| self.config.mode != Mode::NoRelay) {
+                Some(reason) => {
+                    let last = rung::connect(address, &ticket.secret, (begun, reason)).await;
+                    last.map_err(|failure| rung::explain(error, &failure))
+                }
+                None => Err(error),
+            },
+        }
+    }
 
+    /// Finds the listener through the server's signalling, and a path to it.
+    async fn call(
+        &self,
+        ticket: &Ticket,
+        (server, stream, address): (&ServerName, TcpStream, SocketAddr),
+        callee: Tag,
+    ) -> Result<Connection, Error> {
+        let name = server.to_string();
         let mut setup = setup(&self.config, &ticket.secret, Role::Connector)?;
         let mut ground = Ground::new(address, None);
         let (stun2, stun2_rx) = oneshot::channel();

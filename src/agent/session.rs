@@ -120,6 +120,8 @@ pub struct Tried {
     pub remote: usize,
     /// One of the sides had a relay.
     pub relay: bool,
+    /// The server's gateway was tried as well.
+    pub gateway: bool,
     /// This side's NAT.
     pub mine: Option<Nat>,
     /// The other side's NAT.
@@ -428,6 +430,7 @@ impl Session {
             local: self.told,
             remote: self.remote_count,
             relay: self.setup.own_relay || self.remote_relay,
+            gateway: false,
             mine: self.facts.mine,
             theirs: self.facts.theirs,
         }

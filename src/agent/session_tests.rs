@@ -170,7 +170,8 @@ fn a_search_without_path_fails_in_time_and_says_what_was_tried() {
     session.handle_local(now, LaneKind::Direct, HOST);
     session.handle_trickle(&[format!("candidate:{RELAY}")], false, Some(Nat::Blocked));
     let said = run(&mut session, now + PATH_TIME);
-    let tried = Tried { local: 1, remote: 1, relay: true, mine: None, theirs: Some(Nat::Blocked) };
+    let tried =
+        Tried { local: 1, remote: 1, relay: true, gateway: false, mine: None, theirs: Some(Nat::Blocked) };
     assert_eq!(said.last(), Some(&Output::Failed(Failure::NoPath(tried))));
 }
 

@@ -128,5 +128,6 @@ fn tried(error: &Error) -> Option<String> {
         None => "unknown",
     };
     let relay = if tried.relay { "the relay" } else { "no relay (no key on either side)" };
-    Some(format!("direct (NAT here: {}, there: {}) and {relay}", nat(tried.mine), nat(tried.theirs)))
+    let gateway = if tried.gateway { " and the gateway" } else { "" };
+    Some(format!("direct (NAT here: {}, there: {}) and {relay}{gateway}", nat(tried.mine), nat(tried.theirs)))
 }

@@ -181,6 +181,30 @@ fn failures_say_what_to_type_and_have_their_exit_codes() {
     assert_eq!((&event["t"], &event["code"]), (&"error".into(), &"offline".into()));
 }
 
+/// A server's certificate is for its id, and the gateway asks for one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_librarys_servers_show_a_certificate_where_one_is_asked_for() {
+    let (authority, servers) = (Authority::new(), Authority::naming(&["server-7"]));
+    let port = free_ports();
+    let lines = format!("[gateway]\ntls_port = {port}\nclient_ca = {:?}", servers.root());
+    let house = House::with_tls(Lines { turn: &lines, ..Lines::default() }, Some(&authority));
+    let read = |path| std::fs::read(path).unwrap();
+    let key = Key::new(house.told(&["key", "--gateway"])).unwrap();
+    let trusting = Tls::system().roots(read(authority.root()));
+    let identity = trusting.clone().identity(read(servers.certificate()), read(servers.key()));
+    let server =
+        |id, tls: &Tls| DialServer::md5(format!("tls://localhost:{port}"), id, key.clone()).tls(tls.clone());
+    tokio::spawn(echo(server(7, &identity).connect().await.unwrap()));
+    let client = DialClient::new(house.address.to_string()).connect().await.unwrap();
+    let mut connection = client.dial(7).await.unwrap();
+    connection.send(Bytes::from("Hello")).await.unwrap();
+    assert_eq!(connection.receive().await.unwrap().unwrap(), "Hello");
+    let nobody = server(7, &trusting).connect().await;
+    assert!(matches!(nobody, Err(ConnectError::Tls(_) | ConnectError::Refused)), "{nobody:?}");
+    let other = server(8, &identity).connect().await;
+    assert!(matches!(other, Err(ConnectError::Refused)), "{other:?}");
+}
+
 fn quick() -> Settings {
     let quick = Duration::from_millis(20);
     Settings { reconnect: Some((quick, quick)), ..Settings::default() }

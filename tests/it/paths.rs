@@ -48,6 +48,8 @@ enum Path {
     Relay,
     /// Through the server, by TCP from one side.
     RelayByTcp,
+    /// Through the server's gateway, by TCP from both sides.
+    Gateway,
     /// Whichever comes up.
     Any,
 }
@@ -59,6 +61,7 @@ impl Path {
         let kind = match self {
             Self::Direct | Self::Inner => "direct",
             Self::Relay | Self::RelayByTcp => "relay",
+            Self::Gateway => "gateway",
             Self::Any => return !remote.is_empty(),
         };
         path["kind"] == kind && self.remote().iter().any(|start| remote.starts_with(start))
@@ -69,7 +72,7 @@ impl Path {
         match self {
             Self::Direct => &["203.0.113.21:", "203.0.113.22:"],
             Self::Inner => &["10.21.0."],
-            Self::Relay | Self::RelayByTcp => &["203.0.113.10:"],
+            Self::Relay | Self::RelayByTcp | Self::Gateway => &["203.0.113.10:"],
             Self::Any => &[],
         }
     }
@@ -236,6 +239,7 @@ fn assert_counted(path: Path, bulk: u64, udp: u64, tcp: u64) {
         Path::Relay => udp > both && tcp < little,
         // One leg is TCP both ways, the other one UDP: each brings one direction to the server.
         Path::RelayByTcp => tcp > one && udp > one,
+        Path::Gateway => tcp > both && udp < little,
         Path::Any => true,
     };
     assert!(true_to_it, "{path:?}, but the server's host counted {udp} bytes by UDP and {tcp} by TCP");
@@ -302,6 +306,34 @@ fn relay_only_stays_on_the_relay_where_a_direct_path_exists() {
     let key = scene.house.key();
     let usual = Manner { key: Some(&key), options: &[] };
     scene.assert_path(Path::Relay, usual, Manner { options: &["--relay-only"], ..usual });
+}
+
+/// Lets a host have one TCP connection to the outside at a time, and nothing else.
+const ONE_CONNECTION: &str = "
+    table inet one {
+      chain out { type filter hook output priority 0; policy drop;
+                  oifname lo accept; ct state established,related accept;
+                  meta l4proto tcp ct state new ct count over 1 drop; meta l4proto tcp accept; }
+      chain in { type filter hook input priority 0; policy drop;
+                 iifname lo accept; ct state established,related accept; }
+    }";
+
+/// Signalling needs the one connection until it has nothing more to offer; then the gateway gets it.
+#[test]
+fn where_one_tcp_connection_is_all_there_is_the_gateway_carries_the_tunnel() {
+    if !tools::have_laboratory() {
+        return;
+    }
+    let mut scene =
+        Scene::new(Place::Behind(NatKind::Symmetric), Place::Behind(NatKind::PortRestricted), false);
+    scene.bulk = megabytes(5);
+    scene.connector.nft(ONE_CONNECTION);
+    let key = scene.house.key();
+    let listening = Manner { key: Some(&key), options: &[] };
+    for connecting in [listening, Manner { key: None, options: &["--relay-only"] }] {
+        let facts = scene.assert_path(Path::Gateway, listening, connecting);
+        eprintln!("{facts}");
+    }
 }
 
 #[test]

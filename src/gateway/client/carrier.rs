@@ -14,6 +14,9 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::error::ProtocolError;
 use tokio_tungstenite::tungstenite::{Error as WebSocketError, Message};
 
+/// A WebSocket message that no gateway sends. (TLS has `InvalidData` for what is wrong there.)
+pub(super) const NOT_A_FRAME: io::ErrorKind = io::ErrorKind::InvalidInput;
+
 /// Bytes in both directions.
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -37,7 +40,7 @@ impl Carrier {
             }
             Self::WebSocket(socket) => {
                 let message = next(socket).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
-                piece = message.as_ref().try_into().map_err(|_| io::ErrorKind::InvalidData)?;
+                piece = message.as_ref().try_into().map_err(|_| NOT_A_FRAME)?;
             }
         }
         Ok(piece)
@@ -79,7 +82,7 @@ where
         match socket.next().await {
             Some(Ok(Message::Binary(bytes))) => return Ok(Some(bytes)),
             Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
-            Some(Ok(Message::Text(_))) => return Err(io::ErrorKind::InvalidData.into()),
+            Some(Ok(Message::Text(_))) => return Err(NOT_A_FRAME.into()),
             Some(Ok(Message::Close(_))) | None => return Ok(None),
             Some(Err(error)) => return Err(io_error(error)),
         }
@@ -161,7 +164,7 @@ impl Reader {
             Self::WebSocket(socket) => match next(socket).await {
                 Ok(Some(frame)) => line.handle_frame(frame).map(Some).map_err(Loss::Fault),
                 Ok(None) => Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(Loss::Fault(Fault::Ragged)),
+                Err(error) if error.kind() == NOT_A_FRAME => Err(Loss::Fault(Fault::Ragged)),
                 Err(error) => Err(error.into()),
             },
         }

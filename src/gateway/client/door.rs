@@ -1,6 +1,6 @@
 //! How to get in at the gateway: the way there, and what is said at the door.
 
-use super::carrier::{Carrier, Io};
+use super::carrier::{Carrier, Io, NOT_A_FRAME};
 use super::error::ConnectError;
 use super::tls::Tls;
 use crate::gateway::handshake::{CHALLENGE, Key};
@@ -8,6 +8,7 @@ use crate::gateway::ticket::Ticket;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -66,11 +67,13 @@ impl Pass {
     }
 }
 
-fn refused(error: io::Error) -> ConnectError {
+/// What a broken connection means before the gateway has let anybody in.
+pub(super) fn refused(error: io::Error) -> ConnectError {
     use io::ErrorKind as Kind;
     match error.kind() {
         Kind::UnexpectedEof | Kind::ConnectionReset | Kind::BrokenPipe => ConnectError::Refused,
-        Kind::InvalidData => ConnectError::Impostor,
+        NOT_A_FRAME => ConnectError::Impostor,
+        Kind::InvalidData => ConnectError::Tls(error),
         _ => ConnectError::Unreachable(error),
     }
 }
@@ -140,25 +143,26 @@ impl Address {
         Ok(Self { host, port, tls, manner })
     }
 
-    /// Goes there, within `limit`.
+    /// Goes there, within `limit`; also returns this side's address.
     pub(super) async fn open(
         &self,
         tls: &Tls,
         max_packet: usize,
         limit: Duration,
-    ) -> Result<Carrier, ConnectError> {
+    ) -> Result<(Carrier, Option<SocketAddr>), ConnectError> {
         let going = async {
             let stream = TcpStream::connect((self.host.as_str(), self.port))
                 .await
                 .map_err(ConnectError::Unreachable)?;
             let _ = stream.set_nodelay(true);
+            let local = stream.local_addr().ok();
             let alpn: &[&[u8]] = if self.manner == Manner::Plain { &[] } else { &[b"http/1.1"] };
             let io: Io = if self.tls {
                 Box::new(tls.connect(stream, &self.host, alpn).await.map_err(ConnectError::Tls)?)
             } else {
                 Box::new(stream)
             };
-            self.speak(io, max_packet).await
+            Ok((self.speak(io, max_packet).await?, local))
         };
         timeout(limit, going).await.unwrap_or(Err(ConnectError::TimedOut(limit)))
     }

@@ -4,7 +4,7 @@ use super::backoff::Backoff;
 use super::carrier::{Carrier, Patience};
 use super::codec::Codec;
 use super::connection::VirtualConnection;
-use super::door::{Address, Pass};
+use super::door::{Address, Pass, refused};
 use super::error::{AcceptError, ConnectError, DialError, Loss};
 use super::line::Line;
 use super::machine::Mux;
@@ -13,6 +13,8 @@ use super::tls::Tls;
 use crate::net::time;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
+use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -47,6 +49,21 @@ pub(super) struct Guard {
     stop: watch::Sender<bool>,
 }
 
+/// The last way to accept.
+#[derive(Debug)]
+struct Ear {
+    standing: watch::Receiver<Standing>,
+}
+
+impl Drop for Ear {
+    /// Whoever dials then is told at once; the line ends with its virtual connections.
+    fn drop(&mut self) {
+        if let Standing::Up(line) = &*self.standing.borrow() {
+            line.deafen();
+        }
+    }
+}
+
 /// How to get to the gateway.
 #[derive(Debug, Clone)]
 pub(super) struct Route {
@@ -64,6 +81,7 @@ pub(super) struct Route {
 pub struct Endpoint<C> {
     standing: watch::Receiver<Standing>,
     guard: Arc<Guard>,
+    _ear: Arc<Ear>,
     dial_timeout: Duration,
     codec: C,
 }
@@ -86,7 +104,7 @@ impl<C: Codec> Endpoint<C> {
         codec: C,
     ) -> Result<Self, ConnectError> {
         let (stop, stopped) = watch::channel(false);
-        let first = establish(carrier, pass, settings, stopped.clone()).await?;
+        let first = establish((carrier, None), pass, settings, stopped.clone()).await?;
         Ok(Self::start(first, None, (stop, stopped), settings, codec))
     }
 
@@ -100,7 +118,8 @@ impl<C: Codec> Endpoint<C> {
         let (told, standing) = watch::channel(Standing::Up(Arc::clone(&line)));
         let dial_timeout = settings.dial_timeout;
         tokio::spawn(keep(line, running, route, told, stopped));
-        Self { standing, guard: Arc::new(Guard { stop }), dial_timeout, codec }
+        let ear = Arc::new(Ear { standing: standing.clone() });
+        Self { standing, guard: Arc::new(Guard { stop }), _ear: ear, dial_timeout, codec }
     }
 
     /// Connects to the server with this id, or to the client where this endpoint is a server (S2-23, S2-13). Many may be under way at a time.
@@ -160,6 +179,15 @@ impl<C: Codec> Endpoint<C> {
         }
     }
 
+    /// Returns this side's address, while it is connected over TCP.
+    #[must_use]
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match &*self.standing.borrow() {
+            Standing::Up(line) => line.local,
+            Standing::Down(_) | Standing::Over(_) => None,
+        }
+    }
+
     /// Returns how things stand with the gateway.
     #[must_use]
     pub fn status(&self) -> Status {
@@ -206,14 +234,14 @@ fn status(standing: &Standing) -> Status {
 impl Route {
     async fn establish(&self, stopped: watch::Receiver<bool>) -> Result<(Arc<Line>, Running), ConnectError> {
         let settings = &self.settings;
-        let carrier = self.address.open(&self.tls, settings.max_packet, settings.connect_timeout).await?;
-        establish(carrier, &self.pass, settings, stopped).await
+        let opened = self.address.open(&self.tls, settings.max_packet, settings.connect_timeout).await?;
+        establish(opened, &self.pass, settings, stopped).await
     }
 }
 
 /// Shakes hands and waits for the gateway's first answer.
 async fn establish(
-    mut carrier: Carrier,
+    (mut carrier, local): (Carrier, Option<SocketAddr>),
     pass: &Pass,
     settings: &Settings,
     stopped: watch::Receiver<bool>,
@@ -221,15 +249,14 @@ async fn establish(
     let limit = settings.auth_timeout;
     let entering = async {
         pass.shake(&mut carrier).await?;
-        let line = Arc::new(Line::new(Mux::new(settings.limits(), pass.credit(), pass.ticket())));
+        let mux = Mux::new(settings.limits(), pass.credit(), pass.ticket());
+        let line = Arc::new(Line::new(mux, local));
         let mut running: Running = Box::pin(run(Arc::clone(&line), carrier, settings.clone(), stopped));
         tokio::select! {
             biased;
             () = line.ready() => Ok((line, running)),
             loss = &mut running => Err(match loss {
-                Loss::Broken(error) if error.kind() != std::io::ErrorKind::ConnectionReset => {
-                    ConnectError::Unreachable(std::io::Error::new(error.kind(), error))
-                }
+                Loss::Broken(error) => refused(io::Error::new(error.kind(), error)),
                 Loss::Fault(_) => ConnectError::Impostor,
                 _ => ConnectError::Refused,
             }),

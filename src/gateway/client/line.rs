@@ -5,6 +5,7 @@ use super::machine::{DialKey, End, Event, Mux, Offered, Outgoing, Taken};
 use crate::gateway::wire::ConnId;
 use bytes::{Bytes, BytesMut};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use tokio::sync::{Notify, oneshot, watch};
@@ -33,10 +34,12 @@ pub(super) struct Line {
     arrived: Notify,
     resume: Notify,
     ready: watch::Sender<bool>,
+    /// This side's address, where that is known.
+    pub(super) local: Option<SocketAddr>,
 }
 
 impl Line {
-    pub(super) fn new(mux: Mux) -> Self {
+    pub(super) fn new(mux: Mux, local: Option<SocketAddr>) -> Self {
         Self {
             state: Mutex::new(State {
                 mux,
@@ -49,6 +52,7 @@ impl Line {
             arrived: Notify::new(),
             resume: Notify::new(),
             ready: watch::Sender::new(false),
+            local,
         }
     }
 
@@ -117,6 +121,11 @@ impl Line {
             state.mux.poll_transmit(batch);
             !state.finishing
         })
+    }
+
+    /// Accepts nothing from outside any more.
+    pub(super) fn deafen(&self) {
+        self.with(|state| state.mux.deafen());
     }
 
     /// Closes all virtual connections, politely; nothing is sent after that.

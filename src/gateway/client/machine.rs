@@ -520,6 +520,14 @@ impl Mux {
         }
     }
 
+    /// Lets go of what waits in the backlog, and takes nothing into it any more.
+    pub(super) fn deafen(&mut self) {
+        self.limits.backlog = 0;
+        for conn in std::mem::take(&mut self.backlog) {
+            self.close(conn);
+        }
+    }
+
     /// Lets go of all.
     pub(super) fn close_all(&mut self) {
         let all: HashSet<ConnId> = self.links.keys().copied().collect();
@@ -561,3 +569,7 @@ impl Mux {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

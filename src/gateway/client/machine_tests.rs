@@ -1,7 +1,6 @@
 //! The machine by itself: bytes in, frames and news out.
 
-use super::error::Fault;
-use super::machine::{End, Event, Limits, Mux, Offered, Taken};
+use super::{End, Event, Fault, Limits, Mux, Offered, Taken};
 use crate::gateway::wire::{self, Command, ConnId, Frame, HEAD, MAX_PACKET};
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
@@ -234,6 +233,16 @@ fn calls_from_outside_wait_in_the_backlog_and_only_those_beyond_it_are_closed() 
     mux.close(ConnId(1));
     hear(&mut mux, &accept(6, 9)).unwrap();
     assert_eq!(sent(&mut mux), [Sent::Close(1)]);
+}
+
+#[test]
+fn nobody_is_left_waiting_where_nobody_accepts_any_more() {
+    let mut mux = connected(false, 1);
+    hear(&mut mux, &accept(2, 7)).unwrap();
+    mux.deafen();
+    hear(&mut mux, &accept(3, 7)).unwrap();
+    assert_eq!(sent(&mut mux), [Sent::Close(2), Sent::Close(3)]);
+    assert_eq!(offer(&mut mux, 1, b"goes on"), Offered::Taken);
 }
 
 #[test]

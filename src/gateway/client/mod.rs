@@ -35,8 +35,6 @@ mod endpoint;
 mod error;
 mod line;
 mod machine;
-#[cfg(test)]
-mod machine_tests;
 mod settings;
 mod stream;
 #[cfg(test)]

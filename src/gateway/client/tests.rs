@@ -410,6 +410,103 @@ async fn a_wrong_key_is_refused_and_nothing_else_is_trusted() {
     liar.await.unwrap();
 }
 
+/// An endpoint whose gateway says what `script` says after the first New, and then neither reads nor writes.
+async fn scripted(settings: Settings, script: Vec<u8>) -> (Endpoint<Raw>, tokio::io::DuplexStream) {
+    let (near, mut far) = tokio::io::duplex(64);
+    let client = DialClient::new("").settings(settings);
+    let client = tokio::spawn(async move { client.connect_over(near).await });
+    far.read_exact(&mut [0; 9]).await.unwrap();
+    far.write_all(&script).await.unwrap();
+    (client.await.unwrap().unwrap(), far)
+}
+
+fn script(commands: &[Command<'_>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for command in commands {
+        command.emit(&mut bytes);
+    }
+    bytes
+}
+
+/// S2-21 and S2-26: each setting in turn, far from its default.
+#[tokio::test(start_paused = true)]
+async fn a_client_keeps_to_its_settings() {
+    let limit = Duration::from_millis(700);
+    let (near, _far) = tokio::io::duplex(64);
+    let client = DialClient::new("").settings(Settings { auth_timeout: limit, ..settings() });
+    assert!(matches!(client.connect_over(near).await, Err(ConnectError::TimedOut(told)) if told == limit));
+
+    let incoming = [
+        Command::Open(ConnId(1)),
+        Command::Accept { conn: ConnId(2), remote: 9 },
+        Command::Accept { conn: ConnId(3), remote: 9 },
+    ];
+    let small = Settings { max_packet: 104, send_queue: 5, read_buffer: 1, backlog: 1, ..settings() };
+    let (client, mut far) = scripted(small, script(&incoming)).await;
+    let mut conn = client.accept().await.unwrap();
+    assert_eq!((conn.id(), conn.remote(), conn.max_message()), (2, 9, 100));
+    let long = conn.send(vec![0; 101].into()).await;
+    assert!(matches!(long, Err(SendError::TooLong { len: 101, max: 100 })));
+    let mut sent = 0;
+    while tokio::time::timeout(limit, conn.send(vec![0; 100].into())).await.is_ok() {
+        sent += 1;
+    }
+    assert_eq!(sent, 10, "five on their way, five that wait");
+    let mut all = vec![0; 2 * 13 + 10 * 108];
+    far.read_exact(&mut all).await.unwrap();
+    let closes = script(&[Command::Close(ConnId(1)), Command::Close(ConnId(3))]);
+    assert_eq!(all[..26], closes, "the id that was asked for first, and who found the backlog full");
+
+    let mut flood = script(&incoming[..2]);
+    for _ in 0..4 {
+        wire::head(&mut flood, ConnId(2), 1);
+        flood.push(7);
+    }
+    let narrow = Settings {
+        receive_queue: 3,
+        receive_patience: limit,
+        silence: Duration::from_secs(900),
+        ..settings()
+    };
+    let (client, _far) = scripted(narrow, flood).await;
+    let mut conn = client.accept().await.unwrap();
+    tokio::time::sleep(2 * limit).await;
+    for _ in 0..3 {
+        assert_eq!(conn.receive().await.unwrap().unwrap()[..], [7]);
+    }
+    assert!(matches!(conn.receive().await, Err(ReceiveError::Overrun)));
+}
+
+/// S2-22: with its id and its key, by the reference's handshake; and what it grants is a setting.
+#[tokio::test]
+async fn a_server_shows_its_id_and_key_and_keeps_to_its_settings() {
+    let (near, mut far) = tokio::io::duplex(1000);
+    let server = DialServer::md5("", 123, key());
+    let server = tokio::spawn(async move { server.connect_over(near).await });
+    far.write_all(&[1, 2, 3, 4, 5, 6, 7, 8]).await.unwrap();
+    let mut answer = [0; 20];
+    far.read_exact(&mut answer).await.unwrap();
+    assert_eq!(key().check_md5(&[1, 2, 3, 4, 5, 6, 7, 8], &answer), Some(123));
+    far.write_all(&script(&[Command::Open(ConnId(1))])).await.unwrap();
+    drop(server.await.unwrap().unwrap());
+
+    let fake = Fake::new();
+    let client = DialClient::new(fake.listen(false).await).connect().await.unwrap();
+    let narrow = Settings { receive_bytes: 1000, ..settings() };
+    let server = DialServer::hmac(fake.listen(true).await, 1007, key()).settings(narrow);
+    let server = server.connect().await.unwrap();
+    let mut there = client.dial(1007).await.unwrap();
+    for _ in 0..3 {
+        there.send(vec![0; 600].into()).await.unwrap();
+    }
+    let mut here = server.accept().await.unwrap();
+    assert!(there.receive().await.unwrap().is_none(), "the fake gateway sends more than is granted");
+    for _ in 0..2 {
+        assert_eq!(here.receive().await.unwrap().unwrap().len(), 600);
+    }
+    assert!(matches!(here.receive().await, Err(ReceiveError::Overrun)));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_silent_gateway_is_asked_and_then_given_up() {
     let (near, mut far) = tokio::io::duplex(1000);

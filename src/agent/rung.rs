@@ -1,0 +1,211 @@
+//! The ladder's last rung, for networks that let nothing out but one TCP connection at a time: the same QUIC tunnel, each datagram a message of
+//! a virtual connection of the server's gateway.
+//!
+//! A listener that has the server's access key waits at the gateway under an id that only its ticket's holders can derive. The connector,
+//! when it has given up everything else and with it the signalling line, dials that id with the one connection it may have.
+
+use super::call::Call;
+use super::candidate::LaneKind;
+use super::config::ServerName;
+use super::connection::Connection;
+use super::error::{Error, Stage};
+use super::identity::{self, Role};
+use super::path::{Path, PathKind};
+use super::quic;
+use super::ticket::Secret;
+use super::tunnel::Tunnel;
+use crate::gateway::client::{
+    ConnectError, DialClient, DialServer, Endpoint, Key, Raw, Settings, VirtualConnection,
+};
+use crate::net::time;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+/// How long the gateway may take to let a connector in; a network that counts connections may still count the one before.
+const ENTER_TIME: Duration = Duration::from_secs(8);
+/// How long a dial may take.
+const DIAL_TIME: Duration = Duration::from_secs(5);
+/// Handshakes at a time; anybody may dial, but only who holds the ticket gets through one.
+const SHAKING: usize = 8;
+/// How long to wait for a gateway that was not there when the listener began.
+const AWAY: Duration = Duration::from_secs(30);
+/// What carries the datagrams, where the tunnel asks for a lane.
+const LANE: LaneKind = LaneKind::Relay;
+
+/// Why the last rung is worth trying after this failure; `None` where it is not.
+pub(super) fn reason(error: &Error) -> Option<&'static str> {
+    match error {
+        Error::NoPath(_) => Some("neither a direct nor a relayed path came about"),
+        Error::TimedOut(Stage::Server) | Error::Unreachable { .. } => {
+            Some("the server's signalling does not answer")
+        }
+        _ => None,
+    }
+}
+
+/// Says of an earlier failure that the gateway was tried too, and why that came to nothing where it tells more.
+pub(super) fn explain(error: Error, failure: &Error) -> Error {
+    tracing::debug!(%failure, "the gateway is no way either");
+    match error {
+        Error::NoPath(tried) => Error::NoPath(super::session::Tried { gateway: true, ..tried }),
+        other => other,
+    }
+}
+
+/// Reaches the ticket's listener through the gateway at `address`; `begun` is when the search for a path did.
+pub(super) async fn connect(
+    address: SocketAddr,
+    secret: &Secret,
+    (begun, reason): (Instant, &'static str),
+) -> Result<Connection, Error> {
+    let id = identity::gateway_id(secret).map_err(|error| Error::Local(error.to_string()))?;
+    let entering = async {
+        let stream = TcpStream::connect(address).await.map_err(|error| unreachable(address, &error))?;
+        let local = stream.local_addr().map_err(|error| unreachable(address, &error))?;
+        let _ = stream.set_nodelay(true);
+        let settings = Settings { dial_timeout: DIAL_TIME, ..Settings::default() };
+        let client = DialClient::new(address.to_string()).settings(settings).connect_over(stream).await;
+        Ok((client.map_err(|error| unreachable(address, &error))?, local))
+    };
+    let entered = timeout(ENTER_TIME, entering).await.unwrap_or(Err(Error::TimedOut(Stage::Server)));
+    let (endpoint, local) = entered?;
+    let connection = endpoint.dial(id).await.map_err(|error| Error::Refused(error.to_string()))?;
+    let road = Road { local, remote: address, begun, reason };
+    carry(connection, Some(endpoint), (secret, Role::Connector), road).await
+}
+
+fn unreachable(address: SocketAddr, problem: &dyn std::error::Error) -> Error {
+    Error::Unreachable { server: address.to_string(), problem: problem.to_string() }
+}
+
+/// A listener at its server's gateway.
+#[derive(Clone)]
+pub(super) struct Waiting {
+    pub(super) server: ServerName,
+    pub(super) address: SocketAddr,
+    pub(super) secret: Secret,
+}
+
+impl Waiting {
+    /// Takes connections of those who hold the ticket, until nobody accepts them any more.
+    pub(super) async fn run(self, key: String, done: mpsc::Sender<Result<Connection, Error>>) {
+        tokio::select! {
+            _ = self.wait(key, &done) => {}
+            () = done.closed() => {}
+        }
+    }
+
+    async fn wait(&self, key: String, done: &mpsc::Sender<Result<Connection, Error>>) -> Option<()> {
+        let endpoint = self.register(key).await?;
+        let mut shaking = JoinSet::new();
+        loop {
+            tokio::select! {
+                accepted = endpoint.accept(), if shaking.len() < SHAKING => {
+                    let local = endpoint.local_addr().unwrap_or(self.address);
+                    shaking.spawn(self.clone().shake(accepted.ok()?, local, done.clone()));
+                }
+                Some(_) = shaking.join_next() => {}
+            }
+        }
+    }
+
+    /// Tries until the gateway is there; `None` where it lets nobody in, or there is none.
+    async fn register(&self, key: String) -> Option<Endpoint<Raw>> {
+        let (key, id) = (Key::new(key).ok()?, identity::gateway_id(&self.secret).ok()?);
+        let server = DialServer::hmac(format!("ws://{}", self.server), id, key);
+        loop {
+            match server.connect().await {
+                Ok(endpoint) => return Some(endpoint),
+                Err(error @ (ConnectError::Unreachable(_) | ConnectError::TimedOut(_))) => {
+                    tracing::debug!(%error, "the gateway is away");
+                    sleep(AWAY).await;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "no way through the gateway");
+                    return None;
+                }
+            }
+        }
+    }
+
+    async fn shake(
+        self,
+        connection: VirtualConnection<Raw>,
+        local: SocketAddr,
+        done: mpsc::Sender<Result<Connection, Error>>,
+    ) {
+        let (begun, reason) = (time::now().mono, "the other side has no other path");
+        let road = Road { local, remote: self.address, begun, reason };
+        match carry(connection, None, (&self.secret, Role::Listener), road).await {
+            Ok(connection) => drop(done.send(Ok(connection)).await),
+            // Anybody can dial; only who holds the ticket is worth a word.
+            Err(error) => tracing::debug!(%error, "a call through the gateway came to nothing"),
+        }
+    }
+}
+
+/// What is told of the path.
+struct Road {
+    local: SocketAddr,
+    remote: SocketAddr,
+    begun: Instant,
+    reason: &'static str,
+}
+
+/// Shakes hands over a virtual connection. `endpoint` is closed with it.
+async fn carry(
+    connection: VirtualConnection<Raw>,
+    endpoint: Option<Endpoint<Raw>>,
+    (secret, role): (&Secret, Role),
+    road: Road,
+) -> Result<Connection, Error> {
+    let (tunnel, _) = Tunnel::new();
+    tunnel.set_active(Some(LANE));
+    let (stop, stopped) = mpsc::channel(1);
+    let (told, path) = watch::channel(None);
+    let pump = pump(connection, Arc::clone(&tunnel), stopped);
+    let task = tokio::spawn(async move {
+        pump.await;
+        if let Some(endpoint) = endpoint {
+            endpoint.close().await;
+        }
+    });
+    let established = match quic::establish(tunnel, secret, role).await {
+        Ok(established) => established,
+        Err(error) => {
+            Call::found(path, stop, task).end("the handshake failed").await;
+            return Err(error);
+        }
+    };
+    let Road { local, remote, begun, reason } = road;
+    told.send_replace(Some(Path {
+        kind: PathKind::Gateway,
+        local,
+        remote,
+        rtt: Some(established.connection.rtt()),
+        since: time::now().mono.saturating_duration_since(begun),
+        reason: Some(reason.to_owned()),
+    }));
+    Ok(Connection::new(established, Call::found(path, stop, task)))
+}
+
+/// Carries datagrams as messages until either side wants no more.
+async fn pump(connection: VirtualConnection<Raw>, tunnel: Arc<Tunnel>, mut stopped: mpsc::Receiver<String>) {
+    let (mut sender, mut receiver) = connection.into_split();
+    let outwards = async { while sender.send(tunnel.next_outgoing(LANE).await).await.is_ok() {} };
+    let inwards = async {
+        while let Ok(Some(datagram)) = receiver.receive().await {
+            tunnel.deliver(LANE, &datagram);
+        }
+    };
+    tokio::select! {
+        () = outwards => {}
+        () = inwards => {}
+        _ = stopped.recv() => {}
+    }
+}
