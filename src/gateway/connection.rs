@@ -16,6 +16,17 @@ pub(super) struct Lane {
     pub(super) window: i64,
     /// Bytes it has taken that the other end has not been given credit for.
     pub(super) owed: usize,
+    /// Whether the other end sends on credit.
+    pub(super) is_on_credit: bool,
+}
+
+impl Lane {
+    /// Says whether a frame of `len` bytes finds no room. Whoever sends on credit may go below zero by its last frame (command 7), and
+    /// must not be held for having done so.
+    pub(super) fn is_full(&self, len: usize, queue: usize) -> bool {
+        let over = if self.is_on_credit { self.waiting >= queue } else { self.waiting + len > queue };
+        self.waiting > 0 && over
+    }
 }
 
 /// A virtual connection. Index 0 is the end that dialled.
@@ -30,16 +41,17 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// `limited` says which ends grant credit for what they are sent.
+    /// `limited` says which ends grant credit for what they are sent, and send on credit.
     pub(super) fn new(ends: [EndKey; 2], limited: [bool; 2]) -> Self {
-        let lane = |limited| Lane {
+        let lane = |end: usize| Lane {
             waiting: 0,
             holds: false,
             held_for: Duration::ZERO,
-            window: if limited { 0 } else { i64::MAX },
+            window: if limited[end] { 0 } else { i64::MAX },
             owed: 0,
+            is_on_credit: limited[1 - end],
         };
-        Self { ends: ends.map(Some), lanes: limited.map(lane), is_closed: false }
+        Self { ends: ends.map(Some), lanes: [lane(0), lane(1)], is_closed: false }
     }
 
     /// Returns which of the two ends this is; `None` for a stranger.

@@ -221,3 +221,68 @@ impl Switchboard {
         (self.stalled(now.mono, key) >= 2 * self.rules.times.ping).then_some(Why::Unread)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::config::{Duplicates, Limits, Rules};
+    use crate::gateway::machine::Next;
+    use crate::gateway::wire;
+    use bytes::BytesMut;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha20Rng;
+
+    const QUEUE: usize = 1000;
+
+    /// Hands an endpoint's bytes over and returns what becomes of it.
+    fn say(board: &mut Switchboard, now: Now, from: EndKey, bytes: &[u8]) -> Next {
+        board.handle_frames(now, from, &mut BytesMut::from(bytes))
+    }
+
+    /// Takes all that waits for an endpoint.
+    fn take(board: &mut Switchboard, now: Now, to: EndKey) -> Vec<u8> {
+        let mut slices = [std::io::IoSlice::new(&[]); 16];
+        let count = board.peek(to, &mut slices);
+        let bytes = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect::<Vec<u8>>();
+        board.handle_written(now, to, bytes.len());
+        bytes
+    }
+
+    fn dial(board: &mut Switchboard, now: Now, from: EndKey, remote: u32) -> ConnId {
+        let mut bytes = BytesMut::new();
+        Command::New.emit(&mut bytes);
+        say(board, now, from, &bytes);
+        let opened = take(board, now, from);
+        let conn = ConnId(u32::from_le_bytes(opened[9..].try_into().unwrap()));
+        bytes.clear();
+        Command::Dial { conn, remote }.emit(&mut bytes);
+        say(board, now, from, &bytes);
+        take(board, now, from);
+        conn
+    }
+
+    #[test]
+    fn a_server_that_sends_while_its_credit_is_above_zero_is_never_held() {
+        let limits = Limits { queue: QUEUE, ..Limits::default() };
+        let rules = Rules { limits, ..Rules::default() };
+        let mut board = Switchboard::new(rules, ChaCha20Rng::seed_from_u64(1));
+        let now = crate::net::time::now();
+        let server = board.handle_server(now, 7, true, Duplicates::Newest).unwrap();
+        let client = board.handle_client(now);
+        let conns = [dial(&mut board, now, client, 7), dial(&mut board, now, client, 7)];
+        for len in [1, 300, 999, 5000] {
+            for conn in conns {
+                let mut frame = BytesMut::new();
+                wire::head(&mut frame, conn, len);
+                frame.resize(wire::HEAD + len, 0);
+                let mut credit = i64::try_from(QUEUE).unwrap();
+                while credit > 0 {
+                    assert!(matches!(say(&mut board, now, server, &frame), Next::Read { .. }), "{len} bytes");
+                    credit -= i64::try_from(frame.len()).unwrap();
+                }
+                take(&mut board, now, client);
+            }
+        }
+        assert_eq!(board.counters().holds, 0);
+    }
+}

@@ -262,8 +262,7 @@ impl Switchboard {
         let link = self.connections.get_mut(&conn).filter(|link| !link.is_closed)?;
         let to = 1 - link.side(from)?;
         let lane = &mut link.lanes[to];
-        let is_full = lane.waiting > 0 && lane.waiting + len > self.rules.limits.queue;
-        if is_full || lane.window <= 0 {
+        if lane.is_full(len, self.rules.limits.queue) || lane.window <= 0 {
             return None;
         }
         lane.waiting += len;
