@@ -5,6 +5,7 @@ mod backpressure;
 mod conduct;
 mod doors;
 mod endpoint;
+mod fastway;
 mod foreign;
 mod limits;
 mod liveness;
