@@ -118,7 +118,7 @@ fn python_endpoints_talk_inside_tls_and_servers_show_a_certificate() {
         return;
     }
     let authority = Authority::new();
-    let gateway = Gateway::with_tls(&authority, &authority);
+    let gateway = Gateway::with_tls(&authority, &authority, "");
     let [root, certificate, key] = [authority.root(), authority.certificate(), authority.key()];
     let [root, certificate, key] = [&root, &certificate, &key].map(|path| path.to_str().unwrap());
     let client = Door::new(gateway.clients(), &["--tls", root]);
@@ -136,7 +136,7 @@ fn a_server_without_a_certificate_of_the_authority_does_not_even_see_the_challen
         return;
     }
     let (authority, other) = (Authority::new(), Authority::new());
-    let gateway = Gateway::with_tls(&authority, &authority);
+    let gateway = Gateway::with_tls(&authority, &authority, "");
     let root = authority.root();
     let root = root.to_str().unwrap();
     let (certificate, key) = (other.certificate(), other.key());
@@ -161,7 +161,7 @@ fn a_certificate_for_one_server_lets_no_other_in() {
         return;
     }
     let (authority, servers) = (Authority::new(), Authority::naming(&["server-7"]));
-    let gateway = Gateway::with_tls(&authority, &servers);
+    let gateway = Gateway::with_tls(&authority, &servers, "");
     let [root, certificate, key] = [authority.root(), servers.certificate(), servers.key()];
     let [root, certificate, key] = [&root, &certificate, &key].map(|path| path.to_str().unwrap());
     let door =
@@ -180,7 +180,7 @@ fn a_client_that_only_waits_inside_tls_is_dialled_too() {
         return;
     }
     let authority = Authority::new();
-    let gateway = Gateway::with_tls(&authority, &authority);
+    let gateway = Gateway::with_tls(&authority, &authority, "");
     let root = authority.root();
     let client = Door::new(gateway.clients(), &["--tls", root.to_str().unwrap()]);
     let echo = client.start(Role::Client, "echo", &[]);
@@ -205,12 +205,36 @@ fn python_endpoints_talk_over_websocket_inside_tls() {
         return;
     }
     let authority = Authority::new();
-    let gateway = Gateway::with_tls(&authority, &authority);
+    let gateway = Gateway::with_tls(&authority, &authority, "");
     let root = authority.root();
     let root = root.to_str().unwrap();
     let client = Door::new(gateway.clients(), &["--tls", root, "--web", "/gateway"]);
     let server = Door::new(gateway.clients(), &["--tls", root, "--web", "/gateway/servers", "--hmac"]);
     both_directions(&client, &server);
+}
+
+/// A client that never reads, and is the gateway's first one.
+fn deaf(gateway: &Gateway, options: &[&str]) -> Proc {
+    let deaf = Door::new(gateway.clients(), options).start(Role::Client, "deaf", &[]);
+    ready(&deaf);
+    deaf
+}
+
+#[test]
+fn who_does_not_read_inside_tls_or_over_websocket_loses_its_own_id_alone() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    let authority = Authority::new();
+    let root = authority.root();
+    let root = root.to_str().unwrap();
+    for options in [&["--tls", root][..], &["--web", "/gateway"], &["--tls", root, "--web", "/gateway"]] {
+        let gateway = Gateway::with_tls(&authority, &authority, super::backpressure::BRIEF);
+        let deaf = deaf(&gateway, options);
+        super::backpressure::assert_harms_only_itself(&gateway);
+        drop(deaf);
+        gateway.is_empty_in_the_end();
+    }
 }
 
 #[test]
