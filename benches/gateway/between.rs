@@ -22,6 +22,8 @@ pub(super) enum Kind {
     /// The same with one write for each frame.
     Unbatched(Door),
     Proxy,
+    /// With buffers of 64 KiB.
+    RoomyProxy,
 }
 
 impl Kind {
@@ -30,6 +32,7 @@ impl Kind {
             Self::Gateway(door) => format!("gateway ({})", door.name()),
             Self::Unbatched(door) => format!("one write per frame ({})", door.name()),
             Self::Proxy => "copy_bidirectional".to_owned(),
+            Self::RoomyProxy => "copy_bidirectional, 64 KiB buffers".to_owned(),
         }
     }
 }
@@ -55,7 +58,8 @@ impl Process {
         let (command, between) = match kind {
             Kind::Gateway(door) => gateway(options, address, (door, false), folder.path())?,
             Kind::Unbatched(door) => gateway(options, address, (door, true), folder.path())?,
-            Kind::Proxy => proxy(address)?,
+            Kind::Proxy => proxy(address, "--proxy")?,
+            Kind::RoomyProxy => proxy(address, "--roomy-proxy")?,
         };
         let mut process = Self::spawn(command, options, (address, between, folder))?;
         let started = process.await_start();
@@ -137,10 +141,10 @@ fn gateway(
     Ok((command, between))
 }
 
-fn proxy(address: SocketAddr) -> anyhow::Result<(Command, Between)> {
+fn proxy(address: SocketAddr, how: &str) -> anyhow::Result<(Command, Between)> {
     let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["--proxy", &address.to_string(), &server.local_addr()?.to_string()]);
+    command.args([how, &address.to_string(), &server.local_addr()?.to_string()]);
     Ok((command, Between::Proxy(server)))
 }
 

@@ -44,7 +44,7 @@ const FIGURES: [Figure; 2] = [Figure::Throughput, Figure::PerCpuSecond];
 /// Clients, and as many servers: behind a proxy there is one for each client.
 const PAIRS: usize = 4;
 
-const STEPS: [Step; 4] = [
+const STEPS: [Step; 5] = [
     Step {
         name: "16 KiB messages",
         size: 16 * 1024,
@@ -52,6 +52,14 @@ const STEPS: [Step; 4] = [
         ours: Kind::Gateway(Door::Md5),
         theirs: Kind::Proxy,
         goals: [Some(0.8), None],
+    },
+    Step {
+        name: "16 KiB messages beside larger buffers",
+        size: 16 * 1024,
+        virtual_connections: 1,
+        ours: Kind::Gateway(Door::Md5),
+        theirs: Kind::RoomyProxy,
+        goals: [None; 2],
     },
     Step {
         name: "16 KiB messages with credit",
@@ -107,6 +115,9 @@ struct Options {
     /// Be the proxy: its address, the server's
     #[arg(long, hide = true, num_args = 2)]
     proxy: Option<Vec<SocketAddr>>,
+    /// The same with larger buffers
+    #[arg(long, hide = true, num_args = 2)]
+    roomy_proxy: Option<Vec<SocketAddr>>,
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -121,8 +132,10 @@ struct Run {
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    if let Some([own, server]) = options.proxy.as_deref() {
-        return proxy::run(*own, *server);
+    for (which, is_roomy) in [(&options.proxy, false), (&options.roomy_proxy, true)] {
+        if let Some([own, server]) = which.as_deref() {
+            return proxy::run(*own, *server, is_roomy);
+        }
     }
     if std::thread::available_parallelism()?.get() < 2 {
         bail!("the gateway and its clients need a processor each, and there is one");
@@ -191,8 +204,8 @@ fn measure(options: &Options, round: usize, step: &Step, kind: Kind) -> anyhow::
 impl Figure {
     fn name(self) -> &'static str {
         match self {
-            Self::Throughput => "messages a second",
-            Self::PerCpuSecond => "messages per CPU second",
+            Self::Throughput => "a second",
+            Self::PerCpuSecond => "per CPU second",
         }
     }
 

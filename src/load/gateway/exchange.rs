@@ -25,8 +25,8 @@ const READ: usize = 256 * 1024;
 const READS: usize = 4;
 /// Bytes written with one call, more by the last message.
 const WRITE: usize = 64 * 1024;
-/// What is sent to a client that does not read before its sender gives up: more than any queue.
-const DEAF: u32 = 8 * 1024 * 1024;
+/// What is sent through a virtual connection to a client that does not read, before its sender gives up: more than a queue.
+const DEAF: u32 = 2 * 1024 * 1024;
 
 /// Virtual connections and connections that are gone before their time.
 #[derive(Debug, Clone, Copy, Default)]
@@ -300,14 +300,15 @@ impl Exchange {
         };
         if self.links[place].is_open() {
             self.queued[flow as usize] = true;
-            self.links[place].ready.push_back(flow);
+            let is_unheard = self.ledger.is_unheard(flow);
+            self.links[place].make_ready(flow, is_unheard);
             self.take_turn(place);
         }
     }
 
     fn take_turn(&mut self, place: usize) {
         let link = &mut self.links[place];
-        if !link.is_queued && !link.is_blocked && (link.has_tail() || !link.ready.is_empty()) {
+        if !link.is_queued && !link.is_blocked && (link.has_tail() || link.is_ready()) {
             link.is_queued = true;
             self.turns.push_back(place as u32);
         }
@@ -357,7 +358,7 @@ impl Exchange {
         let at = self.began.elapsed_ns();
         let link = &mut self.links[place];
         while self.scratch.len() < WRITE {
-            let Some(flow) = link.ready.pop_front() else { return Ok(()) };
+            let Some(flow) = link.next_ready() else { return Ok(()) };
             let number = flow / 2;
             let is_down = flow % 2 == 1;
             if is_down && !self.ends.may_send(number) {
@@ -375,10 +376,10 @@ impl Exchange {
                     if is_down {
                         self.ends.spend(number, len);
                     }
-                    link.ready.push_back(flow);
+                    link.make_ready(flow, self.ledger.is_unheard(flow));
                 }
                 Err(Wait::All) => {
-                    link.ready.push_front(flow);
+                    link.put_back(flow);
                     return Err(Wait::All);
                 }
                 Err(Wait::Flow | Wait::Over) => self.queued[flow as usize] = false,

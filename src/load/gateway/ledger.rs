@@ -118,7 +118,7 @@ impl Ledger {
     }
 
     /// Returns whether a flow's messages are not read.
-    fn is_unheard(&self, flow: u32) -> bool {
+    pub(super) fn is_unheard(&self, flow: u32) -> bool {
         flow % 2 == 1 && self.is_excused(flow)
     }
 

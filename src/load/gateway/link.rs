@@ -10,8 +10,10 @@ use std::net::TcpStream;
 pub(super) struct Link {
     socket: Option<TcpStream>,
     pub(super) reader: Reader,
-    /// Flows that have something to send.
-    pub(super) ready: VecDeque<u32>,
+    /// Flows that have something to send to someone who reads.
+    ready: VecDeque<u32>,
+    /// The others, which come first: all queues are to be full soon.
+    unheard: VecDeque<u32>,
     /// Commands that leave before anything else.
     pub(super) commands: Vec<u8>,
     /// What the kernel has not taken.
@@ -31,6 +33,7 @@ impl Link {
             socket: Some(socket),
             reader: Reader::default(),
             ready: VecDeque::new(),
+            unheard: VecDeque::new(),
             commands: Vec::new(),
             tail: Vec::new(),
             tail_at: 0,
@@ -50,7 +53,24 @@ impl Link {
 
     pub(super) fn close(&mut self) {
         (self.socket, self.tail, self.commands) = (None, Vec::new(), Vec::new());
-        self.ready = VecDeque::new();
+        (self.ready, self.unheard) = (VecDeque::new(), VecDeque::new());
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        !self.ready.is_empty() || !self.unheard.is_empty()
+    }
+
+    pub(super) fn make_ready(&mut self, flow: u32, is_unheard: bool) {
+        if is_unheard { self.unheard.push_back(flow) } else { self.ready.push_back(flow) }
+    }
+
+    pub(super) fn next_ready(&mut self) -> Option<u32> {
+        self.unheard.pop_front().or_else(|| self.ready.pop_front())
+    }
+
+    /// Takes back what [`Link::next_ready`] gave, which must have been to someone who reads.
+    pub(super) fn put_back(&mut self, flow: u32) {
+        self.ready.push_front(flow);
     }
 
     pub(super) fn has_tail(&self) -> bool {

@@ -214,7 +214,8 @@ impl Run<'_, '_> {
     fn enter(&mut self, number: usize) -> Result<(), LoadError> {
         let target = self.load.target;
         let failed = |source| LoadError::connecting(target, number, source);
-        let socket = doors::connect(target.address(), number).map_err(failed)?;
+        let socket =
+            doors::connect(target.address(), number, self.exchange.ledger.is_deaf(number)).map_err(failed)?;
         let ticket = match &self.what.between {
             Between::Gateway { ticket, .. } => ticket.as_ref(),
             Between::Proxy(listener) => {
