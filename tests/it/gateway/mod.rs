@@ -3,6 +3,7 @@
 
 mod backpressure;
 mod conduct;
+mod crowd;
 mod doors;
 mod endpoint;
 mod foreign;
@@ -97,6 +98,15 @@ impl Gateway {
         let gauges: Vec<_> = all.into_iter().filter(|(name, _)| GAUGES.contains(&name.as_str())).collect();
         assert_eq!(gauges.len(), GAUGES.len(), "{gauges:?}");
         gauges
+    }
+
+    /// Waits for a metric to have this value.
+    fn falls_to(&self, name: &str, value: f64) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.metric(name) != value {
+            assert!(Instant::now() < deadline, "{name}: {}", self.metric(name));
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Asserts that nothing is counted as there any more, once the last one who left has been noticed.
