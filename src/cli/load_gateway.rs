@@ -185,8 +185,9 @@ fn table(report: &GatewayReport) -> String {
             report.bytes_per_second / 1e6
         ),
     );
-    let GatewayReport { lost, doubled, out_of_order, sent, .. } = report;
+    let GatewayReport { lost, doubled, out_of_order, sent, received, received_down, .. } = report;
     line("lost", format!("{lost} of {sent}; {doubled} twice, {out_of_order} out of order"));
+    line("", format!("{received} arrived, {received_down} of them at clients, until all were there"));
     line("latency", latency_line(report.latency_us));
     if report.by_size.len() > 1 {
         for of in &report.by_size {

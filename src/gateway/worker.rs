@@ -22,6 +22,8 @@ use tokio::sync::oneshot;
 
 /// Receive buffers are cut from chunks of this size.
 const CHUNK: usize = 64 * 1024;
+/// How many earlier chunks are looked after.
+const SPENT: usize = 16;
 /// The least room that is read into.
 const LEAST_ROOM: usize = 16 * 1024;
 /// Reads of one server in one turn.
@@ -81,6 +83,22 @@ struct Place {
 const TO_READ: usize = 0;
 const TO_WRITE: usize = 1;
 
+/// Returns a chunk to read into: the oldest of those before it if its frames have all left, since its memory is at hand.
+fn chunk(spent: &mut VecDeque<BytesMut>, newest: BytesMut) -> BytesMut {
+    spent.push_back(newest);
+    if let Some(mut oldest) = spent.pop_front() {
+        oldest.clear();
+        if oldest.try_reclaim(CHUNK) {
+            oldest.resize(CHUNK, 0);
+            return oldest;
+        }
+        if spent.len() < SPENT {
+            spent.push_back(oldest);
+        }
+    }
+    BytesMut::zeroed(CHUNK)
+}
+
 pub(super) struct Worker {
     board: Switchboard,
     poll: Poll,
@@ -89,7 +107,9 @@ pub(super) struct Worker {
     places: Vec<Option<Place>>,
     /// Those to be read, and those to be written.
     lists: [VecDeque<EndKey>; 2],
+    /// What is read into, initialised, and what is left of chunks before it.
     scratch: BytesMut,
+    spent: VecDeque<BytesMut>,
     one_write_per_frame: bool,
 }
 
@@ -109,6 +129,7 @@ impl Worker {
             places: Vec::new(),
             lists: [VecDeque::new(), VecDeque::new()],
             scratch: BytesMut::new(),
+            spent: VecDeque::new(),
             one_write_per_frame: config.one_write_per_frame,
         };
         Ok((worker, bell))
@@ -299,7 +320,8 @@ impl Worker {
     fn read_once(&mut self, now: Now, key: EndKey, missing: usize, only: bool) -> io::Result<()> {
         let Some(Some(place)) = self.places.get_mut(key.0) else { return Ok(()) };
         if self.scratch.len() < LEAST_ROOM {
-            self.scratch = BytesMut::zeroed(CHUNK);
+            let spent = std::mem::take(&mut self.scratch);
+            self.scratch = chunk(&mut self.spent, spent);
         }
         // A length is only a claim: room grows with what has really come.
         let begun = place.input.len();
@@ -386,5 +408,31 @@ impl Worker {
                 return self.list(TO_WRITE, key);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_is_used_again_when_its_frames_have_left_and_never_before() {
+        let mut spent = VecDeque::new();
+        let mut scratch = chunk(&mut spent, BytesMut::new());
+        let mut waiting = VecDeque::new();
+        let mut places = std::collections::HashSet::new();
+        for turn in 0..200_u8 {
+            let mut frame = scratch.split_to(60_000);
+            places.insert(frame.as_ptr());
+            frame.fill(turn);
+            waiting.push_back((turn, frame));
+            if waiting.len() > 3 {
+                let (turn, frame) = waiting.pop_front().unwrap();
+                assert!(frame.iter().all(|byte| *byte == turn), "nobody has written over it");
+            }
+            scratch = chunk(&mut spent, scratch);
+            assert_eq!(scratch.len(), CHUNK);
+        }
+        assert!(places.len() < 40 && spent.len() <= SPENT, "{} chunks for 200 reads", places.len());
     }
 }

@@ -52,8 +52,10 @@ pub(super) struct Exchange {
     links: Vec<Link>,
     /// Of each flow: whether it stands in its link's `ready`.
     queued: Vec<bool>,
-    /// Links whose turn to write comes.
-    turns: VecDeque<u32>,
+    /// Links whose turn to write comes: clients, and servers, of whom each speaks for many.
+    turns: [VecDeque<u32>; 2],
+    /// Bytes that either have begun to send, so that both directions have the same.
+    begun: [u64; 2],
     /// Links with commands to send.
     commanded: Vec<u32>,
     /// Links that have more to read.
@@ -89,7 +91,8 @@ impl Exchange {
             events: Events::with_capacity(EVENTS),
             links: Vec::new(),
             queued: vec![false; 2 * size.virtual_connections()],
-            turns: VecDeque::new(),
+            turns: [VecDeque::new(), VecDeque::new()],
+            begun: [0; 2],
             commanded: Vec::new(),
             unread: Vec::new(),
             woken: Vec::new(),
@@ -185,7 +188,8 @@ impl Exchange {
 
     /// Receives and sends what there is, waiting for it as long as this at most.
     pub(super) fn pump(&mut self, wait: Duration) -> io::Result<()> {
-        let is_busy = !self.unread.is_empty() || (!self.turns.is_empty() && !self.ledger.is_full());
+        let is_busy = !self.unread.is_empty()
+            || (self.turns.iter().any(|turns| !turns.is_empty()) && !self.ledger.is_full());
         let wait = if is_busy { Duration::ZERO } else { wait };
         let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
         let polled = self.poll.poll(&mut events, Some(wait));
@@ -310,7 +314,7 @@ impl Exchange {
         let link = &mut self.links[place];
         if !link.is_queued && !link.is_blocked && (link.has_tail() || link.is_ready()) {
             link.is_queued = true;
-            self.turns.push_back(place as u32);
+            self.turns[usize::from(place < self.size.servers)].push_back(place as u32);
         }
     }
 
@@ -323,10 +327,12 @@ impl Exchange {
         }
     }
 
-    /// Gives everyone who waits a turn to write.
+    /// Gives as many turns to write as there are who wait for one.
     fn send(&mut self) {
-        for _ in 0..self.turns.len() {
-            let Some(place) = self.turns.pop_front() else { return };
+        for _ in 0..self.turns.iter().map(VecDeque::len).sum() {
+            let side = usize::from(self.begun[1] < self.begun[0]);
+            let side = if self.turns[side].is_empty() { 1 - side } else { side };
+            let Some(place) = self.turns[side].pop_front() else { return };
             let link = &mut self.links[place as usize];
             if link.is_blocked || !link.is_open() {
                 link.is_queued = false;
@@ -344,7 +350,7 @@ impl Exchange {
                 self.drop_link(place as usize);
             } else if filled == Err(Wait::All) {
                 link.is_queued = true;
-                self.turns.push_front(place);
+                self.turns[side].push_front(place);
                 return;
             } else {
                 self.take_turn(place as usize);
@@ -373,6 +379,7 @@ impl Exchange {
                         len,
                         &mut self.scratch,
                     );
+                    self.begun[usize::from(is_down)] += u64::from(len);
                     if is_down {
                         self.ends.spend(number, len);
                     }

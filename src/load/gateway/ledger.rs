@@ -54,6 +54,8 @@ pub(super) enum Wait {
 pub(super) struct Counts {
     pub(super) sent: u64,
     pub(super) received: u64,
+    /// How many of those by clients.
+    pub(super) received_down: u64,
     /// Never came, though the receiver reads.
     pub(super) lost: u64,
     pub(super) doubled: u64,
@@ -206,6 +208,7 @@ impl Ledger {
             self.unanswered -= u64::from(answered);
         }
         self.counts.received += 1;
+        self.counts.received_down += u64::from(flow % 2);
         if let Some(measured) = &mut self.measured
             && let Some(of) = measured.iter_mut().find(|of| of.size == len)
         {

@@ -80,6 +80,8 @@ pub struct GatewayReport {
     pub sent: u64,
     /// How many of them arrived.
     pub received: u64,
+    /// How many of those at clients.
+    pub received_down: u64,
     /// Messages of clients that read, to and from them, that did not arrive.
     pub lost: u64,
     /// Messages that arrived again.
@@ -171,6 +173,7 @@ impl GatewayReport {
             seconds,
             sent: counts.sent,
             received: counts.received,
+            received_down: counts.received_down,
             lost: counts.lost,
             doubled: counts.doubled,
             out_of_order: counts.out_of_order,
