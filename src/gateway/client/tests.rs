@@ -361,6 +361,8 @@ async fn the_last_user_ends_the_endpoint() {
     there.send(Bytes::from("alone")).await.unwrap();
     let mut here = server.accept().await.unwrap();
     assert_eq!(here.receive().await.unwrap().unwrap(), "alone");
+    let mut late = server.dial(here.remote()).await.unwrap();
+    assert!(late.receive().await.unwrap().is_none(), "nobody accepts any more, and nobody waits for that");
     drop(there);
     assert!(here.receive().await.unwrap().is_none());
     let gone = async {
