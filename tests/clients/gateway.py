@@ -3,6 +3,7 @@
 
     gateway.py [OPTIONS] echo HOST:PORT            waits to be dialled and sends back what comes
     gateway.py [OPTIONS] call HOST:PORT REMOTE     dials REMOTE and sends messages, each of which has to come back once and in order
+    gateway.py [OPTIONS] deaf HOST:PORT            says that it is there, and never reads
     gateway.py [OPTIONS] raw HOST:PORT HEX...      sends these bytes as they stand, and tells what came until the end
 
 A client, or with --id and --key a server: by the MD5 handshake, with --hmac by the other one, and then with credit. --tls ROOT does it all
@@ -359,6 +360,13 @@ def call(endpoint, args):
     event("report", ids=conns, messages=sum(heard.values()), pings=endpoint.pings)
 
 
+def deaf(endpoint, args):
+    endpoint.command(PING)
+    event("ready")
+    while True:
+        time.sleep(1)
+
+
 def raw(endpoint, args):
     for part in args.bytes:
         endpoint.line.write(bytes.fromhex(part))
@@ -381,7 +389,7 @@ def main():
     parser.add_argument("--mute", action="store_true", help="never answer a Ping")
     parser.add_argument("--timeout", type=float, default=60, metavar="SECONDS")
     actions = parser.add_subparsers(dest="action", required=True)
-    for name, act in (("echo", echo), ("call", call), ("raw", raw)):
+    for name, act in (("echo", echo), ("call", call), ("deaf", deaf), ("raw", raw)):
         action = actions.add_parser(name)
         action.add_argument("gateway", metavar="HOST:PORT")
         action.set_defaults(act=act)
@@ -393,7 +401,7 @@ def main():
             action.add_argument("--messages", type=int, default=10)
             action.add_argument("--size", type=int, default=100, help="bytes of a message")
             action.add_argument("--wait-for-close", action="store_true", help="let the other end close")
-        else:
+        elif name == "raw":
             action.add_argument("bytes", nargs="*", metavar="HEX")
     args = parser.parse_args()
     try:

@@ -113,7 +113,7 @@ const IMPURE: &[&str] = &[
     "spawn(",
 ];
 /// (rule, where it holds, where it does not, what must not be named there).
-const BORDERS: [(&str, &str, &[&str], &[&str]); 14] = [
+const BORDERS: [(&str, &str, &[&str], &[&str]); 16] = [
     (
         "the agent imports of signalling the wire alone",
         "src/agent/",
@@ -160,6 +160,13 @@ const BORDERS: [(&str, &str, &[&str], &[&str]); 14] = [
             "turn_server::Relay",
         ],
     ),
+    (
+        "the gateway knows no other service",
+        "src/gateway/",
+        &[],
+        &["crate::signaling", "crate::turn_server", "crate::server", "crate::config", "crate::agent"],
+    ),
+    ("signaling does not know the gateway", "src/signaling/", &[], &["crate::gateway"]),
     ("services do not import config", "src/server", &[], &["crate::config"]),
     ("services do not import config", "src/signaling/", &[], &["crate::config"]),
     ("services do not import config", "src/agent/", &[], &["crate::config"]),

@@ -10,7 +10,7 @@ use super::endpoint::{ACCEPT, CLOSE, CREDIT, Endpoint, command, conn_of, data};
 use super::{Gateway, KEY, PATIENCE};
 
 /// A sender is held so briefly here that the tests are quick.
-const BRIEF: &str = "[gateway.times]\nhold = 0.5";
+pub(super) const BRIEF: &str = "[gateway.times]\nhold = 0.5";
 /// Bytes of a message, and how many of them are more than every buffer on the way.
 const SIZE: usize = 16 * 1024;
 const COUNT: u32 = 512;
@@ -96,6 +96,23 @@ fn a_client_that_does_not_read_loses_its_own_id_and_the_one_beside_it_nothing() 
     server.hears(&[command(ACCEPT, &[again, 1])]);
     server.say(&numbered(again, 0));
     hears_all(&mut slow, again, 0..1);
+}
+
+/// A server sends to the gateway's first client, who does not read, and to another one, who does.
+pub(super) fn assert_harms_only_itself(gateway: &Gateway) {
+    let mut server = Endpoint::server(gateway, 1);
+    let to_slow = super::liveness::dial_until_there(&mut server, 1);
+    let mut quick = Endpoint::client(gateway);
+    let to_quick = server.dial(2);
+    quick.hears(&[command(ACCEPT, &[to_quick, 1])]);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| hears_until_close(&mut quick, to_quick));
+        let (_, sent) = send_to_both(&mut server, to_slow, to_quick);
+        only_closes_of(&mut server, to_slow, to_quick);
+        let heard = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        assert_eq!(heard, sent, "not all have come");
+    });
+    server.fence();
 }
 
 #[test]

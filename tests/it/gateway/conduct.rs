@@ -232,3 +232,45 @@ fn what_was_sent_before_close_arrives_before_it() {
         closer.hears(&frames[100..]);
     }
 }
+
+#[test]
+fn whoever_asks_and_never_reads_is_not_read_either_and_then_gets_every_answer() {
+    const ASKED: usize = 400_000;
+    let gateway = Gateway::start("");
+    let mut client = Endpoint::client(&gateway);
+    let mut mouth = Endpoint { stream: client.stream.try_clone().unwrap(), answers: false };
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(move || mouth.say(&command(NEW, &[]).repeat(ASKED)));
+        let deadline = Instant::now() + PATIENCE;
+        // Both kinds of answers wait, far fewer than are asked for, until it is no longer read.
+        let (mut most, mut before) = (0.0_f64, -1.0);
+        while most == 0.0 || before != gateway.metric("waiting_bytes") {
+            before = gateway.metric("waiting_bytes");
+            most = most.max(before);
+            assert!(Instant::now() < deadline, "{most}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        assert!(most < 1_000_000.0, "{most} bytes wait");
+        let (mut opened, mut closed) = (Vec::new(), Vec::new());
+        for answer in client.bytes(13 * (2 * ASKED + 1 - 64)).chunks(13) {
+            let id = u32::from_le_bytes(answer[9..].try_into().unwrap());
+            if answer[8] == OPEN { opened.push(id) } else { closed.push(id) }
+        }
+        assert!(closed[1..] == opened[..ASKED - 64], "the oldest goes first");
+        asking.join().unwrap();
+    });
+    drop(client);
+    gateway.is_empty_in_the_end();
+}
+
+#[test]
+fn messages_and_close_may_follow_dial_at_once() {
+    let gateway = Gateway::start("");
+    let (mut server, mut client) = (Endpoint::server(&gateway, 1), Endpoint::client(&gateway));
+    let conn = client.open();
+    let messages = [data(conn, b"first"), data(conn, b""), data(conn, b"last")].concat();
+    client.say(&[command(DIAL, &[conn, 1]), messages.clone(), command(CLOSE, &[conn])].concat());
+    let told = [&command(ACCEPT, &[conn, 1])[..], &messages, &command(CLOSE, &[conn])].concat();
+    assert_eq!(server.bytes(told.len()), told);
+    client.hears(&[command(ACCEPT, &[conn, 1]), command(CLOSE, &[conn])]);
+}

@@ -172,12 +172,29 @@ fn servers_are_let_in_on_loopback_alone_unless_it_is_set_otherwise() {
 #[test]
 fn the_counters_are_for_those_who_may_see_them() {
     let gateway = Gateway::start("");
-    assert!(gateway.metrics("").contains("ginnel_gateway_clients 0"));
-    let by_a_proxy = gateway.metrics("X-Forwarded-For: 203.0.113.1\r\n");
+    assert!(gateway.get("/metrics", "").contains("ginnel_gateway_clients 0"));
+    let by_a_proxy = gateway.get("/metrics", "X-Forwarded-For: 203.0.113.1\r\n");
     assert!(by_a_proxy.starts_with("HTTP/1.1 404"), "{by_a_proxy}");
     let nobody = Lines { top: "metrics_from = []", ..Lines::default() };
     let house = House::with(&[HERE], nobody);
     let at = SocketAddr::new(HERE, 0);
-    let told = Gateway { house, md5: at, hmac: at, mutual: at }.metrics("");
+    let told = Gateway { house, md5: at, hmac: at, mutual: at }.get("/metrics", "");
     assert!(told.starts_with("HTTP/1.1 404"), "{told}");
+}
+
+#[test]
+fn a_server_without_a_gateway_has_none_of_its_doors() {
+    let port = free_ports();
+    let rest = format!("[gateway]\nenabled = false\nserver_port = {port}\nhmac_port = {}", port + 1);
+    let house = House::with(&[HERE], Lines { turn: &rest, ..Lines::default() });
+    let at = |port| SocketAddr::new(HERE, port);
+    for port in [port, port + 1] {
+        assert!(TcpStream::connect(at(port)).is_err(), "{port}");
+    }
+    let gateway = Gateway { house, md5: at(port), hmac: at(port + 1), mutual: at(0) };
+    let mut client = Endpoint::connect(gateway.clients());
+    client.say(&command(super::endpoint::NEW, &[]));
+    client.is_dropped();
+    Endpoint::connect(gateway.clients()).is_dropped();
+    assert!(gateway.get("/gateway", "").starts_with("HTTP/1.1 404"));
 }

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
+use bytes::Bytes;
+use ginnel::gateway::client::{DialClient, DialServer, Endpoint, Json, Key, Raw};
 use serde_json::Value;
 
 use super::{Gateway, KEY, PATIENCE};
@@ -118,7 +120,7 @@ fn python_endpoints_talk_inside_tls_and_servers_show_a_certificate() {
         return;
     }
     let authority = Authority::new();
-    let gateway = Gateway::with_tls(&authority, &authority);
+    let gateway = Gateway::with_tls(&authority, &authority, "");
     let [root, certificate, key] = [authority.root(), authority.certificate(), authority.key()];
     let [root, certificate, key] = [&root, &certificate, &key].map(|path| path.to_str().unwrap());
     let client = Door::new(gateway.clients(), &["--tls", root]);
@@ -136,7 +138,7 @@ fn a_server_without_a_certificate_of_the_authority_does_not_even_see_the_challen
         return;
     }
     let (authority, other) = (Authority::new(), Authority::new());
-    let gateway = Gateway::with_tls(&authority, &authority);
+    let gateway = Gateway::with_tls(&authority, &authority, "");
     let root = authority.root();
     let root = root.to_str().unwrap();
     let (certificate, key) = (other.certificate(), other.key());
@@ -161,7 +163,7 @@ fn a_certificate_for_one_server_lets_no_other_in() {
         return;
     }
     let (authority, servers) = (Authority::new(), Authority::naming(&["server-7"]));
-    let gateway = Gateway::with_tls(&authority, &servers);
+    let gateway = Gateway::with_tls(&authority, &servers, "");
     let [root, certificate, key] = [authority.root(), servers.certificate(), servers.key()];
     let [root, certificate, key] = [&root, &certificate, &key].map(|path| path.to_str().unwrap());
     let door =
@@ -174,13 +176,70 @@ fn a_certificate_for_one_server_lets_no_other_in() {
     report(&mut Door::new(gateway.clients(), &[]).start(Role::Client, "call", &words("7")));
 }
 
+async fn echo(endpoint: Endpoint<Raw>) {
+    while let Ok(mut connection) = endpoint.accept().await {
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = connection.receive().await {
+                connection.send(message).await.unwrap();
+            }
+        });
+    }
+}
+
+/// Waits in a place where waiting harms nobody.
+async fn report_of(mut endpoint: Proc) -> Value {
+    tokio::task::spawn_blocking(move || report(&mut endpoint)).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_library_and_python_endpoints_dial_each_other() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    let gateway = Gateway::start("");
+    let key = || Key::new(KEY).unwrap();
+    let (md5, hmac) = (gateway.md5.to_string(), gateway.hmac.to_string());
+    let plain = Door::new(gateway.clients(), &[]);
+    let arguments = |remote: &str| words(&format!("{remote} --connections 8 --messages 50 --size 5000"));
+    for (server, id) in [(DialServer::md5(md5, 1, key()), "1"), (DialServer::hmac(hmac, 2, key()), "2")] {
+        let server = server.connect().await.unwrap();
+        // Dialled by a Python client, by the first one and the second.
+        tokio::spawn(echo(server.clone()));
+        let told = report_of(plain.start(Role::Client, "call", &arguments(id))).await;
+        assert_eq!(told["messages"], 400, "{told}");
+    }
+    let servers = [Door::new(gateway.md5, &[]), Door::new(gateway.hmac, &["--hmac"])];
+    let client = DialClient::new(gateway.clients().to_string());
+    let bytes = client.connect().await.unwrap();
+    for (door, id) in servers.iter().zip([3, 4]) {
+        let server = door.start(Role::Server(id), "echo", &[]);
+        ready(&server);
+        let texts = client.clone().codec(Json::<Vec<String>>::new()).connect().await.unwrap();
+        let mut connection = texts.dial(id).await.unwrap();
+        for number in 0..100 {
+            let value = vec![number.to_string(); number];
+            connection.send(value.clone()).await.unwrap();
+            assert_eq!(connection.receive().await.unwrap(), Some(value));
+        }
+        let mut connection = bytes.dial(id).await.unwrap();
+        connection.send(Bytes::new()).await.unwrap();
+        assert_eq!(connection.receive().await.unwrap(), Some(Bytes::new()));
+    }
+    // The third client is dialled by Python servers, whether or not it ever waits to be.
+    tokio::spawn(echo(bytes));
+    for (door, id) in servers.iter().zip([3, 4]) {
+        let told = report_of(door.start(Role::Server(id), "call", &arguments("3"))).await;
+        assert_eq!(told["messages"], 400, "{told}");
+    }
+}
+
 #[test]
 fn a_client_that_only_waits_inside_tls_is_dialled_too() {
     if !tools::have(&["python3"]) {
         return;
     }
     let authority = Authority::new();
-    let gateway = Gateway::with_tls(&authority, &authority);
+    let gateway = Gateway::with_tls(&authority, &authority, "");
     let root = authority.root();
     let client = Door::new(gateway.clients(), &["--tls", root.to_str().unwrap()]);
     let echo = client.start(Role::Client, "echo", &[]);
@@ -205,12 +264,36 @@ fn python_endpoints_talk_over_websocket_inside_tls() {
         return;
     }
     let authority = Authority::new();
-    let gateway = Gateway::with_tls(&authority, &authority);
+    let gateway = Gateway::with_tls(&authority, &authority, "");
     let root = authority.root();
     let root = root.to_str().unwrap();
     let client = Door::new(gateway.clients(), &["--tls", root, "--web", "/gateway"]);
     let server = Door::new(gateway.clients(), &["--tls", root, "--web", "/gateway/servers", "--hmac"]);
     both_directions(&client, &server);
+}
+
+/// A client that never reads, and is the gateway's first one.
+fn deaf(gateway: &Gateway, options: &[&str]) -> Proc {
+    let deaf = Door::new(gateway.clients(), options).start(Role::Client, "deaf", &[]);
+    ready(&deaf);
+    deaf
+}
+
+#[test]
+fn who_does_not_read_inside_tls_or_over_websocket_loses_its_own_id_alone() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    let authority = Authority::new();
+    let root = authority.root();
+    let root = root.to_str().unwrap();
+    for options in [&["--tls", root][..], &["--web", "/gateway"], &["--tls", root, "--web", "/gateway"]] {
+        let gateway = Gateway::with_tls(&authority, &authority, super::backpressure::BRIEF);
+        let deaf = deaf(&gateway, options);
+        super::backpressure::assert_harms_only_itself(&gateway);
+        drop(deaf);
+        gateway.is_empty_in_the_end();
+    }
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::foreign::{self, Role};
 use super::{Gateway, KEY, PATIENCE};
 
 /// Dials until somebody is there.
-fn dial_until_there(endpoint: &mut Endpoint, remote: u32) -> u32 {
+pub(super) fn dial_until_there(endpoint: &mut Endpoint, remote: u32) -> u32 {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let conn = endpoint.open();

@@ -3,8 +3,10 @@
 
 mod backpressure;
 mod conduct;
+mod crowd;
 mod doors;
 mod endpoint;
+mod fastway;
 mod foreign;
 mod limits;
 mod liveness;
@@ -43,9 +45,9 @@ impl Gateway {
     }
 
     /// Starts one with a certificate, whose servers may come with a certificate by the authority `servers`.
-    fn with_tls(authority: &Authority, servers: &Authority) -> Self {
+    fn with_tls(authority: &Authority, servers: &Authority, lines: &str) -> Self {
         let port = free_ports();
-        let lines = format!("tls_port = {port}\nclient_ca = {:?}", servers.root());
+        let lines = format!("tls_port = {port}\nclient_ca = {:?}\n{lines}", servers.root());
         let mut gateway = Self::with(&lines, |lines| House::with_tls(lines, Some(authority)));
         gateway.mutual.set_port(port);
         gateway
@@ -65,12 +67,11 @@ impl Gateway {
         self.house.address
     }
 
-    /// What `GET /metrics` answers to a request with these header lines.
-    fn metrics(&self, headers: &str) -> String {
+    /// What a GET with these header lines is answered.
+    fn get(&self, path: &str, headers: &str) -> String {
         let mut stream = TcpStream::connect(self.clients()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream, "GET /metrics HTTP/1.1\r\nHost: ginnel\r\n{headers}Connection: close\r\n\r\n")
-            .unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: ginnel\r\n{headers}Connection: close\r\n\r\n").unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         text
@@ -78,7 +79,7 @@ impl Gateway {
 
     /// What `GET /metrics` says of the gateway: names without `ginnel_gateway_`, and values.
     fn all_metrics(&self) -> Vec<(String, f64)> {
-        let text = self.metrics("");
+        let text = self.get("/metrics", "");
         let metric = |line: &str| {
             let (name, value) = line.strip_prefix("ginnel_gateway_")?.rsplit_once(' ')?;
             Some((name.to_owned(), value.parse().ok()?))
@@ -98,6 +99,15 @@ impl Gateway {
         let gauges: Vec<_> = all.into_iter().filter(|(name, _)| GAUGES.contains(&name.as_str())).collect();
         assert_eq!(gauges.len(), GAUGES.len(), "{gauges:?}");
         gauges
+    }
+
+    /// Waits for a metric to have this value.
+    fn falls_to(&self, name: &str, value: f64) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.metric(name) != value {
+            assert!(Instant::now() < deadline, "{name}: {}", self.metric(name));
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Asserts that nothing is counted as there any more, once the last one who left has been noticed.

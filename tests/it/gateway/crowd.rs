@@ -1,0 +1,141 @@
+//! Honest endpoints among others that do not read, leave in the middle or vanish: each honest message comes back once and in order, and
+//! nothing is left in the end.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use ginnel::gateway::client::{DialClient, DialServer, Endpoint, Key, Raw, Settings};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use tokio::task::JoinSet;
+
+use super::endpoint::{CLOSE, DIAL, NEW, OPEN, command, data};
+use super::{Gateway, KEY};
+
+const SERVERS: [u32; 2] = [1, 2];
+const WORKERS: u64 = 6;
+const ROUNDS: u32 = 16;
+/// How long an honest connection may take as a whole.
+const LONG: Duration = Duration::from_secs(60);
+
+/// Sends back what comes, and never waits for one connection because of another.
+async fn echo(server: Endpoint<Raw>) {
+    while let Ok(mut connection) = server.accept().await {
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = connection.receive().await {
+                if connection.send(message).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+fn message(rng: &mut ChaCha20Rng, number: u32) -> Bytes {
+    let len = match rng.random_range(0..10) {
+        0 => 0,
+        1 => rng.random_range(20_000..100_000),
+        _ => rng.random_range(4..2000),
+    };
+    let mut message = vec![u8::try_from(number % 251).unwrap(); len];
+    message.iter_mut().zip(number.to_le_bytes()).for_each(|(to, from)| *to = from);
+    message.into()
+}
+
+/// Sends and receives side by side until everything has come back.
+async fn honest(client: &Endpoint<Raw>, remote: u32, mut rng: ChaCha20Rng) {
+    let connection = client.dial(remote).await.unwrap();
+    let (mut sender, mut receiver) = connection.into_split();
+    let messages: Vec<_> = (0..rng.random_range(1..80)).map(|number| message(&mut rng, number)).collect();
+    let sent = messages.clone();
+    let sending = async {
+        for message in sent {
+            sender.send(message).await.unwrap();
+        }
+    };
+    let receiving = async {
+        for (number, message) in messages.iter().enumerate() {
+            let received = receiver.receive().await.unwrap();
+            assert!(received.as_ref() == Some(message), "{number} of {}", messages.len());
+        }
+    };
+    tokio::time::timeout(LONG, async { tokio::join!(sending, receiving) }).await.unwrap();
+}
+
+/// Sends and reads nothing, until it is closed for it or has no more to send.
+async fn deaf(client: &Endpoint<Raw>, remote: u32, mut rng: ChaCha20Rng) {
+    let Ok(mut connection) = client.dial(remote).await else { return };
+    for number in 0..400 {
+        let sending = connection.send(message(&mut rng, number));
+        if !matches!(tokio::time::timeout(Duration::from_millis(200), sending).await, Ok(Ok(()))) {
+            return;
+        }
+    }
+}
+
+/// A client without the library, which begins something and is gone; its socket is all that the gateway ever sees of it.
+fn vanishing(gateway: std::net::SocketAddr, mut rng: ChaCha20Rng) {
+    let mut client = super::endpoint::Endpoint::connect(gateway);
+    client.say(&command(NEW, &[]));
+    let opened = client.hear();
+    assert_eq!(opened[8], OPEN);
+    let conn = u32::from_le_bytes(opened[9..].try_into().unwrap());
+    client.say(&command(DIAL, &[conn, SERVERS[rng.random_range(0..2)]]));
+    let part = rng.random_range(0..5000);
+    client.say(&[data(conn, b"never read"), data(conn, &[0; 5000])[..part].to_vec()].concat());
+    if rng.random() {
+        client.say(&command(CLOSE, &[conn])[..rng.random_range(1..13)]);
+    }
+}
+
+async fn worker(gateway: std::net::SocketAddr, seed: u64) {
+    let settings = Settings { reconnect: None, ..Settings::default() };
+    let dialling = DialClient::new(gateway.to_string()).settings(settings);
+    for round in 0..ROUNDS {
+        let rng = move |number: u64| ChaCha20Rng::seed_from_u64(seed << 32 | u64::from(round) << 8 | number);
+        let (client, other) = (dialling.connect().await.unwrap(), dialling.connect().await.unwrap());
+        let mut tasks = JoinSet::new();
+        for number in 0..5_u64 {
+            let (client, other) = (client.clone(), other.clone());
+            tasks.spawn(async move {
+                let remote = SERVERS[usize::try_from(number % 2).unwrap()];
+                match number {
+                    0..3 => honest(&client, remote, rng(number)).await,
+                    // Who is deaf holds up its own endpoint; the honest ones have another.
+                    _ => deaf(&other, remote, rng(number)).await,
+                }
+            });
+        }
+        tasks.spawn_blocking(move || vanishing(gateway, rng(99)));
+        while let Some(done) = tasks.join_next().await {
+            done.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn honest_messages_come_back_once_and_in_order_whatever_others_do() {
+    let gateway = Gateway::start("[gateway.times]\nhold = 1.0");
+    let key = || Key::new(KEY).unwrap();
+    let (md5, hmac) = (gateway.md5.to_string(), gateway.hmac.to_string());
+    for server in [DialServer::md5(md5, SERVERS[0], key()), DialServer::hmac(hmac, SERVERS[1], key())] {
+        tokio::spawn(echo(server.connect().await.unwrap()));
+    }
+    let mut workers = JoinSet::new();
+    for seed in 0..WORKERS {
+        workers.spawn(worker(gateway.clients(), seed));
+    }
+    while let Some(done) = workers.join_next().await {
+        done.unwrap();
+    }
+    tokio::task::spawn_blocking(move || {
+        // The two servers stay; nothing of any client does.
+        gateway.falls_to("clients", 0.0);
+        for gauge in ["virtual_connections", "opened_ids", "waiting_bytes"] {
+            gateway.falls_to(gauge, 0.0);
+        }
+        assert_eq!(gateway.metric("servers"), 2.0, "no server was dropped");
+    })
+    .await
+    .unwrap();
+}
