@@ -32,6 +32,8 @@ const SERVER_READS: usize = 16;
 const SLICES: usize = 64;
 /// Bytes written to one endpoint in one turn.
 const WRITES: usize = 1 << 20;
+/// Bytes read of clients in one turn: what was read leaves while it is at hand, and ten thousand clients do not keep four servers waiting.
+const CLIENT_BYTES: usize = 2 << 20;
 /// Sockets that one turn hears of.
 const EVENTS: usize = 256;
 /// The bell's place among the sockets.
@@ -76,12 +78,13 @@ struct Place {
     is_ending: bool,
     is_writable: bool,
     /// It is in the list of those to be read, or to be written.
-    is_listed: [bool; 2],
+    is_listed: [bool; 3],
     _permit: Box<dyn Any + Send>,
 }
 
-const TO_READ: usize = 0;
-const TO_WRITE: usize = 1;
+const CLIENTS: usize = 0;
+const SERVERS: usize = 1;
+const TO_WRITE: usize = 2;
 
 /// Returns a chunk to read into: the oldest of those before it if its frames have all left, since its memory is at hand.
 fn chunk(spent: &mut VecDeque<BytesMut>, newest: BytesMut) -> BytesMut {
@@ -105,8 +108,10 @@ pub(super) struct Worker {
     queue: Receiver<ToWorker>,
     /// By key.
     places: Vec<Option<Place>>,
-    /// Those to be read, and those to be written.
-    lists: [VecDeque<EndKey>; 2],
+    /// Clients and servers to be read, and those to be written.
+    lists: [VecDeque<EndKey>; 3],
+    /// Bytes read in this turn.
+    read: usize,
     /// What is read into, initialised, and what is left of chunks before it.
     scratch: BytesMut,
     spent: VecDeque<BytesMut>,
@@ -127,7 +132,8 @@ impl Worker {
             poll,
             queue,
             places: Vec::new(),
-            lists: [VecDeque::new(), VecDeque::new()],
+            lists: [VecDeque::new(), VecDeque::new(), VecDeque::new()],
+            read: 0,
             scratch: BytesMut::new(),
             spent: VecDeque::new(),
             one_write_per_frame: config.one_write_per_frame,
@@ -159,9 +165,15 @@ impl Worker {
                     self.note(now, event);
                 }
             }
-            for _ in 0..self.lists[TO_READ].len() {
-                if let Some(key) = self.next_listed(TO_READ) {
-                    self.read(now, key);
+            for (list, most) in [(SERVERS, usize::MAX), (CLIENTS, CLIENT_BYTES)] {
+                self.read = 0;
+                for _ in 0..self.lists[list].len() {
+                    if self.read >= most {
+                        break;
+                    }
+                    if let Some(key) = self.next_listed(list) {
+                        self.read(now, key);
+                    }
                 }
             }
             if self.board.poll_timeout().is_some_and(|at| at <= now.mono) {
@@ -219,10 +231,10 @@ impl Worker {
             is_readable: true,
             is_ending: false,
             is_writable: true,
-            is_listed: [false; 2],
+            is_listed: [false; 3],
             _permit: permit,
         });
-        self.list(TO_READ, key);
+        self.list_to_read(key);
     }
 
     fn note(&mut self, now: Now, event: &mio::event::Event) {
@@ -235,7 +247,7 @@ impl Worker {
             place.is_readable = true;
             // What was sent before the end is still to be read.
             place.is_ending |= event.is_read_closed() || event.is_write_closed();
-            self.list(TO_READ, key);
+            self.list_to_read(key);
         }
         if event.is_writable() {
             if let Some(Some(place)) = self.places.get_mut(key.0) {
@@ -251,6 +263,12 @@ impl Worker {
             && !std::mem::replace(&mut place.is_listed[list], true)
         {
             self.lists[list].push_back(key);
+        }
+    }
+
+    fn list_to_read(&mut self, key: EndKey) {
+        if let Some(Some(place)) = self.places.get(key.0) {
+            self.list(if place.is_server { SERVERS } else { CLIENTS }, key);
         }
     }
 
@@ -270,7 +288,7 @@ impl Worker {
                     if let Some(Some(place)) = self.places.get_mut(key.0) {
                         place.is_offered = true;
                     }
-                    self.list(TO_READ, key);
+                    self.list_to_read(key);
                 }
                 Output::Drop(key, why) => {
                     tracing::debug!(why = why.name(), "a gateway connection is dropped");
@@ -312,7 +330,7 @@ impl Worker {
         }
         let Some(Some(place)) = self.places.get(key.0) else { return };
         if place.is_offered || (place.is_readable && matches!(place.next, Next::Read { .. })) {
-            self.list(TO_READ, key);
+            self.list_to_read(key);
         }
     }
 
@@ -350,6 +368,7 @@ impl Worker {
                 return if again { Ok(()) } else { Err(error) };
             }
         };
+        self.read += count;
         // A short read has emptied the socket; what comes next, the end excepted, is announced.
         place.is_readable = count == offered || place.is_ending;
         place.input.truncate(begun + count.min(own));
