@@ -183,11 +183,10 @@ impl Server {
             false => None,
         };
         let mutual = gateway::mutual(&config.gateway, &certificate)?;
-        let gateway_door =
-            gateway.as_ref().map(|service| GatewayDoor { handle: service.handle(), mutual: mutual.clone() });
+        let gateway_door = gateway.as_ref().map(|service| GatewayDoor::new(service.handle(), mutual));
         let router = signaling.handle().router().merge(page::router()).merge(websocket::router());
-        let router = match &gateway {
-            Some(service) => router.merge(gateway::router(service.handle(), &config.metrics_from)),
+        let router = match &gateway_door {
+            Some(door) => router.merge(gateway::router(door, &config.metrics_from)),
             None => router,
         };
         let door = StreamDoor {

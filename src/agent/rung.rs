@@ -209,3 +209,34 @@ async fn pump(connection: VirtualConnection<Raw>, tunnel: Arc<Tunnel>, mut stopp
         _ = stopped.recv() => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::session::Tried;
+
+    #[test]
+    fn the_gateway_is_tried_where_it_may_help_and_its_failure_is_told() {
+        let no_path = Error::NoPath(Tried::default());
+        let unreachable = Error::Unreachable { server: String::new(), problem: String::new() };
+        for error in [&no_path, &unreachable, &Error::TimedOut(Stage::Server)] {
+            assert!(reason(error).is_some(), "{error}");
+        }
+        for error in
+            [Error::Offline, Error::Revoked, Error::Refused(String::new()), Error::TimedOut(Stage::Handshake)]
+        {
+            assert_eq!(reason(&error), None, "{error}");
+        }
+        let failed = explain(no_path, &Error::Offline);
+        assert!(matches!(failed, Error::NoPath(Tried { gateway: true, .. })), "{failed:?}");
+        assert!(matches!(explain(unreachable, &Error::Offline), Error::Unreachable { .. }));
+    }
+
+    #[test]
+    fn an_id_is_derived_from_the_secret_and_one_that_access_keys_admit_to() {
+        let ids: Vec<u32> = (0..100).map(|byte| identity::gateway_id(&Secret([byte; 16])).unwrap()).collect();
+        assert_eq!(identity::gateway_id(&Secret([7; 16])).ok(), ids.get(7).copied());
+        assert!(ids.iter().all(|id| *id >= 1 << 31));
+        assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), 100);
+    }
+}

@@ -12,12 +12,16 @@ use clap::{Args, ValueEnum};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 /// Clients that a published service may have at a time, and local connections of `--listen`.
 const VISITS: usize = 1024;
+
+/// How long standard output may take nothing, as far as this side is concerned; the gateway gives up after a minute.
+const PATIENCE: Duration = Duration::from_secs(3600);
 
 /// How a server gets in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -227,9 +231,9 @@ impl Reach {
                 return USAGE;
             }
         };
-        // A connection is one byte stream; what would come after a loss is another.
-        let client =
-            DialClient::new(gateway).tls(tls).settings(Settings { reconnect: None, ..Settings::default() });
+        // A connection is one byte stream: what would come after a loss is another, and nobody else is kept waiting by it.
+        let settings = Settings { reconnect: None, receive_patience: PATIENCE, ..Settings::default() };
+        let client = DialClient::new(gateway).tls(tls).settings(settings);
         let client = match self.ticket {
             Some(ticket) => client.ticket(ticket),
             None => client,

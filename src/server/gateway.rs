@@ -3,7 +3,7 @@
 use super::ServerError;
 use super::config::GatewayConfig;
 use super::doors::open_tcp;
-use super::stream::{CLOSE_TIME, Ends, StreamDoor, TLS_TIME};
+use super::stream::{CLOSE_TIME, Ends, Places, StreamDoor, TLS_TIME};
 use super::websocket::Origin;
 use crate::gateway::handshake::ANSWER;
 use crate::gateway::service::Proven;
@@ -23,9 +23,10 @@ use ipnet::IpNet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 /// Where servers that shake hands by MD5 connect when nothing else is set.
@@ -34,6 +35,9 @@ const MD5_PORT: u16 = 3480;
 const HMAC_PORT: u16 = 3481;
 /// What a certificate's DNS name begins with that is for one server id alone.
 const SERVER_NAME: &str = "server-";
+
+/// Most clients of the gateway at a time: they may stay for good, and must leave room for everybody else's connections.
+const MAX_CLIENTS: usize = super::MAX_STREAMS * 3 / 4;
 
 /// Where the gateway's servers connect.
 #[derive(Debug, Clone, Default)]
@@ -58,9 +62,45 @@ pub(super) enum ServerDoor {
 /// What serves the gateway's clients and servers.
 #[derive(Debug, Clone)]
 pub(super) struct GatewayDoor {
-    pub(super) handle: Handle,
+    handle: Handle,
     /// Of the port with certificates on both sides.
-    pub(super) mutual: Option<Tls>,
+    mutual: Option<Tls>,
+    /// Permits for clients.
+    room: Arc<Semaphore>,
+}
+
+impl GatewayDoor {
+    pub(super) fn new(handle: Handle, mutual: Option<Tls>) -> Self {
+        Self { handle, mutual, room: Arc::new(Semaphore::new(MAX_CLIENTS)) }
+    }
+
+    /// Lets a client in, if there is room; returns what it occupies.
+    fn admit(&self, places: Places) -> Option<(Places, OwnedSemaphorePermit)> {
+        let permit = Arc::clone(&self.room).try_acquire_owned();
+        let permit =
+            permit.inspect_err(|_| tracing::warn!("the gateway has as many clients as it takes")).ok()?;
+        Some((places, permit))
+    }
+
+    /// Serves a client by TCP, of whom something was read already.
+    pub(super) fn client(&self, stream: TcpStream, early: BytesMut, places: Places) -> io::Result<()> {
+        match self.admit(places) {
+            Some(permit) => self.handle.client(stream, early, permit),
+            None => Ok(()),
+        }
+    }
+
+    /// Serves a client by a stream that is no plain socket.
+    pub(super) async fn carry(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        places: Places,
+    ) -> io::Result<()> {
+        match self.admit(places) {
+            Some(permit) => self.handle.carry(stream, None, permit).await,
+            None => Ok(()),
+        }
+    }
 }
 
 /// Opens the servers' ports.
@@ -161,12 +201,12 @@ fn bound_ids(certificate: &rustls::pki_types::CertificateDer<'_>) -> Vec<u32> {
 }
 
 /// Routes `/gateway`, `/gateway/servers` and `/metrics`.
-pub(super) fn router(handle: Handle, metrics_from: &[IpNet]) -> Router {
-    let metrics = get(metrics).with_state((handle.clone(), Arc::from(metrics_from)));
+pub(super) fn router(door: &GatewayDoor, metrics_from: &[IpNet]) -> Router {
+    let metrics = get(metrics).with_state((door.handle.clone(), Arc::from(metrics_from)));
     Router::new()
         .route("/gateway", get(client))
-        .route("/gateway/servers", get(server))
-        .with_state(handle)
+        .with_state(door.clone())
+        .route("/gateway/servers", get(server).with_state(door.handle.clone()))
         .route("/metrics", metrics)
 }
 
@@ -191,13 +231,16 @@ async fn metrics(
 }
 
 async fn client(
-    State(handle): State<Handle>,
+    State(door): State<GatewayDoor>,
     Extension(origin): Extension<Origin>,
     upgrade: WebSocketUpgrade,
 ) -> Response {
-    let longest = 4 + handle.config().rules.limits.max_packet;
+    let longest = 4 + door.handle.config().rules.limits.max_packet;
+    let Some(permit) = door.admit(origin.places) else {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    };
     let serve = async move |socket| {
-        if let Ok(pair) = handle.pair(None, origin.places) {
+        if let Ok(pair) = door.handle.pair(None, permit) {
             carry(socket, pair, longest).await;
         }
     };

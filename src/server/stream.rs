@@ -170,7 +170,7 @@ impl StreamDoor {
             (Bare::Turn(stream, ends), _) => hand_over(stream, ends).await,
             (Bare::Gateway(stream, ends), Some(gateway)) => {
                 let (early, socket) = stream.into_parts();
-                gateway.handle.client(socket, early, ends.places)
+                gateway.client(socket, early, ends.places)
             }
             _ => Ok(()),
         }
@@ -202,7 +202,7 @@ impl StreamDoor {
                 } else if kind == StreamKind::Http {
                     self.http(inside, ends).await?;
                 } else if let Some(gateway) = self.gateway {
-                    gateway.handle.carry(inside, None, ends.places).await?;
+                    gateway.carry(inside, ends.places).await?;
                 }
             }
             (StreamKind::Stun, Admits::All) => return Ok(Bare::Turn(stream, ends)),

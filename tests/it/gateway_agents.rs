@@ -145,6 +145,27 @@ fn local_connections_are_served_side_by_side_and_a_service_survives_its_gateway(
     }
 }
 
+/// Whatever patience gateway and endpoint have with receivers otherwise.
+#[test]
+fn a_program_that_reads_late_is_waited_for() {
+    const MUCH: usize = 20_000_000;
+    let house = house("[gateway.times]\nhold = 0.3");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let service = listener.local_addr().unwrap();
+    std::thread::spawn(move || listener.accept().unwrap().0.write_all(&vec![9; MUCH]));
+    let serve = serve(&house.address.to_string(), service, "web", &house.told(&["key", "--gateway"]));
+    let arguments = ["connect", "--gateway", &house.address.to_string(), "--id", "7"];
+    let mut connect = agent(&arguments, None, Stdout::Pipe);
+    let (stdin, mut stdout) = connect.take_pipes();
+    connect.expect("connection", UP, |line| line.starts_with("Found    ").then_some(()));
+    std::thread::sleep(Duration::from_secs(2));
+    drop(stdin);
+    let mut bytes = Vec::new();
+    stdout.read_to_end(&mut bytes).unwrap();
+    assert!(bytes == vec![9; MUCH], "{} bytes\n{}\n{}", bytes.len(), connect.printed(), serve.printed());
+    connect.succeed(UP);
+}
+
 #[test]
 fn failures_say_what_to_type_and_have_their_exit_codes() {
     let house = house("tickets = true");

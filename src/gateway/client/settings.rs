@@ -26,7 +26,8 @@ pub struct Settings {
     pub receive_patience: Duration,
     /// Virtual connections from outside that wait to be accepted; one more is closed. Default 1024.
     pub backlog: usize,
-    /// Virtual connections from outside at a time, accepted or not; one more is closed. Default 65 536.
+    /// Virtual connections from outside at a time, accepted or not; one more is closed. Each may hold `receive_bytes` and a message more, so
+    /// that the two settings together bound the memory. Default 65 536.
     pub incoming: usize,
     /// How long TCP, TLS and WebSocket may take together. Default 10 s.
     pub connect_timeout: Duration,

@@ -7,9 +7,12 @@ use super::{
 use crate::gateway::wire::{self, Command, ConnId, Frame, MAX_PACKET};
 use bytes::{Buf, Bytes, BytesMut};
 use std::collections::HashMap;
+use std::io::IoSlice;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
@@ -361,6 +364,8 @@ async fn the_last_user_ends_the_endpoint() {
     there.send(Bytes::from("alone")).await.unwrap();
     let mut here = server.accept().await.unwrap();
     assert_eq!(here.receive().await.unwrap().unwrap(), "alone");
+    let mut late = server.dial(here.remote()).await.unwrap();
+    assert!(late.receive().await.unwrap().is_none(), "nobody accepts any more, and nobody waits for that");
     drop(there);
     assert!(here.receive().await.unwrap().is_none());
     let gone = async {
@@ -426,6 +431,77 @@ fn script(commands: &[Command<'_>]) -> Vec<u8> {
         command.emit(&mut bytes);
     }
     bytes
+}
+
+/// A stream that counts what is written to it, and by how many calls.
+struct Counting {
+    says: std::io::Cursor<Vec<u8>>,
+    written: Arc<Mutex<Vec<usize>>>,
+}
+
+impl AsyncRead for Counting {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let says = &mut self.get_mut().says;
+        if says.position() == says.get_ref().len() as u64 {
+            Poll::Pending
+        } else {
+            Pin::new(says).poll_read(cx, buffer)
+        }
+    }
+}
+
+impl AsyncWrite for Counting {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
+        self.written.lock().unwrap().push(bytes.len());
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        let len = slices.iter().map(|slice| slice.len()).sum();
+        self.written.lock().unwrap().push(len);
+        Poll::Ready(Ok(len))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn messages_that_wait_leave_by_one_call() {
+    let written = Arc::default();
+    let says = script(&[Command::Open(ConnId(1)), Command::Accept { conn: ConnId(2), remote: 9 }]);
+    let io = Counting { says: std::io::Cursor::new(says), written: Arc::clone(&written) };
+    let client = DialClient::new("").connect_over(io).await.unwrap();
+    let mut conn = client.accept().await.unwrap();
+    let settle = async || {
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+    };
+    settle().await;
+    written.lock().unwrap().clear();
+    for _ in 0..100 {
+        conn.send(vec![0; 92].into()).await.unwrap();
+    }
+    settle().await;
+    assert_eq!(*written.lock().unwrap(), [100 * 100]);
 }
 
 /// S2-21 and S2-26: each setting in turn, far from its default.
