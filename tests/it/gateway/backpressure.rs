@@ -301,7 +301,9 @@ fn all_that_waits_shares_one_memory_and_those_who_take_nothing_give_it_back() {
     let (done, most) = (AtomicBool::new(false), Mutex::new(0.0_f64));
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
+            // Also where another thread has failed, this one ends.
+            let deadline = Instant::now() + 2 * PATIENCE;
+            while !done.load(Ordering::Relaxed) && Instant::now() < deadline {
                 let waiting = gateway.metric("waiting_bytes");
                 let mut most = most.lock().unwrap();
                 *most = most.max(waiting);

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use super::endpoint::{CLOSE, DIAL, NEW, OPEN, command, data};
 use super::{Gateway, KEY};
+use crate::safety::abuse::{MOST_ROUNDS, settled};
 
 const SERVERS: [u32; 2] = [1, 2];
 const WORKERS: u64 = 6;
@@ -138,4 +139,47 @@ async fn honest_messages_come_back_once_and_in_order_whatever_others_do() {
     })
     .await
     .unwrap();
+}
+
+/// Many of each kind of those who misbehave; all of them are gone in the end.
+fn mob(gateway: &Gateway) {
+    let clients = || super::endpoint::Endpoint::client(gateway);
+    let mut gone = Vec::new();
+    for number in 0..40_u8 {
+        let id = 100 + u32::from(number);
+        let mut malformed = clients();
+        malformed.say(&command(255, &[]));
+        let mut stranger = clients();
+        stranger.say(&(0..100).flat_map(|id| data(id + 1, &[number; 100])).collect::<Vec<_>>());
+        let wrong = super::endpoint::Endpoint::shaking(gateway, id, "a key that is none of the gateway's");
+        gone.extend([malformed, stranger, wrong]);
+        let mut hoarder = clients();
+        hoarder.say(&command(NEW, &[]).repeat(200));
+        // Somebody who has never read, with much that waits, a frame that has begun and virtual connections to both sides.
+        let mut server = super::endpoint::Endpoint::narrow_server(gateway, id);
+        let mut client = clients();
+        let conns = [client.dial(id), client.dial(id)];
+        for conn in conns {
+            client.say(&data(conn, &[number; 100_000]));
+        }
+        client.say(&data(conns[0], &[number; 100_000])[..50_000]);
+        server.say(&data(conns[1], &[number; 300]));
+        let _unproven = super::endpoint::Endpoint::connect(gateway.hmac);
+    }
+    for mut endpoint in gone {
+        endpoint.until_the_end();
+    }
+}
+
+#[test]
+fn what_a_mob_leaves_behind_does_not_grow() {
+    let gateway = Gateway::start("");
+    let mut sizes = Vec::new();
+    while !settled(&sizes) && sizes.len() < MOST_ROUNDS {
+        mob(&gateway);
+        gateway.is_empty_in_the_end();
+        sizes.push(gateway.house.resident_kib());
+    }
+    eprintln!("{sizes:?} KiB after each round");
+    assert!(settled(&sizes), "{sizes:?} KiB");
 }

@@ -297,6 +297,26 @@ fn who_does_not_read_inside_tls_or_over_websocket_loses_its_own_id_alone() {
 }
 
 #[test]
+fn a_python_endpoint_lives_by_its_pings_alone() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    let gateway = Gateway::start("[gateway.times]\nping = 1");
+    let answering = echoing(&gateway, Role::Client, &["--greet"]).unwrap();
+    let mute = echoing(&gateway, Role::Client, &["--greet", "--mute"]).unwrap();
+    mute.expect("end", RUN, |line| line.contains("\"ended\"").then_some(()));
+    let mut server = super::endpoint::Endpoint::server(&gateway, SERVER);
+    server.answers = true;
+    // It came first, and has said nothing since but what it was asked for.
+    let conn = server.dial(1);
+    let message = super::endpoint::data(conn, b"are you there?");
+    server.say(&message);
+    server.hears(&[message]);
+    server.dial_in_vain(2);
+    drop(answering);
+}
+
+#[test]
 fn a_message_that_is_not_exactly_one_frame_closes_its_websocket() {
     if !tools::have(&["python3"]) {
         return;

@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// allocator grow to the most that was alive at one time, which is up to the machine's scheduling. A leak grows in every round.
 const SETTLED: usize = 2;
 /// When it is a leak.
-const MOST_ROUNDS: usize = 9;
+pub(crate) const MOST_ROUNDS: usize = 9;
 /// What is no growth: so much, and an eighth of all.
 const GROWTH_KIB: u64 = 8192;
 /// Nobody is exempt, loopback least of all; a silent client is given up soon, a client of the gateway's too.
@@ -84,7 +84,7 @@ impl Drop for Stop<'_> {
 }
 
 /// Whether the newest rounds have taken no more of the server's memory.
-fn settled(sizes: &[u64]) -> bool {
+pub(crate) fn settled(sizes: &[u64]) -> bool {
     sizes.len() > SETTLED && {
         let newest = &sizes[sizes.len() - 1 - SETTLED..];
         newest[SETTLED] <= newest[0] + newest[0] / 8 + GROWTH_KIB

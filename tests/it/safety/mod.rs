@@ -1,6 +1,6 @@
 //! What a stranger or a broken peer must not achieve.
 
-mod abuse;
+pub(crate) mod abuse;
 mod amplification;
 mod coturn_bugs;
 mod garbage;
