@@ -12,6 +12,9 @@ use super::wire::{Command, ConnId};
 use crate::clock::Now;
 use std::time::{Duration, Instant};
 
+/// How often within the time that a sender may be held those who take nothing are looked for while memory is short.
+const LOOKS: u32 = 8;
+
 impl Switchboard {
     /// Stops reading `from`, whose next frame finds no room on the lane `to` of `conn`; or closes that one, if it has held up its
     /// sender for long enough or its receiver takes nothing. Says which.
@@ -163,7 +166,9 @@ impl Switchboard {
     pub(super) fn wait_for_memory(&mut self, now: Now, end: EndKey, amount: usize) {
         self.counters.holds += 1;
         if !self.budget.is_waited_for() {
-            self.timers.set(Timer::Pressure, now.mono + self.rules.times.hold);
+            // Those whose receivers have stalled long ago are not waited for again; all ends are looked at, so not too often.
+            let soonest = self.relieved.map(|last| last + self.rules.times.hold / LOOKS);
+            self.timers.set(Timer::Pressure, soonest.map_or(now.mono, |soonest| soonest.max(now.mono)));
         }
         self.budget.wait(end, amount);
     }
@@ -189,8 +194,9 @@ impl Switchboard {
         if !self.budget.is_waited_for() {
             return;
         }
-        self.timers.set(Timer::Pressure, now.mono + self.rules.times.hold);
         let patience = self.rules.times.hold;
+        self.relieved = Some(now.mono);
+        self.timers.set(Timer::Pressure, now.mono + patience / LOOKS);
         let stalled: Vec<EndKey> = self
             .ends
             .iter()

@@ -78,6 +78,8 @@ pub struct Switchboard {
     pub(super) connections: hashbrown::HashMap<ConnId, Connection, foldhash::fast::FixedState>,
     pub(super) lately: Lately,
     pub(super) budget: Budget,
+    /// When it was last looked for those who take nothing while memory is short.
+    pub(super) relieved: Option<Instant>,
     pub(super) timers: Deadlines<Timer>,
     pub(super) outputs: VecDeque<Output>,
     pub(super) counters: Counters,
@@ -94,6 +96,7 @@ impl Switchboard {
     pub fn new(rules: Rules, rng: ChaCha20Rng) -> Self {
         Self {
             budget: Budget::new(rules.limits.memory),
+            relieved: None,
             rules,
             ends: Slab::new(),
             clients: HashMap::new(),

@@ -146,6 +146,30 @@ fn memory_is_bounded_and_those_who_take_nothing_give_it_back() {
 }
 
 #[test]
+fn whoever_has_taken_nothing_for_long_gives_memory_back_as_soon_as_it_is_short() {
+    let mut world = World::new(Limits { queue: 100_000, ..SMALL });
+    let server = world.server(9, false);
+    let clients: Vec<EndKey> = (0..8).map(|_| world.client()).collect();
+    let conns: Vec<u32> = clients.iter().map(|client| world.connect(*client, server, 9)).collect();
+    for conn in conns.iter().cycle() {
+        if world.board.counters().waiting + 2 * 20_008 + READ as u64 > SMALL.memory as u64 {
+            break;
+        }
+        world.message(server, *conn, 20_000);
+    }
+    world.wait(HOLD);
+    assert!(!world.is_held(server) && world.board.counters().slow == 0, "nobody wants it yet");
+    for conn in conns.iter().cycle().take(8) {
+        if !world.is_held(server) {
+            world.message(server, *conn, 20_000);
+        }
+    }
+    assert!(world.is_held(server));
+    world.wait(HOLD / 4);
+    assert!(!world.is_held(server) && world.board.counters().slow > 0);
+}
+
+#[test]
 fn a_long_frame_is_read_only_when_there_is_memory_for_all_of_it() {
     let mut world = World::new(Limits { queue: 100_000, ..SMALL });
     let server = world.server(9, false);
