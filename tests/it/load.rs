@@ -382,7 +382,7 @@ fn a_gateway_that_lets_nobody_in_is_named_with_what_to_change() {
     let right = format!("--servers-at 127.0.0.1:{md5}");
     for (key, what, expected) in [
         (GATEWAY_KEY, format!("--each 9 --servers 1 {right}"), "gateway.limits.per_client"),
-        ("not the key of this gateway", right.clone(), "is the key right"),
+        ("not the key of this gateway", right.clone(), "its key?"),
         ("not the key of this gateway", format!("--door hmac --servers-at 127.0.0.1:{hmac}"), "its key?"),
         ("too short a key", right.clone(), "at least 16 bytes"),
         (GATEWAY_KEY, format!("--size 19 {right}"), "--size must be at least 20"),

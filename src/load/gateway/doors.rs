@@ -1,6 +1,7 @@
 //! How clients and servers come in: connections, and the servers' handshakes.
 
 use crate::gateway::handshake::{CHALLENGE, Key, MD5_CHALLENGE, PROOF};
+use crate::gateway::wire::{self, Command, Frame, HEAD, MAX_PACKET};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -59,8 +60,24 @@ impl Door {
                 }
             }
         }
+        is_in(&mut socket)?;
         Ok(socket)
     }
+}
+
+/// Waits until the gateway has answered: success of a handshake is silence, and whoever dials the server before it is listed is refused.
+fn is_in(socket: &mut TcpStream) -> io::Result<()> {
+    let mut frame = Vec::new();
+    Command::New.emit(&mut frame);
+    socket.write_all(&frame)?;
+    let mut answer = [0; HEAD + 1 + 4];
+    socket.read_exact(&mut answer)?;
+    let Ok(Some((Frame::Command(Command::Open(conn)), _))) = wire::frame(&answer, MAX_PACKET) else {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not answer as a gateway does"));
+    };
+    frame.clear();
+    Command::Close(conn).emit(&mut frame);
+    socket.write_all(&frame)
 }
 
 /// Connects client `number`. On IPv4 loopback a hundred come from each address.

@@ -102,10 +102,13 @@ impl Fake {
                 let board = Arc::clone(&of_servers);
                 let Some(id) = challenge(&mut socket, door) else { continue };
                 let own = outbox(&socket);
-                board.lock().unwrap().servers.insert(id, own);
+                board.lock().unwrap().servers.insert(id, own.clone());
                 thread::spawn(move || {
                     frames(socket, |frame, bytes| match frame {
                         Frame::Command(Command::Credit { bytes, .. }) => assert!(bytes > 0),
+                        Frame::Command(Command::New) => {
+                            drop(own.send(emitted(Command::Open(ConnId(u32::MAX)))));
+                        }
                         Frame::Command(_) => {}
                         Frame::Data { conn, .. } => {
                             board.lock().unwrap().forward(mistake, conn, false, bytes)
@@ -330,7 +333,7 @@ fn who_is_not_let_in_is_told_why() {
         }
     };
     let said = fake.load(Door::Md5, wrong).unwrap_err().to_string();
-    assert!(said.contains("is the key right"), "{said}");
+    assert!(said.contains("its key?"), "{said}");
     let fake = Fake::start(Door::Hmac, Mistake::None);
     let said = fake.load(Door::Hmac, wrong).unwrap_err().to_string();
     assert!(said.contains("does not get in"), "{said}");
