@@ -65,6 +65,9 @@ impl Serve {
         telemetry::start(&config.log).map_err(|error| anyhow::anyhow!("log.level: {error}"))?;
         raise_descriptor_limit();
         let state = State::open(&config.state)?;
+        // Before anybody is told that it is ready, and may want it to end.
+        let (mut terminated, mut interrupted) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let mut server = Server::start(config.server, &state).await.context("the server did not start")?;
         eprint_all(&introduction(server.facts(), &state));
         eprint_all(&verdict(server.self_test().await));
@@ -74,11 +77,10 @@ impl Serve {
             out.flush()?;
         }
         eprint_all(&invitation(server.facts(), &state, io::stderr().is_terminal()));
-        let mut terminated = signal(SignalKind::terminate())?;
         let failure = tokio::select! {
             error = server.failed() => Some(error),
             _ = terminated.recv() => None,
-            interrupted = tokio::signal::ctrl_c() => { interrupted?; None }
+            _ = interrupted.recv() => None,
         };
         eprint_all("Stopping.\n");
         server.shutdown().await;

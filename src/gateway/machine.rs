@@ -213,6 +213,8 @@ impl Switchboard {
         let before = input.split_to(run);
         self.forward(now.mono, to, before);
         self.account(now, from, input, took_one);
+        // What was dropped instead of forwarded takes no memory any more.
+        self.give_memory();
         if is_held { Next::Hold } else { self.read_on(now, from, input) }
     }
 

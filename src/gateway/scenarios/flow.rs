@@ -198,6 +198,22 @@ fn a_long_frame_is_read_only_when_there_is_memory_for_all_of_it() {
 }
 
 #[test]
+fn memory_of_what_is_dropped_goes_to_whoever_waits_for_it() {
+    let mut world = World::new(SMALL);
+    let clients: Vec<EndKey> = (0..8).map(|_| world.client()).collect();
+    let mut frame = Vec::new();
+    wire::head(&mut frame, ConnId(7), 60_000);
+    frame.resize(20_000, 0);
+    for client in &clients {
+        world.send(*client, &frame);
+    }
+    assert!(world.is_held(clients[7]), "there is no memory for eight of them");
+    world.send(clients[0], &[0; 60_008 - 20_000]);
+    assert_eq!(world.hear(clients[0]), [Heard::Close(7)], "it was for nobody");
+    assert!(!world.is_held(clients[7]));
+}
+
+#[test]
 fn whoever_does_not_read_its_answers_is_not_read_either() {
     let mut world = World::new(Limits::default());
     let client = world.client();
