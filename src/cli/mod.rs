@@ -17,12 +17,12 @@ pub mod serve;
 
 use clap::{Parser, Subcommand};
 
-/// `ginnel`: STUN, TURN and signalling on one port.
+/// `ginnel`: STUN, TURN, signalling and a gateway on one port.
 #[derive(Debug, Parser)]
 #[command(
     name = "ginnel",
     version,
-    about = "STUN, TURN and signalling on one port: gets two machines behind NATs talking"
+    about = "STUN, TURN, signalling and a gateway on one port: gets two machines behind NATs talking"
 )]
 pub struct Ginnel {
     /// What to do.

@@ -15,7 +15,7 @@ use std::io;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, copy};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
@@ -141,18 +141,24 @@ impl Handle {
         Ok(ours)
     }
 
-    /// Carries a stream that is not a plain socket, until either side ends it.
+    /// Carries a stream that is not a plain socket, until either side ends it. Its writes have no deadline of their own.
     ///
     /// # Errors
     /// The stream's.
     pub async fn carry(
         &self,
-        mut stream: impl AsyncRead + AsyncWrite + Unpin,
+        stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
         server: Option<Proven>,
         permit: impl Any + Send,
     ) -> io::Result<()> {
-        let mut pair = self.pair(server, permit)?;
-        copy_bidirectional(&mut stream, &mut pair).await.map(drop)
+        let (mut from, mut to) = self.pair(server, permit)?.into_split();
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        // Either end is the end of both: an endpoint that the gateway has dropped may never say another word.
+        let copied = tokio::select! {
+            copied = copy(&mut reader, &mut to) => copied,
+            copied = copy(&mut from, &mut writer) => copied,
+        };
+        copied.map(drop)
     }
 
     /// Shakes hands as the document has it: MD5 (S2-15 … S2-18). A server that does not hold the key is told nothing.
@@ -251,4 +257,26 @@ fn random<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     OsRng.try_fill_bytes(&mut bytes).map_err(io::Error::other)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::{Rules, Times};
+
+    #[tokio::test]
+    async fn a_stream_that_the_gateway_has_dropped_is_carried_no_longer_though_its_other_end_stays() {
+        let ping = Duration::from_millis(20);
+        let rules = Rules { times: Times { ping, ..Times::default() }, ..Rules::default() };
+        let service = Service::start(Config { rules, ..Config::default() }, 1).unwrap();
+        let (mut silent, mut stream) = tokio::io::duplex(4096);
+        let handle = service.handle();
+        let carried = timeout(Duration::from_secs(30), handle.carry(&mut stream, None, ())).await;
+        assert!(carried.is_ok(), "it has answered no Ping");
+        drop(stream);
+        let mut heard = Vec::new();
+        silent.read_to_end(&mut heard).await.unwrap();
+        assert_eq!(heard, b"\x05\0\0\0\0\0\0\0\x06");
+        service.shutdown().await;
+    }
 }

@@ -3,7 +3,8 @@
 use super::ServerError;
 use super::config::GatewayConfig;
 use super::doors::open_tcp;
-use super::stream::{CLOSE_TIME, Ends, Places, StreamDoor, TLS_TIME};
+use super::patience::Patient;
+use super::stream::{CLOSE_TIME, Ends, Places, StreamDoor, TLS_TIME, WRITE_TIME, goodbye};
 use super::websocket::Origin;
 use crate::gateway::handshake::ANSWER;
 use crate::gateway::service::Proven;
@@ -20,6 +21,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use ipnet::IpNet;
+use std::any::Any;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -96,10 +98,23 @@ impl GatewayDoor {
         stream: impl AsyncRead + AsyncWrite + Unpin,
         places: Places,
     ) -> io::Result<()> {
-        match self.admit(places) {
-            Some(permit) => self.handle.carry(stream, None, permit).await,
+        match self.admit(places.clone()) {
+            Some(permit) => self.carry_until_gone(stream, None, (permit, places)).await,
             None => Ok(()),
         }
+    }
+
+    /// Carries a stream for as long as its other end takes what it is sent. `places` stay taken until the stream is gone too, `permit` while
+    /// the gateway knows of it.
+    async fn carry_until_gone(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin,
+        server: Option<Proven>,
+        (permit, _places): (impl Any + Send, Places),
+    ) -> io::Result<()> {
+        let mut stream = Patient::new(stream, WRITE_TIME);
+        self.handle.carry(&mut stream, server, permit).await?;
+        goodbye(&mut stream).await
     }
 }
 
@@ -168,7 +183,7 @@ impl StreamDoor {
     ) -> io::Result<()> {
         let Some(gateway) = self.gateway else { return Ok(()) };
         let mut stream = stream;
-        match (door, gateway.mutual) {
+        match (door, &gateway.mutual) {
             (ServerDoor::Tls, Some(mutual)) => {
                 let (mut stream, _) = timeout(TLS_TIME, mutual.accept(stream)).await??;
                 let proven = gateway.handle.md5_handshake(&mut stream).await?;
@@ -178,7 +193,7 @@ impl StreamDoor {
                     tracing::info!(id = proven.id(), "a gateway server's certificate is for another id");
                     return Ok(());
                 }
-                gateway.handle.carry(stream, Some(proven), ends.places).await
+                gateway.carry_until_gone(stream, Some(proven), ((), ends.places)).await
             }
             (ServerDoor::Tls, None) => Ok(()),
             (ServerDoor::Hmac, _) => {
@@ -236,13 +251,15 @@ async fn client(
     upgrade: WebSocketUpgrade,
 ) -> Response {
     let longest = 4 + door.handle.config().rules.limits.max_packet;
-    let Some(permit) = door.admit(origin.places) else {
+    let Some(permit) = door.admit(origin.places.clone()) else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     };
     let serve = async move |socket| {
         if let Ok(pair) = door.handle.pair(None, permit) {
             carry(socket, pair, longest).await;
         }
+        // The gateway may have let go of it before.
+        drop(origin.places);
     };
     upgrade.max_message_size(longest).max_frame_size(longest).on_upgrade(serve)
 }
@@ -255,10 +272,12 @@ async fn server(
     let longest = 4 + handle.config().rules.limits.max_packet;
     let serve = async move |mut socket| {
         if let Ok(Some(proven)) = timeout(handle.handshake_time(), handshake(&mut socket, &handle)).await
-            && let Ok(pair) = handle.pair(Some(proven), origin.places)
+            && let Ok(pair) = handle.pair(Some(proven), ())
         {
             carry(socket, pair, longest).await;
         }
+        // The gateway may have let go of it before.
+        drop(origin.places);
     };
     upgrade.max_message_size(longest).max_frame_size(longest).on_upgrade(serve)
 }

@@ -266,7 +266,7 @@ async fn sniff<S: AsyncRead + Unpin>(stream: &mut Prefixed<S>) -> io::Result<Str
 }
 
 /// Ends a stream in order: inside TLS the client is told.
-async fn goodbye(stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
+pub(super) async fn goodbye(stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
     timeout(CLOSE_TIME, stream.shutdown()).await?
 }
 
