@@ -6,7 +6,7 @@
 //! HMAC door are told how much they may send on each (command 7) and need not be held.
 
 use super::counters::Why;
-use super::end::{EndKey, Held};
+use super::end::{End, EndKey, Held};
 use super::machine::{Output, READ, Switchboard, Timer};
 use super::wire::{Command, ConnId};
 use crate::clock::Now;
@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// How often within the time that a sender may be held those who take nothing are looked for while memory is short.
 const LOOKS: u32 = 8;
+/// How many times as long as a sender may be held a long frame may take to come whole while memory is short.
+const FRAME_PATIENCE: u32 = 2;
 
 impl Switchboard {
     /// Stops reading `from`, whose next frame finds no room on the lane `to` of `conn`; or closes that one, if it has held up its
@@ -196,6 +198,16 @@ impl Switchboard {
         }
         let patience = self.rules.times.hold;
         self.relieved = Some(now.mono);
+        // Memory that is set aside for frames is others' too: whoever has begun one must end it.
+        let is_slow = |end: &End| {
+            let since = end.frame_since.map(|at| now.mono.saturating_duration_since(at));
+            end.reserved > 0 && since.is_some_and(|since| since >= FRAME_PATIENCE * patience)
+        };
+        let slow: Vec<EndKey> =
+            self.ends.iter().filter(|(_, end)| is_slow(end)).map(|(key, _)| EndKey(key)).collect();
+        for key in slow {
+            self.drop_end(now, key, Why::SlowFrame);
+        }
         self.timers.set(Timer::Pressure, now.mono + patience / LOOKS);
         let stalled: Vec<EndKey> = self
             .ends

@@ -214,6 +214,27 @@ fn memory_of_what_is_dropped_goes_to_whoever_waits_for_it() {
 }
 
 #[test]
+fn memory_is_not_kept_by_frames_that_never_end() {
+    let mut world = World::new(SMALL);
+    let clients: Vec<EndKey> = (0..8).map(|_| world.client()).collect();
+    let mut frame = Vec::new();
+    wire::head(&mut frame, ConnId(7), 60_000);
+    frame.resize(20_000, 0);
+    for client in &clients {
+        world.send(*client, &frame);
+    }
+    assert!(world.is_held(clients[7]), "there is no memory for eight of them");
+    for _ in 0..5 {
+        world.wait(HOLD / 2);
+        for client in &clients[..7] {
+            world.send(*client, b"x");
+        }
+    }
+    assert!(clients[..7].iter().all(|client| world.dropped.get(client) == Some(&Why::SlowFrame)));
+    assert!(!world.is_held(clients[7]) && !world.dropped.contains_key(&clients[7]));
+}
+
+#[test]
 fn whoever_does_not_read_its_answers_is_not_read_either() {
     let mut world = World::new(Limits::default());
     let client = world.client();
