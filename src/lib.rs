@@ -10,6 +10,7 @@
 //! | [`signaling`] | tag, token and notify |
 //! | [`gateway`] | virtual connections |
 //! | [`agent`] | the peer |
+//! | [`limits`] | what happens when a limit is reached |
 //! | [`load`] | the load generator |
 //! | [`net`] | sockets and demultiplexing |
 //! | [`ids`], [`clock`] | values every room shares |
@@ -32,6 +33,8 @@ pub mod config;
 pub mod gateway;
 #[forbid(unsafe_code)]
 pub mod ids;
+#[forbid(unsafe_code)]
+pub mod limits;
 #[forbid(unsafe_code)]
 pub mod load;
 pub mod net; // of its modules udp alone may hold unsafe code

@@ -15,6 +15,7 @@ mod gateway;
 mod inbox;
 mod legs;
 mod limits;
+mod metrics;
 mod neighbours;
 mod page;
 mod patience;
@@ -49,6 +50,7 @@ use gateway::GatewayDoor;
 pub use gateway::GatewayFacts;
 use inbox::{Inbox, ToWorker};
 pub use limits::LimitsConfig;
+use metrics::Metrics;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 pub use self_test::SelfTest;
@@ -186,12 +188,16 @@ impl Server {
         let gateway_door = gateway.as_ref().map(|service| GatewayDoor::new(service.handle(), mutual));
         let router = signaling.handle().router().merge(page::router()).merge(websocket::router());
         let router = match &gateway_door {
-            Some(door) => router.merge(gateway::router(door, &config.metrics_from)),
+            Some(door) => router.merge(gateway::router(door)),
             None => router,
+        };
+        let counted = Metrics {
+            gateway: gateway.as_ref().map(crate::gateway::Service::handle),
+            from: config.metrics_from.into(),
         };
         let door = StreamDoor {
             workers: Arc::clone(&inboxes),
-            router: router.merge(revocation::router(desk)),
+            router: router.merge(metrics::router(counted)).merge(revocation::router(desk)),
             tls,
             gateway: gateway_door,
             proxies: config.proxies.into(),
@@ -202,6 +208,7 @@ impl Server {
             ),
         };
         let mut listeners = JoinSet::new();
+        listeners.spawn(crate::limits::report());
         listeners.spawn(files.watch(Arc::clone(&authority)));
         hook.map(|hook| listeners.spawn(hook.run(authority, Arc::clone(&inboxes))));
         for listener in doors.tcp {

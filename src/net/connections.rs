@@ -1,5 +1,6 @@
 //! How many stream connections one client may hold at a time. Pure.
 
+use crate::limits::Limit;
 use ipnet::IpNet;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -39,6 +40,7 @@ impl Connections {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let count = held.entry(address).or_default();
         if *count >= self.limit {
+            Limit::ConnectionsPerAddress.reached(self.limit);
             return None;
         }
         *count += 1;

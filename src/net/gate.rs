@@ -6,6 +6,7 @@
 //! least, so that a flood, from however many networks, keeps no newcomer out.
 
 use crate::clock::Now;
+use crate::limits::Limit;
 use ipnet::IpNet;
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
@@ -69,6 +70,8 @@ pub struct Gate {
     interval: u64,
     /// Time in which an empty bucket becomes full, ns.
     depth: u64,
+    /// As configured, for all workers.
+    rate: u32,
     unlimited_from: Arc<[IpNet]>,
     held: Held,
 }
@@ -87,6 +90,7 @@ impl Gate {
             began: now.mono,
             interval,
             depth: interval * burst,
+            rate: config.rate,
             unlimited_from: config.unlimited_from.clone().into(),
             held: Held::default(),
         }
@@ -97,6 +101,7 @@ impl Gate {
     pub fn admits(&mut self, now: Now, to: IpAddr, question: usize, answer: usize) -> bool {
         if answer + HEADERS > MAX_RATIO * (question + HEADERS) {
             self.held.over_size += 1;
+            Limit::AnswerSize.reached(MAX_RATIO);
             return false;
         }
         let to = to.to_canonical();
@@ -113,6 +118,7 @@ impl Gate {
             bucket.full_at = full_at;
         } else {
             self.held.over_rate += 1;
+            Limit::UnauthenticatedRate.reached(self.rate);
         }
         admitted
     }

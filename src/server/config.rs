@@ -150,7 +150,7 @@ pub struct TurnConfig {
     pub limits: Limits,
     /// What clients may do.
     pub features: Features,
-    /// Allocations of one user name; default 32.
+    /// Allocations of one user name; default 128: a browser makes two for each connection.
     pub allocations_per_user: u32,
     /// Allocations in all; default 10 000.
     pub max_allocations: u32,
@@ -218,7 +218,7 @@ impl Default for TurnConfig {
             relay_addresses: Vec::new(),
             limits: Limits::default(),
             features: Features::default(),
-            allocations_per_user: 32,
+            allocations_per_user: 128,
             max_allocations: 10_000,
             credentials_ttl: Duration::from_secs(24 * 3600),
             allow_peers: Vec::new(),

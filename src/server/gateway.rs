@@ -1,4 +1,4 @@
-//! The gateway's doors: clients by the main port's streams and WebSocket, servers by ports of their own and WebSocket; and its counters.
+//! The gateway's doors: clients by the main port's streams and WebSocket, servers by ports of their own and WebSocket.
 
 use super::ServerError;
 use super::config::GatewayConfig;
@@ -9,18 +9,18 @@ use super::websocket::Origin;
 use crate::gateway::handshake::ANSWER;
 use crate::gateway::service::Proven;
 use crate::gateway::{Handle, wire};
+use crate::limits::Limit;
 use crate::net::certificate::{Certificate, CertificateError};
 use crate::net::tls::Tls;
+use axum::extract::State;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{ConnectInfo, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use ipnet::IpNet;
 use std::any::Any;
 use std::io;
 use std::net::SocketAddr;
@@ -79,8 +79,7 @@ impl GatewayDoor {
     /// Lets a client in, if there is room; returns what it occupies.
     fn admit(&self, places: Places) -> Option<(Places, OwnedSemaphorePermit)> {
         let permit = Arc::clone(&self.room).try_acquire_owned();
-        let permit =
-            permit.inspect_err(|_| tracing::warn!("the gateway has as many clients as it takes")).ok()?;
+        let permit = permit.inspect_err(|_| Limit::GatewayClients.reached(MAX_CLIENTS)).ok()?;
         Some((places, permit))
     }
 
@@ -215,34 +214,12 @@ fn bound_ids(certificate: &rustls::pki_types::CertificateDer<'_>) -> Vec<u32> {
     names.filter_map(|name| name.strip_prefix(SERVER_NAME)?.parse().ok()).collect()
 }
 
-/// Routes `/gateway`, `/gateway/servers` and `/metrics`.
-pub(super) fn router(door: &GatewayDoor, metrics_from: &[IpNet]) -> Router {
-    let metrics = get(metrics).with_state((door.handle.clone(), Arc::from(metrics_from)));
+/// Routes `/gateway` and `/gateway/servers`.
+pub(super) fn router(door: &GatewayDoor) -> Router {
     Router::new()
         .route("/gateway", get(client))
         .with_state(door.clone())
         .route("/gateway/servers", get(server).with_state(door.handle.clone()))
-        .route("/metrics", metrics)
-}
-
-/// Answers those alone who may see the counters, and nobody who comes through a proxy: it would speak for everybody.
-async fn metrics(
-    State((handle, from)): State<(Handle, Arc<[IpNet]>)>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
-    asked: HeaderMap,
-) -> Response {
-    let ip = peer.ip().to_canonical();
-    let is_proxied = asked.contains_key(header::FORWARDED) || asked.contains_key("x-forwarded-for");
-    if is_proxied || !from.iter().any(|prefix| prefix.contains(&ip)) {
-        return StatusCode::NOT_FOUND.into_response();
-    }
-    match handle.counters().await {
-        Some(counters) => {
-            let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
-            (kind, counters.to_prometheus()).into_response()
-        }
-        None => StatusCode::SERVICE_UNAVAILABLE.into_response(),
-    }
 }
 
 async fn client(

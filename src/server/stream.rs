@@ -8,10 +8,12 @@ use super::patience::Patient;
 use super::tcp_leg::Arrival;
 use super::tcp_relay::Joint;
 use super::websocket::Origin;
+use crate::limits::sampled;
 use crate::net::connections::{Connections, Permit};
 use crate::net::demux::{self, StreamKind};
 use crate::net::prefixed::Prefixed;
 use crate::net::proxy::{self, Start};
+use crate::net::time;
 use crate::net::tls::Tls;
 use crate::turn_server::{FiveTuple, Transport};
 use axum::Router;
@@ -144,7 +146,7 @@ impl StreamDoor {
                     });
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "accept");
+                    sampled!(warn, time::now().mono, %error, "accept");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }

@@ -1,6 +1,7 @@
 //! How many allocations one user and all users may hold; tickets that return on drop.
 
 use super::rate::SharedMeter;
+use crate::limits::Limit;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -48,11 +49,13 @@ impl Quota {
     pub fn take(self: &Arc<Self>, user: &Arc<str>) -> Result<Ticket, Exhausted> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if held.total >= self.total {
+            Limit::MaxAllocations.reached(self.total);
             return Err(Exhausted::Total);
         }
         if held.users.get(user).is_some_and(|account| account.allocations >= self.per_user)
             || self.per_user == 0
         {
+            Limit::AllocationsPerUser.reached(self.per_user);
             return Err(Exhausted::User);
         }
         let account = held.users.entry(Arc::clone(user)).or_default();

@@ -35,6 +35,8 @@ const PURE: &[&str] = &[
     "src/gateway/outbox.rs",
     "src/gateway/ticket.rs",
     "src/gateway/wire.rs",
+    "src/limits/sampler.rs",
+    "src/limits/table.rs",
     "src/load/client.rs",
     "src/load/credentials.rs",
     "src/load/gateway/ends.rs",

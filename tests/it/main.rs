@@ -26,6 +26,7 @@ mod gateway_agents;
 mod house;
 mod judges;
 mod lab;
+mod limits;
 mod load;
 mod nat_kinds;
 mod outages;

@@ -1,0 +1,15 @@
+//! What every limit does when it is reached: it is counted, and a sampled line names its key. Counting needs no clock and no handle, so
+//! that pure machines do it where they refuse.
+//!
+//! [`Limit`] is the one table of limits. [`Limit::reached`] counts; [`Report`] decides which lines are due; [`report`] writes them once
+//! a second; [`to_prometheus`] gives the counts to `/metrics`. The counts are of the process, as its logs are.
+//! Other lines that can repeat pass a [`Sampler`], mostly by way of `sampled!`.
+
+mod sampler;
+mod service;
+mod table;
+
+pub(crate) use sampler::sampled;
+pub use sampler::{INTERVAL, Report, ReportLine, Sampler};
+pub(crate) use service::report;
+pub use table::{Limit, Table, to_prometheus};

@@ -1,0 +1,131 @@
+//! Which of many equal lines are written: one at once, and then one an interval that says how many were not. Pure.
+
+use super::table::{Limit, Table};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// From one line to the next of the same kind, at least.
+pub const INTERVAL: Duration = Duration::from_secs(60);
+
+/// Lets one line of a kind through an interval. A `static` serves all threads.
+#[derive(Debug, Default)]
+pub struct Sampler(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    written: Option<Instant>,
+    suppressed: u64,
+}
+
+impl Sampler {
+    /// Makes one that lets the first line through.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(Mutex::new(State { written: None, suppressed: 0 }))
+    }
+
+    /// Decides about a line at `now`: `Some` with the number that was suppressed before it, or `None` to suppress it too.
+    pub fn pass(&self, now: Instant) -> Option<u64> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.written.is_some_and(|at| now.saturating_duration_since(at) < INTERVAL) {
+            state.suppressed += 1;
+            return None;
+        }
+        state.written = Some(now);
+        Some(std::mem::take(&mut state.suppressed))
+    }
+}
+
+/// Writes a line at most once an [`INTERVAL`] for the place where it stands: `sampled!(warn, now.mono, %error, "accept")`. The line
+/// says in `suppressed` how many were left out before it.
+macro_rules! sampled {
+    ($level:ident, $now:expr, $($line:tt)+) => {{
+        static SAMPLER: $crate::limits::Sampler = $crate::limits::Sampler::new();
+        if let Some(suppressed) = SAMPLER.pass($now) {
+            tracing::$level!(suppressed, $($line)+);
+        }
+    }};
+}
+pub(crate) use sampled;
+
+/// One line that is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReportLine {
+    /// The limit that was reached.
+    pub limit: Limit,
+    /// Its value.
+    pub value: u64,
+    /// How often it was reached since the line before, this time included.
+    pub times: u64,
+}
+
+/// Remembers which limits have been told of.
+#[derive(Debug)]
+pub struct Report {
+    table: &'static Table,
+    told: Vec<Told>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Told {
+    times: u64,
+    at: Option<Instant>,
+}
+
+impl Report {
+    /// Begins to report on `table`; what it has counted already was told of by others.
+    #[must_use]
+    pub fn new(table: &'static Table) -> Self {
+        let told = Limit::ALL.iter().map(|limit| Told { times: table.get(*limit).0, at: None });
+        Self { table, told: told.collect() }
+    }
+
+    /// Returns the lines that are due: one for each limit that was reached since its last line, if that is an [`INTERVAL`] ago.
+    pub fn due(&mut self, now: Instant) -> Vec<ReportLine> {
+        let mut lines = Vec::new();
+        for (limit, told) in Limit::ALL.iter().zip(&mut self.told) {
+            let (times, value) = self.table.get(*limit);
+            let is_early = told.at.is_some_and(|at| now.saturating_duration_since(at) < INTERVAL);
+            if times == told.times || is_early {
+                continue;
+            }
+            lines.push(ReportLine { limit: *limit, value, times: times - told.times });
+            *told = Told { times, at: Some(now) };
+        }
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::time::mono;
+
+    #[test]
+    fn one_line_an_interval_passes_and_says_how_many_did_not() {
+        let (sampler, start) = (Sampler::new(), mono());
+        assert_eq!(sampler.pass(start), Some(0));
+        assert!((0..600_000).all(|_| sampler.pass(start + INTERVAL / 2).is_none()));
+        assert_eq!(sampler.pass(start + INTERVAL), Some(600_000));
+        assert_eq!(sampler.pass(start + INTERVAL * 3), Some(0));
+    }
+
+    #[test]
+    fn a_limit_is_told_of_at_once_and_then_once_an_interval() {
+        let table: &'static Table = Box::leak(Box::default());
+        table.reached(Limit::RelayPorts, 7);
+        let (mut report, start) = (Report::new(table), mono());
+        assert_eq!(report.due(start), []);
+        table.reached(Limit::AllocationsPerUser, 128);
+        table.reached(Limit::MaxAllocations, 10_000);
+        let line = |limit, value, times| ReportLine { limit, value, times };
+        assert_eq!(
+            report.due(start),
+            [line(Limit::AllocationsPerUser, 128, 1), line(Limit::MaxAllocations, 10_000, 1)]
+        );
+        (0..50).for_each(|_| table.reached(Limit::AllocationsPerUser, 128));
+        assert_eq!(report.due(start + INTERVAL / 2), []);
+        assert_eq!(report.due(start + INTERVAL), [line(Limit::AllocationsPerUser, 128, 50)]);
+        assert_eq!(report.due(start + INTERVAL * 2), []);
+    }
+}

@@ -1,0 +1,266 @@
+//! The table of limits and how often each was reached. Pure.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Declares [`Limit`]: first the limits that have a configuration key, then the fixed ones.
+macro_rules! limits {
+    (
+        keys { $($(#[$key_doc:meta])+ $key:ident = $key_name:literal,)+ }
+        fixed { $($(#[$fixed_doc:meta])+ $fixed:ident = $fixed_name:literal,)+ }
+    ) => {
+        /// A limit that something from outside can reach.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum Limit {
+            $($(#[$key_doc])+ $key,)+
+            $($(#[$fixed_doc])+ $fixed,)+
+        }
+
+        impl Limit {
+            /// All of them, in the order of the table.
+            pub const ALL: &[Self] = &[$(Self::$key,)+ $(Self::$fixed,)+];
+
+            /// Returns the full name of its configuration key; of a fixed limit the name that the documentation uses.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$key => $key_name,)+
+                    $(Self::$fixed => $fixed_name,)+
+                }
+            }
+
+            /// Returns whether its name is a configuration key.
+            #[must_use]
+            pub const fn is_configurable(self) -> bool {
+                matches!(self, $(Self::$key)|+)
+            }
+        }
+    };
+}
+
+limits! {
+    keys {
+        /// Answers a second to one network of strangers over UDP.
+        UnauthenticatedRate = "limits.unauthenticated_rate",
+        /// TCP connections of one address.
+        ConnectionsPerAddress = "limits.connections_per_address",
+
+        /// Allocations of one user (486).
+        AllocationsPerUser = "turn.allocations_per_user",
+        /// Allocations in all (508).
+        MaxAllocations = "turn.max_allocations",
+        /// Permissions, and channels, of one allocation (508).
+        PermissionsPerAllocation = "turn.permissions_per_allocation",
+        /// Peers that an allocation may begin to talk to.
+        NewPeersPerSecond = "turn.new_peers_per_second",
+        /// Bytes a second of one allocation.
+        BandwidthPerAllocation = "turn.bandwidth_per_allocation",
+        /// Bytes a second of one user.
+        BandwidthPerUser = "turn.bandwidth_per_user",
+        /// Relay ports (508).
+        RelayPorts = "turn.relay_ports",
+
+        /// Answers of the user look-up that are kept; the oldest is dropped.
+        HookMaxCached = "auth.hook.max_cached",
+        /// Questions to the user look-up at a time.
+        HookMaxInFlight = "auth.hook.max_in_flight",
+
+        /// Bytes that wait in the gateway.
+        GatewayMemory = "gateway.limits.memory",
+        /// Bytes that wait for the receiver of one virtual connection.
+        GatewayQueue = "gateway.limits.queue",
+        /// Virtual connections that one client has dialled.
+        GatewayPerClient = "gateway.limits.per_client",
+        /// Ids that one endpoint has opened and not dialled; the oldest is closed.
+        GatewayUndialled = "gateway.limits.undialled",
+        /// Messages for others' ids within a minute; the connection is dropped.
+        GatewayViolations = "gateway.limits.violations",
+        /// Virtual connections in all.
+        GatewayVirtualConnections = "gateway.limits.virtual_connections",
+
+        /// Tags in all.
+        SignalingTags = "signaling.limits.tags",
+        /// Tags of one network.
+        SignalingTagsPerNetwork = "signaling.limits.tags_per_network",
+        /// Calls in all.
+        SignalingCalls = "signaling.limits.calls",
+        /// Calls of one tag.
+        SignalingCallsPerTag = "signaling.limits.calls_per_tag",
+        /// Messages of one call that wait for an answer.
+        SignalingNoticesPerCall = "signaling.limits.notices_per_call",
+        /// WebSockets in all.
+        SignalingConnections = "signaling.limits.connections",
+        /// WebSockets of one network.
+        SignalingConnectionsPerNetwork = "signaling.limits.connections_per_network",
+        /// Tags that one WebSocket watches.
+        SignalingWatchesPerClient = "signaling.limits.watches_per_client",
+        /// WebSockets at one hub that watch one tag.
+        SignalingWatchersPerTag = "signaling.limits.watchers_per_tag",
+        /// Watches in all.
+        SignalingWatches = "signaling.limits.watches",
+        /// Bytes of answers kept for repeated requests; the oldest is dropped.
+        SignalingAnswerBytes = "signaling.limits.answer_bytes",
+        /// Messages a second of one UDP network, or of one WebSocket.
+        SignalingPerSource = "signaling.limits.per_source",
+        /// Calls a second from one tag to one other.
+        SignalingPerPair = "signaling.limits.per_pair",
+        /// Signatures a second of one network.
+        SignalingPerProof = "signaling.limits.per_proof",
+        /// Sources, and pairs, whose rates are remembered.
+        SignalingRates = "signaling.limits.rates",
+        /// Tags that are revoked at a time.
+        SignalingRevocations = "signaling.limits.revocations",
+        /// Events that wait for a hub; a datagram is lost.
+        SignalingInbox = "signaling.limits.inbox",
+        /// Bytes of WebSocket texts that wait for a hub.
+        SignalingInboxBytes = "signaling.limits.inbox_bytes",
+        /// Texts that wait for one WebSocket, which is closed.
+        SignalingOutbox = "signaling.limits.outbox",
+        /// Their bytes.
+        SignalingOutboxBytes = "signaling.limits.outbox_bytes",
+        /// Bytes that wait for all WebSockets.
+        SignalingOutboxesBytes = "signaling.limits.outboxes_bytes",
+    }
+    fixed {
+        /// An answer to a stranger may be three times as large as its question.
+        AnswerSize = "answer_size",
+        /// TCP connections in all.
+        TcpConnections = "tcp_connections",
+        /// DTLS sessions in all.
+        DtlsSessions = "dtls_sessions",
+        /// DTLS sessions of one network.
+        DtlsSessionsPerNetwork = "dtls_sessions_per_network",
+        /// Bytes that one TCP client has not read; what comes for it is dropped.
+        UnreadBytesPerClient = "unread_bytes_per_client",
+        /// Frames that wait for one client over TLS or WebSocket.
+        QueuedFramesPerClient = "queued_frames_per_client",
+        /// Clients whose allocation lives on another worker.
+        ForwardedClients = "forwarded_clients",
+        /// Packets and bytes that wait for another worker.
+        PacketsBetweenWorkers = "packets_between_workers",
+        /// Connections to TCP peers of one allocation.
+        TcpPeersPerAllocation = "tcp_peers_per_allocation",
+        /// Ports set aside by EVEN-PORT.
+        Reservations = "reservations",
+        /// Requests that wait for the user look-up.
+        ParkedRequests = "parked_requests",
+        /// Questions that wait for the user look-up.
+        HookQueue = "hook_queue",
+        /// The gateway's clients.
+        GatewayClients = "gateway_clients",
+        /// Listings and look-ups between hubs that wait for an answer.
+        HubQueries = "hub_queries",
+    }
+}
+
+impl Limit {
+    /// Counts that it was reached, and notes its value (of a rate: what is allowed a second).
+    pub fn reached(self, value: impl TryInto<u64>) {
+        TABLE.reached(self, value.try_into().unwrap_or(u64::MAX));
+    }
+}
+
+/// The counts of this process.
+static TABLE: Table = Table::new();
+
+/// How often each limit was reached.
+#[derive(Debug)]
+pub struct Table([Count; Limit::ALL.len()]);
+
+#[derive(Debug)]
+struct Count {
+    times: AtomicU64,
+    value: AtomicU64,
+}
+
+impl Table {
+    /// Makes a table in which nothing was reached.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self([const { Count { times: AtomicU64::new(0), value: AtomicU64::new(0) } }; Limit::ALL.len()])
+    }
+
+    /// Returns the table of this process.
+    #[must_use]
+    pub fn of_process() -> &'static Self {
+        &TABLE
+    }
+
+    /// Counts that `limit` was reached, whose value is `value`.
+    pub fn reached(&self, limit: Limit, value: u64) {
+        let count = &self.0[limit as usize];
+        count.value.store(value, Ordering::Relaxed);
+        count.times.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns how often `limit` was reached, and its value when it was reached last.
+    #[must_use]
+    pub fn get(&self, limit: Limit) -> (u64, u64) {
+        let count = &self.0[limit as usize];
+        (count.times.load(Ordering::Relaxed), count.value.load(Ordering::Relaxed))
+    }
+}
+
+impl Default for Table {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Writes the counts in Prometheus' text format; those of limits that were not reached too, so that a rate can be computed.
+#[must_use]
+pub fn to_prometheus(table: &Table) -> String {
+    let mut text = "# TYPE ginnel_limit_reached_total counter\n".to_owned();
+    for limit in Limit::ALL {
+        let (times, _) = table.get(*limit);
+        // Writing to a String does not fail.
+        let _ = writeln!(text, "ginnel_limit_reached_total{{limit=\"{}\"}} {times}", limit.name());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn each_limit_has_a_count_and_a_name_of_its_own() {
+        let names: HashSet<_> = Limit::ALL.iter().map(|limit| limit.name()).collect();
+        assert_eq!(names.len(), Limit::ALL.len());
+        for (place, limit) in Limit::ALL.iter().enumerate() {
+            assert_eq!(*limit as usize, place);
+        }
+    }
+
+    #[test]
+    fn every_key_of_the_table_is_in_the_reference() {
+        let reference = include_str!("../../docs/ginnel.example.toml");
+        let (mut section, mut keys) = (String::new(), HashSet::new());
+        for line in reference.lines().map(|line| line.trim_start_matches("# ")) {
+            if let Some((name, _)) = line.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+                section = name.trim_start_matches('[').to_owned();
+            } else if let Some((key, _)) = line.split_once(" = ") {
+                keys.insert(format!("{section}.{key}"));
+            }
+        }
+        for limit in Limit::ALL {
+            assert_eq!(keys.contains(limit.name()), limit.is_configurable(), "{}", limit.name());
+        }
+    }
+
+    #[test]
+    fn what_was_reached_is_counted_and_written() {
+        let table = Table::new();
+        table.reached(Limit::AllocationsPerUser, 128);
+        table.reached(Limit::AllocationsPerUser, 129);
+        assert_eq!(table.get(Limit::AllocationsPerUser), (2, 129));
+        let text = to_prometheus(&table);
+        assert!(
+            text.contains("\nginnel_limit_reached_total{limit=\"turn.allocations_per_user\"} 2\n"),
+            "{text}"
+        );
+        assert!(text.contains("\nginnel_limit_reached_total{limit=\"turn.max_allocations\"} 0\n"), "{text}");
+    }
+}

@@ -1,0 +1,45 @@
+//! `/metrics`: what the parts of the server count, in Prometheus' text format.
+
+use crate::gateway::Handle;
+use crate::limits::{self, Table};
+use axum::Router;
+use axum::extract::{ConnectInfo, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use ipnet::IpNet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// What is counted, and who may see it.
+#[derive(Debug, Clone)]
+pub(super) struct Metrics {
+    pub(super) gateway: Option<Handle>,
+    pub(super) from: Arc<[IpNet]>,
+}
+
+/// Routes `/metrics`.
+pub(super) fn router(metrics: Metrics) -> Router {
+    Router::new().route("/metrics", get(answer).with_state(metrics))
+}
+
+/// Answers those alone who may see the counters, and nobody who comes through a proxy: it would speak for everybody.
+async fn answer(
+    State(metrics): State<Metrics>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    asked: HeaderMap,
+) -> Response {
+    let ip = peer.ip().to_canonical();
+    let is_proxied = asked.contains_key(header::FORWARDED) || asked.contains_key("x-forwarded-for");
+    if is_proxied || !metrics.from.iter().any(|prefix| prefix.contains(&ip)) {
+        return StatusCode::NOT_FOUND.into_response();
+    }
+    let mut text = limits::to_prometheus(Table::of_process());
+    if let Some(gateway) = &metrics.gateway {
+        match gateway.counters().await {
+            Some(counters) => text += &counters.to_prometheus(),
+            None => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        }
+    }
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+}
