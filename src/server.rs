@@ -308,6 +308,7 @@ fn signaling_config(
     signaling.revoked = Arc::clone(revoked);
     signaling.realms = Realms::new(&config.auth.derive(state, "signaling realms"));
     signaling.access_keys.push(AccessKey::new(&state.access_key));
+    signaling.admin_key = state.admin_key().map(AccessKey::new);
     signaling.ice_servers = facts.ice.clone();
     signaling.stun2 = facts.advertised.first().map(|a| SocketAddr::new(a.ip(), facts.aux_port).to_string());
     signaling

@@ -1,13 +1,21 @@
-//! The state folder: the server's secret and its access key, made at the first start and readable by nobody else.
+//! The state folder: the server's secret and its keys, made at the first start and readable by nobody else.
+
+mod whole_file;
 
 use data_encoding::{BASE32_NOPAD, HEXLOWER};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 use ring::hmac;
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+pub(crate) use whole_file::{make_file, replace_file};
+
+/// The file of the secret, and those of the keys.
+const SECRET: &str = "secret";
+const ACCESS_KEY: &str = "key";
+const ADMIN_KEY: &str = "admin-key";
 
 /// What the folder holds.
 #[derive(Debug, Clone)]
@@ -16,8 +24,13 @@ pub struct State {
     pub folder: PathBuf,
     /// Whether this call made the secret.
     pub is_new: bool,
-    /// The access key that admits clients to the relay.
+    /// Whether this call made the admin key of a folder that had none, where the access key admitted to everything.
+    pub is_upgraded: bool,
+    /// Whether this call took an empty folder's permissions away from others.
+    pub is_tightened: bool,
+    /// The access key that lets clients register and relay.
     pub access_key: String,
+    admin_key: Option<String>,
     secret: [u8; 32],
 }
 
@@ -33,31 +46,61 @@ pub enum StateError {
         /// The system's answer.
         source: io::Error,
     },
-    /// Others may read the folder or a file in it.
-    #[error("state {0}: others have access to it; type: chmod -R go= {0}")]
+    /// Others may read the folder, which is not empty, or a file in it.
+    #[error("state {0}: others have access to it")]
     Exposed(PathBuf),
     /// A file does not hold what it should.
-    #[error("state {0}: damaged; remove it to have a new one made")]
+    #[error("state {0}: damaged")]
     Damaged(PathBuf),
+    /// No server was started there.
+    #[error("no state at {0}: no server has been started there")]
+    Missing(PathBuf),
 }
 
 impl State {
-    /// Opens the folder, making it (0700), its secret and its access key (0600) from the system's randomness where they are
-    /// missing.
+    /// Opens the folder, making it (0700), its secret and its keys (0600) from the system's randomness where they are missing. An empty folder
+    /// that others have access to is closed to them.
     ///
     /// # Errors
     /// [`StateError`] names the file.
     pub fn open(folder: &Path) -> Result<Self, StateError> {
         let failed = |source| StateError::Io { path: folder.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+        let is_tightened = tighten_if_empty(folder).map_err(failed)?;
+        let (_, is_new) = read_or_make(&folder.join(SECRET), |bytes| HEXLOWER.encode(bytes))?;
+        let key = |prefix: &'static str| {
+            move |bytes: &[u8; 32]| format!("{prefix}_{}", BASE32_NOPAD.encode(&bytes[..20]).to_lowercase())
+        };
+        read_or_make(&folder.join(ACCESS_KEY), key("gk"))?;
+        let (_, is_made) = read_or_make(&folder.join(ADMIN_KEY), key("ga"))?;
+        Ok(Self { is_new, is_upgraded: is_made && !is_new, is_tightened, ..Self::existing(folder)? })
+    }
+
+    /// Opens the folder of a server that was started before, and changes nothing.
+    ///
+    /// # Errors
+    /// [`StateError`] names the file; [`StateError::Missing`] where there is none.
+    pub fn existing(folder: &Path) -> Result<Self, StateError> {
+        let missing = || StateError::Missing(folder.to_owned());
+        let secret_file = folder.join(SECRET);
+        let secret = read_line(&secret_file)?.ok_or_else(missing)?;
         forbid_exposed(folder)?;
-        let (secret, is_new) = read_or_make(&folder.join("secret"), |bytes| HEXLOWER.encode(bytes))?;
-        let (access_key, _) = read_or_make(&folder.join("key"), |bytes| {
-            format!("gk_{}", BASE32_NOPAD.encode(&bytes[..20]).to_lowercase())
-        })?;
         let secret = HEXLOWER.decode(secret.as_bytes()).ok().and_then(|bytes| bytes.try_into().ok());
-        let secret = secret.ok_or_else(|| StateError::Damaged(folder.join("secret")))?;
-        Ok(Self { folder: folder.to_owned(), is_new, access_key, secret })
+        Ok(Self {
+            folder: folder.to_owned(),
+            is_new: false,
+            is_upgraded: false,
+            is_tightened: false,
+            access_key: read_line(&folder.join(ACCESS_KEY))?.ok_or_else(missing)?,
+            admin_key: read_line(&folder.join(ADMIN_KEY))?,
+            secret: secret.ok_or(StateError::Damaged(secret_file))?,
+        })
+    }
+
+    /// Returns the key that operators show to revoke; none in a folder of an older server until [`State::open`].
+    #[must_use]
+    pub fn admin_key(&self) -> Option<&str> {
+        self.admin_key.as_deref()
     }
 
     /// Reads a text that was kept before; empty where none was.
@@ -78,15 +121,8 @@ impl State {
     /// # Errors
     /// [`StateError`] names the file.
     pub fn keep(&self, name: &str, text: &str) -> Result<(), StateError> {
-        let (path, new) = (self.folder.join(name), self.folder.join(format!("{name}.new")));
-        let write = || {
-            let mut file =
-                OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&new, &path)
-        };
-        write().map_err(|source| StateError::Io { path: path.clone(), source })
+        let path = self.folder.join(name);
+        replace_file(&path, text).map_err(|source| StateError::Io { path, source })
     }
 
     /// Derives the secret for one purpose, so that one leaked use does not spoil the others.
@@ -107,23 +143,41 @@ fn forbid_exposed(path: &Path) -> Result<(), StateError> {
     Ok(())
 }
 
+/// Closes an empty folder to others, as package managers and container engines leave them open; says whether it did.
+fn tighten_if_empty(folder: &Path) -> io::Result<bool> {
+    let is_exposed = fs::metadata(folder)?.permissions().mode() & 0o077 != 0;
+    if !is_exposed || fs::read_dir(folder)?.next().is_some() {
+        return Ok(false);
+    }
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
+    Ok(true)
+}
+
 /// Reads a one-line file, or makes it of 32 random bytes; says whether it was made.
 fn read_or_make(path: &Path, write: impl Fn(&[u8; 32]) -> String) -> Result<(String, bool), StateError> {
+    if let Some(line) = read_line(path)? {
+        return Ok((line, false));
+    }
     let failed = |source| StateError::Io { path: path.to_owned(), source };
-    let made = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Ok(mut file) => {
-            let mut random = [0; 32];
-            OsRng.try_fill_bytes(&mut random).map_err(|error| failed(io::Error::other(error)))?;
-            let line = format!("{}\n", write(&random));
-            file.write_all(line.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-            true
+    let mut random = [0; 32];
+    OsRng.try_fill_bytes(&mut random).map_err(|error| failed(io::Error::other(error)))?;
+    let made = make_file(path, &format!("{}\n", write(&random))).map_err(failed)?;
+    let line = read_line(path)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    Ok((line, made))
+}
+
+/// Reads a one-line file; `None` where there is none.
+fn read_line(path: &Path) -> Result<Option<String>, StateError> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text.trim().to_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            return Err(StateError::Damaged(path.to_owned()));
         }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
-        Err(error) => return Err(failed(error)),
+        Err(source) => return Err(StateError::Io { path: path.to_owned(), source }),
     };
     forbid_exposed(path)?;
-    let text = fs::read_to_string(path).map_err(failed)?.trim().to_owned();
-    if text.is_empty() { Err(StateError::Damaged(path.to_owned())) } else { Ok((text, made)) }
+    if text.is_empty() { Err(StateError::Damaged(path.to_owned())) } else { Ok(Some(text)) }
 }
 
 #[cfg(test)]
@@ -145,11 +199,36 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_others_may_read_is_refused_with_what_to_type() {
+    fn an_empty_folder_is_closed_to_others_and_one_that_is_not_empty_is_refused() {
         let temporary = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        let error = State::open(temporary.path()).unwrap_err().to_string();
-        assert!(error.contains("chmod"), "{error}");
+        let state = State::open(temporary.path()).unwrap();
+        assert!(state.is_new && state.is_tightened);
+        assert_eq!(mode(temporary.path()), 0o700);
+        assert!(!State::open(temporary.path()).unwrap().is_tightened);
+        fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        for opened in [State::open(temporary.path()), State::existing(temporary.path())] {
+            assert!(matches!(opened, Err(StateError::Exposed(path)) if path == temporary.path()));
+        }
+        assert_eq!(mode(temporary.path()), 0o755, "left as it was");
+    }
+
+    #[test]
+    fn a_folder_of_before_keeps_its_key_and_gets_an_admin_key() {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path().join("state");
+        assert!(matches!(State::existing(&folder), Err(StateError::Missing(path)) if path == folder));
+        assert!(!folder.exists());
+        let first = State::open(&folder).unwrap();
+        assert!(!first.is_upgraded && first.admin_key().is_some_and(|key| key.starts_with("ga_")));
+        fs::remove_file(folder.join(ADMIN_KEY)).unwrap();
+        assert_eq!(State::existing(&folder).unwrap().admin_key(), None);
+        let second = State::open(&folder).unwrap();
+        assert!(second.is_upgraded && second.admin_key().is_some());
+        assert_eq!(second.access_key, first.access_key);
+        let third = State::open(&folder).unwrap();
+        assert!(!third.is_upgraded && third.admin_key() == second.admin_key());
     }
 
     #[test]
@@ -173,6 +252,8 @@ mod tests {
         let folder = temporary.path().join("state");
         State::open(&folder).unwrap();
         fs::write(folder.join("secret"), "short\n").unwrap();
+        assert!(matches!(State::open(&folder), Err(StateError::Damaged(_))));
+        fs::write(folder.join("secret"), [0xff; 9]).unwrap();
         assert!(matches!(State::open(&folder), Err(StateError::Damaged(_))));
     }
 }

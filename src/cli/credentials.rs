@@ -106,13 +106,7 @@ impl Mint {
     fn text(&self) -> anyhow::Result<String> {
         let config = Config::load(self.config.as_deref()).context("configuration")?;
         let folder = self.state.as_ref().unwrap_or(&config.state);
-        if !folder.is_dir() {
-            let folder = folder.display();
-            bail!(
-                "no state at {folder}: start the server there once, or name its folder with --state or --config"
-            );
-        }
-        let state = State::open(folder)?;
+        let state = State::existing(folder)?;
         let ttl = self.ttl.unwrap_or(config.server.turn.credentials_ttl.as_secs());
         if ttl == 0 || self.name.is_empty() || self.name.len() > 400 {
             bail!("--ttl must be at least 1 second, and --name must have 1 to 400 bytes");

@@ -24,7 +24,7 @@ struct Place {
 impl Place {
     fn open(&self) -> anyhow::Result<(server::Config, State)> {
         let config = Config::load(self.config.as_deref()).context("configuration")?;
-        let state = State::open(self.state.as_ref().unwrap_or(&config.state))?;
+        let state = State::existing(self.state.as_ref().unwrap_or(&config.state))?;
         Ok((config.server, state))
     }
 }
@@ -34,6 +34,9 @@ impl Place {
 pub struct Key {
     #[command(flatten)]
     place: Place,
+    /// Print the key that revokes instead; keep it from pages
+    #[arg(long, conflicts_with = "gateway")]
+    admin: bool,
     /// Print the key that the gateway's servers prove to hold instead
     #[arg(long)]
     gateway: bool,
@@ -47,6 +50,13 @@ impl Key {
     pub fn run(self) -> anyhow::Result<()> {
         let (config, state) = self.place.open()?;
         let key = match (self.gateway, &config.gateway.service.key) {
+            (false, _) if self.admin => match state.admin_key() {
+                Some(key) => key.to_owned(),
+                None => bail!(
+                    "no admin key at {} yet: the server makes one at its next start",
+                    state.folder.display()
+                ),
+            },
             (false, _) => state.access_key,
             (true, None) => config.gateway_key(&state),
             (true, Some(_)) => bail!(

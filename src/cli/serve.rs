@@ -65,6 +65,16 @@ impl Serve {
         telemetry::start(&config.log).map_err(|error| anyhow::anyhow!("log.level: {error}"))?;
         raise_descriptor_limit();
         let state = State::open(&config.state)?;
+        if state.is_upgraded {
+            tracing::warn!(
+                "the access key no longer revokes, lists or watches: ginnel key --admin prints the key that revokes"
+            );
+        }
+        if state.is_tightened {
+            tracing::info!(
+                "the state folder was open to others and is 0700 now; for systemd: StateDirectoryMode=0700"
+            );
+        }
         // Before anybody is told that it is ready, and may want it to end.
         let (mut terminated, mut interrupted) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -1,4 +1,5 @@
-//! Revoking a tag: `POST /revoke?tag=…` and `DELETE /revoke?tag=…`, for those who show a key or JWT with the scope `admin`.
+//! Revoking a tag: `POST /revoke?tag=…` and `DELETE /revoke?tag=…`, for those who show the admin key, or a key
+//! or JWT with the scope `admin`.
 //!
 //! A tag that is revoked is so for signalling, for new requests to the relay and for its allocations on every worker, and after a
 //! restart: until the last credentials that were minted for it have ended.
@@ -126,8 +127,9 @@ async fn restore(
 impl Desk {
     /// Says which tag is meant, or what whoever may not ask is told. A key in the URL would stand in logs.
     fn admit(&self, peer: SocketAddr, asked: &HeaderMap, meant: Meant) -> Result<Tag, (StatusCode, String)> {
-        let unknown = || (StatusCode::UNAUTHORIZED, "show an access key: Authorization: Bearer …".to_owned());
-        let admitted = self.signaling.admit(now(), peer.ip(), bearer(asked).ok_or_else(unknown)?);
+        let unknown = || (StatusCode::UNAUTHORIZED, "show the admin key: Authorization: Bearer …".to_owned());
+        let (shown, is_page) = (bearer(asked).ok_or_else(unknown)?, asked.contains_key(header::ORIGIN));
+        let admitted = self.signaling.admit_operator(now(), peer.ip(), shown, is_page);
         let admin =
             admitted.and_then(|admitted| admitted.scopes.admin.then_some(()).ok_or(Refusal::Scope("admin")));
         admin.map_err(|refusal| (status_of(refusal), refusal.to_string()))?;

@@ -29,6 +29,8 @@ pub struct Scopes {
 impl Scopes {
     /// Everything.
     pub const ALL: Self = Self { register: true, relay: true, admin: true };
+    /// What clients need, and no page may do harm with.
+    pub const CLIENT: Self = Self { register: true, relay: true, admin: false };
 
     /// Adds the scope of this name; one that is not known here counts for nothing.
     fn named(mut self, name: &str) -> Self {
@@ -92,12 +94,15 @@ pub enum Refusal {
     /// It does not admit to what was asked.
     #[error("this access key does not have the scope `{0}`")]
     Scope(&'static str),
+    /// The admin key is not shown where it can leak, nor by those who should not have it.
+    #[error("this is the admin key: it counts in Authorization: Bearer alone, for /revoke, and from no page")]
+    AdminKey,
     /// Looking at it would cost a signature, and there were too many from that network.
     #[error("too many tokens, try later")]
     TooMany,
 }
 
-/// Says what the shown key or JWT admits to. Keys come first, so that one of them may look like anything.
+/// Says what the shown key or JWT admits to. Keys come first, so that one of them may look like anything. The admin key admits to nothing here.
 ///
 /// # Errors
 /// [`Refusal`] says why it does not admit.
@@ -105,11 +110,34 @@ pub fn admit(config: &Config, now: Now, shown: &str) -> Result<Admitted, Refusal
     if shown.len() > MAX_KEY {
         return Err(Refusal::Unknown);
     }
+    if is_admin_key(config, shown) {
+        return Err(Refusal::AdminKey);
+    }
     match (of_key(config, shown), &config.jwt) {
         (Some(admitted), _) => Ok(admitted),
         (None, Some(jwt)) => jwt.admit(&config.realms, now, shown),
         (None, None) => Err(Refusal::Unknown),
     }
+}
+
+/// Says what is admitted that was shown in a header: as [`admit`], and the admin key where the request is no page's.
+///
+/// # Errors
+/// [`Refusal`] says why it does not admit.
+pub(super) fn admit_operator(
+    config: &Config,
+    now: Now,
+    shown: &str,
+    is_page: bool,
+) -> Result<Admitted, Refusal> {
+    if !is_page && is_admin_key(config, shown) {
+        return Ok(Admitted { scopes: Scopes { admin: true, ..Scopes::default() }, ..Admitted::default() });
+    }
+    admit(config, now, shown)
+}
+
+fn is_admin_key(config: &Config, shown: &str) -> bool {
+    config.admin_key.as_ref().is_some_and(|key| key.is(shown))
 }
 
 /// A key that admits its holder to what its scopes say. It is kept as a MAC and compared in constant time.
@@ -122,10 +150,10 @@ pub struct AccessKey {
 }
 
 impl AccessKey {
-    /// Takes the key as clients show it, with all scopes, of the default realm.
+    /// Takes the key as clients show it, with the scopes of [`Scopes::CLIENT`], of the default realm.
     #[must_use]
     pub fn new(text: &str) -> Self {
-        Self::scoped(text, Scopes::ALL, "")
+        Self::scoped(text, Scopes::CLIENT, "")
     }
 
     /// Takes the key as clients show it, with some scopes, in the realm of this name.
@@ -217,8 +245,8 @@ mod tests {
     #[test]
     fn only_the_right_key_admits_and_none_is_shown_in_a_log() {
         let keys = [AccessKey::new("one"), AccessKey::new("two")];
-        let all = Some(Admitted { scopes: Scopes::ALL, ..Admitted::default() });
-        assert!(["one", "two"].iter().all(|key| admits(&keys, key) == all));
+        let client = Some(Admitted { scopes: Scopes::CLIENT, ..Admitted::default() });
+        assert!(["one", "two"].iter().all(|key| admits(&keys, key) == client));
         assert_eq!([admits(&keys, "on"), admits(&keys, ""), admits(&[], "one")], [None; 3]);
         let long = "x".repeat(MAX_KEY + 1);
         assert_eq!(admits(&[AccessKey::new(&long)], &long), None, "too long to be looked at");
@@ -235,9 +263,22 @@ mod tests {
             AccessKey::scoped("a", relay, ""),
         ];
         let realm = Realms::default().named("blue");
-        let scopes = Scopes { admin: false, ..Scopes::ALL };
+        let scopes = Scopes::CLIENT;
         assert_eq!(admits(&keys, "a"), Some(Admitted { scopes, realm, until: None }));
         assert_eq!(admits(&keys, "b"), Some(Admitted { scopes: relay, ..Admitted::default() }));
+    }
+
+    #[test]
+    fn the_admin_key_admits_operators_alone_even_where_it_is_an_access_key_too() {
+        let admin_key = Some(AccessKey::new("operator"));
+        let access_keys = vec![AccessKey::new("one"), AccessKey::scoped("operator", Scopes::ALL, "")];
+        let config = Config { access_keys, admin_key, ..Config::default() };
+        assert_eq!(admit(&config, now(), "operator"), Err(Refusal::AdminKey));
+        let operator =
+            |shown, is_page| admit_operator(&config, now(), shown, is_page).map(|admitted| admitted.scopes);
+        assert_eq!(operator("operator", false), Ok(Scopes { admin: true, ..Scopes::default() }));
+        assert_eq!(operator("operator", true), Err(Refusal::AdminKey));
+        assert_eq!(operator("one", false), Ok(Scopes::CLIENT));
     }
 
     #[test]

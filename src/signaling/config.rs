@@ -25,6 +25,8 @@ pub struct Config {
     pub open: bool,
     /// Keys and what they admit to; default none.
     pub access_keys: Vec<AccessKey>,
+    /// What operators show to revoke; refused in URLs, messages and from pages. Default none.
+    pub admin_key: Option<AccessKey>,
     /// What JWTs must be to admit like keys; default none does.
     pub jwt: Option<Jwt>,
     /// Knows the realms of keys and JWTs.
@@ -55,6 +57,7 @@ impl Default for Config {
             presence: true,
             open: true,
             access_keys: Vec::new(),
+            admin_key: None,
             jwt: None,
             realms: Realms::default(),
             origins: Origins::default(),

@@ -51,13 +51,19 @@ pub(super) struct Shared {
 impl Shared {
     /// Says what a key or JWT admits to that was shown from an address.
     pub(super) fn admit(&self, now: Now, from: IpAddr, shown: &str) -> Result<Admitted, Refusal> {
+        self.charge_signature(now, from, shown)?;
+        admission::admit(&self.config, now, shown)
+    }
+
+    /// Takes a token that may cost a signature as seldom as the hubs take those of tags.
+    fn charge_signature(&self, now: Now, from: IpAddr, shown: &str) -> Result<(), Refusal> {
         if self.config.jwt.as_ref().is_some_and(|jwt| jwt.is_costly(shown)) {
             let mut proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
             if proofs.take(Network::of(from), now.mono) != Verdict::Pass {
                 return Err(Refusal::TooMany);
             }
         }
-        admission::admit(&self.config, now, shown)
+        Ok(())
     }
 
     /// Numbers a connection.
@@ -198,12 +204,20 @@ impl Handle {
         }
     }
 
-    /// Says what a key or JWT admits to that was shown from an address.
+    /// Says what a key or JWT admits to that was shown in a header of an operator's request; `is_page` where a page has sent it, which the admin
+    /// key is refused to.
     ///
     /// # Errors
     /// [`Refusal`] says why it does not.
-    pub fn admit(&self, now: Now, from: IpAddr, shown: &str) -> Result<Admitted, Refusal> {
-        self.shared.admit(now, from, shown)
+    pub fn admit_operator(
+        &self,
+        now: Now,
+        from: IpAddr,
+        shown: &str,
+        is_page: bool,
+    ) -> Result<Admitted, Refusal> {
+        self.shared.charge_signature(now, from, shown)?;
+        admission::admit_operator(&self.shared.config, now, shown, is_page)
     }
 
     /// Returns the routes `/ws` and `/ice`. Each request must carry `axum::extract::ConnectInfo<SocketAddr>` in its

@@ -25,6 +25,7 @@ mod gateway;
 mod gateway_agents;
 mod house;
 mod judges;
+mod keys;
 mod lab;
 mod limits;
 mod load;
