@@ -1,7 +1,7 @@
 //! The server: parse, load, run, exit code.
 
 use clap::Parser;
-use ginnel::cli::{Ginnel, GinnelCommand};
+use ginnel::cli::{Ginnel, GinnelCommand, advice};
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -9,7 +9,8 @@ fn main() -> ExitCode {
     match run(Ginnel::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "error: {error:#}");
+            // Nobody may be there to read it.
+            let _ = std::io::stderr().write_all(advice::report(&error).as_bytes());
             ExitCode::FAILURE
         }
     }

@@ -1,5 +1,6 @@
 //! The command lines: what can be typed, and what is printed. One file per command.
 
+pub mod advice;
 pub mod agent;
 mod agent_gateway;
 mod agent_gateway_report;

@@ -1,12 +1,12 @@
 //! The certificate of TLS and DTLS: read from PEM files, or made at the first start and kept in the state folder.
 
+use crate::state::make_file;
 use data_encoding::BASE64;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::fmt::Write as _;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 /// The file of the self-signed certificate and its key.
@@ -23,6 +23,8 @@ pub(crate) struct Certificate {
     pub(crate) key: PrivateKeyDer<'static>,
     /// Whether nobody but the server vouches for it.
     pub(crate) self_signed: bool,
+    /// Where both were read, for errors.
+    pub(crate) files: String,
 }
 
 /// Why a certificate cannot be used.
@@ -45,12 +47,23 @@ pub enum CertificateError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A private key is encrypted, and nobody is there to type its password.
+    #[error("{path}: this private key is encrypted, and the server cannot ask for its password")]
+    Encrypted {
+        /// Which.
+        path: PathBuf,
+    },
     /// A self-signed certificate could not be made.
     #[error("making a self-signed certificate: {0}")]
     Make(String),
     /// TLS cannot use what was read.
-    #[error("certificate and key: {0}")]
-    Unusable(String),
+    #[error("{files}: {reason}")]
+    Unusable {
+        /// The files of the certificate and its key.
+        files: String,
+        /// What is wrong with them.
+        reason: String,
+    },
 }
 
 impl Certificate {
@@ -71,9 +84,18 @@ impl Certificate {
                 "no certificate in it; it must be PEM, the server's own first".to_owned(),
             ));
         }
+        if is_encrypted(&private) {
+            return Err(CertificateError::Encrypted { path: key.to_owned() });
+        }
         let private = PrivateKeyDer::from_pem_slice(&private)
-            .map_err(|error| content(key, format!("no private key in it: {error}")))?;
-        Ok(Self { chain: certificates, key: private, self_signed: false })
+            .map_err(|_| content(key, "no private key in it; it must be PEM".to_owned()))?;
+        let files = format!("{} and {}", chain.display(), key.display());
+        Ok(Self { chain: certificates, key: private, self_signed: false, files })
+    }
+
+    /// Says that it cannot be used, and which files it is of.
+    pub(crate) fn unusable(&self, reason: impl std::fmt::Display) -> CertificateError {
+        CertificateError::Unusable { files: self.files.clone(), reason: reason.to_string() }
     }
 
     /// Reads the self-signed certificate of the state folder, making it (ECDSA P-256, 0600) where there is none.
@@ -82,18 +104,9 @@ impl Certificate {
     /// [`CertificateError`] names the file.
     pub(crate) fn own(folder: &Path) -> Result<Self, CertificateError> {
         let path = folder.join(OWN);
-        match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-            Ok(mut file) => {
-                let pem = make()?;
-                let written = file.write_all(pem.as_bytes()).and_then(|()| file.sync_all());
-                if let Err(source) = written {
-                    // Half a file would be taken for a damaged one at the next start.
-                    let _ = fs::remove_file(&path);
-                    return Err(CertificateError::Io { path, source });
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(source) => return Err(CertificateError::Io { path, source }),
+        if !path.try_exists().is_ok_and(|exists| exists) {
+            make_file(&path, &make()?)
+                .map_err(|source| CertificateError::Io { path: path.clone(), source })?;
         }
         Ok(Self { self_signed: true, ..Self::load(&path, &path)? })
     }
@@ -122,6 +135,12 @@ impl Certificate {
 
 fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
     fs::read(path).map_err(|source| CertificateError::Io { path: path.to_owned(), source })
+}
+
+/// Says whether a PEM file has an encrypted key, in the form of PKCS #8 or in that of OpenSSL before.
+fn is_encrypted(pem: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(pem);
+    text.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----") || text.contains("Proc-Type: 4,ENCRYPTED")
 }
 
 fn make() -> Result<String, CertificateError> {

@@ -59,7 +59,7 @@ impl Tls {
     /// # Errors
     /// [`CertificateError::Unusable`] when the key is not the certificate's, or of a kind TLS has no use for.
     pub(crate) fn new(certificate: &Certificate) -> Result<Self, CertificateError> {
-        let unusable = |error: rustls::Error| CertificateError::Unusable(error.to_string());
+        let unusable = |error: rustls::Error| certificate.unusable(error);
         let mut config =
             ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
                 .with_safe_default_protocol_versions()
@@ -76,10 +76,13 @@ impl Tls {
     /// # Errors
     /// [`CertificateError`] where the certificate, or one of those in `authorities`, cannot be used.
     pub(crate) fn mutual(certificate: &Certificate, authorities: &Path) -> Result<Self, CertificateError> {
-        let unusable = |error: &dyn std::fmt::Display| CertificateError::Unusable(error.to_string());
+        let unusable = |error: &dyn std::fmt::Display| certificate.unusable(error);
         let mut roots = RootCertStore::empty();
         for authority in Certificate::chain(authorities)? {
-            roots.add(authority).map_err(|error| unusable(&error))?;
+            roots.add(authority).map_err(|error| CertificateError::Content {
+                path: authorities.to_owned(),
+                reason: error.to_string(),
+            })?;
         }
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));

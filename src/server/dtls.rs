@@ -155,7 +155,7 @@ impl Identity {
     /// # Errors
     /// [`CertificateError`] when the self-signed one cannot be had.
     pub(super) fn new(certificate: &Certificate, folder: &Path) -> Result<Self, CertificateError> {
-        let unusable = |error: dimpl::Error| CertificateError::Unusable(error.to_string());
+        let unusable = |error: dimpl::Error| certificate.unusable(error);
         let provider = CryptoProvider { hmac_provider: &ADMITTING, ..rust_crypto::default_provider() };
         let keys = provider.key_provider;
         let usable = |certificate: &Certificate| {
@@ -177,8 +177,8 @@ impl Identity {
                 tracing::warn!(
                     "DTLS takes ECDSA keys on P-256 or P-384 alone: it uses a self-signed certificate"
                 );
-                usable(&Certificate::own(folder)?)
-                    .ok_or_else(|| CertificateError::Unusable("no certificate for DTLS".to_owned()))?
+                let own = Certificate::own(folder)?;
+                usable(&own).ok_or_else(|| own.unusable("no certificate for DTLS"))?
             }
         };
         Ok(Self { config: Arc::new(config), certificate })

@@ -412,6 +412,7 @@ fn a_certificate_that_dtls_cannot_use_is_replaced() {
         chain: vec![foreign.der().clone()],
         key: rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
         self_signed: false,
+        files: String::new(),
     };
     let identity = Identity::new(&certificate, folder.path()).unwrap();
     assert_eq!(identity.certificate.certificate, own.chain[0].to_vec());

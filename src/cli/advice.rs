@@ -1,0 +1,192 @@
+//! What an error of `ginnel` is told as: each cause once, and what to type where that is known.
+
+use crate::config::ConfigError;
+use crate::server::{CertificateError, CredentialsFileError, ServerError};
+use crate::state::StateError;
+use std::error::Error;
+use std::io;
+use std::path::Path;
+
+/// Writes an error as lines: `error: …` with its causes, and `  try: …`.
+#[must_use]
+pub fn report(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        let cause = cause.trim_end();
+        // Libraries differ in whether an error's text has its cause's.
+        if text.contains(cause) {
+            continue;
+        }
+        if !text.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(cause);
+    }
+    match error.chain().find_map(advice) {
+        Some(advice) => format!("error: {text}\n  try: {advice}\n"),
+        None => format!("error: {text}\n"),
+    }
+}
+
+fn advice(error: &(dyn Error + 'static)) -> Option<String> {
+    if let Some(error) = error.downcast_ref::<StateError>() {
+        return Some(of_state(error));
+    }
+    if let Some(error) = error.downcast_ref::<ConfigError>() {
+        return Some(of_configuration(error));
+    }
+    if let Some(error) = error.downcast_ref::<ServerError>() {
+        return of_server(error);
+    }
+    error.downcast_ref::<io::Error>().and_then(of_system)
+}
+
+fn of_state(error: &StateError) -> String {
+    match error {
+        StateError::Io { path, source } => of_state_file(path, source),
+        StateError::Exposed(path) => {
+            let path = path.display();
+            format!("chmod -R go= {path} (and in a systemd unit: StateDirectoryMode=0700)")
+        }
+        StateError::Damaged(path) => {
+            format!("put it back from a backup, or have the server make a new one: rm {}", path.display())
+        }
+        StateError::Missing(_) => {
+            "start the server there once, or name its folder with --state or --config; with \
+                                   systemd that is mostly --state /var/lib/ginnel"
+                .to_owned()
+        }
+    }
+}
+
+fn of_state_file(path: &Path, source: &io::Error) -> String {
+    let path = path.display();
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            format!("a folder that this user may write: --state DIR, or as root: chown -R USER {path}")
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            format!("df {path} shows the space; make some, or use a folder elsewhere: --state DIR")
+        }
+        io::ErrorKind::ReadOnlyFilesystem => "a folder that can be written: --state DIR".to_owned(),
+        _ => "a folder elsewhere: --state DIR".to_owned(),
+    }
+}
+
+fn of_configuration(error: &ConfigError) -> String {
+    match error {
+        ConfigError::Read { path, source } => of_file(path, source),
+        _ => "ginnel config prints every key with its default".to_owned(),
+    }
+}
+
+fn of_server(error: &ServerError) -> Option<String> {
+    let text = match error {
+        ServerError::Listen { address, source, .. } => return Some(of_port(address.port(), source)),
+        ServerError::State(error) => return Some(of_state(error)),
+        ServerError::Certificate(error) => return Some(of_certificate(error)),
+        ServerError::CredentialsFile(error) => return Some(of_credentials_file(error)),
+        ServerError::System(error) => return of_system(error),
+        ServerError::NoRelayAddress => {
+            "ip address shows this host's addresses; name one: turn.relay_addresses = [\"IP\"], or --listen IP"
+        }
+        _ => return None,
+    };
+    Some(text.to_owned())
+}
+
+fn of_port(port: u16, source: &io::Error) -> String {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => format!(
+            "ss -lptun 'sport = :{port}' shows who has it; another port: --port, --aux-port, or the key in the configuration"
+        ),
+        io::ErrorKind::PermissionDenied => {
+            "sudo setcap cap_net_bind_service=+ep $(command -v ginnel), or in a systemd unit \
+             AmbientCapabilities=CAP_NET_BIND_SERVICE: ports below 1024 are not for everybody"
+                .to_owned()
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "ip address shows this host's addresses; behind a 1:1 NAT: --listen INNER --public OUTER"
+                .to_owned()
+        }
+        _ => "another address or port: --listen IP, --port PORT".to_owned(),
+    }
+}
+
+fn of_certificate(error: &CertificateError) -> String {
+    match error {
+        CertificateError::Io { path, source } => of_file(path, source),
+        CertificateError::Encrypted { path } => {
+            let path = path.display();
+            format!("(umask 077; openssl pkey -in {path} -out {path}.plain), and tls.key = \"{path}.plain\"")
+        }
+        CertificateError::Content { path, .. } => {
+            let path = path.display();
+            format!("head -n 1 {path}: PEM begins with -----BEGIN; tls.certificate names the chain, tls.key its key")
+        }
+        _ => "the two must belong together: openssl x509 -noout -pubkey -in CERTIFICATE and openssl pkey -pubout -in KEY \
+              print the same"
+            .to_owned(),
+    }
+}
+
+fn of_credentials_file(error: &CredentialsFileError) -> String {
+    match error {
+        CredentialsFileError::Read { path, source } => of_file(path, source),
+        CredentialsFileError::Realm { .. } => {
+            "lines of turn.realm or of an auth.realms.name alone: ginnel credentials key USER --realm REALM --line".to_owned()
+        }
+        _ => "ginnel credentials key USER --realm REALM --line prints a line as it must be".to_owned(),
+    }
+}
+
+fn of_file(path: &Path, source: &io::Error) -> String {
+    let shown = path.display();
+    match source.kind() {
+        io::ErrorKind::NotFound => format!("ls -l {shown}: is the path right?"),
+        io::ErrorKind::PermissionDenied => {
+            format!(
+                "let the server's user read it, as root: setfacl -m u:USER:r {shown} (and u:USER:x on its folders)"
+            )
+        }
+        _ => format!("a file that can be read in place of {shown}"),
+    }
+}
+
+fn of_system(error: &io::Error) -> Option<String> {
+    let of_descriptors = [24, 23];
+    match error.raw_os_error() {
+        Some(code) if of_descriptors.contains(&code) => {
+            Some("ulimit -n 65536, or in a systemd unit: LimitNOFILE=65536".to_owned())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn each_cause_is_told_once_with_what_to_type() {
+        let source = io::Error::from_raw_os_error(98);
+        let listen = ServerError::Listen { address: ([0, 0, 0, 0], 3478).into(), transport: "tcp", source };
+        let error = Err::<(), _>(listen).context("the server did not start").unwrap_err();
+        let text = report(&error);
+        assert_eq!(text.matches("Address already in use").count(), 1, "{text}");
+        assert!(text.starts_with("error: the server did not start: cannot listen on 0.0.0.0:3478 (tcp): "));
+        assert!(
+            text.ends_with("configuration\n") && text.contains("\n  try: ss -lptun 'sport = :3478'"),
+            "{text}"
+        );
+        assert_eq!(report(&anyhow::anyhow!("a text\n")), "error: a text\n");
+    }
+
+    #[test]
+    fn a_lack_of_descriptors_is_told_with_the_limit_to_raise() {
+        let error = ServerError::System(io::Error::from_raw_os_error(24));
+        assert!(report(&error.into()).contains("LimitNOFILE"));
+    }
+}
