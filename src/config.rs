@@ -161,6 +161,7 @@ fn home(text: &str) -> Option<Home> {
 struct Limits {
     unauthenticated_rate: Option<u32>,
     unauthenticated_burst: Option<u32>,
+    dtls_handshakes: Option<u32>,
     unlimited_from: Option<Vec<IpNet>>,
     connections_per_address: Option<u32>,
 }
@@ -171,6 +172,7 @@ impl Limits {
         for (key, given, limit) in [
             ("limits.unauthenticated_rate", self.unauthenticated_rate, &mut strangers.rate),
             ("limits.unauthenticated_burst", self.unauthenticated_burst, &mut strangers.burst),
+            ("limits.dtls_handshakes", self.dtls_handshakes, &mut strangers.dtls_handshakes),
             (
                 "limits.connections_per_address",
                 self.connections_per_address,
@@ -350,6 +352,7 @@ mod tests {
             ("listen = ['192.0.2.1']\n[stun]\nnat_discovery = ['192.0.2.1', '192.0.2.2']", "of `listen`"),
             ("[limits]\nunauthenticated_rate = 0", "limits.unauthenticated_rate"),
             ("[limits]\nunauthenticated_burst = 0", "limits.unauthenticated_burst"),
+            ("[limits]\ndtls_handshakes = 0", "limits.dtls_handshakes"),
             ("[limits]\nconnections_per_address = 0", "limits.connections_per_address"),
             ("[limits]\nunlimited_from = ['everywhere']", "unlimited_from"),
             ("proxy_protocol_from = ['10.0.0.0/33']", "proxy_protocol_from"),

@@ -43,6 +43,8 @@ limits! {
     keys {
         /// Answers a second to one network of strangers over UDP.
         UnauthenticatedRate = "limits.unauthenticated_rate",
+        /// DTLS handshakes a second of one network, or of all together.
+        DtlsHandshakes = "limits.dtls_handshakes",
         /// TCP connections of one address.
         ConnectionsPerAddress = "limits.connections_per_address",
 

@@ -21,6 +21,10 @@ const MAX_RATIO: usize = 3;
 const WAYS: usize = 4;
 /// Sets of the table: 1 MiB in all.
 const SETS: usize = 16_384;
+/// How many answers a DTLS handshake counts for: it costs the worker a signature and a key agreement.
+const HANDSHAKE: u64 = 25;
+/// The part of a second's handshakes that may begin at once: each holds up what is relayed meanwhile.
+const HANDSHAKE_BURST: u64 = 4;
 
 /// The limits of one server.
 #[derive(Debug, Clone)]
@@ -29,7 +33,9 @@ pub struct GateConfig {
     pub rate: u32,
     /// Answers that a network may get at once after a pause; default 1000.
     pub burst: u32,
-    /// Prefixes without that limit; default loopback.
+    /// DTLS handshakes a second of all networks together, over all workers; default 100.
+    pub dtls_handshakes: u32,
+    /// Prefixes without these limits; default loopback.
     pub unlimited_from: Vec<IpNet>,
 }
 
@@ -38,7 +44,7 @@ impl Default for GateConfig {
         let loopback = [IpAddr::from([127, 0, 0, 0]), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])];
         let unlimited_from =
             loopback.into_iter().zip([8, 128]).filter_map(|(ip, len)| IpNet::new(ip, len).ok());
-        Self { rate: 500, burst: 1000, unlimited_from: unlimited_from.collect() }
+        Self { rate: 500, burst: 1000, dtls_handshakes: 100, unlimited_from: unlimited_from.collect() }
     }
 }
 
@@ -49,6 +55,8 @@ pub struct Held {
     pub over_rate: u64,
     /// Answers larger than three times their question.
     pub over_size: u64,
+    /// DTLS handshakes beyond those of a network or of all.
+    pub handshakes: u64,
 }
 
 /// One network's bucket.
@@ -60,18 +68,47 @@ struct Bucket {
     full_at: u64,
 }
 
+impl Bucket {
+    /// Takes what costs `cost` ns of refilling from a bucket that holds `depth`; `false` when there is not as much.
+    fn take(&mut self, now: u64, cost: u64, depth: u64) -> bool {
+        let full_at = self.full_at.max(now).saturating_add(cost);
+        let admitted = full_at - now <= depth;
+        if admitted {
+            self.full_at = full_at;
+        }
+        admitted
+    }
+}
+
+/// The pace of a bucket.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// Time in which one token comes back, ns.
+    interval: u64,
+    /// Time in which an empty bucket becomes full, ns.
+    depth: u64,
+}
+
+impl Pace {
+    /// One worker's share of `rate` tokens a second and `burst` at once.
+    fn share(rate: u32, burst: u64, workers: u64) -> Self {
+        let interval = 1_000_000_000 * workers / u64::from(rate.max(1));
+        Self { interval, depth: interval * burst.div_ceil(workers).max(1) }
+    }
+}
+
 /// One worker's share of the limits.
 #[derive(Debug)]
 pub struct Gate {
     sets: Box<[[Bucket; WAYS]]>,
     keys: RandomState,
     began: Instant,
-    /// Time in which one token comes back, ns.
-    interval: u64,
-    /// Time in which an empty bucket becomes full, ns.
-    depth: u64,
     /// As configured, for all workers.
-    rate: u32,
+    rates: [u32; 2],
+    pace: Pace,
+    /// The handshakes of all networks.
+    handshakes: Bucket,
+    handshake_pace: Pace,
     unlimited_from: Arc<[IpNet]>,
     held: Held,
 }
@@ -82,15 +119,15 @@ impl Gate {
     #[must_use]
     pub fn new(config: &GateConfig, workers: usize, now: Now, keys: RandomState) -> Self {
         let workers = workers.max(1) as u64;
-        let interval = 1_000_000_000 * workers / u64::from(config.rate.max(1));
-        let burst = u64::from(config.burst).div_ceil(workers).max(1);
+        let handshakes = config.dtls_handshakes;
         Self {
             sets: vec![[Bucket::default(); WAYS]; SETS].into(),
             keys,
             began: now.mono,
-            interval,
-            depth: interval * burst,
-            rate: config.rate,
+            pace: Pace::share(config.rate, config.burst.into(), workers),
+            handshakes: Bucket::default(),
+            handshake_pace: Pace::share(handshakes, u64::from(handshakes) / HANDSHAKE_BURST, workers),
+            rates: [config.rate, handshakes],
             unlimited_from: config.unlimited_from.clone().into(),
             held: Held::default(),
         }
@@ -105,22 +142,46 @@ impl Gate {
             return false;
         }
         let to = to.to_canonical();
-        if self.unlimited_from.iter().any(|prefix| prefix.contains(&to)) {
+        if self.is_unlimited(to) {
             return true;
         }
-        let now =
-            u64::try_from(now.mono.saturating_duration_since(self.began).as_nanos()).unwrap_or(u64::MAX);
-        let (interval, depth) = (self.interval, self.depth);
-        let bucket = self.bucket(network(to));
-        let full_at = bucket.full_at.max(now).saturating_add(interval);
-        let admitted = full_at - now <= depth;
-        if admitted {
-            bucket.full_at = full_at;
-        } else {
+        let (now, Pace { interval, depth }) = (self.elapsed(now), self.pace);
+        let admitted = self.bucket(network(to)).take(now, interval, depth);
+        if !admitted {
             self.held.over_rate += 1;
-            Limit::UnauthenticatedRate.reached(self.rate);
+            Limit::UnauthenticatedRate.reached(self.rates[0]);
         }
         admitted
+    }
+
+    /// Decides whether `from` may begin a DTLS handshake, which its network and all networks together are charged for; counts it if not.
+    pub fn admits_handshake(&mut self, now: Now, from: IpAddr) -> bool {
+        let from = from.to_canonical();
+        if self.is_unlimited(from) {
+            return true;
+        }
+        let now = self.elapsed(now);
+        let Pace { interval, depth } = self.pace;
+        // A network whose burst is small may begin one all the same, once its bucket is full.
+        let cost = (HANDSHAKE * interval).min(depth);
+        let all = self.handshake_pace;
+        let admitted = self.bucket(network(from)).take(now, cost, depth)
+            && self.handshakes.take(now, all.interval, all.depth);
+        if !admitted {
+            self.held.handshakes += 1;
+            Limit::DtlsHandshakes.reached(self.rates[1]);
+        }
+        admitted
+    }
+
+    fn is_unlimited(&self, ip: IpAddr) -> bool {
+        self.unlimited_from.iter().any(|prefix| prefix.contains(&ip))
+    }
+
+    /// Returns the nanoseconds since the gate's beginning.
+    fn elapsed(&self, now: Now) -> u64 {
+        let elapsed = now.mono.saturating_duration_since(self.began);
+        u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX)
     }
 
     /// Returns what was held back so far.
@@ -158,7 +219,7 @@ mod tests {
 
     fn gate(rate: u32, burst: u32, workers: usize) -> (Gate, Now) {
         let now = now();
-        let config = GateConfig { rate, burst, unlimited_from: Vec::new() };
+        let config = GateConfig { rate, burst, unlimited_from: Vec::new(), ..GateConfig::default() };
         (Gate::new(&config, workers, now, RandomState::new()), now)
     }
 
@@ -218,7 +279,7 @@ mod tests {
         assert!(gate.admits(now, ip("192.0.2.1"), 20, 116));
         assert!(!gate.admits(now, ip("192.0.2.1"), 20, 117));
         assert!(gate.admits(now, ip("192.0.2.1"), 0, 56));
-        assert_eq!(gate.held(), Held { over_rate: 0, over_size: 1 });
+        assert_eq!(gate.held(), Held { over_size: 1, ..Held::default() });
     }
 
     #[test]
@@ -240,6 +301,43 @@ mod tests {
             assert!(gate.admits(now, IpAddr::from((0x0B00_0000 + (network << 8)).to_be_bytes()), 20, 20));
         }
         assert_eq!(passed(&mut gate, now, "192.0.2.1", 100), 0);
+    }
+
+    #[test]
+    fn a_handshake_is_charged_to_its_network_like_25_answers() {
+        let (mut gate, start) = gate(500, 1000, 1);
+        let begun = |gate: &mut Gate, now: Now, from: &str| {
+            (0..3000).filter(|_| gate.admits_handshake(now, ip(from))).count()
+        };
+        // The burst of all is spent first, and comes back within a quarter of a second.
+        assert_eq!(begun(&mut gate, start, "192.0.2.1"), 25);
+        assert_eq!(gate.held().handshakes, 2975);
+        let mut all = 25;
+        for quarter in 1..=40 {
+            all += begun(&mut gate, start.after(Duration::from_millis(250 * quarter)), "192.0.2.1");
+        }
+        assert!((40..=40 + 200).contains(&all), "{all} in ten seconds: 40 at once and 20 a second");
+        assert_eq!(passed(&mut gate, start.after(Duration::from_secs(10)), "192.0.2.9", 100), 0);
+        assert_eq!(passed(&mut gate, start.after(Duration::from_secs(10)), "192.0.3.9", 100), 100);
+    }
+
+    #[test]
+    fn all_networks_together_begin_a_hundred_handshakes_a_second() {
+        for workers in [1, 4] {
+            let (mut gate, start) = gate(500, 1000, workers);
+            let mut begun = 0;
+            // Six thousand a second, each from a network of its own.
+            for number in 0..60_000_u32 {
+                let now = start.after(Duration::from_micros(u64::from(number) * 166));
+                let from = IpAddr::from((0x0B00_0000 + (number << 8)).to_be_bytes());
+                begun += usize::from(gate.admits_handshake(now, from));
+            }
+            let share = 1000 / workers;
+            assert!((share..=share + 25).contains(&begun), "{begun} of one of {workers} workers");
+        }
+        let config = GateConfig { dtls_handshakes: 1, ..GateConfig::default() };
+        let mut gate = Gate::new(&config, 8, now(), RandomState::new());
+        assert!((0..50).all(|_| gate.admits_handshake(now(), ip("127.0.0.1"))), "an exempted prefix");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use dimpl::{CryptoError, CryptoOperation, DtlsCertificate};
 use rand_chacha::ChaCha20Rng;
 use ring::hmac;
 use std::cell::Cell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 const MAX_SESSIONS: usize = 8192;
 /// Sessions of one worker that one IPv4 address or IPv6 /64 may have.
 const MAX_PER_NETWORK: usize = 1024;
+/// How often one client address and port may begin a handshake.
+const RESTART_TIME: Duration = Duration::from_secs(1);
 /// How long a handshake may take.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// How long a session may stay silent that was never used with good credentials.
@@ -71,6 +73,9 @@ pub(super) struct Dtls {
     cookies: Cookies,
     sessions: HashMap<Ends, Session>,
     networks: HashMap<IpAddr, usize>,
+    /// Who has begun a handshake within the last [`RESTART_TIME`], the oldest first.
+    begun: VecDeque<(Instant, Ends)>,
+    lately: HashSet<Ends>,
     deadlines: Deadlines<Ends>,
     outputs: VecDeque<Output>,
     buffer: Vec<u8>,
@@ -192,6 +197,8 @@ impl Dtls {
             cookies: Cookies::new(now, rng),
             sessions: HashMap::new(),
             networks: HashMap::new(),
+            begun: VecDeque::new(),
+            lately: HashSet::new(),
             deadlines: Deadlines::default(),
             outputs: VecDeque::new(),
             buffer: vec![0; MAX_DATAGRAM],
@@ -199,10 +206,17 @@ impl Dtls {
         }
     }
 
-    /// Takes one datagram whose first byte says DTLS; `false` when it is dropped.
-    pub(super) fn handle_datagram(&mut self, now: Now, ends: Ends, datagram: &[u8]) -> bool {
+    /// Takes one datagram whose first byte says DTLS; `false` when it is dropped. `admits` says whether one more handshake, which costs
+    /// a signature and a key agreement, may begin.
+    pub(super) fn handle_datagram(
+        &mut self,
+        now: Now,
+        ends: Ends,
+        datagram: &[u8],
+        admits: impl FnOnce() -> bool,
+    ) -> bool {
         if cookie::is_client_hello(datagram) {
-            return self.handle_hello(now, ends, datagram);
+            return self.handle_hello(now, ends, datagram, admits);
         }
         if let Some(session) = self.sessions.get_mut(&ends) {
             session.heard = now.mono;
@@ -257,7 +271,7 @@ impl Dtls {
         self.outputs.pop_front()
     }
 
-    fn handle_hello(&mut self, now: Now, ends: Ends, datagram: &[u8]) -> bool {
+    fn handle_hello(&mut self, now: Now, ends: Ends, datagram: &[u8], admits: impl FnOnce() -> bool) -> bool {
         let Some(hello) = ClientHello::parse(datagram) else { return false };
         match self.cookies.judge(now, ends.0, &hello) {
             Verdict::Verify(bytes) | Verdict::Refuse(bytes) => {
@@ -269,12 +283,27 @@ impl Dtls {
             {
                 self.step(now, ends, |engine| engine.handle_packet(datagram))
             }
+            Verdict::Admit(_) if self.has_just_begun(now, ends) || !admits() => false,
             Verdict::Admit(cookie) => {
+                self.begun.push_back((now.mono, ends));
+                self.lately.insert(ends);
                 // The same address with another handshake: the client began anew (RFC 6347 section 4.2.8).
                 self.forget(ends);
                 self.admit(now, ends, &hello, (cookie, datagram))
             }
         }
+    }
+
+    /// Says whether a client began a handshake within the last [`RESTART_TIME`], whatever became of it: one cookie is good for many.
+    fn has_just_begun(&mut self, now: Now, ends: Ends) -> bool {
+        while let Some((at, older)) = self.begun.front()
+            && now.mono.saturating_duration_since(*at) >= RESTART_TIME
+        {
+            self.lately.remove(older);
+            self.begun.pop_front();
+        }
+        // As many as there can be sessions: without a limit on handshakes, memory has one all the same.
+        self.lately.contains(&ends) || self.begun.len() >= MAX_SESSIONS
     }
 
     /// Begins a session and leads it through the exchange that the client has already passed.

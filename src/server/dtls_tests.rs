@@ -15,6 +15,13 @@ fn server(now: Now) -> Dtls {
     Dtls::new(now, identity, ChaCha20Rng::from_seed([3; 32]))
 }
 
+impl Dtls {
+    /// Takes a datagram while there is no limit on handshakes but that of each client.
+    fn hear(&mut self, now: Now, ends: Ends, datagram: &[u8]) -> bool {
+        self.handle_datagram(now, ends, datagram, || true)
+    }
+}
+
 /// A client of the crate's own, and what it has seen.
 struct Client {
     engine: dimpl::Dtls,
@@ -54,7 +61,7 @@ impl Client {
         loop {
             let packets = self.poll();
             for packet in &packets {
-                server.handle_datagram(now, self.ends, packet);
+                server.hear(now, self.ends, packet);
             }
             let mut quiet = packets.is_empty();
             while let Some(output) = server.poll_output() {
@@ -110,7 +117,7 @@ fn a_million_first_hellos_leave_no_session() {
     let mut answered = 0;
     for number in 0..1_000_000_u32 {
         let address = SocketAddr::from((number.to_be_bytes(), 5000));
-        assert!(server.handle_datagram(now, (address, ends(1).1), &hello));
+        assert!(server.hear(now, (address, ends(1).1), &hello));
         while let Some(Output::Datagram { bytes, .. } | Output::Challenge { bytes, .. }) =
             server.poll_output()
         {
@@ -131,10 +138,10 @@ fn what_is_no_hello_makes_no_session_and_gets_no_answer() {
         for kind in 0..=20 {
             let mut record = vec![start, 0xFE, 0xFD, 0, 0, 0, 0, 0, 0, 0, 0, 0, 12, kind];
             record.resize(25, 0);
-            assert!(!server.handle_datagram(now, ends(1), &record), "{start} {kind}");
+            assert!(!server.hear(now, ends(1), &record), "{start} {kind}");
         }
     }
-    assert!(!server.handle_datagram(now, ends(1), &[0x16]));
+    assert!(!server.hear(now, ends(1), &[0x16]));
     assert!(server.sessions.is_empty() && server.poll_output().is_none());
 }
 
@@ -155,7 +162,7 @@ fn garbage_from_the_address_of_a_session_does_not_end_it() {
             garbage[1..5].copy_from_slice(&[0xFE, 0xFD, 0, u8::from(round % 3 > 0)]);
             garbage[11..13].copy_from_slice(&length);
         }
-        server.handle_datagram(now, client.ends, &garbage);
+        server.hear(now, client.ends, &garbage);
         while let Some(output) = server.poll_output() {
             assert!(!matches!(output, Output::Gone { .. }), "round {round}: {garbage:?}");
         }
@@ -170,13 +177,13 @@ fn a_handshake_that_stalls_ends_after_ten_seconds() {
     let mut server = server(start);
     let mut client = Client::new(start, &server, ends(1));
     let hello = client.poll().remove(0);
-    server.handle_datagram(start, client.ends, &hello);
+    server.hear(start, client.ends, &hello);
     let Some(Output::Datagram { bytes, .. } | Output::Challenge { bytes, .. }) = server.poll_output() else {
         panic!("no request to verify")
     };
     client.engine.handle_packet(&bytes).unwrap();
     let second = client.poll().remove(0);
-    server.handle_datagram(start, client.ends, &second);
+    server.hear(start, client.ends, &second);
     assert_eq!(server.sessions.len(), 1);
     let mut time = start;
     while let Some(at) = server.poll_timeout() {
@@ -235,7 +242,7 @@ fn a_network_has_so_many_sessions_and_no_more() {
     connected(now, &mut server, elsewhere);
     client.engine.close().unwrap();
     client.talk(now, &mut server);
-    connected(now, &mut server, ends(2));
+    connected(now.after(RESTART_TIME), &mut server, ends(2));
 }
 
 #[test]
@@ -243,11 +250,64 @@ fn a_client_that_begins_anew_takes_the_place_of_its_old_session() {
     let now = now();
     let mut server = server(now);
     connected(now, &mut server, ends(1));
+    let now = now.after(RESTART_TIME);
     let mut again = Client::new(now, &server, ends(1));
     assert_eq!(again.talk(now, &mut server).1, 1);
     assert!(again.connected && server.sessions.len() == 1);
     again.engine.send_application_data(b"new").unwrap();
     assert_eq!(again.talk(now, &mut server).0, [b"new"]);
+}
+
+/// A ClientHello with a good cookie.
+fn admitted_hello(now: Now, server: &mut Dtls, ends: Ends) -> Vec<u8> {
+    let mut client = Client::new(now, server, ends);
+    let hello = client.poll().remove(0);
+    server.hear(now, ends, &hello);
+    let Some(Output::Challenge { bytes, .. }) = server.poll_output() else { panic!("no request to verify") };
+    client.engine.handle_packet(&bytes).unwrap();
+    client.poll().remove(0)
+}
+
+#[test]
+fn a_client_restarts_its_handshake_once_a_second_however_many_cookies_it_has() {
+    let start = now();
+    let mut server = server(start);
+    let hellos: Vec<_> = (0..16).map(|client| admitted_hello(start, &mut server, ends(client % 8))).collect();
+    let asked = Cell::new(0);
+    // Two hellos in turn from each of eight ports, as fast as they come, for three seconds.
+    for round in 0..3000_u16 {
+        let now = start.after(Duration::from_millis(u64::from(round)));
+        let client = round % 8;
+        let hello = &hellos[usize::from(client + round / 8 % 2 * 8)];
+        server.handle_datagram(now, ends(client), hello, || {
+            asked.set(asked.get() + 1);
+            true
+        });
+        while server.poll_output().is_some() {}
+    }
+    assert_eq!((asked.get(), server.sessions.len()), (8 * 3, 8));
+    // An end of the session in between makes no difference.
+    let now = start.after(Duration::from_secs(4));
+    server.forget(ends(1));
+    assert!(server.hear(now, ends(1), &hellos[1]));
+    server.forget(ends(1));
+    assert!(!server.hear(now, ends(1), &hellos[1]) && !server.hear(now, ends(1), &hellos[9]));
+    let later = now.after(RESTART_TIME);
+    assert!(server.hear(later, ends(1), &hellos[9]));
+    assert_eq!((server.begun.len(), server.lately.len()), (1, 1));
+}
+
+#[test]
+fn a_handshake_that_is_not_admitted_leaves_everything_as_it_was() {
+    let start = now();
+    let mut server = server(start);
+    let mut client = connected(start, &mut server, ends(1));
+    let now = start.after(RESTART_TIME);
+    let hello = admitted_hello(now, &mut server, ends(1));
+    assert!(!server.handle_datagram(now, ends(1), &hello, || false));
+    assert!(server.poll_output().is_none() && server.lately.is_empty());
+    client.engine.send_application_data(b"still here").unwrap();
+    assert_eq!(client.talk(now, &mut server).0, [b"still here"]);
 }
 
 #[test]
@@ -270,7 +330,7 @@ fn a_lost_flight_is_sent_again() {
     let mut client = Client::new(start, &server, ends(1));
     for hello in 0..2 {
         for packet in client.poll() {
-            server.handle_datagram(start, client.ends, &packet);
+            server.hear(start, client.ends, &packet);
         }
         while let Some(Output::Datagram { bytes, .. } | Output::Challenge { bytes, .. }) =
             server.poll_output()
@@ -336,12 +396,13 @@ fn an_engine_that_panics_ends_its_own_session_alone() {
     let mut other = connected(now, &mut server, ends(1));
     let mut gone = 0;
     for attempt in 0..2 {
+        let now = now.after(RESTART_TIME * u32::try_from(attempt).unwrap());
         // The first panics over the ClientHello that makes its session, the second over its key exchange.
         let client = &mut Client::new(now, &server, ends(2));
         for flight in 0..3 {
             for packet in client.poll() {
                 TRIPS.set(flight == attempt + 1);
-                server.handle_datagram(now, client.ends, &packet);
+                server.hear(now, client.ends, &packet);
                 TRIPS.set(false);
             }
             while let Some(output) = server.poll_output() {
@@ -364,7 +425,7 @@ fn an_engine_that_panics_ends_its_own_session_alone() {
     assert!(ADMITTED.get().is_none(), "no cookie is left behind for the next one");
     other.engine.send_application_data(b"still here").unwrap();
     assert_eq!(other.talk(now, &mut server).0, [b"still here"]);
-    connected(now, &mut server, ends(2));
+    connected(now.after(2 * RESTART_TIME), &mut server, ends(2));
     assert_eq!(server.networks.values().sum::<usize>(), 2);
 }
 
@@ -519,7 +580,7 @@ proptest! {
                         None => vec![packet],
                     };
                     for datagram in arrives.iter().filter(|datagram| !datagram.is_empty()) {
-                        server.handle_datagram(now, client.ends, datagram);
+                        server.hear(now, client.ends, datagram);
                     }
                 }
                 while let Some(output) = server.poll_output() {

@@ -378,7 +378,9 @@ impl Worker {
         }
         match (kind, *door) {
             (DatagramKind::Dtls, Door::Main) => {
-                if !self.legs.dtls.handle_datagram(now, (datagram.from, server), datagram.payload) {
+                let (gate, ends) = (&mut self.gate, (datagram.from, server));
+                let admits = || gate.admits_handshake(now, datagram.from.ip());
+                if !self.legs.dtls.handle_datagram(now, ends, datagram.payload, admits) {
                     self.legs.note_dropped();
                 }
             }

@@ -1,5 +1,6 @@
 //! What a server that knows nobody yet spends on those who ask: no memory, and answers at a bounded rate.
 
+use std::collections::HashSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -106,6 +107,92 @@ pub(super) fn client_hello() -> Vec<u8> {
 fn a_million_client_hellos_from_sixty_thousand_sources_leave_nothing_behind() {
     let house = House::on_loopback(NO_EXEMPTION);
     assert_no_state(&house, &[client_hello()]);
+}
+
+/// A ClientHello of DTLS 1.2 with these random bytes, and with the cookie in `challenge`.
+fn second_hello(random: u8, challenge: &[u8]) -> Vec<u8> {
+    let mut hello = client_hello();
+    hello[27..59].fill(random);
+    let cookie = &challenge[challenge.len() - 32..];
+    hello[60] = 32;
+    hello.splice(61..61, cookie.iter().copied());
+    // The lengths of the record and of the message, and the second number of each.
+    hello[10] = 1;
+    hello[18] = 1;
+    for at in [12, 16, 24] {
+        hello[at] += 32;
+    }
+    hello
+}
+
+/// Two ClientHellos with good cookies for one socket.
+fn admitted_hellos(socket: &UdpSocket) -> [Vec<u8>; 2] {
+    let mut buffer = [0; 2048];
+    [1, 2].map(|random| {
+        let mut first = client_hello();
+        first[27..59].fill(random);
+        socket.send(&first).unwrap();
+        let len = socket.recv(&mut buffer).unwrap();
+        assert_eq!((buffer[0], buffer[13]), (22, 3), "a HelloVerifyRequest");
+        second_hello(random, &buffer[..len])
+    })
+}
+
+/// Repeats both hellos of every socket in turn until `stop`; returns the random bytes of all ServerHellos, of which each handshake has its own.
+fn begin_handshakes(sockets: &[(UdpSocket, [Vec<u8>; 2])], stop: &AtomicBool) -> HashSet<Vec<u8>> {
+    let (mut begun, mut buffer) = (HashSet::new(), [0; 2048]);
+    let mut turns = [0, 1].into_iter().cycle();
+    while !stop.load(Ordering::Relaxed) {
+        let turn = turns.next().unwrap();
+        for (socket, hellos) in sockets {
+            let _ = socket.send(&hellos[turn]);
+            while let Ok(len) = socket.recv(&mut buffer) {
+                if len > 59 && (buffer[0], buffer[13]) == (22, 2) {
+                    begun.insert(buffer[27..59].to_vec());
+                }
+            }
+        }
+        // Six thousand hellos a second.
+        std::thread::sleep(Duration::from_micros(1333));
+    }
+    begun
+}
+
+#[test]
+fn repeated_client_hellos_begin_a_handshake_a_second_and_cost_no_relayed_packet() {
+    let house = House::on_loopback("allow_peers = [\"127.0.0.0/8\"]\n[limits]\nunlimited_from = []");
+    let sockets: Vec<_> = (0..8)
+        .map(|_| {
+            let socket = socket(Ipv4Addr::new(127, 1, 0, 1), house.address);
+            let hellos = admitted_hellos(&socket);
+            socket.set_nonblocking(true).unwrap();
+            (socket, hellos)
+        })
+        .collect();
+    let peer = UdpSocket::bind((Ipv4Addr::new(127, 2, 0, 2), 0)).unwrap();
+    peer.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut client = TurnClient::allocate(Ipv4Addr::new(127, 2, 0, 1), house.address);
+    client.bind_channel(0x4000, peer.local_addr().unwrap());
+    let (stop, began) = (AtomicBool::new(false), Instant::now());
+    std::thread::scope(|scope| {
+        let flood = scope.spawn(|| begin_handshakes(&sockets, &stop));
+        // The first one that is lost is enough.
+        let lost = (0..1000_u32).find(|number| {
+            let frame = [&[0x40, 0, 0, 4][..], &number.to_be_bytes()].concat();
+            client.tell(&frame);
+            let mut buffer = [0; 64];
+            let returned =
+                peer.recv_from(&mut buffer).and_then(|(len, from)| peer.send_to(&buffer[..len], from));
+            std::thread::sleep(Duration::from_millis(2));
+            returned.is_err() || client.hear() != Some(frame)
+        });
+        stop.store(true, Ordering::Relaxed);
+        let begun = flood.join().unwrap().len();
+        let most = 8 * (began.elapsed().as_secs() as usize + 1);
+        eprintln!("{begun} handshakes of at most {most}; lost: {lost:?}");
+        assert!((8..=most).contains(&begun), "{begun} handshakes, {most} allowed");
+        assert_eq!(lost, None);
+    });
 }
 
 /// Sends ten times as much as one network may ask, from all over `network`, until `stop`; returns how many answers came.
