@@ -24,12 +24,21 @@ export type ErrorKind =
 /** Where it went wrong: at the server, while paths were checked, or on the open channel. */
 export type Stage = "signal" | "check" | "channel";
 
+/** What a relay has answered, or 701 where it has not: RTCPeerConnectionIceErrorEvent has these fields. */
+export interface RelayError {
+  readonly url: string;
+  readonly errorCode: number;
+  readonly errorText: string;
+}
+
 export class GinnelError extends Error {
-  constructor(kind: ErrorKind, message: string, more?: { code?: number; stage?: Stage });
+  constructor(kind: ErrorKind, message: string, more?: { code?: number; stage?: Stage; relay?: RelayError });
   readonly kind: ErrorKind;
   /** The server's, 201 to 211; 0 where it did not come from there. */
   readonly code: number;
   readonly stage: Stage;
+  /** With `no-path`: what was wrong with the relay, as far as the browser tells. */
+  readonly relay?: RelayError;
 }
 
 export interface Options {
@@ -45,8 +54,8 @@ export interface Options {
   identity?: CryptoKeyPair;
   /** `relay`: never a direct path. Default `all`. */
   iceTransportPolicy?: RTCIceTransportPolicy;
-  /** In place of those that the server gives. */
-  iceServers?: RTCIceServer[];
+  /** In place of those that the server gives, or a function that returns them and is asked at each registration. */
+  iceServers?: RTCIceServer[] | (() => RTCIceServer[] | Promise<RTCIceServer[]>);
   /** Milliseconds from a lost path to giving it up. Default 120 000. */
   patience?: number;
   /** By default the global one. */

@@ -9,6 +9,7 @@ const MS = {
   proof: 3_000, // the same for a heartbeat after the network has changed
   open: 10_000, // of a WebSocket
   consent: 5_000, // the server gives a callee 7.5 s
+  offer: 9_000, // from an acknowledged offer to its answer, for the same reason
   call: 30_000, // from t=4 to an open channel
   patience: 120_000, // from a lost path to giving it up
   linger: 5_000, // of a closed channel that still has to send
@@ -16,7 +17,8 @@ const MS = {
   quiet: 30_000, // a registration that lasted so long begins the back-off anew
   fresh: 12 * 3600_000, // ICE servers; their credentials end after 24 h
 };
-const BACK_OFF = { first: 500, most: 30_000 };
+const BACK_OFF = { first: 500, most: 30_000, urgent: 4_000 }; // urgent: while a path is interrupted
+const RENEWALS = 8; // restarts of a path that is connected all the while
 const MAX = {
   links: 64, // as many as the server has for one tag
   waiting: 16, // channels that listen() has not handed out
@@ -32,6 +34,7 @@ const MAX = {
   inboxBytes: 1 << 20,
   unsent: 1 << 20, // bytes waiting for the WebSocket
   buffered: 8 << 20, // bytes waiting for a channel
+  relayErrors: 8, // remembered of one gathering
 };
 
 /** @type {Record<number, [import("./ginnel.js").ErrorKind, string]>} */
@@ -49,22 +52,26 @@ const CODES = {
   211: ["revoked", "an operator has taken this client's tag back"],
 };
 
+const NOT_ALLOWED = 204;
 const REPLACED = 210;
 const REVOKED = 211;
+/** After these the other side has not taken the offer, and never will. */
+const UNDELIVERED = [201, 202, 203, 204, 206, 208];
 
 /** What went wrong: `kind` for programs, `code` of the server or 0, `stage`, and a message for people. */
 export class GinnelError extends Error {
   /**
    * @param {import("./ginnel.js").ErrorKind} kind
    * @param {string} message
-   * @param {{ code?: number, stage?: import("./ginnel.js").Stage }} [more]
+   * @param {{ code?: number, stage?: import("./ginnel.js").Stage, relay?: import("./ginnel.js").RelayError }} [more]
    */
-  constructor(kind, message, { code = 0, stage = "signal" } = {}) {
+  constructor(kind, message, { code = 0, stage = "signal", relay } = {}) {
     super(message);
     this.name = "GinnelError";
     this.kind = kind;
     this.code = code;
     this.stage = stage;
+    this.relay = relay;
   }
 }
 
@@ -155,6 +162,22 @@ function sessionOf(sdp) {
   return `${origin} ${[...new Set(prints)].sort()}`;
 }
 
+/** What the errors of a relay mean (RFC 8656 section 19, RFC 8489 section 14.8); 701 is the browser's own. */
+const RELAY_ERRORS = {
+  400: "the relay does not understand this browser",
+  401: "the relay refused the credentials: the key or the `iceServers` are wrong or have expired",
+  403: "the relay refused: forbidden",
+  437: "the relay already has an allocation for this address",
+  438: "the relay kept asking for a newer nonce",
+  441: "the relay refused the credentials: they belong to another allocation",
+  486: "the relay has no more allocations for this user: close connections, or raise its limit",
+  508: "the relay has no more ports or memory: try later",
+  701: "the relay does not answer: is its port, or UDP, blocked?",
+};
+
+/** The error that says most about a relay: a refusal tells more than silence. */
+const relayError = (errors) => errors.find(({ errorCode }) => errorCode < 700) ?? errors[0];
+
 /** The path in use: relayed where either end is known to be. */
 async function pathOf(connection) {
   const stats = await connection.getStats();
@@ -187,13 +210,22 @@ class Wire {
   #retry;
   #beat;
   #epoch; // which of this client's sessions has the tag
-  #wake = () => (this.isOnline ? this.#heartbeat(MS.proof) : this.#now()); // a socket of the network before may be dead
+  #proving = false;
+  #wake = ({ type }) => this.#networkChanged(type);
 
   constructor(options, hooks) {
     this.#options = options;
     this.#hooks = hooks;
     this.#url = socketUrl(options.server);
     for (const change of ["online", "offline"]) globalThis.addEventListener?.(change, this.#wake);
+  }
+
+  /** Finds out at once whether the WebSocket still leads to the server. */
+  async probe() {
+    if (!this.isOnline || this.#proving) return;
+    this.#proving = true;
+    await this.#heartbeat(MS.proof);
+    this.#proving = false;
   }
 
   /** Opens the WebSocket and registers. */
@@ -230,10 +262,11 @@ class Wire {
 
   /** Registers, or gets fresh ICE servers for the same tag. */
   async register() {
+    const own = await this.#ownIceServers();
     const { extra } = await this.ask({ t: REGISTER, params: await this.#claim() });
     this.tag = extra.tag;
     this.#epoch = extra.epoch ?? this.#epoch;
-    this.iceServers = extra.ice_servers ?? [];
+    this.iceServers = own ?? extra.ice_servers ?? [];
     this.#since = Date.now();
     this.#ever = true;
     this.isOnline = true;
@@ -261,6 +294,12 @@ class Wire {
   async #key() {
     const { key } = this.#options;
     return typeof key === "function" ? await key() : key;
+  }
+
+  /** Those of the page's own, which may be asked for anew each time, as their credentials end. */
+  async #ownIceServers() {
+    const { iceServers } = this.#options;
+    return typeof iceServers === "function" ? await iceServers() : iceServers;
   }
 
   /** Resolves while there is a registration. */
@@ -361,6 +400,16 @@ class Wire {
     this.#lost(socket);
   }
 
+  /** A socket of the network before may be dead, and what has failed there may work here. */
+  #networkChanged(type) {
+    if (this.isOnline) return void this.probe();
+    if (type !== "online" || !this.#ever) return;
+    this.#attempts = 0;
+    const socket = this.#socket;
+    if (socket) this.#drop(socket);
+    this.#now();
+  }
+
   #lost(socket) {
     if (socket !== this.#socket) return;
     this.#socket = undefined;
@@ -373,7 +422,9 @@ class Wire {
       this.#online = deferred();
     }
     this.#hooks.state("offline");
-    const most = Math.min(BACK_OFF.most, BACK_OFF.first * 2 ** this.#attempts++);
+    const cap = this.#hooks.isUrgent() ? BACK_OFF.urgent : BACK_OFF.most;
+    const most = Math.min(cap, BACK_OFF.first * 2 ** this.#attempts++);
+    clearTimeout(this.#retry);
     this.#retry = setTimeout(() => this.#now(), most * (0.5 + Math.random() / 2));
   }
 
@@ -387,12 +438,87 @@ class Wire {
   }
 }
 
+/**
+ * Whose offer counts, and for how long: what one connection knows of its offers and answers (RFC 8829 section 4.1.8.2). It has no clock and no
+ * network: times come in as milliseconds, and what it returns says what to do.
+ *
+ * An offer *pends* from `begin` until its answer or `end`. The caller's own one wins over the other side's while it is acknowledged by the server
+ * and its answer is not overdue; every other one gives way. An offer that was taken back may have reached the other side, which then has what
+ * this side has not: the two *disagree* until an exchange is complete.
+ */
+class Negotiation {
+  #isCaller;
+  #offer; // { id, at, acknowledged }
+  #ids = 0;
+  #disagrees = false;
+
+  constructor(isCaller) {
+    this.#isCaller = isCaller;
+  }
+
+  /** Whether an offer of ours waits for its answer. */
+  get isPending() {
+    return this.#offer !== undefined;
+  }
+
+  /** Whether the server has taken it. */
+  get isAcknowledged() {
+    return this.#offer?.acknowledged ?? false;
+  }
+
+  get id() {
+    return this.#offer?.id;
+  }
+
+  get disagrees() {
+    return this.#disagrees;
+  }
+
+  /** An offer leaves; returns its id. */
+  begin(now) {
+    this.#offer = { id: ++this.#ids, at: now, acknowledged: false };
+    return this.#ids;
+  }
+
+  /** The server has taken an offer; false where it no longer counts: the other side must be told. */
+  acknowledge(id, now) {
+    if (this.#offer?.id !== id) {
+      this.#disagrees = true;
+      return false;
+    }
+    Object.assign(this.#offer, { at: now, acknowledged: true });
+    return true;
+  }
+
+  /** An offer has come to nothing; true where it was the one that pends, which is to be rolled back. */
+  end(id, wasDelivered) {
+    if (this.#offer === undefined || this.#offer.id !== id) return false;
+    this.#offer = undefined;
+    this.#disagrees ||= wasDelivered;
+    return true;
+  }
+
+  /** The other side offers: `accept`, `yield` (roll ours back and accept) or `refuse`. */
+  meet(now) {
+    if (this.#offer === undefined) return "accept";
+    const { at, acknowledged } = this.#offer;
+    return this.#isCaller && acknowledged && now - at < MS.offer ? "refuse" : "yield";
+  }
+
+  /** An answer was taken, theirs or ours. */
+  complete() {
+    this.#offer = undefined;
+    this.#disagrees = false;
+  }
+}
+
 /** One peer connection with its one channel, from the call to the end, over as many acts of the server as it takes. */
 class Link {
   token;
   #home;
   #rtc;
   #isCaller;
+  #offers;
   #opened = deferred();
   #channel;
   #session; // of the other side
@@ -401,21 +527,30 @@ class Link {
   #done = false;
   #flush;
   #held = []; // candidates from before their description
+  #relayErrors = [];
+  #answer; // the last one that was given: { token, extra }
   #jobs = Promise.resolve();
   #jobCount = 0;
   #lostAt = 0;
+  #renews = false; // whether the relay may have lost the path without ICE knowing it yet
   #repairs = 0;
   #repair;
+  #overdue; // of an acknowledged offer
   #over = false;
 
   constructor(home, peer, isCaller) {
     this.#home = home;
     this.peer = peer;
     this.#isCaller = isCaller;
+    this.#offers = new Negotiation(isCaller);
   }
 
   get connection() {
     return this.#rtc;
+  }
+
+  get isInterrupted() {
+    return this.#lostAt !== 0;
   }
 
   /** Calls; returns the open channel. */
@@ -465,32 +600,49 @@ class Link {
   /** Takes an offer that restarts ICE. */
   reoffer({ mid, token, params }) {
     return this.#do(async () => {
-      if (this.#rtc.signalingState === "have-local-offer") {
-        // Both offer at once: the caller's counts.
-        if (this.#isCaller) return this.#home.refuse(mid, "offered at the same time");
-        await this.#rtc.setLocalDescription({ type: "rollback" });
+      const verdict = this.#offers.meet(Date.now());
+      if (verdict === "refuse") {
+        this.#home.unroute(token);
+        return this.#home.refuse(mid, "offered at the same time");
       }
+      // Nobody will take this side's own one any more, and both agree once this exchange is complete.
+      this.#offers.end(this.#offers.id, true);
+      clearTimeout(this.#overdue);
       this.#home.bind(this, token);
-      this.#refresh();
-      if (this.#repair !== undefined) this.#repairIn(6_000); // time for this one
-      await this.#accept(mid, params);
+      try {
+        await this.#rollBack();
+        await this.#accept(mid, params);
+      } catch {
+        this.#home.bind(this, undefined);
+        this.#home.refuse(mid, "this offer cannot be taken");
+        await this.#rollBack();
+        return this.#repairIn(1_000);
+      }
+      this.#agreed();
     });
   }
 
+  /** The server asks again for an answer that may have been lost with a connection. */
+  answerAgain(mid, token) {
+    if (this.#answer?.token === token) this.#home.wire.send({ t: -NOTIFY, mid, token, code: 200, extra: this.#answer.extra });
+  }
+
   /** t=52. */
-  answered({ sdp, cands = [] }) {
+  answered(token, { sdp, cands = [] }) {
     return this.#do(async () => {
-      if (this.#rtc.signalingState !== "have-local-offer" || !sdp) return;
+      if (token !== this.token || !this.#offers.isPending || !sdp) return;
       await this.#describe("answer", sdp, cands);
+      this.#agreed();
     }).catch((error) => {
       // One that cannot be used ends a call; a connection that had opened tries anew.
       if (!this.#channel?.wasOpen) this.end(error);
+      else this.#fell(this.#offers.id, error);
     });
   }
 
   /** t=54. */
-  trickled({ cands = [] }) {
-    return this.#do(() => this.#add(cands));
+  trickled(token, { cands = [] }) {
+    return this.#do(() => (token === this.token ? this.#add(cands) : undefined));
   }
 
   /** t=53. */
@@ -502,14 +654,25 @@ class Link {
   }
 
   /** t=55, or a second answer to t=4: of an act; a connection that is well goes on. */
-  actEnded(error) {
+  actEnded(token, error) {
+    if (token !== this.token) return;
     this.#home.bind(this, undefined);
     if (!this.#channel?.wasOpen) this.end(error);
+    else this.#fell(this.#offers.id, error);
   }
 
   /** The server is there again. */
   signalled() {
-    if (this.#lostAt && !this.#over) this.#repairIn(this.#isCaller ? 0 : 1_000);
+    if (this.#over || !this.#channel?.wasOpen) return;
+    // A relay that was restarted knows nothing of the path that led over it, and ICE does not notice for seconds.
+    if (this.#channel.path !== "direct") this.#renews = true;
+    this.#repairs = 0;
+    if (this.#isWanting) this.#repairIn(this.#isCaller ? 0 : 500);
+  }
+
+  /** The connection to the server is lost, and this side's acts with it. */
+  unsignalled() {
+    if (this.#channel?.wasOpen) this.#fell(this.#offers.id, new GinnelError("unreachable", "the connection to the server is lost"));
   }
 
   /** Ends all of it. */
@@ -517,6 +680,7 @@ class Link {
     if (this.#over) return;
     this.#over = true;
     clearTimeout(this.#repair);
+    clearTimeout(this.#overdue);
     clearTimeout(this.#flush);
     if (this.token !== undefined) {
       const params = { reason: (error?.message ?? "closed").slice(0, 120) };
@@ -533,6 +697,10 @@ class Link {
     const rtc = new RTCPeerConnection({ iceServers: this.#home.iceServers(), iceTransportPolicy });
     this.#rtc = rtc;
     rtc.onicecandidate = ({ candidate }) => this.#gather(candidate);
+    rtc.onicecandidateerror = ({ url, errorCode, errorText }) => {
+      if (!/^turns?:/.test(url ?? "")) return;
+      this.#relayErrors = [{ url, errorCode, errorText }, ...this.#relayErrors].slice(0, MAX.relayErrors);
+    };
     rtc.onconnectionstatechange = () => this.#changed();
     rtc.oniceconnectionstatechange = () => this.#changed();
     rtc.ondatachannel = ({ channel }) => {
@@ -541,11 +709,12 @@ class Link {
   }
 
   #adopt(raw) {
-    const opened = () => {
-      this.#opened.resolve(this.#channel);
+    const opened = async () => {
       // Another pair may be chosen while the state stays.
       const transport = this.#rtc.sctp?.transport?.iceTransport;
       transport?.addEventListener?.("selectedcandidatepairchange", () => this.#changed());
+      await this.#channel.moved("connected", pathOf(this.#rtc));
+      this.#opened.resolve(this.#channel);
       this.#changed();
     };
     this.#channel = new Channel(this, raw, opened);
@@ -562,10 +731,27 @@ class Link {
   #unreached(what) {
     const count = (sdp) => (sdp?.match(/^a=candidate:/gm) ?? []).length;
     const [ours, theirs] = [count(this.#rtc?.localDescription?.sdp), count(this.#rtc?.remoteDescription?.sdp)];
-    const relay = this.#home.iceServers().some(({ urls }) => String(urls).includes("turn"));
-    const advice = relay ? "is UDP or the relay's port blocked?" : "without an access key there is no relay: pass `key`.";
-    const message = `${what} (${ours} candidates here, ${theirs} there); ${advice}`;
-    return new GinnelError("no-path", message, { stage: this.#rtc?.remoteDescription ? "check" : "signal" });
+    const message = `${what} (${ours} candidates here, ${theirs} there); ${this.#advice()}`;
+    const relay = relayError(this.#relayErrors);
+    return new GinnelError("no-path", message, { stage: this.#rtc?.remoteDescription ? "check" : "signal", relay });
+  }
+
+  /** Why there may be no path, as far as this side knows. */
+  #advice() {
+    if (!this.#home.iceServers().some(({ urls }) => String(urls).includes("turn"))) {
+      return "without an access key there is no relay: pass `key`.";
+    }
+    const error = relayError(this.#relayErrors);
+    if (error) {
+      const { url, errorCode, errorText } = error;
+      const meaning = RELAY_ERRORS[errorCode] ?? "the relay refused";
+      return `${meaning} (${errorCode}${errorText ? ` ${errorText}` : ""}, ${url}).`;
+    }
+    const relayed = (description) => / typ relay /.test(description?.sdp ?? "");
+    if (relayed(this.#rtc?.localDescription) || relayed(this.#rtc?.remoteDescription)) {
+      return "the relay works, but nothing came through it: it may refuse the other side's addresses (403, see `allow_peers`).";
+    }
+    return "is UDP or the relay's port blocked?";
   }
 
   /** What comes in is done one after the other. */
@@ -577,23 +763,72 @@ class Link {
     return done;
   }
 
+  /** Offers; resolves once the server has taken it. */
   async #offer(iceRestart) {
-    const rtc = this.#rtc;
-    const offer = await rtc.createOffer(iceRestart ? { iceRestart } : undefined);
-    this.#home.bind(this, undefined);
-    this.#refresh();
-    await rtc.setLocalDescription(offer);
-    const { sdp } = rtc.localDescription;
-    if (sdp.length > MAX.sdp) throw new GinnelError("malformed", "the description is too long for the server");
-    const params = { tag: this.#home.wire.tag, rtag: this.peer, sdp };
-    await this.#home.wire.ask({ t: CALL, params }, (answer) => this.#home.bind(this, tokenOf(answer)));
+    let taken;
+    await this.#do(async () => {
+      if (this.#offers.isPending || (iceRestart && !this.#isWanting)) return;
+      const rtc = this.#rtc;
+      const offer = await rtc.createOffer(iceRestart ? { iceRestart } : undefined);
+      this.#home.bind(this, undefined);
+      this.#refresh();
+      await rtc.setLocalDescription(offer);
+      const { sdp } = rtc.localDescription;
+      if (sdp.length > MAX.sdp) throw new GinnelError("malformed", "the description is too long for the server");
+      // What comes in meanwhile must not wait for the server's answer.
+      taken = this.#propose(sdp, iceRestart ? MS.proof : MS.answer);
+      taken.catch(() => {});
+    });
+    await taken;
+  }
+
+  async #propose(sdp, ms) {
+    const { wire, bind, unbind } = this.#home;
+    const id = this.#offers.begin(Date.now());
+    const early = (answer) => {
+      const token = tokenOf(answer);
+      if (this.#offers.acknowledge(id, Date.now())) {
+        bind(this, token);
+        this.#overdue = setTimeout(() => this.#fell(id, new GinnelError("no-answer", "the other side did not answer")), MS.offer);
+        return;
+      }
+      unbind(token);
+      this.#repairIn(0);
+    };
+    try {
+      await wire.ask({ t: CALL, params: { tag: wire.tag, rtag: this.peer, sdp } }, early, ms);
+    } catch (error) {
+      this.#fell(id, error);
+      throw error;
+    }
     this.#flushIn(0);
+  }
+
+  /** An offer has come to nothing: it is rolled back, and another one made if one is still wanted. */
+  #fell(id, error) {
+    if (this.#over || !this.#offers.end(id, !UNDELIVERED.includes(error.code))) return;
+    clearTimeout(this.#overdue);
+    if (this.token !== undefined) this.#home.unbind(this.token);
+    this.#home.bind(this, undefined);
+    this.#do(() => (this.#offers.isPending ? undefined : this.#rollBack())).catch(() => {});
+    if (!this.#channel?.wasOpen) return;
+    // Where both offered at once, the other side's is on its way.
+    const wait = error.code === NOT_ALLOWED ? 2_000 : Math.min(500 * 2 ** this.#repairs, 8_000);
+    this.#repairIn(wait + (this.#isCaller ? 0 : 500));
+  }
+
+  async #rollBack() {
+    const rtc = this.#rtc;
+    if (rtc.signalingState === "have-local-offer") await rtc.setLocalDescription({ type: "rollback" });
+    if (rtc.signalingState === "have-remote-offer") await rtc.setRemoteDescription({ type: "rollback" });
+    this.#refresh();
   }
 
   async #accept(mid, { sdp, cands = [] }) {
     await this.#describe("offer", sdp, cands);
     await this.#rtc.setLocalDescription(await this.#rtc.createAnswer());
     const extra = { sdp: this.#rtc.localDescription.sdp };
+    this.#answer = { token: this.token, extra };
     this.#home.wire.send({ t: -NOTIFY, mid, token: this.token, code: 200, extra });
     this.#flushIn(0);
   }
@@ -622,6 +857,7 @@ class Link {
     this.#gathered = [];
     this.#done = false;
     this.#held = [];
+    this.#relayErrors = [];
   }
 
   #gather(candidate) {
@@ -629,6 +865,9 @@ class Link {
     if (!candidate) this.#done = true;
     else if (text && text.length <= MAX.candidate && this.#gathered.length < MAX.candidates) this.#gathered.push(text);
     this.#flushIn(MS.gather);
+    // Without a candidate of its own a call by relay alone would wait for nothing.
+    const none = !candidate && !/^a=candidate:/m.test(this.#rtc.localDescription?.sdp ?? "");
+    if (none && !this.#channel?.wasOpen && relayError(this.#relayErrors)) this.end(this.#unreached("there is no path"));
   }
 
   #flushIn(ms) {
@@ -664,12 +903,11 @@ class Link {
     }
     if (state === "closed") return this.end();
     if (state === "connected") {
-      this.#lostAt = 0;
-      this.#repairs = 0;
-      clearTimeout(this.#repair);
-      this.#repair = undefined;
-      this.#channel.moved("connected", pathOf(this.#rtc));
+      // Checks of an offer that the other side has not seen succeed too, and what goes over such a pair is lost.
+      if (this.#lostAt && (this.#offers.isPending || this.#offers.disagrees || !this.#isOfThisExchange())) return;
+      this.#connected();
     } else if (state === "disconnected" || state === "failed") {
+      if (!this.#lostAt) this.#home.wire.probe();
       this.#lostAt ||= Date.now();
       this.#channel.moved("interrupted");
       // The caller restarts; the callee only where the caller does not.
@@ -678,24 +916,62 @@ class Link {
     }
   }
 
+  /** Whether a restart of ICE is wanted: there is no path, there may be none, or the two sides disagree about it. */
+  get #isWanting() {
+    return this.#lostAt !== 0 || this.#renews || this.#offers.disagrees;
+  }
+
+  /** Whether the pair in use belongs to the descriptions that both sides have. */
+  #isOfThisExchange() {
+    const { local, remote } = this.#rtc.sctp?.transport?.iceTransport?.getSelectedCandidatePair?.() ?? {};
+    const isOf = (candidate, description) =>
+      !candidate?.usernameFragment || (description?.sdp ?? "").includes(`a=ice-ufrag:${candidate.usernameFragment}\r`);
+    return isOf(local, this.#rtc.localDescription) && isOf(remote, this.#rtc.remoteDescription);
+  }
+
+  #connected() {
+    this.#lostAt = 0;
+    if (!this.#isWanting) this.#settled();
+    this.#channel.moved("connected", pathOf(this.#rtc));
+  }
+
+  /** Both sides have the same descriptions. */
+  #agreed() {
+    clearTimeout(this.#overdue);
+    this.#offers.complete();
+    this.#renews = false;
+    if (this.#channel?.wasOpen) this.#changed();
+    if (this.#lostAt) this.#repairIn(Math.min(3_000 * 2 ** this.#repairs, 15_000) + (this.#isCaller ? 0 : 2_000));
+  }
+
+  #settled() {
+    this.#repairs = 0;
+    clearTimeout(this.#repair);
+    this.#repair = undefined;
+  }
+
   #repairIn(ms) {
     clearTimeout(this.#repair);
-    this.#repair = setTimeout(() => this.#restart(), ms);
+    if (!this.#over) this.#repair = setTimeout(() => this.#restart(), ms);
   }
 
   /** Restarts ICE, again and again, until it is connected or patience ends. */
   async #restart() {
+    this.#repair = undefined;
     const { wire, options } = this.#home;
-    if (this.#over || !this.#lostAt) return;
-    if (Date.now() - this.#lostAt > options.patience) {
-      return this.end(new GinnelError("no-path", "the path was lost and did not come back", { stage: "check" }));
+    if (this.#over) return;
+    if (this.#state() === "connected" && !this.#offers.isPending && !this.#offers.disagrees && !this.#renews) return this.#connected();
+    if (this.#lostAt && Date.now() - this.#lostAt > options.patience) {
+      return this.end(this.#unreached("the path was lost and did not come back"));
     }
+    if (!this.#lostAt && this.#repairs >= RENEWALS) return;
     this.#repairIn(Math.min(3_000 * 2 ** this.#repairs++, 15_000) + (this.#isCaller ? 0 : 2_000));
-    if (!wire.isOnline) return;
+    // One that pends has an end of its own.
+    if (!wire.isOnline || this.#offers.isPending) return;
     try {
       await wire.freshen();
       this.#rtc.setConfiguration?.({ iceServers: this.#home.iceServers(), iceTransportPolicy: options.iceTransportPolicy });
-      await this.#do(() => (this.#lostAt ? this.#offer(true) : undefined));
+      await this.#offer(true);
     } catch {
       // The next attempt is set already.
     }
@@ -891,13 +1167,16 @@ export class Client extends Target {
       request: (message) => this.#serve(message).catch((error) => this.#told(error)),
       failure: (message) => this.#failed(message),
       over: (error) => this.#end(error),
+      isUrgent: () => [...this.#links].some((link) => link.isInterrupted),
     });
     this.#home = {
       options: this.#options,
       wire: this.#wire,
-      iceServers: () => this.#options.iceServers ?? this.#wire.iceServers,
+      iceServers: () => this.#wire.iceServers,
       refuse: (mid, em) => this.#wire.send({ t: NOTIFY, mid, code: 204, em }),
       bind: (link, token) => this.#bind(link, token),
+      unbind: (token) => this.#unbind(token),
+      unroute: (token) => this.#acts.delete(token),
       forget: (link) => this.#forget(link),
     };
   }
@@ -1036,6 +1315,7 @@ export class Client extends Target {
     if (this.#state === "closed" || this.#state === state) return;
     this.#state = state;
     this._emit("state", { state });
+    if (state === "offline") for (const link of [...this.#links]) link.unsignalled();
     if (state !== "online") return;
     this._emit("open", { tag: this.tag });
     for (const link of [...this.#links]) link.signalled();
@@ -1059,12 +1339,18 @@ export class Client extends Target {
   }
 
   #bind(link, token) {
-    this.#acts.delete(link.token);
+    if (link.token !== token) this.#acts.delete(link.token);
     link.token = token;
     if (token === undefined) return;
     if (this.#links.has(link)) this.#acts.set(token, link);
     // It was ended while its token was on the way.
-    else this.#wire.ask({ t: END, token }).catch(() => {});
+    else this.#unbind(token);
+  }
+
+  /** Ends an act that belongs to no connection, or no longer. */
+  #unbind(token) {
+    this.#acts.delete(token);
+    this.#wire.ask({ t: END, token }).catch(() => {});
   }
 
   #forget(link) {
@@ -1075,7 +1361,7 @@ export class Client extends Target {
   /** A failure that answers no waiting request: the second answer to t=4, or one to a message of ours that needs none. */
   #failed(message) {
     const link = this.#acts.get(tokenOf(message));
-    if (link && message.t === CALL) link.actEnded(refusal(message));
+    if (link && message.t === CALL) link.actEnded(tokenOf(message), refusal(message));
   }
 
   /** What the server asks. */
@@ -1090,11 +1376,11 @@ export class Client extends Target {
     if (!link) return void this.#wire.send({ t, mid, token, code: 205, em: "no such call" });
     // Without a mid the server does not wait for an answer.
     if (mid !== undefined) this.#wire.send({ t: -t, mid, token, code: 200 });
-    if (t === ANSWERED) await link.answered(extra ?? {});
-    if (t === TRICKLE) await link.trickled(params ?? {});
+    if (t === ANSWERED) await link.answered(token, extra ?? {});
+    if (t === TRICKLE) await link.trickled(token, params ?? {});
     if (t === END) {
       const reason = params?.reason ? `: ${params.reason}` : "";
-      link.actEnded(new GinnelError("ended", `the other side ended the call${reason}`));
+      link.actEnded(token, new GinnelError("ended", `the other side ended the call${reason}`));
     }
   }
 
@@ -1102,10 +1388,14 @@ export class Client extends Target {
   async #rung({ mid, token, params = {} }) {
     const { ltag, sdp } = params;
     const refuse = (why) => void this.#home.refuse(mid, why);
-    if (this.#acts.has(token)) return;
+    const bound = this.#acts.get(token);
+    if (bound) return bound.answerAgain(mid, token);
     if (typeof sdp !== "string" || typeof ltag !== "string") return refuse("no SDP: this is a WebRTC client");
     const known = [...this.#links].find((link) => link.isAt(ltag, sdp));
-    if (known) return await known.reoffer({ mid, token, params });
+    if (known) {
+      this.#acts.set(token, known); // its candidates may come before the offer's turn
+      return await known.reoffer({ mid, token, params });
+    }
     const listening = this.#listening;
     if (!listening) return refuse("not listening");
     if (this.#links.size >= MAX.links || listening.queue?.length >= MAX.waiting) return refuse("busy");

@@ -151,36 +151,6 @@ async fn channels_and_tags_outlive_a_restart_of_the_server_and_a_new_call_works(
 }
 
 #[tokio::test]
-async fn a_relayed_channel_comes_back_after_its_relay_was_restarted() {
-    if !tools::have(&["chromium"]) {
-        return;
-    }
-    let mut house = House::on_loopback("");
-    let mut browser = Browser::start();
-    let caller = Client::new(&mut browser, &house, "relay").await;
-    let callee = Client::new(&mut browser, &house, "relay").await;
-    caller.call(&mut browser, &callee).await;
-    talk(&mut browser, [&caller, &callee], "before").await;
-    assert_eq!(caller.get(&mut browser, "channel.path").await, "relay");
-    let session =
-        "window.session = () => /a=ice-ufrag:(.*)/.exec(channel.connection.localDescription.sdp)[1];
-        window.first = session()";
-    for client in [&caller, &callee] {
-        client.get(&mut browser, session).await;
-    }
-    house.restart();
-    for client in [&caller, &callee] {
-        // Where one side is quick, the other is repaired before it has missed anything.
-        client.wait(&mut browser, "paths.includes('interrupted') || session() !== first").await;
-    }
-    for client in [&caller, &callee] {
-        client.wait(&mut browser, "channel.state === 'connected' && channel.path === 'relay'").await;
-        assert_eq!(client.get(&mut browser, "ends").await, json!([]));
-    }
-    talk(&mut browser, [&caller, &callee], "after").await;
-}
-
-#[tokio::test]
 async fn refusals_reach_the_page_as_errors_with_their_codes() {
     if !tools::have(&["chromium"]) {
         return;

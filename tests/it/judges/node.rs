@@ -54,3 +54,20 @@ fn two_clients_in_node_connect_by_the_tag_of_a_key() {
     assert_eq!(exchanged["peers"], json!([true, true]));
     assert_eq!(event("again"), json!({"event": "again", "same": true, "older": "replaced"}));
 }
+
+/// Address changes, dead lines and restarts of the server, in named orders and in random ones.
+#[test]
+fn a_relayed_call_outlives_every_order_of_outages_of_a_simulated_network() {
+    if !tools::have(&["node"]) {
+        return;
+    }
+    let module = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("web/ginnel.js");
+    let mut command = Command::new("node");
+    command.arg(tools::client("repairs.mjs")).arg(module);
+    let seeds = tools::switch("GINNEL_LONG_RUNS", 100);
+    command.arg(seeds.to_string());
+    let mut repairs = Proc::start("node", command, Stdout::Lines);
+    repairs.succeed(UP);
+    let recovered = repairs.lines(|line| serde_json::from_str::<Value>(line).ok());
+    assert_eq!(recovered[0]["seeds"], json!(seeds), "{}", repairs.printed());
+}

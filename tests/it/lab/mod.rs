@@ -136,6 +136,22 @@ impl Host {
         ip(&self.namespace, &format!("link set eth0 {state}\n"));
     }
 
+    /// Gives it another inner address, which ends in `octet`, as a new lease would, and its link back where that was down.
+    pub(crate) fn renumber(&mut self, octet: u8) {
+        let [a, b, c, _] = self.address.octets();
+        self.address = Ipv4Addr::new(a, b, c, octet);
+        ip(
+            &self.namespace,
+            &format!(
+                "addr flush dev eth0 scope global\n\
+                 link set eth0 up\n\
+                 addr add {}/24 dev eth0\n\
+                 route add default via {a}.{b}.{c}.1\n",
+                self.address
+            ),
+        );
+    }
+
     /// Runs `work` on a thread of its own on this host; sockets that it opens stay there.
     pub(crate) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let namespace = std::fs::File::open(Path::new("/var/run/netns").join(&self.namespace)).unwrap();
