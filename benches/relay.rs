@@ -14,7 +14,7 @@ use ginnel::stun::{
 };
 use ginnel::stun_server;
 use ginnel::turn_server::auth::{Authority, Credentials};
-use ginnel::turn_server::machine::{Features, Limits, Marks, Onward, Output, Relay, Shared};
+use ginnel::turn_server::machine::{Features, Forward, Limits, Marks, Output, Relay, Shared};
 use ginnel::turn_server::mobility::Tickets;
 use ginnel::turn_server::policy::{PeerPolicy, PolicyConfig};
 use ginnel::turn_server::ports::{RelayAddress, RelayPorts};
@@ -38,8 +38,8 @@ const CHANNEL: [u8; 2] = [0x40, 0];
 const MARKS: Marks = Marks { ttl: 64, tos: 0 };
 /// Coprime to every number of allocations, so that all of them have their turn, and not in the order of memory.
 const STRIDE: usize = 61_803;
-/// Enough for every pair of clients to talk between two ports of its own, which no other pair uses.
-const PORTS_OF_NEIGHBOURS: usize = 1000;
+/// Enough relay addresses for the most allocations.
+const RELAY_ADDRESSES: u8 = 8;
 /// Clients that take turns at allocating.
 const ASKERS: usize = 512;
 const SERVER: Ipv4Addr = Ipv4Addr::new(198, 41, 0, 4);
@@ -68,10 +68,11 @@ fn peer(index: usize) -> SocketAddr {
 
 fn shared() -> Shared {
     let users = HashMap::from([("load".to_owned(), long_term_digest("load", "r", "pw"))]);
-    let own = IpAddr::from(SERVER);
-    let addresses = [RelayAddress { local: own, advertised: own }];
+    let [a, b, c, d] = SERVER.octets();
+    let own: Vec<_> = (0..RELAY_ADDRESSES).map(|more| IpAddr::from([a, b, c, d + more])).collect();
+    let addresses: Vec<_> = own.iter().map(|ip| RelayAddress { local: *ip, advertised: *ip }).collect();
     let ports = Arc::new(RelayPorts::new(&addresses, 49_152..=65_535));
-    let policy = PolicyConfig { own_addresses: vec![own], own_ports: vec![3478], ..Default::default() };
+    let policy = PolicyConfig { own_addresses: own, own_ports: vec![3478], ..Default::default() };
     let out_of_reach = Rate::bytes(1 << 60);
     Shared {
         authority: Arc::new(Authority::new("r", Credentials { users, rest: None }, &[5; 32])),
@@ -103,11 +104,10 @@ enum By {
 }
 
 impl World {
-    fn empty(shared_ports: usize) -> Self {
+    fn empty() -> Self {
         // Far from the beginning of the machine's time, where its meters are empty.
         let began = time::now();
-        let mut shared = shared();
-        shared.limits.shared_ports = shared_ports;
+        let shared = shared();
         let authority = Arc::clone(&shared.authority);
         let relay = Relay::new(began, shared, ChaCha20Rng::from_seed([7; 32]));
         let now = began.after(Duration::from_secs(10));
@@ -116,11 +116,7 @@ impl World {
 
     /// Makes `count` allocations that have let their peer in.
     fn new(count: usize, by: By) -> Self {
-        let shared_ports = match by {
-            By::Neighbour => PORTS_OF_NEIGHBOURS,
-            _ => Limits::default().shared_ports,
-        };
-        let mut world = Self { ports: Vec::with_capacity(count), count, ..Self::empty(shared_ports) };
+        let mut world = Self { ports: Vec::with_capacity(count), count, ..Self::empty() };
         let addresses: Vec<_> = (0..count).map(|index| world.allocate(index)).collect();
         for index in 0..count {
             let peer = if by == By::Neighbour { addresses[index ^ 1] } else { peer(index) };
@@ -176,7 +172,7 @@ impl World {
         let mut answer = None;
         while let Some(output) = self.relay.poll_output() {
             match output {
-                Output::OpenRelay { relay, .. } => self.relay.handle_relay_opened(self.now, relay, true),
+                Output::OpenRelay { relay, .. } => self.relay.handle_relay_opened(self.now, relay, Ok(())),
                 Output::Reply { bytes, .. } => answer = Some(bytes),
                 _ => {}
             }
@@ -213,21 +209,16 @@ impl World {
         }
         for client in clients {
             let forward = self.relay.handle_client(self.now, *client, MARKS, black_box(frame)).unwrap();
-            let onward = black_box(self.relay.onward(self.now, forward));
-            assert!(!matches!(onward, Onward::Out(_)));
+            let forward = black_box(self.relay.route(self.now, forward));
+            assert!(matches!(forward, Forward::LocalClient(_)));
         }
     }
 
     /// As the worker does with what it has received at one relay port after the other.
     fn peers_send(&mut self, peers: &[(RelayId, SocketAddr)], payload: &[u8]) {
-        for peers in peers.chunk_by(|(one, _), (other, _)| one == other) {
-            if self.relay.looks_ahead(peers.len()) {
-                self.relay.look_ahead_to_peers(peers[0].0, peers.iter().map(|(_, peer)| *peer));
-            }
-            for (relay, peer) in peers {
-                let passed = self.relay.handle_peer(self.now, *relay, *peer, MARKS, black_box(payload));
-                assert!(black_box(passed).is_some());
-            }
+        for (relay, peer) in peers {
+            let passed = self.relay.handle_peer(self.now, *relay, *peer, MARKS, black_box(payload));
+            assert!(black_box(passed).is_some());
         }
     }
 }

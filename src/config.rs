@@ -9,6 +9,7 @@ use crate::stun_server::Home;
 use crate::telemetry;
 use ipnet::IpNet;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -235,8 +236,8 @@ struct Turn {
     alternate_server: Vec<SocketAddr>,
     alternate_domain: Option<String>,
     relay_ports: Option<String>,
-    spill_ports: Option<String>,
-    share_relay_ports: Option<bool>,
+    share_relay_ports: Option<IgnoredAny>,
+    spill_ports: Option<IgnoredAny>,
     relay_addresses: Vec<IpAddr>,
     max_lifetime: Option<u64>,
     add_family: Option<bool>,
@@ -265,16 +266,19 @@ impl Turn {
         if turn.rest_secret.as_ref().is_some_and(|secret| secret.len() < 16) {
             return Err(value("turn.rest_secret", "must have at least 16 bytes"));
         }
-        for (key, given, range) in [
-            ("turn.relay_ports", self.relay_ports, &mut turn.relay_ports),
-            ("turn.spill_ports", self.spill_ports, &mut turn.spill_ports),
-        ] {
-            if let Some(ports) = given {
-                let read = port_range(&ports).ok_or(value(key, "must be FIRST-LAST, from 1024 to 65535"))?;
-                *range = Some(read);
+        for (key, given) in
+            [("turn.share_relay_ports", self.share_relay_ports), ("turn.spill_ports", self.spill_ports)]
+        {
+            if given.is_some() {
+                let rule =
+                    "is no longer a key: every allocation has a relay port of its own; remove the line";
+                return Err(value(key, rule));
             }
         }
-        turn.share_relay_ports = self.share_relay_ports.unwrap_or(turn.share_relay_ports);
+        if let Some(ports) = self.relay_ports {
+            let rule = "must be FIRST-LAST, from 1024 to 65535";
+            turn.relay_ports = port_range(&ports).ok_or(value("turn.relay_ports", rule))?;
+        }
         for (given, feature) in [
             (self.add_family, &mut turn.features.add_family),
             (self.mobility, &mut turn.features.mobility),
@@ -339,7 +343,8 @@ mod tests {
             ("[turn]\nrealms = 'x'", "realms"),
             ("[turn]\nrelay_ports = '50000'", "turn.relay_ports"),
             ("[turn]\nrelay_ports = '10-20'", "turn.relay_ports"),
-            ("[turn]\nspill_ports = '50000'", "turn.spill_ports"),
+            ("[turn]\nshare_relay_ports = false", "every allocation has a relay port of its own"),
+            ("[turn]\nspill_ports = '50000-50001'", "every allocation has a relay port of its own"),
             ("[turn]\nallow_peers = ['10.0.0.0/33']", "allow_peers"),
             ("[turn]\nrest_secret = 'short'", "turn.rest_secret"),
             ("[turn]\nmax_lifetime = 10", "turn.max_lifetime"),
@@ -373,7 +378,7 @@ mod tests {
             "port = 4000\n[turn]\nrelay_ports = '50000-50063'\nusers = { alice = 'pw' }\n[signaling]\nlist = false\npresence = false\n[signaling.limits]\nwatches = 9",
         )
         .unwrap();
-        assert_eq!((config.server.port, config.server.turn.relay_ports), (4000, Some(50_000..=50_063)));
+        assert_eq!((config.server.port, config.server.turn.relay_ports), (4000, 50_000..=50_063));
         assert_eq!(config.server.turn.users["alice"], server::StaticUser::Password("pw".to_owned()));
         assert!(!config.server.signaling.list && !config.server.signaling.presence);
         assert_eq!(config.server.signaling.limits.watches, 9);

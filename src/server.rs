@@ -80,14 +80,6 @@ pub enum ServerError {
         /// The system's answer.
         source: io::Error,
     },
-    /// There are too few relay ports to share them out.
-    #[error("turn.relay_ports: {ports} ports are too few for {workers} workers: each needs 2 at least")]
-    RelayPorts {
-        /// How many there are.
-        ports: usize,
-        /// Among how many workers.
-        workers: usize,
-    },
     /// No address of this host can carry relayed addresses.
     #[error("no address for the relay: no interface has a usable one; set turn.relay_addresses")]
     NoRelayAddress,
@@ -137,7 +129,7 @@ impl Server {
     /// # Errors
     /// [`ServerError`] names what could not be had; nothing keeps running then.
     pub async fn start(config: Config, state: &State) -> Result<Self, ServerError> {
-        let worker_count = worker_count(&config)?;
+        let worker_count = worker_count(&config);
         let own = interfaces::addresses()?;
         let certificate = match &config.tls.certificate {
             Some((chain, key)) => Certificate::load(chain, key)?,
@@ -288,13 +280,10 @@ async fn gateway_failed(gateway: &mut Option<crate::gateway::Service>) -> Server
     }
 }
 
-/// Chooses how many workers there are: as configured, else one a core, but no more than the relay ports can be shared out to.
-fn worker_count(config: &Config) -> Result<usize, ServerError> {
-    let ports = config.turn.relay_ports().len();
-    let most = if config.turn.share_relay_ports { ports / 2 } else { usize::MAX };
+/// Returns how many workers there are: as configured, else one a core.
+fn worker_count(config: &Config) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, Into::into);
-    let workers = config.workers.unwrap_or_else(|| cores().min(most)).max(1);
-    if workers > most { Err(ServerError::RelayPorts { ports, workers }) } else { Ok(workers) }
+    config.workers.unwrap_or_else(cores).max(1)
 }
 
 /// Fills in what signalling has to know of the rest.

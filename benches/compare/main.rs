@@ -33,7 +33,7 @@ struct Options {
     /// Groups of steps: binding, relay, burst, gso, fixed, pair, indications, tcp, allocate, search; and large (100 000 allocations), in none by default
     #[arg(long, value_delimiter = ',')]
     groups: Vec<String>,
-    /// Servers: ginnel, ginnel-own-ports, coturn, forward, forward-batched, forward-segmented
+    /// Servers: ginnel, coturn, forward, forward-batched, forward-segmented
     #[arg(long, value_delimiter = ',')]
     servers: Vec<String>,
     /// Seconds that each step is measured

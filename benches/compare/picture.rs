@@ -13,7 +13,6 @@ const MOST: f64 = 1.5;
 fn colour(server: &str) -> &'static str {
     match server {
         "ginnel" => "#2a7f62",
-        "ginnel-own-ports" => "#8fc1a9",
         BASE => "#b5651d",
         _ => "#9aa0a6",
     }

@@ -14,6 +14,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 const START: Duration = Duration::from_secs(15);
+/// Enough for the ports of the largest step, 100 000 allocations; coturn, which has one, is not part of that.
+const RELAY_ADDRESSES: u8 = 4;
 const REALM: &str = "compare";
 const USER: &str = "load";
 const PASSWORD: &str = "compared";
@@ -21,27 +23,19 @@ const PASSWORD: &str = "compared";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Ginnel,
-    GinnelOwnPorts,
     Coturn,
     Forward,
     ForwardBatched,
     ForwardSegmented,
 }
 
-const KINDS: [Kind; 6] = [
-    Kind::Ginnel,
-    Kind::GinnelOwnPorts,
-    Kind::Coturn,
-    Kind::Forward,
-    Kind::ForwardBatched,
-    Kind::ForwardSegmented,
-];
+const KINDS: [Kind; 5] =
+    [Kind::Ginnel, Kind::Coturn, Kind::Forward, Kind::ForwardBatched, Kind::ForwardSegmented];
 
 impl Kind {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Ginnel => "ginnel",
-            Self::GinnelOwnPorts => "ginnel-own-ports",
             Self::Coturn => "coturn",
             Self::Forward => "forward",
             Self::ForwardBatched => "forward-batched",
@@ -100,7 +94,7 @@ impl Bench {
     /// Starts a server, lets the step's load at it, and returns the report.
     pub(super) fn measure(&self, kind: Kind, step: &Step, seconds: u64) -> anyhow::Result<Value> {
         let address = free_address()?;
-        let server = self.start(kind, address)?;
+        let server = self.start(kind, address, step)?;
         let mut load = Command::new(&self.ginnel);
         load.arg("load").args(step.load.split(' ')).args(["--json", "--server", &address.to_string()]);
         load.args(["--pid", &server.0.id().to_string(), "--cpu", &self.generator_cpu.to_string()]);
@@ -116,10 +110,9 @@ impl Bench {
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
-    fn start(&self, kind: Kind, address: SocketAddr) -> anyhow::Result<Server> {
+    fn start(&self, kind: Kind, address: SocketAddr, step: &Step) -> anyhow::Result<Server> {
         let mut command = match kind {
-            Kind::Ginnel => self.ginnel(address, true)?,
-            Kind::GinnelOwnPorts => self.ginnel(address, false)?,
+            Kind::Ginnel => self.ginnel(address, if step.group == "large" { RELAY_ADDRESSES } else { 1 })?,
             Kind::Coturn => coturn(address, self.folder.path()),
             Kind::Forward => forwarder("plain", address)?,
             Kind::ForwardBatched => forwarder("batched", address)?,
@@ -141,17 +134,19 @@ impl Bench {
         Ok(server)
     }
 
-    fn ginnel(&self, address: SocketAddr, share_relay_ports: bool) -> anyhow::Result<Command> {
+    fn ginnel(&self, address: SocketAddr, relay_addresses: u8) -> anyhow::Result<Command> {
         let config = self.folder.path().join("ginnel.toml");
+        let relays: Vec<_> = (1..=relay_addresses).map(|n| format!("\"127.0.0.{n}\"")).collect();
         let text = format!(
             "state = {state:?}\nlisten = [\"{ip}\"]\npublic = [\"{ip}\"]\nport = {port}\nworkers = 1\n\
              [tls]\nport = 0\n[limits]\nconnections_per_address = 20000\n[log]\nlevel = \"warn\"\n\
              [turn]\nrealm = \"{REALM}\"\nusers = {{ {USER} = \"{PASSWORD}\" }}\nallow_peers = [\"127.0.0.0/8\"]\n\
-             share_relay_ports = {share_relay_ports}\nallocations_per_user = 200000\nmax_allocations = 200000\n\
+             relay_ports = \"20000-65000\"\nrelay_addresses = [{relays}]\nallocations_per_user = 200000\nmax_allocations = 200000\n\
              bandwidth_per_allocation = 10000000000\nbandwidth_per_user = 10000000000\n",
             state = self.folder.path().join("state"),
             ip = address.ip(),
             port = address.port(),
+            relays = relays.join(", "),
         );
         fs::write(&config, text)?;
         let mut command = Command::new(&self.ginnel);

@@ -113,7 +113,6 @@ impl Step {
         match kind {
             Kind::Ginnel | Kind::Coturn if self.group == "large" => kind == Kind::Ginnel,
             Kind::Ginnel | Kind::Coturn => true,
-            Kind::GinnelOwnPorts => matches!(self.group, "relay" | "burst" | "allocate"),
             Kind::Forward | Kind::ForwardBatched => self.is_bare,
             Kind::ForwardSegmented => matches!(self.group, "burst" | "gso"),
         }

@@ -17,7 +17,9 @@ use ginnel::net::time;
 use ginnel::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
 use ginnel::turn_server::auth::{Authority, CacheLimits, RealmSetup, Setup, UserKeys, Verdict};
 use ginnel::turn_server::data::PeerError;
-use ginnel::turn_server::machine::{Across, Features, Limits, Marks, Onward, Output, ToClient, ToPeer};
+use ginnel::turn_server::machine::{
+    Features, Forward, InternalPacket, Limits, Marks, Output, ToClient, ToPeer,
+};
 use ginnel::turn_server::mobility::Tickets;
 use ginnel::turn_server::policy::{PeerPolicy, PolicyConfig};
 use ginnel::turn_server::ports::{RelayAddress, RelayPorts};
@@ -25,7 +27,8 @@ use ginnel::turn_server::quota::Quota;
 use ginnel::turn_server::rate::Rate;
 use ginnel::turn_server::wire::parse_channel_data;
 use ginnel::turn_server::{
-    CHANNEL_LIFETIME, ConnectionId, FiveTuple, PERMISSION_LIFETIME, Relay, RelayId, Shared, Transport,
+    CHANNEL_LIFETIME, ConnectionId, FiveTuple, PERMISSION_LIFETIME, Relay, RelayId, RelaySocketError, Shared,
+    Transport,
 };
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -108,8 +111,8 @@ struct Life {
     relayed: u64,
     permissions: HashMap<IpAddr, Instant>,
     channels: HashMap<u16, (SocketAddr, Instant)>,
-    /// Whether one of two relayed addresses was given up.
-    partial: bool,
+    /// Its relayed addresses, as far as they are known: those that were told, and those that data has left from.
+    addresses: Vec<SocketAddr>,
 }
 
 /// A relay port's socket: the worker and the number that it knows it by.
@@ -158,8 +161,6 @@ struct World {
     log: DefaultHasher,
     lives: BTreeMap<u8, Life>,
     nonces: HashMap<u8, Vec<u8>>,
-    /// Whose peer it is that knows a relayed address: (relayed address, peer) → client.
-    talks: HashMap<(SocketAddr, SocketAddr), u8>,
     /// The last port that was set aside: its token, user and number.
     token: Option<(Vec<u8>, usize, u16)>,
     /// Until when ports wait for their tokens.

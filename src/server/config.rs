@@ -137,16 +137,11 @@ pub struct TurnConfig {
     pub alternate_server: Vec<SocketAddr>,
     /// The name that those servers' certificates have; default none.
     pub alternate_domain: Option<String>,
-    /// Ports of relayed addresses; default 49152–49215 where they are shared, 49152–65535 where not.
-    pub relay_ports: Option<RangeInclusive<u16>>,
-    /// Ports that a peer is talked to from when the relay ports are taken for it by others; default 49216–65535, or as `relay_ports` where
-    /// those are set. Clients are not told of them.
-    pub spill_ports: Option<RangeInclusive<u16>>,
-    /// Whether allocations share relay ports; default true.
-    pub share_relay_ports: bool,
-    /// Local addresses of relay sockets, one a family; default the farthest-reaching ones.
+    /// Ports of relayed addresses, one for each; default 49152–65535.
+    pub relay_ports: RangeInclusive<u16>,
+    /// Local addresses of relay sockets; default the farthest-reaching one of each family.
     pub relay_addresses: Vec<IpAddr>,
-    /// Caps of one allocation. How many ports a worker shares is filled in by the server.
+    /// Caps of one allocation.
     pub limits: Limits,
     /// What clients may do.
     pub features: Features,
@@ -160,24 +155,6 @@ pub struct TurnConfig {
     pub allow_peers: Vec<IpNet>,
     /// Prefixes denied besides the special-purpose ones; default none.
     pub deny_peers: Vec<IpNet>,
-}
-
-impl TurnConfig {
-    pub(super) fn relay_ports(&self) -> RangeInclusive<u16> {
-        let whole = if self.share_relay_ports { 49_152..=49_215 } else { 49_152..=65_535 };
-        self.relay_ports.clone().unwrap_or(whole)
-    }
-
-    pub(super) fn spill_ports(&self) -> RangeInclusive<u16> {
-        let default = if self.relay_ports.is_some() { self.relay_ports() } else { 49_216..=65_535 };
-        self.spill_ports.clone().unwrap_or(default)
-    }
-
-    /// Shares out three quarters of the ports among the workers; the rest is for those who need a port of their own.
-    pub(super) fn limits(&self, workers: usize) -> Limits {
-        let shared = self.relay_ports().len() * 3 / 4 / workers;
-        Limits { shared_ports: if self.share_relay_ports { shared.max(1) } else { 0 }, ..self.limits }
-    }
 }
 
 impl Default for Config {
@@ -210,9 +187,7 @@ impl Default for TurnConfig {
             realm: "ginnel".to_owned(),
             users: HashMap::new(),
             rest_secret: None,
-            relay_ports: None,
-            spill_ports: None,
-            share_relay_ports: true,
+            relay_ports: 49_152..=65_535,
             alternate_server: Vec::new(),
             alternate_domain: None,
             relay_addresses: Vec::new(),

@@ -5,7 +5,7 @@
 
 use super::doorbell::Doorbell;
 use super::neighbours::Inboxes;
-use crate::turn_server::machine::{Across, Marks, Passage};
+use crate::turn_server::machine::{InternalPacket, InternalRoute, Marks};
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ const BYTES: usize = 64 * 1024;
 /// One packet of a parcel.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Packet {
-    pub(super) passage: Passage,
+    pub(super) route: InternalRoute,
     pub(super) marks: Marks,
     /// Where its payload lies in the parcel.
     pub(super) start: usize,
@@ -37,11 +37,11 @@ pub(super) struct Parcel {
 }
 
 impl Parcel {
-    fn add(&mut self, across: &Across<'_>) {
-        let Across { passage, marks, payload, .. } = *across;
+    fn add(&mut self, packet: &InternalPacket<'_>) {
+        let InternalPacket { route, marks, payload, .. } = *packet;
         let start = self.bytes.len();
         self.bytes.extend_from_slice(payload);
-        self.packets.push(Packet { passage, marks, start, len: payload.len() });
+        self.packets.push(Packet { route, marks, start, len: payload.len() });
     }
 
     fn is_full(&self) -> bool {
@@ -105,8 +105,8 @@ impl Crossing {
     }
 
     /// Packs one packet; returns how many were lost because the other worker does not keep up.
-    pub(super) fn pack(&mut self, across: &Across<'_>) -> usize {
-        let worker = usize::from(across.worker);
+    pub(super) fn pack(&mut self, packet: &InternalPacket<'_>) -> usize {
+        let worker = usize::from(packet.worker);
         if self.filling.len() <= worker {
             self.filling.resize_with(worker + 1, || None);
         }
@@ -114,7 +114,7 @@ impl Crossing {
             self.filling[worker] = self.empty();
         }
         let Some(parcel) = &mut self.filling[worker] else { return 1 };
-        parcel.add(across);
+        parcel.add(packet);
         if parcel.is_full() { self.send(worker) } else { 0 }
     }
 
@@ -168,7 +168,6 @@ impl Crossing {
 mod tests {
     use super::super::inbox::Inbox;
     use super::*;
-    use crate::turn_server::machine::Party;
     use mio::{Events, Poll, Token};
     use std::sync::OnceLock;
     use std::time::Duration;
@@ -176,13 +175,12 @@ mod tests {
     const FROM: &str = "192.0.2.1:50000";
     const TO: &str = "192.0.2.1:50001";
 
-    fn passage() -> Passage {
-        let sender = Party { worker: 0, allocation: 7 };
-        Passage::new(sender, FROM.parse().unwrap(), TO.parse().unwrap())
+    fn route() -> InternalRoute {
+        InternalRoute { from: FROM.parse().unwrap(), to: TO.parse().unwrap(), relay: 7 }
     }
 
-    fn across(payload: &[u8]) -> Across<'_> {
-        Across { worker: 1, passage: passage(), marks: Marks::default(), payload }
+    fn across(payload: &[u8]) -> InternalPacket<'_> {
+        InternalPacket { worker: 1, route: route(), marks: Marks::default(), payload }
     }
 
     fn two() -> ([Poll; 2], [Inbox; 2], [Crossing; 2]) {
@@ -206,7 +204,7 @@ mod tests {
             let parcel = there.take().unwrap();
             let payloads = parcel.packets.iter().map(|packet| &parcel.bytes[packet.start..][..packet.len]);
             assert_eq!(payloads.collect::<Vec<_>>(), [&b"one"[..], b"", b"three"]);
-            assert_eq!(parcel.packets[0].passage, passage());
+            assert_eq!(parcel.packets[0].route, route());
             assert!(there.take().is_none());
             there.give_back(parcel);
             assert_eq!((here.made, here.sent()), (1, 3 * (round as u64 + 1)));

@@ -82,18 +82,27 @@ pub fn ice_offer(config: &Config, state: &State) -> io::Result<IceServers> {
     Ok(ice_servers(&config.turn, &advertised, config.auth.secrets(&config.turn, state).0))
 }
 
-/// Chooses one relay address a family: the configured one, else the one listened on, else the farthest-reaching.
+/// Chooses the relay addresses of each family: the configured ones, else the one listened on, else the farthest-reaching. One alone of a
+/// family may have another one outside; several are told as they are.
 pub(super) fn relay_addresses(config: &Config, own: &[IpAddr]) -> Result<Vec<RelayAddress>, ServerError> {
     let specific: Vec<IpAddr> = config.listen.iter().copied().filter(|ip| !ip.is_unspecified()).collect();
     let listened = |v6| config.listen.iter().any(|ip| ip.is_ipv6() == v6);
     let of_family = |list: &[IpAddr], v6: bool| list.iter().copied().find(|ip| ip.is_ipv6() == v6);
     let choose = |v6: bool| {
-        let local = of_family(&config.turn.relay_addresses, v6)
-            .or_else(|| of_family(&specific, v6))
-            .or_else(|| interfaces::farthest(own, v6).filter(|_| listened(v6)))?;
-        Some(RelayAddress { local, advertised: of_family(&config.public, v6).unwrap_or(local) })
+        let set = config.turn.relay_addresses.iter().copied().filter(|ip| ip.is_ipv6() == v6);
+        let set: Vec<_> = set.collect();
+        if set.len() > 1 {
+            return set.into_iter().map(|ip| RelayAddress { local: ip, advertised: ip }).collect();
+        }
+        let local = set.first().copied().or_else(|| of_family(&specific, v6));
+        let local = local.or_else(|| interfaces::farthest(own, v6).filter(|_| listened(v6)));
+        let advertised = |local| of_family(&config.public, v6).unwrap_or(local);
+        local
+            .map(|local| RelayAddress { local, advertised: advertised(local) })
+            .into_iter()
+            .collect::<Vec<_>>()
     };
-    let chosen: Vec<_> = [choose(false), choose(true)].into_iter().flatten().collect();
+    let chosen = [choose(false), choose(true)].concat();
     if chosen.is_empty() { Err(ServerError::NoRelayAddress) } else { Ok(chosen) }
 }
 

@@ -7,7 +7,7 @@ use super::worker::{Turn, Worker};
 use crate::clock::Now;
 use crate::net::udp::Intake;
 use crate::turn_server::FiveTuple;
-use crate::turn_server::machine::{Across, Marks};
+use crate::turn_server::machine::{InternalPacket, Marks};
 use std::ops::Range;
 
 /// Sockets of clients read, and parcels taken, before others have their turn.
@@ -86,8 +86,8 @@ impl Worker {
     }
 
     /// Packs what a client sends to another worker's client.
-    pub(super) fn pass_across(&mut self, across: &Across<'_>) {
-        let lost = self.crossing.pack(across);
+    pub(super) fn pass_across(&mut self, packet: &InternalPacket<'_>) {
+        let lost = self.crossing.pack(packet);
         self.legs.note_lost_frames(lost);
     }
 
@@ -104,7 +104,7 @@ impl Worker {
             room.copy_from_slice(&parcel.bytes);
             for packet in &parcel.packets {
                 let payload = intake.part(packet.start, packet.len);
-                let forward = self.relay.handle_passage(now, packet.passage, packet.marks, payload);
+                let forward = self.relay.handle_internal(now, packet.route, packet.marks, payload);
                 if let Some(forward) = forward {
                     self.pass_to_client(&forward, intake);
                 }

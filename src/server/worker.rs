@@ -24,8 +24,8 @@ use crate::stun::Message;
 use crate::stun_server::{self, Discovery};
 use crate::turn_server::auth::Question;
 use crate::turn_server::data::PeerError;
-use crate::turn_server::machine::{Marks, Onward, Output, Relay, ToClient, ToPeer};
-use crate::turn_server::{FiveTuple, RelayId, Transport};
+use crate::turn_server::machine::{Forward, Marks, Output, Relay, ToClient, ToPeer};
+use crate::turn_server::{FiveTuple, RelayId, RelaySocketError, Transport};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use std::collections::VecDeque;
@@ -312,8 +312,8 @@ impl Worker {
             Ok(haul) => haul,
             Err(turn) => return turn,
         };
-        if self.relay.looks_ahead(haul.messages()) {
-            self.look_ahead(token, intake.senders(haul));
+        if token.0 < doors && self.relay.looks_ahead(haul.messages()) {
+            self.look_ahead(token.0, intake.senders(haul));
         }
         for datagram in intake.datagrams(haul) {
             if token.0 < doors {
@@ -326,18 +326,13 @@ impl Worker {
         if haul.is_drained() { Turn::Empty } else { Turn::More }
     }
 
-    /// Has the relay read what a haul from a socket is going to need.
-    fn look_ahead(&self, token: Token, senders: impl Iterator<Item = SocketAddr>) {
-        match self.legs.doors.get(token.0) {
-            Some(DoorSocket { dtls_only: true, .. }) => {}
-            Some(door) => {
-                // The IP address that each datagram was sent to matters to nobody who only looks ahead.
-                let server = door.port.local_addr();
-                let tuple = |client| FiveTuple { client, server, transport: Transport::Udp };
-                self.relay.look_ahead_to_clients(senders.map(tuple));
-            }
-            None => self.relay.look_ahead_to_peers(token.0 - self.legs.doors.len(), senders),
-        }
+    /// Has the relay read what a haul from a door is going to need.
+    fn look_ahead(&self, door: usize, senders: impl Iterator<Item = SocketAddr>) {
+        let DoorSocket { port, dtls_only: false, .. } = &self.legs.doors[door] else { return };
+        // The IP address that each datagram was sent to matters to nobody who only looks ahead.
+        let server = port.local_addr();
+        let tuple = |client| FiveTuple { client, server, transport: Transport::Udp };
+        self.relay.look_ahead_to_clients(senders.map(tuple));
     }
 
     fn hear_peer(&mut self, now: Now, relay: RelayId, datagram: Datagram<'_>, intake: &Intake) {
@@ -429,11 +424,11 @@ impl Worker {
             return;
         }
         let Some(forward) = self.relay.handle_client(now, client, marks, bytes) else { return };
-        match self.relay.onward(now, forward) {
-            Onward::Out(forward) => self.pass_to_peer(&forward, intake),
-            Onward::Back(forward) => self.pass_to_client(&forward, intake),
-            Onward::Across(across) => self.pass_across(&across),
-            Onward::Nowhere => {}
+        match self.relay.route(now, forward) {
+            Forward::Peer(forward) => self.pass_to_peer(&forward, intake),
+            Forward::LocalClient(forward) => self.pass_to_client(&forward, intake),
+            Forward::OtherWorker(packet) => self.pass_across(&packet),
+            Forward::Drop => {}
         }
     }
 
@@ -578,10 +573,14 @@ impl Worker {
                         false => self.open_relay(relay, address),
                         true => self.tcp.listen(relay, address),
                     };
-                    if let Err(error) = &opened {
+                    let opened = opened.map_err(|error| {
                         tracing::debug!(%error, "relay socket");
-                    }
-                    self.relay.handle_relay_opened(now, relay, opened.is_ok());
+                        match error.kind() {
+                            io::ErrorKind::AddrInUse => RelaySocketError::PortInUse,
+                            _ => RelaySocketError::NoSocket,
+                        }
+                    });
+                    self.relay.handle_relay_opened(now, relay, opened);
                 }
                 Output::CloseRelay { relay } => {
                     if !self.tcp.close(relay)

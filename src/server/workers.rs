@@ -119,7 +119,7 @@ pub(super) fn shared(
     (authority, tickets): (Arc<Authority>, Tickets),
 ) -> Shared {
     let turn = &config.turn;
-    let ports = Arc::new(RelayPorts::new(&facts.relay, turn.relay_ports()).with_spill(turn.spill_ports()));
+    let ports = Arc::new(RelayPorts::new(&facts.relay, turn.relay_ports.clone()));
     let second = config.nat_discovery.iter().map(|home| &home.public);
     let policy = PolicyConfig {
         allow_peers: turn.allow_peers.clone(),
@@ -150,7 +150,7 @@ pub(super) fn shared(
         connections: Arc::default(),
         tickets: Arc::new(tickets),
         worker: 0,
-        limits: turn.limits(facts.workers),
+        limits: turn.limits,
         features: turn.features,
     }
 }

@@ -3,16 +3,15 @@
 use super::allocation::{Allocation, Applicant, Family, Opening, PeerTransport};
 use super::machine::{AllocationId, Relay};
 use super::ports::PortLease;
-use super::quota::Exhausted;
-use super::relay_port::Instead;
+use super::quota::{Exhausted, Ticket};
+use super::relay_port::Replacement;
 use super::reply::Fault;
 use super::requests::{Request, seconds};
-use super::reservation::Token;
+use super::reservation::{Reserved, Token};
 use crate::clock::Now;
 use crate::ids::Pii;
 use crate::stun::attr;
 use rand::Rng;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,12 +30,13 @@ struct Wanted {
     both: bool,
 }
 
-/// A port that has to be one allocation's alone.
-struct OwnPort {
+/// What an allocation begins with.
+struct Place {
+    ticket: Ticket,
     lease: PortLease,
+    replacement: Replacement,
     /// The next port, set aside with this one, and what names it.
-    next: Option<(Token, PortLease)>,
-    instead: Instead,
+    next: Option<(Token, Reserved)>,
 }
 
 impl Relay {
@@ -55,47 +55,26 @@ impl Relay {
         let peer_transport = self.peer_transport(request)?;
         // 5 to 9: address families and ports.
         let wanted = wanted(request)?;
-        let missing = (wanted.both && self.local_ip(Family::V6).is_none())
+        let missing = (wanted.both && self.local_ips(Family::V6).next().is_none())
             .then_some((Family::V6, Fault::UnsupportedFamily));
-        let ip = self.local_ip(wanted.family).ok_or(Fault::UnsupportedFamily)?;
-        // 10: quota and capacity.
-        let ticket = self.shared.quota.take(&request.user).map_err(|limit| match limit {
-            Exhausted::User => Fault::QuotaReached,
-            Exhausted::Total => Fault::InsufficientCapacity,
-        })?;
         let mobility = self.wants_mobility(request)?;
-        let mut own_port = match peer_transport {
-            PeerTransport::Udp => self.own_port(now, request, ip)?,
-            PeerTransport::Tcp => {
-                let lease = self.shared.ports.lease(ip, &mut self.rng).ok_or(Fault::InsufficientCapacity)?;
-                Some(OwnPort { lease, next: None, instead: Instead::Any })
-            }
-        };
-        let lifetime = self.granted(request);
+        let Place { ticket, lease, replacement, next } = self.place(now, request, wanted.family)?;
         let applicant = Applicant {
             client: request.client,
             tenancy: request.tenancy.clone(),
             peer_transport,
-            lifetime,
+            lifetime: self.granted(request),
             ticket,
             mobility,
         };
-        let reserved = own_port.as_mut().and_then(|own| own.next.take());
-        let opening = Opening { reply: request.reply.clone(), reserved, missing };
+        let opening = Opening { reply: request.reply.clone(), reserved: next, missing };
         let id = self.allocations.insert(Allocation::new(applicant, opening));
-        self.enter_client(request.client, id);
-        match own_port {
-            Some(own) => self.move_in_alone(id, own.lease, own.instead),
-            None if !self.move_in(id, wanted.family) => {
-                self.forget(id);
-                return Err(Fault::InsufficientCapacity);
-            }
-            None => {}
-        }
-        if wanted.both && missing.is_none() && !self.move_in_besides(id, request) {
+        self.insert_client(request.client, id);
+        self.open_relay_port(id, lease, replacement);
+        if wanted.both && missing.is_none() && !self.open_second(id, request) {
             self.note_missing(id, Family::V6);
         }
-        self.admit_if_ready(now, id);
+        self.answer_if_ready(now, id);
         Ok(())
     }
 
@@ -111,19 +90,14 @@ impl Relay {
         }
     }
 
-    /// Gives the allocation its IPv6 address besides: EVEN-PORT holds for each of two relayed addresses, and so does TCP.
-    fn move_in_besides(&mut self, id: AllocationId, request: &Request<'_>) -> bool {
-        let even = request.attributes.get(attr::EVEN_PORT).is_some();
-        if !even && self.allocations[id].cold.peer_transport == PeerTransport::Udp {
-            return self.move_in(id, Family::V6);
-        }
-        let Some(ip) = self.local_ip(Family::V6) else { return false };
-        let ports = &self.shared.ports;
-        let (lease, instead) = match even {
-            true => (ports.lease_even(ip, &mut self.rng), Instead::Even),
-            false => (ports.lease(ip, &mut self.rng), Instead::Any),
+    /// Gives the allocation its IPv6 address besides: EVEN-PORT holds for each of two relayed addresses.
+    fn open_second(&mut self, id: AllocationId, request: &Request<'_>) -> bool {
+        let replacement = match request.attributes.get(attr::EVEN_PORT) {
+            Some(_) => Replacement::Even,
+            None => Replacement::Any,
         };
-        lease.map(|lease| self.move_in_alone(id, lease, instead)).is_some()
+        let lease = self.lease(Family::V6, replacement);
+        lease.map(|(lease, _)| self.open_relay_port(id, lease, replacement)).is_some()
     }
 
     pub(super) fn note_missing(&mut self, id: AllocationId, family: Family) {
@@ -133,9 +107,9 @@ impl Relay {
     }
 
     /// Answers the Allocate once all its ports are open.
-    pub(super) fn admit_if_ready(&mut self, now: Now, id: AllocationId) {
+    pub(super) fn answer_if_ready(&mut self, now: Now, id: AllocationId) {
         let Some(allocation) = self.allocations.get_mut(id) else { return };
-        if !allocation.homes().all(|relay| self.relays[relay].open) {
+        if !allocation.relay_ports().all(|relay| self.relays[relay].open) {
             return;
         }
         let Some(mut opening) = allocation.cold.opening.take() else { return };
@@ -148,7 +122,7 @@ impl Relay {
         }
         let Some(allocation) = self.allocations.get(id) else { return };
         let relayed: Vec<_> = allocation
-            .homes()
+            .relay_ports()
             .map(|relay| self.shared.ports.advertised(self.relays[relay].address()))
             .collect();
         let ticket = self.ticket(id);
@@ -179,7 +153,7 @@ impl Relay {
     }
 
     /// Keeps a port for the user's next Allocate; `false` when there are too many.
-    fn set_aside(&mut self, now: Now, user: Arc<str>, (token, port): (Token, PortLease)) -> bool {
+    fn set_aside(&mut self, now: Now, user: Arc<str>, (token, port): (Token, Reserved)) -> bool {
         let kept = self.shared.reservations.keep(now.mono, token, user, port);
         self.arm_reservations(now);
         kept
@@ -196,29 +170,35 @@ impl Relay {
         }
     }
 
-    /// Leases the port that has to be this allocation's alone: an even one, an even one and the next, or the one set aside
-    /// ([RFC 8656 section 7.2](https://www.rfc-editor.org/rfc/rfc8656#section-7.2), checks 5 and 9).
-    fn own_port(&mut self, now: Now, request: &Request<'_>, ip: IpAddr) -> Result<Option<OwnPort>, Fault> {
+    /// Takes quota and port (checks 5, 9 and 10): any port, an even one, an even one and the next, or the one set aside, which is in the
+    /// user's quota already.
+    fn place(&mut self, now: Now, request: &Request<'_>, family: Family) -> Result<Place, Fault> {
         let asked = |kind| request.attributes.get(kind);
-        let ports = &self.shared.ports;
-        match (asked(attr::RESERVATION_TOKEN), asked(attr::EVEN_PORT)) {
-            (Some(token), _) => {
-                let lease = self.shared.reservations.claim(now.mono, token, &request.user);
-                let lease = lease.ok_or(Fault::InsufficientCapacity)?;
-                Ok(Some(OwnPort { lease, next: None, instead: Instead::None }))
-            }
-            (None, None) => Ok(None),
-            (None, Some(&[flags])) if flags & 0x80 == 0 => {
-                let even = ports.lease_even(ip, &mut self.rng).ok_or(Fault::InsufficientCapacity)?;
-                Ok(Some(OwnPort { lease: even, next: None, instead: Instead::Even }))
-            }
-            (None, Some(&[_])) => {
-                let (even, odd) = ports.lease_pair(ip, &mut self.rng).ok_or(Fault::InsufficientCapacity)?;
-                let next = Some((self.rng.random(), odd));
-                Ok(Some(OwnPort { lease: even, next, instead: Instead::None }))
-            }
-            (None, Some(_)) => Err(Fault::BadRequest),
+        if let Some(token) = asked(attr::RESERVATION_TOKEN) {
+            let reserved = self.shared.reservations.claim(now.mono, token, &request.user);
+            let Reserved { lease, ticket } = reserved.ok_or(Fault::InsufficientCapacity)?;
+            return Ok(Place { ticket, lease, replacement: Replacement::None, next: None });
         }
+        let replacement = match asked(attr::EVEN_PORT) {
+            None => Replacement::Any,
+            Some(&[flags]) if flags & 0x80 == 0 => Replacement::Even,
+            Some(&[_]) => Replacement::Pair,
+            Some(_) => return Err(Fault::BadRequest),
+        };
+        self.local_ips(family).next().ok_or(Fault::UnsupportedFamily)?;
+        let ticket = self.ticket_of(request)?;
+        let second = (replacement == Replacement::Pair).then(|| self.ticket_of(request)).transpose()?;
+        let (lease, odd) = self.lease(family, replacement).ok_or(Fault::InsufficientCapacity)?;
+        let reserved = odd.zip(second).map(|(lease, ticket)| Reserved { lease, ticket });
+        let next = reserved.map(|reserved| (self.rng.random(), reserved));
+        Ok(Place { ticket, lease, replacement, next })
+    }
+
+    fn ticket_of(&self, request: &Request<'_>) -> Result<Ticket, Fault> {
+        self.shared.quota.take(&request.user).map_err(|limit| match limit {
+            Exhausted::User => Fault::QuotaReached,
+            Exhausted::Total => Fault::InsufficientCapacity,
+        })
     }
 
     /// Grants what was asked for, between the default and the configured maximum, and no more than the credentials allow.

@@ -8,12 +8,11 @@ use super::mobility::Mobility;
 use super::moment::Moment;
 use super::permissions::{PERMISSION_LIFETIME, Permissions};
 use super::policy::PeerAddr;
-use super::ports::PortLease;
 use super::quota::Ticket;
 use super::rate::{Meter, SharedMeter};
 use super::relay_port::RelayId;
 use super::reply::{Fault, Reply};
-use super::reservation::Token;
+use super::reservation::{Reserved, Token};
 use super::wire::CHANNELS;
 use crate::stun::TransactionId;
 use std::net::IpAddr;
@@ -24,12 +23,6 @@ use std::time::Duration;
 pub const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
 /// How long neither the number nor the peer of a channel that ended is bound to another (same section).
 pub const CHANNEL_COOLDOWN: Duration = Duration::from_secs(300);
-/// Most transport addresses of peers that one allocation is remembered to talk with.
-pub(super) const MAX_CLAIMS: usize = 512;
-/// ICE user fragments of a client that are remembered.
-const MAX_FRAGMENTS: usize = 4;
-/// Longest ICE user fragment that is remembered (RFC 8445 section 5.3 asks for at least 4 characters; clients use 4 to 16).
-const MAX_FRAGMENT: usize = 32;
 
 /// IPv4 or IPv6, as the index of an allocation's relayed addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -74,7 +67,7 @@ pub(super) enum PeerTransport {
 pub(super) struct Opening {
     pub(super) reply: Reply,
     /// The next port, set aside with this one; it waits for its token from when the client knows it.
-    pub(super) reserved: Option<(Token, PortLease)>,
+    pub(super) reserved: Option<(Token, Reserved)>,
     /// The relayed address that was asked for besides and could not be had, and why.
     pub(super) missing: Option<(Family, Fault)>,
 }
@@ -113,9 +106,8 @@ pub(super) struct Cold {
     pub(super) mobility: Option<Mobility>,
     /// Connections to peers (RFC 6062).
     pub(super) connections: Vec<ConnectionId>,
-    homes: [Option<u32>; 2],
+    relay_ports: [Option<u32>; 2],
     pub(super) permissions: Permissions,
-    fragments: Vec<Box<[u8]>>,
 }
 
 /// Why a permission or a channel was refused.
@@ -156,9 +148,8 @@ impl Allocation {
                 _ticket: applicant.ticket,
                 mobility: applicant.mobility,
                 connections: Vec::new(),
-                homes: [None; 2],
+                relay_ports: [None; 2],
                 permissions: Permissions::default(),
-                fragments: Vec::new(),
             }),
         }
     }
@@ -200,17 +191,17 @@ impl Allocation {
     }
 
     /// Returns the port of the relayed address of `family`.
-    pub(super) fn home(&self, family: Family) -> Option<RelayId> {
-        self.cold.homes[family as usize].map(|relay| relay as usize)
+    pub(super) fn relay_port(&self, family: Family) -> Option<RelayId> {
+        self.cold.relay_ports[family as usize].map(|relay| relay as usize)
     }
 
     /// Lists the ports of all relayed addresses, IPv4 first.
-    pub(super) fn homes(&self) -> impl Iterator<Item = RelayId> + use<> {
-        self.cold.homes.into_iter().flatten().map(|relay| relay as usize)
+    pub(super) fn relay_ports(&self) -> impl Iterator<Item = RelayId> + use<> {
+        self.cold.relay_ports.into_iter().flatten().map(|relay| relay as usize)
     }
 
-    pub(super) fn set_home(&mut self, family: Family, relay: Option<RelayId>) {
-        self.cold.homes[family as usize] = relay.map(|relay| relay as u32);
+    pub(super) fn set_relay_port(&mut self, family: Family, relay: Option<RelayId>) {
+        self.cold.relay_ports[family as usize] = relay.map(|relay| relay as u32);
     }
 
     /// Returns whether data may flow between the client and `peer`'s address.
@@ -222,11 +213,11 @@ impl Allocation {
         now < until
     }
 
-    /// Installs or refreshes a permission; returns whether it is new.
-    pub(super) fn permit(&mut self, now: Moment, peer: PeerAddr) -> bool {
+    /// Installs or refreshes a permission.
+    pub(super) fn permit(&mut self, now: Moment, peer: PeerAddr) {
         let until = now + PERMISSION_LIFETIME;
         self.links.permit(peer, until);
-        self.cold.permissions.install(peer, until)
+        self.cold.permissions.install(peer, until);
     }
 
     /// Forgets every permission for peers of `family`.
@@ -271,7 +262,7 @@ impl Allocation {
         }
     }
 
-    /// Binds `number` to `peer`, which was claimed and [may be bound](Self::may_bind), or refreshes that.
+    /// Binds `number` to `peer`, which was added and [may be bound](Self::may_bind), or refreshes that.
     pub(super) fn bind(&mut self, now: Moment, number: u16, peer: PeerAddr) {
         self.change_link(peer, |link| {
             link.set_number(Some(number));
@@ -297,12 +288,12 @@ impl Allocation {
         self.links.of(peer).filter(|link| now < link.bound_until)?.number()
     }
 
-    /// Returns the port that `peer` knows the client by.
+    /// Returns the relay port to `peer`, if the client has sent there or bound a channel.
     pub(super) fn relay_to(&self, peer: PeerAddr) -> Option<RelayId> {
         self.links.of(peer)?.relay()
     }
 
-    /// Notes the port that `peer` knows the client by from now on.
+    /// Notes that the client sends to `peer` through `relay`.
     pub(super) fn add_peer(&mut self, peer: PeerAddr, relay: RelayId, any_port_passes: bool) {
         self.change_link(peer, |link| {
             link.set_relay(Some(relay));
@@ -310,41 +301,20 @@ impl Allocation {
         });
     }
 
-    /// Forgets the port that `peer` knew the client by; its channel stays as long as the client was promised, on the next port.
+    /// Forgets that the client sends to `peer`; its channel stays as long as the client was promised.
     pub(super) fn forget_peer(&mut self, peer: PeerAddr) {
         self.change_link(peer, |link| link.set_relay(None));
     }
 
-    /// Lists all peers with the ports they know the client by.
-    pub(super) fn peers(&self) -> impl Iterator<Item = (PeerAddr, RelayId)> {
-        self.links.iter().filter_map(|link| Some((link.peer(), link.relay()?)))
+    /// Lists all peers that the client sends to.
+    pub(super) fn peers(&self) -> impl Iterator<Item = PeerAddr> {
+        self.links.iter().filter(|link| link.relay().is_some()).map(Link::peer)
     }
 
-    /// Returns whether the allocation can still make use of its claim on `peer`: a permission, or a channel that may come back.
+    /// Returns whether the allocation can still send to `peer`: there is a permission, or a channel that may come back.
     pub(super) fn uses(&self, now: Moment, peer: PeerAddr) -> bool {
         let bound = |link: &Link| link.number().is_some() && now < link.bound_until + CHANNEL_COOLDOWN;
         self.permits(now, peer) || self.links.of(peer).is_some_and(bound)
-    }
-
-    pub(super) fn peer_count(&self) -> usize {
-        self.peers().count()
-    }
-
-    /// Remembers an ICE user fragment that the client names itself by.
-    pub(super) fn learn_fragment(&mut self, fragment: &[u8]) {
-        if self.is_known_as(fragment) || fragment.len() > MAX_FRAGMENT {
-            return;
-        }
-        let fragments = &mut self.cold.fragments;
-        if fragments.len() == MAX_FRAGMENTS {
-            fragments.remove(0);
-        }
-        fragments.push(fragment.into());
-    }
-
-    /// Returns whether the client has named itself by this ICE user fragment.
-    pub(super) fn is_known_as(&self, fragment: &[u8]) -> bool {
-        self.cold.fragments.iter().any(|known| **known == *fragment)
     }
 }
 

@@ -1,16 +1,16 @@
 //! The data path: what passes between clients and peers, and by which allocation.
 
 use super::FiveTuple;
-use super::allocation::{Family, PeerTransport};
+use super::allocation::PeerTransport;
 use super::denials::Way;
 use super::links::Link;
-use super::machine::{AllocationId, Marks, Passage, Relay, ToClient, ToPeer};
+use super::machine::{AllocationId, Marks, Relay, ToClient, ToPeer};
 use super::moment::Moment;
 use super::policy::PeerAddr;
-use super::relay_port::{RelayId, Sharing};
+use super::relay_port::RelayId;
 use super::wire::{self, Header};
 use crate::clock::Now;
-use crate::stun::{COMPREHENSION_OPTIONAL, Class, Message, Method, attr};
+use crate::stun::{COMPREHENSION_OPTIONAL, Message, attr};
 use rand::Rng;
 use std::net::SocketAddr;
 
@@ -90,13 +90,8 @@ impl Relay {
             None => self.reach(now, id, peer)?,
         };
         self.within_bandwidth(now, id, payload.len()).then_some(())?;
-        if let Some((_, own)) = ice_fragments(payload)
-            && self.relays[relay].sharing == Sharing::Shared
-        {
-            self.allocations[id].learn_fragment(own);
-        }
         let peer = peer.socket_addr();
-        Some(ToPeer { sender: id, relay, peer, payload, marks: Marks::default(), dont_fragment: false })
+        Some(ToPeer { relay, peer, payload, marks: Marks::default(), dont_fragment: false })
     }
 
     /// Returns the port to a peer that the allocation has not talked to, or whose port matters, if it may.
@@ -105,11 +100,11 @@ impl Relay {
         if !allocation.permits(now, peer) {
             return None;
         }
-        if allocation.relay_to(peer).is_none() && allocation.cold.peer_transport == PeerTransport::Tcp {
+        if allocation.cold.peer_transport == PeerTransport::Tcp {
             return None;
         }
         self.port_passes(now, Way::Send, peer).then_some(())?;
-        self.claim(now, id, peer).ok()
+        self.add_peer(now, id, peer).ok()
     }
 
     /// Returns whether a peer with a permission may use its port: only at own addresses the port matters.
@@ -140,30 +135,7 @@ impl Relay {
         peer: PeerAddr,
         payload: &'a [u8],
     ) -> Option<ToClient<'a>> {
-        let id = self.tenant_for(now, relay, peer, payload)?;
-        self.data_to_tenant(now, id, peer, payload)
-    }
-
-    /// The same for what a client of this server sends.
-    pub(super) fn data_from_within<'a>(
-        &mut self,
-        now: Moment,
-        relay: RelayId,
-        passage: Passage,
-        payload: &'a [u8],
-    ) -> Option<ToClient<'a>> {
-        let fragment = ice_fragments(payload).map(|(receiver, _)| receiver);
-        let id = self.partner_for(now, relay, passage, fragment)?;
-        self.data_to_tenant(now, id, passage.way.from, payload)
-    }
-
-    fn data_to_tenant<'a>(
-        &mut self,
-        now: Moment,
-        id: AllocationId,
-        peer: PeerAddr,
-        payload: &'a [u8],
-    ) -> Option<ToClient<'a>> {
+        let id = self.relays.get(relay)?.owner;
         let allocation = self.allocations.get(id)?;
         if !allocation.is_live(now) || !allocation.permits(now, peer) {
             return None;
@@ -186,41 +158,6 @@ impl Relay {
         Some(ToClient { client, header, payload, padding, marks: Marks::default() })
     }
 
-    /// Says whose peer this is: the one that talks to that very transport address, else the only one that permits its IP address,
-    /// else the one that an ICE connectivity check names.
-    fn tenant_for(
-        &mut self,
-        now: Moment,
-        relay: RelayId,
-        peer: PeerAddr,
-        payload: &[u8],
-    ) -> Option<AllocationId> {
-        if let Some(id) = self.claimant(relay, peer) {
-            return Some(id);
-        }
-        let port = self.relays.get(relay)?;
-        let may_be_meant = |id: &AllocationId| {
-            self.allocations.get(*id).is_some_and(|a| a.is_live(now) && a.permits(now, peer))
-        };
-        let mut meant = self.permitting(relay, peer).filter(may_be_meant);
-        let (first, second) = (meant.next()?, meant.next());
-        if second.is_none() {
-            drop(meant);
-            if port.tenants > 1 && self.allocations[first].relay_to(peer).is_none() {
-                // From now on it stays with this tenant, even when another one gets a permission for the address.
-                let _ = self.claim(now, first, peer);
-            }
-            return Some(first);
-        }
-        let named = ice_fragments(payload).and_then(|(receiver, _)| {
-            let known = |id: &AllocationId| self.allocations[*id].is_known_as(receiver);
-            self.permitting(relay, peer).filter(may_be_meant).find(known)
-        });
-        drop(meant);
-        self.counters.ambiguous += u64::from(named.is_none());
-        named
-    }
-
     /// Handles an ICMP error about a datagram that a relay port sent: the client is told in a Data indication
     /// ([RFC 8656 section 11.5](https://www.rfc-editor.org/rfc/rfc8656#section-11.5)).
     pub fn handle_peer_error(
@@ -230,9 +167,10 @@ impl Relay {
         error: PeerError,
     ) -> Option<ToClient<'static>> {
         let peer = self.peer_named(error.peer);
-        let id = self.claimant(relay, peer)?;
+        let id = self.relays.get(relay)?.owner;
         let allocation = self.allocations.get(id)?;
         let at = self.epoch.moment(now.mono);
+        allocation.relay_to(peer)?;
         if !allocation.is_live(at) || !allocation.permits(at, peer) {
             return None;
         }
@@ -242,30 +180,4 @@ impl Relay {
         self.counters.icmp += 1;
         Some(ToClient { client, header, payload: &[], padding: 0, marks: Marks::default() })
     }
-
-    /// Returns whether the allocation has, or now gets, a relayed address of the peer's family.
-    pub(super) fn reaches(&mut self, id: AllocationId, family: Family) -> bool {
-        if self.allocations[id].home(family).is_some() {
-            return true;
-        }
-        let alone = self.allocations[id].homes().any(|relay| match self.relays[relay].sharing {
-            Sharing::Shared => false,
-            Sharing::Single => self.shared.limits.shared_ports > 0,
-            Sharing::Connections => true,
-        });
-        self.shared.features.add_family && !alone && self.move_in(id, family)
-    }
-}
-
-/// Returns receiver's and sender's user fragments of an ICE connectivity check
-/// ([RFC 8445 section 7.2.2](https://www.rfc-editor.org/rfc/rfc8445#section-7.2.2)): USERNAME is `receiver:sender`.
-fn ice_fragments(payload: &[u8]) -> Option<(&[u8], &[u8])> {
-    payload.starts_with(&[0, 1]).then_some(())?;
-    let message = Message::parse(payload).ok()?;
-    if (message.class(), message.method()) != (Class::Request, Method::BINDING) {
-        return None;
-    }
-    let name = message.unverified().get(attr::USERNAME)?;
-    let colon = name.iter().position(|byte| *byte == b':')?;
-    Some((&name[..colon], &name[colon + 1..]))
 }

@@ -8,9 +8,7 @@ use super::FiveTuple;
 use super::five_tuple::PackedTuple;
 use super::index::{Hash, Index};
 use super::machine::{AllocationId, Relay};
-use super::relay_port::RelayId;
 use std::hint::black_box;
-use std::net::SocketAddr;
 
 /// Packets that are looked ahead for at a time: what they need stays in the nearest cache until they are handled.
 pub const LOOKAHEAD: usize = 64;
@@ -33,12 +31,6 @@ impl Relay {
     pub fn look_ahead_to_clients(&self, clients: impl Iterator<Item = FiveTuple>) {
         let hashes = clients.map(|client| self.directory.client(&PackedTuple::new(client)));
         self.look_ahead(&self.directory.clients, hashes);
-    }
-
-    /// The same for what `peers` send to port `relay`.
-    pub fn look_ahead_to_peers(&self, relay: RelayId, peers: impl Iterator<Item = SocketAddr>) {
-        let hashes = peers.map(|peer| self.directory.peer_at(relay, self.peer_named(peer)));
-        self.look_ahead(&self.directory.claims, hashes);
     }
 
     /// Takes one step for all packets before it takes the next, so that no read of a step waits for another one.

@@ -4,22 +4,20 @@
 //! [`Relay::handle_client`] and [`Relay::handle_peer`], with the payload still borrowed from the caller's buffer.
 
 use super::FiveTuple;
-use super::allocation::{Allocation, Family};
+use super::allocation::{Allocation, PeerTransport};
 use super::alternate::Alternates;
 use super::auth::{self, Authority, Parking, Question};
 use super::connections::{ConnectionId, Connections};
 use super::denials::Denials;
 use super::directory::Directory;
-pub use super::introductions::Party;
-use super::introductions::Way;
 use super::mobility::Tickets;
 use super::moment::Epoch;
-use super::partners::Partners;
 use super::policy::{PeerAddr, PeerPolicy};
+use super::port_owners::PortOwner;
 use super::ports::{RelayAddress, RelayPorts};
 use super::quota::Quota;
 use super::rate::{Pace, Rate};
-use super::relay_port::{RelayId, RelayPort, Sharing};
+use super::relay_port::{RelayId, RelayPort};
 use super::reservation::Reservations;
 use super::tcp_relay::PeerConnection;
 use super::wire::Header;
@@ -52,7 +50,7 @@ pub struct Shared {
     pub reservations: Arc<Reservations>,
     /// Limits allocations.
     pub quota: Arc<Quota>,
-    /// The addresses of relay sockets, at most one of each family, IPv4 first.
+    /// The addresses of relay sockets; an allocation gets one of its family.
     pub addresses: Arc<[RelayAddress]>,
     /// Peer connections that wait to be bound.
     pub connections: Arc<Connections>,
@@ -79,11 +77,6 @@ pub struct Limits {
     pub allocation_bandwidth: Rate,
     /// Bytes relayed for all allocations of one user; default 50 MB/s.
     pub user_bandwidth: Rate,
-    /// Relay ports that one worker shares among allocations, for each address; 0 gives every allocation a port of its own.
-    pub shared_ports: usize,
-    /// How many of them are enough as long as no two allocations want the same peer: what leaves by few sockets leaves in few
-    /// system calls; default 4.
-    pub homes: usize,
 }
 
 impl Default for Limits {
@@ -94,8 +87,6 @@ impl Default for Limits {
             new_peers: Rate { per_second: 32, burst: Duration::from_secs(4) },
             allocation_bandwidth: Rate::bytes(25_000_000),
             user_bandwidth: Rate::bytes(50_000_000),
-            shared_ports: 48,
-            homes: 4,
         }
     }
 }
@@ -223,8 +214,6 @@ impl Marks {
 /// A payload on its way to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ToPeer<'a> {
-    /// Whose client sends it.
-    pub sender: AllocationId,
     /// The relay port whose socket sends it.
     pub relay: RelayId,
     /// The peer.
@@ -252,30 +241,24 @@ pub struct ToClient<'a> {
     pub marks: Marks,
 }
 
-/// Who sends to whom inside the server.
+/// From one relayed address of this server to another, by their local names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Passage {
-    pub(super) sender: Party,
-    /// Who is meant, if that is known.
-    pub(super) partner: Option<Party>,
-    pub(super) way: Way,
-}
-
-impl Passage {
-    /// From one relayed address to another, by their local names, when nobody has been introduced.
-    #[must_use]
-    pub fn new(sender: Party, from: SocketAddr, to: SocketAddr) -> Self {
-        Self { sender, partner: None, way: Way { from: PeerAddr::new(from), to: PeerAddr::new(to) } }
-    }
+pub struct InternalRoute {
+    /// The sender's.
+    pub from: SocketAddr,
+    /// The receiver's.
+    pub to: SocketAddr,
+    /// The receiver's port, as its worker's relay names it.
+    pub relay: RelayId,
 }
 
 /// A payload on its way to another worker's relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Across<'a> {
+pub struct InternalPacket<'a> {
     /// The worker.
     pub worker: u16,
-    /// By whom and for whom.
-    pub passage: Passage,
+    /// From whom and to whom.
+    pub route: InternalRoute,
     /// As it would have arrived.
     pub marks: Marks,
     /// The bytes.
@@ -284,15 +267,15 @@ pub struct Across<'a> {
 
 /// Where a payload for a peer goes on to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Onward<'a> {
+pub enum Forward<'a> {
     /// To the peer, by the relay port's socket.
-    Out(ToPeer<'a>),
+    Peer(ToPeer<'a>),
     /// The peer is a relayed address of this relay: to the client behind it, without leaving the server.
-    Back(ToClient<'a>),
-    /// The same, but nobody there wants it.
-    Nowhere,
-    /// The peer is a relayed address of another worker's relay, which takes it by [`Relay::handle_passage`].
-    Across(Across<'a>),
+    LocalClient(ToClient<'a>),
+    /// The peer is a relayed address of another worker's relay, which takes it by [`Relay::handle_internal`].
+    OtherWorker(InternalPacket<'a>),
+    /// Nowhere: the peer is a relayed address of this server where nobody takes datagrams from this one.
+    Drop,
 }
 
 /// What a relay has counted since it began.
@@ -310,10 +293,10 @@ pub struct Counters {
     pub over_bandwidth: u64,
     /// Peers refused because there were too many new ones in too short a time.
     pub over_new_peers: u64,
-    /// Packets of a peer that several allocations on a shared port might mean, dropped.
-    pub ambiguous: u64,
-    /// Peers that an allocation talks to from another port than its own, because that one was taken.
-    pub spilled: u64,
+    /// Times that no relay port was free.
+    pub ports_exhausted: u64,
+    /// Relay sockets that the system had no room for.
+    pub sockets_refused: u64,
     /// ICMP errors passed on to clients.
     pub icmp: u64,
     /// Requests refused for their credentials (401, 438).
@@ -328,18 +311,11 @@ pub struct Relay {
     pub(super) allocations: Slab<Allocation>,
     pub(super) relays: Slab<RelayPort>,
     pub(super) directory: Directory,
-    /// The ports that allocations share, by family.
-    pub(super) pool: [Vec<RelayId>; 2],
-    /// The ports that they spill over to, by family.
-    pub(super) spill: [Vec<RelayId>; 2],
     pub(super) connections: HashMap<ConnectionId, PeerConnection>,
     pub(super) deadlines: Deadlines<Timer>,
     pub(super) outputs: VecDeque<Output>,
     pub(super) counters: Counters,
     pub(super) denials: Denials,
-    pub(super) partners: Partners,
-    /// Over how many ports allocations of a family spread.
-    pub(super) spread: usize,
     pub(super) epoch: Epoch,
     pub(super) parking: Parking,
 }
@@ -349,20 +325,16 @@ impl Relay {
     #[must_use]
     pub fn new(now: Now, shared: Shared, rng: ChaCha20Rng) -> Self {
         Self {
-            spread: shared.limits.homes,
             shared,
             directory: Directory::new(&rng),
             rng,
             allocations: Slab::new(),
             relays: Slab::new(),
-            pool: [Vec::new(), Vec::new()],
-            spill: [Vec::new(), Vec::new()],
             connections: HashMap::new(),
             deadlines: Deadlines::default(),
             outputs: VecDeque::new(),
             counters: Counters::default(),
             denials: Denials::default(),
-            partners: Partners::default(),
             epoch: Epoch(now.mono),
             parking: Parking::default(),
         }
@@ -414,35 +386,41 @@ impl Relay {
         self.passed_to_client(forward, marks)
     }
 
-    /// Takes the short way to a peer that is a client of this relay too. The same rules hold as if the datagram had left and come
+    /// Takes the short way to a peer that is a client of this server too. The same rules hold as if the datagram had left and come
     /// back: both sides have to permit each other, and both are charged.
-    pub fn onward<'a>(&mut self, now: Now, forward: ToPeer<'a>) -> Onward<'a> {
-        let ToPeer { sender, relay, peer, payload, marks, .. } = forward;
-        let home = self.shared.ports.home(peer);
-        let (Some(worker), Some(here)) = (home, self.relays.get(relay)) else { return Onward::Out(forward) };
-        let way = Way { from: PeerAddr::new(here.address()), to: PeerAddr::new(peer) };
-        let passage = self.passage(sender, way);
+    pub fn route<'a>(&mut self, now: Now, forward: ToPeer<'a>) -> Forward<'a> {
+        let ToPeer { relay, peer, payload, marks, .. } = forward;
+        let Some(PortOwner { worker, relay: to_relay }) = self.shared.ports.owner(peer) else {
+            if self.shared.ports.is_leased(peer) {
+                // It takes connections alone or waits for its Allocate: whatever else listens there on this host is nobody's peer.
+                self.counters.dropped += 1;
+                return Forward::Drop;
+            }
+            return Forward::Peer(forward);
+        };
+        let Some(port) = self.relays.get(relay) else { return Forward::Peer(forward) };
+        let route = InternalRoute { from: port.address(), to: peer, relay: to_relay };
         if worker != self.shared.worker {
-            return Onward::Across(Across { worker, passage, marks, payload });
+            return Forward::OtherWorker(InternalPacket { worker, route, marks, payload });
         }
-        self.handle_passage(now, passage, marks, payload).map_or(Onward::Nowhere, Onward::Back)
+        self.handle_internal(now, route, marks, payload).map_or(Forward::Drop, Forward::LocalClient)
     }
 
     /// Handles what a client of this server, perhaps of another worker's relay, sends to a relayed address of this relay, as if it
-    /// had arrived there. The port may have closed meanwhile.
-    pub fn handle_passage<'a>(
+    /// had arrived there. The port may have closed meanwhile, and another one have its number.
+    pub fn handle_internal<'a>(
         &mut self,
         now: Now,
-        passage: Passage,
+        route: InternalRoute,
         marks: Marks,
         payload: &'a [u8],
     ) -> Option<ToClient<'a>> {
-        let takes = |relay: &RelayId| {
-            self.relays.get(*relay).is_some_and(|port| port.open && port.sharing != Sharing::Connections)
-        };
-        let relay = self.relay_at(passage.way.to.socket_addr()).filter(takes);
+        let InternalRoute { from, to, relay } = route;
+        let takes = |port: &&RelayPort| port.address() == to && port.serves(PeerTransport::Udp);
+        let is_open = self.relays.get(relay).filter(takes).is_some();
         let at = self.epoch.moment(now.mono);
-        let forward = relay.and_then(|relay| self.data_from_within(at, relay, passage, payload));
+        let forward =
+            is_open.then(|| self.data_for_client(at, relay, PeerAddr::new(from), payload)).flatten();
         self.passed_to_client(forward, marks)
     }
 
@@ -550,11 +528,11 @@ impl Relay {
         }
     }
 
-    /// Drops an allocation with everything it holds: ports, claims, quota.
+    /// Drops an allocation with everything it holds: ports, connections, quota.
     pub(super) fn forget(&mut self, id: AllocationId) {
         let Some(allocation) = self.allocations.try_remove(id) else { return };
         let client = allocation.client();
-        self.strike_client(client, id);
+        self.remove_client(client, id);
         self.deadlines.clear(Timer::Allocation(id));
         if allocation.cold.mobility.is_some() {
             self.outputs.push_back(Output::Left { client });
@@ -562,20 +540,8 @@ impl Relay {
         for connection in &allocation.cold.connections {
             self.close_connection(*connection);
         }
-        for (peer, relay) in by_port(allocation.peers()) {
-            self.release(id, relay, peer);
-        }
-        for family in [Family::V4, Family::V6] {
-            if let Some(home) = allocation.home(family) {
-                self.move_out(id, home, allocation.cold.permissions.of_family(family));
-            }
+        for relay in allocation.relay_ports() {
+            self.close_relay_port(relay);
         }
     }
-}
-
-/// Brings claims into an order that is the same for the same seed and inputs: what is released last closes a port.
-pub(super) fn by_port(claims: impl Iterator<Item = (PeerAddr, RelayId)>) -> Vec<(PeerAddr, RelayId)> {
-    let mut claims: Vec<_> = claims.collect();
-    claims.sort_unstable_by_key(|(_, relay)| *relay);
-    claims
 }

@@ -180,8 +180,8 @@ impl Relay {
         }
         tracing::info!(user = %Pii(allocation.user()), client = %Pii(client.client), %id, "allocation moved");
         if before != client {
-            self.strike_client(before, id);
-            self.enter_client(client, id);
+            self.remove_client(before, id);
+            self.insert_client(client, id);
             self.outputs.push_back(Output::Left { client: before });
         }
         Ok(id)

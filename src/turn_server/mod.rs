@@ -13,18 +13,16 @@ pub mod data;
 mod denials;
 mod directory;
 mod five_tuple;
-mod homes;
 mod index;
-mod introductions;
 mod links;
 mod lookahead;
 pub mod machine;
 pub mod mobility;
 mod moment;
-mod partners;
 mod peers;
 mod permissions;
 pub mod policy;
+mod port_owners;
 pub mod ports;
 pub mod quota;
 pub mod rate;
@@ -33,7 +31,6 @@ mod reply;
 mod requests;
 pub mod reservation;
 mod tcp_relay;
-mod tenancy;
 pub mod wire;
 
 pub use allocation::{CHANNEL_COOLDOWN, CHANNEL_LIFETIME};
@@ -42,7 +39,8 @@ pub use five_tuple::{FiveTuple, Transport};
 pub use lookahead::LOOKAHEAD;
 pub use machine::{Relay, Shared};
 pub use permissions::PERMISSION_LIFETIME;
-pub use relay_port::RelayId;
+pub use port_owners::PortOwner;
+pub use relay_port::{RelayId, RelaySocketError};
 
 #[cfg(test)]
 mod tests;

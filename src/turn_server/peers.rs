@@ -1,4 +1,4 @@
-//! CreatePermission and ChannelBind: who may talk to whom
+//! CreatePermission, ChannelBind and the peers that a client sends to: who may talk to whom
 //! ([RFC 8656 sections 10 and 12](https://www.rfc-editor.org/rfc/rfc8656#section-10)).
 
 use super::allocation::{Family, PeerRefusal, PeerTransport};
@@ -6,12 +6,25 @@ use super::denials::Way;
 use super::machine::{AllocationId, Relay};
 use super::moment::Moment;
 use super::policy::PeerAddr;
+use super::relay_port::RelayId;
 use super::reply::Fault;
 use super::requests::Request;
-use super::tenancy::NoClaim;
 use crate::clock::Now;
 use crate::stun::attr;
+use rand::Rng;
 use std::net::SocketAddr;
+
+/// Most transport addresses of peers that one allocation is remembered to send to. One that was forgotten counts as new again.
+const MAX_PEERS: usize = 512;
+
+/// Why an allocation cannot send to a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NoPeer {
+    /// There is no relayed address of the peer's family.
+    Family,
+    /// Too many new peers in too short a time.
+    TooMany,
+}
 
 impl Relay {
     /// Follows [RFC 8656 section 10.2](https://www.rfc-editor.org/rfc/rfc8656#section-10.2): all peers or none.
@@ -28,7 +41,7 @@ impl Relay {
         let peers = peers?;
         self.make_room(at, id, &peers)?;
         for peer in peers {
-            self.permit(at, id, peer);
+            self.allocations[id].permit(at, peer);
         }
         let bytes = request.reply.success(|builder| builder);
         self.answer(request.client, bytes);
@@ -58,38 +71,77 @@ impl Relay {
             PeerRefusal::Full => Fault::InsufficientCapacity,
         })?;
         self.make_room(at, id, &[peer])?;
-        self.claim(at, id, peer).map_err(|refusal| match refusal {
-            NoClaim::Family => Fault::PeerFamilyMismatch,
-            NoClaim::TooMany | NoClaim::NoPort => Fault::InsufficientCapacity,
+        self.add_peer(at, id, peer).map_err(|refusal| match refusal {
+            NoPeer::Family => Fault::PeerFamilyMismatch,
+            NoPeer::TooMany => Fault::InsufficientCapacity,
         })?;
         self.allocations[id].bind(at, number, peer);
-        self.permit(at, id, peer);
+        self.allocations[id].permit(at, peer);
         let bytes = request.reply.success(|builder| builder);
         self.answer(request.client, bytes);
         Ok(())
     }
 
-    fn permit(&mut self, now: Moment, id: AllocationId, peer: PeerAddr) {
-        let allocation = &mut self.allocations[id];
-        let is_new = allocation.permit(now, peer);
-        if let Some(home) = allocation.home(Family::of(peer.ip())).filter(|_| is_new) {
-            self.enter_permit(id, home, peer);
-        }
-    }
-
     fn make_room(&mut self, now: Moment, id: AllocationId, peers: &[PeerAddr]) -> Result<(), Fault> {
         let most = self.shared.limits.permissions;
-        if self.allocations[id].cold.permissions.len_with(peers) > most {
-            for peer in self.allocations[id].cold.permissions.forget_expired(now) {
-                if let Some(home) = self.allocations[id].home(Family::of(peer.ip())) {
-                    self.strike_permit(id, home, peer);
-                }
-            }
+        let permissions = &mut self.allocations[id].cold.permissions;
+        if permissions.len_with(peers) > most {
+            permissions.forget_expired(now);
         }
-        if self.allocations[id].cold.permissions.len_with(peers) > most {
-            return Err(Fault::InsufficientCapacity);
+        if permissions.len_with(peers) > most { Err(Fault::InsufficientCapacity) } else { Ok(()) }
+    }
+
+    /// Returns the relay port to `peer`; one that the client has not sent to before is held to the rate of new peers.
+    pub(super) fn add_peer(
+        &mut self,
+        now: Moment,
+        id: AllocationId,
+        peer: PeerAddr,
+    ) -> Result<RelayId, NoPeer> {
+        if let Some(relay) = self.allocations[id].relay_to(peer) {
+            return Ok(relay);
         }
-        Ok(())
+        let family = Family::of(peer.ip());
+        // A family that was added and whose port could not be had then is tried again.
+        if !self.reaches(id, family) {
+            return Err(NoPeer::Family);
+        }
+        let allocation = &mut self.allocations[id];
+        let relay = allocation.relay_port(family).ok_or(NoPeer::Family)?;
+        if !allocation.cold.new_peers.take(self.shared.limits.new_peers, now, 1) {
+            self.counters.over_new_peers += 1;
+            return Err(NoPeer::TooMany);
+        }
+        self.forget_peers_beyond_the_cap(now, id);
+        let any_port = !self.shared.policy.judges_ports(peer.ip());
+        self.allocations[id].add_peer(peer, relay, any_port);
+        Ok(relay)
+    }
+
+    /// Forgets the peers that the allocation cannot send to any more, or one of the others, if it has too many.
+    fn forget_peers_beyond_the_cap(&mut self, now: Moment, id: AllocationId) {
+        let allocation = &mut self.allocations[id];
+        if allocation.peers().count() < MAX_PEERS {
+            return;
+        }
+        let idle: Vec<_> = allocation.peers().filter(|peer| !allocation.uses(now, *peer)).collect();
+        idle.into_iter().for_each(|peer| allocation.forget_peer(peer));
+        let count = allocation.peers().count();
+        if count < MAX_PEERS {
+            return;
+        }
+        let any = allocation.peers().nth(self.rng.random_range(0..count));
+        any.into_iter().for_each(|peer| allocation.forget_peer(peer));
+    }
+
+    /// Returns whether the allocation has, or now gets, a relayed address of the peer's family.
+    pub(super) fn reaches(&mut self, id: AllocationId, family: Family) -> bool {
+        let allocation = &self.allocations[id];
+        if allocation.relay_port(family).is_some() {
+            return true;
+        }
+        let may_add = self.shared.features.add_family && allocation.cold.peer_transport == PeerTransport::Udp;
+        may_add && self.add_relayed_address(id, family)
     }
 
     /// Returns the peer as it is seen on the wire, if the policy lets it be reached and this allocation can reach it.
@@ -101,7 +153,9 @@ impl Relay {
         peer: SocketAddr,
     ) -> Result<PeerAddr, Fault> {
         let peer = self.peer_named(peer);
-        if let Err(denied) = self.shared.policy.check(peer) {
+        // A permission names no port (RFC 8656 section 9.2); what may be sent to is looked at again with each datagram.
+        let judged = if way == Way::Permission { peer.without_port() } else { peer };
+        if let Err(denied) = self.shared.policy.check(judged) {
             self.denials.note(now, way, peer, denied);
             return Err(Fault::Forbidden);
         }

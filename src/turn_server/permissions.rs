@@ -22,25 +22,16 @@ impl Permissions {
         self.position(peer).ok().and_then(|at| self.0.get(at)).map_or(Moment::default(), |(_, until)| *until)
     }
 
-    /// Returns whether a permission for the address of `peer` was installed and is not forgotten; it may be over.
-    pub(super) fn contains(&self, peer: PeerAddr) -> bool {
-        self.position(peer).is_ok()
-    }
-
-    /// Installs or refreshes a permission; returns whether it is new.
-    pub(super) fn install(&mut self, peer: PeerAddr, until: Moment) -> bool {
+    /// Installs or refreshes a permission.
+    pub(super) fn install(&mut self, peer: PeerAddr, until: Moment) {
         match self.position(peer) {
-            Ok(at) => {
-                self.0[at].1 = until;
-                false
-            }
+            Ok(at) => self.0[at].1 = until,
             Err(at) => {
                 if self.0.len() == self.0.capacity() {
                     // Most allocations have one or a few, and a vector would begin with room for four.
                     self.0.reserve_exact(self.0.len().max(1));
                 }
                 self.0.insert(at, (peer.without_port(), until));
-                true
             }
         }
     }
@@ -50,25 +41,20 @@ impl Permissions {
         self.0.iter().map(|(ip, _)| *ip)
     }
 
-    /// Lists those for peers of `family`.
-    pub(super) fn of_family(&self, family: Family) -> Vec<PeerAddr> {
-        self.iter().filter(|ip| Family::of(ip.ip()) == family).collect()
-    }
-
     /// Forgets every permission for peers of `family`.
     pub(super) fn forget(&mut self, family: Family) {
         self.0.retain(|(ip, _)| Family::of(ip.ip()) != family);
     }
 
-    /// Lists the permissions that are over and forgets them.
-    pub(super) fn forget_expired(&mut self, now: Moment) -> Vec<PeerAddr> {
-        self.0.extract_if(.., |(_, until)| *until <= now).map(|(ip, _)| ip).collect()
+    /// Forgets the permissions that are over.
+    pub(super) fn forget_expired(&mut self, now: Moment) {
+        self.0.retain(|(_, until)| now < *until);
     }
 
     /// Returns how many permissions there would be with `peers` too.
     pub(super) fn len_with(&self, peers: &[PeerAddr]) -> usize {
         let mut unknown: Vec<_> =
-            peers.iter().map(|peer| peer.without_port()).filter(|ip| !self.contains(*ip)).collect();
+            peers.iter().map(|peer| peer.without_port()).filter(|ip| self.position(*ip).is_err()).collect();
         unknown.sort_unstable();
         unknown.dedup();
         self.0.len() + unknown.len()

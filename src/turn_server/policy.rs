@@ -37,11 +37,6 @@ impl PeerAddr {
         }
     }
 
-    /// Returns the address as a key.
-    pub(super) fn octets(self) -> [u8; 16] {
-        self.ip
-    }
-
     /// Returns the port.
     #[must_use]
     pub fn port(self) -> u16 {

@@ -1,7 +1,6 @@
 //! The relay ports: one table for all workers, leases that return on drop.
 
-use super::homes::Homes;
-use super::introductions::Introductions;
+use super::port_owners::{PortOwner, PortOwners};
 use rand::Rng;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -12,9 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Debug)]
 pub struct RelayPorts {
     range: RangeInclusive<u16>,
-    spill: RangeInclusive<u16>,
     tables: Vec<Table>,
-    pub(super) introductions: Introductions,
 }
 
 /// A local address that relay sockets are bound to, and what clients are told it is.
@@ -31,10 +28,12 @@ struct Table {
     address: RelayAddress,
     /// A bit for each port there is.
     words: Box<[AtomicU64]>,
-    /// Whose relay has which port open.
-    homes: Homes,
+    owners: PortOwners,
 }
 
+/// Ports drawn one by one before the range is searched from a drawn port on: neighbours of a taken port would be likelier otherwise
+/// ([RFC 6056 section 3.3.2](https://www.rfc-editor.org/rfc/rfc6056#section-3.3.2)).
+const GUESSES: usize = 8;
 /// Words of a [`Table`].
 const WORDS: usize = 1 << 10;
 
@@ -43,15 +42,9 @@ impl RelayPorts {
     #[must_use]
     pub fn new(addresses: &[RelayAddress], range: RangeInclusive<u16>) -> Self {
         let words = || (0..WORDS).map(|_| AtomicU64::new(0)).collect();
-        let table = |address: &RelayAddress| Table { address: *address, words: words(), homes: Homes::new() };
-        let tables = addresses.iter().map(table).collect();
-        Self { spill: range.clone(), range, tables, introductions: Introductions::default() }
-    }
-
-    /// Takes other ports for those that are only ever sent from first: [`RelayPorts::lease_spill`].
-    #[must_use]
-    pub fn with_spill(self, spill: RangeInclusive<u16>) -> Self {
-        Self { spill, ..self }
+        let table =
+            |address: &RelayAddress| Table { address: *address, words: words(), owners: PortOwners::new() };
+        Self { range, tables: addresses.iter().map(table).collect() }
     }
 
     /// Returns whether relayed addresses are given out at the local address `ip`.
@@ -75,11 +68,11 @@ impl RelayPorts {
         SocketAddr::new(advertised.unwrap_or(address.ip()), address.port())
     }
 
-    /// Returns the number of the worker whose relay has the local relayed address `address` open for datagrams.
+    /// Returns who has the local relayed address `address` open for datagrams.
     #[must_use]
-    pub fn home(&self, address: SocketAddr) -> Option<u16> {
+    pub fn owner(&self, address: SocketAddr) -> Option<PortOwner> {
         let table = self.tables.iter().find(|table| table.address.local == address.ip())?;
-        table.homes.of(address.port())
+        table.owners.get(address.port())
     }
 
     /// Returns how many ports are leased in all.
@@ -102,12 +95,10 @@ impl RelayPorts {
     /// Leases a port of `ip`, drawn at random so that it cannot be guessed (RFC 8656 section 7.2).
     /// Returns `None` when the address is not served or all its ports are taken.
     pub fn lease(self: &Arc<Self>, ip: IpAddr, rng: &mut impl Rng) -> Option<PortLease> {
-        self.leases(ip, &self.range, rng).next()
-    }
-
-    /// Leases a port that no client is told of, to talk to a peer from, drawn as by [`RelayPorts::lease`].
-    pub fn lease_spill(self: &Arc<Self>, ip: IpAddr, rng: &mut impl Rng) -> Option<PortLease> {
-        self.leases(ip, &self.spill, rng).next()
+        let table = self.table_of(ip)?;
+        let guesses: [u16; GUESSES] = std::array::from_fn(|_| draw(&self.range, rng));
+        let mut candidates = guesses.into_iter().chain(drawn(&self.range, rng));
+        candidates.find_map(|port| self.take(table, port))
     }
 
     /// Leases an even port of `ip` for EVEN-PORT, drawn as by [`RelayPorts::lease`].
@@ -130,16 +121,6 @@ impl RelayPorts {
         even.filter_map(move |port| self.take(table?, port))
     }
 
-    fn leases(
-        self: &Arc<Self>,
-        ip: IpAddr,
-        range: &RangeInclusive<u16>,
-        rng: &mut impl Rng,
-    ) -> impl Iterator<Item = PortLease> {
-        let table = self.table_of(ip);
-        drawn(range, rng).filter_map(move |port| self.take(table?, port))
-    }
-
     fn table_of(&self, ip: IpAddr) -> Option<usize> {
         self.tables.iter().position(|table| table.address.local == ip)
     }
@@ -152,10 +133,14 @@ impl RelayPorts {
     }
 }
 
+fn draw(range: &RangeInclusive<u16>, rng: &mut impl Rng) -> u16 {
+    rng.random_range(*range.start()..=(*range.end()).max(*range.start()))
+}
+
 /// Lists the ports of `range`, from one that is drawn at random on and round.
 fn drawn<R: Rng>(range: &RangeInclusive<u16>, rng: &mut R) -> impl Iterator<Item = u16> + use<R> {
     let (first, last) = (*range.start(), (*range.end()).max(*range.start()));
-    let start = rng.random_range(first..=last);
+    let start = draw(range, rng);
     (start..=last).chain(first..start)
 }
 
@@ -174,16 +159,16 @@ impl PortLease {
         SocketAddr::new(self.ports.tables[self.table].address.local, self.port)
     }
 
-    /// Notes that the relay of `worker` has opened the port for datagrams: [`RelayPorts::home`], until the port returns.
-    pub(super) fn settle(&self, worker: u16) {
-        self.ports.tables[self.table].homes.settle(self.port, worker);
+    /// Notes who has opened the port for datagrams: [`RelayPorts::owner`], until the port returns.
+    pub(super) fn set_owner(&self, owner: PortOwner) {
+        self.ports.tables[self.table].owners.set(self.port, owner);
     }
 }
 
 impl Drop for PortLease {
     fn drop(&mut self) {
         let table = &self.ports.tables[self.table];
-        table.homes.leave(self.port);
+        table.owners.clear(self.port);
         let word = &table.words[usize::from(self.port) / 64];
         word.fetch_and(!(1 << (self.port % 64)), Ordering::Relaxed);
     }

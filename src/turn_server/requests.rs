@@ -3,7 +3,8 @@
 use super::FiveTuple;
 use super::allocation::Family;
 use super::auth::{Authenticated, Tenancy};
-use super::machine::{AllocationId, Relay, by_port};
+use super::machine::{AllocationId, Relay};
+use super::policy::PeerAddr;
 use super::reply::{Fault, Reply};
 use crate::clock::Now;
 use crate::stun::{Attributes, Message, Method, attr};
@@ -102,7 +103,7 @@ impl Relay {
             Some(&[code, _, _, _]) => Some(Family::from_code(code).ok_or(Fault::PeerFamilyMismatch)?),
             Some(_) => return Err(Fault::BadRequest),
         };
-        if family.is_some_and(|family| self.allocations[id].home(family).is_none()) {
+        if family.is_some_and(|family| self.allocations[id].relay_port(family).is_none()) {
             return Err(Fault::PeerFamilyMismatch);
         }
         let lifetime = match request.attributes.u32(attr::LIFETIME) {
@@ -110,7 +111,7 @@ impl Relay {
             _ => self.granted(request),
         };
         match family {
-            Some(family) if lifetime.is_zero() && self.allocations[id].homes().count() > 1 => {
+            Some(family) if lifetime.is_zero() && self.allocations[id].relay_ports().count() > 1 => {
                 self.drop_family(id, family);
                 self.allocations[id].forget_permissions(family);
             }
@@ -136,15 +137,14 @@ impl Relay {
 
     /// Ends one of two relayed addresses and what was said through it.
     pub(super) fn drop_family(&mut self, id: AllocationId, family: Family) {
-        let allocation = &self.allocations[id];
-        let of_family = by_port(allocation.peers().filter(|(peer, _)| Family::of(peer.ip()) == family));
-        for (peer, relay) in of_family {
-            self.release(id, relay, peer);
+        let allocation = &mut self.allocations[id];
+        let of_family = |peer: &PeerAddr| Family::of(peer.ip()) == family;
+        let peers: Vec<_> = allocation.peers().filter(of_family).collect();
+        peers.into_iter().for_each(|peer| allocation.forget_peer(peer));
+        if let Some(relay) = allocation.relay_port(family) {
+            allocation.set_relay_port(family, None);
+            self.close_relay_port(relay);
         }
-        let allocation = &self.allocations[id];
-        let Some(home) = allocation.home(family) else { return };
-        self.move_out(id, home, allocation.cold.permissions.of_family(family));
-        self.allocations[id].set_home(family, None);
     }
 }
 

@@ -2,6 +2,7 @@
 //! ([RFC 8656 section 7.2](https://www.rfc-editor.org/rfc/rfc8656#section-7.2)).
 
 use super::ports::PortLease;
+use super::quota::Ticket;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -18,35 +19,43 @@ pub(super) type Token = [u8; 8];
 #[derive(Debug, Default)]
 pub struct Reservations(Mutex<HashMap<Token, Reservation>>);
 
+/// A port that waits for its Allocate, which is in its user's quota meanwhile.
+#[derive(Debug)]
+pub(super) struct Reserved {
+    pub(super) lease: PortLease,
+    pub(super) ticket: Ticket,
+}
+
 #[derive(Debug)]
 struct Reservation {
     user: Arc<str>,
-    lease: PortLease,
+    reserved: Reserved,
     expires: Instant,
 }
 
 impl Reservations {
-    /// Keeps `lease` for `user` under `token`; `false`, and the port returns, when there are too many.
-    pub(super) fn keep(&self, now: Instant, token: Token, user: Arc<str>, lease: PortLease) -> bool {
+    /// Keeps a port for `user` under `token`; `false`, and the port returns, when there are too many.
+    pub(super) fn keep(&self, now: Instant, token: Token, user: Arc<str>, reserved: Reserved) -> bool {
         self.expire(now);
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let room = kept.len() < MAX_RESERVATIONS;
         if room {
-            kept.insert(token, Reservation { user, lease, expires: now + LIFETIME });
+            kept.insert(token, Reservation { user, reserved, expires: now + LIFETIME });
         }
         room
     }
 
     /// Hands out the port that `user` reserved under `token`, once.
-    pub(super) fn claim(&self, now: Instant, token: &[u8], user: &str) -> Option<PortLease> {
+    pub(super) fn claim(&self, now: Instant, token: &[u8], user: &str) -> Option<Reserved> {
         let token: Token = token.try_into().ok()?;
         self.expire(now);
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.get(&token)?.user.as_ref() != user {
             return None;
         }
-        kept.remove(&token).map(|reservation| reservation.lease)
+        kept.remove(&token).map(|reservation| reservation.reserved)
     }
+
     /// Gives back the ports that nobody has claimed in time; returns when the next one's time is over.
     pub(super) fn expire(&self, now: Instant) -> Option<Instant> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -9,7 +9,7 @@ use super::denials::Way;
 use super::machine::{AllocationId, Output, Relay, Timer};
 use super::policy::PeerAddr;
 use super::rate::Pace;
-use super::relay_port::{RelayId, Sharing};
+use super::relay_port::RelayId;
 use super::reply::{Fault, Reply};
 use super::requests::Request;
 use crate::clock::Now;
@@ -52,7 +52,8 @@ impl Relay {
         if self.has_connection(id, peer) {
             return Err(Fault::ConnectionExists);
         }
-        let home = self.allocations[id].home(Family::of(peer.ip())).ok_or(Fault::PeerFamilyMismatch)?;
+        let relay = self.allocations[id].relay_port(Family::of(peer.ip()));
+        let relay = relay.ok_or(Fault::PeerFamilyMismatch)?;
         let new = self.allocations[id].cold.new_peers.take(self.shared.limits.new_peers, at, 1);
         if !new {
             self.counters.over_new_peers += 1;
@@ -61,7 +62,7 @@ impl Relay {
         let connection = self.add_connection(id, peer, Some(request.reply.clone()));
         let connection = connection.ok_or(Fault::InsufficientCapacity)?;
         self.deadlines.set(Timer::Connection(connection), now.mono + PATIENCE);
-        let from = self.relays[home].address();
+        let from = self.relays[relay].address();
         self.outputs.push_back(Output::Connect { connection, from, to: peer.socket_addr() });
         Ok(())
     }
@@ -90,9 +91,9 @@ impl Relay {
     /// ([RFC 6062 section 5.3](https://www.rfc-editor.org/rfc/rfc6062#section-5.3)). Returns its name if it may stay.
     pub fn handle_accepted(&mut self, now: Now, relay: RelayId, from: SocketAddr) -> Option<ConnectionId> {
         let peer = self.peer_named(from);
-        let port = self.relays.get(relay).filter(|port| port.sharing == Sharing::Connections)?;
+        let port = self.relays.get(relay).filter(|port| port.serves(PeerTransport::Tcp))?;
         let address = port.address();
-        let id = port.tenant?;
+        let id = port.owner;
         let allocation = self.allocations.get(id)?;
         let at = self.epoch.moment(now.mono);
         if !allocation.is_live(at) || !allocation.permits(at, peer) {

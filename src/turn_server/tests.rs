@@ -4,16 +4,16 @@ mod families;
 mod lookahead;
 mod mobility;
 mod rates;
-mod sharing;
+mod relay_ports;
 mod tcp;
 
 use super::auth::{Authority, Credentials};
-use super::machine::{Features, Limits, Marks, Onward, Output, Relay, Shared};
+use super::machine::{Features, Forward, InternalPacket, Limits, Marks, Output, Relay, Shared};
 use super::mobility::Tickets;
 use super::policy::{PeerPolicy, PolicyConfig};
 use super::ports::{RelayAddress, RelayPorts};
 use super::quota::Quota;
-use super::{FiveTuple, RelayId, Transport};
+use super::{FiveTuple, RelayId, RelaySocketError, Transport};
 use crate::clock::Now;
 use crate::net::time::now;
 use crate::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
@@ -36,6 +36,7 @@ struct World {
     now: Now,
     sockets: HashMap<RelayId, SocketAddr>,
     refuse_ports: HashSet<u16>,
+    refusal: RelaySocketError,
     /// What else the hands were told.
     others: Vec<Output>,
     next_id: u8,
@@ -59,7 +60,7 @@ fn shared(per_user: u32, ports: std::ops::RangeInclusive<u16>) -> Shared {
         connections: Arc::default(),
         tickets: Arc::new(Tickets::new(&[6; 32]).unwrap()),
         worker: 0,
-        limits: Limits { shared_ports: 0, ..Limits::default() },
+        limits: Limits::default(),
         features: Features::default(),
     }
 }
@@ -83,6 +84,7 @@ impl World {
             now,
             sockets: HashMap::new(),
             refuse_ports: HashSet::new(),
+            refusal: RelaySocketError::PortInUse,
             others: Vec::new(),
             next_id: 0,
         }
@@ -100,10 +102,11 @@ impl World {
             match output {
                 Output::Reply { client, bytes, .. } => replies.push((client, bytes)),
                 Output::OpenRelay { relay, address, .. } => {
-                    let opened = !self.refuse_ports.contains(&address.port());
-                    if opened {
+                    let refused = self.refuse_ports.contains(&address.port());
+                    if !refused {
                         self.sockets.insert(relay, address);
                     }
+                    let opened = if refused { Err(self.refusal) } else { Ok(()) };
                     self.relay.handle_relay_opened(self.now, relay, opened);
                 }
                 Output::CloseRelay { relay } => drop(self.sockets.remove(&relay)),
@@ -431,14 +434,7 @@ fn without_an_allocation_everything_is_a_mismatch() {
 fn denied_peers_get_403_in_permission_and_channel_and_are_dropped_in_send() {
     let mut world = World::new();
     world.allocate(1);
-    for peer in [
-        "127.0.0.1:80",
-        "10.1.2.3:80",
-        "[::ffff:127.0.0.1]:80",
-        "169.254.169.254:80",
-        "198.41.0.4:3478",
-        "0.0.0.0:1",
-    ] {
+    for peer in ["127.0.0.1:80", "10.1.2.3:80", "[::ffff:127.0.0.1]:80", "169.254.169.254:80", "0.0.0.0:1"] {
         assert_eq!(world.permit(1, peer), 403, "{peer}");
         assert_eq!(world.bind(1, 0x4001, peer), 403, "{peer}");
         assert!(!world.indicate(1, peer), "{peer}");
@@ -542,6 +538,29 @@ fn a_port_set_aside_comes_back_when_its_even_one_is_refused_or_nobody_claims_it(
     assert!(world.relay.poll_timeout().is_some());
     world.wait(10);
     assert_eq!((world.shared.ports.leased(), world.relay.poll_timeout()), (0, None));
+    assert_eq!(world.shared.quota.held(), 0);
+}
+
+#[test]
+fn a_reservation_is_in_its_users_quota_until_its_allocation_takes_its_place() {
+    let even = |b: Builder| udp(b).attribute(attr::EVEN_PORT, &[0x80]);
+    let mut world = World::with(shared(3, 50_000..=50_099));
+    let (code, pair) = world.ask(1, "alice", Method::ALLOCATE, even);
+    assert_eq!((code, world.shared.quota.held()), (0, 2));
+    assert_eq!(world.ask(2, "alice", Method::ALLOCATE, even).0, 486, "one is left, two are wanted");
+    assert_eq!(world.shared.quota.held(), 2, "what was refused holds nothing");
+    world.allocate(2);
+    assert_eq!(world.ask(3, "alice", Method::ALLOCATE, udp).0, 486);
+    let token = Message::parse(&pair).unwrap().unverified().get(attr::RESERVATION_TOKEN).unwrap().to_vec();
+    let claim = |b: Builder| udp(b).attribute(attr::RESERVATION_TOKEN, &token);
+    assert_eq!(world.ask(3, "alice", Method::ALLOCATE, claim).0, 0, "it is counted already");
+    assert_eq!(world.shared.quota.held(), 3);
+    world.refresh(2, "alice", 0);
+    world.refresh(3, "alice", 0);
+    assert_eq!(world.ask(2, "alice", Method::ALLOCATE, even).0, 0);
+    assert_eq!(world.ask(3, "alice", Method::ALLOCATE, udp).0, 486);
+    world.wait(30);
+    assert_eq!(world.ask(3, "alice", Method::ALLOCATE, udp).0, 0, "nobody has claimed it in time");
 }
 
 #[test]
@@ -595,11 +614,8 @@ proptest! {
     #[test]
     fn whatever_happens_the_relay_keeps_its_promises(
         events in proptest::collection::vec(any_event(), 1..60),
-        shared_ports in 0..3_usize,
     ) {
-        let mut shared = shared(3, 50_000..=50_001);
-        shared.limits.shared_ports = shared_ports;
-        let mut world = World::with(shared);
+        let mut world = World::with(shared(3, 50_000..=50_001));
         let peer = |p: u8| if p == 5 { "127.0.0.1:7".to_owned() } else { format!("8.8.8.{p}:7") };
         let mut granted: HashMap<(u16, u8), Now> = HashMap::new();
         for event in events {
@@ -636,7 +652,7 @@ proptest! {
             }
             world.drain();
             prop_assert_eq!(world.shared.ports.leased() as usize, world.sockets.len());
-            prop_assert!(world.sockets.len() == world.relay.len() || shared_ports > 0);
+            prop_assert_eq!(world.sockets.len(), world.relay.len());
             prop_assert_eq!(world.relay.len() as u32, world.shared.quota.held());
             prop_assert!(world.sockets.values().all(|address| world.shared.ports.is_leased(*address)));
             prop_assert!(world.relay.poll_timeout().is_none_or(|at| at > world.now.mono));

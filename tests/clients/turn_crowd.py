@@ -4,6 +4,8 @@
         allocates COUNT times from as many sockets, and lets SAMPLE of them talk to a peer each; PID is the server's
     turn_crowd.py same SERVER USER PASSWORD COUNT
         COUNT clients talk to one and the same peer
+    turn_crowd.py first SERVER USER PASSWORD COUNT
+        COUNT clients permit one address and say nothing; a peer for each speaks first, is answered, and goes on from another port
     turn_crowd.py mutual SERVER USER PASSWORD
         two clients talk to each other through their relayed addresses, by Send and by channel
     turn_crowd.py until SERVER RESTSECRET LIFETIME
@@ -34,14 +36,10 @@ def peer_socket():
     return peer
 
 
-def udp_sockets(pid):
-    """How many UDP sockets a process has, in both families."""
-    inodes = set()
-    for table in ("udp", "udp6"):
-        with open(f"/proc/{pid}/net/{table}") as rows:
-            inodes.update(row.split()[9] for row in list(rows)[1:])
+def sockets_of(pid):
+    """How many sockets a process has."""
     links = (os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd"))
-    return sum(link[8:-1] in inodes for link in links if link.startswith("socket:["))
+    return sum(link.startswith("socket:[") for link in links)
 
 
 def talks(client, peer, word):
@@ -61,10 +59,10 @@ def talks(client, peer, word):
 
 def many(server, user, password, count, sample, pid):
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
-    before = udp_sockets(pid)
+    before = sockets_of(pid)
     clients = [Allocation(server, user, password) for _ in range(count)]
     ports = {client.relayed for client in clients}
-    sockets = udp_sockets(pid) - before
+    sockets = sockets_of(pid) - before
     chosen = clients[:: count // sample][:sample]
     peers = [peer_socket() for _ in chosen]
     permitted = [client.permit(peer.getsockname()) for client, peer in zip(chosen, peers)]
@@ -84,22 +82,32 @@ def many(server, user, password, count, sample, pid):
 
 
 def same(server, user, password, count):
-    """Each hears what the peer says to it, although some have the same relayed address."""
+    """The peer knows each client by its own relayed address, the second time too."""
     peer = peer_socket()
     clients = [Allocation(server, user, password) for _ in range(count)]
-    permitted = [client.permit(peer.getsockname()) for client in clients]
-    sources = [talks(client, peer, b"client %d" % number) for number, client in enumerate(clients)]
-    again = [talks(client, peer, b"again %d" % number) for number, client in enumerate(clients)]
-    print(
-        json.dumps(
-            {
-                "permitted": permitted,
-                "talked": [source is not None for source in sources],
-                "different": len(set(sources)) == len(sources),
-                "again": again == sources,
-            }
-        )
-    )
+    permitted = [client.permit(peer.getsockname()) for client in clients].count(200)
+    own = sum(talks(client, peer, b"client %d" % number) == client.relayed for number, client in enumerate(clients))
+    again = sum(talks(client, peer, b"again %d" % number) == client.relayed for number, client in enumerate(clients))
+    print(json.dumps({"permitted": permitted, "own": own, "again": again}))
+
+
+def first(server, user, password, count):
+    clients = [Allocation(server, user, password) for _ in range(count)]
+    permitted = [client.permit(("127.0.0.1", 1)) for client in clients].count(200)
+    seen = {"permitted": permitted, "first": 0, "answered": 0, "moved": 0, "strange": 0}
+    for number, client in enumerate(clients):
+        peer, word = peer_socket(), b"first %d" % number
+        heard = (peer.getsockname(), word)
+        seen["first"] += hears(client, heard, lambda: peer.sendto(word, client.relayed))
+        client.send(peer.getsockname(), b"answer %d" % number)
+        seen["answered"] += peer.recvfrom(64) == (b"answer %d" % number, client.relayed)
+        moved, word = peer_socket(), b"moved %d" % number
+        seen["moved"] += hears(client, (moved.getsockname(), word), lambda: moved.sendto(word, client.relayed))
+    # A word that was sent again may be heard again; another one's never.
+    for number, client in enumerate(clients):
+        while heard := client.relayed_data(0.01):
+            seen["strange"] += not heard[1].endswith(b" %d" % number)
+    print(json.dumps(seen))
 
 
 def mutual(server, user, password):
@@ -152,7 +160,7 @@ def main(verb, server, *rest):
         return until(server, rest[0].encode(), int(rest[1]))
     user, password, *numbers = rest
     user, password, numbers = user.encode(), password.encode(), [int(number) for number in numbers]
-    verbs = {"many": many, "same": same, "mutual": mutual}
+    verbs = {"many": many, "same": same, "first": first, "mutual": mutual}
     if verb not in verbs:
         sys.exit(__doc__)
     verbs[verb](server, user, password, *numbers)

@@ -111,14 +111,13 @@ impl House {
         let quoted: Vec<_> = listen.iter().map(|ip| format!("\"{ip}\"")).collect();
         let text = format!(
             "state = {:?}\nlisten = [{}]\npublic = [\"{}\"]\nport = {port}\naux_port = {}\n\
-             {}\n[tls]\n{tls}\n[turn]\nusers = {{ {USER} = \"{PASSWORD}\" }}\n{ports}\n{}\n",
+             {}\n[tls]\n{tls}\n[turn]\nusers = {{ {USER} = \"{PASSWORD}\" }}\n{}\n",
             folder.path().join("state"),
             quoted.join(", "),
             listen[0],
             port + 1,
             lines.top,
             lines.turn,
-            ports = if lines.turn.contains("relay_ports") { String::new() } else { relay_ports(address) },
         );
         std::fs::write(&config, text).unwrap();
         let server = serve(command(env!("CARGO_BIN_EXE_ginnel")), &config);
@@ -186,19 +185,6 @@ fn serve(mut command: Command, config: &Path) -> Proc {
     let server = Proc::start("ginnel serve", command, Stdout::Lines);
     server.expect("line that begins with Ready.", START, |line| line.starts_with("Ready.").then_some(()));
     server
-}
-
-/// As many relay ports as by default, but other ones for each server that tests run side by side; or, with `GINNEL_OWN_PORTS=1`,
-/// one for each allocation.
-fn relay_ports(address: SocketAddr) -> String {
-    if tools::switch("GINNEL_OWN_PORTS", 0) > 0 {
-        return "share_relay_ports = false".to_owned();
-    }
-    if !address.ip().is_loopback() {
-        return String::new();
-    }
-    let first = 33_000 + (address.port() - 20_000) / 4 % 500 * 64;
-    format!("relay_ports = \"{first}-{}\"", first + 63)
 }
 
 /// A port that is free on loopback by UDP and TCP, and its neighbour too; below every ephemeral range. The two ports after

@@ -137,7 +137,7 @@ fn allocations_are_given_back() {
 
 #[test]
 fn an_interrupted_load_gives_back_what_it_holds() {
-    let house = House::on_loopback("share_relay_ports = false");
+    let house = House::on_loopback("");
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", house.server.id())).unwrap().count();
     // What the start has still open goes soon.
     let pause = || std::thread::sleep(Duration::from_millis(50));
@@ -204,7 +204,7 @@ fn several_processes_share_a_load_and_report_as_one() {
 
 #[test]
 fn processes_of_a_load_end_with_the_one_that_started_them() {
-    let house = House::on_loopback("share_relay_ports = false");
+    let house = House::on_loopback("");
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", house.server.id())).unwrap().count();
     let before = descriptors();
     let await_descriptors = |expected: &dyn Fn(usize) -> bool| {

@@ -56,7 +56,7 @@ impl World {
             relayed: 0,
             permissions: HashMap::new(),
             channels: HashMap::new(),
-            partial: false,
+            addresses: if tcp { Vec::new() } else { relayed },
         };
         self.lives.insert(client, life);
         assert_eq!(mobile, attributes.get(attr::MOBILITY_TICKET).is_some());
@@ -99,7 +99,6 @@ impl World {
         life.tickets += usize::from(number == life.tickets);
         life.until = self.until(&reply);
         assert!(self.lives.insert(client, life).is_none(), "a place that was taken");
-        self.talks.values_mut().filter(|owner| **owner == before).for_each(|owner| *owner = client);
         if asked == 0 {
             self.bury(client);
         }
@@ -128,10 +127,8 @@ impl World {
         let until = self.until(&reply);
         let still_there = self.allocations() == self.lives.len();
         match self.lives.get_mut(&client) {
-            Some(life) if asked == 0 && still_there => {
+            Some(_) if asked == 0 && still_there => {
                 assert_ne!(family, 0, "a whole allocation was to end");
-                life.partial = true;
-                self.talks.retain(|_, owner| *owner != client);
             }
             Some(_) if asked == 0 => self.bury(client),
             Some(life) => life.until = until,

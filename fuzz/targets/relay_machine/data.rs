@@ -43,14 +43,14 @@ impl World {
         let Some((relay, address)) = nth(&self.sockets, which).map(|(key, at)| (key, *at)) else { return };
         let peer = canonical(self.peer(number));
         let payload = &[1, 2, 3, 4, 5, 6, 7][..usize::from(number) % 8];
-        let owner = self.talks.get(&(address, peer)).copied().filter(|owner| self.permits(*owner, peer.ip()));
+        let owner = self.owner(address).filter(|owner| self.must_reach(*owner, peer));
         let forward = self.peer_says(relay, peer, payload);
         assert!(self.drain().is_empty());
         let Some((client, bytes)) = forward else {
-            assert!(owner.is_none() || self.is_capped(), "an answer is lost");
+            assert!(owner.is_none(), "what a permitted peer sends is lost");
             return;
         };
-        assert!(owner.is_none_or(|owner| owner == client), "an answer goes to somebody else");
+        self.assert_owned(client, address);
         self.spend(client, payload.len());
         self.assert_permitted(client, peer);
         assert!(bytes.len().is_multiple_of(4) || tuple(client).transport == Transport::Udp);
@@ -70,8 +70,7 @@ impl World {
         let peer = canonical(self.peer(number));
         if let Some((client, bytes)) = self.peer_refuses(relay, peer) {
             self.assert_permitted(client, peer);
-            let owner = self.talks.get(&(address, peer)).copied();
-            assert!(owner.is_none_or(|owner| owner == client || !self.permits(owner, peer.ip())));
+            self.assert_owned(client, address);
             assert!(Message::parse(&bytes).is_ok());
         }
         assert!(self.drain().is_empty());

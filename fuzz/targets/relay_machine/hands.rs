@@ -9,7 +9,6 @@ pub(super) fn shared(setup: u8, more: u8) -> Shared {
     let policy = PolicyConfig { own_addresses: own, own_ports: vec![3478], ..Default::default() };
     let limited = |rate: Rate, bit: u8| if more & bit != 0 { rate } else { Rate::bytes(0) };
     let limits = Limits {
-        shared_ports: usize::from(setup % 4),
         permissions: if more & 1 != 0 { 3 } else { 128 },
         new_peers: limited(Rate { per_second: 1, burst: Duration::from_secs(2) }, 2),
         allocation_bandwidth: limited(Rate::bytes(BANDWIDTH), 4),
@@ -62,7 +61,6 @@ impl World {
             log: DefaultHasher::new(),
             lives: BTreeMap::new(),
             nonces: HashMap::new(),
-            talks: HashMap::new(),
             token: None,
             set_aside: Vec::new(),
             refusing: false,
@@ -100,12 +98,18 @@ impl World {
                     let kind = if tcp { &mut self.listeners } else { &mut self.sockets };
                     kind.insert((worker, relay), address);
                 }
-                self.relays[worker].handle_relay_opened(now, relay, !self.refusing);
+                let opened = match (self.refusing, relay % 2) {
+                    (false, _) => Ok(()),
+                    (true, 0) => Err(RelaySocketError::PortInUse),
+                    (true, _) => Err(RelaySocketError::NoSocket),
+                };
+                self.relays[worker].handle_relay_opened(now, relay, opened);
             }
             Output::CloseRelay { relay } => {
                 let socket = (worker, relay);
                 let closed = self.sockets.remove(&socket).or_else(|| self.listeners.remove(&socket));
-                self.talks.retain(|(address, _), _| Some(*address) != closed);
+                let closed = |address: &SocketAddr| Some(*address) == closed;
+                self.lives.values_mut().for_each(|life| life.addresses.retain(|address| !closed(address)));
             }
             Output::LookUp { question } => {
                 let keys = UserKeys { md5: Some(long_term_digest(USERS[2], REALM, "pw")), sha256: None };
@@ -163,20 +167,20 @@ impl World {
         let forward = forward?;
         let ToPeer { relay, peer, payload, .. } = forward;
         let from = self.sockets.get(&(worker, relay)).copied();
-        let within = match self.relays[worker].onward(self.now, forward) {
-            Onward::Out(out) => {
+        let within = match self.relays[worker].route(self.now, forward) {
+            Forward::Peer(out) => {
                 assert_eq!(out, forward);
                 None
             }
-            Onward::Back(within) => Some(within),
-            Onward::Nowhere => None,
-            Onward::Across(Across { worker, passage, marks, payload }) => {
-                self.relays[usize::from(worker)].handle_passage(self.now, passage, marks, payload)
+            Forward::LocalClient(within) => Some(within),
+            Forward::Drop => None,
+            Forward::OtherWorker(InternalPacket { worker, route, marks, payload }) => {
+                self.relays[usize::from(worker)].handle_internal(self.now, route, marks, payload)
             }
         };
         within.as_ref().map(|to| (to.client, to.header.as_bytes(), to.payload)).hash(&mut self.log);
         if let Some((receiver, _)) = frame(within) {
-            assert_ne!(receiver, client, "nobody hears itself");
+            self.assert_owned(receiver, peer);
             self.assert_permitted(receiver, from.expect("the port is open"));
             self.spend(receiver, payload.len());
         }

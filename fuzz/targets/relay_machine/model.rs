@@ -5,7 +5,6 @@ use super::*;
 impl World {
     pub(super) fn bury(&mut self, client: u8) {
         self.lives.remove(&client);
-        self.talks.retain(|_, owner| *owner != client);
     }
 
     pub(super) fn assert_owner(&self, client: u8, user: usize) {
@@ -15,10 +14,6 @@ impl World {
 
     pub(super) fn grant(&mut self, client: u8, peer: SocketAddr) {
         assert!(!peer.ip().is_loopback(), "a denied peer");
-        if !self.permits(client, peer.ip()) {
-            // While there was no permission, another client may have taken the peer's place.
-            self.talks.retain(|(_, known), owner| *owner != client || known.ip() != peer.ip());
-        }
         let expires = self.now.mono + PERMISSION_LIFETIME;
         self.lives.get_mut(&client).unwrap().permissions.insert(peer.ip(), expires);
     }
@@ -41,8 +36,9 @@ impl World {
     /// Returns whether nothing excuses the relay from passing data of `client` to `peer` on.
     pub(super) fn must_reach(&self, client: u8, peer: SocketAddr) -> bool {
         let own = [RELAY_V4, RELAY_V6].contains(&peer.ip());
-        let whole = self.lives.get(&client).is_some_and(|life| !life.partial);
-        let simple = self.shared.limits.shared_ports == 0 && !self.refusing && !self.is_capped();
+        let of_family = |address: &SocketAddr| address.is_ipv4() == peer.is_ipv4();
+        let whole = self.lives.get(&client).is_some_and(|life| life.addresses.iter().any(of_family));
+        let simple = !self.refusing && !self.is_capped();
         let datagrams = self.lives.get(&client).is_some_and(|life| !life.tcp);
         whole && simple && datagrams && !own && peer.port() != 0 && self.permits(client, peer.ip())
     }
@@ -75,12 +71,22 @@ impl World {
             assert!(self.refusing, "the socket is there");
             return;
         };
-        if self.shared.ports.home(peer).is_some() {
-            return; // stays inside, where it is known who sends
+        self.assert_owned(client, address);
+    }
+
+    /// Asserts that a relayed address is this client's and nobody else's.
+    pub(super) fn assert_owned(&mut self, client: u8, address: SocketAddr) {
+        let owner = self.owner(address);
+        assert!(owner.is_none_or(|owner| owner == client), "a relayed address of two clients");
+        if owner.is_none() {
+            self.lives.get_mut(&client).unwrap().addresses.push(address);
         }
-        let before = self.talks.insert((address, peer), client).filter(|before| *before != client);
-        let still = before.filter(|before| self.permits(*before, peer.ip()));
-        assert_eq!(still, None, "two clients are one to a peer");
+    }
+
+    /// Whose a relayed address is, if that is known.
+    pub(super) fn owner(&self, address: SocketAddr) -> Option<u8> {
+        let mut lives = self.lives.iter();
+        lives.find(|(_, life)| life.addresses.contains(&address)).map(|(client, _)| *client)
     }
 
     pub(super) fn allocations(&self) -> usize {
@@ -91,7 +97,10 @@ impl World {
     pub(super) fn check(&self) {
         let (leased, open) = (self.shared.ports.leased() as usize, self.sockets.len() + self.listeners.len());
         assert_eq!(self.allocations(), self.lives.len(), "exactly what was granted lives");
-        assert_eq!(self.allocations(), self.shared.quota.held() as usize, "one ticket an allocation");
+        let held = self.shared.quota.held() as usize;
+        let most = self.allocations() + self.set_aside.len();
+        assert!((self.allocations()..=most).contains(&held), "one ticket an allocation and a reservation");
+        assert!(open >= self.lives.len(), "every allocation has a port of its own");
         assert!(
             leased == open || leased > open && !self.set_aside.is_empty(),
             "{leased} leased, {open} open"

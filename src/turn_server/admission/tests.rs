@@ -47,7 +47,7 @@ fn relay(setup: Setup) -> (Relay, Shared) {
         connections: Arc::default(),
         tickets: Arc::new(Tickets::new(&[6; 32]).unwrap()),
         worker: 0,
-        limits: Limits { shared_ports: 0, ..Limits::default() },
+        limits: Limits::default(),
         features: Features::default(),
     };
     (Relay::new(now(), shared.clone(), ChaCha20Rng::from_seed([7; 32])), shared)
@@ -181,7 +181,7 @@ fn an_authenticated_client_is_sent_elsewhere_and_a_stranger_is_not_told() {
     let start = now();
     relay.handle_client(start, client(1), MARKS, &signed(&shared, start, client(1), "alice"));
     let Some(Output::OpenRelay { relay: port, .. }) = relay.poll_output() else { panic!("no allocation") };
-    relay.handle_relay_opened(start, port, true);
+    relay.handle_relay_opened(start, port, Ok(()));
     let _ = reply(&mut relay);
     let other = "192.0.2.99:3478".parse().unwrap();
     shared.alternates.set(vec![other], Some("b.example.org".into()));
@@ -230,7 +230,7 @@ fn an_allocation_ends_with_the_token_that_made_it() {
     };
     relay.handle_client(start, client(1), MARKS, &ask(Method::ALLOCATE, 1, Some(&token)));
     let Some(Output::OpenRelay { relay: port, .. }) = relay.poll_output() else { panic!("no allocation") };
-    relay.handle_relay_opened(start, port, true);
+    relay.handle_relay_opened(start, port, Ok(()));
     let lifetime = |relay: &mut Relay| {
         let (answer, _) = reply(relay).unwrap();
         Message::parse(&answer).unwrap().unverified().u32(attr::LIFETIME)
@@ -263,7 +263,7 @@ fn in_hard_mode_an_allocation_ends_in_the_second_that_its_credentials_do() {
     };
     relay.handle_client(start, client(1), MARKS, &ask(Method::ALLOCATE, 1));
     let Some(Output::OpenRelay { relay: port, .. }) = relay.poll_output() else { panic!("no allocation") };
-    relay.handle_relay_opened(start, port, true);
+    relay.handle_relay_opened(start, port, Ok(()));
     let (answer, _) = reply(&mut relay).unwrap();
     assert_eq!(Message::parse(&answer).unwrap().unverified().u32(attr::LIFETIME), Some(30));
     let later = start.after(Duration::from_secs(20));

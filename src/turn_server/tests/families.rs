@@ -112,7 +112,6 @@ fn a_permission_for_the_other_family_adds_its_relayed_address_unless_forbidden()
     for (allowed, code) in [(true, 0), (false, 443)] {
         let mut shared = shared(10, 50_000..=50_009);
         shared.features.add_family = allowed;
-        shared.limits.shared_ports = 4;
         let mut world = World::with(shared);
         world.allocate(1);
         assert_eq!(world.permit(1, V6_PEER), code);
@@ -125,9 +124,7 @@ fn a_permission_for_the_other_family_adds_its_relayed_address_unless_forbidden()
 
 #[test]
 fn a_family_whose_port_could_not_be_had_is_tried_again_and_one_given_up_stays_away() {
-    let mut shared = shared(10, 50_000..=50_009);
-    shared.limits.shared_ports = 4;
-    let mut world = World::with(shared);
+    let mut world = World::with(shared(10, 50_000..=50_009));
     world.allocate(1);
     world.refuse_ports = (50_000..=50_009).collect();
     assert_eq!(world.permit(1, V6_PEER), 0);

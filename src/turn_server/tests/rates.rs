@@ -43,22 +43,6 @@ fn new_peers_come_at_a_rate_and_known_ones_are_not_counted() {
 }
 
 #[test]
-fn peers_in_all_are_capped_and_forgotten_ones_make_room() {
-    let mut shared = shared(10, 50_000..=50_009);
-    shared.limits.new_peers.per_second = 0;
-    let mut world = World::with(shared);
-    world.allocate(1);
-    world.permit(1, PEER);
-    let scan = |world: &mut World, ip: &str, ports: std::ops::Range<u16>| {
-        ports.filter(|port| world.indicate(1, &format!("{ip}:{port}"))).count()
-    };
-    assert_eq!(scan(&mut world, "8.8.8.8", 1..1000), 512);
-    world.wait(300);
-    world.permit(1, "8.8.4.4:1");
-    assert_eq!(scan(&mut world, "8.8.4.4", 1..1000), 512);
-}
-
-#[test]
 fn an_allocation_ends_with_its_credentials_where_the_operator_wants_it() {
     for (expiry, live) in [(Expiry::Hard, 0), (Expiry::AtRefresh, 1)] {
         let mut shared = shared(10, 50_000..=50_009);

@@ -209,7 +209,7 @@ fn each_of_two_relayed_addresses_carries_connections_of_its_family() {
     let mut opened = Vec::new();
     while let Some(Output::OpenRelay { relay, address, tcp }) = world.relay.poll_output() {
         opened.push((tcp, address.is_ipv6()));
-        world.relay.handle_relay_opened(world.now, relay, true);
+        world.relay.handle_relay_opened(world.now, relay, Ok(()));
     }
     assert_eq!(opened, [(true, false), (true, true)]);
     let builder = Builder::new(Class::Request, Method::CONNECT, world.transaction());

@@ -26,22 +26,6 @@ fn sigterm_ends_a_server_in_use_with_success() {
 }
 
 #[test]
-fn too_few_relay_ports_for_the_workers_end_the_start() {
-    let folder = tempfile::tempdir().unwrap();
-    let config = folder.path().join("few.toml");
-    let state = folder.path().join("state");
-    let text = format!(
-        "state = {state:?}\nlisten = [\"127.0.0.1\"]\nworkers = 2\n[turn]\nrelay_ports = \"50000-50002\"\n"
-    );
-    std::fs::write(&config, text).unwrap();
-    let mut serve = Command::new(env!("CARGO_BIN_EXE_ginnel"));
-    serve.args(["serve", "--config"]).arg(&config);
-    let mut serve = Proc::start("ginnel serve", serve, Stdout::Lines);
-    assert!(!serve.wait(SHORT).success(), "{}", serve.printed());
-    assert!(serve.printed().contains("3 ports are too few for 2 workers"), "{}", serve.printed());
-}
-
-#[test]
 fn a_port_that_is_taken_is_named_and_ends_the_start() {
     let house = House::on_loopback("");
     let folder = tempfile::tempdir().unwrap();

@@ -1,0 +1,63 @@
+//! Who has a relay port open for datagrams: read for each packet, without a lock.
+
+use super::relay_port::RelayId;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// The relay port of one worker's relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortOwner {
+    /// The worker.
+    pub worker: u16,
+    /// The relay port, as that worker's relay names it.
+    pub relay: RelayId,
+}
+
+/// The ports of one relay address.
+#[derive(Debug)]
+pub(super) struct PortOwners {
+    /// For each port the worker's number plus one above the relay port's 32 bits; 0 while nobody has it open.
+    owners: Box<[AtomicU64]>,
+}
+
+impl PortOwners {
+    /// Makes a table without any open port.
+    pub(super) fn new() -> Self {
+        Self { owners: (0..=u16::MAX).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    /// Notes that `owner` has opened `port`.
+    pub(super) fn set(&self, port: u16, owner: PortOwner) {
+        let packed = ((u64::from(owner.worker) + 1) << 32) | owner.relay as u64;
+        self.owners[usize::from(port)].store(packed, Ordering::Release);
+    }
+
+    /// Notes that nobody has `port` open.
+    pub(super) fn clear(&self, port: u16) {
+        self.owners[usize::from(port)].store(0, Ordering::Release);
+    }
+
+    /// Returns whose `port` is.
+    pub(super) fn get(&self, port: u16) -> Option<PortOwner> {
+        let packed = self.owners[usize::from(port)].load(Ordering::Acquire);
+        let worker = (packed >> 32).checked_sub(1)?;
+        Some(PortOwner { worker: worker as u16, relay: packed as u32 as RelayId })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_has_an_owner_while_it_is_open() {
+        let owners = PortOwners::new();
+        assert_eq!(owners.get(65_535), None);
+        let (first, last) =
+            (PortOwner { worker: 0, relay: 0 }, PortOwner { worker: u16::MAX, relay: u32::MAX as usize });
+        owners.set(65_535, first);
+        owners.set(0, last);
+        assert_eq!((owners.get(65_535), owners.get(0), owners.get(1)), (Some(first), Some(last), None));
+        owners.clear(0);
+        assert_eq!(owners.get(0), None);
+    }
+}
