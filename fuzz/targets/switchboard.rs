@@ -192,7 +192,7 @@ impl World {
         }
         let key = if at < CLIENTS {
             self.arrived += 1;
-            self.board.handle_client(self.now)
+            self.board.handle_client(self.now, [192, 0, 2, u8::from(at > 1)].into())
         } else {
             let id = u32::try_from(at - CLIENTS).unwrap() + 1;
             let newest = self.board.handle_server(self.now, id, at + 1 == ENDS, Duplicates::Refuse);

@@ -3,7 +3,7 @@
 use super::connection::Connection;
 use super::counters::{Refusal, Why};
 use super::end::{EndKey, Held, Pass, Role};
-use super::machine::{BACKLOG, Switchboard, Timer};
+use super::machine::{Switchboard, Timer};
 use super::wire::{Command, ConnId};
 use crate::clock::Now;
 use rand::Rng;
@@ -112,7 +112,7 @@ impl Switchboard {
                 return Err(Refusal::Ticket);
             }
         }
-        if callee.outbox.control() > BACKLOG { Err(Refusal::Busy) } else { Ok(to) }
+        if callee.has_backlog() { Err(Refusal::Busy) } else { Ok(to) }
     }
 
     /// Makes a virtual connection and tells both ends (S2-10).
@@ -236,8 +236,9 @@ impl Switchboard {
         }
         self.timers.clear(Timer::Alive(key));
         self.timers.clear(Timer::Hold(key));
-        self.budget.leave(key);
-        self.budget.give_back(end.input + end.outbox.len());
+        self.budget.charge(end.network, end.input, 0);
+        self.budget.leave(end.network, key);
+        self.budget.give_back(end.outbox.len());
         for conn in end.connections {
             let Some(link) = self.connections.get_mut(&conn) else { continue };
             let Some(side) = link.side(key) else { continue };

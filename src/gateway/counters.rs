@@ -29,6 +29,8 @@ pub struct Counters {
     pub slow: u64,
     /// Times that a sender was not read for a while.
     pub holds: u64,
+    /// Times that a sender was not read for a while because its address had its share of the memory.
+    pub share_waits: u64,
     /// Dials refused, by [`Refusal`].
     pub refused: [u64; Refusal::ALL.len()],
     /// Connections dropped, by [`Why`].
@@ -131,6 +133,7 @@ impl Counters {
             ("violations_total", "counter", self.violations),
             ("slow_connections_total", "counter", self.slow),
             ("holds_total", "counter", self.holds),
+            ("share_waits_total", "counter", self.share_waits),
         ] {
             // Writing to a String does not fail.
             let _ = writeln!(text, "# TYPE ginnel_gateway_{name} {kind}\nginnel_gateway_{name} {value}");

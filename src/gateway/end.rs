@@ -1,10 +1,18 @@
 //! One endpoint's connection to the gateway: who it is, what waits for it, why it is not read. Pure.
 
+use super::budget::Network;
 use super::outbox::Outbox;
 use super::ticket::Admission;
 use super::wire::ConnId;
 use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
+
+/// Commands that wait for a client in bytes, above which it is not read, and nobody may dial it.
+const CLIENT_BACKLOG: usize = 16 * 1024;
+/// The same of a server, who speaks with many.
+const SERVER_BACKLOG: usize = 64 * 1024;
+/// One part in so many of what waits is what an endpoint has to take in time while memory is short.
+const PACE: usize = 8;
 
 /// Stands for one endpoint's connection until it is dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,7 +41,7 @@ pub(super) enum Pass {
 pub(super) enum Held {
     /// Its next frame finds too much waiting on this virtual connection.
     Room(ConnId, Instant),
-    /// All memory is taken; what it will be given.
+    /// All memory is taken, or its address's share.
     Memory,
     /// It does not read the answers to its own commands.
     Backlog,
@@ -43,11 +51,15 @@ pub(super) enum Held {
 #[derive(Debug)]
 pub(super) struct End {
     pub(super) role: Role,
+    /// Whose share of the memory its frames take.
+    pub(super) network: Network,
     pub(super) outbox: Outbox,
     /// When it last took bytes, or when the first of those that wait came.
     pub(super) progress: Instant,
     /// What waited for it was dropped, and it has taken nothing since.
     pub(super) is_stuck: bool,
+    /// When it had last taken its part of what waited, and what is left of the next part.
+    pub(super) paced: (Instant, usize),
     /// Its virtual connections, also those that end.
     pub(super) connections: HashSet<ConnId, foldhash::fast::FixedState>,
     /// How many of them it has dialled.
@@ -57,9 +69,9 @@ pub(super) struct End {
     pub(super) held: Option<Held>,
     /// What its unread input takes of the shared memory.
     pub(super) input: usize,
-    /// The length of a frame that memory was set aside for.
-    pub(super) reserved: usize,
-    /// It has waited for memory: its next read is granted.
+    /// How much of the frame that has begun there is memory for.
+    pub(super) granted: usize,
+    /// It has waited for memory: it may read a short frame.
     pub(super) may_read: bool,
     /// Since when a frame has been coming.
     pub(super) frame_since: Option<Instant>,
@@ -72,18 +84,20 @@ pub(super) struct End {
 }
 
 impl End {
-    pub(super) fn new(role: Role, now: Instant) -> Self {
+    pub(super) fn new(role: Role, network: Network, now: Instant) -> Self {
         Self {
             role,
+            network,
             outbox: Outbox::default(),
             progress: now,
             is_stuck: false,
+            paced: (now, 0),
             connections: HashSet::default(),
             dialled: 0,
             opened: VecDeque::new(),
             held: None,
             input: 0,
-            reserved: 0,
+            granted: 0,
             may_read: false,
             frame_since: None,
             heard: now,
@@ -102,8 +116,27 @@ impl End {
     /// Something begins to wait for it. One that is stuck is given no new time for it.
     pub(super) fn begin_waiting(&mut self, now: Instant) {
         if !self.is_stuck {
-            self.progress = now;
+            (self.progress, self.paced) = (now, (now, 0));
         }
+    }
+
+    /// It has taken `count` bytes: a little at a time is as bad as nothing while memory is short.
+    pub(super) fn keep_pace(&mut self, now: Instant, count: usize) {
+        let (since, left) = &mut self.paced;
+        *left = left.saturating_sub(count);
+        if *left == 0 || self.outbox.is_empty() {
+            (*since, *left) = (now, self.outbox.len() / PACE);
+        }
+    }
+
+    /// Returns how many bytes of commands may wait for it.
+    pub(super) fn most_control(&self) -> usize {
+        if self.is_server() { SERVER_BACKLOG } else { CLIENT_BACKLOG }
+    }
+
+    /// Says whether it does not read the answers to its own commands.
+    pub(super) fn has_backlog(&self) -> bool {
+        self.outbox.control() > self.most_control()
     }
 
     pub(super) fn has_credit(&self) -> bool {

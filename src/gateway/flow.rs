@@ -5,16 +5,17 @@
 //! endpoint with a single virtual connection harms nobody else: it is held as long as it takes, as by TCP itself. Servers of the
 //! HMAC door are told how much they may send on each (command 7) and need not be held.
 
+use super::budget::{Granted, READ};
 use super::counters::Why;
 use super::end::{End, EndKey, Held};
-use super::machine::{Output, READ, Switchboard, Timer};
+use super::machine::{Output, Switchboard, Timer};
 use super::wire::{Command, ConnId};
 use crate::clock::Now;
 use std::time::{Duration, Instant};
 
 /// How often within the time that a sender may be held those who take nothing are looked for while memory is short.
 const LOOKS: u32 = 8;
-/// How many times as long as a sender may be held a long frame may take to come whole while memory is short.
+/// How many times as long as a sender may be held a frame may take to come whole while memory is short.
 const FRAME_PATIENCE: u32 = 2;
 
 impl Switchboard {
@@ -164,44 +165,44 @@ impl Switchboard {
         }
     }
 
-    /// Lets an endpoint wait until there is memory for it.
-    pub(super) fn wait_for_memory(&mut self, now: Now, end: EndKey, amount: usize) {
+    /// An endpoint is going to wait for memory: those who keep it for nothing are looked for.
+    pub(super) fn wait_for_memory(&mut self, now: Now) {
         self.counters.holds += 1;
+        // Those whose receivers have stalled long ago are not waited for again; all ends are looked at, so not too often.
         if !self.budget.is_waited_for() {
-            // Those whose receivers have stalled long ago are not waited for again; all ends are looked at, so not too often.
             let soonest = self.relieved.map(|last| last + self.rules.times.hold / LOOKS);
             self.timers.set(Timer::Pressure, soonest.map_or(now.mono, |soonest| soonest.max(now.mono)));
         }
-        self.budget.wait(end, amount);
     }
 
     /// Gives memory to those who wait for it, as far as it goes.
     pub(super) fn give_memory(&mut self) {
-        while let Some((key, amount)) = self.budget.next() {
-            let Some(end) = self.ends.get_mut(key.0) else { continue };
-            if end.input > 0 {
-                // A long frame has begun: all of it is set aside at once, so that it can come whole.
-                self.budget.take(amount);
-                end.input += amount;
-                end.reserved = end.input;
-            } else {
-                end.may_read = true;
+        while let Some(granted) = self.budget.next() {
+            let (Granted::Read(key) | Granted::Bytes(key, _)) = granted;
+            if let Some(end) = self.ends.get_mut(key.0) {
+                match granted {
+                    Granted::Read(_) => end.may_read = true,
+                    Granted::Bytes(_, amount) => {
+                        end.input += amount;
+                        end.granted = end.input;
+                    }
+                }
             }
             self.resume(key);
         }
     }
 
-    /// Memory is short: whoever has taken nothing for a while gives back what waits for it.
+    /// Memory is short: whoever has not ended a frame, or has hardly taken anything for a while, gives it back.
     pub(super) fn relieve(&mut self, now: Now) {
         if !self.budget.is_waited_for() {
             return;
         }
         let patience = self.rules.times.hold;
         self.relieved = Some(now.mono);
-        // Memory that is set aside for frames is others' too: whoever has begun one must end it.
+        // Memory that frames take is others' too: whoever has begun one must end it.
         let is_slow = |end: &End| {
             let since = end.frame_since.map(|at| now.mono.saturating_duration_since(at));
-            end.reserved > 0 && since.is_some_and(|since| since >= FRAME_PATIENCE * patience)
+            since.is_some_and(|since| since >= FRAME_PATIENCE * patience) && self.budget.is_short(end.network)
         };
         let slow: Vec<EndKey> =
             self.ends.iter().filter(|(_, end)| is_slow(end)).map(|(key, _)| EndKey(key)).collect();
@@ -209,14 +210,15 @@ impl Switchboard {
             self.drop_end(now, key, Why::SlowFrame);
         }
         self.timers.set(Timer::Pressure, now.mono + patience / LOOKS);
-        let stalled: Vec<EndKey> = self
-            .ends
-            .iter()
-            .map(|(key, _)| EndKey(key))
-            .filter(|key| {
-                self.ends[key.0].outbox.len() > READ / 16 && self.stalled(now.mono, *key) >= patience
-            })
-            .collect();
+        let is_behind = |end: &End| {
+            let since = now.mono.saturating_duration_since(end.paced.0);
+            end.outbox.len() > READ / 16 && since >= patience
+        };
+        if !self.budget.is_tight() {
+            return;
+        }
+        let stalled: Vec<EndKey> =
+            self.ends.iter().filter(|(_, end)| is_behind(end)).map(|(key, _)| EndKey(key)).collect();
         for key in stalled {
             let Some(end) = self.ends.get(key.0) else { continue };
             let waiting: Vec<ConnId> = end
@@ -286,7 +288,7 @@ mod tests {
         let mut board = Switchboard::new(rules, ChaCha20Rng::seed_from_u64(1));
         let now = crate::net::time::now();
         let server = board.handle_server(now, 7, true, Duplicates::Newest).unwrap();
-        let client = board.handle_client(now);
+        let client = board.handle_client(now, [192, 0, 2, 1].into());
         let conns = [dial(&mut board, now, client, 7), dial(&mut board, now, client, 7)];
         for len in [1, 300, 999, 5000] {
             for conn in conns {

@@ -4,13 +4,12 @@
 //! ([`Switchboard::peek`], [`Switchboard::handle_written`]). Further rules: `commands.rs` (New, Dial, Close, …), `flow.rs` (who is
 //! not read for a while, and whose virtual connection is closed for it), `liveness.rs` (Ping and the other timers).
 
-use super::budget::Budget;
+use super::budget::{Budget, SHORT, Waiting, network};
 use super::config::{Duplicates, Rules};
 use super::connection::Connection;
 use super::counters::{Counters, Why};
 use super::end::{End, EndKey, Held, Pass, Role};
 use super::lately::Lately;
-use super::outbox::SHARED;
 use super::wire::{self, Command, ConnId, Frame};
 use crate::clock::{Deadlines, Now};
 use bytes::{Buf, BytesMut};
@@ -18,12 +17,9 @@ use rand_chacha::ChaCha20Rng;
 use slab::Slab;
 use std::collections::{HashMap, VecDeque};
 use std::io::IoSlice;
+use std::net::IpAddr;
 use std::time::Instant;
 
-/// Room in the shared memory without which nothing new is read.
-pub(super) const READ: usize = 64 * 1024;
-/// Commands that wait for an endpoint in bytes, above which it is not read, and nobody may dial it.
-pub(super) const BACKLOG: usize = 64 * 1024;
 
 /// What the hands are to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,9 +35,10 @@ pub enum Output {
 /// What is to be done with an endpoint's input after its whole frames were taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// Read on. So many bytes are missing of a frame that has begun; no more than these are welcome where `only` is set.
+    /// Read on. So many bytes are missing of a frame that has begun, as far as there is memory for it; no more than these are welcome
+    /// where `only` is set.
     Read {
-        /// 0 where no frame has begun.
+        /// 0 where no frame has begun and there is plenty.
         missing: usize,
         /// Memory is short.
         only: bool,
@@ -95,7 +92,7 @@ impl Switchboard {
     #[must_use]
     pub fn new(rules: Rules, rng: ChaCha20Rng) -> Self {
         Self {
-            budget: Budget::new(rules.limits.memory),
+            budget: Budget::new(rules.limits.memory, rules.limits.max_packet),
             relieved: None,
             rules,
             ends: Slab::new(),
@@ -113,8 +110,8 @@ impl Switchboard {
         }
     }
 
-    /// A client has connected.
-    pub fn handle_client(&mut self, now: Now) -> EndKey {
+    /// A client has connected, from `ip`.
+    pub fn handle_client(&mut self, now: Now, ip: IpAddr) -> EndKey {
         let id = loop {
             self.last_client = self.last_client.wrapping_add(1);
             if self.last_client != 0 && !self.clients.contains_key(&self.last_client) {
@@ -122,7 +119,7 @@ impl Switchboard {
             }
         };
         let pass = if self.rules.tickets.is_some() { Pass::Awaited } else { Pass::Free };
-        let key = EndKey(self.ends.insert(End::new(Role::Client { id, pass }, now.mono)));
+        let key = EndKey(self.ends.insert(End::new(Role::Client { id, pass }, network(ip), now.mono)));
         self.clients.insert(id, key);
         let times = self.rules.times;
         let patience = if pass == Pass::Awaited { times.handshake } else { times.ping };
@@ -146,7 +143,7 @@ impl Switchboard {
             Some(before) => self.drop_end(now, *before, Why::Replaced),
             None => {}
         }
-        let key = EndKey(self.ends.insert(End::new(Role::Server { id, credit }, now.mono)));
+        let key = EndKey(self.ends.insert(End::new(Role::Server { id, credit }, None, now.mono)));
         self.servers.insert(id, key);
         self.timers.set(Timer::Alive(key), now.mono + self.rules.times.ping);
         Ok(key)
@@ -203,7 +200,7 @@ impl Switchboard {
             // Answering may have been too much.
             match self.ends.get_mut(from.0) {
                 None => return Next::Gone,
-                Some(end) if end.outbox.control() > BACKLOG => {
+                Some(end) if end.has_backlog() => {
                     end.held = Some(Held::Backlog);
                     break true;
                 }
@@ -222,44 +219,55 @@ impl Switchboard {
     fn account(&mut self, now: Now, from: EndKey, input: &BytesMut, took_one: bool) {
         let Some(end) = self.ends.get_mut(from.0) else { return };
         if took_one {
-            (end.reserved, end.frame_since) = (0, None);
+            (end.granted, end.frame_since) = (0, None);
+            self.budget.finished(end.network, from);
         }
         if input.is_empty() {
             end.frame_since = None;
         } else {
             end.frame_since.get_or_insert(now.mono);
         }
-        let charge = input.len().max(end.reserved);
-        self.budget.give_back(end.input);
-        self.budget.take(charge);
+        let charge = input.len().max(end.granted);
+        self.budget.charge(end.network, end.input, charge);
         end.input = charge;
     }
 
-    /// Says whether an endpoint may be read, and sets memory aside for a long frame that has begun.
+    /// Says whether an endpoint may be read, and takes memory for the next bytes of a frame that has begun.
     fn read_on(&mut self, now: Now, from: EndKey, input: &BytesMut) -> Next {
         let Some(end) = self.ends.get_mut(from.0) else { return Next::Gone };
         let whole = wire::frame_len(input, self.rules.limits.max_packet).ok().flatten();
         let whole = whole.unwrap_or(if input.is_empty() { 0 } else { wire::HEAD });
-        let missing = whole.saturating_sub(input.len());
-        let has_memory = self.budget.admits(READ) | std::mem::take(&mut end.may_read);
-        let wanted = match whole {
-            0 if has_memory => 0,
-            0 => READ,
-            whole if whole <= SHARED || end.reserved >= whole => 0,
-            whole => whole - end.input,
-        };
-        if wanted == 0 {
-            return Next::Read { missing, only: !has_memory };
+        let is_plenty = self.budget.is_plenty(end.network);
+        let may_read = std::mem::take(&mut end.may_read);
+        if whole == 0 && is_plenty {
+            return Next::Read { missing: 0, only: false };
         }
-        if whole > 0 && self.budget.admits(wanted) {
-            self.budget.take(wanted);
-            end.input += wanted;
-            end.reserved = whole;
-            return Next::Read { missing, only: !has_memory };
+        if whole == 0 && !may_read && !self.budget.admits_short() {
+            end.held = Some(Held::Memory);
+            self.wait_for_memory(now);
+            self.budget.wait_to_read(from);
+            return Next::Hold;
         }
-        end.held = Some(Held::Memory);
-        self.wait_for_memory(now, from, wanted);
-        Next::Hold
+        if whole <= SHORT {
+            let missing = if whole == 0 { SHORT } else { whole.saturating_sub(input.len()) };
+            return Next::Read { missing, only: !is_plenty };
+        }
+        if end.granted <= input.len() {
+            let granted = whole.min((2 * input.len()).max(input.len() + SHORT));
+            let step = granted - end.input;
+            if !self.budget.admits(end.network, step) {
+                self.counters.share_waits += u64::from(!self.budget.has_share(end.network, step));
+                end.held = Some(Held::Memory);
+                let (network, waiting) = (end.network, Waiting { end: from, step, rest: whole - end.input });
+                self.wait_for_memory(now);
+                self.budget.wait(network, waiting);
+                self.give_memory();
+                return Next::Hold;
+            }
+            self.budget.charge(end.network, end.input, granted);
+            (end.input, end.granted) = (granted, granted);
+        }
+        Next::Read { missing: end.granted - input.len(), only: end.granted < whole || !is_plenty }
     }
 
     /// Finds the receiver of a message and notes that it will wait for it; `None` where it may not.
@@ -337,7 +345,8 @@ impl Switchboard {
         self.budget.give_back(count);
         let mut left = std::mem::take(&mut self.left);
         end.outbox.left(count, |conn, bytes| left.push((conn, bytes)));
-        if end.held == Some(Held::Backlog) && end.outbox.control() <= BACKLOG / 2 {
+        end.keep_pace(now.mono, count);
+        if end.held == Some(Held::Backlog) && end.outbox.control() <= end.most_control() / 2 {
             self.resume(to);
         }
         for (conn, bytes) in left.drain(..) {

@@ -33,6 +33,7 @@ enum Heard {
 struct World {
     board: Switchboard,
     now: Now,
+    clients: u32,
     inputs: HashMap<EndKey, BytesMut>,
     next: HashMap<EndKey, Next>,
     dropped: HashMap<EndKey, Why>,
@@ -47,14 +48,21 @@ impl World {
         Self {
             board: Switchboard::new(rules, ChaCha20Rng::seed_from_u64(1)),
             now: time::now(),
+            clients: 0,
             inputs: HashMap::new(),
             next: HashMap::new(),
             dropped: HashMap::new(),
         }
     }
 
+    /// A client with an address of its own.
     fn client(&mut self) -> EndKey {
-        self.board.handle_client(self.now)
+        self.clients += 1;
+        self.client_at([10, 0, (self.clients >> 8) as u8, self.clients as u8])
+    }
+
+    fn client_at(&mut self, ip: [u8; 4]) -> EndKey {
+        self.board.handle_client(self.now, ip.into())
     }
 
     fn server(&mut self, id: u32, credit: bool) -> EndKey {
@@ -81,6 +89,19 @@ impl World {
     fn send(&mut self, from: EndKey, bytes: &[u8]) {
         self.inputs.entry(from).or_default().extend_from_slice(bytes);
         self.offer(from);
+    }
+
+    /// An endpoint is read as far as the gateway wants to; returns what is left.
+    fn pour(&mut self, from: EndKey, mut bytes: &[u8]) -> Vec<u8> {
+        self.offer(from);
+        while !bytes.is_empty() {
+            let Some(Next::Read { missing, only }) = self.next.get(&from).copied() else { break };
+            let some = if only { missing.clamp(1, bytes.len()) } else { bytes.len() };
+            let (now, later) = bytes.split_at(some);
+            self.send(from, now);
+            bytes = later;
+        }
+        bytes.to_vec()
     }
 
     fn offer(&mut self, from: EndKey) {

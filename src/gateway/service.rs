@@ -12,6 +12,7 @@ use rand::{SeedableRng, TryRngCore};
 use rand_chacha::ChaCha20Rng;
 use std::any::Any;
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -39,6 +40,24 @@ pub struct Handle {
     config: Arc<Config>,
 }
 
+/// Who a stream that is no plain socket belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// A client, by its address.
+    Client(IpAddr),
+    /// A server that has shaken hands.
+    Server(Proven),
+}
+
+impl Peer {
+    fn who(self) -> Who {
+        match self {
+            Self::Client(ip) => Who::Client { ip },
+            Self::Server(proven) => proven.0,
+        }
+    }
+}
+
 /// A server that has shown that it may have its id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Proven(Who);
@@ -49,7 +68,7 @@ impl Proven {
     pub fn id(&self) -> u32 {
         match self.0 {
             Who::Server { id, .. } => id,
-            Who::Client => 0,
+            Who::Client { .. } => 0,
         }
     }
 }
@@ -110,13 +129,15 @@ impl Handle {
     ///
     /// # Errors
     /// The system's, where the socket cannot be taken out of the runtime.
-    pub fn client(&self, stream: TcpStream, early: BytesMut, permit: impl Any + Send) -> io::Result<()> {
-        self.arrive(
-            Who::Client,
-            Socket::Tcp(mio::net::TcpStream::from_std(stream.into_std()?)),
-            early,
-            permit,
-        );
+    pub fn client(
+        &self,
+        stream: TcpStream,
+        early: BytesMut,
+        ip: IpAddr,
+        permit: impl Any + Send,
+    ) -> io::Result<()> {
+        let socket = Socket::Tcp(mio::net::TcpStream::from_std(stream.into_std()?));
+        self.arrive(Who::Client { ip }, socket, early, permit);
         Ok(())
     }
 
@@ -130,14 +151,14 @@ impl Handle {
         Ok(())
     }
 
-    /// Gives the worker one end of a socket pair that stands for `server`, or for a client; returns the other end.
+    /// Gives the worker one end of a socket pair that stands for `peer`; returns the other end.
     ///
     /// # Errors
     /// The system's, where there are no more descriptors.
-    pub fn pair(&self, server: Option<Proven>, permit: impl Any + Send) -> io::Result<UnixStream> {
+    pub fn pair(&self, peer: Peer, permit: impl Any + Send) -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
         let socket = Socket::Pair(mio::net::UnixStream::from_std(theirs.into_std()?));
-        self.arrive(server.map_or(Who::Client, |proven| proven.0), socket, BytesMut::new(), permit);
+        self.arrive(peer.who(), socket, BytesMut::new(), permit);
         Ok(ours)
     }
 
@@ -148,10 +169,10 @@ impl Handle {
     pub async fn carry(
         &self,
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
-        server: Option<Proven>,
+        peer: Peer,
         permit: impl Any + Send,
     ) -> io::Result<()> {
-        let (mut from, mut to) = self.pair(server, permit)?.into_split();
+        let (mut from, mut to) = self.pair(peer, permit)?.into_split();
         let (mut reader, mut writer) = tokio::io::split(stream);
         // Either end is the end of both: an endpoint that the gateway has dropped may never say another word.
         let copied = tokio::select! {
@@ -271,7 +292,7 @@ mod tests {
         let service = Service::start(Config { rules, ..Config::default() }, 1).unwrap();
         let (mut silent, mut stream) = tokio::io::duplex(4096);
         let handle = service.handle();
-        let carried = timeout(Duration::from_secs(30), handle.carry(&mut stream, None, ())).await;
+        let carried = timeout(Duration::from_secs(30), handle.carry(&mut stream, Peer::Client([192, 0, 2, 1].into()), ())).await;
         assert!(carried.is_ok(), "it has answered no Ping");
         drop(stream);
         let mut heard = Vec::new();

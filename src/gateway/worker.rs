@@ -3,6 +3,7 @@
 //! One turn reads every socket that is ready once (servers, who speak for many, several times), then writes to each endpoint all that
 //! waits for it in one call.
 
+use super::budget::SHORT;
 use super::config::{Config, Duplicates};
 use super::counters::Counters;
 use super::end::EndKey;
@@ -17,6 +18,7 @@ use rand_chacha::ChaCha20Rng;
 use std::any::Any;
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use tokio::sync::oneshot;
 
@@ -42,7 +44,7 @@ const BELL: Token = Token(usize::MAX);
 /// Who has arrived, as far as the doors could tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Who {
-    Client,
+    Client { ip: IpAddr },
     Server { id: u32, credit: bool, duplicates: Duplicates },
 }
 
@@ -204,7 +206,7 @@ impl Worker {
     fn arrive(&mut self, now: Now, arrival: Arrival) {
         let Arrival { who, mut socket, early, permit } = arrival;
         let key = match who {
-            Who::Client => self.board.handle_client(now),
+            Who::Client { ip } => self.board.handle_client(now, ip),
             Who::Server { id, credit, duplicates } => {
                 match self.board.handle_server(now, id, credit, duplicates) {
                     Ok(key) => key,
@@ -226,7 +228,7 @@ impl Worker {
             socket,
             input: early,
             next: Next::Read { missing: 0, only: false },
-            is_server: !matches!(who, Who::Client),
+            is_server: !matches!(who, Who::Client { .. }),
             is_offered: true,
             is_readable: true,
             is_ending: false,
@@ -343,7 +345,7 @@ impl Worker {
         }
         // A length is only a claim: room grows with what has really come.
         let begun = place.input.len();
-        let room = missing.min(begun.max(CHUNK));
+        let room = missing.min(begun.max(SHORT));
         if begun > 0 {
             place.input.resize(begun + room, 0);
         }

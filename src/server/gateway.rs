@@ -7,7 +7,7 @@ use super::patience::Patient;
 use super::stream::{CLOSE_TIME, Ends, Places, StreamDoor, TLS_TIME, WRITE_TIME, goodbye};
 use super::websocket::Origin;
 use crate::gateway::handshake::ANSWER;
-use crate::gateway::service::Proven;
+use crate::gateway::service::{Peer, Proven};
 use crate::gateway::{Handle, wire};
 use crate::limits::Limit;
 use crate::net::certificate::{Certificate, CertificateError};
@@ -23,7 +23,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use std::any::Any;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -84,9 +84,15 @@ impl GatewayDoor {
     }
 
     /// Serves a client by TCP, of whom something was read already.
-    pub(super) fn client(&self, stream: TcpStream, early: BytesMut, places: Places) -> io::Result<()> {
+    pub(super) fn client(
+        &self,
+        stream: TcpStream,
+        early: BytesMut,
+        ip: IpAddr,
+        places: Places,
+    ) -> io::Result<()> {
         match self.admit(places) {
-            Some(permit) => self.handle.client(stream, early, permit),
+            Some(permit) => self.handle.client(stream, early, ip, permit),
             None => Ok(()),
         }
     }
@@ -95,10 +101,11 @@ impl GatewayDoor {
     pub(super) async fn carry(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
+        ip: IpAddr,
         places: Places,
     ) -> io::Result<()> {
         match self.admit(places.clone()) {
-            Some(permit) => self.carry_until_gone(stream, None, (permit, places)).await,
+            Some(permit) => self.carry_until_gone(stream, Peer::Client(ip), (permit, places)).await,
             None => Ok(()),
         }
     }
@@ -108,11 +115,11 @@ impl GatewayDoor {
     async fn carry_until_gone(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
-        server: Option<Proven>,
+        peer: Peer,
         (permit, _places): (impl Any + Send, Places),
     ) -> io::Result<()> {
         let mut stream = Patient::new(stream, WRITE_TIME);
-        self.handle.carry(&mut stream, server, permit).await?;
+        self.handle.carry(&mut stream, peer, permit).await?;
         goodbye(&mut stream).await
     }
 }
@@ -192,7 +199,7 @@ impl StreamDoor {
                     tracing::info!(id = proven.id(), "a gateway server's certificate is for another id");
                     return Ok(());
                 }
-                gateway.carry_until_gone(stream, Some(proven), ((), ends.places)).await
+                gateway.carry_until_gone(stream, Peer::Server(proven), ((), ends.places)).await
             }
             (ServerDoor::Tls, None) => Ok(()),
             (ServerDoor::Hmac, _) => {
@@ -231,8 +238,9 @@ async fn client(
     let Some(permit) = door.admit(origin.places.clone()) else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     };
+    let ip = origin.client.client.ip();
     let serve = async move |socket| {
-        if let Ok(pair) = door.handle.pair(None, permit) {
+        if let Ok(pair) = door.handle.pair(Peer::Client(ip), permit) {
             carry(socket, pair, longest).await;
         }
         // The gateway may have let go of it before.
@@ -249,7 +257,7 @@ async fn server(
     let longest = 4 + handle.config().rules.limits.max_packet;
     let serve = async move |mut socket| {
         if let Ok(Some(proven)) = timeout(handle.handshake_time(), handshake(&mut socket, &handle)).await
-            && let Ok(pair) = handle.pair(Some(proven), ())
+            && let Ok(pair) = handle.pair(Peer::Server(proven), ())
         {
             carry(socket, pair, longest).await;
         }

@@ -172,7 +172,7 @@ impl StreamDoor {
             (Bare::Turn(stream, ends), _) => hand_over(stream, ends).await,
             (Bare::Gateway(stream, ends), Some(gateway)) => {
                 let (early, socket) = stream.into_parts();
-                gateway.client(socket, early, ends.places)
+                gateway.client(socket, early, ends.client.ip(), ends.places)
             }
             _ => Ok(()),
         }
@@ -204,7 +204,7 @@ impl StreamDoor {
                 } else if kind == StreamKind::Http {
                     self.http(inside, ends).await?;
                 } else if let Some(gateway) = self.gateway {
-                    gateway.carry(inside, ends.places).await?;
+                    gateway.carry(inside, ends.client.ip(), ends.places).await?;
                 }
             }
             (StreamKind::Stun, Admits::All) => return Ok(Bare::Turn(stream, ends)),

@@ -1,6 +1,6 @@
 //! Slow receivers: who waits for them, and who does not.
 
-use super::super::machine::READ;
+use super::super::budget::READ;
 use super::*;
 
 const SMALL: Limits = Limits {
@@ -169,61 +169,129 @@ fn whoever_has_taken_nothing_for_long_gives_memory_back_as_soon_as_it_is_short()
     assert!(!world.is_held(server) && world.board.counters().slow > 0);
 }
 
+/// Bytes of the frames below.
+const LONG: usize = 60_008;
+
 #[test]
-fn a_long_frame_is_read_only_when_there_is_memory_for_all_of_it() {
-    let mut world = World::new(Limits { queue: 100_000, ..SMALL });
-    let server = world.server(9, false);
-    let clients: Vec<EndKey> = (0..10).map(|_| world.client()).collect();
-    let conns: Vec<u32> = clients.iter().map(|client| world.connect(*client, server, 9)).collect();
-    let mut held = 0;
-    for (client, conn) in clients.iter().zip(conns) {
-        let mut bytes = Vec::new();
-        wire::head(&mut bytes, ConnId(conn), 60_000);
-        bytes.resize(20_000, 0);
-        world.send(*client, &bytes);
-        held += usize::from(world.is_held(*client));
-    }
-    let room = SMALL.memory / 60_008;
-    assert!(
-        held > 0 && (clients.len() - held).abs_diff(room) <= 1,
-        "{held} are not read on, room for {room}"
-    );
+fn a_length_that_is_announced_takes_no_memory_before_its_bytes_come() {
+    let mut world = World::new(SMALL);
+    let clients: Vec<EndKey> = (0..200).map(|client| world.client_at([10, 9, 9, client % 2])).collect();
+    let (honest, server) = (world.client(), world.server(9, false));
+    let conn = world.connect(honest, server, 9);
     for client in &clients {
-        if !world.is_held(*client) {
-            world.send(*client, &[0; 60_008 - 20_000]);
-            world.hear(server);
-        }
+        world.send(*client, &long_frame(7)[..72]);
     }
-    assert!(clients.iter().filter(|client| world.is_held(**client)).count() < held, "there is room again");
+    assert!(world.board.counters().waiting <= 2 * 200 * 4096);
+    world.message(honest, conn, 100);
+    assert_eq!(world.hear(server), [Heard::Data(conn, 100)], "nobody waits for them");
+    assert!(!world.is_held(honest) && world.dropped.is_empty());
+}
+
+#[test]
+fn frames_of_one_address_take_its_share_and_all_of_them_come_in_the_end() {
+    let mut world = World::new(Limits { queue: 1_000_000, ..SMALL });
+    let server = world.server(9, false);
+    let crowd: Vec<EndKey> = (0..8).map(|_| world.client_at([10, 9, 9, 9])).collect();
+    let (other, mut waits) = (world.client(), HashMap::new());
+    let conns: Vec<u32> = crowd.iter().map(|client| world.connect(*client, server, 9)).collect();
+    for (client, conn) in crowd.iter().zip(&conns) {
+        let frame = long_frame(*conn);
+        let left = world.pour(*client, &frame[..30_000]);
+        waits.insert(*client, [left, frame[30_000..].to_vec()].concat());
+    }
+    let share = (SMALL.memory / 8).max(SMALL.max_packet + 4) + SMALL.max_packet;
+    let waiting = world.board.counters().waiting as usize;
+    assert!(waiting <= share + 8 * 4096, "{waiting} of {share}");
+    assert!(world.board.counters().share_waits > 0 && crowd.iter().any(|client| world.is_held(*client)));
+    // Somebody else's passes at once.
+    let conn = world.connect(other, server, 9);
+    assert!(world.pour(other, &long_frame(conn)).is_empty());
+    assert_eq!(world.hear(server), [Heard::Data(conn, LONG - 8)]);
+    let mut heard = Vec::new();
+    for _ in 0..crowd.len() {
+        for client in &crowd {
+            let left = waits.remove(client).unwrap();
+            let left = world.pour(*client, &left);
+            waits.insert(*client, left);
+        }
+        heard.extend(world.hear(server));
+    }
+    heard.sort_by_key(|heard| if let Heard::Data(conn, _) = heard { *conn } else { 0 });
+    let mut expected: Vec<_> = conns.iter().map(|conn| Heard::Data(*conn, LONG - 8)).collect();
+    expected.sort_by_key(|heard| if let Heard::Data(conn, _) = heard { *conn } else { 0 });
+    assert_eq!(heard, expected);
+    assert_eq!(world.board.counters().waiting, 0);
+}
+
+#[test]
+fn short_frames_pass_while_long_ones_have_all_that_they_may_have() {
+    let mut world = World::new(SMALL);
+    let (honest, server) = (world.client(), world.server(9, false));
+    let conn = world.connect(honest, server, 9);
+    let mut held = 0;
+    for _ in 0..18 {
+        let client = world.client();
+        world.pour(client, &long_frame(7)[..40_000]);
+        held += usize::from(world.is_held(client));
+    }
+    assert!(held > 8, "{held}");
+    for _ in 0..50 {
+        world.message(honest, conn, 100);
+        assert_eq!(world.hear(server), [Heard::Data(conn, 100)]);
+        world.dial(honest, 8);
+    }
+    assert!(world.dropped.is_empty());
+    world.wait(HOLD * 3);
+    assert!(world.dropped.len() > 4, "whoever keeps it for nothing makes room for the others");
+    assert!(world.dropped.values().all(|why| *why == Why::SlowFrame));
 }
 
 #[test]
 fn memory_of_what_is_dropped_goes_to_whoever_waits_for_it() {
     let mut world = World::new(SMALL);
-    let clients: Vec<EndKey> = (0..8).map(|_| world.client()).collect();
-    let mut frame = Vec::new();
-    wire::head(&mut frame, ConnId(7), 60_000);
-    frame.resize(20_000, 0);
+    let clients: Vec<EndKey> = (0..12).map(|_| world.client()).collect();
+    let mut left = Vec::new();
     for client in &clients {
-        world.send(*client, &frame);
+        left.push(world.pour(*client, &long_frame(7)[..30_000]));
     }
-    assert!(world.is_held(clients[7]), "there is no memory for eight of them");
-    world.send(clients[0], &[0; 60_008 - 20_000]);
+    let held = |world: &World| clients.iter().filter(|client| world.is_held(**client)).count();
+    let before = held(&world);
+    assert!(before > 0 && !world.is_held(clients[0]), "there is no memory for all of them");
+    assert!(left[0].is_empty());
+    world.send(clients[0], &long_frame(7)[30_000..]);
     assert_eq!(world.hear(clients[0]), [Heard::Close(7)], "it was for nobody");
-    assert!(!world.is_held(clients[7]));
+    assert!(held(&world) < before);
+}
+
+#[test]
+fn whoever_takes_a_little_at_a_time_gives_memory_back_when_it_is_short() {
+    let mut world = World::new(Limits { queue: 100_000, ..SMALL });
+    let server = world.server(9, false);
+    let clients: Vec<EndKey> = (0..8).map(|_| world.client()).collect();
+    let conns: Vec<u32> = clients.iter().map(|client| world.connect(*client, server, 9)).collect();
+    for conn in conns.iter().cycle().take(40) {
+        if !world.is_held(server) {
+            world.message(server, *conn, 20_000);
+        }
+    }
+    assert!(world.is_held(server), "it is all taken");
+    for _ in 0..12 {
+        world.wait(HOLD / 4);
+        for client in &clients {
+            world.board.handle_written(world.now, *client, 1);
+        }
+    }
+    assert!(world.board.counters().slow > 0 && !world.is_held(server));
 }
 
 #[test]
 fn memory_is_not_kept_by_frames_that_never_end() {
     let mut world = World::new(SMALL);
-    let clients: Vec<EndKey> = (0..8).map(|_| world.client()).collect();
-    let mut frame = Vec::new();
-    wire::head(&mut frame, ConnId(7), 60_000);
-    frame.resize(20_000, 0);
+    let clients: Vec<EndKey> = (0..20).map(|_| world.client()).collect();
     for client in &clients {
-        world.send(*client, &frame);
+        world.pour(*client, &long_frame(7)[..30_000]);
     }
-    assert!(world.is_held(clients[7]), "there is no memory for eight of them");
+    assert!(world.is_held(clients[19]), "there is no memory for all of them");
     for _ in 0..5 {
         world.wait(HOLD / 2);
         for client in &clients[..7] {
@@ -231,7 +299,6 @@ fn memory_is_not_kept_by_frames_that_never_end() {
         }
     }
     assert!(clients[..7].iter().all(|client| world.dropped.get(client) == Some(&Why::SlowFrame)));
-    assert!(!world.is_held(clients[7]) && !world.dropped.contains_key(&clients[7]));
 }
 
 #[test]
@@ -247,6 +314,14 @@ fn whoever_does_not_read_its_answers_is_not_read_either() {
     assert!(world.board.counters().waiting < 100_000);
     assert_eq!(world.hear(client).len(), sent);
     assert!(!world.is_held(client));
+}
+
+/// A whole long frame.
+fn long_frame(conn: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    wire::head(&mut bytes, ConnId(conn), LONG - 8);
+    bytes.resize(LONG, 0);
+    bytes
 }
 
 impl World {

@@ -289,6 +289,33 @@ fn the_gateway_sends_a_server_with_credit_no_more_than_it_has_granted() {
     });
 }
 
+/// Two addresses announce more than all memory, and stay.
+#[test]
+fn long_frames_that_are_announced_and_never_come_keep_nobody_out() {
+    let gateway = Gateway::start("[gateway.limits]\nmemory = 4194304");
+    let mut server = Endpoint::server(&gateway, 1);
+    let announced: Vec<_> = (0..16)
+        .map(|number| {
+            let mut stranger = Endpoint::client_from(&gateway, [127, 66, 0, 1 + number % 2]);
+            stranger.say(&data(7, &[0; 524_284])[..72]);
+            stranger
+        })
+        .collect();
+    let mut client = Endpoint::client(&gateway);
+    let conn = client.dial(1);
+    server.hear();
+    for number in 0..8 {
+        client.say(&numbered(conn, number));
+        hears_all(&mut server, conn, number..number + 1);
+        server.say(&numbered(conn, number));
+        hears_all(&mut client, conn, number..number + 1);
+    }
+    let dropped = gateway.metric("dropped_total{why=\"slow_frame\"}");
+    assert!(dropped == 0.0, "{dropped} strangers had to go first");
+    drop((announced, client, server));
+    gateway.is_empty_in_the_end();
+}
+
 #[test]
 fn all_that_waits_shares_one_memory_and_those_who_take_nothing_give_it_back() {
     const MEMORY: f64 = 4.0 * 1024.0 * 1024.0;

@@ -72,6 +72,16 @@ impl Endpoint {
         client
     }
 
+    /// A client at another address of the loopback network.
+    pub(super) fn client_from(gateway: &Gateway, ip: [u8; 4]) -> Self {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from((ip, 0)).into()).unwrap();
+        socket.connect(&gateway.clients().into()).unwrap();
+        let mut client = Self::on(socket.into());
+        client.fence();
+        client
+    }
+
     /// A client for whom hardly anything waits in the system's own buffers.
     pub(super) fn narrow_client(gateway: &Gateway) -> Self {
         let mut client = Self::narrow(gateway.clients());
