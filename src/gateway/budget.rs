@@ -93,6 +93,11 @@ impl Budget {
         }
     }
 
+    /// Returns what one address may take.
+    pub(super) fn share(&self) -> usize {
+        self.share
+    }
+
     pub(super) fn used(&self) -> usize {
         self.used
     }
@@ -231,7 +236,8 @@ impl Budget {
 
     /// Keeps nothing of an address that has nothing.
     fn tidy(&mut self, network: Network) {
-        let is_idle = |share: &Share| share.used == 0 && share.waiting.is_empty() && share.finishing.is_none();
+        let is_idle =
+            |share: &Share| share.used == 0 && share.waiting.is_empty() && share.finishing.is_none();
         if self.shares.get(&network).is_some_and(is_idle) {
             self.shares.remove(&network);
         }

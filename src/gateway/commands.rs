@@ -144,6 +144,12 @@ impl Switchboard {
     fn refuse(&mut self, now: Now, from: EndKey, conn: ConnId, why: Refusal) {
         self.counters.refused[why as usize] += 1;
         self.tell(now, from, Command::Refuse(conn));
+        let Some(end) = self.ends.get_mut(from.0) else { return };
+        let wait = self.refusals.count(now.mono, end.network, &mut end.refusals);
+        if !wait.is_zero() {
+            end.held = Some(Held::Refused);
+            self.timers.set(Timer::Hold(from), now.mono + wait);
+        }
     }
 
     /// An endpoint asks for the end of an id; only its own ends anything, an unknown one is ignored (S2-A10).

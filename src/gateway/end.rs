@@ -2,6 +2,7 @@
 
 use super::budget::Network;
 use super::outbox::Outbox;
+use super::refusals::Pace;
 use super::ticket::Admission;
 use super::wire::ConnId;
 use std::collections::{HashSet, VecDeque};
@@ -45,6 +46,8 @@ pub(super) enum Held {
     Memory,
     /// It does not read the answers to its own commands.
     Backlog,
+    /// Too many of its Dials were refused, or of its address's.
+    Refused,
 }
 
 /// One endpoint.
@@ -81,6 +84,8 @@ pub(super) struct End {
     pub(super) pinged: Option<Instant>,
     /// Violations since the time.
     pub(super) violations: (u32, Instant),
+    /// Of Dials that were refused.
+    pub(super) refusals: Pace,
 }
 
 impl End {
@@ -103,6 +108,7 @@ impl End {
             heard: now,
             pinged: None,
             violations: (0, now),
+            refusals: Pace::new(now),
         }
     }
 

@@ -54,9 +54,13 @@ impl Switchboard {
         end.map_or(Duration::ZERO, |end| now.saturating_duration_since(end.progress))
     }
 
-    /// An endpoint was held for as long as it may be, or its receiver has stalled meanwhile.
+    /// An endpoint was held for as long as it has to be or may be, or its receiver has stalled meanwhile.
     pub(super) fn held_long(&mut self, now: Now, from: EndKey) {
-        let Some(Held::Room(conn, since)) = self.ends.get(from.0).and_then(|end| end.held) else { return };
+        let (conn, since) = match self.ends.get(from.0).and_then(|end| end.held) {
+            Some(Held::Room(conn, since)) => (conn, since),
+            Some(Held::Refused) => return self.resume(from),
+            _ => return,
+        };
         let Some(link) = self.connections.get(&conn) else { return self.resume(from) };
         let is_alone = self.ends.get(from.0).is_some_and(|end| end.connections.len() <= 1);
         let Some(side) = link.side(from).filter(|_| !is_alone) else { return };

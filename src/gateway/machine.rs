@@ -10,8 +10,10 @@ use super::connection::Connection;
 use super::counters::{Counters, Why};
 use super::end::{End, EndKey, Held, Pass, Role};
 use super::lately::Lately;
+use super::refusals::Refusals;
 use super::wire::{self, Command, ConnId, Frame};
 use crate::clock::{Deadlines, Now};
+use crate::limits::Limit;
 use bytes::{Buf, BytesMut};
 use rand_chacha::ChaCha20Rng;
 use slab::Slab;
@@ -19,7 +21,6 @@ use std::collections::{HashMap, VecDeque};
 use std::io::IoSlice;
 use std::net::IpAddr;
 use std::time::Instant;
-
 
 /// What the hands are to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +76,7 @@ pub struct Switchboard {
     pub(super) connections: hashbrown::HashMap<ConnId, Connection, foldhash::fast::FixedState>,
     pub(super) lately: Lately,
     pub(super) budget: Budget,
+    pub(super) refusals: Refusals,
     /// When it was last looked for those who take nothing while memory is short.
     pub(super) relieved: Option<Instant>,
     pub(super) timers: Deadlines<Timer>,
@@ -93,6 +95,7 @@ impl Switchboard {
     pub fn new(rules: Rules, rng: ChaCha20Rng) -> Self {
         Self {
             budget: Budget::new(rules.limits.memory, rules.limits.max_packet),
+            refusals: Refusals::default(),
             relieved: None,
             rules,
             ends: Slab::new(),
@@ -204,6 +207,7 @@ impl Switchboard {
                     end.held = Some(Held::Backlog);
                     break true;
                 }
+                Some(end) if end.held.is_some() => break true,
                 Some(_) => {}
             }
         };
@@ -256,7 +260,10 @@ impl Switchboard {
             let granted = whole.min((2 * input.len()).max(input.len() + SHORT));
             let step = granted - end.input;
             if !self.budget.admits(end.network, step) {
-                self.counters.share_waits += u64::from(!self.budget.has_share(end.network, step));
+                if !self.budget.has_share(end.network, step) {
+                    self.counters.share_waits += 1;
+                    Limit::GatewayMemoryPerAddress.reached(self.budget.share());
+                }
                 end.held = Some(Held::Memory);
                 let (network, waiting) = (end.network, Waiting { end: from, step, rest: whole - end.input });
                 self.wait_for_memory(now);

@@ -24,6 +24,7 @@ mod lately;
 mod liveness;
 pub mod machine;
 mod outbox;
+mod refusals;
 #[cfg(test)]
 mod scenarios;
 pub mod service;

@@ -292,7 +292,11 @@ mod tests {
         let service = Service::start(Config { rules, ..Config::default() }, 1).unwrap();
         let (mut silent, mut stream) = tokio::io::duplex(4096);
         let handle = service.handle();
-        let carried = timeout(Duration::from_secs(30), handle.carry(&mut stream, Peer::Client([192, 0, 2, 1].into()), ())).await;
+        let carried = timeout(
+            Duration::from_secs(30),
+            handle.carry(&mut stream, Peer::Client([192, 0, 2, 1].into()), ()),
+        )
+        .await;
         assert!(carried.is_ok(), "it has answered no Ping");
         drop(stream);
         let mut heard = Vec::new();

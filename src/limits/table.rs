@@ -89,6 +89,8 @@ limits! {
         SignalingCalls = "signaling.limits.calls",
         /// Calls of one tag.
         SignalingCallsPerTag = "signaling.limits.calls_per_tag",
+        /// Bytes of calls' messages that wait for an answer, in all or of one network.
+        SignalingCallBytes = "signaling.limits.call_bytes",
         /// Messages of one call that wait for an answer.
         SignalingNoticesPerCall = "signaling.limits.notices_per_call",
         /// WebSockets in all.
@@ -109,6 +111,10 @@ limits! {
         SignalingPerPair = "signaling.limits.per_pair",
         /// Signatures a second of one network.
         SignalingPerProof = "signaling.limits.per_proof",
+        /// Bytes of lists a second to one network.
+        SignalingPerList = "signaling.limits.per_list",
+        /// Calls a second to addresses of one network that have not answered.
+        SignalingPerUnproven = "signaling.limits.per_unproven",
         /// Sources, and pairs, whose rates are remembered.
         SignalingRates = "signaling.limits.rates",
         /// Tags that are revoked at a time.
@@ -151,6 +157,10 @@ limits! {
         HookQueue = "hook_queue",
         /// The gateway's clients.
         GatewayClients = "gateway_clients",
+        /// Bytes that long frames of one address's clients take before they have come whole.
+        GatewayMemoryPerAddress = "gateway_memory_per_address",
+        /// Refused Dials a second of one client; it is read more slowly.
+        GatewayRefusals = "gateway_refusals",
         /// Listings and look-ups between hubs that wait for an answer.
         HubQueries = "hub_queries",
     }

@@ -129,6 +129,47 @@ fn the_newest_server_takes_an_id_or_is_refused_it() {
 }
 
 #[test]
+fn whoever_dials_in_vain_over_and_over_is_read_more_slowly() {
+    let mut world = World::new(Limits::default());
+    let (client, other, server) = (world.client(), world.client(), world.server(9, false));
+    let mut refused = 0;
+    while !world.is_held(client) {
+        let (conn, heard) = world.dial(client, 5);
+        assert_eq!(heard, [Heard::Refuse(conn)]);
+        refused += 1;
+        assert!(refused < 1000);
+    }
+    assert!(refused >= 50, "{refused} at once are nobody's fault");
+    for _ in 0..100 {
+        world.tell(client, Command::Dial { conn: ConnId(1), remote: 5 });
+    }
+    world.connect(other, server, 9);
+    world.wait(Duration::from_secs(5));
+    let heard = world.hear(client).len();
+    assert!((40..=60).contains(&heard), "{heard} in five seconds");
+    world.wait(Duration::from_secs(10));
+    assert_eq!(world.hear(client).len() + heard, 100);
+    assert!(!world.is_held(client) && world.dropped.is_empty());
+    world.connect(client, server, 9);
+}
+
+#[test]
+fn refusals_of_one_address_are_counted_together() {
+    let mut world = World::new(Limits::default());
+    let mut refused = 0;
+    for _ in 0..100 {
+        let client = world.client_at([10, 9, 9, 9]);
+        for _ in 0..40 {
+            if !world.is_held(client) {
+                world.dial(client, 5);
+                refused += 1;
+            }
+        }
+    }
+    assert!((500..=700).contains(&refused), "{refused} Dials of one address were looked at");
+}
+
+#[test]
 fn ids_that_are_not_dialled_are_few_and_the_oldest_ends() {
     let mut world = World::new(Limits { undialled: 2, ..Limits::default() });
     let client = world.client();

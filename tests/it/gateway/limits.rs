@@ -44,6 +44,26 @@ fn only_the_dialling_client_is_counted_and_servers_have_no_limit() {
 }
 
 #[test]
+fn a_flood_of_dials_in_vain_is_read_slowly_and_others_are_not() {
+    let gateway = Gateway::start("");
+    let (mut server, mut flood) = (Endpoint::server(&gateway, 1), Endpoint::client(&gateway));
+    flood.say(&command(DIAL, &[5, 1]).repeat(4000));
+    for _ in 0..50 {
+        flood.hears(&[command(REFUSE, &[5])]);
+    }
+    let mut client = Endpoint::client(&gateway);
+    let conn = client.dial(1);
+    server.hears(&[command(ACCEPT, &[conn, 2])]);
+    let reached = gateway.get("/metrics", "");
+    let refused = gateway.metric("refused_total{why=\"not_opened\"}");
+    assert!(
+        reached.contains("{limit=\"gateway_refusals\"} ")
+            && !reached.contains("{limit=\"gateway_refusals\"} 0")
+    );
+    assert!(refused < 1000.0, "{refused} at once");
+}
+
+#[test]
 fn how_many_a_client_may_dial_is_a_setting() {
     let gateway = Gateway::start("[gateway.limits]\nper_client = 2");
     let _server = Endpoint::server(&gateway, 1);
