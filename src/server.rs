@@ -41,6 +41,7 @@ use crate::turn_server::auth::Revoked;
 use crate::turn_server::mobility::Tickets;
 pub use auth::{AuthConfig, OauthConfig, RealmConfig, StaticUser};
 pub use auth_hook::HookConfig;
+use axum::middleware::from_fn_with_state;
 pub use config::{Config, GatewayConfig, TlsConfig, TurnConfig};
 pub use credentials_file::CredentialsFileError;
 use doors::Doors;
@@ -143,6 +144,7 @@ impl Server {
         facts.gateway = config.gateway.enabled.then(|| GatewayFacts::gather(&gateway_doors)).transpose()?;
         let mut seeds = ChaCha20Rng::from_os_rng();
         let revoked = revocation::open(state, config.signaling.limits.revocations)?;
+        let origins = Arc::new(config.signaling.origins.clone());
         let signaling_config = signaling_config(&config, state, &facts, &revoked);
         let signaling = signaling::start(signaling_config, doors.sockets()?, seeds.random());
         let (authority, files) = auth::authority(&config.turn, &config.auth, state, Arc::clone(&revoked))?;
@@ -180,7 +182,8 @@ impl Server {
         let gateway_door = gateway.as_ref().map(|service| GatewayDoor::new(service.handle(), mutual));
         let router = signaling.handle().router().merge(page::router()).merge(websocket::router());
         let router = match &gateway_door {
-            Some(door) => router.merge(gateway::router(door)),
+            Some(door) => router
+                .merge(gateway::router(door).layer(from_fn_with_state(origins, signaling::pages_let_in))),
             None => router,
         };
         let counted = Metrics {

@@ -1,12 +1,13 @@
 //! The HTTP hand: `/ws`, and `/ice`, which hands ICE servers to those who show an access key.
 
-use super::admission::{Admitted, Refusal};
+use super::admission::{Admitted, Origins, Refusal};
 use super::name::{TAG_BYTES, base32};
 use super::service::Shared;
 use super::websocket;
 use crate::net::time::now;
-use axum::extract::{ConnectInfo, Query, State};
+use axum::extract::{ConnectInfo, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -16,6 +17,24 @@ use serde::Deserialize;
 use serde_json::json;
 use std::net::SocketAddr;
 use std::sync::Arc;
+
+/// Lets pages of some origins in alone; who is no page says none.
+pub(crate) async fn pages_let_in(
+    State(origins): State<Arc<Origins>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match refuse_page(&origins, request.headers()) {
+        Some(refusal) => refusal,
+        None => next.run(request).await,
+    }
+}
+
+/// Refuses pages of origins that are not let in.
+pub(super) fn refuse_page(origins: &Origins, asked: &HeaderMap) -> Option<Response> {
+    let is_let_in = asked.get_all(header::ORIGIN).iter().all(|origin| origins.hold(origin.as_bytes()));
+    (!is_let_in).then(|| (StatusCode::FORBIDDEN, "pages of this origin are not let in\n").into_response())
+}
 
 /// Pages of origins that are let in may read the answer, and no cache may keep it.
 fn open_and_fresh(shared: &Shared, asked: &HeaderMap) -> HeaderMap {

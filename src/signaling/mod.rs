@@ -34,6 +34,7 @@ pub mod service;
 mod shards;
 mod subscriptions;
 mod talk;
+mod texts;
 pub mod udp;
 mod watches;
 mod websocket;
@@ -43,7 +44,7 @@ pub use admission::{AccessKey, Admitted, IceServers, Jwt, JwtKey, Origins, Realm
 pub use bus::{Address, Bus, Word};
 pub use calls::Outcomes;
 pub use config::{Config, Limits, NotifyFrom, Rate, Times};
-pub(crate) use http::{bearer, status_of};
+pub(crate) use http::{bearer, pages_let_in, status_of};
 pub use leg::{Conn, Door};
 pub use machine::{Hub, Output};
 pub use service::{Handle, Service, start};

@@ -4,6 +4,7 @@
 
 use super::config::Times;
 use super::framing::{self, Fault, Frame, Reader};
+use super::http::refuse_page;
 use super::inbox::{Inbox, Unsent};
 use super::leg::Conn;
 use super::outbox::{News, Texts, outbox};
@@ -40,8 +41,8 @@ pub(super) async fn upgrade(
     headers: HeaderMap,
     mut request: Request,
 ) -> Response {
-    if !headers.get_all(header::ORIGIN).iter().all(|origin| shared.config.origins.hold(origin.as_bytes())) {
-        return (StatusCode::FORBIDDEN, "pages of this origin are not let in\n").into_response();
+    if let Some(refusal) = refuse_page(&shared.config.origins, &headers) {
+        return refusal;
     }
     let Some(accept) = accept(&headers) else {
         let what = "this is a WebSocket: connect with version 13 (RFC 6455)\n";

@@ -180,19 +180,20 @@ fn a_page_of_an_origin_that_is_not_listed_gets_403_before_the_upgrade() {
     let house = House::on_loopback("\n[signaling]\norigins = [\"https://app.example\"]");
     let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
-    let open = |origin: &str| {
+    let open = |path: &str, origin: &str| {
         let mut stream = TcpStream::connect(house.address).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
-        write!(stream, "GET /ws HTTP/1.1\r\nHost: x\r\n{upgrade}{origin}\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n{upgrade}{origin}\r\n").unwrap();
         let mut head = [0; 12];
         stream.read_exact(&mut head).unwrap();
         String::from_utf8(head[9..].to_vec()).unwrap()
     };
-    assert_eq!((open(""), open("Origin: https://app.example\r\n")), ("101".into(), "101".into()));
-    assert_eq!(
-        (open("Origin: https://evil.example\r\n"), open("Origin: null\r\n")),
-        ("403".into(), "403".into())
-    );
+    for path in ["/ws", "/gateway", "/gateway/servers"] {
+        let codes =
+            ["", "Origin: https://app.example\r\n", "Origin: https://evil.example\r\n", "Origin: null\r\n"]
+                .map(|origin| open(path, origin));
+        assert_eq!(codes, ["101", "101", "403", "403"], "{path}");
+    }
     let own = "Origin: https://app.example\r\n";
     let (code, head, _) = http(house.address, &format!("GET /ice?key={}", house.key()), own);
     assert!(code == 200 && head.contains("access-control-allow-origin: https://app.example"), "{head}");
