@@ -101,6 +101,7 @@ impl World {
             let plenty = Rate { burst: 1e6, per_second: 1e6 };
             let limits = &mut config.limits;
             (limits.per_source, limits.per_pair, limits.per_proof) = (plenty, plenty, plenty);
+            (limits.per_list, limits.per_unproven) = (Rate { burst: 1e9, ..plenty }, plenty);
         }
         let count = 3 - usize::from(setup >> 3) % 3;
         Self {

@@ -9,8 +9,10 @@ use super::machine::{Asker, Hub};
 use super::name::{LETTERS, base32};
 use super::rate::Verdict;
 use super::wire::{Answer, Ask, Code, Ice, MAX_TEXT, Nat, Request, Response, Tag, Token};
+use crate::limits::Limit;
 use rand::RngCore;
 use ring::hmac;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Bytes of a token: 160 bits.
@@ -67,24 +69,32 @@ impl Hub {
         let callee =
             self.registry.tag(&rtag).filter(|callee| callee.realm == realm).ok_or(Code::NotOnline)?;
         let (callee_leg, callee_proven) = (callee.leg, callee.proven);
-        // What is told without having been sent now goes to true addresses alone (no amplification).
-        if ice.laddrs.is_empty() && callee_proven {
+        if ice.laddrs.is_empty() {
             ice.laddrs = inner;
         }
         let callee_inner = if proven { callee.inner.texts() } else { Vec::new() };
         if self.pairs.take((tag.clone(), rtag.clone()), now) != Verdict::Pass {
             return Err(Code::TooMany);
         }
-        let token = self.fresh_token(&tag, &rtag)?;
-        if !self.calls.take_room(&tag, &rtag) {
+        if let Some(to) = callee_leg.address().filter(|_| !callee_proven)
+            && self.shared.take_unproven(to.ip(), now) != Verdict::Pass
+        {
+            Limit::SignalingPerUnproven.reached(self.config.limits.per_unproven.per_second as u64);
             return Err(Code::TooMany);
         }
-        let (caller, callee) = (Side::new(tag, asker.leg), Side::new(rtag, callee_leg));
-        let opening = Opening { token: token.clone(), mid, caller, callee, ice, callee_proven, callee_inner };
+        let token = self.fresh_token(&tag, &rtag)?;
+        let (caller, callee) = (Side::new(tag.clone(), asker.leg), Side::new(rtag.clone(), callee_leg));
+        let (by, copy) = (asker.network, token.clone());
+        let opening = Opening { token: copy, mid, caller, callee, ice, by, callee_proven, callee_inner };
         let id = self.fresh_call_id();
         let (times, notices) = (&self.config.times, self.config.limits.notices_per_call);
         let mut mid = || Calls::mid(id, self.rng.next_u32());
-        let call = Call::open(opening, &mut Moment { now, times, notices, mid: &mut mid });
+        let texts = &self.calls.texts;
+        let call = Call::open(opening, &mut Moment { now, times, notices, texts, mid: &mut mid });
+        let call = call.map_err(|TooMany| Code::TooMany)?;
+        if !self.calls.take_room(&tag, &rtag) {
+            return Err(Code::TooMany);
+        }
         self.calls.insert(id, call);
         Ok((id, token))
     }
@@ -101,7 +111,7 @@ impl Hub {
         let relayed = self.with_call(asker.now.mono, id, |call, at| {
             let room = call.side(role.other()).leg.room();
             let asks = trickles(&token, cands, (done, nat), room);
-            call.relay(role.other(), asks, at)
+            call.relay(role.other(), asks, asker.network, at)
         });
         match relayed {
             Some(Ok(())) => Ok(Answer::Trickled { token }),
@@ -162,10 +172,11 @@ impl Hub {
         id: CallId,
         act: impl FnOnce(&mut Call, &mut Moment<'_>) -> R,
     ) -> Option<R> {
+        let texts = Arc::clone(&self.calls.texts);
         let call = self.calls.get_mut(id)?;
         let mut mid = || Calls::mid(id, self.rng.next_u32());
         let (times, notices) = (&self.config.times, self.config.limits.notices_per_call);
-        let result = act(call, &mut Moment { now, times, notices, mid: &mut mid });
+        let result = act(call, &mut Moment { now, times, notices, texts: &texts, mid: &mut mid });
         self.apply(id);
         Some(result)
     }

@@ -5,8 +5,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Names one request: who asked what, under which mid.
-pub(super) type Asked = (Peer, i64, i64);
+/// Names one request: who asked what, under which mid, about whom.
+pub(super) type Asked = (Peer, i64, i64, u64);
 
 /// What an entry costs besides its text, roughly.
 const ENTRY: usize = 128;
@@ -66,11 +66,11 @@ mod tests {
     #[test]
     fn an_answer_is_kept_for_its_time_and_the_first_one_counts() {
         let (mut answers, start) = (Answers::new(Duration::from_secs(30), 10_000), now().mono);
-        let asked = (Peer::Web(Conn(1)), 1, 7);
+        let asked = (Peer::Web(Conn(1)), 1, 7, 0);
         answers.keep(asked, "one", start);
         answers.keep(asked, "two", start);
         assert_eq!(answers.get(asked, start + Duration::from_secs(29)).as_deref(), Some("one"));
-        assert_eq!(answers.get((Peer::Web(Conn(2)), 1, 7), start), None);
+        assert_eq!(answers.get((Peer::Web(Conn(2)), 1, 7, 0), start), None);
         assert_eq!(answers.get(asked, start + Duration::from_secs(30)), None);
         assert_eq!(answers.bytes(), 0);
     }
@@ -79,10 +79,10 @@ mod tests {
     fn the_oldest_make_room_at_the_cap() {
         let (mut answers, start) = (Answers::new(Duration::from_secs(30), 1000), now().mono);
         for mid in 0..100 {
-            answers.keep((Peer::Web(Conn(1)), 1, mid), "text", start);
+            answers.keep((Peer::Web(Conn(1)), 1, mid, 0), "text", start);
             assert!(answers.bytes() <= 1000);
         }
-        assert!(answers.get((Peer::Web(Conn(1)), 1, 99), start).is_some());
-        assert!(answers.get((Peer::Web(Conn(1)), 1, 0), start).is_none());
+        assert!(answers.get((Peer::Web(Conn(1)), 1, 99, 0), start).is_some());
+        assert!(answers.get((Peer::Web(Conn(1)), 1, 0, 0), start).is_none());
     }
 }

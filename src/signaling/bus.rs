@@ -167,6 +167,9 @@ pub(super) enum Said {
     },
 }
 
+/// What one tag of a list takes, in bytes of JSON.
+pub(super) const LISTED: usize = TEXT + r#""","#.len();
+
 /// A part of the list of who is online.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Page {
@@ -181,6 +184,6 @@ pub(super) struct Page {
 impl Page {
     /// Returns how many tags fit.
     pub(super) fn most(&self) -> usize {
-        self.room / (TEXT + r#""","#.len())
+        self.room / LISTED
     }
 }

@@ -3,8 +3,10 @@
 //! Pure state: what is to be sent piles up in [`Call::take_effects`] and leaves through the hub.
 
 use super::config::Times;
-use super::leg::{Leg, Peer};
+use super::leg::{Leg, Network, Peer};
+use super::texts::{Room, Texts};
 use super::wire::{Answer, Ask, Code, Ice, Path, Request, Response, Tag, Token};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The two sides of a call.
@@ -83,7 +85,12 @@ struct Notice {
     t: i64,
     mid: i64,
     to: Role,
+    /// Empty where it is said only once.
     text: String,
+    /// What it takes of the room for all texts.
+    room: Option<Room>,
+    /// The same with all that it leaves out, for a callee that has answered.
+    whole: Option<String>,
     /// Most sendings, the first one counted.
     copies: usize,
     /// The waits after the sendings still to come.
@@ -93,7 +100,8 @@ struct Notice {
 
 impl Notice {
     fn new(t: i64, mid: i64, to: Role, text: String) -> Self {
-        Self { t, mid, to, text, copies: usize::MAX, waits: Vec::new().into_iter(), due: None }
+        let (room, whole, due) = (None, None, None);
+        Self { t, mid, to, text, room, whole, copies: usize::MAX, waits: Vec::new().into_iter(), due }
     }
 }
 
@@ -103,11 +111,13 @@ pub(super) struct Moment<'a> {
     pub(super) times: &'a Times,
     /// Most notices that may wait.
     pub(super) notices: usize,
+    /// The room for what waits.
+    pub(super) texts: &'a Arc<Texts>,
     /// Draws a fresh mid of this call.
     pub(super) mid: &'a mut dyn FnMut() -> i64,
 }
 
-/// A notice more would be over the cap.
+/// A notice more, or its text, would be over a cap.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TooMany;
 
@@ -139,7 +149,10 @@ pub(super) struct Opening {
     pub(super) caller: Side,
     pub(super) callee: Side,
     pub(super) ice: Ice,
-    /// The callee was shown to be at its address; if not, it gets at most two sendings (no amplification).
+    /// Who is charged for what the caller has told.
+    pub(super) by: Network,
+    /// The callee was shown to be at its address; if not, it gets at most two sendings, and nothing of what the caller has told before
+    /// it has answered (no amplification).
     pub(super) callee_proven: bool,
     /// The inner addresses that the callee has registered with.
     pub(super) callee_inner: Vec<String>,
@@ -147,8 +160,8 @@ pub(super) struct Opening {
 
 impl Call {
     /// Begins a call: the callee is notified (S0-14).
-    pub(super) fn open(opening: Opening, at: &mut Moment<'_>) -> Self {
-        let Opening { token, mid, caller, callee, ice, callee_proven, callee_inner } = opening;
+    pub(super) fn open(opening: Opening, at: &mut Moment<'_>) -> Result<Self, TooMany> {
+        let Opening { token, mid, caller, callee, ice, by, callee_proven, callee_inner } = opening;
         let mut call = Self {
             token,
             caller,
@@ -167,10 +180,18 @@ impl Call {
         let (token, ltag, from) = (call.token.clone(), call.caller.tag.clone(), call.caller.leg.address());
         let ask = |ice| Ask::Notify { token: token.clone(), ltag: ltag.clone(), from, ice };
         let mid = (at.mid)();
-        let text = fitting(mid, ice, call.callee.leg.room(), ask);
-        let copies = if callee_proven { usize::MAX } else { UNPROVEN_COPIES };
-        call.notify(Notice { copies, ..Notice::new(51, mid, Role::Callee, text) }, at);
-        call
+        let bare = Ice::default();
+        let (copies, is_whole) =
+            if callee_proven { (usize::MAX, true) } else { (UNPROVEN_COPIES, ice == bare) };
+        let whole = fitting(mid, ice, call.callee.leg.room(), &ask);
+        let (text, whole) = match is_whole {
+            true => (whole, None),
+            false => (fitting(mid, bare, call.callee.leg.room(), &ask), Some(whole)),
+        };
+        let len = text.len() + whole.as_ref().map_or(0, String::len);
+        let room = Some(at.texts.take(by, len).ok_or(TooMany)?);
+        call.notify(Notice { copies, room, whole, ..Notice::new(51, mid, Role::Callee, text) }, at);
+        Ok(call)
     }
 
     /// Takes what is to be sent.
@@ -209,7 +230,9 @@ impl Call {
         if self.stage == Stage::Closed || !(first || new_address.is_some() || new_ice) {
             return;
         }
+        let mut whole = None;
         if first {
+            whole = self.notices.iter_mut().find_map(|notice| notice.whole.take());
             self.notices.retain(|notice| notice.t != 51);
             (self.stage, self.outcome) = (Stage::Checking, Outcome::Answered);
             self.next_question = Some(at.now + at.times.question);
@@ -219,6 +242,9 @@ impl Call {
         }
         self.callee_address_told |= new_address.is_some();
         self.callee_ice_told |= new_ice;
+        if let Some(text) = whole {
+            self.effects.push(Effect::Ask { to: Role::Callee, text, first: false });
+        }
         let inner = std::mem::take(&mut self.callee_inner);
         if ice.laddrs.is_empty() {
             ice.laddrs = inner;
@@ -226,7 +252,7 @@ impl Call {
         let token = self.token.clone();
         let ask = |ice| Ask::Answered { token: token.clone(), from: new_address, ice };
         let mid = (at.mid)();
-        let text = fitting(mid, ice, self.caller.leg.room(), ask);
+        let text = fitting(mid, ice, self.caller.leg.room(), &ask);
         self.notify(Notice::new(52, mid, Role::Caller, text), at);
     }
 
@@ -304,23 +330,36 @@ impl Call {
         }
     }
 
-    /// Passes requests of one side on to the other: all of them or none.
-    pub(super) fn relay(&mut self, to: Role, asks: Vec<Ask>, at: &mut Moment<'_>) -> Result<(), TooMany> {
+    /// Passes requests of one side on to the other: all of them or none. `by` is charged for those that wait.
+    pub(super) fn relay(
+        &mut self,
+        to: Role,
+        asks: Vec<Ask>,
+        by: Network,
+        at: &mut Moment<'_>,
+    ) -> Result<(), TooMany> {
         if self.notices.len() + asks.len() > at.notices {
             return Err(TooMany);
         }
         // A callee that has not answered may yet come back on another WebSocket, and is told all of it there again.
         let is_sure = matches!(self.side(to).leg.peer, Peer::Web(_)) && self.stage != Stage::Notified;
+        if is_sure {
+            let text = |body| Request { mid: None, body }.encode();
+            self.effects.extend(asks.into_iter().map(|body| Effect::Ask {
+                to,
+                text: text(body),
+                first: true,
+            }));
+            return Ok(());
+        }
+        let mut notices = Vec::with_capacity(asks.len());
         for body in asks {
-            if is_sure {
-                let text = Request { mid: None, body }.encode();
-                self.effects.push(Effect::Ask { to, text, first: true });
-                continue;
-            }
             let (t, mid) = (body.t(), (at.mid)());
             let text = Request { mid: Some(mid), body }.encode();
-            self.notify(Notice::new(t, mid, to, text), at);
+            let room = Some(at.texts.take(by, text.len()).ok_or(TooMany)?);
+            notices.push(Notice { room, ..Notice::new(t, mid, to, text) });
         }
+        notices.into_iter().for_each(|notice| self.notify(notice, at));
         Ok(())
     }
 
@@ -391,7 +430,8 @@ impl Call {
     /// Sends a request now, and again until it is acknowledged; on a WebSocket once is enough. With fewer copies than
     /// waits, the last one waits as long as all that are left.
     fn notify(&mut self, mut notice: Notice, at: &Moment<'_>) {
-        if matches!(self.side(notice.to).leg.peer, Peer::Web(_)) {
+        let on_web = matches!(self.side(notice.to).leg.peer, Peer::Web(_));
+        if on_web {
             notice.copies = 1;
         }
         let all = &at.times.retransmit;
@@ -399,14 +439,20 @@ impl Call {
         let last = (!rest.is_empty()).then(|| rest.iter().sum());
         notice.waits = each.iter().copied().chain(last).collect::<Vec<Duration>>().into_iter();
         notice.due = Some(at.now + notice.waits.next().unwrap_or_default());
-        self.effects.push(Effect::Ask { to: notice.to, text: notice.text.clone(), first: true });
+        // On a WebSocket only a callee that has not answered may have to be told again.
+        let is_kept = !on_web || (notice.to == Role::Callee && self.stage == Stage::Notified);
+        let text = if is_kept { notice.text.clone() } else { std::mem::take(&mut notice.text) };
+        if !is_kept {
+            notice.room = None;
+        }
+        self.effects.push(Effect::Ask { to: notice.to, text, first: true });
         self.notices.push(notice);
     }
 }
 
 /// Writes a request that carries `ice`, leaving out of it what the leg has no room for: the SDP first, then candidates
 /// from the end, then all.
-fn fitting(mid: i64, mut ice: Ice, room: usize, ask: impl Fn(Ice) -> Ask) -> String {
+fn fitting(mid: i64, mut ice: Ice, room: usize, ask: &impl Fn(Ice) -> Ask) -> String {
     loop {
         let text = Request { mid: Some(mid), body: ask(ice.clone()) }.encode();
         if text.len() <= room || ice == Ice::default() {

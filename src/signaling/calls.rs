@@ -2,6 +2,7 @@
 
 use super::call::{Call, Outcome};
 use super::config::Limits;
+use super::texts::Texts;
 use super::wire::{Path, Tag, Token};
 use crate::clock::Deadlines;
 use std::collections::HashMap;
@@ -48,6 +49,8 @@ impl Outcomes {
 /// All calls.
 #[derive(Debug)]
 pub(super) struct Calls {
+    /// The room for what waits for an answer.
+    pub(super) texts: Arc<Texts>,
     cap: usize,
     cap_per_tag: usize,
     /// How many all hubs have.
@@ -60,9 +63,10 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    pub(super) fn new(limits: &Limits, total: Arc<AtomicUsize>) -> Self {
+    pub(super) fn new(limits: &Limits, total: Arc<AtomicUsize>, texts: Arc<Texts>) -> Self {
         Self {
             total,
+            texts,
             cap: limits.calls,
             cap_per_tag: limits.calls_per_tag,
             calls: HashMap::new(),

@@ -137,6 +137,8 @@ pub struct Limits {
     pub calls_per_tag: usize,
     /// Messages of one act that wait for an acknowledgement; default 32.
     pub notices_per_call: usize,
+    /// Bytes of what calls have to tell and was not acknowledged yet; default 64 MiB. One network may take an eighth.
+    pub call_bytes: usize,
     /// WebSocket connections at one time; default 20 000.
     pub connections: usize,
     /// WebSocket connections of one network; default 256.
@@ -155,6 +157,10 @@ pub struct Limits {
     pub per_pair: Rate,
     /// Signatures of one network; default 64 at once, 8/s on.
     pub per_proof: Rate,
+    /// Bytes of lists to one network, over all hubs; default 2 MiB at once, 256 KiB/s on.
+    pub per_list: Rate,
+    /// Calls told to addresses of one IPv4 /24 or IPv6 /48 that have not answered, over all hubs; default 20 at once, 2/s on.
+    pub per_unproven: Rate,
     /// Sources and pairs whose rates are remembered, each; default 65 536.
     pub rates: usize,
     /// Tags that are revoked at one time; default 10 000.
@@ -185,6 +191,7 @@ impl Default for Limits {
             calls: 20_000,
             calls_per_tag: 64,
             notices_per_call: 32,
+            call_bytes: 64 << 20,
             connections: 20_000,
             connections_per_network: 256,
             watches_per_client: 256,
@@ -194,6 +201,8 @@ impl Default for Limits {
             per_source: Rate { burst: 200.0, per_second: 50.0 },
             per_pair: Rate { burst: 10.0, per_second: 1.0 },
             per_proof: Rate { burst: 64.0, per_second: 8.0 },
+            per_list: Rate { burst: 2_097_152.0, per_second: 262_144.0 },
+            per_unproven: Rate { burst: 20.0, per_second: 2.0 },
             rates: 65_536,
             revocations: 10_000,
             inbox: 4096,

@@ -143,7 +143,7 @@ pub(super) fn read_head(text: &str) -> Option<Head> {
     Some(Head {
         t: loose.t.number(),
         mid: loose.mid.number(),
-        answers: !matches!(loose.code, Value::Absent | Value::Null(())),
+        answers: !matches!(loose.code, Value::Absent | Value::Null(()) | Value::Number(0)),
     })
 }
 
@@ -256,6 +256,10 @@ mod tests {
         assert_eq!(head(r#"{"t":"1","mid":5}"#), Some(Head { t: None, mid: Some(5), answers: false }));
         assert_eq!(head(r#"{"t":1,"mid":1.5}"#), Some(Head { t: Some(1), mid: None, answers: false }));
         assert_eq!(head(r#"{"t":1,"code":"x"}"#), Some(Head { t: Some(1), mid: None, answers: true }));
+        assert_eq!(
+            head(r#"{"t":1,"mid":"x","code":0}"#),
+            Some(Head { t: Some(1), mid: None, answers: false })
+        );
         assert_eq!(head(r#"{"t":1"#), None);
         assert_eq!(head("[]"), None);
     }

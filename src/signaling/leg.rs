@@ -1,6 +1,6 @@
 //! Where clients are: the doors of the server, and the legs on which a client is reached.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// One of the server's two UDP ports (S0-25).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -63,6 +63,14 @@ impl Network {
         match ip.to_canonical() {
             IpAddr::V4(v4) => Self(v4.to_ipv6_mapped().octets()),
             IpAddr::V6(v6) => Self((u128::from(v6) >> 64 << 64).to_be_bytes()),
+        }
+    }
+
+    /// What one site usually has, and its line: an IPv4 /24, or an IPv6 /48.
+    pub(super) fn site(ip: IpAddr) -> Self {
+        match ip.to_canonical() {
+            IpAddr::V4(v4) => Self::of(Ipv4Addr::from_bits(v4.to_bits() >> 8 << 8).into()),
+            IpAddr::V6(v6) => Self((u128::from(v6) >> 80 << 80).to_be_bytes()),
         }
     }
 

@@ -5,14 +5,40 @@
 
 use super::admission::Realm;
 use super::name::{LETTERS, Name, base32};
-use std::collections::{BTreeMap, HashMap};
+use super::wire::Tag;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 
 /// The first two letters of a tag, by their ranks.
 type Part = (u8, u8);
 
-/// The numbers of clients by realm and part.
+/// How many pages are kept.
+const PAGES: usize = 16;
+
+/// The numbers of clients by realm and part, and pages that were read lately.
 #[derive(Debug, Default)]
-pub(super) struct Listing(HashMap<Realm, BTreeMap<Part, Vec<u32>>>);
+pub(super) struct Listing {
+    realms: HashMap<Realm, BTreeMap<Part, Vec<u32>>>,
+    pages: VecDeque<Page>,
+}
+
+/// What was listed, until something changes between its beginning and its end.
+#[derive(Debug)]
+struct Page {
+    realm: Realm,
+    after: String,
+    most: usize,
+    tags: Arc<[Tag]>,
+}
+
+impl Page {
+    fn holds(&self, realm: &Realm, text: &str) -> bool {
+        let is_last = self.tags.len() < self.most;
+        self.realm == *realm
+            && text > self.after.as_str()
+            && (is_last || self.tags.last().is_none_or(|last| text <= last.as_str()))
+    }
+}
 
 /// How many letters of tags come before `letter`.
 fn rank(letter: u8) -> u8 {
@@ -34,16 +60,18 @@ fn part_after(text: &str) -> Part {
 
 impl Listing {
     pub(super) fn insert(&mut self, realm: &Realm, name: Name, id: u32) {
-        if !self.0.contains_key(realm) {
-            self.0.insert(*realm, BTreeMap::new());
+        self.changed(realm, name);
+        if !self.realms.contains_key(realm) {
+            self.realms.insert(*realm, BTreeMap::new());
         }
-        if let Some(parts) = self.0.get_mut(realm) {
+        if let Some(parts) = self.realms.get_mut(realm) {
             parts.entry(part_of(name)).or_default().push(id);
         }
     }
 
     pub(super) fn remove(&mut self, realm: &Realm, name: Name, id: u32) {
-        let Some(parts) = self.0.get_mut(realm) else { return };
+        self.changed(realm, name);
+        let Some(parts) = self.realms.get_mut(realm) else { return };
         let part = part_of(name);
         if let Some(ids) = parts.get_mut(&part) {
             if let Some(place) = ids.iter().position(|other| *other == id) {
@@ -54,8 +82,30 @@ impl Listing {
             }
         }
         if parts.is_empty() {
-            self.0.remove(realm);
+            self.realms.remove(realm);
         }
+    }
+
+    /// Drops the pages that are not right any more.
+    fn changed(&mut self, realm: &Realm, name: Name) {
+        if !self.pages.is_empty() {
+            let text = base32(&name.0);
+            self.pages.retain(|page| !page.holds(realm, &text));
+        }
+    }
+
+    /// Returns what a page of `most` tags was when it was read last, if nothing has changed.
+    pub(super) fn page(&self, realm: &Realm, after: &str, most: usize) -> Option<Arc<[Tag]>> {
+        let is_it = |page: &&Page| page.realm == *realm && page.after == after && page.most == most;
+        self.pages.iter().find(is_it).map(|page| Arc::clone(&page.tags))
+    }
+
+    /// Keeps a page.
+    pub(super) fn keep(&mut self, realm: &Realm, after: &str, most: usize, tags: Arc<[Tag]>) {
+        if self.pages.len() >= PAGES {
+            self.pages.pop_front();
+        }
+        self.pages.push_back(Page { realm: *realm, after: after.to_owned(), most, tags });
     }
 
     /// Lists the tags of a realm after `after`, in order, with the numbers of their clients.
@@ -65,7 +115,7 @@ impl Listing {
         after: &'a str,
         name_of: impl Fn(u32) -> Option<Name> + 'a,
     ) -> impl Iterator<Item = (String, u32)> + 'a {
-        let parts = self.0.get(realm).map(|parts| parts.range(part_after(after)..));
+        let parts = self.realms.get(realm).map(|parts| parts.range(part_after(after)..));
         parts.into_iter().flatten().flat_map(move |(_, ids)| {
             let named = ids.iter().filter_map(|id| Some((base32(&name_of(*id)?.0), *id)));
             let mut named: Vec<_> = named.filter(|(text, _)| text.as_str() > after).collect();
@@ -80,6 +130,33 @@ mod tests {
     use super::*;
     use crate::signaling::Realms;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_page_is_kept_until_something_in_it_changes() {
+        let (mut listing, here) = (Listing::default(), Realms::default().named("here"));
+        let there = Realms::default().named("there");
+        let name = |byte: u8| Name([byte; 15]);
+        let tag = |byte: u8| name(byte).tag().unwrap();
+        let read = |listing: &Listing| listing.page(&here, "", 3).is_some();
+        let keep = |listing: &mut Listing| listing.keep(&here, "", 3, [1, 2, 3].map(tag).into());
+        keep(&mut listing);
+        assert!(listing.page(&here, "", 4).is_none() && listing.page(&there, "", 3).is_none());
+        listing.insert(&there, name(2), 7);
+        listing.insert(&here, name(4), 8);
+        assert!(read(&listing), "neither is on it");
+        listing.insert(&here, name(2), 9);
+        assert!(!read(&listing));
+        keep(&mut listing);
+        listing.remove(&here, name(2), 9);
+        assert!(!read(&listing));
+        listing.keep(&here, "", 9, [1].map(tag).into());
+        listing.insert(&here, name(200), 9);
+        assert!(listing.page(&here, "", 9).is_none(), "the last page has room for it");
+        for after in 0..100 {
+            listing.keep(&here, &after.to_string(), 3, [1, 2, 3].map(tag).into());
+        }
+        assert_eq!(listing.pages.len(), PAGES);
+    }
 
     proptest! {
         #[test]
@@ -102,7 +179,7 @@ mod tests {
                 let there = Realms::default().named(["here", "there"][id % 2]);
                 listing.remove(&there, Name(*name), id as u32);
             }
-            prop_assert!(listing.0.is_empty());
+            prop_assert!(listing.realms.is_empty());
         }
     }
 }

@@ -18,6 +18,7 @@ use super::rate::{Rates, Verdict};
 use super::registry::Registry;
 use super::shards::{Shard, Shards};
 use super::subscriptions::Subscriptions;
+use super::texts::Texts;
 use super::watches::Watches;
 use super::wire::{self, Answer, Ask, Code, DecodeError, MAX_DATAGRAM, Message, Request, Response, Tag};
 use crate::clock::Now;
@@ -26,9 +27,10 @@ use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use ring::hmac;
 use std::collections::{HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// What the hands must do.
@@ -83,6 +85,8 @@ pub(super) struct Asker {
     pub(super) door: Door,
     pub(super) network: Network,
     pub(super) size: usize,
+    /// Whom the request is about, where the same `mid` for somebody else is another request; 0 for nobody.
+    pub(super) about: u64,
     /// How long a reply may be by what another hub knows of the client.
     pub(super) room: usize,
 }
@@ -120,6 +124,7 @@ pub struct Hub {
     pub(super) proofs: Rates<Network>,
     pub(super) sources: Rates<Origin>,
     pub(super) pairs: Rates<(Tag, Tag)>,
+    pub(super) shared: SharedRates,
     pub(super) connections: Arc<Quota>,
     pub(super) webs: HashMap<Conn, Web>,
     /// UDP clients of this home whose tag belongs to another hub.
@@ -127,11 +132,42 @@ pub struct Hub {
     pub(super) outputs: VecDeque<Output>,
 }
 
+/// Rates that hold over all hubs, since a client has a say in which of them it asks.
+#[derive(Debug, Clone)]
+pub(super) struct SharedRates {
+    lists: Arc<Mutex<Rates<Network>>>,
+    unproven: Arc<Mutex<Rates<Network>>>,
+}
+
+impl SharedRates {
+    fn new(limits: &Limits) -> Self {
+        let rates = |rate| Arc::new(Mutex::new(Rates::new(rate, limits.rates)));
+        Self { lists: rates(limits.per_list), unproven: rates(limits.per_unproven) }
+    }
+
+    /// Charges `network` for a list of about so many bytes.
+    pub(super) fn take_list(&self, network: Network, bytes: usize, now: Instant) -> Verdict {
+        let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
+        let verdict = lists.take(network, now);
+        if verdict == Verdict::Pass {
+            lists.charge(&network, bytes as f64);
+        }
+        verdict
+    }
+
+    /// Charges the network of an address that is to be sent something, and may know nothing of it.
+    pub(super) fn take_unproven(&self, to: IpAddr, now: Instant) -> Verdict {
+        self.unproven.lock().unwrap_or_else(PoisonError::into_inner).take(Network::site(to), now)
+    }
+}
+
 /// What all hubs count together, and the keys that all must know.
 struct Common {
     tags: Arc<Quota>,
     connections: Arc<Quota>,
     calls: Arc<AtomicUsize>,
+    texts: Arc<Texts>,
+    rates: SharedRates,
     keys: [[u8; 32]; 2],
 }
 
@@ -143,6 +179,8 @@ impl Common {
             tags: Arc::new(Quota::new(limits.tags, limits.tags_per_network)),
             connections: Arc::new(Quota::new(limits.connections, limits.connections_per_network)),
             calls: Arc::default(),
+            texts: Texts::new(limits.call_bytes),
+            rates: SharedRates::new(limits),
             keys,
         }
     }
@@ -177,7 +215,7 @@ impl Hub {
             shards,
             token_key: hmac::Key::new(hmac::HMAC_SHA256, &token_key),
             registry: Registry::new(&config.times, Arc::clone(&common.tags)),
-            calls: Calls::new(limits, Arc::clone(&common.calls)),
+            calls: Calls::new(limits, Arc::clone(&common.calls), Arc::clone(&common.texts)),
             watches: Watches::new(&config.times, limits, hubs),
             subscriptions: Subscriptions::default(),
             gathers: Gathers::default(),
@@ -186,6 +224,7 @@ impl Hub {
             proofs: Rates::new(limits.per_proof, rates),
             sources: Rates::new(limits.per_source, rates),
             pairs: Rates::new(limits.per_pair, rates),
+            shared: common.rates.clone(),
             connections: Arc::clone(&common.connections),
             webs: HashMap::new(),
             away: HashMap::new(),
@@ -233,7 +272,7 @@ impl Hub {
     ) {
         if payload.len() <= MAX_DATAGRAM {
             let (leg, network) = (Leg::udp(from, local_ip), Network::of(from.ip()));
-            self.take(Asker { now, leg, door, network, size: payload.len(), room: 0 }, payload);
+            self.take(Asker { now, leg, door, network, size: payload.len(), about: 0, room: 0 }, payload);
             self.tell_changes(now.mono);
         }
     }
@@ -257,7 +296,8 @@ impl Hub {
     pub fn handle_web_text(&mut self, now: Now, conn: Conn, text: &str) {
         if let Some(network) = self.webs.get(&conn).map(|web| web.network) {
             let leg = Leg::web(conn);
-            let asker = Asker { now, leg, door: Door::Main, network, size: text.len(), room: 0 };
+            let (door, size) = (Door::Main, text.len());
+            let asker = Asker { now, leg, door, network, size, about: 0, room: 0 };
             self.take(asker, text.as_bytes());
             self.tell_changes(now.mono);
         }
@@ -417,6 +457,7 @@ impl Hub {
 
     fn handle_request(&mut self, asker: Asker, request: Request) {
         let (t, mid) = (request.body.t(), request.mid);
+        let asker = Asker { about: about(&request.body), ..asker };
         if self.answer_again(asker, t, mid) {
             return;
         }
@@ -529,7 +570,7 @@ impl Asker {
             Peer::Udp(_) => &ACTS_ONCE[..],
             Peer::Web(_) => &ACTS_ONCE_ON_WEB,
         };
-        mid.filter(|_| once.contains(&t)).map(|mid| (self.leg.peer, t, mid))
+        mid.filter(|_| once.contains(&t)).map(|mid| (self.leg.peer, t, mid, self.about))
     }
 
     fn origin(&self) -> Origin {
@@ -538,6 +579,14 @@ impl Asker {
             Peer::Web(conn) => Origin::Web(conn),
         }
     }
+}
+
+/// Clients of document 000 may call one after another under the same `mid`, as its figures do.
+fn about(body: &Ask) -> u64 {
+    let Ask::Call { rtag, .. } = body else { return 0 };
+    let mut hasher = DefaultHasher::new();
+    rtag.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn answered_well(response: &Response) -> bool {

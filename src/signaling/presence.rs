@@ -1,7 +1,7 @@
 //! The hub's part in presence: who comes (t=1), stays (2), is listed (3) and is watched (60).
 
 use super::admission::{self, Admitted, Realm};
-use super::bus::{Address, Page, Said, Standing, Watchable};
+use super::bus::{Address, LISTED, Page, Said, Standing, Watchable};
 use super::gathers::What;
 use super::identity;
 use super::inner::Inner;
@@ -13,6 +13,7 @@ use super::registry::{Entry, Registration};
 use super::shards::Shard;
 use super::wire::{Answer, Ask, Code, MAX_EPOCH, Proof, Request, Response, Seen, Tag};
 use crate::clock::Now;
+use crate::limits::Limit;
 use rand::RngCore;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -263,6 +264,11 @@ impl Hub {
         let realm = client.realm;
         let empty = Response { mid, body: Answer::Listed { tags: Vec::new(), more: true } };
         let room = self.room(asker).saturating_sub(empty.encode().len());
+        let all = self.registry.len() * self.shards.count();
+        if self.shared.take_list(asker.network, room.min(all * LISTED), asker.now.mono) != Verdict::Pass {
+            Limit::SignalingPerList.reached(self.config.limits.per_list.per_second as u64);
+            return Err(Code::TooMany);
+        }
         let page = Page { realm, own, after, room };
         let (tags, more) = self.registry.page(&page);
         if self.shards.count() == 1 {

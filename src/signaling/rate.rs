@@ -75,6 +75,13 @@ impl<K: Eq + Hash> Rates<K> {
         self.buckets.entry(key).or_insert(full).take(rate, now)
     }
 
+    /// Takes so much more of a bucket that one was taken of, which may leave a debt.
+    pub(super) fn charge(&mut self, key: &K, more: f64) {
+        if let Some(bucket) = self.buckets.get_mut(key).or(self.crowd.as_mut()) {
+            bucket.level -= more;
+        }
+    }
+
     /// Forgets those whose bucket has filled up again; at most once a second, as it looks at all of them.
     fn prune(&mut self, now: Instant) {
         if self.pruned.is_some_and(|pruned| now.saturating_duration_since(pruned) < PRUNE_EVERY) {
@@ -106,6 +113,16 @@ mod tests {
         assert_eq!(takes, [Verdict::Pass, Verdict::Pass, Verdict::Refuse, Verdict::Drop]);
         assert_eq!(rates.take("b", half), Verdict::Pass);
         assert_eq!(rates.take("a", start + Duration::from_secs(1)), Verdict::Pass);
+    }
+
+    #[test]
+    fn a_debt_is_waited_for() {
+        let (mut rates, start) = (Rates::new(RATE, 8), now().mono);
+        assert_eq!(rates.take("a", start), Verdict::Pass);
+        rates.charge(&"a", 5.0);
+        for (seconds, verdict) in [(0, Verdict::Refuse), (4, Verdict::Refuse), (5, Verdict::Pass)] {
+            assert_eq!(rates.take("a", start + Duration::from_secs(seconds)), verdict, "{seconds}");
+        }
     }
 
     #[test]

@@ -269,21 +269,31 @@ impl Registry {
 
     /// Returns the tags of a page, sorted, as many as fit, and whether more are left (S0-A22).
     pub(super) fn page(&mut self, page: &Page) -> (Vec<Tag>, bool) {
+        let after = page.after.as_ref().map_or("", Tag::as_str);
+        // One more tells whether there are more, and the asker's own is left out.
+        let (most, read) = (page.most(), page.most() + 2);
+        let kept = self.listing.page(&page.realm, after, read);
+        let tags = kept.unwrap_or_else(|| self.read_page(&page.realm, after, read));
+        let mut others: Vec<Tag> =
+            tags.iter().filter(|tag| **tag != page.own).take(most + 1).cloned().collect();
+        let more = others.len() > most;
+        others.truncate(most);
+        (others, more)
+    }
+
+    /// Reads a page and notes that its tags are known to others from now on.
+    fn read_page(&mut self, realm: &Realm, after: &str, most: usize) -> Arc<[Tag]> {
         let clients = &self.clients;
         let name_of = |id: Id| Some(clients.get(id as usize)?.name);
-        let after = page.after.as_ref().map_or("", Tag::as_str);
-        let listed = self.listing.after(&page.realm, after, name_of);
-        let others = listed.filter(|(text, _)| text != page.own.as_str());
-        let most = page.most();
-        let mut listed: Vec<(String, Id)> = others.take(most + 1).collect();
-        let more = listed.len() > most;
-        listed.truncate(most);
+        let listed: Vec<(String, Id)> = self.listing.after(realm, after, name_of).take(most).collect();
         for (_, id) in &listed {
             if let Some(client) = self.client_mut(*id) {
                 client.shown |= !client.confirmed;
             }
         }
-        (listed.into_iter().filter_map(|(text, _)| Tag::new(text)).collect(), more)
+        let tags: Arc<[Tag]> = listed.into_iter().filter_map(|(text, _)| Tag::new(text)).collect();
+        self.listing.keep(realm, after, most, Arc::clone(&tags));
+        tags
     }
 
     pub(super) fn remove_name(&mut self, name: Name) -> Option<Registration> {

@@ -60,7 +60,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
         return Err(DecodeError::Undecodable);
     }
     let text = std::str::from_utf8(bytes).map_err(|_| DecodeError::Undecodable)?;
-    let Some(envelope) = envelope::read(text) else {
+    let Some(mut envelope) = envelope::read(text) else {
         let head = envelope::read_head(text).ok_or(DecodeError::Undecodable)?;
         let is_response = head.answers || head.t.is_some_and(i64::is_negative);
         return Err(if is_response {
@@ -69,6 +69,8 @@ pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
             DecodeError::Malformed { t: head.t, mid: head.mid }
         });
     };
+    // Some clients write all fields into all messages.
+    envelope.code = envelope.code.filter(|code| *code != 0);
     let (t, mid) = (envelope.t, envelope.mid);
     if t < 0 || envelope.code.is_some() {
         let body = answer(envelope).ok_or(DecodeError::Undecodable)?;
@@ -416,6 +418,16 @@ mod tests {
 
     fn token() -> Token {
         Token::new("tok").unwrap()
+    }
+
+    #[test]
+    fn a_code_of_0_is_none() {
+        let with = decode(br#"{"t":1,"mid":5,"code":0}"#);
+        assert!(matches!(&with, Ok(Message::Request(_))) && with == decode(br#"{"t":1,"mid":5}"#));
+        let answer = decode(br#"{"t":-2,"mid":5,"code":0}"#);
+        assert!(matches!(answer, Ok(Message::Response(Response { body: Answer::Alive, .. }))));
+        let wrong = decode(br#"{"t":1,"mid":5,"code":0,"params":{"key":7}}"#);
+        assert_eq!(wrong, Err(DecodeError::Malformed { t: Some(1), mid: Some(5) }));
     }
 
     fn request(text: &str) -> Ask {

@@ -88,6 +88,7 @@ pub(super) struct Limits {
     calls: Option<usize>,
     calls_per_tag: Option<usize>,
     notices_per_call: Option<usize>,
+    call_bytes: Option<usize>,
     connections: Option<usize>,
     connections_per_network: Option<usize>,
     watches_per_client: Option<usize>,
@@ -97,6 +98,8 @@ pub(super) struct Limits {
     per_source: Option<Rate>,
     per_pair: Option<Rate>,
     per_proof: Option<Rate>,
+    per_list: Option<Rate>,
+    per_unproven: Option<Rate>,
     rates: Option<usize>,
     revocations: Option<usize>,
     inbox: Option<usize>,
@@ -135,6 +138,7 @@ impl Limits {
             calls,
             calls_per_tag,
             notices_per_call,
+            call_bytes,
             connections,
             connections_per_network,
             watches_per_client,
@@ -144,6 +148,8 @@ impl Limits {
             per_source,
             per_pair,
             per_proof,
+            per_list,
+            per_unproven,
             rates,
             revocations,
             inbox,
@@ -158,6 +164,7 @@ impl Limits {
             ("signaling.limits.calls", self.calls, calls),
             ("signaling.limits.calls_per_tag", self.calls_per_tag, calls_per_tag),
             ("signaling.limits.notices_per_call", self.notices_per_call, notices_per_call),
+            ("signaling.limits.call_bytes", self.call_bytes, call_bytes),
             ("signaling.limits.connections", self.connections, connections),
             (
                 "signaling.limits.connections_per_network",
@@ -186,6 +193,8 @@ impl Limits {
             ("signaling.limits.per_source", self.per_source, per_source),
             ("signaling.limits.per_pair", self.per_pair, per_pair),
             ("signaling.limits.per_proof", self.per_proof, per_proof),
+            ("signaling.limits.per_list", self.per_list, per_list),
+            ("signaling.limits.per_unproven", self.per_unproven, per_unproven),
         ] {
             if let Some(given) = given {
                 *rate = given.checked(key)?;
@@ -208,7 +217,7 @@ mod tests {
         let keys: Vec<_> = example["signaling"][section].as_table().unwrap().keys().cloned().collect();
         let line = |key: &String| match key.as_str() {
             "retransmit" => "retransmit = [77]\n".to_owned(),
-            "per_source" | "per_pair" | "per_proof" => format!("{key} = {{ burst = 77, per_second = 77 }}\n"),
+            key if key.starts_with("per_") => format!("{key} = {{ burst = 77, per_second = 77 }}\n"),
             "idle" => "idle = 78\n".to_owned(),
             _ => format!("{key} = 77\n"),
         };
@@ -226,9 +235,9 @@ mod tests {
         assert_eq!(defaults.matches(": ").count(), times.len(), "a time is not in the example: {defaults}");
         let (shown, defaults) =
             (format!("{:?}", signaling.limits), format!("{:?}", crate::signaling::Limits::default()));
-        assert_eq!(shown.matches("77").count(), limits.len() + 3, "{shown}");
-        let rates = 3 * ": Rate { burst: x, per_second: y }".matches(": ").count();
-        assert_eq!(defaults.matches(": ").count(), limits.len() - 3 + rates, "a limit is not in the example");
+        assert_eq!(shown.matches("77").count(), limits.len() + 5, "{shown}");
+        let rates = 5 * ": Rate { burst: x, per_second: y }".matches(": ").count();
+        assert_eq!(defaults.matches(": ").count(), limits.len() - 5 + rates, "a limit is not in the example");
     }
 
     #[test]

@@ -65,6 +65,93 @@ fn a_callee_that_is_not_proven_is_notified_with_three_datagrams_at_most() {
     assert_eq!(code(&world.at(A)[0].1), 207);
 }
 
+/// An offer that is as long as a datagram may be.
+fn long_call(mid: i64, tag: &str, rtag: &Value) -> Value {
+    let candidate = format!("candidate:1 1 udp 2130706431 10.0.1.17 8998 typ host {}", "x".repeat(180));
+    let cands = [candidate.clone(), candidate.clone(), candidate];
+    let params =
+        json!({"tag": tag, "rtag": rtag, "ufrag": "u".repeat(60), "cands": cands, "laddrs": ["10.0.0.1:1"]});
+    json!({"t": 4, "mid": mid, "params": params})
+}
+
+#[test]
+fn an_address_that_has_not_answered_is_told_who_calls_and_no_more_and_of_few_calls() {
+    let mut world = World::new(config());
+    let (mut calls, mut sent) = (0, 0);
+    for number in 0..40 {
+        // Whoever registers in another's name knows the tag, as it follows from the secret.
+        let secret = format!("{number:022}");
+        let register = json!({"t": 1, "mid": 1, "params": {"secret": secret}});
+        let victim =
+            world.ask(&format!("203.0.113.{}:{}", 7 + number % 9, 7000 + number), &register)["extra"]["tag"]
+                .clone();
+        let attacker = world.client(&format!("192.0.2.{}:1000", 10 + number));
+        for mid in 0..3 {
+            let call = long_call(mid, &attacker, &victim);
+            calls += i64::from(code(&world.ask(&format!("192.0.2.{}:1001", 10 + number), &call)) == 200);
+        }
+    }
+    assert_eq!(calls, 20, "for all addresses of the network");
+    world.wait_ms(400);
+    for output in std::mem::take(&mut world.sent) {
+        let Output::Datagram { to, payload, .. } = output else { continue };
+        let value = parsed(&payload);
+        if !to.to_string().starts_with("203.0.113.") || value["t"] != 51 {
+            continue;
+        }
+        sent += 1;
+        let told: Vec<&String> = value["params"].as_object().unwrap().keys().collect();
+        assert_eq!(told, ["host", "ltag", "port"]);
+        assert!(payload.len() <= 250, "{} bytes", payload.len());
+    }
+    assert_eq!(sent, 2 * calls);
+}
+
+#[test]
+fn what_calls_have_to_tell_has_a_budget_and_all_of_it_comes_back() {
+    let limits = Limits { call_bytes: 8 * 400_000, calls_per_tag: 1000, ..Limits::default() };
+    let mut world = World::new(Config { limits, ..config() });
+    let sdp = "s".repeat(49_000);
+    let callees: Vec<String> = (0..12).map(|conn| world.web_client(100 + conn)).collect();
+    let caller = world.web_client(1);
+    let call = |mid: usize, rtag: &str| json!({"t": 4, "mid": mid, "params": {"tag": caller, "rtag": rtag, "sdp": sdp}});
+    let codes: Vec<i64> =
+        callees.iter().zip(1..).map(|(rtag, mid)| code(&world.ask_web(1, &call(mid, rtag)))).collect();
+    assert_eq!(codes, [[200; 8].as_slice(), &[206; 4]].concat(), "an eighth of it is one network's");
+    let texts = std::sync::Arc::clone(&world.hub.0[0].calls.texts);
+    assert!(texts.total() > 8 * 49_000);
+    // Whoever has answered needs to be told nothing again.
+    let notified = one(world.on(100));
+    let (mid, token) = (&notified["mid"], &notified["token"]);
+    world.web(100, &json!({"t": -51, "mid": mid, "token": token, "code": 200, "extra": {"sdp": sdp}}));
+    assert!(texts.total() < 8 * 49_000);
+    world.sent.clear();
+    assert_eq!(code(&world.ask_web(1, &call(50, &callees[11]))), 200);
+    world.sent.clear();
+    world.wait_ms(40_000);
+    assert_eq!((texts.total(), world.hub.acts()), (0, 0));
+}
+
+#[test]
+fn lists_are_charged_by_their_length() {
+    let per_list = Rate { burst: 2700.0, per_second: 27.0 };
+    let limits = Limits { per_list, tags_per_network: 1000, ..Limits::default() };
+    let mut world = World::new(Config { limits, ..config() });
+    let spy = world.web_client(1);
+    for conn in 2..102 {
+        world.web_client(conn);
+    }
+    let list = |mid: i64| json!({"t": 3, "mid": mid, "params": {"tag": spy}});
+    let answer = world.ask_web(1, &list(1));
+    assert_eq!(answer["extra"]["tags"].as_array().map(Vec::len), Some(100));
+    assert_eq!(code(&world.ask_web(1, &list(2))), 206);
+    let other = world.web_client(200);
+    let other = json!({"t": 3, "mid": 1, "params": {"tag": other}});
+    assert_eq!(code(&world.ask_web(200, &other)), 206, "in another connection of the network just as well");
+    world.wait_ms(30_000);
+    assert_eq!(code(&world.ask_web(1, &list(3))), 200);
+}
+
 #[test]
 fn a_flood_is_refused_once_a_second_and_passes_again_later() {
     let mut world = World::new(config());

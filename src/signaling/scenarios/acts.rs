@@ -52,6 +52,42 @@ fn two_clients_of_document_000_learn_each_others_punching_addresses() {
 }
 
 #[test]
+fn the_same_mid_for_somebody_else_is_another_call() {
+    let mut world = World::new(config());
+    let (a, b, c) = (world.client(A), world.client(B), world.client("192.0.2.30:3000"));
+    let mut call = |rtag: &str| {
+        let answer = world.ask(A_PUNCH, &json!({"t": 4, "mid": 1, "params": {"tag": a, "rtag": rtag}}));
+        (code(&answer), answer["extra"]["token"].as_str().unwrap().to_owned())
+    };
+    let (first, second, again) = (call(&b), call(&c), call(&b));
+    assert_eq!((first.0, second.0), (200, 200));
+    assert!(first.1 != second.1 && first == again, "only the same request gets the same answer");
+    assert_eq!(world.hub.acts(), 2);
+    assert_eq!(one(world.at("192.0.2.30:3000").into_iter().map(|copy| copy.1).take(1).collect())["t"], 51);
+}
+
+#[test]
+fn a_callee_that_was_not_proven_is_told_what_the_caller_told_once_it_has_answered() {
+    let mut world = World::new(config());
+    let a = world.client(A);
+    let b = world.ask(B, &json!({"t": 1, "mid": 1}))["extra"]["tag"].clone();
+    let ice = json!({"tag": a, "rtag": b, "ufrag": "u", "pwd": "p", "laddrs": ["10.0.0.1:1001"]});
+    let answer = world.ask(A_PUNCH, &json!({"t": 4, "mid": 40, "params": ice}));
+    let (token, first) = (answer["extra"]["token"].clone(), world.at(B).remove(0).1);
+    assert_eq!(first["params"], json!({"ltag": a, "host": "192.0.2.10", "port": 1001}));
+    world.udp(B_PUNCH, &json!({"t": -51, "mid": first["mid"], "token": token, "code": 200}));
+    let rest = one(world.at(B_PUNCH).into_iter().map(|copy| copy.1).collect());
+    assert_eq!((&rest["t"], &rest["mid"], &rest["token"]), (&json!(51), &first["mid"], &token));
+    assert_eq!(
+        (&rest["params"]["ufrag"], &rest["params"]["laddrs"]),
+        (&json!("u"), &json!(["10.0.0.1:1001"]))
+    );
+    assert_eq!(world.at(A_PUNCH)[0].1["t"], 52);
+    world.udp(B_PUNCH, &json!({"t": -51, "mid": first["mid"], "token": token, "code": 200}));
+    assert_eq!(world.at(B_PUNCH), [], "once");
+}
+
+#[test]
 fn both_are_asked_every_five_seconds_and_the_act_ends_when_neither_goes_on() {
     // S0-24, S0-A8, S0-A20.
     let mut world = World::new(config());
