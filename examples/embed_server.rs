@@ -15,8 +15,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let folder = arguments.next().unwrap_or_else(|| "state".to_owned());
 
     let state = State::open(Path::new(&folder))?;
-    let config =
-        ServerConfig { listen: vec![listen.parse()?], port: 0, aux_port: Some(0), ..ServerConfig::default() };
+    // One port, which the system chooses; `ServerConfig::default()` has the others and the gateway too.
+    let config = ServerConfig { listen: vec![listen.parse()?], port: 0, ..ServerConfig::minimal() };
     let server = Server::start(config, &state).await?;
     println!("listening on {}", server.facts().listen[0]);
     println!("{}", server.facts().ice_servers("guest"));

@@ -1,13 +1,15 @@
 //! The configuration file: TOML, every key optional, unknown keys refused. The only file that knows the format.
 
 mod auth;
+mod checks;
 mod gateway;
+mod prefix;
 mod signaling;
 
 use crate::server;
 use crate::stun_server::Home;
 use crate::telemetry;
-use ipnet::IpNet;
+use prefix::Prefix;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use std::collections::HashMap;
@@ -80,23 +82,41 @@ impl Config {
         server.workers = file.workers;
         server.nat_discovery = file.stun.nat_discovery(&server.listen)?;
         file.limits.apply(&mut server.limits)?;
-        server.proxies = file.proxy_protocol_from;
+        server.proxies = Prefix::all(file.proxy_protocol_from);
         file.tls.apply(&mut server.tls)?;
         file.turn.apply(&mut server.turn)?;
         file.auth.apply(&server.turn, &mut server.auth)?;
         file.gateway.apply(&mut server.gateway)?;
-        server.metrics_from = file.metrics_from.unwrap_or(server.metrics_from);
+        server.metrics_from = file.metrics_from.map_or(server.metrics_from, Prefix::all);
         file.signaling.apply(&mut server.signaling)?;
-        if server.listen.is_empty() {
-            return Err(ConfigError::Value { key: "listen", rule: "must name at least one address" });
-        }
         let defaults = telemetry::Config::default();
         let log = telemetry::Config {
             level: file.log.level.unwrap_or(defaults.level),
             addresses: file.log.addresses,
             json: file.log.json,
+            ..defaults
         };
-        Ok(Self { state: file.state.unwrap_or_else(|| "state".into()), server, log })
+        let config = Self { state: file.state.unwrap_or_else(|| "state".into()), server, log };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks what values must be together; for those who have changed some.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] names the key.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let value = |key, rule| Err(ConfigError::Value { key, rule });
+        if self.state.as_os_str().is_empty() {
+            return value("state", "must name a folder");
+        }
+        if !telemetry::is_filter(&self.log.level) {
+            return value(
+                "log.level",
+                "must be error, warn, info, debug, trace or off, or a filter such as \"info,ginnel::turn_server=debug\"",
+            );
+        }
+        checks::check(&self.server)
     }
 }
 
@@ -111,12 +131,12 @@ struct File {
     workers: Option<usize>,
     stun: Stun,
     limits: Limits,
-    proxy_protocol_from: Vec<IpNet>,
+    proxy_protocol_from: Vec<Prefix>,
     tls: Tls,
     turn: Turn,
     auth: auth::Auth,
     gateway: gateway::Gateway,
-    metrics_from: Option<Vec<IpNet>>,
+    metrics_from: Option<Vec<Prefix>>,
     signaling: signaling::Signaling,
     log: Log,
 }
@@ -163,7 +183,7 @@ struct Limits {
     unauthenticated_rate: Option<u32>,
     unauthenticated_burst: Option<u32>,
     dtls_handshakes: Option<u32>,
-    unlimited_from: Option<Vec<IpNet>>,
+    unlimited_from: Option<Vec<Prefix>>,
     connections_per_address: Option<u32>,
 }
 
@@ -187,7 +207,7 @@ impl Limits {
             }
         }
         if let Some(prefixes) = self.unlimited_from {
-            strangers.unlimited_from = prefixes;
+            strangers.unlimited_from = Prefix::all(prefixes);
         }
         Ok(())
     }
@@ -227,6 +247,9 @@ impl Tls {
     }
 }
 
+/// The least that can be let through, in bytes a second.
+const MIN_BANDWIDTH: u64 = 1500;
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Turn {
@@ -250,8 +273,8 @@ struct Turn {
     allocations_per_user: Option<u32>,
     max_allocations: Option<u32>,
     credentials_ttl: Option<u64>,
-    allow_peers: Vec<IpNet>,
-    deny_peers: Vec<IpNet>,
+    allow_peers: Vec<Prefix>,
+    deny_peers: Vec<Prefix>,
 }
 
 impl Turn {
@@ -287,12 +310,22 @@ impl Turn {
             *feature = given.unwrap_or(*feature);
         }
         let limits = &mut turn.limits;
-        limits.permissions = self.permissions_per_allocation.unwrap_or(limits.permissions);
-        for (given, rate) in [
-            (self.new_peers_per_second, &mut limits.new_peers),
-            (self.bandwidth_per_allocation, &mut limits.allocation_bandwidth),
-            (self.bandwidth_per_user, &mut limits.user_bandwidth),
+        limits.permissions = match self.permissions_per_allocation {
+            Some(0) => return Err(value("turn.permissions_per_allocation", "must be at least 1")),
+            given => given.unwrap_or(limits.permissions),
+        };
+        limits.new_peers.per_second = self.new_peers_per_second.unwrap_or(limits.new_peers.per_second);
+        for (key, given, rate) in [
+            (
+                "turn.bandwidth_per_allocation",
+                self.bandwidth_per_allocation,
+                &mut limits.allocation_bandwidth,
+            ),
+            ("turn.bandwidth_per_user", self.bandwidth_per_user, &mut limits.user_bandwidth),
         ] {
+            if given.is_some_and(|given| (1..MIN_BANDWIDTH).contains(&given)) {
+                return Err(value(key, "must be at least 1500 bytes a second, one packet; 0 for no limit"));
+            }
             rate.per_second = given.unwrap_or(rate.per_second);
         }
         turn.relay_addresses = self.relay_addresses;
@@ -302,11 +335,19 @@ impl Turn {
                 return Err(value("turn.max_lifetime", "must be 600 to 86400 seconds"));
             }
         }
-        turn.allocations_per_user = self.allocations_per_user.unwrap_or(turn.allocations_per_user);
+        turn.allocations_per_user = match self.allocations_per_user {
+            Some(0) => return Err(value("turn.allocations_per_user", "must be at least 1")),
+            given => given.unwrap_or(turn.allocations_per_user),
+        };
         turn.max_allocations = self.max_allocations.unwrap_or(turn.max_allocations);
-        turn.credentials_ttl = self.credentials_ttl.map_or(turn.credentials_ttl, Duration::from_secs);
-        turn.allow_peers = self.allow_peers;
-        turn.deny_peers = self.deny_peers;
+        if let Some(seconds) = self.credentials_ttl {
+            if !(1..=31_536_000).contains(&seconds) {
+                return Err(value("turn.credentials_ttl", "must be 1 to 31536000 seconds"));
+            }
+            turn.credentials_ttl = Duration::from_secs(seconds);
+        }
+        turn.allow_peers = Prefix::all(self.allow_peers);
+        turn.deny_peers = Prefix::all(self.deny_peers);
         Ok(())
     }
 }
@@ -350,6 +391,14 @@ mod tests {
             ("[turn]\nmax_lifetime = 10", "turn.max_lifetime"),
             ("[signaling]\nnotify_from = 'nobody'", "notify_from"),
             ("listen = []", "listen"),
+            ("state = ''", "`state`"),
+            ("[log]\nlevel = 'verbose'", "`log.level` must be error, warn, info"),
+            ("[log]\nlevel = ''", "`log.level`"),
+            ("[turn]\npermissions_per_allocation = 0", "turn.permissions_per_allocation"),
+            ("[turn]\nallocations_per_user = 0", "turn.allocations_per_user"),
+            ("[turn]\nbandwidth_per_user = 100", "turn.bandwidth_per_user"),
+            ("[turn]\nbandwidth_per_allocation = 1499", "turn.bandwidth_per_allocation"),
+            ("[turn]\ncredentials_ttl = 0", "turn.credentials_ttl"),
             ("[stun]\nnat_discovery = ['192.0.2.1']", "stun.nat_discovery"),
             ("[stun]\nnat_discovery = ['192.0.2.1', '192.0.2.1']", "stun.nat_discovery"),
             ("[stun]\nnat_discovery = ['192.0.2.1', '2001:db8::1']", "stun.nat_discovery"),

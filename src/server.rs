@@ -302,13 +302,32 @@ fn signaling_config(
     signaling.access_keys.push(AccessKey::new(&state.access_key));
     signaling.admin_key = state.admin_key().map(AccessKey::new);
     signaling.ice_servers = facts.ice.clone();
-    signaling.stun2 = facts.advertised.first().map(|a| SocketAddr::new(a.ip(), facts.aux_port).to_string());
+    let (first, aux) = (facts.advertised.first(), facts.aux_port);
+    signaling.stun2 = first.zip(aux).map(|(first, port)| SocketAddr::new(first.ip(), port).to_string());
+    if aux.is_none() {
+        signaling.notify_from = signaling::NotifyFrom::Main;
+    }
     signaling
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_minimal_server_has_one_port_and_its_relay_works() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = State::open(&folder.path().join("state")).unwrap();
+        let listen = vec![std::net::Ipv4Addr::LOCALHOST.into()];
+        let config = Config { listen, port: 0, workers: Some(1), ..Config::minimal() };
+        let server = Server::start(config, &state).await.unwrap();
+        let facts = server.facts();
+        assert_eq!((facts.listen.len(), facts.aux_port, facts.tls_port), (1, None, None));
+        assert!(facts.gateway.is_none() && facts.page_url().is_some());
+        let test = server.self_test().await;
+        assert!(test.stun && test.turn_udp && test.turn_tcp, "{test:?}");
+        server.shutdown().await;
+    }
 
     #[tokio::test]
     async fn a_task_that_panics_is_a_failure_and_one_that_ends_is_none() {

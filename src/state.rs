@@ -8,6 +8,7 @@ use rand::rngs::OsRng;
 use ring::hmac;
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 pub(crate) use whole_file::{make_file, replace_file};
@@ -16,6 +17,9 @@ pub(crate) use whole_file::{make_file, replace_file};
 const SECRET: &str = "secret";
 const ACCESS_KEY: &str = "key";
 const ADMIN_KEY: &str = "admin-key";
+
+/// How long a key may be, in bytes.
+const KEY_LENGTHS: RangeInclusive<usize> = 16..=128;
 
 /// What the folder holds.
 #[derive(Debug, Clone)]
@@ -52,6 +56,9 @@ pub enum StateError {
     /// A file does not hold what it should.
     #[error("state {0}: damaged")]
     Damaged(PathBuf),
+    /// A key is so short that it can be guessed, or too long, or no text in one line.
+    #[error("state {0}: a key must be one word of 16 to 128 bytes")]
+    Key(PathBuf),
     /// No server was started there.
     #[error("no state at {0}: no server has been started there")]
     Missing(PathBuf),
@@ -91,8 +98,8 @@ impl State {
             is_new: false,
             is_upgraded: false,
             is_tightened: false,
-            access_key: read_line(&folder.join(ACCESS_KEY))?.ok_or_else(missing)?,
-            admin_key: read_line(&folder.join(ADMIN_KEY))?,
+            access_key: read_key(&folder.join(ACCESS_KEY))?.ok_or_else(missing)?,
+            admin_key: read_key(&folder.join(ADMIN_KEY))?,
             secret: secret.ok_or(StateError::Damaged(secret_file))?,
         })
     }
@@ -166,6 +173,15 @@ fn read_or_make(path: &Path, write: impl Fn(&[u8; 32]) -> String) -> Result<(Str
     Ok((line, made))
 }
 
+/// Reads the file of a key, which may be somebody's own; `None` where there is none.
+fn read_key(path: &Path) -> Result<Option<String>, StateError> {
+    let is_key = |key: &String| KEY_LENGTHS.contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
+    match read_line(path)? {
+        Some(key) if !is_key(&key) => Err(StateError::Key(path.to_owned())),
+        key => Ok(key),
+    }
+}
+
 /// Reads a one-line file; `None` where there is none.
 fn read_line(path: &Path) -> Result<Option<String>, StateError> {
     let text = match fs::read_to_string(path) {
@@ -227,6 +243,11 @@ mod tests {
         let second = State::open(&folder).unwrap();
         assert!(second.is_upgraded && second.admin_key().is_some());
         assert_eq!(second.access_key, first.access_key);
+        for weak in ["12345\n", "two words of a key\n"] {
+            fs::write(folder.join(ADMIN_KEY), weak).unwrap();
+            assert!(matches!(State::open(&folder), Err(StateError::Key(path)) if path == folder.join(ADMIN_KEY)));
+        }
+        fs::write(folder.join(ADMIN_KEY), second.admin_key().unwrap()).unwrap();
         let third = State::open(&folder).unwrap();
         assert!(!third.is_upgraded && third.admin_key() == second.admin_key());
     }

@@ -49,7 +49,7 @@ fn of_state(error: &StateError) -> String {
             let path = path.display();
             format!("chmod -R go= {path} (and in a systemd unit: StateDirectoryMode=0700)")
         }
-        StateError::Damaged(path) => {
+        StateError::Damaged(path) | StateError::Key(path) => {
             format!("put it back from a backup, or have the server make a new one: rm {}", path.display())
         }
         StateError::Missing(_) => {

@@ -148,7 +148,8 @@ impl AgentCommand {
         let voice = self.voice();
         let report = Report::new(voice.json);
         if let Some(level) = voice.log.clone() {
-            let config = crate::telemetry::Config { level, addresses: true, ..Default::default() };
+            let color = super::has_colors();
+            let config = crate::telemetry::Config { level, addresses: true, color, ..Default::default() };
             let _ = crate::telemetry::start(&config);
         }
         let common = match &self {

@@ -1,6 +1,6 @@
 //! `ginnel credentials`: time-limited credentials for a client, and the keys that stand for a password.
 
-use crate::config::Config;
+use super::load_config;
 use crate::net::time;
 use crate::server;
 use crate::state::State;
@@ -104,7 +104,7 @@ impl Key {
 
 impl Mint {
     fn text(&self) -> anyhow::Result<String> {
-        let config = Config::load(self.config.as_deref()).context("configuration")?;
+        let config = load_config(self.config.as_deref())?;
         let folder = self.state.as_ref().unwrap_or(&config.state);
         let state = State::existing(folder)?;
         let ttl = self.ttl.unwrap_or(config.server.turn.credentials_ttl.as_secs());

@@ -1,11 +1,11 @@
 //! `ginnel key` and `ginnel gateway`: what those need who are to be let in.
 
-use crate::config::Config;
+use super::load_config;
 use crate::gateway::ticket::Admission;
 use crate::net::time;
 use crate::server;
 use crate::state::State;
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use std::io::Write;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ struct Place {
 
 impl Place {
     fn open(&self) -> anyhow::Result<(server::Config, State)> {
-        let config = Config::load(self.config.as_deref()).context("configuration")?;
+        let config = load_config(self.config.as_deref())?;
         let state = State::existing(self.state.as_ref().unwrap_or(&config.state))?;
         Ok((config.server, state))
     }
@@ -80,7 +80,7 @@ pub struct Ticket {
     #[command(flatten)]
     place: Place,
     /// How long it is good
-    #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 86_400, value_parser = clap::value_parser!(u64).range(1..))]
     ttl: u64,
     /// The only server that its bearer may dial [default: any]
     #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u32).range(1..))]

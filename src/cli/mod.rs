@@ -16,7 +16,24 @@ mod load_report;
 mod load_signaling;
 pub mod serve;
 
+use crate::config::Config;
+use anyhow::Context;
 use clap::{Parser, Subcommand};
+use std::path::Path;
+
+/// Reads the configuration, and says which file is wrong.
+fn load_config(file: Option<&Path>) -> anyhow::Result<Config> {
+    let config = Config::load(file);
+    match file {
+        Some(file) => config.with_context(|| format!("configuration {}", file.display())),
+        None => config.context("configuration"),
+    }
+}
+
+/// Says whether a terminal is to have colours (<https://no-color.org>).
+fn has_colors() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
 
 /// `ginnel`: STUN, TURN, signalling and a gateway on one port.
 #[derive(Debug, Parser)]

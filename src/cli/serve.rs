@@ -1,5 +1,6 @@
 //! `ginnel serve`: from the command line to a running server, and what it says of itself.
 
+use super::{has_colors, load_config};
 use crate::config::Config;
 use crate::net::interfaces::{Reach, reach};
 use crate::server::{Facts, SelfTest, Server};
@@ -10,7 +11,7 @@ use clap::Args;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -29,7 +30,7 @@ pub struct Serve {
     /// UDP and TCP port [default: 3478]
     #[arg(long)]
     port: Option<u16>,
-    /// Second UDP port [default: 3479, or any when that is taken]
+    /// Second UDP port, 0 for none [default: 3479, or any when that is taken]
     #[arg(long, value_name = "PORT")]
     aux_port: Option<u16>,
     /// Address to tell clients, where it differs from the interface's; may be repeated
@@ -42,7 +43,8 @@ pub struct Serve {
 
 impl Serve {
     fn load(&self) -> anyhow::Result<Config> {
-        let mut config = Config::load(self.config.as_deref()).context("configuration")?;
+        let mut config = load_config(self.config.as_deref())?;
+        config.log.color = has_colors();
         config.state = self.state.clone().unwrap_or(config.state);
         let server = &mut config.server;
         server.port = self.port.unwrap_or(server.port);
@@ -53,6 +55,7 @@ impl Serve {
         if !self.public.is_empty() {
             server.public.clone_from(&self.public);
         }
+        config.check().context("command line")?;
         Ok(config)
     }
 
@@ -61,41 +64,88 @@ impl Serve {
     /// # Errors
     /// What failed, and what to do about it where that is known.
     pub async fn run(self) -> anyhow::Result<()> {
-        let config = self.load()?;
-        telemetry::start(&config.log).map_err(|error| anyhow::anyhow!("log.level: {error}"))?;
-        raise_descriptor_limit();
-        let state = State::open(&config.state)?;
-        if state.is_upgraded {
-            tracing::warn!(
-                "the access key no longer revokes, lists or watches: ginnel key --admin prints the key that revokes"
-            );
-        }
-        if state.is_tightened {
-            tracing::info!(
-                "the state folder was open to others and is 0700 now; for systemd: StateDirectoryMode=0700"
-            );
-        }
         // Before anybody is told that it is ready, and may want it to end.
         let (mut terminated, mut interrupted) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let mut hung_up = signal(SignalKind::hangup())?;
+        let config = self.load()?;
+        let logs = telemetry::start(&config.log)?;
+        raise_descriptor_limit();
+        let state = State::open(&config.state)?;
+        note_changes(&state);
         let mut server = Server::start(config.server, &state).await.context("the server did not start")?;
-        eprint_all(&introduction(server.facts(), &state));
-        eprint_all(&verdict(server.self_test().await));
+        let test = server.self_test().await;
         if self.print_ice || io::stdout().is_terminal() {
-            let mut out = io::stdout().lock();
-            writeln!(out, "{}", server.facts().ice_servers("invite"))?;
-            out.flush()?;
+            print_ice(server.facts());
         }
-        eprint_all(&invitation(server.facts(), &state, io::stderr().is_terminal()));
-        let failure = tokio::select! {
-            error = server.failed() => Some(error),
-            _ = terminated.recv() => None,
-            _ = interrupted.recv() => None,
+        match config.log.json {
+            true => log_ready(server.facts(), &state, test),
+            false => logs.print(&banner(server.facts(), &state, test)),
+        }
+        let failure = loop {
+            tokio::select! {
+                error = server.failed() => break Some(error),
+                _ = terminated.recv() => break None,
+                _ = interrupted.recv() => break None,
+                _ = hung_up.recv() => {
+                    tracing::info!("SIGHUP is ignored: what changes in the configuration counts after a restart");
+                }
+            }
         };
-        eprint_all("Stopping.\n");
+        match config.log.json {
+            true => tracing::info!("stopping"),
+            false => logs.print("Stopping.\n"),
+        }
         server.shutdown().await;
         failure.map_or(Ok(()), |error| Err(error.into()))
     }
+}
+
+/// Logs what opening the state folder has changed.
+fn note_changes(state: &State) {
+    if state.is_upgraded {
+        tracing::warn!(
+            "the access key no longer revokes, lists or watches: ginnel key --admin prints the key that revokes"
+        );
+    }
+    if state.is_tightened {
+        tracing::info!(
+            "the state folder was open to others and is 0700 now; for systemd: StateDirectoryMode=0700"
+        );
+    }
+}
+
+/// Prints `iceServers` for a page on standard output; where that takes nothing, the server goes on all the same.
+fn print_ice(facts: &Facts) {
+    let mut out = io::stdout().lock();
+    let written = writeln!(out, "{}", facts.ice_servers("invite")).and_then(|()| out.flush());
+    if let Err(error) = written {
+        tracing::warn!(%error, "iceServers could not be printed");
+    }
+}
+
+/// What the server says of itself, in one piece.
+fn banner(facts: &Facts, state: &State, test: SelfTest) -> String {
+    introduction(facts, state) + &verdict(test) + &invitation(facts, state, io::stderr().is_terminal())
+}
+
+/// The same as one line of a log that programs read.
+fn log_ready(facts: &Facts, state: &State, test: SelfTest) {
+    let join = |list: &[SocketAddr]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        state = %state.folder.display(),
+        listen = join(&facts.listen),
+        addresses = join(&facts.advertised),
+        aux_port = facts.aux_port,
+        tls_port = facts.tls_port,
+        tls_name = facts.tls_name.as_deref(),
+        workers = facts.workers,
+        stun = test.stun,
+        turn_udp = test.turn_udp,
+        turn_tcp = test.turn_tcp,
+        "ready"
+    );
 }
 
 /// Takes as many descriptors as the system allows: each allocation and each stream needs one, and the usual soft limit is 1024.
@@ -117,7 +167,9 @@ fn introduction(facts: &Facts, state: &State) -> String {
     line("state", format!("{} ({made})", state.folder.display()));
     let listen = join(facts.listen.iter().map(ToString::to_string).collect());
     line("listen", format!("{listen} udp + tcp — STUN, TURN, signalling (WebSocket and UDP), HTTP"));
-    line("second", format!("{} udp — NAT tests, notify port", facts.aux_port));
+    if let Some(port) = facts.aux_port {
+        line("second", format!("{port} udp — NAT tests, notify port"));
+    }
     let vouched = match (&facts.tls_name, facts.tls_self_signed) {
         (Some(name), _) => name,
         (None, true) => "self-signed: no turns: URL is offered",
@@ -165,19 +217,16 @@ fn caution(ip: IpAddr) -> &'static str {
 }
 
 fn invitation(facts: &Facts, state: &State, on_terminal: bool) -> String {
-    let Some(address) = facts.advertised.first() else { return "Ready. Ctrl-C stops.\n".to_owned() };
+    let (Some(address), Some(page)) = (facts.advertised.first(), facts.page_url()) else {
+        return "Ready. Ctrl-C stops.\n".to_owned();
+    };
     let folder = state.folder.display();
     let key = match on_terminal {
         true => format!("Key       {}\n", state.access_key),
         false => format!("Key       printed by: ginnel key --state {folder}\n"),
     };
     format!(
-        "\nPage      http://{address}/\n{key}Browsers  curl 'http://{address}/ice?key=KEY'\n\
+        "\nPage      {page}\n{key}Browsers  curl '{page}ice?key=KEY'\n\
          Peers     agent listen --server {address} --key KEY\nReady. Ctrl-C stops.\n"
     )
-}
-
-fn eprint_all(text: &str) {
-    // Nobody reads: the server goes on all the same.
-    let _ = io::stderr().write_all(text.as_bytes());
 }

@@ -106,6 +106,9 @@ pub(super) fn users(
             return Err(value(key, "must have names of 1 to 508 bytes"));
         }
         let user = match user {
+            User::Password(password) if password.is_empty() => {
+                return Err(value(key, "must have passwords: an empty one lets everybody in"));
+            }
             User::Password(password) => StaticUser::Password(password),
             User::Keys(Keys { md5, sha256 }) => {
                 StaticUser::Keys(user_keys(md5, sha256).ok_or_else(|| {
@@ -244,6 +247,9 @@ impl Oauth {
         if self.kid.is_empty() || self.kid.len() > 508 {
             return Err(value("auth.oauth.kid", "must have 1 to 508 bytes"));
         }
+        if self.server_name.is_empty() {
+            return Err(value("auth.oauth.server_name", "must be the name that the authorization server knows"));
+        }
         Ok(OauthConfig { kid: self.kid, server_name: self.server_name, key })
     }
 }
@@ -258,6 +264,12 @@ mod tests {
         for (text, named) in [
             (format!("[turn]\nrealm = '{long}'"), "turn.realm"),
             ("[turn]\nusers = { a = 1 }".to_owned(), "users"),
+            ("[turn]\nusers = { a = '' }".to_owned(), "`turn.users` must have passwords"),
+            ("[[auth.realms]]\nname = 'a'\nusers = { b = '' }".to_owned(), "auth.realms.users"),
+            (
+                format!("[[auth.oauth]]\nkid = 'a'\nkey = '{}'\nserver_name = ''", "0".repeat(64)),
+                "auth.oauth.server_name",
+            ),
             ("[turn]\nusers = { a = {} }".to_owned(), "turn.users"),
             ("[turn]\nusers = { a = { md5 = '12' } }".to_owned(), "turn.users"),
             ("[turn]\nalternate_server = ['example.org:3478']".to_owned(), "alternate_server"),

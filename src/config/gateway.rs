@@ -124,8 +124,15 @@ impl GatewayLimits {
             let rule = "must be at least 256 KiB, and four times gateway.limits.max_packet";
             return Err(ConfigError::Value { key: "gateway.limits.memory", rule });
         }
-        if let Some(given) = self.violations {
-            *violations = u32::try_from(given).unwrap_or(u32::MAX).max(1);
+        match self.violations {
+            Some(0) => {
+                return Err(ConfigError::Value {
+                    key: "gateway.limits.violations",
+                    rule: "must be at least 1",
+                });
+            }
+            Some(given) => *violations = u32::try_from(given).unwrap_or(u32::MAX),
+            None => {}
         }
         Ok(())
     }
@@ -166,6 +173,7 @@ mod tests {
             ("limits = { max_packet = 5 }", "gateway.limits.max_packet"),
             ("limits = { memory = 1000000 }", "gateway.limits.memory"),
             ("limits = { queue = 0 }", "gateway.limits.queue"),
+            ("limits = { violations = 0 }", "gateway.limits.violations"),
             ("times = { ping = 0 }", "gateway.times.ping"),
         ] {
             let error = Config::parse(&format!("[gateway]\n{text}")).unwrap_err().to_string();

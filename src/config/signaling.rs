@@ -48,6 +48,9 @@ impl Key {
         if self.realm.len() > Realms::MAX_NAME {
             return Err(value("signaling.keys.realm", "must have at most 64 bytes"));
         }
+        if self.scopes.is_empty() && self.realm.is_empty() {
+            return Err(value("signaling.keys.scopes", "must have \"register\", \"relay\" or \"admin\""));
+        }
         let has = |scope| self.scopes.contains(&scope);
         let scopes =
             Scopes { register: has(Scope::Register), relay: has(Scope::Relay), admin: has(Scope::Admin) };
@@ -97,6 +100,13 @@ impl Token {
                 "must be an Ed25519 public key for EdDSA: PEM, or 32 bytes in base64url",
             ))?,
         };
+        for (key, name) in
+            [("signaling.jwt.issuer", &self.issuer), ("signaling.jwt.audience", &self.audience)]
+        {
+            if name.as_ref().is_some_and(String::is_empty) {
+                return Err(value(key, "must not be empty; leave it out for any"));
+            }
+        }
         let mut jwt = Jwt::new(key);
         (jwt.issuer, jwt.audience) = (self.issuer, self.audience);
         if let Some(seconds) = self.max_lifetime {
@@ -196,6 +206,11 @@ mod tests {
                     "r".repeat(65)
                 ),
                 "signaling.keys.realm",
+            ),
+            ("[[signaling.keys]]\nkey = '0123456789abcdef'\nscopes = []".to_owned(), "signaling.keys.scopes"),
+            (
+                format!("[signaling.jwt]\nalgorithm = 'HS256'\n{key}\nissuer = ''"),
+                "signaling.jwt.issuer",
             ),
             ("[signaling]\nhubs = 0".to_owned(), "signaling.hubs"),
             ("[signaling]\nhubs = 17".to_owned(), "signaling.hubs"),

@@ -39,7 +39,7 @@ impl fmt::Debug for StaticUser {
 }
 
 /// A realm besides the default one.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct RealmConfig {
     /// Its name.
     pub name: String,
@@ -54,7 +54,7 @@ pub struct RealmConfig {
 }
 
 /// A key of third-party tokens (RFC 7635).
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct OauthConfig {
     /// Its name, which clients send as USERNAME.
     pub kid: String,

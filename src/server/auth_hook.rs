@@ -47,8 +47,15 @@ impl HookConfig {
     /// Asks at `url`, with the defaults.
     #[must_use]
     pub fn new(url: &str) -> Self {
+        Self { url: url.to_owned(), ..Self::default() }
+    }
+}
+
+impl Default for HookConfig {
+    /// With nobody to ask: `url` must be set.
+    fn default() -> Self {
         Self {
-            url: url.to_owned(),
+            url: String::new(),
             deadline: Duration::from_secs(2),
             cache: Duration::from_secs(300),
             negative_cache: Duration::from_secs(10),

@@ -23,7 +23,7 @@ pub struct Config {
     pub listen: Vec<IpAddr>,
     /// UDP and TCP port; default 3478.
     pub port: u16,
-    /// Second UDP port; default 3479, or any when that is taken.
+    /// Second UDP port; 0 for none; default 3479, or any when that is taken.
     pub aux_port: Option<u16>,
     /// Addresses clients are told, where they differ from the interfaces'; default none.
     pub public: Vec<IpAddr>,
@@ -100,6 +100,18 @@ impl GatewayConfig {
 }
 
 impl Config {
+    /// A server that opens nothing but its main port, UDP and TCP: no second UDP port, no port for TLS alone (the main port takes TLS too), and no
+    /// gateway. The rest is as by default.
+    #[must_use]
+    pub fn minimal() -> Self {
+        Self {
+            aux_port: Some(0),
+            tls: TlsConfig { port: Some(0), ..TlsConfig::default() },
+            gateway: GatewayConfig { enabled: false, ..GatewayConfig::default() },
+            ..Self::default()
+        }
+    }
+
     /// Returns the key of the gateway's servers where none is set: a text, of which they use the bytes.
     #[must_use]
     pub fn gateway_key(&self, state: &State) -> String {

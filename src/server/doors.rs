@@ -13,13 +13,13 @@ use tokio::net::TcpListener;
 const AUX_PORT: u16 = 3479;
 
 /// The TLS and DTLS port where none is set.
-const TLS_PORT: u16 = 5349;
+pub(super) const TLS_PORT: u16 = 5349;
 
 /// Every open port.
 #[derive(Debug)]
 pub(super) struct Doors {
     pub(super) port: u16,
-    pub(super) aux_port: u16,
+    pub(super) aux_port: Option<u16>,
     pub(super) listen: Vec<SocketAddr>,
     pub(super) tcp: Vec<TcpListener>,
     /// The TLS port, and its listeners.
@@ -71,7 +71,7 @@ impl Doors {
 
     /// Makes what says which door an answer leaves by.
     pub(super) fn discovery(&self, config: &Config) -> Discovery {
-        Discovery::new([self.port, self.aux_port], &config.nat_discovery, &config.public)
+        Discovery::new([self.port, self.aux_port.unwrap_or(0)], &config.nat_discovery, &config.public)
     }
 
     /// Clones the sockets for signalling's sends.
@@ -89,9 +89,14 @@ fn open_udp(address: SocketAddr, role: Role) -> Result<UdpPort, ServerError> {
     UdpPort::bind(address, role).map_err(|source| ServerError::Listen { address, transport: "udp", source })
 }
 
-/// Opens the second port on every address, the same number on all.
-fn open_aux(config: &Config, listen: &[SocketAddr], doors: &mut Vec<DoorSocket>) -> Result<u16, ServerError> {
+/// Opens the second port on every address, the same number on all; none where it is 0.
+fn open_aux(
+    config: &Config,
+    listen: &[SocketAddr],
+    doors: &mut Vec<DoorSocket>,
+) -> Result<Option<u16>, ServerError> {
     let numbers = match config.aux_port {
+        Some(0) => return Ok(None),
         Some(port) => vec![port],
         None => vec![AUX_PORT, 0],
     };
@@ -108,7 +113,7 @@ fn open_aux(config: &Config, listen: &[SocketAddr], doors: &mut Vec<DoorSocket>)
         match opened {
             Ok(opened) => {
                 doors.extend(opened);
-                return Ok(number);
+                return Ok(Some(number));
             }
             Err(error) => refused = Some(error),
         }

@@ -1,6 +1,6 @@
 //! What the server finds out at its start: its addresses, and what clients are told to use.
 
-use super::doors::Doors;
+use super::doors::{Doors, TLS_PORT};
 use super::gateway::GatewayFacts;
 use super::{Config, ServerError, TlsConfig, TurnConfig};
 use crate::net::certificate::Certificate;
@@ -10,16 +10,18 @@ use crate::signaling::IceServers;
 use crate::state::State;
 use crate::turn_server::auth::RestSecret;
 use crate::turn_server::ports::RelayAddress;
-use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+
+/// The port that hardly any network keeps in.
+const HTTPS: u16 = 443;
 
 /// What the server found out and decided at its start.
 #[derive(Debug, Clone)]
 pub struct Facts {
     /// Where it listens, UDP and TCP alike.
     pub listen: Vec<SocketAddr>,
-    /// The second UDP port.
-    pub aux_port: u16,
+    /// The second UDP port; `None` where there is none.
+    pub aux_port: Option<u16>,
     /// The port for TLS and DTLS alone; the main port takes both as well.
     pub tls_port: Option<u16>,
     /// Whether the server signs its certificate itself.
@@ -50,8 +52,8 @@ impl Facts {
         let (secret, _) = config.auth.secrets(&config.turn, state);
         let mut ice = ice_servers(&config.turn, &advertised, secret);
         let tls_name = tls_name(&config.tls, certificate);
-        let tls_port = doors.tls_port.unwrap_or(doors.port);
-        ice.turn_urls.extend(tls_name.as_deref().map(|name| turns_url(name, tls_port)));
+        let turns = tls_name.as_deref().map(|name| turns_url(name, turns_port(doors.port, doors.tls_port)));
+        ice.turn_urls.extend(turns);
         Ok(Self {
             listen: doors.listen.clone(),
             aux_port: doors.aux_port,
@@ -66,6 +68,18 @@ impl Facts {
         })
     }
 
+    /// Returns the URL of the server's page, with which those of its other resources begin; `None` where no address is known.
+    #[must_use]
+    pub fn page_url(&self) -> Option<String> {
+        let address = self.advertised.first()?;
+        let Some(name) = &self.tls_name else { return Some(format!("http://{address}/")) };
+        let host = url_host(name);
+        Some(match address.port() {
+            HTTPS => format!("https://{host}/"),
+            port => format!("https://{host}:{port}/"),
+        })
+    }
+
     /// Makes the `iceServers` JSON for a browser, with credentials minted for `name`.
     #[must_use]
     pub fn ice_servers(&self, name: &str) -> serde_json::Value {
@@ -76,10 +90,16 @@ impl Facts {
 /// Returns what clients of a server with this configuration are told to use, without starting one.
 ///
 /// # Errors
-/// The system does not tell this host's addresses.
-pub fn ice_offer(config: &Config, state: &State) -> io::Result<IceServers> {
+/// The system does not tell this host's addresses, or the configured certificate cannot be read.
+pub fn ice_offer(config: &Config, state: &State) -> Result<IceServers, ServerError> {
     let advertised = advertised(config, &interfaces::addresses()?, config.port);
-    Ok(ice_servers(&config.turn, &advertised, config.auth.secrets(&config.turn, state).0))
+    let mut ice = ice_servers(&config.turn, &advertised, config.auth.secrets(&config.turn, state).0);
+    if let Some((chain, key)) = &config.tls.certificate {
+        let name = tls_name(&config.tls, &Certificate::load(chain, key)?);
+        let tls_port = Some(config.tls.port.unwrap_or(TLS_PORT)).filter(|port| *port != 0);
+        ice.turn_urls.extend(name.map(|name| turns_url(&name, turns_port(config.port, tls_port))));
+    }
+    Ok(ice)
 }
 
 /// Chooses the relay addresses of each family: the configured ones, else the one listened on, else the farthest-reaching. One alone of a
@@ -143,10 +163,19 @@ fn tls_name(config: &TlsConfig, certificate: &Certificate) -> Option<String> {
     config.name.clone().or_else(|| certificate.name())
 }
 
+/// Returns the port of `turns:` URLs. The main port takes TLS too: where it is the one that every network lets out, clients are sent there.
+fn turns_port(main: u16, tls: Option<u16>) -> u16 {
+    tls.filter(|_| main != HTTPS).unwrap_or(main)
+}
+
 fn turns_url(name: &str, port: u16) -> String {
-    let host = match name.parse::<Ipv6Addr>() {
+    format!("turns:{}:{port}?transport=tcp", url_host(name))
+}
+
+/// Returns a host as it stands in a URL.
+fn url_host(name: &str) -> String {
+    match name.parse::<Ipv6Addr>() {
         Ok(ip) => format!("[{ip}]"),
         Err(_) => name.to_owned(),
-    };
-    format!("turns:{host}:{port}?transport=tcp")
+    }
 }

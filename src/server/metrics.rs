@@ -2,6 +2,7 @@
 
 use crate::gateway::Handle;
 use crate::limits::{self, Table};
+use crate::telemetry;
 use axum::Router;
 use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -34,7 +35,7 @@ async fn answer(
     if is_proxied || !metrics.from.iter().any(|prefix| prefix.contains(&ip)) {
         return StatusCode::NOT_FOUND.into_response();
     }
-    let mut text = limits::to_prometheus(Table::of_process());
+    let mut text = limits::to_prometheus(Table::of_process()) + &telemetry::to_prometheus();
     if let Some(gateway) = &metrics.gateway {
         match gateway.counters().await {
             Some(counters) => text += &counters.to_prometheus(),

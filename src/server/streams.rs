@@ -118,7 +118,7 @@ impl Worker {
 
     /// Says at the end what was handed over.
     pub(super) fn report(&self) {
-        tracing::info!(packets = self.crossing.sent(), "handed over to other workers");
+        tracing::debug!(packets = self.crossing.sent(), "handed over to other workers");
     }
 
     /// Ends a pass: what was gathered for streams and for other workers goes off.

@@ -135,7 +135,7 @@ pub(super) fn shared(
             .listen
             .iter()
             .map(SocketAddr::port)
-            .chain([facts.aux_port])
+            .chain(facts.aux_port)
             .chain(facts.tls_port)
             .collect(),
     };

@@ -246,7 +246,7 @@ impl Switch {
         self.serve(events, words, stopped).await;
         let Outcomes { unanswered, refused, answered, direct, relayed, failed } = self.hub.outcomes();
         let hub = self.place;
-        tracing::info!(hub, unanswered, refused, answered, direct, relayed, failed, "what came of calls");
+        tracing::debug!(hub, unanswered, refused, answered, direct, relayed, failed, "what came of calls");
     }
 
     async fn serve(

@@ -53,7 +53,7 @@ struct Wishes {
 }
 
 impl Discovery {
-    /// Takes the main and the second port, `pairs`, of which a family has none or two, and `public`, the addresses that clients are
+    /// Takes the main and the second port (0 where there is none: then there are no pairs, and a change of port is refused), `pairs`, of which a family has none or two, and `public`, the addresses that clients are
     /// told where they differ from this host's.
     #[must_use]
     pub fn new(ports: [u16; 2], pairs: &[Home], public: &[IpAddr]) -> Self {
@@ -61,7 +61,7 @@ impl Discovery {
             let mut family = pairs.iter().copied().filter(move |home| home.local.is_ipv6() == v6);
             Some([family.next()?, family.next()?])
         };
-        let pairs = [false, true].into_iter().filter_map(of_family).collect();
+        let pairs = [false, true].into_iter().filter(|_| ports[1] != 0).filter_map(of_family).collect();
         Self { ports, pairs, public: public.to_vec() }
     }
 
@@ -89,6 +89,9 @@ impl Discovery {
             _ if !unknown.is_empty() => refused(binding::unknown_attributes(message, &unknown)),
             None => refused(binding::error(message, 400)),
             Some(wishes) if wishes.change_ip && self.pair(server.ip()).is_none() => {
+                refused(binding::unknown_attributes(message, &[attr::CHANGE_REQUEST]))
+            }
+            Some(wishes) if wishes.change_port && self.ports[1] == 0 => {
                 refused(binding::unknown_attributes(message, &[attr::CHANGE_REQUEST]))
             }
             Some(wishes) => self.grant(message, (client, server), wishes, room),
@@ -345,6 +348,17 @@ mod tests {
             let xored = attributes(&answer).xor_address(attr::XOR_MAPPED_ADDRESS);
             assert_eq!(xored, Ok(Some(address(CLIENT))));
         }
+    }
+
+    #[test]
+    fn without_a_second_port_a_change_of_port_is_refused_and_no_other_address_is_told() {
+        let single = Discovery::new([3478, 0], &[home(A), home(B)], &[]);
+        for flags in [PORT, IP, IP | PORT] {
+            let answer = ask(&single, change(flags), "198.51.100.1:3478");
+            assert_eq!(attributes(&answer).error_code(), Some(420));
+        }
+        let answer = ask(&single, binding(), "198.51.100.1:3478");
+        assert_eq!((answer.from, plain(&answer, attr::OTHER_ADDRESS)), (address("198.51.100.1:3478"), None));
     }
 
     #[test]

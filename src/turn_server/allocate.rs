@@ -146,7 +146,11 @@ impl Relay {
                 .xor_address(attr::XOR_MAPPED_ADDRESS, client.client)
         });
         allocation.cold.origin.1 = Some(bytes.as_slice().into());
-        tracing::info!(user = %Pii(allocation.user()), client = %Pii(client.client), %id, "allocation opened");
+        if allocation.is_self_test() {
+            tracing::debug!(%id, "allocation opened to test the relay");
+        } else {
+            tracing::info!(user = %Pii(allocation.user()), client = %Pii(client.client), %id, "allocation opened");
+        }
         self.counters.allocations += 1;
         self.arm(id);
         self.answer(client, bytes);

@@ -23,6 +23,8 @@ use std::time::Duration;
 pub const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
 /// How long neither the number nor the peer of a channel that ended is bound to another (same section).
 pub const CHANNEL_COOLDOWN: Duration = Duration::from_secs(300);
+/// The name under which the server allocates at its start to find out whether its relay works.
+const SELF_TEST: &str = "self-test";
 
 /// IPv4 or IPv6, as the index of an allocation's relayed addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -164,6 +166,11 @@ impl Allocation {
 
     pub(super) fn set_client(&mut self, client: FiveTuple) {
         self.client = PackedTuple::new(client);
+    }
+
+    /// Whether it is the server's own, by which it finds out at its start that its relay works: nothing to tell anybody of.
+    pub(super) fn is_self_test(&self) -> bool {
+        self.user().strip_suffix(SELF_TEST).is_some_and(|time| time.ends_with(':'))
     }
 
     pub(super) fn user(&self) -> &Arc<str> {

@@ -523,7 +523,9 @@ impl Relay {
 
     pub(super) fn end(&mut self, id: AllocationId, why: &'static str) {
         if let Some(allocation) = self.allocations.get(id) {
-            tracing::info!(user = %Pii(allocation.user()), %id, why, "allocation ended");
+            if !allocation.is_self_test() {
+                tracing::info!(user = %Pii(allocation.user()), %id, why, "allocation ended");
+            }
             self.forget(id);
         }
     }

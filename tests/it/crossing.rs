@@ -41,7 +41,10 @@ fn talk(pair: &[TurnClient; 2], which: usize) {
 
 /// All clients at the same time, in no order.
 fn clients_of_different_workers_lose_nothing_and_stay_inside(workers: &str) {
-    let turn = format!("allocations_per_user = {}", 2 * PAIRS);
+    let turn = format!(
+        "allocations_per_user = {}\n[log]\nlevel = \"info,ginnel::server::streams=debug\"",
+        2 * PAIRS
+    );
     let mut house = House::with(&[IpAddr::V4(HERE)], Lines { top: workers, turn: &turn });
     let address = house.address;
     std::thread::scope(|scope| {

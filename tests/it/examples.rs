@@ -1,5 +1,6 @@
 //! The examples do what their first lines say.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
@@ -22,6 +23,27 @@ fn example(name: &str) -> Command {
 /// The address behind `listening on`.
 fn listening(line: &str) -> Option<SocketAddr> {
     line.strip_prefix("listening on ")?.parse().ok()
+}
+
+/// The ports that a process listens on, by protocol.
+fn open_ports(id: u32) -> BTreeSet<(&'static str, u16)> {
+    let descriptors = std::fs::read_dir(format!("/proc/{id}/fd")).unwrap();
+    let links = descriptors.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+    let own: Vec<_> = links.filter_map(|link| link.to_str().map(str::to_owned)).collect();
+    let mut open = BTreeSet::new();
+    for (protocol, table, state) in
+        [("tcp", "tcp", "0A"), ("tcp", "tcp6", "0A"), ("udp", "udp", "07"), ("udp", "udp6", "07")]
+    {
+        for line in std::fs::read_to_string(format!("/proc/{id}/net/{table}")).unwrap().lines().skip(1) {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            let is_own = own.contains(&format!("socket:[{}]", fields[9]));
+            if is_own && fields[3] == state {
+                let (_, port) = fields[1].rsplit_once(':').unwrap();
+                open.insert((protocol, u16::from_str_radix(port, 16).unwrap()));
+            }
+        }
+    }
+    open
 }
 
 fn assert_answers(address: SocketAddr) {
@@ -58,6 +80,8 @@ fn embed_server_serves_until_its_input_ends() {
         printed.push(char::from(byte[0]));
     }
     let address = printed.lines().next().and_then(listening).unwrap_or_else(|| panic!("{printed}"));
+    let (port, open) = (address.port(), open_ports(server.id()));
+    assert_eq!(open, [("tcp", port), ("udp", port)].into(), "one port");
     assert_answers(address);
     let ice: serde_json::Value = serde_json::from_str(printed.lines().nth(1).unwrap()).unwrap();
     assert!(ice["iceServers"].to_string().contains("turn:"), "{ice}");

@@ -37,6 +37,7 @@ mod proc;
 mod punching;
 mod safety;
 mod signaler;
+mod starting;
 mod tap;
 mod tools;
 mod transports;

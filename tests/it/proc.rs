@@ -70,6 +70,14 @@ impl Proc {
         Self { name: name.to_owned(), child, log }
     }
 
+    /// Starts `command`, with nobody who reads what it prints.
+    pub(crate) fn start_unheard(name: &str, mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{name} does not start: {error}"));
+        drop((child.stdout.take(), child.stderr.take()));
+        Self { name: name.to_owned(), child, log: Arc::default() }
+    }
+
     /// Its process id.
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
@@ -119,8 +127,13 @@ impl Proc {
 
     /// Asks it to end (SIGTERM).
     pub(crate) fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    /// Sends it the signal of this name.
+    pub(crate) fn signal(&self, name: &str) {
         let id = self.child.id().to_string();
-        let status = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &id]).status();
+        let status = Command::new("sh").args(["-c", "kill -\"$1\" \"$0\"", &id, name]).status();
         assert!(status.unwrap().success(), "{} is already gone\n{}", self.name, self.printed());
     }
 

@@ -1,11 +1,14 @@
-//! What the log gives away: nothing that names a person or a place, unless it was asked for.
+//! What the log gives away: nothing that names a person or a place, unless it was asked for. And what comes of a log that cannot be written.
 
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::house::{House, PASSWORD, USER};
+use crate::house::{House, PASSWORD, USER, free_ports};
 use crate::proc::{Proc, Stdout};
 use crate::tools;
+use crate::turn_client::TurnClient;
 
 const SHORT: Duration = Duration::from_secs(10);
 
@@ -25,5 +28,106 @@ fn no_address_and_no_name_shows_in_the_log() {
     let lines: Vec<String> = house.server.lines(|line| is_log(line).then(|| line.clone()));
     for line in lines {
         assert!(!line.contains("127.0.0.1") && !line.contains(USER), "{line}");
+    }
+}
+
+/// What a log may be that takes nothing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Log {
+    FullDisk,
+    EndedReader,
+    Closed,
+}
+
+/// A server of this configuration whose log takes nothing.
+fn serve_into(log: Log, config: &std::path::Path) -> Proc {
+    let mut serve = Command::new("sh");
+    let redirect = match log {
+        Log::FullDisk => ">/dev/full 2>&1",
+        Log::EndedReader => "",
+        Log::Closed => ">&- 2>&-",
+    };
+    serve.args(["-c", &format!("exec \"$0\" serve --print-ice --config \"$1\" {redirect}")]);
+    serve.arg(env!("CARGO_BIN_EXE_ginnel")).arg(config);
+    match log {
+        Log::EndedReader => Proc::start_unheard("ginnel serve", serve),
+        Log::FullDisk | Log::Closed => Proc::start("ginnel serve", serve, Stdout::Lines),
+    }
+}
+
+/// The value of a counter of `/metrics`.
+fn counter(server: SocketAddr, name: &str) -> u64 {
+    let mut stream = TcpStream::connect(server).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let value = answer.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+    value.unwrap_or_else(|| panic!("no {name}: {answer}"))
+}
+
+#[test]
+fn a_log_that_cannot_be_written_stops_nothing_and_is_counted() {
+    for log in [Log::FullDisk, Log::EndedReader, Log::Closed] {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("ginnel.toml");
+        let port = free_ports();
+        let text = format!(
+            "state = {:?}\nlisten = [\"127.0.0.1\"]\nport = {port}\naux_port = {}\n[tls]\nport = 0\n[turn]\nusers = {{ {USER} = \"{PASSWORD}\" }}\n",
+            folder.path().join("state"),
+            port + 1
+        );
+        std::fs::write(&config, text).unwrap();
+        let mut server = serve_into(log, &config);
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let deadline = Instant::now() + SHORT;
+        // The TCP port is open before UDP answers; a client asks until it is heard.
+        while TcpStream::connect(address).is_err() {
+            assert!(Instant::now() < deadline && server.ended_by(Instant::now()).is_none(), "{log:?}");
+        }
+        for _ in 0..3 {
+            TurnClient::allocate(Ipv4Addr::LOCALHOST, address);
+        }
+        // Closed descriptors are opened again onto nothing, which takes everything.
+        let dropped = || counter(address, "ginnel_log_lines_dropped_total");
+        while log != Log::Closed && dropped() < 3 {
+            assert!(Instant::now() < deadline, "{log:?}: {}", dropped());
+        }
+        server.signal("HUP");
+        TurnClient::allocate(Ipv4Addr::LOCALHOST, address);
+        assert_eq!(server.ended_by(Instant::now()), None, "{log:?}");
+        server.terminate();
+        server.succeed(SHORT);
+    }
+}
+
+#[test]
+fn no_output_that_cannot_be_written_ends_in_a_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let (ginnel, agent) = (env!("CARGO_BIN_EXE_ginnel"), env!("CARGO_BIN_EXE_agent"));
+    let house = House::on_loopback("");
+    let state = house.state().display().to_string();
+    let at = house.address.to_string();
+    let commands: [&[&str]; 12] = [
+        &[ginnel, "--help"],
+        &[ginnel, "nonsense"],
+        &[ginnel, "config"],
+        &[ginnel, "key", "--state", &state],
+        &[ginnel, "key", "--state", "nowhere"],
+        &[ginnel, "gateway", "ticket", "--state", &state],
+        &[ginnel, "credentials", "--state", &state],
+        &[ginnel, "load", "binding", "--server", &at, "--count", "10"],
+        &[agent, "--help"],
+        &[agent, "connect", "nonsense"],
+        &[agent, "connect", "--verbose", "nonsense"],
+        &[agent, "serve", "--gateway", "127.0.0.1:1", "--id", "2147483650", "--to", "127.0.0.1:1", "--key", "k"],
+    ];
+    for command in commands {
+        for redirect in [">/dev/full 2>&1", ">&- 2>&-"] {
+            let program = format!("exec \"$0\" \"$@\" {redirect}");
+            let mut sh = Command::new("timeout");
+            sh.args(["5", "sh", "-c", &program]).args(command).current_dir(folder.path());
+            let status = sh.status().unwrap();
+            assert!(status.code().is_some_and(|code| code != 101 && code < 128), "{command:?} {redirect}: {status}");
+        }
     }
 }

@@ -26,6 +26,19 @@ fn sigterm_ends_a_server_in_use_with_success() {
 }
 
 #[test]
+fn a_hangup_is_told_and_ends_nothing() {
+    let mut house = House::on_loopback("");
+    let told = |line: &str| line.contains("SIGHUP is ignored").then_some(());
+    for _ in 0..2 {
+        house.server.signal("HUP");
+        house.server.expect("line about the hangup", SHORT, told);
+    }
+    drop(TcpStream::connect(house.address).unwrap());
+    house.server.terminate();
+    house.server.succeed(SHORT);
+}
+
+#[test]
 fn a_port_that_is_taken_is_named_and_ends_the_start() {
     let house = House::on_loopback("");
     let folder = tempfile::tempdir().unwrap();

@@ -1,0 +1,250 @@
+//! Lines on their way to the log. A thread of their own writes them, so that neither a reader that is slow nor one that is gone holds anybody up.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::thread;
+use std::time::Duration;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Most lines that wait to be written, and most bytes of them.
+const MAX_LINES: usize = 8192;
+const MAX_BYTES: usize = 1 << 20;
+/// How long the end of a program waits for its log.
+const FLUSH_TIME: Duration = Duration::from_secs(1);
+/// How often, and how many times, a log is tried that says it would block.
+const RETRY_TIME: Duration = Duration::from_millis(10);
+const RETRIES: usize = 100;
+
+/// Lines that were dropped since the start.
+static DROPPED: AtomicU64 = AtomicU64::new(0);
+
+/// Returns how many lines were dropped since the start of the process.
+pub(super) fn dropped() -> u64 {
+    DROPPED.load(Ordering::Relaxed)
+}
+
+#[derive(Debug)]
+enum Item {
+    Line(Vec<u8>),
+    Flush(SyncSender<()>),
+}
+
+/// A way into the log.
+#[derive(Debug, Clone)]
+pub(super) struct LogQueue {
+    items: SyncSender<Item>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl LogQueue {
+    /// Starts the thread that writes to `out`.
+    pub(super) fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
+        let (items, received) = sync_channel(MAX_LINES);
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let writer = Writer { out, waiting: Arc::clone(&waiting), is_torn: false };
+        thread::Builder::new().name("log".to_owned()).spawn(move || writer.run(&received))?;
+        Ok(Self { items, waiting })
+    }
+
+    /// Queues a line; drops and counts it where the queue is full.
+    pub(super) fn push(&self, line: Vec<u8>) {
+        let length = line.len();
+        let before = self.waiting.fetch_add(length, Ordering::Relaxed);
+        if before + length > MAX_BYTES || self.items.try_send(Item::Line(line)).is_err() {
+            self.waiting.fetch_sub(length, Ordering::Relaxed);
+            DROPPED.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until everything before is written, or dropped; not for ever.
+    pub(super) fn flush(&self) {
+        let (done, is_done) = sync_channel(1);
+        if self.items.try_send(Item::Flush(done)).is_ok() {
+            let _ = is_done.recv_timeout(FLUSH_TIME);
+        }
+    }
+}
+
+/// One line, queued when it is dropped.
+pub(super) struct Line<'a> {
+    queue: &'a LogQueue,
+    bytes: Vec<u8>,
+}
+
+impl Write for Line<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        self.queue.push(std::mem::take(&mut self.bytes));
+    }
+}
+
+impl<'a> MakeWriter<'a> for LogQueue {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line { queue: self, bytes: Vec::new() }
+    }
+}
+
+struct Writer<W> {
+    out: W,
+    waiting: Arc<AtomicUsize>,
+    /// Whether the last line was written in part.
+    is_torn: bool,
+}
+
+impl<W: Write> Writer<W> {
+    fn run(mut self, items: &Receiver<Item>) {
+        let mut told = 0;
+        let mut next = items.recv().ok();
+        while let Some(item) = next {
+            let mut works = false;
+            match item {
+                Item::Line(line) => {
+                    works = self.write(&line);
+                    self.waiting.fetch_sub(line.len(), Ordering::Relaxed);
+                    DROPPED.fetch_add(u64::from(!works), Ordering::Relaxed);
+                }
+                // Whoever asked may be gone.
+                Item::Flush(done) => drop(done.try_send(())),
+            }
+            next = match items.try_recv() {
+                Ok(item) => Some(item),
+                Err(TryRecvError::Disconnected) => None,
+                Err(TryRecvError::Empty) => {
+                    let dropped = dropped();
+                    if works && dropped > told {
+                        tracing::warn!(lines = dropped - told, "log lines were dropped");
+                        told = dropped;
+                    }
+                    items.recv().ok()
+                }
+            };
+        }
+    }
+
+    /// Writes a line; says whether that worked.
+    fn write(&mut self, line: &[u8]) -> bool {
+        if self.is_torn && self.put(b"\n") < 1 {
+            return false;
+        }
+        let written = self.put(line);
+        self.is_torn = written < line.len() && (written > 0 || self.is_torn);
+        written == line.len()
+    }
+
+    /// Writes as much as can be written; returns how much that was.
+    fn put(&mut self, bytes: &[u8]) -> usize {
+        let (mut written, mut retries) = (0, 0);
+        while written < bytes.len() {
+            match self.out.write(&bytes[written..]) {
+                Ok(0) => break,
+                Ok(count) => written += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && retries < RETRIES => {
+                    retries += 1;
+                    thread::sleep(RETRY_TIME);
+                }
+                Err(_) => break,
+            }
+        }
+        written
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// A log that takes what it is told to.
+    #[derive(Clone, Default)]
+    struct Disk(Arc<Mutex<(Vec<u8>, usize)>>);
+
+    impl Disk {
+        fn make_room(&self, bytes: usize) {
+            self.0.lock().unwrap().1 = bytes;
+        }
+
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().0.clone()).unwrap()
+        }
+    }
+
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let mut disk = self.0.lock().unwrap();
+            let room = bytes.len().min(disk.1);
+            if room == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            disk.1 -= room;
+            disk.0.extend_from_slice(&bytes[..room]);
+            Ok(room)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_disk_costs_lines_which_are_counted_and_whole_ones_follow_when_there_is_room() {
+        let disk = Disk::default();
+        let queue = LogQueue::start(disk.clone()).unwrap();
+        disk.make_room(9);
+        let before = dropped();
+        for line in ["first\n", "second\n", "third\n"] {
+            queue.push(line.into());
+        }
+        queue.flush();
+        assert_eq!(disk.text(), "first\nsec");
+        assert!(dropped() >= before + 2);
+        disk.make_room(1000);
+        queue.push(b"fourth\n".into());
+        queue.flush();
+        assert_eq!(disk.text(), "first\nsec\nfourth\n");
+        assert_eq!(queue.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    /// A log whose reader does not read, until it is let go.
+    struct Stalled(Receiver<()>);
+
+    impl Write for Stalled {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_reader_that_does_not_read_holds_nobody_up_and_takes_bounded_memory() {
+        let (go, stalled) = sync_channel(0);
+        let queue = LogQueue::start(Stalled(stalled)).unwrap();
+        let before = dropped();
+        for _ in 0..3000 {
+            queue.push(vec![b'x'; 1024]);
+        }
+        assert!(queue.waiting.load(Ordering::Relaxed) <= MAX_BYTES);
+        assert!(dropped() >= before + 3000 - 1025, "{}", dropped() - before);
+        drop(go);
+        queue.flush();
+        assert_eq!(queue.waiting.load(Ordering::Relaxed), 0);
+    }
+}
