@@ -175,7 +175,8 @@ fn read_or_make(path: &Path, write: impl Fn(&[u8; 32]) -> String) -> Result<(Str
 
 /// Reads the file of a key, which may be somebody's own; `None` where there is none.
 fn read_key(path: &Path) -> Result<Option<String>, StateError> {
-    let is_key = |key: &String| KEY_LENGTHS.contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
+    let is_key =
+        |key: &String| KEY_LENGTHS.contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
     match read_line(path)? {
         Some(key) if !is_key(&key) => Err(StateError::Key(path.to_owned())),
         key => Ok(key),
@@ -245,7 +246,9 @@ mod tests {
         assert_eq!(second.access_key, first.access_key);
         for weak in ["12345\n", "two words of a key\n"] {
             fs::write(folder.join(ADMIN_KEY), weak).unwrap();
-            assert!(matches!(State::open(&folder), Err(StateError::Key(path)) if path == folder.join(ADMIN_KEY)));
+            assert!(
+                matches!(State::open(&folder), Err(StateError::Key(path)) if path == folder.join(ADMIN_KEY))
+            );
         }
         fs::write(folder.join(ADMIN_KEY), second.admin_key().unwrap()).unwrap();
         let third = State::open(&folder).unwrap();

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     match run(Ginnel::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<advice::Told>() => ExitCode::FAILURE,
         Err(error) => {
             // Nobody may be there to read it.
             let _ = std::io::stderr().write_all(advice::report(&error).as_bytes());

@@ -7,6 +7,9 @@ use std::error::Error;
 use std::io;
 use std::path::Path;
 
+/// What stands before that.
+const TRY: &str = "\n  try: ";
+
 /// Writes an error as lines: `error: …` with its causes, and `  try: …`.
 #[must_use]
 pub fn report(error: &anyhow::Error) -> String {
@@ -24,9 +27,24 @@ pub fn report(error: &anyhow::Error) -> String {
         text.push_str(cause);
     }
     match error.chain().find_map(advice) {
-        Some(advice) => format!("error: {text}\n  try: {advice}\n"),
+        Some(advice) => format!("error: {text}{TRY}{advice}\n"),
         None => format!("error: {text}\n"),
     }
+}
+
+/// What an error ends as that the log has told already.
+#[derive(Debug, thiserror::Error)]
+#[error("told in the log")]
+pub struct Told(());
+
+/// Tells an error in the log, for programs that read nothing else.
+#[must_use]
+pub fn log(error: &anyhow::Error) -> Told {
+    let text = report(error);
+    let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
+    let (text, advice) = text.split_once(TRY).unwrap_or((text, ""));
+    tracing::error!(r#try = advice, "{text}");
+    Told(())
 }
 
 fn advice(error: &(dyn Error + 'static)) -> Option<String> {

@@ -1,11 +1,11 @@
 //! `ginnel serve`: from the command line to a running server, and what it says of itself.
 
-use super::{has_colors, load_config};
+use super::{advice, has_colors, load_config};
 use crate::config::Config;
 use crate::net::interfaces::{Reach, reach};
 use crate::server::{Facts, SelfTest, Server};
 use crate::state::State;
-use crate::telemetry;
+use crate::telemetry::{self, Logs};
 use anyhow::Context;
 use clap::Args;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Options of `ginnel serve`; they win over the file.
 #[derive(Debug, Args)]
@@ -69,36 +69,50 @@ impl Serve {
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let mut hung_up = signal(SignalKind::hangup())?;
         let config = self.load()?;
-        let logs = telemetry::start(&config.log)?;
-        raise_descriptor_limit();
-        let state = State::open(&config.state)?;
-        note_changes(&state);
-        let mut server = Server::start(config.server, &state).await.context("the server did not start")?;
-        let test = server.self_test().await;
-        if self.print_ice || io::stdout().is_terminal() {
-            print_ice(server.facts());
+        let (logs, is_json) = (telemetry::start(&config.log)?, config.log.json);
+        let ends = [&mut terminated, &mut interrupted];
+        match serve(config, self.print_ice, &logs, (ends, &mut hung_up)).await {
+            Err(error) if is_json => Err(advice::log(&error).into()),
+            ended => ended,
         }
-        match config.log.json {
-            true => log_ready(server.facts(), &state, test),
-            false => logs.print(&banner(server.facts(), &state, test)),
-        }
-        let failure = loop {
-            tokio::select! {
-                error = server.failed() => break Some(error),
-                _ = terminated.recv() => break None,
-                _ = interrupted.recv() => break None,
-                _ = hung_up.recv() => {
-                    tracing::info!("SIGHUP is ignored: what changes in the configuration counts after a restart");
-                }
-            }
-        };
-        match config.log.json {
-            true => tracing::info!("stopping"),
-            false => logs.print("Stopping.\n"),
-        }
-        server.shutdown().await;
-        failure.map_or(Ok(()), |error| Err(error.into()))
     }
+}
+
+/// Runs a server until one of two signals or its first failure; the last one is that of a closed terminal.
+async fn serve(
+    config: Config,
+    print_ice: bool,
+    logs: &Logs,
+    ([terminated, interrupted], hung_up): ([&mut Signal; 2], &mut Signal),
+) -> anyhow::Result<()> {
+    raise_descriptor_limit();
+    let state = State::open(&config.state)?;
+    note_changes(&state);
+    let mut server = Server::start(config.server, &state).await.context("the server did not start")?;
+    let test = server.self_test().await;
+    if print_ice || io::stdout().is_terminal() {
+        print_ice_servers(server.facts());
+    }
+    match config.log.json {
+        true => log_ready(server.facts(), &state, test),
+        false => logs.print(&banner(server.facts(), &state, test)),
+    }
+    let failure = loop {
+        tokio::select! {
+            error = server.failed() => break Some(error),
+            _ = terminated.recv() => break None,
+            _ = interrupted.recv() => break None,
+            _ = hung_up.recv() => {
+                tracing::info!("SIGHUP is ignored: what changes in the configuration counts after a restart");
+            }
+        }
+    };
+    match config.log.json {
+        true => tracing::info!("stopping"),
+        false => logs.print("Stopping.\n"),
+    }
+    server.shutdown().await;
+    failure.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// Logs what opening the state folder has changed.
@@ -116,7 +130,7 @@ fn note_changes(state: &State) {
 }
 
 /// Prints `iceServers` for a page on standard output; where that takes nothing, the server goes on all the same.
-fn print_ice(facts: &Facts) {
+fn print_ice_servers(facts: &Facts) {
     let mut out = io::stdout().lock();
     let written = writeln!(out, "{}", facts.ice_servers("invite")).and_then(|()| out.flush());
     if let Err(error) = written {
@@ -226,7 +240,7 @@ fn invitation(facts: &Facts, state: &State, on_terminal: bool) -> String {
         false => format!("Key       printed by: ginnel key --state {folder}\n"),
     };
     format!(
-        "\nPage      {page}\n{key}Browsers  curl '{page}ice?key=KEY'\n\
+        "Page      {page}\n{key}Browsers  curl '{page}ice?key=KEY'\n\
          Peers     agent listen --server {address} --key KEY\nReady. Ctrl-C stops.\n"
     )
 }

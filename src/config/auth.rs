@@ -248,7 +248,10 @@ impl Oauth {
             return Err(value("auth.oauth.kid", "must have 1 to 508 bytes"));
         }
         if self.server_name.is_empty() {
-            return Err(value("auth.oauth.server_name", "must be the name that the authorization server knows"));
+            return Err(value(
+                "auth.oauth.server_name",
+                "must be the name that the authorization server knows",
+            ));
         }
         Ok(OauthConfig { kid: self.kid, server_name: self.server_name, key })
     }

@@ -66,7 +66,10 @@ fn check_relay(server: &Config) -> Result<(), ConfigError> {
     let relay = &turn.relay_addresses;
     let of_family = |v6| relay.iter().filter(|ip| ip.is_ipv6() == v6).count();
     if of_family(false) > 1 || of_family(true) > 1 || !relay.iter().all(is_one_host) {
-        return Err(value("turn.relay_addresses", "must hold at most one address of this host for each family"));
+        return Err(value(
+            "turn.relay_addresses",
+            "must hold at most one address of this host for each family",
+        ));
     }
     if turn.alternate_server.iter().any(|at| at.port() == 0 || !is_one_host(&at.ip())) {
         return Err(value("turn.alternate_server", "must hold ADDRESS:PORT of other servers"));
@@ -109,7 +112,9 @@ mod tests {
             let error = Config::parse(text).unwrap_err().to_string();
             assert!(error.contains(named) && error.lines().count() == 1, "{text}: {error}");
         }
-        for sound in ["listen = ['0.0.0.0', '::']", "listen = ['0.0.0.0', '::1']", "workers = 1", "aux_port = 0"] {
+        for sound in
+            ["listen = ['0.0.0.0', '::']", "listen = ['0.0.0.0', '::1']", "workers = 1", "aux_port = 0"]
+        {
             assert!(Config::parse(sound).is_ok(), "{sound}");
         }
     }
@@ -119,13 +124,17 @@ mod tests {
         let text = "proxy_protocol_from = ['192.0.2.1']\nmetrics_from = ['2001:db8::1']\n\
                     [limits]\nunlimited_from = ['192.0.2.2']\n[turn]\nallow_peers = ['10.0.0.1', '10.1.2.3/8']\ndeny_peers = ['10.0.0.2']";
         let server = Config::parse(text).unwrap().server;
-        let shown = |list: &[ipnet::IpNet]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let shown =
+            |list: &[ipnet::IpNet]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
         assert_eq!(shown(&server.proxies), "192.0.2.1/32");
         assert_eq!(shown(&server.metrics_from), "2001:db8::1/128");
         assert_eq!(shown(&server.limits.unauthenticated.unlimited_from), "192.0.2.2/32");
         assert_eq!(shown(&server.turn.allow_peers), "10.0.0.1/32 10.0.0.0/8");
         assert_eq!(shown(&server.turn.deny_peers), "10.0.0.2/32");
         let error = Config::parse("[turn]\nallow_peers = ['10.0.0.300']").unwrap_err().to_string();
-        assert!(error.contains("10.0.0.300") && error.contains("ADDRESS/LENGTH such as 10.0.0.0/8"), "{error}");
+        assert!(
+            error.contains("10.0.0.300") && error.contains("ADDRESS/LENGTH such as 10.0.0.0/8"),
+            "{error}"
+        );
     }
 }

@@ -208,10 +208,7 @@ mod tests {
                 "signaling.keys.realm",
             ),
             ("[[signaling.keys]]\nkey = '0123456789abcdef'\nscopes = []".to_owned(), "signaling.keys.scopes"),
-            (
-                format!("[signaling.jwt]\nalgorithm = 'HS256'\n{key}\nissuer = ''"),
-                "signaling.jwt.issuer",
-            ),
+            (format!("[signaling.jwt]\nalgorithm = 'HS256'\n{key}\nissuer = ''"), "signaling.jwt.issuer"),
             ("[signaling]\nhubs = 0".to_owned(), "signaling.hubs"),
             ("[signaling]\nhubs = 17".to_owned(), "signaling.hubs"),
             ("[signaling]\norigins = ['https://app.example/']".to_owned(), "signaling.origins"),

@@ -25,7 +25,10 @@ impl Folder {
             ("short", "12345"),
             ("users", "alice:ginnel:12\n"),
             ("strangers", "alice:elsewhere:8493fbc53ba582fb4c044c456bdc40eb\n"),
-            ("old.pem", "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END EC PRIVATE KEY-----\n"),
+            (
+                "old.pem",
+                "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END EC PRIVATE KEY-----\n",
+            ),
         ] {
             std::fs::write(folder.path(name), text).unwrap();
         }
@@ -42,7 +45,8 @@ impl Folder {
     }
 
     fn openssl(&self, arguments: &str) {
-        let output = Command::new("openssl").args(arguments.split(' ')).current_dir(self.0.path()).output().unwrap();
+        let output =
+            Command::new("openssl").args(arguments.split(' ')).current_dir(self.0.path()).output().unwrap();
         assert!(output.status.success(), "{output:?}");
     }
 
@@ -56,7 +60,10 @@ impl Folder {
         let path = self.path("ginnel.toml");
         std::fs::write(&path, config.replace('@', &folder)).unwrap();
         let mut ginnel = Command::new("timeout");
-        ginnel.args(["20", env!("CARGO_BIN_EXE_ginnel"), "serve", "--config"]).arg(&path).current_dir(&folder);
+        ginnel
+            .args(["20", env!("CARGO_BIN_EXE_ginnel"), "serve", "--config"])
+            .arg(&path)
+            .current_dir(&folder);
         let output = ginnel.output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{config}: {text}");
@@ -88,7 +95,8 @@ fn every_error_of_a_start_tells_its_cause_once_its_file_and_what_to_type() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = taken.local_addr().unwrap().port();
     let free = free_ports();
-    let start = format!("state = '@/state'\nlisten = ['127.0.0.1']\nport = {free}\naux_port = {}\n", free + 1);
+    let start =
+        format!("state = '@/state'\nlisten = ['127.0.0.1']\nport = {free}\naux_port = {}\n", free + 1);
     let taken_twice = format!("[tls]\nport = 0\n[gateway]\nserver_port = {port}");
     let (missing, in_use) = ("No such file or directory", "Address already in use");
     assert_refused(
@@ -101,15 +109,27 @@ fn every_error_of_a_start_tells_its_cause_once_its_file_and_what_to_type() {
             ("[tls]\nport = 0\ncertificate = '@/a.pem'\nkey = '@/text'", "@/text", "no private key in it"),
             ("[tls]\nport = 0\ncertificate = '@/a.pem'\nkey = '@/locked.key'", "@/locked.key", "encrypted"),
             ("[tls]\nport = 0\ncertificate = '@/a.pem'\nkey = '@/old.pem'", "@/old.pem", "encrypted"),
-            ("[tls]\nport = 0\ncertificate = '@/a.pem'\nkey = '@/b.key'", "@/a.pem and @/b.key", "inconsistent"),
+            (
+                "[tls]\nport = 0\ncertificate = '@/a.pem'\nkey = '@/b.key'",
+                "@/a.pem and @/b.key",
+                "KeyMismatch",
+            ),
             ("[tls]\nport = 0\n[auth]\ncredentials_file = '@/none'", "@/none", missing),
             ("[tls]\nport = 0\n[auth]\ncredentials_file = '@/users'", "@/users", "line 1"),
             ("[tls]\nport = 0\n[auth]\ncredentials_file = '@/strangers'", "@/strangers", "elsewhere"),
             ("[tls]\nport = 0\n[gateway]\nkey_file = '@/none'", "@/none", missing),
             ("[tls]\nport = 0\n[gateway]\nkey_file = '@/short'", "gateway.key_file", "at least 16 bytes"),
-            ("[tls]\nport = 0\n[gateway]\ntls_port = 1\nclient_ca = '@/text'", "@/text", "no certificate in it"),
+            (
+                "[tls]\nport = 0\n[gateway]\ntls_port = 1\nclient_ca = '@/text'",
+                "@/text",
+                "no certificate in it",
+            ),
             ("[signaling.jwt]\nalgorithm = 'HS256'\nkey_file = '@/none'", "@/none", missing),
-            ("[tls]\nport = 0\n[turn]\nrelay_addresses = ['198.51.100.9']", "198.51.100.9", "Cannot assign requested address"),
+            (
+                "[tls]\nport = 0\n[turn]\nrelay_addresses = ['198.51.100.9']",
+                "198.51.100.9",
+                "Cannot assign requested address",
+            ),
             (&taken_twice, &port.to_string(), in_use),
             ("[turn]\nuserz = 1", "ginnel.toml", "unknown field"),
             ("[log]\nlevel = 'verbose'", "ginnel.toml", "`log.level`"),
@@ -125,14 +145,14 @@ fn every_error_of_a_start_tells_its_cause_once_its_file_and_what_to_type() {
 #[test]
 fn a_state_folder_that_cannot_be_used_is_named_with_what_to_type() {
     let folder = Folder::new();
-    for (name, mode) in [("open", 0o755), ("damaged", 0o700), ("weak", 0o700), ("loose", 0o700)] {
+    for (name, mode) in [("open", 0o755), ("broken", 0o700), ("weak", 0o700), ("loose", 0o700)] {
         std::fs::create_dir(folder.path(name)).unwrap();
         std::fs::set_permissions(folder.path(name), PermissionsExt::from_mode(mode)).unwrap();
     }
     let secret = format!("{}\n", "ab".repeat(32));
     for (file, text, mode) in [
         ("open/secret", &*secret, 0o600),
-        ("damaged/secret", "", 0o600),
+        ("broken/secret", "", 0o600),
         ("weak/secret", &secret, 0o600),
         ("weak/key", "12345\n", 0o600),
         ("loose/secret", &secret, 0o644),
@@ -146,7 +166,7 @@ fn a_state_folder_that_cannot_be_used_is_named_with_what_to_type() {
         &[
             ("state = '@/open'", "@/open", "others have access"),
             ("state = '@/loose'", "@/loose/secret", "others have access"),
-            ("state = '@/damaged'", "@/damaged/secret", "damaged"),
+            ("state = '@/broken'", "@/broken/secret", "damaged"),
             ("state = '@/weak'", "@/weak/key", "16 to 128 bytes"),
             ("state = '@/text/state'", "@/text/state", "Not a directory"),
             ("state = '@/text'", "@/text", "File exists"),
@@ -176,8 +196,11 @@ fn a_disk_that_is_full_at_the_first_start_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("ginnel.toml");
     let port = free_ports();
-    let text = format!("state = {:?}\nlisten = [\"127.0.0.1\"]\nport = {port}\naux_port = {}\n[tls]\nport = 0\n[gateway]\nenabled = false\n",
-        folder.path().join("disk/state"), port + 1);
+    let text = format!(
+        "state = {:?}\nlisten = [\"127.0.0.1\"]\nport = {port}\naux_port = {}\n[tls]\nport = 0\n[gateway]\nenabled = false\n",
+        folder.path().join("disk/state"),
+        port + 1
+    );
     std::fs::write(&config, text).unwrap();
     let program = r#"
         mkdir "$1/disk" && mount -t tmpfs -o size=64k,mode=0700 none "$1/disk" || exit 9
@@ -195,9 +218,13 @@ fn a_disk_that_is_full_at_the_first_start_leaves_nothing_behind() {
         kill $server; wait $server
     "#;
     let mut unshare = Command::new("unshare");
-    unshare.args(["--mount", "sh", "-c", program, env!("CARGO_BIN_EXE_ginnel")]).arg(folder.path()).arg(&config);
+    unshare
+        .args(["--mount", "sh", "-c", program, env!("CARGO_BIN_EXE_ginnel")])
+        .arg(folder.path())
+        .arg(&config);
     let output = unshare.output().unwrap();
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let printed =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{printed}");
     assert!(printed.contains("No space left on device") && printed.contains("  try: df "), "{printed}");
     assert!(printed.contains("left: \n"), "{printed}");
@@ -226,7 +253,11 @@ fn a_json_log_is_json_alone_and_has_what_the_banner_says() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("ginnel.toml");
     let port = free_ports();
-    let text = format!("state = {:?}\nlisten = [\"127.0.0.1\"]\nport = {port}\naux_port = {}\n[log]\njson = true\n", folder.path().join("state"), port + 1);
+    let text = format!(
+        "state = {:?}\nlisten = [\"127.0.0.1\"]\nport = {port}\naux_port = {}\n[log]\njson = true\n",
+        folder.path().join("state"),
+        port + 1
+    );
     std::fs::write(&config, text).unwrap();
     let mut serve = Command::new(env!("CARGO_BIN_EXE_ginnel"));
     serve.args(["serve", "--config"]).arg(&config);
@@ -238,7 +269,18 @@ fn a_json_log_is_json_alone_and_has_what_the_banner_says() {
     let ready = server.expect("line that says ready", SHORT, ready);
     let fields = &ready["fields"];
     assert!(fields["listen"].as_str().unwrap().contains(&port.to_string()), "{ready}");
-    assert_eq!((&fields["stun"], &fields["turn_udp"], &fields["turn_tcp"]), (&true.into(), &true.into(), &true.into()));
+    assert_eq!(
+        (&fields["stun"], &fields["turn_udp"], &fields["turn_tcp"]),
+        (&true.into(), &true.into(), &true.into())
+    );
+    // A second one on the same port says as JSON too why it does not start.
+    let mut second = Command::new(env!("CARGO_BIN_EXE_ginnel"));
+    second.args(["serve", "--config"]).arg(&config);
+    let mut second = Proc::start("second ginnel serve", second, Stdout::Lines);
+    assert!(!second.wait(SHORT).success(), "{}", second.printed());
+    let error: Value = serde_json::from_str(&second.lines(|line| Some(line.clone())).concat()).unwrap();
+    assert!(error["fields"]["message"].as_str().unwrap().contains("Address already in use"), "{error}");
+    assert!(error["fields"]["try"].as_str().unwrap().contains("ss -lptun"), "{error}");
     server.terminate();
     server.succeed(SHORT);
     for line in server.lines(|line| Some(line.clone())) {
@@ -278,7 +320,16 @@ fn a_terminal_has_colours_unless_no_color_is_set() {
     let seen = |no_color: Option<&str>| {
         let folder = tempfile::tempdir().unwrap();
         let mut python = Command::new("timeout");
-        python.args(["20", "python3", "-c", TERMINAL, env!("CARGO_BIN_EXE_ginnel"), "serve", "--listen", "127.0.0.1"]);
+        python.args([
+            "20",
+            "python3",
+            "-c",
+            TERMINAL,
+            env!("CARGO_BIN_EXE_ginnel"),
+            "serve",
+            "--listen",
+            "127.0.0.1",
+        ]);
         python.args(["--port", &free_ports().to_string(), "--state"]).arg(folder.path().join("state"));
         python.env_remove("NO_COLOR").envs(no_color.map(|value| ("NO_COLOR", value)));
         let output = python.output().unwrap();
@@ -303,7 +354,8 @@ fn urls_on(port: u16, folder: &Folder) -> (Vec<String>, String) {
     serve.args(["serve", "--print-ice", "--config"]).arg(&config);
     let server = Proc::start("ginnel serve", serve, Stdout::Lines);
     server.expect("line that begins with Ready.", SHORT, |line| line.starts_with("Ready.").then_some(()));
-    let ice = |line: &str| serde_json::from_str::<Value>(line).ok().filter(|line| line["iceServers"].is_array());
+    let ice =
+        |line: &str| serde_json::from_str::<Value>(line).ok().filter(|line| line["iceServers"].is_array());
     let printed = server.expect("iceServers", SHORT, ice);
     let minted = Command::new(env!("CARGO_BIN_EXE_ginnel"))
         .args(["credentials", "--ice", "--config"])
@@ -313,7 +365,8 @@ fn urls_on(port: u16, folder: &Folder) -> (Vec<String>, String) {
     let minted: Value = serde_json::from_slice(&minted.stdout).unwrap_or_else(|_| panic!("{minted:?}"));
     let urls = |ice: &Value| ice["iceServers"][1]["urls"].clone();
     assert_eq!(urls(&printed), urls(&minted), "`ginnel credentials` offers the same");
-    let urls = urls(&printed).as_array().unwrap().iter().map(|url| url.as_str().unwrap().to_owned()).collect();
+    let urls =
+        urls(&printed).as_array().unwrap().iter().map(|url| url.as_str().unwrap().to_owned()).collect();
     (urls, server.printed())
 }
 
@@ -330,7 +383,10 @@ fn with_a_certificate_on_port_443_every_url_is_of_that_port() {
         "turns:t.example:443?transport=tcp",
     ];
     assert_eq!(urls, expected);
-    assert!(printed.contains("https://t.example/\n") && printed.contains("'https://t.example/ice?key=KEY'"), "{printed}");
+    assert!(
+        printed.contains("https://t.example/\n") && printed.contains("'https://t.example/ice?key=KEY'"),
+        "{printed}"
+    );
     let port = free_ports();
     let (urls, printed) = urls_on(port, &folder);
     assert!(urls.contains(&"turns:t.example:5349?transport=tcp".to_owned()), "{urls:?}");
