@@ -56,7 +56,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 pub use self_test::SelfTest;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use stream::{Admits, StreamDoor};
@@ -78,6 +78,14 @@ pub enum ServerError {
         address: SocketAddr,
         /// `udp` or `tcp`.
         transport: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A configured address of the relay is not this host's.
+    #[error("turn.relay_addresses: {address}: {source}")]
+    RelayAddress {
+        /// The address.
+        address: IpAddr,
         /// The system's answer.
         source: io::Error,
     },
@@ -138,6 +146,7 @@ impl Server {
         };
         let (tls, identity) = (Tls::new(&certificate)?, Identity::new(&certificate, &state.folder)?);
         let doors = Doors::open(&config, worker_count).await?;
+        facts::try_relay_addresses(&config.turn.relay_addresses)?;
         let mut facts = Facts::gather(&config, state, &own, &certificate, &doors)?;
         let gateway_doors =
             if config.gateway.enabled { gateway::open(&config.gateway).await? } else { vec![] };

@@ -106,6 +106,9 @@ fn of_server(error: &ServerError) -> Option<String> {
         ServerError::Certificate(error) => return Some(of_certificate(error)),
         ServerError::CredentialsFile(error) => return Some(of_credentials_file(error)),
         ServerError::System(error) => return of_system(error),
+        ServerError::RelayAddress { .. } => {
+            "ip address shows this host's addresses; behind a 1:1 NAT name the inner one, and the outer one in `public`"
+        }
         ServerError::NoRelayAddress => {
             "ip address shows this host's addresses; name one: turn.relay_addresses = [\"IP\"], or --listen IP"
         }

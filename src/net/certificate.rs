@@ -57,7 +57,7 @@ pub enum CertificateError {
     #[error("making a self-signed certificate: {0}")]
     Make(String),
     /// TLS cannot use what was read.
-    #[error("{files}: {reason}")]
+    #[error("certificate and key ({files}): {reason}")]
     Unusable {
         /// The files of the certificate and its key.
         files: String,

@@ -10,7 +10,7 @@ use crate::signaling::IceServers;
 use crate::state::State;
 use crate::turn_server::auth::RestSecret;
 use crate::turn_server::ports::RelayAddress;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 
 /// The port that hardly any network keeps in.
 const HTTPS: u16 = 443;
@@ -124,6 +124,15 @@ pub(super) fn relay_addresses(config: &Config, own: &[IpAddr]) -> Result<Vec<Rel
     };
     let chosen = [choose(false), choose(true)].concat();
     if chosen.is_empty() { Err(ServerError::NoRelayAddress) } else { Ok(chosen) }
+}
+
+/// Tries configured addresses of the relay: one that is not this host's would fail with every allocation instead.
+pub(super) fn try_relay_addresses(addresses: &[IpAddr]) -> Result<(), ServerError> {
+    for address in addresses {
+        UdpSocket::bind((*address, 0))
+            .map_err(|source| ServerError::RelayAddress { address: *address, source })?;
+    }
+    Ok(())
 }
 
 /// Says which addresses clients are told: the public ones, else one a family.
