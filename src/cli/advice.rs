@@ -7,6 +7,10 @@ use std::error::Error;
 use std::io;
 use std::path::Path;
 
+/// For what nobody can foresee.
+const START_AGAIN: &str =
+    "start it again; if that repeats, the log with log.level = \"debug\" says what comes before";
+
 /// What stands before that.
 const TRY: &str = "\n  try: ";
 
@@ -105,14 +109,16 @@ fn of_server(error: &ServerError) -> Option<String> {
         ServerError::State(error) => return Some(of_state(error)),
         ServerError::Certificate(error) => return Some(of_certificate(error)),
         ServerError::CredentialsFile(error) => return Some(of_credentials_file(error)),
-        ServerError::System(error) => return of_system(error),
+        ServerError::System(error) => {
+            return of_system(error).or_else(|| Some(START_AGAIN.to_owned()));
+        }
         ServerError::RelayAddress { .. } => {
             "ip address shows this host's addresses; behind a 1:1 NAT name the inner one, and the outer one in `public`"
         }
         ServerError::NoRelayAddress => {
             "ip address shows this host's addresses; name one: turn.relay_addresses = [\"IP\"], or --listen IP"
         }
-        _ => return None,
+        _ => START_AGAIN,
     };
     Some(text.to_owned())
 }
