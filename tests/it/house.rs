@@ -90,6 +90,17 @@ impl House {
         Self::start((&[host.address().into()], 3478), lines, "port = 0", |program| host.command(program))
     }
 
+    /// Starts a server on a host of the laboratory, with a certificate by `authority` and TLS on this port.
+    pub(crate) fn named(host: &Host, authority: &Authority, port: u16) -> Self {
+        let tls = format!(
+            "port = {port}\ncertificate = {:?}\nkey = {:?}",
+            authority.certificate(),
+            authority.key()
+        );
+        let lines = Lines { turn: LABORATORY, ..Lines::default() };
+        Self::start((&[host.address().into()], 3478), lines, &tls, |program| host.command(program))
+    }
+
     /// Starts a server on two addresses of a host of the laboratory, with NAT behaviour discovery.
     pub(crate) fn on_both(host: &Host, second: Ipv4Addr) -> Self {
         let first = host.address();
@@ -126,8 +137,18 @@ impl House {
 
     /// Ends a server on loopback in good order and starts it anew, with the same configuration and state.
     pub(crate) fn restart(&mut self) {
+        self.stop();
+        self.begin();
+    }
+
+    /// Ends it in good order.
+    pub(crate) fn stop(&mut self) {
         self.server.terminate();
         self.server.succeed(START);
+    }
+
+    /// Starts a stopped one on loopback anew, with the same configuration and state.
+    pub(crate) fn begin(&mut self) {
         let command = Command::new(env!("CARGO_BIN_EXE_ginnel"));
         self.server = serve(command, &self.folder.path().join("ginnel.toml"));
     }

@@ -55,7 +55,7 @@ fn exchange() -> String {
 }
 
 /// Serves the files of `examples/browser/` until the test ends.
-fn serve_example() -> SocketAddr {
+pub(super) fn serve_example() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -190,10 +190,10 @@ async fn printed_ice_servers_relay_over_tcp_when_pasted_into_a_page() {
 }
 
 /// A policy that has every Chromium on this machine trust an authority, until dropped. The authority's key is gone already.
-struct Trusted(PathBuf);
+pub(super) struct Trusted(PathBuf);
 
 impl Trusted {
-    fn new(authority: &Authority) -> Self {
+    pub(super) fn new(authority: &Authority) -> Self {
         let folder = Path::new("/etc/chromium/policies/managed");
         std::fs::create_dir_all(folder).unwrap();
         let file = folder.join(format!("ginnel-test-{}.json", std::process::id()));

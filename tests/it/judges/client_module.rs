@@ -8,7 +8,7 @@ use crate::lab::Net;
 use crate::tools;
 
 /// What the tests need in a tab besides the module.
-const TOOLS: &str = "window.until = async (holds) => {
+pub(super) const TOOLS: &str = "window.until = async (holds) => {
     while (!holds()) await new Promise((go) => setTimeout(go, 10));
     return true;
   };
@@ -29,13 +29,13 @@ const TOOLS: &str = "window.until = async (holds) => {
   true";
 
 /// A tab on the server's own page, with a registered client that takes calls.
-struct Client {
+pub(super) struct Client {
     tab: Tab,
-    tag: Value,
+    pub(super) tag: Value,
 }
 
 impl Client {
-    async fn new(browser: &mut Browser, house: &House, policy: &str) -> Self {
+    pub(super) async fn new(browser: &mut Browser, house: &House, policy: &str) -> Self {
         let tab = empty_tab(browser, house).await;
         let start = format!(
             "(async () => {{
@@ -78,7 +78,7 @@ impl Client {
     }
 
     /// The value of an expression.
-    async fn get(&self, browser: &mut Browser, expression: &str) -> Value {
+    pub(super) async fn get(&self, browser: &mut Browser, expression: &str) -> Value {
         browser.evaluate(&self.tab, expression).await
     }
 }

@@ -30,7 +30,7 @@ const FLAGS: &[&str] = &[
     "--disable-features=WebRtcHideLocalIpsWithMdns,MediaRouter,OptimizationHints",
     "--disable-default-apps",
     "--no-proxy-server",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE 203.0.113.*",
+    "--host-resolver-rules=MAP turn.example 203.0.113.10, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE 203.0.113.*",
     "--allow-loopback-in-peer-connection",
     "--remote-debugging-pipe",
 ];

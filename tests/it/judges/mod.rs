@@ -6,6 +6,7 @@ mod devtools;
 mod longterm;
 mod natdiscovery;
 mod node;
+mod office;
 mod recovery;
 mod relaying;
 mod stunclient;

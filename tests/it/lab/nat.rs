@@ -18,6 +18,8 @@ pub(crate) enum NatKind {
     Symmetric,
     /// No UDP at all; TCP passes.
     UdpBlocked,
+    /// Nothing but TCP to port 443, as in many offices.
+    Port443,
 }
 
 impl NatKind {
@@ -32,11 +34,12 @@ impl NatKind {
             Self::AddressRestricted => {
                 format!("iifname out ip saddr . udp dport @written dnat to {first_host}")
             }
-            Self::PortRestricted | Self::Symmetric | Self::UdpBlocked => String::new(),
+            Self::PortRestricted | Self::Symmetric | Self::UdpBlocked | Self::Port443 => String::new(),
         };
         let outbound = match self {
             Self::AddressRestricted => "iifname in meta l4proto udp update @written { ip daddr . udp sport }",
             Self::UdpBlocked => "meta l4proto udp drop",
+            Self::Port443 => "iifname in tcp dport != 443 drop; iifname in meta l4proto != tcp drop",
             Self::FullCone | Self::PortRestricted | Self::Symmetric => "",
         };
         // Input drops what nobody asked for: an unsolicited packet that got a conntrack entry of its own would take
