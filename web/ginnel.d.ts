@@ -45,7 +45,8 @@ export interface Options {
   /** `host`, `host:port` (3478 by default) or a URL; in a page by default the page's own origin. */
   server?: string;
   /**
-   * The server's access key, or a JWT that it takes, or a function that returns one and is asked at each registration. Without it there is no relay.
+   * A JWT that the server takes, or an access key where nobody else reads it, or a function that returns one and is asked at each registration. Without
+   * it there is no relay.
    */
   key?: string | (() => string | undefined | Promise<string | undefined>);
   /** 22 to 128 random characters that own the tag; by default a new one, which `Client.secret` tells. */

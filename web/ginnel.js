@@ -713,7 +713,8 @@ class Link {
       // Another pair may be chosen while the state stays.
       const transport = this.#rtc.sctp?.transport?.iceTransport;
       transport?.addEventListener?.("selectedcandidatepairchange", () => this.#changed());
-      await this.#channel.moved("connected", pathOf(this.#rtc));
+      // A later word goes before an earlier one.
+      while (this.#channel.state === "connecting") await this.#channel.moved("connected", pathOf(this.#rtc));
       this.#opened.resolve(this.#channel);
       this.#changed();
     };
@@ -732,8 +733,17 @@ class Link {
     const count = (sdp) => (sdp?.match(/^a=candidate:/gm) ?? []).length;
     const [ours, theirs] = [count(this.#rtc?.localDescription?.sdp), count(this.#rtc?.remoteDescription?.sdp)];
     const message = `${what} (${ours} candidates here, ${theirs} there); ${this.#advice()}`;
-    const relay = relayError(this.#relayErrors);
+    const relay = this.#relayError();
     return new GinnelError("no-path", message, { stage: this.#rtc?.remoteDescription ? "check" : "signal", relay });
+  }
+
+  #isRelayed(description) {
+    return / typ relay /.test(description?.sdp ?? "");
+  }
+
+  /** What keeps this side from having a relayed address, where it has none. */
+  #relayError() {
+    return this.#isRelayed(this.#rtc?.localDescription) ? undefined : relayError(this.#relayErrors);
   }
 
   /** Why there may be no path, as far as this side knows. */
@@ -741,14 +751,13 @@ class Link {
     if (!this.#home.iceServers().some(({ urls }) => String(urls).includes("turn"))) {
       return "without an access key there is no relay: pass `key`.";
     }
-    const error = relayError(this.#relayErrors);
+    const error = this.#relayError();
     if (error) {
       const { url, errorCode, errorText } = error;
       const meaning = RELAY_ERRORS[errorCode] ?? "the relay refused";
       return `${meaning} (${errorCode}${errorText ? ` ${errorText}` : ""}, ${url}).`;
     }
-    const relayed = (description) => / typ relay /.test(description?.sdp ?? "");
-    if (relayed(this.#rtc?.localDescription) || relayed(this.#rtc?.remoteDescription)) {
+    if (this.#isRelayed(this.#rtc?.localDescription)) {
       return "the relay works, but nothing came through it: it may refuse the other side's addresses (403, see `allow_peers`).";
     }
     return "is UDP or the relay's port blocked?";
@@ -867,7 +876,7 @@ class Link {
     this.#flushIn(MS.gather);
     // Without a candidate of its own a call by relay alone would wait for nothing.
     const none = !candidate && !/^a=candidate:/m.test(this.#rtc.localDescription?.sdp ?? "");
-    if (none && !this.#channel?.wasOpen && relayError(this.#relayErrors)) this.end(this.#unreached("there is no path"));
+    if (none && !this.#channel?.wasOpen && this.#relayError()) this.end(this.#unreached("there is no path"));
   }
 
   #flushIn(ms) {

@@ -7,6 +7,7 @@ mod longterm;
 mod natdiscovery;
 mod node;
 mod office;
+mod pages;
 mod recovery;
 mod relaying;
 mod stunclient;
