@@ -29,10 +29,10 @@ mod websocket;
 mod worker;
 mod workers;
 
+use crate::net::addresses::{AddressWatch, Addresses};
 use crate::net::certificate::Certificate;
 pub use crate::net::certificate::CertificateError;
 use crate::net::connections::Connections;
-use crate::net::interfaces;
 use crate::net::time;
 use crate::net::tls::Tls;
 use crate::signaling::{self, AccessKey, Realms};
@@ -139,7 +139,8 @@ impl Server {
     /// [`ServerError`] names what could not be had; nothing keeps running then.
     pub async fn start(config: Config, state: &State) -> Result<Self, ServerError> {
         let worker_count = worker_count(&config);
-        let own = interfaces::addresses()?;
+        let addresses = AddressWatch::start()?;
+        let own = addresses.current();
         let certificate = match &config.tls.certificate {
             Some((chain, key)) => Certificate::load(chain, key)?,
             None => Certificate::own(&state.folder)?,
@@ -213,6 +214,7 @@ impl Server {
         };
         let mut listeners = JoinSet::new();
         listeners.spawn(crate::limits::report());
+        listeners.spawn(tell_addresses(addresses, own, Arc::clone(&inboxes)));
         listeners.spawn(files.watch(Arc::clone(&authority)));
         hook.map(|hook| listeners.spawn(hook.run(authority, Arc::clone(&inboxes))));
         for listener in doors.tcp {
@@ -268,6 +270,24 @@ impl Server {
             if !matches!(joined, Ok(Ok(()))) {
                 tracing::warn!("a worker did not end well");
             }
+        }
+    }
+}
+
+/// Tells the workers of this host's addresses whenever they are others than they were told.
+async fn tell_addresses(addresses: AddressWatch, mut told: Addresses, workers: Arc<[Inbox]>) {
+    let mut changes = addresses.subscribe();
+    loop {
+        let now = changes.borrow_and_update().clone();
+        if now != told {
+            tracing::info!(count = now.len(), "this host's addresses have changed");
+            for worker in workers.iter() {
+                worker.send(ToWorker::OwnAddresses(Arc::clone(&now))).await;
+            }
+            told = now;
+        }
+        if changes.changed().await.is_err() {
+            return;
         }
     }
 }

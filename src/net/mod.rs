@@ -2,6 +2,8 @@
 //! UDP sockets, TLS and its certificate, and the clock's reader.
 
 #[forbid(unsafe_code)]
+pub mod addresses;
+#[forbid(unsafe_code)]
 pub(crate) mod certificate;
 #[forbid(unsafe_code)]
 pub mod connections;

@@ -80,6 +80,13 @@ impl Facts {
         })
     }
 
+    /// Lists the ports that anything of this server listens on, each as often as it is open.
+    pub(super) fn ports(&self) -> Vec<u16> {
+        let gateway = self.gateway.iter().flat_map(|gateway| [&gateway.md5, &gateway.hmac, &gateway.tls]);
+        let listeners = self.listen.iter().chain(gateway.flatten());
+        listeners.map(SocketAddr::port).chain(self.aux_port).chain(self.tls_port).collect()
+    }
+
     /// Makes the `iceServers` JSON for a browser, with credentials minted for `name`.
     #[must_use]
     pub fn ice_servers(&self, name: &str) -> serde_json::Value {

@@ -4,6 +4,7 @@ use super::crossing::Mailbox;
 use super::doorbell::Doorbell;
 use super::tcp_leg::Arrival;
 use super::tcp_relay::Joint;
+use crate::net::addresses::Addresses;
 use crate::turn_server::auth::Question;
 use crate::turn_server::{ConnectionId, FiveTuple, RelayId};
 use bytes::Bytes;
@@ -47,6 +48,8 @@ pub(super) enum ToWorker {
     ConnectionClosed { connection: ConnectionId },
     /// The time-limited credentials of this name were revoked.
     Revoked { name: Arc<str> },
+    /// This host has these addresses from now on.
+    OwnAddresses(Addresses),
     /// End the thread.
     Stop,
 }

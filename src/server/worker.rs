@@ -283,6 +283,7 @@ impl Worker {
                 }
                 ToWorker::ConnectionClosed { connection } => self.relay.handle_connection_closed(connection),
                 ToWorker::Revoked { name } => self.relay.handle_revoked(&name),
+                ToWorker::OwnAddresses(own) => self.relay.handle_own_addresses(own),
                 ToWorker::Stop => return Turn::Stop,
             }
             self.carry_out(now, 0, intake);

@@ -7,6 +7,7 @@ use super::neighbours::Inboxes;
 use super::tcp_relay::PeerStreams;
 use super::worker::{DoorSocket, Parts, Worker};
 use super::{Config, Facts, ServerError};
+use crate::net::addresses::Addresses;
 use crate::net::gate::{Gate, GateConfig};
 use crate::net::time;
 use crate::net::udp::UdpPort;
@@ -23,7 +24,6 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use std::hash::RandomState;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -114,7 +114,7 @@ fn last_words(run: impl FnOnce() -> io::Result<()>) -> Result<(), String> {
 /// Makes what all workers' relays share.
 pub(super) fn shared(
     config: &Config,
-    own: &[IpAddr],
+    own: &Addresses,
     facts: &Facts,
     (authority, tickets): (Arc<Authority>, Tickets),
 ) -> Shared {
@@ -124,20 +124,9 @@ pub(super) fn shared(
     let policy = PolicyConfig {
         allow_peers: turn.allow_peers.clone(),
         deny_peers: turn.deny_peers.clone(),
-        own_addresses: own
-            .iter()
-            .chain(&config.public)
-            .chain(second)
-            .copied()
-            .filter(|ip| !ip.is_loopback())
-            .collect(),
-        own_ports: facts
-            .listen
-            .iter()
-            .map(SocketAddr::port)
-            .chain(facts.aux_port)
-            .chain(facts.tls_port)
-            .collect(),
+        own_addresses: config.public.iter().chain(second).copied().filter(|ip| !ip.is_loopback()).collect(),
+        interfaces: Arc::clone(own),
+        own_ports: facts.ports(),
     };
     Shared {
         authority,

@@ -157,6 +157,14 @@ impl Links {
         }
     }
 
+    /// Notes anew of which peers the policy judges the port.
+    pub(super) fn judge_ports(&mut self, judges: impl Fn(PeerAddr) -> bool) {
+        let others = self.others.iter_mut().flat_map(|others| &mut others.links);
+        for link in std::iter::once(&mut self.first).chain(others) {
+            link.let_any_port_pass(!judges(link.peer));
+        }
+    }
+
     fn take(&mut self, peer: PeerAddr) -> Option<Link> {
         if self.first.peer == peer {
             return Some(std::mem::take(&mut self.first));

@@ -12,7 +12,8 @@ use super::requests::Request;
 use crate::clock::Now;
 use crate::stun::attr;
 use rand::Rng;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 /// Most transport addresses of peers that one allocation is remembered to send to. One that was forgotten counts as new again.
 const MAX_PEERS: usize = 512;
@@ -80,6 +81,16 @@ impl Relay {
         let bytes = request.reply.success(|builder| builder);
         self.answer(request.client, bytes);
         Ok(())
+    }
+
+    /// Takes note of the addresses that this host has from now on: they are no peers, whatever was permitted before, and those that it
+    /// has no more are peers again.
+    pub fn handle_own_addresses(&mut self, own: Arc<[IpAddr]>) {
+        let policy = Arc::new(self.shared.policy.on_interfaces(own));
+        for (_, allocation) in &mut self.allocations {
+            allocation.links.judge_ports(|peer| policy.judges_ports(peer.ip()));
+        }
+        self.shared.policy = policy;
     }
 
     fn make_room(&mut self, now: Moment, id: AllocationId, peers: &[PeerAddr]) -> Result<(), Fault> {

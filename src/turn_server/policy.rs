@@ -100,9 +100,12 @@ pub struct PolicyConfig {
     pub allow_peers: Vec<IpNet>,
     /// Prefixes denied besides the table; they win over `allow_peers`.
     pub deny_peers: Vec<IpNet>,
-    /// Every address of this host, on interfaces and as seen from outside.
+    /// Addresses of this host that stay: as seen from outside.
     pub own_addresses: Vec<IpAddr>,
-    /// Ports that this server listens on: never reachable at an own address, whatever is allowed.
+    /// Those of its interfaces, sorted; [`PeerPolicy::on_interfaces`] replaces them when they change.
+    pub interfaces: Arc<[IpAddr]>,
+    /// Ports that this server listens on, those of every service: never reachable at an address that leads to this host, whatever is
+    /// allowed.
     pub own_ports: Vec<u16>,
 }
 
@@ -167,14 +170,15 @@ impl PeerPolicy {
     /// [`Denied`] names the rule.
     pub fn check(&self, peer: PeerAddr) -> Result<(), Denied> {
         let ip = peer.ip();
-        let own = self.is_own(ip);
         if self.relayed.serves(ip) && (peer.port() == 0 || self.relayed.is_leased(peer.socket_addr())) {
             return Ok(());
         }
         let spellings = || std::iter::once(ip).chain(embedded_v4(ip).map(IpAddr::V4));
+        let leads_here = spellings().any(|ip| self.judges_ports(ip));
         let within =
             |list: &[IpNet]| spellings().find_map(|ip| list.iter().copied().find(|net| net.contains(&ip)));
-        if (own || ip.is_loopback()) && self.config.own_ports.contains(&peer.port()) {
+        // The system takes the unspecified address for its own; nobody has a reason to name it.
+        if ip.is_unspecified() || (leads_here && self.config.own_ports.contains(&peer.port())) {
             return Err(Denied::OwnAddress);
         }
         if let Some(net) = within(&self.config.deny_peers) {
@@ -183,7 +187,7 @@ impl PeerPolicy {
         if within(&self.config.allow_peers).is_some() {
             return Ok(());
         }
-        if own || spellings().any(|ip| self.is_own(ip)) {
+        if spellings().any(|ip| self.is_own(ip)) {
             return Err(Denied::OwnAddress);
         }
         spellings().find_map(special).map_or(Ok(()), |rule| Err(Denied::Special(rule)))
@@ -192,19 +196,39 @@ impl PeerPolicy {
     /// Returns whether `ip` is an address of this host, where a permission alone does not admit a port.
     #[must_use]
     pub fn is_own(&self, ip: IpAddr) -> bool {
-        self.relayed.serves(ip) || self.config.own_addresses.contains(&ip)
+        self.relayed.serves(ip)
+            || self.config.own_addresses.contains(&ip)
+            // Loopback has a rule of its own, which `allow_peers` may lift.
+            || (self.config.interfaces.binary_search(&ip).is_ok() && !ip.is_loopback())
     }
 
-    /// Returns whether what `peer` may send or receive depends on its port: own and loopback addresses.
+    /// Returns whether what `peer` may send or receive depends on its port: at every address that leads to this host, groups that it may
+    /// have joined among them.
     #[must_use]
     pub fn judges_ports(&self, ip: IpAddr) -> bool {
-        self.is_own(ip) || ip.is_loopback()
+        self.is_own(ip) || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast()
+    }
+
+    /// Returns the same policy for a host whose interfaces have other addresses.
+    #[must_use]
+    pub fn on_interfaces(&self, interfaces: Arc<[IpAddr]>) -> Self {
+        let config = PolicyConfig { interfaces, ..self.config.clone() };
+        Self { config, relayed: Arc::clone(&self.relayed) }
     }
 }
 
-/// Returns the rule of the special-purpose table that covers `ip`.
+/// Returns the rule that keeps `ip` from being a peer: one of the special-purpose table, or that it is no global unicast address
+/// ([RFC 4291 section 2.4](https://www.rfc-editor.org/rfc/rfc4291#section-2.4) and
+/// [IANA](https://www.iana.org/assignments/ipv6-address-space)).
 fn special(ip: IpAddr) -> Option<&'static str> {
-    TABLE.with(|table| table.iter().find(|(net, _)| net.contains(&ip)).map(|(_, rule)| *rule))
+    let listed = TABLE.with(|table| table.iter().find(|(net, _)| net.contains(&ip)).map(|(_, rule)| *rule));
+    let IpAddr::V6(v6) = ip else { return listed };
+    listed.or_else(|| match v6.segments() {
+        // Teredo is judged by the IPv4 addresses inside.
+        [0x2001, 1..=0x1ff, ..] => Some("protocol assignments"),
+        [0x2000..=0x3fff, ..] | [0x64, 0xff9b, 0, 0, 0, 0, _, _] => None,
+        _ => Some("not global unicast"),
+    })
 }
 
 thread_local! {
@@ -212,18 +236,29 @@ thread_local! {
         SPECIAL.iter().filter_map(|(net, rule)| Some((net.parse().ok()?, *rule))).collect();
 }
 
-/// Returns the IPv4 address inside an IPv6 address: IPv4-compatible, 6to4, NAT64 (RFC 6052) and Teredo.
-fn embedded_v4(ip: IpAddr) -> Option<Ipv4Addr> {
-    let IpAddr::V6(v6) = ip else { return None };
-    let s = v6.segments();
+/// Returns the IPv4 addresses inside an IPv6 address: IPv4-compatible, IPv4-translated (RFC 2765), 6to4, NAT64 (RFC 6052), Teredo's server
+/// and client, and ISATAP's (RFC 5214), which may stand behind any prefix.
+fn embedded_v4(ip: IpAddr) -> impl Iterator<Item = Ipv4Addr> {
+    let s = match ip {
+        IpAddr::V4(_) => [0xffff; 8],
+        IpAddr::V6(v6) => v6.segments(),
+    };
     let pair = |high: u16, low: u16| Some(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
-    match s {
-        [0, 0, 0, 0, 0, 0, high, low] if Ipv6Addr::from(s) != Ipv6Addr::LOCALHOST => pair(high, low),
-        [0x2002, high, low, ..] => pair(high, low),
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => pair(high, low),
-        [0x2001, 0, _, _, _, _, high, low] => pair(!high, !low),
+    let by_prefix = match s {
+        [0, 0, 0, 0, 0, 0, high, low] if Ipv6Addr::from(s) != Ipv6Addr::LOCALHOST => [pair(high, low), None],
+        [0, 0, 0, 0, 0xffff, 0, high, low] => [pair(high, low), None],
+        [0x2002, high, low, ..] => [pair(high, low), None],
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] => [pair(high, low), None],
+        [0x2001, 0, high, low, _, _, client_high, client_low] => {
+            [pair(high, low), pair(!client_high, !client_low)]
+        }
+        _ => [None, None],
+    };
+    let by_interface = match s {
+        [.., 0 | 0x200, 0x5efe, high, low] => pair(high, low),
         _ => None,
-    }
+    };
+    by_prefix.into_iter().chain([by_interface]).flatten()
 }
 
 #[cfg(test)]
@@ -245,7 +280,8 @@ mod tests {
                 allow_peers: nets(allow),
                 deny_peers: nets(deny),
                 own_addresses: vec!["198.41.0.9".parse().unwrap()],
-                own_ports: vec![3478],
+                own_ports: vec![3478, 3480],
+                ..PolicyConfig::default()
             },
             Arc::new(relayed),
         )
@@ -261,7 +297,7 @@ mod tests {
         for peer in [
             "127.0.0.1:80",
             "127.9.9.9:80",
-            "0.0.0.0:80",
+            "0.1.2.3:80",
             "10.0.0.1:80",
             "172.31.0.1:80",
             "192.168.1.1:80",
@@ -270,7 +306,6 @@ mod tests {
             "224.0.0.1:80",
             "255.255.255.255:80",
             "203.0.113.1:80",
-            "[::]:80",
             "[::1]:80",
             "[::ffff:127.0.0.1]:80",
             "[::ffff:10.0.0.1]:80",
@@ -284,6 +319,21 @@ mod tests {
             "[ff02::1]:80",
             "[2001:db8::1]:80",
             "[fec0::1]:80",
+            "[2001:5::1]:80",
+            "[2001:1ff::1]:80",
+            "[2001:1::1]:80",
+            "[::ffff:0:127.0.0.1]:80",
+            "[::ffff:0:8.8.8.8]:80",
+            "[fe80::5efe:7f00:1]:80",
+            "[2a01:4f8::5efe:7f00:1]:80",
+            "[2a01:4f8::200:5efe:10.0.0.1]:80",
+            "[2002:808:808::5efe:127.0.0.1]:80",
+            "[2001:0:7f00:1:0:0:f7f7:f7f7]:80",
+            "[64:ff9b::7f00:1]:80",
+            "[64:ff9c::808:808]:80",
+            "[4000::1]:80",
+            "[e000::1]:80",
+            "[1fff::1]:80",
         ] {
             assert!(
                 matches!(check(&policy, peer), Err(Denied::Special(_))),
@@ -291,7 +341,16 @@ mod tests {
                 check(&policy, peer)
             );
         }
-        for peer in ["8.8.8.8:80", "[2606:4700::1]:80", "[64:ff9b::808:808]:80", "172.32.0.1:80"] {
+        for peer in [
+            "8.8.8.8:80",
+            "[2606:4700::1]:80",
+            "[64:ff9b::808:808]:80",
+            "172.32.0.1:80",
+            "[2000::1]:80",
+            "[2001:200::1]:80",
+            "[2a01:4f8::5efe:808:808]:80",
+            "[2a01:4f8::9]:80",
+        ] {
             assert_eq!(check(&policy, peer), Ok(()), "{peer}");
         }
     }
@@ -318,10 +377,47 @@ mod tests {
     }
 
     #[test]
-    fn loopback_that_was_allowed_still_hides_the_servers_own_ports() {
-        let policy = policy(&["127.0.0.0/8"], &[]);
-        assert_eq!(check(&policy, "127.0.0.1:3480"), Ok(()));
-        assert_eq!(check(&policy, "127.0.0.1:3478"), Err(Denied::OwnAddress));
+    fn own_listeners_stay_closed_whatever_is_allowed() {
+        let policy = policy(&["0.0.0.0/0", "::/0"], &[]);
+        for ip in [
+            "127.0.0.1",
+            "127.9.9.9",
+            "198.41.0.4",
+            "198.41.0.9",
+            "224.0.0.1",
+            "[::1]",
+            "[ff02::1]",
+            "[::ffff:127.0.0.1]",
+            "[::127.0.0.1]",
+            "[64:ff9b::127.0.0.1]",
+        ] {
+            for port in [3478, 3480] {
+                assert_eq!(check(&policy, &format!("{ip}:{port}")), Err(Denied::OwnAddress), "{ip}:{port}");
+            }
+        }
+        for peer in ["0.0.0.0:0", "0.0.0.0:9", "0.0.0.0:3478", "[::]:0", "[::]:9", "[::ffff:0.0.0.0]:9"] {
+            assert_eq!(check(&policy, peer), Err(Denied::OwnAddress), "{peer}");
+        }
+        for peer in ["127.0.0.1:0", "127.0.0.1:9", "198.41.0.9:9", "8.8.8.8:3478", "[4000::1]:9"] {
+            assert_eq!(check(&policy, peer), Ok(()), "{peer}");
+        }
+    }
+
+    #[test]
+    fn addresses_come_and_go() {
+        let before = policy(&[], &[]);
+        let own = |list: &[&str]| list.iter().map(|ip| ip.parse().unwrap()).collect::<Arc<[IpAddr]>>();
+        let new = ["8.8.8.8:22", "[::ffff:8.8.8.8]:22", "[2606:4700::30]:22", "[64:ff9b::808:808]:22"];
+        let after = before.on_interfaces(own(&["8.8.8.8", "127.0.0.1", "2606:4700::30"]));
+        for peer in new {
+            assert_eq!(check(&before, peer), Ok(()), "{peer}");
+            assert_eq!(check(&after, peer), Err(Denied::OwnAddress), "{peer}");
+        }
+        assert!(after.judges_ports("8.8.8.8".parse().unwrap()));
+        assert_eq!(check(&after, "198.41.0.9:22"), Err(Denied::OwnAddress), "what stays");
+        assert!(matches!(check(&after, "127.0.0.1:22"), Err(Denied::Special("loopback"))));
+        let again = after.on_interfaces(own(&[]));
+        assert!(new.iter().all(|peer| check(&again, peer) == Ok(())));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod families;
 mod lookahead;
 mod mobility;
+mod own_addresses;
 mod rates;
 mod relay_ports;
 mod tcp;

@@ -86,7 +86,7 @@ impl TurnClient {
 
     /// Begins a request.
     pub(crate) fn begin(&mut self, method: Method) -> Builder {
-        self.transaction += 1;
+        self.transaction = self.transaction.wrapping_add(1);
         Builder::new(Class::Request, method, TransactionId::new([self.transaction; 12]))
     }
 

@@ -130,6 +130,16 @@ impl Host {
         ip(&self.namespace, &format!("addr add {address} dev lo\n"));
     }
 
+    /// Takes such an address away.
+    pub(crate) fn remove_inner_address(&self, address: &str) {
+        ip(&self.namespace, &format!("addr del {address} dev lo\n"));
+    }
+
+    /// Lets it have IPv6 addresses.
+    pub(crate) fn enable_ipv6(&self) {
+        inside(&self.namespace, "echo 0 > /proc/sys/net/ipv6/conf/all/disable_ipv6");
+    }
+
     /// Takes its network away, or gives it back.
     pub(crate) fn link(&self, up: bool) {
         let state = if up { "up" } else { "down" };

@@ -5,6 +5,7 @@ mod amplification;
 mod coturn_bugs;
 mod garbage;
 mod logs;
+mod own_addresses;
 mod peers;
 mod shutdown;
 mod strangers;
