@@ -73,7 +73,7 @@ impl fmt::Debug for OauthConfig {
 /// Where credentials come from, besides the default realm's static users.
 #[derive(Debug, Clone, Default)]
 pub struct AuthConfig {
-    /// What the expiry of credentials means for the allocations they made; default [`Expiry::AtRefresh`].
+    /// What the expiry of credentials means for the allocations they made; default [`Expiry::AtAllocate`].
     pub expiry: Expiry,
     /// What nodes of one fleet share, so that they accept each other's nonces and tickets; default the state folder's secret.
     pub fleet_key: Option<[u8; 32]>,

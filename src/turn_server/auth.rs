@@ -41,10 +41,11 @@ const MD5: [PasswordAlgorithm; 1] = [PasswordAlgorithm::Md5];
 /// What the expiry of credentials means for an allocation that they made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Expiry {
-    /// Nothing: expired credentials make no new allocation, but keep the one they have made.
-    AtAllocate,
-    /// Its requests are refused, so that it ends with its lifetime: the default.
+    /// Nothing: expired credentials make no new allocation, but keep the one they have made. The default: a browser goes on with the
+    /// credentials that it has allocated with, however long the call lasts.
     #[default]
+    AtAllocate,
+    /// Its requests are refused, so that it ends with its lifetime.
     AtRefresh,
     /// It ends at once.
     Hard,
@@ -408,10 +409,15 @@ impl Authority {
         claim: &Claim<'_, '_>,
         tenancy: Option<&Tenancy>,
     ) -> bool {
-        let keeps_allocation = self.expiry == Expiry::AtAllocate
-            && claim.request.method() != Method::ALLOCATE
-            && tenancy.is_some_and(|tenancy| *tenancy.user == *claim.name());
-        now.unix < expires_unix || keeps_allocation
+        let is_tenant = || tenancy.is_some_and(|tenancy| *tenancy.user == *claim.name());
+        let keeps_allocation = match claim.request.method() {
+            Method::ALLOCATE => false,
+            // These come by another five-tuple than the allocation's, whose user is compared where it is found.
+            Method::CONNECTION_BIND => true,
+            Method::REFRESH if claim.request.unverified().get(attr::MOBILITY_TICKET).is_some() => true,
+            _ => is_tenant(),
+        };
+        now.unix < expires_unix || (self.expiry == Expiry::AtAllocate && keeps_allocation)
     }
 
     fn admit<'a>(&self, now: Now, proof: Proof<'a>) -> Authenticated<'a> {
@@ -434,6 +440,11 @@ impl Authority {
         let only_users = realm.rest.is_empty() && self.lookup.is_none() && self.tokens.is_empty();
         Offer { algorithms, anonymity: self.anonymity.unwrap_or_else(|| only_users && realm.has_users()) }
     }
+}
+
+/// Returns what is counted together with `user`: the account that its name was minted on, whatever the name is, else the name itself.
+pub(super) fn account_of(user: &Arc<str>) -> Arc<str> {
+    rest::account(user).map_or_else(|| Arc::clone(user), Arc::from)
 }
 
 /// Says whether `user` is one that time-limited credentials for `name` have.

@@ -1,6 +1,6 @@
 //! Time-limited credentials that the relay and whoever shares its secret make without a word between them.
 
-use data_encoding::BASE64;
+use data_encoding::{BASE32_NOPAD, BASE64};
 use ring::hmac;
 
 /// The shared secret of time-limited credentials: user name `expiry:name`, password `base64(HMAC(secret, user name))`, the form
@@ -10,6 +10,9 @@ pub struct RestSecret {
     sha1: hmac::Key,
     sha256: hmac::Key,
 }
+
+/// Length of an account's name: 8 bytes in base32.
+const ACCOUNT_LEN: usize = 13;
 
 /// The HMAC that makes the password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +56,19 @@ impl RestSecret {
         Minted { username, credential }
     }
 
+    /// The same on the account of whoever was admitted: what one account has is counted together, under however many names. Account 0 is
+    /// nobody's.
+    #[must_use]
+    pub fn mint_on(&self, account: u64, name: &str, expires_unix: u64) -> Minted {
+        match account {
+            0 => self.mint(name, expires_unix),
+            _ => {
+                let account = BASE32_NOPAD.encode(&account.to_be_bytes()).to_lowercase();
+                self.mint(&format!("{name}+{account}"), expires_unix)
+            }
+        }
+    }
+
     pub(super) fn password(&self, hash: RestHash, username: &str) -> String {
         let key = match hash {
             RestHash::Sha1 => &self.sha1,
@@ -62,12 +78,80 @@ impl RestSecret {
     }
 }
 
-/// Reads the expiry in front of a time-limited user name.
-pub(super) fn expiry(username: &str) -> Option<u64> {
-    username.split(':').next()?.parse().ok()
+/// Takes a time-limited user name apart, `expiry:name` or `name:expiry` or the expiry alone: other servers take all of them. Where both
+/// ends are numbers the first one counts.
+fn parts(username: &str) -> Option<(u64, Option<&str>)> {
+    let number = |text: &str| text.parse().ok().filter(|_| !text.starts_with('+'));
+    if let Some((first, name)) = username.split_once(':')
+        && let Some(expiry) = number(first)
+    {
+        return Some((expiry, Some(name)));
+    }
+    match username.rsplit_once(':') {
+        Some((name, last)) => Some((number(last)?, Some(name))),
+        None => Some((number(username)?, None)),
+    }
 }
 
-/// Reads the name behind the expiry.
+/// Reads the expiry of a time-limited user name.
+pub(super) fn expiry(username: &str) -> Option<u64> {
+    parts(username).map(|(expiry, _)| expiry)
+}
+
+/// Reads the name beside the expiry, without the account.
 pub(super) fn name(username: &str) -> Option<&str> {
-    username.split_once(':').map(|(_, name)| name)
+    let name = parts(username)?.1?;
+    Some(name.strip_suffix(account(username).unwrap_or_default()).unwrap_or(name))
+}
+
+/// Reads the account of a name that this server has minted: who was admitted, whatever the name is. It is `+` and [`ACCOUNT_LEN`] letters
+/// and digits at the end.
+pub(super) fn account(username: &str) -> Option<&str> {
+    let name = parts(username)?.1?;
+    let at = name.rfind('+').filter(|at| name.len() - at == 1 + ACCOUNT_LEN)?;
+    let (_, account) = name.split_at(at);
+    account.bytes().skip(1).all(|byte| matches!(byte, b'a'..=b'z' | b'2'..=b'7')).then_some(account)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_expiry_stands_before_or_behind_the_name_or_alone() {
+        for (username, expiry_of, name_of) in [
+            ("1700000000", Some(1_700_000_000), None),
+            ("1700000000:alice", Some(1_700_000_000), Some("alice")),
+            ("1700000000:", Some(1_700_000_000), Some("")),
+            ("1700000000:@alice:example.org", Some(1_700_000_000), Some("@alice:example.org")),
+            ("1700000000:alice@example.org", Some(1_700_000_000), Some("alice@example.org")),
+            ("alice:1700000000", Some(1_700_000_000), Some("alice")),
+            ("@alice:example.org:1700000000", Some(1_700_000_000), Some("@alice:example.org")),
+            ("1700000000:1800000000", Some(1_700_000_000), Some("1800000000")),
+            ("alice", None, None),
+            ("alice:bob", None, None),
+            ("", None, None),
+            (":", None, None),
+            ("+17:alice", None, None),
+        ] {
+            assert_eq!((expiry(username), name(username)), (expiry_of, name_of), "{username}");
+        }
+    }
+
+    #[test]
+    fn an_account_stands_behind_the_name_and_is_no_part_of_it() {
+        let secret = RestSecret::new(b"north");
+        let minted = secret.mint_on(7, "tag", 1_700_000_000);
+        assert_eq!(minted.username, "1700000000:tag+aaaaaaaaaaaao");
+        assert_eq!(
+            (name(&minted.username), account(&minted.username)),
+            (Some("tag"), Some("+aaaaaaaaaaaao"))
+        );
+        assert_eq!(secret.mint_on(0, "tag", 9), secret.mint("tag", 9));
+        for none in
+            ["tag+aaaaaaaaaaaao", "9:tag", "9:tag+aaaaaaaaaaaa", "9:tag+aaaaaaaaaaaa1", "9:a+b@example.org"]
+        {
+            assert_eq!(account(none), None, "{none}");
+        }
+    }
 }

@@ -41,6 +41,7 @@ struct Ask<'a> {
     algorithms: Option<&'a [u8]>,
     algorithm: Option<&'a [u8]>,
     token: Option<&'a [u8]>,
+    ticket: Option<&'a [u8]>,
     keys: Vec<Key>,
 }
 
@@ -57,6 +58,7 @@ impl<'a> Ask<'a> {
             algorithms: None,
             algorithm: None,
             token: None,
+            ticket: None,
             keys: vec![Key::from_bytes(&long_term_digest(user, "r", password))],
         }
     }
@@ -78,6 +80,7 @@ impl<'a> Ask<'a> {
             (attr::PASSWORD_ALGORITHMS, self.algorithms),
             (attr::PASSWORD_ALGORITHM, self.algorithm),
             (attr::ACCESS_TOKEN, self.token),
+            (attr::MOBILITY_TICKET, self.ticket),
         ] {
             builder = match value {
                 Some(value) => builder.attribute(kind, value),
@@ -314,8 +317,14 @@ fn minted_credentials_work_until_they_expire() {
 
 #[test]
 fn credentials_of_a_revoked_name_are_refused_like_a_wrong_password() {
+    for expiry in [Expiry::AtAllocate, Expiry::AtRefresh, Expiry::Hard] {
+        assert_revoked_are_refused(expiry);
+    }
+}
+
+fn assert_revoked_are_refused(expiry: Expiry) {
     let start = now();
-    let authority = Authority::with(Setup { expiry: Expiry::AtAllocate, ..setup() }, &[3; 32]);
+    let authority = Authority::with(Setup { expiry, ..setup() }, &[3; 32]);
     let asks = |name: &str, method| {
         let minted = RestSecret::new(b"north").mint(name, start.unix + 60);
         let ask = Ask::new(&authority, start, &minted.username, &minted.credential);
@@ -356,9 +365,18 @@ fn credentials_that_are_over_keep_an_allocation_only_where_that_is_configured() 
         assert_eq!(refresh.check_as(&authority, late, Some(&tenancy)).is_ok(), kept, "{expiry:?}");
         assert!(again.check_as(&authority, late, Some(&tenancy)).is_err(), "no new allocation");
         assert!(refresh.check_as(&authority, late, None).is_err(), "no allocation to keep");
-        let other = Tenancy { user: "other".into(), ..tenancy };
+        let other = Tenancy { user: "other".into(), ..tenancy.clone() };
         assert!(refresh.check_as(&authority, late, Some(&other)).is_err(), "another's allocation");
+        for method in [Method::CREATE_PERMISSION, Method::CHANNEL_BIND, Method::CONNECT] {
+            let ask = Ask { method, ..again.clone() };
+            assert_eq!(ask.check_as(&authority, late, Some(&tenancy)).is_ok(), kept, "{expiry:?}");
+        }
+        let bind = Ask { method: Method::CONNECTION_BIND, ..again.clone() };
+        assert_eq!(bind.check_as(&authority, late, None).is_ok(), kept, "by a connection of its own");
+        let moves = Ask { ticket: Some(b"sealed"), ..refresh };
+        assert_eq!(moves.check_as(&authority, late, None).is_ok(), kept, "from another address");
     }
+    assert_eq!(Setup::default().expiry, Expiry::AtAllocate);
 }
 
 #[test]
