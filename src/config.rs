@@ -268,6 +268,7 @@ struct Turn {
     tcp_relay: Option<bool>,
     permissions_per_allocation: Option<usize>,
     new_peers_per_second: Option<u64>,
+    new_peers_per_user: Option<u64>,
     bandwidth_per_allocation: Option<u64>,
     bandwidth_per_user: Option<u64>,
     allocations_per_user: Option<u32>,
@@ -315,6 +316,7 @@ impl Turn {
             given => given.unwrap_or(limits.permissions),
         };
         limits.new_peers.per_second = self.new_peers_per_second.unwrap_or(limits.new_peers.per_second);
+        limits.user_new_peers.per_second = self.new_peers_per_user.unwrap_or(limits.user_new_peers.per_second);
         for (key, given, rate) in [
             (
                 "turn.bandwidth_per_allocation",

@@ -6,7 +6,7 @@ use super::{Config, ServerError, TlsConfig, TurnConfig};
 use crate::net::certificate::Certificate;
 use crate::net::interfaces;
 use crate::net::time;
-use crate::signaling::IceServers;
+use crate::signaling::{Admitted, IceServers};
 use crate::state::State;
 use crate::turn_server::auth::RestSecret;
 use crate::turn_server::ports::RelayAddress;
@@ -90,7 +90,7 @@ impl Facts {
     /// Makes the `iceServers` JSON for a browser, with credentials minted for `name`.
     #[must_use]
     pub fn ice_servers(&self, name: &str) -> serde_json::Value {
-        serde_json::json!({ "iceServers": self.ice.admitted(time::now(), name, None) })
+        serde_json::json!({ "iceServers": self.ice.admitted(time::now(), name, Admitted::default()) })
     }
 }
 

@@ -61,6 +61,8 @@ pub struct Admitted {
     pub realm: Realm,
     /// When that ends (Unix seconds), if it does.
     pub until: Option<u64>,
+    /// By whose right: what the relay counts together. 0 is nobody's.
+    pub account: u64,
 }
 
 /// Why somebody who has shown something is not let in. Whatever a JWT says is looked at only once its signature was right.
@@ -97,8 +99,8 @@ pub enum Refusal {
     /// The admin key is not shown where it can leak, nor by those who should not have it.
     #[error("this is the admin key: it counts in Authorization: Bearer alone, for /revoke, and from no page")]
     AdminKey,
-    /// Looking at it would cost a signature, and there were too many from that network.
-    #[error("too many tokens, try later")]
+    /// There were too many from that network, or with that key: of any to `/ice`, of those that cost a signature elsewhere.
+    #[error("too many requests, try later")]
     TooMany,
 }
 
@@ -181,7 +183,9 @@ impl fmt::Debug for AccessKey {
 /// stands there twice has the scopes of both, in the realm of the first.
 fn of_key(config: &Config, shown: &str) -> Option<Admitted> {
     config.access_keys.iter().filter(|key| key.is(shown)).fold(None, |found: Option<Admitted>, key| {
-        let new = || Admitted { realm: config.realms.named(&key.realm), ..Admitted::default() };
+        let account = || config.realms.account(&["key", shown]);
+        let new =
+            || Admitted { realm: config.realms.named(&key.realm), account: account(), ..Admitted::default() };
         let found = found.unwrap_or_else(new);
         Some(Admitted { scopes: found.scopes.with(key.scopes), ..found })
     })
@@ -215,13 +219,15 @@ impl IceServers {
         if urls.is_empty() { Vec::new() } else { vec![IceServer { urls, username: None, credential: None }] }
     }
 
-    /// Returns the entries for an admitted client, with credentials minted for `name`, which end with its admission at the latest.
+    /// Returns the entries for an admitted client, with credentials minted for `name` on its account, which end with its admission at the
+    /// latest.
     #[must_use]
-    pub fn admitted(&self, now: Now, name: &str, until: Option<u64>) -> Vec<IceServer> {
+    pub fn admitted(&self, now: Now, name: &str, admitted: Admitted) -> Vec<IceServer> {
         let mut entries = self.public();
         if let Some(secret) = self.secret.as_ref().filter(|_| !self.turn_urls.is_empty()) {
             let end = now.unix.saturating_add(self.ttl.as_secs());
-            let minted = secret.mint(name, until.map_or(end, |until| until.min(end)));
+            let end = admitted.until.map_or(end, |until| until.min(end));
+            let minted = secret.mint_on(admitted.account, name, end);
             entries.push(IceServer {
                 urls: self.turn_urls.clone(),
                 username: Some(minted.username),
@@ -245,8 +251,9 @@ mod tests {
     #[test]
     fn only_the_right_key_admits_and_none_is_shown_in_a_log() {
         let keys = [AccessKey::new("one"), AccessKey::new("two")];
-        let client = Some(Admitted { scopes: Scopes::CLIENT, ..Admitted::default() });
-        assert!(["one", "two"].iter().all(|key| admits(&keys, key) == client));
+        let [one, two] = ["one", "two"].map(|key| admits(&keys, key).unwrap());
+        assert_eq!(Admitted { account: 0, ..one }, Admitted { scopes: Scopes::CLIENT, ..Admitted::default() });
+        assert!(one.account != 0 && two.account != 0 && one.account != two.account);
         assert_eq!([admits(&keys, "on"), admits(&keys, ""), admits(&[], "one")], [None; 3]);
         let long = "x".repeat(MAX_KEY + 1);
         assert_eq!(admits(&[AccessKey::new(&long)], &long), None, "too long to be looked at");
@@ -264,8 +271,9 @@ mod tests {
         ];
         let realm = Realms::default().named("blue");
         let scopes = Scopes::CLIENT;
-        assert_eq!(admits(&keys, "a"), Some(Admitted { scopes, realm, until: None }));
-        assert_eq!(admits(&keys, "b"), Some(Admitted { scopes: relay, ..Admitted::default() }));
+        let but_for_the_account = |shown| Admitted { account: 0, ..admits(&keys, shown).unwrap() };
+        assert_eq!(but_for_the_account("a"), Admitted { scopes, realm, ..Admitted::default() });
+        assert_eq!(but_for_the_account("b"), Admitted { scopes: relay, ..Admitted::default() });
     }
 
     #[test]
@@ -291,10 +299,13 @@ mod tests {
         };
         assert_eq!(servers.public().len(), 1);
         let now = now();
-        let user = |until| servers.admitted(now, "name", until)[1].username.clone();
+        let admitted = |until| Admitted { until, ..Admitted::default() };
+        let user = |until| servers.admitted(now, "name", admitted(until))[1].username.clone();
         let whole = Some(format!("{}:name", now.unix + 86_400));
         assert_eq!((user(None), user(Some(now.unix + 90_000))), (whole.clone(), whole));
         assert_eq!(user(Some(now.unix + 60)), Some(format!("{}:name", now.unix + 60)));
-        assert_eq!(IceServers { secret: None, ..servers }.admitted(now, "name", None).len(), 1);
+        let on_an_account = servers.admitted(now, "name", Admitted { account: 7, ..admitted(None) });
+        assert_eq!(on_an_account[1].username, Some(format!("{}:name+aaaaaaaaaaaao", now.unix + 86_400)));
+        assert_eq!(IceServers { secret: None, ..servers }.admitted(now, "name", admitted(None)).len(), 1);
     }
 }

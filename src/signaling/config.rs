@@ -161,6 +161,10 @@ pub struct Limits {
     pub per_list: Rate,
     /// Calls told to addresses of one IPv4 /24 or IPv6 /48 that have not answered, over all hubs; default 20 at once, 2/s on.
     pub per_unproven: Rate,
+    /// Requests to `/ice` of one network, whatever key they show; default 200 at once, 20/s on.
+    pub ice_per_network: Rate,
+    /// Credentials that `/ice` hands out for one access key, or one `sub` of a JWT; default 1000 at once, 100/s on.
+    pub ice_per_key: Rate,
     /// Sources and pairs whose rates are remembered, each; default 65 536.
     pub rates: usize,
     /// Tags that are revoked at one time; default 10 000.
@@ -203,6 +207,8 @@ impl Default for Limits {
             per_proof: Rate { burst: 64.0, per_second: 8.0 },
             per_list: Rate { burst: 2_097_152.0, per_second: 262_144.0 },
             per_unproven: Rate { burst: 20.0, per_second: 2.0 },
+            ice_per_network: Rate { burst: 200.0, per_second: 20.0 },
+            ice_per_key: Rate { burst: 1000.0, per_second: 100.0 },
             rates: 65_536,
             revocations: 10_000,
             inbox: 4096,

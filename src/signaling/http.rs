@@ -1,9 +1,13 @@
 //! The HTTP hand: `/ws`, and `/ice`, which hands ICE servers to those who show an access key.
 
 use super::admission::{Admitted, Origins, Refusal};
+use super::config::Limits;
+use super::leg::Network;
 use super::name::{TAG_BYTES, base32};
+use super::rate::{Rates, Verdict};
 use super::service::Shared;
 use super::websocket;
+use crate::clock::Now;
 use crate::net::time::now;
 use axum::extract::{ConnectInfo, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -15,8 +19,10 @@ use rand::TryRngCore;
 use rand::rngs::OsRng;
 use serde::Deserialize;
 use serde_json::json;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::hash::Hash;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Lets pages of some origins in alone; who is no page says none.
 pub(crate) async fn pages_let_in(
@@ -81,16 +87,15 @@ async fn ice_servers(
         return (StatusCode::UNAUTHORIZED, headers, challenge, body).into_response();
     };
     let now = now();
-    let admitted = shared.admit(now, peer.ip(), key);
-    let relay = |admitted: Admitted| match admitted.scopes.relay {
-        true => Ok(admitted.until),
-        false => Err(Refusal::Scope("relay")),
-    };
-    let until = match admitted.and_then(relay) {
-        Ok(until) => until,
+    let admitted = match admit_to_relay(&shared, now, peer.ip(), key) {
+        Ok(admitted) => admitted,
         Err(refusal) => {
             let body = Json(json!({ "error": refusal.to_string() }));
-            return (status_of(refusal), headers, body).into_response();
+            let mut response = (status_of(refusal), headers, body).into_response();
+            if refusal == Refusal::TooMany {
+                response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            return response;
         }
     };
     // A name of its own, so that it can be revoked.
@@ -100,8 +105,65 @@ async fn ice_servers(
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     }
     let name = base32(&name);
-    let servers = shared.config.ice_servers.admitted(now, &name, until);
+    let servers = shared.config.ice_servers.admitted(now, &name, admitted);
     (headers, Json(json!({ "iceServers": servers, "tag": name }))).into_response()
+}
+
+/// Says what a key admits to that was shown at `/ice`, and takes one from the network that shows it and one from whoever it is of.
+fn admit_to_relay(shared: &Shared, now: Now, from: IpAddr, key: &str) -> Result<Admitted, Refusal> {
+    shared.ice.ask(now, from)?;
+    let admitted = shared.admit(now, from, key)?;
+    if !admitted.scopes.relay {
+        return Err(Refusal::Scope("relay"));
+    }
+    shared.ice.hand_out(now, admitted)?;
+    Ok(admitted)
+}
+
+/// How often credentials of the relay are asked for and handed out.
+#[derive(Debug)]
+pub(super) struct IceRates {
+    networks: Mutex<Rates<Network>>,
+    accounts: Mutex<Rates<u64>>,
+    /// Those that were refused.
+    refused: AtomicU64,
+}
+
+impl IceRates {
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self {
+            networks: Mutex::new(Rates::new(limits.ice_per_network, limits.rates)),
+            accounts: Mutex::new(Rates::new(limits.ice_per_key, limits.rates)),
+            refused: AtomicU64::new(0),
+        }
+    }
+
+    /// Lets a network ask, whatever it shows.
+    fn ask(&self, now: Now, from: IpAddr) -> Result<(), Refusal> {
+        self.pass(&self.networks, Network::of(from), now, "signaling.limits.ice_per_network")
+    }
+
+    fn hand_out(&self, now: Now, to: Admitted) -> Result<(), Refusal> {
+        self.pass(&self.accounts, to.account, now, "signaling.limits.ice_per_key")
+    }
+
+    fn pass<K: Eq + Hash>(
+        &self,
+        rates: &Mutex<Rates<K>>,
+        who: K,
+        now: Now,
+        limit: &str,
+    ) -> Result<(), Refusal> {
+        if rates.lock().unwrap_or_else(PoisonError::into_inner).take(who, now.mono) == Verdict::Pass {
+            return Ok(());
+        }
+        let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
+        // The first, the second, the fourth: however many there are, they write few lines.
+        if refused.is_power_of_two() {
+            tracing::warn!(limit, refused, "too many requests to /ice");
+        }
+        Err(Refusal::TooMany)
+    }
 }
 
 /// Returns the key or JWT in `Authorization: Bearer`.

@@ -44,10 +44,11 @@ impl Hub {
         key: Option<&str>,
         claim: Claim<'_>,
     ) -> Result<Answer, Code> {
-        let Admitted { scopes, realm, until } = match key {
+        let admitted = match key {
             Some(key) => self.admit(asker, key)?,
             None => Admitted::default(),
         };
+        let Admitted { scopes, realm, .. } = admitted;
         if !(self.config.open || scopes.register) {
             return Err(Code::NotAllowed);
         }
@@ -69,7 +70,7 @@ impl Hub {
         }
         self.tell_home(asker, admin, realm);
         let ice_servers = match scopes.relay {
-            true => self.config.ice_servers.admitted(asker.now, tag.as_str(), until),
+            true => self.config.ice_servers.admitted(asker.now, tag.as_str(), admitted),
             false => self.config.ice_servers.public(),
         };
         let stun2 = self.config.stun2.clone();

@@ -4,7 +4,7 @@ use super::admission::{self, Admitted, Refusal};
 use super::bus::{Address, Bus, Word};
 use super::calls::Outcomes;
 use super::config::Config;
-use super::http;
+use super::http::{self, IceRates};
 use super::inbox::{Inbox, Text};
 use super::leg::{Conn, Door, Network};
 use super::machine::{Hub, Output};
@@ -46,6 +46,8 @@ pub(super) struct Shared {
     conns: AtomicU64,
     /// Signatures that HTTP requests cost.
     proofs: Mutex<Rates<Network>>,
+    /// Credentials that they are handed.
+    pub(super) ice: IceRates,
 }
 
 impl Shared {
@@ -147,7 +149,8 @@ pub fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service {
     }
     let proofs = Mutex::new(Rates::new(config.limits.per_proof, config.limits.rates));
     let (waiting, conns) = (Arc::default(), AtomicU64::new(0));
-    let shared = Shared { inboxes, config, waiting, conns, proofs };
+    let ice = IceRates::new(&config.limits);
+    let shared = Shared { inboxes, config, waiting, conns, proofs, ice };
     Service { handle: Handle { shared: Arc::new(shared) }, stop, tasks }
 }
 

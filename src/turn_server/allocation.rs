@@ -4,6 +4,7 @@ use super::auth::Tenancy;
 use super::connections::ConnectionId;
 use super::five_tuple::{FiveTuple, PackedTuple};
 use super::links::{Link, Links};
+use super::machine::Limits;
 use super::mobility::Mobility;
 use super::moment::Moment;
 use super::permissions::{PERMISSION_LIFETIME, Permissions};
@@ -103,7 +104,7 @@ pub(super) struct Cold {
     /// When the next new peer may come, by [`Meter`]'s rule.
     pub(super) new_peers: Meter,
     /// The right to be there.
-    _ticket: Ticket,
+    ticket: Ticket,
     /// There if the client asked for tickets (RFC 8016).
     pub(super) mobility: Option<Mobility>,
     /// Connections to peers (RFC 6062).
@@ -147,7 +148,7 @@ impl Allocation {
                 origin: (opening.reply.transaction(), None),
                 opening: Some(Box::new(opening)),
                 new_peers: Meter::default(),
-                _ticket: applicant.ticket,
+                ticket: applicant.ticket,
                 mobility: applicant.mobility,
                 connections: Vec::new(),
                 relay_ports: [None; 2],
@@ -175,6 +176,12 @@ impl Allocation {
 
     pub(super) fn user(&self) -> &Arc<str> {
         &self.cold.tenancy.user
+    }
+
+    /// Takes a peer that is new; `false` when there were too many in too short a time, of this allocation or of all of its user's.
+    pub(super) fn takes_new_peer(&mut self, limits: &Limits, now: Moment) -> bool {
+        self.cold.new_peers.take(limits.new_peers, now, 1)
+            && self.cold.ticket.new_peers().take(limits.user_new_peers, now, 1)
     }
 
     /// Lets the allocation live for `lifetime` from `now` on.

@@ -73,6 +73,8 @@ pub struct Limits {
     pub permissions: usize,
     /// How fast transport addresses of peers may be new, against port scans; default 32 a second after the first 128.
     pub new_peers: Rate,
+    /// The same for all allocations of one user; default 128 a second after the first 4096.
+    pub user_new_peers: Rate,
     /// Bytes relayed for one allocation, both directions; default 25 MB/s.
     pub allocation_bandwidth: Rate,
     /// Bytes relayed for all allocations of one user; default 50 MB/s.
@@ -85,6 +87,7 @@ impl Default for Limits {
             max_lifetime: Duration::from_secs(3600),
             permissions: 128,
             new_peers: Rate { per_second: 32, burst: Duration::from_secs(4) },
+            user_new_peers: Rate { per_second: 128, burst: Duration::from_secs(32) },
             allocation_bandwidth: Rate::bytes(25_000_000),
             user_bandwidth: Rate::bytes(50_000_000),
         }

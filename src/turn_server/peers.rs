@@ -119,7 +119,7 @@ impl Relay {
         }
         let allocation = &mut self.allocations[id];
         let relay = allocation.relay_port(family).ok_or(NoPeer::Family)?;
-        if !allocation.cold.new_peers.take(self.shared.limits.new_peers, now, 1) {
+        if !allocation.takes_new_peer(&self.shared.limits, now) {
             self.counters.over_new_peers += 1;
             return Err(NoPeer::TooMany);
         }

@@ -1,5 +1,6 @@
-//! How many allocations one user and all users may hold; tickets that return on drop.
+//! How many allocations one user and all users may hold; tickets that return on drop. Users whose names were minted on one account are one.
 
+use super::auth;
 use super::rate::SharedMeter;
 use crate::limits::Limit;
 use std::collections::HashMap;
@@ -13,9 +14,14 @@ pub struct Quota {
     held: Mutex<Held>,
 }
 
+/// Users without an allocation whose meters are remembered: whoever gave his allocations back would else begin anew.
+const MAX_IDLE: usize = 1024;
+
 #[derive(Debug, Default)]
 struct Held {
     users: HashMap<Arc<str>, Account>,
+    /// How many of them hold nothing.
+    idle: usize,
     total: u32,
 }
 
@@ -23,7 +29,14 @@ struct Held {
 #[derive(Debug, Default)]
 struct Account {
     allocations: u32,
-    meter: Arc<SharedMeter>,
+    meters: Arc<Meters>,
+}
+
+/// What is measured of one user, over all allocations.
+#[derive(Debug, Default)]
+struct Meters {
+    bandwidth: Arc<SharedMeter>,
+    new_peers: SharedMeter,
 }
 
 /// Which limit was reached.
@@ -52,17 +65,21 @@ impl Quota {
             Limit::MaxAllocations.reached(self.total);
             return Err(Exhausted::Total);
         }
-        if held.users.get(user).is_some_and(|account| account.allocations >= self.per_user)
+        let user = auth::account_of(user);
+        if held.users.get(&user).is_some_and(|account| account.allocations >= self.per_user)
             || self.per_user == 0
         {
             Limit::AllocationsPerUser.reached(self.per_user);
             return Err(Exhausted::User);
         }
-        let account = held.users.entry(Arc::clone(user)).or_default();
-        account.allocations += 1;
-        let meter = Arc::clone(&account.meter);
         held.total += 1;
-        Ok(Ticket { quota: Arc::clone(self), user: Arc::clone(user), meter })
+        let known = held.users.contains_key(&user);
+        let account = held.users.entry(Arc::clone(&user)).or_default();
+        let was_idle = known && account.allocations == 0;
+        account.allocations += 1;
+        let meters = Arc::clone(&account.meters);
+        held.idle -= usize::from(was_idle);
+        Ok(Ticket { quota: Arc::clone(self), user, meters })
     }
 
     /// Returns how many allocations are held in all.
@@ -77,13 +94,18 @@ impl Quota {
 pub struct Ticket {
     quota: Arc<Quota>,
     user: Arc<str>,
-    meter: Arc<SharedMeter>,
+    meters: Arc<Meters>,
 }
 
 impl Ticket {
     /// Returns what measures the user's bandwidth.
     pub(super) fn meter(&self) -> &Arc<SharedMeter> {
-        &self.meter
+        &self.meters.bandwidth
+    }
+
+    /// Returns what measures how fast peers are new to the user.
+    pub(super) fn new_peers(&self) -> &SharedMeter {
+        &self.meters.new_peers
     }
 }
 
@@ -91,11 +113,15 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         let mut held = self.quota.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.total -= 1;
-        if let Some(account) = held.users.get_mut(&self.user) {
-            account.allocations -= 1;
-            if account.allocations == 0 {
-                held.users.remove(&self.user);
-            }
+        let Some(account) = held.users.get_mut(&self.user) else { return };
+        account.allocations -= 1;
+        if account.allocations > 0 {
+            return;
+        }
+        held.idle += 1;
+        if held.idle > MAX_IDLE {
+            held.users.retain(|_, account| account.allocations > 0);
+            held.idle = 0;
         }
     }
 }
@@ -116,5 +142,24 @@ mod tests {
         drop(first);
         assert_eq!(quota.held(), 2);
         assert!(quota.take(&a).is_ok());
+    }
+
+    #[test]
+    fn names_minted_on_one_account_are_one_user_whose_meters_outlive_its_allocations() {
+        let quota = Arc::new(Quota::new(2, 10));
+        let name = |number: u32, account: &str| Arc::from(format!("{}:tag{number}{account}", 100 + number));
+        let own = "+aaaaaaaaaaaao";
+        let tickets: Vec<_> = (0..2).map(|number| quota.take(&name(number, own)).unwrap()).collect();
+        assert!(Arc::ptr_eq(tickets[0].meter(), tickets[1].meter()));
+        assert_eq!(quota.take(&name(2, own)).err(), Some(Exhausted::User));
+        let others = ["+baaaaaaaaaaao", ""].map(|account| quota.take(&name(2, account)).unwrap());
+        assert!(others.iter().all(|other| !Arc::ptr_eq(other.meter(), tickets[0].meter())));
+        let meter = Arc::clone(tickets[0].meter());
+        drop((tickets, others));
+        assert!(Arc::ptr_eq(quota.take(&name(3, own)).unwrap().meter(), &meter));
+        for number in 0..10_000 {
+            quota.take(&name(number, "")).unwrap();
+        }
+        assert!(quota.held.lock().unwrap().users.len() <= MAX_IDLE + 1);
     }
 }

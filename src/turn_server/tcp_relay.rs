@@ -54,8 +54,7 @@ impl Relay {
         }
         let relay = self.allocations[id].relay_port(Family::of(peer.ip()));
         let relay = relay.ok_or(Fault::PeerFamilyMismatch)?;
-        let new = self.allocations[id].cold.new_peers.take(self.shared.limits.new_peers, at, 1);
-        if !new {
+        if !self.allocations[id].takes_new_peer(&self.shared.limits, at) {
             self.counters.over_new_peers += 1;
             return Err(Fault::InsufficientCapacity);
         }

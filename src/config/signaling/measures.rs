@@ -100,6 +100,8 @@ pub(super) struct Limits {
     per_proof: Option<Rate>,
     per_list: Option<Rate>,
     per_unproven: Option<Rate>,
+    ice_per_network: Option<Rate>,
+    ice_per_key: Option<Rate>,
     rates: Option<usize>,
     revocations: Option<usize>,
     inbox: Option<usize>,
@@ -150,6 +152,8 @@ impl Limits {
             per_proof,
             per_list,
             per_unproven,
+            ice_per_network,
+            ice_per_key,
             rates,
             revocations,
             inbox,
@@ -195,6 +199,8 @@ impl Limits {
             ("signaling.limits.per_proof", self.per_proof, per_proof),
             ("signaling.limits.per_list", self.per_list, per_list),
             ("signaling.limits.per_unproven", self.per_unproven, per_unproven),
+            ("signaling.limits.ice_per_network", self.ice_per_network, ice_per_network),
+            ("signaling.limits.ice_per_key", self.ice_per_key, ice_per_key),
         ] {
             if let Some(given) = given {
                 *rate = given.checked(key)?;
@@ -217,7 +223,7 @@ mod tests {
         let keys: Vec<_> = example["signaling"][section].as_table().unwrap().keys().cloned().collect();
         let line = |key: &String| match key.as_str() {
             "retransmit" => "retransmit = [77]\n".to_owned(),
-            key if key.starts_with("per_") => format!("{key} = {{ burst = 77, per_second = 77 }}\n"),
+            key if key.starts_with("per_") || key.starts_with("ice_per_") => format!("{key} = {{ burst = 77, per_second = 77 }}\n"),
             "idle" => "idle = 78\n".to_owned(),
             _ => format!("{key} = 77\n"),
         };
@@ -235,9 +241,9 @@ mod tests {
         assert_eq!(defaults.matches(": ").count(), times.len(), "a time is not in the example: {defaults}");
         let (shown, defaults) =
             (format!("{:?}", signaling.limits), format!("{:?}", crate::signaling::Limits::default()));
-        assert_eq!(shown.matches("77").count(), limits.len() + 5, "{shown}");
-        let rates = 5 * ": Rate { burst: x, per_second: y }".matches(": ").count();
-        assert_eq!(defaults.matches(": ").count(), limits.len() - 5 + rates, "a limit is not in the example");
+        assert_eq!(shown.matches("77").count(), limits.len() + 7, "{shown}");
+        let rates = 7 * ": Rate { burst: x, per_second: y }".matches(": ").count();
+        assert_eq!(defaults.matches(": ").count(), limits.len() - 7 + rates, "a limit is not in the example");
     }
 
     #[test]

@@ -147,10 +147,15 @@ impl Jwt {
         if !self.key.verifies(signed.as_bytes(), &mark) {
             return Err(Refusal::Signature);
         }
-        self.weigh(realms, now, &read(claims).ok_or(Refusal::Malformed)?)
+        self.weigh(realms, now, (&read(claims).ok_or(Refusal::Malformed)?, signed))
     }
 
-    fn weigh(&self, realms: &Realms, now: Now, claims: &Claims) -> Result<Admitted, Refusal> {
+    fn weigh(
+        &self,
+        realms: &Realms,
+        now: Now,
+        (claims, signed): (&Claims, &str),
+    ) -> Result<Admitted, Refusal> {
         let (clock, leeway) = (now.unix as f64, self.leeway.as_secs_f64());
         if claims.exp + leeway <= clock {
             return Err(Refusal::Expired);
@@ -175,7 +180,13 @@ impl Jwt {
         tracing::debug!(sub = %Pii(subject), "token");
         let names = claims.scope.as_ref().map_or(&[][..], Texts::all).iter();
         let scopes = names.flat_map(|names| names.split(' ')).fold(Scopes::default(), Scopes::named);
-        Ok(Admitted { scopes, realm: realms.named(realm), until: Some(claims.exp as u64) })
+        let issuer = claims.iss.as_deref().unwrap_or_default();
+        // Who is not named is known by the token alone.
+        let account = match subject {
+            "" => realms.account(&["token", signed]),
+            _ => realms.account(&["sub", issuer, realm, subject]),
+        };
+        Ok(Admitted { scopes, realm: realms.named(realm), until: Some(claims.exp as u64), account })
     }
 }
 

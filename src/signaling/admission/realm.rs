@@ -26,9 +26,22 @@ impl Realms {
         if name.is_empty() {
             return Realm::default();
         }
-        let mac = hmac::sign(&self.0, name.as_bytes());
-        Realm(mac.as_ref().iter().take(8).fold(0, |sum, byte| (sum << 8) | u64::from(*byte)))
+        Realm(beginning(&hmac::sign(&self.0, name.as_bytes())))
     }
+
+    /// Returns what names an account: the beginning of a MAC of who it is of, so that it tells nothing of a key. Never 0.
+    pub(super) fn account(&self, of: &[&str]) -> u64 {
+        let mut mac = hmac::Context::with_key(&self.0);
+        for part in of {
+            mac.update(&(part.len() as u64).to_be_bytes());
+            mac.update(part.as_bytes());
+        }
+        beginning(&mac.sign()).max(1)
+    }
+}
+
+fn beginning(mac: &hmac::Tag) -> u64 {
+    mac.as_ref().iter().take(8).fold(0, |sum, byte| (sum << 8) | u64::from(*byte))
 }
 
 impl Default for Realms {

@@ -43,6 +43,25 @@ fn new_peers_come_at_a_rate_and_known_ones_are_not_counted() {
 }
 
 #[test]
+fn new_peers_of_all_allocations_of_a_user_are_counted_together_also_of_those_that_ended() {
+    let mut shared = shared(10, 50_000..=50_099);
+    shared.limits.user_new_peers = Rate { per_second: 10, burst: Duration::from_secs(20) };
+    let mut world = World::with(shared);
+    let scan = |world: &mut World, client: u16| {
+        world.allocate(client);
+        world.permit(client, PEER);
+        (1..1000).filter(|port| world.indicate(client, &format!("8.8.8.8:{port}"))).count()
+    };
+    assert_eq!((scan(&mut world, 1), scan(&mut world, 2), scan(&mut world, 3)), (128, 72, 0));
+    for client in [1, 2, 3] {
+        assert_eq!(world.refresh(client, "alice", 0), 0);
+    }
+    assert_eq!(scan(&mut world, 4), 0, "nothing begins anew");
+    world.wait(1);
+    assert_eq!(scan(&mut world, 5), 10);
+}
+
+#[test]
 fn an_allocation_ends_with_its_credentials_where_the_operator_wants_it() {
     for (expiry, live) in [(Expiry::Hard, 0), (Expiry::AtRefresh, 1)] {
         let mut shared = shared(10, 50_000..=50_009);

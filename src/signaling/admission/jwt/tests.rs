@@ -1,6 +1,5 @@
 use super::*;
 use crate::net::time::now;
-use crate::signaling::Realm;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
 
@@ -49,14 +48,38 @@ fn a_token_has_its_scopes_realm_and_end() {
     let scopes = Scopes { relay: true, register: true, admin: false };
     assert_eq!(
         admit(&hs256(), at(900), &token(&all)),
-        Ok(Admitted { scopes, realm: blue, until: Some(1000) })
+        Ok(Admitted {
+            scopes,
+            realm: blue,
+            until: Some(1000),
+            account: Realms::default().account(&["sub", "", "blue", "alice"])
+        })
     );
     let listed = json!({"exp": 1000.5, "scope": ["admin", "relay"], "nbf": null});
     let scopes = Scopes { relay: true, register: false, admin: true };
-    let admitted = Admitted { scopes, realm: Realm::default(), until: Some(1000) };
-    assert_eq!(admit(&hs256(), at(900), &token(&listed)), Ok(admitted));
+    let admitted = admit(&hs256(), at(900), &token(&listed)).unwrap();
+    assert_eq!(
+        Admitted { account: 0, ..admitted },
+        Admitted { scopes, until: Some(1000), ..Admitted::default() }
+    );
     let bare = admit(&hs256(), at(900), &token(&json!({"exp": 1000}))).unwrap();
     assert_eq!(bare.scopes, Scopes::default());
+}
+
+#[test]
+fn an_account_is_a_subjects_or_a_tokens() {
+    let account = |claims: Value| admit(&hs256(), at(900), &token(&claims)).unwrap().account;
+    let alice = account(json!({"exp": 1000, "sub": "alice"}));
+    assert_eq!(account(json!({"exp": 990, "sub": "alice", "scope": "relay"})), alice, "another token");
+    let others = [
+        json!({"exp": 1000, "sub": "bob"}),
+        json!({"exp": 1000, "sub": "alice", "realm": "blue"}),
+        json!({"exp": 1000, "sub": "alice", "iss": "other"}),
+        json!({"exp": 1000}),
+        json!({"exp": 1001}),
+    ];
+    let accounts: std::collections::BTreeSet<u64> = others.map(account).into_iter().chain([alice]).collect();
+    assert_eq!(accounts.len(), 6);
 }
 
 #[test]
