@@ -88,6 +88,7 @@ impl Config {
         file.auth.apply(&server.turn, &mut server.auth)?;
         file.gateway.apply(&mut server.gateway)?;
         server.metrics_from = file.metrics_from.map_or(server.metrics_from, Prefix::all);
+        server.metrics_hosts = file.metrics_hosts;
         file.signaling.apply(&mut server.signaling)?;
         let defaults = telemetry::Config::default();
         let log = telemetry::Config {
@@ -137,6 +138,7 @@ struct File {
     auth: auth::Auth,
     gateway: gateway::Gateway,
     metrics_from: Option<Vec<Prefix>>,
+    metrics_hosts: Vec<String>,
     signaling: signaling::Signaling,
     log: Log,
 }

@@ -12,6 +12,7 @@ mod dtls;
 mod facts;
 mod frames;
 mod gateway;
+mod hosts;
 mod inbox;
 mod legs;
 mod limits;
@@ -49,6 +50,7 @@ use dtls::Identity;
 pub use facts::{Facts, ice_offer};
 use gateway::GatewayDoor;
 pub use gateway::GatewayFacts;
+use hosts::OwnHosts;
 use inbox::{Inbox, ToWorker};
 pub use limits::LimitsConfig;
 use metrics::Metrics;
@@ -158,7 +160,7 @@ impl Server {
         let signaling_config = signaling_config(&config, state, &facts, &revoked);
         let signaling = signaling::start(signaling_config, doors.sockets()?, seeds.random());
         let (authority, files) = auth::authority(&config.turn, &config.auth, state, Arc::clone(&revoked))?;
-        let (hook, lookups) = auth_hook::open(config.auth.hook.clone())?;
+        let (hook, lookups) = auth_hook::open(config.auth.hook.clone(), &config.limits.unauthenticated)?;
         let tickets = Tickets::new(&config.auth.derive(state, "mobility tickets"))
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         let staff = Staff {
@@ -196,10 +198,8 @@ impl Server {
                 .merge(gateway::router(door).layer(from_fn_with_state(origins, signaling::pages_let_in))),
             None => router,
         };
-        let counted = Metrics {
-            gateway: gateway.as_ref().map(crate::gateway::Service::handle),
-            from: config.metrics_from.into(),
-        };
+        let hosts = OwnHosts::gather(&config, &certificate, addresses.subscribe());
+        let counted = Metrics::new(gateway.as_ref(), hosts, &config.metrics_from);
         let door = StreamDoor {
             workers: Arc::clone(&inboxes),
             router: router.merge(metrics::router(counted)).merge(revocation::router(desk)),

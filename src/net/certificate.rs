@@ -128,8 +128,14 @@ impl Certificate {
 
     /// Returns the first DNS name it is for, wildcards left out.
     pub(crate) fn name(&self) -> Option<String> {
-        let certificate = webpki::EndEntityCert::try_from(self.chain.first()?).ok()?;
-        certificate.valid_dns_names().find(|name| !name.starts_with('*')).map(str::to_owned)
+        self.names().into_iter().next()
+    }
+
+    /// Lists the DNS names it is for, wildcards left out.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let certificate = self.chain.first().and_then(|own| webpki::EndEntityCert::try_from(own).ok());
+        let Some(certificate) = certificate else { return Vec::new() };
+        certificate.valid_dns_names().filter(|name| !name.starts_with('*')).map(str::to_owned).collect()
     }
 }
 

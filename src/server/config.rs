@@ -45,6 +45,8 @@ pub struct Config {
     pub gateway: GatewayConfig,
     /// Who may read `/metrics`; default this host alone.
     pub metrics_from: Vec<IpNet>,
+    /// Names that `/metrics` may be asked for by, besides those of this host and of the certificate; default none.
+    pub metrics_hosts: Vec<String>,
     /// Signalling; its keys, ICE servers and second port are filled in by the server.
     pub signaling: signaling::Config,
 }
@@ -188,6 +190,7 @@ impl Default for Config {
                 IpNet::V4(ipnet::Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
                 IpNet::V6(ipnet::Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
             ],
+            metrics_hosts: Vec::new(),
             signaling: signaling::Config::default(),
         }
     }

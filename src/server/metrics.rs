@@ -1,11 +1,12 @@
 //! `/metrics`: what the parts of the server count, in Prometheus' text format.
 
-use crate::gateway::Handle;
+use super::hosts::OwnHosts;
+use crate::gateway::{Handle, Service};
 use crate::limits::{self, Table};
 use crate::telemetry;
 use axum::Router;
 use axum::extract::{ConnectInfo, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use ipnet::IpNet;
@@ -15,8 +16,16 @@ use std::sync::Arc;
 /// What is counted, and who may see it.
 #[derive(Debug, Clone)]
 pub(super) struct Metrics {
-    pub(super) gateway: Option<Handle>,
-    pub(super) from: Arc<[IpNet]>,
+    gateway: Option<Handle>,
+    /// By which names and addresses.
+    hosts: OwnHosts,
+    from: Arc<[IpNet]>,
+}
+
+impl Metrics {
+    pub(super) fn new(gateway: Option<&Service>, hosts: OwnHosts, from: &[IpNet]) -> Self {
+        Self { gateway: gateway.map(Service::handle), hosts, from: from.into() }
+    }
 }
 
 /// Routes `/metrics`.
@@ -28,12 +37,17 @@ pub(super) fn router(metrics: Metrics) -> Router {
 async fn answer(
     State(metrics): State<Metrics>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    target: Uri,
     asked: HeaderMap,
 ) -> Response {
     let ip = peer.ip().to_canonical();
     let is_proxied = asked.contains_key(header::FORWARDED) || asked.contains_key("x-forwarded-for");
     if is_proxied || !metrics.from.iter().any(|prefix| prefix.contains(&ip)) {
         return StatusCode::NOT_FOUND.into_response();
+    }
+    if !metrics.hosts.are_asked(&target, &asked) {
+        let why = "this server is not called so: see metrics_hosts\n";
+        return (StatusCode::FORBIDDEN, why).into_response();
     }
     let mut text = limits::to_prometheus(Table::of_process()) + &telemetry::to_prometheus();
     if let Some(gateway) = &metrics.gateway {

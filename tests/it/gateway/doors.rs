@@ -175,6 +175,20 @@ fn the_counters_are_for_those_who_may_see_them() {
     assert!(gateway.get("/metrics", "").contains("ginnel_gateway_clients 0"));
     let by_a_proxy = gateway.get("/metrics", "X-Forwarded-For: 203.0.113.1\r\n");
     assert!(by_a_proxy.starts_with("HTTP/1.1 404"), "{by_a_proxy}");
+    for (host, status) in [
+        ("evil.example", 403),
+        ("0.0.0.0", 403),
+        ("localhost", 200),
+        ("LOCALHOST:1", 200),
+        ("[::1]:3478", 200),
+    ] {
+        let told = gateway.get_of(host, "/metrics", "");
+        assert!(told.starts_with(&format!("HTTP/1.1 {status}")), "{host}: {told}");
+    }
+    let named = Lines { top: "metrics_hosts = [\"monitored.example\"]", ..Lines::default() };
+    let (house, at) = (House::with(&[HERE], named), SocketAddr::new(HERE, 0));
+    let told = Gateway { house, md5: at, hmac: at, mutual: at }.get_of("monitored.example", "/metrics", "");
+    assert!(told.starts_with("HTTP/1.1 200"), "{told}");
     let nobody = Lines { top: "metrics_from = []", ..Lines::default() };
     let house = House::with(&[HERE], nobody);
     let at = SocketAddr::new(HERE, 0);

@@ -69,9 +69,14 @@ impl Gateway {
 
     /// What a GET with these header lines is answered.
     fn get(&self, path: &str, headers: &str) -> String {
+        self.get_of("localhost", path, headers)
+    }
+
+    /// The same for a server of this name.
+    fn get_of(&self, host: &str, path: &str, headers: &str) -> String {
         let mut stream = TcpStream::connect(self.clients()).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: ginnel\r\n{headers}Connection: close\r\n\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\n{headers}Connection: close\r\n\r\n").unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         text
