@@ -74,6 +74,7 @@ struct Hook {
     negative_cache_seconds: Option<u64>,
     max_cached: Option<usize>,
     max_in_flight: Option<usize>,
+    per_network: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -233,6 +234,10 @@ impl Hook {
                 Some(0) => return Err(value(key, "must be at least 1")),
                 Some(given) => *limit = given,
             }
+        }
+        hook.per_network = self.per_network.unwrap_or(hook.per_network);
+        if hook.per_network == 0 {
+            return Err(value("auth.hook.per_network", "must be at least 1"));
         }
         Ok(hook)
     }

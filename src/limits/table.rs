@@ -56,6 +56,8 @@ limits! {
         PermissionsPerAllocation = "turn.permissions_per_allocation",
         /// Peers that an allocation may begin to talk to.
         NewPeersPerSecond = "turn.new_peers_per_second",
+        /// Peers that all allocations of a user may begin to talk to.
+        NewPeersPerUser = "turn.new_peers_per_user",
         /// Bytes a second of one allocation.
         BandwidthPerAllocation = "turn.bandwidth_per_allocation",
         /// Bytes a second of one user.
@@ -63,6 +65,8 @@ limits! {
         /// Relay ports (508).
         RelayPorts = "turn.relay_ports",
 
+        /// Questions a second to the user look-up, of one network.
+        HookPerNetwork = "auth.hook.per_network",
         /// Answers of the user look-up that are kept; the oldest is dropped.
         HookMaxCached = "auth.hook.max_cached",
         /// Questions to the user look-up at a time.
@@ -115,6 +119,10 @@ limits! {
         SignalingPerList = "signaling.limits.per_list",
         /// Calls a second to addresses of one network that have not answered.
         SignalingPerUnproven = "signaling.limits.per_unproven",
+        /// Requests a second to `/ice` of one network.
+        SignalingIcePerNetwork = "signaling.limits.ice_per_network",
+        /// Credentials a second that `/ice` hands out for one key.
+        SignalingIcePerKey = "signaling.limits.ice_per_key",
         /// Sources, and pairs, whose rates are remembered.
         SignalingRates = "signaling.limits.rates",
         /// Tags that are revoked at a time.
@@ -153,6 +161,8 @@ limits! {
         Reservations = "reservations",
         /// Requests that wait for the user look-up.
         ParkedRequests = "parked_requests",
+        /// Those of one network among them.
+        ParkedRequestsPerNetwork = "parked_requests_per_network",
         /// Questions that wait for the user look-up.
         HookQueue = "hook_queue",
         /// The gateway's clients.

@@ -141,6 +141,15 @@ impl Gate {
             Limit::AnswerSize.reached(MAX_RATIO);
             return false;
         }
+        let admitted = self.takes(now, to);
+        if !admitted {
+            Limit::UnauthenticatedRate.reached(self.rates[0]);
+        }
+        admitted
+    }
+
+    /// Takes a token of a network; `false` when it has none left. For what has a rate alone.
+    pub fn takes(&mut self, now: Now, to: IpAddr) -> bool {
         let to = to.to_canonical();
         if self.is_unlimited(to) {
             return true;
@@ -149,7 +158,6 @@ impl Gate {
         let admitted = self.bucket(network(to)).take(now, interval, depth);
         if !admitted {
             self.held.over_rate += 1;
-            Limit::UnauthenticatedRate.reached(self.rates[0]);
         }
         admitted
     }
@@ -204,8 +212,9 @@ impl Gate {
 }
 
 /// Names the /24 or /48 that `ip` is in; never zero.
-fn network(ip: IpAddr) -> u64 {
-    match ip {
+#[must_use]
+pub(crate) fn network(ip: IpAddr) -> u64 {
+    match ip.to_canonical() {
         IpAddr::V4(ip) => 1 << 48 | u64::from(ip.to_bits() >> 8),
         IpAddr::V6(ip) => 1 << 49 | (ip.to_bits() >> 80) as u64,
     }

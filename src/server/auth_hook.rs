@@ -2,6 +2,9 @@
 //! the authority's business.
 
 use super::inbox::{Inbox, ToWorker};
+use crate::clock::Now;
+use crate::limits::Limit;
+use crate::net::gate::{Gate, GateConfig};
 use crate::net::time;
 use crate::turn_server::auth::{Authority, Question, UserKeys, Verdict, hex_key};
 use bytes::Bytes;
@@ -13,13 +16,15 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::hash::RandomState;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-/// Questions that wait to be asked.
+/// Questions that wait to be asked, of either kind.
 const QUEUE: usize = 1024;
 /// Longest answer that is read, in bytes.
 const MAX_ANSWER: usize = 4096;
@@ -39,8 +44,10 @@ pub struct HookConfig {
     pub negative_cache: Duration,
     /// Most answers kept; default 10 000.
     pub max_cached: usize,
-    /// Most questions at a time; default 64.
+    /// Most questions at a time; default 64. A quarter of them is kept for names that were known before.
     pub max_in_flight: usize,
+    /// Questions a second about other names, of one network (IPv4 /24, IPv6 /48), twice as many at once; default 20.
+    pub per_network: u32,
 }
 
 impl HookConfig {
@@ -61,26 +68,62 @@ impl Default for HookConfig {
             negative_cache: Duration::from_secs(10),
             max_cached: 10_000,
             max_in_flight: 64,
+            per_network: 20,
         }
     }
 }
 
+/// A question, and which worker has it.
+type Asked = (usize, Arc<Question>);
+
 /// A worker's way to ask.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Lookups {
     worker: usize,
-    queue: Option<mpsc::Sender<(usize, Arc<Question>)>>,
+    queues: Option<Queues>,
+    /// How often networks may ask about names that were never known.
+    strangers: Option<Gate>,
+    per_network: GateConfig,
+}
+
+/// Names that were known before wait apart, so that strangers' names hold none of them up.
+#[derive(Debug, Clone)]
+struct Queues {
+    known: mpsc::Sender<Asked>,
+    others: mpsc::Sender<Asked>,
 }
 
 impl Lookups {
-    /// Queues a question, whose end [`ToWorker::LookedUp`] will say; `false` when there is no room or nobody to ask.
-    pub(super) fn ask(&self, question: Arc<Question>) -> bool {
-        self.queue.as_ref().is_some_and(|queue| queue.try_send((self.worker, question)).is_ok())
+    /// Queues a question of a client at `from` and whether its name was known before; [`ToWorker::LookedUp`] will say how it ends. `false`
+    /// when there is no room, nobody to ask, or too much was asked from that network.
+    pub(super) fn ask(
+        &mut self,
+        now: Now,
+        from: IpAddr,
+        (question, was_known): (Arc<Question>, bool),
+    ) -> bool {
+        let Some(Queues { known, others }) = &self.queues else { return false };
+        if !was_known && self.strangers.as_mut().is_some_and(|gate| !gate.takes(now, from)) {
+            Limit::HookPerNetwork.reached(self.per_network.rate);
+            return false;
+        }
+        let queue = if was_known { known } else { others };
+        let queued = queue.try_send((self.worker, question)).is_ok();
+        if !queued {
+            Limit::HookQueue.reached(QUEUE);
+        }
+        queued
     }
 
-    /// Returns the way of worker `worker`.
-    pub(super) fn of(&self, worker: usize) -> Self {
-        Self { worker, queue: self.queue.clone() }
+    /// Returns the way of worker `worker` of `workers`.
+    pub(super) fn of(&self, worker: usize, workers: usize) -> Self {
+        let gate = || Gate::new(&self.per_network, workers, time::now(), RandomState::new());
+        Self {
+            worker,
+            queues: self.queues.clone(),
+            strangers: self.queues.as_ref().map(|_| gate()),
+            per_network: self.per_network.clone(),
+        }
     }
 }
 
@@ -89,7 +132,8 @@ impl Lookups {
 pub(super) struct AuthHook {
     config: HookConfig,
     asker: Asker,
-    questions: mpsc::Receiver<(usize, Arc<Question>)>,
+    known: mpsc::Receiver<Asked>,
+    others: mpsc::Receiver<Asked>,
 }
 
 #[derive(Debug, Serialize)]
@@ -119,32 +163,36 @@ enum HookError {
     Malformed,
 }
 
-/// Makes the look-up and the workers' way to it; without a configuration there is nobody to ask.
-pub(super) fn open(config: Option<HookConfig>) -> io::Result<(Option<AuthHook>, Lookups)> {
+/// Makes the look-up and the workers' way to it; without a configuration there is nobody to ask. Who is not limited as a stranger is not here
+/// either.
+pub(super) fn open(
+    config: Option<HookConfig>,
+    strangers: &GateConfig,
+) -> io::Result<(Option<AuthHook>, Lookups)> {
     let Some(config) = config else { return Ok((None, Lookups::default())) };
-    let (queue, questions) = mpsc::channel(QUEUE);
+    let ((to_known, known), (to_others, others)) = (mpsc::channel(QUEUE), mpsc::channel(QUEUE));
+    let (rate, burst) = (config.per_network, config.per_network.saturating_mul(2));
+    let per_network = GateConfig { rate, burst, ..strangers.clone() };
+    let lookups = Lookups {
+        queues: Some(Queues { known: to_known, others: to_others }),
+        per_network,
+        ..Lookups::default()
+    };
     let asker = Asker::new(&config)?;
-    Ok((Some(AuthHook { config, asker, questions }), Lookups { worker: 0, queue: Some(queue) }))
+    Ok((Some(AuthHook { config, asker, known, others }), lookups))
 }
 
 impl AuthHook {
     /// Asks and answers until all workers are gone. A question that several workers have is asked once.
     pub(super) async fn run(mut self, authority: Arc<Authority>, workers: Arc<[Inbox]>) {
+        let most = self.config.max_in_flight;
+        let most_others = most - most / 4;
         let mut waiting: HashMap<Arc<Question>, Vec<usize>> = HashMap::new();
-        let mut asked = JoinSet::new();
+        let mut asked: JoinSet<(Arc<Question>, Result<Verdict, HookError>)> = JoinSet::new();
         let mut failures = Failures::default();
         loop {
-            tokio::select! {
-                question = self.questions.recv(), if asked.len() < self.config.max_in_flight => {
-                    let Some((worker, question)) = question else { return };
-                    let askers = waiting.entry(Arc::clone(&question)).or_default();
-                    if askers.is_empty() {
-                        asked.spawn(self.asker.clone().ask(question));
-                    }
-                    if !askers.contains(&worker) {
-                        askers.push(worker);
-                    }
-                }
+            let next = tokio::select! {
+                biased;
                 Some(Ok((question, outcome))) = asked.join_next() => {
                     let answered = outcome.is_ok();
                     match outcome {
@@ -155,7 +203,21 @@ impl AuthHook {
                         let done = ToWorker::LookedUp { question: Arc::clone(&question), answered };
                         workers[worker].send(done).await;
                     }
+                    continue;
                 }
+                known = self.known.recv(), if asked.len() < most => known,
+                other = self.others.recv(), if asked.len() < most_others => other,
+            };
+            let Some((worker, question)) = next else { return };
+            let askers = waiting.entry(Arc::clone(&question)).or_default();
+            if askers.is_empty() {
+                asked.spawn(self.asker.clone().ask(question));
+            }
+            if !askers.contains(&worker) {
+                askers.push(worker);
+            }
+            if asked.len() >= most_others {
+                Limit::HookMaxInFlight.reached(most);
             }
         }
     }

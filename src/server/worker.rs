@@ -22,9 +22,8 @@ use crate::net::udp::{BatchSocket, Datagram, Haul, Intake, Role, Route, UdpPort}
 use crate::signaling::{Door, Handle};
 use crate::stun::Message;
 use crate::stun_server::{self, Discovery};
-use crate::turn_server::auth::Question;
 use crate::turn_server::data::PeerError;
-use crate::turn_server::machine::{Forward, Marks, Output, Relay, ToClient, ToPeer};
+use crate::turn_server::machine::{Forward, Marks, Output, Proof, Relay, ToClient, ToPeer};
 use crate::turn_server::{FiveTuple, RelayId, RelaySocketError, Transport};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -531,7 +530,7 @@ impl Worker {
             if self.relay.has_output() {
                 // What is said now may close sockets that the datagrams before are to leave by.
                 self.depart(intake);
-                self.carry_out_relay(now, heard);
+                self.carry_out_relay(now);
             }
             match self.legs.dtls.poll_output() {
                 None => return,
@@ -551,20 +550,16 @@ impl Worker {
         }
     }
 
-    fn look_up(&mut self, now: Now, question: &Arc<Question>) {
-        if !self.lookups.ask(Arc::clone(question)) {
-            self.relay.handle_lookup_done(now, question, false);
-        }
-    }
-
-    fn carry_out_relay(&mut self, now: Now, heard: usize) {
+    fn carry_out_relay(&mut self, now: Now) {
         while let Some(output) = self.relay.poll_output() {
             match output {
-                Output::Reply { client, bytes, proven: false } if client.transport == Transport::Udp => {
-                    self.answer_stranger(now, client, heard, &bytes);
+                Output::Reply { client, bytes, proof: Proof::None { asked } }
+                    if client.transport == Transport::Udp =>
+                {
+                    self.answer_stranger(now, client, asked, &bytes);
                 }
-                Output::Reply { client, bytes, proven } => {
-                    if proven {
+                Output::Reply { client, bytes, proof } => {
+                    if proof == Proof::Integrity {
                         self.legs.prove(client);
                     }
                     self.legs.send(client, &bytes);
@@ -602,7 +597,11 @@ impl Worker {
                     }
                 }
                 Output::Left { client } => self.legs.neighbours.announce_left(client),
-                Output::LookUp { question } => self.look_up(now, &question),
+                Output::LookUp { question, from, was_known } => {
+                    if !self.lookups.ask(now, from, (Arc::clone(&question), was_known)) {
+                        self.relay.handle_lookup_done(now, &question, false);
+                    }
+                }
             }
         }
     }

@@ -70,7 +70,7 @@ impl Staff {
                 gate: Gate::new(&self.strangers, count, time::now(), RandomState::new()),
                 relay: Relay::new(time::now(), shared, rng()),
                 signaling: self.signaling.clone(),
-                lookups: self.lookups.of(index),
+                lookups: self.lookups.of(index, count),
                 number,
                 inboxes: Arc::clone(&all_inboxes),
                 peer_streams: peer_streams.clone(),

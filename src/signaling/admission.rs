@@ -252,7 +252,10 @@ mod tests {
     fn only_the_right_key_admits_and_none_is_shown_in_a_log() {
         let keys = [AccessKey::new("one"), AccessKey::new("two")];
         let [one, two] = ["one", "two"].map(|key| admits(&keys, key).unwrap());
-        assert_eq!(Admitted { account: 0, ..one }, Admitted { scopes: Scopes::CLIENT, ..Admitted::default() });
+        assert_eq!(
+            Admitted { account: 0, ..one },
+            Admitted { scopes: Scopes::CLIENT, ..Admitted::default() }
+        );
         assert!(one.account != 0 && two.account != 0 && one.account != two.account);
         assert_eq!([admits(&keys, "on"), admits(&keys, ""), admits(&[], "one")], [None; 3]);
         let long = "x".repeat(MAX_KEY + 1);

@@ -1,13 +1,14 @@
 //! The HTTP hand: `/ws`, and `/ice`, which hands ICE servers to those who show an access key.
 
 use super::admission::{Admitted, Origins, Refusal};
-use super::config::Limits;
+use super::config::{Limits, Rate};
 use super::leg::Network;
 use super::name::{TAG_BYTES, base32};
 use super::rate::{Rates, Verdict};
 use super::service::Shared;
 use super::websocket;
 use crate::clock::Now;
+use crate::limits::Limit;
 use crate::net::time::now;
 use axum::extract::{ConnectInfo, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -21,7 +22,6 @@ use serde::Deserialize;
 use serde_json::json;
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Lets pages of some origins in alone; who is no page says none.
@@ -123,47 +123,41 @@ fn admit_to_relay(shared: &Shared, now: Now, from: IpAddr, key: &str) -> Result<
 /// How often credentials of the relay are asked for and handed out.
 #[derive(Debug)]
 pub(super) struct IceRates {
+    limits: [Rate; 2],
     networks: Mutex<Rates<Network>>,
     accounts: Mutex<Rates<u64>>,
-    /// Those that were refused.
-    refused: AtomicU64,
 }
 
 impl IceRates {
     pub(super) fn new(limits: &Limits) -> Self {
-        Self {
-            networks: Mutex::new(Rates::new(limits.ice_per_network, limits.rates)),
-            accounts: Mutex::new(Rates::new(limits.ice_per_key, limits.rates)),
-            refused: AtomicU64::new(0),
-        }
+        let rates = [limits.ice_per_network, limits.ice_per_key];
+        let [per_network, per_key] = rates;
+        let networks = Mutex::new(Rates::new(per_network, limits.rates));
+        let accounts = Mutex::new(Rates::new(per_key, limits.rates));
+        Self { limits: rates, networks, accounts }
     }
 
     /// Lets a network ask, whatever it shows.
     fn ask(&self, now: Now, from: IpAddr) -> Result<(), Refusal> {
-        self.pass(&self.networks, Network::of(from), now, "signaling.limits.ice_per_network")
+        take(&self.networks, Network::of(from), now, (Limit::SignalingIcePerNetwork, self.limits[0]))
     }
 
     fn hand_out(&self, now: Now, to: Admitted) -> Result<(), Refusal> {
-        self.pass(&self.accounts, to.account, now, "signaling.limits.ice_per_key")
+        take(&self.accounts, to.account, now, (Limit::SignalingIcePerKey, self.limits[1]))
     }
+}
 
-    fn pass<K: Eq + Hash>(
-        &self,
-        rates: &Mutex<Rates<K>>,
-        who: K,
-        now: Now,
-        limit: &str,
-    ) -> Result<(), Refusal> {
-        if rates.lock().unwrap_or_else(PoisonError::into_inner).take(who, now.mono) == Verdict::Pass {
-            return Ok(());
-        }
-        let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
-        // The first, the second, the fourth: however many there are, they write few lines.
-        if refused.is_power_of_two() {
-            tracing::warn!(limit, refused, "too many requests to /ice");
-        }
-        Err(Refusal::TooMany)
+fn take<K: Eq + Hash>(
+    rates: &Mutex<Rates<K>>,
+    who: K,
+    now: Now,
+    (limit, rate): (Limit, Rate),
+) -> Result<(), Refusal> {
+    if rates.lock().unwrap_or_else(PoisonError::into_inner).take(who, now.mono) == Verdict::Pass {
+        return Ok(());
     }
+    limit.reached(rate.per_second as u64);
+    Err(Refusal::TooMany)
 }
 
 /// Returns the key or JWT in `Authorization: Bearer`.

@@ -1,8 +1,8 @@
 //! The relay's front desk: who may ask, who is told to ask elsewhere, and who waits until his name was looked up.
 
 use super::FiveTuple;
-use super::auth::{Authenticated, Question, Refusal};
-use super::machine::{Output, Relay};
+use super::auth::{Authenticated, Question, Refusal, Waiting};
+use super::machine::{Output, Proof, Relay};
 use super::reply::Reply;
 use crate::clock::Now;
 use crate::stun::{Message, Method};
@@ -32,8 +32,17 @@ impl Relay {
                 }
             }
             Err(Refusal::Lookup(question)) => {
-                if self.parking.park(&question, client, request.as_bytes()) {
-                    self.outputs.push_back(Output::LookUp { question });
+                let was_known = self.shared.authority.was_known(&question);
+                match self.parking.park(&question, client, was_known, request.as_bytes()) {
+                    Waiting::Ask => {
+                        self.outputs.push_back(Output::LookUp {
+                            question,
+                            from: client.client.ip(),
+                            was_known,
+                        });
+                    }
+                    Waiting::Joins => {}
+                    Waiting::Dropped => self.counters.dropped += 1,
                 }
                 None
             }
@@ -41,7 +50,8 @@ impl Relay {
                 self.counters.unauthorized += u64::from(refusal != Refusal::Malformed);
                 let challenge = self.shared.authority.challenge(now, &client);
                 let bytes = Reply::to(request).refusal(&refusal, &challenge);
-                self.outputs.push_back(Output::Reply { client, bytes, proven: false });
+                let asked = request.as_bytes().len();
+                self.outputs.push_back(Output::Reply { client, bytes, proof: Proof::None { asked } });
                 None
             }
         }

@@ -15,6 +15,7 @@ use super::relay_port::RelayId;
 use super::reply::{Fault, Reply};
 use super::reservation::{Reserved, Token};
 use super::wire::CHANNELS;
+use crate::limits::Limit;
 use crate::stun::TransactionId;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -180,8 +181,14 @@ impl Allocation {
 
     /// Takes a peer that is new; `false` when there were too many in too short a time, of this allocation or of all of its user's.
     pub(super) fn takes_new_peer(&mut self, limits: &Limits, now: Moment) -> bool {
-        self.cold.new_peers.take(limits.new_peers, now, 1)
-            && self.cold.ticket.new_peers().take(limits.user_new_peers, now, 1)
+        if !self.cold.new_peers.take(limits.new_peers, now, 1) {
+            return false;
+        }
+        let passes = self.cold.ticket.new_peers().take(limits.user_new_peers, now, 1);
+        if !passes {
+            Limit::NewPeersPerUser.reached(limits.user_new_peers.per_second);
+        }
+        passes
     }
 
     /// Lets the allocation live for `lifetime` from `now` on.

@@ -17,7 +17,10 @@ use super::FiveTuple;
 use crate::clock::Now;
 use crate::stun::{Attributes, Integrity, Key, Message, Method, PasswordAlgorithm, attr};
 use lookup::LookupCache;
-pub use lookup::{CacheLimits, MAX_PARKED, MAX_PARKED_LEN, Parking, Question, Verdict};
+pub use lookup::{
+    CacheLimits, MAX_PARKED, MAX_PARKED_LEN, MAX_PARKED_PER_NETWORK, MAX_PARKED_UNKNOWN, Parking, Question,
+    Verdict, Waiting,
+};
 use nonce::{Nonces, Offer};
 use realm::Realm;
 pub use realm::RealmSetup;
@@ -251,6 +254,12 @@ impl Authority {
         if let Some(cache) = &self.lookup {
             cache.put(now.mono, question, verdict);
         }
+    }
+
+    /// Returns whether others have said before that they know a user.
+    #[must_use]
+    pub fn was_known(&self, question: &Question) -> bool {
+        self.lookup.as_ref().is_some_and(|cache| cache.was_known(question))
     }
 
     /// Makes the challenge for a client.

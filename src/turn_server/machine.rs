@@ -28,7 +28,7 @@ use crate::stun::{Class, Message, Method};
 use rand_chacha::ChaCha20Rng;
 use slab::Slab;
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -111,6 +111,18 @@ impl Default for Features {
     }
 }
 
+/// Whether it is known who has sent a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// Its integrity was verified.
+    Integrity,
+    /// It may come from a forged address: the answer is rate limited and never much larger than what asked for it.
+    None {
+        /// Length of the request, which may have come long before.
+        asked: usize,
+    },
+}
+
 /// What the hands are to do.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Output {
@@ -120,9 +132,8 @@ pub enum Output {
         client: FiveTuple,
         /// A whole STUN message.
         bytes: Vec<u8>,
-        /// Whether the request's integrity was verified. What is not proven may come from a forged address: it is rate limited
-        /// and never much larger than what asked for it.
-        proven: bool,
+        /// Whether it is known who asked.
+        proof: Proof,
     },
     /// Bind a socket to `address` and say how that went with [`Relay::handle_relay_opened`].
     OpenRelay {
@@ -137,6 +148,10 @@ pub enum Output {
     LookUp {
         /// What to ask.
         question: Arc<Question>,
+        /// Whose request makes it necessary; its address has answered a challenge.
+        from: IpAddr,
+        /// Whether others have said before that there is such a user.
+        was_known: bool,
     },
     /// Close a relay port's socket.
     CloseRelay {
@@ -508,7 +523,7 @@ impl Relay {
     }
 
     pub(super) fn answer(&mut self, client: FiveTuple, bytes: Vec<u8>) {
-        self.outputs.push_back(Output::Reply { client, bytes, proven: true });
+        self.outputs.push_back(Output::Reply { client, bytes, proof: Proof::Integrity });
     }
 
     /// Sets the timer of an allocation to its end.

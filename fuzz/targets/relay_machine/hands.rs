@@ -111,7 +111,7 @@ impl World {
                 let closed = |address: &SocketAddr| Some(*address) == closed;
                 self.lives.values_mut().for_each(|life| life.addresses.retain(|address| !closed(address)));
             }
-            Output::LookUp { question } => {
+            Output::LookUp { question, .. } => {
                 let keys = UserKeys { md5: Some(long_term_digest(USERS[2], REALM, "pw")), sha256: None };
                 let verdict = match question.user == USERS[2] {
                     true => Verdict::Known { keys, expires_unix: None },

@@ -3,7 +3,7 @@
 use super::config;
 use crate::net::udp::{Intake, Role, UdpPort};
 use crate::signaling::{
-    Config, Door, Handle, Jwt, JwtKey, Limits, Origins, Rate, Service, Sockets, Times, start,
+    AccessKey, Config, Door, Handle, Jwt, JwtKey, Limits, Origins, Rate, Service, Sockets, Times, start,
 };
 use axum::extract::ConnectInfo;
 use futures_util::{SinkExt, StreamExt};
@@ -164,6 +164,32 @@ async fn ice_servers_are_handed_out_for_a_key_alone() {
     assert!(body["error"].is_string());
     let (head, body) = lodge.get("/ice?key=wrong", "").await;
     assert!(head.starts_with("http/1.1 403") && body["error"].is_string());
+    lodge.close().await;
+}
+
+#[tokio::test]
+async fn credentials_of_one_key_are_on_one_account_and_handed_out_at_a_rate() {
+    let limits = Limits {
+        ice_per_key: Rate { burst: 2.0, per_second: 0.001 },
+        ice_per_network: Rate { burst: 6.0, per_second: 0.001 },
+        ..Limits::default()
+    };
+    let access_keys = vec![AccessKey::new("one"), AccessKey::new("two")];
+    let lodge = Lodge::open(Config { access_keys, limits, ..config() }).await;
+    let ask = async |key: &str| {
+        let (head, body) = lodge.get(&format!("/ice?key={key}"), "").await;
+        let user = body["iceServers"][1]["username"]
+            .as_str()
+            .map(|user| user.rsplit_once('+').unwrap().1.to_owned());
+        (head, user)
+    };
+    let (first, second, other) = (ask("one").await.1, ask("one").await.1, ask("two").await.1);
+    assert!(first.is_some() && first == second && first != other);
+    let (head, user) = ask("one").await;
+    assert!(head.starts_with("http/1.1 429") && head.contains("retry-after: 1") && user.is_none(), "{head}");
+    let status = async |key| ask(key).await.0.split(' ').nth(1).unwrap().to_owned();
+    assert_eq!([status("two").await, status("wrong").await], ["200", "403"]);
+    assert_eq!([status("wrong").await, status("two").await], ["429", "429"], "the network's");
     lodge.close().await;
 }
 

@@ -3,9 +3,10 @@ use crate::net::time::now;
 use crate::stun::{Builder, Class, Key, TransactionId, attr, long_term_digest};
 use crate::turn_server::Transport;
 use crate::turn_server::auth::{
-    Authority, CacheLimits, Expiry, MAX_PARKED, RealmSetup, RestSecret, Setup, TokenKey, UserKeys, Verdict,
+    Authority, CacheLimits, Expiry, MAX_PARKED_PER_NETWORK, MAX_PARKED_UNKNOWN, RealmSetup, RestSecret,
+    Setup, TokenKey, UserKeys, Verdict,
 };
-use crate::turn_server::machine::{Features, Limits, Marks, Shared};
+use crate::turn_server::machine::{Features, Limits, Marks, Proof, Shared};
 use crate::turn_server::mobility::Tickets;
 use crate::turn_server::policy::{PeerPolicy, PolicyConfig};
 use crate::turn_server::ports::{RelayAddress, RelayPorts};
@@ -70,14 +71,14 @@ fn signed(shared: &Shared, now: Now, from: FiveTuple, user: &str) -> Vec<u8> {
 
 fn reply(relay: &mut Relay) -> Option<(Vec<u8>, bool)> {
     match relay.poll_output()? {
-        Output::Reply { bytes, proven, .. } => Some((bytes, proven)),
+        Output::Reply { bytes, proof, .. } => Some((bytes, proof == Proof::Integrity)),
         other => panic!("{other:?}"),
     }
 }
 
 fn question(relay: &mut Relay) -> Option<Arc<Question>> {
     match relay.poll_output()? {
-        Output::LookUp { question } => Some(question),
+        Output::LookUp { question, .. } => Some(question),
         other => panic!("{other:?}"),
     }
 }
@@ -146,21 +147,33 @@ fn a_look_up_that_fails_leaves_no_trace_and_the_client_asks_again() {
     }
 }
 
+/// A client of a network of its own.
+fn distant(network: u16) -> FiveTuple {
+    let [high, low] = network.to_be_bytes();
+    FiveTuple { client: ([10, high, low, 1], 4000).into(), ..client(1) }
+}
+
 #[test]
 fn a_flood_of_unknown_names_finds_little_room_and_a_client_that_goes_takes_its_request_along() {
     let (mut relay, shared) = relay(setup("r"));
     let start = now();
+    let ask = |relay: &mut Relay, from: FiveTuple, name: &str| {
+        relay.handle_client(start, from, MARKS, &signed(&shared, start, from, name));
+    };
     for port in 1..=1000 {
-        let request = signed(&shared, start, client(port), &format!("user {port}"));
-        relay.handle_client(start, client(port), MARKS, &request);
+        ask(&mut relay, client(port), &format!("user {port}"));
     }
-    assert_eq!(relay.parking.len(), MAX_PARKED);
+    assert_eq!(relay.parking.len(), MAX_PARKED_PER_NETWORK);
+    for network in 1..=1000 {
+        ask(&mut relay, distant(network), &format!("user {network} of many"));
+    }
+    assert_eq!(relay.parking.len(), MAX_PARKED_UNKNOWN);
+    assert_eq!(relay.counters().dropped, 2000 - MAX_PARKED_UNKNOWN as u64);
     let asked: Vec<_> = std::iter::from_fn(|| question(&mut relay)).collect();
-    assert_eq!(asked.len(), MAX_PARKED);
+    assert_eq!(asked.len(), MAX_PARKED_UNKNOWN);
     relay.handle_client_gone(client(1));
-    assert_eq!(relay.parking.len(), MAX_PARKED - 1);
-    let known = signed(&shared, start, client(2000), "alice");
-    relay.handle_client(start, client(2000), MARKS, &known);
+    assert_eq!(relay.parking.len(), MAX_PARKED_UNKNOWN - 1);
+    ask(&mut relay, client(2000), "alice");
     assert!(matches!(relay.poll_output(), Some(Output::OpenRelay { .. })), "who is known here does not wait");
     for question in asked {
         shared.authority.learn(start, Arc::clone(&question), Verdict::Unknown);
@@ -173,6 +186,45 @@ fn a_flood_of_unknown_names_finds_little_room_and_a_client_that_goes_takes_its_r
             .map(|(bytes, _)| Message::parse(&bytes).unwrap().unverified().error_code())
             .all(|c| c == Some(401))
     );
+}
+
+#[test]
+fn a_name_that_was_known_before_finds_room_when_strangers_have_all_of_theirs() {
+    let (mut relay, shared) = relay(setup("r"));
+    let start = now();
+    let keys = UserKeys::of_password("dora", "r", "pw");
+    let question = Arc::new(Question { user: "dora".into(), realm: "r".into() });
+    shared.authority.learn(start, question, Verdict::Known { keys, expires_unix: None });
+    let later = start.after(Duration::from_secs(61));
+    for network in 1..=1000 {
+        let from = distant(network);
+        let request = signed(&shared, later, from, &format!("user {network}"));
+        relay.handle_client(later, from, MARKS, &request);
+    }
+    while relay.poll_output().is_some() {}
+    for (name, finds_room) in [("eve", false), ("dora", true)] {
+        relay.handle_client(later, client(7), MARKS, &signed(&shared, later, client(7), name));
+        let asks = match relay.poll_output() {
+            Some(Output::LookUp { question, was_known, .. }) => was_known && question.user == name,
+            _ => false,
+        };
+        assert_eq!(asks, finds_room, "{name}");
+    }
+}
+
+#[test]
+fn a_refusal_after_a_look_up_knows_the_length_of_its_request() {
+    let (mut relay, shared) = relay(setup("r"));
+    let start = now();
+    let request = signed(&shared, start, client(1), "dora");
+    relay.handle_client(start, client(1), MARKS, &request);
+    let asked = question(&mut relay).unwrap();
+    shared.authority.learn(start, Arc::clone(&asked), Verdict::Unknown);
+    relay.handle_lookup_done(start, &asked, true);
+    let Some(Output::Reply { bytes, proof, .. }) = relay.poll_output() else { panic!("no answer") };
+    assert_eq!(Message::parse(&bytes).unwrap().unverified().error_code(), Some(401));
+    assert_eq!(proof, Proof::None { asked: request.len() });
+    assert!(bytes.len() + HEADERS <= 3 * (request.len() + HEADERS));
 }
 
 #[test]

@@ -2,13 +2,19 @@
 //! an answer.
 
 use super::users::UserKeys;
+use crate::limits::Limit;
+use crate::net::gate;
 use crate::turn_server::FiveTuple;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Most requests that wait for an answer at a time, of one worker.
-pub const MAX_PARKED: usize = 256;
+pub const MAX_PARKED: usize = 512;
+/// How many of them may be for names that were never known: the rest is kept for those that were.
+pub const MAX_PARKED_UNKNOWN: usize = 384;
+/// Most requests for such names that wait at a time, of one network (IPv4 /24, IPv6 /48).
+pub const MAX_PARKED_PER_NETWORK: usize = 32;
 /// Longest request that waits.
 pub const MAX_PARKED_LEN: usize = 2048;
 
@@ -42,22 +48,37 @@ pub struct CacheLimits {
     pub known: Duration,
     /// How long an unknown one is not.
     pub unknown: Duration,
-    /// Most answers kept; the oldest gives way.
+    /// Most answers kept about known users, and as many about unknown ones; the oldest gives way.
     pub entries: usize,
 }
 
-/// The answers of the last minutes, shared by all workers.
+/// The answers of the last minutes, shared by all workers. Those about names that nobody has are apart, as strangers can make any number of them.
 #[derive(Debug)]
 pub(super) struct LookupCache {
     limits: CacheLimits,
-    answers: Mutex<Answers>,
+    answers: Mutex<[Answers; 2]>,
 }
+
+/// Where the answers of either kind are.
+const KNOWN: usize = 0;
+const UNKNOWN: usize = 1;
 
 #[derive(Debug, Default)]
 struct Answers {
     by_question: HashMap<Arc<Question>, (Verdict, Instant)>,
     /// In the order they came; an answer that was given again stands here twice and goes with the earlier of both.
     order: VecDeque<Arc<Question>>,
+}
+
+impl Answers {
+    fn put(&mut self, question: Arc<Question>, answer: (Verdict, Instant), most: usize) {
+        while self.order.len() >= most.max(1) {
+            let Some(oldest) = self.order.pop_front() else { break };
+            self.by_question.remove(&oldest);
+        }
+        self.order.push_back(Arc::clone(&question));
+        self.by_question.insert(question, answer);
+    }
 }
 
 impl LookupCache {
@@ -67,24 +88,30 @@ impl LookupCache {
 
     pub(super) fn get(&self, now: Instant, question: &Question) -> Option<Verdict> {
         let answers = self.lock();
-        answers.by_question.get(question).filter(|(_, until)| now < *until).map(|(verdict, _)| *verdict)
+        let current = |answers: &Answers| {
+            let known = answers.by_question.get(question).filter(|(_, until)| now < *until);
+            known.map(|(verdict, _)| *verdict)
+        };
+        answers.iter().find_map(current)
+    }
+
+    /// Returns whether the last answer was that there is such a user, however long ago it was given.
+    pub(super) fn was_known(&self, question: &Question) -> bool {
+        self.lock()[KNOWN].by_question.contains_key(question)
     }
 
     pub(super) fn put(&self, now: Instant, question: Arc<Question>, verdict: Verdict) {
-        let lifetime = match verdict {
-            Verdict::Known { .. } => self.limits.known,
-            Verdict::Unknown => self.limits.unknown,
+        let (place, lifetime) = match verdict {
+            Verdict::Known { .. } => (KNOWN, self.limits.known),
+            Verdict::Unknown => (UNKNOWN, self.limits.unknown),
         };
         let mut answers = self.lock();
-        while answers.order.len() >= self.limits.entries.max(1) {
-            let Some(oldest) = answers.order.pop_front() else { break };
-            answers.by_question.remove(&oldest);
-        }
-        answers.order.push_back(Arc::clone(&question));
-        answers.by_question.insert(question, (verdict, now + lifetime));
+        // What was said before counts no more.
+        answers[1 - place].by_question.remove(&question);
+        answers[place].put(question, (verdict, now + lifetime), self.limits.entries);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Answers> {
+    fn lock(&self) -> MutexGuard<'_, [Answers; 2]> {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -100,21 +127,64 @@ pub struct Parking {
 struct Parked {
     question: Arc<Question>,
     client: FiveTuple,
+    /// Whether the name was known before.
+    was_known: bool,
     bytes: Vec<u8>,
 }
 
+/// What came of a request whose user is to be looked up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiting {
+    /// It waits, and its question is to be asked.
+    Ask,
+    /// It waits for an answer that others wait for, or waited already.
+    Joins,
+    /// There is no room for it.
+    Dropped,
+}
+
 impl Parking {
-    /// Keeps a request; returns whether its question is new, which the hands are then to ask.
+    /// Keeps a request, if there is room.
     #[must_use]
-    pub fn park(&mut self, question: &Arc<Question>, client: FiveTuple, bytes: &[u8]) -> bool {
+    pub fn park(
+        &mut self,
+        question: &Arc<Question>,
+        client: FiveTuple,
+        was_known: bool,
+        bytes: &[u8],
+    ) -> Waiting {
+        if self.parked.iter().any(|parked| parked.client == client && parked.bytes == bytes) {
+            return Waiting::Joins;
+        }
+        if bytes.len() > MAX_PARKED_LEN || !self.has_room(client, was_known) {
+            return Waiting::Dropped;
+        }
         let is_new = self.parked.iter().all(|parked| parked.question != *question);
-        let is_retransmission =
-            self.parked.iter().any(|parked| parked.client == client && parked.bytes == bytes);
-        if is_retransmission || self.parked.len() >= MAX_PARKED || bytes.len() > MAX_PARKED_LEN {
+        let (question, bytes) = (Arc::clone(question), bytes.to_vec());
+        self.parked.push_back(Parked { question, client, was_known, bytes });
+        if is_new { Waiting::Ask } else { Waiting::Joins }
+    }
+
+    fn has_room(&self, client: FiveTuple, was_known: bool) -> bool {
+        let count = |of: &dyn Fn(&Parked) -> bool| self.parked.iter().filter(|parked| of(parked)).count();
+        let network = gate::network(client.client.ip());
+        let of_network = |parked: &Parked| gate::network(parked.client.client.ip()) == network;
+        if self.parked.len() >= MAX_PARKED {
+            Limit::ParkedRequests.reached(MAX_PARKED);
             return false;
         }
-        self.parked.push_back(Parked { question: Arc::clone(question), client, bytes: bytes.to_vec() });
-        is_new
+        if was_known {
+            return true;
+        }
+        if count(&|parked| !parked.was_known) >= MAX_PARKED_UNKNOWN {
+            Limit::ParkedRequests.reached(MAX_PARKED_UNKNOWN);
+            return false;
+        }
+        let is_free = count(&|parked| !parked.was_known && of_network(parked)) < MAX_PARKED_PER_NETWORK;
+        if !is_free {
+            Limit::ParkedRequestsPerNetwork.reached(MAX_PARKED_PER_NETWORK);
+        }
+        is_free
     }
 
     /// Takes the requests that waited for `question`, in the order they came.
@@ -171,27 +241,66 @@ mod tests {
         assert_eq!(cache.get(start, &question("bob")), Some(Verdict::Unknown));
         assert_eq!(cache.get(start + second, &question("bob")), None);
         cache.put(start, question("carol"), known);
+        cache.put(start, question("dave"), known);
         assert_eq!(cache.get(start, &question("alice")), None, "the oldest gave way");
         for round in 0..100 {
             cache.put(start, question(&format!("{round}")), known);
         }
-        assert!(cache.lock().by_question.len() <= 2);
+        assert!(cache.lock()[KNOWN].by_question.len() <= 2);
     }
 
     #[test]
-    fn parked_requests_are_few_short_and_asked_for_once() {
+    fn names_that_nobody_has_crowd_out_none_that_somebody_has() {
+        let second = Duration::from_secs(1);
+        let cache = LookupCache::new(CacheLimits { known: 9 * second, unknown: second, entries: 4 });
+        let start = now().mono;
+        let known = Verdict::Known { keys: UserKeys::default(), expires_unix: None };
+        cache.put(start, question("alice"), known);
+        for round in 0..100 {
+            cache.put(start, question(&format!("{round}")), Verdict::Unknown);
+        }
+        assert_eq!(cache.get(start, &question("alice")), Some(known));
+        assert!(cache.was_known(&question("alice")) && !cache.was_known(&question("99")));
+        assert_eq!(cache.get(start + 9 * second, &question("alice")), None);
+        assert!(cache.was_known(&question("alice")), "remembered for the reserve");
+        cache.put(start, question("alice"), Verdict::Unknown);
+        assert_eq!(cache.get(start, &question("alice")), Some(Verdict::Unknown));
+        assert!(!cache.was_known(&question("alice")));
+    }
+
+    /// A client in network 198.51.`network`.0/24.
+    fn client_in(network: u8, port: u16) -> FiveTuple {
+        FiveTuple { client: ([198, 51, network, 1], port).into(), ..client(port) }
+    }
+
+    #[test]
+    fn parked_requests_are_short_and_asked_for_once() {
         let mut parking = Parking::default();
-        assert!(parking.park(&question("alice"), client(1), b"one"));
-        assert!(!parking.park(&question("alice"), client(1), b"one"), "a retransmission");
-        assert!(!parking.park(&question("alice"), client(2), b"two"), "already asked");
-        assert!(!parking.park(&question("bob"), client(3), &[0; MAX_PARKED_LEN + 1]), "too long");
-        assert!(parking.park(&question("carol"), client(4), b"gone"));
+        let mut park = |user, port, bytes: &[u8]| parking.park(&question(user), client(port), false, bytes);
+        assert_eq!(park("alice", 1, b"one"), Waiting::Ask);
+        assert_eq!(park("alice", 1, b"one"), Waiting::Joins, "a retransmission");
+        assert_eq!(park("alice", 2, b"two"), Waiting::Joins, "already asked");
+        assert_eq!(park("bob", 3, &[0; MAX_PARKED_LEN + 1]), Waiting::Dropped, "too long");
+        assert_eq!(park("carol", 4, b"gone"), Waiting::Ask);
         parking.forget(client(4));
         assert_eq!(parking.take(&question("alice")).len(), 2);
         assert!(parking.is_empty());
-        for port in 0..1000 {
-            let _ = parking.park(&question("alice"), client(port), b"flood");
-        }
+    }
+
+    #[test]
+    fn a_network_has_its_share_and_names_that_were_known_a_reserve() {
+        let mut parking = Parking::default();
+        let mut park = |network, port, was_known| {
+            let question = question(&format!("{network} {port}"));
+            parking.park(&question, client_in(network, port), was_known, b"request") == Waiting::Ask
+        };
+        let mut parked =
+            |network, was_known| (0..1000).filter(|port| park(network, *port, was_known)).count();
+        assert_eq!(parked(0, false), MAX_PARKED_PER_NETWORK);
+        assert_eq!(parked(1, false), MAX_PARKED_PER_NETWORK, "another network");
+        let others: usize = (2..100).map(|network| parked(network, false)).sum();
+        assert_eq!(others, MAX_PARKED_UNKNOWN - 2 * MAX_PARKED_PER_NETWORK);
+        assert_eq!(parked(200, true), MAX_PARKED - MAX_PARKED_UNKNOWN, "the reserve");
         assert_eq!(parking.len(), MAX_PARKED);
     }
 }

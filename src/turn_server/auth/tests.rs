@@ -316,6 +316,32 @@ fn minted_credentials_work_until_they_expire() {
 }
 
 #[test]
+fn every_form_of_a_time_limited_name_is_taken_and_counts_until_its_end() {
+    let (start, authority) = (now(), authority());
+    let secret = RestSecret::new(b"north");
+    let (good, over) = (start.unix + 60, start.unix - 60);
+    let forms: [fn(u64) -> String; 8] = [
+        |at| at.to_string(),
+        |at| format!("{at}:"),
+        |at| format!("{at}:alice"),
+        |at| format!("{at}:@alice:example.org"),
+        |at| format!("{at}:alice@example.org"),
+        |at| format!("alice:{at}"),
+        |at| format!("@alice:example.org:{at}"),
+        |at| format!("{at}:{}", "x".repeat(400)),
+    ];
+    for form in forms {
+        for (at, passes) in [(good, true), (good * 1000, true), (over, false)] {
+            let name = form(at);
+            let ask = Ask::new(&authority, start, &name, &secret.password(RestHash::Sha1, &name));
+            assert_eq!(ask.passes(&authority, start), passes, "{name}");
+        }
+    }
+    let ask = Ask::new(&authority, start, "carol", &secret.password(RestHash::Sha1, "carol"));
+    assert!(!ask.passes(&authority, start), "without an end");
+}
+
+#[test]
 fn credentials_of_a_revoked_name_are_refused_like_a_wrong_password() {
     for expiry in [Expiry::AtAllocate, Expiry::AtRefresh, Expiry::Hard] {
         assert_revoked_are_refused(expiry);

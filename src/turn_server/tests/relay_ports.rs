@@ -224,6 +224,7 @@ fn a_pair_of_which_the_system_refuses_one_is_replaced_by_another_pair() {
 fn an_allocation_remembers_a_bounded_number_of_peers() {
     let mut shared = shared(10, 50_000..=50_009);
     shared.limits.new_peers.per_second = 0;
+    shared.limits.user_new_peers.per_second = 0;
     let mut world = World::with(shared);
     world.allocate(1);
     world.permit(1, PEER);

@@ -9,3 +9,4 @@ mod own_addresses;
 mod peers;
 mod shutdown;
 mod strangers;
+mod users;

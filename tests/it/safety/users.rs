@@ -1,0 +1,137 @@
+//! Users that somebody else knows, and users that have many names.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use ginnel::stun::{Message, Method};
+use serde_json::Value;
+
+use crate::house::{House, Lines};
+use crate::turn_client::{TurnClient, by_udp};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const PASSWORD: &str = "a user's password";
+const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 41, 0, 1);
+const FRIEND: Ipv4Addr = Ipv4Addr::new(127, 40, 0, 1);
+
+/// Answers look-ups: names that begin with `good` are known; about those that begin with `slow` nothing is ever said; others are not known.
+fn directory() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || while answer(&stream).is_some() {});
+        }
+    });
+    address
+}
+
+/// Reads one question and answers it; `None` at the end of the connection.
+fn answer(stream: &TcpStream) -> Option<()> {
+    let mut reader = BufReader::new(stream);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        let line = line.trim().to_ascii_lowercase();
+        if let Some(value) = line.strip_prefix("content-length:") {
+            length = value.trim().parse().unwrap();
+        }
+        if line.is_empty() {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).ok()?;
+    let asked: Value = serde_json::from_slice(&body).unwrap();
+    let user = asked["user"].as_str().unwrap();
+    if user.starts_with("slow") {
+        // Until the server gives it up.
+        let _ = reader.read(&mut [0]);
+        return None;
+    }
+    let (status, body) = match user.starts_with("good") {
+        true => ("200 OK", format!("{{\"password\": \"{PASSWORD}\"}}")),
+        false => ("404 Not Found", String::new()),
+    };
+    let mut writer = stream;
+    write!(writer, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).ok()
+}
+
+fn house(lines: &str) -> House {
+    let rest =
+        format!("[limits]\nunlimited_from = []\n[auth.hook]\nurl = \"http://{}/\"\n{lines}", directory());
+    let lines = Lines { top: "workers = 2", turn: &rest };
+    House::with(&[Ipv4Addr::LOCALHOST.into()], lines)
+}
+
+fn client(user: &str, password: &str, ip: Ipv4Addr, server: SocketAddr) -> TurnClient {
+    TurnClient::of((user.to_owned(), password.to_owned()), ip, server)
+}
+
+fn code(answer: &[u8]) -> u16 {
+    Message::parse(answer).unwrap().unverified().error_code().unwrap_or(0)
+}
+
+#[test]
+fn the_first_refusal_of_a_user_who_was_looked_up_arrives() {
+    let house = house("");
+    for (user, ip) in [("good", FRIEND), ("nobody", STRANGER)] {
+        let mut client = client(user, "wrong", ip, house.address);
+        let request = by_udp(client.begin(Method::ALLOCATE));
+        let request = client.sign(request).finish();
+        client.tell(&request);
+        let answer = (0..40).find_map(|_| client.hear());
+        assert_eq!(answer.map(|answer| code(&answer)), Some(401), "{user}, asked once");
+    }
+}
+
+#[test]
+fn strangers_with_random_names_keep_no_user_of_another_network_out() {
+    let house = house("deadline_ms = 60000\nper_network = 10");
+    let mut strangers: Vec<_> =
+        (0..100).map(|number| client(&format!("slow{number}"), "x", STRANGER, house.address)).collect();
+    for stranger in &mut strangers {
+        let request = by_udp(stranger.begin(Method::ALLOCATE));
+        stranger.tell(&stranger.sign(request).finish());
+    }
+    let mut friend = client("good", PASSWORD, FRIEND, house.address);
+    assert_eq!(code(&friend.ask_signed(Method::ALLOCATE, by_udp)), 0);
+    house.server.expect("line about the limit", PATIENCE, |line| {
+        line.contains("auth.hook.per_network").then_some(())
+    });
+}
+
+/// What `GET /ice` hands out for the access key.
+fn ice(house: &House) -> (String, String) {
+    let mut stream = TcpStream::connect(house.address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (key, host) = (house.key(), house.address);
+    write!(stream, "GET /ice?key={key} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let body: Value = serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let relay = &body["iceServers"][1];
+    (relay["username"].as_str().unwrap().to_owned(), relay["credential"].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn one_access_key_has_one_users_share_however_many_names_it_is_handed() {
+    let here: IpAddr = Ipv4Addr::LOCALHOST.into();
+    let lines = Lines { turn: "allocations_per_user = 2", ..Lines::default() };
+    let house = House::with(&[here], lines);
+    let mut names: Vec<_> = (0..3).map(|_| ice(&house)).collect();
+    let codes: Vec<_> = names
+        .iter()
+        .map(|user| {
+            let mut client = TurnClient::of(user.clone(), Ipv4Addr::LOCALHOST, house.address);
+            code(&client.ask_signed(Method::ALLOCATE, by_udp))
+        })
+        .collect();
+    assert_eq!(codes, [0, 0, 486]);
+    names.dedup();
+    assert_eq!(names.len(), 3);
+}
