@@ -318,7 +318,8 @@ impl Turn {
             given => given.unwrap_or(limits.permissions),
         };
         limits.new_peers.per_second = self.new_peers_per_second.unwrap_or(limits.new_peers.per_second);
-        limits.user_new_peers.per_second = self.new_peers_per_user.unwrap_or(limits.user_new_peers.per_second);
+        limits.user_new_peers.per_second =
+            self.new_peers_per_user.unwrap_or(limits.user_new_peers.per_second);
         for (key, given, rate) in [
             (
                 "turn.bandwidth_per_allocation",

@@ -223,7 +223,9 @@ mod tests {
         let keys: Vec<_> = example["signaling"][section].as_table().unwrap().keys().cloned().collect();
         let line = |key: &String| match key.as_str() {
             "retransmit" => "retransmit = [77]\n".to_owned(),
-            key if key.starts_with("per_") || key.starts_with("ice_per_") => format!("{key} = {{ burst = 77, per_second = 77 }}\n"),
+            key if key.starts_with("per_") || key.starts_with("ice_per_") => {
+                format!("{key} = {{ burst = 77, per_second = 77 }}\n")
+            }
             "idle" => "idle = 78\n".to_owned(),
             _ => format!("{key} = 77\n"),
         };
