@@ -2,6 +2,7 @@
 
 use super::crossing::Mailbox;
 use super::doorbell::Doorbell;
+use super::forward_table::Forwarding;
 use super::tcp_leg::Arrival;
 use super::tcp_relay::Joint;
 use crate::net::addresses::Addresses;
@@ -32,8 +33,10 @@ pub(super) enum ToWorker {
     Gone { client: FiveTuple, link: u64 },
     /// A user was looked up, or could not be.
     LookedUp { question: Arc<Question>, answered: bool },
-    /// A client who belongs to this worker has sent a frame to another one, `host`.
+    /// A client who belongs to this worker, or has a ticket that says so, has sent a frame to another one, `host`.
     Guest { client: FiveTuple, host: u16, bytes: Bytes },
+    /// A client who arrives at this worker is served by another one: his frames are to be passed on.
+    Moved { client: FiveTuple, entry: Forwarding },
     /// Such a client's connection has ended.
     GuestGone { client: FiveTuple },
     /// A frame for a client who arrives at this worker and belongs to another one.

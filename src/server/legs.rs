@@ -176,6 +176,7 @@ impl Legs {
     /// The same for relayed data, whose IP header passes something on where the client is reached by datagrams.
     pub(super) fn send_marked(&mut self, client: FiveTuple, marks: Marks, bytes: &[u8]) {
         match client.transport {
+            Transport::Udp if self.neighbours.is_current(client) => self.send_by_neighbour(client, bytes),
             Transport::Udp => self.send_datagram(client, marks, bytes),
             // It leaves as what the sessions put out.
             Transport::Dtls => {

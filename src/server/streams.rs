@@ -85,6 +85,28 @@ impl Worker {
         }
     }
 
+    /// Hears a frame of a client who arrives at the worker `host`, and tells that worker when the client is served here.
+    pub(super) fn hear_guest(
+        &mut self,
+        now: Now,
+        (client, host): (FiveTuple, u16),
+        bytes: &[u8],
+        intake: &Intake,
+    ) {
+        self.legs.neighbours.welcome(client, host);
+        self.hear_frame(now, client, bytes, intake);
+        let served = self.relay.served(client);
+        let is_served = served.is_some();
+        if let Some((user, until)) = served
+            && is_request(bytes)
+        {
+            // Before the answer: what the client sends upon that must be passed on.
+            self.legs.neighbours.announce_moved(client, user, until);
+        }
+        self.carry_out(now, 0, intake);
+        self.legs.neighbours.dismiss(client, is_served);
+    }
+
     /// Packs what a client sends to another worker's client.
     pub(super) fn pass_across(&mut self, packet: &InternalPacket<'_>) {
         let lost = self.crossing.pack(packet);
@@ -130,4 +152,9 @@ impl Worker {
         let lost = self.crossing.flush();
         self.legs.note_lost_frames(lost);
     }
+}
+
+/// Says whether a frame is a STUN request, by its class bits.
+fn is_request(frame: &[u8]) -> bool {
+    matches!(frame, [first, second, ..] if first & 0xC1 == 0 && second & 0x10 == 0)
 }

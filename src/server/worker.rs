@@ -266,9 +266,9 @@ impl Worker {
                     self.relay.handle_lookup_done(now, &question, answered);
                 }
                 ToWorker::Guest { client, host, bytes } => {
-                    self.legs.neighbours.welcome(client, host);
-                    self.hear_frame(now, client, &bytes, intake);
+                    self.hear_guest(now, (client, host), &bytes, intake);
                 }
+                ToWorker::Moved { client, entry } => self.legs.neighbours.insert(now.mono, client, entry),
                 ToWorker::GuestGone { client } => self.relay.handle_client_gone(client),
                 ToWorker::Back { client, bytes } => self.legs.send(client, &bytes),
                 ToWorker::Left { client } => self.legs.neighbours.forget(client),
@@ -414,7 +414,7 @@ impl Worker {
         bytes: &[u8],
         intake: &Intake,
     ) {
-        if let Some(passed) = self.legs.neighbours.pass_on(client, bytes) {
+        if let Some(passed) = self.legs.neighbours.pass_on(now.mono, client, bytes) {
             if !passed {
                 self.legs.note_dropped();
             }
@@ -592,7 +592,7 @@ impl Worker {
                 }
                 Output::Disconnect { connection } => self.tcp.disconnect(connection),
                 Output::Elsewhere { client, worker, bytes } => {
-                    if !self.legs.neighbours.begin(client, worker, &bytes) {
+                    if !self.legs.neighbours.hand_over(client, worker, &bytes) {
                         self.legs.note_dropped();
                     }
                 }

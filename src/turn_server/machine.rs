@@ -505,6 +505,13 @@ impl Relay {
         self.denials.counts()
     }
 
+    /// Returns the user of the client's allocation, and when its lifetime is over.
+    #[must_use]
+    pub fn served(&self, client: FiveTuple) -> Option<(Arc<str>, Instant)> {
+        let allocation = self.allocations.get(self.allocation_of(client)?)?;
+        Some((Arc::clone(allocation.user()), self.epoch.instant(allocation.live_until())))
+    }
+
     /// Returns how many allocations there are.
     #[must_use]
     pub fn len(&self) -> usize {
