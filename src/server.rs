@@ -10,6 +10,7 @@ mod doorbell;
 mod doors;
 mod dtls;
 mod facts;
+mod forward_table;
 mod frames;
 mod gateway;
 mod hosts;

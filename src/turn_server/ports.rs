@@ -82,6 +82,12 @@ impl RelayPorts {
         words.map(|word| word.load(Ordering::Relaxed).count_ones()).sum()
     }
 
+    /// Returns how many ports there are in all.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.range.len() * self.tables.len()
+    }
+
     /// Returns whether `address` is a relayed address in use.
     #[must_use]
     pub fn is_leased(&self, address: SocketAddr) -> bool {

@@ -6,6 +6,7 @@ use super::machine::{AllocationId, Output, Relay};
 use super::port_owners::PortOwner;
 use super::ports::PortLease;
 use crate::clock::Now;
+use crate::limits::Limit;
 use rand::seq::SliceRandom;
 use std::net::{IpAddr, SocketAddr};
 
@@ -82,7 +83,10 @@ impl Relay {
             Replacement::Pair => ports.lease_pair(ip, rng).map(|(even, odd)| (even, Some(odd))),
             Replacement::None => None,
         });
-        self.counters.ports_exhausted += u64::from(lease.is_none() && wanted != Replacement::None);
+        if lease.is_none() && wanted != Replacement::None {
+            self.counters.ports_exhausted += 1;
+            Limit::RelayPorts.reached(self.shared.ports.count());
+        }
         lease
     }
 
