@@ -1,5 +1,6 @@
 //! The hands of one call: feed the session and the lane chooser, do what they say, and keep the lanes until the end.
 
+use super::binding::{Binding, InitialKey};
 use super::candidate::LaneKind;
 use super::ice::{Lane, LaneConfig, LaneEvent, RelayCredentials, SelectedPair};
 use super::lanes::{self, Lanes};
@@ -42,8 +43,8 @@ pub(super) enum Signal {
 pub(super) enum Progress {
     /// No lane carries data yet.
     Searching,
-    /// One did at least once.
-    Ready,
+    /// One did at least once; both sides begin QUIC with this key.
+    Ready(InitialKey),
     /// It is over.
     Failed(CallFailure),
 }
@@ -55,6 +56,8 @@ pub(super) enum CallFailure {
     Session(Failure),
     /// The server or the other side said no.
     Refused(Code, String),
+    /// The other side's answer was made by somebody without the ticket, or for another call.
+    Impostor,
     /// The signalling line was cut before there was a path.
     LineCut,
 }
@@ -151,7 +154,7 @@ impl Call {
     pub(super) fn start(
         ground: Ground,
         setup: Setup,
-        opening: Opening,
+        (opening, binding): (Opening, Binding),
         link: Link,
         signals: mpsc::Receiver<Signal>,
     ) -> Self {
@@ -163,6 +166,8 @@ impl Call {
             chooser: Lanes::new(ground.begun),
             ground,
             link,
+            binding,
+            answered: false,
             dial: None,
             token: None,
             pairs: [None, None],
@@ -180,17 +185,17 @@ impl Call {
         stop: mpsc::Sender<String>,
         task: JoinHandle<()>,
     ) -> Self {
-        let (_, progress) = watch::channel(Progress::Ready);
+        let (_, progress) = watch::channel(Progress::Searching);
         Self { progress, path, stop, task }
     }
 
-    /// Waits until data can flow, or until that is hopeless.
-    pub(super) async fn ready(&mut self) -> Result<(), CallFailure> {
+    /// Waits until data can flow, or until that is hopeless; returns the key to begin QUIC with.
+    pub(super) async fn ready(&mut self) -> Result<InitialKey, CallFailure> {
         let reached = self.progress.wait_for(|progress| !matches!(progress, Progress::Searching)).await;
         match reached.as_deref() {
+            Ok(Progress::Ready(key)) => Ok(key.clone()),
             Ok(Progress::Failed(failure)) => Err(failure.clone()),
-            Ok(_) => Ok(()),
-            Err(_) => Err(CallFailure::LineCut),
+            Ok(Progress::Searching) | Err(_) => Err(CallFailure::LineCut),
         }
     }
 
@@ -208,6 +213,9 @@ struct Driver {
     chooser: Lanes,
     ground: Ground,
     link: Link,
+    binding: Binding,
+    /// The other side's terms have come.
+    answered: bool,
     /// Where an offer of the session's goes.
     dial: Option<Opening>,
     token: Option<Token>,
@@ -287,7 +295,7 @@ impl Driver {
                 self.ground.tunnel.set_active(lane);
                 self.session.handle_active(lane);
                 if lane.is_some() {
-                    self.advance(Progress::Ready);
+                    self.advance(Progress::Ready(self.binding.initial_key()));
                 }
             }
         }
@@ -295,14 +303,16 @@ impl Driver {
 
     async fn obey_session(&mut self, output: session::Output, dialled: &mut Option<Dialled>) {
         match output {
-            session::Output::Call(ice) => {
+            session::Output::Call(mut ice) => {
+                self.binding.prove(&mut ice);
                 if let Some(Opening::Dial { tag, callee }) = self.dial.take() {
                     let link = self.link.clone();
                     let ask = Ask::Call { tag, rtag: callee, ice };
                     *dialled = Some(tokio::spawn(async move { link.ask(ask).await }));
                 }
             }
-            session::Output::Accept(ice) => {
+            session::Output::Accept(mut ice) => {
+                self.binding.prove(&mut ice);
                 if let Some(Opening::Answer { mid, token, .. }) = self.dial.take() {
                     self.link.answer(mid, Answer::Accepted { token, ice }).await;
                 }
@@ -351,10 +361,10 @@ impl Driver {
 
     async fn take_request(&mut self, now: Instant, request: Request) {
         let answer = match request.body {
-            Ask::Answered { token, ice, .. } => {
+            Ask::Answered { token, mut ice, .. } => {
                 self.token = Some(token.clone());
                 self.session.handle_token(now);
-                self.session.handle_offer(now, ice);
+                self.take_terms(now, &mut ice);
                 Answer::Noted { token }
             }
             Ask::Trickle { token, cands, done, nat } => {
@@ -379,6 +389,19 @@ impl Driver {
             _ => return,
         };
         self.link.answer(request.mid, answer).await;
+    }
+
+    /// The server may repeat the answer; only the first counts.
+    fn take_terms(&mut self, now: Instant, ice: &mut Ice) {
+        if self.answered {
+            return;
+        }
+        self.answered = true;
+        if self.binding.take_answer(ice) {
+            self.session.handle_offer(now, std::mem::take(ice));
+        } else {
+            self.advance(Progress::Failed(CallFailure::Impostor));
+        }
     }
 
     fn take_answer(&mut self, answer: Result<Answer, LinkError>) {

@@ -130,6 +130,7 @@ impl Error {
             CallFailure::Refused(Code::NotOnline | Code::NoAnswer, _) => Self::Offline,
             CallFailure::Refused(code @ (Code::Replaced | Code::Revoked), _) => Self::from_loss(code),
             CallFailure::Refused(_, text) => Self::Refused(text),
+            CallFailure::Impostor => Self::Handshake("its answer was not made for this call".to_owned()),
             CallFailure::LineCut => Self::TimedOut(Stage::Server),
         }
     }

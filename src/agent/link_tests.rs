@@ -1,7 +1,8 @@
 //! The line and the listener's desk against a scripted server.
 
 use super::*;
-use crate::agent::{Agent, Config, Error, ServerName};
+use crate::agent::binding::Binding;
+use crate::agent::{Agent, Config, Error, Secret, ServerName, Ticket};
 use crate::signaling::wire::Ice;
 use std::net::Ipv4Addr;
 use tokio::net::TcpListener;
@@ -161,6 +162,83 @@ async fn a_stranger_who_only_knows_the_tag_is_refused_before_a_socket_is_opened(
     drop(listening);
 }
 
+fn tag(text: &str) -> Tag {
+    Tag::new(text).unwrap()
+}
+
+/// What `caller` offers to the listener `me`.
+fn offer(secret: &Secret, ufrag: &str) -> Ice {
+    let mut ice = Ice { ufrag: Some(ufrag.into()), ..Ice::default() };
+    Binding::of_connector(secret, [&tag("caller"), &tag("me")], ufrag).unwrap().prove(&mut ice);
+    ice
+}
+
+fn notify(token: &str, caller: &str, ice: Ice) -> Ask {
+    Ask::Notify { token: Token::new(token).unwrap(), ltag: tag(caller), from: None, ice }
+}
+
+#[tokio::test]
+async fn an_offer_is_taken_once_and_from_its_maker_alone() {
+    let (listener, address) = server().await;
+    let server = Some(ServerName { host: "127.0.0.1".into(), port: address.port() });
+    let agent = Agent::new(Config { server, ..Config::default() });
+    let (listening, (mut script, _)) = tokio::join!(agent.listen(), Script::welcome(&listener, "me"));
+    let listening = listening.unwrap();
+    let secret = listening.ticket().secret.clone();
+    let (first, second) = (offer(&secret, "first"), offer(&secret, "second"));
+    let asked = [
+        (notify("act1", "stranger", first.clone()), false),
+        (notify("act2", "caller", first.clone()), true),
+        (notify("act3", "caller", first.clone()), false),
+        (notify("act4", "caller", Ice { ufrag: second.ufrag.clone(), ..first }), false),
+        (notify("act5", "caller", second.clone()), true),
+        (notify("act6", "caller", second), false),
+    ];
+    for (mid, (ask, taken)) in (1..).zip(asked) {
+        script.ask(mid, ask).await;
+        let answer = loop {
+            match script.hear().await {
+                Message::Response(response) if response.mid == Some(mid) => break response.body,
+                _ => {}
+            }
+        };
+        match answer {
+            Answer::Accepted { .. } => assert!(taken, "{mid}"),
+            Answer::Failed { code: Code::NotAllowed, .. } => assert!(!taken, "{mid}"),
+            other => panic!("{mid}: {other:?}"),
+        }
+    }
+    drop(listening);
+}
+
+#[tokio::test]
+async fn a_connector_takes_no_answer_that_was_made_for_another_call() {
+    let (listener, address) = server().await;
+    let secret = Secret([5; 16]);
+    let ticket =
+        Ticket { host: "127.0.0.1".into(), port: address.port(), tag: "me".into(), secret: secret.clone() };
+    let mut earlier = Ice { ufrag: Some("earlier".into()), ..Ice::default() };
+    let tags = [&tag("caller"), &tag("me")];
+    Binding::of_listener(&secret, tags, &mut offer(&secret, "earlier call"), "earlier")
+        .unwrap()
+        .prove(&mut earlier);
+    let scripted = async {
+        let (mut script, _) = Script::welcome(&listener, "caller").await;
+        let call = loop {
+            let request = script.hear_request().await;
+            if matches!(request.body, Ask::Call { .. }) {
+                break request;
+            }
+        };
+        script.answer(call.mid, Answer::Calling { token: token() }).await;
+        script.ask(7, Ask::Answered { token: token(), from: None, ice: earlier }).await;
+        while let Some(Ok(_)) = script.0.next().await {}
+    };
+    let agent = Agent::new(Config::default());
+    let (connected, ()) = tokio::join!(agent.connect(&ticket), scripted);
+    assert!(matches!(connected, Err(Error::Handshake(_))), "{connected:?}");
+}
+
 #[tokio::test]
 async fn calls_at_once_are_capped() {
     let (listener, address) = server().await;
@@ -169,14 +247,9 @@ async fn calls_at_once_are_capped() {
     let (listening, (mut script, _)) = tokio::join!(agent.listen(), Script::welcome(&listener, "me"));
     let listening = listening.unwrap();
     let secret = listening.ticket().secret.clone();
-    let pwd = crate::agent::identity::ice_password(&secret, crate::agent::identity::Role::Connector, "abcd");
-    let pwd = pwd.unwrap();
     let (mut accepted, mut refused) = (0, 0);
     for mid in 1..=12 {
-        let ice = Ice { ufrag: Some("abcd".into()), pwd: Some(pwd.clone()), ..Ice::default() };
-        let token = Token::new(format!("act{mid}")).unwrap();
-        let ltag = Tag::new("caller").unwrap();
-        script.ask(mid, Ask::Notify { token, ltag, from: None, ice }).await;
+        script.ask(mid, notify(&format!("act{mid}"), "caller", offer(&secret, &format!("call{mid}")))).await;
     }
     while accepted + refused < 12 {
         match script.hear().await {

@@ -1,19 +1,20 @@
 //! Waiting to be called: keeps the line to the server, and turns calls into connections.
 
+use super::binding::{Binding, Offers};
 use super::call::{Ground, Opening, Signal};
 use super::candidate::LaneKind;
 use super::config::{Config, ServerName};
 use super::connection::Connection;
 use super::error::Error;
-use super::identity::{self, Role};
+use super::identity::Role;
 use super::link::{Heard, Registration};
 use super::peer::{self, RegisteredLine};
 use super::probe::Probe;
 use super::rung;
-use super::session::Mode;
+use super::session::{Mode, Setup};
 use super::ticket::Ticket;
 use crate::net::time;
-use crate::signaling::wire::{Answer, Ask, Code, Ice, Request, Token};
+use crate::signaling::wire::{Answer, Ask, Code, Ice, Request, Tag, Token};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -23,6 +24,8 @@ use tokio::time::sleep;
 /// Calls that may be negotiated at once.
 const CALLS: usize = 8;
 const QUEUE: usize = 64;
+/// Offers that are remembered, so that none is taken twice; about 2 MiB.
+const OFFERS: usize = 16_384;
 /// The `t` of a call, for its refusal.
 const NOTIFY: i64 = 51;
 /// The first and the longest wait before the line is opened again.
@@ -61,6 +64,7 @@ impl Listener {
             line,
             registered_at: time::now().mono,
             calls: HashMap::new(),
+            offers: Offers::new(OFFERS),
             done,
             blocked: try_udp(address),
             closing: false,
@@ -93,6 +97,7 @@ struct Desk {
     line: RegisteredLine,
     registered_at: Instant,
     calls: HashMap<Token, mpsc::Sender<Signal>>,
+    offers: Offers,
     done: mpsc::Sender<Result<Connection, Error>>,
     /// Whether UDP reaches the server, once that is known.
     blocked: watch::Receiver<Option<bool>>,
@@ -182,9 +187,9 @@ impl Desk {
 
     async fn take_request(&mut self, request: Request) {
         let token = match &request.body {
-            Ask::Notify { token, ice, .. } => {
-                let (token, ice) = (token.clone(), ice.clone());
-                return self.take_call(request.mid, token, ice).await;
+            Ask::Notify { token, ltag, ice, .. } => {
+                let (token, caller, ice) = (token.clone(), ltag.clone(), ice.clone());
+                return self.take_call(request.mid, token, caller, ice).await;
             }
             Ask::Question { token } | Ask::Trickle { token, .. } | Ask::End { token, .. } => token.clone(),
             _ => return,
@@ -203,48 +208,45 @@ impl Desk {
         self.line.link.answer(mid, refusal).await;
     }
 
-    async fn take_call(&mut self, mid: Option<i64>, token: Token, offer: Ice) {
+    async fn take_call(&mut self, mid: Option<i64>, token: Token, caller: Tag, mut offer: Ice) {
         self.calls.retain(|_, call| !call.is_closed());
         if self.calls.contains_key(&token) {
             return;
         }
-        let refusal = if self.closing {
-            Some(Code::NotOnline)
-        } else if !self.holds_ticket(&offer) {
-            Some(Code::NotAllowed)
-        } else if self.calls.len() >= CALLS {
-            Some(Code::TooMany)
-        } else {
-            None
+        let ufrag = peer::ufrag();
+        let tags = [&caller, &self.line.welcome.tag];
+        let binding = match Binding::of_listener(&self.ticket.secret, tags, &mut offer, &ufrag) {
+            _ if self.closing => Err(Code::TooMany),
+            None => Err(Code::NotAllowed),
+            Some(_) if self.calls.len() >= CALLS => Err(Code::TooMany),
+            Some(_) if !self.offers.is_new(offer.ufrag.as_deref().unwrap_or_default()) => {
+                tracing::warn!("the server repeated an earlier offer");
+                Err(Code::NotAllowed)
+            }
+            Some(binding) => Ok(binding),
         };
-        if let Some(code) = refusal {
-            return self.refuse((NOTIFY, mid), token, code).await;
-        }
+        let binding = match binding {
+            Ok(binding) => binding,
+            Err(code) => return self.refuse((NOTIFY, mid), token, code).await,
+        };
         self.refresh().await;
         let (signals, signals_rx) = mpsc::channel(QUEUE);
         self.calls.insert(token.clone(), signals);
-        let Ok(mut setup) = peer::setup(&self.config, &self.ticket.secret, Role::Listener) else { return };
         let relay = peer::relay_credentials(&self.line.welcome.ice_servers);
-        setup.own_relay = relay.is_some();
+        let (pwd, own_relay) = (binding.listener_password(), relay.is_some());
+        let setup = Setup { role: Role::Listener, mode: self.config.mode, ufrag, pwd, own_relay };
         let mut ground = Ground::new(self.line.server, *self.blocked.borrow());
         let stun2 = self.line.welcome.stun2.clone();
         ground.probe(async move { stun2 });
         for lane in LaneKind::ALL.into_iter().filter(|lane| setup.mode.allows(*lane)) {
             ground.open_lane(lane, &setup, relay.clone().filter(|_| lane == LaneKind::Relay));
         }
-        let opening = Opening::Answer { mid, token, offer: Box::new(offer) };
+        let opening = (Opening::Answer { mid, token, offer: Box::new(offer) }, binding);
         let (secret, link, done) = (self.ticket.secret.clone(), self.line.link.clone(), self.done.clone());
         tokio::spawn(async move {
             let result = peer::establish(ground, setup, &secret, opening, (link, signals_rx)).await;
             let _ = done.send(result).await;
         });
-    }
-
-    /// Only who holds the ticket can have derived the password.
-    fn holds_ticket(&self, offer: &Ice) -> bool {
-        let (Some(ufrag), Some(pwd)) = (&offer.ufrag, &offer.pwd) else { return false };
-        let expected = identity::ice_password(&self.ticket.secret, Role::Connector, ufrag);
-        expected.is_ok_and(|expected| expected == *pwd)
     }
 
     /// Relay credentials are short-lived; a listener is not.

@@ -25,7 +25,8 @@
 //! | --- | --- | --- |
 //! | `session`, `reason`, `candidate` | one call's negotiation and how it is explained | pure |
 //! | `lanes` | which lane carries the data | pure |
-//! | `ticket`, `identity`, `nat` | tickets, the keys in them, what a NAT does | pure |
+//! | `ticket`, `identity`, `binding`, `nat` | tickets, the keys in them and those of one call, what a NAT does | pure |
+//! | `initial` | the call's key in QUIC's first packets | pure |
 //! | `call` | the hands of one call | tokio |
 //! | `ice` | a lane: the only file that names `webrtc_ice` | tokio |
 //! | `tcp_leg`, `probe`, `link` | TURN over TCP, STUN to the server, signalling over WebSocket | tokio |
@@ -34,6 +35,7 @@
 //! | `rung` | the last path to try: QUIC through the server's gateway | tokio |
 //! | `peer`, `listener` | [`Agent`] and [`Listener`] | tokio |
 
+mod binding;
 mod call;
 mod candidate;
 mod config;
@@ -42,6 +44,7 @@ mod error;
 mod gateway;
 mod ice;
 mod identity;
+mod initial;
 mod lanes;
 mod link;
 mod listener;

@@ -1,12 +1,13 @@
 //! The agent: listens with a ticket of its own making, or connects with somebody else's.
 
+use super::binding::{self, Binding};
 use super::call::{Call, Ground, Opening, Signal};
 use super::candidate::LaneKind;
 use super::config::{Config, ServerName};
 use super::connection::Connection;
 use super::error::Error;
 use super::ice::RelayCredentials;
-use super::identity::{self, Role};
+use super::identity::{IdentityError, Role};
 use super::link::{self, Heard, Link, Registration, Welcome};
 use super::listener::Listener;
 use super::quic;
@@ -20,7 +21,8 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 const QUEUE: usize = 64;
-const UFRAG_BYTES: usize = 5;
+/// RFC 8445 section 5.3 asks for 24 bits; as the only fresh part of an offer it has 128.
+const UFRAG_BYTES: usize = 16;
 const TAG_SECRET_BYTES: usize = 20;
 
 /// One side of connections between two machines.
@@ -94,7 +96,9 @@ impl Agent {
         callee: Tag,
     ) -> Result<Connection, Error> {
         let name = server.to_string();
-        let mut setup = setup(&self.config, &ticket.secret, Role::Connector)?;
+        let ufrag = ufrag();
+        let pwd = binding::connector_password(&ticket.secret, &ufrag).map_err(local)?;
+        let mut setup = Setup { role: Role::Connector, mode: self.config.mode, ufrag, pwd, own_relay: false };
         let mut ground = Ground::new(address, None);
         let (stun2, stun2_rx) = oneshot::channel();
         ground.probe(async move { stun2_rx.await.ok().flatten() });
@@ -114,7 +118,8 @@ impl Agent {
         }
         let (signals, signals_rx) = mpsc::channel(QUEUE);
         tokio::spawn(pass_on(heard_rx, signals));
-        let opening = Opening::Dial { tag: welcome.tag, callee };
+        let binding = Binding::of_connector(&ticket.secret, [&welcome.tag, &callee], &setup.ufrag);
+        let opening = (Opening::Dial { tag: welcome.tag, callee }, binding.map_err(local)?);
         establish(ground, setup, &ticket.secret, opening, (link, signals_rx)).await
     }
 }
@@ -141,12 +146,13 @@ pub(super) async fn register(
     attempt.await.map_err(|error| Error::from_link(&server.to_string(), &error))
 }
 
-/// Makes the ICE credentials of one call; the password proves that this side holds the ticket.
-pub(super) fn setup(config: &Config, secret: &Secret, role: Role) -> Result<Setup, Error> {
-    let ufrag = random_word(UFRAG_BYTES);
-    let pwd =
-        identity::ice_password(secret, role, &ufrag).map_err(|error| Error::Local(error.to_string()))?;
-    Ok(Setup { role, mode: config.mode, ufrag, pwd, own_relay: false })
+/// Draws a user name fragment for one call.
+pub(super) fn ufrag() -> String {
+    random_word(UFRAG_BYTES)
+}
+
+fn local(error: IdentityError) -> Error {
+    Error::Local(error.to_string())
 }
 
 /// Takes the relay's credentials from what registration brought, if any were given.
@@ -160,17 +166,20 @@ pub(super) async fn establish(
     ground: Ground,
     setup: Setup,
     secret: &Secret,
-    opening: Opening,
+    opening: (Opening, Binding),
     (link, signals): (Link, mpsc::Receiver<Signal>),
 ) -> Result<Connection, Error> {
     let (tunnel, role) = (ground.tunnel.clone(), setup.role);
     let mut call = Call::start(ground, setup, opening, link, signals);
-    if let Err(failure) = call.ready().await {
-        let error = Error::from_call(failure);
-        call.end(if matches!(error, Error::NoPath(_)) { NO_PATH } else { "it could not go on" }).await;
-        return Err(error);
-    }
-    match quic::establish(tunnel, secret, role).await {
+    let initial = match call.ready().await {
+        Ok(initial) => initial,
+        Err(failure) => {
+            let error = Error::from_call(failure);
+            call.end(if matches!(error, Error::NoPath(_)) { NO_PATH } else { "it could not go on" }).await;
+            return Err(error);
+        }
+    };
+    match quic::establish(tunnel, secret, initial, role).await {
         Ok(established) => Ok(Connection::new(established, call)),
         Err(error) => {
             call.end("the handshake failed").await;

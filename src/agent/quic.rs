@@ -1,7 +1,9 @@
 //! QUIC's settings, and its handshake over a tunnel with both keys pinned.
 
+use super::binding::InitialKey;
 use super::error::{Error, Stage};
 use super::identity::{Identity, IdentityError, Role, SERVER_NAME};
+use super::initial::Keyed;
 use super::ticket::Secret;
 use super::tunnel::{PEER, Tunnel, TunnelSocket};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -35,10 +37,11 @@ pub(super) struct Established {
 pub(super) async fn establish(
     tunnel: Arc<Tunnel>,
     secret: &Secret,
+    initial: InitialKey,
     role: Role,
 ) -> Result<Established, Error> {
     let local = |error: &dyn std::error::Error| Error::Local(format!("QUIC cannot be set up: {error}"));
-    let endpoint = endpoint(tunnel, secret, role).map_err(|error| local(&error))?;
+    let endpoint = endpoint(tunnel, secret, &initial, role).map_err(|error| local(&error))?;
     let shake = async {
         match role {
             Role::Connector => {
@@ -46,9 +49,16 @@ pub(super) async fn establish(
                 connecting.await.map_err(|error| explain(&error))
             }
             Role::Listener => {
-                let incoming = endpoint.accept().await;
-                let incoming = incoming.ok_or_else(|| Error::Local("the endpoint was closed".to_owned()))?;
-                incoming.await.map_err(|error| explain(&error))
+                loop {
+                    let incoming = endpoint.accept().await;
+                    let incoming =
+                        incoming.ok_or_else(|| Error::Local("the endpoint was closed".to_owned()))?;
+                    // Only a packet under the call's key begins a handshake; any other was not the connector's.
+                    match incoming.accept() {
+                        Ok(connecting) => break connecting.await.map_err(|error| explain(&error)),
+                        Err(error) => tracing::debug!(%error, "a first packet of somebody else"),
+                    }
+                }
             }
         }
     };
@@ -75,13 +85,18 @@ enum SetupError {
     Socket(#[from] std::io::Error),
 }
 
-fn endpoint(tunnel: Arc<Tunnel>, secret: &Secret, role: Role) -> Result<Endpoint, SetupError> {
+fn endpoint(
+    tunnel: Arc<Tunnel>,
+    secret: &Secret,
+    initial: &InitialKey,
+    role: Role,
+) -> Result<Endpoint, SetupError> {
     let identity = Identity::new(secret, role)?;
     let transport = Arc::new(transport());
     let server = match role {
         Role::Listener => {
             let crypto = QuicServerConfig::try_from(identity.server_config()?)?;
-            let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+            let mut config = ServerConfig::with_crypto(Arc::new(Keyed::new(crypto, initial.clone())));
             config.transport_config(Arc::clone(&transport)).migration(false).max_incoming(4);
             Some(config)
         }
@@ -94,7 +109,7 @@ fn endpoint(tunnel: Arc<Tunnel>, secret: &Secret, role: Role) -> Result<Endpoint
         Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(quinn::TokioRuntime))?;
     if role == Role::Connector {
         let crypto = QuicClientConfig::try_from(identity.client_config()?)?;
-        let mut config = ClientConfig::new(Arc::new(crypto));
+        let mut config = ClientConfig::new(Arc::new(Keyed::new(crypto, initial.clone())));
         config.transport_config(transport);
         endpoint.set_default_client_config(config);
     }

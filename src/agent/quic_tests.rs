@@ -98,8 +98,8 @@ async fn data_survives_the_move_from_the_relay_to_the_direct_lane() {
     a.tunnel.set_active(Some(LaneKind::Relay));
     b.tunnel.set_active(Some(LaneKind::Relay));
     let (client, server) = tokio::join!(
-        establish(Arc::clone(&a.tunnel), &secret, Role::Connector),
-        establish(Arc::clone(&b.tunnel), &secret, Role::Listener)
+        establish(Arc::clone(&a.tunnel), &secret, initial(3), Role::Connector),
+        establish(Arc::clone(&b.tunnel), &secret, initial(3), Role::Listener)
     );
     let (client, server) = (client.unwrap(), server.unwrap());
 
@@ -135,23 +135,84 @@ async fn data_survives_the_move_from_the_relay_to_the_direct_lane() {
     turn.close().await.unwrap();
 }
 
+fn initial(secret: u8) -> InitialKey {
+    InitialKey::without_call(&Secret([secret; SECRET_LEN])).unwrap()
+}
+
+/// A tunnel whose lane is tested without a network.
+fn tunnel() -> Arc<Tunnel> {
+    let (tunnel, _) = Tunnel::new();
+    tunnel.set_active(Some(LaneKind::Direct));
+    tunnel
+}
+
+/// Delivers whatever `from` sends to each of `to` in turn.
+fn wire(from: &Arc<Tunnel>, to: &[&Arc<Tunnel>]) {
+    let (from, to) = (Arc::clone(from), to.iter().map(|to| Arc::clone(to)).collect::<Vec<_>>());
+    tokio::spawn(async move {
+        loop {
+            let datagram = from.next_outgoing(LaneKind::Direct).await;
+            to.iter().for_each(|to| to.deliver(LaneKind::Direct, &datagram));
+        }
+    });
+}
+
+/// Answers a client's first packet as a server that speaks another version of QUIC would.
+fn version_negotiation(initial: &[u8]) -> Vec<u8> {
+    let (dcid, rest) = initial[6..].split_at(usize::from(initial[5]));
+    let scid = &rest[1..=usize::from(rest[0])];
+    let len = |cid: &[u8]| u8::try_from(cid.len()).unwrap();
+    [&[0xC0, 0, 0, 0, 0, len(scid)], scid, &[len(dcid)], dcid, &[0x0A; 4]].concat()
+}
+
 #[tokio::test]
-async fn a_side_with_another_secret_gets_no_connection() {
-    let (a, _) = Tunnel::new();
-    let (b, _) = Tunnel::new();
-    for (from, to) in [(&a, &b), (&b, &a)] {
-        from.set_active(Some(LaneKind::Direct));
-        let (from, to) = (Arc::clone(from), Arc::clone(to));
-        tokio::spawn(async move {
-            loop {
-                let datagram = from.next_outgoing(LaneKind::Direct).await;
-                to.deliver(LaneKind::Direct, &datagram);
-            }
-        });
+async fn who_does_not_hold_the_ticket_can_neither_begin_a_calls_handshake_nor_end_it() {
+    let (connector, listener) = (tunnel(), tunnel());
+    let (false_connector, false_listener) = (tunnel(), tunnel());
+    let secret = |byte| Secret([byte; SECRET_LEN]);
+    for (tunnel, role) in [(&false_connector, Role::Connector), (&false_listener, Role::Listener)] {
+        let tunnel = Arc::clone(tunnel);
+        tokio::spawn(async move { establish(tunnel, &secret(2), initial(2), role).await.map(drop) });
     }
-    let (right, wrong) = (Secret([1; SECRET_LEN]), Secret([2; SECRET_LEN]));
-    let (client, server) =
-        tokio::join!(establish(a, &right, Role::Connector), establish(b, &wrong, Role::Listener));
-    assert!(matches!(client.err(), Some(Error::Handshake(_))));
-    assert!(matches!(server.err(), Some(Error::Handshake(_))));
+    // The listener's first packet is the stranger's, and the connector's first packet is the stranger's to answer.
+    let first = false_connector.next_outgoing(LaneKind::Direct).await;
+    listener.deliver(LaneKind::Direct, &first);
+    wire(&false_connector, &[&listener]);
+    wire(&false_listener, &[&connector]);
+    wire(&listener, &[&connector]);
+    let begin = async {
+        let first = connector.next_outgoing(LaneKind::Direct).await;
+        connector.deliver(LaneKind::Direct, &version_negotiation(&first));
+        false_listener.deliver(LaneKind::Direct, &first);
+        wire(&connector, &[&false_listener, &listener]);
+    };
+    let secret = secret(1);
+    let (client, server, ()) = tokio::join!(
+        establish(Arc::clone(&connector), &secret, initial(1), Role::Connector),
+        establish(Arc::clone(&listener), &secret, initial(1), Role::Listener),
+        begin
+    );
+    assert!(client.is_ok(), "{:?}", client.err());
+    assert!(server.is_ok(), "{:?}", server.err());
+}
+
+/// The keys of two calls by one ticket differ, though the certificates are the same.
+#[tokio::test]
+async fn packets_of_one_call_begin_nothing_in_another() {
+    let (connector, listener, other) = (tunnel(), tunnel(), tunnel());
+    wire(&connector, &[&other, &listener]);
+    wire(&listener, &[&connector]);
+    wire(&other, &[&connector]);
+    let secret = Secret([1; SECRET_LEN]);
+    let in_vain = establish(other, &secret, initial(7), Role::Listener);
+    let work = async {
+        tokio::join!(
+            establish(connector, &secret, initial(1), Role::Connector),
+            establish(listener, &secret, initial(1), Role::Listener)
+        )
+    };
+    tokio::select! {
+        (client, server) = work => assert!(client.is_ok() && server.is_ok()),
+        other = in_vain => panic!("{:?}", other.err()),
+    }
 }

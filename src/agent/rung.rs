@@ -4,6 +4,7 @@
 //! A listener that has the server's access key waits at the gateway under an id that only its ticket's holders can derive. The connector,
 //! when it has given up everything else and with it the signalling line, dials that id with the one connection it may have.
 
+use super::binding::InitialKey;
 use super::call::Call;
 use super::candidate::LaneKind;
 use super::config::ServerName;
@@ -164,6 +165,7 @@ async fn carry(
     (secret, role): (&Secret, Role),
     road: Road,
 ) -> Result<Connection, Error> {
+    let initial = InitialKey::without_call(secret).map_err(|error| Error::Local(error.to_string()))?;
     let (tunnel, _) = Tunnel::new();
     tunnel.set_active(Some(LANE));
     let (stop, stopped) = mpsc::channel(1);
@@ -175,7 +177,7 @@ async fn carry(
             endpoint.close().await;
         }
     });
-    let established = match quic::establish(tunnel, secret, role).await {
+    let established = match quic::establish(tunnel, secret, initial, role).await {
         Ok(established) => established,
         Err(error) => {
             Call::found(path, stop, task).end("the handshake failed").await;

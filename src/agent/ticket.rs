@@ -2,14 +2,15 @@
 //!
 //! `agent:` and lower-case base32 (no padding) of: version (1 byte) · secret (16) · port (2, big-endian) · length of the
 //! host (1) · host · tag · checksum (3, the low bytes of CRC-32 over all before). Whoever holds a ticket may connect, so it is
-//! to be handed over like a password; the server never sees the secret in it.
+//! to be handed over like a password; the server never sees the secret in it. Version 2 stands for handshakes whose messages are bound to
+//! their call: agents that know only version 1 read no ticket of this one.
 
 use data_encoding::{BASE32_NOPAD, DecodeError};
 use std::fmt;
 use std::str::FromStr;
 
 const PREFIX: &str = "agent:";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const CHECKSUM_LEN: usize = 3;
 const FIXED_LEN: usize = 1 + SECRET_LEN + 2 + 1;
 /// The longest ticket text that is looked at.
@@ -64,8 +65,10 @@ pub enum TicketError {
     /// The checksum does not match: a character was mistyped or lost.
     #[error("the ticket has a typing error (its checksum does not match)")]
     Checksum,
-    /// Made by a newer agent.
-    #[error("the ticket is of version {0}, this agent knows version {VERSION}; update this agent")]
+    /// Made by a newer or older agent.
+    #[error(
+        "the ticket is of version {0}, this agent knows version {VERSION}: update agent on the machine that has the older one"
+    )]
     Version(u8),
     /// Host or tag are not text, or empty.
     #[error("the ticket names no server or no peer")]
@@ -90,12 +93,31 @@ impl fmt::Display for Ticket {
 impl FromStr for Ticket {
     type Err = TicketError;
 
+    /// Takes the ticket out of the line that it was printed in, in upper case too, and where it was broken into several words or lines.
     fn from_str(text: &str) -> Result<Self, TicketError> {
-        let text = text.trim();
         if text.len() > MAX_TEXT {
             return Err(TicketError::TooLong);
         }
-        let body = text.strip_prefix(PREFIX).ok_or(TicketError::Prefix)?;
+        let text = text.to_ascii_lowercase();
+        let (_, rest) = text.split_once(PREFIX).ok_or(TicketError::Prefix)?;
+        let mut joined = String::new();
+        let mut whole = Err(TicketError::Length);
+        // What stands behind the ticket in the line may be another word.
+        for word in rest.split(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '<' | '>')) {
+            joined.push_str(word);
+            match (Self::read(&joined), &whole) {
+                (Ok(ticket), _) => return Ok(ticket),
+                (Err(error), Err(TicketError::Length | TicketError::Checksum)) => whole = Err(error),
+                (Err(_), _) => {}
+            }
+        }
+        whole
+    }
+}
+
+impl Ticket {
+    /// Reads what follows the prefix.
+    fn read(body: &str) -> Result<Self, TicketError> {
         let bytes = BASE32_NOPAD.decode(body.to_ascii_uppercase().as_bytes()).map_err(explain)?;
         if bytes.len() < FIXED_LEN + CHECKSUM_LEN {
             return Err(TicketError::Length);
@@ -161,7 +183,25 @@ mod tests {
             "{text}"
         );
         assert_eq!(text.parse(), Ok(ticket()));
-        assert_eq!(format!("  {text}\n").parse(), Ok(ticket()));
+    }
+
+    #[test]
+    fn a_pasted_ticket_is_taken_as_it_was_copied() {
+        let text = ticket().to_string();
+        let (left, right) = text.split_at(30);
+        for pasted in [
+            format!("  {text}\n"),
+            format!("agent connect {text}"),
+            format!("    agent connect {text} --relay-only\r\n"),
+            format!("On the other machine run:\n    agent connect {text}\n"),
+            format!("{left}\n{right}"),
+            format!("agent connect {left} {right}\n"),
+            format!("'{text}'"),
+            text.to_uppercase(),
+            format!("AGENT CONNECT {}", text.to_uppercase()),
+        ] {
+            assert_eq!(pasted.parse(), Ok(ticket()), "{pasted}");
+        }
     }
 
     #[test]

@@ -69,6 +69,12 @@ impl Sign {
     }
 }
 
+/// Says whether a datagram is a Version Negotiation packet ([RFC 8999 section 6](https://www.rfc-editor.org/rfc/rfc8999#section-6)), which anybody
+/// can make and which ends a handshake; both sides speak the same version.
+fn is_version_negotiation(datagram: &[u8]) -> bool {
+    datagram.first().is_some_and(|first| first & 0x80 != 0) && datagram.get(1..5) == Some(&[0; 4])
+}
+
 /// Everything that QUIC, the lanes and the session share: queues and nothing else.
 pub(super) struct Tunnel {
     started: Instant,
@@ -120,6 +126,9 @@ impl Tunnel {
     pub(super) fn deliver(&self, lane: LaneKind, datagram: &[u8]) {
         let since = time::now().mono.saturating_duration_since(self.started).as_millis();
         self.heard[lane as usize].store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if is_version_negotiation(datagram) {
+            return;
+        }
         if let Some(sign) = Sign::read(datagram) {
             // A lane that is pinged faster than anybody looks loses pings, never data.
             let _ = self.signs.try_send((lane, sign));

@@ -1,0 +1,274 @@
+//! What binds the messages and packets of a call to that call.
+//!
+//! Each side of a call draws a user name fragment of 128 bits. The offer carries, in the place of the ICE password, a MAC over both tags and
+//! the connector's fragment; the answer carries one over both tags and both fragments. The ICE passwords are derived and never sent, the
+//! listener's from both fragments, and so is the key of QUIC's first packets. So an answer or a packet of one call is worth nothing in
+//! another, and the server, which sees all messages, can neither answer a connectivity check nor begin a handshake. A repeated offer is known by
+//! [`Offers`].
+
+use super::identity::{self, IdentityError, Role};
+use super::ticket::Secret;
+use crate::signaling::wire::{Ice, Tag};
+use ring::hmac;
+use std::collections::{HashSet, VecDeque};
+use subtle::ConstantTimeEq;
+
+/// Bytes of a MAC that are sent or used as a password (160 bits; RFC 8445 section 5.3 asks for 128).
+const MAC_LEN: usize = 20;
+
+/// The key that QUIC's Initial keys of one call depend on.
+#[derive(Clone)]
+pub(super) struct InitialKey(pub(super) hmac::Key);
+
+impl std::fmt::Debug for InitialKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("InitialKey(..)")
+    }
+}
+
+impl InitialKey {
+    /// Makes the key of a connection that no call precedes, as through the gateway.
+    ///
+    /// # Errors
+    /// [`IdentityError::Key`], which no secret brings about.
+    pub(super) fn without_call(secret: &Secret) -> Result<Self, IdentityError> {
+        Ok(Self(hmac::Key::new(
+            hmac::HMAC_SHA256,
+            mac(&identity::call_key(secret)?, b"initial", &[]).as_ref(),
+        )))
+    }
+}
+
+/// Derives the connector's ICE password, which is needed before the connector knows its tag.
+///
+/// # Errors
+/// [`IdentityError::Key`], which no secret brings about.
+pub(super) fn connector_password(secret: &Secret, ufrag: &str) -> Result<String, IdentityError> {
+    Ok(text(&mac(&identity::call_key(secret)?, b"connector password", &[ufrag])))
+}
+
+/// One call, as both sides know it.
+pub(super) struct Binding {
+    role: Role,
+    key: hmac::Key,
+    caller: Tag,
+    callee: Tag,
+    connector: String,
+    /// The listener's fragment; the connector learns it from the answer.
+    listener: String,
+}
+
+impl Binding {
+    /// Begins a call of `caller`, whose fragment is `ufrag`, to `callee`.
+    ///
+    /// # Errors
+    /// [`IdentityError::Key`], which no secret brings about.
+    pub(super) fn of_connector(
+        secret: &Secret,
+        [caller, callee]: [&Tag; 2],
+        ufrag: &str,
+    ) -> Result<Self, IdentityError> {
+        Ok(Self {
+            role: Role::Connector,
+            key: identity::call_key(secret)?,
+            caller: caller.clone(),
+            callee: callee.clone(),
+            connector: ufrag.to_owned(),
+            listener: String::new(),
+        })
+    }
+
+    /// Takes the offer of `caller` to `callee`, whose fragment is `ufrag`, and puts the connector's ICE password into it; `None` where its
+    /// sender does not hold the ticket or made it for other tags.
+    pub(super) fn of_listener(
+        secret: &Secret,
+        [caller, callee]: [&Tag; 2],
+        offer: &mut Ice,
+        ufrag: &str,
+    ) -> Option<Self> {
+        let binding = Self {
+            role: Role::Listener,
+            listener: ufrag.to_owned(),
+            ..Self::of_connector(secret, [caller, callee], offer.ufrag.as_ref()?).ok()?
+        };
+        let proven = same(&binding.offer_proof(), offer.pwd.as_ref()?);
+        offer.pwd = Some(text(&mac(&binding.key, b"connector password", &[&binding.connector])));
+        proven.then_some(binding)
+    }
+
+    /// Takes the listener's answer and puts its ICE password into it; says whether it belongs to this call.
+    pub(super) fn take_answer(&mut self, answer: &mut Ice) -> bool {
+        let (Some(ufrag), Some(proof)) = (answer.ufrag.clone(), answer.pwd.take()) else { return false };
+        self.listener = ufrag;
+        answer.pwd = Some(self.listener_password());
+        same(&self.answer_proof(), &proof)
+    }
+
+    /// Puts this side's proof into its offer or answer, in the place of the ICE password.
+    pub(super) fn prove(&self, ice: &mut Ice) {
+        ice.pwd = Some(match self.role {
+            Role::Connector => self.offer_proof(),
+            Role::Listener => self.answer_proof(),
+        });
+    }
+
+    /// Returns the listener's ICE password.
+    pub(super) fn listener_password(&self) -> String {
+        text(&mac(&self.key, b"listener password", &[&self.connector, &self.listener]))
+    }
+
+    /// Returns the key that QUIC's Initial keys depend on; on the connector once it has the answer.
+    pub(super) fn initial_key(&self) -> InitialKey {
+        let key = mac(&self.key, b"initial", &[&self.connector, &self.listener]);
+        InitialKey(hmac::Key::new(hmac::HMAC_SHA256, key.as_ref()))
+    }
+
+    fn offer_proof(&self) -> String {
+        text(&mac(&self.key, b"offer", &[self.caller.as_str(), self.callee.as_str(), &self.connector]))
+    }
+
+    fn answer_proof(&self) -> String {
+        let (caller, callee) = (self.caller.as_str(), self.callee.as_str());
+        text(&mac(&self.key, b"answer", &[caller, callee, &self.connector, &self.listener]))
+    }
+}
+
+/// The offers that a listener has taken, so that none is taken twice. Only who holds the ticket can make it longer.
+#[derive(Debug)]
+pub(super) struct Offers {
+    known: HashSet<String>,
+    order: VecDeque<String>,
+    room: usize,
+}
+
+impl Offers {
+    /// Remembers the last `room` offers.
+    pub(super) fn new(room: usize) -> Self {
+        Self { known: HashSet::new(), order: VecDeque::new(), room }
+    }
+
+    /// Remembers an offer by its sender's fragment; says whether it is new.
+    pub(super) fn is_new(&mut self, ufrag: &str) -> bool {
+        if !self.known.insert(ufrag.to_owned()) {
+            return false;
+        }
+        self.order.push_back(ufrag.to_owned());
+        if self.order.len() > self.room
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        true
+    }
+}
+
+/// Each part is preceded by its length, so that no two lists of parts have the same bytes.
+fn mac(key: &hmac::Key, label: &[u8], parts: &[&str]) -> hmac::Tag {
+    let mut context = hmac::Context::with_key(key);
+    for part in std::iter::once(label).chain(parts.iter().map(|part| part.as_bytes())) {
+        context.update(&u32::try_from(part.len()).unwrap_or(u32::MAX).to_be_bytes());
+        context.update(part);
+    }
+    context.sign()
+}
+
+fn text(mac: &hmac::Tag) -> String {
+    data_encoding::BASE32_NOPAD.encode(&mac.as_ref()[..MAC_LEN]).to_ascii_lowercase()
+}
+
+fn same(expected: &str, shown: &str) -> bool {
+    expected.as_bytes().ct_eq(shown.as_bytes()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tag(text: &str) -> Tag {
+        Tag::new(text).unwrap()
+    }
+
+    fn connector(secret: u8, tags: [&str; 2], ufrag: &str) -> Binding {
+        let [caller, callee] = tags.map(tag);
+        Binding::of_connector(&Secret([secret; 16]), [&caller, &callee], ufrag).unwrap()
+    }
+
+    fn listener(tags: [&str; 2], offer: &Ice, ufrag: &str) -> Option<(Binding, Ice)> {
+        let ([caller, callee], mut offer) = (tags.map(tag), offer.clone());
+        let binding = Binding::of_listener(&Secret([1; 16]), [&caller, &callee], &mut offer, ufrag);
+        binding.map(|binding| (binding, offer))
+    }
+
+    fn terms(binding: &Binding, ufrag: &str) -> Ice {
+        let mut ice =
+            Ice { ufrag: Some(ufrag.into()), pwd: Some("an ICE password".into()), ..Ice::default() };
+        binding.prove(&mut ice);
+        ice
+    }
+
+    #[test]
+    fn both_sides_of_a_call_derive_the_same_and_send_no_password() {
+        let mut caller = connector(1, ["c", "l"], "one");
+        let offer = terms(&caller, "one");
+        let (callee, taken) = listener(["c", "l"], &offer, "two").unwrap();
+        let passwords = [taken.pwd.unwrap(), callee.listener_password()];
+        assert_eq!(passwords[0], connector_password(&Secret([1; 16]), "one").unwrap());
+        let answer = terms(&callee, "two");
+        let mut heard = answer.clone();
+        assert!(caller.take_answer(&mut heard));
+        assert_eq!(heard.pwd.as_ref(), Some(&passwords[1]));
+        for sent in [&offer.pwd, &answer.pwd] {
+            assert!(passwords.iter().all(|password| Some(password) != sent.as_ref()), "{sent:?}");
+        }
+        let [a, b] = [caller.initial_key(), callee.initial_key()].map(|key| hmac::sign(&key.0, b"cid"));
+        assert_eq!(a.as_ref(), b.as_ref());
+    }
+
+    #[test]
+    fn an_offer_is_good_for_its_own_tags_and_ticket() {
+        let offer = terms(&connector(1, ["c", "l"], "one"), "one");
+        assert!(listener(["c", "l"], &offer, "two").is_some());
+        for tags in [["x", "l"], ["c", "x"], ["cl", ""], ["l", "c"]] {
+            let known = tags.iter().all(|tag| Tag::new(*tag).is_some());
+            assert!(!known || listener(tags, &offer, "two").is_none(), "{tags:?}");
+        }
+        assert!(listener(["c", "l"], &terms(&connector(2, ["c", "l"], "one"), "one"), "two").is_none());
+        assert!(listener(["c", "l"], &Ice { ufrag: Some("other".into()), ..offer.clone() }, "two").is_none());
+        assert!(listener(["c", "l"], &Ice { pwd: None, ..offer }, "two").is_none());
+    }
+
+    #[test]
+    fn an_answer_of_another_call_is_refused() {
+        let (mut first, mut second) = (connector(1, ["c", "l"], "one"), connector(1, ["c", "l"], "other"));
+        let (callee, _) = listener(["c", "l"], &terms(&first, "one"), "two").unwrap();
+        let answer = terms(&callee, "two");
+        assert!(!second.take_answer(&mut answer.clone()));
+        assert!(!first.take_answer(&mut Ice { ufrag: Some("three".into()), ..answer.clone() }));
+        assert!(first.take_answer(&mut answer.clone()));
+        let keys = [first.initial_key(), second.initial_key()].map(|key| hmac::sign(&key.0, b"cid"));
+        assert_ne!(keys[0].as_ref(), keys[1].as_ref());
+    }
+
+    #[test]
+    fn ice_passwords_differ_by_role_call_and_secret() {
+        let of = |secret, ufrag| connector_password(&Secret([secret; 16]), ufrag).unwrap();
+        let one = of(1, "abcd");
+        assert!(one.len() >= 22, "RFC 8445 section 5.3 asks for 128 bits");
+        let offer = terms(&connector(1, ["c", "l"], "abcd"), "abcd");
+        let of_listener = |ufrag| listener(["c", "l"], &offer, ufrag).unwrap().0.listener_password();
+        assert_ne!(of_listener("x"), of_listener("y"));
+        for other in [of(2, "abcd"), of(1, "abce"), of_listener("abcd")] {
+            assert_ne!(one, other);
+        }
+    }
+
+    #[test]
+    fn the_memory_of_offers_is_capped() {
+        let mut offers = Offers::new(2);
+        assert!(["a", "b"].map(|ufrag| offers.is_new(ufrag)).iter().all(|new| *new));
+        assert!(!offers.is_new("a") && !offers.is_new("b"));
+        assert!(offers.is_new("c") && !offers.is_new("b") && !offers.is_new("c"));
+        assert_eq!((offers.known.len(), offers.order.len()), (2, 2));
+        assert!(offers.is_new("a"), "the oldest one was forgotten");
+    }
+}
