@@ -3,12 +3,15 @@
 //!
 //! [`Limit`] is the one table of limits. [`Limit::reached`] counts; [`Report`] decides which lines are due; [`report`] writes them once
 //! a second; [`to_prometheus`] gives the counts to `/metrics`. The counts are of the process, as its logs are.
+//! How long whoever was refused or cut off waits before it comes again is [`Backoff`]'s.
 //! Other lines that can repeat pass a [`Sampler`], mostly by way of `sampled!`.
 
+mod backoff;
 mod sampler;
 mod service;
 mod table;
 
+pub(crate) use backoff::Backoff;
 pub(crate) use sampler::sampled;
 pub use sampler::{INTERVAL, Report, ReportLine, Sampler};
 pub(crate) use service::report;

@@ -6,6 +6,8 @@ pub mod addresses;
 #[forbid(unsafe_code)]
 pub(crate) mod certificate;
 #[forbid(unsafe_code)]
+pub(crate) mod connect;
+#[forbid(unsafe_code)]
 pub mod connections;
 #[forbid(unsafe_code)]
 pub mod cookie;
@@ -19,6 +21,8 @@ pub mod interfaces;
 pub(crate) mod prefixed;
 #[forbid(unsafe_code)]
 pub mod proxy;
+#[forbid(unsafe_code)]
+pub(crate) mod roaming;
 #[forbid(unsafe_code)]
 pub mod time;
 #[forbid(unsafe_code)]

@@ -5,12 +5,13 @@ use super::error::ConnectError;
 use super::tls::Tls;
 use crate::gateway::handshake::{CHALLENGE, Key};
 use crate::gateway::ticket::Ticket;
+use crate::net::connect::connect;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
-use tokio::net::TcpStream;
+use tokio::net::lookup_host;
 use tokio::time::timeout;
 use tokio_tungstenite::client_async_with_config;
 use tokio_tungstenite::tungstenite::Error as WebSocketError;
@@ -29,6 +30,10 @@ impl Pass {
     /// Says whether command 7 is spoken behind this door.
     pub(super) fn credit(&self) -> bool {
         matches!(self, Self::Hmac { .. })
+    }
+
+    pub(super) fn is_server(&self) -> bool {
+        !matches!(self, Self::Client(_))
     }
 
     pub(super) fn ticket(&self) -> Option<&[u8]> {
@@ -104,8 +109,8 @@ impl Address {
         let (tls, web) = match uri.scheme_str() {
             Some("tcp") => (false, false),
             Some("tls") => (true, false),
-            Some("ws") => (false, true),
-            Some("wss") => (true, true),
+            Some("ws" | "http") => (false, true),
+            Some("wss" | "https") => (true, true),
             _ => return Err(wrong()),
         };
         let path = uri.path();
@@ -151,9 +156,9 @@ impl Address {
         limit: Duration,
     ) -> Result<(Carrier, Option<SocketAddr>), ConnectError> {
         let going = async {
-            let stream = TcpStream::connect((self.host.as_str(), self.port))
-                .await
-                .map_err(ConnectError::Unreachable)?;
+            let addresses = lookup_host((self.host.as_str(), self.port)).await;
+            let addresses: Vec<SocketAddr> = addresses.map_err(ConnectError::Unreachable)?.collect();
+            let (stream, _) = connect(&addresses).await.map_err(ConnectError::Unreachable)?;
             let _ = stream.set_nodelay(true);
             let local = stream.local_addr().ok();
             let alpn: &[&[u8]] = if self.manner == Manner::Plain { &[] } else { &[b"http/1.1"] };
@@ -176,6 +181,9 @@ impl Address {
             Err(WebSocketError::Io(error)) => Err(refused(error)),
             Err(WebSocketError::Http(answer)) => match answer.status().as_u16() {
                 401 | 403 | 429 => Err(ConnectError::Refused),
+                502..=504 => {
+                    Err(ConnectError::Unreachable(io::Error::other(format!("HTTP {}", answer.status()))))
+                }
                 404 => Err(ConnectError::WebSocket("no gateway is there (HTTP 404)".to_owned())),
                 status => Err(ConnectError::WebSocket(format!("HTTP {status}"))),
             },
@@ -226,7 +234,9 @@ mod tests {
             ),
             ("ws://gw.example", &md5, None),
             ("gw.example/gateway", &client, None),
-            ("http://gw.example", &client, None),
+            ("ftp://gw.example", &client, None),
+            ("https://gw.example", &client, web("gw.example", 3478, true, "wss://gw.example:3478/gateway")),
+            ("http://gw.example:80", &client, web("gw.example", 80, false, "ws://gw.example:80/gateway")),
             ("gw.example:", &client, None),
             ("gw.example:0", &client, None),
             ("gw.example:70000", &client, None),

@@ -1,6 +1,5 @@
 //! An endpoint as its user holds it, and the task that keeps it connected.
 
-use super::backoff::Backoff;
 use super::carrier::{Carrier, Patience};
 use super::codec::Codec;
 use super::connection::VirtualConnection;
@@ -10,6 +9,8 @@ use super::line::Line;
 use super::machine::Mux;
 use super::settings::Settings;
 use super::tls::Tls;
+use crate::limits::Backoff;
+use crate::net::roaming::Roaming;
 use crate::net::time;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -23,6 +24,9 @@ use tokio::time::{sleep, timeout};
 
 /// How long what was sent last may take to leave.
 const FLUSH: Duration = Duration::from_secs(2);
+
+/// How long the gateway may take to answer after the host's addresses have changed.
+const PROBE: Duration = Duration::from_secs(1);
 
 /// How an endpoint stands with its gateway.
 #[derive(Debug, Clone)]
@@ -256,8 +260,10 @@ async fn establish(
             biased;
             () = line.ready() => Ok((line, running)),
             loss = &mut running => Err(match loss {
-                Loss::Broken(error) => refused(io::Error::new(error.kind(), error)),
                 Loss::Fault(_) => ConnectError::Impostor,
+                // The gateway has proven that it knows the key, and so has this side.
+                Loss::Closed | Loss::Broken(_) if pass.credit() => ConnectError::Taken,
+                Loss::Broken(error) => refused(io::Error::new(error.kind(), error)),
                 _ => ConnectError::Refused,
             }),
         }
@@ -296,7 +302,7 @@ async fn run(
 
 /// Keeps an endpoint connected.
 async fn keep(
-    line: Arc<Line>,
+    mut line: Arc<Line>,
     mut running: Running,
     route: Option<Route>,
     told: watch::Sender<Standing>,
@@ -304,36 +310,88 @@ async fn keep(
 ) {
     let plan = route.as_ref().and_then(|route| Some((route, route.settings.reconnect?)));
     let mut backoff = plan.map(|(_, range)| Backoff::new(range, ChaCha20Rng::from_os_rng()));
-    drop(line);
+    // Clients come back when somebody uses them; a server is of use only where it is connected.
+    let mut roaming = plan.filter(|(route, _)| route.pass.is_server()).map(|_| Roaming::start());
     loop {
         let born = time::mono();
-        let loss = running.await;
+        let (loss, soon) = tokio::select! {
+            loss = &mut running => (loss, false),
+            () = left_behind(&line, roaming.as_mut()) => {
+                line.lose(Loss::Silent);
+                (Loss::Silent, true)
+            }
+        };
+        // Its socket is closed before another one is opened.
+        drop(running);
         let again = plan.zip(backoff.as_mut()).filter(|_| !matches!(loss, Loss::Here));
         let Some(((route, _), backoff)) = again else {
             told.send_replace(Standing::Over(loss));
             return;
         };
         tracing::debug!(%loss, "the gateway is lost");
-        backoff.begin_again(time::mono().saturating_duration_since(born));
+        if soon {
+            backoff.reset();
+        }
+        backoff.reset_after(time::mono().saturating_duration_since(born));
         told.send_replace(Standing::Down(loss));
         let known = stopped.clone();
-        let reconnecting = async {
-            loop {
-                sleep(backoff.wait()).await;
-                match route.establish(known.clone()).await {
-                    Ok(there) => return there,
-                    Err(error) => tracing::debug!(%error, "the gateway is still away"),
-                }
-            }
-        };
-        let (line, next) = tokio::select! {
+        let reconnecting = reconnect(route, (backoff, soon), roaming.as_mut(), &known);
+        (line, running) = tokio::select! {
             there = reconnecting => there,
             () = stop(&mut stopped) => {
                 told.send_replace(Standing::Over(Loss::Here));
                 return;
             }
         };
-        told.send_replace(Standing::Up(line));
-        running = next;
+        told.send_replace(Standing::Up(Arc::clone(&line)));
+    }
+}
+
+/// Tries until the gateway lets this endpoint in; soon when the network has changed.
+async fn reconnect(
+    route: &Route,
+    (backoff, mut soon): (&mut Backoff, bool),
+    mut roaming: Option<&mut Roaming>,
+    stopped: &watch::Receiver<bool>,
+) -> (Arc<Line>, Running) {
+    loop {
+        match &mut roaming {
+            Some(roaming) if soon => roaming.resume(backoff).await,
+            Some(roaming) => roaming.pause(backoff).await,
+            None => sleep(backoff.wait()).await,
+        }
+        tokio::select! {
+            there = route.establish(stopped.clone()) => match there {
+                Ok(there) => return there,
+                Err(error) => {
+                    soon = false;
+                    tracing::debug!(%error, "the gateway is still away");
+                }
+            },
+            () = changed(roaming.as_deref_mut()) => soon = true,
+        }
+    }
+}
+
+async fn changed(roaming: Option<&mut Roaming>) {
+    match roaming {
+        Some(roaming) => roaming.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when the network has changed and the line was lost with it, without a word of the system's.
+async fn left_behind(line: &Line, mut roaming: Option<&mut Roaming>) {
+    loop {
+        changed(roaming.as_deref_mut()).await;
+        if line.local.zip(roaming.as_deref()).is_some_and(|(at, roaming)| roaming.has_lost(at.ip())) {
+            return;
+        }
+        let heard = line.heard();
+        line.probe();
+        sleep(PROBE).await;
+        if line.heard() == heard {
+            return;
+        }
     }
 }

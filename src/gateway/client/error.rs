@@ -39,9 +39,13 @@ pub enum ConnectError {
     /// What answers there does not speak WebSocket, or has no gateway behind this path.
     #[error("no WebSocket with the gateway: {0}")]
     WebSocket(String),
-    /// The gateway ended the connection: a wrong key or ticket, an id that another server has, or an address that is not let in.
+    /// The gateway ended the connection: a wrong key or ticket, or an address that is not let in; where the MD5 handshake is spoken, also as
+    /// [`ConnectError::Taken`].
     #[error("the gateway refused this endpoint")]
     Refused,
+    /// The gateway took the key and ended the connection: another server has the id and keeps it.
+    #[error("another server has this id")]
+    Taken,
     /// What answered could not prove that it holds the key.
     #[error("what answers there does not hold the servers' key")]
     Impostor,

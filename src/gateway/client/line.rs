@@ -6,6 +6,7 @@ use crate::gateway::wire::ConnId;
 use bytes::{Bytes, BytesMut};
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use tokio::sync::{Notify, oneshot, watch};
@@ -34,6 +35,8 @@ pub(super) struct Line {
     arrived: Notify,
     resume: Notify,
     ready: watch::Sender<bool>,
+    /// How often something has come.
+    heard: AtomicU64,
     /// This side's address, where that is known.
     pub(super) local: Option<SocketAddr>,
 }
@@ -52,6 +55,7 @@ impl Line {
             arrived: Notify::new(),
             resume: Notify::new(),
             ready: watch::Sender::new(false),
+            heard: AtomicU64::new(0),
             local,
         }
     }
@@ -95,11 +99,13 @@ impl Line {
 
     /// Takes what has come by a stream; says whether a message is held.
     pub(super) fn handle_bytes(&self, bytes: &mut BytesMut) -> Result<bool, Fault> {
+        self.heard.fetch_add(1, Ordering::Relaxed);
         self.with(|state| state.mux.handle_bytes(bytes).map(|()| state.mux.held().is_some()))
     }
 
     /// Takes a WebSocket message; says whether it is held.
     pub(super) fn handle_frame(&self, frame: Bytes) -> Result<bool, Fault> {
+        self.heard.fetch_add(1, Ordering::Relaxed);
         self.with(|state| state.mux.handle_frame(frame).map(|()| state.mux.held().is_some()))
     }
 
@@ -109,6 +115,11 @@ impl Line {
 
     pub(super) fn give_up_held(&self) {
         self.with(|state| state.mux.give_up_held());
+    }
+
+    /// Returns a number that grows whenever something comes.
+    pub(super) fn heard(&self) -> u64 {
+        self.heard.load(Ordering::Relaxed)
     }
 
     pub(super) fn probe(&self) {

@@ -17,7 +17,6 @@
 //! | file | holds | |
 //! | --- | --- | --- |
 //! | `machine` | one endpoint's half of the wire | pure |
-//! | `backoff` | waits between attempts | pure |
 //! | [`Codec`] | what messages mean | pure |
 //! | `line` | the machine behind a lock, and who waits for it | |
 //! | `carrier` | streams and WebSockets, read and written in batches | tokio |
@@ -25,7 +24,6 @@
 //! | [`Endpoint`] | dial, accept, reconnect | tokio |
 //! | [`VirtualConnection`], [`VirtualStream`] | send, receive; read, write | tokio |
 
-mod backoff;
 mod carrier;
 mod codec;
 mod connection;

@@ -38,7 +38,7 @@ pub struct Settings {
     /// The longest silence of the gateway; it is asked for a sign of life after half of that. Default 90 s.
     pub silence: Duration,
     /// The first and the longest wait before another attempt when the gateway is lost; each is shortened by chance to a half at the
-    /// most. `None`: there is no other attempt. Default 0.5 s and 30 s.
+    /// most. `None`: there is no other attempt. Default 0.7 s and 8 s.
     pub reconnect: Option<(Duration, Duration)>,
 }
 
@@ -58,7 +58,7 @@ impl Default for Settings {
             auth_timeout: Duration::from_secs(5),
             dial_timeout: Duration::from_secs(10),
             silence: Duration::from_secs(90),
-            reconnect: Some((Duration::from_millis(500), Duration::from_secs(30))),
+            reconnect: Some((Duration::from_millis(700), Duration::from_secs(8))),
         }
     }
 }

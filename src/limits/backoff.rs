@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// The waits between attempts.
 #[derive(Debug)]
-pub(super) struct Backoff {
+pub(crate) struct Backoff {
     range: (Duration, Duration),
     next: Duration,
     rng: ChaCha20Rng,
@@ -14,22 +14,27 @@ pub(super) struct Backoff {
 
 impl Backoff {
     /// Begins with about `range.0` and ends with about `range.1`.
-    pub(super) fn new(range: (Duration, Duration), rng: ChaCha20Rng) -> Self {
+    pub(crate) fn new(range: (Duration, Duration), rng: ChaCha20Rng) -> Self {
         Self { range, next: range.0, rng }
     }
 
     /// Returns the next wait: between a half and the whole of what it would be without chance.
-    pub(super) fn wait(&mut self) -> Duration {
+    pub(crate) fn wait(&mut self) -> Duration {
         let whole = self.next.min(self.range.1);
         self.next = (whole * 2).min(self.range.1);
         whole.mul_f64(self.rng.random_range(0.5..=1.0))
     }
 
+    /// Begins again, as after a success or where the reason of the failures may be gone.
+    pub(crate) fn reset(&mut self) {
+        self.next = self.range.0;
+    }
+
     /// Begins again after a connection that lived for `lived`: a short one was no success, for two servers that take one id from each
     /// other would do so without end.
-    pub(super) fn begin_again(&mut self, lived: Duration) {
+    pub(crate) fn reset_after(&mut self, lived: Duration) {
         if lived > self.range.1 {
-            self.next = self.range.0;
+            self.reset();
         }
     }
 }
@@ -47,9 +52,27 @@ mod tests {
             let wait = backoff.wait();
             assert!(seconds(whole) / 2 <= wait && wait <= seconds(whole), "{wait:?} of {whole} s");
         }
-        backoff.begin_again(seconds(30));
+        backoff.reset_after(seconds(30));
         assert!(backoff.wait() >= seconds(15));
-        backoff.begin_again(seconds(31));
+        backoff.reset_after(seconds(31));
         assert!(backoff.wait() <= seconds(1));
+        backoff.wait();
+        backoff.reset();
+        assert!(backoff.wait() <= seconds(1));
+    }
+
+    #[test]
+    fn those_who_begin_at_once_do_not_come_back_at_once() {
+        let range = (Duration::from_secs(2), Duration::from_secs(8));
+        let mut waits: Vec<_> =
+            (0..20).map(|seed| Backoff::new(range, ChaCha20Rng::seed_from_u64(seed)).wait()).collect();
+        waits.sort_unstable();
+        let most_within = |window: Duration| {
+            waits
+                .iter()
+                .map(|from| waits.iter().filter(|at| (*from..*from + window).contains(*at)).count())
+                .max()
+        };
+        assert!(most_within(Duration::from_millis(100)) <= Some(6), "{waits:?}");
     }
 }
