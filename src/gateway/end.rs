@@ -82,6 +82,8 @@ pub(super) struct End {
     pub(super) heard: Instant,
     /// When it was asked for a Ping that has not come.
     pub(super) pinged: Option<Instant>,
+    /// When another server wanted its id, and it was asked whether it is still there.
+    pub(super) claimed: Option<Instant>,
     /// Violations since the time.
     pub(super) violations: (u32, Instant),
     /// Of Dials that were refused.
@@ -107,6 +109,7 @@ impl End {
             frame_since: None,
             heard: now,
             pinged: None,
+            claimed: None,
             violations: (0, now),
             refusals: Pace::new(now),
         }

@@ -142,7 +142,10 @@ impl Switchboard {
         duplicates: Duplicates,
     ) -> Result<EndKey, Taken> {
         match self.servers.get(&id) {
-            Some(_) if duplicates == Duplicates::Refuse => return Err(Taken),
+            Some(before) if duplicates == Duplicates::Refuse => {
+                self.claim(now, *before);
+                return Err(Taken);
+            }
             Some(before) => self.drop_end(now, *before, Why::Replaced),
             None => {}
         }

@@ -103,3 +103,26 @@ fn whoever_is_not_read_is_not_blamed_for_silence() {
     }
     assert!(!world.dropped.contains_key(&client), "{:?}", world.dropped);
 }
+
+#[test]
+fn an_id_that_is_wanted_is_kept_by_a_server_that_is_there_and_lost_by_one_that_is_not() {
+    let wants = |world: &mut World| world.board.handle_server(world.now, 9, true, Duplicates::Refuse);
+    for answers in [true, false] {
+        let mut world = World::new(Limits::default());
+        let server = world.server(9, true);
+        world.wait(Duration::from_millis(10));
+        assert!(wants(&mut world).is_err());
+        world.settle();
+        assert_eq!(world.hear(server), [Heard::Ping]);
+        assert!(wants(&mut world).is_err());
+        world.settle();
+        assert_eq!(world.hear(server), [], "it is asked once");
+        world.wait(Duration::from_millis(900));
+        if answers {
+            world.tell(server, Command::Ping);
+        }
+        world.wait(Duration::from_millis(200));
+        assert_eq!(world.dropped.contains_key(&server), !answers);
+        assert_eq!(wants(&mut world).is_err(), answers);
+    }
+}
