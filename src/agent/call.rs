@@ -14,7 +14,9 @@ use crate::net::time;
 use crate::signaling::wire::{self, Answer, Ask, Code, Ice, Nat, Request, Tag, Token};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout};
@@ -24,6 +26,8 @@ const QUEUE: usize = 128;
 const MEASURE_TIME: Duration = Duration::from_millis(500);
 /// How long the end of a call may wait for the signalling line.
 const GOODBYE_TIME: Duration = Duration::from_millis(300);
+/// How long a server may take to accept a connection before it counts as gone.
+const ANSWER_TIME: Duration = Duration::from_secs(2);
 /// A timer that is never waited for.
 const FAR: Duration = Duration::from_secs(3600);
 
@@ -33,7 +37,7 @@ pub(super) enum Signal {
     /// The server asks: 52, 53, 54 or 55.
     Request(Box<Request>),
     /// The call cannot go on.
-    Failed(Code, String),
+    Failed(Code),
     /// Nothing will come any more.
     LineCut,
 }
@@ -54,8 +58,10 @@ pub(super) enum Progress {
 pub(super) enum CallFailure {
     /// As the session says.
     Session(Failure),
-    /// The server or the other side said no.
+    /// The server said no.
     Refused(Code, String),
+    /// The other side would not be called, or the call could not go on.
+    Declined(Code),
     /// The other side's answer was made by somebody without the ticket, or for another call.
     Impostor,
     /// The signalling line was cut before there was a path.
@@ -145,6 +151,8 @@ impl Ground {
 pub(super) struct Call {
     progress: watch::Receiver<Progress>,
     pub(super) path: watch::Receiver<Option<Path>>,
+    /// The line to the server was cut since the call began.
+    was_cut: Arc<AtomicBool>,
     stop: mpsc::Sender<String>,
     task: JoinHandle<()>,
 }
@@ -161,6 +169,7 @@ impl Call {
         let (progress, progress_rx) = watch::channel(Progress::Searching);
         let (path, path_rx) = watch::channel(None);
         let (stop, stop_rx) = mpsc::channel(1);
+        let was_cut = Arc::new(AtomicBool::new(false));
         let driver = Driver {
             session: Session::new(setup),
             chooser: Lanes::new(ground.begun),
@@ -174,9 +183,10 @@ impl Call {
             news: None,
             progress,
             path,
+            was_cut: Arc::clone(&was_cut),
         };
         let task = tokio::spawn(driver.run(opening, signals, stop_rx));
-        Self { progress: progress_rx, path: path_rx, stop, task }
+        Self { progress: progress_rx, path: path_rx, was_cut, stop, task }
     }
 
     /// Stands for a path that was found without negotiation and is kept by `task` until it is told to `stop`.
@@ -186,7 +196,15 @@ impl Call {
         task: JoinHandle<()>,
     ) -> Self {
         let (_, progress) = watch::channel(Progress::Searching);
-        Self { progress, path, stop, task }
+        Self { progress, path, was_cut: Arc::default(), stop, task }
+    }
+
+    /// Names the server that carries the connection, where it is gone or the line to it was cut, so that what it carried is lost.
+    pub(super) async fn lost_server(&self) -> Option<SocketAddr> {
+        let path = self.path.borrow().clone().filter(|path| path.kind != PathKind::Direct)?;
+        let answers =
+            || async { matches!(timeout(ANSWER_TIME, TcpStream::connect(path.remote)).await, Ok(Ok(_))) };
+        (self.was_cut.load(Ordering::Relaxed) || !answers().await).then_some(path.remote)
     }
 
     /// Waits until data can flow, or until that is hopeless; returns the key to begin QUIC with.
@@ -224,6 +242,7 @@ struct Driver {
     news: Option<(LaneKind, Option<Reason>, Instant)>,
     progress: watch::Sender<Progress>,
     path: watch::Sender<Option<Path>>,
+    was_cut: Arc<AtomicBool>,
 }
 
 impl Driver {
@@ -354,8 +373,11 @@ impl Driver {
         let now = time::now().mono;
         match signal {
             Signal::Request(request) => self.take_request(now, *request).await,
-            Signal::Failed(code, text) => self.advance(Progress::Failed(CallFailure::Refused(code, text))),
-            Signal::LineCut => self.advance(Progress::Failed(CallFailure::LineCut)),
+            Signal::Failed(code) => self.advance(Progress::Failed(CallFailure::Declined(code))),
+            Signal::LineCut => {
+                self.was_cut.store(true, Ordering::Relaxed);
+                self.advance(Progress::Failed(CallFailure::LineCut));
+            }
         }
     }
 

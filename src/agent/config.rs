@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 const DEFAULT_PORT: u16 = 3478;
 
-/// Where a ginnel server is: `HOST`, `HOST:PORT`, an IPv4 address, or an IPv6 address, in brackets if a port follows.
+/// Where a ginnel server is: `HOST`, `HOST:PORT`, an IPv4 address, or an IPv6 address, in brackets if a port follows. Of a URL, such as
+/// `https://HOST/` or `turn:HOST:PORT?transport=udp`, host and port are taken.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerName {
     /// Host name or address.
@@ -24,6 +25,7 @@ impl FromStr for ServerName {
     type Err = ServerNameError;
 
     fn from_str(text: &str) -> Result<Self, ServerNameError> {
+        let text = authority(text.trim());
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
                 let (host, port) = rest.split_once(']').ok_or(ServerNameError)?;
@@ -42,6 +44,23 @@ impl FromStr for ServerName {
         let sensible =
             (1..=255).contains(&host.len()) && host.chars().all(|c| c.is_ascii_graphic() && c != '/');
         if sensible && port != 0 { Ok(Self { host: host.to_owned(), port }) } else { Err(ServerNameError) }
+    }
+}
+
+/// Takes host and port out of a URL; anything else stays as it is.
+fn authority(text: &str) -> &str {
+    const SCHEMES: [&str; 8] = ["https", "http", "wss", "ws", "turns", "turn", "stuns", "stun"];
+    let scheme = text.split_once(':').filter(|(scheme, rest)| {
+        let slashes = rest.starts_with("//");
+        let (web, known) = SCHEMES.split_at(4);
+        let is = |names: &[&str]| names.iter().any(|name| scheme.eq_ignore_ascii_case(name));
+        // A host may be called `turn`, and be followed by its port.
+        (slashes && is(web)) || (is(known) && !rest.bytes().all(|byte| byte.is_ascii_digit()))
+    });
+    let rest = scheme.map_or(text, |(_, rest)| rest.trim_start_matches('/'));
+    match scheme {
+        Some(_) => rest.split(['/', '?', '#']).next().unwrap_or(rest),
+        None => text.strip_suffix('/').unwrap_or(text),
     }
 }
 
@@ -97,7 +116,19 @@ mod tests {
             ("host:70000", None),
             ("[::1", None),
             ("[::1]9", None),
-            ("http://host", None),
+            ("http://host", Some(("host", 3478))),
+            ("https://turn.example", Some(("turn.example", 3478))),
+            ("https://turn.example:8443/", Some(("turn.example", 8443))),
+            ("HTTPS://Turn.Example/some/page?x#y", Some(("Turn.Example", 3478))),
+            ("wss://[2001:db8::7]:99/ws", Some(("2001:db8::7", 99))),
+            ("turn:turn.example:99?transport=udp", Some(("turn.example", 99))),
+            ("stun:192.0.2.1", Some(("192.0.2.1", 3478))),
+            (" turn.example:99\n", Some(("turn.example", 99))),
+            ("turn.example/", Some(("turn.example", 3478))),
+            ("turn:99", Some(("turn", 99))),
+            ("https://", None),
+            ("ftp://host", None),
+            ("host/path", None),
         ];
         for (text, expected) in table {
             let parsed = text.parse::<ServerName>().ok();

@@ -20,6 +20,8 @@ const FAREWELL: &[u8] = b"done";
 const DONE: u32 = 0;
 /// QUIC's code for every other end.
 const ABORTED: u32 = 1;
+/// QUIC's code for a stream that is not wanted, which is no failure of either side.
+const UNWANTED: u32 = 2;
 /// How long an end in good order may wait for the other side to use what it was sent.
 const FAREWELL_TIME: Duration = Duration::from_secs(3600);
 /// How long the last packet may take to leave.
@@ -116,7 +118,19 @@ impl Connection {
 
     /// Waits until the connection has ended, and says why.
     pub async fn closed(&self) -> Error {
-        Error::from_quic(&self.inner.closed().await)
+        let error = self.inner.closed().await;
+        self.explain(&error).await
+    }
+
+    /// The other side's silence may be its server's.
+    async fn explain(&self, error: &quinn::ConnectionError) -> Error {
+        match error {
+            quinn::ConnectionError::TimedOut => match self.call.lost_server().await {
+                Some(server) => Error::RelayLost(server.to_string()),
+                None => Error::from_quic(error),
+            },
+            _ => Error::from_quic(error),
+        }
     }
 
     /// Ends the connection in good order: tells the other side that everything it sent was used, waits for the same from it, and
@@ -130,7 +144,7 @@ impl Connection {
             Ok(Err(quinn::ConnectionError::ApplicationClosed(close))) if close.error_code == DONE.into() => {
                 Ok(())
             }
-            Ok(Err(error)) => Err(Error::from_quic(&error)),
+            Ok(Err(error)) => Err(self.explain(&error).await),
             Ok(Ok(())) | Err(_) => Ok(()),
         };
         self.leave(DONE, "done").await;
@@ -175,15 +189,29 @@ impl SendStream {
     /// Sends the end of the stream and waits until the other side has received everything.
     ///
     /// # Errors
-    /// When the connection ended first, or the other side wants no more of the stream.
+    /// When the connection ended first, or the other side broke the stream off. One that has declined the stream is no error.
     pub async fn finish(mut self) -> io::Result<()> {
         self.ended = true;
         // A stream that was finished before only has to be waited for.
         let _ = self.inner.finish();
         match self.inner.stopped().await {
             Ok(None) => Ok(()),
+            Ok(Some(code)) if code == UNWANTED.into() => Ok(()),
             Ok(Some(_)) => Err(io::ErrorKind::BrokenPipe.into()),
             Err(error) => Err(io::Error::new(io::ErrorKind::ConnectionReset, error)),
+        }
+    }
+}
+
+impl SendStream {
+    /// Resolves when the other side has declined the stream; sending more is of no use then, and no failure.
+    pub fn declined(&self) -> impl Future<Output = ()> + Send + 'static {
+        let stopped = self.inner.stopped();
+        async move {
+            match stopped.await {
+                Ok(Some(code)) if code == UNWANTED.into() => {}
+                _ => std::future::pending().await,
+            }
         }
     }
 }
@@ -197,7 +225,12 @@ impl Drop for SendStream {
 }
 
 impl RecvStream {
-    /// Tells the other side that nothing more is wanted of the stream.
+    /// Tells the other side that nothing of the stream is wanted and that it may count as done.
+    pub fn decline(mut self) {
+        let _ = self.0.stop(UNWANTED.into());
+    }
+
+    /// Breaks the stream off: tells the other side that nothing more of it is taken.
     pub fn stop(mut self) {
         let _ = self.0.stop(ABORTED.into());
     }

@@ -37,6 +37,24 @@ impl Stage {
     }
 }
 
+/// Who said no, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The server does not accept the access key.
+    #[error("the server does not accept the access key")]
+    Key,
+    /// The listener does not accept what this side has derived from the ticket.
+    #[error("the other side does not accept this ticket")]
+    Ticket,
+    /// The listener takes no further connection.
+    #[error("the other side takes no further connection: somebody else has used the ticket")]
+    Busy,
+    /// For another reason, in the words of who said no.
+    #[error("{0}")]
+    Told(String),
+}
+
 /// Why there is no connection, or none any more.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -54,7 +72,7 @@ pub enum Error {
     Offline,
     /// The server or the other side said no.
     #[error("refused: {0}")]
-    Refused(String),
+    Refused(Refusal),
     /// A newer session of this side has its tag; this one is over.
     #[error("another session has taken over this ticket; this one has ended")]
     Replaced,
@@ -73,6 +91,9 @@ pub enum Error {
     /// The other side went away.
     #[error("the other side ended the connection: {0}")]
     PeerEnded(String),
+    /// The connection ran through this server, which went away or lost it.
+    #[error("the connection ran through the server {0}, which went away")]
+    RelayLost(String),
     /// This machine would not.
     #[error("{0}")]
     Local(String),
@@ -88,7 +109,7 @@ impl Error {
             Self::NoPath(_) => Stage::Path,
             Self::TimedOut(stage) => *stage,
             Self::Handshake(_) => Stage::Handshake,
-            Self::PeerEnded(_) => Stage::Connection,
+            Self::PeerEnded(_) | Self::RelayLost(_) => Stage::Connection,
             Self::Local(_) => Stage::Local,
         }
     }
@@ -96,12 +117,12 @@ impl Error {
     pub(super) fn from_link(server: &str, error: &LinkError) -> Self {
         let problem = match error {
             LinkError::Refused { code: Code::NotAllowed, .. } => {
-                return Self::Refused("the server does not accept the access key".to_owned());
+                return Self::Refused(Refusal::Key);
             }
             LinkError::Refused { code: code @ (Code::Replaced | Code::Revoked), .. } => {
                 return Self::from_loss(*code);
             }
-            LinkError::Refused { text, .. } => return Self::Refused(text.clone()),
+            LinkError::Refused { text, .. } => return Self::Refused(Refusal::Told(text.clone())),
             LinkError::Silent => return Self::TimedOut(Stage::Server),
             LinkError::Connect(source) if source.kind() == std::io::ErrorKind::TimedOut => {
                 return Self::TimedOut(Stage::Server);
@@ -124,12 +145,17 @@ impl Error {
                 Self::PeerEnded(reason.unwrap_or_else(|| "before there was a path".to_owned()))
             }
             CallFailure::Session(Failure::BadOffer) => {
-                Self::Refused("the other side speaks no ICE".to_owned())
+                Self::Refused(Refusal::Told("the other side speaks no ICE".to_owned()))
             }
             CallFailure::Session(Failure::NoPath(tried)) => Self::NoPath(tried),
             CallFailure::Refused(Code::NotOnline | Code::NoAnswer, _) => Self::Offline,
             CallFailure::Refused(code @ (Code::Replaced | Code::Revoked), _) => Self::from_loss(code),
-            CallFailure::Refused(_, text) => Self::Refused(text),
+            CallFailure::Refused(_, text) => Self::Refused(Refusal::Told(text)),
+            CallFailure::Declined(Code::TooMany) => Self::Refused(Refusal::Busy),
+            CallFailure::Declined(Code::NotOnline | Code::NoAnswer) => Self::Offline,
+            CallFailure::Declined(Code::NotAllowed) => Self::Refused(Refusal::Ticket),
+            CallFailure::Declined(code @ (Code::Replaced | Code::Revoked)) => Self::from_loss(code),
+            CallFailure::Declined(code) => Self::Refused(Refusal::Told(code.text().to_owned())),
             CallFailure::Impostor => Self::Handshake("its answer was not made for this call".to_owned()),
             CallFailure::LineCut => Self::TimedOut(Stage::Server),
         }

@@ -1,6 +1,6 @@
 //! The agent's line to the signalling server: document 000's messages over one WebSocket.
 
-use crate::net::time;
+use crate::net::{connect, time};
 use crate::signaling::wire::{
     self, Answer, Ask, Code, IceServer, MAX_EPOCH, MAX_TEXT, Message, Request, Response, Tag, Token,
 };
@@ -17,10 +17,11 @@ use tokio_tungstenite::tungstenite::{self, Message as Frame};
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 const CONNECT_TIME: Duration = Duration::from_secs(5);
+/// How long the server may take to answer when the network has changed.
+const PROBE_TIME: Duration = Duration::from_secs(1);
 const ANSWER_TIME: Duration = Duration::from_secs(10);
-const HEARTBEAT: Duration = Duration::from_secs(15);
-/// Heartbeats without any word from the server after which the line counts as cut.
-const MISSED: u8 = 3;
+/// Every other time a heartbeat is sent, and the time after that something must have come since.
+const HEARTBEAT: Duration = Duration::from_millis(7500);
 /// Requests of ours that may wait for an answer.
 const PENDING: usize = 64;
 const QUEUE: usize = 64;
@@ -46,7 +47,7 @@ pub(super) enum Heard {
     /// A request, which wants an answer by [`Link::answer`].
     Request(Request),
     /// A call that had been accepted cannot go on (S0-A20).
-    CallFailed { token: Option<Token>, code: Code, text: String },
+    CallFailed { token: Option<Token>, code: Code },
     /// The tag is a newer session's ([`Code::Replaced`]) or nobody's ([`Code::Revoked`]), and the line ends.
     Over(Code),
     /// The line is cut; nothing comes any more.
@@ -110,15 +111,8 @@ pub(super) async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, Li
 
 /// Connects to the first of a server's addresses that answers.
 pub(super) async fn connect(addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), LinkError> {
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for address in addresses {
-        match timeout(CONNECT_TIME, TcpStream::connect(address)).await {
-            Ok(Ok(stream)) => return Ok((stream, *address)),
-            Ok(Err(error)) => last = error,
-            Err(elapsed) => last = elapsed.into(),
-        }
-    }
-    Err(LinkError::Connect(last))
+    let connected = timeout(CONNECT_TIME, connect::connect(addresses)).await;
+    connected.unwrap_or_else(|elapsed| Err(elapsed.into())).map_err(LinkError::Connect)
 }
 
 impl Link {
@@ -165,6 +159,12 @@ impl Link {
         timeout(ANSWER_TIME, answer_rx).await.map_err(|_| LinkError::Silent)?.map_err(|_| LinkError::Silent)
     }
 
+    /// Says whether the server still answers, and soon.
+    pub(super) async fn is_alive(&self, tag: &Tag) -> bool {
+        let asked = self.ask(Ask::Heartbeat { tag: tag.clone() });
+        matches!(timeout(PROBE_TIME, asked).await, Ok(Ok(_)))
+    }
+
     /// Tells the server something whose answer does not matter.
     pub(super) async fn tell(&self, ask: Ask) {
         let _ = self.outgoing.send(Outgoing::Ask(ask, None)).await;
@@ -183,13 +183,24 @@ struct Line {
     pending: HashMap<i64, oneshot::Sender<Answer>>,
     next_mid: i64,
     tag: Option<Tag>,
-    missed: u8,
+    /// A heartbeat was sent, and nothing has come since.
+    unanswered: bool,
+    /// Whether the time before was one for a heartbeat.
+    sent_last: bool,
 }
 
 impl Line {
     fn new(socket: WebSocketStream<TcpStream>, heard: mpsc::Sender<Heard>) -> Self {
         let next_mid = i64::from(rand::random::<u32>());
-        Self { socket, heard, pending: HashMap::new(), next_mid, tag: None, missed: 0 }
+        Self {
+            socket,
+            heard,
+            pending: HashMap::new(),
+            next_mid,
+            tag: None,
+            unanswered: false,
+            sent_last: false,
+        }
     }
 
     async fn run(mut self, mut outgoing: mpsc::Receiver<Outgoing>) {
@@ -220,10 +231,14 @@ impl Line {
 
     async fn beat(&mut self) -> Result<(), tungstenite::Error> {
         let Some(tag) = self.tag.clone() else { return Ok(()) };
-        if self.missed >= MISSED {
+        if self.unanswered {
             return Err(tungstenite::Error::ConnectionClosed);
         }
-        self.missed += 1;
+        self.sent_last = !self.sent_last;
+        if !self.sent_last {
+            return Ok(());
+        }
+        self.unanswered = true;
         self.ask(Ask::Heartbeat { tag }, None).await
     }
 
@@ -247,7 +262,7 @@ impl Line {
     }
 
     async fn read(&mut self, frame: &Frame) -> Result<(), tungstenite::Error> {
-        self.missed = 0;
+        self.unanswered = false;
         let text = match frame {
             Frame::Text(text) => text,
             // Whether the server hangs up as well is its own affair.
@@ -273,8 +288,8 @@ impl Line {
             (Some(waiting), body) => {
                 let _ = waiting.send(body);
             }
-            (None, Answer::Failed { t: 4, token, code, em }) => {
-                let _ = self.heard.send(Heard::CallFailed { token, code, text: em }).await;
+            (None, Answer::Failed { t: 4, token, code, .. }) => {
+                let _ = self.heard.send(Heard::CallFailed { token, code }).await;
             }
             (None, Answer::Failed { code: code @ (Code::Replaced | Code::Revoked), .. }) => {
                 let _ = self.heard.send(Heard::Over(code)).await;

@@ -5,7 +5,7 @@ use super::call::{Ground, Opening, Signal};
 use super::candidate::LaneKind;
 use super::config::{Config, ServerName};
 use super::connection::Connection;
-use super::error::Error;
+use super::error::{Error, Refusal};
 use super::identity::Role;
 use super::link::{Heard, Registration};
 use super::peer::{self, RegisteredLine};
@@ -13,8 +13,12 @@ use super::probe::Probe;
 use super::rung;
 use super::session::{Mode, Setup};
 use super::ticket::Ticket;
+use crate::limits::Backoff;
+use crate::net::roaming::Roaming;
 use crate::net::time;
 use crate::signaling::wire::{Answer, Ask, Code, Ice, Request, Tag, Token};
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -28,8 +32,8 @@ const QUEUE: usize = 64;
 const OFFERS: usize = 16_384;
 /// The `t` of a call, for its refusal.
 const NOTIFY: i64 = 51;
-/// The first and the longest wait before the line is opened again.
-const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// The first and the longest wait before the line is opened again, each shortened by chance.
+const BACK_OFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(8));
 /// How often a listener that was dropped looks whether its last call has ended.
 const CLOSING_CHECK: Duration = Duration::from_secs(1);
 /// How old relay credentials may be when a call comes.
@@ -66,6 +70,8 @@ impl Listener {
             calls: HashMap::new(),
             offers: Offers::new(OFFERS),
             done,
+            backoff: Backoff::new(BACK_OFF, ChaCha20Rng::from_os_rng()),
+            roaming: Roaming::start(),
             blocked: try_udp(address),
             closing: false,
         };
@@ -99,6 +105,8 @@ struct Desk {
     calls: HashMap<Token, mpsc::Sender<Signal>>,
     offers: Offers,
     done: mpsc::Sender<Result<Connection, Error>>,
+    backoff: Backoff,
+    roaming: Roaming,
     /// Whether UDP reaches the server, once that is known.
     blocked: watch::Receiver<Option<bool>>,
     /// Nobody accepts any more.
@@ -110,6 +118,18 @@ impl Desk {
         loop {
             let next = tokio::select! {
                 next = heard.recv() => next,
+                () = self.roaming.changed() => {
+                    if self.is_connected().await {
+                        continue;
+                    }
+                    self.cut_calls();
+                    self.roaming.resume(&mut self.backoff).await;
+                    match self.reconnect().await {
+                        Some(fresh) => heard = fresh,
+                        None => return,
+                    }
+                    continue;
+                }
                 () = self.done.closed(), if !self.closing => {
                     self.closing = true;
                     continue;
@@ -124,9 +144,9 @@ impl Desk {
             };
             match next {
                 Some(Heard::Request(request)) => self.take_request(request).await,
-                Some(Heard::CallFailed { token, code, text }) => {
+                Some(Heard::CallFailed { token, code }) => {
                     if let Some(call) = token.and_then(|token| self.calls.remove(&token)) {
-                        let _ = call.try_send(Signal::Failed(code, text));
+                        let _ = call.try_send(Signal::Failed(code));
                     }
                 }
                 Some(Heard::Over(code)) => {
@@ -136,6 +156,10 @@ impl Desk {
                 }
                 Some(Heard::Closed) | None => {
                     self.cut_calls();
+                    tokio::select! {
+                        () = self.roaming.pause(&mut self.backoff) => {}
+                        () = self.done.closed() => return,
+                    }
                     match self.reconnect().await {
                         Some(fresh) => heard = fresh,
                         None => return,
@@ -151,26 +175,38 @@ impl Desk {
         }
     }
 
+    /// Says whether the line has outlived a change of the network.
+    async fn is_connected(&self) -> bool {
+        !self.line.local.is_some_and(|local| self.roaming.has_lost(local))
+            && self.line.link.is_alive(&self.line.welcome.tag).await
+    }
+
     /// Opens the line again, however long that takes; `None` if the tag is lost, so that nobody can find us.
     async fn reconnect(&mut self) -> Option<mpsc::Receiver<Heard>> {
         tracing::info!("the line to the server was cut, opening it again");
-        let mut wait = BACK_OFF.0;
         loop {
-            tokio::select! {
-                () = sleep(wait) => {}
-                () = self.done.closed() => return None,
-            }
             let (heard, heard_rx) = mpsc::channel(QUEUE);
             // An attempt that seems to have failed may have reached the server.
             self.registration.count_on();
-            let lost = match peer::register(&self.server, &self.registration, heard).await {
+            let attempt = tokio::select! {
+                attempt = peer::register(&self.server, &self.registration, heard) => attempt,
+                () = self.roaming.changed() => {
+                    self.roaming.resume(&mut self.backoff).await;
+                    continue;
+                }
+                () = self.done.closed() => return None,
+            };
+            let lost = match attempt {
                 Ok(line) if line.welcome.tag.as_str() == self.ticket.tag => {
                     self.registration.epoch = line.welcome.epoch;
                     self.line = line;
                     self.registered_at = time::now().mono;
+                    self.backoff.reset();
                     return Some(heard_rx);
                 }
-                Ok(_) => Some(Error::Refused("the server no longer knows this ticket's tag".to_owned())),
+                Ok(_) => Some(Error::Refused(Refusal::Told(
+                    "the server no longer knows this ticket's tag".to_owned(),
+                ))),
                 Err(error @ (Error::Replaced | Error::Revoked)) => Some(error),
                 Err(error) => {
                     tracing::debug!(%error, "the server is still away");
@@ -181,7 +217,10 @@ impl Desk {
                 let _ = self.done.send(Err(lost)).await;
                 return None;
             }
-            wait = (wait * 2).min(BACK_OFF.1);
+            tokio::select! {
+                () = self.roaming.pause(&mut self.backoff) => {}
+                () = self.done.closed() => return None,
+            }
         }
     }
 

@@ -62,7 +62,7 @@ mod tunnel;
 
 pub use config::{Config, ServerName, ServerNameError};
 pub use connection::{Connection, PathChanges, RecvStream, SendStream};
-pub use error::{Error, Stage};
+pub use error::{Error, Refusal, Stage};
 pub use gateway::{Visit, Visited, bridge, publish};
 pub use listener::Listener;
 pub use path::{Path, PathKind};

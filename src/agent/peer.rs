@@ -16,7 +16,7 @@ use super::session::{Mode, NO_PATH, Setup};
 use super::ticket::{SECRET_LEN, Secret, Ticket};
 use crate::net::time;
 use crate::signaling::wire::{IceServer, Tag};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
@@ -129,6 +129,8 @@ pub(super) struct RegisteredLine {
     pub(super) link: Link,
     pub(super) welcome: Welcome,
     pub(super) server: SocketAddr,
+    /// This side's address on it.
+    pub(super) local: Option<IpAddr>,
 }
 
 /// Connects to a server and registers.
@@ -140,8 +142,9 @@ pub(super) async fn register(
     let attempt = async {
         let addresses = link::resolve(&server.host, server.port).await?;
         let (stream, address) = link::connect(&addresses).await?;
+        let local = stream.local_addr().ok().map(|local| local.ip());
         let (link, welcome) = Link::open(stream, &server.host, registration, heard).await?;
-        Ok(RegisteredLine { link, welcome, server: address })
+        Ok(RegisteredLine { link, welcome, server: address, local })
     };
     attempt.await.map_err(|error| Error::from_link(&server.to_string(), &error))
 }
@@ -192,8 +195,7 @@ async fn pass_on(mut heard: mpsc::Receiver<Heard>, signals: mpsc::Sender<Signal>
     while let Some(heard) = heard.recv().await {
         let signal = match heard {
             Heard::Request(request) => Signal::Request(Box::new(request)),
-            Heard::CallFailed { code, text, .. } => Signal::Failed(code, text),
-            Heard::Over(code) => Signal::Failed(code, code.text().to_owned()),
+            Heard::CallFailed { code, .. } | Heard::Over(code) => Signal::Failed(code),
             Heard::Closed => Signal::LineCut,
         };
         if signals.send(signal).await.is_err() {

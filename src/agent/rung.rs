@@ -9,7 +9,7 @@ use super::call::Call;
 use super::candidate::LaneKind;
 use super::config::ServerName;
 use super::connection::Connection;
-use super::error::{Error, Stage};
+use super::error::{Error, Refusal, Stage};
 use super::identity::{self, Role};
 use super::path::{Path, PathKind};
 use super::quic;
@@ -18,7 +18,10 @@ use super::tunnel::Tunnel;
 use crate::gateway::client::{
     ConnectError, DialClient, DialServer, Endpoint, Key, Raw, Settings, VirtualConnection,
 };
+use crate::limits::Backoff;
 use crate::net::time;
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,8 +36,8 @@ const ENTER_TIME: Duration = Duration::from_secs(8);
 const DIAL_TIME: Duration = Duration::from_secs(5);
 /// Handshakes at a time; anybody may dial, but only who holds the ticket gets through one.
 const SHAKING: usize = 8;
-/// How long to wait for a gateway that was not there when the listener began.
-const AWAY: Duration = Duration::from_secs(30);
+/// The first and the longest wait for a gateway that was not there when the listener began.
+const AWAY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
 /// What carries the datagrams, where the tunnel asks for a lane.
 const LANE: LaneKind = LaneKind::Relay;
 
@@ -75,7 +78,8 @@ pub(super) async fn connect(
     };
     let entered = timeout(ENTER_TIME, entering).await.unwrap_or(Err(Error::TimedOut(Stage::Server)));
     let (endpoint, local) = entered?;
-    let connection = endpoint.dial(id).await.map_err(|error| Error::Refused(error.to_string()))?;
+    let connection =
+        endpoint.dial(id).await.map_err(|error| Error::Refused(Refusal::Told(error.to_string())))?;
     let road = Road { local, remote: address, begun, reason };
     carry(connection, Some(endpoint), (secret, Role::Connector), road).await
 }
@@ -119,12 +123,15 @@ impl Waiting {
     async fn register(&self, key: String) -> Option<Endpoint<Raw>> {
         let (key, id) = (Key::new(key).ok()?, identity::gateway_id(&self.secret).ok()?);
         let server = DialServer::hmac(format!("ws://{}", self.server), id, key);
+        let mut backoff = Backoff::new(AWAY, ChaCha20Rng::from_os_rng());
         loop {
             match server.connect().await {
                 Ok(endpoint) => return Some(endpoint),
-                Err(error @ (ConnectError::Unreachable(_) | ConnectError::TimedOut(_))) => {
+                Err(
+                    error @ (ConnectError::Unreachable(_) | ConnectError::TimedOut(_) | ConnectError::Taken),
+                ) => {
                     tracing::debug!(%error, "the gateway is away");
-                    sleep(AWAY).await;
+                    sleep(backoff.wait()).await;
                 }
                 Err(error) => {
                     tracing::debug!(%error, "no way through the gateway");
@@ -225,7 +232,7 @@ mod tests {
             assert!(reason(error).is_some(), "{error}");
         }
         for error in
-            [Error::Offline, Error::Revoked, Error::Refused(String::new()), Error::TimedOut(Stage::Handshake)]
+            [Error::Offline, Error::Revoked, Error::Refused(Refusal::Busy), Error::TimedOut(Stage::Handshake)]
         {
             assert_eq!(reason(&error), None, "{error}");
         }

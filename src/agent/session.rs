@@ -40,6 +40,14 @@ pub enum Mode {
     NoRelay,
 }
 
+impl Tried {
+    /// Says whether a relay was tried.
+    #[must_use]
+    pub fn relay(&self) -> bool {
+        self.own_relay || self.their_relay
+    }
+}
+
 impl Mode {
     /// Says whether a lane may be used.
     #[must_use]
@@ -118,8 +126,14 @@ pub struct Tried {
     pub local: usize,
     /// Candidates of the other side.
     pub remote: usize,
-    /// One of the sides had a relay.
-    pub relay: bool,
+    /// Which paths this side was allowed.
+    pub mode: Mode,
+    /// The other side took part in the search for a direct path.
+    pub direct: bool,
+    /// This side had a relay, and the other side would use it.
+    pub own_relay: bool,
+    /// The other side had a relay, and this side was allowed to use it.
+    pub their_relay: bool,
     /// The server's gateway was tried as well.
     pub gateway: bool,
     /// This side's NAT.
@@ -162,6 +176,8 @@ pub(super) struct Session {
     facts: Facts,
     remote_count: usize,
     remote_relay: bool,
+    /// The other side has told at least one candidate for the relay lane.
+    their_relay_lane: bool,
     /// Came before the other side's credentials.
     early: Vec<RemoteCandidate>,
     started: bool,
@@ -193,6 +209,7 @@ impl Session {
             facts,
             remote_count: 0,
             remote_relay: false,
+            their_relay_lane: false,
             early: Vec::new(),
             started: false,
             dead: Vec::new(),
@@ -251,6 +268,7 @@ impl Session {
                 break;
             }
             self.facts.their_direct |= candidate.lane == LaneKind::Direct;
+            self.their_relay_lane |= candidate.lane == LaneKind::Relay;
             self.remote_relay |= candidate.origin == Origin::Relayed;
             if self.admits(&candidate) {
                 self.remote_count += 1;
@@ -262,7 +280,19 @@ impl Session {
             }
         }
         self.facts.their_done |= done;
+        self.give_up_if_hopeless();
         self.explain();
+    }
+
+    /// Ends a search that cannot find anything: the other side has told all it has, and there is no lane that both sides take part in, or only
+    /// the relay's, and neither side has a relay.
+    fn give_up_if_hopeless(&mut self) {
+        if self.stage == Stage::Trying && self.facts.their_done {
+            let tried = self.tried();
+            if !tried.direct && !tried.relay() {
+                self.fail(Failure::NoPath(tried));
+            }
+        }
     }
 
     /// A relay is not asked to send to inner addresses, which it must refuse; and without a relay of its own this side may
@@ -426,10 +456,14 @@ impl Session {
     }
 
     fn tried(&self) -> Tried {
+        let allows_relay = self.setup.mode.allows(LaneKind::Relay);
         Tried {
             local: self.told,
             remote: self.remote_count,
-            relay: self.setup.own_relay || self.remote_relay,
+            mode: self.setup.mode,
+            direct: self.setup.mode.allows(LaneKind::Direct) && self.facts.their_direct,
+            own_relay: self.setup.own_relay && allows_relay && self.their_relay_lane,
+            their_relay: self.remote_relay && allows_relay,
             gateway: false,
             mine: self.facts.mine,
             theirs: self.facts.theirs,

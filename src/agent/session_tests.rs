@@ -170,8 +170,14 @@ fn a_search_without_path_fails_in_time_and_says_what_was_tried() {
     session.handle_local(now, LaneKind::Direct, HOST);
     session.handle_trickle(&[format!("candidate:{RELAY}")], false, Some(Nat::Blocked));
     let said = run(&mut session, now + PATH_TIME);
-    let tried =
-        Tried { local: 1, remote: 1, relay: true, gateway: false, mine: None, theirs: Some(Nat::Blocked) };
+    let tried = Tried {
+        local: 1,
+        remote: 1,
+        own_relay: true,
+        their_relay: true,
+        theirs: Some(Nat::Blocked),
+        ..Tried::default()
+    };
     assert_eq!(said.last(), Some(&Output::Failed(Failure::NoPath(tried))));
 }
 
@@ -234,4 +240,37 @@ fn a_peer_with_endless_candidates_is_capped() {
     });
     assert_eq!(told.max(), Some(CANDIDATES_A_MESSAGE));
     assert_eq!(session.told, MAX_LOCAL);
+}
+
+#[test]
+fn a_search_that_cannot_find_anything_ends_when_the_other_side_has_told_all() {
+    let direct = format!("candidate:{HOST} lane direct");
+    let relay_lane = format!("candidate:{HOST} lane relay");
+    let relayed = format!("candidate:{RELAY}");
+    let only = |mode, own_relay| Setup { mode, own_relay, ..setup(Role::Connector) };
+    // Which paths this side has, what the other one tells, and whether anything may come of it.
+    let table = [
+        (only(Mode::RelayOnly, false), vec![&direct, &relay_lane], false),
+        (only(Mode::RelayOnly, false), vec![&direct, &relay_lane, &relayed], true),
+        (only(Mode::RelayOnly, true), vec![&direct, &relay_lane], true),
+        (only(Mode::RelayOnly, true), vec![&direct], false),
+        (only(Mode::NoRelay, true), vec![&relay_lane, &relayed], false),
+        (only(Mode::NoRelay, true), vec![&direct], true),
+        (only(Mode::Auto, false), vec![&relay_lane], false),
+        (only(Mode::Auto, false), vec![&direct], true),
+        (only(Mode::Auto, true), vec![], false),
+    ];
+    for (setup, told, hope) in table {
+        let now = start();
+        let mut session = trying(setup.clone(), now);
+        let told: Vec<String> = told.into_iter().cloned().collect();
+        session.handle_trickle(&told, false, None);
+        assert!(
+            !drain(&mut session).iter().any(|said| matches!(said, Output::Failed(_))),
+            "there may be more"
+        );
+        session.handle_trickle(&[], true, None);
+        let failed = drain(&mut session).into_iter().any(|said| matches!(said, Output::Failed(_)));
+        assert_eq!(failed, !hope, "{setup:?} {told:?}");
+    }
 }

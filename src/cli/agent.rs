@@ -1,12 +1,19 @@
 //! `agent`: what can be typed, and how a command becomes an exit code.
 
 use super::agent_gateway;
-use super::agent_pipe::{self, Outcome};
+use super::agent_pipe::{self, Directions, Outcome};
 use super::agent_report::Report;
-use crate::agent::{Agent, Config, Connection, Error, Mode, ServerName, Stage, Ticket};
+use super::agent_secrets::{KeySource, ask, read_file};
+use crate::agent::{
+    Agent, Config, Connection, Error, Listener, Mode, Refusal, ServerName, Stage, Ticket, Tried,
+};
+use crate::limits::Backoff;
+use crate::net::roaming::Roaming;
 use clap::{Args, Parser, Subcommand};
-use std::io::{self, BufRead, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+use std::io;
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
@@ -47,9 +54,19 @@ pub struct Listen {
 /// Options of `agent connect`.
 #[derive(Debug, Args)]
 pub struct Connect {
-    /// What `agent listen` printed on the other machine; asked for on a terminal when it is left out
-    #[arg(value_name = "TICKET", env = "AGENT_CODE", hide_env_values = true)]
-    ticket: Option<String>,
+    /// What `agent listen` printed on the other machine, the whole line or its last word; else AGENT_TICKET or --ticket-file have it, or it is asked for on
+    /// the terminal
+    #[arg(value_name = "TICKET")]
+    ticket: Vec<String>,
+    /// File that holds the ticket
+    #[arg(long, value_name = "FILE", conflicts_with = "ticket")]
+    ticket_file: Option<PathBuf>,
+    /// The ticket in the environment. A gateway's token was expected here before, and is still taken
+    #[arg(long, env = "AGENT_TICKET", hide = true, hide_env_values = true)]
+    environment_ticket: Option<String>,
+    /// The former name of AGENT_TICKET
+    #[arg(long, env = "AGENT_CODE", hide = true, hide_env_values = true)]
+    environment_code: Option<String>,
     #[command(flatten)]
     gateway: agent_gateway::Reach,
     #[command(flatten)]
@@ -61,18 +78,16 @@ struct Common {
     /// The server; a ticket names its own [default port: 3478]
     #[arg(long, value_name = "HOST[:PORT]")]
     server: Option<ServerName>,
-    /// The server's access key, which admits to its relay; `ginnel key` prints it
-    #[arg(long, env = "AGENT_KEY", hide_env_values = true, conflicts_with = "key_file")]
-    key: Option<String>,
-    /// File that holds the access key
-    #[arg(long, value_name = "FILE")]
-    key_file: Option<PathBuf>,
+    #[command(flatten)]
+    key: KeySource,
     /// Use only the relay; inner addresses are told to nobody
     #[arg(long, conflicts_with = "no_relay")]
     relay_only: bool,
     /// Use only a direct path
     #[arg(long)]
     no_relay: bool,
+    #[command(flatten)]
+    directions: Directions,
     #[command(flatten)]
     voice: Voice,
 }
@@ -97,8 +112,12 @@ pub(super) enum UsageError {
     NoTicket,
     #[error(transparent)]
     Ticket(#[from] crate::agent::TicketError),
-    #[error("{file}: {problem}")]
-    KeyFile { file: String, problem: io::Error },
+    #[error(transparent)]
+    Token(#[from] crate::gateway::client::NoTicket),
+    #[error("no terminal to ask on")]
+    NoTerminal,
+    #[error("{option} {file}: {problem}")]
+    File { option: &'static str, file: String, problem: io::Error },
 }
 
 impl UsageError {
@@ -109,15 +128,23 @@ impl UsageError {
             }
             Self::NoTicket => "agent connect TICKET     `agent listen` on the other machine prints it",
             Self::Ticket(_) => "copy the whole line that `agent listen` printed on the other machine",
-            Self::KeyFile { .. } => {
+            Self::NoTerminal => "--key-file FILE, or AGENT_KEY in the environment",
+            Self::File { option: "--key-file", .. } => {
                 "--key-file names a file whose first line is the key that `ginnel key` prints"
             }
+            Self::File { option: "--ticket-file", .. } => {
+                "--ticket-file names a file that holds what `agent listen` printed on the other machine"
+            }
+            Self::File { .. } => "the option names a file that holds what `ginnel gateway ticket` prints",
+            Self::Token(_) => "a gateway's token begins with gt_; `ginnel gateway ticket` prints one there",
         }
     }
 }
 
 pub(super) const USAGE: u8 = 2;
 pub(super) const INTERRUPTED: u8 = 130;
+/// The first and the longest wait for a server that is not there, each shortened by chance.
+pub(super) const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
 /// How long an interrupted search may take to end politely.
 const GOODBYE_TIME: Duration = Duration::from_millis(300);
 
@@ -127,7 +154,7 @@ pub fn exit_code(error: &Error) -> u8 {
     match error {
         Error::Offline => 3,
         Error::Refused(_) | Error::Handshake(_) | Error::Replaced | Error::Revoked => 4,
-        Error::NoPath(_) | Error::Unreachable { .. } => 5,
+        Error::NoPath(_) | Error::Unreachable { .. } | Error::RelayLost(_) => 5,
         Error::TimedOut(_) => 6,
         Error::PeerEnded(_) => 7,
         _ => 1,
@@ -155,7 +182,9 @@ impl AgentCommand {
         let common = match &self {
             Self::Serve(serve) => return serve.run(report).await,
             Self::Connect(connect) if connect.gateway.is_wanted() => {
-                return connect.gateway.run(&report).await;
+                let token = [&connect.environment_ticket, &connect.environment_code];
+                let token = token.into_iter().flatten().find(|text| text.trim().starts_with("gt_"));
+                return connect.gateway.run(&report, token, connect.common.directions).await;
             }
             Self::Connect(connect) => &connect.common,
             Self::Listen(listen) => &listen.common,
@@ -174,8 +203,8 @@ impl AgentCommand {
         };
         let work = async {
             match ticket {
-                Some(ticket) => connect(config, &ticket, &report).await,
-                None => listen(config, &report).await,
+                Some(ticket) => connect(config, &ticket, common.directions, &report).await,
+                None => listen(config, common.directions, &report).await,
             }
         };
         match work.await {
@@ -188,22 +217,9 @@ impl AgentCommand {
     }
 }
 
-/// The key as it was typed or as the file has it, if there is one.
-pub(super) fn key_text(typed: Option<&String>, file: Option<&Path>) -> Result<Option<String>, UsageError> {
-    let key = match file {
-        Some(file) => {
-            let text = std::fs::read_to_string(file)
-                .map_err(|problem| UsageError::KeyFile { file: file.display().to_string(), problem })?;
-            text.lines().next().map(|line| line.trim().to_owned())
-        }
-        None => typed.cloned(),
-    };
-    Ok(key.filter(|key| !key.is_empty()))
-}
-
 impl Common {
     fn config(&self) -> Result<Config, UsageError> {
-        let key = key_text(self.key.as_ref(), self.key_file.as_deref())?;
+        let key = self.key.key(false)?;
         let mode = match (self.relay_only, self.no_relay) {
             (true, _) => Mode::RelayOnly,
             (_, true) => Mode::NoRelay,
@@ -215,22 +231,16 @@ impl Common {
 
 impl Connect {
     fn ticket(&self) -> Result<Ticket, UsageError> {
-        let text = match &self.ticket {
-            Some(text) => text.clone(),
-            None => ask_for_ticket().ok_or(UsageError::NoTicket)?,
+        let environment = [&self.environment_ticket, &self.environment_code];
+        let environment = environment.into_iter().flatten().find(|text| !text.trim().starts_with("gt_"));
+        let text = match (&self.ticket[..], &self.ticket_file, environment) {
+            ([_, ..], ..) => self.ticket.join(" "),
+            (_, Some(file), _) => read_file("--ticket-file", file)?,
+            (_, _, Some(text)) => text.clone(),
+            _ => ask("Ticket").ok_or(UsageError::NoTicket)?,
         };
         Ok(text.parse()?)
     }
-}
-
-fn ask_for_ticket() -> Option<String> {
-    if !io::stdin().is_terminal() {
-        return None;
-    }
-    let _ = write!(io::stderr(), "Ticket: ");
-    let mut line = String::new();
-    io::stdin().lock().read_line(&mut line).ok()?;
-    Some(line).filter(|line| !line.trim().is_empty())
 }
 
 /// Resolves at the first Ctrl-C or SIGTERM.
@@ -251,11 +261,31 @@ async fn leave() -> u8 {
     INTERRUPTED
 }
 
-async fn listen(config: Config, report: &Report) -> Result<u8, Error> {
+/// Registers, however long it takes until the server is there.
+async fn register(agent: &Agent, server: &str, report: &Report) -> Result<Listener, Error> {
+    let mut backoff = Backoff::new(BACK_OFF, ChaCha20Rng::from_os_rng());
+    let mut roaming = Roaming::start();
+    let mut told = None;
+    loop {
+        let error = match agent.listen().await {
+            Err(error @ (Error::Unreachable { .. } | Error::TimedOut(Stage::Server))) => error,
+            done => return done,
+        };
+        // The same reason is told once.
+        let what = error.to_string();
+        if told.as_ref() != Some(&what) {
+            report.waiting(server, "unreachable", &what, hint(&error));
+            told = Some(what);
+        }
+        roaming.pause(&mut backoff).await;
+    }
+}
+
+async fn listen(config: Config, directions: Directions, report: &Report) -> Result<u8, Error> {
     let server = config.server.as_ref().map(ToString::to_string).unwrap_or_default();
     let agent = Agent::new(config);
     let mut listener = tokio::select! {
-        listener = agent.listen() => listener?,
+        listener = register(&agent, &server, report) => listener?,
         () = interrupted() => return Ok(INTERRUPTED),
     };
     report.ticket(&server, listener.ticket());
@@ -267,27 +297,38 @@ async fn listen(config: Config, report: &Report) -> Result<u8, Error> {
         match accepted {
             Some(Ok(connection)) => break connection,
             Some(Err(error @ (Error::Replaced | Error::Revoked))) => return Err(error),
-            // The other side may try again; only a lost tag ends the waiting.
-            Some(Err(error)) => report.error(&error),
-            None => return Err(Error::Refused("this ticket can no longer be used".to_owned())),
+            // The other side may try again, or come by the gateway; only a lost tag ends the waiting.
+            Some(Err(error)) => report.call_failed(&error),
+            None => {
+                return Err(Error::Refused(Refusal::Told("this ticket can no longer be used".to_owned())));
+            }
         }
     };
     drop(listener);
-    serve(connection, agent_pipe::End::Accepts, report).await
+    serve(connection, (agent_pipe::End::Accepts, directions), report).await
 }
 
-async fn connect(config: Config, ticket: &Ticket, report: &Report) -> Result<u8, Error> {
+async fn connect(
+    config: Config,
+    ticket: &Ticket,
+    directions: Directions,
+    report: &Report,
+) -> Result<u8, Error> {
     let agent = Agent::new(config);
     let connection = tokio::select! {
         connection = agent.connect(ticket) => connection?,
         () = interrupted() => return Ok(leave().await),
     };
-    serve(connection, agent_pipe::End::Opens, report).await
+    serve(connection, (agent_pipe::End::Opens, directions), report).await
 }
 
-async fn serve(connection: Connection, end: agent_pipe::End, report: &Report) -> Result<u8, Error> {
+async fn serve(
+    connection: Connection,
+    ends: (agent_pipe::End, Directions),
+    report: &Report,
+) -> Result<u8, Error> {
     let mut changes = connection.path_changes();
-    let pipe = agent_pipe::run(connection, end, interrupted);
+    let pipe = agent_pipe::run(connection, ends, interrupted, || report.input_open());
     tokio::pin!(pipe);
     let outcome = loop {
         tokio::select! {
@@ -316,22 +357,51 @@ pub(super) fn hint(error: &Error) -> &'static str {
             "is `ginnel serve` running there, and TCP 3478 open? `--server HOST:PORT` names another"
         }
         Error::Offline => "run `agent listen` on the other machine and use the ticket that it prints",
-        Error::Refused(_) => {
-            "use the ticket of this very `agent listen`, and the access key that `ginnel key` prints on the server"
-        }
+        Error::Refused(refusal) => match refusal {
+            Refusal::Key => "--key-file FILE with the key that `ginnel key` prints on the server",
+            Refusal::Ticket => "use the ticket that this very `agent listen` printed",
+            Refusal::Busy => {
+                "one `agent listen` takes one connection: run it again on the other machine and use its new ticket"
+            }
+            _ => "see the message, and try again later",
+        },
         Error::Replaced => {
             "one listener uses a ticket at a time: go on with the newer one, or run `agent listen` again for a new ticket"
         }
         Error::Revoked => "ask the server's operator, or run `agent listen` again for a new ticket",
-        Error::NoPath(tried) if !tried.relay => {
-            "give one side the server's relay: --key KEY (`ginnel key` prints it)"
-        }
-        Error::NoPath(_) => "is the server's port 3478 open for UDP and TCP? Try again with --relay-only",
+        Error::NoPath(tried) => no_path_hint(tried),
         Error::Handshake(_) => "use the ticket of this very `agent listen`; it is good for its lifetime only",
         Error::TimedOut(Stage::Server) => "is the server up, and TCP 3478 open on the way to it?",
-        Error::TimedOut(_) => "try again; if it stays so, try --relay-only",
-        Error::PeerEnded(_) => "see what the other side says",
+        Error::TimedOut(_) => "try again",
+        Error::PeerEnded(_) => "see what the other side says, if it is still there, and run both again",
+        Error::RelayLost(_) => {
+            "see that the server runs again; then run `agent listen` and `agent connect` anew, with a new ticket"
+        }
         _ => "see the message",
+    }
+}
+
+/// What may lead to a path, after what was tried.
+fn no_path_hint(tried: &Tried) -> &'static str {
+    match (tried.mode, tried.own_relay, tried.their_relay) {
+        (Mode::NoRelay, ..) if !tried.direct => {
+            "leave out --no-relay here or --relay-only on the other side: together they leave no path"
+        }
+        (Mode::NoRelay, ..) => {
+            "leave out --no-relay: the server's relay needs no path from machine to machine"
+        }
+        (_, false, false) => {
+            "give one side the server's relay: --key-file FILE with the key that `ginnel key` prints on the server"
+        }
+        (_, true, true) => {
+            "is the server's port 3478 open for UDP or TCP on both sides, and may its relay send to itself (`turn.allow_peers`)?"
+        }
+        (_, true, false) => {
+            "give the other side the key too (--key-file FILE): this side's relay could not reach it"
+        }
+        (_, false, true) => {
+            "give this side the key too (--key-file FILE): the other side's relay could not reach it"
+        }
     }
 }
 
@@ -349,12 +419,13 @@ mod tests {
     fn each_failure_has_the_exit_code_people_rely_on() {
         let table = [
             (Error::Offline, 3),
-            (Error::Refused(String::new()), 4),
+            (Error::Refused(Refusal::Busy), 4),
             (Error::Handshake(String::new()), 4),
             (Error::Replaced, 4),
             (Error::Revoked, 4),
             (Error::NoPath(crate::agent::Tried::default()), 5),
             (Error::Unreachable { server: String::new(), problem: String::new() }, 5),
+            (Error::RelayLost(String::new()), 5),
             (Error::TimedOut(Stage::Server), 6),
             (Error::PeerEnded(String::new()), 7),
             (Error::Local(String::new()), 1),

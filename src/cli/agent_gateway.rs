@@ -1,25 +1,33 @@
 //! `agent serve` and `agent connect --gateway`: TCP services by id, through a gateway.
 
-use super::agent::{INTERRUPTED, USAGE, UsageError, Voice, interrupted, key_text};
+use super::agent::{BACK_OFF, INTERRUPTED, USAGE, UsageError, Voice, interrupted};
 use super::agent_gateway_report::Trouble;
-use super::agent_pipe::{self, Stop};
+use super::agent_pipe::{self, Directions, Input, Stop};
 use super::agent_report::Report;
+use super::agent_secrets::{KeySource, read_file};
 use crate::agent::{ServerName, Visit, Visited, bridge, publish};
 use crate::gateway::client::{
-    DialClient, DialServer, Endpoint, Key, Raw, Settings, Ticket, Tls, VirtualStream,
+    ConnectError, DialClient, DialServer, Endpoint, Key, Raw, Settings, Ticket, Tls, VirtualStream,
 };
+use crate::limits::Backoff;
+use crate::net::roaming::Roaming;
 use clap::{Args, ValueEnum};
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 /// Clients that a published service may have at a time, and local connections of `--listen`.
 const VISITS: usize = 1024;
 
+/// How long the gateway may be silent; it is asked for an answer after half of that.
+const SILENCE: Duration = Duration::from_secs(20);
 /// How long standard output may take nothing, as far as this side is concerned; the gateway gives up after a minute.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
@@ -47,18 +55,14 @@ pub struct Serve {
     /// The gateway: HOST[:PORT], or a URL such as wss://HOST [default port: 3478, or the door's]
     #[arg(long, value_name = "HOST[:PORT]")]
     gateway: String,
-    /// The id that clients dial
+    /// The id that clients dial; with an access key in place of the gateway's own, one from 2147483648 up
     #[arg(long, value_name = "N")]
     id: u32,
     /// The TCP service to publish; a port alone is one of this machine
     #[arg(long, value_name = "HOST:PORT", value_parser = target)]
     to: ServerName,
-    /// The gateway's key, which `ginnel key --gateway` prints; an access key is good for ids from 2147483648 up
-    #[arg(long, env = "AGENT_KEY", hide_env_values = true, conflicts_with = "key_file")]
-    key: Option<String>,
-    /// File that holds the key
-    #[arg(long, value_name = "FILE")]
-    key_file: Option<PathBuf>,
+    #[command(flatten)]
+    key: KeySource,
     /// How to get in
     #[arg(long, value_enum, default_value = "web")]
     door: Door,
@@ -86,15 +90,18 @@ pub(super) struct Reach {
     /// Take connections at this local address and connect each of them, in place of standard input and output
     #[arg(long, value_name = "ADDRESS:PORT", requires = "gateway")]
     listen: Option<SocketAddr>,
-    /// The ticket of a gateway that asks for one; `ginnel gateway ticket` prints it there
+    /// The token of a gateway that asks for one; `ginnel gateway ticket` prints it there
     #[arg(
-        long = "ticket",
-        id = "gateway_ticket",
+        long,
+        visible_alias = "ticket",
         value_name = "gt_…",
-        env = "AGENT_TICKET",
+        env = "AGENT_GATEWAY_TOKEN",
         hide_env_values = true
     )]
-    ticket: Option<Ticket>,
+    gateway_token: Option<String>,
+    /// File that holds the gateway's token
+    #[arg(long, value_name = "FILE", conflicts_with = "gateway_token")]
+    gateway_token_file: Option<PathBuf>,
     #[command(flatten)]
     trust: Trust,
 }
@@ -156,19 +163,19 @@ impl Trust {
 
 impl Serve {
     fn server(&self) -> Result<DialServer, Mistyped> {
-        let key = key_text(self.key.as_ref(), self.key_file.as_deref())?.ok_or(Mistyped::NoKey)?;
+        let key = self.key.key(true)?.ok_or(Mistyped::NoKey)?;
         let (key, id) = (Key::new(key)?, self.id);
         let mut tls = self.trust.tls()?;
         if let (Some(cert), Some(cert_key)) = (&self.cert, &self.cert_key) {
             tls = tls.identity(read(cert)?, read(cert_key)?);
         }
-        let settings = Settings { incoming: VISITS, backlog: VISITS, ..Settings::default() };
+        let settings =
+            Settings { incoming: VISITS, backlog: VISITS, silence: SILENCE, ..Settings::default() };
+        let gateway = self.gateway.trim();
         let server = match self.door {
-            Door::Web if !self.gateway.contains("://") => {
-                DialServer::hmac(format!("ws://{}", self.gateway), id, key)
-            }
-            Door::Web | Door::Hmac => DialServer::hmac(&self.gateway, id, key),
-            Door::Md5 => DialServer::md5(&self.gateway, id, key),
+            Door::Web if !gateway.contains("://") => DialServer::hmac(format!("ws://{gateway}"), id, key),
+            Door::Web | Door::Hmac => DialServer::hmac(gateway, id, key),
+            Door::Md5 => DialServer::md5(gateway, id, key),
         };
         Ok(server.tls(tls).settings(settings))
     }
@@ -193,8 +200,32 @@ impl Serve {
         })
     }
 
+    /// Connects, however long it takes until the gateway is there and the id is free.
+    async fn connect(&self, server: &DialServer, report: &Report) -> Result<Endpoint<Raw>, Trouble> {
+        let mut backoff = Backoff::new(BACK_OFF, ChaCha20Rng::from_os_rng());
+        let mut roaming = Roaming::start();
+        let mut told = None;
+        loop {
+            let error = match server.connect().await {
+                Ok(endpoint) => return Ok(endpoint),
+                Err(
+                    error @ (ConnectError::Unreachable(_) | ConnectError::TimedOut(_) | ConnectError::Taken),
+                ) => error,
+                Err(error) => return Err(Trouble::Connect { error, server: true }),
+            };
+            let trouble = Trouble::Connect { error, server: true };
+            // The same reason is told once.
+            let what = trouble.to_string();
+            if told.as_ref() != Some(&what) {
+                report.waiting_for(&trouble, &format!("{} as server {}", self.gateway, self.id));
+                told = Some(what);
+            }
+            roaming.pause(&mut backoff).await;
+        }
+    }
+
     async fn serve(&self, server: &DialServer, report: &Arc<Report>) -> Result<u8, Trouble> {
-        let endpoint = server.connect().await.map_err(|error| Trouble::Connect { error, server: true })?;
+        let endpoint = self.connect(server, report).await?;
         report.serving(&self.gateway, self.id, &self.to.to_string());
         let mut changes = endpoint.changes();
         let tell = {
@@ -221,11 +252,20 @@ impl Reach {
         self.gateway.is_some()
     }
 
+    /// Returns the gateway's token: as given for it, or as `environment` has it under its former name.
+    fn token(&self, environment: Option<&String>) -> Result<Option<Ticket>, UsageError> {
+        let text = match &self.gateway_token_file {
+            Some(file) => Some(read_file("--gateway-token-file", file)?),
+            None => self.gateway_token.as_ref().or(environment).cloned(),
+        };
+        Ok(text.map(|text| text.trim().parse()).transpose()?)
+    }
+
     /// Runs the command and returns the exit code.
-    pub(super) async fn run(&self, report: &Report) -> u8 {
+    pub(super) async fn run(&self, report: &Report, token: Option<&String>, directions: Directions) -> u8 {
         let (Some(gateway), Some(id)) = (&self.gateway, self.id) else { return USAGE };
-        let tls = match self.trust.tls() {
-            Ok(tls) => tls,
+        let (tls, token) = match self.trust.tls().and_then(|tls| Ok((tls, self.token(token)?))) {
+            Ok(prepared) => prepared,
             Err(error) => {
                 report.usage(&error.to_string(), error.hint());
                 return USAGE;
@@ -233,14 +273,14 @@ impl Reach {
         };
         // A connection is one byte stream: what would come after a loss is another, and nobody else is kept waiting by it.
         let settings = Settings { reconnect: None, receive_patience: PATIENCE, ..Settings::default() };
-        let client = DialClient::new(gateway).tls(tls).settings(settings);
-        let client = match self.ticket {
-            Some(ticket) => client.ticket(ticket),
+        let client = DialClient::new(gateway.trim()).tls(tls).settings(settings);
+        let client = match token {
+            Some(token) => client.ticket(token),
             None => client,
         };
         let way = Way { client, gateway: gateway.clone(), id };
         let done = match self.listen {
-            None => way.pipe(report).await,
+            None => way.pipe(directions, report).await,
             Some(at) => way.listen(at, report).await,
         };
         done.unwrap_or_else(|trouble| {
@@ -272,19 +312,38 @@ impl Way {
     }
 
     /// Standard input and output through one connection.
-    async fn pipe(&self, report: &Report) -> Result<u8, Trouble> {
+    async fn pipe(&self, directions: Directions, report: &Report) -> Result<u8, Trouble> {
         let (endpoint, stream) = tokio::select! {
             opened = self.open(report) => opened?,
             () = interrupted() => return Ok(INTERRUPTED),
         };
         let (recv, mut send) = tokio::io::split(stream);
+        let their_end = Notify::new();
         let up = async {
-            let total = agent_pipe::upwards(tokio::io::stdin(), &mut send).await?;
+            let input = Input { directions, their_end: &their_end };
+            let total = input.send(&mut send, std::future::pending(), || report.input_open()).await?;
             send.shutdown().await.map_err(Stop::Stream)?;
             Ok(total)
         };
+        let down = async {
+            let total = agent_pipe::downwards(recv, tokio::io::stdout()).await;
+            their_end.notify_one();
+            total
+        };
+        let moving = async {
+            if directions.send_only {
+                // The service's answer is of no interest, and neither is its end.
+                tokio::pin!(down);
+                tokio::select! {
+                    total = up => total.map(|total| (total, 0)),
+                    Err(stop) = down => Err(stop),
+                }
+            } else {
+                tokio::try_join!(up, down)
+            }
+        };
         let moved = tokio::select! {
-            moved = async { tokio::try_join!(up, agent_pipe::downwards(recv, tokio::io::stdout())) } => moved,
+            moved = moving => moved,
             () = interrupted() => {
                 endpoint.close().await;
                 return Ok(INTERRUPTED);

@@ -33,7 +33,7 @@ impl Trouble {
         match self {
             Self::Connect { error, .. } => match error {
                 ConnectError::Address(_) => 2,
-                ConnectError::Refused | ConnectError::Impostor => 4,
+                ConnectError::Refused | ConnectError::Taken | ConnectError::Impostor => 4,
                 ConnectError::TimedOut(_) => 6,
                 _ => 5,
             },
@@ -55,10 +55,15 @@ impl Trouble {
                     "refused",
                     "the key that `ginnel key --gateway` prints there (--key-file FILE); with an access key, an --id from 2147483648 up",
                 ),
+                (ConnectError::Taken, _) => (
+                    "server",
+                    "taken",
+                    "is another `agent serve` running with this --id? End it, or choose another --id",
+                ),
                 (ConnectError::Refused, false) => (
                     "server",
                     "refused",
-                    "this gateway may ask for tickets: --ticket gt_…, which `ginnel gateway ticket` prints there",
+                    "this gateway may ask for tokens: --gateway-token gt_…, which `ginnel gateway ticket` prints there",
                 ),
                 (ConnectError::Impostor, _) => (
                     "server",
@@ -98,6 +103,12 @@ impl Report {
     pub(super) fn trouble(&self, trouble: &Trouble, tried: &str) {
         let (stage, code, hint) = trouble.words();
         self.failed(&Failed { stage, code, what: trouble.to_string(), tried: Some(tried.to_owned()), hint });
+    }
+
+    /// A gateway that is not there yet, or has not given the id yet.
+    pub(super) fn waiting_for(&self, trouble: &Trouble, gateway: &str) {
+        let (_, code, hint) = trouble.words();
+        self.waiting(gateway, code, &trouble.to_string(), hint);
     }
 
     pub(super) fn serving(&self, gateway: &str, id: u32, to: &str) {
@@ -171,6 +182,7 @@ mod tests {
             (connect(ConnectError::Address(String::new())), 2),
             (Trouble::Dial(DialError::Refused(7)), 3),
             (connect(ConnectError::Refused), 4),
+            (connect(ConnectError::Taken), 4),
             (connect(ConnectError::Impostor), 4),
             (connect(ConnectError::Unreachable(io::ErrorKind::ConnectionRefused.into())), 5),
             (connect(ConnectError::WebSocket(String::new())), 5),

@@ -35,6 +35,36 @@ impl Report {
         );
     }
 
+    /// Something that is tried again until it is there.
+    pub(super) fn waiting(&self, server: &str, code: &str, what: &str, hint: &str) {
+        self.say(
+            || format!("Waiting  {server}: {what}; trying again\n  try     {hint}"),
+            || json!({"v": VERSION, "t": "waiting", "server": server, "code": code, "what": what, "hint": hint}),
+        );
+    }
+
+    /// A call that came to nothing, while others may come.
+    pub(super) fn call_failed(&self, error: &Error) {
+        let tried = tried(error).map(|tried| format!("; tried {tried}")).unwrap_or_default();
+        self.say(
+            || format!("Failed   a call: {error}{tried}; waiting for the next\n  try     {}", hint(error)),
+            || {
+                json!({
+                    "v": VERSION, "t": "call_failed", "stage": error.stage().word(), "code": code(error), "what": error.to_string(),
+                    "tried": tried, "hint": hint(error),
+                })
+            },
+        );
+    }
+
+    /// The other side has ended its input, and this side's may go on for ever.
+    pub(super) fn input_open(&self) {
+        self.say(
+            || "Waiting  the other side has sent all; this side's standard input is still open (--recv-only does without it)".to_owned(),
+            || json!({"v": VERSION, "t": "input_open"}),
+        );
+    }
+
     pub(super) fn path(&self, path: &Path) {
         self.say(
             || path.to_string(),
@@ -114,6 +144,7 @@ fn code(error: &Error) -> &'static str {
         Error::TimedOut(_) => "timed_out",
         Error::Handshake(_) => "handshake",
         Error::PeerEnded(_) => "peer_ended",
+        Error::RelayLost(_) => "relay_lost",
         _ => "local",
     }
 }
@@ -127,7 +158,43 @@ fn tried(error: &Error) -> Option<String> {
         Some(Nat::Blocked) => "UDP blocked",
         None => "unknown",
     };
-    let relay = if tried.relay { "the relay" } else { "no relay (no key on either side)" };
-    let gateway = if tried.gateway { " and the gateway" } else { "" };
-    Some(format!("direct (NAT here: {}, there: {}) and {relay}{gateway}", nat(tried.mine), nat(tried.theirs)))
+    let direct = format!("direct (NAT here: {}, there: {})", nat(tried.mine), nat(tried.theirs));
+    let relay = match (tried.own_relay, tried.their_relay) {
+        (true, true) => "the relay of both sides",
+        (true, false) => "the relay of this side",
+        _ => "the relay of the other side",
+    };
+    let attempts = [
+        tried.direct.then_some(direct.as_str()),
+        tried.relay().then_some(relay),
+        tried.gateway.then_some("the gateway"),
+    ];
+    let attempts: Vec<&str> = attempts.into_iter().flatten().collect();
+    Some(if attempts.is_empty() { "nothing".to_owned() } else { attempts.join(", ") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::{Mode, Tried};
+
+    #[test]
+    fn only_what_was_tried_is_said_to_have_been_tried() {
+        let told = |tried| tried_of(&Error::NoPath(tried)).unwrap();
+        assert_eq!(told(Tried::default()), "nothing");
+        let direct = Tried { direct: true, mode: Mode::NoRelay, ..Tried::default() };
+        assert_eq!(told(direct), "direct (NAT here: unknown, there: unknown)");
+        let all =
+            Tried { direct: true, own_relay: true, gateway: true, mine: Some(Nat::Hard), ..Tried::default() };
+        assert_eq!(
+            told(all),
+            "direct (NAT here: changes ports, there: unknown), the relay of this side, the gateway"
+        );
+        assert_eq!(told(Tried { their_relay: true, ..Tried::default() }), "the relay of the other side");
+        assert_eq!(tried_of(&Error::Offline), None);
+    }
+
+    fn tried_of(error: &Error) -> Option<String> {
+        tried(error)
+    }
 }

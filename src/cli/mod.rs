@@ -6,6 +6,7 @@ mod agent_gateway;
 mod agent_gateway_report;
 mod agent_pipe;
 mod agent_report;
+mod agent_secrets;
 pub mod credentials;
 pub mod key;
 pub mod load;

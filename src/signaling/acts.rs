@@ -159,7 +159,10 @@ impl Hub {
         let body = response.body.clone();
         self.with_call(now, id, |call, at| match body {
             Answer::Accepted { ice, .. } => call.accept(asker.leg, mid, ice, at),
-            Answer::Failed { t: 51, token, .. } if exact || token.is_some() => call.fail(Code::NotAllowed),
+            Answer::Failed { t: 51, token, code, .. } if exact || token.is_some() => {
+                // A callee that takes no more calls is no callee that does not want this one.
+                call.fail(if code == Code::TooMany { code } else { Code::NotAllowed });
+            }
             Answer::Status { punching, path, .. } => call.status(peer, mid, (punching, path), at),
             Answer::Failed { t: 53, .. } => {}
             _ => call.acknowledge(t, mid),

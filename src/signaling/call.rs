@@ -262,7 +262,7 @@ impl Call {
             let em = code.text().to_owned();
             let body = Answer::Failed { t: 4, token: Some(self.token.clone()), code, em };
             self.effects.push(Effect::Fail { text: Response { mid: self.mid, body }.encode() });
-            if code == Code::NotAllowed {
+            if matches!(code, Code::NotAllowed | Code::TooMany) {
                 self.outcome = Outcome::Refused;
             }
         }

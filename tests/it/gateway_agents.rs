@@ -47,7 +47,12 @@ fn house(rest: &str) -> House {
 
 fn agent(arguments: &[&str], key: Option<&str>, stdout: Stdout) -> Proc {
     let mut command = Command::new(env!("CARGO_BIN_EXE_agent"));
-    command.args(arguments).env_remove("AGENT_KEY").env_remove("AGENT_CODE").env_remove("AGENT_TICKET");
+    command
+        .args(arguments)
+        .env_remove("AGENT_KEY")
+        .env_remove("AGENT_CODE")
+        .env_remove("AGENT_TICKET")
+        .env_remove("AGENT_GATEWAY_TOKEN");
     if let Some(key) = key {
         command.env("AGENT_KEY", key);
     }
@@ -175,7 +180,7 @@ fn failures_say_what_to_type_and_have_their_exit_codes() {
     let hmac = ports(&house).1.to_string();
     let serve = ["serve", "--gateway", &gateway, "--to", "22", "--id"];
     let connect = ["connect", "--gateway", &gateway, "--id"];
-    let table: [(Vec<&str>, Option<&str>, i32, &str); 7] = [
+    let table: [(Vec<&str>, Option<&str>, i32, &str); 8] = [
         ([&serve[..], &["7"]].concat(), None, 2, "ginnel key --gateway"),
         ([&serve[..], &["7"]].concat(), Some(&access), 4, "2147483648"),
         (
@@ -185,6 +190,7 @@ fn failures_say_what_to_type_and_have_their_exit_codes() {
             "--key-file",
         ),
         (vec!["connect", "--gateway", "127.0.0.1:1", "--id", "7"], None, 5, "[gateway] enabled"),
+        ([&connect[..], &["7", "--gateway-token", "agent:x"]].concat(), None, 2, "gt_"),
         ([&connect[..], &["7"]].concat(), None, 4, "ginnel gateway ticket"),
         ([&connect[..], &["8", "--ticket", &ticket]].concat(), None, 3, "agent serve --id"),
         ([&connect[..], &["7", "--ticket", &ticket]].concat(), None, 3, "agent serve --id"),

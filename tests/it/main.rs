@@ -13,6 +13,9 @@
 )]
 
 mod admission;
+mod agent_messages;
+mod agent_secrets;
+mod agent_stays;
 mod architecture;
 mod authority;
 mod bulk;

@@ -181,11 +181,83 @@ fn a_server_that_is_not_there_is_reported_with_what_to_check() {
     let mut house = House::on_loopback("");
     house.server.terminate();
     house.server.succeed(UP);
-    ends_with(
-        agent("listener", &["listen", "--server", &house.address.to_string()], None),
-        5,
-        "ginnel serve",
-    );
+    let listener = agent("listener", &["listen", "--server", &house.address.to_string()], None);
+    listener.expect("reason", UP, |line| line.starts_with("Waiting  ").then_some(()));
+    listener.expect("what to check", UP, |line| line.contains("ginnel serve").then_some(()));
+    listener.terminate();
+    ends_with(listener, 130, "trying again");
+}
+
+/// A side with these options whose input stays open, and one that sends and is done.
+fn assert_ends_by_itself(open: &[&str], done: &[&str], nowhere: bool) {
+    for listener_sends in [true, false] {
+        let house = House::on_loopback("");
+        let server = house.address.to_string();
+        let options = |sends: bool| if sends { done } else { open };
+        let run = |name: &str, arguments: &[&str], sends: bool| {
+            if sends && nowhere {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", "exec \"$@\" >/dev/null", "sh", env!("CARGO_BIN_EXE_agent")]);
+                start(name, shell, &[arguments, options(sends)].concat(), None)
+            } else {
+                agent(name, &[arguments, options(sends)].concat(), None)
+            }
+        };
+        let mut listener = run("listener", &["listen", "--server", &server], listener_sends);
+        let mut connector = run("connector", &["connect", &ticket(&listener)], !listener_sends);
+        let (sender, receiver) =
+            if listener_sends { (&mut listener, &mut connector) } else { (&mut connector, &mut listener) };
+        let (mut to_sender, _from_sender) = sender.take_pipes();
+        let (_to_receiver, from_receiver) = receiver.take_pipes();
+        let much = vec![b'x'; 1_000_000];
+        to_sender.write_all(&much).unwrap();
+        drop(to_sender);
+        assert!(heard(from_receiver, &[&listener, &connector]) == much);
+        listener.succeed(UP);
+        connector.succeed(UP);
+    }
+}
+
+#[test]
+fn a_side_that_only_receives_needs_no_end_of_its_input() {
+    assert_ends_by_itself(&["--recv-only"], &[], false);
+}
+
+#[test]
+fn a_side_that_only_sends_waits_for_no_end_of_the_other_ones_input() {
+    assert_ends_by_itself(&[], &["--send-only"], false);
+}
+
+#[test]
+fn a_side_that_has_sent_all_and_whose_output_nobody_sees_is_done() {
+    assert_ends_by_itself(&[], &[], true);
+}
+
+#[test]
+fn a_side_that_waits_for_its_own_input_says_so() {
+    let (_house, mut listener, mut connector) = pair();
+    let (to_listener, _from_listener) = listener.take_pipes();
+    let (to_connector, _from_connector) = connector.take_pipes();
+    drop(to_connector);
+    listener.expect("reason", UP, |line| line.contains("--recv-only").then_some(()));
+    drop(to_listener);
+    listener.succeed(UP);
+    connector.succeed(UP);
+}
+
+#[test]
+fn a_ticket_is_taken_with_the_line_that_it_was_printed_in() {
+    let house = House::on_loopback("");
+    let server = format!("http://{}/", house.address);
+    let mut listener = agent("listener", &["listen", "--server", &server], None);
+    let line = format!("agent connect {}", ticket(&listener).to_uppercase());
+    let (start, end) = line.split_at(60);
+    let words: Vec<&str> = start.split(' ').collect();
+    let broken = format!("{}\n {end}\n", words.join(" "));
+    let mut connector = agent("connector", &["connect", &broken], None);
+    drop((listener.take_pipes(), connector.take_pipes()));
+    listener.succeed(UP);
+    connector.succeed(UP);
 }
 
 /// Two agents behind symmetric NATs that cannot have a path.
@@ -206,11 +278,13 @@ fn assert_no_path(options: &[&str], with_key: bool, mention: &str) {
     let listener = run("listener", &left, &["listen", "--server", &server]);
     let connector = run("connector", &right, &["connect", &ticket(&listener)]);
     ends_with(connector, 5, mention);
+    let printed = listener.printed();
+    assert!(!printed.contains("error:"), "it goes on waiting: {printed}");
 }
 
 #[test]
 fn no_relay_behind_two_symmetric_nats_ends_without_a_path() {
-    assert_no_path(&["--no-relay"], true, "changes ports");
+    assert_no_path(&["--no-relay"], true, "leave out --no-relay");
 }
 
 #[test]

@@ -125,6 +125,17 @@ impl Host {
         ip(&self.namespace, &format!("addr add 203.0.113.{octet}/24 dev eth0\n"));
     }
 
+    /// Gives it the public address 203.0.113.`octet` in place of its own, as another network would.
+    pub(crate) fn move_to(&self, octet: u8) {
+        let own = self.address;
+        ip(
+            &self.namespace,
+            &format!(
+                "addr del {own}/24 dev eth0\naddr add 203.0.113.{octet}/24 dev eth0\nroute replace default via 203.0.113.1\n"
+            ),
+        );
+    }
+
     /// Gives it an address, with its prefix length, that only processes on this host reach.
     pub(crate) fn add_inner_address(&self, address: &str) {
         ip(&self.namespace, &format!("addr add {address} dev lo\n"));

@@ -1,0 +1,120 @@
+//! What agents say when something does not work: the true reason, what was tried, and what helps.
+
+use std::process::Command;
+use std::time::Duration;
+
+use crate::house::House;
+use crate::proc::{Proc, Stdout};
+
+const UP: Duration = Duration::from_secs(60);
+
+fn agent(arguments: &[&str], key: Option<&str>) -> Proc {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_agent"));
+    command.args(arguments).env_remove("AGENT_KEY").env_remove("AGENT_TICKET").env_remove("AGENT_CODE");
+    if let Some(key) = key {
+        command.env("AGENT_KEY", key);
+    }
+    Proc::start(arguments[0], command, Stdout::Pipe)
+}
+
+fn ticket(listener: &Proc) -> String {
+    listener.expect("ticket", UP, |line| line.trim_start().strip_prefix("agent connect ").map(str::to_owned))
+}
+
+/// Ends with this code, and its last words mention all of `mentions` and nothing of `never`.
+fn ends_with(mut process: Proc, code: i32, mentions: &[&str], never: &[&str]) {
+    let status = process.wait(UP);
+    let printed = process.printed();
+    assert_eq!(status.code(), Some(code), "{printed}");
+    for mention in mentions {
+        assert!(printed.contains(mention), "no {mention:?}\n{printed}");
+    }
+    for word in never {
+        assert!(!printed.contains(word), "{word:?}\n{printed}");
+    }
+}
+
+#[test]
+fn a_second_connector_is_told_that_the_listener_takes_one() {
+    let house = House::on_loopback("");
+    let mut listener = agent(&["listen", "--server", &house.address.to_string()], None);
+    let ticket = ticket(&listener);
+    let mut first = agent(&["connect", &ticket], None);
+    let _pipes = (listener.take_pipes(), first.take_pipes());
+    listener.expect("path", UP, |line| line.starts_with("direct ").then_some(()));
+    let second = agent(&["connect", &ticket], None);
+    ends_with(second, 4, &["takes no further connection", "run it again"], &["not allowed", "this very"]);
+}
+
+#[test]
+fn relay_only_without_any_key_fails_early_and_asks_for_one() {
+    let house = House::on_loopback("[gateway]\nenabled = false\n");
+    let listener = agent(&["listen", "--server", &house.address.to_string(), "--relay-only"], None);
+    let connector = agent(&["connect", &ticket(&listener), "--relay-only"], None);
+    ends_with(connector, 5, &["--key-file", "ginnel key"], &["direct", "port 3478", "try --relay-only"]);
+}
+
+#[test]
+fn options_that_exclude_each_other_on_two_sides_are_named() {
+    let house = House::on_loopback("");
+    let listener =
+        agent(&["listen", "--server", &house.address.to_string(), "--relay-only"], Some(&house.key()));
+    let connector = agent(&["connect", &ticket(&listener), "--no-relay"], None);
+    ends_with(connector, 5, &["--no-relay here or --relay-only on the other side", "tried   nothing"], &[]);
+}
+
+/// The server's relay may not send to loopback, so that only two relayed addresses could meet; the gateway is the way that is left.
+#[test]
+fn a_call_that_fails_before_the_gateway_carries_one_is_no_error_of_the_listener() {
+    let house = House::on_loopback("");
+    let listener =
+        agent(&["listen", "--server", &house.address.to_string(), "--relay-only"], Some(&house.key()));
+    let connector = agent(&["connect", &ticket(&listener), "--relay-only"], None);
+    for side in [&listener, &connector] {
+        side.expect("path", UP, |line| line.starts_with("gateway ").then_some(()));
+    }
+    let printed = listener.printed();
+    assert!(printed.contains("waiting for the next") && printed.contains("key"), "{printed}");
+    assert!(!printed.contains("error:") && !printed.contains("port 3478"), "{printed}");
+}
+
+#[test]
+fn a_side_without_a_key_is_told_which_side_needs_it() {
+    let house = House::on_loopback("[gateway]\nenabled = false\n");
+    let listener =
+        agent(&["listen", "--server", &house.address.to_string(), "--relay-only"], Some(&house.key()));
+    let connector = agent(&["connect", &ticket(&listener), "--relay-only"], None);
+    let mentions = ["tried   the relay of the other side", "give this side the key too"];
+    ends_with(connector, 5, &mentions, &["direct", "port 3478"]);
+    listener.expect("hint", UP, |line| line.contains("give the other side the key too").then_some(()));
+}
+
+#[test]
+fn a_relayed_session_whose_server_dies_names_the_server() {
+    let mut house = House::on_loopback("allow_peers = [\"127.0.0.0/8\"]\n");
+    let (server, key) = (house.address.to_string(), house.key());
+    let mut listener = agent(&["listen", "--server", &server, "--relay-only"], Some(&key));
+    let mut connector = agent(&["connect", &ticket(&listener), "--relay-only"], Some(&key));
+    let _pipes = (listener.take_pipes(), connector.take_pipes());
+    for side in [&listener, &connector] {
+        side.expect("path", UP, |line| line.starts_with("relay ").then_some(()));
+    }
+    house.stop();
+    let reason = format!("ran through the server {server}");
+    for side in [listener, connector] {
+        ends_with(side, 5, &[&reason, "the server runs again"], &["the other side says"]);
+    }
+}
+
+#[test]
+fn a_wrong_key_and_a_wrong_ticket_are_told_apart() {
+    let house = House::on_loopback("");
+    let server = house.address.to_string();
+    let refused = agent(&["listen", "--server", &server], Some("not the key of this server"));
+    ends_with(refused, 4, &["access key", "ginnel key"], &["ticket"]);
+    let listener = agent(&["listen", "--server", &server], None);
+    let mut ticket: ginnel::agent::Ticket = ticket(&listener).parse().unwrap();
+    ticket.secret.0[0] ^= 1;
+    let refused = agent(&["connect", &ticket.to_string()], None);
+    ends_with(refused, 4, &["does not accept this ticket", "this very `agent listen`"], &["access key"]);
+}

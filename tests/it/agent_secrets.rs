@@ -1,0 +1,104 @@
+//! Secrets of agents that are not typed on the command line: from the environment, a file, a terminal.
+
+use std::io::{Read, Write};
+use std::process::Command;
+use std::time::Duration;
+
+use ginnel::agent::{Secret, Ticket};
+
+use crate::house::House;
+use crate::proc::{Proc, Stdout};
+
+const UP: Duration = Duration::from_secs(30);
+/// What the exit code says of a ticket that was read, and whose listener is not there.
+const OFFLINE: i32 = 3;
+
+fn agent(arguments: &[&str], environment: &[(&str, &str)]) -> Proc {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_agent"));
+    for name in ["AGENT_KEY", "AGENT_TICKET", "AGENT_CODE", "AGENT_GATEWAY_TOKEN"] {
+        command.env_remove(name);
+    }
+    command.args(arguments).envs(environment.iter().copied());
+    Proc::start(arguments[0], command, Stdout::Lines)
+}
+
+fn ends_with(mut process: Proc, code: i32) {
+    let status = process.wait(UP);
+    assert_eq!(status.code(), Some(code), "{}", process.printed());
+}
+
+fn ticket(house: &House) -> String {
+    let (host, port) = (house.address.ip().to_string(), house.address.port());
+    Ticket { host, port, tag: "nobody2345".into(), secret: Secret([7; 16]) }.to_string()
+}
+
+#[test]
+fn a_ticket_comes_from_the_environment_or_a_file() {
+    let house = House::on_loopback("");
+    let ticket = ticket(&house);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ticket");
+    std::fs::write(&file, format!("agent connect {ticket}\n")).unwrap();
+    for name in ["AGENT_TICKET", "AGENT_CODE"] {
+        ends_with(agent(&["connect"], &[(name, &ticket)]), OFFLINE);
+    }
+    ends_with(agent(&["connect", "--ticket-file", file.to_str().unwrap()], &[]), OFFLINE);
+    ends_with(agent(&["connect"], &[]), 2);
+    ends_with(agent(&["connect", "--ticket-file", "/nonexistent"], &[]), 2);
+}
+
+#[test]
+fn a_gateways_token_comes_from_its_own_option_file_and_variable_and_from_those_before() {
+    let house = House::on_loopback("[gateway]\ntickets = true\n");
+    let gateway = house.address.to_string();
+    let token = house.told(&["gateway", "ticket"]);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, format!("{token}\n")).unwrap();
+    let connect = ["connect", "--gateway", &gateway, "--id", "7"];
+    for options in
+        [["--gateway-token", &token], ["--ticket", &token], ["--gateway-token-file", file.to_str().unwrap()]]
+    {
+        ends_with(agent(&[&connect[..], &options[..]].concat(), &[]), OFFLINE);
+    }
+    for name in ["AGENT_GATEWAY_TOKEN", "AGENT_TICKET"] {
+        ends_with(agent(&connect, &[(name, &token)]), OFFLINE);
+    }
+    ends_with(agent(&connect, &[]), 4);
+}
+
+/// What a program on a terminal of its own prints, when this is typed there.
+fn on_a_terminal(arguments: &[&str], typed: &str) -> String {
+    const TERMINAL: &str = "import pty, sys; pty.spawn(sys.argv[1:])";
+    let mut python = Command::new("python3");
+    python.args(["-c", TERMINAL, env!("CARGO_BIN_EXE_agent")]).args(arguments);
+    python.env_remove("AGENT_KEY").env_remove("AGENT_TICKET").env_remove("AGENT_CODE");
+    let mut run = Proc::start("agent on a terminal", python, Stdout::Pipe);
+    let (mut stdin, mut stdout) = run.take_pipes();
+    let mut printed = Vec::new();
+    let mut some = [0; 1024];
+    // What is typed before the question would be shown by the terminal itself.
+    while !printed.windows(2).any(|two| two == b": ") {
+        let len = stdout.read(&mut some).unwrap();
+        assert!(len > 0, "{}", String::from_utf8_lossy(&printed));
+        printed.extend_from_slice(&some[..len]);
+    }
+    stdin.write_all(typed.as_bytes()).unwrap();
+    stdout.read_to_end(&mut printed).unwrap();
+    run.wait(UP);
+    String::from_utf8_lossy(&printed).into_owned()
+}
+
+#[test]
+fn a_ticket_and_a_key_are_asked_for_on_a_terminal_and_not_shown() {
+    let house = House::on_loopback("");
+    let ticket = ticket(&house);
+    let printed = on_a_terminal(&["connect"], &format!("{ticket}\n"));
+    assert!(printed.contains("Ticket: ") && printed.contains("not online"), "{printed}");
+    assert!(!printed.contains(&ticket), "{printed}");
+    let server = house.address.to_string();
+    let key = "not the key of this server";
+    let printed = on_a_terminal(&["listen", "--server", &server, "--ask-key"], &format!("{key}\n"));
+    assert!(printed.contains("Key: ") && printed.contains("access key"), "{printed}");
+    assert!(!printed.contains(key), "{printed}");
+}
