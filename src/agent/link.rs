@@ -45,7 +45,7 @@ pub(super) enum LinkError {
 #[derive(Debug)]
 pub(super) enum Heard {
     /// A request, which wants an answer by [`Link::answer`].
-    Request(Request),
+    Request(Box<Request>),
     /// A call that had been accepted cannot go on (S0-A20).
     CallFailed { token: Option<Token>, code: Code },
     /// The tag is a newer session's ([`Code::Replaced`]) or nobody's ([`Code::Revoked`]), and the line ends.
@@ -271,7 +271,7 @@ impl Line {
         };
         match wire::decode(text.as_bytes()) {
             Ok(Message::Request(request)) => {
-                let _ = self.heard.send(Heard::Request(request)).await;
+                let _ = self.heard.send(Heard::Request(Box::new(request))).await;
             }
             Ok(Message::Response(response)) => self.take_answer(response).await?,
             Err(error) => tracing::debug!(%error, "the server said something that is not understood"),

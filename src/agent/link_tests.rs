@@ -108,7 +108,7 @@ async fn answers_find_their_questions_and_the_rest_is_heard() {
         assert_eq!(calling.unwrap(), Answer::Calling { token: token() });
         assert_eq!(ended.unwrap(), Answer::Ended { token: token() });
         let question = Request { mid: Some(7), body: Ask::Question { token: token() } };
-        assert!(matches!(heard_rx.recv().await, Some(Heard::Request(request)) if request == question));
+        assert!(matches!(heard_rx.recv().await, Some(Heard::Request(request)) if *request == question));
         let failed = heard_rx.recv().await;
         assert!(matches!(failed, Some(Heard::CallFailed { code: Code::NoAnswer, .. })), "{failed:?}");
         assert!(matches!(heard_rx.recv().await, Some(Heard::Closed)));

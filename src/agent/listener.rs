@@ -143,7 +143,7 @@ impl Desk {
                 }
             };
             match next {
-                Some(Heard::Request(request)) => self.take_request(request).await,
+                Some(Heard::Request(request)) => self.take_request(*request).await,
                 Some(Heard::CallFailed { token, code }) => {
                     if let Some(call) = token.and_then(|token| self.calls.remove(&token)) {
                         let _ = call.try_send(Signal::Failed(code));

@@ -194,7 +194,7 @@ pub(super) async fn establish(
 async fn pass_on(mut heard: mpsc::Receiver<Heard>, signals: mpsc::Sender<Signal>) {
     while let Some(heard) = heard.recv().await {
         let signal = match heard {
-            Heard::Request(request) => Signal::Request(Box::new(request)),
+            Heard::Request(request) => Signal::Request(request),
             Heard::CallFailed { code, .. } | Heard::Over(code) => Signal::Failed(code),
             Heard::Closed => Signal::LineCut,
         };
