@@ -71,3 +71,27 @@ fn a_relayed_call_outlives_every_order_of_outages_of_a_simulated_network() {
     let recovered = repairs.lines(|line| serde_json::from_str::<Value>(line).ok());
     assert_eq!(recovered[0]["seeds"], json!(seeds), "{}", repairs.printed());
 }
+
+/// A page's backend gets into a server that admits nobody without a key.
+#[test]
+fn the_backends_of_the_readme_get_their_users_relays() {
+    if !tools::have(&["node"]) {
+        return;
+    }
+    let secret = "a secret of the web application, 32 bytes";
+    let house = House::on_loopback(&format!(
+        "\n[signaling]\nopen = false\n[signaling.jwt]\nalgorithm = \"HS256\"\nkey = \"{secret}\""
+    ));
+    let readme = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("web/README.md");
+    let mut command = Command::new("node");
+    command.arg(tools::client("backend.mjs")).arg(readme).arg(house.address.to_string());
+    command.env("GINNEL_KEY", house.key()).env("GINNEL_JWT_SECRET", secret);
+    let mut backend = Proc::start("node", command, Stdout::Lines);
+    backend.succeed(UP);
+    let answers = backend.lines(|line| serde_json::from_str::<Value>(line).ok());
+    assert_eq!(answers.len(), 2, "{}", backend.printed());
+    for answer in answers {
+        let urls = answer["iceServers"].to_string();
+        assert!(urls.contains("turn:") && urls.contains("credential"), "{answer}");
+    }
+}
