@@ -83,10 +83,15 @@ fn of_state(error: &StateError) -> String {
 }
 
 fn of_state_file(path: &Path, source: &io::Error) -> String {
-    let path = path.display();
+    let (is_there, path) = (path.exists(), path.display());
     match source.kind() {
+        io::ErrorKind::PermissionDenied if is_there => {
+            format!("as root: chown -R USER {path}, or a folder that this user may write: --state DIR")
+        }
         io::ErrorKind::PermissionDenied => {
-            format!("a folder that this user may write: --state DIR, or as root: chown -R USER {path}")
+            format!(
+                "as root: install -d -m 700 -o USER {path}, or a folder that this user may write: --state DIR"
+            )
         }
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             format!("df {path} shows the space; make some, or use a folder elsewhere: --state DIR")

@@ -99,7 +99,7 @@ pub(super) struct Voice {
     #[arg(long)]
     json: bool,
     /// Write logs to standard error, such as `debug` or `ginnel=trace`
-    #[arg(long, value_name = "FILTER", hide = true)]
+    #[arg(long, value_parser = super::log_filter, value_name = "FILTER", hide = true)]
     log: Option<String>,
 }
 
@@ -174,11 +174,12 @@ impl AgentCommand {
     pub async fn run(self) -> u8 {
         let voice = self.voice();
         let report = Report::new(voice.json);
-        if let Some(level) = voice.log.clone() {
+        // Written to the end when this goes.
+        let _logs = voice.log.clone().and_then(|level| {
             let color = super::has_colors();
             let config = crate::telemetry::Config { level, addresses: true, color, ..Default::default() };
-            let _ = crate::telemetry::start(&config);
-        }
+            crate::telemetry::start(&config).ok()
+        });
         let common = match &self {
             Self::Serve(serve) => return serve.run(report).await,
             Self::Connect(connect) if connect.gateway.is_wanted() => {

@@ -17,7 +17,8 @@ mod load_report;
 mod load_signaling;
 pub mod serve;
 
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
+use crate::telemetry;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use std::path::Path;
@@ -25,15 +26,25 @@ use std::path::Path;
 /// Reads the configuration, and says which file is wrong.
 fn load_config(file: Option<&Path>) -> anyhow::Result<Config> {
     let config = Config::load(file);
-    match file {
-        Some(file) => config.with_context(|| format!("configuration {}", file.display())),
-        None => config.context("configuration"),
+    match (&config, file) {
+        // Named already.
+        (Err(ConfigError::Read { path, .. }), Some(file)) if path == file => config.context("configuration"),
+        (_, Some(file)) => config.with_context(|| format!("configuration {}", file.display())),
+        (_, None) => config.context("configuration"),
     }
 }
 
 /// Says whether a terminal is to have colours (<https://no-color.org>).
 fn has_colors() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Reads a log filter from the command line.
+fn log_filter(text: &str) -> Result<String, String> {
+    match telemetry::is_filter(text) {
+        true => Ok(text.to_owned()),
+        false => Err("write error, warn, info, debug or trace, or a filter such as ginnel=debug".to_owned()),
+    }
 }
 
 /// `ginnel`: STUN, TURN, signalling and a gateway on one port.

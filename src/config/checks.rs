@@ -55,6 +55,12 @@ fn check_ports(server: &Config) -> Result<(), ConfigError> {
     let gateway = &server.gateway;
     let ports = [gateway.server_port, gateway.hmac_port, gateway.tls_port];
     let ports: Vec<_> = ports.into_iter().flatten().filter(|port| *port != 0).collect();
+    if !ports.is_empty() && gateway.server_listen.is_empty() {
+        return Err(value(
+            "gateway.server_listen",
+            "must name an address where a port of the gateway is set",
+        ));
+    }
     if ports.iter().enumerate().any(|(index, port)| ports[..index].contains(port)) {
         return Err(value("gateway.server_port", "must differ from gateway.hmac_port and gateway.tls_port"));
     }
@@ -104,6 +110,7 @@ mod tests {
             ("aux_port = 5349\n[tls]\nport = 5349", "`aux_port`"),
             ("aux_port = 0\n[stun]\nnat_discovery = ['192.0.2.1', '192.0.2.2']", "`aux_port`"),
             ("[gateway]\nserver_port = 4000\nhmac_port = 4000", "`gateway.server_port`"),
+            ("[gateway]\nserver_listen = []\nserver_port = 4000", "`gateway.server_listen`"),
             ("[turn]\nrelay_addresses = ['192.0.2.1', '192.0.2.2']", "`turn.relay_addresses`"),
             ("[turn]\nrelay_addresses = ['0.0.0.0']", "`turn.relay_addresses`"),
             ("[turn]\nalternate_server = ['192.0.2.1:0']", "`turn.alternate_server`"),

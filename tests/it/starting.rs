@@ -143,6 +143,24 @@ fn every_error_of_a_start_tells_its_cause_once_its_file_and_what_to_type() {
 }
 
 #[test]
+fn every_command_names_a_configuration_that_is_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let commands: [&[&str]; 4] = [&["serve"], &["key"], &["gateway", "ticket"], &["credentials"]];
+    for command in commands {
+        let mut ginnel = Command::new(env!("CARGO_BIN_EXE_ginnel"));
+        ginnel.args(command).args(["--config", "nowhere.toml"]).current_dir(folder.path());
+        let output = ginnel.output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), text.matches("No such file").count()), (Some(1), 1), "{text}");
+        assert!(
+            text.contains("error: configuration: nowhere.toml: No") && text.contains("\n  try: "),
+            "{text}"
+        );
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "nothing was made");
+}
+
+#[test]
 fn a_state_folder_that_cannot_be_used_is_named_with_what_to_type() {
     let folder = Folder::new();
     for (name, mode) in [("open", 0o755), ("broken", 0o700), ("weak", 0o700), ("loose", 0o700)] {
@@ -236,7 +254,8 @@ fn is_log(line: &str) -> bool {
 
 #[test]
 fn the_banner_is_whole_and_no_internals_are_logged() {
-    let mut house = House::on_loopback("");
+    // Its own ports may be another server's, which is told.
+    let mut house = House::on_loopback("[gateway]\nenabled = false");
     house.server.terminate();
     house.server.succeed(SHORT);
     let lines = house.server.lines(|line| Some(line.clone()));

@@ -137,3 +137,11 @@ fn no_output_that_cannot_be_written_ends_in_a_panic() {
         }
     }
 }
+
+#[test]
+fn a_word_that_is_no_log_level_is_refused_with_those_that_are() {
+    let mut agent = Command::new(env!("CARGO_BIN_EXE_agent"));
+    let output = agent.args(["connect", "--log", "verbose", "nonsense"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains("debug or trace"), "{said}");
+}
