@@ -196,7 +196,7 @@ impl World {
                     );
                 }
                 Output::Word { to, word } => self.post(hub, &to, word),
-                Output::Close { conn } => {
+                Output::Close { conn } | Output::Refuse { conn, .. } => {
                     self.webs.retain(|_, open| *open != conn.0);
                     self.model.forget(conn.0);
                     self.hubs[hub].handle_web_closed(self.now, Conn(conn.0));

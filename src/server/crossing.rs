@@ -5,6 +5,7 @@
 
 use super::doorbell::Doorbell;
 use super::neighbours::Inboxes;
+use crate::limits::Limit;
 use crate::turn_server::machine::{InternalPacket, InternalRoute, Marks};
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
@@ -113,7 +114,10 @@ impl Crossing {
         if self.filling[worker].is_none() {
             self.filling[worker] = self.empty();
         }
-        let Some(parcel) = &mut self.filling[worker] else { return 1 };
+        let Some(parcel) = &mut self.filling[worker] else {
+            Limit::PacketsBetweenWorkers.reached(PARCELS * PACKETS);
+            return 1;
+        };
         parcel.add(packet);
         if parcel.is_full() { self.send(worker) } else { 0 }
     }
@@ -156,6 +160,7 @@ impl Crossing {
         };
         if let Some(parcel) = refused {
             self.spare.push(parcel.emptied());
+            Limit::PacketsBetweenWorkers.reached(WAITING * PACKETS);
             return count;
         }
         self.sent += count as u64;

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 /// Messages that wait for a worker; a stream that fills the queue is not read from until there is room.
 const CAPACITY: usize = 1024;
 /// Messages that wait for one client's task. Each is what its worker had for it in one pass.
-const REPLY_QUEUE: usize = 256;
+pub(super) const REPLY_QUEUE: usize = 256;
 
 /// What a worker is told.
 #[derive(Debug)]

@@ -1,12 +1,13 @@
 //! The way back to a client: through the door it came in by, whatever its transport.
 
 use super::dtls::Dtls;
-use super::inbox::{StreamLeg, ToStream};
+use super::inbox::{REPLY_QUEUE, StreamLeg, ToStream};
 use super::neighbours::Neighbours;
 use super::tcp_leg::{Arrival, MAX_WAITING, TcpLegs};
 use super::tcp_relay::Joint;
 use super::worker::DoorSocket;
 use crate::ids::Pii;
+use crate::limits::Limit;
 use crate::net::udp::{Route, UdpPort};
 use crate::turn_server::machine::{Marks, ToClient};
 use crate::turn_server::{FiveTuple, Transport};
@@ -42,6 +43,7 @@ impl Stream {
             return 0;
         }
         leg.waiting.fetch_sub(length, Ordering::Relaxed);
+        Limit::QueuedFramesPerClient.reached(REPLY_QUEUE);
         count
     }
 }
@@ -145,7 +147,9 @@ impl Legs {
             Some(Stream::Task { leg, out, frames }) => {
                 let length = parts.iter().map(|part| part.len()).sum::<usize>() + out.len();
                 let room = leg.waiting.load(Ordering::Relaxed) + length <= MAX_WAITING;
-                if room {
+                if !room {
+                    Limit::UnreadBytesPerClient.reached(MAX_WAITING);
+                } else {
                     if *frames == 0 {
                         self.unsent.push(client);
                     }

@@ -4,6 +4,7 @@
 use super::stream::{IDLE_TIME, Places, STRANGER_TIME, WRITE_TIME};
 use super::tcp_relay::Joint;
 use crate::clock::Deadlines;
+use crate::limits::Limit;
 use crate::net::udp::Intake;
 use crate::turn_server::FiveTuple;
 use bytes::BytesMut;
@@ -214,7 +215,11 @@ impl TcpLegs {
     pub(super) fn send(&mut self, slot: usize, parts: [&[u8]; 3]) -> bool {
         let Some(leg) = self.legs.get_mut(slot) else { return false };
         let length: usize = parts.iter().map(|part| part.len()).sum();
-        if leg.joint.is_some() || leg.out.len() - leg.written + length > MAX_WAITING {
+        if leg.joint.is_some() {
+            return false;
+        }
+        if leg.out.len() - leg.written + length > MAX_WAITING {
+            Limit::UnreadBytesPerClient.reached(MAX_WAITING);
             return false;
         }
         if leg.written > MAX_WAITING {

@@ -74,6 +74,7 @@ impl Hub {
         }
         let callee_inner = if proven { callee.inner.texts() } else { Vec::new() };
         if self.pairs.take((tag.clone(), rtag.clone()), now) != Verdict::Pass {
+            Limit::SignalingPerPair.reached(self.config.limits.per_pair.per_second as u64);
             return Err(Code::TooMany);
         }
         if let Some(to) = callee_leg.address().filter(|_| !callee_proven)

@@ -1,6 +1,7 @@
 //! Answers kept for a while, so that a repeated request gets the same one and nothing happens twice (S0-A14).
 
 use super::leg::Peer;
+use crate::limits::Limit;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,7 +41,11 @@ impl Answers {
         self.texts.insert(asked, text.into());
         self.oldest.push_back((now + self.lifetime, asked));
         let cap = self.cap;
-        self.forget(|at, bytes| at <= now || bytes > cap);
+        self.forget(|at, _| at <= now);
+        if self.bytes > cap {
+            Limit::SignalingAnswerBytes.reached(cap);
+            self.forget(|_, bytes| bytes > cap);
+        }
     }
 
     fn forget(&mut self, over: impl Fn(Instant, usize) -> bool) {

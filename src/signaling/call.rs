@@ -6,6 +6,7 @@ use super::config::Times;
 use super::leg::{Leg, Network, Peer};
 use super::texts::{Room, Texts};
 use super::wire::{Answer, Ask, Code, Ice, Path, Request, Response, Tag, Token};
+use crate::limits::Limit;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -339,6 +340,7 @@ impl Call {
         at: &mut Moment<'_>,
     ) -> Result<(), TooMany> {
         if self.notices.len() + asks.len() > at.notices {
+            Limit::SignalingNoticesPerCall.reached(at.notices);
             return Err(TooMany);
         }
         // A callee that has not answered may yet come back on another WebSocket, and is told all of it there again.

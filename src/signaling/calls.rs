@@ -5,6 +5,7 @@ use super::config::Limits;
 use super::texts::Texts;
 use super::wire::{Path, Tag, Token};
 use crate::clock::Deadlines;
+use crate::limits::Limit;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -106,8 +107,15 @@ impl Calls {
         let taken = |tag| self.by_tag.get(tag).map_or(0, Vec::len);
         let below = |total: usize| (total < self.cap).then_some(total + 1);
         let order = Ordering::Relaxed;
-        taken(caller).max(taken(callee)) < self.cap_per_tag
-            && self.total.fetch_update(order, order, below).is_ok()
+        if taken(caller).max(taken(callee)) >= self.cap_per_tag {
+            Limit::SignalingCallsPerTag.reached(self.cap_per_tag);
+            return false;
+        }
+        let is_below = self.total.fetch_update(order, order, below).is_ok();
+        if !is_below {
+            Limit::SignalingCalls.reached(self.cap);
+        }
+        is_below
     }
 
     pub(super) fn is_free(&self, id: CallId) -> bool {

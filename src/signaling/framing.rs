@@ -185,6 +185,12 @@ pub(super) fn write_close(code: Option<u16>, out: &mut Vec<u8>) {
     }
 }
 
+/// Appends a close with a reason, which is cut to what a control frame holds; it must be ASCII.
+pub(super) fn write_close_for(code: u16, reason: &str, out: &mut Vec<u8>) {
+    let reason = &reason.as_bytes()[..reason.len().min(MOST_CONTROL - 2)];
+    write(CLOSE, &[&code.to_be_bytes(), reason].concat(), out);
+}
+
 fn write(opcode: u8, payload: &[u8], out: &mut Vec<u8>) {
     out.reserve(payload.len() + 10);
     out.push(FINAL | opcode);

@@ -5,6 +5,7 @@ use super::leg::Conn;
 use super::machine::Asker;
 use super::shards::{Shard, ShardSet};
 use super::wire::Tag;
+use crate::limits::Limit;
 use std::collections::{BTreeMap, HashMap};
 
 /// Most questions that wait at one time.
@@ -40,7 +41,11 @@ impl Gathers {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.waiting.len() >= MOST
+        let is_full = self.waiting.len() >= MOST;
+        if is_full {
+            Limit::HubQueries.reached(MOST);
+        }
+        is_full
     }
 
     /// Begins to wait for `hubs`; returns the question's number.

@@ -3,7 +3,9 @@
 use super::config::Limits;
 use super::leg::Conn;
 use super::service::Event;
+use crate::limits::Limit;
 use std::sync::Arc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 /// The way to a hub.
@@ -41,7 +43,11 @@ impl Inbox {
 
     /// Queues what may be lost; `false` where it is.
     pub(super) fn try_send(&self, event: Event) -> bool {
-        self.events.try_send(event).is_ok()
+        let sent = self.events.try_send(event);
+        if matches!(sent, Err(TrySendError::Full(_))) {
+            Limit::SignalingInbox.reached(self.events.max_capacity());
+        }
+        sent.is_ok()
     }
 
     /// Queues what must not be lost; `false` where the hub has ended.
@@ -56,10 +62,17 @@ impl Inbox {
 
     /// Queues a text, if that can be done at once.
     pub(super) fn try_text(&self, conn: Conn, text: String) -> Result<(), Unsent> {
-        let (Ok(place), Ok(room)) =
-            (self.events.try_reserve(), Arc::clone(&self.room).try_acquire_many_owned(self.cost(&text)))
-        else {
-            return Err(if self.events.is_closed() { Unsent::Over } else { Unsent::Full(text) });
+        let place = match self.events.try_reserve() {
+            Ok(place) => place,
+            Err(TrySendError::Full(())) => {
+                Limit::SignalingInbox.reached(self.events.max_capacity());
+                return Err(Unsent::Full(text));
+            }
+            Err(TrySendError::Closed(())) => return Err(Unsent::Over),
+        };
+        let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(self.cost(&text)) else {
+            Limit::SignalingInboxBytes.reached(self.bytes);
+            return Err(Unsent::Full(text));
         };
         place.send(Event::Text { conn, text: Text { text, _room: room } });
         Ok(())

@@ -13,7 +13,7 @@ use super::identity;
 use super::identity::Challenges;
 use super::leg::{Conn, Door, Leg, Network, Peer};
 use super::presence::Claim;
-use super::quota::Quota;
+use super::quota::{Full, Quota};
 use super::rate::{Rates, Verdict};
 use super::registry::Registry;
 use super::shards::{Shard, Shards};
@@ -23,6 +23,7 @@ use super::watches::Watches;
 use super::wire::{self, Answer, Ask, Code, DecodeError, MAX_DATAGRAM, Message, Request, Response, Tag};
 use crate::clock::Now;
 use crate::ids::Pii;
+use crate::limits::Limit;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use ring::hmac;
@@ -58,6 +59,13 @@ pub enum Output {
     Close {
         /// Whose.
         conn: Conn,
+    },
+    /// Close a WebSocket that finds no room, and say why.
+    Refuse {
+        /// Whose.
+        conn: Conn,
+        /// Which limit is reached.
+        limit: Limit,
     },
     /// Say something to another hub. Never with one hub alone.
     Word {
@@ -283,9 +291,15 @@ impl Hub {
         if self.webs.contains_key(&conn) {
             return;
         }
-        if self.connections.take(network).is_err() {
-            tracing::debug!(ip = %Pii(peer_ip), "too many connections");
-            self.outputs.push_back(Output::Close { conn });
+        if let Err(full) = self.connections.take(network) {
+            let limits = &self.config.limits;
+            let (limit, value) = match full {
+                Full::Network => (Limit::SignalingConnectionsPerNetwork, limits.connections_per_network),
+                Full::Total => (Limit::SignalingConnections, limits.connections),
+            };
+            limit.reached(value);
+            tracing::debug!(ip = %Pii(peer_ip), limit = limit.name(), "too many connections");
+            self.outputs.push_back(Output::Refuse { conn, limit });
             return;
         }
         let web = Web { network, tag_at: None, admin: false, realm: Realm::default() };
@@ -386,6 +400,9 @@ impl Hub {
             return;
         }
         let verdict = self.sources.take(asker.origin(), asker.now.mono);
+        if verdict != Verdict::Pass {
+            Limit::SignalingPerSource.reached(self.config.limits.per_source.per_second as u64);
+        }
         let (t, mid) = match &decoded {
             Ok(Message::Request(request)) => (request.body.t(), request.mid),
             Err(DecodeError::Malformed { t, mid }) => (t.unwrap_or(0), *mid),

@@ -4,6 +4,7 @@
 
 use super::config::Limits;
 use super::wire::MAX_TEXT;
+use crate::limits::Limit;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,6 +30,8 @@ pub(super) enum News {
     Texts,
     /// End, in order: the hub has let go.
     Over,
+    /// The same, as there is no room for the connection.
+    Refused(Limit),
     /// End without another word: too much waits.
     Overrun,
 }
@@ -79,6 +82,13 @@ impl Outbox {
         drop(held);
         waker.into_iter().for_each(Waker::wake);
         fits
+    }
+}
+
+impl Outbox {
+    /// Lets go of a connection that there is no room for.
+    pub(super) fn refuse(self, limit: Limit) {
+        self.0.held().end.get_or_insert(News::Refused(limit));
     }
 }
 
@@ -141,7 +151,17 @@ impl Queue {
     fn has_room(&self, held: &Held, length: usize) -> bool {
         let own = held.bytes + length;
         let all = self.all.0.load(Ordering::Relaxed) + length;
-        held.count < self.most_texts && own <= self.most_bytes && (all <= self.most_of_all || own <= MAX_TEXT)
+        let (limit, value) = if held.count >= self.most_texts {
+            (Limit::SignalingOutbox, self.most_texts)
+        } else if own > self.most_bytes {
+            (Limit::SignalingOutboxBytes, self.most_bytes)
+        } else if all > self.most_of_all && own > MAX_TEXT {
+            (Limit::SignalingOutboxesBytes, self.most_of_all)
+        } else {
+            return true;
+        };
+        limit.reached(value);
+        false
     }
 }
 

@@ -107,7 +107,11 @@ impl Hub {
     /// A signature costs more than all else a message does.
     fn charge_signature(&mut self, asker: Asker) -> Result<(), Code> {
         let verdict = self.proofs.take(asker.network, asker.now.mono);
-        if verdict == Verdict::Pass { Ok(()) } else { Err(Code::TooMany) }
+        if verdict == Verdict::Pass {
+            return Ok(());
+        }
+        Limit::SignalingPerProof.reached(self.config.limits.per_proof.per_second as u64);
+        Err(Code::TooMany)
     }
 
     /// Says which tag a secret or a key has; none where neither was shown.

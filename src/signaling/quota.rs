@@ -32,6 +32,16 @@ impl Quota {
         Self { cap, cap_per_network, total: AtomicUsize::new(0), networks }
     }
 
+    /// Returns how many there may be in all.
+    pub(super) fn cap(&self) -> usize {
+        self.cap
+    }
+
+    /// Returns how many one network may have.
+    pub(super) fn cap_per_network(&self) -> usize {
+        self.cap_per_network
+    }
+
     #[cfg(test)]
     pub(super) fn total(&self) -> usize {
         self.total.load(Ordering::Relaxed)

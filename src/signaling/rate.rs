@@ -1,6 +1,7 @@
 //! How often somebody may ask: token buckets, as many as the cap allows.
 
 use super::config::Rate;
+use crate::limits::Limit;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
@@ -70,6 +71,7 @@ impl<K: Eq + Hash> Rates<K> {
             self.prune(now);
         }
         if self.buckets.len() >= self.cap {
+            Limit::SignalingRates.reached(self.cap);
             return self.crowd.get_or_insert(full).take(rate, now);
         }
         self.buckets.entry(key).or_insert(full).take(rate, now)

@@ -15,6 +15,7 @@ use super::quota::{Full, Quota};
 use super::shards::{Shard, ShardSet};
 use super::wire::Tag;
 use crate::clock::Deadlines;
+use crate::limits::Limit;
 use hashbrown::HashTable;
 use slab::Slab;
 use std::collections::BTreeSet;
@@ -168,10 +169,14 @@ impl Registry {
         let ids: BTreeSet<Id> =
             self.id_of_name(entry.name).into_iter().chain(self.id_of_peer(entry.leg.peer)).collect();
         let leaving: Vec<Network> = ids.iter().filter_map(|id| Some(self.client(*id)?.network)).collect();
-        match self.quota.exchange(&leaving, entry.network) {
-            Err(Full::Total) if self.evict(now) => self.quota.exchange(&leaving, entry.network)?,
-            other => other?,
-        }
+        let taken = match self.quota.exchange(&leaving, entry.network) {
+            Err(Full::Total) if self.evict(now) => self.quota.exchange(&leaving, entry.network),
+            other => other,
+        };
+        taken.inspect_err(|full| match full {
+            Full::Network => Limit::SignalingTagsPerNetwork.reached(self.quota.cap_per_network()),
+            Full::Total => Limit::SignalingTags.reached(self.quota.cap()),
+        })?;
         let left = ids.into_iter().filter_map(|id| self.take_out(id)).collect();
         self.put_in(now, entry);
         Ok(left)

@@ -14,6 +14,7 @@ use super::shards::Shard;
 use super::udp::Sockets;
 use super::wire::Tag;
 use crate::clock::Now;
+use crate::limits::Limit;
 use crate::net::time::now;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -62,6 +63,7 @@ impl Shared {
         if self.config.jwt.as_ref().is_some_and(|jwt| jwt.is_costly(shown)) {
             let mut proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
             if proofs.take(Network::of(from), now.mono) != Verdict::Pass {
+                Limit::SignalingPerProof.reached(self.config.limits.per_proof.per_second as u64);
                 return Err(Refusal::TooMany);
             }
         }
@@ -111,6 +113,7 @@ impl Bus for Exchange {
     fn send(&self, to: Shard, word: Word) -> Result<(), Word> {
         let Some(line) = self.lines.get(to.index()) else { return Err(word) };
         if word.begins() && line.waiting.load(Ordering::Relaxed) >= self.cap {
+            Limit::SignalingInboxBytes.reached(self.cap);
             return Err(word);
         }
         line.waiting.fetch_add(word.weight(), Ordering::Relaxed);
@@ -333,6 +336,11 @@ impl Switch {
                 Output::Text { conn, text } => self.pass(conn, text),
                 // Without its outbox the connection's task ends.
                 Output::Close { conn } => drop(self.outboxes.remove(&conn)),
+                Output::Refuse { conn, limit } => {
+                    if let Some(outbox) = self.outboxes.remove(&conn) {
+                        outbox.refuse(limit);
+                    }
+                }
                 Output::Word { to, word } => self.post(&to, word),
             }
         }

@@ -8,6 +8,7 @@ use super::config::{Limits, Times};
 use super::leg::Conn;
 use super::wire::Tag;
 use crate::clock::Deadlines;
+use crate::limits::Limit;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
@@ -98,9 +99,17 @@ impl Watches {
             self.watched.get(*what).is_some_and(|watched| watched.by.len() >= self.cap_per_tag)
         };
         let of_client = own.map_or(0, HashSet::len) + fresh.len();
-        of_client <= self.cap_per_client
-            && self.count + fresh.len() <= self.cap
-            && !fresh.iter().any(is_crowded)
+        let (limit, value) = if of_client > self.cap_per_client {
+            (Limit::SignalingWatchesPerClient, self.cap_per_client)
+        } else if self.count + fresh.len() > self.cap {
+            (Limit::SignalingWatches, self.cap)
+        } else if fresh.iter().any(is_crowded) {
+            (Limit::SignalingWatchersPerTag, self.cap_per_tag)
+        } else {
+            return true;
+        };
+        limit.reached(value);
+        false
     }
 
     /// Lets `conn` watch all that is wanted or, where a cap forbids one, none; returns how they stand. A state that others were told

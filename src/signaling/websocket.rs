@@ -9,6 +9,7 @@ use super::inbox::{Inbox, Unsent};
 use super::leg::Conn;
 use super::outbox::{News, Texts, outbox};
 use super::service::{Event, Shared};
+use crate::limits::Limit;
 use crate::net::time::mono;
 use axum::body::Body;
 use axum::extract::{ConnectInfo, Request, State};
@@ -33,6 +34,9 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 const READ_ROOM: usize = 8 * 1024;
 /// The close code of a server that goes away, or of a client that has been silent for too long.
 const AWAY: u16 = 1001;
+/// The close code of a server that has no room at the moment
+/// ([IANA](https://www.iana.org/assignments/websocket/websocket.xhtml#close-code-number)).
+const TRY_AGAIN_LATER: u16 = 1013;
 
 /// Answers `GET /ws`. A page of an origin that is not let in gets 403; who is no page has no origin.
 pub(super) async fn upgrade(
@@ -85,9 +89,16 @@ async fn serve(mut stream: TokioIo<Upgraded>, shared: Arc<Shared>, peer: SocketA
     }
     let ended = converse(&mut stream, &shared, (conn, inbox), texts).await;
     Box::pin(inbox.send(Event::Closed { conn })).await;
-    if let End::Close(code) = ended {
+    if ended != End::Gone {
         let mut out = Vec::new();
-        framing::write_close(code, &mut out);
+        match ended {
+            End::Refused(limit) => {
+                let reason = format!("limit reached: {}", limit.name());
+                framing::write_close_for(TRY_AGAIN_LATER, &reason, &mut out);
+            }
+            End::Close(code) => framing::write_close(code, &mut out),
+            End::Gone => {}
+        }
         let goodbye = async { stream.write_all(&out).await.and(stream.shutdown().await) };
         let _ = Box::pin(timeout(shared.config.times.ping, goodbye)).await;
     }
@@ -98,6 +109,8 @@ async fn serve(mut stream: TokioIo<Upgraded>, shared: Arc<Shared>, peer: SocketA
 enum End {
     /// A close is due, with this code.
     Close(Option<u16>),
+    /// A close is due, as there is no room for the connection.
+    Refused(Limit),
     /// There is nobody to tell.
     Gone,
 }
@@ -135,6 +148,7 @@ async fn converse(
             news = texts.next(&mut room) => match news {
                 News::Texts => {}
                 News::Over => return End::Close(Some(AWAY)),
+                News::Refused(limit) => return End::Refused(limit),
                 News::Overrun => return End::Gone,
             },
             () = &mut alarm => {

@@ -2,6 +2,7 @@
 
 use super::super::{Limits, Rate};
 use super::*;
+use crate::limits::Limit;
 use proptest::prelude::*;
 
 const A: &str = "192.0.2.10:1000";
@@ -209,8 +210,12 @@ fn every_cap_holds() {
     world.hub.handle_web_opened(world.now, Conn(4), [192, 0, 2, 1].into());
     world.hub.handle_web_opened(world.now, Conn(5), [192, 0, 2, 2].into());
     world.drain();
-    let closed: Vec<_> = world.sent.iter().filter(|output| matches!(output, Output::Close { .. })).collect();
-    assert_eq!(closed, [&Output::Close { conn: Conn(3) }, &Output::Close { conn: Conn(5) }]);
+    let refused = |conn, limit| Output::Refuse { conn: Conn(conn), limit };
+    let closed: Vec<_> = world.sent.iter().filter(|output| matches!(output, Output::Refuse { .. })).collect();
+    assert_eq!(
+        closed,
+        [&refused(3, Limit::SignalingConnectionsPerNetwork), &refused(5, Limit::SignalingConnections)]
+    );
     world.close(1);
     world.open(6);
     world.sent.clear();
@@ -286,7 +291,7 @@ proptest! {
                 let payload = match output {
                     Output::Datagram { payload, .. } => { prop_assert!(payload.len() <= 1200); payload }
                     Output::Text { text, .. } => text.into_bytes(),
-                    Output::Close { .. } | Output::Word { .. } => continue,
+                    Output::Close { .. } | Output::Refuse { .. } | Output::Word { .. } => continue,
                 };
                 let value = parsed(&payload);
                 let extra = &value["extra"];

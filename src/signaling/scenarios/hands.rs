@@ -250,6 +250,20 @@ async fn a_websocket_is_closed_for_too_long_a_message_for_silence_and_for_binary
 }
 
 #[tokio::test]
+async fn a_websocket_that_finds_no_room_is_closed_with_1013_and_the_limit_as_the_reason() {
+    let limits = Limits { connections_per_network: 1, ..Limits::default() };
+    let lodge = Lodge::open(Config { limits, ..config() }).await;
+    let mut first = lodge.websocket().await;
+    say(&mut first, &json!({"t": 1, "mid": 1})).await;
+    assert_eq!(hear(&mut first).await["code"], 200);
+    let mut second = lodge.websocket().await;
+    let Some(Ok(Message::Close(Some(close)))) = second.next().await else { panic!("no close with a reason") };
+    let reason = "limit reached: signaling.limits.connections_per_network";
+    assert_eq!((u16::from(close.code), close.reason.as_str()), (1013, reason));
+    lodge.close().await;
+}
+
+#[tokio::test]
 async fn pings_keep_a_quiet_websocket_open() {
     let times =
         Times { idle: Duration::from_millis(400), ping: Duration::from_millis(50), ..Times::default() };
