@@ -27,7 +27,11 @@ pub struct Config {
     pub server: server::Config,
     /// For the logs.
     pub log: telemetry::Config,
+    /// Keys in the file that have another name now, with that name; the old one goes with the next release.
+    pub renamed: &'static [(&'static str, &'static str)],
 }
+
+const RENAMED: &[(&str, &str)] = &[("proxy_protocol_from", "trusted_proxies")];
 
 /// Why a configuration file is refused.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +86,9 @@ impl Config {
         server.workers = file.workers;
         server.nat_discovery = file.stun.nat_discovery(&server.listen)?;
         file.limits.apply(&mut server.limits)?;
-        server.proxies = Prefix::all(file.proxy_protocol_from);
+        let renamed = if file.proxy_protocol_from.is_some() { RENAMED } else { &[] };
+        let renamed_list = file.proxy_protocol_from.unwrap_or_default();
+        server.trusted_proxies = Prefix::all(file.trusted_proxies.into_iter().chain(renamed_list).collect());
         file.tls.apply(&mut server.tls)?;
         file.turn.apply(&mut server.turn)?;
         file.auth.apply(&server.turn, &mut server.auth)?;
@@ -97,7 +103,7 @@ impl Config {
             json: file.log.json,
             ..defaults
         };
-        let config = Self { state: file.state.unwrap_or_else(|| "state".into()), server, log };
+        let config = Self { state: file.state.unwrap_or_else(|| "state".into()), server, log, renamed };
         config.check()?;
         Ok(config)
     }
@@ -132,7 +138,9 @@ struct File {
     workers: Option<usize>,
     stun: Stun,
     limits: Limits,
-    proxy_protocol_from: Vec<Prefix>,
+    trusted_proxies: Vec<Prefix>,
+    /// The old name of `trusted_proxies`.
+    proxy_protocol_from: Option<Vec<Prefix>>,
     tls: Tls,
     turn: Turn,
     auth: auth::Auth,

@@ -21,6 +21,7 @@ mod metrics;
 mod neighbours;
 mod page;
 mod patience;
+mod request_source;
 mod revocation;
 mod self_test;
 mod stream;
@@ -61,6 +62,7 @@ pub use self_test::SelfTest;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use stream::{Admits, StreamDoor};
 use tokio::sync::{Mutex, Semaphore, mpsc};
@@ -193,7 +195,9 @@ impl Server {
         };
         let mutual = gateway::mutual(&config.gateway, &certificate)?;
         let gateway_door = gateway.as_ref().map(|service| GatewayDoor::new(service.handle(), mutual));
-        let router = signaling.handle().router().merge(page::router()).merge(websocket::router());
+        let ready = Arc::new(AtomicBool::new(false));
+        let router =
+            signaling.handle().router().merge(page::router(Arc::clone(&ready))).merge(websocket::router());
         let router = match &gateway_door {
             Some(door) => router
                 .merge(gateway::router(door).layer(from_fn_with_state(origins, signaling::pages_let_in))),
@@ -206,7 +210,7 @@ impl Server {
             router: router.merge(metrics::router(counted)).merge(revocation::router(desk)),
             tls,
             gateway: gateway_door,
-            proxies: config.proxies.into(),
+            trusted: config.trusted_proxies.into(),
             room: Arc::new(Semaphore::new(MAX_STREAMS)),
             connections: Connections::new(
                 config.limits.connections_per_address,
@@ -228,6 +232,7 @@ impl Server {
             listeners.spawn(door.clone().serve(listener, Admits::Tls));
         }
         drop(door);
+        ready.store(true, Ordering::Release);
         Ok(Self { facts, signaling, gateway, listeners, workers, inboxes, failures })
     }
 
@@ -237,13 +242,13 @@ impl Server {
         &self.facts
     }
 
-    /// Asks the first advertised address for a Binding and an allocation, as a client would.
+    /// Asks the first advertised address for a Binding and an allocation of each family that it relays in, as a client would.
     pub async fn self_test(&self) -> SelfTest {
-        let Some(server) = self.facts.advertised.first() else { return SelfTest::default() };
-        match &self.facts.ice.secret {
-            Some(secret) => self_test::run(*server, &secret.mint("self-test", time::now().unix + 60)).await,
-            None => SelfTest::default(),
-        }
+        let (Some(server), Some(secret)) = (self.facts.advertised.first(), &self.facts.ice.secret) else {
+            return SelfTest::default();
+        };
+        let families: Vec<_> = self.facts.relay.iter().map(|relay| relay.local).collect();
+        self_test::run(*server, &families, &secret.mint("self-test", time::now().unix + 60)).await
     }
 
     /// Waits for the first failure of any part; never returns while all is well.

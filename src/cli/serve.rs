@@ -86,6 +86,13 @@ async fn serve(
     ([terminated, interrupted], hung_up): ([&mut Signal; 2], &mut Signal),
 ) -> anyhow::Result<()> {
     raise_descriptor_limit();
+    for (key, name) in config.renamed {
+        tracing::warn!(
+            key,
+            name,
+            "this configuration key has another name; the old one goes with the next release"
+        );
+    }
     let state = State::open(&config.state)?;
     note_changes(&state);
     let mut server = Server::start(config.server, &state).await.context("the server did not start")?;

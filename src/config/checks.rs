@@ -133,7 +133,7 @@ mod tests {
         let server = Config::parse(text).unwrap().server;
         let shown =
             |list: &[ipnet::IpNet]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
-        assert_eq!(shown(&server.proxies), "192.0.2.1/32");
+        assert_eq!(shown(&server.trusted_proxies), "192.0.2.1/32");
         assert_eq!(shown(&server.metrics_from), "2001:db8::1/128");
         assert_eq!(shown(&server.limits.unauthenticated.unlimited_from), "192.0.2.2/32");
         assert_eq!(shown(&server.turn.allow_peers), "10.0.0.1/32 10.0.0.0/8");

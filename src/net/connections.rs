@@ -36,6 +36,13 @@ impl Connections {
         if self.unlimited_from.iter().any(|prefix| prefix.contains(&client)) {
             return Some(Permit { connections: Arc::clone(self), address: None });
         }
+        self.admit_forwarded(client)
+    }
+
+    /// Does the same for a client that a proxy names: whoever is without limits is so on a connection of his own alone.
+    #[must_use]
+    pub fn admit_forwarded(self: &Arc<Self>, client: IpAddr) -> Option<Permit> {
+        let client = client.to_canonical();
         let address = counted(client);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let count = held.entry(address).or_default();

@@ -14,6 +14,8 @@ pub mod cookie;
 #[forbid(unsafe_code)]
 pub mod demux;
 #[forbid(unsafe_code)]
+pub mod forwarded;
+#[forbid(unsafe_code)]
 pub mod gate;
 #[forbid(unsafe_code)]
 pub mod interfaces;

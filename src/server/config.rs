@@ -33,8 +33,8 @@ pub struct Config {
     pub nat_discovery: Vec<Home>,
     /// What strangers may cost.
     pub limits: LimitsConfig,
-    /// Proxies whose PROXY headers name the real client; default none.
-    pub proxies: Vec<IpNet>,
+    /// Proxies whose word counts on who the client is: in a PROXY header, in `X-Forwarded-For` and in `Forwarded`; default none.
+    pub trusted_proxies: Vec<IpNet>,
     /// TLS and DTLS.
     pub tls: TlsConfig,
     /// The relay.
@@ -181,7 +181,7 @@ impl Default for Config {
             workers: None,
             nat_discovery: Vec::new(),
             limits: LimitsConfig::default(),
-            proxies: Vec::new(),
+            trusted_proxies: Vec::new(),
             tls: TlsConfig::default(),
             turn: TurnConfig::default(),
             auth: AuthConfig::default(),

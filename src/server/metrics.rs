@@ -1,14 +1,15 @@
 //! `/metrics`: what the parts of the server count, in Prometheus' text format.
 
 use super::hosts::OwnHosts;
+use super::request_source::IsForwarded;
 use crate::gateway::{Handle, Service};
 use crate::limits::{self, Table};
 use crate::telemetry;
-use axum::Router;
 use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 use ipnet::IpNet;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -37,12 +38,12 @@ pub(super) fn router(metrics: Metrics) -> Router {
 async fn answer(
     State(metrics): State<Metrics>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Extension(IsForwarded(is_forwarded)): Extension<IsForwarded>,
     target: Uri,
     asked: HeaderMap,
 ) -> Response {
     let ip = peer.ip().to_canonical();
-    let is_proxied = asked.contains_key(header::FORWARDED) || asked.contains_key("x-forwarded-for");
-    if is_proxied || !metrics.from.iter().any(|prefix| prefix.contains(&ip)) {
+    if is_forwarded || !metrics.from.iter().any(|prefix| prefix.contains(&ip)) {
         return StatusCode::NOT_FOUND.into_response();
     }
     if !metrics.hosts.are_asked(&target, &asked) {

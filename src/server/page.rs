@@ -1,17 +1,33 @@
-//! The plain HTTP of the server: a page that says what this is, the client module for pages, and a health check.
+//! The plain HTTP of the server: a page that says what this is, the client module for pages, and the checks of health.
 
 use axum::Router;
-use axum::http::{HeaderName, header};
+use axum::http::{HeaderName, StatusCode, header};
 use axum::response::Html;
 use axum::routing::get;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Routes `/`, `/ginnel.js`, `/ginnel.d.ts` and `/healthz`.
-pub(super) fn router() -> Router {
+/// Routes `/`, `/ginnel.js`, `/ginnel.d.ts`, `/healthz`, `/livez` and `/readyz`, which says whether everything listens.
+pub(super) fn router(ready: Arc<AtomicBool>) -> Router {
+    let page = get(|| async { Html(include_str!("../../web/index.html")) }).options(may_ask);
+    let health = || get(|| async { "ok\n" }).options(may_ask);
+    let readiness = get(move || async move { readiness(ready.load(Ordering::Acquire)) }).options(may_ask);
     Router::new()
-        .route("/", get(|| async { Html(include_str!("../../web/index.html")) }))
+        .route("/", page)
         .route("/ginnel.js", get(|| module("text/javascript; charset=utf-8", CLIENT)))
         .route("/ginnel.d.ts", get(|| module("text/plain; charset=utf-8", CLIENT_TYPES)))
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", health())
+        .route("/livez", health())
+        .route("/readyz", readiness)
+}
+
+/// HAProxy's check asks `OPTIONS /` unless it is told otherwise.
+async fn may_ask() -> (StatusCode, [(HeaderName, &'static str); 1]) {
+    (StatusCode::NO_CONTENT, [(header::ALLOW, "GET, HEAD, OPTIONS")])
+}
+
+fn readiness(is_ready: bool) -> (StatusCode, &'static str) {
+    if is_ready { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "starting\n") }
 }
 
 const CLIENT: &str = include_str!("../../web/ginnel.js");
@@ -26,4 +42,15 @@ async fn module(kind: &'static str, text: &'static str) -> ([(HeaderName, &'stat
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
     (headers, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_ready_once_everything_listens() {
+        assert_eq!(readiness(false).0, StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(readiness(true).0, StatusCode::OK);
+    }
 }

@@ -6,6 +6,7 @@
 
 use super::ServerError;
 use super::inbox::{Inbox, ToWorker};
+use super::request_source::IsForwarded;
 use crate::net::time::now;
 use crate::signaling::wire::Tag;
 use crate::signaling::{Handle, Refusal, bearer, status_of};
@@ -15,7 +16,7 @@ use axum::extract::{self, ConnectInfo, Query};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{AppendHeaders, IntoResponse, Response};
 use axum::routing::post;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use serde::Deserialize;
 use serde_json::json;
 use std::fmt::Write;
@@ -65,6 +66,7 @@ pub(super) fn router(desk: Desk) -> Router {
 }
 
 type SharedDesk = extract::State<Arc<Desk>>;
+type Asker = (ConnectInfo<SocketAddr>, Extension<IsForwarded>);
 
 #[derive(Deserialize)]
 struct Meant {
@@ -73,11 +75,11 @@ struct Meant {
 
 async fn revoke(
     extract::State(desk): SharedDesk,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    (ConnectInfo(peer), Extension(forwarded)): Asker,
     Query(meant): Query<Meant>,
     asked: HeaderMap,
 ) -> Response {
-    let tag = match desk.admit(peer, &asked, meant) {
+    let tag = match desk.admit((peer, forwarded), &asked, meant) {
         Ok(tag) => tag,
         Err((status, error)) => return refused(status, &error),
     };
@@ -103,11 +105,11 @@ async fn revoke(
 
 async fn restore(
     extract::State(desk): SharedDesk,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    (ConnectInfo(peer), Extension(forwarded)): Asker,
     Query(meant): Query<Meant>,
     asked: HeaderMap,
 ) -> Response {
-    let tag = match desk.admit(peer, &asked, meant) {
+    let tag = match desk.admit((peer, forwarded), &asked, meant) {
         Ok(tag) => tag,
         Err((status, error)) => return refused(status, &error),
     };
@@ -126,7 +128,18 @@ async fn restore(
 
 impl Desk {
     /// Says which tag is meant, or what whoever may not ask is told. A key in the URL would stand in logs.
-    fn admit(&self, peer: SocketAddr, asked: &HeaderMap, meant: Meant) -> Result<Tag, (StatusCode, String)> {
+    fn admit(
+        &self,
+        (peer, forwarded): (SocketAddr, IsForwarded),
+        asked: &HeaderMap,
+        meant: Meant,
+    ) -> Result<Tag, (StatusCode, String)> {
+        if forwarded == IsForwarded(true) {
+            return Err((
+                StatusCode::FORBIDDEN,
+                "not by way of an HTTP proxy: ask the server itself".to_owned(),
+            ));
+        }
         let unknown = || (StatusCode::UNAUTHORIZED, "show the admin key: Authorization: Bearer …".to_owned());
         let (shown, is_page) = (bearer(asked).ok_or_else(unknown)?, asked.contains_key(header::ORIGIN));
         let admitted = self.signaling.admit_operator(now(), peer.ip(), shown, is_page);

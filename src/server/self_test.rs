@@ -27,8 +27,8 @@ pub struct SelfTest {
     pub turn_tcp: bool,
 }
 
-/// Asks the server at `server` as a client with `credentials` would.
-pub(super) async fn run(server: SocketAddr, credentials: &Minted) -> SelfTest {
+/// Asks the server at `server` as a client with `credentials` would; for one allocation of each family that it relays in.
+pub(super) async fn run(server: SocketAddr, families: &[IpAddr], credentials: &Minted) -> SelfTest {
     let any: IpAddr =
         if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let mut result = SelfTest::default();
@@ -37,10 +37,10 @@ pub(super) async fn run(server: SocketAddr, credentials: &Minted) -> SelfTest {
     {
         let mut asker = Asker::new(Leg::Udp(socket));
         result.stun = asker.ask(Method::BINDING, |builder| builder).await.is_ok();
-        result.turn_udp = asker.allocate(credentials).await.is_ok();
+        result.turn_udp = asker.allocate_all(families, credentials).await.is_ok();
     }
     if let Ok(Ok(stream)) = timeout(PATIENCE, TcpStream::connect(server)).await {
-        result.turn_tcp = Asker::new(Leg::Tcp(stream)).allocate(credentials).await.is_ok();
+        result.turn_tcp = Asker::new(Leg::Tcp(stream)).allocate_all(families, credentials).await.is_ok();
     }
     result
 }
@@ -60,8 +60,19 @@ impl Asker {
         Self { leg, rng: ChaCha20Rng::from_os_rng() }
     }
 
-    async fn allocate(&mut self, credentials: &Minted) -> io::Result<()> {
-        let udp = |builder: Builder| builder.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
+    /// Makes and ends one allocation of the family of each of `relay`.
+    async fn allocate_all(&mut self, relay: &[IpAddr], credentials: &Minted) -> io::Result<()> {
+        for ip in relay {
+            self.allocate(credentials, ip.is_ipv6()).await?;
+        }
+        Ok(())
+    }
+
+    async fn allocate(&mut self, credentials: &Minted, v6: bool) -> io::Result<()> {
+        let udp = |builder: Builder| {
+            let builder = builder.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
+            if v6 { builder.attribute(attr::REQUESTED_ADDRESS_FAMILY, &[2, 0, 0, 0]) } else { builder }
+        };
         let challenge = match self.ask(Method::ALLOCATE, udp).await {
             Err(Refused::Answer(bytes)) => bytes,
             _ => return Err(io::Error::other("no challenge")),

@@ -5,19 +5,21 @@ use super::frames;
 use super::gateway::{GatewayDoor, ServerDoor};
 use super::inbox::{Inbox, Link, Replies, ToStream, ToWorker};
 use super::patience::Patient;
+use super::request_source::{self, RequestSource};
 use super::tcp_leg::Arrival;
 use super::tcp_relay::Joint;
 use super::websocket::Origin;
-use crate::limits::sampled;
+use crate::limits::{Limit, sampled};
 use crate::net::connections::{Connections, Permit};
 use crate::net::demux::{self, StreamKind};
+use crate::net::forwarded;
 use crate::net::prefixed::Prefixed;
 use crate::net::proxy::{self, Start};
 use crate::net::time;
 use crate::net::tls::Tls;
 use crate::turn_server::{FiveTuple, Transport};
 use axum::Router;
-use axum::extract::ConnectInfo;
+use axum::middleware::from_fn_with_state;
 use bytes::BytesMut;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -62,7 +64,7 @@ pub(super) struct StreamDoor {
     pub(super) router: Router,
     pub(super) tls: Tls,
     /// Who may say that it speaks for somebody else.
-    pub(super) proxies: Arc<[IpNet]>,
+    pub(super) trusted: Arc<[IpNet]>,
     /// Who serves the gateway's clients and servers; `None` where there is no gateway.
     pub(super) gateway: Option<GatewayDoor>,
     /// Permits for connections, over all listeners.
@@ -110,6 +112,13 @@ pub(super) struct Places {
     address: Option<Arc<Permit>>,
 }
 
+impl Places {
+    /// The same, counted for the client that a proxy has named.
+    pub(super) fn counted_for(self, permit: Permit) -> Self {
+        Self { address: Some(Arc::new(permit)), ..self }
+    }
+}
+
 #[cfg(test)]
 impl Places {
     /// Of a server with room for one.
@@ -132,6 +141,9 @@ impl StreamDoor {
         let mut turn = 0_usize;
         loop {
             while connections.try_join_next().is_some() {}
+            if self.room.available_permits() == 0 {
+                Limit::TcpConnections.reached(super::MAX_STREAMS);
+            }
             let Ok(permit) = Arc::clone(&self.room).acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((stream, client)) => {
@@ -184,13 +196,14 @@ impl StreamDoor {
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let mut stream = Prefixed::new(stream);
-        let from = ends.client.ip().to_canonical();
-        if self.proxies.iter().any(|proxies| proxies.contains(&from)) {
+        if forwarded::is_trusted(&self.trusted, ends.client.ip()) {
             ends.client = timeout(SNIFF_TIME, proxied(&mut stream)).await??.unwrap_or(ends.client);
         }
-        // Only now: a proxy's own address would count for everybody behind it.
-        let Some(counted) = self.connections.admit(ends.client.ip()) else { return Ok(Bare::Served) };
-        ends.places.address = Some(Arc::new(counted));
+        // Only now, and not where a proxy has named nobody yet: its own address would count for everybody behind it.
+        if !forwarded::is_trusted(&self.trusted, ends.client.ip()) {
+            let Some(counted) = self.connections.admit(ends.client.ip()) else { return Ok(Bare::Served) };
+            ends.places.address = Some(Arc::new(counted));
+        }
         match (sniff(&mut stream).await?, admits) {
             (StreamKind::Tls, _) => {
                 let stream = BufWriter::with_capacity(RECORDS, stream);
@@ -221,8 +234,8 @@ impl StreamDoor {
     {
         let client = ends.tuple(Transport::WebSocket);
         let origin = Origin { client, worker: ends.worker, places: ends.places };
-        let router = self.router.layer(axum::Extension(ConnectInfo(ends.client)));
-        let router = router.layer(axum::Extension(origin));
+        let source = RequestSource { trusted: self.trusted, connections: self.connections, origin };
+        let router = self.router.layer(from_fn_with_state(source, request_source::name_client));
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEADER_TIME)
@@ -365,7 +378,7 @@ mod tests {
             workers: [inbox].into(),
             router: Router::new(),
             tls: Tls::new(&Certificate::own(folder.path()).unwrap()).unwrap(),
-            proxies: proxies.iter().map(|net| net.parse().unwrap()).collect(),
+            trusted: proxies.iter().map(|net| net.parse().unwrap()).collect(),
             gateway: None,
             room: Arc::new(Semaphore::new(8)),
             connections: Connections::new(8, &[]),

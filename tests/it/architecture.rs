@@ -58,6 +58,7 @@ const PURE: &[&str] = &[
     "src/net/connections.rs",
     "src/net/cookie.rs",
     "src/net/demux.rs",
+    "src/net/forwarded.rs",
     "src/net/gate.rs",
     "src/net/proxy.rs",
     "src/server/frames.rs",

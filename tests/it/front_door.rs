@@ -58,6 +58,39 @@ fn the_pages_of_the_front_door_are_served() {
 }
 
 #[test]
+fn load_balancers_checks_are_answered() {
+    let house = House::on_loopback("");
+    for path in ["/healthz", "/livez", "/readyz"] {
+        assert!(get(house.address, path).0.contains(" 200 "), "{path}");
+    }
+    // HAProxy's check, as it comes when nothing else is set.
+    for (request, status) in [
+        ("OPTIONS / HTTP/1.0\r\n\r\n", "204"),
+        ("OPTIONS / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "204"),
+        ("OPTIONS /healthz HTTP/1.0\r\n\r\n", "204"),
+        ("HEAD /readyz HTTP/1.0\r\n\r\n", "200"),
+    ] {
+        let mut stream = TcpStream::connect(house.address).unwrap();
+        stream.set_read_timeout(Some(UP)).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer.split(' ').nth(1), Some(status), "{request:?}: {answer}");
+    }
+}
+
+#[test]
+fn a_server_of_one_family_tests_the_relay_of_that_family() {
+    for listen in [&["::1"][..], &["127.0.0.1"], &["127.0.0.1", "::1"]] {
+        let listen: Vec<_> = listen.iter().map(|ip| ip.parse().unwrap()).collect();
+        let house = House::at(&listen, "allow_peers = [\"127.0.0.0/8\"]");
+        let tested =
+            house.server.expect("self-test", UP, |line| line.contains("self-test").then(|| line.to_owned()));
+        assert!(tested.contains("STUN ✓") && tested.contains("TURN udp ✓ tcp ✓"), "{listen:?}: {tested}");
+    }
+}
+
+#[test]
 fn the_client_module_and_its_types_are_served_to_pages_of_any_origin() {
     let house = House::on_loopback("");
     for (path, kind, holds) in [

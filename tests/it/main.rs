@@ -38,6 +38,7 @@ mod paths;
 mod pipes;
 mod proc;
 mod punching;
+mod reverse_proxy;
 mod safety;
 mod signaler;
 mod starting;

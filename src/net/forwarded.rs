@@ -1,0 +1,189 @@
+//! Who an HTTP request is from that proxies have passed on: `X-Forwarded-For`, and `Forwarded` of
+//! [RFC 7239](https://www.rfc-editor.org/rfc/rfc7239). Pure.
+//!
+//! A client can put anything into both headers, and each proxy appends the address that it has seen. So they are read from the right, past
+//! the proxies that are trusted; the first other address is the client's.
+
+use ipnet::IpNet;
+use std::net::{IpAddr, SocketAddr};
+
+/// Returns whether `ip` is one of the `trusted` proxies.
+#[must_use]
+pub fn is_trusted(trusted: &[IpNet], ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    trusted.iter().any(|prefix| prefix.contains(&ip))
+}
+
+/// Returns whom the headers name that a trusted proxy has sent: the values of `X-Forwarded-For` and those of `Forwarded`, each in order.
+///
+/// `None` where they name nobody: an element that is no address, trusted proxies alone, or two headers that disagree. A proxy writes one
+/// of them and may pass the other on as the client has sent it, and which one that is cannot be seen.
+pub fn client<'a>(
+    trusted: &[IpNet],
+    x_forwarded_for: impl Iterator<Item = &'a [u8]>,
+    forwarded: impl Iterator<Item = &'a [u8]>,
+) -> Option<IpAddr> {
+    let of_list = rightmost(trusted, x_forwarded_for, (|value| value.split(',').collect(), address));
+    let of_standard = rightmost(trusted, forwarded, (|value| split(value, ','), for_parameter));
+    match (of_list, of_standard) {
+        (Named::Nothing, named) | (named, Named::Nothing) => named.address(),
+        (one, other) => one.address().filter(|ip| Some(*ip) == other.address()),
+    }
+}
+
+/// What one header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Named {
+    /// It is not there.
+    Nothing,
+    /// It cannot be read, or names trusted proxies alone.
+    Nobody,
+    Client(IpAddr),
+}
+
+impl Named {
+    fn address(self) -> Option<IpAddr> {
+        match self {
+            Self::Client(ip) => Some(ip),
+            Self::Nothing | Self::Nobody => None,
+        }
+    }
+}
+
+/// Reads a header's elements from the right until one is not trusted.
+fn rightmost<'a>(
+    trusted: &[IpNet],
+    values: impl Iterator<Item = &'a [u8]>,
+    (elements, read): (fn(&str) -> Vec<&str>, fn(&str) -> Option<IpAddr>),
+) -> Named {
+    let values: Vec<_> = values.collect();
+    if values.is_empty() {
+        return Named::Nothing;
+    }
+    for value in values.into_iter().rev() {
+        let Ok(value) = std::str::from_utf8(value) else { return Named::Nobody };
+        for element in elements(value).into_iter().rev() {
+            match read(element) {
+                Some(ip) if is_trusted(trusted, ip) => {}
+                Some(ip) => return Named::Client(ip.to_canonical()),
+                None => return Named::Nobody,
+            }
+        }
+    }
+    Named::Nobody
+}
+
+/// Returns the address of `for=` in one element of `Forwarded`.
+fn for_parameter(element: &str) -> Option<IpAddr> {
+    let named = split(element, ';').into_iter().find_map(|pair| {
+        let (name, value) = pair.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("for").then_some(value.trim())
+    })?;
+    let quoted = named.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    address(quoted.unwrap_or(named))
+}
+
+/// Reads an address, with a port or without one; IPv6 may stand in brackets.
+fn address(text: &str) -> Option<IpAddr> {
+    let text = text.trim();
+    let bracketed = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    text.parse()
+        .ok()
+        .or_else(|| text.parse::<SocketAddr>().ok().map(|address| address.ip()))
+        .or_else(|| bracketed?.parse().ok().filter(IpAddr::is_ipv6))
+}
+
+/// Splits at `separator`, but not inside of quotes.
+fn split(text: &str, separator: char) -> Vec<&str> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    text.split(|c: char| {
+        let is_end = c == separator && !is_quoted;
+        match c {
+            _ if is_escaped => is_escaped = false,
+            '\\' if is_quoted => is_escaped = true,
+            '"' => is_quoted = !is_quoted,
+            _ => {}
+        }
+        is_end
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn named(list: &[&str], standard: &[&str]) -> Option<String> {
+        let trusted: Vec<IpNet> =
+            ["10.0.0.0/8", "2001:db8:ffff::/48"].iter().map(|net| net.parse().unwrap()).collect();
+        fn bytes<'a>(values: &'a [&str]) -> impl Iterator<Item = &'a [u8]> {
+            values.iter().map(|value| value.as_bytes())
+        }
+        client(&trusted, bytes(list), bytes(standard)).map(|ip| ip.to_string())
+    }
+
+    #[test]
+    fn the_rightmost_address_that_is_no_proxy_is_the_client() {
+        for (list, client) in [
+            (&["192.0.2.1"][..], Some("192.0.2.1")),
+            (&["192.0.2.1, 198.51.100.7"], Some("198.51.100.7")),
+            (&["192.0.2.1,198.51.100.7 , 10.1.2.3"], Some("198.51.100.7")),
+            (&["192.0.2.1", "198.51.100.7, 10.0.0.9"], Some("198.51.100.7")),
+            (&["192.0.2.1, 10.0.0.9", "2001:db8:ffff::1"], Some("192.0.2.1")),
+            (&["192.0.2.1:4000"], Some("192.0.2.1")),
+            (&["[2001:db8::7]:4000"], Some("2001:db8::7")),
+            (&["[2001:db8::7]"], Some("2001:db8::7")),
+            (&["2001:db8::7"], Some("2001:db8::7")),
+            (&["::ffff:192.0.2.1"], Some("192.0.2.1")),
+            (&["192.0.2.1, ::ffff:10.0.0.1"], Some("192.0.2.1")),
+            (&["10.0.0.1, 10.0.0.2"], None),
+            (&["192.0.2.1, unknown"], None),
+            (&["192.0.2.1, unknown, 198.51.100.7"], Some("198.51.100.7")),
+            (&["192.0.2.1,"], None),
+            (&[""], None),
+            (&["192.0.2.1\"]"], None),
+        ] {
+            assert_eq!(named(list, &[]).as_deref(), client, "{list:?}");
+        }
+    }
+
+    #[test]
+    fn the_standard_header_is_read_with_its_quotes() {
+        for (standard, client) in [
+            ("for=192.0.2.60;proto=http;by=203.0.113.43", Some("192.0.2.60")),
+            ("For=\"[2001:db8:cafe::17]:4711\"", Some("2001:db8:cafe::17")),
+            ("for=192.0.2.1, for=198.51.100.7;proto=https", Some("198.51.100.7")),
+            ("for=198.51.100.7, by=\"a,b;\\\" for=192.0.2.1\";for=\"10.0.0.1\"", Some("198.51.100.7")),
+            ("for=192.0.2.1, for=_hidden", None),
+            ("proto=https", None),
+            ("for=\"192.0.2.1", None),
+        ] {
+            assert_eq!(named(&[], &[standard]).as_deref(), client, "{standard}");
+        }
+    }
+
+    #[test]
+    fn headers_that_disagree_name_nobody() {
+        assert_eq!(named(&["192.0.2.1"], &["for=192.0.2.1"]).as_deref(), Some("192.0.2.1"));
+        assert_eq!(named(&["192.0.2.1"], &["for=198.51.100.7"]), None);
+        assert_eq!(named(&["192.0.2.1"], &["for=unknown"]), None);
+        assert_eq!(named(&[], &[]), None);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_in_the_headers_makes_a_client_of_a_proxy(list in "[0-9a-f:.,\\[\\]\" ]{0,40}", standard in "(for=)?[0-9a-f:.,;=\\\\\" ]{0,40}") {
+            if let Some(ip) = named(&[&list], &[&standard]).or_else(|| named(&[&list], &[])).or_else(|| named(&[], &[&standard])) {
+                prop_assert!(!ip.starts_with("10."));
+            }
+        }
+
+        #[test]
+        fn what_a_client_writes_itself_does_not_count(own in "\\PC{0,60}") {
+            let seen = format!("{own}, 198.51.100.7");
+            let client = named(&[&seen], &[]);
+            prop_assert_eq!(client.as_deref(), Some("198.51.100.7"));
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Behind an HTTP proxy: whose word counts on who the client is, and what a request that was passed on never gets.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
+
+use crate::house::{House, Lines, free_ports};
+use crate::proc::{Proc, Stdout};
+use crate::{signaler, tools};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const TRUSTED: &str = "trusted_proxies = [\"127.0.0.1/32\"]";
+const TWO_EACH: &str = "[signaling.limits]\nconnections_per_network = 2";
+/// What the close says whose WebSocket finds no room.
+const REASON: &str = "limit reached: signaling.limits.connections_per_network";
+
+fn house(top: &str, rest: &str) -> House {
+    House::with(&[Ipv4Addr::LOCALHOST.into()], Lines { top, turn: rest })
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// The status of a request with these header lines.
+fn status(server: SocketAddr, request: &str, headers: &str) -> u16 {
+    let mut stream = connect(server);
+    write!(stream, "{request} HTTP/1.1\r\nHost: {server}\r\n{headers}Connection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.split(' ').nth(1).unwrap_or_else(|| panic!("{answer}")).parse().unwrap()
+}
+
+type Socket = WebSocket<TcpStream>;
+
+/// Opens a WebSocket with one more header.
+fn open(at: SocketAddr, path: &str, header: Option<(&'static str, &str)>) -> tungstenite::Result<Socket> {
+    let mut request = format!("ws://{at}{path}").into_client_request().unwrap();
+    if let Some((name, value)) = header {
+        request.headers_mut().insert(name, value.parse().unwrap());
+    }
+    match tungstenite::client(request, connect(at)) {
+        Ok((socket, _)) => Ok(socket),
+        Err(tungstenite::HandshakeError::Failure(error)) => Err(error),
+        Err(tungstenite::HandshakeError::Interrupted(_)) => panic!("no answer"),
+    }
+}
+
+/// Registers over a WebSocket; returns the reason of the close where there is none.
+fn register(socket: &mut Socket) -> Result<(), (u16, String)> {
+    // One that is closed already may not take it.
+    socket.send(Message::text(json!({"t": 1, "mid": 1}).to_string())).ok();
+    loop {
+        match socket.read().unwrap() {
+            Message::Text(text) => {
+                let answer: Value = serde_json::from_str(&text).unwrap();
+                assert_eq!(answer["code"], 200, "{answer}");
+                return Ok(());
+            }
+            Message::Close(Some(close)) => return Err((close.code.into(), close.reason.to_string())),
+            Message::Close(None) => return Err((0, String::new())),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn clients_behind_a_trusted_proxy_have_their_own_limits_and_are_told_which_is_reached() {
+    let house = house(TRUSTED, TWO_EACH);
+    let mut kept = Vec::new();
+    for (header, admitted) in [
+        ("192.0.2.1", true),
+        ("192.0.2.1", true),
+        ("192.0.2.2", true),
+        // What the client has written itself stands on the left.
+        ("192.0.2.77, 192.0.2.1", false),
+        ("192.0.2.3, 127.0.0.1", true),
+        ("192.0.2.3", true),
+        ("192.0.2.3", false),
+    ] {
+        let mut socket = open(house.address, "/ws", Some(("x-forwarded-for", header))).unwrap();
+        let refused = (1013, REASON.to_owned());
+        assert_eq!(register(&mut socket), if admitted { Ok(()) } else { Err(refused) }, "{header}");
+        kept.push(socket);
+    }
+    let mut socket =
+        open(house.address, "/ws", Some(("forwarded", "for=\"192.0.2.1:99\";proto=https"))).unwrap();
+    assert!(register(&mut socket).is_err(), "the other header counts as much");
+}
+
+#[test]
+fn headers_of_those_who_are_not_trusted_are_ignored() {
+    let house = house("trusted_proxies = [\"127.0.0.2/32\"]", TWO_EACH);
+    let mut kept = Vec::new();
+    for (header, admitted) in [("192.0.2.1", true), ("192.0.2.2", true), ("192.0.2.3", false)] {
+        let mut socket = open(house.address, "/ws", Some(("x-forwarded-for", header))).unwrap();
+        assert_eq!(register(&mut socket).is_ok(), admitted, "{header}");
+        kept.push(socket);
+    }
+}
+
+#[test]
+fn a_request_that_was_passed_on_is_never_without_limits_and_reads_no_metrics() {
+    // Everybody is without limits, and may read the metrics: but not by way of a proxy.
+    let everybody = "metrics_from = [\"0.0.0.0/0\"]\ntrusted_proxies = [\"127.0.0.1/32\"]";
+    let limits = "[limits]\nunlimited_from = [\"0.0.0.0/0\"]\nconnections_per_address = 1";
+    let house = house(everybody, limits);
+    let mut kept = Vec::new();
+    let header = Some(("x-forwarded-for", "192.0.2.1"));
+    kept.push(open(house.address, "/turn", header).unwrap());
+    let refused = open(house.address, "/turn", header).map(|_| ());
+    assert!(matches!(refused, Err(tungstenite::Error::Http(response)) if response.status() == 429));
+    for _ in 0..3 {
+        kept.push(open(house.address, "/turn", None).unwrap());
+    }
+    assert_eq!(status(house.address, "GET /metrics", ""), 200);
+    let admin = format!("Authorization: Bearer {}\r\n", house.told(&["key", "--admin"]));
+    let revoke = |header: &str| {
+        status(house.address, "POST /revoke?tag=a", &format!("{admin}{header}Content-Length: 0\r\n"))
+    };
+    assert_eq!(revoke(""), 200);
+    for header in ["X-Forwarded-For: 192.0.2.9\r\n", "Forwarded: for=192.0.2.9\r\n", "X-Forwarded-For: x\r\n"]
+    {
+        assert_eq!(status(house.address, "GET /metrics", header), 404, "{header}");
+        assert_eq!(status(house.address, "GET /healthz", header), 200, "{header}");
+        assert_eq!(revoke(header), 403, "{header}");
+    }
+}
+
+#[test]
+fn the_old_key_still_names_proxies_and_one_line_says_its_new_name() {
+    let house = house("proxy_protocol_from = [\"127.0.0.1/32\"]", TWO_EACH);
+    let renamed = |line: &str| line.contains("proxy_protocol_from") && line.contains("trusted_proxies");
+    assert_eq!(house.server.lines(|line| renamed(line).then_some(())).len(), 1, "{}", house.server.printed());
+    let header = |last: u8| format!("192.0.2.{last}");
+    let open = |last| open(house.address, "/ws", Some(("x-forwarded-for", &header(last)))).unwrap();
+    let mut sockets: Vec<_> = (1..=5).map(open).collect();
+    assert!(sockets.iter_mut().all(|socket| register(socket).is_ok()));
+}
+
+/// The part of `docs/reverse-proxy.md` that is in a block of `language`.
+fn documented(language: &str) -> String {
+    let page = include_str!("../../docs/reverse-proxy.md");
+    let (_, rest) = page.split_once(&format!("```{language}\n")).unwrap();
+    rest.split_once("```").unwrap().0.to_owned()
+}
+
+#[test]
+fn as_the_docs_say_three_hundred_clients_come_through_nginx_and_one_too_many_hears_why() {
+    if !tools::have(&["nginx"]) {
+        return;
+    }
+    let house = house(TRUSTED, TWO_EACH);
+    let folder = tempfile::tempdir().unwrap();
+    let port = free_ports();
+    let at: SocketAddr = (Ipv4Addr::LOCALHOST, port).into();
+    let location = documented("nginx")
+        .replace("127.0.0.1:3478", &house.address.to_string())
+        .replace("listen 443 ssl;", &format!("listen {at};"))
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("ssl_"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|name| format!("{name}_temp_path {};", path(name)))
+        .join("\n");
+    let config = format!(
+        "daemon off;\nmaster_process off;\npid {};\nerror_log stderr notice;\nevents {{ worker_connections 2048; }}\n\
+         http {{\naccess_log off;\n{temporary}\n{location}\n}}\n",
+        path("pid")
+    );
+    std::fs::write(folder.path().join("nginx.conf"), &config).unwrap();
+    let mut nginx = Command::new("nginx");
+    nginx.args(["-e", "stderr", "-p"]).arg(folder.path()).arg("-c").arg(folder.path().join("nginx.conf"));
+    let nginx = Proc::start("nginx", nginx, Stdout::Lines);
+    nginx.expect("its start", PATIENCE, |line| line.contains("using the \"epoll\"").then_some(()));
+    let mut sockets = Vec::new();
+    for client in 0..300_u16 {
+        // All from this host, but each with an address of its own: 127.0.1.0 and on.
+        let from = Ipv4Addr::from_bits(Ipv4Addr::new(127, 0, 1, 0).to_bits() + u32::from(client));
+        let mut socket = through(from, at);
+        assert_eq!(register(&mut socket), Ok(()), "{client}\n{}", nginx.printed());
+        sockets.push(socket);
+    }
+    let first = Ipv4Addr::new(127, 0, 1, 0);
+    let mut second = through(first, at);
+    assert_eq!(register(&mut second), Ok(()));
+    assert_eq!(register(&mut through(first, at)), Err((1013, REASON.to_owned())));
+    assert_eq!(status(at, "GET /metrics", ""), 404);
+    assert_eq!(status(at, "GET /healthz", ""), 200);
+}
+
+/// Opens a WebSocket from `ip`.
+fn through(ip: Ipv4Addr, at: SocketAddr) -> Socket {
+    let stream = signaler::connect(ip, at).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    tungstenite::client(format!("ws://{at}/ws"), stream).unwrap().0
+}
