@@ -2,6 +2,7 @@
 
 mod auth;
 mod auth_hook;
+mod binding;
 mod config;
 mod credentials_file;
 mod crossing;
@@ -40,6 +41,7 @@ use crate::net::time;
 use crate::net::tls::Tls;
 use crate::signaling::{self, AccessKey, Realms};
 use crate::state::{State, StateError};
+use crate::stun_server::SecretKeys;
 use crate::turn_server::auth::Revoked;
 use crate::turn_server::mobility::Tickets;
 pub use auth::{AuthConfig, OauthConfig, RealmConfig, StaticUser};
@@ -170,6 +172,7 @@ impl Server {
             shared: workers::shared(&config, &own, &facts, (Arc::clone(&authority), tickets)),
             identity,
             discovery: doors.discovery(&config),
+            secret_keys: Arc::new(SecretKeys::new(&config.auth.derive(state, "shared secrets of RFC 3489"))),
             strangers: config.limits.unauthenticated.clone(),
             signaling: signaling.handle(),
             lookups,

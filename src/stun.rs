@@ -7,12 +7,14 @@
 
 mod attributes;
 mod builder;
+mod classic;
 mod message;
 mod password;
 
 pub(crate) use attributes::COMPREHENSION_OPTIONAL;
 pub use attributes::{AddressError, Attributes, attr, xor_address_value};
 pub use builder::Builder;
+pub use classic::{ClassicText, append_classic_integrity, is_success};
 pub use message::{Class, Message, Method, ParseError, TransactionId};
 pub use password::{PasswordAlgorithm, long_term_digest, long_term_digest_sha256, userhash};
 

@@ -33,7 +33,7 @@ pub fn datagram(payload: &[u8]) -> DatagramKind {
 /// The protocol of one accepted stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamKind {
-    /// A STUN message with the magic cookie at bytes 4–7.
+    /// A STUN message with the magic cookie at bytes 4–7, or a Shared Secret Request of RFC 3489, which has none.
     Stun,
     /// An HTTP/1 method; WebSocket begins this way too.
     Http,
@@ -48,6 +48,7 @@ pub enum StreamKind {
 /// The head of a frame with the connection 0: a command of 1 byte, or a ticket of 44.
 const GATEWAY: [[u8; 8]; 2] = [[0x05, 0, 0, 0, 0, 0, 0, 0], [0x31, 0, 0, 0, 0, 0, 0, 0]];
 const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xA4, 0x42];
+const SHARED_SECRET_REQUEST: [u8; 2] = [0, 2];
 const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
 const METHODS: [&[u8]; 7] = [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH "];
 
@@ -75,6 +76,10 @@ pub fn stream(start: &[u8]) -> Option<StreamKind> {
     }
     match start.get(4..8) {
         Some(cookie) if cookie == MAGIC_COOKIE => Some(StreamKind::Stun),
+        // RFC 3489 has no cookie, and this request by streams alone.
+        Some(_) if start[..2] == SHARED_SECRET_REQUEST && start[3].is_multiple_of(4) => {
+            Some(StreamKind::Stun)
+        }
         Some(_) => Some(StreamKind::Unknown),
         None => None,
     }
@@ -109,6 +114,8 @@ mod tests {
         assert_eq!(stream(b"OPTIONS "), Some(StreamKind::Http));
         assert_eq!(stream(b"P"), None);
         assert_eq!(stream(&[0, 1, 0, 0, 1, 2, 3, 4]), Some(StreamKind::Unknown));
+        assert_eq!(stream(&[0, 2, 0, 0, 1, 2, 3, 4]), Some(StreamKind::Stun));
+        assert_eq!(stream(&[0, 2, 0, 1, 1, 2, 3, 4]), Some(StreamKind::Unknown));
         assert_eq!(stream(&[0x16, 3]), Some(StreamKind::Tls));
         assert_eq!(stream(&[0x16]), None);
         assert_eq!(stream(&[0x16, 2]), Some(StreamKind::Unknown));

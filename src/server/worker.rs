@@ -20,8 +20,7 @@ use crate::net::gate::Gate;
 use crate::net::time;
 use crate::net::udp::{BatchSocket, Datagram, Haul, Intake, Role, Route, UdpPort};
 use crate::signaling::{Door, Handle};
-use crate::stun::Message;
-use crate::stun_server::{self, Discovery};
+use crate::stun_server::{Discovery, SharedSecrets};
 use crate::turn_server::data::PeerError;
 use crate::turn_server::machine::{Forward, Marks, Output, Proof, Relay, ToClient, ToPeer};
 use crate::turn_server::{FiveTuple, RelayId, RelaySocketError, Transport};
@@ -71,6 +70,7 @@ pub(super) struct Parts {
     /// Handles on other workers' doors, for answers that leave by another port than the question came by.
     pub(super) elsewhere: Vec<UdpPort>,
     pub(super) discovery: Discovery,
+    pub(super) secrets: SharedSecrets,
     pub(super) gate: Gate,
     pub(super) relay: Relay,
     pub(super) dtls: Dtls,
@@ -93,7 +93,8 @@ pub(super) struct Worker {
     pub(super) relay: Relay,
     /// The relay ports' sockets, by their number.
     relay_sockets: Vec<Option<UdpPort>>,
-    discovery: Discovery,
+    pub(super) discovery: Discovery,
+    pub(super) secrets: SharedSecrets,
     gate: Gate,
     signaling: Handle,
     lookups: Lookups,
@@ -101,7 +102,7 @@ pub(super) struct Worker {
     ready: Ready,
     departures: Departures,
     /// Room for an answer.
-    answer: Vec<u8>,
+    pub(super) answer: Vec<u8>,
     scratch: Vec<u8>,
 }
 
@@ -161,6 +162,7 @@ impl Worker {
             relay: parts.relay,
             relay_sockets: Vec::new(),
             discovery: parts.discovery,
+            secrets: parts.secrets,
             gate: parts.gate,
             signaling: parts.signaling,
             lookups: parts.lookups,
@@ -390,7 +392,7 @@ impl Worker {
                 }
             }
             (DatagramKind::Stun, Door::Aux) => {
-                if !self.bind(now, tuple, datagram.payload) {
+                if !self.answer_classic_stun(now, tuple, datagram.payload) {
                     self.legs.note_dropped();
                 }
             }
@@ -420,7 +422,7 @@ impl Worker {
             }
             return;
         }
-        if bytes.starts_with(&BINDING_REQUEST) && self.bind(now, client, bytes) {
+        if self.answer_classic_stun(now, client, bytes) {
             return;
         }
         let Some(forward) = self.relay.handle_client(now, client, marks, bytes) else { return };
@@ -432,25 +434,8 @@ impl Worker {
         }
     }
 
-    /// Answers a Binding request; says whether it is one.
-    fn bind(&mut self, now: Now, client: FiveTuple, bytes: &[u8]) -> bool {
-        let Ok(message) = Message::parse(bytes) else { return false };
-        if client.transport != Transport::Udp {
-            let answer = stun_server::answer(&message, client.client);
-            return answer.inspect(|answer| self.legs.send(client, answer)).is_some();
-        }
-        let room = std::mem::take(&mut self.answer);
-        let Some(answer) = self.discovery.answer(&message, client.client, client.server, room) else {
-            return false;
-        };
-        let there = FiveTuple { client: answer.to, server: answer.from, transport: Transport::Udp };
-        self.answer_stranger(now, there, bytes.len(), &answer.bytes);
-        self.answer = answer.bytes;
-        true
-    }
-
     /// Sends what nobody has proven to have asked for, if the gate lets it out.
-    fn answer_stranger(&mut self, now: Now, client: FiveTuple, question: usize, answer: &[u8]) {
+    pub(super) fn answer_stranger(&mut self, now: Now, client: FiveTuple, question: usize, answer: &[u8]) {
         let oversized = self.gate.held().over_size;
         if self.gate.admits(now, client.client.ip(), question, answer.len()) {
             match self.legs.route_to(client, Marks::default()) {
@@ -627,9 +612,6 @@ fn receive(socket: &impl BatchSocket, intake: &mut Intake) -> Result<Haul, Turn>
         }
     })
 }
-
-/// The type of a Binding request.
-const BINDING_REQUEST: [u8; 2] = [0, 1];
 
 /// Says where a payload lies: in the intake it stays, from elsewhere it is copied.
 fn payload<'a>(bytes: &'a [u8], intake: &Intake) -> Payload<'a> {

@@ -12,7 +12,7 @@ use crate::net::gate::{Gate, GateConfig};
 use crate::net::time;
 use crate::net::udp::UdpPort;
 use crate::signaling::Handle;
-use crate::stun_server::Discovery;
+use crate::stun_server::{Discovery, SecretKeys, SharedSecrets};
 use crate::turn_server::alternate::Alternates;
 use crate::turn_server::auth::Authority;
 use crate::turn_server::machine::{Relay, Shared};
@@ -41,6 +41,7 @@ pub(super) struct Staff {
     pub(super) shared: Shared,
     pub(super) identity: Identity,
     pub(super) discovery: Discovery,
+    pub(super) secret_keys: Arc<SecretKeys>,
     pub(super) strangers: GateConfig,
     pub(super) signaling: Handle,
     pub(super) lookups: Lookups,
@@ -66,6 +67,7 @@ impl Staff {
                 doors,
                 elsewhere,
                 discovery: self.discovery.clone(),
+                secrets: SharedSecrets::new(Arc::clone(&self.secret_keys), rng()),
                 dtls: Dtls::new(time::now(), self.identity.clone(), rng()),
                 gate: Gate::new(&self.strangers, count, time::now(), RandomState::new()),
                 relay: Relay::new(time::now(), shared, rng()),

@@ -11,6 +11,7 @@ pub mod attr {
     pub const SOURCE_ADDRESS: u16 = 0x0004;
     pub const CHANGED_ADDRESS: u16 = 0x0005;
     pub const USERNAME: u16 = 0x0006;
+    pub const PASSWORD: u16 = 0x0007;
     pub const MESSAGE_INTEGRITY: u16 = 0x0008;
     pub const ERROR_CODE: u16 = 0x0009;
     pub const UNKNOWN_ATTRIBUTES: u16 = 0x000A;

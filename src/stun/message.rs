@@ -23,6 +23,8 @@ pub struct Method(pub u16);
 impl Method {
     /// Binding (RFC 8489).
     pub const BINDING: Self = Self(0x001);
+    /// Shared Secret (RFC 3489; reserved since RFC 5389).
+    pub const SHARED_SECRET: Self = Self(0x002);
     /// Allocate (RFC 8656).
     pub const ALLOCATE: Self = Self(0x003);
     /// Refresh (RFC 8656).
@@ -185,6 +187,11 @@ impl<'a> Message<'a> {
     #[must_use]
     pub fn has_fingerprint(&self) -> bool {
         self.has_fingerprint
+    }
+
+    /// Returns where the MESSAGE-INTEGRITY that counts begins.
+    pub(super) fn sha1_at(&self) -> Option<usize> {
+        self.sha1_at
     }
 
     /// Returns whether one of the two integrity attributes is there with a length that it may have, whatever its worth.

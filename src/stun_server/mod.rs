@@ -7,6 +7,8 @@
 
 mod binding;
 mod discovery;
+pub mod shared_secret;
 
 pub use binding::answer;
 pub use discovery::{Answer, Discovery, Home};
+pub use shared_secret::{BindingCheck, SecretKeys, SharedSecrets};

@@ -370,6 +370,8 @@ impl Relay {
         let forward = match demux::datagram(bytes) {
             DatagramKind::ChannelData | DatagramKind::Signaling => self.channel_data(at, client, bytes),
             DatagramKind::Stun => match Message::parse(bytes) {
+                // RFC 3489 knows neither relays nor the magic cookie.
+                Ok(message) if message.transaction().is_classic() => None,
                 Ok(message) if message.class() == Class::Request => {
                     self.request(now, client, &message);
                     return None;

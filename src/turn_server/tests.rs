@@ -242,6 +242,18 @@ fn addr(text: &str) -> SocketAddr {
 }
 
 #[test]
+fn requests_without_the_magic_cookie_are_dropped() {
+    let mut world = World::new();
+    for method in [Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND] {
+        let request = Builder::new(Class::Request, method, TransactionId([3; 16]));
+        let bytes = request.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]).finish();
+        let before = world.relay.counters().dropped;
+        assert_eq!(world.relay.handle_client(world.now, tuple(4000), MARKS, &bytes), None);
+        assert_eq!((world.drain(), world.relay.counters().dropped), (vec![], before + 1), "{method:?}");
+    }
+}
+
+#[test]
 fn a_request_without_credentials_is_challenged_and_nothing_is_stored() {
     let mut world = World::new();
     let bytes = udp(Builder::new(Class::Request, Method::ALLOCATE, TransactionId::new([9; 12]))).finish();

@@ -19,6 +19,7 @@ mod agent_stays;
 mod architecture;
 mod authority;
 mod bulk;
+mod classic_stun;
 mod crossing;
 mod document000;
 mod examples;

@@ -53,7 +53,7 @@ fn tls_with(stream: TcpStream, config: ClientConfig) -> StreamOwned<ClientConnec
     StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), stream)
 }
 
-fn tls(stream: TcpStream, authority: &Authority) -> StreamOwned<ClientConnection, TcpStream> {
+pub(crate) fn tls(stream: TcpStream, authority: &Authority) -> StreamOwned<ClientConnection, TcpStream> {
     tls_with(stream, client_config(authority))
 }
 
@@ -195,7 +195,7 @@ fn a_client_that_chose_http_may_not_speak_stun() {
 #[test]
 fn a_proxy_in_the_list_names_the_client_before_plain_and_before_tls() {
     let authority = Authority::new();
-    let lines = Lines { top: "proxy_protocol_from = [\"127.0.0.1/32\"]", ..Lines::default() };
+    let lines = Lines { top: "trusted_proxies = [\"127.0.0.1/32\"]", ..Lines::default() };
     let house = House::with_tls(lines, Some(&authority));
     let v1 = b"PROXY TCP4 198.51.100.7 127.0.0.1 4000 3478\r\n".to_vec();
     let v2 = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0C"[..], &[198, 51, 100, 7, 127, 0, 0, 1, 15, 160, 13, 150]]

@@ -50,12 +50,17 @@ fn guessed(builder: Builder) -> Builder {
 
 /// What a server with one address is asked over IPv4; RESPONSE-PORT names `port`.
 fn rows(port: u16) -> Vec<Row> {
+    let classic = |method| Builder::new(Class::Request, method, TransactionId([7; 16]));
+    let guessed_key = Key::short_term("guessed");
     let response_port = || binding().attribute(attr::RESPONSE_PORT, &port.to_be_bytes());
     let rows = [
         ("Binding", 1.3, binding()),
         ("Binding, FINGERPRINT", 1.3, binding().fingerprint()),
         ("Binding, credentials", 1.3, guessed(binding())),
-        ("Binding, classic", 1.3, Builder::new(Class::Request, Method::BINDING, TransactionId([7; 16]))),
+        ("Binding, classic", 1.3, classic(Method::BINDING)),
+        ("Binding, classic, MESSAGE-INTEGRITY alone", 1.3, classic(Method::BINDING).integrity(&guessed_key)),
+        ("Shared Secret, classic", 1.3, classic(Method::SHARED_SECRET)),
+        ("Allocate, classic", 1.3, classic(Method::ALLOCATE)),
         ("Binding, one unknown attribute", 1.3, unknown(binding(), 1)),
         ("Binding, eight unknown attributes", 1.3, unknown(binding(), 8)),
         ("Binding, CHANGE-REQUEST without flags", 1.3, change(0)),

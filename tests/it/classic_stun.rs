@@ -1,0 +1,132 @@
+//! Clients of RFC 3489: shared secrets by TLS, and Binding requests that are signed with them.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use ginnel::stun::{
+    Builder, Class, ClassicText, Key, Message, Method, TransactionId, append_classic_integrity, attr,
+};
+
+use crate::authority::Authority;
+use crate::house::{House, Lines};
+use crate::transports::tls;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Without the magic cookie.
+const ID: TransactionId = TransactionId([7; 16]);
+
+fn shared_secret_request() -> Vec<u8> {
+    Builder::new(Class::Request, Method::SHARED_SECRET, ID).finish()
+}
+
+fn connect(address: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Sends a request on a stream and reads the answer.
+fn ask_stream(stream: &mut (impl Read + Write), request: &[u8]) -> Vec<u8> {
+    stream.write_all(request).unwrap();
+    let mut answer = vec![0; 20];
+    stream.read_exact(&mut answer).unwrap();
+    let mut body = vec![0; usize::from(u16::from_be_bytes([answer[2], answer[3]]))];
+    stream.read_exact(&mut body).unwrap();
+    answer.extend(body);
+    answer
+}
+
+/// A client by UDP.
+struct Client(UdpSocket);
+
+impl Client {
+    fn new(server: SocketAddr) -> Self {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        socket.connect(server).unwrap();
+        socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        Self(socket)
+    }
+
+    /// Sends a request, again where it was lost, and returns the answer.
+    fn ask(&self, request: &[u8]) -> Vec<u8> {
+        let mut room = [0; 1500];
+        for _ in 0..40 {
+            self.0.send(request).unwrap();
+            if let Ok(len) = self.0.recv(&mut room) {
+                return room[..len].to_vec();
+            }
+        }
+        panic!("no answer")
+    }
+}
+
+fn error_code(answer: &[u8]) -> Option<u16> {
+    let answer = Message::parse(answer).unwrap();
+    assert_eq!(answer.transaction(), ID);
+    answer.unverified().error_code()
+}
+
+fn binding(name: Option<&str>, password: &str) -> Vec<u8> {
+    let mut request = Builder::new(Class::Request, Method::BINDING, ID);
+    if let Some(name) = name {
+        request = request.attribute(attr::USERNAME, name.as_bytes());
+    }
+    let mut bytes = request.finish();
+    append_classic_integrity(&mut bytes, &Key::short_term(password), ClassicText::Padded);
+    bytes
+}
+
+#[test]
+fn a_shared_secret_request_gets_433_by_udp_and_tcp_and_credentials_by_tls() {
+    let authority = Authority::new();
+    let house = House::with_tls(Lines::default(), Some(&authority));
+    let client = Client::new(house.address);
+    let by_udp = client.ask(&shared_secret_request());
+    assert_eq!((&by_udp[..2], error_code(&by_udp)), (&[0x01, 0x12][..], Some(433)));
+    let by_tcp = ask_stream(&mut connect(house.address), &shared_secret_request());
+    assert_eq!((&by_tcp[..2], error_code(&by_tcp)), (&[0x01, 0x12][..], Some(433)));
+
+    let mut names = Vec::new();
+    for address in [house.address, house.tls] {
+        let mut stream = tls(connect(address), &authority);
+        let granted = ask_stream(&mut stream, &shared_secret_request());
+        let granted = Message::parse(&granted).unwrap();
+        assert_eq!((granted.class(), granted.method()), (Class::Success, Method::SHARED_SECRET));
+        let text = |kind| std::str::from_utf8(granted.unverified().get(kind).unwrap()).unwrap().to_owned();
+        let (name, password) = (text(attr::USERNAME), text(attr::PASSWORD));
+        assert!(password.len() >= 32, "128 bits, four a digit: {password}");
+        let key = Key::short_term(&password);
+        let answer = client.ask(&binding(Some(&name), &password));
+        let answer = Message::parse(&answer).unwrap();
+        assert_eq!(answer.class(), Class::Success);
+        assert_eq!(answer.verify_classic(&key), Some(ClassicText::Padded));
+        let mapped = answer.unverified().plain_address(attr::MAPPED_ADDRESS).unwrap();
+        assert_eq!(mapped, Some(client.0.local_addr().unwrap()));
+        assert_eq!(error_code(&client.ask(&binding(Some(&name), "another"))), Some(431));
+        assert_eq!(error_code(&client.ask(&binding(None, &password))), Some(432));
+        names.push(name);
+    }
+    assert_ne!(names[0], names[1]);
+}
+
+#[test]
+fn user_names_that_are_not_the_servers_are_answered_as_without_integrity() {
+    let house = House::on_loopback("");
+    let answer = Client::new(house.address).ask(&binding(Some("them:me"), "an ICE password"));
+    let answer = Message::parse(&answer).unwrap();
+    assert_eq!((answer.class(), answer.has_integrity()), (Class::Success, false));
+}
+
+#[test]
+fn everything_else_without_the_magic_cookie_is_dropped() {
+    let house = House::on_loopback("");
+    let client = Client::new(house.address);
+    for method in [Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method(0x7F)] {
+        let request = Builder::new(Class::Request, method, TransactionId([1; 16]));
+        client.0.send(&request.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]).finish()).unwrap();
+        // One socket of the server hears both in order: what comes back first is the second one's.
+        let answer = client.ask(&Builder::new(Class::Request, Method::BINDING, ID).finish());
+        assert_eq!((error_code(&answer), &answer[..2]), (None, &[1, 1][..]), "{method:?}");
+    }
+}
