@@ -6,6 +6,7 @@
 //! that exchange itself, is then led through a repetition of it with the same cookie.
 
 use crate::clock::{Deadlines, Now};
+use crate::limits::Limit;
 use crate::net::certificate::{Certificate, CertificateError};
 use crate::net::cookie::{self, ClientHello, Cookie, Cookies, Verdict};
 use crate::turn_server::{FiveTuple, Transport};
@@ -310,7 +311,12 @@ impl Dtls {
     fn admit(&mut self, now: Now, ends: Ends, hello: &ClientHello<'_>, came: (Cookie, &[u8])) -> bool {
         let network = network(ends.0.ip());
         let used = self.networks.get(&network).copied().unwrap_or_default();
-        if self.sessions.len() >= MAX_SESSIONS || used >= MAX_PER_NETWORK {
+        if self.sessions.len() >= MAX_SESSIONS {
+            Limit::DtlsSessions.reached(MAX_SESSIONS);
+            return false;
+        }
+        if used >= MAX_PER_NETWORK {
+            Limit::DtlsSessionsPerNetwork.reached(MAX_PER_NETWORK);
             return false;
         }
         let Identity { config, certificate } = &self.identity;

@@ -10,6 +10,7 @@ use super::policy::PeerAddr;
 use super::relay_port::RelayId;
 use super::wire::{self, Header};
 use crate::clock::Now;
+use crate::limits::Limit;
 use crate::stun::{COMPREHENSION_OPTIONAL, Message, attr};
 use rand::Rng;
 use std::net::SocketAddr;
@@ -122,10 +123,16 @@ impl Relay {
     fn within_bandwidth(&mut self, now: Moment, id: AllocationId, bytes: usize) -> bool {
         let limits = &self.shared.limits;
         let allocation = &mut self.allocations[id];
-        let within = allocation.meter.take(limits.allocation_bandwidth, now, bytes)
-            && allocation.user_meter.take(limits.user_bandwidth, now, bytes);
-        self.counters.over_bandwidth += u64::from(!within);
-        within
+        let (limit, rate) = if !allocation.meter.take(limits.allocation_bandwidth, now, bytes) {
+            (Limit::BandwidthPerAllocation, limits.allocation_bandwidth)
+        } else if !allocation.user_meter.take(limits.user_bandwidth, now, bytes) {
+            (Limit::BandwidthPerUser, limits.user_bandwidth)
+        } else {
+            return true;
+        };
+        limit.reached(rate.per_second);
+        self.counters.over_bandwidth += 1;
+        false
     }
 
     pub(super) fn data_for_client<'a>(

@@ -10,6 +10,7 @@ use super::relay_port::RelayId;
 use super::reply::Fault;
 use super::requests::Request;
 use crate::clock::Now;
+use crate::limits::Limit;
 use crate::stun::attr;
 use rand::Rng;
 use std::net::{IpAddr, SocketAddr};
@@ -69,7 +70,7 @@ impl Relay {
         let most = self.shared.limits.permissions;
         self.allocations[id].may_bind(at, number, peer, most).map_err(|refusal| match refusal {
             PeerRefusal::Conflict => Fault::BadRequest,
-            PeerRefusal::Full => Fault::InsufficientCapacity,
+            PeerRefusal::Full => permissions_full(most),
         })?;
         self.make_room(at, id, &[peer])?;
         self.add_peer(at, id, peer).map_err(|refusal| match refusal {
@@ -99,7 +100,7 @@ impl Relay {
         if permissions.len_with(peers) > most {
             permissions.forget_expired(now);
         }
-        if permissions.len_with(peers) > most { Err(Fault::InsufficientCapacity) } else { Ok(()) }
+        if permissions.len_with(peers) > most { Err(permissions_full(most)) } else { Ok(()) }
     }
 
     /// Returns the relay port to `peer`; one that the client has not sent to before is held to the rate of new peers.
@@ -121,6 +122,7 @@ impl Relay {
         let relay = allocation.relay_port(family).ok_or(NoPeer::Family)?;
         if !allocation.takes_new_peer(&self.shared.limits, now) {
             self.counters.over_new_peers += 1;
+            Limit::NewPeersPerSecond.reached(self.shared.limits.new_peers.per_second);
             return Err(NoPeer::TooMany);
         }
         self.forget_peers_beyond_the_cap(now, id);
@@ -175,4 +177,10 @@ impl Relay {
         }
         Ok(peer)
     }
+}
+
+/// As many permissions, or channels, as an allocation may have.
+fn permissions_full(most: usize) -> Fault {
+    Limit::PermissionsPerAllocation.reached(most);
+    Fault::InsufficientCapacity
 }

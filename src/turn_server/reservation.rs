@@ -3,6 +3,7 @@
 
 use super::ports::PortLease;
 use super::quota::Ticket;
+use crate::limits::Limit;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -41,6 +42,8 @@ impl Reservations {
         let room = kept.len() < MAX_RESERVATIONS;
         if room {
             kept.insert(token, Reservation { user, reserved, expires: now + LIFETIME });
+        } else {
+            Limit::Reservations.reached(MAX_RESERVATIONS);
         }
         room
     }

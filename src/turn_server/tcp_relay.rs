@@ -13,6 +13,7 @@ use super::relay_port::RelayId;
 use super::reply::{Fault, Reply};
 use super::requests::Request;
 use crate::clock::Now;
+use crate::limits::Limit;
 use crate::stun::{Builder, Class, Method, TransactionId, attr};
 use rand::Rng;
 use std::net::SocketAddr;
@@ -56,6 +57,7 @@ impl Relay {
         let relay = relay.ok_or(Fault::PeerFamilyMismatch)?;
         if !self.allocations[id].takes_new_peer(&self.shared.limits, at) {
             self.counters.over_new_peers += 1;
+            Limit::NewPeersPerSecond.reached(self.shared.limits.new_peers.per_second);
             return Err(Fault::InsufficientCapacity);
         }
         let connection = self.add_connection(id, peer, Some(request.reply.clone()));
@@ -186,6 +188,7 @@ impl Relay {
         connecting: Option<Reply>,
     ) -> Option<ConnectionId> {
         if self.allocations[allocation].cold.connections.len() >= MAX_CONNECTIONS {
+            Limit::TcpPeersPerAllocation.reached(MAX_CONNECTIONS);
             return None;
         }
         let connection = loop {

@@ -1,6 +1,7 @@
 //! The relay under a fake clock, with sockets that are only counted.
 
 mod families;
+mod limits;
 mod lookahead;
 mod mobility;
 mod own_addresses;

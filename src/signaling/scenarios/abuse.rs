@@ -2,7 +2,7 @@
 
 use super::super::{Limits, Rate};
 use super::*;
-use crate::limits::Limit;
+use crate::limits::{Limit, Table};
 use proptest::prelude::*;
 
 const A: &str = "192.0.2.10:1000";
@@ -192,6 +192,16 @@ fn every_cap_holds() {
         connections_per_network: 2,
         ..Limits::default()
     };
+    let times = |limit| Table::of_process().get(limit).0;
+    let told = [
+        Limit::SignalingTags,
+        Limit::SignalingTagsPerNetwork,
+        Limit::SignalingCallsPerTag,
+        Limit::SignalingNoticesPerCall,
+        Limit::SignalingConnections,
+        Limit::SignalingConnectionsPerNetwork,
+    ];
+    let before = told.map(times);
     let mut world = World::new(Config { limits, ..config() });
     let (a, b) = (world.client("192.0.2.1:1"), world.client("192.0.2.1:2"));
     assert_eq!(code(&world.ask("192.0.2.1:3", &json!({"t": 1}))), 206);
@@ -216,6 +226,9 @@ fn every_cap_holds() {
         closed,
         [&refused(3, Limit::SignalingConnectionsPerNetwork), &refused(5, Limit::SignalingConnections)]
     );
+    for (limit, before) in told.into_iter().zip(before) {
+        assert!(times(limit) > before, "{}", limit.name());
+    }
     world.close(1);
     world.open(6);
     world.sent.clear();

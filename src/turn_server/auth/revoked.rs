@@ -1,5 +1,6 @@
 //! Names whose time-limited credentials count no more, although their time is not over.
 
+use crate::limits::Limit;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
@@ -46,6 +47,7 @@ impl Revoked {
             names.retain(|_, until| unix < *until);
         }
         if names.len() >= self.cap {
+            Limit::SignalingRevocations.reached(self.cap);
             return Err(Full);
         }
         names.insert(name.into(), until);
