@@ -6,6 +6,7 @@ use super::end::{EndKey, Held, Pass, Role};
 use super::machine::{Switchboard, Timer};
 use super::wire::{Command, ConnId};
 use crate::clock::Now;
+use crate::limits::Limit;
 use rand::Rng;
 use std::time::Duration;
 
@@ -54,7 +55,9 @@ impl Switchboard {
         let Some(end) = self.ends.get_mut(from.0) else { return };
         let factor = if end.is_server() { SERVER_UNDIALLED } else { 1 };
         end.opened.push_back(conn);
-        let oldest = if end.opened.len() > self.rules.limits.undialled * factor {
+        let most = self.rules.limits.undialled * factor;
+        let oldest = if end.opened.len() > most {
+            Limit::GatewayUndialled.reached(most);
             end.opened.pop_front()
         } else {
             None
@@ -94,9 +97,12 @@ impl Switchboard {
         let to = *ids.get(&remote).ok_or(Refusal::Unknown)?;
         let callee = self.ends.get(to.0).ok_or(Refusal::Unknown)?;
         let limits = &self.rules.limits;
-        if (is_client && caller.dialled >= limits.per_client)
-            || self.connections.len() >= limits.virtual_connections
-        {
+        if is_client && caller.dialled >= limits.per_client {
+            Limit::GatewayPerClient.reached(limits.per_client);
+            return Err(Refusal::Full);
+        }
+        if self.connections.len() >= limits.virtual_connections {
+            Limit::GatewayVirtualConnections.reached(limits.virtual_connections);
             return Err(Refusal::Full);
         }
         let (client, server) = if is_client { (caller, callee) } else { (callee, caller) };
@@ -192,6 +198,7 @@ impl Switchboard {
         }
         *count += 1;
         if *count >= self.rules.limits.violations {
+            Limit::GatewayViolations.reached(self.rules.limits.violations);
             self.drop_end(now, from, Why::Violations);
         }
     }

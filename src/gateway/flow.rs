@@ -11,6 +11,7 @@ use super::end::{End, EndKey, Held};
 use super::machine::{Output, Switchboard, Timer};
 use super::wire::{Command, ConnId};
 use crate::clock::Now;
+use crate::limits::Limit;
 use std::time::{Duration, Instant};
 
 /// How often within the time that a sender may be held those who take nothing are looked for while memory is short.
@@ -37,6 +38,7 @@ impl Switchboard {
         if end.connections.len() > 1 {
             let left = patience.saturating_sub(lane.held_for.max(stalled));
             if left.is_zero() {
+                Limit::GatewayQueue.reached(self.rules.limits.queue);
                 self.close_slow(now, conn);
                 return false;
             }

@@ -252,6 +252,7 @@ impl Switchboard {
         if whole == 0 && !may_read && !self.budget.admits_short() {
             end.held = Some(Held::Memory);
             self.wait_for_memory(now);
+            Limit::GatewayMemory.reached(self.rules.limits.memory);
             self.budget.wait_to_read(from);
             return Next::Hold;
         }
@@ -266,6 +267,8 @@ impl Switchboard {
                 if !self.budget.has_share(end.network, step) {
                     self.counters.share_waits += 1;
                     Limit::GatewayMemoryPerAddress.reached(self.budget.share());
+                } else {
+                    Limit::GatewayMemory.reached(self.rules.limits.memory);
                 }
                 end.held = Some(Held::Memory);
                 let (network, waiting) = (end.network, Waiting { end: from, step, rest: whole - end.input });

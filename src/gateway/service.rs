@@ -5,6 +5,8 @@ use super::counters::Counters;
 use super::handshake::{ANSWER, CHALLENGE, Key, MD5_ANSWER, MD5_CHALLENGE};
 use super::socket::Socket;
 use super::worker::{Arrival, ToWorker, Who, Worker};
+use crate::limits::sampled;
+use crate::net::time;
 use bytes::BytesMut;
 use mio::Waker;
 use rand::rngs::OsRng;
@@ -269,7 +271,7 @@ impl Handle {
         if self.queue.send(told).is_ok()
             && let Err(error) = self.bell.wake()
         {
-            tracing::warn!(%error, "the gateway cannot be woken");
+            sampled!(warn, time::mono(), %error, "the gateway cannot be woken");
         }
     }
 }

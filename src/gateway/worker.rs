@@ -11,6 +11,7 @@ use super::machine::{Next, Output, Switchboard};
 use super::outbox::SHARED;
 use super::socket::Socket;
 use crate::clock::Now;
+use crate::limits::sampled;
 use crate::net::time;
 use bytes::BytesMut;
 use mio::{Events, Poll, Token, Waker};
@@ -210,14 +211,17 @@ impl Worker {
             Who::Server { id, credit, duplicates } => {
                 match self.board.handle_server(now, id, credit, duplicates) {
                     Ok(key) => key,
-                    Err(_) => return tracing::info!(id, "a gateway server was refused: its id is taken"),
+                    Err(_) => {
+                        sampled!(info, now.mono, id, "a gateway server was refused: its id is taken");
+                        return;
+                    }
                 }
             }
         };
         // A server that this one replaces goes first: its key may be this one's by now.
         self.carry_out();
         if let Err(error) = socket.register(self.poll.registry(), Token(key.0)) {
-            tracing::warn!(%error, "a gateway connection cannot be watched");
+            sampled!(warn, now.mono, %error, "a gateway connection cannot be watched");
             self.board.handle_gone(now, key);
             return self.carry_out();
         }

@@ -9,8 +9,9 @@ use super::websocket::Origin;
 use crate::gateway::handshake::ANSWER;
 use crate::gateway::service::{Peer, Proven};
 use crate::gateway::{Handle, wire};
-use crate::limits::Limit;
+use crate::limits::{Limit, sampled};
 use crate::net::certificate::{Certificate, CertificateError};
+use crate::net::time;
 use crate::net::tls::Tls;
 use axum::extract::State;
 use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
@@ -196,7 +197,8 @@ impl StreamDoor {
                 let certificates = stream.get_ref().1.peer_certificates();
                 let bound = certificates.and_then(|chain| chain.first()).map(bound_ids).unwrap_or_default();
                 if !bound.is_empty() && !bound.contains(&proven.id()) {
-                    tracing::info!(id = proven.id(), "a gateway server's certificate is for another id");
+                    let now = time::mono();
+                    sampled!(info, now, id = proven.id(), "a gateway server's certificate is for another id");
                     return Ok(());
                 }
                 gateway.carry_until_gone(stream, Peer::Server(proven), ((), ends.places)).await

@@ -25,6 +25,8 @@ fn a_ninth_virtual_connection_is_refused_and_the_earlier_ones_live_on() {
     let again = client.dial(1);
     server.hears(&[command(ACCEPT, &[again, 1])]);
     client.dial_in_vain(1);
+    let counted = "ginnel_limit_reached_total{limit=\"gateway.limits.per_client\"} 2\n";
+    assert!(gateway.get("/metrics", "").contains(counted), "both were counted");
 }
 
 #[test]
