@@ -225,14 +225,11 @@ impl Server {
         listeners.spawn(tell_addresses(addresses, own, Arc::clone(&inboxes)));
         listeners.spawn(files.watch(Arc::clone(&authority)));
         hook.map(|hook| listeners.spawn(hook.run(authority, Arc::clone(&inboxes))));
-        for listener in doors.tcp {
-            listeners.spawn(door.clone().serve(listener, Admits::All));
-        }
-        for (server_door, listener) in gateway_doors {
-            listeners.spawn(door.clone().serve(listener, Admits::GatewayServers(server_door)));
-        }
-        for listener in doors.tls {
-            listeners.spawn(door.clone().serve(listener, Admits::Tls));
+        let servers = gateway_doors.into_iter().map(|(door, at)| (at, Admits::GatewayServers(door)));
+        let tcp = doors.tcp.into_iter().map(|listener| (listener, Admits::All));
+        let tls_alone = doors.tls.into_iter().map(|listener| (listener, Admits::Tls));
+        for (listener, admits) in tcp.chain(servers).chain(tls_alone) {
+            listeners.spawn(door.clone().serve(listener, admits));
         }
         drop(door);
         ready.store(true, Ordering::Release);

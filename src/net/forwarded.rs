@@ -23,13 +23,22 @@ pub fn client<'a>(
     x_forwarded_for: impl Iterator<Item = &'a [u8]>,
     forwarded: impl Iterator<Item = &'a [u8]>,
 ) -> Option<IpAddr> {
-    let of_list = rightmost(trusted, x_forwarded_for, (|value| value.split(',').collect(), address));
-    let of_standard = rightmost(trusted, forwarded, (|value| split(value, ','), for_parameter));
+    let of_list = rightmost(trusted, x_forwarded_for, &X_FORWARDED_FOR);
+    let of_standard = rightmost(trusted, forwarded, &FORWARDED);
     match (of_list, of_standard) {
         (Named::Nothing, named) | (named, Named::Nothing) => named.address(),
         (one, other) => one.address().filter(|ip| Some(*ip) == other.address()),
     }
 }
+
+/// How one header is read.
+struct Format {
+    elements: fn(&str) -> Vec<&str>,
+    read: fn(&str) -> Option<IpAddr>,
+}
+
+const X_FORWARDED_FOR: Format = Format { elements: |value| value.split(',').collect(), read: address };
+const FORWARDED: Format = Format { elements: |value| split(value, ','), read: for_parameter };
 
 /// What one header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,19 +60,15 @@ impl Named {
 }
 
 /// Reads a header's elements from the right until one is not trusted.
-fn rightmost<'a>(
-    trusted: &[IpNet],
-    values: impl Iterator<Item = &'a [u8]>,
-    (elements, read): (fn(&str) -> Vec<&str>, fn(&str) -> Option<IpAddr>),
-) -> Named {
+fn rightmost<'a>(trusted: &[IpNet], values: impl Iterator<Item = &'a [u8]>, format: &Format) -> Named {
     let values: Vec<_> = values.collect();
     if values.is_empty() {
         return Named::Nothing;
     }
     for value in values.into_iter().rev() {
         let Ok(value) = std::str::from_utf8(value) else { return Named::Nobody };
-        for element in elements(value).into_iter().rev() {
-            match read(element) {
+        for element in (format.elements)(value).into_iter().rev() {
+            match (format.read)(element) {
                 Some(ip) if is_trusted(trusted, ip) => {}
                 Some(ip) => return Named::Client(ip.to_canonical()),
                 None => return Named::Nobody,
