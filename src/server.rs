@@ -36,7 +36,6 @@ mod workers;
 use crate::net::addresses::{AddressWatch, Addresses};
 use crate::net::certificate::Certificate;
 pub use crate::net::certificate::CertificateError;
-use crate::net::connections::Connections;
 use crate::net::time;
 use crate::net::tls::Tls;
 use crate::signaling::{self, AccessKey, Realms};
@@ -215,10 +214,7 @@ impl Server {
             gateway: gateway_door,
             trusted: config.trusted_proxies.into(),
             room: Arc::new(Semaphore::new(MAX_STREAMS)),
-            connections: Connections::new(
-                config.limits.connections_per_address,
-                &config.limits.unauthenticated.unlimited_from,
-            ),
+            connections: config.limits.connections(),
         };
         let mut listeners = JoinSet::new();
         listeners.spawn(crate::limits::report());

@@ -1,6 +1,8 @@
 //! What strangers may cost: how often they are answered, and how many connections they hold.
 
+use crate::net::connections::Connections;
 use crate::net::gate::GateConfig;
+use std::sync::Arc;
 
 /// The limits on those who have not shown credentials.
 #[derive(Debug, Clone)]
@@ -9,6 +11,13 @@ pub struct LimitsConfig {
     pub unauthenticated: GateConfig,
     /// Simultaneous TCP connections of one address (IPv6: of one /64); default 256.
     pub connections_per_address: u32,
+}
+
+impl LimitsConfig {
+    /// Makes the count of connections that keeps to these limits.
+    pub(super) fn connections(&self) -> Arc<Connections> {
+        Connections::new(self.connections_per_address, &self.unauthenticated.unlimited_from)
+    }
 }
 
 impl Default for LimitsConfig {

@@ -182,6 +182,7 @@ impl Allocation {
     /// Takes a peer that is new; `false` when there were too many in too short a time, of this allocation or of all of its user's.
     pub(super) fn takes_new_peer(&mut self, limits: &Limits, now: Moment) -> bool {
         if !self.cold.new_peers.take(limits.new_peers, now, 1) {
+            Limit::NewPeersPerSecond.reached(limits.new_peers.per_second);
             return false;
         }
         let passes = self.cold.ticket.new_peers().take(limits.user_new_peers, now, 1);

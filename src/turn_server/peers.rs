@@ -122,7 +122,6 @@ impl Relay {
         let relay = allocation.relay_port(family).ok_or(NoPeer::Family)?;
         if !allocation.takes_new_peer(&self.shared.limits, now) {
             self.counters.over_new_peers += 1;
-            Limit::NewPeersPerSecond.reached(self.shared.limits.new_peers.per_second);
             return Err(NoPeer::TooMany);
         }
         self.forget_peers_beyond_the_cap(now, id);

@@ -57,7 +57,6 @@ impl Relay {
         let relay = relay.ok_or(Fault::PeerFamilyMismatch)?;
         if !self.allocations[id].takes_new_peer(&self.shared.limits, at) {
             self.counters.over_new_peers += 1;
-            Limit::NewPeersPerSecond.reached(self.shared.limits.new_peers.per_second);
             return Err(Fault::InsufficientCapacity);
         }
         let connection = self.add_connection(id, peer, Some(request.reply.clone()));

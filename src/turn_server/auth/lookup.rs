@@ -73,6 +73,7 @@ struct Answers {
 impl Answers {
     fn put(&mut self, question: Arc<Question>, answer: (Verdict, Instant), most: usize) {
         while self.order.len() >= most.max(1) {
+            Limit::HookMaxCached.reached(most);
             let Some(oldest) = self.order.pop_front() else { break };
             self.by_question.remove(&oldest);
         }
