@@ -21,9 +21,15 @@ fn permit(client: &mut TurnClient, peer: SocketAddr) -> u16 {
     code(&client.ask_signed(Method::CREATE_PERMISSION, |b| b.xor_address(attr::XOR_PEER_ADDRESS, peer)))
 }
 
+/// The channel of a peer's family.
+fn channel(peer: SocketAddr) -> [u8; 2] {
+    [0x40, u8::from(peer.is_ipv6())]
+}
+
 fn bind(client: &mut TurnClient, peer: SocketAddr) -> u16 {
+    let [high, low] = channel(peer);
     code(&client.ask_signed(Method::CHANNEL_BIND, |b| {
-        b.attribute(attr::CHANNEL_NUMBER, &[0x40, 1, 0, 0]).xor_address(attr::XOR_PEER_ADDRESS, peer)
+        b.attribute(attr::CHANNEL_NUMBER, &[high, low, 0, 0]).xor_address(attr::XOR_PEER_ADDRESS, peer)
     }))
 }
 
@@ -72,7 +78,7 @@ fn an_address_that_comes_later_is_no_peer_until_it_goes() {
         assert_eq!(bind(&mut client, peer), 403, "{peer}");
         assert_eq!(permit(&mut client, SocketAddr::new(ip, 3478)), 403);
         send(&client, peer);
-        client.tell(&[0x40, 1, 0, 4, 1, 2, 3, 4]);
+        client.tell(&[&channel(peer)[..], &[0, 4, 1, 2, 3, 4]].concat());
         // What was sent before would have arrived before this.
         send(&client, control.local_addr().unwrap());
         control.recv(&mut [0; 16]).unwrap();
