@@ -153,9 +153,9 @@ enum Outage {
     Silent,
 }
 
-/// The caller, behind the first of these NATs, is without network for five seconds and comes back with another address. Returns
+/// The caller, behind the first of these NATs, is without network for some seconds and comes back with another address. Returns
 /// how long it takes from then until messages pass both ways.
-async fn change_address(kinds: [NatKind; 2], outage: Outage) -> Duration {
+async fn change_address(kinds: [NatKind; 2], outage: Outage, seconds: u32) -> Duration {
     let net = Net::new();
     let house = House::on(&net.island(10));
     let nats = [net.nat(kinds[0], 21), net.nat(kinds[1], 22)];
@@ -165,7 +165,7 @@ async fn change_address(kinds: [NatKind; 2], outage: Outage) -> Duration {
         Outage::Link => hosts[0].link(false),
         Outage::Silent => nats[0].cut(),
     }
-    pair.pages[0].get("new Promise((go) => setTimeout(go, 5000))").await;
+    pair.pages[0].get(&format!("new Promise((go) => setTimeout(go, {seconds}000))")).await;
     hosts[0].renumber(77);
     if matches!(outage, Outage::Silent) {
         nats[0].mend();
@@ -176,7 +176,7 @@ async fn change_address(kinds: [NatKind; 2], outage: Outage) -> Duration {
 #[tokio::test]
 async fn a_relayed_call_goes_on_after_the_callers_address_has_changed() {
     if tools::have(&["chromium"]) && tools::have_laboratory() {
-        change_address([PortRestricted, Symmetric], Outage::Silent).await;
+        change_address([PortRestricted, Symmetric], Outage::Silent, 5).await;
     }
 }
 
@@ -190,11 +190,24 @@ async fn long_address_changes() {
     for round in 0..tools::switch("GINNEL_LONG_RUNS", 50).div_ceil(2) {
         let outage = if round % 2 == 0 { Outage::Silent } else { Outage::Link };
         let (one, other) = tokio::join!(
-            change_address([PortRestricted, Symmetric], outage),
-            change_address([Symmetric, PortRestricted], outage)
+            change_address([PortRestricted, Symmetric], outage, 5),
+            change_address([Symmetric, PortRestricted], outage, 5)
         );
         longest = longest.max(one).max(other);
         eprintln!("{round} {outage:?}: {one:.1?} {other:.1?}, longest {longest:.1?}");
+    }
+}
+
+#[tokio::test]
+#[ignore = "long: 4 times 45 seconds without link under a relayed call, which goes on soon after the link is back"]
+async fn long_dead_links() {
+    if !tools::have(&["chromium"]) || !tools::have_laboratory() {
+        return;
+    }
+    for run in 0..tools::switch("GINNEL_LONG_RUNS", 4) {
+        let took = change_address([PortRestricted, Symmetric], Outage::Link, 45).await;
+        eprintln!("{run}: {took:.1?}");
+        assert!(took <= Duration::from_secs(10), "{took:?}");
     }
 }
 
