@@ -81,8 +81,12 @@ fn the_newest_server_of_an_id_counts_and_the_older_is_closed() {
 fn where_it_is_set_so_a_newer_server_of_an_id_is_refused() {
     let gateway = Gateway::start("duplicates = \"refuse\"");
     let mut pair = Pair::new(&gateway, 7);
+    // The one that has the id is asked whether it is still there.
+    pair.server.answers = true;
     Endpoint::shaking(&gateway, 7, KEY).is_dropped();
+    pair.server.fence();
     assert!(Endpoint::hmac_server(&gateway, 7, KEY).is_none());
+    pair.server.fence();
     pair.talks();
     let Pair { mut client, server, conn } = pair;
     drop(server);
@@ -108,6 +112,7 @@ fn an_access_key_gets_ids_of_the_upper_half_and_none_that_is_taken() {
     assert!(Endpoint::hmac_server(&gateway, 7, &access).is_none(), "an id of the lower half");
     assert!(Endpoint::hmac_server(&gateway, UPPER - 1, &access).is_none());
     let mut taken = Endpoint::hmac_server(&gateway, UPPER, KEY).unwrap();
+    taken.answers = true;
     assert!(Endpoint::hmac_server(&gateway, UPPER, &access).is_none(), "taken from a live server");
     taken.fence();
     let mut agent = Endpoint::hmac_server(&gateway, UPPER + 1, &access).unwrap();
