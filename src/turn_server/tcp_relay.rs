@@ -45,6 +45,10 @@ impl Relay {
         let peer =
             request.attributes.xor_address(attr::XOR_PEER_ADDRESS).ok().flatten().ok_or(Fault::BadRequest)?;
         let peer = self.admit(at, id, Way::TcpConnect, peer)?;
+        if self.shared.ports.owner(peer.socket_addr()).is_some() {
+            // It takes datagrams alone: whatever listens there by TCP on this host is nobody's peer.
+            return Err(Fault::Forbidden);
+        }
         if peer.port() == 0 {
             return Err(Fault::BadRequest);
         }

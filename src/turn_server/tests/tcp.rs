@@ -162,6 +162,17 @@ fn denied_peers_are_no_peers_of_connect_either() {
 }
 
 #[test]
+fn a_relayed_address_of_datagrams_is_no_peer_of_connect_and_one_of_connections_none_of_send() {
+    let mut world = World::new();
+    let connections = begin(&mut world);
+    let datagrams = world.allocate(2);
+    assert_eq!(connect(&mut world, &datagrams.to_string()), Err(403), "another program may listen there");
+    assert_eq!(world.bind(2, 0x4001, &connections.to_string()), 0);
+    let forward = world.relay.handle_client(world.now, tuple(2), MARKS, b"\x40\x01\0\x02hi").unwrap();
+    assert_eq!(world.relay.route(world.now, forward), Forward::Drop);
+}
+
+#[test]
 fn datagrams_and_streams_keep_apart() {
     let mut world = World::new();
     assert_eq!(world.ask(1, "alice", Method::ALLOCATE, tcp).0, 400, "TCP relaying comes by TCP");
