@@ -88,6 +88,7 @@ fn shared() -> Shared {
         limits: Limits {
             allocation_bandwidth: out_of_reach,
             user_bandwidth: out_of_reach,
+            user_new_peers: Rate::bytes(0),
             ..Limits::default()
         },
         features: Features::default(),

@@ -5,6 +5,7 @@ use anyhow::{Context, bail};
 use ginnel::load::process;
 use ginnel::net::time;
 use ginnel::stun::{Builder, Class, Method, TransactionId};
+use rustix::process::{Resource, getrlimit};
 use serde_json::Value;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
@@ -14,6 +15,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 const START: Duration = Duration::from_secs(15);
+/// What the largest step takes: a relay socket for each of 100 000 allocations.
+const DESCRIPTORS: u64 = 101_000;
 /// Enough for the ports of the largest step, 100 000 allocations; coturn, which has one, is not part of that.
 const RELAY_ADDRESSES: u8 = 4;
 const REALM: &str = "compare";
@@ -93,6 +96,10 @@ impl Bench {
 
     /// Starts a server, lets the step's load at it, and returns the report.
     pub(super) fn measure(&self, kind: Kind, step: &Step, seconds: u64) -> anyhow::Result<Value> {
+        let most = getrlimit(Resource::Nofile).maximum;
+        if step.group == "large" && most.is_some_and(|most| most < DESCRIPTORS) {
+            bail!("the server needs {DESCRIPTORS} descriptors, more than the hard limit (ulimit -Hn) allows");
+        }
         let address = free_address()?;
         let server = self.start(kind, address, step)?;
         let mut load = Command::new(&self.ginnel);
@@ -142,7 +149,7 @@ impl Bench {
              [tls]\nport = 0\n[limits]\nconnections_per_address = 20000\n[log]\nlevel = \"warn\"\n\
              [turn]\nrealm = \"{REALM}\"\nusers = {{ {USER} = \"{PASSWORD}\" }}\nallow_peers = [\"127.0.0.0/8\"]\n\
              relay_ports = \"20000-65000\"\nrelay_addresses = [{relays}]\nallocations_per_user = 200000\nmax_allocations = 200000\n\
-             bandwidth_per_allocation = 10000000000\nbandwidth_per_user = 10000000000\n",
+             bandwidth_per_allocation = 10000000000\nbandwidth_per_user = 10000000000\nnew_peers_per_user = 0\n",
             state = self.folder.path().join("state"),
             ip = address.ip(),
             port = address.port(),
