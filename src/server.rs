@@ -14,6 +14,7 @@ mod facts;
 mod forward_table;
 mod frames;
 mod gateway;
+mod gateway_websocket;
 mod hosts;
 mod inbox;
 mod legs;

@@ -30,6 +30,7 @@ mod scenarios;
 pub mod service;
 mod socket;
 pub mod ticket;
+pub(crate) mod websocket;
 pub mod wire;
 mod worker;
 

@@ -30,3 +30,5 @@ pub mod time;
 #[forbid(unsafe_code)]
 pub(crate) mod tls;
 pub mod udp;
+#[forbid(unsafe_code)]
+pub(crate) mod upgrade;

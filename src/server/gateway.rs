@@ -3,32 +3,29 @@
 use super::ServerError;
 use super::config::GatewayConfig;
 use super::doors::open_tcp;
+use super::gateway_websocket;
 use super::patience::Patient;
-use super::stream::{CLOSE_TIME, Ends, Places, StreamDoor, TLS_TIME, WRITE_TIME, goodbye};
+use super::stream::{Ends, Places, StreamDoor, TLS_TIME, WRITE_TIME, goodbye};
 use super::websocket::Origin;
-use crate::gateway::handshake::ANSWER;
-use crate::gateway::service::{Peer, Proven};
-use crate::gateway::{Handle, wire};
+use crate::gateway::Handle;
+use crate::gateway::service::Peer;
+use crate::gateway::websocket::{Inflow, Whole};
 use crate::limits::{Limit, sampled};
 use crate::net::certificate::{Certificate, CertificateError};
 use crate::net::time;
 use crate::net::tls::Tls;
-use axum::extract::State;
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
-use bytes::{Bytes, BytesMut};
-use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt, StreamExt};
+use bytes::BytesMut;
 use std::any::Any;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
@@ -234,100 +231,35 @@ pub(super) fn router(door: &GatewayDoor) -> Router {
 async fn client(
     State(door): State<GatewayDoor>,
     Extension(origin): Extension<Origin>,
-    upgrade: WebSocketUpgrade,
+    request: Request,
 ) -> Response {
-    let longest = 4 + door.handle.config().rules.limits.max_packet;
     let Some(permit) = door.admit(origin.places.clone()) else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     };
     let ip = origin.client.client.ip();
-    let serve = async move |socket| {
+    gateway_websocket::accept(request, async move |stream| {
+        let inflow = Inflow::new(Whole::Frame, gateway_websocket::longest(&door.handle));
         if let Ok(pair) = door.handle.pair(Peer::Client(ip), permit) {
-            carry(socket, pair, longest).await;
+            gateway_websocket::carry(stream, (inflow, Vec::new()), pair).await;
         }
         // The gateway may have let go of it before.
         drop(origin.places);
-    };
-    upgrade.max_message_size(longest).max_frame_size(longest).on_upgrade(serve)
+    })
 }
 
 async fn server(
     State(handle): State<Handle>,
     Extension(origin): Extension<Origin>,
-    upgrade: WebSocketUpgrade,
+    request: Request,
 ) -> Response {
-    let longest = 4 + handle.config().rules.limits.max_packet;
-    let serve = async move |mut socket| {
-        if let Ok(Some(proven)) = timeout(handle.handshake_time(), handshake(&mut socket, &handle)).await
+    gateway_websocket::accept(request, async move |mut stream| {
+        let shaken = gateway_websocket::handshake(&mut stream, &handle);
+        if let Ok(Ok((proven, inflow, early))) = timeout(handle.handshake_time(), shaken).await
             && let Ok(pair) = handle.pair(Peer::Server(proven), ())
         {
-            carry(socket, pair, longest).await;
+            gateway_websocket::carry(stream, (inflow, early), pair).await;
         }
         // The gateway may have let go of it before.
         drop(origin.places);
-    };
-    upgrade.max_message_size(longest).max_frame_size(longest).on_upgrade(serve)
-}
-
-/// Shakes hands, each piece one message.
-async fn handshake(socket: &mut WebSocket, handle: &Handle) -> Option<Proven> {
-    let challenge = handle.challenge().ok()?;
-    socket.send(Message::Binary(Bytes::copy_from_slice(&challenge))).await.ok()?;
-    let Some(Ok(Message::Binary(answer))) = socket.recv().await else { return None };
-    let answer: &[u8; ANSWER] = answer[..].try_into().ok()?;
-    let (proven, proof) = handle.check(&challenge, answer)?;
-    socket.send(Message::Binary(Bytes::copy_from_slice(&proof))).await.ok()?;
-    Some(proven)
-}
-
-/// Carries frames, a message each, until either side ends.
-async fn carry(socket: WebSocket, pair: UnixStream, longest: usize) {
-    let (sink, source) = socket.split();
-    let (reader, writer) = pair.into_split();
-    let (mut sink, ended) = tokio::select! {
-        sink = from_gateway(sink, reader, longest) => (sink, true),
-        () = to_gateway(source, writer) => return,
-    };
-    if ended {
-        // A client that does not hear that it is over will find out.
-        let _ = timeout(CLOSE_TIME, sink.send(Message::Close(None))).await;
-    }
-}
-
-async fn to_gateway(mut source: SplitStream<WebSocket>, mut writer: OwnedWriteHalf) {
-    while let Some(Ok(message)) = source.next().await {
-        match message {
-            Message::Binary(frame) => {
-                let whole = wire::frame_len(&frame, usize::MAX);
-                if whole != Ok(Some(frame.len())) || writer.write_all(&frame).await.is_err() {
-                    return;
-                }
-            }
-            Message::Ping(_) | Message::Pong(_) => {}
-            Message::Text(_) | Message::Close(_) => return,
-        }
-    }
-}
-
-async fn from_gateway(
-    mut sink: SplitSink<WebSocket, Message>,
-    mut reader: OwnedReadHalf,
-    longest: usize,
-) -> SplitSink<WebSocket, Message> {
-    let mut buffer = BytesMut::new();
-    while matches!(reader.read_buf(&mut buffer).await, Ok(1..)) {
-        while let Ok(Some(len)) = wire::frame_len(&buffer, longest)
-            && len <= buffer.len()
-        {
-            let frame = buffer.split_to(len).freeze();
-            if sink.feed(Message::Binary(frame)).await.is_err() {
-                return sink;
-            }
-        }
-        if sink.flush().await.is_err() {
-            return sink;
-        }
-        buffer.reserve(super::stream::READ_ROOM);
-    }
-    sink
+    })
 }

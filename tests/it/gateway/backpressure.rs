@@ -316,6 +316,28 @@ fn long_frames_that_are_announced_and_never_come_keep_nobody_out() {
     gateway.is_empty_in_the_end();
 }
 
+/// The gateway knows of what has come, however it came: nothing is kept in front of it.
+#[test]
+fn a_frame_that_has_come_in_part_inside_websocket_waits_where_all_others_do() {
+    const LEN: usize = 300_000;
+    let gateway = Gateway::start("");
+    let mut stranger = Endpoint::connect(gateway.clients()).stream;
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
+    write!(stranger, "GET /gateway HTTP/1.1\r\nHost: x\r\n{upgrade}\r\n\r\n").unwrap();
+    let message = data(7, &vec![0; LEN]);
+    // A binary message under a mask of zeros.
+    let head = [&[0x82, 0xff][..], &(message.len() as u64).to_be_bytes(), &[0; 4]].concat();
+    stranger.write_all(&[&head[..], &message[..LEN / 2]].concat()).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while gateway.metric("waiting_bytes") < LEN as f64 / 2.0 {
+        assert!(Instant::now() < deadline, "the gateway has not been given what came");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(stranger);
+    gateway.is_empty_in_the_end();
+}
+
 #[test]
 fn all_that_waits_shares_one_memory_and_those_who_take_nothing_give_it_back() {
     const MEMORY: f64 = 4.0 * 1024.0 * 1024.0;

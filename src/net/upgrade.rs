@@ -1,0 +1,52 @@
+//! The beginning of a WebSocket on the server's side: the handshake of RFC 6455 section 4.2.
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use data_encoding::BASE64;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+/// Bytes of a key before it is encoded.
+const KEY: usize = 16;
+
+/// Returns what accepts a client's handshake (section 4.2.1); none where it is no such thing.
+pub(crate) fn accept(headers: &HeaderMap) -> Option<String> {
+    let asks = has(headers, header::CONNECTION, "upgrade")
+        && has(headers, header::UPGRADE, "websocket")
+        && has(headers, header::SEC_WEBSOCKET_VERSION, "13");
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| asks && has_key(headers))?;
+    Some(derive_accept_key(key.as_bytes()))
+}
+
+/// Says whether there is one key, of 16 bytes in base64.
+fn has_key(headers: &HeaderMap) -> bool {
+    let mut keys = headers.get_all(header::SEC_WEBSOCKET_KEY).iter();
+    let is_whole = |key: &HeaderValue| BASE64.decode(key.as_bytes()).is_ok_and(|key| key.len() == KEY);
+    keys.next().is_some_and(is_whole) && keys.next().is_none()
+}
+
+/// Says whether a list in a header holds `token`.
+fn has(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+    let mut values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.any(|value| value.split(',').any(|word| word.trim().eq_ignore_ascii_case(token)))
+}
+
+/// Says yes to a client, with the subprotocol that was chosen.
+pub(crate) fn switching(accept: String, protocol: Option<&'static str>) -> Response {
+    let headers = [
+        (header::CONNECTION, "upgrade".to_owned()),
+        (header::UPGRADE, "websocket".to_owned()),
+        (header::SEC_WEBSOCKET_ACCEPT, accept),
+    ];
+    let mut response = (StatusCode::SWITCHING_PROTOCOLS, headers, Body::empty()).into_response();
+    if let Some(protocol) = protocol {
+        response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+    }
+    response
+}
+
+/// Says no to what is no handshake.
+pub(crate) fn refusal() -> Response {
+    let what = "this is a WebSocket: connect with version 13 (RFC 6455)\n";
+    (StatusCode::BAD_REQUEST, [(header::SEC_WEBSOCKET_VERSION, "13")], what).into_response()
+}
