@@ -133,7 +133,12 @@ impl Certificate {
 
     /// Lists the DNS names it is for, wildcards left out.
     pub(crate) fn names(&self) -> Vec<String> {
-        let certificate = self.chain.first().and_then(|own| webpki::EndEntityCert::try_from(own).ok());
+        Self::names_of(&self.chain)
+    }
+
+    /// Lists the same of a chain alone.
+    pub(crate) fn names_of(chain: &[CertificateDer<'_>]) -> Vec<String> {
+        let certificate = chain.first().and_then(|own| webpki::EndEntityCert::try_from(own).ok());
         let Some(certificate) = certificate else { return Vec::new() };
         certificate.valid_dns_names().filter(|name| !name.starts_with('*')).map(str::to_owned).collect()
     }

@@ -73,10 +73,10 @@ impl Facts {
     pub fn page_url(&self) -> Option<String> {
         let address = self.advertised.first()?;
         let Some(name) = &self.tls_name else { return Some(format!("http://{address}/")) };
-        let host = url_host(name);
-        Some(match address.port() {
+        let (host, port) = (url_host(name), address.port());
+        Some(match turns_port(port, self.tls_port) {
             HTTPS => format!("https://{host}/"),
-            port => format!("https://{host}:{port}/"),
+            _ => format!("https://{host}:{port}/"),
         })
     }
 
@@ -101,8 +101,12 @@ impl Facts {
 pub fn ice_offer(config: &Config, state: &State) -> Result<IceServers, ServerError> {
     let advertised = advertised(config, &interfaces::addresses()?, config.port);
     let mut ice = ice_servers(&config.turn, &advertised, config.auth.secrets(&config.turn, state).0);
-    if let Some((chain, key)) = &config.tls.certificate {
-        let name = tls_name(&config.tls, &Certificate::load(chain, key)?);
+    // The key is the server's alone; whoever mints credentials may not be able to read it.
+    if let Some((chain, _)) = &config.tls.certificate {
+        let name = match &config.tls.name {
+            Some(name) => Some(name.clone()),
+            None => Certificate::names_of(&Certificate::chain(chain)?).into_iter().next(),
+        };
         let tls_port = Some(config.tls.port.unwrap_or(TLS_PORT)).filter(|port| *port != 0);
         ice.turn_urls.extend(name.map(|name| turns_url(&name, turns_port(config.port, tls_port))));
     }

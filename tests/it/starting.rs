@@ -359,11 +359,11 @@ fn a_terminal_has_colours_unless_no_color_is_set() {
 }
 
 /// What a server on a port with a certificate prints for pasting, and what it says of itself.
-fn urls_on(port: u16, folder: &Folder) -> (Vec<String>, String) {
+fn urls_on(port: u16, tls: &str, folder: &Folder) -> (Vec<String>, String) {
     let config = folder.path("ginnel.toml");
     let at = folder.0.path();
     let text = format!(
-        "state = {:?}\nlisten = [\"127.0.4.43\"]\nport = {port}\naux_port = 0\n[tls]\ncertificate = {:?}\nkey = {:?}\n",
+        "state = {:?}\nlisten = [\"127.0.4.43\"]\nport = {port}\naux_port = 0\n[tls]\n{tls}\ncertificate = {:?}\nkey = {:?}\n",
         at.join("state"),
         at.join("a.pem"),
         at.join("a.key"),
@@ -395,7 +395,7 @@ fn with_a_certificate_on_port_443_every_url_is_of_that_port() {
         return;
     }
     let folder = Folder::new();
-    let (urls, printed) = urls_on(443, &folder);
+    let (urls, printed) = urls_on(443, "", &folder);
     let expected = [
         "turn:127.0.4.43:443?transport=udp",
         "turn:127.0.4.43:443?transport=tcp",
@@ -407,7 +407,10 @@ fn with_a_certificate_on_port_443_every_url_is_of_that_port() {
         "{printed}"
     );
     let port = free_ports();
-    let (urls, printed) = urls_on(port, &folder);
+    let (urls, printed) = urls_on(port, "port = 443", &folder);
+    assert!(urls.contains(&"turns:t.example:443?transport=tcp".to_owned()), "{urls:?}");
+    assert!(printed.contains("https://t.example/\n"), "{printed}");
+    let (urls, printed) = urls_on(port, "", &folder);
     assert!(urls.contains(&"turns:t.example:5349?transport=tcp".to_owned()), "{urls:?}");
     assert!(printed.contains(&format!("https://t.example:{port}/\n")), "{printed}");
 }
