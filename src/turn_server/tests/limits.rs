@@ -20,7 +20,8 @@ fn each_limit_of_the_relay_that_is_reached_is_counted_with_its_value() {
     let limits = [
         (Limit::AllocationsPerUser, 3),
         (Limit::MaxAllocations, 5),
-        (Limit::RelayPorts, 4),
+        // Of two addresses.
+        (Limit::RelayPorts, 8),
         (Limit::PermissionsPerAllocation, 2),
         (Limit::NewPeersPerSecond, 1),
         (Limit::BandwidthPerAllocation, 2000),
