@@ -195,7 +195,11 @@ struct Limits {
     dtls_handshakes: Option<u32>,
     unlimited_from: Option<Vec<Prefix>>,
     connections_per_address: Option<u32>,
+    unauthenticated_memory: Option<usize>,
 }
+
+/// Of strangers: room for a few requests at a time.
+const LEAST_MEMORY: usize = 1 << 20;
 
 impl Limits {
     fn apply(self, limits: &mut server::LimitsConfig) -> Result<(), ConfigError> {
@@ -215,6 +219,12 @@ impl Limits {
                 Some(given) => *limit = given,
                 None => {}
             }
+        }
+        let memory = &mut limits.unauthenticated_memory;
+        *memory = self.unauthenticated_memory.unwrap_or(*memory);
+        if *memory < LEAST_MEMORY {
+            let rule = "must be at least 1048576";
+            return Err(ConfigError::Value { key: "limits.unauthenticated_memory", rule });
         }
         if let Some(prefixes) = self.unlimited_from {
             strangers.unlimited_from = Prefix::all(prefixes);
@@ -419,6 +429,7 @@ mod tests {
             ("listen = ['192.0.2.1']\n[stun]\nnat_discovery = ['192.0.2.1', '192.0.2.2']", "of `listen`"),
             ("[limits]\nunauthenticated_rate = 0", "limits.unauthenticated_rate"),
             ("[limits]\nunauthenticated_burst = 0", "limits.unauthenticated_burst"),
+            ("[limits]\nunauthenticated_memory = 1000", "limits.unauthenticated_memory"),
             ("[limits]\ndtls_handshakes = 0", "limits.dtls_handshakes"),
             ("[limits]\nconnections_per_address = 0", "limits.connections_per_address"),
             ("[limits]\nunlimited_from = ['everywhere']", "unlimited_from"),

@@ -37,7 +37,7 @@ pub mod ids;
 pub mod limits;
 #[forbid(unsafe_code)]
 pub mod load;
-pub mod net; // of its modules udp alone may hold unsafe code
+pub mod net; // of its modules udp and heap alone may hold unsafe code
 #[forbid(unsafe_code)]
 pub mod server;
 #[forbid(unsafe_code)]

@@ -16,6 +16,7 @@ mod frames;
 mod gateway;
 mod gateway_websocket;
 mod hosts;
+mod http;
 mod inbox;
 mod legs;
 mod limits;
@@ -27,6 +28,7 @@ mod request_source;
 mod revocation;
 mod self_test;
 mod stream;
+mod stream_frames;
 mod streams;
 mod tcp_leg;
 mod tcp_relay;
@@ -37,6 +39,8 @@ mod workers;
 use crate::net::addresses::{AddressWatch, Addresses};
 use crate::net::certificate::Certificate;
 pub use crate::net::certificate::CertificateError;
+use crate::net::connections::{ConnectionLimits, Connections};
+use crate::net::heap;
 use crate::net::time;
 use crate::net::tls::Tls;
 use crate::signaling::{self, AccessKey, Realms};
@@ -60,19 +64,27 @@ pub use limits::LimitsConfig;
 use metrics::Metrics;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
+use rustix::process::{Resource, getrlimit};
 pub use self_test::SelfTest;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use stream::{Admits, StreamDoor};
-use tokio::sync::{Mutex, Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::sleep;
 use workers::Staff;
 
 /// Most TCP connections at a time.
 const MAX_STREAMS: usize = 16_000;
+/// How often memory is given back to the system, and after how many connections have gone since.
+const TRIM_EVERY: Duration = Duration::from_secs(3);
+const TRIM_AFTER: u64 = 100;
+/// Descriptors that the server may need for itself beyond those that it has once it runs.
+const SPARE_DESCRIPTORS: usize = 32;
 
 /// Why a server does not start, or has stopped.
 #[derive(Debug, thiserror::Error)]
@@ -214,18 +226,18 @@ impl Server {
             tls,
             gateway: gateway_door,
             trusted: config.trusted_proxies.into(),
-            room: Arc::new(Semaphore::new(MAX_STREAMS)),
-            connections: config.limits.connections(),
+            connections: connections(&config.limits, config.turn.max_allocations),
         };
         let mut listeners = JoinSet::new();
+        listeners.spawn(give_memory_back(Arc::clone(&door.connections)));
         listeners.spawn(crate::limits::report());
         listeners.spawn(tell_addresses(addresses, own, Arc::clone(&inboxes)));
         listeners.spawn(files.watch(Arc::clone(&authority)));
         hook.map(|hook| listeners.spawn(hook.run(authority, Arc::clone(&inboxes))));
         let servers = gateway_doors.into_iter().map(|(door, at)| (at, Admits::GatewayServers(door)));
         let tcp = doors.tcp.into_iter().map(|listener| (listener, Admits::All));
-        let tls_alone = doors.tls.into_iter().map(|listener| (listener, Admits::Tls));
-        for (listener, admits) in tcp.chain(servers).chain(tls_alone) {
+        let tls = doors.tls.into_iter().map(|listener| (listener, Admits::All));
+        for (listener, admits) in tcp.chain(servers).chain(tls) {
             listeners.spawn(door.clone().serve(listener, admits));
         }
         drop(door);
@@ -321,6 +333,44 @@ fn worker_count(config: &Config) -> usize {
     config.workers.unwrap_or_else(cores).max(1)
 }
 
+/// Sets up the limits on connections.
+fn connections(limits: &LimitsConfig, allocations: u32) -> Arc<Connections> {
+    let caps = ConnectionLimits {
+        total: MAX_STREAMS,
+        descriptors: descriptors(allocations as usize),
+        per_address: limits.connections_per_address,
+        bytes: limits.unauthenticated_memory,
+    };
+    Connections::new(caps, &limits.unauthenticated.unlimited_from)
+}
+
+/// Gives memory back to the system when many connections have gone.
+async fn give_memory_back(connections: Arc<Connections>) {
+    let mut before = 0;
+    loop {
+        sleep(TRIM_EVERY).await;
+        let gone = connections.gone();
+        if gone - before >= TRIM_AFTER {
+            before = gone;
+            // It waits for nobody but takes a while.
+            let _ = spawn_blocking(heap::trim).await;
+        }
+    }
+}
+
+/// Returns how many descriptors connections may have: those of the process but for what it has open, and a part for relay sockets, so
+/// that connections do not end the relay.
+fn descriptors(allocations: usize) -> usize {
+    let limit = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
+    let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
+    share(limit, open + SPARE_DESCRIPTORS, allocations)
+}
+
+fn share(limit: usize, own: usize, allocations: usize) -> usize {
+    let free = limit.saturating_sub(own);
+    free - allocations.min(free / 2)
+}
+
 /// Fills in what signalling has to know of the rest.
 fn signaling_config(
     config: &Config,
@@ -345,6 +395,13 @@ fn signaling_config(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn half_of_few_descriptors_and_all_that_allocations_need_of_many_are_left_for_relay_sockets() {
+        assert_eq!(share(100_000, 100, 10_000), 89_900);
+        assert_eq!(share(1024, 124, 10_000), 450);
+        assert_eq!(share(64, 100, 10_000), 0);
+    }
 
     #[tokio::test]
     async fn a_minimal_server_has_one_port_and_its_relay_works() {

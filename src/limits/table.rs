@@ -45,6 +45,8 @@ limits! {
         UnauthenticatedRate = "limits.unauthenticated_rate",
         /// DTLS handshakes a second of one network, or of all together.
         DtlsHandshakes = "limits.dtls_handshakes",
+        /// Bytes that TCP connections hold whose clients have shown no credentials; the oldest that holds some is closed.
+        StrangersMemory = "limits.unauthenticated_memory",
         /// TCP connections of one address.
         ConnectionsPerAddress = "limits.connections_per_address",
 
@@ -141,8 +143,10 @@ limits! {
     fixed {
         /// An answer to a stranger may be three times as large as its question.
         AnswerSize = "answer_size",
-        /// TCP connections in all.
+        /// TCP connections in all; the oldest whose client has shown no credentials is closed.
         TcpConnections = "tcp_connections",
+        /// Descriptors of connections; those left are for relay sockets. Raise the process's limit.
+        Descriptors = "descriptors",
         /// DTLS sessions in all.
         DtlsSessions = "dtls_sessions",
         /// DTLS sessions of one network.

@@ -17,8 +17,11 @@ pub mod demux;
 pub mod forwarded;
 #[forbid(unsafe_code)]
 pub mod gate;
+pub(crate) mod heap;
 #[forbid(unsafe_code)]
 pub mod interfaces;
+#[forbid(unsafe_code)]
+pub(crate) mod limited;
 #[forbid(unsafe_code)]
 pub(crate) mod prefixed;
 #[forbid(unsafe_code)]
@@ -32,3 +35,5 @@ pub(crate) mod tls;
 pub mod udp;
 #[forbid(unsafe_code)]
 pub(crate) mod upgrade;
+#[forbid(unsafe_code)]
+pub(crate) mod websocket;

@@ -1,6 +1,6 @@
 //! A stream whose first bytes were looked at before somebody else reads them.
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -28,15 +28,28 @@ impl<S: AsyncRead + Unpin> Prefixed<S> {
     /// # Errors
     /// The stream's error, and `InvalidData` when 1024 bytes were not enough.
     pub(crate) async fn sniff<T>(&mut self, judge: impl Fn(&[u8]) -> Option<T>) -> io::Result<Option<T>> {
+        self.gather(judge, AHEAD).await
+    }
+
+    /// The same with at most `most` bytes.
+    ///
+    /// # Errors
+    /// The stream's error, and `InvalidData` when that was not enough.
+    pub(crate) async fn gather<T>(
+        &mut self,
+        judge: impl Fn(&[u8]) -> Option<T>,
+        most: usize,
+    ) -> io::Result<Option<T>> {
         loop {
             if let Some(verdict) = judge(&self.prefix) {
                 return Ok(Some(verdict));
             }
-            if self.prefix.len() >= AHEAD {
+            let left = most.saturating_sub(self.prefix.len()).min(AHEAD);
+            if left == 0 {
                 return Err(io::ErrorKind::InvalidData.into());
             }
-            self.prefix.reserve(AHEAD);
-            if self.stream.read_buf(&mut self.prefix).await? == 0 {
+            self.prefix.reserve(left);
+            if self.stream.read_buf(&mut (&mut self.prefix).limit(left)).await? == 0 {
                 return Ok(None);
             }
         }

@@ -134,7 +134,8 @@ pub struct TlsConfig {
     pub certificate: Option<(PathBuf, PathBuf)>,
     /// The host of `turns:` URLs; default the certificate's first DNS name. Without a certificate of its own a server offers none.
     pub name: Option<String>,
-    /// A port that takes TLS and DTLS alone; 0 for none; default 5349, or none where that is taken.
+    /// A second port for TLS and DTLS, where plain STUN, TURN and HTTP are taken too; 0 for none; default 5349, or none where that is
+    /// taken.
     pub port: Option<u16>,
 }
 

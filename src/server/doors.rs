@@ -51,7 +51,7 @@ impl Doors {
         for address in &listen {
             for doors in &mut per_worker {
                 let opened = open_udp(*address, Role::Shared)?;
-                doors.push(DoorSocket { port: opened, door: Door::Main, dtls_only: false });
+                doors.push(DoorSocket { port: opened, door: Door::Main, is_tls_port: false });
             }
         }
         let aux_port = open_aux(config, &listen, &mut per_worker[0])?;
@@ -78,7 +78,7 @@ impl Doors {
     pub(super) fn sockets(&self) -> io::Result<Sockets> {
         let of = |door: Door| {
             let doors =
-                self.per_worker[0].iter().filter(move |socket| socket.door == door && !socket.dtls_only);
+                self.per_worker[0].iter().filter(move |socket| socket.door == door && !socket.is_tls_port);
             doors.map(|socket| socket.port.try_clone()).collect::<io::Result<Vec<_>>>()
         };
         Ok(Sockets { main: of(Door::Main)?, aux: of(Door::Aux)? })
@@ -107,7 +107,7 @@ fn open_aux(
             .map(|address| {
                 let port = open_udp(SocketAddr::new(address.ip(), number), Role::Single)?;
                 number = port.local_addr().port();
-                Ok(DoorSocket { port, door: Door::Aux, dtls_only: false })
+                Ok(DoorSocket { port, door: Door::Aux, is_tls_port: false })
             })
             .collect();
         match opened {
@@ -147,7 +147,7 @@ async fn open_tls(
         let address = listener.local_addr()?;
         for doors in per_worker.iter_mut() {
             let port = open_udp(address, Role::Shared)?;
-            doors.push(DoorSocket { port, door: Door::Main, dtls_only: true });
+            doors.push(DoorSocket { port, door: Door::Main, is_tls_port: true });
         }
     }
     Ok(listeners)

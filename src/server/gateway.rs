@@ -5,13 +5,14 @@ use super::config::GatewayConfig;
 use super::doors::open_tcp;
 use super::gateway_websocket;
 use super::patience::Patient;
-use super::stream::{Ends, Places, StreamDoor, TLS_TIME, WRITE_TIME, goodbye};
+use super::stream::{Ends, StreamDoor, TLS_TIME, WRITE_TIME, goodbye};
 use super::websocket::Origin;
 use crate::gateway::Handle;
 use crate::gateway::service::Peer;
 use crate::gateway::websocket::{Inflow, Whole};
 use crate::limits::{Limit, sampled};
 use crate::net::certificate::{Certificate, CertificateError};
+use crate::net::connections::Place;
 use crate::net::time;
 use crate::net::tls::Tls;
 use axum::extract::{Request, State};
@@ -75,10 +76,17 @@ impl GatewayDoor {
     }
 
     /// Lets a client in, if there is room; returns what it occupies.
-    fn admit(&self, places: Places) -> Option<(Places, OwnedSemaphorePermit)> {
+    fn admit(&self, place: Place) -> Option<(Place, OwnedSemaphorePermit)> {
         let permit = Arc::clone(&self.room).try_acquire_owned();
         let permit = permit.inspect_err(|_| Limit::GatewayClients.reached(MAX_CLIENTS)).ok()?;
-        Some((places, permit))
+        // Who is a client of the gateway is the gateway's to end.
+        place.prove();
+        Some((place, permit))
+    }
+
+    /// The same for one who is reached by a pair of sockets.
+    fn admit_pair(&self, place: Place) -> Option<(Place, OwnedSemaphorePermit)> {
+        if place.take_descriptors(2) { self.admit(place) } else { None }
     }
 
     /// Serves a client by TCP, of whom something was read already.
@@ -87,9 +95,9 @@ impl GatewayDoor {
         stream: TcpStream,
         early: BytesMut,
         ip: IpAddr,
-        places: Places,
+        place: Place,
     ) -> io::Result<()> {
-        match self.admit(places) {
+        match self.admit(place) {
             Some(permit) => self.handle.client(stream, early, ip, permit),
             None => Ok(()),
         }
@@ -100,21 +108,21 @@ impl GatewayDoor {
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
         ip: IpAddr,
-        places: Places,
+        place: Place,
     ) -> io::Result<()> {
-        match self.admit(places.clone()) {
-            Some(permit) => self.carry_until_gone(stream, Peer::Client(ip), (permit, places)).await,
+        match self.admit_pair(place.clone()) {
+            Some(permit) => self.carry_until_gone(stream, Peer::Client(ip), (permit, place)).await,
             None => Ok(()),
         }
     }
 
-    /// Carries a stream for as long as its other end takes what it is sent. `places` stay taken until the stream is gone too, `permit` while
+    /// Carries a stream for as long as its other end takes what it is sent. `_place` stays taken until the stream is gone too, `permit` while
     /// the gateway knows of it.
     async fn carry_until_gone(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
         peer: Peer,
-        (permit, _places): (impl Any + Send, Places),
+        (permit, _place): (impl Any + Send, Place),
     ) -> io::Result<()> {
         let mut stream = Patient::new(stream, WRITE_TIME);
         self.handle.carry(&mut stream, peer, permit).await?;
@@ -191,6 +199,7 @@ impl StreamDoor {
             (ServerDoor::Tls, Some(mutual)) => {
                 let (mut stream, _) = timeout(TLS_TIME, mutual.accept(stream)).await??;
                 let proven = gateway.handle.md5_handshake(&mut stream).await?;
+                ends.place.prove();
                 let certificates = stream.get_ref().1.peer_certificates();
                 let bound = certificates.and_then(|chain| chain.first()).map(bound_ids).unwrap_or_default();
                 if !bound.is_empty() && !bound.contains(&proven.id()) {
@@ -198,16 +207,18 @@ impl StreamDoor {
                     sampled!(info, now, id = proven.id(), "a gateway server's certificate is for another id");
                     return Ok(());
                 }
-                gateway.carry_until_gone(stream, Peer::Server(proven), ((), ends.places)).await
+                gateway.carry_until_gone(stream, Peer::Server(proven), ((), ends.place)).await
             }
             (ServerDoor::Tls, None) => Ok(()),
             (ServerDoor::Hmac, _) => {
                 let proven = gateway.handle.hmac_handshake(&mut stream).await?;
-                gateway.handle.server(stream, proven, ends.places)
+                ends.place.prove();
+                gateway.handle.server(stream, proven, ends.place)
             }
             (ServerDoor::Md5, _) => {
                 let proven = gateway.handle.md5_handshake(&mut stream).await?;
-                gateway.handle.server(stream, proven, ends.places)
+                ends.place.prove();
+                gateway.handle.server(stream, proven, ends.place)
             }
         }
     }
@@ -233,7 +244,7 @@ async fn client(
     Extension(origin): Extension<Origin>,
     request: Request,
 ) -> Response {
-    let Some(permit) = door.admit(origin.places.clone()) else {
+    let Some(permit) = door.admit_pair(origin.place.clone()) else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     };
     let ip = origin.client.client.ip();
@@ -243,7 +254,7 @@ async fn client(
             gateway_websocket::carry(stream, (inflow, Vec::new()), pair).await;
         }
         // The gateway may have let go of it before.
-        drop(origin.places);
+        drop(origin.place);
     })
 }
 
@@ -255,11 +266,13 @@ async fn server(
     gateway_websocket::accept(request, async move |mut stream| {
         let shaken = gateway_websocket::handshake(&mut stream, &handle);
         if let Ok(Ok((proven, inflow, early))) = timeout(handle.handshake_time(), shaken).await
+            && origin.place.take_descriptors(2)
             && let Ok(pair) = handle.pair(Peer::Server(proven), ())
         {
+            origin.place.prove();
             gateway_websocket::carry(stream, (inflow, early), pair).await;
         }
         // The gateway may have let go of it before.
-        drop(origin.places);
+        drop(origin.place);
     })
 }

@@ -6,6 +6,7 @@ use super::forward_table::Forwarding;
 use super::tcp_leg::Arrival;
 use super::tcp_relay::Joint;
 use crate::net::addresses::Addresses;
+use crate::net::connections::Place;
 use crate::turn_server::auth::Question;
 use crate::turn_server::{ConnectionId, FiveTuple, RelayId};
 use bytes::Bytes;
@@ -25,6 +26,8 @@ pub(super) const REPLY_QUEUE: usize = 256;
 pub(super) enum ToWorker {
     /// A client by TCP is there, whose socket the worker takes over.
     Arrived(Box<Arrival>),
+    /// A client by TCP has to go, if it has shown no credentials: its place or its memory is needed.
+    Evicted { client: FiveTuple, number: u64 },
     /// A stream client is there; its replies go to this queue.
     Opened { client: FiveTuple, leg: StreamLeg },
     /// Whole frames from a stream; the last one may lack its padding.
@@ -76,6 +79,8 @@ pub(super) struct StreamLeg {
     pub(super) waiting: Arc<AtomicUsize>,
     /// Set when the client has shown good credentials.
     pub(super) proven: Arc<AtomicBool>,
+    /// What it occupies.
+    pub(super) place: Option<Place>,
 }
 
 /// The sending side of one worker's queue.
@@ -135,13 +140,13 @@ impl Inbox {
 
     /// Announces a stream client; `None` when the worker has ended. The queue of its replies closes when the worker has no more
     /// use for the stream.
-    pub(super) async fn open(&self, client: FiveTuple) -> Option<(Link, Replies)> {
+    pub(super) async fn open(&self, client: FiveTuple, place: Option<Place>) -> Option<(Link, Replies)> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let (replies, queue) = mpsc::channel(REPLY_QUEUE);
         let (number, proven) = (NEXT.fetch_add(1, Ordering::Relaxed), Arc::<AtomicBool>::default());
         let waiting = Arc::<AtomicUsize>::default();
         let queue = Replies { queue, waiting: Arc::clone(&waiting) };
-        let leg = StreamLeg { link: number, replies, waiting, proven: Arc::clone(&proven) };
+        let leg = StreamLeg { link: number, replies, waiting, proven: Arc::clone(&proven), place };
         let link = Link { client, number, proven, worker: self.clone() };
         self.send(ToWorker::Opened { client, leg }).await.then_some((link, queue))
     }
@@ -194,7 +199,7 @@ mod tests {
         let (inbox, mut queue) = Inbox::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
         let address = "192.0.2.7:1000".parse().unwrap();
         let client = FiveTuple { client: address, server: address, transport: Transport::Tls };
-        let (link, _replies) = inbox.open(client).await.unwrap();
+        let (link, _replies) = inbox.open(client, None).await.unwrap();
         let number = link.number;
         let stream = tokio::spawn(async move {
             assert!(!link.is_proven(), "is asked for");

@@ -3,11 +3,13 @@
 use super::dtls::Dtls;
 use super::inbox::{REPLY_QUEUE, StreamLeg, ToStream};
 use super::neighbours::Neighbours;
+use super::stream::STRANGER_WAITING;
 use super::tcp_leg::{Arrival, MAX_WAITING, TcpLegs};
 use super::tcp_relay::Joint;
 use super::worker::DoorSocket;
 use crate::ids::Pii;
 use crate::limits::Limit;
+use crate::net::connections::Place;
 use crate::net::udp::{Route, UdpPort};
 use crate::turn_server::machine::{Marks, ToClient};
 use crate::turn_server::{FiveTuple, Transport};
@@ -121,6 +123,13 @@ impl Legs {
         self.streams.get(&client).is_some_and(its_own) && self.streams.remove(&client).is_some()
     }
 
+    /// Ends a client by TCP that has shown no credentials, unless another one has its addresses by now.
+    pub(super) fn evict(&mut self, client: FiveTuple, number: u64) {
+        if let Some(Stream::Own(slot)) = self.streams.get(&client) {
+            self.tcp.evict(*slot, number);
+        }
+    }
+
     /// Sends stream clients what was gathered for them in this pass.
     pub(super) fn flush(&mut self, now: Instant) {
         self.tcp.flush(now);
@@ -146,9 +155,11 @@ impl Legs {
             Some(Stream::Own(slot)) => self.tcp.send(*slot, parts),
             Some(Stream::Task { leg, out, frames }) => {
                 let length = parts.iter().map(|part| part.len()).sum::<usize>() + out.len();
-                let room = leg.waiting.load(Ordering::Relaxed) + length <= MAX_WAITING;
+                let is_proven = leg.proven.load(Ordering::Relaxed);
+                let most = if is_proven { MAX_WAITING } else { STRANGER_WAITING };
+                let room = leg.waiting.load(Ordering::Relaxed) + length <= most;
                 if !room {
-                    Limit::UnreadBytesPerClient.reached(MAX_WAITING);
+                    Limit::UnreadBytesPerClient.reached(most);
                 } else {
                     if *frames == 0 {
                         self.unsent.push(client);
@@ -199,7 +210,10 @@ impl Legs {
             Transport::Dtls => self.dtls.prove(client),
             _ => match self.streams.get(&client) {
                 Some(Stream::Own(slot)) => self.tcp.prove(*slot),
-                Some(Stream::Task { leg, .. }) => leg.proven.store(true, Ordering::Relaxed),
+                Some(Stream::Task { leg, .. }) => {
+                    leg.proven.store(true, Ordering::Relaxed);
+                    leg.place.iter().for_each(Place::prove);
+                }
                 None => {}
             },
         }

@@ -2,7 +2,6 @@
 
 use super::websocket::Origin;
 use crate::limits::Limit;
-use crate::net::connections::Connections;
 use crate::net::forwarded;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -17,7 +16,6 @@ const X_FORWARDED_FOR: &str = "x-forwarded-for";
 #[derive(Debug, Clone)]
 pub(super) struct RequestSource {
     pub(super) trusted: Arc<[IpNet]>,
-    pub(super) connections: Arc<Connections>,
     pub(super) origin: Origin,
 }
 
@@ -31,7 +29,7 @@ pub(super) async fn name_client(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let RequestSource { trusted, connections, mut origin } = source;
+    let RequestSource { trusted, mut origin } = source;
     let headers = request.headers();
     let is_forwarded = headers.contains_key(X_FORWARDED_FOR) || headers.contains_key(header::FORWARDED);
     let by_proxy = is_forwarded && forwarded::is_trusted(&trusted, origin.client.client.ip());
@@ -40,16 +38,16 @@ pub(super) async fn name_client(
         forwarded::client(&trusted, x_forwarded_for, values(headers, header::FORWARDED.as_str()))
     });
     if let Some(client) = named.flatten() {
-        let Some(permit) = connections.admit_forwarded(client) else {
+        if !origin.place.count_forwarded(client) {
             let reason = format!("limit reached: {}\n", Limit::ConnectionsPerAddress.name());
             return (StatusCode::TOO_MANY_REQUESTS, reason).into_response();
-        };
+        }
         origin.client.client.set_ip(client);
-        origin.places = origin.places.counted_for(permit);
     }
     let extensions = request.extensions_mut();
     extensions.insert(ConnectInfo(origin.client.client));
     extensions.insert(IsForwarded(is_forwarded));
+    extensions.insert(origin.place.clone());
     extensions.insert(origin);
     next.run(request).await
 }

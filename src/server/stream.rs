@@ -1,47 +1,50 @@
 //! TCP: accept, take off what a proxy put in front, sniff, and give each stream to the protocol it speaks; inside TLS the same
 //! again.
 
-use super::frames;
 use super::gateway::{GatewayDoor, ServerDoor};
-use super::inbox::{Inbox, Link, Replies, ToStream, ToWorker};
-use super::patience::Patient;
-use super::request_source::{self, RequestSource};
+use super::http;
+use super::inbox::{Inbox, ToWorker};
+use super::stream_frames::carry_frames;
 use super::tcp_leg::Arrival;
-use super::tcp_relay::Joint;
-use super::websocket::Origin;
-use crate::limits::{Limit, sampled};
-use crate::net::connections::{Connections, Permit};
+use crate::limits::sampled;
+use crate::net::connections::{Connections, Place};
 use crate::net::demux::{self, StreamKind};
 use crate::net::forwarded;
+use crate::net::limited::Limited;
 use crate::net::prefixed::Prefixed;
 use crate::net::proxy::{self, Start};
 use crate::net::time;
 use crate::net::tls::Tls;
 use crate::turn_server::{FiveTuple, Transport};
 use axum::Router;
-use axum::middleware::from_fn_with_state;
-use bytes::BytesMut;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use ipnet::IpNet;
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 /// How long a connection may stay silent before its protocol is known.
 const SNIFF_TIME: Duration = Duration::from_secs(5);
 /// How long a TLS handshake may take.
 pub(super) const TLS_TIME: Duration = Duration::from_secs(10);
-/// How long an HTTP client may take over its request's head.
-const HEADER_TIME: Duration = Duration::from_secs(10);
+/// How long a message may take from its first byte to its last.
+pub(super) const MESSAGE_TIME: Duration = Duration::from_secs(30);
+/// The longest message of a client that has shown no credentials.
+pub(super) const STRANGER_MESSAGE: usize = 4096;
+/// Bytes read at a time from such a client, so that the answers to them are few.
+pub(super) const STRANGER_ROOM: usize = 1024;
+/// Bytes that wait for such a client to read them.
+pub(super) const STRANGER_WAITING: usize = 8 * 1024;
+/// Bytes that a client may send before its TLS handshake is over.
+const TLS_HANDSHAKE: usize = 12 * 1024;
+/// Bytes that a TLS stream holds, as long as its client is a stranger.
+const TLS_MEMORY: usize = 24 * 1024;
 /// How long a STUN or TURN stream may stay silent: longer than any allocation lives without a Refresh.
 pub(super) const IDLE_TIME: Duration = Duration::from_secs(3660);
 /// The same before the client has shown good credentials.
@@ -54,6 +57,9 @@ pub(super) const CLOSE_TIME: Duration = Duration::from_secs(1);
 pub(super) const READ_ROOM: usize = 16 * 1024;
 /// Bytes of TLS records that leave together.
 const RECORDS: usize = 8 * 1024;
+/// Connections that were ended for want of places and are not gone yet, beyond which new ones are let in at a slower pace.
+const MOST_LEAVING: usize = 8;
+const LEAVING_PAUSE: Duration = Duration::from_millis(5);
 /// Pause after an accept that failed, for want of descriptors as a rule.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -67,9 +73,7 @@ pub(super) struct StreamDoor {
     pub(super) trusted: Arc<[IpNet]>,
     /// Who serves the gateway's clients and servers; `None` where there is no gateway.
     pub(super) gateway: Option<GatewayDoor>,
-    /// Permits for connections, over all listeners.
-    pub(super) room: Arc<Semaphore>,
-    /// Permits for the connections of one address.
+    /// The connections of all listeners.
     pub(super) connections: Arc<Connections>,
 }
 
@@ -78,8 +82,6 @@ pub(super) struct StreamDoor {
 pub(super) enum Admits {
     /// Everything that can be told apart.
     All,
-    /// TLS alone, and inside it everything.
-    Tls,
     /// The gateway's servers, who are spoken to first.
     GatewayServers(ServerDoor),
 }
@@ -87,10 +89,11 @@ pub(super) enum Admits {
 /// Where a connection comes from, what it arrived at, and the worker it belongs to.
 #[derive(Debug, Clone)]
 pub(super) struct Ends {
-    client: SocketAddr,
+    pub(super) client: SocketAddr,
     server: SocketAddr,
-    worker: Inbox,
-    pub(super) places: Places,
+    pub(super) worker: Inbox,
+    /// What the connection occupies for as long as any part of the server holds it.
+    pub(super) place: Place,
 }
 
 /// What became of a stream.
@@ -104,32 +107,8 @@ enum Bare<S> {
     Served,
 }
 
-/// What a connection occupies for as long as any part of the server holds it.
-#[derive(Debug, Clone)]
-pub(super) struct Places {
-    _room: Arc<OwnedSemaphorePermit>,
-    /// Of the client's address, once it is known.
-    address: Option<Arc<Permit>>,
-}
-
-impl Places {
-    /// The same, counted for the client that a proxy has named.
-    pub(super) fn counted_for(self, permit: Permit) -> Self {
-        Self { address: Some(Arc::new(permit)), ..self }
-    }
-}
-
-#[cfg(test)]
-impl Places {
-    /// Of a server with room for one.
-    pub(super) fn free() -> Self {
-        let room = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
-        Self { _room: Arc::new(room), address: None }
-    }
-}
-
 impl Ends {
-    fn tuple(&self, transport: Transport) -> FiveTuple {
+    pub(super) fn tuple(&self, transport: Transport) -> FiveTuple {
         FiveTuple { client: self.client, server: self.server, transport }
     }
 }
@@ -140,20 +119,29 @@ impl StreamDoor {
         let mut connections = JoinSet::new();
         let mut turn = 0_usize;
         loop {
-            while connections.try_join_next().is_some() {}
-            if self.room.available_permits() == 0 {
-                Limit::TcpConnections.reached(super::MAX_STREAMS);
+            if self.connections.leaving() > MOST_LEAVING {
+                // Those that were ended have their descriptors still.
+                tokio::time::sleep(LEAVING_PAUSE).await;
             }
-            let Ok(permit) = Arc::clone(&self.room).acquire_owned().await else { return };
-            match listener.accept().await {
+            let accepted = tokio::select! {
+                // Whoever has left is forgotten at once: what is left of a task takes memory.
+                Some(_) = connections.join_next() => continue,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
                 Ok((stream, client)) => {
+                    let Some(place) = self.connections.open() else { continue };
                     turn = turn.wrapping_add(1);
                     let door = self.clone();
                     let worker = self.workers[turn % self.workers.len()].clone();
                     connections.spawn(async move {
-                        let places = Places { _room: Arc::new(permit), address: None };
-                        if let Err(error) = door.connection(stream, (client, worker, places), admits).await {
-                            tracing::debug!(%error, "stream ended");
+                        let evicted = evicted(&place);
+                        let served = door.connection(stream, (client, worker, place), admits);
+                        tokio::select! {
+                            served = served => if let Err(error) = served {
+                                tracing::debug!(%error, "stream ended");
+                            },
+                            () = evicted => tracing::debug!("stream ended: its place or its memory is needed"),
                         }
                     });
                 }
@@ -168,30 +156,31 @@ impl StreamDoor {
     async fn connection(
         self,
         stream: TcpStream,
-        (client, worker, places): (SocketAddr, Inbox, Places),
+        (client, worker, place): (SocketAddr, Inbox, Place),
         admits: Admits,
     ) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let server = stream.local_addr()?;
-        let mut ends = Ends { client, server, worker, places };
+        let ends = Ends { client, server, worker, place };
         if let Admits::GatewayServers(door) = admits {
-            let Some(counted) = self.connections.admit(client.ip()) else { return Ok(()) };
-            ends.places.address = Some(Arc::new(counted));
-            return self.gateway_server(stream, ends, door).await;
+            if !ends.place.count_for(client.ip()) {
+                return Ok(());
+            }
+            return Box::pin(self.gateway_server(stream, ends, door)).await;
         }
         let gateway = self.gateway.clone();
-        match (self.stream(stream, ends, admits).await?, gateway) {
+        match (self.stream(stream, ends).await?, gateway) {
             (Bare::Turn(stream, ends), _) => hand_over(stream, ends).await,
             (Bare::Gateway(stream, ends), Some(gateway)) => {
                 let (early, socket) = stream.into_parts();
-                gateway.client(socket, early, ends.client.ip(), ends.places)
+                gateway.client(socket, early, ends.client.ip(), ends.place)
             }
             _ => Ok(()),
         }
     }
 
     /// Serves one stream, whatever carries it; returns it when it turns out to carry frames that need no task.
-    async fn stream<S>(self, stream: S, mut ends: Ends, admits: Admits) -> io::Result<Bare<S>>
+    async fn stream<S>(self, stream: S, mut ends: Ends) -> io::Result<Bare<S>>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -200,52 +189,57 @@ impl StreamDoor {
             ends.client = timeout(SNIFF_TIME, proxied(&mut stream)).await??.unwrap_or(ends.client);
         }
         // Only now, and not where a proxy has named nobody yet: its own address would count for everybody behind it.
-        if !forwarded::is_trusted(&self.trusted, ends.client.ip()) {
-            let Some(counted) = self.connections.admit(ends.client.ip()) else { return Ok(Bare::Served) };
-            ends.places.address = Some(Arc::new(counted));
+        if !forwarded::is_trusted(&self.trusted, ends.client.ip()) && !ends.place.count_for(ends.client.ip())
+        {
+            return Ok(Bare::Served);
         }
-        match (sniff(&mut stream).await?, admits) {
-            (StreamKind::Tls, _) => {
-                let stream = BufWriter::with_capacity(RECORDS, stream);
-                let (inside, chosen) = timeout(TLS_TIME, self.tls.accept(stream)).await??;
-                let mut inside = Prefixed::new(inside);
-                let kind = sniff(&mut inside).await?;
-                if !chosen.allows(kind) {
-                    goodbye(&mut inside).await?;
-                } else if kind == StreamKind::Stun {
-                    turn(inside, ends.tuple(Transport::Tls), &ends.worker).await?;
-                } else if kind == StreamKind::Http {
-                    self.http(inside, ends).await?;
-                } else if let Some(gateway) = self.gateway {
-                    gateway.carry(inside, ends.client.ip(), ends.places).await?;
-                }
-            }
-            (StreamKind::Stun, Admits::All) => return Ok(Bare::Turn(stream, ends)),
-            (StreamKind::Gateway, Admits::All) => return Ok(Bare::Gateway(stream, ends)),
-            (StreamKind::Http, Admits::All) => self.http(stream, ends).await?,
-            _ => {}
+        // What is seldom needed is boxed, so that those who wait have no room for it in their task.
+        match sniff(&mut stream).await? {
+            StreamKind::Stun => return Ok(Bare::Turn(stream, ends)),
+            StreamKind::Gateway => return Ok(Bare::Gateway(stream, ends)),
+            StreamKind::Tls => Box::pin(self.tls(stream, ends)).await?,
+            StreamKind::Http => http::serve(stream, (self.router, self.trusted), ends).await?,
+            StreamKind::Unknown => {}
         }
         Ok(Bare::Served)
     }
 
-    async fn http<S>(self, stream: S, ends: Ends) -> io::Result<()>
+    /// Serves what is inside TLS.
+    async fn tls<S>(self, stream: Prefixed<S>, ends: Ends) -> io::Result<()>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let client = ends.tuple(Transport::WebSocket);
-        let origin = Origin { client, worker: ends.worker, places: ends.places };
-        let source = RequestSource { trusted: self.trusted, connections: self.connections, origin };
-        let router = self.router.layer(from_fn_with_state(source, request_source::name_client));
-        http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEADER_TIME)
-            .serve_connection(
-                TokioIo::new(Patient::new(stream, WRITE_TIME)),
-                TowerToHyperService::new(router),
-            )
-            .with_upgrades()
-            .await
-            .map_err(io::Error::other)
+        if !ends.place.hold(TLS_MEMORY) {
+            return Ok(());
+        }
+        let stream = BufWriter::with_capacity(RECORDS, Limited::new(stream, TLS_HANDSHAKE));
+        let (mut inside, chosen) = timeout(TLS_TIME, self.tls.accept(stream)).await??;
+        inside.get_mut().0.get_mut().lift();
+        let mut inside = Prefixed::new(inside);
+        let kind = sniff(&mut inside).await?;
+        if !chosen.allows(kind) {
+            goodbye(&mut inside).await?;
+        } else if kind == StreamKind::Stun {
+            carry_frames(inside, ends.tuple(Transport::Tls), (&ends.worker, &ends.place)).await?;
+        } else if kind == StreamKind::Http {
+            http::serve(inside, (self.router, self.trusted), ends).await?;
+        } else if let Some(gateway) = self.gateway {
+            gateway.carry(inside, ends.client.ip(), ends.place).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Waits until a connection is to end because its place or its memory is needed.
+pub(super) fn evicted(place: &Place) -> impl Future<Output = ()> + use<> {
+    let (say, evicted) = oneshot::channel();
+    place.on_evict(move || {
+        let _ = say.send(());
+    });
+    async {
+        if evicted.await.is_err() {
+            pending().await
+        }
     }
 }
 
@@ -253,8 +247,14 @@ impl StreamDoor {
 async fn hand_over(stream: Prefixed<TcpStream>, ends: Ends) -> io::Result<()> {
     let client = ends.tuple(Transport::Tcp);
     let (early, socket) = stream.into_parts();
-    let arrival = Arrival { client, socket: socket.into_std()?, early, places: ends.places };
+    let place = ends.place.clone();
+    let arrival = Arrival { client, socket: socket.into_std()?, early, place: ends.place };
     ends.worker.send(ToWorker::Arrived(Box::new(arrival))).await;
+    let (number, worker) = (place.number(), ends.worker);
+    // A worker that has no room for the word gives the client up when it has been silent for long enough.
+    place.on_evict(move || {
+        let _ = worker.try_send(ToWorker::Evicted { client, number });
+    });
     Ok(())
 }
 
@@ -285,87 +285,12 @@ pub(super) async fn goodbye(stream: &mut (impl AsyncWrite + Unpin)) -> io::Resul
     timeout(CLOSE_TIME, stream.shutdown()).await?
 }
 
-/// Carries frames between one stream and its worker until either ends.
-async fn turn<S: AsyncRead + AsyncWrite + Unpin>(
-    stream: S,
-    client: FiveTuple,
-    worker: &Inbox,
-) -> io::Result<()> {
-    let (mut reader, mut writer) = tokio::io::split(stream);
-    let Some((link, queue)) = worker.open(client).await else { return Ok(()) };
-    let mut buffer = BytesMut::new();
-    let ended = tokio::select! {
-        ended = read_frames(&mut reader, &mut buffer, &link) => ended.map(|()| None),
-        ended = write_replies(&mut writer, queue) => ended,
-    };
-    link.close().await;
-    match ended {
-        Ok(Some(joint)) => joint.run(reader.unsplit(writer), buffer).await,
-        ended => ended.map(drop).and(goodbye(&mut writer).await),
-    }
-}
-
-async fn read_frames(
-    reader: &mut (impl AsyncRead + Unpin),
-    buffer: &mut BytesMut,
-    link: &Link,
-) -> io::Result<()> {
-    loop {
-        let run = frames::run(buffer);
-        if run.len > 0 && !link.hear(buffer.split_to(run.len).freeze()).await {
-            return Ok(());
-        }
-        if let Some(broken) = run.broken {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, broken));
-        }
-        buffer.reserve(READ_ROOM);
-        let mut silent = Duration::ZERO;
-        let read = loop {
-            match timeout(STRANGER_TIME, reader.read_buf(buffer)).await {
-                Ok(read) => break read?,
-                Err(elapsed) => silent += waited(link, silent, elapsed)?,
-            }
-        };
-        if read == 0 {
-            return Ok(());
-        }
-    }
-}
-
-/// Says how long a client was waited for, or that it was long enough.
-fn waited(link: &Link, silent: Duration, elapsed: Elapsed) -> io::Result<Duration> {
-    let patient = link.is_proven() && silent + STRANGER_TIME < IDLE_TIME;
-    if patient { Ok(STRANGER_TIME) } else { Err(elapsed.into()) }
-}
-
-/// Writes frames until the worker has no more use for the stream, or wants it to carry a peer's bytes.
-async fn write_replies(
-    writer: &mut (impl AsyncWrite + Unpin),
-    mut queue: Replies,
-) -> io::Result<Option<Box<Joint>>> {
-    while let Some(told) = queue.next().await {
-        let mut run = match told {
-            ToStream::Frames(run) => run,
-            ToStream::Join(joint) => return Ok(Some(joint)),
-        };
-        let length = run.len();
-        // Inside TLS each becomes a record of its own: some clients take but one frame from a record.
-        while !run.is_empty() {
-            let frame = run.split_to(frames::first(&run));
-            timeout(WRITE_TIME, writer.write_all(&frame)).await??;
-        }
-        // TLS keeps what it could not send until it is flushed.
-        timeout(WRITE_TIME, writer.flush()).await??;
-        queue.written(length);
-    }
-    Ok(None)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::net::certificate::Certificate;
-    use tokio::io::DuplexStream;
+    use crate::net::connections::ConnectionLimits;
+    use tokio::io::{AsyncReadExt, DuplexStream};
     use tokio::sync::mpsc;
     use tokio::task::JoinHandle;
 
@@ -380,31 +305,35 @@ mod tests {
             tls: Tls::new(&Certificate::own(folder.path()).unwrap()).unwrap(),
             trusted: proxies.iter().map(|net| net.parse().unwrap()).collect(),
             gateway: None,
-            room: Arc::new(Semaphore::new(8)),
-            connections: Connections::new(8, &[]),
+            connections: connections(8),
         };
         (door, queue, folder)
+    }
+
+    fn connections(per_address: u32) -> Arc<Connections> {
+        Connections::new(ConnectionLimits { total: 100, descriptors: 100, per_address, bytes: 1 << 20 }, &[])
     }
 
     const CLIENT: &str = "192.0.2.9:50000";
     const BINDING: &[u8] = b"\0\x01\0\0\x21\x12\xA4\x42transaction!";
 
-    fn serve(door: &StreamDoor, admits: Admits) -> (DuplexStream, JoinHandle<io::Result<()>>) {
+    fn serve(door: &StreamDoor) -> (DuplexStream, JoinHandle<io::Result<()>>) {
         let (client, server) = tokio::io::duplex(4096);
         let worker = door.workers[0].clone();
-        let room = Arc::clone(&door.room).try_acquire_owned().unwrap();
-        let places = Places { _room: Arc::new(room), address: None };
+        let place = door.connections.open().unwrap();
         let ends = Ends {
             client: CLIENT.parse().unwrap(),
             server: "192.0.2.1:3478".parse().unwrap(),
             worker,
-            places,
+            place,
         };
-        let serving = door.clone().stream(server, ends, admits);
+        let serving = door.clone().stream(server, ends);
         // What a worker would do with a socket is done by a task here, as inside TLS.
         let served = async {
             match serving.await? {
-                Bare::Turn(stream, ends) => turn(stream, ends.tuple(Transport::Tcp), &ends.worker).await,
+                Bare::Turn(stream, ends) => {
+                    carry_frames(stream, ends.tuple(Transport::Tcp), (&ends.worker, &ends.place)).await
+                }
                 Bare::Gateway(..) | Bare::Served => Ok(()),
             }
         };
@@ -414,7 +343,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_half_open_tls_handshake_is_given_up() {
         let (door, _queue, _folder) = door(&[]);
-        let (mut client, served) = serve(&door, Admits::All);
+        let (mut client, served) = serve(&door);
         client.write_all(b"\x16\x03\x01\x02\0\x01").await.unwrap();
         let before = tokio::time::Instant::now();
         let ended = served.await.unwrap().unwrap_err();
@@ -425,7 +354,7 @@ mod tests {
     async fn a_silent_connection_and_half_a_proxy_header_are_given_up() {
         let (door, _queue, _folder) = door(&["192.0.2.0/24"]);
         for start in [&b""[..], b"PROXY TCP4 "] {
-            let (mut client, served) = serve(&door, Admits::All);
+            let (mut client, served) = serve(&door);
             client.write_all(start).await.unwrap();
             let before = tokio::time::Instant::now();
             assert!(served.await.unwrap().is_err());
@@ -437,7 +366,7 @@ mod tests {
     async fn a_stream_is_silent_for_a_minute_or_with_credentials_for_an_hour() {
         for (proven, patience) in [(false, STRANGER_TIME), (true, IDLE_TIME)] {
             let (door, mut queue, _folder) = door(&[]);
-            let (mut client, served) = serve(&door, Admits::All);
+            let (mut client, served) = serve(&door);
             client.write_all(BINDING).await.unwrap();
             let Some(ToWorker::Opened { leg, .. }) = queue.recv().await else { panic!("not opened") };
             assert!(matches!(queue.recv().await, Some(ToWorker::Frames { .. })));
@@ -451,10 +380,10 @@ mod tests {
     #[tokio::test]
     async fn connections_behind_a_proxy_count_for_whom_it_names() {
         let (mut door, _queue, _folder) = door(&["192.0.2.0/24"]);
-        door.connections = Connections::new(1, &[]);
+        door.connections = connections(1);
         let mut kept = Vec::new();
         for (client, admitted) in [(7, true), (8, true), (7, false)] {
-            let (mut stream, served) = serve(&door, Admits::All);
+            let (mut stream, served) = serve(&door);
             let header = format!("PROXY TCP4 198.51.100.{client} 192.0.2.1 4000 3478\r\n");
             stream.write_all(&[header.as_bytes(), BINDING].concat()).await.unwrap();
             let closed = timeout(Duration::from_millis(200), stream.read_u8()).await.is_ok();
@@ -464,13 +393,34 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_tls_port_closes_what_is_plain() {
+    async fn a_frame_that_does_not_end_is_given_up_though_bytes_come() {
         let (door, mut queue, _folder) = door(&[]);
-        for start in [BINDING, b"GET / HTTP/1.1\r\n\r\n"] {
-            let (mut client, served) = serve(&door, Admits::Tls);
-            client.write_all(start).await.unwrap();
-            served.await.unwrap().unwrap();
-            assert!(queue.try_recv().is_err(), "a worker has heard of it");
+        let (mut client, served) = serve(&door);
+        client.write_all(b"\0\x03\x01\0\x21\x12\xA4\x42transaction!").await.unwrap();
+        let Some(ToWorker::Opened { leg: _leg, .. }) = queue.recv().await else { panic!("not opened") };
+        let before = tokio::time::Instant::now();
+        while client.write_all(b"x").await.is_ok() && !served.is_finished() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(served.await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!(before.elapsed() <= MESSAGE_TIME + Duration::from_secs(1));
+    }
+
+    #[tokio::test]
+    async fn a_stranger_that_begins_a_long_frame_is_closed_and_others_are_not() {
+        for (proven, closed) in [(false, true), (true, false)] {
+            let (door, mut queue, _folder) = door(&[]);
+            let (mut client, served) = serve(&door);
+            client.write_all(BINDING).await.unwrap();
+            let Some(ToWorker::Opened { leg, .. }) = queue.recv().await else { panic!("not opened") };
+            leg.proven.store(proven, std::sync::atomic::Ordering::Relaxed);
+            client
+                .write_all(&[b"\0\x03\xFF\xFC\x21\x12\xA4\x42transaction!", &[0; 8000][..]].concat())
+                .await
+                .unwrap();
+            let ended = timeout(Duration::from_millis(200), client.read_u8()).await;
+            assert_eq!(ended.is_ok(), closed, "proven: {proven}");
+            drop(served);
         }
     }
 
@@ -485,7 +435,7 @@ mod tests {
             (&["192.0.2.0/24"], &[&b"PROXY TCP4 nonsense\r\n"[..], BINDING].concat(), None),
         ] {
             let (door, mut queue, _folder) = door(proxies);
-            let (mut client, served) = serve(&door, Admits::All);
+            let (mut client, served) = serve(&door);
             client.write_all(start).await.unwrap();
             drop(client);
             let _ = served.await.unwrap();

@@ -57,8 +57,9 @@ impl Worker {
         }
         // What follows the request that has joined it with a peer is the peer's, be it frames or not.
         let joined = !self.legs.tcp.listens(slot, client);
-        self.legs.tcp.keep(slot, intake.part(at, bytes.end - at));
-        run.broken.is_some() && !joined
+        let rest = intake.part(at, bytes.end - at);
+        let kept = self.legs.tcp.keep(now.mono, slot, rest, at > bytes.start);
+        (run.broken.is_some() || !kept) && !joined
     }
 
     /// Forgets clients whose sockets have ended while they were written, or were given up.

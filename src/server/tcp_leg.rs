@@ -1,10 +1,13 @@
 //! Clients by plain TCP: their sockets belong to the worker, which reads and writes them in its own loop. No task, no queue and no
 //! allocation stand between a frame and the relay.
 
-use super::stream::{IDLE_TIME, Places, STRANGER_TIME, WRITE_TIME};
+use super::stream::{
+    IDLE_TIME, MESSAGE_TIME, STRANGER_MESSAGE, STRANGER_ROOM, STRANGER_TIME, STRANGER_WAITING, WRITE_TIME,
+};
 use super::tcp_relay::Joint;
 use crate::clock::Deadlines;
 use crate::limits::Limit;
+use crate::net::connections::Place;
 use crate::net::udp::Intake;
 use crate::turn_server::FiveTuple;
 use bytes::BytesMut;
@@ -24,8 +27,10 @@ use tokio::task::JoinSet;
 pub(super) const READ_ROOM: usize = 64 * 1024;
 /// Bytes that wait for one client to read them; beyond it frames are dropped, as a network would.
 pub(super) const MAX_WAITING: usize = 256 * 1024;
-/// Room that an idle client may keep.
+/// Room that an idle client may keep once it has shown credentials.
 const KEPT_ROOM: usize = 8 * 1024;
+/// Bytes of a stranger's that are not counted.
+const UNCOUNTED: usize = 1024;
 /// The bit that tells these tokens from those of doors and relay sockets.
 const TOKENS: usize = 1 << (usize::BITS - 2);
 
@@ -36,7 +41,7 @@ pub(super) struct Arrival {
     pub(super) socket: std::net::TcpStream,
     /// What was read from it already.
     pub(super) early: BytesMut,
-    pub(super) places: Places,
+    pub(super) place: Place,
 }
 
 /// One client's socket.
@@ -44,14 +49,18 @@ pub(super) struct Arrival {
 struct TcpLeg {
     client: FiveTuple,
     socket: TcpStream,
-    places: Places,
+    place: Place,
     /// The beginning of a frame that is not whole.
     begun: Vec<u8>,
     /// Frames that are to be written from `written` on.
     out: Vec<u8>,
     written: usize,
     proven: bool,
+    /// Bytes that a stranger was counted for.
+    counted: usize,
     heard: Instant,
+    /// Since when a frame has begun that is not whole.
+    begun_at: Option<Instant>,
     /// Since when the client has taken nothing of `out`.
     stuck: Option<Instant>,
     /// Whether it is in the list of those that are to be read, and to be written.
@@ -109,7 +118,7 @@ impl TcpLegs {
 
     /// Takes over a socket; returns its slot.
     pub(super) fn adopt(&mut self, now: Instant, arrival: Arrival) -> io::Result<usize> {
-        let Arrival { client, socket, early, places } = arrival;
+        let Arrival { client, socket, early, place } = arrival;
         let entry = self.legs.vacant_entry();
         let slot = entry.key();
         let mut socket = TcpStream::from_std(socket);
@@ -118,12 +127,14 @@ impl TcpLegs {
         entry.insert(TcpLeg {
             client,
             socket,
-            places,
-            begun: early.into(),
+            place,
+            begun: early[..].into(),
             out: Vec::new(),
             written: 0,
             proven: false,
+            counted: 0,
             heard: now,
+            begun_at: None,
             stuck: None,
             to_read: true,
             to_write: false,
@@ -164,16 +175,20 @@ impl TcpLegs {
     ) -> Option<(usize, Reading)> {
         let (slot, leg) = loop {
             let slot = self.to_read.pop_front()?;
-            if let Some(leg) = self.legs.get_mut(slot).filter(|leg| leg.to_read && leg.joint.is_none()) {
+            let Some(leg) = self.legs.get_mut(slot).filter(|leg| leg.to_read && leg.joint.is_none()) else {
+                continue;
+            };
+            if leg.proven || leg.stuck.is_none() {
                 break (slot, leg);
             }
+            // A stranger that takes no answers is asked no more; it stays marked, and is read when it has taken them.
         };
         leg.to_read = false;
         let begun = leg.begun.len();
         let room = intake.stage(start);
         room[..begun].copy_from_slice(&leg.begun);
         leg.begun.clear();
-        let most = room.len().min(begun + READ_ROOM);
+        let most = room.len().min(begun + if leg.proven { READ_ROOM } else { STRANGER_ROOM });
         let read = loop {
             match leg.socket.read(&mut room[begun..most]) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -197,12 +212,29 @@ impl TcpLegs {
         Some((slot, Reading { client: leg.client, bytes, ended }))
     }
 
-    /// Keeps the beginning of a frame, or what is meant for a peer.
-    pub(super) fn keep(&mut self, slot: usize, rest: &[u8]) {
-        let Some(leg) = self.legs.get_mut(slot) else { return };
+    /// Keeps the beginning of a frame, or what is meant for a peer; `is_new` says that whole frames came before it. `false` when a
+    /// stranger would have to be kept more of than is kept of strangers.
+    pub(super) fn keep(&mut self, now: Instant, slot: usize, rest: &[u8], is_new: bool) -> bool {
+        let Some(leg) = self.legs.get_mut(slot) else { return true };
+        leg.begun.reserve_exact(rest.len());
         leg.begun.extend_from_slice(rest);
-        if rest.is_empty() && leg.begun.capacity() > KEPT_ROOM {
+        if rest.is_empty() && leg.begun.capacity() > leg.kept_room() {
             leg.begun = Vec::new();
+        }
+        if rest.is_empty() || is_new {
+            leg.begun_at = None;
+        }
+        if !rest.is_empty() && leg.begun_at.is_none() && leg.joint.is_none() {
+            leg.begun_at = Some(now);
+            self.deadlines.set(slot, leg.given_up());
+        }
+        leg.proven || (rest.len() <= STRANGER_MESSAGE && leg.count())
+    }
+
+    /// Ends a client that has shown no credentials.
+    pub(super) fn evict(&mut self, slot: usize, number: u64) {
+        if self.legs.get(slot).is_some_and(|leg| !leg.proven && leg.place.number() == number) {
+            self.ended.push(slot);
         }
     }
 
@@ -218,8 +250,9 @@ impl TcpLegs {
         if leg.joint.is_some() {
             return false;
         }
-        if leg.out.len() - leg.written + length > MAX_WAITING {
-            Limit::UnreadBytesPerClient.reached(MAX_WAITING);
+        let most = if leg.proven { MAX_WAITING } else { STRANGER_WAITING };
+        if leg.out.len() - leg.written + length > most {
+            Limit::UnreadBytesPerClient.reached(most);
             return false;
         }
         if leg.written > MAX_WAITING {
@@ -240,7 +273,7 @@ impl TcpLegs {
     /// Notes that a client has shown good credentials.
     pub(super) fn prove(&mut self, slot: usize) {
         if let Some(leg) = self.legs.get_mut(slot) {
-            leg.proven = true;
+            leg.prove();
         }
     }
 
@@ -248,6 +281,7 @@ impl TcpLegs {
     pub(super) fn join(&mut self, slot: usize, joint: Box<Joint>) -> bool {
         let Some(leg) = self.legs.get_mut(slot) else { return false };
         leg.joint = Some(joint);
+        leg.prove();
         if !leg.to_write {
             leg.to_write = true;
             self.to_write.push(slot);
@@ -260,10 +294,13 @@ impl TcpLegs {
         while let Some(slot) = self.to_write.pop() {
             let Some(leg) = self.legs.get_mut(slot) else { continue };
             leg.to_write = false;
-            if leg.joint.is_some() || leg.write(now).is_err() {
+            if leg.joint.is_some() || leg.write(now).is_err() || !(leg.proven || leg.count()) {
                 self.ended.push(slot);
             } else if leg.stuck.is_some() {
                 self.deadlines.set(slot, leg.given_up());
+            } else if leg.to_read && !leg.proven {
+                // It may have been passed over while it took nothing.
+                self.to_read.push_back(slot);
             }
         }
     }
@@ -310,7 +347,7 @@ impl TcpLegs {
     }
 
     fn run(&mut self, leg: TcpLeg, joint: Joint) {
-        let TcpLeg { socket, places, begun, mut out, written, .. } = leg;
+        let TcpLeg { socket, place, begun, mut out, written, .. } = leg;
         out.drain(..written);
         let joint = joint.behind(out);
         while self.joined.try_join_next().is_some() {}
@@ -320,7 +357,7 @@ impl TcpLegs {
             if let Err(error) = carried.await {
                 tracing::debug!(%error, "stream ended");
             }
-            drop(places);
+            drop(place);
         };
         self.joined.spawn_on(carry, &self.runtime);
     }
@@ -330,7 +367,29 @@ impl TcpLeg {
     /// Returns when the client is given up if it says and takes nothing more.
     fn given_up(&self) -> Instant {
         let silent = self.heard + if self.proven { IDLE_TIME } else { STRANGER_TIME };
-        self.stuck.map_or(silent, |stuck| silent.min(stuck + WRITE_TIME))
+        let begun = self.begun_at.map_or(silent, |begun| silent.min(begun + MESSAGE_TIME));
+        self.stuck.map_or(begun, |stuck| begun.min(stuck + WRITE_TIME))
+    }
+
+    fn prove(&mut self) {
+        if !std::mem::replace(&mut self.proven, true) {
+            self.place.prove();
+        }
+    }
+
+    /// Returns how much room an idle client may keep.
+    fn kept_room(&self) -> usize {
+        if self.proven { KEPT_ROOM } else { 0 }
+    }
+
+    /// Counts what a stranger holds; `false` when there is no memory for it.
+    fn count(&mut self) -> bool {
+        let held = self.begun.capacity() + self.out.capacity();
+        let held = if held > UNCOUNTED { held } else { 0 };
+        held == self.counted || {
+            self.counted = held;
+            self.place.hold(held)
+        }
     }
 
     /// Writes as much as the system takes; an edge in readiness follows when that was not all.
@@ -351,7 +410,7 @@ impl TcpLeg {
             }
         }
         self.out.clear();
-        if self.out.capacity() > KEPT_ROOM {
+        if self.out.capacity() > self.kept_room() {
             self.out = Vec::new();
         }
         (self.written, self.stuck) = (0, None);

@@ -12,6 +12,12 @@ use std::time::Duration;
 const FOREVER: Duration = Duration::from_secs(20);
 const FRAME: &[u8] = b"\x40\x01\0\x04here";
 
+fn place() -> Place {
+    use crate::net::connections::{ConnectionLimits, Connections};
+    let limits = ConnectionLimits { total: 1, descriptors: 1, per_address: 1, bytes: 1 << 20 };
+    Connections::new(limits, &[]).open().unwrap()
+}
+
 struct World {
     poll: Poll,
     legs: TcpLegs,
@@ -33,7 +39,7 @@ impl World {
         socket.set_nonblocking(true).unwrap();
         let server: SocketAddr = listener.local_addr().unwrap();
         let client = FiveTuple { client: address, server, transport: Transport::Tcp };
-        let arrival = Arrival { client, socket, early: early.into(), places: Places::free() };
+        let arrival = Arrival { client, socket, early: early.into(), place: place() };
         (near, self.legs.adopt(self.start, arrival).unwrap())
     }
 
@@ -72,9 +78,10 @@ async fn what_was_read_early_and_what_begins_a_frame_come_before_the_rest() {
     let mut world = World::new();
     let (mut client, slot) = world.connect(&FRAME[..3]);
     assert_eq!(world.read(3), (FRAME[..3].to_vec(), false));
-    world.legs.keep(slot, &FRAME[..3]);
+    assert!(world.legs.keep(world.start, slot, &FRAME[..3], false));
     client.write_all(&FRAME[3..]).unwrap();
     assert_eq!(world.read(FRAME.len()), (FRAME.to_vec(), false));
+    world.legs.prove(slot);
     let large = vec![7; 3 * READ_ROOM];
     let writer = std::thread::spawn(move || {
         client.write_all(&large).unwrap();

@@ -2,18 +2,33 @@
 
 use super::frames;
 use super::inbox::{Inbox, Link, Replies, ToStream};
-use super::stream::Places;
+use super::stream::{CLOSE_TIME, MESSAGE_TIME, STRANGER_MESSAGE, evicted};
+use crate::net::connections::Place;
+use crate::net::upgrade;
+use crate::net::websocket::{self, Fault, Frame, Kind, Reader};
 use crate::turn_server::FiveTuple;
 use crate::turn_server::wire::{CHANNEL_HEADER_LEN, frame_len};
-use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::extract::Request;
+use axum::http::header;
 use axum::response::Response;
 use axum::routing::get;
 use axum::{Extension, Router};
-use bytes::Bytes;
-use futures_util::SinkExt;
+use hyper::upgrade::Upgraded;
+use hyper_util::rt::TokioIo;
+use std::future::pending;
+use std::io;
+use std::mem::take;
+use std::pin::Pin;
 use std::time::Duration;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{MissedTickBehavior, Sleep, interval, sleep, timeout};
 
+/// Close codes ([RFC 6455 section 7.4.1](https://www.rfc-editor.org/rfc/rfc6455#section-7.4.1)).
+const NORMAL: u16 = 1000;
+const AWAY: u16 = 1001;
+const INVALID: u16 = 1007;
+const POLICY: u16 = 1008;
+const TRY_LATER: u16 = 1013;
 /// The subprotocol, where the client offers it.
 const PROTOCOL: &str = "turn";
 /// The longest STUN message; ChannelData with its padding is shorter.
@@ -29,7 +44,7 @@ pub(super) struct Origin {
     pub(super) client: FiveTuple,
     pub(super) worker: Inbox,
     /// What the connection occupies, also after HTTP has let go of it.
-    pub(super) places: Places,
+    pub(super) place: Place,
 }
 
 /// Routes `/turn`.
@@ -37,89 +52,140 @@ pub(super) fn router() -> Router {
     Router::new().route("/turn", get(upgrade))
 }
 
-async fn upgrade(Extension(origin): Extension<Origin>, upgrade: WebSocketUpgrade) -> Response {
-    upgrade
-        .protocols([PROTOCOL])
-        .max_message_size(MAX_MESSAGE)
-        .max_frame_size(MAX_MESSAGE)
-        .on_upgrade(move |socket| serve(socket, origin))
+async fn upgrade(Extension(origin): Extension<Origin>, mut request: Request) -> Response {
+    let headers = request.headers();
+    let Some(accept) = upgrade::accept(headers) else { return upgrade::refusal() };
+    let chosen = upgrade::has(headers, header::SEC_WEBSOCKET_PROTOCOL, PROTOCOL).then_some(PROTOCOL);
+    let upgraded = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        if let Ok(stream) = upgraded.await {
+            serve(TokioIo::new(stream), origin).await;
+        }
+    });
+    upgrade::switching(accept, chosen)
 }
 
-async fn serve(mut socket: WebSocket, origin: Origin) {
-    let Origin { client, worker, places } = origin;
-    let Some((link, replies)) = worker.open(client).await else { return };
-    let code = carry(&mut socket, &link, replies).await;
+async fn serve(mut stream: TokioIo<Upgraded>, origin: Origin) {
+    let Origin { client, worker, place } = origin;
+    let evicted = evicted(&place);
+    // What HTTP held is gone.
+    let _ = place.hold(0);
+    let Some((link, replies)) = worker.open(client, Some(place.clone())).await else { return };
+    let code = tokio::select! {
+        code = carry(&mut stream, (&link, &place), replies) => code,
+        () = evicted => Some(TRY_LATER),
+    };
     link.close().await;
     if let Some(code) = code {
-        let frame = CloseFrame { code, reason: "".into() };
+        let mut out = Vec::new();
+        websocket::write_close(Some(code), &mut out);
         // A client that does not hear why it is closed is closed all the same.
-        let _ = timeout(PING, socket.send(Message::Close(Some(frame)))).await;
+        // What the client still sends is read, or the system would drop the close along with it.
+        let goodbye = async {
+            stream.write_all(&out).await?;
+            stream.shutdown().await?;
+            let mut room = [0; 1024];
+            while stream.read(&mut room).await? > 0 {}
+            io::Result::Ok(())
+        };
+        let _ = timeout(CLOSE_TIME, goodbye).await;
     }
-    drop(places);
 }
 
 /// Carries frames both ways until either side ends it; returns the code to close with, where a close is still due.
-async fn carry(socket: &mut WebSocket, link: &Link, mut replies: Replies) -> Option<u16> {
+async fn carry(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    (link, place): (&Link, &Place),
+    mut replies: Replies,
+) -> Option<u16> {
+    let mut reader = Reader::new(Kind::Binary, STRANGER_MESSAGE);
     let mut ping = interval(PING);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut silent = 0;
+    let (mut silent, mut out) = (0, Vec::new());
+    // Set while a message has begun that is not whole.
+    let mut deadline: Option<Pin<Box<Sleep>>> = None;
     loop {
-        let message = tokio::select! {
-            received = socket.recv() => {
+        let mut written = 0;
+        tokio::select! {
+            received = upgrade::receive(stream, &mut reader) => {
                 silent = 0;
-                match received {
-                    Some(Ok(Message::Binary(bytes))) if is_one_frame(&bytes) => {
-                        if link.hear(bytes).await {
-                            continue;
-                        }
-                        return Some(close_code::AWAY);
-                    }
-                    Some(Ok(Message::Binary(_))) => return Some(close_code::INVALID),
-                    Some(Ok(Message::Text(_))) => return Some(close_code::UNSUPPORTED),
-                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
-                    Some(Err(error)) => return Some(code_for(error)),
-                    Some(Ok(Message::Close(_))) | None => return None,
+                if !matches!(received, Ok(1..)) {
+                    return None;
+                }
+                match hear(&mut reader, link, &mut out).await {
+                    Ok(true) => deadline = None,
+                    Ok(false) => {}
+                    Err(code) => return code,
+                }
+                if !reader.is_within_message() {
+                    deadline = None;
+                } else if deadline.is_none() {
+                    deadline = Some(Box::pin(sleep(MESSAGE_TIME)));
+                }
+                if !place.hold_message(reader.held()) {
+                    return Some(TRY_LATER);
                 }
             }
             reply = replies.next() => match reply {
-                Some(ToStream::Frames(run)) => {
-                    let length = run.len();
-                    if !matches!(timeout(IDLE, send_frames(socket, run)).await, Ok(Ok(()))) {
-                        return None;
+                Some(ToStream::Frames(mut run)) => {
+                    written = run.len();
+                    while !run.is_empty() {
+                        websocket::write_binary(&run.split_to(frames::first(&run)), &mut out);
                     }
-                    replies.written(length);
-                    continue;
                 }
-                Some(ToStream::Join(_)) | None => return Some(close_code::AWAY),
+                Some(ToStream::Join(_)) | None => return Some(AWAY),
             },
+            () = past(&mut deadline) => return Some(POLICY),
             _ = ping.tick() => {
                 if PING * silent >= IDLE {
-                    return Some(close_code::AWAY);
+                    return Some(AWAY);
                 }
                 silent += 1;
-                Message::Ping(Bytes::new())
+                websocket::write_ping(&mut out);
             }
-        };
-        if !matches!(timeout(IDLE, socket.send(message)).await, Ok(Ok(()))) {
-            return None;
         }
+        if !out.is_empty() {
+            let out = take(&mut out);
+            let sent = async { stream.write_all(&out).await.and(stream.flush().await) };
+            if !matches!(timeout(IDLE, sent).await, Ok(Ok(()))) {
+                return None;
+            }
+        }
+        replies.written(written);
     }
 }
 
-/// Sends each frame as a message, all of them together.
-async fn send_frames(socket: &mut WebSocket, mut run: Bytes) -> Result<(), axum::Error> {
-    while !run.is_empty() {
-        let frame = run.split_to(frames::first(&run));
-        socket.feed(Message::Binary(frame)).await?;
+/// Waits for a deadline, if there is one.
+async fn past(deadline: &mut Option<Pin<Box<Sleep>>>) {
+    match deadline {
+        Some(deadline) => deadline.await,
+        None => pending().await,
     }
-    socket.flush().await
 }
 
-/// Returns the code for a message that could not be read: too long, as a rule.
-fn code_for(error: axum::Error) -> u16 {
-    match error.into_inner().downcast_ref() {
-        Some(tokio_tungstenite::tungstenite::Error::Capacity(_)) => close_code::SIZE,
-        _ => close_code::PROTOCOL,
+/// Hands on what was read; says whether a message was whole, or with which code it ends, where the client is to be told.
+async fn hear(reader: &mut Reader, link: &Link, out: &mut Vec<u8>) -> Result<bool, Option<u16>> {
+    let mut was_whole = false;
+    loop {
+        if link.is_proven() {
+            reader.set_longest(MAX_MESSAGE);
+        }
+        match reader.next() {
+            Ok(None) => return Ok(was_whole),
+            Ok(Some(Frame::Binary(frame))) => {
+                was_whole = true;
+                if !is_one_frame(&frame) {
+                    return Err(Some(INVALID));
+                }
+                if !link.hear(frame.into()).await {
+                    return Err(Some(AWAY));
+                }
+            }
+            Ok(Some(Frame::Ping(payload))) => websocket::write_pong(&payload, out),
+            Ok(Some(Frame::Pong | Frame::Text(_))) => {}
+            Ok(Some(Frame::Close(code))) => return Err(code.or(Some(NORMAL))),
+            Err(Fault(code)) => return Err(Some(code)),
+        }
     }
 }
 

@@ -59,8 +59,8 @@ pub(super) enum Turn {
 pub(super) struct DoorSocket {
     pub(super) port: UdpPort,
     pub(super) door: Door,
-    /// Whether everything but DTLS is dropped.
-    pub(super) dtls_only: bool,
+    /// Whether it is at the TLS and DTLS port: signalling answers from the main one and is not heard here.
+    pub(super) is_tls_port: bool,
 }
 
 /// What a worker begins with.
@@ -252,6 +252,7 @@ impl Worker {
                         self.relay.handle_client_gone(client);
                     }
                 }
+                ToWorker::Evicted { client, number } => self.legs.evict(client, number),
                 ToWorker::Opened { client, leg } => {
                     if self.legs.open(now.mono, client, leg) {
                         self.relay.handle_client_gone(client);
@@ -330,7 +331,7 @@ impl Worker {
 
     /// Has the relay read what a haul from a door is going to need.
     fn look_ahead(&self, door: usize, senders: impl Iterator<Item = SocketAddr>) {
-        let DoorSocket { port, dtls_only: false, .. } = &self.legs.doors[door] else { return };
+        let port = &self.legs.doors[door].port;
         // The IP address that each datagram was sent to matters to nobody who only looks ahead.
         let server = port.local_addr();
         let tuple = |client| FiveTuple { client, server, transport: Transport::Udp };
@@ -364,15 +365,11 @@ impl Worker {
     }
 
     fn hear_door(&mut self, now: Now, index: usize, datagram: Datagram<'_>, intake: &Intake) {
-        let DoorSocket { port, door, dtls_only } = &self.legs.doors[index];
+        let DoorSocket { port, door, is_tls_port } = &self.legs.doors[index];
         let local = port.local_addr();
         let server = SocketAddr::new(datagram.local_ip.unwrap_or(local.ip()), local.port());
         let tuple = FiveTuple { client: datagram.from, server, transport: Transport::Udp };
         let kind = demux::datagram(datagram.payload);
-        if *dtls_only && kind != DatagramKind::Dtls {
-            self.legs.note_dropped();
-            return;
-        }
         match (kind, *door) {
             (DatagramKind::Dtls, Door::Main) => {
                 let (gate, ends) = (&mut self.gate, (datagram.from, server));
@@ -386,7 +383,7 @@ impl Worker {
             {
                 self.hear_client(now, tuple, marks(&datagram), datagram.payload, intake);
             }
-            (DatagramKind::Signaling, door) => {
+            (DatagramKind::Signaling, door) if !is_tls_port => {
                 if !self.signaling.datagram(door, datagram.from, datagram.local_ip, datagram.payload) {
                     self.legs.note_dropped();
                 }

@@ -12,7 +12,6 @@ mod call;
 mod calls;
 pub mod config;
 mod envelope;
-mod framing;
 mod gathers;
 mod http;
 mod identity;

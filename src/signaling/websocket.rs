@@ -3,35 +3,39 @@
 //! Most connections are idle: a task keeps no buffer, and one timer. What waits for a client leaves with one write.
 
 use super::config::Times;
-use super::framing::{self, Fault, Frame, Reader};
 use super::http::refuse_page;
 use super::inbox::{Inbox, Unsent};
 use super::leg::Conn;
 use super::outbox::{News, Texts, outbox};
 use super::service::{Event, Shared};
+use super::wire::MAX_TEXT;
 use crate::limits::Limit;
+use crate::net::connections::Place;
 use crate::net::time::mono;
-use axum::body::Body;
+use crate::net::upgrade;
+use crate::net::websocket::{self as framing, Fault, Frame, Kind, Reader};
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::{HeaderMap, HeaderName, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::HeaderMap;
+use axum::response::Response;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{pending, poll_fn};
 use std::io;
-use std::mem::{MaybeUninit, take};
+use std::mem::take;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Poll, ready};
+use std::task::Poll;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-/// Bytes read at a time.
-const READ_ROOM: usize = 8 * 1024;
+/// How long a message may take from its first byte to its last.
+const MESSAGE_TIME: Duration = Duration::from_secs(30);
+/// Bytes of a begun message that are not counted.
+const UNCOUNTED: usize = 1024;
 /// The close code of a server that goes away, or of a client that has been silent for too long.
 const AWAY: u16 = 1001;
 /// The close code of a server that has no room at the moment
@@ -48,38 +52,25 @@ pub(super) async fn upgrade(
     if let Some(refusal) = refuse_page(&shared.config.origins, &headers) {
         return refusal;
     }
-    let Some(accept) = accept(&headers) else {
-        let what = "this is a WebSocket: connect with version 13 (RFC 6455)\n";
-        return (StatusCode::BAD_REQUEST, [(header::SEC_WEBSOCKET_VERSION, "13")], what).into_response();
-    };
+    let Some(accept) = upgrade::accept(&headers) else { return upgrade::refusal() };
+    let place = request.extensions().get::<Place>().cloned();
     let upgraded = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         if let Ok(stream) = upgraded.await {
-            serve(TokioIo::new(stream), shared, peer).await;
+            // From now on the limits of signalling count it.
+            place.iter().for_each(Place::leave);
+            let _ = place.as_ref().is_none_or(|place| place.hold(0));
+            serve(TokioIo::new(stream), shared, (peer, place)).await;
         }
     });
-    let headers = [
-        (header::CONNECTION, "upgrade".to_owned()),
-        (header::UPGRADE, "websocket".to_owned()),
-        (header::SEC_WEBSOCKET_ACCEPT, accept),
-    ];
-    (StatusCode::SWITCHING_PROTOCOLS, headers, Body::empty()).into_response()
+    upgrade::switching(accept, None)
 }
 
-/// Returns what accepts a client's handshake (RFC 6455 section 4.2.1); none where it is no such thing.
-fn accept(headers: &HeaderMap) -> Option<String> {
-    let has = |name: HeaderName, token: &str| {
-        let mut values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-        values.any(|value| value.split(',').any(|word| word.trim().eq_ignore_ascii_case(token)))
-    };
-    let asks = has(header::CONNECTION, "upgrade")
-        && has(header::UPGRADE, "websocket")
-        && has(header::SEC_WEBSOCKET_VERSION, "13");
-    let key = headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| asks)?;
-    Some(derive_accept_key(key.as_bytes()))
-}
-
-async fn serve(mut stream: TokioIo<Upgraded>, shared: Arc<Shared>, peer: SocketAddr) {
+async fn serve(
+    mut stream: TokioIo<Upgraded>,
+    shared: Arc<Shared>,
+    (peer, place): (SocketAddr, Option<Place>),
+) {
     let conn = shared.next_conn();
     let (outbox, texts) = outbox(&shared.config.limits, &shared.waiting);
     let Some(inbox) = shared.inbox_of(conn) else { return };
@@ -87,7 +78,7 @@ async fn serve(mut stream: TokioIo<Upgraded>, shared: Arc<Shared>, peer: SocketA
     if !Box::pin(inbox.send(Event::Opened { conn, ip: peer.ip(), outbox })).await {
         return;
     }
-    let ended = converse(&mut stream, &shared, (conn, inbox), texts).await;
+    let ended = converse(&mut stream, &shared, (conn, inbox), (texts, place)).await;
     Box::pin(inbox.send(Event::Closed { conn })).await;
     if ended != End::Gone {
         let mut out = Vec::new();
@@ -120,15 +111,18 @@ async fn converse(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     shared: &Shared,
     (conn, inbox): (Conn, &Inbox),
-    mut texts: Texts,
+    (mut texts, place): (Texts, Option<Place>),
 ) -> End {
-    let (mut reader, mut room, mut out) = (Reader::default(), VecDeque::new(), Vec::new());
+    let mut reader = Reader::new(Kind::Text, MAX_TEXT);
+    let (mut room, mut out) = (VecDeque::new(), Vec::new());
+    let mut begun = Begun::new(place);
     let mut watch = Watch::new(&shared.config.times);
     // One timer, set anew only when it has gone off: messages are many.
     let mut alarm = pin!(sleep_until(watch.next()));
     loop {
         tokio::select! {
-            received = receive(stream, &mut reader) => {
+            () = begun.evicted() => return End::Close(Some(TRY_AGAIN_LATER)),
+            received = upgrade::receive(stream, &mut reader) => {
                 watch.heard = moment();
                 if !matches!(received, Ok(1..)) {
                     return End::Gone;
@@ -143,6 +137,13 @@ async fn converse(
                         }
                         Err(end) => return end,
                     }
+                }
+                if !begun.hold(reader.held()) {
+                    return End::Close(Some(TRY_AGAIN_LATER));
+                }
+                watch.begun = reader.is_within_message().then(|| watch.begun.unwrap_or(watch.heard));
+                if watch.next() < alarm.deadline() {
+                    alarm.as_mut().reset(watch.next());
                 }
             }
             news = texts.next(&mut room) => match news {
@@ -182,16 +183,45 @@ async fn converse(
     }
 }
 
-/// Reads once, into room that is there for the moment alone.
-async fn receive(stream: &mut (impl AsyncRead + Unpin), reader: &mut Reader) -> io::Result<usize> {
-    poll_fn(|context| {
-        let mut room = [const { MaybeUninit::uninit() }; READ_ROOM];
-        let mut room = ReadBuf::uninit(&mut room);
-        ready!(Pin::new(&mut *stream).poll_read(context, &mut room))?;
-        reader.push(room.filled());
-        Ok(room.filled().len()).into()
-    })
-    .await
+/// What a client holds of the memory of all that have shown no credentials: a message that has begun.
+struct Begun {
+    place: Option<Place>,
+    holds: bool,
+    /// There once it has held some.
+    evicted: Option<oneshot::Receiver<()>>,
+}
+
+impl Begun {
+    fn new(place: Option<Place>) -> Self {
+        Self { place, holds: false, evicted: None }
+    }
+
+    /// Notes how many bytes are kept; `false` when there is no memory for them.
+    fn hold(&mut self, bytes: usize) -> bool {
+        let bytes = if bytes > UNCOUNTED { bytes } else { 0 };
+        let Some(place) = self.place.as_ref().filter(|_| self.holds || bytes > 0) else { return true };
+        if self.evicted.is_none() {
+            let (say, evicted) = oneshot::channel();
+            place.on_evict(move || {
+                let _ = say.send(());
+            });
+            self.evicted = Some(evicted);
+        }
+        self.holds = bytes > 0;
+        place.hold_message(bytes)
+    }
+
+    /// Waits until the memory is wanted back.
+    async fn evicted(&mut self) {
+        let said = match &mut self.evicted {
+            Some(evicted) => evicted.await.is_ok(),
+            None => false,
+        };
+        if !said {
+            self.evicted = None;
+            pending().await
+        }
+    }
 }
 
 /// Sends what is taken without waiting; returns how much that is, and whether all has left.
@@ -240,7 +270,7 @@ fn hear(
                 Err(Unsent::Over) => return Err(End::Close(Some(AWAY))),
             },
             Ok(Some(Frame::Ping(payload))) => framing::write_pong(&payload, out),
-            Ok(Some(Frame::Pong)) => {}
+            Ok(Some(Frame::Pong | Frame::Binary(_))) => {}
             Ok(Some(Frame::Close(code))) => return Err(End::Close(code)),
             Err(Fault(code)) => return Err(End::Close(Some(code))),
         }
@@ -257,6 +287,8 @@ struct Watch {
     idle: Duration,
     heard: Instant,
     pinged: Instant,
+    /// Since when a message has begun that is not whole.
+    begun: Option<Instant>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -269,15 +301,27 @@ enum Due {
 impl Watch {
     fn new(times: &Times) -> Self {
         let now = moment();
-        Self { ping: times.ping.max(Duration::from_millis(1)), idle: times.idle, heard: now, pinged: now }
+        Self {
+            ping: times.ping.max(Duration::from_millis(1)),
+            idle: times.idle,
+            heard: now,
+            pinged: now,
+            begun: None,
+        }
     }
 
     fn next(&self) -> Instant {
-        (self.pinged + self.ping).min(self.heard + self.idle)
+        (self.pinged + self.ping).min(self.given_up())
+    }
+
+    /// Returns when the client is given up if nothing more comes of it.
+    fn given_up(&self) -> Instant {
+        let silent = self.heard + self.idle;
+        self.begun.map_or(silent, |begun| silent.min(begun + MESSAGE_TIME))
     }
 
     fn take(&mut self, now: Instant) -> Due {
-        if now >= self.heard + self.idle {
+        if now >= self.given_up() {
             return Due::Close;
         }
         if now < self.pinged + self.ping {
@@ -296,7 +340,8 @@ mod tests {
     fn a_connection_is_pinged_in_time_and_closed_when_nothing_is_heard() {
         let start = moment();
         let seconds = Duration::from_secs;
-        let mut watch = Watch { ping: seconds(15), idle: seconds(40), heard: start, pinged: start };
+        let mut watch =
+            Watch { ping: seconds(15), idle: seconds(40), heard: start, pinged: start, begun: None };
         assert_eq!((watch.next(), watch.take(start + seconds(14))), (start + seconds(15), Due::Nothing));
         assert_eq!(watch.take(start + seconds(15)), Due::Ping);
         watch.heard = start + seconds(20);
@@ -304,5 +349,20 @@ mod tests {
         assert_eq!(watch.take(start + seconds(45)), Due::Ping);
         assert_eq!((watch.next(), watch.take(start + seconds(59))), (start + seconds(60), Due::Nothing));
         assert_eq!(watch.take(start + seconds(60)), Due::Close);
+    }
+
+    #[test]
+    fn a_message_that_has_begun_and_does_not_end_closes_the_connection_though_bytes_come() {
+        let start = moment();
+        let seconds = Duration::from_secs;
+        let mut watch = Watch {
+            ping: seconds(100),
+            idle: seconds(40),
+            heard: start + seconds(29),
+            pinged: start,
+            begun: Some(start),
+        };
+        assert_eq!((watch.next(), watch.take(start + seconds(29))), (start + MESSAGE_TIME, Due::Nothing));
+        assert_eq!(watch.take(start + MESSAGE_TIME), Due::Close);
     }
 }

@@ -71,7 +71,7 @@ const PURE: &[&str] = &[
     "src/signaling/calls.rs",
     "src/signaling/config.rs",
     "src/signaling/envelope.rs",
-    "src/signaling/framing.rs",
+    "src/net/websocket.rs",
     "src/signaling/gathers.rs",
     "src/signaling/identity.rs",
     "src/signaling/inner.rs",

@@ -60,6 +60,16 @@ impl House {
         Self::start((listen, free_ports()), lines, "port = 0", |program| Command::new(program))
     }
 
+    /// Starts a server on loopback that may have so many descriptors.
+    pub(crate) fn with_descriptors(limit: u32, turn: &str) -> Self {
+        let listen = [Ipv4Addr::LOCALHOST.into()];
+        Self::start((&listen, free_ports()), Lines { turn, ..Lines::default() }, "port = 0", |program| {
+            let mut command = Command::new("sh");
+            command.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\""), program]);
+            command
+        })
+    }
+
     /// Starts a server on loopback with a TLS port of its own, and with a certificate for 127.0.0.1 by `authority`, or else its
     /// own.
     pub(crate) fn with_tls(lines: Lines<'_>, authority: Option<&Authority>) -> Self {

@@ -2,6 +2,7 @@
 
 pub(crate) mod abuse;
 mod amplification;
+mod connections;
 mod coturn_bugs;
 mod garbage;
 mod logs;

@@ -1,14 +1,14 @@
-//! The server's side of WebSocket framing (RFC 6455 section 5), texts alone and without extensions.
+//! The server's side of WebSocket framing (RFC 6455 section 5), for messages of one kind and without extensions. Pure.
 //!
 //! Nothing is kept between messages: who is idle costs no buffer.
 
-use super::wire::MAX_TEXT;
-
 /// What a client has sent.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Frame {
+pub(crate) enum Frame {
     /// A whole text.
     Text(String),
+    /// A whole binary message.
+    Binary(Vec<u8>),
     /// A ping, with what its pong must carry.
     Ping(Vec<u8>),
     /// A pong.
@@ -19,11 +19,11 @@ pub(super) enum Frame {
 
 /// Why a connection must be closed, by the code that says so (RFC 6455 section 7.4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Fault(pub(super) u16);
+pub(crate) struct Fault(pub(crate) u16);
 
 impl Fault {
     const PROTOCOL: Self = Self(1002);
-    const BINARY: Self = Self(1003);
+    const OTHER_KIND: Self = Self(1003);
     const NOT_UTF8: Self = Self(1007);
     const TOO_LONG: Self = Self(1009);
 }
@@ -38,10 +38,22 @@ const FINAL: u8 = 0x80;
 const MASKED: u8 = 0x80;
 /// The longest payload of a control frame.
 const MOST_CONTROL: usize = 125;
+/// Room that may be left over behind what is kept.
+const SPARE: usize = 1024;
+
+/// Which messages a client may send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Text,
+    Binary,
+}
 
 /// Takes frames apart as their bytes come in.
-#[derive(Debug, Default)]
-pub(super) struct Reader {
+#[derive(Debug)]
+pub(crate) struct Reader {
+    kind: Kind,
+    /// The longest message.
+    longest: usize,
     /// What has come and was not yet taken.
     bytes: Vec<u8>,
     /// How much of it was.
@@ -60,16 +72,38 @@ struct Head {
 }
 
 impl Reader {
+    /// Takes messages of this kind, of at most `longest` bytes.
+    pub(crate) fn new(kind: Kind, longest: usize) -> Self {
+        Self { kind, longest, bytes: Vec::new(), taken: 0, begun: None }
+    }
+
     /// Takes what was read.
-    pub(super) fn push(&mut self, bytes: &[u8]) {
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        // No more than is there: many may have begun a message and never end it.
+        self.bytes.reserve_exact(bytes.len());
         self.bytes.extend_from_slice(bytes);
     }
 
+    /// Sets the length of the longest message.
+    pub(crate) fn set_longest(&mut self, longest: usize) {
+        self.longest = longest;
+    }
+
+    /// Returns how many bytes are kept of a message that has begun; none between messages.
+    pub(crate) fn held(&self) -> usize {
+        self.bytes.capacity() + self.begun.as_ref().map_or(0, Vec::capacity)
+    }
+
+    /// Says whether a message, or a frame, has begun and is not whole.
+    pub(crate) fn is_within_message(&self) -> bool {
+        self.begun.is_some() || !self.bytes.is_empty()
+    }
+
     /// Returns the next thing that is whole; none where more must be read first.
-    pub(super) fn next(&mut self) -> Result<Option<Frame>, Fault> {
-        while let Some(head) = head(&self.bytes[self.taken..])? {
+    pub(crate) fn next(&mut self) -> Result<Option<Frame>, Fault> {
+        while let Some(head) = head(&self.bytes[self.taken..], self.longest)? {
             let so_far = self.begun.as_ref().map_or(0, Vec::len);
-            if head.opcode < CLOSE && so_far + head.payload > MAX_TEXT {
+            if head.opcode < CLOSE && so_far + head.payload > self.longest {
                 return Err(Fault::TOO_LONG);
             }
             let begin = self.taken + head.len;
@@ -85,16 +119,23 @@ impl Reader {
         self.taken = 0;
         if self.bytes.is_empty() {
             self.bytes = Vec::new();
+        } else if self.bytes.capacity() > 2 * self.bytes.len() + SPARE {
+            self.bytes.shrink_to_fit();
         }
         Ok(None)
     }
 
     fn frame(&mut self, head: &Head, payload: std::ops::Range<usize>) -> Result<Option<Frame>, Fault> {
         let payload = &self.bytes[payload];
+        let (own, other) = match self.kind {
+            Kind::Text => (TEXT, BINARY),
+            Kind::Binary => (BINARY, TEXT),
+        };
         let whole = match (head.opcode, self.begun.is_some()) {
-            (TEXT, false) if head.is_final => payload.to_vec(),
-            (TEXT, false) | (CONTINUATION, true) => {
+            (opcode, false) if opcode == own && head.is_final => payload.to_vec(),
+            (opcode, begun) if (opcode == own && !begun) || (opcode == CONTINUATION && begun) => {
                 let mut begun = self.begun.take().unwrap_or_default();
+                begun.reserve_exact(payload.len());
                 begun.extend_from_slice(payload);
                 if !head.is_final {
                     self.begun = Some(begun);
@@ -102,18 +143,21 @@ impl Reader {
                 }
                 begun
             }
-            (BINARY, _) => return Err(Fault::BINARY),
+            (opcode, _) if opcode == other => return Err(Fault::OTHER_KIND),
             (PING, _) => return Ok(Some(Frame::Ping(payload.to_vec()))),
             (PONG, _) => return Ok(Some(Frame::Pong)),
             (CLOSE, _) => return closing(payload).map(|code| Some(Frame::Close(code))),
             _ => return Err(Fault::PROTOCOL),
         };
-        String::from_utf8(whole).map(|text| Some(Frame::Text(text))).map_err(|_| Fault::NOT_UTF8)
+        match self.kind {
+            Kind::Text => String::from_utf8(whole).map(Frame::Text).map(Some).map_err(|_| Fault::NOT_UTF8),
+            Kind::Binary => Ok(Some(Frame::Binary(whole))),
+        }
     }
 }
 
 /// Reads a frame's head; none where it is not whole.
-fn head(bytes: &[u8]) -> Result<Option<Head>, Fault> {
+fn head(bytes: &[u8], longest: usize) -> Result<Option<Head>, Fault> {
     let [first, second, rest @ ..] = bytes else { return Ok(None) };
     let (opcode, is_final) = (first & 0x0F, first & FINAL != 0);
     let is_control = opcode >= CLOSE;
@@ -132,7 +176,7 @@ fn head(bytes: &[u8]) -> Result<Option<Head>, Fault> {
         (126 | 127, _) => return Ok(None),
         (short, rest) => (short as u64, rest),
     };
-    let payload = usize::try_from(payload).ok().filter(|payload| *payload <= MAX_TEXT);
+    let payload = usize::try_from(payload).ok().filter(|payload| opcode >= CLOSE || *payload <= longest);
     let payload = payload.ok_or(Fault::TOO_LONG)?;
     let [a, b, c, d, rest @ ..] = rest else { return Ok(None) };
     Ok(Some(Head { is_final, opcode, mask: [*a, *b, *c, *d], len: bytes.len() - rest.len(), payload }))
@@ -163,22 +207,27 @@ fn closing(payload: &[u8]) -> Result<Option<u16>, Fault> {
 }
 
 /// Appends a text to what is to be sent.
-pub(super) fn write_text(text: &str, out: &mut Vec<u8>) {
+pub(crate) fn write_text(text: &str, out: &mut Vec<u8>) {
     write(TEXT, text.as_bytes(), out);
 }
 
+/// Appends a binary message.
+pub(crate) fn write_binary(payload: &[u8], out: &mut Vec<u8>) {
+    write(BINARY, payload, out);
+}
+
 /// Appends a ping.
-pub(super) fn write_ping(out: &mut Vec<u8>) {
+pub(crate) fn write_ping(out: &mut Vec<u8>) {
     write(PING, &[], out);
 }
 
 /// Appends the answer to a ping.
-pub(super) fn write_pong(payload: &[u8], out: &mut Vec<u8>) {
+pub(crate) fn write_pong(payload: &[u8], out: &mut Vec<u8>) {
     write(PONG, payload, out);
 }
 
 /// Appends a close.
-pub(super) fn write_close(code: Option<u16>, out: &mut Vec<u8>) {
+pub(crate) fn write_close(code: Option<u16>, out: &mut Vec<u8>) {
     match code {
         Some(code) => write(CLOSE, &code.to_be_bytes(), out),
         None => write(CLOSE, &[], out),
@@ -186,7 +235,7 @@ pub(super) fn write_close(code: Option<u16>, out: &mut Vec<u8>) {
 }
 
 /// Appends a close with a reason, which is cut to what a control frame holds; it must be ASCII.
-pub(super) fn write_close_for(code: u16, reason: &str, out: &mut Vec<u8>) {
+pub(crate) fn write_close_for(code: u16, reason: &str, out: &mut Vec<u8>) {
     let reason = &reason.as_bytes()[..reason.len().min(MOST_CONTROL - 2)];
     write(CLOSE, &[&code.to_be_bytes(), reason].concat(), out);
 }
@@ -211,6 +260,12 @@ fn write(opcode: u8, payload: &[u8], out: &mut Vec<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const MAX_TEXT: usize = 65_535;
+
+    fn reader() -> Reader {
+        Reader::new(Kind::Text, MAX_TEXT)
+    }
     use proptest::prelude::*;
     use tokio_tungstenite::tungstenite::protocol::{Message, Role, WebSocket};
 
@@ -227,7 +282,7 @@ mod tests {
     }
 
     fn read(bytes: &[u8], step: usize) -> (Vec<Frame>, Option<Fault>) {
-        let (mut reader, mut frames) = (Reader::default(), Vec::new());
+        let (mut reader, mut frames) = (reader(), Vec::new());
         for bytes in bytes.chunks(step) {
             reader.push(bytes);
             loop {
@@ -298,10 +353,39 @@ mod tests {
     #[test]
     fn the_longest_text_is_taken_and_nothing_is_kept_behind_it() {
         let longest = "x".repeat(MAX_TEXT);
-        let mut reader = Reader::default();
+        let mut reader = reader();
         reader.push(&framed(0x81, longest.as_bytes()));
         assert_eq!(reader.next(), Ok(Some(Frame::Text(longest))));
         assert_eq!((reader.next(), reader.bytes.capacity()), (Ok(None), 0));
+    }
+
+    #[test]
+    fn binary_messages_are_taken_where_texts_are_not() {
+        let mut reader = Reader::new(Kind::Binary, 100);
+        reader.push(&[framed(0x02, b"one "), framed(0x80, b"message")].concat());
+        assert_eq!(reader.next(), Ok(Some(Frame::Binary(b"one message".to_vec()))));
+        reader.push(&framed(0x81, b"text"));
+        assert_eq!(reader.next(), Err(Fault(1003)));
+        let mut reader = Reader::new(Kind::Binary, 100);
+        reader.push(&framed(0x82, &[7; 101])[..8]);
+        assert_eq!(reader.next(), Err(Fault(1009)), "told by the head alone");
+        reader.set_longest(101);
+        assert_eq!(reader.next(), Ok(None));
+    }
+
+    #[test]
+    fn no_more_is_kept_of_a_begun_message_than_has_come() {
+        let mut reader = reader();
+        let long = [framed(0x01, &vec![b'x'; 60_000]), framed(0x80, &[b'y'; 500])[..100].to_vec()].concat();
+        for bytes in long.chunks(8192) {
+            reader.push(bytes);
+            assert_eq!(reader.next(), Ok(None));
+            assert!(reader.is_within_message() && reader.held() <= 69_000, "{}", reader.held());
+        }
+        assert!(reader.held() <= 60_000 + 200 + SPARE);
+        reader.push(&framed(0x80, &[b'y'; 500])[100..]);
+        assert!(matches!(reader.next(), Ok(Some(Frame::Text(_)))));
+        assert_eq!((reader.next(), reader.held(), reader.is_within_message()), (Ok(None), 0, false));
     }
 
     #[test]

@@ -1,0 +1,110 @@
+//! HTTP on a stream that was already sniffed: the head is awaited here, in little memory, and what is no request of HTTP/1.1 is refused.
+
+use super::patience::Patient;
+use super::request_source::{self, RequestSource};
+use super::stream::{Ends, WRITE_TIME};
+use super::websocket::Origin;
+use crate::net::prefixed::Prefixed;
+use crate::net::upgrade;
+use crate::turn_server::Transport;
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Response, StatusCode, Version, header};
+use axum::middleware::from_fn_with_state;
+use axum::response::IntoResponse;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use ipnet::IpNet;
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::time::timeout;
+
+/// How long a client may take over its request's head.
+const HEAD_TIME: Duration = Duration::from_secs(10);
+/// The longest head.
+const MAX_HEAD: usize = 8000;
+/// The bytes that the crate reads ahead: a head, and what may follow it.
+const READ_AHEAD: usize = 16 * 1024;
+/// Bytes that a request holds while it is answered.
+const MEMORY: usize = 40 * 1024;
+/// What a client with a longer head is told.
+const TOO_LONG: &[u8] =
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
+
+/// Answers one request.
+pub(super) async fn serve<S>(
+    mut stream: Prefixed<S>,
+    (router, trusted): (Router, Arc<[IpNet]>),
+    ends: Ends,
+) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let is_end = |end: &[u8]| end.starts_with(b"\n\n") || end == b"\n\r\n";
+    let whole = |start: &[u8]| {
+        let ends = start.ends_with(b"\n\n") || start.windows(3).any(is_end);
+        ends.then_some(())
+    };
+    match timeout(HEAD_TIME, stream.gather(whole, MAX_HEAD)).await? {
+        Ok(Some(())) => {}
+        Ok(None) => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            timeout(HEAD_TIME, stream.write_all(TOO_LONG)).await??;
+            return timeout(HEAD_TIME, stream.shutdown()).await?;
+        }
+        Err(error) => return Err(error),
+    }
+    if !ends.place.hold(MEMORY) {
+        return Ok(());
+    }
+    // Those who wait for a head have no room for this in their task.
+    let client = ends.tuple(Transport::WebSocket);
+    let origin = Origin { client, worker: ends.worker, place: ends.place };
+    let source = RequestSource { trusted, origin };
+    let router = router.layer(from_fn_with_state(source, request_source::name_client));
+    Box::pin(answer(stream, router)).await
+}
+
+async fn answer<S>(stream: Prefixed<S>, router: Router) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let refused = refusal(request.version(), request.headers());
+        let answer = refused.is_none().then(|| router.call(request));
+        async move {
+            match answer {
+                Some(answer) => answer.await,
+                None => Ok::<Response<Body>, Infallible>(refused.unwrap_or_default()),
+            }
+        }
+    });
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIME)
+        .max_buf_size(READ_AHEAD)
+        // One request a connection: whoever has sent one could wait here for ever, with all this memory.
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(Patient::new(stream, WRITE_TIME)), service)
+        .with_upgrades()
+        .await
+        .map_err(io::Error::other)
+}
+
+/// Refuses what [RFC 9112 section 3.2](https://www.rfc-editor.org/rfc/rfc9112#section-3.2) and
+/// [RFC 6455 section 4.2.1](https://www.rfc-editor.org/rfc/rfc6455#section-4.2.1) want refused on every path.
+fn refusal(version: Version, headers: &HeaderMap) -> Option<Response<Body>> {
+    let hosts = headers.get_all(header::HOST).iter().count();
+    if hosts > 1 || (hosts == 0 && version == Version::HTTP_11) {
+        let what = "HTTP/1.1 wants one Host (RFC 9112 section 3.2)\n";
+        return Some((StatusCode::BAD_REQUEST, what).into_response());
+    }
+    (upgrade::is_websocket(headers) && !upgrade::has_key(headers)).then(upgrade::refusal)
+}

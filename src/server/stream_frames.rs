@@ -1,0 +1,139 @@
+//! Frames between a worker and a stream that is no plain socket: inside TLS.
+
+use super::frames;
+use super::inbox::{Inbox, Link, Replies, ToStream};
+use super::stream::{
+    IDLE_TIME, MESSAGE_TIME, READ_ROOM, STRANGER_MESSAGE, STRANGER_ROOM, STRANGER_TIME, WRITE_TIME, goodbye,
+};
+use super::tcp_relay::Joint;
+use crate::net::connections::Place;
+use crate::turn_server::FiveTuple;
+use bytes::BytesMut;
+use std::future::poll_fn;
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::ready;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::error::Elapsed;
+use tokio::time::{Sleep, sleep, timeout};
+
+/// Carries frames between one stream and its worker until either ends.
+pub(super) async fn carry_frames<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    client: FiveTuple,
+    (worker, place): (&Inbox, &Place),
+) -> io::Result<()> {
+    let (mut reader, mut writer) = tokio::io::split(stream);
+    let Some((link, queue)) = worker.open(client, Some(place.clone())).await else { return Ok(()) };
+    let mut buffer = BytesMut::new();
+    let ended = tokio::select! {
+        ended = read_frames(&mut reader, &mut buffer, &link) => ended.map(|()| None),
+        ended = write_replies(&mut writer, queue) => ended,
+    };
+    link.close().await;
+    match ended {
+        Ok(Some(joint)) => joint.run(reader.unsplit(writer), buffer).await,
+        ended => ended.map(drop).and(goodbye(&mut writer).await),
+    }
+}
+
+async fn read_frames(
+    reader: &mut (impl AsyncRead + Unpin),
+    buffer: &mut BytesMut,
+    link: &Link,
+) -> io::Result<()> {
+    // Set while a frame has begun that is not whole.
+    let mut deadline: Option<Pin<Box<Sleep>>> = None;
+    loop {
+        let run = frames::run(buffer);
+        if run.len > 0 {
+            deadline = None;
+            if !link.hear(buffer.split_to(run.len).freeze()).await {
+                return Ok(());
+            }
+        }
+        if let Some(broken) = run.broken {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, broken));
+        }
+        if buffer.is_empty() {
+            *buffer = BytesMut::new();
+        } else if buffer.len() > STRANGER_MESSAGE && !link.is_proven() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "a stranger's frame is too long"));
+        } else {
+            deadline.get_or_insert_with(|| Box::pin(sleep(MESSAGE_TIME)));
+        }
+        let read = match &mut deadline {
+            Some(deadline) => tokio::select! {
+                read = read_in_time(reader, buffer, link) => read?,
+                () = deadline => return Err(io::ErrorKind::TimedOut.into()),
+            },
+            None => read_in_time(reader, buffer, link).await?,
+        };
+        if read == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads once, unless the client is silent for too long.
+async fn read_in_time(
+    reader: &mut (impl AsyncRead + Unpin),
+    buffer: &mut BytesMut,
+    link: &Link,
+) -> io::Result<usize> {
+    let mut silent = Duration::ZERO;
+    loop {
+        match timeout(STRANGER_TIME, read(reader, buffer, link)).await {
+            Ok(read) => return read,
+            Err(elapsed) => silent += waited(link, silent, elapsed)?,
+        }
+    }
+}
+
+/// Reads once, into room that is there for the moment alone: who is idle costs no buffer.
+async fn read(
+    reader: &mut (impl AsyncRead + Unpin),
+    buffer: &mut BytesMut,
+    link: &Link,
+) -> io::Result<usize> {
+    poll_fn(|context| {
+        let mut room = [const { MaybeUninit::uninit() }; READ_ROOM];
+        let most = if link.is_proven() { READ_ROOM } else { STRANGER_ROOM };
+        let mut room = ReadBuf::uninit(&mut room[..most]);
+        ready!(Pin::new(&mut *reader).poll_read(context, &mut room))?;
+        buffer.extend_from_slice(room.filled());
+        Ok(room.filled().len()).into()
+    })
+    .await
+}
+
+/// Says how long a client was waited for, or that it was long enough.
+fn waited(link: &Link, silent: Duration, elapsed: Elapsed) -> io::Result<Duration> {
+    let patient = link.is_proven() && silent + STRANGER_TIME < IDLE_TIME;
+    if patient { Ok(STRANGER_TIME) } else { Err(elapsed.into()) }
+}
+
+/// Writes frames until the worker has no more use for the stream, or wants it to carry a peer's bytes.
+async fn write_replies(
+    writer: &mut (impl AsyncWrite + Unpin),
+    mut queue: Replies,
+) -> io::Result<Option<Box<Joint>>> {
+    while let Some(told) = queue.next().await {
+        let mut run = match told {
+            ToStream::Frames(run) => run,
+            ToStream::Join(joint) => return Ok(Some(joint)),
+        };
+        let length = run.len();
+        // Inside TLS each becomes a record of its own: some clients take but one frame from a record.
+        while !run.is_empty() {
+            let frame = run.split_to(frames::first(&run));
+            timeout(WRITE_TIME, writer.write_all(&frame)).await??;
+        }
+        // TLS keeps what it could not send until it is flushed.
+        timeout(WRITE_TIME, writer.flush()).await??;
+        queue.written(length);
+    }
+    Ok(None)
+}

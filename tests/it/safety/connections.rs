@@ -1,0 +1,206 @@
+//! What connections of strangers cost: little memory each, which is given back, no descriptor that a relay needs, and no answer to what is
+//! no proper request.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use ginnel::stun::{Builder, Class, Message, Method, TransactionId};
+
+use crate::house::{House, Lines};
+use crate::turn_client::{TurnClient, by_udp};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Connections of one kind at a time, and the addresses they come from.
+const CONNECTIONS: usize = 800;
+const ADDRESSES: usize = 63;
+/// What each may cost, and what may be kept when all have left.
+const MOST_KIB: u64 = 16;
+const KEPT_KIB: u64 = 8192;
+
+fn binding() -> Vec<u8> {
+    Builder::new(Class::Request, Method::BINDING, TransactionId::new(*b"twelve bytes")).finish()
+}
+
+fn connect(ip: Ipv4Addr, server: SocketAddr) -> TcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    // What is not read waits at the server soon.
+    socket.set_recv_buffer_size(2048).unwrap();
+    socket.bind(&SocketAddr::from((ip, 0)).into()).unwrap();
+    socket.connect(&server.into()).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.into()
+}
+
+fn asks_for(path: &str) -> Vec<u8> {
+    format!(
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+fn read_head(stream: &mut TcpStream) -> String {
+    let (mut head, mut byte) = (Vec::new(), [0]);
+    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).unwrap()
+}
+
+/// A kind of stranger: the path of a WebSocket to open, where it is one, and what it sends then.
+type Kind = (&'static str, Option<&'static str>, Vec<u8>);
+
+fn kinds() -> [Kind; 6] {
+    let begun = |first: u8, rest: usize| {
+        let length = u16::try_from(rest + 100).unwrap().to_be_bytes();
+        [&[first, 0xFE][..], &length, &[0; 4], &vec![b'y'; rest]].concat()
+    };
+    [
+        ("endless HTTP head", None, [b"GET / HTTP/1.1\r\nHost: x\r\nX: ", &[b'a'; 400_000][..]].concat()),
+        (
+            "half a STUN message",
+            None,
+            [b"\0\x03\x0F\xA0\x21\x12\xA4\x42twelve bytes", &[b'y'; 3900][..]].concat(),
+        ),
+        ("unread answers", None, binding().repeat(20_000)),
+        ("idle /turn", Some("/turn"), Vec::new()),
+        ("begun message at /turn", Some("/turn"), begun(0x82, 3900)),
+        ("begun message at /ws", Some("/ws"), begun(0x01, 65_000)),
+    ]
+}
+
+/// Opens connections of one kind; returns how much the server has grown at most.
+fn grown_by(house: &House, (_, path, bytes): &Kind, before: u64) -> u64 {
+    let mut most = 0;
+    let mut open: Vec<(TcpStream, usize)> = Vec::new();
+    for number in 0..CONNECTIONS {
+        let host = u8::try_from(1 + number % ADDRESSES).unwrap();
+        let mut stream = connect(Ipv4Addr::new(127, 7, host, 1), house.address);
+        if let Some(path) = path {
+            stream.write_all(&asks_for(path)).unwrap();
+            assert!(read_head(&mut stream).contains(" 101 "));
+        }
+        stream.set_nonblocking(true).unwrap();
+        open.push((stream, 0));
+    }
+    // Until the server takes no more of anybody, or has closed them.
+    let deadline = Instant::now() + PATIENCE;
+    let mut quiet = 0;
+    while quiet < 5 && Instant::now() < deadline {
+        let mut progress = false;
+        for (stream, sent) in &mut open {
+            match stream.write(&bytes[*sent..]) {
+                Ok(count) => {
+                    progress |= count > 0;
+                    *sent += count;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => *sent = bytes.len(),
+            }
+        }
+        quiet = if progress { 0 } else { quiet + 1 };
+        most = most.max(house.resident_kib().saturating_sub(before));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    most
+}
+
+#[test]
+fn a_strangers_connection_costs_16_kib_at_most_and_gives_them_back() {
+    let house = House::on_loopback("[limits]\nunlimited_from = []\nunauthenticated_memory = 16777216");
+    // Buffers and tables take the memory that they will keep.
+    grown_by(&house, &("warm-up", Some("/turn"), Vec::new()), 0);
+    let warm = house.resident_kib();
+    for kind in kinds() {
+        let before = house.resident_kib();
+        let grown = grown_by(&house, &kind, before);
+        eprintln!("{}: {} KiB each", kind.0, grown / CONNECTIONS as u64);
+        assert!(grown <= MOST_KIB * CONNECTIONS as u64, "{}: {grown} KiB", kind.0);
+        let deadline = Instant::now() + PATIENCE;
+        while house.resident_kib() > warm + KEPT_KIB {
+            assert!(Instant::now() < deadline, "{}: {} KiB, {warm} before", kind.0, house.resident_kib());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+#[test]
+fn what_http_and_websocket_want_refused_is_refused_on_every_path() {
+    let house = House::on_loopback("");
+    let answer = |request: String| {
+        let mut stream = connect(Ipv4Addr::LOCALHOST, house.address);
+        stream.write_all(request.as_bytes()).unwrap();
+        read_head(&mut stream).split(' ').nth(1).map(str::to_owned)
+    };
+    for path in ["/", "/healthz", "/ice", "/ws", "/turn", "/gateway", "/nowhere"] {
+        assert_eq!(answer(format!("GET {path} HTTP/1.1\r\n\r\n")).as_deref(), Some("400"), "{path}");
+        let twice = format!("GET {path} HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n");
+        assert_eq!(answer(twice).as_deref(), Some("400"), "{path}");
+    }
+    assert_eq!(answer("GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n".to_owned()).as_deref(), Some("200"));
+    assert_eq!(answer("GET /healthz HTTP/1.0\r\n\r\n".to_owned()).as_deref(), Some("200"));
+    for path in ["/ws", "/turn", "/gateway"] {
+        for (key, code) in [
+            ("dGhlIHNhbXBsZSBub25jZQ==", "101"),
+            ("x", "400"),
+            ("", "400"),
+            ("dGhlIHNhbXBsZSBub25jZTE=", "400"),
+            ("dGhlIHNhbXBsZSBub25jZQ", "400"),
+        ] {
+            let asked = String::from_utf8(asks_for(path)).unwrap();
+            let asked = asked.replace("dGhlIHNhbXBsZSBub25jZQ==", key);
+            assert_eq!(answer(asked).as_deref(), Some(code), "{path} {key:?}");
+        }
+    }
+}
+
+#[test]
+fn the_tls_port_answers_plain_stun_and_turn_too() {
+    let house = House::with_tls(Lines::default(), None);
+    let mut client = TurnClient::new(Ipv4Addr::LOCALHOST, house.tls);
+    let allocated = client.ask_signed(Method::ALLOCATE, by_udp);
+    assert_eq!(Message::parse(&allocated).unwrap().class(), Class::Success);
+    let mut stream = connect(Ipv4Addr::LOCALHOST, house.tls);
+    stream.write_all(&binding()).unwrap();
+    let mut answer = [0; 32];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(answer[..2], [1, 1]);
+    stream
+        .write_all(
+            &by_udp(Builder::new(Class::Request, Method::ALLOCATE, TransactionId::new([7; 12]))).finish(),
+        )
+        .unwrap();
+    let mut head = [0; 20];
+    stream.read_exact(&mut head).unwrap();
+    assert_eq!(head[..2], [1, 0x13], "asks for credentials");
+    // Signalling answers from the main port alone.
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    socket.send_to(b"{\"t\":1,\"mid\":\"a\"}", house.tls).unwrap();
+    assert!(socket.recv(&mut [0; 2000]).is_err());
+}
+
+#[test]
+fn connections_leave_descriptors_for_relays_and_the_oldest_stranger_goes() {
+    let house = House::with_descriptors(200, "[limits]\nunlimited_from = []");
+    let address = |number: usize| {
+        Ipv4Addr::new(127, 8, u8::try_from(number / 200).unwrap(), u8::try_from(1 + number % 200).unwrap())
+    };
+    let mut held: Vec<_> = (0..400).map(|number| connect(address(number), house.address)).collect();
+    let mut newest = held.pop().unwrap();
+    newest.write_all(&binding()).unwrap();
+    newest.read_exact(&mut [0; 32]).unwrap();
+    assert!(matches!(held[0].read(&mut [0; 1]), Ok(0) | Err(_)), "the oldest has gone");
+    let clients: Vec<_> =
+        (0..30).map(|_| TurnClient::allocate(Ipv4Addr::new(127, 9, 0, 1), house.address)).collect();
+    assert_eq!(clients.len(), 30);
+    let line = |line: &str| (line.contains("WARN") && line.contains("descriptors")).then_some(());
+    house.server.expect("one line", PATIENCE, line);
+    assert_eq!(
+        house.server.lines(|line| line.contains("WARN").then_some(())).len(),
+        1,
+        "{}",
+        house.server.printed()
+    );
+}
