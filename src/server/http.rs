@@ -9,7 +9,7 @@ use crate::net::upgrade;
 use crate::turn_server::Transport;
 use axum::Router;
 use axum::body::Body;
-use axum::http::{HeaderMap, Response, StatusCode, Version, header};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, Version, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use hyper::body::Incoming;
@@ -80,18 +80,22 @@ where
         let refused = refusal(request.version(), request.headers());
         let answer = refused.is_none().then(|| router.call(request));
         async move {
-            match answer {
-                Some(answer) => answer.await,
-                None => Ok::<Response<Body>, Infallible>(refused.unwrap_or_default()),
+            let mut response = match answer {
+                Some(answer) => answer.await?,
+                None => refused.unwrap_or_default(),
+            };
+            // One request a connection: whoever has sent one could wait here for ever, with all this memory. The crate's own switch for it
+            // would take the upgrade out of a WebSocket's answer.
+            if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
+            Ok::<Response<Body>, Infallible>(response)
         }
     });
     http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
         .max_buf_size(READ_AHEAD)
-        // One request a connection: whoever has sent one could wait here for ever, with all this memory.
-        .keep_alive(false)
         .serve_connection(TokioIo::new(Patient::new(stream, WRITE_TIME)), service)
         .with_upgrades()
         .await

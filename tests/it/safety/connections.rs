@@ -131,7 +131,10 @@ fn what_http_and_websocket_want_refused_is_refused_on_every_path() {
     let answer = |request: String| {
         let mut stream = connect(Ipv4Addr::LOCALHOST, house.address);
         stream.write_all(request.as_bytes()).unwrap();
-        read_head(&mut stream).split(' ').nth(1).map(str::to_owned)
+        let head = read_head(&mut stream);
+        let connection = if head.contains(" 101 ") { "connection: upgrade" } else { "connection: close" };
+        assert!(head.to_lowercase().contains(connection), "{head}");
+        head.split(' ').nth(1).map(str::to_owned)
     };
     for path in ["/", "/healthz", "/ice", "/ws", "/turn", "/gateway", "/nowhere"] {
         assert_eq!(answer(format!("GET {path} HTTP/1.1\r\n\r\n")).as_deref(), Some("400"), "{path}");
