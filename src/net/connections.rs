@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How many times as many connections as one address (IPv6: one /64) an IPv6 /56 and a /48 may hold.
 const WIDER: [(u32, u32); 2] = [(56, 2), (48, 4)];
@@ -72,7 +72,7 @@ struct Held {
     connections: Arc<Connections>,
     number: u64,
     /// Where it is counted; `None` for an address without a limit.
-    client: OnceLock<Option<IpAddr>>,
+    client: Mutex<Option<IpAddr>>,
     has_place: AtomicBool,
     descriptors: AtomicUsize,
 }
@@ -139,7 +139,7 @@ impl Connections {
         drop(table);
         // It may give back another place, or wake a thread.
         hook.into_iter().for_each(|hook| hook());
-        let (client, has_place, descriptors) = (OnceLock::new(), AtomicBool::new(true), AtomicUsize::new(1));
+        let (client, has_place, descriptors) = (Mutex::default(), AtomicBool::new(true), AtomicUsize::new(1));
         let connections = Arc::clone(self);
         Some(Place(Arc::new(Held { connections, number, client, has_place, descriptors })))
     }
@@ -193,12 +193,17 @@ impl Place {
             Limit::ConnectionsPerAddress.reached(connections.limits.per_address);
             return false;
         }
-        if self.0.client.set(Some(client)).is_ok() {
-            for (key, _) in connections.caps(client) {
-                *table.clients.entry(key).or_default() += 1;
-            }
+        self.0.uncount(&mut table);
+        for (key, _) in connections.caps(client) {
+            *table.clients.entry(key).or_default() += 1;
         }
+        *self.0.client() = Some(client);
         true
+    }
+
+    /// Counts the connection for nobody any more: what its client has asked for by way of a proxy is answered.
+    pub fn uncount(&self) {
+        self.0.uncount(&mut self.0.connections.table());
     }
 
     /// Says what ends the connection; at once where it has to go already.
@@ -305,8 +310,16 @@ impl Held {
         }
         table.with_place.remove(&self.number);
         table.places -= usize::from(!table.leaving.contains(&self.number));
-        let Some(Some(client)) = self.client.get() else { return };
-        for (key, _) in self.connections.caps(*client) {
+        self.uncount(table);
+    }
+
+    fn client(&self) -> MutexGuard<'_, Option<IpAddr>> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn uncount(&self, table: &mut Table) {
+        let Some(client) = self.client().take() else { return };
+        for (key, _) in self.connections.caps(client) {
             if let Some(count) = table.clients.get_mut(&key) {
                 *count -= 1;
                 if *count == 0 {

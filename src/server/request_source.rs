@@ -37,7 +37,9 @@ pub(super) async fn name_client(
         let x_forwarded_for = values(headers, X_FORWARDED_FOR);
         forwarded::client(&trusted, x_forwarded_for, values(headers, header::FORWARDED.as_str()))
     });
-    if let Some(client) = named.flatten() {
+    let named = named.flatten();
+    let forwarded = named.map(|_| origin.place.clone());
+    if let Some(client) = named {
         if !origin.place.count_forwarded(client) {
             let reason = format!("limit reached: {}\n", Limit::ConnectionsPerAddress.name());
             return (StatusCode::TOO_MANY_REQUESTS, reason).into_response();
@@ -49,7 +51,11 @@ pub(super) async fn name_client(
     extensions.insert(IsForwarded(is_forwarded));
     extensions.insert(origin.place.clone());
     extensions.insert(origin);
-    next.run(request).await
+    let response = next.run(request).await;
+    if let Some(place) = forwarded.filter(|_| response.status() != StatusCode::SWITCHING_PROTOCOLS) {
+        place.uncount();
+    }
+    response
 }
 
 fn values<'a>(headers: &'a HeaderMap, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
