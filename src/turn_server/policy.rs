@@ -173,8 +173,8 @@ impl PeerPolicy {
         if self.relayed.serves(ip) && (peer.port() == 0 || self.relayed.is_leased(peer.socket_addr())) {
             return Ok(());
         }
-        let spellings = || std::iter::once(ip).chain(embedded_v4(ip).map(IpAddr::V4));
-        let leads_here = spellings().any(|ip| self.judges_ports(ip));
+        let spellings = || spellings(ip);
+        let leads_here = self.judges_ports(ip);
         let within =
             |list: &[IpNet]| spellings().find_map(|ip| list.iter().copied().find(|net| net.contains(&ip)));
         // The system takes the unspecified address for its own; nobody has a reason to name it.
@@ -202,11 +202,13 @@ impl PeerPolicy {
             || (self.config.interfaces.binary_search(&ip).is_ok() && !ip.is_loopback())
     }
 
-    /// Returns whether what `peer` may send or receive depends on its port: at every address that leads to this host, groups that it may
-    /// have joined among them.
+    /// Returns whether what `peer` may send or receive depends on its port: at every address that leads to this host in any spelling,
+    /// groups that it may have joined among them.
     #[must_use]
     pub fn judges_ports(&self, ip: IpAddr) -> bool {
-        self.is_own(ip) || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast()
+        let leads_here =
+            |ip: IpAddr| self.is_own(ip) || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast();
+        spellings(ip).any(leads_here)
     }
 
     /// Returns the same policy for a host whose interfaces have other addresses.
@@ -234,6 +236,11 @@ fn special(ip: IpAddr) -> Option<&'static str> {
 thread_local! {
     static TABLE: Vec<(IpNet, &'static str)> =
         SPECIAL.iter().filter_map(|(net, rule)| Some((net.parse().ok()?, *rule))).collect();
+}
+
+/// Lists an address and what it may lead to besides.
+fn spellings(ip: IpAddr) -> impl Iterator<Item = IpAddr> {
+    std::iter::once(ip).chain(embedded_v4(ip).map(IpAddr::V4))
 }
 
 /// Returns the IPv4 addresses inside an IPv6 address: IPv4-compatible, IPv4-translated (RFC 2765), 6to4, NAT64 (RFC 6052), Teredo's server
@@ -418,6 +425,15 @@ mod tests {
         assert!(matches!(check(&after, "127.0.0.1:22"), Err(Denied::Special("loopback"))));
         let again = after.on_interfaces(own(&[]));
         assert!(new.iter().all(|peer| check(&again, peer) == Ok(())));
+    }
+
+    #[test]
+    fn ports_are_judged_at_every_spelling_of_an_own_address() {
+        let policy = policy(&["0.0.0.0/0", "::/0"], &[]);
+        for ip in ["::127.0.0.1", "::ffff:0:127.0.0.1", "64:ff9b::198.41.0.9", "2002:c629:9::1"] {
+            assert!(policy.judges_ports(ip.parse().unwrap()), "{ip}");
+        }
+        assert!(!policy.judges_ports("64:ff9b::8.8.8.8".parse().unwrap()));
     }
 
     #[test]

@@ -46,6 +46,21 @@ fn a_peer_whose_address_this_host_gets_is_none_until_it_goes() {
 }
 
 #[test]
+fn own_listeners_are_not_sent_to_under_another_spelling_whatever_is_allowed() {
+    let mut shared = shared(10, 50_000..=50_099);
+    let allow_peers = ["0.0.0.0/0", "::/0"].iter().map(|net| net.parse().unwrap()).collect();
+    let policy = PolicyConfig { allow_peers, own_ports: vec![3478], ..Default::default() };
+    shared.policy = Arc::new(PeerPolicy::new(policy, Arc::clone(&shared.ports)));
+    let mut world = World::with(shared);
+    world.allocate(1);
+    for ip in ["127.0.0.1", "[64:ff9b::127.0.0.1]", "[2002:7f00:1::1]", "[::ffff:0:127.0.0.1]"] {
+        assert_eq!(world.permit(1, &format!("{ip}:1")), 0, "{ip}");
+        assert!(!world.indicate(1, &format!("{ip}:3478")), "{ip}");
+        assert!(world.indicate(1, &format!("{ip}:9")), "{ip}");
+    }
+}
+
+#[test]
 fn own_addresses_by_tcp_are_no_peers_either() {
     let mut world = World::new();
     let by_tcp = FiveTuple { transport: Transport::Tcp, ..tuple(1) };
