@@ -1,4 +1,4 @@
-//! Who has a relay port open for datagrams: read for each packet, without a lock.
+//! Who has a relay port open for datagrams: read for each packet, without a lock. And which ones take connections.
 
 use super::relay_port::RelayId;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,10 +12,13 @@ pub struct PortOwner {
     pub relay: RelayId,
 }
 
+/// Stands in a port's place that is open for connections.
+const CONNECTIONS: u64 = 1;
+
 /// The ports of one relay address.
 #[derive(Debug)]
 pub(super) struct PortOwners {
-    /// For each port the worker's number plus one above the relay port's 32 bits; 0 while nobody has it open.
+    /// For each port the worker's number plus one above the relay port's 32 bits, or [`CONNECTIONS`]; 0 while nobody has it open.
     owners: Box<[AtomicU64]>,
 }
 
@@ -29,6 +32,16 @@ impl PortOwners {
     pub(super) fn set(&self, port: u16, owner: PortOwner) {
         let packed = ((u64::from(owner.worker) + 1) << 32) | owner.relay as u64;
         self.owners[usize::from(port)].store(packed, Ordering::Release);
+    }
+
+    /// Notes that `port` is open for connections.
+    pub(super) fn set_for_connections(&self, port: u16) {
+        self.owners[usize::from(port)].store(CONNECTIONS, Ordering::Release);
+    }
+
+    /// Returns whether `port` is open for connections.
+    pub(super) fn takes_connections(&self, port: u16) -> bool {
+        self.owners[usize::from(port)].load(Ordering::Acquire) == CONNECTIONS
     }
 
     /// Notes that nobody has `port` open.

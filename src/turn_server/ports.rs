@@ -75,6 +75,13 @@ impl RelayPorts {
         table.owners.get(address.port())
     }
 
+    /// Returns whether the local relayed address `address` is open for connections.
+    #[must_use]
+    pub fn takes_connections(&self, address: SocketAddr) -> bool {
+        let table = self.tables.iter().find(|table| table.address.local == address.ip());
+        table.is_some_and(|table| table.owners.takes_connections(address.port()))
+    }
+
     /// Returns how many ports are leased in all.
     #[must_use]
     pub fn leased(&self) -> u32 {
@@ -134,7 +141,7 @@ impl RelayPorts {
     fn take(self: &Arc<Self>, table: usize, port: u16) -> Option<PortLease> {
         let bit = 1 << (port % 64);
         let word = &self.tables[table].words[usize::from(port) / 64];
-        let free = word.fetch_or(bit, Ordering::Relaxed) & bit == 0;
+        let free = word.fetch_or(bit, Ordering::Acquire) & bit == 0;
         free.then(|| PortLease { ports: Arc::clone(self), table, port })
     }
 }
@@ -169,6 +176,11 @@ impl PortLease {
     pub(super) fn set_owner(&self, owner: PortOwner) {
         self.ports.tables[self.table].owners.set(self.port, owner);
     }
+
+    /// Notes that the port is open for connections, until it returns.
+    pub(super) fn set_for_connections(&self) {
+        self.ports.tables[self.table].owners.set_for_connections(self.port);
+    }
 }
 
 impl Drop for PortLease {
@@ -176,7 +188,8 @@ impl Drop for PortLease {
         let table = &self.ports.tables[self.table];
         table.owners.clear(self.port);
         let word = &table.words[usize::from(self.port) / 64];
-        word.fetch_and(!(1 << (self.port % 64)), Ordering::Relaxed);
+        // Behind what was just cleared, or it might clear the next one's entry.
+        word.fetch_and(!(1 << (self.port % 64)), Ordering::Release);
     }
 }
 

@@ -117,8 +117,11 @@ impl Relay {
         match opened {
             Ok(()) => {
                 port.open = true;
-                if port.transport == PeerTransport::Udp {
-                    port.lease.set_owner(PortOwner { worker: self.shared.worker, relay });
+                match port.transport {
+                    PeerTransport::Udp => {
+                        port.lease.set_owner(PortOwner { worker: self.shared.worker, relay });
+                    }
+                    PeerTransport::Tcp => port.lease.set_for_connections(),
                 }
                 let owner = port.owner;
                 self.answer_if_ready(now, owner);

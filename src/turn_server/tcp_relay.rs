@@ -45,8 +45,9 @@ impl Relay {
         let peer =
             request.attributes.xor_address(attr::XOR_PEER_ADDRESS).ok().flatten().ok_or(Fault::BadRequest)?;
         let peer = self.admit(at, id, Way::TcpConnect, peer)?;
-        if self.shared.ports.owner(peer.socket_addr()).is_some() {
-            // It takes datagrams alone: whatever listens there by TCP on this host is nobody's peer.
+        let ports = &self.shared.ports;
+        if ports.is_leased(peer.socket_addr()) && !ports.takes_connections(peer.socket_addr()) {
+            // It takes datagrams alone or waits for its Allocate: whatever listens there by TCP on this host is nobody's peer.
             return Err(Fault::Forbidden);
         }
         if peer.port() == 0 {

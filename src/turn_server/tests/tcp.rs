@@ -81,6 +81,24 @@ fn a_client_connects_to_a_peer_and_binds_a_connection_of_its_own() {
 }
 
 #[test]
+fn only_relayed_addresses_that_take_connections_are_connected_to() {
+    let mut world = World::new();
+    let even = |b: Builder| udp(b).attribute(attr::EVEN_PORT, &[0x80]);
+    let (code, answer) = world.ask_from(stream(9), "bob", Method::ALLOCATE, even);
+    assert_eq!(code, 0);
+    let relayed = Message::parse(&answer).unwrap().unverified().xor_address(attr::XOR_RELAYED_ADDRESS);
+    let relayed = relayed.unwrap().unwrap();
+    let reserved = SocketAddr::new(relayed.ip(), relayed.port() + 1);
+    let (code, answer) = world.ask_from(stream(8), "bob", Method::ALLOCATE, tcp);
+    assert_eq!(code, 0);
+    let by_tcp = Message::parse(&answer).unwrap().unverified().xor_address(attr::XOR_RELAYED_ADDRESS);
+    begin(&mut world);
+    assert_eq!(connect(&mut world, &relayed.to_string()), Err(403), "it takes datagrams");
+    assert_eq!(connect(&mut world, &reserved.to_string()), Err(403), "nobody has opened it");
+    assert!(connect(&mut world, &by_tcp.unwrap().unwrap().to_string()).is_ok());
+}
+
+#[test]
 fn a_peer_that_does_not_accept_is_447_at_once_or_after_thirty_seconds() {
     let mut world = World::new();
     begin(&mut world);
