@@ -272,9 +272,12 @@ impl TcpLegs {
 
     /// Notes that a client has shown good credentials.
     pub(super) fn prove(&mut self, slot: usize) {
-        if let Some(leg) = self.legs.get_mut(slot) {
-            leg.prove();
+        let Some(leg) = self.legs.get_mut(slot) else { return };
+        if !leg.proven && leg.to_read {
+            // It may have been passed over while it took nothing.
+            self.to_read.push_back(slot);
         }
+        leg.prove();
     }
 
     /// Hands a client's socket to a peer's connection at the end of the pass.

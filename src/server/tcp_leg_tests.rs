@@ -179,3 +179,22 @@ async fn a_client_is_silent_for_a_minute_or_with_credentials_for_an_hour() {
     assert_eq!(world.ended(IDLE_TIME - Duration::from_millis(1)), None);
     assert_eq!(world.ended(IDLE_TIME), Some(known));
 }
+
+#[tokio::test]
+async fn a_stranger_that_was_passed_over_is_read_once_it_has_shown_credentials() {
+    let mut world = World::new();
+    let (mut client, slot) = world.connect(b"");
+    while world.legs.read(world.start, &mut world.intake, 0).is_some() {}
+    while world.legs.send(slot, [&[7; 1024], b"", b""]) {
+        world.legs.flush(world.start);
+    }
+    client.write_all(FRAME).unwrap();
+    while !world.legs.has_news() {
+        world.wait();
+    }
+    assert!(world.legs.read(world.start, &mut world.intake, 0).is_none(), "it takes no answers");
+    // By a request that has waited for the user look-up.
+    world.legs.prove(slot);
+    let (heard, _) = world.read(FRAME.len());
+    assert_eq!(heard, FRAME);
+}
