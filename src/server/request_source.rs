@@ -37,9 +37,10 @@ pub(super) async fn name_client(
         let x_forwarded_for = values(headers, X_FORWARDED_FOR);
         forwarded::client(&trusted, x_forwarded_for, values(headers, header::FORWARDED.as_str()))
     });
-    let named = named.flatten();
     let forwarded = named.map(|_| origin.place.clone());
     if let Some(client) = named {
+        // Those of whom nothing can be known are counted together: a client chooses what a header says that its proxy does not write.
+        let client = client.unwrap_or(origin.client.client.ip());
         if !origin.place.count_forwarded(client) {
             let reason = format!("limit reached: {}\n", Limit::ConnectionsPerAddress.name());
             return (StatusCode::TOO_MANY_REQUESTS, reason).into_response();

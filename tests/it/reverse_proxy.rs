@@ -135,6 +135,26 @@ fn a_request_that_was_passed_on_is_never_without_limits_and_reads_no_metrics() {
 }
 
 #[test]
+fn a_client_cannot_leave_the_count_by_headers_that_name_nobody() {
+    let house = house(TRUSTED, "[limits]\nconnections_per_address = 2");
+    let mut kept = Vec::new();
+    for (name, value, admitted) in [
+        ("x-forwarded-for", "192.0.2.1, unknown", true),
+        ("forwarded", "for=_hidden", true),
+        ("x-forwarded-for", "127.0.0.1", false),
+        ("forwarded", "for=_hidden", false),
+        // Who is named has a count of his own.
+        ("x-forwarded-for", "192.0.2.1", true),
+    ] {
+        let opened = open(house.address, "/turn", Some((name, value)));
+        assert_eq!(opened.is_ok(), admitted, "{name}: {value}");
+        kept.push(opened);
+    }
+    kept.push(open(house.address, "/turn", None));
+    assert!(kept.iter().filter(|opened| opened.is_ok()).count() == 4, "the proxy's own requests");
+}
+
+#[test]
 fn the_old_key_still_names_proxies_and_one_line_says_its_new_name() {
     let house = house("proxy_protocol_from = [\"127.0.0.1/32\"]", TWO_EACH);
     let renamed = |line: &str| line.contains("proxy_protocol_from") && line.contains("trusted_proxies");
