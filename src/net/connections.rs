@@ -144,6 +144,16 @@ impl Connections {
         Some(Place(Arc::new(Held { connections, number, client, has_place, descriptors })))
     }
 
+    /// Does the same for a client whose address is known: nobody is ended for one that holds as many as it may.
+    #[must_use]
+    pub fn open_from(self: &Arc<Self>, client: IpAddr) -> Option<Place> {
+        let client = client.to_canonical();
+        if !self.is_unlimited(client) && self.is_full(&self.table(), client) {
+            return None;
+        }
+        self.open()
+    }
+
     /// Returns how many connections were ended and are not gone yet.
     #[must_use]
     pub fn leaving(&self) -> usize {
@@ -158,6 +168,20 @@ impl Connections {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_unlimited(&self, client: IpAddr) -> bool {
+        self.unlimited_from.iter().any(|prefix| prefix.contains(&client))
+    }
+
+    /// Returns whether a client, or a network around it, holds as many as it may; counts that.
+    fn is_full(&self, table: &Table, client: IpAddr) -> bool {
+        let held = |key| table.clients.get(&key).copied().unwrap_or_default();
+        let is_full = self.caps(client).any(|(key, cap)| held(key) >= cap);
+        if is_full {
+            Limit::ConnectionsPerAddress.reached(self.limits.per_address);
+        }
+        is_full
     }
 
     /// Returns how many connections an address and the networks around it may hold.
@@ -176,10 +200,7 @@ impl Place {
     pub fn count_for(&self, client: IpAddr) -> bool {
         let connections = &self.0.connections;
         let client = client.to_canonical();
-        if connections.unlimited_from.iter().any(|prefix| prefix.contains(&client)) {
-            return true;
-        }
-        self.count_forwarded(client)
+        connections.is_unlimited(client) || self.count_forwarded(client)
     }
 
     /// Does the same for a client that a proxy names: whoever is without limits is so on a connection of his own alone.
@@ -188,9 +209,7 @@ impl Place {
         let connections = &self.0.connections;
         let client = client.to_canonical();
         let mut table = connections.table();
-        let held = |key| table.clients.get(&key).copied().unwrap_or_default();
-        if connections.caps(client).any(|(key, cap)| held(key) >= cap) {
-            Limit::ConnectionsPerAddress.reached(connections.limits.per_address);
+        if connections.is_full(&table, client) {
             return false;
         }
         self.0.uncount(&mut table);
@@ -456,6 +475,25 @@ mod tests {
         assert_eq!(ended.load(Ordering::Relaxed), 2, "and the third");
         drop(places);
         drop(newest);
+        assert_empty(&connections);
+    }
+
+    #[test]
+    fn for_an_address_that_holds_all_it_may_nobody_goes() {
+        let unlimited = ["127.0.0.0/8".parse().unwrap()];
+        let limits = ConnectionLimits { total: 2, per_address: 1, ..LIMITS };
+        let (connections, ended) = (Connections::new(limits, &unlimited), Arc::default());
+        let held = ["192.0.2.1", "192.0.2.2"].map(|from| {
+            let place = connections.open_from(ip(from)).filter(|place| place.count_for(ip(from))).unwrap();
+            watch(&place, &ended);
+            place
+        });
+        assert!(connections.open_from(ip("192.0.2.1")).is_none());
+        assert!(connections.open_from(ip("::ffff:192.0.2.2")).is_none());
+        assert_eq!(ended.load(Ordering::Relaxed), 0);
+        let others = ["192.0.2.3", "127.0.0.1"].map(|from| connections.open_from(ip(from)).unwrap());
+        assert_eq!(ended.load(Ordering::Relaxed), 2);
+        drop((held, others));
         assert_empty(&connections);
     }
 

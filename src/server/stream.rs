@@ -20,7 +20,7 @@ use axum::Router;
 use ipnet::IpNet;
 use std::future::pending;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter};
@@ -130,7 +130,7 @@ impl StreamDoor {
             };
             match accepted {
                 Ok((stream, client)) => {
-                    let Some(place) = self.connections.open() else { continue };
+                    let Some(place) = self.open_from(client.ip()) else { continue };
                     turn = turn.wrapping_add(1);
                     let door = self.clone();
                     let worker = self.workers[turn % self.workers.len()].clone();
@@ -150,6 +150,14 @@ impl StreamDoor {
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
+        }
+    }
+
+    /// Takes a place for a connection. Whom a proxy speaks for is not known yet.
+    fn open_from(&self, client: IpAddr) -> Option<Place> {
+        match forwarded::is_trusted(&self.trusted, client) {
+            true => self.connections.open(),
+            false => self.connections.open_from(client),
         }
     }
 
