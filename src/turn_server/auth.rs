@@ -369,7 +369,7 @@ impl Authority {
     ) -> Option<Proof<'a>> {
         let user = claim.name();
         let expires_unix = rest::expiry(user).filter(|_| user.len() <= MAX_USERNAME);
-        let is_revoked = rest::name(user).is_some_and(|name| self.revoked.holds(now.unix, name));
+        let is_revoked = rest::names(user).any(|name| self.revoked.holds(now.unix, name));
         let is_current =
             !is_revoked && expires_unix.is_some_and(|at| self.still_counts(now, at, claim, tenancy));
         let mut proven = None;
@@ -458,7 +458,7 @@ pub(super) fn account_of(user: &Arc<str>) -> Arc<str> {
 
 /// Says whether `user` is one that time-limited credentials for `name` have.
 pub(super) fn is_minted_for(user: &str, name: &str) -> bool {
-    rest::expiry(user).is_some() && rest::name(user) == Some(name)
+    rest::names(user).any(|of| of == name)
 }
 
 /// Reads who the request says it is from.

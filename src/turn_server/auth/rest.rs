@@ -104,6 +104,12 @@ pub(super) fn name(username: &str) -> Option<&str> {
     Some(name.strip_suffix(account(username).unwrap_or_default()).unwrap_or(name))
 }
 
+/// Lists what a name may have been minted for: what looks like an account may be the end of somebody's own name.
+pub(super) fn names(username: &str) -> impl Iterator<Item = &str> {
+    let whole = parts(username).and_then(|(_, name)| name);
+    whole.into_iter().chain(name(username))
+}
+
 /// Reads the account of a name that this server has minted: who was admitted, whatever the name is. It is `+` and [`ACCOUNT_LEN`] letters
 /// and digits at the end.
 pub(super) fn account(username: &str) -> Option<&str> {
@@ -148,6 +154,17 @@ mod tests {
             (Some("tag"), Some("+aaaaaaaaaaaao"))
         );
         assert_eq!(secret.mint_on(0, "tag", 9), secret.mint("tag", 9));
+        let like_one = secret.mint("bob+newslettersab", 9).username;
+        for (username, name, is_of) in [
+            (&minted.username, "tag", true),
+            (&minted.username, "ta", false),
+            (&like_one, "bob+newslettersab", true),
+            (&like_one, "bob", true),
+            (&secret.mint_on(7, "bob+newslettersab", 9).username, "bob+newslettersab", true),
+            (&secret.mint_on(7, "bob+newslettersab", 9).username, "bob", false),
+        ] {
+            assert_eq!(names(username).any(|of| of == name), is_of, "{username} {name}");
+        }
         for none in
             ["tag+aaaaaaaaaaaao", "9:tag", "9:tag+aaaaaaaaaaaa", "9:tag+aaaaaaaaaaaa1", "9:a+b@example.org"]
         {
