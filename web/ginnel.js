@@ -30,8 +30,8 @@ const MAX = {
   batch: 32, // candidates of one message
   candidate: 256, // bytes
   sdp: 49_152, // bytes
-  inbox: 256, // messages of a channel that nobody listens to
-  inboxBytes: 1 << 20,
+  inbox: 1 << 20, // bytes of messages that nobody listens to yet
+  overhead: 64, // bytes that each of them counts besides its own
   unsent: 1 << 20, // bytes waiting for the WebSocket
   buffered: 8 << 20, // bytes waiting for a channel
   relayErrors: 8, // remembered of one gathering
@@ -1129,8 +1129,9 @@ export class Channel extends Target {
 
   #heard(data) {
     if (this.#hears) return this._emit("message", { data });
-    this.#inboxBytes += typeof data === "string" ? data.length : data.byteLength;
-    if (this.#inbox.length >= MAX.inbox || this.#inboxBytes > MAX.inboxBytes) {
+    // The other side may begin while the path is still being read and the application does not have this channel yet.
+    this.#inboxBytes += MAX.overhead + (typeof data === "string" ? data.length : data.byteLength);
+    if (this.#inboxBytes > MAX.inbox) {
       const text = "messages came in and nobody listens to `message`";
       return this.#link.end(new GinnelError("queue-full", text, { stage: "channel" }));
     }

@@ -117,7 +117,8 @@ fn tokens_made_with_pythons_standard_library_admit_if_they_are_right() {
     assert_eq!(code, 200, "{body}");
     let tag = body["tag"].as_str().unwrap();
     let user = relay_of(&body["iceServers"]).0;
-    assert_eq!(user.split_once('+').unwrap().0, format!("{end}:{tag}"), "the relay ends with the token");
+    let (name, of_page) = user.split_once('+').unwrap();
+    assert_eq!(name, format!("{end}:{tag}"), "the relay ends with the token");
     assert_eq!(http(house.address, &format!("GET /ice?key={good}"), "").0, 200);
     let with = |field: &str, value: Value| {
         let mut claims = claims.clone();
@@ -151,7 +152,9 @@ fn tokens_made_with_pythons_standard_library_admit_if_they_are_right() {
     assert_eq!(ask(&socket, &register(2, &relay))["code"], 204);
     let answer = ask(&socket, &register(3, &good));
     let user = relay_of(&answer["extra"]["ice_servers"]).0;
-    assert_eq!(user, format!("{end}:{}", answer["extra"]["tag"].as_str().unwrap()));
+    let (name, account) = user.split_once('+').unwrap();
+    assert_eq!(name, format!("{end}:{}", answer["extra"]["tag"].as_str().unwrap()));
+    assert_eq!(account, of_page, "one `sub` is one account");
 }
 
 #[test]

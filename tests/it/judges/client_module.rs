@@ -264,18 +264,18 @@ async fn messages_wait_for_their_first_listener_up_to_a_cap() {
     callee.get(&mut browser, iterate).await;
     let call = format!("client.call({}).then(keep)", callee.tag);
     caller.get(&mut browser, &call).await;
-    caller.get(&mut browser, "for (let i = 0; i < 200; i++) channel.send('message ' + i); true").await;
+    caller.get(&mut browser, "for (let i = 0; i < 1000; i++) channel.send('message ' + i); true").await;
     let late = "(async () => {
       const { value } = await first;
       await new Promise((go) => setTimeout(go, 200));
       keep(value);
-      await until(() => heard.length === 200);
+      await until(() => heard.length === 1000);
       return heard.every((text, i) => text === 'message ' + i);
     })()";
     assert_eq!(callee.get(&mut browser, late).await, true);
     // A second channel is never listened to, and gets more than waits.
     caller.get(&mut browser, &call).await;
-    caller.get(&mut browser, "for (let i = 0; i < 300; i++) channel.send('message ' + i); true").await;
+    caller.get(&mut browser, "for (let i = 0; i < 300; i++) channel.send(('message ' + i).padEnd(4096)); true").await;
     let over = "(async () => {
       const { value } = await calls.next();
       return await new Promise((resolve) => {
