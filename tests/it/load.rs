@@ -144,20 +144,20 @@ fn an_interrupted_load_gives_back_what_it_holds() {
     let before = (0..20).map(|_| (pause(), descriptors()).1).min().unwrap();
     for _ in 0..2 {
         let mut holding = Command::new(env!("CARGO_BIN_EXE_ginnel"));
-        holding.args(["load", "allocate", "--count", "30", "--hold", "--seconds", "600", "--json"]);
+        holding.args(["load", "allocate", "--count", "120", "--hold", "--seconds", "600", "--json"]);
         holding.args(["--user", USER, "--password-env", PASSWORD_VARIABLE]).env(PASSWORD_VARIABLE, PASSWORD);
         holding.args(["--server", &house.address.to_string()]);
         let mut holding = Proc::start("ginnel load", holding, Stdout::Lines);
         let deadline = Instant::now() + Duration::from_secs(20);
-        while descriptors() < before + 30 {
+        while descriptors() < before + 120 {
             assert!(Instant::now() < deadline, "{}", holding.printed());
             std::thread::sleep(Duration::from_millis(10));
         }
-        // Thirty of the user's thirty-two are taken.
+        // 120 of the user's 128 are taken.
         assert!(complaint(house.address, (USER, PASSWORD), "allocate --count 10").contains("486"));
         holding.terminate();
         holding.succeed(Duration::from_secs(10));
-        assert_eq!(holding.lines(|line| line.contains("\"allocations\":30").then_some(())).len(), 1);
+        assert_eq!(holding.lines(|line| line.contains("\"allocations\":120").then_some(())).len(), 1);
     }
 }
 
