@@ -196,7 +196,7 @@ fn several_processes_share_a_load_and_report_as_one() {
     let made = report(house.address, login, &format!("allocate --count 20 --processes 3 --pid {pid}"));
     assert_eq!(made["allocations"], 20);
     assert!(made["server_bytes_each"].as_f64().is_some(), "{made}");
-    let said = complaint(house.address, login, "allocate --count 40 --processes 2");
+    let said = complaint(house.address, login, "allocate --count 140 --processes 2");
     assert!(said.contains("turn.allocations_per_user"), "{said}");
     let said = complaint(house.address, login, "allocate --count 2 --processes 3");
     assert!(said.contains("at most --count"), "{said}");
@@ -265,7 +265,7 @@ fn what_goes_wrong_is_said_with_what_to_do_about_it() {
     for (login, what, expected) in [
         ((USER, "wrong"), "allocate", "the server refused these credentials (401"),
         (("nobody", PASSWORD), "relay", "the server refused these credentials (401"),
-        (judge, "allocate --count 40 --concurrency 4", "turn.allocations_per_user"),
+        (judge, "allocate --count 140 --concurrency 4", "turn.allocations_per_user"),
         (judge, "relay", "turn.allow_peers"),
         (judge, "relay --size 11", "--size must be 12 to 60000"),
         (judge, "relay --allocations 0", "--allocations must be 1 to"),
