@@ -275,7 +275,9 @@ async fn messages_wait_for_their_first_listener_up_to_a_cap() {
     assert_eq!(callee.get(&mut browser, late).await, true);
     // A second channel is never listened to, and gets more than waits.
     caller.get(&mut browser, &call).await;
-    caller.get(&mut browser, "for (let i = 0; i < 300; i++) channel.send(('message ' + i).padEnd(4096)); true").await;
+    caller
+        .get(&mut browser, "for (let i = 0; i < 300; i++) channel.send(('message ' + i).padEnd(4096)); true")
+        .await;
     let over = "(async () => {
       const { value } = await calls.next();
       return await new Promise((resolve) => {
