@@ -147,7 +147,7 @@ impl Inbox {
         let waiting = Arc::<AtomicUsize>::default();
         let queue = Replies { queue, waiting: Arc::clone(&waiting) };
         let leg = StreamLeg { link: number, replies, waiting, proven: Arc::clone(&proven), place };
-        let link = Link { client, number, proven, worker: self.clone() };
+        let link = Link { client, number, proven, worker: self.clone(), is_closed: false };
         self.send(ToWorker::Opened { client, leg }).await.then_some((link, queue))
     }
 }
@@ -160,6 +160,7 @@ pub(super) struct Link {
     number: u64,
     proven: Arc<AtomicBool>,
     worker: Inbox,
+    is_closed: bool,
 }
 
 impl Link {
@@ -174,15 +175,16 @@ impl Link {
     }
 
     /// Says that the stream has ended.
-    pub(super) async fn close(self) {
+    pub(super) async fn close(mut self) {
         self.worker.send(ToWorker::Gone { client: self.client, link: self.number }).await;
+        self.is_closed = true;
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        // A stream whose task panicked has nobody left to say so, and its worker would keep the leg for ever.
-        if std::thread::panicking() {
+        // A stream whose task panicked or was dropped has nobody left to say so, and its worker would keep the leg for ever.
+        if !self.is_closed {
             self.worker.try_send(ToWorker::Gone { client: self.client, link: self.number });
         }
     }
@@ -192,6 +194,25 @@ impl Drop for Link {
 mod tests {
     use super::*;
     use crate::turn_server::Transport;
+
+    #[tokio::test]
+    async fn a_stream_whose_task_is_dropped_is_gone_too() {
+        let poll = mio::Poll::new().unwrap();
+        let (inbox, mut queue) = Inbox::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
+        let address = "192.0.2.7:1000".parse().unwrap();
+        let client = FiveTuple { client: address, server: address, transport: Transport::Tls };
+        for is_closed in [false, true] {
+            let (link, _replies) = inbox.open(client, None).await.unwrap();
+            let number = link.number;
+            match is_closed {
+                true => link.close().await,
+                false => drop(link),
+            }
+            assert!(matches!(queue.try_recv(), Ok(ToWorker::Opened { .. })));
+            assert!(matches!(queue.try_recv(), Ok(ToWorker::Gone { link, .. }) if link == number));
+            assert!(queue.try_recv().is_err(), "once");
+        }
+    }
 
     #[tokio::test]
     async fn a_stream_whose_task_panics_is_gone_too() {

@@ -3,7 +3,8 @@
 use super::frames;
 use super::inbox::{Inbox, Link, Replies, ToStream};
 use super::stream::{
-    IDLE_TIME, MESSAGE_TIME, READ_ROOM, STRANGER_MESSAGE, STRANGER_ROOM, STRANGER_TIME, WRITE_TIME, goodbye,
+    IDLE_TIME, MESSAGE_TIME, READ_ROOM, STRANGER_MESSAGE, STRANGER_ROOM, STRANGER_TIME, WRITE_TIME, evicted,
+    goodbye,
 };
 use super::tcp_relay::Joint;
 use crate::net::connections::Place;
@@ -26,16 +27,21 @@ pub(super) async fn carry_frames<S: AsyncRead + AsyncWrite + Unpin>(
     (worker, place): (&Inbox, &Place),
 ) -> io::Result<()> {
     let (mut reader, mut writer) = tokio::io::split(stream);
+    // From here on it ends in order: the worker keeps the client's place until it hears of the end.
+    let evicted = evicted(place);
     let Some((link, queue)) = worker.open(client, Some(place.clone())).await else { return Ok(()) };
     let mut buffer = BytesMut::new();
     let ended = tokio::select! {
-        ended = read_frames(&mut reader, &mut buffer, &link) => ended.map(|()| None),
-        ended = write_replies(&mut writer, queue) => ended,
+        ended = read_frames(&mut reader, &mut buffer, &link) => Some(ended.map(|()| None)),
+        ended = write_replies(&mut writer, queue) => Some(ended),
+        () = evicted => None,
     };
     link.close().await;
     match ended {
-        Ok(Some(joint)) => joint.run(reader.unsplit(writer), buffer).await,
-        ended => ended.map(drop).and(goodbye(&mut writer).await),
+        Some(Ok(Some(joint))) => joint.run(reader.unsplit(writer), buffer).await,
+        Some(ended) => ended.map(drop).and(goodbye(&mut writer).await),
+        // Others wait for its place.
+        None => Ok(()),
     }
 }
 
@@ -136,4 +142,39 @@ async fn write_replies(
         queue.written(length);
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::connections::{ConnectionLimits, Connections};
+    use crate::server::inbox::ToWorker;
+    use crate::turn_server::Transport;
+
+    #[tokio::test]
+    async fn the_worker_hears_that_a_stranger_was_ended_for_its_place() {
+        let poll = mio::Poll::new().unwrap();
+        let (worker, mut queue) = Inbox::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
+        let limits = ConnectionLimits { total: 1, descriptors: 9, per_address: 9, bytes: 1 << 20 };
+        let connections = Connections::new(limits, &[]);
+        let place = connections.open().unwrap();
+        let address = "192.0.2.7:1000".parse().unwrap();
+        let client = FiveTuple { client: address, server: address, transport: Transport::Tls };
+        let (_client, stream) = tokio::io::duplex(64);
+        // As the listener has it: it drops whoever has to go.
+        let evicted = evicted(&place);
+        let served = tokio::spawn(async move {
+            tokio::select! {
+                served = carry_frames(stream, client, (&worker, &place)) => drop(served),
+                () = evicted => {}
+            }
+        });
+        let Some(ToWorker::Opened { leg, .. }) = queue.recv().await else { panic!("it is not announced") };
+        let _other = connections.open().unwrap();
+        let gone = timeout(Duration::from_secs(20), queue.recv()).await;
+        assert!(matches!(gone, Ok(Some(ToWorker::Gone { link, .. })) if link == leg.link));
+        drop(leg);
+        served.await.unwrap();
+        assert_eq!(connections.leaving(), 0);
+    }
 }
