@@ -1365,6 +1365,8 @@ export class Client extends Target {
 
   #forget(link) {
     this.#bind(link, undefined);
+    // Offers that have not had their turn.
+    for (const [token, of] of this.#acts) if (of === link) this.#acts.delete(token);
     this.#links.delete(link);
   }
 

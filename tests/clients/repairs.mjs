@@ -529,6 +529,25 @@ const scenarios = {
       await recovers(5_000);
     }
   },
+  async "offers that still wait when a call ends leave nothing behind"() {
+    const [caller, callee] = await pair(9);
+    const { hub, connections } = world;
+    const unknown = new Set();
+    const hear = hub.hear.bind(hub);
+    hub.hear = (socket, message) => (message.code === 205 ? void unknown.add(message.token) : hear(socket, message));
+    connections[1].createAnswer = () => new Promise(() => {}); // the first is being answered, the others wait for that
+    const tell = (message) => hub.say(hub.tags.get(callee.client.tag), message);
+    const { sdp } = connections[0].localDescription;
+    const tokens = ["late1", "late2", "late3"];
+    tokens.forEach((token, at) => tell({ t: 51, mid: 5e9 + at, token, params: { ltag: caller.client.tag, sdp } }));
+    await run(1_000);
+    callee.channel.close();
+    await run(10_000, () => callee.channel.readyState === "closed");
+    await run(10_000);
+    for (const token of tokens) tell({ t: 53, token });
+    await run(1_000);
+    check(tokens.every((token) => unknown.has(token)), `only ${[...unknown]} are forgotten`);
+  },
   async "both offer in the same moment"() {
     await pair(8);
     for (const host of world.hosts) host.move();
