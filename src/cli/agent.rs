@@ -116,6 +116,8 @@ pub(super) enum UsageError {
     Token(#[from] crate::gateway::client::NoTicket),
     #[error("no terminal to ask on")]
     NoTerminal,
+    #[error("interrupted")]
+    Interrupted,
     #[error("{option} {file}: {problem}")]
     File { option: &'static str, file: String, problem: io::Error },
 }
@@ -129,6 +131,7 @@ impl UsageError {
             Self::NoTicket => "agent connect TICKET     `agent listen` on the other machine prints it",
             Self::Ticket(_) => "copy the whole line that `agent listen` printed on the other machine",
             Self::NoTerminal => "--key-file FILE, or AGENT_KEY in the environment",
+            Self::Interrupted => "the same again",
             Self::File { option: "--key-file", .. } => {
                 "--key-file names a file whose first line is the key that `ginnel key` prints"
             }
@@ -197,6 +200,7 @@ impl AgentCommand {
         });
         let (config, ticket) = match prepared {
             Ok(prepared) => prepared,
+            Err(UsageError::Interrupted) => return INTERRUPTED,
             Err(error) => {
                 report.usage(&error.to_string(), error.hint());
                 return USAGE;
@@ -238,7 +242,7 @@ impl Connect {
             ([_, ..], ..) => self.ticket.join(" "),
             (_, Some(file), _) => read_file("--ticket-file", file)?,
             (_, _, Some(text)) => text.clone(),
-            _ => ask("Ticket").ok_or(UsageError::NoTicket)?,
+            _ => ask("Ticket")?.ok_or(UsageError::NoTicket)?,
         };
         Ok(text.parse()?)
     }

@@ -90,15 +90,12 @@ pub(super) struct Reach {
     /// Take connections at this local address and connect each of them, in place of standard input and output
     #[arg(long, value_name = "ADDRESS:PORT", requires = "gateway")]
     listen: Option<SocketAddr>,
-    /// The token of a gateway that asks for one; `ginnel gateway ticket` prints it there
-    #[arg(
-        long,
-        visible_alias = "ticket",
-        value_name = "gt_…",
-        env = "AGENT_GATEWAY_TOKEN",
-        hide_env_values = true
-    )]
+    /// The token of a gateway that asks for one; `ginnel gateway ticket` prints it there. Without this and the file it is taken from AGENT_GATEWAY_TOKEN
+    #[arg(long, visible_alias = "ticket", value_name = "gt_…")]
     gateway_token: Option<String>,
+    /// The token in the environment
+    #[arg(long, env = "AGENT_GATEWAY_TOKEN", hide = true, hide_env_values = true)]
+    environment_token: Option<String>,
     /// File that holds the gateway's token
     #[arg(long, value_name = "FILE", conflicts_with = "gateway_token")]
     gateway_token_file: Option<PathBuf>,
@@ -184,6 +181,7 @@ impl Serve {
     pub(super) async fn run(&self, report: Report) -> u8 {
         let server = match self.server() {
             Ok(server) => server,
+            Err(Mistyped::Key(UsageError::Interrupted)) => return INTERRUPTED,
             Err(error) => {
                 report.usage(&error.to_string(), error.hint());
                 return USAGE;
@@ -256,7 +254,10 @@ impl Reach {
     fn token(&self, environment: Option<&String>) -> Result<Option<Ticket>, UsageError> {
         let text = match &self.gateway_token_file {
             Some(file) => Some(read_file("--gateway-token-file", file)?),
-            None => self.gateway_token.as_ref().or(environment).cloned(),
+            None => {
+                let token = self.gateway_token.as_ref().or(self.environment_token.as_ref());
+                token.or(environment).cloned()
+            }
         };
         Ok(text.map(|text| text.trim().parse()).transpose()?)
     }

@@ -2,22 +2,32 @@
 
 use super::agent::UsageError;
 use clap::Args;
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::task::{Context, Waker};
+use std::thread;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The most that is read of a file or a line.
 const MAX_LEN: u64 = 4096;
+/// How soon a question ends after a signal.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Where the access key comes from.
 #[derive(Debug, Args)]
 pub(super) struct KeySource {
     /// The access key of the server, or the gateway's own key; `ginnel key` and `ginnel key --gateway` print them there. Other users of this machine can
-    /// see what is typed here: see --key-file and --ask-key
-    #[arg(long, env = "AGENT_KEY", hide_env_values = true, conflicts_with = "key_file")]
+    /// see what is typed here: see --key-file and --ask-key. Without any of these it is taken from AGENT_KEY
+    #[arg(long, conflicts_with_all = ["key_file", "ask_key"])]
     key: Option<String>,
+    /// The key in the environment
+    #[arg(long, env = "AGENT_KEY", hide = true, hide_env_values = true)]
+    environment_key: Option<String>,
     /// File that holds the key
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
@@ -29,11 +39,12 @@ pub(super) struct KeySource {
 impl KeySource {
     /// Returns the key, if there is one. `is_needed`: it is asked for on a terminal where none was given.
     pub(super) fn key(&self, is_needed: bool) -> Result<Option<String>, UsageError> {
-        let key = match &self.key_file {
-            Some(file) => Some(first_line(&read_file("--key-file", file)?)),
-            None if self.ask_key => Some(ask("Key").ok_or(UsageError::NoTerminal)?),
-            None if is_needed && self.key.is_none() => ask("Key"),
-            None => self.key.as_deref().map(first_line),
+        let key = match (&self.key_file, self.key.as_ref().or(self.environment_key.as_ref())) {
+            (Some(file), _) => Some(first_line(&read_file("--key-file", file)?)),
+            (None, _) if self.ask_key => Some(ask("Key")?.ok_or(UsageError::NoTerminal)?),
+            (None, Some(key)) => Some(first_line(key)),
+            (None, None) if is_needed => ask("Key")?,
+            (None, None) => None,
         };
         Ok(key.filter(|key| !key.is_empty()))
     }
@@ -53,30 +64,50 @@ pub(super) fn read_file(option: &'static str, path: &Path) -> Result<String, Usa
     }
 }
 
-/// Asks on the terminal without showing what is typed; `None` where there is no terminal, or no answer.
-pub(super) fn ask(what: &str) -> Option<String> {
+/// Asks on the terminal without showing what is typed; `None` where there is no terminal, or no answer. A signal that ends this program is waited
+/// for here, since the terminal is to show what is typed again.
+pub(super) fn ask(what: &str) -> Result<Option<String>, UsageError> {
     let stdin = io::stdin();
     if !stdin.is_terminal() && !io::stderr().is_terminal() {
-        return None;
+        return Ok(None);
     }
     // Standard input may be what is to be sent.
     let terminal = File::open("/dev/tty").ok();
     let terminal = match &terminal {
         Some(terminal) => terminal.as_fd(),
         None if stdin.is_terminal() => stdin.as_fd(),
-        None => return None,
+        None => return Ok(None),
     };
     let line = {
+        let mut ends = Ends::watch();
         let _hidden = Hidden::new(terminal);
         let _ = write!(io::stderr(), "{what}: ");
-        read_line(terminal)
+        terminal.try_clone_to_owned().map_or(Ok(None), |terminal| read_line(terminal, || ends.have_come()))
     };
     let _ = writeln!(io::stderr());
-    Some(line?.trim().to_owned()).filter(|line| !line.is_empty())
+    let line = line?.and_then(|line| String::from_utf8(line).ok());
+    Ok(line.map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()))
+}
+
+/// Reads a line on a thread of its own, which a signal leaves behind.
+fn read_line(
+    terminal: OwnedFd,
+    mut is_interrupted: impl FnMut() -> bool,
+) -> Result<Option<Vec<u8>>, UsageError> {
+    let (line, lines) = sync_channel(1);
+    let reading = thread::Builder::new().spawn(move || line.send(read_bytes(&terminal)));
+    loop {
+        match (lines.recv_timeout(LOOK), is_interrupted() || reading.is_err()) {
+            (_, true) => return Err(UsageError::Interrupted),
+            (Ok(line), false) => return Ok(line),
+            (Err(RecvTimeoutError::Disconnected), false) => return Ok(None),
+            (Err(RecvTimeoutError::Timeout), false) => {}
+        }
+    }
 }
 
 /// Byte by byte, so that what follows is left to others.
-fn read_line(terminal: BorrowedFd<'_>) -> Option<String> {
+fn read_bytes(terminal: &OwnedFd) -> Option<Vec<u8>> {
     let mut line = Vec::new();
     let mut byte = [0];
     while line.len() < usize::try_from(MAX_LEN).unwrap_or(usize::MAX)
@@ -85,7 +116,23 @@ fn read_line(terminal: BorrowedFd<'_>) -> Option<String> {
     {
         line.push(byte[0]);
     }
-    String::from_utf8(line).ok()
+    Some(line)
+}
+
+/// The signals that end this program.
+struct Ends(Vec<Signal>);
+
+impl Ends {
+    fn watch() -> Self {
+        let kinds =
+            [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::quit(), SignalKind::hangup()];
+        Self(kinds.into_iter().filter_map(|kind| signal(kind).ok()).collect())
+    }
+
+    fn have_come(&mut self) -> bool {
+        let mut context = Context::from_waker(Waker::noop());
+        self.0.iter_mut().any(|signal| signal.poll_recv(&mut context).is_ready())
+    }
 }
 
 /// A terminal that does not show what is typed, until this is dropped.
@@ -99,6 +146,8 @@ impl<'a> Hidden<'a> {
         let before = tcgetattr(terminal).ok();
         if let Some(mut hidden) = before.clone() {
             hidden.local_modes.remove(LocalModes::ECHO);
+            // A program that is stopped gives nothing back.
+            hidden.special_codes[SpecialCodeIndex::VSUSP] = 0;
             let _ = tcsetattr(terminal, OptionalActions::Now, &hidden);
         }
         Self { terminal, before }
@@ -125,9 +174,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("key");
         std::fs::write(&file, "  from a file\n").unwrap();
-        let source =
-            |key: Option<&str>, key_file| KeySource { key: key.map(Into::into), key_file, ask_key: false };
+        let source = |key: Option<&str>, key_file| KeySource {
+            key: key.map(Into::into),
+            environment_key: Some("of the environment".into()),
+            key_file,
+            ask_key: false,
+        };
         assert_eq!(source(None, Some(file)).key(false).unwrap().as_deref(), Some("from a file"));
+        assert_eq!(source(None, None).key(true).unwrap().as_deref(), Some("of the environment"));
         assert_eq!(source(Some(" typed\n"), None).key(false).unwrap().as_deref(), Some("typed"));
         assert_eq!(source(Some(" "), None).key(false).unwrap(), None);
         let missing = source(None, Some(folder.path().join("none"))).key(false);

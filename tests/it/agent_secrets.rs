@@ -8,6 +8,7 @@ use ginnel::agent::{Secret, Ticket};
 
 use crate::house::House;
 use crate::proc::{Proc, Stdout};
+use crate::tools;
 
 const UP: Duration = Duration::from_secs(30);
 /// What the exit code says of a ticket that was read, and whose listener is not there.
@@ -101,4 +102,63 @@ fn a_ticket_and_a_key_are_asked_for_on_a_terminal_and_not_shown() {
     let printed = on_a_terminal(&["listen", "--server", &server, "--ask-key"], &format!("{key}\n"));
     assert!(printed.contains("Key: ") && printed.contains("access key"), "{printed}");
     assert!(!printed.contains(key), "{printed}");
+}
+
+/// Starts a program on a terminal, types Ctrl-C at its first question, and prints its exit code and whether the terminal shows again what is typed.
+const INTERRUPTED: &str = r"
+import fcntl, os, sys, termios
+def shows(): return bool(termios.tcgetattr(slave)[3] & termios.ECHO)
+master, slave = os.openpty()
+child = os.fork()
+if child == 0:
+    os.setsid()
+    fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+    for descriptor in (0, 1, 2): os.dup2(slave, descriptor)
+    os.execv(sys.argv[1], sys.argv[1:])
+said = b''
+while b': ' not in said: said += os.read(master, 1024)
+hidden = not shows()
+os.write(master, b'typed in part\x03')
+_, status = os.waitpid(child, 0)
+print(hidden, shows(), os.waitstatus_to_exitcode(status))
+";
+
+#[test]
+fn a_terminal_shows_again_what_is_typed_after_ctrl_c_at_a_question() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    for arguments in [
+        &["connect"][..],
+        &["listen", "--server", "127.0.0.1:1", "--ask-key"],
+        &["serve", "--gateway", "127.0.0.1:1", "--id", "1", "--to", "1"],
+    ] {
+        let mut python = Command::new("timeout");
+        python.args(["30", "python3", "-c", INTERRUPTED, env!("CARGO_BIN_EXE_agent")]).args(arguments);
+        for name in ["AGENT_KEY", "AGENT_TICKET", "AGENT_CODE"] {
+            python.env_remove(name);
+        }
+        let output = python.output().unwrap();
+        let told = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(told, "True True 130\n", "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn a_file_that_is_named_counts_before_the_environment() {
+    let house = House::on_loopback("");
+    let (server, ticket) = (house.address.to_string(), ticket(&house));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("secret");
+    let named = file.to_str().unwrap();
+    std::fs::write(&file, house.key()).unwrap();
+    let listening = agent(&["listen", "--server", &server, "--key-file", named], &[("AGENT_KEY", "another")]);
+    listening.expect("ticket", UP, |line| line.contains("agent connect agent:").then_some(()));
+    std::fs::write(&file, ticket).unwrap();
+    ends_with(agent(&["connect", "--ticket-file", named], &[("AGENT_TICKET", "agent:another")]), OFFLINE);
+    let tickets = House::on_loopback("[gateway]\ntickets = true\n");
+    std::fs::write(&file, tickets.told(&["gateway", "ticket"])).unwrap();
+    let gateway = tickets.address.to_string();
+    let connect = ["connect", "--gateway", &gateway, "--id", "7", "--gateway-token-file", named];
+    ends_with(agent(&connect, &[("AGENT_GATEWAY_TOKEN", "gt_another")]), OFFLINE);
 }
