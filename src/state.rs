@@ -74,6 +74,8 @@ impl State {
         let failed = |source| StateError::Io { path: folder.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
         let is_tightened = tighten_if_empty(folder).map_err(failed)?;
+        // Before anything is put into a folder that is somebody else's.
+        forbid_exposed(folder)?;
         let (_, is_new) = read_or_make(&folder.join(SECRET), |bytes| HEXLOWER.encode(bytes))?;
         let key = |prefix: &'static str| {
             move |bytes: &[u8; 32]| format!("{prefix}_{}", BASE32_NOPAD.encode(&bytes[..20]).to_lowercase())
@@ -229,6 +231,15 @@ mod tests {
             assert!(matches!(opened, Err(StateError::Exposed(path)) if path == temporary.path()));
         }
         assert_eq!(mode(temporary.path()), 0o755, "left as it was");
+    }
+
+    #[test]
+    fn nothing_is_put_into_a_folder_that_others_may_read() {
+        let temporary = tempfile::tempdir().unwrap();
+        fs::write(temporary.path().join("something"), "else").unwrap();
+        fs::set_permissions(temporary.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(matches!(State::open(temporary.path()), Err(StateError::Exposed(_))));
+        assert_eq!(fs::read_dir(temporary.path()).unwrap().count(), 1);
     }
 
     #[test]

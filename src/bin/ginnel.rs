@@ -10,8 +10,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<advice::Told>() => ExitCode::FAILURE,
         Err(error) => {
-            // Nobody may be there to read it.
-            let _ = std::io::stderr().write_all(advice::report(&error).as_bytes());
+            advice::tell(advice::report(&error));
             ExitCode::FAILURE
         }
     }

@@ -4,12 +4,18 @@ use crate::config::ConfigError;
 use crate::server::{CertificateError, CredentialsFileError, ServerError};
 use crate::state::StateError;
 use std::error::Error;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
+use std::sync::mpsc::sync_channel;
+use std::thread;
+use std::time::Duration;
 
 /// For what nobody can foresee.
 const START_AGAIN: &str =
     "start it again; if that repeats, the log with log.level = \"debug\" says what comes before";
+
+/// How long the last words of a program may take.
+const TELL_TIME: Duration = Duration::from_secs(1);
 
 /// What stands before that.
 const TRY: &str = "\n  try: ";
@@ -33,6 +39,19 @@ pub fn report(error: &anyhow::Error) -> String {
     match error.chain().find_map(advice) {
         Some(advice) => format!("error: {text}{TRY}{advice}\n"),
         None => format!("error: {text}\n"),
+    }
+}
+
+/// Writes a report to standard error. Where nobody reads that, the program ends all the same: after a second.
+pub fn tell(report: String) {
+    let (done, is_done) = sync_channel(1);
+    let write = move || {
+        // Nobody may be there to read it.
+        let _ = io::stderr().write_all(report.as_bytes());
+        let _ = done.send(());
+    };
+    if thread::Builder::new().spawn(write).is_ok() {
+        let _ = is_done.recv_timeout(TELL_TIME);
     }
 }
 
@@ -67,6 +86,10 @@ fn advice(error: &(dyn Error + 'static)) -> Option<String> {
 fn of_state(error: &StateError) -> String {
     match error {
         StateError::Io { path, source } => of_state_file(path, source),
+        // What is in it is not the server's.
+        StateError::Exposed(path) if path.is_dir() && !path.join("secret").exists() => {
+            format!("a folder of the server's own: --state {}", path.join("state").display())
+        }
         StateError::Exposed(path) => {
             let path = path.display();
             format!("chmod -R go= {path} (and in a systemd unit: StateDirectoryMode=0700)")

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::thread;
 use std::time::Duration;
 use tracing_subscriber::fmt::MakeWriter;
@@ -61,9 +61,17 @@ impl LogQueue {
     /// Waits until everything before is written, or dropped; not for ever.
     pub(super) fn flush(&self) {
         let (done, is_done) = sync_channel(1);
-        if self.items.try_send(Item::Flush(done)).is_ok() {
-            let _ = is_done.recv_timeout(FLUSH_TIME);
+        let mut left = FLUSH_TIME;
+        // The queue may be full of what is to be written first.
+        while let Err(TrySendError::Full(_)) = self.items.try_send(Item::Flush(done.clone())) {
+            if left.is_zero() {
+                return;
+            }
+            thread::sleep(RETRY_TIME);
+            left = left.saturating_sub(RETRY_TIME);
         }
+        drop(done);
+        let _ = is_done.recv_timeout(left);
     }
 }
 
@@ -231,6 +239,18 @@ mod tests {
         fn flush(&mut self) -> io::Result<()> {
             Ok(())
         }
+    }
+
+    #[test]
+    fn a_full_queue_is_written_to_its_end_too() {
+        let (go, stalled) = sync_channel(0);
+        let queue = LogQueue::start(Stalled(stalled)).unwrap();
+        for _ in 0..2 * MAX_LINES {
+            queue.push(b"line\n".to_vec());
+        }
+        drop(go);
+        queue.flush();
+        assert_eq!(queue.waiting.load(Ordering::Relaxed), 0);
     }
 
     #[test]

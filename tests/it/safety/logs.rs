@@ -145,3 +145,30 @@ fn a_word_that_is_no_log_level_is_refused_with_those_that_are() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(2) && said.contains("debug or trace"), "{said}");
 }
+
+/// Starts a program whose standard error is a pipe that is full and that nobody reads, and prints its exit code.
+const STALLED: &str = r"
+import fcntl, os, subprocess, sys
+reader, writer = os.pipe()
+os.set_blocking(writer, False)
+for size in (4096, 1):
+    try:
+        while True: os.write(writer, b'x' * size)
+    except BlockingIOError: pass
+os.set_blocking(writer, True)
+program = subprocess.Popen(sys.argv[1:], stderr=writer)
+try: print(program.wait(20))
+except subprocess.TimeoutExpired: program.kill()
+";
+
+#[test]
+fn a_start_that_fails_ends_though_nobody_reads_what_it_says() {
+    if !tools::have(&["python3"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut python = Command::new("python3");
+    python.args(["-c", STALLED, env!("CARGO_BIN_EXE_ginnel"), "serve", "--config", "nowhere.toml"]);
+    let output = python.current_dir(folder.path()).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "1\n");
+}
