@@ -21,7 +21,7 @@ pub struct Serve {
     /// Configuration file (TOML); see `ginnel config`
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Folder of the secret and the access key; made at the first start [default: state]
+    /// Folder of the secret and the keys; made at the first start [default: state]
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
     /// Address to listen on; may be repeated [default: all]
@@ -196,7 +196,7 @@ fn introduction(facts: &Facts, state: &State) -> String {
         (None, true) => "self-signed: no turns: URL is offered",
         (None, false) => "no name in the certificate: set tls.name to offer turns: URLs",
     };
-    let ports = facts.tls_port.map(|port| format!(", and alone on {port} udp + tcp")).unwrap_or_default();
+    let ports = facts.tls_port.map(|port| format!(", and on {port} udp + tcp")).unwrap_or_default();
     line("tls", format!("{vouched} — TLS and DTLS on the same port{ports}"));
     for address in &facts.advertised {
         line("address", format!("{}{}", address.ip(), caution(address.ip())));
@@ -247,7 +247,7 @@ fn invitation(facts: &Facts, state: &State, on_terminal: bool) -> String {
         false => format!("Key       printed by: ginnel key --state {folder}\n"),
     };
     format!(
-        "Page      {page}\n{key}Browsers  curl '{page}ice?key=KEY'\n\
+        "Page      {page}\n{key}Browsers  curl -H 'Authorization: Bearer KEY' {page}ice\n\
          Peers     agent listen --server {address} --key KEY\nReady. Ctrl-C stops.\n"
     )
 }

@@ -403,7 +403,7 @@ fn with_a_certificate_on_port_443_every_url_is_of_that_port() {
     ];
     assert_eq!(urls, expected);
     assert!(
-        printed.contains("https://t.example/\n") && printed.contains("'https://t.example/ice?key=KEY'"),
+        printed.contains("https://t.example/\n") && printed.contains("Bearer KEY' https://t.example/ice\n"),
         "{printed}"
     );
     let port = free_ports();
