@@ -47,20 +47,30 @@ impl Meter {
     }
 }
 
-/// One user's meter, over all workers.
+/// One user's meter, over all workers. Each reads the clock once an iteration, so one of them may be behind the others.
 #[derive(Debug, Default)]
-pub(super) struct SharedMeter(AtomicU64);
+pub(super) struct SharedMeter {
+    at: AtomicU64,
+    /// The latest moment of any worker that has taken something.
+    latest: AtomicU64,
+}
 
 impl SharedMeter {
     /// Reads the meter's number, which says little without a rate.
     pub(super) fn glance(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.at.load(Ordering::Relaxed)
     }
 
-    /// As [`Meter::take`].
+    /// As [`Meter::take`]. A worker that is behind the others is judged by their time, or it would take what they have sent for its
+    /// own burst.
     pub(super) fn take(&self, rate: Rate, now: Moment, units: usize) -> bool {
+        let latest = self.latest.load(Ordering::Relaxed);
+        if now.0 > latest {
+            self.latest.fetch_max(now.0, Ordering::Relaxed);
+        }
+        let now = Moment(now.0.max(latest));
         let step = |at| advance(at, rate, now, units);
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step).is_ok()
+        self.at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step).is_ok()
     }
 }
 
@@ -115,6 +125,15 @@ mod tests {
             500 + 10_000 - 100,
             "half a second's worth at once, then a thousand bytes a second"
         );
+    }
+
+    #[test]
+    fn a_worker_whose_time_is_behind_is_judged_by_that_of_the_others() {
+        let (rate, shared) = (Rate::bytes(1000), SharedMeter::default());
+        assert!(shared.take(rate, Moment(10 * SECOND), 100));
+        assert!(shared.take(rate, Moment(9 * SECOND), 100), "200 of 500 bytes");
+        assert!(shared.take(rate, Moment(9 * SECOND), 300));
+        assert!(!shared.take(rate, Moment(9 * SECOND), 1), "the burst is used up");
     }
 
     #[test]
