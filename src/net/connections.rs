@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const WIDER: [(u32, u32); 2] = [(56, 2), (48, 4)];
 
 /// The part of the memory of all unproven ones that long messages may hold, and from when a message is long.
-const LONG_PART: usize = 8;
+const LONG_PART: usize = 16;
 const SHORT: usize = 12 * 1024;
 
 /// What is to be done to end a connection.
@@ -259,7 +259,7 @@ impl Place {
         self.hold_as(bytes, false)
     }
 
-    /// The same for a message that has begun: long ones have an eighth of the memory for themselves.
+    /// The same for a message that has begun: long ones have a sixteenth of the memory for themselves.
     #[must_use]
     pub fn hold_message(&self, bytes: usize) -> bool {
         self.hold_as(bytes, bytes > SHORT)
@@ -554,7 +554,7 @@ mod tests {
 
     #[test]
     fn long_messages_have_a_part_of_the_memory_for_themselves() {
-        let limits = ConnectionLimits { bytes: 8 * 40_000, ..LIMITS };
+        let limits = ConnectionLimits { bytes: LONG_PART * 40_000, ..LIMITS };
         let (connections, ended) = (Connections::new(limits, &[]), Arc::default());
         let places: Vec<_> = (0..4).map(|_| connections.open().unwrap()).collect();
         places.iter().for_each(|place| watch(place, &ended));
