@@ -368,7 +368,7 @@ pub(super) fn hint(error: &Error) -> &'static str {
             Refusal::Busy => {
                 "one `agent listen` takes one connection: run it again on the other machine and use its new ticket"
             }
-            _ => "see the message, and try again later",
+            _ => "try again later",
         },
         Error::Replaced => {
             "one listener uses a ticket at a time: go on with the newer one, or run `agent listen` again for a new ticket"
@@ -382,7 +382,7 @@ pub(super) fn hint(error: &Error) -> &'static str {
         Error::RelayLost(_) => {
             "see that the server runs again; then run `agent listen` and `agent connect` anew, with a new ticket"
         }
-        _ => "see the message",
+        _ => "run it again with `--log debug`: it tells more",
     }
 }
 

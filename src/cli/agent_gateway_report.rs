@@ -81,7 +81,7 @@ impl Trouble {
                 _ => (
                     "server",
                     "unreachable",
-                    "is `ginnel serve` running there with `[gateway] enabled = true`? `--gateway HOST:PORT` names another port",
+                    "is the name right, and `ginnel serve` running there with `[gateway] enabled = true`? `--gateway HOST:PORT` names another",
                 ),
             },
             Self::Dial(DialError::Refused(_)) => (
@@ -94,7 +94,7 @@ impl Trouble {
             }
             Self::Dial(_) | Self::Lost(_) => ("connection", "lost", "try again"),
             Self::Broken(_) => ("connection", "peer_ended", "see what `agent serve` says on the other side"),
-            Self::Local(_) => ("local", "local", "see the message"),
+            Self::Local(_) => ("local", "local", "run it again with `--log debug`: it tells more"),
         }
     }
 }
