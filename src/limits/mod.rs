@@ -1,9 +1,9 @@
 //! What every limit does when it is reached: it is counted, and a sampled line names its key. Counting needs no clock and no handle, so
 //! that pure machines do it where they refuse.
 //!
-//! [`Limit`] is the one table of limits. [`Limit::reached`] counts; [`Report`] decides which lines are due; [`report`] writes them once
+//! [`Limit`] is the one table of limits. [`Limit::reached`] counts; [`Report`] decides which lines are due; `report` writes them once
 //! a second; [`to_prometheus`] gives the counts to `/metrics`. The counts are of the process, as its logs are.
-//! How long whoever was refused or cut off waits before it comes again is [`Backoff`]'s.
+//! How long whoever was refused or cut off waits before it comes again is `Backoff`'s.
 //! Other lines that can repeat pass a [`Sampler`], mostly by way of `sampled!`.
 
 mod backoff;
