@@ -14,6 +14,15 @@ pub(crate) fn have(programs: &[&str]) -> bool {
     missing.is_empty() || skip(&format!("{} not installed", missing.join(", ")))
 }
 
+/// Says whether every program in `programs` is there, though nobody has to install them; if not, the calling test is a visible skip.
+pub(crate) fn happens_to_have(programs: &[&str]) -> bool {
+    let missing: Vec<_> = programs.iter().filter(|name| find(name).is_none()).copied().collect();
+    if !missing.is_empty() {
+        note(&format!("{} not installed", missing.join(", ")));
+    }
+    missing.is_empty()
+}
+
 /// Says whether network namespaces can be made here; if not, the calling test is a visible skip.
 ///
 /// # Panics
