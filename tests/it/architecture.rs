@@ -427,3 +427,49 @@ fn every_test_that_the_docs_name_exists() {
     assert!(named > 20, "the pages' tables were not found");
     assert_none("tests named in docs/", &broken);
 }
+
+/// The requirement numbers in a text, such as `S0-14` or `S2-A5`.
+fn requirement_numbers(text: &str) -> HashSet<String> {
+    let mut numbers = HashSet::new();
+    for (at, _) in text.match_indices('S') {
+        if text[..at].ends_with(|c: char| c.is_ascii_alphanumeric() || c == '_') {
+            continue;
+        }
+        let rest = &text.as_bytes()[at + 1..];
+        let [b'0'..=b'4', b'-', tail @ ..] = rest else { continue };
+        let letter = usize::from(tail.first() == Some(&b'A'));
+        let digits = tail[letter..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+        if digits > 0 {
+            numbers.insert(text[at..at + 3 + letter + digits].to_owned());
+        }
+    }
+    numbers
+}
+
+#[test]
+fn every_requirement_has_a_test_and_every_cited_one_is_listed() {
+    const UNTESTED: [&str; 2] = ["not built yet", "nothing to show"];
+    let page = fs::read_to_string(root().join("docs/requirements.md")).unwrap();
+    let mut listed = HashSet::new();
+    let mut broken = Vec::new();
+    for line in page.lines().filter(|line| line.starts_with("| S")) {
+        let cells: Vec<_> = line.split('|').map(str::trim).collect();
+        if !listed.insert(cells[1].to_owned()) {
+            broken.push(format!("{} is listed twice", cells[1]));
+        }
+        if !cells[3].starts_with('`') && !UNTESTED.contains(&cells[3]) {
+            broken.push(format!("{} has no test", cells[1]));
+        }
+    }
+    assert!(listed.len() > 200, "the requirements were not found");
+    let folders =
+        [("src", "rs"), ("tests", "rs"), ("tests", "py"), ("benches", "rs"), ("docs", "md"), ("web", "js")];
+    for (folder, ending) in folders {
+        for path in files(&root().join(folder), ending) {
+            let text = fs::read_to_string(&path).unwrap();
+            let unknown = requirement_numbers(&text).into_iter().filter(|number| !listed.contains(number));
+            broken.extend(unknown.map(|number| format!("{}: {number} is not listed", path.display())));
+        }
+    }
+    assert_none("requirements", &broken);
+}
