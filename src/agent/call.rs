@@ -1,15 +1,15 @@
-//! The hands of one call: feed the session and the lane chooser, do what they say, and keep the lanes until the end.
+//! The hands of one call: feed the session and the lane selector, do what they say, and keep the lanes until the end.
 
-use super::binding::{Binding, InitialKey};
-use super::candidate::LaneKind;
-use super::ice::{Lane, LaneConfig, LaneEvent, RelayCredentials, SelectedPair};
-use super::lanes::{self, Lanes};
-use super::link::{Link, LinkError};
-use super::path::{Path, PathKind};
-use super::probe::Probe;
-use super::reason::Reason;
-use super::session::{self, Failure, Session, Setup};
-use super::tunnel::{Sign, Tunnel};
+use super::call_auth::{CallAuth, InitialKey};
+use super::candidate::CandidatePath;
+use super::ice::{IceAgent, IceAgentConfig, IceEvent, RelayCredentials, SelectedPair};
+use super::nat_probe::NatProbe;
+use super::path::{PathInfo, PathKind};
+use super::path_selector::{self, PathSelector};
+use super::relay_reason::RelayReason;
+use super::session::{self, Failure, Session, SessionConfig};
+use super::signaling_client::{SignalingClient, SignalingError};
+use super::tunnel::{Probe, Tunnel};
 use crate::net::time;
 use crate::signaling::wire::{self, Answer, Ask, Code, Ice, Nat, Request, Tag, Token};
 use std::net::SocketAddr;
@@ -70,7 +70,7 @@ pub(super) enum CallFailure {
 
 /// How a call begins.
 #[derive(Debug)]
-pub(super) enum Opening {
+pub(super) enum CallRequest {
     /// This side calls `callee`.
     Dial { tag: Tag, callee: Tag },
     /// This side was called.
@@ -81,24 +81,24 @@ pub(super) enum Opening {
 type Channel<T> = (mpsc::Sender<T>, mpsc::Receiver<T>);
 
 /// The queues and sockets of a call; they exist before the session, so that gathering overlaps with registering.
-pub(super) struct Ground {
+pub(super) struct CallResources {
     pub(super) tunnel: Arc<Tunnel>,
-    signs: mpsc::Receiver<(LaneKind, Sign)>,
-    events: Channel<(LaneKind, LaneEvent)>,
+    probes: mpsc::Receiver<(CandidatePath, Probe)>,
+    events: Channel<(CandidatePath, IceEvent)>,
     nat: Channel<Nat>,
     blocked: watch::Sender<Option<bool>>,
     server: SocketAddr,
-    lanes: [Option<Lane>; 2],
+    lanes: [Option<IceAgent>; 2],
     begun: Instant,
 }
 
-impl Ground {
+impl CallResources {
     /// Makes the queues. `blocked`: whether UDP failed to reach the server the last time it was tried.
     pub(super) fn new(server: SocketAddr, blocked: Option<bool>) -> Self {
-        let (tunnel, signs) = Tunnel::new();
+        let (tunnel, probes) = Tunnel::new();
         Self {
             tunnel,
-            signs,
+            probes,
             events: mpsc::channel(QUEUE),
             nat: mpsc::channel(1),
             blocked: watch::Sender::new(blocked),
@@ -109,8 +109,13 @@ impl Ground {
     }
 
     /// Opens a lane's sockets and begins to gather.
-    pub(super) fn open_lane(&mut self, kind: LaneKind, setup: &Setup, relay: Option<RelayCredentials>) {
-        let config = LaneConfig {
+    pub(super) fn open_lane(
+        &mut self,
+        kind: CandidatePath,
+        setup: &SessionConfig,
+        relay: Option<RelayCredentials>,
+    ) {
+        let config = IceAgentConfig {
             kind,
             role: setup.role,
             ufrag: setup.ufrag.clone(),
@@ -119,7 +124,7 @@ impl Ground {
             relay,
             blocked: self.blocked.subscribe(),
         };
-        let lane = Lane::open(config, Arc::clone(&self.tunnel), self.events.0.clone());
+        let lane = IceAgent::open(config, Arc::clone(&self.tunnel), self.events.0.clone());
         self.lanes[kind as usize] = Some(lane);
     }
 
@@ -127,7 +132,7 @@ impl Ground {
     pub(super) fn probe(&self, stun2: impl Future<Output = Option<String>> + Send + 'static) {
         let (server, blocked, nat) = (self.server, self.blocked.clone(), self.nat.0.clone());
         tokio::spawn(async move {
-            let Ok(probe) = Probe::start(server).await else {
+            let Ok(probe) = NatProbe::start(server).await else {
                 blocked.send_replace(Some(true));
                 return;
             };
@@ -150,7 +155,7 @@ impl Ground {
 #[derive(Debug)]
 pub(super) struct Call {
     progress: watch::Receiver<Progress>,
-    pub(super) path: watch::Receiver<Option<Path>>,
+    pub(super) path: watch::Receiver<Option<PathInfo>>,
     /// The line to the server was cut since the call began.
     was_cut: Arc<AtomicBool>,
     stop: mpsc::Sender<String>,
@@ -160,10 +165,10 @@ pub(super) struct Call {
 impl Call {
     /// Starts the negotiation.
     pub(super) fn start(
-        ground: Ground,
-        setup: Setup,
-        (opening, binding): (Opening, Binding),
-        link: Link,
+        resources: CallResources,
+        setup: SessionConfig,
+        (opening, binding): (CallRequest, CallAuth),
+        link: SignalingClient,
         signals: mpsc::Receiver<Signal>,
     ) -> Self {
         let (progress, progress_rx) = watch::channel(Progress::Searching);
@@ -172,8 +177,8 @@ impl Call {
         let was_cut = Arc::new(AtomicBool::new(false));
         let driver = Driver {
             session: Session::new(setup),
-            chooser: Lanes::new(ground.begun),
-            ground,
+            selector: PathSelector::new(resources.begun),
+            resources,
             link,
             binding,
             answered: false,
@@ -191,7 +196,7 @@ impl Call {
 
     /// Stands for a path that was found without negotiation and is kept by `task` until it is told to `stop`.
     pub(super) fn found(
-        path: watch::Receiver<Option<Path>>,
+        path: watch::Receiver<Option<PathInfo>>,
         stop: mpsc::Sender<String>,
         task: JoinHandle<()>,
     ) -> Self {
@@ -224,31 +229,31 @@ impl Call {
     }
 }
 
-type Dialled = JoinHandle<Result<Answer, LinkError>>;
+type Dialled = JoinHandle<Result<Answer, SignalingError>>;
 
 struct Driver {
     session: Session,
-    chooser: Lanes,
-    ground: Ground,
-    link: Link,
-    binding: Binding,
+    selector: PathSelector,
+    resources: CallResources,
+    link: SignalingClient,
+    binding: CallAuth,
     /// The other side's terms have come.
     answered: bool,
     /// Where an offer of the session's goes.
-    dial: Option<Opening>,
+    dial: Option<CallRequest>,
     token: Option<Token>,
     pairs: [Option<SelectedPair>; 2],
     /// A path that is to be told once its round trip is known, at the latest at that time.
-    news: Option<(LaneKind, Option<Reason>, Instant)>,
+    news: Option<(CandidatePath, Option<RelayReason>, Instant)>,
     progress: watch::Sender<Progress>,
-    path: watch::Sender<Option<Path>>,
+    path: watch::Sender<Option<PathInfo>>,
     was_cut: Arc<AtomicBool>,
 }
 
 impl Driver {
     async fn run(
         mut self,
-        opening: Opening,
+        opening: CallRequest,
         mut signals: mpsc::Receiver<Signal>,
         mut stop: mpsc::Receiver<String>,
     ) {
@@ -258,16 +263,16 @@ impl Driver {
             self.drain(&mut dialled).await;
             let timers = [
                 self.session.poll_timeout(),
-                self.chooser.poll_timeout(),
+                self.selector.poll_timeout(),
                 self.news.as_ref().map(|(.., at)| *at),
             ];
             let due = timers.into_iter().flatten().min().unwrap_or_else(|| time::now().mono + FAR);
             tokio::select! {
                 reason = stop.recv() => break reason,
                 Some(signal) = signals.recv() => self.take_signal(signal).await,
-                Some((lane, event)) = self.ground.events.1.recv() => self.take_event(lane, event),
-                Some((lane, sign)) = self.ground.signs.recv() => self.take_sign(lane, sign),
-                Some(nat) = self.ground.nat.1.recv() => self.session.handle_nat(time::now().mono, nat),
+                Some((lane, event)) = self.resources.events.1.recv() => self.take_event(lane, event),
+                Some((lane, probe)) = self.resources.probes.recv() => self.take_sign(lane, probe),
+                Some(nat) = self.resources.nat.1.recv() => self.session.handle_nat(time::now().mono, nat),
                 answer = answered(&mut dialled) => {
                     dialled = None;
                     self.take_answer(answer);
@@ -278,16 +283,16 @@ impl Driver {
         self.close(reason).await;
     }
 
-    fn open(&mut self, opening: Opening) {
+    fn open(&mut self, opening: CallRequest) {
         let now = time::now().mono;
         match opening {
-            Opening::Answer { mid, token, mut offer } => {
+            CallRequest::Answer { mid, token, mut offer } => {
                 self.token = Some(token.clone());
                 let offer = std::mem::take(&mut *offer);
-                self.dial = Some(Opening::Answer { mid, token, offer: Box::default() });
+                self.dial = Some(CallRequest::Answer { mid, token, offer: Box::default() });
                 self.session.handle_offer(now, offer);
             }
-            dial @ Opening::Dial { .. } => {
+            dial @ CallRequest::Dial { .. } => {
                 self.dial = Some(dial);
                 self.session.dial(now);
             }
@@ -296,10 +301,10 @@ impl Driver {
 
     async fn drain(&mut self, dialled: &mut Option<Dialled>) {
         loop {
-            if let Some(output) = self.chooser.poll_output() {
-                self.obey_chooser(output);
+            if let Some(output) = self.selector.poll_output() {
+                self.apply_selector_output(output);
             } else if let Some(output) = self.session.poll_output() {
-                self.obey_session(output, dialled).await;
+                self.apply_session_output(output, dialled).await;
             } else {
                 break;
             }
@@ -307,11 +312,13 @@ impl Driver {
         self.tell_news(time::now().mono);
     }
 
-    fn obey_chooser(&mut self, output: lanes::Output) {
+    fn apply_selector_output(&mut self, output: path_selector::Output) {
         match output {
-            lanes::Output::Ping(lane, number) => self.ground.tunnel.send_sign(lane, Sign::Ping(number)),
-            lanes::Output::Active(lane) => {
-                self.ground.tunnel.set_active(lane);
+            path_selector::Output::Ping(lane, number) => {
+                self.resources.tunnel.send_probe(lane, Probe::Ping(number))
+            }
+            path_selector::Output::Active(lane) => {
+                self.resources.tunnel.set_active(lane);
                 self.session.handle_active(lane);
                 if lane.is_some() {
                     self.advance(Progress::Ready(self.binding.initial_key()));
@@ -320,11 +327,11 @@ impl Driver {
         }
     }
 
-    async fn obey_session(&mut self, output: session::Output, dialled: &mut Option<Dialled>) {
+    async fn apply_session_output(&mut self, output: session::Output, dialled: &mut Option<Dialled>) {
         match output {
             session::Output::Call(mut ice) => {
                 self.binding.prove(&mut ice);
-                if let Some(Opening::Dial { tag, callee }) = self.dial.take() {
+                if let Some(CallRequest::Dial { tag, callee }) = self.dial.take() {
                     let link = self.link.clone();
                     let ask = Ask::Call { tag, rtag: callee, ice };
                     *dialled = Some(tokio::spawn(async move { link.ask(ask).await }));
@@ -332,7 +339,7 @@ impl Driver {
             }
             session::Output::Accept(mut ice) => {
                 self.binding.prove(&mut ice);
-                if let Some(Opening::Answer { mid, token, .. }) = self.dial.take() {
+                if let Some(CallRequest::Answer { mid, token, .. }) = self.dial.take() {
                     self.link.answer(mid, Answer::Accepted { token, ice }).await;
                 }
             }
@@ -342,12 +349,12 @@ impl Driver {
                 }
             }
             session::Output::Start { ufrag, pwd } => {
-                for lane in self.ground.lanes.iter().flatten() {
+                for lane in self.resources.lanes.iter().flatten() {
                     lane.start(ufrag.clone(), pwd.clone()).await;
                 }
             }
             session::Output::Candidate(candidate) => {
-                if let Some(lane) = &self.ground.lanes[candidate.lane as usize] {
+                if let Some(lane) = &self.resources.lanes[candidate.lane as usize] {
                     lane.add_candidate(candidate.text).await;
                 }
             }
@@ -398,9 +405,9 @@ impl Driver {
                 Answer::Trickled { token }
             }
             Ask::Question { token } => {
-                let path = self.chooser.active().map(|lane| match lane {
-                    LaneKind::Direct => wire::Path::Direct,
-                    LaneKind::Relay => wire::Path::Relay,
+                let path = self.selector.active().map(|lane| match lane {
+                    CandidatePath::Direct => wire::Path::Direct,
+                    CandidatePath::Relay => wire::Path::Relay,
                 });
                 Answer::Status { token, punching: self.session.is_punching(now), path }
             }
@@ -426,7 +433,7 @@ impl Driver {
         }
     }
 
-    fn take_answer(&mut self, answer: Result<Answer, LinkError>) {
+    fn take_answer(&mut self, answer: Result<Answer, SignalingError>) {
         match answer {
             Ok(Answer::Calling { token }) => {
                 self.token = Some(token);
@@ -439,56 +446,56 @@ impl Driver {
         }
     }
 
-    fn take_event(&mut self, lane: LaneKind, event: LaneEvent) {
+    fn take_event(&mut self, lane: CandidatePath, event: IceEvent) {
         let now = time::now().mono;
         match event {
-            LaneEvent::Candidate(text) => self.session.handle_local(now, lane, &text),
-            LaneEvent::Gathered => self.session.handle_gathered(now, lane),
-            LaneEvent::Valid(pair) => {
+            IceEvent::Candidate(text) => self.session.handle_local(now, lane, &text),
+            IceEvent::Gathered => self.session.handle_gathered(now, lane),
+            IceEvent::Valid(pair) => {
                 tracing::debug!(lane = lane.word(), "a pair was selected");
                 self.pairs[lane as usize] = Some(pair);
-                self.chooser.handle_valid(now, lane);
+                self.selector.handle_valid(now, lane);
             }
-            LaneEvent::Failed => {
-                self.chooser.handle_failed(lane);
+            IceEvent::Failed => {
+                self.selector.handle_failed(lane);
                 self.session.handle_dead(lane);
             }
         }
     }
 
-    fn take_sign(&mut self, lane: LaneKind, sign: Sign) {
-        match sign {
-            Sign::Ping(number) => self.ground.tunnel.send_sign(lane, Sign::Pong(number)),
-            Sign::Pong(number) => self.chooser.handle_pong(time::now().mono, lane, number),
+    fn take_sign(&mut self, lane: CandidatePath, probe: Probe) {
+        match probe {
+            Probe::Ping(number) => self.resources.tunnel.send_probe(lane, Probe::Pong(number)),
+            Probe::Pong(number) => self.selector.handle_pong(time::now().mono, lane, number),
         }
     }
 
     fn pass_time(&mut self) {
         let now = time::now().mono;
-        for lane in LaneKind::ALL {
-            if let Some(heard) = self.ground.tunnel.last_heard(lane) {
-                self.chooser.handle_heard(heard, lane);
+        for lane in CandidatePath::ALL {
+            if let Some(heard) = self.resources.tunnel.last_heard(lane) {
+                self.selector.handle_heard(heard, lane);
             }
         }
-        self.chooser.handle_timeout(now);
+        self.selector.handle_timeout(now);
         self.session.handle_timeout(now);
     }
 
     fn tell_news(&mut self, now: Instant) {
         let Some((lane, _, at)) = self.news else { return };
-        let rtt = self.chooser.rtt(lane);
+        let rtt = self.selector.rtt(lane);
         let (Some(pair), true) = (self.pairs[lane as usize], rtt.is_some() || now >= at) else { return };
         let Some((_, reason, _)) = self.news.take() else { return };
         let remote = match lane {
-            LaneKind::Direct => pair.remote,
-            LaneKind::Relay => self.ground.server,
+            CandidatePath::Direct => pair.remote,
+            CandidatePath::Relay => self.resources.server,
         };
-        let path = Path {
+        let path = PathInfo {
             kind: PathKind::from(lane),
             local: pair.local,
             remote,
             rtt,
-            since: now.saturating_duration_since(self.ground.begun),
+            since: now.saturating_duration_since(self.resources.begun),
             reason: reason.map(|reason| reason.to_string()),
         };
         self.path.send_replace(Some(path));
@@ -500,7 +507,7 @@ impl Driver {
         if let Some(token) = self.token.take() {
             let _ = timeout(GOODBYE_TIME, self.link.ask(Ask::End { token, reason })).await;
         }
-        let [direct, relay] = std::mem::take(&mut self.ground.lanes).map(|lane| async move {
+        let [direct, relay] = std::mem::take(&mut self.resources.lanes).map(|lane| async move {
             if let Some(lane) = lane {
                 lane.close().await;
             }
@@ -509,9 +516,9 @@ impl Driver {
     }
 }
 
-async fn answered(dialled: &mut Option<Dialled>) -> Result<Answer, LinkError> {
+async fn answered(dialled: &mut Option<Dialled>) -> Result<Answer, SignalingError> {
     match dialled {
-        Some(task) => task.await.unwrap_or(Err(LinkError::Silent)),
+        Some(task) => task.await.unwrap_or(Err(SignalingError::Silent)),
         None => std::future::pending().await,
     }
 }

@@ -5,14 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 
 /// One of the two ICE agents of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum LaneKind {
+pub enum CandidatePath {
     /// From machine to machine.
     Direct,
     /// Through a relay of at least one side.
     Relay,
 }
 
-impl LaneKind {
+impl CandidatePath {
     /// Both, in the order of preference.
     pub const ALL: [Self; 2] = [Self::Direct, Self::Relay];
 
@@ -41,7 +41,7 @@ pub(super) enum Origin {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RemoteCandidate {
     /// The lane it is for.
-    pub lane: LaneKind,
+    pub lane: CandidatePath,
     /// How it came to be.
     pub origin: Origin,
     /// Where it leads.
@@ -54,7 +54,7 @@ const PREFIX: &str = "candidate:";
 
 /// Writes an ICE agent's candidate as it goes on the signalling wire.
 #[must_use]
-pub(super) fn write(lane: LaneKind, text: &str) -> String {
+pub(super) fn write(lane: CandidatePath, text: &str) -> String {
     format!("{PREFIX}{text} lane {}", lane.word())
 }
 
@@ -82,9 +82,9 @@ pub(super) fn read(value: &str) -> Option<RemoteCandidate> {
     let unusable = address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast();
     let named = rest.chunks_exact(2).find(|pair| pair[0] == "lane").map(|pair| pair[1]);
     let lane = match named {
-        Some(word) => LaneKind::ALL.into_iter().find(|lane| lane.word() == word)?,
-        None if origin == Origin::Relayed => LaneKind::Relay,
-        None => LaneKind::Direct,
+        Some(word) => CandidatePath::ALL.into_iter().find(|lane| lane.word() == word)?,
+        None if origin == Origin::Relayed => CandidatePath::Relay,
+        None => CandidatePath::Direct,
     };
     (!unusable).then(|| RemoteCandidate { lane, origin, address, text: text.to_owned() })
 }
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn what_is_written_can_be_read() {
-        for lane in LaneKind::ALL {
+        for lane in CandidatePath::ALL {
             let read = read(&write(lane, HOST)).unwrap();
             assert_eq!((read.lane, read.origin), (lane, Origin::Host));
             assert_eq!(read.address, "192.0.2.1:4000".parse().unwrap());
@@ -125,9 +125,9 @@ mod tests {
 
     #[test]
     fn without_the_extension_the_type_decides() {
-        assert_eq!(read(HOST).unwrap().lane, LaneKind::Direct);
+        assert_eq!(read(HOST).unwrap().lane, CandidatePath::Direct);
         let relay = "candidate:7 1 UDP 5 198.51.100.9 50000 typ relay raddr 10.0.0.1 rport 9 generation 0";
-        assert_eq!(read(relay).unwrap().lane, LaneKind::Relay);
+        assert_eq!(read(relay).unwrap().lane, CandidatePath::Relay);
         assert_eq!(read(relay).unwrap().origin, Origin::Relayed);
     }
 

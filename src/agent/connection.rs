@@ -2,7 +2,7 @@
 
 use super::call::Call;
 use super::error::Error;
-use super::path::Path;
+use super::path::PathInfo;
 use super::quic::Established;
 use std::io;
 use std::pin::Pin;
@@ -52,11 +52,11 @@ pub struct RecvStream(quinn::RecvStream);
 
 /// Follows the path of a connection.
 #[derive(Debug, Clone)]
-pub struct PathChanges(watch::Receiver<Option<Path>>);
+pub struct PathChanges(watch::Receiver<Option<PathInfo>>);
 
 impl PathChanges {
     /// Waits for the next path; the first call returns the current one. `None` after the connection's end.
-    pub async fn next(&mut self) -> Option<Path> {
+    pub async fn next(&mut self) -> Option<PathInfo> {
         loop {
             self.0.changed().await.ok()?;
             let path = self.0.borrow_and_update().clone();
@@ -98,7 +98,7 @@ impl Connection {
 
     /// Returns the path in use; `None` until the first one is measured.
     #[must_use]
-    pub fn path(&self) -> Option<Path> {
+    pub fn path(&self) -> Option<PathInfo> {
         self.call.path.borrow().clone()
     }
 

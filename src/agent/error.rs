@@ -1,8 +1,8 @@
 //! Why there is no connection, or none any more.
 
 use super::call::CallFailure;
-use super::link::LinkError;
 use super::session::{Failure, Tried};
+use super::signaling_client::SignalingError;
 use crate::signaling::wire::Code;
 
 /// Where between two agents something went wrong.
@@ -114,21 +114,21 @@ impl Error {
         }
     }
 
-    pub(super) fn from_link(server: &str, error: &LinkError) -> Self {
+    pub(super) fn from_link(server: &str, error: &SignalingError) -> Self {
         let problem = match error {
-            LinkError::Refused { code: Code::NotAllowed, .. } => {
+            SignalingError::Refused { code: Code::NotAllowed, .. } => {
                 return Self::Refused(Refusal::Key);
             }
-            LinkError::Refused { code: code @ (Code::Replaced | Code::Revoked), .. } => {
+            SignalingError::Refused { code: code @ (Code::Replaced | Code::Revoked), .. } => {
                 return Self::from_loss(*code);
             }
-            LinkError::Refused { text, .. } => return Self::Refused(Refusal::Told(text.clone())),
-            LinkError::Silent => return Self::TimedOut(Stage::Server),
-            LinkError::Connect(source) if source.kind() == std::io::ErrorKind::TimedOut => {
+            SignalingError::Refused { text, .. } => return Self::Refused(Refusal::Told(text.clone())),
+            SignalingError::Silent => return Self::TimedOut(Stage::Server),
+            SignalingError::Connect(source) if source.kind() == std::io::ErrorKind::TimedOut => {
                 return Self::TimedOut(Stage::Server);
             }
-            LinkError::Name(source) | LinkError::Connect(source) => source.to_string(),
-            LinkError::Protocol(source) => format!("{error} ({source})"),
+            SignalingError::Name(source) | SignalingError::Connect(source) => source.to_string(),
+            SignalingError::Protocol(source) => format!("{error} ({source})"),
         };
         Self::Unreachable { server: server.to_owned(), problem }
     }

@@ -7,13 +7,13 @@
 //! - it stops checking a pair after seven requests, and a controlling agent never starts again, so a slow start of the other side
 //!   would end the search: [`MAX_CHECKS`] is far above;
 //! - it forgets its candidates after 30 s of silence, so that an outage could not heal: [`FORGET`] is an hour;
-//! - it speaks TURN only over UDP and IPv4: for the rest a [`TcpLeg`] stands in front;
+//! - it speaks TURN only over UDP and IPv4: for the rest a [`TurnTcpProxy`] stands in front;
 //! - it gathers loopback addresses only when asked, which two agents on one machine need.
 
-use super::candidate::LaneKind;
-use super::identity::Role;
-use super::tcp_leg::TcpLeg;
+use super::candidate::CandidatePath;
+use super::pinned_tls::Role;
 use super::tunnel::Tunnel;
+use super::turn_tcp_proxy::TurnTcpProxy;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,8 +60,8 @@ impl std::fmt::Debug for RelayCredentials {
 
 /// What a lane is made of.
 #[derive(Debug, Clone)]
-pub(super) struct LaneConfig {
-    pub(super) kind: LaneKind,
+pub(super) struct IceAgentConfig {
+    pub(super) kind: CandidatePath,
     pub(super) role: Role,
     pub(super) ufrag: String,
     pub(super) pwd: String,
@@ -75,7 +75,7 @@ pub(super) struct LaneConfig {
 
 /// What a lane tells its session.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum LaneEvent {
+pub(super) enum IceEvent {
     /// A candidate of ours, as RFC 8839 has it but for `candidate:`.
     Candidate(String),
     /// There will be no more candidates.
@@ -99,27 +99,27 @@ enum Command {
     Close,
 }
 
-/// A running lane; dropping it abandons it, [`Lane::close`] ends it in good order.
+/// A running lane; dropping it abandons it, [`IceAgent::close`] ends it in good order.
 #[derive(Debug)]
-pub(super) struct Lane {
+pub(super) struct IceAgent {
     commands: mpsc::Sender<Command>,
     task: JoinHandle<()>,
 }
 
-impl Lane {
+impl IceAgent {
     /// Starts gathering. Datagrams go through `tunnel`, everything else to `events`.
     pub(super) fn open(
-        config: LaneConfig,
+        config: IceAgentConfig,
         tunnel: Arc<Tunnel>,
-        events: mpsc::Sender<(LaneKind, LaneEvent)>,
+        events: mpsc::Sender<(CandidatePath, IceEvent)>,
     ) -> Self {
         let (commands, commands_rx) = mpsc::channel(QUEUE);
         let task = tokio::spawn(async move {
             let kind = config.kind;
-            let mouth = Mouth { kind, events, tunnel };
-            if let Err(error) = run(config, commands_rx, &mouth).await {
+            let sink = EventSink { kind, events, tunnel };
+            if let Err(error) = run(config, commands_rx, &sink).await {
                 tracing::debug!(lane = kind.word(), %error, "the lane ended");
-                mouth.say(LaneEvent::Failed).await;
+                sink.say(IceEvent::Failed).await;
             }
         });
         Self { commands, task }
@@ -146,22 +146,22 @@ impl Lane {
 }
 
 #[derive(Clone)]
-struct Mouth {
-    kind: LaneKind,
-    events: mpsc::Sender<(LaneKind, LaneEvent)>,
+struct EventSink {
+    kind: CandidatePath,
+    events: mpsc::Sender<(CandidatePath, IceEvent)>,
     tunnel: Arc<Tunnel>,
 }
 
-impl Mouth {
-    async fn say(&self, event: LaneEvent) {
+impl EventSink {
+    async fn say(&self, event: IceEvent) {
         let _ = self.events.send((self.kind, event)).await;
     }
 }
 
 async fn run(
-    mut config: LaneConfig,
+    mut config: IceAgentConfig,
     mut commands: mpsc::Receiver<Command>,
-    mouth: &Mouth,
+    sink: &EventSink,
 ) -> Result<(), Error> {
     let mut blocked = *config.blocked.borrow();
     if config.relay.is_some() && blocked.is_none() {
@@ -170,10 +170,10 @@ async fn run(
     }
     let blocked = blocked == Some(true);
     let needs_leg = config.relay.is_some() && (blocked || config.server.is_ipv6());
-    let leg = if needs_leg { Some(TcpLeg::open(config.server).await?) } else { None };
-    let relay_server = leg.as_ref().map_or(config.server, TcpLeg::local_addr);
+    let leg = if needs_leg { Some(TurnTcpProxy::open(config.server).await?) } else { None };
+    let relay_server = leg.as_ref().map_or(config.server, TurnTcpProxy::local_addr);
     let agent = Arc::new(Agent::new(agent_config(&config, relay_server, blocked)).await?);
-    listen_to(&agent, mouth);
+    forward_events(&agent, sink);
     agent.gather_candidates()?;
     let mut checks = None;
     while let Some(command) = commands.recv().await {
@@ -186,11 +186,11 @@ async fn run(
                 Err(error) => tracing::debug!(%error, "a candidate that cannot be used"),
             },
             Command::Start { ufrag, pwd } if checks.is_none() => {
-                let (agent, mouth) = (Arc::clone(&agent), mouth.clone());
+                let (agent, sink) = (Arc::clone(&agent), sink.clone());
                 checks = Some(tokio::spawn(async move {
-                    if let Err(error) = carry(&agent, config.role, (ufrag, pwd), &mouth).await {
+                    if let Err(error) = carry(&agent, config.role, (ufrag, pwd), &sink).await {
                         tracing::debug!(%error, "the lane carries no more");
-                        mouth.say(LaneEvent::Failed).await;
+                        sink.say(IceEvent::Failed).await;
                     }
                 }));
             }
@@ -207,24 +207,24 @@ async fn run(
     Ok(())
 }
 
-fn listen_to(agent: &Agent, mouth: &Mouth) {
-    let for_candidates = mouth.clone();
+fn forward_events(agent: &Agent, sink: &EventSink) {
+    let for_candidates = sink.clone();
     agent.on_candidate(Box::new(move |candidate| {
-        let mouth = for_candidates.clone();
+        let sink = for_candidates.clone();
         Box::pin(async move {
             let event = match candidate {
-                Some(candidate) => LaneEvent::Candidate(candidate.marshal()),
-                None => LaneEvent::Gathered,
+                Some(candidate) => IceEvent::Candidate(candidate.marshal()),
+                None => IceEvent::Gathered,
             };
-            mouth.say(event).await;
+            sink.say(event).await;
         })
     }));
-    let for_states = mouth.clone();
+    let for_states = sink.clone();
     agent.on_connection_state_change(Box::new(move |state| {
-        let mouth = for_states.clone();
+        let sink = for_states.clone();
         Box::pin(async move {
             if state == ConnectionState::Failed {
-                mouth.say(LaneEvent::Failed).await;
+                sink.say(IceEvent::Failed).await;
             }
         })
     }));
@@ -235,7 +235,7 @@ async fn carry(
     agent: &Agent,
     role: Role,
     (ufrag, pwd): (String, String),
-    mouth: &Mouth,
+    sink: &EventSink,
 ) -> Result<(), webrtc_util::Error> {
     // Kept to the end: its closing would cancel the checks.
     let (_keep, cancelled) = mpsc::channel(1);
@@ -243,11 +243,11 @@ async fn carry(
     match role {
         Role::Connector => {
             let conn = agent.dial(cancelled, ufrag, pwd).await.map_err(wrong)?;
-            exchange(agent, &*conn, mouth).await
+            exchange(agent, &*conn, sink).await
         }
         Role::Listener => {
             let conn = agent.accept(cancelled, ufrag, pwd).await.map_err(wrong)?;
-            exchange(agent, &*conn, mouth).await
+            exchange(agent, &*conn, sink).await
         }
     }
 }
@@ -255,22 +255,22 @@ async fn carry(
 async fn exchange(
     agent: &Agent,
     conn: &(impl Conn + Send + Sync),
-    mouth: &Mouth,
+    sink: &EventSink,
 ) -> Result<(), webrtc_util::Error> {
     let pair = agent.get_selected_candidate_pair();
     let pair = pair.ok_or_else(|| webrtc_util::Error::Other("no pair was selected".to_owned()))?;
     let (local, remote) = (pair.local.addr(), pair.remote.addr());
-    mouth.say(LaneEvent::Valid(SelectedPair { local, remote })).await;
+    sink.say(IceEvent::Valid(SelectedPair { local, remote })).await;
     let receive = async {
         let mut buffer = vec![0; DATAGRAM];
         loop {
             let len = conn.recv(&mut buffer).await?;
-            mouth.tunnel.deliver(mouth.kind, &buffer[..len]);
+            sink.tunnel.deliver(sink.kind, &buffer[..len]);
         }
     };
     let send = async {
         loop {
-            let datagram = mouth.tunnel.next_outgoing(mouth.kind).await;
+            let datagram = sink.tunnel.next_outgoing(sink.kind).await;
             // A refused send is a lost datagram; whether the lane still works is for its pings to find out.
             if let Err(error) = conn.send(&datagram).await {
                 tracing::trace!(%error, "a datagram was not sent");
@@ -283,7 +283,7 @@ async fn exchange(
     }
 }
 
-fn agent_config(config: &LaneConfig, relay_server: SocketAddr, blocked: bool) -> AgentConfig {
+fn agent_config(config: &IceAgentConfig, relay_server: SocketAddr, blocked: bool) -> AgentConfig {
     let url = |scheme, server: SocketAddr, relay: Option<&RelayCredentials>| Url {
         scheme,
         host: match server.ip() {
@@ -295,7 +295,7 @@ fn agent_config(config: &LaneConfig, relay_server: SocketAddr, blocked: bool) ->
         password: relay.map(|relay| relay.password.clone()).unwrap_or_default(),
         proto: ProtoType::Udp,
     };
-    let relay = config.relay.as_ref().filter(|_| config.kind == LaneKind::Relay);
+    let relay = config.relay.as_ref().filter(|_| config.kind == CandidatePath::Relay);
     let (urls, candidate_types) = match relay {
         Some(relay) => (vec![url(SchemeType::Turn, relay_server, Some(relay))], vec![CandidateType::Relay]),
         None if blocked => (vec![], vec![CandidateType::Host]),
@@ -304,7 +304,7 @@ fn agent_config(config: &LaneConfig, relay_server: SocketAddr, blocked: bool) ->
             vec![CandidateType::Host, CandidateType::ServerReflexive],
         ),
     };
-    let wait = |time| Some(if config.kind == LaneKind::Relay { Duration::ZERO } else { time });
+    let wait = |time| Some(if config.kind == CandidatePath::Relay { Duration::ZERO } else { time });
     AgentConfig {
         urls,
         local_ufrag: config.ufrag.clone(),
@@ -328,7 +328,7 @@ fn agent_config(config: &LaneConfig, relay_server: SocketAddr, blocked: bool) ->
     }
 }
 
-/// Link-local addresses need a scope, which candidates cannot carry.
+/// SignalingClient-local addresses need a scope, which candidates cannot carry.
 fn is_link_local(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip.is_link_local(),

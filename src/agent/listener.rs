@@ -1,17 +1,17 @@
-//! Waiting to be called: keeps the line to the server, and turns calls into connections.
+//! GatewayListener to be called: keeps the line to the server, and turns calls into connections.
 
-use super::binding::{Binding, Offers};
-use super::call::{Ground, Opening, Signal};
-use super::candidate::LaneKind;
+use super::call::{CallRequest, CallResources, Signal};
+use super::call_auth::{CallAuth, ReplayCache};
+use super::candidate::CandidatePath;
 use super::config::{Config, ServerName};
+use super::connect::{self, ServerSession};
 use super::connection::Connection;
 use super::error::{Error, Refusal};
-use super::identity::Role;
-use super::link::{Heard, Registration};
-use super::peer::{self, RegisteredLine};
-use super::probe::Probe;
-use super::rung;
-use super::session::{Mode, Setup};
+use super::gateway_fallback;
+use super::nat_probe::NatProbe;
+use super::pinned_tls::Role;
+use super::session::{Mode, SessionConfig};
+use super::signaling_client::{Registration, ServerEvent};
 use super::ticket::Ticket;
 use crate::limits::Backoff;
 use crate::net::roaming::Roaming;
@@ -28,7 +28,7 @@ use tokio::time::sleep;
 /// Calls that may be negotiated at once.
 const CALLS: usize = 8;
 const QUEUE: usize = 64;
-/// Offers that are remembered, so that none is taken twice; about 2 MiB.
+/// ReplayCache that are remembered, so that none is taken twice; about 2 MiB.
 const OFFERS: usize = 16_384;
 /// The `t` of a call, for its refusal.
 const NOTIFY: i64 = 51;
@@ -52,15 +52,19 @@ impl Listener {
         server: ServerName,
         registration: Registration,
         mode: Mode,
-        (line, heard): (RegisteredLine, mpsc::Receiver<Heard>),
+        (line, heard): (ServerSession, mpsc::Receiver<ServerEvent>),
     ) -> Self {
         let (done, accepted) = mpsc::channel(CALLS);
         let address = line.server;
         if let Some(key) = registration.key.clone().filter(|_| mode != Mode::NoRelay) {
-            let waiting = rung::Waiting { server: server.clone(), address, secret: ticket.secret.clone() };
+            let waiting = gateway_fallback::GatewayListener {
+                server: server.clone(),
+                address,
+                secret: ticket.secret.clone(),
+            };
             tokio::spawn(waiting.run(key, done.clone()));
         }
-        let desk = Desk {
+        let desk = ListenerTask {
             ticket: ticket.clone(),
             server,
             config: Config { mode, ..Config::default() },
@@ -68,7 +72,7 @@ impl Listener {
             line,
             registered_at: time::now().mono,
             calls: HashMap::new(),
-            offers: Offers::new(OFFERS),
+            offers: ReplayCache::new(OFFERS),
             done,
             backoff: Backoff::new(BACK_OFF, ChaCha20Rng::from_os_rng()),
             roaming: Roaming::start(),
@@ -95,15 +99,15 @@ impl Listener {
     }
 }
 
-struct Desk {
+struct ListenerTask {
     ticket: Ticket,
     server: ServerName,
     config: Config,
     registration: Registration,
-    line: RegisteredLine,
+    line: ServerSession,
     registered_at: Instant,
     calls: HashMap<Token, mpsc::Sender<Signal>>,
-    offers: Offers,
+    offers: ReplayCache,
     done: mpsc::Sender<Result<Connection, Error>>,
     backoff: Backoff,
     roaming: Roaming,
@@ -113,8 +117,8 @@ struct Desk {
     closing: bool,
 }
 
-impl Desk {
-    async fn run(mut self, mut heard: mpsc::Receiver<Heard>) {
+impl ListenerTask {
+    async fn run(mut self, mut heard: mpsc::Receiver<ServerEvent>) {
         loop {
             let next = tokio::select! {
                 next = heard.recv() => next,
@@ -143,18 +147,18 @@ impl Desk {
                 }
             };
             match next {
-                Some(Heard::Request(request)) => self.take_request(*request).await,
-                Some(Heard::CallFailed { token, code }) => {
+                Some(ServerEvent::Request(request)) => self.take_request(*request).await,
+                Some(ServerEvent::CallFailed { token, code }) => {
                     if let Some(call) = token.and_then(|token| self.calls.remove(&token)) {
                         let _ = call.try_send(Signal::Failed(code));
                     }
                 }
-                Some(Heard::Over(code)) => {
+                Some(ServerEvent::Over(code)) => {
                     self.cut_calls();
                     let _ = self.done.send(Err(Error::from_loss(code))).await;
                     return;
                 }
-                Some(Heard::Closed) | None => {
+                Some(ServerEvent::Closed) | None => {
                     self.cut_calls();
                     tokio::select! {
                         () = self.roaming.pause(&mut self.backoff) => {}
@@ -182,14 +186,14 @@ impl Desk {
     }
 
     /// Opens the line again, however long that takes; `None` if the tag is lost, so that nobody can find us.
-    async fn reconnect(&mut self) -> Option<mpsc::Receiver<Heard>> {
+    async fn reconnect(&mut self) -> Option<mpsc::Receiver<ServerEvent>> {
         tracing::info!("the line to the server was cut, opening it again");
         loop {
             let (heard, heard_rx) = mpsc::channel(QUEUE);
             // An attempt that seems to have failed may have reached the server.
             self.registration.count_on();
             let attempt = tokio::select! {
-                attempt = peer::register(&self.server, &self.registration, heard) => attempt,
+                attempt = connect::register(&self.server, &self.registration, heard) => attempt,
                 () = self.roaming.changed() => {
                     self.roaming.resume(&mut self.backoff).await;
                     continue;
@@ -252,9 +256,9 @@ impl Desk {
         if self.calls.contains_key(&token) {
             return;
         }
-        let ufrag = peer::ufrag();
+        let ufrag = connect::ufrag();
         let tags = [&caller, &self.line.welcome.tag];
-        let binding = match Binding::of_listener(&self.ticket.secret, tags, &mut offer, &ufrag) {
+        let binding = match CallAuth::of_listener(&self.ticket.secret, tags, &mut offer, &ufrag) {
             _ if self.closing => Err(Code::TooMany),
             None => Err(Code::NotAllowed),
             Some(_) if self.calls.len() >= CALLS => Err(Code::TooMany),
@@ -271,19 +275,19 @@ impl Desk {
         self.refresh().await;
         let (signals, signals_rx) = mpsc::channel(QUEUE);
         self.calls.insert(token.clone(), signals);
-        let relay = peer::relay_credentials(&self.line.welcome.ice_servers);
+        let relay = connect::relay_credentials(&self.line.welcome.ice_servers);
         let (pwd, own_relay) = (binding.listener_password(), relay.is_some());
-        let setup = Setup { role: Role::Listener, mode: self.config.mode, ufrag, pwd, own_relay };
-        let mut ground = Ground::new(self.line.server, *self.blocked.borrow());
+        let setup = SessionConfig { role: Role::Listener, mode: self.config.mode, ufrag, pwd, own_relay };
+        let mut resources = CallResources::new(self.line.server, *self.blocked.borrow());
         let stun2 = self.line.welcome.stun2.clone();
-        ground.probe(async move { stun2 });
-        for lane in LaneKind::ALL.into_iter().filter(|lane| setup.mode.allows(*lane)) {
-            ground.open_lane(lane, &setup, relay.clone().filter(|_| lane == LaneKind::Relay));
+        resources.probe(async move { stun2 });
+        for lane in CandidatePath::ALL.into_iter().filter(|lane| setup.mode.allows(*lane)) {
+            resources.open_lane(lane, &setup, relay.clone().filter(|_| lane == CandidatePath::Relay));
         }
-        let opening = (Opening::Answer { mid, token, offer: Box::new(offer) }, binding);
+        let opening = (CallRequest::Answer { mid, token, offer: Box::new(offer) }, binding);
         let (secret, link, done) = (self.ticket.secret.clone(), self.line.link.clone(), self.done.clone());
         tokio::spawn(async move {
-            let result = peer::establish(ground, setup, &secret, opening, (link, signals_rx)).await;
+            let result = connect::establish(resources, setup, &secret, opening, (link, signals_rx)).await;
             let _ = done.send(result).await;
         });
     }
@@ -304,7 +308,7 @@ impl Desk {
 fn try_udp(server: SocketAddr) -> watch::Receiver<Option<bool>> {
     let (known, known_rx) = watch::channel(None);
     tokio::spawn(async move {
-        let blocked = Probe::start(server).await.map_or(true, |probe| probe.blocked());
+        let blocked = NatProbe::start(server).await.map_or(true, |probe| probe.blocked());
         let _ = known.send(Some(blocked));
     });
     known_rx

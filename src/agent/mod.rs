@@ -35,37 +35,37 @@
 //! | `rung` | the last path to try: QUIC through the server's gateway | tokio |
 //! | `peer`, `listener` | [`Agent`] and [`Listener`] | tokio |
 
-mod binding;
 mod call;
+mod call_auth;
 mod candidate;
 mod config;
+mod connect;
 mod connection;
 mod error;
-mod gateway;
+mod gateway_fallback;
 mod ice;
-mod identity;
-mod initial;
-mod lanes;
-mod link;
+mod initial_keys;
 mod listener;
 mod nat;
+mod nat_probe;
 mod path;
-mod peer;
-mod probe;
+mod path_selector;
+mod pinned_tls;
+mod publish;
 mod quic;
-mod reason;
-mod rung;
+mod relay_reason;
 mod session;
-mod tcp_leg;
+mod signaling_client;
 mod ticket;
 mod tunnel;
+mod turn_tcp_proxy;
 
 pub use config::{Config, ServerName, ServerNameError};
+pub use connect::Agent;
 pub use connection::{Connection, PathChanges, RecvStream, SendStream};
 pub use error::{Error, Refusal, Stage};
-pub use gateway::{Visit, Visited, bridge, publish};
 pub use listener::Listener;
-pub use path::{Path, PathKind};
-pub use peer::Agent;
+pub use path::{PathInfo, PathKind};
+pub use publish::{ServiceConnection, ServiceEvent, bridge, publish};
 pub use session::{Mode, Tried};
 pub use ticket::{Secret, Ticket, TicketError};

@@ -1,6 +1,6 @@
 //! The path of a connection, as programs and people are told of it.
 
-use super::candidate::LaneKind;
+use super::candidate::CandidatePath;
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -19,25 +19,25 @@ pub enum PathKind {
 impl fmt::Display for PathKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Direct => LaneKind::Direct.word(),
-            Self::Relay => LaneKind::Relay.word(),
+            Self::Direct => CandidatePath::Direct.word(),
+            Self::Relay => CandidatePath::Relay.word(),
             Self::Gateway => "gateway",
         })
     }
 }
 
-impl From<LaneKind> for PathKind {
-    fn from(kind: LaneKind) -> Self {
+impl From<CandidatePath> for PathKind {
+    fn from(kind: CandidatePath) -> Self {
         match kind {
-            LaneKind::Direct => Self::Direct,
-            LaneKind::Relay => Self::Relay,
+            CandidatePath::Direct => Self::Direct,
+            CandidatePath::Relay => Self::Relay,
         }
     }
 }
 
 /// The path that carries a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Path {
+pub struct PathInfo {
     /// Its kind.
     pub kind: PathKind,
     /// This side's end as the other side knows it; on a relay path the relayed address or the socket that reaches it.
@@ -52,7 +52,7 @@ pub struct Path {
     pub reason: Option<String>,
 }
 
-impl fmt::Display for Path {
+impl fmt::Display for PathInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.kind, self.remote)?;
         if let Some(rtt) = self.rtt {
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_path_is_one_line_with_address_time_and_reason() {
-        let direct = Path {
+        let direct = PathInfo {
             kind: PathKind::Direct,
             local: "192.0.2.1:4000".parse().unwrap(),
             remote: "203.0.113.22:41641".parse().unwrap(),
@@ -80,7 +80,7 @@ mod tests {
             reason: None,
         };
         assert_eq!(direct.to_string(), "direct 203.0.113.22:41641 · 3 ms");
-        let relay = Path {
+        let relay = PathInfo {
             kind: PathKind::Relay,
             remote: "203.0.113.10:3478".parse().unwrap(),
             rtt: Some(Duration::from_micros(300)),
@@ -88,6 +88,6 @@ mod tests {
             ..direct.clone()
         };
         assert_eq!(relay.to_string(), "relay 203.0.113.10:3478 · <1 ms · both NATs change ports");
-        assert_eq!(Path { rtt: None, reason: None, ..relay }.to_string(), "relay 203.0.113.10:3478");
+        assert_eq!(PathInfo { rtt: None, reason: None, ..relay }.to_string(), "relay 203.0.113.10:3478");
     }
 }

@@ -1,9 +1,9 @@
 //! QUIC's settings, and its handshake over a tunnel with both keys pinned.
 
-use super::binding::InitialKey;
+use super::call_auth::InitialKey;
 use super::error::{Error, Stage};
-use super::identity::{Identity, IdentityError, Role, SERVER_NAME};
-use super::initial::Keyed;
+use super::initial_keys::Keyed;
+use super::pinned_tls::{Identity, KeyError, Role, SERVER_NAME};
 use super::ticket::Secret;
 use super::tunnel::{PEER, Tunnel, TunnelSocket};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -78,7 +78,7 @@ fn explain(error: &quinn::ConnectionError) -> Error {
 #[derive(Debug, thiserror::Error)]
 enum SetupError {
     #[error(transparent)]
-    Identity(#[from] IdentityError),
+    Identity(#[from] KeyError),
     #[error("no cipher suite for the first packet")]
     Suite(#[from] quinn::crypto::rustls::NoInitialCipherSuite),
     #[error(transparent)]

@@ -1,8 +1,8 @@
 //! Two sides in one process: lanes over loopback, candidates handed over by hand, QUIC over whichever lane is told.
 
 use super::*;
-use crate::agent::candidate::LaneKind;
-use crate::agent::ice::{self, Lane, LaneConfig, LaneEvent, RelayCredentials};
+use crate::agent::candidate::CandidatePath;
+use crate::agent::ice::{self, IceAgent, IceAgentConfig, IceEvent, RelayCredentials};
 use crate::agent::ticket::SECRET_LEN;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tokio::net::UdpSocket;
@@ -42,41 +42,41 @@ async fn turn_server() -> (Server, SocketAddr) {
 
 struct Side {
     tunnel: Arc<Tunnel>,
-    lanes: [Lane; 2],
-    events: mpsc::Receiver<(LaneKind, LaneEvent)>,
+    lanes: [IceAgent; 2],
+    events: mpsc::Receiver<(CandidatePath, IceEvent)>,
     _blocked: watch::Sender<Option<bool>>,
 }
 
 fn side(role: Role, server: SocketAddr) -> Side {
-    let (tunnel, signs) = Tunnel::new();
-    drop(signs);
+    let (tunnel, probes) = Tunnel::new();
+    drop(probes);
     let (events_tx, events) = mpsc::channel(64);
     let blocked = watch::Sender::new(Some(false));
-    let lanes = LaneKind::ALL.map(|kind| {
+    let lanes = CandidatePath::ALL.map(|kind| {
         let relay = RelayCredentials { username: "user".into(), password: "password".into() };
-        let config = LaneConfig {
+        let config = IceAgentConfig {
             kind,
             role,
             ufrag: format!("{role:?}"),
             pwd: "p".repeat(32),
             server,
-            relay: Some(relay).filter(|_| kind == LaneKind::Relay),
+            relay: Some(relay).filter(|_| kind == CandidatePath::Relay),
             blocked: blocked.subscribe(),
         };
-        Lane::open(config, Arc::clone(&tunnel), events_tx.clone())
+        IceAgent::open(config, Arc::clone(&tunnel), events_tx.clone())
     });
     Side { tunnel, lanes, events, _blocked: blocked }
 }
 
 /// Hands candidates from one side to the other until both lanes of it are valid.
-async fn introduce(from: &mut mpsc::Receiver<(LaneKind, LaneEvent)>, to: &[Lane; 2]) {
+async fn introduce(from: &mut mpsc::Receiver<(CandidatePath, IceEvent)>, to: &[IceAgent; 2]) {
     let mut valid = 0;
     while valid < 2 {
         match from.recv().await.unwrap() {
-            (kind, LaneEvent::Candidate(text)) => to[kind as usize].add_candidate(text).await,
-            (_, LaneEvent::Valid(_)) => valid += 1,
-            (_, LaneEvent::Gathered) => {}
-            (kind, LaneEvent::Failed) => panic!("{kind:?} failed"),
+            (kind, IceEvent::Candidate(text)) => to[kind as usize].add_candidate(text).await,
+            (_, IceEvent::Valid(_)) => valid += 1,
+            (_, IceEvent::Gathered) => {}
+            (kind, IceEvent::Failed) => panic!("{kind:?} failed"),
         }
     }
 }
@@ -95,8 +95,8 @@ async fn data_survives_the_move_from_the_relay_to_the_direct_lane() {
     tokio::time::timeout(Duration::from_secs(20), both).await.expect("both lanes work");
 
     let secret = Secret([3; SECRET_LEN]);
-    a.tunnel.set_active(Some(LaneKind::Relay));
-    b.tunnel.set_active(Some(LaneKind::Relay));
+    a.tunnel.set_active(Some(CandidatePath::Relay));
+    b.tunnel.set_active(Some(CandidatePath::Relay));
     let (client, server) = tokio::join!(
         establish(Arc::clone(&a.tunnel), &secret, initial(3), Role::Connector),
         establish(Arc::clone(&b.tunnel), &secret, initial(3), Role::Listener)
@@ -108,7 +108,7 @@ async fn data_survives_the_move_from_the_relay_to_the_direct_lane() {
         let mut stream = client.connection.open_uni().await.unwrap();
         for (n, chunk) in sent.chunks(sent.len() / 4).enumerate() {
             stream.write_all(chunk).await.unwrap();
-            let lane = if n % 2 == 0 { LaneKind::Direct } else { LaneKind::Relay };
+            let lane = if n % 2 == 0 { CandidatePath::Direct } else { CandidatePath::Relay };
             a.tunnel.set_active(Some(lane));
         }
         stream.finish().unwrap();
@@ -120,7 +120,7 @@ async fn data_survives_the_move_from_the_relay_to_the_direct_lane() {
         while let Some(chunk) = stream.read_chunk(65_536, true).await.unwrap() {
             received.extend_from_slice(&chunk.bytes);
             if received.len() > 1_000_000 {
-                b.tunnel.set_active(Some(LaneKind::Direct));
+                b.tunnel.set_active(Some(CandidatePath::Direct));
             }
         }
         received
@@ -142,7 +142,7 @@ fn initial(secret: u8) -> InitialKey {
 /// A tunnel whose lane is tested without a network.
 fn tunnel() -> Arc<Tunnel> {
     let (tunnel, _) = Tunnel::new();
-    tunnel.set_active(Some(LaneKind::Direct));
+    tunnel.set_active(Some(CandidatePath::Direct));
     tunnel
 }
 
@@ -151,8 +151,8 @@ fn wire(from: &Arc<Tunnel>, to: &[&Arc<Tunnel>]) {
     let (from, to) = (Arc::clone(from), to.iter().map(|to| Arc::clone(to)).collect::<Vec<_>>());
     tokio::spawn(async move {
         loop {
-            let datagram = from.next_outgoing(LaneKind::Direct).await;
-            to.iter().for_each(|to| to.deliver(LaneKind::Direct, &datagram));
+            let datagram = from.next_outgoing(CandidatePath::Direct).await;
+            to.iter().for_each(|to| to.deliver(CandidatePath::Direct, &datagram));
         }
     });
 }
@@ -175,15 +175,15 @@ async fn who_does_not_hold_the_ticket_can_neither_begin_a_calls_handshake_nor_en
         tokio::spawn(async move { establish(tunnel, &secret(2), initial(2), role).await.map(drop) });
     }
     // The listener's first packet is the stranger's, and the connector's first packet is the stranger's to answer.
-    let first = false_connector.next_outgoing(LaneKind::Direct).await;
-    listener.deliver(LaneKind::Direct, &first);
+    let first = false_connector.next_outgoing(CandidatePath::Direct).await;
+    listener.deliver(CandidatePath::Direct, &first);
     wire(&false_connector, &[&listener]);
     wire(&false_listener, &[&connector]);
     wire(&listener, &[&connector]);
     let begin = async {
-        let first = connector.next_outgoing(LaneKind::Direct).await;
-        connector.deliver(LaneKind::Direct, &version_negotiation(&first));
-        false_listener.deliver(LaneKind::Direct, &first);
+        let first = connector.next_outgoing(CandidatePath::Direct).await;
+        connector.deliver(CandidatePath::Direct, &version_negotiation(&first));
+        false_listener.deliver(CandidatePath::Direct, &first);
         wire(&connector, &[&false_listener, &listener]);
     };
     let secret = secret(1);

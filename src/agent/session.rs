@@ -4,9 +4,9 @@
 //! ([`Session::handle_offer`]). Candidates are trickled: each side tells the other of its candidates as it finds them
 //! (S0-A18), and lanes are tried as soon as both credentials are known.
 
-use super::candidate::{self, LaneKind, Origin, RemoteCandidate};
-use super::identity::Role;
-use super::reason::{self, Facts, Reason};
+use super::candidate::{self, CandidatePath, Origin, RemoteCandidate};
+use super::pinned_tls::Role;
+use super::relay_reason::{self, Observations, RelayReason};
 use crate::signaling::wire::{Ice, Nat};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -51,18 +51,18 @@ impl Tried {
 impl Mode {
     /// Says whether a lane may be used.
     #[must_use]
-    pub fn allows(self, lane: LaneKind) -> bool {
+    pub fn allows(self, lane: CandidatePath) -> bool {
         match self {
             Self::Auto => true,
-            Self::RelayOnly => lane == LaneKind::Relay,
-            Self::NoRelay => lane == LaneKind::Direct,
+            Self::RelayOnly => lane == CandidatePath::Relay,
+            Self::NoRelay => lane == CandidatePath::Direct,
         }
     }
 }
 
 /// What a session is begun with.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Setup {
+pub(super) struct SessionConfig {
     /// Which end this is.
     pub role: Role,
     /// Which paths may be used.
@@ -101,7 +101,7 @@ pub(super) enum Output {
     /// Give the lane this candidate of the other side.
     Candidate(RemoteCandidate),
     /// The path, or the reason for it, is now this.
-    Path(LaneKind, Option<Reason>),
+    Path(CandidatePath, Option<RelayReason>),
     /// It did not work.
     Failed(Failure),
 }
@@ -146,7 +146,7 @@ pub struct Tried {
 enum Stage {
     /// The connector has not dialled.
     New,
-    /// Waiting for the other side's terms.
+    /// GatewayListener for the other side's terms.
     Calling,
     /// Looking for the first path.
     Trying,
@@ -159,7 +159,7 @@ enum Stage {
 /// One call, seen from one side.
 #[derive(Debug)]
 pub(super) struct Session {
-    setup: Setup,
+    setup: SessionConfig,
     stage: Stage,
     deadline: Option<Instant>,
     trial_end: Option<Instant>,
@@ -170,10 +170,10 @@ pub(super) struct Session {
     untold: Vec<String>,
     flush_at: Option<Instant>,
     told: usize,
-    ungathered: Vec<LaneKind>,
+    ungathered: Vec<CandidatePath>,
     done_told: bool,
     nat_told: bool,
-    facts: Facts,
+    observed: Observations,
     remote_count: usize,
     remote_relay: bool,
     /// The other side has told at least one candidate for the relay lane.
@@ -181,18 +181,18 @@ pub(super) struct Session {
     /// Came before the other side's credentials.
     early: Vec<RemoteCandidate>,
     started: bool,
-    dead: Vec<LaneKind>,
-    path: Option<(LaneKind, Option<Reason>)>,
+    dead: Vec<CandidatePath>,
+    path: Option<(CandidatePath, Option<RelayReason>)>,
     outputs: VecDeque<Output>,
 }
 
 impl Session {
     /// Begins a session.
     #[must_use]
-    pub(super) fn new(setup: Setup) -> Self {
-        let ungathered: Vec<LaneKind> =
-            LaneKind::ALL.into_iter().filter(|lane| setup.mode.allows(*lane)).collect();
-        let facts = Facts { mode: setup.mode, ..Facts::default() };
+    pub(super) fn new(setup: SessionConfig) -> Self {
+        let ungathered: Vec<CandidatePath> =
+            CandidatePath::ALL.into_iter().filter(|lane| setup.mode.allows(*lane)).collect();
+        let observed = Observations { mode: setup.mode, ..Observations::default() };
         Self {
             setup,
             stage: Stage::New,
@@ -206,7 +206,7 @@ impl Session {
             ungathered,
             done_told: false,
             nat_told: false,
-            facts,
+            observed,
             remote_count: 0,
             remote_relay: false,
             their_relay_lane: false,
@@ -262,13 +262,13 @@ impl Session {
 
     /// Takes more of the other side's candidates.
     pub(super) fn handle_trickle(&mut self, cands: &[String], done: bool, nat: Option<Nat>) {
-        self.facts.theirs = nat.or(self.facts.theirs);
+        self.observed.theirs = nat.or(self.observed.theirs);
         for candidate in cands.iter().filter_map(|text| candidate::read(text)) {
             if self.remote_count >= MAX_REMOTE {
                 break;
             }
-            self.facts.their_direct |= candidate.lane == LaneKind::Direct;
-            self.their_relay_lane |= candidate.lane == LaneKind::Relay;
+            self.observed.their_direct |= candidate.lane == CandidatePath::Direct;
+            self.their_relay_lane |= candidate.lane == CandidatePath::Relay;
             self.remote_relay |= candidate.origin == Origin::Relayed;
             if self.admits(&candidate) {
                 self.remote_count += 1;
@@ -279,7 +279,7 @@ impl Session {
                 }
             }
         }
-        self.facts.their_done |= done;
+        self.observed.their_done |= done;
         self.give_up_if_hopeless();
         self.explain();
     }
@@ -287,7 +287,7 @@ impl Session {
     /// Ends a search that cannot find anything: the other side has told all it has, and there is no lane that both sides take part in, or only
     /// the relay's, and neither side has a relay.
     fn give_up_if_hopeless(&mut self) {
-        if self.stage == Stage::Trying && self.facts.their_done {
+        if self.stage == Stage::Trying && self.observed.their_done {
             let tried = self.tried();
             if !tried.direct && !tried.relay() {
                 self.fail(Failure::NoPath(tried));
@@ -300,17 +300,17 @@ impl Session {
     fn admits(&self, candidate: &RemoteCandidate) -> bool {
         let mode = self.setup.mode;
         let sensible = match (candidate.lane, self.setup.own_relay) {
-            (LaneKind::Direct, _) => candidate.origin != Origin::Relayed,
-            (LaneKind::Relay, true) => {
+            (CandidatePath::Direct, _) => candidate.origin != Origin::Relayed,
+            (CandidatePath::Relay, true) => {
                 candidate.origin == Origin::Relayed || candidate::is_global(candidate.address.ip())
             }
-            (LaneKind::Relay, false) => candidate.origin == Origin::Relayed,
+            (CandidatePath::Relay, false) => candidate.origin == Origin::Relayed,
         };
         mode.allows(candidate.lane) && sensible
     }
 
     /// Takes a candidate that one of our lanes has found, as its ICE agent writes it.
-    pub(super) fn handle_local(&mut self, now: Instant, lane: LaneKind, text: &str) {
+    pub(super) fn handle_local(&mut self, now: Instant, lane: CandidatePath, text: &str) {
         if self.told + self.untold.len() < MAX_LOCAL {
             self.untold.push(candidate::write(lane, text));
             self.flush_soon(now);
@@ -318,23 +318,24 @@ impl Session {
     }
 
     /// Takes note that a lane has found all its candidates.
-    pub(super) fn handle_gathered(&mut self, now: Instant, lane: LaneKind) {
+    pub(super) fn handle_gathered(&mut self, now: Instant, lane: CandidatePath) {
         self.ungathered.retain(|other| *other != lane);
         self.flush_soon(now);
     }
 
     /// Takes what was found out about this side's NAT.
     pub(super) fn handle_nat(&mut self, now: Instant, nat: Nat) {
-        self.facts.mine = Some(nat);
+        self.observed.mine = Some(nat);
         self.flush_soon(now);
         self.explain();
     }
 
     /// Takes note that data goes over this lane from now on, or over none.
-    pub(super) fn handle_active(&mut self, lane: Option<LaneKind>) {
+    pub(super) fn handle_active(&mut self, lane: Option<CandidatePath>) {
         let Some(lane) = lane else { return };
-        self.facts.lost_direct |= self.facts.active == Some(LaneKind::Direct) && lane == LaneKind::Relay;
-        self.facts.active = Some(lane);
+        self.observed.lost_direct |=
+            self.observed.active == Some(CandidatePath::Direct) && lane == CandidatePath::Relay;
+        self.observed.active = Some(lane);
         if self.stage != Stage::Failed {
             self.stage = Stage::Connected;
             self.deadline = None;
@@ -343,10 +344,10 @@ impl Session {
     }
 
     /// Takes note that a lane has given up.
-    pub(super) fn handle_dead(&mut self, lane: LaneKind) {
+    pub(super) fn handle_dead(&mut self, lane: CandidatePath) {
         self.dead.push(lane);
-        self.facts.trial_over |= lane == LaneKind::Direct;
-        let hopeless = LaneKind::ALL
+        self.observed.trial_over |= lane == CandidatePath::Direct;
+        let hopeless = CandidatePath::ALL
             .into_iter()
             .filter(|lane| self.setup.mode.allows(*lane))
             .all(|lane| self.dead.contains(&lane));
@@ -368,7 +369,8 @@ impl Session {
     /// Answers the server's question whether this side is still at it (t = 53): a relay path is no reason to stop.
     #[must_use]
     pub(super) fn is_punching(&self, now: Instant) -> bool {
-        let settled = self.facts.active == Some(LaneKind::Direct) || self.setup.mode == Mode::RelayOnly;
+        let settled =
+            self.observed.active == Some(CandidatePath::Direct) || self.setup.mode == Mode::RelayOnly;
         let ended = self.search_end.is_some_and(|end| end <= now);
         match self.stage {
             Stage::Failed => false,
@@ -385,7 +387,7 @@ impl Session {
         }
         if self.trial_end.is_some_and(|at| at <= now) {
             self.trial_end = None;
-            self.facts.trial_over = true;
+            self.observed.trial_over = true;
             self.explain();
         }
         if self.deadline.is_some_and(|at| at <= now) {
@@ -410,12 +412,12 @@ impl Session {
 
     fn terms(&mut self) -> Ice {
         let cands = self.take_untold();
-        self.nat_told |= self.facts.mine.is_some();
+        self.nat_told |= self.observed.mine.is_some();
         Ice {
             ufrag: Some(self.setup.ufrag.clone()),
             pwd: Some(self.setup.pwd.clone()),
             cands,
-            nat: self.facts.mine,
+            nat: self.observed.mine,
             ..Ice::default()
         }
     }
@@ -436,7 +438,7 @@ impl Session {
         loop {
             let cands = self.take_untold();
             let done = self.ungathered.is_empty() && self.untold.is_empty() && !self.done_told;
-            let nat = self.facts.mine.filter(|_| !self.nat_told);
+            let nat = self.observed.mine.filter(|_| !self.nat_told);
             if cands.is_empty() && !done && nat.is_none() {
                 return;
             }
@@ -447,8 +449,8 @@ impl Session {
     }
 
     fn explain(&mut self) {
-        let Some(lane) = self.facts.active.filter(|_| self.stage == Stage::Connected) else { return };
-        let path = (lane, reason::of(&self.facts));
+        let Some(lane) = self.observed.active.filter(|_| self.stage == Stage::Connected) else { return };
+        let path = (lane, relay_reason::of(&self.observed));
         if self.path != Some(path) {
             self.path = Some(path);
             self.outputs.push_back(Output::Path(path.0, path.1));
@@ -456,17 +458,17 @@ impl Session {
     }
 
     fn tried(&self) -> Tried {
-        let allows_relay = self.setup.mode.allows(LaneKind::Relay);
+        let allows_relay = self.setup.mode.allows(CandidatePath::Relay);
         Tried {
             local: self.told,
             remote: self.remote_count,
             mode: self.setup.mode,
-            direct: self.setup.mode.allows(LaneKind::Direct) && self.facts.their_direct,
+            direct: self.setup.mode.allows(CandidatePath::Direct) && self.observed.their_direct,
             own_relay: self.setup.own_relay && allows_relay && self.their_relay_lane,
             their_relay: self.remote_relay && allows_relay,
             gateway: false,
-            mine: self.facts.mine,
-            theirs: self.facts.theirs,
+            mine: self.observed.mine,
+            theirs: self.observed.theirs,
         }
     }
 

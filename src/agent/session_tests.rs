@@ -1,8 +1,8 @@
 use super::*;
 use crate::net::time;
 
-fn setup(role: Role) -> Setup {
-    Setup { role, mode: Mode::Auto, ufrag: format!("{role:?}"), pwd: "p".repeat(32), own_relay: true }
+fn setup(role: Role) -> SessionConfig {
+    SessionConfig { role, mode: Mode::Auto, ufrag: format!("{role:?}"), pwd: "p".repeat(32), own_relay: true }
 }
 
 fn start() -> Instant {
@@ -35,7 +35,7 @@ fn offer(cands: &[&str]) -> Ice {
     }
 }
 
-fn trying(setup: Setup, now: Instant) -> Session {
+fn trying(setup: SessionConfig, now: Instant) -> Session {
     let mut session = Session::new(setup);
     session.dial(now);
     session.handle_token(now);
@@ -48,13 +48,13 @@ fn trying(setup: Setup, now: Instant) -> Session {
 fn a_call_carries_what_was_found_and_trickles_the_rest() {
     let now = start();
     let mut session = Session::new(setup(Role::Connector));
-    session.handle_local(now, LaneKind::Direct, HOST);
+    session.handle_local(now, CandidatePath::Direct, HOST);
     session.dial(now);
     let Some(Output::Call(ice)) = drain(&mut session).pop() else { panic!("no call") };
     assert_eq!(ice.cands, [format!("candidate:{HOST} lane direct")]);
     assert_eq!((ice.ufrag.as_deref(), ice.nat), (Some("Connector"), None));
 
-    session.handle_local(now, LaneKind::Relay, RELAY);
+    session.handle_local(now, CandidatePath::Relay, RELAY);
     session.handle_nat(now, Nat::Easy);
     assert_eq!(run(&mut session, now + GATHER_TIME), [], "nothing can be said before there is a token");
     session.handle_token(now);
@@ -62,8 +62,8 @@ fn a_call_carries_what_was_found_and_trickles_the_rest() {
     let trickle = Output::Trickle { cands, done: false, nat: Some(Nat::Easy) };
     assert_eq!(run(&mut session, now + GATHER_TIME), [trickle]);
 
-    session.handle_gathered(now, LaneKind::Direct);
-    session.handle_gathered(now, LaneKind::Relay);
+    session.handle_gathered(now, CandidatePath::Direct);
+    session.handle_gathered(now, CandidatePath::Relay);
     let done = Output::Trickle { cands: vec![], done: true, nat: None };
     assert_eq!(run(&mut session, now + 2 * GATHER_TIME), [done], "said once");
 }
@@ -77,9 +77,9 @@ fn a_listener_accepts_starts_and_trickles() {
     let said = drain(&mut session);
     assert!(matches!(&said[0], Output::Accept(ice) if ice.nat == Some(Nat::Hard)), "{said:?}");
     assert_eq!(said[1], Output::Start { ufrag: "them".into(), pwd: "secret".into() });
-    assert!(matches!(&said[2], Output::Candidate(c) if c.lane == LaneKind::Direct), "{said:?}");
-    session.handle_local(now, LaneKind::Direct, HOST);
-    session.handle_local(now, LaneKind::Relay, RELAY);
+    assert!(matches!(&said[2], Output::Candidate(c) if c.lane == CandidatePath::Direct), "{said:?}");
+    session.handle_local(now, CandidatePath::Direct, HOST);
+    session.handle_local(now, CandidatePath::Relay, RELAY);
     let said = run(&mut session, now + GATHER_TIME);
     assert!(
         matches!(&said[..], [Output::Trickle { cands, .. }] if cands.len() == 2),
@@ -107,7 +107,7 @@ fn the_relay_lane_is_paired_only_where_a_relay_takes_part() {
     let relay_in_direct_lane = format!("{RELAY} lane direct");
     let all = [HOST, RELAY, &host_in_relay_lane, &inner_in_relay_lane, &relay_in_direct_lane];
     let admitted = |own_relay, mode| {
-        let mut session = Session::new(Setup { own_relay, mode, ..setup(Role::Listener) });
+        let mut session = Session::new(SessionConfig { own_relay, mode, ..setup(Role::Listener) });
         session.handle_offer(now, offer(&all));
         let said = drain(&mut session).into_iter();
         let texts = said.filter_map(|output| match output {
@@ -129,16 +129,16 @@ fn the_path_is_told_with_its_reason_and_again_when_either_changes() {
     session.handle_nat(now, Nat::Hard);
     session.handle_trickle(&[format!("candidate:{HOST}")], false, Some(Nat::Easy));
     drain(&mut session);
-    session.handle_active(Some(LaneKind::Relay));
-    assert_eq!(drain(&mut session), [Output::Path(LaneKind::Relay, Some(Reason::Trying))]);
-    session.handle_active(Some(LaneKind::Relay));
+    session.handle_active(Some(CandidatePath::Relay));
+    assert_eq!(drain(&mut session), [Output::Path(CandidatePath::Relay, Some(RelayReason::Trying))]);
+    session.handle_active(Some(CandidatePath::Relay));
     assert_eq!(drain(&mut session), []);
     let said = run(&mut session, now + TRIAL_TIME);
-    assert!(said.contains(&Output::Path(LaneKind::Relay, Some(Reason::HardHere))), "{said:?}");
-    session.handle_active(Some(LaneKind::Direct));
-    assert_eq!(drain(&mut session), [Output::Path(LaneKind::Direct, None)]);
-    session.handle_active(Some(LaneKind::Relay));
-    assert_eq!(drain(&mut session), [Output::Path(LaneKind::Relay, Some(Reason::Lost))]);
+    assert!(said.contains(&Output::Path(CandidatePath::Relay, Some(RelayReason::HardHere))), "{said:?}");
+    session.handle_active(Some(CandidatePath::Direct));
+    assert_eq!(drain(&mut session), [Output::Path(CandidatePath::Direct, None)]);
+    session.handle_active(Some(CandidatePath::Relay));
+    assert_eq!(drain(&mut session), [Output::Path(CandidatePath::Relay, Some(RelayReason::Lost))]);
 }
 
 #[test]
@@ -146,10 +146,10 @@ fn the_server_is_told_to_go_on_while_a_direct_path_is_looked_for() {
     let now = start();
     let mut session = trying(setup(Role::Connector), now);
     assert!(session.is_punching(now));
-    session.handle_active(Some(LaneKind::Relay));
+    session.handle_active(Some(CandidatePath::Relay));
     assert!(session.is_punching(now), "candidates may still come");
     assert!(!session.is_punching(now + PATH_TIME));
-    session.handle_active(Some(LaneKind::Direct));
+    session.handle_active(Some(CandidatePath::Direct));
     assert!(!session.is_punching(now));
 }
 
@@ -167,7 +167,7 @@ fn a_call_without_answer_fails_in_time() {
 fn a_search_without_path_fails_in_time_and_says_what_was_tried() {
     let now = start();
     let mut session = trying(setup(Role::Connector), now);
-    session.handle_local(now, LaneKind::Direct, HOST);
+    session.handle_local(now, CandidatePath::Direct, HOST);
     session.handle_trickle(&[format!("candidate:{RELAY}")], false, Some(Nat::Blocked));
     let said = run(&mut session, now + PATH_TIME);
     let tried = Tried {
@@ -185,7 +185,7 @@ fn a_search_without_path_fails_in_time_and_says_what_was_tried() {
 fn a_found_path_stops_the_clock_and_a_later_end_is_no_failure() {
     let now = start();
     let mut session = trying(setup(Role::Connector), now);
-    session.handle_active(Some(LaneKind::Direct));
+    session.handle_active(Some(CandidatePath::Direct));
     session.handle_end(Some("bye".into()));
     let said = run(&mut session, now + 10 * PATH_TIME);
     assert!(!said.iter().any(|output| matches!(output, Output::Failed(_))), "{said:?}");
@@ -195,12 +195,12 @@ fn a_found_path_stops_the_clock_and_a_later_end_is_no_failure() {
 fn lanes_that_all_gave_up_end_the_search_at_once() {
     let now = start();
     let mut session = trying(setup(Role::Connector), now);
-    session.handle_dead(LaneKind::Direct);
+    session.handle_dead(CandidatePath::Direct);
     assert_eq!(drain(&mut session), []);
-    session.handle_dead(LaneKind::Relay);
+    session.handle_dead(CandidatePath::Relay);
     assert!(matches!(drain(&mut session)[..], [Output::Failed(Failure::NoPath(_))]));
-    let mut session = trying(Setup { mode: Mode::RelayOnly, ..setup(Role::Connector) }, now);
-    session.handle_dead(LaneKind::Relay);
+    let mut session = trying(SessionConfig { mode: Mode::RelayOnly, ..setup(Role::Connector) }, now);
+    session.handle_dead(CandidatePath::Relay);
     assert!(matches!(drain(&mut session)[..], [Output::Failed(Failure::NoPath(_))]));
 }
 
@@ -231,7 +231,7 @@ fn a_peer_with_endless_candidates_is_capped() {
     }
     assert_eq!(drain(&mut session).len(), MAX_REMOTE);
     for port in 1..10_000 {
-        session.handle_local(now, LaneKind::Direct, &HOST.replace("4000", &port.to_string()));
+        session.handle_local(now, CandidatePath::Direct, &HOST.replace("4000", &port.to_string()));
     }
     let said = run(&mut session, now + GATHER_TIME);
     let told = said.iter().map(|output| match output {
@@ -247,7 +247,7 @@ fn a_search_that_cannot_find_anything_ends_when_the_other_side_has_told_all() {
     let direct = format!("candidate:{HOST} lane direct");
     let relay_lane = format!("candidate:{HOST} lane relay");
     let relayed = format!("candidate:{RELAY}");
-    let only = |mode, own_relay| Setup { mode, own_relay, ..setup(Role::Connector) };
+    let only = |mode, own_relay| SessionConfig { mode, own_relay, ..setup(Role::Connector) };
     // Which paths this side has, what the other one tells, and whether anything may come of it.
     let table = [
         (only(Mode::RelayOnly, false), vec![&direct, &relay_lane], false),

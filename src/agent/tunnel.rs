@@ -5,7 +5,7 @@
 //! losing datagrams. Pings of our own share the lanes; their first byte tells them from QUIC, whose fixed bit is always set
 //! because its greasing is off ([RFC 9000 section 17](https://www.rfc-editor.org/rfc/rfc9000#section-17)).
 
-use super::candidate::LaneKind;
+use super::candidate::CandidatePath;
 use crate::net::time;
 use bytes::Bytes;
 use quinn::udp::{RecvMeta, Transmit};
@@ -32,28 +32,28 @@ const OUTGOING: usize = 64;
 /// Datagrams that wait for QUIC to take them; more are lost, as in a socket's buffer.
 const INCOMING: usize = 4096;
 /// Pings and pongs that wait to be looked at.
-const SIGNS: usize = 32;
+const PROBES: usize = 32;
 
 const PING: u8 = 0x20;
 const PONG: u8 = 0x21;
-const SIGN_LEN: usize = 9;
+const PROBE_LEN: usize = 9;
 
 /// A datagram of our own among QUIC's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sign {
+pub(super) enum Probe {
     /// Are you there?
     Ping(u64),
     /// I am.
     Pong(u64),
 }
 
-impl Sign {
-    fn write(self) -> [u8; SIGN_LEN] {
+impl Probe {
+    fn write(self) -> [u8; PROBE_LEN] {
         let (kind, number) = match self {
             Self::Ping(number) => (PING, number),
             Self::Pong(number) => (PONG, number),
         };
-        let mut bytes = [kind; SIGN_LEN];
+        let mut bytes = [kind; PROBE_LEN];
         bytes[1..].copy_from_slice(&number.to_be_bytes());
         bytes
     }
@@ -84,14 +84,14 @@ pub(super) struct Tunnel {
     /// Something can be put into the queue of the lane in use.
     writable: Notify,
     incoming: Mutex<Incoming>,
-    signs: mpsc::Sender<(LaneKind, Sign)>,
+    probes: mpsc::Sender<(CandidatePath, Probe)>,
     /// Milliseconds after `started` at which each lane was last heard.
     heard: [AtomicU64; 2],
 }
 
 #[derive(Default)]
 struct Outgoing {
-    active: Option<LaneKind>,
+    active: Option<CandidatePath>,
     lanes: [VecDeque<Bytes>; 2],
 }
 
@@ -108,30 +108,30 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Tunnel {
     /// Makes the queues, and the receiver of the pings and pongs that arrive.
-    pub(super) fn new() -> (Arc<Self>, mpsc::Receiver<(LaneKind, Sign)>) {
-        let (signs, signs_rx) = mpsc::channel(SIGNS);
+    pub(super) fn new() -> (Arc<Self>, mpsc::Receiver<(CandidatePath, Probe)>) {
+        let (probes, signs_rx) = mpsc::channel(PROBES);
         let tunnel = Self {
             started: time::now().mono,
             outgoing: Mutex::default(),
             filled: [Notify::new(), Notify::new()],
             writable: Notify::new(),
             incoming: Mutex::default(),
-            signs,
+            probes,
             heard: [AtomicU64::new(0), AtomicU64::new(0)],
         };
         (Arc::new(tunnel), signs_rx)
     }
 
     /// Takes a datagram that came over a lane.
-    pub(super) fn deliver(&self, lane: LaneKind, datagram: &[u8]) {
+    pub(super) fn deliver(&self, lane: CandidatePath, datagram: &[u8]) {
         let since = time::now().mono.saturating_duration_since(self.started).as_millis();
         self.heard[lane as usize].store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
         if is_version_negotiation(datagram) {
             return;
         }
-        if let Some(sign) = Sign::read(datagram) {
+        if let Some(probe) = Probe::read(datagram) {
             // A lane that is pinged faster than anybody looks loses pings, never data.
-            let _ = self.signs.try_send((lane, sign));
+            let _ = self.probes.try_send((lane, probe));
             return;
         }
         let waker = {
@@ -148,13 +148,13 @@ impl Tunnel {
     }
 
     /// Returns when a lane was last heard, if ever.
-    pub(super) fn last_heard(&self, lane: LaneKind) -> Option<Instant> {
+    pub(super) fn last_heard(&self, lane: CandidatePath) -> Option<Instant> {
         let millis = self.heard[lane as usize].load(Ordering::Relaxed);
         (millis > 0).then(|| self.started + Duration::from_millis(millis))
     }
 
     /// Waits for the next datagram that a lane is to send.
-    pub(super) async fn next_outgoing(&self, lane: LaneKind) -> Bytes {
+    pub(super) async fn next_outgoing(&self, lane: CandidatePath) -> Bytes {
         loop {
             let filled = self.filled[lane as usize].notified();
             let next = lock(&self.outgoing).lanes[lane as usize].pop_front();
@@ -167,19 +167,19 @@ impl Tunnel {
     }
 
     /// Sends a ping or pong over a lane, in use or not; it is lost if the lane is congested.
-    pub(super) fn send_sign(&self, lane: LaneKind, sign: Sign) {
-        self.push(&mut lock(&self.outgoing), lane, Bytes::copy_from_slice(&sign.write()));
+    pub(super) fn send_probe(&self, lane: CandidatePath, probe: Probe) {
+        self.push(&mut lock(&self.outgoing), lane, Bytes::copy_from_slice(&probe.write()));
     }
 
     /// Carries data over this lane from now on. What still waits for another lane goes over this one.
-    pub(super) fn set_active(&self, active: Option<LaneKind>) {
+    pub(super) fn set_active(&self, active: Option<CandidatePath>) {
         {
             let mut outgoing = lock(&self.outgoing);
             outgoing.active = active;
-            for other in LaneKind::ALL.into_iter().filter(|other| Some(*other) != active) {
+            for other in CandidatePath::ALL.into_iter().filter(|other| Some(*other) != active) {
                 let waiting = std::mem::take(&mut outgoing.lanes[other as usize]);
                 for datagram in waiting {
-                    let to = active.filter(|_| Sign::read(&datagram).is_none()).unwrap_or(other);
+                    let to = active.filter(|_| Probe::read(&datagram).is_none()).unwrap_or(other);
                     self.push(&mut outgoing, to, datagram);
                 }
             }
@@ -188,7 +188,7 @@ impl Tunnel {
     }
 
     /// Returns whether there was room.
-    fn push(&self, outgoing: &mut Outgoing, lane: LaneKind, datagram: Bytes) -> bool {
+    fn push(&self, outgoing: &mut Outgoing, lane: CandidatePath, datagram: Bytes) -> bool {
         let queue = &mut outgoing.lanes[lane as usize];
         let room = queue.len() < OUTGOING;
         if room {
@@ -312,49 +312,49 @@ mod tests {
 
     #[test]
     fn signs_are_told_from_quic() {
-        for sign in [Sign::Ping(7), Sign::Pong(u64::MAX)] {
-            assert_eq!(Sign::read(&sign.write()), Some(sign));
+        for probe in [Probe::Ping(7), Probe::Pong(u64::MAX)] {
+            assert_eq!(Probe::read(&probe.write()), Some(probe));
         }
-        assert_eq!(Sign::read(&[0x40; 9]), None);
-        assert_eq!(Sign::read(&[PING; 8]), None);
-        assert_eq!(Sign::read(&[]), None);
+        assert_eq!(Probe::read(&[0x40; 9]), None);
+        assert_eq!(Probe::read(&[PING; 8]), None);
+        assert_eq!(Probe::read(&[]), None);
     }
 
     #[tokio::test]
     async fn a_full_queue_holds_back_and_room_wakes() {
         let (tunnel, _signs) = Tunnel::new();
         assert!(!send(&tunnel, 0), "no lane yet");
-        tunnel.set_active(Some(LaneKind::Relay));
+        tunnel.set_active(Some(CandidatePath::Relay));
         assert_eq!((0..=255).filter(|byte| send(&tunnel, *byte)).count(), OUTGOING);
         let socket = Arc::new(TunnelSocket(Arc::clone(&tunnel)));
         let mut room = socket.create_io_poller();
         let mut context = Context::from_waker(Waker::noop());
         assert!(room.as_mut().poll_writable(&mut context).is_pending());
-        assert_eq!(tunnel.next_outgoing(LaneKind::Relay).await[..], [0x40, 0]);
+        assert_eq!(tunnel.next_outgoing(CandidatePath::Relay).await[..], [0x40, 0]);
         assert!(room.as_mut().poll_writable(&mut context).is_ready());
     }
 
     #[tokio::test]
     async fn what_waits_moves_with_the_lane_and_signs_stay() {
         let (tunnel, _signs) = Tunnel::new();
-        tunnel.set_active(Some(LaneKind::Relay));
+        tunnel.set_active(Some(CandidatePath::Relay));
         assert!(send(&tunnel, 1));
-        tunnel.send_sign(LaneKind::Relay, Sign::Ping(5));
+        tunnel.send_probe(CandidatePath::Relay, Probe::Ping(5));
         assert!(send(&tunnel, 2));
-        tunnel.set_active(Some(LaneKind::Direct));
-        assert_eq!(tunnel.next_outgoing(LaneKind::Direct).await[..], [0x40, 1]);
-        assert_eq!(tunnel.next_outgoing(LaneKind::Direct).await[..], [0x40, 2]);
-        assert_eq!(tunnel.next_outgoing(LaneKind::Relay).await[..], Sign::Ping(5).write());
+        tunnel.set_active(Some(CandidatePath::Direct));
+        assert_eq!(tunnel.next_outgoing(CandidatePath::Direct).await[..], [0x40, 1]);
+        assert_eq!(tunnel.next_outgoing(CandidatePath::Direct).await[..], [0x40, 2]);
+        assert_eq!(tunnel.next_outgoing(CandidatePath::Relay).await[..], Probe::Ping(5).write());
     }
 
     #[tokio::test]
     async fn what_arrives_comes_from_one_address_and_is_capped() {
-        let (tunnel, mut signs) = Tunnel::new();
+        let (tunnel, mut probes) = Tunnel::new();
         for _ in 0..2 * INCOMING {
-            tunnel.deliver(LaneKind::Direct, &[0x41; 30]);
+            tunnel.deliver(CandidatePath::Direct, &[0x41; 30]);
         }
-        tunnel.deliver(LaneKind::Relay, &Sign::Ping(3).write());
-        assert_eq!(signs.recv().await, Some((LaneKind::Relay, Sign::Ping(3))));
+        tunnel.deliver(CandidatePath::Relay, &Probe::Ping(3).write());
+        assert_eq!(probes.recv().await, Some((CandidatePath::Relay, Probe::Ping(3))));
         let socket = TunnelSocket(tunnel);
         let mut total = 0;
         let mut context = Context::from_waker(Waker::noop());

@@ -5,7 +5,7 @@ use super::agent_gateway_report::Trouble;
 use super::agent_pipe::{self, Directions, Input, Stop};
 use super::agent_report::Report;
 use super::agent_secrets::{KeySource, read_file};
-use crate::agent::{ServerName, Visit, Visited, bridge, publish};
+use crate::agent::{ServerName, ServiceConnection, ServiceEvent, bridge, publish};
 use crate::gateway::client::{
     ConnectError, DialClient, DialServer, Endpoint, Key, Raw, Settings, Ticket, Tls, VirtualStream,
 };
@@ -228,7 +228,7 @@ impl Serve {
         let mut changes = endpoint.changes();
         let tell = {
             let report = Arc::clone(report);
-            move |visit: Visit, what: Visited| report.visit(visit, &what)
+            move |visit: ServiceConnection, what: ServiceEvent| report.visit(visit, &what)
         };
         let publishing = publish(&endpoint, &self.to, tell);
         tokio::pin!(publishing);

@@ -1,7 +1,7 @@
 //! What `agent serve` and `agent connect --gateway` say on standard error.
 
 use super::agent_report::{Failed, Report, VERSION};
-use crate::agent::{Visit, Visited};
+use crate::agent::{ServiceConnection, ServiceEvent};
 use crate::gateway::client::{ConnectError, DialError, Loss, Status};
 use serde_json::json;
 use std::io;
@@ -118,12 +118,12 @@ impl Report {
         );
     }
 
-    pub(super) fn visit(&self, visit: Visit, what: &Visited) {
-        let Visit { client, conn } = visit;
+    pub(super) fn visit(&self, visit: ServiceConnection, what: &ServiceEvent) {
+        let ServiceConnection { client, conn } = visit;
         let event = |kind: &str, what: Option<String>| json!({"v": VERSION, "t": kind, "client": client, "conn": conn, "what": what});
         match what {
-            Visited::Opened => self.say(|| format!("Found    {visit}"), || event("found", None)),
-            Visited::Closed { sent, received } => self.say(
+            ServiceEvent::Opened => self.say(|| format!("Found    {visit}"), || event("found", None)),
+            ServiceEvent::Closed { sent, received } => self.say(
                 || format!("Closed   {visit}: {sent} B out, {received} B in"),
                 || {
                     json!({
@@ -131,11 +131,11 @@ impl Report {
                     })
                 },
             ),
-            Visited::Unreachable(error) => self.say(
+            ServiceEvent::Unreachable(error) => self.say(
                 || format!("Failed   {visit}: the service cannot be reached: {error}"),
                 || event("failed", Some(error.to_string())),
             ),
-            Visited::Broken(error) => {
+            ServiceEvent::Broken(error) => {
                 self.say(|| format!("Broken   {visit}: {error}"), || event("broken", Some(error.to_string())));
             }
         }

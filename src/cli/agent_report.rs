@@ -1,7 +1,7 @@
 //! What `agent` says on standard error: sentences for people, or one JSON event a line for programs.
 
 use super::agent::hint;
-use crate::agent::{Error, Path, Ticket};
+use crate::agent::{Error, PathInfo, Ticket};
 use crate::signaling::wire::Nat;
 use serde_json::{Value, json};
 use std::io::{self, Write};
@@ -65,7 +65,7 @@ impl Report {
         );
     }
 
-    pub(super) fn path(&self, path: &Path) {
+    pub(super) fn path(&self, path: &PathInfo) {
         self.say(
             || path.to_string(),
             || {

@@ -4,9 +4,9 @@
 //! the connector's fragment; the answer carries one over both tags and both fragments. The ICE passwords are derived and never sent, the
 //! listener's from both fragments, and so is the key of QUIC's first packets. So an answer or a packet of one call is worth nothing in
 //! another, and the server, which sees all messages, can neither answer a connectivity check nor begin a handshake. A repeated offer is known by
-//! [`Offers`].
+//! [`ReplayCache`].
 
-use super::identity::{self, IdentityError, Role};
+use super::pinned_tls::{self, KeyError, Role};
 use super::ticket::Secret;
 use crate::signaling::wire::{Ice, Tag};
 use ring::hmac;
@@ -30,11 +30,11 @@ impl InitialKey {
     /// Makes the key of a connection that no call precedes, as through the gateway.
     ///
     /// # Errors
-    /// [`IdentityError::Key`], which no secret brings about.
-    pub(super) fn without_call(secret: &Secret) -> Result<Self, IdentityError> {
+    /// [`KeyError::Key`], which no secret brings about.
+    pub(super) fn without_call(secret: &Secret) -> Result<Self, KeyError> {
         Ok(Self(hmac::Key::new(
             hmac::HMAC_SHA256,
-            mac(&identity::call_key(secret)?, b"initial", &[]).as_ref(),
+            mac(&pinned_tls::call_key(secret)?, b"initial", &[]).as_ref(),
         )))
     }
 }
@@ -42,13 +42,13 @@ impl InitialKey {
 /// Derives the connector's ICE password, which is needed before the connector knows its tag.
 ///
 /// # Errors
-/// [`IdentityError::Key`], which no secret brings about.
-pub(super) fn connector_password(secret: &Secret, ufrag: &str) -> Result<String, IdentityError> {
-    Ok(text(&mac(&identity::call_key(secret)?, b"connector password", &[ufrag])))
+/// [`KeyError::Key`], which no secret brings about.
+pub(super) fn connector_password(secret: &Secret, ufrag: &str) -> Result<String, KeyError> {
+    Ok(text(&mac(&pinned_tls::call_key(secret)?, b"connector password", &[ufrag])))
 }
 
 /// One call, as both sides know it.
-pub(super) struct Binding {
+pub(super) struct CallAuth {
     role: Role,
     key: hmac::Key,
     caller: Tag,
@@ -58,19 +58,19 @@ pub(super) struct Binding {
     listener: String,
 }
 
-impl Binding {
+impl CallAuth {
     /// Begins a call of `caller`, whose fragment is `ufrag`, to `callee`.
     ///
     /// # Errors
-    /// [`IdentityError::Key`], which no secret brings about.
+    /// [`KeyError::Key`], which no secret brings about.
     pub(super) fn of_connector(
         secret: &Secret,
         [caller, callee]: [&Tag; 2],
         ufrag: &str,
-    ) -> Result<Self, IdentityError> {
+    ) -> Result<Self, KeyError> {
         Ok(Self {
             role: Role::Connector,
-            key: identity::call_key(secret)?,
+            key: pinned_tls::call_key(secret)?,
             caller: caller.clone(),
             callee: callee.clone(),
             connector: ufrag.to_owned(),
@@ -135,13 +135,13 @@ impl Binding {
 
 /// The offers that a listener has taken, so that none is taken twice. Only who holds the ticket can make it longer.
 #[derive(Debug)]
-pub(super) struct Offers {
+pub(super) struct ReplayCache {
     known: HashSet<String>,
     order: VecDeque<String>,
     room: usize,
 }
 
-impl Offers {
+impl ReplayCache {
     /// Remembers the last `room` offers.
     pub(super) fn new(room: usize) -> Self {
         Self { known: HashSet::new(), order: VecDeque::new(), room }
@@ -188,18 +188,18 @@ mod tests {
         Tag::new(text).unwrap()
     }
 
-    fn connector(secret: u8, tags: [&str; 2], ufrag: &str) -> Binding {
+    fn connector(secret: u8, tags: [&str; 2], ufrag: &str) -> CallAuth {
         let [caller, callee] = tags.map(tag);
-        Binding::of_connector(&Secret([secret; 16]), [&caller, &callee], ufrag).unwrap()
+        CallAuth::of_connector(&Secret([secret; 16]), [&caller, &callee], ufrag).unwrap()
     }
 
-    fn listener(tags: [&str; 2], offer: &Ice, ufrag: &str) -> Option<(Binding, Ice)> {
+    fn listener(tags: [&str; 2], offer: &Ice, ufrag: &str) -> Option<(CallAuth, Ice)> {
         let ([caller, callee], mut offer) = (tags.map(tag), offer.clone());
-        let binding = Binding::of_listener(&Secret([1; 16]), [&caller, &callee], &mut offer, ufrag);
+        let binding = CallAuth::of_listener(&Secret([1; 16]), [&caller, &callee], &mut offer, ufrag);
         binding.map(|binding| (binding, offer))
     }
 
-    fn terms(binding: &Binding, ufrag: &str) -> Ice {
+    fn terms(binding: &CallAuth, ufrag: &str) -> Ice {
         let mut ice =
             Ice { ufrag: Some(ufrag.into()), pwd: Some("an ICE password".into()), ..Ice::default() };
         binding.prove(&mut ice);
@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn the_memory_of_offers_is_capped() {
-        let mut offers = Offers::new(2);
+        let mut offers = ReplayCache::new(2);
         assert!(["a", "b"].map(|ufrag| offers.is_new(ufrag)).iter().all(|new| *new));
         assert!(!offers.is_new("a") && !offers.is_new("b"));
         assert!(offers.is_new("c") && !offers.is_new("b") && !offers.is_new("c"));

@@ -5,7 +5,7 @@
 //! end its own. Here an HMAC of the connection id takes its place, so that a packet of anybody else is dropped as one that was damaged. For the same
 //! reason no Retry is taken; the listener sends none.
 
-use super::binding::InitialKey;
+use super::call_auth::InitialKey;
 use quinn::crypto::{
     ClientConfig, ExportKeyingMaterialError, HeaderKey, KeyPair, Keys, PacketKey, ServerConfig, Session,
     UnsupportedVersion,

@@ -27,16 +27,16 @@ struct Frame {
 
 /// A stream that no longer begins with a TURN message cannot be followed any more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Astray;
+struct FramingError;
 
 /// Finds the first message in `bytes`; `None` while it is not complete.
-fn frame(bytes: &[u8]) -> Result<Option<Frame>, Astray> {
+fn frame(bytes: &[u8]) -> Result<Option<Frame>, FramingError> {
     let &[kind, _, high, low, ..] = bytes else { return Ok(None) };
     let length = usize::from(u16::from_be_bytes([high, low]));
     let (message, advance) = match kind {
         0x00..=0x3F => (20 + length, 20 + length),
         0x40..=0x7F => (4 + length, (4 + length).next_multiple_of(4)),
-        _ => return Err(Astray),
+        _ => return Err(FramingError),
     };
     Ok((bytes.len() >= advance).then_some(Frame { message, advance }))
 }
@@ -52,12 +52,12 @@ fn to_stream(datagram: &[u8]) -> Option<(&[u8], usize)> {
 
 /// A running leg; dropping it closes the stream.
 #[derive(Debug)]
-pub(super) struct TcpLeg {
+pub(super) struct TurnTcpProxy {
     local: SocketAddr,
     task: JoinHandle<()>,
 }
 
-impl TcpLeg {
+impl TurnTcpProxy {
     /// Connects to `server` and opens the loopback socket.
     pub(super) async fn open(server: SocketAddr) -> io::Result<Self> {
         let stream = timeout(CONNECT_TIMEOUT, TcpStream::connect(server)).await??;
@@ -78,7 +78,7 @@ impl TcpLeg {
     }
 }
 
-impl Drop for TcpLeg {
+impl Drop for TurnTcpProxy {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -121,8 +121,8 @@ async fn downstream(socket: &UdpSocket, mut reader: OwnedReadHalf) -> io::Result
         }
         filled += read;
         let mut used = 0;
-        while let Some(next) =
-            frame(&buffer[used..filled]).map_err(|Astray| io::Error::from(io::ErrorKind::InvalidData))?
+        while let Some(next) = frame(&buffer[used..filled])
+            .map_err(|FramingError| io::Error::from(io::ErrorKind::InvalidData))?
         {
             // The client's socket may be full; what does not fit is lost, as on any datagram path.
             let _ = socket.send(&buffer[used..used + next.message]).await;
@@ -162,7 +162,7 @@ mod tests {
             };
             assert_eq!(found, expected, "cut at {cut}");
         }
-        assert_eq!(frame(&[0x80, 0, 0, 0]), Err(Astray));
+        assert_eq!(frame(&[0x80, 0, 0, 0]), Err(FramingError));
     }
 
     #[test]
@@ -180,7 +180,7 @@ mod tests {
     #[tokio::test]
     async fn datagrams_cross_the_stream_both_ways() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let leg = TcpLeg::open(listener.local_addr().unwrap()).await.unwrap();
+        let leg = TurnTcpProxy::open(listener.local_addr().unwrap()).await.unwrap();
         let (mut server, _) = listener.accept().await.unwrap();
         let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         client.connect(leg.local_addr()).await.unwrap();

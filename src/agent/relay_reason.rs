@@ -1,13 +1,13 @@
 //! Why a session is on the relay, in the words that people are shown.
 
-use super::candidate::LaneKind;
+use super::candidate::CandidatePath;
 use super::session::Mode;
 use crate::signaling::wire::Nat;
 use std::fmt;
 
 /// What is known of both sides.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Facts {
+pub(super) struct Observations {
     /// Which paths this side may use.
     pub mode: Mode,
     /// This side's NAT.
@@ -23,12 +23,12 @@ pub(super) struct Facts {
     /// The direct lane carried data and fell silent.
     pub lost_direct: bool,
     /// The lane that carries data.
-    pub active: Option<LaneKind>,
+    pub active: Option<CandidatePath>,
 }
 
 /// Why it is the relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reason {
+pub(super) enum RelayReason {
     /// `--relay-only` on this side.
     AskedHere,
     /// `--relay-only` on the other side.
@@ -53,24 +53,25 @@ pub(super) enum Reason {
 
 /// Names the reason; `None` on a direct path.
 #[must_use]
-pub(super) fn of(facts: &Facts) -> Option<Reason> {
+pub(super) fn of(observed: &Observations) -> Option<RelayReason> {
     let rules = [
-        (facts.mode == Mode::RelayOnly, Reason::AskedHere),
-        (facts.their_done && !facts.their_direct, Reason::AskedThere),
-        (facts.mine == Some(Nat::Blocked), Reason::BlockedHere),
-        (facts.theirs == Some(Nat::Blocked), Reason::BlockedThere),
-        (facts.lost_direct, Reason::Lost),
-        (facts.mine == Some(Nat::Hard) && facts.theirs == Some(Nat::Hard), Reason::BothHard),
-        (!facts.trial_over, Reason::Trying),
-        (facts.mine == Some(Nat::Hard), Reason::HardHere),
-        (facts.theirs == Some(Nat::Hard), Reason::HardThere),
+        (observed.mode == Mode::RelayOnly, RelayReason::AskedHere),
+        (observed.their_done && !observed.their_direct, RelayReason::AskedThere),
+        (observed.mine == Some(Nat::Blocked), RelayReason::BlockedHere),
+        (observed.theirs == Some(Nat::Blocked), RelayReason::BlockedThere),
+        (observed.lost_direct, RelayReason::Lost),
+        (observed.mine == Some(Nat::Hard) && observed.theirs == Some(Nat::Hard), RelayReason::BothHard),
+        (!observed.trial_over, RelayReason::Trying),
+        (observed.mine == Some(Nat::Hard), RelayReason::HardHere),
+        (observed.theirs == Some(Nat::Hard), RelayReason::HardThere),
     ];
-    let relayed = facts.active == Some(LaneKind::Relay);
-    let first = rules.into_iter().find(|(holds, _)| *holds).map_or(Reason::Unanswered, |(_, reason)| reason);
+    let relayed = observed.active == Some(CandidatePath::Relay);
+    let first =
+        rules.into_iter().find(|(holds, _)| *holds).map_or(RelayReason::Unanswered, |(_, reason)| reason);
     relayed.then_some(first)
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for RelayReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::AskedHere => "asked for (--relay-only)",
@@ -94,36 +95,43 @@ mod tests {
     #[test]
     fn the_strongest_fact_is_the_reason() {
         use Nat::{Blocked, Easy, Hard, Open};
-        let facts = |mine, theirs, trial_over| Facts {
+        let observed = |mine, theirs, trial_over| Observations {
             mine,
             theirs,
             their_direct: true,
             trial_over,
-            active: Some(LaneKind::Relay),
-            ..Facts::default()
+            active: Some(CandidatePath::Relay),
+            ..Observations::default()
         };
         let table = [
-            (facts(Some(Hard), Some(Hard), false), "both NATs change ports"),
-            (facts(Some(Hard), Some(Easy), false), "direct path still being tried"),
-            (facts(Some(Hard), Some(Easy), true), "this NAT changes ports and theirs filters by port"),
-            (facts(Some(Easy), Some(Hard), true), "their NAT changes ports and this one filters by port"),
-            (facts(Some(Blocked), Some(Hard), false), "UDP is blocked here"),
-            (facts(Some(Open), Some(Blocked), true), "UDP is blocked on the other side"),
-            (facts(Some(Easy), Some(Easy), true), "direct checks got no answer"),
-            (facts(None, None, false), "direct path still being tried"),
+            (observed(Some(Hard), Some(Hard), false), "both NATs change ports"),
+            (observed(Some(Hard), Some(Easy), false), "direct path still being tried"),
+            (observed(Some(Hard), Some(Easy), true), "this NAT changes ports and theirs filters by port"),
+            (observed(Some(Easy), Some(Hard), true), "their NAT changes ports and this one filters by port"),
+            (observed(Some(Blocked), Some(Hard), false), "UDP is blocked here"),
+            (observed(Some(Open), Some(Blocked), true), "UDP is blocked on the other side"),
+            (observed(Some(Easy), Some(Easy), true), "direct checks got no answer"),
+            (observed(None, None, false), "direct path still being tried"),
             (
-                Facts { mode: Mode::RelayOnly, ..facts(Some(Hard), Some(Hard), true) },
+                Observations { mode: Mode::RelayOnly, ..observed(Some(Hard), Some(Hard), true) },
                 "asked for (--relay-only)",
             ),
             (
-                Facts { their_done: true, their_direct: false, ..facts(None, None, true) },
+                Observations { their_done: true, their_direct: false, ..observed(None, None, true) },
                 "asked for on the other side",
             ),
-            (Facts { lost_direct: true, ..facts(None, None, true) }, "the direct path stopped answering"),
+            (
+                Observations { lost_direct: true, ..observed(None, None, true) },
+                "the direct path stopped answering",
+            ),
         ];
-        for (facts, expected) in table {
-            assert_eq!(of(&facts).map(|reason| reason.to_string()).as_deref(), Some(expected), "{facts:?}");
-            assert_eq!(of(&Facts { active: Some(LaneKind::Direct), ..facts }), None);
+        for (observed, expected) in table {
+            assert_eq!(
+                of(&observed).map(|reason| reason.to_string()).as_deref(),
+                Some(expected),
+                "{observed:?}"
+            );
+            assert_eq!(of(&Observations { active: Some(CandidatePath::Direct), ..observed }), None);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The line and the listener's desk against a scripted server.
 
 use super::*;
-use crate::agent::binding::Binding;
+use crate::agent::call_auth::CallAuth;
 use crate::agent::{Agent, Config, Error, Secret, ServerName, Ticket};
 use crate::signaling::wire::Ice;
 use std::net::Ipv4Addr;
@@ -100,7 +100,7 @@ async fn answers_find_their_questions_and_the_rest_is_heard() {
         let (heard, mut heard_rx) = mpsc::channel(8);
         let registration = Registration { key: Some("k".into()), secret: None, epoch: None };
         let (stream, _) = connect(&[address]).await.unwrap();
-        let (link, welcome) = Link::open(stream, "127.0.0.1", &registration, heard).await.unwrap();
+        let (link, welcome) = SignalingClient::open(stream, "127.0.0.1", &registration, heard).await.unwrap();
         assert_eq!(welcome.tag.as_str(), "me");
         let call = Ask::Call { tag: welcome.tag, rtag: Tag::new("you").unwrap(), ice: Ice::default() };
         let end = Ask::End { token: token(), reason: None };
@@ -108,11 +108,11 @@ async fn answers_find_their_questions_and_the_rest_is_heard() {
         assert_eq!(calling.unwrap(), Answer::Calling { token: token() });
         assert_eq!(ended.unwrap(), Answer::Ended { token: token() });
         let question = Request { mid: Some(7), body: Ask::Question { token: token() } };
-        assert!(matches!(heard_rx.recv().await, Some(Heard::Request(request)) if *request == question));
+        assert!(matches!(heard_rx.recv().await, Some(ServerEvent::Request(request)) if *request == question));
         let failed = heard_rx.recv().await;
-        assert!(matches!(failed, Some(Heard::CallFailed { code: Code::NoAnswer, .. })), "{failed:?}");
-        assert!(matches!(heard_rx.recv().await, Some(Heard::Closed)));
-        assert!(matches!(link.ask(Ask::Open).await, Err(LinkError::Silent)));
+        assert!(matches!(failed, Some(ServerEvent::CallFailed { code: Code::NoAnswer, .. })), "{failed:?}");
+        assert!(matches!(heard_rx.recv().await, Some(ServerEvent::Closed)));
+        assert!(matches!(link.ask(Ask::Open).await, Err(SignalingError::Silent)));
     };
     tokio::join!(scripted, agent);
 }
@@ -169,7 +169,7 @@ fn tag(text: &str) -> Tag {
 /// What `caller` offers to the listener `me`.
 fn offer(secret: &Secret, ufrag: &str) -> Ice {
     let mut ice = Ice { ufrag: Some(ufrag.into()), ..Ice::default() };
-    Binding::of_connector(secret, [&tag("caller"), &tag("me")], ufrag).unwrap().prove(&mut ice);
+    CallAuth::of_connector(secret, [&tag("caller"), &tag("me")], ufrag).unwrap().prove(&mut ice);
     ice
 }
 
@@ -219,7 +219,7 @@ async fn a_connector_takes_no_answer_that_was_made_for_another_call() {
         Ticket { host: "127.0.0.1".into(), port: address.port(), tag: "me".into(), secret: secret.clone() };
     let mut earlier = Ice { ufrag: Some("earlier".into()), ..Ice::default() };
     let tags = [&tag("caller"), &tag("me")];
-    Binding::of_listener(&secret, tags, &mut offer(&secret, "earlier call"), "earlier")
+    CallAuth::of_listener(&secret, tags, &mut offer(&secret, "earlier call"), "earlier")
         .unwrap()
         .prove(&mut earlier);
     let scripted = async {

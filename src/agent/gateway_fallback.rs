@@ -4,14 +4,14 @@
 //! A listener that has the server's access key waits at the gateway under an id that only its ticket's holders can derive. The connector,
 //! when it has given up everything else and with it the signalling line, dials that id with the one connection it may have.
 
-use super::binding::InitialKey;
 use super::call::Call;
-use super::candidate::LaneKind;
+use super::call_auth::InitialKey;
+use super::candidate::CandidatePath;
 use super::config::ServerName;
 use super::connection::Connection;
 use super::error::{Error, Refusal, Stage};
-use super::identity::{self, Role};
-use super::path::{Path, PathKind};
+use super::path::{PathInfo, PathKind};
+use super::pinned_tls::{self, Role};
 use super::quic;
 use super::ticket::Secret;
 use super::tunnel::Tunnel;
@@ -39,7 +39,7 @@ const SHAKING: usize = 8;
 /// The first and the longest wait for a gateway that was not there when the listener began.
 const AWAY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
 /// What carries the datagrams, where the tunnel asks for a lane.
-const LANE: LaneKind = LaneKind::Relay;
+const LANE: CandidatePath = CandidatePath::Relay;
 
 /// Why the last rung is worth trying after this failure; `None` where it is not.
 pub(super) fn reason(error: &Error) -> Option<&'static str> {
@@ -67,7 +67,7 @@ pub(super) async fn connect(
     secret: &Secret,
     (begun, reason): (Instant, &'static str),
 ) -> Result<Connection, Error> {
-    let id = identity::gateway_id(secret).map_err(|error| Error::Local(error.to_string()))?;
+    let id = pinned_tls::gateway_id(secret).map_err(|error| Error::Local(error.to_string()))?;
     let entering = async {
         let stream = TcpStream::connect(address).await.map_err(|error| unreachable(address, &error))?;
         let local = stream.local_addr().map_err(|error| unreachable(address, &error))?;
@@ -80,7 +80,7 @@ pub(super) async fn connect(
     let (endpoint, local) = entered?;
     let connection =
         endpoint.dial(id).await.map_err(|error| Error::Refused(Refusal::Told(error.to_string())))?;
-    let road = Road { local, remote: address, begun, reason };
+    let road = PathEnds { local, remote: address, begun, reason };
     carry(connection, Some(endpoint), (secret, Role::Connector), road).await
 }
 
@@ -90,13 +90,13 @@ fn unreachable(address: SocketAddr, problem: &dyn std::error::Error) -> Error {
 
 /// A listener at its server's gateway.
 #[derive(Clone)]
-pub(super) struct Waiting {
+pub(super) struct GatewayListener {
     pub(super) server: ServerName,
     pub(super) address: SocketAddr,
     pub(super) secret: Secret,
 }
 
-impl Waiting {
+impl GatewayListener {
     /// Takes connections of those who hold the ticket, until nobody accepts them any more.
     pub(super) async fn run(self, key: String, done: mpsc::Sender<Result<Connection, Error>>) {
         tokio::select! {
@@ -121,7 +121,7 @@ impl Waiting {
 
     /// Tries until the gateway is there; `None` where it lets nobody in, or there is none.
     async fn register(&self, key: String) -> Option<Endpoint<Raw>> {
-        let (key, id) = (Key::new(key).ok()?, identity::gateway_id(&self.secret).ok()?);
+        let (key, id) = (Key::new(key).ok()?, pinned_tls::gateway_id(&self.secret).ok()?);
         let server = DialServer::hmac(format!("ws://{}", self.server), id, key);
         let mut backoff = Backoff::new(AWAY, ChaCha20Rng::from_os_rng());
         loop {
@@ -148,7 +148,7 @@ impl Waiting {
         done: mpsc::Sender<Result<Connection, Error>>,
     ) {
         let (begun, reason) = (time::now().mono, "the other side has no other path");
-        let road = Road { local, remote: self.address, begun, reason };
+        let road = PathEnds { local, remote: self.address, begun, reason };
         match carry(connection, None, (&self.secret, Role::Listener), road).await {
             Ok(connection) => drop(done.send(Ok(connection)).await),
             // Anybody can dial; only who holds the ticket is worth a word.
@@ -158,7 +158,7 @@ impl Waiting {
 }
 
 /// What is told of the path.
-struct Road {
+struct PathEnds {
     local: SocketAddr,
     remote: SocketAddr,
     begun: Instant,
@@ -170,7 +170,7 @@ async fn carry(
     connection: VirtualConnection<Raw>,
     endpoint: Option<Endpoint<Raw>>,
     (secret, role): (&Secret, Role),
-    road: Road,
+    road: PathEnds,
 ) -> Result<Connection, Error> {
     let initial = InitialKey::without_call(secret).map_err(|error| Error::Local(error.to_string()))?;
     let (tunnel, _) = Tunnel::new();
@@ -191,8 +191,8 @@ async fn carry(
             return Err(error);
         }
     };
-    let Road { local, remote, begun, reason } = road;
-    told.send_replace(Some(Path {
+    let PathEnds { local, remote, begun, reason } = road;
+    told.send_replace(Some(PathInfo {
         kind: PathKind::Gateway,
         local,
         remote,
@@ -243,8 +243,9 @@ mod tests {
 
     #[test]
     fn an_id_is_derived_from_the_secret_and_one_that_access_keys_admit_to() {
-        let ids: Vec<u32> = (0..100).map(|byte| identity::gateway_id(&Secret([byte; 16])).unwrap()).collect();
-        assert_eq!(identity::gateway_id(&Secret([7; 16])).ok(), ids.get(7).copied());
+        let ids: Vec<u32> =
+            (0..100).map(|byte| pinned_tls::gateway_id(&Secret([byte; 16])).unwrap()).collect();
+        assert_eq!(pinned_tls::gateway_id(&Secret([7; 16])).ok(), ids.get(7).copied());
         assert!(ids.iter().all(|id| *id >= 1 << 31));
         assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), 100);
     }

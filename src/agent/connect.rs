@@ -1,18 +1,18 @@
 //! The agent: listens with a ticket of its own making, or connects with somebody else's.
 
-use super::binding::{self, Binding};
-use super::call::{Call, Ground, Opening, Signal};
-use super::candidate::LaneKind;
+use super::call::{Call, CallRequest, CallResources, Signal};
+use super::call_auth::{self, CallAuth};
+use super::candidate::CandidatePath;
 use super::config::{Config, ServerName};
 use super::connection::Connection;
 use super::error::Error;
+use super::gateway_fallback;
 use super::ice::RelayCredentials;
-use super::identity::{IdentityError, Role};
-use super::link::{self, Heard, Link, Registration, Welcome};
 use super::listener::Listener;
+use super::pinned_tls::{KeyError, Role};
 use super::quic;
-use super::rung;
-use super::session::{Mode, NO_PATH, Setup};
+use super::session::{Mode, NO_PATH, SessionConfig};
+use super::signaling_client::{self, Registered, Registration, ServerEvent, SignalingClient};
 use super::ticket::{SECRET_LEN, Secret, Ticket};
 use crate::net::time;
 use crate::signaling::wire::{IceServer, Tag};
@@ -72,19 +72,21 @@ impl Agent {
         let callee = Tag::new(ticket.tag.clone()).ok_or(Error::Offline)?;
         let begun = time::now().mono;
         let name = server.to_string();
-        let addresses = link::resolve(&server.host, server.port).await;
+        let addresses = signaling_client::resolve(&server.host, server.port).await;
         let addresses = addresses.map_err(|error| Error::from_link(&name, &error))?;
-        let connected = link::connect(&addresses).await;
+        let connected = signaling_client::connect(&addresses).await;
         let (stream, address) = connected.map_err(|error| Error::from_link(&name, &error))?;
         match self.call(ticket, (&server, stream, address), callee).await {
             Ok(connection) => Ok(connection),
-            Err(error) => match rung::reason(&error).filter(|_| self.config.mode != Mode::NoRelay) {
-                Some(reason) => {
-                    let last = rung::connect(address, &ticket.secret, (begun, reason)).await;
-                    last.map_err(|failure| rung::explain(error, &failure))
+            Err(error) => {
+                match gateway_fallback::reason(&error).filter(|_| self.config.mode != Mode::NoRelay) {
+                    Some(reason) => {
+                        let last = gateway_fallback::connect(address, &ticket.secret, (begun, reason)).await;
+                        last.map_err(|failure| gateway_fallback::explain(error, &failure))
+                    }
+                    None => Err(error),
                 }
-                None => Err(error),
-            },
+            }
         }
     }
 
@@ -97,37 +99,38 @@ impl Agent {
     ) -> Result<Connection, Error> {
         let name = server.to_string();
         let ufrag = ufrag();
-        let pwd = binding::connector_password(&ticket.secret, &ufrag).map_err(local)?;
-        let mut setup = Setup { role: Role::Connector, mode: self.config.mode, ufrag, pwd, own_relay: false };
-        let mut ground = Ground::new(address, None);
+        let pwd = call_auth::connector_password(&ticket.secret, &ufrag).map_err(local)?;
+        let mut setup =
+            SessionConfig { role: Role::Connector, mode: self.config.mode, ufrag, pwd, own_relay: false };
+        let mut resources = CallResources::new(address, None);
         let (stun2, stun2_rx) = oneshot::channel();
-        ground.probe(async move { stun2_rx.await.ok().flatten() });
-        if setup.mode.allows(LaneKind::Direct) {
-            ground.open_lane(LaneKind::Direct, &setup, None);
+        resources.probe(async move { stun2_rx.await.ok().flatten() });
+        if setup.mode.allows(CandidatePath::Direct) {
+            resources.open_lane(CandidatePath::Direct, &setup, None);
         }
 
         let registration = Registration { key: self.config.key.clone(), secret: None, epoch: None };
         let (heard, heard_rx) = mpsc::channel(QUEUE);
-        let opened = Link::open(stream, &server.host, &registration, heard).await;
+        let opened = SignalingClient::open(stream, &server.host, &registration, heard).await;
         let (link, welcome) = opened.map_err(|error| Error::from_link(&name, &error))?;
         let _ = stun2.send(welcome.stun2.clone());
         let relay = relay_credentials(&welcome.ice_servers);
         setup.own_relay = relay.is_some();
-        if setup.mode.allows(LaneKind::Relay) {
-            ground.open_lane(LaneKind::Relay, &setup, relay);
+        if setup.mode.allows(CandidatePath::Relay) {
+            resources.open_lane(CandidatePath::Relay, &setup, relay);
         }
         let (signals, signals_rx) = mpsc::channel(QUEUE);
         tokio::spawn(pass_on(heard_rx, signals));
-        let binding = Binding::of_connector(&ticket.secret, [&welcome.tag, &callee], &setup.ufrag);
-        let opening = (Opening::Dial { tag: welcome.tag, callee }, binding.map_err(local)?);
-        establish(ground, setup, &ticket.secret, opening, (link, signals_rx)).await
+        let binding = CallAuth::of_connector(&ticket.secret, [&welcome.tag, &callee], &setup.ufrag);
+        let opening = (CallRequest::Dial { tag: welcome.tag, callee }, binding.map_err(local)?);
+        establish(resources, setup, &ticket.secret, opening, (link, signals_rx)).await
     }
 }
 
 /// A registered line to the server.
-pub(super) struct RegisteredLine {
-    pub(super) link: Link,
-    pub(super) welcome: Welcome,
+pub(super) struct ServerSession {
+    pub(super) link: SignalingClient,
+    pub(super) welcome: Registered,
     pub(super) server: SocketAddr,
     /// This side's address on it.
     pub(super) local: Option<IpAddr>,
@@ -137,14 +140,14 @@ pub(super) struct RegisteredLine {
 pub(super) async fn register(
     server: &ServerName,
     registration: &Registration,
-    heard: mpsc::Sender<Heard>,
-) -> Result<RegisteredLine, Error> {
+    heard: mpsc::Sender<ServerEvent>,
+) -> Result<ServerSession, Error> {
     let attempt = async {
-        let addresses = link::resolve(&server.host, server.port).await?;
-        let (stream, address) = link::connect(&addresses).await?;
+        let addresses = signaling_client::resolve(&server.host, server.port).await?;
+        let (stream, address) = signaling_client::connect(&addresses).await?;
         let local = stream.local_addr().ok().map(|local| local.ip());
-        let (link, welcome) = Link::open(stream, &server.host, registration, heard).await?;
-        Ok(RegisteredLine { link, welcome, server: address, local })
+        let (link, welcome) = SignalingClient::open(stream, &server.host, registration, heard).await?;
+        Ok(ServerSession { link, welcome, server: address, local })
     };
     attempt.await.map_err(|error| Error::from_link(&server.to_string(), &error))
 }
@@ -154,7 +157,7 @@ pub(super) fn ufrag() -> String {
     random_word(UFRAG_BYTES)
 }
 
-fn local(error: IdentityError) -> Error {
+fn local(error: KeyError) -> Error {
     Error::Local(error.to_string())
 }
 
@@ -166,14 +169,14 @@ pub(super) fn relay_credentials(servers: &[IceServer]) -> Option<RelayCredential
 
 /// Negotiates a call and shakes hands over it.
 pub(super) async fn establish(
-    ground: Ground,
-    setup: Setup,
+    resources: CallResources,
+    setup: SessionConfig,
     secret: &Secret,
-    opening: (Opening, Binding),
-    (link, signals): (Link, mpsc::Receiver<Signal>),
+    opening: (CallRequest, CallAuth),
+    (link, signals): (SignalingClient, mpsc::Receiver<Signal>),
 ) -> Result<Connection, Error> {
-    let (tunnel, role) = (ground.tunnel.clone(), setup.role);
-    let mut call = Call::start(ground, setup, opening, link, signals);
+    let (tunnel, role) = (resources.tunnel.clone(), setup.role);
+    let mut call = Call::start(resources, setup, opening, link, signals);
     let initial = match call.ready().await {
         Ok(initial) => initial,
         Err(failure) => {
@@ -191,12 +194,12 @@ pub(super) async fn establish(
     }
 }
 
-async fn pass_on(mut heard: mpsc::Receiver<Heard>, signals: mpsc::Sender<Signal>) {
+async fn pass_on(mut heard: mpsc::Receiver<ServerEvent>, signals: mpsc::Sender<Signal>) {
     while let Some(heard) = heard.recv().await {
         let signal = match heard {
-            Heard::Request(request) => Signal::Request(request),
-            Heard::CallFailed { code, .. } | Heard::Over(code) => Signal::Failed(code),
-            Heard::Closed => Signal::LineCut,
+            ServerEvent::Request(request) => Signal::Request(request),
+            ServerEvent::CallFailed { code, .. } | ServerEvent::Over(code) => Signal::Failed(code),
+            ServerEvent::Closed => Signal::LineCut,
         };
         if signals.send(signal).await.is_err() {
             break;

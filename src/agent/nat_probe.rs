@@ -18,12 +18,12 @@ const WAITS: [Duration; 4] = [
 
 /// One socket that learns how the server sees it.
 #[derive(Debug)]
-pub(super) struct Probe {
+pub(super) struct NatProbe {
     socket: UdpSocket,
     seen: Mappings,
 }
 
-impl Probe {
+impl NatProbe {
     /// Opens the socket and asks `server`; returns after the answer, or after about a second without one.
     pub(super) async fn start(server: SocketAddr) -> io::Result<Self> {
         let any: IpAddr =

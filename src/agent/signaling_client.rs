@@ -28,7 +28,7 @@ const QUEUE: usize = 64;
 
 /// Why there is no line.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum LinkError {
+pub(super) enum SignalingError {
     #[error("no address of the server's name could be found")]
     Name(#[source] io::Error),
     #[error("no connection to the server")]
@@ -43,8 +43,8 @@ pub(super) enum LinkError {
 
 /// What comes from the server unasked.
 #[derive(Debug)]
-pub(super) enum Heard {
-    /// A request, which wants an answer by [`Link::answer`].
+pub(super) enum ServerEvent {
+    /// A request, which wants an answer by [`SignalingClient::answer`].
     Request(Box<Request>),
     /// A call that had been accepted cannot go on (S0-A20).
     CallFailed { token: Option<Token>, code: Code },
@@ -56,7 +56,7 @@ pub(super) enum Heard {
 
 /// What registration brought.
 #[derive(Debug, Clone)]
-pub(super) struct Welcome {
+pub(super) struct Registered {
     pub(super) tag: Tag,
     pub(super) ice_servers: Vec<IceServer>,
     pub(super) stun2: Option<String>,
@@ -66,7 +66,7 @@ pub(super) struct Welcome {
 
 /// A handle on the line; cheap to clone.
 #[derive(Debug, Clone)]
-pub(super) struct Link {
+pub(super) struct SignalingClient {
     outgoing: mpsc::Sender<Outgoing>,
 }
 
@@ -100,30 +100,31 @@ impl Registration {
 }
 
 /// Finds the addresses of a server, IPv4 first because the relay client prefers it.
-pub(super) async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, LinkError> {
-    let mut addresses: Vec<SocketAddr> = lookup_host((host, port)).await.map_err(LinkError::Name)?.collect();
+pub(super) async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, SignalingError> {
+    let mut addresses: Vec<SocketAddr> =
+        lookup_host((host, port)).await.map_err(SignalingError::Name)?.collect();
     addresses.sort_by_key(SocketAddr::is_ipv6);
     if addresses.is_empty() {
-        return Err(LinkError::Name(io::ErrorKind::NotFound.into()));
+        return Err(SignalingError::Name(io::ErrorKind::NotFound.into()));
     }
     Ok(addresses)
 }
 
 /// Connects to the first of a server's addresses that answers.
-pub(super) async fn connect(addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), LinkError> {
+pub(super) async fn connect(addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), SignalingError> {
     let connected = timeout(CONNECT_TIME, connect::connect(addresses)).await;
-    connected.unwrap_or_else(|elapsed| Err(elapsed.into())).map_err(LinkError::Connect)
+    connected.unwrap_or_else(|elapsed| Err(elapsed.into())).map_err(SignalingError::Connect)
 }
 
-impl Link {
+impl SignalingClient {
     /// Speaks WebSocket on `stream`, registers, and then tells `heard` what the server says.
     pub(super) async fn open(
         stream: TcpStream,
         host: &str,
         registration: &Registration,
-        heard: mpsc::Sender<Heard>,
-    ) -> Result<(Self, Welcome), LinkError> {
-        let address = stream.peer_addr().map_err(LinkError::Connect)?;
+        heard: mpsc::Sender<ServerEvent>,
+    ) -> Result<(Self, Registered), SignalingError> {
+        let address = stream.peer_addr().map_err(SignalingError::Connect)?;
         let _ = stream.set_nodelay(true);
         let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
         let url = format!("ws://{host}:{}/ws", address.port());
@@ -132,8 +133,8 @@ impl Link {
         let shake = client_async_with_config(url, stream, Some(config));
         let (socket, _) = timeout(ANSWER_TIME, shake)
             .await
-            .map_err(|_| LinkError::Silent)?
-            .map_err(|error| LinkError::Protocol(Box::new(error)))?;
+            .map_err(|_| SignalingError::Silent)?
+            .map_err(|error| SignalingError::Protocol(Box::new(error)))?;
         let (outgoing, outgoing_rx) = mpsc::channel(QUEUE);
         tokio::spawn(Line::new(socket, heard).run(outgoing_rx));
         let link = Self { outgoing };
@@ -142,21 +143,24 @@ impl Link {
     }
 
     /// Registers, or registers again for fresh credentials.
-    pub(super) async fn register(&self, registration: &Registration) -> Result<Welcome, LinkError> {
+    pub(super) async fn register(&self, registration: &Registration) -> Result<Registered, SignalingError> {
         match self.ask(registration.ask()).await? {
             Answer::Registered { tag, ice_servers, stun2, epoch, .. } => {
-                Ok(Welcome { tag, ice_servers, stun2, epoch })
+                Ok(Registered { tag, ice_servers, stun2, epoch })
             }
-            Answer::Failed { code, em, .. } => Err(LinkError::Refused { code, text: em }),
-            _ => Err(LinkError::Silent),
+            Answer::Failed { code, em, .. } => Err(SignalingError::Refused { code, text: em }),
+            _ => Err(SignalingError::Silent),
         }
     }
 
     /// Asks the server and waits for its answer, which may be [`Answer::Failed`].
-    pub(super) async fn ask(&self, ask: Ask) -> Result<Answer, LinkError> {
+    pub(super) async fn ask(&self, ask: Ask) -> Result<Answer, SignalingError> {
         let (answer, answer_rx) = oneshot::channel();
-        self.outgoing.send(Outgoing::Ask(ask, Some(answer))).await.map_err(|_| LinkError::Silent)?;
-        timeout(ANSWER_TIME, answer_rx).await.map_err(|_| LinkError::Silent)?.map_err(|_| LinkError::Silent)
+        self.outgoing.send(Outgoing::Ask(ask, Some(answer))).await.map_err(|_| SignalingError::Silent)?;
+        timeout(ANSWER_TIME, answer_rx)
+            .await
+            .map_err(|_| SignalingError::Silent)?
+            .map_err(|_| SignalingError::Silent)
     }
 
     /// Says whether the server still answers, and soon.
@@ -179,7 +183,7 @@ impl Link {
 /// The task that owns the socket.
 struct Line {
     socket: WebSocketStream<TcpStream>,
-    heard: mpsc::Sender<Heard>,
+    heard: mpsc::Sender<ServerEvent>,
     pending: HashMap<i64, oneshot::Sender<Answer>>,
     next_mid: i64,
     tag: Option<Tag>,
@@ -190,7 +194,7 @@ struct Line {
 }
 
 impl Line {
-    fn new(socket: WebSocketStream<TcpStream>, heard: mpsc::Sender<Heard>) -> Self {
+    fn new(socket: WebSocketStream<TcpStream>, heard: mpsc::Sender<ServerEvent>) -> Self {
         let next_mid = i64::from(rand::random::<u32>());
         Self {
             socket,
@@ -226,7 +230,7 @@ impl Line {
             }
         }
         let _ = timeout(Duration::from_millis(200), self.socket.close(None)).await;
-        let _ = self.heard.send(Heard::Closed).await;
+        let _ = self.heard.send(ServerEvent::Closed).await;
     }
 
     async fn beat(&mut self) -> Result<(), tungstenite::Error> {
@@ -271,7 +275,7 @@ impl Line {
         };
         match wire::decode(text.as_bytes()) {
             Ok(Message::Request(request)) => {
-                let _ = self.heard.send(Heard::Request(Box::new(request))).await;
+                let _ = self.heard.send(ServerEvent::Request(Box::new(request))).await;
             }
             Ok(Message::Response(response)) => self.take_answer(response).await?,
             Err(error) => tracing::debug!(%error, "the server said something that is not understood"),
@@ -289,10 +293,10 @@ impl Line {
                 let _ = waiting.send(body);
             }
             (None, Answer::Failed { t: 4, token, code, .. }) => {
-                let _ = self.heard.send(Heard::CallFailed { token, code }).await;
+                let _ = self.heard.send(ServerEvent::CallFailed { token, code }).await;
             }
             (None, Answer::Failed { code: code @ (Code::Replaced | Code::Revoked), .. }) => {
-                let _ = self.heard.send(Heard::Over(code)).await;
+                let _ = self.heard.send(ServerEvent::Over(code)).await;
             }
             // The tag is gone, and with it everything this line is for.
             (None, Answer::Failed { t: 2, code: Code::UnknownTag, .. }) => {
@@ -305,5 +309,5 @@ impl Line {
 }
 
 #[cfg(test)]
-#[path = "link_tests.rs"]
+#[path = "signaling_client_tests.rs"]
 mod tests;

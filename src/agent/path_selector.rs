@@ -4,7 +4,7 @@
 //! answered two pings, and the other way round when the lane in use has been silent for [`SILENCE`] in spite of pings while
 //! the other still answers. A lane that was lost has to answer [`RETURN`] pings before it is trusted again.
 
-use super::candidate::LaneKind;
+use super::candidate::CandidatePath;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -30,26 +30,26 @@ const PROOF: u8 = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Output {
     /// Send a ping with this number over this lane.
-    Ping(LaneKind, u64),
+    Ping(CandidatePath, u64),
     /// Carry data over this lane from now on; `None`: there is none.
-    Active(Option<LaneKind>),
+    Active(Option<CandidatePath>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Trust {
+enum PathHealth {
     /// ICE has no pair for it.
     Down,
     /// It has, and this many pings in a row were answered.
-    Fresh(u8),
+    Probing(u8),
     /// It may carry data.
-    Good,
+    Usable,
     /// It was silent for too long; this many pings in a row were answered since.
     Lost(u8),
 }
 
 #[derive(Debug)]
-struct Lane {
-    trust: Trust,
+struct PathState {
+    health: PathHealth,
     heard: Instant,
     pinged: Option<Instant>,
     /// When the first ping was sent after which nothing was heard.
@@ -61,45 +61,51 @@ struct Lane {
 
 /// Chooses between the lanes of one session.
 #[derive(Debug)]
-pub(super) struct Lanes {
-    lanes: [Lane; 2],
-    active: Option<LaneKind>,
+pub(super) struct PathSelector {
+    lanes: [PathState; 2],
+    active: Option<CandidatePath>,
     next_ping: u64,
     outputs: VecDeque<Output>,
 }
 
-impl Lanes {
+impl PathSelector {
     /// Begins without any valid lane.
     #[must_use]
     pub(super) fn new(now: Instant) -> Self {
-        let lane =
-            || Lane { trust: Trust::Down, heard: now, pinged: None, asked: None, waiting: None, rtt: None };
+        let lane = || PathState {
+            health: PathHealth::Down,
+            heard: now,
+            pinged: None,
+            asked: None,
+            waiting: None,
+            rtt: None,
+        };
         Self { lanes: [lane(), lane()], active: None, next_ping: 1, outputs: VecDeque::new() }
     }
 
-    fn lane(&mut self, kind: LaneKind) -> &mut Lane {
+    fn lane(&mut self, kind: CandidatePath) -> &mut PathState {
         &mut self.lanes[kind as usize]
     }
 
     /// Returns the lane that carries data.
     #[must_use]
-    pub(super) fn active(&self) -> Option<LaneKind> {
+    pub(super) fn active(&self) -> Option<CandidatePath> {
         self.active
     }
 
     /// Returns the last measured round trip over a lane; before its second answer a lane has none, since the first may have
     /// waited for the other side to be ready.
     #[must_use]
-    pub(super) fn rtt(&self, kind: LaneKind) -> Option<Duration> {
+    pub(super) fn rtt(&self, kind: CandidatePath) -> Option<Duration> {
         let lane = &self.lanes[kind as usize];
-        lane.rtt.filter(|_| !matches!(lane.trust, Trust::Fresh(_)))
+        lane.rtt.filter(|_| !matches!(lane.health, PathHealth::Probing(_)))
     }
 
     /// Takes note that ICE has selected a pair for the lane.
-    pub(super) fn handle_valid(&mut self, now: Instant, kind: LaneKind) {
+    pub(super) fn handle_valid(&mut self, now: Instant, kind: CandidatePath) {
         let lane = self.lane(kind);
-        if lane.trust == Trust::Down {
-            lane.trust = Trust::Fresh(0);
+        if lane.health == PathHealth::Down {
+            lane.health = PathHealth::Probing(0);
             lane.heard = now;
             self.ping(now, kind);
         }
@@ -107,36 +113,36 @@ impl Lanes {
     }
 
     /// Takes note that ICE has given the lane up.
-    pub(super) fn handle_failed(&mut self, kind: LaneKind) {
-        self.lane(kind).trust = Trust::Down;
+    pub(super) fn handle_failed(&mut self, kind: CandidatePath) {
+        self.lane(kind).health = PathHealth::Down;
         self.choose();
     }
 
     /// Takes note of when the last datagram came over the lane, whatever was in it.
-    pub(super) fn handle_heard(&mut self, at: Instant, kind: LaneKind) {
+    pub(super) fn handle_heard(&mut self, at: Instant, kind: CandidatePath) {
         let lane = self.lane(kind);
         lane.heard = lane.heard.max(at);
         lane.asked = lane.asked.filter(|asked| *asked > at);
     }
 
     /// Takes the answer to a ping; one that is not waited for changes nothing.
-    pub(super) fn handle_pong(&mut self, now: Instant, kind: LaneKind, number: u64) {
+    pub(super) fn handle_pong(&mut self, now: Instant, kind: CandidatePath, number: u64) {
         self.handle_heard(now, kind);
         let lane = self.lane(kind);
         let Some((_, sent)) = lane.waiting.filter(|(waiting, _)| *waiting == number) else { return };
         lane.waiting = None;
         let rtt = now.saturating_duration_since(sent);
-        lane.rtt = Some(match (lane.trust, lane.rtt) {
-            (Trust::Fresh(_), Some(before)) => before.min(rtt),
+        lane.rtt = Some(match (lane.health, lane.rtt) {
+            (PathHealth::Probing(_), Some(before)) => before.min(rtt),
             _ => rtt,
         });
-        lane.trust = match lane.trust {
-            Trust::Fresh(answered) if answered + 1 < PROOF => Trust::Fresh(answered + 1),
-            Trust::Lost(answered) if answered + 1 < RETURN => Trust::Lost(answered + 1),
-            Trust::Down => Trust::Down,
-            _ => Trust::Good,
+        lane.health = match lane.health {
+            PathHealth::Probing(answered) if answered + 1 < PROOF => PathHealth::Probing(answered + 1),
+            PathHealth::Lost(answered) if answered + 1 < RETURN => PathHealth::Lost(answered + 1),
+            PathHealth::Down => PathHealth::Down,
+            _ => PathHealth::Usable,
         };
-        if matches!(lane.trust, Trust::Fresh(_)) {
+        if matches!(lane.health, PathHealth::Probing(_)) {
             self.ping(now, kind);
         }
         self.choose();
@@ -144,22 +150,23 @@ impl Lanes {
 
     /// Sends the pings that are due and drops a lane that has been silent for too long.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
-        for kind in LaneKind::ALL {
+        for kind in CandidatePath::ALL {
             if self.ping_due(kind).is_some_and(|due| due <= now) {
                 let lane = self.lane(kind);
-                if let (Trust::Lost(answered), Some(_)) = (&mut lane.trust, lane.waiting) {
+                if let (PathHealth::Lost(answered), Some(_)) = (&mut lane.health, lane.waiting) {
                     *answered = 0;
                 }
                 self.ping(now, kind);
             }
-            let spare = LaneKind::ALL.into_iter().any(|other| {
-                other != kind && matches!(self.lane(other).trust, Trust::Good | Trust::Fresh(1..))
+            let spare = CandidatePath::ALL.into_iter().any(|other| {
+                other != kind
+                    && matches!(self.lane(other).health, PathHealth::Usable | PathHealth::Probing(1..))
             });
             let lane = self.lane(kind);
             let unanswered = lane.asked.is_some_and(|asked| now.saturating_duration_since(asked) >= PATIENCE);
             let silent = unanswered && now.saturating_duration_since(lane.heard) >= SILENCE;
-            if silent && spare && matches!(lane.trust, Trust::Good | Trust::Fresh(_)) {
-                lane.trust = Trust::Lost(0);
+            if silent && spare && matches!(lane.health, PathHealth::Usable | PathHealth::Probing(_)) {
+                lane.health = PathHealth::Lost(0);
             }
         }
         self.choose();
@@ -168,7 +175,7 @@ impl Lanes {
     /// Returns when [`Self::handle_timeout`] is to be called.
     #[must_use]
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        LaneKind::ALL.into_iter().filter_map(|kind| self.ping_due(kind)).min()
+        CandidatePath::ALL.into_iter().filter_map(|kind| self.ping_due(kind)).min()
     }
 
     /// Takes the next thing to do.
@@ -176,20 +183,20 @@ impl Lanes {
         self.outputs.pop_front()
     }
 
-    fn ping_due(&self, kind: LaneKind) -> Option<Instant> {
+    fn ping_due(&self, kind: CandidatePath) -> Option<Instant> {
         let lane = &self.lanes[kind as usize];
         let pinged = lane.pinged?;
-        match lane.trust {
-            Trust::Down => None,
-            Trust::Lost(_) => Some(pinged + LOST),
-            Trust::Fresh(_) => Some(pinged + PROVING),
-            Trust::Good if lane.asked.is_some() => Some(pinged + URGENT),
-            Trust::Good if self.active != Some(kind) => Some(pinged + SPARE),
-            Trust::Good => Some((lane.heard + QUIET).max(pinged + QUIET)),
+        match lane.health {
+            PathHealth::Down => None,
+            PathHealth::Lost(_) => Some(pinged + LOST),
+            PathHealth::Probing(_) => Some(pinged + PROVING),
+            PathHealth::Usable if lane.asked.is_some() => Some(pinged + URGENT),
+            PathHealth::Usable if self.active != Some(kind) => Some(pinged + SPARE),
+            PathHealth::Usable => Some((lane.heard + QUIET).max(pinged + QUIET)),
         }
     }
 
-    fn ping(&mut self, now: Instant, kind: LaneKind) {
+    fn ping(&mut self, now: Instant, kind: CandidatePath) {
         let number = self.next_ping;
         self.next_ping += 1;
         let lane = self.lane(kind);
@@ -200,16 +207,19 @@ impl Lanes {
     }
 
     fn choose(&mut self) {
-        let trust = |kind: LaneKind| self.lanes[kind as usize].trust;
-        let first = |wanted: fn(Trust) -> bool| LaneKind::ALL.into_iter().find(|kind| wanted(trust(*kind)));
-        let good = first(|trust| trust == Trust::Good);
-        let in_use = self.active.filter(|kind| matches!(trust(*kind), Trust::Good | Trust::Fresh(_)));
+        let health = |kind: CandidatePath| self.lanes[kind as usize].health;
+        let first = |wanted: fn(PathHealth) -> bool| {
+            CandidatePath::ALL.into_iter().find(|kind| wanted(health(*kind)))
+        };
+        let good = first(|health| health == PathHealth::Usable);
+        let in_use =
+            self.active.filter(|kind| matches!(health(*kind), PathHealth::Usable | PathHealth::Probing(_)));
         let chosen = match in_use {
             Some(in_use) => good.filter(|good| *good < in_use).or(Some(in_use)),
             None => good
-                .or_else(|| first(|trust| matches!(trust, Trust::Fresh(_))))
-                .or_else(|| self.active.filter(|kind| trust(*kind) != Trust::Down))
-                .or_else(|| first(|trust| trust != Trust::Down)),
+                .or_else(|| first(|health| matches!(health, PathHealth::Probing(_))))
+                .or_else(|| self.active.filter(|kind| health(*kind) != PathHealth::Down))
+                .or_else(|| first(|health| health != PathHealth::Down)),
         };
         if chosen != self.active {
             self.active = chosen;
@@ -221,22 +231,22 @@ impl Lanes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use LaneKind::{Direct, Relay};
+    use CandidatePath::{Direct, Relay};
 
     /// A fake wire: lanes that answer after `rtt`, or not at all.
     struct Bench {
         now: Instant,
-        lanes: Lanes,
+        lanes: PathSelector,
         answers: [Option<Duration>; 2],
-        in_flight: Vec<(Instant, LaneKind, u64)>,
-        history: Vec<Option<LaneKind>>,
+        in_flight: Vec<(Instant, CandidatePath, u64)>,
+        history: Vec<Option<CandidatePath>>,
         pings: usize,
     }
 
     impl Bench {
         fn new() -> Self {
             let now = crate::net::time::now().mono;
-            let lanes = Lanes::new(now);
+            let lanes = PathSelector::new(now);
             let rtt = Some(Duration::from_millis(10));
             Self { now, lanes, answers: [rtt, rtt], in_flight: vec![], history: vec![], pings: 0 }
         }
@@ -255,7 +265,7 @@ mod tests {
             }
         }
 
-        fn valid(&mut self, lane: LaneKind) {
+        fn valid(&mut self, lane: CandidatePath) {
             self.lanes.handle_valid(self.now, lane);
             self.drain();
         }

@@ -16,7 +16,7 @@ const CONNECT_TIME: Duration = Duration::from_secs(5);
 
 /// A client's use of the published service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Visit {
+pub struct ServiceConnection {
     /// The client's number at the gateway.
     pub client: u32,
     /// The virtual connection.
@@ -26,7 +26,7 @@ pub struct Visit {
 /// What became of a visit.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Visited {
+pub enum ServiceEvent {
     /// It has begun.
     Opened,
     /// Both directions have ended.
@@ -42,7 +42,7 @@ pub enum Visited {
     Broken(io::Error),
 }
 
-impl fmt::Display for Visit {
+impl fmt::Display for ServiceConnection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "client {} · virtual connection {}", self.client, self.conn)
     }
@@ -53,7 +53,7 @@ impl fmt::Display for Visit {
 pub async fn publish(
     endpoint: &Endpoint<Raw>,
     to: &ServerName,
-    tell: impl Fn(Visit, Visited) + Clone + Send + Sync + 'static,
+    tell: impl Fn(ServiceConnection, ServiceEvent) + Clone + Send + Sync + 'static,
 ) -> Loss {
     let mut visits = JoinSet::new();
     loop {
@@ -65,8 +65,8 @@ pub async fn publish(
             Ok(connection) => {
                 let (to, tell) = (to.clone(), tell.clone());
                 visits.spawn(async move {
-                    let visit = Visit { client: connection.remote(), conn: connection.id() };
-                    let end = serve(connection, &to, || tell(visit, Visited::Opened)).await;
+                    let visit = ServiceConnection { client: connection.remote(), conn: connection.id() };
+                    let end = serve(connection, &to, || tell(visit, ServiceEvent::Opened)).await;
                     tell(visit, end);
                 });
             }
@@ -75,17 +75,17 @@ pub async fn publish(
     }
 }
 
-async fn serve(connection: VirtualConnection<Raw>, to: &ServerName, opened: impl FnOnce()) -> Visited {
+async fn serve(connection: VirtualConnection<Raw>, to: &ServerName, opened: impl FnOnce()) -> ServiceEvent {
     let service = timeout(CONNECT_TIME, TcpStream::connect((to.host.as_str(), to.port))).await;
     let service = match service.unwrap_or_else(|elapsed| Err(elapsed.into())) {
         Ok(service) => service,
-        Err(error) => return Visited::Unreachable(error),
+        Err(error) => return ServiceEvent::Unreachable(error),
     };
     opened();
     let _ = service.set_nodelay(true);
     match bridge(connection.into_stream(), service).await {
-        Ok((sent, received)) => Visited::Closed { sent, received },
-        Err(error) => Visited::Broken(error),
+        Ok((sent, received)) => ServiceEvent::Closed { sent, received },
+        Err(error) => ServiceEvent::Broken(error),
     }
 }
 

@@ -52,7 +52,7 @@ impl Role {
 /// Why keys or TLS settings could not be made; none of it depends on a peer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub(super) enum IdentityError {
+pub(super) enum KeyError {
     /// The key derivation or the key was refused by the cryptography library.
     #[error("cannot derive a key from the ticket's secret")]
     Key,
@@ -76,11 +76,11 @@ impl Identity {
     /// Derives the keys of `role` and of its counterpart.
     ///
     /// # Errors
-    /// [`IdentityError`], which no secret brings about.
-    pub(super) fn new(secret: &Secret, role: Role) -> Result<Self, IdentityError> {
+    /// [`KeyError`], which no secret brings about.
+    pub(super) fn new(secret: &Secret, role: Role) -> Result<Self, KeyError> {
         let own_seed = derive(secret, role.label())?;
         let peer_seed = derive(secret, role.other().label())?;
-        let peer = Ed25519KeyPair::from_seed_unchecked(&peer_seed).map_err(|_| IdentityError::Key)?;
+        let peer = Ed25519KeyPair::from_seed_unchecked(&peer_seed).map_err(|_| KeyError::Key)?;
         let key = PrivatePkcs8KeyDer::from([&PKCS8_ED25519[..], &own_seed[..]].concat());
         let pair = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&key, &rcgen::PKCS_ED25519)?;
         let certificate = rcgen::CertificateParams::new([SERVER_NAME.to_owned()])?.self_signed(&pair)?;
@@ -97,8 +97,8 @@ impl Identity {
     /// Makes the connector's TLS settings.
     ///
     /// # Errors
-    /// [`IdentityError::Tls`].
-    pub(super) fn client_config(&self) -> Result<ClientConfig, IdentityError> {
+    /// [`KeyError::Tls`].
+    pub(super) fn client_config(&self) -> Result<ClientConfig, KeyError> {
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
@@ -115,8 +115,8 @@ impl Identity {
     /// Makes the listener's TLS settings.
     ///
     /// # Errors
-    /// [`IdentityError::Tls`].
-    pub(super) fn server_config(&self) -> Result<ServerConfig, IdentityError> {
+    /// [`KeyError::Tls`].
+    pub(super) fn server_config(&self) -> Result<ServerConfig, KeyError> {
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(Arc::clone(&self.expected) as Arc<dyn ClientCertVerifier>)
@@ -127,19 +127,19 @@ impl Identity {
     }
 }
 
-/// Derives the key of everything that is said in the calls of a ticket; see [`Binding`](super::binding::Binding).
+/// Derives the key of everything that is said in the calls of a ticket; see [`CallAuth`](super::call_auth::CallAuth).
 ///
 /// # Errors
-/// [`IdentityError::Key`], which no secret brings about.
-pub(super) fn call_key(secret: &Secret) -> Result<hmac::Key, IdentityError> {
+/// [`KeyError::Key`], which no secret brings about.
+pub(super) fn call_key(secret: &Secret) -> Result<hmac::Key, KeyError> {
     Ok(hmac::Key::new(hmac::HMAC_SHA256, &derive(secret, b"ginnel/2 call")?))
 }
 
 /// Derives the id under which a ticket's listener waits at its server's gateway: one of the upper half, which access keys admit to.
 ///
 /// # Errors
-/// [`IdentityError::Key`], which no input brings about.
-pub(super) fn gateway_id(secret: &Secret) -> Result<u32, IdentityError> {
+/// [`KeyError::Key`], which no input brings about.
+pub(super) fn gateway_id(secret: &Secret) -> Result<u32, KeyError> {
     let [a, b, c, d, ..] = derive(secret, b"ginnel/2 gateway id")?;
     Ok(u32::from_be_bytes([a, b, c, d]) | 1 << 31)
 }
@@ -154,12 +154,12 @@ const PKCS8_ED25519: [u8; 16] =
 /// SubjectPublicKeyInfo of an Ed25519 key, without the key (RFC 8410 section 4).
 const SPKI_ED25519: [u8; 12] = [0x30, 0x2A, 0x30, 0x05, 0x06, 0x03, 0x2B, 0x65, 0x70, 0x03, 0x21, 0x00];
 
-fn derive(secret: &Secret, label: &[u8]) -> Result<[u8; 32], IdentityError> {
+fn derive(secret: &Secret, label: &[u8]) -> Result<[u8; 32], KeyError> {
     let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, b"ginnel/2").extract(&secret.0);
     let mut out = [0; 32];
     let info = [label];
-    let okm = prk.expand(&info, hkdf::HKDF_SHA256).map_err(|_| IdentityError::Key)?;
-    okm.fill(&mut out).map_err(|_| IdentityError::Key)?;
+    let okm = prk.expand(&info, hkdf::HKDF_SHA256).map_err(|_| KeyError::Key)?;
+    okm.fill(&mut out).map_err(|_| KeyError::Key)?;
     Ok(out)
 }
 
