@@ -4,10 +4,10 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ginnel::clock::Now;
-use ginnel::load::histogram::Histogram;
-use ginnel::net::time;
-use ginnel::signaling::{Config, Conn, Door, Hub, Limits, Output, Rate};
+use ginnel::Now;
+use ginnel::internals::load::histogram::Histogram;
+use ginnel::internals::net::time;
+use ginnel::internals::signaling::{Config, Conn, Door, Hub, Limits, Output, Rate};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::hint::black_box;

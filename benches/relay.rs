@@ -7,20 +7,20 @@
 #![allow(clippy::print_stdout, reason = "memory is not a time, which is all that criterion reports")]
 
 use criterion::{Bencher, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use ginnel::clock::Now;
-use ginnel::net::time;
+use ginnel::Now;
+use ginnel::internals::net::time;
+use ginnel::internals::turn_server::auth::{Authority, Credentials};
+use ginnel::internals::turn_server::machine::{Features, Forward, Limits, Marks, Output, Relay, Shared};
+use ginnel::internals::turn_server::mobility::Tickets;
+use ginnel::internals::turn_server::policy::{PeerPolicy, PolicyConfig};
+use ginnel::internals::turn_server::ports::{RelayAddress, RelayPorts};
+use ginnel::internals::turn_server::quota::Quota;
+use ginnel::internals::turn_server::rate::Rate;
+use ginnel::internals::turn_server::{FiveTuple, LOOKAHEAD, RelayId, Transport};
 use ginnel::stun::{
     Builder, Class, Key, MAGIC_COOKIE, Message, Method, TransactionId, attr, long_term_digest,
 };
 use ginnel::stun_server;
-use ginnel::turn_server::auth::{Authority, Credentials};
-use ginnel::turn_server::machine::{Features, Forward, Limits, Marks, Output, Relay, Shared};
-use ginnel::turn_server::mobility::Tickets;
-use ginnel::turn_server::policy::{PeerPolicy, PolicyConfig};
-use ginnel::turn_server::ports::{RelayAddress, RelayPorts};
-use ginnel::turn_server::quota::Quota;
-use ginnel::turn_server::rate::Rate;
-use ginnel::turn_server::{FiveTuple, LOOKAHEAD, RelayId, Transport};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::collections::HashMap;

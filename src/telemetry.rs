@@ -47,11 +47,6 @@ pub enum LogError {
 pub struct Logs(LogQueue);
 
 impl Logs {
-    /// Waits, for a second at most, until what was logged so far is written.
-    pub fn flush(&self) {
-        self.0.flush();
-    }
-
     /// Writes a text among the lines of the log, in one piece.
     pub fn print(&self, text: &str) {
         self.0.push(text.as_bytes().to_vec());

@@ -12,7 +12,7 @@ mod tables;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use ginnel::net::time;
+use ginnel::internals::net::time;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use servers::{Bench, Kind};

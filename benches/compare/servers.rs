@@ -2,8 +2,8 @@
 
 use super::steps::Step;
 use anyhow::{Context, bail};
-use ginnel::load::process;
-use ginnel::net::time;
+use ginnel::internals::load::process;
+use ginnel::internals::net::time;
 use ginnel::stun::{Builder, Class, Method, TransactionId};
 use rustix::process::{Resource, getrlimit};
 use serde_json::Value;

@@ -2,10 +2,10 @@
 
 use super::Options;
 use anyhow::{Context, bail};
-use ginnel::gateway::handshake::Key;
-use ginnel::load::gateway::{Between, Door};
-use ginnel::load::process;
-use ginnel::net::time;
+use ginnel::internals::gateway::handshake::Key;
+use ginnel::internals::load::gateway::{Between, Door};
+use ginnel::internals::load::process;
+use ginnel::internals::net::time;
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;

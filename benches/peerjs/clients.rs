@@ -2,9 +2,9 @@
 
 use super::servers::{Kind, Server};
 use anyhow::bail;
-use ginnel::load::signaling::connections::Connections;
-use ginnel::load::{Target, Transport};
-use ginnel::net::time;
+use ginnel::internals::load::signaling::connections::Connections;
+use ginnel::internals::load::{Target, Transport};
+use ginnel::internals::net::time;
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -1,9 +1,9 @@
 //! The two servers, each on loopback and on a processor of its own.
 
 use anyhow::{Context, bail};
-use ginnel::load::process::{self, Process};
-use ginnel::net::time;
-use ginnel::signaling::Rate;
+use ginnel::internals::load::process::{self, Process};
+use ginnel::internals::net::time;
+use ginnel::internals::signaling::Rate;
 use ginnel::{ServerConfig, State};
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};

@@ -1,9 +1,9 @@
 //! What is read of a connection or session before anybody is known: the PROXY header, and the DTLS ClientHello with its cookie.
 
-use ginnel::clock::Now;
-use ginnel::net::cookie::{ClientHello, Cookies, Verdict, is_client_hello};
-use ginnel::net::proxy::{self, Start};
-use ginnel::net::time;
+use ginnel::Now;
+use ginnel::internals::net::cookie::{ClientHello, Cookies, Verdict, is_client_hello};
+use ginnel::internals::net::proxy::{self, Start};
+use ginnel::internals::net::time;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 use std::net::SocketAddr;

@@ -1,6 +1,6 @@
 //! The gateway's frames: however the bytes are cut, the same ones come out, and what is written can be read.
 
-use ginnel::gateway::wire::{self, Command, Frame, HEAD};
+use ginnel::internals::gateway::wire::{self, Command, Frame, HEAD};
 
 const MAX_PACKET: usize = 200;
 

@@ -12,10 +12,10 @@ mod model;
 mod quiet;
 
 use bus::Lines;
-use ginnel::clock::Now;
-use ginnel::net::time;
-use ginnel::signaling::{Config, Conn, Hub, NotifyFrom, Output, Rate};
-use ginnel::turn_server::auth::Revoked;
+use ginnel::Now;
+use ginnel::internals::net::time;
+use ginnel::internals::signaling::{Config, Conn, Hub, NotifyFrom, Output, Rate};
+use ginnel::internals::turn_server::auth::Revoked;
 use model::Model;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;

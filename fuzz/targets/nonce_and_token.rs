@@ -1,11 +1,11 @@
 //! Credentials that a stranger writes: NONCE, ACCESS-TOKEN and MOBILITY-TICKET, in requests whose integrity may even be right. None
 //! that the server has not made is believed, and none that it has made after any change.
 
-use ginnel::clock::Now;
-use ginnel::net::time;
+use ginnel::Now;
+use ginnel::internals::net::time;
+use ginnel::internals::turn_server::auth::{Authority, RealmSetup, Refusal, Setup, TokenKey, UserKeys};
+use ginnel::internals::turn_server::{FiveTuple, Transport};
 use ginnel::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
-use ginnel::turn_server::auth::{Authority, RealmSetup, Refusal, Setup, TokenKey, UserKeys};
-use ginnel::turn_server::{FiveTuple, Transport};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 

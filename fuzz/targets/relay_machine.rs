@@ -12,24 +12,24 @@ mod model;
 #[path = "relay_machine/streams.rs"]
 mod streams;
 
-use ginnel::clock::Now;
-use ginnel::net::time;
-use ginnel::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
-use ginnel::turn_server::auth::{Authority, CacheLimits, RealmSetup, Setup, UserKeys, Verdict};
-use ginnel::turn_server::data::PeerError;
-use ginnel::turn_server::machine::{
+use ginnel::Now;
+use ginnel::internals::net::time;
+use ginnel::internals::turn_server::auth::{Authority, CacheLimits, RealmSetup, Setup, UserKeys, Verdict};
+use ginnel::internals::turn_server::data::PeerError;
+use ginnel::internals::turn_server::machine::{
     Features, Forward, InternalPacket, Limits, Marks, Output, ToClient, ToPeer,
 };
-use ginnel::turn_server::mobility::Tickets;
-use ginnel::turn_server::policy::{PeerPolicy, PolicyConfig};
-use ginnel::turn_server::ports::{RelayAddress, RelayPorts};
-use ginnel::turn_server::quota::Quota;
-use ginnel::turn_server::rate::Rate;
-use ginnel::turn_server::wire::parse_channel_data;
-use ginnel::turn_server::{
+use ginnel::internals::turn_server::mobility::Tickets;
+use ginnel::internals::turn_server::policy::{PeerPolicy, PolicyConfig};
+use ginnel::internals::turn_server::ports::{RelayAddress, RelayPorts};
+use ginnel::internals::turn_server::quota::Quota;
+use ginnel::internals::turn_server::rate::Rate;
+use ginnel::internals::turn_server::wire::parse_channel_data;
+use ginnel::internals::turn_server::{
     CHANNEL_LIFETIME, ConnectionId, FiveTuple, PERMISSION_LIFETIME, Relay, RelayId, RelaySocketError, Shared,
     Transport,
 };
+use ginnel::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 use std::collections::{BTreeMap, HashMap};

@@ -1,6 +1,6 @@
 //! The signalling codec: no bytes make it panic, what it reads it writes, and reads again the same.
 
-use ginnel::signaling::wire::{self, Message};
+use ginnel::internals::signaling::wire::{self, Message};
 
 /// Reads `data` as a datagram or a text.
 pub(crate) fn run(data: &[u8]) {

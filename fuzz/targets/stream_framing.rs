@@ -1,7 +1,9 @@
 //! Frames on a stream: however the bytes are cut, the same frames come out, and no more is kept than one frame needs.
 
+use ginnel::internals::turn_server::wire::{
+    CHANNEL_HEADER_LEN, CHANNELS, Header, frame_len, parse_channel_data,
+};
 use ginnel::stun::{HEADER_LEN, Message, ParseError};
-use ginnel::turn_server::wire::{CHANNEL_HEADER_LEN, CHANNELS, Header, frame_len, parse_channel_data};
 use std::net::{Ipv4Addr, SocketAddr};
 
 /// The longest frame: ChannelData of 65 535 bytes with its padding.

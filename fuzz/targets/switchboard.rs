@@ -3,12 +3,12 @@
 //! the limits hold; whoever is held is let go; and nothing is left of anybody.
 
 use bytes::{Buf, BytesMut};
-use ginnel::clock::Now;
-use ginnel::gateway::machine::{Next, Output};
-use ginnel::gateway::ticket::{Admission, Issuer};
-use ginnel::gateway::wire::{self, Command, ConnId, Frame};
-use ginnel::gateway::{Duplicates, EndKey, Limits, Rules, Switchboard, Times};
-use ginnel::net::time;
+use ginnel::Now;
+use ginnel::internals::gateway::machine::{Next, Output};
+use ginnel::internals::gateway::ticket::{Admission, Issuer};
+use ginnel::internals::gateway::wire::{self, Command, ConnId, Frame};
+use ginnel::internals::gateway::{Duplicates, EndKey, Limits, Rules, Switchboard, Times};
+use ginnel::internals::net::time;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,29 +1,75 @@
-//! The command lines: what can be typed, and what is printed. One file per command.
+//! Command lines of both binaries: arguments, output to the terminal, exit codes. One file per command.
 
-pub mod advice;
-pub mod agent;
+mod advice;
+mod agent;
 mod agent_gateway;
 mod agent_gateway_report;
 mod agent_pipe;
 mod agent_report;
 mod agent_secrets;
-pub mod credentials;
-pub mod key;
-pub mod load;
+mod credentials;
+mod key;
+mod load;
 mod load_basics;
 mod load_gateway;
 mod load_processes;
 mod load_report;
 mod load_signaling;
-pub mod serve;
+mod serve;
 
 use crate::config::{Config, ConfigError};
 use crate::telemetry;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use std::io::{self, Write};
 use std::path::Path;
+use std::process::ExitCode;
+use tokio::runtime::Runtime;
 
-/// Reads the configuration, and says which file is wrong.
+/// Runs `ginnel` with the arguments of the process.
+#[must_use]
+pub fn run_server() -> ExitCode {
+    match run(Ginnel::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<advice::Told>() => ExitCode::FAILURE,
+        Err(error) => {
+            advice::tell(advice::report(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: GinnelCommand) -> anyhow::Result<()> {
+    match command {
+        GinnelCommand::Serve(serve) => Runtime::new()?.block_on(serve.run()),
+        GinnelCommand::Key(key) => key.run(),
+        GinnelCommand::Gateway(gateway) => gateway.run(),
+        GinnelCommand::Credentials(credentials) => credentials.run(),
+        GinnelCommand::Load(load) => load.run(),
+        GinnelCommand::Config => {
+            Ok(write!(io::stdout(), "{}", include_str!("../../docs/ginnel.example.toml"))?)
+        }
+    }
+}
+
+/// Runs `agent` with the arguments of the process.
+#[must_use]
+pub fn run_agent() -> ExitCode {
+    let line = agent::AgentLine::parse();
+    let runtime = match Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: no runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(line.command.run());
+    // A blocking read of standard input cannot be cancelled.
+    runtime.shutdown_background();
+    ExitCode::from(code)
+}
+
+/// Reads the configuration. An error names the file.
 fn load_config(file: Option<&Path>) -> anyhow::Result<Config> {
     let config = Config::load(file);
     match (&config, file) {
@@ -34,12 +80,12 @@ fn load_config(file: Option<&Path>) -> anyhow::Result<Config> {
     }
 }
 
-/// Says whether a terminal is to have colours (<https://no-color.org>).
+/// Returns whether a terminal gets colours (<https://no-color.org>).
 fn has_colors() -> bool {
     std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-/// Reads a log filter from the command line.
+/// Parses a log filter of the command line.
 fn log_filter(text: &str) -> Result<String, String> {
     match telemetry::is_filter(text) {
         true => Ok(text.to_owned()),
@@ -54,10 +100,10 @@ fn log_filter(text: &str) -> Result<String, String> {
     version,
     about = "STUN, TURN, signalling and a gateway on one port: gets two machines behind NATs talking"
 )]
-pub struct Ginnel {
+struct Ginnel {
     /// What to do.
     #[command(subcommand)]
-    pub command: GinnelCommand,
+    command: GinnelCommand,
 }
 
 const LOAD_EXAMPLES: &str = "Examples:
@@ -70,7 +116,7 @@ Each ends by itself and gives back what it has taken. docs/load.md says how to r
 
 /// The commands of `ginnel`.
 #[derive(Debug, Subcommand)]
-pub enum GinnelCommand {
+enum GinnelCommand {
     /// Run the server; needs no configuration
     Serve(serve::Serve),
     /// Print the access key that admits clients to the relay

@@ -129,12 +129,14 @@ impl<K: Copy + Eq + Hash + Ord> Deadlines<K> {
     }
 
     /// Returns how many keys have a deadline.
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.timers.len()
     }
 
     /// Returns whether no key has a deadline.
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
         self.timers.is_empty()
     }
 

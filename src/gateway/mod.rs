@@ -14,24 +14,24 @@
 mod budget;
 pub mod client;
 mod commands;
-pub mod config;
+pub(crate) mod config;
 mod connection;
 mod counters;
 mod end;
 mod flow;
-pub mod handshake;
+pub(crate) mod handshake;
 mod lately;
 mod liveness;
-pub mod machine;
+pub(crate) mod machine;
 mod outbox;
 mod refusals;
 #[cfg(test)]
 mod scenarios;
-pub mod service;
+pub(crate) mod service;
 mod socket;
-pub mod ticket;
+pub(crate) mod ticket;
 pub(crate) mod websocket;
-pub mod wire;
+pub(crate) mod wire;
 mod worker;
 
 pub use config::{Config, Duplicates, Limits, Rules, Times};

@@ -12,7 +12,7 @@ mod service;
 mod table;
 
 pub(crate) use backoff::Backoff;
+pub use sampler::Sampler;
 pub(crate) use sampler::sampled;
-pub use sampler::{INTERVAL, Report, ReportLine, Sampler};
 pub(crate) use service::report;
 pub use table::{Limit, Table, to_prometheus};

@@ -33,10 +33,8 @@ pub use gateway::{GatewayLoad, GatewayReport};
 pub use outcome::{Made, Outcome};
 pub use pace::Drive;
 pub use part::Part;
-pub use refusal::Refusal;
 pub use report::{AllocateReport, SearchReport, TrafficReport};
-pub use signaling::{SignalingLoad, SignalingReport};
-pub use target::{NotAgreed, Target, Transport};
+pub use target::{Target, Transport};
 
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::AtomicBool;

@@ -61,9 +61,8 @@ impl Search {
         .clamp(1, self.most);
     }
 
-    /// Returns the highest rate that was borne.
-    #[must_use]
-    pub fn highest(&self) -> Option<u64> {
+    #[cfg(test)]
+    fn highest(&self) -> Option<u64> {
         self.borne
     }
 }

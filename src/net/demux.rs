@@ -52,10 +52,7 @@ const SHARED_SECRET_REQUEST: [u8; 2] = [0, 2];
 const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
 const METHODS: [&[u8]; 7] = [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"OPTIONS ", b"PATCH "];
 
-/// The most bytes [`stream`] ever needs.
-pub const SNIFF_LEN: usize = 8;
-
-/// Classifies the start of a stream; `None` while more bytes are needed (never with [`SNIFF_LEN`] bytes).
+/// Classifies the start of a stream; `None` while more bytes are needed (never with 8 bytes).
 #[must_use]
 pub fn stream(start: &[u8]) -> Option<StreamKind> {
     let agrees = |pattern: &[u8]| pattern.iter().zip(start).all(|(a, b)| a == b);

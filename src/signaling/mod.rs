@@ -5,12 +5,12 @@
 //! the crate: `handle_*`, then `poll_output` to `None`, then a timer for `poll_timeout`.
 
 mod acts;
-pub mod admission;
+pub(crate) mod admission;
 mod answers;
-pub mod bus;
+pub(crate) mod bus;
 mod call;
 mod calls;
-pub mod config;
+pub(crate) mod config;
 mod envelope;
 mod gathers;
 mod http;
@@ -19,7 +19,7 @@ mod inbox;
 mod inner;
 mod leg;
 mod listing;
-pub mod machine;
+pub(crate) mod machine;
 mod message;
 mod name;
 mod outbox;
@@ -29,15 +29,15 @@ mod rate;
 mod registry;
 #[cfg(test)]
 mod scenarios;
-pub mod service;
+pub(crate) mod service;
 mod shards;
 mod subscriptions;
 mod talk;
 mod texts;
-pub mod udp;
+pub(crate) mod udp;
 mod watches;
 mod websocket;
-pub mod wire;
+pub(crate) mod wire;
 
 pub use admission::{AccessKey, Admitted, IceServers, Jwt, JwtKey, Origins, Realm, Realms, Refusal, Scopes};
 pub use bus::{Address, Bus, Word};

@@ -7,7 +7,7 @@
 
 mod binding;
 mod discovery;
-pub mod shared_secret;
+pub(crate) mod shared_secret;
 
 pub use binding::answer;
 pub use discovery::{Answer, Discovery, Home};

@@ -17,15 +17,14 @@ use super::FiveTuple;
 use crate::clock::Now;
 use crate::stun::{Attributes, Integrity, Key, Message, Method, PasswordAlgorithm, attr};
 use lookup::LookupCache;
-pub use lookup::{
-    CacheLimits, MAX_PARKED, MAX_PARKED_LEN, MAX_PARKED_PER_NETWORK, MAX_PARKED_UNKNOWN, Parking, Question,
-    Verdict, Waiting,
-};
+pub use lookup::{CacheLimits, Parking, Question, Verdict, Waiting};
+#[cfg(test)]
+pub(crate) use lookup::{MAX_PARKED_PER_NETWORK, MAX_PARKED_UNKNOWN};
 use nonce::{Nonces, Offer};
 use realm::Realm;
 pub use realm::RealmSetup;
 pub use rest::{Minted, RestHash, RestSecret};
-pub use revoked::{Full, Revoked};
+pub use revoked::Revoked;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! The bus: words between two hubs keep their order, those of different pairs do not.
 
 use super::World;
-use ginnel::signaling::{Address, Shard, Word};
+use ginnel::internals::signaling::{Address, Shard, Word};
 use std::collections::{BTreeMap, VecDeque};
 
 /// More words than any event brings.

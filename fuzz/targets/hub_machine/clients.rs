@@ -3,8 +3,8 @@
 use super::model::{Asked, Claim};
 use super::{Input, Leg, UDP, WEB, World};
 use data_encoding::BASE64URL_NOPAD;
-use ginnel::signaling::wire::{Proof, Tag};
-use ginnel::signaling::{Conn, Door, Shard};
+use ginnel::internals::signaling::wire::{Proof, Tag};
+use ginnel::internals::signaling::{Conn, Door, Shard};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
 use std::net::IpAddr;

@@ -1,7 +1,7 @@
 //! What must be so when everybody has fallen silent.
 
 use super::{CALLS, Leg, TAGS, UDP, WEB, World};
-use ginnel::signaling::Hub;
+use ginnel::internals::signaling::Hub;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 

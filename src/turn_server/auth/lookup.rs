@@ -202,14 +202,14 @@ impl Parking {
     }
 
     /// Returns how many requests wait.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
         self.parked.len()
     }
 
     /// Returns whether none does.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
         self.parked.is_empty()
     }
 }

@@ -1,0 +1,89 @@
+//! What this package's own benchmarks and fuzz targets use of the library besides its public API. Not part of the API: anything here
+//! changes without notice.
+#![allow(missing_docs, reason = "each item is documented where it is defined")]
+
+pub mod gateway {
+    pub use crate::gateway::{Duplicates, EndKey, Limits, Rules, Switchboard, Times};
+    pub mod handshake {
+        pub use crate::gateway::handshake::Key;
+    }
+    pub mod machine {
+        pub use crate::gateway::machine::{Next, Output};
+    }
+    pub mod ticket {
+        pub use crate::gateway::ticket::{Admission, Issuer};
+    }
+    pub mod wire {
+        pub use crate::gateway::wire::*;
+    }
+}
+
+pub mod load {
+    pub use crate::load::{GatewayLoad, GatewayReport, Load, Reins, Target, Times, Transport, process};
+    pub mod gateway {
+        pub use crate::load::gateway::{Between, Door, Way};
+    }
+    pub mod histogram {
+        pub use crate::load::histogram::Histogram;
+    }
+    pub mod signaling {
+        pub mod connections {
+            pub use crate::load::signaling::connections::Connections;
+        }
+    }
+}
+
+pub mod net {
+    pub use crate::net::{proxy, time};
+    pub mod cookie {
+        pub use crate::net::cookie::{ClientHello, Cookies, Verdict, is_client_hello};
+    }
+}
+
+pub mod signaling {
+    pub use crate::signaling::{
+        Address, Config, Conn, Door, Hub, Limits, NotifyFrom, Output, Rate, Shard, Word,
+    };
+    pub mod wire {
+        pub use crate::signaling::wire::*;
+    }
+}
+
+pub mod turn_server {
+    pub use crate::turn_server::{
+        CHANNEL_LIFETIME, ConnectionId, FiveTuple, LOOKAHEAD, PERMISSION_LIFETIME, Relay, RelayId,
+        RelaySocketError, Shared, Transport,
+    };
+    pub mod auth {
+        pub use crate::turn_server::auth::{
+            Authority, CacheLimits, Credentials, RealmSetup, Refusal, Revoked, Setup, TokenKey, UserKeys,
+            Verdict,
+        };
+    }
+    pub mod data {
+        pub use crate::turn_server::data::PeerError;
+    }
+    pub mod machine {
+        pub use crate::turn_server::machine::{
+            Features, Forward, InternalPacket, Limits, Marks, Output, Relay, Shared, ToClient, ToPeer,
+        };
+    }
+    pub mod mobility {
+        pub use crate::turn_server::mobility::Tickets;
+    }
+    pub mod policy {
+        pub use crate::turn_server::policy::{PeerPolicy, PolicyConfig};
+    }
+    pub mod ports {
+        pub use crate::turn_server::ports::{RelayAddress, RelayPorts};
+    }
+    pub mod quota {
+        pub use crate::turn_server::quota::Quota;
+    }
+    pub mod rate {
+        pub use crate::turn_server::rate::Rate;
+    }
+    pub mod wire {
+        pub use crate::turn_server::wire::*;
+    }
+}
