@@ -473,3 +473,60 @@ fn every_requirement_has_a_test_and_every_cited_one_is_listed() {
     }
     assert_none("requirements", &broken);
 }
+
+#[test]
+fn tests_wait_for_conditions_and_sleep_in_one_place() {
+    const WAITING: &str = "tests/it/waiting.rs";
+    let mut broken = Vec::new();
+    for path in files(&root().join("tests/it"), "rs") {
+        let name = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+        if name == WAITING || name == file!() {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        for (number, line) in text.lines().enumerate() {
+            if line.contains("sleep(") || line.contains("::sleep") {
+                broken.push(format!("{name}:{}: wait with {WAITING}", number + 1));
+            }
+        }
+    }
+    assert_none("no sleeps in tests", &broken);
+}
+
+#[test]
+fn every_direct_dependency_is_named_and_has_its_reason() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let text = |folders: &[&str]| -> String {
+        let paths = folders.iter().flat_map(|folder| files(&root().join(folder), "rs"));
+        paths.map(|path| fs::read_to_string(path).unwrap()).collect()
+    };
+    let (product, tests) = (text(&["src"]), text(&["src", "tests", "benches", "examples"]));
+    let mut broken = Vec::new();
+    let (mut table, mut count) = (String::new(), 0);
+    for line in manifest.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            name.trim_end_matches(']').clone_into(&mut table);
+            continue;
+        }
+        let (true, Some((name, rest))) = (table.ends_with("dependencies"), line.split_once(" = ")) else {
+            continue;
+        };
+        count += 1;
+        if !rest.contains(" # ") {
+            broken.push(format!("{name} has no reason"));
+        }
+        let sources = if table.starts_with("dev-") { &tests } else { &product };
+        let name = name.replace('-', "_");
+        // `webpki` is the name of `rustls-webpki`'s library, `md5` that of `md-5`.
+        let library = match name.as_str() {
+            "rustls_webpki" => "webpki",
+            "md_5" => "md5",
+            other => other,
+        };
+        if ![format!("{library}::"), format!("use {library};")].iter().any(|use_| sources.contains(use_)) {
+            broken.push(format!("{name} is not used"));
+        }
+    }
+    assert!(count > 20, "the dependencies were not found");
+    assert_none("dependencies", &broken);
+}

@@ -15,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::authority::Authority;
 use crate::house::{House, Lines, free_ports};
 use crate::proc::{Proc, Stdout};
+use crate::waiting::pause_under_test;
 
 const UP: Duration = Duration::from_secs(30);
 
@@ -163,7 +164,7 @@ fn a_program_that_reads_late_is_waited_for() {
     let mut connect = agent(&arguments, None, Stdout::Pipe);
     let (stdin, mut stdout) = connect.take_pipes();
     connect.expect("connection", UP, |line| line.starts_with("Found    ").then_some(()));
-    std::thread::sleep(Duration::from_secs(2));
+    pause_under_test(Duration::from_secs(2));
     drop(stdin);
     let mut bytes = Vec::new();
     stdout.read_to_end(&mut bytes).unwrap();

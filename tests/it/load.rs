@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::house::{House, PASSWORD, USER, free_ports};
 use crate::proc::{Proc, Stdout};
 use crate::tools;
+use crate::waiting::{wait_for, wait_until_steady};
 
 const ALLOW: &str = "allow_peers = [\"127.0.0.0/8\"]";
 const PASSWORD_VARIABLE: &str = "GINNEL_LOAD_TEST_PASSWORD";
@@ -140,19 +141,16 @@ fn an_interrupted_load_gives_back_what_it_holds() {
     let house = House::on_loopback("");
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", house.server.id())).unwrap().count();
     // What the start has still open goes soon.
-    let pause = || std::thread::sleep(Duration::from_millis(50));
-    let before = (0..20).map(|_| (pause(), descriptors()).1).min().unwrap();
+    let before = wait_until_steady(Duration::from_secs(20), Duration::from_secs(1), descriptors);
     for _ in 0..2 {
         let mut holding = Command::new(env!("CARGO_BIN_EXE_ginnel"));
         holding.args(["load", "allocate", "--count", "120", "--hold", "--seconds", "600", "--json"]);
         holding.args(["--user", USER, "--password-env", PASSWORD_VARIABLE]).env(PASSWORD_VARIABLE, PASSWORD);
         holding.args(["--server", &house.address.to_string()]);
         let mut holding = Proc::start("ginnel load", holding, Stdout::Lines);
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while descriptors() < before + 120 {
-            assert!(Instant::now() < deadline, "{}", holding.printed());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        wait_for(Duration::from_secs(20), || {
+            if descriptors() >= before + 120 { Ok(()) } else { Err(holding.printed()) }
+        });
         // 120 of the user's 128 are taken.
         assert!(complaint(house.address, (USER, PASSWORD), "allocate --count 10").contains("486"));
         holding.terminate();
@@ -208,11 +206,10 @@ fn processes_of_a_load_end_with_the_one_that_started_them() {
     let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", house.server.id())).unwrap().count();
     let before = descriptors();
     let await_descriptors = |expected: &dyn Fn(usize) -> bool| {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !expected(descriptors()) {
-            assert!(Instant::now() < deadline, "{} of {before}", descriptors());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        wait_for(Duration::from_secs(20), || match descriptors() {
+            count if expected(count) => Ok(()),
+            count => Err(format!("{count} descriptors, {before} before")),
+        });
     };
     let mut holding = Command::new(env!("CARGO_BIN_EXE_ginnel"));
     holding.args("load allocate --count 30 --processes 3 --hold --seconds 600 --user".split(' '));

@@ -47,3 +47,4 @@ mod tap;
 mod tools;
 mod transports;
 mod turn_client;
+mod waiting;

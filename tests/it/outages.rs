@@ -13,6 +13,7 @@ use crate::lab::{Host, NatKind, Net};
 use crate::proc::{Proc, Stdout};
 use crate::signaler::Signaler;
 use crate::tools;
+use crate::waiting::pause_under_test;
 
 const UP: Duration = Duration::from_secs(30);
 /// How long a tag lives without its heartbeat, and how soon the server gives up a silent WebSocket.
@@ -134,7 +135,7 @@ fn a_path_through_nats_that_forget_in_seconds_outlives_silence() {
     }
     let paths = |side: &Proc| side.lines(|line| line.contains("\"t\":\"path\"").then(|| line.clone()));
     let found = [paths(&listener), paths(&connector)];
-    std::thread::sleep(Duration::from_secs(3 * u64::from(MEMORY)));
+    pause_under_test(Duration::from_secs(3 * u64::from(MEMORY)));
     to_listener.write_all(b"still there?\n").unwrap();
     let mut heard = String::new();
     BufReader::new(from_listener).read_line(&mut heard).unwrap();

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::process::{ChildStdout, Command};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -13,6 +13,7 @@ use crate::proc::{Proc, Stdout};
 use crate::signaler::Signaler;
 use crate::tap::Tap;
 use crate::tools;
+use crate::waiting::wait_for;
 
 const UP: Duration = Duration::from_secs(30);
 
@@ -141,18 +142,13 @@ fn a_ticket_whose_listener_is_gone_is_reported_as_offline() {
 
 /// The registrations that passed, each with its answer, once there are `count` of them.
 fn registrations(tap: &Tap, count: usize) -> Vec<[Value; 2]> {
-    let deadline = Instant::now() + UP;
-    loop {
+    wait_for(UP, || {
         let first = |texts: &[Value], t: i64| texts.iter().find(|text| text["t"] == t).cloned();
         let lines = tap.texts();
         let passed: Vec<_> =
             lines.iter().filter_map(|[said, told]| Some([first(said, 1)?, first(told, -1)?])).collect();
-        if passed.len() == count {
-            return passed;
-        }
-        assert!(Instant::now() < deadline, "{lines:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+        if passed.len() == count { Ok(passed) } else { Err(format!("{lines:?}")) }
+    })
 }
 
 #[test]

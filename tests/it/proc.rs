@@ -5,6 +5,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::waiting::try_until;
+
 /// How long the output of a process that has ended may take to be read.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -139,16 +141,9 @@ impl Proc {
 
     /// Its exit status, once it has ended; `None` if it still runs at `deadline`.
     pub(crate) fn ended_by(&mut self, deadline: Instant) -> Option<ExitStatus> {
-        loop {
-            let status = self.child.try_wait().unwrap();
-            if status.is_some() {
-                self.read_to_the_end();
-            }
-            if status.is_some() || Instant::now() >= deadline {
-                return status;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let status = try_until(deadline, || self.child.try_wait().unwrap().ok_or(())).ok()?;
+        self.read_to_the_end();
+        Some(status)
     }
 
     /// Lets the readers take what it printed last; something it started may hold its output open longer than that.

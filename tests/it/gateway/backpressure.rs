@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::endpoint::{ACCEPT, CLOSE, CREDIT, Endpoint, command, conn_of, data};
 use super::{Gateway, KEY, PATIENCE};
+use crate::waiting::{pace, pause_under_test, wait_until};
 
 /// A sender is held so briefly here that the tests are quick.
 pub(super) const BRIEF: &str = "[gateway.times]\nhold = 0.5";
@@ -145,11 +146,10 @@ fn a_sender_that_is_held_for_a_receiver_that_catches_up_loses_nothing() {
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| (0..4 * COUNT).for_each(|number| server.say(&numbered(conn, number))));
         // Far more than may wait is on its way, and nobody takes it.
-        let deadline = Instant::now() + PATIENCE;
-        while gateway.metric("holds_total") < 1.0 {
-            assert!(Instant::now() < deadline && !sender.is_finished(), "the sender is never held");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        wait_until(PATIENCE, "the sender is held", || {
+            assert!(!sender.is_finished(), "the sender is never held");
+            gateway.metric("holds_total") >= 1.0
+        });
         hears_all(&mut client, conn, 0..4 * COUNT);
     });
     assert_eq!(gateway.metric("slow_connections_total"), 0.0);
@@ -232,7 +232,7 @@ fn with_credit_the_slow_one_is_waited_for_and_the_one_beside_it_loses_no_time() 
         reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         assert!(sent < COUNT, "the slow one's credit has no end");
         // Longer than any sender is held.
-        std::thread::sleep(Duration::from_secs(2));
+        pause_under_test(Duration::from_secs(2));
         let reader = scope.spawn(|| hears_all(&mut slow, to_slow, 0..COUNT));
         for number in sent..COUNT {
             purse.pay(to_slow, SIZE + 8, true);
@@ -329,11 +329,9 @@ fn a_frame_that_has_come_in_part_inside_websocket_waits_where_all_others_do() {
     // A binary message under a mask of zeros.
     let head = [&[0x82, 0xff][..], &(message.len() as u64).to_be_bytes(), &[0; 4]].concat();
     stranger.write_all(&[&head[..], &message[..LEN / 2]].concat()).unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    while gateway.metric("waiting_bytes") < LEN as f64 / 2.0 {
-        assert!(Instant::now() < deadline, "the gateway has not been given what came");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_until(PATIENCE, "the gateway counts what has come", || {
+        gateway.metric("waiting_bytes") >= LEN as f64 / 2.0
+    });
     drop(stranger);
     gateway.is_empty_in_the_end();
 }
@@ -356,7 +354,7 @@ fn all_that_waits_shares_one_memory_and_those_who_take_nothing_give_it_back() {
                 let waiting = gateway.metric("waiting_bytes");
                 let mut most = most.lock().unwrap();
                 *most = most.max(waiting);
-                std::thread::sleep(Duration::from_millis(10));
+                pace(Duration::from_millis(10));
             }
         });
         scope.spawn(move || {

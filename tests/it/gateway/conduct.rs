@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::endpoint::{ACCEPT, CLOSE, CREDIT, DIAL, Endpoint, NEW, OPEN, PING, Pair, REFUSE, command, data};
 use super::{Gateway, PATIENCE};
+use crate::waiting::{pace, wait_until, wait_until_steady};
 
 /// A client and a server that the gateway knows.
 fn strangers(gateway: &Gateway) -> [Endpoint; 2] {
@@ -201,7 +202,7 @@ fn a_frame_that_is_begun_and_never_ended_closes_its_connection() {
         });
         bystanders.talks();
         assert!(Instant::now() < deadline, "{} are still open", slow.len());
-        std::thread::sleep(Duration::from_millis(50));
+        pace(Duration::from_millis(50));
     }
 }
 
@@ -241,15 +242,14 @@ fn whoever_asks_and_never_reads_is_not_read_either_and_then_gets_every_answer() 
     let mut mouth = Endpoint { stream: client.stream.try_clone().unwrap(), answers: false };
     std::thread::scope(|scope| {
         let asking = scope.spawn(move || mouth.say(&command(NEW, &[]).repeat(ASKED)));
-        let deadline = Instant::now() + PATIENCE;
         // Both kinds of answers wait, far fewer than are asked for, until it is no longer read.
-        let (mut most, mut before) = (0.0_f64, -1.0);
-        while most == 0.0 || before != gateway.metric("waiting_bytes") {
-            before = gateway.metric("waiting_bytes");
-            most = most.max(before);
-            assert!(Instant::now() < deadline, "{most}");
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        wait_until(PATIENCE, "answers wait", || gateway.metric("waiting_bytes") > 0.0);
+        let mut most = 0.0_f64;
+        wait_until_steady(PATIENCE, Duration::from_millis(100), || {
+            let waiting = gateway.metric("waiting_bytes");
+            most = most.max(waiting);
+            waiting
+        });
         assert!(most < 1_000_000.0, "{most} bytes wait");
         let (mut opened, mut closed) = (Vec::new(), Vec::new());
         for answer in client.bytes(13 * (2 * ASKED + 1 - 64)).chunks(13) {

@@ -7,21 +7,20 @@ use std::time::{Duration, Instant};
 use super::endpoint::{ACCEPT, CLOSE, DIAL, Endpoint, PING, Pair, REFUSE, command, data};
 use super::foreign::{self, Role};
 use super::{Gateway, KEY, PATIENCE};
+use crate::waiting::{pace, wait_for};
 
 /// Dials until somebody is there.
 pub(super) fn dial_until_there(endpoint: &mut Endpoint, remote: u32) -> u32 {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
+    wait_for(PATIENCE, || {
         let conn = endpoint.open();
         endpoint.say(&command(DIAL, &[conn, remote]));
         let answer = endpoint.hear();
         if answer == command(ACCEPT, &[conn, remote]) {
-            return conn;
+            return Ok(conn);
         }
         assert_eq!(answer, command(REFUSE, &[conn]));
-        assert!(Instant::now() < deadline, "{remote} never comes");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+        Err(format!("{remote} is not there"))
+    })
 }
 
 #[test]
@@ -68,7 +67,7 @@ fn after_a_ping_data_alone_does_not_keep_a_connection() {
         }
         assert_eq!(heard, message);
         assert!(Instant::now() < deadline, "it lives");
-        std::thread::sleep(Duration::from_millis(50));
+        pace(Duration::from_millis(50));
     }
     client.is_dropped();
 }
@@ -90,7 +89,7 @@ fn who_sends_data_is_not_pinged() {
             server.hears(std::slice::from_ref(&message));
             longest = longest.max(said.elapsed());
             said = Instant::now();
-            std::thread::sleep(Duration::from_millis(50));
+            pace(Duration::from_millis(50));
         }
         // A machine that has no time for this test says nothing about the gateway.
         if longest < INTERVAL / 2 {
@@ -215,7 +214,7 @@ fn who_takes_nothing_for_long_is_dropped_though_it_goes_on_talking() {
         scope.spawn(|| {
             while !told.load(Ordering::Relaxed) && Instant::now() < deadline {
                 deaf.stream.write_all(&command(PING, &[])).ok();
-                std::thread::sleep(Duration::from_millis(100));
+                pace(Duration::from_millis(100));
             }
         });
         // A server with one virtual connection is held as long as it takes: that one harms no other.

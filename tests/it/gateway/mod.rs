@@ -16,10 +16,11 @@ mod transcripts;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::authority::Authority;
 use crate::house::{House, Lines, free_ports};
+use crate::waiting::wait_for;
 
 /// How long something that has to come is awaited.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -108,19 +109,17 @@ impl Gateway {
 
     /// Waits for a metric to have this value.
     fn falls_to(&self, name: &str, value: f64) {
-        let deadline = Instant::now() + PATIENCE;
-        while self.metric(name) != value {
-            assert!(Instant::now() < deadline, "{name}: {}", self.metric(name));
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        wait_for(PATIENCE, || match self.metric(name) {
+            found if found == value => Ok(()),
+            found => Err(format!("{name}: {found}")),
+        });
     }
 
     /// Asserts that nothing is counted as there any more, once the last one who left has been noticed.
     fn is_empty_in_the_end(&self) {
-        let deadline = Instant::now() + PATIENCE;
-        while self.gauges().iter().any(|(_, value)| *value != 0.0) {
-            assert!(Instant::now() < deadline, "{:?}", self.gauges());
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        wait_for(PATIENCE, || match self.gauges() {
+            gauges if gauges.iter().all(|(_, value)| *value == 0.0) => Ok(()),
+            gauges => Err(format!("{gauges:?}")),
+        });
     }
 }

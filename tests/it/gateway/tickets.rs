@@ -1,10 +1,10 @@
 //! Clients that have to show a ticket first.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use super::endpoint::{ACCEPT, Endpoint, NEW, PING, TICKET, command, data};
 use super::{Gateway, PATIENCE};
+use crate::waiting::wait_until;
 
 /// What `ginnel gateway ticket` prints.
 pub(super) fn ticket(gateway: &Gateway, arguments: &[&str]) -> String {
@@ -64,15 +64,10 @@ fn a_forged_or_cut_ticket_is_none() {
 fn a_ticket_ends() {
     let gateway = Gateway::start("tickets = true");
     let ticket = shown(&ticket(&gateway, &["--ttl", "2"]));
-    let deadline = Instant::now() + PATIENCE;
-    loop {
+    wait_until(PATIENCE, "the ticket ends", || {
         let mut client = client_with(&gateway, &[&ticket[..], &command(NEW, &[])].concat());
-        if client.first_word().is_empty() {
-            break;
-        }
-        assert!(Instant::now() < deadline, "it does not end");
-        std::thread::sleep(Duration::from_millis(200));
-    }
+        client.first_word().is_empty()
+    });
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::io::{Cursor, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::protocol::{Role, frame::coding::CloseCode};
@@ -12,6 +12,7 @@ use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
 use crate::house::House;
 use crate::signaler::{self, Signaler};
+use crate::waiting::{pace, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// An attack is repeated until so many rounds in a row have taken no more memory. The first ones may: buffers, tables and the
@@ -70,7 +71,7 @@ fn go_on_calling(server: SocketAddr, calls: &AtomicU32, stop: &AtomicBool) {
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        std::thread::sleep(Duration::from_millis(50));
+        pace(Duration::from_millis(50));
     }
 }
 
@@ -103,11 +104,9 @@ fn assert_harmless(attack: impl Fn(&House)) {
             let before = calls.load(Ordering::Relaxed);
             attack(&house);
             // One that was begun before the attack's end, and one after it.
-            let deadline = Instant::now() + PATIENCE;
-            while calls.load(Ordering::Relaxed) < before + 2 && !bystanders.is_finished() {
-                assert!(Instant::now() < deadline, "no calls any more");
-                std::thread::sleep(Duration::from_millis(20));
-            }
+            wait_until(PATIENCE, "the bystanders go on calling", || {
+                calls.load(Ordering::Relaxed) >= before + 2 || bystanders.is_finished()
+            });
             sizes.push(house.resident_kib());
         }
         drop(stopping);

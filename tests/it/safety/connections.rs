@@ -3,12 +3,13 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ginnel::stun::{Builder, Class, Message, Method, TransactionId};
 
 use crate::house::{House, Lines};
 use crate::turn_client::{TurnClient, by_udp};
+use crate::waiting::{wait_for, wait_until_steady};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Connections of one kind at a time, and the addresses they come from.
@@ -85,24 +86,17 @@ fn grown_by(house: &House, (_, path, bytes): &Kind, before: u64) -> u64 {
         open.push((stream, 0));
     }
     // Until the server takes no more of anybody, or has closed them.
-    let deadline = Instant::now() + PATIENCE;
-    let mut quiet = 0;
-    while quiet < 5 && Instant::now() < deadline {
-        let mut progress = false;
+    wait_until_steady(PATIENCE, Duration::from_millis(100), || {
         for (stream, sent) in &mut open {
             match stream.write(&bytes[*sent..]) {
-                Ok(count) => {
-                    progress |= count > 0;
-                    *sent += count;
-                }
+                Ok(count) => *sent += count,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(_) => *sent = bytes.len(),
             }
         }
-        quiet = if progress { 0 } else { quiet + 1 };
         most = most.max(house.resident_kib().saturating_sub(before));
-        std::thread::sleep(Duration::from_millis(20));
-    }
+        open.iter().map(|(_, sent)| sent).sum::<usize>()
+    });
     most
 }
 
@@ -117,11 +111,10 @@ fn a_strangers_connection_costs_16_kib_at_most_and_gives_them_back() {
         let grown = grown_by(&house, &kind, before);
         eprintln!("{}: {} KiB each", kind.0, grown / CONNECTIONS as u64);
         assert!(grown <= MOST_KIB * CONNECTIONS as u64, "{}: {grown} KiB", kind.0);
-        let deadline = Instant::now() + PATIENCE;
-        while house.resident_kib() > warm + KEPT_KIB {
-            assert!(Instant::now() < deadline, "{}: {} KiB, {warm} before", kind.0, house.resident_kib());
-            std::thread::sleep(Duration::from_millis(100));
-        }
+        wait_for(PATIENCE, || match house.resident_kib() {
+            kib if kib <= warm + KEPT_KIB => Ok(()),
+            kib => Err(format!("{}: {kib} KiB, {warm} before", kind.0)),
+        });
     }
 }
 

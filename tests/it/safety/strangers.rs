@@ -1,5 +1,6 @@
 //! What a server that knows nobody yet spends on those who ask: no memory, and answers at a bounded rate.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -10,6 +11,7 @@ use ginnel::stun::{Builder, Class, Message, Method, TransactionId, attr};
 
 use crate::house::House;
 use crate::turn_client::TurnClient;
+use crate::waiting::{pace, wait_until, wait_until_steady};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Sources of the flood, each an address and port of its own, and requests from each.
@@ -153,7 +155,7 @@ fn begin_handshakes(sockets: &[(UdpSocket, [Vec<u8>; 2])], stop: &AtomicBool) ->
             }
         }
         // Six thousand hellos a second.
-        std::thread::sleep(Duration::from_micros(1333));
+        pace(Duration::from_micros(1333));
     }
     begun
 }
@@ -183,7 +185,7 @@ fn repeated_client_hellos_begin_a_handshake_a_second_and_cost_no_relayed_packet(
             let mut buffer = [0; 64];
             let returned =
                 peer.recv_from(&mut buffer).and_then(|(len, from)| peer.send_to(&buffer[..len], from));
-            std::thread::sleep(Duration::from_millis(2));
+            pace(Duration::from_millis(2));
             returned.is_err() || client.hear() != Some(frame)
         });
         stop.store(true, Ordering::Relaxed);
@@ -200,11 +202,11 @@ fn drain(network: [u8; 3], server: SocketAddr, stop: &AtomicBool) -> u32 {
     let [a, b, c] = network;
     let sockets: Vec<_> = (1..=64).map(|host| socket(Ipv4Addr::new(a, b, c, host), server)).collect();
     let payloads = [request(Method::BINDING).finish(), allocate().finish()];
-    let mut answers = 0;
+    let answers = Cell::new(0);
     let mut buffer = [0; 2048];
     let mut take = |socket: &UdpSocket| {
         while socket.recv(&mut buffer).is_ok() {
-            answers += 1;
+            answers.set(answers.get() + 1);
         }
     };
     for socket in &sockets {
@@ -217,11 +219,23 @@ fn drain(network: [u8; 3], server: SocketAddr, stop: &AtomicBool) -> u32 {
                 _ => take(socket),
             }
         }
-        std::thread::sleep(Duration::from_millis(10));
+        pace(Duration::from_millis(10));
     }
-    std::thread::sleep(Duration::from_millis(200));
-    sockets.iter().for_each(&mut take);
-    answers
+    // What is still on its way.
+    wait_until_steady(PATIENCE, Duration::from_millis(200), || {
+        sockets.iter().for_each(&mut take);
+        answers.get()
+    })
+}
+
+/// Waits until a Binding request from `ip`, in a network that is flooding, gets no answer.
+fn wait_until_drained(ip: Ipv4Addr, server: SocketAddr) {
+    let probe = socket(ip, server);
+    probe.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    wait_until(PATIENCE, "the network's answers are used up", || {
+        probe.send(&request(Method::BINDING).finish()).unwrap();
+        probe.recv(&mut [0; 64]).is_err()
+    });
 }
 
 #[test]
@@ -231,7 +245,7 @@ fn a_flooding_network_is_answered_at_its_rate_and_others_do_not_notice() {
     let began = Instant::now();
     std::thread::scope(|scope| {
         let flood = scope.spawn(|| drain([127, 1, 0], house.address, &stop));
-        std::thread::sleep(Duration::from_secs(2));
+        wait_until_drained(Ipv4Addr::new(127, 1, 0, 250), house.address);
         let mut client = TurnClient::allocate(Ipv4Addr::new(127, 2, 0, 1), house.address);
         let mut slowest = Duration::ZERO;
         for _ in 0..100 {
@@ -239,7 +253,7 @@ fn a_flooding_network_is_answered_at_its_rate_and_others_do_not_notice() {
             let refreshed = client.ask_signed(Method::REFRESH, |request| request);
             assert_eq!(Message::parse(&refreshed).unwrap().class(), Class::Success);
             slowest = slowest.max(asked.elapsed());
-            std::thread::sleep(Duration::from_millis(20));
+            pace(Duration::from_millis(20));
         }
         stop.store(true, Ordering::Relaxed);
         let answers = flood.join().unwrap();
@@ -259,7 +273,7 @@ fn a_credential_that_verifies_is_answered_within_a_drained_network_too() {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let flood = scope.spawn(|| drain([127, 1, 0], house.address, &stop));
-        std::thread::sleep(Duration::from_secs(2));
+        wait_until_drained(Ipv4Addr::new(127, 1, 0, 250), house.address);
         for _ in 0..50 {
             let refreshed = client.ask_signed(Method::REFRESH, |request| request);
             assert_eq!(Message::parse(&refreshed).unwrap().class(), Class::Success);
@@ -310,11 +324,9 @@ fn one_address_holds_so_many_connections_and_others_have_their_own() {
     assert!(!is_answered(&mut connect(one, house.address)));
     assert!(is_answered(&mut connect(other, house.address)));
     drop(held.pop());
-    let deadline = Instant::now() + PATIENCE;
-    while !is_answered(&mut connect(one, house.address)) {
-        assert!(Instant::now() < deadline, "a closed connection still counts");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_until(PATIENCE, "a closed connection counts no more", || {
+        is_answered(&mut connect(one, house.address))
+    });
 }
 
 #[test]
