@@ -47,6 +47,8 @@ mod clock;
 #[forbid(unsafe_code)]
 mod config;
 #[forbid(unsafe_code)]
+pub(crate) mod dataplane;
+#[forbid(unsafe_code)]
 pub mod gateway;
 #[forbid(unsafe_code)]
 mod ids;

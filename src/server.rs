@@ -2,40 +2,28 @@
 
 mod auth;
 mod auth_hook;
-mod binding;
 mod config;
 mod credentials_file;
-mod crossing;
-mod departures;
-mod doorbell;
-mod doors;
-mod dtls;
-mod facts;
-mod forward_table;
-mod frames;
 mod gateway;
 mod gateway_websocket;
 mod hosts;
 mod http;
-mod inbox;
-mod legs;
 mod limits;
+mod listeners;
 mod metrics;
-mod neighbours;
 mod page;
-mod patience;
+mod relay_shared;
 mod request_source;
 mod revocation;
 mod self_test;
-mod stream;
-mod stream_frames;
-mod streams;
-mod tcp_leg;
-mod tcp_relay;
-mod websocket;
-mod worker;
-mod workers;
+mod server_info;
+mod tcp_accept;
+mod turn_websocket;
+mod write_timeout;
 
+use crate::dataplane::dtls::Identity;
+use crate::dataplane::inbox::{Inbox, ToWorker};
+use crate::dataplane::worker_pool::{Staff, WorkerFailed};
 use crate::net::addresses::{AddressWatch, Addresses};
 use crate::net::certificate::Certificate;
 pub use crate::net::certificate::CertificateError;
@@ -53,30 +41,27 @@ pub use auth_hook::HookConfig;
 use axum::middleware::from_fn_with_state;
 pub use config::{Config, GatewayConfig, TlsConfig, TurnConfig};
 pub use credentials_file::CredentialsFileError;
-use doors::Doors;
-use dtls::Identity;
-pub use facts::{Facts, ice_offer};
 use gateway::GatewayDoor;
 pub use gateway::GatewayFacts;
 use hosts::OwnHosts;
-use inbox::{Inbox, ToWorker};
 pub use limits::LimitsConfig;
+use listeners::Doors;
 use metrics::Metrics;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use rustix::process::{Resource, getrlimit};
 pub use self_test::SelfTest;
+pub use server_info::{Facts, ice_offer};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use stream::{Admits, StreamDoor};
+use tcp_accept::{Admits, StreamDoor};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::sleep;
-use workers::Staff;
 
 /// Most TCP connections at a time.
 const MAX_STREAMS: usize = 16_000;
@@ -148,7 +133,7 @@ pub struct Server {
     listeners: JoinSet<()>,
     workers: Vec<JoinHandle<()>>,
     inboxes: Arc<[Inbox]>,
-    failures: mpsc::UnboundedReceiver<ServerError>,
+    failures: mpsc::UnboundedReceiver<WorkerFailed>,
 }
 
 impl Server {
@@ -165,8 +150,8 @@ impl Server {
             None => Certificate::own(&state.folder)?,
         };
         let (tls, identity) = (Tls::new(&certificate)?, Identity::new(&certificate, &state.folder)?);
-        let doors = Doors::open(&config, worker_count).await?;
-        facts::try_relay_addresses(&config.turn.relay_addresses)?;
+        let mut doors = Doors::open(&config, worker_count).await?;
+        server_info::try_relay_addresses(&config.turn.relay_addresses)?;
         let mut facts = Facts::gather(&config, state, &own, &certificate, &doors)?;
         let gateway_doors =
             if config.gateway.enabled { gateway::open(&config.gateway).await? } else { vec![] };
@@ -181,7 +166,7 @@ impl Server {
         let tickets = Tickets::new(&config.auth.derive(state, "mobility tickets"))
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         let staff = Staff {
-            shared: workers::shared(&config, &own, &facts, (Arc::clone(&authority), tickets)),
+            shared: relay_shared::shared(&config, &own, &facts, (Arc::clone(&authority), tickets)),
             identity,
             discovery: doors.discovery(&config),
             secret_keys: Arc::new(SecretKeys::new(&config.auth.derive(state, "shared secrets of RFC 3489"))),
@@ -190,10 +175,7 @@ impl Server {
             lookups,
         };
         let (failed, failures) = mpsc::unbounded_channel();
-        let elsewhere =
-            (0..worker_count).map(|index| doors.elsewhere(index)).collect::<io::Result<Vec<_>>>()?;
-        let places = doors.per_worker.into_iter().zip(elsewhere).collect();
-        let (workers, inboxes) = staff.hire(places, &mut seeds, &failed)?;
+        let (workers, inboxes) = staff.hire(doors.take_places()?, &mut seeds, &failed)?;
         let desk = revocation::Desk {
             revoked,
             signaling: signaling.handle(),
@@ -211,8 +193,11 @@ impl Server {
         let mutual = gateway::mutual(&config.gateway, &certificate)?;
         let gateway_door = gateway.as_ref().map(|service| GatewayDoor::new(service.handle(), mutual));
         let ready = Arc::new(AtomicBool::new(false));
-        let router =
-            signaling.handle().router().merge(page::router(Arc::clone(&ready))).merge(websocket::router());
+        let router = signaling
+            .handle()
+            .router()
+            .merge(page::router(Arc::clone(&ready)))
+            .merge(turn_websocket::router());
         let router = match &gateway_door {
             Some(door) => router
                 .merge(gateway::router(door).layer(from_fn_with_state(origins, signaling::pages_let_in))),
@@ -263,7 +248,7 @@ impl Server {
     /// Waits for the first failure of any part; never returns while all is well.
     pub async fn failed(&mut self) -> ServerError {
         tokio::select! {
-            Some(error) = self.failures.recv() => error,
+            Some(WorkerFailed { index, reason }) = self.failures.recv() => ServerError::Worker { index, reason },
             error = panicked(&mut self.listeners) => error,
             error = self.signaling.failed() => ServerError::Task(error),
             error = gateway_failed(&mut self.gateway) => error,

@@ -1,10 +1,10 @@
 //! The user look-up: asks an HTTP server about users that nobody here knows. Carries questions and answers; what they mean is
 //! the authority's business.
 
-use super::inbox::{Inbox, ToWorker};
-use crate::clock::Now;
+use crate::dataplane::inbox::{Inbox, ToWorker};
+use crate::dataplane::lookups::{Asked, Lookups};
 use crate::limits::Limit;
-use crate::net::gate::{Gate, GateConfig};
+use crate::net::gate::GateConfig;
 use crate::net::time;
 use crate::turn_server::auth::{Authority, Question, UserKeys, Verdict, hex_key};
 use bytes::Bytes;
@@ -16,16 +16,12 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::hash::RandomState;
 use std::io;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-/// Questions that wait to be asked, of either kind.
-const QUEUE: usize = 1024;
 /// Longest answer that is read, in bytes.
 const MAX_ANSWER: usize = 4096;
 /// How often failures are logged at most.
@@ -73,60 +69,6 @@ impl Default for HookConfig {
     }
 }
 
-/// A question, and which worker has it.
-type Asked = (usize, Arc<Question>);
-
-/// A worker's way to ask.
-#[derive(Debug, Default)]
-pub(super) struct Lookups {
-    worker: usize,
-    queues: Option<Queues>,
-    /// How often networks may ask about names that were never known.
-    strangers: Option<Gate>,
-    per_network: GateConfig,
-}
-
-/// Names that were known before wait apart, so that strangers' names hold none of them up.
-#[derive(Debug, Clone)]
-struct Queues {
-    known: mpsc::Sender<Asked>,
-    others: mpsc::Sender<Asked>,
-}
-
-impl Lookups {
-    /// Queues a question of a client at `from` and whether its name was known before; [`ToWorker::LookedUp`] will say how it ends. `false`
-    /// when there is no room, nobody to ask, or too much was asked from that network.
-    pub(super) fn ask(
-        &mut self,
-        now: Now,
-        from: IpAddr,
-        (question, was_known): (Arc<Question>, bool),
-    ) -> bool {
-        let Some(Queues { known, others }) = &self.queues else { return false };
-        if !was_known && self.strangers.as_mut().is_some_and(|gate| !gate.takes(now, from)) {
-            Limit::HookPerNetwork.reached(self.per_network.rate);
-            return false;
-        }
-        let queue = if was_known { known } else { others };
-        let queued = queue.try_send((self.worker, question)).is_ok();
-        if !queued {
-            Limit::HookQueue.reached(QUEUE);
-        }
-        queued
-    }
-
-    /// Returns the way of worker `worker` of `workers`.
-    pub(super) fn of(&self, worker: usize, workers: usize) -> Self {
-        let gate = || Gate::new(&self.per_network, workers, time::now(), RandomState::new());
-        Self {
-            worker,
-            queues: self.queues.clone(),
-            strangers: self.queues.as_ref().map(|_| gate()),
-            per_network: self.per_network.clone(),
-        }
-    }
-}
-
 /// The look-up before its workers are there.
 #[derive(Debug)]
 pub(super) struct AuthHook {
@@ -170,14 +112,8 @@ pub(super) fn open(
     strangers: &GateConfig,
 ) -> io::Result<(Option<AuthHook>, Lookups)> {
     let Some(config) = config else { return Ok((None, Lookups::default())) };
-    let ((to_known, known), (to_others, others)) = (mpsc::channel(QUEUE), mpsc::channel(QUEUE));
     let (rate, burst) = (config.per_network, config.per_network.saturating_mul(2));
-    let per_network = GateConfig { rate, burst, ..strangers.clone() };
-    let lookups = Lookups {
-        queues: Some(Queues { known: to_known, others: to_others }),
-        per_network,
-        ..Lookups::default()
-    };
+    let (lookups, [known, others]) = Lookups::new(GateConfig { rate, burst, ..strangers.clone() });
     let asker = Asker::new(&config)?;
     Ok((Some(AuthHook { config, asker, known, others }), lookups))
 }

@@ -2,11 +2,12 @@
 
 use super::ServerError;
 use super::config::GatewayConfig;
-use super::doors::open_tcp;
 use super::gateway_websocket;
-use super::patience::Patient;
-use super::stream::{Ends, StreamDoor, TLS_TIME, WRITE_TIME, goodbye};
-use super::websocket::Origin;
+use super::listeners::open_tcp;
+use super::tcp_accept::{Ends, StreamDoor, TLS_TIME};
+use super::turn_websocket::Origin;
+use super::write_timeout::Patient;
+use crate::dataplane::stream_limits::{WRITE_TIME, goodbye};
 use crate::gateway::Handle;
 use crate::gateway::service::Peer;
 use crate::gateway::websocket::{Inflow, Whole};

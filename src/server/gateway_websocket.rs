@@ -1,6 +1,6 @@
 //! The gateway's WebSockets: frames pass through as their bytes come, and who is idle keeps no buffer.
 
-use super::stream::CLOSE_TIME;
+use crate::dataplane::stream_limits::CLOSE_TIME;
 use crate::gateway::Handle;
 use crate::gateway::handshake::ANSWER;
 use crate::gateway::service::Proven;

@@ -1,9 +1,10 @@
 //! HTTP on a stream that was already sniffed: the head is awaited here, in little memory, and what is no request of HTTP/1.1 is refused.
 
-use super::patience::Patient;
 use super::request_source::{self, RequestSource};
-use super::stream::{Ends, WRITE_TIME};
-use super::websocket::Origin;
+use super::tcp_accept::Ends;
+use super::turn_websocket::Origin;
+use super::write_timeout::Patient;
+use crate::dataplane::stream_limits::WRITE_TIME;
 use crate::net::prefixed::Prefixed;
 use crate::net::upgrade;
 use crate::turn_server::Transport;

@@ -1,6 +1,6 @@
 //! Who an HTTP request is from: the connection's client, or whom a trusted proxy names.
 
-use super::websocket::Origin;
+use super::turn_websocket::Origin;
 use crate::limits::Limit;
 use crate::net::forwarded;
 use axum::extract::{ConnectInfo, Request, State};

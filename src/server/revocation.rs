@@ -5,8 +5,8 @@
 //! restart: until the last credentials that were minted for it have ended.
 
 use super::ServerError;
-use super::inbox::{Inbox, ToWorker};
 use super::request_source::IsForwarded;
+use crate::dataplane::inbox::{Inbox, ToWorker};
 use crate::net::time::now;
 use crate::signaling::wire::Tag;
 use crate::signaling::{Handle, Refusal, bearer, status_of};

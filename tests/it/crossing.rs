@@ -42,7 +42,7 @@ fn talk(pair: &[TurnClient; 2], which: usize) {
 /// All clients at the same time, in no order.
 fn clients_of_different_workers_lose_nothing_and_stay_inside(workers: &str) {
     let turn = format!(
-        "allocations_per_user = {}\n[log]\nlevel = \"info,ginnel::server::streams=debug\"",
+        "allocations_per_user = {}\n[log]\nlevel = \"info,ginnel::dataplane::streams=debug\"",
         2 * PAIRS
     );
     let mut house = House::with(&[IpAddr::V4(HERE)], Lines { top: workers, turn: &turn });

@@ -4,15 +4,15 @@ use crate::turn_server::wire::{FrameError, frame_len};
 
 /// Whole frames at the start of a stream's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Run {
+pub(crate) struct Run {
     /// How many bytes they have.
-    pub(super) len: usize,
+    pub(crate) len: usize,
     /// What follows them, if it begins no frame: the stream cannot go on.
-    pub(super) broken: Option<FrameError>,
+    pub(crate) broken: Option<FrameError>,
 }
 
 /// Finds the whole frames at the start of `bytes`.
-pub(super) fn run(bytes: &[u8]) -> Run {
+pub(crate) fn run(bytes: &[u8]) -> Run {
     let mut len = 0;
     loop {
         match frame_len(&bytes[len..]) {
@@ -24,7 +24,7 @@ pub(super) fn run(bytes: &[u8]) -> Run {
 }
 
 /// Returns how long the first frame of a [`Run`] is; the last one may lack padding, as on WebSocket.
-pub(super) fn first(run: &[u8]) -> usize {
+pub(crate) fn first(run: &[u8]) -> usize {
     frame_len(run).ok().flatten().map_or(run.len(), |len| len.min(run.len()))
 }
 

@@ -2,10 +2,10 @@
 
 use super::dtls::Dtls;
 use super::inbox::{REPLY_QUEUE, StreamLeg, ToStream};
-use super::neighbours::Neighbours;
-use super::stream::STRANGER_WAITING;
-use super::tcp_leg::{Arrival, MAX_WAITING, TcpLegs};
-use super::tcp_relay::Joint;
+use super::moved_clients::Neighbours;
+use super::peer_connections::Joint;
+use super::stream_limits::STRANGER_WAITING;
+use super::tcp_client::{Arrival, MAX_WAITING, TcpLegs};
 use super::worker::DoorSocket;
 use crate::ids::Pii;
 use crate::limits::Limit;
@@ -52,41 +52,41 @@ impl Stream {
 
 /// The parts of [`Legs`] that a worker brings along.
 #[derive(Debug)]
-pub(super) struct Ways {
-    pub(super) doors: Vec<DoorSocket>,
+pub(crate) struct Ways {
+    pub(crate) doors: Vec<DoorSocket>,
     /// Handles on other workers' doors, to send by.
-    pub(super) elsewhere: Vec<UdpPort>,
-    pub(super) dtls: Dtls,
-    pub(super) tcp: TcpLegs,
-    pub(super) neighbours: Neighbours,
+    pub(crate) elsewhere: Vec<UdpPort>,
+    pub(crate) dtls: Dtls,
+    pub(crate) tcp: TcpLegs,
+    pub(crate) neighbours: Neighbours,
 }
 
 /// One worker's listening sockets, its DTLS sessions and its stream clients.
 #[derive(Debug)]
-pub(super) struct Legs {
-    pub(super) doors: Vec<DoorSocket>,
+pub(crate) struct Legs {
+    pub(crate) doors: Vec<DoorSocket>,
     /// Handles on other workers' doors, to send by.
     elsewhere: Vec<UdpPort>,
     streams: HashMap<FiveTuple, Stream>,
     /// Clients whose tasks are to be handed what was gathered for them.
     unsent: Vec<FiveTuple>,
-    pub(super) tcp: TcpLegs,
-    pub(super) dtls: Dtls,
-    pub(super) neighbours: Neighbours,
+    pub(crate) tcp: TcpLegs,
+    pub(crate) dtls: Dtls,
+    pub(crate) neighbours: Neighbours,
     dropped: Arc<AtomicU64>,
 }
 
 const ZEROS: [u8; 3] = [0; 3];
 
 impl Legs {
-    pub(super) fn new(ways: Ways, dropped: Arc<AtomicU64>) -> Self {
+    pub(crate) fn new(ways: Ways, dropped: Arc<AtomicU64>) -> Self {
         let Ways { doors, elsewhere, dtls, tcp, neighbours } = ways;
         let (streams, unsent) = (HashMap::new(), Vec::new());
         Self { doors, elsewhere, streams, unsent, tcp, dtls, neighbours, dropped }
     }
 
     /// Takes over the socket of a client by TCP; says whether an older stream had the same addresses.
-    pub(super) fn adopt(&mut self, now: Instant, arrival: Arrival) -> bool {
+    pub(crate) fn adopt(&mut self, now: Instant, arrival: Arrival) -> bool {
         let client = arrival.client;
         match self.tcp.adopt(now, arrival) {
             Ok(slot) => self.enter(now, client, Stream::Own(slot)),
@@ -98,7 +98,7 @@ impl Legs {
     }
 
     /// Takes in a client whose stream a task carries; says whether an older stream had the same addresses.
-    pub(super) fn open(&mut self, now: Instant, client: FiveTuple, leg: StreamLeg) -> bool {
+    pub(crate) fn open(&mut self, now: Instant, client: FiveTuple, leg: StreamLeg) -> bool {
         self.enter(now, client, Stream::Task { leg, out: BytesMut::new(), frames: 0 })
     }
 
@@ -111,27 +111,27 @@ impl Legs {
     }
 
     /// Forgets a client whose task has ended; `false` when it was another one's.
-    pub(super) fn forget_task(&mut self, client: FiveTuple, link: u64) -> bool {
+    pub(crate) fn forget_task(&mut self, client: FiveTuple, link: u64) -> bool {
         let its_own = |stream: &Stream| matches!(stream, Stream::Task { leg, .. } if leg.link == link);
         self.streams.get(&client).is_some_and(its_own) && self.streams.remove(&client).is_some()
     }
 
     /// Closes a socket of the worker's own; `false` when its client has another stream by now.
-    pub(super) fn close(&mut self, now: Instant, slot: usize, client: FiveTuple) -> bool {
+    pub(crate) fn close(&mut self, now: Instant, slot: usize, client: FiveTuple) -> bool {
         self.tcp.close(now, slot);
         let its_own = |stream: &Stream| matches!(stream, Stream::Own(of) if *of == slot);
         self.streams.get(&client).is_some_and(its_own) && self.streams.remove(&client).is_some()
     }
 
     /// Ends a client by TCP that has shown no credentials, unless another one has its addresses by now.
-    pub(super) fn evict(&mut self, client: FiveTuple, number: u64) {
+    pub(crate) fn evict(&mut self, client: FiveTuple, number: u64) {
         if let Some(Stream::Own(slot)) = self.streams.get(&client) {
             self.tcp.evict(*slot, number);
         }
     }
 
     /// Sends stream clients what was gathered for them in this pass.
-    pub(super) fn flush(&mut self, now: Instant) {
+    pub(crate) fn flush(&mut self, now: Instant) {
         self.tcp.flush(now);
         while let Some(client) = self.unsent.pop() {
             let lost = self.streams.get_mut(&client).map_or(0, Stream::hand_over);
@@ -140,7 +140,7 @@ impl Legs {
     }
 
     /// Sends relayed data to a client whom a stream reaches, without putting it together first; `false` when it is none.
-    pub(super) fn relay_to_stream(&mut self, forward: &ToClient<'_>) -> bool {
+    pub(crate) fn relay_to_stream(&mut self, forward: &ToClient<'_>) -> bool {
         let ToClient { client, header, payload, padding, .. } = forward;
         let by_stream = client.transport.is_stream();
         if by_stream {
@@ -184,12 +184,12 @@ impl Legs {
     }
 
     /// Sends `bytes`, one whole frame, to `client`.
-    pub(super) fn send(&mut self, client: FiveTuple, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, client: FiveTuple, bytes: &[u8]) {
         self.send_marked(client, Marks::default(), bytes);
     }
 
     /// The same for relayed data, whose IP header passes something on where the client is reached by datagrams.
-    pub(super) fn send_marked(&mut self, client: FiveTuple, marks: Marks, bytes: &[u8]) {
+    pub(crate) fn send_marked(&mut self, client: FiveTuple, marks: Marks, bytes: &[u8]) {
         match client.transport {
             Transport::Udp if self.neighbours.is_current(client) => self.send_by_neighbour(client, bytes),
             Transport::Udp => self.send_datagram(client, marks, bytes),
@@ -204,7 +204,7 @@ impl Legs {
     }
 
     /// Notes that a client has shown good credentials: where it is connected, it may stay silent for longer.
-    pub(super) fn prove(&mut self, client: FiveTuple) {
+    pub(crate) fn prove(&mut self, client: FiveTuple) {
         match client.transport {
             Transport::Udp => {}
             Transport::Dtls => self.dtls.prove(client),
@@ -220,7 +220,7 @@ impl Legs {
     }
 
     /// Sends one datagram as it is.
-    pub(super) fn send_datagram(&self, client: FiveTuple, marks: Marks, bytes: &[u8]) {
+    pub(crate) fn send_datagram(&self, client: FiveTuple, marks: Marks, bytes: &[u8]) {
         let Some((door, route)) = self.route_to(client, marks) else { return };
         if let Some(port) = self.port(door) {
             self.note_sent(port.send(&route, bytes), client.client);
@@ -228,7 +228,7 @@ impl Legs {
     }
 
     /// Returns the number of the socket and the route by which a client of datagrams is reached.
-    pub(super) fn route_to(&self, client: FiveTuple, marks: Marks) -> Option<(usize, Route)> {
+    pub(crate) fn route_to(&self, client: FiveTuple, marks: Marks) -> Option<(usize, Route)> {
         let here = client.server;
         let (door, port) = self.door_to(here)?;
         let source = port.local_addr().ip().is_unspecified().then_some(here.ip());
@@ -237,7 +237,7 @@ impl Legs {
     }
 
     /// Returns the socket of that number: the worker's own, then the others' that it may send by.
-    pub(super) fn port(&self, door: usize) -> Option<&UdpPort> {
+    pub(crate) fn port(&self, door: usize) -> Option<&UdpPort> {
         match self.doors.get(door) {
             Some(door) => Some(&door.port),
             None => self.elsewhere.get(door - self.doors.len()),
@@ -245,7 +245,7 @@ impl Legs {
     }
 
     /// Hands a peer's stream to the client's connection that is to be joined with it; both end if either is gone.
-    pub(super) fn join(&mut self, client: FiveTuple, joint: Option<Box<Joint>>) {
+    pub(crate) fn join(&mut self, client: FiveTuple, joint: Option<Box<Joint>>) {
         let mut stream = self.streams.get_mut(&client);
         let lost = stream.as_mut().map_or(0, |stream| stream.hand_over());
         self.dropped.fetch_add(lost, Ordering::Relaxed);
@@ -269,27 +269,27 @@ impl Legs {
     }
 
     /// Counts a datagram that the system did not take: one unreachable peer harms no other (no route, closed port, full buffer).
-    pub(super) fn note_sent(&self, sent: io::Result<()>, to: SocketAddr) {
+    pub(crate) fn note_sent(&self, sent: io::Result<()>, to: SocketAddr) {
         if let Err(error) = sent {
             self.note_lost(to, &error);
         }
     }
 
     /// The same for one that is known to be lost.
-    pub(super) fn note_lost(&self, to: SocketAddr, error: &io::Error) {
+    pub(crate) fn note_lost(&self, to: SocketAddr, error: &io::Error) {
         self.note_dropped();
         tracing::trace!(to = %Pii(to), %error, "not sent");
     }
 
     /// Counts dropped frames.
-    pub(super) fn note_lost_frames(&self, count: usize) {
+    pub(crate) fn note_lost_frames(&self, count: usize) {
         if count > 0 {
             self.dropped.fetch_add(count as u64, Ordering::Relaxed);
         }
     }
 
     /// Counts one dropped frame.
-    pub(super) fn note_dropped(&self) {
+    pub(crate) fn note_dropped(&self) {
         self.dropped.fetch_add(1, Ordering::Relaxed);
     }
 }

@@ -1,10 +1,10 @@
 //! Clients by plain TCP: their sockets belong to the worker, which reads and writes them in its own loop. No task, no queue and no
 //! allocation stand between a frame and the relay.
 
-use super::stream::{
+use super::peer_connections::Joint;
+use super::stream_limits::{
     IDLE_TIME, MESSAGE_TIME, STRANGER_MESSAGE, STRANGER_ROOM, STRANGER_TIME, STRANGER_WAITING, WRITE_TIME,
 };
-use super::tcp_relay::Joint;
 use crate::clock::Deadlines;
 use crate::limits::Limit;
 use crate::net::connections::Place;
@@ -24,9 +24,9 @@ use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 /// Most bytes read from one client at a time. A frame, and so what is kept of one that is not whole, has at most 64 KiB.
-pub(super) const READ_ROOM: usize = 64 * 1024;
+pub(crate) const READ_ROOM: usize = 64 * 1024;
 /// Bytes that wait for one client to read them; beyond it frames are dropped, as a network would.
-pub(super) const MAX_WAITING: usize = 256 * 1024;
+pub(crate) const MAX_WAITING: usize = 256 * 1024;
 /// Room that an idle client may keep once it has shown credentials.
 const KEPT_ROOM: usize = 8 * 1024;
 /// Bytes of a stranger's that are not counted.
@@ -36,12 +36,12 @@ const TOKENS: usize = 1 << (usize::BITS - 2);
 
 /// A socket on its way to its worker.
 #[derive(Debug)]
-pub(super) struct Arrival {
-    pub(super) client: FiveTuple,
-    pub(super) socket: std::net::TcpStream,
+pub(crate) struct Arrival {
+    pub(crate) client: FiveTuple,
+    pub(crate) socket: std::net::TcpStream,
     /// What was read from it already.
-    pub(super) early: BytesMut,
-    pub(super) place: Place,
+    pub(crate) early: BytesMut,
+    pub(crate) place: Place,
 }
 
 /// One client's socket.
@@ -74,17 +74,17 @@ struct TcpLeg {
 
 /// What a read has brought.
 #[derive(Debug)]
-pub(super) struct Reading {
-    pub(super) client: FiveTuple,
+pub(crate) struct Reading {
+    pub(crate) client: FiveTuple,
     /// Where the bytes lie in the intake, those of a begun frame first.
-    pub(super) bytes: Range<usize>,
+    pub(crate) bytes: Range<usize>,
     /// Whether nothing more is to be expected.
-    pub(super) ended: bool,
+    pub(crate) ended: bool,
 }
 
 /// The clients by plain TCP of one worker.
 #[derive(Debug)]
-pub(super) struct TcpLegs {
+pub(crate) struct TcpLegs {
     registry: Registry,
     runtime: Handle,
     legs: Slab<TcpLeg>,
@@ -98,12 +98,12 @@ pub(super) struct TcpLegs {
 }
 
 /// Returns which client's socket a token is of.
-pub(super) fn slot(token: Token) -> Option<usize> {
+pub(crate) fn slot(token: Token) -> Option<usize> {
     (TOKENS..2 * TOKENS).contains(&token.0).then(|| token.0 - TOKENS)
 }
 
 impl TcpLegs {
-    pub(super) fn new(registry: Registry, runtime: Handle) -> Self {
+    pub(crate) fn new(registry: Registry, runtime: Handle) -> Self {
         Self {
             registry,
             runtime,
@@ -117,7 +117,7 @@ impl TcpLegs {
     }
 
     /// Takes over a socket; returns its slot.
-    pub(super) fn adopt(&mut self, now: Instant, arrival: Arrival) -> io::Result<usize> {
+    pub(crate) fn adopt(&mut self, now: Instant, arrival: Arrival) -> io::Result<usize> {
         let Arrival { client, socket, early, place } = arrival;
         let entry = self.legs.vacant_entry();
         let slot = entry.key();
@@ -147,7 +147,7 @@ impl TcpLegs {
     }
 
     /// Notes what the system reports of a socket.
-    pub(super) fn note(&mut self, slot: usize, event: &Event) {
+    pub(crate) fn note(&mut self, slot: usize, event: &Event) {
         let Some(leg) = self.legs.get_mut(slot) else { return };
         leg.ends |= event.is_read_closed() || event.is_error();
         if (event.is_readable() || leg.ends) && !leg.to_read {
@@ -161,13 +161,13 @@ impl TcpLegs {
     }
 
     /// Says whether a socket waits to be read.
-    pub(super) fn has_news(&self) -> bool {
+    pub(crate) fn has_news(&self) -> bool {
         !self.to_read.is_empty()
     }
 
     /// Reads from the next socket that has something, into the intake from `start` on, where [`READ_ROOM`] bytes and as many of a
     /// begun frame must fit.
-    pub(super) fn read(
+    pub(crate) fn read(
         &mut self,
         now: Instant,
         intake: &mut Intake,
@@ -214,7 +214,7 @@ impl TcpLegs {
 
     /// Keeps the beginning of a frame, or what is meant for a peer; `is_new` says that whole frames came before it. `false` when a
     /// stranger would have to be kept more of than is kept of strangers.
-    pub(super) fn keep(&mut self, now: Instant, slot: usize, rest: &[u8], is_new: bool) -> bool {
+    pub(crate) fn keep(&mut self, now: Instant, slot: usize, rest: &[u8], is_new: bool) -> bool {
         let Some(leg) = self.legs.get_mut(slot) else { return true };
         leg.begun.reserve_exact(rest.len());
         leg.begun.extend_from_slice(rest);
@@ -232,19 +232,19 @@ impl TcpLegs {
     }
 
     /// Ends a client that has shown no credentials.
-    pub(super) fn evict(&mut self, slot: usize, number: u64) {
+    pub(crate) fn evict(&mut self, slot: usize, number: u64) {
         if self.legs.get(slot).is_some_and(|leg| !leg.proven && leg.place.number() == number) {
             self.ended.push(slot);
         }
     }
 
     /// Says whether frames from a socket are to be heard still.
-    pub(super) fn listens(&self, slot: usize, client: FiveTuple) -> bool {
+    pub(crate) fn listens(&self, slot: usize, client: FiveTuple) -> bool {
         self.legs.get(slot).is_some_and(|leg| leg.client == client && leg.joint.is_none())
     }
 
     /// Queues a frame for a client; `false` when it reads too slowly and the frame is lost.
-    pub(super) fn send(&mut self, slot: usize, parts: [&[u8]; 3]) -> bool {
+    pub(crate) fn send(&mut self, slot: usize, parts: [&[u8]; 3]) -> bool {
         let Some(leg) = self.legs.get_mut(slot) else { return false };
         let length: usize = parts.iter().map(|part| part.len()).sum();
         if leg.joint.is_some() {
@@ -271,7 +271,7 @@ impl TcpLegs {
     }
 
     /// Notes that a client has shown good credentials.
-    pub(super) fn prove(&mut self, slot: usize) {
+    pub(crate) fn prove(&mut self, slot: usize) {
         let Some(leg) = self.legs.get_mut(slot) else { return };
         if !leg.proven && leg.to_read {
             // It may have been passed over while it took nothing.
@@ -281,7 +281,7 @@ impl TcpLegs {
     }
 
     /// Hands a client's socket to a peer's connection at the end of the pass.
-    pub(super) fn join(&mut self, slot: usize, joint: Box<Joint>) -> bool {
+    pub(crate) fn join(&mut self, slot: usize, joint: Box<Joint>) -> bool {
         let Some(leg) = self.legs.get_mut(slot) else { return false };
         leg.joint = Some(joint);
         leg.prove();
@@ -293,7 +293,7 @@ impl TcpLegs {
     }
 
     /// Writes what waits for clients that can take it. Due at the end of every pass.
-    pub(super) fn flush(&mut self, now: Instant) {
+    pub(crate) fn flush(&mut self, now: Instant) {
         while let Some(slot) = self.to_write.pop() {
             let Some(leg) = self.legs.get_mut(slot) else { continue };
             leg.to_write = false;
@@ -309,12 +309,12 @@ impl TcpLegs {
     }
 
     /// Returns when [`TcpLegs::handle_timeout`] is due.
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         self.deadlines.next()
     }
 
     /// Gives up clients that were silent, or took nothing, for too long.
-    pub(super) fn handle_timeout(&mut self, now: Instant) {
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
         while let Some(slot) = self.deadlines.pop_due(now) {
             let Some(leg) = self.legs.get(slot) else { continue };
             let given_up = leg.given_up();
@@ -328,7 +328,7 @@ impl TcpLegs {
     }
 
     /// Takes the next client whose stream has ended by itself, or goes on without the worker.
-    pub(super) fn take_ended(&mut self) -> Option<(usize, FiveTuple)> {
+    pub(crate) fn take_ended(&mut self) -> Option<(usize, FiveTuple)> {
         loop {
             let slot = self.ended.pop()?;
             if let Some(leg) = self.legs.get(slot) {
@@ -338,7 +338,7 @@ impl TcpLegs {
     }
 
     /// Lets go of a socket: it is closed behind what can be written at once, or joined.
-    pub(super) fn close(&mut self, now: Instant, slot: usize) {
+    pub(crate) fn close(&mut self, now: Instant, slot: usize) {
         let Some(mut leg) = self.legs.try_remove(slot) else { return };
         self.deadlines.clear(slot);
         // Without it the system would go on reporting a socket that lives on.
@@ -422,5 +422,5 @@ impl TcpLeg {
 }
 
 #[cfg(test)]
-#[path = "tcp_leg_tests.rs"]
+#[path = "tcp_client_tests.rs"]
 mod tests;

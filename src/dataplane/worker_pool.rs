@@ -1,25 +1,17 @@
 //! The worker threads and what they share.
 
-use super::auth_hook::Lookups;
 use super::dtls::{Dtls, Identity};
 use super::inbox::Inbox;
-use super::neighbours::Inboxes;
-use super::tcp_relay::PeerStreams;
+use super::lookups::Lookups;
+use super::moved_clients::Inboxes;
+use super::peer_connections::PeerStreams;
 use super::worker::{DoorSocket, Parts, Worker};
-use super::{Config, Facts, ServerError};
-use crate::net::addresses::Addresses;
 use crate::net::gate::{Gate, GateConfig};
 use crate::net::time;
 use crate::net::udp::UdpPort;
 use crate::signaling::Handle;
 use crate::stun_server::{Discovery, SecretKeys, SharedSecrets};
-use crate::turn_server::alternate::Alternates;
-use crate::turn_server::auth::Authority;
 use crate::turn_server::machine::{Relay, Shared};
-use crate::turn_server::mobility::Tickets;
-use crate::turn_server::policy::{PeerPolicy, PolicyConfig};
-use crate::turn_server::ports::RelayPorts;
-use crate::turn_server::quota::Quota;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use std::hash::RandomState;
@@ -31,29 +23,38 @@ use std::thread::JoinHandle;
 use tokio::sync::mpsc;
 
 /// The sockets of one worker: its own, and handles on others' to send by.
-pub(super) type Place = (Vec<DoorSocket>, Vec<UdpPort>);
+pub(crate) type Place = (Vec<DoorSocket>, Vec<UdpPort>);
 
 /// Running threads, and the ways to reach them.
-type Crew = (Vec<JoinHandle<()>>, Arc<[Inbox]>);
+pub(crate) type Crew = (Vec<JoinHandle<()>>, Arc<[Inbox]>);
+
+/// A worker thread that has ended before it was to.
+#[derive(Debug)]
+pub(crate) struct WorkerFailed {
+    /// Which one.
+    pub(crate) index: usize,
+    /// Why.
+    pub(crate) reason: String,
+}
 
 /// What every worker gets a copy or a share of.
-pub(super) struct Staff {
-    pub(super) shared: Shared,
-    pub(super) identity: Identity,
-    pub(super) discovery: Discovery,
-    pub(super) secret_keys: Arc<SecretKeys>,
-    pub(super) strangers: GateConfig,
-    pub(super) signaling: Handle,
-    pub(super) lookups: Lookups,
+pub(crate) struct Staff {
+    pub(crate) shared: Shared,
+    pub(crate) identity: Identity,
+    pub(crate) discovery: Discovery,
+    pub(crate) secret_keys: Arc<SecretKeys>,
+    pub(crate) strangers: GateConfig,
+    pub(crate) signaling: Handle,
+    pub(crate) lookups: Lookups,
 }
 
 impl Staff {
     /// Starts one worker thread a place.
-    pub(super) fn hire(
+    pub(crate) fn hire(
         self,
         places: Vec<Place>,
         seeds: &mut ChaCha20Rng,
-        failed: &mpsc::UnboundedSender<ServerError>,
+        failed: &mpsc::UnboundedSender<WorkerFailed>,
     ) -> io::Result<Crew> {
         let dropped = Arc::new(AtomicU64::new(0));
         let (all_inboxes, peer_streams) = (Inboxes::default(), PeerStreams::default());
@@ -91,12 +92,12 @@ impl Staff {
 fn spawn(
     index: usize,
     worker: Worker,
-    failed: mpsc::UnboundedSender<ServerError>,
+    failed: mpsc::UnboundedSender<WorkerFailed>,
 ) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(format!("ginnel-{index}")).spawn(move || {
         if let Err(reason) = last_words(|| worker.run()) {
             // The receiver is gone only when the server is.
-            let _ = failed.send(ServerError::Worker { index, reason });
+            let _ = failed.send(WorkerFailed { index, reason });
         }
     })
 }
@@ -110,39 +111,6 @@ fn last_words(run: impl FnOnce() -> io::Result<()>) -> Result<(), String> {
             let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
             Err(format!("panicked: {}", said.unwrap_or("without a word")))
         }
-    }
-}
-
-/// Makes what all workers' relays share.
-pub(super) fn shared(
-    config: &Config,
-    own: &Addresses,
-    facts: &Facts,
-    (authority, tickets): (Arc<Authority>, Tickets),
-) -> Shared {
-    let turn = &config.turn;
-    let ports = Arc::new(RelayPorts::new(&facts.relay, turn.relay_ports.clone()));
-    let second = config.nat_discovery.iter().map(|home| &home.public);
-    let policy = PolicyConfig {
-        allow_peers: turn.allow_peers.clone(),
-        deny_peers: turn.deny_peers.clone(),
-        own_addresses: config.public.iter().chain(second).copied().filter(|ip| !ip.is_loopback()).collect(),
-        interfaces: Arc::clone(own),
-        own_ports: facts.ports(),
-    };
-    Shared {
-        authority,
-        alternates: Arc::new(Alternates::new(turn.alternate_server.clone(), turn.alternate_domain.clone())),
-        policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
-        ports,
-        reservations: Arc::default(),
-        quota: Arc::new(Quota::new(turn.allocations_per_user, turn.max_allocations)),
-        addresses: facts.relay.as_slice().into(),
-        connections: Arc::default(),
-        tickets: Arc::new(tickets),
-        worker: 0,
-        limits: turn.limits,
-        features: turn.features,
     }
 }
 

@@ -1,7 +1,8 @@
 //! Opening the ports: TCP first, because a second server on the same port fails there, where UDP would share it in silence.
 
-use super::worker::DoorSocket;
 use super::{Config, ServerError};
+use crate::dataplane::worker::DoorSocket;
+use crate::dataplane::worker_pool::Place;
 use crate::net::udp::{Role, UdpPort};
 use crate::signaling::{Door, Sockets};
 use crate::stun_server::Discovery;
@@ -64,9 +65,12 @@ impl Doors {
         Ok(Self { port, aux_port, listen, tcp, tls_port, tls, per_worker })
     }
 
-    /// Clones the second port's sockets for a worker that does not own them.
-    pub(super) fn elsewhere(&self, worker: usize) -> io::Result<Vec<UdpPort>> {
-        if worker == 0 { Ok(Vec::new()) } else { Ok(self.sockets()?.aux) }
+    /// Takes each worker's sockets, with clones of the second port's for those that do not own them.
+    pub(super) fn take_places(&mut self) -> io::Result<Vec<Place>> {
+        let aux: Vec<_> =
+            (1..self.per_worker.len()).map(|_| Ok(self.sockets()?.aux)).collect::<io::Result<_>>()?;
+        let elsewhere = std::iter::once(Vec::new()).chain(aux);
+        Ok(std::mem::take(&mut self.per_worker).into_iter().zip(elsewhere).collect())
     }
 
     /// Makes what says which door an answer leaves by.

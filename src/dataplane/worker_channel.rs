@@ -3,8 +3,8 @@
 //! A parcel is one arena of payloads and the list of what is in it. It is filled during one pass of its worker, waits in the
 //! other one's bounded queue, and comes back empty; no packet costs an allocation.
 
-use super::doorbell::Doorbell;
-use super::neighbours::Inboxes;
+use super::moved_clients::Inboxes;
+use super::waker::Doorbell;
 use crate::limits::Limit;
 use crate::turn_server::machine::{InternalPacket, InternalRoute, Marks};
 use crossbeam_queue::ArrayQueue;
@@ -20,21 +20,21 @@ const BYTES: usize = 64 * 1024;
 
 /// One packet of a parcel.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Packet {
-    pub(super) route: InternalRoute,
-    pub(super) marks: Marks,
+pub(crate) struct Packet {
+    pub(crate) route: InternalRoute,
+    pub(crate) marks: Marks,
     /// Where its payload lies in the parcel.
-    pub(super) start: usize,
-    pub(super) len: usize,
+    pub(crate) start: usize,
+    pub(crate) len: usize,
 }
 
 /// Packets from one worker to another.
 #[derive(Debug)]
-pub(super) struct Parcel {
+pub(crate) struct Parcel {
     /// The worker it comes from, and goes back to.
     sender: u16,
-    pub(super) bytes: Vec<u8>,
-    pub(super) packets: Vec<Packet>,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) packets: Vec<Packet>,
 }
 
 impl Parcel {
@@ -58,26 +58,26 @@ impl Parcel {
 
 /// A worker's own two queues of parcels.
 #[derive(Debug)]
-pub(super) struct Mailbox {
+pub(crate) struct Mailbox {
     arrived: ArrayQueue<Parcel>,
     returned: ArrayQueue<Parcel>,
     bell: Arc<Doorbell>,
 }
 
 impl Mailbox {
-    pub(super) fn new(bell: Arc<Doorbell>) -> Self {
+    pub(crate) fn new(bell: Arc<Doorbell>) -> Self {
         Self { arrived: ArrayQueue::new(WAITING), returned: ArrayQueue::new(PARCELS), bell }
     }
 
     /// Says whether no parcel waits.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.arrived.is_empty()
     }
 }
 
 /// One worker's end of the ways to all others.
 #[derive(Debug)]
-pub(super) struct Crossing {
+pub(crate) struct Crossing {
     inboxes: Inboxes,
     own: u16,
     mailbox: Arc<Mailbox>,
@@ -91,22 +91,22 @@ pub(super) struct Crossing {
 }
 
 impl Crossing {
-    pub(super) fn new(own: u16, mailbox: Arc<Mailbox>, inboxes: Inboxes) -> Self {
+    pub(crate) fn new(own: u16, mailbox: Arc<Mailbox>, inboxes: Inboxes) -> Self {
         Self { inboxes, own, mailbox, filling: Vec::new(), made: 0, spare: Vec::new(), sent: 0 }
     }
 
     /// Returns how many packets were handed over so far.
-    pub(super) fn sent(&self) -> u64 {
+    pub(crate) fn sent(&self) -> u64 {
         self.sent
     }
 
     /// Says whether no parcel waits to be taken.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.mailbox.is_empty()
     }
 
     /// Packs one packet; returns how many were lost because the other worker does not keep up.
-    pub(super) fn pack(&mut self, packet: &InternalPacket<'_>) -> usize {
+    pub(crate) fn pack(&mut self, packet: &InternalPacket<'_>) -> usize {
         let worker = usize::from(packet.worker);
         if self.filling.len() <= worker {
             self.filling.resize_with(worker + 1, || None);
@@ -123,17 +123,17 @@ impl Crossing {
     }
 
     /// Hands over what was packed; returns how many packets were lost. Due at the end of every pass.
-    pub(super) fn flush(&mut self) -> usize {
+    pub(crate) fn flush(&mut self) -> usize {
         (0..self.filling.len()).map(|worker| self.send(worker)).sum()
     }
 
     /// Takes the next parcel that has arrived.
-    pub(super) fn take(&self) -> Option<Parcel> {
+    pub(crate) fn take(&self) -> Option<Parcel> {
         self.mailbox.arrived.pop()
     }
 
     /// Gives a parcel back to its sender.
-    pub(super) fn give_back(&self, parcel: Parcel) {
+    pub(crate) fn give_back(&self, parcel: Parcel) {
         if let Some(inbox) = self.inboxes.get().and_then(|all| all.get(usize::from(parcel.sender))) {
             // There is room for all that the sender has ever made.
             let _ = inbox.mailbox().returned.push(parcel.emptied());

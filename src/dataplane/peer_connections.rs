@@ -30,7 +30,7 @@ const CLOSE_TIME: Duration = Duration::from_secs(30);
 
 /// The peer connections of all workers; a client's second connection may belong to another worker than its first.
 #[derive(Debug, Clone, Default)]
-pub(super) struct PeerStreams(Arc<Mutex<HashMap<ConnectionId, Held>>>);
+pub(crate) struct PeerStreams(Arc<Mutex<HashMap<ConnectionId, Held>>>);
 
 #[derive(Debug)]
 enum Held {
@@ -41,9 +41,9 @@ enum Held {
 
 /// A peer's stream on its way to the client's connection.
 #[derive(Debug)]
-pub(super) struct Joint {
+pub(crate) struct Joint {
     /// The answer that the client gets before the first byte.
-    pub(super) reply: Vec<u8>,
+    pub(crate) reply: Vec<u8>,
     stream: TcpStream,
     ended: Arc<Notify>,
     pace: Pace,
@@ -68,7 +68,7 @@ impl Drop for Closing {
 
 /// One worker's part.
 #[derive(Debug)]
-pub(super) struct TcpRelay {
+pub(crate) struct TcpRelay {
     streams: PeerStreams,
     inbox: Inbox,
     runtime: Handle,
@@ -82,12 +82,12 @@ impl PeerStreams {
 }
 
 impl TcpRelay {
-    pub(super) fn new(streams: PeerStreams, inbox: Inbox, runtime: Handle) -> Self {
+    pub(crate) fn new(streams: PeerStreams, inbox: Inbox, runtime: Handle) -> Self {
         Self { streams, inbox, runtime, listeners: HashMap::new() }
     }
 
     /// Opens a relayed address for peers to connect to.
-    pub(super) fn listen(&mut self, relay: RelayId, address: SocketAddr) -> io::Result<()> {
+    pub(crate) fn listen(&mut self, relay: RelayId, address: SocketAddr) -> io::Result<()> {
         let socket = open(address)?;
         socket.listen(BACKLOG)?;
         let listener = std::net::TcpListener::from(socket);
@@ -97,7 +97,7 @@ impl TcpRelay {
     }
 
     /// Closes a relayed address; `false` when it is none of these.
-    pub(super) fn close(&mut self, relay: RelayId) -> bool {
+    pub(crate) fn close(&mut self, relay: RelayId) -> bool {
         self.listeners.remove(&relay).is_some_and(|accepting| {
             accepting.abort();
             true
@@ -105,7 +105,7 @@ impl TcpRelay {
     }
 
     /// Connects from a relayed address to a peer; [`ToWorker::Connected`] says how that went.
-    pub(super) fn connect(&self, connection: ConnectionId, from: SocketAddr, to: SocketAddr) {
+    pub(crate) fn connect(&self, connection: ConnectionId, from: SocketAddr, to: SocketAddr) {
         let (streams, inbox) = (self.streams.clone(), self.inbox.clone());
         // The table is locked until the entry is there, which the task replaces.
         let mut held = self.streams.lock();
@@ -124,12 +124,12 @@ impl TcpRelay {
     }
 
     /// Keeps a peer's stream until the client binds it.
-    pub(super) fn hold(&self, connection: ConnectionId, stream: TcpStream) {
+    pub(crate) fn hold(&self, connection: ConnectionId, stream: TcpStream) {
         self.streams.lock().insert(connection, Held::Waiting { stream, owner: self.inbox.clone() });
     }
 
     /// Takes a peer's stream to join it with a client's connection.
-    pub(super) fn join(&self, connection: ConnectionId, reply: Vec<u8>, pace: Pace) -> Option<Joint> {
+    pub(crate) fn join(&self, connection: ConnectionId, reply: Vec<u8>, pace: Pace) -> Option<Joint> {
         let mut held = self.streams.lock();
         let Some(Held::Waiting { stream, owner }) = held.remove(&connection) else { return None };
         let ended = Arc::new(Notify::new());
@@ -139,7 +139,7 @@ impl TcpRelay {
     }
 
     /// Ends a connection to a peer, and what it is joined with.
-    pub(super) fn disconnect(&self, connection: ConnectionId) {
+    pub(crate) fn disconnect(&self, connection: ConnectionId) {
         match self.streams.lock().remove(&connection) {
             Some(Held::Connecting(task)) => task.abort(),
             Some(Held::Joined(ended)) => ended.notify_one(),
@@ -150,7 +150,7 @@ impl TcpRelay {
 
 impl Joint {
     /// The same, but the client gets `queued` first.
-    pub(super) fn behind(mut self, mut queued: Vec<u8>) -> Self {
+    pub(crate) fn behind(mut self, mut queued: Vec<u8>) -> Self {
         queued.append(&mut self.reply);
         self.reply = queued;
         self
@@ -158,7 +158,7 @@ impl Joint {
 
     /// Moves bytes between the client's connection and the peer's until both have ended, or the allocation does; `early` is what the
     /// client sent behind its request.
-    pub(super) async fn run<S>(self, client: S, early: BytesMut) -> io::Result<()>
+    pub(crate) async fn run<S>(self, client: S, early: BytesMut) -> io::Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {

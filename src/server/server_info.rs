@@ -1,7 +1,7 @@
 //! What the server finds out at its start: its addresses, and what clients are told to use.
 
-use super::doors::{Doors, TLS_PORT};
 use super::gateway::GatewayFacts;
+use super::listeners::{Doors, TLS_PORT};
 use super::{Config, ServerError, TlsConfig, TurnConfig};
 use crate::net::certificate::Certificate;
 use crate::net::interfaces;

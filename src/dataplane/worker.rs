@@ -4,16 +4,16 @@
 //! something, carry out what the relay says, send what has gathered, begin again. A socket with more to give than one batch waits
 //! for its next turn, so that no peer can starve the others.
 
-use super::auth_hook::Lookups;
-use super::crossing::Crossing;
-use super::departures::{Departures, Exit, Payload};
-use super::doorbell::Doorbell;
+use super::clients::{Legs, Ways};
 use super::dtls::{self, Dtls};
 use super::inbox::{Inbox, ToWorker};
-use super::legs::{Legs, Ways};
-use super::neighbours::{Inboxes, Neighbours};
-use super::tcp_leg::{self, TcpLegs};
-use super::tcp_relay::{PeerStreams, TcpRelay};
+use super::lookups::Lookups;
+use super::moved_clients::{Inboxes, Neighbours};
+use super::peer_connections::{PeerStreams, TcpRelay};
+use super::send_queue::{Departures, Exit, Payload};
+use super::tcp_client::{self, TcpLegs};
+use super::waker::Doorbell;
+use super::worker_channel::Crossing;
 use crate::clock::Now;
 use crate::net::demux::{self, DatagramKind};
 use crate::net::gate::Gate;
@@ -45,7 +45,7 @@ const INBOX_TURN: usize = 128;
 
 /// How one turn of a socket or the inbox ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Turn {
+pub(crate) enum Turn {
     /// Nothing is left.
     Empty,
     /// There may be more.
@@ -56,45 +56,45 @@ pub(super) enum Turn {
 
 /// One listening socket of a worker.
 #[derive(Debug)]
-pub(super) struct DoorSocket {
-    pub(super) port: UdpPort,
-    pub(super) door: Door,
+pub(crate) struct DoorSocket {
+    pub(crate) port: UdpPort,
+    pub(crate) door: Door,
     /// Whether it is at the TLS and DTLS port: signalling answers from the main one and is not heard here.
-    pub(super) is_tls_port: bool,
+    pub(crate) is_tls_port: bool,
 }
 
 /// What a worker begins with.
 #[derive(Debug)]
-pub(super) struct Parts {
-    pub(super) doors: Vec<DoorSocket>,
+pub(crate) struct Parts {
+    pub(crate) doors: Vec<DoorSocket>,
     /// Handles on other workers' doors, for answers that leave by another port than the question came by.
-    pub(super) elsewhere: Vec<UdpPort>,
-    pub(super) discovery: Discovery,
-    pub(super) secrets: SharedSecrets,
-    pub(super) gate: Gate,
-    pub(super) relay: Relay,
-    pub(super) dtls: Dtls,
-    pub(super) signaling: Handle,
-    pub(super) lookups: Lookups,
-    pub(super) number: u16,
-    pub(super) inboxes: Inboxes,
-    pub(super) peer_streams: PeerStreams,
-    pub(super) dropped: Arc<AtomicU64>,
+    pub(crate) elsewhere: Vec<UdpPort>,
+    pub(crate) discovery: Discovery,
+    pub(crate) secrets: SharedSecrets,
+    pub(crate) gate: Gate,
+    pub(crate) relay: Relay,
+    pub(crate) dtls: Dtls,
+    pub(crate) signaling: Handle,
+    pub(crate) lookups: Lookups,
+    pub(crate) number: u16,
+    pub(crate) inboxes: Inboxes,
+    pub(crate) peer_streams: PeerStreams,
+    pub(crate) dropped: Arc<AtomicU64>,
 }
 
 /// One worker thread's belongings.
 #[derive(Debug)]
-pub(super) struct Worker {
+pub(crate) struct Worker {
     poll: Poll,
     inbox: mpsc::Receiver<ToWorker>,
     bell: Arc<Doorbell>,
-    pub(super) legs: Legs,
-    pub(super) crossing: Crossing,
-    pub(super) relay: Relay,
+    pub(crate) legs: Legs,
+    pub(crate) crossing: Crossing,
+    pub(crate) relay: Relay,
     /// The relay ports' sockets, by their number.
     relay_sockets: Vec<Option<UdpPort>>,
-    pub(super) discovery: Discovery,
-    pub(super) secrets: SharedSecrets,
+    pub(crate) discovery: Discovery,
+    pub(crate) secrets: SharedSecrets,
     gate: Gate,
     signaling: Handle,
     lookups: Lookups,
@@ -102,7 +102,7 @@ pub(super) struct Worker {
     ready: Ready,
     departures: Departures,
     /// Room for an answer.
-    pub(super) answer: Vec<u8>,
+    pub(crate) answer: Vec<u8>,
     scratch: Vec<u8>,
 }
 
@@ -139,7 +139,7 @@ impl Ready {
 
 impl Worker {
     /// Registers the doors; returns the worker and the way to reach it.
-    pub(super) fn new(parts: Parts) -> io::Result<(Self, Inbox)> {
+    pub(crate) fn new(parts: Parts) -> io::Result<(Self, Inbox)> {
         let poll = Poll::new()?;
         for (index, door) in parts.doors.iter().enumerate() {
             watch(&poll, &door.port, Token(index))?;
@@ -176,7 +176,7 @@ impl Worker {
     }
 
     /// Runs until the inbox says stop.
-    pub(super) fn run(mut self) -> io::Result<()> {
+    pub(crate) fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(256);
         let mut intake = Intake::default();
         loop {
@@ -193,7 +193,7 @@ impl Worker {
             self.bell.awake();
             let now = time::now();
             for event in &events {
-                match tcp_leg::slot(event.token()) {
+                match tcp_client::slot(event.token()) {
                     Some(slot) => self.legs.tcp.note(slot, event),
                     None => self.ready.push(event.token()),
                 }
@@ -401,11 +401,11 @@ impl Worker {
     }
 
     /// Hears a frame that came by no socket of this worker, or out of DTLS.
-    pub(super) fn hear_frame(&mut self, now: Now, client: FiveTuple, bytes: &[u8], intake: &Intake) {
+    pub(crate) fn hear_frame(&mut self, now: Now, client: FiveTuple, bytes: &[u8], intake: &Intake) {
         self.hear_client(now, client, Marks::default(), bytes, intake);
     }
 
-    pub(super) fn hear_client(
+    pub(crate) fn hear_client(
         &mut self,
         now: Now,
         client: FiveTuple,
@@ -432,7 +432,7 @@ impl Worker {
     }
 
     /// Sends what nobody has proven to have asked for, if the gate lets it out.
-    pub(super) fn answer_stranger(&mut self, now: Now, client: FiveTuple, question: usize, answer: &[u8]) {
+    pub(crate) fn answer_stranger(&mut self, now: Now, client: FiveTuple, question: usize, answer: &[u8]) {
         let oversized = self.gate.held().over_size;
         if self.gate.admits(now, client.client.ip(), question, answer.len()) {
             match self.legs.route_to(client, Marks::default()) {
@@ -465,7 +465,7 @@ impl Worker {
         self.departures.push(Exit::Relay(forward.relay), route, &[], payload(forward.payload, intake), 0);
     }
 
-    pub(super) fn pass_to_client(&mut self, forward: &ToClient<'_>, intake: &Intake) {
+    pub(crate) fn pass_to_client(&mut self, forward: &ToClient<'_>, intake: &Intake) {
         if self.legs.relay_to_stream(forward) {
             return;
         }
@@ -487,14 +487,14 @@ impl Worker {
     }
 
     /// Sends what has gathered, and makes room for more.
-    pub(super) fn depart_and_clear(&mut self, intake: &mut Intake) {
+    pub(crate) fn depart_and_clear(&mut self, intake: &mut Intake) {
         self.departures.put_heads_before_bodies(intake);
         self.depart(intake);
         intake.clear();
     }
 
     /// Sends what has gathered.
-    pub(super) fn depart(&mut self, intake: &Intake) {
+    pub(crate) fn depart(&mut self, intake: &Intake) {
         if self.departures.is_empty() {
             return;
         }
@@ -507,7 +507,7 @@ impl Worker {
     }
 
     /// Does what the relay and the DTLS sessions say; `heard` is the length of the datagram that made them say so.
-    pub(super) fn carry_out(&mut self, now: Now, heard: usize, intake: &Intake) {
+    pub(crate) fn carry_out(&mut self, now: Now, heard: usize, intake: &Intake) {
         loop {
             if self.relay.has_output() {
                 // What is said now may close sockets that the datagrams before are to leave by.

@@ -1,8 +1,8 @@
 //! TURN over WebSocket: `GET /turn`; one binary message is one frame (`docs/wire/turn-websocket.md`).
 
-use super::frames;
-use super::inbox::{Inbox, Link, Replies, ToStream};
-use super::stream::{CLOSE_TIME, MESSAGE_TIME, STRANGER_MESSAGE, evicted};
+use crate::dataplane::frames;
+use crate::dataplane::inbox::{Inbox, Link, Replies, ToStream};
+use crate::dataplane::stream_limits::{CLOSE_TIME, MESSAGE_TIME, STRANGER_MESSAGE, evicted};
 use crate::net::connections::Place;
 use crate::net::upgrade;
 use crate::net::websocket::{self, Fault, Frame, Kind, Reader};

@@ -46,7 +46,7 @@ const HANDSHAKE_FAILURE: [u8; 15] = [21, 0xFE, 0xFD, 0, 0, 0, 0, 0, 0, 0, 0, 0, 
 
 /// What the worker is to do.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Output {
+pub(crate) enum Output {
     /// Send a datagram as it is.
     Datagram { client: FiveTuple, bytes: Vec<u8> },
     /// The same for a client whose address may be forged.
@@ -62,14 +62,14 @@ type Ends = (SocketAddr, SocketAddr);
 
 /// What sessions are made with.
 #[derive(Debug, Clone)]
-pub(super) struct Identity {
+pub(crate) struct Identity {
     config: Arc<dimpl::Config>,
     certificate: DtlsCertificate,
 }
 
 /// One worker's sessions.
 #[derive(Debug)]
-pub(super) struct Dtls {
+pub(crate) struct Dtls {
     identity: Identity,
     cookies: Cookies,
     sessions: HashMap<Ends, Session>,
@@ -160,7 +160,7 @@ impl Identity {
     ///
     /// # Errors
     /// [`CertificateError`] when the self-signed one cannot be had.
-    pub(super) fn new(certificate: &Certificate, folder: &Path) -> Result<Self, CertificateError> {
+    pub(crate) fn new(certificate: &Certificate, folder: &Path) -> Result<Self, CertificateError> {
         let unusable = |error: dimpl::Error| certificate.unusable(error);
         let provider = CryptoProvider { hmac_provider: &ADMITTING, ..rust_crypto::default_provider() };
         let keys = provider.key_provider;
@@ -192,7 +192,7 @@ impl Identity {
 }
 
 impl Dtls {
-    pub(super) fn new(now: Now, identity: Identity, rng: ChaCha20Rng) -> Self {
+    pub(crate) fn new(now: Now, identity: Identity, rng: ChaCha20Rng) -> Self {
         Self {
             identity,
             cookies: Cookies::new(now, rng),
@@ -209,7 +209,7 @@ impl Dtls {
 
     /// Takes one datagram whose first byte says DTLS; `false` when it is dropped. `admits` says whether one more handshake, which costs
     /// a signature and a key agreement, may begin.
-    pub(super) fn handle_datagram(
+    pub(crate) fn handle_datagram(
         &mut self,
         now: Now,
         ends: Ends,
@@ -226,7 +226,7 @@ impl Dtls {
     }
 
     /// Encrypts one frame for a client; `false` when it has no session.
-    pub(super) fn send(&mut self, client: FiveTuple, frame: &[u8]) -> bool {
+    pub(crate) fn send(&mut self, client: FiveTuple, frame: &[u8]) -> bool {
         let ends = (client.client, client.server);
         let Some(session) = self.sessions.get_mut(&ends).filter(|session| session.connected) else {
             return false;
@@ -237,14 +237,14 @@ impl Dtls {
     }
 
     /// Notes that a client has shown good credentials: it may stay silent for longer.
-    pub(super) fn prove(&mut self, client: FiveTuple) {
+    pub(crate) fn prove(&mut self, client: FiveTuple) {
         if let Some(session) = self.sessions.get_mut(&(client.client, client.server)) {
             session.proven = true;
         }
     }
 
     /// Carries out what is due: retransmissions, and the end of handshakes and sessions that went silent.
-    pub(super) fn handle_timeout(&mut self, now: Now) {
+    pub(crate) fn handle_timeout(&mut self, now: Now) {
         self.broken.report(now.mono);
         // Each once: a session that wants to be called again at once waits for the next turn.
         let due: Vec<Ends> = std::iter::from_fn(|| self.deadlines.pop_due(now.mono)).collect();
@@ -263,12 +263,12 @@ impl Dtls {
     }
 
     /// Returns when [`Self::handle_timeout`] is to be called.
-    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         self.deadlines.next()
     }
 
     /// Takes the next thing to do.
-    pub(super) fn poll_output(&mut self) -> Option<Output> {
+    pub(crate) fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 

@@ -13,25 +13,25 @@ const CAPACITY_PER_USER: usize = 4096;
 
 /// To whom a client is passed on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Forwarding {
+pub(crate) struct Forwarding {
     /// The worker that has the allocation.
-    pub(super) worker: u16,
+    pub(crate) worker: u16,
     /// Whose it is.
-    pub(super) user: Arc<str>,
+    pub(crate) user: Arc<str>,
     /// When its lifetime is over.
-    pub(super) until: Instant,
+    pub(crate) until: Instant,
 }
 
 /// The clients that one worker passes on.
 #[derive(Debug, Default)]
-pub(super) struct ForwardTable {
+pub(crate) struct ForwardTable {
     clients: HashMap<FiveTuple, Forwarding>,
     users: HashMap<Arc<str>, usize>,
 }
 
 impl ForwardTable {
     /// Returns the worker that has the client's allocation.
-    pub(super) fn worker(&mut self, now: Instant, client: FiveTuple) -> Option<u16> {
+    pub(crate) fn worker(&mut self, now: Instant, client: FiveTuple) -> Option<u16> {
         let entry = self.clients.get(&client)?;
         if now < entry.until {
             return Some(entry.worker);
@@ -41,7 +41,7 @@ impl ForwardTable {
     }
 
     /// Notes the worker that has the client's allocation, unless there are too many.
-    pub(super) fn insert(&mut self, now: Instant, client: FiveTuple, entry: Forwarding) {
+    pub(crate) fn insert(&mut self, now: Instant, client: FiveTuple, entry: Forwarding) {
         self.remove(client);
         if self.is_full(&entry.user) {
             let is_over = |(_, known): &(&FiveTuple, &Forwarding)| known.until <= now;
@@ -59,7 +59,7 @@ impl ForwardTable {
     }
 
     /// Forgets a client; returns the worker that has its allocation.
-    pub(super) fn remove(&mut self, client: FiveTuple) -> Option<u16> {
+    pub(crate) fn remove(&mut self, client: FiveTuple) -> Option<u16> {
         let Forwarding { worker, user, .. } = self.clients.remove(&client)?;
         if let Some(count) = self.users.get_mut(&user) {
             *count -= 1;

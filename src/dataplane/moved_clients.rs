@@ -9,11 +9,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 /// Every worker's inbox, once all are there.
-pub(super) type Inboxes = Arc<OnceLock<Arc<[Inbox]>>>;
+pub(crate) type Inboxes = Arc<OnceLock<Arc<[Inbox]>>>;
 
 /// One worker's view of the others.
 #[derive(Debug)]
-pub(super) struct Neighbours {
+pub(crate) struct Neighbours {
     inboxes: Inboxes,
     own: u16,
     /// Clients that arrive here and belong there.
@@ -25,35 +25,35 @@ pub(super) struct Neighbours {
 }
 
 impl Neighbours {
-    pub(super) fn new(own: u16, inboxes: Inboxes) -> Self {
+    pub(crate) fn new(own: u16, inboxes: Inboxes) -> Self {
         Self { inboxes, own, passed_on: ForwardTable::default(), guests: HashMap::new(), current: None }
     }
 
     /// Hands a frame of a client who belongs elsewhere to his worker; `None` when he does not.
-    pub(super) fn pass_on(&mut self, now: Instant, client: FiveTuple, bytes: &[u8]) -> Option<bool> {
+    pub(crate) fn pass_on(&mut self, now: Instant, client: FiveTuple, bytes: &[u8]) -> Option<bool> {
         let worker = self.passed_on.worker(now, client)?;
         Some(self.hand_over(client, worker, bytes))
     }
 
     /// Hands a request with a ticket of another worker's allocation to that worker. Only when that says that the client has moved there
     /// ([`ToWorker::Moved`]) is more passed on to it.
-    pub(super) fn hand_over(&self, client: FiveTuple, worker: u16, bytes: &[u8]) -> bool {
+    pub(crate) fn hand_over(&self, client: FiveTuple, worker: u16, bytes: &[u8]) -> bool {
         let bytes = Bytes::copy_from_slice(bytes);
         self.tell(worker, ToWorker::Guest { client, host: self.own, bytes })
     }
 
     /// Passes a client on to `worker` from now on, until his allocation's lifetime is over.
-    pub(super) fn insert(&mut self, now: Instant, client: FiveTuple, entry: Forwarding) {
+    pub(crate) fn insert(&mut self, now: Instant, client: FiveTuple, entry: Forwarding) {
         self.passed_on.insert(now, client, entry);
     }
 
     /// Notes where the client arrives whose frame is handled now.
-    pub(super) fn welcome(&mut self, client: FiveTuple, host: u16) {
+    pub(crate) fn welcome(&mut self, client: FiveTuple, host: u16) {
         self.current = Some((client, host));
     }
 
     /// Tells the worker where the client of the current frame arrives that it is served here until then: its frames are passed on.
-    pub(super) fn announce_moved(&self, client: FiveTuple, user: Arc<str>, until: Instant) {
+    pub(crate) fn announce_moved(&self, client: FiveTuple, user: Arc<str>, until: Instant) {
         if let Some((_, host)) = self.current {
             let entry = Forwarding { worker: self.own, user, until };
             self.tell(host, ToWorker::Moved { client, entry });
@@ -61,7 +61,7 @@ impl Neighbours {
     }
 
     /// Ends the handling of the current frame; a client who is served here by a connection can be answered by its worker alone.
-    pub(super) fn dismiss(&mut self, client: FiveTuple, is_served: bool) {
+    pub(crate) fn dismiss(&mut self, client: FiveTuple, is_served: bool) {
         let Some((_, host)) = self.current.take() else { return };
         if !is_served {
             self.guests.remove(&client);
@@ -71,19 +71,19 @@ impl Neighbours {
     }
 
     /// Says whether the current frame is this client's.
-    pub(super) fn is_current(&self, client: FiveTuple) -> bool {
+    pub(crate) fn is_current(&self, client: FiveTuple) -> bool {
         self.current.is_some_and(|(current, _)| current == client)
     }
 
     /// Answers a client by the worker that he arrives at; `None` when he arrives here.
-    pub(super) fn answer(&self, client: FiveTuple, bytes: &[u8]) -> Option<bool> {
+    pub(crate) fn answer(&self, client: FiveTuple, bytes: &[u8]) -> Option<bool> {
         let current = self.current.filter(|(current, _)| *current == client).map(|(_, host)| host);
         let host = current.or_else(|| self.guests.get(&client).copied())?;
         Some(self.tell(host, ToWorker::Back { client, bytes: Bytes::copy_from_slice(bytes) }))
     }
 
     /// Tells the others that a client has left his allocation.
-    pub(super) fn announce_left(&mut self, client: FiveTuple) {
+    pub(crate) fn announce_left(&mut self, client: FiveTuple) {
         self.guests.remove(&client);
         let all = self.inboxes.get().map_or(0, |inboxes| inboxes.len());
         for worker in (0..all as u16).filter(|worker| *worker != self.own) {
@@ -92,12 +92,12 @@ impl Neighbours {
     }
 
     /// Forgets a client who has left his allocation.
-    pub(super) fn forget(&mut self, client: FiveTuple) {
+    pub(crate) fn forget(&mut self, client: FiveTuple) {
         self.passed_on.remove(client);
     }
 
     /// Tells his worker that a client's connection has ended here.
-    pub(super) fn gone(&mut self, client: FiveTuple) {
+    pub(crate) fn gone(&mut self, client: FiveTuple) {
         if let Some(worker) = self.passed_on.remove(client) {
             self.tell(worker, ToWorker::GuestGone { client });
         }

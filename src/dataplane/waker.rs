@@ -4,19 +4,19 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 /// A worker's bell. Whoever puts something into one of its queues rings it afterwards.
 #[derive(Debug)]
-pub(super) struct Doorbell {
+pub(crate) struct Doorbell {
     waker: mio::Waker,
     asleep: AtomicBool,
 }
 
 impl Doorbell {
     /// Makes the bell of a worker that is awake.
-    pub(super) fn new(waker: mio::Waker) -> Self {
+    pub(crate) fn new(waker: mio::Waker) -> Self {
         Self { waker, asleep: AtomicBool::new(false) }
     }
 
     /// Wakes the worker if it sleeps or is about to; `false` when the system does not let it.
-    pub(super) fn ring(&self) -> bool {
+    pub(crate) fn ring(&self) -> bool {
         // Either this sees the worker asleep, or the worker, which looks into its queues after it has said so, sees what was put
         // there before.
         fence(Ordering::SeqCst);
@@ -25,7 +25,7 @@ impl Doorbell {
     }
 
     /// Says whether the worker may sleep: nothing is in its queues, and whatever comes from now on wakes it.
-    pub(super) fn may_sleep(&self, is_idle: impl FnOnce() -> bool) -> bool {
+    pub(crate) fn may_sleep(&self, is_idle: impl FnOnce() -> bool) -> bool {
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
         let idle = is_idle();
@@ -36,7 +36,7 @@ impl Doorbell {
     }
 
     /// Notes that the worker does not sleep.
-    pub(super) fn awake(&self) {
+    pub(crate) fn awake(&self) {
         self.asleep.store(false, Ordering::Relaxed);
     }
 }

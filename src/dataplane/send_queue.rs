@@ -25,7 +25,7 @@ const ZEROS: [u8; 3] = [0; 3];
 
 /// Which socket a datagram leaves by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Exit {
+pub(crate) enum Exit {
     /// The worker's listening socket of that index.
     Door(usize),
     /// A relay port's.
@@ -43,7 +43,7 @@ impl Exit {
 
 /// A payload that waits.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Payload<'a> {
+pub(crate) enum Payload<'a> {
     /// Where it was received.
     Received {
         /// Where it lies in the intake.
@@ -99,7 +99,7 @@ struct Recent {
 
 /// What leaves at the end of a worker's turn, by sockets that address messages as `L`.
 #[derive(Debug)]
-pub(super) struct Departures<L = Letter> {
+pub(crate) struct Departures<L = Letter> {
     waiting: Vec<Departure>,
     written: Vec<u8>,
     chains: Vec<Chain>,
@@ -133,17 +133,17 @@ impl<L> Default for Departures<L> {
 
 impl<L> Departures<L> {
     /// Returns whether nothing waits.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
 
     /// Returns whether it is time to send, lest the buffer grow.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.written.len() >= WRITTEN
     }
 
     /// Adds a datagram: `head`, then `body`, then `padding` zero bytes, at most three.
-    pub(super) fn push(&mut self, exit: Exit, route: Route, head: &[u8], body: Payload<'_>, padding: usize) {
+    pub(crate) fn push(&mut self, exit: Exit, route: Route, head: &[u8], body: Payload<'_>, padding: usize) {
         let start = self.written.len() as u32;
         self.written.extend_from_slice(head);
         let body = match body {
@@ -188,7 +188,7 @@ impl<L> Departures<L> {
     }
 
     /// Sends everything; `socket` names the socket of an exit, `failed` hears of each datagram that was lost.
-    pub(super) fn send<'s, S: BatchSocket<Letter = L> + 's>(
+    pub(crate) fn send<'s, S: BatchSocket<Letter = L> + 's>(
         &mut self,
         intake: &Intake,
         socket: impl Fn(Exit) -> Option<&'s S>,
@@ -246,7 +246,7 @@ impl<L> Departures<L> {
 
     /// Makes one piece of header and payload where the payload has room in front of it: a second piece costs the system more
     /// than this copy of a few bytes.
-    pub(super) fn put_heads_before_bodies(&mut self, intake: &mut Intake) {
+    pub(crate) fn put_heads_before_bodies(&mut self, intake: &mut Intake) {
         for departure in &mut self.waiting {
             let ((at, head_len), (start, len)) = (departure.head, departure.body);
             let head = self.written.get(at as usize..at as usize + head_len as usize).unwrap_or_default();

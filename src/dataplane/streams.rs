@@ -2,7 +2,7 @@
 //! batch, so that what they make the relay send leaves together.
 
 use super::frames;
-use super::tcp_leg::{READ_ROOM, Reading};
+use super::tcp_client::{READ_ROOM, Reading};
 use super::worker::{Turn, Worker};
 use crate::clock::Now;
 use crate::net::udp::Intake;
@@ -18,7 +18,7 @@ const STREAM_ROOM: usize = 2 * READ_ROOM + 4096;
 
 impl Worker {
     /// Reads clients' sockets that have something.
-    pub(super) fn take_streams(&mut self, now: Now, intake: &mut Intake) -> Turn {
+    pub(crate) fn take_streams(&mut self, now: Now, intake: &mut Intake) -> Turn {
         self.depart_and_clear(intake);
         let mut start = 0;
         for _ in 0..STREAMS_TURN {
@@ -63,7 +63,7 @@ impl Worker {
     }
 
     /// Forgets clients whose sockets have ended while they were written, or were given up.
-    pub(super) fn end_streams(&mut self, now: Now) {
+    pub(crate) fn end_streams(&mut self, now: Now) {
         while let Some((slot, client)) = self.legs.tcp.take_ended() {
             self.end_stream(now, slot, client);
         }
@@ -77,7 +77,7 @@ impl Worker {
     }
 
     /// Hears frames that a task hands over.
-    pub(super) fn hear_run(&mut self, now: Now, client: FiveTuple, mut run: &[u8], intake: &Intake) {
+    pub(crate) fn hear_run(&mut self, now: Now, client: FiveTuple, mut run: &[u8], intake: &Intake) {
         while !run.is_empty() {
             let (frame, rest) = run.split_at(frames::first(run));
             self.hear_frame(now, client, frame, intake);
@@ -87,7 +87,7 @@ impl Worker {
     }
 
     /// Hears a frame of a client who arrives at the worker `host`, and tells that worker when the client is served here.
-    pub(super) fn hear_guest(
+    pub(crate) fn hear_guest(
         &mut self,
         now: Now,
         (client, host): (FiveTuple, u16),
@@ -109,13 +109,13 @@ impl Worker {
     }
 
     /// Packs what a client sends to another worker's client.
-    pub(super) fn pass_across(&mut self, packet: &InternalPacket<'_>) {
+    pub(crate) fn pass_across(&mut self, packet: &InternalPacket<'_>) {
         let lost = self.crossing.pack(packet);
         self.legs.note_lost_frames(lost);
     }
 
     /// Takes parcels that other workers have left.
-    pub(super) fn take_parcels(&mut self, now: Now, intake: &mut Intake) -> Turn {
+    pub(crate) fn take_parcels(&mut self, now: Now, intake: &mut Intake) -> Turn {
         self.depart_and_clear(intake);
         for _ in 0..PARCELS_TURN {
             let Some(parcel) = self.crossing.take() else { return Turn::Empty };
@@ -140,12 +140,12 @@ impl Worker {
     }
 
     /// Says at the end what was handed over.
-    pub(super) fn report(&self) {
+    pub(crate) fn report(&self) {
         tracing::debug!(packets = self.crossing.sent(), "handed over to other workers");
     }
 
     /// Ends a pass: what was gathered for streams and for other workers goes off.
-    pub(super) fn end_pass(&mut self, now: Now, intake: &Intake) {
+    pub(crate) fn end_pass(&mut self, now: Now, intake: &Intake) {
         self.legs.tcp.handle_timeout(now.mono);
         self.legs.flush(now.mono);
         self.end_streams(now);

@@ -13,7 +13,7 @@ const SHARED_SECRET_REQUEST: [u8; 2] = [0, 2];
 
 impl Worker {
     /// Answers a Binding or Shared Secret Request; says whether it is one.
-    pub(super) fn answer_classic_stun(&mut self, now: Now, client: FiveTuple, bytes: &[u8]) -> bool {
+    pub(crate) fn answer_classic_stun(&mut self, now: Now, client: FiveTuple, bytes: &[u8]) -> bool {
         match bytes.first_chunk() {
             Some(&BINDING_REQUEST) => self.answer_binding(now, client, bytes),
             Some(&SHARED_SECRET_REQUEST) => self.answer_shared_secret_request(now, client, bytes),

@@ -2,11 +2,11 @@
 
 use super::frames;
 use super::inbox::{Inbox, Link, Replies, ToStream};
-use super::stream::{
+use super::peer_connections::Joint;
+use super::stream_limits::{
     IDLE_TIME, MESSAGE_TIME, READ_ROOM, STRANGER_MESSAGE, STRANGER_ROOM, STRANGER_TIME, WRITE_TIME, evicted,
     goodbye,
 };
-use super::tcp_relay::Joint;
 use crate::net::connections::Place;
 use crate::turn_server::FiveTuple;
 use bytes::BytesMut;
@@ -21,7 +21,7 @@ use tokio::time::error::Elapsed;
 use tokio::time::{Sleep, sleep, timeout};
 
 /// Carries frames between one stream and its worker until either ends.
-pub(super) async fn carry_frames<S: AsyncRead + AsyncWrite + Unpin>(
+pub(crate) async fn carry_frames<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     client: FiveTuple,
     (worker, place): (&Inbox, &Place),
@@ -146,9 +146,9 @@ async fn write_replies(
 
 #[cfg(test)]
 mod tests {
+    use super::super::inbox::ToWorker;
     use super::*;
     use crate::net::connections::{ConnectionLimits, Connections};
-    use crate::server::inbox::ToWorker;
     use crate::turn_server::Transport;
 
     #[tokio::test]

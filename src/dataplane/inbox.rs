@@ -1,10 +1,10 @@
 //! How tokio's side reaches a worker thread: a bounded queue, and a bell for when it sleeps.
 
-use super::crossing::Mailbox;
-use super::doorbell::Doorbell;
 use super::forward_table::Forwarding;
-use super::tcp_leg::Arrival;
-use super::tcp_relay::Joint;
+use super::peer_connections::Joint;
+use super::tcp_client::Arrival;
+use super::waker::Doorbell;
+use super::worker_channel::Mailbox;
 use crate::net::addresses::Addresses;
 use crate::net::connections::Place;
 use crate::turn_server::auth::Question;
@@ -19,11 +19,11 @@ use tokio::sync::mpsc;
 /// Messages that wait for a worker; a stream that fills the queue is not read from until there is room.
 const CAPACITY: usize = 1024;
 /// Messages that wait for one client's task. Each is what its worker had for it in one pass.
-pub(super) const REPLY_QUEUE: usize = 256;
+pub(crate) const REPLY_QUEUE: usize = 256;
 
 /// What a worker is told.
 #[derive(Debug)]
-pub(super) enum ToWorker {
+pub(crate) enum ToWorker {
     /// A client by TCP is there, whose socket the worker takes over.
     Arrived(Box<Arrival>),
     /// A client by TCP has to go, if it has shown no credentials: its place or its memory is needed.
@@ -62,7 +62,7 @@ pub(super) enum ToWorker {
 
 /// What a stream client's task is told.
 #[derive(Debug)]
-pub(super) enum ToStream {
+pub(crate) enum ToStream {
     /// Send whole frames.
     Frames(Bytes),
     /// Become the client's end of a connection to a peer.
@@ -71,21 +71,21 @@ pub(super) enum ToStream {
 
 /// A worker's end of one stream.
 #[derive(Debug)]
-pub(super) struct StreamLeg {
+pub(crate) struct StreamLeg {
     /// The number of its link.
-    pub(super) link: u64,
-    pub(super) replies: mpsc::Sender<ToStream>,
+    pub(crate) link: u64,
+    pub(crate) replies: mpsc::Sender<ToStream>,
     /// Bytes that were queued and are not written yet.
-    pub(super) waiting: Arc<AtomicUsize>,
+    pub(crate) waiting: Arc<AtomicUsize>,
     /// Set when the client has shown good credentials.
-    pub(super) proven: Arc<AtomicBool>,
+    pub(crate) proven: Arc<AtomicBool>,
     /// What it occupies.
-    pub(super) place: Option<Place>,
+    pub(crate) place: Option<Place>,
 }
 
 /// The sending side of one worker's queue.
 #[derive(Debug, Clone)]
-pub(super) struct Inbox {
+pub(crate) struct Inbox {
     queue: mpsc::Sender<ToWorker>,
     bell: Arc<Doorbell>,
     mailbox: Arc<Mailbox>,
@@ -93,25 +93,25 @@ pub(super) struct Inbox {
 
 /// The receiving side of a stream client's replies.
 #[derive(Debug)]
-pub(super) struct Replies {
+pub(crate) struct Replies {
     queue: mpsc::Receiver<ToStream>,
     waiting: Arc<AtomicUsize>,
 }
 
 impl Replies {
     /// Waits for what the worker says next; `None` when it has no more use for the stream.
-    pub(super) async fn next(&mut self) -> Option<ToStream> {
+    pub(crate) async fn next(&mut self) -> Option<ToStream> {
         self.queue.recv().await
     }
 
     /// Makes room for as many bytes more: they were written.
-    pub(super) fn written(&self, count: usize) {
+    pub(crate) fn written(&self, count: usize) {
         self.waiting.fetch_sub(count, Ordering::Relaxed);
     }
 }
 
 impl Inbox {
-    pub(super) fn new(waker: mio::Waker) -> (Self, mpsc::Receiver<ToWorker>) {
+    pub(crate) fn new(waker: mio::Waker) -> (Self, mpsc::Receiver<ToWorker>) {
         let (queue, receiver) = mpsc::channel(CAPACITY);
         let bell = Arc::new(Doorbell::new(waker));
         let mailbox = Arc::new(Mailbox::new(Arc::clone(&bell)));
@@ -119,28 +119,28 @@ impl Inbox {
     }
 
     /// Returns the bell that wakes the worker.
-    pub(super) fn bell(&self) -> &Arc<Doorbell> {
+    pub(crate) fn bell(&self) -> &Arc<Doorbell> {
         &self.bell
     }
 
     /// Returns where other workers leave their parcels.
-    pub(super) fn mailbox(&self) -> &Arc<Mailbox> {
+    pub(crate) fn mailbox(&self) -> &Arc<Mailbox> {
         &self.mailbox
     }
 
     /// Queues `message`, waiting for room; `false` when the worker has ended.
-    pub(super) async fn send(&self, message: ToWorker) -> bool {
+    pub(crate) async fn send(&self, message: ToWorker) -> bool {
         self.queue.send(message).await.is_ok() && self.bell.ring()
     }
 
     /// Queues `message` if there is room, from another worker's thread.
-    pub(super) fn try_send(&self, message: ToWorker) -> bool {
+    pub(crate) fn try_send(&self, message: ToWorker) -> bool {
         self.queue.try_send(message).is_ok() && self.bell.ring()
     }
 
     /// Announces a stream client; `None` when the worker has ended. The queue of its replies closes when the worker has no more
     /// use for the stream.
-    pub(super) async fn open(&self, client: FiveTuple, place: Option<Place>) -> Option<(Link, Replies)> {
+    pub(crate) async fn open(&self, client: FiveTuple, place: Option<Place>) -> Option<(Link, Replies)> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let (replies, queue) = mpsc::channel(REPLY_QUEUE);
         let (number, proven) = (NEXT.fetch_add(1, Ordering::Relaxed), Arc::<AtomicBool>::default());
@@ -155,7 +155,7 @@ impl Inbox {
 /// One stream client's line to its worker. Two streams never share a number, even where they share a 5-tuple: a port that is
 /// used again at once, or a proxy that names the same client twice.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(crate) struct Link {
     client: FiveTuple,
     number: u64,
     proven: Arc<AtomicBool>,
@@ -165,17 +165,17 @@ pub(super) struct Link {
 
 impl Link {
     /// Hands over whole frames, waiting for room; `false` when the worker has ended.
-    pub(super) async fn hear(&self, run: Bytes) -> bool {
+    pub(crate) async fn hear(&self, run: Bytes) -> bool {
         self.worker.send(ToWorker::Frames { client: self.client, run }).await
     }
 
     /// Says whether the client has shown good credentials.
-    pub(super) fn is_proven(&self) -> bool {
+    pub(crate) fn is_proven(&self) -> bool {
         self.proven.load(Ordering::Relaxed)
     }
 
     /// Says that the stream has ended.
-    pub(super) async fn close(mut self) {
+    pub(crate) async fn close(mut self) {
         self.worker.send(ToWorker::Gone { client: self.client, link: self.number }).await;
         self.is_closed = true;
     }

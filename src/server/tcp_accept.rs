@@ -3,9 +3,10 @@
 
 use super::gateway::{GatewayDoor, ServerDoor};
 use super::http;
-use super::inbox::{Inbox, ToWorker};
-use super::stream_frames::carry_frames;
-use super::tcp_leg::Arrival;
+use crate::dataplane::inbox::{Inbox, ToWorker};
+use crate::dataplane::stream_limits::{evicted, goodbye};
+use crate::dataplane::tcp_client::Arrival;
+use crate::dataplane::tls_client::carry_frames;
 use crate::limits::sampled;
 use crate::net::connections::{Connections, Place};
 use crate::net::demux::{self, StreamKind};
@@ -18,14 +19,12 @@ use crate::net::tls::Tls;
 use crate::turn_server::{FiveTuple, Transport};
 use axum::Router;
 use ipnet::IpNet;
-use std::future::pending;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter};
+use tokio::io::{AsyncRead, AsyncWrite, BufWriter};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -33,28 +32,10 @@ use tokio::time::timeout;
 const SNIFF_TIME: Duration = Duration::from_secs(5);
 /// How long a TLS handshake may take.
 pub(super) const TLS_TIME: Duration = Duration::from_secs(10);
-/// How long a message may take from its first byte to its last.
-pub(super) const MESSAGE_TIME: Duration = Duration::from_secs(30);
-/// The longest message of a client that has shown no credentials.
-pub(super) const STRANGER_MESSAGE: usize = 4096;
-/// Bytes read at a time from such a client, so that the answers to them are few.
-pub(super) const STRANGER_ROOM: usize = 1024;
-/// Bytes that wait for such a client to read them.
-pub(super) const STRANGER_WAITING: usize = 8 * 1024;
 /// Bytes that a client may send before its TLS handshake is over.
 const TLS_HANDSHAKE: usize = 12 * 1024;
 /// Bytes that a TLS stream holds, as long as its client is a stranger.
 const TLS_MEMORY: usize = 24 * 1024;
-/// How long a STUN or TURN stream may stay silent: longer than any allocation lives without a Refresh.
-pub(super) const IDLE_TIME: Duration = Duration::from_secs(3660);
-/// The same before the client has shown good credentials.
-pub(super) const STRANGER_TIME: Duration = Duration::from_secs(60);
-/// How long one write may hang on a client that does not read.
-pub(super) const WRITE_TIME: Duration = Duration::from_secs(30);
-/// How long a goodbye may take.
-pub(super) const CLOSE_TIME: Duration = Duration::from_secs(1);
-/// Bytes read at a time; a frame, and so what is kept of one that is not whole, has at most 64 KiB.
-pub(super) const READ_ROOM: usize = 16 * 1024;
 /// Bytes of TLS records that leave together.
 const RECORDS: usize = 8 * 1024;
 /// Connections that were ended for want of places and are not gone yet, beyond which new ones are let in at a slower pace.
@@ -238,19 +219,6 @@ impl StreamDoor {
     }
 }
 
-/// Waits until a connection is to end because its place or its memory is needed.
-pub(super) fn evicted(place: &Place) -> impl Future<Output = ()> + use<> {
-    let (say, evicted) = oneshot::channel();
-    place.on_evict(move || {
-        let _ = say.send(());
-    });
-    async {
-        if evicted.await.is_err() {
-            pending().await
-        }
-    }
-}
-
 /// Gives a socket to its worker, which serves it from now on.
 async fn hand_over(stream: Prefixed<TcpStream>, ends: Ends) -> io::Result<()> {
     let client = ends.tuple(Transport::Tcp);
@@ -288,16 +256,13 @@ async fn sniff<S: AsyncRead + Unpin>(stream: &mut Prefixed<S>) -> io::Result<Str
     }
 }
 
-/// Ends a stream in order: inside TLS the client is told.
-pub(super) async fn goodbye(stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-    timeout(CLOSE_TIME, stream.shutdown()).await?
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dataplane::stream_limits::{IDLE_TIME, MESSAGE_TIME, STRANGER_TIME};
     use crate::net::certificate::Certificate;
     use crate::net::connections::ConnectionLimits;
+    use tokio::io::AsyncWriteExt;
     use tokio::io::{AsyncReadExt, DuplexStream};
     use tokio::sync::mpsc;
     use tokio::task::JoinHandle;
