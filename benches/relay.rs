@@ -9,14 +9,14 @@
 use criterion::{Bencher, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ginnel::Now;
 use ginnel::internals::net::time;
-use ginnel::internals::turn_server::auth::{Authority, Credentials};
-use ginnel::internals::turn_server::machine::{Features, Forward, Limits, Marks, Output, Relay, Shared};
-use ginnel::internals::turn_server::mobility::Tickets;
+use ginnel::internals::turn_server::auth::{Authenticator, Credentials};
+use ginnel::internals::turn_server::machine::{Features, Forward, IpHeader, Limits, Output, Relay, Shared};
+use ginnel::internals::turn_server::mobility::MobilityTickets;
 use ginnel::internals::turn_server::policy::{PeerPolicy, PolicyConfig};
 use ginnel::internals::turn_server::ports::{RelayAddress, RelayPorts};
 use ginnel::internals::turn_server::quota::Quota;
 use ginnel::internals::turn_server::rate::Rate;
-use ginnel::internals::turn_server::{FiveTuple, LOOKAHEAD, RelayId, Transport};
+use ginnel::internals::turn_server::{FiveTuple, PREFETCH_BATCH, RelayId, Transport};
 use ginnel::stun::{
     Builder, Class, Key, MAGIC_COOKIE, Message, Method, TransactionId, attr, long_term_digest,
 };
@@ -32,10 +32,10 @@ use std::time::Duration;
 const ALLOCATIONS: [usize; 3] = [1, 1000, 100_000];
 /// A voice packet: 12 bytes of RTP header, 160 of sound.
 /// Packets that a worker takes from a socket at a time, when it has much to do.
-const BATCH: usize = LOOKAHEAD;
+const BATCH: usize = PREFETCH_BATCH;
 const PAYLOAD: usize = 172;
 const CHANNEL: [u8; 2] = [0x40, 0];
-const MARKS: Marks = Marks { ttl: 64, tos: 0 };
+const IP_HEADER: IpHeader = IpHeader { ttl: 64, tos: 0 };
 /// Coprime to every number of allocations, so that all of them have their turn, and not in the order of memory.
 const STRIDE: usize = 61_803;
 /// Enough relay addresses for the most allocations.
@@ -50,7 +50,7 @@ struct World {
     relay: Relay,
     /// Where each allocation's peer is heard: its relay port.
     ports: Vec<RelayId>,
-    authority: Arc<Authority>,
+    authority: Arc<Authenticator>,
     count: usize,
     turn: usize,
 }
@@ -75,7 +75,7 @@ fn shared() -> Shared {
     let policy = PolicyConfig { own_addresses: own, own_ports: vec![3478], ..Default::default() };
     let out_of_reach = Rate::bytes(1 << 60);
     Shared {
-        authority: Arc::new(Authority::new("r", Credentials { users, rest: None }, &[5; 32])),
+        authority: Arc::new(Authenticator::new("r", Credentials { users, rest: None }, &[5; 32])),
         alternates: Arc::default(),
         policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
         ports,
@@ -83,7 +83,7 @@ fn shared() -> Shared {
         quota: Arc::new(Quota::new(u32::MAX, u32::MAX)),
         addresses: addresses.into(),
         connections: Arc::default(),
-        tickets: Arc::new(Tickets::new(&[6; 32]).unwrap()),
+        tickets: Arc::new(MobilityTickets::new(&[6; 32]).unwrap()),
         worker: 0,
         limits: Limits {
             allocation_bandwidth: out_of_reach,
@@ -130,7 +130,7 @@ impl World {
             };
             world.ask(client(index), &request);
             let indication = send_indication(peer);
-            let sent = world.relay.handle_client(world.now, client(index), MARKS, &indication).unwrap();
+            let sent = world.relay.handle_client(world.now, client(index), IP_HEADER, &indication).unwrap();
             assert_eq!(sent.peer, peer);
             world.ports.push(sent.relay);
         }
@@ -162,7 +162,7 @@ impl World {
 
     /// Asks and returns the answer, which must grant it.
     fn ask(&mut self, who: FiveTuple, request: &[u8]) -> Vec<u8> {
-        assert!(self.relay.handle_client(self.now, who, MARKS, request).is_none());
+        assert!(self.relay.handle_client(self.now, who, IP_HEADER, request).is_none());
         let answer = self.drain().unwrap();
         assert_eq!(Message::parse(&answer).unwrap().class(), Class::Success);
         answer
@@ -173,8 +173,10 @@ impl World {
         let mut answer = None;
         while let Some(output) = self.relay.poll_output() {
             match output {
-                Output::OpenRelay { relay, .. } => self.relay.handle_relay_opened(self.now, relay, Ok(())),
-                Output::Reply { bytes, .. } => answer = Some(bytes),
+                Output::OpenRelaySocket { relay, .. } => {
+                    self.relay.handle_relay_opened(self.now, relay, Ok(()))
+                }
+                Output::Response { bytes, .. } => answer = Some(bytes),
                 _ => {}
             }
         }
@@ -194,22 +196,22 @@ impl World {
 
     /// As the worker does with what it has received at a door.
     fn clients_send<'a>(&mut self, clients: &[FiveTuple], frame: impl Fn(usize) -> &'a [u8]) {
-        if self.relay.looks_ahead(clients.len()) {
-            self.relay.look_ahead_to_clients(clients.iter().copied());
+        if self.relay.should_prefetch(clients.len()) {
+            self.relay.prefetch_clients(clients.iter().copied());
         }
         for (place, client) in clients.iter().enumerate() {
-            let passed = self.relay.handle_client(self.now, *client, MARKS, black_box(frame(place)));
+            let passed = self.relay.handle_client(self.now, *client, IP_HEADER, black_box(frame(place)));
             assert!(black_box(passed).is_some());
         }
     }
 
     /// The same to clients of the same server.
     fn clients_send_within(&mut self, clients: &[FiveTuple], frame: &[u8]) {
-        if self.relay.looks_ahead(clients.len()) {
-            self.relay.look_ahead_to_clients(clients.iter().copied());
+        if self.relay.should_prefetch(clients.len()) {
+            self.relay.prefetch_clients(clients.iter().copied());
         }
         for client in clients {
-            let forward = self.relay.handle_client(self.now, *client, MARKS, black_box(frame)).unwrap();
+            let forward = self.relay.handle_client(self.now, *client, IP_HEADER, black_box(frame)).unwrap();
             let forward = black_box(self.relay.route(self.now, forward));
             assert!(matches!(forward, Forward::LocalClient(_)));
         }
@@ -218,7 +220,7 @@ impl World {
     /// As the worker does with what it has received at one relay port after the other.
     fn peers_send(&mut self, peers: &[(RelayId, SocketAddr)], payload: &[u8]) {
         for (relay, peer) in peers {
-            let passed = self.relay.handle_peer(self.now, *relay, *peer, MARKS, black_box(payload));
+            let passed = self.relay.handle_peer(self.now, *relay, *peer, IP_HEADER, black_box(payload));
             assert!(black_box(passed).is_some());
         }
     }
@@ -329,7 +331,7 @@ fn allocating(c: &mut Criterion) {
         group.bench_function(BenchmarkId::from_parameter(count), |b| {
             b.iter(|| {
                 let (who, signed) = &askers[turns.next().unwrap()];
-                assert!(world.relay.handle_client(world.now, *who, MARKS, black_box(&bare)).is_none());
+                assert!(world.relay.handle_client(world.now, *who, IP_HEADER, black_box(&bare)).is_none());
                 black_box(world.drain());
                 world.ask(*who, black_box(signed));
                 world.relay.handle_client_gone(*who);

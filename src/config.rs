@@ -7,7 +7,7 @@ mod prefix;
 mod signaling;
 
 use crate::server;
-use crate::stun_server::Home;
+use crate::stun_server::ServerAddress;
 use crate::telemetry;
 use prefix::Prefix;
 use serde::Deserialize;
@@ -159,20 +159,20 @@ struct Stun {
 
 impl Stun {
     /// Reads `LOCAL` and `PUBLIC/LOCAL`, none or two of a family, each one that `listen` covers.
-    fn nat_discovery(&self, listen: &[IpAddr]) -> Result<Vec<Home>, ConfigError> {
+    fn nat_discovery(&self, listen: &[IpAddr]) -> Result<Vec<ServerAddress>, ConfigError> {
         let value = |rule| ConfigError::Value { key: "stun.nat_discovery", rule };
-        let homes: Option<Vec<Home>> = self.nat_discovery.iter().map(|text| home(text)).collect();
+        let homes: Option<Vec<ServerAddress>> = self.nat_discovery.iter().map(|text| home(text)).collect();
         let homes = homes.ok_or(value("must hold addresses: LOCAL, or PUBLIC/LOCAL behind a 1:1 NAT"))?;
         for v6 in [false, true] {
             let family: Vec<_> = homes.iter().filter(|home| home.local.is_ipv6() == v6).collect();
-            let distinct = |[a, b]: [&Home; 2]| a.local != b.local && a.public != b.public;
+            let distinct = |[a, b]: [&ServerAddress; 2]| a.local != b.local && a.public != b.public;
             match family[..] {
                 [] => {}
                 [a, b] if distinct([a, b]) => {}
                 _ => return Err(value("must hold two different addresses of a family, or none")),
             }
         }
-        let covered = |home: &Home| {
+        let covered = |home: &ServerAddress| {
             let local = home.local;
             listen.iter().any(|ip| *ip == local || (ip.is_unspecified() && ip.is_ipv6() == local.is_ipv6()))
         };
@@ -180,9 +180,9 @@ impl Stun {
     }
 }
 
-fn home(text: &str) -> Option<Home> {
+fn home(text: &str) -> Option<ServerAddress> {
     let (public, local) = text.split_once('/').unwrap_or((text, text));
-    let home = Home { local: local.parse().ok()?, public: public.parse().ok()? };
+    let home = ServerAddress { local: local.parse().ok()?, public: public.parse().ok()? };
     let sound = home.local.is_ipv6() == home.public.is_ipv6() && !home.local.is_unspecified();
     sound.then_some(home)
 }
@@ -463,7 +463,7 @@ mod tests {
         let homes = Config::parse(text).unwrap().server.nat_discovery;
         assert_eq!(homes.len(), 4);
         let (local, public) = ("10.0.0.1".parse().unwrap(), "198.51.100.1".parse().unwrap());
-        assert_eq!(homes[0], Home { local, public });
+        assert_eq!(homes[0], ServerAddress { local, public });
         assert_eq!(homes[2].local, homes[2].public);
     }
 }

@@ -51,25 +51,25 @@ pub mod signaling {
 
 pub mod turn_server {
     pub use crate::turn_server::{
-        CHANNEL_LIFETIME, ConnectionId, FiveTuple, LOOKAHEAD, PERMISSION_LIFETIME, Relay, RelayId,
+        CHANNEL_LIFETIME, ConnectionId, FiveTuple, PERMISSION_LIFETIME, PREFETCH_BATCH, Relay, RelayId,
         RelaySocketError, Shared, Transport,
     };
     pub mod auth {
         pub use crate::turn_server::auth::{
-            Authority, CacheLimits, Credentials, RealmSetup, Refusal, Revoked, Setup, TokenKey, UserKeys,
-            Verdict,
+            AuthError, Authenticator, AuthenticatorConfig, Credentials, LookupCacheConfig, LookupResult,
+            RealmCredentials, RevocationList, TokenKey, UserKeys,
         };
     }
     pub mod data {
-        pub use crate::turn_server::data::PeerError;
+        pub use crate::turn_server::data::IcmpError;
     }
     pub mod machine {
         pub use crate::turn_server::machine::{
-            Features, Forward, InternalPacket, Limits, Marks, Output, Relay, Shared, ToClient, ToPeer,
+            Features, Forward, InternalPacket, IpHeader, Limits, Output, Relay, Shared, ToClient, ToPeer,
         };
     }
     pub mod mobility {
-        pub use crate::turn_server::mobility::Tickets;
+        pub use crate::turn_server::mobility::MobilityTickets;
     }
     pub mod policy {
         pub use crate::turn_server::policy::{PeerPolicy, PolicyConfig};

@@ -34,8 +34,8 @@ use crate::net::tls::Tls;
 use crate::signaling::{self, AccessKey, Realms};
 use crate::state::{State, StateError};
 use crate::stun_server::SecretKeys;
-use crate::turn_server::auth::Revoked;
-use crate::turn_server::mobility::Tickets;
+use crate::turn_server::auth::RevocationList;
+use crate::turn_server::mobility::MobilityTickets;
 pub use auth::{AuthConfig, OauthConfig, RealmConfig, StaticUser};
 pub use auth_hook::HookConfig;
 use axum::middleware::from_fn_with_state;
@@ -163,7 +163,7 @@ impl Server {
         let signaling = signaling::start(signaling_config, doors.sockets()?, seeds.random());
         let (authority, files) = auth::authority(&config.turn, &config.auth, state, Arc::clone(&revoked))?;
         let (hook, lookups) = auth_hook::open(config.auth.hook.clone(), &config.limits.unauthenticated)?;
-        let tickets = Tickets::new(&config.auth.derive(state, "mobility tickets"))
+        let tickets = MobilityTickets::new(&config.auth.derive(state, "mobility tickets"))
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         let staff = Staff {
             shared: relay_shared::shared(&config, &own, &facts, (Arc::clone(&authority), tickets)),
@@ -361,7 +361,7 @@ fn signaling_config(
     config: &Config,
     state: &State,
     facts: &Facts,
-    revoked: &Arc<Revoked>,
+    revoked: &Arc<RevocationList>,
 ) -> signaling::Config {
     let mut signaling = config.signaling.clone();
     signaling.revoked = Arc::clone(revoked);

@@ -15,7 +15,7 @@ use bus::Lines;
 use ginnel::Now;
 use ginnel::internals::net::time;
 use ginnel::internals::signaling::{Config, Conn, Hub, NotifyFrom, Output, Rate};
-use ginnel::internals::turn_server::auth::Revoked;
+use ginnel::internals::turn_server::auth::RevocationList;
 use model::Model;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -71,7 +71,7 @@ struct World {
     now: Now,
     hubs: Vec<Hub>,
     lines: Lines,
-    revoked: Arc<Revoked>,
+    revoked: Arc<RevocationList>,
     /// Nobody is refused because of how often it asks.
     is_patient: bool,
     mid: i64,

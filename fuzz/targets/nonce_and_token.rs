@@ -3,7 +3,9 @@
 
 use ginnel::Now;
 use ginnel::internals::net::time;
-use ginnel::internals::turn_server::auth::{Authority, RealmSetup, Refusal, Setup, TokenKey, UserKeys};
+use ginnel::internals::turn_server::auth::{
+    AuthError, Authenticator, AuthenticatorConfig, RealmCredentials, TokenKey, UserKeys,
+};
 use ginnel::internals::turn_server::{FiveTuple, Transport};
 use ginnel::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -26,7 +28,7 @@ pub(crate) fn run(data: &[u8]) {
 }
 
 struct World {
-    authority: Authority,
+    authority: Authenticator,
     now: Now,
     client: FiveTuple,
 }
@@ -34,13 +36,17 @@ struct World {
 impl World {
     fn new() -> Self {
         let users = [("alice".to_owned(), UserKeys::of_password("alice", REALM, "pw"))].into();
-        let realm = RealmSetup { name: REALM.to_owned(), users, ..RealmSetup::default() };
+        let realm = RealmCredentials { name: REALM.to_owned(), users, ..RealmCredentials::default() };
         let token = TokenKey::new(KID, "turn.example.org", &[7; 32]).unwrap();
-        let setup = Setup { realms: vec![realm], tokens: vec![token], ..Setup::default() };
+        let setup = AuthenticatorConfig {
+            realms: vec![realm],
+            tokens: vec![token],
+            ..AuthenticatorConfig::default()
+        };
         let server = SocketAddr::from((Ipv4Addr::new(198, 41, 0, 4), 3478));
         let client = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 7), 1000));
         Self {
-            authority: Authority::with(setup, &[5; 32]),
+            authority: Authenticator::with(setup, &[5; 32]),
             now: Now { unix: 1_800_000_000, ..time::now() },
             client: FiveTuple { client, server, transport: Transport::Udp },
         }
@@ -56,7 +62,7 @@ impl World {
             .finish()
     }
 
-    fn refusal(&self, now: Now, client: FiveTuple, bytes: &[u8]) -> Option<Refusal> {
+    fn refusal(&self, now: Now, client: FiveTuple, bytes: &[u8]) -> Option<AuthError> {
         let message = Message::parse(bytes).ok()?;
         self.authority.check(now, &client, None, &message).err()
     }
@@ -66,7 +72,7 @@ impl World {
         let genuine = self.authority.challenge(self.now, &self.client).nonce;
         if nonce != genuine.as_bytes() {
             let refusal = self.refusal(self.now, self.client, &self.signed(nonce));
-            assert_eq!(refusal, Some(Refusal::StaleNonce));
+            assert_eq!(refusal, Some(AuthError::StaleNonce));
         }
     }
 
@@ -87,7 +93,7 @@ impl World {
             _ => now = now.after(Duration::from_secs(86_400 + u64::from(at))),
         }
         if (&nonce, now, client) != (&genuine, self.now, self.client) {
-            assert_eq!(self.refusal(now, client, &self.signed(&nonce)), Some(Refusal::StaleNonce));
+            assert_eq!(self.refusal(now, client, &self.signed(&nonce)), Some(AuthError::StaleNonce));
         }
     }
 
@@ -103,7 +109,7 @@ impl World {
                 .attribute(attr::ACCESS_TOKEN, token)
                 .integrity(&Key::from_bytes(key))
                 .finish();
-            assert_eq!(self.refusal(self.now, self.client, &bytes), Some(Refusal::Unauthorized));
+            assert_eq!(self.refusal(self.now, self.client, &bytes), Some(AuthError::Unauthorized));
         }
     }
 

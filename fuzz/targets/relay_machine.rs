@@ -14,12 +14,14 @@ mod streams;
 
 use ginnel::Now;
 use ginnel::internals::net::time;
-use ginnel::internals::turn_server::auth::{Authority, CacheLimits, RealmSetup, Setup, UserKeys, Verdict};
-use ginnel::internals::turn_server::data::PeerError;
-use ginnel::internals::turn_server::machine::{
-    Features, Forward, InternalPacket, Limits, Marks, Output, ToClient, ToPeer,
+use ginnel::internals::turn_server::auth::{
+    Authenticator, AuthenticatorConfig, LookupCacheConfig, LookupResult, RealmCredentials, UserKeys,
 };
-use ginnel::internals::turn_server::mobility::Tickets;
+use ginnel::internals::turn_server::data::IcmpError;
+use ginnel::internals::turn_server::machine::{
+    Features, Forward, InternalPacket, IpHeader, Limits, Output, ToClient, ToPeer,
+};
+use ginnel::internals::turn_server::mobility::MobilityTickets;
 use ginnel::internals::turn_server::policy::{PeerPolicy, PolicyConfig};
 use ginnel::internals::turn_server::ports::{RelayAddress, RelayPorts};
 use ginnel::internals::turn_server::quota::Quota;
@@ -52,7 +54,7 @@ const WAITS: [u64; 16] = [0, 1, 29, 30, 31, 59, 60, 120, 299, 300, 301, 599, 600
 const BANDWIDTH: u64 = 40;
 /// How long a connection may wait for its peer, and then for its client.
 const PATIENCE: Duration = Duration::from_secs(30);
-const MARKS: Marks = Marks { ttl: 0, tos: 0 };
+const IP_HEADER: IpHeader = IpHeader { ttl: 0, tos: 0 };
 
 /// The first two bytes choose how the relays are set up; then events follow, each one byte and its operands. The same seed and the
 /// same inputs give the same outputs: every fourth input is played twice.

@@ -1,7 +1,7 @@
 //! Frames on a stream: however the bytes are cut, the same frames come out, and no more is kept than one frame needs.
 
 use ginnel::internals::turn_server::wire::{
-    CHANNEL_HEADER_LEN, CHANNELS, Header, frame_len, parse_channel_data,
+    CHANNEL_HEADER_LEN, CHANNELS, FrameHeader, frame_len, parse_channel_data,
 };
 use ginnel::stun::{HEADER_LEN, Message, ParseError};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -83,8 +83,8 @@ fn built(length: usize, seed: u8, stuff: &[u8]) {
         let len = u16::try_from(payload.len()).unwrap();
         let peer = SocketAddr::from((Ipv4Addr::from([seed; 4]), u16::from(seed)));
         let header = match (turn + usize::from(seed)) % 2 {
-            0 => Some(Header::channel_data(0x4000 | u16::from(seed), len)),
-            _ => Header::data_indication(peer, len, [seed; 12]),
+            0 => Some(FrameHeader::channel_data(0x4000 | u16::from(seed), len)),
+            _ => FrameHeader::data_indication(peer, len, [seed; 12]),
         };
         let Some(header) = header else { continue };
         let mut frame = [header.as_bytes(), payload].concat();

@@ -11,7 +11,7 @@ use crate::ids::Pii;
 use crate::limits::Limit;
 use crate::net::connections::Place;
 use crate::net::udp::{Route, UdpPort};
-use crate::turn_server::machine::{Marks, ToClient};
+use crate::turn_server::machine::{IpHeader, ToClient};
 use crate::turn_server::{FiveTuple, Transport};
 use bytes::BytesMut;
 use std::collections::HashMap;
@@ -185,11 +185,11 @@ impl Legs {
 
     /// Sends `bytes`, one whole frame, to `client`.
     pub(crate) fn send(&mut self, client: FiveTuple, bytes: &[u8]) {
-        self.send_marked(client, Marks::default(), bytes);
+        self.send_marked(client, IpHeader::default(), bytes);
     }
 
     /// The same for relayed data, whose IP header passes something on where the client is reached by datagrams.
-    pub(crate) fn send_marked(&mut self, client: FiveTuple, marks: Marks, bytes: &[u8]) {
+    pub(crate) fn send_marked(&mut self, client: FiveTuple, marks: IpHeader, bytes: &[u8]) {
         match client.transport {
             Transport::Udp if self.neighbours.is_current(client) => self.send_by_neighbour(client, bytes),
             Transport::Udp => self.send_datagram(client, marks, bytes),
@@ -220,7 +220,7 @@ impl Legs {
     }
 
     /// Sends one datagram as it is.
-    pub(crate) fn send_datagram(&self, client: FiveTuple, marks: Marks, bytes: &[u8]) {
+    pub(crate) fn send_datagram(&self, client: FiveTuple, marks: IpHeader, bytes: &[u8]) {
         let Some((door, route)) = self.route_to(client, marks) else { return };
         if let Some(port) = self.port(door) {
             self.note_sent(port.send(&route, bytes), client.client);
@@ -228,7 +228,7 @@ impl Legs {
     }
 
     /// Returns the number of the socket and the route by which a client of datagrams is reached.
-    pub(crate) fn route_to(&self, client: FiveTuple, marks: Marks) -> Option<(usize, Route)> {
+    pub(crate) fn route_to(&self, client: FiveTuple, marks: IpHeader) -> Option<(usize, Route)> {
         let here = client.server;
         let (door, port) = self.door_to(here)?;
         let source = port.local_addr().ip().is_unspecified().then_some(here.ip());

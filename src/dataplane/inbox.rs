@@ -7,7 +7,7 @@ use super::waker::Doorbell;
 use super::worker_channel::Mailbox;
 use crate::net::addresses::Addresses;
 use crate::net::connections::Place;
-use crate::turn_server::auth::Question;
+use crate::turn_server::auth::UserQuery;
 use crate::turn_server::{ConnectionId, FiveTuple, RelayId};
 use bytes::Bytes;
 use std::net::SocketAddr;
@@ -35,7 +35,7 @@ pub(crate) enum ToWorker {
     /// The stream has closed.
     Gone { client: FiveTuple, link: u64 },
     /// A user was looked up, or could not be.
-    LookedUp { question: Arc<Question>, answered: bool },
+    LookedUp { question: Arc<UserQuery>, answered: bool },
     /// A client who belongs to this worker, or has a ticket that says so, has sent a frame to another one, `host`.
     Guest { client: FiveTuple, host: u16, bytes: Bytes },
     /// A client who arrives at this worker is served by another one: his frames are to be passed on.

@@ -4,7 +4,7 @@ use crate::clock::Now;
 use crate::limits::Limit;
 use crate::net::gate::{Gate, GateConfig};
 use crate::net::time;
-use crate::turn_server::auth::Question;
+use crate::turn_server::auth::UserQuery;
 use std::hash::RandomState;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 const QUEUE: usize = 1024;
 
 /// A question, and which worker has it.
-pub(crate) type Asked = (usize, Arc<Question>);
+pub(crate) type Asked = (usize, Arc<UserQuery>);
 
 /// A worker's way to ask.
 #[derive(Debug, Default)]
@@ -48,14 +48,14 @@ impl Lookups {
         &mut self,
         now: Now,
         from: IpAddr,
-        (question, was_known): (Arc<Question>, bool),
+        (question, is_known): (Arc<UserQuery>, bool),
     ) -> bool {
         let Some(Queues { known, others }) = &self.queues else { return false };
-        if !was_known && self.strangers.as_mut().is_some_and(|gate| !gate.takes(now, from)) {
+        if !is_known && self.strangers.as_mut().is_some_and(|gate| !gate.takes(now, from)) {
             Limit::HookPerNetwork.reached(self.per_network.rate);
             return false;
         }
-        let queue = if was_known { known } else { others };
+        let queue = if is_known { known } else { others };
         let queued = queue.try_send((self.worker, question)).is_ok();
         if !queued {
             Limit::HookQueue.reached(QUEUE);

@@ -7,7 +7,7 @@ use super::worker::{Turn, Worker};
 use crate::clock::Now;
 use crate::net::udp::Intake;
 use crate::turn_server::FiveTuple;
-use crate::turn_server::machine::{InternalPacket, Marks};
+use crate::turn_server::machine::{InternalPacket, IpHeader};
 use std::ops::Range;
 
 /// Sockets of clients read, and parcels taken, before others have their turn.
@@ -51,7 +51,7 @@ impl Worker {
         let (mut at, end) = (bytes.start, bytes.start + run.len);
         while at < end && self.legs.tcp.listens(slot, client) {
             let len = frames::first(intake.part(at, end - at));
-            self.hear_client(now, client, Marks::default(), intake.part(at, len), intake);
+            self.hear_client(now, client, IpHeader::default(), intake.part(at, len), intake);
             self.carry_out(now, len, intake);
             at += len;
         }

@@ -21,8 +21,8 @@ use crate::net::time;
 use crate::net::udp::{BatchSocket, Datagram, Haul, Intake, Role, Route, UdpPort};
 use crate::signaling::{Door, Handle};
 use crate::stun_server::{Discovery, SharedSecrets};
-use crate::turn_server::data::PeerError;
-use crate::turn_server::machine::{Forward, Marks, Output, Proof, Relay, ToClient, ToPeer};
+use crate::turn_server::data::IcmpError;
+use crate::turn_server::machine::{Forward, IpHeader, Output, Relay, RequestAuth, ToClient, ToPeer};
 use crate::turn_server::{FiveTuple, RelayId, RelaySocketError, Transport};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -315,7 +315,7 @@ impl Worker {
             Ok(haul) => haul,
             Err(turn) => return turn,
         };
-        if token.0 < doors && self.relay.looks_ahead(haul.messages()) {
+        if token.0 < doors && self.relay.should_prefetch(haul.messages()) {
             self.look_ahead(token.0, intake.senders(haul));
         }
         for datagram in intake.datagrams(haul) {
@@ -335,7 +335,7 @@ impl Worker {
         // The IP address that each datagram was sent to matters to nobody who only looks ahead.
         let server = port.local_addr();
         let tuple = |client| FiveTuple { client, server, transport: Transport::Udp };
-        self.relay.look_ahead_to_clients(senders.map(tuple));
+        self.relay.prefetch_clients(senders.map(tuple));
     }
 
     fn hear_peer(&mut self, now: Now, relay: RelayId, datagram: Datagram<'_>, intake: &Intake) {
@@ -352,7 +352,7 @@ impl Worker {
             socket.take_errors(|error| errors.push(error));
         }
         for error in errors {
-            let error = PeerError {
+            let error = IcmpError {
                 peer: error.peer,
                 kind: error.icmp_type,
                 code: error.icmp_code,
@@ -402,14 +402,14 @@ impl Worker {
 
     /// Hears a frame that came by no socket of this worker, or out of DTLS.
     pub(crate) fn hear_frame(&mut self, now: Now, client: FiveTuple, bytes: &[u8], intake: &Intake) {
-        self.hear_client(now, client, Marks::default(), bytes, intake);
+        self.hear_client(now, client, IpHeader::default(), bytes, intake);
     }
 
     pub(crate) fn hear_client(
         &mut self,
         now: Now,
         client: FiveTuple,
-        marks: Marks,
+        marks: IpHeader,
         bytes: &[u8],
         intake: &Intake,
     ) {
@@ -435,7 +435,7 @@ impl Worker {
     pub(crate) fn answer_stranger(&mut self, now: Now, client: FiveTuple, question: usize, answer: &[u8]) {
         let oversized = self.gate.held().over_size;
         if self.gate.admits(now, client.client.ip(), question, answer.len()) {
-            match self.legs.route_to(client, Marks::default()) {
+            match self.legs.route_to(client, IpHeader::default()) {
                 Some((door, route)) if client.transport == Transport::Udp => {
                     self.departures.push(Exit::Door(door), route, answer, Payload::Fleeting(&[]), 0);
                 }
@@ -455,7 +455,7 @@ impl Worker {
     }
 
     fn pass_to_peer(&mut self, forward: &ToPeer<'_>, intake: &Intake) {
-        let Marks { ttl, tos } = forward.marks;
+        let IpHeader { ttl, tos } = forward.marks;
         let route = Route {
             ttl: (ttl > 0).then_some(ttl),
             tos,
@@ -517,7 +517,7 @@ impl Worker {
             match self.legs.dtls.poll_output() {
                 None => return,
                 Some(dtls::Output::Datagram { client, bytes }) => {
-                    self.legs.send_datagram(client, Marks::default(), &bytes);
+                    self.legs.send_datagram(client, IpHeader::default(), &bytes);
                 }
                 Some(dtls::Output::Challenge { client, bytes }) => {
                     let client = FiveTuple { transport: Transport::Udp, ..client };
@@ -535,18 +535,18 @@ impl Worker {
     fn carry_out_relay(&mut self, now: Now) {
         while let Some(output) = self.relay.poll_output() {
             match output {
-                Output::Reply { client, bytes, proof: Proof::None { asked } }
+                Output::Response { client, bytes, auth: RequestAuth::Unverified { request_len } }
                     if client.transport == Transport::Udp =>
                 {
-                    self.answer_stranger(now, client, asked, &bytes);
+                    self.answer_stranger(now, client, request_len, &bytes);
                 }
-                Output::Reply { client, bytes, proof } => {
-                    if proof == Proof::Integrity {
+                Output::Response { client, bytes, auth } => {
+                    if auth == RequestAuth::Verified {
                         self.legs.prove(client);
                     }
                     self.legs.send(client, &bytes);
                 }
-                Output::OpenRelay { relay, address, tcp } => {
+                Output::OpenRelaySocket { relay, address, tcp } => {
                     let opened = match tcp {
                         false => self.open_relay(relay, address),
                         true => self.tcp.listen(relay, address),
@@ -560,7 +560,7 @@ impl Worker {
                     });
                     self.relay.handle_relay_opened(now, relay, opened);
                 }
-                Output::CloseRelay { relay } => {
+                Output::CloseRelaySocket { relay } => {
                     if !self.tcp.close(relay)
                         && let Some(place) = self.relay_sockets.get_mut(relay)
                     {
@@ -568,19 +568,19 @@ impl Worker {
                     }
                 }
                 Output::Connect { connection, from, to } => self.tcp.connect(connection, from, to),
-                Output::Join { client, connection, reply, pace } => {
-                    let joint = self.tcp.join(connection, reply, pace).map(Box::new);
+                Output::BindConnection { client, connection, response, pace } => {
+                    let joint = self.tcp.join(connection, response, pace).map(Box::new);
                     self.legs.join(client, joint);
                 }
                 Output::Disconnect { connection } => self.tcp.disconnect(connection),
-                Output::Elsewhere { client, worker, bytes } => {
+                Output::ForwardRequest { client, worker, bytes } => {
                     if !self.legs.neighbours.hand_over(client, worker, &bytes) {
                         self.legs.note_dropped();
                     }
                 }
-                Output::Left { client } => self.legs.neighbours.announce_left(client),
-                Output::LookUp { question, from, was_known } => {
-                    if !self.lookups.ask(now, from, (Arc::clone(&question), was_known)) {
+                Output::ClientLeft { client } => self.legs.neighbours.announce_left(client),
+                Output::LookUpUser { question, from, is_known } => {
+                    if !self.lookups.ask(now, from, (Arc::clone(&question), is_known)) {
                         self.relay.handle_lookup_done(now, &question, false);
                     }
                 }
@@ -619,8 +619,8 @@ fn payload<'a>(bytes: &'a [u8], intake: &Intake) -> Payload<'a> {
 }
 
 /// Returns what the IP header of a datagram says that is passed on.
-fn marks(datagram: &Datagram<'_>) -> Marks {
-    Marks { ttl: datagram.ttl, tos: datagram.tos }
+fn marks(datagram: &Datagram<'_>) -> IpHeader {
+    IpHeader { ttl: datagram.ttl, tos: datagram.tos }
 }
 
 fn watch(poll: &Poll, port: &UdpPort, token: Token) -> io::Result<()> {

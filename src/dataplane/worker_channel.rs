@@ -6,7 +6,7 @@
 use super::moved_clients::Inboxes;
 use super::waker::Doorbell;
 use crate::limits::Limit;
-use crate::turn_server::machine::{InternalPacket, InternalRoute, Marks};
+use crate::turn_server::machine::{InternalPacket, InternalRoute, IpHeader};
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ const BYTES: usize = 64 * 1024;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Packet {
     pub(crate) route: InternalRoute,
-    pub(crate) marks: Marks,
+    pub(crate) marks: IpHeader,
     /// Where its payload lies in the parcel.
     pub(crate) start: usize,
     pub(crate) len: usize,
@@ -185,7 +185,7 @@ mod tests {
     }
 
     fn across(payload: &[u8]) -> InternalPacket<'_> {
-        InternalPacket { worker: 1, route: route(), marks: Marks::default(), payload }
+        InternalPacket { worker: 1, route: route(), marks: IpHeader::default(), payload }
     }
 
     fn two() -> ([Poll; 2], [Inbox; 2], [Crossing; 2]) {

@@ -8,7 +8,7 @@ use super::target::{Target, Transport};
 use crate::clock::Deadlines;
 use crate::net::time;
 use crate::stun::{Builder, Class, Message, Method, TransactionId, attr};
-use crate::turn_server::wire::{self, Header};
+use crate::turn_server::wire::{self, FrameHeader};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use nix::errno::Errno;
@@ -203,7 +203,7 @@ impl Fleet {
                 .finish();
             leg.head = head[..head.len() - usize::from(size) - padded].to_vec();
         } else {
-            leg.head = Header::channel_data(CHANNEL, size).as_bytes().to_vec();
+            leg.head = FrameHeader::channel_data(CHANNEL, size).as_bytes().to_vec();
         }
         leg.padding = if indications || is_stream { padded } else { 0 };
     }

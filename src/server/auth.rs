@@ -5,7 +5,8 @@ use super::credentials_file::{CredentialFiles, CredentialsFileError};
 use super::{ServerError, TurnConfig};
 use crate::state::State;
 use crate::turn_server::auth::{
-    Authority, CacheLimits, Expiry, RealmSetup, RestSecret, Revoked, Setup, TokenKey, UserKeys,
+    Authenticator, AuthenticatorConfig, Expiry, LookupCacheConfig, RealmCredentials, RestSecret,
+    RevocationList, TokenKey, UserKeys,
 };
 use ring::hmac;
 use std::collections::HashMap;
@@ -117,26 +118,26 @@ pub(super) fn authority(
     turn: &TurnConfig,
     auth: &AuthConfig,
     state: &State,
-    revoked: Arc<Revoked>,
-) -> Result<(Arc<Authority>, CredentialFiles), ServerError> {
+    revoked: Arc<RevocationList>,
+) -> Result<(Arc<Authenticator>, CredentialFiles), ServerError> {
     let users = |realm: &str, users: &HashMap<String, StaticUser>| {
         users.iter().map(|(user, known)| (user.clone(), known.keys(user, realm))).collect()
     };
     let (first, others) = auth.secrets(turn, state);
-    let default = RealmSetup {
+    let default = RealmCredentials {
         name: turn.realm.clone(),
         addresses: Vec::new(),
         users: users(&turn.realm, &turn.users),
         rest: [vec![first], others].concat(),
     };
-    let more = auth.realms.iter().map(|realm| RealmSetup {
+    let more = auth.realms.iter().map(|realm| RealmCredentials {
         name: realm.name.clone(),
         addresses: realm.addresses.clone(),
         users: users(&realm.name, &realm.users),
         rest: realm.rest_secrets.iter().map(|secret| RestSecret::new(secret)).collect(),
     });
     let tokens = auth.oauth.iter().filter_map(|key| TokenKey::new(&key.kid, &key.server_name, &key.key));
-    let setup = Setup {
+    let setup = AuthenticatorConfig {
         realms: std::iter::once(default).chain(more).collect(),
         tokens: tokens.collect(),
         lookup: auth.hook.as_ref().map(HookConfig::limits),
@@ -144,7 +145,7 @@ pub(super) fn authority(
         anonymity: auth.username_anonymity,
         revoked,
     };
-    let authority = Arc::new(Authority::with(setup, &auth.derive(state, "nonces")));
+    let authority = Arc::new(Authenticator::with(setup, &auth.derive(state, "nonces")));
     let shared = auth.credentials_file.iter().map(|path| (path.clone(), None));
     let own = auth
         .realms
@@ -161,8 +162,8 @@ impl From<CredentialsFileError> for ServerError {
 }
 
 impl HookConfig {
-    fn limits(&self) -> CacheLimits {
-        CacheLimits { known: self.cache, unknown: self.negative_cache, entries: self.max_cached }
+    fn limits(&self) -> LookupCacheConfig {
+        LookupCacheConfig { known: self.cache, unknown: self.negative_cache, entries: self.max_cached }
     }
 }
 

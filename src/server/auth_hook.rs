@@ -6,7 +6,7 @@ use crate::dataplane::lookups::{Asked, Lookups};
 use crate::limits::Limit;
 use crate::net::gate::GateConfig;
 use crate::net::time;
-use crate::turn_server::auth::{Authority, Question, UserKeys, Verdict, hex_key};
+use crate::turn_server::auth::{Authenticator, LookupResult, UserKeys, UserQuery, hex_key};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Request, StatusCode, header};
@@ -120,11 +120,11 @@ pub(super) fn open(
 
 impl AuthHook {
     /// Asks and answers until all workers are gone. A question that several workers have is asked once.
-    pub(super) async fn run(mut self, authority: Arc<Authority>, workers: Arc<[Inbox]>) {
+    pub(super) async fn run(mut self, authority: Arc<Authenticator>, workers: Arc<[Inbox]>) {
         let most = self.config.max_in_flight;
         let most_others = most - most / 4;
-        let mut waiting: HashMap<Arc<Question>, Vec<usize>> = HashMap::new();
-        let mut asked: JoinSet<(Arc<Question>, Result<Verdict, HookError>)> = JoinSet::new();
+        let mut waiting: HashMap<Arc<UserQuery>, Vec<usize>> = HashMap::new();
+        let mut asked: JoinSet<(Arc<UserQuery>, Result<LookupResult, HookError>)> = JoinSet::new();
         let mut failures = Failures::default();
         loop {
             let next = tokio::select! {
@@ -202,12 +202,12 @@ impl Asker {
         Ok(Self { client, url: config.url.as_str().into(), deadline: config.deadline })
     }
 
-    async fn ask(self, question: Arc<Question>) -> (Arc<Question>, Result<Verdict, HookError>) {
+    async fn ask(self, question: Arc<UserQuery>) -> (Arc<UserQuery>, Result<LookupResult, HookError>) {
         let outcome = tokio::time::timeout(self.deadline, self.exchange(&question)).await;
         (question, outcome.unwrap_or(Err(HookError::Late)))
     }
 
-    async fn exchange(&self, question: &Question) -> Result<Verdict, HookError> {
+    async fn exchange(&self, question: &UserQuery) -> Result<LookupResult, HookError> {
         let body = serde_json::to_vec(&Body { user: &question.user, realm: &question.realm });
         let body = body.map_err(|_| HookError::Malformed)?;
         let request = Request::post(&*self.url)
@@ -217,7 +217,7 @@ impl Asker {
         let response = self.client.request(request).await.map_err(|_| HookError::Unreachable)?;
         match response.status() {
             StatusCode::OK => {}
-            StatusCode::NOT_FOUND => return Ok(Verdict::Unknown),
+            StatusCode::NOT_FOUND => return Ok(LookupResult::Unknown),
             status => return Err(HookError::Status(status.as_u16())),
         }
         let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
@@ -227,7 +227,7 @@ impl Asker {
 }
 
 /// Reads an answer: a password, from which both keys are made, or the keys.
-fn verdict(question: &Question, answer: &Answer) -> Option<Verdict> {
+fn verdict(question: &UserQuery, answer: &Answer) -> Option<LookupResult> {
     let keys = match (&answer.password, &answer.md5) {
         (Some(password), None) => UserKeys::of_password(&question.user, &question.realm, password),
         (None, Some(md5)) => {
@@ -239,15 +239,15 @@ fn verdict(question: &Question, answer: &Answer) -> Option<Verdict> {
         }
         _ => return None,
     };
-    Some(Verdict::Known { keys, expires_unix: answer.expires })
+    Some(LookupResult::Known { keys, expires_unix: answer.expires })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn read(json: &str) -> Option<Verdict> {
-        let question = Question { user: "alice".into(), realm: "r".into() };
+    fn read(json: &str) -> Option<LookupResult> {
+        let question = UserQuery { user: "alice".into(), realm: "r".into() };
         verdict(&question, &serde_json::from_str(json).ok()?)
     }
 
@@ -255,10 +255,13 @@ mod tests {
     fn an_answer_has_a_password_or_keys() {
         let keys = UserKeys::of_password("alice", "r", "pw");
         let of_password = read(r#"{"password": "pw", "expires": 7}"#);
-        assert_eq!(of_password, Some(Verdict::Known { keys, expires_unix: Some(7) }));
+        assert_eq!(of_password, Some(LookupResult::Known { keys, expires_unix: Some(7) }));
         let md5 = "00112233445566778899aabbccddeeff";
         let of_key = read(&format!(r#"{{"md5": "{md5}"}}"#));
-        assert!(matches!(of_key, Some(Verdict::Known { keys: UserKeys { md5: Some(_), sha256: None }, .. })));
+        assert!(matches!(
+            of_key,
+            Some(LookupResult::Known { keys: UserKeys { md5: Some(_), sha256: None }, .. })
+        ));
         assert!(read(&format!(r#"{{"md5": "{md5}", "sha256": "{md5}{md5}"}}"#)).is_some());
         for bad in ["{}", r#"{"md5": "12"}"#, r#"{"sha256": "12"}"#, "[]", "x", r#"{"password": 1}"#] {
             assert_eq!(read(bad), None, "{bad}");

@@ -6,7 +6,7 @@ use crate::gateway::handshake::Key;
 use crate::gateway::ticket::Issuer;
 use crate::signaling;
 use crate::state::State;
-use crate::stun_server::Home;
+use crate::stun_server::ServerAddress;
 use crate::turn_server::machine::{Features, Limits};
 use data_encoding::HEXLOWER;
 use ipnet::IpNet;
@@ -30,7 +30,7 @@ pub struct Config {
     /// Threads of the data plane; default one per core.
     pub workers: Option<usize>,
     /// The addresses of NAT behaviour discovery, two of a family or none; each is listened on. Default none.
-    pub nat_discovery: Vec<Home>,
+    pub nat_discovery: Vec<ServerAddress>,
     /// What strangers may cost.
     pub limits: LimitsConfig,
     /// Proxies whose word counts on who the client is: in a PROXY header, in `X-Forwarded-For` and in `Forwarded`; default none.

@@ -1,6 +1,6 @@
 //! Credentials files: read at the start, and again whenever one of them changes. A bad file changes nothing.
 
-use crate::turn_server::auth::{Authority, CredentialsError, UserKeys, parse_credentials};
+use crate::turn_server::auth::{Authenticator, CredentialsError, UserKeys, parse_credentials};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -65,7 +65,7 @@ impl CredentialFiles {
     /// Reads every file once.
     pub(super) fn open(
         paths: impl Iterator<Item = (PathBuf, Option<String>)>,
-        authority: &Authority,
+        authority: &Authenticator,
     ) -> Result<Self, CredentialsFileError> {
         let file = |(path, realm)| CredentialFile { path, realm, seen: None, users: Vec::new() };
         let mut files: Vec<_> = paths.map(file).collect();
@@ -78,7 +78,7 @@ impl CredentialFiles {
     }
 
     /// Looks at the files for ever.
-    pub(super) async fn watch(mut self, authority: Arc<Authority>) {
+    pub(super) async fn watch(mut self, authority: Arc<Authenticator>) {
         if self.files.is_empty() {
             return;
         }
@@ -90,7 +90,7 @@ impl CredentialFiles {
     }
 
     /// Reads again what has changed.
-    fn refresh(&mut self, authority: &Authority) {
+    fn refresh(&mut self, authority: &Authenticator) {
         let mut changed = false;
         for file in self.files.iter_mut().filter(|file| stamp(&file.path) != file.seen) {
             match file.read(authority) {
@@ -106,14 +106,14 @@ impl CredentialFiles {
         }
     }
 
-    fn install(&self, authority: &Authority) {
+    fn install(&self, authority: &Authenticator) {
         let users: Users = self.files.iter().flat_map(|file| file.users.iter().cloned()).collect();
-        authority.set_file_users(&users);
+        authority.replace_file_users(&users);
     }
 }
 
 impl CredentialFile {
-    fn read(&mut self, authority: &Authority) -> Result<(), CredentialsFileError> {
+    fn read(&mut self, authority: &Authenticator) -> Result<(), CredentialsFileError> {
         // Before the text, so that a change in between is seen the next time.
         self.seen = stamp(&self.path);
         let path = || self.path.clone();
@@ -141,11 +141,14 @@ fn stamp(path: &Path) -> Option<Stamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::turn_server::auth::{RealmSetup, Setup};
+    use crate::turn_server::auth::{AuthenticatorConfig, RealmCredentials};
 
-    fn authority() -> Authority {
-        let realm = |name: &str| RealmSetup { name: name.to_owned(), ..RealmSetup::default() };
-        Authority::with(Setup { realms: vec![realm("r"), realm("s")], ..Setup::default() }, &[0; 32])
+    fn authority() -> Authenticator {
+        let realm = |name: &str| RealmCredentials { name: name.to_owned(), ..RealmCredentials::default() };
+        Authenticator::with(
+            AuthenticatorConfig { realms: vec![realm("r"), realm("s")], ..AuthenticatorConfig::default() },
+            &[0; 32],
+        )
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use super::{Config, Facts};
 use crate::net::addresses::Addresses;
-use crate::turn_server::alternate::Alternates;
-use crate::turn_server::auth::Authority;
+use crate::turn_server::alternate_servers::AlternateServers;
+use crate::turn_server::auth::Authenticator;
 use crate::turn_server::machine::Shared;
-use crate::turn_server::mobility::Tickets;
+use crate::turn_server::mobility::MobilityTickets;
 use crate::turn_server::policy::{PeerPolicy, PolicyConfig};
 use crate::turn_server::ports::RelayPorts;
 use crate::turn_server::quota::Quota;
@@ -16,7 +16,7 @@ pub(crate) fn shared(
     config: &Config,
     own: &Addresses,
     facts: &Facts,
-    (authority, tickets): (Arc<Authority>, Tickets),
+    (authority, tickets): (Arc<Authenticator>, MobilityTickets),
 ) -> Shared {
     let turn = &config.turn;
     let ports = Arc::new(RelayPorts::new(&facts.relay, turn.relay_ports.clone()));
@@ -30,7 +30,10 @@ pub(crate) fn shared(
     };
     Shared {
         authority,
-        alternates: Arc::new(Alternates::new(turn.alternate_server.clone(), turn.alternate_domain.clone())),
+        alternates: Arc::new(AlternateServers::new(
+            turn.alternate_server.clone(),
+            turn.alternate_domain.clone(),
+        )),
         policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
         ports,
         reservations: Arc::default(),

@@ -11,7 +11,7 @@ use crate::net::time::now;
 use crate::signaling::wire::Tag;
 use crate::signaling::{Handle, Refusal, bearer, status_of};
 use crate::state::{State, StateError};
-use crate::turn_server::auth::Revoked;
+use crate::turn_server::auth::RevocationList;
 use axum::extract::{self, ConnectInfo, Query};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{AppendHeaders, IntoResponse, Response};
@@ -29,11 +29,11 @@ use tokio::sync::Mutex;
 const FILE: &str = "revoked";
 
 /// Reads what was revoked before the last stop.
-pub(super) fn open(state: &State, cap: usize) -> Result<Arc<Revoked>, ServerError> {
+pub(super) fn open(state: &State, cap: usize) -> Result<Arc<RevocationList>, ServerError> {
     let text = state.kept(FILE)?;
     let lines: Option<Vec<(u64, &str)>> = text.lines().map(read_line).collect();
     let lines = lines.ok_or_else(|| StateError::Damaged(state.folder.join(FILE)))?;
-    let revoked = Revoked::new(cap);
+    let revoked = RevocationList::new(cap);
     let unix = now().unix;
     for (until, tag) in lines.into_iter().filter(|(until, _)| unix < *until) {
         if let Err(error) = revoked.revoke(unix, tag, until) {
@@ -51,7 +51,7 @@ fn read_line(line: &str) -> Option<(u64, &str)> {
 
 /// What it takes to revoke.
 pub(super) struct Desk {
-    pub(super) revoked: Arc<Revoked>,
+    pub(super) revoked: Arc<RevocationList>,
     pub(super) signaling: Handle,
     pub(super) workers: Arc<[Inbox]>,
     /// How long the credentials last that are minted for a tag.

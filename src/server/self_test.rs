@@ -1,7 +1,7 @@
 //! The server as its own first client: Binding and a real allocation through the advertised address, over UDP and TCP.
 
 use crate::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
-use crate::turn_server::auth::Minted;
+use crate::turn_server::auth::RestCredentials;
 use crate::turn_server::wire::frame_len;
 use rand::Rng;
 use rand::SeedableRng;
@@ -28,7 +28,7 @@ pub struct SelfTest {
 }
 
 /// Asks the server at `server` as a client with `credentials` would; for one allocation of each family that it relays in.
-pub(super) async fn run(server: SocketAddr, families: &[IpAddr], credentials: &Minted) -> SelfTest {
+pub(super) async fn run(server: SocketAddr, families: &[IpAddr], credentials: &RestCredentials) -> SelfTest {
     let any: IpAddr =
         if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let mut result = SelfTest::default();
@@ -61,14 +61,14 @@ impl Asker {
     }
 
     /// Makes and ends one allocation of the family of each of `relay`.
-    async fn allocate_all(&mut self, relay: &[IpAddr], credentials: &Minted) -> io::Result<()> {
+    async fn allocate_all(&mut self, relay: &[IpAddr], credentials: &RestCredentials) -> io::Result<()> {
         for ip in relay {
             self.allocate(credentials, ip.is_ipv6()).await?;
         }
         Ok(())
     }
 
-    async fn allocate(&mut self, credentials: &Minted, v6: bool) -> io::Result<()> {
+    async fn allocate(&mut self, credentials: &RestCredentials, v6: bool) -> io::Result<()> {
         let udp = |builder: Builder| {
             let builder = builder.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
             if v6 { builder.attribute(attr::REQUESTED_ADDRESS_FAMILY, &[2, 0, 0, 0]) } else { builder }
@@ -81,7 +81,7 @@ impl Asker {
         let (Some(realm), Some(nonce)) = (message.realm(), message.nonce()) else {
             return Err(io::Error::other("no realm"));
         };
-        let Minted { username, credential } = credentials;
+        let RestCredentials { username, credential } = credentials;
         let key = Key::from_bytes(&long_term_digest(username, realm, credential));
         let sign = |builder: Builder| {
             builder

@@ -2,7 +2,7 @@
 
 use super::admission::{AccessKey, IceServers, Jwt, Origins, Realms};
 use super::shards::Shards;
-use crate::turn_server::auth::Revoked;
+use crate::turn_server::auth::RevocationList;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ pub struct Config {
     /// Whose pages may open `/ws` and read `/ice`; default all.
     pub origins: Origins,
     /// Tags that an operator has taken back; registering them is refused.
-    pub revoked: Arc<Revoked>,
+    pub revoked: Arc<RevocationList>,
     /// What registrations and `/ice` hand out; default none.
     pub ice_servers: IceServers,
     /// `host:port` of the second UDP port, handed out as `stun2`; default none.

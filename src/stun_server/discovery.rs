@@ -15,7 +15,7 @@ const CHANGE_PORT: u32 = 0x2;
 
 /// One of the server's addresses, and what clients see it as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Home {
+pub struct ServerAddress {
     /// The address on this host.
     pub local: IpAddr,
     /// The same address from outside; differs behind a 1:1 NAT.
@@ -24,7 +24,7 @@ pub struct Home {
 
 /// What to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub struct BindingResponse {
     /// A whole STUN message.
     pub bytes: Vec<u8>,
     /// The local address and port it is to leave from.
@@ -37,7 +37,7 @@ pub struct Answer {
 #[derive(Debug, Clone, Default)]
 pub struct Discovery {
     ports: [u16; 2],
-    pairs: Vec<[Home; 2]>,
+    pairs: Vec<[ServerAddress; 2]>,
     public: Vec<IpAddr>,
 }
 
@@ -56,7 +56,7 @@ impl Discovery {
     /// Takes the main and the second port (0 where there is none: then there are no pairs, and a change of port is refused), `pairs`, of which a family has none or two, and `public`, the addresses that clients are
     /// told where they differ from this host's.
     #[must_use]
-    pub fn new(ports: [u16; 2], pairs: &[Home], public: &[IpAddr]) -> Self {
+    pub fn new(ports: [u16; 2], pairs: &[ServerAddress], public: &[IpAddr]) -> Self {
         let of_family = |v6: bool| {
             let mut family = pairs.iter().copied().filter(move |home| home.local.is_ipv6() == v6);
             Some([family.next()?, family.next()?])
@@ -77,12 +77,15 @@ impl Discovery {
         client: SocketAddr,
         server: SocketAddr,
         room: Vec<u8>,
-    ) -> Option<Answer> {
+    ) -> Option<BindingResponse> {
         if !binding::is_request(message) {
             return None;
         }
-        let refused =
-            |answer: Builder| Answer { bytes: binding::finish(message, answer), from: server, to: client };
+        let refused = |answer: Builder| BindingResponse {
+            bytes: binding::finish(message, answer),
+            from: server,
+            to: client,
+        };
         let attributes = message.unverified();
         let unknown = attributes.unknown(&KNOWN_HERE);
         Some(match Wishes::read(&attributes) {
@@ -105,7 +108,7 @@ impl Discovery {
         (client, server): (SocketAddr, SocketAddr),
         wishes: Wishes,
         room: Vec<u8>,
-    ) -> Answer {
+    ) -> BindingResponse {
         let pair = self.pair(server.ip());
         let home = match pair {
             Some([here, other]) => {
@@ -129,7 +132,7 @@ impl Discovery {
         if let Some(len) = wishes.padding {
             answer = answer.attribute(attr::PADDING, &vec![0; len.min(MAX_PADDING)]);
         }
-        Answer {
+        BindingResponse {
             bytes: binding::finish(message, answer),
             from: SocketAddr::new(home.local, port),
             to: SocketAddr::new(client.ip(), wishes.port.unwrap_or(client.port())),
@@ -137,7 +140,7 @@ impl Discovery {
     }
 
     /// Returns the pair that `ip` belongs to, it first.
-    fn pair(&self, ip: IpAddr) -> Option<[Home; 2]> {
+    fn pair(&self, ip: IpAddr) -> Option<[ServerAddress; 2]> {
         self.pairs.iter().find_map(|[a, b]| match ip {
             ip if ip == a.local => Some([*a, *b]),
             ip if ip == b.local => Some([*b, *a]),
@@ -146,10 +149,10 @@ impl Discovery {
     }
 
     /// Returns an address without a pair as clients know it: an inner one is nobody's business outside.
-    fn home(&self, ip: IpAddr) -> Home {
+    fn home(&self, ip: IpAddr) -> ServerAddress {
         let told = |public: &&IpAddr| public.is_ipv6() == ip.is_ipv6();
         let public = if self.public.contains(&ip) { None } else { self.public.iter().find(told) };
-        Home { local: ip, public: public.copied().unwrap_or(ip) }
+        ServerAddress { local: ip, public: public.copied().unwrap_or(ip) }
     }
 }
 
@@ -230,8 +233,8 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn home(ip: &str) -> Home {
-        Home { local: ip.parse().unwrap(), public: ip.parse().unwrap() }
+    fn home(ip: &str) -> ServerAddress {
+        ServerAddress { local: ip.parse().unwrap(), public: ip.parse().unwrap() }
     }
 
     fn two() -> Discovery {
@@ -250,19 +253,19 @@ mod tests {
         binding().attribute(attr::CHANGE_REQUEST, &flags.to_be_bytes())
     }
 
-    fn ask(discovery: &Discovery, request: Builder, server: &str) -> Answer {
+    fn ask(discovery: &Discovery, request: Builder, server: &str) -> BindingResponse {
         let bytes = request.finish();
         discovery
             .answer(&Message::parse(&bytes).unwrap(), address(CLIENT), address(server), Vec::new())
             .unwrap()
     }
 
-    fn attributes(answer: &Answer) -> Attributes<'_> {
+    fn attributes(answer: &BindingResponse) -> Attributes<'_> {
         Message::parse(&answer.bytes).unwrap().unverified()
     }
 
     /// Reads an address in the format of MAPPED-ADDRESS, IPv4.
-    fn plain(answer: &Answer, kind: u16) -> Option<SocketAddr> {
+    fn plain(answer: &BindingResponse, kind: u16) -> Option<SocketAddr> {
         match attributes(answer).get(kind)? {
             &[0, 1, p0, p1, a, b, c, d] => {
                 Some(SocketAddr::from(([a, b, c, d], u16::from_be_bytes([p0, p1]))))
@@ -325,7 +328,7 @@ mod tests {
 
     #[test]
     fn addresses_are_told_as_they_are_seen_from_outside() {
-        let home = |local: &str, public: &str| Home {
+        let home = |local: &str, public: &str| ServerAddress {
             local: local.parse().unwrap(),
             public: public.parse().unwrap(),
         };
@@ -411,7 +414,7 @@ mod tests {
 
     #[test]
     fn with_two_addresses_no_answer_passes_three_times_its_question() {
-        let home = |ip: &str| Home { local: ip.parse().unwrap(), public: ip.parse().unwrap() };
+        let home = |ip: &str| ServerAddress { local: ip.parse().unwrap(), public: ip.parse().unwrap() };
         let two =
             Discovery::new([3478, 3479], &[home(A), home(B), home("2001:db8::1"), home("2001:db8::2")], &[]);
         let classic = || Builder::new(Class::Request, Method::BINDING, TransactionId([8; 16]));

@@ -10,5 +10,5 @@ mod discovery;
 pub(crate) mod shared_secret;
 
 pub use binding::answer;
-pub use discovery::{Answer, Discovery, Home};
+pub use discovery::{BindingResponse, Discovery, ServerAddress};
 pub use shared_secret::{BindingCheck, SecretKeys, SharedSecrets};

@@ -1,19 +1,19 @@
 //! One allocation: its relayed addresses, permissions, channels and peers, and when each of them ends.
 
-use super::auth::Tenancy;
-use super::connections::ConnectionId;
+use super::auth::AllocationOwner;
 use super::five_tuple::{FiveTuple, PackedTuple};
-use super::links::{Link, Links};
 use super::machine::Limits;
 use super::mobility::Mobility;
-use super::moment::Moment;
+use super::peer_table::{PeerEntry, PeerTable};
+use super::pending_connections::ConnectionId;
 use super::permissions::{PERMISSION_LIFETIME, Permissions};
 use super::policy::PeerAddr;
-use super::quota::Ticket;
+use super::quota::QuotaPermit;
 use super::rate::{Meter, SharedMeter};
 use super::relay_port::RelayId;
-use super::reply::{Fault, Reply};
-use super::reservation::{Reserved, Token};
+use super::reservation::{ReservationToken, ReservedPort};
+use super::response::{Responder, StunErrorCode};
+use super::ticks::Ticks;
 use super::wire::CHANNELS;
 use crate::limits::Limit;
 use crate::stun::TransactionId;
@@ -68,12 +68,12 @@ pub(super) enum PeerTransport {
 
 /// An Allocate that waits for its relay sockets.
 #[derive(Debug)]
-pub(super) struct Opening {
-    pub(super) reply: Reply,
+pub(super) struct PendingAllocate {
+    pub(super) responder: Responder,
     /// The next port, set aside with this one; it waits for its token from when the client knows it.
-    pub(super) reserved: Option<(Token, Reserved)>,
+    pub(super) reserved: Option<(ReservationToken, ReservedPort)>,
     /// The relayed address that was asked for besides and could not be had, and why.
-    pub(super) missing: Option<(Family, Fault)>,
+    pub(super) missing: Option<(Family, StunErrorCode)>,
 }
 
 /// State of one allocation. What every packet has to look at lies in two cache lines of 64 bytes: the client, the ends, the meters
@@ -83,29 +83,29 @@ pub(super) struct Opening {
 pub(super) struct Allocation {
     client: PackedTuple,
     /// When the lifetime runs out; the beginning of time until the relay sockets are there.
-    live_until: Moment,
+    live_until: Ticks,
     pub(super) meter: Meter,
-    pub(super) links: Links,
+    pub(super) peer_table: PeerTable,
     pub(super) user_meter: Arc<SharedMeter>,
-    pub(super) cold: Box<Cold>,
+    pub(super) control: Box<ControlState>,
 }
 
 /// The part of an allocation that requests alone look at.
 #[derive(Debug)]
-pub(super) struct Cold {
+pub(super) struct ControlState {
     /// The credentials that made it, or refreshed it last.
-    pub(super) tenancy: Tenancy,
+    pub(super) owner: AllocationOwner,
     pub(super) peer_transport: PeerTransport,
     /// What LIFETIME said last.
     pub(super) lifetime: Duration,
     /// There while the sockets are not.
-    pub(super) opening: Option<Box<Opening>>,
+    pub(super) pending: Option<Box<PendingAllocate>>,
     /// The Allocate that made it, and its answer once there is one: a retransmission gets the same answer again.
     pub(super) origin: (TransactionId, Option<Box<[u8]>>),
     /// When the next new peer may come, by [`Meter`]'s rule.
     pub(super) new_peers: Meter,
     /// The right to be there.
-    ticket: Ticket,
+    ticket: QuotaPermit,
     /// There if the client asked for tickets (RFC 8016).
     pub(super) mobility: Option<Mobility>,
     /// Connections to peers (RFC 6062).
@@ -116,7 +116,7 @@ pub(super) struct Cold {
 
 /// Why a permission or a channel was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum PeerRefusal {
+pub(super) enum BindError {
     /// The number is out of range, or number and peer are bound to others (400).
     Conflict,
     /// The allocation holds as many as it may (508).
@@ -125,32 +125,32 @@ pub(super) enum PeerRefusal {
 
 /// Who asks for an allocation, as far as the machine has established it.
 #[derive(Debug)]
-pub(super) struct Applicant {
+pub(super) struct NewAllocation {
     pub(super) client: FiveTuple,
-    pub(super) tenancy: Tenancy,
+    pub(super) owner: AllocationOwner,
     pub(super) peer_transport: PeerTransport,
     pub(super) lifetime: Duration,
-    pub(super) ticket: Ticket,
+    pub(super) ticket: QuotaPermit,
     pub(super) mobility: Option<Mobility>,
 }
 
 impl Allocation {
-    pub(super) fn new(applicant: Applicant, opening: Opening) -> Self {
+    pub(super) fn new(new: NewAllocation, pending: PendingAllocate) -> Self {
         Self {
-            client: PackedTuple::new(applicant.client),
-            live_until: Moment::default(),
+            client: PackedTuple::new(new.client),
+            live_until: Ticks::default(),
             meter: Meter::default(),
-            links: Links::default(),
-            user_meter: Arc::clone(applicant.ticket.meter()),
-            cold: Box::new(Cold {
-                tenancy: applicant.tenancy,
-                peer_transport: applicant.peer_transport,
-                lifetime: applicant.lifetime,
-                origin: (opening.reply.transaction(), None),
-                opening: Some(Box::new(opening)),
+            peer_table: PeerTable::default(),
+            user_meter: Arc::clone(new.ticket.meter()),
+            control: Box::new(ControlState {
+                owner: new.owner,
+                peer_transport: new.peer_transport,
+                lifetime: new.lifetime,
+                origin: (pending.responder.transaction(), None),
+                pending: Some(Box::new(pending)),
                 new_peers: Meter::default(),
-                ticket: applicant.ticket,
-                mobility: applicant.mobility,
+                ticket: new.ticket,
+                mobility: new.mobility,
                 connections: Vec::new(),
                 relay_ports: [None; 2],
                 permissions: Permissions::default(),
@@ -176,16 +176,16 @@ impl Allocation {
     }
 
     pub(super) fn user(&self) -> &Arc<str> {
-        &self.cold.tenancy.user
+        &self.control.owner.user
     }
 
     /// Takes a peer that is new; `false` when there were too many in too short a time, of this allocation or of all of its user's.
-    pub(super) fn takes_new_peer(&mut self, limits: &Limits, now: Moment) -> bool {
-        if !self.cold.new_peers.take(limits.new_peers, now, 1) {
+    pub(super) fn takes_new_peer(&mut self, limits: &Limits, now: Ticks) -> bool {
+        if !self.control.new_peers.take(limits.new_peers, now, 1) {
             Limit::NewPeersPerSecond.reached(limits.new_peers.per_second);
             return false;
         }
-        let passes = self.cold.ticket.new_peers().take(limits.user_new_peers, now, 1);
+        let passes = self.control.ticket.new_peers().take(limits.user_new_peers, now, 1);
         if !passes {
             Limit::NewPeersPerUser.reached(limits.user_new_peers.per_second);
         }
@@ -193,67 +193,67 @@ impl Allocation {
     }
 
     /// Lets the allocation live for `lifetime` from `now` on.
-    pub(super) fn renew(&mut self, now: Moment, lifetime: Duration) {
-        self.cold.lifetime = lifetime;
+    pub(super) fn renew(&mut self, now: Ticks, lifetime: Duration) {
+        self.control.lifetime = lifetime;
         self.live_until = now + lifetime;
     }
 
     /// Reads from both of the cache lines that every packet has to look at.
-    pub(super) fn glance(&self) -> u64 {
-        self.live_until.0 ^ self.links.glance()
+    pub(super) fn prefetch(&self) -> u64 {
+        self.live_until.0 ^ self.peer_table.prefetch()
     }
 
-    pub(super) fn live_until(&self) -> Moment {
+    pub(super) fn live_until(&self) -> Ticks {
         self.live_until
     }
 
     /// Returns whether the relay socket is there and the lifetime has not run out.
-    pub(super) fn is_live(&self, now: Moment) -> bool {
+    pub(super) fn is_live(&self, now: Ticks) -> bool {
         now < self.live_until
     }
 
     /// Returns the port of the relayed address of `family`.
     pub(super) fn relay_port(&self, family: Family) -> Option<RelayId> {
-        self.cold.relay_ports[family as usize].map(|relay| relay as usize)
+        self.control.relay_ports[family as usize].map(|relay| relay as usize)
     }
 
     /// Lists the ports of all relayed addresses, IPv4 first.
     pub(super) fn relay_ports(&self) -> impl Iterator<Item = RelayId> + use<> {
-        self.cold.relay_ports.into_iter().flatten().map(|relay| relay as usize)
+        self.control.relay_ports.into_iter().flatten().map(|relay| relay as usize)
     }
 
     pub(super) fn set_relay_port(&mut self, family: Family, relay: Option<RelayId>) {
-        self.cold.relay_ports[family as usize] = relay.map(|relay| relay as u32);
+        self.control.relay_ports[family as usize] = relay.map(|relay| relay as u32);
     }
 
     /// Returns whether data may flow between the client and `peer`'s address.
-    pub(super) fn permits(&self, now: Moment, peer: PeerAddr) -> bool {
-        let until = match self.links.of(peer) {
+    pub(super) fn permits(&self, now: Ticks, peer: PeerAddr) -> bool {
+        let until = match self.peer_table.of(peer) {
             Some(link) => link.permitted_until,
-            None => self.cold.permissions.until(peer),
+            None => self.control.permissions.until(peer),
         };
         now < until
     }
 
     /// Installs or refreshes a permission.
-    pub(super) fn permit(&mut self, now: Moment, peer: PeerAddr) {
+    pub(super) fn permit(&mut self, now: Ticks, peer: PeerAddr) {
         let until = now + PERMISSION_LIFETIME;
-        self.links.permit(peer, until);
-        self.cold.permissions.install(peer, until);
+        self.peer_table.permit(peer, until);
+        self.control.permissions.install(peer, until);
     }
 
     /// Forgets every permission for peers of `family`.
     pub(super) fn forget_permissions(&mut self, family: Family) {
-        for peer in self.cold.permissions.iter().filter(|peer| Family::of(peer.ip()) == family) {
-            self.links.permit(peer, Moment::default());
+        for peer in self.control.permissions.iter().filter(|peer| Family::of(peer.ip()) == family) {
+            self.peer_table.permit(peer, Ticks::default());
         }
-        self.cold.permissions.forget(family);
+        self.control.permissions.forget(family);
     }
 
     /// Changes the link to a peer.
-    fn change_link(&mut self, peer: PeerAddr, change: impl FnOnce(&mut Link)) {
-        let permitted_until = self.cold.permissions.until(peer);
-        self.links.change(peer, |link| {
+    fn change_link(&mut self, peer: PeerAddr, change: impl FnOnce(&mut PeerEntry)) {
+        let permitted_until = self.control.permissions.until(peer);
+        self.peer_table.change(peer, |link| {
             link.permitted_until = permitted_until;
             change(link);
         });
@@ -264,62 +264,62 @@ impl Allocation {
     /// cool-down.
     pub(super) fn may_bind(
         &mut self,
-        now: Moment,
+        now: Ticks,
         number: u16,
         peer: PeerAddr,
         most: usize,
-    ) -> Result<(), PeerRefusal> {
+    ) -> Result<(), BindError> {
         if !CHANNELS.contains(&number) {
-            return Err(PeerRefusal::Conflict);
+            return Err(BindError::Conflict);
         }
         self.forget_channels_after_cooldown(now);
-        let bound_peer = self.links.numbered(number).map(Link::peer);
-        let bound_number = self.links.of(peer).and_then(Link::number);
-        let channels = self.links.iter().filter(|link| link.number().is_some()).count();
+        let bound_peer = self.peer_table.numbered(number).map(PeerEntry::peer);
+        let bound_number = self.peer_table.of(peer).and_then(PeerEntry::number);
+        let channels = self.peer_table.iter().filter(|link| link.number().is_some()).count();
         match (bound_peer, bound_number) {
-            (None, None) if channels >= most => Err(PeerRefusal::Full),
+            (None, None) if channels >= most => Err(BindError::Full),
             (None, None) => Ok(()),
             (Some(p), Some(n)) if p == peer && n == number => Ok(()),
-            _ => Err(PeerRefusal::Conflict),
+            _ => Err(BindError::Conflict),
         }
     }
 
     /// Binds `number` to `peer`, which was added and [may be bound](Self::may_bind), or refreshes that.
-    pub(super) fn bind(&mut self, now: Moment, number: u16, peer: PeerAddr) {
+    pub(super) fn bind(&mut self, now: Ticks, number: u16, peer: PeerAddr) {
         self.change_link(peer, |link| {
             link.set_number(Some(number));
             link.bound_until = now + CHANNEL_LIFETIME;
         });
     }
 
-    fn forget_channels_after_cooldown(&mut self, now: Moment) {
-        let over = |link: &&Link| link.number().is_some() && now >= link.bound_until + CHANNEL_COOLDOWN;
-        let over: Vec<_> = self.links.iter().filter(over).map(Link::peer).collect();
+    fn forget_channels_after_cooldown(&mut self, now: Ticks) {
+        let over = |link: &&PeerEntry| link.number().is_some() && now >= link.bound_until + CHANNEL_COOLDOWN;
+        let over: Vec<_> = self.peer_table.iter().filter(over).map(PeerEntry::peer).collect();
         for peer in over {
             self.change_link(peer, |link| link.set_number(None));
         }
     }
 
     /// Returns the peer that `number` is bound to.
-    pub(super) fn peer_of(&self, now: Moment, number: u16) -> Option<PeerAddr> {
-        self.links.numbered(number).filter(|link| now < link.bound_until).map(Link::peer)
+    pub(super) fn peer_of(&self, now: Ticks, number: u16) -> Option<PeerAddr> {
+        self.peer_table.numbered(number).filter(|link| now < link.bound_until).map(PeerEntry::peer)
     }
 
     /// Returns the channel that `peer` is bound to.
-    pub(super) fn channel_of(&self, now: Moment, peer: PeerAddr) -> Option<u16> {
-        self.links.of(peer).filter(|link| now < link.bound_until)?.number()
+    pub(super) fn channel_of(&self, now: Ticks, peer: PeerAddr) -> Option<u16> {
+        self.peer_table.of(peer).filter(|link| now < link.bound_until)?.number()
     }
 
     /// Returns the relay port to `peer`, if the client has sent there or bound a channel.
     pub(super) fn relay_to(&self, peer: PeerAddr) -> Option<RelayId> {
-        self.links.of(peer)?.relay()
+        self.peer_table.of(peer)?.relay()
     }
 
     /// Notes that the client sends to `peer` through `relay`.
-    pub(super) fn add_peer(&mut self, peer: PeerAddr, relay: RelayId, any_port_passes: bool) {
+    pub(super) fn add_peer(&mut self, peer: PeerAddr, relay: RelayId, skips_port_check: bool) {
         self.change_link(peer, |link| {
             link.set_relay(Some(relay));
-            link.let_any_port_pass(any_port_passes);
+            link.set_skips_port_check(skips_port_check);
         });
     }
 
@@ -330,13 +330,13 @@ impl Allocation {
 
     /// Lists all peers that the client sends to.
     pub(super) fn peers(&self) -> impl Iterator<Item = PeerAddr> {
-        self.links.iter().filter(|link| link.relay().is_some()).map(Link::peer)
+        self.peer_table.iter().filter(|link| link.relay().is_some()).map(PeerEntry::peer)
     }
 
     /// Returns whether the allocation can still send to `peer`: there is a permission, or a channel that may come back.
-    pub(super) fn uses(&self, now: Moment, peer: PeerAddr) -> bool {
-        let bound = |link: &Link| link.number().is_some() && now < link.bound_until + CHANNEL_COOLDOWN;
-        self.permits(now, peer) || self.links.of(peer).is_some_and(bound)
+    pub(super) fn uses(&self, now: Ticks, peer: PeerAddr) -> bool {
+        let bound = |link: &PeerEntry| link.number().is_some() && now < link.bound_until + CHANNEL_COOLDOWN;
+        self.permits(now, peer) || self.peer_table.of(peer).is_some_and(bound)
     }
 }
 
@@ -346,6 +346,6 @@ mod tests {
 
     #[test]
     fn what_a_packet_needs_lies_in_two_cache_lines() {
-        assert_eq!((size_of::<Allocation>(), std::mem::offset_of!(Allocation, links)), (128, 64));
+        assert_eq!((size_of::<Allocation>(), std::mem::offset_of!(Allocation, peer_table)), (128, 64));
     }
 }

@@ -2,13 +2,13 @@
 
 use super::FiveTuple;
 use super::allocation::PeerTransport;
-use super::denials::Way;
-use super::links::Link;
-use super::machine::{AllocationId, Marks, Relay, ToClient, ToPeer};
-use super::moment::Moment;
+use super::denial_counters::PeerOperation;
+use super::machine::{AllocationId, IpHeader, Relay, ToClient, ToPeer};
+use super::peer_table::PeerEntry;
 use super::policy::PeerAddr;
 use super::relay_port::RelayId;
-use super::wire::{self, Header};
+use super::ticks::Ticks;
+use super::wire::{self, FrameHeader};
 use crate::clock::Now;
 use crate::limits::Limit;
 use crate::stun::{COMPREHENSION_OPTIONAL, Message, attr};
@@ -17,7 +17,7 @@ use std::net::SocketAddr;
 
 /// An ICMP error about a datagram that a relay port sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PeerError {
+pub struct IcmpError {
     /// Where the datagram went.
     pub peer: SocketAddr,
     /// ICMP or ICMPv6 type, by the peer's family.
@@ -34,14 +34,16 @@ impl Relay {
     pub fn is_channel_data(&self, now: Now, client: FiveTuple, bytes: &[u8]) -> bool {
         let bound = || {
             let (channel, _) = wire::parse_channel_data(bytes)?;
-            self.allocations.get(self.allocation_of(client)?)?.peer_of(self.epoch.moment(now.mono), channel)
+            self.allocations
+                .get(self.allocation_of(client)?)?
+                .peer_of(self.tick_base.ticks(now.mono), channel)
         };
         bound().is_some()
     }
 
     pub(super) fn channel_data<'a>(
         &mut self,
-        now: Moment,
+        now: Ticks,
         client: FiveTuple,
         bytes: &'a [u8],
     ) -> Option<ToPeer<'a>> {
@@ -53,7 +55,7 @@ impl Relay {
 
     pub(super) fn send_indication<'a>(
         &mut self,
-        now: Moment,
+        now: Ticks,
         client: FiveTuple,
         message: &Message<'a>,
     ) -> Option<ToPeer<'a>> {
@@ -70,13 +72,13 @@ impl Relay {
         let peer = attributes.xor_address(attr::XOR_PEER_ADDRESS).ok()??;
         let payload = payload?;
         let id = self.allocation_of(client)?;
-        let forward = self.data_for_peer(now, id, self.peer_named(peer), payload)?;
+        let forward = self.data_for_peer(now, id, self.local_peer(peer), payload)?;
         Some(ToPeer { dont_fragment, ..forward })
     }
 
     fn data_for_peer<'a>(
         &mut self,
-        now: Moment,
+        now: Ticks,
         id: AllocationId,
         peer: PeerAddr,
         payload: &'a [u8],
@@ -85,42 +87,42 @@ impl Relay {
         if !allocation.is_live(now) || peer.port() == 0 {
             return None;
         }
-        let known = allocation.links.of(peer).filter(|link| link.any_port_passes());
+        let known = allocation.peer_table.of(peer).filter(|link| link.skips_port_check());
         let relay = match known.and_then(|link| Some((link.relay()?, link.permitted_until))) {
             Some((relay, permitted_until)) => (now < permitted_until).then_some(relay)?,
-            None => self.reach(now, id, peer)?,
+            None => self.relay_port_for(now, id, peer)?,
         };
         self.within_bandwidth(now, id, payload.len()).then_some(())?;
         let peer = peer.socket_addr();
-        Some(ToPeer { relay, peer, payload, marks: Marks::default(), dont_fragment: false })
+        Some(ToPeer { relay, peer, payload, marks: IpHeader::default(), dont_fragment: false })
     }
 
     /// Returns the port to a peer that the allocation has not talked to, or whose port matters, if it may.
-    fn reach(&mut self, now: Moment, id: AllocationId, peer: PeerAddr) -> Option<RelayId> {
+    fn relay_port_for(&mut self, now: Ticks, id: AllocationId, peer: PeerAddr) -> Option<RelayId> {
         let allocation = &self.allocations[id];
         if !allocation.permits(now, peer) {
             return None;
         }
-        if allocation.cold.peer_transport == PeerTransport::Tcp {
+        if allocation.control.peer_transport == PeerTransport::Tcp {
             return None;
         }
-        self.port_passes(now, Way::Send, peer).then_some(())?;
+        self.check_peer_port(now, PeerOperation::Send, peer).then_some(())?;
         self.add_peer(now, id, peer).ok()
     }
 
     /// Returns whether a peer with a permission may use its port: only at own addresses the port matters.
-    fn port_passes(&mut self, now: Moment, way: Way, peer: PeerAddr) -> bool {
-        if !self.shared.policy.judges_ports(peer.ip()) {
+    fn check_peer_port(&mut self, now: Ticks, operation: PeerOperation, peer: PeerAddr) -> bool {
+        if !self.shared.policy.checks_ports(peer.ip()) {
             return true;
         }
         let verdict = self.shared.policy.check(peer);
         if let Err(denied) = verdict {
-            self.denials.note(now, way, peer, denied);
+            self.denials.note(now, operation, peer, denied);
         }
         verdict.is_ok()
     }
 
-    fn within_bandwidth(&mut self, now: Moment, id: AllocationId, bytes: usize) -> bool {
+    fn within_bandwidth(&mut self, now: Ticks, id: AllocationId, bytes: usize) -> bool {
         let limits = &self.shared.limits;
         let allocation = &mut self.allocations[id];
         let (limit, rate) = if !allocation.meter.take(limits.allocation_bandwidth, now, bytes) {
@@ -137,7 +139,7 @@ impl Relay {
 
     pub(super) fn data_for_client<'a>(
         &mut self,
-        now: Moment,
+        now: Ticks,
         relay: RelayId,
         peer: PeerAddr,
         payload: &'a [u8],
@@ -147,22 +149,22 @@ impl Relay {
         if !allocation.is_live(now) || !allocation.permits(now, peer) {
             return None;
         }
-        if !allocation.links.of(peer).is_some_and(Link::any_port_passes) {
-            self.port_passes(now, Way::Send, peer).then_some(())?;
+        if !allocation.peer_table.of(peer).is_some_and(PeerEntry::skips_port_check) {
+            self.check_peer_port(now, PeerOperation::Send, peer).then_some(())?;
         }
         self.within_bandwidth(now, id, payload.len()).then_some(())?;
         let length = u16::try_from(payload.len()).ok()?;
         let allocation = &self.allocations[id];
         let client = allocation.client();
         let (header, must_pad) = match allocation.channel_of(now, peer) {
-            Some(channel) => (Header::channel_data(channel, length), client.transport.is_stream()),
+            Some(channel) => (FrameHeader::channel_data(channel, length), client.transport.is_stream()),
             None => {
                 let named = self.shared.ports.advertised(peer.socket_addr());
-                (Header::data_indication(named, length, self.rng.random())?, true)
+                (FrameHeader::data_indication(named, length, self.rng.random())?, true)
             }
         };
         let padding = if must_pad { payload.len().next_multiple_of(4) - payload.len() } else { 0 };
-        Some(ToClient { client, header, payload, padding, marks: Marks::default() })
+        Some(ToClient { client, header, payload, padding, marks: IpHeader::default() })
     }
 
     /// Handles an ICMP error about a datagram that a relay port sent: the client is told in a Data indication
@@ -171,20 +173,20 @@ impl Relay {
         &mut self,
         now: Now,
         relay: RelayId,
-        error: PeerError,
+        error: IcmpError,
     ) -> Option<ToClient<'static>> {
-        let peer = self.peer_named(error.peer);
+        let peer = self.local_peer(error.peer);
         let id = self.relays.get(relay)?.owner;
         let allocation = self.allocations.get(id)?;
-        let at = self.epoch.moment(now.mono);
+        let at = self.tick_base.ticks(now.mono);
         allocation.relay_to(peer)?;
         if !allocation.is_live(at) || !allocation.permits(at, peer) {
             return None;
         }
         let client = allocation.client();
         let named = self.shared.ports.advertised(peer.socket_addr());
-        let header = Header::icmp_indication(named, &error, self.rng.random())?;
+        let header = FrameHeader::icmp_indication(named, &error, self.rng.random())?;
         self.counters.icmp += 1;
-        Some(ToClient { client, header, payload: &[], padding: 0, marks: Marks::default() })
+        Some(ToClient { client, header, payload: &[], padding: 0, marks: IpHeader::default() })
     }
 }

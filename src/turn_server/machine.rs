@@ -5,13 +5,12 @@
 
 use super::FiveTuple;
 use super::allocation::{Allocation, PeerTransport};
-use super::alternate::Alternates;
-use super::auth::{self, Authority, Parking, Question};
-use super::connections::{ConnectionId, Connections};
-use super::denials::Denials;
-use super::directory::Directory;
-use super::mobility::Tickets;
-use super::moment::Epoch;
+use super::alternate_servers::AlternateServers;
+use super::auth::{self, Authenticator, PendingLookups, UserQuery};
+use super::client_index::ClientIndex;
+use super::denial_counters::DenialCounters;
+use super::mobility::MobilityTickets;
+use super::pending_connections::{ConnectionId, PendingConnections};
 use super::policy::{PeerAddr, PeerPolicy};
 use super::port_owners::PortOwner;
 use super::ports::{RelayAddress, RelayPorts};
@@ -19,8 +18,9 @@ use super::quota::Quota;
 use super::rate::{Pace, Rate};
 use super::relay_port::{RelayId, RelayPort};
 use super::reservation::Reservations;
-use super::tcp_relay::PeerConnection;
-use super::wire::Header;
+use super::tcp_allocations::PeerConnection;
+use super::ticks::TickBase;
+use super::wire::FrameHeader;
 use crate::clock::{Deadlines, Now};
 use crate::ids::Pii;
 use crate::net::demux::{self, DatagramKind};
@@ -39,9 +39,9 @@ pub type AllocationId = usize;
 #[derive(Debug, Clone)]
 pub struct Shared {
     /// Checks credentials.
-    pub authority: Arc<Authority>,
+    pub authority: Arc<Authenticator>,
     /// Sends clients elsewhere.
-    pub alternates: Arc<Alternates>,
+    pub alternates: Arc<AlternateServers>,
     /// Checks peers.
     pub policy: Arc<PeerPolicy>,
     /// Gives out relay ports.
@@ -53,9 +53,9 @@ pub struct Shared {
     /// The addresses of relay sockets; an allocation gets one of its family.
     pub addresses: Arc<[RelayAddress]>,
     /// Peer connections that wait to be bound.
-    pub connections: Arc<Connections>,
+    pub connections: Arc<PendingConnections>,
     /// Seals mobility tickets.
-    pub tickets: Arc<Tickets>,
+    pub tickets: Arc<MobilityTickets>,
     /// Which worker's relay this is, as tickets name it.
     pub worker: u16,
     /// How much is enough.
@@ -113,13 +113,13 @@ impl Default for Features {
 
 /// Whether it is known who has sent a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Proof {
+pub enum RequestAuth {
     /// Its integrity was verified.
-    Integrity,
+    Verified,
     /// It may come from a forged address: the answer is rate limited and never much larger than what asked for it.
-    None {
+    Unverified {
         /// Length of the request, which may have come long before.
-        asked: usize,
+        request_len: usize,
     },
 }
 
@@ -127,16 +127,16 @@ pub enum Proof {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Output {
     /// Send `bytes` to a client.
-    Reply {
+    Response {
         /// The client.
         client: FiveTuple,
         /// A whole STUN message.
         bytes: Vec<u8>,
         /// Whether it is known who asked.
-        proof: Proof,
+        auth: RequestAuth,
     },
     /// Bind a socket to `address` and say how that went with [`Relay::handle_relay_opened`].
-    OpenRelay {
+    OpenRelaySocket {
         /// The relay port it is for.
         relay: RelayId,
         /// The local address.
@@ -145,16 +145,16 @@ pub enum Output {
         tcp: bool,
     },
     /// Ask others about a user and say how that went with [`Relay::handle_lookup_done`].
-    LookUp {
+    LookUpUser {
         /// What to ask.
-        question: Arc<Question>,
+        question: Arc<UserQuery>,
         /// Whose request makes it necessary; its address has answered a challenge.
         from: IpAddr,
         /// Whether others have said before that there is such a user.
-        was_known: bool,
+        is_known: bool,
     },
     /// Close a relay port's socket.
-    CloseRelay {
+    CloseRelaySocket {
         /// The relay port.
         relay: RelayId,
     },
@@ -167,14 +167,14 @@ pub enum Output {
         /// The peer.
         to: SocketAddr,
     },
-    /// Join a client's connection with the connection to a peer: behind the reply bytes pass between them unread.
-    Join {
+    /// Join a client's connection with the connection to a peer: after the response bytes pass between them unread.
+    BindConnection {
         /// The client's connection.
         client: FiveTuple,
         /// The peer's.
         connection: ConnectionId,
         /// The answer to the client's request, which goes first.
-        reply: Vec<u8>,
+        response: Vec<u8>,
         /// How fast bytes may pass.
         pace: Pace,
     },
@@ -184,7 +184,7 @@ pub enum Output {
         connection: ConnectionId,
     },
     /// Give this request to another worker's relay, and from now on everything from that client.
-    Elsewhere {
+    ForwardRequest {
         /// The client.
         client: FiveTuple,
         /// The worker.
@@ -193,7 +193,7 @@ pub enum Output {
         bytes: Vec<u8>,
     },
     /// Nothing more is to be expected of a client whose allocation has moved on or ended: other workers need not pass it on.
-    Left {
+    ClientLeft {
         /// The client.
         client: FiveTuple,
     },
@@ -211,14 +211,14 @@ pub(super) enum Timer {
 /// What stands in an IP header and passes through the relay
 /// ([RFC 8656 section 14](https://www.rfc-editor.org/rfc/rfc8656#section-14)).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Marks {
+pub struct IpHeader {
     /// Time to live or hop limit; 0 when unknown, as on streams.
     pub ttl: u8,
     /// Differentiated services and ECN.
     pub tos: u8,
 }
 
-impl Marks {
+impl IpHeader {
     /// Returns what leaves for a packet that came with these marks, `None` when it has travelled far enough.
     fn passed_on(self) -> Option<Self> {
         match self.ttl {
@@ -239,7 +239,7 @@ pub struct ToPeer<'a> {
     /// The bytes.
     pub payload: &'a [u8],
     /// For the IP header.
-    pub marks: Marks,
+    pub marks: IpHeader,
     /// Whether routers must not fragment it (DONT-FRAGMENT).
     pub dont_fragment: bool,
 }
@@ -250,13 +250,13 @@ pub struct ToClient<'a> {
     /// The client.
     pub client: FiveTuple,
     /// What goes in front.
-    pub header: Header,
+    pub header: FrameHeader,
     /// The bytes.
     pub payload: &'a [u8],
     /// Zero bytes that go behind.
     pub padding: usize,
     /// For the IP header.
-    pub marks: Marks,
+    pub marks: IpHeader,
 }
 
 /// From one relayed address of this server to another, by their local names.
@@ -278,7 +278,7 @@ pub struct InternalPacket<'a> {
     /// From whom and to whom.
     pub route: InternalRoute,
     /// As it would have arrived.
-    pub marks: Marks,
+    pub marks: IpHeader,
     /// The bytes.
     pub payload: &'a [u8],
 }
@@ -328,14 +328,14 @@ pub struct Relay {
     pub(super) rng: ChaCha20Rng,
     pub(super) allocations: Slab<Allocation>,
     pub(super) relays: Slab<RelayPort>,
-    pub(super) directory: Directory,
+    pub(super) directory: ClientIndex,
     pub(super) connections: HashMap<ConnectionId, PeerConnection>,
     pub(super) deadlines: Deadlines<Timer>,
     pub(super) outputs: VecDeque<Output>,
     pub(super) counters: Counters,
-    pub(super) denials: Denials,
-    pub(super) epoch: Epoch,
-    pub(super) parking: Parking,
+    pub(super) denials: DenialCounters,
+    pub(super) tick_base: TickBase,
+    pub(super) pending_lookups: PendingLookups,
 }
 
 impl Relay {
@@ -344,7 +344,7 @@ impl Relay {
     pub fn new(now: Now, shared: Shared, rng: ChaCha20Rng) -> Self {
         Self {
             shared,
-            directory: Directory::new(&rng),
+            directory: ClientIndex::new(&rng),
             rng,
             allocations: Slab::new(),
             relays: Slab::new(),
@@ -352,9 +352,9 @@ impl Relay {
             deadlines: Deadlines::default(),
             outputs: VecDeque::new(),
             counters: Counters::default(),
-            denials: Denials::default(),
-            epoch: Epoch(now.mono),
-            parking: Parking::default(),
+            denials: DenialCounters::default(),
+            tick_base: TickBase(now.mono),
+            pending_lookups: PendingLookups::default(),
         }
     }
 
@@ -363,10 +363,10 @@ impl Relay {
         &mut self,
         now: Now,
         client: FiveTuple,
-        marks: Marks,
+        marks: IpHeader,
         bytes: &'a [u8],
     ) -> Option<ToPeer<'a>> {
-        let at = self.epoch.moment(now.mono);
+        let at = self.tick_base.ticks(now.mono);
         let forward = match demux::datagram(bytes) {
             DatagramKind::ChannelData | DatagramKind::Signaling => self.channel_data(at, client, bytes),
             DatagramKind::Stun => match Message::parse(bytes) {
@@ -398,11 +398,11 @@ impl Relay {
         now: Now,
         relay: RelayId,
         from: SocketAddr,
-        marks: Marks,
+        marks: IpHeader,
         payload: &'a [u8],
     ) -> Option<ToClient<'a>> {
-        let at = self.epoch.moment(now.mono);
-        let forward = self.data_for_client(at, relay, self.peer_named(from), payload);
+        let at = self.tick_base.ticks(now.mono);
+        let forward = self.data_for_client(at, relay, self.local_peer(from), payload);
         self.passed_to_client(forward, marks)
     }
 
@@ -432,19 +432,23 @@ impl Relay {
         &mut self,
         now: Now,
         route: InternalRoute,
-        marks: Marks,
+        marks: IpHeader,
         payload: &'a [u8],
     ) -> Option<ToClient<'a>> {
         let InternalRoute { from, to, relay } = route;
         let takes = |port: &&RelayPort| port.address() == to && port.serves(PeerTransport::Udp);
         let is_open = self.relays.get(relay).filter(takes).is_some();
-        let at = self.epoch.moment(now.mono);
+        let at = self.tick_base.ticks(now.mono);
         let forward =
             is_open.then(|| self.data_for_client(at, relay, PeerAddr::new(from), payload)).flatten();
         self.passed_to_client(forward, marks)
     }
 
-    fn passed_to_client<'a>(&mut self, forward: Option<ToClient<'a>>, marks: Marks) -> Option<ToClient<'a>> {
+    fn passed_to_client<'a>(
+        &mut self,
+        forward: Option<ToClient<'a>>,
+        marks: IpHeader,
+    ) -> Option<ToClient<'a>> {
         let forward = forward.and_then(|forward| Some(ToClient { marks: marks.passed_on()?, ..forward }));
         match forward {
             Some(forward) => self.counters.bytes_to_clients += forward.payload.len() as u64,
@@ -455,26 +459,26 @@ impl Relay {
 
     /// Ends the allocation of a client whose stream has closed.
     pub fn handle_client_gone(&mut self, client: FiveTuple) {
-        self.parking.forget(client);
+        self.pending_lookups.forget(client);
         if let Some(id) = self.allocation_of(client) {
-            self.end(id, "the client's connection closed");
+            self.end_allocation(id, "the client's connection closed");
         }
     }
 
     /// Ends every allocation that time-limited credentials for `name` have made: they were revoked.
     pub fn handle_revoked(&mut self, name: &str) {
-        let of_name = |(_, allocation): &(_, &Allocation)| auth::is_minted_for(allocation.user(), name);
+        let of_name = |(_, allocation): &(_, &Allocation)| auth::is_issued_for(allocation.user(), name);
         let ids: Vec<_> = self.allocations.iter().filter(of_name).map(|(id, _)| id).collect();
-        ids.into_iter().for_each(|id| self.end(id, "revoked"));
+        ids.into_iter().for_each(|id| self.end_allocation(id, "revoked"));
     }
 
     /// Ends what has lasted its time: allocations, offers of connections, ports set aside.
     pub fn handle_timeout(&mut self, now: Now) {
         while let Some(timer) = self.deadlines.pop_due(now.mono) {
             match timer {
-                Timer::Allocation(id) => self.end(id, "lifetime over"),
+                Timer::Allocation(id) => self.end_allocation(id, "lifetime over"),
                 Timer::Connection(connection) => self.connection_timed_out(connection),
-                Timer::Reservations => self.arm_reservations(now),
+                Timer::Reservations => self.set_reservation_timer(now),
             }
         }
     }
@@ -511,7 +515,7 @@ impl Relay {
     #[must_use]
     pub fn served(&self, client: FiveTuple) -> Option<(Arc<str>, Instant)> {
         let allocation = self.allocations.get(self.allocation_of(client)?)?;
-        Some((Arc::clone(allocation.user()), self.epoch.instant(allocation.live_until())))
+        Some((Arc::clone(allocation.user()), self.tick_base.instant(allocation.live_until())))
     }
 
     /// Returns how many allocations there are.
@@ -527,46 +531,46 @@ impl Relay {
     }
 
     /// Returns `peer` as it is seen on the wire: canonical, and a relayed address of this server by its local name.
-    pub(super) fn peer_named(&self, peer: SocketAddr) -> PeerAddr {
+    pub(super) fn local_peer(&self, peer: SocketAddr) -> PeerAddr {
         PeerAddr::new(self.shared.ports.local(PeerAddr::new(peer).socket_addr()))
     }
 
-    pub(super) fn answer(&mut self, client: FiveTuple, bytes: Vec<u8>) {
-        self.outputs.push_back(Output::Reply { client, bytes, proof: Proof::Integrity });
+    pub(super) fn respond(&mut self, client: FiveTuple, bytes: Vec<u8>) {
+        self.outputs.push_back(Output::Response { client, bytes, auth: RequestAuth::Verified });
     }
 
     /// Sets the timer of an allocation to its end.
-    pub(super) fn arm(&mut self, id: AllocationId) {
-        let end = self.epoch.instant(self.allocations[id].live_until());
+    pub(super) fn set_expiry_timer(&mut self, id: AllocationId) {
+        let end = self.tick_base.instant(self.allocations[id].live_until());
         self.deadlines.set(Timer::Allocation(id), end);
     }
 
     /// Gives back what was set aside for too long, and sets the timer to the next port's end.
-    pub(super) fn arm_reservations(&mut self, now: Now) {
+    pub(super) fn set_reservation_timer(&mut self, now: Now) {
         if let Some(next) = self.shared.reservations.expire(now.mono) {
             self.deadlines.set(Timer::Reservations, next);
         }
     }
 
-    pub(super) fn end(&mut self, id: AllocationId, why: &'static str) {
+    pub(super) fn end_allocation(&mut self, id: AllocationId, why: &'static str) {
         if let Some(allocation) = self.allocations.get(id) {
             if !allocation.is_self_test() {
                 tracing::info!(user = %Pii(allocation.user()), %id, why, "allocation ended");
             }
-            self.forget(id);
+            self.remove_allocation(id);
         }
     }
 
     /// Drops an allocation with everything it holds: ports, connections, quota.
-    pub(super) fn forget(&mut self, id: AllocationId) {
+    pub(super) fn remove_allocation(&mut self, id: AllocationId) {
         let Some(allocation) = self.allocations.try_remove(id) else { return };
         let client = allocation.client();
         self.remove_client(client, id);
         self.deadlines.clear(Timer::Allocation(id));
-        if allocation.cold.mobility.is_some() {
-            self.outputs.push_back(Output::Left { client });
+        if allocation.control.mobility.is_some() {
+            self.outputs.push_back(Output::ClientLeft { client });
         }
-        for connection in &allocation.cold.connections {
+        for connection in &allocation.control.connections {
             self.close_connection(*connection);
         }
         for relay in allocation.relay_ports() {

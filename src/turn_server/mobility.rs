@@ -8,8 +8,8 @@
 use super::FiveTuple;
 use super::allocation::PeerTransport;
 use super::machine::{AllocationId, Output, Relay};
-use super::reply::Fault;
 use super::requests::Request;
+use super::response::StunErrorCode;
 use crate::clock::Now;
 use crate::ids::Pii;
 use crate::stun::attr;
@@ -22,11 +22,11 @@ const PLAIN: usize = 2 + 4 + 4 + 8 + 8;
 
 /// Seals and opens tickets.
 #[derive(Debug)]
-pub struct Tickets(LessSafeKey);
+pub struct MobilityTickets(LessSafeKey);
 
 /// What a ticket says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Ticket {
+struct MobilityTicket {
     worker: u16,
     allocation: u32,
     /// Drawn for the allocation, since numbers of allocations come back.
@@ -45,7 +45,7 @@ pub(super) struct Mobility {
     number: u32,
 }
 
-impl Tickets {
+impl MobilityTickets {
     /// Takes the key; servers of one fleet could share it.
     ///
     /// # Errors
@@ -54,7 +54,7 @@ impl Tickets {
         Ok(Self(LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key)?)))
     }
 
-    fn seal(&self, ticket: Ticket, rng: &mut impl RngCore) -> Option<Vec<u8>> {
+    fn seal(&self, ticket: MobilityTicket, rng: &mut impl RngCore) -> Option<Vec<u8>> {
         let mut nonce = [0; NONCE_LEN];
         rng.fill_bytes(&mut nonce);
         let mut body = Vec::with_capacity(PLAIN + CHACHA20_POLY1305.tag_len());
@@ -68,7 +68,7 @@ impl Tickets {
         Some([&nonce[..], &body].concat())
     }
 
-    fn open(&self, sealed: &[u8]) -> Option<Ticket> {
+    fn open(&self, sealed: &[u8]) -> Option<MobilityTicket> {
         let (nonce, body) = sealed.split_first_chunk::<NONCE_LEN>()?;
         let mut body = body.to_vec();
         let nonce = Nonce::assume_unique_for_key(*nonce);
@@ -76,7 +76,7 @@ impl Tickets {
         let plain: &[u8; PLAIN] = (&*plain).try_into().ok()?;
         let [a, b, c, d, e, f, g, h, i, j, rest @ ..] = *plain;
         let (birth, user) = rest.split_at(8);
-        Some(Ticket {
+        Some(MobilityTicket {
             worker: u16::from_be_bytes([a, b]),
             allocation: u32::from_be_bytes([c, d, e, f]),
             number: u32::from_be_bytes([g, h, i, j]),
@@ -93,20 +93,23 @@ fn digest_of(user: &str) -> u64 {
 
 impl Relay {
     /// Checks an Allocate's MOBILITY-TICKET: it must be empty, and mobility must be allowed (405).
-    pub(super) fn wants_mobility(&mut self, request: &Request<'_>) -> Result<Option<Mobility>, Fault> {
+    pub(super) fn requested_mobility(
+        &mut self,
+        request: &Request<'_>,
+    ) -> Result<Option<Mobility>, StunErrorCode> {
         match request.attributes.get(attr::MOBILITY_TICKET) {
             None => Ok(None),
-            Some(_) if !self.shared.features.mobility => Err(Fault::MobilityForbidden),
+            Some(_) if !self.shared.features.mobility => Err(StunErrorCode::MobilityForbidden),
             Some([]) => Ok(Some(Mobility { birth: self.rng.random(), number: 0 })),
-            Some(_) => Err(Fault::BadRequest),
+            Some(_) => Err(StunErrorCode::BadRequest),
         }
     }
 
     /// Seals the newest ticket of an allocation that has any.
-    pub(super) fn ticket(&mut self, id: AllocationId) -> Option<Vec<u8>> {
+    pub(super) fn mobility_ticket(&mut self, id: AllocationId) -> Option<Vec<u8>> {
         let allocation = self.allocations.get(id)?;
-        let Mobility { birth, number } = allocation.cold.mobility?;
-        let ticket = Ticket {
+        let Mobility { birth, number } = allocation.control.mobility?;
+        let ticket = MobilityTicket {
             worker: self.shared.worker,
             allocation: u32::try_from(id).ok()?,
             birth,
@@ -118,25 +121,25 @@ impl Relay {
 
     /// Moves the allocation that a Refresh's ticket names to the five-tuple that it came by, and returns it. `None` when
     /// another worker has it: the request is on its way there.
-    pub(super) fn resume(
+    pub(super) fn resume_allocation(
         &mut self,
         now: Now,
         request: &Request<'_>,
         sealed: &[u8],
-    ) -> Result<Option<AllocationId>, Fault> {
+    ) -> Result<Option<AllocationId>, StunErrorCode> {
         if !self.shared.features.mobility {
-            return Err(Fault::MobilityForbidden);
+            return Err(StunErrorCode::MobilityForbidden);
         }
-        let ticket = self.shared.tickets.open(sealed).ok_or(Fault::BadRequest)?;
+        let ticket = self.shared.tickets.open(sealed).ok_or(StunErrorCode::BadRequest)?;
         if ticket.user != digest_of(&request.user) {
-            return Err(Fault::WrongCredentials);
+            return Err(StunErrorCode::WrongCredentials);
         }
         if ticket.worker != self.shared.worker {
             // The other worker does not know whom this one serves at that place.
             if self.allocation_of(request.client).is_some() {
-                return Err(Fault::AllocationMismatch);
+                return Err(StunErrorCode::AllocationMismatch);
             }
-            self.outputs.push_back(Output::Elsewhere {
+            self.outputs.push_back(Output::ForwardRequest {
                 client: request.client,
                 worker: ticket.worker,
                 bytes: request.bytes.to_vec(),
@@ -144,45 +147,45 @@ impl Relay {
             return Ok(None);
         }
         let id = ticket.allocation as usize;
-        let allocation = self.allocations.get_mut(id).ok_or(Fault::AllocationMismatch)?;
-        let Some(mobility) = allocation.cold.mobility.filter(|mobility| mobility.birth == ticket.birth)
+        let allocation = self.allocations.get_mut(id).ok_or(StunErrorCode::AllocationMismatch)?;
+        let Some(mobility) = allocation.control.mobility.filter(|mobility| mobility.birth == ticket.birth)
         else {
-            return Err(Fault::AllocationMismatch);
+            return Err(StunErrorCode::AllocationMismatch);
         };
-        if !allocation.is_live(self.epoch.moment(now.mono)) {
-            return Err(Fault::AllocationMismatch);
+        if !allocation.is_live(self.tick_base.ticks(now.mono)) {
+            return Err(StunErrorCode::AllocationMismatch);
         }
         if *allocation.user() != request.user {
-            return Err(Fault::WrongCredentials);
+            return Err(StunErrorCode::WrongCredentials);
         }
         let came_here = allocation.client() == request.client;
         let newest = ticket.number == mobility.number;
         let before = ticket.number.checked_add(1) == Some(mobility.number);
         match (newest, before && came_here) {
-            (false, false) => Err(Fault::BadRequest),
+            (false, false) => Err(StunErrorCode::BadRequest),
             (false, true) => Ok(Some(id)),
-            (true, _) => self.move_to(id, request.client).map(Some),
+            (true, _) => self.move_client(id, request.client).map(Some),
         }
     }
 
-    fn move_to(&mut self, id: AllocationId, client: FiveTuple) -> Result<AllocationId, Fault> {
+    fn move_client(&mut self, id: AllocationId, client: FiveTuple) -> Result<AllocationId, StunErrorCode> {
         if self.allocation_of(client).is_some_and(|other| other != id) {
-            return Err(Fault::AllocationMismatch);
+            return Err(StunErrorCode::AllocationMismatch);
         }
         let allocation = &mut self.allocations[id];
-        if allocation.cold.peer_transport == PeerTransport::Tcp && !client.transport.is_tcp() {
-            return Err(Fault::BadRequest);
+        if allocation.control.peer_transport == PeerTransport::Tcp && !client.transport.is_tcp() {
+            return Err(StunErrorCode::BadRequest);
         }
         let before = allocation.client();
         allocation.set_client(client);
-        if let Some(mobility) = &mut allocation.cold.mobility {
+        if let Some(mobility) = &mut allocation.control.mobility {
             mobility.number = mobility.number.wrapping_add(1);
         }
         tracing::info!(user = %Pii(allocation.user()), client = %Pii(client.client), %id, "allocation moved");
         if before != client {
             self.remove_client(before, id);
             self.insert_client(client, id);
-            self.outputs.push_back(Output::Left { client: before });
+            self.outputs.push_back(Output::ClientLeft { client: before });
         }
         Ok(id)
     }

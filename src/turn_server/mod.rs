@@ -3,43 +3,43 @@
 //! [`machine::Relay`] is the brain: clients' and peers' bytes in, what to forward as the return value, control through
 //! `poll_output`.
 
-mod admission;
 mod allocate;
 mod allocation;
-pub(crate) mod alternate;
+pub(crate) mod alternate_servers;
 pub(crate) mod auth;
-pub(crate) mod connections;
+mod authenticate;
+mod client_index;
 pub(crate) mod data;
-mod denials;
-mod directory;
+mod denial_counters;
 mod five_tuple;
-mod index;
-mod links;
-mod lookahead;
+mod hash_index;
 pub(crate) mod machine;
 pub(crate) mod mobility;
-mod moment;
+mod peer_table;
 mod peers;
+pub(crate) mod pending_connections;
 mod permissions;
 pub(crate) mod policy;
 mod port_owners;
 pub(crate) mod ports;
+mod prefetch;
 pub(crate) mod quota;
 pub(crate) mod rate;
 mod relay_port;
-mod reply;
 mod requests;
 pub(crate) mod reservation;
-mod tcp_relay;
+mod response;
+mod tcp_allocations;
+mod ticks;
 pub(crate) mod wire;
 
 pub use allocation::{CHANNEL_COOLDOWN, CHANNEL_LIFETIME};
-pub use connections::ConnectionId;
 pub use five_tuple::{FiveTuple, Transport};
-pub use lookahead::LOOKAHEAD;
 pub use machine::{Relay, Shared};
+pub use pending_connections::ConnectionId;
 pub use permissions::PERMISSION_LIFETIME;
 pub use port_owners::PortOwner;
+pub use prefetch::PREFETCH_BATCH;
 pub use relay_port::{RelayId, RelaySocketError};
 
 #[cfg(test)]

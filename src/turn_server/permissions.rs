@@ -1,8 +1,8 @@
 //! The addresses that a client lets in: [RFC 8656 section 9](https://www.rfc-editor.org/rfc/rfc8656#section-9).
 
 use super::allocation::Family;
-use super::moment::Moment;
 use super::policy::PeerAddr;
+use super::ticks::Ticks;
 use std::time::Duration;
 
 /// How long a permission lasts ([RFC 8656 section 9](https://www.rfc-editor.org/rfc/rfc8656#section-9)).
@@ -10,7 +10,7 @@ pub const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
 
 /// The permissions of one allocation, by address. The port of each is 0: a permission names none.
 #[derive(Debug, Default)]
-pub(super) struct Permissions(Vec<(PeerAddr, Moment)>);
+pub(super) struct Permissions(Vec<(PeerAddr, Ticks)>);
 
 impl Permissions {
     fn position(&self, peer: PeerAddr) -> Result<usize, usize> {
@@ -18,12 +18,12 @@ impl Permissions {
     }
 
     /// Returns when the permission for the address of `peer` ends or has ended; never is the beginning of time.
-    pub(super) fn until(&self, peer: PeerAddr) -> Moment {
-        self.position(peer).ok().and_then(|at| self.0.get(at)).map_or(Moment::default(), |(_, until)| *until)
+    pub(super) fn until(&self, peer: PeerAddr) -> Ticks {
+        self.position(peer).ok().and_then(|at| self.0.get(at)).map_or(Ticks::default(), |(_, until)| *until)
     }
 
     /// Installs or refreshes a permission.
-    pub(super) fn install(&mut self, peer: PeerAddr, until: Moment) {
+    pub(super) fn install(&mut self, peer: PeerAddr, until: Ticks) {
         match self.position(peer) {
             Ok(at) => self.0[at].1 = until,
             Err(at) => {
@@ -47,7 +47,7 @@ impl Permissions {
     }
 
     /// Forgets the permissions that are over.
-    pub(super) fn forget_expired(&mut self, now: Moment) {
+    pub(super) fn forget_expired(&mut self, now: Ticks) {
         self.0.retain(|(_, until)| now < *until);
     }
 

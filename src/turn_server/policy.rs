@@ -63,7 +63,7 @@ impl fmt::Debug for PeerAddr {
 
 /// The rule that refused a peer; its text goes into logs and counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Denied {
+pub enum PolicyDenial {
     /// This host's own address, at a port that is no relayed address.
     OwnAddress,
     /// A prefix of the special-purpose table.
@@ -72,7 +72,7 @@ pub enum Denied {
     Operator(IpNet),
 }
 
-impl Denied {
+impl PolicyDenial {
     /// Returns the rule's name, one of a fixed table.
     #[must_use]
     pub fn name(&self) -> &'static str {
@@ -84,7 +84,7 @@ impl Denied {
     }
 }
 
-impl fmt::Display for Denied {
+impl fmt::Display for PolicyDenial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Operator(net) => write!(f, "deny_peers {net}"),
@@ -167,30 +167,30 @@ impl PeerPolicy {
     /// no port (RFC 8656 section 9).
     ///
     /// # Errors
-    /// [`Denied`] names the rule.
-    pub fn check(&self, peer: PeerAddr) -> Result<(), Denied> {
+    /// [`PolicyDenial`] names the rule.
+    pub fn check(&self, peer: PeerAddr) -> Result<(), PolicyDenial> {
         let ip = peer.ip();
         if self.relayed.serves(ip) && (peer.port() == 0 || self.relayed.is_leased(peer.socket_addr())) {
             return Ok(());
         }
         let spellings = || spellings(ip);
-        let leads_here = self.judges_ports(ip);
+        let leads_here = self.checks_ports(ip);
         let within =
             |list: &[IpNet]| spellings().find_map(|ip| list.iter().copied().find(|net| net.contains(&ip)));
         // The system takes the unspecified address for its own; nobody has a reason to name it.
         if ip.is_unspecified() || (leads_here && self.config.own_ports.contains(&peer.port())) {
-            return Err(Denied::OwnAddress);
+            return Err(PolicyDenial::OwnAddress);
         }
         if let Some(net) = within(&self.config.deny_peers) {
-            return Err(Denied::Operator(net));
+            return Err(PolicyDenial::Operator(net));
         }
         if within(&self.config.allow_peers).is_some() {
             return Ok(());
         }
         if spellings().any(|ip| self.is_own(ip)) {
-            return Err(Denied::OwnAddress);
+            return Err(PolicyDenial::OwnAddress);
         }
-        spellings().find_map(special).map_or(Ok(()), |rule| Err(Denied::Special(rule)))
+        spellings().find_map(special).map_or(Ok(()), |rule| Err(PolicyDenial::Special(rule)))
     }
 
     /// Returns whether `ip` is an address of this host, where a permission alone does not admit a port.
@@ -205,7 +205,7 @@ impl PeerPolicy {
     /// Returns whether what `peer` may send or receive depends on its port: at every address that leads to this host in any spelling,
     /// groups that it may have joined among them.
     #[must_use]
-    pub fn judges_ports(&self, ip: IpAddr) -> bool {
+    pub fn checks_ports(&self, ip: IpAddr) -> bool {
         let leads_here =
             |ip: IpAddr| self.is_own(ip) || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast();
         spellings(ip).any(leads_here)
@@ -294,7 +294,7 @@ mod tests {
         )
     }
 
-    fn check(policy: &PeerPolicy, peer: &str) -> Result<(), Denied> {
+    fn check(policy: &PeerPolicy, peer: &str) -> Result<(), PolicyDenial> {
         policy.check(PeerAddr::new(peer.parse().unwrap()))
     }
 
@@ -343,7 +343,7 @@ mod tests {
             "[1fff::1]:80",
         ] {
             assert!(
-                matches!(check(&policy, peer), Err(Denied::Special(_))),
+                matches!(check(&policy, peer), Err(PolicyDenial::Special(_))),
                 "{peer}: {:?}",
                 check(&policy, peer)
             );
@@ -365,12 +365,12 @@ mod tests {
     #[test]
     fn own_addresses_are_denied_but_for_leased_relay_ports() {
         let policy = policy(&["198.41.0.0/24"], &[]);
-        assert_eq!(check(&policy, "198.41.0.9:3478"), Err(Denied::OwnAddress));
-        assert_eq!(check(&policy, "[::ffff:198.41.0.4]:3478"), Err(Denied::OwnAddress));
+        assert_eq!(check(&policy, "198.41.0.9:3478"), Err(PolicyDenial::OwnAddress));
+        assert_eq!(check(&policy, "[::ffff:198.41.0.4]:3478"), Err(PolicyDenial::OwnAddress));
         let strict = super::tests::policy(&[], &[]);
-        assert_eq!(check(&strict, "198.41.0.9:22"), Err(Denied::OwnAddress));
-        assert_eq!(check(&strict, "198.41.0.4:50000"), Err(Denied::OwnAddress));
-        assert_eq!(check(&strict, "[2002:c629:9::]:22"), Err(Denied::OwnAddress));
+        assert_eq!(check(&strict, "198.41.0.9:22"), Err(PolicyDenial::OwnAddress));
+        assert_eq!(check(&strict, "198.41.0.4:50000"), Err(PolicyDenial::OwnAddress));
+        assert_eq!(check(&strict, "[2002:c629:9::]:22"), Err(PolicyDenial::OwnAddress));
         assert_eq!(check(&strict, "198.41.0.4:0"), Ok(()));
     }
 
@@ -378,8 +378,8 @@ mod tests {
     fn the_operators_deny_wins_over_allow_and_allow_over_the_table() {
         let policy = policy(&["10.0.0.0/8", "8.8.0.0/16"], &["10.1.0.0/16", "8.8.8.8/32"]);
         assert_eq!(check(&policy, "10.0.0.1:80"), Ok(()));
-        assert!(matches!(check(&policy, "10.1.0.1:80"), Err(Denied::Operator(_))));
-        assert!(matches!(check(&policy, "8.8.8.8:80"), Err(Denied::Operator(_))));
+        assert!(matches!(check(&policy, "10.1.0.1:80"), Err(PolicyDenial::Operator(_))));
+        assert!(matches!(check(&policy, "8.8.8.8:80"), Err(PolicyDenial::Operator(_))));
         assert_eq!(check(&policy, "8.8.4.4:80"), Ok(()));
     }
 
@@ -399,11 +399,15 @@ mod tests {
             "[64:ff9b::127.0.0.1]",
         ] {
             for port in [3478, 3480] {
-                assert_eq!(check(&policy, &format!("{ip}:{port}")), Err(Denied::OwnAddress), "{ip}:{port}");
+                assert_eq!(
+                    check(&policy, &format!("{ip}:{port}")),
+                    Err(PolicyDenial::OwnAddress),
+                    "{ip}:{port}"
+                );
             }
         }
         for peer in ["0.0.0.0:0", "0.0.0.0:9", "0.0.0.0:3478", "[::]:0", "[::]:9", "[::ffff:0.0.0.0]:9"] {
-            assert_eq!(check(&policy, peer), Err(Denied::OwnAddress), "{peer}");
+            assert_eq!(check(&policy, peer), Err(PolicyDenial::OwnAddress), "{peer}");
         }
         for peer in ["127.0.0.1:0", "127.0.0.1:9", "198.41.0.9:9", "8.8.8.8:3478", "[4000::1]:9"] {
             assert_eq!(check(&policy, peer), Ok(()), "{peer}");
@@ -418,11 +422,11 @@ mod tests {
         let after = before.on_interfaces(own(&["8.8.8.8", "127.0.0.1", "2606:4700::30"]));
         for peer in new {
             assert_eq!(check(&before, peer), Ok(()), "{peer}");
-            assert_eq!(check(&after, peer), Err(Denied::OwnAddress), "{peer}");
+            assert_eq!(check(&after, peer), Err(PolicyDenial::OwnAddress), "{peer}");
         }
-        assert!(after.judges_ports("8.8.8.8".parse().unwrap()));
-        assert_eq!(check(&after, "198.41.0.9:22"), Err(Denied::OwnAddress), "what stays");
-        assert!(matches!(check(&after, "127.0.0.1:22"), Err(Denied::Special("loopback"))));
+        assert!(after.checks_ports("8.8.8.8".parse().unwrap()));
+        assert_eq!(check(&after, "198.41.0.9:22"), Err(PolicyDenial::OwnAddress), "what stays");
+        assert!(matches!(check(&after, "127.0.0.1:22"), Err(PolicyDenial::Special("loopback"))));
         let again = after.on_interfaces(own(&[]));
         assert!(new.iter().all(|peer| check(&again, peer) == Ok(())));
     }
@@ -431,9 +435,9 @@ mod tests {
     fn ports_are_judged_at_every_spelling_of_an_own_address() {
         let policy = policy(&["0.0.0.0/0", "::/0"], &[]);
         for ip in ["::127.0.0.1", "::ffff:0:127.0.0.1", "64:ff9b::198.41.0.9", "2002:c629:9::1"] {
-            assert!(policy.judges_ports(ip.parse().unwrap()), "{ip}");
+            assert!(policy.checks_ports(ip.parse().unwrap()), "{ip}");
         }
-        assert!(!policy.judges_ports("64:ff9b::8.8.8.8".parse().unwrap()));
+        assert!(!policy.checks_ports("64:ff9b::8.8.8.8".parse().unwrap()));
     }
 
     #[test]

@@ -29,12 +29,12 @@ struct Held {
 #[derive(Debug, Default)]
 struct Account {
     allocations: u32,
-    meters: Arc<Meters>,
+    meters: Arc<UserMeters>,
 }
 
 /// What is measured of one user, over all allocations.
 #[derive(Debug, Default)]
-struct Meters {
+struct UserMeters {
     bandwidth: Arc<SharedMeter>,
     new_peers: SharedMeter,
 }
@@ -59,7 +59,7 @@ impl Quota {
     ///
     /// # Errors
     /// [`Exhausted`] names the limit.
-    pub fn take(self: &Arc<Self>, user: &Arc<str>) -> Result<Ticket, Exhausted> {
+    pub fn take(self: &Arc<Self>, user: &Arc<str>) -> Result<QuotaPermit, Exhausted> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if held.total >= self.total {
             Limit::MaxAllocations.reached(self.total);
@@ -79,7 +79,7 @@ impl Quota {
         account.allocations += 1;
         let meters = Arc::clone(&account.meters);
         held.idle -= usize::from(was_idle);
-        Ok(Ticket { quota: Arc::clone(self), user, meters })
+        Ok(QuotaPermit { quota: Arc::clone(self), user, meters })
     }
 
     /// Returns how many allocations are held in all.
@@ -91,13 +91,13 @@ impl Quota {
 
 /// The right to one allocation; dropping it gives the right back.
 #[derive(Debug)]
-pub struct Ticket {
+pub struct QuotaPermit {
     quota: Arc<Quota>,
     user: Arc<str>,
-    meters: Arc<Meters>,
+    meters: Arc<UserMeters>,
 }
 
-impl Ticket {
+impl QuotaPermit {
     /// Returns what measures the user's bandwidth.
     pub(super) fn meter(&self) -> &Arc<SharedMeter> {
         &self.meters.bandwidth
@@ -109,7 +109,7 @@ impl Ticket {
     }
 }
 
-impl Drop for Ticket {
+impl Drop for QuotaPermit {
     fn drop(&mut self) {
         let mut held = self.quota.held.lock().unwrap_or_else(PoisonError::into_inner);
         held.total -= 1;

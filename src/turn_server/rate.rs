@@ -3,7 +3,7 @@
 //! A meter is one number, the moment at which everything sent so far would have been sent at the permitted rate. It is compared with
 //! the batch's own time, so that no packet reads a clock.
 
-use super::moment::{Epoch, Moment};
+use super::ticks::{TickBase, Ticks};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ pub(super) struct Meter(u64);
 
 impl Meter {
     /// Takes `units` at `now`; `false` when that would be too fast.
-    pub(super) fn take(&mut self, rate: Rate, now: Moment, units: usize) -> bool {
+    pub(super) fn take(&mut self, rate: Rate, now: Ticks, units: usize) -> bool {
         match advance(self.0, rate, now, units) {
             Some(at) => {
                 self.0 = at;
@@ -57,18 +57,18 @@ pub(super) struct SharedMeter {
 
 impl SharedMeter {
     /// Reads the meter's number, which says little without a rate.
-    pub(super) fn glance(&self) -> u64 {
+    pub(super) fn prefetch(&self) -> u64 {
         self.at.load(Ordering::Relaxed)
     }
 
     /// As [`Meter::take`]. A worker that is behind the others is judged by their time, or it would take what they have sent for its
     /// own burst.
-    pub(super) fn take(&self, rate: Rate, now: Moment, units: usize) -> bool {
+    pub(super) fn take(&self, rate: Rate, now: Ticks, units: usize) -> bool {
         let latest = self.latest.load(Ordering::Relaxed);
         if now.0 > latest {
             self.latest.fetch_max(now.0, Ordering::Relaxed);
         }
-        let now = Moment(now.0.max(latest));
+        let now = Ticks(now.0.max(latest));
         let step = |at| advance(at, rate, now, units);
         self.at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step).is_ok()
     }
@@ -79,14 +79,14 @@ impl SharedMeter {
 pub struct Pace {
     pub(super) meter: Arc<SharedMeter>,
     pub(super) rate: Rate,
-    pub(super) epoch: Epoch,
+    pub(super) tick_base: TickBase,
 }
 
 impl Pace {
     /// Takes `bytes` at `now`; `false` when they have to wait.
     #[must_use]
     pub fn admits(&self, now: Instant, bytes: usize) -> bool {
-        self.meter.take(self.rate, self.epoch.moment(now), bytes)
+        self.meter.take(self.rate, self.tick_base.ticks(now), bytes)
     }
 }
 
@@ -98,7 +98,7 @@ impl PartialEq for Pace {
 
 impl Eq for Pace {}
 
-fn advance(at: u64, rate: Rate, Moment(now): Moment, units: usize) -> Option<u64> {
+fn advance(at: u64, rate: Rate, Ticks(now): Ticks, units: usize) -> Option<u64> {
     let next = at.max(now).saturating_add(rate.cost(units));
     (next.saturating_sub(now) <= rate.burst.as_nanos() as u64).then_some(next)
 }
@@ -115,7 +115,7 @@ mod tests {
         let (mut own, shared) = (Meter::default(), SharedMeter::default());
         let mut passed = 0;
         for millisecond in 0..10_000_u64 {
-            let now = Moment(SECOND + millisecond * 1_000_000);
+            let now = Ticks(SECOND + millisecond * 1_000_000);
             let both = own.take(rate, now, 100);
             assert_eq!(shared.take(rate, now, 100), both);
             passed += usize::from(both) * 100;
@@ -130,15 +130,15 @@ mod tests {
     #[test]
     fn a_worker_whose_time_is_behind_is_judged_by_that_of_the_others() {
         let (rate, shared) = (Rate::bytes(1000), SharedMeter::default());
-        assert!(shared.take(rate, Moment(10 * SECOND), 100));
-        assert!(shared.take(rate, Moment(9 * SECOND), 100), "200 of 500 bytes");
-        assert!(shared.take(rate, Moment(9 * SECOND), 300));
-        assert!(!shared.take(rate, Moment(9 * SECOND), 1), "the burst is used up");
+        assert!(shared.take(rate, Ticks(10 * SECOND), 100));
+        assert!(shared.take(rate, Ticks(9 * SECOND), 100), "200 of 500 bytes");
+        assert!(shared.take(rate, Ticks(9 * SECOND), 300));
+        assert!(!shared.take(rate, Ticks(9 * SECOND), 1), "the burst is used up");
     }
 
     #[test]
     fn without_a_rate_everything_passes() {
         let mut meter = Meter::default();
-        assert!((0..1000).all(|_| meter.take(Rate::bytes(0), Moment(5), 65_535)));
+        assert!((0..1000).all(|_| meter.take(Rate::bytes(0), Ticks(5), 65_535)));
     }
 }

@@ -29,12 +29,12 @@ pub enum RelaySocketError {
 
 /// Which number serves as well when the system has given this one to somebody else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Replacement {
+pub(super) enum PortRequest {
     Any,
     Even,
     /// An even one and the next, which waits for its own Allocate.
     Pair,
-    None,
+    Exact,
 }
 
 /// A relay socket, open or about to be.
@@ -43,7 +43,7 @@ pub(super) struct RelayPort {
     lease: PortLease,
     pub(super) owner: AllocationId,
     transport: PeerTransport,
-    replacement: Replacement,
+    replacement: PortRequest,
     pub(super) open: bool,
     /// Ports that the system refused for this relay so far.
     refused: u8,
@@ -71,19 +71,19 @@ impl Relay {
     pub(super) fn lease(
         &mut self,
         family: Family,
-        wanted: Replacement,
+        wanted: PortRequest,
     ) -> Option<(PortLease, Option<PortLease>)> {
         let mut ips: Vec<_> = self.local_ips(family).collect();
         ips.shuffle(&mut self.rng);
         let ports = &self.shared.ports;
         let rng = &mut self.rng;
         let lease = ips.into_iter().find_map(|ip| match wanted {
-            Replacement::Any => ports.lease(ip, rng).map(|lease| (lease, None)),
-            Replacement::Even => ports.lease_even(ip, rng).map(|lease| (lease, None)),
-            Replacement::Pair => ports.lease_pair(ip, rng).map(|(even, odd)| (even, Some(odd))),
-            Replacement::None => None,
+            PortRequest::Any => ports.lease(ip, rng).map(|lease| (lease, None)),
+            PortRequest::Even => ports.lease_even(ip, rng).map(|lease| (lease, None)),
+            PortRequest::Pair => ports.lease_pair(ip, rng).map(|(even, odd)| (even, Some(odd))),
+            PortRequest::Exact => None,
         });
-        if lease.is_none() && wanted != Replacement::None {
+        if lease.is_none() && wanted != PortRequest::Exact {
             self.counters.ports_exhausted += 1;
             Limit::RelayPorts.reached(self.shared.ports.count());
         }
@@ -92,14 +92,14 @@ impl Relay {
 
     /// Gives the allocation a relayed address of `family`; returns whether a port was free.
     pub(super) fn add_relayed_address(&mut self, id: AllocationId, family: Family) -> bool {
-        let lease = self.lease(family, Replacement::Any);
-        lease.map(|(lease, _)| self.open_relay_port(id, lease, Replacement::Any)).is_some()
+        let lease = self.lease(family, PortRequest::Any);
+        lease.map(|(lease, _)| self.open_relay_port(id, lease, PortRequest::Any)).is_some()
     }
 
     /// Gives the allocation the relayed address that was leased for it.
-    pub(super) fn open_relay_port(&mut self, id: AllocationId, lease: PortLease, replacement: Replacement) {
+    pub(super) fn open_relay_port(&mut self, id: AllocationId, lease: PortLease, replacement: PortRequest) {
         let address = lease.address();
-        let transport = self.allocations[id].cold.peer_transport;
+        let transport = self.allocations[id].control.peer_transport;
         let port = RelayPort { lease, owner: id, transport, replacement, open: false, refused: 0 };
         let relay = self.relays.insert(port);
         self.allocations[id].set_relay_port(Family::of(address.ip()), Some(relay));
@@ -108,10 +108,10 @@ impl Relay {
 
     fn ask_for_socket(&mut self, relay: RelayId, address: SocketAddr, transport: PeerTransport) {
         let tcp = transport == PeerTransport::Tcp;
-        self.outputs.push_back(Output::OpenRelay { relay, address, tcp });
+        self.outputs.push_back(Output::OpenRelaySocket { relay, address, tcp });
     }
 
-    /// Takes the system's answer to [`Output::OpenRelay`].
+    /// Takes the system's answer to [`Output::OpenRelaySocket`].
     pub fn handle_relay_opened(&mut self, now: Now, relay: RelayId, opened: Result<(), RelaySocketError>) {
         let Some(port) = self.relays.get_mut(relay) else { return };
         match opened {
@@ -145,8 +145,8 @@ impl Relay {
         let address = lease.address();
         let port = &mut self.relays[relay];
         port.lease = lease;
-        if let Some(opening) = &mut self.allocations[port.owner].cold.opening
-            && let (Some((_, reserved)), Some(next)) = (&mut opening.reserved, next)
+        if let Some(pending) = &mut self.allocations[port.owner].control.pending
+            && let (Some((_, reserved)), Some(next)) = (&mut pending.reserved, next)
         {
             reserved.lease = next;
         }
@@ -158,17 +158,17 @@ impl Relay {
         let Some(port) = self.relays.get(relay) else { return };
         let (id, family) = (port.owner, Family::of(port.address().ip()));
         if self.allocations[id].relay_ports().count() == 1 {
-            return self.refuse_for_want_of_ports(id);
+            return self.fail_without_ports(id);
         }
         self.drop_family(id, family);
-        self.note_missing(id, family);
+        self.set_family_error(id, family);
         self.answer_if_ready(now, id);
     }
 
     /// Closes a port; its number returns with the lease.
     pub(super) fn close_relay_port(&mut self, relay: RelayId) {
         if self.relays.try_remove(relay).is_some() {
-            self.outputs.push_back(Output::CloseRelay { relay });
+            self.outputs.push_back(Output::CloseRelaySocket { relay });
         }
     }
 }

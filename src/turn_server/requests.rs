@@ -2,10 +2,10 @@
 
 use super::FiveTuple;
 use super::allocation::Family;
-use super::auth::{Authenticated, Tenancy};
+use super::auth::{AllocationOwner, Authenticated};
 use super::machine::{AllocationId, Relay};
 use super::policy::PeerAddr;
-use super::reply::{Fault, Reply};
+use super::response::{Responder, StunErrorCode};
 use crate::clock::Now;
 use crate::stun::{Attributes, Message, Method, attr};
 use std::sync::Arc;
@@ -35,13 +35,13 @@ const KNOWN_IN_REQUESTS: [u16; 16] = [
 pub(super) struct Request<'a> {
     pub(super) client: FiveTuple,
     pub(super) user: Arc<str>,
-    pub(super) tenancy: Tenancy,
+    pub(super) owner: AllocationOwner,
     /// The longest lifetime that the credentials allow.
     pub(super) lifetime_cap: Option<Duration>,
     pub(super) attributes: Attributes<'a>,
     /// The whole message.
     pub(super) bytes: &'a [u8],
-    pub(super) reply: Reply,
+    pub(super) responder: Responder,
 }
 
 impl Relay {
@@ -59,79 +59,83 @@ impl Relay {
             }
         };
         let Some(authenticated) = self.authenticate(now, client, message) else { return };
-        let (tenancy, lifetime_cap) = (authenticated.tenancy(), authenticated.lifetime_cap);
+        let (owner, lifetime_cap) = (authenticated.owner(), authenticated.lifetime_cap);
         let Authenticated { user, key, attributes, .. } = authenticated;
-        let reply = Reply::to(message).signed(key);
+        let responder = Responder::to(message).signed(key);
         let unknown = attributes.unknown(&KNOWN_IN_REQUESTS);
         if !unknown.is_empty() {
             tracing::debug!(?unknown, "unknown attributes");
-            return self.answer(client, reply.unknown_attributes(&unknown));
+            return self.respond(client, responder.unknown_attributes(&unknown));
         }
         let request =
-            Request { client, user, tenancy, lifetime_cap, attributes, bytes: message.as_bytes(), reply };
-        if let Err(fault) = handler(self, now, &request) {
-            tracing::debug!(method = ?message.method(), ?fault, "refused");
-            self.answer(client, request.reply.error(fault));
+            Request { client, user, owner, lifetime_cap, attributes, bytes: message.as_bytes(), responder };
+        if let Err(error_code) = handler(self, now, &request) {
+            tracing::debug!(method = ?message.method(), ?error_code, "refused");
+            self.respond(client, request.responder.error(error_code));
         }
     }
 
     /// Returns the client's allocation if the same user made it.
-    pub(super) fn owned(&self, now: Now, request: &Request<'_>) -> Result<AllocationId, Fault> {
-        let id = self.allocation_of(request.client).ok_or(Fault::AllocationMismatch)?;
+    pub(super) fn owned_allocation(
+        &self,
+        now: Now,
+        request: &Request<'_>,
+    ) -> Result<AllocationId, StunErrorCode> {
+        let id = self.allocation_of(request.client).ok_or(StunErrorCode::AllocationMismatch)?;
         let allocation = &self.allocations[id];
-        if !allocation.is_live(self.epoch.moment(now.mono)) {
-            return Err(Fault::AllocationMismatch);
+        if !allocation.is_live(self.tick_base.ticks(now.mono)) {
+            return Err(StunErrorCode::AllocationMismatch);
         }
         if *allocation.user() != request.user {
-            return Err(Fault::WrongCredentials);
+            return Err(StunErrorCode::WrongCredentials);
         }
         Ok(id)
     }
 
     /// Follows [RFC 8656 section 8.2](https://www.rfc-editor.org/rfc/rfc8656#section-8.2).
-    fn refresh(&mut self, now: Now, request: &Request<'_>) -> Result<(), Fault> {
+    fn refresh(&mut self, now: Now, request: &Request<'_>) -> Result<(), StunErrorCode> {
         let moves = request.attributes.get(attr::MOBILITY_TICKET);
         let id = match moves {
-            None => self.owned(now, request)?,
-            Some(sealed) => match self.resume(now, request, sealed)? {
+            None => self.owned_allocation(now, request)?,
+            Some(sealed) => match self.resume_allocation(now, request, sealed)? {
                 Some(id) => id,
                 None => return Ok(()),
             },
         };
         let family = match request.attributes.get(attr::REQUESTED_ADDRESS_FAMILY) {
             None => None,
-            Some(&[code, _, _, _]) => Some(Family::from_code(code).ok_or(Fault::PeerFamilyMismatch)?),
-            Some(_) => return Err(Fault::BadRequest),
+            Some(&[code, _, _, _]) => Some(Family::from_code(code).ok_or(StunErrorCode::PeerFamilyMismatch)?),
+            Some(_) => return Err(StunErrorCode::BadRequest),
         };
         if family.is_some_and(|family| self.allocations[id].relay_port(family).is_none()) {
-            return Err(Fault::PeerFamilyMismatch);
+            return Err(StunErrorCode::PeerFamilyMismatch);
         }
         let lifetime = match request.attributes.u32(attr::LIFETIME) {
             Some(0) => Duration::ZERO,
-            _ => self.granted(request),
+            _ => self.granted_lifetime(request),
         };
         match family {
             Some(family) if lifetime.is_zero() && self.allocations[id].relay_ports().count() > 1 => {
                 self.drop_family(id, family);
                 self.allocations[id].forget_permissions(family);
             }
-            _ if lifetime.is_zero() => self.end(id, "refreshed to zero"),
+            _ if lifetime.is_zero() => self.end_allocation(id, "refreshed to zero"),
             _ => {
                 let allocation = &mut self.allocations[id];
-                allocation.cold.tenancy = request.tenancy.clone();
-                allocation.renew(self.epoch.moment(now.mono), lifetime);
-                self.arm(id);
+                allocation.control.owner = request.owner.clone();
+                allocation.renew(self.tick_base.ticks(now.mono), lifetime);
+                self.set_expiry_timer(id);
             }
         }
-        let ticket = moves.and_then(|_| self.ticket(id));
-        let bytes = request.reply.success(|builder| {
+        let ticket = moves.and_then(|_| self.mobility_ticket(id));
+        let bytes = request.responder.success(|builder| {
             let builder = builder.attribute(attr::LIFETIME, &seconds(lifetime));
             match &ticket {
                 Some(ticket) => builder.attribute(attr::MOBILITY_TICKET, ticket),
                 None => builder,
             }
         });
-        self.answer(request.client, bytes);
+        self.respond(request.client, bytes);
         Ok(())
     }
 

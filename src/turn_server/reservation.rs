@@ -2,7 +2,7 @@
 //! ([RFC 8656 section 7.2](https://www.rfc-editor.org/rfc/rfc8656#section-7.2)).
 
 use super::ports::PortLease;
-use super::quota::Ticket;
+use super::quota::QuotaPermit;
 use crate::limits::Limit;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,29 +14,35 @@ const LIFETIME: Duration = Duration::from_secs(30);
 const MAX_RESERVATIONS: usize = 1024;
 
 /// What RESERVATION-TOKEN carries.
-pub(super) type Token = [u8; 8];
+pub(super) type ReservationToken = [u8; 8];
 
-/// Reserved ports of all workers: the second Allocate may reach another one than the first.
+/// ReservedPort ports of all workers: the second Allocate may reach another one than the first.
 #[derive(Debug, Default)]
-pub struct Reservations(Mutex<HashMap<Token, Reservation>>);
+pub struct Reservations(Mutex<HashMap<ReservationToken, Reservation>>);
 
 /// A port that waits for its Allocate, which is in its user's quota meanwhile.
 #[derive(Debug)]
-pub(super) struct Reserved {
+pub(super) struct ReservedPort {
     pub(super) lease: PortLease,
-    pub(super) ticket: Ticket,
+    pub(super) ticket: QuotaPermit,
 }
 
 #[derive(Debug)]
 struct Reservation {
     user: Arc<str>,
-    reserved: Reserved,
+    reserved: ReservedPort,
     expires: Instant,
 }
 
 impl Reservations {
     /// Keeps a port for `user` under `token`; `false`, and the port returns, when there are too many.
-    pub(super) fn keep(&self, now: Instant, token: Token, user: Arc<str>, reserved: Reserved) -> bool {
+    pub(super) fn keep(
+        &self,
+        now: Instant,
+        token: ReservationToken,
+        user: Arc<str>,
+        reserved: ReservedPort,
+    ) -> bool {
         self.expire(now);
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let room = kept.len() < MAX_RESERVATIONS;
@@ -49,8 +55,8 @@ impl Reservations {
     }
 
     /// Hands out the port that `user` reserved under `token`, once.
-    pub(super) fn claim(&self, now: Instant, token: &[u8], user: &str) -> Option<Reserved> {
-        let token: Token = token.try_into().ok()?;
+    pub(super) fn claim(&self, now: Instant, token: &[u8], user: &str) -> Option<ReservedPort> {
+        let token: ReservationToken = token.try_into().ok()?;
         self.expire(now);
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.get(&token)?.user.as_ref() != user {

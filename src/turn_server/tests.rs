@@ -2,16 +2,16 @@
 
 mod families;
 mod limits;
-mod lookahead;
 mod mobility;
 mod own_addresses;
+mod prefetch;
 mod rates;
 mod relay_ports;
 mod tcp;
 
-use super::auth::{Authority, Credentials};
-use super::machine::{Features, Forward, InternalPacket, Limits, Marks, Output, Relay, Shared};
-use super::mobility::Tickets;
+use super::auth::{Authenticator, Credentials};
+use super::machine::{Features, Forward, InternalPacket, IpHeader, Limits, Output, Relay, Shared};
+use super::mobility::MobilityTickets;
 use super::policy::{PeerPolicy, PolicyConfig};
 use super::ports::{RelayAddress, RelayPorts};
 use super::quota::Quota;
@@ -29,7 +29,7 @@ use std::time::Duration;
 
 const RELAY_IP: &str = "198.41.0.4";
 const PEER: &str = "8.8.8.8:5000";
-const MARKS: Marks = Marks { ttl: 0, tos: 0 };
+const IP_HEADER: IpHeader = IpHeader { ttl: 0, tos: 0 };
 
 /// A relay with its outputs drained into what the hands would hold.
 struct World {
@@ -52,7 +52,7 @@ fn shared(per_user: u32, ports: std::ops::RangeInclusive<u16>) -> Shared {
     let ports = Arc::new(RelayPorts::new(&addresses, ports));
     let policy = PolicyConfig { own_addresses: own, own_ports: vec![3478], ..Default::default() };
     Shared {
-        authority: Arc::new(Authority::new("r", Credentials { users, rest: None }, &[5; 32])),
+        authority: Arc::new(Authenticator::new("r", Credentials { users, rest: None }, &[5; 32])),
         alternates: Arc::default(),
         policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
         ports,
@@ -60,7 +60,7 @@ fn shared(per_user: u32, ports: std::ops::RangeInclusive<u16>) -> Shared {
         quota: Arc::new(Quota::new(per_user, 1000)),
         addresses: addresses.into(),
         connections: Arc::default(),
-        tickets: Arc::new(Tickets::new(&[6; 32]).unwrap()),
+        tickets: Arc::new(MobilityTickets::new(&[6; 32]).unwrap()),
         worker: 0,
         limits: Limits::default(),
         features: Features::default(),
@@ -102,8 +102,8 @@ impl World {
         let mut replies = Vec::new();
         while let Some(output) = self.relay.poll_output() {
             match output {
-                Output::Reply { client, bytes, .. } => replies.push((client, bytes)),
-                Output::OpenRelay { relay, address, .. } => {
+                Output::Response { client, bytes, .. } => replies.push((client, bytes)),
+                Output::OpenRelaySocket { relay, address, .. } => {
                     let refused = self.refuse_ports.contains(&address.port());
                     if !refused {
                         self.sockets.insert(relay, address);
@@ -111,8 +111,8 @@ impl World {
                     let opened = if refused { Err(self.refusal) } else { Ok(()) };
                     self.relay.handle_relay_opened(self.now, relay, opened);
                 }
-                Output::CloseRelay { relay } => drop(self.sockets.remove(&relay)),
-                Output::LookUp { .. } => unreachable!("nobody else is asked here"),
+                Output::CloseRelaySocket { relay } => drop(self.sockets.remove(&relay)),
+                Output::LookUpUser { .. } => unreachable!("nobody else is asked here"),
                 other => self.others.push(other),
             }
         }
@@ -125,7 +125,7 @@ impl World {
     }
 
     fn send(&mut self, client: FiveTuple, bytes: &[u8]) -> Vec<u8> {
-        assert_eq!(self.relay.handle_client(self.now, client, MARKS, bytes), None);
+        assert_eq!(self.relay.handle_client(self.now, client, IP_HEADER, bytes), None);
         let mut replies = self.drain();
         assert_eq!(replies.len(), 1, "one request, one answer");
         let (to, bytes) = replies.remove(0);
@@ -204,7 +204,7 @@ impl World {
             .xor_address(attr::XOR_PEER_ADDRESS, addr(peer))
             .attribute(attr::DATA, payload)
             .finish();
-        let forward = self.relay.handle_client(self.now, tuple(port), MARKS, &bytes)?;
+        let forward = self.relay.handle_client(self.now, tuple(port), IP_HEADER, &bytes)?;
         assert_eq!((forward.payload, forward.peer), (payload, addr(peer)));
         let relay = forward.relay;
         self.drain();
@@ -212,14 +212,14 @@ impl World {
     }
 
     fn hear_peer(&mut self, relay: RelayId, peer: &str) -> Option<Vec<u8>> {
-        let forward = self.relay.handle_peer(self.now, relay, addr(peer), MARKS, b"hello")?;
+        let forward = self.relay.handle_peer(self.now, relay, addr(peer), IP_HEADER, b"hello")?;
         Some([forward.header.as_bytes(), forward.payload, &vec![0; forward.padding]].concat())
     }
 
     /// Lets `payload` come from `peer` to the relayed address `to`; returns the client's port that it is passed on to.
     fn hear_at(&mut self, to: SocketAddr, peer: &str, payload: &[u8]) -> Option<u16> {
         let relay = *self.sockets.iter().find(|(_, address)| **address == to)?.0;
-        let forward = self.relay.handle_peer(self.now, relay, addr(peer), MARKS, payload);
+        let forward = self.relay.handle_peer(self.now, relay, addr(peer), IP_HEADER, payload);
         forward.map(|forward| forward.client.client.port())
     }
 
@@ -249,7 +249,7 @@ fn requests_without_the_magic_cookie_are_dropped() {
         let request = Builder::new(Class::Request, method, TransactionId([3; 16]));
         let bytes = request.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]).finish();
         let before = world.relay.counters().dropped;
-        assert_eq!(world.relay.handle_client(world.now, tuple(4000), MARKS, &bytes), None);
+        assert_eq!(world.relay.handle_client(world.now, tuple(4000), IP_HEADER, &bytes), None);
         assert_eq!((world.drain(), world.relay.counters().dropped), (vec![], before + 1), "{method:?}");
     }
 }
@@ -288,7 +288,7 @@ fn a_channel_carries_data_both_ways() {
     world.allocate(1);
     let id = world.only_socket();
     assert_eq!(world.bind(1, 0x4001, PEER), 0);
-    let forward = world.relay.handle_client(world.now, tuple(1), MARKS, b"\x40\x01\0\x02hi\0\0").unwrap();
+    let forward = world.relay.handle_client(world.now, tuple(1), IP_HEADER, b"\x40\x01\0\x02hi\0\0").unwrap();
     assert_eq!((forward.relay, forward.peer, forward.payload), (id, addr(PEER), &b"hi"[..]));
     assert_eq!(world.hear_peer(id, PEER).unwrap(), b"\x40\x01\0\x05hello");
     assert_eq!(world.hear_peer(id, "8.8.8.8:1").unwrap()[..2], [0x00, 0x17], "another port has no channel");
@@ -348,13 +348,13 @@ fn permissions_channels_and_allocations_expire() {
     world.wait(1);
     assert!(!world.indicate(1, PEER));
     assert_eq!(
-        world.relay.handle_client(world.now, tuple(1), MARKS, b"\x40\x01\0\0"),
+        world.relay.handle_client(world.now, tuple(1), IP_HEADER, b"\x40\x01\0\0"),
         None,
         "its permission is over"
     );
     assert_eq!(world.permit(1, "8.8.4.4:9"), 0);
     assert!(
-        world.relay.handle_client(world.now, tuple(1), MARKS, b"\x40\x01\0\0").is_some(),
+        world.relay.handle_client(world.now, tuple(1), IP_HEADER, b"\x40\x01\0\0").is_some(),
         "its channel is not"
     );
     world.wait(299);
@@ -541,7 +541,7 @@ fn a_port_set_aside_comes_back_when_its_even_one_is_refused_or_nobody_claims_it(
     world.refuse_ports.clear();
     let builder = even(Builder::new(Class::Request, Method::ALLOCATE, world.transaction()));
     let bytes = world.signed(tuple(2), "alice", builder);
-    world.relay.handle_client(world.now, tuple(2), MARKS, &bytes);
+    world.relay.handle_client(world.now, tuple(2), IP_HEADER, &bytes);
     world.relay.handle_client_gone(tuple(2));
     world.drain();
     assert_eq!(world.shared.ports.leased(), 0, "as when the client is gone before the even one is open");
@@ -649,20 +649,20 @@ proptest! {
                 Event::Channel(c, n) => {
                     let [high, low] = n.to_be_bytes();
                     let bytes = [high, low, 0, 0];
-                    if let Some(forward) = world.relay.handle_client(world.now, tuple(c), MARKS, &bytes) {
+                    if let Some(forward) = world.relay.handle_client(world.now, tuple(c), IP_HEADER, &bytes) {
                         let p = (0..6).find(|p| addr(&peer(*p)) == forward.peer).unwrap();
                         prop_assert!(world.now.mono - granted[&(c, p)].mono < Duration::from_secs(300));
                     }
                 }
                 Event::FromPeer(id, p) => {
-                    let client = world.relay.handle_peer(world.now, id, addr(&peer(p)), MARKS, b"x").map(|f| f.client);
+                    let client = world.relay.handle_peer(world.now, id, addr(&peer(p)), IP_HEADER, b"x").map(|f| f.client);
                     if let Some(client) = client {
                         prop_assert!(world.sockets.contains_key(&id));
                         prop_assert!(world.now.mono - granted[&(client.client.port(), p)].mono < Duration::from_secs(300));
                     }
                 }
                 Event::Wait(seconds) => world.wait(seconds.into()),
-                Event::Garbage(c, bytes) => drop(world.relay.handle_client(world.now, tuple(c), MARKS, &bytes)),
+                Event::Garbage(c, bytes) => drop(world.relay.handle_client(world.now, tuple(c), IP_HEADER, &bytes)),
             }
             world.drain();
             prop_assert_eq!(world.shared.ports.leased() as usize, world.sockets.len());

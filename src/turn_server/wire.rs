@@ -1,6 +1,6 @@
 //! Bytes of the relay beyond plain STUN: ChannelData, Data indications, and framing on streams.
 
-use super::data::PeerError;
+use super::data::IcmpError;
 use crate::stun::{Builder, Class, HEADER_LEN, Method, TransactionId, attr, xor_address_value};
 use std::net::SocketAddr;
 
@@ -25,12 +25,12 @@ const DATA_INDICATION: [u8; 2] = [0x00, 0x17];
 
 /// What stands in front of a payload on its way to the client: a ChannelData header or the head of a Data indication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Header {
+pub struct FrameHeader {
     bytes: [u8; Self::MAX],
     len: u8,
 }
 
-impl Header {
+impl FrameHeader {
     /// Room for a Data indication that tells an ICMP error about an IPv6 peer.
     const MAX: usize = HEADER_LEN + 4 + 20 + 4 + 8;
 
@@ -72,7 +72,7 @@ impl Header {
     /// Makes the Data indication that tells of an ICMP error about `peer`: no payload
     /// ([RFC 8656 section 18.13](https://www.rfc-editor.org/rfc/rfc8656#section-18.13)).
     #[must_use]
-    pub fn icmp_indication(peer: SocketAddr, error: &PeerError, transaction: [u8; 12]) -> Option<Self> {
+    pub fn icmp_indication(peer: SocketAddr, error: &IcmpError, transaction: [u8; 12]) -> Option<Self> {
         // 16 reserved bits, 7 of type, 9 of code.
         let type_and_code = (u16::from(error.kind) << 9) | u16::from(error.code);
         let value = [&[0, 0], &type_and_code.to_be_bytes()[..], &error.data].concat();
@@ -146,7 +146,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_data_indication_is_a_sound_message(peer in any::<SocketAddr>(), payload in proptest::collection::vec(any::<u8>(), 0..70)) {
-            let header = Header::data_indication(peer, payload.len() as u16, [9; 12]).unwrap();
+            let header = FrameHeader::data_indication(peer, payload.len() as u16, [9; 12]).unwrap();
             let mut bytes = [header.as_bytes(), &payload].concat();
             bytes.resize(bytes.len().next_multiple_of(4), 0);
             let message = Message::parse(&bytes).unwrap();

@@ -24,20 +24,23 @@ pub(super) fn shared(setup: u8, more: u8) -> Shared {
         quota: Arc::new(Quota::new(3, 5)),
         addresses: addresses.into(),
         connections: Arc::default(),
-        tickets: Arc::new(Tickets::new(&[6; 32]).unwrap()),
+        tickets: Arc::new(MobilityTickets::new(&[6; 32]).unwrap()),
         worker: 0,
         limits,
         features: Features { add_family: setup & 4 != 0, ..Features::default() },
     }
 }
 
-pub(super) fn authority() -> Authority {
+pub(super) fn authority() -> Authenticator {
     let md5 = |user| UserKeys { md5: Some(long_term_digest(user, REALM, "pw")), sha256: None };
     let users = USERS[..2].iter().map(|user| ((*user).to_owned(), md5(user))).collect();
-    let realm = RealmSetup { name: REALM.to_owned(), users, ..RealmSetup::default() };
+    let realm = RealmCredentials { name: REALM.to_owned(), users, ..RealmCredentials::default() };
     let (known, unknown) = (Duration::from_secs(60), Duration::from_secs(10));
-    let lookup = Some(CacheLimits { known, unknown, entries: 4 });
-    Authority::with(Setup { realms: vec![realm], lookup, ..Setup::default() }, &[5; 32])
+    let lookup = Some(LookupCacheConfig { known, unknown, entries: 4 });
+    Authenticator::with(
+        AuthenticatorConfig { realms: vec![realm], lookup, ..AuthenticatorConfig::default() },
+        &[5; 32],
+    )
 }
 
 impl World {
@@ -89,8 +92,8 @@ impl World {
     ) {
         let now = self.now;
         match output {
-            Output::Reply { client, bytes, .. } => replies.push((client, bytes)),
-            Output::OpenRelay { relay, address, tcp } => {
+            Output::Response { client, bytes, .. } => replies.push((client, bytes)),
+            Output::OpenRelaySocket { relay, address, tcp } => {
                 assert!(self.shared.ports.is_leased(address), "a socket needs a leased port");
                 let mut open = self.sockets.values().chain(self.listeners.values());
                 assert!(open.all(|open| *open != address), "no port is opened twice");
@@ -105,17 +108,17 @@ impl World {
                 };
                 self.relays[worker].handle_relay_opened(now, relay, opened);
             }
-            Output::CloseRelay { relay } => {
+            Output::CloseRelaySocket { relay } => {
                 let socket = (worker, relay);
                 let closed = self.sockets.remove(&socket).or_else(|| self.listeners.remove(&socket));
                 let closed = |address: &SocketAddr| Some(*address) == closed;
                 self.lives.values_mut().for_each(|life| life.addresses.retain(|address| !closed(address)));
             }
-            Output::LookUp { question, .. } => {
+            Output::LookUpUser { question, .. } => {
                 let keys = UserKeys { md5: Some(long_term_digest(USERS[2], REALM, "pw")), sha256: None };
                 let verdict = match question.user == USERS[2] {
-                    true => Verdict::Known { keys, expires_unix: None },
-                    false => Verdict::Unknown,
+                    true => LookupResult::Known { keys, expires_unix: None },
+                    false => LookupResult::Unknown,
                 };
                 self.shared.authority.learn(now, Arc::clone(&question), verdict);
                 self.relays[worker].handle_lookup_done(now, &question, true);
@@ -125,7 +128,7 @@ impl World {
                 assert!(!to.ip().is_loopback() && to.port() != 0, "a denied peer");
                 self.link(connection, worker, Stage::Connecting);
             }
-            Output::Join { client, connection, reply, .. } => {
+            Output::BindConnection { client, connection, response: reply, .. } => {
                 let link = self.links.get_mut(&connection).expect("a connection that is there");
                 assert_eq!(link.stage, Stage::Offered, "joined once");
                 link.stage = Stage::Joined;
@@ -135,12 +138,14 @@ impl World {
                 assert!(self.links.remove(&connection).is_some(), "a connection ends once");
                 self.over.push(connection);
             }
-            Output::Elsewhere { client, worker, bytes } => {
+            Output::ForwardRequest { client, worker, bytes } => {
                 let number = client_of(client);
                 self.passed_on.insert(number, worker.into());
-                assert!(self.relays[usize::from(worker)].handle_client(now, client, MARKS, &bytes).is_none());
+                assert!(
+                    self.relays[usize::from(worker)].handle_client(now, client, IP_HEADER, &bytes).is_none()
+                );
             }
-            Output::Left { client } => {
+            Output::ClientLeft { client } => {
                 let number = client_of(client);
                 if self.passed_on.get(&number) == Some(&worker) {
                     self.passed_on.remove(&number);
@@ -162,7 +167,7 @@ impl World {
 
     pub(super) fn client_says(&mut self, client: u8, bytes: &[u8]) -> Option<(Socket, SocketAddr, Vec<u8>)> {
         let worker = self.worker(client);
-        let forward = self.relays[worker].handle_client(self.now, tuple(client), MARKS, bytes);
+        let forward = self.relays[worker].handle_client(self.now, tuple(client), IP_HEADER, bytes);
         forward.map(|to| (to.relay, to.peer, to.payload)).hash(&mut self.log);
         let forward = forward?;
         let ToPeer { relay, peer, payload, .. } = forward;
@@ -193,7 +198,7 @@ impl World {
         peer: SocketAddr,
         payload: &[u8],
     ) -> Option<(u8, Vec<u8>)> {
-        let forward = self.relays[worker].handle_peer(self.now, relay, peer, MARKS, payload);
+        let forward = self.relays[worker].handle_peer(self.now, relay, peer, IP_HEADER, payload);
         forward.map(|to| (to.client, to.header.as_bytes().to_vec(), to.payload)).hash(&mut self.log);
         frame(forward)
     }
@@ -203,7 +208,7 @@ impl World {
         (worker, relay): Socket,
         peer: SocketAddr,
     ) -> Option<(u8, Vec<u8>)> {
-        let error = PeerError { peer, kind: 3, code: 3, data: [0; 4] };
+        let error = IcmpError { peer, kind: 3, code: 3, data: [0; 4] };
         frame(self.relays[worker].handle_peer_error(self.now, relay, error))
     }
 }

@@ -32,14 +32,14 @@ const USERNAME_ANONYMITY: u8 = 0x40;
 /// What the server offers beside a nonce; it is bound to the nonce, so that nobody on the path can take it away unnoticed
 /// ([RFC 8489 section 9.2.1](https://www.rfc-editor.org/rfc/rfc8489#section-9.2.1)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Offer {
+pub(super) struct OfferedFeatures {
     /// PASSWORD-ALGORITHMS, the preferred one first.
     pub(super) algorithms: &'static [PasswordAlgorithm],
     /// Whether clients are to send USERHASH in place of USERNAME.
     pub(super) anonymity: bool,
 }
 
-impl Offer {
+impl OfferedFeatures {
     fn features(self) -> [u8; 3] {
         let anonymity = if self.anonymity { USERNAME_ANONYMITY } else { 0 };
         [PASSWORD_ALGORITHMS | anonymity, 0, 0]
@@ -62,9 +62,9 @@ impl Nonces {
     }
 
     /// Makes a nonce for `client`; one harvested from one address is of no use from another.
-    pub(super) fn make(&self, now: Now, client: &FiveTuple, offer: Offer) -> String {
+    pub(super) fn make(&self, now: Now, client: &FiveTuple, offer: OfferedFeatures) -> String {
         let made = seconds(now);
-        self.turn_to(made / ROTATION);
+        self.rotate_to(made / ROTATION);
         let mut bytes = [0; PORT_END];
         bytes[..4].copy_from_slice(&made.to_be_bytes());
         bytes[4..TAG_END].copy_from_slice(&self.tag(made, client, offer).as_ref()[..TAG_LEN]);
@@ -76,12 +76,24 @@ impl Nonces {
     }
 
     /// Returns whether `nonce` was made for `client` with this very offer, and is not too old.
-    pub(super) fn is_good(&self, now: Now, client: &FiveTuple, offer: Offer, nonce: &[u8]) -> bool {
+    pub(super) fn is_valid(
+        &self,
+        now: Now,
+        client: &FiveTuple,
+        offer: OfferedFeatures,
+        nonce: &[u8],
+    ) -> bool {
         open(client, offer, nonce).is_some_and(|bytes| self.is_genuine(now, client, offer, &bytes))
     }
 
     /// Returns whether `nonce` was made for any stream of the client's host, and `client` is one too.
-    pub(super) fn is_good_beside(&self, now: Now, client: &FiveTuple, offer: Offer, nonce: &[u8]) -> bool {
+    pub(super) fn is_valid_for_data_connection(
+        &self,
+        now: Now,
+        client: &FiveTuple,
+        offer: OfferedFeatures,
+        nonce: &[u8],
+    ) -> bool {
         let Some(bytes) = open(client, offer, nonce).filter(|_| client.transport.is_stream()) else {
             return false;
         };
@@ -90,7 +102,13 @@ impl Nonces {
         self.is_genuine(now, &other, offer, &bytes)
     }
 
-    fn is_genuine(&self, now: Now, client: &FiveTuple, offer: Offer, bytes: &[u8; PORT_END]) -> bool {
+    fn is_genuine(
+        &self,
+        now: Now,
+        client: &FiveTuple,
+        offer: OfferedFeatures,
+        bytes: &[u8; PORT_END],
+    ) -> bool {
         let made = u32::from_be_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         let genuine = self.tag(made, client, offer).as_ref()[..TAG_LEN].ct_eq(&bytes[4..TAG_END]);
         let age = seconds(now).wrapping_sub(made).cast_signed();
@@ -98,7 +116,7 @@ impl Nonces {
     }
 
     /// Keeps the key of `epoch` at hand.
-    fn turn_to(&self, epoch: u32) {
+    fn rotate_to(&self, epoch: u32) {
         let at_hand = self.current.read().unwrap_or_else(PoisonError::into_inner).0;
         if at_hand != epoch {
             let key = derived(&self.master, epoch);
@@ -114,7 +132,7 @@ impl Nonces {
         }
     }
 
-    fn tag(&self, made: u32, client: &FiveTuple, offer: Offer) -> hmac::Tag {
+    fn tag(&self, made: u32, client: &FiveTuple, offer: OfferedFeatures) -> hmac::Tag {
         let mut context = self.context(made / ROTATION);
         context.update(&made.to_be_bytes());
         context.update(&offer.features());
@@ -142,7 +160,7 @@ fn length(client: &FiveTuple) -> usize {
 }
 
 /// Takes the text off a nonce.
-fn open(client: &FiveTuple, offer: Offer, nonce: &[u8]) -> Option<[u8; PORT_END]> {
+fn open(client: &FiveTuple, offer: OfferedFeatures, nonce: &[u8]) -> Option<[u8; PORT_END]> {
     let (features, text) = nonce.strip_prefix(COOKIE.as_bytes())?.split_first_chunk::<4>()?;
     let mut bytes = [0; PORT_END];
     let length = length(client);

@@ -1,14 +1,14 @@
 //! One realm: its users, its secrets, and the addresses that offer it.
 
 use super::rest::RestSecret;
-use super::users::{Identity, UserKeys, UserTable};
+use super::user_table::{UserId, UserKeys, UserTable};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
 /// What a realm is to be; credentials of one realm never work in another.
 #[derive(Debug, Clone, Default)]
-pub struct RealmSetup {
+pub struct RealmCredentials {
     /// Its name, at most [`MAX_REALM`](super::MAX_REALM) bytes.
     pub name: String,
     /// The server's addresses that offer it; the first realm is offered at all others.
@@ -30,7 +30,7 @@ pub(super) struct Realm {
 }
 
 impl Realm {
-    pub(super) fn new(setup: RealmSetup) -> Self {
+    pub(super) fn new(setup: RealmCredentials) -> Self {
         Self {
             users: UserTable::new(&setup.name, setup.users),
             file: RwLock::default(),
@@ -41,7 +41,7 @@ impl Realm {
     }
 
     /// Finds a user among the static ones, then in the file.
-    pub(super) fn find(&self, identity: Identity<'_>) -> Option<(Arc<str>, UserKeys)> {
+    pub(super) fn find(&self, identity: UserId<'_>) -> Option<(Arc<str>, UserKeys)> {
         let from_file = self.file().find(identity);
         self.users.find(identity).or(from_file)
     }

@@ -25,7 +25,7 @@ pub enum RestHash {
 
 /// Time-limited credentials as a client presents them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Minted {
+pub struct RestCredentials {
     /// `expiry:name`, the expiry in Unix seconds.
     pub username: String,
     /// The password that goes with it.
@@ -44,22 +44,22 @@ impl RestSecret {
 
     /// Makes credentials for `name` that are good until `expires_unix`, with HMAC-SHA1.
     #[must_use]
-    pub fn mint(&self, name: &str, expires_unix: u64) -> Minted {
+    pub fn mint(&self, name: &str, expires_unix: u64) -> RestCredentials {
         self.mint_with(RestHash::Sha1, name, expires_unix)
     }
 
     /// Makes credentials for `name` that are good until `expires_unix`.
     #[must_use]
-    pub fn mint_with(&self, hash: RestHash, name: &str, expires_unix: u64) -> Minted {
+    pub fn mint_with(&self, hash: RestHash, name: &str, expires_unix: u64) -> RestCredentials {
         let username = format!("{expires_unix}:{name}");
         let credential = self.password(hash, &username);
-        Minted { username, credential }
+        RestCredentials { username, credential }
     }
 
     /// The same on the account of whoever was admitted: what one account has is counted together, under however many names. Account 0 is
     /// nobody's.
     #[must_use]
-    pub fn mint_on(&self, account: u64, name: &str, expires_unix: u64) -> Minted {
+    pub fn mint_on(&self, account: u64, name: &str, expires_unix: u64) -> RestCredentials {
         match account {
             0 => self.mint(name, expires_unix),
             _ => {

@@ -14,20 +14,24 @@ fn from(client: &str, server: &str) -> FiveTuple {
     FiveTuple { client: client.parse().unwrap(), server, transport: Transport::Udp }
 }
 
-fn realm(name: &str, users: &[(&str, &str)]) -> RealmSetup {
+fn realm(name: &str, users: &[(&str, &str)]) -> RealmCredentials {
     let keys =
         |(user, password): &(&str, &str)| ((*user).to_owned(), UserKeys::of_password(user, name, password));
-    RealmSetup { name: name.to_owned(), users: users.iter().map(keys).collect(), ..RealmSetup::default() }
+    RealmCredentials {
+        name: name.to_owned(),
+        users: users.iter().map(keys).collect(),
+        ..RealmCredentials::default()
+    }
 }
 
-fn setup() -> Setup {
+fn setup() -> AuthenticatorConfig {
     let mut realm = realm("r", &[("alice", "pw")]);
     realm.rest = vec![RestSecret::new(b"north"), RestSecret::new(b"of the old times")];
-    Setup { realms: vec![realm], ..Setup::default() }
+    AuthenticatorConfig { realms: vec![realm], ..AuthenticatorConfig::default() }
 }
 
-fn authority() -> Authority {
-    Authority::with(setup(), &[3; 32])
+fn authority() -> Authenticator {
+    Authenticator::with(setup(), &[3; 32])
 }
 
 /// A request in the making; what is `None` is left out.
@@ -47,7 +51,7 @@ struct Ask<'a> {
 
 impl<'a> Ask<'a> {
     /// A request as a browser makes it.
-    fn new(authority: &Authority, at: Now, user: &'a str, password: &str) -> Self {
+    fn new(authority: &Authenticator, at: Now, user: &'a str, password: &str) -> Self {
         let challenge = authority.challenge(at, &from(CLIENT, HERE));
         Self {
             method: Method::ALLOCATE,
@@ -64,7 +68,7 @@ impl<'a> Ask<'a> {
     }
 
     /// The same as a client of RFC 8489 makes it.
-    fn sha256(authority: &Authority, at: Now, user: &'a str, password: &str) -> Self {
+    fn sha256(authority: &Authenticator, at: Now, user: &'a str, password: &str) -> Self {
         let keys = vec![Key::new(Integrity::Sha256, &long_term_digest_sha256(user, "r", password))];
         let (algorithms, algorithm) = (Some(&BOTH_OFFERED[..]), Some(&BOTH_OFFERED[..4]));
         Self { algorithms, algorithm, keys, ..Self::new(authority, at, user, password) }
@@ -90,27 +94,27 @@ impl<'a> Ask<'a> {
         self.keys.iter().fold(builder, Builder::integrity).finish()
     }
 
-    fn check(&self, authority: &Authority, at: Now) -> Result<(Tenancy, Integrity), Refusal> {
+    fn check(&self, authority: &Authenticator, at: Now) -> Result<(AllocationOwner, Integrity), AuthError> {
         self.check_as(authority, at, None)
     }
 
     fn check_as(
         &self,
-        authority: &Authority,
+        authority: &Authenticator,
         at: Now,
-        tenancy: Option<&Tenancy>,
-    ) -> Result<(Tenancy, Integrity), Refusal> {
+        owner: Option<&AllocationOwner>,
+    ) -> Result<(AllocationOwner, Integrity), AuthError> {
         let bytes = self.bytes();
         let message = Message::parse(&bytes).unwrap();
-        let ok = authority.check(at, &from(CLIENT, HERE), tenancy, &message)?;
-        Ok((ok.tenancy(), ok.key.integrity()))
+        let ok = authority.check(at, &from(CLIENT, HERE), owner, &message)?;
+        Ok((ok.owner(), ok.key.integrity()))
     }
 
-    fn passes(&self, authority: &Authority, at: Now) -> bool {
+    fn passes(&self, authority: &Authenticator, at: Now) -> bool {
         self.check(authority, at).is_ok()
     }
 
-    fn refusal(&self, authority: &Authority, at: Now) -> Option<Refusal> {
+    fn refusal(&self, authority: &Authenticator, at: Now) -> Option<AuthError> {
         self.check(authority, at).err()
     }
 }
@@ -119,8 +123,8 @@ impl<'a> Ask<'a> {
 fn right_credentials_pass_and_each_wrong_part_has_its_refusal() {
     let (start, authority) = (now(), authority());
     let right = Ask::new(&authority, start, "alice", "pw");
-    let (tenancy, integrity) = right.check(&authority, start).unwrap();
-    assert_eq!((&*tenancy.user, integrity), ("alice", Integrity::Sha1));
+    let (owner, integrity) = right.check(&authority, start).unwrap();
+    assert_eq!((&*owner.user, integrity), ("alice", Integrity::Sha1));
     let refusal = |ask: Ask<'_>| ask.refusal(&authority, start);
     for unauthorized in [
         Ask::new(&authority, start, "alice", "no"),
@@ -130,16 +134,16 @@ fn right_credentials_pass_and_each_wrong_part_has_its_refusal() {
         Ask { user: None, realm: None, nonce: None, keys: vec![], ..right.clone() },
         Ask { user: None, hash: Some([7; 32]), ..right.clone() },
     ] {
-        assert_eq!(refusal(unauthorized), Some(Refusal::Unauthorized));
+        assert_eq!(refusal(unauthorized), Some(AuthError::Unauthorized));
     }
     for malformed in [
         Ask { user: None, ..right.clone() },
         Ask { realm: None, ..right.clone() },
         Ask { nonce: None, ..right.clone() },
     ] {
-        assert_eq!(refusal(malformed), Some(Refusal::Malformed));
+        assert_eq!(refusal(malformed), Some(AuthError::Malformed));
     }
-    assert_eq!(refusal(Ask { nonce: Some("garbage".into()), ..right }), Some(Refusal::StaleNonce));
+    assert_eq!(refusal(Ask { nonce: Some("garbage".into()), ..right }), Some(AuthError::StaleNonce));
 }
 
 #[test]
@@ -148,12 +152,12 @@ fn a_nonce_serves_one_address_for_an_hour() {
     let ask = Ask::new(&authority, start, "alice", "pw");
     assert!(ask.passes(&authority, start.after(Duration::from_secs(3600))));
     let late = start.after(Duration::from_secs(3601));
-    assert_eq!(ask.refusal(&authority, late), Some(Refusal::StaleNonce));
+    assert_eq!(ask.refusal(&authority, late), Some(AuthError::StaleNonce));
     let bytes = ask.bytes();
     let message = Message::parse(&bytes).unwrap();
     for client in ["192.0.2.5:4001", "192.0.2.6:4000"] {
         let elsewhere = authority.check(start, &from(client, HERE), None, &message).err();
-        assert_eq!(elsewhere, Some(Refusal::StaleNonce));
+        assert_eq!(elsewhere, Some(AuthError::StaleNonce));
     }
 }
 
@@ -172,7 +176,7 @@ fn a_data_connection_may_use_its_control_connections_nonce() {
     let bind = Ask { method: Method::CONNECTION_BIND, ..ask.clone() };
     let data = over(Transport::Tcp, "192.0.2.5:4001");
     assert_eq!(refusal(data, &bind), None);
-    let stale = Some(Refusal::StaleNonce);
+    let stale = Some(AuthError::StaleNonce);
     assert_eq!(refusal(data, &ask), stale, "other requests keep to their connection");
     for client in [over(Transport::Tcp, "192.0.2.6:4000"), over(Transport::Udp, CLIENT)] {
         assert_eq!(refusal(client, &bind), stale, "{client:?}");
@@ -190,23 +194,26 @@ fn a_nonce_of_a_node_with_the_same_key_is_good_and_keys_rotate_without_a_gap() {
     assert!(ask.passes(&here, just_before.after(Duration::from_secs(2))), "made with the last day's key");
     let ahead = Ask::new(&there, start.after(Duration::from_secs(30)), "alice", "pw");
     assert!(ahead.passes(&here, start), "a node whose clock is ahead");
-    let stranger = Authority::with(setup(), &[4; 32]);
-    assert_eq!(ask.refusal(&stranger, just_before), Some(Refusal::StaleNonce));
+    let stranger = Authenticator::with(setup(), &[4; 32]);
+    assert_eq!(ask.refusal(&stranger, just_before), Some(AuthError::StaleNonce));
 }
 
 #[test]
 fn a_nonce_says_which_features_there_are_and_is_short() {
     let start = now();
     let nonce = |anonymity| {
-        let authority = Authority::with(Setup { anonymity, ..setup() }, &[3; 32]);
+        let authority = Authenticator::with(AuthenticatorConfig { anonymity, ..setup() }, &[3; 32]);
         authority.challenge(start, &from(CLIENT, HERE)).nonce
     };
     assert!(nonce(Some(false)).starts_with("obMatJos2gAAA"), "password algorithms");
     assert!(nonce(Some(true)).starts_with("obMatJos2wAAA"), "and anonymous user names");
     assert!(nonce(None).starts_with("obMatJos2gAAA"), "REST users cannot be found by a hash");
     assert_eq!(nonce(None).len(), 32);
-    let only_users = Setup { realms: vec![realm("r", &[("alice", "pw")])], ..Setup::default() };
-    let challenge = Authority::with(only_users, &[3; 32]).challenge(start, &from(CLIENT, HERE)).nonce;
+    let only_users = AuthenticatorConfig {
+        realms: vec![realm("r", &[("alice", "pw")])],
+        ..AuthenticatorConfig::default()
+    };
+    let challenge = Authenticator::with(only_users, &[3; 32]).challenge(start, &from(CLIENT, HERE)).nonce;
     assert!(challenge.starts_with("obMatJos2wAAA"));
 }
 
@@ -221,9 +228,9 @@ fn sha_256_is_negotiated_and_answered_with_itself() {
     assert_eq!(md5.check(&authority, start).unwrap().1, Integrity::Sha256);
     let sha1 = Key::new(Integrity::Sha1, &long_term_digest_sha256("alice", "r", "pw"));
     let sha1 = Ask { keys: vec![sha1], ..ask.clone() };
-    assert_eq!(sha1.refusal(&authority, start), Some(Refusal::Unauthorized), "SHA-256 only from then on");
+    assert_eq!(sha1.refusal(&authority, start), Some(AuthError::Unauthorized), "SHA-256 only from then on");
     let wrong = Ask { user: Some("bob"), ..ask };
-    assert_eq!(wrong.refusal(&authority, start), Some(Refusal::Unauthorized));
+    assert_eq!(wrong.refusal(&authority, start), Some(AuthError::Unauthorized));
 }
 
 #[test]
@@ -247,13 +254,13 @@ fn a_user_is_found_by_his_hash_but_one_with_an_expiry_in_his_name_is_not() {
     let ask = hashed(Ask::sha256(&authority, start, "alice", "pw"), "alice");
     assert_eq!(&*ask.check(&authority, start).unwrap().0.user, "alice");
     let other_realm = Ask { hash: Some(userhash("alice", "other")), ..ask };
-    assert_eq!(other_realm.refusal(&authority, start), Some(Refusal::Unauthorized));
+    assert_eq!(other_realm.refusal(&authority, start), Some(AuthError::Unauthorized));
     let minted = RestSecret::new(b"north").mint("tag", start.unix + 60);
     let mut ask = Ask::new(&authority, start, "alice", "pw");
     ask.user = None;
     ask.hash = Some(userhash(&minted.username, "r"));
     ask.keys = vec![Key::from_bytes(&long_term_digest(&minted.username, "r", &minted.credential))];
-    assert_eq!(ask.refusal(&authority, start), Some(Refusal::Unauthorized));
+    assert_eq!(ask.refusal(&authority, start), Some(AuthError::Unauthorized));
 }
 
 #[test]
@@ -271,15 +278,15 @@ fn bidding_down_is_noticed() {
         Ask { algorithm: Some(&[0, 3, 0, 0]), ..ask.clone() },
         Ask { algorithm: Some(&[0, 2]), ..ask.clone() },
     ] {
-        assert_eq!(malformed.refusal(&authority, start), Some(Refusal::Malformed));
+        assert_eq!(malformed.refusal(&authority, start), Some(AuthError::Malformed));
     }
     let nonce = ask.nonce.clone().unwrap();
     for altered in ["AAAA", "QAAA", "wAAA", "gAAB", "====", "gAA"] {
         let nonce = Some(nonce.replacen("gAAA", altered, 1));
-        assert_eq!(Ask { nonce, ..ask.clone() }.refusal(&authority, start), Some(Refusal::StaleNonce));
+        assert_eq!(Ask { nonce, ..ask.clone() }.refusal(&authority, start), Some(AuthError::StaleNonce));
     }
     let bare = Some(nonce["obMatJos2gAAA".len()..].to_owned());
-    assert_eq!(Ask { nonce: bare, ..ask }.refusal(&authority, start), Some(Refusal::StaleNonce));
+    assert_eq!(Ask { nonce: bare, ..ask }.refusal(&authority, start), Some(AuthError::StaleNonce));
 }
 
 #[test]
@@ -288,9 +295,9 @@ fn a_user_without_a_sha_256_key_takes_that_algorithm_from_the_offer() {
     let authority = authority();
     let md5_only = UserKeys { sha256: None, ..UserKeys::of_password("bob", "r", "pw") };
     let ask = Ask::sha256(&authority, start, "alice", "pw");
-    authority.set_file_users(&[("bob".to_owned(), "r".to_owned(), md5_only)]);
+    authority.replace_file_users(&[("bob".to_owned(), "r".to_owned(), md5_only)]);
     assert_eq!(authority.challenge(start, &from(CLIENT, HERE)).algorithms, MD5);
-    assert_eq!(ask.refusal(&authority, start), Some(Refusal::StaleNonce), "the offer it answers is gone");
+    assert_eq!(ask.refusal(&authority, start), Some(AuthError::StaleNonce), "the offer it answers is gone");
     assert!(Ask::new(&authority, start, "bob", "pw").passes(&authority, start));
 }
 
@@ -304,15 +311,15 @@ fn minted_credentials_work_until_they_expire() {
             let browser = Ask::new(&authority, at, &minted.username, &minted.credential);
             let modern = Ask::sha256(&authority, at, &minted.username, &minted.credential);
             for ask in [browser, modern] {
-                let tenancy = ask.check(&authority, at).map(|(tenancy, _)| tenancy.expires_unix);
-                assert_eq!(tenancy.ok(), good.then_some(Some(start.unix + 60)), "{hash:?} after {later} s");
+                let owner = ask.check(&authority, at).map(|(owner, _)| owner.expires_unix);
+                assert_eq!(owner.ok(), good.then_some(Some(start.unix + 60)), "{hash:?} after {later} s");
             }
         }
     }
     let minted = RestSecret::new(b"north").mint("tag", start.unix + 60);
     let later = format!("{}:tag", start.unix + 999);
     let forged = Ask::new(&authority, start, &later, &minted.credential);
-    assert_eq!(forged.refusal(&authority, start), Some(Refusal::Unauthorized));
+    assert_eq!(forged.refusal(&authority, start), Some(AuthError::Unauthorized));
 }
 
 #[test]
@@ -350,16 +357,17 @@ fn credentials_of_a_revoked_name_are_refused_like_a_wrong_password() {
 
 fn assert_revoked_are_refused(expiry: Expiry) {
     let start = now();
-    let authority = Authority::with(Setup { expiry, ..setup() }, &[3; 32]);
+    let authority = Authenticator::with(AuthenticatorConfig { expiry, ..setup() }, &[3; 32]);
     let asks = |name: &str, method| {
         let minted = RestSecret::new(b"north").mint(name, start.unix + 60);
         let ask = Ask::new(&authority, start, &minted.username, &minted.credential);
-        let tenancy = Tenancy { user: minted.username.as_str().into(), expires_unix: None, mac_key: None };
-        Ask { method, ..ask }.check_as(&authority, start, Some(&tenancy)).map(|_| ())
+        let owner =
+            AllocationOwner { user: minted.username.as_str().into(), expires_unix: None, mac_key: None };
+        Ask { method, ..ask }.check_as(&authority, start, Some(&owner)).map(|_| ())
     };
     authority.revoked.revoke(start.unix, "tag", start.unix + 60).unwrap();
     for method in [Method::ALLOCATE, Method::REFRESH, Method::CHANNEL_BIND] {
-        assert_eq!(asks("tag", method), Err(Refusal::Unauthorized));
+        assert_eq!(asks("tag", method), Err(AuthError::Unauthorized));
         assert_eq!(asks("tags", method), Ok(()));
     }
     assert_eq!(asks("alice", Method::ALLOCATE), Ok(()));
@@ -383,26 +391,26 @@ fn credentials_that_are_over_keep_an_allocation_only_where_that_is_configured() 
     let minted = RestSecret::new(b"north").mint("tag", start.unix + 60);
     let late = start.after(Duration::from_secs(61));
     for (expiry, kept) in [(Expiry::AtAllocate, true), (Expiry::AtRefresh, false), (Expiry::Hard, false)] {
-        let authority = Authority::with(Setup { expiry, ..setup() }, &[3; 32]);
+        let authority = Authenticator::with(AuthenticatorConfig { expiry, ..setup() }, &[3; 32]);
         let first = Ask::new(&authority, start, &minted.username, &minted.credential);
-        let (tenancy, _) = first.check(&authority, start).unwrap();
+        let (owner, _) = first.check(&authority, start).unwrap();
         let again = Ask::new(&authority, late, &minted.username, &minted.credential);
         let refresh = Ask { method: Method::REFRESH, ..again.clone() };
-        assert_eq!(refresh.check_as(&authority, late, Some(&tenancy)).is_ok(), kept, "{expiry:?}");
-        assert!(again.check_as(&authority, late, Some(&tenancy)).is_err(), "no new allocation");
+        assert_eq!(refresh.check_as(&authority, late, Some(&owner)).is_ok(), kept, "{expiry:?}");
+        assert!(again.check_as(&authority, late, Some(&owner)).is_err(), "no new allocation");
         assert!(refresh.check_as(&authority, late, None).is_err(), "no allocation to keep");
-        let other = Tenancy { user: "other".into(), ..tenancy.clone() };
+        let other = AllocationOwner { user: "other".into(), ..owner.clone() };
         assert!(refresh.check_as(&authority, late, Some(&other)).is_err(), "another's allocation");
         for method in [Method::CREATE_PERMISSION, Method::CHANNEL_BIND, Method::CONNECT] {
             let ask = Ask { method, ..again.clone() };
-            assert_eq!(ask.check_as(&authority, late, Some(&tenancy)).is_ok(), kept, "{expiry:?}");
+            assert_eq!(ask.check_as(&authority, late, Some(&owner)).is_ok(), kept, "{expiry:?}");
         }
         let bind = Ask { method: Method::CONNECTION_BIND, ..again.clone() };
         assert_eq!(bind.check_as(&authority, late, None).is_ok(), kept, "by a connection of its own");
         let moves = Ask { ticket: Some(b"sealed"), ..refresh };
         assert_eq!(moves.check_as(&authority, late, None).is_ok(), kept, "from another address");
     }
-    assert_eq!(Setup::default().expiry, Expiry::AtAllocate);
+    assert_eq!(AuthenticatorConfig::default().expiry, Expiry::AtAllocate);
 }
 
 #[test]
@@ -410,7 +418,7 @@ fn in_hard_mode_the_end_of_the_credentials_caps_the_lifetime() {
     let start = now();
     let minted = RestSecret::new(b"north").mint("tag", start.unix + 60);
     for (expiry, cap) in [(Expiry::Hard, Some(Duration::from_secs(60))), (Expiry::AtRefresh, None)] {
-        let authority = Authority::with(Setup { expiry, ..setup() }, &[3; 32]);
+        let authority = Authenticator::with(AuthenticatorConfig { expiry, ..setup() }, &[3; 32]);
         let bytes = Ask::new(&authority, start, &minted.username, &minted.credential).bytes();
         let message = Message::parse(&bytes).unwrap();
         let authenticated = authority.check(start, &from(CLIENT, HERE), None, &message).unwrap();
@@ -421,14 +429,14 @@ fn in_hard_mode_the_end_of_the_credentials_caps_the_lifetime() {
 #[test]
 fn each_realm_has_its_own_users_secrets_and_addresses() {
     let start = now();
-    let other = RealmSetup {
+    let other = RealmCredentials {
         addresses: vec!["198.51.100.2".parse::<IpAddr>().unwrap()],
         rest: vec![RestSecret::new(b"south")],
         ..realm("other", &[("bob", "pw")])
     };
     let mut setup = setup();
     setup.realms.push(other);
-    let authority = Authority::with(setup, &[3; 32]);
+    let authority = Authenticator::with(setup, &[3; 32]);
     assert_eq!(authority.challenge(start, &from(CLIENT, HERE)).realm, "r");
     assert_eq!(authority.challenge(start, &from(CLIENT, "198.51.100.2")).realm, "other");
     let south = RestSecret::new(b"south").mint("tag", start.unix + 60);
@@ -444,7 +452,7 @@ fn each_realm_has_its_own_users_secrets_and_addresses() {
         let ask = Ask { realm: Some(realm), keys, ..Ask::new(&authority, start, user, password) };
         assert_eq!(ask.passes(&authority, start), good, "{user} in {realm}");
     }
-    authority.set_file_users(&[(
+    authority.replace_file_users(&[(
         "carol".into(),
         "other".into(),
         UserKeys::of_password("carol", "other", "pw"),
@@ -460,10 +468,10 @@ fn the_users_of_a_file_come_after_the_static_ones_and_go_with_it() {
     let (start, authority) = (now(), authority());
     let of_file =
         |user: &str, password| (user.to_owned(), "r".to_owned(), UserKeys::of_password(user, "r", password));
-    authority.set_file_users(&[of_file("alice", "from the file"), of_file("bob", "pw")]);
+    authority.replace_file_users(&[of_file("alice", "from the file"), of_file("bob", "pw")]);
     let passes = |user, password| Ask::new(&authority, start, user, password).passes(&authority, start);
     assert!(passes("alice", "pw") && passes("bob", "pw") && !passes("alice", "from the file"));
-    authority.set_file_users(&[]);
+    authority.replace_file_users(&[]);
     let passes = |user, password| Ask::new(&authority, start, user, password).passes(&authority, start);
     assert!(passes("alice", "pw") && !passes("bob", "pw"));
 }
@@ -472,29 +480,29 @@ fn the_users_of_a_file_come_after_the_static_ones_and_go_with_it() {
 fn whom_nobody_here_knows_is_asked_for_once_and_then_known_for_a_while() {
     let start = now();
     let minute = Duration::from_secs(60);
-    let lookup = Some(CacheLimits { known: minute, unknown: Duration::from_secs(10), entries: 100 });
-    let authority = Authority::with(Setup { lookup, ..setup() }, &[3; 32]);
+    let lookup = Some(LookupCacheConfig { known: minute, unknown: Duration::from_secs(10), entries: 100 });
+    let authority = Authenticator::with(AuthenticatorConfig { lookup, ..setup() }, &[3; 32]);
     let ask = Ask::new(&authority, start, "dora", "pw");
-    let Some(Refusal::Lookup(question)) = ask.refusal(&authority, start) else { panic!("asked nobody") };
+    let Some(AuthError::Lookup(question)) = ask.refusal(&authority, start) else { panic!("asked nobody") };
     assert_eq!((question.user.as_str(), question.realm.as_str()), ("dora", "r"));
     let verdict =
-        |expires_unix| Verdict::Known { keys: UserKeys::of_password("dora", "r", "pw"), expires_unix };
+        |expires_unix| LookupResult::Known { keys: UserKeys::of_password("dora", "r", "pw"), expires_unix };
     authority.learn(start, Arc::clone(&question), verdict(Some(start.unix + 30)));
     assert_eq!(ask.check(&authority, start).unwrap().0.expires_unix, Some(start.unix + 30));
     let wrong = Ask::new(&authority, start, "dora", "no");
-    assert_eq!(wrong.refusal(&authority, start), Some(Refusal::Unauthorized));
+    assert_eq!(wrong.refusal(&authority, start), Some(AuthError::Unauthorized));
     let over = start.after(Duration::from_secs(31));
-    assert_eq!(ask.refusal(&authority, over), Some(Refusal::Unauthorized));
-    assert!(matches!(ask.refusal(&authority, start.after(minute)), Some(Refusal::Lookup(_))));
-    authority.learn(start, question, Verdict::Unknown);
-    assert_eq!(ask.refusal(&authority, start), Some(Refusal::Unauthorized));
-    assert!(matches!(ask.refusal(&authority, start.after(minute)), Some(Refusal::Lookup(_))));
+    assert_eq!(ask.refusal(&authority, over), Some(AuthError::Unauthorized));
+    assert!(matches!(ask.refusal(&authority, start.after(minute)), Some(AuthError::Lookup(_))));
+    authority.learn(start, question, LookupResult::Unknown);
+    assert_eq!(ask.refusal(&authority, start), Some(AuthError::Unauthorized));
+    assert!(matches!(ask.refusal(&authority, start.after(minute)), Some(AuthError::Lookup(_))));
     let modern = Ask::sha256(&authority, start, "eve", "pw");
-    let Some(Refusal::Lookup(question)) = modern.refusal(&authority, start) else { panic!("asked nobody") };
+    let Some(AuthError::Lookup(question)) = modern.refusal(&authority, start) else { panic!("asked nobody") };
     authority.learn(
         start,
         question,
-        Verdict::Known { keys: UserKeys::of_password("eve", "r", "pw"), expires_unix: None },
+        LookupResult::Known { keys: UserKeys::of_password("eve", "r", "pw"), expires_unix: None },
     );
     assert!(modern.passes(&authority, start));
 }
@@ -503,21 +511,21 @@ fn whom_nobody_here_knows_is_asked_for_once_and_then_known_for_a_while() {
 fn somebody_elses_word_never_replaces_a_user_of_ours() {
     let start = now();
     let limit = Duration::from_secs(60);
-    let lookup = Some(CacheLimits { known: limit, unknown: limit, entries: 100 });
-    let authority = Authority::with(Setup { lookup, ..setup() }, &[3; 32]);
+    let lookup = Some(LookupCacheConfig { known: limit, unknown: limit, entries: 100 });
+    let authority = Authenticator::with(AuthenticatorConfig { lookup, ..setup() }, &[3; 32]);
     let wrong = Ask::new(&authority, start, "alice", "of the hook");
-    let Some(Refusal::Lookup(question)) = wrong.refusal(&authority, start) else {
+    let Some(AuthError::Lookup(question)) = wrong.refusal(&authority, start) else {
         panic!("a known user is told from an unknown one by the time that asking takes")
     };
     let keys = UserKeys::of_password("alice", "r", "of the hook");
-    authority.learn(start, question, Verdict::Known { keys, expires_unix: None });
-    assert_eq!(wrong.refusal(&authority, start), Some(Refusal::Unauthorized));
+    authority.learn(start, question, LookupResult::Known { keys, expires_unix: None });
+    assert_eq!(wrong.refusal(&authority, start), Some(AuthError::Unauthorized));
     assert!(Ask::new(&authority, start, "alice", "pw").passes(&authority, start));
 }
 
-fn with_tokens() -> (Authority, TokenKey) {
+fn with_tokens() -> (Authenticator, TokenKey) {
     let key = || TokenKey::new("north", "turn.example.org", &[7; 32]).unwrap();
-    (Authority::with(Setup { tokens: vec![key()], ..setup() }, &[3; 32]), key())
+    (Authenticator::with(AuthenticatorConfig { tokens: vec![key()], ..setup() }, &[3; 32]), key())
 }
 
 #[test]
@@ -534,12 +542,12 @@ fn a_token_opens_an_allocation_and_its_key_serves_the_requests_that_follow() {
         let authenticated = authority.check(start, &from(CLIENT, HERE), None, &message).unwrap();
         assert_eq!(authenticated.lifetime_cap, Some(Duration::from_secs(305)));
         assert_eq!(authenticated.key.integrity(), integrity);
-        let tenancy = authenticated.tenancy();
+        let owner = authenticated.owner();
         let permit = Ask { token: None, method: Method::CREATE_PERMISSION, ..ask.clone() };
-        assert!(permit.check_as(&authority, start, Some(&tenancy)).is_ok());
+        assert!(permit.check_as(&authority, start, Some(&owner)).is_ok());
         assert!(permit.check_as(&authority, start, None).is_err(), "without an allocation there is no key");
         let over = start.after(Duration::from_secs(305));
-        assert_eq!(permit.check_as(&authority, over, Some(&tenancy)).err(), Some(Refusal::Unauthorized));
+        assert_eq!(permit.check_as(&authority, over, Some(&owner)).err(), Some(AuthError::Unauthorized));
     }
 }
 
@@ -564,12 +572,12 @@ fn a_token_that_is_over_garbled_or_stolen_is_refused() {
         (&key.seal(&[1; 20], start.unix + 65, 60), [1; 20], "north"),
         (&vec![], [1; 20], "north"),
     ] {
-        assert_eq!(refusal(token, &mac_key, user), Some(Refusal::Unauthorized));
+        assert_eq!(refusal(token, &mac_key, user), Some(AuthError::Unauthorized));
     }
 }
 
 /// Returns the median nanoseconds of a check of each request, measured by turns so that all share whatever else the machine does.
-fn medians(authority: &Authority, at: Now, asks: &[Ask<'_>]) -> Vec<u128> {
+fn medians(authority: &Authenticator, at: Now, asks: &[Ask<'_>]) -> Vec<u128> {
     let requests: Vec<_> = asks.iter().map(Ask::bytes).collect();
     let mut times = vec![Vec::new(); asks.len()];
     for _ in 0..2000 {
@@ -579,7 +587,7 @@ fn medians(authority: &Authority, at: Now, asks: &[Ask<'_>]) -> Vec<u128> {
             let begin = Instant::now();
             let refused = authority.check(at, &from(CLIENT, HERE), None, &message).err();
             times.push(begin.elapsed().as_nanos());
-            assert_eq!(refused, Some(Refusal::Unauthorized));
+            assert_eq!(refused, Some(AuthError::Unauthorized));
         }
     }
     let median = |mut times: Vec<u128>| {

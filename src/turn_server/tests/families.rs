@@ -1,7 +1,7 @@
 //! Relayed addresses of both families, ICMP, and what passes from IP header to IP header.
 
 use super::*;
-use crate::turn_server::data::PeerError;
+use crate::turn_server::data::IcmpError;
 
 const V6_PEER: &str = "[2606:4700::99]:5000";
 
@@ -145,7 +145,7 @@ fn an_icmp_error_is_told_to_the_client_that_talks_to_the_peer() {
     world.allocate(1);
     let relay = world.only_socket();
     world.permit(1, PEER);
-    let error = PeerError { peer: addr(PEER), kind: 3, code: 4, data: [0, 0, 5, 220] };
+    let error = IcmpError { peer: addr(PEER), kind: 3, code: 4, data: [0, 0, 5, 220] };
     let at = world.now;
     assert_eq!(world.relay.handle_peer_error(at, relay, error), None, "nothing was sent there");
     world.indicate(1, PEER);
@@ -167,8 +167,8 @@ fn time_to_live_falls_by_one_and_differentiated_services_stay() {
     let relay = world.only_socket();
     world.bind(1, 0x4001, PEER);
     for (came, leaves) in [(64, Some(63)), (2, Some(1)), (1, None), (0, Some(0))] {
-        let marks = Marks { ttl: came, tos: 0xB9 };
-        let expected = leaves.map(|ttl| Marks { ttl, tos: 0xB9 });
+        let marks = IpHeader { ttl: came, tos: 0xB9 };
+        let expected = leaves.map(|ttl| IpHeader { ttl, tos: 0xB9 });
         let out = world.relay.handle_client(world.now, tuple(1), marks, b"\x40\x01\0\0");
         assert_eq!(out.map(|forward| forward.marks), expected);
         let back = world.relay.handle_peer(world.now, relay, addr(PEER), marks, b"x");
@@ -188,7 +188,7 @@ fn dont_fragment_is_for_the_datagram_that_asks() {
             builder = builder.attribute(attr::DONT_FRAGMENT, b"");
         }
         let bytes = builder.attribute(attr::DATA, b"x").finish();
-        let forward = world.relay.handle_client(world.now, tuple(1), MARKS, &bytes).unwrap();
+        let forward = world.relay.handle_client(world.now, tuple(1), IP_HEADER, &bytes).unwrap();
         assert_eq!(forward.dont_fragment, asks);
     }
 }

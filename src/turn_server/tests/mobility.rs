@@ -31,12 +31,12 @@ fn an_allocation_moves_with_its_client_and_keeps_address_permissions_and_quota()
     let second = ticket(&answer).unwrap();
     assert_ne!(first, second);
     assert_eq!(
-        world.relay.handle_client(world.now, tuple(1), MARKS, b"\x40\x01\0\0"),
+        world.relay.handle_client(world.now, tuple(1), IP_HEADER, b"\x40\x01\0\0"),
         None,
         "the old place is dead"
     );
-    assert!(world.relay.handle_client(world.now, tuple(2), MARKS, b"\x40\x01\0\0").is_some());
-    let data = world.relay.handle_peer(world.now, relay, addr(PEER), MARKS, b"x").unwrap();
+    assert!(world.relay.handle_client(world.now, tuple(2), IP_HEADER, b"\x40\x01\0\0").is_some());
+    let data = world.relay.handle_peer(world.now, relay, addr(PEER), IP_HEADER, b"x").unwrap();
     assert_eq!(data.client, tuple(2));
     assert_eq!(
         resume(&mut world, 3, "alice", &first).0,
@@ -99,14 +99,14 @@ fn another_workers_ticket_sends_the_client_there() {
     let mut other = World::with(elsewhere);
     let builder = Builder::new(Class::Request, Method::REFRESH, other.transaction());
     let bytes = other.signed(tuple(9), "alice", builder.attribute(attr::MOBILITY_TICKET, &own));
-    assert_eq!(other.relay.handle_client(other.now, tuple(9), MARKS, &bytes), None);
+    assert_eq!(other.relay.handle_client(other.now, tuple(9), IP_HEADER, &bytes), None);
     assert!(other.drain().is_empty());
-    assert_eq!(other.others, [Output::Elsewhere { client: tuple(9), worker: 0, bytes: bytes.clone() }]);
+    assert_eq!(other.others, [Output::ForwardRequest { client: tuple(9), worker: 0, bytes: bytes.clone() }]);
     other.allocate(8);
     let own_place = other.ask(8, "alice", Method::REFRESH, |b| b.attribute(attr::MOBILITY_TICKET, &own));
     assert_eq!(own_place.0, 437, "where this worker serves an allocation there is no room for that one's");
     let answer = world.send(tuple(9), &bytes);
     assert!(ticket(&answer).is_some());
     world.refresh(9, "alice", 0);
-    assert!(world.others.contains(&Output::Left { client: tuple(9) }));
+    assert!(world.others.contains(&Output::ClientLeft { client: tuple(9) }));
 }

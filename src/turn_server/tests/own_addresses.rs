@@ -26,7 +26,7 @@ fn a_peer_whose_address_this_host_gets_is_none_until_it_goes() {
     let heard = |world: &mut World, peer| sockets.iter().any(|id| world.hear_peer(*id, peer).is_some());
     let told = |world: &mut World, channel: u16| {
         let [high, low] = channel.to_be_bytes();
-        world.relay.handle_client(world.now, tuple(1), MARKS, &[high, low, 0, 3, 1, 2, 3]).is_some()
+        world.relay.handle_client(world.now, tuple(1), IP_HEADER, &[high, low, 0, 3, 1, 2, 3]).is_some()
     };
     assert!(peers.iter().all(|peer| heard(&mut world, peer)) && told(&mut world, 0x4000));
 

@@ -1,7 +1,7 @@
 //! Bandwidth, new peers, and allocations that end with their credentials.
 
 use super::*;
-use crate::turn_server::auth::{Expiry, RealmSetup, RestSecret, Setup};
+use crate::turn_server::auth::{AuthenticatorConfig, Expiry, RealmCredentials, RestSecret};
 use crate::turn_server::rate::Rate;
 
 #[test]
@@ -66,9 +66,13 @@ fn an_allocation_ends_with_its_credentials_where_the_operator_wants_it() {
     for (expiry, live) in [(Expiry::Hard, 0), (Expiry::AtRefresh, 1)] {
         let mut shared = shared(10, 50_000..=50_009);
         let secret = RestSecret::new(b"north");
-        let realm = RealmSetup { name: "r".to_owned(), rest: vec![secret.clone()], ..RealmSetup::default() };
-        let setup = Setup { realms: vec![realm], expiry, ..Setup::default() };
-        shared.authority = Arc::new(Authority::with(setup, &[5; 32]));
+        let realm = RealmCredentials {
+            name: "r".to_owned(),
+            rest: vec![secret.clone()],
+            ..RealmCredentials::default()
+        };
+        let setup = AuthenticatorConfig { realms: vec![realm], expiry, ..AuthenticatorConfig::default() };
+        shared.authority = Arc::new(Authenticator::with(setup, &[5; 32]));
         let mut world = World::with(shared);
         let minted = secret.mint("tag", world.now.unix + 60);
         let key = Key::from_bytes(&long_term_digest(&minted.username, "r", &minted.credential));

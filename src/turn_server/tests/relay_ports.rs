@@ -22,7 +22,7 @@ fn relay_of(world: &World, address: SocketAddr) -> RelayId {
 fn tell(worlds: &mut [World; 2], (world, client): (usize, u16), payload: &[u8]) -> Option<u16> {
     let frame = [&[0x40, 1, 0, payload.len() as u8], payload].concat();
     let sender = &mut worlds[world];
-    let forward = sender.relay.handle_client(sender.now, tuple(client), MARKS, &frame)?;
+    let forward = sender.relay.handle_client(sender.now, tuple(client), IP_HEADER, &frame)?;
     let received = match sender.relay.route(sender.now, forward) {
         Forward::LocalClient(received) => Some(received),
         Forward::OtherWorker(InternalPacket { worker, route, marks, payload }) => {
@@ -48,9 +48,9 @@ fn five_thousand_clients_of_one_peer_address_each_have_a_port_and_lose_nothing()
     let relays: HashMap<_, _> = world.sockets.iter().map(|(relay, address)| (*address, *relay)).collect();
     for (address, client) in &relayed {
         let forward =
-            world.relay.handle_client(world.now, tuple(*client), MARKS, b"\x40\x01\0\x01x").unwrap();
+            world.relay.handle_client(world.now, tuple(*client), IP_HEADER, b"\x40\x01\0\x01x").unwrap();
         assert_eq!(forward.relay, relays[address]);
-        let heard = world.relay.handle_peer(world.now, relays[address], addr(PEER), MARKS, b"x").unwrap();
+        let heard = world.relay.handle_peer(world.now, relays[address], addr(PEER), IP_HEADER, b"x").unwrap();
         assert_eq!(heard.client, tuple(*client));
     }
     for client in 1..=5000 {
@@ -120,7 +120,7 @@ fn data_between_two_clients_takes_the_short_way_by_the_same_rules() {
     assert_eq!(world.bind(1, 0x4001, &two.to_string()), 0);
     assert_eq!(world.bind(1, 0x4002, PEER), 0);
     let route = |world: &mut World, frame: &'static [u8]| {
-        let forward = world.relay.handle_client(world.now, tuple(1), MARKS, frame).unwrap();
+        let forward = world.relay.handle_client(world.now, tuple(1), IP_HEADER, frame).unwrap();
         world.relay.route(world.now, forward)
     };
     assert!(matches!(route(&mut world, b"\x40\x02\0\x02hi"), Forward::Peer(_)), "a peer elsewhere");
@@ -134,7 +134,7 @@ fn data_between_two_clients_takes_the_short_way_by_the_same_rules() {
     let counters = world.relay.counters();
     assert_eq!((counters.bytes_to_peers, counters.bytes_to_clients), (6, 2), "counted on both sides");
     world.refresh(2, "alice", 0);
-    let gone = world.relay.handle_client(world.now, tuple(1), MARKS, b"\x40\x01\0\x02hi");
+    let gone = world.relay.handle_client(world.now, tuple(1), IP_HEADER, b"\x40\x01\0\x02hi");
     assert_eq!(gone, None, "nobody has that address any more");
 }
 
@@ -146,13 +146,13 @@ fn a_packet_on_its_way_to_a_port_that_has_closed_reaches_nobody() {
     assert_eq!(world.permit(2, &one.to_string()), 0);
     let relay = relay_of(&world, two);
     let route = InternalRoute { from: one, to: two, relay };
-    assert!(world.relay.handle_internal(world.now, route, MARKS, b"x").is_some());
+    assert!(world.relay.handle_internal(world.now, route, IP_HEADER, b"x").is_some());
     world.refresh(2, "alice", 0);
     // The next client's port has the name that the one that has closed had.
     let third = world.allocate(3);
     assert_eq!((relay_of(&world, third), third == two), (relay, false));
     assert_eq!(world.permit(3, &one.to_string()), 0);
-    assert_eq!(world.relay.handle_internal(world.now, route, MARKS, b"x"), None);
+    assert_eq!(world.relay.handle_internal(world.now, route, IP_HEADER, b"x"), None);
 }
 
 #[test]
@@ -184,7 +184,7 @@ fn datagrams_do_not_leave_for_a_leased_port_that_takes_none() {
     let even = even.unwrap().unwrap();
     let reserved = SocketAddr::new(even.ip(), even.port() + 1);
     assert_eq!(world.bind(1, 0x4001, &reserved.to_string()), 0);
-    let forward = world.relay.handle_client(world.now, tuple(1), MARKS, b"\x40\x01\0\x02hi").unwrap();
+    let forward = world.relay.handle_client(world.now, tuple(1), IP_HEADER, b"\x40\x01\0\x02hi").unwrap();
     assert_eq!(world.relay.route(world.now, forward), Forward::Drop, "another program may listen there");
 }
 
@@ -269,7 +269,7 @@ fn clients_behind_a_one_to_one_nat_reach_each_other_by_the_public_address() {
     assert_eq!(world.bind(1, 0x4001, &two.to_string()), 0);
     assert_eq!(world.permit(2, &one.to_string()), 0);
     let on_wire = |address: SocketAddr| SocketAddr::new(local, address.port());
-    let forward = world.relay.handle_client(world.now, tuple(1), MARKS, b"\x40\x01\0\x02hi").unwrap();
+    let forward = world.relay.handle_client(world.now, tuple(1), IP_HEADER, b"\x40\x01\0\x02hi").unwrap();
     assert_eq!(forward.peer, on_wire(two));
     let of_two = relay_of(&world, on_wire(two));
     let data = world.hear_peer(of_two, &on_wire(one).to_string()).unwrap();
@@ -294,7 +294,7 @@ fn a_channel_outlives_a_relayed_address_that_could_not_be_had_and_its_peer_gets_
     assert_eq!(world.bind(1, 0x4002, V6_PEER), 400, "a peer has one channel");
     assert_eq!(world.bind(1, 0x4001, PEER), 400, "and a channel one peer");
     world.refuse_ports.clear();
-    let forward = world.relay.handle_client(world.now, tuple(1), MARKS, b"\x40\x01\0\x02hi\0\0").unwrap();
+    let forward = world.relay.handle_client(world.now, tuple(1), IP_HEADER, b"\x40\x01\0\x02hi\0\0").unwrap();
     assert_eq!((forward.peer, forward.payload), (addr(V6_PEER), &b"hi"[..]));
     let relay = forward.relay;
     world.drain();

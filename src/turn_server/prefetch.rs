@@ -6,12 +6,12 @@
 
 use super::FiveTuple;
 use super::five_tuple::PackedTuple;
-use super::index::{Hash, Index};
+use super::hash_index::{HashIndex, ShortHash};
 use super::machine::{AllocationId, Relay};
 use std::hint::black_box;
 
 /// Packets that are looked ahead for at a time: what they need stays in the nearest cache until they are handled.
-pub const LOOKAHEAD: usize = 64;
+pub const PREFETCH_BATCH: usize = 64;
 /// Allocations that the processor's second cache holds anyway.
 const NEAR_ALLOCATIONS: usize = 2048;
 /// Packets whose waits do not add up to the cost of looking ahead.
@@ -23,29 +23,29 @@ const NOBODY: AllocationId = usize::MAX;
 impl Relay {
     /// Returns whether a batch of `packets` is worth looking ahead for.
     #[must_use]
-    pub fn looks_ahead(&self, packets: usize) -> bool {
+    pub fn should_prefetch(&self, packets: usize) -> bool {
         packets >= FEW_PACKETS && self.allocations.len() > NEAR_ALLOCATIONS
     }
 
-    /// Reads what packets of `clients`, at most [`LOOKAHEAD`] of them, are going to need. Changes nothing.
-    pub fn look_ahead_to_clients(&self, clients: impl Iterator<Item = FiveTuple>) {
+    /// Reads what packets of `clients`, at most [`PREFETCH_BATCH`] of them, are going to need. Changes nothing.
+    pub fn prefetch_clients(&self, clients: impl Iterator<Item = FiveTuple>) {
         let hashes = clients.map(|client| self.directory.client(&PackedTuple::new(client)));
         self.look_ahead(&self.directory.clients, hashes);
     }
 
     /// Takes one step for all packets before it takes the next, so that no read of a step waits for another one.
-    fn look_ahead(&self, index: &Index, hashes: impl Iterator<Item = Hash>) {
-        let mut places = [(Hash::default(), NOBODY); LOOKAHEAD];
+    fn look_ahead(&self, index: &HashIndex, hashes: impl Iterator<Item = ShortHash>) {
+        let mut places = [(ShortHash::default(), NOBODY); PREFETCH_BATCH];
         let places = Self::guess(index, hashes, &mut places);
         black_box(self.read(places));
     }
 
     /// Writes down the first number under each hash: nearly always it is the one.
     fn guess<'a>(
-        index: &Index,
-        hashes: impl Iterator<Item = Hash>,
-        places: &'a mut [(Hash, AllocationId); LOOKAHEAD],
-    ) -> &'a mut [(Hash, AllocationId)] {
+        index: &HashIndex,
+        hashes: impl Iterator<Item = ShortHash>,
+        places: &'a mut [(ShortHash, AllocationId); PREFETCH_BATCH],
+    ) -> &'a mut [(ShortHash, AllocationId)] {
         let mut count = 0;
         for (place, hash) in places.iter_mut().zip(hashes) {
             place.0 = hash;
@@ -59,30 +59,30 @@ impl Relay {
     }
 
     /// Reads from all allocations, and then from what lies behind them.
-    fn read(&self, places: &[(Hash, AllocationId)]) -> u64 {
+    fn read(&self, places: &[(ShortHash, AllocationId)]) -> u64 {
         let found = || places.iter().filter_map(|(_, id)| self.allocations.get(*id));
-        let sum = found().fold(0, |sum, allocation| sum ^ allocation.glance());
-        found().fold(sum, |sum, allocation| sum ^ allocation.user_meter.glance())
+        let sum = found().fold(0, |sum, allocation| sum ^ allocation.prefetch());
+        found().fold(sum, |sum, allocation| sum ^ allocation.user_meter.prefetch())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::turn_server::index::KeyedHash;
+    use crate::turn_server::hash_index::KeyedHasher;
     use rand::SeedableRng;
     use rand_chacha::ChaCha20Rng;
 
     #[test]
     fn a_batch_is_found_ahead_as_far_as_there_is_room() {
-        let hash = KeyedHash::new(&mut ChaCha20Rng::from_seed([1; 32]));
-        let mut index = Index::default();
+        let hash = KeyedHasher::new(&mut ChaCha20Rng::from_seed([1; 32]));
+        let mut index = HashIndex::default();
         (0..1000).for_each(|key| index.insert(hash.of([7; 16], key as u64), key));
-        let mut places = [(Hash::default(), NOBODY); LOOKAHEAD];
+        let mut places = [(ShortHash::default(), NOBODY); PREFETCH_BATCH];
         let of = |keys: std::ops::Range<u64>| keys.map(|key| hash.of([7; 16], key));
         let found = Relay::guess(&index, of(950..1200), &mut places);
         let found: Vec<_> = found.iter().map(|(_, id)| *id).collect();
-        let expected: Vec<_> = (950..1000).chain(std::iter::repeat_n(NOBODY, LOOKAHEAD - 50)).collect();
+        let expected: Vec<_> = (950..1000).chain(std::iter::repeat_n(NOBODY, PREFETCH_BATCH - 50)).collect();
         assert_eq!(found, expected);
         assert!(Relay::guess(&index, of(0..0), &mut places).is_empty());
     }

@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
-/// Revoked names and when the last credentials made for them end (Unix seconds): from then on there is nothing left to revoke.
+/// RevocationList names and when the last credentials made for them end (Unix seconds): from then on there is nothing left to revoke.
 /// Shared by whoever revokes, mints and checks.
 #[derive(Debug)]
-pub struct Revoked {
+pub struct RevocationList {
     cap: usize,
     /// Whether there are any: most servers never have one, and whoever asks must not wait for others that do.
     any: AtomicBool,
@@ -18,15 +18,15 @@ pub struct Revoked {
 /// As many names as there may be are revoked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("too many names are revoked at a time")]
-pub struct Full;
+pub struct RevocationListFull;
 
-impl Default for Revoked {
+impl Default for RevocationList {
     fn default() -> Self {
         Self::new(10_000)
     }
 }
 
-impl Revoked {
+impl RevocationList {
     /// Makes room for `cap` names.
     #[must_use]
     pub fn new(cap: usize) -> Self {
@@ -36,8 +36,8 @@ impl Revoked {
     /// Revokes `name` until the second `until`, or for as long as it is revoked already if that is more.
     ///
     /// # Errors
-    /// [`Full`] when there is no room.
-    pub fn revoke(&self, unix: u64, name: &str, until: u64) -> Result<(), Full> {
+    /// [`RevocationListFull`] when there is no room.
+    pub fn revoke(&self, unix: u64, name: &str, until: u64) -> Result<(), RevocationListFull> {
         let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(before) = names.get_mut(name) {
             *before = until.max(*before);
@@ -48,7 +48,7 @@ impl Revoked {
         }
         if names.len() >= self.cap {
             Limit::SignalingRevocations.reached(self.cap);
-            return Err(Full);
+            return Err(RevocationListFull);
         }
         names.insert(name.into(), until);
         self.any.store(true, Ordering::Release);
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn a_name_is_revoked_until_its_credentials_end_or_it_is_taken_back() {
-        let revoked = Revoked::default();
+        let revoked = RevocationList::default();
         revoked.revoke(0, "a", 100).unwrap();
         revoked.revoke(0, "a", 50).unwrap();
         revoked.revoke(0, "b", 60).unwrap();
@@ -102,10 +102,10 @@ mod tests {
 
     #[test]
     fn there_is_room_for_so_many_and_those_that_are_over_make_it() {
-        let revoked = Revoked::new(2);
+        let revoked = RevocationList::new(2);
         revoked.revoke(0, "a", 10).unwrap();
         revoked.revoke(0, "b", 20).unwrap();
-        assert_eq!(revoked.revoke(9, "c", 30), Err(Full));
+        assert_eq!(revoked.revoke(9, "c", 30), Err(RevocationListFull));
         assert_eq!(revoked.revoke(9, "b", 30), Ok(()));
         assert_eq!(revoked.revoke(10, "c", 30), Ok(()));
         assert!(!revoked.holds(0, "a") && revoked.holds(29, "b"));

@@ -10,18 +10,18 @@ pub type ConnectionId = u32;
 
 /// Peer connections of all workers that no client connection is bound to yet. Each allocation's share is capped by its relay.
 #[derive(Debug, Default)]
-pub struct Connections(Mutex<HashMap<ConnectionId, Offer>>);
+pub struct PendingConnections(Mutex<HashMap<ConnectionId, PendingConnection>>);
 
 #[derive(Debug)]
-struct Offer {
+struct PendingConnection {
     user: Arc<str>,
     pace: Pace,
 }
 
-impl Connections {
+impl PendingConnections {
     /// Lets `user` bind a connection.
-    pub(super) fn offer(&self, id: ConnectionId, user: Arc<str>, pace: Pace) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id, Offer { user, pace });
+    pub(super) fn insert(&self, id: ConnectionId, user: Arc<str>, pace: Pace) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id, PendingConnection { user, pace });
     }
 
     /// Takes a connection for `user`, once. Whoever has no right to it leaves it as it is.
@@ -32,7 +32,7 @@ impl Connections {
     }
 
     /// Takes an offer back; `false` when it was taken.
-    pub(super) fn withdraw(&self, id: ConnectionId) -> bool {
+    pub(super) fn remove(&self, id: ConnectionId) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id).is_some()
     }
 

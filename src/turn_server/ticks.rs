@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 /// Nanoseconds since a relay began.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Moment(pub(super) u64);
+pub(super) struct Ticks(pub(super) u64);
 
-impl Add<Duration> for Moment {
+impl Add<Duration> for Ticks {
     type Output = Self;
 
     fn add(self, by: Duration) -> Self {
@@ -18,15 +18,15 @@ impl Add<Duration> for Moment {
 
 /// When a relay began.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Epoch(pub(super) Instant);
+pub(super) struct TickBase(pub(super) Instant);
 
-impl Epoch {
-    pub(super) fn moment(self, now: Instant) -> Moment {
+impl TickBase {
+    pub(super) fn ticks(self, now: Instant) -> Ticks {
         let since = now.saturating_duration_since(self.0);
-        Moment(since.as_secs().saturating_mul(1_000_000_000).saturating_add(since.subsec_nanos().into()))
+        Ticks(since.as_secs().saturating_mul(1_000_000_000).saturating_add(since.subsec_nanos().into()))
     }
 
-    pub(super) fn instant(self, at: Moment) -> Instant {
+    pub(super) fn instant(self, at: Ticks) -> Instant {
         self.0 + Duration::from_nanos(at.0)
     }
 }

@@ -1,7 +1,7 @@
 //! Refused peers: counted by rule, and logged, but never faster than a person reads.
 
-use super::moment::Moment;
-use super::policy::{Denied, PeerAddr};
+use super::policy::{PeerAddr, PolicyDenial};
+use super::ticks::Ticks;
 use crate::ids::Pii;
 use std::time::Duration;
 
@@ -10,25 +10,31 @@ const INTERVAL: Duration = Duration::from_secs(10);
 
 /// The ways in which a client may name a peer, or a peer arrive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
-    Permission,
-    Channel,
+pub(super) enum PeerOperation {
+    CreatePermission,
+    ChannelBind,
     Send,
-    TcpConnect,
-    TcpAccept,
+    Connect,
+    Accept,
 }
 
 /// What was refused so far. A rule's name comes from a fixed table, so that this has an end.
 #[derive(Debug, Default)]
-pub(super) struct Denials {
+pub(super) struct DenialCounters {
     counts: Vec<(&'static str, u64)>,
-    next_line: Option<Moment>,
+    next_line: Option<Ticks>,
     silent: u64,
 }
 
-impl Denials {
+impl DenialCounters {
     /// Counts one refusal and logs it, or adds it to the number that the next line tells.
-    pub(super) fn note(&mut self, now: Moment, way: Way, peer: PeerAddr, denied: Denied) {
+    pub(super) fn note(
+        &mut self,
+        now: Ticks,
+        operation: PeerOperation,
+        peer: PeerAddr,
+        denied: PolicyDenial,
+    ) {
         let rule = denied.name();
         match self.counts.iter_mut().find(|(name, _)| *name == rule) {
             Some((_, count)) => *count += 1,
@@ -40,7 +46,7 @@ impl Denials {
         }
         let silent = std::mem::take(&mut self.silent);
         self.next_line = Some(now + INTERVAL);
-        tracing::info!(?way, rule = %denied, peer = %Pii(peer.socket_addr()), silent, "peer denied");
+        tracing::info!(?operation, rule = %denied, peer = %Pii(peer.socket_addr()), silent, "peer denied");
     }
 
     /// Lists rules and counts.

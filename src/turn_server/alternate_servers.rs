@@ -7,7 +7,7 @@ use std::sync::{PoisonError, RwLock};
 
 /// Where one client is sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Elsewhere {
+pub struct AlternateServer {
     /// The address, of the client's family.
     pub server: SocketAddr,
     /// The name that the other server's certificate has, for clients that verify one.
@@ -16,9 +16,9 @@ pub struct Elsewhere {
 
 /// The servers that new clients are sent to; none: they are served here. May change at any time.
 #[derive(Debug, Default)]
-pub struct Alternates(RwLock<(Vec<SocketAddr>, Option<String>)>);
+pub struct AlternateServers(RwLock<(Vec<SocketAddr>, Option<String>)>);
 
-impl Alternates {
+impl AlternateServers {
     /// Takes the servers and the name that their certificates have.
     #[must_use]
     pub fn new(servers: Vec<SocketAddr>, domain: Option<String>) -> Self {
@@ -32,14 +32,14 @@ impl Alternates {
 
     /// Returns where `client` is to go. Without a server of its family it stays. The same client gets the same one.
     #[must_use]
-    pub fn of(&self, client: FiveTuple) -> Option<Elsewhere> {
+    pub fn of(&self, client: FiveTuple) -> Option<AlternateServer> {
         let choice = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let (servers, domain) = &*choice;
         let v6 = client.client.ip().to_canonical().is_ipv6();
         let of_family: Vec<_> = servers.iter().filter(|server| server.is_ipv6() == v6).collect();
         let server = **of_family.get(usize::from(client.client.port()) % of_family.len().max(1))?;
         let verifies = matches!(client.transport, Transport::Tls | Transport::Dtls);
-        Some(Elsewhere { server, domain: domain.clone().filter(|_| verifies) })
+        Some(AlternateServer { server, domain: domain.clone().filter(|_| verifies) })
     }
 }
 
@@ -50,15 +50,15 @@ mod tests {
     #[test]
     fn a_client_is_sent_to_a_server_of_its_family_and_told_a_name_only_where_it_verifies_one() {
         let four = "192.0.2.9:3478".parse().unwrap();
-        let alternates = Alternates::new(vec![four], Some("b.example.org".into()));
+        let alternates = AlternateServers::new(vec![four], Some("b.example.org".into()));
         let client = |client: &str, transport| FiveTuple {
             client: client.parse().unwrap(),
             server: "192.0.2.1:3478".parse().unwrap(),
             transport,
         };
-        let plain = Elsewhere { server: four, domain: None };
+        let plain = AlternateServer { server: four, domain: None };
         assert_eq!(alternates.of(client("198.51.100.1:4000", Transport::Udp)), Some(plain));
-        let named = Elsewhere { server: four, domain: Some("b.example.org".into()) };
+        let named = AlternateServer { server: four, domain: Some("b.example.org".into()) };
         assert_eq!(alternates.of(client("198.51.100.1:4000", Transport::Tls)), Some(named));
         assert_eq!(alternates.of(client("[2001:db8::1]:4000", Transport::Udp)), None);
         alternates.set(Vec::new(), None);

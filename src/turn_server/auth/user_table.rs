@@ -37,7 +37,7 @@ impl UserKeys {
 
 /// Who a request says it is from.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Identity<'a> {
+pub(super) enum UserId<'a> {
     /// USERNAME.
     Name(&'a str),
     /// USERHASH.
@@ -62,10 +62,10 @@ impl UserTable {
         Self { by_name, by_hash, without_sha256 }
     }
 
-    pub(super) fn find(&self, identity: Identity<'_>) -> Option<(Arc<str>, UserKeys)> {
+    pub(super) fn find(&self, identity: UserId<'_>) -> Option<(Arc<str>, UserKeys)> {
         let name = match identity {
-            Identity::Name(name) => name,
-            Identity::Hash(hash) => self.by_hash.get(hash)?,
+            UserId::Name(name) => name,
+            UserId::Hash(hash) => self.by_hash.get(hash)?,
         };
         self.by_name.get_key_value(name).map(|(name, keys)| (Arc::clone(name), *keys))
     }

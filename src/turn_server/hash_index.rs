@@ -11,31 +11,31 @@ use std::hash::Hasher;
 
 /// A hash function of a relay's own.
 #[derive(Debug, Clone)]
-pub(super) struct KeyedHash {
+pub(super) struct KeyedHasher {
     seed: u64,
     shared: SharedSeed,
 }
 
-impl KeyedHash {
+impl KeyedHasher {
     pub(super) fn new(rng: &mut impl RngCore) -> Self {
         Self { seed: rng.next_u64(), shared: SharedSeed::from_u64(rng.next_u64()) }
     }
 
     /// Returns the hash of an IP address and of whatever else is part of the key.
-    pub(super) fn of(&self, ip: [u8; 16], more: u64) -> Hash {
+    pub(super) fn of(&self, ip: [u8; 16], more: u64) -> ShortHash {
         let mut hasher = FoldHasher::with_seed(self.seed, &self.shared);
         hasher.write_u128(u128::from_ne_bytes(ip));
         hasher.write_u64(more);
         let hash = hasher.finish();
-        Hash((hash ^ (hash >> 32)) as u32)
+        ShortHash((hash ^ (hash >> 32)) as u32)
     }
 }
 
 /// A hash as entries remember it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Hash(u32);
+pub(super) struct ShortHash(u32);
 
-impl Hash {
+impl ShortHash {
     /// Fills both of the places that a table looks at, its highest and its lowest bits.
     fn wide(self) -> u64 {
         (u64::from(self.0) << 32) | u64::from(self.0)
@@ -44,42 +44,42 @@ impl Hash {
 
 /// Numbers of things under the hashes of their keys. A key may have several, and each is kept as often as it was put in.
 #[derive(Debug, Default)]
-pub(super) struct Index(HashTable<Entry>);
+pub(super) struct HashIndex(HashTable<Entry>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Entry {
-    hash: Hash,
+    hash: ShortHash,
     number: u32,
 }
 
 impl Entry {
     /// Slabs hand out the lowest numbers that are free, and no machine holds 2^32 allocations.
-    fn new(hash: Hash, number: usize) -> Self {
+    fn new(hash: ShortHash, number: usize) -> Self {
         Self { hash, number: number as u32 }
     }
 }
 
-impl Index {
+impl HashIndex {
     /// Returns the first number under `hash` of which `is_it` says that it is the one.
-    pub(super) fn find(&self, hash: Hash, is_it: impl Fn(usize) -> bool) -> Option<usize> {
+    pub(super) fn find(&self, hash: ShortHash, is_it: impl Fn(usize) -> bool) -> Option<usize> {
         let entry = self.0.find(hash.wide(), |entry| entry.hash == hash && is_it(entry.number as usize));
         entry.map(|entry| entry.number as usize)
     }
 
     /// Lists the numbers under `hash`; some may be of other keys.
-    pub(super) fn all(&self, hash: Hash) -> impl Iterator<Item = usize> {
+    pub(super) fn all(&self, hash: ShortHash) -> impl Iterator<Item = usize> {
         self.0
             .iter_hash(hash.wide())
             .filter(move |entry| entry.hash == hash)
             .map(|entry| entry.number as usize)
     }
 
-    pub(super) fn insert(&mut self, hash: Hash, number: usize) {
+    pub(super) fn insert(&mut self, hash: ShortHash, number: usize) {
         self.0.insert_unique(hash.wide(), Entry::new(hash, number), |entry| entry.hash.wide());
     }
 
     /// Takes `number` out once, if it is there.
-    pub(super) fn remove(&mut self, hash: Hash, number: usize) {
+    pub(super) fn remove(&mut self, hash: ShortHash, number: usize) {
         let wanted = Entry::new(hash, number);
         if let Ok(entry) = self.0.find_entry(hash.wide(), |entry| *entry == wanted) {
             entry.remove();
@@ -95,8 +95,8 @@ mod tests {
 
     #[test]
     fn what_was_put_in_is_found_until_it_is_taken_out() {
-        let hash = KeyedHash::new(&mut ChaCha20Rng::from_seed([1; 32]));
-        let mut index = Index::default();
+        let hash = KeyedHasher::new(&mut ChaCha20Rng::from_seed([1; 32]));
+        let mut index = HashIndex::default();
         let of = |key: usize| hash.of([7; 16], key as u64);
         (0..10_000).for_each(|key| index.insert(of(key), key));
         assert!((0..10_000).all(|key| index.find(of(key), |number| number == key) == Some(key)));
@@ -107,8 +107,8 @@ mod tests {
 
     #[test]
     fn one_key_may_have_several_numbers() {
-        let hash = KeyedHash::new(&mut ChaCha20Rng::from_seed([1; 32])).of([0; 16], 0);
-        let mut index = Index::default();
+        let hash = KeyedHasher::new(&mut ChaCha20Rng::from_seed([1; 32])).of([0; 16], 0);
+        let mut index = HashIndex::default();
         [3, 4, 4].into_iter().for_each(|number| index.insert(hash, number));
         index.remove(hash, 4);
         let mut numbers: Vec<_> = index.all(hash).collect();
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn another_seed_is_another_hash() {
-        let with = |seed| KeyedHash::new(&mut ChaCha20Rng::from_seed([seed; 32])).of([1; 16], 1);
+        let with = |seed| KeyedHasher::new(&mut ChaCha20Rng::from_seed([seed; 32])).of([1; 16], 1);
         assert_ne!(with(1), with(2));
     }
 }

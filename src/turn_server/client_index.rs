@@ -1,27 +1,27 @@
-//! Which allocation a five-tuple belongs to: an [`Index`](super::index::Index) over what the allocations know of themselves.
+//! Which allocation a five-tuple belongs to: an [`HashIndex`](super::hash_index::HashIndex) over what the allocations know of themselves.
 
 use super::FiveTuple;
 use super::five_tuple::PackedTuple;
-use super::index::{Hash, Index, KeyedHash};
+use super::hash_index::{HashIndex, KeyedHasher, ShortHash};
 use super::machine::{AllocationId, Relay};
 use rand_chacha::ChaCha20Rng;
 
 /// The index of one relay.
 #[derive(Debug)]
-pub(super) struct Directory {
-    hash: KeyedHash,
-    pub(super) clients: Index,
+pub(super) struct ClientIndex {
+    hash: KeyedHasher,
+    pub(super) clients: HashIndex,
 }
 
-impl Directory {
+impl ClientIndex {
     /// Takes the secret of its hashes from another stream of `rng`.
     pub(super) fn new(rng: &ChaCha20Rng) -> Self {
         let mut rng = rng.clone();
         rng.set_stream(1);
-        Self { hash: KeyedHash::new(&mut rng), clients: Index::default() }
+        Self { hash: KeyedHasher::new(&mut rng), clients: HashIndex::default() }
     }
 
-    pub(super) fn client(&self, client: &PackedTuple) -> Hash {
+    pub(super) fn client(&self, client: &PackedTuple) -> ShortHash {
         let (ip, numbers) = client.key();
         self.hash.of(ip, numbers)
     }

@@ -1,12 +1,12 @@
 //! Answers to requests: which error has which code, and what every answer carries.
 
-use super::alternate::Elsewhere;
-use super::auth::{Challenge, Refusal};
+use super::alternate_servers::AlternateServer;
+use super::auth::{AuthError, Challenge};
 use crate::stun::{Builder, Class, Key, Message, Method, TransactionId, attr};
 
 /// Why an authenticated request is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(super) enum StunErrorCode {
     BadRequest,
     Forbidden,
     MobilityForbidden,
@@ -21,7 +21,7 @@ pub(super) enum Fault {
     InsufficientCapacity,
 }
 
-impl Fault {
+impl StunErrorCode {
     /// Codes and reasons of [RFC 8656 section 18.11](https://www.rfc-editor.org/rfc/rfc8656#section-18.11).
     fn code(self) -> (u16, &'static str) {
         match self {
@@ -41,7 +41,7 @@ impl Fault {
     }
 }
 
-impl Fault {
+impl StunErrorCode {
     /// Returns the code as error attributes carry it: hundreds, and the rest.
     pub(super) fn class_and_number(self) -> [u8; 2] {
         let (code, _) = self.code();
@@ -51,14 +51,14 @@ impl Fault {
 
 /// Makes the answer to one request.
 #[derive(Debug, Clone)]
-pub(super) struct Reply {
+pub(super) struct Responder {
     method: Method,
     transaction: TransactionId,
     fingerprint: bool,
     key: Option<Key>,
 }
 
-impl Reply {
+impl Responder {
     /// Takes from the request what its answer repeats.
     pub(super) fn to(request: &Message<'_>) -> Self {
         Self {
@@ -82,8 +82,8 @@ impl Reply {
         self.finish(fill(Builder::new(Class::Success, self.method, self.transaction)))
     }
 
-    pub(super) fn error(&self, fault: Fault) -> Vec<u8> {
-        let (code, reason) = fault.code();
+    pub(super) fn error(&self, error_code: StunErrorCode) -> Vec<u8> {
+        let (code, reason) = error_code.code();
         self.finish(self.begin_error(code, reason))
     }
 
@@ -93,7 +93,7 @@ impl Reply {
 
     /// Answers a request whose credentials were not accepted. There is no reason phrase where there is a challenge: who asks may
     /// have forged his address, and gets no byte that the protocol does not need.
-    pub(super) fn refusal(&self, refusal: &Refusal, challenge: &Challenge<'_>) -> Vec<u8> {
+    pub(super) fn refusal(&self, refusal: &AuthError, challenge: &Challenge<'_>) -> Vec<u8> {
         let challenged = |code| {
             let builder = self
                 .begin_error(code, "")
@@ -106,15 +106,15 @@ impl Reply {
             }
         };
         self.finish(match refusal {
-            Refusal::Malformed => self.begin_error(400, "Bad Request"),
-            Refusal::Unauthorized | Refusal::Lookup(_) => challenged(401),
-            Refusal::StaleNonce => challenged(438),
+            AuthError::Malformed => self.begin_error(400, "Bad Request"),
+            AuthError::Unauthorized | AuthError::Lookup(_) => challenged(401),
+            AuthError::StaleNonce => challenged(438),
         })
     }
 
     /// Sends an authenticated client to another server
     /// ([RFC 8489 section 10](https://www.rfc-editor.org/rfc/rfc8489#section-10)).
-    pub(super) fn try_alternate(&self, elsewhere: &Elsewhere) -> Vec<u8> {
+    pub(super) fn try_alternate(&self, elsewhere: &AlternateServer) -> Vec<u8> {
         let builder = self.begin_error(300, "Try Alternate");
         let builder = builder.plain_address(attr::ALTERNATE_SERVER, elsewhere.server);
         self.finish(match &elsewhere.domain {

@@ -3,11 +3,11 @@ use crate::net::time::now;
 use crate::stun::{Builder, Class, Key, TransactionId, attr, long_term_digest};
 use crate::turn_server::Transport;
 use crate::turn_server::auth::{
-    Authority, CacheLimits, Expiry, MAX_PARKED_PER_NETWORK, MAX_PARKED_UNKNOWN, RealmSetup, RestSecret,
-    Setup, TokenKey, UserKeys, Verdict,
+    Authenticator, AuthenticatorConfig, Expiry, LookupCacheConfig, LookupResult, MAX_PENDING_PER_NETWORK,
+    MAX_PENDING_UNKNOWN, RealmCredentials, RestSecret, TokenKey, UserKeys,
 };
-use crate::turn_server::machine::{Features, Limits, Marks, Proof, Shared};
-use crate::turn_server::mobility::Tickets;
+use crate::turn_server::machine::{Features, IpHeader, Limits, RequestAuth, Shared};
+use crate::turn_server::mobility::MobilityTickets;
 use crate::turn_server::policy::{PeerPolicy, PolicyConfig};
 use crate::turn_server::ports::{RelayAddress, RelayPorts};
 use crate::turn_server::quota::Quota;
@@ -18,27 +18,27 @@ use std::time::Duration;
 
 /// Bytes of IP and UDP header, counted each way.
 const HEADERS: usize = 28;
-const MARKS: Marks = Marks { ttl: 0, tos: 0 };
+const IP_HEADER: IpHeader = IpHeader { ttl: 0, tos: 0 };
 
 fn client(port: u16) -> FiveTuple {
     let server = "198.41.0.4:3478".parse().unwrap();
     FiveTuple { client: ([192, 0, 2, 7], port).into(), server, transport: Transport::Udp }
 }
 
-fn setup(realm: &str) -> Setup {
+fn setup(realm: &str) -> AuthenticatorConfig {
     let users = [("alice".to_owned(), UserKeys::of_password("alice", realm, "pw"))].into();
-    let realm = RealmSetup { name: realm.to_owned(), users, ..RealmSetup::default() };
+    let realm = RealmCredentials { name: realm.to_owned(), users, ..RealmCredentials::default() };
     let limit = Duration::from_secs(60);
-    let lookup = Some(CacheLimits { known: limit, unknown: limit, entries: 10 });
-    Setup { realms: vec![realm], lookup, ..Setup::default() }
+    let lookup = Some(LookupCacheConfig { known: limit, unknown: limit, entries: 10 });
+    AuthenticatorConfig { realms: vec![realm], lookup, ..AuthenticatorConfig::default() }
 }
 
-fn relay(setup: Setup) -> (Relay, Shared) {
+fn relay(setup: AuthenticatorConfig) -> (Relay, Shared) {
     let address: IpAddr = "198.41.0.4".parse().unwrap();
     let addresses = [RelayAddress { local: address, advertised: address }];
     let ports = Arc::new(RelayPorts::new(&addresses, 50_000..=50_999));
     let shared = Shared {
-        authority: Arc::new(Authority::with(setup, &[5; 32])),
+        authority: Arc::new(Authenticator::with(setup, &[5; 32])),
         alternates: Arc::default(),
         policy: Arc::new(PeerPolicy::new(PolicyConfig::default(), Arc::clone(&ports))),
         ports,
@@ -46,7 +46,7 @@ fn relay(setup: Setup) -> (Relay, Shared) {
         quota: Arc::new(Quota::new(1000, 1000)),
         addresses: addresses.into(),
         connections: Arc::default(),
-        tickets: Arc::new(Tickets::new(&[6; 32]).unwrap()),
+        tickets: Arc::new(MobilityTickets::new(&[6; 32]).unwrap()),
         worker: 0,
         limits: Limits::default(),
         features: Features::default(),
@@ -71,14 +71,14 @@ fn signed(shared: &Shared, now: Now, from: FiveTuple, user: &str) -> Vec<u8> {
 
 fn reply(relay: &mut Relay) -> Option<(Vec<u8>, bool)> {
     match relay.poll_output()? {
-        Output::Reply { bytes, proof, .. } => Some((bytes, proof == Proof::Integrity)),
+        Output::Response { bytes, auth, .. } => Some((bytes, auth == RequestAuth::Verified)),
         other => panic!("{other:?}"),
     }
 }
 
-fn question(relay: &mut Relay) -> Option<Arc<Question>> {
+fn question(relay: &mut Relay) -> Option<Arc<UserQuery>> {
     match relay.poll_output()? {
-        Output::LookUp { question, .. } => Some(question),
+        Output::LookUpUser { question, .. } => Some(question),
         other => panic!("{other:?}"),
     }
 }
@@ -87,7 +87,7 @@ fn question(relay: &mut Relay) -> Option<Arc<Question>> {
 fn no_answer_to_a_stranger_is_three_times_as_long_as_what_asked_for_it() {
     let long = "a".repeat(32);
     let tokens = vec![TokenKey::new("kid", &"b".repeat(20), &[0; 16]).unwrap()];
-    for setup in [setup(&long), Setup { tokens, ..setup("example.org.") }] {
+    for setup in [setup(&long), AuthenticatorConfig { tokens, ..setup("example.org.") }] {
         let (mut relay, shared) = relay(setup);
         let start = now();
         let fingerprinted =
@@ -98,7 +98,7 @@ fn no_answer_to_a_stranger_is_three_times_as_long_as_what_asked_for_it() {
             bytes
         };
         for asked in [bare(Method::ALLOCATE), bare(Method::REFRESH), fingerprinted.finish(), stale] {
-            relay.handle_client(start, client(1), MARKS, &asked);
+            relay.handle_client(start, client(1), IP_HEADER, &asked);
             let (answer, proven) = reply(&mut relay).unwrap();
             assert!(!proven);
             assert!(
@@ -112,7 +112,7 @@ fn no_answer_to_a_stranger_is_three_times_as_long_as_what_asked_for_it() {
                 Message::parse(&asked).unwrap().has_fingerprint()
             );
         }
-        assert!(relay.parking.is_empty(), "nothing is kept of strangers");
+        assert!(relay.pending_lookups.is_empty(), "nothing is kept of strangers");
     }
 }
 
@@ -121,16 +121,16 @@ fn a_request_waits_until_its_user_was_looked_up() {
     let (mut relay, shared) = relay(setup("r"));
     let start = now();
     let request = signed(&shared, start, client(1), "dora");
-    relay.handle_client(start, client(1), MARKS, &request);
+    relay.handle_client(start, client(1), IP_HEADER, &request);
     let asked = question(&mut relay).unwrap();
-    relay.handle_client(start, client(1), MARKS, &request);
+    relay.handle_client(start, client(1), IP_HEADER, &request);
     assert_eq!(relay.poll_output(), None, "a retransmission asks nobody again");
     let keys = UserKeys::of_password("dora", "r", "pw");
-    shared.authority.learn(start, Arc::clone(&asked), Verdict::Known { keys, expires_unix: None });
+    shared.authority.learn(start, Arc::clone(&asked), LookupResult::Known { keys, expires_unix: None });
     relay.handle_lookup_done(start, &asked, true);
-    assert!(matches!(relay.poll_output(), Some(Output::OpenRelay { .. })));
+    assert!(matches!(relay.poll_output(), Some(Output::OpenRelaySocket { .. })));
     assert_eq!(relay.poll_output(), None);
-    assert!(relay.parking.is_empty());
+    assert!(relay.pending_lookups.is_empty());
 }
 
 #[test]
@@ -139,11 +139,11 @@ fn a_look_up_that_fails_leaves_no_trace_and_the_client_asks_again() {
     let start = now();
     let request = signed(&shared, start, client(1), "dora");
     for _ in 0..3 {
-        relay.handle_client(start, client(1), MARKS, &request);
+        relay.handle_client(start, client(1), IP_HEADER, &request);
         let asked = question(&mut relay).unwrap();
         relay.handle_lookup_done(start, &asked, false);
         assert_eq!(relay.poll_output(), None);
-        assert!(relay.parking.is_empty() && relay.is_empty());
+        assert!(relay.pending_lookups.is_empty() && relay.is_empty());
     }
 }
 
@@ -158,28 +158,31 @@ fn a_flood_of_unknown_names_finds_little_room_and_a_client_that_goes_takes_its_r
     let (mut relay, shared) = relay(setup("r"));
     let start = now();
     let ask = |relay: &mut Relay, from: FiveTuple, name: &str| {
-        relay.handle_client(start, from, MARKS, &signed(&shared, start, from, name));
+        relay.handle_client(start, from, IP_HEADER, &signed(&shared, start, from, name));
     };
     for port in 1..=1000 {
         ask(&mut relay, client(port), &format!("user {port}"));
     }
-    assert_eq!(relay.parking.len(), MAX_PARKED_PER_NETWORK);
+    assert_eq!(relay.pending_lookups.len(), MAX_PENDING_PER_NETWORK);
     for network in 1..=1000 {
         ask(&mut relay, distant(network), &format!("user {network} of many"));
     }
-    assert_eq!(relay.parking.len(), MAX_PARKED_UNKNOWN);
-    assert_eq!(relay.counters().dropped, 2000 - MAX_PARKED_UNKNOWN as u64);
+    assert_eq!(relay.pending_lookups.len(), MAX_PENDING_UNKNOWN);
+    assert_eq!(relay.counters().dropped, 2000 - MAX_PENDING_UNKNOWN as u64);
     let asked: Vec<_> = std::iter::from_fn(|| question(&mut relay)).collect();
-    assert_eq!(asked.len(), MAX_PARKED_UNKNOWN);
+    assert_eq!(asked.len(), MAX_PENDING_UNKNOWN);
     relay.handle_client_gone(client(1));
-    assert_eq!(relay.parking.len(), MAX_PARKED_UNKNOWN - 1);
+    assert_eq!(relay.pending_lookups.len(), MAX_PENDING_UNKNOWN - 1);
     ask(&mut relay, client(2000), "alice");
-    assert!(matches!(relay.poll_output(), Some(Output::OpenRelay { .. })), "who is known here does not wait");
+    assert!(
+        matches!(relay.poll_output(), Some(Output::OpenRelaySocket { .. })),
+        "who is known here does not wait"
+    );
     for question in asked {
-        shared.authority.learn(start, Arc::clone(&question), Verdict::Unknown);
+        shared.authority.learn(start, Arc::clone(&question), LookupResult::Unknown);
         relay.handle_lookup_done(start, &question, true);
     }
-    assert!(relay.parking.is_empty());
+    assert!(relay.pending_lookups.is_empty());
     let refused = std::iter::from_fn(|| reply(&mut relay));
     assert!(
         refused
@@ -193,19 +196,19 @@ fn a_name_that_was_known_before_finds_room_when_strangers_have_all_of_theirs() {
     let (mut relay, shared) = relay(setup("r"));
     let start = now();
     let keys = UserKeys::of_password("dora", "r", "pw");
-    let question = Arc::new(Question { user: "dora".into(), realm: "r".into() });
-    shared.authority.learn(start, question, Verdict::Known { keys, expires_unix: None });
+    let question = Arc::new(UserQuery { user: "dora".into(), realm: "r".into() });
+    shared.authority.learn(start, question, LookupResult::Known { keys, expires_unix: None });
     let later = start.after(Duration::from_secs(61));
     for network in 1..=1000 {
         let from = distant(network);
         let request = signed(&shared, later, from, &format!("user {network}"));
-        relay.handle_client(later, from, MARKS, &request);
+        relay.handle_client(later, from, IP_HEADER, &request);
     }
     while relay.poll_output().is_some() {}
     for (name, finds_room) in [("eve", false), ("dora", true)] {
-        relay.handle_client(later, client(7), MARKS, &signed(&shared, later, client(7), name));
+        relay.handle_client(later, client(7), IP_HEADER, &signed(&shared, later, client(7), name));
         let asks = match relay.poll_output() {
-            Some(Output::LookUp { question, was_known, .. }) => was_known && question.user == name,
+            Some(Output::LookUpUser { question, is_known, .. }) => is_known && question.user == name,
             _ => false,
         };
         assert_eq!(asks, finds_room, "{name}");
@@ -217,13 +220,13 @@ fn a_refusal_after_a_look_up_knows_the_length_of_its_request() {
     let (mut relay, shared) = relay(setup("r"));
     let start = now();
     let request = signed(&shared, start, client(1), "dora");
-    relay.handle_client(start, client(1), MARKS, &request);
+    relay.handle_client(start, client(1), IP_HEADER, &request);
     let asked = question(&mut relay).unwrap();
-    shared.authority.learn(start, Arc::clone(&asked), Verdict::Unknown);
+    shared.authority.learn(start, Arc::clone(&asked), LookupResult::Unknown);
     relay.handle_lookup_done(start, &asked, true);
-    let Some(Output::Reply { bytes, proof, .. }) = relay.poll_output() else { panic!("no answer") };
+    let Some(Output::Response { bytes, auth, .. }) = relay.poll_output() else { panic!("no answer") };
     assert_eq!(Message::parse(&bytes).unwrap().unverified().error_code(), Some(401));
-    assert_eq!(proof, Proof::None { asked: request.len() });
+    assert_eq!(auth, RequestAuth::Unverified { request_len: request.len() });
     assert!(bytes.len() + HEADERS <= 3 * (request.len() + HEADERS));
 }
 
@@ -231,18 +234,20 @@ fn a_refusal_after_a_look_up_knows_the_length_of_its_request() {
 fn an_authenticated_client_is_sent_elsewhere_and_a_stranger_is_not_told() {
     let (mut relay, shared) = relay(setup("r"));
     let start = now();
-    relay.handle_client(start, client(1), MARKS, &signed(&shared, start, client(1), "alice"));
-    let Some(Output::OpenRelay { relay: port, .. }) = relay.poll_output() else { panic!("no allocation") };
+    relay.handle_client(start, client(1), IP_HEADER, &signed(&shared, start, client(1), "alice"));
+    let Some(Output::OpenRelaySocket { relay: port, .. }) = relay.poll_output() else {
+        panic!("no allocation")
+    };
     relay.handle_relay_opened(start, port, Ok(()));
     let _ = reply(&mut relay);
     let other = "192.0.2.99:3478".parse().unwrap();
     shared.alternates.set(vec![other], Some("b.example.org".into()));
     for (transport, domain) in [(Transport::Udp, None), (Transport::Tls, Some(&b"b.example.org"[..]))] {
         let from = FiveTuple { transport, ..client(2) };
-        relay.handle_client(start, from, MARKS, &bare(Method::ALLOCATE));
+        relay.handle_client(start, from, IP_HEADER, &bare(Method::ALLOCATE));
         let (stranger, _) = reply(&mut relay).unwrap();
         assert_eq!(Message::parse(&stranger).unwrap().unverified().error_code(), Some(401));
-        relay.handle_client(start, from, MARKS, &signed(&shared, start, from, "alice"));
+        relay.handle_client(start, from, IP_HEADER, &signed(&shared, start, from, "alice"));
         let (answer, proven) = reply(&mut relay).unwrap();
         let key = Key::from_bytes(&long_term_digest("alice", "r", "pw"));
         let attributes = Message::parse(&answer).unwrap().verify(&key).unwrap();
@@ -250,19 +255,19 @@ fn an_authenticated_client_is_sent_elsewhere_and_a_stranger_is_not_told() {
         assert_eq!(attributes.plain_address(attr::ALTERNATE_SERVER), Ok(Some(other)));
         assert_eq!(attributes.get(attr::ALTERNATE_DOMAIN), domain);
     }
-    relay.handle_client(start, client(1), MARKS, &signed(&shared, start, client(1), "alice"));
+    relay.handle_client(start, client(1), IP_HEADER, &signed(&shared, start, client(1), "alice"));
     let (again, _) = reply(&mut relay).unwrap();
     assert_eq!(Message::parse(&again).unwrap().class(), Class::Success, "who is here stays");
     shared.alternates.set(Vec::new(), None);
-    relay.handle_client(start, client(3), MARKS, &signed(&shared, start, client(3), "alice"));
-    assert!(matches!(relay.poll_output(), Some(Output::OpenRelay { .. })));
+    relay.handle_client(start, client(3), IP_HEADER, &signed(&shared, start, client(3), "alice"));
+    assert!(matches!(relay.poll_output(), Some(Output::OpenRelaySocket { .. })));
 }
 
 #[test]
 fn an_allocation_ends_with_the_token_that_made_it() {
     let key = TokenKey::new("kid", "here", &[7; 32]).unwrap();
     let token = key.seal(&[1; 20], now().unix, 300);
-    let (mut relay, shared) = relay(Setup { tokens: vec![key], ..setup("r") });
+    let (mut relay, shared) = relay(AuthenticatorConfig { tokens: vec![key], ..setup("r") });
     let start = now();
     let nonce = shared.authority.challenge(start, &client(1)).nonce;
     let ask = |method, id, token: Option<&[u8]>| {
@@ -280,8 +285,10 @@ fn an_allocation_ends_with_the_token_that_made_it() {
         };
         builder.integrity(&Key::from_bytes(&[1; 20])).finish()
     };
-    relay.handle_client(start, client(1), MARKS, &ask(Method::ALLOCATE, 1, Some(&token)));
-    let Some(Output::OpenRelay { relay: port, .. }) = relay.poll_output() else { panic!("no allocation") };
+    relay.handle_client(start, client(1), IP_HEADER, &ask(Method::ALLOCATE, 1, Some(&token)));
+    let Some(Output::OpenRelaySocket { relay: port, .. }) = relay.poll_output() else {
+        panic!("no allocation")
+    };
     relay.handle_relay_opened(start, port, Ok(()));
     let lifetime = |relay: &mut Relay| {
         let (answer, _) = reply(relay).unwrap();
@@ -289,7 +296,7 @@ fn an_allocation_ends_with_the_token_that_made_it() {
     };
     assert!((300..=305).contains(&lifetime(&mut relay).unwrap()));
     let later = start.after(Duration::from_secs(100));
-    relay.handle_client(later, client(1), MARKS, &ask(Method::REFRESH, 2, None));
+    relay.handle_client(later, client(1), IP_HEADER, &ask(Method::REFRESH, 2, None));
     assert!((200..=205).contains(&lifetime(&mut relay).unwrap()));
     relay.handle_timeout(start.after(Duration::from_secs(306)));
     assert!(relay.is_empty());
@@ -299,9 +306,16 @@ fn an_allocation_ends_with_the_token_that_made_it() {
 fn in_hard_mode_an_allocation_ends_in_the_second_that_its_credentials_do() {
     let start = now();
     let minted = RestSecret::new(b"north").mint("tag", start.unix + 30);
-    let realm =
-        RealmSetup { name: "r".into(), rest: vec![RestSecret::new(b"north")], ..RealmSetup::default() };
-    let (mut relay, shared) = relay(Setup { realms: vec![realm], expiry: Expiry::Hard, ..Setup::default() });
+    let realm = RealmCredentials {
+        name: "r".into(),
+        rest: vec![RestSecret::new(b"north")],
+        ..RealmCredentials::default()
+    };
+    let (mut relay, shared) = relay(AuthenticatorConfig {
+        realms: vec![realm],
+        expiry: Expiry::Hard,
+        ..AuthenticatorConfig::default()
+    });
     let nonce = shared.authority.challenge(start, &client(1)).nonce;
     let ask = |method, id| {
         Builder::new(Class::Request, method, TransactionId::new([id; 12]))
@@ -313,13 +327,15 @@ fn in_hard_mode_an_allocation_ends_in_the_second_that_its_credentials_do() {
             .integrity(&Key::from_bytes(&long_term_digest(&minted.username, "r", &minted.credential)))
             .finish()
     };
-    relay.handle_client(start, client(1), MARKS, &ask(Method::ALLOCATE, 1));
-    let Some(Output::OpenRelay { relay: port, .. }) = relay.poll_output() else { panic!("no allocation") };
+    relay.handle_client(start, client(1), IP_HEADER, &ask(Method::ALLOCATE, 1));
+    let Some(Output::OpenRelaySocket { relay: port, .. }) = relay.poll_output() else {
+        panic!("no allocation")
+    };
     relay.handle_relay_opened(start, port, Ok(()));
     let (answer, _) = reply(&mut relay).unwrap();
     assert_eq!(Message::parse(&answer).unwrap().unverified().u32(attr::LIFETIME), Some(30));
     let later = start.after(Duration::from_secs(20));
-    relay.handle_client(later, client(1), MARKS, &ask(Method::REFRESH, 2));
+    relay.handle_client(later, client(1), IP_HEADER, &ask(Method::REFRESH, 2));
     let (answer, _) = reply(&mut relay).unwrap();
     assert_eq!(Message::parse(&answer).unwrap().unverified().u32(attr::LIFETIME), Some(10));
     relay.handle_timeout(start.after(Duration::from_secs(29)));
@@ -331,9 +347,13 @@ fn in_hard_mode_an_allocation_ends_in_the_second_that_its_credentials_do() {
 #[test]
 fn the_allocations_of_a_revoked_name_end_and_no_others() {
     let start = now();
-    let realm =
-        RealmSetup { name: "r".into(), rest: vec![RestSecret::new(b"north")], ..RealmSetup::default() };
-    let (mut relay, shared) = relay(Setup { realms: vec![realm], ..Setup::default() });
+    let realm = RealmCredentials {
+        name: "r".into(),
+        rest: vec![RestSecret::new(b"north")],
+        ..RealmCredentials::default()
+    };
+    let (mut relay, shared) =
+        relay(AuthenticatorConfig { realms: vec![realm], ..AuthenticatorConfig::default() });
     for (port, name) in [(1, "tag"), (2, "tag"), (3, "tags"), (4, "ag")] {
         let minted = RestSecret::new(b"north").mint(name, start.unix + u64::from(port) * 60);
         let request = Builder::new(Class::Request, Method::ALLOCATE, TransactionId::new([2; 12]))
@@ -343,14 +363,14 @@ fn the_allocations_of_a_revoked_name_end_and_no_others() {
             .attribute(attr::NONCE, shared.authority.challenge(start, &client(port)).nonce.as_bytes())
             .integrity(&Key::from_bytes(&long_term_digest(&minted.username, "r", &minted.credential)))
             .finish();
-        relay.handle_client(start, client(port), MARKS, &request);
+        relay.handle_client(start, client(port), IP_HEADER, &request);
     }
     let opened = std::iter::from_fn(|| relay.poll_output()).count();
     relay.handle_revoked("nobody");
     assert_eq!((opened, relay.len()), (4, 4));
     relay.handle_revoked("tag");
     let closed =
-        std::iter::from_fn(|| relay.poll_output()).filter(|o| matches!(o, Output::CloseRelay { .. }));
+        std::iter::from_fn(|| relay.poll_output()).filter(|o| matches!(o, Output::CloseRelaySocket { .. }));
     assert_eq!(closed.count(), 2);
     assert_eq!((relay.len(), shared.quota.held()), (2, 2));
     relay.handle_revoked("tag");

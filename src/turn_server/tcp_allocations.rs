@@ -4,14 +4,14 @@
 //! ConnectionBind. The hands hold the streams; this decides which may exist.
 
 use super::allocation::{Family, PeerTransport};
-use super::connections::ConnectionId;
-use super::denials::Way;
+use super::denial_counters::PeerOperation;
 use super::machine::{AllocationId, Output, Relay, Timer};
+use super::pending_connections::ConnectionId;
 use super::policy::PeerAddr;
 use super::rate::Pace;
 use super::relay_port::RelayId;
-use super::reply::{Fault, Reply};
 use super::requests::Request;
+use super::response::{Responder, StunErrorCode};
 use crate::clock::Now;
 use crate::limits::Limit;
 use crate::stun::{Builder, Class, Method, TransactionId, attr};
@@ -31,41 +31,45 @@ pub(super) struct PeerConnection {
     pub(super) allocation: AllocationId,
     peer: PeerAddr,
     /// There while the peer has not accepted.
-    connecting: Option<Reply>,
+    connecting: Option<Responder>,
 }
 
 impl Relay {
     /// Follows [RFC 6062 section 5.2](https://www.rfc-editor.org/rfc/rfc6062#section-5.2).
-    pub(super) fn connect(&mut self, now: Now, request: &Request<'_>) -> Result<(), Fault> {
-        let id = self.owned(now, request)?;
-        if self.allocations[id].cold.peer_transport != PeerTransport::Tcp {
-            return Err(Fault::BadRequest);
+    pub(super) fn connect(&mut self, now: Now, request: &Request<'_>) -> Result<(), StunErrorCode> {
+        let id = self.owned_allocation(now, request)?;
+        if self.allocations[id].control.peer_transport != PeerTransport::Tcp {
+            return Err(StunErrorCode::BadRequest);
         }
-        let at = self.epoch.moment(now.mono);
-        let peer =
-            request.attributes.xor_address(attr::XOR_PEER_ADDRESS).ok().flatten().ok_or(Fault::BadRequest)?;
-        let peer = self.admit(at, id, Way::TcpConnect, peer)?;
+        let at = self.tick_base.ticks(now.mono);
+        let peer = request
+            .attributes
+            .xor_address(attr::XOR_PEER_ADDRESS)
+            .ok()
+            .flatten()
+            .ok_or(StunErrorCode::BadRequest)?;
+        let peer = self.authorize_peer(at, id, PeerOperation::Connect, peer)?;
         let ports = &self.shared.ports;
         if ports.is_leased(peer.socket_addr()) && !ports.takes_connections(peer.socket_addr()) {
             // It takes datagrams alone or waits for its Allocate: whatever listens there by TCP on this host is nobody's peer.
-            return Err(Fault::Forbidden);
+            return Err(StunErrorCode::Forbidden);
         }
         if peer.port() == 0 {
-            return Err(Fault::BadRequest);
+            return Err(StunErrorCode::BadRequest);
         }
         // Beyond RFC 6062, which asks this of earlier Connects alone, also where the peer has connected from this very address: TCP has
         // no two connections with the same ends, and the client has been told of that one.
         if self.has_connection(id, peer) {
-            return Err(Fault::ConnectionExists);
+            return Err(StunErrorCode::ConnectionExists);
         }
         let relay = self.allocations[id].relay_port(Family::of(peer.ip()));
-        let relay = relay.ok_or(Fault::PeerFamilyMismatch)?;
+        let relay = relay.ok_or(StunErrorCode::PeerFamilyMismatch)?;
         if !self.allocations[id].takes_new_peer(&self.shared.limits, at) {
             self.counters.over_new_peers += 1;
-            return Err(Fault::InsufficientCapacity);
+            return Err(StunErrorCode::InsufficientCapacity);
         }
-        let connection = self.add_connection(id, peer, Some(request.reply.clone()));
-        let connection = connection.ok_or(Fault::InsufficientCapacity)?;
+        let connection = self.add_connection(id, peer, Some(request.responder.clone()));
+        let connection = connection.ok_or(StunErrorCode::InsufficientCapacity)?;
         self.deadlines.set(Timer::Connection(connection), now.mono + PATIENCE);
         let from = self.relays[relay].address();
         self.outputs.push_back(Output::Connect { connection, from, to: peer.socket_addr() });
@@ -78,36 +82,36 @@ impl Relay {
             // Given up meanwhile: the stream that has come about after all must not stay.
             return self.outputs.push_back(Output::Disconnect { connection });
         };
-        let Some(reply) = known.connecting.take() else { return };
+        let Some(responder) = known.connecting.take() else { return };
         let id = known.allocation;
         let client = self.allocations[id].client();
         if !connected {
             self.close_connection(connection);
-            return self.answer(client, reply.error(Fault::ConnectionFailed));
+            return self.respond(client, responder.error(StunErrorCode::ConnectionFailed));
         }
         self.offer(id, connection);
         self.deadlines.set(Timer::Connection(connection), now.mono + PATIENCE);
         let bytes =
-            reply.success(|builder| builder.attribute(attr::CONNECTION_ID, &connection.to_be_bytes()));
-        self.answer(client, bytes);
+            responder.success(|builder| builder.attribute(attr::CONNECTION_ID, &connection.to_be_bytes()));
+        self.respond(client, bytes);
     }
 
     /// Handles a connection that a peer has opened to a relayed address
     /// ([RFC 6062 section 5.3](https://www.rfc-editor.org/rfc/rfc6062#section-5.3)). Returns its name if it may stay.
     pub fn handle_accepted(&mut self, now: Now, relay: RelayId, from: SocketAddr) -> Option<ConnectionId> {
-        let peer = self.peer_named(from);
+        let peer = self.local_peer(from);
         let port = self.relays.get(relay).filter(|port| port.serves(PeerTransport::Tcp))?;
         let address = port.address();
         let id = port.owner;
         let allocation = self.allocations.get(id)?;
-        let at = self.epoch.moment(now.mono);
+        let at = self.tick_base.ticks(now.mono);
         if !allocation.is_live(at) || !allocation.permits(at, peer) {
             self.counters.dropped += 1;
             return None;
         }
         let client = allocation.client();
         if let Err(denied) = self.shared.policy.check(peer) {
-            self.denials.note(at, Way::TcpAccept, peer, denied);
+            self.denials.note(at, PeerOperation::Accept, peer, denied);
             return None;
         }
         tracing::debug!(port = address.port(), "a peer connects");
@@ -120,23 +124,24 @@ impl Relay {
             .attribute(attr::CONNECTION_ID, &connection.to_be_bytes())
             .xor_address(attr::XOR_PEER_ADDRESS, named)
             .finish();
-        self.answer(client, bytes);
+        self.respond(client, bytes);
         Some(connection)
     }
 
     /// Follows [RFC 6062 section 5.4](https://www.rfc-editor.org/rfc/rfc6062#section-5.4): the connection that the request came by
     /// becomes the client's end of the peer connection, whichever worker's allocation that belongs to.
-    pub(super) fn connection_bind(&mut self, _: Now, request: &Request<'_>) -> Result<(), Fault> {
+    pub(super) fn connection_bind(&mut self, _: Now, request: &Request<'_>) -> Result<(), StunErrorCode> {
         if !request.client.transport.is_tcp() {
-            return Err(Fault::BadRequest);
+            return Err(StunErrorCode::BadRequest);
         }
         if self.allocation_of(request.client).is_some() {
-            return Err(Fault::BadRequest);
+            return Err(StunErrorCode::BadRequest);
         }
-        let connection = request.attributes.u32(attr::CONNECTION_ID).ok_or(Fault::BadRequest)?;
-        let pace = self.shared.connections.take(connection, &request.user).ok_or(Fault::BadRequest)?;
-        let reply = request.reply.success(|builder| builder);
-        self.outputs.push_back(Output::Join { client: request.client, connection, reply, pace });
+        let connection = request.attributes.u32(attr::CONNECTION_ID).ok_or(StunErrorCode::BadRequest)?;
+        let pace =
+            self.shared.connections.take(connection, &request.user).ok_or(StunErrorCode::BadRequest)?;
+        let response = request.responder.success(|builder| builder);
+        self.outputs.push_back(Output::BindConnection { client: request.client, connection, response, pace });
         Ok(())
     }
 
@@ -144,9 +149,9 @@ impl Relay {
     pub fn handle_connection_closed(&mut self, connection: ConnectionId) {
         if let Some(known) = self.connections.remove(&connection) {
             self.deadlines.clear(Timer::Connection(connection));
-            self.shared.connections.withdraw(connection);
+            self.shared.connections.remove(connection);
             if let Some(allocation) = self.allocations.get_mut(known.allocation) {
-                allocation.cold.connections.retain(|other| *other != connection);
+                allocation.control.connections.retain(|other| *other != connection);
             }
         }
     }
@@ -154,11 +159,11 @@ impl Relay {
     /// Ends a peer connection that nobody has accepted or bound in time.
     pub(super) fn connection_timed_out(&mut self, connection: ConnectionId) {
         let Some(known) = self.connections.get_mut(&connection) else { return };
-        if let Some(reply) = known.connecting.take() {
+        if let Some(responder) = known.connecting.take() {
             let client = self.allocations[known.allocation].client();
-            self.answer(client, reply.error(Fault::ConnectionFailed));
+            self.respond(client, responder.error(StunErrorCode::ConnectionFailed));
             self.close_connection(connection);
-        } else if self.shared.connections.withdraw(connection) {
+        } else if self.shared.connections.remove(connection) {
             self.close_connection(connection);
         }
     }
@@ -173,13 +178,13 @@ impl Relay {
     fn offer(&self, id: AllocationId, connection: ConnectionId) {
         let allocation = &self.allocations[id];
         let meter = Arc::clone(&allocation.user_meter);
-        let pace = Pace { meter, rate: self.shared.limits.user_bandwidth, epoch: self.epoch };
-        self.shared.connections.offer(connection, Arc::clone(allocation.user()), pace);
+        let pace = Pace { meter, rate: self.shared.limits.user_bandwidth, tick_base: self.tick_base };
+        self.shared.connections.insert(connection, Arc::clone(allocation.user()), pace);
     }
 
     fn has_connection(&self, id: AllocationId, peer: PeerAddr) -> bool {
         self.allocations[id]
-            .cold
+            .control
             .connections
             .iter()
             .any(|connection| self.connections.get(connection).is_some_and(|known| known.peer == peer))
@@ -189,9 +194,9 @@ impl Relay {
         &mut self,
         allocation: AllocationId,
         peer: PeerAddr,
-        connecting: Option<Reply>,
+        connecting: Option<Responder>,
     ) -> Option<ConnectionId> {
-        if self.allocations[allocation].cold.connections.len() >= MAX_CONNECTIONS {
+        if self.allocations[allocation].control.connections.len() >= MAX_CONNECTIONS {
             Limit::TcpPeersPerAllocation.reached(MAX_CONNECTIONS);
             return None;
         }
@@ -202,7 +207,7 @@ impl Relay {
             }
         };
         self.connections.insert(connection, PeerConnection { allocation, peer, connecting });
-        self.allocations[allocation].cold.connections.push(connection);
+        self.allocations[allocation].control.connections.push(connection);
         Some(connection)
     }
 }
