@@ -3,15 +3,15 @@
 #![allow(missing_docs, reason = "each item is documented where it is defined")]
 
 pub mod gateway {
-    pub use crate::gateway::{Duplicates, EndKey, Limits, Rules, Switchboard, Times};
+    pub use crate::gateway::{Duplicates, EndpointKey, Limits, Router, RouterConfig, Times};
     pub mod handshake {
         pub use crate::gateway::handshake::Key;
     }
     pub mod machine {
-        pub use crate::gateway::machine::{Next, Output};
+        pub use crate::gateway::machine::{Output, ReadAction};
     }
-    pub mod ticket {
-        pub use crate::gateway::ticket::{Admission, Issuer};
+    pub mod token {
+        pub use crate::gateway::token::{TokenClaims, TokenIssuer};
     }
     pub mod wire {
         pub use crate::gateway::wire::*;

@@ -113,7 +113,7 @@ pub(super) enum UsageError {
     #[error(transparent)]
     Ticket(#[from] crate::agent::TicketError),
     #[error(transparent)]
-    Token(#[from] crate::gateway::client::NoTicket),
+    Token(#[from] crate::gateway::client::InvalidToken),
     #[error("no terminal to ask on")]
     NoTerminal,
     #[error("interrupted")]
@@ -138,8 +138,8 @@ impl UsageError {
             Self::File { option: "--ticket-file", .. } => {
                 "--ticket-file names a file that holds what `agent listen` printed on the other machine"
             }
-            Self::File { .. } => "the option names a file that holds what `ginnel gateway ticket` prints",
-            Self::Token(_) => "a gateway's token begins with gt_; `ginnel gateway ticket` prints one there",
+            Self::File { .. } => "the option names a file that holds what `ginnel gateway token` prints",
+            Self::Token(_) => "a gateway's token begins with gt_; `ginnel gateway token` prints one there",
         }
     }
 }

@@ -7,7 +7,7 @@ use super::agent_report::Report;
 use super::agent_secrets::{KeySource, read_file};
 use crate::agent::{ServerName, ServiceConnection, ServiceEvent, bridge, publish};
 use crate::gateway::client::{
-    ConnectError, DialClient, DialServer, Endpoint, Key, Raw, Settings, Ticket, Tls, VirtualStream,
+    ConnectError, DialClient, DialServer, Endpoint, GatewayToken, Key, Raw, Settings, Tls, VirtualStream,
 };
 use crate::limits::Backoff;
 use crate::net::roaming::Roaming;
@@ -90,7 +90,7 @@ pub(super) struct Reach {
     /// Take connections at this local address and connect each of them, in place of standard input and output
     #[arg(long, value_name = "ADDRESS:PORT", requires = "gateway")]
     listen: Option<SocketAddr>,
-    /// The token of a gateway that asks for one; `ginnel gateway ticket` prints it there. Without this and the file it is taken from AGENT_GATEWAY_TOKEN
+    /// The token of a gateway that asks for one; `ginnel gateway token` prints it there. Without this and the file it is taken from AGENT_GATEWAY_TOKEN
     #[arg(long, visible_alias = "ticket", value_name = "gt_…")]
     gateway_token: Option<String>,
     /// The token in the environment
@@ -251,7 +251,7 @@ impl Reach {
     }
 
     /// Returns the gateway's token: as given for it, or as `environment` has it under its former name.
-    fn token(&self, environment: Option<&String>) -> Result<Option<Ticket>, UsageError> {
+    fn token(&self, environment: Option<&String>) -> Result<Option<GatewayToken>, UsageError> {
         let text = match &self.gateway_token_file {
             Some(file) => Some(read_file("--gateway-token-file", file)?),
             None => {
@@ -276,7 +276,7 @@ impl Reach {
         let settings = Settings { reconnect: None, receive_patience: PATIENCE, ..Settings::default() };
         let client = DialClient::new(gateway.trim()).tls(tls).settings(settings);
         let client = match token {
-            Some(token) => client.ticket(token),
+            Some(token) => client.token(token),
             None => client,
         };
         let way = Way { client, gateway: gateway.clone(), id };

@@ -63,7 +63,7 @@ impl Trouble {
                 (ConnectError::Refused, false) => (
                     "server",
                     "refused",
-                    "this gateway may ask for tokens: --gateway-token gt_…, which `ginnel gateway ticket` prints there",
+                    "this gateway may ask for tokens: --gateway-token gt_…, which `ginnel gateway token` prints there",
                 ),
                 (ConnectError::Impostor, _) => (
                     "server",

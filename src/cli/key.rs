@@ -1,7 +1,7 @@
 //! `ginnel key` and `ginnel gateway`: what those need who are to be let in.
 
 use super::load_config;
-use crate::gateway::ticket::Admission;
+use crate::gateway::token::TokenClaims;
 use crate::net::time;
 use crate::server;
 use crate::state::State;
@@ -70,13 +70,14 @@ impl Key {
 /// Commands of `ginnel gateway`.
 #[derive(Debug, Subcommand)]
 pub enum Gateway {
-    /// Print a ticket that admits a client where gateway.tickets is set
-    Ticket(Ticket),
+    /// Print a token that admits a client where gateway.require_token is set
+    #[command(alias = "ticket")]
+    Token(Token),
 }
 
-/// Options of `ginnel gateway ticket`.
+/// Options of `ginnel gateway token`.
 #[derive(Debug, Args)]
-pub struct Ticket {
+pub struct Token {
     #[command(flatten)]
     place: Place,
     /// How long it is good
@@ -93,9 +94,9 @@ impl Gateway {
     /// # Errors
     /// As [`Key::run`].
     pub fn run(self) -> anyhow::Result<()> {
-        let Self::Ticket(Ticket { place, ttl, server }) = self;
+        let Self::Token(Token { place, ttl, server }) = self;
         let (config, state) = place.open()?;
-        let admission = Admission { server, expires: time::now().unix.saturating_add(ttl) };
-        Ok(writeln!(std::io::stdout(), "{}", config.ticket_issuer(&state).issue(admission))?)
+        let claims = TokenClaims { server, expires: time::now().unix.saturating_add(ttl) };
+        Ok(writeln!(std::io::stdout(), "{}", config.token_issuer(&state).issue(claims))?)
     }
 }

@@ -5,7 +5,7 @@ use super::load_basics::Basics;
 use super::load_report::{latency_line, print};
 use super::serve::raise_descriptor_limit;
 use crate::gateway::handshake::Key;
-use crate::gateway::ticket::Ticket;
+use crate::gateway::token::GatewayToken;
 use crate::load::gateway::report::Memory;
 use crate::load::gateway::{Between, Door, Way};
 use crate::load::{GatewayLoad, GatewayReport, Transport};
@@ -65,9 +65,9 @@ pub struct Gateway {
     /// Environment variable that holds it
     #[arg(long, value_name = "NAME", conflicts_with = "key_file", required_unless_present = "key_file")]
     key_env: Option<String>,
-    /// What clients show, where the gateway wants tickets
-    #[arg(long)]
-    ticket: Option<Ticket>,
+    /// The gateway token that clients show where gateway.require_token is set
+    #[arg(long = "gateway-token", alias = "ticket", value_name = "gt_…")]
+    token: Option<GatewayToken>,
     #[command(flatten)]
     basics: Basics,
 }
@@ -106,7 +106,7 @@ impl Gateway {
                 door,
                 key: self.key()?,
                 first_id: self.first_id,
-                ticket: self.ticket,
+                token: self.token,
             },
             clients: self.clients,
             each: self.each,

@@ -21,7 +21,8 @@ pub(super) struct Gateway {
     key: Option<String>,
     key_file: Option<PathBuf>,
     duplicates: Option<DuplicatesName>,
-    tickets: bool,
+    require_token: bool,
+    tickets: Option<toml::Value>,
     one_write_per_frame: bool,
     limits: GatewayLimits,
     times: GatewayTimes,
@@ -41,7 +42,8 @@ struct GatewayLimits {
     queue: Option<usize>,
     memory: Option<usize>,
     per_client: Option<usize>,
-    undialled: Option<usize>,
+    half_open: Option<usize>,
+    undialled: Option<toml::Value>,
     violations: Option<usize>,
     virtual_connections: Option<usize>,
 }
@@ -51,12 +53,32 @@ struct GatewayLimits {
 struct GatewayTimes {
     ping: Option<f64>,
     handshake: Option<f64>,
-    hold: Option<f64>,
+    pause: Option<f64>,
+    hold: Option<toml::Value>,
     frame: Option<f64>,
 }
 
 impl Gateway {
+    /// Refuses keys of earlier versions and names the key that took their place.
+    fn check_renamed(&self) -> Result<(), ConfigError> {
+        for (is_set, key, rule) in [
+            (self.tickets.is_some(), "gateway.tickets", "is now called `gateway.require_token`"),
+            (
+                self.limits.undialled.is_some(),
+                "gateway.limits.undialled",
+                "is now called `gateway.limits.half_open`",
+            ),
+            (self.times.hold.is_some(), "gateway.times.hold", "is now called `gateway.times.pause`"),
+        ] {
+            if is_set {
+                return Err(ConfigError::Value { key, rule });
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn apply(self, gateway: &mut GatewayConfig) -> Result<(), ConfigError> {
+        self.check_renamed()?;
         let value = |key, rule| ConfigError::Value { key, rule };
         gateway.enabled = self.enabled.unwrap_or(gateway.enabled);
         if let Some(listen) = self.server_listen {
@@ -68,7 +90,7 @@ impl Gateway {
         if gateway.tls_port.is_some() != gateway.client_ca.is_some() {
             return Err(value("gateway.client_ca", "must be set where gateway.tls_port is, and only there"));
         }
-        gateway.tickets = self.tickets;
+        gateway.require_token = self.require_token;
         let service = &mut gateway.service;
         service.key = match (self.key, self.key_file) {
             (Some(_), Some(_)) => {
@@ -100,14 +122,14 @@ fn read_key(name: &'static str, text: String) -> Result<Key, ConfigError> {
 
 impl GatewayLimits {
     fn apply(self, limits: &mut Limits) -> Result<(), ConfigError> {
-        let Limits { max_packet, queue, memory, per_client, undialled, violations, virtual_connections } =
+        let Limits { max_packet, queue, memory, per_client, half_open, violations, virtual_connections } =
             limits;
         for (key, given, limit) in [
             ("gateway.limits.max_packet", self.max_packet, &mut *max_packet),
             ("gateway.limits.queue", self.queue, queue),
             ("gateway.limits.memory", self.memory, &mut *memory),
             ("gateway.limits.per_client", self.per_client, per_client),
-            ("gateway.limits.undialled", self.undialled, undialled),
+            ("gateway.limits.half_open", self.half_open, half_open),
             ("gateway.limits.virtual_connections", self.virtual_connections, virtual_connections),
         ] {
             match given {
@@ -140,11 +162,11 @@ impl GatewayLimits {
 
 impl GatewayTimes {
     fn apply(self, times: &mut Times) -> Result<(), ConfigError> {
-        let Times { ping, handshake, hold, frame } = times;
+        let Times { ping, handshake, pause, frame } = times;
         for (key, given, time) in [
             ("gateway.times.ping", self.ping, ping),
             ("gateway.times.handshake", self.handshake, handshake),
-            ("gateway.times.hold", self.hold, hold),
+            ("gateway.times.pause", self.pause, pause),
             ("gateway.times.frame", self.frame, frame),
         ] {
             let Some(seconds) = given else { continue };
@@ -182,11 +204,27 @@ mod tests {
     }
 
     #[test]
+    fn a_key_of_an_earlier_version_is_refused_and_its_new_name_is_given() {
+        for (text, named) in [
+            ("tickets = true", "`gateway.tickets` is now called `gateway.require_token`"),
+            (
+                "limits = { undialled = 3 }",
+                "`gateway.limits.undialled` is now called `gateway.limits.half_open`",
+            ),
+            ("times = { hold = 5 }", "`gateway.times.hold` is now called `gateway.times.pause`"),
+        ] {
+            let error = Config::parse(&format!("[gateway]\n{text}")).unwrap_err().to_string();
+            assert!(error.contains(named), "{text}: {error}");
+            assert_eq!(error.lines().count(), 1, "{error}");
+        }
+    }
+
+    #[test]
     fn values_arrive_where_they_are_used() {
-        let text = "[gateway]\nserver_port = 4000\nkey = 'sixteen bytes !!'\ntickets = true\n[gateway.limits]\nper_client = 3\n[gateway.times]\nhold = 0.5";
+        let text = "[gateway]\nserver_port = 4000\nkey = 'sixteen bytes !!'\nrequire_token = true\n[gateway.limits]\nper_client = 3\n[gateway.times]\npause = 0.5";
         let gateway = Config::parse(text).unwrap().server.gateway;
-        assert_eq!((gateway.server_port, gateway.tickets), (Some(4000), true));
+        assert_eq!((gateway.server_port, gateway.require_token), (Some(4000), true));
         assert_eq!(gateway.service.rules.limits.per_client, 3);
-        assert_eq!(gateway.service.rules.times.hold.as_millis(), 500);
+        assert_eq!(gateway.service.rules.times.pause.as_millis(), 500);
     }
 }

@@ -5,7 +5,7 @@
 //! everybody else's short ones out. One frame of each address may always come whole where there is memory at all: many that have come
 //! in part cannot keep each other from ending.
 
-use super::end::EndKey;
+use super::endpoint::EndpointKey;
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -15,7 +15,7 @@ pub(super) const READ: usize = 64 * 1024;
 pub(super) const SHORT: usize = 4 * 1024;
 /// One part in so many is what frames of one address may take while they come.
 const SHARES: usize = 8;
-/// One part in so many is left to short frames, and one in so many of that to frames that must come to their end.
+/// One part in so many is left to short frames, and one in so many of that to frames that must come to their endpoint.
 const RESERVES: usize = 4;
 /// How many addresses are tried at a time for one whose frames go on.
 const TRIES: usize = 16;
@@ -34,7 +34,7 @@ pub(super) fn network(ip: IpAddr) -> Network {
 /// An endpoint whose frame has come in part and waits for memory.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Waiting {
-    pub(super) end: EndKey,
+    pub(super) endpoint: EndpointKey,
     /// What its next bytes need.
     pub(super) step: usize,
     /// What all of it needs.
@@ -45,9 +45,9 @@ pub(super) struct Waiting {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Granted {
     /// It may read a short frame.
-    Read(EndKey),
+    Read(EndpointKey),
     /// Its frame has been given so many bytes more.
-    Bytes(EndKey, usize),
+    Bytes(EndpointKey, usize),
 }
 
 /// What one address has of the memory.
@@ -56,7 +56,7 @@ struct Share {
     used: usize,
     waiting: VecDeque<Waiting>,
     /// Whose frame was given all that it needs, beyond the share if need be.
-    finishing: Option<EndKey>,
+    finishing: Option<EndpointKey>,
 }
 
 /// What is taken of the shared memory.
@@ -70,7 +70,7 @@ pub(super) struct Budget {
     share: usize,
     used: usize,
     /// Those who have begun nothing, first come first served.
-    reads: VecDeque<EndKey>,
+    reads: VecDeque<EndpointKey>,
     shares: HashMap<Network, Share>,
     /// Those of whom somebody waits, in turn.
     turns: VecDeque<Network>,
@@ -146,9 +146,9 @@ impl Budget {
     }
 
     /// An endpoint's frame has come whole, or never will.
-    pub(super) fn finished(&mut self, network: Network, end: EndKey) {
+    pub(super) fn finished(&mut self, network: Network, endpoint: EndpointKey) {
         if let Some(share) = self.shares.get_mut(&network)
-            && share.finishing == Some(end)
+            && share.finishing == Some(endpoint)
         {
             share.finishing = None;
             self.tidy(network);
@@ -156,8 +156,8 @@ impl Budget {
     }
 
     /// Queues up to begin reading.
-    pub(super) fn wait_to_read(&mut self, end: EndKey) {
-        self.reads.push_back(end);
+    pub(super) fn wait_to_read(&mut self, endpoint: EndpointKey) {
+        self.reads.push_back(endpoint);
     }
 
     /// Queues up for more of a frame.
@@ -186,9 +186,9 @@ impl Budget {
     /// Returns who is next and has enough now; what a frame is given is taken.
     pub(super) fn next(&mut self) -> Option<Granted> {
         if self.used + SHORT <= self.limit
-            && let Some(end) = self.reads.pop_front()
+            && let Some(endpoint) = self.reads.pop_front()
         {
-            return Some(Granted::Read(end));
+            return Some(Granted::Read(endpoint));
         }
         for _ in 0..self.turns.len().min(TRIES) {
             let network = self.turns.pop_front()?;
@@ -205,32 +205,32 @@ impl Budget {
 
     /// Gives the first who waits of `network` what it needs, if it may have it.
     fn grant(&mut self, network: Network) -> Option<Granted> {
-        let Waiting { end, step, rest } = *self.shares.get(&network)?.waiting.front()?;
+        let Waiting { endpoint, step, rest } = *self.shares.get(&network)?.waiting.front()?;
         let has_room = self.used + step <= self.long && self.has_share(network, step);
         let share = self.shares.get_mut(&network)?;
         let amount = if has_room {
             step
         } else if share.finishing.is_none() && self.used + rest <= self.ending {
-            share.finishing = Some(end);
+            share.finishing = Some(endpoint);
             rest
         } else {
             return None;
         };
         share.waiting.pop_front();
         self.charge(network, 0, amount);
-        Some(Granted::Bytes(end, amount))
+        Some(Granted::Bytes(endpoint, amount))
     }
 
     /// Takes one who has gone out of the queues.
-    pub(super) fn leave(&mut self, network: Network, end: EndKey) {
-        self.reads.retain(|waiting| *waiting != end);
+    pub(super) fn leave(&mut self, network: Network, endpoint: EndpointKey) {
+        self.reads.retain(|waiting| *waiting != endpoint);
         if let Some(share) = self.shares.get_mut(&network) {
-            share.waiting.retain(|waiting| waiting.end != end);
+            share.waiting.retain(|waiting| waiting.endpoint != endpoint);
             if share.waiting.is_empty() {
                 self.turns.retain(|turn| *turn != network);
             }
         }
-        self.finished(network, end);
+        self.finished(network, endpoint);
         self.tidy(network);
     }
 

@@ -1,7 +1,7 @@
 //! What a gateway is to be. `crate::config` fills this in from a file.
 
 use super::handshake::Key;
-use super::ticket::Issuer;
+use super::token::TokenIssuer;
 use super::wire::MAX_PACKET;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ pub struct Limits {
     /// Virtual connections that one client has dialled, at a time; default 8 (REQUIREMENTS section 3.1).
     pub per_client: usize,
     /// Ids that one client has opened and not dialled; default 64. A server may have 64 times as many. One more closes the oldest.
-    pub undialled: usize,
+    pub half_open: usize,
     /// Violations within a minute with which a connection is dropped (S2-A10); default 100.
     pub violations: u32,
     /// Virtual connections in all; default 1 000 000.
@@ -31,7 +31,7 @@ impl Default for Limits {
             queue: 1 << 20,
             memory: 256 << 20,
             per_client: 8,
-            undialled: 64,
+            half_open: 64,
             violations: 100,
             virtual_connections: 1_000_000,
         }
@@ -44,10 +44,10 @@ pub struct Times {
     /// Silence after which an endpoint is asked for a Ping, and how long it may take to answer; default 30 s. One that takes
     /// nothing of what waits for it for twice that long is dropped.
     pub ping: Duration,
-    /// A server's handshake, or a client's ticket; default 3 s.
+    /// A server's handshake, or a client's token; default 3 s.
     pub handshake: Duration,
     /// How long a sender with several virtual connections may be held up by one of them before that one is closed; default 5 s.
-    pub hold: Duration,
+    pub pause: Duration,
     /// From the first byte of a frame to its last; default 60 s.
     pub frame: Duration,
 }
@@ -57,7 +57,7 @@ impl Default for Times {
         Self {
             ping: Duration::from_secs(30),
             handshake: Duration::from_secs(3),
-            hold: Duration::from_secs(5),
+            pause: Duration::from_secs(5),
             frame: Duration::from_secs(60),
         }
     }
@@ -75,20 +75,20 @@ pub enum Duplicates {
 
 /// What the machine has to know.
 #[derive(Debug, Clone, Default)]
-pub struct Rules {
+pub struct RouterConfig {
     /// Caps.
     pub limits: Limits,
     /// Timers.
     pub times: Times,
-    /// Who has signed the tickets that clients must show; default none, and none are asked for.
-    pub tickets: Option<Issuer>,
+    /// Who has signed the tokens that clients must show; default none, and none are asked for.
+    pub tokens: Option<TokenIssuer>,
 }
 
 /// What a gateway is to be; the keys are filled in by the server.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
     /// What the machine has to know.
-    pub rules: Rules,
+    pub rules: RouterConfig,
     /// Servers with an id that is taken.
     pub duplicates: Duplicates,
     /// What servers prove to hold.

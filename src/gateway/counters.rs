@@ -12,7 +12,7 @@ pub struct Counters {
     /// Virtual connections now, those counted that are closed while bytes wait.
     pub virtual_connections: u64,
     /// Ids opened and not dialled now.
-    pub opened: u64,
+    pub half_open: u64,
     /// Bytes that wait now, and what is set aside for frames that are coming.
     pub waiting: u64,
     /// Virtual connections that were accepted.
@@ -28,33 +28,33 @@ pub struct Counters {
     /// Virtual connections that were closed because their receiver was too slow.
     pub slow: u64,
     /// Times that a sender was not read for a while.
-    pub holds: u64,
+    pub pauses: u64,
     /// Times that a sender was not read for a while because its address had its share of the memory.
     pub share_waits: u64,
-    /// Dials refused, by [`Refusal`].
-    pub refused: [u64; Refusal::ALL.len()],
-    /// Connections dropped, by [`Why`].
-    pub dropped: [u64; Why::ALL.len()],
+    /// Dials refused, by [`DialRefusal`].
+    pub refused: [u64; DialRefusal::ALL.len()],
+    /// Connections dropped, by [`CloseReason`].
+    pub dropped: [u64; CloseReason::ALL.len()],
 }
 
-/// Why a Dial was refused.
+/// CloseReason a Dial was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
+pub enum DialRefusal {
     /// The id was not opened by the dialler.
     NotOpened,
     /// Nobody has the remote id.
     Unknown,
     /// The dialler has as many virtual connections as it may, or all together have.
     Full,
-    /// The dialler's ticket, or the dialled client's, does not admit to it.
-    Ticket,
-    /// The other end does not take what waits for it.
+    /// The dialler's token, or the dialled client's, does not admit to it.
+    Token,
+    /// The other endpoint does not take what waits for it.
     Busy,
 }
 
-impl Refusal {
+impl DialRefusal {
     /// All of them, in the order of the counters.
-    pub const ALL: [Self; 5] = [Self::NotOpened, Self::Unknown, Self::Full, Self::Ticket, Self::Busy];
+    pub const ALL: [Self; 5] = [Self::NotOpened, Self::Unknown, Self::Full, Self::Token, Self::Busy];
 
     /// The label in the metrics.
     #[must_use]
@@ -63,15 +63,15 @@ impl Refusal {
             Self::NotOpened => "not_opened",
             Self::Unknown => "unknown",
             Self::Full => "full",
-            Self::Ticket => "ticket",
+            Self::Token => "token",
             Self::Busy => "busy",
         }
     }
 }
 
-/// Why a connection was dropped.
+/// CloseReason a connection was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
+pub enum CloseReason {
     /// What came is no frame, or a command that endpoints do not send.
     Malformed,
     /// Too many violations.
@@ -82,13 +82,13 @@ pub enum Why {
     Unread,
     /// A frame took too long to come.
     SlowFrame,
-    /// A ticket is asked for, and none came that is good.
-    Ticket,
+    /// A token is asked for, and none came that is good.
+    Token,
     /// A server with the same id has come.
     Replaced,
 }
 
-impl Why {
+impl CloseReason {
     /// All of them, in the order of the counters.
     pub const ALL: [Self; 7] = [
         Self::Malformed,
@@ -96,7 +96,7 @@ impl Why {
         Self::Silent,
         Self::Unread,
         Self::SlowFrame,
-        Self::Ticket,
+        Self::Token,
         Self::Replaced,
     ];
 
@@ -109,7 +109,7 @@ impl Why {
             Self::Silent => "silent",
             Self::Unread => "unread",
             Self::SlowFrame => "slow_frame",
-            Self::Ticket => "ticket",
+            Self::Token => "token",
             Self::Replaced => "replaced",
         }
     }
@@ -124,7 +124,7 @@ impl Counters {
             ("clients", "gauge", self.clients),
             ("servers", "gauge", self.servers),
             ("virtual_connections", "gauge", self.virtual_connections),
-            ("opened_ids", "gauge", self.opened),
+            ("opened_ids", "gauge", self.half_open),
             ("waiting_bytes", "gauge", self.waiting),
             ("accepted_total", "counter", self.accepted),
             ("messages_total", "counter", self.messages),
@@ -132,14 +132,14 @@ impl Counters {
             ("late_messages_total", "counter", self.late),
             ("violations_total", "counter", self.violations),
             ("slow_connections_total", "counter", self.slow),
-            ("holds_total", "counter", self.holds),
+            ("holds_total", "counter", self.pauses),
             ("share_waits_total", "counter", self.share_waits),
         ] {
             // Writing to a String does not fail.
             let _ = writeln!(text, "# TYPE ginnel_gateway_{name} {kind}\nginnel_gateway_{name} {value}");
         }
-        let refused = Refusal::ALL.map(Refusal::name).into_iter().zip(self.refused);
-        let dropped = Why::ALL.map(Why::name).into_iter().zip(self.dropped);
+        let refused = DialRefusal::ALL.map(DialRefusal::name).into_iter().zip(self.refused);
+        let dropped = CloseReason::ALL.map(CloseReason::name).into_iter().zip(self.dropped);
         let mut labelled = |name: &str, counts: &mut dyn Iterator<Item = (&str, u64)>| {
             let _ = writeln!(text, "# TYPE ginnel_gateway_{name} counter");
             for (why, count) in counts {

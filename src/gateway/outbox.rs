@@ -56,7 +56,7 @@ impl Outbox {
     }
 
     /// Appends a command.
-    pub(super) fn tell(&mut self, command: Command<'_>) {
+    pub(super) fn push_command(&mut self, command: Command<'_>) {
         let mut frame = [0; wire::MAX_COMMAND];
         let mut rest = &mut frame[..];
         command.emit(&mut rest);
@@ -88,7 +88,7 @@ impl Outbox {
     }
 
     /// Takes off what has left; calls `gone` with each virtual connection that frames of have left whole, and their bytes.
-    pub(super) fn left(&mut self, mut count: usize, mut gone: impl FnMut(ConnId, usize)) {
+    pub(super) fn advance(&mut self, mut count: usize, mut gone: impl FnMut(ConnId, usize)) {
         let mut done: Option<(ConnId, usize)> = None;
         self.len = self.len.saturating_sub(count);
         while count > 0 {
@@ -146,7 +146,7 @@ impl Outbox {
     }
 
     /// Drops the frames of one virtual connection but for one that has begun to leave; returns how many bytes that were.
-    pub(super) fn forget(&mut self, forgotten: ConnId) -> usize {
+    pub(super) fn remove_connection(&mut self, forgotten: ConnId) -> usize {
         self.seal();
         let before = self.len;
         let mut begun = self.begun.map_or(0, |(_, rest)| rest);
@@ -234,8 +234,8 @@ mod tests {
     fn forgetting_keeps_what_has_begun_to_leave() {
         let mut outbox = Outbox::default();
         outbox.push(BytesMut::from(&[&frame(1, 50)[..], &frame(1, 9), &frame(2, 9)].concat()[..]));
-        outbox.left(20, |_, _| panic!("no frame has left whole"));
-        assert_eq!(outbox.forget(ConnId(1)), 17);
+        outbox.advance(20, |_, _| panic!("no frame has left whole"));
+        assert_eq!(outbox.remove_connection(ConnId(1)), 17);
         assert_eq!(outbox.first(), &frame(1, 50)[20..]);
         assert_eq!(whole(&outbox), [&frame(1, 50)[20..], &frame(2, 9)].concat());
     }
@@ -252,7 +252,7 @@ mod tests {
             let (mut stream, mut waiting) = (Vec::new(), HashMap::<u32, usize>::new());
             for (conn, len) in &pushed {
                 if *conn == 0 {
-                    outbox.tell(Command::Ping);
+                    outbox.push_command(Command::Ping);
                     Command::Ping.emit(&mut stream);
                 } else {
                     stream.extend_from_slice(&frame(*conn, *len));
@@ -265,10 +265,10 @@ mod tests {
             let mut at = 0;
             for (index, piece) in pieces.iter().enumerate() {
                 let piece = (*piece).min(outbox.len());
-                outbox.left(piece, |conn, bytes| *waiting.get_mut(&conn.0).unwrap() -= bytes);
+                outbox.advance(piece, |conn, bytes| *waiting.get_mut(&conn.0).unwrap() -= bytes);
                 at += piece;
                 if index == pieces.len() / 2 {
-                    let dropped = outbox.forget(ConnId(forgotten));
+                    let dropped = outbox.remove_connection(ConnId(forgotten));
                     *waiting.entry(forgotten).or_default() -= dropped;
                     stream = [&stream[..at], &whole(&outbox)].concat();
                 }
@@ -276,7 +276,7 @@ mod tests {
                 prop_assert_eq!(outbox.len(), stream.len() - at);
             }
             let rest = outbox.len();
-            outbox.left(rest, |conn, bytes| *waiting.get_mut(&conn.0).unwrap() -= bytes);
+            outbox.advance(rest, |conn, bytes| *waiting.get_mut(&conn.0).unwrap() -= bytes);
             prop_assert!(outbox.is_empty() && outbox.control() == 0);
             prop_assert!(waiting.values().all(|bytes| *bytes == 0), "{:?}", waiting);
         }

@@ -111,11 +111,11 @@ impl Service {
 
     /// Ends it, with all its connections, and waits for it.
     pub async fn shutdown(self) {
-        self.handle.tell(ToWorker::Stop);
+        self.handle.send(ToWorker::Stop);
         let thread = self.thread;
         let joined = tokio::task::spawn_blocking(|| thread.join()).await;
         if !matches!(joined, Ok(Ok(()))) {
-            tracing::warn!("the gateway did not end well");
+            tracing::warn!("the gateway did not endpoint well");
         }
     }
 }
@@ -153,7 +153,7 @@ impl Handle {
         Ok(())
     }
 
-    /// Gives the worker one end of a socket pair that stands for `peer`; returns the other end.
+    /// Gives the worker one endpoint of a socket pair that stands for `peer`; returns the other endpoint.
     ///
     /// # Errors
     /// The system's, where there are no more descriptors.
@@ -164,7 +164,7 @@ impl Handle {
         Ok(ours)
     }
 
-    /// Carries a stream that is not a plain socket, until either side ends it. Its writes have no deadline of their own.
+    /// Carries a stream that is not a plain socket, until either side endpoints it. Its writes have no deadline of their own.
     ///
     /// # Errors
     /// The stream's.
@@ -176,7 +176,7 @@ impl Handle {
     ) -> io::Result<()> {
         let (mut from, mut to) = self.pair(peer, permit)?.into_split();
         let (mut reader, mut writer) = tokio::io::split(stream);
-        // Either end is the end of both: an endpoint that the gateway has dropped may never say another word.
+        // Either endpoint is the endpoint of both: an endpoint that the gateway has dropped may never say another word.
         let copied = tokio::select! {
             copied = copy(&mut reader, &mut to) => copied,
             copied = copy(&mut from, &mut writer) => copied,
@@ -258,15 +258,15 @@ impl Handle {
     /// Returns what there is and has been; `None` when the gateway has ended.
     pub async fn counters(&self) -> Option<Counters> {
         let (reply, counters) = oneshot::channel();
-        self.tell(ToWorker::Count(reply));
+        self.send(ToWorker::Count(reply));
         counters.await.ok()
     }
 
     fn arrive(&self, who: Who, socket: Socket, early: BytesMut, permit: impl Any + Send) {
-        self.tell(ToWorker::Arrived(Arrival { who, socket, early, permit: Box::new(permit) }));
+        self.send(ToWorker::Arrived(Arrival { who, socket, early, permit: Box::new(permit) }));
     }
 
-    fn tell(&self, told: ToWorker) {
+    fn send(&self, told: ToWorker) {
         // A worker that has ended closes what it is not told of any more.
         if self.queue.send(told).is_ok()
             && let Err(error) = self.bell.wake()
@@ -285,12 +285,12 @@ fn random<const N: usize>() -> io::Result<[u8; N]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateway::{Rules, Times};
+    use crate::gateway::{RouterConfig, Times};
 
     #[tokio::test]
     async fn a_stream_that_the_gateway_has_dropped_is_carried_no_longer_though_its_other_end_stays() {
         let ping = Duration::from_millis(20);
-        let rules = Rules { times: Times { ping, ..Times::default() }, ..Rules::default() };
+        let rules = RouterConfig { times: Times { ping, ..Times::default() }, ..RouterConfig::default() };
         let service = Service::start(Config { rules, ..Config::default() }, 1).unwrap();
         let (mut silent, mut stream) = tokio::io::duplex(4096);
         let handle = service.handle();
@@ -301,9 +301,9 @@ mod tests {
         .await;
         assert!(carried.is_ok(), "it has answered no Ping");
         drop(stream);
-        let mut heard = Vec::new();
-        silent.read_to_end(&mut heard).await.unwrap();
-        assert_eq!(heard, b"\x05\0\0\0\0\0\0\0\x06");
+        let mut last_received = Vec::new();
+        silent.read_to_end(&mut last_received).await.unwrap();
+        assert_eq!(last_received, b"\x05\0\0\0\0\0\0\0\x06");
         service.shutdown().await;
     }
 }

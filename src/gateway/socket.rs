@@ -1,4 +1,4 @@
-//! What an endpoint is read and written through: its own TCP socket, or our end of a pair whose other end a task serves.
+//! What an endpoint is read and written through: its own TCP socket, or our endpoint of a pair whose other endpoint a task serves.
 
 use mio::event::Source;
 use mio::net::{TcpStream, UnixStream};

@@ -15,10 +15,10 @@ pub const HEAD: usize = 8;
 const LEAST: usize = 4;
 /// The longest packet where nothing else is set: connection and message, without the length.
 pub const MAX_PACKET: usize = 512 * 1024;
-/// The longest command but for a ticket, as a whole frame.
+/// The longest command but for a token, as a whole frame.
 pub const MAX_COMMAND: usize = HEAD + 1 + 8;
 
-/// A virtual connection, the same number at both ends; 0 for the gateway itself.
+/// A virtual connection, the same number at both endpoints; 0 for the gateway itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId(pub u32);
 
@@ -44,14 +44,14 @@ pub enum Command<'a> {
     },
     /// 3, to whoever dialled: there will be no connection, and the id is gone.
     Refuse(ConnId),
-    /// 4, to both ends: the connection carries messages.
+    /// 4, to both endpoints: the connection carries messages.
     Accept {
         /// The id.
         conn: ConnId,
-        /// The other end.
+        /// The other endpoint.
         remote: u32,
     },
-    /// 5, from either end and to both: the id is gone.
+    /// 5, from either endpoint and to both: the id is gone.
     Close(ConnId),
     /// 6: to endpoints it asks for a sign of life, from endpoints it is one.
     Ping,
@@ -62,8 +62,8 @@ pub enum Command<'a> {
         /// Bytes, whole frames.
         bytes: u32,
     },
-    /// 8, a client's first frame where the gateway asks for one: see [`super::ticket`].
-    Ticket(&'a [u8]),
+    /// 8, a client's first frame where the gateway asks for one: see [`super::token`].
+    Token(&'a [u8]),
 }
 
 /// One frame that has come whole.
@@ -71,7 +71,7 @@ pub enum Command<'a> {
 pub enum Frame<'a> {
     /// For the gateway, or from it.
     Command(Command<'a>),
-    /// For the other end of a virtual connection.
+    /// For the other endpoint of a virtual connection.
     Data {
         /// Which.
         conn: ConnId,
@@ -80,7 +80,7 @@ pub enum Frame<'a> {
     },
 }
 
-/// Why a stream of frames cannot go on.
+/// CloseReason a stream of frames cannot go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WireError {
@@ -149,7 +149,7 @@ fn command(message: &[u8]) -> Result<Command<'_>, WireError> {
         5 => one().map(Command::Close),
         6 => none().map(|()| Command::Ping),
         7 => two().map(|(conn, bytes)| Command::Credit { conn, bytes }),
-        8 => Ok(Command::Ticket(arguments)),
+        8 => Ok(Command::Token(arguments)),
         unknown => Err(WireError::Unknown(*unknown)),
     }
 }
@@ -166,15 +166,15 @@ impl Command<'_> {
             Self::Close(conn) => (5, &[conn.0]),
             Self::Ping => (6, &[]),
             Self::Credit { conn, bytes } => (7, &[conn.0, *bytes]),
-            Self::Ticket(_) => (8, &[]),
+            Self::Token(_) => (8, &[]),
         };
-        let ticket = if let Self::Ticket(ticket) = self { ticket } else { &[][..] };
-        head(to, ConnId(0), 1 + 4 * arguments.len() + ticket.len());
+        let token = if let Self::Token(token) = self { token } else { &[][..] };
+        head(to, ConnId(0), 1 + 4 * arguments.len() + token.len());
         to.put_u8(kind);
         for argument in arguments {
             to.put_u32_le(*argument);
         }
-        to.put_slice(ticket);
+        to.put_slice(token);
     }
 }
 
@@ -218,7 +218,7 @@ mod tests {
             (Command::Close(conn), b"\x09\0\0\0\0\0\0\0\x05\x37\x25\0\0"),
             (Command::Ping, b"\x05\0\0\0\0\0\0\0\x06"),
             (Command::Credit { conn, bytes: 65_536 }, b"\x0d\0\0\0\0\0\0\0\x07\x37\x25\0\0\0\0\x01\0"),
-            (Command::Ticket(b"let me"), b"\x0b\0\0\0\0\0\0\0\x08let me"),
+            (Command::Token(b"let me"), b"\x0b\0\0\0\0\0\0\0\x08let me"),
         ] {
             assert_eq!(emitted(command), bytes);
             assert_eq!(frame(bytes, MAX_PACKET), Ok(Some((Frame::Command(command), bytes.len()))));

@@ -6,8 +6,8 @@
 use super::budget::SHORT;
 use super::config::{Config, Duplicates};
 use super::counters::Counters;
-use super::end::EndKey;
-use super::machine::{Next, Output, Switchboard};
+use super::endpoint::EndpointKey;
+use super::machine::{Output, ReadAction, Router};
 use super::outbox::SHARED;
 use super::socket::Socket;
 use crate::clock::Now;
@@ -72,12 +72,12 @@ struct Place {
     /// What has come and is not taken yet.
     input: BytesMut,
     /// What the machine said of it.
-    next: Next,
+    next: ReadAction,
     is_server: bool,
     /// The machine is to look at the input again.
     is_offered: bool,
     is_readable: bool,
-    /// The other side will send nothing more: it is read to the end.
+    /// The other side will send nothing more: it is read to the endpoint.
     is_ending: bool,
     is_writable: bool,
     /// It is in the list of those to be read, or to be written.
@@ -106,13 +106,13 @@ fn chunk(spent: &mut VecDeque<BytesMut>, newest: BytesMut) -> BytesMut {
 }
 
 pub(super) struct Worker {
-    board: Switchboard,
+    router: Router,
     poll: Poll,
     queue: Receiver<ToWorker>,
     /// By key.
     places: Vec<Option<Place>>,
     /// Clients and servers to be read, and those to be written.
-    lists: [VecDeque<EndKey>; 3],
+    lists: [VecDeque<EndpointKey>; 3],
     /// Bytes read in this turn.
     read: usize,
     /// What is read into, initialised, and what is left of chunks before it.
@@ -131,7 +131,7 @@ impl Worker {
         let poll = Poll::new()?;
         let bell = Waker::new(poll.registry(), BELL)?;
         let worker = Self {
-            board: Switchboard::new(config.rules.clone(), rng),
+            router: Router::new(config.rules.clone(), rng),
             poll,
             queue,
             places: Vec::new(),
@@ -150,7 +150,7 @@ impl Worker {
         loop {
             let idle = self.lists.iter().all(VecDeque::is_empty);
             let wait = if idle {
-                self.board.poll_timeout().map(|at| at.saturating_duration_since(time::now().mono))
+                self.router.poll_timeout().map(|at| at.saturating_duration_since(time::now().mono))
             } else {
                 Some(std::time::Duration::ZERO)
             };
@@ -179,8 +179,8 @@ impl Worker {
                     }
                 }
             }
-            if self.board.poll_timeout().is_some_and(|at| at <= now.mono) {
-                self.board.handle_timeout(now);
+            if self.router.poll_timeout().is_some_and(|at| at <= now.mono) {
+                self.router.handle_timeout(now);
                 self.carry_out();
             }
             for _ in 0..self.lists[TO_WRITE].len() {
@@ -197,7 +197,7 @@ impl Worker {
             match self.queue.try_recv() {
                 Ok(ToWorker::Arrived(arrival)) => self.arrive(now, arrival),
                 // Whoever asked may have gone.
-                Ok(ToWorker::Count(reply)) => drop(reply.send(self.board.counters())),
+                Ok(ToWorker::Count(reply)) => drop(reply.send(self.router.counters())),
                 Err(TryRecvError::Empty) => return true,
                 Ok(ToWorker::Stop) | Err(TryRecvError::Disconnected) => return false,
             }
@@ -207,9 +207,9 @@ impl Worker {
     fn arrive(&mut self, now: Now, arrival: Arrival) {
         let Arrival { who, mut socket, early, permit } = arrival;
         let key = match who {
-            Who::Client { ip } => self.board.handle_client(now, ip),
+            Who::Client { ip } => self.router.add_client(now, ip),
             Who::Server { id, credit, duplicates } => {
-                match self.board.handle_server(now, id, credit, duplicates) {
+                match self.router.add_server(now, id, credit, duplicates) {
                     Ok(key) => key,
                     Err(_) => {
                         sampled!(info, now.mono, id, "a gateway server was refused: its id is taken");
@@ -222,7 +222,7 @@ impl Worker {
         self.carry_out();
         if let Err(error) = socket.register(self.poll.registry(), Token(key.0)) {
             sampled!(warn, now.mono, %error, "a gateway connection cannot be watched");
-            self.board.handle_gone(now, key);
+            self.router.handle_disconnected(now, key);
             return self.carry_out();
         }
         if self.places.len() <= key.0 {
@@ -231,7 +231,7 @@ impl Worker {
         self.places[key.0] = Some(Place {
             socket,
             input: early,
-            next: Next::Read { missing: 0, only: false },
+            next: ReadAction::Read { missing: 0, only: false },
             is_server: !matches!(who, Who::Client { .. }),
             is_offered: true,
             is_readable: true,
@@ -244,14 +244,14 @@ impl Worker {
     }
 
     fn note(&mut self, now: Now, event: &mio::event::Event) {
-        let key = EndKey(event.token().0);
+        let key = EndpointKey(event.token().0);
         let Some(Some(place)) = self.places.get_mut(key.0) else { return };
         if event.is_error() {
             return self.gone(now, key);
         }
         if event.is_readable() || event.is_read_closed() || event.is_write_closed() {
             place.is_readable = true;
-            // What was sent before the end is still to be read.
+            // What was sent before the endpoint is still to be read.
             place.is_ending |= event.is_read_closed() || event.is_write_closed();
             self.list_to_read(key);
         }
@@ -264,7 +264,7 @@ impl Worker {
     }
 
     /// Puts an endpoint on a list, once.
-    fn list(&mut self, list: usize, key: EndKey) {
+    fn list(&mut self, list: usize, key: EndpointKey) {
         if let Some(Some(place)) = self.places.get_mut(key.0)
             && !std::mem::replace(&mut place.is_listed[list], true)
         {
@@ -272,13 +272,13 @@ impl Worker {
         }
     }
 
-    fn list_to_read(&mut self, key: EndKey) {
+    fn list_to_read(&mut self, key: EndpointKey) {
         if let Some(Some(place)) = self.places.get(key.0) {
             self.list(if place.is_server { SERVERS } else { CLIENTS }, key);
         }
     }
 
-    fn next_listed(&mut self, list: usize) -> Option<EndKey> {
+    fn next_listed(&mut self, list: usize) -> Option<EndpointKey> {
         let key = self.lists[list].pop_front()?;
         // It may be another one's key by now, who is then looked at for nothing.
         self.places.get_mut(key.0)?.as_mut()?.is_listed[list] = false;
@@ -287,16 +287,16 @@ impl Worker {
 
     /// Does what the machine says.
     fn carry_out(&mut self) {
-        while let Some(output) = self.board.poll_output() {
+        while let Some(output) = self.router.poll_output() {
             match output {
-                Output::Send(key) => self.list(TO_WRITE, key),
+                Output::Transmit(key) => self.list(TO_WRITE, key),
                 Output::Resume(key) => {
                     if let Some(Some(place)) = self.places.get_mut(key.0) {
                         place.is_offered = true;
                     }
                     self.list_to_read(key);
                 }
-                Output::Drop(key, why) => {
+                Output::Close(key, why) => {
                     tracing::debug!(why = why.name(), "a gateway connection is dropped");
                     if let Some(place) = self.places.get_mut(key.0) {
                         *place = None;
@@ -306,24 +306,24 @@ impl Worker {
         }
     }
 
-    fn gone(&mut self, now: Now, key: EndKey) {
+    fn gone(&mut self, now: Now, key: EndpointKey) {
         if let Some(place) = self.places.get_mut(key.0) {
             *place = None;
         }
-        self.board.handle_gone(now, key);
+        self.router.handle_disconnected(now, key);
         self.carry_out();
     }
 
     /// Reads an endpoint until nothing is there, or it is another one's turn.
-    fn read(&mut self, now: Now, key: EndKey) {
+    fn read(&mut self, now: Now, key: EndpointKey) {
         for _ in 0..SERVER_READS {
             let Some(Some(place)) = self.places.get_mut(key.0) else { return };
             if std::mem::take(&mut place.is_offered) {
-                place.next = self.board.handle_frames(now, key, &mut place.input);
+                place.next = self.router.handle_frames(now, key, &mut place.input);
                 self.carry_out();
                 continue;
             }
-            let Next::Read { missing, only } = place.next else { return };
+            let ReadAction::Read { missing, only } = place.next else { return };
             if !place.is_readable {
                 return;
             }
@@ -335,13 +335,13 @@ impl Worker {
             }
         }
         let Some(Some(place)) = self.places.get(key.0) else { return };
-        if place.is_offered || (place.is_readable && matches!(place.next, Next::Read { .. })) {
+        if place.is_offered || (place.is_readable && matches!(place.next, ReadAction::Read { .. })) {
             self.list_to_read(key);
         }
     }
 
     /// Reads once: first what is missing of a frame, behind its beginning, then into common room.
-    fn read_once(&mut self, now: Now, key: EndKey, missing: usize, only: bool) -> io::Result<()> {
+    fn read_once(&mut self, now: Now, key: EndpointKey, missing: usize, only: bool) -> io::Result<()> {
         let Some(Some(place)) = self.places.get_mut(key.0) else { return Ok(()) };
         if self.scratch.len() < LEAST_ROOM {
             let spent = std::mem::take(&mut self.scratch);
@@ -375,21 +375,21 @@ impl Worker {
             }
         };
         self.read += count;
-        // A short read has emptied the socket; what comes next, the end excepted, is announced.
+        // A short read has emptied the socket; what comes next, the endpoint excepted, is announced.
         place.is_readable = count == offered || place.is_ending;
         place.input.truncate(begun + count.min(own));
         let mut piece = self.scratch.split_to(count.saturating_sub(own));
         if !place.input.is_empty() {
-            place.next = self.board.handle_frames(now, key, &mut place.input);
+            place.next = self.router.handle_frames(now, key, &mut place.input);
         }
         if !piece.is_empty() {
-            if place.input.is_empty() && matches!(place.next, Next::Read { .. }) {
-                place.next = self.board.handle_frames(now, key, &mut piece);
+            if place.input.is_empty() && matches!(place.next, ReadAction::Read { .. }) {
+                place.next = self.router.handle_frames(now, key, &mut piece);
                 // A short rest would hold on to a whole chunk.
                 place.input = if piece.len() < SHARED { BytesMut::from(&piece[..]) } else { piece };
             } else {
                 place.input.extend_from_slice(&piece);
-                place.is_offered |= matches!(place.next, Next::Read { .. });
+                place.is_offered |= matches!(place.next, ReadAction::Read { .. });
             }
         }
         if place.input.is_empty() {
@@ -400,7 +400,7 @@ impl Worker {
     }
 
     /// Writes what waits for an endpoint, until its system takes no more or it is another one's turn.
-    fn write(&mut self, now: Now, key: EndKey) {
+    fn write(&mut self, now: Now, key: EndpointKey) {
         let mut written = 0;
         loop {
             let Some(Some(place)) = self.places.get_mut(key.0) else { return };
@@ -409,10 +409,10 @@ impl Worker {
             }
             let mut slices = [IoSlice::new(&[]); SLICES];
             let count = if self.one_write_per_frame {
-                slices[0] = IoSlice::new(self.board.peek_one(key));
+                slices[0] = IoSlice::new(self.router.peek_frame(key));
                 usize::from(!slices[0].is_empty())
             } else {
-                self.board.peek(key, &mut slices)
+                self.router.peek(key, &mut slices)
             };
             if count == 0 {
                 return;
@@ -422,7 +422,7 @@ impl Worker {
                 Ok(count) => {
                     place.is_writable = count == offered;
                     written += count;
-                    self.board.handle_written(now, key, count);
+                    self.router.handle_written(now, key, count);
                     self.carry_out();
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => place.is_writable = false,

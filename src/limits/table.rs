@@ -81,7 +81,7 @@ limits! {
         /// Virtual connections that one client has dialled.
         GatewayPerClient = "gateway.limits.per_client",
         /// Ids that one endpoint has opened and not dialled; the oldest is closed.
-        GatewayUndialled = "gateway.limits.undialled",
+        GatewayHalfOpen = "gateway.limits.half_open",
         /// Messages for others' ids within a minute; the connection is dropped.
         GatewayViolations = "gateway.limits.violations",
         /// Virtual connections in all.

@@ -3,7 +3,7 @@
 use super::{AuthConfig, LimitsConfig, StaticUser};
 use crate::gateway;
 use crate::gateway::handshake::Key;
-use crate::gateway::ticket::Issuer;
+use crate::gateway::token::TokenIssuer;
 use crate::signaling;
 use crate::state::State;
 use crate::stun_server::ServerAddress;
@@ -68,8 +68,8 @@ pub struct GatewayConfig {
     pub tls_port: Option<u16>,
     /// Who signs those certificates: a PEM file.
     pub client_ca: Option<PathBuf>,
-    /// Whether clients must show tickets; default no.
-    pub tickets: bool,
+    /// Whether clients must show a gateway token; default no.
+    pub require_token: bool,
     /// The rest; without a key the server's own is used.
     pub service: gateway::Config,
 }
@@ -84,7 +84,7 @@ impl Default for GatewayConfig {
             hmac_port: None,
             tls_port: None,
             client_ca: None,
-            tickets: false,
+            require_token: false,
             service: gateway::Config::default(),
         }
     }
@@ -96,7 +96,7 @@ impl GatewayConfig {
         let mut service = self.service.clone();
         service.key = service.key.or_else(|| Key::new(config.gateway_key(state)).ok());
         service.access_keys = Key::new(state.access_key.as_bytes()).into_iter().collect();
-        service.rules.tickets = self.tickets.then(|| config.ticket_issuer(state));
+        service.rules.tokens = self.require_token.then(|| config.token_issuer(state));
         service
     }
 }
@@ -120,10 +120,10 @@ impl Config {
         HEXLOWER.encode(&self.auth.derive(state, "gateway servers"))
     }
 
-    /// Returns what signs tickets for the gateway's clients.
+    /// Returns what signs tokens for the gateway's clients.
     #[must_use]
-    pub fn ticket_issuer(&self, state: &State) -> Issuer {
-        Issuer::new(&self.auth.derive(state, "gateway tickets"))
+    pub fn token_issuer(&self, state: &State) -> TokenIssuer {
+        TokenIssuer::new(&self.auth.derive(state, "gateway tickets"))
     }
 }
 

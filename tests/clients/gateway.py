@@ -24,7 +24,7 @@ import struct
 import sys
 import time
 
-NEW, OPEN, DIAL, REFUSE, ACCEPT, CLOSE, PING, CREDIT, TICKET = range(9)
+NEW, OPEN, DIAL, REFUSE, ACCEPT, CLOSE, PING, CREDIT, TOKEN = range(9)
 WINDOW = 64 * 1024                                      # bytes that the other side may send at first, where there is credit
 GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"          # RFC 6455 section 1.3
 RETRY = 0.1                                             # seconds after which a refused dial is tried again
@@ -288,9 +288,9 @@ def connect(args):
     endpoint = kind(line, time.monotonic() + args.timeout, not args.mute)
     if args.id is not None:
         endpoint.shake(args.key.encode(), args.id)
-    if args.ticket:
-        code = args.ticket.removeprefix("gt_")
-        line.write(frame(0, bytes([TICKET]) + base64.urlsafe_b64decode(code + "=" * (-len(code) % 4))))
+    if args.token:
+        code = args.token.removeprefix("gt_")
+        line.write(frame(0, bytes([TOKEN]) + base64.urlsafe_b64decode(code + "=" * (-len(code) % 4))))
     if args.greet:
         endpoint.command(PING)
     return endpoint
@@ -380,7 +380,7 @@ def main():
     parser.add_argument("--id", type=int, help="be this server")
     parser.add_argument("--key", help="the servers' key; its bytes are those of this text")
     parser.add_argument("--hmac", action="store_true")
-    parser.add_argument("--ticket", help="a client's, gt_…")
+    parser.add_argument("--token", help="a gateway token, gt_…")
     parser.add_argument("--tls", metavar="ROOT.pem")
     parser.add_argument("--certificate", metavar="PEM")
     parser.add_argument("--private-key", metavar="PEM")

@@ -6,6 +6,8 @@ use std::path::Path;
 
 #[path = "../../fuzz/targets/client_hello.rs"]
 mod client_hello;
+#[path = "../../fuzz/targets/gateway_router.rs"]
+mod gateway_router;
 #[path = "../../fuzz/targets/gateway_wire.rs"]
 mod gateway_wire;
 #[path = "../../fuzz/targets/hub_machine.rs"]
@@ -20,8 +22,6 @@ mod signaling_wire;
 mod stream_framing;
 #[path = "../../fuzz/targets/stun_codec.rs"]
 mod stun_codec;
-#[path = "../../fuzz/targets/switchboard.rs"]
-mod switchboard;
 
 /// Runs `target` over every file of its corpus, and of its regressions if there are any.
 fn replay(name: &str, target: fn(&[u8])) {
@@ -80,8 +80,8 @@ fn the_corpus_of_gateway_wire_breaks_nothing() {
 }
 
 #[test]
-fn the_corpus_of_switchboard_breaks_nothing() {
-    replay("switchboard", switchboard::run);
+fn the_corpus_of_gateway_router_breaks_nothing() {
+    replay("gateway_router", gateway_router::run);
 }
 
 /// The fuzzers' worlds under as many random inputs as `GINNEL_RANDOM_INPUTS` says, else 40.
@@ -95,7 +95,7 @@ fn random_inputs_break_neither_the_gateways_wire_nor_its_machine() {
         rng.fill_bytes(&mut input);
         let tried = catch_unwind(AssertUnwindSafe(|| {
             gateway_wire::run(&input);
-            switchboard::run(&input);
+            gateway_router::run(&input);
         }));
         if tried.is_err() {
             let path = std::env::temp_dir().join("ginnel-broken-input");

@@ -174,10 +174,10 @@ fn a_program_that_reads_late_is_waited_for() {
 
 #[test]
 fn failures_say_what_to_type_and_have_their_exit_codes() {
-    let house = house("tickets = true");
+    let house = house("require_token = true");
     let gateway = house.address.to_string();
     let access = house.key();
-    let ticket = house.told(&["gateway", "ticket", "--server", "8"]);
+    let ticket = house.told(&["gateway", "token", "--server", "8"]);
     let hmac = ports(&house).1.to_string();
     let serve = ["serve", "--gateway", &gateway, "--to", "22", "--id"];
     let connect = ["connect", "--gateway", &gateway, "--id"];
@@ -192,7 +192,7 @@ fn failures_say_what_to_type_and_have_their_exit_codes() {
         ),
         (vec!["connect", "--gateway", "127.0.0.1:1", "--id", "7"], None, 5, "[gateway] enabled"),
         ([&connect[..], &["7", "--gateway-token", "agent:x"]].concat(), None, 2, "gt_"),
-        ([&connect[..], &["7"]].concat(), None, 4, "ginnel gateway ticket"),
+        ([&connect[..], &["7"]].concat(), None, 4, "ginnel gateway token"),
         ([&connect[..], &["8", "--ticket", &ticket]].concat(), None, 3, "agent serve --id"),
         ([&connect[..], &["7", "--ticket", &ticket]].concat(), None, 3, "agent serve --id"),
     ];

@@ -8,7 +8,7 @@ use super::error::ConnectError;
 use super::settings::Settings;
 use super::tls::Tls;
 use crate::gateway::handshake::Key;
-use crate::gateway::ticket::Ticket;
+use crate::gateway::token::GatewayToken;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Connects to a gateway as a client.
@@ -36,10 +36,10 @@ impl DialClient {
 }
 
 impl<C: Codec> DialClient<C> {
-    /// Shows this ticket first, as gateways ask for that have `tickets = true`.
+    /// Shows this token first, as gateways ask for that have `tokens = true`.
     #[must_use]
-    pub fn ticket(mut self, ticket: Ticket) -> Self {
-        self.pass = Pass::Client(Some(ticket));
+    pub fn token(mut self, token: GatewayToken) -> Self {
+        self.pass = Pass::Client(Some(token));
         self
     }
 

@@ -4,7 +4,7 @@ use super::carrier::{Carrier, Io, NOT_A_FRAME};
 use super::error::ConnectError;
 use super::tls::Tls;
 use crate::gateway::handshake::{CHALLENGE, Key};
-use crate::gateway::ticket::Ticket;
+use crate::gateway::token::GatewayToken;
 use crate::net::connect::connect;
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
@@ -21,7 +21,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 /// What is said at the door.
 #[derive(Debug, Clone)]
 pub(super) enum Pass {
-    Client(Option<Ticket>),
+    Client(Option<GatewayToken>),
     Md5 { id: u32, key: Key },
     Hmac { id: u32, key: Key },
 }
@@ -36,9 +36,9 @@ impl Pass {
         !matches!(self, Self::Client(_))
     }
 
-    pub(super) fn ticket(&self) -> Option<&[u8]> {
+    pub(super) fn token(&self) -> Option<&[u8]> {
         match self {
-            Self::Client(Some(ticket)) => Some(&ticket.0),
+            Self::Client(Some(token)) => Some(&token.0),
             _ => None,
         }
     }

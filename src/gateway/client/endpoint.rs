@@ -253,7 +253,7 @@ async fn establish(
     let limit = settings.auth_timeout;
     let entering = async {
         pass.shake(&mut carrier).await?;
-        let mux = Mux::new(settings.limits(), pass.credit(), pass.ticket());
+        let mux = Mux::new(settings.limits(), pass.credit(), pass.token());
         let line = Arc::new(Line::new(mux, local));
         let mut running: Running = Box::pin(run(Arc::clone(&line), carrier, settings.clone(), stopped));
         tokio::select! {

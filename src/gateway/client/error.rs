@@ -39,7 +39,7 @@ pub enum ConnectError {
     /// What answers there does not speak WebSocket, or has no gateway behind this path.
     #[error("no WebSocket with the gateway: {0}")]
     WebSocket(String),
-    /// The gateway ended the connection: a wrong key or ticket, or an address that is not let in; where the MD5 handshake is spoken, also as
+    /// The gateway ended the connection: a wrong key or token, or an address that is not let in; where the MD5 handshake is spoken, also as
     /// [`ConnectError::Taken`].
     #[error("the gateway refused this endpoint")]
     Refused,

@@ -191,9 +191,9 @@ pub(super) struct Mux {
 }
 
 impl Mux {
-    /// Begins with the ticket, if there is one, and with a New: its answer shows that the gateway has let this endpoint in. `credit` says
+    /// Begins with the token, if there is one, and with a New: its answer shows that the gateway has let this endpoint in. `credit` says
     /// whether this is a door where command 7 is spoken.
-    pub(super) fn new(limits: Limits, credit: bool, ticket: Option<&[u8]>) -> Self {
+    pub(super) fn new(limits: Limits, credit: bool, token: Option<&[u8]>) -> Self {
         let mut mux = Self {
             limits,
             credit,
@@ -211,8 +211,8 @@ impl Mux {
             crowd: VecDeque::new(),
             events: VecDeque::new(),
         };
-        if let Some(ticket) = ticket {
-            mux.command(&Command::Ticket(ticket));
+        if let Some(token) = token {
+            mux.command(&Command::Token(token));
         }
         mux.probe();
         mux
@@ -275,7 +275,7 @@ impl Mux {
             Command::Accept { conn, remote } => self.accepted(conn, remote),
             Command::Close(conn) => self.closed(conn),
             Command::Credit { conn, bytes } => self.credited(conn, bytes),
-            Command::New | Command::Dial { .. } | Command::Ticket(_) => return Err(Fault::Unexpected),
+            Command::New | Command::Dial { .. } | Command::Token(_) => return Err(Fault::Unexpected),
         }
         Ok(())
     }

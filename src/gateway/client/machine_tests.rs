@@ -26,7 +26,7 @@ enum Sent {
     Ping,
     Credit(u32, u32),
     Data(u32, Vec<u8>),
-    Ticket(Vec<u8>),
+    GatewayToken(Vec<u8>),
 }
 
 fn sent(mux: &mut Mux) -> Vec<Sent> {
@@ -53,7 +53,7 @@ fn sent(mux: &mut Mux) -> Vec<Sent> {
                 Command::Close(conn) => Sent::Close(conn.0),
                 Command::Ping => Sent::Ping,
                 Command::Credit { conn, bytes } => Sent::Credit(conn.0, bytes),
-                Command::Ticket(ticket) => Sent::Ticket(ticket.to_vec()),
+                Command::Token(token) => Sent::GatewayToken(token.to_vec()),
                 other => panic!("no endpoint sends {other:?}"),
             },
         });
@@ -122,9 +122,9 @@ fn message(text: &'static str) -> Taken {
 }
 
 #[test]
-fn a_ticket_is_the_first_frame() {
+fn a_token_is_the_first_frame() {
     let mut mux = Mux::new(limits(), false, Some(b"let me in"));
-    assert_eq!(sent(&mut mux), [Sent::Ticket(b"let me in".to_vec()), Sent::New]);
+    assert_eq!(sent(&mut mux), [Sent::GatewayToken(b"let me in".to_vec()), Sent::New]);
 }
 
 /// The transcript of section 3.1, whatever the splits of what comes.
@@ -266,7 +266,7 @@ fn what_no_gateway_sends_is_a_fault() {
     for bytes in [
         command(Command::New),
         command(Command::Dial { conn: ConnId(1), remote: 1 }),
-        command(Command::Ticket(b"?")),
+        command(Command::Token(b"?")),
         command(Command::Open(ConnId(0))),
         accept(0, 1),
     ] {

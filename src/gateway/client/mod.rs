@@ -40,7 +40,7 @@ mod tests;
 mod tls;
 
 pub use super::handshake::{Key, ShortKey};
-pub use super::ticket::{NoTicket, Ticket};
+pub use super::token::{GatewayToken, InvalidToken};
 pub use codec::{Codec, Json, Raw};
 pub use connection::{Receiver, Sender, VirtualConnection};
 pub use dial::{DialClient, DialServer};

@@ -5,7 +5,7 @@ use super::ledger::{Counts, Ledger, Room, Wait};
 use super::link::Link;
 use super::message::{Heard, Mold, Stamp};
 use super::{Between, Door, GatewayLoad, Way};
-use crate::gateway::ticket::Ticket;
+use crate::gateway::token::GatewayToken;
 use crate::gateway::wire::Command;
 use crate::net::time;
 use mio::event::Event;
@@ -115,12 +115,12 @@ impl Exchange {
         &mut self,
         number: usize,
         socket: TcpStream,
-        ticket: Option<&Ticket>,
+        token: Option<&GatewayToken>,
     ) -> io::Result<()> {
         let place = self.size.servers + number;
         self.add(place, socket)?;
-        if let Some(ticket) = ticket {
-            self.say(place, Command::Ticket(&ticket.0));
+        if let Some(token) = token {
+            self.say(place, Command::Token(&token.0));
         }
         (0..self.size.each).for_each(|_| self.say(place, Command::New));
         Ok(())

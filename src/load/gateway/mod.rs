@@ -22,7 +22,7 @@ use super::process::{Process, thread_cpu_ns};
 use super::run::{Telling, within};
 use super::{Load, Progress, Reins, Stage};
 use crate::gateway::handshake::Key;
-use crate::gateway::ticket::Ticket;
+use crate::gateway::token::GatewayToken;
 use crate::net::time;
 use ends::Size;
 use exchange::Exchange;
@@ -55,8 +55,8 @@ pub enum Between {
         key: Key,
         /// The id of the first one; the others follow. Default 1.
         first_id: u32,
-        /// What clients show, where the gateway wants tickets.
-        ticket: Option<Ticket>,
+        /// What clients show, where the gateway wants tokens.
+        token: Option<GatewayToken>,
     },
     /// Something that connects to this listener for each connection it accepts, and copies bytes: the same frames, without
     /// commands, one virtual connection a client, a server each. For comparison with bare proxies.
@@ -216,15 +216,15 @@ impl Run<'_, '_> {
         let failed = |source| LoadError::connecting(target, number, source);
         let socket =
             doors::connect(target.address(), number, self.exchange.ledger.is_deaf(number)).map_err(failed)?;
-        let ticket = match &self.what.between {
-            Between::Gateway { ticket, .. } => ticket.as_ref(),
+        let token = match &self.what.between {
+            Between::Gateway { token, .. } => token.as_ref(),
             Between::Proxy(listener) => {
                 // Clients come one by one, so that it is clear whose connection this is.
                 self.exchange.pair(socket, doors::accepted(listener).map_err(failed)?)?;
                 return Ok(());
             }
         };
-        Ok(self.exchange.add_client(number, socket, ticket)?)
+        Ok(self.exchange.add_client(number, socket, token)?)
     }
 
     /// Lets all send until the time is over or enough is sent, and waits for what is under way.

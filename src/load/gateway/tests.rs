@@ -142,7 +142,7 @@ impl Fake {
                 door,
                 key: key(),
                 first_id: 1,
-                ticket: None,
+                token: None,
             },
             clients: 5,
             each: 3,

@@ -16,7 +16,7 @@ pub(super) const ACCEPT: u8 = 4;
 pub(super) const CLOSE: u8 = 5;
 pub(super) const PING: u8 = 6;
 pub(super) const CREDIT: u8 = 7;
-pub(super) const TICKET: u8 = 8;
+pub(super) const TOKEN: u8 = 8;
 
 /// The receive buffer of an endpoint behind which little shall wait in the system.
 const NARROW: usize = 4096;

@@ -330,15 +330,15 @@ fn a_message_that_is_not_exactly_one_frame_closes_its_websocket() {
 }
 
 #[test]
-fn a_python_client_shows_its_ticket() {
+fn a_python_client_shows_its_token() {
     if !tools::have(&["python3"]) {
         return;
     }
-    let gateway = Gateway::start("tickets = true");
-    let ticket = super::tickets::ticket(&gateway, &["--ttl", "600"]);
+    let gateway = Gateway::start("require_token = true");
+    let token = super::tokens::token(&gateway, &["--ttl", "600"]);
     let echo = Door::new(gateway.md5, &[]).start(Role::Server(SERVER), "echo", &[]);
     ready(&echo);
-    for options in [&["--ticket", &ticket][..], &["--ticket", &ticket, "--web", "/gateway"]] {
+    for options in [&["--token", &token][..], &["--token", &token, "--web", "/gateway"]] {
         let client = Door::new(gateway.clients(), options);
         report(&mut client.start(Role::Client, "call", &words("7 --connections 3")));
     }

@@ -106,7 +106,7 @@ fn the_gateway_has_room_for_so_many_virtual_connections() {
 
 #[test]
 fn the_oldest_id_that_was_never_dialled_goes_when_there_are_too_many() {
-    let gateway = Gateway::start("[gateway.limits]\nundialled = 3");
+    let gateway = Gateway::start("[gateway.limits]\nhalf_open = 3");
     let mut server = Endpoint::server(&gateway, 1);
     let mut client = Endpoint::connect(gateway.clients());
     let ids: Vec<_> = (0..3).map(|_| client.open()).collect();

@@ -11,7 +11,7 @@ mod foreign;
 mod limits;
 mod liveness;
 mod reference;
-mod tickets;
+mod tokens;
 mod transcripts;
 
 use std::io::{Read, Write};

@@ -1,13 +1,13 @@
 //! The gateway's machine under clients, servers and a clock that do as they please, beside a model that only knows what was sent and
-//! received: a message reaches only the other end of its own virtual connection, once and in order; every id that was opened ends;
+//! received: a message reaches only the other endpoint of its own virtual connection, once and in order; every id that was opened endpoints;
 //! the limits hold; whoever is held is let go; and nothing is left of anybody.
 
 use bytes::{Buf, BytesMut};
 use ginnel::Now;
-use ginnel::internals::gateway::machine::{Next, Output};
-use ginnel::internals::gateway::ticket::{Admission, Issuer};
+use ginnel::internals::gateway::machine::{Output, ReadAction};
+use ginnel::internals::gateway::token::{TokenClaims, TokenIssuer};
 use ginnel::internals::gateway::wire::{self, Command, ConnId, Frame};
-use ginnel::internals::gateway::{Duplicates, EndKey, Limits, Rules, Switchboard, Times};
+use ginnel::internals::gateway::{Duplicates, EndpointKey, Limits, Router, RouterConfig, Times};
 use ginnel::internals::net::time;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -22,7 +22,7 @@ const GUESS: u32 = u32::MAX - 1;
 const CLOSED: u32 = u32::MAX;
 const CLIENTS: usize = 4;
 const SERVERS: usize = 3;
-const ENDS: usize = CLIENTS + SERVERS;
+const ENDPOINTS: usize = CLIENTS + SERVERS;
 const PER_CLIENT: usize = 3;
 const QUEUE: usize = 4096;
 const MEMORY: usize = 300_000;
@@ -32,7 +32,7 @@ const WAITS: [u64; 12] = [0, 1, 10, 50, 100, 200, 400, 1000, 1000, 2500, 10_000,
 /// What is under way inside of one call and may exceed the shared memory.
 const SLACK: usize = 3 * MAX_PACKET;
 
-/// The first byte chooses whether tickets are asked for; then events follow, each one byte and its operands.
+/// The first byte chooses whether tokens are asked for; then events follow, each one byte and its operands.
 pub(crate) fn run(data: &[u8]) {
     let mut input = Input(data);
     let mut world = World::new(input.byte() & 1 == 1);
@@ -43,7 +43,7 @@ pub(crate) fn run(data: &[u8]) {
         world.step(&mut input);
         world.check();
     }
-    world.end();
+    world.endpoint();
 }
 
 /// Bytes that are used up; zeros when they are.
@@ -62,19 +62,19 @@ impl Input<'_> {
 }
 
 /// An endpoint as it sees itself.
-struct End {
-    key: EndKey,
+struct TestEndpoint {
+    key: EndpointKey,
     /// What it has sent that was not read yet.
     sent: BytesMut,
     /// What was read and not taken.
     input: BytesMut,
-    next: Next,
+    next: ReadAction,
     /// What it has received that is not a whole frame yet.
     received: BytesMut,
     /// Ids that were accepted and have not ended; with how many messages have come, and from whom.
     live: BTreeMap<ConnId, (u32, Option<usize>)>,
     /// Those that it has opened and that were not accepted.
-    opened: BTreeSet<ConnId>,
+    half_open: BTreeSet<ConnId>,
     /// Those that it has dialled and that were accepted.
     dialled: BTreeSet<ConnId>,
     /// Those it has asked to be closed itself.
@@ -82,15 +82,15 @@ struct End {
 }
 
 struct World {
-    board: Switchboard,
+    router: Router,
     now: Now,
-    issuer: Option<Issuer>,
-    ends: [Option<End>; ENDS],
-    /// By the ends' keys.
-    keys: BTreeMap<EndKey, usize>,
+    issuer: Option<TokenIssuer>,
+    endpoints: [Option<TestEndpoint>; ENDPOINTS],
+    /// By the endpoints' keys.
+    keys: BTreeMap<EndpointKey, usize>,
     /// All ids there were, for those who guess.
     ids: Vec<ConnId>,
-    /// How many messages an end has sent on an id.
+    /// How many messages an endpoint has sent on an id.
     counts: BTreeMap<(usize, ConnId), u32>,
     /// Clients there were.
     arrived: u32,
@@ -99,24 +99,24 @@ struct World {
 }
 
 impl World {
-    fn new(tickets: bool) -> Self {
-        let issuer = tickets.then(|| Issuer::new(&[1; 32]));
+    fn new(tokens: bool) -> Self {
+        let issuer = tokens.then(|| TokenIssuer::new(&[1; 32]));
         let limits = Limits {
             max_packet: MAX_PACKET,
             queue: QUEUE,
             memory: MEMORY,
             per_client: PER_CLIENT,
-            undialled: 2,
+            half_open: 2,
             violations: 20,
             virtual_connections: CONNECTIONS,
         };
-        let times = Times { hold: Duration::from_secs(2), ..Times::default() };
-        let rules = Rules { limits, times, tickets: issuer.clone() };
+        let times = Times { pause: Duration::from_secs(2), ..Times::default() };
+        let rules = RouterConfig { limits, times, tokens: issuer.clone() };
         Self {
-            board: Switchboard::new(rules, ChaCha20Rng::seed_from_u64(7)),
+            router: Router::new(rules, ChaCha20Rng::seed_from_u64(7)),
             now: time::now(),
             issuer,
-            ends: [const { None }; ENDS],
+            endpoints: [const { None }; ENDPOINTS],
             keys: BTreeMap::new(),
             ids: vec![ConnId(0), ConnId(77)],
             counts: BTreeMap::new(),
@@ -126,29 +126,31 @@ impl World {
     }
 
     fn step(&mut self, input: &mut Input<'_>) {
-        let at = input.below(ENDS);
+        let at = input.below(ENDPOINTS);
         self.arrive(at);
-        let has_none = self.ends[at].as_ref().is_some_and(|end| end.live.is_empty() && end.opened.is_empty());
+        let has_none = self.endpoints[at]
+            .as_ref()
+            .is_some_and(|endpoint| endpoint.live.is_empty() && endpoint.half_open.is_empty());
         if has_none && input.byte() < 220 {
-            self.command(at, Command::New);
+            self.handle_command(at, Command::New);
             self.deliver(at, usize::MAX);
             return self.drain(at, usize::MAX);
         }
         match input.byte() % 32 {
             0 if input.byte() < 60 => self.leave(at),
-            0..=3 => self.command(at, Command::New),
+            0..=3 => self.handle_command(at, Command::New),
             4..=7 => {
                 let (conn, remote) = (self.id(at, input), self.remote(at, input));
-                self.command(at, Command::Dial { conn, remote });
+                self.handle_command(at, Command::Dial { conn, remote });
             }
             8 => {
                 let conn = self.id(at, input);
-                self.command(at, Command::Close(conn));
+                self.handle_command(at, Command::Close(conn));
             }
-            9 => self.command(at, Command::Ping),
-            10 | 11 if at + 1 == ENDS || input.byte() < 10 => {
+            9 => self.handle_command(at, Command::Ping),
+            10 | 11 if at + 1 == ENDPOINTS || input.byte() < 10 => {
                 let conn = self.id(at, input);
-                self.command(at, Command::Credit { conn, bytes: u32::from(input.byte()) * 64 });
+                self.handle_command(at, Command::Credit { conn, bytes: u32::from(input.byte()) * 64 });
             }
             12 if input.byte() < 20 => {
                 let junk = [input.byte(), input.byte(), 0, 0, input.byte(), 0, 0, 0, input.byte()];
@@ -178,8 +180,8 @@ impl World {
     /// One's own id as a rule, sometimes a guess.
     fn id(&self, at: usize, input: &mut Input<'_>) -> ConnId {
         let choice = usize::from(input.byte());
-        let Some(end) = &self.ends[at] else { return ConnId(1) };
-        let own: Vec<_> = end.live.keys().chain(&end.opened).copied().collect();
+        let Some(endpoint) = &self.endpoints[at] else { return ConnId(1) };
+        let own: Vec<_> = endpoint.live.keys().chain(&endpoint.half_open).copied().collect();
         match own.is_empty() || choice >= 240 {
             true => self.ids[choice % self.ids.len()],
             false => own[choice % own.len()],
@@ -187,60 +189,60 @@ impl World {
     }
 
     fn arrive(&mut self, at: usize) {
-        if self.ends[at].is_some() {
+        if self.endpoints[at].is_some() {
             return;
         }
         let key = if at < CLIENTS {
             self.arrived += 1;
-            self.board.handle_client(self.now, [192, 0, 2, u8::from(at > 1)].into())
+            self.router.add_client(self.now, [192, 0, 2, u8::from(at > 1)].into())
         } else {
             let id = u32::try_from(at - CLIENTS).unwrap() + 1;
-            let newest = self.board.handle_server(self.now, id, at + 1 == ENDS, Duplicates::Refuse);
+            let newest = self.router.add_server(self.now, id, at + 1 == ENDPOINTS, Duplicates::Refuse);
             newest.expect("nobody else has this id")
         };
         self.keys.insert(key, at);
-        self.ends[at] = Some(End {
+        self.endpoints[at] = Some(TestEndpoint {
             key,
             sent: BytesMut::new(),
             input: BytesMut::new(),
-            next: Next::Read { missing: 0, only: false },
+            next: ReadAction::Read { missing: 0, only: false },
             received: BytesMut::new(),
             live: BTreeMap::new(),
-            opened: BTreeSet::new(),
+            half_open: BTreeSet::new(),
             dialled: BTreeSet::new(),
             closing: BTreeSet::new(),
         });
         self.settle();
         if let Some(issuer) = self.issuer.clone().filter(|_| at < CLIENTS && at != 1) {
             let server = (at == 2).then_some(1);
-            let ticket = issuer.issue(Admission { server, expires: self.now.unix + 100 });
-            self.command(at, Command::Ticket(&ticket.0));
+            let token = issuer.issue(TokenClaims { server, expires: self.now.unix + 100 });
+            self.handle_command(at, Command::Token(&token.0));
         }
     }
 
     fn leave(&mut self, at: usize) {
-        if let Some(end) = self.ends[at].take() {
-            self.forget(at, &end);
-            self.board.handle_gone(self.now, end.key);
+        if let Some(endpoint) = self.endpoints[at].take() {
+            self.remove_connection(at, &endpoint);
+            self.router.handle_disconnected(self.now, endpoint.key);
             self.settle();
         }
     }
 
-    fn forget(&mut self, at: usize, end: &End) {
-        self.keys.remove(&end.key);
+    fn remove_connection(&mut self, at: usize, endpoint: &TestEndpoint) {
+        self.keys.remove(&endpoint.key);
         self.counts.retain(|(sender, _), _| *sender != at);
         for told in self.accepted.values_mut() {
             told.remove(&at);
         }
     }
 
-    fn command(&mut self, at: usize, command: Command<'_>) {
+    fn handle_command(&mut self, at: usize, command: Command<'_>) {
         let mut bytes = Vec::new();
         command.emit(&mut bytes);
-        if let (Command::Close(conn), Some(end)) = (command, &mut self.ends[at]) {
-            // A Close for an id that is not one's own ends nothing.
-            if end.live.contains_key(&conn) || end.opened.contains(&conn) {
-                end.closing.insert(conn);
+        if let (Command::Close(conn), Some(endpoint)) = (command, &mut self.endpoints[at]) {
+            // A Close for an id that is not one's own endpoints nothing.
+            if endpoint.live.contains_key(&conn) || endpoint.half_open.contains(&conn) {
+                endpoint.closing.insert(conn);
             }
         }
         self.write(at, &bytes);
@@ -248,10 +250,10 @@ impl World {
 
     /// Sends a message that says whose it is and which one.
     fn message(&mut self, at: usize, conn: ConnId, len: usize) {
-        let Some(end) = &self.ends[at] else { return };
-        let is_guess = !end.live.contains_key(&conn) && !end.opened.contains(&conn);
+        let Some(endpoint) = &self.endpoints[at] else { return };
+        let is_guess = !endpoint.live.contains_key(&conn) && !endpoint.half_open.contains(&conn);
         let count = self.counts.entry((at, conn)).or_default();
-        let stamp = match (end.closing.contains(&conn), is_guess) {
+        let stamp = match (endpoint.closing.contains(&conn), is_guess) {
             (true, _) => CLOSED,
             (false, true) => GUESS,
             (false, false) => *count,
@@ -266,125 +268,125 @@ impl World {
     }
 
     fn write(&mut self, at: usize, bytes: &[u8]) {
-        if let Some(end) = &mut self.ends[at] {
-            end.sent.extend_from_slice(bytes);
+        if let Some(endpoint) = &mut self.endpoints[at] {
+            endpoint.sent.extend_from_slice(bytes);
         }
     }
 
-    /// The gateway reads some of what an end has sent, if it wants to.
+    /// The gateway reads some of what an endpoint has sent, if it wants to.
     fn deliver(&mut self, at: usize, most: usize) {
-        let Some(end) = &mut self.ends[at] else { return };
-        let Next::Read { missing, only } = end.next else { return };
+        let Some(endpoint) = &mut self.endpoints[at] else { return };
+        let ReadAction::Read { missing, only } = endpoint.next else { return };
         let most = if only { most.min(missing.max(1)) } else { most };
-        let some = end.sent.split_to(most.min(end.sent.len()));
+        let some = endpoint.sent.split_to(most.min(endpoint.sent.len()));
         if !some.is_empty() {
-            end.input.extend_from_slice(&some);
+            endpoint.input.extend_from_slice(&some);
             self.offer(at);
         }
     }
 
     fn offer(&mut self, at: usize) {
-        let Some(end) = &mut self.ends[at] else { return };
-        end.next = self.board.handle_frames(self.now, end.key, &mut end.input);
+        let Some(endpoint) = &mut self.endpoints[at] else { return };
+        endpoint.next = self.router.handle_frames(self.now, endpoint.key, &mut endpoint.input);
         self.settle();
     }
 
-    /// An end takes some of what waits for it.
+    /// An endpoint takes some of what waits for it.
     fn drain(&mut self, at: usize, most: usize) {
-        let Some(end) = &mut self.ends[at] else { return };
+        let Some(endpoint) = &mut self.endpoints[at] else { return };
         let mut slices = [IoSlice::new(&[]); 9];
-        let count = self.board.peek(end.key, &mut slices);
+        let count = self.router.peek(endpoint.key, &mut slices);
         let waiting: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).collect();
         let taken = &waiting[..most.min(waiting.len())];
-        assert!(waiting.starts_with(self.board.peek_one(end.key)), "the first frame is the first");
-        end.received.extend_from_slice(taken);
-        let key = end.key;
+        assert!(waiting.starts_with(self.router.peek_frame(endpoint.key)), "the first frame is the first");
+        endpoint.received.extend_from_slice(taken);
+        let key = endpoint.key;
         if !taken.is_empty() {
-            self.board.handle_written(self.now, key, taken.len());
+            self.router.handle_written(self.now, key, taken.len());
             self.settle();
             self.hear(at);
         }
     }
 
-    /// An end reads what it was sent.
+    /// An endpoint reads what it was sent.
     fn hear(&mut self, at: usize) {
         loop {
-            let Some(end) = &mut self.ends[at] else { return };
-            let received = end.received.clone();
+            let Some(endpoint) = &mut self.endpoints[at] else { return };
+            let received = endpoint.received.clone();
             let Some((frame, len)) = wire::frame(&received, MAX_PACKET).expect("the gateway sends frames")
             else {
                 return;
             };
-            end.received.advance(len);
+            endpoint.received.advance(len);
             match frame {
-                Frame::Data { conn, message } => self.heard(at, conn, message),
+                Frame::Data { conn, message } => self.received(at, conn, message),
                 Frame::Command(Command::Open(conn)) => {
-                    assert!(conn.0 != 0 && end.opened.insert(conn), "a new id");
+                    assert!(conn.0 != 0 && endpoint.half_open.insert(conn), "a new id");
                     self.ids.push(conn);
                 }
                 Frame::Command(Command::Refuse(conn)) => {
-                    end.opened.remove(&conn);
-                    assert!(!end.live.contains_key(&conn), "what lives is not refused");
+                    endpoint.half_open.remove(&conn);
+                    assert!(!endpoint.live.contains_key(&conn), "what lives is not refused");
                 }
                 Frame::Command(Command::Accept { conn, .. }) => {
-                    if end.opened.remove(&conn) {
-                        end.dialled.insert(conn);
+                    if endpoint.half_open.remove(&conn) {
+                        endpoint.dialled.insert(conn);
                     }
-                    end.closing.remove(&conn);
-                    assert!(end.live.insert(conn, (0, None)).is_none(), "accepted once");
+                    endpoint.closing.remove(&conn);
+                    assert!(endpoint.live.insert(conn, (0, None)).is_none(), "accepted once");
                     let told = self.accepted.entry(conn).or_default();
                     told.insert(at);
-                    assert!(told.len() <= 2, "two ends");
+                    assert!(told.len() <= 2, "two endpoints");
                 }
                 Frame::Command(Command::Close(conn)) => {
-                    end.opened.remove(&conn);
-                    end.live.remove(&conn);
-                    end.dialled.remove(&conn);
+                    endpoint.half_open.remove(&conn);
+                    endpoint.live.remove(&conn);
+                    endpoint.dialled.remove(&conn);
                 }
                 Frame::Command(Command::Credit { .. }) => {
-                    assert_eq!(at + 1, ENDS, "credit where it is known")
+                    assert_eq!(at + 1, ENDPOINTS, "credit where it is known")
                 }
                 Frame::Command(Command::Ping) if at == 0 => {}
-                Frame::Command(Command::Ping) => self.command(at, Command::Ping),
+                Frame::Command(Command::Ping) => self.handle_command(at, Command::Ping),
                 Frame::Command(other) => panic!("{other:?} is not for endpoints"),
             }
         }
     }
 
-    fn heard(&mut self, at: usize, conn: ConnId, message: &[u8]) {
-        let end = self.ends[at].as_mut().unwrap();
+    fn received(&mut self, at: usize, conn: ConnId, message: &[u8]) {
+        let endpoint = self.endpoints[at].as_mut().unwrap();
         let (count, from) =
-            end.live.get_mut(&conn).expect("messages come on what was accepted and not closed");
+            endpoint.live.get_mut(&conn).expect("messages come on what was accepted and not closed");
         let (sender, stamp) =
             (usize::from(message[0]), u32::from_le_bytes(message[1..5].try_into().unwrap()));
         assert_ne!(sender, at, "nobody hears himself");
         assert_ne!(sender < CLIENTS, at < CLIENTS, "clients talk to servers");
         assert!(stamp == *count || stamp == GUESS, "{stamp} for {count}: once, in order, not after a Close");
-        assert_eq!(*from.get_or_insert(sender), sender, "from one end alone");
+        assert_eq!(*from.get_or_insert(sender), sender, "from one endpoint alone");
         *count += u32::from(stamp != GUESS);
         let told = &self.accepted[&conn];
-        // The other end may have gone, or not have heard yet that it was accepted.
-        assert!(told.len() < 2 || told.contains(&sender), "from the other end");
+        // The other endpoint may have gone, or not have received yet that it was accepted.
+        assert!(told.len() < 2 || told.contains(&sender), "from the other endpoint");
     }
 
     fn wait(&mut self, milliseconds: u64) {
         self.now = self.now.after(Duration::from_millis(milliseconds));
-        if self.board.poll_timeout().is_some_and(|at| at <= self.now.mono) {
-            self.board.handle_timeout(self.now);
-            assert!(self.board.poll_timeout().is_none_or(|at| at > self.now.mono), "what is due was done");
+        if self.router.poll_timeout().is_some_and(|at| at <= self.now.mono) {
+            self.router.handle_timeout(self.now);
+            assert!(self.router.poll_timeout().is_none_or(|at| at > self.now.mono), "what is due was done");
         }
         self.settle();
     }
 
     /// Does what the machine says.
     fn settle(&mut self) {
-        while let Some(output) = self.board.poll_output() {
+        while let Some(output) = self.router.poll_output() {
             match output {
-                Output::Send(_) => {}
-                Output::Drop(key, _) => {
+                Output::Transmit(_) => {}
+                Output::Close(key, _) => {
                     let at = self.keys[&key];
-                    if let Some(end) = self.ends[at].take() {
-                        self.forget(at, &end);
+                    if let Some(endpoint) = self.endpoints[at].take() {
+                        self.remove_connection(at, &endpoint);
                     }
                 }
                 Output::Resume(key) => {
@@ -397,58 +399,62 @@ impl World {
     }
 
     fn check(&self) {
-        let counters = self.board.counters();
+        let counters = self.router.counters();
         assert!(counters.virtual_connections <= CONNECTIONS as u64);
         assert!(counters.waiting <= (MEMORY + SLACK) as u64, "{} bytes wait", counters.waiting);
-        assert_eq!(counters.clients + counters.servers, self.ends.iter().flatten().count() as u64);
-        for (at, end) in self.ends.iter().enumerate().take(CLIENTS) {
-            // An end that has asked for a Close is not told at once that there is room again.
-            let dialled = end.as_ref().map_or(0, |end| end.dialled.len());
+        assert_eq!(counters.clients + counters.servers, self.endpoints.iter().flatten().count() as u64);
+        for (at, endpoint) in self.endpoints.iter().enumerate().take(CLIENTS) {
+            // An endpoint that has asked for a Close is not told at once that there is room again.
+            let dialled = endpoint.as_ref().map_or(0, |endpoint| endpoint.dialled.len());
             assert!(dialled <= PER_CLIENT || self.has_unheard(at), "{dialled} dialled by one client");
         }
     }
 
-    /// Says whether something waits for an end, which may be a Close.
+    /// Says whether something waits for an endpoint, which may be a Close.
     fn has_unheard(&self, at: usize) -> bool {
-        self.ends[at].as_ref().is_some_and(|end| !self.board.peek_one(end.key).is_empty())
+        self.endpoints[at].as_ref().is_some_and(|endpoint| !self.router.peek_frame(endpoint.key).is_empty())
     }
 
     /// Lets everybody finish, then go, one after the other; the last one must have been told of everything.
-    fn end(&mut self) {
-        for _ in 0..ENDS * 40 {
-            for at in 0..ENDS {
+    fn endpoint(&mut self) {
+        for _ in 0..ENDPOINTS * 40 {
+            for at in 0..ENDPOINTS {
                 self.deliver(at, usize::MAX);
                 self.drain(at, usize::MAX);
                 self.check();
             }
             self.wait(500);
         }
-        for end in self.ends.iter().flatten() {
-            let is_held_for_credit = self.ends[ENDS - 1].is_some();
-            assert!(end.next != Next::Hold || is_held_for_credit, "whoever is held is let go");
+        for endpoint in self.endpoints.iter().flatten() {
+            let is_held_for_credit = self.endpoints[ENDPOINTS - 1].is_some();
+            assert!(endpoint.next != ReadAction::Pause || is_held_for_credit, "whoever is held is let go");
         }
-        for at in (1..ENDS).rev() {
+        for at in (1..ENDPOINTS).rev() {
             self.leave(at);
         }
         self.wait(1);
-        for _ in 0..ENDS * 40 {
+        for _ in 0..ENDPOINTS * 40 {
             self.deliver(0, usize::MAX);
             self.drain(0, usize::MAX);
         }
-        if let Some(end) = &self.ends[0] {
-            assert!(end.live.is_empty() && end.next != Next::Hold, "the survivor was told: {:?}", end.live);
+        if let Some(endpoint) = &self.endpoints[0] {
+            assert!(
+                endpoint.live.is_empty() && endpoint.next != ReadAction::Pause,
+                "the survivor was told: {:?}",
+                endpoint.live
+            );
         }
         self.leave(0);
-        let counters = self.board.counters();
+        let counters = self.router.counters();
         let left = [
             counters.clients,
             counters.servers,
             counters.virtual_connections,
-            counters.opened,
+            counters.half_open,
             counters.waiting,
         ];
         assert_eq!(left, [0; 5], "nothing is left of anybody");
         self.wait(120_000);
-        assert!(self.board.poll_timeout().is_none(), "nothing is waited for");
+        assert!(self.router.poll_timeout().is_none(), "nothing is waited for");
     }
 }

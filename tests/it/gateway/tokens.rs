@@ -1,15 +1,15 @@
-//! Clients that have to show a ticket first.
+//! Clients that have to show a token first.
 
 use std::process::Command;
 
-use super::endpoint::{ACCEPT, Endpoint, NEW, PING, TICKET, command, data};
+use super::endpoint::{ACCEPT, Endpoint, NEW, PING, TOKEN, command, data};
 use super::{Gateway, PATIENCE};
 use crate::waiting::wait_until;
 
-/// What `ginnel gateway ticket` prints.
-pub(super) fn ticket(gateway: &Gateway, arguments: &[&str]) -> String {
+/// What `ginnel gateway token` prints.
+pub(super) fn token(gateway: &Gateway, arguments: &[&str]) -> String {
     let mut ginnel = Command::new(env!("CARGO_BIN_EXE_ginnel"));
-    ginnel.args(["gateway", "ticket", "--state"]).arg(gateway.house.state()).args(arguments);
+    ginnel.args(["gateway", "token", "--state"]).arg(gateway.house.state()).args(arguments);
     let output = ginnel.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap().trim().to_owned();
@@ -18,10 +18,9 @@ pub(super) fn ticket(gateway: &Gateway, arguments: &[&str]) -> String {
 }
 
 /// The frame that shows it.
-fn shown(ticket: &str) -> Vec<u8> {
-    let bytes =
-        data_encoding::BASE64URL_NOPAD.decode(ticket.strip_prefix("gt_").unwrap().as_bytes()).unwrap();
-    data(0, &[&[TICKET][..], &bytes].concat())
+fn shown(token: &str) -> Vec<u8> {
+    let bytes = data_encoding::BASE64URL_NOPAD.decode(token.strip_prefix("gt_").unwrap().as_bytes()).unwrap();
+    data(0, &[&[TOKEN][..], &bytes].concat())
 }
 
 fn client_with(gateway: &Gateway, first: &[u8]) -> Endpoint {
@@ -31,10 +30,10 @@ fn client_with(gateway: &Gateway, first: &[u8]) -> Endpoint {
 }
 
 #[test]
-fn a_client_with_a_ticket_dials_and_one_without_is_dropped() {
-    let gateway = Gateway::start("tickets = true");
+fn a_client_with_a_token_dials_and_one_without_is_dropped() {
+    let gateway = Gateway::start("require_token = true");
     let mut server = Endpoint::server(&gateway, 7);
-    let mut client = client_with(&gateway, &shown(&ticket(&gateway, &["--ttl", "600"])));
+    let mut client = client_with(&gateway, &shown(&token(&gateway, &["--ttl", "600"])));
     let conn = client.dial(7);
     server.hears(&[command(ACCEPT, &[conn, 1])]);
     for first in [command(NEW, &[]), command(PING, &[])] {
@@ -45,9 +44,9 @@ fn a_client_with_a_ticket_dials_and_one_without_is_dropped() {
 }
 
 #[test]
-fn a_forged_or_cut_ticket_is_none() {
-    let gateway = Gateway::start("tickets = true");
-    let good = shown(&ticket(&gateway, &["--ttl", "600"]));
+fn a_forged_or_cut_token_is_none() {
+    let gateway = Gateway::start("require_token = true");
+    let good = shown(&token(&gateway, &["--ttl", "600"]));
     for at in [9, 16, 17, 20, 21, 52] {
         let mut forged = good.clone();
         forged[at] ^= 1;
@@ -55,26 +54,26 @@ fn a_forged_or_cut_ticket_is_none() {
     }
     client_with(&gateway, &data(0, &good[8..52])).is_dropped();
     client_with(&gateway, &data(0, &[&good[8..], b"\0"].concat())).is_dropped();
-    let elsewhere = Gateway::start("tickets = true");
+    let elsewhere = Gateway::start("require_token = true");
     client_with(&elsewhere, &good).is_dropped();
     client_with(&gateway, &good).fence();
 }
 
 #[test]
-fn a_ticket_ends() {
-    let gateway = Gateway::start("tickets = true");
-    let ticket = shown(&ticket(&gateway, &["--ttl", "2"]));
-    wait_until(PATIENCE, "the ticket ends", || {
-        let mut client = client_with(&gateway, &[&ticket[..], &command(NEW, &[])].concat());
+fn a_token_expires() {
+    let gateway = Gateway::start("require_token = true");
+    let token = shown(&token(&gateway, &["--ttl", "2"]));
+    wait_until(PATIENCE, "the token ends", || {
+        let mut client = client_with(&gateway, &[&token[..], &command(NEW, &[])].concat());
         client.first_word().is_empty()
     });
 }
 
 #[test]
-fn a_ticket_for_one_server_dials_no_other() {
-    let gateway = Gateway::start("tickets = true");
+fn a_token_for_one_server_dials_no_other() {
+    let gateway = Gateway::start("require_token = true");
     let (_seven, _eight) = (Endpoint::server(&gateway, 7), Endpoint::server(&gateway, 8));
-    let mut client = client_with(&gateway, &shown(&ticket(&gateway, &["--ttl", "600", "--server", "7"])));
+    let mut client = client_with(&gateway, &shown(&token(&gateway, &["--ttl", "600", "--server", "7"])));
     client.dial_in_vain(8);
     client.dial(7);
 }

@@ -1,0 +1,66 @@
+//! Virtual connections that were closed a moment ago: what an honest endpoint still had on the way when it was told is no violation. Pure.
+
+use super::endpoint::EndpointKey;
+use super::wire::ConnId;
+use std::collections::{HashSet, VecDeque};
+use std::time::{Duration, Instant};
+
+/// How long a message may be on the way.
+const KEPT: Duration = Duration::from_secs(60);
+/// How many are remembered; the oldest go first.
+const MOST: usize = 65_536;
+
+/// Which endpoints were told of a Close, and when.
+#[derive(Debug, Default)]
+pub(super) struct RecentlyClosed {
+    told: HashSet<(ConnId, EndpointKey)>,
+    order: VecDeque<(Instant, ConnId, EndpointKey)>,
+}
+
+impl RecentlyClosed {
+    /// Notes that `endpoint` is told that `conn` is closed.
+    pub(super) fn note(&mut self, now: Instant, conn: ConnId, endpoint: EndpointKey) {
+        while let Some((at, conn, endpoint)) = self.order.front().copied() {
+            if self.order.len() < MOST && now.saturating_duration_since(at) < KEPT {
+                break;
+            }
+            self.order.pop_front();
+            self.told.remove(&(conn, endpoint));
+        }
+        if self.told.insert((conn, endpoint)) {
+            self.order.push_back((now, conn, endpoint));
+        }
+    }
+
+    /// Says whether `endpoint` may not know yet that `conn` is closed.
+    pub(super) fn excuses(&self, conn: ConnId, endpoint: EndpointKey) -> bool {
+        self.told.contains(&(conn, endpoint))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::time;
+
+    #[test]
+    fn an_excuse_ends_and_so_does_the_memory_of_it() {
+        let (start, endpoint) = (time::now().mono, EndpointKey(1));
+        let mut recently_closed = RecentlyClosed::default();
+        recently_closed.note(start, ConnId(1), endpoint);
+        assert!(
+            recently_closed.excuses(ConnId(1), endpoint)
+                && !recently_closed.excuses(ConnId(1), EndpointKey(2))
+        );
+        recently_closed.note(start + KEPT, ConnId(2), endpoint);
+        assert!(
+            !recently_closed.excuses(ConnId(1), endpoint) && recently_closed.excuses(ConnId(2), endpoint)
+        );
+        for conn in 0..100_000 {
+            recently_closed.note(start + KEPT, ConnId(conn), endpoint);
+        }
+        assert!(
+            recently_closed.order.len() <= MOST && recently_closed.told.len() == recently_closed.order.len()
+        );
+    }
+}
