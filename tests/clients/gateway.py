@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""An endpoint of the gateway's wire (document 002), standard library only, written from the document's facts alone.
+"""An endpoint of the gateway's wire (S2), standard library only, written from its description only.
 
     gateway.py [OPTIONS] echo HOST:PORT            waits to be dialled and sends back what comes
     gateway.py [OPTIONS] call HOST:PORT REMOTE     dials REMOTE and sends messages, each of which has to come back once and in order

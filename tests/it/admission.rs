@@ -1,4 +1,4 @@
-//! Who is let in and who no longer is: tokens that foreign programs have made, pages of other origins, revoked tags.
+//! Access by tokens of foreign programs, page origins and revoked tags.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::Message as Frame;
 
-use crate::house::House;
+use crate::test_server::TestServer;
 use crate::tools;
 use crate::turn_client::{TurnClient, by_udp};
 
@@ -89,7 +89,7 @@ fn relay_of(servers: &Value) -> (String, String) {
 }
 
 /// One request of signalling by UDP, and its answer.
-fn ask(socket: &UdpSocket, message: &Value) -> Value {
+fn request(socket: &UdpSocket, message: &Value) -> Value {
     socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     let mut buffer = [0; 1500];
     for _ in 0..10 {
@@ -102,24 +102,24 @@ fn ask(socket: &UdpSocket, message: &Value) -> Value {
 }
 
 #[test]
-fn tokens_made_with_pythons_standard_library_admit_if_they_are_right() {
+fn valid_tokens_made_with_pythons_standard_library_admit() {
     if !tools::have(&["python3"]) {
         return;
     }
     let jwt = format!(
         "\n[signaling]\nopen = false\n[signaling.jwt]\nalgorithm = \"HS256\"\nkey = \"{SECRET}\"\naudience = \"relay\""
     );
-    let house = House::on_loopback(&jwt);
+    let test_server = TestServer::on_loopback(&jwt);
     let (header, end) = (json!({"alg": "HS256", "typ": "JWT"}), unix() + 600);
     let claims = json!({"exp": end, "aud": ["relay"], "scope": "register relay", "sub": "alice"});
     let good = hs256(&header, &claims, SECRET);
-    let (code, _, body) = http(house.address, "GET /ice", &bearer(&good));
+    let (code, _, body) = http(test_server.address, "GET /ice", &bearer(&good));
     assert_eq!(code, 200, "{body}");
     let tag = body["tag"].as_str().unwrap();
     let user = relay_of(&body["iceServers"]).0;
     let (name, of_page) = user.split_once('+').unwrap();
     assert_eq!(name, format!("{end}:{tag}"), "the relay ends with the token");
-    assert_eq!(http(house.address, &format!("GET /ice?key={good}"), "").0, 200);
+    assert_eq!(http(test_server.address, &format!("GET /ice?key={good}"), "").0, 200);
     let with = |field: &str, value: Value| {
         let mut claims = claims.clone();
         claims[field] = value;
@@ -141,16 +141,16 @@ fn tokens_made_with_pythons_standard_library_admit_if_they_are_right() {
         ("tampered", tampered),
         ("no scope for the relay", hs256(&header, &with("scope", json!("register")), SECRET)),
     ] {
-        assert_eq!(status(house.address, "GET /ice", &wrong), 403, "{what}: {wrong}");
+        assert_eq!(status(test_server.address, "GET /ice", &wrong), 403, "{what}: {wrong}");
     }
     // The same for signalling, where the server is not open.
     let socket = UdpSocket::bind((HERE, 0)).unwrap();
-    socket.connect(house.address).unwrap();
+    socket.connect(test_server.address).unwrap();
     let register = |mid: u64, key: &str| json!({"t": 1, "mid": mid, "params": {"key": key, "secret": OWN}});
-    assert_eq!(ask(&socket, &register(1, "no key"))["code"], 204);
+    assert_eq!(request(&socket, &register(1, "no key"))["code"], 204);
     let relay = hs256(&header, &with("scope", json!("relay")), SECRET);
-    assert_eq!(ask(&socket, &register(2, &relay))["code"], 204);
-    let answer = ask(&socket, &register(3, &good));
+    assert_eq!(request(&socket, &register(2, &relay))["code"], 204);
+    let answer = request(&socket, &register(3, &good));
     let user = relay_of(&answer["extra"]["ice_servers"]).0;
     let (name, account) = user.split_once('+').unwrap();
     assert_eq!(name, format!("{end}:{}", answer["extra"]["tag"].as_str().unwrap()));
@@ -158,7 +158,7 @@ fn tokens_made_with_pythons_standard_library_admit_if_they_are_right() {
 }
 
 #[test]
-fn tokens_signed_by_openssl_admit_and_its_public_key_is_no_secret() {
+fn tokens_signed_by_openssl_admit_and_its_public_key_is_no_hmac_secret() {
     if !tools::have(&["python3", "openssl"]) {
         return;
     }
@@ -167,25 +167,25 @@ fn tokens_signed_by_openssl_admit_and_its_public_key_is_no_secret() {
     openssl(folder, "genpkey -algorithm ed25519 -out key.pem");
     openssl(folder, "pkey -in key.pem -pubout -out public.pem");
     let public = folder.join("public.pem");
-    let house =
-        House::on_loopback(&format!("\n[signaling.jwt]\nalgorithm = \"EdDSA\"\nkey_file = {public:?}"));
+    let test_server =
+        TestServer::on_loopback(&format!("\n[signaling.jwt]\nalgorithm = \"EdDSA\"\nkey_file = {public:?}"));
     let claims = json!({"exp": unix() + 600, "scope": ["relay"]});
-    assert_eq!(status(house.address, "GET /ice", &ed_dsa(folder, &claims)), 200);
+    assert_eq!(status(test_server.address, "GET /ice", &ed_dsa(folder, &claims)), 200);
     let expired = ed_dsa(folder, &json!({"exp": unix() - 61, "scope": ["relay"]}));
-    assert_eq!(status(house.address, "GET /ice", &expired), 403);
+    assert_eq!(status(test_server.address, "GET /ice", &expired), 403);
     let confused = hs256(&json!({"alg": "HS256"}), &claims, &std::fs::read_to_string(&public).unwrap());
-    assert_eq!(status(house.address, "GET /ice", &confused), 403);
+    assert_eq!(status(test_server.address, "GET /ice", &confused), 403);
     openssl(folder, "genpkey -algorithm ed25519 -out key.pem");
-    assert_eq!(status(house.address, "GET /ice", &ed_dsa(folder, &claims)), 403, "another key");
+    assert_eq!(status(test_server.address, "GET /ice", &ed_dsa(folder, &claims)), 403, "another key");
 }
 
 #[test]
-fn a_page_of_an_origin_that_is_not_listed_gets_403_before_the_upgrade() {
-    let house = House::on_loopback("\n[signaling]\norigins = [\"https://app.example\"]");
+fn an_unlisted_origin_gets_403_before_the_upgrade() {
+    let test_server = TestServer::on_loopback("\n[signaling]\norigins = [\"https://app.example\"]");
     let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let open = |path: &str, origin: &str| {
-        let mut stream = TcpStream::connect(house.address).unwrap();
+        let mut stream = TcpStream::connect(test_server.address).unwrap();
         stream.set_read_timeout(Some(SOON)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n{upgrade}{origin}\r\n").unwrap();
         let mut head = [0; 12];
@@ -199,27 +199,27 @@ fn a_page_of_an_origin_that_is_not_listed_gets_403_before_the_upgrade() {
         assert_eq!(codes, ["101", "101", "403", "403"], "{path}");
     }
     let own = "Origin: https://app.example\r\n";
-    let (code, head, _) = http(house.address, &format!("GET /ice?key={}", house.key()), own);
+    let (code, head, _) = http(test_server.address, &format!("GET /ice?key={}", test_server.key()), own);
     assert!(code == 200 && head.contains("access-control-allow-origin: https://app.example"), "{head}");
-    let (code, head, _) = http(house.address, "OPTIONS /ice", "Origin: https://evil.example\r\n");
+    let (code, head, _) = http(test_server.address, "OPTIONS /ice", "Origin: https://evil.example\r\n");
     assert!(code == 204 && !head.contains("access-control-allow-origin:"), "{head}");
 }
 
 #[test]
-fn clients_with_tokens_of_different_realms_do_not_meet() {
+fn clients_with_tokens_of_different_realms_are_isolated() {
     if !tools::have(&["python3"]) {
         return;
     }
     let key = "\n[[signaling.keys]]\nkey = \"a key of the blue realm\"\nscopes = []\nrealm = \"blue\"";
     let jwt = format!("{key}\n[signaling.jwt]\nalgorithm = \"HS256\"\nkey = \"{SECRET}\"");
-    let house = House::on_loopback(&jwt);
+    let test_server = TestServer::on_loopback(&jwt);
     let of_realm =
         |realm: &str| hs256(&json!({"alg": "HS256"}), &json!({"exp": unix() + 600, "realm": realm}), SECRET);
-    let keys = [of_realm("blue"), "a key of the blue realm".to_owned(), of_realm("green"), house.key()];
+    let keys = [of_realm("blue"), "a key of the blue realm".to_owned(), of_realm("green"), test_server.key()];
     let register = |key: &String| {
         let socket = UdpSocket::bind((HERE, 0)).unwrap();
-        socket.connect(house.address).unwrap();
-        let answer = ask(&socket, &json!({"t": 1, "mid": 1, "params": {"key": key}}));
+        socket.connect(test_server.address).unwrap();
+        let answer = request(&socket, &json!({"t": 1, "mid": 1, "params": {"key": key}}));
         (socket, answer["extra"]["tag"].as_str().unwrap().to_owned())
     };
     let clients: Vec<_> = keys.iter().map(register).collect();
@@ -229,7 +229,8 @@ fn clients_with_tokens_of_different_realms_do_not_meet() {
         _ => vec![],
     };
     for (own, (socket, tag)) in clients.iter().enumerate() {
-        let listed = ask(socket, &json!({"t": 3, "mid": 2, "params": {"tag": tag}}))["extra"]["tags"].clone();
+        let listed =
+            request(socket, &json!({"t": 3, "mid": 2, "params": {"tag": tag}}))["extra"]["tags"].clone();
         let expected: Vec<_> = others(own).into_iter().map(|other| clients[other].1.clone()).collect();
         assert_eq!(listed, json!(expected), "{own}");
     }
@@ -237,14 +238,14 @@ fn clients_with_tokens_of_different_realms_do_not_meet() {
         for (other, (_, callee)) in clients.iter().enumerate().filter(|(other, _)| *other != own) {
             let code = if others(own).contains(&other) { 200 } else { 203 };
             let punching = UdpSocket::bind((HERE, 0)).unwrap();
-            punching.connect(house.address).unwrap();
+            punching.connect(test_server.address).unwrap();
             let call = json!({"t": 4, "mid": 3 + other, "params": {"tag": tag, "rtag": callee}});
-            assert_eq!(ask(&punching, &call)["code"], code, "{own} calls {other}");
+            assert_eq!(request(&punching, &call)["code"], code, "{own} calls {other}");
         }
     }
 }
 
-/// Clients of the relay whose peer talks to all of them all the time.
+/// Clients of the relay whose peer continuously sends to all of them.
 struct Relaying {
     clients: Vec<TurnClient>,
     relayed: Vec<SocketAddr>,
@@ -259,7 +260,7 @@ impl Relaying {
         peer.set_read_timeout(Some(SOON)).unwrap();
         let begin = |_| {
             let mut client = TurnClient::of(user.clone(), HERE, server);
-            let answer = client.ask_signed(Method::ALLOCATE, by_udp);
+            let answer = client.request_signed(Method::ALLOCATE, by_udp);
             let answer = Message::parse(&answer).unwrap().unverified();
             let relayed = answer.xor_address(attr::XOR_RELAYED_ADDRESS).unwrap().unwrap();
             client.bind_channel(0x4000, at);
@@ -269,7 +270,7 @@ impl Relaying {
         Self { clients, relayed, peer }
     }
 
-    /// Whether each client hears what its peer says now.
+    /// Whether each client receives what its peer sends now.
     fn heard(&self, what: &[u8]) -> Vec<bool> {
         self.relayed.iter().for_each(|relayed| {
             // The port may be closed already.
@@ -277,7 +278,7 @@ impl Relaying {
         });
         let hears = |client: &TurnClient| {
             let until = Instant::now() + Duration::from_millis(500);
-            std::iter::from_fn(|| client.hear().filter(|_| Instant::now() < until))
+            std::iter::from_fn(|| client.receive().filter(|_| Instant::now() < until))
                 .any(|heard| heard.ends_with(what))
         };
         self.clients.iter().map(hears).collect()
@@ -289,19 +290,21 @@ async fn a_revoked_tag_is_offline_and_its_relaying_stops_within_a_second() {
     let relay_only =
         "\n[[signaling.keys]]\nkey = \"for the relay alone\"\nscopes = [\"relay\", \"register\"]";
     let limits = "\n[signaling.limits]\nrevocations = 2";
-    let mut house = House::on_loopback(&format!("allow_peers = [\"127.0.0.0/8\"]{relay_only}{limits}"));
-    let (server, key, admin) = (house.address, house.key(), house.told(&["key", "--admin"]));
+    let mut test_server =
+        TestServer::on_loopback(&format!("allow_peers = [\"127.0.0.0/8\"]{relay_only}{limits}"));
+    let (server, key, admin) =
+        (test_server.address, test_server.key(), test_server.output_of(&["key", "--admin"]));
     let (mut web, _) = connect_async(format!("ws://{server}/ws")).await.unwrap();
     let register = json!({"t": 1, "mid": 1, "params": {"key": key, "secret": OWN}});
     web.send(Frame::Text(register.to_string().into())).await.unwrap();
-    let hear = async |web: &mut tokio_tungstenite::WebSocketStream<_>| loop {
+    let receive = async |web: &mut tokio_tungstenite::WebSocketStream<_>| loop {
         match web.next().await.unwrap().unwrap() {
             Frame::Text(text) => return serde_json::from_str::<Value>(&text).unwrap(),
             Frame::Ping(_) => {}
             other => panic!("{other:?}"),
         }
     };
-    let answer = hear(&mut web).await;
+    let answer = receive(&mut web).await;
     let tag = answer["extra"]["tag"].as_str().unwrap().to_owned();
     let user = relay_of(&answer["extra"]["ice_servers"]);
     let (_, _, other) = http(server, "GET /ice", &bearer(&key));
@@ -323,37 +326,37 @@ async fn a_revoked_tag_is_offline_and_its_relaying_stops_within_a_second() {
     assert_eq!((code, body["tag"].as_str()), (200, Some(&*tag)), "{body}");
     assert!(body["until"].as_u64().unwrap() > unix() + 86_000);
     for client in &mut mine.clients {
-        let refused = client.ask_signed(Method::REFRESH, |request| request);
+        let refused = client.request_signed(Method::REFRESH, |request| request);
         assert_eq!(Message::parse(&refused).unwrap().unverified().error_code(), Some(401));
     }
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     assert_eq!((mine.heard(b"after"), others.heard(b"after")), (vec![false; 6], vec![true; 6]));
-    assert_eq!(hear(&mut web).await, json!({"t": 1, "code": 211, "em": "revoked"}));
+    assert_eq!(receive(&mut web).await, json!({"t": 1, "code": 211, "em": "revoked"}));
     assert!(matches!(web.next().await, Some(Ok(Frame::Close(_)))));
 
     // Nor does it come back, by any way, before or after a restart.
-    let refused = |house: &House| {
+    let refused = |test_server: &TestServer| {
         let socket = UdpSocket::bind((HERE, 0)).unwrap();
-        socket.connect(house.address).unwrap();
-        let mut stranger = TurnClient::of(user.clone(), HERE, house.address);
-        let allocated = stranger.ask_signed(Method::ALLOCATE, by_udp);
+        socket.connect(test_server.address).unwrap();
+        let mut stranger = TurnClient::of(user.clone(), HERE, test_server.address);
+        let allocated = stranger.request_signed(Method::ALLOCATE, by_udp);
         let code = Message::parse(&allocated).unwrap().unverified().error_code();
-        (ask(&socket, &register)["code"].as_i64(), code)
+        (request(&socket, &register)["code"].as_i64(), code)
     };
-    assert_eq!(refused(&house), (Some(211), Some(401)));
-    let kept = house.state().join("revoked");
+    assert_eq!(refused(&test_server), (Some(211), Some(401)));
+    let kept = test_server.state().join("revoked");
     assert_eq!(std::fs::metadata(&kept).unwrap().permissions().mode() & 0o777, 0o600);
-    house.restart();
-    assert_eq!(refused(&house), (Some(211), Some(401)));
+    test_server.restart();
+    assert_eq!(refused(&test_server), (Some(211), Some(401)));
     assert_eq!(status(server, &format!("DELETE /revoke?tag={tag}"), &admin), 200);
     assert_eq!(status(server, &format!("DELETE /revoke?tag={tag}"), &admin), 404);
-    assert_eq!(refused(&house), (Some(200), None));
+    assert_eq!(refused(&test_server), (Some(200), None));
     // What cannot be kept counts all the same, and there is an end to how many there may be.
-    std::fs::create_dir(house.state().join("revoked.new")).unwrap();
+    std::fs::create_dir(test_server.state().join("revoked.new")).unwrap();
     let (code, _, body) = http(server, &revoke, &bearer(&admin));
     assert!(code == 500 && body["error"].as_str().unwrap().contains("not after a restart"), "{code} {body}");
-    assert_eq!(refused(&house), (Some(211), Some(401)));
-    std::fs::remove_dir(house.state().join("revoked.new")).unwrap();
+    assert_eq!(refused(&test_server), (Some(211), Some(401)));
+    std::fs::remove_dir(test_server.state().join("revoked.new")).unwrap();
     let more = ["second", "third"].map(|tag| status(server, &format!("POST /revoke?tag={tag}"), &admin));
     assert_eq!(more, [200, 507]);
 }

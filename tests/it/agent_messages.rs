@@ -1,10 +1,10 @@
-//! What agents say when something does not work: the true reason, what was tried, and what helps.
+//! Error messages of agents: the reason, what was tried, and what helps.
 
 use std::process::Command;
 use std::time::Duration;
 
-use crate::house::House;
 use crate::proc::{Proc, Stdout};
+use crate::test_server::TestServer;
 
 const UP: Duration = Duration::from_secs(60);
 
@@ -21,7 +21,7 @@ fn ticket(listener: &Proc) -> String {
     listener.expect("ticket", UP, |line| line.trim_start().strip_prefix("agent connect ").map(str::to_owned))
 }
 
-/// Ends with this code, and its last words mention all of `mentions` and nothing of `never`.
+/// Exits with this code; its last output contains all of `mentions` and nothing of `never`.
 fn ends_with(mut process: Proc, code: i32, mentions: &[&str], never: &[&str]) {
     let status = process.wait(UP);
     let printed = process.printed();
@@ -35,9 +35,9 @@ fn ends_with(mut process: Proc, code: i32, mentions: &[&str], never: &[&str]) {
 }
 
 #[test]
-fn a_second_connector_is_told_that_the_listener_takes_one() {
-    let house = House::on_loopback("");
-    let mut listener = agent(&["listen", "--server", &house.address.to_string()], None);
+fn a_second_connector_learns_that_the_listener_takes_only_one() {
+    let test_server = TestServer::on_loopback("");
+    let mut listener = agent(&["listen", "--server", &test_server.address.to_string()], None);
     let ticket = ticket(&listener);
     let mut first = agent(&["connect", &ticket], None);
     let _pipes = (listener.take_pipes(), first.take_pipes());
@@ -47,28 +47,32 @@ fn a_second_connector_is_told_that_the_listener_takes_one() {
 }
 
 #[test]
-fn relay_only_without_any_key_fails_early_and_asks_for_one() {
-    let house = House::on_loopback("[gateway]\nenabled = false\n");
-    let listener = agent(&["listen", "--server", &house.address.to_string(), "--relay-only"], None);
+fn relay_only_without_a_key_fails_early_and_asks_for_one() {
+    let test_server = TestServer::on_loopback("[gateway]\nenabled = false\n");
+    let listener = agent(&["listen", "--server", &test_server.address.to_string(), "--relay-only"], None);
     let connector = agent(&["connect", &ticket(&listener), "--relay-only"], None);
     ends_with(connector, 5, &["--key-file", "ginnel key"], &["direct", "port 3478", "try --relay-only"]);
 }
 
 #[test]
-fn options_that_exclude_each_other_on_two_sides_are_named() {
-    let house = House::on_loopback("");
-    let listener =
-        agent(&["listen", "--server", &house.address.to_string(), "--relay-only"], Some(&house.key()));
+fn contradicting_options_of_the_two_sides_are_named() {
+    let test_server = TestServer::on_loopback("");
+    let listener = agent(
+        &["listen", "--server", &test_server.address.to_string(), "--relay-only"],
+        Some(&test_server.key()),
+    );
     let connector = agent(&["connect", &ticket(&listener), "--no-relay"], None);
     ends_with(connector, 5, &["--no-relay here or --relay-only on the other side", "tried   nothing"], &[]);
 }
 
 /// The server's relay may not send to loopback, so that only two relayed addresses could meet; the gateway is the way that is left.
 #[test]
-fn a_call_that_fails_before_the_gateway_carries_one_is_no_error_of_the_listener() {
-    let house = House::on_loopback("");
-    let listener =
-        agent(&["listen", "--server", &house.address.to_string(), "--relay-only"], Some(&house.key()));
+fn a_failed_call_before_the_gateway_fallback_is_no_error_of_the_listener() {
+    let test_server = TestServer::on_loopback("");
+    let listener = agent(
+        &["listen", "--server", &test_server.address.to_string(), "--relay-only"],
+        Some(&test_server.key()),
+    );
     let connector = agent(&["connect", &ticket(&listener), "--relay-only"], None);
     for side in [&listener, &connector] {
         side.expect("path", UP, |line| line.starts_with("gateway ").then_some(()));
@@ -79,10 +83,12 @@ fn a_call_that_fails_before_the_gateway_carries_one_is_no_error_of_the_listener(
 }
 
 #[test]
-fn a_side_without_a_key_is_told_which_side_needs_it() {
-    let house = House::on_loopback("[gateway]\nenabled = false\n");
-    let listener =
-        agent(&["listen", "--server", &house.address.to_string(), "--relay-only"], Some(&house.key()));
+fn a_side_without_a_key_learns_which_side_needs_one() {
+    let test_server = TestServer::on_loopback("[gateway]\nenabled = false\n");
+    let listener = agent(
+        &["listen", "--server", &test_server.address.to_string(), "--relay-only"],
+        Some(&test_server.key()),
+    );
     let connector = agent(&["connect", &ticket(&listener), "--relay-only"], None);
     let mentions = ["tried   the relay of the other side", "give this side the key too"];
     ends_with(connector, 5, &mentions, &["direct", "port 3478"]);
@@ -90,16 +96,16 @@ fn a_side_without_a_key_is_told_which_side_needs_it() {
 }
 
 #[test]
-fn a_relayed_session_whose_server_dies_names_the_server() {
-    let mut house = House::on_loopback("allow_peers = [\"127.0.0.0/8\"]\n");
-    let (server, key) = (house.address.to_string(), house.key());
+fn a_relayed_session_names_its_server_when_the_server_dies() {
+    let mut test_server = TestServer::on_loopback("allow_peers = [\"127.0.0.0/8\"]\n");
+    let (server, key) = (test_server.address.to_string(), test_server.key());
     let mut listener = agent(&["listen", "--server", &server, "--relay-only"], Some(&key));
     let mut connector = agent(&["connect", &ticket(&listener), "--relay-only"], Some(&key));
     let _pipes = (listener.take_pipes(), connector.take_pipes());
     for side in [&listener, &connector] {
         side.expect("path", UP, |line| line.starts_with("relay ").then_some(()));
     }
-    house.stop();
+    test_server.stop();
     let reason = format!("ran through the server {server}");
     for side in [listener, connector] {
         ends_with(side, 5, &[&reason, "the server runs again"], &["the other side says"]);
@@ -107,9 +113,9 @@ fn a_relayed_session_whose_server_dies_names_the_server() {
 }
 
 #[test]
-fn a_wrong_key_and_a_wrong_ticket_are_told_apart() {
-    let house = House::on_loopback("");
-    let server = house.address.to_string();
+fn a_wrong_key_and_a_wrong_ticket_give_different_errors() {
+    let test_server = TestServer::on_loopback("");
+    let server = test_server.address.to_string();
     let refused = agent(&["listen", "--server", &server], Some("not the key of this server"));
     ends_with(refused, 4, &["access key", "ginnel key"], &["ticket"]);
     let listener = agent(&["listen", "--server", &server], None);

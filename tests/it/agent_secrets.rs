@@ -1,4 +1,4 @@
-//! Secrets of agents that are not typed on the command line: from the environment, a file, a terminal.
+//! Secrets of agents from the environment, a file or a terminal.
 
 use std::io::{Read, Write};
 use std::process::Command;
@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use ginnel::agent::{Secret, Ticket};
 
-use crate::house::House;
 use crate::proc::{Proc, Stdout};
+use crate::test_server::TestServer;
 use crate::tools;
 
 const UP: Duration = Duration::from_secs(30);
-/// What the exit code says of a ticket that was read, and whose listener is not there.
+/// The exit code for a valid ticket whose listener is offline.
 const OFFLINE: i32 = 3;
 
 fn agent(arguments: &[&str], environment: &[(&str, &str)]) -> Proc {
@@ -28,15 +28,15 @@ fn ends_with(mut process: Proc, code: i32) {
     assert_eq!(status.code(), Some(code), "{}", process.printed());
 }
 
-fn ticket(house: &House) -> String {
-    let (host, port) = (house.address.ip().to_string(), house.address.port());
+fn ticket(test_server: &TestServer) -> String {
+    let (host, port) = (test_server.address.ip().to_string(), test_server.address.port());
     Ticket { host, port, tag: "nobody2345".into(), secret: Secret([7; 16]) }.to_string()
 }
 
 #[test]
 fn a_ticket_comes_from_the_environment_or_a_file() {
-    let house = House::on_loopback("");
-    let ticket = ticket(&house);
+    let test_server = TestServer::on_loopback("");
+    let ticket = ticket(&test_server);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("ticket");
     std::fs::write(&file, format!("agent connect {ticket}\n")).unwrap();
@@ -49,10 +49,10 @@ fn a_ticket_comes_from_the_environment_or_a_file() {
 }
 
 #[test]
-fn a_gateways_token_comes_from_its_own_option_file_and_variable_and_from_those_before() {
-    let house = House::on_loopback("[gateway]\ntickets = true\n");
-    let gateway = house.address.to_string();
-    let token = house.told(&["gateway", "ticket"]);
+fn a_gateway_token_comes_from_its_own_option_file_or_variable_and_from_the_older_ones() {
+    let test_server = TestServer::on_loopback("[gateway]\ntickets = true\n");
+    let gateway = test_server.address.to_string();
+    let token = test_server.output_of(&["gateway", "ticket"]);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");
     std::fs::write(&file, format!("{token}\n")).unwrap();
@@ -91,13 +91,13 @@ fn on_a_terminal(arguments: &[&str], typed: &str) -> String {
 }
 
 #[test]
-fn a_ticket_and_a_key_are_asked_for_on_a_terminal_and_not_shown() {
-    let house = House::on_loopback("");
-    let ticket = ticket(&house);
+fn a_terminal_asks_for_ticket_and_key_without_echo() {
+    let test_server = TestServer::on_loopback("");
+    let ticket = ticket(&test_server);
     let printed = on_a_terminal(&["connect"], &format!("{ticket}\n"));
     assert!(printed.contains("Ticket: ") && printed.contains("not online"), "{printed}");
     assert!(!printed.contains(&ticket), "{printed}");
-    let server = house.address.to_string();
+    let server = test_server.address.to_string();
     let key = "not the key of this server";
     let printed = on_a_terminal(&["listen", "--server", &server, "--ask-key"], &format!("{key}\n"));
     assert!(printed.contains("Key: ") && printed.contains("access key"), "{printed}");
@@ -124,7 +124,7 @@ print(hidden, shows(), os.waitstatus_to_exitcode(status))
 ";
 
 #[test]
-fn a_terminal_shows_again_what_is_typed_after_ctrl_c_at_a_question() {
+fn ctrl_c_at_a_question_restores_the_terminals_echo() {
     if !tools::have(&["python3"]) {
         return;
     }
@@ -145,19 +145,19 @@ fn a_terminal_shows_again_what_is_typed_after_ctrl_c_at_a_question() {
 }
 
 #[test]
-fn a_file_that_is_named_counts_before_the_environment() {
-    let house = House::on_loopback("");
-    let (server, ticket) = (house.address.to_string(), ticket(&house));
+fn a_named_file_overrides_the_environment() {
+    let test_server = TestServer::on_loopback("");
+    let (server, ticket) = (test_server.address.to_string(), ticket(&test_server));
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("secret");
     let named = file.to_str().unwrap();
-    std::fs::write(&file, house.key()).unwrap();
+    std::fs::write(&file, test_server.key()).unwrap();
     let listening = agent(&["listen", "--server", &server, "--key-file", named], &[("AGENT_KEY", "another")]);
     listening.expect("ticket", UP, |line| line.contains("agent connect agent:").then_some(()));
     std::fs::write(&file, ticket).unwrap();
     ends_with(agent(&["connect", "--ticket-file", named], &[("AGENT_TICKET", "agent:another")]), OFFLINE);
-    let tickets = House::on_loopback("[gateway]\ntickets = true\n");
-    std::fs::write(&file, tickets.told(&["gateway", "ticket"])).unwrap();
+    let tickets = TestServer::on_loopback("[gateway]\ntickets = true\n");
+    std::fs::write(&file, tickets.output_of(&["gateway", "ticket"])).unwrap();
     let gateway = tickets.address.to_string();
     let connect = ["connect", "--gateway", &gateway, "--id", "7", "--gateway-token-file", named];
     ends_with(agent(&connect, &[("AGENT_GATEWAY_TOKEN", "gt_another")]), OFFLINE);

@@ -1,4 +1,4 @@
-//! The house rules of ARCHITECTURE.md, checked against the sources.
+//! The rules of ARCHITECTURE.md and CONTRIBUTING.md, checked against the sources.
 
 use std::collections::HashSet;
 use std::fs;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const FILE_LINES: usize = 700;
 const FUNCTION_LINES: usize = 90;
 
-/// Files that are pure besides every `wire.rs` and `machine.rs`; an entry with a `/` at its end is a folder.
+/// Pure files in addition to every `wire.rs` and `machine.rs`; an entry with a trailing `/` is a folder.
 const PURE: &[&str] = &[
     "src/stun.rs",
     "src/stun/",
@@ -283,7 +283,7 @@ fn pure_files_name_no_runtime_socket_clock_or_random_source() {
 }
 
 #[test]
-fn rooms_know_only_whom_they_may_know() {
+fn modules_import_only_what_they_may() {
     let mut broken = Vec::new();
     for source in sources() {
         for (rule, place, exceptions, words) in BORDERS {
@@ -303,7 +303,7 @@ fn rooms_know_only_whom_they_may_know() {
 /// Clippy refuses the macros that panic where the output takes nothing; nobody may ask it to look away, and the crate that writes logs has
 /// such a macro of its own behind a switch.
 #[test]
-fn nothing_is_printed_by_what_panics() {
+fn nothing_prints_with_macros_that_panic() {
     let mut broken = Vec::new();
     for source in sources().iter().filter(|source| !is_test_file(&source.path)) {
         for (number, line) in &source.code {
@@ -327,7 +327,7 @@ fn nothing_is_printed_by_what_panics() {
 }
 
 #[test]
-fn modules_are_nouns_and_nothing_is_left_to_do() {
+fn module_names_are_specific_and_no_todo_is_left() {
     let mut broken = Vec::new();
     for source in sources() {
         let name = Path::new(&source.path).file_stem().unwrap().to_string_lossy().into_owned();

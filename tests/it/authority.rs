@@ -1,4 +1,4 @@
-//! A certificate authority of the test's own, and the one certificate it gave out.
+//! A certificate authority for tests, with one certificate.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};

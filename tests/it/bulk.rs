@@ -1,4 +1,4 @@
-//! Seeded bytes on one end of a pipe, their hash on the other.
+//! Seeded bytes into one end of a pipe, and their hash at the other.
 
 use std::io::{Read, Write};
 use std::process::{ChildStdin, ChildStdout};
@@ -29,7 +29,7 @@ pub(crate) fn expected(seed: u64, bytes: usize) -> Received {
     Received { bytes, hash: hash.finish().as_ref().to_vec() }
 }
 
-/// Writes `bytes` seeded bytes, the first chunk at once and the rest after a word from the returned sender, then closes.
+/// Writes `bytes` seeded bytes, the first chunk at once and the rest after a signal of the returned sender, then closes.
 pub(crate) fn feed(mut pipe: ChildStdin, seed: u64, bytes: usize) -> Sender<()> {
     let (go, wait) = channel();
     std::thread::spawn(move || {
@@ -59,7 +59,7 @@ fn for_each_chunk(rng: &mut ChaCha8Rng, bytes: usize, mut each: impl FnMut(&[u8]
     }
 }
 
-/// Reads a pipe to its end; the receiver hears of the first chunk's arrival.
+/// Reads a pipe to its end; the receiver is notified of the first chunk.
 pub(crate) fn drain(mut pipe: ChildStdout) -> (Receiver<()>, JoinHandle<Received>) {
     let (first, arrival) = channel();
     let handle = std::thread::spawn(move || {

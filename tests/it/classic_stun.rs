@@ -1,4 +1,4 @@
-//! Clients of RFC 3489: shared secrets by TLS, and Binding requests that are signed with them.
+//! Clients of RFC 3489: shared secrets over TLS, and Binding requests signed with them.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -9,7 +9,7 @@ use ginnel::stun::{
 };
 
 use crate::authority::Authority;
-use crate::house::{House, Lines};
+use crate::test_server::{Lines, TestServer};
 use crate::transports::tls;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -27,7 +27,7 @@ fn connect(address: SocketAddr) -> TcpStream {
 }
 
 /// Sends a request on a stream and reads the answer.
-fn ask_stream(stream: &mut (impl Read + Write), request: &[u8]) -> Vec<u8> {
+fn request_on_stream(stream: &mut (impl Read + Write), request: &[u8]) -> Vec<u8> {
     stream.write_all(request).unwrap();
     let mut answer = vec![0; 20];
     stream.read_exact(&mut answer).unwrap();
@@ -49,7 +49,7 @@ impl Client {
     }
 
     /// Sends a request, again where it was lost, and returns the answer.
-    fn ask(&self, request: &[u8]) -> Vec<u8> {
+    fn request(&self, request: &[u8]) -> Vec<u8> {
         let mut room = [0; 1500];
         for _ in 0..40 {
             self.0.send(request).unwrap();
@@ -80,53 +80,53 @@ fn binding(name: Option<&str>, password: &str) -> Vec<u8> {
 #[test]
 fn a_shared_secret_request_gets_433_by_udp_and_tcp_and_credentials_by_tls() {
     let authority = Authority::new();
-    let house = House::with_tls(Lines::default(), Some(&authority));
-    let client = Client::new(house.address);
-    let by_udp = client.ask(&shared_secret_request());
+    let test_server = TestServer::with_tls(Lines::default(), Some(&authority));
+    let client = Client::new(test_server.address);
+    let by_udp = client.request(&shared_secret_request());
     assert_eq!((&by_udp[..2], error_code(&by_udp)), (&[0x01, 0x12][..], Some(433)));
-    let by_tcp = ask_stream(&mut connect(house.address), &shared_secret_request());
+    let by_tcp = request_on_stream(&mut connect(test_server.address), &shared_secret_request());
     assert_eq!((&by_tcp[..2], error_code(&by_tcp)), (&[0x01, 0x12][..], Some(433)));
 
     let mut names = Vec::new();
-    for address in [house.address, house.tls] {
+    for address in [test_server.address, test_server.tls] {
         let mut stream = tls(connect(address), &authority);
-        let granted = ask_stream(&mut stream, &shared_secret_request());
+        let granted = request_on_stream(&mut stream, &shared_secret_request());
         let granted = Message::parse(&granted).unwrap();
         assert_eq!((granted.class(), granted.method()), (Class::Success, Method::SHARED_SECRET));
         let text = |kind| std::str::from_utf8(granted.unverified().get(kind).unwrap()).unwrap().to_owned();
         let (name, password) = (text(attr::USERNAME), text(attr::PASSWORD));
         assert!(password.len() >= 32, "128 bits, four a digit: {password}");
         let key = Key::short_term(&password);
-        let answer = client.ask(&binding(Some(&name), &password));
+        let answer = client.request(&binding(Some(&name), &password));
         let answer = Message::parse(&answer).unwrap();
         assert_eq!(answer.class(), Class::Success);
         assert_eq!(answer.verify_classic(&key), Some(ClassicText::Padded));
         let mapped = answer.unverified().plain_address(attr::MAPPED_ADDRESS).unwrap();
         assert_eq!(mapped, Some(client.0.local_addr().unwrap()));
-        assert_eq!(error_code(&client.ask(&binding(Some(&name), "another"))), Some(431));
-        assert_eq!(error_code(&client.ask(&binding(None, &password))), Some(432));
+        assert_eq!(error_code(&client.request(&binding(Some(&name), "another"))), Some(431));
+        assert_eq!(error_code(&client.request(&binding(None, &password))), Some(432));
         names.push(name);
     }
     assert_ne!(names[0], names[1]);
 }
 
 #[test]
-fn user_names_that_are_not_the_servers_are_answered_as_without_integrity() {
-    let house = House::on_loopback("");
-    let answer = Client::new(house.address).ask(&binding(Some("them:me"), "an ICE password"));
+fn a_binding_request_with_a_foreign_user_name_is_answered_without_integrity() {
+    let test_server = TestServer::on_loopback("");
+    let answer = Client::new(test_server.address).request(&binding(Some("them:me"), "an ICE password"));
     let answer = Message::parse(&answer).unwrap();
     assert_eq!((answer.class(), answer.has_integrity()), (Class::Success, false));
 }
 
 #[test]
 fn everything_else_without_the_magic_cookie_is_dropped() {
-    let house = House::on_loopback("");
-    let client = Client::new(house.address);
+    let test_server = TestServer::on_loopback("");
+    let client = Client::new(test_server.address);
     for method in [Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method(0x7F)] {
         let request = Builder::new(Class::Request, method, TransactionId([1; 16]));
         client.0.send(&request.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]).finish()).unwrap();
-        // One socket of the server hears both in order: what comes back first is the second one's.
-        let answer = client.ask(&Builder::new(Class::Request, Method::BINDING, ID).finish());
+        // One socket of the server receives both in order: the first answer belongs to the second request.
+        let answer = client.request(&Builder::new(Class::Request, Method::BINDING, ID).finish());
         assert_eq!((error_code(&answer), &answer[..2]), (None, &[1, 1][..]), "{method:?}");
     }
 }

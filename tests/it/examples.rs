@@ -1,4 +1,4 @@
-//! The examples do what their first lines say.
+//! The programs in `examples/` do what their first lines describe.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::house::House;
 use crate::proc::{Proc, Stdout};
+use crate::test_server::TestServer;
 
 const UP: Duration = Duration::from_secs(30);
 const BINDING_REQUEST: [u8; 20] = [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
@@ -91,10 +91,10 @@ fn embed_server_serves_until_its_input_ends() {
 
 #[test]
 fn echo_client_gets_its_text_back_from_echo_server() {
-    let house = House::on_loopback("");
-    let key = house.key();
+    let test_server = TestServer::on_loopback("");
+    let key = test_server.key();
     let mut command = example("echo_server");
-    command.arg(house.address.to_string()).arg(&key);
+    command.arg(test_server.address.to_string()).arg(&key);
     let server = Proc::start("echo_server", command, Stdout::Lines);
     let ticket = server.expect("ticket", UP, |line| line.starts_with("agent:").then(|| line.to_owned()));
     // The second client shows that the ticket serves more than once.
@@ -109,13 +109,13 @@ fn echo_client_gets_its_text_back_from_echo_server() {
 
 #[test]
 fn gateway_echo_client_gets_its_text_back_from_gateway_echo_server() {
-    let house = House::on_loopback("");
-    let gateway = format!("ws://{}", house.address);
+    let test_server = TestServer::on_loopback("");
+    let gateway = format!("ws://{}", test_server.address);
     let mut command = example("gateway_echo_server");
-    command.args([&gateway, "7", &house.told(&["key", "--gateway"])]);
+    command.args([&gateway, "7", &test_server.output_of(&["key", "--gateway"])]);
     let server = Proc::start("gateway_echo_server", command, Stdout::Lines);
     server.expect("start", UP, |line| (line == "serving 7").then_some(()));
-    for address in [house.address.to_string(), gateway] {
+    for address in [test_server.address.to_string(), gateway] {
         let mut command = example("gateway_echo_client");
         command.args([&address, "7", "some words"]);
         let mut client = Proc::start("gateway_echo_client", command, Stdout::Lines);

@@ -1,4 +1,4 @@
-//! What the fuzz targets of `fuzz/` have been given and have found, replayed without a fuzzer.
+//! The corpora and regressions of `fuzz/`, replayed without a fuzzer.
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -84,7 +84,7 @@ fn the_corpus_of_gateway_router_breaks_nothing() {
     replay("gateway_router", gateway_router::run);
 }
 
-/// The fuzzers' worlds under as many random inputs as `GINNEL_RANDOM_INPUTS` says, else 40.
+/// Runs the fuzz targets with `GINNEL_RANDOM_INPUTS` random inputs (default 40).
 #[test]
 fn random_inputs_break_neither_the_gateways_wire_nor_its_machine() {
     use rand::{RngCore, SeedableRng};

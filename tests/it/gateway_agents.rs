@@ -1,4 +1,4 @@
-//! `agent serve` and `agent connect --gateway` at a terminal, and the library of both with a running gateway.
+//! `agent serve` and `agent connect --gateway` on the command line, and the gateway client library, with a running gateway.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -13,8 +13,8 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::authority::Authority;
-use crate::house::{House, Lines, free_ports};
 use crate::proc::{Proc, Stdout};
+use crate::test_server::{Lines, TestServer, free_ports};
 use crate::waiting::pause_under_test;
 
 const UP: Duration = Duration::from_secs(30);
@@ -41,9 +41,9 @@ fn answer(bytes: &[u8]) -> String {
     format!("{} {}", bytes.len(), bytes.iter().map(|byte| u64::from(*byte)).sum::<u64>())
 }
 
-fn house(rest: &str) -> House {
+fn test_server(rest: &str) -> TestServer {
     let ports = free_ports();
-    House::on_loopback(&format!("[gateway]\nserver_port = {ports}\nhmac_port = {}\n{rest}", ports + 1))
+    TestServer::on_loopback(&format!("[gateway]\nserver_port = {ports}\nhmac_port = {}\n{rest}", ports + 1))
 }
 
 fn agent(arguments: &[&str], key: Option<&str>, stdout: Stdout) -> Proc {
@@ -69,7 +69,7 @@ fn serve(gateway: &str, to: SocketAddr, door: &str, key: &str) -> Proc {
 }
 
 /// What comes back from 7 for these bytes on standard input.
-fn ask(arguments: &[&str], bytes: &[u8], told: &[&Proc]) -> String {
+fn request(arguments: &[&str], bytes: &[u8], told: &[&Proc]) -> String {
     let mut connect = agent(&[&["connect"], arguments].concat(), None, Stdout::Pipe);
     let (mut stdin, mut stdout) = connect.take_pipes();
     stdin.write_all(bytes).unwrap();
@@ -77,22 +77,24 @@ fn ask(arguments: &[&str], bytes: &[u8], told: &[&Proc]) -> String {
     let mut answer = String::new();
     stdout.read_to_string(&mut answer).unwrap();
     let status = connect.wait(UP);
-    let story: Vec<_> = told.iter().map(|side| side.printed()).collect();
-    assert!(status.success(), "{status}\n{}\n{}", connect.printed(), story.join("\n"));
+    let processes: Vec<_> = told.iter().map(|side| side.printed()).collect();
+    assert!(status.success(), "{status}\n{}\n{}", connect.printed(), processes.join("\n"));
     answer
 }
 
 #[test]
-fn a_service_is_reached_by_its_id_through_every_door() {
-    let house = house("");
+fn a_service_is_reached_by_its_id_over_every_transport() {
+    let test_server = test_server("");
     let service = service();
-    let key = house.told(&["key", "--gateway"]);
+    let key = test_server.output_of(&["key", "--gateway"]);
     let bytes: Vec<u8> = (0..3_000_000_u32).map(|at| (at % 251) as u8).collect();
-    let metrics = house.address.port();
-    for (door, gateway) in [("web", house.address), ("hmac", ports(&house).1), ("md5", ports(&house).0)] {
+    let metrics = test_server.address.port();
+    for (door, gateway) in
+        [("web", test_server.address), ("hmac", ports(&test_server).1), ("md5", ports(&test_server).0)]
+    {
         let serve = serve(&gateway.to_string(), service, door, &key);
-        for gateway in [house.address.to_string(), format!("ws://127.0.0.1:{metrics}")] {
-            let got = ask(&["--gateway", &gateway, "--id", "7"], &bytes, &[&serve, &house.server]);
+        for gateway in [test_server.address.to_string(), format!("ws://127.0.0.1:{metrics}")] {
+            let got = request(&["--gateway", &gateway, "--id", "7"], &bytes, &[&serve, &test_server.process]);
             assert_eq!(got, answer(&bytes), "{door} {gateway}");
         }
         let closed = format!(": {} B out, {} B in", answer(&bytes).len(), bytes.len());
@@ -100,21 +102,21 @@ fn a_service_is_reached_by_its_id_through_every_door() {
     }
 }
 
-/// The ports for servers, MD5 and HMAC, as the configuration of [`house`] has them.
-fn ports(house: &House) -> (SocketAddr, SocketAddr) {
-    let config = std::fs::read_to_string(house.state().with_file_name("ginnel.toml")).unwrap();
+/// The ports for servers, MD5 and HMAC, as the configuration of [`test_server`] has them.
+fn ports(test_server: &TestServer) -> (SocketAddr, SocketAddr) {
+    let config = std::fs::read_to_string(test_server.state().with_file_name("ginnel.toml")).unwrap();
     let port = |name: &str| {
         let line = config.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = "));
-        SocketAddr::new(house.address.ip(), line.unwrap().parse().unwrap())
+        SocketAddr::new(test_server.address.ip(), line.unwrap().parse().unwrap())
     };
     (port("server_port"), port("hmac_port"))
 }
 
 #[test]
-fn local_connections_are_served_side_by_side_and_a_service_survives_its_gateway() {
-    let mut house = house("");
-    let key = house.told(&["key", "--gateway"]);
-    let gateway = house.address.to_string();
+fn local_connections_run_in_parallel_and_a_service_survives_a_gateway_restart() {
+    let mut test_server = test_server("");
+    let key = test_server.output_of(&["key", "--gateway"]);
+    let gateway = test_server.address.to_string();
     let serve = serve(&gateway, service(), "web", &key);
     let listen = ["connect", "--gateway", &gateway, "--id", "7", "--listen", "127.0.0.1:0", "--json"];
     let connect = agent(&listen, None, Stdout::Lines);
@@ -130,7 +132,7 @@ fn local_connections_are_served_side_by_side_and_a_service_survives_its_gateway(
         let mut answer = String::new();
         stream.read_to_string(&mut answer).map(|_| answer)
     };
-    // More than one client of the gateway may have, and one that says nothing meanwhile.
+    // More than a gateway client may have, and a silent one.
     let idle = TcpStream::connect(at).unwrap();
     std::thread::scope(|scope| {
         for number in 0..12_u8 {
@@ -142,7 +144,7 @@ fn local_connections_are_served_side_by_side_and_a_service_survives_its_gateway(
         }
     });
     drop(idle);
-    house.restart();
+    test_server.restart();
     serve.expect("return", UP, |line| line.starts_with("Back     ").then_some(()));
     assert_eq!(exchange(b"again").unwrap(), answer(b"again"), "{}", connect.printed());
     for mut side in [serve, connect] {
@@ -153,14 +155,19 @@ fn local_connections_are_served_side_by_side_and_a_service_survives_its_gateway(
 
 /// Whatever patience gateway and endpoint have with receivers otherwise.
 #[test]
-fn a_program_that_reads_late_is_waited_for() {
+fn a_late_reader_receives_everything() {
     const MUCH: usize = 20_000_000;
-    let house = house("[gateway.times]\nhold = 0.3");
+    let test_server = test_server("[gateway.times]\nhold = 0.3");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let service = listener.local_addr().unwrap();
     std::thread::spawn(move || listener.accept().unwrap().0.write_all(&vec![9; MUCH]));
-    let serve = serve(&house.address.to_string(), service, "web", &house.told(&["key", "--gateway"]));
-    let arguments = ["connect", "--gateway", &house.address.to_string(), "--id", "7"];
+    let serve = serve(
+        &test_server.address.to_string(),
+        service,
+        "web",
+        &test_server.output_of(&["key", "--gateway"]),
+    );
+    let arguments = ["connect", "--gateway", &test_server.address.to_string(), "--id", "7"];
     let mut connect = agent(&arguments, None, Stdout::Pipe);
     let (stdin, mut stdout) = connect.take_pipes();
     connect.expect("connection", UP, |line| line.starts_with("Found    ").then_some(()));
@@ -173,12 +180,12 @@ fn a_program_that_reads_late_is_waited_for() {
 }
 
 #[test]
-fn failures_say_what_to_type_and_have_their_exit_codes() {
-    let house = house("require_token = true");
-    let gateway = house.address.to_string();
-    let access = house.key();
-    let ticket = house.told(&["gateway", "token", "--server", "8"]);
-    let hmac = ports(&house).1.to_string();
+fn failures_print_the_next_command_and_have_their_exit_codes() {
+    let test_server = test_server("require_token = true");
+    let gateway = test_server.address.to_string();
+    let access = test_server.key();
+    let ticket = test_server.output_of(&["gateway", "token", "--server", "8"]);
+    let hmac = ports(&test_server).1.to_string();
     let serve = ["serve", "--gateway", &gateway, "--to", "22", "--id"];
     let connect = ["connect", "--gateway", &gateway, "--id"];
     let table: [(Vec<&str>, Option<&str>, i32, &str); 8] = [
@@ -211,19 +218,19 @@ fn failures_say_what_to_type_and_have_their_exit_codes() {
 
 /// A server's certificate is for its id, and the gateway asks for one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_librarys_servers_show_a_certificate_where_one_is_asked_for() {
+async fn a_library_server_presents_a_client_certificate_over_mtls() {
     let (authority, servers) = (Authority::new(), Authority::naming(&["server-7"]));
     let port = free_ports();
     let lines = format!("[gateway]\ntls_port = {port}\nclient_ca = {:?}", servers.root());
-    let house = House::with_tls(Lines { turn: &lines, ..Lines::default() }, Some(&authority));
+    let test_server = TestServer::with_tls(Lines { turn: &lines, ..Lines::default() }, Some(&authority));
     let read = |path| std::fs::read(path).unwrap();
-    let key = Key::new(house.told(&["key", "--gateway"])).unwrap();
+    let key = Key::new(test_server.output_of(&["key", "--gateway"])).unwrap();
     let trusting = Tls::system().roots(read(authority.root()));
     let identity = trusting.clone().identity(read(servers.certificate()), read(servers.key()));
     let server =
         |id, tls: &Tls| DialServer::md5(format!("tls://localhost:{port}"), id, key.clone()).tls(tls.clone());
     tokio::spawn(echo(server(7, &identity).connect().await.unwrap()));
-    let client = DialClient::new(house.address.to_string()).connect().await.unwrap();
+    let client = DialClient::new(test_server.address.to_string()).connect().await.unwrap();
     let mut connection = client.dial(7).await.unwrap();
     connection.send(Bytes::from("Hello")).await.unwrap();
     assert_eq!(connection.receive().await.unwrap().unwrap(), "Hello");
@@ -252,15 +259,15 @@ async fn echo(server: Endpoint<Raw>) {
 
 /// Inside TLS, by both manners of speaking.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_library_speaks_inside_tls_and_trusts_only_whom_it_was_told_to() {
+async fn the_library_uses_tls_and_trusts_only_the_configured_roots() {
     let authority = Authority::new();
-    let house = House::with_tls(Lines::default(), Some(&authority));
-    let key = Key::new(house.told(&["key", "--gateway"])).unwrap();
+    let test_server = TestServer::with_tls(Lines::default(), Some(&authority));
+    let key = Key::new(test_server.output_of(&["key", "--gateway"])).unwrap();
     let tls = Tls::system().roots(std::fs::read(authority.root()).unwrap());
-    let server = DialServer::hmac(format!("wss://{}", house.tls), 7, key).tls(tls.clone());
+    let server = DialServer::hmac(format!("wss://{}", test_server.tls), 7, key).tls(tls.clone());
     tokio::spawn(echo(server.connect().await.unwrap()));
     for way in ["wss", "tls"] {
-        let client = DialClient::new(format!("{way}://{}", house.tls)).settings(quick());
+        let client = DialClient::new(format!("{way}://{}", test_server.tls)).settings(quick());
         let stranger =
             client.clone().tls(Tls::system().roots(std::fs::read(Authority::new().root()).unwrap()));
         assert!(matches!(stranger.connect().await, Err(ConnectError::Tls(_))), "{way}");
@@ -276,12 +283,12 @@ async fn the_library_speaks_inside_tls_and_trusts_only_whom_it_was_told_to() {
 
 /// Each of the two ends writes more than any queue holds before it reads.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_carry_much_in_both_directions_between_servers_with_credit_and_clients_without() {
+async fn streams_carry_bulk_data_both_ways_between_a_server_with_credit_and_a_client_without() {
     const MUCH: usize = 20_000_000;
-    let house = house("");
-    let key = Key::new(house.told(&["key", "--gateway"])).unwrap();
-    let server = DialServer::hmac(ports(&house).1.to_string(), 7, key).connect().await.unwrap();
-    let client = DialClient::new(house.address.to_string()).connect().await.unwrap();
+    let test_server = test_server("");
+    let key = Key::new(test_server.output_of(&["key", "--gateway"])).unwrap();
+    let server = DialServer::hmac(ports(&test_server).1.to_string(), 7, key).connect().await.unwrap();
+    let client = DialClient::new(test_server.address.to_string()).connect().await.unwrap();
     let (there, here) = (client.dial(7).await.unwrap(), server.accept().await.unwrap());
     let mut tasks = tokio::task::JoinSet::new();
     for stream in [there.into_stream(), here.into_stream()] {

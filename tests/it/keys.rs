@@ -1,4 +1,4 @@
-//! The two keys of a state folder, and where each of them counts.
+//! The access key and the admin key of a state folder.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -10,14 +10,14 @@ use tokio_tungstenite::connect_async;
 use tokio_tungstenite::tungstenite::Message as Frame;
 
 use crate::admission::{bearer, http, status};
-use crate::house::House;
+use crate::test_server::TestServer;
 
-/// A server that tells nobody but operators who is there.
+/// A server that lists tags only to operators.
 const CLOSED: &str = "\n[signaling]\nopen = false\nlist = false\npresence = false";
 
 /// The answers to some messages on one WebSocket.
-async fn said(house: &House, path: &str, messages: &[Value]) -> Vec<Value> {
-    let (mut web, _) = connect_async(format!("ws://{}{path}", house.address)).await.unwrap();
+async fn said(test_server: &TestServer, path: &str, messages: &[Value]) -> Vec<Value> {
+    let (mut web, _) = connect_async(format!("ws://{}{path}", test_server.address)).await.unwrap();
     let mut answers = Vec::new();
     for message in messages {
         web.send(Frame::Text(message.to_string().into())).await.unwrap();
@@ -41,57 +41,59 @@ fn register(key: &str) -> Value {
 }
 
 #[tokio::test]
-async fn the_access_key_registers_and_relays_and_neither_lists_watches_nor_revokes() {
-    let house = House::on_loopback(CLOSED);
-    let key = house.key();
-    let mine = said(&house, "/ws", &[register(&key)]).await;
+async fn the_access_key_registers_and_relays_but_does_not_list_watch_or_revoke() {
+    let test_server = TestServer::on_loopback(CLOSED);
+    let key = test_server.key();
+    let mine = said(&test_server, "/ws", &[register(&key)]).await;
     assert!(mine[0]["extra"]["ice_servers"].to_string().contains("credential"), "{mine:?}");
     let tag = mine[0]["extra"]["tag"].as_str().unwrap();
     let list = json!({"t": 3, "mid": 2, "params": {"tag": tag}});
     let watch = json!({"t": 60, "mid": 3, "params": {"tags": [tag]}});
-    assert_eq!(codes(&said(&house, "/ws", &[register(&key), list, watch]).await), [200, 204, 204]);
-    assert_eq!(http(house.address, &format!("GET /ice?key={key}"), "").0, 200);
-    assert_eq!(status(house.address, "GET /ice", &key), 200);
+    assert_eq!(codes(&said(&test_server, "/ws", &[register(&key), list, watch]).await), [200, 204, 204]);
+    assert_eq!(http(test_server.address, &format!("GET /ice?key={key}"), "").0, 200);
+    assert_eq!(status(test_server.address, "GET /ice", &key), 200);
     for request in ["POST /revoke?tag=somebody", "DELETE /revoke?tag=somebody"] {
-        let (code, _, body) = http(house.address, request, &bearer(&key));
+        let (code, _, body) = http(test_server.address, request, &bearer(&key));
         assert_eq!((code, body["error"].as_str().unwrap().contains("`admin`")), (403, true), "{body}");
     }
 }
 
 #[tokio::test]
-async fn the_admin_key_counts_in_a_header_of_no_page_and_nowhere_else() {
-    let house = House::on_loopback(CLOSED);
-    let (key, admin) = (house.key(), house.told(&["key", "--admin"]));
+async fn the_admin_key_is_accepted_only_in_a_header_without_an_origin() {
+    let test_server = TestServer::on_loopback(CLOSED);
+    let (key, admin) = (test_server.key(), test_server.output_of(&["key", "--admin"]));
     assert_ne!(key, admin);
     let revoke = "POST /revoke?tag=somebody";
-    assert_eq!(http(house.address, &format!("{revoke}&key={admin}"), "").0, 401, "not in the URL");
-    let page = format!("Origin: http://{}\r\n{}", house.address, bearer(&admin));
-    let (code, _, body) = http(house.address, revoke, &page);
+    assert_eq!(http(test_server.address, &format!("{revoke}&key={admin}"), "").0, 401, "not in the URL");
+    let page = format!("Origin: http://{}\r\n{}", test_server.address, bearer(&admin));
+    let (code, _, body) = http(test_server.address, revoke, &page);
     assert_eq!((code, body["error"].as_str().unwrap().contains("page")), (403, true), "{body}");
-    let (code, _, body) = http(house.address, &format!("GET /ice?key={admin}"), "");
+    let (code, _, body) = http(test_server.address, &format!("GET /ice?key={admin}"), "");
     assert_eq!((code, body["error"].as_str().unwrap().contains("admin key")), (403, true), "{body}");
-    assert_eq!(status(house.address, "GET /ice", &admin), 403);
-    assert_eq!(codes(&said(&house, "/ws", &[register(&admin)]).await), [204]);
-    assert_eq!(codes(&said(&house, &format!("/ws?key={admin}"), &[register(&admin)]).await), [204]);
-    assert_eq!(status(house.address, revoke, &admin), 200);
-    assert_eq!(status(house.address, "DELETE /revoke?tag=somebody", &admin), 200);
+    assert_eq!(status(test_server.address, "GET /ice", &admin), 403);
+    assert_eq!(codes(&said(&test_server, "/ws", &[register(&admin)]).await), [204]);
+    assert_eq!(codes(&said(&test_server, &format!("/ws?key={admin}"), &[register(&admin)]).await), [204]);
+    assert_eq!(status(test_server.address, revoke, &admin), 200);
+    assert_eq!(status(test_server.address, "DELETE /revoke?tag=somebody", &admin), 200);
 }
 
 #[test]
-fn a_state_folder_of_before_gets_an_admin_key_and_one_line_says_so() {
-    let mut house = House::on_loopback("");
-    let key = house.key();
-    let said = |house: &House| house.server.lines(|line| line.contains("--admin").then(|| line.clone()));
-    assert_eq!(said(&house), [""; 0]);
-    std::fs::remove_file(house.state().join("admin-key")).unwrap();
-    house.restart();
-    let lines = said(&house);
+fn an_older_state_folder_gets_an_admin_key_and_logs_one_line() {
+    let mut test_server = TestServer::on_loopback("");
+    let key = test_server.key();
+    let said = |test_server: &TestServer| {
+        test_server.process.lines(|line| line.contains("--admin").then(|| line.clone()))
+    };
+    assert_eq!(said(&test_server), [""; 0]);
+    std::fs::remove_file(test_server.state().join("admin-key")).unwrap();
+    test_server.restart();
+    let lines = said(&test_server);
     assert!(lines.len() == 1 && lines[0].contains("no longer revokes"), "{lines:?}");
-    assert_eq!(house.key(), key, "the access key stays");
-    let kept = std::fs::metadata(house.state().join("admin-key")).unwrap();
+    assert_eq!(test_server.key(), key, "the access key stays");
+    let kept = std::fs::metadata(test_server.state().join("admin-key")).unwrap();
     assert_eq!(kept.permissions().mode() & 0o777, 0o600);
-    house.restart();
-    assert_eq!(said(&house), [""; 0]);
+    test_server.restart();
+    assert_eq!(said(&test_server), [""; 0]);
 }
 
 fn ginnel(folder: &Path, arguments: &[&str]) -> Output {
@@ -99,7 +101,7 @@ fn ginnel(folder: &Path, arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn what_prints_keys_says_where_to_go_where_there_is_no_state_and_makes_none() {
+fn commands_that_print_keys_name_the_missing_state_folder_and_create_nothing() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("empty")).unwrap();
     std::fs::set_permissions(folder.path().join("empty"), PermissionsExt::from_mode(0o700)).unwrap();

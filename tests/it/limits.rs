@@ -1,4 +1,4 @@
-//! A limit that is reached is told of once, and counted each time.
+//! A reached limit logs one line and is counted every time.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use ginnel::stun::{Message, Method};
 
-use crate::house::{House, Lines};
+use crate::test_server::{Lines, TestServer};
 use crate::turn_client::{TurnClient, by_udp};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// How often the metrics say that a limit was reached.
+/// The number of times a limit was reached, by the metrics.
 fn times(server: SocketAddr, limit: &str) -> u64 {
     let mut stream = TcpStream::connect(server).unwrap();
     stream.set_read_timeout(Some(SOON)).unwrap();
@@ -24,33 +24,35 @@ fn times(server: SocketAddr, limit: &str) -> u64 {
 }
 
 #[test]
-fn a_user_has_128_allocations_and_the_next_ones_give_one_line_and_are_counted() {
-    let house = House::on_loopback("relay_ports = \"40000-41023\"");
-    let mut clients: Vec<_> = (0..130).map(|_| TurnClient::new(Ipv4Addr::LOCALHOST, house.address)).collect();
+fn refusals_above_128_allocations_of_a_user_log_one_line_and_are_counted() {
+    let test_server = TestServer::on_loopback("relay_ports = \"40000-41023\"");
+    let mut clients: Vec<_> =
+        (0..130).map(|_| TurnClient::new(Ipv4Addr::LOCALHOST, test_server.address)).collect();
     let codes = clients.iter_mut().map(|client| {
-        let answer = client.ask_signed(Method::ALLOCATE, by_udp);
+        let answer = client.request_signed(Method::ALLOCATE, by_udp);
         Message::parse(&answer).unwrap().unverified().error_code()
     });
     let codes: Vec<_> = codes.collect();
     assert_eq!((&codes[..128], &codes[128..]), (&[None; 128][..], &[Some(486); 2][..]));
-    let line = house.server.expect("line about the limit", SOON, |line| {
+    let line = test_server.process.expect("line about the limit", SOON, |line| {
         line.contains("turn.allocations_per_user").then(|| line.to_owned())
     });
     assert!(line.contains("WARN") && line.contains("value=128"), "{line}");
     // More where an answer was late, and the request was sent again.
-    assert!(times(house.address, "turn.allocations_per_user") >= 2);
-    assert_eq!(times(house.address, "turn.max_allocations"), 0);
+    assert!(times(test_server.address, "turn.allocations_per_user") >= 2);
+    assert_eq!(times(test_server.address, "turn.max_allocations"), 0);
 }
 
 #[test]
-fn without_a_gateway_limits_are_counted_too() {
+fn limits_are_counted_without_a_gateway() {
     let lines = Lines { turn: "max_allocations = 0\n[gateway]\nenabled = false", ..Lines::default() };
-    let house = House::with(&[Ipv4Addr::LOCALHOST.into()], lines);
-    let before = times(house.address, "turn.max_allocations");
-    let answer = TurnClient::new(Ipv4Addr::LOCALHOST, house.address).ask_signed(Method::ALLOCATE, by_udp);
+    let test_server = TestServer::with(&[Ipv4Addr::LOCALHOST.into()], lines);
+    let before = times(test_server.address, "turn.max_allocations");
+    let answer =
+        TurnClient::new(Ipv4Addr::LOCALHOST, test_server.address).request_signed(Method::ALLOCATE, by_udp);
     assert_eq!(Message::parse(&answer).unwrap().unverified().error_code(), Some(508));
-    house
-        .server
+    test_server
+        .process
         .expect("line about the limit", SOON, |line| line.contains("turn.max_allocations").then_some(()));
-    assert!(times(house.address, "turn.max_allocations") > before);
+    assert!(times(test_server.address, "turn.max_allocations") > before);
 }

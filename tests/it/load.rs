@@ -1,4 +1,4 @@
-//! `ginnel load` against our own server, and against coturn's, which is the judge of this client.
+//! `ginnel load` against our server and against coturn.
 
 use std::net::{Ipv6Addr, SocketAddr};
 use std::process::{Command, Output, Stdio};
@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::house::{House, PASSWORD, USER, free_ports};
 use crate::proc::{Proc, Stdout};
+use crate::test_server::{PASSWORD, TestServer, USER, free_ports};
 use crate::tools;
 use crate::waiting::{wait_for, wait_until_steady};
 
@@ -46,7 +46,7 @@ fn report(server: SocketAddr, login: (&str, &str), what: &str) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{what}: {error}: {output:?}"))
 }
 
-/// What it said when it failed.
+/// Its output after a failure.
 fn complaint(server: SocketAddr, login: (&str, &str), what: &str) -> String {
     let output = load(server, login, what);
     assert_eq!(output.status.code(), Some(1), "{what}: {output:?}");
@@ -74,15 +74,15 @@ fn assert_all_ways_lose_nothing(server: SocketAddr, login: (&str, &str)) {
 
 #[test]
 fn our_server_loses_nothing_at_a_low_rate() {
-    let house = House::on_loopback(ALLOW);
-    assert_all_ways_lose_nothing(house.address, (USER, PASSWORD));
+    let test_server = TestServer::on_loopback(ALLOW);
+    assert_all_ways_lose_nothing(test_server.address, (USER, PASSWORD));
 }
 
 #[test]
 fn over_ipv6_clients_and_peers_have_addresses_of_that_family() {
-    let house = House::at(&[Ipv6Addr::LOCALHOST.into()], "allow_peers = [\"::1/128\"]");
+    let test_server = TestServer::at(&[Ipv6Addr::LOCALHOST.into()], "allow_peers = [\"::1/128\"]");
     for way in ["--direction echo", "--peers clients --indications"] {
-        assert_nothing_lost(house.address, (USER, PASSWORD), &format!("relay --allocations 4 {way}"));
+        assert_nothing_lost(test_server.address, (USER, PASSWORD), &format!("relay --allocations 4 {way}"));
     }
 }
 
@@ -114,45 +114,45 @@ fn coturn_loses_nothing_at_a_low_rate() {
 }
 
 #[test]
-fn a_window_is_kept_full_and_the_servers_cpu_time_is_told() {
-    let house = House::on_loopback(ALLOW);
-    let pid = house.server.id();
+fn a_window_is_kept_full_and_the_servers_cpu_time_is_reported() {
+    let test_server = TestServer::on_loopback(ALLOW);
+    let pid = test_server.process.id();
     for what in ["binding", "relay --allocations 4 --direction both --peers clients"] {
         let what = format!("{what} --window 8 --seconds 1 --warm-up 0 --pid {pid} --max-loss 1");
-        let report = report(house.address, (USER, PASSWORD), &what);
+        let report = report(test_server.address, (USER, PASSWORD), &what);
         assert!(report["packets_per_second"].as_f64().unwrap() > 500.0, "{report}");
         assert!(report["server_cpu"]["us_each"].as_f64().unwrap() > 0.1, "{report}");
     }
 }
 
 #[test]
-fn allocations_are_given_back() {
-    let house = House::on_loopback(ALLOW);
+fn allocations_are_released() {
+    let test_server = TestServer::on_loopback(ALLOW);
     for transport in ["udp", "tcp", "udp"] {
-        let what = format!("allocate --count 20 --transport {transport} --pid {}", house.server.id());
-        let made = report(house.address, (USER, PASSWORD), &what);
+        let what = format!("allocate --count 20 --transport {transport} --pid {}", test_server.process.id());
+        let made = report(test_server.address, (USER, PASSWORD), &what);
         assert_eq!(made["allocations"], 20);
         assert!(made["server_cpu"]["us_each"].as_f64().unwrap() > 1.0, "{made}");
     }
 }
 
 #[test]
-fn an_interrupted_load_gives_back_what_it_holds() {
-    let house = House::on_loopback("");
-    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", house.server.id())).unwrap().count();
+fn an_interrupted_load_releases_its_allocations() {
+    let test_server = TestServer::on_loopback("");
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", test_server.process.id())).unwrap().count();
     // What the start has still open goes soon.
     let before = wait_until_steady(Duration::from_secs(20), Duration::from_secs(1), descriptors);
     for _ in 0..2 {
         let mut holding = Command::new(env!("CARGO_BIN_EXE_ginnel"));
         holding.args(["load", "allocate", "--count", "120", "--hold", "--seconds", "600", "--json"]);
         holding.args(["--user", USER, "--password-env", PASSWORD_VARIABLE]).env(PASSWORD_VARIABLE, PASSWORD);
-        holding.args(["--server", &house.address.to_string()]);
+        holding.args(["--server", &test_server.address.to_string()]);
         let mut holding = Proc::start("ginnel load", holding, Stdout::Lines);
         wait_for(Duration::from_secs(20), || {
             if descriptors() >= before + 120 { Ok(()) } else { Err(holding.printed()) }
         });
         // 120 of the user's 128 are taken.
-        assert!(complaint(house.address, (USER, PASSWORD), "allocate --count 10").contains("486"));
+        assert!(complaint(test_server.address, (USER, PASSWORD), "allocate --count 10").contains("486"));
         holding.terminate();
         holding.succeed(Duration::from_secs(10));
         assert_eq!(holding.lines(|line| line.contains("\"allocations\":120").then_some(())).len(), 1);
@@ -161,11 +161,11 @@ fn an_interrupted_load_gives_back_what_it_holds() {
 
 #[test]
 fn the_highest_rate_is_found_and_the_server_measured_at_half_of_it() {
-    let house = House::on_loopback(ALLOW);
+    let test_server = TestServer::on_loopback(ALLOW);
     for what in ["binding --sockets 4", "relay --allocations 4"] {
         // Half may be lost: what a busy machine bears must be found, whatever it is.
         let found = report(
-            house.address,
+            test_server.address,
             (USER, PASSWORD),
             &format!("{what} --search=50 --trial 0.1 --seconds 1 --warm-up 0"),
         );
@@ -180,30 +180,30 @@ fn the_highest_rate_is_found_and_the_server_measured_at_half_of_it() {
 
 #[test]
 fn several_processes_share_a_load_and_report_as_one() {
-    let house = House::on_loopback(ALLOW);
+    let test_server = TestServer::on_loopback(ALLOW);
     let login = (USER, PASSWORD);
-    let pid = house.server.id();
+    let pid = test_server.process.id();
     for what in ["binding --sockets 5", "relay --allocations 7", "relay --allocations 8 --peers clients"] {
         let what = format!("{what} --processes 3 --rate 400 --seconds 1 --warm-up 0 --pid {pid}");
-        let report = report(house.address, login, &what);
+        let report = report(test_server.address, login, &what);
         assert!(report["sent"].as_u64().unwrap() >= 200, "{report}");
         assert_eq!((&report["received"], &report["misdelivered"]), (&report["sent"], &0.into()), "{report}");
         assert_eq!((&report["processes"], &report["rate"]), (&3.into(), &400.into()), "{report}");
         assert!(report["server_cpu"]["us_each"].as_f64().unwrap() > 0.1, "{report}");
     }
-    let made = report(house.address, login, &format!("allocate --count 20 --processes 3 --pid {pid}"));
+    let made = report(test_server.address, login, &format!("allocate --count 20 --processes 3 --pid {pid}"));
     assert_eq!(made["allocations"], 20);
     assert!(made["server_bytes_each"].as_f64().is_some(), "{made}");
-    let said = complaint(house.address, login, "allocate --count 140 --processes 2");
+    let said = complaint(test_server.address, login, "allocate --count 140 --processes 2");
     assert!(said.contains("turn.allocations_per_user"), "{said}");
-    let said = complaint(house.address, login, "allocate --count 2 --processes 3");
+    let said = complaint(test_server.address, login, "allocate --count 2 --processes 3");
     assert!(said.contains("at most --count"), "{said}");
 }
 
 #[test]
 fn processes_of_a_load_end_with_the_one_that_started_them() {
-    let house = House::on_loopback("");
-    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", house.server.id())).unwrap().count();
+    let test_server = TestServer::on_loopback("");
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", test_server.process.id())).unwrap().count();
     let before = descriptors();
     let await_descriptors = |expected: &dyn Fn(usize) -> bool| {
         wait_for(Duration::from_secs(20), || match descriptors() {
@@ -214,7 +214,7 @@ fn processes_of_a_load_end_with_the_one_that_started_them() {
     let mut holding = Command::new(env!("CARGO_BIN_EXE_ginnel"));
     holding.args("load allocate --count 30 --processes 3 --hold --seconds 600 --user".split(' '));
     holding.args([USER, "--password-env", PASSWORD_VARIABLE]).env(PASSWORD_VARIABLE, PASSWORD);
-    holding.args(["--server", &house.address.to_string()]);
+    holding.args(["--server", &test_server.address.to_string()]);
     let mut holding = holding.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     // The server may have closed some of its own since they were counted.
     await_descriptors(&|now| now >= before + 25);
@@ -225,10 +225,10 @@ fn processes_of_a_load_end_with_the_one_that_started_them() {
 
 #[test]
 fn clients_may_have_sockets_of_their_own_on_loopback_too() {
-    let house = House::on_loopback(ALLOW);
+    let test_server = TestServer::on_loopback(ALLOW);
     for way in ["--direction both", "--direction echo --peers clients --burst 4"] {
         assert_nothing_lost(
-            house.address,
+            test_server.address,
             (USER, PASSWORD),
             &format!("relay --allocations 6 --own-sockets {way}"),
         );
@@ -237,15 +237,15 @@ fn clients_may_have_sockets_of_their_own_on_loopback_too() {
 
 #[test]
 fn a_shared_secret_makes_credentials() {
-    let house = House::on_loopback(&format!("{ALLOW}\nrest_secret = \"north-north-north\""));
+    let test_server = TestServer::on_loopback(&format!("{ALLOW}\nrest_secret = \"north-north-north\""));
     let secret = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(secret.path(), "north-north-north\n").unwrap();
     let what = format!("allocate --count 3 --rest-secret-file {}", secret.path().display());
-    assert_eq!(report(house.address, ("load", ""), &what)["allocations"], 3);
+    assert_eq!(report(test_server.address, ("load", ""), &what)["allocations"], 3);
 }
 
 #[test]
-fn a_public_server_is_not_flooded_without_a_yes() {
+fn a_public_server_is_not_loaded_without_confirmation() {
     let public = SocketAddr::from(([203, 0, 113, 1], 3478));
     for what in ["binding", "allocate", "relay", "relay --transport tcp"] {
         let began = Instant::now();
@@ -256,8 +256,8 @@ fn a_public_server_is_not_flooded_without_a_yes() {
 }
 
 #[test]
-fn what_goes_wrong_is_said_with_what_to_do_about_it() {
-    let house = House::on_loopback("");
+fn failures_of_a_load_name_the_remedy() {
+    let test_server = TestServer::on_loopback("");
     let judge = (USER, PASSWORD);
     for (login, what, expected) in [
         ((USER, "wrong"), "allocate", "the server refused these credentials (401"),
@@ -271,7 +271,7 @@ fn what_goes_wrong_is_said_with_what_to_do_about_it() {
         (judge, "binding --cpu 1000", "cannot run on processor 1000"),
         ((USER, ""), "allocate", "not set, or empty"),
     ] {
-        let said = complaint(house.address, login, what);
+        let said = complaint(test_server.address, login, what);
         assert!(said.contains(expected), "{what}: {said}");
     }
     let nobody = SocketAddr::from(([127, 0, 0, 1], free_ports()));
@@ -286,12 +286,12 @@ const PLENTY: &str = "[signaling.limits]\nper_source = { burst = 1e6, per_second
 
 #[test]
 fn all_calls_of_clients_by_udp_and_by_websocket_are_answered() {
-    let house = House::on_loopback(PLENTY);
+    let test_server = TestServer::on_loopback(PLENTY);
     for via in ["udp", "udp --own-sockets --rate 5", "ws", "ws --window 2"] {
         let rate = if via.contains("--") { "" } else { "--rate 100" };
-        let pid = house.server.id();
+        let pid = test_server.process.id();
         let what = format!("signaling --clients 8 --via {via} {rate} --seconds 1 --warm-up 0 --pid {pid}");
-        let report = report(house.address, ("", ""), &what);
+        let report = report(test_server.address, ("", ""), &what);
         let calls = &report["calls"];
         assert!(calls["answered"].as_u64().unwrap() >= 4, "{via}: {report}");
         assert_eq!(calls["answered"], calls["begun"], "{via}: {report}");
@@ -303,21 +303,21 @@ fn all_calls_of_clients_by_udp_and_by_websocket_are_answered() {
 }
 
 #[test]
-fn clients_of_the_signalling_are_held_and_the_servers_memory_is_told() {
-    let house = House::on_loopback(PLENTY);
+fn signalling_clients_are_held_and_the_servers_memory_is_reported() {
+    let test_server = TestServer::on_loopback(PLENTY);
     for via in ["udp", "ws"] {
-        let pid = house.server.id();
+        let pid = test_server.process.id();
         let what = format!("signaling --clients 300 --via {via} --seconds 1 --warm-up 0 --pid {pid}");
-        let report = report(house.address, ("", ""), &what);
+        let report = report(test_server.address, ("", ""), &what);
         assert_eq!((&report["clients"], &report["calls"]), (&300.into(), &Value::Null), "{report}");
         assert!(report["server_bytes_each"].as_f64().unwrap() > 1.0, "{report}");
     }
 }
 
 #[test]
-fn a_server_that_lets_no_more_clients_in_is_named_with_what_to_change() {
-    let house = House::on_loopback("[signaling.limits]\ntags = 5\nconnections = 5");
-    let said = |what: &str| complaint(house.address, ("", ""), what);
+fn a_load_names_the_limit_of_a_server_that_admits_no_more_clients() {
+    let test_server = TestServer::on_loopback("[signaling.limits]\ntags = 5\nconnections = 5");
+    let said = |what: &str| complaint(test_server.address, ("", ""), what);
     let closed = said("signaling --clients 8 --via ws");
     assert!(closed.contains("connections and connections_per_network"), "{closed}");
     for (what, expected) in [
@@ -342,25 +342,25 @@ fn a_server_that_lets_no_more_clients_in_is_named_with_what_to_change() {
 
 const GATEWAY_KEY: &str = "the key of a test's gateway";
 
-fn house_with_gateway() -> (House, [(&'static str, u16); 2]) {
+fn server_with_gateway() -> (TestServer, [(&'static str, u16); 2]) {
     let (md5, hmac) = (free_ports(), free_ports());
-    let house = House::on_loopback(&format!(
+    let test_server = TestServer::on_loopback(&format!(
         "[gateway]\nenabled = true\nserver_listen = [\"127.0.0.1\"]\nserver_port = {md5}\nhmac_port = {hmac}\n\
          key = \"{GATEWAY_KEY}\"\n[gateway.limits]\nqueue = 131072\n[gateway.times]\nhold = 0.5"
     ));
-    (house, [("md5", md5), ("hmac", hmac)])
+    (test_server, [("md5", md5), ("hmac", hmac)])
 }
 
 #[test]
-fn messages_through_the_gateway_all_arrive_but_those_to_a_client_that_does_not_read() {
-    let (house, doors) = house_with_gateway();
+fn all_gateway_messages_arrive_except_those_to_a_client_that_does_not_read() {
+    let (test_server, doors) = server_with_gateway();
     for (door, port) in doors {
         let what = format!(
             "gateway --clients 20 --each 4 --size 100,102400 --deaf 20 --seconds 3 --warm-up 0 \
              --door {door} --servers-at 127.0.0.1:{port} --pid {}",
-            house.server.id()
+            test_server.process.id()
         );
-        let report = report(house.address, ("", GATEWAY_KEY), &what);
+        let report = report(test_server.address, ("", GATEWAY_KEY), &what);
         let count = |name: &str| report[name].as_u64().unwrap();
         for nothing in ["lost", "doubled", "out_of_order", "misdelivered", "damaged", "closed", "dropped"] {
             assert_eq!(count(nothing), 0, "{nothing}: {report}");
@@ -372,10 +372,11 @@ fn messages_through_the_gateway_all_arrive_but_those_to_a_client_that_does_not_r
 }
 
 #[test]
-fn a_gateway_that_lets_nobody_in_is_named_with_what_to_change() {
-    let (house, [(_, md5), (_, hmac)]) = house_with_gateway();
-    let said =
-        |key: &str, what: &str| complaint(house.address, ("", key), &format!("gateway --clients 2 {what}"));
+fn a_load_names_the_limit_of_a_gateway_that_admits_nobody() {
+    let (test_server, [(_, md5), (_, hmac)]) = server_with_gateway();
+    let said = |key: &str, what: &str| {
+        complaint(test_server.address, ("", key), &format!("gateway --clients 2 {what}"))
+    };
     let right = format!("--servers-at 127.0.0.1:{md5}");
     for (key, what, expected) in [
         (GATEWAY_KEY, format!("--each 9 --servers 1 {right}"), "gateway.limits.per_client"),

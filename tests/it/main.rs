@@ -1,7 +1,7 @@
-//! Integration tests: one binary, a module per capability.
+//! Integration tests: one binary, one module per capability.
 //!
-//! `lab` is the NAT laboratory (network namespaces; needs root), `house` a server on loopback, `tools` says which
-//! foreign programs are there. A test that cannot run here says so in one line and passes; in CI it fails.
+//! `lab` is the NAT laboratory (network namespaces; needs root), `test_server` starts a `ginnel serve`, `tools` finds foreign programs, and
+//! `waiting` waits. A test that cannot run here prints one line and passes; in CI it fails.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,20 +14,18 @@
 
 mod admission;
 mod agent_messages;
+mod agent_reconnect;
 mod agent_secrets;
-mod agent_stays;
 mod architecture;
 mod authority;
 mod bulk;
 mod classic_stun;
-mod crossing;
-mod document000;
+mod client_to_client;
 mod examples;
-mod front_door;
+mod first_start;
 mod fuzz_corpora;
 mod gateway;
 mod gateway_agents;
-mod house;
 mod judges;
 mod keys;
 mod lab;
@@ -39,11 +37,13 @@ mod paths;
 mod pipes;
 mod proc;
 mod punching;
+mod recording_proxy;
 mod reverse_proxy;
 mod safety;
-mod signaler;
-mod starting;
-mod tap;
+mod signaling_client;
+mod signaling_ports;
+mod startup;
+mod test_server;
 mod tools;
 mod transports;
 mod turn_client;

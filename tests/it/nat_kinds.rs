@@ -1,4 +1,4 @@
-//! The laboratory judged: each NAT kind maps and filters as its name says, seen by a probe that knows nothing of it.
+//! The NAT kinds of the laboratory map and filter as their names promise, measured by an independent probe.
 
 use std::time::Duration;
 
@@ -45,32 +45,32 @@ fn assert_kind(kind: NatKind, mapping: &str, filtering: &str) {
 }
 
 #[test]
-fn a_full_cone_nat_keeps_one_port_and_lets_anybody_answer() {
+fn a_full_cone_nat_keeps_one_port_and_accepts_any_source() {
     assert_kind(NatKind::FullCone, "same", "none");
 }
 
 #[test]
-fn an_address_restricted_nat_keeps_one_port_and_lets_a_known_address_answer_from_any_port() {
+fn an_address_restricted_nat_keeps_one_port_and_accepts_known_addresses_from_any_port() {
     assert_kind(NatKind::AddressRestricted, "same", "address");
 }
 
 #[test]
-fn a_port_restricted_nat_keeps_one_port_and_lets_only_the_asked_port_answer() {
+fn a_port_restricted_nat_keeps_one_port_and_accepts_only_known_ports() {
     assert_kind(NatKind::PortRestricted, "same", "port");
 }
 
 #[test]
-fn a_symmetric_nat_takes_another_port_for_each_peer() {
+fn a_symmetric_nat_maps_each_peer_to_another_port() {
     assert_kind(NatKind::Symmetric, "changes", "port");
 }
 
 #[test]
-fn a_udp_blocking_nat_lets_tcp_pass_and_nothing_else() {
+fn a_udp_blocking_nat_passes_only_tcp() {
     assert_kind(NatKind::UdpBlocked, "blocked", "blocked");
 }
 
 #[test]
-fn an_open_host_is_seen_as_it_is() {
+fn an_open_host_keeps_its_address() {
     if !tools::have_laboratory() {
         return;
     }
@@ -85,7 +85,7 @@ fn an_open_host_is_seen_as_it_is() {
 }
 
 #[test]
-fn an_unsolicited_packet_does_not_spoil_the_punch_that_follows() {
+fn an_unsolicited_packet_does_not_prevent_a_later_punch() {
     if !tools::have_laboratory() {
         return;
     }
@@ -114,7 +114,7 @@ fn a_symmetric_nat_cannot_be_punched_from_a_port_restricted_one() {
 }
 
 #[test]
-fn packets_to_foreign_private_addresses_vanish_without_an_answer() {
+fn packets_to_foreign_private_addresses_are_dropped_silently() {
     if !tools::have_laboratory() {
         return;
     }
@@ -141,7 +141,7 @@ fn two_hosts_behind_one_nat_reach_each_other_by_their_inner_addresses() {
     assert_eq!(verdict(&mut there)["source"], serde_json::json!(["10.21.0.2", 5001]));
 }
 
-/// A host behind `kind` and one behind a symmetric NAT write to each other; the first gets to answer what it hears.
+/// A host behind `kind` and one behind a symmetric NAT send to each other; the first answers what it receives.
 fn assert_symmetric_reaches(kind: NatKind) {
     if !tools::have_laboratory() {
         return;
@@ -163,6 +163,6 @@ fn a_host_behind_a_symmetric_nat_reaches_a_full_cone() {
 }
 
 #[test]
-fn a_host_behind_a_symmetric_nat_reaches_an_address_restricted_nat_that_has_written_to_it() {
+fn a_host_behind_a_symmetric_nat_reaches_an_address_restricted_nat_after_its_packet() {
     assert_symmetric_reaches(NatKind::AddressRestricted);
 }

@@ -1,5 +1,4 @@
-//! An agent whose network dies without a word, and comes back: what those who watch its tag are told, and what is left of the dead line.
-//! And a path that NATs would forget.
+//! Agents that lose their network without a notification and return, and paths through NATs with short timeouts.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::Ipv4Addr;
@@ -8,10 +7,10 @@ use std::time::Duration;
 use ginnel::agent::Ticket;
 use serde_json::{Value, json};
 
-use crate::house::House;
 use crate::lab::{Host, NatKind, Net};
 use crate::proc::{Proc, Stdout};
-use crate::signaler::Signaler;
+use crate::signaling_client::SignalingClient;
+use crate::test_server::TestServer;
 use crate::tools;
 use crate::waiting::pause_under_test;
 
@@ -35,48 +34,48 @@ fn ticket(listener: &Proc) -> Ticket {
 
 /// A client that watches one tag.
 struct Watcher {
-    line: Signaler,
+    line: SignalingClient,
     own: String,
     watched: String,
 }
 
 impl Watcher {
-    fn new(mut line: Signaler, watched: &str) -> Self {
+    fn new(mut line: SignalingClient, watched: &str) -> Self {
         let own = line.register(&json!({}));
-        let answer = line.ask(json!({"t": 60, "params": {"tags": [watched]}}));
+        let answer = line.request(json!({"t": 60, "params": {"tags": [watched]}}));
         assert_eq!(answer["extra"]["online"], json!([watched]), "{answer}");
         Self { line, own, watched: watched.to_owned() }
     }
 
-    /// What the next event says of the tag; `None` where none comes in time.
+    /// The next presence event of the tag; `None` if none arrives in time.
     fn event(&mut self, within: Duration) -> Option<&'static str> {
-        let event = self.line.hear_within(within, |message| message["t"] == 60)?;
+        let event = self.line.receive_within(within, |message| message["t"] == 60)?;
         let says = |word: &&str| event["params"][*word] == json!([self.watched]);
         Some(["online", "offline"].into_iter().find(says).unwrap_or_else(|| panic!("{event}")))
     }
 
     fn listed(&mut self) -> Value {
-        self.line.ask(json!({"t": 3, "params": {"tag": self.own}}))["extra"]["tags"].clone()
+        self.line.request(json!({"t": 3, "params": {"tag": self.own}}))["extra"]["tags"].clone()
     }
 
     fn call(&mut self) -> Value {
-        self.line.ask(json!({"t": 4, "params": {"tag": self.own, "rtag": self.watched}}))["code"].clone()
+        self.line.request(json!({"t": 4, "params": {"tag": self.own, "rtag": self.watched}}))["code"].clone()
     }
 }
 
 /// Kills the network of an agent on `host` and gives it back.
 fn assert_it_returns(net: &Net, host: &Host, kill: impl Fn(), give_back: impl Fn()) {
     let (server_host, other) = (net.island(10), net.public(11));
-    let house = House::on_with(&server_host, TIMES);
-    let server = house.address.to_string();
+    let test_server = TestServer::on_with(&server_host, TIMES);
+    let server = test_server.address.to_string();
     let mut listener = agent("listener", host, &["listen", "--server", &server]);
     let _pipes = listener.take_pipes();
     let ticket = ticket(&listener);
-    let line = server_host.inside(|| Signaler::web(Ipv4Addr::UNSPECIFIED, house.address));
+    let line = server_host.inside(|| SignalingClient::web(Ipv4Addr::UNSPECIFIED, test_server.address));
     let mut watcher = Watcher::new(line, &ticket.tag);
 
     kill();
-    assert_eq!(watcher.event(UP), Some("offline"), "{}", house.server.printed());
+    assert_eq!(watcher.event(UP), Some("offline"), "{}", test_server.process.printed());
     assert_eq!((watcher.listed(), watcher.call()), (json!([]), json!(203)));
 
     give_back();
@@ -93,7 +92,7 @@ fn assert_it_returns(net: &Net, host: &Host, kill: impl Fn(), give_back: impl Fn
 }
 
 #[test]
-fn an_agent_behind_a_nat_that_drops_everything_is_told_offline_and_comes_back_as_one() {
+fn an_agent_behind_a_nat_that_drops_everything_is_reported_offline_and_returns_once() {
     if !tools::have_laboratory() {
         return;
     }
@@ -104,7 +103,7 @@ fn an_agent_behind_a_nat_that_drops_everything_is_told_offline_and_comes_back_as
 }
 
 #[test]
-fn an_agent_whose_network_card_is_pulled_is_told_offline_and_comes_back_as_one() {
+fn an_agent_whose_link_goes_down_is_reported_offline_and_returns_once() {
     if !tools::have_laboratory() {
         return;
     }
@@ -115,18 +114,19 @@ fn an_agent_whose_network_card_is_pulled_is_told_offline_and_comes_back_as_one()
 
 /// S1-11: the hole is both NATs' mappings, and either is lost when nothing passes.
 #[test]
-fn a_path_through_nats_that_forget_in_seconds_outlives_silence() {
+fn a_path_through_nats_with_short_timeouts_outlives_silence() {
     if !tools::have_laboratory() {
         return;
     }
     const MEMORY: u8 = 8;
     let net = Net::new();
-    let house = House::on(&net.island(10));
-    let server = house.address.to_string();
+    let test_server = TestServer::on(&net.island(10));
+    let server = test_server.address.to_string();
     let nats = [21, 22].map(|octet| net.nat(NatKind::PortRestricted, octet));
     nats.iter().for_each(|nat| nat.forget_after(MEMORY));
     let hosts = nats.each_ref().map(|nat| net.behind(nat));
-    let mut listener = agent("listener", &hosts[0], &["listen", "--server", &server, "--key", &house.key()]);
+    let mut listener =
+        agent("listener", &hosts[0], &["listen", "--server", &server, "--key", &test_server.key()]);
     let (_to_listener, from_listener) = listener.take_pipes();
     let mut connector = agent("connector", &hosts[1], &["connect", &ticket(&listener).to_string()]);
     let (mut to_listener, _from_connector) = connector.take_pipes();

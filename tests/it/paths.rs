@@ -1,8 +1,7 @@
-//! The main job, in the laboratory: `agent connect` moves bulk data both ways, over the path that the two NATs allow.
+//! `agent connect` in the laboratory: bulk data both ways over the path that the two NATs permit.
 //!
-//! What the agents say of their path is compared with what the server's host counted: 100 MB that were relayed cannot
-//! hide there, and neither can 100 MB that were not. `GINNEL_LAB_RUNS` repeats each pair (sides swapped in every other
-//! run), `GINNEL_LAB_MB` changes the megabytes sent each way.
+//! The path that the agents report is compared with the bytes counted on the server's host. `GINNEL_LAB_RUNS` repeats each pair (sides swapped in
+//! every other run), `GINNEL_LAB_MB` sets the megabytes sent each way.
 
 use std::sync::mpsc::Receiver;
 use std::thread::JoinHandle;
@@ -11,9 +10,9 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::bulk::{self, Received};
-use crate::house::House;
 use crate::lab::{Host, Nat, NatKind, Net};
 use crate::proc::{Proc, Stdout};
+use crate::test_server::TestServer;
 use crate::tools;
 
 const UP: Duration = Duration::from_secs(30);
@@ -55,8 +54,8 @@ enum Path {
 }
 
 impl Path {
-    /// Whether a path event tells of it.
-    fn is_told_by(self, path: &Value) -> bool {
+    /// Whether a path event reports this path.
+    fn matches(self, path: &Value) -> bool {
         let remote = path["remote"].as_str().unwrap_or_default();
         let kind = match self {
             Self::Direct | Self::Inner => "direct",
@@ -88,7 +87,7 @@ struct Side {
 
 /// How one side's run is to differ from the usual one.
 #[derive(Clone, Copy)]
-struct Manner<'a> {
+struct AgentOptions<'a> {
     key: Option<&'a str>,
     options: &'a [&'a str],
 }
@@ -98,12 +97,12 @@ impl Side {
         name: &str,
         host: &Host,
         arguments: &[&str],
-        manner: Manner<'_>,
+        options_of_agent: AgentOptions<'_>,
         (seed, bytes): (u64, usize),
     ) -> Self {
         let mut command = host.command(env!("CARGO_BIN_EXE_agent"));
-        command.args(arguments).arg("--json").args(manner.options).env_remove("AGENT_KEY");
-        if let Some(key) = manner.key {
+        command.args(arguments).arg("--json").args(options_of_agent.options).env_remove("AGENT_KEY");
+        if let Some(key) = options_of_agent.key {
             command.env("AGENT_KEY", key);
         }
         let mut agent = Proc::start(name, command, Stdout::Pipe);
@@ -114,7 +113,7 @@ impl Side {
     }
 
     fn wait_for_path(&self, within: Duration, path: Path) -> Option<Value> {
-        self.agent.wait_for(within, |line| event(line, "path").filter(|told| path.is_told_by(told)))
+        self.agent.wait_for(within, |line| event(line, "path").filter(|told| path.matches(told)))
     }
 
     fn last_path(&self) -> Value {
@@ -139,7 +138,7 @@ struct Scene {
     listener: Host,
     connector: Host,
     nats: Vec<Nat>,
-    house: House,
+    test_server: TestServer,
     server_host: Host,
     /// Bytes to send each way.
     bulk: usize,
@@ -162,14 +161,14 @@ impl Scene {
             }
         };
         let (listener, connector) = (put(listener, 21), put(connector, 22));
-        let house = House::on(&server_host);
-        Self { listener, connector, nats, house, server_host, bulk: megabytes(50), _net: net }
+        let test_server = TestServer::on(&server_host);
+        Self { listener, connector, nats, test_server, server_host, bulk: megabytes(50), _net: net }
     }
 
     /// Connects, moves the bulk both ways, and holds every claim against `path`.
-    fn assert_path(&self, path: Path, listening: Manner<'_>, connecting: Manner<'_>) -> String {
+    fn assert_path(&self, path: Path, listening: AgentOptions<'_>, connecting: AgentOptions<'_>) -> String {
         let begun = Instant::now();
-        let server = self.house.address.to_string();
+        let server = self.test_server.address.to_string();
         let listener = Side::start(
             "listener",
             &self.listener,
@@ -183,16 +182,16 @@ impl Scene {
         let connector =
             Side::start("connector", &self.connector, &["connect", &ticket], connecting, (2, self.bulk));
         let sides = [&listener, &connector];
-        let story =
-            || sides.map(|side| side.agent.printed()).join("\n") + "\n" + &self.house.server.printed();
+        let processes =
+            || sides.map(|side| side.agent.printed()).join("\n") + "\n" + &self.test_server.process.printed();
 
         for side in sides {
-            assert!(side.wait_for_path(UP, Path::Any).is_some(), "no path\n{}", story());
-            assert!(side.arrival.recv_timeout(UP).is_ok(), "the first bytes do not arrive\n{}", story());
+            assert!(side.wait_for_path(UP, Path::Any).is_some(), "no path\n{}", processes());
+            assert!(side.arrival.recv_timeout(UP).is_ok(), "the first bytes do not arrive\n{}", processes());
         }
         let first_bytes = begun.elapsed();
         for side in sides {
-            assert!(side.wait_for_path(DIRECT, path).is_some(), "{path:?} is not found\n{}", story());
+            assert!(side.wait_for_path(DIRECT, path).is_some(), "{path:?} is not found\n{}", processes());
         }
         let settled = begun.elapsed();
         let (udp, tcp) = self.counted();
@@ -214,12 +213,12 @@ impl Scene {
     fn finish(&self, mut sides: [Side; 2], path: Path) -> [Received; 2] {
         let deadline = Instant::now() + BULK;
         let ended = sides.each_mut().map(|side| side.agent.ended_by(deadline));
-        let story =
-            sides.each_ref().map(|side| side.agent.printed()).join("\n") + &self.house.server.printed();
+        let processes = sides.each_ref().map(|side| side.agent.printed()).join("\n")
+            + &self.test_server.process.printed();
         for (side, status) in sides.iter().zip(ended) {
-            assert!(status.is_some_and(|status| status.success()), "ended with {status:?}\n{story}");
+            assert!(status.is_some_and(|status| status.success()), "ended with {status:?}\n{processes}");
             let last = side.last_path();
-            assert!(path.is_told_by(&last), "{path:?}, but told {last}\n{story}");
+            assert!(path.matches(&last), "{path:?}, but told {last}\n{processes}");
         }
         sides.map(|side| side.output.join().unwrap())
     }
@@ -252,9 +251,9 @@ fn assert_pair(first: Place, second: Place, path: Path) {
     for run in 0..tools::switch("GINNEL_LAB_RUNS", 1) {
         let (listener, connector) = if run % 2 == 0 { (first, second) } else { (second, first) };
         let scene = Scene::new(listener, connector, path == Path::Inner);
-        let key = scene.house.key();
-        let manner = Manner { key: Some(&key), options: &[] };
-        let facts = scene.assert_path(path, manner, manner);
+        let key = scene.test_server.key();
+        let options_of_agent = AgentOptions { key: Some(&key), options: &[] };
+        let facts = scene.assert_path(path, options_of_agent, options_of_agent);
         eprintln!("run {run}: {listener:?} x {connector:?}: {facts}");
     }
 }
@@ -291,9 +290,9 @@ fn a_connector_without_a_key_uses_the_listeners_relay() {
         return;
     }
     let scene = Scene::new(Place::Behind(NatKind::Symmetric), Place::Behind(NatKind::Symmetric), false);
-    let key = scene.house.key();
-    let invited = Manner { key: Some(&key), options: &[] };
-    let stranger = Manner { key: None, options: &[] };
+    let key = scene.test_server.key();
+    let invited = AgentOptions { key: Some(&key), options: &[] };
+    let stranger = AgentOptions { key: None, options: &[] };
     scene.assert_path(Path::Relay, invited, stranger);
 }
 
@@ -303,9 +302,9 @@ fn relay_only_stays_on_the_relay_where_a_direct_path_exists() {
         return;
     }
     let scene = Scene::new(Place::Open, Place::Behind(NatKind::PortRestricted), false);
-    let key = scene.house.key();
-    let usual = Manner { key: Some(&key), options: &[] };
-    scene.assert_path(Path::Relay, usual, Manner { options: &["--relay-only"], ..usual });
+    let key = scene.test_server.key();
+    let usual = AgentOptions { key: Some(&key), options: &[] };
+    scene.assert_path(Path::Relay, usual, AgentOptions { options: &["--relay-only"], ..usual });
 }
 
 /// Lets a host have one TCP connection to the outside at a time, and nothing else.
@@ -320,7 +319,7 @@ const ONE_CONNECTION: &str = "
 
 /// Signalling needs the one connection until it has nothing more to offer; then the gateway gets it.
 #[test]
-fn where_one_tcp_connection_is_all_there_is_the_gateway_carries_the_tunnel() {
+fn the_gateway_carries_the_tunnel_where_only_one_tcp_connection_passes() {
     if !tools::have_laboratory() {
         return;
     }
@@ -328,16 +327,16 @@ fn where_one_tcp_connection_is_all_there_is_the_gateway_carries_the_tunnel() {
         Scene::new(Place::Behind(NatKind::Symmetric), Place::Behind(NatKind::PortRestricted), false);
     scene.bulk = megabytes(5);
     scene.connector.nft(ONE_CONNECTION);
-    let key = scene.house.key();
-    let listening = Manner { key: Some(&key), options: &[] };
-    for connecting in [listening, Manner { key: None, options: &["--relay-only"] }] {
+    let key = scene.test_server.key();
+    let listening = AgentOptions { key: Some(&key), options: &[] };
+    for connecting in [listening, AgentOptions { key: None, options: &["--relay-only"] }] {
         let facts = scene.assert_path(Path::Gateway, listening, connecting);
         eprintln!("{facts}");
     }
 }
 
 #[test]
-fn a_lossy_path_brings_everything_and_both_ends_end_well() {
+fn a_lossy_path_delivers_everything_and_both_ends_exit_with_success() {
     if !tools::have_laboratory() {
         return;
     }
@@ -348,9 +347,9 @@ fn a_lossy_path_brings_everything_and_both_ends_end_well() {
         for nat in &scene.nats {
             nat.lose(LOSS);
         }
-        let key = scene.house.key();
-        let manner = Manner { key: Some(&key), options: &[] };
-        let facts = scene.assert_path(Path::Any, manner, manner);
+        let key = scene.test_server.key();
+        let options_of_agent = AgentOptions { key: Some(&key), options: &[] };
+        let facts = scene.assert_path(Path::Any, options_of_agent, options_of_agent);
         eprintln!("run {run}: {LOSS} % lost in each direction at each NAT: {facts}");
     }
 }

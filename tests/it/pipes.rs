@@ -1,4 +1,4 @@
-//! `agent` at a terminal: two of them on one host, what they print, how they end.
+//! Two `agent` processes on one host: their output and their exit.
 
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::house::House;
 use crate::lab::{NatKind, Net};
 use crate::proc::{Proc, Stdout};
-use crate::signaler::Signaler;
-use crate::tap::Tap;
+use crate::recording_proxy::RecordingProxy;
+use crate::signaling_client::SignalingClient;
+use crate::test_server::TestServer;
 use crate::tools;
 use crate::waiting::wait_for;
 
@@ -42,7 +42,7 @@ fn ticket(listener: &Proc) -> String {
 }
 
 /// Everything that comes out of a pipe until its end, which has to come in time.
-fn heard(mut pipe: ChildStdout, story: &[&Proc]) -> Vec<u8> {
+fn heard(mut pipe: ChildStdout, processes: &[&Proc]) -> Vec<u8> {
     let (ended, end) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
@@ -51,17 +51,21 @@ fn heard(mut pipe: ChildStdout, story: &[&Proc]) -> Vec<u8> {
     });
     let bytes = end.recv_timeout(UP);
     bytes.unwrap_or_else(|_| {
-        let story: Vec<_> = story.iter().map(|side| side.printed()).collect();
-        panic!("standard output does not end\n{}", story.join("\n"))
+        let processes: Vec<_> = processes.iter().map(|side| side.printed()).collect();
+        panic!("standard output does not end\n{}", processes.join("\n"))
     })
 }
 
 /// A server, a listener and a connector on this host; `key` only with the listener.
-fn pair() -> (House, Proc, Proc) {
-    let house = House::on_loopback("");
-    let listener = agent("listener", &["listen", "--server", &house.address.to_string()], Some(&house.key()));
+fn pair() -> (TestServer, Proc, Proc) {
+    let test_server = TestServer::on_loopback("");
+    let listener = agent(
+        "listener",
+        &["listen", "--server", &test_server.address.to_string()],
+        Some(&test_server.key()),
+    );
     let connector = agent("connector", &["connect", &ticket(&listener)], None);
-    (house, listener, connector)
+    (test_server, listener, connector)
 }
 
 fn ends_with(mut process: Proc, code: i32, mention: &str) {
@@ -72,7 +76,7 @@ fn ends_with(mut process: Proc, code: i32, mention: &str) {
 }
 
 #[test]
-fn two_agents_on_one_host_exchange_a_line_each_and_tell_their_path() {
+fn two_agents_on_one_host_exchange_a_line_each_and_print_their_path() {
     let (_house, mut listener, mut connector) = pair();
     let (mut to_listener, from_listener) = listener.take_pipes();
     let (mut to_connector, from_connector) = connector.take_pipes();
@@ -91,13 +95,13 @@ fn two_agents_on_one_host_exchange_a_line_each_and_tell_their_path() {
 }
 
 #[test]
-fn a_side_that_has_ended_its_input_goes_on_receiving() {
+fn a_side_whose_input_has_ended_continues_to_receive() {
     let (_house, mut listener, mut connector) = pair();
     let (mut to_listener, from_listener) = listener.take_pipes();
     let (to_connector, from_connector) = connector.take_pipes();
     drop(to_connector);
     let nothing = heard(from_listener, &[&listener, &connector]);
-    // The listener's reader has seen the connector's end; only now does the listener begin to speak.
+    // The listener's reader has seen the connector's end; only now does the listener send.
     let late = vec![b'x'; 1_000_000];
     to_listener.write_all(&late).unwrap();
     drop(to_listener);
@@ -108,7 +112,7 @@ fn a_side_that_has_ended_its_input_goes_on_receiving() {
 }
 
 #[test]
-fn an_interrupted_side_tells_the_other_one() {
+fn an_interrupted_side_ends_the_other_one() {
     let (_house, mut listener, mut connector) = pair();
     let _pipes = (listener.take_pipes(), connector.take_pipes());
     for side in [&listener, &connector] {
@@ -120,7 +124,7 @@ fn an_interrupted_side_tells_the_other_one() {
 }
 
 #[test]
-fn an_agent_without_a_server_says_what_to_type() {
+fn an_agent_without_a_server_prints_the_option() {
     ends_with(agent("listener", &["listen"], None), 2, "agent listen --server");
 }
 
@@ -131,8 +135,8 @@ fn an_unreadable_ticket_is_a_usage_error() {
 
 #[test]
 fn a_ticket_whose_listener_is_gone_is_reported_as_offline() {
-    let house = House::on_loopback("");
-    let server = house.address.to_string();
+    let test_server = TestServer::on_loopback("");
+    let server = test_server.address.to_string();
     let mut listener = agent("listener", &["listen", "--server", &server], None);
     let ticket = ticket(&listener);
     listener.terminate();
@@ -141,10 +145,10 @@ fn a_ticket_whose_listener_is_gone_is_reported_as_offline() {
 }
 
 /// The registrations that passed, each with its answer, once there are `count` of them.
-fn registrations(tap: &Tap, count: usize) -> Vec<[Value; 2]> {
+fn registrations(recorder: &RecordingProxy, count: usize) -> Vec<[Value; 2]> {
     wait_for(UP, || {
         let first = |texts: &[Value], t: i64| texts.iter().find(|text| text["t"] == t).cloned();
-        let lines = tap.texts();
+        let lines = recorder.texts();
         let passed: Vec<_> =
             lines.iter().filter_map(|[said, told]| Some([first(said, 1)?, first(told, -1)?])).collect();
         if passed.len() == count { Ok(passed) } else { Err(format!("{lines:?}")) }
@@ -152,32 +156,32 @@ fn registrations(tap: &Tap, count: usize) -> Vec<[Value; 2]> {
 }
 
 #[test]
-fn a_listener_comes_back_as_a_newer_session_and_ends_when_another_one_replaces_it() {
-    let house = House::on_loopback("");
-    let tap = Tap::before(house.address);
-    let listener = agent("listener", &["listen", "--server", &tap.address.to_string()], None);
+fn a_listener_returns_as_a_newer_session_and_ends_when_replaced() {
+    let test_server = TestServer::on_loopback("");
+    let recorder = RecordingProxy::before(test_server.address);
+    let listener = agent("listener", &["listen", "--server", &recorder.address.to_string()], None);
     ticket(&listener);
-    tap.cut();
-    let passed = registrations(&tap, 2);
+    recorder.cut();
+    let passed = registrations(&recorder, 2);
     let told = passed[0][1]["extra"]["epoch"].as_i64().unwrap();
     assert_eq!(
         (&passed[0][0]["params"]["epoch"], &passed[1][0]["params"]["epoch"]),
         (&Value::Null, &json!(told + 1))
     );
 
-    let mut newer = Signaler::web(Ipv4Addr::LOCALHOST, house.address);
+    let mut newer = SignalingClient::web(Ipv4Addr::LOCALHOST, test_server.address);
     let tag = newer.register(&json!({"secret": passed[0][0]["params"]["secret"]}));
     assert_eq!(tag, passed[1][1]["extra"]["tag"]);
     ends_with(listener, 4, "error: another session has taken over this ticket");
-    assert_eq!(newer.ask(json!({"t": 2, "tag": tag}))["t"], -2);
+    assert_eq!(newer.request(json!({"t": 2, "tag": tag}))["t"], -2);
 }
 
 #[test]
-fn a_server_that_is_not_there_is_reported_with_what_to_check() {
-    let mut house = House::on_loopback("");
-    house.server.terminate();
-    house.server.succeed(UP);
-    let listener = agent("listener", &["listen", "--server", &house.address.to_string()], None);
+fn an_unreachable_server_is_reported_with_what_to_check() {
+    let mut test_server = TestServer::on_loopback("");
+    test_server.process.terminate();
+    test_server.process.succeed(UP);
+    let listener = agent("listener", &["listen", "--server", &test_server.address.to_string()], None);
     listener.expect("reason", UP, |line| line.starts_with("Waiting  ").then_some(()));
     listener.expect("what to check", UP, |line| line.contains("ginnel serve").then_some(()));
     listener.terminate();
@@ -187,8 +191,8 @@ fn a_server_that_is_not_there_is_reported_with_what_to_check() {
 /// A side with these options whose input stays open, and one that sends and is done.
 fn assert_ends_by_itself(open: &[&str], done: &[&str], nowhere: bool) {
     for listener_sends in [true, false] {
-        let house = House::on_loopback("");
-        let server = house.address.to_string();
+        let test_server = TestServer::on_loopback("");
+        let server = test_server.address.to_string();
         let options = |sends: bool| if sends { done } else { open };
         let run = |name: &str, arguments: &[&str], sends: bool| {
             if sends && nowhere {
@@ -215,22 +219,22 @@ fn assert_ends_by_itself(open: &[&str], done: &[&str], nowhere: bool) {
 }
 
 #[test]
-fn a_side_that_only_receives_needs_no_end_of_its_input() {
+fn a_receive_only_side_does_not_wait_for_its_input() {
     assert_ends_by_itself(&["--recv-only"], &[], false);
 }
 
 #[test]
-fn a_side_that_only_sends_waits_for_no_end_of_the_other_ones_input() {
+fn a_send_only_side_does_not_wait_for_the_other_sides_input() {
     assert_ends_by_itself(&[], &["--send-only"], false);
 }
 
 #[test]
-fn a_side_that_has_sent_all_and_whose_output_nobody_sees_is_done() {
+fn a_side_with_output_to_dev_null_ends_once_everything_is_sent() {
     assert_ends_by_itself(&[], &[], true);
 }
 
 #[test]
-fn a_side_that_waits_for_its_own_input_says_so() {
+fn a_side_that_waits_for_its_input_prints_a_hint() {
     let (_house, mut listener, mut connector) = pair();
     let (to_listener, _from_listener) = listener.take_pipes();
     let (to_connector, _from_connector) = connector.take_pipes();
@@ -242,9 +246,9 @@ fn a_side_that_waits_for_its_own_input_says_so() {
 }
 
 #[test]
-fn a_ticket_is_taken_with_the_line_that_it_was_printed_in() {
-    let house = House::on_loopback("");
-    let server = format!("http://{}/", house.address);
+fn a_ticket_is_accepted_with_the_line_around_it() {
+    let test_server = TestServer::on_loopback("");
+    let server = format!("http://{}/", test_server.address);
     let mut listener = agent("listener", &["listen", "--server", &server], None);
     let line = format!("agent connect {}", ticket(&listener).to_uppercase());
     let (start, end) = line.split_at(60);
@@ -262,10 +266,10 @@ fn assert_no_path(options: &[&str], with_key: bool, mention: &str) {
         return;
     }
     let net = Net::new();
-    let house = House::on(&net.island(10));
+    let test_server = TestServer::on(&net.island(10));
     let (left, right) = (net.nat(NatKind::Symmetric, 21), net.nat(NatKind::Symmetric, 22));
     let (left, right) = (net.behind(&left), net.behind(&right));
-    let (key, server) = (house.key(), house.address.to_string());
+    let (key, server) = (test_server.key(), test_server.address.to_string());
     let key = with_key.then_some(key.as_str());
     let run = |name, host: &crate::lab::Host, arguments: &[&str]| {
         let arguments = [arguments, options].concat();
@@ -284,6 +288,6 @@ fn no_relay_behind_two_symmetric_nats_ends_without_a_path() {
 }
 
 #[test]
-fn two_strangers_behind_symmetric_nats_are_told_of_the_key() {
+fn two_agents_without_a_key_behind_symmetric_nats_are_advised_to_use_one() {
     assert_no_path(&[], false, "--key");
 }

@@ -1,4 +1,4 @@
-//! A child process whose lines can be waited for, and which never outlives its test.
+//! A child process whose output lines can be waited for. It never outlives its test.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::waiting::try_until;
 
 /// How long the output of a process that has ended may take to be read.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+const LAST_OUTPUT: Duration = Duration::from_secs(2);
 
 /// The lines a process has printed so far.
 #[derive(Default)]
@@ -72,8 +72,8 @@ impl Proc {
         Self { name: name.to_owned(), child, log }
     }
 
-    /// Starts `command`, with nobody who reads what it prints.
-    pub(crate) fn start_unheard(name: &str, mut command: Command) -> Self {
+    /// Starts `command` without a reader of its output.
+    pub(crate) fn start_without_reader(name: &str, mut command: Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{name} does not start: {error}"));
         drop((child.stdout.take(), child.stderr.take()));
@@ -149,7 +149,7 @@ impl Proc {
     /// Lets the readers take what it printed last; something it started may hold its output open longer than that.
     fn read_to_the_end(&self) {
         let printed = self.log.printed.lock().unwrap();
-        drop(self.log.news.wait_timeout_while(printed, LAST_WORDS, |printed| printed.open > 0).unwrap());
+        drop(self.log.news.wait_timeout_while(printed, LAST_OUTPUT, |printed| printed.open > 0).unwrap());
     }
 
     /// Waits for its end.

@@ -1,13 +1,12 @@
-//! Clients that know nothing but document 000, JSON over UDP, in the laboratory: which pairs of NATs they punch through, and how it ends
-//! where they cannot.
+//! Hole punching in the laboratory by clients that use only S0's JSON over UDP: the pairs of NATs that work, and the end where they do not.
 
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::house::House;
 use crate::lab::{Host, NatKind, Net};
 use crate::proc::Proc;
+use crate::test_server::TestServer;
 use crate::tools;
 
 use NatKind::{AddressRestricted, FullCone, PortRestricted, Symmetric};
@@ -28,7 +27,7 @@ enum End {
     NoAnswer,
 }
 
-/// The last event of that name that a client has told.
+/// The last event of that name that a client has printed.
 fn event(client: &Proc, name: &str) -> Value {
     let of_name =
         |line: &String| serde_json::from_str::<Value>(line).ok().filter(|event| event["event"] == name);
@@ -41,17 +40,17 @@ fn assert_end(callee: NatKind, caller: NatKind, rest: &str, end: End) {
     let server_host = net.island(10);
     let nats = [net.nat(callee, 21), net.nat(caller, 22)];
     let hosts = nats.each_ref().map(|nat| net.behind(nat));
-    let house = House::on_with(&server_host, rest);
-    let server = house.address.to_string();
+    let test_server = TestServer::on_with(&server_host, rest);
+    let server = test_server.address.to_string();
     let client = |host: usize, role: &[&str]| {
         let usual = ["--server", &server, "--give-up", PATIENCE];
-        hosts[host].python("doc000.py", &[&usual[..], role].concat())
+        hosts[host].python("plain_client.py", &[&usual[..], role].concat())
     };
     let mut listener = client(0, &["listen"]);
     listener.expect("registration", UP, |line| line.contains("\"registered\"").then_some(()));
     let mut calling = client(1, &["call", "first"]);
     let called = calling.wait(UP);
-    let told = [&calling, &listener].map(Proc::printed).join("\n") + &house.server.printed();
+    let told = [&calling, &listener].map(Proc::printed).join("\n") + &test_server.process.printed();
     let expected = if end == End::Exchanged { 0 } else { 1 };
     assert_eq!(called.code(), Some(expected), "{callee:?}, called from behind {caller:?}\n{told}");
     match end {
@@ -103,30 +102,30 @@ fn plain_clients_punch_through_a_full_cone_and_a_symmetric_nat() {
 }
 
 #[test]
-fn behind_two_symmetric_nats_plain_clients_learn_in_time_that_there_is_no_hole() {
+fn a_punch_between_two_symmetric_nats_fails_in_time() {
     assert_ends(&[(Symmetric, Symmetric)], "", End::NoHole);
 }
 
 /// S0-A10: what comes from a port that a client never wrote to does not pass its port-restricted NAT.
 #[test]
-fn notified_from_the_second_port_alone_a_callee_behind_a_port_restricted_nat_hears_nothing() {
+fn notifications_only_from_port_2_do_not_reach_a_callee_behind_a_port_restricted_nat() {
     assert_ends(&[(PortRestricted, PortRestricted)], "[signaling]\nnotify_from = \"aux\"", End::NoAnswer);
 }
 
 /// Has one plain client call another with these options, and both exchange their datagrams.
 fn exchange([callee, caller]: [&Host; 2], server_host: &Host, options: &[&str]) -> [Proc; 2] {
-    let house = House::on(server_host);
-    let server = house.address.to_string();
+    let test_server = TestServer::on(server_host);
+    let server = test_server.address.to_string();
     let usual = [&["--server", &server][..], options].concat();
-    let mut listener = callee.python("doc000.py", &[&usual[..], &["listen"]].concat());
+    let mut listener = callee.python("plain_client.py", &[&usual[..], &["listen"]].concat());
     listener.expect("registration", UP, |line| line.contains("\"registered\"").then_some(()));
-    let mut calling = caller.python("doc000.py", &[&usual[..], &["call", "first"]].concat());
+    let mut calling = caller.python("plain_client.py", &[&usual[..], &["call", "first"]].concat());
     calling.succeed(UP);
     listener.succeed(UP);
     [listener, calling]
 }
 
-/// Punches with `--inner`, and returns of callee and caller what each was told at its registration and where its hole leads.
+/// Punches with `--inner`; returns for callee and caller the answer to its registration and the punched address.
 fn holes(hosts: [&Host; 2], server_host: &Host) -> [(Value, String); 2] {
     exchange(hosts, server_host, &["--inner"]).each_ref().map(|client| {
         let peer = event(client, "punched")["peer"].as_str().unwrap().to_owned();
@@ -136,7 +135,7 @@ fn holes(hosts: [&Host; 2], server_host: &Host) -> [(Value, String); 2] {
 
 /// S1-5, S1-7, S1-8: both send to all addresses; the NAT turns none back inside, so that the inner ones answer.
 #[test]
-fn two_behind_one_nat_are_told_each_others_inner_addresses_and_keep_to_those() {
+fn two_clients_behind_one_nat_use_each_others_inner_addresses() {
     if !tools::have_laboratory() {
         return;
     }
@@ -156,7 +155,7 @@ fn two_behind_one_nat_are_told_each_others_inner_addresses_and_keep_to_those() {
 
 /// S1-3, S1-7, S1-9: an inner address behind another NAT leads nowhere, and the outer one answers.
 #[test]
-fn behind_different_nats_the_outer_addresses_answer_and_a_public_client_knows_itself() {
+fn clients_behind_different_nats_use_outer_addresses_and_a_public_client_sees_no_nat() {
     if !tools::have_laboratory() {
         return;
     }
@@ -189,7 +188,7 @@ fn plain_clients_punch_through_two_layers_of_nat() {
 
 /// S0-22, S1-11.
 #[test]
-fn a_caller_that_goes_on_sending_102_keeps_the_hole_open() {
+fn repeated_102_keeps_the_hole_open() {
     if !tools::have_laboratory() {
         return;
     }
@@ -203,16 +202,16 @@ fn a_caller_that_goes_on_sending_102_keeps_the_hole_open() {
     }
 }
 
-/// Punches with `--tcp` and returns how each side, callee and caller, has got its stream, and to whom.
+/// Punches with `--tcp`; returns for callee and caller how the stream was opened, and to which address.
 fn streams([callee, caller]: [&Host; 2], server_host: &Host) -> [(String, String); 2] {
-    let house = House::on(server_host);
-    let server = house.address.to_string();
+    let test_server = TestServer::on(server_host);
+    let server = test_server.address.to_string();
     let usual = ["--server", &server, "--tcp"];
-    let mut listener = callee.python("doc000.py", &[&usual[..], &["listen"]].concat());
+    let mut listener = callee.python("plain_client.py", &[&usual[..], &["listen"]].concat());
     listener.expect("registration", UP, |line| line.contains("\"registered\"").then_some(()));
-    let mut calling = caller.python("doc000.py", &[&usual[..], &["call", "first"]].concat());
+    let mut calling = caller.python("plain_client.py", &[&usual[..], &["call", "first"]].concat());
     let ends = [calling.wait(UP), listener.wait(UP)];
-    let told = [&calling, &listener].map(Proc::printed).join("\n") + &house.server.printed();
+    let told = [&calling, &listener].map(Proc::printed).join("\n") + &test_server.process.printed();
     assert!(ends.iter().all(|end| end.success()), "{told}");
     [&listener, &calling].map(|client| {
         let stream = event(client, "stream");
@@ -248,7 +247,7 @@ fn after_the_punch_a_callee_behind_a_nat_reaches_its_public_caller_by_tcp() {
 }
 
 #[test]
-fn after_the_punch_two_on_one_network_reach_each_other_by_tcp_inside_it() {
+fn after_the_punch_two_clients_of_one_network_connect_by_tcp_inside_it() {
     if !tools::have_laboratory() {
         return;
     }
@@ -260,7 +259,7 @@ fn after_the_punch_two_on_one_network_reach_each_other_by_tcp_inside_it() {
 }
 
 #[test]
-fn after_the_punch_syns_that_cross_open_a_stream_between_port_restricted_nats() {
+fn after_the_punch_simultaneous_open_connects_through_port_restricted_nats() {
     if !tools::have_laboratory() {
         return;
     }

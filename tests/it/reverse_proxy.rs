@@ -1,4 +1,4 @@
-//! Behind an HTTP proxy: whose word counts on who the client is, and what a request that was passed on never gets.
+//! The server behind an HTTP reverse proxy: client addresses, limits, and what a forwarded request may not do.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -9,18 +9,18 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
 
-use crate::house::{House, Lines, free_ports};
 use crate::proc::{Proc, Stdout};
-use crate::{signaler, tools};
+use crate::test_server::{Lines, TestServer, free_ports};
+use crate::{signaling_client, tools};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const TRUSTED: &str = "trusted_proxies = [\"127.0.0.1/32\"]";
 const TWO_EACH: &str = "[signaling.limits]\nconnections_per_network = 2";
-/// What the close says whose WebSocket finds no room.
+/// The close reason of a WebSocket over the limit.
 const REASON: &str = "limit reached: signaling.limits.connections_per_network";
 
-fn house(top: &str, rest: &str) -> House {
-    House::with(&[Ipv4Addr::LOCALHOST.into()], Lines { top, turn: rest })
+fn test_server(top: &str, rest: &str) -> TestServer {
+    TestServer::with(&[Ipv4Addr::LOCALHOST.into()], Lines { top, turn: rest })
 }
 
 fn connect(address: SocketAddr) -> TcpStream {
@@ -72,8 +72,8 @@ fn register(socket: &mut Socket) -> Result<(), (u16, String)> {
 }
 
 #[test]
-fn clients_behind_a_trusted_proxy_have_their_own_limits_and_are_told_which_is_reached() {
-    let house = house(TRUSTED, TWO_EACH);
+fn clients_behind_a_trusted_proxy_have_their_own_limits_and_learn_which_one_they_reached() {
+    let test_server = test_server(TRUSTED, TWO_EACH);
     let mut kept = Vec::new();
     for (header, admitted) in [
         ("192.0.2.1", true),
@@ -85,58 +85,58 @@ fn clients_behind_a_trusted_proxy_have_their_own_limits_and_are_told_which_is_re
         ("192.0.2.3", true),
         ("192.0.2.3", false),
     ] {
-        let mut socket = open(house.address, "/ws", Some(("x-forwarded-for", header))).unwrap();
+        let mut socket = open(test_server.address, "/ws", Some(("x-forwarded-for", header))).unwrap();
         let refused = (1013, REASON.to_owned());
         assert_eq!(register(&mut socket), if admitted { Ok(()) } else { Err(refused) }, "{header}");
         kept.push(socket);
     }
     let mut socket =
-        open(house.address, "/ws", Some(("forwarded", "for=\"192.0.2.1:99\";proto=https"))).unwrap();
+        open(test_server.address, "/ws", Some(("forwarded", "for=\"192.0.2.1:99\";proto=https"))).unwrap();
     assert!(register(&mut socket).is_err(), "the other header counts as much");
 }
 
 #[test]
-fn headers_of_those_who_are_not_trusted_are_ignored() {
-    let house = house("trusted_proxies = [\"127.0.0.2/32\"]", TWO_EACH);
+fn forwarding_headers_of_untrusted_sources_are_ignored() {
+    let test_server = test_server("trusted_proxies = [\"127.0.0.2/32\"]", TWO_EACH);
     let mut kept = Vec::new();
     for (header, admitted) in [("192.0.2.1", true), ("192.0.2.2", true), ("192.0.2.3", false)] {
-        let mut socket = open(house.address, "/ws", Some(("x-forwarded-for", header))).unwrap();
+        let mut socket = open(test_server.address, "/ws", Some(("x-forwarded-for", header))).unwrap();
         assert_eq!(register(&mut socket).is_ok(), admitted, "{header}");
         kept.push(socket);
     }
 }
 
 #[test]
-fn a_request_that_was_passed_on_is_never_without_limits_and_reads_no_metrics() {
-    // Everybody is without limits, and may read the metrics: but not by way of a proxy.
+fn a_forwarded_request_is_always_limited_and_cannot_read_metrics() {
+    // All sources are unlimited and may read the metrics, but not through a proxy.
     let everybody = "metrics_from = [\"0.0.0.0/0\"]\ntrusted_proxies = [\"127.0.0.1/32\"]";
     let limits = "[limits]\nunlimited_from = [\"0.0.0.0/0\"]\nconnections_per_address = 1";
-    let house = house(everybody, limits);
+    let test_server = test_server(everybody, limits);
     let mut kept = Vec::new();
     let header = Some(("x-forwarded-for", "192.0.2.1"));
-    kept.push(open(house.address, "/turn", header).unwrap());
-    let refused = open(house.address, "/turn", header).map(|_| ());
+    kept.push(open(test_server.address, "/turn", header).unwrap());
+    let refused = open(test_server.address, "/turn", header).map(|_| ());
     assert!(matches!(refused, Err(tungstenite::Error::Http(response)) if response.status() == 429));
     for _ in 0..3 {
-        kept.push(open(house.address, "/turn", None).unwrap());
+        kept.push(open(test_server.address, "/turn", None).unwrap());
     }
-    assert_eq!(status(house.address, "GET /metrics", ""), 200);
-    let admin = format!("Authorization: Bearer {}\r\n", house.told(&["key", "--admin"]));
+    assert_eq!(status(test_server.address, "GET /metrics", ""), 200);
+    let admin = format!("Authorization: Bearer {}\r\n", test_server.output_of(&["key", "--admin"]));
     let revoke = |header: &str| {
-        status(house.address, "POST /revoke?tag=a", &format!("{admin}{header}Content-Length: 0\r\n"))
+        status(test_server.address, "POST /revoke?tag=a", &format!("{admin}{header}Content-Length: 0\r\n"))
     };
     assert_eq!(revoke(""), 200);
     for header in ["X-Forwarded-For: 192.0.2.9\r\n", "Forwarded: for=192.0.2.9\r\n", "X-Forwarded-For: x\r\n"]
     {
-        assert_eq!(status(house.address, "GET /metrics", header), 404, "{header}");
-        assert_eq!(status(house.address, "GET /healthz", header), 200, "{header}");
+        assert_eq!(status(test_server.address, "GET /metrics", header), 404, "{header}");
+        assert_eq!(status(test_server.address, "GET /healthz", header), 200, "{header}");
         assert_eq!(revoke(header), 403, "{header}");
     }
 }
 
 #[test]
-fn a_client_cannot_leave_the_count_by_headers_that_name_nobody() {
-    let house = house(TRUSTED, "[limits]\nconnections_per_address = 2");
+fn empty_forwarding_headers_do_not_bypass_the_limit() {
+    let test_server = test_server(TRUSTED, "[limits]\nconnections_per_address = 2");
     let mut kept = Vec::new();
     for (name, value, admitted) in [
         ("x-forwarded-for", "192.0.2.1, unknown", true),
@@ -146,21 +146,26 @@ fn a_client_cannot_leave_the_count_by_headers_that_name_nobody() {
         // Who is named has a count of his own.
         ("x-forwarded-for", "192.0.2.1", true),
     ] {
-        let opened = open(house.address, "/turn", Some((name, value)));
+        let opened = open(test_server.address, "/turn", Some((name, value)));
         assert_eq!(opened.is_ok(), admitted, "{name}: {value}");
         kept.push(opened);
     }
-    kept.push(open(house.address, "/turn", None));
+    kept.push(open(test_server.address, "/turn", None));
     assert!(kept.iter().filter(|opened| opened.is_ok()).count() == 4, "the proxy's own requests");
 }
 
 #[test]
-fn the_old_key_still_names_proxies_and_one_line_says_its_new_name() {
-    let house = house("proxy_protocol_from = [\"127.0.0.1/32\"]", TWO_EACH);
+fn the_old_configuration_key_of_proxies_works_and_logs_its_new_name() {
+    let test_server = test_server("proxy_protocol_from = [\"127.0.0.1/32\"]", TWO_EACH);
     let renamed = |line: &str| line.contains("proxy_protocol_from") && line.contains("trusted_proxies");
-    assert_eq!(house.server.lines(|line| renamed(line).then_some(())).len(), 1, "{}", house.server.printed());
+    assert_eq!(
+        test_server.process.lines(|line| renamed(line).then_some(())).len(),
+        1,
+        "{}",
+        test_server.process.printed()
+    );
     let header = |last: u8| format!("192.0.2.{last}");
-    let open = |last| open(house.address, "/ws", Some(("x-forwarded-for", &header(last)))).unwrap();
+    let open = |last| open(test_server.address, "/ws", Some(("x-forwarded-for", &header(last)))).unwrap();
     let mut sockets: Vec<_> = (1..=5).map(open).collect();
     assert!(sockets.iter_mut().all(|socket| register(socket).is_ok()));
 }
@@ -173,16 +178,16 @@ fn documented(language: &str) -> String {
 }
 
 #[test]
-fn as_the_docs_say_three_hundred_clients_come_through_nginx_and_one_too_many_hears_why() {
+fn three_hundred_clients_connect_through_nginx_as_documented_and_the_next_one_learns_the_limit() {
     if !tools::have(&["nginx"]) {
         return;
     }
-    let house = house(TRUSTED, TWO_EACH);
+    let test_server = test_server(TRUSTED, TWO_EACH);
     let folder = tempfile::tempdir().unwrap();
     let port = free_ports();
     let at: SocketAddr = (Ipv4Addr::LOCALHOST, port).into();
     let location = documented("nginx")
-        .replace("127.0.0.1:3478", &house.address.to_string())
+        .replace("127.0.0.1:3478", &test_server.address.to_string())
         .replace("listen 443 ssl;", &format!("listen {at};"))
         .lines()
         .filter(|line| !line.trim_start().starts_with("ssl_"))
@@ -220,7 +225,7 @@ fn as_the_docs_say_three_hundred_clients_come_through_nginx_and_one_too_many_hea
 
 /// Opens a WebSocket from `ip`.
 fn through(ip: Ipv4Addr, at: SocketAddr) -> Socket {
-    let stream = signaler::connect(ip, at).unwrap();
+    let stream = signaling_client::connect(ip, at).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     tungstenite::client(format!("ws://{at}/ws"), stream).unwrap().0
 }

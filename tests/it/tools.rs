@@ -1,10 +1,10 @@
-//! Which foreign programs and rights this machine has, and what to do without them.
+//! The foreign programs and privileges that this machine has; tests that need a missing one are skipped.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Says whether every program in `programs` is there; if not, the calling test is a visible skip.
+/// Returns whether every program in `programs` is installed; if not, the calling test is a visible skip.
 ///
 /// # Panics
 ///
@@ -14,7 +14,7 @@ pub(crate) fn have(programs: &[&str]) -> bool {
     missing.is_empty() || skip(&format!("{} not installed", missing.join(", ")))
 }
 
-/// Says whether every program in `programs` is there, though nobody has to install them; if not, the calling test is a visible skip.
+/// Returns whether every program in `programs`, which CI need not install, is installed; if not, the calling test is a visible skip.
 pub(crate) fn happens_to_have(programs: &[&str]) -> bool {
     let missing: Vec<_> = programs.iter().filter(|name| find(name).is_none()).copied().collect();
     if !missing.is_empty() {
@@ -23,7 +23,7 @@ pub(crate) fn happens_to_have(programs: &[&str]) -> bool {
     missing.is_empty()
 }
 
-/// Says whether network namespaces can be made here; if not, the calling test is a visible skip.
+/// Returns whether network namespaces can be created here; if not, the calling test is a visible skip.
 ///
 /// # Panics
 ///
@@ -36,7 +36,7 @@ pub(crate) fn have_laboratory() -> bool {
     have(&["ip", "nft", "python3"])
 }
 
-/// Says whether this is root, which `what` needs; if not, the calling test is a visible skip.
+/// Returns whether this is root, which `what` needs; if not, the calling test is a visible skip.
 pub(crate) fn is_root_for(what: &str) -> bool {
     let root = is_root();
     if !root {
@@ -69,7 +69,7 @@ fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Says visibly that the calling test does not run here; returns `false`.
+/// Reports visibly that the calling test does not run here; returns `false`.
 ///
 /// # Panics
 ///

@@ -1,4 +1,4 @@
-//! What carries STUN and TURN beside plain UDP and TCP: TLS and its application protocols, WebSocket, PROXY headers.
+//! Transports of STUN and TURN beside plain UDP and TCP: TLS with ALPN, DTLS, WebSocket, PROXY headers.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -11,8 +11,8 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::authority::Authority;
-use crate::house::{House, Lines, PASSWORD, USER};
 use crate::proc::{Proc, Stdout};
+use crate::test_server::{Lines, PASSWORD, TestServer, USER};
 use crate::tools;
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -38,7 +38,7 @@ fn mapped(stream: &mut (impl Read + Write)) -> SocketAddr {
     SocketAddr::from((<[u8; 4]>::try_from(ip).unwrap(), port))
 }
 
-/// A client that trusts `authority` alone.
+/// A client that trusts only `authority`.
 fn client_config(authority: &Authority) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(authority.root()).unwrap()).unwrap();
@@ -47,7 +47,7 @@ fn client_config(authority: &Authority) -> ClientConfig {
     config.with_root_certificates(roots).with_no_client_auth()
 }
 
-/// A TLS client on `stream` that shakes hands with its first bytes.
+/// A TLS client on `stream` that starts the handshake with its first bytes.
 fn tls_with(stream: TcpStream, config: ClientConfig) -> StreamOwned<ClientConnection, TcpStream> {
     let name = ServerName::try_from("127.0.0.1").unwrap();
     StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), stream)
@@ -57,7 +57,7 @@ pub(crate) fn tls(stream: TcpStream, authority: &Authority) -> StreamOwned<Clien
     tls_with(stream, client_config(authority))
 }
 
-/// Says whether the server closes what begins with `start`, without a byte of its own.
+/// Returns whether the server closes a connection that begins with `start`, without sending a byte.
 fn is_closed(address: SocketAddr, start: &[u8]) -> bool {
     let mut stream = connect(address);
     stream.write_all(start).unwrap();
@@ -70,8 +70,8 @@ fn is_closed(address: SocketAddr, start: &[u8]) -> bool {
 #[test]
 fn a_real_certificate_is_shown_on_both_ports_and_turns_is_offered_for_it() {
     let authority = Authority::new();
-    let house = House::with_tls(Lines::default(), Some(&authority));
-    for address in [house.tls, house.address] {
+    let test_server = TestServer::with_tls(Lines::default(), Some(&authority));
+    for address in [test_server.tls, test_server.address] {
         let mut stream = tls(connect(address), &authority);
         let own = stream.sock.local_addr().unwrap();
         assert_eq!(mapped(&mut stream), own);
@@ -81,22 +81,22 @@ fn a_real_certificate_is_shown_on_both_ports_and_turns_is_offered_for_it() {
         page.read_to_string(&mut answer).unwrap();
         assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("ok\n"), "{answer}");
     }
-    let ice = house.printed_ice();
-    assert!(ice.contains(&format!("turns:127.0.0.1:{}?transport=tcp", house.tls.port())), "{ice}");
+    let ice = test_server.printed_ice();
+    assert!(ice.contains(&format!("turns:127.0.0.1:{}?transport=tcp", test_server.tls.port())), "{ice}");
 }
 
 #[test]
 fn no_turns_url_is_offered_for_a_self_signed_certificate() {
-    let house = House::with_tls(Lines::default(), None);
-    let ice = house.printed_ice();
+    let test_server = TestServer::with_tls(Lines::default(), None);
+    let ice = test_server.printed_ice();
     assert!(ice.contains("turn:127.0.0.1") && !ice.contains("turns:") && !ice.contains("stuns:"), "{ice}");
 }
 
 #[test]
-fn what_is_no_protocol_and_tls_inside_tls_are_closed_on_every_port() {
+fn unknown_protocols_and_nested_tls_are_closed_on_every_port() {
     let authority = Authority::new();
-    let house = House::with_tls(Lines::default(), Some(&authority));
-    for address in [house.tls, house.address] {
+    let test_server = TestServer::with_tls(Lines::default(), Some(&authority));
+    for address in [test_server.tls, test_server.address] {
         assert!(is_closed(address, b"SSH-2.0-client\r\n"));
         let mut outer = tls(connect(address), &authority);
         outer.write_all(b"\x16\x03\x01\x02\0\x01\0").unwrap();
@@ -107,7 +107,7 @@ fn what_is_no_protocol_and_tls_inside_tls_are_closed_on_every_port() {
 }
 
 #[test]
-fn a_certificate_that_cannot_be_used_ends_the_start_and_is_named() {
+fn an_unusable_certificate_stops_the_start_and_is_named() {
     let authority = Authority::new();
     let other = Authority::new();
     std::fs::write(authority.folder().join("empty.pem"), "").unwrap();
@@ -153,31 +153,31 @@ fn s_client(address: SocketAddr, protocols: &str, input: &str) -> String {
 }
 
 #[test]
-fn openssl_negotiates_each_protocol_and_may_speak_that_one_alone() {
+fn openssl_negotiates_each_alpn_protocol_and_may_use_only_that_one() {
     if !tools::have(&["openssl"]) {
         return;
     }
-    let house = House::with_tls(Lines::default(), None);
+    let test_server = TestServer::with_tls(Lines::default(), None);
     let request = "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-    let page = s_client(house.tls, "h2,http/1.1", request);
+    let page = s_client(test_server.tls, "h2,http/1.1", request);
     assert!(page.contains("ALPN protocol: http/1.1") && page.contains("200 OK"), "{page}");
     for protocol in ["stun.turn", "stun.nat-discovery"] {
-        let wrong = s_client(house.tls, protocol, request);
+        let wrong = s_client(test_server.tls, protocol, request);
         assert!(wrong.contains(&format!("ALPN protocol: {protocol}")), "{wrong}");
         assert!(!wrong.contains("200 OK"), "{wrong}");
     }
-    let unknown = s_client(house.tls, "h2,smtp", "");
+    let unknown = s_client(test_server.tls, "h2,smtp", "");
     assert!(unknown.contains("no application protocol"), "{unknown}");
 }
 
 #[test]
-fn a_client_that_chose_http_may_not_speak_stun() {
+fn a_client_that_negotiated_http_may_not_send_stun() {
     let authority = Authority::new();
-    let house = House::with_tls(Lines::default(), Some(&authority));
+    let test_server = TestServer::with_tls(Lines::default(), Some(&authority));
     for (protocol, served) in [("stun.turn", true), ("stun.nat-discovery", true), ("http/1.1", false)] {
         let mut config = client_config(&authority);
         config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
-        let mut stream = tls_with(connect(house.tls), config);
+        let mut stream = tls_with(connect(test_server.tls), config);
         if served {
             mapped(&mut stream);
         } else {
@@ -194,16 +194,16 @@ fn a_client_that_chose_http_may_not_speak_stun() {
 fn a_proxy_in_the_list_names_the_client_before_plain_and_before_tls() {
     let authority = Authority::new();
     let lines = Lines { top: "trusted_proxies = [\"127.0.0.1/32\"]", ..Lines::default() };
-    let house = House::with_tls(lines, Some(&authority));
+    let test_server = TestServer::with_tls(lines, Some(&authority));
     let v1 = b"PROXY TCP4 198.51.100.7 127.0.0.1 4000 3478\r\n".to_vec();
     let v2 = [&b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0C"[..], &[198, 51, 100, 7, 127, 0, 0, 1, 15, 160, 13, 150]]
         .concat();
     let named: SocketAddr = "198.51.100.7:4000".parse().unwrap();
     for header in [v1, v2] {
-        let mut plain = connect(house.address);
+        let mut plain = connect(test_server.address);
         plain.write_all(&header).unwrap();
         assert_eq!(mapped(&mut plain), named);
-        for address in [house.address, house.tls] {
+        for address in [test_server.address, test_server.tls] {
             let mut stream = connect(address);
             stream.write_all(&header).unwrap();
             assert_eq!(mapped(&mut tls(stream, &authority)), named);
@@ -211,19 +211,19 @@ fn a_proxy_in_the_list_names_the_client_before_plain_and_before_tls() {
     }
     // A health check of the proxy's own, and no header at all.
     for header in [&b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"[..], b"PROXY UNKNOWN\r\n", b""] {
-        let mut plain = connect(house.address);
+        let mut plain = connect(test_server.address);
         plain.write_all(header).unwrap();
         let own = plain.local_addr().unwrap();
         assert_eq!(mapped(&mut plain), own);
     }
-    assert!(is_closed(house.address, b"PROXY TCP4 nonsense\r\n"));
+    assert!(is_closed(test_server.address, b"PROXY TCP4 nonsense\r\n"));
 }
 
 #[test]
-fn a_proxy_header_from_anybody_else_is_refused() {
-    let house = House::on_loopback("");
-    assert!(is_closed(house.address, b"PROXY TCP4 198.51.100.7 127.0.0.1 4000 3478\r\n"));
-    assert!(is_closed(house.address, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"));
+fn a_proxy_header_from_an_unlisted_source_is_refused() {
+    let test_server = TestServer::on_loopback("");
+    assert!(is_closed(test_server.address, b"PROXY TCP4 198.51.100.7 127.0.0.1 4000 3478\r\n"));
+    assert!(is_closed(test_server.address, b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"));
 }
 
 /// Runs the Python client and returns it, ended.
@@ -242,17 +242,17 @@ fn a_client_relays_over_a_websocket_and_over_one_inside_tls() {
     }
     let authority = Authority::new();
     let lines = Lines { turn: "allow_peers = [\"127.0.0.1/32\"]", ..Lines::default() };
-    let house = House::with_tls(lines, Some(&authority));
-    let peer = format!("127.0.0.1:{}", house.address.port() + 2);
+    let test_server = TestServer::with_tls(lines, Some(&authority));
+    let peer = format!("127.0.0.1:{}", test_server.address.port() + 2);
     let mut echo = Command::new("python3");
     echo.arg(tools::client("turn.py")).args(["echo", &peer]);
     let echo = Proc::start("turn.py echo", echo, Stdout::Lines);
     echo.expect("socket", PATIENCE, |line| (line == "ready").then_some(()));
     let root = authority.root().display().to_string();
     for url in [
-        format!("ws://{}/turn", house.address),
-        format!("wss://{}/turn", house.address),
-        format!("wss://{}/turn", house.tls),
+        format!("ws://{}/turn", test_server.address),
+        format!("wss://{}/turn", test_server.address),
+        format!("wss://{}/turn", test_server.tls),
     ] {
         let client = websocket_client(&["echo", &url, USER, PASSWORD, &peer, &root]);
         assert!(client.printed().contains("echoed 80"), "{}", client.printed());
@@ -264,8 +264,8 @@ fn a_websocket_message_that_is_not_one_frame_closes_it_with_a_code() {
     if !tools::have(&["python3"]) {
         return;
     }
-    let house = House::on_loopback("");
-    let url = format!("ws://{}/turn", house.address);
+    let test_server = TestServer::on_loopback("");
+    let url = format!("ws://{}/turn", test_server.address);
     for (what, code) in [("text", "1003"), ("two", "1007"), ("half", "1007"), ("huge", "1009")] {
         let client = websocket_client(&["code", &url, what]);
         assert!(client.printed().contains(&format!("closed {code}")), "{what}: {}", client.printed());
@@ -285,7 +285,7 @@ fn first_hello(random: u32) -> Vec<u8> {
 fn a_million_dtls_hellos_from_sixty_thousand_addresses_leave_no_memory_behind() {
     const SOURCES: u32 = 60_000;
     const EACH: u32 = 17;
-    let house = House::with_tls(Lines::default(), None);
+    let test_server = TestServer::with_tls(Lines::default(), None);
     let mut answered = 0;
     let mut flood = |sources: std::ops::Range<u32>| {
         for number in sources {
@@ -293,7 +293,7 @@ fn a_million_dtls_hellos_from_sixty_thousand_addresses_leave_no_memory_behind() 
             let (high, low) = (number / 240, number % 240);
             let ip = Ipv4Addr::new(127, u8::try_from(low + 1).unwrap(), u8::try_from(high).unwrap(), 7);
             let socket = UdpSocket::bind((ip, 0)).unwrap();
-            socket.connect(house.tls).unwrap();
+            socket.connect(test_server.tls).unwrap();
             socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
             for copy in 0..EACH {
                 let hello = first_hello(number * EACH + copy);
@@ -308,9 +308,9 @@ fn a_million_dtls_hellos_from_sixty_thousand_addresses_leave_no_memory_behind() 
         }
     };
     flood(0..1000);
-    let before = house.resident_kib();
+    let before = test_server.resident_kib();
     flood(0..SOURCES);
-    let after = house.resident_kib();
+    let after = test_server.resident_kib();
     assert!(after.saturating_sub(before) < 4096, "{before} KiB before, {after} KiB after");
     assert!(answered > SOURCES * 9 / 10, "{answered} answers");
 }

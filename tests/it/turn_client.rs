@@ -1,11 +1,11 @@
-//! A TURN client over UDP whose requests the test writes itself, sound or not.
+//! A TURN client over UDP whose requests the test writes itself, valid or not.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use ginnel::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
 
-use crate::house::{PASSWORD, USER};
+use crate::test_server::{PASSWORD, USER};
 
 /// RFC 8489 section 6.2.1: the time before a request is sent again, and how often it is sent.
 const RETRANSMISSION: Duration = Duration::from_millis(500);
@@ -38,7 +38,7 @@ impl TurnClient {
         socket.set_read_timeout(Some(RETRANSMISSION)).unwrap();
         let mut client = Self { socket, user, realm: String::new(), nonce: Vec::new(), transaction: 0 };
         let request = by_udp(client.begin(Method::ALLOCATE)).finish();
-        let challenge = client.ask(&request).unwrap();
+        let challenge = client.request(&request).unwrap();
         let challenge = Message::parse(&challenge).unwrap().unverified();
         assert_eq!(challenge.error_code(), Some(401));
         client.realm = String::from_utf8(challenge.get(attr::REALM).unwrap().to_vec()).unwrap();
@@ -49,15 +49,15 @@ impl TurnClient {
     /// Allocates from an address of this host.
     pub(crate) fn allocate(ip: Ipv4Addr, server: SocketAddr) -> Self {
         let mut client = Self::new(ip, server);
-        let allocated = client.ask_signed(Method::ALLOCATE, by_udp);
+        let allocated = client.request_signed(Method::ALLOCATE, by_udp);
         assert_eq!(Message::parse(&allocated).unwrap().class(), Class::Success);
         client
     }
 
-    /// The same, and says where peers reach it.
+    /// The same; returns its relayed address.
     pub(crate) fn allocate_and_name(ip: Ipv4Addr, server: SocketAddr) -> (Self, SocketAddr) {
         let mut client = Self::new(ip, server);
-        let allocated = client.ask_signed(Method::ALLOCATE, by_udp);
+        let allocated = client.request_signed(Method::ALLOCATE, by_udp);
         let allocated = Message::parse(&allocated).unwrap().unverified();
         let relayed = allocated.xor_address(attr::XOR_RELAYED_ADDRESS).unwrap().unwrap();
         (client, relayed)
@@ -65,7 +65,7 @@ impl TurnClient {
 
     /// Binds a channel to a peer.
     pub(crate) fn bind_channel(&mut self, channel: u16, peer: SocketAddr) {
-        let bound = self.ask_signed(Method::CHANNEL_BIND, |request| {
+        let bound = self.request_signed(Method::CHANNEL_BIND, |request| {
             let number = [channel.to_be_bytes(), [0, 0]].concat();
             request.attribute(attr::CHANNEL_NUMBER, &number).xor_address(attr::XOR_PEER_ADDRESS, peer)
         });
@@ -73,14 +73,14 @@ impl TurnClient {
     }
 
     /// Waits for the next datagram, for half a second.
-    pub(crate) fn hear(&self) -> Option<Vec<u8>> {
+    pub(crate) fn receive(&self) -> Option<Vec<u8>> {
         let mut buffer = [0; 2048];
         let len = self.socket.recv(&mut buffer).ok()?;
         Some(buffer[..len].to_vec())
     }
 
     /// Sends an indication or what else gets no answer.
-    pub(crate) fn tell(&self, message: &[u8]) {
+    pub(crate) fn send(&self, message: &[u8]) {
         self.socket.send(message).unwrap();
     }
 
@@ -101,19 +101,23 @@ impl TurnClient {
     }
 
     /// Sends a request with credentials and returns its answer.
-    pub(crate) fn ask_signed(&mut self, method: Method, fill: impl FnOnce(Builder) -> Builder) -> Vec<u8> {
+    pub(crate) fn request_signed(
+        &mut self,
+        method: Method,
+        fill: impl FnOnce(Builder) -> Builder,
+    ) -> Vec<u8> {
         let request = fill(self.begin(method));
         let request = self.sign(request).finish();
-        self.ask(&request).unwrap_or_else(|| panic!("no answer to {method:?}"))
+        self.request(&request).unwrap_or_else(|| panic!("no answer to {method:?}"))
     }
 
     /// Sends `request`, again if need be, and returns its answer.
-    pub(crate) fn ask(&self, request: &[u8]) -> Option<Vec<u8>> {
-        (0..TRANSMISSIONS).find_map(|_| self.ask_once(request))
+    pub(crate) fn request(&self, request: &[u8]) -> Option<Vec<u8>> {
+        (0..TRANSMISSIONS).find_map(|_| self.request_once(request))
     }
 
     /// Sends `request` and returns its answer, if one comes within half a second.
-    pub(crate) fn ask_once(&self, request: &[u8]) -> Option<Vec<u8>> {
+    pub(crate) fn request_once(&self, request: &[u8]) -> Option<Vec<u8>> {
         self.socket.send(request).unwrap();
         let mut buffer = [0; 2048];
         while let Ok(len) = self.socket.recv(&mut buffer) {

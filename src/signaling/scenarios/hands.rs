@@ -304,7 +304,7 @@ fn say_skipped(why: &str) {
 
 /// Runs the client; its events come on stdout.
 fn python(server: SocketAddr, arguments: &[&str]) -> std::io::Result<Child> {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/doc000.py");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/clients/plain_client.py");
     let mut command = Command::new("python3");
     command.arg(script).arg("--server").arg(server.to_string()).args(["--timeout", "30"]).args(arguments);
     command.stdout(Stdio::piped()).spawn()

@@ -1,4 +1,4 @@
-//! One slow receiver neither stops nor harms another virtual connection.
+//! One slow receiver does not affect other virtual connections.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -16,7 +16,7 @@ pub(super) const BRIEF: &str = "[gateway.times]\nhold = 0.5";
 const SIZE: usize = 16 * 1024;
 const COUNT: u32 = 512;
 
-/// A message that tells where it belongs.
+/// A message with its number.
 fn numbered(conn: u32, number: u32) -> Vec<u8> {
     let mut message = vec![u8::try_from(number % 251).unwrap(); SIZE];
     message[..4].copy_from_slice(&number.to_le_bytes());
@@ -24,16 +24,16 @@ fn numbered(conn: u32, number: u32) -> Vec<u8> {
 }
 
 /// Asserts that all messages come once, in order and nothing else.
-fn hears_all(endpoint: &mut Endpoint, conn: u32, numbers: std::ops::Range<u32>) {
+fn expect_all(endpoint: &mut Endpoint, conn: u32, numbers: std::ops::Range<u32>) {
     for number in numbers {
-        assert!(endpoint.hear() == numbered(conn, number), "{number} is lost, late, twice or changed");
+        assert!(endpoint.receive() == numbered(conn, number), "{number} is lost, late, twice or changed");
     }
 }
 
 /// Asserts that messages come once and in order until Close; returns how many.
-fn hears_until_close(endpoint: &mut Endpoint, conn: u32) -> u32 {
+fn count_until_close(endpoint: &mut Endpoint, conn: u32) -> u32 {
     for number in 0.. {
-        let heard = endpoint.hear();
+        let heard = endpoint.receive();
         if heard == command(CLOSE, &[conn]) {
             return number;
         }
@@ -48,16 +48,16 @@ fn send_to_both(sender: &mut Endpoint, slow: u32, quick: u32) -> (u32, u32) {
     let closed = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let ear = scope.spawn(|| {
-            ear.hears(&[command(CLOSE, &[slow])]);
+            ear.expect_frames(&[command(CLOSE, &[slow])]);
             closed.store(true, Ordering::Relaxed);
         });
         let (mut to_slow, mut to_quick) = (0, 0);
         while !closed.load(Ordering::Relaxed) && !ear.is_finished() || to_quick < COUNT {
             if !closed.load(Ordering::Relaxed) {
-                sender.say(&numbered(slow, to_slow));
+                sender.send(&numbered(slow, to_slow));
                 to_slow += 1;
             }
-            sender.say(&numbered(quick, to_quick));
+            sender.send(&numbered(quick, to_quick));
             to_quick += 1;
         }
         ear.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -65,11 +65,11 @@ fn send_to_both(sender: &mut Endpoint, slow: u32, quick: u32) -> (u32, u32) {
     })
 }
 
-/// Closes the quick one's id too. What is heard before that are answers to messages for the id that was closed.
+/// Closes the quick one's id too. Frames before that answer messages for the closed id.
 fn only_closes_of(endpoint: &mut Endpoint, slow: u32, quick: u32) {
-    endpoint.say(&command(CLOSE, &[quick]));
+    endpoint.send(&command(CLOSE, &[quick]));
     loop {
-        let heard = endpoint.hear();
+        let heard = endpoint.receive();
         if heard == command(CLOSE, &[quick]) {
             return;
         }
@@ -78,25 +78,25 @@ fn only_closes_of(endpoint: &mut Endpoint, slow: u32, quick: u32) {
 }
 
 #[test]
-fn a_client_that_does_not_read_loses_its_own_id_and_the_one_beside_it_nothing() {
+fn a_client_that_does_not_read_loses_only_its_own_virtual_connection() {
     let gateway = Gateway::start(BRIEF);
     let mut server = Endpoint::server(&gateway, 1);
     let (mut slow, mut quick) = (Endpoint::narrow_client(&gateway), Endpoint::client(&gateway));
     let (to_slow, to_quick) = (slow.dial(1), quick.dial(1));
-    server.hears(&[command(ACCEPT, &[to_slow, 1]), command(ACCEPT, &[to_quick, 2])]);
+    server.expect_frames(&[command(ACCEPT, &[to_slow, 1]), command(ACCEPT, &[to_quick, 2])]);
     std::thread::scope(|scope| {
-        let reader = scope.spawn(|| hears_until_close(&mut quick, to_quick));
+        let reader = scope.spawn(|| count_until_close(&mut quick, to_quick));
         let (sent_slow, sent_quick) = send_to_both(&mut server, to_slow, to_quick);
         only_closes_of(&mut server, to_slow, to_quick);
         let heard = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         assert_eq!(heard, sent_quick, "not all have come");
-        assert!(hears_until_close(&mut slow, to_slow) < sent_slow, "nothing was lost and yet it was closed");
+        assert!(count_until_close(&mut slow, to_slow) < sent_slow, "nothing was lost and yet it was closed");
     });
     // Only the id was lost.
     let again = slow.dial(1);
-    server.hears(&[command(ACCEPT, &[again, 1])]);
-    server.say(&numbered(again, 0));
-    hears_all(&mut slow, again, 0..1);
+    server.expect_frames(&[command(ACCEPT, &[again, 1])]);
+    server.send(&numbered(again, 0));
+    expect_all(&mut slow, again, 0..1);
 }
 
 /// A server sends to the gateway's first client, who does not read, and to another one, who does.
@@ -105,9 +105,9 @@ pub(super) fn assert_harms_only_itself(gateway: &Gateway) {
     let to_slow = super::liveness::dial_until_there(&mut server, 1);
     let mut quick = Endpoint::client(gateway);
     let to_quick = server.dial(2);
-    quick.hears(&[command(ACCEPT, &[to_quick, 1])]);
+    quick.expect_frames(&[command(ACCEPT, &[to_quick, 1])]);
     std::thread::scope(|scope| {
-        let reader = scope.spawn(|| hears_until_close(&mut quick, to_quick));
+        let reader = scope.spawn(|| count_until_close(&mut quick, to_quick));
         let (_, sent) = send_to_both(&mut server, to_slow, to_quick);
         only_closes_of(&mut server, to_slow, to_quick);
         let heard = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -117,47 +117,47 @@ pub(super) fn assert_harms_only_itself(gateway: &Gateway) {
 }
 
 #[test]
-fn a_server_that_does_not_read_loses_its_own_id_and_the_one_beside_it_nothing() {
+fn a_server_that_does_not_read_loses_only_its_own_virtual_connection() {
     let gateway = Gateway::start(BRIEF);
     let (mut slow, mut quick) = (Endpoint::narrow_server(&gateway, 1), Endpoint::server(&gateway, 2));
     let mut client = Endpoint::client(&gateway);
     let (to_slow, to_quick) = (client.dial(1), client.dial(2));
-    slow.hears(&[command(ACCEPT, &[to_slow, 1])]);
-    quick.hears(&[command(ACCEPT, &[to_quick, 1])]);
+    slow.expect_frames(&[command(ACCEPT, &[to_slow, 1])]);
+    quick.expect_frames(&[command(ACCEPT, &[to_quick, 1])]);
     std::thread::scope(|scope| {
-        let reader = scope.spawn(|| hears_until_close(&mut quick, to_quick));
+        let reader = scope.spawn(|| count_until_close(&mut quick, to_quick));
         let (sent_slow, sent_quick) = send_to_both(&mut client, to_slow, to_quick);
         only_closes_of(&mut client, to_slow, to_quick);
         let heard = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         assert_eq!(heard, sent_quick, "not all have come");
-        assert!(hears_until_close(&mut slow, to_slow) < sent_slow, "nothing was lost and yet it was closed");
+        assert!(count_until_close(&mut slow, to_slow) < sent_slow, "nothing was lost and yet it was closed");
     });
     let again = client.dial(1);
-    slow.hears(&[command(ACCEPT, &[again, 1])]);
+    slow.expect_frames(&[command(ACCEPT, &[again, 1])]);
 }
 
 #[test]
-fn a_sender_that_is_held_for_a_receiver_that_catches_up_loses_nothing() {
+fn a_sender_paused_for_a_slow_receiver_loses_nothing() {
     let gateway = Gateway::start("[gateway.times]\nhold = 30");
     let mut server = Endpoint::server(&gateway, 1);
     let mut client = Endpoint::narrow_client(&gateway);
     let conn = client.dial(1);
-    server.hears(&[command(ACCEPT, &[conn, 1])]);
+    server.expect_frames(&[command(ACCEPT, &[conn, 1])]);
     std::thread::scope(|scope| {
-        let sender = scope.spawn(|| (0..4 * COUNT).for_each(|number| server.say(&numbered(conn, number))));
-        // Far more than may wait is on its way, and nobody takes it.
+        let sender = scope.spawn(|| (0..4 * COUNT).for_each(|number| server.send(&numbered(conn, number))));
+        // Far more than the queue holds is in flight, and nobody reads it.
         wait_until(PATIENCE, "the sender is held", || {
             assert!(!sender.is_finished(), "the sender is never held");
             gateway.metric("holds_total") >= 1.0
         });
-        hears_all(&mut client, conn, 0..4 * COUNT);
+        expect_all(&mut client, conn, 0..4 * COUNT);
     });
     assert_eq!(gateway.metric("slow_connections_total"), 0.0);
     client.fence();
     server.fence();
 }
 
-/// What a server of the HMAC door may send.
+/// The credit of a server of the HMAC listener.
 #[derive(Default)]
 struct Purse {
     credit: Mutex<HashMap<u32, i64>>,
@@ -182,10 +182,10 @@ impl Purse {
         any
     }
 
-    /// Takes in what the gateway grants, until the connection is shut. Anything else that is said is an error.
+    /// Collects the gateway's grants until the connection is shut. Any other frame is an error.
     fn fill(&self, ear: &mut Endpoint) {
         while ear.stream.peek(&mut [0]).is_ok_and(|count| count > 0) {
-            let frame = ear.hear();
+            let frame = ear.receive();
             assert!(frame.len() == 17 && frame[8] == CREDIT, "{frame:02x?}");
             let word = |at: usize| u32::from_le_bytes(frame[at..at + 4].try_into().unwrap());
             *self.credit.lock().unwrap().entry(word(9)).or_default() += i64::from(word(13));
@@ -195,7 +195,7 @@ impl Purse {
 }
 
 #[test]
-fn with_credit_the_slow_one_is_waited_for_and_the_one_beside_it_loses_no_time() {
+fn with_credit_a_slow_receiver_does_not_delay_the_others() {
     let gateway = Gateway::start(BRIEF);
     let mut server = Endpoint::hmac_server(&gateway, 1, KEY).unwrap();
     let (mut slow, mut quick) = (Endpoint::narrow_client(&gateway), Endpoint::client(&gateway));
@@ -205,7 +205,7 @@ fn with_credit_the_slow_one_is_waited_for_and_the_one_beside_it_loses_no_time() 
     // Accept and the first credit of each.
     let mut accepted = Vec::new();
     while accepted.len() < 2 || purse.credit.lock().unwrap().len() < 2 {
-        let frame = ear.hear();
+        let frame = ear.receive();
         let word = |at: usize| u32::from_le_bytes(frame[at..at + 4].try_into().unwrap());
         match frame[8] {
             ACCEPT => accepted.push((word(9), word(13))),
@@ -219,24 +219,24 @@ fn with_credit_the_slow_one_is_waited_for_and_the_one_beside_it_loses_no_time() 
     assert_eq!(accepted, [(to_slow, 1), (to_quick, 2)]);
     std::thread::scope(|scope| {
         let filling = scope.spawn(|| purse.fill(&mut ear));
-        let reader = scope.spawn(|| hears_all(&mut quick, to_quick, 0..COUNT));
+        let reader = scope.spawn(|| expect_all(&mut quick, to_quick, 0..COUNT));
         let mut sent = 0;
         for number in 0..COUNT {
             if sent < COUNT && purse.pay(to_slow, SIZE + 8, false) {
-                server.say(&numbered(to_slow, sent));
+                server.send(&numbered(to_slow, sent));
                 sent += 1;
             }
             purse.pay(to_quick, SIZE + 8, true);
-            server.say(&numbered(to_quick, number));
+            server.send(&numbered(to_quick, number));
         }
         reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         assert!(sent < COUNT, "the slow one's credit has no end");
         // Longer than any sender is held.
         pause_under_test(Duration::from_secs(2));
-        let reader = scope.spawn(|| hears_all(&mut slow, to_slow, 0..COUNT));
+        let reader = scope.spawn(|| expect_all(&mut slow, to_slow, 0..COUNT));
         for number in sent..COUNT {
             purse.pay(to_slow, SIZE + 8, true);
-            server.say(&numbered(to_slow, number));
+            server.send(&numbered(to_slow, number));
         }
         reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         server.stream.shutdown(std::net::Shutdown::Both).unwrap();
@@ -251,10 +251,10 @@ fn the_gateway_sends_a_server_with_credit_no_more_than_it_has_granted() {
     let mut server = Endpoint::hmac_server(&gateway, 1, KEY).unwrap();
     let (mut slow, mut quick) = (Endpoint::client(&gateway), Endpoint::client(&gateway));
     let (from_slow, from_quick) = (slow.dial(1), quick.dial(1));
-    // Somebody with one virtual connection would be held as long as it takes, which harms nobody.
+    // A sender with one virtual connection would be paused without limit.
     slow.dial(1);
-    server.say(&command(CREDIT, &[from_slow, u32::try_from(GRANTED).unwrap()]));
-    server.say(&command(CREDIT, &[from_quick, u32::try_from(GRANTED).unwrap()]));
+    server.send(&command(CREDIT, &[from_slow, u32::try_from(GRANTED).unwrap()]));
+    server.send(&command(CREDIT, &[from_quick, u32::try_from(GRANTED).unwrap()]));
     std::thread::scope(|scope| {
         // Its own queue fills up, and then its id is closed: it knows no credit.
         scope.spawn(|| {
@@ -269,7 +269,7 @@ fn the_gateway_sends_a_server_with_credit_no_more_than_it_has_granted() {
         });
         let (mut got, mut closed, mut number) = (0, false, 0);
         while !closed || number < COUNT {
-            let frame = server.hear();
+            let frame = server.receive();
             match conn_of(&frame) {
                 0 => closed |= frame == command(CLOSE, &[from_slow]),
                 conn if conn == from_slow => {
@@ -282,7 +282,7 @@ fn the_gateway_sends_a_server_with_credit_no_more_than_it_has_granted() {
                         "{number} is lost, late, twice or changed"
                     );
                     number += 1;
-                    server.say(&command(CREDIT, &[from_quick, u32::try_from(frame.len()).unwrap()]));
+                    server.send(&command(CREDIT, &[from_quick, u32::try_from(frame.len()).unwrap()]));
                 }
             }
         }
@@ -291,24 +291,24 @@ fn the_gateway_sends_a_server_with_credit_no_more_than_it_has_granted() {
 
 /// Two addresses announce more than all memory, and stay.
 #[test]
-fn long_frames_that_are_announced_and_never_come_keep_nobody_out() {
+fn announced_long_frames_that_never_come_block_nobody() {
     let gateway = Gateway::start("[gateway.limits]\nmemory = 4194304");
     let mut server = Endpoint::server(&gateway, 1);
     let announced: Vec<_> = (0..16)
         .map(|number| {
             let mut stranger = Endpoint::client_from(&gateway, [127, 66, 0, 1 + number % 2]);
-            stranger.say(&data(7, &[0; 524_284])[..72]);
+            stranger.send(&data(7, &[0; 524_284])[..72]);
             stranger
         })
         .collect();
     let mut client = Endpoint::client(&gateway);
     let conn = client.dial(1);
-    server.hear();
+    server.receive();
     for number in 0..8 {
-        client.say(&numbered(conn, number));
-        hears_all(&mut server, conn, number..number + 1);
-        server.say(&numbered(conn, number));
-        hears_all(&mut client, conn, number..number + 1);
+        client.send(&numbered(conn, number));
+        expect_all(&mut server, conn, number..number + 1);
+        server.send(&numbered(conn, number));
+        expect_all(&mut client, conn, number..number + 1);
     }
     let dropped = gateway.metric("dropped_total{why=\"slow_frame\"}");
     assert!(dropped == 0.0, "{dropped} strangers had to go first");
@@ -318,7 +318,7 @@ fn long_frames_that_are_announced_and_never_come_keep_nobody_out() {
 
 /// The gateway knows of what has come, however it came: nothing is kept in front of it.
 #[test]
-fn a_frame_that_has_come_in_part_inside_websocket_waits_where_all_others_do() {
+fn a_partial_frame_inside_websocket_counts_in_the_shared_memory() {
     const LEN: usize = 300_000;
     let gateway = Gateway::start("");
     let mut stranger = Endpoint::connect(gateway.clients()).stream;
@@ -337,7 +337,7 @@ fn a_frame_that_has_come_in_part_inside_websocket_waits_where_all_others_do() {
 }
 
 #[test]
-fn all_that_waits_shares_one_memory_and_those_who_take_nothing_give_it_back() {
+fn queued_data_shares_one_memory_and_non_reading_clients_release_it() {
     const MEMORY: f64 = 4.0 * 1024.0 * 1024.0;
     let limits = "[gateway.limits]\nmemory = 4194304\nqueue = 8388608";
     let gateway = Gateway::start(&format!("{limits}\n{BRIEF}\nping = 2"));
@@ -359,21 +359,21 @@ fn all_that_waits_shares_one_memory_and_those_who_take_nothing_give_it_back() {
         });
         scope.spawn(move || {
             while ear.stream.peek(&mut [0]).is_ok_and(|count| count > 0) {
-                ear.hear();
+                ear.receive();
             }
         });
         for number in 0..COUNT {
             for conn in &conns {
-                server.say(&numbered(*conn, number));
+                server.send(&numbered(*conn, number));
             }
         }
-        // There is room for others, though four have taken nothing.
+        // There is memory for others although four have read nothing.
         let (mut other, mut client) = (Endpoint::server(&gateway, 2), Endpoint::client(&gateway));
         let conn = client.dial(2);
-        other.hear();
+        other.receive();
         for number in 0..32 {
-            client.say(&numbered(conn, number));
-            hears_all(&mut other, conn, number..number + 1);
+            client.send(&numbered(conn, number));
+            expect_all(&mut other, conn, number..number + 1);
         }
         done.store(true, Ordering::Relaxed);
         server.stream.shutdown(std::net::Shutdown::Both).unwrap();

@@ -1,4 +1,4 @@
-//! An endpoint on a plain socket. It says and hears bytes, gives no credit by itself, and answers Pings only where it is told to.
+//! An endpoint on a plain socket. It sends and receives raw frames, grants no credit by itself, and answers Pings only where a test enables it.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -48,7 +48,7 @@ pub(super) fn md5_answer(challenge: [u8; 8], key: &[u8], id: u32) -> Vec<u8> {
 /// A connection to the gateway.
 pub(super) struct Endpoint {
     pub(super) stream: TcpStream,
-    /// Whether a Ping is answered and not told of.
+    /// Whether Pings are answered and not returned to the test.
     pub(super) answers: bool,
 }
 
@@ -65,7 +65,7 @@ impl Endpoint {
         Self { stream, answers: false }
     }
 
-    /// A client, whom the gateway knows as one.
+    /// A client that the gateway has recognised.
     pub(super) fn client(gateway: &Gateway) -> Self {
         let mut client = Self::connect(gateway.clients());
         client.fence();
@@ -82,7 +82,7 @@ impl Endpoint {
         client
     }
 
-    /// A client for whom hardly anything waits in the system's own buffers.
+    /// A client with small socket buffers.
     pub(super) fn narrow_client(gateway: &Gateway) -> Self {
         let mut client = Self::narrow(gateway.clients());
         client.fence();
@@ -96,14 +96,14 @@ impl Endpoint {
         Self::on(socket.into())
     }
 
-    /// A server by the MD5 door, whom the gateway has registered.
+    /// A registered server of the MD5 listener.
     pub(super) fn server(gateway: &Gateway, id: u32) -> Self {
         let mut server = Self::shaking(gateway, id, KEY);
         server.fence();
         server
     }
 
-    /// The same for whom hardly anything waits in the system's own buffers.
+    /// The same with small socket buffers.
     pub(super) fn narrow_server(gateway: &Gateway, id: u32) -> Self {
         let mut server = Self::narrow(gateway.md5);
         server.shake(id, KEY);
@@ -111,7 +111,7 @@ impl Endpoint {
         server
     }
 
-    /// A server by the MD5 door that has answered the challenge with this key.
+    /// A server of the MD5 listener that has answered the challenge with this key.
     pub(super) fn shaking(gateway: &Gateway, id: u32, key: &str) -> Self {
         let mut server = Self::connect(gateway.md5);
         server.shake(id, key);
@@ -120,7 +120,7 @@ impl Endpoint {
 
     fn shake(&mut self, id: u32, key: &str) {
         let challenge = self.bytes(8).try_into().unwrap();
-        self.say(&md5_answer(challenge, key.as_bytes(), id));
+        self.send(&md5_answer(challenge, key.as_bytes(), id));
     }
 
     /// A server by the HMAC door, with that key; `None` where the gateway does not let it in. Who has the key and may not have the id
@@ -130,19 +130,19 @@ impl Endpoint {
         let (challenge, nonce, id) = (server.bytes(32), [0x5a; 32], id.to_le_bytes());
         let key = hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes());
         let told = [b"ginnel gateway, server v1", &challenge[..], &nonce, &id].concat();
-        server.say(&[&nonce[..], &id, hmac::sign(&key, &told).as_ref()].concat());
+        server.send(&[&nonce[..], &id, hmac::sign(&key, &told).as_ref()].concat());
         let mut proof = [0; 32];
         server.stream.read_exact(&mut proof).ok()?;
         let told = [b"ginnel gateway, gateway v1", &nonce[..], &challenge, &id].concat();
         hmac::verify(&key, &told, &proof).expect("the gateway proves itself");
-        server.say(&command(NEW, &[]));
+        server.send(&command(NEW, &[]));
         let mut opened = [0; 13];
         server.stream.read_exact(&mut opened).ok()?;
         assert_eq!(opened[8], OPEN);
         Some(server)
     }
 
-    pub(super) fn say(&mut self, bytes: &[u8]) {
+    pub(super) fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).unwrap();
     }
 
@@ -153,7 +153,7 @@ impl Endpoint {
     }
 
     /// The next frame, whole.
-    pub(super) fn hear(&mut self) -> Vec<u8> {
+    pub(super) fn receive(&mut self) -> Vec<u8> {
         loop {
             let mut frame = self.bytes(4);
             let length = u32::from_le_bytes(frame[..].try_into().unwrap());
@@ -161,28 +161,28 @@ impl Endpoint {
             if !self.answers || frame != command(PING, &[]) {
                 return frame;
             }
-            self.say(&frame);
+            self.send(&frame);
         }
     }
 
     /// Asserts that the next frames are these.
-    pub(super) fn hears(&mut self, frames: &[Vec<u8>]) {
+    pub(super) fn expect_frames(&mut self, frames: &[Vec<u8>]) {
         for frame in frames {
-            let heard = self.hear();
+            let heard = self.receive();
             assert!(heard == *frame, "heard {} instead of {}", shown(&heard), shown(frame));
         }
     }
 
     /// Asks for an id. As the answer has to be the next frame, nothing else has come before it.
     pub(super) fn open(&mut self) -> u32 {
-        self.say(&command(NEW, &[]));
-        let answer = self.hear();
+        self.send(&command(NEW, &[]));
+        let answer = self.receive();
         let conn = u32::from_le_bytes(answer[answer.len() - 4..].try_into().unwrap());
         assert!(answer == command(OPEN, &[conn]) && conn != 0, "no Open: {}", shown(&answer));
         conn
     }
 
-    /// Asserts that everything said has been taken in, and that nothing has come for it but what was heard.
+    /// Asserts that all sent frames were processed and that no unexpected frame has arrived.
     pub(super) fn fence(&mut self) {
         self.open();
     }
@@ -190,20 +190,20 @@ impl Endpoint {
     /// A virtual connection to `remote`, as its dialler sees it.
     pub(super) fn dial(&mut self, remote: u32) -> u32 {
         let conn = self.open();
-        self.say(&command(DIAL, &[conn, remote]));
-        self.hears(&[command(ACCEPT, &[conn, remote])]);
+        self.send(&command(DIAL, &[conn, remote]));
+        self.expect_frames(&[command(ACCEPT, &[conn, remote])]);
         conn
     }
 
     /// A virtual connection that is refused; returns the id that it had.
     pub(super) fn dial_in_vain(&mut self, remote: u32) -> u32 {
         let conn = self.open();
-        self.say(&command(DIAL, &[conn, remote]));
-        self.hears(&[command(REFUSE, &[conn])]);
+        self.send(&command(DIAL, &[conn, remote]));
+        self.expect_frames(&[command(REFUSE, &[conn])]);
         conn
     }
 
-    /// What is heard before the gateway hangs up.
+    /// The bytes that arrive before the gateway closes the connection.
     pub(super) fn until_the_end(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         match self.stream.read_to_end(&mut bytes) {
@@ -215,8 +215,8 @@ impl Endpoint {
         }
     }
 
-    /// The first bytes that are heard, none where the gateway hangs up instead.
-    pub(super) fn first_word(&mut self) -> Vec<u8> {
+    /// The first bytes that arrive; none if the gateway closes the connection.
+    pub(super) fn first_bytes(&mut self) -> Vec<u8> {
         let mut byte = [0; 1];
         match self.stream.read(&mut byte) {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
@@ -227,7 +227,7 @@ impl Endpoint {
         }
     }
 
-    /// Asserts that the gateway hangs up without another word.
+    /// Asserts that the gateway closes the connection without more data.
     pub(super) fn is_dropped(&mut self) {
         let heard = self.until_the_end();
         assert!(heard.is_empty(), "heard {} before the end", shown(&heard));
@@ -247,17 +247,17 @@ impl Pair {
         let (server, mut client) = (Endpoint::server(gateway, id), Endpoint::client(gateway));
         let conn = client.dial(id);
         let mut pair = Self { client, server, conn };
-        pair.server.hears(&[command(ACCEPT, &[conn, 1])]);
+        pair.server.expect_frames(&[command(ACCEPT, &[conn, 1])]);
         pair
     }
 
     /// Asserts that messages pass both ways.
-    pub(super) fn talks(&mut self) {
+    pub(super) fn exchange_data(&mut self) {
         let message = data(self.conn, b"are you there?");
-        self.client.say(&message);
-        self.server.hears(std::slice::from_ref(&message));
-        self.server.say(&message);
-        self.client.hears(&[message]);
+        self.client.send(&message);
+        self.server.expect_frames(std::slice::from_ref(&message));
+        self.server.send(&message);
+        self.client.expect_frames(&[message]);
     }
 }
 

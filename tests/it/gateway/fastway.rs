@@ -1,4 +1,4 @@
-//! The reference's own endpoints, built from their sources where Go is at hand and the sources can be had.
+//! The reference's own endpoints, built from source where Go and the sources are available.
 
 use std::fs;
 use std::path::PathBuf;

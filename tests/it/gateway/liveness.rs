@@ -1,20 +1,20 @@
-//! Who is alive: silence, pings, ends that are killed, a gateway that starts anew.
+//! Liveness: silence, pings, killed endpoints, and restarts of the gateway.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::endpoint::{ACCEPT, CLOSE, DIAL, Endpoint, PING, Pair, REFUSE, command, data};
-use super::foreign::{self, Role};
+use super::python_endpoints::{self, Role};
 use super::{Gateway, KEY, PATIENCE};
 use crate::waiting::{pace, wait_for};
 
-/// Dials until somebody is there.
+/// Dials until the remote is there.
 pub(super) fn dial_until_there(endpoint: &mut Endpoint, remote: u32) -> u32 {
     wait_for(PATIENCE, || {
         let conn = endpoint.open();
-        endpoint.say(&command(DIAL, &[conn, remote]));
-        let answer = endpoint.hear();
+        endpoint.send(&command(DIAL, &[conn, remote]));
+        let answer = endpoint.receive();
         if answer == command(ACCEPT, &[conn, remote]) {
             return Ok(conn);
         }
@@ -24,44 +24,44 @@ pub(super) fn dial_until_there(endpoint: &mut Endpoint, remote: u32) -> u32 {
 }
 
 #[test]
-fn a_client_that_only_waits_is_dialled_though_it_never_said_a_word() {
+fn a_silent_client_can_be_dialled() {
     let gateway = Gateway::start("");
     let mut server = Endpoint::server(&gateway, 7);
     let mut client = Endpoint::connect(gateway.clients());
     let conn = dial_until_there(&mut server, 1);
-    client.hears(&[command(ACCEPT, &[conn, 7])]);
-    Pair { client, server, conn }.talks();
+    client.expect_frames(&[command(ACCEPT, &[conn, 7])]);
+    Pair { client, server, conn }.exchange_data();
 }
 
 #[test]
-fn endpoints_that_answer_no_ping_are_dropped_and_their_other_ends_told() {
+fn endpoints_that_answer_no_ping_are_dropped_and_their_connections_closed() {
     let gateway = Gateway::start("[gateway.times]\nping = 1");
     for client_is_mute in [true, false] {
         let mut server = Endpoint::server(&gateway, 7);
         let mut client = Endpoint::client(&gateway);
         let conn = client.dial(7);
-        server.hear();
+        server.receive();
         let (mut mute, mut other) = if client_is_mute { (client, server) } else { (server, client) };
         other.answers = true;
-        other.hears(&[command(CLOSE, &[conn])]);
+        other.expect_frames(&[command(CLOSE, &[conn])]);
         assert_eq!(mute.until_the_end(), command(PING, &[]));
     }
 }
 
 #[test]
-fn after_a_ping_data_alone_does_not_keep_a_connection() {
+fn after_a_ping_data_does_not_keep_a_connection() {
     let gateway = Gateway::start("[gateway.times]\nping = 1");
     let Pair { mut client, mut server, conn } = Pair::new(&gateway, 7);
     server.answers = true;
-    client.hears(&[command(PING, &[])]);
+    client.expect_frames(&[command(PING, &[])]);
     let message = data(conn, b"I am here");
     // As the messages come far more often than pings would, it is the Ping that was left without an answer.
     let deadline = Instant::now() + PATIENCE;
-    client.say(&message);
-    server.hears(std::slice::from_ref(&message));
+    client.send(&message);
+    server.expect_frames(std::slice::from_ref(&message));
     loop {
         client.stream.write_all(&message).ok();
-        let heard = server.hear();
+        let heard = server.receive();
         if heard == command(CLOSE, &[conn]) {
             break;
         }
@@ -73,7 +73,7 @@ fn after_a_ping_data_alone_does_not_keep_a_connection() {
 }
 
 #[test]
-fn who_sends_data_is_not_pinged() {
+fn an_endpoint_that_sends_data_is_not_pinged() {
     const INTERVAL: Duration = Duration::from_secs(2);
     let gateway = Gateway::start("[gateway.times]\nping = 2");
     let mut server = Endpoint::server(&gateway, 7);
@@ -81,23 +81,23 @@ fn who_sends_data_is_not_pinged() {
     for _ in 0..5 {
         let mut client = Endpoint::client(&gateway);
         let conn = client.dial(7);
-        server.hear();
+        server.receive();
         let message = data(conn, b"I am here");
         let (begun, mut said, mut longest) = (Instant::now(), Instant::now(), Duration::ZERO);
         while begun.elapsed() < 2 * INTERVAL {
-            client.say(&message);
-            server.hears(std::slice::from_ref(&message));
+            client.send(&message);
+            server.expect_frames(std::slice::from_ref(&message));
             longest = longest.max(said.elapsed());
             said = Instant::now();
             pace(Duration::from_millis(50));
         }
-        // A machine that has no time for this test says nothing about the gateway.
+        // On an overloaded machine the result means nothing.
         if longest < INTERVAL / 2 {
             client.fence();
             return;
         }
         drop(client);
-        server.hears(&[command(CLOSE, &[conn])]);
+        server.expect_frames(&[command(CLOSE, &[conn])]);
     }
     panic!("this machine is too busy");
 }
@@ -106,10 +106,10 @@ fn who_sends_data_is_not_pinged() {
 fn a_client_that_is_killed_leaves_nothing_behind() {
     let gateway = Gateway::start("");
     let mut server = Endpoint::server(&gateway, 7);
-    let Some(client) = foreign::echoing(&gateway, Role::Client, &["--greet"]) else { return };
+    let Some(client) = python_endpoints::echoing(&gateway, Role::Client, &["--greet"]) else { return };
     let conns: Vec<_> = (0..20).map(|_| dial_until_there(&mut server, 1)).collect();
     drop(client);
-    let mut told: Vec<_> = conns.iter().map(|_| server.hear()).collect();
+    let mut told: Vec<_> = conns.iter().map(|_| server.receive()).collect();
     let mut expected: Vec<_> = conns.iter().map(|conn| command(CLOSE, &[*conn])).collect();
     told.sort();
     expected.sort();
@@ -122,13 +122,13 @@ fn a_client_that_is_killed_leaves_nothing_behind() {
 #[test]
 fn a_server_that_is_killed_leaves_nothing_behind() {
     let gateway = Gateway::start("");
-    let Some(server) = foreign::echoing(&gateway, Role::Server(7), &[]) else { return };
+    let Some(server) = python_endpoints::echoing(&gateway, Role::Server(7), &[]) else { return };
     let mut clients: Vec<_> = (0..3).map(|_| Endpoint::client(&gateway)).collect();
     let dial = |client: &mut Endpoint| (0..8).map(|_| dial_until_there(client, 7)).collect::<Vec<_>>();
     let conns: Vec<_> = clients.iter_mut().map(dial).collect();
     drop(server);
     for (client, conns) in clients.iter_mut().zip(&conns) {
-        let mut told: Vec<_> = conns.iter().map(|_| client.hear()).collect();
+        let mut told: Vec<_> = conns.iter().map(|_| client.receive()).collect();
         let mut expected: Vec<_> = conns.iter().map(|conn| command(CLOSE, &[*conn])).collect();
         told.sort();
         expected.sort();
@@ -147,28 +147,28 @@ fn a_server_that_is_killed_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_gateway_that_restarts_ends_all_and_serves_those_who_come_back() {
+fn a_restarted_gateway_closes_everything_and_serves_reconnecting_endpoints() {
     let mut gateway = Gateway::start("");
     let mut pair = Pair::new(&gateway, 7);
-    pair.talks();
-    gateway.house.restart();
+    pair.exchange_data();
+    gateway.test_server.restart();
     let Pair { mut client, mut server, conn } = pair;
     for endpoint in [&mut client, &mut server] {
         let heard = endpoint.until_the_end();
         assert!(heard.is_empty() || heard == command(CLOSE, &[conn]), "{heard:02x?}");
     }
     let mut again = Pair::new(&gateway, 7);
-    again.talks();
+    again.exchange_data();
     // The ids of before are gone.
-    again.client.say(&data(conn, b"as before"));
-    again.client.hears(&[command(CLOSE, &[conn])]);
-    again.talks();
+    again.client.send(&data(conn, b"as before"));
+    again.client.expect_frames(&[command(CLOSE, &[conn])]);
+    again.exchange_data();
     drop(again);
     gateway.is_empty_in_the_end();
 }
 
 #[test]
-fn after_everything_that_can_end_all_counters_are_zero() {
+fn after_everything_has_ended_all_gauges_are_zero() {
     let gateway = Gateway::start("");
     for round in 0..3 {
         let mut server = Endpoint::server(&gateway, 7);
@@ -179,36 +179,36 @@ fn after_everything_that_can_end_all_counters_are_zero() {
             client.dial_in_vain(99);
             for id in [7, 8, 7] {
                 let conn = client.dial(id);
-                client.say(&command(CLOSE, &[conn]));
-                client.hears(&[command(CLOSE, &[conn])]);
+                client.send(&command(CLOSE, &[conn]));
+                client.expect_frames(&[command(CLOSE, &[conn])]);
             }
             let conn = client.dial(7);
-            client.say(&data(conn, &[0; 10_000]));
+            client.send(&data(conn, &[0; 10_000]));
             // Server 8 has granted nothing, so that this waits.
             let conn = client.dial(8);
-            client.say(&data(conn, &[0; 10_000]));
+            client.send(&data(conn, &[0; 10_000]));
         }
         let mut dialler = Endpoint::server(&gateway, 9);
         dialler.dial(round * 4 + 1);
         assert!(gateway.gauges().iter().all(|(_, value)| *value > 0.0), "{:?}", gateway.gauges());
-        server.say(&command(PING, &[]));
-        proving.say(&command(255, &[]));
+        server.send(&command(PING, &[]));
+        proving.send(&command(255, &[]));
         proving.until_the_end();
     }
     gateway.is_empty_in_the_end();
 }
 
 #[test]
-fn who_takes_nothing_for_long_is_dropped_though_it_goes_on_talking() {
+fn an_endpoint_that_never_reads_is_dropped_although_it_sends() {
     let gateway = Gateway::start("[gateway.times]\nping = 1");
     let (mut server, mut deaf) = (Endpoint::server(&gateway, 7), Endpoint::narrow_client(&gateway));
     let conn = deaf.dial(7);
-    server.hears(&[command(ACCEPT, &[conn, 1])]);
+    server.expect_frames(&[command(ACCEPT, &[conn, 1])]);
     let mut ear = Endpoint { stream: server.stream.try_clone().unwrap(), answers: true };
     let (told, deadline) = (AtomicBool::new(false), Instant::now() + PATIENCE);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            ear.hears(&[command(CLOSE, &[conn])]);
+            ear.expect_frames(&[command(CLOSE, &[conn])]);
             told.store(true, Ordering::Relaxed);
         });
         scope.spawn(|| {
@@ -220,7 +220,7 @@ fn who_takes_nothing_for_long_is_dropped_though_it_goes_on_talking() {
         // A server with one virtual connection is held as long as it takes: that one harms no other.
         while !told.load(Ordering::Relaxed) {
             assert!(Instant::now() < deadline, "it lives");
-            server.say(&data(conn, &[0; 65_536]));
+            server.send(&data(conn, &[0; 65_536]));
         }
     });
 }

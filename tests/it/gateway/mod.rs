@@ -1,25 +1,25 @@
-//! The gateway as its endpoints see it: a running `ginnel serve`, plain sockets that look at every byte, and an endpoint in Python
-//! (`tests/clients/gateway.py`). `docs/wire/gateway.md` says which requirement each test shows.
+//! The gateway as its endpoints use it: a running `ginnel serve`, plain sockets, and an endpoint in Python (`tests/clients/gateway.py`).
+//! `docs/requirements.md` lists which test shows which requirement.
 
 mod backpressure;
-mod conduct;
-mod crowd;
-mod doors;
 mod endpoint;
 mod fastway;
-mod foreign;
+mod handshakes;
 mod limits;
 mod liveness;
+mod misbehaving;
+mod python_endpoints;
 mod reference;
 mod tokens;
 mod transcripts;
+mod violations;
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use crate::authority::Authority;
-use crate::house::{House, Lines, free_ports};
+use crate::test_server::{Lines, TestServer, free_ports};
 use crate::waiting::wait_for;
 
 /// How long something that has to come is awaited.
@@ -32,7 +32,7 @@ const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// A running gateway; clients come to its main port.
 struct Gateway {
-    house: House,
+    test_server: TestServer,
     /// Where servers come: MD5, HMAC, and inside TLS with certificates on both sides.
     md5: SocketAddr,
     hmac: SocketAddr,
@@ -42,30 +42,30 @@ struct Gateway {
 impl Gateway {
     /// Starts one; `lines` are the rest of the section `[gateway]` and its own sections.
     fn start(lines: &str) -> Self {
-        Self::with(lines, |lines| House::with(&[HERE], lines))
+        Self::with(lines, |lines| TestServer::with(&[HERE], lines))
     }
 
     /// Starts one with a certificate, whose servers may come with a certificate by the authority `servers`.
     fn with_tls(authority: &Authority, servers: &Authority, lines: &str) -> Self {
         let port = free_ports();
         let lines = format!("tls_port = {port}\nclient_ca = {:?}\n{lines}", servers.root());
-        let mut gateway = Self::with(&lines, |lines| House::with_tls(lines, Some(authority)));
+        let mut gateway = Self::with(&lines, |lines| TestServer::with_tls(lines, Some(authority)));
         gateway.mutual.set_port(port);
         gateway
     }
 
-    fn with(lines: &str, start: impl FnOnce(Lines<'_>) -> House) -> Self {
+    fn with(lines: &str, start: impl FnOnce(Lines<'_>) -> TestServer) -> Self {
         let port = free_ports();
         let rest =
             format!("[gateway]\nserver_port = {port}\nhmac_port = {}\nkey = {KEY:?}\n{lines}", port + 1);
-        let house = start(Lines { turn: &rest, ..Lines::default() });
+        let test_server = start(Lines { turn: &rest, ..Lines::default() });
         let at = |port| SocketAddr::new(HERE, port);
-        Self { house, md5: at(port), hmac: at(port + 1), mutual: at(0) }
+        Self { test_server, md5: at(port), hmac: at(port + 1), mutual: at(0) }
     }
 
     /// Where clients come.
     fn clients(&self) -> SocketAddr {
-        self.house.address
+        self.test_server.address
     }
 
     /// What a GET with these header lines is answered.
@@ -83,7 +83,7 @@ impl Gateway {
         text
     }
 
-    /// What `GET /metrics` says of the gateway: names without `ginnel_gateway_`, and values.
+    /// The gateway's metrics: names without `ginnel_gateway_`, and values.
     fn all_metrics(&self) -> Vec<(String, f64)> {
         let text = self.get("/metrics", "");
         let metric = |line: &str| {

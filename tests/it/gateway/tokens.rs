@@ -1,4 +1,4 @@
-//! Clients that have to show a token first.
+//! Clients that need a gateway token.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use crate::waiting::wait_until;
 /// What `ginnel gateway token` prints.
 pub(super) fn token(gateway: &Gateway, arguments: &[&str]) -> String {
     let mut ginnel = Command::new(env!("CARGO_BIN_EXE_ginnel"));
-    ginnel.args(["gateway", "token", "--state"]).arg(gateway.house.state()).args(arguments);
+    ginnel.args(["gateway", "token", "--state"]).arg(gateway.test_server.state()).args(arguments);
     let output = ginnel.output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap().trim().to_owned();
@@ -25,7 +25,7 @@ fn shown(token: &str) -> Vec<u8> {
 
 fn client_with(gateway: &Gateway, first: &[u8]) -> Endpoint {
     let mut client = Endpoint::connect(gateway.clients());
-    client.say(first);
+    client.send(first);
     client
 }
 
@@ -35,16 +35,16 @@ fn a_client_with_a_token_dials_and_one_without_is_dropped() {
     let mut server = Endpoint::server(&gateway, 7);
     let mut client = client_with(&gateway, &shown(&token(&gateway, &["--ttl", "600"])));
     let conn = client.dial(7);
-    server.hears(&[command(ACCEPT, &[conn, 1])]);
+    server.expect_frames(&[command(ACCEPT, &[conn, 1])]);
     for first in [command(NEW, &[]), command(PING, &[])] {
         client_with(&gateway, &first).is_dropped();
     }
-    // The server was asked for none and hears of nobody else.
+    // The server needs no ticket and gets no other frame.
     server.fence();
 }
 
 #[test]
-fn a_forged_or_cut_token_is_none() {
+fn a_forged_or_truncated_token_is_refused() {
     let gateway = Gateway::start("require_token = true");
     let good = shown(&token(&gateway, &["--ttl", "600"]));
     for at in [9, 16, 17, 20, 21, 52] {
@@ -65,7 +65,7 @@ fn a_token_expires() {
     let token = shown(&token(&gateway, &["--ttl", "2"]));
     wait_until(PATIENCE, "the token ends", || {
         let mut client = client_with(&gateway, &[&token[..], &command(NEW, &[])].concat());
-        client.first_word().is_empty()
+        client.first_bytes().is_empty()
     });
 }
 

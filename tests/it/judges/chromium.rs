@@ -1,4 +1,4 @@
-//! Two pages of `examples/browser/` in headless Chromium talk over a data channel through this server.
+//! Two pages of `examples/browser/` in headless Chromium exchange data over a data channel.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::devtools::Browser;
 use crate::authority::Authority;
-use crate::house::{House, Lines};
+use crate::test_server::{Lines, TestServer};
 use crate::tools;
 
 const MESSAGES: u32 = 1000;
@@ -33,7 +33,7 @@ const COLLECT: &str = "window.heard = [];
     window.client.addEventListener('call', ({ channel }) => resolve(window.collect(channel))));
   true";
 
-/// Sends every message, waits for as many, and says what came and over which pair of candidates.
+/// Sends every message, waits for as many, and returns them with the candidate pair.
 fn exchange() -> String {
     format!(
         "(async () => {{
@@ -93,9 +93,13 @@ fn answer(mut stream: TcpStream) -> std::io::Result<()> {
 
 async fn two_pages_talk(policy: &str) {
     // Without an exception: relayed addresses reach each other even on loopback.
-    let house = House::on_loopback("");
-    let page =
-        format!("http://{}/?server={}&key={}&policy={policy}", serve_example(), house.address, house.key());
+    let test_server = TestServer::on_loopback("");
+    let page = format!(
+        "http://{}/?server={}&key={}&policy={policy}",
+        serve_example(),
+        test_server.address,
+        test_server.key()
+    );
     let mut browser = Browser::start();
     let (listener, caller) = (browser.open(&page).await, browser.open(&page).await);
     for tab in [&listener, &caller] {
@@ -106,7 +110,7 @@ async fn two_pages_talk(policy: &str) {
     browser
         .evaluate(&caller, &format!("window.opened = window.client.call({tag}).then(window.collect); true"))
         .await;
-    // The first exchange starts on its own; awaiting it here would keep the other page from being told to send.
+    // The first exchange starts by itself; awaiting it here would delay the other page's.
     browser.evaluate(&listener, &format!("window.exchange = {}; true", exchange())).await;
     for (tab, expression) in [(&caller, exchange()), (&listener, "window.exchange".to_owned())] {
         let outcome = browser.evaluate(tab, &expression).await;
@@ -121,14 +125,14 @@ async fn two_pages_talk(policy: &str) {
 }
 
 #[tokio::test]
-async fn two_chromium_pages_exchange_a_thousand_messages_by_relay_alone() {
+async fn two_chromium_pages_exchange_a_thousand_messages_over_the_relay_only() {
     if tools::have(&["chromium"]) {
         two_pages_talk("relay").await;
     }
 }
 
 #[tokio::test]
-async fn two_chromium_pages_exchange_a_thousand_messages_by_any_path() {
+async fn two_chromium_pages_exchange_a_thousand_messages_over_any_path() {
     if tools::have(&["chromium"]) {
         two_pages_talk("all").await;
     }
@@ -168,8 +172,8 @@ fn pasted(ice: &str, part: &str) -> String {
     )
 }
 
-async fn pasted_servers_work(house: House, part: &str) {
-    let ice = house.printed_ice();
+async fn pasted_servers_work(test_server: TestServer, part: &str) {
+    let ice = test_server.printed_ice();
     let mut browser = Browser::start();
     let tab = browser.open(&format!("http://{}/", serve_example())).await;
     assert_eq!(browser.evaluate(&tab, &pasted(&ice, part)).await, "hello, echoed");
@@ -178,14 +182,14 @@ async fn pasted_servers_work(house: House, part: &str) {
 #[tokio::test]
 async fn printed_ice_servers_relay_over_udp_when_pasted_into_a_page() {
     if tools::have(&["chromium"]) {
-        pasted_servers_work(House::on_loopback(""), "transport=udp").await;
+        pasted_servers_work(TestServer::on_loopback(""), "transport=udp").await;
     }
 }
 
 #[tokio::test]
 async fn printed_ice_servers_relay_over_tcp_when_pasted_into_a_page() {
     if tools::have(&["chromium"]) {
-        pasted_servers_work(House::on_loopback(""), "transport=tcp").await;
+        pasted_servers_work(TestServer::on_loopback(""), "transport=tcp").await;
     }
 }
 
@@ -214,15 +218,15 @@ async fn printed_ice_servers_relay_over_tls_when_pasted_into_a_page() {
     if tools::have(&["chromium"]) && tools::is_root_for("a policy of Chromium") {
         let authority = Authority::new();
         let _trusted = Trusted::new(&authority);
-        pasted_servers_work(House::with_tls(Lines::default(), Some(&authority)), "turns:").await;
+        pasted_servers_work(TestServer::with_tls(Lines::default(), Some(&authority)), "turns:").await;
     }
 }
 
 #[tokio::test]
 async fn a_certificate_that_the_page_does_not_trust_carries_no_relay() {
     if tools::have(&["chromium"]) {
-        let house = House::with_tls(Lines::default(), Some(&Authority::new()));
-        let ice = house.printed_ice();
+        let test_server = TestServer::with_tls(Lines::default(), Some(&Authority::new()));
+        let ice = test_server.printed_ice();
         let mut browser = Browser::start();
         let tab = browser.open(&format!("http://{}/", serve_example())).await;
         let caught = "return await heard.catch((error) => 'refused: ' + error);";

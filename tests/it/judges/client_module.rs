@@ -1,13 +1,13 @@
-//! `ginnel.js`, as the server hands it out, in two tabs of a headless Chromium.
+//! `ginnel.js`, served by the server, in two tabs of headless Chromium.
 
 use serde_json::{Value, json};
 
 use super::devtools::{Browser, Tab};
-use crate::house::House;
 use crate::lab::Net;
+use crate::test_server::TestServer;
 use crate::tools;
 
-/// What the tests need in a tab besides the module.
+/// Helpers in a tab.
 pub(super) const TOOLS: &str = "window.until = async (holds) => {
     while (!holds()) await new Promise((go) => setTimeout(go, 10));
     return true;
@@ -35,8 +35,8 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) async fn new(browser: &mut Browser, house: &House, policy: &str) -> Self {
-        let tab = empty_tab(browser, house).await;
+    pub(super) async fn new(browser: &mut Browser, test_server: &TestServer, policy: &str) -> Self {
+        let tab = empty_tab(browser, test_server).await;
         let start = format!(
             "(async () => {{
                const {{ connect }} = await import('/ginnel.js');
@@ -46,7 +46,7 @@ impl Client {
                client.listen();
                return client.tag;
              }})()",
-            house.key()
+            test_server.key()
         );
         let tag = browser.evaluate(&tab, &start).await;
         assert!(tag.is_string(), "{tag}");
@@ -63,12 +63,12 @@ impl Client {
             .await;
     }
 
-    async fn say(&self, browser: &mut Browser, text: &str) {
+    async fn send(&self, browser: &mut Browser, text: &str) {
         browser.evaluate(&self.tab, &format!("channel.send({})", json!(text))).await;
     }
 
-    /// Waits until a text was heard.
-    async fn hear(&self, browser: &mut Browser, text: &str) {
+    /// Waits until a text was received.
+    async fn receive(&self, browser: &mut Browser, text: &str) {
         self.wait(browser, &format!("heard.includes({})", json!(text))).await;
     }
 
@@ -83,8 +83,8 @@ impl Client {
     }
 }
 
-async fn empty_tab(browser: &mut Browser, house: &House) -> Tab {
-    let tab = browser.open(&format!("http://{}/", house.address)).await;
+async fn empty_tab(browser: &mut Browser, test_server: &TestServer) -> Tab {
+    let tab = browser.open(&format!("http://{}/", test_server.address)).await;
     browser.evaluate(&tab, TOOLS).await;
     tab
 }
@@ -93,8 +93,8 @@ async fn empty_tab(browser: &mut Browser, house: &House) -> Tab {
 async fn talk(browser: &mut Browser, [left, right]: [&Client; 2], words: &str) {
     for (from, to) in [(left, right), (right, left)] {
         let text = format!("{words}, from {}", from.tag);
-        from.say(browser, &text).await;
-        to.hear(browser, &text).await;
+        from.send(browser, &text).await;
+        to.receive(browser, &text).await;
     }
 }
 
@@ -103,16 +103,16 @@ async fn two_tabs_connect_by_tag_and_exchange_text_both_ways() {
     if !tools::have(&["chromium"]) {
         return;
     }
-    let house = House::on_loopback("");
+    let test_server = TestServer::on_loopback("");
     let mut browser = Browser::start();
-    let caller = Client::new(&mut browser, &house, "all").await;
-    let callee = Client::new(&mut browser, &house, "all").await;
+    let caller = Client::new(&mut browser, &test_server, "all").await;
+    let callee = Client::new(&mut browser, &test_server, "all").await;
     caller.call(&mut browser, &callee).await;
     talk(&mut browser, [&caller, &callee], "héllo").await;
     for client in [&caller, &callee] {
         assert_eq!(client.get(&mut browser, "channel.path").await, "direct");
     }
-    // One side ends it and the other is told.
+    // One side closes it and the other side notices.
     caller.get(&mut browser, "channel.close()").await;
     callee.wait(&mut browser, "ends.length === 1 && channel.readyState === 'closed'").await;
     // So it is with a whole client; neither end is an error.
@@ -130,13 +130,13 @@ async fn channels_and_tags_outlive_a_restart_of_the_server_and_a_new_call_works(
     if !tools::have(&["chromium"]) {
         return;
     }
-    let mut house = House::on_loopback("");
+    let mut test_server = TestServer::on_loopback("");
     let mut browser = Browser::start();
-    let caller = Client::new(&mut browser, &house, "all").await;
-    let callee = Client::new(&mut browser, &house, "all").await;
+    let caller = Client::new(&mut browser, &test_server, "all").await;
+    let callee = Client::new(&mut browser, &test_server, "all").await;
     caller.call(&mut browser, &callee).await;
     talk(&mut browser, [&caller, &callee], "before").await;
-    house.restart();
+    test_server.restart();
     for client in [&caller, &callee] {
         client.wait(&mut browser, "states.includes('offline') && client.state === 'online'").await;
         assert_eq!(client.get(&mut browser, "client.tag").await, client.tag);
@@ -155,10 +155,10 @@ async fn refusals_reach_the_page_as_errors_with_their_codes() {
     if !tools::have(&["chromium"]) {
         return;
     }
-    let house = House::on_loopback("");
+    let test_server = TestServer::on_loopback("");
     let mut browser = Browser::start();
-    let caller = Client::new(&mut browser, &house, "all").await;
-    let callee = Client::new(&mut browser, &house, "all").await;
+    let caller = Client::new(&mut browser, &test_server, "all").await;
+    let callee = Client::new(&mut browser, &test_server, "all").await;
     let error = |kind: &str, code: u16| json!({ "name": "GinnelError", "kind": kind, "code": code, "stage": "signal" });
     // A key may be asked for at each registration.
     let renewed = format!(
@@ -177,7 +177,7 @@ async fn refusals_reach_the_page_as_errors_with_their_codes() {
            const none = await caught(connect({{ key: () => {{ throw new TypeError('no key today'); }} }}));
            return [asked, relayed, none.name];
          }})()",
-        house.key()
+        test_server.key()
     );
     assert_eq!(caller.get(&mut browser, &renewed).await, json!([2, true, "TypeError"]));
     let wrong_key = "(async () => caught((await import('/ginnel.js')).connect({ key: 'a wrong one' })))()";
@@ -186,7 +186,7 @@ async fn refusals_reach_the_page_as_errors_with_their_codes() {
     assert_eq!(caller.get(&mut browser, nobody).await, error("not-online", 203));
     let elsewhere = "(async () => caught((await import('/ginnel.js')).connect({ server: '127.0.0.1:9' })))()";
     assert_eq!(caller.get(&mut browser, elsewhere).await, error("unreachable", 0));
-    // The callee may refuse, and is told who calls.
+    // The callee learns the caller and may refuse.
     let refuse = "client.listen({ accept: (from) => !(window.asked = from) }); true";
     callee.get(&mut browser, refuse).await;
     let call = format!("caught(client.call({}))", callee.tag);
@@ -195,11 +195,11 @@ async fn refusals_reach_the_page_as_errors_with_their_codes() {
 }
 
 #[tokio::test]
-async fn a_client_whose_secret_another_one_uses_is_told_so_and_stays_away() {
+async fn a_replaced_client_learns_the_reason_and_does_not_reconnect() {
     if !tools::have(&["chromium"]) {
         return;
     }
-    let house = House::on_loopback("");
+    let test_server = TestServer::on_loopback("");
     let mut browser = Browser::start();
     let start = "(async () => {
         const { connect } = await import('/ginnel.js');
@@ -208,7 +208,8 @@ async fn a_client_whose_secret_another_one_uses_is_told_so_and_stays_away() {
         client.onclose = ({ error }) => ends.push(`${error.kind} ${error.code}`);
         return client.tag;
       })()";
-    let (older, newer) = (empty_tab(&mut browser, &house).await, empty_tab(&mut browser, &house).await);
+    let (older, newer) =
+        (empty_tab(&mut browser, &test_server).await, empty_tab(&mut browser, &test_server).await);
     let tag = browser.evaluate(&older, start).await;
     assert_eq!(browser.evaluate(&newer, start).await, tag);
     let told = browser.evaluate(&older, "until(() => ends.length > 0).then(() => ends)").await;
@@ -224,9 +225,9 @@ async fn a_tag_of_a_key_is_the_same_on_every_server_and_outlives_a_restart() {
     if !tools::have(&["chromium"]) {
         return;
     }
-    let (mut house, other) = (House::on_loopback(""), House::on_loopback(""));
+    let (mut test_server, other) = (TestServer::on_loopback(""), TestServer::on_loopback(""));
     let mut browser = Browser::start();
-    let tab = empty_tab(&mut browser, &house).await;
+    let tab = empty_tab(&mut browser, &test_server).await;
     let start = format!(
         "(async () => {{
           const {{ connect, createIdentity }} = await import('/ginnel.js');
@@ -242,7 +243,7 @@ async fn a_tag_of_a_key_is_the_same_on_every_server_and_outlives_a_restart() {
     );
     assert_eq!(browser.evaluate(&tab, &start).await, json!([true, false, true, false]));
     let tag = browser.evaluate(&tab, "client.tag").await;
-    house.restart();
+    test_server.restart();
     let back = "until(() => states.includes('offline') && client.state === 'online').then(() => client.tag)";
     assert_eq!(browser.evaluate(&tab, back).await, tag);
 }
@@ -252,10 +253,10 @@ async fn messages_wait_for_their_first_listener_up_to_a_cap() {
     if !tools::have(&["chromium"]) {
         return;
     }
-    let house = House::on_loopback("");
+    let test_server = TestServer::on_loopback("");
     let mut browser = Browser::start();
-    let caller = Client::new(&mut browser, &house, "all").await;
-    let callee = Client::new(&mut browser, &house, "all").await;
+    let caller = Client::new(&mut browser, &test_server, "all").await;
+    let callee = Client::new(&mut browser, &test_server, "all").await;
     // The callee iterates, and listens to nothing yet.
     let iterate = "client.oncall = null;
       window.calls = client.listen()[Symbol.asyncIterator]();
@@ -291,19 +292,19 @@ async fn messages_wait_for_their_first_listener_up_to_a_cap() {
 }
 
 #[tokio::test]
-async fn a_channel_and_a_tag_come_back_after_a_host_was_without_network() {
+async fn a_channel_and_a_tag_recover_after_a_network_outage() {
     if !tools::have(&["chromium"]) || !tools::have_laboratory() {
         return;
     }
     let net = Net::new();
     let (server_host, caller_host, callee_host) = (net.public(10), net.public(20), net.public(30));
-    let house = House::on(&server_host);
+    let test_server = TestServer::on(&server_host);
     let (mut here, mut there) = (Browser::start_on(&caller_host), Browser::start_on(&callee_host));
-    let caller = Client::new(&mut here, &house, "all").await;
-    let callee = Client::new(&mut there, &house, "all").await;
+    let caller = Client::new(&mut here, &test_server, "all").await;
+    let callee = Client::new(&mut there, &test_server, "all").await;
     caller.get(&mut here, &format!("client.call({}).then(keep)", callee.tag)).await;
-    caller.say(&mut here, "before").await;
-    callee.hear(&mut there, "before").await;
+    caller.send(&mut here, "before").await;
+    callee.receive(&mut there, "before").await;
     callee_host.link(false);
     caller.wait(&mut here, "paths.includes('interrupted')").await;
     callee.wait(&mut there, "states.includes('offline')").await;
@@ -314,21 +315,21 @@ async fn a_channel_and_a_tag_come_back_after_a_host_was_without_network() {
         client.wait(browser, "channel.state === 'connected'").await;
         assert_eq!(client.get(browser, "ends").await, json!([]));
     }
-    caller.say(&mut here, "after").await;
-    callee.hear(&mut there, "after").await;
-    callee.say(&mut there, "and back").await;
-    caller.hear(&mut here, "and back").await;
+    caller.send(&mut here, "after").await;
+    callee.receive(&mut there, "after").await;
+    callee.send(&mut there, "and back").await;
+    caller.receive(&mut here, "and back").await;
 }
 
 #[tokio::test]
-async fn a_page_is_told_who_comes_and_goes_and_by_whom_it_was_replaced() {
+async fn a_page_learns_of_presence_changes_and_of_its_replacement() {
     if !tools::have(&["chromium"]) {
         return;
     }
-    let house = House::on_loopback("");
+    let test_server = TestServer::on_loopback("");
     let mut browser = Browser::start();
-    let watcher = Client::new(&mut browser, &house, "all").await;
-    let watched = Client::new(&mut browser, &house, "all").await;
+    let watcher = Client::new(&mut browser, &test_server, "all").await;
+    let watched = Client::new(&mut browser, &test_server, "all").await;
     let watch = format!(
         "(async () => {{
            window.presence = [];
@@ -339,7 +340,7 @@ async fn a_page_is_told_who_comes_and_goes_and_by_whom_it_was_replaced() {
     );
     let standing = json!([[watched.tag, true], ["abcdefghijklmnopqrstuvwx", false]]);
     assert_eq!(watcher.get(&mut browser, &watch).await, standing);
-    // A newer client with the same secret takes the tag: the older is told, the watcher is not.
+    // A newer client with the same secret takes the tag: the older one is notified, the watcher is not.
     let replace = "(async () => {
         const { connect } = await import('/ginnel.js');
         window.replaced = new Promise((resolve) => (client.onclose = ({ error }) => resolve(error.kind)));

@@ -1,4 +1,4 @@
-//! A client of RFC 8489's long-term credentials that shares no code with the server, and what it is refused.
+//! An independent client of long-term credentials (RFC 8489).
 
 use std::fs;
 use std::process::Command;
@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::house::{House, PASSWORD, USER};
 use crate::proc::{Proc, Stdout};
+use crate::test_server::{PASSWORD, TestServer, USER};
 use crate::tools;
 
 const SHORT: Duration = Duration::from_secs(30);
@@ -28,13 +28,13 @@ fn report(arguments: &[&str]) -> Value {
     serde_json::from_str(&printed).unwrap_or(Value::String(printed))
 }
 
-fn as_judge(verb: &str, house: &House) -> Value {
-    report(&[verb, &house.address.to_string(), USER, PASSWORD])
+fn as_judge(verb: &str, test_server: &TestServer) -> Value {
+    report(&[verb, &test_server.address.to_string(), USER, PASSWORD])
 }
 
 /// The code that `user` gets when she asks for an allocation as browsers do.
-fn code(house: &House, user: &str, password: &str) -> Value {
-    report(&["try", &house.address.to_string(), user, password, "3"])
+fn code(test_server: &TestServer, user: &str, password: &str) -> Value {
+    report(&["try", &test_server.address.to_string(), user, password, "3"])
 }
 
 fn ginnel(arguments: &[&str]) -> String {
@@ -44,11 +44,11 @@ fn ginnel(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn a_foreign_client_gets_in_in_every_way_that_the_rfc_allows() {
+fn a_foreign_client_authenticates_in_every_way_of_the_rfc() {
     if !tools::have(&["python3"]) {
         return;
     }
-    let house = House::on_loopback("");
+    let test_server = TestServer::on_loopback("");
     let expected = json!({
         "sha256": [200, "sha256"],
         "sha256 by hash": [200, "sha256"],
@@ -58,15 +58,15 @@ fn a_foreign_client_gets_in_in_every_way_that_the_rfc_allows() {
         "as browsers do, by hash": [200, "sha1"],
         "both attributes, no choice": [200, "sha1"],
     });
-    assert_eq!(as_judge("right", &house), expected);
+    assert_eq!(as_judge("right", &test_server), expected);
 }
 
 #[test]
-fn a_foreign_attacker_who_bids_down_alters_or_guesses_is_refused() {
+fn bid_down_tampering_and_guessing_are_refused() {
     if !tools::have(&["python3"]) {
         return;
     }
-    let house = House::on_loopback("");
+    let test_server = TestServer::on_loopback("");
     let expected = json!({
         "nonce bits: no features": 438,
         "nonce bits: no algorithms": 438,
@@ -86,7 +86,7 @@ fn a_foreign_attacker_who_bids_down_alters_or_guesses_is_refused() {
         "unknown attributes": [420, "7f017f02", "sha256"],
         "lifetime 0 and worse behind the integrity": [200, 600],
     });
-    assert_eq!(as_judge("attack", &house), expected);
+    assert_eq!(as_judge("attack", &test_server), expected);
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn refusals_on_the_wire_have_one_code_and_one_length() {
     if !tools::have(&["python3"]) {
         return;
     }
-    let refused = as_judge("refuse", &House::on_loopback(LONG_REALM));
+    let refused = as_judge("refuse", &TestServer::on_loopback(LONG_REALM));
     let refused: Vec<_> = refused.as_object().unwrap().values().collect();
     assert_eq!(refused, vec![&json!([401, 112]); 6]);
 }
@@ -104,20 +104,20 @@ fn a_bare_allocate_is_answered_with_less_than_three_times_its_length() {
     if !tools::have(&["python3"]) {
         return;
     }
-    let sizes = report(&["sizes", &House::on_loopback(LONG_REALM).address.to_string()]);
+    let sizes = report(&["sizes", &TestServer::on_loopback(LONG_REALM).address.to_string()]);
     assert_eq!((&sizes["asked"], &sizes["answered"]), (&json!(20), &json!(112)), "3 * (20 + 28) - 28 = 116");
     assert_eq!(sizes["kinds"], json!(["0009", "0014", "0015", "8002"]));
 }
 
 #[test]
-fn users_whom_only_an_http_server_knows_get_in_and_its_failures_are_silence() {
+fn users_of_the_http_hook_are_admitted_and_its_failures_give_no_answer() {
     if !tools::have(&["python3"]) {
         return;
     }
     let users = python(&["hook"]);
     let port: u16 = users.expect("port", SHORT, |line| line.strip_prefix("port ")?.parse().ok());
     let hook = format!("[auth.hook]\nurl = \"http://127.0.0.1:{port}/users\"\ndeadline_ms = 1000");
-    let house = House::on_loopback(&hook);
+    let test_server = TestServer::on_loopback(&hook);
     for (user, password, expected) in [
         ("known", "secret", json!(200)),
         ("keyed", "secret", json!(200)),
@@ -130,18 +130,24 @@ fn users_whom_only_an_http_server_knows_get_in_and_its_failures_are_silence() {
         ("known", "secret", json!(200)),
         (USER, PASSWORD, json!(200)),
     ] {
-        assert_eq!(code(&house, user, password), expected, "{user} {password}\n{}", house.server.printed());
+        assert_eq!(
+            code(&test_server, user, password),
+            expected,
+            "{user} {password}\n{}",
+            test_server.process.printed()
+        );
     }
     let asked =
         |who: &str| users.lines(|line| line.starts_with(&format!("asked {who} ginnel")).then_some(())).len();
     assert_eq!((asked("known"), asked("nobody"), asked(USER)), (1, 1, 0), "{}", users.printed());
     assert!(asked("broken") > 1, "a failure is not remembered");
-    let warnings = house.server.lines(|line| line.contains("users cannot be looked up").then_some(())).len();
-    assert_eq!(warnings, 1, "once a minute: {}", house.server.printed());
+    let warnings =
+        test_server.process.lines(|line| line.contains("users cannot be looked up").then_some(())).len();
+    assert_eq!(warnings, 1, "once a minute: {}", test_server.process.printed());
 }
 
 #[test]
-fn a_credentials_file_counts_as_it_is_now() {
+fn a_changed_credentials_file_takes_effect() {
     if !tools::have(&["python3"]) {
         return;
     }
@@ -157,41 +163,46 @@ fn a_credentials_file_counts_as_it_is_now() {
         std::io::read_to_string(&mut output).unwrap()
     };
     fs::write(&path, line("first")).unwrap();
-    let house = House::on_loopback(&format!("[auth]\ncredentials_file = {path:?}"));
-    assert_eq!((code(&house, "first", "secret"), code(&house, "second", "secret")), (json!(200), json!(401)));
+    let test_server = TestServer::on_loopback(&format!("[auth]\ncredentials_file = {path:?}"));
+    assert_eq!(
+        (code(&test_server, "first", "secret"), code(&test_server, "second", "secret")),
+        (json!(200), json!(401))
+    );
     fs::write(&path, line("second")).unwrap();
     let deadline = Instant::now() + SHORT;
-    while code(&house, "second", "secret") != json!(200) {
-        assert!(Instant::now() < deadline, "{}", house.server.printed());
+    while code(&test_server, "second", "secret") != json!(200) {
+        assert!(Instant::now() < deadline, "{}", test_server.process.printed());
     }
-    assert_eq!(code(&house, "first", "secret"), json!(401));
+    assert_eq!(code(&test_server, "first", "secret"), json!(401));
     fs::write(&path, "nonsense\n").unwrap();
-    house.server.expect("a complaint about line 1", SHORT, |line| line.contains("line 1").then_some(()));
-    assert_eq!(code(&house, "second", "secret"), json!(200));
+    test_server
+        .process
+        .expect("a complaint about line 1", SHORT, |line| line.contains("line 1").then_some(()));
+    assert_eq!(code(&test_server, "second", "secret"), json!(200));
 }
 
 #[test]
-fn credentials_minted_on_the_command_line_work_until_they_end() {
+fn credentials_from_the_command_line_work_until_they_expire() {
     if !tools::have(&["python3"]) {
         return;
     }
-    let house = House::on_loopback("");
-    let state = house.state();
+    let test_server = TestServer::on_loopback("");
+    let state = test_server.state();
     let state = state.to_str().unwrap();
     for more in [&[][..], &["--sha256"]] {
         let arguments = [&["credentials", "--state", state, "--name", "guest", "--json"][..], more].concat();
         let minted: Value = serde_json::from_str(&ginnel(&arguments)).unwrap();
         let (user, password) = (minted["username"].as_str().unwrap(), minted["credential"].as_str().unwrap());
-        assert_eq!(code(&house, user, password), json!(200));
-        assert_eq!(code(&house, &user.replacen("17", "27", 1), password), json!(401));
+        assert_eq!(code(&test_server, user, password), json!(200));
+        assert_eq!(code(&test_server, &user.replacen("17", "27", 1), password), json!(401));
     }
     let ice: Value = serde_json::from_str(&ginnel(&["credentials", "--state", state, "--ice"])).unwrap();
     assert!(ice["iceServers"][1]["username"].as_str().unwrap().ends_with(":guest"), "{ice}");
     let short = ginnel(&["credentials", "--state", state, "--ttl", "1"]);
     let (user, password) = short.split_once('\n').unwrap();
     let deadline = Instant::now() + SHORT;
-    while code(&house, user, password) != json!(401) {
-        assert!(Instant::now() < deadline, "{}", house.server.printed());
+    while code(&test_server, user, password) != json!(401) {
+        assert!(Instant::now() < deadline, "{}", test_server.process.printed());
     }
     let nowhere =
         Command::new(env!("CARGO_BIN_EXE_ginnel")).args(["credentials", "--state", "/nowhere"]).output();
@@ -199,10 +210,13 @@ fn credentials_minted_on_the_command_line_work_until_they_end() {
 }
 
 #[test]
-fn a_server_that_sends_its_clients_elsewhere_says_so_to_those_it_knows() {
+fn only_authenticated_clients_are_sent_to_an_alternate_server() {
     if !tools::have(&["python3"]) {
         return;
     }
-    let house = House::on_loopback("alternate_server = [\"127.0.0.1:9\"]");
-    assert_eq!((code(&house, USER, PASSWORD), code(&house, "nobody", "x")), (json!(300), json!(401)));
+    let test_server = TestServer::on_loopback("alternate_server = [\"127.0.0.1:9\"]");
+    assert_eq!(
+        (code(&test_server, USER, PASSWORD), code(&test_server, "nobody", "x")),
+        (json!(300), json!(401))
+    );
 }

@@ -1,4 +1,4 @@
-//! Foreign judges: programs of others that use the server as their STUN, TURN and signalling server.
+//! Judges: programs of others that use the server for STUN, TURN and signalling.
 
 mod chromium;
 mod client_module;
@@ -6,8 +6,8 @@ mod devtools;
 mod longterm;
 mod natdiscovery;
 mod node;
-mod office;
 mod pages;
+mod port_443;
 mod recovery;
 mod relaying;
 mod stunclient;

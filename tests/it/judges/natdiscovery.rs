@@ -1,26 +1,26 @@
-//! coturn's `turnutils_natdiscovery`: it names each kind of NAT from what the server's two addresses answer.
+//! coturn's `turnutils_natdiscovery` names each kind of NAT.
 
 use std::process::Command;
 use std::time::Duration;
 
-use crate::house::House;
 use crate::lab::{Host, NatKind, Net};
 use crate::proc::{Proc, Stdout};
+use crate::test_server::TestServer;
 use crate::tools;
 
 const SECOND: u8 = 11;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A server with two addresses in the laboratory.
-fn server(net: &Net) -> House {
+fn server(net: &Net) -> TestServer {
     let host = net.public(10);
     host.add_address(SECOND);
-    House::on_both(&host, std::net::Ipv4Addr::new(203, 0, 113, SECOND))
+    TestServer::on_both(&host, std::net::Ipv4Addr::new(203, 0, 113, SECOND))
 }
 
 /// Everything that `turnutils_natdiscovery` prints on `host`.
-fn discover(mut command: Command, house: &House, flags: &[&str]) -> String {
-    command.args(flags).arg(house.address.ip().to_string());
+fn discover(mut command: Command, test_server: &TestServer, flags: &[&str]) -> String {
+    command.args(flags).arg(test_server.address.ip().to_string());
     let mut run = Proc::start("turnutils_natdiscovery", command, Stdout::Lines);
     run.wait(PATIENCE);
     run.printed()
@@ -36,19 +36,19 @@ fn assert_named(kind: NatKind, mapping: &str, filtering: &str) {
         return;
     }
     let net = Net::new();
-    let house = server(&net);
+    let test_server = server(&net);
     let nat = net.nat(kind, 21);
     let inner = net.behind(&nat);
-    assert_printed(&inner, &house, &["-m"], mapping);
-    assert_printed(&inner, &house, &["-f"], filtering);
+    assert_printed(&inner, &test_server, &["-m"], mapping);
+    assert_printed(&inner, &test_server, &["-f"], filtering);
 }
 
-fn assert_printed(host: &Host, house: &House, flags: &[&str], expected: &str) {
-    let printed = discover(host.command("turnutils_natdiscovery"), house, flags);
+fn assert_printed(host: &Host, test_server: &TestServer, flags: &[&str], expected: &str) {
+    let printed = discover(host.command("turnutils_natdiscovery"), test_server, flags);
     assert!(
         printed.contains(expected),
         "no \"{expected}\" with {flags:?}\n{printed}\n{}",
-        house.server.printed()
+        test_server.process.printed()
     );
 }
 
@@ -94,10 +94,15 @@ fn natdiscovery_finds_no_nat_before_an_open_host() {
         return;
     }
     let net = Net::new();
-    let house = server(&net);
+    let test_server = server(&net);
     let open = net.public(20);
-    assert_printed(&open, &house, &["-m", "-L", "203.0.113.20"], "No NAT! (Endpoint Independent Mapping)");
-    assert_printed(&open, &house, &["-f"], "NAT with Endpoint Independent Filtering!");
+    assert_printed(
+        &open,
+        &test_server,
+        &["-m", "-L", "203.0.113.20"],
+        "No NAT! (Endpoint Independent Mapping)",
+    );
+    assert_printed(&open, &test_server, &["-f"], "NAT with Endpoint Independent Filtering!");
 }
 
 #[test]
@@ -106,10 +111,10 @@ fn natdiscovery_is_answered_at_the_port_it_names() {
         return;
     }
     let net = Net::new();
-    let house = server(&net);
+    let test_server = server(&net);
     let nat = net.nat(NatKind::PortRestricted, 21);
     // The second answer comes in by the binding that the first request made, at the asking of another one.
-    assert_printed(&net.behind(&nat), &house, &["-t", "-T", "1"], "RFC 5780 response 2");
+    assert_printed(&net.behind(&nat), &test_server, &["-t", "-T", "1"], "RFC 5780 response 2");
 }
 
 #[test]
@@ -118,11 +123,11 @@ fn natdiscovery_finds_out_whether_fragments_pass() {
         return;
     }
     let net = Net::new();
-    let house = server(&net);
+    let test_server = server(&net);
     let open = net.public(20);
     assert_printed(
         &open,
-        &house,
+        &test_server,
         &["-m", "-P", "-L", "203.0.113.20"],
         "No NAT! (Endpoint Independent Mapping)",
     );

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::house::House;
 use crate::proc::{Proc, Stdout};
+use crate::test_server::TestServer;
 use crate::tools;
 
 const PACKAGES: [&str; 2] = ["werift@0.25.2", "ws@8.18.3"];
@@ -25,7 +25,7 @@ fn folder() -> Option<PathBuf> {
         let output = install.output().unwrap();
         if !output.status.success() {
             let why = String::from_utf8_lossy(&output.stderr).into_owned();
-            // A registry that cannot be reached says nothing of the module.
+            // An unreachable registry is no failure of the module.
             tools::note(&format!("npm brings no {}: {why}", PACKAGES.join(", ")));
             return None;
         }
@@ -38,9 +38,13 @@ fn folder() -> Option<PathBuf> {
 #[test]
 fn two_clients_in_node_connect_by_the_tag_of_a_key() {
     let Some(folder) = folder() else { return };
-    let house = House::on_loopback("");
+    let test_server = TestServer::on_loopback("");
     let mut command = Command::new("node");
-    command.arg(tools::client("pair.mjs")).arg(house.address.to_string()).arg(house.key()).arg(&folder);
+    command
+        .arg(tools::client("pair.mjs"))
+        .arg(test_server.address.to_string())
+        .arg(test_server.key())
+        .arg(&folder);
     let mut pair = Proc::start("node", command, Stdout::Lines);
     pair.succeed(UP);
     let event = |name: &str| {
@@ -72,20 +76,20 @@ fn a_relayed_call_outlives_every_order_of_outages_of_a_simulated_network() {
     assert_eq!(recovered[0]["seeds"], json!(seeds), "{}", repairs.printed());
 }
 
-/// A page's backend gets into a server that admits nobody without a key.
+/// A page's backend uses a server that requires a key.
 #[test]
 fn the_backends_of_the_readme_get_their_users_relays() {
     if !tools::have(&["node"]) {
         return;
     }
     let secret = "a secret of the web application, 32 bytes";
-    let house = House::on_loopback(&format!(
+    let test_server = TestServer::on_loopback(&format!(
         "\n[signaling]\nopen = false\n[signaling.jwt]\nalgorithm = \"HS256\"\nkey = \"{secret}\""
     ));
     let readme = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("web/README.md");
     let mut command = Command::new("node");
-    command.arg(tools::client("backend.mjs")).arg(readme).arg(house.address.to_string());
-    command.env("GINNEL_KEY", house.key()).env("GINNEL_JWT_SECRET", secret);
+    command.arg(tools::client("backend.mjs")).arg(readme).arg(test_server.address.to_string());
+    command.env("GINNEL_KEY", test_server.key()).env("GINNEL_JWT_SECRET", secret);
     let mut backend = Proc::start("node", command, Stdout::Lines);
     backend.succeed(UP);
     let answers = backend.lines(|line| serde_json::from_str::<Value>(line).ok());

@@ -1,12 +1,11 @@
-//! What a page author meets in Chromium: the example when its server is not there, what the server's own page prints, and what a relay's
-//! refusals are called.
+//! Pages in Chromium: the example without a server, the code that the start page prints, and the reasons of relay refusals.
 
 use serde_json::{Value, json};
 
 use super::chromium::serve_example;
 use super::client_module::{Client, TOOLS};
 use super::devtools::{Browser, Tab};
-use crate::house::House;
+use crate::test_server::TestServer;
 use crate::tools;
 
 async fn wait(browser: &mut Browser, tab: &Tab, holds: &str) {
@@ -14,13 +13,13 @@ async fn wait(browser: &mut Browser, tab: &Tab, holds: &str) {
 }
 
 #[tokio::test]
-async fn the_example_page_says_why_it_cannot_start_and_starts_when_it_can() {
+async fn the_example_page_shows_why_it_cannot_start_and_starts_when_it_can() {
     if !tools::have(&["chromium"]) {
         return;
     }
-    let mut house = House::on_loopback("");
-    let query = format!("?server={}&key={}", house.address, house.key());
-    house.stop();
+    let mut test_server = TestServer::on_loopback("");
+    let query = format!("?server={}&key={}", test_server.address, test_server.key());
+    test_server.stop();
     let mut browser = Browser::start();
     let tab = browser.open(&format!("http://{}/{query}", serve_example())).await;
     browser.evaluate(&tab, TOOLS).await;
@@ -32,9 +31,9 @@ async fn the_example_page_says_why_it_cannot_start_and_starts_when_it_can() {
     browser.evaluate(&tab, press).await;
     wait(&mut browser, &tab, "document.getElementById('log').innerText.includes('! ')").await;
     assert_eq!(browser.evaluate(&tab, "location.search").await, query);
-    house.begin();
+    test_server.begin();
     browser.evaluate(&tab, press).await;
-    // The server answers now: there is nobody of that name.
+    // The server answers now: no such tag.
     wait(&mut browser, &tab, "document.getElementById('log').innerText.includes('203')").await;
     assert_eq!(browser.evaluate(&tab, "location.search + client.state").await, format!("{query}online"));
 }
@@ -44,11 +43,11 @@ async fn a_channel_knows_its_path_as_soon_as_it_is_open() {
     if !tools::have(&["chromium"]) {
         return;
     }
-    let house = House::on_loopback("");
+    let test_server = TestServer::on_loopback("");
     let mut browser = Browser::start();
     for (policy, path) in [("all", "direct"), ("relay", "relay")] {
-        let caller = Client::new(&mut browser, &house, policy).await;
-        let callee = Client::new(&mut browser, &house, policy).await;
+        let caller = Client::new(&mut browser, &test_server, policy).await;
+        let callee = Client::new(&mut browser, &test_server, policy).await;
         let listen = "window.taken = new Promise((go) => (client.oncall = ({ channel }) => go([channel.state, channel.path]))); true";
         callee.get(&mut browser, listen).await;
         let call = format!("client.call({}).then(({{ state, path }}) => [state, path])", callee.tag);
@@ -74,13 +73,13 @@ async fn the_code_that_the_servers_page_prints_calls_and_is_called() {
     if !tools::have(&["chromium"]) {
         return;
     }
-    let house = House::on_loopback("");
+    let test_server = TestServer::on_loopback("");
     let mut browser = Browser::start();
     let mut tabs = Vec::new();
     for _ in 0..2 {
-        let tab = browser.open(&format!("http://{}/", house.address)).await;
+        let tab = browser.open(&format!("http://{}/", test_server.address)).await;
         browser.evaluate(&tab, TOOLS).await;
-        browser.evaluate(&tab, &PRINTED.replace("KEY", &json!(house.key()).to_string())).await;
+        browser.evaluate(&tab, &PRINTED.replace("KEY", &json!(test_server.key()).to_string())).await;
         tabs.push(tab);
     }
     // The one that is called runs what stands before the call.
@@ -101,7 +100,7 @@ const RECONNECT: &str = "window.reconnect = async (iceServers) => {
     return client.tag;
   }; true";
 
-/// What a call by relay alone ends with.
+/// The result of a relay-only call.
 async fn refused(browser: &mut Browser, caller: &Client, tag: &Value) -> Value {
     let call = format!(
         "client.call({tag}, {{ timeout: 6000 }}).then(() => 'a channel', ({{ kind, message, relay }}) => [kind, relay?.errorCode, message])"
@@ -116,14 +115,15 @@ fn assert_told(outcome: &Value, code: &Value, reason: &str) {
 }
 
 #[tokio::test]
-async fn what_a_relay_refuses_is_told_by_its_reason() {
+async fn a_relay_refusal_reaches_the_page_with_its_reason() {
     if !tools::have(&["chromium"]) {
         return;
     }
-    let (house, other) = (House::on_loopback("allocations_per_user = 1"), House::on_loopback(""));
+    let (test_server, other) =
+        (TestServer::on_loopback("allocations_per_user = 1"), TestServer::on_loopback(""));
     let mut browser = Browser::start();
-    let caller = Client::new(&mut browser, &house, "relay").await;
-    let callee = Client::new(&mut browser, &house, "relay").await;
+    let caller = Client::new(&mut browser, &test_server, "relay").await;
+    let callee = Client::new(&mut browser, &test_server, "relay").await;
     for client in [&caller, &callee] {
         client.get(&mut browser, RECONNECT).await;
     }
@@ -146,7 +146,8 @@ async fn what_a_relay_refuses_is_told_by_its_reason() {
     assert_eq!(caller.get(&mut browser, take).await, true);
     assert_told(&refused(&mut browser, &caller, &foreign).await, &json!(486), "no more allocations");
     // Credentials that the server never gave out.
-    let wrong = format!("[{{ urls: 'turn:{}', username: 'nobody', credential: 'nothing' }}]", house.address);
+    let wrong =
+        format!("[{{ urls: 'turn:{}', username: 'nobody', credential: 'nothing' }}]", test_server.address);
     caller.get(&mut browser, &format!("reconnect({wrong})")).await;
     assert_told(&refused(&mut browser, &caller, &foreign).await, &json!(401), "refused the credentials");
 }

@@ -1,12 +1,12 @@
-//! Two Chromium pages behind a port-restricted and a symmetric NAT, whose relayed call outlives what happens to their networks.
+//! A relayed call of two Chromium pages behind NATs survives failures of their networks.
 
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use super::devtools::{Browser, Tab};
-use crate::house::House;
 use crate::lab::{NatKind, Net};
+use crate::test_server::TestServer;
 use crate::tools;
 
 use NatKind::{PortRestricted, Symmetric};
@@ -51,8 +51,8 @@ struct Page {
 }
 
 impl Page {
-    async fn new(mut browser: Browser, house: &House) -> Self {
-        let tab = browser.open(&format!("http://{}/", house.address)).await;
+    async fn new(mut browser: Browser, test_server: &TestServer) -> Self {
+        let tab = browser.open(&format!("http://{}/", test_server.address)).await;
         browser.evaluate(&tab, COUNT).await;
         let start = format!(
             "(async () => {{
@@ -74,7 +74,7 @@ impl Page {
                client.listen();
                return client.tag;
              }})()",
-            house.key()
+            test_server.key()
         );
         let tag = browser.evaluate(&tab, &start).await;
         Self { browser, tab, tag }
@@ -93,22 +93,23 @@ impl Page {
 /// Two pages with a relayed call, the caller first.
 struct Pair {
     pages: [Page; 2],
-    house: House,
+    test_server: TestServer,
 }
 
 impl Pair {
-    async fn new(house: House, browsers: [Browser; 2]) -> Self {
+    async fn new(test_server: TestServer, browsers: [Browser; 2]) -> Self {
         let [left, right] = browsers;
-        let (mut caller, mut callee) = (Page::new(left, &house).await, Page::new(right, &house).await);
+        let (mut caller, mut callee) =
+            (Page::new(left, &test_server).await, Page::new(right, &test_server).await);
         let call = format!("client.call({}).then(keep)", callee.tag);
         caller.get(&call).await;
         for page in [&mut caller, &mut callee] {
             page.wait("window.channel?.path === 'relay' && heard > 5").await;
         }
-        Self { pages: [caller, callee], house }
+        Self { pages: [caller, callee], test_server }
     }
 
-    /// Waits until both hear what the other one has sent after this.
+    /// Waits until each side receives a message that the other one sends after this.
     async fn carries(&mut self, within: Duration) -> Duration {
         let began = Instant::now();
         let mut sent = Vec::new();
@@ -140,7 +141,7 @@ impl Pair {
                 `heard ${heard} sent ${sent}`, ...trace].join('\\n')";
             told += &format!("{name}: {}\n\n", page.get(report).await.as_str().unwrap());
         }
-        panic!("{why}\n{told}\n{}", self.house.server.printed());
+        panic!("{why}\n{told}\n{}", self.test_server.process.printed());
     }
 }
 
@@ -157,10 +158,10 @@ enum Outage {
 /// how long it takes from then until messages pass both ways.
 async fn change_address(kinds: [NatKind; 2], outage: Outage, seconds: u32) -> Duration {
     let net = Net::new();
-    let house = House::on(&net.island(10));
+    let test_server = TestServer::on(&net.island(10));
     let nats = [net.nat(kinds[0], 21), net.nat(kinds[1], 22)];
     let mut hosts = nats.each_ref().map(|nat| net.behind(nat));
-    let mut pair = Pair::new(house, hosts.each_ref().map(Browser::start_on)).await;
+    let mut pair = Pair::new(test_server, hosts.each_ref().map(Browser::start_on)).await;
     match outage {
         Outage::Link => hosts[0].link(false),
         Outage::Silent => nats[0].cut(),
@@ -174,7 +175,7 @@ async fn change_address(kinds: [NatKind; 2], outage: Outage, seconds: u32) -> Du
 }
 
 #[tokio::test]
-async fn a_relayed_call_goes_on_after_the_callers_address_has_changed() {
+async fn a_relayed_call_survives_an_address_change_of_the_caller() {
     if tools::have(&["chromium"]) && tools::have_laboratory() {
         change_address([PortRestricted, Symmetric], Outage::Silent, 5).await;
     }
@@ -213,8 +214,8 @@ async fn long_dead_links() {
 
 /// The server restarts under a relayed call. Returns how long it takes, from when both are registered again, until messages pass.
 async fn restart_the_relay() -> Duration {
-    let mut pair = Pair::new(House::on_loopback(""), [Browser::start(), Browser::start()]).await;
-    pair.house.restart();
+    let mut pair = Pair::new(TestServer::on_loopback(""), [Browser::start(), Browser::start()]).await;
+    pair.test_server.restart();
     for page in &mut pair.pages {
         // Its tag is the same, and the other side finds it.
         page.wait("states.includes('offline') && client.state === 'online'").await;
@@ -223,7 +224,7 @@ async fn restart_the_relay() -> Duration {
 }
 
 #[tokio::test]
-async fn a_relayed_call_goes_on_after_its_server_was_restarted() {
+async fn a_relayed_call_survives_a_server_restart() {
     if tools::have(&["chromium"]) {
         restart_the_relay().await;
     }

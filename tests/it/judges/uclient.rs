@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::house::{House, Lines, PASSWORD, USER};
 use crate::proc::{Proc, Stdout};
+use crate::test_server::{Lines, PASSWORD, TestServer, USER};
 use crate::tools;
 
 const MESSAGES: u64 = 100;
@@ -18,7 +18,7 @@ const BOTH_RELAYED: &str = "relay_addresses = [\"127.0.0.1\", \"::1\"]";
 /// that it waits for a connection that never comes.
 const SOON: Duration = Duration::from_secs(20);
 
-/// What `turnutils_uclient` says it sent, received and lost in the end.
+/// The final counts of `turnutils_uclient`: sent, received, lost.
 #[derive(Debug, PartialEq, Eq)]
 struct Totals {
     sent: u64,
@@ -59,27 +59,28 @@ impl Default for Run<'_> {
 }
 
 impl Run<'_> {
-    fn house(&self) -> House {
+    fn test_server(&self) -> TestServer {
         let turn = &format!("allow_peers = [\"127.0.0.1/32\", \"::1/128\"]\n{}", self.turn);
         let lines = Lines { turn, ..Lines::default() };
         if self.modes.contains(&"-S") {
-            House::with_tls(lines, None)
+            TestServer::with_tls(lines, None)
         } else {
-            House::with(self.listen, lines)
+            TestServer::with(self.listen, lines)
         }
     }
 
-    /// Runs it for at most `patience`; returns what it said in the end, and all that it and the server printed.
-    fn totals(&self, house: &House, patience: Duration) -> (Option<Totals>, String) {
+    /// Runs it for at most `patience`; returns its final counts and all output of it and of the server.
+    fn totals(&self, test_server: &TestServer, patience: Duration) -> (Option<Totals>, String) {
         let own_peers = ["-y", "-T", "-P"].iter().any(|mode| self.modes.contains(mode));
         let ip = self.listen[0].to_string();
-        let peer_port = (house.address.port() + 2).to_string();
+        let peer_port = (test_server.address.port() + 2).to_string();
         let _peer = (!own_peers).then(|| {
             let mut peer = Command::new("turnutils_peer");
             peer.args(["-p", &peer_port, "-L", &ip]);
             Proc::start("turnutils_peer", peer, Stdout::Lines)
         });
-        let port = if self.modes.contains(&"-S") { house.tls.port() } else { house.address.port() };
+        let port =
+            if self.modes.contains(&"-S") { test_server.tls.port() } else { test_server.address.port() };
         let mut uclient = Command::new("turnutils_uclient");
         uclient.arg("-c").args(self.credentials).args(["-p", &port.to_string()]);
         uclient.args(["-n", &MESSAGES.to_string(), "-m", &self.clients.to_string(), "-l", "170", "-z", "10"]);
@@ -90,14 +91,17 @@ impl Run<'_> {
         let mut run = Proc::start("turnutils_uclient", uclient, Stdout::Lines);
         let status = run.ended_by(Instant::now() + patience);
         let printed = run.printed();
-        (totals(&printed), format!("{:?} {status:?}\n{printed}\n{}", self.modes, house.server.printed()))
+        (
+            totals(&printed),
+            format!("{:?} {status:?}\n{printed}\n{}", self.modes, test_server.process.printed()),
+        )
     }
 
     fn assert_nothing_lost(&self) {
         if !tools::have(&["turnutils_uclient", "turnutils_peer"]) {
             return;
         }
-        let (totals, printed) = self.totals(&self.house(), PATIENCE);
+        let (totals, printed) = self.totals(&self.test_server(), PATIENCE);
         let all = MESSAGES * self.clients;
         assert_eq!(totals, Some(Totals { sent: all, received: all, lost: 0 }), "{printed}");
     }
@@ -153,7 +157,7 @@ fn assert_nothing_lost(runs: &[Run<'_>]) {
 }
 
 #[test]
-fn uclient_relays_tcp_between_all_its_clients_soon_and_loses_nothing() {
+fn uclient_relays_tcp_between_all_its_clients_without_loss() {
     let start = Instant::now();
     let run = |clients| Run { clients, modes: &["-T", "-y"], ..Run::default() };
     assert_nothing_lost(&[run(2), run(4), run(6)]);
@@ -168,7 +172,7 @@ fn uclient_whose_peers_connect_gets_all_they_send() {
     }
     let assert_half = |clients| {
         let run = Run { clients, modes: &["-P"], ..Run::default() };
-        let (start, (totals, printed)) = (Instant::now(), run.totals(&run.house(), PATIENCE));
+        let (start, (totals, printed)) = (Instant::now(), run.totals(&run.test_server(), PATIENCE));
         let (sent, received) = (MESSAGES * clients, MESSAGES * clients / 2);
         assert_eq!(totals, Some(Totals { sent, received, lost: sent - received }), "{printed}");
         assert!(start.elapsed() < SOON, "{clients} clients took {:?}", start.elapsed());
@@ -192,21 +196,25 @@ fn uclient_loses_nothing_in_any_pair_of_address_families() {
 
 /// With `-R` it alters bytes of its requests at random, and repeats for ever what gets no answer.
 #[test]
-fn uclients_negative_tests_harm_nobody_else() {
+fn uclients_negative_tests_do_not_affect_others() {
     if !tools::have(&["turnutils_uclient"]) {
         return;
     }
     let run = |modes| Run { clients: 2, modes, ..Run::default() };
-    let house = run(&[]).house();
+    let test_server = run(&[]).test_server();
     for modes in
         [&["-R", "-y"][..], &["-R", "-N", "-y"], &["-R", "-t", "-y"], &["-N", "-T", "-y"], &["-R", "-T"]]
     {
         for _ in 0..3 {
-            run(modes).totals(&house, Duration::from_millis(500));
+            run(modes).totals(&test_server, Duration::from_millis(500));
         }
     }
-    let (totals, printed) = run(&["-y"]).totals(&house, PATIENCE);
+    let (totals, printed) = run(&["-y"]).totals(&test_server, PATIENCE);
     let all = 2 * MESSAGES;
     assert_eq!(totals, Some(Totals { sent: all, received: all, lost: 0 }), "{printed}");
-    assert_eq!(house.server.lines(|line| line.contains("panicked").then_some(())).len(), 0, "{printed}");
+    assert_eq!(
+        test_server.process.lines(|line| line.contains("panicked").then_some(())).len(),
+        0,
+        "{printed}"
+    );
 }

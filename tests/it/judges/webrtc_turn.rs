@@ -9,15 +9,15 @@ use tokio::time::timeout;
 use turn::client::{Client, ClientConfig};
 use webrtc_util::Conn;
 
-use crate::house::{House, PASSWORD, USER};
+use crate::test_server::{PASSWORD, TestServer, USER};
 
 const SHORT: Duration = Duration::from_secs(10);
 
-async fn client(house: &House, password: &str) -> Client {
+async fn client(test_server: &TestServer, password: &str) -> Client {
     let conn = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let client = Client::new(ClientConfig {
-        stun_serv_addr: house.address.to_string(),
-        turn_serv_addr: house.address.to_string(),
+        stun_serv_addr: test_server.address.to_string(),
+        turn_serv_addr: test_server.address.to_string(),
         username: USER.to_owned(),
         password: password.to_owned(),
         realm: String::new(),
@@ -34,10 +34,10 @@ async fn client(house: &House, password: &str) -> Client {
 
 #[tokio::test]
 async fn webrtc_rs_allocates_and_exchanges_data_with_a_peer() {
-    let house = House::on_loopback("allow_peers = [\"127.0.0.1/32\"]");
-    let client = client(&house, PASSWORD).await;
+    let test_server = TestServer::on_loopback("allow_peers = [\"127.0.0.1/32\"]");
+    let client = client(&test_server, PASSWORD).await;
     let mapped = timeout(SHORT, client.send_binding_request()).await.unwrap().unwrap();
-    assert_eq!(mapped.ip(), house.address.ip());
+    assert_eq!(mapped.ip(), test_server.address.ip());
     let relay = timeout(SHORT, client.allocate()).await.unwrap().unwrap();
     let relayed = relay.local_addr().unwrap();
     let peer = UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -57,8 +57,8 @@ async fn webrtc_rs_allocates_and_exchanges_data_with_a_peer() {
 
 #[tokio::test]
 async fn webrtc_rs_gets_no_allocation_with_a_wrong_password() {
-    let house = House::on_loopback("");
-    let client = client(&house, "another password").await;
+    let test_server = TestServer::on_loopback("");
+    let client = client(&test_server, "another password").await;
     assert!(timeout(SHORT, client.allocate()).await.unwrap().is_err());
     client.close().await.unwrap();
 }

@@ -1,18 +1,18 @@
-//! A NAT of a chosen kind: a namespace between an inner network and the internet, driven by nftables.
+//! A NAT of a given kind: a namespace between an inner network and the internet, with nftables rules.
 
 use std::cell::Cell;
 use std::net::Ipv4Addr;
 
 use super::{Host, Net, inside, ip, nft};
 
-/// How a NAT maps and filters, in the words of RFC 4787 and the older names.
+/// Mapping and filtering of a NAT, in terms of RFC 4787 and RFC 3489.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NatKind {
-    /// One port for every peer; anybody may answer. One inner host only.
+    /// One port for all peers; every source passes. One inner host only.
     FullCone,
-    /// One port for every peer; whom the host wrote to may answer from any port. One inner host only.
+    /// One port for all peers; known addresses pass from any port. One inner host only.
     AddressRestricted,
-    /// One port for every peer; only whom the host wrote to, at that port, may answer.
+    /// One port for all peers; only known addresses and ports pass.
     PortRestricted,
     /// A random port for each peer; only that peer may answer.
     Symmetric,

@@ -1,5 +1,5 @@
-//! Those who misbehave at the signalling server: each ends in the documented way (`docs/wire/signaling.md`), calls between others go
-//! on meanwhile, and repeating it takes no more of the server's memory.
+//! Abuse of the signalling server: each case ends as documented (`docs/wire/signaling.md`), calls of others go on, and repetition costs no more
+//! memory.
 
 use std::io::{Cursor, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::protocol::{Role, frame::coding::CloseCode};
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
-use crate::house::House;
-use crate::signaler::{self, Signaler};
+use crate::signaling_client::{self, SignalingClient};
+use crate::test_server::TestServer;
 use crate::waiting::{pace, wait_until};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -22,7 +22,7 @@ const SETTLED: usize = 2;
 pub(crate) const MOST_ROUNDS: usize = 9;
 /// What is no growth: so much, and an eighth of all.
 const GROWTH_KIB: u64 = 8192;
-/// Nobody is exempt, loopback least of all; a silent client is given up soon, a client of the gateway's too.
+/// No source is exempt, not even loopback; silent clients and gateway clients time out soon.
 const STRICT: &str =
     "[limits]\nunlimited_from = []\n[signaling.times]\nping = 1\nidle = 2\n[gateway.times]\nping = 1\n";
 /// A mask that changes nothing.
@@ -39,33 +39,34 @@ fn attacker(number: usize) -> Ipv4Addr {
 }
 
 /// One whole call, by a caller that comes anew and goes.
-fn call(server: SocketAddr, callee: &mut Signaler, rtag: &str) {
-    let mut caller = Signaler::web(CALLER, server);
+fn call(server: SocketAddr, callee: &mut SignalingClient, rtag: &str) {
+    let mut caller = SignalingClient::web(CALLER, server);
     let tag = caller.register(&json!({}));
-    let calling = caller.ask(json!({"t": 4, "params": {"tag": tag, "rtag": rtag, "ufrag": "caller"}}));
+    let calling = caller.request(json!({"t": 4, "params": {"tag": tag, "rtag": rtag, "ufrag": "caller"}}));
     assert_eq!(calling["code"], 200, "{calling}");
     let token = &calling["extra"]["token"];
-    let notified = callee.hear(|message| message["t"] == 51 && message["token"] == *token);
+    let notified = callee.receive(|message| message["t"] == 51 && message["token"] == *token);
     assert_eq!(notified["params"]["ufrag"], "caller");
     let (mid, code) = (&notified["mid"], 200);
-    callee.say(&json!({"t": -51, "mid": mid, "token": token, "code": code, "extra": {"ufrag": "callee"}}));
-    let answered = caller.hear(|message| message["t"] == 52);
+    callee.send(&json!({"t": -51, "mid": mid, "token": token, "code": code, "extra": {"ufrag": "callee"}}));
+    let answered = caller.receive(|message| message["t"] == 52);
     assert_eq!(answered["extra"]["ufrag"], "callee");
-    caller.say(&json!({"t": -52, "mid": answered["mid"], "token": token, "code": code}));
-    assert_eq!(caller.ask(json!({"t": 55, "token": token}))["code"], 200);
-    let ended = callee.hear(|message| message["t"] == 55 && message["token"] == *token);
-    callee.say(&json!({"t": -55, "mid": ended["mid"], "token": token, "code": code}));
+    caller.send(&json!({"t": -52, "mid": answered["mid"], "token": token, "code": code}));
+    assert_eq!(caller.request(json!({"t": 55, "token": token}))["code"], 200);
+    let ended = callee.receive(|message| message["t"] == 55 && message["token"] == *token);
+    callee.send(&json!({"t": -55, "mid": ended["mid"], "token": token, "code": code}));
 }
 
 /// Calls one client by WebSocket and one by UDP in turn until `stop`.
 fn go_on_calling(server: SocketAddr, calls: &AtomicU32, stop: &AtomicBool) {
-    let mut callees = [Signaler::web(CALLEE, server), Signaler::udp(CALLEE, server)].map(|mut callee| {
-        let tag = callee.register(&json!({}));
-        (callee, tag)
-    });
+    let mut callees =
+        [SignalingClient::web(CALLEE, server), SignalingClient::udp(CALLEE, server)].map(|mut callee| {
+            let tag = callee.register(&json!({}));
+            (callee, tag)
+        });
     for turn in (0..2).cycle() {
         let (callee, tag) = &mut callees[turn];
-        assert_eq!(callee.ask(json!({"t": 2, "tag": tag}))["code"], 200);
+        assert_eq!(callee.request(json!({"t": 2, "tag": tag}))["code"], 200);
         call(server, callee, tag);
         calls.fetch_add(1, Ordering::Relaxed);
         if stop.load(Ordering::Relaxed) {
@@ -93,32 +94,32 @@ pub(crate) fn settled(sizes: &[u64]) -> bool {
 }
 
 /// Repeats `attack` while bystanders call each other.
-fn assert_harmless(attack: impl Fn(&House)) {
-    let house = House::at(&[IpAddr::V4(Ipv4Addr::LOCALHOST)], STRICT);
+fn assert_harmless(attack: impl Fn(&TestServer)) {
+    let test_server = TestServer::at(&[IpAddr::V4(Ipv4Addr::LOCALHOST)], STRICT);
     let (calls, stop) = (AtomicU32::new(0), AtomicBool::new(false));
     std::thread::scope(|scope| {
-        let bystanders = scope.spawn(|| go_on_calling(house.address, &calls, &stop));
+        let bystanders = scope.spawn(|| go_on_calling(test_server.address, &calls, &stop));
         let stopping = Stop(&stop);
         let mut sizes: Vec<u64> = Vec::new();
         while !settled(&sizes) && sizes.len() < MOST_ROUNDS {
             let before = calls.load(Ordering::Relaxed);
-            attack(&house);
+            attack(&test_server);
             // One that was begun before the attack's end, and one after it.
             wait_until(PATIENCE, "the bystanders go on calling", || {
                 calls.load(Ordering::Relaxed) >= before + 2 || bystanders.is_finished()
             });
-            sizes.push(house.resident_kib());
+            sizes.push(test_server.resident_kib());
         }
         drop(stopping);
         bystanders.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         eprintln!("{sizes:?} KiB after each round, {} calls", calls.load(Ordering::Relaxed));
-        assert!(settled(&sizes), "{sizes:?} KiB\n{}", house.server.printed());
+        assert!(settled(&sizes), "{sizes:?} KiB\n{}", test_server.process.printed());
     });
 }
 
 /// An open WebSocket, to be misused, and its bare stream.
 fn raw_web(ip: Ipv4Addr, server: SocketAddr) -> TcpStream {
-    let stream = signaler::connect(ip, server).unwrap();
+    let stream = signaling_client::connect(ip, server).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let (socket, _) = client(format!("ws://{server}/ws"), stream).unwrap();
     socket.into_inner()
@@ -158,7 +159,8 @@ fn close_code(stream: &mut TcpStream) -> Option<CloseCode> {
 
 /// What the server answers a text over WebSocket.
 fn answer_to(server: SocketAddr, ip: Ipv4Addr, text: &str) -> Value {
-    let mut socket = client(format!("ws://{server}/ws"), signaler::connect(ip, server).unwrap()).unwrap().0;
+    let mut socket =
+        client(format!("ws://{server}/ws"), signaling_client::connect(ip, server).unwrap()).unwrap().0;
     socket.send(Message::text(text)).unwrap();
     loop {
         if let Message::Text(text) = socket.read().unwrap() {
@@ -182,9 +184,9 @@ fn assert_dropped(server: SocketAddr, datagrams: &[Vec<u8>]) {
 }
 
 #[test]
-fn a_client_that_does_not_read_is_closed_when_too_much_waits_for_it() {
-    assert_harmless(|house| {
-        let server = house.address;
+fn a_client_that_does_not_read_is_closed_when_its_queue_is_full() {
+    assert_harmless(|test_server| {
+        let server = test_server.address;
         // Its window is small, so that little waits in the system's buffers.
         let reader = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         reader.set_recv_buffer_size(4096).unwrap();
@@ -201,22 +203,22 @@ fn a_client_that_does_not_read_is_closed_when_too_much_waits_for_it() {
         };
         let cands = vec!["c".repeat(256); 32];
         for number in 0..8 {
-            let mut caller = Signaler::web(attacker(3 + number), server);
+            let mut caller = SignalingClient::web(attacker(3 + number), server);
             let tag = caller.register(&json!({}));
             for _ in 0..5 {
                 let offer = json!({"tag": tag, "rtag": rtag, "sdp": "s".repeat(49_000)});
-                let calling = caller.ask(json!({"t": 4, "params": offer}));
+                let calling = caller.request(json!({"t": 4, "params": offer}));
                 for _ in 0..31 {
                     let params = json!({"cands": cands});
-                    caller.say(&json!({"t": 54, "token": calling["extra"]["token"], "params": params}));
+                    caller.send(&json!({"t": 54, "token": calling["extra"]["token"], "params": params}));
                 }
             }
         }
-        let mut watcher = Signaler::web(attacker(2), server);
+        let mut watcher = SignalingClient::web(attacker(2), server);
         watcher.register(&json!({}));
-        let stands = watcher.ask(json!({"t": 60, "params": {"tags": [rtag]}}));
+        let stands = watcher.request(json!({"t": 60, "params": {"tags": [rtag]}}));
         if stands["extra"]["offline"] != json!([rtag]) {
-            watcher.hear(|message| message["params"]["offline"] == json!([rtag]));
+            watcher.receive(|message| message["params"]["offline"] == json!([rtag]));
         }
         reader.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
         assert_eq!(close_code(reader.get_mut()), None);
@@ -225,8 +227,9 @@ fn a_client_that_does_not_read_is_closed_when_too_much_waits_for_it() {
 
 #[test]
 fn clients_that_never_answer_pings_are_closed_after_the_idle_time_out() {
-    assert_harmless(|house| {
-        let mut silent: Vec<_> = (0..200).map(|number| raw_web(attacker(number), house.address)).collect();
+    assert_harmless(|test_server| {
+        let mut silent: Vec<_> =
+            (0..200).map(|number| raw_web(attacker(number), test_server.address)).collect();
         let codes: Vec<_> = silent.iter_mut().map(close_code).collect();
         assert!(codes.iter().all(|code| *code == Some(CloseCode::Away)), "{codes:?}");
     });
@@ -234,11 +237,11 @@ fn clients_that_never_answer_pings_are_closed_after_the_idle_time_out() {
 
 #[test]
 fn half_a_frame_and_silence_is_closed_after_the_idle_time_out() {
-    assert_harmless(|house| {
+    assert_harmless(|test_server| {
         let begun = [vec![0x81], head(1, 1000), text_frame(&[b' '; 1000])[..500].to_vec()];
         let mut silent: Vec<_> = (0..150)
             .map(|number| {
-                let mut stream = raw_web(attacker(number), house.address);
+                let mut stream = raw_web(attacker(number), test_server.address);
                 stream.write_all(&begun[number % 3]).unwrap();
                 stream
             })
@@ -250,12 +253,13 @@ fn half_a_frame_and_silence_is_closed_after_the_idle_time_out() {
 
 #[test]
 fn ten_thousand_connections_that_send_nothing_are_closed_in_seconds() {
-    assert_harmless(|house| {
-        let connect = |number: usize| signaler::connect(attacker(number % 100), house.address).unwrap();
+    assert_harmless(|test_server| {
+        let connect =
+            |number: usize| signaling_client::connect(attacker(number % 100), test_server.address).unwrap();
         let mut silent: Vec<_> = (0..10_000).map(connect).collect();
         for stream in &mut silent {
             stream.set_read_timeout(Some(PATIENCE)).unwrap();
-            // Who says nothing for 5 s waits to be dialled, for all that the gateway knows, until a Ping has no answer.
+            // After 5 s of silence a connection counts as a waiting gateway client, until a Ping has no answer.
             let told = read_to_the_end(stream);
             assert!(told.is_empty() || told == b"\x05\0\0\0\0\0\0\0\x06", "{told:02x?}");
         }
@@ -264,11 +268,11 @@ fn ten_thousand_connections_that_send_nothing_are_closed_in_seconds() {
 
 #[test]
 fn an_upgrade_that_is_never_finished_is_closed_in_seconds() {
-    assert_harmless(|house| {
+    assert_harmless(|test_server| {
         let begun = ["GET", "GET /ws HTTP/1.1\r\n", "GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"];
         let mut halves: Vec<_> = (0..150)
             .map(|number| {
-                let mut stream = signaler::connect(attacker(number), house.address).unwrap();
+                let mut stream = signaling_client::connect(attacker(number), test_server.address).unwrap();
                 stream.set_read_timeout(Some(PATIENCE)).unwrap();
                 stream.write_all(begun[number % 3].as_bytes()).unwrap();
                 stream
@@ -283,9 +287,9 @@ fn an_upgrade_that_is_never_finished_is_closed_in_seconds() {
 
 #[test]
 fn a_frame_of_a_megabyte_closes_its_connection() {
-    assert_harmless(|house| {
+    assert_harmless(|test_server| {
         for number in 0..50 {
-            let mut stream = raw_web(attacker(number), house.address);
+            let mut stream = raw_web(attacker(number), test_server.address);
             // The server may hang up before it has read all of it.
             stream.write_all(&text_frame(&vec![b' '; 1 << 20])).ok();
             let code = close_code(&mut stream);
@@ -295,9 +299,9 @@ fn a_frame_of_a_megabyte_closes_its_connection() {
 }
 
 #[test]
-fn a_nest_of_a_hundred_thousand_levels_is_dropped_refused_or_closed_by_its_length() {
-    assert_harmless(|house| {
-        let server = house.address;
+fn json_nested_a_hundred_thousand_levels_is_dropped_refused_or_closed() {
+    assert_harmless(|test_server| {
+        let server = test_server.address;
         let lists = |levels: usize| {
             format!("{{\"t\":1,\"mid\":1,\"params\":{}{}}}", "[".repeat(levels), "]".repeat(levels))
         };
@@ -308,9 +312,9 @@ fn a_nest_of_a_hundred_thousand_levels_is_dropped_refused_or_closed_by_its_lengt
         assert_dropped(server, &[unended.into_bytes()]);
         for number in 0..10 {
             let ip = attacker(number);
-            let mut plain = Signaler::udp(ip, server);
-            plain.say(&serde_json::from_str(&lists(100)).unwrap());
-            assert_eq!(plain.hear(|message| message["mid"] == 1)["code"], 201);
+            let mut plain = SignalingClient::udp(ip, server);
+            plain.send(&serde_json::from_str(&lists(100)).unwrap());
+            assert_eq!(plain.receive(|message| message["mid"] == 1)["code"], 201);
             let refused = answer_to(server, ip, &lists(32_000));
             assert_eq!((&refused["t"], &refused["code"]), (&json!(1), &json!(201)), "{refused}");
             // What is not known is not looked at.
@@ -324,28 +328,28 @@ fn a_nest_of_a_hundred_thousand_levels_is_dropped_refused_or_closed_by_its_lengt
 }
 
 #[test]
-fn a_key_that_stands_twice_is_dropped_or_refused() {
-    assert_harmless(|house| {
+fn a_duplicate_json_key_is_dropped_or_refused() {
+    assert_harmless(|test_server| {
         let texts = [
             r#"{"t":1,"t":4,"mid":1}"#,
             r#"{"t":1,"mid":1,"mid":2}"#,
             r#"{"t":1,"mid":1,"params":{"secret":"the first of two secrets","secret":"the other of two secrets"}}"#,
         ];
-        assert_dropped(house.address, &[texts[0], texts[1]].map(|text| text.as_bytes().to_vec()));
+        assert_dropped(test_server.address, &[texts[0], texts[1]].map(|text| text.as_bytes().to_vec()));
         for (number, text) in texts.iter().enumerate() {
-            let refused = answer_to(house.address, attacker(number), text);
+            let refused = answer_to(test_server.address, attacker(number), text);
             assert_eq!(refused["code"], 201, "{text}: {refused}");
         }
     });
 }
 
 #[test]
-fn bytes_that_are_no_text_are_dropped_or_close_their_connection() {
-    assert_harmless(|house| {
+fn bytes_that_are_not_utf_8_are_dropped_or_close_their_connection() {
+    assert_harmless(|test_server| {
         let bytes = b"{\"t\":1,\"mid\":1,\"params\":{\"key\":\"\xC3\x28\xFF\"}}";
-        assert_dropped(house.address, &[bytes.to_vec()]);
+        assert_dropped(test_server.address, &[bytes.to_vec()]);
         for number in 0..50 {
-            let mut stream = raw_web(attacker(number), house.address);
+            let mut stream = raw_web(attacker(number), test_server.address);
             stream.write_all(&text_frame(bytes)).unwrap();
             let code = close_code(&mut stream);
             assert_eq!(code, Some(CloseCode::Invalid));

@@ -1,4 +1,4 @@
-//! The table of `docs/amplification.md`, measured: what each message that proves nothing gets back.
+//! The table of `docs/amplification.md`, measured.
 
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ginnel::stun::{Builder, Class, Key, Method, TransactionId, attr};
 
-use crate::house::{House, USER};
+use crate::test_server::{TestServer, USER};
 
 /// Bytes of IP and UDP header that are counted with each datagram.
 const HEADERS: usize = 28;
@@ -97,7 +97,7 @@ fn rows(port: u16) -> Vec<Row> {
         ),
     ];
     let raw: [Row; 7] = [
-        ("DTLS ClientHello", 3.0, super::strangers::client_hello()),
+        ("DTLS ClientHello", 3.0, super::unauthenticated::client_hello()),
         ("Binding, length field wrong", 3.0, [&[0, 1, 0, 8], &binding().finish()[4..]].concat()),
         ("Binding, attribute past the end", 3.0, past_the_end()),
         ("ChannelData", 3.0, b"\x40\x00\x00\x04data".to_vec()),
@@ -108,7 +108,7 @@ fn rows(port: u16) -> Vec<Row> {
     rows.into_iter().map(|(name, most, builder)| (name, most, builder.finish())).chain(raw).collect()
 }
 
-/// A Binding request whose attribute is said to be longer than the message.
+/// A Binding request with an attribute length past the end of the message.
 fn past_the_end() -> Vec<u8> {
     let mut bytes = binding().attribute(attr::USERNAME, b"user").finish();
     bytes[23] = 40;
@@ -177,10 +177,10 @@ fn measure(table: &mut String, rows: &[Row], server: SocketAddr, other: &UdpSock
 }
 
 #[test]
-fn every_answer_to_a_stranger_is_as_long_as_the_page_says() {
-    let one = House::at(&[Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()], "");
+fn every_unauthenticated_answer_has_the_documented_length() {
+    let one = TestServer::at(&[Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()], "");
     let second = Ipv4Addr::new(127, 0, 0, 2);
-    let two = House::at(
+    let two = TestServer::at(
         &[Ipv4Addr::LOCALHOST.into(), second.into()],
         &format!("[stun]\nnat_discovery = [\"127.0.0.1\", \"{second}\"]"),
     );

@@ -1,5 +1,4 @@
-//! What connections of strangers cost: little memory each, which is given back, no descriptor that a relay needs, and no answer to what is
-//! no proper request.
+//! The cost of unauthenticated connections: bounded memory that is released, and no descriptor that a relay needs.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -7,7 +6,7 @@ use std::time::Duration;
 
 use ginnel::stun::{Builder, Class, Message, Method, TransactionId};
 
-use crate::house::{House, Lines};
+use crate::test_server::{Lines, TestServer};
 use crate::turn_client::{TurnClient, by_udp};
 use crate::waiting::{wait_for, wait_until_steady};
 
@@ -49,7 +48,7 @@ fn read_head(stream: &mut TcpStream) -> String {
     String::from_utf8(head).unwrap()
 }
 
-/// A kind of stranger: the path of a WebSocket to open, where it is one, and what it sends then.
+/// A kind of unauthenticated connection: its name, the path of the WebSocket to open (if any), and the bytes to send.
 type Kind = (&'static str, Option<&'static str>, Vec<u8>);
 
 fn kinds() -> [Kind; 6] {
@@ -72,12 +71,12 @@ fn kinds() -> [Kind; 6] {
 }
 
 /// Opens connections of one kind; returns how much the server has grown at most.
-fn grown_by(house: &House, (_, path, bytes): &Kind, before: u64) -> u64 {
+fn grown_by(test_server: &TestServer, (_, path, bytes): &Kind, before: u64) -> u64 {
     let mut most = 0;
     let mut open: Vec<(TcpStream, usize)> = Vec::new();
     for number in 0..CONNECTIONS {
         let host = u8::try_from(1 + number % ADDRESSES).unwrap();
-        let mut stream = connect(Ipv4Addr::new(127, 7, host, 1), house.address);
+        let mut stream = connect(Ipv4Addr::new(127, 7, host, 1), test_server.address);
         if let Some(path) = path {
             stream.write_all(&asks_for(path)).unwrap();
             assert!(read_head(&mut stream).contains(" 101 "));
@@ -85,7 +84,7 @@ fn grown_by(house: &House, (_, path, bytes): &Kind, before: u64) -> u64 {
         stream.set_nonblocking(true).unwrap();
         open.push((stream, 0));
     }
-    // Until the server takes no more of anybody, or has closed them.
+    // Until the server reads no more, or has closed them.
     wait_until_steady(PATIENCE, Duration::from_millis(100), || {
         for (stream, sent) in &mut open {
             match stream.write(&bytes[*sent..]) {
@@ -94,24 +93,25 @@ fn grown_by(house: &House, (_, path, bytes): &Kind, before: u64) -> u64 {
                 Err(_) => *sent = bytes.len(),
             }
         }
-        most = most.max(house.resident_kib().saturating_sub(before));
+        most = most.max(test_server.resident_kib().saturating_sub(before));
         open.iter().map(|(_, sent)| sent).sum::<usize>()
     });
     most
 }
 
 #[test]
-fn a_strangers_connection_costs_16_kib_at_most_and_gives_them_back() {
-    let house = House::on_loopback("[limits]\nunlimited_from = []\nunauthenticated_memory = 16777216");
+fn an_unauthenticated_connection_costs_at_most_16_kib_and_releases_them() {
+    let test_server =
+        TestServer::on_loopback("[limits]\nunlimited_from = []\nunauthenticated_memory = 16777216");
     // Buffers and tables take the memory that they will keep.
-    grown_by(&house, &("warm-up", Some("/turn"), Vec::new()), 0);
-    let warm = house.resident_kib();
+    grown_by(&test_server, &("warm-up", Some("/turn"), Vec::new()), 0);
+    let warm = test_server.resident_kib();
     for kind in kinds() {
-        let before = house.resident_kib();
-        let grown = grown_by(&house, &kind, before);
+        let before = test_server.resident_kib();
+        let grown = grown_by(&test_server, &kind, before);
         eprintln!("{}: {} KiB each", kind.0, grown / CONNECTIONS as u64);
         assert!(grown <= MOST_KIB * CONNECTIONS as u64, "{}: {grown} KiB", kind.0);
-        wait_for(PATIENCE, || match house.resident_kib() {
+        wait_for(PATIENCE, || match test_server.resident_kib() {
             kib if kib <= warm + KEPT_KIB => Ok(()),
             kib => Err(format!("{}: {kib} KiB, {warm} before", kind.0)),
         });
@@ -119,10 +119,10 @@ fn a_strangers_connection_costs_16_kib_at_most_and_gives_them_back() {
 }
 
 #[test]
-fn what_http_and_websocket_want_refused_is_refused_on_every_path() {
-    let house = House::on_loopback("");
+fn invalid_http_and_websocket_requests_are_refused_on_every_path() {
+    let test_server = TestServer::on_loopback("");
     let answer = |request: String| {
-        let mut stream = connect(Ipv4Addr::LOCALHOST, house.address);
+        let mut stream = connect(Ipv4Addr::LOCALHOST, test_server.address);
         stream.write_all(request.as_bytes()).unwrap();
         let head = read_head(&mut stream);
         let connection = if head.contains(" 101 ") { "connection: upgrade" } else { "connection: close" };
@@ -153,11 +153,11 @@ fn what_http_and_websocket_want_refused_is_refused_on_every_path() {
 
 #[test]
 fn the_tls_port_answers_plain_stun_and_turn_too() {
-    let house = House::with_tls(Lines::default(), None);
-    let mut client = TurnClient::new(Ipv4Addr::LOCALHOST, house.tls);
-    let allocated = client.ask_signed(Method::ALLOCATE, by_udp);
+    let test_server = TestServer::with_tls(Lines::default(), None);
+    let mut client = TurnClient::new(Ipv4Addr::LOCALHOST, test_server.tls);
+    let allocated = client.request_signed(Method::ALLOCATE, by_udp);
     assert_eq!(Message::parse(&allocated).unwrap().class(), Class::Success);
-    let mut stream = connect(Ipv4Addr::LOCALHOST, house.tls);
+    let mut stream = connect(Ipv4Addr::LOCALHOST, test_server.tls);
     stream.write_all(&binding()).unwrap();
     let mut answer = [0; 32];
     stream.read_exact(&mut answer).unwrap();
@@ -170,33 +170,33 @@ fn the_tls_port_answers_plain_stun_and_turn_too() {
     let mut head = [0; 20];
     stream.read_exact(&mut head).unwrap();
     assert_eq!(head[..2], [1, 0x13], "asks for credentials");
-    // Signalling answers from the main port alone.
+    // Signalling answers only on the main port.
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
-    socket.send_to(b"{\"t\":1,\"mid\":\"a\"}", house.tls).unwrap();
+    socket.send_to(b"{\"t\":1,\"mid\":\"a\"}", test_server.tls).unwrap();
     assert!(socket.recv(&mut [0; 2000]).is_err());
 }
 
 #[test]
-fn connections_leave_descriptors_for_relays_and_the_oldest_stranger_goes() {
-    let house = House::with_descriptors(200, "[limits]\nunlimited_from = []");
+fn connections_leave_descriptors_for_relays_and_the_oldest_unauthenticated_one_is_closed() {
+    let test_server = TestServer::with_descriptors(200, "[limits]\nunlimited_from = []");
     let address = |number: usize| {
         Ipv4Addr::new(127, 8, u8::try_from(number / 200).unwrap(), u8::try_from(1 + number % 200).unwrap())
     };
-    let mut held: Vec<_> = (0..400).map(|number| connect(address(number), house.address)).collect();
+    let mut held: Vec<_> = (0..400).map(|number| connect(address(number), test_server.address)).collect();
     let mut newest = held.pop().unwrap();
     newest.write_all(&binding()).unwrap();
     newest.read_exact(&mut [0; 32]).unwrap();
     assert!(matches!(held[0].read(&mut [0; 1]), Ok(0) | Err(_)), "the oldest has gone");
     let clients: Vec<_> =
-        (0..30).map(|_| TurnClient::allocate(Ipv4Addr::new(127, 9, 0, 1), house.address)).collect();
+        (0..30).map(|_| TurnClient::allocate(Ipv4Addr::new(127, 9, 0, 1), test_server.address)).collect();
     assert_eq!(clients.len(), 30);
     let line = |line: &str| (line.contains("WARN") && line.contains("descriptors")).then_some(());
-    house.server.expect("one line", PATIENCE, line);
+    test_server.process.expect("one line", PATIENCE, line);
     assert_eq!(
-        house.server.lines(|line| line.contains("WARN").then_some(())).len(),
+        test_server.process.lines(|line| line.contains("WARN").then_some(())).len(),
         1,
         "{}",
-        house.server.printed()
+        test_server.process.printed()
     );
 }

@@ -1,4 +1,4 @@
-//! What coturn 4.6 or 4.17 gets wrong and this server must not.
+//! Bugs of coturn 4.6 or 4.17 that this server does not have.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
@@ -6,17 +6,17 @@ use std::time::Duration;
 use ginnel::stun::{Builder, Class, Message, Method, TransactionId, attr};
 use serde_json::{Value, json};
 
-use crate::house::{House, Lines, PASSWORD, USER};
+use crate::test_server::{Lines, PASSWORD, TestServer, USER};
 use crate::tools;
 use crate::turn_client::{TurnClient, by_udp};
 
 const METHODS: [Method; 5] =
     [Method::BINDING, Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND];
 
-fn house_and_client() -> (House, TurnClient) {
-    let house = House::on_loopback("allow_peers = [\"127.0.0.1/32\"]");
-    let client = TurnClient::allocate(Ipv4Addr::LOCALHOST, house.address);
-    (house, client)
+fn server_and_client() -> (TestServer, TurnClient) {
+    let test_server = TestServer::on_loopback("allow_peers = [\"127.0.0.1/32\"]");
+    let client = TurnClient::allocate(Ipv4Addr::LOCALHOST, test_server.address);
+    (test_server, client)
 }
 
 /// What every one of [`METHODS`] needs, so that nothing else is wrong with the request.
@@ -32,14 +32,14 @@ fn error_code(answer: &[u8]) -> Option<u16> {
 }
 
 #[test]
-fn an_attribute_that_runs_past_the_message_is_no_success() {
-    let (_house, mut client) = house_and_client();
+fn an_attribute_past_the_message_end_gets_no_success() {
+    let (_house, mut client) = server_and_client();
     for method in METHODS {
         let sound = match method {
             Method::BINDING => client.begin(method),
             _ => complete(client.begin(method)),
         };
-        // The last attribute says that it is longer than the message, with and without credentials behind what it covers.
+        // The last attribute's length passes the end of the message, with and without credentials.
         let mut unsigned = sound.clone().attribute(attr::LIFETIME, &[0, 0, 2, 88]).finish();
         let length_at = unsigned.len() - 5;
         unsigned[length_at] = 200;
@@ -48,25 +48,25 @@ fn an_attribute_that_runs_past_the_message_is_no_success() {
         assert_eq!(signed[integrity_length_at], 20);
         signed[integrity_length_at] = 24;
         for message in [unsigned, signed] {
-            let answer = client.ask_once(&message);
+            let answer = client.request_once(&message);
             let class = answer.as_deref().map(|answer| Message::parse(answer).unwrap().class());
             assert_ne!(class, Some(Class::Success), "{method:?}");
         }
     }
     // It was not silent for another reason.
-    let refreshed = client.ask_signed(Method::REFRESH, |request| request);
+    let refreshed = client.request_signed(Method::REFRESH, |request| request);
     assert_eq!(Message::parse(&refreshed).unwrap().class(), Class::Success);
 }
 
 #[test]
 fn an_empty_or_odd_peer_address_is_a_bad_request() {
-    let (_house, mut client) = house_and_client();
+    let (_house, mut client) = server_and_client();
     let whole = [0, 1, 0x12, 0x12, 0x5e, 0x12, 0xa4, 0x43];
     for method in [Method::CREATE_PERMISSION, Method::CHANNEL_BIND] {
         for value in
             [&[][..], &whole[..4], &whole[..7], &[&whole[..], &[0; 4]].concat(), &[0, 3, 0, 9, 127, 0, 0, 1]]
         {
-            let answer = client.ask_signed(method, |request| {
+            let answer = client.request_signed(method, |request| {
                 request
                     .attribute(attr::CHANNEL_NUMBER, &[0x40, 0, 0, 0])
                     .attribute(attr::XOR_PEER_ADDRESS, value)
@@ -75,11 +75,11 @@ fn an_empty_or_odd_peer_address_is_a_bad_request() {
         }
         // A sound one beside it does not make it better.
         if method == Method::CREATE_PERMISSION {
-            let answer =
-                client.ask_signed(method, |request| complete(request).attribute(attr::XOR_PEER_ADDRESS, &[]));
+            let answer = client
+                .request_signed(method, |request| complete(request).attribute(attr::XOR_PEER_ADDRESS, &[]));
             assert_eq!(error_code(&answer), Some(400));
         }
-        let answer = client.ask_signed(method, complete);
+        let answer = client.request_signed(method, complete);
         assert_eq!(Message::parse(&answer).unwrap().class(), Class::Success, "{method:?}");
     }
 }
@@ -89,35 +89,40 @@ fn is_success(answer: &[u8]) -> bool {
 }
 
 #[test]
-fn after_refresh_0_the_allocation_is_gone_and_a_new_one_can_be_had_at_once() {
-    let (_house, mut client) = house_and_client();
+fn after_refresh_0_a_new_allocation_is_granted_at_once() {
+    let (_house, mut client) = server_and_client();
     for _ in 0..20 {
-        let ended = client.ask_signed(Method::REFRESH, |request| request.attribute(attr::LIFETIME, &[0; 4]));
+        let ended =
+            client.request_signed(Method::REFRESH, |request| request.attribute(attr::LIFETIME, &[0; 4]));
         assert!(is_success(&ended));
         for method in [Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND] {
-            assert_eq!(error_code(&client.ask_signed(method, complete)), Some(437), "{method:?}");
+            assert_eq!(error_code(&client.request_signed(method, complete)), Some(437), "{method:?}");
         }
-        let allocated = client.ask_signed(Method::ALLOCATE, by_udp);
+        let allocated = client.request_signed(Method::ALLOCATE, by_udp);
         assert!(is_success(&allocated), "{:?}", error_code(&allocated));
     }
 }
 
 #[test]
 fn without_an_allocation_a_denied_peer_is_a_mismatch() {
-    let house = House::on_loopback("");
-    let mut client = TurnClient::new(Ipv4Addr::LOCALHOST, house.address);
+    let test_server = TestServer::on_loopback("");
+    let mut client = TurnClient::new(Ipv4Addr::LOCALHOST, test_server.address);
     for method in [Method::CREATE_PERMISSION, Method::CHANNEL_BIND] {
-        assert_eq!(error_code(&client.ask_signed(method, complete)), Some(437), "{method:?}");
-        assert_eq!(error_code(&client.ask_signed(method, |request| request)), Some(437), "bare {method:?}");
+        assert_eq!(error_code(&client.request_signed(method, complete)), Some(437), "{method:?}");
+        assert_eq!(
+            error_code(&client.request_signed(method, |request| request)),
+            Some(437),
+            "bare {method:?}"
+        );
     }
 }
 
 #[test]
-fn a_transport_that_there_is_not_is_442() {
-    let house = House::on_loopback("");
-    let mut client = TurnClient::new(Ipv4Addr::LOCALHOST, house.address);
+fn an_unknown_transport_gets_442() {
+    let test_server = TestServer::on_loopback("");
+    let mut client = TurnClient::new(Ipv4Addr::LOCALHOST, test_server.address);
     for protocol in [0, 1, 58, 132, 255] {
-        let answer = client.ask_signed(Method::ALLOCATE, |request| {
+        let answer = client.request_signed(Method::ALLOCATE, |request| {
             request.attribute(attr::REQUESTED_TRANSPORT, &[protocol, 0, 0, 0])
         });
         assert_eq!(error_code(&answer), Some(442), "{protocol}");
@@ -125,12 +130,12 @@ fn a_transport_that_there_is_not_is_442() {
 }
 
 #[test]
-fn a_send_to_port_0_ends_nothing() {
-    let (_house, mut client) = house_and_client();
+fn a_send_to_port_0_does_not_end_relaying() {
+    let (_house, mut client) = server_and_client();
     let peer = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let peer_address = peer.local_addr().unwrap();
-    let permitted = client.ask_signed(Method::CREATE_PERMISSION, |request| {
+    let permitted = client.request_signed(Method::CREATE_PERMISSION, |request| {
         request.xor_address(attr::XOR_PEER_ADDRESS, peer_address)
     });
     assert!(is_success(&permitted));
@@ -139,8 +144,8 @@ fn a_send_to_port_0_ends_nothing() {
         indication.xor_address(attr::XOR_PEER_ADDRESS, to).attribute(attr::DATA, data).finish()
     };
     for round in 0..20_u8 {
-        client.tell(&send(SocketAddr::new(peer_address.ip(), 0), b"nowhere"));
-        client.tell(&send(peer_address, &[round]));
+        client.send(&send(SocketAddr::new(peer_address.ip(), 0), b"nowhere"));
+        client.send(&send(peer_address, &[round]));
         let mut buffer = [0; 64];
         let len = peer.recv(&mut buffer).unwrap();
         assert_eq!(buffer[..len], [round]);
@@ -151,8 +156,8 @@ fn a_send_to_port_0_ends_nothing() {
 fn edges(verb: &str) -> Option<Value> {
     tools::have(&["python3"]).then(|| {
         let lines = Lines { top: "workers = 2", turn: "allow_peers = [\"127.0.0.1/32\"]" };
-        let house = House::with(&[Ipv4Addr::LOCALHOST.into()], lines);
-        house.report("turn_edges.py", &[verb, &house.address.to_string(), USER, PASSWORD])
+        let test_server = TestServer::with(&[Ipv4Addr::LOCALHOST.into()], lines);
+        test_server.report("turn_edges.py", &[verb, &test_server.address.to_string(), USER, PASSWORD])
     })
 }
 
@@ -171,7 +176,7 @@ fn the_longest_frames_keep_the_framing_of_a_stream() {
 }
 
 #[test]
-fn packets_to_nowhere_end_no_relaying() {
+fn unroutable_packets_do_not_end_relaying() {
     let Some(found) = edges("nowhere") else { return };
     let expected = json!({
         "permitted": [200, 200, 200, 200, 200],
@@ -185,7 +190,7 @@ fn packets_to_nowhere_end_no_relaying() {
 
 /// Even where the operator lets clients reach the server's own host. `turn_tcp.py` tries the same by Connect.
 #[test]
-fn the_servers_own_listeners_are_reached_in_no_way() {
+fn the_servers_own_listeners_cannot_be_reached_through_the_relay() {
     let Some(found) = edges("doors") else { return };
     // A permission names no port, and relayed addresses have the server's own IP address here: that one is granted.
     assert_eq!(found, json!({"permitted": [200, 403], "bound": [403], "answered": 0}));

@@ -1,4 +1,4 @@
-//! Noise at the real doors: the server goes on answering, and does not grow.
+//! Random bytes on every listener: the server keeps answering and does not grow.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::house::House;
+use crate::test_server::TestServer;
 
 const DATAGRAMS: u32 = 100_000;
 const SEED: u64 = 0x6769_6e6e_656c;
@@ -63,7 +63,7 @@ fn channel_data(bytes: &mut [u8], rng: &mut ChaCha8Rng) {
     }
 }
 
-/// JSON that is broken, nested too deeply, of wrong types, or addressed to nobody.
+/// JSON that is malformed, nested too deeply, of wrong types, or for unknown tags.
 fn json(rng: &mut ChaCha8Rng) -> Vec<u8> {
     let t = rng.random_range(-110..110);
     let text = match rng.random_range(0..7) {
@@ -97,44 +97,44 @@ fn dropped_by_the_kernel(port: u16) -> u64 {
 }
 
 /// Asks for a Binding and waits until it is answered, whatever else comes.
-fn assert_answers(house: &House) {
+fn assert_answers(test_server: &TestServer) {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let mut buffer = [0; 2048];
     for _ in 0..10 {
-        socket.send_to(&BINDING_REQUEST, house.address).unwrap();
+        socket.send_to(&BINDING_REQUEST, test_server.address).unwrap();
         while let Ok((length, _)) = socket.recv_from(&mut buffer) {
             if length >= 20 && buffer[..2] == [1, 1] && buffer[4..20] == BINDING_REQUEST[4..] {
                 return;
             }
         }
     }
-    panic!("no Binding response\n{}", house.server.printed());
+    panic!("no Binding response\n{}", test_server.process.printed());
 }
 
 #[test]
 fn a_hundred_thousand_datagrams_of_noise_neither_stop_the_server_nor_make_it_grow() {
-    let house = House::on_loopback("");
+    let test_server = TestServer::on_loopback("");
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.set_nonblocking(true).unwrap();
     let mut buffer = [0; 2048];
     let mut warm = 0;
     for sent in 0..DATAGRAMS {
-        socket.send_to(&noise(&mut rng), house.address).ok();
+        socket.send_to(&noise(&mut rng), test_server.address).ok();
         while socket.recv_from(&mut buffer).is_ok() {}
         // The question paces the noise: without it most would die in the socket's buffer, unseen by the server.
         if sent % 64 == 0 {
-            assert_answers(&house);
+            assert_answers(&test_server);
         }
         if sent == DATAGRAMS / 4 {
-            warm = house.resident_kib();
+            warm = test_server.resident_kib();
         }
     }
-    assert_answers(&house);
-    let unseen = dropped_by_the_kernel(house.address.port());
+    assert_answers(&test_server);
+    let unseen = dropped_by_the_kernel(test_server.address.port());
     assert!(unseen < u64::from(DATAGRAMS) / 100, "{unseen} datagrams never reached the server");
-    let grown = house.resident_kib().saturating_sub(warm);
+    let grown = test_server.resident_kib().saturating_sub(warm);
     assert!(grown < GROWTH_KIB, "{grown} KiB more than the {warm} KiB after the first quarter");
 }
 
@@ -161,13 +161,13 @@ fn connect(address: SocketAddr) -> TcpStream {
     stream
 }
 
-fn assert_answers_by_tcp(house: &House) {
-    let mut stun = connect(house.address);
+fn assert_answers_by_tcp(test_server: &TestServer) {
+    let mut stun = connect(test_server.address);
     stun.write_all(&BINDING_REQUEST).unwrap();
     let mut head = [0; 20];
     stun.read_exact(&mut head).unwrap();
     assert_eq!((&head[..2], &head[4..]), (&[1, 1][..], &BINDING_REQUEST[4..]));
-    let mut http = connect(house.address);
+    let mut http = connect(test_server.address);
     http.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     http.read_to_string(&mut answer).unwrap();
@@ -176,26 +176,26 @@ fn assert_answers_by_tcp(house: &House) {
 
 #[test]
 fn noise_on_tcp_neither_stops_the_server_nor_makes_it_grow() {
-    let house = House::on_loopback("");
+    let test_server = TestServer::on_loopback("");
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let mut warm = 0;
     let mut open = Vec::new();
     for round in 0..800 {
-        let mut stream = connect(house.address);
+        let mut stream = connect(test_server.address);
         stream.write_all(&stream_noise(&mut rng, round)).ok();
         // Some end at once, some stay silent for a while.
         open.push(stream);
         if open.len() == 40 {
             open.clear();
-            assert_answers_by_tcp(&house);
+            assert_answers_by_tcp(&test_server);
         }
         if round == 400 {
-            warm = house.resident_kib();
+            warm = test_server.resident_kib();
         }
     }
     drop(open);
-    assert_answers_by_tcp(&house);
-    assert_answers(&house);
-    let grown = house.resident_kib().saturating_sub(warm);
+    assert_answers_by_tcp(&test_server);
+    assert_answers(&test_server);
+    let grown = test_server.resident_kib().saturating_sub(warm);
     assert!(grown < GROWTH_KIB, "{grown} KiB more than the {warm} KiB after the first half");
 }

@@ -1,31 +1,31 @@
-//! What the log gives away: nothing that names a person or a place, unless it was asked for. And what comes of a log that cannot be written.
+//! Logs contain no personal data unless enabled, and an unwritable log stops nothing.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::house::{House, PASSWORD, USER, free_ports};
 use crate::proc::{Proc, Stdout};
+use crate::test_server::{PASSWORD, TestServer, USER, free_ports};
 use crate::tools;
 use crate::turn_client::TurnClient;
 
 const SHORT: Duration = Duration::from_secs(10);
 
 #[test]
-fn no_address_and_no_name_shows_in_the_log() {
+fn no_address_and_no_name_appears_in_the_log() {
     if !tools::have(&["python3"]) {
         return;
     }
-    let house = House::on_loopback("");
+    let test_server = TestServer::on_loopback("");
     let mut hold = Command::new("python3");
-    hold.arg(tools::client("turn.py")).args(["hold", &house.address.to_string(), USER, PASSWORD]);
+    hold.arg(tools::client("turn.py")).args(["hold", &test_server.address.to_string(), USER, PASSWORD]);
     let hold = Proc::start("turn.py hold", hold, Stdout::Lines);
     hold.expect("allocation", SHORT, |line| (line == "held").then_some(()));
     let is_log = |line: &str| [" INFO ", " WARN ", " ERROR "].iter().any(|level| line.contains(level));
     let opened = |line: &str| (is_log(line) && line.contains("allocation opened")).then_some(());
-    house.server.expect("log line of an allocation", SHORT, opened);
-    let lines: Vec<String> = house.server.lines(|line| is_log(line).then(|| line.clone()));
+    test_server.process.expect("log line of an allocation", SHORT, opened);
+    let lines: Vec<String> = test_server.process.lines(|line| is_log(line).then(|| line.clone()));
     for line in lines {
         assert!(!line.contains("127.0.0.1") && !line.contains(USER), "{line}");
     }
@@ -50,7 +50,7 @@ fn serve_into(log: Log, config: &std::path::Path) -> Proc {
     serve.args(["-c", &format!("exec \"$0\" serve --print-ice --config \"$1\" {redirect}")]);
     serve.arg(env!("CARGO_BIN_EXE_ginnel")).arg(config);
     match log {
-        Log::EndedReader => Proc::start_unheard("ginnel serve", serve),
+        Log::EndedReader => Proc::start_without_reader("ginnel serve", serve),
         Log::FullDisk | Log::Closed => Proc::start("ginnel serve", serve, Stdout::Lines),
     }
 }
@@ -66,7 +66,7 @@ fn counter(server: SocketAddr, name: &str) -> u64 {
 }
 
 #[test]
-fn a_log_that_cannot_be_written_stops_nothing_and_is_counted() {
+fn an_unwritable_log_stops_nothing_and_is_counted() {
     for log in [Log::FullDisk, Log::EndedReader, Log::Closed] {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("ginnel.toml");
@@ -80,7 +80,7 @@ fn a_log_that_cannot_be_written_stops_nothing_and_is_counted() {
         let mut server = serve_into(log, &config);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let deadline = Instant::now() + SHORT;
-        // The TCP port is open before UDP answers; a client asks until it is heard.
+        // The TCP port is open before UDP answers; the client retries.
         while TcpStream::connect(address).is_err() {
             assert!(Instant::now() < deadline && server.ended_by(Instant::now()).is_none(), "{log:?}");
         }
@@ -101,12 +101,12 @@ fn a_log_that_cannot_be_written_stops_nothing_and_is_counted() {
 }
 
 #[test]
-fn no_output_that_cannot_be_written_ends_in_a_panic() {
+fn unwritable_output_never_panics() {
     let folder = tempfile::tempdir().unwrap();
     let (ginnel, agent) = (env!("CARGO_BIN_EXE_ginnel"), env!("CARGO_BIN_EXE_agent"));
-    let house = House::on_loopback("");
-    let state = house.state().display().to_string();
-    let at = house.address.to_string();
+    let test_server = TestServer::on_loopback("");
+    let state = test_server.state().display().to_string();
+    let at = test_server.address.to_string();
     let listen = [agent, "listen", "--server", &at, "--log", "trace"];
     let commands: [&[&str]; 12] = [
         &[ginnel, "--help"],
@@ -139,14 +139,14 @@ fn no_output_that_cannot_be_written_ends_in_a_panic() {
 }
 
 #[test]
-fn a_word_that_is_no_log_level_is_refused_with_those_that_are() {
+fn an_unknown_log_level_is_refused_with_a_list_of_the_levels() {
     let mut agent = Command::new(env!("CARGO_BIN_EXE_agent"));
     let output = agent.args(["connect", "--log", "verbose", "nonsense"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(2) && said.contains("debug or trace"), "{said}");
 }
 
-/// Starts a program whose standard error is a pipe that is full and that nobody reads, and prints its exit code.
+/// Starts a program with a full pipe without a reader as standard error, and prints its exit code.
 const STALLED: &str = r"
 import fcntl, os, subprocess, sys
 reader, writer = os.pipe()
@@ -162,7 +162,7 @@ except subprocess.TimeoutExpired: program.kill()
 ";
 
 #[test]
-fn a_start_that_fails_ends_though_nobody_reads_what_it_says() {
+fn a_failed_start_exits_although_nobody_reads_its_output() {
     if !tools::have(&["python3"]) {
         return;
     }

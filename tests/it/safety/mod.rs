@@ -1,4 +1,4 @@
-//! What a stranger or a broken peer must not achieve.
+//! Attacks and faults that must not succeed.
 
 pub(crate) mod abuse;
 mod amplification;
@@ -9,5 +9,5 @@ mod logs;
 mod own_addresses;
 mod peers;
 mod shutdown;
-mod strangers;
+mod unauthenticated;
 mod users;

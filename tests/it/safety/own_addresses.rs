@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use ginnel::stun::{Builder, Class, Message, Method, TransactionId, attr};
 
-use crate::house::{House, free_ports};
 use crate::lab::Net;
+use crate::test_server::{TestServer, free_ports};
 use crate::tools;
 use crate::turn_client::{TurnClient, by_udp};
 
@@ -18,7 +18,7 @@ fn code(answer: &[u8]) -> u16 {
 }
 
 fn permit(client: &mut TurnClient, peer: SocketAddr) -> u16 {
-    code(&client.ask_signed(Method::CREATE_PERMISSION, |b| b.xor_address(attr::XOR_PEER_ADDRESS, peer)))
+    code(&client.request_signed(Method::CREATE_PERMISSION, |b| b.xor_address(attr::XOR_PEER_ADDRESS, peer)))
 }
 
 /// The channel of a peer's family.
@@ -28,7 +28,7 @@ fn channel(peer: SocketAddr) -> [u8; 2] {
 
 fn bind(client: &mut TurnClient, peer: SocketAddr) -> u16 {
     let [high, low] = channel(peer);
-    code(&client.ask_signed(Method::CHANNEL_BIND, |b| {
+    code(&client.request_signed(Method::CHANNEL_BIND, |b| {
         b.attribute(attr::CHANNEL_NUMBER, &[high, low, 0, 0]).xor_address(attr::XOR_PEER_ADDRESS, peer)
     }))
 }
@@ -36,7 +36,7 @@ fn bind(client: &mut TurnClient, peer: SocketAddr) -> u16 {
 fn send(client: &TurnClient, peer: SocketAddr) {
     let indication = Builder::new(Class::Indication, Method::SEND, TransactionId::new([9; 12]));
     let indication = indication.xor_address(attr::XOR_PEER_ADDRESS, peer).attribute(attr::DATA, b"hello");
-    client.tell(&indication.finish());
+    client.send(&indication.finish());
 }
 
 /// Asks for the permission again and again until it is answered with `wanted`.
@@ -48,7 +48,7 @@ fn wait_for(wanted: u16, client: &mut TurnClient, peer: SocketAddr) {
 }
 
 #[test]
-fn an_address_that_comes_later_is_no_peer_until_it_goes() {
+fn an_address_added_to_the_host_is_denied_as_a_peer_until_it_is_removed() {
     if !tools::have_laboratory() {
         return;
     }
@@ -56,14 +56,15 @@ fn an_address_that_comes_later_is_no_peer_until_it_goes() {
     let (server_host, client_host) = (net.island(10), net.public(20));
     server_host.enable_ipv6();
     server_host.add_inner_address("2606:4700::10/128");
-    let house = House::on_with(&server_host, "relay_addresses = [\"203.0.113.10\", \"2606:4700::10\"]");
+    let test_server =
+        TestServer::on_with(&server_host, "relay_addresses = [\"203.0.113.10\", \"2606:4700::10\"]");
     let (mut client, control) = client_host.inside(|| {
         let control = UdpSocket::bind((client_host.address(), 0)).unwrap();
         control.set_read_timeout(Some(PATIENCE)).unwrap();
-        (TurnClient::new(client_host.address(), house.address), control)
+        (TurnClient::new(client_host.address(), test_server.address), control)
     });
     let both = |b: Builder| by_udp(b).attribute(attr::ADDITIONAL_ADDRESS_FAMILY, &[2, 0, 0, 0]);
-    assert_eq!(code(&client.ask_signed(Method::ALLOCATE, both)), 0);
+    assert_eq!(code(&client.request_signed(Method::ALLOCATE, both)), 0);
     assert_eq!(permit(&mut client, control.local_addr().unwrap()), 0);
 
     let own: [IpAddr; 2] = ["9.9.9.77".parse().unwrap(), "2606:4700::77".parse().unwrap()];
@@ -78,7 +79,7 @@ fn an_address_that_comes_later_is_no_peer_until_it_goes() {
         assert_eq!(bind(&mut client, peer), 403, "{peer}");
         assert_eq!(permit(&mut client, SocketAddr::new(ip, 3478)), 403);
         send(&client, peer);
-        client.tell(&[&channel(peer)[..], &[0, 4, 1, 2, 3, 4]].concat());
+        client.send(&[&channel(peer)[..], &[0, 4, 1, 2, 3, 4]].concat());
         // What was sent before would have arrived before this.
         send(&client, control.local_addr().unwrap());
         control.recv(&mut [0; 16]).unwrap();
@@ -90,15 +91,15 @@ fn an_address_that_comes_later_is_no_peer_until_it_goes() {
 }
 
 #[test]
-fn whatever_is_allowed_the_servers_own_listeners_stay_closed() {
+fn the_servers_own_listeners_stay_denied_whatever_allow_peers_says() {
     let gateway = free_ports();
     let rest = format!(
         "allow_peers = [\"0.0.0.0/0\", \"::/0\"]\n[gateway]\nserver_port = {gateway}\nhmac_port = {}",
         gateway + 1
     );
-    let house = House::on_loopback(&rest);
-    let mut client = TurnClient::allocate(Ipv4Addr::LOCALHOST, house.address);
-    let main = house.address.port();
+    let test_server = TestServer::on_loopback(&rest);
+    let mut client = TurnClient::allocate(Ipv4Addr::LOCALHOST, test_server.address);
+    let main = test_server.address.port();
     for port in [main, main + 1, gateway, gateway + 1] {
         for ip in ["127.0.0.1", "127.9.9.9", "224.0.0.1"] {
             let peer = SocketAddr::new(ip.parse().unwrap(), port);

@@ -1,13 +1,13 @@
-//! Peers that the relay must not write to, and peers that cannot be written to.
+//! Denied peers, and peers that cannot be reached.
 
 use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::house::{House, PASSWORD, USER};
 use crate::lab::Net;
 use crate::proc::{Proc, Stdout};
+use crate::test_server::{PASSWORD, TestServer, USER};
 use crate::tools;
 
 const SHORT: Duration = Duration::from_secs(30);
@@ -40,16 +40,16 @@ fn assert_refused(client: &mut Proc, peers: &[&str], relays: &str, witness: &Pro
 }
 
 #[test]
-fn the_host_itself_is_no_peer_in_any_spelling() {
+fn the_host_itself_is_denied_in_every_spelling() {
     if !tools::have(&["python3"]) {
         return;
     }
-    let house = House::on_loopback("");
-    let server = house.address.to_string();
-    let witness_port = (house.address.port() + 2).to_string();
+    let test_server = TestServer::on_loopback("");
+    let server = test_server.address.to_string();
+    let witness_port = (test_server.address.port() + 2).to_string();
     let witness = python(&["witness", &witness_port]);
     ready(&witness);
-    let aux = format!("127.0.0.1:{}", house.address.port() + 1);
+    let aux = format!("127.0.0.1:{}", test_server.address.port() + 1);
     let peers = [
         "127.0.0.1",
         "127.0.0.53",
@@ -62,23 +62,23 @@ fn the_host_itself_is_no_peer_in_any_spelling() {
         &server,
         &aux,
     ];
-    // On a dual stack an IPv6 peer is 443 on an IPv4 allocation; that it is denied anyway has to be said first.
+    // On a dual stack an IPv6 peer gets 443 on an IPv4 allocation; the denial has precedence.
     let mut client = python(&[&["refuse", &server, USER, PASSWORD, &witness_port], &peers[..]].concat());
     assert_refused(&mut client, &peers, "127.0.0.1", &witness);
 }
 
 #[test]
-fn inner_networks_and_the_servers_own_port_are_no_peers() {
+fn inner_networks_and_the_servers_own_port_are_denied() {
     if !tools::have_laboratory() {
         return;
     }
     let net = Net::new();
     let (server_host, client_host) = (net.island(10), net.public(20));
-    // The forbidden addresses are there and would hear what is relayed to them.
+    // The denied addresses exist and would receive relayed data.
     for address in ["10.9.9.9/24", "172.16.5.5/24", "192.168.7.7/24", "169.254.169.254/32", "100.64.3.3/24"] {
         server_host.add_inner_address(address);
     }
-    let house = House::on(&server_host);
+    let test_server = TestServer::on(&server_host);
     let witness = server_host.python("turn.py", &["witness", "5000"]);
     ready(&witness);
     let peers = [
@@ -97,25 +97,25 @@ fn inner_networks_and_the_servers_own_port_are_no_peers() {
         "[::ffff:203.0.113.10]:3478",
         "203.0.113.10:3479",
     ];
-    let server = house.address.to_string();
+    let server = test_server.address.to_string();
     let mut client =
         client_host.python("turn.py", &[&["refuse", &server, USER, PASSWORD, "5000"], &peers[..]].concat());
     assert_refused(&mut client, &peers, "203.0.113.10", &witness);
 }
 
 #[test]
-fn a_peer_with_a_closed_port_or_without_a_route_never_harms_the_others() {
+fn an_unreachable_peer_does_not_affect_the_others() {
     if !tools::have_laboratory() {
         return;
     }
     let net = Net::new();
     let (server_host, client_host) = (net.island(10), net.public(20));
     let (good_host, _closed_host) = (net.public(11), net.public(12));
-    let house = House::on(&server_host);
+    let test_server = TestServer::on(&server_host);
     let good = good_host.python("turn.py", &["echo", "203.0.113.11:7000"]);
     ready(&good);
-    let server = house.address.to_string();
-    // A closed port, an address that nobody has, and one that the server's host has no route to.
+    let server = test_server.address.to_string();
+    // A closed port, an unused address, and an address without a route.
     let bad = ["203.0.113.12:9", "203.0.113.77:9", "9.9.9.9:9"];
     let arguments = [&["others", &server, USER, PASSWORD, "203.0.113.11:7000"], &bad[..]].concat();
     let mut client = client_host.python("turn.py", &arguments);
@@ -132,5 +132,5 @@ fn a_peer_with_a_closed_port_or_without_a_route_never_harms_the_others() {
         "good": 200, "bad": all, "send": 100, "good bind": 200, "bad bind": all, "channel": 100, "refresh": 200,
         "icmp": null,
     });
-    assert_eq!(verdict, expected, "{}", house.server.printed());
+    assert_eq!(verdict, expected, "{}", test_server.process.printed());
 }

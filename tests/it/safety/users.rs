@@ -1,4 +1,4 @@
-//! Users that somebody else knows, and users that have many names.
+//! Users of the HTTP hook, and users with many names.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -7,7 +7,7 @@ use std::time::Duration;
 use ginnel::stun::{Message, Method};
 use serde_json::Value;
 
-use crate::house::{House, Lines};
+use crate::test_server::{Lines, TestServer};
 use crate::turn_client::{TurnClient, by_udp};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -15,7 +15,7 @@ const PASSWORD: &str = "a user's password";
 const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 41, 0, 1);
 const FRIEND: Ipv4Addr = Ipv4Addr::new(127, 40, 0, 1);
 
-/// Answers look-ups: names that begin with `good` are known; about those that begin with `slow` nothing is ever said; others are not known.
+/// Answers look-ups: names that begin with `good` are known; those that begin with `slow` get no answer; others are unknown.
 fn directory() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
@@ -61,11 +61,11 @@ fn answer(stream: &TcpStream) -> Option<()> {
     write!(writer, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).ok()
 }
 
-fn house(lines: &str) -> House {
+fn test_server(lines: &str) -> TestServer {
     let rest =
         format!("[limits]\nunlimited_from = []\n[auth.hook]\nurl = \"http://{}/\"\n{lines}", directory());
     let lines = Lines { top: "workers = 2", turn: &rest };
-    House::with(&[Ipv4Addr::LOCALHOST.into()], lines)
+    TestServer::with(&[Ipv4Addr::LOCALHOST.into()], lines)
 }
 
 fn client(user: &str, password: &str, ip: Ipv4Addr, server: SocketAddr) -> TurnClient {
@@ -78,38 +78,38 @@ fn code(answer: &[u8]) -> u16 {
 
 #[test]
 fn the_first_refusal_of_a_user_who_was_looked_up_arrives() {
-    let house = house("");
+    let test_server = test_server("");
     for (user, ip) in [("good", FRIEND), ("nobody", STRANGER)] {
-        let mut client = client(user, "wrong", ip, house.address);
+        let mut client = client(user, "wrong", ip, test_server.address);
         let request = by_udp(client.begin(Method::ALLOCATE));
         let request = client.sign(request).finish();
-        client.tell(&request);
-        let answer = (0..40).find_map(|_| client.hear());
+        client.send(&request);
+        let answer = (0..40).find_map(|_| client.receive());
         assert_eq!(answer.map(|answer| code(&answer)), Some(401), "{user}, asked once");
     }
 }
 
 #[test]
-fn strangers_with_random_names_keep_no_user_of_another_network_out() {
-    let house = house("deadline_ms = 60000\nper_network = 10");
+fn random_user_names_block_no_user_of_another_network() {
+    let test_server = test_server("deadline_ms = 60000\nper_network = 10");
     let mut strangers: Vec<_> =
-        (0..100).map(|number| client(&format!("slow{number}"), "x", STRANGER, house.address)).collect();
+        (0..100).map(|number| client(&format!("slow{number}"), "x", STRANGER, test_server.address)).collect();
     for stranger in &mut strangers {
         let request = by_udp(stranger.begin(Method::ALLOCATE));
-        stranger.tell(&stranger.sign(request).finish());
+        stranger.send(&stranger.sign(request).finish());
     }
-    let mut friend = client("good", PASSWORD, FRIEND, house.address);
-    assert_eq!(code(&friend.ask_signed(Method::ALLOCATE, by_udp)), 0);
-    house.server.expect("line about the limit", PATIENCE, |line| {
+    let mut friend = client("good", PASSWORD, FRIEND, test_server.address);
+    assert_eq!(code(&friend.request_signed(Method::ALLOCATE, by_udp)), 0);
+    test_server.process.expect("line about the limit", PATIENCE, |line| {
         line.contains("auth.hook.per_network").then_some(())
     });
 }
 
-/// What `GET /ice` hands out for the access key.
-fn ice(house: &House) -> (String, String) {
-    let mut stream = TcpStream::connect(house.address).unwrap();
+/// The credentials of `GET /ice` for the access key.
+fn ice(test_server: &TestServer) -> (String, String) {
+    let mut stream = TcpStream::connect(test_server.address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let (key, host) = (house.key(), house.address);
+    let (key, host) = (test_server.key(), test_server.address);
     write!(stream, "GET /ice?key={key} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
@@ -119,16 +119,16 @@ fn ice(house: &House) -> (String, String) {
 }
 
 #[test]
-fn one_access_key_has_one_users_share_however_many_names_it_is_handed() {
+fn one_access_key_has_the_share_of_one_user_under_all_its_names() {
     let here: IpAddr = Ipv4Addr::LOCALHOST.into();
     let lines = Lines { turn: "allocations_per_user = 2", ..Lines::default() };
-    let house = House::with(&[here], lines);
-    let mut names: Vec<_> = (0..3).map(|_| ice(&house)).collect();
+    let test_server = TestServer::with(&[here], lines);
+    let mut names: Vec<_> = (0..3).map(|_| ice(&test_server)).collect();
     let codes: Vec<_> = names
         .iter()
         .map(|user| {
-            let mut client = TurnClient::of(user.clone(), Ipv4Addr::LOCALHOST, house.address);
-            code(&client.ask_signed(Method::ALLOCATE, by_udp))
+            let mut client = TurnClient::of(user.clone(), Ipv4Addr::LOCALHOST, test_server.address);
+            code(&client.request_signed(Method::ALLOCATE, by_udp))
         })
         .collect();
     assert_eq!(codes, [0, 0, 486]);

@@ -1,4 +1,4 @@
-//! The servers' doors: keys, handshakes, ids that are taken.
+//! Listeners for servers: keys, handshakes, and ids in use.
 
 use std::io::Write;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -6,21 +6,21 @@ use std::process::Command;
 
 use super::endpoint::{ACCEPT, CLOSE, Endpoint, Pair, command};
 use super::{Gateway, HERE, KEY, PATIENCE};
-use crate::house::{House, Lines, free_ports};
 use crate::proc::{Proc, Stdout};
+use crate::test_server::{Lines, TestServer, free_ports};
 
 /// The first id that holders of an access key may take.
 const UPPER: u32 = 0x8000_0000;
 
 fn printed(gateway: &Gateway, arguments: &[&str]) -> String {
     let mut ginnel = Command::new(env!("CARGO_BIN_EXE_ginnel"));
-    let output = ginnel.args(arguments).arg("--state").arg(gateway.house.state()).output().unwrap();
+    let output = ginnel.args(arguments).arg("--state").arg(gateway.test_server.state()).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 #[test]
-fn a_wrong_key_is_closed_without_a_word() {
+fn a_wrong_key_closes_the_connection_without_an_answer() {
     let gateway = Gateway::start("");
     let mut server = Endpoint::shaking(&gateway, 7, "the key of every test's gateways");
     server.is_dropped();
@@ -29,14 +29,14 @@ fn a_wrong_key_is_closed_without_a_word() {
 }
 
 #[test]
-fn an_answer_to_another_challenge_is_worth_nothing() {
+fn an_answer_to_another_challenge_is_refused() {
     let gateway = Gateway::start("");
     let (mut one, mut other) = (Endpoint::connect(gateway.md5), Endpoint::connect(gateway.md5));
     let first = one.bytes(8).try_into().unwrap();
     other.bytes(8);
-    other.say(&super::endpoint::md5_answer(first, KEY.as_bytes(), 7));
+    other.send(&super::endpoint::md5_answer(first, KEY.as_bytes(), 7));
     other.is_dropped();
-    one.say(&super::endpoint::md5_answer(first, KEY.as_bytes(), 7));
+    one.send(&super::endpoint::md5_answer(first, KEY.as_bytes(), 7));
     one.fence();
 }
 
@@ -47,7 +47,7 @@ fn servers_that_do_not_answer_in_time_are_closed() {
         for begun in [0, 1, 19] {
             let mut server = Endpoint::connect(door);
             server.bytes(challenge);
-            server.say(&vec![0; begun]);
+            server.send(&vec![0; begun]);
             server.is_dropped();
         }
     }
@@ -60,25 +60,25 @@ fn frames_may_follow_the_handshake_at_once() {
     let challenge = server.bytes(8).try_into().unwrap();
     let answer = super::endpoint::md5_answer(challenge, KEY.as_bytes(), 7);
     let (first, rest) = answer.split_at(5);
-    server.say(first);
-    server.say(&[rest, &command(super::endpoint::NEW, &[])].concat());
-    assert_eq!(server.hear()[8], super::endpoint::OPEN);
+    server.send(first);
+    server.send(&[rest, &command(super::endpoint::NEW, &[])].concat());
+    assert_eq!(server.receive()[8], super::endpoint::OPEN);
 }
 
 #[test]
-fn the_newest_server_of_an_id_counts_and_the_older_is_closed() {
+fn the_newest_server_of_an_id_replaces_the_older_one() {
     let gateway = Gateway::start("");
     let Pair { mut client, server: mut older, conn } = Pair::new(&gateway, 7);
     let mut newer = Endpoint::server(&gateway, 7);
     older.until_the_end();
-    client.hears(&[command(CLOSE, &[conn])]);
+    client.expect_frames(&[command(CLOSE, &[conn])]);
     let conn = client.dial(7);
-    newer.hears(&[command(ACCEPT, &[conn, 1])]);
-    Pair { client, server: newer, conn }.talks();
+    newer.expect_frames(&[command(ACCEPT, &[conn, 1])]);
+    Pair { client, server: newer, conn }.exchange_data();
 }
 
 #[test]
-fn where_it_is_set_so_a_newer_server_of_an_id_is_refused() {
+fn with_that_setting_a_second_server_of_an_id_is_refused() {
     let gateway = Gateway::start("duplicates = \"refuse\"");
     let mut pair = Pair::new(&gateway, 7);
     // The one that has the id is asked whether it is still there.
@@ -87,28 +87,28 @@ fn where_it_is_set_so_a_newer_server_of_an_id_is_refused() {
     pair.server.fence();
     assert!(Endpoint::hmac_server(&gateway, 7, KEY).is_none());
     pair.server.fence();
-    pair.talks();
+    pair.exchange_data();
     let Pair { mut client, server, conn } = pair;
     drop(server);
-    client.hears(&[command(CLOSE, &[conn])]);
+    client.expect_frames(&[command(CLOSE, &[conn])]);
     Pair { conn: 0, server: Endpoint::server(&gateway, 7), client }.client.dial(7);
 }
 
 #[test]
-fn the_hmac_door_lets_nobody_in_by_the_md5_answer_and_the_other_way_round() {
+fn the_hmac_and_md5_listeners_refuse_each_others_answers() {
     let gateway = Gateway::start("[gateway.times]\nhandshake = 1");
     let mut server = Endpoint::connect(gateway.hmac);
     let challenge = server.bytes(32);
     let part = challenge[..8].try_into().unwrap();
-    server.say(&super::endpoint::md5_answer(part, KEY.as_bytes(), 7));
+    server.send(&super::endpoint::md5_answer(part, KEY.as_bytes(), 7));
     server.is_dropped();
     Endpoint::client(&gateway).dial_in_vain(7);
 }
 
 #[test]
-fn an_access_key_gets_ids_of_the_upper_half_and_none_that_is_taken() {
+fn an_access_key_admits_only_to_free_ids_of_the_upper_half() {
     let gateway = Gateway::start("");
-    let access = gateway.house.key();
+    let access = gateway.test_server.key();
     assert!(Endpoint::hmac_server(&gateway, 7, &access).is_none(), "an id of the lower half");
     assert!(Endpoint::hmac_server(&gateway, UPPER - 1, &access).is_none());
     let mut taken = Endpoint::hmac_server(&gateway, UPPER, KEY).unwrap();
@@ -118,26 +118,26 @@ fn an_access_key_gets_ids_of_the_upper_half_and_none_that_is_taken() {
     let mut agent = Endpoint::hmac_server(&gateway, UPPER + 1, &access).unwrap();
     let mut client = Endpoint::client(&gateway);
     let conn = client.dial(UPPER + 1);
-    agent.hears(&[command(ACCEPT, &[conn, 1])]);
-    // The MD5 door knows the gateway's key alone.
+    agent.expect_frames(&[command(ACCEPT, &[conn, 1])]);
+    // The MD5 listener accepts only the gateway's key.
     Endpoint::shaking(&gateway, UPPER + 2, &access).is_dropped();
 }
 
 #[test]
-fn without_a_configured_key_there_is_one_that_ginnel_prints() {
+fn without_a_configured_key_ginnel_prints_a_generated_one() {
     let port = free_ports();
     let rest = format!("[gateway]\nserver_port = {port}\nhmac_port = {}", port + 1);
-    let house = House::with(&[HERE], Lines { turn: &rest, ..Lines::default() });
+    let test_server = TestServer::with(&[HERE], Lines { turn: &rest, ..Lines::default() });
     let at = |port| SocketAddr::new(HERE, port);
-    let mut gateway = Gateway { house, md5: at(port), hmac: at(port + 1), mutual: at(0) };
+    let mut gateway = Gateway { test_server, md5: at(port), hmac: at(port + 1), mutual: at(0) };
     let key = printed(&gateway, &["key", "--gateway"]);
-    assert!(key.len() >= 16 && key != gateway.house.key(), "{key}");
+    assert!(key.len() >= 16 && key != gateway.test_server.key(), "{key}");
     for _ in 0..2 {
         Endpoint::shaking(&gateway, 7, &key).fence();
         Endpoint::hmac_server(&gateway, 8, &key).unwrap();
-        gateway.house.restart();
+        gateway.test_server.restart();
     }
-    let file = gateway.house.server.printed();
+    let file = gateway.test_server.process.printed();
     assert!(!file.contains(&key), "the key is in the log");
 }
 
@@ -162,12 +162,12 @@ fn a_key_of_less_than_sixteen_bytes_is_refused_at_the_start() {
 }
 
 #[test]
-fn servers_are_let_in_on_loopback_alone_unless_it_is_set_otherwise() {
+fn by_default_servers_connect_only_on_loopback() {
     let second = Ipv4Addr::new(127, 0, 0, 2);
     let port = free_ports();
     let rest = format!("[gateway]\nserver_port = {port}\nhmac_port = {}\nkey = {KEY:?}", port + 1);
-    let house = House::with(&[HERE, second.into()], Lines { turn: &rest, ..Lines::default() });
-    TcpStream::connect((second, house.address.port())).unwrap();
+    let test_server = TestServer::with(&[HERE, second.into()], Lines { turn: &rest, ..Lines::default() });
+    TcpStream::connect((second, test_server.address.port())).unwrap();
     for port in [port, port + 1] {
         TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
         assert!(TcpStream::connect((second, port)).is_err(), "{port}");
@@ -175,7 +175,7 @@ fn servers_are_let_in_on_loopback_alone_unless_it_is_set_otherwise() {
 }
 
 #[test]
-fn the_counters_are_for_those_who_may_see_them() {
+fn counters_are_readable_only_from_allowed_sources() {
     let gateway = Gateway::start("");
     assert!(gateway.get("/metrics", "").contains("ginnel_gateway_clients 0"));
     let by_a_proxy = gateway.get("/metrics", "X-Forwarded-For: 203.0.113.1\r\n");
@@ -191,28 +191,29 @@ fn the_counters_are_for_those_who_may_see_them() {
         assert!(told.starts_with(&format!("HTTP/1.1 {status}")), "{host}: {told}");
     }
     let named = Lines { top: "metrics_hosts = [\"monitored.example\"]", ..Lines::default() };
-    let (house, at) = (House::with(&[HERE], named), SocketAddr::new(HERE, 0));
-    let told = Gateway { house, md5: at, hmac: at, mutual: at }.get_of("monitored.example", "/metrics", "");
+    let (test_server, at) = (TestServer::with(&[HERE], named), SocketAddr::new(HERE, 0));
+    let told =
+        Gateway { test_server, md5: at, hmac: at, mutual: at }.get_of("monitored.example", "/metrics", "");
     assert!(told.starts_with("HTTP/1.1 200"), "{told}");
     let nobody = Lines { top: "metrics_from = []", ..Lines::default() };
-    let house = House::with(&[HERE], nobody);
+    let test_server = TestServer::with(&[HERE], nobody);
     let at = SocketAddr::new(HERE, 0);
-    let told = Gateway { house, md5: at, hmac: at, mutual: at }.get("/metrics", "");
+    let told = Gateway { test_server, md5: at, hmac: at, mutual: at }.get("/metrics", "");
     assert!(told.starts_with("HTTP/1.1 404"), "{told}");
 }
 
 #[test]
-fn a_server_without_a_gateway_has_none_of_its_doors() {
+fn without_a_gateway_none_of_its_listeners_exists() {
     let port = free_ports();
     let rest = format!("[gateway]\nenabled = false\nserver_port = {port}\nhmac_port = {}", port + 1);
-    let house = House::with(&[HERE], Lines { turn: &rest, ..Lines::default() });
+    let test_server = TestServer::with(&[HERE], Lines { turn: &rest, ..Lines::default() });
     let at = |port| SocketAddr::new(HERE, port);
     for port in [port, port + 1] {
         assert!(TcpStream::connect(at(port)).is_err(), "{port}");
     }
-    let gateway = Gateway { house, md5: at(port), hmac: at(port + 1), mutual: at(0) };
+    let gateway = Gateway { test_server, md5: at(port), hmac: at(port + 1), mutual: at(0) };
     let mut client = Endpoint::connect(gateway.clients());
-    client.say(&command(super::endpoint::NEW, &[]));
+    client.send(&command(super::endpoint::NEW, &[]));
     client.is_dropped();
     Endpoint::connect(gateway.clients()).is_dropped();
     assert!(gateway.get("/gateway", "").starts_with("HTTP/1.1 404"));

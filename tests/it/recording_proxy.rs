@@ -1,4 +1,4 @@
-//! A TCP proxy in front of the server that keeps what passes and can cut its lines.
+//! A TCP proxy in front of the server that records what passes and can close its connections.
 
 use std::io::{Cursor, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -15,18 +15,18 @@ struct Line {
 }
 
 /// A running proxy; it ends with its test.
-pub(crate) struct Tap {
+pub(crate) struct RecordingProxy {
     /// Where to connect.
     pub(crate) address: SocketAddr,
     lines: Arc<Mutex<Vec<Line>>>,
 }
 
-impl Tap {
+impl RecordingProxy {
     /// Starts a proxy in front of `server`.
     pub(crate) fn before(server: SocketAddr) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let tap = Self { address: listener.local_addr().unwrap(), lines: Arc::default() };
-        let lines = Arc::clone(&tap.lines);
+        let recorder = Self { address: listener.local_addr().unwrap(), lines: Arc::default() };
+        let lines = Arc::clone(&recorder.lines);
         std::thread::spawn(move || {
             for client in listener.incoming() {
                 let ends = [client.unwrap(), TcpStream::connect(server).unwrap()];
@@ -39,7 +39,7 @@ impl Tap {
                 lines.lock().unwrap().push(Line { ends, passed });
             }
         });
-        tap
+        recorder
     }
 
     /// Cuts every line.
@@ -49,7 +49,7 @@ impl Tap {
         }
     }
 
-    /// What the clients said so far in WebSocket texts, by line, and what they were told.
+    /// The WebSocket texts so far, per connection: those of the client and those of the server.
     pub(crate) fn texts(&self) -> Vec<[Vec<Value>; 2]> {
         let lines = self.lines.lock().unwrap();
         let read = |line: &Line| {

@@ -26,11 +26,11 @@ const LABORATORY: &str = "allow_peers = [\"203.0.113.0/24\"]";
 /// See [`USER`].
 pub(crate) const PASSWORD: &str = "a test's password";
 
-/// A server that has said that it is ready.
-pub(crate) struct House {
-    pub(crate) server: Proc,
+/// A server that is ready.
+pub(crate) struct TestServer {
+    pub(crate) process: Proc,
     pub(crate) address: SocketAddr,
-    /// Where TLS and DTLS alone are spoken, if anywhere.
+    /// The port with only TLS and DTLS, if any.
     pub(crate) tls: SocketAddr,
     folder: TempDir,
 }
@@ -43,7 +43,7 @@ pub(crate) struct Lines<'a> {
     pub(crate) turn: &'a str,
 }
 
-impl House {
+impl TestServer {
     /// Starts a server on loopback ports of its own, which relays to 127.0.0.1 where `turn` (lines of the section
     /// `[turn]`) says so.
     pub(crate) fn on_loopback(turn: &str) -> Self {
@@ -83,9 +83,9 @@ impl House {
             )
         });
         let tls = format!("port = {port}\n{files}");
-        let mut house = Self::start((&listen, main), lines, &tls, |program| Command::new(program));
-        house.tls.set_port(port);
-        house
+        let mut test_server = Self::start((&listen, main), lines, &tls, |program| Command::new(program));
+        test_server.tls.set_port(port);
+        test_server
     }
 
     /// Starts a server on a host of the laboratory, which relays to the laboratory's public addresses.
@@ -142,7 +142,7 @@ impl House {
         );
         std::fs::write(&config, text).unwrap();
         let server = serve(command(env!("CARGO_BIN_EXE_ginnel")), &config);
-        Self { server, address, tls: SocketAddr::new(address.ip(), 0), folder }
+        Self { process: server, address, tls: SocketAddr::new(address.ip(), 0), folder }
     }
 
     /// Ends a server on loopback in good order and starts it anew, with the same configuration and state.
@@ -153,23 +153,23 @@ impl House {
 
     /// Ends it in good order.
     pub(crate) fn stop(&mut self) {
-        self.server.terminate();
-        self.server.succeed(START);
+        self.process.terminate();
+        self.process.succeed(START);
     }
 
     /// Starts a stopped one on loopback anew, with the same configuration and state.
     pub(crate) fn begin(&mut self) {
         let command = Command::new(env!("CARGO_BIN_EXE_ginnel"));
-        self.server = serve(command, &self.folder.path().join("ginnel.toml"));
+        self.process = serve(command, &self.folder.path().join("ginnel.toml"));
     }
 
     /// Its access key, as `ginnel key` prints it.
     pub(crate) fn key(&self) -> String {
-        self.told(&["key"])
+        self.output_of(&["key"])
     }
 
     /// What a command of `ginnel` prints about its state folder.
-    pub(crate) fn told(&self, command: &[&str]) -> String {
+    pub(crate) fn output_of(&self, command: &[&str]) -> String {
         let mut ginnel = Command::new(env!("CARGO_BIN_EXE_ginnel"));
         let output = ginnel.args(command).arg("--state").arg(self.state()).output().unwrap();
         assert!(output.status.success(), "ginnel {command:?}: {output:?}");
@@ -178,7 +178,7 @@ impl House {
 
     /// The `iceServers` JSON that it printed for pasting into a page.
     pub(crate) fn printed_ice(&self) -> String {
-        self.server
+        self.process
             .expect("iceServers", START, |line| line.starts_with("{\"iceServers\"").then(|| line.to_owned()))
     }
 
@@ -187,13 +187,13 @@ impl House {
         self.folder.path().join("state")
     }
 
-    /// What a client in `tests/clients/` says of it: one JSON object.
+    /// The report of a client in `tests/clients/`: one JSON object.
     pub(crate) fn report(&self, client: &str, arguments: &[&str]) -> Value {
         let mut python = Command::new("python3");
         python.arg(tools::client(client)).args(arguments);
         let mut run = Proc::start(client, python, Stdout::Lines);
         let status = run.wait(REPORT);
-        assert!(status.success(), "{status}\n{}\n{}", run.printed(), self.server.printed());
+        assert!(status.success(), "{status}\n{}\n{}", run.printed(), self.process.printed());
         run.expect("report", REPORT, |line| serde_json::from_str(line).ok())
     }
 
@@ -204,13 +204,13 @@ impl House {
 
     /// Its resident memory in KiB.
     pub(crate) fn resident_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.server.id())).unwrap();
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
 }
 
-/// Starts a server and waits until it says that it is ready.
+/// Starts a server and waits until it is ready.
 fn serve(mut command: Command, config: &Path) -> Proc {
     command.args(["serve", "--print-ice", "--config"]).arg(config);
     let server = Proc::start("ginnel serve", command, Stdout::Lines);

@@ -1,4 +1,4 @@
-//! What a server that knows nobody yet spends on those who ask: no memory, and answers at a bounded rate.
+//! Unauthenticated clients cost no memory and get answers at a bounded rate.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ginnel::stun::{Builder, Class, Message, Method, TransactionId, attr};
 
-use crate::house::House;
+use crate::test_server::TestServer;
 use crate::turn_client::TurnClient;
 use crate::waiting::{pace, wait_until, wait_until_steady};
 
@@ -31,7 +31,7 @@ fn allocate() -> Builder {
     request(Method::ALLOCATE).attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0])
 }
 
-/// A socket at `ip` that speaks to the server alone.
+/// A socket at `ip`, connected to the server.
 fn socket(ip: Ipv4Addr, server: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind((ip, 0)).unwrap();
     socket.connect(server).unwrap();
@@ -63,25 +63,26 @@ fn ask_from_many(server: SocketAddr, payloads: &[Vec<u8>], sources: impl Iterato
 }
 
 /// Asserts that `payloads`, a million in all from more than 60 000 sources, each of which gets an answer, leave nothing behind.
-fn assert_no_state(house: &House, payloads: &[Vec<u8>]) {
+fn assert_no_state(test_server: &TestServer, payloads: &[Vec<u8>]) {
     // The same in small first: buffers and tables take the memory that they will keep.
-    ask_from_many(house.address, payloads, SOURCES..SOURCES + 5000);
-    let warm = house.resident_kib();
+    ask_from_many(test_server.address, payloads, SOURCES..SOURCES + 5000);
+    let warm = test_server.resident_kib();
     let answers: u32 = std::thread::scope(|scope| {
-        let ask = |first| ask_from_many(house.address, payloads, (first..SOURCES).step_by(THREADS as usize));
-        let threads: Vec<_> = (0..THREADS).map(|first| scope.spawn(move || ask(first))).collect();
+        let ask_with =
+            |first| ask_from_many(test_server.address, payloads, (first..SOURCES).step_by(THREADS as usize));
+        let threads: Vec<_> = (0..THREADS).map(|first| scope.spawn(move || ask_with(first))).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
     assert_eq!(answers, SOURCES * REQUESTS);
-    let grown = house.resident_kib().saturating_sub(warm);
+    let grown = test_server.resident_kib().saturating_sub(warm);
     eprintln!("{answers} answers to {SOURCES} sources: {warm} KiB before, {grown} KiB more after");
     assert!(grown < GROWTH_KIB, "{grown} KiB more than the {warm} KiB after the warm-up");
 }
 
 #[test]
 fn a_million_requests_from_sixty_thousand_sources_leave_nothing_behind() {
-    let house = House::on_loopback(NO_EXEMPTION);
-    assert_no_state(&house, &[request(Method::BINDING).finish(), allocate().finish()]);
+    let test_server = TestServer::on_loopback(NO_EXEMPTION);
+    assert_no_state(&test_server, &[request(Method::BINDING).finish(), allocate().finish()]);
 }
 
 /// A whole ClientHello of DTLS 1.2 without a cookie, and with the one suite that every client of WebRTC offers.
@@ -107,8 +108,8 @@ pub(super) fn client_hello() -> Vec<u8> {
 
 #[test]
 fn a_million_client_hellos_from_sixty_thousand_sources_leave_nothing_behind() {
-    let house = House::on_loopback(NO_EXEMPTION);
-    assert_no_state(&house, &[client_hello()]);
+    let test_server = TestServer::on_loopback(NO_EXEMPTION);
+    assert_no_state(&test_server, &[client_hello()]);
 }
 
 /// A ClientHello of DTLS 1.2 with these random bytes, and with the cookie in `challenge`.
@@ -162,10 +163,11 @@ fn begin_handshakes(sockets: &[(UdpSocket, [Vec<u8>; 2])], stop: &AtomicBool) ->
 
 #[test]
 fn repeated_client_hellos_begin_a_handshake_a_second_and_cost_no_relayed_packet() {
-    let house = House::on_loopback("allow_peers = [\"127.0.0.0/8\"]\n[limits]\nunlimited_from = []");
+    let test_server =
+        TestServer::on_loopback("allow_peers = [\"127.0.0.0/8\"]\n[limits]\nunlimited_from = []");
     let sockets: Vec<_> = (0..8)
         .map(|_| {
-            let socket = socket(Ipv4Addr::new(127, 1, 0, 1), house.address);
+            let socket = socket(Ipv4Addr::new(127, 1, 0, 1), test_server.address);
             let hellos = admitted_hellos(&socket);
             socket.set_nonblocking(true).unwrap();
             (socket, hellos)
@@ -173,7 +175,7 @@ fn repeated_client_hellos_begin_a_handshake_a_second_and_cost_no_relayed_packet(
         .collect();
     let peer = UdpSocket::bind((Ipv4Addr::new(127, 2, 0, 2), 0)).unwrap();
     peer.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut client = TurnClient::allocate(Ipv4Addr::new(127, 2, 0, 1), house.address);
+    let mut client = TurnClient::allocate(Ipv4Addr::new(127, 2, 0, 1), test_server.address);
     client.bind_channel(0x4000, peer.local_addr().unwrap());
     let (stop, began) = (AtomicBool::new(false), Instant::now());
     std::thread::scope(|scope| {
@@ -181,12 +183,12 @@ fn repeated_client_hellos_begin_a_handshake_a_second_and_cost_no_relayed_packet(
         // The first one that is lost is enough.
         let lost = (0..1000_u32).find(|number| {
             let frame = [&[0x40, 0, 0, 4][..], &number.to_be_bytes()].concat();
-            client.tell(&frame);
+            client.send(&frame);
             let mut buffer = [0; 64];
             let returned =
                 peer.recv_from(&mut buffer).and_then(|(len, from)| peer.send_to(&buffer[..len], from));
             pace(Duration::from_millis(2));
-            returned.is_err() || client.hear() != Some(frame)
+            returned.is_err() || client.receive() != Some(frame)
         });
         stop.store(true, Ordering::Relaxed);
         let begun = flood.join().unwrap().len();
@@ -239,18 +241,18 @@ fn wait_until_drained(ip: Ipv4Addr, server: SocketAddr) {
 }
 
 #[test]
-fn a_flooding_network_is_answered_at_its_rate_and_others_do_not_notice() {
-    let house = House::on_loopback(NO_EXEMPTION);
+fn a_flooding_network_is_answered_at_its_rate_and_others_are_not_affected() {
+    let test_server = TestServer::on_loopback(NO_EXEMPTION);
     let stop = AtomicBool::new(false);
     let began = Instant::now();
     std::thread::scope(|scope| {
-        let flood = scope.spawn(|| drain([127, 1, 0], house.address, &stop));
-        wait_until_drained(Ipv4Addr::new(127, 1, 0, 250), house.address);
-        let mut client = TurnClient::allocate(Ipv4Addr::new(127, 2, 0, 1), house.address);
+        let flood = scope.spawn(|| drain([127, 1, 0], test_server.address, &stop));
+        wait_until_drained(Ipv4Addr::new(127, 1, 0, 250), test_server.address);
+        let mut client = TurnClient::allocate(Ipv4Addr::new(127, 2, 0, 1), test_server.address);
         let mut slowest = Duration::ZERO;
         for _ in 0..100 {
             let asked = Instant::now();
-            let refreshed = client.ask_signed(Method::REFRESH, |request| request);
+            let refreshed = client.request_signed(Method::REFRESH, |request| request);
             assert_eq!(Message::parse(&refreshed).unwrap().class(), Class::Success);
             slowest = slowest.max(asked.elapsed());
             pace(Duration::from_millis(20));
@@ -268,14 +270,14 @@ fn a_flooding_network_is_answered_at_its_rate_and_others_do_not_notice() {
 
 #[test]
 fn a_credential_that_verifies_is_answered_within_a_drained_network_too() {
-    let house = House::on_loopback(NO_EXEMPTION);
-    let mut client = TurnClient::allocate(Ipv4Addr::new(127, 1, 0, 200), house.address);
+    let test_server = TestServer::on_loopback(NO_EXEMPTION);
+    let mut client = TurnClient::allocate(Ipv4Addr::new(127, 1, 0, 200), test_server.address);
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let flood = scope.spawn(|| drain([127, 1, 0], house.address, &stop));
-        wait_until_drained(Ipv4Addr::new(127, 1, 0, 250), house.address);
+        let flood = scope.spawn(|| drain([127, 1, 0], test_server.address, &stop));
+        wait_until_drained(Ipv4Addr::new(127, 1, 0, 250), test_server.address);
         for _ in 0..50 {
-            let refreshed = client.ask_signed(Method::REFRESH, |request| request);
+            let refreshed = client.request_signed(Method::REFRESH, |request| request);
             assert_eq!(Message::parse(&refreshed).unwrap().class(), Class::Success);
         }
         stop.store(true, Ordering::Relaxed);
@@ -286,12 +288,12 @@ fn a_credential_that_verifies_is_answered_within_a_drained_network_too() {
 /// Every address of many networks asks more than once a bucket holds, and a newcomer is served all the same.
 #[test]
 fn a_newcomer_is_answered_while_many_networks_are_drained() {
-    let house = House::on_loopback(
+    let test_server = TestServer::on_loopback(
         "[limits]\nunlimited_from = []\nunauthenticated_rate = 1\nunauthenticated_burst = 4",
     );
     let binding = request(Method::BINDING).finish();
     for index in 0..20_000 {
-        let socket = socket(source(index), house.address);
+        let socket = socket(source(index), test_server.address);
         for _ in 0..REQUESTS {
             socket.send(&binding).unwrap();
         }
@@ -316,31 +318,31 @@ fn connect(ip: Ipv4Addr, server: SocketAddr) -> TcpStream {
 }
 
 #[test]
-fn one_address_holds_so_many_connections_and_others_have_their_own() {
-    let house = House::on_loopback("[limits]\nunlimited_from = []\nconnections_per_address = 8");
+fn connections_are_capped_per_address() {
+    let test_server = TestServer::on_loopback("[limits]\nunlimited_from = []\nconnections_per_address = 8");
     let (one, other) = (Ipv4Addr::new(127, 1, 0, 1), Ipv4Addr::new(127, 1, 0, 2));
-    let mut held: Vec<_> = (0..8).map(|_| connect(one, house.address)).collect();
+    let mut held: Vec<_> = (0..8).map(|_| connect(one, test_server.address)).collect();
     assert!(held.iter_mut().all(is_answered));
-    assert!(!is_answered(&mut connect(one, house.address)));
-    assert!(is_answered(&mut connect(other, house.address)));
+    assert!(!is_answered(&mut connect(one, test_server.address)));
+    assert!(is_answered(&mut connect(other, test_server.address)));
     drop(held.pop());
     wait_until(PATIENCE, "a closed connection counts no more", || {
-        is_answered(&mut connect(one, house.address))
+        is_answered(&mut connect(one, test_server.address))
     });
 }
 
 #[test]
-fn loopback_has_no_limits_unless_it_is_told() {
-    let house = House::at(
+fn loopback_has_no_limits_by_default() {
+    let test_server = TestServer::at(
         &[IpAddr::V4(Ipv4Addr::LOCALHOST)],
         "[limits]\nunauthenticated_rate = 1\nunauthenticated_burst = 1\nconnections_per_address = 1",
     );
-    let socket = socket(Ipv4Addr::LOCALHOST, house.address);
+    let socket = socket(Ipv4Addr::LOCALHOST, test_server.address);
     let mut held = Vec::new();
     for _ in 0..20 {
         socket.send(&request(Method::BINDING).finish()).unwrap();
         socket.recv(&mut [0; 64]).unwrap();
-        held.push(connect(Ipv4Addr::LOCALHOST, house.address));
+        held.push(connect(Ipv4Addr::LOCALHOST, test_server.address));
     }
     assert!(held.iter_mut().all(is_answered));
 }

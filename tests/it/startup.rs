@@ -1,4 +1,4 @@
-//! What a server says when it starts, and when it does not.
+//! The output of a server at its start, and its start-up errors.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::house::{House, free_ports};
 use crate::proc::{Proc, Stdout};
+use crate::test_server::{TestServer, free_ports};
 use crate::tools;
 
 const SHORT: Duration = Duration::from_secs(20);
@@ -54,7 +54,7 @@ impl Folder {
         self.0.path().join(name)
     }
 
-    /// Starts a server with this configuration, with `@` in it for the folder, that must not start; returns what it says.
+    /// Starts a server with an invalid configuration (`@` is the folder); returns its output.
     fn refused(&self, config: &str) -> String {
         let folder = self.0.path().display().to_string();
         let path = self.path("ginnel.toml");
@@ -71,7 +71,7 @@ impl Folder {
     }
 }
 
-/// What is wrong, what must be named, and the cause that must be told once.
+/// The fault, what must be named, and the cause that must appear once.
 type Row<'a> = (&'a str, &'a str, &'a str);
 
 /// Asserts that each row is refused with its cause once, and with what to type.
@@ -87,7 +87,7 @@ fn assert_refused(folder: &Folder, head: &str, rows: &[Row<'_>]) {
 }
 
 #[test]
-fn every_error_of_a_start_tells_its_cause_once_its_file_and_what_to_type() {
+fn every_startup_error_has_its_cause_once_its_file_and_the_next_command() {
     if !tools::have(&["openssl"]) {
         return;
     }
@@ -143,7 +143,7 @@ fn every_error_of_a_start_tells_its_cause_once_its_file_and_what_to_type() {
 }
 
 #[test]
-fn every_command_names_a_configuration_that_is_not_there() {
+fn every_command_names_a_missing_configuration_file() {
     let folder = tempfile::tempdir().unwrap();
     let commands: [&[&str]; 4] = [&["serve"], &["key"], &["gateway", "ticket"], &["credentials"]];
     for command in commands {
@@ -161,7 +161,7 @@ fn every_command_names_a_configuration_that_is_not_there() {
 }
 
 #[test]
-fn a_state_folder_that_cannot_be_used_is_named_with_what_to_type() {
+fn an_unusable_state_folder_is_named_with_the_next_command() {
     let folder = Folder::new();
     for (name, mode) in [("open", 0o755), ("broken", 0o700), ("weak", 0o700), ("loose", 0o700)] {
         std::fs::create_dir(folder.path(name)).unwrap();
@@ -193,7 +193,7 @@ fn a_state_folder_that_cannot_be_used_is_named_with_what_to_type() {
 }
 
 #[test]
-fn an_empty_state_folder_that_others_may_read_is_closed_and_used() {
+fn an_empty_readable_state_folder_is_made_private_and_used() {
     let folder = tempfile::tempdir().unwrap();
     let state = folder.path().join("state");
     std::fs::create_dir(&state).unwrap();
@@ -207,7 +207,7 @@ fn an_empty_state_folder_that_others_may_read_is_closed_and_used() {
 }
 
 #[test]
-fn a_disk_that_is_full_at_the_first_start_leaves_nothing_behind() {
+fn a_full_disk_at_the_first_start_leaves_no_partial_file() {
     if !tools::is_root_for("a file system of its own") || !tools::have(&["unshare", "mount"]) {
         return;
     }
@@ -254,11 +254,11 @@ fn is_log(line: &str) -> bool {
 
 #[test]
 fn the_banner_is_whole_and_no_internals_are_logged() {
-    // Its own ports may be another server's, which is told.
-    let mut house = House::on_loopback("[gateway]\nenabled = false");
-    house.server.terminate();
-    house.server.succeed(SHORT);
-    let lines = house.server.lines(|line| Some(line.clone()));
+    // Its own ports may be in use by another server, which is reported.
+    let mut test_server = TestServer::on_loopback("[gateway]\nenabled = false");
+    test_server.process.terminate();
+    test_server.process.succeed(SHORT);
+    let lines = test_server.process.lines(|line| Some(line.clone()));
     let begins = lines.iter().position(|line| line.starts_with("ginnel ")).unwrap();
     let ready = lines.iter().position(|line| line.starts_with("Ready.")).unwrap();
     let banner = &lines[begins..=ready];
@@ -268,7 +268,7 @@ fn the_banner_is_whole_and_no_internals_are_logged() {
 }
 
 #[test]
-fn a_json_log_is_json_alone_and_has_what_the_banner_says() {
+fn a_json_log_is_only_json_and_contains_the_banner() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("ginnel.toml");
     let port = free_ports();
@@ -292,7 +292,7 @@ fn a_json_log_is_json_alone_and_has_what_the_banner_says() {
         (&fields["stun"], &fields["turn_udp"], &fields["turn_tcp"]),
         (&true.into(), &true.into(), &true.into())
     );
-    // A second one on the same port says as JSON too why it does not start.
+    // A second one on the same port also reports its error as JSON.
     let mut second = Command::new(env!("CARGO_BIN_EXE_ginnel"));
     second.args(["serve", "--config"]).arg(&config);
     let mut second = Proc::start("second ginnel serve", second, Stdout::Lines);
@@ -307,7 +307,7 @@ fn a_json_log_is_json_alone_and_has_what_the_banner_says() {
     }
 }
 
-/// Runs a server on a terminal of its own until it has said something in its log; prints what the terminal saw.
+/// Runs a server on a pseudo-terminal until it has logged a line; prints the terminal's output.
 const TERMINAL: &str = r#"
 import os, pty, signal, sys
 pid, terminal = pty.fork()
@@ -332,7 +332,7 @@ sys.stdout.buffer.write(seen)
 "#;
 
 #[test]
-fn a_terminal_has_colours_unless_no_color_is_set() {
+fn a_terminal_gets_colours_unless_no_color_is_set() {
     if !tools::have(&["python3"]) {
         return;
     }
@@ -358,7 +358,7 @@ fn a_terminal_has_colours_unless_no_color_is_set() {
     assert_eq!([seen(None), seen(Some("1")), seen(Some(""))], [true, false, true]);
 }
 
-/// What a server on a port with a certificate prints for pasting, and what it says of itself.
+/// The `iceServers` and the banner of a server with a certificate on a port.
 fn urls_on(port: u16, tls: &str, folder: &Folder) -> (Vec<String>, String) {
     let config = folder.path("ginnel.toml");
     let at = folder.0.path();
@@ -390,7 +390,7 @@ fn urls_on(port: u16, tls: &str, folder: &Folder) -> (Vec<String>, String) {
 }
 
 #[test]
-fn with_a_certificate_on_port_443_every_url_is_of_that_port() {
+fn with_a_certificate_on_port_443_every_url_has_that_port() {
     if !tools::is_root_for("port 443") || !tools::have(&["openssl"]) {
         return;
     }

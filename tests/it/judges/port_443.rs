@@ -1,4 +1,4 @@
-//! Two Chromium pages in office networks, which let out nothing but TCP to port 443.
+//! Two Chromium pages in networks that let out only TCP to port 443.
 
 use serde_json::json;
 
@@ -6,22 +6,22 @@ use super::chromium::Trusted;
 use super::client_module::TOOLS;
 use super::devtools::Browser;
 use crate::authority::Authority;
-use crate::house::House;
 use crate::lab::{NatKind, Net};
+use crate::test_server::TestServer;
 use crate::tools;
 
 /// The name that [`Browser`] resolves to the laboratory's 203.0.113.10.
 const NAME: &str = "turn.example";
 
 #[tokio::test]
-async fn two_pages_behind_port_443_alone_talk_by_the_name_of_the_server() {
+async fn two_pages_that_reach_only_port_443_connect_by_the_servers_name() {
     if !tools::have(&["chromium"]) || !tools::have_laboratory() {
         return;
     }
     let authority = Authority::naming(&[NAME]);
     let _trusted = Trusted::new(&authority);
     let net = Net::new();
-    let house = House::named(&net.island(10), &authority, 443);
+    let test_server = TestServer::named(&net.island(10), &authority, 443);
     let hosts = [21, 22].map(|octet| net.behind(&net.nat(NatKind::Port443, octet)));
     let mut pages = Vec::new();
     for host in &hosts {
@@ -36,7 +36,7 @@ async fn two_pages_behind_port_443_alone_talk_by_the_name_of_the_server() {
                client.listen();
                return client.tag;
              }})()",
-            house.key()
+            test_server.key()
         );
         let tag = browser.evaluate(&tab, &start).await;
         pages.push((browser, tab, tag));
@@ -44,7 +44,7 @@ async fn two_pages_behind_port_443_alone_talk_by_the_name_of_the_server() {
     let callee = pages[1].2.clone();
     let (browser, tab, _) = &mut pages[0];
     let call = format!("client.call({callee}).then((channel) => (keep(channel), channel.path))");
-    assert_eq!(browser.evaluate(tab, &call).await, "relay", "{}", house.server.printed());
+    assert_eq!(browser.evaluate(tab, &call).await, "relay", "{}", test_server.process.printed());
     for (from, to) in [(0, 1), (1, 0)] {
         let (browser, tab, _) = &mut pages[from];
         browser

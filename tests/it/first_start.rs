@@ -1,4 +1,4 @@
-//! What a first start brings: files, pages, and credentials that work.
+//! A first start: its files, pages and credentials.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::house::House;
 use crate::lab::Net;
 use crate::proc::{Proc, Stdout};
+use crate::test_server::TestServer;
 use crate::tools;
 
 const UP: Duration = Duration::from_secs(20);
@@ -49,19 +49,19 @@ fn assert_allocates(mut client: Command, server: &str, (user, password): &(Strin
 }
 
 #[test]
-fn the_pages_of_the_front_door_are_served() {
-    let house = House::on_loopback("");
-    assert!(get(house.address, "/healthz").0.contains(" 200 "));
-    let (status, page) = get(house.address, "/");
+fn the_start_page_and_its_files_are_served() {
+    let test_server = TestServer::on_loopback("");
+    assert!(get(test_server.address, "/healthz").0.contains(" 200 "));
+    let (status, page) = get(test_server.address, "/");
     assert!(status.contains(" 200 ") && page.contains("ginnel"), "{status}\n{page}");
-    assert!(get(house.address, "/nothing-here").0.contains(" 404 "));
+    assert!(get(test_server.address, "/nothing-here").0.contains(" 404 "));
 }
 
 #[test]
-fn load_balancers_checks_are_answered() {
-    let house = House::on_loopback("");
+fn health_checks_are_answered() {
+    let test_server = TestServer::on_loopback("");
     for path in ["/healthz", "/livez", "/readyz"] {
-        assert!(get(house.address, path).0.contains(" 200 "), "{path}");
+        assert!(get(test_server.address, path).0.contains(" 200 "), "{path}");
     }
     // HAProxy's check, as it comes when nothing else is set.
     for (request, status) in [
@@ -70,7 +70,7 @@ fn load_balancers_checks_are_answered() {
         ("OPTIONS /healthz HTTP/1.0\r\n\r\n", "204"),
         ("HEAD /readyz HTTP/1.0\r\n\r\n", "200"),
     ] {
-        let mut stream = TcpStream::connect(house.address).unwrap();
+        let mut stream = TcpStream::connect(test_server.address).unwrap();
         stream.set_read_timeout(Some(UP)).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
@@ -80,24 +80,25 @@ fn load_balancers_checks_are_answered() {
 }
 
 #[test]
-fn a_server_of_one_family_tests_the_relay_of_that_family() {
+fn the_self_test_of_a_single_family_server_uses_that_family() {
     for listen in [&["::1"][..], &["127.0.0.1"], &["127.0.0.1", "::1"]] {
         let listen: Vec<_> = listen.iter().map(|ip| ip.parse().unwrap()).collect();
-        let house = House::at(&listen, "allow_peers = [\"127.0.0.0/8\"]");
-        let tested =
-            house.server.expect("self-test", UP, |line| line.contains("self-test").then(|| line.to_owned()));
+        let test_server = TestServer::at(&listen, "allow_peers = [\"127.0.0.0/8\"]");
+        let tested = test_server
+            .process
+            .expect("self-test", UP, |line| line.contains("self-test").then(|| line.to_owned()));
         assert!(tested.contains("STUN ✓") && tested.contains("TURN udp ✓ tcp ✓"), "{listen:?}: {tested}");
     }
 }
 
 #[test]
 fn the_client_module_and_its_types_are_served_to_pages_of_any_origin() {
-    let house = House::on_loopback("");
+    let test_server = TestServer::on_loopback("");
     for (path, kind, holds) in [
         ("/ginnel.js", "text/javascript; charset=utf-8", "export async function connect("),
         ("/ginnel.d.ts", "text/plain; charset=utf-8", "export function connect("),
     ] {
-        let (head, body) = fetch(house.address, path);
+        let (head, body) = fetch(test_server.address, path);
         let head = head.to_lowercase();
         assert!(head.starts_with("http/1.1 200 "), "{path}: {head}");
         assert!(head.contains(&format!("content-type: {kind}\r\n")), "{path}: {head}");
@@ -107,20 +108,25 @@ fn the_client_module_and_its_types_are_served_to_pages_of_any_origin() {
 }
 
 #[test]
-fn ice_servers_are_for_those_who_show_the_key() {
-    let house = House::on_loopback("");
+fn ice_servers_require_the_access_key() {
+    let test_server = TestServer::on_loopback("");
     for path in ["/ice", "/ice?key=", "/ice?key=another"] {
-        let (status, body) = get(house.address, path);
+        let (status, body) = get(test_server.address, path);
         assert!(!body.contains("credential"), "{path}: {status}\n{body}");
     }
-    let (status, body) = get(house.address, &format!("/ice?key={}", house.key()));
+    let (status, body) = get(test_server.address, &format!("/ice?key={}", test_server.key()));
     assert!(status.contains(" 200 "), "{status}\n{body}");
     let credentials = turn_credentials(&serde_json::from_str(&body).unwrap());
     if tools::have(&["python3"]) {
-        assert_allocates(Command::new("python3"), &house.address.to_string(), &credentials);
+        assert_allocates(Command::new("python3"), &test_server.address.to_string(), &credentials);
         let (user, _) = credentials;
         let mut client = Command::new("python3");
-        client.arg(tools::client("turn.py")).args(["hold", &house.address.to_string(), &user, "guessed"]);
+        client.arg(tools::client("turn.py")).args([
+            "hold",
+            &test_server.address.to_string(),
+            &user,
+            "guessed",
+        ]);
         let mut refused = Proc::start("turn.py with a guessed password", client, Stdout::Lines);
         assert!(!refused.wait(UP).success(), "{}", refused.printed());
         assert!(refused.printed().contains("Refused: 401"), "{}", refused.printed());
@@ -128,15 +134,18 @@ fn ice_servers_are_for_those_who_show_the_key() {
 }
 
 #[test]
-fn the_state_folder_is_for_its_owner_alone() {
-    let house = House::on_loopback("");
+fn the_state_folder_is_readable_only_by_its_owner() {
+    let test_server = TestServer::on_loopback("");
     let mode = |path: std::path::PathBuf| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!(mode(house.state()), 0o700);
+    assert_eq!(mode(test_server.state()), 0o700);
     for name in ["secret", "key"] {
-        assert_eq!(mode(house.state().join(name)), 0o600, "{name}");
+        assert_eq!(mode(test_server.state().join(name)), 0o600, "{name}");
     }
-    let key = house.key();
-    assert!(!house.server.printed().contains(&key), "the key is in the log of a server without a terminal");
+    let key = test_server.key();
+    assert!(
+        !test_server.process.printed().contains(&key),
+        "the key is in the log of a server without a terminal"
+    );
 }
 
 #[test]

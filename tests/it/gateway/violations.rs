@@ -1,5 +1,4 @@
-//! What happens to those who misbehave (`docs/wire/gateway.md`): each is tried as a client and as a server, beside a virtual connection
-//! of others that goes on.
+//! Protocol violations (`docs/wire/gateway.md`), each by a client and by a server, beside a virtual connection that must not be affected.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -19,16 +18,16 @@ fn assert_closed_by(cases: &[(&str, Vec<u8>)]) {
     let mut bystanders = Pair::new(&gateway, 1);
     for (what, bytes) in cases {
         for mut stranger in strangers(&gateway) {
-            stranger.say(bytes);
+            stranger.send(bytes);
             let heard = stranger.until_the_end();
             assert!(heard.is_empty(), "{what} is answered with {heard:02x?}");
         }
-        bystanders.talks();
+        bystanders.exchange_data();
     }
 }
 
 #[test]
-fn what_is_no_frame_closes_its_connection_without_an_answer() {
+fn a_malformed_frame_closes_its_connection_without_an_answer() {
     assert_closed_by(&[
         ("Length 0", b"\0\0\0\0".to_vec()),
         ("Length 1", b"\x01\0\0\0\0".to_vec()),
@@ -58,28 +57,28 @@ fn a_command_with_arguments_of_a_wrong_length_closes_its_connection() {
 }
 
 #[test]
-fn commands_that_there_are_not_or_that_only_the_gateway_gives_close_their_connection() {
+fn unknown_commands_and_those_of_the_gateway_close_the_connection() {
     assert_closed_by(&[
         ("command 9", command(9, &[])),
         ("command 255", command(255, &[1])),
         ("Open", command(OPEN, &[1])),
         ("Refuse", command(REFUSE, &[1])),
         ("Accept", command(ACCEPT, &[1, 1])),
-        // Neither clients nor servers of the MD5 door know credit.
+        // Neither clients nor MD5 servers use credit.
         ("Credit", command(CREDIT, &[1, 1])),
     ]);
 }
 
 #[test]
-fn whoever_is_thrown_out_takes_its_virtual_connections_along_and_the_other_ends_are_told() {
+fn a_dropped_endpoint_closes_its_virtual_connections_at_the_other_ends() {
     let gateway = Gateway::start("");
     let mut server = Endpoint::server(&gateway, 1);
     let mut client = Endpoint::client(&gateway);
     let conns: Vec<_> = (0..3).map(|_| client.dial(1)).collect();
-    server.hears(&conns.iter().map(|conn| command(ACCEPT, &[*conn, 1])).collect::<Vec<_>>());
-    client.say(&command(255, &[]));
+    server.expect_frames(&conns.iter().map(|conn| command(ACCEPT, &[*conn, 1])).collect::<Vec<_>>());
+    client.send(&command(255, &[]));
     client.is_dropped();
-    let mut closed: Vec<_> = (0..3).map(|_| server.hear()).collect();
+    let mut closed: Vec<_> = (0..3).map(|_| server.receive()).collect();
     let mut expected: Vec<_> = conns.iter().map(|conn| command(CLOSE, &[*conn])).collect();
     closed.sort();
     expected.sort();
@@ -88,67 +87,67 @@ fn whoever_is_thrown_out_takes_its_virtual_connections_along_and_the_other_ends_
 }
 
 #[test]
-fn data_on_an_id_that_there_is_not_gets_close_and_the_hundredth_within_a_minute_the_end() {
+fn data_on_an_unknown_id_gets_close_and_the_hundredth_in_a_minute_drops_the_connection() {
     let gateway = Gateway::start("");
     for mut stranger in strangers(&gateway) {
-        // Nobody can have drawn them: an id is none of these with a probability of 1 − 10^-8.
+        // Random ids differ from these with a probability of 1 − 10^-8.
         for id in 1..100_u32 {
-            stranger.say(&data(id, b"anybody?"));
-            stranger.hears(&[command(CLOSE, &[id])]);
+            stranger.send(&data(id, b"anybody?"));
+            stranger.expect_frames(&[command(CLOSE, &[id])]);
         }
         stranger.fence();
-        stranger.say(&data(100, b"anybody?"));
+        stranger.send(&data(100, b"anybody?"));
         let heard = stranger.until_the_end();
         assert!(heard.is_empty() || heard == command(CLOSE, &[100]), "{heard:02x?}");
     }
 }
 
 #[test]
-fn how_many_violations_are_too_many_is_a_setting() {
+fn the_number_of_violations_is_a_setting() {
     let gateway = Gateway::start("[gateway.limits]\nviolations = 3");
     let mut client = Endpoint::client(&gateway);
-    client.say(&[data(1, b""), data(2, b"")].concat());
-    client.hears(&[command(CLOSE, &[1]), command(CLOSE, &[2])]);
+    client.send(&[data(1, b""), data(2, b"")].concat());
+    client.expect_frames(&[command(CLOSE, &[1]), command(CLOSE, &[2])]);
     client.fence();
-    client.say(&data(3, b""));
+    client.send(&data(3, b""));
     let heard = client.until_the_end();
     assert!(heard.is_empty() || heard == command(CLOSE, &[3]), "{heard:02x?}");
 }
 
 #[test]
-fn data_on_a_foreign_id_gets_close_and_does_its_owners_no_harm() {
+fn data_on_a_foreign_id_gets_close_and_does_not_affect_its_owners() {
     let gateway = Gateway::start("");
     let mut owners = Pair::new(&gateway, 1);
     for mut stranger in strangers(&gateway) {
         for _ in 0..99 {
-            stranger.say(&data(owners.conn, b"let me in"));
-            stranger.hears(&[command(CLOSE, &[owners.conn])]);
+            stranger.send(&data(owners.conn, b"let me in"));
+            stranger.expect_frames(&[command(CLOSE, &[owners.conn])]);
         }
-        owners.talks();
-        stranger.say(&data(owners.conn, b"let me in"));
+        owners.exchange_data();
+        stranger.send(&data(owners.conn, b"let me in"));
         let heard = stranger.until_the_end();
         assert!(heard.is_empty() || heard == command(CLOSE, &[owners.conn]), "{heard:02x?}");
-        owners.talks();
+        owners.exchange_data();
     }
 }
 
 #[test]
-fn data_on_an_id_that_was_opened_and_not_dialled_gets_close() {
+fn data_on_an_undialled_id_gets_close() {
     let gateway = Gateway::start("");
     for mut endpoint in strangers(&gateway) {
         let conn = endpoint.open();
-        endpoint.say(&data(conn, b"hello?"));
-        endpoint.hears(&[command(CLOSE, &[conn])]);
+        endpoint.send(&data(conn, b"hello?"));
+        endpoint.expect_frames(&[command(CLOSE, &[conn])]);
         endpoint.fence();
     }
 }
 
 #[test]
-fn close_of_an_id_that_there_is_not_is_ignored_however_often() {
+fn close_of_an_unknown_id_is_ignored_every_time() {
     let gateway = Gateway::start("");
     for mut endpoint in strangers(&gateway) {
         for id in 0..500 {
-            endpoint.say(&command(CLOSE, &[id]));
+            endpoint.send(&command(CLOSE, &[id]));
         }
         endpoint.fence();
     }
@@ -160,27 +159,27 @@ fn a_second_dial_of_a_live_id_is_ignored() {
     let mut other = Endpoint::server(&gateway, 2);
     let mut pair = Pair::new(&gateway, 1);
     for id in [1, 2, 3] {
-        pair.client.say(&command(DIAL, &[pair.conn, id]));
+        pair.client.send(&command(DIAL, &[pair.conn, id]));
     }
-    pair.talks();
+    pair.exchange_data();
     for endpoint in [&mut pair.client, &mut pair.server, &mut other] {
         endpoint.fence();
     }
 }
 
 #[test]
-fn an_unasked_ping_is_taken_and_not_echoed() {
+fn an_unsolicited_ping_is_accepted_and_not_echoed() {
     let gateway = Gateway::start("");
     for mut endpoint in strangers(&gateway) {
         for _ in 0..10 {
-            endpoint.say(&command(PING, &[]));
+            endpoint.send(&command(PING, &[]));
         }
         endpoint.fence();
     }
 }
 
 #[test]
-fn a_frame_that_is_begun_and_never_ended_closes_its_connection() {
+fn an_unfinished_frame_closes_its_connection() {
     // A frame's time is looked at as often as pings are.
     let gateway = Gateway::start("[gateway.times]\nframe = 1\nping = 1");
     let mut bystanders = Pair::new(&gateway, 1);
@@ -188,19 +187,19 @@ fn a_frame_that_is_begun_and_never_ended_closes_its_connection() {
     let whole = data(bystanders.conn, &[0; 1000]);
     let begin = |begun: usize| {
         strangers(&gateway).map(|mut stranger| {
-            stranger.say(&whole[..begun]);
+            stranger.send(&whole[..begun]);
             (stranger, begun)
         })
     };
     let mut slow: Vec<_> = [1, 8, 500].into_iter().flat_map(begin).collect();
     let deadline = Instant::now() + PATIENCE;
     while !slow.is_empty() {
-        // They go on, but far too slowly. Nobody who sends is asked for a Ping, so that it is the frame's time that ends.
+        // They send, but far too slowly. A sender is not pinged, so that the frame's time limit applies.
         slow.retain_mut(|(stranger, sent)| {
             *sent += 1;
             stranger.stream.write_all(&whole[*sent - 1..*sent]).is_ok()
         });
-        bystanders.talks();
+        bystanders.exchange_data();
         assert!(Instant::now() < deadline, "{} are still open", slow.len());
         pace(Duration::from_millis(50));
     }
@@ -211,10 +210,10 @@ fn half_a_frame_of_a_virtual_connection_never_reaches_its_other_end() {
     let gateway = Gateway::start("");
     let Pair { mut client, mut server, conn } = Pair::new(&gateway, 1);
     let frame = data(conn, &[7; 1000]);
-    client.say(&[&frame[..], &frame[..500]].concat());
-    server.hears(&[frame]);
+    client.send(&[&frame[..], &frame[..500]].concat());
+    server.expect_frames(&[frame]);
     drop(client);
-    server.hears(&[command(CLOSE, &[conn])]);
+    server.expect_frames(&[command(CLOSE, &[conn])]);
     server.fence();
 }
 
@@ -224,24 +223,24 @@ fn what_was_sent_before_close_arrives_before_it() {
     for client_closes in [true, false] {
         let (mut server, mut client) = (Endpoint::server(&gateway, 1), Endpoint::client(&gateway));
         let conn = client.dial(1);
-        server.hear();
+        server.receive();
         let (mut closer, mut other) = if client_closes { (client, server) } else { (server, client) };
         let mut frames: Vec<_> = (0..100_u8).map(|number| data(conn, &[number; 1000])).collect();
         frames.push(command(CLOSE, &[conn]));
-        closer.say(&frames.concat());
-        other.hears(&frames);
-        closer.hears(&frames[100..]);
+        closer.send(&frames.concat());
+        other.expect_frames(&frames);
+        closer.expect_frames(&frames[100..]);
     }
 }
 
 #[test]
-fn whoever_asks_and_never_reads_is_not_read_either_and_then_gets_every_answer() {
+fn a_client_that_never_reads_is_not_read_and_later_gets_every_answer() {
     const ASKED: usize = 400_000;
     let gateway = Gateway::start("");
     let mut client = Endpoint::client(&gateway);
     let mut mouth = Endpoint { stream: client.stream.try_clone().unwrap(), answers: false };
     std::thread::scope(|scope| {
-        let asking = scope.spawn(move || mouth.say(&command(NEW, &[]).repeat(ASKED)));
+        let asking = scope.spawn(move || mouth.send(&command(NEW, &[]).repeat(ASKED)));
         // Both kinds of answers wait, far fewer than are asked for, until it is no longer read.
         wait_until(PATIENCE, "answers wait", || gateway.metric("waiting_bytes") > 0.0);
         let mut most = 0.0_f64;
@@ -269,8 +268,8 @@ fn messages_and_close_may_follow_dial_at_once() {
     let (mut server, mut client) = (Endpoint::server(&gateway, 1), Endpoint::client(&gateway));
     let conn = client.open();
     let messages = [data(conn, b"first"), data(conn, b""), data(conn, b"last")].concat();
-    client.say(&[command(DIAL, &[conn, 1]), messages.clone(), command(CLOSE, &[conn])].concat());
+    client.send(&[command(DIAL, &[conn, 1]), messages.clone(), command(CLOSE, &[conn])].concat());
     let told = [&command(ACCEPT, &[conn, 1])[..], &messages, &command(CLOSE, &[conn])].concat();
     assert_eq!(server.bytes(told.len()), told);
-    client.hears(&[command(ACCEPT, &[conn, 1]), command(CLOSE, &[conn])]);
+    client.expect_frames(&[command(ACCEPT, &[conn, 1]), command(CLOSE, &[conn])]);
 }

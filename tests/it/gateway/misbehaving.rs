@@ -1,5 +1,4 @@
-//! Honest endpoints among others that do not read, leave in the middle or vanish: each honest message comes back once and in order, and
-//! nothing is left in the end.
+//! Well-behaved endpoints among others that do not read, disconnect or vanish: each message is echoed once and in order, and no state remains.
 
 use std::time::Duration;
 
@@ -77,15 +76,15 @@ async fn deaf(client: &Endpoint<Raw>, remote: u32, mut rng: ChaCha20Rng) {
 /// A client without the library, which begins something and is gone; its socket is all that the gateway ever sees of it.
 fn vanishing(gateway: std::net::SocketAddr, mut rng: ChaCha20Rng) {
     let mut client = super::endpoint::Endpoint::connect(gateway);
-    client.say(&command(NEW, &[]));
-    let opened = client.hear();
+    client.send(&command(NEW, &[]));
+    let opened = client.receive();
     assert_eq!(opened[8], OPEN);
     let conn = u32::from_le_bytes(opened[9..].try_into().unwrap());
-    client.say(&command(DIAL, &[conn, SERVERS[rng.random_range(0..2)]]));
+    client.send(&command(DIAL, &[conn, SERVERS[rng.random_range(0..2)]]));
     let part = rng.random_range(0..5000);
-    client.say(&[data(conn, b"never read"), data(conn, &[0; 5000])[..part].to_vec()].concat());
+    client.send(&[data(conn, b"never read"), data(conn, &[0; 5000])[..part].to_vec()].concat());
     if rng.random() {
-        client.say(&command(CLOSE, &[conn])[..rng.random_range(1..13)]);
+        client.send(&command(CLOSE, &[conn])[..rng.random_range(1..13)]);
     }
 }
 
@@ -115,7 +114,7 @@ async fn worker(gateway: std::net::SocketAddr, seed: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn honest_messages_come_back_once_and_in_order_whatever_others_do() {
+async fn messages_are_echoed_once_and_in_order_beside_misbehaving_endpoints() {
     let gateway = Gateway::start("[gateway.times]\nhold = 1.0");
     let key = || Key::new(KEY).unwrap();
     let (md5, hmac) = (gateway.md5.to_string(), gateway.hmac.to_string());
@@ -142,28 +141,28 @@ async fn honest_messages_come_back_once_and_in_order_whatever_others_do() {
 }
 
 /// Many of each kind of those who misbehave; all of them are gone in the end.
-fn mob(gateway: &Gateway) {
+fn misbehaving_endpoints(gateway: &Gateway) {
     let clients = || super::endpoint::Endpoint::client(gateway);
     let mut gone = Vec::new();
     for number in 0..40_u8 {
         let id = 100 + u32::from(number);
         let mut malformed = clients();
-        malformed.say(&command(255, &[]));
+        malformed.send(&command(255, &[]));
         let mut stranger = clients();
-        stranger.say(&(0..100).flat_map(|id| data(id + 1, &[number; 100])).collect::<Vec<_>>());
+        stranger.send(&(0..100).flat_map(|id| data(id + 1, &[number; 100])).collect::<Vec<_>>());
         let wrong = super::endpoint::Endpoint::shaking(gateway, id, "a key that is none of the gateway's");
         gone.extend([malformed, stranger, wrong]);
         let mut hoarder = clients();
-        hoarder.say(&command(NEW, &[]).repeat(200));
-        // Somebody who has never read, with much that waits, a frame that has begun and virtual connections to both sides.
+        hoarder.send(&command(NEW, &[]).repeat(200));
+        // An endpoint that never reads, with full queues, a partial frame and virtual connections to both sides.
         let mut server = super::endpoint::Endpoint::narrow_server(gateway, id);
         let mut client = clients();
         let conns = [client.dial(id), client.dial(id)];
         for conn in conns {
-            client.say(&data(conn, &[number; 100_000]));
+            client.send(&data(conn, &[number; 100_000]));
         }
-        client.say(&data(conns[0], &[number; 100_000])[..50_000]);
-        server.say(&data(conns[1], &[number; 300]));
+        client.send(&data(conns[0], &[number; 100_000])[..50_000]);
+        server.send(&data(conns[1], &[number; 300]));
         let _unproven = super::endpoint::Endpoint::connect(gateway.hmac);
     }
     for mut endpoint in gone {
@@ -172,13 +171,13 @@ fn mob(gateway: &Gateway) {
 }
 
 #[test]
-fn what_a_mob_leaves_behind_does_not_grow() {
+fn misbehaving_endpoints_do_not_make_memory_grow() {
     let gateway = Gateway::start("");
     let mut sizes = Vec::new();
     while !settled(&sizes) && sizes.len() < MOST_ROUNDS {
-        mob(&gateway);
+        misbehaving_endpoints(&gateway);
         gateway.is_empty_in_the_end();
-        sizes.push(gateway.house.resident_kib());
+        sizes.push(gateway.test_server.resident_kib());
     }
     eprintln!("{sizes:?} KiB after each round");
     assert!(settled(&sizes), "{sizes:?} KiB");

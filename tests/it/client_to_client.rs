@@ -1,9 +1,9 @@
-//! Clients of one server that talk with each other, and belong to different workers.
+//! Relaying between clients of one server on different workers.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use crate::house::{House, Lines};
+use crate::test_server::{Lines, TestServer};
 use crate::turn_client::TurnClient;
 
 const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
@@ -15,7 +15,7 @@ const UNDER_WAY: usize = 10;
 const CHANNEL: u16 = 0x4001;
 const END: Duration = Duration::from_secs(10);
 
-/// What says which pair it is of, so that nobody takes another pair's for its own.
+/// Identifies the pair, so that a misdelivered message is noticed.
 fn channel_data(pair: usize, number: usize) -> Vec<u8> {
     let payload = [pair, number].map(|value| (value as u64).to_be_bytes()).concat();
     [&CHANNEL.to_be_bytes()[..], &16_u16.to_be_bytes(), &payload].concat()
@@ -25,12 +25,12 @@ fn talk(pair: &[TurnClient; 2], which: usize) {
     for first in (0..PACKETS).step_by(UNDER_WAY) {
         let numbers = first..first + UNDER_WAY;
         for number in numbers.clone() {
-            pair.iter().for_each(|client| client.tell(&channel_data(which, number)));
+            pair.iter().for_each(|client| client.send(&channel_data(which, number)));
         }
         for client in pair {
             for number in numbers.clone() {
                 assert_eq!(
-                    client.hear(),
+                    client.receive(),
                     Some(channel_data(which, number)),
                     "packet {number} of pair {which}"
                 );
@@ -45,8 +45,8 @@ fn clients_of_different_workers_lose_nothing_and_stay_inside(workers: &str) {
         "allocations_per_user = {}\n[log]\nlevel = \"info,ginnel::dataplane::streams=debug\"",
         2 * PAIRS
     );
-    let mut house = House::with(&[IpAddr::V4(HERE)], Lines { top: workers, turn: &turn });
-    let address = house.address;
+    let mut test_server = TestServer::with(&[IpAddr::V4(HERE)], Lines { top: workers, turn: &turn });
+    let address = test_server.address;
     std::thread::scope(|scope| {
         for number in 0..PAIRS {
             scope.spawn(move || {
@@ -58,23 +58,27 @@ fn clients_of_different_workers_lose_nothing_and_stay_inside(workers: &str) {
             });
         }
     });
-    house.server.terminate();
-    house.server.succeed(END);
-    let handed_over = house.server.lines(|line| {
+    test_server.process.terminate();
+    test_server.process.succeed(END);
+    let handed_over = test_server.process.lines(|line| {
         let (_, count) = line.split_once("handed over to other workers packets=")?;
         Some(count.trim().parse::<usize>().unwrap())
     });
-    // Pairs that live on different workers hand over all they say, the others nothing.
+    // Pairs on different workers pass all their packets between workers, the others none.
     let total: usize = handed_over.iter().sum();
-    assert!(total > 0 && total.is_multiple_of(2 * PACKETS), "{handed_over:?}: {}", house.server.printed());
+    assert!(
+        total > 0 && total.is_multiple_of(2 * PACKETS),
+        "{handed_over:?}: {}",
+        test_server.process.printed()
+    );
 }
 
 #[test]
-fn a_hundred_clients_of_two_workers_lose_nothing_and_what_they_say_stays_inside() {
+fn a_hundred_clients_of_two_workers_exchange_data_inside_the_server_without_loss() {
     clients_of_different_workers_lose_nothing_and_stay_inside("workers = 2");
 }
 
 #[test]
-fn a_hundred_clients_of_four_workers_lose_nothing_and_what_they_say_stays_inside() {
+fn a_hundred_clients_of_four_workers_exchange_data_inside_the_server_without_loss() {
     clients_of_different_workers_lose_nothing_and_stay_inside("workers = 4");
 }

@@ -1,5 +1,4 @@
-//! An endpoint in Python, which knows the wire from the document alone (`tests/clients/gateway.py`), by every door and in both dialling
-//! directions.
+//! An independent endpoint in Python (`tests/clients/gateway.py`), over every transport and in both dialling directions.
 
 use std::net::SocketAddr;
 use std::process::Command;
@@ -23,7 +22,7 @@ pub(super) enum Role {
     Server(u32),
 }
 
-/// Which door, and how one comes in.
+/// A listener, and the options to connect to it.
 #[derive(Clone)]
 struct Door {
     address: SocketAddr,
@@ -57,7 +56,7 @@ fn report(endpoint: &mut Proc) -> Value {
     })
 }
 
-/// An endpoint by the plain doors that sends back what comes; `None` where there is no Python.
+/// An echoing endpoint over plain TCP; `None` without Python.
 pub(super) fn echoing(gateway: &Gateway, role: Role, options: &[&str]) -> Option<Proc> {
     let address = if role == Role::Client { gateway.clients() } else { gateway.md5 };
     let endpoint = tools::have(&["python3"]).then(|| Door::new(address, options).start(role, "echo", &[]))?;
@@ -77,7 +76,7 @@ fn both_directions(client: &Door, server: &Door) {
     let told = report(&mut client.start(Role::Client, "call", &arguments));
     assert_eq!(told["messages"], 400, "{told}");
     drop(echo);
-    // Who waits sends a Ping, so that the sniffing door knows at once what it is.
+    // A waiting client sends a Ping, so that it is recognised at once.
     let mut waiting = client.clone();
     waiting.options.push("--greet".to_owned());
     let echo = waiting.start(Role::Client, "echo", &words("--close-after 50"));
@@ -90,7 +89,7 @@ fn both_directions(client: &Door, server: &Door) {
 }
 
 #[test]
-fn python_endpoints_talk_by_the_plain_doors() {
+fn python_endpoints_exchange_data_over_plain_tcp() {
     if !tools::have(&["python3"]) {
         return;
     }
@@ -100,7 +99,7 @@ fn python_endpoints_talk_by_the_plain_doors() {
 }
 
 #[test]
-fn a_python_server_proves_itself_by_hmac_and_obeys_credit() {
+fn a_python_server_authenticates_by_hmac_and_respects_credit() {
     if !tools::have(&["python3"]) {
         return;
     }
@@ -115,7 +114,7 @@ fn a_python_server_proves_itself_by_hmac_and_obeys_credit() {
 }
 
 #[test]
-fn python_endpoints_talk_inside_tls_and_servers_show_a_certificate() {
+fn python_endpoints_exchange_data_inside_tls_with_server_certificates() {
     if !tools::have(&["python3"]) {
         return;
     }
@@ -126,14 +125,14 @@ fn python_endpoints_talk_inside_tls_and_servers_show_a_certificate() {
     let client = Door::new(gateway.clients(), &["--tls", root]);
     let shown = ["--tls", root, "--certificate", certificate, "--private-key", key];
     both_directions(&client, &Door::new(gateway.mutual, &shown));
-    let dedicated = Door::new(gateway.house.tls, &["--tls", root]);
+    let dedicated = Door::new(gateway.test_server.tls, &["--tls", root]);
     let echo = Door::new(gateway.mutual, &shown).start(Role::Server(SERVER), "echo", &[]);
     ready(&echo);
     report(&mut dedicated.start(Role::Client, "call", &words("7")));
 }
 
 #[test]
-fn a_server_without_a_certificate_of_the_authority_does_not_even_see_the_challenge() {
+fn a_server_without_a_trusted_certificate_never_receives_the_challenge() {
     if !tools::have(&["python3"]) {
         return;
     }
@@ -158,7 +157,7 @@ fn a_server_without_a_certificate_of_the_authority_does_not_even_see_the_challen
 }
 
 #[test]
-fn a_certificate_for_one_server_lets_no_other_in() {
+fn a_certificate_for_one_server_id_admits_no_other() {
     if !tools::have(&["python3"]) {
         return;
     }
@@ -186,7 +185,7 @@ async fn echo(endpoint: Endpoint<Raw>) {
     }
 }
 
-/// Waits in a place where waiting harms nobody.
+/// Waits where a wait does not affect the test.
 async fn report_of(mut endpoint: Proc) -> Value {
     tokio::task::spawn_blocking(move || report(&mut endpoint)).await.unwrap()
 }
@@ -234,7 +233,7 @@ async fn our_library_and_python_endpoints_dial_each_other() {
 }
 
 #[test]
-fn a_client_that_only_waits_inside_tls_is_dialled_too() {
+fn a_silent_client_inside_tls_can_be_dialled() {
     if !tools::have(&["python3"]) {
         return;
     }
@@ -248,7 +247,7 @@ fn a_client_that_only_waits_inside_tls_is_dialled_too() {
 }
 
 #[test]
-fn python_endpoints_talk_over_websocket() {
+fn python_endpoints_exchange_data_over_websocket() {
     if !tools::have(&["python3"]) {
         return;
     }
@@ -259,7 +258,7 @@ fn python_endpoints_talk_over_websocket() {
 }
 
 #[test]
-fn python_endpoints_talk_over_websocket_inside_tls() {
+fn python_endpoints_exchange_data_over_websocket_inside_tls() {
     if !tools::have(&["python3"]) {
         return;
     }
@@ -280,7 +279,7 @@ fn deaf(gateway: &Gateway, options: &[&str]) -> Proc {
 }
 
 #[test]
-fn who_does_not_read_inside_tls_or_over_websocket_loses_its_own_id_alone() {
+fn a_non_reading_endpoint_over_tls_or_websocket_loses_only_its_own_virtual_connection() {
     if !tools::have(&["python3"]) {
         return;
     }
@@ -297,7 +296,7 @@ fn who_does_not_read_inside_tls_or_over_websocket_loses_its_own_id_alone() {
 }
 
 #[test]
-fn a_python_endpoint_lives_by_its_pings_alone() {
+fn a_python_endpoint_stays_connected_by_pings_only() {
     if !tools::have(&["python3"]) {
         return;
     }
@@ -307,11 +306,11 @@ fn a_python_endpoint_lives_by_its_pings_alone() {
     mute.expect("end", RUN, |line| line.contains("\"ended\"").then_some(()));
     let mut server = super::endpoint::Endpoint::server(&gateway, SERVER);
     server.answers = true;
-    // It came first, and has said nothing since but what it was asked for.
+    // It connected first, and has sent nothing but answers since.
     let conn = server.dial(1);
     let message = super::endpoint::data(conn, b"are you there?");
-    server.say(&message);
-    server.hears(&[message]);
+    server.send(&message);
+    server.expect_frames(&[message]);
     server.dial_in_vain(2);
     drop(answering);
 }

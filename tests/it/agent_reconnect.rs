@@ -1,16 +1,16 @@
-//! Agents that outlive their servers and networks: they wait, and come back.
+//! Agents that wait for their server and reconnect after restarts and address changes.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::house::House;
 use crate::lab::Net;
 use crate::proc::{Proc, Stdout};
+use crate::test_server::TestServer;
 use crate::tools;
 
-/// Far longer than the waits between attempts, and shorter than it takes to notice a dead connection by its silence alone.
+/// Longer than the back-off between attempts, and shorter than the detection of a dead connection by silence.
 const UP: Duration = Duration::from_secs(30);
 /// An id that access keys admit to.
 const ID: &str = "2147483777";
@@ -48,7 +48,7 @@ fn ticket(listener: &Proc) -> String {
     listener.expect("ticket", UP, |line| line.trim_start().strip_prefix("agent connect ").map(str::to_owned))
 }
 
-/// What comes back for a word through the gateway.
+/// The echo of a line sent through the gateway.
 fn word_through(gateway: &str) -> String {
     let mut connect = agent(here(), &["connect", "--gateway", gateway, "--id", ID], None);
     let (mut stdin, mut stdout) = connect.take_pipes();
@@ -62,16 +62,16 @@ fn word_through(gateway: &str) -> String {
 }
 
 #[test]
-fn a_service_and_a_listener_that_begin_before_their_server_wait_for_it() {
-    let mut house = House::on_loopback("");
-    let (server, key) = (house.address.to_string(), house.key());
-    house.stop();
+fn a_service_and_a_listener_wait_for_a_server_that_starts_later() {
+    let mut test_server = TestServer::on_loopback("");
+    let (server, key) = (test_server.address.to_string(), test_server.key());
+    test_server.stop();
     let to = echo().to_string();
     let serve = agent(here(), &["serve", "--gateway", &server, "--id", ID, "--to", &to], Some(&key));
     let mut listener = agent(here(), &["listen", "--server", &server], None);
     says(&serve, "Waiting  ");
     says(&listener, "Waiting  ");
-    house.begin();
+    test_server.begin();
     says(&serve, "Serving  ");
     assert_eq!(word_through(&server), "word", "{}", serve.printed());
     let mut connector = agent(here(), &["connect", &ticket(&listener)], None);
@@ -80,11 +80,11 @@ fn a_service_and_a_listener_that_begin_before_their_server_wait_for_it() {
     connector.succeed(UP);
 }
 
-/// The kernel of a stopped process goes on answering for it.
+/// The kernel still answers for a stopped process.
 #[test]
-fn an_id_is_waited_for_while_its_server_lives_and_taken_when_it_is_frozen() {
-    let house = House::on_loopback("");
-    let (server, key, to) = (house.address.to_string(), house.key(), echo().to_string());
+fn a_service_waits_for_an_id_in_use_and_takes_it_from_a_frozen_server() {
+    let test_server = TestServer::on_loopback("");
+    let (server, key, to) = (test_server.address.to_string(), test_server.key(), echo().to_string());
     let serve = || agent(here(), &["serve", "--gateway", &server, "--id", ID, "--to", &to], Some(&key));
     let before = serve();
     says(&before, "Serving  ");
@@ -99,15 +99,15 @@ fn an_id_is_waited_for_while_its_server_lives_and_taken_when_it_is_frozen() {
     assert_eq!(word_through(&server), "word", "{}", after.printed());
 }
 
-/// Its old connection dies without a word: nothing of it arrives any more, on either side.
+/// Its old connection dies silently: no packet of it arrives on either side.
 #[test]
-fn a_service_and_a_listener_follow_their_hosts_address() {
+fn a_service_and_a_listener_survive_an_address_change() {
     if !tools::have_laboratory() {
         return;
     }
     let net = Net::new();
-    let house = House::on(&net.island(10));
-    let (server, key) = (house.address.to_string(), house.key());
+    let test_server = TestServer::on(&net.island(10));
+    let (server, key) = (test_server.address.to_string(), test_server.key());
     let (host, other) = (net.public(21), net.public(22));
     let inside = || host.command(env!("CARGO_BIN_EXE_agent"));
     let to = host.inside(echo).to_string();

@@ -1,4 +1,4 @@
-//! A client of the signalling server that says and hears JSON, over WebSocket or UDP.
+//! A client of the signalling server that sends and receives JSON over WebSocket or UDP.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -20,13 +20,13 @@ enum Line {
 }
 
 /// One client.
-pub(crate) struct Signaler {
+pub(crate) struct SignalingClient {
     line: Line,
     next_mid: i64,
     heard: VecDeque<Value>,
 }
 
-impl Signaler {
+impl SignalingClient {
     /// Opens a WebSocket from `ip`.
     pub(crate) fn web(ip: Ipv4Addr, server: SocketAddr) -> Self {
         let stream = connect(ip, server).unwrap_or_else(|error| panic!("{server}: {error}"));
@@ -46,7 +46,7 @@ impl Signaler {
     }
 
     /// Sends a message as it stands.
-    pub(crate) fn say(&mut self, message: &Value) {
+    pub(crate) fn send(&mut self, message: &Value) {
         match &mut self.line {
             Line::Web(socket) => socket.send(Message::text(message.to_string())).unwrap(),
             Line::Udp(socket) => {
@@ -56,17 +56,17 @@ impl Signaler {
     }
 
     /// Sends a request under a `mid` of its own and returns the answer, whatever its code.
-    pub(crate) fn ask(&mut self, mut request: Value) -> Value {
+    pub(crate) fn request(&mut self, mut request: Value) -> Value {
         self.next_mid += 1;
         let mid = self.next_mid;
         request["mid"] = json!(mid);
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
-            self.say(&request);
+            self.send(&request);
             // What was sent by WebSocket is not lost.
             let wait = if matches!(self.line, Line::Udp(_)) { REPEAT } else { PATIENCE };
             let answer =
-                self.hear_within(wait, |message| message["mid"] == mid && message.get("code").is_some());
+                self.receive_within(wait, |message| message["mid"] == mid && message.get("code").is_some());
             if let Some(answer) = answer {
                 return answer;
             }
@@ -76,17 +76,21 @@ impl Signaler {
 
     /// Registers with `params` and returns the tag.
     pub(crate) fn register(&mut self, params: &Value) -> String {
-        let welcome = self.ask(json!({"t": 1, "params": params}));
+        let welcome = self.request(json!({"t": 1, "params": params}));
         welcome["extra"]["tag"].as_str().unwrap_or_else(|| panic!("{welcome}")).to_owned()
     }
 
-    /// The first message, heard before or yet to come, that `pick` takes; those before it are kept.
-    pub(crate) fn hear(&mut self, pick: impl Fn(&Value) -> bool) -> Value {
-        self.hear_within(PATIENCE, pick).unwrap_or_else(|| panic!("not heard, but {:?}", self.heard))
+    /// The first message, received or yet to come, that `pick` accepts; those before it are kept.
+    pub(crate) fn receive(&mut self, pick: impl Fn(&Value) -> bool) -> Value {
+        self.receive_within(PATIENCE, pick).unwrap_or_else(|| panic!("not heard, but {:?}", self.heard))
     }
 
     /// The same, with a time of its own; `None` at its end, and at the end of the line.
-    pub(crate) fn hear_within(&mut self, within: Duration, pick: impl Fn(&Value) -> bool) -> Option<Value> {
+    pub(crate) fn receive_within(
+        &mut self,
+        within: Duration,
+        pick: impl Fn(&Value) -> bool,
+    ) -> Option<Value> {
         if let Some(index) = self.heard.iter().position(&pick) {
             return self.heard.remove(index);
         }

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""A plain client of document 000: JSON over UDP, standard library only, no field of ginnel's own.
+"""A plain client of signalling (S0): JSON over UDP, standard library only, no field of ginnel's own.
 
-    doc000.py --server IP:PORT listen         registers and waits to be called
-    doc000.py --server IP:PORT call TAG       calls TAG, or the first one of the list: call first
+    plain_client.py --server IP:PORT listen         registers and waits to be called
+    plain_client.py --server IP:PORT call TAG       calls TAG, or the first one of the list: call first
 
 Two UDP sockets as in S0-28 to S0-30: `main` registers, heartbeats, lists and is notified; `hole` calls, answers the
 notification and punches. Once punched, both sides send 100 numbered datagrams through the hole until all are
@@ -39,7 +39,7 @@ class Client:
         self.patience, self.tries_until = patience, None
         self.port = None          # our TCP port
         self.streams = []         # where the peer's may be reached, the likeliest first
-        self.extras = {}          # what we tell the peer beyond document 000
+        self.extras = {}          # extension fields for the peer
         self.inner = inner        # whether the server shall tell of our inner address, and we look at the peer's
         self.laddrs = []
         self.silence = silence    # how long the hole is kept open by 102 alone before anything else passes
