@@ -7,7 +7,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use ginnel::Now;
 use ginnel::internals::load::histogram::Histogram;
 use ginnel::internals::net::time;
-use ginnel::internals::signaling::{Config, Conn, Door, Hub, Limits, Output, Rate};
+use ginnel::internals::signaling::{Config, ConnId, Hub, Limits, Output, Rate, ServerPort};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::hint::black_box;
@@ -58,7 +58,7 @@ impl Machine {
 
     fn open(&mut self, now: Now, client: usize) {
         if self.line == Line::Web {
-            self.hub.handle_web_opened(now, Conn(client as u64), address(client).ip());
+            self.hub.handle_websocket_opened(now, ConnId(client as u64), address(client).ip());
         }
     }
 
@@ -66,9 +66,9 @@ impl Machine {
         match self.line {
             Line::Udp => {
                 let local = Some(IpAddr::from(Ipv4Addr::new(198, 41, 0, 4)));
-                self.hub.handle_datagram(now, Door::Main, address(client), local, text.as_bytes());
+                self.hub.handle_datagram(now, ServerPort::Main, address(client), local, text.as_bytes());
             }
-            Line::Web => self.hub.handle_web_text(now, Conn(client as u64), text),
+            Line::Web => self.hub.handle_websocket_text(now, ConnId(client as u64), text),
         }
     }
 

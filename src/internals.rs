@@ -42,7 +42,7 @@ pub mod net {
 
 pub mod signaling {
     pub use crate::signaling::{
-        Address, Config, Conn, Door, Hub, Limits, NotifyFrom, Output, Rate, Shard, Word,
+        Config, ConnId, Destination, Hub, HubMessage, Limits, NodeId, NotifyFrom, Output, Rate, ServerPort,
     };
     pub mod wire {
         pub use crate::signaling::wire::*;

@@ -14,7 +14,7 @@ mod quiet;
 use bus::Lines;
 use ginnel::Now;
 use ginnel::internals::net::time;
-use ginnel::internals::signaling::{Config, Conn, Hub, NotifyFrom, Output, Rate};
+use ginnel::internals::signaling::{Config, ConnId, Hub, NotifyFrom, Output, Rate};
 use ginnel::internals::turn_server::auth::RevocationList;
 use model::Model;
 use rand_chacha::ChaCha20Rng;
@@ -195,11 +195,11 @@ impl World {
                         self.now.unix,
                     );
                 }
-                Output::Word { to, word } => self.post(hub, &to, word),
+                Output::Publish { to, message } => self.post(hub, &to, message),
                 Output::Close { conn } | Output::Refuse { conn, .. } => {
                     self.webs.retain(|_, open| *open != conn.0);
                     self.model.forget(conn.0);
-                    self.hubs[hub].handle_web_closed(self.now, Conn(conn.0));
+                    self.hubs[hub].handle_websocket_closed(self.now, ConnId(conn.0));
                 }
             }
         }
@@ -210,7 +210,7 @@ impl World {
     }
 
     fn check(&self) {
-        assert!(self.sum(Hub::clients) <= TAGS && self.sum(Hub::acts) <= CALLS, "a table keeps its cap");
+        assert!(self.sum(Hub::clients) <= TAGS && self.sum(Hub::calls) <= CALLS, "a table keeps its cap");
         let is_ahead = |hub: &Hub| hub.poll_timeout().is_none_or(|at| at > self.now.mono);
         assert!(self.hubs.iter().all(is_ahead), "nothing is overdue");
         if self.is_patient && self.lines.is_empty() {

@@ -11,7 +11,9 @@ use super::session::{self, Failure, Session, SessionConfig};
 use super::signaling_client::{SignalingClient, SignalingError};
 use super::tunnel::{Probe, Tunnel};
 use crate::net::time;
-use crate::signaling::wire::{self, Answer, Ask, Code, Ice, Nat, Request, Tag, Token};
+use crate::signaling::wire::{
+    self, ErrorCode, IceDescription, NatType, Request, RequestBody, ResponseBody, Tag, Token,
+};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,7 +39,7 @@ pub(super) enum Signal {
     /// The server asks: 52, 53, 54 or 55.
     Request(Box<Request>),
     /// The call cannot go on.
-    Failed(Code),
+    Failed(ErrorCode),
     /// Nothing will come any more.
     LineCut,
 }
@@ -59,9 +61,9 @@ pub(super) enum CallFailure {
     /// As the session says.
     Session(Failure),
     /// The server said no.
-    Refused(Code, String),
+    Refused(ErrorCode, String),
     /// The other side would not be called, or the call could not go on.
-    Declined(Code),
+    Declined(ErrorCode),
     /// The other side's answer was made by somebody without the ticket, or for another call.
     Impostor,
     /// The signalling line was cut before there was a path.
@@ -74,7 +76,7 @@ pub(super) enum CallRequest {
     /// This side calls `callee`.
     Dial { tag: Tag, callee: Tag },
     /// This side was called.
-    Answer { mid: Option<i64>, token: Token, offer: Box<Ice> },
+    Answer { mid: Option<i64>, token: Token, offer: Box<IceDescription> },
 }
 
 /// Both ends of a queue.
@@ -85,7 +87,7 @@ pub(super) struct CallResources {
     pub(super) tunnel: Arc<Tunnel>,
     probes: mpsc::Receiver<(CandidatePath, Probe)>,
     events: Channel<(CandidatePath, IceEvent)>,
-    nat: Channel<Nat>,
+    nat: Channel<NatType>,
     blocked: watch::Sender<Option<bool>>,
     server: SocketAddr,
     lanes: [Option<IceAgent>; 2],
@@ -229,7 +231,7 @@ impl Call {
     }
 }
 
-type Dialled = JoinHandle<Result<Answer, SignalingError>>;
+type Dialled = JoinHandle<Result<ResponseBody, SignalingError>>;
 
 struct Driver {
     session: Session,
@@ -333,19 +335,19 @@ impl Driver {
                 self.binding.prove(&mut ice);
                 if let Some(CallRequest::Dial { tag, callee }) = self.dial.take() {
                     let link = self.link.clone();
-                    let ask = Ask::Call { tag, rtag: callee, ice };
+                    let ask = RequestBody::Call { tag, rtag: callee, ice };
                     *dialled = Some(tokio::spawn(async move { link.ask(ask).await }));
                 }
             }
             session::Output::Accept(mut ice) => {
                 self.binding.prove(&mut ice);
                 if let Some(CallRequest::Answer { mid, token, .. }) = self.dial.take() {
-                    self.link.answer(mid, Answer::Accepted { token, ice }).await;
+                    self.link.answer(mid, ResponseBody::Accepted { token, ice }).await;
                 }
             }
             session::Output::Trickle { cands, done, nat } => {
                 if let Some(token) = self.token.clone() {
-                    self.link.tell(Ask::Trickle { token, cands, done, nat }).await;
+                    self.link.tell(RequestBody::Trickle { token, cands, done, nat }).await;
                 }
             }
             session::Output::Start { ufrag, pwd } => {
@@ -390,30 +392,30 @@ impl Driver {
 
     async fn take_request(&mut self, now: Instant, request: Request) {
         let answer = match request.body {
-            Ask::Answered { token, mut ice, .. } => {
+            RequestBody::Answered { token, mut ice, .. } => {
                 self.token = Some(token.clone());
                 self.session.handle_token(now);
                 self.take_terms(now, &mut ice);
-                Answer::Noted { token }
+                ResponseBody::Noted { token }
             }
-            Ask::Trickle { token, cands, done, nat } => {
+            RequestBody::Trickle { token, cands, done, nat } => {
                 self.session.handle_trickle(&cands, done, nat);
                 // Without a mid the server does not wait for an answer.
                 if request.mid.is_none() {
                     return;
                 }
-                Answer::Trickled { token }
+                ResponseBody::Trickled { token }
             }
-            Ask::Question { token } => {
+            RequestBody::Question { token } => {
                 let path = self.selector.active().map(|lane| match lane {
-                    CandidatePath::Direct => wire::Path::Direct,
-                    CandidatePath::Relay => wire::Path::Relay,
+                    CandidatePath::Direct => wire::ReportedPath::Direct,
+                    CandidatePath::Relay => wire::ReportedPath::Relay,
                 });
-                Answer::Status { token, punching: self.session.is_punching(now), path }
+                ResponseBody::Status { token, punching: self.session.is_punching(now), path }
             }
-            Ask::End { token, reason } => {
+            RequestBody::End { token, reason } => {
                 self.session.handle_end(reason);
-                Answer::Ended { token }
+                ResponseBody::Ended { token }
             }
             _ => return,
         };
@@ -421,7 +423,7 @@ impl Driver {
     }
 
     /// The server may repeat the answer; only the first counts.
-    fn take_terms(&mut self, now: Instant, ice: &mut Ice) {
+    fn take_terms(&mut self, now: Instant, ice: &mut IceDescription) {
         if self.answered {
             return;
         }
@@ -433,13 +435,13 @@ impl Driver {
         }
     }
 
-    fn take_answer(&mut self, answer: Result<Answer, SignalingError>) {
+    fn take_answer(&mut self, answer: Result<ResponseBody, SignalingError>) {
         match answer {
-            Ok(Answer::Calling { token }) => {
+            Ok(ResponseBody::Calling { token }) => {
                 self.token = Some(token);
                 self.session.handle_token(time::now().mono);
             }
-            Ok(Answer::Failed { code, em, .. }) => {
+            Ok(ResponseBody::Failed { code, em, .. }) => {
                 self.advance(Progress::Failed(CallFailure::Refused(code, em)));
             }
             Ok(_) | Err(_) => self.advance(Progress::Failed(CallFailure::LineCut)),
@@ -505,7 +507,7 @@ impl Driver {
         // A call that was over before its path was measured still has one.
         self.tell_news(time::now().mono + MEASURE_TIME);
         if let Some(token) = self.token.take() {
-            let _ = timeout(GOODBYE_TIME, self.link.ask(Ask::End { token, reason })).await;
+            let _ = timeout(GOODBYE_TIME, self.link.ask(RequestBody::End { token, reason })).await;
         }
         let [direct, relay] = std::mem::take(&mut self.resources.lanes).map(|lane| async move {
             if let Some(lane) = lane {
@@ -516,7 +518,7 @@ impl Driver {
     }
 }
 
-async fn answered(dialled: &mut Option<Dialled>) -> Result<Answer, SignalingError> {
+async fn answered(dialled: &mut Option<Dialled>) -> Result<ResponseBody, SignalingError> {
     match dialled {
         Some(task) => task.await.unwrap_or(Err(SignalingError::Silent)),
         None => std::future::pending().await,

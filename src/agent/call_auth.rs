@@ -8,7 +8,7 @@
 
 use super::pinned_tls::{self, KeyError, Role};
 use super::ticket::Secret;
-use crate::signaling::wire::{Ice, Tag};
+use crate::signaling::wire::{IceDescription, Tag};
 use ring::hmac;
 use std::collections::{HashSet, VecDeque};
 use subtle::ConstantTimeEq;
@@ -83,7 +83,7 @@ impl CallAuth {
     pub(super) fn of_listener(
         secret: &Secret,
         [caller, callee]: [&Tag; 2],
-        offer: &mut Ice,
+        offer: &mut IceDescription,
         ufrag: &str,
     ) -> Option<Self> {
         let binding = Self {
@@ -97,7 +97,7 @@ impl CallAuth {
     }
 
     /// Takes the listener's answer and puts its ICE password into it; says whether it belongs to this call.
-    pub(super) fn take_answer(&mut self, answer: &mut Ice) -> bool {
+    pub(super) fn take_answer(&mut self, answer: &mut IceDescription) -> bool {
         let (Some(ufrag), Some(proof)) = (answer.ufrag.clone(), answer.pwd.take()) else { return false };
         self.listener = ufrag;
         answer.pwd = Some(self.listener_password());
@@ -105,7 +105,7 @@ impl CallAuth {
     }
 
     /// Puts this side's proof into its offer or answer, in the place of the ICE password.
-    pub(super) fn prove(&self, ice: &mut Ice) {
+    pub(super) fn prove(&self, ice: &mut IceDescription) {
         ice.pwd = Some(match self.role {
             Role::Connector => self.offer_proof(),
             Role::Listener => self.answer_proof(),
@@ -193,15 +193,18 @@ mod tests {
         CallAuth::of_connector(&Secret([secret; 16]), [&caller, &callee], ufrag).unwrap()
     }
 
-    fn listener(tags: [&str; 2], offer: &Ice, ufrag: &str) -> Option<(CallAuth, Ice)> {
+    fn listener(tags: [&str; 2], offer: &IceDescription, ufrag: &str) -> Option<(CallAuth, IceDescription)> {
         let ([caller, callee], mut offer) = (tags.map(tag), offer.clone());
         let binding = CallAuth::of_listener(&Secret([1; 16]), [&caller, &callee], &mut offer, ufrag);
         binding.map(|binding| (binding, offer))
     }
 
-    fn terms(binding: &CallAuth, ufrag: &str) -> Ice {
-        let mut ice =
-            Ice { ufrag: Some(ufrag.into()), pwd: Some("an ICE password".into()), ..Ice::default() };
+    fn terms(binding: &CallAuth, ufrag: &str) -> IceDescription {
+        let mut ice = IceDescription {
+            ufrag: Some(ufrag.into()),
+            pwd: Some("an ICE password".into()),
+            ..IceDescription::default()
+        };
         binding.prove(&mut ice);
         ice
     }
@@ -233,8 +236,11 @@ mod tests {
             assert!(!known || listener(tags, &offer, "two").is_none(), "{tags:?}");
         }
         assert!(listener(["c", "l"], &terms(&connector(2, ["c", "l"], "one"), "one"), "two").is_none());
-        assert!(listener(["c", "l"], &Ice { ufrag: Some("other".into()), ..offer.clone() }, "two").is_none());
-        assert!(listener(["c", "l"], &Ice { pwd: None, ..offer }, "two").is_none());
+        assert!(
+            listener(["c", "l"], &IceDescription { ufrag: Some("other".into()), ..offer.clone() }, "two")
+                .is_none()
+        );
+        assert!(listener(["c", "l"], &IceDescription { pwd: None, ..offer }, "two").is_none());
     }
 
     #[test]
@@ -243,7 +249,7 @@ mod tests {
         let (callee, _) = listener(["c", "l"], &terms(&first, "one"), "two").unwrap();
         let answer = terms(&callee, "two");
         assert!(!second.take_answer(&mut answer.clone()));
-        assert!(!first.take_answer(&mut Ice { ufrag: Some("three".into()), ..answer.clone() }));
+        assert!(!first.take_answer(&mut IceDescription { ufrag: Some("three".into()), ..answer.clone() }));
         assert!(first.take_answer(&mut answer.clone()));
         let keys = [first.initial_key(), second.initial_key()].map(|key| hmac::sign(&key.0, b"cid"));
         assert_ne!(keys[0].as_ref(), keys[1].as_ref());

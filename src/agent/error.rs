@@ -3,7 +3,7 @@
 use super::call::CallFailure;
 use super::session::{Failure, Tried};
 use super::signaling_client::SignalingError;
-use crate::signaling::wire::Code;
+use crate::signaling::wire::ErrorCode;
 
 /// Where between two agents something went wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,10 +116,10 @@ impl Error {
 
     pub(super) fn from_link(server: &str, error: &SignalingError) -> Self {
         let problem = match error {
-            SignalingError::Refused { code: Code::NotAllowed, .. } => {
+            SignalingError::Refused { code: ErrorCode::NotAllowed, .. } => {
                 return Self::Refused(Refusal::Key);
             }
-            SignalingError::Refused { code: code @ (Code::Replaced | Code::Revoked), .. } => {
+            SignalingError::Refused { code: code @ (ErrorCode::Replaced | ErrorCode::Revoked), .. } => {
                 return Self::from_loss(*code);
             }
             SignalingError::Refused { text, .. } => return Self::Refused(Refusal::Told(text.clone())),
@@ -134,8 +134,8 @@ impl Error {
     }
 
     /// Says why this side's tag is not its any more.
-    pub(super) fn from_loss(code: Code) -> Self {
-        if code == Code::Revoked { Self::Revoked } else { Self::Replaced }
+    pub(super) fn from_loss(code: ErrorCode) -> Self {
+        if code == ErrorCode::Revoked { Self::Revoked } else { Self::Replaced }
     }
 
     pub(super) fn from_call(failure: CallFailure) -> Self {
@@ -148,13 +148,15 @@ impl Error {
                 Self::Refused(Refusal::Told("the other side speaks no ICE".to_owned()))
             }
             CallFailure::Session(Failure::NoPath(tried)) => Self::NoPath(tried),
-            CallFailure::Refused(Code::NotOnline | Code::NoAnswer, _) => Self::Offline,
-            CallFailure::Refused(code @ (Code::Replaced | Code::Revoked), _) => Self::from_loss(code),
+            CallFailure::Refused(ErrorCode::NotOnline | ErrorCode::NoAnswer, _) => Self::Offline,
+            CallFailure::Refused(code @ (ErrorCode::Replaced | ErrorCode::Revoked), _) => {
+                Self::from_loss(code)
+            }
             CallFailure::Refused(_, text) => Self::Refused(Refusal::Told(text)),
-            CallFailure::Declined(Code::TooMany) => Self::Refused(Refusal::Busy),
-            CallFailure::Declined(Code::NotOnline | Code::NoAnswer) => Self::Offline,
-            CallFailure::Declined(Code::NotAllowed) => Self::Refused(Refusal::Ticket),
-            CallFailure::Declined(code @ (Code::Replaced | Code::Revoked)) => Self::from_loss(code),
+            CallFailure::Declined(ErrorCode::TooMany) => Self::Refused(Refusal::Busy),
+            CallFailure::Declined(ErrorCode::NotOnline | ErrorCode::NoAnswer) => Self::Offline,
+            CallFailure::Declined(ErrorCode::NotAllowed) => Self::Refused(Refusal::Ticket),
+            CallFailure::Declined(code @ (ErrorCode::Replaced | ErrorCode::Revoked)) => Self::from_loss(code),
             CallFailure::Declined(code) => Self::Refused(Refusal::Told(code.text().to_owned())),
             CallFailure::Impostor => Self::Handshake("its answer was not made for this call".to_owned()),
             CallFailure::LineCut => Self::TimedOut(Stage::Server),

@@ -16,7 +16,7 @@ use super::ticket::Ticket;
 use crate::limits::Backoff;
 use crate::net::roaming::Roaming;
 use crate::net::time;
-use crate::signaling::wire::{Answer, Ask, Code, Ice, Request, Tag, Token};
+use crate::signaling::wire::{ErrorCode, IceDescription, Request, RequestBody, ResponseBody, Tag, Token};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::collections::HashMap;
@@ -230,11 +230,13 @@ impl ListenerTask {
 
     async fn take_request(&mut self, request: Request) {
         let token = match &request.body {
-            Ask::Notify { token, ltag, ice, .. } => {
+            RequestBody::Notify { token, ltag, ice, .. } => {
                 let (token, caller, ice) = (token.clone(), ltag.clone(), ice.clone());
                 return self.take_call(request.mid, token, caller, ice).await;
             }
-            Ask::Question { token } | Ask::Trickle { token, .. } | Ask::End { token, .. } => token.clone(),
+            RequestBody::Question { token }
+            | RequestBody::Trickle { token, .. }
+            | RequestBody::End { token, .. } => token.clone(),
             _ => return,
         };
         match self.calls.get(&token) {
@@ -242,16 +244,16 @@ impl ListenerTask {
             Some(call) if !call.is_closed() => {
                 let _ = call.try_send(Signal::Request(Box::new(request)));
             }
-            _ => self.refuse((request.body.t(), request.mid), token, Code::BadToken).await,
+            _ => self.refuse((request.body.t(), request.mid), token, ErrorCode::BadToken).await,
         }
     }
 
-    async fn refuse(&self, (t, mid): (i64, Option<i64>), token: Token, code: Code) {
-        let refusal = Answer::Failed { t, token: Some(token), code, em: code.text().to_owned() };
+    async fn refuse(&self, (t, mid): (i64, Option<i64>), token: Token, code: ErrorCode) {
+        let refusal = ResponseBody::Failed { t, token: Some(token), code, em: code.text().to_owned() };
         self.line.link.answer(mid, refusal).await;
     }
 
-    async fn take_call(&mut self, mid: Option<i64>, token: Token, caller: Tag, mut offer: Ice) {
+    async fn take_call(&mut self, mid: Option<i64>, token: Token, caller: Tag, mut offer: IceDescription) {
         self.calls.retain(|_, call| !call.is_closed());
         if self.calls.contains_key(&token) {
             return;
@@ -259,12 +261,12 @@ impl ListenerTask {
         let ufrag = connect::ufrag();
         let tags = [&caller, &self.line.welcome.tag];
         let binding = match CallAuth::of_listener(&self.ticket.secret, tags, &mut offer, &ufrag) {
-            _ if self.closing => Err(Code::TooMany),
-            None => Err(Code::NotAllowed),
-            Some(_) if self.calls.len() >= CALLS => Err(Code::TooMany),
+            _ if self.closing => Err(ErrorCode::TooMany),
+            None => Err(ErrorCode::NotAllowed),
+            Some(_) if self.calls.len() >= CALLS => Err(ErrorCode::TooMany),
             Some(_) if !self.offers.is_new(offer.ufrag.as_deref().unwrap_or_default()) => {
                 tracing::warn!("the server repeated an earlier offer");
-                Err(Code::NotAllowed)
+                Err(ErrorCode::NotAllowed)
             }
             Some(binding) => Ok(binding),
         };

@@ -1,6 +1,6 @@
 //! What a NAT does to ports, told from how two STUN answers to one socket differ. It explains a path; it never forbids one.
 
-use crate::signaling::wire::Nat;
+use crate::signaling::wire::NatType;
 use crate::stun::{Builder, Class, Message, Method, TransactionId, attr};
 use std::net::{IpAddr, SocketAddr};
 
@@ -15,15 +15,15 @@ pub(super) struct Mappings {
 
 /// Names the NAT, from the socket's own port, this machine's addresses and both answers; `None` when they do not tell.
 #[must_use]
-pub(super) fn classify(local_port: u16, local_ips: &[IpAddr], seen: Mappings) -> Option<Nat> {
+pub(super) fn classify(local_port: u16, local_ips: &[IpAddr], seen: Mappings) -> Option<NatType> {
     match (seen.first, seen.second) {
-        (None, None) => Some(Nat::Blocked),
+        (None, None) => Some(NatType::Blocked),
         (Some(mapped), _) | (_, Some(mapped))
             if mapped.port() == local_port && local_ips.contains(&mapped.ip()) =>
         {
-            Some(Nat::Open)
+            Some(NatType::Open)
         }
-        (Some(first), Some(second)) => Some(if first == second { Nat::Easy } else { Nat::Hard }),
+        (Some(first), Some(second)) => Some(if first == second { NatType::Easy } else { NatType::Hard }),
         _ => None,
     }
 }
@@ -57,13 +57,13 @@ mod tests {
     fn two_answers_name_the_nat() {
         let ips = ["10.0.0.5".parse().unwrap()];
         let table = [
-            (at("10.0.0.5:4000"), at("10.0.0.5:4000"), Some(Nat::Open)),
-            (at("10.0.0.5:4000"), None, Some(Nat::Open)),
-            (at("203.0.113.9:4000"), at("203.0.113.9:4000"), Some(Nat::Easy)),
-            (at("203.0.113.9:5000"), at("203.0.113.9:5001"), Some(Nat::Hard)),
-            (at("203.0.113.9:5000"), at("203.0.113.8:5000"), Some(Nat::Hard)),
+            (at("10.0.0.5:4000"), at("10.0.0.5:4000"), Some(NatType::Open)),
+            (at("10.0.0.5:4000"), None, Some(NatType::Open)),
+            (at("203.0.113.9:4000"), at("203.0.113.9:4000"), Some(NatType::Easy)),
+            (at("203.0.113.9:5000"), at("203.0.113.9:5001"), Some(NatType::Hard)),
+            (at("203.0.113.9:5000"), at("203.0.113.8:5000"), Some(NatType::Hard)),
             (at("203.0.113.9:4000"), None, None),
-            (None, None, Some(Nat::Blocked)),
+            (None, None, Some(NatType::Blocked)),
         ];
         for (first, second, expected) in table {
             assert_eq!(classify(4000, &ips, Mappings { first, second }), expected, "{first:?} {second:?}");

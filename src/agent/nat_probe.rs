@@ -1,7 +1,7 @@
 //! Asks the server's two UDP ports, from one socket, what address they see.
 
 use super::nat::{self, Mappings};
-use crate::signaling::wire::Nat;
+use crate::signaling::wire::NatType;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -39,7 +39,7 @@ impl NatProbe {
     }
 
     /// Asks the server's second port too and names the NAT, if the answers tell.
-    pub(super) async fn finish(mut self, second: Option<SocketAddr>) -> Option<Nat> {
+    pub(super) async fn finish(mut self, second: Option<SocketAddr>) -> Option<NatType> {
         if let Some(second) = second.filter(|_| !self.blocked()) {
             self.seen.second = ask(&self.socket, second).await;
         }

@@ -2,7 +2,7 @@
 
 use super::candidate::CandidatePath;
 use super::session::Mode;
-use crate::signaling::wire::Nat;
+use crate::signaling::wire::NatType;
 use std::fmt;
 
 /// What is known of both sides.
@@ -11,9 +11,9 @@ pub(super) struct Observations {
     /// Which paths this side may use.
     pub mode: Mode,
     /// This side's NAT.
-    pub mine: Option<Nat>,
+    pub mine: Option<NatType>,
     /// The other side's NAT.
-    pub theirs: Option<Nat>,
+    pub theirs: Option<NatType>,
     /// The other side has told at least one candidate for the direct lane.
     pub their_direct: bool,
     /// The other side has told all its candidates.
@@ -57,13 +57,16 @@ pub(super) fn of(observed: &Observations) -> Option<RelayReason> {
     let rules = [
         (observed.mode == Mode::RelayOnly, RelayReason::AskedHere),
         (observed.their_done && !observed.their_direct, RelayReason::AskedThere),
-        (observed.mine == Some(Nat::Blocked), RelayReason::BlockedHere),
-        (observed.theirs == Some(Nat::Blocked), RelayReason::BlockedThere),
+        (observed.mine == Some(NatType::Blocked), RelayReason::BlockedHere),
+        (observed.theirs == Some(NatType::Blocked), RelayReason::BlockedThere),
         (observed.lost_direct, RelayReason::Lost),
-        (observed.mine == Some(Nat::Hard) && observed.theirs == Some(Nat::Hard), RelayReason::BothHard),
+        (
+            observed.mine == Some(NatType::Hard) && observed.theirs == Some(NatType::Hard),
+            RelayReason::BothHard,
+        ),
         (!observed.trial_over, RelayReason::Trying),
-        (observed.mine == Some(Nat::Hard), RelayReason::HardHere),
-        (observed.theirs == Some(Nat::Hard), RelayReason::HardThere),
+        (observed.mine == Some(NatType::Hard), RelayReason::HardHere),
+        (observed.theirs == Some(NatType::Hard), RelayReason::HardThere),
     ];
     let relayed = observed.active == Some(CandidatePath::Relay);
     let first =
@@ -94,7 +97,7 @@ mod tests {
 
     #[test]
     fn the_strongest_fact_is_the_reason() {
-        use Nat::{Blocked, Easy, Hard, Open};
+        use NatType::{Blocked, Easy, Hard, Open};
         let observed = |mine, theirs, trial_over| Observations {
             mine,
             theirs,

@@ -7,7 +7,7 @@
 use super::candidate::{self, CandidatePath, Origin, RemoteCandidate};
 use super::pinned_tls::Role;
 use super::relay_reason::{self, Observations, RelayReason};
-use crate::signaling::wire::{Ice, Nat};
+use crate::signaling::wire::{IceDescription, NatType};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -79,9 +79,9 @@ pub(super) struct SessionConfig {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Output {
     /// Call the other side (t = 4) and say this.
-    Call(Ice),
+    Call(IceDescription),
     /// Accept the call (t = -51) and say this.
-    Accept(Ice),
+    Accept(IceDescription),
     /// Say this too (t = 54).
     Trickle {
         /// Candidates found since the last message.
@@ -89,7 +89,7 @@ pub(super) enum Output {
         /// There will be no more.
         done: bool,
         /// What this side's NAT does.
-        nat: Option<Nat>,
+        nat: Option<NatType>,
     },
     /// Begin checks in every lane, with the other side's credentials.
     Start {
@@ -137,9 +137,9 @@ pub struct Tried {
     /// The server's gateway was tried as well.
     pub gateway: bool,
     /// This side's NAT.
-    pub mine: Option<Nat>,
+    pub mine: Option<NatType>,
     /// The other side's NAT.
-    pub theirs: Option<Nat>,
+    pub theirs: Option<NatType>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -235,7 +235,7 @@ impl Session {
     }
 
     /// Takes what the other side says of itself: the connector's call or the listener's answer.
-    pub(super) fn handle_offer(&mut self, now: Instant, ice: Ice) {
+    pub(super) fn handle_offer(&mut self, now: Instant, ice: IceDescription) {
         if self.started || self.stage == Stage::Failed {
             return;
         }
@@ -261,7 +261,7 @@ impl Session {
     }
 
     /// Takes more of the other side's candidates.
-    pub(super) fn handle_trickle(&mut self, cands: &[String], done: bool, nat: Option<Nat>) {
+    pub(super) fn handle_trickle(&mut self, cands: &[String], done: bool, nat: Option<NatType>) {
         self.observed.theirs = nat.or(self.observed.theirs);
         for candidate in cands.iter().filter_map(|text| candidate::read(text)) {
             if self.remote_count >= MAX_REMOTE {
@@ -324,7 +324,7 @@ impl Session {
     }
 
     /// Takes what was found out about this side's NAT.
-    pub(super) fn handle_nat(&mut self, now: Instant, nat: Nat) {
+    pub(super) fn handle_nat(&mut self, now: Instant, nat: NatType) {
         self.observed.mine = Some(nat);
         self.flush_soon(now);
         self.explain();
@@ -410,15 +410,15 @@ impl Session {
         self.outputs.pop_front()
     }
 
-    fn terms(&mut self) -> Ice {
+    fn terms(&mut self) -> IceDescription {
         let cands = self.take_untold();
         self.nat_told |= self.observed.mine.is_some();
-        Ice {
+        IceDescription {
             ufrag: Some(self.setup.ufrag.clone()),
             pwd: Some(self.setup.pwd.clone()),
             cands,
             nat: self.observed.mine,
-            ..Ice::default()
+            ..IceDescription::default()
         }
     }
 

@@ -26,12 +26,12 @@ fn run(session: &mut Session, end: Instant) -> Vec<Output> {
 const HOST: &str = "1 1 udp 2130706431 192.0.2.1 4000 typ host";
 const RELAY: &str = "2 1 udp 16777215 203.0.113.10 50000 typ relay raddr 0.0.0.0 rport 0";
 
-fn offer(cands: &[&str]) -> Ice {
-    Ice {
+fn offer(cands: &[&str]) -> IceDescription {
+    IceDescription {
         ufrag: Some("them".into()),
         pwd: Some("secret".into()),
         cands: cands.iter().map(|text| format!("candidate:{text}")).collect(),
-        ..Ice::default()
+        ..IceDescription::default()
     }
 }
 
@@ -55,11 +55,11 @@ fn a_call_carries_what_was_found_and_trickles_the_rest() {
     assert_eq!((ice.ufrag.as_deref(), ice.nat), (Some("Connector"), None));
 
     session.handle_local(now, CandidatePath::Relay, RELAY);
-    session.handle_nat(now, Nat::Easy);
+    session.handle_nat(now, NatType::Easy);
     assert_eq!(run(&mut session, now + GATHER_TIME), [], "nothing can be said before there is a token");
     session.handle_token(now);
     let cands = vec![format!("candidate:{RELAY} lane relay")];
-    let trickle = Output::Trickle { cands, done: false, nat: Some(Nat::Easy) };
+    let trickle = Output::Trickle { cands, done: false, nat: Some(NatType::Easy) };
     assert_eq!(run(&mut session, now + GATHER_TIME), [trickle]);
 
     session.handle_gathered(now, CandidatePath::Direct);
@@ -72,10 +72,10 @@ fn a_call_carries_what_was_found_and_trickles_the_rest() {
 fn a_listener_accepts_starts_and_trickles() {
     let now = start();
     let mut session = Session::new(setup(Role::Listener));
-    session.handle_nat(now, Nat::Hard);
+    session.handle_nat(now, NatType::Hard);
     session.handle_offer(now, offer(&[HOST]));
     let said = drain(&mut session);
-    assert!(matches!(&said[0], Output::Accept(ice) if ice.nat == Some(Nat::Hard)), "{said:?}");
+    assert!(matches!(&said[0], Output::Accept(ice) if ice.nat == Some(NatType::Hard)), "{said:?}");
     assert_eq!(said[1], Output::Start { ufrag: "them".into(), pwd: "secret".into() });
     assert!(matches!(&said[2], Output::Candidate(c) if c.lane == CandidatePath::Direct), "{said:?}");
     session.handle_local(now, CandidatePath::Direct, HOST);
@@ -126,8 +126,8 @@ fn the_relay_lane_is_paired_only_where_a_relay_takes_part() {
 fn the_path_is_told_with_its_reason_and_again_when_either_changes() {
     let now = start();
     let mut session = trying(setup(Role::Connector), now);
-    session.handle_nat(now, Nat::Hard);
-    session.handle_trickle(&[format!("candidate:{HOST}")], false, Some(Nat::Easy));
+    session.handle_nat(now, NatType::Hard);
+    session.handle_trickle(&[format!("candidate:{HOST}")], false, Some(NatType::Easy));
     drain(&mut session);
     session.handle_active(Some(CandidatePath::Relay));
     assert_eq!(drain(&mut session), [Output::Path(CandidatePath::Relay, Some(RelayReason::Trying))]);
@@ -168,14 +168,14 @@ fn a_search_without_path_fails_in_time_and_says_what_was_tried() {
     let now = start();
     let mut session = trying(setup(Role::Connector), now);
     session.handle_local(now, CandidatePath::Direct, HOST);
-    session.handle_trickle(&[format!("candidate:{RELAY}")], false, Some(Nat::Blocked));
+    session.handle_trickle(&[format!("candidate:{RELAY}")], false, Some(NatType::Blocked));
     let said = run(&mut session, now + PATH_TIME);
     let tried = Tried {
         local: 1,
         remote: 1,
         own_relay: true,
         their_relay: true,
-        theirs: Some(Nat::Blocked),
+        theirs: Some(NatType::Blocked),
         ..Tried::default()
     };
     assert_eq!(said.last(), Some(&Output::Failed(Failure::NoPath(tried))));
@@ -214,7 +214,7 @@ fn an_end_before_a_path_and_an_offer_without_credentials_are_failures() {
     session.handle_end(Some(NO_PATH.into()));
     assert!(matches!(drain(&mut session)[..], [Output::Failed(Failure::NoPath(_))]));
     let mut session = Session::new(setup(Role::Listener));
-    session.handle_offer(now, Ice { ufrag: None, ..offer(&[]) });
+    session.handle_offer(now, IceDescription { ufrag: None, ..offer(&[]) });
     assert_eq!(drain(&mut session), [Output::Failed(Failure::BadOffer)]);
 }
 

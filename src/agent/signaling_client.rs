@@ -2,7 +2,8 @@
 
 use crate::net::{connect, time};
 use crate::signaling::wire::{
-    self, Answer, Ask, Code, IceServer, MAX_EPOCH, MAX_TEXT, Message, Request, Response, Tag, Token,
+    self, ErrorCode, IceServer, MAX_EPOCH, MAX_TEXT, Message, Request, RequestBody, Response, ResponseBody,
+    Tag, Token,
 };
 use futures_util::{SinkExt, StreamExt};
 use std::collections::HashMap;
@@ -36,7 +37,7 @@ pub(super) enum SignalingError {
     #[error("what answers there does not speak WebSocket")]
     Protocol(#[source] Box<tungstenite::Error>),
     #[error("the server said {}: {text}", code.number())]
-    Refused { code: Code, text: String },
+    Refused { code: ErrorCode, text: String },
     #[error("the server does not answer")]
     Silent,
 }
@@ -47,9 +48,9 @@ pub(super) enum ServerEvent {
     /// A request, which wants an answer by [`SignalingClient::answer`].
     Request(Box<Request>),
     /// A call that had been accepted cannot go on (S0-A20).
-    CallFailed { token: Option<Token>, code: Code },
-    /// The tag is a newer session's ([`Code::Replaced`]) or nobody's ([`Code::Revoked`]), and the line ends.
-    Over(Code),
+    CallFailed { token: Option<Token>, code: ErrorCode },
+    /// The tag is a newer session's ([`ErrorCode::Replaced`]) or nobody's ([`ErrorCode::Revoked`]), and the line ends.
+    Over(ErrorCode),
     /// The line is cut; nothing comes any more.
     Closed,
 }
@@ -72,7 +73,7 @@ pub(super) struct SignalingClient {
 
 #[derive(Debug)]
 enum Outgoing {
-    Ask(Ask, Option<oneshot::Sender<Answer>>),
+    Ask(RequestBody, Option<oneshot::Sender<ResponseBody>>),
     Answer(Response),
 }
 
@@ -88,9 +89,9 @@ pub(super) struct Registration {
 }
 
 impl Registration {
-    fn ask(&self) -> Ask {
+    fn ask(&self) -> RequestBody {
         let (key, secret) = (self.key.clone(), self.secret.clone());
-        Ask::Register { key, secret, epoch: self.epoch, proof: None, laddrs: None }
+        RequestBody::Register { key, secret, epoch: self.epoch, proof: None, laddrs: None }
     }
 
     /// Counts on before the same session registers by a new line, so that it is newer than by its old one.
@@ -145,16 +146,16 @@ impl SignalingClient {
     /// Registers, or registers again for fresh credentials.
     pub(super) async fn register(&self, registration: &Registration) -> Result<Registered, SignalingError> {
         match self.ask(registration.ask()).await? {
-            Answer::Registered { tag, ice_servers, stun2, epoch, .. } => {
+            ResponseBody::Registered { tag, ice_servers, stun2, epoch, .. } => {
                 Ok(Registered { tag, ice_servers, stun2, epoch })
             }
-            Answer::Failed { code, em, .. } => Err(SignalingError::Refused { code, text: em }),
+            ResponseBody::Failed { code, em, .. } => Err(SignalingError::Refused { code, text: em }),
             _ => Err(SignalingError::Silent),
         }
     }
 
-    /// Asks the server and waits for its answer, which may be [`Answer::Failed`].
-    pub(super) async fn ask(&self, ask: Ask) -> Result<Answer, SignalingError> {
+    /// Asks the server and waits for its answer, which may be [`ResponseBody::Failed`].
+    pub(super) async fn ask(&self, ask: RequestBody) -> Result<ResponseBody, SignalingError> {
         let (answer, answer_rx) = oneshot::channel();
         self.outgoing.send(Outgoing::Ask(ask, Some(answer))).await.map_err(|_| SignalingError::Silent)?;
         timeout(ANSWER_TIME, answer_rx)
@@ -165,17 +166,17 @@ impl SignalingClient {
 
     /// Says whether the server still answers, and soon.
     pub(super) async fn is_alive(&self, tag: &Tag) -> bool {
-        let asked = self.ask(Ask::Heartbeat { tag: tag.clone() });
+        let asked = self.ask(RequestBody::Heartbeat { tag: tag.clone() });
         matches!(timeout(PROBE_TIME, asked).await, Ok(Ok(_)))
     }
 
     /// Tells the server something whose answer does not matter.
-    pub(super) async fn tell(&self, ask: Ask) {
+    pub(super) async fn tell(&self, ask: RequestBody) {
         let _ = self.outgoing.send(Outgoing::Ask(ask, None)).await;
     }
 
     /// Answers a request of the server's.
-    pub(super) async fn answer(&self, mid: Option<i64>, body: Answer) {
+    pub(super) async fn answer(&self, mid: Option<i64>, body: ResponseBody) {
         let _ = self.outgoing.send(Outgoing::Answer(Response { mid, body })).await;
     }
 }
@@ -184,7 +185,7 @@ impl SignalingClient {
 struct Line {
     socket: WebSocketStream<TcpStream>,
     heard: mpsc::Sender<ServerEvent>,
-    pending: HashMap<i64, oneshot::Sender<Answer>>,
+    pending: HashMap<i64, oneshot::Sender<ResponseBody>>,
     next_mid: i64,
     tag: Option<Tag>,
     /// A heartbeat was sent, and nothing has come since.
@@ -243,13 +244,13 @@ impl Line {
             return Ok(());
         }
         self.unanswered = true;
-        self.ask(Ask::Heartbeat { tag }, None).await
+        self.ask(RequestBody::Heartbeat { tag }, None).await
     }
 
     async fn ask(
         &mut self,
-        body: Ask,
-        answer: Option<oneshot::Sender<Answer>>,
+        body: RequestBody,
+        answer: Option<oneshot::Sender<ResponseBody>>,
     ) -> Result<(), tungstenite::Error> {
         self.pending.retain(|_, answer| !answer.is_closed());
         self.next_mid += 1;
@@ -284,7 +285,7 @@ impl Line {
     }
 
     async fn take_answer(&mut self, response: Response) -> Result<(), tungstenite::Error> {
-        if let Answer::Registered { tag, .. } = &response.body {
+        if let ResponseBody::Registered { tag, .. } = &response.body {
             self.tag = Some(tag.clone());
         }
         let waiting = response.mid.and_then(|mid| self.pending.remove(&mid));
@@ -292,14 +293,14 @@ impl Line {
             (Some(waiting), body) => {
                 let _ = waiting.send(body);
             }
-            (None, Answer::Failed { t: 4, token, code, .. }) => {
+            (None, ResponseBody::Failed { t: 4, token, code, .. }) => {
                 let _ = self.heard.send(ServerEvent::CallFailed { token, code }).await;
             }
-            (None, Answer::Failed { code: code @ (Code::Replaced | Code::Revoked), .. }) => {
+            (None, ResponseBody::Failed { code: code @ (ErrorCode::Replaced | ErrorCode::Revoked), .. }) => {
                 let _ = self.heard.send(ServerEvent::Over(code)).await;
             }
             // The tag is gone, and with it everything this line is for.
-            (None, Answer::Failed { t: 2, code: Code::UnknownTag, .. }) => {
+            (None, ResponseBody::Failed { t: 2, code: ErrorCode::UnknownTag, .. }) => {
                 return Err(tungstenite::Error::ConnectionClosed);
             }
             (None, _) => {}

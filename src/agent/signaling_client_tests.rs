@@ -3,7 +3,7 @@
 use super::*;
 use crate::agent::call_auth::CallAuth;
 use crate::agent::{Agent, Config, Error, Secret, ServerName, Ticket};
-use crate::signaling::wire::Ice;
+use crate::signaling::wire::IceDescription;
 use std::net::Ipv4Addr;
 use tokio::net::TcpListener;
 use tokio_tungstenite::accept_async;
@@ -31,23 +31,23 @@ impl Script {
         }
     }
 
-    async fn answer(&mut self, mid: Option<i64>, body: Answer) {
+    async fn answer(&mut self, mid: Option<i64>, body: ResponseBody) {
         self.say(Message::Response(Response { mid, body })).await;
     }
 
-    async fn ask(&mut self, mid: i64, body: Ask) {
+    async fn ask(&mut self, mid: i64, body: RequestBody) {
         self.say(Message::Request(Request { mid: Some(mid), body })).await;
     }
 
     /// Accepts a line and gives it `tag`.
-    async fn welcome(listener: &TcpListener, tag: &str) -> (Self, Ask) {
+    async fn welcome(listener: &TcpListener, tag: &str) -> (Self, RequestBody) {
         Self::welcome_as(listener, tag, None).await
     }
 
     /// The same as session number `epoch`.
-    async fn welcome_as(listener: &TcpListener, tag: &str, epoch: Option<i64>) -> (Self, Ask) {
+    async fn welcome_as(listener: &TcpListener, tag: &str, epoch: Option<i64>) -> (Self, RequestBody) {
         let (mut script, request) = Self::accept(listener).await;
-        let registered = Answer::Registered {
+        let registered = ResponseBody::Registered {
             tag: Tag::new(tag).unwrap(),
             ice_servers: vec![],
             stun2: None,
@@ -84,14 +84,21 @@ async fn answers_find_their_questions_and_the_rest_is_heard() {
         let (mut script, registered) = Script::welcome(&listener, "me").await;
         assert_eq!(
             registered,
-            Ask::Register { key: Some("k".into()), secret: None, epoch: None, proof: None, laddrs: None }
+            RequestBody::Register {
+                key: Some("k".into()),
+                secret: None,
+                epoch: None,
+                proof: None,
+                laddrs: None
+            }
         );
         let call = script.hear_request().await;
         let second = script.hear_request().await;
-        script.answer(second.mid, Answer::Ended { token: token() }).await;
-        script.answer(call.mid, Answer::Calling { token: token() }).await;
-        script.ask(7, Ask::Question { token: token() }).await;
-        let late = Answer::Failed { t: 4, token: Some(token()), code: Code::NoAnswer, em: "late".into() };
+        script.answer(second.mid, ResponseBody::Ended { token: token() }).await;
+        script.answer(call.mid, ResponseBody::Calling { token: token() }).await;
+        script.ask(7, RequestBody::Question { token: token() }).await;
+        let late =
+            ResponseBody::Failed { t: 4, token: Some(token()), code: ErrorCode::NoAnswer, em: "late".into() };
         script.answer(call.mid, late).await;
         script.0.send(Frame::text("no message")).await.unwrap();
         script.0.close(None).await.unwrap();
@@ -102,17 +109,24 @@ async fn answers_find_their_questions_and_the_rest_is_heard() {
         let (stream, _) = connect(&[address]).await.unwrap();
         let (link, welcome) = SignalingClient::open(stream, "127.0.0.1", &registration, heard).await.unwrap();
         assert_eq!(welcome.tag.as_str(), "me");
-        let call = Ask::Call { tag: welcome.tag, rtag: Tag::new("you").unwrap(), ice: Ice::default() };
-        let end = Ask::End { token: token(), reason: None };
+        let call = RequestBody::Call {
+            tag: welcome.tag,
+            rtag: Tag::new("you").unwrap(),
+            ice: IceDescription::default(),
+        };
+        let end = RequestBody::End { token: token(), reason: None };
         let (calling, ended) = tokio::join!(link.ask(call), link.ask(end));
-        assert_eq!(calling.unwrap(), Answer::Calling { token: token() });
-        assert_eq!(ended.unwrap(), Answer::Ended { token: token() });
-        let question = Request { mid: Some(7), body: Ask::Question { token: token() } };
+        assert_eq!(calling.unwrap(), ResponseBody::Calling { token: token() });
+        assert_eq!(ended.unwrap(), ResponseBody::Ended { token: token() });
+        let question = Request { mid: Some(7), body: RequestBody::Question { token: token() } };
         assert!(matches!(heard_rx.recv().await, Some(ServerEvent::Request(request)) if *request == question));
         let failed = heard_rx.recv().await;
-        assert!(matches!(failed, Some(ServerEvent::CallFailed { code: Code::NoAnswer, .. })), "{failed:?}");
+        assert!(
+            matches!(failed, Some(ServerEvent::CallFailed { code: ErrorCode::NoAnswer, .. })),
+            "{failed:?}"
+        );
         assert!(matches!(heard_rx.recv().await, Some(ServerEvent::Closed)));
-        assert!(matches!(link.ask(Ask::Open).await, Err(SignalingError::Silent)));
+        assert!(matches!(link.ask(RequestBody::Open).await, Err(SignalingError::Silent)));
     };
     tokio::join!(scripted, agent);
 }
@@ -122,7 +136,7 @@ async fn a_refused_registration_is_told() {
     let (listener, address) = server().await;
     let scripted = async {
         let (mut script, request) = Script::accept(&listener).await;
-        script.say(Message::Response(Response::failure(1, request.mid, Code::NotAllowed))).await;
+        script.say(Message::Response(Response::failure(1, request.mid, ErrorCode::NotAllowed))).await;
     };
     let server = Some(ServerName { host: "127.0.0.1".into(), port: address.port() });
     let agent = Agent::new(Config { server, ..Config::default() });
@@ -138,24 +152,26 @@ async fn a_stranger_who_only_knows_the_tag_is_refused_before_a_socket_is_opened(
     let (listening, (mut script, _)) = tokio::join!(agent.listen(), Script::welcome(&listener, "me"));
     let listening = listening.unwrap();
     let ltag = Tag::new("stranger").unwrap();
-    let offers =
-        [Ice::default(), Ice { ufrag: Some("abcd".into()), pwd: Some("p".repeat(32)), ..Ice::default() }];
+    let offers = [
+        IceDescription::default(),
+        IceDescription { ufrag: Some("abcd".into()), pwd: Some("p".repeat(32)), ..IceDescription::default() },
+    ];
     for (mid, ice) in (1..).zip(offers) {
-        script.ask(mid, Ask::Notify { token: token(), ltag: ltag.clone(), from: None, ice }).await;
-        let refusal = Answer::Failed {
+        script.ask(mid, RequestBody::Notify { token: token(), ltag: ltag.clone(), from: None, ice }).await;
+        let refusal = ResponseBody::Failed {
             t: 51,
             token: Some(token()),
-            code: Code::NotAllowed,
-            em: Code::NotAllowed.text().to_owned(),
+            code: ErrorCode::NotAllowed,
+            em: ErrorCode::NotAllowed.text().to_owned(),
         };
         assert_eq!(script.hear().await, Message::Response(Response { mid: Some(mid), body: refusal }));
     }
-    script.ask(9, Ask::Trickle { token: token(), cands: vec![], done: true, nat: None }).await;
+    script.ask(9, RequestBody::Trickle { token: token(), cands: vec![], done: true, nat: None }).await;
     let heard = script.hear().await;
     assert!(
         matches!(
             &heard,
-            Message::Response(Response { body: Answer::Failed { code: Code::BadToken, .. }, .. })
+            Message::Response(Response { body: ResponseBody::Failed { code: ErrorCode::BadToken, .. }, .. })
         ),
         "{heard:?}"
     );
@@ -167,14 +183,14 @@ fn tag(text: &str) -> Tag {
 }
 
 /// What `caller` offers to the listener `me`.
-fn offer(secret: &Secret, ufrag: &str) -> Ice {
-    let mut ice = Ice { ufrag: Some(ufrag.into()), ..Ice::default() };
+fn offer(secret: &Secret, ufrag: &str) -> IceDescription {
+    let mut ice = IceDescription { ufrag: Some(ufrag.into()), ..IceDescription::default() };
     CallAuth::of_connector(secret, [&tag("caller"), &tag("me")], ufrag).unwrap().prove(&mut ice);
     ice
 }
 
-fn notify(token: &str, caller: &str, ice: Ice) -> Ask {
-    Ask::Notify { token: Token::new(token).unwrap(), ltag: tag(caller), from: None, ice }
+fn notify(token: &str, caller: &str, ice: IceDescription) -> RequestBody {
+    RequestBody::Notify { token: Token::new(token).unwrap(), ltag: tag(caller), from: None, ice }
 }
 
 #[tokio::test]
@@ -190,7 +206,7 @@ async fn an_offer_is_taken_once_and_from_its_maker_alone() {
         (notify("act1", "stranger", first.clone()), false),
         (notify("act2", "caller", first.clone()), true),
         (notify("act3", "caller", first.clone()), false),
-        (notify("act4", "caller", Ice { ufrag: second.ufrag.clone(), ..first }), false),
+        (notify("act4", "caller", IceDescription { ufrag: second.ufrag.clone(), ..first }), false),
         (notify("act5", "caller", second.clone()), true),
         (notify("act6", "caller", second), false),
     ];
@@ -203,8 +219,8 @@ async fn an_offer_is_taken_once_and_from_its_maker_alone() {
             }
         };
         match answer {
-            Answer::Accepted { .. } => assert!(taken, "{mid}"),
-            Answer::Failed { code: Code::NotAllowed, .. } => assert!(!taken, "{mid}"),
+            ResponseBody::Accepted { .. } => assert!(taken, "{mid}"),
+            ResponseBody::Failed { code: ErrorCode::NotAllowed, .. } => assert!(!taken, "{mid}"),
             other => panic!("{mid}: {other:?}"),
         }
     }
@@ -217,7 +233,7 @@ async fn a_connector_takes_no_answer_that_was_made_for_another_call() {
     let secret = Secret([5; 16]);
     let ticket =
         Ticket { host: "127.0.0.1".into(), port: address.port(), tag: "me".into(), secret: secret.clone() };
-    let mut earlier = Ice { ufrag: Some("earlier".into()), ..Ice::default() };
+    let mut earlier = IceDescription { ufrag: Some("earlier".into()), ..IceDescription::default() };
     let tags = [&tag("caller"), &tag("me")];
     CallAuth::of_listener(&secret, tags, &mut offer(&secret, "earlier call"), "earlier")
         .unwrap()
@@ -226,12 +242,12 @@ async fn a_connector_takes_no_answer_that_was_made_for_another_call() {
         let (mut script, _) = Script::welcome(&listener, "caller").await;
         let call = loop {
             let request = script.hear_request().await;
-            if matches!(request.body, Ask::Call { .. }) {
+            if matches!(request.body, RequestBody::Call { .. }) {
                 break request;
             }
         };
-        script.answer(call.mid, Answer::Calling { token: token() }).await;
-        script.ask(7, Ask::Answered { token: token(), from: None, ice: earlier }).await;
+        script.answer(call.mid, ResponseBody::Calling { token: token() }).await;
+        script.ask(7, RequestBody::Answered { token: token(), from: None, ice: earlier }).await;
         while let Some(Ok(_)) = script.0.next().await {}
     };
     let agent = Agent::new(Config::default());
@@ -253,13 +269,14 @@ async fn calls_at_once_are_capped() {
     }
     while accepted + refused < 12 {
         match script.hear().await {
-            Message::Response(Response { body: Answer::Accepted { ice, .. }, .. }) => {
+            Message::Response(Response { body: ResponseBody::Accepted { ice, .. }, .. }) => {
                 assert!(ice.pwd.is_some());
                 accepted += 1;
             }
-            Message::Response(Response { body: Answer::Failed { code: Code::TooMany, .. }, .. }) => {
-                refused += 1
-            }
+            Message::Response(Response {
+                body: ResponseBody::Failed { code: ErrorCode::TooMany, .. },
+                ..
+            }) => refused += 1,
             _ => {}
         }
     }
@@ -268,7 +285,10 @@ async fn calls_at_once_are_capped() {
 }
 
 /// A listener whose first session has the number 41, and what it registered with.
-async fn listening(listener: &TcpListener, address: SocketAddr) -> (crate::agent::Listener, Script, Ask) {
+async fn listening(
+    listener: &TcpListener,
+    address: SocketAddr,
+) -> (crate::agent::Listener, Script, RequestBody) {
     let server = Some(ServerName { host: "127.0.0.1".into(), port: address.port() });
     let agent = Agent::new(Config { server, ..Config::default() });
     let (listening, (script, first)) =
@@ -280,7 +300,7 @@ async fn listening(listener: &TcpListener, address: SocketAddr) -> (crate::agent
 async fn a_listener_shows_a_higher_number_each_time_it_comes_back() {
     let (listener, address) = server().await;
     let (_listening, mut script, first) = listening(&listener, address).await;
-    let Ask::Register { secret, epoch: None, .. } = first else { panic!("{first:?}") };
+    let RequestBody::Register { secret, epoch: None, .. } = first else { panic!("{first:?}") };
     assert!(secret.is_some());
     script.0.close(None).await.unwrap();
     // The answer to the second one is lost, and so the third counts on.
@@ -290,7 +310,7 @@ async fn a_listener_shows_a_higher_number_each_time_it_comes_back() {
     script.0.close(None).await.unwrap();
     let (_script, fourth) = Script::accept(&listener).await;
     for (ask, expected) in [(second.body, 42), (third, 43), (fourth.body, 61)] {
-        let again = Ask::Register {
+        let again = RequestBody::Register {
             key: None,
             secret: secret.clone(),
             epoch: Some(expected),
@@ -302,13 +322,13 @@ async fn a_listener_shows_a_higher_number_each_time_it_comes_back() {
 }
 
 /// A code, and whether an error is the one that it makes.
-type Loss = (Code, fn(&Error) -> bool);
+type Loss = (ErrorCode, fn(&Error) -> bool);
 
 /// The two ways in which a tag is lost for good.
 fn losses() -> [Loss; 2] {
     [
-        (Code::Replaced, |error| matches!(error, Error::Replaced)),
-        (Code::Revoked, |error| matches!(error, Error::Revoked)),
+        (ErrorCode::Replaced, |error| matches!(error, Error::Replaced)),
+        (ErrorCode::Revoked, |error| matches!(error, Error::Revoked)),
     ]
 }
 

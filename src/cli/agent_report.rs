@@ -2,7 +2,7 @@
 
 use super::agent::hint;
 use crate::agent::{Error, PathInfo, Ticket};
-use crate::signaling::wire::Nat;
+use crate::signaling::wire::NatType;
 use serde_json::{Value, json};
 use std::io::{self, Write};
 
@@ -151,11 +151,11 @@ fn code(error: &Error) -> &'static str {
 
 fn tried(error: &Error) -> Option<String> {
     let Error::NoPath(tried) = error else { return None };
-    let nat = |nat: Option<Nat>| match nat {
-        Some(Nat::Open) => "open",
-        Some(Nat::Easy) => "one port for every peer",
-        Some(Nat::Hard) => "changes ports",
-        Some(Nat::Blocked) => "UDP blocked",
+    let nat = |nat: Option<NatType>| match nat {
+        Some(NatType::Open) => "open",
+        Some(NatType::Easy) => "one port for every peer",
+        Some(NatType::Hard) => "changes ports",
+        Some(NatType::Blocked) => "UDP blocked",
         None => "unknown",
     };
     let direct = format!("direct (NAT here: {}, there: {})", nat(tried.mine), nat(tried.theirs));
@@ -184,8 +184,13 @@ mod tests {
         assert_eq!(told(Tried::default()), "nothing");
         let direct = Tried { direct: true, mode: Mode::NoRelay, ..Tried::default() };
         assert_eq!(told(direct), "direct (NAT here: unknown, there: unknown)");
-        let all =
-            Tried { direct: true, own_relay: true, gateway: true, mine: Some(Nat::Hard), ..Tried::default() };
+        let all = Tried {
+            direct: true,
+            own_relay: true,
+            gateway: true,
+            mine: Some(NatType::Hard),
+            ..Tried::default()
+        };
         assert_eq!(
             told(all),
             "direct (NAT here: changes ports, there: unknown), the relay of this side, the gateway"

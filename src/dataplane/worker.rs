@@ -19,7 +19,7 @@ use crate::net::demux::{self, DatagramKind};
 use crate::net::gate::Gate;
 use crate::net::time;
 use crate::net::udp::{BatchSocket, Datagram, Haul, Intake, Role, Route, UdpPort};
-use crate::signaling::{Door, Handle};
+use crate::signaling::{Handle, ServerPort};
 use crate::stun_server::{Discovery, SharedSecrets};
 use crate::turn_server::data::IcmpError;
 use crate::turn_server::machine::{Forward, IpHeader, Output, Relay, RequestAuth, ToClient, ToPeer};
@@ -58,7 +58,7 @@ pub(crate) enum Turn {
 #[derive(Debug)]
 pub(crate) struct DoorSocket {
     pub(crate) port: UdpPort,
-    pub(crate) door: Door,
+    pub(crate) door: ServerPort,
     /// Whether it is at the TLS and DTLS port: signalling answers from the main one and is not heard here.
     pub(crate) is_tls_port: bool,
 }
@@ -371,14 +371,14 @@ impl Worker {
         let tuple = FiveTuple { client: datagram.from, server, transport: Transport::Udp };
         let kind = demux::datagram(datagram.payload);
         match (kind, *door) {
-            (DatagramKind::Dtls, Door::Main) => {
+            (DatagramKind::Dtls, ServerPort::Main) => {
                 let (gate, ends) = (&mut self.gate, (datagram.from, server));
                 let admits = || gate.admits_handshake(now, datagram.from.ip());
                 if !self.legs.dtls.handle_datagram(now, ends, datagram.payload, admits) {
                     self.legs.note_dropped();
                 }
             }
-            (DatagramKind::Signaling, Door::Main)
+            (DatagramKind::Signaling, ServerPort::Main)
                 if self.relay.is_channel_data(now, tuple, datagram.payload) =>
             {
                 self.hear_client(now, tuple, marks(&datagram), datagram.payload, intake);
@@ -388,12 +388,12 @@ impl Worker {
                     self.legs.note_dropped();
                 }
             }
-            (DatagramKind::Stun, Door::Aux) => {
+            (DatagramKind::Stun, ServerPort::Aux) => {
                 if !self.answer_classic_stun(now, tuple, datagram.payload) {
                     self.legs.note_dropped();
                 }
             }
-            (DatagramKind::Stun | DatagramKind::ChannelData, Door::Main) => {
+            (DatagramKind::Stun | DatagramKind::ChannelData, ServerPort::Main) => {
                 self.hear_client(now, tuple, marks(&datagram), datagram.payload, intake);
             }
             _ => self.legs.note_dropped(),

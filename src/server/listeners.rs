@@ -4,7 +4,7 @@ use super::{Config, ServerError};
 use crate::dataplane::worker::DoorSocket;
 use crate::dataplane::worker_pool::Place;
 use crate::net::udp::{Role, UdpPort};
-use crate::signaling::{Door, Sockets};
+use crate::signaling::{ServerPort, Sockets};
 use crate::stun_server::Discovery;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -52,7 +52,7 @@ impl Doors {
         for address in &listen {
             for doors in &mut per_worker {
                 let opened = open_udp(*address, Role::Shared)?;
-                doors.push(DoorSocket { port: opened, door: Door::Main, is_tls_port: false });
+                doors.push(DoorSocket { port: opened, door: ServerPort::Main, is_tls_port: false });
             }
         }
         let aux_port = open_aux(config, &listen, &mut per_worker[0])?;
@@ -80,12 +80,12 @@ impl Doors {
 
     /// Clones the sockets for signalling's sends.
     pub(super) fn sockets(&self) -> io::Result<Sockets> {
-        let of = |door: Door| {
+        let of = |door: ServerPort| {
             let doors =
                 self.per_worker[0].iter().filter(move |socket| socket.door == door && !socket.is_tls_port);
             doors.map(|socket| socket.port.try_clone()).collect::<io::Result<Vec<_>>>()
         };
-        Ok(Sockets { main: of(Door::Main)?, aux: of(Door::Aux)? })
+        Ok(Sockets { main: of(ServerPort::Main)?, aux: of(ServerPort::Aux)? })
     }
 }
 
@@ -111,7 +111,7 @@ fn open_aux(
             .map(|address| {
                 let port = open_udp(SocketAddr::new(address.ip(), number), Role::Single)?;
                 number = port.local_addr().port();
-                Ok(DoorSocket { port, door: Door::Aux, is_tls_port: false })
+                Ok(DoorSocket { port, door: ServerPort::Aux, is_tls_port: false })
             })
             .collect();
         match opened {
@@ -151,7 +151,7 @@ async fn open_tls(
         let address = listener.local_addr()?;
         for doors in per_worker.iter_mut() {
             let port = open_udp(address, Role::Shared)?;
-            doors.push(DoorSocket { port, door: Door::Main, is_tls_port: true });
+            doors.push(DoorSocket { port, door: ServerPort::Main, is_tls_port: true });
         }
     }
     Ok(listeners)

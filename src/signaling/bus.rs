@@ -5,19 +5,19 @@
 //!
 //! | word | inside one process | with NATS |
 //! | --- | --- | --- |
-//! | `Invite` to a tag | the queue of the hub that its last letter names | a request on the tag's subject; *no responders* is 203 at once |
+//! | `ForwardedCall` to a tag | the queue of the hub that its last letter names | a request on the tag's subject; *no responders* is 203 at once |
 //! | `Heard` | the same | never: a client's messages come to the machine that has it |
 //! | `Watch`, `States`, `Unwatch` | presence: get and watch | a watch on the tag's key, which begins with its value |
 //! | `Presence` | presence: set, for those who watch | a put with a time to live, or a delete |
-//! | `Page`, `Paged` | to every hub | a request to all |
+//! | `ListPage`, `Paged` | to every hub | a request to all |
 //! | `Left`, `Dropped`, `Ended`, `Moved`, `Offline`, `Withdrawn`, `Text`, `Close` | to one hub | the subject of one hub |
 
-use super::admission::Realm;
-use super::leg::{Conn, Peer};
-use super::machine::Asker;
-use super::name::TEXT;
-use super::shards::Shard;
-use super::wire::{Ice, Message, Tag};
+use super::access::Realm;
+use super::client_addr::{ClientAddr, ConnId};
+use super::machine::RequestOrigin;
+use super::nodes::NodeId;
+use super::tag_id::TAG_LEN;
+use super::wire::{IceDescription, Message, Tag};
 
 /// Carries words between the hubs of a server, in the order in which one hub sends them to another.
 pub trait Bus {
@@ -26,49 +26,55 @@ pub trait Bus {
     /// # Errors
     /// Gives back what begins something while too much waits there already. Answers, and what follows from a client's end, always
     /// pass: they are no more than what began them.
-    fn publish(&self, tag: &Tag, word: Word) -> Result<(), Word>;
+    fn publish(&self, tag: &Tag, message: HubMessage) -> Result<(), HubMessage>;
 
     /// Sends to one hub.
     ///
     /// # Errors
     /// As [`Bus::publish`].
-    fn send(&self, to: Shard, word: Word) -> Result<(), Word>;
+    fn send(&self, to: NodeId, message: HubMessage) -> Result<(), HubMessage>;
 }
 
 /// To whom a word goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Address {
+pub enum Destination {
     /// The hub that this tag belongs to.
     Tag(Tag),
     /// The hub at this place.
-    Hub(Shard),
+    Hub(NodeId),
 }
 
 /// What one hub says to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Word(pub(super) Said);
+pub struct HubMessage(pub(super) Payload);
 
-impl Word {
+impl HubMessage {
     /// Says whether this begins something; such a word may be refused.
     #[must_use]
     pub fn begins(&self) -> bool {
-        matches!(self.0, Said::Heard(_) | Said::Invite(_) | Said::Watch { .. } | Said::Page { .. })
+        matches!(
+            self.0,
+            Payload::Forwarded(_)
+                | Payload::ForwardedCall(_)
+                | Payload::Watch { .. }
+                | Payload::ListPage { .. }
+        )
     }
 }
 
 /// What a word takes that carries nothing of a client's, in bytes.
 const LEAST: usize = 64;
 
-impl Word {
+impl HubMessage {
     /// Returns about how many bytes it takes while it waits; the same at both ends.
     #[must_use]
     pub fn weight(&self) -> usize {
         LEAST
             + match &self.0 {
-                Said::Heard(heard) => heard.0.size,
-                Said::Invite(invite) => invite.asker.size,
-                Said::Text { text, .. } => text.len(),
-                Said::Watch { wanted, .. } => wanted.len() * LEAST,
+                Payload::Forwarded(heard) => heard.0.size,
+                Payload::ForwardedCall(call) => call.origin.size,
+                Payload::Text { text, .. } => text.len(),
+                Payload::Watch { wanted, .. } => wanted.len() * LEAST,
                 _ => 0,
             }
     }
@@ -76,54 +82,54 @@ impl Word {
 
 /// A call for somebody who belongs to another hub than the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Invite {
-    pub(super) asker: Asker,
+pub(super) struct ForwardedCall {
+    pub(super) origin: RequestOrigin,
     pub(super) mid: Option<i64>,
     pub(super) tag: Tag,
     pub(super) rtag: Tag,
     pub(super) realm: Realm,
-    pub(super) ice: Ice,
+    pub(super) ice: IceDescription,
     /// The inner addresses that the caller has registered with (S1-5).
-    pub(super) inner: Vec<String>,
+    pub(super) local_addresses: Vec<String>,
     /// The caller was shown to be at its address.
     pub(super) proven: bool,
 }
 
 /// A tag of a realm.
-pub(super) type Watchable = (Realm, Tag);
+pub(super) type RealmTag = (Realm, Tag);
 
 /// How tags stand that somebody watches.
-pub(super) type Standing = Vec<(Watchable, bool)>;
+pub(super) type Presence = Vec<(RealmTag, bool)>;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Said {
+pub(super) enum Payload {
     /// A client said this, and it is the other hub's business.
-    Heard(Box<(Asker, Message)>),
-    Invite(Box<Invite>),
+    Forwarded(Box<(RequestOrigin, Message)>),
+    ForwardedCall(Box<ForwardedCall>),
     /// A client's connection has ended; its tag is with the other hub.
     Left {
-        peer: Peer,
+        addr: ClientAddr,
     },
     /// A client has another tag now than the one that is with the other hub.
     Dropped {
-        peer: Peer,
+        addr: ClientAddr,
     },
     /// A UDP client's tag has ended at the sender's.
     Ended {
-        peer: Peer,
-        by: Shard,
+        addr: ClientAddr,
+        by: NodeId,
     },
     /// A client has got a tag that belongs to the sender.
     Moved {
-        peer: Peer,
+        addr: ClientAddr,
         admin: bool,
         realm: Realm,
-        by: Shard,
+        by: NodeId,
     },
     /// A caller's connection has ended.
     Offline {
         tag: Tag,
-        peer: Peer,
+        addr: ClientAddr,
     },
     /// A caller's tag was revoked.
     Withdrawn {
@@ -131,59 +137,59 @@ pub(super) enum Said {
     },
     /// For a WebSocket whose home is the other hub.
     Text {
-        conn: Conn,
+        conn: ConnId,
         text: String,
     },
     Close {
-        conn: Conn,
+        conn: ConnId,
     },
     Watch {
         id: u64,
-        by: Shard,
-        wanted: Vec<Watchable>,
+        by: NodeId,
+        wanted: Vec<RealmTag>,
     },
     States {
         id: u64,
-        by: Shard,
-        standing: Standing,
+        by: NodeId,
+        presence: Presence,
     },
     Unwatch {
-        by: Shard,
-        ended: Vec<Watchable>,
+        by: NodeId,
+        ended: Vec<RealmTag>,
     },
     Presence {
-        standing: Standing,
+        presence: Presence,
     },
-    Page {
+    ListPage {
         id: u64,
-        by: Shard,
-        page: Box<Page>,
+        by: NodeId,
+        page: Box<ListPage>,
     },
     Paged {
         id: u64,
-        by: Shard,
+        by: NodeId,
         tags: Vec<Tag>,
         more: bool,
     },
 }
 
 /// What one tag of a list takes, in bytes of JSON.
-pub(super) const LISTED: usize = TEXT + r#""","#.len();
+pub(super) const LISTED: usize = TAG_LEN + r#""","#.len();
 
 /// A part of the list of who is online.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Page {
+pub(super) struct ListPage {
     pub(super) realm: Realm,
     /// Whose own tag is left out.
     pub(super) own: Tag,
     pub(super) after: Option<Tag>,
     /// Bytes of JSON.
-    pub(super) room: usize,
+    pub(super) max_len: usize,
 }
 
-impl Page {
+impl ListPage {
     /// Returns how many tags fit.
     pub(super) fn most(&self) -> usize {
-        self.room / LISTED
+        self.max_len / LISTED
     }
 }

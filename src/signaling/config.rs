@@ -1,7 +1,7 @@
 //! What an operator may set of signalling; every value has a default that serves.
 
-use super::admission::{AccessKey, IceServers, Jwt, Origins, Realms};
-use super::shards::Shards;
+use super::access::{AccessKey, IceServers, Jwt, Origins, Realms};
+use super::nodes::Nodes;
 use crate::turn_server::auth::RevocationList;
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,7 +43,7 @@ pub struct Config {
 
 impl Config {
     /// Most hubs of a server.
-    pub const MOST_HUBS: usize = Shards::MOST;
+    pub const MOST_HUBS: usize = Nodes::MOST;
 }
 
 impl Default for Config {
@@ -153,13 +153,13 @@ pub struct Limits {
     pub answer_bytes: usize,
     /// Messages of one UDP network, or of one WebSocket; default 200 at once, 50/s on.
     pub per_source: Rate,
-    /// Calls from one tag to one other; default 10 at once, 1/s on.
+    /// CallTable from one tag to one other; default 10 at once, 1/s on.
     pub per_pair: Rate,
     /// Signatures of one network; default 64 at once, 8/s on.
     pub per_proof: Rate,
     /// Bytes of lists to one network, over all hubs; default 2 MiB at once, 256 KiB/s on.
     pub per_list: Rate,
-    /// Calls told to addresses of one IPv4 /24 or IPv6 /48 that have not answered, over all hubs; default 20 at once, 2/s on.
+    /// CallTable told to addresses of one IPv4 /24 or IPv6 /48 that have not answered, over all hubs; default 20 at once, 2/s on.
     pub per_unproven: Rate,
     /// Requests to `/ice` of one network, whatever key they show; default 200 at once, 20/s on.
     pub ice_per_network: Rate,

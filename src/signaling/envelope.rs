@@ -1,6 +1,6 @@
 //! The JSON form under the wire: one object with the fields of S0-31, every text and list with a cap.
 //!
-//! Types carry the limits: a [`Capped`] text or a [`Few`] list that is too long cannot be read. Unknown fields are
+//! Types carry the limits: a [`BoundedString`] text or a [`BoundedVec`] list that is too long cannot be read. Unknown fields are
 //! ignored (S0-A3), `null` counts as absent (S0-35, S0-36), a wrong type is an error (S0-A24).
 
 use super::wire::{IceServer, MAX_KEY, Tag, Token};
@@ -22,11 +22,11 @@ pub(super) struct Envelope {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) code: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) em: Option<Capped<256>>,
+    pub(super) em: Option<BoundedString<256>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) params: Option<Object>,
+    pub(super) params: Option<FieldsObject>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) extra: Option<Object>,
+    pub(super) extra: Option<FieldsObject>,
 }
 
 /// Everything that may stand inside `params` or `extra`.
@@ -42,17 +42,17 @@ pub(super) struct Fields {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) token: Option<Token>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) key: Option<Capped<MAX_KEY>>,
+    pub(super) key: Option<BoundedString<MAX_KEY>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) secret: Option<Capped<128>>,
+    pub(super) secret: Option<BoundedString<128>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) epoch: Option<i64>,
     #[serde(rename = "pub", skip_serializing_if = "Option::is_none")]
-    pub(super) public: Option<Capped<64>>,
+    pub(super) public: Option<BoundedString<64>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) nonce: Option<Capped<64>>,
+    pub(super) nonce: Option<BoundedString<64>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) sig: Option<Capped<128>>,
+    pub(super) sig: Option<BoundedString<128>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) after: Option<Tag>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,57 +66,57 @@ pub(super) struct Fields {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) offline: Option<Vec<Tag>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) ice_servers: Option<Few<IceServer, 16>>,
+    pub(super) ice_servers: Option<BoundedVec<IceServer, 16>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) stun2: Option<Capped<300>>,
+    pub(super) stun2: Option<BoundedString<300>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) host: Option<Capped<64>>,
+    pub(super) host: Option<BoundedString<64>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) port: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) rhost: Option<Capped<64>>,
+    pub(super) rhost: Option<BoundedString<64>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) rport: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) punching: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) path: Option<Capped<16>>,
+    pub(super) path: Option<BoundedString<16>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) reason: Option<Capped<128>>,
+    pub(super) reason: Option<BoundedString<128>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) ufrag: Option<Capped<256>>,
+    pub(super) ufrag: Option<BoundedString<256>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) pwd: Option<Capped<256>>,
+    pub(super) pwd: Option<BoundedString<256>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) role: Option<Capped<16>>,
+    pub(super) role: Option<BoundedString<16>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) nat: Option<NatField>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) addr: Option<Capped<64>>,
+    pub(super) addr: Option<BoundedString<64>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) tport: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) rtport: Option<u16>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) laddrs: Option<Few<Capped<64>, 16>>,
+    pub(super) laddrs: Option<BoundedVec<BoundedString<64>, 16>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) cands: Option<Few<Capped<256>, 32>>,
+    pub(super) cands: Option<BoundedVec<BoundedString<256>, 32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) done: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) sdp: Option<Capped<49_152>>,
+    pub(super) sdp: Option<BoundedString<49_152>>,
 }
 
 /// What peers say of their NAT is a word; what the server says of a client's is yes or no.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(super) enum NatField {
-    Word(Capped<16>),
+    Word(BoundedString<16>),
     Behind(bool),
 }
 
 impl NatField {
-    pub(super) fn word(&self) -> Option<&Capped<16>> {
+    pub(super) fn word(&self) -> Option<&BoundedString<16>> {
         match self {
             Self::Word(word) => Some(word),
             Self::Behind(_) => None,
@@ -126,7 +126,7 @@ impl NatField {
 
 /// What can still be told of a message that has a wrong type somewhere, so that its sender can be answered.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Head {
+pub(super) struct PartialHeader {
     pub(super) t: Option<i64>,
     pub(super) mid: Option<i64>,
     pub(super) answers: bool,
@@ -138,9 +138,9 @@ pub(super) fn read(text: &str) -> Option<Envelope> {
 }
 
 /// Reads what is usable of a JSON object; `None` where the text is no JSON object.
-pub(super) fn read_head(text: &str) -> Option<Head> {
+pub(super) fn read_head(text: &str) -> Option<PartialHeader> {
     let loose = serde_json::from_str::<Map<Loose>>(text).ok()?.0;
-    Some(Head {
+    Some(PartialHeader {
         t: loose.t.number(),
         mid: loose.mid.number(),
         answers: !matches!(loose.code, Value::Absent | Value::Null(()) | Value::Number(0)),
@@ -182,15 +182,15 @@ impl Value {
 
 /// `params` or `extra`; boxed, as most messages have neither or one, and the many fields would be moved about in each.
 #[derive(Debug, Default)]
-pub(super) struct Object(pub(super) Box<Fields>);
+pub(super) struct FieldsObject(pub(super) Box<Fields>);
 
-impl Serialize for Object {
+impl Serialize for FieldsObject {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.0.serialize(serializer)
     }
 }
 
-impl<'de> Deserialize<'de> for Object {
+impl<'de> Deserialize<'de> for FieldsObject {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Map::deserialize(deserializer).map(|map| Self(Box::new(map.0)))
     }
@@ -218,9 +218,9 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Map<T> {
 /// A text of at most `MAX` bytes.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
-pub(super) struct Capped<const MAX: usize>(pub(super) String);
+pub(super) struct BoundedString<const MAX: usize>(pub(super) String);
 
-impl<'de, const MAX: usize> Deserialize<'de> for Capped<MAX> {
+impl<'de, const MAX: usize> Deserialize<'de> for BoundedString<MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         if text.len() > MAX { Err(D::Error::custom("text too long")) } else { Ok(Self(text)) }
@@ -230,9 +230,9 @@ impl<'de, const MAX: usize> Deserialize<'de> for Capped<MAX> {
 /// A list of at most `MAX` entries.
 #[derive(Debug, Serialize)]
 #[serde(transparent)]
-pub(super) struct Few<T, const MAX: usize>(pub(super) Vec<T>);
+pub(super) struct BoundedVec<T, const MAX: usize>(pub(super) Vec<T>);
 
-impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for Few<T, MAX> {
+impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for BoundedVec<T, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let list = Vec::deserialize(deserializer)?;
         if list.len() > MAX { Err(D::Error::custom("list too long")) } else { Ok(Self(list)) }
@@ -253,12 +253,21 @@ mod tests {
     #[test]
     fn the_head_of_a_wrongly_typed_message_is_still_readable() {
         let head = read_head;
-        assert_eq!(head(r#"{"t":"1","mid":5}"#), Some(Head { t: None, mid: Some(5), answers: false }));
-        assert_eq!(head(r#"{"t":1,"mid":1.5}"#), Some(Head { t: Some(1), mid: None, answers: false }));
-        assert_eq!(head(r#"{"t":1,"code":"x"}"#), Some(Head { t: Some(1), mid: None, answers: true }));
+        assert_eq!(
+            head(r#"{"t":"1","mid":5}"#),
+            Some(PartialHeader { t: None, mid: Some(5), answers: false })
+        );
+        assert_eq!(
+            head(r#"{"t":1,"mid":1.5}"#),
+            Some(PartialHeader { t: Some(1), mid: None, answers: false })
+        );
+        assert_eq!(
+            head(r#"{"t":1,"code":"x"}"#),
+            Some(PartialHeader { t: Some(1), mid: None, answers: true })
+        );
         assert_eq!(
             head(r#"{"t":1,"mid":"x","code":0}"#),
-            Some(Head { t: Some(1), mid: None, answers: false })
+            Some(PartialHeader { t: Some(1), mid: None, answers: false })
         );
         assert_eq!(head(r#"{"t":1"#), None);
         assert_eq!(head("[]"), None);

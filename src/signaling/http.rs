@@ -1,11 +1,11 @@
 //! The HTTP hand: `/ws`, and `/ice`, which hands ICE servers to those who show an access key.
 
-use super::admission::{Admitted, Origins, Refusal};
+use super::access::{Admitted, Origins, Refusal};
+use super::client_addr::Network;
 use super::config::{Limits, Rate};
-use super::leg::Network;
-use super::name::{TAG_BYTES, base32};
 use super::rate::{Rates, Verdict};
 use super::service::Shared;
+use super::tag_id::{TAG_BYTES, base32};
 use super::websocket;
 use crate::clock::Now;
 use crate::limits::Limit;

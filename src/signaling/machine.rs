@@ -1,26 +1,28 @@
-//! The hub: takes what clients say on any leg, and says what to send to whom. Pure.
+//! The hub: takes what clients say on any route, and says what to send to whom. Pure.
 //!
 //! Here stand who is heard and what every reply is held to. The rules of t=1, 2, 3 and 60 stand in `presence.rs`, those of t=4
 //! and all that follows in `acts.rs`, what several hubs have to say to each other in `talk.rs`, on the same [`Hub`].
 
-use super::admission::Realm;
-use super::answers::{Answers, Asked};
-use super::bus::{Address, Said, Word};
-use super::calls::{Calls, Outcomes};
+use super::access::Realm;
+use super::bus::{Destination, HubMessage, Payload};
+use super::call_table::{CallOutcomes, CallTable};
+use super::client_addr::{ClientAddr, ClientRoute, ConnId, Network, ServerPort};
 use super::config::{Config, Limits};
-use super::gathers::Gathers;
-use super::identity;
-use super::identity::Challenges;
-use super::leg::{Conn, Door, Leg, Network, Peer};
-use super::presence::Claim;
+use super::nodes::{NodeId, Nodes};
+use super::pending_queries::PendingQueries;
+use super::presence::TagClaim;
 use super::quota::{Full, Quota};
 use super::rate::{Rates, Verdict};
 use super::registry::Registry;
-use super::shards::{Shard, Shards};
+use super::response_cache::{RequestId, ResponseCache};
 use super::subscriptions::Subscriptions;
-use super::texts::Texts;
+use super::tag_ownership;
+use super::tag_ownership::Challenges;
+use super::text_budget::TextBudget;
 use super::watches::Watches;
-use super::wire::{self, Answer, Ask, Code, DecodeError, MAX_DATAGRAM, Message, Request, Response, Tag};
+use super::wire::{
+    self, DecodeError, ErrorCode, MAX_DATAGRAM, Message, Request, RequestBody, Response, ResponseBody, Tag,
+};
 use crate::clock::Now;
 use crate::ids::Pii;
 use crate::limits::Limit;
@@ -40,7 +42,7 @@ pub enum Output {
     /// Send a datagram.
     Datagram {
         /// From which port.
-        door: Door,
+        door: ServerPort,
         /// To whom.
         to: SocketAddr,
         /// From which local address, where it is known.
@@ -51,28 +53,28 @@ pub enum Output {
     /// Send a WebSocket text.
     Text {
         /// To whom.
-        conn: Conn,
+        conn: ConnId,
         /// What.
         text: String,
     },
     /// Close a WebSocket.
     Close {
         /// Whose.
-        conn: Conn,
+        conn: ConnId,
     },
     /// Close a WebSocket that finds no room, and say why.
     Refuse {
         /// Whose.
-        conn: Conn,
+        conn: ConnId,
         /// Which limit is reached.
         limit: Limit,
     },
     /// Say something to another hub. Never with one hub alone.
-    Word {
+    Publish {
         /// To which.
-        to: Address,
+        to: Destination,
         /// What.
-        word: Word,
+        message: HubMessage,
     },
 }
 
@@ -87,30 +89,30 @@ const ACTS_ONCE_ON_WEB: [i64; 1] = [4];
 
 /// Where a message came from, and how long it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Asker {
+pub(super) struct RequestOrigin {
     pub(super) now: Now,
-    pub(super) leg: Leg,
-    pub(super) door: Door,
+    pub(super) route: ClientRoute,
+    pub(super) door: ServerPort,
     pub(super) network: Network,
     pub(super) size: usize,
     /// Whom the request is about, where the same `mid` for somebody else is another request; 0 for nobody.
     pub(super) about: u64,
     /// How long a reply may be by what another hub knows of the client.
-    pub(super) room: usize,
+    pub(super) max_len: usize,
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
-pub(super) enum Origin {
+pub(super) enum RateKey {
     Network(Network),
-    Web(Conn),
+    WebSocket(ConnId),
 }
 
 /// A WebSocket, as its home knows it.
 #[derive(Debug)]
-pub(super) struct Web {
+pub(super) struct WebSocketClient {
     pub(super) network: Network,
     /// The hub that its tag belongs to, once it has one.
-    pub(super) tag_at: Option<Shard>,
+    pub(super) tag_at: Option<NodeId>,
     pub(super) admin: bool,
     pub(super) realm: Realm,
 }
@@ -119,24 +121,24 @@ pub(super) struct Web {
 #[derive(Debug)]
 pub struct Hub {
     pub(super) config: Config,
-    pub(super) shards: Shards,
+    pub(super) nodes: Nodes,
     pub(super) rng: ChaCha20Rng,
     pub(super) token_key: hmac::Key,
     pub(super) registry: Registry,
-    pub(super) calls: Calls,
+    pub(super) calls: CallTable,
     pub(super) watches: Watches,
     pub(super) subscriptions: Subscriptions,
-    pub(super) gathers: Gathers,
-    pub(super) answers: Answers,
+    pub(super) queries: PendingQueries,
+    pub(super) responses: ResponseCache,
     pub(super) challenges: Challenges,
     pub(super) proofs: Rates<Network>,
-    pub(super) sources: Rates<Origin>,
+    pub(super) sources: Rates<RateKey>,
     pub(super) pairs: Rates<(Tag, Tag)>,
     pub(super) shared: SharedRates,
     pub(super) connections: Arc<Quota>,
-    pub(super) webs: HashMap<Conn, Web>,
+    pub(super) websockets: HashMap<ConnId, WebSocketClient>,
     /// UDP clients of this home whose tag belongs to another hub.
-    pub(super) away: HashMap<Peer, Shard>,
+    pub(super) away: HashMap<ClientAddr, NodeId>,
     pub(super) outputs: VecDeque<Output>,
 }
 
@@ -174,7 +176,7 @@ struct Common {
     tags: Arc<Quota>,
     connections: Arc<Quota>,
     calls: Arc<AtomicUsize>,
-    texts: Arc<Texts>,
+    texts: Arc<TextBudget>,
     rates: SharedRates,
     keys: [[u8; 32]; 2],
 }
@@ -187,7 +189,7 @@ impl Common {
             tags: Arc::new(Quota::new(limits.tags, limits.tags_per_network)),
             connections: Arc::new(Quota::new(limits.connections, limits.connections_per_network)),
             calls: Arc::default(),
-            texts: Texts::new(limits.call_bytes),
+            texts: TextBudget::new(limits.call_bytes),
             rates: SharedRates::new(limits),
             keys,
         }
@@ -199,42 +201,42 @@ impl Hub {
     #[must_use]
     pub fn new(config: Config, mut rng: ChaCha20Rng) -> Self {
         let common = Common::new(&config.limits, &mut rng);
-        Self::one_of(config, Shards::ALONE, &common, rng)
+        Self::one_of(config, Nodes::ALONE, &common, rng)
     }
 
     /// Makes `count` hubs, at least one and at most sixteen, that share the clients; what one says to another comes as
-    /// [`Output::Word`] and goes to [`Hub::handle_word`].
+    /// [`Output::Publish`] and goes to [`Hub::handle_message_from_hub`].
     #[must_use]
     pub fn several(config: &Config, count: usize, mut rng: ChaCha20Rng) -> Vec<Self> {
         let common = Common::new(&config.limits, &mut rng);
-        let one = |shards| {
+        let one = |nodes| {
             let mut seed = [0; 32];
             rng.fill_bytes(&mut seed);
-            Self::one_of(config.clone(), shards, &common, ChaCha20Rng::from_seed(seed))
+            Self::one_of(config.clone(), nodes, &common, ChaCha20Rng::from_seed(seed))
         };
-        Shards::all(count).map(one).collect()
+        Nodes::all(count).map(one).collect()
     }
 
-    fn one_of(config: Config, shards: Shards, common: &Common, rng: ChaCha20Rng) -> Self {
-        let (limits, hubs) = (&config.limits, shards.count());
+    fn one_of(config: Config, nodes: Nodes, common: &Common, rng: ChaCha20Rng) -> Self {
+        let (limits, hubs) = (&config.limits, nodes.count());
         let rates = limits.rates.div_ceil(hubs);
         let [token_key, challenge_key] = common.keys;
         Self {
-            shards,
+            nodes,
             token_key: hmac::Key::new(hmac::HMAC_SHA256, &token_key),
             registry: Registry::new(&config.times, Arc::clone(&common.tags)),
-            calls: Calls::new(limits, Arc::clone(&common.calls), Arc::clone(&common.texts)),
+            calls: CallTable::new(limits, Arc::clone(&common.calls), Arc::clone(&common.texts)),
             watches: Watches::new(&config.times, limits, hubs),
             subscriptions: Subscriptions::default(),
-            gathers: Gathers::default(),
-            answers: Answers::new(config.times.answer, limits.answer_bytes.div_ceil(hubs)),
+            queries: PendingQueries::default(),
+            responses: ResponseCache::new(config.times.answer, limits.answer_bytes.div_ceil(hubs)),
             challenges: Challenges::new(challenge_key, config.times.challenge),
             proofs: Rates::new(limits.per_proof, rates),
             sources: Rates::new(limits.per_source, rates),
             pairs: Rates::new(limits.per_pair, rates),
             shared: common.rates.clone(),
             connections: Arc::clone(&common.connections),
-            webs: HashMap::new(),
+            websockets: HashMap::new(),
             away: HashMap::new(),
             outputs: VecDeque::new(),
             config,
@@ -250,22 +252,22 @@ impl Hub {
 
     /// Returns how many punching acts are under way.
     #[must_use]
-    pub fn acts(&self) -> usize {
+    pub fn calls(&self) -> usize {
         self.calls.len()
     }
 
     /// Says whether nothing is kept of any client, but how often it asked and what it was answered, which go by themselves.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        let is_alone = self.registry.len() == 0 && self.webs.is_empty() && self.away.is_empty();
+        let is_alone = self.registry.len() == 0 && self.websockets.is_empty() && self.away.is_empty();
         let is_unwatched =
-            self.watches.is_empty() && self.subscriptions.is_empty() && self.gathers.is_empty();
+            self.watches.is_empty() && self.subscriptions.is_empty() && self.queries.is_empty();
         is_alone && is_unwatched && self.calls.len() == 0 && self.outputs.is_empty()
     }
 
     /// Returns what has come of the calls that have ended.
     #[must_use]
-    pub fn outcomes(&self) -> Outcomes {
+    pub fn outcomes(&self) -> CallOutcomes {
         self.calls.outcomes
     }
 
@@ -273,22 +275,25 @@ impl Hub {
     pub fn handle_datagram(
         &mut self,
         now: Now,
-        door: Door,
+        door: ServerPort,
         from: SocketAddr,
         local_ip: Option<IpAddr>,
         payload: &[u8],
     ) {
         if payload.len() <= MAX_DATAGRAM {
-            let (leg, network) = (Leg::udp(from, local_ip), Network::of(from.ip()));
-            self.take(Asker { now, leg, door, network, size: payload.len(), about: 0, room: 0 }, payload);
+            let (route, network) = (ClientRoute::udp(from, local_ip), Network::of(from.ip()));
+            self.take(
+                RequestOrigin { now, route, door, network, size: payload.len(), about: 0, max_len: 0 },
+                payload,
+            );
             self.tell_changes(now.mono);
         }
     }
 
     /// Takes note of a new WebSocket; one over the caps is closed at once.
-    pub fn handle_web_opened(&mut self, _now: Now, conn: Conn, peer_ip: IpAddr) {
+    pub fn handle_websocket_opened(&mut self, _now: Now, conn: ConnId, peer_ip: IpAddr) {
         let network = Network::of(peer_ip);
-        if self.webs.contains_key(&conn) {
+        if self.websockets.contains_key(&conn) {
             return;
         }
         if let Err(full) = self.connections.take(network) {
@@ -302,71 +307,71 @@ impl Hub {
             self.outputs.push_back(Output::Refuse { conn, limit });
             return;
         }
-        let web = Web { network, tag_at: None, admin: false, realm: Realm::default() };
-        self.webs.insert(conn, web);
+        let web = WebSocketClient { network, tag_at: None, admin: false, realm: Realm::default() };
+        self.websockets.insert(conn, web);
     }
 
     /// Takes a WebSocket text.
-    pub fn handle_web_text(&mut self, now: Now, conn: Conn, text: &str) {
-        if let Some(network) = self.webs.get(&conn).map(|web| web.network) {
-            let leg = Leg::web(conn);
-            let (door, size) = (Door::Main, text.len());
-            let asker = Asker { now, leg, door, network, size, about: 0, room: 0 };
-            self.take(asker, text.as_bytes());
+    pub fn handle_websocket_text(&mut self, now: Now, conn: ConnId, text: &str) {
+        if let Some(network) = self.websockets.get(&conn).map(|web| web.network) {
+            let route = ClientRoute::websocket(conn);
+            let (door, size) = (ServerPort::Main, text.len());
+            let origin = RequestOrigin { now, route, door, network, size, about: 0, max_len: 0 };
+            self.take(origin, text.as_bytes());
             self.tell_changes(now.mono);
         }
     }
 
     /// Takes note of a WebSocket's end: its tag is offline at once (S0-A23).
-    pub fn handle_web_closed(&mut self, now: Now, conn: Conn) {
-        self.close_web(now, conn);
+    pub fn handle_websocket_closed(&mut self, now: Now, conn: ConnId) {
+        self.close_websocket(now, conn);
         self.tell_changes(now.mono);
     }
 
-    pub(super) fn close_web(&mut self, now: Now, conn: Conn) {
-        let Some(web) = self.webs.remove(&conn) else { return };
+    pub(super) fn close_websocket(&mut self, now: Now, conn: ConnId) {
+        let Some(web) = self.websockets.remove(&conn) else { return };
         self.connections.leave(web.network);
         self.watches.forget(conn);
-        let peer = Peer::Web(conn);
-        match web.tag_at.filter(|at| *at != self.shards.own()) {
-            Some(at) => self.say(Address::Hub(at), Said::Left { peer }),
-            None => self.leave(now, peer),
+        let addr = ClientAddr::WebSocket(conn);
+        match web.tag_at.filter(|at| *at != self.nodes.own()) {
+            Some(at) => self.publish(Destination::Hub(at), Payload::Left { addr }),
+            None => self.leave(now, addr),
         }
     }
 
     /// Closes a WebSocket, which may have its home at another hub.
-    pub(super) fn hang_up(&mut self, now: Now, conn: Conn) {
-        let home = self.shards.of_conn(conn);
-        if home == self.shards.own() {
-            self.close_web(now, conn);
+    pub(super) fn hang_up(&mut self, now: Now, conn: ConnId) {
+        let home = self.nodes.of_conn(conn);
+        if home == self.nodes.own() {
+            self.close_websocket(now, conn);
             self.outputs.push_back(Output::Close { conn });
         } else {
-            self.say(Address::Hub(home), Said::Close { conn });
+            self.publish(Destination::Hub(home), Payload::Close { conn });
         }
     }
 
     /// Takes a client out whose connection has ended, with the calls that cannot go on.
-    pub(super) fn leave(&mut self, now: Now, peer: Peer) {
-        let Some(client) = self.registry.remove_peer(peer) else { return };
+    pub(super) fn leave(&mut self, now: Now, addr: ClientAddr) {
+        let Some(client) = self.registry.remove_addr(addr) else { return };
         let Some(tag) = client.tag() else { return };
         for at in client.called.iter() {
-            self.say(Address::Hub(at), Said::Offline { tag: tag.clone(), peer });
+            self.publish(Destination::Hub(at), Payload::Offline { tag: tag.clone(), addr });
         }
-        self.fail_calls(now, &tag, peer);
+        self.fail_calls(now, &tag, addr);
     }
 
-    pub(super) fn fail_calls(&mut self, now: Now, tag: &Tag, peer: Peer) {
+    pub(super) fn fail_calls(&mut self, now: Now, tag: &Tag, addr: ClientAddr) {
         for id in self.calls.by_tag(tag) {
             self.with_call(now.mono, id, |call, _| {
-                if call.role_of(peer).is_some() {
-                    call.fail(Code::NotOnline);
+                if call.role_of(addr).is_some() {
+                    call.fail(ErrorCode::NotOnline);
                 }
             });
         }
     }
 
-    pub(super) fn say(&mut self, to: Address, said: Said) {
-        self.outputs.push_back(Output::Word { to, word: Word(said) });
+    pub(super) fn publish(&mut self, to: Destination, said: Payload) {
+        self.outputs.push_back(Output::Publish { to, message: HubMessage(said) });
     }
 
     /// Does what is due.
@@ -394,12 +399,12 @@ impl Hub {
             .min()
     }
 
-    fn take(&mut self, asker: Asker, bytes: &[u8]) {
+    fn take(&mut self, origin: RequestOrigin, bytes: &[u8]) {
         let decoded = wire::decode(bytes);
-        if decoded == Err(DecodeError::Undecodable) && matches!(asker.leg.peer, Peer::Udp(_)) {
+        if decoded == Err(DecodeError::Undecodable) && matches!(origin.route.addr, ClientAddr::Udp(_)) {
             return;
         }
-        let verdict = self.sources.take(asker.origin(), asker.now.mono);
+        let verdict = self.sources.take(origin.rate_key(), origin.now.mono);
         if verdict != Verdict::Pass {
             Limit::SignalingPerSource.reached(self.config.limits.per_source.per_second as u64);
         }
@@ -409,207 +414,219 @@ impl Hub {
             Err(DecodeError::Unsupported { t, mid }) => (*t, *mid),
             Err(DecodeError::Undecodable) => (0, None),
             Ok(Message::Response(_)) if verdict != Verdict::Pass => return,
-            Ok(message @ Message::Response(_)) => return self.dispatch(asker, message.clone()),
+            Ok(message @ Message::Response(_)) => return self.dispatch(origin, message.clone()),
         };
         match (verdict, decoded) {
             (Verdict::Drop, _) => {}
-            (Verdict::Refuse, _) => self.fail(asker, t, mid, Code::TooMany),
-            (Verdict::Pass, Ok(message)) => self.dispatch(asker, message),
+            (Verdict::Refuse, _) => self.fail(origin, t, mid, ErrorCode::TooMany),
+            (Verdict::Pass, Ok(message)) => self.dispatch(origin, message),
             (Verdict::Pass, Err(DecodeError::Unsupported { .. })) => {
-                self.fail(asker, t, mid, Code::Unsupported)
+                self.fail(origin, t, mid, ErrorCode::Unsupported)
             }
-            (Verdict::Pass, _) => self.fail(asker, t, mid, Code::Malformed),
+            (Verdict::Pass, _) => self.fail(origin, t, mid, ErrorCode::Malformed),
         }
     }
 
     /// Handles a message where it belongs.
-    fn dispatch(&mut self, asker: Asker, message: Message) {
-        let to = self.belongs_to(asker, &message);
-        if to == self.shards.own() {
-            return self.handle_message(asker, message);
+    fn dispatch(&mut self, origin: RequestOrigin, message: Message) {
+        let to = self.belongs_to(origin, &message);
+        if to == self.nodes.own() {
+            return self.handle_message(origin, message);
         }
-        let asker = Asker { room: self.room(asker), ..asker };
-        self.say(Address::Hub(to), Said::Heard(Box::new((asker, message))));
+        let origin = RequestOrigin { max_len: self.max_len(origin), ..origin };
+        self.publish(Destination::Hub(to), Payload::Forwarded(Box::new((origin, message))));
     }
 
     /// Says whose business a message is: the hub's of the tag or token in it, else the home's.
-    fn belongs_to(&self, asker: Asker, message: &Message) -> Shard {
-        let shards = &self.shards;
+    fn belongs_to(&self, origin: RequestOrigin, message: &Message) -> NodeId {
+        let nodes = &self.nodes;
         let named = match message {
             Message::Request(request) => match &request.body {
-                Ask::Register { secret: None, proof: None, .. } => self.tag_at(asker.leg.peer),
-                Ask::Register { secret, proof, .. } => {
-                    identity::owned_name(secret.as_deref(), proof.as_ref()).map(|name| shards.of_owned(name))
+                RequestBody::Register { secret: None, proof: None, .. } => self.tag_at(origin.route.addr),
+                RequestBody::Register { secret, proof, .. } => {
+                    tag_ownership::owned_tag_id(secret.as_deref(), proof.as_ref())
+                        .map(|name| nodes.of_owned(name))
                 }
-                Ask::Heartbeat { tag } | Ask::List { tag, .. } | Ask::Call { tag, .. } => {
-                    Some(shards.of_tag(tag))
+                RequestBody::Heartbeat { tag }
+                | RequestBody::List { tag, .. }
+                | RequestBody::Call { tag, .. } => Some(nodes.of_tag(tag)),
+                RequestBody::Trickle { token, .. } | RequestBody::End { token, .. } => {
+                    Some(nodes.of_token(token))
                 }
-                Ask::Trickle { token, .. } | Ask::End { token, .. } => Some(shards.of_token(token)),
                 _ => None,
             },
             Message::Response(response) => {
-                match (response.body.token(), response.mid.and_then(Calls::of_mid)) {
-                    (Some(token), _) => Some(shards.of_token(token)),
-                    (None, Some(call)) => Some(shards.of_call(call)),
+                match (response.body.token(), response.mid.and_then(CallTable::of_mid)) {
+                    (Some(token), _) => Some(nodes.of_token(token)),
+                    (None, Some(call)) => Some(nodes.of_call(call)),
                     (None, None) => None,
                 }
             }
         };
-        named.unwrap_or(shards.own())
+        named.unwrap_or(nodes.own())
     }
 
-    fn tag_at(&self, peer: Peer) -> Option<Shard> {
-        match peer {
-            Peer::Web(conn) => self.webs.get(&conn)?.tag_at,
-            Peer::Udp(_) => self.away.get(&peer).copied(),
+    fn tag_at(&self, addr: ClientAddr) -> Option<NodeId> {
+        match addr {
+            ClientAddr::WebSocket(conn) => self.websockets.get(&conn)?.tag_at,
+            ClientAddr::Udp(_) => self.away.get(&addr).copied(),
         }
     }
 
-    pub(super) fn handle_message(&mut self, asker: Asker, message: Message) {
+    pub(super) fn handle_message(&mut self, origin: RequestOrigin, message: Message) {
         match message {
-            Message::Request(request) => self.handle_request(asker, request),
-            Message::Response(response) => self.handle_response(asker, &response),
+            Message::Request(request) => self.handle_request(origin, request),
+            Message::Response(response) => self.handle_response(origin, &response),
         }
     }
 
-    fn handle_request(&mut self, asker: Asker, request: Request) {
+    fn handle_request(&mut self, origin: RequestOrigin, request: Request) {
         let (t, mid) = (request.body.t(), request.mid);
-        let asker = Asker { about: about(&request.body), ..asker };
-        if self.answer_again(asker, t, mid) {
+        let origin = RequestOrigin { about: about(&request.body), ..origin };
+        if self.answer_again(origin, t, mid) {
             return;
         }
         let answered = match request.body {
-            Ask::Register { key, secret, epoch, proof, laddrs } => {
-                let claim = Claim { secret: secret.as_deref(), epoch, proof: proof.as_ref(), laddrs };
-                self.register(asker, mid, key.as_deref(), claim).map(Some)
+            RequestBody::Register { key, secret, epoch, proof, laddrs } => {
+                let claim = TagClaim { secret: secret.as_deref(), epoch, proof: proof.as_ref(), laddrs };
+                self.handle_register(origin, mid, key.as_deref(), claim).map(Some)
             }
-            Ask::Heartbeat { tag } => self.heartbeat(asker, &tag).map(Some),
-            Ask::List { tag, after } => self.list(asker, mid, tag, after),
-            Ask::Challenge => {
-                let nonce = self.challenges.issue(asker.leg.peer, asker.now.unix);
-                Ok(Some(Answer::Challenged { nonce }))
+            RequestBody::Heartbeat { tag } => self.handle_heartbeat(origin, &tag).map(Some),
+            RequestBody::List { tag, after } => self.handle_list(origin, mid, tag, after),
+            RequestBody::Challenge => {
+                let nonce = self.challenges.issue(origin.route.addr, origin.now.unix);
+                Ok(Some(ResponseBody::Challenged { nonce }))
             }
-            Ask::Call { tag, rtag, ice } => self.call(asker, mid, (tag, rtag), ice).map(|()| None),
-            Ask::Trickle { token, cands, done, nat } => {
-                let trickled = self.trickle(asker, token, cands, (done, nat));
+            RequestBody::Call { tag, rtag, ice } => {
+                self.handle_call(origin, mid, (tag, rtag), ice).map(|()| None)
+            }
+            RequestBody::Trickle { token, cands, done, nat } => {
+                let trickled = self.handle_trickle(origin, token, cands, (done, nat));
                 // A WebSocket loses nothing: who shows no mid wants to hear of failures alone.
-                let is_quiet = mid.is_none() && asker.leg.address().is_none();
+                let is_quiet = mid.is_none() && origin.route.udp_addr().is_none();
                 trickled.map(|answer| Some(answer).filter(|_| !is_quiet))
             }
-            Ask::End { token, reason } => self.end(asker, token, reason).map(Some),
-            Ask::Watch { tags, watch } => self.watch(asker, mid, tags, watch),
-            Ask::Notify { .. }
-            | Ask::Answered { .. }
-            | Ask::Question { .. }
-            | Ask::Presence { .. }
-            | Ask::Open
-            | Ask::Punch { .. } => Err(Code::Unsupported),
+            RequestBody::End { token, reason } => self.handle_end(origin, token, reason).map(Some),
+            RequestBody::Watch { tags, watch } => self.handle_watch(origin, mid, tags, watch),
+            RequestBody::Notify { .. }
+            | RequestBody::Answered { .. }
+            | RequestBody::Question { .. }
+            | RequestBody::Presence { .. }
+            | RequestBody::Open
+            | RequestBody::Punch { .. } => Err(ErrorCode::Unsupported),
         };
         // What is not answered here will be, by another hub or when others have answered.
         if let Some(answered) = answered.transpose() {
-            self.answer(asker, t, mid, answered);
+            self.answer(origin, t, mid, answered);
         }
     }
 
     /// Answers a request, and any repetition of it in the same way.
-    pub(super) fn answer(&mut self, asker: Asker, t: i64, mid: Option<i64>, answered: Result<Answer, Code>) {
+    pub(super) fn answer(
+        &mut self,
+        origin: RequestOrigin,
+        t: i64,
+        mid: Option<i64>,
+        answered: Result<ResponseBody, ErrorCode>,
+    ) {
         let response = match answered {
             Ok(body) => Response { mid, body },
             Err(code) => Response::failure(t, mid, code),
         };
         tracing::debug!(t, ok = answered_well(&response), "request");
         let text = response.encode();
-        if let Some(asked) = asker.asked(t, mid).filter(|_| !is_refusal(&response, Code::TooMany)) {
-            self.answers.keep(asked, &text, asker.now.mono);
+        if let Some(asked) = origin.request_id(t, mid).filter(|_| !is_refusal(&response, ErrorCode::TooMany))
+        {
+            self.responses.keep(asked, &text, origin.now.mono);
         }
-        self.reply(asker, &text);
-        if let Answer::Registered { tag, .. } = &response.body {
+        self.reply(origin, &text);
+        if let ResponseBody::Registered { tag, .. } = &response.body {
             for id in self.calls.by_tag(tag) {
-                self.with_call(asker.now.mono, id, |call, _| call.follow(tag, asker.leg));
+                self.with_call(origin.now.mono, id, |call, _| call.follow(tag, origin.route));
             }
         }
     }
 
     /// Answers a repeated request as the first one was; says whether it was one.
-    pub(super) fn answer_again(&mut self, asker: Asker, t: i64, mid: Option<i64>) -> bool {
-        let text = asker.asked(t, mid).and_then(|asked| self.answers.get(asked, asker.now.mono));
+    pub(super) fn answer_again(&mut self, origin: RequestOrigin, t: i64, mid: Option<i64>) -> bool {
+        let text = origin.request_id(t, mid).and_then(|asked| self.responses.get(asked, origin.now.mono));
         if let Some(text) = &text {
-            self.reply(asker, text);
+            self.reply(origin, text);
         }
         text.is_some()
     }
 
-    pub(super) fn send(&mut self, leg: Leg, door: Door, text: &str) {
-        match leg.peer {
-            Peer::Udp(to) => {
+    pub(super) fn send(&mut self, route: ClientRoute, door: ServerPort, text: &str) {
+        match route.addr {
+            ClientAddr::Udp(to) => {
                 let payload = text.as_bytes().to_vec();
-                self.outputs.push_back(Output::Datagram { door, to, from_ip: leg.local_ip, payload });
+                self.outputs.push_back(Output::Datagram { door, to, from_ip: route.local_ip, payload });
             }
-            Peer::Web(conn) if self.webs.contains_key(&conn) => {
+            ClientAddr::WebSocket(conn) if self.websockets.contains_key(&conn) => {
                 self.outputs.push_back(Output::Text { conn, text: text.to_owned() });
             }
-            Peer::Web(conn) => {
-                let home = self.shards.of_conn(conn);
-                if home != self.shards.own() {
-                    self.say(Address::Hub(home), Said::Text { conn, text: text.to_owned() });
+            ClientAddr::WebSocket(conn) => {
+                let home = self.nodes.of_conn(conn);
+                if home != self.nodes.own() {
+                    self.publish(Destination::Hub(home), Payload::Text { conn, text: text.to_owned() });
                 }
             }
         }
     }
 
-    pub(super) fn fail(&mut self, asker: Asker, t: i64, mid: Option<i64>, code: Code) {
-        self.reply(asker, &Response::failure(t, mid, code).encode());
+    pub(super) fn fail(&mut self, origin: RequestOrigin, t: i64, mid: Option<i64>, code: ErrorCode) {
+        self.reply(origin, &Response::failure(t, mid, code).encode());
     }
 
-    /// Answers through the door at which the request came, and never with more than the asker has room for.
-    fn reply(&mut self, asker: Asker, text: &str) {
-        if text.len() <= self.room(asker) {
-            self.send(asker.leg, asker.door, text);
+    /// Answers through the door at which the request came, and never with more than the origin has room for.
+    fn reply(&mut self, origin: RequestOrigin, text: &str) {
+        if text.len() <= self.max_len(origin) {
+            self.send(origin.route, origin.door, text);
         }
     }
 
     /// How long a reply may be: three times the request until the address is proven, so that nobody is flooded in
     /// another's name.
-    pub(super) fn room(&self, asker: Asker) -> usize {
-        let room = asker.leg.room();
-        let is_web = matches!(asker.leg.peer, Peer::Web(_));
-        if is_web || self.registry.peer(asker.leg.peer).is_some_and(|client| client.proven) {
-            return room;
+    pub(super) fn max_len(&self, origin: RequestOrigin) -> usize {
+        let max_len = origin.route.max_len();
+        let is_web = matches!(origin.route.addr, ClientAddr::WebSocket(_));
+        if is_web || self.registry.by_addr(origin.route.addr).is_some_and(|client| client.proven) {
+            return max_len;
         }
-        room.min(AMPLIFICATION * (asker.size + HEADERS) - HEADERS).max(asker.room)
+        max_len.min(AMPLIFICATION * (origin.size + HEADERS) - HEADERS).max(origin.max_len)
     }
 }
 
-impl Asker {
+impl RequestOrigin {
     /// Names a request whose repetition must not act twice.
-    fn asked(&self, t: i64, mid: Option<i64>) -> Option<Asked> {
-        let once = match self.leg.peer {
-            Peer::Udp(_) => &ACTS_ONCE[..],
-            Peer::Web(_) => &ACTS_ONCE_ON_WEB,
+    fn request_id(&self, t: i64, mid: Option<i64>) -> Option<RequestId> {
+        let once = match self.route.addr {
+            ClientAddr::Udp(_) => &ACTS_ONCE[..],
+            ClientAddr::WebSocket(_) => &ACTS_ONCE_ON_WEB,
         };
-        mid.filter(|_| once.contains(&t)).map(|mid| (self.leg.peer, t, mid, self.about))
+        mid.filter(|_| once.contains(&t)).map(|mid| (self.route.addr, t, mid, self.about))
     }
 
-    fn origin(&self) -> Origin {
-        match self.leg.peer {
-            Peer::Udp(_) => Origin::Network(self.network),
-            Peer::Web(conn) => Origin::Web(conn),
+    fn rate_key(&self) -> RateKey {
+        match self.route.addr {
+            ClientAddr::Udp(_) => RateKey::Network(self.network),
+            ClientAddr::WebSocket(conn) => RateKey::WebSocket(conn),
         }
     }
 }
 
 /// Clients of document 000 may call one after another under the same `mid`, as its figures do.
-fn about(body: &Ask) -> u64 {
-    let Ask::Call { rtag, .. } = body else { return 0 };
+fn about(body: &RequestBody) -> u64 {
+    let RequestBody::Call { rtag, .. } = body else { return 0 };
     let mut hasher = DefaultHasher::new();
     rtag.hash(&mut hasher);
     hasher.finish()
 }
 
 fn answered_well(response: &Response) -> bool {
-    !matches!(response.body, Answer::Failed { .. })
+    !matches!(response.body, ResponseBody::Failed { .. })
 }
 
-fn is_refusal(response: &Response, with: Code) -> bool {
-    matches!(response.body, Answer::Failed { code, .. } if code == with)
+fn is_refusal(response: &Response, with: ErrorCode) -> bool {
+    matches!(response.body, ResponseBody::Failed { code, .. } if code == with)
 }

@@ -2,7 +2,7 @@
 //!
 //! [`super::wire`] re-exports all of it, and reads and writes it.
 
-use super::envelope::Capped;
+use super::envelope::BoundedString;
 use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use std::fmt;
@@ -66,15 +66,15 @@ pub enum Message {
 /// A question, from either side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
-    /// Chosen by the asker and echoed (S0-33); may be missing (S0-5, S0-A24).
+    /// Chosen by the origin and echoed (S0-33); may be missing (S0-5, S0-A24).
     pub mid: Option<i64>,
     /// What is asked.
-    pub body: Ask,
+    pub body: RequestBody,
 }
 
 /// What a [`Request`] asks, by its `t`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ask {
+pub enum RequestBody {
     /// `t` = 1: give me a tag (S0-1).
     Register {
         /// The server's access key, for relay credentials.
@@ -83,19 +83,19 @@ pub enum Ask {
         secret: Option<String>,
         /// The session's number: a higher one replaces a lower one, 0 to [`super::wire::MAX_EPOCH`].
         epoch: Option<i64>,
-        /// Owns a lasting tag instead of `secret`: shows that the asker holds a key.
+        /// Owns a lasting tag instead of `secret`: shows that the origin holds a key.
         proof: Option<Proof>,
         /// The client's inner addresses (S1-4), those of its punching socket; none leaves what was told before.
         laddrs: Option<Vec<SocketAddr>>,
     },
     /// `t` = 2: I am alive (S0-3).
     Heartbeat {
-        /// The asker's own tag.
+        /// The origin's own tag.
         tag: Tag,
     },
     /// `t` = 3: who else is online (S0-6)?
     List {
-        /// The asker's own tag.
+        /// The origin's own tag.
         tag: Tag,
         /// The last tag of the page before (S0-A22).
         after: Option<Tag>,
@@ -107,7 +107,7 @@ pub enum Ask {
         /// The callee's tag.
         rtag: Tag,
         /// What the callee should know of the caller.
-        ice: Ice,
+        ice: IceDescription,
     },
     /// `t` = 5: what am I to sign?
     Challenge,
@@ -120,7 +120,7 @@ pub enum Ask {
         /// The caller's punching address, where it is known (S0-A23).
         from: Option<SocketAddr>,
         /// What the caller told of itself.
-        ice: Ice,
+        ice: IceDescription,
     },
     /// `t` = 52, server to caller: the callee has answered (S0-17).
     Answered {
@@ -129,7 +129,7 @@ pub enum Ask {
         /// The callee's punching address, where it is known (S0-A23).
         from: Option<SocketAddr>,
         /// What the callee told of itself.
-        ice: Ice,
+        ice: IceDescription,
     },
     /// `t` = 53, server to both: are you still at it (S0-24, S0-A8)?
     Question {
@@ -145,7 +145,7 @@ pub enum Ask {
         /// No more will come.
         done: bool,
         /// What the sender has found out about its NAT by now.
-        nat: Option<Nat>,
+        nat: Option<NatType>,
     },
     /// `t` = 55, peer to server to peer: this act is over.
     End {
@@ -183,12 +183,12 @@ pub struct Response {
     /// The request's, unchanged (S0-33).
     pub mid: Option<i64>,
     /// What is answered.
-    pub body: Answer,
+    pub body: ResponseBody,
 }
 
 /// What a [`Response`] answers, by its `t` and `code`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
+pub enum ResponseBody {
     /// `t` = -1 (S0-2).
     Registered {
         /// The client's tag from now on.
@@ -200,13 +200,13 @@ pub enum Answer {
         /// The session's number; of owned tags only.
         epoch: Option<i64>,
         /// Where the client was seen; by UDP only.
-        seen: Option<Seen>,
+        seen: Option<ReflexiveAddress>,
     },
     /// `t` = -2 (S0-4).
     Alive,
     /// `t` = -3 (S0-6).
     Listed {
-        /// Sorted, never the asker's own (S0-7, S0-A22).
+        /// Sorted, never the origin's own (S0-7, S0-A22).
         tags: Vec<Tag>,
         /// There are more after the last one.
         more: bool,
@@ -226,7 +226,7 @@ pub enum Answer {
         /// The punching act.
         token: Token,
         /// What the caller should know of the callee.
-        ice: Ice,
+        ice: IceDescription,
     },
     /// `t` = -52 (S0-18).
     Noted {
@@ -240,7 +240,7 @@ pub enum Answer {
         /// Still at it.
         punching: bool,
         /// The path in use.
-        path: Option<Path>,
+        path: Option<ReportedPath>,
     },
     /// `t` = -54.
     Trickled {
@@ -271,7 +271,7 @@ pub enum Answer {
         /// The punching act, where there is one (S0-A20).
         token: Option<Token>,
         /// What went wrong.
-        code: Code,
+        code: ErrorCode,
         /// The same for people.
         em: String,
     },
@@ -279,7 +279,7 @@ pub enum Answer {
 
 /// Says what went wrong (S0-A13).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Code {
+pub enum ErrorCode {
     /// 201.
     Malformed,
     /// 202: unknown or expired tag, or one of somebody else: register again.
@@ -306,21 +306,21 @@ pub enum Code {
     Other(i64),
 }
 
-const CODES: [(i64, Code, &str); 11] = [
-    (201, Code::Malformed, "malformed"),
-    (202, Code::UnknownTag, "unknown tag, register again"),
-    (203, Code::NotOnline, "callee not online"),
-    (204, Code::NotAllowed, "not allowed"),
-    (205, Code::BadToken, "bad or expired token"),
-    (206, Code::TooMany, "too many, try later"),
-    (207, Code::NoAnswer, "callee did not answer"),
-    (208, Code::Unsupported, "unsupported t"),
-    (209, Code::Internal, "internal error"),
-    (210, Code::Replaced, "replaced by a newer session"),
-    (211, Code::Revoked, "revoked"),
+const CODES: [(i64, ErrorCode, &str); 11] = [
+    (201, ErrorCode::Malformed, "malformed"),
+    (202, ErrorCode::UnknownTag, "unknown tag, register again"),
+    (203, ErrorCode::NotOnline, "callee not online"),
+    (204, ErrorCode::NotAllowed, "not allowed"),
+    (205, ErrorCode::BadToken, "bad or expired token"),
+    (206, ErrorCode::TooMany, "too many, try later"),
+    (207, ErrorCode::NoAnswer, "callee did not answer"),
+    (208, ErrorCode::Unsupported, "unsupported t"),
+    (209, ErrorCode::Internal, "internal error"),
+    (210, ErrorCode::Replaced, "replaced by a newer session"),
+    (211, ErrorCode::Revoked, "revoked"),
 ];
 
-impl Code {
+impl ErrorCode {
     /// Returns the number on the wire.
     #[must_use]
     pub fn number(self) -> i64 {
@@ -343,7 +343,7 @@ impl Code {
 
 /// What one peer tells the other through the server (S0-A18); legacy clients ignore it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Ice {
+pub struct IceDescription {
     /// ICE user name fragment.
     pub ufrag: Option<String>,
     /// ICE password.
@@ -352,10 +352,10 @@ pub struct Ice {
     pub cands: Vec<String>,
     /// ICE role.
     pub role: Option<String>,
-    /// Inner addresses.
+    /// LocalAddresses addresses.
     pub laddrs: Vec<String>,
     /// What the sender knows of its NAT.
-    pub nat: Option<Nat>,
+    pub nat: Option<NatType>,
     /// A TCP port that listens (S0-A11): `tport`, and `rtport` in 52.
     pub tport: Option<u16>,
     /// An SDP as a text that the server does not read.
@@ -364,7 +364,7 @@ pub struct Ice {
 
 /// Where the server sees a client (S1-2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seen {
+pub struct ReflexiveAddress {
     /// The client's outer address.
     pub addr: SocketAddr,
     /// Whether its IP is none of the inner ones that the client has told (S1-3); unknown where it has told none.
@@ -393,7 +393,7 @@ impl Proof {
 
 /// A NAT, by what it allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Nat {
+pub enum NatType {
     /// No NAT.
     Open,
     /// The mapped port does not depend on the destination.
@@ -406,7 +406,7 @@ pub enum Nat {
 
 /// The path that two peers ended on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Path {
+pub enum ReportedPath {
     /// From peer to peer.
     Direct,
     /// Through the relay.
@@ -415,18 +415,25 @@ pub enum Path {
     Failed,
 }
 
-pub(super) const NATS: [(&str, Nat); 4] =
-    [("open", Nat::Open), ("easy", Nat::Easy), ("hard", Nat::Hard), ("blocked", Nat::Blocked)];
-pub(super) const PATHS: [(&str, Path); 3] =
-    [("direct", Path::Direct), ("relay", Path::Relay), ("failed", Path::Failed)];
+pub(super) const NATS: [(&str, NatType); 4] = [
+    ("open", NatType::Open),
+    ("easy", NatType::Easy),
+    ("hard", NatType::Hard),
+    ("blocked", NatType::Blocked),
+];
+pub(super) const PATHS: [(&str, ReportedPath); 3] =
+    [("direct", ReportedPath::Direct), ("relay", ReportedPath::Relay), ("failed", ReportedPath::Failed)];
 
-pub(super) fn word<T: Copy + PartialEq>(table: &[(&'static str, T)], value: Option<T>) -> Option<Capped<16>> {
+pub(super) fn word<T: Copy + PartialEq>(
+    table: &[(&'static str, T)],
+    value: Option<T>,
+) -> Option<BoundedString<16>> {
     let row = table.iter().find(|row| Some(row.1) == value)?;
-    Some(Capped(row.0.to_owned()))
+    Some(BoundedString(row.0.to_owned()))
 }
 
 /// An unknown word counts as absent, so that a later version may add one.
-pub(super) fn meaning<T: Copy>(table: &[(&'static str, T)], word: Option<&Capped<16>>) -> Option<T> {
+pub(super) fn meaning<T: Copy>(table: &[(&'static str, T)], word: Option<&BoundedString<16>>) -> Option<T> {
     let word = word?;
     table.iter().find(|row| row.0 == word.0).map(|row| row.1)
 }
@@ -444,7 +451,7 @@ pub struct IceServer {
     pub credential: Option<String>,
 }
 
-impl Ask {
+impl RequestBody {
     /// Returns the request's `t`.
     #[must_use]
     pub fn t(&self) -> i64 {
@@ -466,7 +473,7 @@ impl Ask {
     }
 }
 
-impl Answer {
+impl ResponseBody {
     /// Returns the punching act that this is about, if it says.
     #[must_use]
     pub fn token(&self) -> Option<&Token> {
@@ -486,8 +493,8 @@ impl Answer {
 impl Response {
     /// Returns the failure of a request of type `t`, with the text that belongs to `code`.
     #[must_use]
-    pub fn failure(t: i64, mid: Option<i64>, code: Code) -> Self {
-        Self { mid, body: Answer::Failed { t, token: None, code, em: code.text().to_owned() } }
+    pub fn failure(t: i64, mid: Option<i64>, code: ErrorCode) -> Self {
+        Self { mid, body: ResponseBody::Failed { t, token: None, code, em: code.text().to_owned() } }
     }
 }
 
@@ -504,8 +511,8 @@ mod tests {
         let numbers: HashSet<_> = codes.iter().map(|code| code.number()).collect();
         let texts: HashSet<_> = codes.iter().map(|code| code.text()).collect();
         assert_eq!([codes.len(), numbers.len(), texts.len()], [CODES.len(); 3]);
-        for code in codes.into_iter().chain([Code::Other(299)]) {
-            assert_eq!(Code::from_number(code.number()), code);
+        for code in codes.into_iter().chain([ErrorCode::Other(299)]) {
+            assert_eq!(ErrorCode::from_number(code.number()), code);
         }
     }
 }

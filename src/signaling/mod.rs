@@ -4,48 +4,48 @@
 //! client and a WebSocket client reach each other, as both talk to one [`Hub`]. The hub follows the run-loop contract of
 //! the crate: `handle_*`, then `poll_output` to `None`, then a timer for `poll_timeout`.
 
-mod acts;
-pub(crate) mod admission;
-mod answers;
+pub(crate) mod access;
 pub(crate) mod bus;
 mod call;
-mod calls;
+mod call_requests;
+mod call_table;
+mod client_addr;
 pub(crate) mod config;
 mod envelope;
-mod gathers;
+mod event_queue;
 mod http;
-mod identity;
-mod inbox;
-mod inner;
-mod leg;
-mod listing;
+mod hub_messages;
+mod local_addresses;
 pub(crate) mod machine;
 mod message;
-mod name;
+mod nodes;
+mod online_list;
 mod outbox;
+mod pending_queries;
 mod presence;
 mod quota;
 mod rate;
 mod registry;
+mod response_cache;
 #[cfg(test)]
 mod scenarios;
 pub(crate) mod service;
-mod shards;
 mod subscriptions;
-mod talk;
-mod texts;
+mod tag_id;
+mod tag_ownership;
+mod text_budget;
 pub(crate) mod udp;
 mod watches;
 mod websocket;
 pub(crate) mod wire;
 
-pub use admission::{AccessKey, Admitted, IceServers, Jwt, JwtKey, Origins, Realm, Realms, Refusal, Scopes};
-pub use bus::{Address, Bus, Word};
-pub use calls::Outcomes;
+pub use access::{AccessKey, Admitted, IceServers, Jwt, JwtKey, Origins, Realm, Realms, Refusal, Scopes};
+pub use bus::{Bus, Destination, HubMessage};
+pub use call_table::CallOutcomes;
+pub use client_addr::{ConnId, ServerPort};
 pub use config::{Config, Limits, NotifyFrom, Rate, Times};
 pub(crate) use http::{bearer, pages_let_in, status_of};
-pub use leg::{Conn, Door};
 pub use machine::{Hub, Output};
+pub use nodes::NodeId;
 pub use service::{Handle, Service, start};
-pub use shards::Shard;
 pub use udp::Sockets;

@@ -1,6 +1,6 @@
 //! Counts what all hubs together hold of something: in all, and for each network.
 
-use super::leg::Network;
+use super::client_addr::Network;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};

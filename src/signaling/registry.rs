@@ -1,18 +1,18 @@
 //! Who is online: tags, where their owners are, and how long they last.
 //!
-//! One leg has one tag. A UDP client's tag lives as long as its heartbeats come (S0-41), a WebSocket client's as long
+//! One route has one tag. A UDP client's tag lives as long as its heartbeats come (S0-41), a WebSocket client's as long
 //! as its connection (S0-A23). Very many clients do nothing but be there: each lies once in a slab, and what finds it takes a few
 //! bytes more.
 
-use super::admission::Realm;
-use super::bus::{Page, Watchable};
+use super::access::Realm;
+use super::bus::{ListPage, RealmTag};
+use super::client_addr::{ClientAddr, ClientRoute, Network};
 use super::config::Times;
-use super::inner::Inner;
-use super::leg::{Leg, Network, Peer};
-use super::listing::Listing;
-use super::name::Name;
+use super::local_addresses::LocalAddresses;
+use super::nodes::{NodeId, NodeSet};
+use super::online_list::OnlineList;
 use super::quota::{Full, Quota};
-use super::shards::{Shard, ShardSet};
+use super::tag_id::TagId;
 use super::wire::Tag;
 use crate::clock::Deadlines;
 use crate::limits::Limit;
@@ -29,7 +29,7 @@ type Id = u32;
 /// One client.
 #[derive(Debug)]
 pub(super) struct Registration {
-    pub(super) name: Name,
+    pub(super) name: TagId,
     /// The client was shown to be at its address: nobody who only writes that address as a source gets this far.
     pub(super) proven: bool,
     /// It has shown a key that lets it list and watch in any case.
@@ -39,22 +39,22 @@ pub(super) struct Registration {
     /// Its owner has used it.
     confirmed: bool,
     /// Where it has called somebody.
-    pub(super) called: ShardSet,
-    pub(super) leg: Leg,
+    pub(super) called: NodeSet,
+    pub(super) route: ClientRoute,
     /// The session's number; of owned tags only.
     pub(super) epoch: Option<i64>,
     pub(super) realm: Realm,
     /// What it has told of its own network (S1-2).
-    pub(super) inner: Inner,
+    pub(super) local_addresses: LocalAddresses,
     network: Network,
     since: Instant,
 }
 
 /// What a registration is made of.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
-    pub(super) name: Name,
-    pub(super) leg: Leg,
+pub(super) struct NewRegistration {
+    pub(super) name: TagId,
+    pub(super) route: ClientRoute,
     pub(super) network: Network,
     pub(super) realm: Realm,
     pub(super) admin: bool,
@@ -63,10 +63,10 @@ pub(super) struct Entry {
 
 /// A tag that came into a realm or left it, and whose it was if its client is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Change {
-    pub(super) name: Name,
+pub(super) struct PresenceChange {
+    pub(super) name: TagId,
     pub(super) realm: Realm,
-    pub(super) gone: Option<(Peer, Network)>,
+    pub(super) gone: Option<(ClientAddr, Network)>,
 }
 
 /// Numbers of clients under the hash of something that lies with them.
@@ -101,13 +101,13 @@ pub(super) struct Registry {
     grace: Duration,
     quota: Arc<Quota>,
     clients: Slab<Registration>,
-    by_name: Index,
-    by_peer: Index,
-    listing: Listing,
+    by_tag_id: Index,
+    by_addr: Index,
+    online_list: OnlineList,
     unconfirmed: BTreeSet<(Instant, Id)>,
     expiry: Deadlines<Id>,
     /// What happened since somebody looked.
-    changes: Vec<Change>,
+    changes: Vec<PresenceChange>,
 }
 
 impl Registry {
@@ -117,9 +117,9 @@ impl Registry {
             grace: times.unconfirmed,
             quota,
             clients: Slab::new(),
-            by_name: Index::default(),
-            by_peer: Index::default(),
-            listing: Listing::default(),
+            by_tag_id: Index::default(),
+            by_addr: Index::default(),
+            online_list: OnlineList::default(),
             unconfirmed: BTreeSet::new(),
             expiry: Deadlines::default(),
             changes: Vec::new(),
@@ -138,36 +138,36 @@ impl Registry {
         self.clients.get_mut(id as usize)
     }
 
-    fn id_of_name(&self, name: Name) -> Option<Id> {
-        self.by_name.find(&name, |id| self.client(id).is_some_and(|client| client.name == name))
+    fn key_of_tag(&self, name: TagId) -> Option<Id> {
+        self.by_tag_id.find(&name, |id| self.client(id).is_some_and(|client| client.name == name))
     }
 
-    fn id_of_peer(&self, peer: Peer) -> Option<Id> {
-        self.by_peer.find(&peer, |id| self.client(id).is_some_and(|client| client.leg.peer == peer))
+    fn key_of_addr(&self, addr: ClientAddr) -> Option<Id> {
+        self.by_addr.find(&addr, |id| self.client(id).is_some_and(|client| client.route.addr == addr))
     }
 
-    pub(super) fn name(&self, name: Name) -> Option<&Registration> {
-        self.client(self.id_of_name(name)?)
+    pub(super) fn by_tag_id(&self, id: TagId) -> Option<&Registration> {
+        self.client(self.key_of_tag(id)?)
     }
 
-    pub(super) fn tag(&self, tag: &Tag) -> Option<&Registration> {
-        self.name(Name::of(tag)?)
+    pub(super) fn by_tag(&self, tag: &Tag) -> Option<&Registration> {
+        self.by_tag_id(TagId::of(tag)?)
     }
 
     /// Says whether a tag is online in a realm.
-    pub(super) fn is_online(&self, (realm, tag): &Watchable) -> bool {
-        self.tag(tag).is_some_and(|client| client.realm == *realm)
+    pub(super) fn is_online(&self, (realm, tag): &RealmTag) -> bool {
+        self.by_tag(tag).is_some_and(|client| client.realm == *realm)
     }
 
-    pub(super) fn peer(&self, peer: Peer) -> Option<&Registration> {
-        self.client(self.id_of_peer(peer)?)
+    pub(super) fn by_addr(&self, addr: ClientAddr) -> Option<&Registration> {
+        self.client(self.key_of_addr(addr)?)
     }
 
-    /// Enters a client in place of what its leg had and of whoever had its name; returns those. Where there is no room, nothing
+    /// Enters a client in place of what its route had and of whoever had its name; returns those. Where there is no room, nothing
     /// happens.
-    pub(super) fn enter(&mut self, now: Instant, entry: Entry) -> Result<Vec<Registration>, Full> {
+    pub(super) fn enter(&mut self, now: Instant, entry: NewRegistration) -> Result<Vec<Registration>, Full> {
         let ids: BTreeSet<Id> =
-            self.id_of_name(entry.name).into_iter().chain(self.id_of_peer(entry.leg.peer)).collect();
+            self.key_of_tag(entry.name).into_iter().chain(self.key_of_addr(entry.route.addr)).collect();
         let leaving: Vec<Network> = ids.iter().filter_map(|id| Some(self.client(*id)?.network)).collect();
         let taken = match self.quota.exchange(&leaving, entry.network) {
             Err(Full::Total) if self.evict(now) => self.quota.exchange(&leaving, entry.network),
@@ -182,9 +182,9 @@ impl Registry {
         Ok(left)
     }
 
-    fn put_in(&mut self, now: Instant, entry: Entry) {
-        let Entry { name, leg, network, realm, admin, epoch } = entry;
-        let on_web = matches!(leg.peer, Peer::Web(_));
+    fn put_in(&mut self, now: Instant, entry: NewRegistration) {
+        let NewRegistration { name, route, network, realm, admin, epoch } = entry;
+        let on_web = matches!(route.addr, ClientAddr::WebSocket(_));
         let client = Registration {
             name,
             proven: on_web,
@@ -192,44 +192,48 @@ impl Registry {
             // The owner of an owned tag knows it without having been told.
             shown: epoch.is_some(),
             confirmed: on_web,
-            called: ShardSet::default(),
-            leg,
+            called: NodeSet::default(),
+            route,
             epoch,
             realm,
-            inner: Inner::default(),
+            local_addresses: LocalAddresses::default(),
             network,
             since: now,
         };
         // There are never 2^32 clients.
         let id = self.clients.insert(client) as Id;
         let clients = &self.clients;
-        self.by_name.insert(&name, id, |id| Some(clients.get(id as usize)?.name));
-        self.by_peer.insert(&leg.peer, id, |id| Some(clients.get(id as usize)?.leg.peer));
-        self.listing.insert(&realm, name, id);
+        self.by_tag_id.insert(&name, id, |id| Some(clients.get(id as usize)?.name));
+        self.by_addr.insert(&route.addr, id, |id| Some(clients.get(id as usize)?.route.addr));
+        self.online_list.insert(&realm, name, id);
         if !on_web {
             self.expiry.set(id, now + self.lifetime);
             self.unconfirmed.insert((now, id));
         }
-        self.changes.push(Change { name, realm, gone: None });
+        self.changes.push(PresenceChange { name, realm, gone: None });
     }
 
     /// Notes what a client has shown that registers again: its session's number, what it may do, and which realm it is in.
-    pub(super) fn renew(&mut self, entry: Entry) {
-        let Some(id) = self.id_of_name(entry.name) else { return };
+    pub(super) fn renew(&mut self, entry: NewRegistration) {
+        let Some(id) = self.key_of_tag(entry.name) else { return };
         let Some(client) = self.clients.get_mut(id as usize) else { return };
         (client.epoch, client.admin) = (entry.epoch, entry.admin);
         if client.realm != entry.realm {
             let (name, before) = (entry.name, std::mem::replace(&mut client.realm, entry.realm));
-            self.listing.remove(&before, name, id);
-            self.listing.insert(&entry.realm, name, id);
-            self.changes.extend([before, entry.realm].map(|realm| Change { name, realm, gone: None }));
+            self.online_list.remove(&before, name, id);
+            self.online_list.insert(&entry.realm, name, id);
+            self.changes.extend([before, entry.realm].map(|realm| PresenceChange {
+                name,
+                realm,
+                gone: None,
+            }));
         }
     }
 
     /// Notes that a client has called somebody who belongs to another hub.
-    pub(super) fn note_call(&mut self, name: Name, shard: Shard) {
-        if let Some(client) = self.id_of_name(name).and_then(|id| self.client_mut(id)) {
-            client.called.insert(shard);
+    pub(super) fn note_call(&mut self, name: TagId, node: NodeId) {
+        if let Some(client) = self.key_of_tag(name).and_then(|id| self.client_mut(id)) {
+            client.called.insert(node);
         }
     }
 
@@ -243,41 +247,41 @@ impl Registry {
         self.drop_id(id).is_some()
     }
 
-    /// Notes that the owner of `tag` has used it from `peer`; `None` where it is not the owner.
-    pub(super) fn touch(&mut self, now: Instant, tag: &Tag, peer: Peer) -> Option<&Registration> {
-        let id = self.id_of_name(Name::of(tag)?)?;
-        let client = self.clients.get_mut(id as usize).filter(|client| client.leg.peer == peer)?;
+    /// Notes that the owner of `tag` has used it from `addr`; `None` where it is not the owner.
+    pub(super) fn touch(&mut self, now: Instant, tag: &Tag, addr: ClientAddr) -> Option<&Registration> {
+        let id = self.key_of_tag(TagId::of(tag)?)?;
+        let client = self.clients.get_mut(id as usize).filter(|client| client.route.addr == addr)?;
         if !client.confirmed {
             client.confirmed = true;
             client.proven |= !client.shown;
             self.unconfirmed.remove(&(client.since, id));
         }
-        if matches!(peer, Peer::Udp(_)) {
+        if matches!(addr, ClientAddr::Udp(_)) {
             self.expiry.set(id, now + self.lifetime);
         }
         Some(client)
     }
 
-    /// Notes that an answer came back from `peer` to something that only it was told.
-    pub(super) fn prove(&mut self, peer: Peer) {
-        if let Some(client) = self.id_of_peer(peer).and_then(|id| self.client_mut(id)) {
+    /// Notes that an answer came back from `addr` to something that only it was told.
+    pub(super) fn prove(&mut self, addr: ClientAddr) {
+        if let Some(client) = self.key_of_addr(addr).and_then(|id| self.client_mut(id)) {
             client.proven = true;
         }
     }
 
     /// Notes what a client tells of its own network.
-    pub(super) fn tell_inner(&mut self, peer: Peer, inner: Inner) {
-        if let Some(client) = self.id_of_peer(peer).and_then(|id| self.client_mut(id)) {
-            client.inner = inner;
+    pub(super) fn set_local_addresses(&mut self, addr: ClientAddr, local_addresses: LocalAddresses) {
+        if let Some(client) = self.key_of_addr(addr).and_then(|id| self.client_mut(id)) {
+            client.local_addresses = local_addresses;
         }
     }
 
     /// Returns the tags of a page, sorted, as many as fit, and whether more are left (S0-A22).
-    pub(super) fn page(&mut self, page: &Page) -> (Vec<Tag>, bool) {
+    pub(super) fn page(&mut self, page: &ListPage) -> (Vec<Tag>, bool) {
         let after = page.after.as_ref().map_or("", Tag::as_str);
-        // One more tells whether there are more, and the asker's own is left out.
+        // One more tells whether there are more, and the origin's own is left out.
         let (most, read) = (page.most(), page.most() + 2);
-        let kept = self.listing.page(&page.realm, after, read);
+        let kept = self.online_list.page(&page.realm, after, read);
         let tags = kept.unwrap_or_else(|| self.read_page(&page.realm, after, read));
         let mut others: Vec<Tag> =
             tags.iter().filter(|tag| **tag != page.own).take(most + 1).cloned().collect();
@@ -290,23 +294,23 @@ impl Registry {
     fn read_page(&mut self, realm: &Realm, after: &str, most: usize) -> Arc<[Tag]> {
         let clients = &self.clients;
         let name_of = |id: Id| Some(clients.get(id as usize)?.name);
-        let listed: Vec<(String, Id)> = self.listing.after(realm, after, name_of).take(most).collect();
+        let listed: Vec<(String, Id)> = self.online_list.after(realm, after, name_of).take(most).collect();
         for (_, id) in &listed {
             if let Some(client) = self.client_mut(*id) {
                 client.shown |= !client.confirmed;
             }
         }
         let tags: Arc<[Tag]> = listed.into_iter().filter_map(|(text, _)| Tag::new(text)).collect();
-        self.listing.keep(realm, after, most, Arc::clone(&tags));
+        self.online_list.keep(realm, after, most, Arc::clone(&tags));
         tags
     }
 
-    pub(super) fn remove_name(&mut self, name: Name) -> Option<Registration> {
-        self.id_of_name(name).and_then(|id| self.drop_id(id))
+    pub(super) fn remove_tag(&mut self, name: TagId) -> Option<Registration> {
+        self.key_of_tag(name).and_then(|id| self.drop_id(id))
     }
 
-    pub(super) fn remove_peer(&mut self, peer: Peer) -> Option<Registration> {
-        self.id_of_peer(peer).and_then(|id| self.drop_id(id))
+    pub(super) fn remove_addr(&mut self, addr: ClientAddr) -> Option<Registration> {
+        self.key_of_addr(addr).and_then(|id| self.drop_id(id))
     }
 
     /// Removes one client whose heartbeats have stopped.
@@ -320,7 +324,7 @@ impl Registry {
     }
 
     /// Returns what happened since the last call.
-    pub(super) fn take_changes(&mut self) -> Vec<Change> {
+    pub(super) fn take_changes(&mut self) -> Vec<PresenceChange> {
         std::mem::take(&mut self.changes)
     }
 
@@ -332,13 +336,13 @@ impl Registry {
 
     fn take_out(&mut self, id: Id) -> Option<Registration> {
         let client = self.clients.try_remove(id as usize)?;
-        self.by_name.remove(&client.name, id);
-        self.by_peer.remove(&client.leg.peer, id);
-        self.listing.remove(&client.realm, client.name, id);
+        self.by_tag_id.remove(&client.name, id);
+        self.by_addr.remove(&client.route.addr, id);
+        self.online_list.remove(&client.realm, client.name, id);
         self.unconfirmed.remove(&(client.since, id));
         self.expiry.clear(id);
-        let gone = Some((client.leg.peer, client.network));
-        self.changes.push(Change { name: client.name, realm: client.realm, gone });
+        let gone = Some((client.route.addr, client.network));
+        self.changes.push(PresenceChange { name: client.name, realm: client.realm, gone });
         Some(client)
     }
 }
@@ -354,8 +358,8 @@ mod tests {
     use super::*;
     use crate::net::time::now;
     use crate::signaling::Realms;
-    use crate::signaling::leg::Conn;
-    use crate::signaling::name::TEXT;
+    use crate::signaling::client_addr::ConnId;
+    use crate::signaling::tag_id::TAG_LEN;
     use std::net::SocketAddr;
 
     fn registry(cap: usize, per_network: usize) -> Registry {
@@ -363,21 +367,28 @@ mod tests {
     }
 
     /// Names in the order of their letters.
-    fn name(letter: &str) -> Name {
-        Name::of(&tag(letter)).unwrap()
+    fn name(letter: &str) -> TagId {
+        TagId::of(&tag(letter)).unwrap()
     }
 
     fn tag(letter: &str) -> Tag {
-        Tag::new(format!("{}{}", &letter[..1], "a".repeat(TEXT - 1))).unwrap()
+        Tag::new(format!("{}{}", &letter[..1], "a".repeat(TAG_LEN - 1))).unwrap()
     }
 
-    fn entry(letter: &str, leg: Leg, network: Network) -> Entry {
-        Entry { name: name(letter), leg, network, realm: Realm::default(), admin: false, epoch: None }
+    fn entry(letter: &str, route: ClientRoute, network: Network) -> NewRegistration {
+        NewRegistration {
+            name: name(letter),
+            route,
+            network,
+            realm: Realm::default(),
+            admin: false,
+            epoch: None,
+        }
     }
 
     fn enter(registry: &mut Registry, now: Instant, letter: &str, address: &str) -> Result<(), Full> {
         let address: SocketAddr = address.parse().unwrap();
-        let entry = entry(letter, Leg::udp(address, None), Network::of(address.ip()));
+        let entry = entry(letter, ClientRoute::udp(address, None), Network::of(address.ip()));
         registry.enter(now, entry).map(|left| assert!(left.is_empty()))
     }
 
@@ -388,7 +399,7 @@ mod tests {
         assert_eq!(enter(&mut registry, start, "b", "192.0.2.1:2"), Ok(()));
         assert_eq!(enter(&mut registry, start, "c", "192.0.2.1:3"), Err(Full::Network));
         assert_eq!(enter(&mut registry, start, "c", "192.0.2.2:3"), Ok(()));
-        registry.remove_name(name("a"));
+        registry.remove_tag(name("a"));
         assert_eq!(enter(&mut registry, start, "d", "192.0.2.1:3"), Ok(()));
     }
 
@@ -398,40 +409,40 @@ mod tests {
         let address: SocketAddr = "192.0.2.1:1".parse().unwrap();
         enter(&mut registry, start, "used", "192.0.2.1:1").unwrap();
         enter(&mut registry, start, "never used", "192.0.2.1:2").unwrap();
-        assert!(registry.touch(start, &tag("used"), Peer::Udp(address)).is_some());
+        assert!(registry.touch(start, &tag("used"), ClientAddr::Udp(address)).is_some());
         assert_eq!(enter(&mut registry, start, "late", "192.0.2.1:3"), Err(Full::Total));
         let later = start + Duration::from_secs(10);
         assert_eq!(enter(&mut registry, later, "late", "192.0.2.1:3"), Ok(()));
-        assert!(registry.tag(&tag("never used")).is_none() && registry.tag(&tag("used")).is_some());
+        assert!(registry.by_tag(&tag("never used")).is_none() && registry.by_tag(&tag("used")).is_some());
         assert_eq!(registry.len(), 2);
     }
 
     #[test]
     fn using_a_tag_proves_the_address_only_if_nobody_else_knew_the_tag() {
         let (mut registry, start) = (registry(9, 9), now().mono);
-        let peer = |text: &str| Peer::Udp(text.parse().unwrap());
+        let addr = |text: &str| ClientAddr::Udp(text.parse().unwrap());
         enter(&mut registry, start, "a", "192.0.2.1:1").unwrap();
         enter(&mut registry, start, "b", "192.0.2.1:2").unwrap();
-        assert!(registry.touch(start, &tag("a"), peer("192.0.2.1:1")).unwrap().proven);
+        assert!(registry.touch(start, &tag("a"), addr("192.0.2.1:1")).unwrap().proven);
         assert_eq!(registry.page(&page("a", None, 100)), (vec![tag("b")], false));
-        assert!(!registry.touch(start, &tag("b"), peer("192.0.2.1:2")).unwrap().proven);
-        registry.prove(peer("192.0.2.1:2"));
-        assert!(registry.tag(&tag("b")).unwrap().proven);
+        assert!(!registry.touch(start, &tag("b"), addr("192.0.2.1:2")).unwrap().proven);
+        registry.prove(addr("192.0.2.1:2"));
+        assert!(registry.by_tag(&tag("b")).unwrap().proven);
     }
 
     #[test]
     fn a_web_clients_tag_outlives_any_silence() {
         let (mut registry, start) = (registry(9, 9), now().mono);
         let network = Network::of([192, 0, 2, 1].into());
-        registry.enter(start, entry("web", Leg::web(Conn(1)), network)).unwrap();
+        registry.enter(start, entry("web", ClientRoute::websocket(ConnId(1)), network)).unwrap();
         enter(&mut registry, start, "udp", "192.0.2.1:1").unwrap();
         let later = start + Duration::from_secs(60);
         assert_eq!(registry.expire(later).map(|gone| gone.name), Some(name("udp")));
-        assert!(registry.expire(later).is_none() && registry.tag(&tag("web")).is_some());
+        assert!(registry.expire(later).is_none() && registry.by_tag(&tag("web")).is_some());
     }
 
-    fn page(own: &str, after: Option<&str>, room: usize) -> Page {
-        Page { realm: Realm::default(), own: tag(own), after: after.map(tag), room }
+    fn page(own: &str, after: Option<&str>, max_len: usize) -> ListPage {
+        ListPage { realm: Realm::default(), own: tag(own), after: after.map(tag), max_len }
     }
 
     #[test]
@@ -440,9 +451,9 @@ mod tests {
         for (port, name) in ["d", "a", "c", "b"].iter().enumerate() {
             enter(&mut registry, start, name, &format!("192.0.2.1:{}", port + 1)).unwrap();
         }
-        let room = 2 * (TEXT + 3);
-        assert_eq!(registry.page(&page("b", None, room)), (vec![tag("a"), tag("c")], true));
-        assert_eq!(registry.page(&page("b", Some("c"), room)), (vec![tag("d")], false));
+        let max_len = 2 * (TAG_LEN + 3);
+        assert_eq!(registry.page(&page("b", None, max_len)), (vec![tag("a"), tag("c")], true));
+        assert_eq!(registry.page(&page("b", Some("c"), max_len)), (vec![tag("d")], false));
     }
 
     #[test]
@@ -450,7 +461,7 @@ mod tests {
         let (mut registry, start) = (registry(9, 9), now().mono);
         let address: SocketAddr = "192.0.2.1:1".parse().unwrap();
         let there = Realms::default().named("there");
-        let mut one = entry("a", Leg::udp(address, None), Network::of(address.ip()));
+        let mut one = entry("a", ClientRoute::udp(address, None), Network::of(address.ip()));
         registry.enter(start, one.clone()).unwrap();
         assert!(registry.is_online(&(Realm::default(), tag("a"))));
         one.realm = there;
@@ -458,7 +469,7 @@ mod tests {
         assert!(!registry.is_online(&(Realm::default(), tag("a"))) && registry.is_online(&(there, tag("a"))));
         assert_eq!(registry.take_changes().len(), 3);
         assert_eq!(registry.page(&page("b", None, 100)), (Vec::new(), false));
-        let page = Page { realm: there, ..page("b", None, 100) };
+        let page = ListPage { realm: there, ..page("b", None, 100) };
         assert_eq!(registry.page(&page), (vec![tag("a")], false));
     }
 
@@ -467,15 +478,15 @@ mod tests {
         let (mut registry, start) = (registry(1, 1), now().mono);
         enter(&mut registry, start, "a", "192.0.2.1:1").unwrap();
         let address: SocketAddr = "192.0.2.2:2".parse().unwrap();
-        let moved = entry("a", Leg::udp(address, None), Network::of(address.ip()));
+        let moved = entry("a", ClientRoute::udp(address, None), Network::of(address.ip()));
         assert_eq!(registry.enter(start, moved).unwrap().len(), 1);
-        assert!(registry.peer(Peer::Udp("192.0.2.1:1".parse().unwrap())).is_none());
+        assert!(registry.by_addr(ClientAddr::Udp("192.0.2.1:1".parse().unwrap())).is_none());
         assert_eq!((registry.len(), registry.quota.total()), (1, 1));
         registry.expire(start + Duration::from_secs(60)).unwrap();
         assert_eq!((registry.len(), registry.quota.total(), registry.next_expiry()), (0, 0, None));
         assert!(
-            registry.by_name.ids.is_empty()
-                && registry.by_peer.ids.is_empty()
+            registry.by_tag_id.ids.is_empty()
+                && registry.by_addr.ids.is_empty()
                 && registry.unconfirmed.is_empty()
         );
     }

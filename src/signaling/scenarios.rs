@@ -1,19 +1,19 @@
 //! The hub's tests: a fake clock, a fake wire, and a sentence for each scenario.
 
 mod abuse;
-mod acts;
+mod access;
 mod addresses;
-mod admission;
-mod hands;
-mod identity;
+mod calls;
 mod loss;
+mod nodes;
 mod presence;
 mod resumption;
-mod sharding;
+mod service;
+mod tag_ownership;
 mod watching;
 
 use super::wire::Tag;
-use super::{AccessKey, Address, Config, Conn, Door, Hub, IceServers, Output, Shard};
+use super::{AccessKey, Config, ConnId, Destination, Hub, IceServers, NodeId, Output, ServerPort};
 use crate::clock::Now;
 use crate::net::time::now;
 use crate::turn_server::auth::RestSecret;
@@ -30,36 +30,36 @@ const HUBS: usize = 3;
 struct Hubs(Vec<Hub>);
 
 impl Hubs {
-    fn of_conn(&mut self, conn: Conn) -> &mut Hub {
-        &mut self.0[Shard::home_of_conn(conn, HUBS).index()]
+    fn of_conn(&mut self, conn: ConnId) -> &mut Hub {
+        &mut self.0[NodeId::home_of_conn(conn, HUBS).index()]
     }
 
     fn handle_datagram(
         &mut self,
         now: Now,
-        door: Door,
+        door: ServerPort,
         from: SocketAddr,
         local_ip: Option<IpAddr>,
         payload: &[u8],
     ) {
-        let home = Shard::home_of(from.ip(), HUBS);
+        let home = NodeId::home_of(from.ip(), HUBS);
         self.0[home.index()].handle_datagram(now, door, from, local_ip, payload);
     }
 
-    fn handle_web_opened(&mut self, now: Now, conn: Conn, ip: IpAddr) {
-        self.of_conn(conn).handle_web_opened(now, conn, ip);
+    fn handle_websocket_opened(&mut self, now: Now, conn: ConnId, ip: IpAddr) {
+        self.of_conn(conn).handle_websocket_opened(now, conn, ip);
     }
 
-    fn handle_web_text(&mut self, now: Now, conn: Conn, text: &str) {
-        self.of_conn(conn).handle_web_text(now, conn, text);
+    fn handle_websocket_text(&mut self, now: Now, conn: ConnId, text: &str) {
+        self.of_conn(conn).handle_websocket_text(now, conn, text);
     }
 
-    fn handle_web_closed(&mut self, now: Now, conn: Conn) {
-        self.of_conn(conn).handle_web_closed(now, conn);
+    fn handle_websocket_closed(&mut self, now: Now, conn: ConnId) {
+        self.of_conn(conn).handle_websocket_closed(now, conn);
     }
 
     fn handle_revoked(&mut self, now: Now, tag: &Tag) {
-        self.0[Shard::of_tag(tag, HUBS).index()].handle_revoked(now, tag);
+        self.0[NodeId::of_tag(tag, HUBS).index()].handle_revoked(now, tag);
     }
 
     fn handle_timeout(&mut self, now: Now) {
@@ -71,15 +71,15 @@ impl Hubs {
     }
 
     fn registered(&self, tag: &Tag) -> bool {
-        self.0.iter().any(|hub| hub.registry.tag(tag).is_some())
+        self.0.iter().any(|hub| hub.registry.by_tag(tag).is_some())
     }
 
     fn clients(&self) -> usize {
         self.sum(Hub::clients)
     }
 
-    fn acts(&self) -> usize {
-        self.sum(Hub::acts)
+    fn calls(&self) -> usize {
+        self.sum(Hub::calls)
     }
 
     fn poll_timeout(&self) -> Option<Instant> {
@@ -89,12 +89,12 @@ impl Hubs {
     /// Carries words until there is something for a client.
     fn poll_output(&mut self, now: Now) -> Option<Output> {
         while let Some(output) = self.0.iter_mut().find_map(Hub::poll_output) {
-            let Output::Word { to, word } = output else { return Some(output) };
+            let Output::Publish { to, message } = output else { return Some(output) };
             let to = match to {
-                Address::Tag(tag) => Shard::of_tag(&tag, HUBS),
-                Address::Hub(hub) => hub,
+                Destination::Tag(tag) => NodeId::of_tag(&tag, HUBS),
+                Destination::Hub(hub) => hub,
             };
-            self.0[to.index()].handle_word(now, word);
+            self.0[to.index()].handle_message_from_hub(now, message);
         }
         None
     }
@@ -143,26 +143,26 @@ impl World {
 
     /// A datagram to port 1.
     fn udp(&mut self, from: &str, message: &Value) {
-        self.udp_at(Door::Main, from, message);
+        self.udp_at(ServerPort::Main, from, message);
     }
 
-    fn udp_at(&mut self, door: Door, from: &str, message: &Value) {
+    fn udp_at(&mut self, door: ServerPort, from: &str, message: &Value) {
         self.hub.handle_datagram(self.now, door, address(from), None, message.to_string().as_bytes());
         self.drain();
     }
 
     fn web(&mut self, conn: u64, message: &Value) {
-        self.hub.handle_web_text(self.now, Conn(conn), &message.to_string());
+        self.hub.handle_websocket_text(self.now, ConnId(conn), &message.to_string());
         self.drain();
     }
 
     fn open(&mut self, conn: u64) {
-        self.hub.handle_web_opened(self.now, Conn(conn), [198, 51, 100, 1].into());
+        self.hub.handle_websocket_opened(self.now, ConnId(conn), [198, 51, 100, 1].into());
         self.drain();
     }
 
     fn close(&mut self, conn: u64) {
-        self.hub.handle_web_closed(self.now, Conn(conn));
+        self.hub.handle_websocket_closed(self.now, ConnId(conn));
         self.drain();
     }
 
@@ -182,7 +182,7 @@ impl World {
     }
 
     /// Everything sent to a UDP address since the last look, with its door.
-    fn at(&mut self, to: &str) -> Vec<(Door, Value)> {
+    fn at(&mut self, to: &str) -> Vec<(ServerPort, Value)> {
         let to_find = address(to);
         let (found, rest) = std::mem::take(&mut self.sent)
             .into_iter()

@@ -1,16 +1,16 @@
 //! The hands: one task owns each hub, and every queue to and from it is bounded.
 
-use super::admission::{self, Admitted, Refusal};
-use super::bus::{Address, Bus, Word};
-use super::calls::Outcomes;
+use super::access::{self, Admitted, Refusal};
+use super::bus::{Bus, Destination, HubMessage};
+use super::call_table::CallOutcomes;
+use super::client_addr::{ConnId, Network, ServerPort};
 use super::config::Config;
+use super::event_queue::{EventQueue, QueuedText};
 use super::http::{self, IceRates};
-use super::inbox::{Inbox, Text};
-use super::leg::{Conn, Door, Network};
 use super::machine::{Hub, Output};
+use super::nodes::NodeId;
 use super::outbox::{Outbox, Waiting};
 use super::rate::{Rates, Verdict};
-use super::shards::Shard;
 use super::udp::Sockets;
 use super::wire::Tag;
 use crate::clock::Now;
@@ -31,17 +31,17 @@ const EVENTS_AT_ONCE: usize = 64;
 /// Something that happened to a client.
 #[derive(Debug)]
 pub(super) enum Event {
-    Datagram { door: Door, from: SocketAddr, local_ip: Option<IpAddr>, payload: Box<[u8]> },
-    Opened { conn: Conn, ip: IpAddr, outbox: Outbox },
-    Text { conn: Conn, text: Text },
-    Closed { conn: Conn },
+    Datagram { door: ServerPort, from: SocketAddr, local_ip: Option<IpAddr>, payload: Box<[u8]> },
+    Opened { conn: ConnId, ip: IpAddr, outbox: Outbox },
+    Text { conn: ConnId, text: QueuedText },
+    Closed { conn: ConnId },
     Revoked { tag: Tag },
 }
 
 /// What the handles share: the ways to the hubs, and what needs no hub.
 #[derive(Debug)]
 pub(super) struct Shared {
-    inboxes: Vec<Inbox>,
+    queues: Vec<EventQueue>,
     pub(super) config: Config,
     pub(super) waiting: Arc<Waiting>,
     conns: AtomicU64,
@@ -55,7 +55,7 @@ impl Shared {
     /// Says what a key or JWT admits to that was shown from an address.
     pub(super) fn admit(&self, now: Now, from: IpAddr, shown: &str) -> Result<Admitted, Refusal> {
         self.charge_signature(now, from, shown)?;
-        admission::admit(&self.config, now, shown)
+        access::admit(&self.config, now, shown)
     }
 
     /// Takes a token that may cost a signature as seldom as the hubs take those of tags.
@@ -71,21 +71,21 @@ impl Shared {
     }
 
     /// Numbers a connection.
-    pub(super) fn next_conn(&self) -> Conn {
-        Conn(self.conns.fetch_add(1, Ordering::Relaxed))
+    pub(super) fn next_conn(&self) -> ConnId {
+        ConnId(self.conns.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The way to the hub that hears a WebSocket.
-    pub(super) fn inbox_of(&self, conn: Conn) -> Option<&Inbox> {
-        self.inboxes.get(Shard::home_of_conn(conn, self.inboxes.len()).index())
+    pub(super) fn queue_of(&self, conn: ConnId) -> Option<&EventQueue> {
+        self.queues.get(NodeId::home_of_conn(conn, self.queues.len()).index())
     }
 
-    fn inbox_of_tag(&self, tag: &Tag) -> Option<&Inbox> {
-        self.inboxes.get(Shard::of_tag(tag, self.inboxes.len()).index())
+    fn inbox_of_tag(&self, tag: &Tag) -> Option<&EventQueue> {
+        self.queues.get(NodeId::of_tag(tag, self.queues.len()).index())
     }
 
-    fn inbox_at(&self, ip: IpAddr) -> Option<&Inbox> {
-        self.inboxes.get(Shard::home_of(ip, self.inboxes.len()).index())
+    fn inbox_at(&self, ip: IpAddr) -> Option<&EventQueue> {
+        self.queues.get(NodeId::home_of(ip, self.queues.len()).index())
     }
 }
 
@@ -100,24 +100,24 @@ struct Exchange {
 #[derive(Debug)]
 struct Line {
     /// Not bounded itself, as answers must pass: what begins them is.
-    words: mpsc::UnboundedSender<Word>,
+    messages: mpsc::UnboundedSender<HubMessage>,
     /// Bytes of them.
     waiting: AtomicUsize,
 }
 
 impl Bus for Exchange {
-    fn publish(&self, tag: &Tag, word: Word) -> Result<(), Word> {
-        self.send(Shard::of_tag(tag, self.lines.len()), word)
+    fn publish(&self, tag: &Tag, message: HubMessage) -> Result<(), HubMessage> {
+        self.send(NodeId::of_tag(tag, self.lines.len()), message)
     }
 
-    fn send(&self, to: Shard, word: Word) -> Result<(), Word> {
-        let Some(line) = self.lines.get(to.index()) else { return Err(word) };
-        if word.begins() && line.waiting.load(Ordering::Relaxed) >= self.cap {
+    fn send(&self, to: NodeId, message: HubMessage) -> Result<(), HubMessage> {
+        let Some(line) = self.lines.get(to.index()) else { return Err(message) };
+        if message.begins() && line.waiting.load(Ordering::Relaxed) >= self.cap {
             Limit::SignalingInboxBytes.reached(self.cap);
-            return Err(word);
+            return Err(message);
         }
-        line.waiting.fetch_add(word.weight(), Ordering::Relaxed);
-        line.words.send(word).map_err(|unsent| unsent.0)
+        line.waiting.fetch_add(message.weight(), Ordering::Relaxed);
+        line.messages.send(message).map_err(|unsent| unsent.0)
     }
 }
 
@@ -135,25 +135,25 @@ pub struct Service {
 pub fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service {
     let hubs = Hub::several(&config, config.hubs, ChaCha20Rng::from_seed(seed));
     let (stop, stopped) = watch::channel(false);
-    let (mut lines, mut heard, mut inboxes, mut tasks) = (Vec::new(), Vec::new(), Vec::new(), JoinSet::new());
+    let (mut lines, mut heard, mut queues, mut tasks) = (Vec::new(), Vec::new(), Vec::new(), JoinSet::new());
     for _ in &hubs {
-        let (words, listener) = mpsc::unbounded_channel();
-        lines.push(Line { words, waiting: AtomicUsize::new(0) });
+        let (messages, listener) = mpsc::unbounded_channel();
+        lines.push(Line { messages, waiting: AtomicUsize::new(0) });
         heard.push(listener);
     }
     let bus = Exchange { lines: lines.into(), cap: config.limits.inbox_bytes };
     let sockets = Arc::new(sockets);
-    for (place, (hub, words)) in hubs.into_iter().zip(heard).enumerate() {
-        let (inbox, events) = Inbox::new(&config.limits);
-        inboxes.push(inbox);
+    for (place, (hub, messages)) in hubs.into_iter().zip(heard).enumerate() {
+        let (queue, events) = EventQueue::new(&config.limits);
+        queues.push(queue);
         let (bus, sockets) = (bus.clone(), Arc::clone(&sockets));
-        let switch = Switch { hub, place, bus, sockets, outboxes: HashMap::new() };
-        tasks.spawn(switch.run(events, words, stopped.clone()));
+        let switch = HubTask { hub, place, bus, sockets, outboxes: HashMap::new() };
+        tasks.spawn(switch.run(events, messages, stopped.clone()));
     }
     let proofs = Mutex::new(Rates::new(config.limits.per_proof, config.limits.rates));
     let (waiting, conns) = (Arc::default(), AtomicU64::new(0));
     let ice = IceRates::new(&config.limits);
-    let shared = Shared { inboxes, config, waiting, conns, proofs, ice };
+    let shared = Shared { queues, config, waiting, conns, proofs, ice };
     Service { handle: Handle { shared: Arc::new(shared) }, stop, tasks }
 }
 
@@ -194,19 +194,25 @@ pub struct Handle {
 impl Handle {
     /// Hands over a datagram; `false` where the queue is full and the datagram lost.
     #[must_use]
-    pub fn datagram(&self, door: Door, from: SocketAddr, local_ip: Option<IpAddr>, payload: &[u8]) -> bool {
+    pub fn datagram(
+        &self,
+        door: ServerPort,
+        from: SocketAddr,
+        local_ip: Option<IpAddr>,
+        payload: &[u8],
+    ) -> bool {
         if payload.len() > super::wire::MAX_DATAGRAM {
             return true;
         }
         let event = Event::Datagram { door, from, local_ip, payload: payload.into() };
-        self.shared.inbox_at(from.ip()).is_some_and(|inbox| inbox.try_send(event))
+        self.shared.inbox_at(from.ip()).is_some_and(|queue| queue.try_send(event))
     }
 
     /// Ends what a client has here whose tag is in [`Config::revoked`] from now on.
     pub async fn revoke(&self, tag: Tag) {
         // Without a hub nothing is left to end.
-        if let Some(inbox) = self.shared.inbox_of_tag(&tag) {
-            let _ = inbox.send(Event::Revoked { tag }).await;
+        if let Some(queue) = self.shared.inbox_of_tag(&tag) {
+            let _ = queue.send(Event::Revoked { tag }).await;
         }
     }
 
@@ -223,7 +229,7 @@ impl Handle {
         is_page: bool,
     ) -> Result<Admitted, Refusal> {
         self.shared.charge_signature(now, from, shown)?;
-        admission::admit_operator(&self.shared.config, now, shown, is_page)
+        access::admit_operator(&self.shared.config, now, shown, is_page)
     }
 
     /// Returns the routes `/ws` and `/ice`. Each request must carry `axum::extract::ConnectInfo<SocketAddr>` in its
@@ -234,23 +240,23 @@ impl Handle {
 }
 
 /// One hub's task and its own things.
-struct Switch {
+struct HubTask {
     hub: Hub,
     place: usize,
     bus: Exchange,
     sockets: Arc<Sockets>,
-    outboxes: HashMap<Conn, Outbox>,
+    outboxes: HashMap<ConnId, Outbox>,
 }
 
-impl Switch {
+impl HubTask {
     async fn run(
         mut self,
         events: mpsc::Receiver<Event>,
-        words: mpsc::UnboundedReceiver<Word>,
+        messages: mpsc::UnboundedReceiver<HubMessage>,
         stopped: watch::Receiver<bool>,
     ) {
-        self.serve(events, words, stopped).await;
-        let Outcomes { unanswered, refused, answered, direct, relayed, failed } = self.hub.outcomes();
+        self.serve(events, messages, stopped).await;
+        let CallOutcomes { unanswered, refused, answered, direct, relayed, failed } = self.hub.outcomes();
         let hub = self.place;
         tracing::debug!(hub, unanswered, refused, answered, direct, relayed, failed, "what came of calls");
     }
@@ -258,7 +264,7 @@ impl Switch {
     async fn serve(
         &mut self,
         mut events: mpsc::Receiver<Event>,
-        mut words: mpsc::UnboundedReceiver<Word>,
+        mut messages: mpsc::UnboundedReceiver<HubMessage>,
         mut stopped: watch::Receiver<bool>,
     ) {
         loop {
@@ -273,8 +279,8 @@ impl Switch {
             tokio::select! {
                 biased;
                 _ = stopped.changed() => return,
-                word = words.recv() => match word {
-                    Some(word) => self.hear(word),
+                message = messages.recv() => match message {
+                    Some(message) => self.hear(message),
                     None => return,
                 },
                 () = timer => self.hub.handle_timeout(now()),
@@ -287,11 +293,11 @@ impl Switch {
         }
     }
 
-    fn hear(&mut self, word: Word) {
+    fn hear(&mut self, message: HubMessage) {
         if let Some(line) = self.bus.lines.get(self.place) {
-            line.waiting.fetch_sub(word.weight(), Ordering::Relaxed);
+            line.waiting.fetch_sub(message.weight(), Ordering::Relaxed);
         }
-        self.hub.handle_word(now(), word);
+        self.hub.handle_message_from_hub(now(), message);
     }
 
     /// Handles an event and some that wait behind it: the timer is set but once for all of them.
@@ -316,13 +322,13 @@ impl Switch {
             }
             Event::Opened { conn, ip, outbox } => {
                 self.outboxes.insert(conn, outbox);
-                self.hub.handle_web_opened(now, conn, ip);
+                self.hub.handle_websocket_opened(now, conn, ip);
             }
-            Event::Text { conn, text } => self.hub.handle_web_text(now, conn, &text.text),
+            Event::Text { conn, text } => self.hub.handle_websocket_text(now, conn, &text.text),
             Event::Revoked { tag } => self.hub.handle_revoked(now, &tag),
             Event::Closed { conn } => {
                 self.outboxes.remove(&conn);
-                self.hub.handle_web_closed(now, conn);
+                self.hub.handle_websocket_closed(now, conn);
             }
         }
     }
@@ -341,56 +347,57 @@ impl Switch {
                         outbox.refuse(limit);
                     }
                 }
-                Output::Word { to, word } => self.post(&to, word),
+                Output::Publish { to, message } => self.post(&to, message),
             }
         }
     }
 
-    fn post(&mut self, to: &Address, word: Word) {
+    fn post(&mut self, to: &Destination, message: HubMessage) {
         let posted = match to {
-            Address::Tag(tag) => self.bus.publish(tag, word),
-            Address::Hub(hub) => self.bus.send(*hub, word),
+            Destination::Tag(tag) => self.bus.publish(tag, message),
+            Destination::Hub(hub) => self.bus.send(*hub, message),
         };
-        if let Err(word) = posted {
-            self.hub.handle_refused(now(), word);
+        if let Err(message) = posted {
+            self.hub.handle_refused(now(), message);
         }
     }
 
     /// A client that does not take its texts in time is closed: it would miss some, or make the server keep them.
-    fn pass(&mut self, conn: Conn, text: String) {
+    fn pass(&mut self, conn: ConnId, text: String) {
         let Some(outbox) = self.outboxes.get(&conn) else { return };
         if !outbox.push(text) {
             tracing::debug!(conn = conn.0, "outbox full, connection closed");
             self.outboxes.remove(&conn);
-            self.hub.handle_web_closed(now(), conn);
+            self.hub.handle_websocket_closed(now(), conn);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::bus::{Page, Said};
-    use super::super::leg::Peer;
+    use super::super::bus::{ListPage, Payload};
+    use super::super::client_addr::ClientAddr;
     use super::*;
 
     #[test]
     fn what_begins_something_is_refused_once_too_much_waits_and_answers_pass() {
-        let (words, mut heard) = mpsc::unbounded_channel();
-        let bus = Exchange { lines: [Line { words, waiting: AtomicUsize::new(0) }].into(), cap: 100 };
-        let (tag, hub) = (Tag::new("a").unwrap(), Shard(0));
+        let (messages, mut heard) = mpsc::unbounded_channel();
+        let bus = Exchange { lines: [Line { messages, waiting: AtomicUsize::new(0) }].into(), cap: 100 };
+        let (tag, hub) = (Tag::new("a").unwrap(), NodeId(0));
         let begins = || {
-            let page = Page { realm: admission::Realm::default(), own: tag.clone(), after: None, room: 0 };
-            Word(Said::Page { id: 0, by: hub, page: Box::new(page) })
+            let page =
+                ListPage { realm: access::Realm::default(), own: tag.clone(), after: None, max_len: 0 };
+            HubMessage(Payload::ListPage { id: 0, by: hub, page: Box::new(page) })
         };
-        let follows = || Word(Said::Left { peer: Peer::Web(Conn(1)) });
+        let follows = || HubMessage(Payload::Left { addr: ClientAddr::WebSocket(ConnId(1)) });
         assert!(bus.send(hub, begins()).is_ok() && bus.publish(&tag, begins()).is_ok());
         assert_eq!(bus.publish(&tag, begins()), Err(begins()));
         assert!(bus.send(hub, follows()).is_ok());
         let mut taken = 0;
-        while let Ok(word) = heard.try_recv() {
-            taken += word.weight();
+        while let Ok(message) = heard.try_recv() {
+            taken += message.weight();
         }
         assert_eq!(taken, bus.lines[0].waiting.load(Ordering::Relaxed));
-        assert_eq!(bus.send(Shard(1), begins()), Err(begins()), "there is no such hub");
+        assert_eq!(bus.send(NodeId(1), begins()), Err(begins()), "there is no such hub");
     }
 }

@@ -1,23 +1,23 @@
 //! Which other hubs want to hear of which tags of this one.
 
-use super::bus::Watchable;
-use super::shards::{Shard, ShardSet};
+use super::bus::RealmTag;
+use super::nodes::{NodeId, NodeSet};
 use std::collections::HashMap;
 
 /// The subscriptions. Each stands for at least one watch of another hub, and those have their caps.
 #[derive(Debug, Default)]
-pub(super) struct Subscriptions(HashMap<Watchable, ShardSet>);
+pub(super) struct Subscriptions(HashMap<RealmTag, NodeSet>);
 
 impl Subscriptions {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    pub(super) fn begin(&mut self, what: Watchable, by: Shard) {
+    pub(super) fn begin(&mut self, what: RealmTag, by: NodeId) {
         self.0.entry(what).or_default().insert(by);
     }
 
-    pub(super) fn end(&mut self, what: &Watchable, by: Shard) {
+    pub(super) fn end(&mut self, what: &RealmTag, by: NodeId) {
         if let Some(hubs) = self.0.get_mut(what) {
             hubs.remove(by);
             if hubs.is_empty() {
@@ -27,7 +27,7 @@ impl Subscriptions {
     }
 
     /// Lists those who want to hear of this.
-    pub(super) fn of(&self, what: &Watchable) -> impl Iterator<Item = Shard> + use<> {
+    pub(super) fn of(&self, what: &RealmTag) -> impl Iterator<Item = NodeId> + use<> {
         self.0.get(what).copied().unwrap_or_default().iter()
     }
 }

@@ -1,6 +1,6 @@
 //! The UDP hand: sends what the hub has for datagram clients. Receiving is the workers' part.
 
-use super::leg::Door;
+use super::client_addr::ServerPort;
 use crate::net::udp::{Route, UdpPort};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -16,10 +16,10 @@ pub struct Sockets {
 
 impl Sockets {
     /// Sends one datagram. What the system refuses is lost, and the hub's retransmission makes up for it.
-    pub(super) fn send(&self, door: Door, to: SocketAddr, from_ip: Option<IpAddr>, payload: &[u8]) {
+    pub(super) fn send(&self, door: ServerPort, to: SocketAddr, from_ip: Option<IpAddr>, payload: &[u8]) {
         let ports = match door {
-            Door::Main => &self.main,
-            Door::Aux => &self.aux,
+            ServerPort::Main => &self.main,
+            ServerPort::Aux => &self.aux,
         };
         let sent = match choose(ports, to, from_ip) {
             Some((port, source)) => port.send(&Route { source, ..Route::to(to) }, payload),

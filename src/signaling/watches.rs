@@ -3,9 +3,9 @@
 //! A watcher hears of a tag's state, not of its changes: at most once in [`Times::presence`] about one tag, and at most once in
 //! [`GAP`] about all of them, with the last state. So nobody who comes and goes quickly makes the server send more.
 
-use super::bus::Watchable;
+use super::bus::RealmTag;
+use super::client_addr::ConnId;
 use super::config::{Limits, Times};
-use super::leg::Conn;
 use super::wire::Tag;
 use crate::clock::Deadlines;
 use crate::limits::Limit;
@@ -33,23 +33,23 @@ pub(super) struct Watches {
     cap_per_client: usize,
     cap_per_tag: usize,
     count: usize,
-    watched: HashMap<Watchable, Watched>,
-    by_conn: HashMap<Conn, HashSet<Watchable>>,
+    watched: HashMap<RealmTag, Watched>,
+    by_conn: HashMap<ConnId, HashSet<RealmTag>>,
     /// Numbers tags in the order they were first watched.
     next: Id,
     due: Deadlines<Id>,
     /// How those stand now that nobody may be told of yet.
-    waiting: HashMap<Id, (Watchable, bool)>,
+    waiting: HashMap<Id, (RealmTag, bool)>,
     /// What nobody watches any more.
-    forsaken: Vec<Watchable>,
-    news: BTreeMap<Conn, States>,
+    unsubscribed: Vec<RealmTag>,
+    news: BTreeMap<ConnId, States>,
     quiet_until: Option<Instant>,
 }
 
 #[derive(Debug)]
 struct Watched {
     id: Id,
-    by: Vec<Conn>,
+    by: Vec<ConnId>,
     /// All watchers believe this, so that one event is right for all.
     online: bool,
     quiet_until: Option<Instant>,
@@ -69,19 +69,19 @@ impl Watches {
             next: 0,
             due: Deadlines::default(),
             waiting: HashMap::new(),
-            forsaken: Vec::new(),
+            unsubscribed: Vec::new(),
             news: BTreeMap::new(),
             quiet_until: None,
         }
     }
 
     /// Says whether somebody watches this already, and its state is known.
-    pub(super) fn has(&self, what: &Watchable) -> bool {
+    pub(super) fn has(&self, what: &RealmTag) -> bool {
         self.watched.contains_key(what)
     }
 
     /// Says how a tag stands that somebody watches, told or not.
-    pub(super) fn state(&self, what: &Watchable) -> Option<bool> {
+    pub(super) fn state(&self, what: &RealmTag) -> Option<bool> {
         let watched = self.watched.get(what)?;
         Some(self.waiting.get(&watched.id).map_or(watched.online, |(_, online)| *online))
     }
@@ -91,11 +91,11 @@ impl Watches {
     }
 
     /// Says whether `conn` may watch all of this beside what it watches already.
-    pub(super) fn have_room(&self, conn: Conn, wanted: &[Watchable]) -> bool {
+    pub(super) fn have_room(&self, conn: ConnId, wanted: &[RealmTag]) -> bool {
         let own = self.by_conn.get(&conn);
-        let is_fresh = |what: &&Watchable| !own.is_some_and(|own| own.contains(*what));
-        let fresh: HashSet<&Watchable> = wanted.iter().filter(is_fresh).collect();
-        let is_crowded = |what: &&Watchable| {
+        let is_fresh = |what: &&RealmTag| !own.is_some_and(|own| own.contains(*what));
+        let fresh: HashSet<&RealmTag> = wanted.iter().filter(is_fresh).collect();
+        let is_crowded = |what: &&RealmTag| {
             self.watched.get(*what).is_some_and(|watched| watched.by.len() >= self.cap_per_tag)
         };
         let of_client = own.map_or(0, HashSet::len) + fresh.len();
@@ -116,9 +116,9 @@ impl Watches {
     /// counts more than the true one, as the event that corrects it is on its way.
     pub(super) fn begin(
         &mut self,
-        conn: Conn,
-        wanted: Vec<Watchable>,
-        is_online: impl Fn(&Watchable) -> bool,
+        conn: ConnId,
+        wanted: Vec<RealmTag>,
+        is_online: impl Fn(&RealmTag) -> bool,
     ) -> Result<States, Full> {
         if !self.have_room(conn, &wanted) {
             return Err(Full);
@@ -142,7 +142,7 @@ impl Watches {
     }
 
     /// Ends some watches of `conn`; those that it does not have are ignored.
-    pub(super) fn stop(&mut self, conn: Conn, ended: &[Watchable]) {
+    pub(super) fn stop(&mut self, conn: ConnId, ended: &[RealmTag]) {
         for what in ended {
             let Some(own) = self.by_conn.get_mut(&conn) else { return };
             if own.remove(what) {
@@ -155,7 +155,7 @@ impl Watches {
     }
 
     /// Ends all watches of `conn`.
-    pub(super) fn forget(&mut self, conn: Conn) {
+    pub(super) fn forget(&mut self, conn: ConnId) {
         self.news.remove(&conn);
         for what in self.by_conn.remove(&conn).unwrap_or_default() {
             self.unlink(conn, &what);
@@ -163,29 +163,29 @@ impl Watches {
     }
 
     /// Notes what perhaps nobody watches.
-    pub(super) fn forsake(&mut self, what: Vec<Watchable>) {
-        self.forsaken.extend(what);
+    pub(super) fn unsubscribe(&mut self, what: Vec<RealmTag>) {
+        self.unsubscribed.extend(what);
     }
 
     /// Returns what perhaps nobody watches any more, since the last call.
-    pub(super) fn take_forsaken(&mut self) -> Vec<Watchable> {
-        std::mem::take(&mut self.forsaken)
+    pub(super) fn take_forsaken(&mut self) -> Vec<RealmTag> {
+        std::mem::take(&mut self.unsubscribed)
     }
 
-    fn unlink(&mut self, conn: Conn, what: &Watchable) {
+    fn unlink(&mut self, conn: ConnId, what: &RealmTag) {
         self.count -= 1;
         let Some(watched) = self.watched.get_mut(what) else { return };
         watched.by.retain(|by| *by != conn);
         if watched.by.is_empty() {
             let id = watched.id;
             self.watched.remove(what);
-            self.forsaken.push(what.clone());
+            self.unsubscribed.push(what.clone());
             self.calm(id);
         }
     }
 
     /// Takes note of a tag's state; what its watchers do not know yet becomes news, now or when it may.
-    pub(super) fn note(&mut self, now: Instant, what: &Watchable, online: bool) {
+    pub(super) fn note(&mut self, now: Instant, what: &RealmTag, online: bool) {
         let Some(watched) = self.watched.get_mut(what) else { return };
         if watched.online == online {
             let id = watched.id;
@@ -224,7 +224,7 @@ impl Watches {
     }
 
     /// Returns what each watcher is to be told.
-    pub(super) fn take_news(&mut self, now: Instant) -> BTreeMap<Conn, States> {
+    pub(super) fn take_news(&mut self, now: Instant) -> BTreeMap<ConnId, States> {
         if !self.news.is_empty() {
             self.quiet_until = Some(now + GAP);
         }
@@ -241,7 +241,7 @@ impl Watches {
 mod tests {
     use super::*;
     use crate::net::time::now;
-    use crate::signaling::admission::Realm;
+    use crate::signaling::access::Realm;
 
     fn watches(cap: usize, per_client: usize, per_tag: usize) -> Watches {
         let limits = Limits {
@@ -257,14 +257,14 @@ mod tests {
         names.iter().map(|name| Tag::new(*name).unwrap()).collect()
     }
 
-    fn wanted(names: &[&str]) -> Vec<Watchable> {
+    fn wanted(names: &[&str]) -> Vec<RealmTag> {
         tags(names).into_iter().map(|tag| (Realm::default(), tag)).collect()
     }
 
     #[test]
     fn all_of_the_tags_are_watched_or_none_and_the_caps_hold() {
         let mut watches = watches(4, 3, 2);
-        let mut begin = |conn, names: &[&str]| watches.begin(Conn(conn), wanted(names), |_| false).is_ok();
+        let mut begin = |conn, names: &[&str]| watches.begin(ConnId(conn), wanted(names), |_| false).is_ok();
         assert!(begin(1, &["a", "b", "a"]));
         assert!(!begin(1, &["c", "d"]), "of one client");
         assert!(begin(2, &["a"]));
@@ -273,11 +273,11 @@ mod tests {
         assert!(!begin(3, &["d"]), "in all");
         assert!(begin(1, &["a"]), "what one has costs nothing");
         assert_eq!(watches.len(), 4);
-        watches.stop(Conn(1), &wanted(&["a", "c", "x"]));
-        watches.forget(Conn(3));
+        watches.stop(ConnId(1), &wanted(&["a", "c", "x"]));
+        watches.forget(ConnId(3));
         assert_eq!(watches.len(), 2);
-        watches.forget(Conn(1));
-        watches.forget(Conn(2));
+        watches.forget(ConnId(1));
+        watches.forget(ConnId(2));
         assert_eq!(
             (watches.len(), watches.watched.len(), watches.by_conn.len(), watches.waiting.len()),
             (0, 0, 0, 0)
@@ -288,13 +288,13 @@ mod tests {
     fn a_tag_is_spoken_of_once_a_second_with_its_last_state() {
         let (mut watches, start) = (watches(9, 9, 9), now().mono);
         let a = wanted(&["a"]).remove(0);
-        watches.begin(Conn(1), wanted(&["a"]), |_| false).unwrap();
+        watches.begin(ConnId(1), wanted(&["a"]), |_| false).unwrap();
         watches.note(start, &a, true);
-        assert_eq!(watches.take_news(start).remove(&Conn(1)), Some((tags(&["a"]), Vec::new())));
+        assert_eq!(watches.take_news(start).remove(&ConnId(1)), Some((tags(&["a"]), Vec::new())));
         watches.note(start, &a, false);
         assert!(watches.take_news(start).is_empty());
         // Whoever begins now is told what the others believe, so that the next event is right for both.
-        let (online, _) = watches.begin(Conn(2), wanted(&["a"]), |_| false).unwrap();
+        let (online, _) = watches.begin(ConnId(2), wanted(&["a"]), |_| false).unwrap();
         assert_eq!(online, tags(&["a"]));
         let due = watches.next_due().unwrap();
         assert_eq!(due, start + Duration::from_secs(1));
@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn what_happens_close_together_is_told_together() {
         let (mut watches, start) = (watches(9, 9, 9), now().mono);
-        watches.begin(Conn(1), wanted(&["a", "b", "c"]), |_| false).unwrap();
+        watches.begin(ConnId(1), wanted(&["a", "b", "c"]), |_| false).unwrap();
         let [a, b, c] = ["a", "b", "c"].map(|name| wanted(&[name]).remove(0));
         watches.note(start, &a, true);
         assert_eq!(watches.take_news(start).len(), 1);
@@ -319,6 +319,6 @@ mod tests {
         let due = watches.next_due().unwrap();
         assert_eq!(due, start + GAP);
         watches.handle_timeout(due);
-        assert_eq!(watches.take_news(due)[&Conn(1)].0.len(), 2);
+        assert_eq!(watches.take_news(due)[&ConnId(1)].0.len(), 2);
     }
 }

@@ -2,10 +2,10 @@
 //!
 //! Most connections are idle: a task keeps no buffer, and one timer. What waits for a client leaves with one write.
 
+use super::client_addr::ConnId;
 use super::config::Times;
+use super::event_queue::{EnqueueError, EventQueue};
 use super::http::refuse_page;
-use super::inbox::{Inbox, Unsent};
-use super::leg::Conn;
 use super::outbox::{News, Texts, outbox};
 use super::service::{Event, Shared};
 use super::wire::MAX_TEXT;
@@ -73,22 +73,22 @@ async fn serve(
 ) {
     let conn = shared.next_conn();
     let (outbox, texts) = outbox(&shared.config.limits, &shared.waiting);
-    let Some(inbox) = shared.inbox_of(conn) else { return };
+    let Some(queue) = shared.queue_of(conn) else { return };
     // What is seldom done is boxed, so that those who wait have no room for it in their task.
-    if !Box::pin(inbox.send(Event::Opened { conn, ip: peer.ip(), outbox })).await {
+    if !Box::pin(queue.send(Event::Opened { conn, ip: peer.ip(), outbox })).await {
         return;
     }
-    let ended = converse(&mut stream, &shared, (conn, inbox), (texts, place)).await;
-    Box::pin(inbox.send(Event::Closed { conn })).await;
-    if ended != End::Gone {
+    let ended = converse(&mut stream, &shared, (conn, queue), (texts, place)).await;
+    Box::pin(queue.send(Event::Closed { conn })).await;
+    if ended != CloseReason::Gone {
         let mut out = Vec::new();
         match ended {
-            End::Refused(limit) => {
+            CloseReason::Refused(limit) => {
                 let reason = format!("limit reached: {}", limit.name());
                 framing::write_close_for(TRY_AGAIN_LATER, &reason, &mut out);
             }
-            End::Close(code) => framing::write_close(code, &mut out),
-            End::Gone => {}
+            CloseReason::Close(code) => framing::write_close(code, &mut out),
+            CloseReason::Gone => {}
         }
         let goodbye = async { stream.write_all(&out).await.and(stream.shutdown().await) };
         let _ = Box::pin(timeout(shared.config.times.ping, goodbye)).await;
@@ -97,7 +97,7 @@ async fn serve(
 
 /// How a conversation has ended.
 #[derive(Debug, PartialEq, Eq)]
-enum End {
+enum CloseReason {
     /// A close is due, with this code.
     Close(Option<u16>),
     /// A close is due, as there is no room for the connection.
@@ -110,36 +110,36 @@ enum End {
 async fn converse(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     shared: &Shared,
-    (conn, inbox): (Conn, &Inbox),
+    (conn, queue): (ConnId, &EventQueue),
     (mut texts, place): (Texts, Option<Place>),
-) -> End {
+) -> CloseReason {
     let mut reader = Reader::new(Kind::Text, MAX_TEXT);
     let (mut room, mut out) = (VecDeque::new(), Vec::new());
-    let mut begun = Begun::new(place);
-    let mut watch = Watch::new(&shared.config.times);
+    let mut begun = PartialMessage::new(place);
+    let mut watch = KeepAlive::new(&shared.config.times);
     // One timer, set anew only when it has gone off: messages are many.
     let mut alarm = pin!(sleep_until(watch.next()));
     loop {
         tokio::select! {
-            () = begun.evicted() => return End::Close(Some(TRY_AGAIN_LATER)),
+            () = begun.evicted() => return CloseReason::Close(Some(TRY_AGAIN_LATER)),
             received = upgrade::receive(stream, &mut reader) => {
                 watch.heard = moment();
                 if !matches!(received, Ok(1..)) {
-                    return End::Gone;
+                    return CloseReason::Gone;
                 }
                 loop {
-                    match hear(&mut reader, (conn, inbox), &mut out) {
+                    match read_frames(&mut reader, (conn, queue), &mut out) {
                         Ok(None) => break,
                         Ok(Some(text)) => {
-                            if !Box::pin(inbox.text(conn, text)).await {
-                                return End::Close(Some(AWAY));
+                            if !Box::pin(queue.text(conn, text)).await {
+                                return CloseReason::Close(Some(AWAY));
                             }
                         }
                         Err(end) => return end,
                     }
                 }
                 if !begun.hold(reader.held()) {
-                    return End::Close(Some(TRY_AGAIN_LATER));
+                    return CloseReason::Close(Some(TRY_AGAIN_LATER));
                 }
                 watch.begun = reader.is_within_message().then(|| watch.begun.unwrap_or(watch.heard));
                 if watch.next() < alarm.deadline() {
@@ -148,9 +148,9 @@ async fn converse(
             }
             news = texts.next(&mut room) => match news {
                 News::Texts => {}
-                News::Over => return End::Close(Some(AWAY)),
-                News::Refused(limit) => return End::Refused(limit),
-                News::Overrun => return End::Gone,
+                News::Over => return CloseReason::Close(Some(AWAY)),
+                News::Refused(limit) => return CloseReason::Refused(limit),
+                News::Overrun => return CloseReason::Gone,
             },
             () = &mut alarm => {
                 let due = watch.take(moment());
@@ -158,7 +158,7 @@ async fn converse(
                 match due {
                     Due::Nothing => {}
                     Due::Ping => framing::write_ping(&mut out),
-                    Due::Close => return End::Close(Some(AWAY)),
+                    Due::Close => return CloseReason::Close(Some(AWAY)),
                 }
             }
         }
@@ -178,20 +178,20 @@ async fn converse(
         };
         texts.sent(count, bytes);
         if !sent {
-            return End::Gone;
+            return CloseReason::Gone;
         }
     }
 }
 
 /// What a client holds of the memory of all that have shown no credentials: a message that has begun.
-struct Begun {
+struct PartialMessage {
     place: Option<Place>,
     holds: bool,
     /// There once it has held some.
     evicted: Option<oneshot::Receiver<()>>,
 }
 
-impl Begun {
+impl PartialMessage {
     fn new(place: Option<Place>) -> Self {
         Self { place, holds: false, evicted: None }
     }
@@ -256,23 +256,23 @@ async fn send_in_time(
 }
 
 /// Hands on what was read; returns what the hub has no room for at the moment.
-fn hear(
+fn read_frames(
     reader: &mut Reader,
-    (conn, inbox): (Conn, &Inbox),
+    (conn, queue): (ConnId, &EventQueue),
     out: &mut Vec<u8>,
-) -> Result<Option<String>, End> {
+) -> Result<Option<String>, CloseReason> {
     loop {
         match reader.next() {
             Ok(None) => return Ok(None),
-            Ok(Some(Frame::Text(text))) => match inbox.try_text(conn, text) {
+            Ok(Some(Frame::Text(text))) => match queue.try_text(conn, text) {
                 Ok(()) => {}
-                Err(Unsent::Full(text)) => return Ok(Some(text)),
-                Err(Unsent::Over) => return Err(End::Close(Some(AWAY))),
+                Err(EnqueueError::Full(text)) => return Ok(Some(text)),
+                Err(EnqueueError::Over) => return Err(CloseReason::Close(Some(AWAY))),
             },
             Ok(Some(Frame::Ping(payload))) => framing::write_pong(&payload, out),
             Ok(Some(Frame::Pong | Frame::Binary(_))) => {}
-            Ok(Some(Frame::Close(code))) => return Err(End::Close(code)),
-            Err(Fault(code)) => return Err(End::Close(Some(code))),
+            Ok(Some(Frame::Close(code))) => return Err(CloseReason::Close(code)),
+            Err(Fault(code)) => return Err(CloseReason::Close(Some(code))),
         }
     }
 }
@@ -282,7 +282,7 @@ fn moment() -> Instant {
 }
 
 /// Says when a connection is pinged, and when it has been silent for too long.
-struct Watch {
+struct KeepAlive {
     ping: Duration,
     idle: Duration,
     heard: Instant,
@@ -298,7 +298,7 @@ enum Due {
     Close,
 }
 
-impl Watch {
+impl KeepAlive {
     fn new(times: &Times) -> Self {
         let now = moment();
         Self {
@@ -341,7 +341,7 @@ mod tests {
         let start = moment();
         let seconds = Duration::from_secs;
         let mut watch =
-            Watch { ping: seconds(15), idle: seconds(40), heard: start, pinged: start, begun: None };
+            KeepAlive { ping: seconds(15), idle: seconds(40), heard: start, pinged: start, begun: None };
         assert_eq!((watch.next(), watch.take(start + seconds(14))), (start + seconds(15), Due::Nothing));
         assert_eq!(watch.take(start + seconds(15)), Due::Ping);
         watch.heard = start + seconds(20);
@@ -355,7 +355,7 @@ mod tests {
     fn a_message_that_has_begun_and_does_not_end_closes_the_connection_though_bytes_come() {
         let start = moment();
         let seconds = Duration::from_secs;
-        let mut watch = Watch {
+        let mut watch = KeepAlive {
             ping: seconds(100),
             idle: seconds(40),
             heard: start + seconds(29),

@@ -4,9 +4,10 @@
 //! WebSocket text of at most [`MAX_TEXT`] bytes. A message without `code` and with a positive `t` is a [`Request`],
 //! every other one a [`Response`] (S0-A1). `docs/wire/signaling.md` shows each of them.
 
-use super::envelope::{self, Capped, Envelope, Few, Fields, NatField, Object};
+use super::envelope::{self, BoundedString, BoundedVec, Envelope, Fields, FieldsObject, NatField};
 pub use super::message::{
-    Answer, Ask, Code, Ice, IceServer, Message, Nat, Path, Proof, Request, Response, Seen, Tag, Token,
+    ErrorCode, IceDescription, IceServer, Message, NatType, Proof, ReflexiveAddress, ReportedPath, Request,
+    RequestBody, Response, ResponseBody, Tag, Token,
 };
 use super::message::{NATS, PATHS, meaning, word};
 use data_encoding::BASE64URL_NOPAD;
@@ -86,7 +87,7 @@ pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
 const REQUESTS: [i64; 13] = [1, 2, 3, 4, 5, 51, 52, 53, 54, 55, 60, 101, 102];
 
 /// Takes the fields from `params` or `extra`, whichever is there, and tag and token from either level (S0-A5, S0-A6).
-fn fields(envelope: &mut Envelope, first: fn(&mut Envelope) -> Option<Object>) -> Box<Fields> {
+fn fields(envelope: &mut Envelope, first: fn(&mut Envelope) -> Option<FieldsObject>) -> Box<Fields> {
     let object = first(envelope).or_else(|| envelope.params.take()).or_else(|| envelope.extra.take());
     let mut fields = object.unwrap_or_default().0;
     fields.tag = fields.tag.or_else(|| envelope.tag.take());
@@ -94,7 +95,7 @@ fn fields(envelope: &mut Envelope, first: fn(&mut Envelope) -> Option<Object>) -
     fields
 }
 
-fn ask(mut envelope: Envelope) -> Option<Ask> {
+fn ask(mut envelope: Envelope) -> Option<RequestBody> {
     let mut f = match envelope.t {
         52 => fields(&mut envelope, |envelope| envelope.extra.take()),
         _ => fields(&mut envelope, |envelope| envelope.params.take()),
@@ -113,77 +114,79 @@ fn ask(mut envelope: Envelope) -> Option<Ask> {
                 return None;
             }
             let laddrs = f.laddrs.map(inner_addresses).map_or(Some(None), |laddrs| laddrs.map(Some))?;
-            Ask::Register { key: f.key.map(|key| key.0), secret, epoch: f.epoch, proof, laddrs }
+            RequestBody::Register { key: f.key.map(|key| key.0), secret, epoch: f.epoch, proof, laddrs }
         }
-        2 => Ask::Heartbeat { tag: f.tag? },
-        3 => Ask::List { tag: f.tag?, after: f.after },
-        4 => Ask::Call { tag: f.tag.take()?, rtag: f.rtag.take()?, ice: ice(*f) },
-        5 => Ask::Challenge,
+        2 => RequestBody::Heartbeat { tag: f.tag? },
+        3 => RequestBody::List { tag: f.tag?, after: f.after },
+        4 => RequestBody::Call { tag: f.tag.take()?, rtag: f.rtag.take()?, ice: ice(*f) },
+        5 => RequestBody::Challenge,
         51 => {
             let from = address(f.host.take(), f.port)?;
-            Ask::Notify { token: f.token.take()?, ltag: f.ltag.take()?, from, ice: ice(*f) }
+            RequestBody::Notify { token: f.token.take()?, ltag: f.ltag.take()?, from, ice: ice(*f) }
         }
         52 => {
             let from = address(f.rhost.take(), f.rport)?;
-            Ask::Answered { token: f.token.take()?, from, ice: ice(*f) }
+            RequestBody::Answered { token: f.token.take()?, from, ice: ice(*f) }
         }
-        53 => Ask::Question { token: f.token? },
+        53 => RequestBody::Question { token: f.token? },
         54 => {
             let (token, done) = (f.token.take()?, f.done.unwrap_or(false));
-            let Ice { cands, nat, .. } = ice(*f);
-            Ask::Trickle { token, cands, done, nat }
+            let IceDescription { cands, nat, .. } = ice(*f);
+            RequestBody::Trickle { token, cands, done, nat }
         }
-        55 => Ask::End { token: f.token?, reason: f.reason.map(|reason| reason.0) },
+        55 => RequestBody::End { token: f.token?, reason: f.reason.map(|reason| reason.0) },
         60 => match (f.tags, f.online, f.offline) {
-            (Some(tags), ..) => Ask::Watch { tags, watch: f.watch.unwrap_or(true) },
+            (Some(tags), ..) => RequestBody::Watch { tags, watch: f.watch.unwrap_or(true) },
             (None, None, None) => return None,
-            (None, online, offline) => {
-                Ask::Presence { online: online.unwrap_or_default(), offline: offline.unwrap_or_default() }
-            }
+            (None, online, offline) => RequestBody::Presence {
+                online: online.unwrap_or_default(),
+                offline: offline.unwrap_or_default(),
+            },
         },
-        101 => Ask::Open,
-        _ => Ask::Punch { token: f.token? },
+        101 => RequestBody::Open,
+        _ => RequestBody::Punch { token: f.token? },
     })
 }
 
-fn answer(mut envelope: Envelope) -> Option<Answer> {
+fn answer(mut envelope: Envelope) -> Option<ResponseBody> {
     let t = envelope.t.checked_neg()?.max(envelope.t);
     let mut f = fields(&mut envelope, |envelope| envelope.extra.take());
     if let Some(code) = envelope.code.filter(|code| *code != SUCCESS) {
         let em = envelope.em.map_or_else(String::new, |em| em.0);
-        return Some(Answer::Failed { t, token: f.token, code: Code::from_number(code), em });
+        return Some(ResponseBody::Failed { t, token: f.token, code: ErrorCode::from_number(code), em });
     }
     Some(match t {
-        1 => Answer::Registered {
+        1 => ResponseBody::Registered {
             tag: f.tag?,
             ice_servers: f.ice_servers.map_or_else(Vec::new, |few| few.0),
             stun2: f.stun2.map(|stun2| stun2.0),
             epoch: f.epoch,
             seen: seen(f.addr, f.nat)?,
         },
-        2 => Answer::Alive,
-        3 => Answer::Listed { tags: f.tags?, more: f.more.unwrap_or(false) },
-        4 => Answer::Calling { token: f.token? },
-        5 => Answer::Challenged { nonce: f.nonce?.0 },
-        51 => Answer::Accepted { token: f.token.take()?, ice: ice(*f) },
-        52 => Answer::Noted { token: f.token? },
-        53 => Answer::Status {
+        2 => ResponseBody::Alive,
+        3 => ResponseBody::Listed { tags: f.tags?, more: f.more.unwrap_or(false) },
+        4 => ResponseBody::Calling { token: f.token? },
+        5 => ResponseBody::Challenged { nonce: f.nonce?.0 },
+        51 => ResponseBody::Accepted { token: f.token.take()?, ice: ice(*f) },
+        52 => ResponseBody::Noted { token: f.token? },
+        53 => ResponseBody::Status {
             token: f.token.take()?,
             punching: f.punching.unwrap_or(true),
             path: meaning(&PATHS, f.path.as_ref()),
         },
-        54 => Answer::Trickled { token: f.token? },
-        55 => Answer::Ended { token: f.token? },
-        60 => {
-            Answer::Watching { online: f.online.unwrap_or_default(), offline: f.offline.unwrap_or_default() }
-        }
-        102 | 103 => Answer::Punched { token: f.token? },
+        54 => ResponseBody::Trickled { token: f.token? },
+        55 => ResponseBody::Ended { token: f.token? },
+        60 => ResponseBody::Watching {
+            online: f.online.unwrap_or_default(),
+            offline: f.offline.unwrap_or_default(),
+        },
+        102 | 103 => ResponseBody::Punched { token: f.token? },
         _ => return None,
     })
 }
 
-fn ice(f: Fields) -> Ice {
-    Ice {
+fn ice(f: Fields) -> IceDescription {
+    IceDescription {
         nat: f.nat.as_ref().and_then(NatField::word).and_then(|word| meaning(&NATS, Some(word))),
         ufrag: f.ufrag.map(|text| text.0),
         pwd: f.pwd.map(|text| text.0),
@@ -196,23 +199,24 @@ fn ice(f: Fields) -> Ice {
 }
 
 /// Addresses to which packets can go; anything else among them is an error.
-fn inner_addresses(texts: Few<Capped<64>, 16>) -> Option<Vec<SocketAddr>> {
-    let sound = |text: Capped<64>| text.0.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
+fn inner_addresses(texts: BoundedVec<BoundedString<64>, 16>) -> Option<Vec<SocketAddr>> {
+    let sound =
+        |text: BoundedString<64>| text.0.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
     texts.0.into_iter().map(sound).collect()
 }
 
 /// Of an address, what the server says of it may be missing.
-fn seen(addr: Option<Capped<64>>, nat: Option<NatField>) -> Option<Option<Seen>> {
+fn seen(addr: Option<BoundedString<64>>, nat: Option<NatField>) -> Option<Option<ReflexiveAddress>> {
     let Some(addr) = addr else { return Some(None) };
     let nat = nat.and_then(|nat| match nat {
         NatField::Behind(nat) => Some(nat),
         NatField::Word(_) => None,
     });
-    Some(Some(Seen { addr: addr.0.parse().ok()?, nat }))
+    Some(Some(ReflexiveAddress { addr: addr.0.parse().ok()?, nat }))
 }
 
 /// An address is whole or missing; half of one is an error, which the outer `None` says.
-fn address(host: Option<Capped<64>>, port: Option<u16>) -> Option<Option<SocketAddr>> {
+fn address(host: Option<BoundedString<64>>, port: Option<u16>) -> Option<Option<SocketAddr>> {
     match (host, port) {
         (Some(host), Some(port)) => Some(Some(SocketAddr::new(host.0.parse::<IpAddr>().ok()?, port))),
         (None, None) => Some(None),
@@ -222,9 +226,9 @@ fn address(host: Option<Capped<64>>, port: Option<u16>) -> Option<Option<SocketA
 
 /// A proof is whole or missing, like an address.
 fn proof(
-    public: Option<Capped<64>>,
-    nonce: Option<Capped<64>>,
-    signature: Option<Capped<128>>,
+    public: Option<BoundedString<64>>,
+    nonce: Option<BoundedString<64>>,
+    signature: Option<BoundedString<128>>,
 ) -> Option<Option<Proof>> {
     match (public, nonce, signature) {
         (Some(public), Some(nonce), Some(signature)) => {
@@ -253,56 +257,58 @@ impl Request {
     #[must_use]
     pub fn encode(&self) -> String {
         let mut out = Envelope { t: self.body.t(), mid: self.mid, ..Envelope::default() };
-        let object = |fields: Fields| Some(Object(Box::new(fields)));
+        let object = |fields: Fields| Some(FieldsObject(Box::new(fields)));
         match self.body.clone() {
-            Ask::Register { key, secret, epoch, proof, laddrs } => {
+            RequestBody::Register { key, secret, epoch, proof, laddrs } => {
                 let bare = key.is_none() && secret.is_none() && laddrs.is_none();
                 if !bare || epoch.is_some() || proof.is_some() {
-                    let text = |address: SocketAddr| Capped(address.to_string());
-                    let laddrs = laddrs.map(|laddrs| Few(laddrs.into_iter().map(text).collect()));
-                    let (key, secret) = (key.map(Capped), secret.map(Capped));
+                    let text = |address: SocketAddr| BoundedString(address.to_string());
+                    let laddrs = laddrs.map(|laddrs| BoundedVec(laddrs.into_iter().map(text).collect()));
+                    let (key, secret) = (key.map(BoundedString), secret.map(BoundedString));
                     out.params = object(Fields { key, secret, epoch, laddrs, ..proof.into() });
                 }
             }
-            Ask::Heartbeat { tag } => out.tag = Some(tag),
-            Ask::List { tag, after } => {
+            RequestBody::Heartbeat { tag } => out.tag = Some(tag),
+            RequestBody::List { tag, after } => {
                 out.params = object(Fields { tag: Some(tag), after, ..Fields::default() });
             }
-            Ask::Call { tag, rtag, ice } => {
+            RequestBody::Call { tag, rtag, ice } => {
                 out.params = object(Fields { tag: Some(tag), rtag: Some(rtag), ..ice.into() });
             }
-            Ask::Challenge => {}
-            Ask::Notify { token, ltag, from, ice } => {
+            RequestBody::Challenge => {}
+            RequestBody::Notify { token, ltag, from, ice } => {
                 let (host, port) =
-                    (from.map(|from| Capped(from.ip().to_string())), from.map(|from| from.port()));
+                    (from.map(|from| BoundedString(from.ip().to_string())), from.map(|from| from.port()));
                 out.token = Some(token);
                 out.params = object(Fields { ltag: Some(ltag), host, port, ..ice.into() });
             }
-            Ask::Answered { token, from, ice } => {
+            RequestBody::Answered { token, from, ice } => {
                 let (rhost, rport) =
-                    (from.map(|from| Capped(from.ip().to_string())), from.map(|from| from.port()));
+                    (from.map(|from| BoundedString(from.ip().to_string())), from.map(|from| from.port()));
                 let rtport = ice.tport;
                 out.token = Some(token);
                 out.extra = object(Fields { rhost, rport, rtport, tport: None, ..ice.into() });
             }
-            Ask::Question { token } => out.token = Some(token),
-            Ask::Trickle { token, cands, done, nat } => {
+            RequestBody::Question { token } => out.token = Some(token),
+            RequestBody::Trickle { token, cands, done, nat } => {
                 out.token = Some(token);
-                let ice = Ice { nat, ..Ice::default() };
-                let cands = Some(Few(cands.into_iter().map(Capped).collect()));
+                let ice = IceDescription { nat, ..IceDescription::default() };
+                let cands = Some(BoundedVec(cands.into_iter().map(BoundedString).collect()));
                 out.params = object(Fields { cands, done: done.then_some(true), ..ice.into() });
             }
-            Ask::End { token, reason } => {
+            RequestBody::End { token, reason } => {
                 out.token = Some(token);
-                out.params = object(Fields { reason: reason.map(Capped), ..Fields::default() });
+                out.params = object(Fields { reason: reason.map(BoundedString), ..Fields::default() });
             }
-            Ask::Watch { tags, watch } => {
+            RequestBody::Watch { tags, watch } => {
                 let watch = (!watch).then_some(false);
                 out.params = object(Fields { tags: Some(tags), watch, ..Fields::default() });
             }
-            Ask::Presence { online, offline } => out.params = object(coming_and_going(online, offline)),
-            Ask::Open => {}
-            Ask::Punch { token } => {
+            RequestBody::Presence { online, offline } => {
+                out.params = object(coming_and_going(online, offline))
+            }
+            RequestBody::Open => {}
+            RequestBody::Punch { token } => {
                 out.params = object(Fields { token: Some(token), ..Fields::default() });
             }
         }
@@ -315,49 +321,49 @@ impl Response {
     #[must_use]
     pub fn encode(&self) -> String {
         let mut out = Envelope { mid: self.mid, code: Some(SUCCESS), ..Envelope::default() };
-        let object = |fields: Fields| Some(Object(Box::new(fields)));
+        let object = |fields: Fields| Some(FieldsObject(Box::new(fields)));
         let (t, token) = match self.body.clone() {
-            Answer::Registered { tag, ice_servers, stun2, epoch, seen } => {
-                let ice_servers = (!ice_servers.is_empty()).then_some(Few(ice_servers));
-                let stun2 = stun2.map(Capped);
+            ResponseBody::Registered { tag, ice_servers, stun2, epoch, seen } => {
+                let ice_servers = (!ice_servers.is_empty()).then_some(BoundedVec(ice_servers));
+                let stun2 = stun2.map(BoundedString);
                 out.extra = object(Fields { tag: Some(tag), ice_servers, stun2, epoch, ..seen.into() });
                 (-1, None)
             }
-            Answer::Alive => (-2, None),
-            Answer::Listed { tags, more } => {
+            ResponseBody::Alive => (-2, None),
+            ResponseBody::Listed { tags, more } => {
                 let more = more.then_some(true);
                 out.extra = object(Fields { tags: Some(tags), more, ..Fields::default() });
                 (-3, None)
             }
-            Answer::Calling { token } => {
+            ResponseBody::Calling { token } => {
                 out.extra = object(Fields { token: Some(token), ..Fields::default() });
                 (-4, None)
             }
-            Answer::Challenged { nonce } => {
-                out.extra = object(Fields { nonce: Some(Capped(nonce)), ..Fields::default() });
+            ResponseBody::Challenged { nonce } => {
+                out.extra = object(Fields { nonce: Some(BoundedString(nonce)), ..Fields::default() });
                 (-5, None)
             }
-            Answer::Accepted { token, ice } => {
-                out.extra = (ice != Ice::default()).then(|| Object(Box::new(ice.into())));
+            ResponseBody::Accepted { token, ice } => {
+                out.extra = (ice != IceDescription::default()).then(|| FieldsObject(Box::new(ice.into())));
                 (-51, Some(token))
             }
-            Answer::Noted { token } => (-52, Some(token)),
-            Answer::Status { token, punching, path } => {
+            ResponseBody::Noted { token } => (-52, Some(token)),
+            ResponseBody::Status { token, punching, path } => {
                 let (punching, path) = (Some(punching), word(&PATHS, path));
                 out.extra = object(Fields { punching, path, ..Fields::default() });
                 (-53, Some(token))
             }
-            Answer::Trickled { token } => (-54, Some(token)),
-            Answer::Ended { token } => (-55, Some(token)),
-            Answer::Watching { online, offline } => {
+            ResponseBody::Trickled { token } => (-54, Some(token)),
+            ResponseBody::Ended { token } => (-55, Some(token)),
+            ResponseBody::Watching { online, offline } => {
                 let some = !(online.is_empty() && offline.is_empty());
-                out.extra = some.then(|| Object(Box::new(coming_and_going(online, offline))));
+                out.extra = some.then(|| FieldsObject(Box::new(coming_and_going(online, offline))));
                 (-60, None)
             }
-            Answer::Punched { token } => (-103, Some(token)),
-            Answer::Failed { t, token, code, em } => {
+            ResponseBody::Punched { token } => (-103, Some(token)),
+            ResponseBody::Failed { t, token, code, em } => {
                 out.code = Some(code.number());
-                out.em = Some(Capped(em));
+                out.em = Some(BoundedString(em));
                 (t, token)
             }
         };
@@ -376,32 +382,38 @@ impl From<Option<Proof>> for Fields {
         let Some(Proof { public, nonce, signature }) = proof else { return Self::default() };
         let text = |bytes: &[u8]| BASE64URL_NOPAD.encode(bytes);
         Self {
-            public: Some(Capped(text(&public))),
-            nonce: Some(Capped(nonce)),
-            sig: Some(Capped(text(&signature))),
+            public: Some(BoundedString(text(&public))),
+            nonce: Some(BoundedString(nonce)),
+            sig: Some(BoundedString(text(&signature))),
             ..Self::default()
         }
     }
 }
 
-impl From<Option<Seen>> for Fields {
-    fn from(seen: Option<Seen>) -> Self {
-        let Some(Seen { addr, nat }) = seen else { return Self::default() };
-        Self { addr: Some(Capped(addr.to_string())), nat: nat.map(NatField::Behind), ..Self::default() }
+impl From<Option<ReflexiveAddress>> for Fields {
+    fn from(seen: Option<ReflexiveAddress>) -> Self {
+        let Some(ReflexiveAddress { addr, nat }) = seen else { return Self::default() };
+        Self {
+            addr: Some(BoundedString(addr.to_string())),
+            nat: nat.map(NatField::Behind),
+            ..Self::default()
+        }
     }
 }
 
-impl From<Ice> for Fields {
-    fn from(ice: Ice) -> Self {
+impl From<IceDescription> for Fields {
+    fn from(ice: IceDescription) -> Self {
         Self {
-            ufrag: ice.ufrag.map(Capped),
-            pwd: ice.pwd.map(Capped),
-            role: ice.role.map(Capped),
+            ufrag: ice.ufrag.map(BoundedString),
+            pwd: ice.pwd.map(BoundedString),
+            role: ice.role.map(BoundedString),
             nat: word(&NATS, ice.nat).map(NatField::Word),
             tport: ice.tport,
-            cands: (!ice.cands.is_empty()).then(|| Few(ice.cands.into_iter().map(Capped).collect())),
-            laddrs: (!ice.laddrs.is_empty()).then(|| Few(ice.laddrs.into_iter().map(Capped).collect())),
-            sdp: ice.sdp.map(Capped),
+            cands: (!ice.cands.is_empty())
+                .then(|| BoundedVec(ice.cands.into_iter().map(BoundedString).collect())),
+            laddrs: (!ice.laddrs.is_empty())
+                .then(|| BoundedVec(ice.laddrs.into_iter().map(BoundedString).collect())),
+            sdp: ice.sdp.map(BoundedString),
             ..Self::default()
         }
     }
@@ -425,33 +437,33 @@ mod tests {
         let with = decode(br#"{"t":1,"mid":5,"code":0}"#);
         assert!(matches!(&with, Ok(Message::Request(_))) && with == decode(br#"{"t":1,"mid":5}"#));
         let answer = decode(br#"{"t":-2,"mid":5,"code":0}"#);
-        assert!(matches!(answer, Ok(Message::Response(Response { body: Answer::Alive, .. }))));
+        assert!(matches!(answer, Ok(Message::Response(Response { body: ResponseBody::Alive, .. }))));
         let wrong = decode(br#"{"t":1,"mid":5,"code":0,"params":{"key":7}}"#);
         assert_eq!(wrong, Err(DecodeError::Malformed { t: Some(1), mid: Some(5) }));
     }
 
-    fn request(text: &str) -> Ask {
+    fn request(text: &str) -> RequestBody {
         match decode(text.as_bytes()) {
             Ok(Message::Request(request)) => request.body,
             other => panic!("{other:?}"),
         }
     }
 
-    fn response(text: &str) -> Answer {
+    fn response(text: &str) -> ResponseBody {
         match decode(text.as_bytes()) {
             Ok(Message::Response(response)) => response.body,
             other => panic!("{other:?}"),
         }
     }
 
-    fn full_ice() -> Ice {
-        Ice {
+    fn full_ice() -> IceDescription {
+        IceDescription {
             ufrag: Some("u".into()),
             pwd: Some("p".into()),
             cands: vec!["candidate:1 1 udp 1 192.0.2.1 9 typ host lane direct".into()],
             role: Some("controlling".into()),
             laddrs: vec!["10.0.0.2:9".into()],
-            nat: Some(Nat::Hard),
+            nat: Some(NatType::Hard),
             tport: Some(80),
             sdp: Some("v=0\r\n".into()),
         }
@@ -460,33 +472,38 @@ mod tests {
     fn every_message() -> Vec<Message> {
         let from = Some("[2001:db8::1]:9".parse().unwrap());
         let asks = vec![
-            Ask::Register {
+            RequestBody::Register {
                 key: Some("k".into()),
                 secret: Some("s".repeat(MIN_SECRET)),
                 epoch: Some(0),
                 proof: None,
                 laddrs: from.map(|address| vec![address]),
             },
-            Ask::Register {
+            RequestBody::Register {
                 key: None,
                 secret: None,
                 epoch: None,
                 proof: Some(Proof { public: [7; 32], nonce: "n".into(), signature: vec![8; 64] }),
                 laddrs: None,
             },
-            Ask::Challenge,
-            Ask::Heartbeat { tag: tag("a") },
-            Ask::List { tag: tag("a"), after: Some(tag("b")) },
-            Ask::Call { tag: tag("a"), rtag: tag("b"), ice: full_ice() },
-            Ask::Notify { token: token(), ltag: tag("a"), from, ice: full_ice() },
-            Ask::Answered { token: token(), from: None, ice: full_ice() },
-            Ask::Question { token: token() },
-            Ask::Trickle { token: token(), cands: vec!["c".into()], done: true, nat: Some(Nat::Easy) },
-            Ask::End { token: token(), reason: Some("bye".into()) },
-            Ask::Watch { tags: vec![tag("a")], watch: false },
-            Ask::Presence { online: vec![tag("a")], offline: vec![tag("b")] },
-            Ask::Open,
-            Ask::Punch { token: token() },
+            RequestBody::Challenge,
+            RequestBody::Heartbeat { tag: tag("a") },
+            RequestBody::List { tag: tag("a"), after: Some(tag("b")) },
+            RequestBody::Call { tag: tag("a"), rtag: tag("b"), ice: full_ice() },
+            RequestBody::Notify { token: token(), ltag: tag("a"), from, ice: full_ice() },
+            RequestBody::Answered { token: token(), from: None, ice: full_ice() },
+            RequestBody::Question { token: token() },
+            RequestBody::Trickle {
+                token: token(),
+                cands: vec!["c".into()],
+                done: true,
+                nat: Some(NatType::Easy),
+            },
+            RequestBody::End { token: token(), reason: Some("bye".into()) },
+            RequestBody::Watch { tags: vec![tag("a")], watch: false },
+            RequestBody::Presence { online: vec![tag("a")], offline: vec![tag("b")] },
+            RequestBody::Open,
+            RequestBody::Punch { token: token() },
         ];
         let server = IceServer {
             urls: vec!["turn:x".into()],
@@ -494,25 +511,25 @@ mod tests {
             credential: Some("c".into()),
         };
         let answers = vec![
-            Answer::Registered {
+            ResponseBody::Registered {
                 tag: tag("a"),
                 ice_servers: vec![server],
                 stun2: Some("x:3479".into()),
                 epoch: Some(1),
-                seen: from.map(|addr| Seen { addr, nat: Some(true) }),
+                seen: from.map(|addr| ReflexiveAddress { addr, nat: Some(true) }),
             },
-            Answer::Alive,
-            Answer::Listed { tags: vec![tag("a")], more: true },
-            Answer::Calling { token: token() },
-            Answer::Challenged { nonce: "n".into() },
-            Answer::Accepted { token: token(), ice: full_ice() },
-            Answer::Noted { token: token() },
-            Answer::Status { token: token(), punching: false, path: Some(Path::Relay) },
-            Answer::Trickled { token: token() },
-            Answer::Ended { token: token() },
-            Answer::Watching { online: vec![tag("a")], offline: vec![tag("b")] },
-            Answer::Punched { token: token() },
-            Answer::Failed { t: 4, token: Some(token()), code: Code::NoAnswer, em: "e".into() },
+            ResponseBody::Alive,
+            ResponseBody::Listed { tags: vec![tag("a")], more: true },
+            ResponseBody::Calling { token: token() },
+            ResponseBody::Challenged { nonce: "n".into() },
+            ResponseBody::Accepted { token: token(), ice: full_ice() },
+            ResponseBody::Noted { token: token() },
+            ResponseBody::Status { token: token(), punching: false, path: Some(ReportedPath::Relay) },
+            ResponseBody::Trickled { token: token() },
+            ResponseBody::Ended { token: token() },
+            ResponseBody::Watching { online: vec![tag("a")], offline: vec![tag("b")] },
+            ResponseBody::Punched { token: token() },
+            ResponseBody::Failed { t: 4, token: Some(token()), code: ErrorCode::NoAnswer, em: "e".into() },
         ];
         let asks = asks.into_iter().map(|body| Message::Request(Request { mid: Some(i64::MAX), body }));
         asks.chain(answers.into_iter().map(|body| Message::Response(Response { mid: None, body }))).collect()
@@ -528,13 +545,13 @@ mod tests {
     #[test]
     fn tag_and_token_are_read_at_either_level() {
         for text in [r#"{"t":2,"tag":"a"}"#, r#"{"t":2,"params":{"tag":"a"}}"#] {
-            assert_eq!(request(text), Ask::Heartbeat { tag: tag("a") });
+            assert_eq!(request(text), RequestBody::Heartbeat { tag: tag("a") });
         }
         for text in [r#"{"t":102,"token":"tok"}"#, r#"{"t":102,"params":{"token":"tok"}}"#] {
-            assert_eq!(request(text), Ask::Punch { token: token() });
+            assert_eq!(request(text), RequestBody::Punch { token: token() });
         }
         for text in [r#"{"t":-4,"extra":{"token":"tok"}}"#, r#"{"t":-4,"token":"tok","code":200}"#] {
-            assert_eq!(response(text), Answer::Calling { token: token() });
+            assert_eq!(response(text), ResponseBody::Calling { token: token() });
         }
     }
 
@@ -545,25 +562,26 @@ mod tests {
             let text = format!(
                 r#"{{"t":52,"token":"tok","{place}":{{"rhost":"192.0.2.7","rport":23456,"rtport":7}}}}"#
             );
-            let ice = Ice { tport: Some(7), ..Ice::default() };
-            assert_eq!(request(&text), Ask::Answered { token: token(), from, ice });
+            let ice = IceDescription { tport: Some(7), ..IceDescription::default() };
+            assert_eq!(request(&text), RequestBody::Answered { token: token(), from, ice });
             let text = format!(r#"{{"t":-51,"token":"tok","code":200,"{place}":{{"tport":7}}}}"#);
-            let ice = Ice { tport: Some(7), ..Ice::default() };
-            assert_eq!(response(&text), Answer::Accepted { token: token(), ice });
+            let ice = IceDescription { tport: Some(7), ..IceDescription::default() };
+            assert_eq!(response(&text), ResponseBody::Accepted { token: token(), ice });
         }
     }
 
     #[test]
     fn failures_are_understood_with_either_sign_and_written_with_the_requests() {
         for text in [r#"{"t":4,"code":203,"em":"x"}"#, r#"{"t":-4,"code":203,"em":"x"}"#] {
-            let failed = Answer::Failed { t: 4, token: None, code: Code::NotOnline, em: "x".into() };
+            let failed =
+                ResponseBody::Failed { t: 4, token: None, code: ErrorCode::NotOnline, em: "x".into() };
             assert_eq!(response(text), failed);
         }
-        let written = Response::failure(4, Some(7), Code::NotOnline).encode();
+        let written = Response::failure(4, Some(7), ErrorCode::NotOnline).encode();
         assert_eq!(written, r#"{"t":4,"mid":7,"code":203,"em":"callee not online"}"#);
         assert_eq!(
             response(r#"{"t":4,"code":200,"extra":{"token":"tok"}}"#),
-            Answer::Calling { token: token() }
+            ResponseBody::Calling { token: token() }
         );
     }
 
@@ -611,13 +629,13 @@ mod tests {
     #[test]
     fn null_counts_as_absent_and_unknown_words_too() {
         let text = r#"{"t":-2,"mid":null,"code":200,"em":null,"extra":null}"#;
-        assert_eq!(response(text), Answer::Alive);
+        assert_eq!(response(text), ResponseBody::Alive);
         assert_eq!(
             request(r#"{"t":1,"code":null}"#),
-            Ask::Register { key: None, secret: None, epoch: None, proof: None, laddrs: None }
+            RequestBody::Register { key: None, secret: None, epoch: None, proof: None, laddrs: None }
         );
         let text = r#"{"t":-53,"token":"tok","extra":{"path":"warp"}}"#;
-        assert_eq!(response(text), Answer::Status { token: token(), punching: true, path: None });
+        assert_eq!(response(text), ResponseBody::Status { token: token(), punching: true, path: None });
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The bus: words between two hubs keep their order, those of different pairs do not.
 
 use super::World;
-use ginnel::internals::signaling::{Address, Shard, Word};
+use ginnel::internals::signaling::{Destination, HubMessage, NodeId};
 use std::collections::{BTreeMap, VecDeque};
 
 /// More words than any event brings.
@@ -10,7 +10,7 @@ const MANY: usize = 10_000;
 /// The words on their way, by sender and receiver, with the numbers under which they were put out.
 #[derive(Default)]
 pub(super) struct Lines {
-    waiting: BTreeMap<(usize, usize), VecDeque<(u64, Word)>>,
+    waiting: BTreeMap<(usize, usize), VecDeque<(u64, HubMessage)>>,
     /// The hub whose queue is full.
     jammed: Option<usize>,
 }
@@ -29,7 +29,7 @@ impl Lines {
         self.waiting.keys().nth(which % self.waiting.len().max(1)).copied()
     }
 
-    fn pop(&mut self, line: (usize, usize)) -> Option<(u64, Word)> {
+    fn pop(&mut self, line: (usize, usize)) -> Option<(u64, HubMessage)> {
         let words = self.waiting.get_mut(&line)?;
         let first = words.pop_front();
         if words.is_empty() {
@@ -40,16 +40,16 @@ impl Lines {
 }
 
 impl World {
-    pub(super) fn post(&mut self, from: usize, to: &Address, word: Word) {
+    pub(super) fn post(&mut self, from: usize, to: &Destination, message: HubMessage) {
         let to = match to {
-            Address::Tag(tag) => Shard::of_tag(tag, self.hubs.len()),
-            Address::Hub(hub) => *hub,
+            Destination::Tag(tag) => NodeId::of_tag(tag, self.hubs.len()),
+            Destination::Hub(hub) => *hub,
         };
         assert_ne!(to.index(), from, "a word to itself");
-        if word.begins() && self.lines.jammed == Some(to.index()) {
-            return self.hubs[from].handle_refused(self.now, word);
+        if message.begins() && self.lines.jammed == Some(to.index()) {
+            return self.hubs[from].handle_refused(self.now, message);
         }
-        self.lines.waiting.entry((from, to.index())).or_default().push_back((self.at, word));
+        self.lines.waiting.entry((from, to.index())).or_default().push_back((self.at, message));
     }
 
     /// Carries all words, none, one, those of one line, or those of all but one.
@@ -83,8 +83,8 @@ impl World {
     }
 
     fn carry_one(&mut self, line: (usize, usize)) {
-        let Some((at, word)) = self.lines.pop(line) else { return };
-        self.hubs[line.1].handle_word(self.now, word);
+        let Some((at, message)) = self.lines.pop(line) else { return };
+        self.hubs[line.1].handle_message_from_hub(self.now, message);
         self.drain(line.1, Some(at));
     }
 

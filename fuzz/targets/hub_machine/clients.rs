@@ -4,7 +4,7 @@ use super::model::{Asked, Claim};
 use super::{Input, Leg, UDP, WEB, World};
 use data_encoding::BASE64URL_NOPAD;
 use ginnel::internals::signaling::wire::{Proof, Tag};
-use ginnel::internals::signaling::{Conn, Door, Shard};
+use ginnel::internals::signaling::{ConnId, NodeId, ServerPort};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
 use std::net::IpAddr;
@@ -30,8 +30,8 @@ impl World {
     pub(super) fn home_of(&self, leg: Leg) -> usize {
         let count = self.hubs.len();
         match leg {
-            Leg::Udp(address) => Shard::home_of(address.ip(), count).index(),
-            Leg::Web(conn) => Shard::home_of_conn(Conn(conn), count).index(),
+            Leg::Udp(address) => NodeId::home_of(address.ip(), count).index(),
+            Leg::Web(conn) => NodeId::home_of_conn(ConnId(conn), count).index(),
         }
     }
 
@@ -67,7 +67,7 @@ impl World {
         let (conn, ip) = (self.next_conn, IpAddr::from([198, 51, 100, client]));
         self.webs.insert(client, conn);
         let home = self.home_of(Leg::Web(conn));
-        self.hubs[home].handle_web_opened(self.now, Conn(conn), ip);
+        self.hubs[home].handle_websocket_opened(self.now, ConnId(conn), ip);
         self.drain(home, None);
     }
 
@@ -75,7 +75,7 @@ impl World {
         if let Some(conn) = self.webs.remove(&(UDP + client % WEB)) {
             self.model.forget(conn);
             let home = self.home_of(Leg::Web(conn));
-            self.hubs[home].handle_web_closed(self.now, Conn(conn));
+            self.hubs[home].handle_websocket_closed(self.now, ConnId(conn));
             self.drain(home, None);
         }
     }
@@ -86,18 +86,18 @@ impl World {
         self.revoked.revoke(self.now.unix, &tag, until).expect("room");
         self.model.revoked.insert(tag.clone(), (self.at, until));
         let tag = Tag::new(tag).expect("a tag");
-        let hub = Shard::of_tag(&tag, self.hubs.len()).index();
+        let hub = NodeId::of_tag(&tag, self.hubs.len()).index();
         self.hubs[hub].handle_revoked(self.now, &tag);
         self.drain(hub, None);
     }
 
-    fn say(&mut self, leg: Leg, door: Door, bytes: &[u8]) {
+    fn say(&mut self, leg: Leg, door: ServerPort, bytes: &[u8]) {
         let home = self.home_of(leg);
         let hub = &mut self.hubs[home];
         match leg {
             Leg::Udp(from) => hub.handle_datagram(self.now, door, from, None, bytes),
             Leg::Web(conn) => match std::str::from_utf8(bytes) {
-                Ok(text) => hub.handle_web_text(self.now, Conn(conn), text),
+                Ok(text) => hub.handle_websocket_text(self.now, ConnId(conn), text),
                 Err(_) => return,
             },
         }
@@ -114,7 +114,7 @@ impl World {
             self.model.asked.insert((conn, self.mid));
         }
         self.last = Some((leg, bytes.clone()));
-        self.say(leg, Door::Main, &bytes);
+        self.say(leg, ServerPort::Main, &bytes);
         self.mid
     }
 
@@ -122,7 +122,7 @@ impl World {
     pub(super) fn repeat(&mut self) {
         let Some((leg, bytes)) = self.last.clone() else { return };
         if self.is_open(leg) {
-            self.say(leg, Door::Main, &bytes);
+            self.say(leg, ServerPort::Main, &bytes);
         }
     }
 
@@ -235,7 +235,7 @@ impl World {
         let code = if refuse { 204 } else { 200 };
         let t = if refuse { 51 } else { -51 };
         let message = json!({ "t": t, "mid": mid, "token": token, "code": code });
-        self.say(leg, Door::Aux, message.to_string().as_bytes());
+        self.say(leg, ServerPort::Aux, message.to_string().as_bytes());
     }
 
     /// Trickles, ends, or answers step 10, with a token that is its business or not.
@@ -253,13 +253,13 @@ impl World {
                 json!({ "t": -53, "mid": self.mid, "token": token, "extra": { "punching": what & 64 == 0 } })
             }
         };
-        self.say(leg, Door::Main, message.to_string().as_bytes());
+        self.say(leg, ServerPort::Main, message.to_string().as_bytes());
     }
 
     pub(super) fn babble(&mut self, client: u8, len: u8, input: &mut Input<'_>) {
         let bytes: Vec<u8> = (0..len % 64).map(|_| input.byte()).collect();
         if let Some(leg) = self.leg(client, false) {
-            self.say(leg, Door::Main, &bytes);
+            self.say(leg, ServerPort::Main, &bytes);
         }
     }
 }

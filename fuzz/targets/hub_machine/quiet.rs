@@ -20,7 +20,7 @@ impl World {
         self.settle();
         self.wait(HOUR);
         self.check();
-        assert_eq!(self.sum(Hub::acts), 0, "every act ends");
+        assert_eq!(self.sum(Hub::calls), 0, "every act ends");
         assert!(self.hubs.iter().all(Hub::is_idle), "something is left: {:#?}", self.hubs);
         self.check_room();
     }
@@ -86,6 +86,6 @@ impl World {
             self.call_between(leg, tags[side].clone(), tags[side + CALLS].clone());
             self.settle();
         }
-        assert_eq!(self.sum(Hub::acts), CALLS, "acts are counted that there are not");
+        assert_eq!(self.sum(Hub::calls), CALLS, "acts are counted that there are not");
     }
 }

@@ -310,14 +310,14 @@ impl Conversation {
 mod tests {
     use super::*;
     use crate::net::time;
-    use crate::signaling::{Config, Conn, Hub, Limits, Output};
+    use crate::signaling::{Config, ConnId, Hub, Limits, Output};
     use rand::SeedableRng;
     use rand_chacha::ChaCha20Rng;
 
     /// A hub that hears what all clients have said, on a connection each, until nobody says anything more.
     fn settle(hub: &mut Hub, talk: &mut Conversation, mut drop: impl FnMut(&str) -> bool) {
         while let Some((client, text)) = talk.poll_output() {
-            hub.handle_web_text(time::now(), Conn(client as u64), &text);
+            hub.handle_websocket_text(time::now(), ConnId(client as u64), &text);
             while let Some(output) = hub.poll_output() {
                 if let Output::Text { conn, text } = output
                     && !drop(&text)
@@ -331,7 +331,7 @@ mod tests {
     fn hub(clients: usize, limits: Limits) -> Hub {
         let mut hub = Hub::new(Config { limits, ..Config::default() }, ChaCha20Rng::from_seed([3; 32]));
         (0..clients).for_each(|client| {
-            hub.handle_web_opened(time::now(), Conn(client as u64), [127, 0, 0, 1].into())
+            hub.handle_websocket_opened(time::now(), ConnId(client as u64), [127, 0, 0, 1].into())
         });
         hub
     }
@@ -357,20 +357,20 @@ mod tests {
         }
         let measured = &talk.measured;
         assert_eq!((measured.begun, measured.answered, measured.misdelivered), (20, 20, 0));
-        assert_eq!((measured.latency.len(), hub.acts()), (20, 0));
+        assert_eq!((measured.latency.len(), hub.calls()), (20, 0));
         assert_eq!(std::iter::from_fn(|| talk.poll_ended()).count(), 21);
     }
 
     #[test]
     fn refusals_are_counted_and_a_lost_tag_is_asked_for_anew() {
         let (mut hub, mut talk) = registered(2);
-        hub.handle_web_closed(time::now(), Conn(1));
+        hub.handle_websocket_closed(time::now(), ConnId(1));
         talk.measure(true);
         talk.call(time::mono());
         settle(&mut hub, &mut talk, |_| false);
         assert_eq!(talk.refused.get(&203), Some(&1));
         assert_eq!((talk.measured.begun, talk.measured.answered), (1, 0));
-        hub.handle_web_opened(time::now(), Conn(1), [127, 0, 0, 1].into());
+        hub.handle_websocket_opened(time::now(), ConnId(1), [127, 0, 0, 1].into());
         talk.heartbeats(2);
         settle(&mut hub, &mut talk, |_| false);
         assert_eq!((talk.lost_tags, talk.online(), hub.clients()), (1, 2, 2));

@@ -130,7 +130,7 @@ fn what_calls_have_to_tell_has_a_budget_and_all_of_it_comes_back() {
     assert_eq!(code(&world.ask_web(1, &call(50, &callees[11]))), 200);
     world.sent.clear();
     world.wait_ms(40_000);
-    assert_eq!((texts.total(), world.hub.acts()), (0, 0));
+    assert_eq!((texts.total(), world.hub.calls()), (0, 0));
 }
 
 #[test]
@@ -217,10 +217,10 @@ fn every_cap_holds() {
     for conn in 1..=3 {
         world.open(conn);
     }
-    world.hub.handle_web_opened(world.now, Conn(4), [192, 0, 2, 1].into());
-    world.hub.handle_web_opened(world.now, Conn(5), [192, 0, 2, 2].into());
+    world.hub.handle_websocket_opened(world.now, ConnId(4), [192, 0, 2, 1].into());
+    world.hub.handle_websocket_opened(world.now, ConnId(5), [192, 0, 2, 2].into());
     world.drain();
-    let refused = |conn, limit| Output::Refuse { conn: Conn(conn), limit };
+    let refused = |conn, limit| Output::Refuse { conn: ConnId(conn), limit };
     let closed: Vec<_> = world.sent.iter().filter(|output| matches!(output, Output::Refuse { .. })).collect();
     assert_eq!(
         closed,
@@ -279,7 +279,7 @@ proptest! {
             let from = |from: u8| SocketAddr::from(([192, 0, 2, from % 4], 1 + u16::from(from % 3)));
             match event {
                 Event::Datagram(who, bytes) => {
-                    world.hub.handle_datagram(world.now, Door::Aux, from(who), None, &bytes);
+                    world.hub.handle_datagram(world.now, ServerPort::Aux, from(who), None, &bytes);
                 }
                 Event::Say(who, web, t, x, y) => {
                     let (tag, rtag, token) = (pick(&tags, x), pick(&tags, y), pick(&tokens, x));
@@ -292,11 +292,11 @@ proptest! {
                     }
                     if y % 5 == 0 { message["code"] = json!(204); }
                     let text = message.to_string();
-                    if web { world.hub.handle_web_text(world.now, Conn(u64::from(who % 12)), &text); }
-                    else { world.hub.handle_datagram(world.now, Door::Main, from(who), None, text.as_bytes()); }
+                    if web { world.hub.handle_websocket_text(world.now, ConnId(u64::from(who % 12)), &text); }
+                    else { world.hub.handle_datagram(world.now, ServerPort::Main, from(who), None, text.as_bytes()); }
                 }
-                Event::Open(conn) => world.hub.handle_web_opened(world.now, Conn(u64::from(conn)), [192, 0, 2, conn].into()),
-                Event::Close(conn) => world.hub.handle_web_closed(world.now, Conn(u64::from(conn))),
+                Event::Open(conn) => world.hub.handle_websocket_opened(world.now, ConnId(u64::from(conn)), [192, 0, 2, conn].into()),
+                Event::Close(conn) => world.hub.handle_websocket_closed(world.now, ConnId(u64::from(conn))),
                 Event::Wait(ms) => world.wait(Duration::from_millis(u64::from(ms))),
             }
             world.drain();
@@ -304,7 +304,7 @@ proptest! {
                 let payload = match output {
                     Output::Datagram { payload, .. } => { prop_assert!(payload.len() <= 1200); payload }
                     Output::Text { text, .. } => text.into_bytes(),
-                    Output::Close { .. } | Output::Refuse { .. } | Output::Word { .. } => continue,
+                    Output::Close { .. } | Output::Refuse { .. } | Output::Publish { .. } => continue,
                 };
                 let value = parsed(&payload);
                 let extra = &value["extra"];
@@ -312,18 +312,18 @@ proptest! {
                 tokens.extend(extra.get("token").or(value.get("token")).cloned());
                 mids.extend(value.get("mid").cloned());
             }
-            prop_assert!(world.hub.clients() <= 8 && world.hub.acts() <= 5);
+            prop_assert!(world.hub.clients() <= 8 && world.hub.calls() <= 5);
             let sum = |of: fn(&Hub) -> usize| world.hub.sum(of);
-            prop_assert!(sum(|hub| hub.webs.len()) <= 4);
+            prop_assert!(sum(|hub| hub.websockets.len()) <= 4);
             // Each hub has its part of these, rounded up.
-            prop_assert!(sum(|hub| hub.watches.len()) <= 6 && sum(|hub| hub.answers.bytes()) <= 4002);
+            prop_assert!(sum(|hub| hub.watches.len()) <= 6 && sum(|hub| hub.responses.bytes()) <= 4002);
             prop_assert!(sum(|hub| hub.sources.len()) <= 6 && sum(|hub| hub.pairs.len()) <= 6);
         }
         // Two silent minutes later nothing of UDP is left, and nothing wants a timer.
-        for conn in 0..12 { world.hub.handle_web_closed(world.now, Conn(conn)); }
+        for conn in 0..12 { world.hub.handle_websocket_closed(world.now, ConnId(conn)); }
         world.drain();
         world.wait(Duration::from_secs(120));
-        prop_assert_eq!((world.hub.clients(), world.hub.acts(), world.hub.poll_timeout()), (0, 0, None));
-        prop_assert_eq!(world.hub.sum(|hub| hub.away.len() + hub.webs.len()), 0);
+        prop_assert_eq!((world.hub.clients(), world.hub.calls(), world.hub.poll_timeout()), (0, 0, None));
+        prop_assert_eq!(world.hub.sum(|hub| hub.away.len() + hub.websockets.len()), 0);
     }
 }

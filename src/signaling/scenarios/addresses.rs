@@ -1,4 +1,4 @@
-//! Inner and outer addresses: what a client tells of its own network, where it is seen, and who learns of both (S1-2 to S1-6).
+//! LocalAddresses and outer addresses: what a client tells of its own network, where it is seen, and who learns of both (S1-2 to S1-6).
 
 use super::*;
 
@@ -28,8 +28,8 @@ struct Side {
 }
 
 /// Two clients that have registered with these inner addresses.
-fn sides(world: &mut World, inner: [&[&str]; 2]) -> [Side; 2] {
-    let (a, b) = (client(world, A, inner[0]), client(world, B, inner[1]));
+fn sides(world: &mut World, local_addresses: [&[&str]; 2]) -> [Side; 2] {
+    let (a, b) = (client(world, A, local_addresses[0]), client(world, B, local_addresses[1]));
     [Side { tag: a, main: A, punch: A_PUNCH }, Side { tag: b, main: B, punch: B_PUNCH }]
 }
 
@@ -108,12 +108,12 @@ fn registered_addresses_are_not_sent_to_where_nobody_was_shown_to_be() {
         let mut world = World::new(config());
         let clients = [(A, A_PUNCH, &A_INNER[..]), (B, B_PUNCH, &B_INNER)];
         let mut sides = Vec::new();
-        for (index, (main, punch, inner)) in clients.into_iter().enumerate() {
+        for (index, (main, punch, local_addresses)) in clients.into_iter().enumerate() {
             let tag = if index == proven {
-                client(&mut world, main, inner)
+                client(&mut world, main, local_addresses)
             } else {
                 // The owner of a secret knows its tag without being there.
-                let params = json!({"secret": secret(main), "laddrs": inner});
+                let params = json!({"secret": secret(main), "laddrs": local_addresses});
                 let answer = world.ask(main, &json!({"t": 1, "mid": 1, "params": params}));
                 answer["extra"]["tag"].as_str().unwrap().to_owned()
             };

@@ -69,7 +69,7 @@ fn a_repeated_request_gets_the_same_answer_and_acts_once() {
     assert_eq!(world.ask(A, &call), answer);
     world.at(B);
     world.wait_ms(1000);
-    assert_eq!(world.hub.acts(), 0);
+    assert_eq!(world.hub.calls(), 0);
     assert_ne!(world.ask(A, &call), answer);
 }
 
@@ -106,12 +106,12 @@ fn rubbish_is_dropped_on_udp_and_answered_on_websocket() {
     let mut world = World::new(config());
     let long = format!("{{\"t\":1,\"pad\":\"{}\"}}", "x".repeat(1200));
     for bytes in ["{", "{\"t\":2,}", "[]", "", &long, "{\"t\":-1}", "{\"t\":1,\"code\":201}"] {
-        world.hub.handle_datagram(world.now, Door::Main, address(A), None, bytes.as_bytes());
+        world.hub.handle_datagram(world.now, ServerPort::Main, address(A), None, bytes.as_bytes());
         world.drain();
     }
     assert_eq!(world.sent, []);
     world.open(1);
-    world.hub.handle_web_text(world.now, Conn(1), "{");
+    world.hub.handle_websocket_text(world.now, ConnId(1), "{");
     world.drain();
     assert_eq!(code(&one(world.on(1))), 201);
 }
@@ -191,7 +191,7 @@ fn a_secret_gets_the_same_tag_again_from_anywhere() {
     assert_eq!(world.ask_web(2, &register)["extra"]["tag"], tag);
     world.close(1);
     assert_eq!(world.ask(A, &register)["extra"]["tag"], tag);
-    assert!(world.sent.contains(&Output::Close { conn: Conn(2) }));
+    assert!(world.sent.contains(&Output::Close { conn: ConnId(2) }));
     assert_eq!(world.ask(B, &register)["extra"]["tag"], tag);
     assert_eq!(code(&world.ask(A, &json!({"t": 2, "tag": tag}))), 202);
     assert_eq!(world.hub.clients(), 1);

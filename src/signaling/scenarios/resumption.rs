@@ -24,7 +24,7 @@ fn the_older_session_is_told_why_before_it_is_closed() {
     assert_eq!(second["extra"]["epoch"], epoch + 1);
     assert_eq!(second["extra"]["tag"], first["extra"]["tag"]);
     let text = r#"{"t":1,"code":210,"em":"replaced by a newer session"}"#.to_owned();
-    let told = [Output::Text { conn: Conn(1), text }, Output::Close { conn: Conn(1) }];
+    let told = [Output::Text { conn: ConnId(1), text }, Output::Close { conn: ConnId(1) }];
     assert_eq!(std::mem::take(&mut world.sent), told);
     assert_eq!(world.hub.clients(), 1);
 }

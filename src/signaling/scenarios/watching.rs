@@ -192,12 +192,12 @@ proptest! {
             }
         }
         let is_online = |world: &World, tag: &String| world.hub.registered(&Tag::new(tag.as_str()).unwrap());
-        let standing = |world: &World| tags.iter().map(|tag| is_online(world, tag)).collect::<Vec<_>>();
+        let presence = |world: &World| tags.iter().map(|tag| is_online(world, tag)).collect::<Vec<_>>();
         // Who goes in the last second has one more to be told of.
         loop {
-            let before = standing(&world);
+            let before = presence(&world);
             world.wait_ms(1050);
-            if standing(&world) == before {
+            if presence(&world) == before {
                 break;
             }
         }

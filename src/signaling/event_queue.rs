@@ -1,7 +1,7 @@
 //! What waits for a hub: bounded in events, and in bytes of what WebSockets have said.
 
+use super::client_addr::ConnId;
 use super::config::Limits;
-use super::leg::Conn;
 use super::service::Event;
 use crate::limits::Limit;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 /// The way to a hub.
 #[derive(Debug)]
-pub(super) struct Inbox {
+pub(super) struct EventQueue {
     events: mpsc::Sender<Event>,
     /// Bytes that are free.
     room: Arc<Semaphore>,
@@ -19,21 +19,21 @@ pub(super) struct Inbox {
 
 /// A text and the room that it takes until it is dropped.
 #[derive(Debug)]
-pub(super) struct Text {
+pub(super) struct QueuedText {
     pub(super) text: String,
     _room: OwnedSemaphorePermit,
 }
 
 /// Why a text was not queued.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Unsent {
+pub(super) enum EnqueueError {
     /// There is no room at the moment.
     Full(String),
     /// The hub has ended.
     Over,
 }
 
-impl Inbox {
+impl EventQueue {
     /// Makes a queue.
     pub(super) fn new(limits: &Limits) -> (Self, mpsc::Receiver<Event>) {
         let (events, receiver) = mpsc::channel(limits.inbox.max(1));
@@ -61,29 +61,29 @@ impl Inbox {
     }
 
     /// Queues a text, if that can be done at once.
-    pub(super) fn try_text(&self, conn: Conn, text: String) -> Result<(), Unsent> {
+    pub(super) fn try_text(&self, conn: ConnId, text: String) -> Result<(), EnqueueError> {
         let place = match self.events.try_reserve() {
             Ok(place) => place,
             Err(TrySendError::Full(())) => {
                 Limit::SignalingInbox.reached(self.events.max_capacity());
-                return Err(Unsent::Full(text));
+                return Err(EnqueueError::Full(text));
             }
-            Err(TrySendError::Closed(())) => return Err(Unsent::Over),
+            Err(TrySendError::Closed(())) => return Err(EnqueueError::Over),
         };
         let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(self.cost(&text)) else {
             Limit::SignalingInboxBytes.reached(self.bytes);
-            return Err(Unsent::Full(text));
+            return Err(EnqueueError::Full(text));
         };
-        place.send(Event::Text { conn, text: Text { text, _room: room } });
+        place.send(Event::Text { conn, text: QueuedText { text, _room: room } });
         Ok(())
     }
 
     /// Queues a text once there is room; `false` where the hub has ended.
-    pub(super) async fn text(&self, conn: Conn, text: String) -> bool {
+    pub(super) async fn text(&self, conn: ConnId, text: String) -> bool {
         let Ok(room) = Arc::clone(&self.room).acquire_many_owned(self.cost(&text)).await else {
             return false;
         };
-        self.send(Event::Text { conn, text: Text { text, _room: room } }).await
+        self.send(Event::Text { conn, text: QueuedText { text, _room: room } }).await
     }
 }
 
@@ -94,12 +94,12 @@ mod tests {
     #[tokio::test]
     async fn texts_wait_for_room_in_events_and_bytes_and_give_it_back() {
         let limits = Limits { inbox: 3, inbox_bytes: 10, ..Limits::default() };
-        let (inbox, mut events) = Inbox::new(&limits);
-        let text = |len: usize| inbox.try_text(Conn(1), "x".repeat(len));
+        let (queue, mut events) = EventQueue::new(&limits);
+        let text = |len: usize| queue.try_text(ConnId(1), "x".repeat(len));
         assert_eq!((text(6), text(4)), (Ok(()), Ok(())));
-        assert_eq!(text(1), Err(Unsent::Full("x".to_owned())), "no bytes are left");
-        assert!(inbox.try_send(Event::Closed { conn: Conn(2) }));
-        let later = inbox.text(Conn(1), "x".repeat(99));
+        assert_eq!(text(1), Err(EnqueueError::Full("x".to_owned())), "no bytes are left");
+        assert!(queue.try_send(Event::Closed { conn: ConnId(2) }));
+        let later = queue.text(ConnId(1), "x".repeat(99));
         let take = async {
             while let Some(event) = events.recv().await {
                 if matches!(&event, Event::Text { text, .. } if text.text.len() == 99) {
@@ -109,11 +109,11 @@ mod tests {
         };
         assert!(tokio::join!(later, take).0);
         for _ in 0..3 {
-            assert_eq!(inbox.try_text(Conn(1), String::new()), Ok(()));
+            assert_eq!(queue.try_text(ConnId(1), String::new()), Ok(()));
         }
-        assert!(!inbox.try_send(Event::Closed { conn: Conn(2) }), "no events are left");
+        assert!(!queue.try_send(Event::Closed { conn: ConnId(2) }), "no events are left");
         drop(events);
-        assert_eq!(inbox.try_text(Conn(1), String::new()), Err(Unsent::Over));
-        assert!(!inbox.text(Conn(1), String::new()).await);
+        assert_eq!(queue.try_text(ConnId(1), String::new()), Err(EnqueueError::Over));
+        assert!(!queue.text(ConnId(1), String::new()).await);
     }
 }

@@ -1,6 +1,6 @@
 //! Punching acts from t=4 to their end.
 
-use super::super::Outcomes;
+use super::super::CallOutcomes;
 use super::*;
 
 /// Two clients of document 000, each with a signalling and a punching socket (S0-28), A's being the caller.
@@ -10,7 +10,7 @@ const B: &str = "192.0.2.20:2000";
 const B_PUNCH: &str = "192.0.2.20:2001";
 
 /// Has A call B and returns the token and the 51s that B was sent.
-fn called(world: &mut World, params: Value) -> (String, Vec<(Door, Value)>) {
+fn called(world: &mut World, params: Value) -> (String, Vec<(ServerPort, Value)>) {
     let (a, b) = (world.client(A), world.client(B));
     let mut all = json!({"tag": a, "rtag": b});
     all.as_object_mut().unwrap().extend(params.as_object().unwrap().clone());
@@ -34,15 +34,15 @@ fn two_clients_of_document_000_learn_each_others_punching_addresses() {
     let mut world = World::new(config());
     let (token, notified) = called(&mut world, json!({}));
     assert_eq!(token.len(), 32);
-    assert_eq!(notified.iter().map(|copy| copy.0).collect::<Vec<_>>(), [Door::Aux, Door::Main]);
+    assert_eq!(notified.iter().map(|copy| copy.0).collect::<Vec<_>>(), [ServerPort::Aux, ServerPort::Main]);
     assert_eq!(notified[0].1, notified[1].1);
     let (mid, ltag) = (&notified[0].1["mid"], &notified[0].1["params"]["ltag"]);
     let params = json!({"ltag": ltag, "host": "192.0.2.10", "port": 1001});
     assert_eq!(notified[0].1, json!({"t": 51, "mid": mid, "token": token, "params": params}));
-    world.udp_at(Door::Aux, B_PUNCH, &json!({"t": -51, "mid": mid, "token": token, "code": 200}));
+    world.udp_at(ServerPort::Aux, B_PUNCH, &json!({"t": -51, "mid": mid, "token": token, "code": 200}));
     world.udp(B_PUNCH, &json!({"t": -51, "mid": mid, "token": token, "code": 200}));
     let answered = world.at(A_PUNCH);
-    assert_eq!(answered.iter().map(|copy| copy.0).collect::<Vec<_>>(), [Door::Aux, Door::Main]);
+    assert_eq!(answered.iter().map(|copy| copy.0).collect::<Vec<_>>(), [ServerPort::Aux, ServerPort::Main]);
     let mid = &answered[0].1["mid"];
     let extra = json!({"rhost": "192.0.2.20", "rport": 2001});
     assert_eq!(answered[0].1, json!({"t": 52, "mid": mid, "token": token, "extra": extra}));
@@ -62,7 +62,7 @@ fn the_same_mid_for_somebody_else_is_another_call() {
     let (first, second, again) = (call(&b), call(&c), call(&b));
     assert_eq!((first.0, second.0), (200, 200));
     assert!(first.1 != second.1 && first == again, "only the same request gets the same answer");
-    assert_eq!(world.hub.acts(), 2);
+    assert_eq!(world.hub.calls(), 2);
     assert_eq!(one(world.at("192.0.2.30:3000").into_iter().map(|copy| copy.1).take(1).collect())["t"], 51);
 }
 
@@ -94,7 +94,10 @@ fn both_are_asked_every_five_seconds_and_the_act_ends_when_neither_goes_on() {
     let token = live(&mut world);
     let answer = |world: &mut World, at: &str, punching: bool| {
         let question = world.at(at);
-        assert_eq!(question.iter().map(|copy| copy.0).collect::<Vec<_>>(), [Door::Aux, Door::Main]);
+        assert_eq!(
+            question.iter().map(|copy| copy.0).collect::<Vec<_>>(),
+            [ServerPort::Aux, ServerPort::Main]
+        );
         assert_eq!(question[1].1["t"], 53);
         let mid = &question[1].1["mid"];
         let extra = json!({"punching": punching, "path": "direct"});
@@ -107,10 +110,10 @@ fn both_are_asked_every_five_seconds_and_the_act_ends_when_neither_goes_on() {
         world.udp(A, &json!({"t": 2, "tag": "x"}));
         world.at(A);
     }
-    assert_eq!(world.hub.acts(), 1);
+    assert_eq!(world.hub.calls(), 1);
     world.wait_ms(5000);
     answer(&mut world, A_PUNCH, false);
-    assert_eq!((world.hub.acts(), world.at(B_PUNCH).len()), (0, 2));
+    assert_eq!((world.hub.calls(), world.at(B_PUNCH).len()), (0, 2));
     world.wait_ms(10_000);
     assert_eq!(world.sent, []);
 }
@@ -121,9 +124,9 @@ fn what_came_of_a_call_is_counted_by_the_last_path_that_a_side_has_told() {
         let mut world = World::new(config());
         act(&mut world);
         world.wait_ms(31_000);
-        assert_eq!(world.hub.acts(), 0);
+        assert_eq!(world.hub.calls(), 0);
         let counted = |hub: &Hub| {
-            let Outcomes { unanswered, refused, answered, direct, relayed, failed } = hub.outcomes();
+            let CallOutcomes { unanswered, refused, answered, direct, relayed, failed } = hub.outcomes();
             [unanswered, refused, answered, direct, relayed, failed]
         };
         let sums = (0..6).map(|which| world.hub.0.iter().map(|hub| counted(hub)[which]).sum::<u64>());
@@ -179,9 +182,9 @@ fn a_token_dies_after_thirty_seconds_without_an_answer() {
     let mut world = World::new(config());
     live(&mut world);
     world.wait_ms(29_900);
-    assert_eq!(world.hub.acts(), 1);
+    assert_eq!(world.hub.calls(), 1);
     world.wait_ms(100);
-    assert_eq!(world.hub.acts(), 0);
+    assert_eq!(world.hub.calls(), 0);
 }
 
 #[test]
@@ -195,14 +198,14 @@ fn an_unanswered_51_is_repeated_after_half_one_two_seconds_and_given_up_after_fo
         assert_eq!(world.at(B), []);
         world.wait_ms(1);
         elapsed = until;
-        assert_eq!(world.at(B), [(Door::Main, first[0].1.clone())]);
+        assert_eq!(world.at(B), [(ServerPort::Main, first[0].1.clone())]);
     }
     world.wait_ms(3999);
     assert_eq!(world.sent, []);
     world.wait_ms(1);
     let failure = json!({"t": 4, "mid": 40, "token": token, "code": 207, "em": "callee did not answer"});
-    assert_eq!(world.at(A_PUNCH), [(Door::Main, failure)]);
-    assert_eq!((world.hub.acts(), world.sent.len()), (0, 0));
+    assert_eq!(world.at(A_PUNCH), [(ServerPort::Main, failure)]);
+    assert_eq!((world.hub.calls(), world.sent.len()), (0, 0));
 }
 
 #[test]
@@ -217,8 +220,8 @@ fn a_refusal_reaches_the_caller_as_204_with_or_without_the_token() {
         }
         world.udp(B_PUNCH, &refusal);
         let failure = json!({"t": 4, "mid": 40, "token": token, "code": 204, "em": "not allowed"});
-        assert_eq!(world.at(A_PUNCH), [(Door::Main, failure)]);
-        assert_eq!(world.hub.acts(), 0);
+        assert_eq!(world.at(A_PUNCH), [(ServerPort::Main, failure)]);
+        assert_eq!(world.hub.calls(), 0);
     }
 }
 
@@ -241,7 +244,7 @@ fn an_answer_with_an_unknown_token_or_a_guessed_mid_is_ignored() {
 fn the_port_that_speaks_first_can_be_chosen() {
     // S0-A10.
     use super::super::NotifyFrom;
-    for (notify_from, door) in [(NotifyFrom::Aux, Door::Aux), (NotifyFrom::Main, Door::Main)] {
+    for (notify_from, door) in [(NotifyFrom::Aux, ServerPort::Aux), (NotifyFrom::Main, ServerPort::Main)] {
         let mut world = World::new(Config { notify_from, ..config() });
         let (_, notified) = called(&mut world, json!({}));
         assert_eq!(notified.len(), 1);
@@ -308,7 +311,7 @@ fn what_a_datagram_has_no_room_for_is_left_out_of_it() {
     let trickle = json!({"t": 54, "mid": 2, "token": token, "params": {"cands": cands, "done": true}});
     assert_eq!(world.ask_web(1, &trickle)["t"], -54);
     let parts: Vec<Value> =
-        world.at(B).into_iter().filter(|copy| copy.0 == Door::Main).map(|copy| copy.1).collect();
+        world.at(B).into_iter().filter(|copy| copy.0 == ServerPort::Main).map(|copy| copy.1).collect();
     assert!(parts.len() > 1 && parts.iter().all(|part| part.to_string().len() <= 1200));
     let passed: Vec<&Value> =
         parts.iter().flat_map(|part| part["params"]["cands"].as_array().unwrap()).collect();
@@ -329,7 +332,7 @@ fn candidates_trickle_both_ways_until_they_are_acknowledged() {
         let passed = world.at(to);
         assert_eq!((&passed[0].1["token"], &passed[0].1["params"]), (&json!(token), &params));
         world.wait_ms(500);
-        assert_eq!(world.at(to), [(Door::Main, passed[0].1.clone())]);
+        assert_eq!(world.at(to), [(ServerPort::Main, passed[0].1.clone())]);
         world.udp(to, &json!({"t": -54, "mid": passed[0].1["mid"], "token": token, "code": 200}));
         world.wait_ms(1500);
         assert_eq!(world.at(to), []);
@@ -347,7 +350,7 @@ fn one_side_ends_the_act_and_the_other_hears_of_it() {
     let heard = world.at(B_PUNCH);
     assert_eq!((&heard[0].1["t"], &heard[0].1["params"]), (&json!(55), &json!({"reason": "done"})));
     world.udp(B_PUNCH, &json!({"t": -55, "mid": heard[0].1["mid"], "token": token, "code": 200}));
-    assert_eq!(world.hub.acts(), 0);
+    assert_eq!(world.hub.calls(), 0);
     assert_eq!(world.ask(A_PUNCH, &end)["t"], -55);
     assert_eq!(code(&world.ask(B_PUNCH, &end)), 205);
     world.wait_ms(20_000);
@@ -360,9 +363,9 @@ fn an_end_that_nobody_acknowledges_is_forgotten() {
     let token = live(&mut world);
     world.ask(A_PUNCH, &json!({"t": 55, "mid": 9, "token": token}));
     world.wait_ms(7499);
-    assert_eq!((world.hub.acts(), world.at(B_PUNCH).len()), (1, 5));
+    assert_eq!((world.hub.calls(), world.at(B_PUNCH).len()), (1, 5));
     world.wait_ms(1);
-    assert_eq!(world.hub.acts(), 0);
+    assert_eq!(world.hub.calls(), 0);
 }
 
 #[test]
@@ -373,8 +376,8 @@ fn a_callee_whose_socket_closes_fails_the_waiting_call_at_once() {
     world.close(1);
     let token = &answer["extra"]["token"];
     let failure = json!({"t": 4, "mid": 40, "token": token, "code": 203, "em": "callee not online"});
-    assert_eq!(world.at(A_PUNCH), [(Door::Main, failure)]);
-    assert_eq!(world.hub.acts(), 0);
+    assert_eq!(world.at(A_PUNCH), [(ServerPort::Main, failure)]);
+    assert_eq!(world.hub.calls(), 0);
 }
 
 #[test]

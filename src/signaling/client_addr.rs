@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// One of the server's two UDP ports (S0-25).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Door {
+pub enum ServerPort {
     /// Port 1, public: requests come here.
     Main,
     /// Port 2, from which the server speaks first (S0-27).
@@ -13,43 +13,43 @@ pub enum Door {
 
 /// One WebSocket connection, numbered by the hands and never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Conn(pub u64);
+pub struct ConnId(pub u64);
 
 /// Who is at the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Peer {
+pub(super) enum ClientAddr {
     Udp(SocketAddr),
-    Web(Conn),
+    WebSocket(ConnId),
 }
 
 /// A way to reach a client: who, and for UDP from which local address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Leg {
-    pub(super) peer: Peer,
+pub(super) struct ClientRoute {
+    pub(super) addr: ClientAddr,
     pub(super) local_ip: Option<IpAddr>,
 }
 
-impl Leg {
-    pub(super) fn udp(peer: SocketAddr, local_ip: Option<IpAddr>) -> Self {
-        Self { peer: Peer::Udp(peer), local_ip }
+impl ClientRoute {
+    pub(super) fn udp(addr: SocketAddr, local_ip: Option<IpAddr>) -> Self {
+        Self { addr: ClientAddr::Udp(addr), local_ip }
     }
 
-    pub(super) fn web(conn: Conn) -> Self {
-        Self { peer: Peer::Web(conn), local_ip: None }
+    pub(super) fn websocket(conn: ConnId) -> Self {
+        Self { addr: ClientAddr::WebSocket(conn), local_ip: None }
     }
 
-    pub(super) fn address(&self) -> Option<SocketAddr> {
-        match self.peer {
-            Peer::Udp(address) => Some(address),
-            Peer::Web(_) => None,
+    pub(super) fn udp_addr(&self) -> Option<SocketAddr> {
+        match self.addr {
+            ClientAddr::Udp(addr) => Some(addr),
+            ClientAddr::WebSocket(_) => None,
         }
     }
 
-    /// The longest message this leg carries.
-    pub(super) fn room(&self) -> usize {
-        match self.peer {
-            Peer::Udp(_) => super::wire::MAX_DATAGRAM,
-            Peer::Web(_) => super::wire::MAX_TEXT,
+    /// The longest message this route carries.
+    pub(super) fn max_len(&self) -> usize {
+        match self.addr {
+            ClientAddr::Udp(_) => super::wire::MAX_DATAGRAM,
+            ClientAddr::WebSocket(_) => super::wire::MAX_TEXT,
         }
     }
 }

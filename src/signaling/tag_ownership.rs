@@ -1,8 +1,8 @@
 //! Tags that belong to a key: challenges without state, and the proof that one holds the key (Ed25519, RFC 8032).
 
-use super::leg::Peer;
+use super::client_addr::ClientAddr;
 use super::message::Proof;
-use super::name::{Name, TAG_BYTES, base32};
+use super::tag_id::{TAG_BYTES, TagId, base32};
 use ring::{digest, hmac, signature};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -23,12 +23,12 @@ impl Challenges {
         Self { key: hmac::Key::new(hmac::HMAC_SHA256, &key), lifetime }
     }
 
-    pub(super) fn issue(&self, peer: Peer, unix: u64) -> String {
-        self.at(peer, low(unix))
+    pub(super) fn issue(&self, addr: ClientAddr, unix: u64) -> String {
+        self.at(addr, low(unix))
     }
 
-    /// Says whether `nonce` was given out to `peer` within the lifetime.
-    pub(super) fn knows(&self, nonce: &str, peer: Peer, unix: u64) -> bool {
+    /// Says whether `nonce` was given out to `addr` within the lifetime.
+    pub(super) fn knows(&self, nonce: &str, addr: ClientAddr, unix: u64) -> bool {
         let upper = nonce.to_ascii_uppercase();
         let bytes = data_encoding::BASE32_NOPAD.decode(upper.as_bytes()).unwrap_or_default();
         let Some(second) = bytes.first_chunk::<SECOND_BYTES>() else { return false };
@@ -36,15 +36,15 @@ impl Challenges {
         let age = Duration::from_secs(low(unix).wrapping_sub(second).into());
         // The MAC covers the second, so that a forged one is found out here too.
         age < self.lifetime
-            && bool::from(subtle::ConstantTimeEq::ct_eq(self.at(peer, second).as_bytes(), nonce.as_bytes()))
+            && bool::from(subtle::ConstantTimeEq::ct_eq(self.at(addr, second).as_bytes(), nonce.as_bytes()))
     }
 
-    fn at(&self, peer: Peer, second: u32) -> String {
+    fn at(&self, addr: ClientAddr, second: u32) -> String {
         let mut mac = hmac::Context::with_key(&self.key);
         mac.update(&second.to_be_bytes());
-        match peer {
-            Peer::Web(conn) => mac.update(&conn.0.to_be_bytes()),
-            Peer::Udp(address) => {
+        match addr {
+            ClientAddr::WebSocket(conn) => mac.update(&conn.0.to_be_bytes()),
+            ClientAddr::Udp(address) => {
                 match address.ip() {
                     IpAddr::V4(ip) => mac.update(&ip.octets()),
                     IpAddr::V6(ip) => mac.update(&ip.octets()),
@@ -73,42 +73,43 @@ pub(super) fn is_proven(proof: &Proof, epoch: Option<i64>) -> bool {
 }
 
 /// The tag that belongs to a secret or a key, on any server; a key counts more, and no secret has the tag of a key.
-pub(super) fn owned_name(secret: Option<&str>, proof: Option<&Proof>) -> Option<Name> {
+pub(super) fn owned_tag_id(secret: Option<&str>, proof: Option<&Proof>) -> Option<TagId> {
     let of_key = |proof: &Proof| name_of(b"ginnel key\0", &proof.public);
     let of_secret = |secret: &str| name_of(b"ginnel tag\0", secret.as_bytes());
     proof.map(of_key).or_else(|| secret.map(of_secret))
 }
 
-fn name_of(domain: &[u8], owner: &[u8]) -> Name {
+fn name_of(domain: &[u8], owner: &[u8]) -> TagId {
     let mut hash = digest::Context::new(&digest::SHA256);
     hash.update(domain);
     hash.update(owner);
     let mut name = [0; TAG_BYTES];
     name.copy_from_slice(&hash.finish().as_ref()[..TAG_BYTES]);
-    Name(name)
+    TagId(name)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::signaling::leg::Conn;
+    use crate::signaling::client_addr::ConnId;
 
     #[test]
     fn a_nonce_is_good_for_its_peer_and_its_time_alone() {
         let challenges = Challenges::new([1; 32], Duration::from_secs(30));
         let peers = ["192.0.2.1:1", "192.0.2.1:2", "192.0.2.2:1", "[2001:db8::1]:1"];
-        let peers: Vec<_> = peers.iter().map(|text| Peer::Udp(text.parse().unwrap())).collect();
+        let peers: Vec<_> = peers.iter().map(|text| ClientAddr::Udp(text.parse().unwrap())).collect();
         let unix = u64::from(u32::MAX) - 5;
-        for peer in peers.iter().chain(&[Peer::Web(Conn(1)), Peer::Web(Conn(2))]) {
-            let nonce = challenges.issue(*peer, unix);
-            assert!(challenges.knows(&nonce, *peer, unix) && challenges.knows(&nonce, *peer, unix + 29));
+        for addr in peers.iter().chain(&[ClientAddr::WebSocket(ConnId(1)), ClientAddr::WebSocket(ConnId(2))])
+        {
+            let nonce = challenges.issue(*addr, unix);
+            assert!(challenges.knows(&nonce, *addr, unix) && challenges.knows(&nonce, *addr, unix + 29));
             assert!(
-                !challenges.knows(&nonce, *peer, unix + 30) && !challenges.knows(&nonce, *peer, unix - 1)
+                !challenges.knows(&nonce, *addr, unix + 30) && !challenges.knows(&nonce, *addr, unix - 1)
             );
-            let others = peers.iter().filter(|other| *other != peer);
+            let others = peers.iter().filter(|other| *other != addr);
             assert!(others.into_iter().all(|other| !challenges.knows(&nonce, *other, unix)));
-            let foreign = Challenges::new([2; 32], Duration::from_secs(30)).issue(*peer, unix);
-            assert!(!challenges.knows(&foreign, *peer, unix));
+            let foreign = Challenges::new([2; 32], Duration::from_secs(30)).issue(*addr, unix);
+            assert!(!challenges.knows(&foreign, *addr, unix));
         }
         for rubbish in ["", "a", "\u{e9}", "aaaaaaaaaaaaaaaaaaaaaaaaaa"] {
             assert!(!challenges.knows(rubbish, peers[0], unix));
@@ -120,6 +121,6 @@ mod tests {
         let public = *b"thirty-two bytes of a public key";
         let proof = Proof { public, nonce: String::new(), signature: Vec::new() };
         let as_secret = std::str::from_utf8(&public).unwrap();
-        assert_ne!(owned_name(None, Some(&proof)), owned_name(Some(as_secret), None));
+        assert_ne!(owned_tag_id(None, Some(&proof)), owned_tag_id(Some(as_secret), None));
     }
 }

@@ -1,6 +1,6 @@
 //! What the texts of calls take while they wait for an answer: bounded in all, and for each network.
 
-use super::leg::Network;
+use super::client_addr::Network;
 use crate::limits::Limit;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ const LEAST: usize = 256;
 
 /// The bytes that all hubs together keep.
 #[derive(Debug)]
-pub(super) struct Texts {
+pub(super) struct TextBudget {
     cap: usize,
     held: Mutex<Held>,
 }
@@ -23,21 +23,21 @@ struct Held {
     networks: HashMap<Network, usize>,
 }
 
-/// Room for one text; given back when it is dropped.
+/// TextPermit for one text; given back when it is dropped.
 #[derive(Debug)]
-pub(super) struct Room {
-    texts: Arc<Texts>,
+pub(super) struct TextPermit {
+    texts: Arc<TextBudget>,
     network: Network,
     bytes: usize,
 }
 
-impl Texts {
+impl TextBudget {
     pub(super) fn new(cap: usize) -> Arc<Self> {
         Arc::new(Self { cap, held: Mutex::default() })
     }
 
     /// Takes room for a text that `network` has brought; `None` where that is over the cap, or over its share.
-    pub(super) fn take(self: &Arc<Self>, network: Network, len: usize) -> Option<Room> {
+    pub(super) fn take(self: &Arc<Self>, network: Network, len: usize) -> Option<TextPermit> {
         let bytes = len + LEAST;
         let mut held = self.held();
         let own = held.networks.get(&network).copied().unwrap_or_default();
@@ -47,7 +47,7 @@ impl Texts {
         }
         held.total += bytes;
         held.networks.insert(network, own + bytes);
-        Some(Room { texts: Arc::clone(self), network, bytes })
+        Some(TextPermit { texts: Arc::clone(self), network, bytes })
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -60,7 +60,7 @@ impl Texts {
     }
 }
 
-impl Drop for Room {
+impl Drop for TextPermit {
     fn drop(&mut self) {
         let mut held = self.texts.held();
         held.total -= self.bytes;
@@ -79,11 +79,11 @@ mod tests {
 
     #[test]
     fn a_network_has_its_share_and_everything_comes_back() {
-        let texts = Texts::new(80 * (1000 + LEAST));
+        let texts = TextBudget::new(80 * (1000 + LEAST));
         let take = |last: u8| texts.take(Network::of([192, 0, 2, last].into()), 1000);
-        let of_one: Vec<Room> = std::iter::from_fn(|| take(1)).collect();
+        let of_one: Vec<TextPermit> = std::iter::from_fn(|| take(1)).collect();
         assert_eq!(of_one.len(), 10, "an eighth");
-        let of_others: Vec<Room> = (2..200).filter_map(take).collect();
+        let of_others: Vec<TextPermit> = (2..200).filter_map(take).collect();
         assert_eq!((of_others.len(), texts.total()), (70, 80 * (1000 + LEAST)));
         drop(of_one);
         assert!(take(1).is_some());

@@ -3,8 +3,8 @@
 //! Only parts of the list are kept in order, by the first two letters; a part is sorted when somebody reads it. So being listed
 //! costs a client four bytes.
 
-use super::admission::Realm;
-use super::name::{LETTERS, Name, base32};
+use super::access::Realm;
+use super::tag_id::{LETTERS, TagId, base32};
 use super::wire::Tag;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -17,21 +17,21 @@ const PAGES: usize = 16;
 
 /// The numbers of clients by realm and part, and pages that were read lately.
 #[derive(Debug, Default)]
-pub(super) struct Listing {
+pub(super) struct OnlineList {
     realms: HashMap<Realm, BTreeMap<Part, Vec<u32>>>,
-    pages: VecDeque<Page>,
+    pages: VecDeque<CachedPage>,
 }
 
 /// What was listed, until something changes between its beginning and its end.
 #[derive(Debug)]
-struct Page {
+struct CachedPage {
     realm: Realm,
     after: String,
     most: usize,
     tags: Arc<[Tag]>,
 }
 
-impl Page {
+impl CachedPage {
     fn holds(&self, realm: &Realm, text: &str) -> bool {
         let is_last = self.tags.len() < self.most;
         self.realm == *realm
@@ -45,7 +45,7 @@ fn rank(letter: u8) -> u8 {
     LETTERS.iter().filter(|other| **other < letter).count() as u8
 }
 
-fn part_of(name: Name) -> Part {
+fn part_of(name: TagId) -> Part {
     let text = base32(&name.0[..2]);
     let mut ranks = text.bytes().map(rank);
     (ranks.next().unwrap_or_default(), ranks.next().unwrap_or_default())
@@ -58,8 +58,8 @@ fn part_after(text: &str) -> Part {
     (rank(first), if LETTERS.contains(&first) { rank(second) } else { 0 })
 }
 
-impl Listing {
-    pub(super) fn insert(&mut self, realm: &Realm, name: Name, id: u32) {
+impl OnlineList {
+    pub(super) fn insert(&mut self, realm: &Realm, name: TagId, id: u32) {
         self.changed(realm, name);
         if !self.realms.contains_key(realm) {
             self.realms.insert(*realm, BTreeMap::new());
@@ -69,7 +69,7 @@ impl Listing {
         }
     }
 
-    pub(super) fn remove(&mut self, realm: &Realm, name: Name, id: u32) {
+    pub(super) fn remove(&mut self, realm: &Realm, name: TagId, id: u32) {
         self.changed(realm, name);
         let Some(parts) = self.realms.get_mut(realm) else { return };
         let part = part_of(name);
@@ -87,7 +87,7 @@ impl Listing {
     }
 
     /// Drops the pages that are not right any more.
-    fn changed(&mut self, realm: &Realm, name: Name) {
+    fn changed(&mut self, realm: &Realm, name: TagId) {
         if !self.pages.is_empty() {
             let text = base32(&name.0);
             self.pages.retain(|page| !page.holds(realm, &text));
@@ -96,7 +96,7 @@ impl Listing {
 
     /// Returns what a page of `most` tags was when it was read last, if nothing has changed.
     pub(super) fn page(&self, realm: &Realm, after: &str, most: usize) -> Option<Arc<[Tag]>> {
-        let is_it = |page: &&Page| page.realm == *realm && page.after == after && page.most == most;
+        let is_it = |page: &&CachedPage| page.realm == *realm && page.after == after && page.most == most;
         self.pages.iter().find(is_it).map(|page| Arc::clone(&page.tags))
     }
 
@@ -105,7 +105,7 @@ impl Listing {
         if self.pages.len() >= PAGES {
             self.pages.pop_front();
         }
-        self.pages.push_back(Page { realm: *realm, after: after.to_owned(), most, tags });
+        self.pages.push_back(CachedPage { realm: *realm, after: after.to_owned(), most, tags });
     }
 
     /// Lists the tags of a realm after `after`, in order, with the numbers of their clients.
@@ -113,7 +113,7 @@ impl Listing {
         &'a self,
         realm: &Realm,
         after: &'a str,
-        name_of: impl Fn(u32) -> Option<Name> + 'a,
+        name_of: impl Fn(u32) -> Option<TagId> + 'a,
     ) -> impl Iterator<Item = (String, u32)> + 'a {
         let parts = self.realms.get(realm).map(|parts| parts.range(part_after(after)..));
         parts.into_iter().flatten().flat_map(move |(_, ids)| {
@@ -133,12 +133,12 @@ mod tests {
 
     #[test]
     fn a_page_is_kept_until_something_in_it_changes() {
-        let (mut listing, here) = (Listing::default(), Realms::default().named("here"));
+        let (mut listing, here) = (OnlineList::default(), Realms::default().named("here"));
         let there = Realms::default().named("there");
-        let name = |byte: u8| Name([byte; 15]);
+        let name = |byte: u8| TagId([byte; 15]);
         let tag = |byte: u8| name(byte).tag().unwrap();
-        let read = |listing: &Listing| listing.page(&here, "", 3).is_some();
-        let keep = |listing: &mut Listing| listing.keep(&here, "", 3, [1, 2, 3].map(tag).into());
+        let read = |listing: &OnlineList| listing.page(&here, "", 3).is_some();
+        let keep = |listing: &mut OnlineList| listing.keep(&here, "", 3, [1, 2, 3].map(tag).into());
         keep(&mut listing);
         assert!(listing.page(&here, "", 4).is_none() && listing.page(&there, "", 3).is_none());
         listing.insert(&there, name(2), 7);
@@ -164,12 +164,12 @@ mod tests {
             names in proptest::collection::vec(any::<[u8; 15]>(), 1..200),
             after in "[a-z2-7A-Z~ ]{0,3}",
         ) {
-            let (mut listing, realm) = (Listing::default(), Realms::default().named("here"));
+            let (mut listing, realm) = (OnlineList::default(), Realms::default().named("here"));
             for (id, name) in names.iter().enumerate() {
                 let there = Realms::default().named(["here", "there"][id % 2]);
-                listing.insert(&there, Name(*name), id as u32);
+                listing.insert(&there, TagId(*name), id as u32);
             }
-            let listed: Vec<_> = listing.after(&realm, &after, |id| Some(Name(names[id as usize]))).collect();
+            let listed: Vec<_> = listing.after(&realm, &after, |id| Some(TagId(names[id as usize]))).collect();
             let mut expected: Vec<_> =
                 names.iter().enumerate().step_by(2).map(|(id, name)| (base32(name), id as u32)).collect();
             expected.sort_unstable();
@@ -177,7 +177,7 @@ mod tests {
             prop_assert_eq!(listed, expected);
             for (id, name) in names.iter().enumerate() {
                 let there = Realms::default().named(["here", "there"][id % 2]);
-                listing.remove(&there, Name(*name), id as u32);
+                listing.remove(&there, TagId(*name), id as u32);
             }
             prop_assert!(listing.realms.is_empty());
         }

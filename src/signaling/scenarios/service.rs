@@ -3,7 +3,7 @@
 use super::config;
 use crate::net::udp::{Intake, Role, UdpPort};
 use crate::signaling::{
-    AccessKey, Config, Door, Handle, Jwt, JwtKey, Limits, Origins, Rate, Service, Sockets, Times, start,
+    AccessKey, Config, Handle, Jwt, JwtKey, Limits, Origins, Rate, ServerPort, Service, Sockets, Times, start,
 };
 use axum::extract::ConnectInfo;
 use futures_util::{SinkExt, StreamExt};
@@ -42,7 +42,7 @@ impl Lodge {
         let service = start(config, sockets, [1; 32]);
         let over = Arc::new(AtomicBool::new(false));
         let (at, handle, stop) = (main.local_addr(), service.handle(), Arc::clone(&over));
-        std::thread::spawn(move || pump([(Door::Main, main), (Door::Aux, aux)], &handle, &stop));
+        std::thread::spawn(move || pump([(ServerPort::Main, main), (ServerPort::Aux, aux)], &handle, &stop));
         let listener = TcpListener::bind(ANY).await.unwrap();
         let http = listener.local_addr().unwrap();
         tokio::spawn(serve(listener, service.handle()));
@@ -70,7 +70,7 @@ impl Lodge {
 }
 
 /// What the server's workers do with signalling datagrams.
-fn pump(ports: [(Door, UdpPort); 2], handle: &Handle, over: &AtomicBool) {
+fn pump(ports: [(ServerPort, UdpPort); 2], handle: &Handle, over: &AtomicBool) {
     let (mut poll, mut intake) = (mio::Poll::new().unwrap(), Intake::default());
     for (index, (_, port)) in ports.iter().enumerate() {
         poll.registry().register(&mut SourceFd(&port.as_raw_fd()), Token(index), Interest::READABLE).unwrap();

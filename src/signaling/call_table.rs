@@ -1,9 +1,9 @@
 //! All punching acts: found by token, by mid, by tag and by time, never more than the caps allow.
 
-use super::call::{Call, Outcome};
+use super::call::{Call, CallOutcome};
 use super::config::Limits;
-use super::texts::Texts;
-use super::wire::{Path, Tag, Token};
+use super::text_budget::TextBudget;
+use super::wire::{ReportedPath, Tag, Token};
 use crate::clock::Deadlines;
 use crate::limits::Limit;
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ const MID_BITS: u32 = 20;
 
 /// How many calls have ended in which way.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Outcomes {
+pub struct CallOutcomes {
     /// The callee has not answered.
     pub unanswered: u64,
     /// The callee has refused.
@@ -34,44 +34,44 @@ pub struct Outcomes {
     pub failed: u64,
 }
 
-impl Outcomes {
-    fn count(&mut self, outcome: Outcome) {
+impl CallOutcomes {
+    fn count(&mut self, outcome: CallOutcome) {
         *match outcome {
-            Outcome::Unanswered => &mut self.unanswered,
-            Outcome::Refused => &mut self.refused,
-            Outcome::Answered => &mut self.answered,
-            Outcome::Path(Path::Direct) => &mut self.direct,
-            Outcome::Path(Path::Relay) => &mut self.relayed,
-            Outcome::Path(Path::Failed) => &mut self.failed,
+            CallOutcome::Unanswered => &mut self.unanswered,
+            CallOutcome::Refused => &mut self.refused,
+            CallOutcome::Answered => &mut self.answered,
+            CallOutcome::Path(ReportedPath::Direct) => &mut self.direct,
+            CallOutcome::Path(ReportedPath::Relay) => &mut self.relayed,
+            CallOutcome::Path(ReportedPath::Failed) => &mut self.failed,
         } += 1;
     }
 }
 
 /// All calls.
 #[derive(Debug)]
-pub(super) struct Calls {
+pub(super) struct CallTable {
     /// The room for what waits for an answer.
-    pub(super) texts: Arc<Texts>,
+    pub(super) texts: Arc<TextBudget>,
     cap: usize,
     cap_per_tag: usize,
     /// How many all hubs have.
     total: Arc<AtomicUsize>,
     calls: HashMap<CallId, Call>,
-    pub(super) outcomes: Outcomes,
+    pub(super) outcomes: CallOutcomes,
     by_token: HashMap<Token, CallId>,
     by_tag: HashMap<Tag, Vec<CallId>>,
     timers: Deadlines<CallId>,
 }
 
-impl Calls {
-    pub(super) fn new(limits: &Limits, total: Arc<AtomicUsize>, texts: Arc<Texts>) -> Self {
+impl CallTable {
+    pub(super) fn new(limits: &Limits, total: Arc<AtomicUsize>, texts: Arc<TextBudget>) -> Self {
         Self {
             total,
             texts,
             cap: limits.calls,
             cap_per_tag: limits.calls_per_tag,
             calls: HashMap::new(),
-            outcomes: Outcomes::default(),
+            outcomes: CallOutcomes::default(),
             by_token: HashMap::new(),
             by_tag: HashMap::new(),
             timers: Deadlines::default(),

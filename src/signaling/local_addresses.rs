@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 
 /// One client's inner addresses. Most clients tell none, and pay for no more than a pointer.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Inner(Option<Box<Told>>);
+pub(super) struct LocalAddresses(Option<Box<Told>>);
 
 #[derive(Debug, Clone)]
 struct Told(Vec<SocketAddr>);
 
-impl Inner {
+impl LocalAddresses {
     pub(super) fn new(addresses: Vec<SocketAddr>) -> Self {
         Self((!addresses.is_empty()).then(|| Box::new(Told(addresses))))
     }
@@ -41,7 +41,7 @@ mod tests {
 
     #[test]
     fn who_is_seen_at_none_of_its_addresses_is_behind_a_nat() {
-        let inner = Inner::new(["10.0.0.2:5000", "[2001:db8::2]:5000"].map(address).to_vec());
+        let inner = LocalAddresses::new(["10.0.0.2:5000", "[2001:db8::2]:5000"].map(address).to_vec());
         for (seen, behind) in [
             ("10.0.0.2:5000", false),
             ("[::ffff:10.0.0.2]:5000", false),
@@ -52,12 +52,12 @@ mod tests {
         ] {
             assert_eq!(inner.is_behind_nat(address(seen)), Some(behind), "{seen}");
         }
-        assert_eq!(Inner::default().is_behind_nat(address("10.0.0.2:5000")), None);
+        assert_eq!(LocalAddresses::default().is_behind_nat(address("10.0.0.2:5000")), None);
     }
 
     #[test]
     fn a_client_that_tells_none_costs_a_pointer() {
-        assert_eq!(size_of::<Inner>(), size_of::<usize>());
-        assert!(Inner::new(Vec::new()).0.is_none());
+        assert_eq!(size_of::<LocalAddresses>(), size_of::<usize>());
+        assert!(LocalAddresses::new(Vec::new()).0.is_none());
     }
 }

@@ -1,9 +1,9 @@
 //! Questions that wait for the answers of several hubs.
 
-use super::bus::{Page, Standing, Watchable};
-use super::leg::Conn;
-use super::machine::Asker;
-use super::shards::{Shard, ShardSet};
+use super::bus::{ListPage, Presence, RealmTag};
+use super::client_addr::ConnId;
+use super::machine::RequestOrigin;
+use super::nodes::{NodeId, NodeSet};
 use super::wire::Tag;
 use crate::limits::Limit;
 use std::collections::{BTreeMap, HashMap};
@@ -13,29 +13,29 @@ const MOST: usize = 4096;
 
 /// A client's question.
 #[derive(Debug)]
-pub(super) struct Gather {
-    pub(super) asker: Asker,
+pub(super) struct PendingQuery {
+    pub(super) origin: RequestOrigin,
     pub(super) mid: Option<i64>,
-    waits: ShardSet,
-    pub(super) what: What,
+    waits: NodeSet,
+    pub(super) what: Query,
 }
 
 #[derive(Debug)]
-pub(super) enum What {
+pub(super) enum Query {
     /// Of t=3: what each hub has of the page.
-    List { page: Page, parts: Vec<(Vec<Tag>, bool)> },
+    List { page: ListPage, parts: Vec<(Vec<Tag>, bool)> },
     /// Of t=60: how things stand that other hubs know of.
-    Watch { conn: Conn, wanted: Vec<Watchable>, known: HashMap<Watchable, bool> },
+    Watch { conn: ConnId, wanted: Vec<RealmTag>, known: HashMap<RealmTag, bool> },
 }
 
 /// All such questions.
 #[derive(Debug, Default)]
-pub(super) struct Gathers {
+pub(super) struct PendingQueries {
     next: u64,
-    waiting: BTreeMap<u64, Gather>,
+    waiting: BTreeMap<u64, PendingQuery>,
 }
 
-impl Gathers {
+impl PendingQueries {
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
     }
@@ -51,46 +51,51 @@ impl Gathers {
     /// Begins to wait for `hubs`; returns the question's number.
     pub(super) fn begin(
         &mut self,
-        asker: Asker,
+        origin: RequestOrigin,
         mid: Option<i64>,
-        what: What,
-        hubs: impl Iterator<Item = Shard>,
+        what: Query,
+        hubs: impl Iterator<Item = NodeId>,
     ) -> u64 {
-        let (id, mut waits) = (self.next, ShardSet::default());
+        let (id, mut waits) = (self.next, NodeSet::default());
         self.next += 1;
         hubs.for_each(|hub| waits.insert(hub));
-        self.waiting.insert(id, Gather { asker, mid, waits, what });
+        self.waiting.insert(id, PendingQuery { origin, mid, waits, what });
         id
     }
 
     /// Takes the answer of a hub; returns the question once nothing is missing.
-    pub(super) fn take(&mut self, id: u64, by: Shard, answer: impl FnOnce(&mut What)) -> Option<Gather> {
-        let gather = self.waiting.get_mut(&id)?;
-        answer(&mut gather.what);
-        gather.waits.remove(by);
-        if gather.waits.is_empty() { self.waiting.remove(&id) } else { None }
+    pub(super) fn take(
+        &mut self,
+        id: u64,
+        by: NodeId,
+        answer: impl FnOnce(&mut Query),
+    ) -> Option<PendingQuery> {
+        let query = self.waiting.get_mut(&id)?;
+        answer(&mut query.what);
+        query.waits.remove(by);
+        if query.waits.is_empty() { self.waiting.remove(&id) } else { None }
     }
 
     /// Gives a question up.
-    pub(super) fn give_up(&mut self, id: u64) -> Option<Gather> {
+    pub(super) fn give_up(&mut self, id: u64) -> Option<PendingQuery> {
         self.waiting.remove(&id)
     }
 
     /// Takes note of what has changed since a hub gave its answer.
-    pub(super) fn note(&mut self, standing: &Standing) {
-        for gather in self.waiting.values_mut() {
-            let What::Watch { known, .. } = &mut gather.what else { continue };
-            for (what, online) in standing {
+    pub(super) fn note(&mut self, presence: &Presence) {
+        for query in self.waiting.values_mut() {
+            let Query::Watch { known, .. } = &mut query.what else { continue };
+            for (what, online) in presence {
                 known.entry(what.clone()).and_modify(|known| *known = *online);
             }
         }
     }
 
     /// Says whether a question waits that is about this.
-    pub(super) fn want(&self, what: &Watchable) -> bool {
-        self.waiting.values().any(|gather| match &gather.what {
-            What::Watch { wanted, .. } => wanted.contains(what),
-            What::List { .. } => false,
+    pub(super) fn want(&self, what: &RealmTag) -> bool {
+        self.waiting.values().any(|query| match &query.what {
+            Query::Watch { wanted, .. } => wanted.contains(what),
+            Query::List { .. } => false,
         })
     }
 }

@@ -1,39 +1,39 @@
 //! Answers kept for a while, so that a repeated request gets the same one and nothing happens twice (S0-A14).
 
-use super::leg::Peer;
+use super::client_addr::ClientAddr;
 use crate::limits::Limit;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Names one request: who asked what, under which mid, about whom.
-pub(super) type Asked = (Peer, i64, i64, u64);
+pub(super) type RequestId = (ClientAddr, i64, i64, u64);
 
 /// What an entry costs besides its text, roughly.
 const ENTRY: usize = 128;
 
 /// Answers by request, the oldest forgotten when their time or the room is over.
 #[derive(Debug)]
-pub(super) struct Answers {
+pub(super) struct ResponseCache {
     lifetime: Duration,
     cap: usize,
     bytes: usize,
-    texts: HashMap<Asked, Arc<str>>,
-    oldest: VecDeque<(Instant, Asked)>,
+    texts: HashMap<RequestId, Arc<str>>,
+    oldest: VecDeque<(Instant, RequestId)>,
 }
 
-impl Answers {
+impl ResponseCache {
     pub(super) fn new(lifetime: Duration, cap: usize) -> Self {
         Self { lifetime, cap, bytes: 0, texts: HashMap::new(), oldest: VecDeque::new() }
     }
 
-    pub(super) fn get(&mut self, asked: Asked, now: Instant) -> Option<Arc<str>> {
+    pub(super) fn get(&mut self, asked: RequestId, now: Instant) -> Option<Arc<str>> {
         self.forget(|at, _| at <= now);
         self.texts.get(&asked).cloned()
     }
 
     /// Keeps the first answer to a request.
-    pub(super) fn keep(&mut self, asked: Asked, text: &str, now: Instant) {
+    pub(super) fn keep(&mut self, asked: RequestId, text: &str, now: Instant) {
         if self.texts.contains_key(&asked) {
             return;
         }
@@ -66,28 +66,28 @@ impl Answers {
 mod tests {
     use super::*;
     use crate::net::time::now;
-    use crate::signaling::leg::Conn;
+    use crate::signaling::client_addr::ConnId;
 
     #[test]
     fn an_answer_is_kept_for_its_time_and_the_first_one_counts() {
-        let (mut answers, start) = (Answers::new(Duration::from_secs(30), 10_000), now().mono);
-        let asked = (Peer::Web(Conn(1)), 1, 7, 0);
+        let (mut answers, start) = (ResponseCache::new(Duration::from_secs(30), 10_000), now().mono);
+        let asked = (ClientAddr::WebSocket(ConnId(1)), 1, 7, 0);
         answers.keep(asked, "one", start);
         answers.keep(asked, "two", start);
         assert_eq!(answers.get(asked, start + Duration::from_secs(29)).as_deref(), Some("one"));
-        assert_eq!(answers.get((Peer::Web(Conn(2)), 1, 7, 0), start), None);
+        assert_eq!(answers.get((ClientAddr::WebSocket(ConnId(2)), 1, 7, 0), start), None);
         assert_eq!(answers.get(asked, start + Duration::from_secs(30)), None);
         assert_eq!(answers.bytes(), 0);
     }
 
     #[test]
     fn the_oldest_make_room_at_the_cap() {
-        let (mut answers, start) = (Answers::new(Duration::from_secs(30), 1000), now().mono);
+        let (mut answers, start) = (ResponseCache::new(Duration::from_secs(30), 1000), now().mono);
         for mid in 0..100 {
-            answers.keep((Peer::Web(Conn(1)), 1, mid, 0), "text", start);
+            answers.keep((ClientAddr::WebSocket(ConnId(1)), 1, mid, 0), "text", start);
             assert!(answers.bytes() <= 1000);
         }
-        assert!(answers.get((Peer::Web(Conn(1)), 1, 99, 0), start).is_some());
-        assert!(answers.get((Peer::Web(Conn(1)), 1, 0, 0), start).is_none());
+        assert!(answers.get((ClientAddr::WebSocket(ConnId(1)), 1, 99, 0), start).is_some());
+        assert!(answers.get((ClientAddr::WebSocket(ConnId(1)), 1, 0, 0), start).is_none());
     }
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 /// A UDP address whose home is that hub.
 fn address_at(hub: usize, nth: u8) -> String {
-    let at_home = |ip: &IpAddr| Shard::home_of(*ip, HUBS).index() == hub;
+    let at_home = |ip: &IpAddr| NodeId::home_of(*ip, HUBS).index() == hub;
     let mut ips = (0..=255).map(|last| IpAddr::from([192, 0, 2, last])).filter(at_home);
     format!("{}:1000", ips.nth(nth.into()).unwrap())
 }
@@ -20,7 +20,7 @@ fn every_client_is_made_at_home_and_reaches_every_other_one() {
     let addresses: Vec<String> = (0..HUBS).map(|hub| address_at(hub, 0)).collect();
     let tags: Vec<String> = addresses.iter().map(|address| world.client(address)).collect();
     for (hub, tag) in tags.iter().enumerate() {
-        assert_eq!(Shard::of_tag(&Tag::new(tag.as_str()).unwrap(), HUBS).index(), hub);
+        assert_eq!(NodeId::of_tag(&Tag::new(tag.as_str()).unwrap(), HUBS).index(), hub);
     }
     for (caller, at) in tags.iter().zip(&addresses) {
         for (callee, there) in tags.iter().zip(&addresses).filter(|(callee, _)| *callee != caller) {
@@ -59,16 +59,16 @@ fn calls_end_everywhere(is_revoked: bool) {
         let message = json!({"t": 4, "mid": mid, "params": {"tag": caller, "rtag": callee}});
         assert_eq!(code(&world.ask_web(1, &message)), 200);
     }
-    assert_eq!(world.hub.acts(), HUBS);
+    assert_eq!(world.hub.calls(), HUBS);
     if is_revoked {
         world.hub.handle_revoked(world.now, &Tag::new(caller).unwrap());
         world.drain();
-        assert!(world.sent.contains(&Output::Close { conn: Conn(1) }));
+        assert!(world.sent.contains(&Output::Close { conn: ConnId(1) }));
     } else {
         world.close(1);
     }
     world.wait_ms(10_000);
-    assert_eq!(world.hub.acts(), 0);
+    assert_eq!(world.hub.calls(), 0);
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn who_owns_a_tag_of_another_hub_has_one_tag_all_the_same() {
 fn what_the_bus_has_no_room_for_is_refused_and_leaves_nothing_behind() {
     let mut world = World::new(config());
     let tag = world.web_client(1);
-    let home = Shard::home_of_conn(Conn(1), HUBS);
+    let home = NodeId::home_of_conn(ConnId(1), HUBS);
     let foreign: Vec<String> =
         (0..HUBS).filter(|hub| *hub != home.index()).map(|hub| world.client(&address_at(hub, 3))).collect();
     let asked = [
@@ -106,13 +106,13 @@ fn what_the_bus_has_no_room_for_is_refused_and_leaves_nothing_behind() {
         json!({"t": 2, "mid": 10, "tag": foreign[0]}),
     ];
     for message in asked {
-        let hub = world.hub.of_conn(Conn(1));
-        hub.handle_web_text(world.now, Conn(1), &message.to_string());
+        let hub = world.hub.of_conn(ConnId(1));
+        hub.handle_websocket_text(world.now, ConnId(1), &message.to_string());
         let mut said = Vec::new();
         while let Some(output) = hub.poll_output() {
             match output {
-                Output::Word { word, .. } if word.begins() => hub.handle_refused(world.now, word),
-                Output::Word { .. } => {}
+                Output::Publish { message, .. } if message.begins() => hub.handle_refused(world.now, message),
+                Output::Publish { .. } => {}
                 other => said.push(other),
             }
         }
@@ -130,14 +130,14 @@ fn what_the_bus_has_no_room_for_is_refused_and_leaves_nothing_behind() {
 fn a_call_that_was_on_its_way_for_a_while_has_its_whole_time_from_its_arrival() {
     let mut world = World::new(config());
     let caller = world.web_client(1);
-    let there = (Shard::home_of_conn(Conn(1), HUBS).index() + 1) % HUBS;
+    let there = (NodeId::home_of_conn(ConnId(1), HUBS).index() + 1) % HUBS;
     let callee = world.client(&address_at(there, 3));
-    let home = world.hub.of_conn(Conn(1));
-    home.handle_web_text(world.now, Conn(1), &call(&caller, &callee).to_string());
-    let Some(Output::Word { word, .. }) = home.poll_output() else { panic!("nothing is said") };
+    let home = world.hub.of_conn(ConnId(1));
+    home.handle_websocket_text(world.now, ConnId(1), &call(&caller, &callee).to_string());
+    let Some(Output::Publish { message, .. }) = home.poll_output() else { panic!("nothing is said") };
     world.now = world.now.after(Duration::from_secs(1));
     let hub = &mut world.hub.0[there];
-    hub.handle_word(world.now, word);
+    hub.handle_message_from_hub(world.now, message);
     assert!(hub.poll_timeout().is_some_and(|due| due > world.now.mono), "a copy is due already");
 }
 
@@ -145,14 +145,14 @@ fn a_call_that_was_on_its_way_for_a_while_has_its_whole_time_from_its_arrival() 
 fn a_watch_that_ends_while_another_question_about_its_tag_waits_makes_nothing_of_it_untrue() {
     let mut world = World::new(config());
     world.web_client(1);
-    let home = Shard::home_of_conn(Conn(1), HUBS).index();
+    let home = NodeId::home_of_conn(ConnId(1), HUBS).index();
     let others = (0..HUBS).filter(|hub| *hub != home);
     let tags: Vec<String> = others.map(|hub| world.client(&address_at(hub, 3))).collect();
     world.ask_web(1, &json!({"t": 60, "mid": 1, "params": {"tags": [tags[0]]}}));
-    let hub = world.hub.of_conn(Conn(1));
+    let hub = world.hub.of_conn(ConnId(1));
     for (mid, watch, asked) in [(2, true, &tags[..]), (3, false, &tags[..1])] {
         let message = json!({"t": 60, "mid": mid, "params": {"tags": asked, "watch": watch}});
-        hub.handle_web_text(world.now, Conn(1), &message.to_string());
+        hub.handle_websocket_text(world.now, ConnId(1), &message.to_string());
     }
     world.drain();
     let told = world.on(1);
@@ -170,11 +170,11 @@ proptest! {
         let mut world = World::new(config());
         let address = |last: &u8| format!("192.0.2.{last}:1");
         let tags: Vec<String> = clients.iter().map(|last| world.client(&address(last))).collect();
-        let asker = address(clients.first().unwrap());
+        let origin = address(clients.first().unwrap());
         let (mut listed, mut after) = (Vec::new(), Value::Null);
         loop {
             let list = json!({"t": 3, "params": {"tag": tags[0], "after": after}});
-            let answer = world.ask(&asker, &list);
+            let answer = world.ask(&origin, &list);
             let page = answer["extra"]["tags"].as_array().unwrap().clone();
             after = page.last().cloned().unwrap_or_default();
             listed.extend(page.iter().map(|tag| tag.as_str().unwrap().to_owned()));

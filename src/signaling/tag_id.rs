@@ -8,14 +8,14 @@ pub(super) const TAG_BYTES: usize = 15;
 
 /// A tag that this server may have given out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Name(pub(super) [u8; TAG_BYTES]);
+pub(super) struct TagId(pub(super) [u8; TAG_BYTES]);
 
-impl Name {
+impl TagId {
     /// Reads a tag; none where this server never gives out such a one.
     pub(super) fn of(tag: &Tag) -> Option<Self> {
         let text = tag.as_str().as_bytes();
-        let mut upper = [0; TEXT];
-        if text.len() != TEXT || !text.iter().all(|letter| LETTERS.contains(letter)) {
+        let mut upper = [0; TAG_LEN];
+        if text.len() != TAG_LEN || !text.iter().all(|letter| LETTERS.contains(letter)) {
             return None;
         }
         upper.copy_from_slice(text);
@@ -35,7 +35,7 @@ impl Name {
 pub(super) const LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
 /// Letters of a tag.
-pub(super) const TEXT: usize = TAG_BYTES * 8 / 5;
+pub(super) const TAG_LEN: usize = TAG_BYTES * 8 / 5;
 
 pub(super) fn base32(bytes: &[u8]) -> String {
     let mut text = BASE32_NOPAD.encode(bytes);
@@ -49,13 +49,13 @@ mod tests {
 
     #[test]
     fn a_tag_is_its_bytes_in_one_spelling_alone() {
-        let name = Name([0x5a; TAG_BYTES]);
+        let name = TagId([0x5a; TAG_BYTES]);
         let tag = name.tag().unwrap();
-        assert_eq!((Name::of(&tag), tag.as_str().len()), (Some(name), TEXT));
+        assert_eq!((TagId::of(&tag), tag.as_str().len()), (Some(name), TAG_LEN));
         let upper = tag.as_str().to_uppercase();
         let longer = format!("{tag}a");
-        for foreign in [upper.as_str(), &longer, "a", &"1".repeat(TEXT), &"é".repeat(TEXT / 2)] {
-            assert_eq!(Name::of(&Tag::new(foreign).unwrap()), None, "{foreign}");
+        for foreign in [upper.as_str(), &longer, "a", &"1".repeat(TAG_LEN), &"é".repeat(TAG_LEN / 2)] {
+            assert_eq!(TagId::of(&Tag::new(foreign).unwrap()), None, "{foreign}");
         }
     }
 }

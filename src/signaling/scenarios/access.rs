@@ -100,7 +100,7 @@ fn a_revoked_tag_is_told_so_closed_and_refused_until_that_is_over() {
     world.ask_web(9, &json!({"t": 60, "mid": 2, "params": {"tags": [tag]}}));
     revoke(&mut world, &tag);
     assert_eq!(world.on(1), [json!({"t": 1, "code": 211, "em": "revoked"})]);
-    assert!(world.sent.contains(&Output::Close { conn: Conn(1) }));
+    assert!(world.sent.contains(&Output::Close { conn: ConnId(1) }));
     assert_eq!(world.on(9), [json!({"t": 60, "params": {"offline": [tag]}})]);
     let call = json!({"t": 4, "mid": 3, "params": {"tag": watcher, "rtag": tag}});
     assert_eq!(code(&world.ask_web(9, &call)), 203);
@@ -142,7 +142,7 @@ fn the_calls_of_a_revoked_tag_end_and_the_other_side_is_told() {
     assert_eq!((&failed["t"], &failed["token"], code(&failed)), (&json!(4), &waiting, 203));
     assert_eq!(world.on(1), [json!({"t": 1, "code": 211, "em": "revoked"})]);
     world.wait_ms(30_000);
-    assert_eq!(world.hub.acts(), 0);
+    assert_eq!(world.hub.calls(), 0);
     // A name that nobody has is revoked all the same.
     world.sent.clear();
     revoke(&mut world, "nobody");
@@ -198,8 +198,8 @@ fn clients_of_another_realm_cannot_be_listed_watched_or_called_as_if_they_were_n
     assert_eq!(code(&world.ask("192.0.2.10:1001", &call)), 203);
     world.on(4);
     let watch = json!({"t": 60, "mid": 30, "params": {"tags": [other, plain, green, nobody]}});
-    let standing = world.ask_web(1, &watch)["extra"].clone();
-    assert_eq!(standing, json!({"online": [other], "offline": [plain, green, nobody]}));
+    let presence = world.ask_web(1, &watch)["extra"].clone();
+    assert_eq!(presence, json!({"online": [other], "offline": [plain, green, nobody]}));
     world.wait_ms(2000);
     for conn in [2, 3, 4] {
         world.close(conn);

@@ -1,0 +1,149 @@
+//! The hub's part in what several hubs have to say to each other.
+
+use super::bus::{Destination, ForwardedCall, HubMessage, Payload, Presence, RealmTag};
+use super::client_addr::{ClientAddr, ConnId};
+use super::machine::{Hub, Output, RequestOrigin};
+use super::nodes::NodeId;
+use super::pending_queries::{PendingQuery, Query, merged};
+use super::wire::{ErrorCode, Message, ResponseBody, Tag};
+use crate::clock::Now;
+use std::collections::HashMap;
+
+impl Hub {
+    /// Takes a word of another hub.
+    pub fn handle_message_from_hub(&mut self, now: Now, message: HubMessage) {
+        match message.0 {
+            // Whatever it was on its way, it has its whole time from now on.
+            Payload::Forwarded(heard) => self.handle_message(RequestOrigin { now, ..heard.0 }, heard.1),
+            Payload::ForwardedCall(call) => {
+                let origin = RequestOrigin { now, ..call.origin };
+                self.handle_forwarded_call(ForwardedCall { origin, ..*call });
+            }
+            Payload::Left { addr } => self.leave(now, addr),
+            Payload::Dropped { addr } => drop(self.registry.remove_addr(addr)),
+            Payload::Ended { addr, by } => {
+                if self.away.get(&addr) == Some(&by) {
+                    self.away.remove(&addr);
+                }
+            }
+            Payload::Moved { addr, admin, realm, by } => self.note_tag(now, addr, by, (admin, realm)),
+            Payload::Offline { tag, addr } => self.fail_calls(now, &tag, addr),
+            Payload::Withdrawn { tag } => self.withdraw(now, &tag),
+            Payload::Text { conn, text } if self.websockets.contains_key(&conn) => {
+                self.outputs.push_back(Output::Text { conn, text });
+            }
+            Payload::Text { .. } => {}
+            Payload::Close { conn } => self.hang_up(now, conn),
+            Payload::Watch { id, by, wanted } => self.subscribe(id, by, wanted),
+            Payload::States { id, by, presence } => self.take_states(now, (id, by), presence),
+            Payload::Unwatch { by, ended } => ended.iter().for_each(|what| self.subscriptions.end(what, by)),
+            Payload::Presence { presence } => {
+                self.queries.note(&presence);
+                self.note_standing(now.mono, presence);
+            }
+            Payload::ListPage { id, by, page } => {
+                let (tags, more) = self.registry.page(&page);
+                let own = self.nodes.own();
+                self.publish(Destination::Hub(by), Payload::Paged { id, by: own, tags, more });
+            }
+            Payload::Paged { id, by, tags, more } => self.take_page(now, (id, by), (tags, more)),
+        }
+        self.tell_changes(now.mono);
+    }
+
+    /// Takes back a word that the bus had no room for: whoever began it is told to come later.
+    pub fn handle_refused(&mut self, now: Now, message: HubMessage) {
+        match message.0 {
+            Payload::Forwarded(heard) => {
+                let (origin, message) = *heard;
+                // A datagram more would not help who floods; its client repeats what it wants.
+                if let (Message::Request(request), ClientAddr::WebSocket(_)) = (message, origin.route.addr) {
+                    self.fail(origin, request.body.t(), request.mid, ErrorCode::TooMany);
+                }
+            }
+            Payload::ForwardedCall(call) => self.fail(call.origin, 4, call.mid, ErrorCode::TooMany),
+            Payload::Watch { id, .. } | Payload::ListPage { id, .. } => {
+                if let Some(query) = self.queries.give_up(id) {
+                    self.give_up(query);
+                }
+            }
+            _ => {}
+        }
+        self.tell_changes(now.mono);
+    }
+
+    fn subscribe(&mut self, id: u64, by: NodeId, wanted: Vec<RealmTag>) {
+        let states = wanted.into_iter().map(|what| {
+            let online = self.registry.is_online(&what);
+            (what, online)
+        });
+        let presence: Presence = states.collect();
+        for (what, _) in &presence {
+            self.subscriptions.begin(what.clone(), by);
+        }
+        let own = self.nodes.own();
+        self.publish(Destination::Hub(by), Payload::States { id, by: own, presence });
+    }
+
+    fn take_states(&mut self, now: Now, (id, by): (u64, NodeId), presence: Presence) {
+        let told: Vec<RealmTag> = presence.iter().map(|(what, _)| what.clone()).collect();
+        let learn = |what: &mut Query| match what {
+            Query::Watch { known, .. } => known.extend(presence),
+            Query::List { .. } => {}
+        };
+        let done = self.queries.take(id, by, learn);
+        if done.is_none() {
+            // Where nobody waits for it any more, nobody is to be told of it.
+            return self.watches.unsubscribe(told);
+        }
+        self.finish(now, done);
+    }
+
+    fn take_page(&mut self, now: Now, (id, by): (u64, NodeId), part: (Vec<Tag>, bool)) {
+        let done = self.queries.take(id, by, |what| match what {
+            Query::List { parts, .. } => parts.push(part),
+            Query::Watch { .. } => {}
+        });
+        self.finish(now, done);
+    }
+
+    fn finish(&mut self, now: Now, query: Option<PendingQuery>) {
+        let Some(PendingQuery { origin, mid, what, .. }) = query else { return };
+        let origin = RequestOrigin { now, ..origin };
+        match what {
+            Query::List { page, parts } => {
+                let (tags, more) = merged(parts, page.most());
+                self.answer(origin, 3, mid, Ok(ResponseBody::Listed { tags, more }));
+            }
+            Query::Watch { conn, wanted, known } => {
+                let answered = self.begin_watch_of(conn, &wanted, &known);
+                self.watches.unsubscribe(wanted);
+                self.answer(origin, 60, mid, answered);
+            }
+        }
+    }
+
+    fn begin_watch_of(
+        &mut self,
+        conn: ConnId,
+        wanted: &[RealmTag],
+        known: &HashMap<RealmTag, bool>,
+    ) -> Result<ResponseBody, ErrorCode> {
+        // It may have ended, or have come into another realm.
+        let is_there =
+            self.websockets.get(&conn).is_some_and(|web| wanted.iter().all(|(realm, _)| *realm == web.realm));
+        if is_there { self.begin_watch(conn, wanted.to_vec(), known) } else { Err(ErrorCode::UnknownTag) }
+    }
+
+    fn give_up(&mut self, query: PendingQuery) {
+        let PendingQuery { origin, mid, what, .. } = query;
+        let t = match what {
+            Query::List { .. } => 3,
+            Query::Watch { wanted, .. } => {
+                self.watches.unsubscribe(wanted);
+                60
+            }
+        };
+        self.fail(origin, t, mid, ErrorCode::TooMany);
+    }
+}
