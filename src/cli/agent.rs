@@ -12,11 +12,30 @@ use crate::net::roaming::Roaming;
 use clap::{Args, Parser, Subcommand};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
-use std::io;
+use std::io::{self, Write};
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
+
+/// Runs `agent` with the arguments of the process.
+#[must_use]
+pub fn run_agent() -> ExitCode {
+    let line = AgentLine::parse();
+    let runtime = match Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: no runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let code = runtime.block_on(line.command.run());
+    // A blocking read of standard input cannot be cancelled.
+    runtime.shutdown_background();
+    ExitCode::from(code)
+}
 
 /// `agent`: an encrypted pipe between two machines behind NATs.
 #[derive(Debug, Parser)]

@@ -1,6 +1,6 @@
 //! `ginnel credentials`: time-limited credentials for a client, and the keys that stand for a password.
 
-use super::load_config;
+use super::ginnel::load_config;
 use crate::net::time;
 use crate::server;
 use crate::state::State;

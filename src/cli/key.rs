@@ -1,6 +1,6 @@
 //! `ginnel key` and `ginnel gateway`: what those need who are to be let in.
 
-use super::load_config;
+use super::ginnel::load_config;
 use crate::gateway::token::TokenClaims;
 use crate::net::time;
 use crate::server;

@@ -1,84 +1,36 @@
 //! Command lines of both binaries: arguments, output to the terminal, exit codes. One file per command.
 
+#[cfg(feature = "server")]
 mod advice;
+#[cfg(feature = "agent")]
 mod agent;
+#[cfg(feature = "agent")]
 mod agent_gateway;
+#[cfg(feature = "agent")]
 mod agent_gateway_report;
+#[cfg(feature = "agent")]
 mod agent_pipe;
+#[cfg(feature = "agent")]
 mod agent_report;
+#[cfg(feature = "agent")]
 mod agent_secrets;
+#[cfg(feature = "server")]
 mod credentials;
+#[cfg(feature = "server")]
+mod ginnel;
+#[cfg(feature = "server")]
 mod key;
+#[cfg(feature = "load")]
 mod load;
-mod load_basics;
-mod load_gateway;
-mod load_processes;
-mod load_report;
-mod load_signaling;
+#[cfg(feature = "server")]
 mod serve;
 
-use crate::config::{Config, ConfigError};
+#[cfg(feature = "agent")]
+pub use agent::run_agent;
+#[cfg(feature = "server")]
+pub use ginnel::run_server;
+
 use crate::telemetry;
-use anyhow::Context;
-use clap::{Parser, Subcommand};
-use std::io::{self, Write};
-use std::path::Path;
-use std::process::ExitCode;
-use tokio::runtime::Runtime;
-
-/// Runs `ginnel` with the arguments of the process.
-#[must_use]
-pub fn run_server() -> ExitCode {
-    match run(Ginnel::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<advice::Told>() => ExitCode::FAILURE,
-        Err(error) => {
-            advice::tell(advice::report(&error));
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(command: GinnelCommand) -> anyhow::Result<()> {
-    match command {
-        GinnelCommand::Serve(serve) => Runtime::new()?.block_on(serve.run()),
-        GinnelCommand::Key(key) => key.run(),
-        GinnelCommand::Gateway(gateway) => gateway.run(),
-        GinnelCommand::Credentials(credentials) => credentials.run(),
-        GinnelCommand::Load(load) => load.run(),
-        GinnelCommand::Config => {
-            Ok(write!(io::stdout(), "{}", include_str!("../../docs/ginnel.example.toml"))?)
-        }
-    }
-}
-
-/// Runs `agent` with the arguments of the process.
-#[must_use]
-pub fn run_agent() -> ExitCode {
-    let line = agent::AgentLine::parse();
-    let runtime = match Runtime::new() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "error: no runtime: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let code = runtime.block_on(line.command.run());
-    // A blocking read of standard input cannot be cancelled.
-    runtime.shutdown_background();
-    ExitCode::from(code)
-}
-
-/// Reads the configuration. An error names the file.
-fn load_config(file: Option<&Path>) -> anyhow::Result<Config> {
-    let config = Config::load(file);
-    match (&config, file) {
-        // Named already.
-        (Err(ConfigError::Read { path, .. }), Some(file)) if path == file => config.context("configuration"),
-        (_, Some(file)) => config.with_context(|| format!("configuration {}", file.display())),
-        (_, None) => config.context("configuration"),
-    }
-}
 
 /// Returns whether a terminal gets colours (<https://no-color.org>).
 fn has_colors() -> bool {
@@ -91,44 +43,4 @@ fn log_filter(text: &str) -> Result<String, String> {
         true => Ok(text.to_owned()),
         false => Err("write error, warn, info, debug or trace, or a filter such as ginnel=debug".to_owned()),
     }
-}
-
-/// `ginnel`: STUN, TURN, signalling and a gateway on one port.
-#[derive(Debug, Parser)]
-#[command(
-    name = "ginnel",
-    version,
-    about = "STUN, TURN, signalling and a gateway on one port: gets two machines behind NATs talking"
-)]
-struct Ginnel {
-    /// What to do.
-    #[command(subcommand)]
-    command: GinnelCommand,
-}
-
-const LOAD_EXAMPLES: &str = "Examples:
-  ginnel load binding  --server 127.0.0.1:3478
-  ginnel load allocate --server 127.0.0.1:3478 --user u --password-file pw --count 1000 --concurrency 64
-  ginnel load relay    --server 127.0.0.1:3478 --user u --password-file pw --allocations 100 --rate 50000
-  ginnel load relay    --server 127.0.0.1:3478 --user u --password-file pw --allocations 100 --search
-
-Each ends by itself and gives back what it has taken. docs/load.md says how to read the reports.";
-
-/// The commands of `ginnel`.
-#[derive(Debug, Subcommand)]
-enum GinnelCommand {
-    /// Run the server; needs no configuration
-    Serve(serve::Serve),
-    /// Print the access key that admits clients to the relay
-    Key(key::Key),
-    /// Print what clients of the gateway need
-    #[command(subcommand)]
-    Gateway(key::Gateway),
-    /// Print time-limited credentials for a client of the relay, or the keys of a password
-    Credentials(credentials::Credentials),
-    /// Put a STUN or TURN server, this or another, under load and measure it
-    #[command(subcommand, after_help = LOAD_EXAMPLES)]
-    Load(load::LoadCommand),
-    /// Print every configuration key with its default, as TOML
-    Config,
 }

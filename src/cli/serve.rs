@@ -1,6 +1,7 @@
 //! `ginnel serve`: from the command line to a running server, and what it says of itself.
 
-use super::{advice, has_colors, load_config};
+use super::ginnel::load_config;
+use super::{advice, has_colors};
 use crate::config::Config;
 use crate::net::interfaces::{Reach, reach};
 use crate::server::{Facts, SelfTest, Server};

@@ -1,6 +1,7 @@
 use super::*;
 use crate::net::time::now;
 use proptest::prelude::*;
+use tokio_rustls::rustls;
 
 const SERVER: &str = "198.51.100.1:3478";
 

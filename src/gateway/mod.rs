@@ -11,31 +11,56 @@
 //! | [`service`] | doors, and the thread that has all sockets |
 //! | [`client`] | the library: dial, accept, send and receive |
 
+#[cfg(feature = "server")]
 mod budget;
+#[cfg(feature = "gateway-client")]
 pub mod client;
+#[cfg(feature = "server")]
 mod commands;
+#[cfg(feature = "server")]
 pub(crate) mod config;
+#[cfg(feature = "server")]
 mod connection;
+#[cfg(feature = "server")]
 mod counters;
+#[cfg(feature = "server")]
 mod endpoint;
+#[cfg(feature = "server")]
 mod flow_control;
+#[cfg(any(feature = "server", feature = "gateway-client"))]
 pub(crate) mod handshake;
+#[cfg(feature = "server")]
 mod liveness;
+#[cfg(feature = "server")]
 pub(crate) mod machine;
+#[cfg(feature = "server")]
 mod outbox;
+#[cfg(feature = "server")]
 mod recently_closed;
+#[cfg(feature = "server")]
 mod refusals;
 #[cfg(test)]
 mod scenarios;
+#[cfg(feature = "server")]
 pub(crate) mod service;
+#[cfg(feature = "server")]
 mod socket;
+#[cfg(any(feature = "server", feature = "gateway-client"))]
 pub(crate) mod token;
+#[cfg(feature = "server")]
 pub(crate) mod websocket;
+#[cfg(any(feature = "server", feature = "gateway-client"))]
 pub(crate) mod wire;
+#[cfg(feature = "server")]
 mod worker;
 
+#[cfg(feature = "server")]
 pub use config::{Config, Duplicates, Limits, RouterConfig, Times};
+#[cfg(feature = "server")]
 pub use counters::{CloseReason, Counters, DialRefusal};
+#[cfg(feature = "server")]
 pub use endpoint::EndpointKey;
+#[cfg(feature = "server")]
 pub use machine::Router;
+#[cfg(feature = "server")]
 pub use service::{Handle, Service};

@@ -6,13 +6,22 @@
 //! How long whoever was refused or cut off waits before it comes again is `Backoff`'s.
 //! Other lines that can repeat pass a [`Sampler`], mostly by way of `sampled!`.
 
+#[cfg(any(feature = "server", feature = "gateway-client"))]
 mod backoff;
+#[cfg(feature = "server")]
 mod sampler;
+#[cfg(feature = "server")]
 mod service;
+#[cfg(feature = "server")]
 mod table;
 
+#[cfg(any(feature = "server", feature = "gateway-client"))]
 pub(crate) use backoff::Backoff;
+#[cfg(feature = "server")]
 pub use sampler::Sampler;
+#[cfg(feature = "server")]
 pub(crate) use sampler::sampled;
+#[cfg(feature = "server")]
 pub(crate) use service::report;
+#[cfg(feature = "server")]
 pub use table::{Limit, Table, to_prometheus};

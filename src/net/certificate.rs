@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use tokio_rustls::rustls;
 
 /// The file of the self-signed certificate and its key.
 const OWN: &str = "tls.pem";

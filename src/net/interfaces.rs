@@ -1,14 +1,20 @@
 //! The host's own addresses, and which of them others can best reach.
 
+use nix::ifaddrs::getifaddrs;
 use std::io;
 use std::net::IpAddr;
 
 /// Lists every address of every interface.
 ///
 /// # Errors
-/// Whatever the system says to the question.
+/// When the system does not list them.
 pub fn addresses() -> io::Result<Vec<IpAddr>> {
-    Ok(if_addrs::get_if_addrs()?.into_iter().map(|interface| interface.ip()).collect())
+    let addresses = getifaddrs()?.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
+    });
+    Ok(addresses.collect())
 }
 
 /// How far an address reaches, the farthest first.

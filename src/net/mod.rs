@@ -1,39 +1,40 @@
 //! What all hands share: the first-byte demultiplexer, the PROXY header, the DTLS cookie and the limits on strangers (pure), batched
 //! UDP sockets, TLS and its certificate, and the clock's reader.
 
-#[forbid(unsafe_code)]
+#[cfg(any(feature = "server", feature = "gateway-client"))]
 pub mod addresses;
-#[forbid(unsafe_code)]
+#[cfg(feature = "server")]
 pub(crate) mod certificate;
-#[forbid(unsafe_code)]
+#[cfg(any(feature = "server", feature = "gateway-client"))]
 pub(crate) mod connect;
-#[forbid(unsafe_code)]
+#[cfg(feature = "server")]
 pub mod connections;
-#[forbid(unsafe_code)]
+#[cfg(feature = "server")]
 pub mod cookie;
-#[forbid(unsafe_code)]
+#[cfg(feature = "server")]
 pub mod demux;
-#[forbid(unsafe_code)]
+#[cfg(feature = "server")]
 pub mod forwarded;
-#[forbid(unsafe_code)]
+#[cfg(feature = "server")]
 pub mod gate;
+#[cfg(feature = "server")]
 pub(crate) mod heap;
-#[forbid(unsafe_code)]
+#[cfg(any(feature = "server", feature = "gateway-client"))]
 pub mod interfaces;
-#[forbid(unsafe_code)]
+#[cfg(feature = "server")]
 pub(crate) mod limited;
-#[forbid(unsafe_code)]
+#[cfg(feature = "server")]
 pub(crate) mod prefixed;
-#[forbid(unsafe_code)]
+#[cfg(feature = "server")]
 pub mod proxy;
-#[forbid(unsafe_code)]
+#[cfg(any(feature = "server", feature = "gateway-client"))]
 pub(crate) mod roaming;
-#[forbid(unsafe_code)]
 pub mod time;
-#[forbid(unsafe_code)]
+#[cfg(feature = "server")]
 pub(crate) mod tls;
+#[cfg(feature = "server")]
 pub mod udp;
-#[forbid(unsafe_code)]
+#[cfg(feature = "server")]
 pub(crate) mod upgrade;
-#[forbid(unsafe_code)]
+#[cfg(feature = "server")]
 pub(crate) mod websocket;

@@ -5,16 +5,18 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use data_encoding::BASE64;
+use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::ready;
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 /// Bytes read at a time.
 const READ_ROOM: usize = 8 * 1024;
+/// What the server appends to a client's key (RFC 6455 section 1.3).
+const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 /// Bytes of a key before it is encoded.
 const KEY: usize = 16;
 
@@ -24,7 +26,8 @@ pub(crate) fn accept(headers: &HeaderMap) -> Option<String> {
         && is_websocket(headers)
         && has(headers, header::SEC_WEBSOCKET_VERSION, "13");
     let key = headers.get(header::SEC_WEBSOCKET_KEY).filter(|_| asks && has_key(headers))?;
-    Some(derive_accept_key(key.as_bytes()))
+    let hashed = [key.as_bytes(), GUID].concat();
+    Some(BASE64.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, &hashed).as_ref()))
 }
 
 /// Says whether a request asks for a WebSocket.

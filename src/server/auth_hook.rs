@@ -7,8 +7,7 @@ use crate::limits::Limit;
 use crate::net::gate::GateConfig;
 use crate::net::time;
 use crate::turn_server::auth::{Authenticator, LookupResult, UserKeys, UserQuery, hex_key};
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use axum::body;
 use hyper::{Request, StatusCode, header};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
@@ -21,6 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio_rustls::rustls;
 
 /// Longest answer that is read, in bytes.
 const MAX_ANSWER: usize = 4096;
@@ -179,7 +179,7 @@ impl Failures {
 
 #[derive(Debug, Clone)]
 struct Asker {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: Client<HttpsConnector<HttpConnector>, body::Body>,
     url: Arc<str>,
     deadline: Duration,
 }
@@ -212,7 +212,7 @@ impl Asker {
         let body = body.map_err(|_| HookError::Malformed)?;
         let request = Request::post(&*self.url)
             .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::from(body))
+            .body(body::Body::from(body))
             .map_err(|_| HookError::Unreachable)?;
         let response = self.client.request(request).await.map_err(|_| HookError::Unreachable)?;
         match response.status() {
@@ -220,8 +220,8 @@ impl Asker {
             StatusCode::NOT_FOUND => return Ok(LookupResult::Unknown),
             status => return Err(HookError::Status(status.as_u16())),
         }
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
-        let answer = serde_json::from_slice(&body.map_err(|_| HookError::Unreachable)?.to_bytes());
+        let body = body::to_bytes(body::Body::new(response.into_body()), MAX_ANSWER).await;
+        let answer = serde_json::from_slice(&body.map_err(|_| HookError::Unreachable)?);
         verdict(question, &answer.map_err(|_| HookError::Malformed)?).ok_or(HookError::Malformed)
     }
 }

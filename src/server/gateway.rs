@@ -30,6 +30,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
+use tokio_rustls::rustls;
 
 /// Where servers that shake hands by MD5 connect when nothing else is set.
 const MD5_PORT: u16 = 3480;

@@ -4,7 +4,6 @@ use super::hosts::OwnHosts;
 use super::request_source::IsForwarded;
 use crate::gateway::{Handle, Service};
 use crate::limits::{self, Table};
-use crate::telemetry;
 use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -50,7 +49,9 @@ async fn answer(
         let why = "this server is not called so: see metrics_hosts\n";
         return (StatusCode::FORBIDDEN, why).into_response();
     }
-    let mut text = limits::to_prometheus(Table::of_process()) + &telemetry::to_prometheus();
+    let mut text = limits::to_prometheus(Table::of_process());
+    #[cfg(feature = "cli")]
+    text.push_str(&crate::telemetry::to_prometheus());
     if let Some(gateway) = &metrics.gateway {
         match gateway.counters().await {
             Some(counters) => text += &counters.to_prometheus(),

@@ -4,48 +4,90 @@
 //! client and a WebSocket client reach each other, as both talk to one [`Hub`]. The hub follows the run-loop contract of
 //! the crate: `handle_*`, then `poll_output` to `None`, then a timer for `poll_timeout`.
 
+#[cfg(feature = "server")]
 pub(crate) mod access;
+#[cfg(feature = "server")]
 pub(crate) mod bus;
+#[cfg(feature = "server")]
 mod call;
+#[cfg(feature = "server")]
 mod call_requests;
+#[cfg(feature = "server")]
 mod call_table;
+#[cfg(feature = "server")]
 mod client_addr;
+#[cfg(feature = "server")]
 pub(crate) mod config;
+#[cfg(any(feature = "server", feature = "agent"))]
 mod envelope;
+#[cfg(feature = "server")]
 mod event_queue;
+#[cfg(feature = "server")]
 mod http;
+#[cfg(feature = "server")]
 mod hub_messages;
+#[cfg(feature = "server")]
 mod local_addresses;
+#[cfg(feature = "server")]
 pub(crate) mod machine;
+#[cfg(any(feature = "server", feature = "agent"))]
 mod message;
+#[cfg(feature = "server")]
 mod nodes;
+#[cfg(feature = "server")]
 mod online_list;
+#[cfg(feature = "server")]
 mod outbox;
+#[cfg(feature = "server")]
 mod pending_queries;
+#[cfg(feature = "server")]
 mod presence;
+#[cfg(feature = "server")]
 mod quota;
+#[cfg(feature = "server")]
 mod rate;
+#[cfg(feature = "server")]
 mod registry;
+#[cfg(feature = "server")]
 mod response_cache;
 #[cfg(test)]
 mod scenarios;
+#[cfg(feature = "server")]
 pub(crate) mod service;
+#[cfg(feature = "server")]
 mod subscriptions;
+#[cfg(feature = "server")]
 mod tag_id;
+#[cfg(feature = "server")]
 mod tag_ownership;
+#[cfg(feature = "server")]
 mod text_budget;
+#[cfg(feature = "server")]
 pub(crate) mod udp;
+#[cfg(feature = "server")]
 mod watches;
+#[cfg(feature = "server")]
 mod websocket;
+#[cfg(any(feature = "server", feature = "agent"))]
 pub(crate) mod wire;
 
+#[cfg(feature = "server")]
 pub use access::{AccessKey, Admitted, IceServers, Jwt, JwtKey, Origins, Realm, Realms, Refusal, Scopes};
+#[cfg(feature = "server")]
 pub use bus::{Bus, Destination, HubMessage};
+#[cfg(feature = "server")]
 pub use call_table::CallOutcomes;
+#[cfg(feature = "server")]
 pub use client_addr::{ConnId, ServerPort};
+#[cfg(feature = "server")]
 pub use config::{Config, Limits, NotifyFrom, Rate, Times};
+#[cfg(feature = "server")]
 pub(crate) use http::{bearer, pages_let_in, status_of};
+#[cfg(feature = "server")]
 pub use machine::{Hub, Output};
+#[cfg(feature = "server")]
 pub use nodes::NodeId;
+#[cfg(feature = "server")]
 pub use service::{Handle, Service, start};
+#[cfg(feature = "server")]
 pub use udp::Sockets;

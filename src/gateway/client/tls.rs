@@ -1,6 +1,5 @@
 //! TLS towards the gateway: whom to trust, and who one is where servers are asked for a certificate.
 
-use hyper_rustls::ConfigBuilderExt;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -10,6 +9,7 @@ use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls;
 
 /// Whom to trust inside TLS, and who one is.
 #[derive(Clone, Default)]
@@ -64,7 +64,7 @@ impl Tls {
             .with_safe_default_protocol_versions()
             .map_err(invalid)?;
         let builder = match &self.roots {
-            None => builder.with_native_roots()?,
+            None => builder.with_root_certificates(system_roots()?),
             Some(pem) => {
                 let mut roots = RootCertStore::empty();
                 for certificate in chain(pem)? {
@@ -86,6 +86,20 @@ impl Tls {
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Tls(..)")
+    }
+}
+
+/// Reads the certificate authorities of the system. One that cannot be parsed is left out.
+fn system_roots() -> io::Result<RootCertStore> {
+    let mut found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    match roots.is_empty().then(|| found.errors.pop()) {
+        None => Ok(roots),
+        Some(Some(error)) => Err(io::Error::new(io::ErrorKind::NotFound, error)),
+        Some(None) => {
+            Err(io::Error::new(io::ErrorKind::NotFound, "the system has no certificate authorities"))
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! `ginnel load gateway`: its options, its table, and when it fails.
 
-use super::load::{ProgressLine, stop_on_signals, with_reins};
-use super::load_basics::Basics;
-use super::load_report::{latency_line, print};
-use super::serve::raise_descriptor_limit;
+use super::basics::Basics;
+use super::report::{latency_line, print};
+use super::{ProgressLine, stop_on_signals, with_reins};
+use crate::cli::serve::raise_descriptor_limit;
 use crate::gateway::handshake::Key;
 use crate::gateway::token::GatewayToken;
 use crate::load::gateway::report::Memory;

@@ -1,18 +1,24 @@
 //! `ginnel load`: from the command line to a load, and its report as a table or as JSON.
 
-use super::load_basics::Basics;
-use super::load_gateway::Gateway;
-use super::load_processes::{self as processes, Word};
-use super::load_report::{Ending, allocate_table, finish_search, finish_traffic, print};
-use super::load_signaling::Signaling;
-use super::serve::raise_descriptor_limit;
+mod basics;
+mod gateway;
+mod processes;
+mod report;
+mod signaling;
+
+use crate::cli::serve::raise_descriptor_limit;
 use crate::load::{
     AllocateLoad, AllocateReport, Credentials, Direction, Drive, LONGEST, Load, Part, Peers, Reins,
     RelayLoad, SearchLoad, Stage, Times, Traffic, TrafficReport, Transport,
 };
 use crate::net::time;
 use anyhow::{Context, bail};
+use basics::Basics;
 use clap::{Args, Subcommand, ValueEnum};
+use gateway::Gateway;
+use processes::Word;
+use report::{Ending, allocate_table, finish_search, finish_traffic, print};
+use signaling::Signaling;
 use std::io::{self, IsTerminal, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;

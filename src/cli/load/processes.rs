@@ -45,7 +45,7 @@ static ENOUGH: AtomicBool = AtomicBool::new(false);
 /// Runs `act` as a part, and says what came of it.
 pub(super) fn as_part(act: impl FnOnce(Hands<'_>) -> anyhow::Result<Word>) -> anyhow::Result<()> {
     // Ctrl-C reaches the whole group; the process that began this one says what it means.
-    let _quiet = super::load::stop_on_signals()?;
+    let _quiet = super::stop_on_signals()?;
     std::thread::spawn(|| {
         for line in io::stdin().lock().lines().map_while(Result::ok) {
             match line.as_str() {
