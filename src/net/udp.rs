@@ -1,15 +1,10 @@
 //! Batched UDP sockets: `recvmmsg` with GRO in, `sendmmsg` with UDP_SEGMENT out, and with each datagram its local address, TTL
 //! and TOS.
 
-#[forbid(unsafe_code)]
 mod batch_socket;
-#[forbid(unsafe_code)]
 mod control;
-#[forbid(unsafe_code)]
 mod error_queue;
-#[forbid(unsafe_code)]
 mod hops;
-#[forbid(unsafe_code)]
 mod intake;
 mod mmsg;
 
