@@ -22,8 +22,8 @@ mod turn_websocket;
 mod write_timeout;
 
 use crate::dataplane::dtls::Identity;
-use crate::dataplane::inbox::{Inbox, ToWorker};
-use crate::dataplane::worker_pool::{Staff, WorkerFailed};
+use crate::dataplane::inbox::{Inbox, WorkerMessage};
+use crate::dataplane::worker_pool::{WorkerFailed, WorkerPool};
 use crate::net::addresses::{AddressWatch, Addresses};
 use crate::net::certificate::Certificate;
 pub use crate::net::certificate::CertificateError;
@@ -165,17 +165,17 @@ impl Server {
         let (hook, lookups) = auth_hook::open(config.auth.hook.clone(), &config.limits.unauthenticated)?;
         let tickets = MobilityTickets::new(&config.auth.derive(state, "mobility tickets"))
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-        let staff = Staff {
+        let pool = WorkerPool {
             shared: relay_shared::shared(&config, &own, &facts, (Arc::clone(&authority), tickets)),
             identity,
             discovery: doors.discovery(&config),
             secret_keys: Arc::new(SecretKeys::new(&config.auth.derive(state, "shared secrets of RFC 3489"))),
-            strangers: config.limits.unauthenticated.clone(),
+            unauthenticated: config.limits.unauthenticated.clone(),
             signaling: signaling.handle(),
             lookups,
         };
         let (failed, failures) = mpsc::unbounded_channel();
-        let (workers, inboxes) = staff.hire(doors.take_places()?, &mut seeds, &failed)?;
+        let (workers, inboxes) = pool.spawn(doors.take_places()?, &mut seeds, &failed)?;
         let desk = revocation::Desk {
             revoked,
             signaling: signaling.handle(),
@@ -263,7 +263,7 @@ impl Server {
             gateway.shutdown().await;
         }
         for inbox in self.inboxes.iter() {
-            inbox.send(ToWorker::Stop).await;
+            inbox.send(WorkerMessage::Stop).await;
         }
         for worker in self.workers {
             let joined = tokio::task::spawn_blocking(|| worker.join()).await;
@@ -282,7 +282,7 @@ async fn tell_addresses(addresses: AddressWatch, mut told: Addresses, workers: A
         if now != told {
             tracing::info!(count = now.len(), "this host's addresses have changed");
             for worker in workers.iter() {
-                worker.send(ToWorker::OwnAddresses(Arc::clone(&now))).await;
+                worker.send(WorkerMessage::OwnAddresses(Arc::clone(&now))).await;
             }
             told = now;
         }

@@ -141,13 +141,13 @@ struct Session {
     heard: Instant,
     wake: Instant,
     connected: bool,
-    proven: bool,
+    authenticated: bool,
     ended: bool,
 }
 
 impl Session {
     fn expiry(&self) -> Instant {
-        match (self.connected, self.proven) {
+        match (self.connected, self.authenticated) {
             (false, _) => self.made + HANDSHAKE_TIME,
             (true, false) => self.heard + IDLE_UNPROVEN,
             (true, true) => self.heard + IDLE_PROVEN,
@@ -237,9 +237,9 @@ impl Dtls {
     }
 
     /// Notes that a client has shown good credentials: it may stay silent for longer.
-    pub(crate) fn prove(&mut self, client: FiveTuple) {
+    pub(crate) fn mark_authenticated(&mut self, client: FiveTuple) {
         if let Some(session) = self.sessions.get_mut(&(client.client, client.server)) {
-            session.proven = true;
+            session.authenticated = true;
         }
     }
 
@@ -289,7 +289,7 @@ impl Dtls {
                 self.begun.push_back((now.mono, ends));
                 self.lately.insert(ends);
                 // The same address with another handshake: the client began anew (RFC 6347 section 4.2.8).
-                self.forget(ends);
+                self.remove(ends);
                 self.admit(now, ends, &hello, (cookie, datagram))
             }
         }
@@ -349,7 +349,7 @@ impl Dtls {
             heard: now.mono,
             wake: now.mono + HANDSHAKE_TIME,
             connected: false,
-            proven: false,
+            authenticated: false,
             ended: false,
         };
         self.deadlines.set(ends, session.wake);
@@ -405,17 +405,17 @@ impl Dtls {
         });
         let Some(wake) = wake.map(|at| at.min(session.expiry())) else {
             self.broken.engines += 1;
-            return self.forget(ends);
+            return self.remove(ends);
         };
         if session.ended {
-            self.forget(ends);
+            self.remove(ends);
         } else if wake < session.wake {
             session.wake = wake;
             self.deadlines.set(ends, wake);
         }
     }
 
-    fn forget(&mut self, ends: Ends) {
+    fn remove(&mut self, ends: Ends) {
         if self.sessions.remove(&ends).is_none() {
             return;
         }

@@ -58,7 +58,7 @@ impl Client {
 
     /// Lets both sides talk until neither has anything to say; returns the frames the server heard, and its farewells.
     fn talk(&mut self, now: Now, server: &mut Dtls) -> (Vec<Vec<u8>>, usize) {
-        let (mut frames, mut gone) = (Vec::new(), 0);
+        let (mut frames, mut remove_closed) = (Vec::new(), 0);
         loop {
             let packets = self.poll();
             for packet in &packets {
@@ -75,11 +75,11 @@ impl Client {
                         assert_eq!(client, tuple(self.ends));
                         frames.push(bytes);
                     }
-                    Output::Gone { .. } => gone += 1,
+                    Output::Gone { .. } => remove_closed += 1,
                 }
             }
             if quiet {
-                return (frames, gone);
+                return (frames, remove_closed);
             }
         }
     }
@@ -209,11 +209,11 @@ fn a_handshake_that_stalls_ends_after_ten_seconds() {
 #[test]
 fn silence_ends_a_session_sooner_without_credentials() {
     let start = now();
-    for (proven, idle) in [(false, IDLE_UNPROVEN), (true, IDLE_PROVEN)] {
+    for (authenticated, idle) in [(false, IDLE_UNPROVEN), (true, IDLE_PROVEN)] {
         let mut server = server(start);
         let mut client = connected(start, &mut server, ends(1));
-        if proven {
-            server.prove(tuple(client.ends));
+        if authenticated {
+            server.mark_authenticated(tuple(client.ends));
         }
         let almost = start.after(idle - Duration::from_secs(1));
         server.handle_timeout(almost);
@@ -289,9 +289,9 @@ fn a_client_restarts_its_handshake_once_a_second_however_many_cookies_it_has() {
     assert_eq!((asked.get(), server.sessions.len()), (8 * 3, 8));
     // An end of the session in between makes no difference.
     let now = start.after(Duration::from_secs(4));
-    server.forget(ends(1));
+    server.remove(ends(1));
     assert!(server.hear(now, ends(1), &hellos[1]));
-    server.forget(ends(1));
+    server.remove(ends(1));
     assert!(!server.hear(now, ends(1), &hellos[1]) && !server.hear(now, ends(1), &hellos[9]));
     let later = now.after(RESTART_TIME);
     assert!(server.hear(later, ends(1), &hellos[9]));
@@ -395,7 +395,7 @@ fn an_engine_that_panics_ends_its_own_session_alone() {
     let now = now();
     let mut server = fragile(now);
     let mut other = connected(now, &mut server, ends(1));
-    let mut gone = 0;
+    let mut remove_closed = 0;
     for attempt in 0..2 {
         let now = now.after(RESTART_TIME * u32::try_from(attempt).unwrap());
         // The first panics over the ClientHello that makes its session, the second over its key exchange.
@@ -410,7 +410,7 @@ fn an_engine_that_panics_ends_its_own_session_alone() {
                 match output {
                     Output::Gone { client: who } => {
                         assert_eq!(who, tuple(client.ends));
-                        gone += 1;
+                        remove_closed += 1;
                     }
                     Output::Datagram { bytes, .. } | Output::Challenge { bytes, .. } => {
                         let _ = client.engine.handle_packet(&bytes);
@@ -422,7 +422,7 @@ fn an_engine_that_panics_ends_its_own_session_alone() {
         assert!(!client.connected);
         assert_eq!((server.broken.engines, server.sessions.len()), (attempt + 1, 1));
     }
-    assert_eq!(gone, 1, "the first never had a session");
+    assert_eq!(remove_closed, 1, "the first never had a session");
     assert!(ADMITTED.get().is_none(), "no cookie is left behind for the next one");
     other.engine.send_application_data(b"still here").unwrap();
     assert_eq!(other.talk(now, &mut server).0, [b"still here"]);
@@ -593,7 +593,7 @@ proptest! {
             }
         }
         prop_assert_eq!(server.broken.engines, 0);
-        server.forget(ends(1));
+        server.remove(ends(1));
         prop_assert!(server.sessions.is_empty() && server.networks.is_empty());
         prop_assert_eq!(server.poll_timeout(), None);
     }

@@ -13,7 +13,7 @@ const CAPACITY_PER_USER: usize = 4096;
 
 /// To whom a client is passed on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Forwarding {
+pub(crate) struct ForwardEntry {
     /// The worker that has the allocation.
     pub(crate) worker: u16,
     /// Whose it is.
@@ -25,7 +25,7 @@ pub(crate) struct Forwarding {
 /// The clients that one worker passes on.
 #[derive(Debug, Default)]
 pub(crate) struct ForwardTable {
-    clients: HashMap<FiveTuple, Forwarding>,
+    clients: HashMap<FiveTuple, ForwardEntry>,
     users: HashMap<Arc<str>, usize>,
 }
 
@@ -41,10 +41,10 @@ impl ForwardTable {
     }
 
     /// Notes the worker that has the client's allocation, unless there are too many.
-    pub(crate) fn insert(&mut self, now: Instant, client: FiveTuple, entry: Forwarding) {
+    pub(crate) fn insert(&mut self, now: Instant, client: FiveTuple, entry: ForwardEntry) {
         self.remove(client);
         if self.is_full(&entry.user) {
-            let is_over = |(_, known): &(&FiveTuple, &Forwarding)| known.until <= now;
+            let is_over = |(_, known): &(&FiveTuple, &ForwardEntry)| known.until <= now;
             let over: Vec<_> = self.clients.iter().filter(is_over).map(|(client, _)| *client).collect();
             for client in over {
                 self.remove(client);
@@ -60,7 +60,7 @@ impl ForwardTable {
 
     /// Forgets a client; returns the worker that has its allocation.
     pub(crate) fn remove(&mut self, client: FiveTuple) -> Option<u16> {
-        let Forwarding { worker, user, .. } = self.clients.remove(&client)?;
+        let ForwardEntry { worker, user, .. } = self.clients.remove(&client)?;
         if let Some(count) = self.users.get_mut(&user) {
             *count -= 1;
             if *count == 0 {
@@ -89,8 +89,8 @@ mod tests {
         FiveTuple { client: address, server: address, transport: Transport::Udp }
     }
 
-    fn entry(user: &str, until: Instant) -> Forwarding {
-        Forwarding { worker: 1, user: user.into(), until }
+    fn entry(user: &str, until: Instant) -> ForwardEntry {
+        ForwardEntry { worker: 1, user: user.into(), until }
     }
 
     #[test]

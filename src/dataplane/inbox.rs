@@ -1,10 +1,10 @@
-//! How tokio's side reaches a worker thread: a bounded queue, and a bell for when it sleeps.
+//! How tokio's side reaches a worker thread: a bounded queue, and a waker for when it sleeps.
 
-use super::forward_table::Forwarding;
-use super::peer_connections::Joint;
-use super::tcp_client::Arrival;
-use super::waker::Doorbell;
-use super::worker_channel::Mailbox;
+use super::forward_table::ForwardEntry;
+use super::peer_streams::PeerStream;
+use super::tcp_connections::AcceptedSocket;
+use super::waker::WorkerWaker;
+use super::worker_channel::BatchQueues;
 use crate::net::addresses::Addresses;
 use crate::net::connections::Place;
 use crate::turn_server::auth::UserQuery;
@@ -23,38 +23,38 @@ pub(crate) const REPLY_QUEUE: usize = 256;
 
 /// What a worker is told.
 #[derive(Debug)]
-pub(crate) enum ToWorker {
+pub(crate) enum WorkerMessage {
     /// A client by TCP is there, whose socket the worker takes over.
-    Arrived(Box<Arrival>),
+    TcpAccepted(Box<AcceptedSocket>),
     /// A client by TCP has to go, if it has shown no credentials: its place or its memory is needed.
-    Evicted { client: FiveTuple, number: u64 },
+    TcpEvicted { client: FiveTuple, number: u64 },
     /// A stream client is there; its replies go to this queue.
-    Opened { client: FiveTuple, leg: StreamLeg },
+    StreamOpened { client: FiveTuple, path: ReplyPath },
     /// Whole frames from a stream; the last one may lack its padding.
     Frames { client: FiveTuple, run: Bytes },
     /// The stream has closed.
-    Gone { client: FiveTuple, link: u64 },
+    StreamClosed { client: FiveTuple, link: u64 },
     /// A user was looked up, or could not be.
-    LookedUp { question: Arc<UserQuery>, answered: bool },
-    /// A client who belongs to this worker, or has a ticket that says so, has sent a frame to another one, `host`.
-    Guest { client: FiveTuple, host: u16, bytes: Bytes },
+    LookupDone { question: Arc<UserQuery>, answered: bool },
+    /// A client who belongs to this worker, or has a ticket that says so, has sent a frame to another one, `where they arrive`.
+    ForwardedFrame { client: FiveTuple, arrived_at: u16, bytes: Bytes },
     /// A client who arrives at this worker is served by another one: his frames are to be passed on.
-    Moved { client: FiveTuple, entry: Forwarding },
+    ClientMoved { client: FiveTuple, entry: ForwardEntry },
     /// Such a client's connection has ended.
-    GuestGone { client: FiveTuple },
+    ForwardedClientClosed { client: FiveTuple },
     /// A frame for a client who arrives at this worker and belongs to another one.
-    Back { client: FiveTuple, bytes: Bytes },
+    ForwardedReply { client: FiveTuple, bytes: Bytes },
     /// Such a client has left his allocation.
-    Left { client: FiveTuple },
+    ClientLeft { client: FiveTuple },
     /// A peer has connected to a relayed address.
-    Accepted { relay: RelayId, peer: SocketAddr, stream: TcpStream },
+    PeerAccepted { relay: RelayId, peer: SocketAddr, stream: TcpStream },
     /// A peer has accepted a connection, or has not.
-    Connected { connection: ConnectionId, well: bool },
+    PeerConnected { connection: ConnectionId, well: bool },
     /// A peer's connection and the client's have ended.
-    ConnectionClosed { connection: ConnectionId },
+    PeerClosed { connection: ConnectionId },
     /// The time-limited credentials of this name were revoked.
     Revoked { name: Arc<str> },
-    /// This host has these addresses from now on.
+    /// This where they arrive has these addresses from now on.
     OwnAddresses(Addresses),
     /// End the thread.
     Stop,
@@ -62,23 +62,23 @@ pub(crate) enum ToWorker {
 
 /// What a stream client's task is told.
 #[derive(Debug)]
-pub(crate) enum ToStream {
+pub(crate) enum StreamMessage {
     /// Send whole frames.
     Frames(Bytes),
     /// Become the client's end of a connection to a peer.
-    Join(Box<Joint>),
+    Join(Box<PeerStream>),
 }
 
 /// A worker's end of one stream.
 #[derive(Debug)]
-pub(crate) struct StreamLeg {
+pub(crate) struct ReplyPath {
     /// The number of its link.
     pub(crate) link: u64,
-    pub(crate) replies: mpsc::Sender<ToStream>,
+    pub(crate) replies: mpsc::Sender<StreamMessage>,
     /// Bytes that were queued and are not written yet.
     pub(crate) waiting: Arc<AtomicUsize>,
     /// Set when the client has shown good credentials.
-    pub(crate) proven: Arc<AtomicBool>,
+    pub(crate) authenticated: Arc<AtomicBool>,
     /// What it occupies.
     pub(crate) place: Option<Place>,
 }
@@ -86,21 +86,21 @@ pub(crate) struct StreamLeg {
 /// The sending side of one worker's queue.
 #[derive(Debug, Clone)]
 pub(crate) struct Inbox {
-    queue: mpsc::Sender<ToWorker>,
-    bell: Arc<Doorbell>,
-    mailbox: Arc<Mailbox>,
+    queue: mpsc::Sender<WorkerMessage>,
+    waker: Arc<WorkerWaker>,
+    batch_queues: Arc<BatchQueues>,
 }
 
 /// The receiving side of a stream client's replies.
 #[derive(Debug)]
-pub(crate) struct Replies {
-    queue: mpsc::Receiver<ToStream>,
+pub(crate) struct ReplyReceiver {
+    queue: mpsc::Receiver<StreamMessage>,
     waiting: Arc<AtomicUsize>,
 }
 
-impl Replies {
+impl ReplyReceiver {
     /// Waits for what the worker says next; `None` when it has no more use for the stream.
-    pub(crate) async fn next(&mut self) -> Option<ToStream> {
+    pub(crate) async fn next(&mut self) -> Option<StreamMessage> {
         self.queue.recv().await
     }
 
@@ -111,81 +111,86 @@ impl Replies {
 }
 
 impl Inbox {
-    pub(crate) fn new(waker: mio::Waker) -> (Self, mpsc::Receiver<ToWorker>) {
+    pub(crate) fn new(waker: mio::Waker) -> (Self, mpsc::Receiver<WorkerMessage>) {
         let (queue, receiver) = mpsc::channel(CAPACITY);
-        let bell = Arc::new(Doorbell::new(waker));
-        let mailbox = Arc::new(Mailbox::new(Arc::clone(&bell)));
-        (Self { queue, bell, mailbox }, receiver)
+        let waker = Arc::new(WorkerWaker::new(waker));
+        let batch_queues = Arc::new(BatchQueues::new(Arc::clone(&waker)));
+        (Self { queue, waker, batch_queues }, receiver)
     }
 
-    /// Returns the bell that wakes the worker.
-    pub(crate) fn bell(&self) -> &Arc<Doorbell> {
-        &self.bell
+    /// Returns the waker that wakes the worker.
+    pub(crate) fn waker(&self) -> &Arc<WorkerWaker> {
+        &self.waker
     }
 
     /// Returns where other workers leave their parcels.
-    pub(crate) fn mailbox(&self) -> &Arc<Mailbox> {
-        &self.mailbox
+    pub(crate) fn batch_queues(&self) -> &Arc<BatchQueues> {
+        &self.batch_queues
     }
 
     /// Queues `message`, waiting for room; `false` when the worker has ended.
-    pub(crate) async fn send(&self, message: ToWorker) -> bool {
-        self.queue.send(message).await.is_ok() && self.bell.ring()
+    pub(crate) async fn send(&self, message: WorkerMessage) -> bool {
+        self.queue.send(message).await.is_ok() && self.waker.wake()
     }
 
     /// Queues `message` if there is room, from another worker's thread.
-    pub(crate) fn try_send(&self, message: ToWorker) -> bool {
-        self.queue.try_send(message).is_ok() && self.bell.ring()
+    pub(crate) fn try_send(&self, message: WorkerMessage) -> bool {
+        self.queue.try_send(message).is_ok() && self.waker.wake()
     }
 
     /// Announces a stream client; `None` when the worker has ended. The queue of its replies closes when the worker has no more
     /// use for the stream.
-    pub(crate) async fn open(&self, client: FiveTuple, place: Option<Place>) -> Option<(Link, Replies)> {
+    pub(crate) async fn open(
+        &self,
+        client: FiveTuple,
+        place: Option<Place>,
+    ) -> Option<(StreamLink, ReplyReceiver)> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let (replies, queue) = mpsc::channel(REPLY_QUEUE);
-        let (number, proven) = (NEXT.fetch_add(1, Ordering::Relaxed), Arc::<AtomicBool>::default());
+        let (number, authenticated) = (NEXT.fetch_add(1, Ordering::Relaxed), Arc::<AtomicBool>::default());
         let waiting = Arc::<AtomicUsize>::default();
-        let queue = Replies { queue, waiting: Arc::clone(&waiting) };
-        let leg = StreamLeg { link: number, replies, waiting, proven: Arc::clone(&proven), place };
-        let link = Link { client, number, proven, worker: self.clone(), is_closed: false };
-        self.send(ToWorker::Opened { client, leg }).await.then_some((link, queue))
+        let queue = ReplyReceiver { queue, waiting: Arc::clone(&waiting) };
+        let path =
+            ReplyPath { link: number, replies, waiting, authenticated: Arc::clone(&authenticated), place };
+        let link = StreamLink { client, number, authenticated, worker: self.clone(), is_closed: false };
+        self.send(WorkerMessage::StreamOpened { client, path }).await.then_some((link, queue))
     }
 }
 
 /// One stream client's line to its worker. Two streams never share a number, even where they share a 5-tuple: a port that is
 /// used again at once, or a proxy that names the same client twice.
 #[derive(Debug)]
-pub(crate) struct Link {
+pub(crate) struct StreamLink {
     client: FiveTuple,
     number: u64,
-    proven: Arc<AtomicBool>,
+    authenticated: Arc<AtomicBool>,
     worker: Inbox,
     is_closed: bool,
 }
 
-impl Link {
+impl StreamLink {
     /// Hands over whole frames, waiting for room; `false` when the worker has ended.
     pub(crate) async fn hear(&self, run: Bytes) -> bool {
-        self.worker.send(ToWorker::Frames { client: self.client, run }).await
+        self.worker.send(WorkerMessage::Frames { client: self.client, run }).await
     }
 
     /// Says whether the client has shown good credentials.
-    pub(crate) fn is_proven(&self) -> bool {
-        self.proven.load(Ordering::Relaxed)
+    pub(crate) fn is_authenticated(&self) -> bool {
+        self.authenticated.load(Ordering::Relaxed)
     }
 
     /// Says that the stream has ended.
     pub(crate) async fn close(mut self) {
-        self.worker.send(ToWorker::Gone { client: self.client, link: self.number }).await;
+        self.worker.send(WorkerMessage::StreamClosed { client: self.client, link: self.number }).await;
         self.is_closed = true;
     }
 }
 
-impl Drop for Link {
+impl Drop for StreamLink {
     fn drop(&mut self) {
-        // A stream whose task panicked or was dropped has nobody left to say so, and its worker would keep the leg for ever.
+        // A stream whose task panicked or was dropped has nobody left to say so, and its worker would keep the path for ever.
         if !self.is_closed {
-            self.worker.try_send(ToWorker::Gone { client: self.client, link: self.number });
+            self.worker.try_send(WorkerMessage::StreamClosed { client: self.client, link: self.number });
         }
     }
 }
@@ -208,8 +213,10 @@ mod tests {
                 true => link.close().await,
                 false => drop(link),
             }
-            assert!(matches!(queue.try_recv(), Ok(ToWorker::Opened { .. })));
-            assert!(matches!(queue.try_recv(), Ok(ToWorker::Gone { link, .. }) if link == number));
+            assert!(matches!(queue.try_recv(), Ok(WorkerMessage::StreamOpened { .. })));
+            assert!(
+                matches!(queue.try_recv(), Ok(WorkerMessage::StreamClosed { link, .. }) if link == number)
+            );
             assert!(queue.try_recv().is_err(), "once");
         }
     }
@@ -223,12 +230,14 @@ mod tests {
         let (link, _replies) = inbox.open(client, None).await.unwrap();
         let number = link.number;
         let stream = tokio::spawn(async move {
-            assert!(!link.is_proven(), "is asked for");
+            assert!(!link.is_authenticated(), "is asked for");
             panic!("an assertion deep inside");
         });
         assert!(stream.await.is_err());
-        assert!(matches!(queue.recv().await, Some(ToWorker::Opened { .. })));
-        let Some(ToWorker::Gone { client: who, link }) = queue.recv().await else { panic!("it stays") };
+        assert!(matches!(queue.recv().await, Some(WorkerMessage::StreamOpened { .. })));
+        let Some(WorkerMessage::StreamClosed { client: who, link }) = queue.recv().await else {
+            panic!("it stays")
+        };
         assert_eq!((who, link), (client, number));
     }
 }

@@ -22,7 +22,7 @@ pub(crate) struct Lookups {
     worker: usize,
     queues: Option<Queues>,
     /// How often networks may ask about names that were never known.
-    strangers: Option<Gate>,
+    unknown_users: Option<Gate>,
     per_network: GateConfig,
 }
 
@@ -30,32 +30,32 @@ pub(crate) struct Lookups {
 #[derive(Debug, Clone)]
 struct Queues {
     known: mpsc::Sender<Asked>,
-    others: mpsc::Sender<Asked>,
+    unknown: mpsc::Sender<Asked>,
 }
 
 impl Lookups {
     /// Makes the way to ask, and the receivers of what is asked: names that were known before, and others. Each network asks about others at
     /// the rate `per_network`.
     pub(crate) fn new(per_network: GateConfig) -> (Self, [mpsc::Receiver<Asked>; 2]) {
-        let ((known, from_known), (others, from_others)) = (mpsc::channel(QUEUE), mpsc::channel(QUEUE));
-        let queues = Some(Queues { known, others });
+        let ((known, from_known), (unknown, from_others)) = (mpsc::channel(QUEUE), mpsc::channel(QUEUE));
+        let queues = Some(Queues { known, unknown });
         (Self { queues, per_network, ..Self::default() }, [from_known, from_others])
     }
 
-    /// Queues a question of a client at `from` and whether its name was known before; [`ToWorker::LookedUp`] will say how it ends. `false`
+    /// Queues a question of a client at `from` and whether its name was known before; [`WorkerMessage::LookupDone`] will say how it ends. `false`
     /// when there is no room, nobody to ask, or too much was asked from that network.
-    pub(crate) fn ask(
+    pub(crate) fn enqueue(
         &mut self,
         now: Now,
         from: IpAddr,
         (question, is_known): (Arc<UserQuery>, bool),
     ) -> bool {
-        let Some(Queues { known, others }) = &self.queues else { return false };
-        if !is_known && self.strangers.as_mut().is_some_and(|gate| !gate.takes(now, from)) {
+        let Some(Queues { known, unknown }) = &self.queues else { return false };
+        if !is_known && self.unknown_users.as_mut().is_some_and(|gate| !gate.takes(now, from)) {
             Limit::HookPerNetwork.reached(self.per_network.rate);
             return false;
         }
-        let queue = if is_known { known } else { others };
+        let queue = if is_known { known } else { unknown };
         let queued = queue.try_send((self.worker, question)).is_ok();
         if !queued {
             Limit::HookQueue.reached(QUEUE);
@@ -69,7 +69,7 @@ impl Lookups {
         Self {
             worker,
             queues: self.queues.clone(),
-            strangers: self.queues.as_ref().map(|_| gate()),
+            unknown_users: self.queues.as_ref().map(|_| gate()),
             per_network: self.per_network.clone(),
         }
     }

@@ -1,19 +1,19 @@
 //! The I/O of the packet path: worker threads with their sockets, the send queue, DTLS and clients' TCP connections.
 
-mod binding_requests;
 mod clients;
 pub(crate) mod dtls;
 mod forward_table;
-pub(crate) mod frames;
+pub(crate) mod framing;
 pub(crate) mod inbox;
 pub(crate) mod lookups;
 mod moved_clients;
-mod peer_connections;
+mod peer_streams;
 mod send_queue;
 pub(crate) mod stream_limits;
+pub(crate) mod stream_task;
 mod streams;
-pub(crate) mod tcp_client;
-pub(crate) mod tls_client;
+mod stun_requests;
+pub(crate) mod tcp_connections;
 mod waker;
 pub(crate) mod worker;
 mod worker_channel;

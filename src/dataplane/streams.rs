@@ -1,157 +1,157 @@
 //! A worker's turns with what comes by no datagram socket: clients by TCP, and other workers' parcels. Both are brought into the
 //! batch, so that what they make the relay send leaves together.
 
-use super::frames;
-use super::tcp_client::{READ_ROOM, Reading};
-use super::worker::{Turn, Worker};
+use super::framing;
+use super::tcp_connections::{READ_SIZE, TcpRead};
+use super::worker::{Progress, Worker};
 use crate::clock::Now;
-use crate::net::udp::Intake;
+use crate::net::udp::RxBuffers;
 use crate::turn_server::FiveTuple;
 use crate::turn_server::machine::{InternalPacket, IpHeader};
 use std::ops::Range;
 
 /// Sockets of clients read, and parcels taken, before others have their turn.
-const STREAMS_TURN: usize = 64;
-const PARCELS_TURN: usize = 8;
+const READS_PER_TURN: usize = 64;
+const BATCHES_PER_TURN: usize = 8;
 /// Bytes that one read may bring: those of a begun frame, and what is new.
-const STREAM_ROOM: usize = 2 * READ_ROOM + 4096;
+const STREAM_ROOM: usize = 2 * READ_SIZE + 4096;
 
 impl Worker {
     /// Reads clients' sockets that have something.
-    pub(crate) fn take_streams(&mut self, now: Now, intake: &mut Intake) -> Turn {
-        self.depart_and_clear(intake);
+    pub(crate) fn poll_tcp_connections(&mut self, now: Now, rx: &mut RxBuffers) -> Progress {
+        self.flush_and_clear(rx);
         let mut start = 0;
-        for _ in 0..STREAMS_TURN {
-            let Some((slot, reading)) = self.legs.tcp.read(now.mono, intake, start) else { break };
-            let Reading { client, bytes, ended } = reading;
+        for _ in 0..READS_PER_TURN {
+            let Some((slot, reading)) = self.clients.tcp.read(now.mono, rx, start) else { break };
+            let TcpRead { client, bytes, ended } = reading;
             start = bytes.end;
-            let broken = self.hear_stream(now, slot, client, bytes, intake);
+            let broken = self.handle_stream_bytes(now, slot, client, bytes, rx);
             if ended || broken {
-                self.end_stream(now, slot, client);
+                self.close_tcp_connection(now, slot, client);
             }
-            if intake.stage(start).len() < STREAM_ROOM {
-                self.depart(intake);
+            if rx.stage(start).len() < STREAM_ROOM {
+                self.flush_sends(rx);
                 start = 0;
             }
         }
-        self.depart(intake);
-        if self.legs.tcp.has_news() { Turn::More } else { Turn::Empty }
+        self.flush_sends(rx);
+        if self.clients.tcp.has_readable() { Progress::More } else { Progress::Drained }
     }
 
     /// Hears the whole frames of what a socket has brought; says whether it can bring no more.
-    fn hear_stream(
+    fn handle_stream_bytes(
         &mut self,
         now: Now,
         slot: usize,
         client: FiveTuple,
         bytes: Range<usize>,
-        intake: &Intake,
+        rx: &RxBuffers,
     ) -> bool {
-        let run = frames::run(intake.part(bytes.start, bytes.len()));
+        let run = framing::whole_frames(rx.part(bytes.start, bytes.len()));
         let (mut at, end) = (bytes.start, bytes.start + run.len);
-        while at < end && self.legs.tcp.listens(slot, client) {
-            let len = frames::first(intake.part(at, end - at));
-            self.hear_client(now, client, IpHeader::default(), intake.part(at, len), intake);
-            self.carry_out(now, len, intake);
+        while at < end && self.clients.tcp.reads_frames(slot, client) {
+            let len = framing::first_len(rx.part(at, end - at));
+            self.handle_client_frame(now, client, IpHeader::default(), rx.part(at, len), rx);
+            self.handle_outputs(now, len, rx);
             at += len;
         }
         // What follows the request that has joined it with a peer is the peer's, be it frames or not.
-        let joined = !self.legs.tcp.listens(slot, client);
-        let rest = intake.part(at, bytes.end - at);
-        let kept = self.legs.tcp.keep(now.mono, slot, rest, at > bytes.start);
+        let joined = !self.clients.tcp.reads_frames(slot, client);
+        let rest = rx.part(at, bytes.end - at);
+        let kept = self.clients.tcp.keep_partial(now.mono, slot, rest, at > bytes.start);
         (run.broken.is_some() || !kept) && !joined
     }
 
     /// Forgets clients whose sockets have ended while they were written, or were given up.
-    pub(crate) fn end_streams(&mut self, now: Now) {
-        while let Some((slot, client)) = self.legs.tcp.take_ended() {
-            self.end_stream(now, slot, client);
+    pub(crate) fn close_ended_connections(&mut self, now: Now) {
+        while let Some((slot, client)) = self.clients.tcp.take_ended() {
+            self.close_tcp_connection(now, slot, client);
         }
     }
 
-    fn end_stream(&mut self, now: Now, slot: usize, client: FiveTuple) {
-        self.legs.neighbours.gone(client);
-        if self.legs.close(now.mono, slot, client) {
+    fn close_tcp_connection(&mut self, now: Now, slot: usize, client: FiveTuple) {
+        self.clients.moved.remove_closed(client);
+        if self.clients.close(now.mono, slot, client) {
             self.relay.handle_client_gone(client);
         }
     }
 
     /// Hears frames that a task hands over.
-    pub(crate) fn hear_run(&mut self, now: Now, client: FiveTuple, mut run: &[u8], intake: &Intake) {
+    pub(crate) fn handle_frames(&mut self, now: Now, client: FiveTuple, mut run: &[u8], rx: &RxBuffers) {
         while !run.is_empty() {
-            let (frame, rest) = run.split_at(frames::first(run));
-            self.hear_frame(now, client, frame, intake);
-            self.carry_out(now, 0, intake);
+            let (frame, rest) = run.split_at(framing::first_len(run));
+            self.handle_frame_copy(now, client, frame, rx);
+            self.handle_outputs(now, 0, rx);
             run = rest;
         }
     }
 
-    /// Hears a frame of a client who arrives at the worker `host`, and tells that worker when the client is served here.
-    pub(crate) fn hear_guest(
+    /// Hears a frame of a client who arrives at the worker `where they arrive`, and tells that worker when the client is served here.
+    pub(crate) fn handle_forwarded_frame(
         &mut self,
         now: Now,
-        (client, host): (FiveTuple, u16),
+        (client, arrived_at): (FiveTuple, u16),
         bytes: &[u8],
-        intake: &Intake,
+        rx: &RxBuffers,
     ) {
-        self.legs.neighbours.welcome(client, host);
-        self.hear_frame(now, client, bytes, intake);
+        self.clients.moved.begin_forwarded(client, arrived_at);
+        self.handle_frame_copy(now, client, bytes, rx);
         let served = self.relay.served(client);
         let is_served = served.is_some();
         if let Some((user, until)) = served
             && is_request(bytes)
         {
             // Before the answer: what the client sends upon that must be passed on.
-            self.legs.neighbours.announce_moved(client, user, until);
+            self.clients.moved.send_moved(client, user, until);
         }
-        self.carry_out(now, 0, intake);
-        self.legs.neighbours.dismiss(client, is_served);
+        self.handle_outputs(now, 0, rx);
+        self.clients.moved.end_forwarded(client, is_served);
     }
 
     /// Packs what a client sends to another worker's client.
-    pub(crate) fn pass_across(&mut self, packet: &InternalPacket<'_>) {
-        let lost = self.crossing.pack(packet);
-        self.legs.note_lost_frames(lost);
+    pub(crate) fn send_to_worker(&mut self, packet: &InternalPacket<'_>) {
+        let lost = self.worker_channels.push(packet);
+        self.clients.count_dropped_frames(lost);
     }
 
     /// Takes parcels that other workers have left.
-    pub(crate) fn take_parcels(&mut self, now: Now, intake: &mut Intake) -> Turn {
-        self.depart_and_clear(intake);
-        for _ in 0..PARCELS_TURN {
-            let Some(parcel) = self.crossing.take() else { return Turn::Empty };
-            let Some(room) = intake.stage(0).get_mut(..parcel.bytes.len()) else {
-                self.legs.note_lost_frames(parcel.packets.len());
-                self.crossing.give_back(parcel);
+    pub(crate) fn poll_worker_channels(&mut self, now: Now, rx: &mut RxBuffers) -> Progress {
+        self.flush_and_clear(rx);
+        for _ in 0..BATCHES_PER_TURN {
+            let Some(batch) = self.worker_channels.take_batch() else { return Progress::Drained };
+            let Some(room) = rx.stage(0).get_mut(..batch.bytes.len()) else {
+                self.clients.count_dropped_frames(batch.packets.len());
+                self.worker_channels.recycle(batch);
                 continue;
             };
-            room.copy_from_slice(&parcel.bytes);
-            for packet in &parcel.packets {
-                let payload = intake.part(packet.start, packet.len);
+            room.copy_from_slice(&batch.bytes);
+            for packet in &batch.packets {
+                let payload = rx.part(packet.start, packet.len);
                 let forward = self.relay.handle_internal(now, packet.route, packet.marks, payload);
                 if let Some(forward) = forward {
-                    self.pass_to_client(&forward, intake);
+                    self.send_to_client(&forward, rx);
                 }
-                self.carry_out(now, packet.len, intake);
+                self.handle_outputs(now, packet.len, rx);
             }
-            self.depart(intake);
-            self.crossing.give_back(parcel);
+            self.flush_sends(rx);
+            self.worker_channels.recycle(batch);
         }
-        Turn::More
+        Progress::More
     }
 
     /// Says at the end what was handed over.
-    pub(crate) fn report(&self) {
-        tracing::debug!(packets = self.crossing.sent(), "handed over to other workers");
+    pub(crate) fn log_totals(&self) {
+        tracing::debug!(packets = self.worker_channels.sent(), "handed over to other workers");
     }
 
     /// Ends a pass: what was gathered for streams and for other workers goes off.
-    pub(crate) fn end_pass(&mut self, now: Now, intake: &Intake) {
-        self.legs.tcp.handle_timeout(now.mono);
-        self.legs.flush(now.mono);
-        self.end_streams(now);
-        self.carry_out(now, 0, intake);
-        let lost = self.crossing.flush();
-        self.legs.note_lost_frames(lost);
+    pub(crate) fn finish_iteration(&mut self, now: Now, rx: &RxBuffers) {
+        self.clients.tcp.handle_timeout(now.mono);
+        self.clients.flush(now.mono);
+        self.close_ended_connections(now);
+        self.handle_outputs(now, 0, rx);
+        let lost = self.worker_channels.flush();
+        self.clients.count_dropped_frames(lost);
     }
 }
 

@@ -2,21 +2,21 @@
 
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
-/// A worker's bell. Whoever puts something into one of its queues rings it afterwards.
+/// A worker's waker. Whoever puts something into one of its queues rings it afterwards.
 #[derive(Debug)]
-pub(crate) struct Doorbell {
+pub(crate) struct WorkerWaker {
     waker: mio::Waker,
     asleep: AtomicBool,
 }
 
-impl Doorbell {
-    /// Makes the bell of a worker that is awake.
+impl WorkerWaker {
+    /// Makes the waker of a worker that is awake.
     pub(crate) fn new(waker: mio::Waker) -> Self {
         Self { waker, asleep: AtomicBool::new(false) }
     }
 
     /// Wakes the worker if it sleeps or is about to; `false` when the system does not let it.
-    pub(crate) fn ring(&self) -> bool {
+    pub(crate) fn wake(&self) -> bool {
         // Either this sees the worker asleep, or the worker, which looks into its queues after it has said so, sees what was put
         // there before.
         fence(Ordering::SeqCst);
@@ -30,13 +30,13 @@ impl Doorbell {
         fence(Ordering::SeqCst);
         let idle = is_idle();
         if !idle {
-            self.awake();
+            self.set_awake();
         }
         idle
     }
 
     /// Notes that the worker does not sleep.
-    pub(crate) fn awake(&self) {
+    pub(crate) fn set_awake(&self) {
         self.asleep.store(false, Ordering::Relaxed);
     }
 }
@@ -56,25 +56,25 @@ mod tests {
     fn whoever_is_asleep_is_woken_for_every_message_and_nobody_else_is() {
         const MESSAGES: u32 = 30_000;
         let mut poll = Poll::new().unwrap();
-        let bell = Arc::new(Doorbell::new(mio::Waker::new(poll.registry(), Token(0)).unwrap()));
+        let waker = Arc::new(WorkerWaker::new(mio::Waker::new(poll.registry(), Token(0)).unwrap()));
         let queue = Arc::new(ArrayQueue::new(4));
         let senders = [0, 1].map(|_| {
-            let (bell, queue) = (Arc::clone(&bell), Arc::clone(&queue));
+            let (waker, queue) = (Arc::clone(&waker), Arc::clone(&queue));
             std::thread::spawn(move || {
                 for number in 0..MESSAGES {
                     while queue.push(number).is_err() {
                         std::thread::yield_now();
                     }
-                    assert!(bell.ring());
+                    assert!(waker.wake());
                 }
             })
         });
         let (mut events, mut heard) = (Events::with_capacity(4), 0);
         while heard < 2 * MESSAGES {
-            if bell.may_sleep(|| queue.is_empty()) {
+            if waker.may_sleep(|| queue.is_empty()) {
                 poll.poll(&mut events, Some(FOREVER)).unwrap();
                 assert!(!events.is_empty(), "slept through a message");
-                bell.awake();
+                waker.set_awake();
             }
             while queue.pop().is_some() {
                 heard += 1;
@@ -84,8 +84,8 @@ mod tests {
             sender.join().unwrap();
         }
         poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
-        assert!(bell.ring());
+        assert!(waker.wake());
         poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
-        assert!(events.is_empty(), "woken while awake");
+        assert!(events.is_empty(), "woken while set_awake");
     }
 }

@@ -4,11 +4,11 @@ use super::dtls::{Dtls, Identity};
 use super::inbox::Inbox;
 use super::lookups::Lookups;
 use super::moved_clients::Inboxes;
-use super::peer_connections::PeerStreams;
-use super::worker::{DoorSocket, Parts, Worker};
+use super::peer_streams::PeerStreamTable;
+use super::worker::{ListenSocket, Worker, WorkerParts};
 use crate::net::gate::{Gate, GateConfig};
 use crate::net::time;
-use crate::net::udp::UdpPort;
+use crate::net::udp::BatchUdpSocket;
 use crate::signaling::Handle;
 use crate::stun_server::{Discovery, SecretKeys, SharedSecrets};
 use crate::turn_server::machine::{Relay, Shared};
@@ -22,11 +22,11 @@ use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use tokio::sync::mpsc;
 
-/// The sockets of one worker: its own, and handles on others' to send by.
-pub(crate) type Place = (Vec<DoorSocket>, Vec<UdpPort>);
+/// The UDP sockets of one worker: its own, and clones of other workers' for responses that leave by another port (RFC 5780).
+pub(crate) type WorkerSockets = (Vec<ListenSocket>, Vec<BatchUdpSocket>);
 
 /// Running threads, and the ways to reach them.
-pub(crate) type Crew = (Vec<JoinHandle<()>>, Arc<[Inbox]>);
+pub(crate) type SpawnedWorkers = (Vec<JoinHandle<()>>, Arc<[Inbox]>);
 
 /// A worker thread that has ended before it was to.
 #[derive(Debug)]
@@ -38,39 +38,38 @@ pub(crate) struct WorkerFailed {
 }
 
 /// What every worker gets a copy or a share of.
-pub(crate) struct Staff {
+pub(crate) struct WorkerPool {
     pub(crate) shared: Shared,
     pub(crate) identity: Identity,
     pub(crate) discovery: Discovery,
     pub(crate) secret_keys: Arc<SecretKeys>,
-    pub(crate) strangers: GateConfig,
+    pub(crate) unauthenticated: GateConfig,
     pub(crate) signaling: Handle,
     pub(crate) lookups: Lookups,
 }
 
-impl Staff {
+impl WorkerPool {
     /// Starts one worker thread a place.
-    pub(crate) fn hire(
+    pub(crate) fn spawn(
         self,
-        places: Vec<Place>,
+        sockets: Vec<WorkerSockets>,
         seeds: &mut ChaCha20Rng,
         failed: &mpsc::UnboundedSender<WorkerFailed>,
-    ) -> io::Result<Crew> {
+    ) -> io::Result<SpawnedWorkers> {
         let dropped = Arc::new(AtomicU64::new(0));
-        let (all_inboxes, peer_streams) = (Inboxes::default(), PeerStreams::default());
+        let (all_inboxes, peer_streams) = (Inboxes::default(), PeerStreamTable::default());
         let (mut workers, mut inboxes) = (Vec::new(), Vec::new());
-        let count = places.len();
-        for (index, (doors, elsewhere)) in places.into_iter().enumerate() {
+        let count = sockets.len();
+        for (index, sockets) in sockets.into_iter().enumerate() {
             let number = u16::try_from(index).map_err(|_| io::ErrorKind::InvalidInput)?;
             let shared = Shared { worker: number, ..self.shared.clone() };
             let mut rng = || ChaCha20Rng::from_seed(seeds.random());
-            let parts = Parts {
-                doors,
-                elsewhere,
+            let parts = WorkerParts {
+                sockets,
                 discovery: self.discovery.clone(),
                 secrets: SharedSecrets::new(Arc::clone(&self.secret_keys), rng()),
                 dtls: Dtls::new(time::now(), self.identity.clone(), rng()),
-                gate: Gate::new(&self.strangers, count, time::now(), RandomState::new()),
+                gate: Gate::new(&self.unauthenticated, count, time::now(), RandomState::new()),
                 relay: Relay::new(time::now(), shared, rng()),
                 signaling: self.signaling.clone(),
                 lookups: self.lookups.of(index, count),
@@ -95,7 +94,7 @@ fn spawn(
     failed: mpsc::UnboundedSender<WorkerFailed>,
 ) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(format!("ginnel-{index}")).spawn(move || {
-        if let Err(reason) = last_words(|| worker.run()) {
+        if let Err(reason) = run_catching_panics(|| worker.run()) {
             // The receiver is gone only when the server is.
             let _ = failed.send(WorkerFailed { index, reason });
         }
@@ -103,7 +102,7 @@ fn spawn(
 }
 
 /// Runs a worker to its end and says why it came, of a panic too: a server does not go on with a part of it missing.
-fn last_words(run: impl FnOnce() -> io::Result<()>) -> Result<(), String> {
+fn run_catching_panics(run: impl FnOnce() -> io::Result<()>) -> Result<(), String> {
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(ended) => ended.map_err(|error| error.to_string()),
         Err(panic) => {
@@ -120,8 +119,8 @@ mod tests {
 
     #[test]
     fn a_worker_that_panics_is_reported_like_one_that_fails() {
-        assert_eq!(last_words(|| Ok(())), Ok(()));
-        assert_eq!(last_words(|| Err(io::Error::other("no poll"))), Err("no poll".to_owned()));
-        assert_eq!(last_words(|| panic!("slot {}", 7)), Err("panicked: slot 7".to_owned()));
+        assert_eq!(run_catching_panics(|| Ok(())), Ok(()));
+        assert_eq!(run_catching_panics(|| Err(io::Error::other("no poll"))), Err("no poll".to_owned()));
+        assert_eq!(run_catching_panics(|| panic!("slot {}", 7)), Err("panicked: slot 7".to_owned()));
     }
 }

@@ -4,20 +4,20 @@
 mod batch_socket;
 mod control;
 mod error_queue;
-mod hops;
-mod intake;
+mod hop_limit;
 mod mmsg;
+mod rx_buffers;
 
 pub use batch_socket::BatchSocket;
 use control::{Controls, Name};
 pub use error_queue::PeerError;
-use hops::Hops;
-pub use intake::{Datagram, Haul, Intake};
+use hop_limit::HopLimit;
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use rustix::net::sockopt::{
     Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
 };
+pub use rx_buffers::{Datagram, RxBatch, RxBuffers};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -32,11 +32,11 @@ const BUFFER: usize = 4 << 20;
 /// keeps one at a time, so that a second failure is hardly ever another's.
 const RETRIES: usize = 3;
 /// Fewest datagrams that a receive offers room for.
-const LEAST_OFFER: u8 = 4;
+const MIN_OFFER: u8 = 4;
 
 /// A non-blocking UDP socket that receives in batches and says of every datagram how it arrived.
 #[derive(Debug)]
-pub struct UdpPort {
+pub struct BatchUdpSocket {
     socket: UdpSocket,
     local: SocketAddr,
     role: Role,
@@ -49,20 +49,20 @@ pub struct UdpPort {
 #[derive(Debug)]
 struct State {
     dont_fragment: AtomicBool,
-    hops: Hops,
+    hop_limit: HopLimit,
     errors_wait: AtomicBool,
     /// The port of the last datagram that was too large.
     refused_port: AtomicU16,
 }
 
-/// How a [`UdpPort`] is opened.
+/// How a [`BatchUdpSocket`] is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// A listening port shared by the workers (`SO_REUSEPORT`).
     Shared,
     /// A port of its own.
     Single,
-    /// A relay's port, of its own too; keeps the ICMP errors of its peers for [`UdpPort::take_errors`].
+    /// A relay's port, of its own too; keeps the ICMP errors of its peers for [`BatchUdpSocket::take_errors`].
     Relay,
 }
 
@@ -94,9 +94,9 @@ pub const MAX_RUN: usize = 64;
 /// See [`MAX_RUN`].
 pub const MAX_RUN_BYTES: usize = 65_000;
 
-/// What one message of a [`UdpPort::send_all`] is besides its bytes: a datagram, or a run of them.
+/// What one message of a [`BatchUdpSocket::send_all`] is besides its bytes: a datagram, or a run of them.
 #[derive(Debug, Clone, Copy)]
-pub struct Letter {
+pub struct TxMessage {
     name: Name,
     controls: Controls,
     parts: usize,
@@ -104,7 +104,7 @@ pub struct Letter {
     dont_fragment: bool,
 }
 
-impl UdpPort {
+impl BatchUdpSocket {
     /// Opens and binds a socket; an IPv6 address takes IPv6 only.
     ///
     /// # Errors
@@ -129,11 +129,11 @@ impl UdpPort {
         let local = socket.local_addr()?;
         let state = Arc::new(State {
             dont_fragment: AtomicBool::new(false),
-            hops: Hops::of(&socket, address.is_ipv6())?,
+            hop_limit: HopLimit::of(&socket, address.is_ipv6())?,
             errors_wait: AtomicBool::new(false),
             refused_port: AtomicU16::new(0),
         });
-        Ok(Self { socket, local, role, state, offer: AtomicU8::new(LEAST_OFFER) })
+        Ok(Self { socket, local, role, state, offer: AtomicU8::new(MIN_OFFER) })
     }
 
     /// Opens a second handle on the same socket, for another thread's sends. Only one of the handles' threads may send
@@ -143,7 +143,7 @@ impl UdpPort {
     /// When the process is out of descriptors.
     pub fn try_clone(&self) -> io::Result<Self> {
         let socket = self.socket.try_clone()?;
-        let (state, offer) = (Arc::clone(&self.state), AtomicU8::new(LEAST_OFFER));
+        let (state, offer) = (Arc::clone(&self.state), AtomicU8::new(MIN_OFFER));
         Ok(Self { socket, local: self.local, role: self.role, state, offer })
     }
 
@@ -154,43 +154,43 @@ impl UdpPort {
     }
 
     /// Sends one datagram. ICMP errors of earlier datagrams are no answer to this one: they wait for
-    /// [`UdpPort::take_errors`].
+    /// [`BatchUdpSocket::take_errors`].
     ///
     /// # Errors
     /// The system's answer: `WouldBlock` when the send buffer is full, `EMSGSIZE` when the datagram is too large to go
     /// unfragmented, `InvalidInput` for a source of the other family. A datagram that was refused is lost.
     pub fn send(&self, route: &Route, contents: &[u8]) -> io::Result<()> {
-        let letter = self.letter(route, None, 1)?;
+        let message = self.message(route, None, 1)?;
         let mut sent = Ok(());
-        self.send_all(&[letter], &[IoSlice::new(contents)], |_, error| sent = Err(error));
+        self.send_all(&[message], &[IoSlice::new(contents)], |_, error| sent = Err(error));
         sent
     }
 
-    /// Addresses a message whose bytes lie in `parts` places, for [`UdpPort::send_all`] of this port. With `segment` it is a run of
+    /// Addresses a message whose bytes lie in `parts` places, for [`BatchUdpSocket::send_all`] of this port. With `segment` it is a run of
     /// datagrams of so many bytes each, but for the last, which may be shorter: at most [`MAX_RUN`] of them and [`MAX_RUN_BYTES`]
     /// in all.
     ///
     /// # Errors
     /// `InvalidInput` for a source of another family than the destination's.
-    pub fn letter(&self, route: &Route, segment: Option<u16>, parts: usize) -> io::Result<Letter> {
-        let ttl = self.state.hops.to_say(&self.socket, route.ttl);
+    pub fn message(&self, route: &Route, segment: Option<u16>, parts: usize) -> io::Result<TxMessage> {
+        let ttl = self.state.hop_limit.to_set(&self.socket, route.ttl);
         let controls = Controls::of(&Route { ttl, ..*route })?;
         let controls = segment.map_or(controls, |size| controls.segmented(size));
         let (name, port) = (Name::from(route.to), route.to.port());
-        Ok(Letter { name, controls, parts, port, dont_fragment: route.dont_fragment })
+        Ok(TxMessage { name, controls, parts, port, dont_fragment: route.dont_fragment })
     }
 
-    /// Sends `letters` in their order, with as few calls as there can be; their bytes are in `parts`, one letter's behind the
-    /// other's. `lost` hears the number of each letter that the system did not take, and why, as [`UdpPort::send`] would say it;
+    /// Sends `messages` in their order, with as few calls as there can be; their bytes are in `parts`, one message's behind the
+    /// other's. `lost` hears the number of each message that the system did not take, and why, as [`BatchUdpSocket::send`] would say it;
     /// the datagrams of a run may still pass one by one unless it is `WouldBlock`.
     pub fn send_all(
         &self,
-        letters: &[Letter],
+        messages: &[TxMessage],
         parts: &[IoSlice<'_>],
         mut lost: impl FnMut(usize, io::Error),
     ) {
         let (mut at, mut parts, mut retries) = (0, parts, RETRIES);
-        while let Some(first) = letters.get(at) {
+        while let Some(first) = messages.get(at) {
             if let Err(error) = self.set_dont_fragment(first.dont_fragment) {
                 lost(at, error);
                 at += 1;
@@ -198,21 +198,21 @@ impl UdpPort {
                 continue;
             }
             let mut unsent = parts;
-            let alike = letters[at..].iter().take_while(|next| next.dont_fragment == first.dont_fragment);
-            let messages = alike.map(|letter| {
-                let (own, rest) = unsent.split_at(letter.parts.min(unsent.len()));
+            let alike = messages[at..].iter().take_while(|next| next.dont_fragment == first.dont_fragment);
+            let batch = alike.map(|message| {
+                let (own, rest) = unsent.split_at(message.parts.min(unsent.len()));
                 unsent = rest;
-                mmsg::Sent { name: &letter.name, controls: &letter.controls, parts: own }
+                mmsg::Sent { name: &message.name, controls: &message.controls, parts: own }
             });
-            let gone = match mmsg::send(self.as_fd(), messages) {
+            let gone = match mmsg::send(self.as_fd(), batch) {
                 Ok(sent) => sent,
                 Err(Errno::EINTR) => 0,
-                Err(error) if retries > 0 && self.is_of_a_peer(error) => {
+                Err(error) if retries > 0 && self.is_peer_error(error) => {
                     retries -= 1;
                     continue;
                 }
                 Err(Errno::EAGAIN) => {
-                    (at..letters.len()).for_each(|unsent| lost(unsent, Errno::EAGAIN.into()));
+                    (at..messages.len()).for_each(|unsent| lost(unsent, Errno::EAGAIN.into()));
                     return;
                 }
                 Err(error) => {
@@ -224,7 +224,7 @@ impl UdpPort {
                 }
             };
             retries = RETRIES;
-            let gone_parts: usize = letters[at..at + gone].iter().map(|letter| letter.parts).sum();
+            let gone_parts: usize = messages[at..at + gone].iter().map(|message| message.parts).sum();
             parts = &parts[gone_parts.min(parts.len())..];
             at += gone;
         }
@@ -238,18 +238,18 @@ impl UdpPort {
         Ok(())
     }
 
-    /// Receives datagrams that are waiting into what room `intake` has left. ICMP errors are passed over: they wait for
-    /// [`UdpPort::take_errors`].
+    /// Receives datagrams that are waiting into what room `rx` has left. ICMP errors are passed over: they wait for
+    /// [`BatchUdpSocket::take_errors`].
     ///
     /// # Errors
     /// `WouldBlock` when nothing waits; otherwise the system's answer.
-    pub fn recv(&self, intake: &mut Intake) -> io::Result<Haul> {
-        let offered = usize::from(self.offer.load(Ordering::Relaxed)).min(intake.room());
+    pub fn recv(&self, rx: &mut RxBuffers) -> io::Result<RxBatch> {
+        let offered = usize::from(self.offer.load(Ordering::Relaxed)).min(rx.room());
         let mut retries = RETRIES;
         let count = loop {
-            match intake.fill(self.as_fd(), offered) {
+            match rx.fill(self.as_fd(), offered) {
                 Err(Errno::EINTR) => {}
-                Err(error) if retries > 0 && self.is_of_a_peer(error) => retries -= 1,
+                Err(error) if retries > 0 && self.is_peer_error(error) => retries -= 1,
                 other => break other?,
             }
         };
@@ -258,14 +258,14 @@ impl UdpPort {
             count if count * 4 < offered => offered / 2,
             _ => offered,
         };
-        let next = next.clamp(LEAST_OFFER.into(), mmsg::MOST);
+        let next = next.clamp(MIN_OFFER.into(), mmsg::MOST);
         self.offer.store(next as u8, Ordering::Relaxed);
         let bound_ip = Some(self.local.ip()).filter(|ip| !ip.is_unspecified());
-        Ok(intake.haul(count, count < offered, bound_ip))
+        Ok(rx.batch(count, count < offered, bound_ip))
     }
 
     /// Returns whether a call may have failed with an error that concerns another datagram, and notes that it waits.
-    fn is_of_a_peer(&self, error: Errno) -> bool {
+    fn is_peer_error(&self, error: Errno) -> bool {
         let is = self.role == Role::Relay && error_queue::may_be_of_a_peer(error);
         if is {
             self.state.errors_wait.store(true, Ordering::Relaxed);
@@ -276,7 +276,7 @@ impl UdpPort {
     /// Tells `each` of the ICMP errors that peers or routers have sent since the last time, on a [`Role::Relay`] port.
     /// Costs no system call while no send or receive has run into one.
     ///
-    /// Call it after [`UdpPort::recv`] whenever the port was reported ready, whatever came of that: the report may have been of
+    /// Call it after [`BatchUdpSocket::recv`] whenever the port was reported ready, whatever came of that: the report may have been of
     /// an error, and what is not taken fills the receive buffer.
     pub fn take_errors(&self, mut each: impl FnMut(PeerError)) {
         if !self.state.errors_wait.swap(false, Ordering::Relaxed) {
@@ -319,13 +319,13 @@ fn allow_fragments(socket: &impl AsFd, is_ipv6: bool, allowed: bool) -> io::Resu
     Ok(())
 }
 
-impl AsFd for UdpPort {
+impl AsFd for BatchUdpSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-impl AsRawFd for UdpPort {
+impl AsRawFd for BatchUdpSocket {
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }

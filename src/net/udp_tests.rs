@@ -20,12 +20,12 @@ struct Heard {
     payload: Vec<u8>,
 }
 
-fn port(ip: IpAddr, role: Role) -> UdpPort {
-    UdpPort::bind(SocketAddr::new(ip, 0), role).unwrap()
+fn port(ip: IpAddr, role: Role) -> BatchUdpSocket {
+    BatchUdpSocket::bind(SocketAddr::new(ip, 0), role).unwrap()
 }
 
 /// Receives `count` datagrams; says also how many calls that took.
-fn receive(port: &UdpPort, intake: &mut Intake, count: usize) -> (Vec<Heard>, usize) {
+fn receive(port: &BatchUdpSocket, rx: &mut RxBuffers, count: usize) -> (Vec<Heard>, usize) {
     let mut poll = mio::Poll::new().unwrap();
     let door = port.as_raw_fd();
     poll.registry().register(&mut SourceFd(&door), Token(0), Interest::READABLE).unwrap();
@@ -35,20 +35,20 @@ fn receive(port: &UdpPort, intake: &mut Intake, count: usize) -> (Vec<Heard>, us
         poll.poll(&mut events, Some(Duration::from_secs(5))).unwrap();
         assert!(!events.is_empty(), "only {} of {count} datagrams came", heard.len());
         loop {
-            let haul = match port.recv(intake) {
+            let batch = match port.recv(rx) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 other => other.unwrap(),
             };
             calls += 1;
-            heard.extend(intake.datagrams(haul).map(|datagram| Heard {
+            heard.extend(rx.datagrams(batch).map(|datagram| Heard {
                 from: datagram.from,
                 local_ip: datagram.local_ip,
                 ttl: datagram.ttl,
                 tos: datagram.tos,
                 payload: datagram.payload.to_vec(),
             }));
-            intake.clear();
-            if haul.is_drained() {
+            rx.clear();
+            if batch.is_drained() {
                 break;
             }
         }
@@ -56,7 +56,7 @@ fn receive(port: &UdpPort, intake: &mut Intake, count: usize) -> (Vec<Heard>, us
     (heard, calls)
 }
 
-fn errors(port: &UdpPort) -> Vec<PeerError> {
+fn errors(port: &BatchUdpSocket) -> Vec<PeerError> {
     let mut errors = Vec::new();
     port.take_errors(|error| errors.push(error));
     errors
@@ -76,7 +76,7 @@ fn datagrams_arrive_with_their_addresses_ttl_and_tos() {
         b.send(&Route { ttl: Some(7), tos: 0xb9, ..plain }, b"three").unwrap();
         b.send(&Route { tos: 3, ..plain }, b"one").unwrap();
         b.send(&Route { ttl: Some(255), source: Some(ip), ..plain }, b"").unwrap();
-        let (heard, _) = receive(&a, &mut Intake::default(), 4);
+        let (heard, _) = receive(&a, &mut RxBuffers::default(), 4);
         let expected = |ttl, tos, payload: &[u8]| Heard {
             from: b.local_addr(),
             local_ip: Some(ip),
@@ -100,12 +100,12 @@ fn a_port_on_all_addresses_answers_from_the_one_that_was_asked() {
     let asker = port(V4, Role::Single);
     let asked = IpAddr::from([127, 0, 0, 9]);
     asker.send(&Route::to(SocketAddr::new(asked, all.local_addr().port())), b"?").unwrap();
-    let mut intake = Intake::default();
-    let (heard, _) = receive(&all, &mut intake, 1);
+    let mut rx = RxBuffers::default();
+    let (heard, _) = receive(&all, &mut rx, 1);
     assert_eq!(heard[0].local_ip, Some(asked));
     let answer = Route { source: heard[0].local_ip, ..Route::to(heard[0].from) };
     all.send(&answer, b"!").unwrap();
-    assert_eq!(receive(&asker, &mut intake, 1).0[0].from.ip(), asked);
+    assert_eq!(receive(&asker, &mut rx, 1).0[0].from.ip(), asked);
     let strange = Route { source: Some(V6), ..answer };
     assert_eq!(all.send(&strange, b"!").unwrap_err().kind(), io::ErrorKind::InvalidInput);
 }
@@ -116,14 +116,14 @@ fn a_run_of_datagrams_is_taken_apart() {
         let (a, b) = (port(ip, Role::Relay), port(ip, Role::Single));
         let run: Vec<u8> = (0..10_500u32).map(|n| n.to_be_bytes()[3]).collect();
         let route = Route::to(a.local_addr());
-        let mut intake = Intake::default();
+        let mut rx = RxBuffers::default();
         // A single datagram goes before every run: the room that it needs beside its bytes is less.
         for _ in 0..3 {
             b.send(&Route::to(a.local_addr()), b"alone").unwrap();
             let contents = [IoSlice::new(&run)];
-            let letter = b.letter(&route, Some(1000), 1).unwrap();
-            b.send_all(&[letter], &contents, |_, error| panic!("{error}"));
-            let (heard, calls) = receive(&a, &mut intake, 12);
+            let message = b.message(&route, Some(1000), 1).unwrap();
+            b.send_all(&[message], &contents, |_, error| panic!("{error}"));
+            let (heard, calls) = receive(&a, &mut rx, 12);
             assert_eq!((heard.len(), calls), (12, 1));
             assert_eq!(heard[0].payload, b"alone");
             assert!(heard[1..11].iter().all(|datagram| datagram.payload.len() == 1000 && datagram.ttl == 64));
@@ -136,13 +136,13 @@ fn a_run_of_datagrams_is_taken_apart() {
 #[test]
 fn an_offer_grows_with_the_traffic_and_a_haul_says_when_it_has_taken_all() {
     let (a, b) = (port(V4, Role::Shared), port(V4, Role::Single));
-    let mut intake = Intake::default();
+    let mut rx = RxBuffers::default();
     for (count, calls) in [(1, 1), (20, 3), (20, 2), (40, 2), (1, 1)] {
         for number in 0..count {
             // Lengths that differ, so that no two are joined to a run.
             b.send(&Route::to(a.local_addr()), &vec![0; count - number]).unwrap();
         }
-        let (heard, used) = receive(&a, &mut intake, count);
+        let (heard, used) = receive(&a, &mut rx, count);
         assert_eq!((heard.len(), used), (count, calls));
     }
 }
@@ -150,19 +150,19 @@ fn an_offer_grows_with_the_traffic_and_a_haul_says_when_it_has_taken_all() {
 #[test]
 fn what_several_ports_receive_shares_one_intake_until_it_is_full() {
     let (ports, sender) = ([(); 3].map(|()| port(V4, Role::Shared)), port(V4, Role::Single));
-    let mut intake = Intake::default();
-    let all = intake.room();
+    let mut rx = RxBuffers::default();
+    let all = rx.room();
     for number in 0..3 * all {
         sender.send(&Route::to(ports[number % 3].local_addr()), &number.to_be_bytes()).unwrap();
     }
     let mut hauls = Vec::new();
-    while intake.room() > 0 {
-        hauls.push(ports[hauls.len() % 3].recv(&mut intake).unwrap());
+    while rx.room() > 0 {
+        hauls.push(ports[hauls.len() % 3].recv(&mut rx).unwrap());
     }
-    assert!(!ports[0].recv(&mut intake).unwrap().is_drained(), "there is more, and no room");
+    assert!(!ports[0].recv(&mut rx).unwrap().is_drained(), "there is more, and no room");
     let number = |datagram: Datagram<'_>| usize::from_be_bytes(datagram.payload.try_into().unwrap());
     let heard: Vec<Vec<usize>> =
-        hauls.iter().map(|haul| intake.datagrams(*haul).map(number).collect()).collect();
+        hauls.iter().map(|batch| rx.datagrams(*batch).map(number).collect()).collect();
     assert_eq!(heard.iter().map(Vec::len).sum::<usize>(), all);
     for (turn, numbers) in heard.iter().enumerate() {
         assert!(numbers.iter().all(|number| number % 3 == turn % 3), "{numbers:?}");
@@ -172,18 +172,17 @@ fn what_several_ports_receive_shares_one_intake_until_it_is_full() {
 #[test]
 fn a_header_goes_in_front_of_a_datagram_but_not_into_another_one() {
     let (a, b) = (port(V4, Role::Single), port(V4, Role::Single));
-    let letter = b.letter(&Route::to(a.local_addr()), Some(3), 1).unwrap();
-    b.send_all(&[letter], &[IoSlice::new(b"onetwosix")], |_, error| panic!("{error}"));
-    let mut intake = Intake::default();
-    let haul = a.recv(&mut intake).unwrap();
-    let starts: Vec<_> =
-        intake.datagrams(haul).map(|datagram| intake.position(datagram.payload).unwrap()).collect();
+    let message = b.message(&Route::to(a.local_addr()), Some(3), 1).unwrap();
+    b.send_all(&[message], &[IoSlice::new(b"onetwosix")], |_, error| panic!("{error}"));
+    let mut rx = RxBuffers::default();
+    let batch = a.recv(&mut rx).unwrap();
+    let starts: Vec<_> = rx.datagrams(batch).map(|datagram| rx.position(datagram.payload).unwrap()).collect();
     assert_eq!(starts.len(), 3);
-    assert!(intake.put_before(starts[0], b"head"));
-    assert!(!intake.put_before(starts[1], b"head"), "the first one lies there");
-    assert!(!intake.put_before(starts[0], &[0; 100]), "more than there is room for");
-    assert_eq!(intake.part(starts[0] - 4, 13), b"headonetwosix");
-    assert_eq!(intake.position(b"elsewhere"), None);
+    assert!(rx.put_before(starts[0], b"head"));
+    assert!(!rx.put_before(starts[1], b"head"), "the first one lies there");
+    assert!(!rx.put_before(starts[0], &[0; 100]), "more than there is room for");
+    assert_eq!(rx.part(starts[0] - 4, 13), b"headonetwosix");
+    assert_eq!(rx.position(b"elsewhere"), None);
 }
 
 #[test]
@@ -191,7 +190,7 @@ fn a_closed_port_is_reported_and_costs_the_other_peers_nothing() {
     for ip in [V4, V6] {
         let relay = port(ip, Role::Relay);
         let (good, gone) = (port(ip, Role::Single), closed(ip));
-        let mut intake = Intake::default();
+        let mut rx = RxBuffers::default();
         let code = if ip.is_ipv4() { (3, 3) } else { (1, 4) };
         let expected = PeerError { peer: gone, icmp_type: code.0, icmp_code: code.1, data: [0; 4] };
         assert_eq!(errors(&relay), []);
@@ -200,30 +199,30 @@ fn a_closed_port_is_reported_and_costs_the_other_peers_nothing() {
             relay.send(&Route::to(good.local_addr()), b"out").unwrap();
             relay.send(&Route::to(gone), b"anybody?").unwrap();
             good.send(&Route::to(relay.local_addr()), b"in").unwrap();
-            assert_eq!(receive(&relay, &mut intake, 1).0[0].payload, b"in");
+            assert_eq!(receive(&relay, &mut rx, 1).0[0].payload, b"in");
             assert_eq!(errors(&relay), [expected]);
         }
-        let (heard, _) = receive(&good, &mut intake, 100);
+        let (heard, _) = receive(&good, &mut rx, 100);
         assert_eq!(heard.len(), 100);
-        assert_eq!(relay.recv(&mut intake).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(relay.recv(&mut rx).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 }
 
 #[test]
 fn errors_are_found_where_nothing_else_happens() {
     let (relay, gone) = (port(V4, Role::Relay), closed(V4));
-    let mut intake = Intake::default();
+    let mut rx = RxBuffers::default();
     for number in 0..200u16 {
         relay.send(&Route::to(gone), &number.to_be_bytes()).unwrap();
     }
-    assert_eq!(relay.recv(&mut intake).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    assert_eq!(relay.recv(&mut rx).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     let mut turns = 0;
     while !errors(&relay).is_empty() {
         turns += 1;
         assert!(turns < 5, "a turn takes many errors");
     }
     assert!(turns > 1, "a turn takes not all of a flood");
-    assert_eq!(relay.recv(&mut intake).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    assert_eq!(relay.recv(&mut rx).unwrap_err().kind(), io::ErrorKind::WouldBlock);
 }
 
 #[test]
@@ -233,10 +232,10 @@ fn a_run_of_datagrams_leaves_with_one_call_and_arrives_one_by_one() {
         let parts: Vec<_> =
             [&b"head1"[..], b"one", b"head2", b"two", b"head"].into_iter().map(IoSlice::new).collect();
         let route = Route { ttl: Some(9), tos: 0xb9, ..Route::to(a.local_addr()) };
-        let letters = [b.letter(&route, Some(8), 5).unwrap(), b.letter(&route, None, 2).unwrap()];
+        let messages = [b.message(&route, Some(8), 5).unwrap(), b.message(&route, None, 2).unwrap()];
         let parts = [&parts[..], &parts[..2]].concat();
-        b.send_all(&letters, &parts, |_, error| panic!("{error}"));
-        let (heard, _) = receive(&a, &mut Intake::default(), 4);
+        b.send_all(&messages, &parts, |_, error| panic!("{error}"));
+        let (heard, _) = receive(&a, &mut RxBuffers::default(), 4);
         let payloads: Vec<_> = heard.iter().map(|datagram| datagram.payload.as_slice()).collect();
         assert_eq!(payloads, [&b"head1one"[..], b"head2two", b"head", b"head1one"]);
         assert!(heard.iter().all(|datagram| (datagram.ttl, datagram.tos) == (9, 0xb9)));
@@ -247,7 +246,7 @@ fn a_run_of_datagrams_leaves_with_one_call_and_arrives_one_by_one() {
 fn df_is_switched_for_the_datagrams_that_want_it() {
     for ip in [V4, V6] {
         let (a, b) = (port(ip, Role::Relay), port(ip, Role::Single));
-        let set = |port: &UdpPort| match ip {
+        let set = |port: &BatchUdpSocket| match ip {
             IpAddr::V4(_) => ip_mtu_discover(port).unwrap() == Ipv4PathMtuDiscovery::PROBE,
             IpAddr::V6(_) => ipv6_mtu_discover(port).unwrap() == Ipv6PathMtuDiscovery::PROBE,
         };
@@ -255,7 +254,7 @@ fn df_is_switched_for_the_datagrams_that_want_it() {
             a.send(&Route { dont_fragment, ..Route::to(b.local_addr()) }, b"x").unwrap();
             assert_eq!(set(&a), dont_fragment);
         }
-        assert_eq!(receive(&b, &mut Intake::default(), 5).0.len(), 5);
+        assert_eq!(receive(&b, &mut RxBuffers::default(), 5).0.len(), 5);
     }
 }
 
@@ -287,7 +286,7 @@ fn too_large_for_df_is_an_error_of_that_datagram_alone() {
 fn oversize_datagrams_in_a_narrow_network() {
     for ip in [V4, V6] {
         let (relay, peer) = (port(ip, Role::Relay), port(ip, Role::Single));
-        let mut intake = Intake::default();
+        let mut rx = RxBuffers::default();
         let large = [1; 4000];
         let free = Route::to(peer.local_addr());
         let fixed = Route { dont_fragment: true, ..free };
@@ -296,10 +295,10 @@ fn oversize_datagrams_in_a_narrow_network() {
             assert_eq!(relay.send(&fixed, &large).unwrap_err().raw_os_error(), Some(Errno::EMSGSIZE as i32));
             relay.send(&fixed, b"small").unwrap();
             relay.send(&free, &large).unwrap();
-            let (heard, _) = receive(&peer, &mut intake, 3);
+            let (heard, _) = receive(&peer, &mut rx, 3);
             let lengths: Vec<_> = heard.iter().map(|datagram| datagram.payload.len()).collect();
             assert_eq!(lengths, [4000, 5, 4000]);
-            assert_eq!(relay.recv(&mut intake).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+            assert_eq!(relay.recv(&mut rx).unwrap_err().kind(), io::ErrorKind::WouldBlock);
             let (icmp_type, icmp_code) = if ip.is_ipv4() { (3, 4) } else { (2, 0) };
             let narrow = PeerError { peer: peer.local_addr(), icmp_type, icmp_code, data: [0, 0, 5, 220] };
             assert_eq!(errors(&relay), [narrow]);

@@ -1,7 +1,7 @@
 //! The user look-up: asks an HTTP server about users that nobody here knows. Carries questions and answers; what they mean is
 //! the authority's business.
 
-use crate::dataplane::inbox::{Inbox, ToWorker};
+use crate::dataplane::inbox::{Inbox, WorkerMessage};
 use crate::dataplane::lookups::{Asked, Lookups};
 use crate::limits::Limit;
 use crate::net::gate::GateConfig;
@@ -136,7 +136,7 @@ impl AuthHook {
                         Err(error) => failures.note(error),
                     }
                     for worker in waiting.remove(&question).unwrap_or_default() {
-                        let done = ToWorker::LookedUp { question: Arc::clone(&question), answered };
+                        let done = WorkerMessage::LookupDone { question: Arc::clone(&question), answered };
                         workers[worker].send(done).await;
                     }
                     continue;

@@ -7,7 +7,7 @@ use super::listeners::open_tcp;
 use super::tcp_accept::{Ends, StreamDoor, TLS_TIME};
 use super::turn_websocket::Origin;
 use super::write_timeout::Patient;
-use crate::dataplane::stream_limits::{WRITE_TIME, goodbye};
+use crate::dataplane::stream_limits::{WRITE_TIME, shut_down};
 use crate::gateway::Handle;
 use crate::gateway::service::Peer;
 use crate::gateway::websocket::{Inflow, Whole};
@@ -128,7 +128,7 @@ impl GatewayDoor {
     ) -> io::Result<()> {
         let mut stream = Patient::new(stream, WRITE_TIME);
         self.handle.carry(&mut stream, peer, permit).await?;
-        goodbye(&mut stream).await
+        shut_down(&mut stream).await
     }
 }
 

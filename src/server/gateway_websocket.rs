@@ -111,9 +111,9 @@ pub(super) async fn carry(stream: Stream, (inflow, early): (Inflow, Vec<u8>), pa
     if is_between.load(Ordering::Relaxed) {
         let mut out = Vec::new();
         write_close(&mut out);
-        let goodbye = async { writer.write_all(&out).await.and(writer.shutdown().await) };
+        let shut_down = async { writer.write_all(&out).await.and(writer.shutdown().await) };
         // A client that does not hear that it is over will find out.
-        let _ = timeout(CLOSE_TIME, goodbye).await;
+        let _ = timeout(CLOSE_TIME, shut_down).await;
     }
 }
 

@@ -1,9 +1,9 @@
 //! Opening the ports: TCP first, because a second server on the same port fails there, where UDP would share it in silence.
 
 use super::{Config, ServerError};
-use crate::dataplane::worker::DoorSocket;
-use crate::dataplane::worker_pool::Place;
-use crate::net::udp::{Role, UdpPort};
+use crate::dataplane::worker::ListenSocket;
+use crate::dataplane::worker_pool::WorkerSockets;
+use crate::net::udp::{BatchUdpSocket, Role};
 use crate::signaling::{ServerPort, Sockets};
 use crate::stun_server::Discovery;
 use std::io;
@@ -26,7 +26,7 @@ pub(super) struct Doors {
     /// The TLS port, and its listeners.
     pub(super) tls_port: Option<u16>,
     pub(super) tls: Vec<TcpListener>,
-    pub(super) per_worker: Vec<Vec<DoorSocket>>,
+    pub(super) per_worker: Vec<Vec<ListenSocket>>,
 }
 
 impl Doors {
@@ -48,11 +48,11 @@ impl Doors {
                 Err(source) => return Err(ServerError::Listen { address, transport: "tcp", source }),
             }
         }
-        let mut per_worker: Vec<Vec<DoorSocket>> = (0..workers).map(|_| Vec::new()).collect();
+        let mut per_worker: Vec<Vec<ListenSocket>> = (0..workers).map(|_| Vec::new()).collect();
         for address in &listen {
             for doors in &mut per_worker {
                 let opened = open_udp(*address, Role::Shared)?;
-                doors.push(DoorSocket { port: opened, door: ServerPort::Main, is_tls_port: false });
+                doors.push(ListenSocket { socket: opened, door: ServerPort::Main, is_tls_port: false });
             }
         }
         let aux_port = open_aux(config, &listen, &mut per_worker[0])?;
@@ -66,7 +66,7 @@ impl Doors {
     }
 
     /// Takes each worker's sockets, with clones of the second port's for those that do not own them.
-    pub(super) fn take_places(&mut self) -> io::Result<Vec<Place>> {
+    pub(super) fn take_places(&mut self) -> io::Result<Vec<WorkerSockets>> {
         let aux: Vec<_> =
             (1..self.per_worker.len()).map(|_| Ok(self.sockets()?.aux)).collect::<io::Result<_>>()?;
         let elsewhere = std::iter::once(Vec::new()).chain(aux);
@@ -83,21 +83,25 @@ impl Doors {
         let of = |door: ServerPort| {
             let doors =
                 self.per_worker[0].iter().filter(move |socket| socket.door == door && !socket.is_tls_port);
-            doors.map(|socket| socket.port.try_clone()).collect::<io::Result<Vec<_>>>()
+            doors.map(|socket| socket.socket.try_clone()).collect::<io::Result<Vec<_>>>()
         };
         Ok(Sockets { main: of(ServerPort::Main)?, aux: of(ServerPort::Aux)? })
     }
 }
 
-fn open_udp(address: SocketAddr, role: Role) -> Result<UdpPort, ServerError> {
-    UdpPort::bind(address, role).map_err(|source| ServerError::Listen { address, transport: "udp", source })
+fn open_udp(address: SocketAddr, role: Role) -> Result<BatchUdpSocket, ServerError> {
+    BatchUdpSocket::bind(address, role).map_err(|source| ServerError::Listen {
+        address,
+        transport: "udp",
+        source,
+    })
 }
 
 /// Opens the second port on every address, the same number on all; none where it is 0.
 fn open_aux(
     config: &Config,
     listen: &[SocketAddr],
-    doors: &mut Vec<DoorSocket>,
+    doors: &mut Vec<ListenSocket>,
 ) -> Result<Option<u16>, ServerError> {
     let numbers = match config.aux_port {
         Some(0) => return Ok(None),
@@ -111,7 +115,7 @@ fn open_aux(
             .map(|address| {
                 let port = open_udp(SocketAddr::new(address.ip(), number), Role::Single)?;
                 number = port.local_addr().port();
-                Ok(DoorSocket { port, door: ServerPort::Aux, is_tls_port: false })
+                Ok(ListenSocket { socket: port, door: ServerPort::Aux, is_tls_port: false })
             })
             .collect();
         match opened {
@@ -133,7 +137,7 @@ fn tls_port(config: &Config) -> u16 {
 async fn open_tls(
     config: &Config,
     listen: &[SocketAddr],
-    per_worker: &mut [Vec<DoorSocket>],
+    per_worker: &mut [Vec<ListenSocket>],
 ) -> Result<Vec<TcpListener>, ServerError> {
     let (mut listeners, port) = (Vec::new(), tls_port(config));
     for address in listen.iter().filter(|address| port != 0 && address.port() != port) {
@@ -151,7 +155,7 @@ async fn open_tls(
         let address = listener.local_addr()?;
         for doors in per_worker.iter_mut() {
             let port = open_udp(address, Role::Shared)?;
-            doors.push(DoorSocket { port, door: ServerPort::Main, is_tls_port: true });
+            doors.push(ListenSocket { socket: port, door: ServerPort::Main, is_tls_port: true });
         }
     }
     Ok(listeners)

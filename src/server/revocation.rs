@@ -6,7 +6,7 @@
 
 use super::ServerError;
 use super::request_source::IsForwarded;
-use crate::dataplane::inbox::{Inbox, ToWorker};
+use crate::dataplane::inbox::{Inbox, WorkerMessage};
 use crate::net::time::now;
 use crate::signaling::wire::Tag;
 use crate::signaling::{Handle, Refusal, bearer, status_of};
@@ -90,7 +90,7 @@ async fn revoke(
     }
     let name: Arc<str> = tag.as_str().into();
     for worker in desk.workers.iter() {
-        worker.send(ToWorker::Revoked { name: Arc::clone(&name) }).await;
+        worker.send(WorkerMessage::Revoked { name: Arc::clone(&name) }).await;
     }
     desk.signaling.revoke(tag.clone()).await;
     tracing::info!(tag = %crate::ids::Pii(&tag), "revoked");

@@ -3,10 +3,10 @@
 
 use super::gateway::{GatewayDoor, ServerDoor};
 use super::http;
-use crate::dataplane::inbox::{Inbox, ToWorker};
-use crate::dataplane::stream_limits::{evicted, goodbye};
-use crate::dataplane::tcp_client::Arrival;
-use crate::dataplane::tls_client::carry_frames;
+use crate::dataplane::inbox::{Inbox, WorkerMessage};
+use crate::dataplane::stream_limits::{evicted, shut_down};
+use crate::dataplane::stream_task::carry_frames;
+use crate::dataplane::tcp_connections::AcceptedSocket;
 use crate::limits::sampled;
 use crate::net::connections::{Connections, Place};
 use crate::net::demux::{self, StreamKind};
@@ -207,7 +207,7 @@ impl StreamDoor {
         let mut inside = Prefixed::new(inside);
         let kind = sniff(&mut inside).await?;
         if !chosen.allows(kind) {
-            goodbye(&mut inside).await?;
+            shut_down(&mut inside).await?;
         } else if kind == StreamKind::Stun {
             carry_frames(inside, ends.tuple(Transport::Tls), (&ends.worker, &ends.place)).await?;
         } else if kind == StreamKind::Http {
@@ -224,12 +224,12 @@ async fn hand_over(stream: Prefixed<TcpStream>, ends: Ends) -> io::Result<()> {
     let client = ends.tuple(Transport::Tcp);
     let (early, socket) = stream.into_parts();
     let place = ends.place.clone();
-    let arrival = Arrival { client, socket: socket.into_std()?, early, place: ends.place };
-    ends.worker.send(ToWorker::Arrived(Box::new(arrival))).await;
+    let arrival = AcceptedSocket { client, socket: socket.into_std()?, early, place: ends.place };
+    ends.worker.send(WorkerMessage::TcpAccepted(Box::new(arrival))).await;
     let (number, worker) = (place.number(), ends.worker);
     // A worker that has no room for the word gives the client up when it has been silent for long enough.
     place.on_evict(move || {
-        let _ = worker.try_send(ToWorker::Evicted { client, number });
+        let _ = worker.try_send(WorkerMessage::TcpEvicted { client, number });
     });
     Ok(())
 }
@@ -259,7 +259,7 @@ async fn sniff<S: AsyncRead + Unpin>(stream: &mut Prefixed<S>) -> io::Result<Str
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dataplane::stream_limits::{IDLE_TIME, MESSAGE_TIME, STRANGER_TIME};
+    use crate::dataplane::stream_limits::{IDLE_TIME, MESSAGE_TIME, UNAUTHENTICATED_IDLE_TIME};
     use crate::net::certificate::Certificate;
     use crate::net::connections::ConnectionLimits;
     use tokio::io::AsyncWriteExt;
@@ -268,7 +268,7 @@ mod tests {
     use tokio::task::JoinHandle;
 
     /// A door whose worker is the returned queue.
-    fn door(proxies: &[&str]) -> (StreamDoor, mpsc::Receiver<ToWorker>, tempfile::TempDir) {
+    fn door(proxies: &[&str]) -> (StreamDoor, mpsc::Receiver<WorkerMessage>, tempfile::TempDir) {
         let poll = mio::Poll::new().unwrap();
         let (inbox, queue) = Inbox::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
         let folder = tempfile::tempdir().unwrap();
@@ -337,13 +337,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_is_silent_for_a_minute_or_with_credentials_for_an_hour() {
-        for (proven, patience) in [(false, STRANGER_TIME), (true, IDLE_TIME)] {
+        for (proven, patience) in [(false, UNAUTHENTICATED_IDLE_TIME), (true, IDLE_TIME)] {
             let (door, mut queue, _folder) = door(&[]);
             let (mut client, served) = serve(&door);
             client.write_all(BINDING).await.unwrap();
-            let Some(ToWorker::Opened { leg, .. }) = queue.recv().await else { panic!("not opened") };
-            assert!(matches!(queue.recv().await, Some(ToWorker::Frames { .. })));
-            leg.proven.store(proven, std::sync::atomic::Ordering::Relaxed);
+            let Some(WorkerMessage::StreamOpened { path, .. }) = queue.recv().await else {
+                panic!("not opened")
+            };
+            assert!(matches!(queue.recv().await, Some(WorkerMessage::Frames { .. })));
+            path.authenticated.store(proven, std::sync::atomic::Ordering::Relaxed);
             let before = tokio::time::Instant::now();
             assert_eq!(served.await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
             assert_eq!(before.elapsed(), patience);
@@ -370,7 +372,9 @@ mod tests {
         let (door, mut queue, _folder) = door(&[]);
         let (mut client, served) = serve(&door);
         client.write_all(b"\0\x03\x01\0\x21\x12\xA4\x42transaction!").await.unwrap();
-        let Some(ToWorker::Opened { leg: _leg, .. }) = queue.recv().await else { panic!("not opened") };
+        let Some(WorkerMessage::StreamOpened { path: _leg, .. }) = queue.recv().await else {
+            panic!("not opened")
+        };
         let before = tokio::time::Instant::now();
         while client.write_all(b"x").await.is_ok() && !served.is_finished() {
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -385,8 +389,10 @@ mod tests {
             let (door, mut queue, _folder) = door(&[]);
             let (mut client, served) = serve(&door);
             client.write_all(BINDING).await.unwrap();
-            let Some(ToWorker::Opened { leg, .. }) = queue.recv().await else { panic!("not opened") };
-            leg.proven.store(proven, std::sync::atomic::Ordering::Relaxed);
+            let Some(WorkerMessage::StreamOpened { path, .. }) = queue.recv().await else {
+                panic!("not opened")
+            };
+            path.authenticated.store(proven, std::sync::atomic::Ordering::Relaxed);
             client
                 .write_all(&[b"\0\x03\xFF\xFC\x21\x12\xA4\x42transaction!", &[0; 8000][..]].concat())
                 .await
@@ -413,7 +419,7 @@ mod tests {
             drop(client);
             let _ = served.await.unwrap();
             let opened = match queue.try_recv() {
-                Ok(ToWorker::Opened { client, .. }) => Some(client.client),
+                Ok(WorkerMessage::StreamOpened { client, .. }) => Some(client.client),
                 _ => None,
             };
             assert_eq!(opened, named.map(|address| address.parse().unwrap()), "{proxies:?}");

@@ -1,8 +1,8 @@
 //! TURN over WebSocket: `GET /turn`; one binary message is one frame (`docs/wire/turn-websocket.md`).
 
-use crate::dataplane::frames;
-use crate::dataplane::inbox::{Inbox, Link, Replies, ToStream};
-use crate::dataplane::stream_limits::{CLOSE_TIME, MESSAGE_TIME, STRANGER_MESSAGE, evicted};
+use crate::dataplane::framing;
+use crate::dataplane::inbox::{Inbox, ReplyReceiver, StreamLink, StreamMessage};
+use crate::dataplane::stream_limits::{CLOSE_TIME, MESSAGE_TIME, UNAUTHENTICATED_MESSAGE, evicted};
 use crate::net::connections::Place;
 use crate::net::upgrade;
 use crate::net::websocket::{self, Fault, Frame, Kind, Reader};
@@ -81,24 +81,24 @@ async fn serve(mut stream: TokioIo<Upgraded>, origin: Origin) {
         websocket::write_close(Some(code), &mut out);
         // A client that does not hear why it is closed is closed all the same.
         // What the client still sends is read, or the system would drop the close along with it.
-        let goodbye = async {
+        let shut_down = async {
             stream.write_all(&out).await?;
             stream.shutdown().await?;
             let mut room = [0; 1024];
             while stream.read(&mut room).await? > 0 {}
             io::Result::Ok(())
         };
-        let _ = timeout(CLOSE_TIME, goodbye).await;
+        let _ = timeout(CLOSE_TIME, shut_down).await;
     }
 }
 
 /// Carries frames both ways until either side ends it; returns the code to close with, where a close is still due.
 async fn carry(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    (link, place): (&Link, &Place),
-    mut replies: Replies,
+    (link, place): (&StreamLink, &Place),
+    mut replies: ReplyReceiver,
 ) -> Option<u16> {
-    let mut reader = Reader::new(Kind::Binary, STRANGER_MESSAGE);
+    let mut reader = Reader::new(Kind::Binary, UNAUTHENTICATED_MESSAGE);
     let mut ping = interval(PING);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut silent, mut out) = (0, Vec::new());
@@ -127,13 +127,13 @@ async fn carry(
                 }
             }
             reply = replies.next() => match reply {
-                Some(ToStream::Frames(mut run)) => {
+                Some(StreamMessage::Frames(mut run)) => {
                     written = run.len();
                     while !run.is_empty() {
-                        websocket::write_binary(&run.split_to(frames::first(&run)), &mut out);
+                        websocket::write_binary(&run.split_to(framing::first_len(&run)), &mut out);
                     }
                 }
-                Some(ToStream::Join(_)) | None => return Some(AWAY),
+                Some(StreamMessage::Join(_)) | None => return Some(AWAY),
             },
             () = past(&mut deadline) => return Some(POLICY),
             _ = ping.tick() => {
@@ -164,10 +164,10 @@ async fn past(deadline: &mut Option<Pin<Box<Sleep>>>) {
 }
 
 /// Hands on what was read; says whether a message was whole, or with which code it ends, where the client is to be told.
-async fn hear(reader: &mut Reader, link: &Link, out: &mut Vec<u8>) -> Result<bool, Option<u16>> {
+async fn hear(reader: &mut Reader, link: &StreamLink, out: &mut Vec<u8>) -> Result<bool, Option<u16>> {
     let mut was_whole = false;
     loop {
-        if link.is_proven() {
+        if link.is_authenticated() {
             reader.set_longest(MAX_MESSAGE);
         }
         match reader.next() {

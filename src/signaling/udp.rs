@@ -1,7 +1,7 @@
 //! The UDP hand: sends what the hub has for datagram clients. Receiving is the workers' part.
 
 use super::client_addr::ServerPort;
-use crate::net::udp::{Route, UdpPort};
+use crate::net::udp::{BatchUdpSocket, Route};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,9 +9,9 @@ use std::net::{IpAddr, SocketAddr};
 #[derive(Debug, Default)]
 pub struct Sockets {
     /// On port 1.
-    pub main: Vec<UdpPort>,
+    pub main: Vec<BatchUdpSocket>,
     /// On port 2.
-    pub aux: Vec<UdpPort>,
+    pub aux: Vec<BatchUdpSocket>,
 }
 
 impl Sockets {
@@ -33,7 +33,11 @@ impl Sockets {
 
 /// Picks the socket that is bound to the address the client knows; else one bound to all, which may send from it; else
 /// any of the client's family.
-fn choose(ports: &[UdpPort], to: SocketAddr, from_ip: Option<IpAddr>) -> Option<(&UdpPort, Option<IpAddr>)> {
+fn choose(
+    ports: &[BatchUdpSocket],
+    to: SocketAddr,
+    from_ip: Option<IpAddr>,
+) -> Option<(&BatchUdpSocket, Option<IpAddr>)> {
     let family = || ports.iter().filter(|port| port.local_addr().is_ipv4() == to.is_ipv4());
     let exact = family().find(|port| Some(port.local_addr().ip()) == from_ip);
     let wild = family().find(|port| port.local_addr().ip().is_unspecified());
@@ -51,7 +55,7 @@ mod tests {
 
     #[test]
     fn the_socket_is_chosen_by_family_and_local_address() {
-        let bind = |text: &str| UdpPort::bind(text.parse().unwrap(), Role::Single).unwrap();
+        let bind = |text: &str| BatchUdpSocket::bind(text.parse().unwrap(), Role::Single).unwrap();
         let ports = [bind("127.0.0.2:0"), bind("0.0.0.0:0"), bind("127.0.0.1:0")];
         let ip = |text: &str| Some(text.parse::<IpAddr>().unwrap());
         let chosen = |to: &str, from: Option<IpAddr>| {

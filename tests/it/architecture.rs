@@ -61,7 +61,7 @@ const PURE: &[&str] = &[
     "src/net/forwarded.rs",
     "src/net/gate.rs",
     "src/net/proxy.rs",
-    "src/dataplane/frames.rs",
+    "src/dataplane/framing.rs",
     "src/signaling/call_requests.rs",
     "src/signaling/access.rs",
     "src/signaling/access/",

@@ -182,7 +182,7 @@ const V4_TOS: (i32, i32) = (libc::IPPROTO_IP, libc::IP_TOS);
 const V6_HOP_LIMIT: (i32, i32) = (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT);
 const V6_CLASS: (i32, i32) = (libc::IPPROTO_IPV6, libc::IPV6_TCLASS);
 
-/// Turns on what an [`Arrival`] tells.
+/// Turns on what an [`RxMeta`] tells.
 pub(super) fn ask_for(socket: &impl AsFd, address: SocketAddr) -> io::Result<()> {
     let any = address.ip().is_unspecified();
     if address.is_ipv6() {
@@ -202,7 +202,7 @@ pub(super) fn ask_for(socket: &impl AsFd, address: SocketAddr) -> io::Result<()>
 
 /// How one received buffer arrived, as far as control messages tell.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Arrival {
+pub(super) struct RxMeta {
     pub(super) local_ip: Option<IpAddr>,
     pub(super) ttl: u8,
     pub(super) tos: u8,
@@ -210,7 +210,7 @@ pub(super) struct Arrival {
     pub(super) stride: Option<usize>,
 }
 
-impl Arrival {
+impl RxMeta {
     pub(super) fn of(controls: &Controls) -> Self {
         let mut arrival = Self::default();
         for (kind, value) in controls.iter() {

@@ -1,7 +1,7 @@
 //! The hands on loopback: real sockets, real WebSockets, and the Python client of document 000.
 
 use super::config;
-use crate::net::udp::{Intake, Role, UdpPort};
+use crate::net::udp::{BatchUdpSocket, Role, RxBuffers};
 use crate::signaling::{
     AccessKey, Config, Handle, Jwt, JwtKey, Limits, Origins, Rate, ServerPort, Service, Sockets, Times, start,
 };
@@ -37,7 +37,7 @@ struct Lodge {
 
 impl Lodge {
     async fn open(config: Config) -> Self {
-        let [main, aux] = [(); 2].map(|()| UdpPort::bind(ANY, Role::Single).unwrap());
+        let [main, aux] = [(); 2].map(|()| BatchUdpSocket::bind(ANY, Role::Single).unwrap());
         let sockets = Sockets { main: vec![main.try_clone().unwrap()], aux: vec![aux.try_clone().unwrap()] };
         let service = start(config, sockets, [1; 32]);
         let over = Arc::new(AtomicBool::new(false));
@@ -70,8 +70,8 @@ impl Lodge {
 }
 
 /// What the server's workers do with signalling datagrams.
-fn pump(ports: [(ServerPort, UdpPort); 2], handle: &Handle, over: &AtomicBool) {
-    let (mut poll, mut intake) = (mio::Poll::new().unwrap(), Intake::default());
+fn pump(ports: [(ServerPort, BatchUdpSocket); 2], handle: &Handle, over: &AtomicBool) {
+    let (mut poll, mut intake) = (mio::Poll::new().unwrap(), RxBuffers::default());
     for (index, (_, port)) in ports.iter().enumerate() {
         poll.registry().register(&mut SourceFd(&port.as_raw_fd()), Token(index), Interest::READABLE).unwrap();
     }

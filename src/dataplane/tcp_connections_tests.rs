@@ -20,16 +20,16 @@ fn place() -> Place {
 
 struct World {
     poll: Poll,
-    legs: TcpLegs,
-    intake: Intake,
+    connections: TcpConnections,
+    intake: RxBuffers,
     start: Instant,
 }
 
 impl World {
     fn new() -> Self {
         let poll = Poll::new().unwrap();
-        let legs = TcpLegs::new(poll.registry().try_clone().unwrap(), Handle::current());
-        Self { poll, legs, intake: Intake::default(), start: time::now().mono }
+        let connections = TcpConnections::new(poll.registry().try_clone().unwrap(), Handle::current());
+        Self { poll, connections, intake: RxBuffers::default(), start: time::now().mono }
     }
 
     fn connect(&mut self, early: &[u8]) -> (Client, usize) {
@@ -39,18 +39,18 @@ impl World {
         socket.set_nonblocking(true).unwrap();
         let server: SocketAddr = listener.local_addr().unwrap();
         let client = FiveTuple { client: address, server, transport: Transport::Tcp };
-        let arrival = Arrival { client, socket, early: early.into(), place: place() };
-        (near, self.legs.adopt(self.start, arrival).unwrap())
+        let arrival = AcceptedSocket { client, socket, early: early.into(), place: place() };
+        (near, self.connections.insert(self.start, arrival).unwrap())
     }
 
     /// Reads until `enough` bytes have come or the stream has ended.
     fn read(&mut self, enough: usize) -> (Vec<u8>, bool) {
         let (mut all, mut ended) = (Vec::new(), false);
         while all.len() < enough && !ended {
-            if !self.legs.has_news() {
+            if !self.connections.has_readable() {
                 self.wait();
             }
-            while let Some((_, reading)) = self.legs.read(self.start, &mut self.intake, 0) {
+            while let Some((_, reading)) = self.connections.read(self.start, &mut self.intake, 0) {
                 all.extend_from_slice(self.intake.part(reading.bytes.start, reading.bytes.len()));
                 ended |= reading.ended;
             }
@@ -63,13 +63,13 @@ impl World {
         self.poll.poll(&mut events, Some(FOREVER)).unwrap();
         assert!(!events.is_empty(), "nothing happens");
         for event in &events {
-            self.legs.note(slot(event.token()).unwrap(), event);
+            self.connections.on_event(slot(event.token()).unwrap(), event);
         }
     }
 
     fn ended(&mut self, after: Duration) -> Option<usize> {
-        self.legs.handle_timeout(self.start + after);
-        self.legs.take_ended().map(|(slot, _)| slot)
+        self.connections.handle_timeout(self.start + after);
+        self.connections.take_ended().map(|(slot, _)| slot)
     }
 }
 
@@ -78,16 +78,16 @@ async fn what_was_read_early_and_what_begins_a_frame_come_before_the_rest() {
     let mut world = World::new();
     let (mut client, slot) = world.connect(&FRAME[..3]);
     assert_eq!(world.read(3), (FRAME[..3].to_vec(), false));
-    assert!(world.legs.keep(world.start, slot, &FRAME[..3], false));
+    assert!(world.connections.keep_partial(world.start, slot, &FRAME[..3], false));
     client.write_all(&FRAME[3..]).unwrap();
     assert_eq!(world.read(FRAME.len()), (FRAME.to_vec(), false));
-    world.legs.prove(slot);
-    let large = vec![7; 3 * READ_ROOM];
+    world.connections.mark_authenticated(slot);
+    let large = vec![7; 3 * READ_SIZE];
     let writer = std::thread::spawn(move || {
         client.write_all(&large).unwrap();
         client
     });
-    assert_eq!(world.read(3 * READ_ROOM).0.len(), 3 * READ_ROOM, "one event, several reads");
+    assert_eq!(world.read(3 * READ_SIZE).0.len(), 3 * READ_SIZE, "one event, several reads");
     writer.join().unwrap();
 }
 
@@ -99,12 +99,12 @@ async fn the_end_is_seen_behind_the_last_bytes_and_the_answer_still_goes_out() {
     client.shutdown(Shutdown::Write).unwrap();
     let (bytes, ended) = world.read(FRAME.len() + 1);
     assert_eq!((&bytes[..], ended), (FRAME, true));
-    assert!(world.legs.send(slot, [b"the ", b"answer", b""]));
-    world.legs.close(world.start, slot);
+    assert!(world.connections.send(slot, [b"the ", b"answer", b""]));
+    world.connections.close(world.start, slot);
     let mut answer = String::new();
     client.read_to_string(&mut answer).unwrap();
     assert_eq!(answer, "the answer");
-    assert!(!world.legs.send(slot, [b"too late", b"", b""]));
+    assert!(!world.connections.send(slot, [b"too late", b"", b""]));
 }
 
 #[tokio::test]
@@ -112,9 +112,9 @@ async fn frames_of_one_pass_arrive_in_their_order() {
     let mut world = World::new();
     let (mut client, slot) = world.connect(b"");
     for part in [b"one", b"two"] {
-        assert!(world.legs.send(slot, [part, b",", b""]));
+        assert!(world.connections.send(slot, [part, b",", b""]));
     }
-    world.legs.flush(world.start);
+    world.connections.flush(world.start);
     let mut both = [0; 8];
     client.read_exact(&mut both).unwrap();
     assert_eq!(&both, b"one,two,");
@@ -126,18 +126,18 @@ async fn a_slow_reader_loses_frames_holds_up_nobody_and_gets_the_rest_whole() {
     let ((mut slow, slot), (mut quick, other)) = (world.connect(b""), world.connect(b""));
     let mut taken = 0;
     for number in 0..1_000_000_u32 {
-        if !world.legs.send(slot, [&number.to_be_bytes(), &[0; 1020], b""]) {
+        if !world.connections.send(slot, [&number.to_be_bytes(), &[0; 1020], b""]) {
             break;
         }
-        world.legs.flush(world.start);
+        world.connections.flush(world.start);
         taken += 1;
     }
     assert!(taken < 1_000_000, "nothing is ever dropped");
-    assert!(world.legs.send(other, [FRAME, b"", b""]));
-    world.legs.flush(world.start);
-    let mut heard = [0; 8];
-    quick.read_exact(&mut heard).unwrap();
-    assert_eq!(heard, FRAME);
+    assert!(world.connections.send(other, [FRAME, b"", b""]));
+    world.connections.flush(world.start);
+    let mut last_read = [0; 8];
+    quick.read_exact(&mut last_read).unwrap();
+    assert_eq!(last_read, FRAME);
     let reader = std::thread::spawn(move || {
         let mut frame = [0; 1024];
         for number in 0..taken {
@@ -146,12 +146,12 @@ async fn a_slow_reader_loses_frames_holds_up_nobody_and_gets_the_rest_whole() {
         }
         slow
     });
-    while world.legs.legs[slot].stuck.is_some() {
+    while world.connections.connections[slot].blocked_since.is_some() {
         world.wait();
-        world.legs.flush(world.start);
+        world.connections.flush(world.start);
     }
     let _slow = reader.join().unwrap();
-    assert!(world.legs.send(slot, [FRAME, b"", b""]), "there is room again");
+    assert!(world.connections.send(slot, [FRAME, b"", b""]), "there is room again");
     assert_eq!(world.ended(WRITE_TIME), None, "it reads");
 }
 
@@ -159,11 +159,11 @@ async fn a_slow_reader_loses_frames_holds_up_nobody_and_gets_the_rest_whole() {
 async fn who_takes_nothing_for_half_a_minute_is_given_up() {
     let mut world = World::new();
     let (_client, slot) = world.connect(b"");
-    while world.legs.send(slot, [&[7; 1024], b"", b""]) {
-        world.legs.flush(world.start);
+    while world.connections.send(slot, [&[7; 1024], b"", b""]) {
+        world.connections.flush(world.start);
     }
-    world.legs.prove(slot);
-    assert_eq!(world.legs.poll_timeout(), Some(world.start + WRITE_TIME));
+    world.connections.mark_authenticated(slot);
+    assert_eq!(world.connections.poll_timeout(), Some(world.start + WRITE_TIME));
     assert_eq!(world.ended(WRITE_TIME - Duration::from_millis(1)), None);
     assert_eq!(world.ended(WRITE_TIME), Some(slot));
 }
@@ -172,10 +172,10 @@ async fn who_takes_nothing_for_half_a_minute_is_given_up() {
 async fn a_client_is_silent_for_a_minute_or_with_credentials_for_an_hour() {
     let mut world = World::new();
     let ((_stranger, stranger), (_known, known)) = (world.connect(b""), world.connect(b""));
-    world.legs.prove(known);
-    assert_eq!(world.ended(STRANGER_TIME - Duration::from_millis(1)), None);
-    assert_eq!(world.ended(STRANGER_TIME), Some(stranger));
-    world.legs.close(world.start, stranger);
+    world.connections.mark_authenticated(known);
+    assert_eq!(world.ended(UNAUTHENTICATED_IDLE_TIME - Duration::from_millis(1)), None);
+    assert_eq!(world.ended(UNAUTHENTICATED_IDLE_TIME), Some(stranger));
+    world.connections.close(world.start, stranger);
     assert_eq!(world.ended(IDLE_TIME - Duration::from_millis(1)), None);
     assert_eq!(world.ended(IDLE_TIME), Some(known));
 }
@@ -184,17 +184,17 @@ async fn a_client_is_silent_for_a_minute_or_with_credentials_for_an_hour() {
 async fn a_stranger_that_was_passed_over_is_read_once_it_has_shown_credentials() {
     let mut world = World::new();
     let (mut client, slot) = world.connect(b"");
-    while world.legs.read(world.start, &mut world.intake, 0).is_some() {}
-    while world.legs.send(slot, [&[7; 1024], b"", b""]) {
-        world.legs.flush(world.start);
+    while world.connections.read(world.start, &mut world.intake, 0).is_some() {}
+    while world.connections.send(slot, [&[7; 1024], b"", b""]) {
+        world.connections.flush(world.start);
     }
     client.write_all(FRAME).unwrap();
-    while !world.legs.has_news() {
+    while !world.connections.has_readable() {
         world.wait();
     }
-    assert!(world.legs.read(world.start, &mut world.intake, 0).is_none(), "it takes no answers");
+    assert!(world.connections.read(world.start, &mut world.intake, 0).is_none(), "it takes no answers");
     // By a request that has waited for the user look-up.
-    world.legs.prove(slot);
-    let (heard, _) = world.read(FRAME.len());
-    assert_eq!(heard, FRAME);
+    world.connections.mark_authenticated(slot);
+    let (last_read, _) = world.read(FRAME.len());
+    assert_eq!(last_read, FRAME);
 }

@@ -26,13 +26,13 @@ impl Worker {
         let Ok(message) = Message::parse(bytes) else { return false };
         let check = self.secrets.check(now.unix, &message);
         if let BindingCheck::Refused(code) = check {
-            self.answer_unproven(now, client, bytes.len(), &refused(&message, code));
+            self.send_unverified(now, client, bytes.len(), &refused(&message, code));
             return true;
         }
         if client.transport != Transport::Udp {
             let Some(mut answer) = stun_server::answer(&message, client.client) else { return false };
             check.sign(&mut answer);
-            self.legs.send(client, &answer);
+            self.clients.send(client, &answer);
             return true;
         }
         let room = std::mem::take(&mut self.answer);
@@ -41,7 +41,7 @@ impl Worker {
         };
         check.sign(&mut answer.bytes);
         let there = FiveTuple { client: answer.to, server: answer.from, transport: Transport::Udp };
-        self.answer_stranger(now, there, bytes.len(), &answer.bytes);
+        self.reply_unverified(now, there, bytes.len(), &answer.bytes);
         self.answer = answer.bytes;
         true
     }
@@ -50,15 +50,15 @@ impl Worker {
     fn answer_shared_secret_request(&mut self, now: Now, client: FiveTuple, bytes: &[u8]) -> bool {
         let Some(message) = Message::parse(bytes).ok().filter(is_shared_secret_request) else { return false };
         let answer = self.secrets.answer(now.unix, &message, client.transport == Transport::Tls);
-        self.answer_unproven(now, client, bytes.len(), &answer);
+        self.send_unverified(now, client, bytes.len(), &answer);
         true
     }
 
     /// Sends an answer that a datagram's source address may have asked for in another's name.
-    fn answer_unproven(&mut self, now: Now, client: FiveTuple, question: usize, answer: &[u8]) {
+    fn send_unverified(&mut self, now: Now, client: FiveTuple, question: usize, answer: &[u8]) {
         match client.transport {
-            Transport::Udp => self.answer_stranger(now, client, question, answer),
-            _ => self.legs.send(client, answer),
+            Transport::Udp => self.reply_unverified(now, client, question, answer),
+            _ => self.clients.send(client, answer),
         }
     }
 }

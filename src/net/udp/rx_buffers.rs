@@ -1,12 +1,12 @@
 //! Room for what one turn of a worker receives, from all of its sockets.
 
-use super::control::Arrival;
+use super::control::RxMeta;
 use super::mmsg::{self, Received};
 use nix::errno::Errno;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
-/// Buffers of an intake.
+/// Buffers of a pool.
 const BUFFERS: usize = 128;
 /// Bytes in front of every buffer, for a header that is put before what was received: the longest a relay writes has 56.
 const HEADROOM: usize = 64;
@@ -14,17 +14,17 @@ const HEADROOM: usize = 64;
 /// so that the beginnings of all buffers do not compete for the same lines of the cache.
 const STRIDE: usize = HEADROOM + 65_536 + 128;
 
-/// A fixed pool of receive buffers; what has been received stays until [`Intake::clear`].
+/// A fixed pool of receive buffers; what has been received stays until [`RxBuffers::clear`].
 #[derive(Debug)]
-pub struct Intake {
+pub struct RxBuffers {
     buffers: Box<[u8]>,
     received: Box<[Received]>,
     filled: usize,
 }
 
-/// What one receive has brought: a part of an [`Intake`].
+/// What one receive has brought: a part of an [`RxBuffers`].
 #[derive(Debug, Clone, Copy)]
-pub struct Haul {
+pub struct RxBatch {
     first: usize,
     count: usize,
     is_drained: bool,
@@ -32,7 +32,7 @@ pub struct Haul {
     bound_ip: Option<IpAddr>,
 }
 
-impl Haul {
+impl RxBatch {
     /// Returns how many messages it has, each a datagram or a GRO run of one sender.
     #[must_use]
     pub fn messages(&self) -> usize {
@@ -46,7 +46,7 @@ impl Haul {
     }
 }
 
-/// One received datagram, borrowed from its intake.
+/// One received datagram, borrowed from its [`RxBuffers`].
 #[derive(Debug, Clone, Copy)]
 pub struct Datagram<'a> {
     /// Where it came from.
@@ -61,7 +61,7 @@ pub struct Datagram<'a> {
     pub payload: &'a [u8],
 }
 
-impl Default for Intake {
+impl Default for RxBuffers {
     fn default() -> Self {
         Self {
             buffers: vec![0; BUFFERS * STRIDE].into(),
@@ -71,7 +71,7 @@ impl Default for Intake {
     }
 }
 
-impl Intake {
+impl RxBuffers {
     /// Forgets what was received.
     pub fn clear(&mut self) {
         self.filled = 0;
@@ -83,15 +83,15 @@ impl Intake {
         BUFFERS - self.filled
     }
 
-    /// Iterates over the datagrams of a haul since the last [`Intake::clear`], GRO runs taken apart.
-    pub fn datagrams(&self, haul: Haul) -> impl Iterator<Item = Datagram<'_>> {
+    /// Iterates over the datagrams of a batch since the last [`RxBuffers::clear`], GRO runs taken apart.
+    pub fn datagrams(&self, batch: RxBatch) -> impl Iterator<Item = Datagram<'_>> {
         let buffers = self.buffers.chunks_exact(STRIDE).zip(&self.received);
-        let received = buffers.take(self.filled).skip(haul.first).take(haul.count);
+        let received = buffers.take(self.filled).skip(batch.first).take(batch.count);
         received
             .filter_map(|(buffer, received)| Some((buffer, received, received.name.socket_address()?)))
             .flat_map(move |(buffer, received, from)| {
-                let Arrival { local_ip, ttl, tos, stride } = Arrival::of(&received.controls);
-                let local_ip = local_ip.or(haul.bound_ip);
+                let RxMeta { local_ip, ttl, tos, stride } = RxMeta::of(&received.controls);
+                let local_ip = local_ip.or(batch.bound_ip);
                 let run = buffer.get(HEADROOM..HEADROOM + received.len).unwrap_or_default();
                 // `chunks` finds nothing in an empty datagram, which is one all the same.
                 let empty = run.is_empty().then_some(run);
@@ -105,9 +105,9 @@ impl Intake {
             })
     }
 
-    /// Lists who sent the messages of a haul, each once for a whole GRO run.
-    pub fn senders(&self, haul: Haul) -> impl Iterator<Item = SocketAddr> {
-        let received = self.received.iter().take(self.filled).skip(haul.first).take(haul.count);
+    /// Lists who sent the messages of a batch, each once for a whole GRO run.
+    pub fn senders(&self, batch: RxBatch) -> impl Iterator<Item = SocketAddr> {
+        let received = self.received.iter().take(self.filled).skip(batch.first).take(batch.count);
         received.filter_map(|received| received.name.socket_address())
     }
 
@@ -134,12 +134,12 @@ impl Intake {
     }
 
     /// Lends the room from `start` on for bytes that come by another way than a datagram socket, so that what lies in them can
-    /// leave with the rest: [`Intake::part`]. For an intake that was cleared; what is staged has no headroom.
+    /// leave with the rest: [`RxBuffers::part`]. For an RxBuffers that was cleared; what is staged has no headroom.
     pub fn stage(&mut self, start: usize) -> &mut [u8] {
         self.buffers.get_mut(start..).unwrap_or_default()
     }
 
-    /// Receives at most `offered` messages behind those that are there; the haul is to be taken by [`Intake::haul`].
+    /// Receives at most `offered` messages behind those that are there; the batch is to be taken by [`RxBuffers::batch`].
     pub(super) fn fill(&mut self, socket: BorrowedFd<'_>, offered: usize) -> Result<usize, Errno> {
         let offered = offered.min(self.room());
         let received = &mut self.received[self.filled..self.filled + offered];
@@ -147,9 +147,9 @@ impl Intake {
         mmsg::receive(socket, buffers.map(|buffer| &mut buffer[HEADROOM..]), received)
     }
 
-    pub(super) fn haul(&mut self, count: usize, is_drained: bool, bound_ip: Option<IpAddr>) -> Haul {
+    pub(super) fn batch(&mut self, count: usize, is_drained: bool, bound_ip: Option<IpAddr>) -> RxBatch {
         let first = self.filled;
         self.filled += count.min(self.room());
-        Haul { first, count, is_drained, bound_ip }
+        RxBatch { first, count, is_drained, bound_ip }
     }
 }

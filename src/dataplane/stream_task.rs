@@ -1,11 +1,11 @@
 //! Frames between a worker and a stream that is no plain socket: inside TLS.
 
-use super::frames;
-use super::inbox::{Inbox, Link, Replies, ToStream};
-use super::peer_connections::Joint;
+use super::framing;
+use super::inbox::{Inbox, ReplyReceiver, StreamLink, StreamMessage};
+use super::peer_streams::PeerStream;
 use super::stream_limits::{
-    IDLE_TIME, MESSAGE_TIME, READ_ROOM, STRANGER_MESSAGE, STRANGER_ROOM, STRANGER_TIME, WRITE_TIME, evicted,
-    goodbye,
+    IDLE_TIME, MESSAGE_TIME, READ_SIZE, UNAUTHENTICATED_IDLE_TIME, UNAUTHENTICATED_MESSAGE,
+    UNAUTHENTICATED_READ, WRITE_TIME, evicted, shut_down,
 };
 use crate::net::connections::Place;
 use crate::turn_server::FiveTuple;
@@ -38,8 +38,8 @@ pub(crate) async fn carry_frames<S: AsyncRead + AsyncWrite + Unpin>(
     };
     link.close().await;
     match ended {
-        Some(Ok(Some(joint))) => joint.run(reader.unsplit(writer), buffer).await,
-        Some(ended) => ended.map(drop).and(goodbye(&mut writer).await),
+        Some(Ok(Some(peer_stream))) => peer_stream.run(reader.unsplit(writer), buffer).await,
+        Some(ended) => ended.map(drop).and(shut_down(&mut writer).await),
         // Others wait for its place.
         None => Ok(()),
     }
@@ -48,12 +48,12 @@ pub(crate) async fn carry_frames<S: AsyncRead + AsyncWrite + Unpin>(
 async fn read_frames(
     reader: &mut (impl AsyncRead + Unpin),
     buffer: &mut BytesMut,
-    link: &Link,
+    link: &StreamLink,
 ) -> io::Result<()> {
     // Set while a frame has begun that is not whole.
     let mut deadline: Option<Pin<Box<Sleep>>> = None;
     loop {
-        let run = frames::run(buffer);
+        let run = framing::whole_frames(buffer);
         if run.len > 0 {
             deadline = None;
             if !link.hear(buffer.split_to(run.len).freeze()).await {
@@ -65,7 +65,7 @@ async fn read_frames(
         }
         if buffer.is_empty() {
             *buffer = BytesMut::new();
-        } else if buffer.len() > STRANGER_MESSAGE && !link.is_proven() {
+        } else if buffer.len() > UNAUTHENTICATED_MESSAGE && !link.is_authenticated() {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a stranger's frame is too long"));
         } else {
             deadline.get_or_insert_with(|| Box::pin(sleep(MESSAGE_TIME)));
@@ -87,11 +87,11 @@ async fn read_frames(
 async fn read_in_time(
     reader: &mut (impl AsyncRead + Unpin),
     buffer: &mut BytesMut,
-    link: &Link,
+    link: &StreamLink,
 ) -> io::Result<usize> {
     let mut silent = Duration::ZERO;
     loop {
-        match timeout(STRANGER_TIME, read(reader, buffer, link)).await {
+        match timeout(UNAUTHENTICATED_IDLE_TIME, read(reader, buffer, link)).await {
             Ok(read) => return read,
             Err(elapsed) => silent += waited(link, silent, elapsed)?,
         }
@@ -102,11 +102,11 @@ async fn read_in_time(
 async fn read(
     reader: &mut (impl AsyncRead + Unpin),
     buffer: &mut BytesMut,
-    link: &Link,
+    link: &StreamLink,
 ) -> io::Result<usize> {
     poll_fn(|context| {
-        let mut room = [const { MaybeUninit::uninit() }; READ_ROOM];
-        let most = if link.is_proven() { READ_ROOM } else { STRANGER_ROOM };
+        let mut room = [const { MaybeUninit::uninit() }; READ_SIZE];
+        let most = if link.is_authenticated() { READ_SIZE } else { UNAUTHENTICATED_READ };
         let mut room = ReadBuf::uninit(&mut room[..most]);
         ready!(Pin::new(&mut *reader).poll_read(context, &mut room))?;
         buffer.extend_from_slice(room.filled());
@@ -116,25 +116,25 @@ async fn read(
 }
 
 /// Says how long a client was waited for, or that it was long enough.
-fn waited(link: &Link, silent: Duration, elapsed: Elapsed) -> io::Result<Duration> {
-    let patient = link.is_proven() && silent + STRANGER_TIME < IDLE_TIME;
-    if patient { Ok(STRANGER_TIME) } else { Err(elapsed.into()) }
+fn waited(link: &StreamLink, silent: Duration, elapsed: Elapsed) -> io::Result<Duration> {
+    let patient = link.is_authenticated() && silent + UNAUTHENTICATED_IDLE_TIME < IDLE_TIME;
+    if patient { Ok(UNAUTHENTICATED_IDLE_TIME) } else { Err(elapsed.into()) }
 }
 
 /// Writes frames until the worker has no more use for the stream, or wants it to carry a peer's bytes.
 async fn write_replies(
     writer: &mut (impl AsyncWrite + Unpin),
-    mut queue: Replies,
-) -> io::Result<Option<Box<Joint>>> {
+    mut queue: ReplyReceiver,
+) -> io::Result<Option<Box<PeerStream>>> {
     while let Some(told) = queue.next().await {
         let mut run = match told {
-            ToStream::Frames(run) => run,
-            ToStream::Join(joint) => return Ok(Some(joint)),
+            StreamMessage::Frames(run) => run,
+            StreamMessage::Join(peer_stream) => return Ok(Some(peer_stream)),
         };
         let length = run.len();
         // Inside TLS each becomes a record of its own: some clients take but one frame from a record.
         while !run.is_empty() {
-            let frame = run.split_to(frames::first(&run));
+            let frame = run.split_to(framing::first_len(&run));
             timeout(WRITE_TIME, writer.write_all(&frame)).await??;
         }
         // TLS keeps what it could not send until it is flushed.
@@ -146,7 +146,7 @@ async fn write_replies(
 
 #[cfg(test)]
 mod tests {
-    use super::super::inbox::ToWorker;
+    use super::super::inbox::WorkerMessage;
     use super::*;
     use crate::net::connections::{ConnectionLimits, Connections};
     use crate::turn_server::Transport;
@@ -169,11 +169,15 @@ mod tests {
                 () = evicted => {}
             }
         });
-        let Some(ToWorker::Opened { leg, .. }) = queue.recv().await else { panic!("it is not announced") };
+        let Some(WorkerMessage::StreamOpened { path, .. }) = queue.recv().await else {
+            panic!("it is not announced")
+        };
         let _other = connections.open().unwrap();
-        let gone = timeout(Duration::from_secs(20), queue.recv()).await;
-        assert!(matches!(gone, Ok(Some(ToWorker::Gone { link, .. })) if link == leg.link));
-        drop(leg);
+        let remove_closed = timeout(Duration::from_secs(20), queue.recv()).await;
+        assert!(
+            matches!(remove_closed, Ok(Some(WorkerMessage::StreamClosed { link, .. })) if link == path.link)
+        );
+        drop(path);
         served.await.unwrap();
         assert_eq!(connections.leaving(), 0);
     }

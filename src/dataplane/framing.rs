@@ -4,7 +4,7 @@ use crate::turn_server::wire::{FrameError, frame_len};
 
 /// Whole frames at the start of a stream's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Run {
+pub(crate) struct WholeFrames {
     /// How many bytes they have.
     pub(crate) len: usize,
     /// What follows them, if it begins no frame: the stream cannot go on.
@@ -12,19 +12,19 @@ pub(crate) struct Run {
 }
 
 /// Finds the whole frames at the start of `bytes`.
-pub(crate) fn run(bytes: &[u8]) -> Run {
+pub(crate) fn whole_frames(bytes: &[u8]) -> WholeFrames {
     let mut len = 0;
     loop {
         match frame_len(&bytes[len..]) {
             Ok(Some(frame)) if frame <= bytes.len() - len => len += frame,
-            Ok(_) => return Run { len, broken: None },
-            Err(broken) => return Run { len, broken: Some(broken) },
+            Ok(_) => return WholeFrames { len, broken: None },
+            Err(broken) => return WholeFrames { len, broken: Some(broken) },
         }
     }
 }
 
-/// Returns how long the first frame of a [`Run`] is; the last one may lack padding, as on WebSocket.
-pub(crate) fn first(run: &[u8]) -> usize {
+/// Returns how long the first frame of a [`WholeFrames`] is; the last one may lack padding, as on WebSocket.
+pub(crate) fn first_len(run: &[u8]) -> usize {
     frame_len(run).ok().flatten().map_or(run.len(), |len| len.min(run.len()))
 }
 
@@ -42,11 +42,11 @@ mod tests {
             let (mut buffer, mut frames) = (stream[..split].to_vec(), Vec::new());
             for rest in [&[][..], &stream[split..]] {
                 buffer.extend_from_slice(rest);
-                let whole = run(&buffer);
+                let whole = whole_frames(&buffer);
                 assert_eq!(whole.broken, None);
                 let mut whole: Vec<u8> = buffer.drain(..whole.len).collect();
                 while !whole.is_empty() {
-                    let len = first(&whole);
+                    let len = first_len(&whole);
                     frames.push(whole.drain(..len).collect::<Vec<u8>>());
                 }
             }
@@ -58,8 +58,8 @@ mod tests {
     fn what_comes_before_garbage_is_heard_and_padding_may_lack_at_the_end() {
         let frame = b"\x40\x01\0\x03abc\0";
         let bytes = [&frame[..], b"\x80\x01"].concat();
-        assert_eq!(run(&bytes), Run { len: frame.len(), broken: Some(FrameError) });
-        assert_eq!(first(&frame[..7]), 7);
-        assert_eq!(run(&[]), Run { len: 0, broken: None });
+        assert_eq!(whole_frames(&bytes), WholeFrames { len: frame.len(), broken: Some(FrameError) });
+        assert_eq!(first_len(&frame[..7]), 7);
+        assert_eq!(whole_frames(&[]), WholeFrames { len: 0, broken: None });
     }
 }

@@ -1,6 +1,6 @@
 //! The streams of RFC 6062: listeners on relayed addresses, connections to peers, and joining both ends.
 
-use super::inbox::{Inbox, ToWorker};
+use super::inbox::{Inbox, WorkerMessage};
 use crate::net::time;
 use crate::turn_server::rate::Pace;
 use crate::turn_server::{ConnectionId, RelayId};
@@ -30,10 +30,10 @@ const CLOSE_TIME: Duration = Duration::from_secs(30);
 
 /// The peer connections of all workers; a client's second connection may belong to another worker than its first.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct PeerStreams(Arc<Mutex<HashMap<ConnectionId, Held>>>);
+pub(crate) struct PeerStreamTable(Arc<Mutex<HashMap<ConnectionId, PeerStreamState>>>);
 
 #[derive(Debug)]
-enum Held {
+enum PeerStreamState {
     Connecting(AbortHandle),
     Waiting { stream: TcpStream, owner: Inbox },
     Joined(Arc<Notify>),
@@ -41,48 +41,48 @@ enum Held {
 
 /// A peer's stream on its way to the client's connection.
 #[derive(Debug)]
-pub(crate) struct Joint {
+pub(crate) struct PeerStream {
     /// The answer that the client gets before the first byte.
     pub(crate) reply: Vec<u8>,
     stream: TcpStream,
     ended: Arc<Notify>,
     pace: Pace,
-    closing: Closing,
+    closing: CloseNotice,
 }
 
-/// Tells, however a joint ends, joined or never, that its connection is over.
+/// Tells, however a stream ends, joined or never, that its connection is over.
 #[derive(Debug)]
-struct Closing {
+struct CloseNotice {
     connection: ConnectionId,
     owner: Inbox,
-    streams: PeerStreams,
+    streams: PeerStreamTable,
 }
 
-impl Drop for Closing {
+impl Drop for CloseNotice {
     fn drop(&mut self) {
         self.streams.lock().remove(&self.connection);
         // Without room in the inbox the relay learns of it with the end of the allocation.
-        self.owner.try_send(ToWorker::ConnectionClosed { connection: self.connection });
+        self.owner.try_send(WorkerMessage::PeerClosed { connection: self.connection });
     }
 }
 
 /// One worker's part.
 #[derive(Debug)]
-pub(crate) struct TcpRelay {
-    streams: PeerStreams,
+pub(crate) struct PeerTcp {
+    streams: PeerStreamTable,
     inbox: Inbox,
     runtime: Handle,
     listeners: HashMap<RelayId, AbortHandle>,
 }
 
-impl PeerStreams {
-    fn lock(&self) -> MutexGuard<'_, HashMap<ConnectionId, Held>> {
+impl PeerStreamTable {
+    fn lock(&self) -> MutexGuard<'_, HashMap<ConnectionId, PeerStreamState>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl TcpRelay {
-    pub(crate) fn new(streams: PeerStreams, inbox: Inbox, runtime: Handle) -> Self {
+impl PeerTcp {
+    pub(crate) fn new(streams: PeerStreamTable, inbox: Inbox, runtime: Handle) -> Self {
         Self { streams, inbox, runtime, listeners: HashMap::new() }
     }
 
@@ -104,7 +104,7 @@ impl TcpRelay {
         })
     }
 
-    /// Connects from a relayed address to a peer; [`ToWorker::Connected`] says how that went.
+    /// Connects from a relayed address to a peer; [`WorkerMessage::PeerConnected`] says how that went.
     pub(crate) fn connect(&self, connection: ConnectionId, from: SocketAddr, to: SocketAddr) {
         let (streams, inbox) = (self.streams.clone(), self.inbox.clone());
         // The table is locked until the entry is there, which the task replaces.
@@ -116,39 +116,41 @@ impl TcpRelay {
             }
             let well = connected.is_ok();
             if let Ok(stream) = connected {
-                streams.lock().insert(connection, Held::Waiting { stream, owner: inbox.clone() });
+                streams.lock().insert(connection, PeerStreamState::Waiting { stream, owner: inbox.clone() });
             }
-            inbox.send(ToWorker::Connected { connection, well }).await;
+            inbox.send(WorkerMessage::PeerConnected { connection, well }).await;
         });
-        held.insert(connection, Held::Connecting(connecting.abort_handle()));
+        held.insert(connection, PeerStreamState::Connecting(connecting.abort_handle()));
     }
 
     /// Keeps a peer's stream until the client binds it.
     pub(crate) fn hold(&self, connection: ConnectionId, stream: TcpStream) {
-        self.streams.lock().insert(connection, Held::Waiting { stream, owner: self.inbox.clone() });
+        self.streams
+            .lock()
+            .insert(connection, PeerStreamState::Waiting { stream, owner: self.inbox.clone() });
     }
 
     /// Takes a peer's stream to join it with a client's connection.
-    pub(crate) fn join(&self, connection: ConnectionId, reply: Vec<u8>, pace: Pace) -> Option<Joint> {
+    pub(crate) fn join(&self, connection: ConnectionId, reply: Vec<u8>, pace: Pace) -> Option<PeerStream> {
         let mut held = self.streams.lock();
-        let Some(Held::Waiting { stream, owner }) = held.remove(&connection) else { return None };
+        let Some(PeerStreamState::Waiting { stream, owner }) = held.remove(&connection) else { return None };
         let ended = Arc::new(Notify::new());
-        held.insert(connection, Held::Joined(Arc::clone(&ended)));
-        let closing = Closing { connection, owner, streams: self.streams.clone() };
-        Some(Joint { reply, stream, ended, pace, closing })
+        held.insert(connection, PeerStreamState::Joined(Arc::clone(&ended)));
+        let closing = CloseNotice { connection, owner, streams: self.streams.clone() };
+        Some(PeerStream { reply, stream, ended, pace, closing })
     }
 
     /// Ends a connection to a peer, and what it is joined with.
     pub(crate) fn disconnect(&self, connection: ConnectionId) {
         match self.streams.lock().remove(&connection) {
-            Some(Held::Connecting(task)) => task.abort(),
-            Some(Held::Joined(ended)) => ended.notify_one(),
-            Some(Held::Waiting { .. }) | None => {}
+            Some(PeerStreamState::Connecting(task)) => task.abort(),
+            Some(PeerStreamState::Joined(ended)) => ended.notify_one(),
+            Some(PeerStreamState::Waiting { .. }) | None => {}
         }
     }
 }
 
-impl Joint {
+impl PeerStream {
     /// The same, but the client gets `queued` first.
     pub(crate) fn behind(mut self, mut queued: Vec<u8>) -> Self {
         queued.append(&mut self.reply);
@@ -219,7 +221,7 @@ async fn accept(listener: std::net::TcpListener, relay: RelayId, inbox: Inbox) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                if !inbox.send(ToWorker::Accepted { relay, peer, stream }).await {
+                if !inbox.send(WorkerMessage::PeerAccepted { relay, peer, stream }).await {
                     return;
                 }
             }

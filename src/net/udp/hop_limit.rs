@@ -16,7 +16,7 @@ const LEAST: u8 = 32;
 /// What one socket says when nothing is said beside a datagram. The threads that share a socket may overtake each other here, which
 /// costs a datagram its exact TTL and nothing else.
 #[derive(Debug)]
-pub(super) struct Hops {
+pub(super) struct HopLimit {
     is_ipv6: bool,
     /// The system's.
     default: u8,
@@ -26,7 +26,7 @@ pub(super) struct Hops {
     streak: AtomicU8,
 }
 
-impl Hops {
+impl HopLimit {
     /// Reads what a fresh socket has.
     pub(super) fn of(socket: &UdpSocket, is_ipv6: bool) -> io::Result<Self> {
         let default = match is_ipv6 {
@@ -39,7 +39,7 @@ impl Hops {
     }
 
     /// Returns what is to be said beside a datagram that is to leave with `wanted`, by default the system's.
-    pub(super) fn to_say(&self, socket: &UdpSocket, wanted: Option<u8>) -> Option<u8> {
+    pub(super) fn to_set(&self, socket: &UdpSocket, wanted: Option<u8>) -> Option<u8> {
         let (ttl, relaxed) = (wanted.unwrap_or(self.default), Ordering::Relaxed);
         if ttl == self.current.load(relaxed) {
             if self.streak.load(relaxed) > 0 {
@@ -74,9 +74,9 @@ mod tests {
     fn a_ttl_that_stays_becomes_the_sockets_and_another_is_said() {
         for (ip, is_ipv6) in [("127.0.0.1:0", false), ("[::1]:0", true)] {
             let socket = UdpSocket::bind(ip).unwrap();
-            let hops = Hops::of(&socket, is_ipv6).unwrap();
-            let default = hops.default;
-            let said = |wanted| hops.to_say(&socket, wanted);
+            let hop_limit = HopLimit::of(&socket, is_ipv6).unwrap();
+            let default = hop_limit.default;
+            let said = |wanted| hop_limit.to_set(&socket, wanted);
             assert_eq!((said(None), said(Some(default))), (None, None));
             for _ in 0..PATIENCE {
                 assert_eq!(said(Some(57)), Some(57));
