@@ -1,6 +1,6 @@
-//! The gateway's machine under clients, servers and a clock that do as they please, beside a model that only knows what was sent and
-//! received: a message reaches only the other endpoint of its own virtual connection, once and in order; every id that was opened endpoints;
-//! the limits hold; whoever is held is let go; and nothing is left of anybody.
+//! The gateway's router with arbitrary clients, servers and clock steps, checked against a model of what was sent and received: a message
+//! reaches only the other end of its virtual connection, once and in order; every opened id is closed; the limits hold; a paused sender
+//! is resumed; and no state remains.
 
 use bytes::{Buf, BytesMut};
 use ginnel::Now;

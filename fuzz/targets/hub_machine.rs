@@ -1,6 +1,6 @@
-//! One to three hubs under clients, a bus and a clock that do as they please, beside a model that only knows what was said and heard:
-//! a token reaches only the two that it is for, a tag has one owner, who watches is told the truth in the end, who asks is answered,
-//! the tables keep their caps, and nothing is left of anybody.
+//! Hubs with arbitrary clients, bus and clock steps, checked against a model of what was sent and received: a token reaches only its two
+//! sides, a tag has one owner, a watcher gets the true state in the end, every request is answered, the tables keep their caps, and no
+//! state remains.
 
 #[path = "hub_machine/bus.rs"]
 mod bus;

@@ -1,5 +1,5 @@
-//! Two workers' relays under clients, peers and a clock that do as they please, beside a model that only knows what was granted:
-//! datagrams, TCP (RFC 6062), moving clients (RFC 8016), both families, refused ports, look-ups, small limits.
+//! The relays of two workers with arbitrary clients, peers and clock steps, checked against a model of what was granted: datagrams, TCP
+//! (RFC 6062), moving clients (RFC 8016), both families, refused ports, look-ups, small limits.
 
 #[path = "relay_machine/allocations.rs"]
 mod allocations;
