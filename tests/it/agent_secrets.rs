@@ -50,7 +50,7 @@ fn a_ticket_comes_from_the_environment_or_a_file() {
 
 #[test]
 fn a_gateway_token_comes_from_its_own_option_file_or_variable_and_from_the_older_ones() {
-    let test_server = TestServer::on_loopback("[gateway]\ntickets = true\n");
+    let test_server = TestServer::on_loopback("[gateway]\nrequire_token = true\n");
     let gateway = test_server.address.to_string();
     let token = test_server.output_of(&["gateway", "ticket"]);
     let folder = tempfile::tempdir().unwrap();
@@ -156,7 +156,7 @@ fn a_named_file_overrides_the_environment() {
     listening.expect("ticket", UP, |line| line.contains("agent connect agent:").then_some(()));
     std::fs::write(&file, ticket).unwrap();
     ends_with(agent(&["connect", "--ticket-file", named], &[("AGENT_TICKET", "agent:another")]), OFFLINE);
-    let tickets = TestServer::on_loopback("[gateway]\ntickets = true\n");
+    let tickets = TestServer::on_loopback("[gateway]\nrequire_token = true\n");
     std::fs::write(&file, tickets.output_of(&["gateway", "ticket"])).unwrap();
     let gateway = tickets.address.to_string();
     let connect = ["connect", "--gateway", &gateway, "--id", "7", "--gateway-token-file", named];
