@@ -42,7 +42,7 @@ struct Machine {
 
 impl Machine {
     fn new(line: Line) -> Self {
-        let plenty = Rate { burst: 1e12, per_second: 1e12 };
+        let plenty = Rate::new(1e12, 1e12);
         let limits = Limits {
             tags: usize::MAX,
             tags_per_network: usize::MAX,

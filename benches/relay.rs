@@ -8,14 +8,14 @@
 
 use criterion::{Bencher, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ginnel::Now;
+use ginnel::internals::limits::Rate;
 use ginnel::internals::net::time;
+use ginnel::internals::turn_server::allocation_quota::AllocationQuota;
 use ginnel::internals::turn_server::auth::{Authenticator, Credentials};
 use ginnel::internals::turn_server::machine::{Features, Forward, IpHeader, Limits, Output, Relay, Shared};
 use ginnel::internals::turn_server::mobility::MobilityTickets;
 use ginnel::internals::turn_server::policy::{PeerPolicy, PolicyConfig};
 use ginnel::internals::turn_server::ports::{RelayAddress, RelayPorts};
-use ginnel::internals::turn_server::quota::Quota;
-use ginnel::internals::turn_server::rate::Rate;
 use ginnel::internals::turn_server::{FiveTuple, PREFETCH_BATCH, RelayId, Transport};
 use ginnel::stun::{
     Builder, Class, Key, MAGIC_COOKIE, Message, Method, TransactionId, attr, long_term_digest,
@@ -80,7 +80,7 @@ fn shared() -> Shared {
         policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
         ports,
         reservations: Arc::default(),
-        quota: Arc::new(Quota::new(u32::MAX, u32::MAX)),
+        quota: Arc::new(AllocationQuota::new(u32::MAX, u32::MAX)),
         addresses: addresses.into(),
         connections: Arc::default(),
         tickets: Arc::new(MobilityTickets::new(&[6; 32]).unwrap()),

@@ -5,10 +5,14 @@
 
 #[cfg(feature = "server")]
 mod deadlines;
+#[cfg(feature = "server")]
+mod ticks;
 
 #[cfg(feature = "server")]
 pub use deadlines::Deadlines;
 use std::time::{Duration, Instant};
+#[cfg(feature = "server")]
+pub(crate) use ticks::{TickBase, Ticks};
 
 /// One moment, read once by the hands and passed to every machine they call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,13 +3,12 @@
 mod auth;
 mod checks;
 mod gateway;
-mod prefix;
 mod signaling;
 
+use crate::limits::NetworkPrefix;
 use crate::server;
 use crate::stun_server::ServerAddress;
 use crate::telemetry;
-use prefix::Prefix;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use std::collections::HashMap;
@@ -88,12 +87,12 @@ impl Config {
         file.limits.apply(&mut server.limits)?;
         let renamed = if file.proxy_protocol_from.is_some() { RENAMED } else { &[] };
         let renamed_list = file.proxy_protocol_from.unwrap_or_default();
-        server.trusted_proxies = Prefix::all(file.trusted_proxies.into_iter().chain(renamed_list).collect());
+        server.trusted_proxies = file.trusted_proxies.into_iter().chain(renamed_list).collect();
         file.tls.apply(&mut server.tls)?;
         file.turn.apply(&mut server.turn)?;
         file.auth.apply(&server.turn, &mut server.auth)?;
         file.gateway.apply(&mut server.gateway)?;
-        server.metrics_from = file.metrics_from.map_or(server.metrics_from, Prefix::all);
+        server.metrics_from = file.metrics_from.unwrap_or(server.metrics_from);
         server.metrics_hosts = file.metrics_hosts;
         file.signaling.apply(&mut server.signaling)?;
         let defaults = telemetry::Config::default();
@@ -138,14 +137,14 @@ struct File {
     workers: Option<usize>,
     stun: Stun,
     limits: Limits,
-    trusted_proxies: Vec<Prefix>,
+    trusted_proxies: Vec<NetworkPrefix>,
     /// The old name of `trusted_proxies`.
-    proxy_protocol_from: Option<Vec<Prefix>>,
+    proxy_protocol_from: Option<Vec<NetworkPrefix>>,
     tls: Tls,
     turn: Turn,
     auth: auth::Auth,
     gateway: gateway::Gateway,
-    metrics_from: Option<Vec<Prefix>>,
+    metrics_from: Option<Vec<NetworkPrefix>>,
     metrics_hosts: Vec<String>,
     signaling: signaling::Signaling,
     log: Log,
@@ -193,7 +192,7 @@ struct Limits {
     unauthenticated_rate: Option<u32>,
     unauthenticated_burst: Option<u32>,
     dtls_handshakes: Option<u32>,
-    unlimited_from: Option<Vec<Prefix>>,
+    unlimited_from: Option<Vec<NetworkPrefix>>,
     connections_per_address: Option<u32>,
     unauthenticated_memory: Option<usize>,
 }
@@ -227,7 +226,7 @@ impl Limits {
             return Err(ConfigError::Value { key: "limits.unauthenticated_memory", rule });
         }
         if let Some(prefixes) = self.unlimited_from {
-            strangers.unlimited_from = Prefix::all(prefixes);
+            strangers.unlimited_from = prefixes;
         }
         Ok(())
     }
@@ -294,8 +293,8 @@ struct Turn {
     allocations_per_user: Option<u32>,
     max_allocations: Option<u32>,
     credentials_ttl: Option<u64>,
-    allow_peers: Vec<Prefix>,
-    deny_peers: Vec<Prefix>,
+    allow_peers: Vec<NetworkPrefix>,
+    deny_peers: Vec<NetworkPrefix>,
 }
 
 impl Turn {
@@ -335,9 +334,12 @@ impl Turn {
             Some(0) => return Err(value("turn.permissions_per_allocation", "must be at least 1")),
             given => given.unwrap_or(limits.permissions),
         };
-        limits.new_peers.per_second = self.new_peers_per_second.unwrap_or(limits.new_peers.per_second);
-        limits.user_new_peers.per_second =
-            self.new_peers_per_user.unwrap_or(limits.user_new_peers.per_second);
+        for (given, rate) in [
+            (self.new_peers_per_second, &mut limits.new_peers),
+            (self.new_peers_per_user, &mut limits.user_new_peers),
+        ] {
+            *rate = given.map_or(*rate, |given| rate.with_per_second(given));
+        }
         for (key, given, rate) in [
             (
                 "turn.bandwidth_per_allocation",
@@ -349,7 +351,7 @@ impl Turn {
             if given.is_some_and(|given| (1..MIN_BANDWIDTH).contains(&given)) {
                 return Err(value(key, "must be at least 1500 bytes a second, one packet; 0 for no limit"));
             }
-            rate.per_second = given.unwrap_or(rate.per_second);
+            *rate = given.map_or(*rate, |given| rate.with_per_second(given));
         }
         turn.relay_addresses = self.relay_addresses;
         if let Some(seconds) = self.max_lifetime {
@@ -369,8 +371,8 @@ impl Turn {
             }
             turn.credentials_ttl = Duration::from_secs(seconds);
         }
-        turn.allow_peers = Prefix::all(self.allow_peers);
-        turn.deny_peers = Prefix::all(self.deny_peers);
+        turn.allow_peers = self.allow_peers;
+        turn.deny_peers = self.deny_peers;
         Ok(())
     }
 }

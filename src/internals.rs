@@ -33,6 +33,10 @@ pub mod load {
     }
 }
 
+pub mod limits {
+    pub use crate::limits::Rate;
+}
+
 pub mod net {
     pub use crate::net::{proxy, time};
     pub mod cookie {
@@ -77,11 +81,8 @@ pub mod turn_server {
     pub mod ports {
         pub use crate::turn_server::ports::{RelayAddress, RelayPorts};
     }
-    pub mod quota {
-        pub use crate::turn_server::quota::Quota;
-    }
-    pub mod rate {
-        pub use crate::turn_server::rate::Rate;
+    pub mod allocation_quota {
+        pub use crate::turn_server::allocation_quota::AllocationQuota;
     }
     pub mod wire {
         pub use crate::turn_server::wire::*;

@@ -24,6 +24,7 @@ mod write_timeout;
 use crate::dataplane::dtls::Identity;
 use crate::dataplane::inbox::{Inbox, WorkerMessage};
 use crate::dataplane::worker_pool::{WorkerFailed, WorkerPool};
+pub use crate::limits::{NetworkPrefix, PrefixError};
 use crate::net::addresses::{AddressWatch, Addresses};
 use crate::net::certificate::Certificate;
 pub use crate::net::certificate::CertificateError;
@@ -204,14 +205,15 @@ impl Server {
             None => router,
         };
         let hosts = OwnHosts::gather(&config, &certificate, addresses.subscribe());
-        let counted = Metrics::new(gateway.as_ref(), hosts, &config.metrics_from);
+        let connections = connections(&config.limits, config.turn.max_allocations);
+        let counted = Metrics::new(gateway.as_ref(), Arc::clone(&connections), hosts, &config.metrics_from);
         let door = StreamDoor {
             workers: Arc::clone(&inboxes),
             router: router.merge(metrics::router(counted)).merge(revocation::router(desk)),
             tls,
             gateway: gateway_door,
             trusted: config.trusted_proxies.into(),
-            connections: connections(&config.limits, config.turn.max_allocations),
+            connections,
         };
         let mut listeners = JoinSet::new();
         listeners.spawn(give_memory_back(Arc::clone(&door.connections)));
@@ -334,7 +336,7 @@ async fn give_memory_back(connections: Arc<Connections>) {
     let mut before = 0;
     loop {
         sleep(TRIM_EVERY).await;
-        let gone = connections.gone();
+        let gone = connections.counters().closed;
         if gone - before >= TRIM_AFTER {
             before = gone;
             // It waits for nobody but takes a while.

@@ -145,7 +145,7 @@ pub(super) fn serve(address: SocketAddr) -> anyhow::Result<()> {
             ..ServerConfig::default()
         };
         config.tls.port = None;
-        let plenty = Rate { burst: 1e12, per_second: 1e12 };
+        let plenty = Rate::new(1e12, 1e12);
         (config.signaling.limits.per_source, config.signaling.limits.per_pair) = (plenty, plenty);
         let server = ginnel::Server::start(config, &state).await?;
         tokio::io::stdin().read_to_end(&mut Vec::new()).await?;

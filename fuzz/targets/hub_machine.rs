@@ -98,10 +98,10 @@ impl World {
             [NotifyFrom::Both, NotifyFrom::Main, NotifyFrom::Aux][usize::from(setup >> 1) % 3];
         let is_patient = setup & 0x80 == 0;
         if is_patient {
-            let plenty = Rate { burst: 1e6, per_second: 1e6 };
+            let plenty = Rate::new(1e6, 1e6);
             let limits = &mut config.limits;
             (limits.per_source, limits.per_pair, limits.per_proof) = (plenty, plenty, plenty);
-            (limits.per_list, limits.per_unproven) = (Rate { burst: 1e9, ..plenty }, plenty);
+            (limits.per_list, limits.per_unproven) = (Rate::new(1e6, 1e9), plenty);
         }
         let count = 3 - usize::from(setup >> 3) % 3;
         Self {

@@ -13,7 +13,9 @@ mod model;
 mod streams;
 
 use ginnel::Now;
+use ginnel::internals::limits::Rate;
 use ginnel::internals::net::time;
+use ginnel::internals::turn_server::allocation_quota::AllocationQuota;
 use ginnel::internals::turn_server::auth::{
     Authenticator, AuthenticatorConfig, LookupCacheConfig, LookupResult, RealmCredentials, UserKeys,
 };
@@ -24,8 +26,6 @@ use ginnel::internals::turn_server::machine::{
 use ginnel::internals::turn_server::mobility::MobilityTickets;
 use ginnel::internals::turn_server::policy::{PeerPolicy, PolicyConfig};
 use ginnel::internals::turn_server::ports::{RelayAddress, RelayPorts};
-use ginnel::internals::turn_server::quota::Quota;
-use ginnel::internals::turn_server::rate::Rate;
 use ginnel::internals::turn_server::wire::parse_channel_data;
 use ginnel::internals::turn_server::{
     CHANNEL_LIFETIME, ConnectionId, FiveTuple, PERMISSION_LIFETIME, Relay, RelayId, RelaySocketError, Shared,

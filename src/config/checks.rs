@@ -131,8 +131,9 @@ mod tests {
         let text = "proxy_protocol_from = ['192.0.2.1']\nmetrics_from = ['2001:db8::1']\n\
                     [limits]\nunlimited_from = ['192.0.2.2']\n[turn]\nallow_peers = ['10.0.0.1', '10.1.2.3/8']\ndeny_peers = ['10.0.0.2']";
         let server = Config::parse(text).unwrap().server;
-        let shown =
-            |list: &[ipnet::IpNet]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+        let shown = |list: &[crate::limits::NetworkPrefix]| {
+            list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
         assert_eq!(shown(&server.trusted_proxies), "192.0.2.1/32");
         assert_eq!(shown(&server.metrics_from), "2001:db8::1/128");
         assert_eq!(shown(&server.limits.unauthenticated.unlimited_from), "192.0.2.2/32");

@@ -6,7 +6,7 @@
 //! that exchange itself, is then led through a repetition of it with the same cookie.
 
 use crate::clock::{Deadlines, Now};
-use crate::limits::Limit;
+use crate::limits::{Exceeded, Limit, NetworkPrefix, Permit, Quota};
 use crate::net::certificate::{Certificate, CertificateError};
 use crate::net::cookie::{self, ClientHello, Cookie, Cookies, Verdict};
 use crate::turn_server::{FiveTuple, Transport};
@@ -17,7 +17,7 @@ use ring::hmac;
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
@@ -73,7 +73,7 @@ pub(crate) struct Dtls {
     identity: Identity,
     cookies: Cookies,
     sessions: HashMap<Ends, Session>,
-    networks: HashMap<IpAddr, usize>,
+    quota: Arc<Quota<NetworkPrefix>>,
     /// Who has begun a handshake within the last [`RESTART_TIME`], the oldest first.
     begun: VecDeque<(Instant, Ends)>,
     lately: HashSet<Ends>,
@@ -143,6 +143,7 @@ struct Session {
     connected: bool,
     authenticated: bool,
     ended: bool,
+    _permit: Permit<NetworkPrefix>,
 }
 
 impl Session {
@@ -197,7 +198,7 @@ impl Dtls {
             identity,
             cookies: Cookies::new(now, rng),
             sessions: HashMap::new(),
-            networks: HashMap::new(),
+            quota: Quota::new(MAX_SESSIONS, MAX_PER_NETWORK),
             begun: VecDeque::new(),
             lately: HashSet::new(),
             deadlines: Deadlines::default(),
@@ -309,16 +310,17 @@ impl Dtls {
 
     /// Begins a session and leads it through the exchange that the client has already passed.
     fn admit(&mut self, now: Now, ends: Ends, hello: &ClientHello<'_>, came: (Cookie, &[u8])) -> bool {
-        let network = network(ends.0.ip());
-        let used = self.networks.get(&network).copied().unwrap_or_default();
-        if self.sessions.len() >= MAX_SESSIONS {
-            Limit::DtlsSessions.reached(MAX_SESSIONS);
-            return false;
-        }
-        if used >= MAX_PER_NETWORK {
-            Limit::DtlsSessionsPerNetwork.reached(MAX_PER_NETWORK);
-            return false;
-        }
+        let permit = match self.quota.acquire(NetworkPrefix::subscriber(ends.0.ip()), 1) {
+            Ok(permit) => permit,
+            Err(exceeded) => {
+                let limit = match exceeded {
+                    Exceeded::Key => Limit::DtlsSessionsPerNetwork,
+                    Exceeded::Total => Limit::DtlsSessions,
+                };
+                limit.reached(self.quota.max(exceeded));
+                return false;
+            }
+        };
         let Identity { config, certificate } = &self.identity;
         let mut engine = Engine(Some(dimpl::Dtls::new_12(Arc::clone(config), certificate.clone(), now.mono)));
         let (cookie, datagram) = came;
@@ -351,9 +353,9 @@ impl Dtls {
             connected: false,
             authenticated: false,
             ended: false,
+            _permit: permit,
         };
         self.deadlines.set(ends, session.wake);
-        *self.networks.entry(network).or_default() += 1;
         self.sessions.insert(ends, session);
         self.drain(ends);
         true
@@ -420,27 +422,12 @@ impl Dtls {
             return;
         }
         self.deadlines.clear(ends);
-        let network = network(ends.0.ip());
-        if let Some(used) = self.networks.get_mut(&network) {
-            *used -= 1;
-            if *used == 0 {
-                self.networks.remove(&network);
-            }
-        }
         self.outputs.push_back(Output::Gone { client: tuple(ends) });
     }
 }
 
 fn tuple((client, server): Ends) -> FiveTuple {
     FiveTuple { client, server, transport: Transport::Dtls }
-}
-
-/// The unit that shares a cap: an IPv4 address or an IPv6 /64.
-fn network(ip: IpAddr) -> IpAddr {
-    match ip {
-        IpAddr::V4(_) => ip,
-        IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) >> 64 << 64).into()),
-    }
 }
 
 /// Adds `offset` to the number of every record outside encryption: a ServerHello has the number of its ClientHello

@@ -106,7 +106,7 @@ fn a_client_passes_the_exchange_and_frames_go_both_ways_until_close_notify() {
     }
     client.engine.close().unwrap();
     assert_eq!(client.talk(now, &mut server), (Vec::new(), 1));
-    assert!(server.sessions.is_empty() && server.networks.is_empty() && server.poll_timeout().is_none());
+    assert!(server.sessions.is_empty() && server.quota.total() == 0 && server.poll_timeout().is_none());
     assert!(!server.send(tuple(client.ends), b"nobody"));
 }
 
@@ -127,7 +127,7 @@ fn a_million_first_hellos_leave_no_session() {
         }
     }
     assert_eq!(answered, 1_000_000);
-    assert!(server.sessions.is_empty() && server.networks.is_empty() && server.deadlines.is_empty());
+    assert!(server.sessions.is_empty() && server.quota.total() == 0 && server.deadlines.is_empty());
     assert!(server.outputs.capacity() < 16);
 }
 
@@ -192,7 +192,7 @@ fn a_handshake_that_stalls_ends_after_ten_seconds() {
         time = start.after(at.max(time.mono) - start.mono);
         server.handle_timeout(time);
     }
-    assert!(server.sessions.is_empty() && server.networks.is_empty());
+    assert!(server.sessions.is_empty() && server.quota.total() == 0);
     let sent = std::iter::from_fn(|| server.poll_output());
     let sent: usize = sent
         .map(|output| {
@@ -235,7 +235,8 @@ fn a_network_has_so_many_sessions_and_no_more() {
     let now = now();
     let mut server = server(now);
     let mut client = connected(now, &mut server, ends(1));
-    server.networks.insert(network(client.ends.0.ip()), MAX_PER_NETWORK);
+    let network = NetworkPrefix::subscriber(client.ends.0.ip());
+    let _others = server.quota.acquire(network, MAX_PER_NETWORK - 1).unwrap();
     let mut refused = Client::new(now, &server, ends(2));
     refused.talk(now, &mut server);
     assert!(!refused.connected && server.sessions.len() == 1);
@@ -427,7 +428,7 @@ fn an_engine_that_panics_ends_its_own_session_alone() {
     other.engine.send_application_data(b"still here").unwrap();
     assert_eq!(other.talk(now, &mut server).0, [b"still here"]);
     connected(now.after(2 * RESTART_TIME), &mut server, ends(2));
-    assert_eq!(server.networks.values().sum::<usize>(), 2);
+    assert_eq!(server.quota.total(), 2);
 }
 
 #[test]
@@ -594,7 +595,7 @@ proptest! {
         }
         prop_assert_eq!(server.broken.engines, 0);
         server.remove(ends(1));
-        prop_assert!(server.sessions.is_empty() && server.networks.is_empty());
+        prop_assert!(server.sessions.is_empty() && server.quota.total() == 0);
         prop_assert_eq!(server.poll_timeout(), None);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::inbox::{Inbox, WorkerMessage};
 use crate::net::time;
-use crate::turn_server::rate::Pace;
+use crate::turn_server::pending_connections::UserBandwidth;
 use crate::turn_server::{ConnectionId, RelayId};
 use bytes::BytesMut;
 use socket2::{Domain, Socket, Type};
@@ -46,7 +46,7 @@ pub(crate) struct PeerStream {
     pub(crate) reply: Vec<u8>,
     stream: TcpStream,
     ended: Arc<Notify>,
-    pace: Pace,
+    bandwidth: UserBandwidth,
     closing: CloseNotice,
 }
 
@@ -131,13 +131,18 @@ impl PeerTcp {
     }
 
     /// Takes a peer's stream to join it with a client's connection.
-    pub(crate) fn join(&self, connection: ConnectionId, reply: Vec<u8>, pace: Pace) -> Option<PeerStream> {
+    pub(crate) fn join(
+        &self,
+        connection: ConnectionId,
+        reply: Vec<u8>,
+        bandwidth: UserBandwidth,
+    ) -> Option<PeerStream> {
         let mut held = self.streams.lock();
         let Some(PeerStreamState::Waiting { stream, owner }) = held.remove(&connection) else { return None };
         let ended = Arc::new(Notify::new());
         held.insert(connection, PeerStreamState::Joined(Arc::clone(&ended)));
         let closing = CloseNotice { connection, owner, streams: self.streams.clone() };
-        Some(PeerStream { reply, stream, ended, pace, closing })
+        Some(PeerStream { reply, stream, ended, bandwidth, closing })
     }
 
     /// Ends a connection to a peer, and what it is joined with.
@@ -164,7 +169,7 @@ impl PeerStream {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let Self { reply, stream, ended, pace, closing: _closing } = self;
+        let Self { reply, stream, ended, bandwidth, closing: _closing } = self;
         let (mut from_client, mut to_client) = tokio::io::split(client);
         let (mut from_peer, mut to_peer) = stream.into_split();
         let moving = async {
@@ -172,8 +177,8 @@ impl PeerStream {
             to_client.flush().await?;
             to_peer.write_all(&early).await?;
             tokio::try_join!(
-                pump(&mut from_client, &mut to_peer, &pace),
-                pump(&mut from_peer, &mut to_client, &pace),
+                pump(&mut from_client, &mut to_peer, &bandwidth),
+                pump(&mut from_peer, &mut to_client, &bandwidth),
             )
         };
         tokio::select! {
@@ -183,11 +188,11 @@ impl PeerStream {
     }
 }
 
-/// Moves bytes one way, at the user's pace, and then the end.
+/// Moves bytes one way, within the bandwidth of the user, and then the end.
 async fn pump(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
-    pace: &Pace,
+    bandwidth: &UserBandwidth,
 ) -> io::Result<()> {
     let mut chunk = vec![0; CHUNK];
     loop {
@@ -195,7 +200,7 @@ async fn pump(
         if length == 0 {
             return tokio::time::timeout(CLOSE_TIME, to.shutdown()).await?;
         }
-        while !pace.admits(time::now().mono, length) {
+        while !bandwidth.try_take(time::now().mono, length) {
             tokio::time::sleep(PACE_PAUSE).await;
         }
         to.write_all(&chunk[..length]).await?;

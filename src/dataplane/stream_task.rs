@@ -179,6 +179,6 @@ mod tests {
         );
         drop(path);
         served.await.unwrap();
-        assert_eq!(connections.leaving(), 0);
+        assert_eq!(connections.counters().evicted, 0);
     }
 }

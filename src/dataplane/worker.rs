@@ -17,9 +17,9 @@ use super::worker_channel::WorkerChannels;
 use super::worker_pool::WorkerSockets;
 use crate::clock::Now;
 use crate::net::demux::{self, DatagramKind};
-use crate::net::gate::Gate;
 use crate::net::time;
 use crate::net::udp::{BatchSocket, BatchUdpSocket, Datagram, Role, Route, RxBatch, RxBuffers};
+use crate::net::unauthenticated::UnauthenticatedLimiter;
 use crate::signaling::{Handle, ServerPort};
 use crate::stun_server::{Discovery, SharedSecrets};
 use crate::turn_server::data::IcmpError;
@@ -70,7 +70,7 @@ pub(crate) struct WorkerParts {
     pub(crate) sockets: WorkerSockets,
     pub(crate) discovery: Discovery,
     pub(crate) secrets: SharedSecrets,
-    pub(crate) gate: Gate,
+    pub(crate) unauthenticated: UnauthenticatedLimiter,
     pub(crate) relay: Relay,
     pub(crate) dtls: Dtls,
     pub(crate) signaling: Handle,
@@ -94,7 +94,7 @@ pub(crate) struct Worker {
     relay_sockets: Vec<Option<BatchUdpSocket>>,
     pub(crate) discovery: Discovery,
     pub(crate) secrets: SharedSecrets,
-    gate: Gate,
+    unauthenticated: UnauthenticatedLimiter,
     signaling: Handle,
     lookups: Lookups,
     tcp: PeerTcp,
@@ -161,7 +161,7 @@ impl Worker {
             relay_sockets: Vec::new(),
             discovery: parts.discovery,
             secrets: parts.secrets,
-            gate: parts.gate,
+            unauthenticated: parts.unauthenticated,
             signaling: parts.signaling,
             lookups: parts.lookups,
             tcp: PeerTcp::new(parts.peer_streams, inbox.clone(), runtime),
@@ -375,8 +375,8 @@ impl Worker {
         let kind = demux::datagram(datagram.payload);
         match (kind, *door) {
             (DatagramKind::Dtls, ServerPort::Main) => {
-                let (gate, ends) = (&mut self.gate, (datagram.from, server));
-                let admits = || gate.admits_handshake(now, datagram.from.ip());
+                let (limiter, ends) = (&mut self.unauthenticated, (datagram.from, server));
+                let admits = || limiter.allow_handshake(now, datagram.from.ip());
                 if !self.clients.dtls.handle_datagram(now, ends, datagram.payload, admits) {
                     self.clients.count_dropped();
                 }
@@ -434,10 +434,10 @@ impl Worker {
         }
     }
 
-    /// Sends what nobody has authenticated to have asked for, if the gate lets it out.
+    /// Sends a response to a request that is not authenticated, if the limits allow it.
     pub(crate) fn reply_unverified(&mut self, now: Now, client: FiveTuple, question: usize, answer: &[u8]) {
-        let oversized = self.gate.held().over_size;
-        if self.gate.admits(now, client.client.ip(), question, answer.len()) {
+        let oversized = self.unauthenticated.counters().over_size;
+        if self.unauthenticated.allow_response(now, client.client.ip(), question, answer.len()) {
             match self.clients.route_to(client, IpHeader::default()) {
                 Some((door, route)) if client.transport == Transport::Udp => {
                     self.send_queue.push(SendSocket::Listener(door), route, answer, Payload::Copied(&[]), 0);
@@ -447,7 +447,7 @@ impl Worker {
             return;
         }
         self.clients.count_dropped();
-        if (oversized, self.gate.held().over_size) == (0, 1) {
+        if (oversized, self.unauthenticated.counters().over_size) == (0, 1) {
             // Never by the client's doing: no client could be served until this is set right.
             tracing::warn!(
                 question,
@@ -571,8 +571,8 @@ impl Worker {
                     }
                 }
                 Output::Connect { connection, from, to } => self.tcp.connect(connection, from, to),
-                Output::BindConnection { client, connection, response, pace } => {
-                    let peer_stream = self.tcp.join(connection, response, pace).map(Box::new);
+                Output::BindConnection { client, connection, response, bandwidth } => {
+                    let peer_stream = self.tcp.join(connection, response, bandwidth).map(Box::new);
                     self.clients.join(client, peer_stream);
                 }
                 Output::Disconnect { connection } => self.tcp.disconnect(connection),

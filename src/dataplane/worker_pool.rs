@@ -6,15 +6,14 @@ use super::lookups::Lookups;
 use super::moved_clients::Inboxes;
 use super::peer_streams::PeerStreamTable;
 use super::worker::{ListenSocket, Worker, WorkerParts};
-use crate::net::gate::{Gate, GateConfig};
 use crate::net::time;
 use crate::net::udp::BatchUdpSocket;
+use crate::net::unauthenticated::{UnauthenticatedLimiter, UnauthenticatedLimits};
 use crate::signaling::Handle;
 use crate::stun_server::{Discovery, SecretKeys, SharedSecrets};
 use crate::turn_server::machine::{Relay, Shared};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
-use std::hash::RandomState;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -43,7 +42,7 @@ pub(crate) struct WorkerPool {
     pub(crate) identity: Identity,
     pub(crate) discovery: Discovery,
     pub(crate) secret_keys: Arc<SecretKeys>,
-    pub(crate) unauthenticated: GateConfig,
+    pub(crate) unauthenticated: UnauthenticatedLimits,
     pub(crate) signaling: Handle,
     pub(crate) lookups: Lookups,
 }
@@ -69,10 +68,15 @@ impl WorkerPool {
                 discovery: self.discovery.clone(),
                 secrets: SharedSecrets::new(Arc::clone(&self.secret_keys), rng()),
                 dtls: Dtls::new(time::now(), self.identity.clone(), rng()),
-                gate: Gate::new(&self.unauthenticated, count, time::now(), RandomState::new()),
+                unauthenticated: UnauthenticatedLimiter::new(
+                    &self.unauthenticated,
+                    count,
+                    time::now(),
+                    &mut rng(),
+                ),
                 relay: Relay::new(time::now(), shared, rng()),
                 signaling: self.signaling.clone(),
-                lookups: self.lookups.of(index, count),
+                lookups: self.lookups.of(index, count, &mut rng()),
                 number,
                 inboxes: Arc::clone(&all_inboxes),
                 peer_streams: peer_streams.clone(),

@@ -6,8 +6,9 @@
 //! in part cannot keep each other from ending.
 
 use super::endpoint::EndpointKey;
+use crate::limits::NetworkPrefix;
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 /// What a connection is read of at a time while there is plenty.
 pub(super) const READ: usize = 64 * 1024;
@@ -20,15 +21,12 @@ const RESERVES: usize = 4;
 /// How many addresses are tried at a time for one whose frames go on.
 const TRIES: usize = 16;
 
-/// Who is counted as one: an IPv4 address, or an IPv6 /48; `None` for servers, who have proven themselves.
-pub(super) type Network = Option<IpAddr>;
+/// The network that an endpoint is counted for: an IPv4 address, or an IPv6 /48; `None` for servers, which have authenticated.
+pub(super) type Network = Option<NetworkPrefix>;
 
-/// Returns who `ip` is counted as.
+/// Returns the network of a client.
 pub(super) fn network(ip: IpAddr) -> Network {
-    Some(match ip.to_canonical() {
-        IpAddr::V4(ip) => ip.into(),
-        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> 80 << 80).into(),
-    })
+    Some(NetworkPrefix::new(ip, 32, 48))
 }
 
 /// An endpoint whose frame has come in part and waits for memory.

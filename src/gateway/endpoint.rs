@@ -2,9 +2,9 @@
 
 use super::budget::Network;
 use super::outbox::Outbox;
-use super::refusals::Pace;
 use super::token::TokenClaims;
 use super::wire::ConnId;
+use crate::limits::RateLimiter;
 use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
@@ -87,7 +87,7 @@ pub(super) struct EndpointState {
     /// Violations since the time.
     pub(super) violations: (u32, Instant),
     /// Of Dials that were refused.
-    pub(super) refusals: Pace,
+    pub(super) refusals: RateLimiter,
 }
 
 impl EndpointState {
@@ -111,7 +111,7 @@ impl EndpointState {
             ping_sent: None,
             id_contested: None,
             violations: (0, now),
-            refusals: Pace::new(now),
+            refusals: RateLimiter::default(),
         }
     }
 

@@ -92,10 +92,10 @@ pub struct Router {
 impl Router {
     /// Begins with nobody connected.
     #[must_use]
-    pub fn new(rules: RouterConfig, rng: ChaCha20Rng) -> Self {
+    pub fn new(rules: RouterConfig, mut rng: ChaCha20Rng) -> Self {
         Self {
             budget: Budget::new(rules.limits.memory, rules.limits.max_packet),
-            refusals: Refusals::default(),
+            refusals: Refusals::new(&mut rng),
             last_reclaim: None,
             rules,
             endpoints: Slab::new(),

@@ -9,6 +9,14 @@
 #[cfg(any(feature = "server", feature = "gateway-client"))]
 mod backoff;
 #[cfg(feature = "server")]
+mod keyed_rate;
+#[cfg(feature = "server")]
+mod prefix;
+#[cfg(feature = "server")]
+mod quota;
+#[cfg(feature = "server")]
+mod rate;
+#[cfg(feature = "server")]
 mod sampler;
 #[cfg(feature = "server")]
 mod service;
@@ -17,6 +25,16 @@ mod table;
 
 #[cfg(any(feature = "server", feature = "gateway-client"))]
 pub(crate) use backoff::Backoff;
+#[cfg(feature = "server")]
+pub(crate) use keyed_rate::KeyedRateLimiter;
+#[cfg(feature = "server")]
+pub use prefix::{NetworkPrefix, PrefixError};
+#[cfg(feature = "server")]
+pub(crate) use quota::{Exceeded, Permit, Quota};
+#[cfg(feature = "server")]
+pub use rate::Rate;
+#[cfg(feature = "server")]
+pub(crate) use rate::{RateLimiter, SharedRateLimiter};
 #[cfg(feature = "server")]
 pub use sampler::Sampler;
 #[cfg(feature = "server")]

@@ -155,6 +155,8 @@ limits! {
         UnreadBytesPerClient = "unread_bytes_per_client",
         /// Frames that wait for one client over TLS or WebSocket.
         QueuedFramesPerClient = "queued_frames_per_client",
+        /// Keys (networks) that a rate limiter remembers; the one that has used the least of its rate is forgotten.
+        RateLimiterKeys = "rate_limiter_keys",
         /// Clients whose allocation lives on another worker.
         ForwardedClients = "forwarded_clients",
         /// Packets and bytes that wait for another worker.

@@ -1,16 +1,16 @@
 //! Which stream connections there are: how many all clients, one client and one network hold, how much memory those hold that have
 //! shown no credentials, and which of them goes when there is no more room. Pure.
 
-use crate::limits::Limit;
-use ipnet::IpNet;
+use crate::limits::{Exceeded, Limit, NetworkPrefix, Permit, Quota};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fmt;
-use std::net::{IpAddr, Ipv6Addr};
+use std::fmt::{self, Write as _};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How many times as many connections as one address (IPv6: one /64) an IPv6 /56 and a /48 may hold.
-const WIDER: [(u32, u32); 2] = [(56, 2), (48, 4)];
+/// Prefix lengths of the IPv6 networks whose connections are counted, and how many times `per_address` each may hold. An IPv4 address is
+/// counted by the first.
+const NETWORKS: [(u8, u32); 3] = [(64, 1), (56, 2), (48, 4)];
 
 /// The part of the memory of all unproven ones that long messages may hold, and from when a message is long.
 const LONG_PART: usize = 16;
@@ -32,12 +32,52 @@ pub struct ConnectionLimits {
     pub bytes: usize,
 }
 
+/// What [`Connections`] counts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ConnectionCounters {
+    /// Connections that hold a place.
+    pub open: usize,
+    /// Connections whose clients have shown no credentials.
+    pub unauthenticated: usize,
+    /// Bytes that those hold.
+    pub unauthenticated_bytes: usize,
+    /// Descriptors of all connections.
+    pub descriptors: usize,
+    /// Connections that were ended to make room and are not closed yet.
+    pub evicted: usize,
+    /// Connections that were closed since the start.
+    pub closed: u64,
+}
+
+impl ConnectionCounters {
+    /// Writes them in Prometheus' text format.
+    #[must_use]
+    pub fn to_prometheus(&self) -> String {
+        let mut text = String::new();
+        for (name, kind, value) in [
+            ("open", "gauge", self.open as u64),
+            ("unauthenticated", "gauge", self.unauthenticated as u64),
+            ("unauthenticated_bytes", "gauge", self.unauthenticated_bytes as u64),
+            ("descriptors", "gauge", self.descriptors as u64),
+            ("evicted", "gauge", self.evicted as u64),
+            ("closed_total", "counter", self.closed),
+        ] {
+            // Writing to a String does not fail.
+            let _ =
+                writeln!(text, "# TYPE ginnel_connections_{name} {kind}\nginnel_connections_{name} {value}");
+        }
+        text
+    }
+}
+
 /// Counts the open connections. An address without any is not kept.
 #[derive(Debug)]
 pub struct Connections {
     table: Mutex<Table>,
     limits: ConnectionLimits,
-    unlimited_from: Vec<IpNet>,
+    /// By the lengths of [`NETWORKS`].
+    quotas: [Arc<Quota<NetworkPrefix>>; NETWORKS.len()],
+    unlimited_from: Vec<NetworkPrefix>,
 }
 
 #[derive(Default)]
@@ -47,7 +87,6 @@ struct Table {
     places: usize,
     /// Descriptors of all connections that are open.
     descriptors: usize,
-    clients: HashMap<(u32, IpAddr), u32>,
     /// The connections that have shown no credentials.
     unproven: HashMap<u64, Option<Hook>>,
     /// Those among them that hold a place, and those that hold memory.
@@ -71,8 +110,8 @@ pub struct Place(Arc<Held>);
 struct Held {
     connections: Arc<Connections>,
     number: u64,
-    /// Where it is counted; `None` for an address without a limit.
-    client: Mutex<Option<IpAddr>>,
+    /// What it is counted for; none for an address without a limit.
+    permits: Mutex<Vec<Permit<NetworkPrefix>>>,
     has_place: AtomicBool,
     descriptors: AtomicUsize,
 }
@@ -110,8 +149,10 @@ impl Table {
 impl Connections {
     /// Has no limits for the addresses in `unlimited_from` but those of all together.
     #[must_use]
-    pub fn new(limits: ConnectionLimits, unlimited_from: &[IpNet]) -> Arc<Self> {
-        Arc::new(Self { table: Mutex::default(), limits, unlimited_from: unlimited_from.to_vec() })
+    pub fn new(limits: ConnectionLimits, unlimited_from: &[NetworkPrefix]) -> Arc<Self> {
+        let quota = |(_, times)| Quota::new(usize::MAX, limits.per_address.saturating_mul(times) as usize);
+        let unlimited_from = unlimited_from.to_vec();
+        Arc::new(Self { table: Mutex::default(), limits, quotas: NETWORKS.map(quota), unlimited_from })
     }
 
     /// Takes a place for a new connection; where all are taken, the oldest connection that has shown no credentials is ended for it.
@@ -139,58 +180,47 @@ impl Connections {
         drop(table);
         // It may give back another place, or wake a thread.
         hook.into_iter().for_each(|hook| hook());
-        let (client, has_place, descriptors) = (Mutex::default(), AtomicBool::new(true), AtomicUsize::new(1));
+        let (permits, has_place, descriptors) =
+            (Mutex::default(), AtomicBool::new(true), AtomicUsize::new(1));
         let connections = Arc::clone(self);
-        Some(Place(Arc::new(Held { connections, number, client, has_place, descriptors })))
+        Some(Place(Arc::new(Held { connections, number, permits, has_place, descriptors })))
     }
 
     /// Does the same for a client whose address is known: nobody is ended for one that holds as many as it may.
     #[must_use]
     pub fn open_from(self: &Arc<Self>, client: IpAddr) -> Option<Place> {
-        let client = client.to_canonical();
-        if !self.is_unlimited(client) && self.is_full(&self.table(), client) {
-            return None;
+        // Dropped at once: the connection is counted when its client is known for certain.
+        let has_room =
+            NetworkPrefix::any_contains(&self.unlimited_from, client) || self.permits(client).is_some();
+        if has_room { self.open() } else { None }
+    }
+
+    /// Returns what is counted.
+    #[must_use]
+    pub fn counters(&self) -> ConnectionCounters {
+        let table = self.table();
+        ConnectionCounters {
+            open: table.places,
+            unauthenticated: table.unproven.len(),
+            unauthenticated_bytes: table.bytes,
+            descriptors: table.descriptors,
+            evicted: table.leaving.len(),
+            closed: table.gone,
         }
-        self.open()
-    }
-
-    /// Returns how many connections were ended and are not gone yet.
-    #[must_use]
-    pub fn leaving(&self) -> usize {
-        self.table().leaving.len()
-    }
-
-    /// Returns how many connections have come and gone.
-    #[must_use]
-    pub fn gone(&self) -> u64 {
-        self.table().gone
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_unlimited(&self, client: IpAddr) -> bool {
-        self.unlimited_from.iter().any(|prefix| prefix.contains(&client))
-    }
-
-    /// Returns whether a client, or a network around it, holds as many as it may; counts that.
-    fn is_full(&self, table: &Table, client: IpAddr) -> bool {
-        let held = |key| table.clients.get(&key).copied().unwrap_or_default();
-        let is_full = self.caps(client).any(|(key, cap)| held(key) >= cap);
-        if is_full {
-            Limit::ConnectionsPerAddress.reached(self.limits.per_address);
-        }
-        is_full
-    }
-
-    /// Returns how many connections an address and the networks around it may hold.
-    fn caps(&self, client: IpAddr) -> impl Iterator<Item = ((u32, IpAddr), u32)> {
-        let wider = WIDER.into_iter().filter(move |_| client.is_ipv6());
-        let per_address = self.limits.per_address;
-        std::iter::once((64, 1))
-            .chain(wider)
-            .map(move |(len, times)| ((len, network(client, len)), per_address.saturating_mul(times)))
+    /// Counts one more connection for a client and the networks around it; `None` where one of them holds as many as it may.
+    fn permits(&self, client: IpAddr) -> Option<Vec<Permit<NetworkPrefix>>> {
+        let lens = if client.to_canonical().is_ipv4() { &NETWORKS[..1] } else { &NETWORKS[..] };
+        let acquire = |((len, _), quota): (&(u8, u32), &Arc<Quota<_>>)| {
+            quota.acquire(NetworkPrefix::new(client, 32, *len), 1)
+        };
+        let permits: Result<_, Exceeded> = lens.iter().zip(&self.quotas).map(acquire).collect();
+        permits.inspect_err(|_| Limit::ConnectionsPerAddress.reached(self.limits.per_address)).ok()
     }
 }
 
@@ -198,31 +228,20 @@ impl Place {
     /// Counts the connection for `client`; `false` when that, or a network around it, holds as many as it may.
     #[must_use]
     pub fn count_for(&self, client: IpAddr) -> bool {
-        let connections = &self.0.connections;
-        let client = client.to_canonical();
-        connections.is_unlimited(client) || self.count_forwarded(client)
+        NetworkPrefix::any_contains(&self.0.connections.unlimited_from, client)
+            || self.count_forwarded(client)
     }
 
-    /// Does the same for a client that a proxy names: whoever is without limits is so on a connection of his own alone.
+    /// Does the same for a client that a proxy names: who has no limits has none only on a connection of his own.
     #[must_use]
     pub fn count_forwarded(&self, client: IpAddr) -> bool {
-        let connections = &self.0.connections;
-        let client = client.to_canonical();
-        let mut table = connections.table();
-        if connections.is_full(&table, client) {
-            return false;
-        }
-        self.0.uncount(&mut table);
-        for (key, _) in connections.caps(client) {
-            *table.clients.entry(key).or_default() += 1;
-        }
-        *self.0.client() = Some(client);
-        true
+        let permits = self.0.connections.permits(client);
+        permits.map(|permits| self.0.count(permits)).is_some()
     }
 
     /// Counts the connection for nobody any more: what its client has asked for by way of a proxy is answered.
     pub fn uncount(&self) {
-        self.0.uncount(&mut self.0.connections.table());
+        self.0.count(Vec::new());
     }
 
     /// Says what ends the connection; at once where it has to go already.
@@ -329,23 +348,11 @@ impl Held {
         }
         table.with_place.remove(&self.number);
         table.places -= usize::from(!table.leaving.contains(&self.number));
-        self.uncount(table);
+        self.count(Vec::new());
     }
 
-    fn client(&self) -> MutexGuard<'_, Option<IpAddr>> {
-        self.client.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn uncount(&self, table: &mut Table) {
-        let Some(client) = self.client().take() else { return };
-        for (key, _) in self.connections.caps(client) {
-            if let Some(count) = table.clients.get_mut(&key) {
-                *count -= 1;
-                if *count == 0 {
-                    table.clients.remove(&key);
-                }
-            }
-        }
+    fn count(&self, permits: Vec<Permit<NetworkPrefix>>) {
+        *self.permits.lock().unwrap_or_else(PoisonError::into_inner) = permits;
     }
 }
 
@@ -363,17 +370,10 @@ impl Drop for Held {
     }
 }
 
-/// Returns the network of `len` bits that an IPv6 address is in; an IPv4 address is its own.
-fn network(ip: IpAddr, len: u32) -> IpAddr {
-    match ip {
-        IpAddr::V4(_) => ip,
-        IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() >> (128 - len) << (128 - len)).into(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::Ipv6Addr;
 
     const LIMITS: ConnectionLimits =
         ConnectionLimits { total: 16_000, descriptors: 40_000, per_address: 256, bytes: 1 << 20 };
@@ -401,7 +401,8 @@ mod tests {
 
     fn assert_empty(connections: &Connections) {
         let table = connections.table();
-        assert!(table.clients.is_empty() && table.unproven.is_empty() && table.leaving.is_empty());
+        assert!(connections.quotas.iter().all(|quota| quota.total() == 0));
+        assert!(table.unproven.is_empty() && table.leaving.is_empty());
         assert_eq!((table.places, table.bytes, table.descriptors), (0, 0, 0));
         assert!(table.with_place.is_empty() && table.with_bytes.is_empty() && table.with_long.is_empty());
         assert_eq!(table.long_bytes, 0);
@@ -454,7 +455,7 @@ mod tests {
         let connections = connections(900, 3);
         let places: Vec<_> =
             (0..900_u32).filter_map(|n| admit(&connections, IpAddr::from((n % 300).to_be_bytes()))).collect();
-        assert_eq!((places.len(), connections.table().clients.len()), (900, 300));
+        assert_eq!((places.len(), connections.quotas[0].total()), (900, 900));
         drop(places);
         assert_empty(&connections);
     }
@@ -465,8 +466,13 @@ mod tests {
         let places: Vec<_> = (0..3).map(|_| connections.open().unwrap()).collect();
         places.iter().for_each(|place| watch(place, &ended));
         places[0].prove();
+        assert!(places[1].hold(7));
+        let counters = connections.counters();
+        assert_eq!((counters.open, counters.unauthenticated, counters.unauthenticated_bytes), (3, 2, 7));
         let newest = connections.open().unwrap();
         assert_eq!(ended.load(Ordering::Relaxed), 1, "the second");
+        let counters = connections.counters();
+        assert_eq!((counters.open, counters.evicted, counters.descriptors), (3, 1, 4));
         newest.prove();
         assert!(connections.open().is_some_and(|place| {
             place.prove();
@@ -476,6 +482,7 @@ mod tests {
         drop(places);
         drop(newest);
         assert_empty(&connections);
+        assert_eq!(connections.counters(), ConnectionCounters { closed: 5, ..ConnectionCounters::default() });
     }
 
     #[test]

@@ -4,14 +4,13 @@
 //! A client can put anything into both headers, and each proxy appends the address that it has seen. So they are read from the right, past
 //! the proxies that are trusted; the first other address is the client's.
 
-use ipnet::IpNet;
+use crate::limits::NetworkPrefix;
 use std::net::{IpAddr, SocketAddr};
 
 /// Returns whether `ip` is one of the `trusted` proxies.
 #[must_use]
-pub fn is_trusted(trusted: &[IpNet], ip: IpAddr) -> bool {
-    let ip = ip.to_canonical();
-    trusted.iter().any(|prefix| prefix.contains(&ip))
+pub fn is_trusted(trusted: &[NetworkPrefix], ip: IpAddr) -> bool {
+    NetworkPrefix::any_contains(trusted, ip)
 }
 
 /// Returns whom the headers name that a trusted proxy has sent: the values of `X-Forwarded-For` and those of `Forwarded`, each in order.
@@ -19,7 +18,7 @@ pub fn is_trusted(trusted: &[IpNet], ip: IpAddr) -> bool {
 /// `None` where they name nobody: an element that is no address, trusted proxies alone, or two headers that disagree. A proxy writes one
 /// of them and may pass the other on as the client has sent it, and which one that is cannot be seen.
 pub fn client<'a>(
-    trusted: &[IpNet],
+    trusted: &[NetworkPrefix],
     x_forwarded_for: impl Iterator<Item = &'a [u8]>,
     forwarded: impl Iterator<Item = &'a [u8]>,
 ) -> Option<IpAddr> {
@@ -60,7 +59,11 @@ impl Named {
 }
 
 /// Reads a header's elements from the right until one is not trusted.
-fn rightmost<'a>(trusted: &[IpNet], values: impl Iterator<Item = &'a [u8]>, format: &Format) -> Named {
+fn rightmost<'a>(
+    trusted: &[NetworkPrefix],
+    values: impl Iterator<Item = &'a [u8]>,
+    format: &Format,
+) -> Named {
     let values: Vec<_> = values.collect();
     if values.is_empty() {
         return Named::Nothing;
@@ -120,7 +123,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn named(list: &[&str], standard: &[&str]) -> Option<String> {
-        let trusted: Vec<IpNet> =
+        let trusted: Vec<NetworkPrefix> =
             ["10.0.0.0/8", "2001:db8:ffff::/48"].iter().map(|net| net.parse().unwrap()).collect();
         fn bytes<'a>(values: &'a [&str]) -> impl Iterator<Item = &'a [u8]> {
             values.iter().map(|value| value.as_bytes())

@@ -16,8 +16,6 @@ pub mod demux;
 #[cfg(feature = "server")]
 pub mod forwarded;
 #[cfg(feature = "server")]
-pub mod gate;
-#[cfg(feature = "server")]
 pub(crate) mod heap;
 #[cfg(any(feature = "server", feature = "gateway-client"))]
 pub mod interfaces;
@@ -34,6 +32,8 @@ pub mod time;
 pub(crate) mod tls;
 #[cfg(feature = "server")]
 pub mod udp;
+#[cfg(feature = "server")]
+pub mod unauthenticated;
 #[cfg(feature = "server")]
 pub(crate) mod upgrade;
 #[cfg(feature = "server")]

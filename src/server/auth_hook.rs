@@ -4,8 +4,8 @@
 use crate::dataplane::inbox::{Inbox, WorkerMessage};
 use crate::dataplane::lookups::{Asked, Lookups};
 use crate::limits::Limit;
-use crate::net::gate::GateConfig;
 use crate::net::time;
+use crate::net::unauthenticated::UnauthenticatedLimits;
 use crate::turn_server::auth::{Authenticator, LookupResult, UserKeys, UserQuery, hex_key};
 use axum::body;
 use hyper::{Request, StatusCode, header};
@@ -109,11 +109,11 @@ enum HookError {
 /// either.
 pub(super) fn open(
     config: Option<HookConfig>,
-    strangers: &GateConfig,
+    unauthenticated: &UnauthenticatedLimits,
 ) -> io::Result<(Option<AuthHook>, Lookups)> {
     let Some(config) = config else { return Ok((None, Lookups::default())) };
-    let (rate, burst) = (config.per_network, config.per_network.saturating_mul(2));
-    let (lookups, [known, others]) = Lookups::new(GateConfig { rate, burst, ..strangers.clone() });
+    let unlimited_from = unauthenticated.unlimited_from.clone().into();
+    let (lookups, [known, others]) = Lookups::new(config.per_network, unlimited_from);
     let asker = Asker::new(&config)?;
     Ok((Some(AuthHook { config, asker, known, others }), lookups))
 }

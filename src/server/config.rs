@@ -4,12 +4,12 @@ use super::{AuthConfig, LimitsConfig, StaticUser};
 use crate::gateway;
 use crate::gateway::handshake::Key;
 use crate::gateway::token::TokenIssuer;
+use crate::limits::NetworkPrefix;
 use crate::signaling;
 use crate::state::State;
 use crate::stun_server::ServerAddress;
 use crate::turn_server::machine::{Features, Limits};
 use data_encoding::HEXLOWER;
-use ipnet::IpNet;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -34,7 +34,7 @@ pub struct Config {
     /// What strangers may cost.
     pub limits: LimitsConfig,
     /// Proxies whose word counts on who the client is: in a PROXY header, in `X-Forwarded-For` and in `Forwarded`; default none.
-    pub trusted_proxies: Vec<IpNet>,
+    pub trusted_proxies: Vec<NetworkPrefix>,
     /// TLS and DTLS.
     pub tls: TlsConfig,
     /// The relay.
@@ -44,7 +44,7 @@ pub struct Config {
     /// The gateway.
     pub gateway: GatewayConfig,
     /// Who may read `/metrics`; default this host alone.
-    pub metrics_from: Vec<IpNet>,
+    pub metrics_from: Vec<NetworkPrefix>,
     /// Names that `/metrics` may be asked for by, besides those of this host and of the certificate; default none.
     pub metrics_hosts: Vec<String>,
     /// Signalling; its keys, ICE servers and second port are filled in by the server.
@@ -167,9 +167,9 @@ pub struct TurnConfig {
     /// How long minted credentials are good; default 24 h.
     pub credentials_ttl: Duration,
     /// Prefixes allowed although special-purpose; default none.
-    pub allow_peers: Vec<IpNet>,
+    pub allow_peers: Vec<NetworkPrefix>,
     /// Prefixes denied besides the special-purpose ones; default none.
-    pub deny_peers: Vec<IpNet>,
+    pub deny_peers: Vec<NetworkPrefix>,
 }
 
 impl Default for Config {
@@ -187,10 +187,7 @@ impl Default for Config {
             turn: TurnConfig::default(),
             auth: AuthConfig::default(),
             gateway: GatewayConfig::default(),
-            metrics_from: vec![
-                IpNet::V4(ipnet::Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8)),
-                IpNet::V6(ipnet::Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128)),
-            ],
+            metrics_from: NetworkPrefix::loopback(),
             metrics_hosts: Vec::new(),
             signaling: signaling::Config::default(),
         }

@@ -5,6 +5,7 @@ use super::tcp_accept::Ends;
 use super::turn_websocket::Origin;
 use super::write_timeout::Patient;
 use crate::dataplane::stream_limits::WRITE_TIME;
+use crate::limits::NetworkPrefix;
 use crate::net::prefixed::Prefixed;
 use crate::net::upgrade;
 use crate::turn_server::Transport;
@@ -18,7 +19,6 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use ipnet::IpNet;
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
@@ -41,7 +41,7 @@ const TOO_LONG: &[u8] =
 /// Answers one request.
 pub(super) async fn serve<S>(
     mut stream: Prefixed<S>,
-    (router, trusted): (Router, Arc<[IpNet]>),
+    (router, trusted): (Router, Arc<[NetworkPrefix]>),
     ends: Ends,
 ) -> io::Result<()>
 where

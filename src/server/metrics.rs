@@ -3,13 +3,13 @@
 use super::hosts::OwnHosts;
 use super::request_source::IsForwarded;
 use crate::gateway::{Handle, Service};
-use crate::limits::{self, Table};
+use crate::limits::{self, NetworkPrefix, Table};
+use crate::net::connections::Connections;
 use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
-use ipnet::IpNet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -17,14 +17,20 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub(super) struct Metrics {
     gateway: Option<Handle>,
+    connections: Arc<Connections>,
     /// By which names and addresses.
     hosts: OwnHosts,
-    from: Arc<[IpNet]>,
+    from: Arc<[NetworkPrefix]>,
 }
 
 impl Metrics {
-    pub(super) fn new(gateway: Option<&Service>, hosts: OwnHosts, from: &[IpNet]) -> Self {
-        Self { gateway: gateway.map(Service::handle), hosts, from: from.into() }
+    pub(super) fn new(
+        gateway: Option<&Service>,
+        connections: Arc<Connections>,
+        hosts: OwnHosts,
+        from: &[NetworkPrefix],
+    ) -> Self {
+        Self { gateway: gateway.map(Service::handle), connections, hosts, from: from.into() }
     }
 }
 
@@ -42,7 +48,7 @@ async fn answer(
     asked: HeaderMap,
 ) -> Response {
     let ip = peer.ip().to_canonical();
-    if is_forwarded || !metrics.from.iter().any(|prefix| prefix.contains(&ip)) {
+    if is_forwarded || !NetworkPrefix::any_contains(&metrics.from, ip) {
         return StatusCode::NOT_FOUND.into_response();
     }
     if !metrics.hosts.are_asked(&target, &asked) {
@@ -52,6 +58,7 @@ async fn answer(
     let mut text = limits::to_prometheus(Table::of_process());
     #[cfg(feature = "cli")]
     text.push_str(&crate::telemetry::to_prometheus());
+    text += &metrics.connections.counters().to_prometheus();
     if let Some(gateway) = &metrics.gateway {
         match gateway.counters().await {
             Some(counters) => text += &counters.to_prometheus(),

@@ -2,13 +2,13 @@
 
 use super::{Config, Facts};
 use crate::net::addresses::Addresses;
+use crate::turn_server::allocation_quota::AllocationQuota;
 use crate::turn_server::alternate_servers::AlternateServers;
 use crate::turn_server::auth::Authenticator;
 use crate::turn_server::machine::Shared;
 use crate::turn_server::mobility::MobilityTickets;
 use crate::turn_server::policy::{PeerPolicy, PolicyConfig};
 use crate::turn_server::ports::RelayPorts;
-use crate::turn_server::quota::Quota;
 use std::sync::Arc;
 
 /// Makes what all workers' relays share.
@@ -37,7 +37,7 @@ pub(crate) fn shared(
         policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
         ports,
         reservations: Arc::default(),
-        quota: Arc::new(Quota::new(turn.allocations_per_user, turn.max_allocations)),
+        quota: Arc::new(AllocationQuota::new(turn.allocations_per_user, turn.max_allocations)),
         addresses: facts.relay.as_slice().into(),
         connections: Arc::default(),
         tickets: Arc::new(tickets),

@@ -2,12 +2,12 @@
 
 use super::turn_websocket::Origin;
 use crate::limits::Limit;
+use crate::limits::NetworkPrefix;
 use crate::net::forwarded;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use ipnet::IpNet;
 use std::sync::Arc;
 
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
@@ -15,7 +15,7 @@ const X_FORWARDED_FOR: &str = "x-forwarded-for";
 /// Where the requests of one connection come from.
 #[derive(Debug, Clone)]
 pub(super) struct RequestSource {
-    pub(super) trusted: Arc<[IpNet]>,
+    pub(super) trusted: Arc<[NetworkPrefix]>,
     pub(super) origin: Origin,
 }
 

@@ -7,6 +7,7 @@ use crate::dataplane::inbox::{Inbox, WorkerMessage};
 use crate::dataplane::stream_limits::{evicted, shut_down};
 use crate::dataplane::stream_task::carry_frames;
 use crate::dataplane::tcp_connections::AcceptedSocket;
+use crate::limits::NetworkPrefix;
 use crate::limits::sampled;
 use crate::net::connections::{Connections, Place};
 use crate::net::demux::{self, StreamKind};
@@ -18,7 +19,6 @@ use crate::net::time;
 use crate::net::tls::Tls;
 use crate::turn_server::{FiveTuple, Transport};
 use axum::Router;
-use ipnet::IpNet;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -51,7 +51,7 @@ pub(super) struct StreamDoor {
     pub(super) router: Router,
     pub(super) tls: Tls,
     /// Who may say that it speaks for somebody else.
-    pub(super) trusted: Arc<[IpNet]>,
+    pub(super) trusted: Arc<[NetworkPrefix]>,
     /// Who serves the gateway's clients and servers; `None` where there is no gateway.
     pub(super) gateway: Option<GatewayDoor>,
     /// The connections of all listeners.
@@ -100,7 +100,7 @@ impl StreamDoor {
         let mut connections = JoinSet::new();
         let mut turn = 0_usize;
         loop {
-            if self.connections.leaving() > MOST_LEAVING {
+            if self.connections.counters().evicted > MOST_LEAVING {
                 // Those that were ended have their descriptors still.
                 tokio::time::sleep(LEAVING_PAUSE).await;
             }

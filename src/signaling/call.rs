@@ -2,15 +2,17 @@
 //!
 //! Pure state: what is to be sent piles up in [`Call::take_effects`] and leaves through the hub.
 
-use super::client_addr::{ClientAddr, ClientRoute, Network};
+use super::client_addr::{ClientAddr, ClientRoute};
 use super::config::Times;
-use super::text_budget::{TextBudget, TextPermit};
 use super::wire::{
     ErrorCode, IceDescription, ReportedPath, Request, RequestBody, Response, ResponseBody, Tag, Token,
 };
-use crate::limits::Limit;
+use crate::limits::{Exceeded, Limit, NetworkPrefix, Permit, Quota};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// What a pending request takes besides its bytes, roughly.
+const REQUEST_OVERHEAD: usize = 256;
 
 /// The two sides of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +93,7 @@ struct PendingRequest {
     /// Empty where it is said only once.
     text: String,
     /// What it takes of the room for all texts.
-    permit: Option<TextPermit>,
+    permit: Option<Permit<NetworkPrefix>>,
     /// The same with all that it leaves out, for a callee that has answered.
     whole: Option<String>,
     /// Most sendings, the first one counted.
@@ -115,9 +117,19 @@ pub(super) struct CallContext<'a> {
     /// Most notices that may wait.
     pub(super) notices: usize,
     /// The room for what waits.
-    pub(super) texts: &'a Arc<TextBudget>,
+    pub(super) texts: &'a Arc<Quota<NetworkPrefix>>,
     /// Draws a fresh mid of this call.
     pub(super) mid: &'a mut dyn FnMut() -> i64,
+}
+
+impl CallContext<'_> {
+    /// Takes memory for a request of `len` bytes that `network` has caused.
+    fn take_bytes(&self, network: NetworkPrefix, len: usize) -> Result<Permit<NetworkPrefix>, TooMany> {
+        self.texts.acquire(network, len + REQUEST_OVERHEAD).map_err(|_| {
+            Limit::SignalingCallBytes.reached(self.texts.max(Exceeded::Total));
+            TooMany
+        })
+    }
 }
 
 /// A notice more, or its text, would be over a cap.
@@ -153,7 +165,7 @@ pub(super) struct CallSetup {
     pub(super) callee: Participant,
     pub(super) ice: IceDescription,
     /// Who is charged for what the caller has told.
-    pub(super) by: Network,
+    pub(super) by: NetworkPrefix,
     /// The callee was shown to be at its address; if not, it gets at most two sendings, and nothing of what the caller has told before
     /// it has answered (no amplification).
     pub(super) callee_proven: bool,
@@ -192,7 +204,7 @@ impl Call {
             false => (fitting(mid, bare, call.callee.route.max_len(), &ask), Some(whole)),
         };
         let len = text.len() + whole.as_ref().map_or(0, String::len);
-        let permit = Some(at.texts.take(by, len).ok_or(TooMany)?);
+        let permit = Some(at.take_bytes(by, len)?);
         call.notify(
             PendingRequest { copies, permit, whole, ..PendingRequest::new(51, mid, CallRole::Callee, text) },
             at,
@@ -352,7 +364,7 @@ impl Call {
         &mut self,
         to: CallRole,
         asks: Vec<RequestBody>,
-        by: Network,
+        by: NetworkPrefix,
         at: &mut CallContext<'_>,
     ) -> Result<(), TooMany> {
         if self.notices.len() + asks.len() > at.notices {
@@ -375,7 +387,7 @@ impl Call {
         for body in asks {
             let (t, mid) = (body.t(), (at.mid)());
             let text = Request { mid: Some(mid), body }.encode();
-            let permit = Some(at.texts.take(by, text.len()).ok_or(TooMany)?);
+            let permit = Some(at.take_bytes(by, text.len())?);
             notices.push(PendingRequest { permit, ..PendingRequest::new(t, mid, to, text) });
         }
         notices.into_iter().for_each(|notice| self.notify(notice, at));

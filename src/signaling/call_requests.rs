@@ -6,7 +6,6 @@ use super::call_table::{CallId, CallTable};
 use super::client_addr::{ClientAddr, ClientRoute, ServerPort};
 use super::config::NotifyFrom;
 use super::machine::{Hub, RequestOrigin};
-use super::rate::Verdict;
 use super::tag_id::{LETTERS, base32};
 use super::wire::{
     ErrorCode, IceDescription, MAX_TEXT, NatType, Request, RequestBody, Response, ResponseBody, Tag, Token,
@@ -77,14 +76,14 @@ impl Hub {
             ice.laddrs = local_addresses;
         }
         let callee_local_addresses = if proven { callee.local_addresses.texts() } else { Vec::new() };
-        if self.pairs.take((tag.clone(), rtag.clone()), now) != Verdict::Pass {
-            Limit::SignalingPerPair.reached(self.config.limits.per_pair.per_second as u64);
+        if !self.pairs.try_take(&(tag.clone(), rtag.clone()), now, 1) {
+            Limit::SignalingPerPair.reached(self.config.limits.per_pair.per_second());
             return Err(ErrorCode::TooMany);
         }
         if let Some(to) = callee_leg.udp_addr().filter(|_| !callee_proven)
-            && self.shared.take_unproven(to.ip(), now) != Verdict::Pass
+            && !self.shared.take_unproven(to.ip(), now)
         {
-            Limit::SignalingPerUnproven.reached(self.config.limits.per_unproven.per_second as u64);
+            Limit::SignalingPerUnproven.reached(self.config.limits.per_unproven.per_second());
             return Err(ErrorCode::TooMany);
         }
         let token = self.fresh_token(&tag, &rtag)?;

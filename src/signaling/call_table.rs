@@ -2,10 +2,9 @@
 
 use super::call::{Call, CallOutcome};
 use super::config::Limits;
-use super::text_budget::TextBudget;
 use super::wire::{ReportedPath, Tag, Token};
 use crate::clock::Deadlines;
-use crate::limits::Limit;
+use crate::limits::{Limit, NetworkPrefix, Quota};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -51,7 +50,7 @@ impl CallOutcomes {
 #[derive(Debug)]
 pub(super) struct CallTable {
     /// The room for what waits for an answer.
-    pub(super) texts: Arc<TextBudget>,
+    pub(super) texts: Arc<Quota<NetworkPrefix>>,
     cap: usize,
     cap_per_tag: usize,
     /// How many all hubs have.
@@ -64,7 +63,7 @@ pub(super) struct CallTable {
 }
 
 impl CallTable {
-    pub(super) fn new(limits: &Limits, total: Arc<AtomicUsize>, texts: Arc<TextBudget>) -> Self {
+    pub(super) fn new(limits: &Limits, total: Arc<AtomicUsize>, texts: Arc<Quota<NetworkPrefix>>) -> Self {
         Self {
             total,
             texts,

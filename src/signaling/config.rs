@@ -2,7 +2,10 @@
 
 use super::access::{AccessKey, IceServers, Jwt, Origins, Realms};
 use super::nodes::Nodes;
+use crate::limits::{KeyedRateLimiter, Limit, Rate};
 use crate::turn_server::auth::RevocationList;
+use rand::RngCore;
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -185,6 +188,16 @@ pub struct Limits {
 impl Limits {
     /// How much `watches_per_client` may be: one event about that many fits into one text.
     pub const MOST_WATCHES_PER_CLIENT: usize = 2000;
+
+    /// Makes the limiter of one rate, for about `keys` keys.
+    pub(super) fn limiter<K: Hash>(
+        &self,
+        rate: Rate,
+        keys: usize,
+        rng: &mut impl RngCore,
+    ) -> KeyedRateLimiter<K> {
+        KeyedRateLimiter::new(rate, keys, Limit::SignalingRates, rng)
+    }
 }
 
 impl Default for Limits {
@@ -202,13 +215,13 @@ impl Default for Limits {
             watchers_per_tag: 1024,
             watches: 200_000,
             answer_bytes: 8 << 20,
-            per_source: Rate { burst: 200.0, per_second: 50.0 },
-            per_pair: Rate { burst: 10.0, per_second: 1.0 },
-            per_proof: Rate { burst: 64.0, per_second: 8.0 },
-            per_list: Rate { burst: 2_097_152.0, per_second: 262_144.0 },
-            per_unproven: Rate { burst: 20.0, per_second: 2.0 },
-            ice_per_network: Rate { burst: 200.0, per_second: 20.0 },
-            ice_per_key: Rate { burst: 1000.0, per_second: 100.0 },
+            per_source: Rate::new(50.0, 200.0),
+            per_pair: Rate::new(1.0, 10.0),
+            per_proof: Rate::new(8.0, 64.0),
+            per_list: Rate::new(262_144.0, 2_097_152.0),
+            per_unproven: Rate::new(2.0, 20.0),
+            ice_per_network: Rate::new(20.0, 200.0),
+            ice_per_key: Rate::new(100.0, 1000.0),
             rates: 65_536,
             revocations: 10_000,
             inbox: 4096,
@@ -218,13 +231,4 @@ impl Default for Limits {
             outboxes_bytes: 64 << 20,
         }
     }
-}
-
-/// How many at once, and how many a second from then on.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rate {
-    /// At once.
-    pub burst: f64,
-    /// A second.
-    pub per_second: f64,
 }

@@ -1,14 +1,12 @@
 //! The HTTP hand: `/ws`, and `/ice`, which hands ICE servers to those who show an access key.
 
 use super::access::{Admitted, Origins, Refusal};
-use super::client_addr::Network;
-use super::config::{Limits, Rate};
-use super::rate::{Rates, Verdict};
+use super::config::Limits;
 use super::service::Shared;
 use super::tag_id::{TAG_BYTES, base32};
 use super::websocket;
 use crate::clock::Now;
-use crate::limits::Limit;
+use crate::limits::{KeyedRateLimiter, Limit, NetworkPrefix};
 use crate::net::time::now;
 use axum::extract::{ConnectInfo, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -16,8 +14,8 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use rand::TryRngCore;
 use rand::rngs::OsRng;
+use rand::{RngCore, TryRngCore};
 use serde::Deserialize;
 use serde_json::json;
 use std::hash::Hash;
@@ -123,40 +121,38 @@ fn admit_to_relay(shared: &Shared, now: Now, from: IpAddr, key: &str) -> Result<
 /// How often credentials of the relay are asked for and handed out.
 #[derive(Debug)]
 pub(super) struct IceRates {
-    limits: [Rate; 2],
-    networks: Mutex<Rates<Network>>,
-    accounts: Mutex<Rates<u64>>,
+    networks: Mutex<KeyedRateLimiter<NetworkPrefix>>,
+    accounts: Mutex<KeyedRateLimiter<u64>>,
 }
 
 impl IceRates {
-    pub(super) fn new(limits: &Limits) -> Self {
-        let rates = [limits.ice_per_network, limits.ice_per_key];
-        let [per_network, per_key] = rates;
-        let networks = Mutex::new(Rates::new(per_network, limits.rates));
-        let accounts = Mutex::new(Rates::new(per_key, limits.rates));
-        Self { limits: rates, networks, accounts }
+    pub(super) fn new(limits: &Limits, rng: &mut impl RngCore) -> Self {
+        let networks = Mutex::new(limits.limiter(limits.ice_per_network, limits.rates, rng));
+        let accounts = Mutex::new(limits.limiter(limits.ice_per_key, limits.rates, rng));
+        Self { networks, accounts }
     }
 
     /// Lets a network ask, whatever it shows.
     fn ask(&self, now: Now, from: IpAddr) -> Result<(), Refusal> {
-        take(&self.networks, Network::of(from), now, (Limit::SignalingIcePerNetwork, self.limits[0]))
+        take(&self.networks, &NetworkPrefix::subscriber(from), now, Limit::SignalingIcePerNetwork)
     }
 
     fn hand_out(&self, now: Now, to: Admitted) -> Result<(), Refusal> {
-        take(&self.accounts, to.account, now, (Limit::SignalingIcePerKey, self.limits[1]))
+        take(&self.accounts, &to.account, now, Limit::SignalingIcePerKey)
     }
 }
 
-fn take<K: Eq + Hash>(
-    rates: &Mutex<Rates<K>>,
-    who: K,
+fn take<K: Hash>(
+    limiter: &Mutex<KeyedRateLimiter<K>>,
+    key: &K,
     now: Now,
-    (limit, rate): (Limit, Rate),
+    limit: Limit,
 ) -> Result<(), Refusal> {
-    if rates.lock().unwrap_or_else(PoisonError::into_inner).take(who, now.mono) == Verdict::Pass {
+    let mut limiter = limiter.lock().unwrap_or_else(PoisonError::into_inner);
+    if limiter.try_take(key, now.mono, 1) {
         return Ok(());
     }
-    limit.reached(rate.per_second as u64);
+    limit.reached(limiter.rate().per_second());
     Err(Refusal::TooMany)
 }
 

@@ -6,26 +6,23 @@
 use super::access::Realm;
 use super::bus::{Destination, HubMessage, Payload};
 use super::call_table::{CallOutcomes, CallTable};
-use super::client_addr::{ClientAddr, ClientRoute, ConnId, Network, ServerPort};
+use super::client_addr::{ClientAddr, ClientRoute, ConnId, ServerPort};
 use super::config::{Config, Limits};
 use super::nodes::{NodeId, Nodes};
 use super::pending_queries::PendingQueries;
 use super::presence::TagClaim;
-use super::quota::{Full, Quota};
-use super::rate::{Rates, Verdict};
 use super::registry::Registry;
 use super::response_cache::{RequestId, ResponseCache};
 use super::subscriptions::Subscriptions;
 use super::tag_ownership;
 use super::tag_ownership::Challenges;
-use super::text_budget::TextBudget;
 use super::watches::Watches;
 use super::wire::{
     self, DecodeError, ErrorCode, MAX_DATAGRAM, Message, Request, RequestBody, Response, ResponseBody, Tag,
 };
 use crate::clock::Now;
 use crate::ids::Pii;
-use crate::limits::Limit;
+use crate::limits::{Exceeded, KeyedRateLimiter, Limit, NetworkPrefix, Permit, Quota, Rate};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use ring::hmac;
@@ -93,7 +90,7 @@ pub(super) struct RequestOrigin {
     pub(super) now: Now,
     pub(super) route: ClientRoute,
     pub(super) door: ServerPort,
-    pub(super) network: Network,
+    pub(super) network: NetworkPrefix,
     pub(super) size: usize,
     /// Whom the request is about, where the same `mid` for somebody else is another request; 0 for nobody.
     pub(super) about: u64,
@@ -103,14 +100,18 @@ pub(super) struct RequestOrigin {
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(super) enum RateKey {
-    Network(Network),
+    Network(NetworkPrefix),
     WebSocket(ConnId),
 }
+
+/// One part in so many of the memory for the requests of calls is what one network may take.
+const TEXT_SHARES: usize = 8;
 
 /// A WebSocket, as its home knows it.
 #[derive(Debug)]
 pub(super) struct WebSocketClient {
-    pub(super) network: Network,
+    pub(super) network: NetworkPrefix,
+    _permit: Permit<NetworkPrefix>,
     /// The hub that its tag belongs to, once it has one.
     pub(super) tag_at: Option<NodeId>,
     pub(super) admin: bool,
@@ -131,11 +132,13 @@ pub struct Hub {
     pub(super) queries: PendingQueries,
     pub(super) responses: ResponseCache,
     pub(super) challenges: Challenges,
-    pub(super) proofs: Rates<Network>,
-    pub(super) sources: Rates<RateKey>,
-    pub(super) pairs: Rates<(Tag, Tag)>,
+    pub(super) proofs: KeyedRateLimiter<NetworkPrefix>,
+    pub(super) sources: KeyedRateLimiter<RateKey>,
+    /// Answers to those who are over their rate: one a second.
+    pub(super) refusals: KeyedRateLimiter<RateKey>,
+    pub(super) pairs: KeyedRateLimiter<(Tag, Tag)>,
     pub(super) shared: SharedRates,
-    pub(super) connections: Arc<Quota>,
+    pub(super) connections: Arc<Quota<NetworkPrefix>>,
     pub(super) websockets: HashMap<ConnId, WebSocketClient>,
     /// UDP clients of this home whose tag belongs to another hub.
     pub(super) away: HashMap<ClientAddr, NodeId>,
@@ -145,38 +148,40 @@ pub struct Hub {
 /// Rates that hold over all hubs, since a client has a say in which of them it asks.
 #[derive(Debug, Clone)]
 pub(super) struct SharedRates {
-    lists: Arc<Mutex<Rates<Network>>>,
-    unproven: Arc<Mutex<Rates<Network>>>,
+    lists: Arc<Mutex<KeyedRateLimiter<NetworkPrefix>>>,
+    unproven: Arc<Mutex<KeyedRateLimiter<NetworkPrefix>>>,
 }
 
 impl SharedRates {
-    fn new(limits: &Limits) -> Self {
-        let rates = |rate| Arc::new(Mutex::new(Rates::new(rate, limits.rates)));
-        Self { lists: rates(limits.per_list), unproven: rates(limits.per_unproven) }
+    fn new(limits: &Limits, rng: &mut ChaCha20Rng) -> Self {
+        let mut limiter = |rate| Arc::new(Mutex::new(limits.limiter(rate, limits.rates, rng)));
+        Self { lists: limiter(limits.per_list), unproven: limiter(limits.per_unproven) }
     }
 
     /// Charges `network` for a list of about so many bytes.
-    pub(super) fn take_list(&self, network: Network, bytes: usize, now: Instant) -> Verdict {
+    pub(super) fn take_list(&self, network: NetworkPrefix, bytes: usize, now: Instant) -> bool {
         let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
-        let verdict = lists.take(network, now);
-        if verdict == Verdict::Pass {
-            lists.charge(&network, bytes as f64);
+        let passes = lists.try_take(&network, now, 1);
+        if passes {
+            lists.charge(&network, now, bytes);
         }
-        verdict
+        passes
     }
 
     /// Charges the network of an address that is to be sent something, and may know nothing of it.
-    pub(super) fn take_unproven(&self, to: IpAddr, now: Instant) -> Verdict {
-        self.unproven.lock().unwrap_or_else(PoisonError::into_inner).take(Network::site(to), now)
+    pub(super) fn take_unproven(&self, to: IpAddr, now: Instant) -> bool {
+        let mut unproven = self.unproven.lock().unwrap_or_else(PoisonError::into_inner);
+        unproven.try_take(&NetworkPrefix::site(to), now, 1)
     }
 }
 
 /// What all hubs count together, and the keys that all must know.
 struct Common {
-    tags: Arc<Quota>,
-    connections: Arc<Quota>,
+    tags: Arc<Quota<NetworkPrefix>>,
+    connections: Arc<Quota<NetworkPrefix>>,
     calls: Arc<AtomicUsize>,
-    texts: Arc<TextBudget>,
+    /// The bytes of calls' requests that wait for an answer.
+    texts: Arc<Quota<NetworkPrefix>>,
     rates: SharedRates,
     keys: [[u8; 32]; 2],
 }
@@ -186,11 +191,11 @@ impl Common {
         let mut keys = [[0; 32]; 2];
         keys.iter_mut().for_each(|key| rng.fill_bytes(key));
         Self {
-            tags: Arc::new(Quota::new(limits.tags, limits.tags_per_network)),
-            connections: Arc::new(Quota::new(limits.connections, limits.connections_per_network)),
+            tags: Quota::new(limits.tags, limits.tags_per_network),
+            connections: Quota::new(limits.connections, limits.connections_per_network),
             calls: Arc::default(),
-            texts: TextBudget::new(limits.call_bytes),
-            rates: SharedRates::new(limits),
+            texts: Quota::new(limits.call_bytes, limits.call_bytes.div_ceil(TEXT_SHARES)),
+            rates: SharedRates::new(limits, rng),
             keys,
         }
     }
@@ -217,9 +222,9 @@ impl Hub {
         Nodes::all(count).map(one).collect()
     }
 
-    fn one_of(config: Config, nodes: Nodes, common: &Common, rng: ChaCha20Rng) -> Self {
+    fn one_of(config: Config, nodes: Nodes, common: &Common, mut rng: ChaCha20Rng) -> Self {
         let (limits, hubs) = (&config.limits, nodes.count());
-        let rates = limits.rates.div_ceil(hubs);
+        let keys = limits.rates.div_ceil(hubs);
         let [token_key, challenge_key] = common.keys;
         Self {
             nodes,
@@ -231,9 +236,10 @@ impl Hub {
             queries: PendingQueries::default(),
             responses: ResponseCache::new(config.times.answer, limits.answer_bytes.div_ceil(hubs)),
             challenges: Challenges::new(challenge_key, config.times.challenge),
-            proofs: Rates::new(limits.per_proof, rates),
-            sources: Rates::new(limits.per_source, rates),
-            pairs: Rates::new(limits.per_pair, rates),
+            proofs: limits.limiter(limits.per_proof, keys, &mut rng),
+            sources: limits.limiter(limits.per_source, keys, &mut rng),
+            refusals: limits.limiter(Rate::new(1.0, 1.0), keys, &mut rng),
+            pairs: limits.limiter(limits.per_pair, keys, &mut rng),
             shared: common.rates.clone(),
             connections: Arc::clone(&common.connections),
             websockets: HashMap::new(),
@@ -281,7 +287,7 @@ impl Hub {
         payload: &[u8],
     ) {
         if payload.len() <= MAX_DATAGRAM {
-            let (route, network) = (ClientRoute::udp(from, local_ip), Network::of(from.ip()));
+            let (route, network) = (ClientRoute::udp(from, local_ip), NetworkPrefix::subscriber(from.ip()));
             self.take(
                 RequestOrigin { now, route, door, network, size: payload.len(), about: 0, max_len: 0 },
                 payload,
@@ -292,22 +298,25 @@ impl Hub {
 
     /// Takes note of a new WebSocket; one over the caps is closed at once.
     pub fn handle_websocket_opened(&mut self, _now: Now, conn: ConnId, peer_ip: IpAddr) {
-        let network = Network::of(peer_ip);
+        let network = NetworkPrefix::subscriber(peer_ip);
         if self.websockets.contains_key(&conn) {
             return;
         }
-        if let Err(full) = self.connections.take(network) {
-            let limits = &self.config.limits;
-            let (limit, value) = match full {
-                Full::Network => (Limit::SignalingConnectionsPerNetwork, limits.connections_per_network),
-                Full::Total => (Limit::SignalingConnections, limits.connections),
-            };
-            limit.reached(value);
-            tracing::debug!(ip = %Pii(peer_ip), limit = limit.name(), "too many connections");
-            self.outputs.push_back(Output::Refuse { conn, limit });
-            return;
-        }
-        let web = WebSocketClient { network, tag_at: None, admin: false, realm: Realm::default() };
+        let permit = match self.connections.acquire(network, 1) {
+            Ok(permit) => permit,
+            Err(exceeded) => {
+                let limit = match exceeded {
+                    Exceeded::Key => Limit::SignalingConnectionsPerNetwork,
+                    Exceeded::Total => Limit::SignalingConnections,
+                };
+                limit.reached(self.connections.max(exceeded));
+                tracing::debug!(ip = %Pii(peer_ip), limit = limit.name(), "too many connections");
+                self.outputs.push_back(Output::Refuse { conn, limit });
+                return;
+            }
+        };
+        let web =
+            WebSocketClient { network, _permit: permit, tag_at: None, admin: false, realm: Realm::default() };
         self.websockets.insert(conn, web);
     }
 
@@ -330,7 +339,6 @@ impl Hub {
 
     pub(super) fn close_websocket(&mut self, now: Now, conn: ConnId) {
         let Some(web) = self.websockets.remove(&conn) else { return };
-        self.connections.leave(web.network);
         self.watches.forget(conn);
         let addr = ClientAddr::WebSocket(conn);
         match web.tag_at.filter(|at| *at != self.nodes.own()) {
@@ -404,26 +412,28 @@ impl Hub {
         if decoded == Err(DecodeError::Undecodable) && matches!(origin.route.addr, ClientAddr::Udp(_)) {
             return;
         }
-        let verdict = self.sources.take(origin.rate_key(), origin.now.mono);
-        if verdict != Verdict::Pass {
-            Limit::SignalingPerSource.reached(self.config.limits.per_source.per_second as u64);
+        let (key, now) = (origin.rate_key(), origin.now.mono);
+        let passes = self.sources.try_take(&key, now, 1);
+        if !passes {
+            Limit::SignalingPerSource.reached(self.config.limits.per_source.per_second());
         }
         let (t, mid) = match &decoded {
             Ok(Message::Request(request)) => (request.body.t(), request.mid),
             Err(DecodeError::Malformed { t, mid }) => (t.unwrap_or(0), *mid),
             Err(DecodeError::Unsupported { t, mid }) => (*t, *mid),
             Err(DecodeError::Undecodable) => (0, None),
-            Ok(Message::Response(_)) if verdict != Verdict::Pass => return,
+            Ok(Message::Response(_)) if !passes => return,
             Ok(message @ Message::Response(_)) => return self.dispatch(origin, message.clone()),
         };
-        match (verdict, decoded) {
-            (Verdict::Drop, _) => {}
-            (Verdict::Refuse, _) => self.fail(origin, t, mid, ErrorCode::TooMany),
-            (Verdict::Pass, Ok(message)) => self.dispatch(origin, message),
-            (Verdict::Pass, Err(DecodeError::Unsupported { .. })) => {
-                self.fail(origin, t, mid, ErrorCode::Unsupported)
+        match decoded {
+            _ if !passes => {
+                if self.refusals.try_take(&key, now, 1) {
+                    self.fail(origin, t, mid, ErrorCode::TooMany);
+                }
             }
-            (Verdict::Pass, _) => self.fail(origin, t, mid, ErrorCode::Malformed),
+            Ok(message) => self.dispatch(origin, message),
+            Err(DecodeError::Unsupported { .. }) => self.fail(origin, t, mid, ErrorCode::Unsupported),
+            Err(_) => self.fail(origin, t, mid, ErrorCode::Malformed),
         }
     }
 

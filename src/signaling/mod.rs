@@ -43,10 +43,6 @@ mod pending_queries;
 #[cfg(feature = "server")]
 mod presence;
 #[cfg(feature = "server")]
-mod quota;
-#[cfg(feature = "server")]
-mod rate;
-#[cfg(feature = "server")]
 mod registry;
 #[cfg(feature = "server")]
 mod response_cache;
@@ -61,8 +57,6 @@ mod tag_id;
 #[cfg(feature = "server")]
 mod tag_ownership;
 #[cfg(feature = "server")]
-mod text_budget;
-#[cfg(feature = "server")]
 pub(crate) mod udp;
 #[cfg(feature = "server")]
 mod watches;
@@ -72,6 +66,8 @@ mod websocket;
 pub(crate) mod wire;
 
 #[cfg(feature = "server")]
+pub use crate::limits::Rate;
+#[cfg(feature = "server")]
 pub use access::{AccessKey, Admitted, IceServers, Jwt, JwtKey, Origins, Realm, Realms, Refusal, Scopes};
 #[cfg(feature = "server")]
 pub use bus::{Bus, Destination, HubMessage};
@@ -80,7 +76,7 @@ pub use call_table::CallOutcomes;
 #[cfg(feature = "server")]
 pub use client_addr::{ConnId, ServerPort};
 #[cfg(feature = "server")]
-pub use config::{Config, Limits, NotifyFrom, Rate, Times};
+pub use config::{Config, Limits, NotifyFrom, Times};
 #[cfg(feature = "server")]
 pub(crate) use http::{bearer, pages_let_in, status_of};
 #[cfg(feature = "server")]

@@ -4,9 +4,10 @@
 //! that the tag's last letter names; so does a token. The server makes its clients' tags so that their home is their hub; a tag
 //! that somebody owns may belong to another one.
 
-use super::client_addr::{ConnId, Network};
+use super::client_addr::ConnId;
 use super::tag_id::{TagId, base32};
 use super::wire::{Tag, Token};
+use crate::limits::NetworkPrefix;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 
@@ -19,7 +20,7 @@ impl NodeId {
     /// Says which of `hubs` hubs hears the datagrams from `ip`: the same one for all of an IPv6 /64.
     #[must_use]
     pub fn home_of(ip: IpAddr, hubs: usize) -> Self {
-        Nodes::any(hubs).of_network(Network::of(ip))
+        Nodes::any(hubs).of_network(NetworkPrefix::subscriber(ip))
     }
 
     /// Says which of `hubs` hubs hears a WebSocket.
@@ -112,8 +113,8 @@ impl Nodes {
     }
 
     /// The home of UDP clients.
-    pub(super) fn of_network(&self, network: Network) -> NodeId {
-        self.at(network.mixed())
+    pub(super) fn of_network(&self, network: NetworkPrefix) -> NodeId {
+        self.at(network.spread())
     }
 
     /// The home of a WebSocket.
@@ -158,7 +159,8 @@ mod tests {
             assert_eq!(views.len(), count.clamp(1, Nodes::MOST));
             let mut used = std::collections::BTreeSet::new();
             for number in 0..256_u32 {
-                let network = Network::of(std::net::Ipv4Addr::from(0xc000_0200 + number).into());
+                let network =
+                    NetworkPrefix::subscriber(std::net::Ipv4Addr::from(0xc000_0200 + number).into());
                 let places: Vec<_> = views.iter().map(|view| view.of_network(network)).collect();
                 assert!(places.iter().all(|place| *place == places[0]));
                 used.insert(places[0]);

@@ -2,12 +2,11 @@
 
 use super::access::{self, Admitted, Realm};
 use super::bus::{Destination, LISTED, ListPage, Payload, Presence, RealmTag};
-use super::client_addr::{ClientAddr, ConnId, Network, ServerPort};
+use super::client_addr::{ClientAddr, ConnId, ServerPort};
 use super::local_addresses::LocalAddresses;
 use super::machine::{Hub, Output, RequestOrigin};
 use super::nodes::NodeId;
 use super::pending_queries::Query;
-use super::rate::Verdict;
 use super::registry::{NewRegistration, Registration};
 use super::tag_id::{TAG_BYTES, TagId, base32};
 use super::tag_ownership;
@@ -15,7 +14,7 @@ use super::wire::{
     ErrorCode, MAX_EPOCH, Proof, ReflexiveAddress, Request, RequestBody, Response, ResponseBody, Tag,
 };
 use crate::clock::Now;
-use crate::limits::Limit;
+use crate::limits::{Limit, NetworkPrefix};
 use rand::RngCore;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -113,11 +112,10 @@ impl Hub {
 
     /// A signature costs more than all else a message does.
     fn charge_signature(&mut self, origin: RequestOrigin) -> Result<(), ErrorCode> {
-        let verdict = self.proofs.take(origin.network, origin.now.mono);
-        if verdict == Verdict::Pass {
+        if self.proofs.try_take(&origin.network, origin.now.mono, 1) {
             return Ok(());
         }
-        Limit::SignalingPerProof.reached(self.config.limits.per_proof.per_second as u64);
+        Limit::SignalingPerProof.reached(self.config.limits.per_proof.per_second());
         Err(ErrorCode::TooMany)
     }
 
@@ -215,7 +213,7 @@ impl Hub {
     }
 
     /// The home of a client at this route.
-    fn home_of(&self, addr: ClientAddr, network: Network) -> NodeId {
+    fn home_of(&self, addr: ClientAddr, network: NetworkPrefix) -> NodeId {
         match addr {
             ClientAddr::Udp(_) => self.nodes.of_network(network),
             ClientAddr::WebSocket(conn) => self.nodes.of_conn(conn),
@@ -223,7 +221,7 @@ impl Hub {
     }
 
     /// Tells the home of a UDP client that its tag is not here any more.
-    fn tell_home_of(&mut self, (addr, network): (ClientAddr, Network)) {
+    fn tell_home_of(&mut self, (addr, network): (ClientAddr, NetworkPrefix)) {
         let (home, by) = (self.home_of(addr, network), self.nodes.own());
         if matches!(addr, ClientAddr::Udp(_)) && home != by && self.registry.by_addr(addr).is_none() {
             self.publish(Destination::Hub(home), Payload::Ended { addr, by });
@@ -288,9 +286,8 @@ impl Hub {
         let empty = Response { mid, body: ResponseBody::Listed { tags: Vec::new(), more: true } };
         let max_len = self.max_len(origin).saturating_sub(empty.encode().len());
         let all = self.registry.len() * self.nodes.count();
-        if self.shared.take_list(origin.network, max_len.min(all * LISTED), origin.now.mono) != Verdict::Pass
-        {
-            Limit::SignalingPerList.reached(self.config.limits.per_list.per_second as u64);
+        if !self.shared.take_list(origin.network, max_len.min(all * LISTED), origin.now.mono) {
+            Limit::SignalingPerList.reached(self.config.limits.per_list.per_second());
             return Err(ErrorCode::TooMany);
         }
         let page = ListPage { realm, own, after, max_len };

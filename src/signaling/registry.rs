@@ -6,16 +6,15 @@
 
 use super::access::Realm;
 use super::bus::{ListPage, RealmTag};
-use super::client_addr::{ClientAddr, ClientRoute, Network};
+use super::client_addr::{ClientAddr, ClientRoute};
 use super::config::Times;
 use super::local_addresses::LocalAddresses;
 use super::nodes::{NodeId, NodeSet};
 use super::online_list::OnlineList;
-use super::quota::{Full, Quota};
 use super::tag_id::TagId;
 use super::wire::Tag;
 use crate::clock::Deadlines;
-use crate::limits::Limit;
+use crate::limits::{Exceeded, Limit, NetworkPrefix, Permit, Quota};
 use hashbrown::HashTable;
 use slab::Slab;
 use std::collections::BTreeSet;
@@ -46,7 +45,8 @@ pub(super) struct Registration {
     pub(super) realm: Realm,
     /// What it has told of its own network (S1-2).
     pub(super) local_addresses: LocalAddresses,
-    network: Network,
+    network: NetworkPrefix,
+    permit: Option<Permit<NetworkPrefix>>,
     since: Instant,
 }
 
@@ -55,7 +55,7 @@ pub(super) struct Registration {
 pub(super) struct NewRegistration {
     pub(super) name: TagId,
     pub(super) route: ClientRoute,
-    pub(super) network: Network,
+    pub(super) network: NetworkPrefix,
     pub(super) realm: Realm,
     pub(super) admin: bool,
     pub(super) epoch: Option<i64>,
@@ -66,7 +66,7 @@ pub(super) struct NewRegistration {
 pub(super) struct PresenceChange {
     pub(super) name: TagId,
     pub(super) realm: Realm,
-    pub(super) gone: Option<(ClientAddr, Network)>,
+    pub(super) gone: Option<(ClientAddr, NetworkPrefix)>,
 }
 
 /// Numbers of clients under the hash of something that lies with them.
@@ -99,7 +99,7 @@ impl Index {
 pub(super) struct Registry {
     lifetime: Duration,
     grace: Duration,
-    quota: Arc<Quota>,
+    quota: Arc<Quota<NetworkPrefix>>,
     clients: Slab<Registration>,
     by_tag_id: Index,
     by_addr: Index,
@@ -111,7 +111,7 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    pub(super) fn new(times: &Times, quota: Arc<Quota>) -> Self {
+    pub(super) fn new(times: &Times, quota: Arc<Quota<NetworkPrefix>>) -> Self {
         Self {
             lifetime: times.tag,
             grace: times.unconfirmed,
@@ -165,24 +165,46 @@ impl Registry {
 
     /// Enters a client in place of what its route had and of whoever had its name; returns those. Where there is no room, nothing
     /// happens.
-    pub(super) fn enter(&mut self, now: Instant, entry: NewRegistration) -> Result<Vec<Registration>, Full> {
+    pub(super) fn enter(
+        &mut self,
+        now: Instant,
+        entry: NewRegistration,
+    ) -> Result<Vec<Registration>, Exceeded> {
         let ids: BTreeSet<Id> =
             self.key_of_tag(entry.name).into_iter().chain(self.key_of_addr(entry.route.addr)).collect();
-        let leaving: Vec<Network> = ids.iter().filter_map(|id| Some(self.client(*id)?.network)).collect();
-        let taken = match self.quota.exchange(&leaving, entry.network) {
-            Err(Full::Total) if self.evict(now) => self.quota.exchange(&leaving, entry.network),
+        let permit = match self.permit_for(&ids, entry.network) {
+            Err(Exceeded::Total) if self.evict(now) => self.permit_for(&ids, entry.network),
             other => other,
         };
-        taken.inspect_err(|full| match full {
-            Full::Network => Limit::SignalingTagsPerNetwork.reached(self.quota.cap_per_network()),
-            Full::Total => Limit::SignalingTags.reached(self.quota.cap()),
+        let permit = permit.inspect_err(|exceeded| {
+            let limit = match exceeded {
+                Exceeded::Key => Limit::SignalingTagsPerNetwork,
+                Exceeded::Total => Limit::SignalingTags,
+            };
+            limit.reached(self.quota.max(*exceeded));
         })?;
         let left = ids.into_iter().filter_map(|id| self.take_out(id)).collect();
-        self.put_in(now, entry);
+        self.put_in(now, entry, permit);
         Ok(left)
     }
 
-    fn put_in(&mut self, now: Instant, entry: NewRegistration) {
+    /// Returns the permit of one of the clients that are `leaving`, reassigned to `network`, or a new one where none is.
+    fn permit_for(
+        &mut self,
+        leaving: &BTreeSet<Id>,
+        network: NetworkPrefix,
+    ) -> Result<Permit<NetworkPrefix>, Exceeded> {
+        let stays = |id: &&Id| self.client(**id).is_some_and(|client| client.network == network);
+        let reused = leaving.iter().find(stays).or(leaving.first()).copied();
+        let client = reused.and_then(|id| self.clients.get_mut(id as usize));
+        let Some(permit) = client.map(|client| &mut client.permit) else {
+            return self.quota.acquire(network, 1);
+        };
+        permit.as_mut().map_or(Ok(()), |permit| permit.reassign(network))?;
+        permit.take().map_or_else(|| self.quota.acquire(network, 1), Ok)
+    }
+
+    fn put_in(&mut self, now: Instant, entry: NewRegistration, permit: Permit<NetworkPrefix>) {
         let NewRegistration { name, route, network, realm, admin, epoch } = entry;
         let on_web = matches!(route.addr, ClientAddr::WebSocket(_));
         let client = Registration {
@@ -198,6 +220,7 @@ impl Registry {
             realm,
             local_addresses: LocalAddresses::default(),
             network,
+            permit: Some(permit),
             since: now,
         };
         // There are never 2^32 clients.
@@ -244,7 +267,7 @@ impl Registry {
         else {
             return false;
         };
-        self.drop_id(id).is_some()
+        self.take_out(id).is_some()
     }
 
     /// Notes that the owner of `tag` has used it from `addr`; `None` where it is not the owner.
@@ -306,17 +329,17 @@ impl Registry {
     }
 
     pub(super) fn remove_tag(&mut self, name: TagId) -> Option<Registration> {
-        self.key_of_tag(name).and_then(|id| self.drop_id(id))
+        self.key_of_tag(name).and_then(|id| self.take_out(id))
     }
 
     pub(super) fn remove_addr(&mut self, addr: ClientAddr) -> Option<Registration> {
-        self.key_of_addr(addr).and_then(|id| self.drop_id(id))
+        self.key_of_addr(addr).and_then(|id| self.take_out(id))
     }
 
     /// Removes one client whose heartbeats have stopped.
     pub(super) fn expire(&mut self, now: Instant) -> Option<Registration> {
         let id = self.expiry.pop_due(now)?;
-        self.drop_id(id)
+        self.take_out(id)
     }
 
     pub(super) fn next_expiry(&self) -> Option<Instant> {
@@ -328,14 +351,9 @@ impl Registry {
         std::mem::take(&mut self.changes)
     }
 
-    fn drop_id(&mut self, id: Id) -> Option<Registration> {
-        let client = self.take_out(id)?;
-        self.quota.leave(client.network);
-        Some(client)
-    }
-
     fn take_out(&mut self, id: Id) -> Option<Registration> {
-        let client = self.clients.try_remove(id as usize)?;
+        let mut client = self.clients.try_remove(id as usize)?;
+        client.permit = None;
         self.by_tag_id.remove(&client.name, id);
         self.by_addr.remove(&client.route.addr, id);
         self.online_list.remove(&client.realm, client.name, id);
@@ -363,7 +381,7 @@ mod tests {
     use std::net::SocketAddr;
 
     fn registry(cap: usize, per_network: usize) -> Registry {
-        Registry::new(&Times::default(), Arc::new(Quota::new(cap, per_network)))
+        Registry::new(&Times::default(), Quota::new(cap, per_network))
     }
 
     /// Names in the order of their letters.
@@ -375,7 +393,7 @@ mod tests {
         Tag::new(format!("{}{}", &letter[..1], "a".repeat(TAG_LEN - 1))).unwrap()
     }
 
-    fn entry(letter: &str, route: ClientRoute, network: Network) -> NewRegistration {
+    fn entry(letter: &str, route: ClientRoute, network: NetworkPrefix) -> NewRegistration {
         NewRegistration {
             name: name(letter),
             route,
@@ -386,9 +404,9 @@ mod tests {
         }
     }
 
-    fn enter(registry: &mut Registry, now: Instant, letter: &str, address: &str) -> Result<(), Full> {
+    fn enter(registry: &mut Registry, now: Instant, letter: &str, address: &str) -> Result<(), Exceeded> {
         let address: SocketAddr = address.parse().unwrap();
-        let entry = entry(letter, ClientRoute::udp(address, None), Network::of(address.ip()));
+        let entry = entry(letter, ClientRoute::udp(address, None), NetworkPrefix::subscriber(address.ip()));
         registry.enter(now, entry).map(|left| assert!(left.is_empty()))
     }
 
@@ -397,7 +415,7 @@ mod tests {
         let (mut registry, start) = (registry(10, 2), now().mono);
         assert_eq!(enter(&mut registry, start, "a", "192.0.2.1:1"), Ok(()));
         assert_eq!(enter(&mut registry, start, "b", "192.0.2.1:2"), Ok(()));
-        assert_eq!(enter(&mut registry, start, "c", "192.0.2.1:3"), Err(Full::Network));
+        assert_eq!(enter(&mut registry, start, "c", "192.0.2.1:3"), Err(Exceeded::Key));
         assert_eq!(enter(&mut registry, start, "c", "192.0.2.2:3"), Ok(()));
         registry.remove_tag(name("a"));
         assert_eq!(enter(&mut registry, start, "d", "192.0.2.1:3"), Ok(()));
@@ -410,7 +428,7 @@ mod tests {
         enter(&mut registry, start, "used", "192.0.2.1:1").unwrap();
         enter(&mut registry, start, "never used", "192.0.2.1:2").unwrap();
         assert!(registry.touch(start, &tag("used"), ClientAddr::Udp(address)).is_some());
-        assert_eq!(enter(&mut registry, start, "late", "192.0.2.1:3"), Err(Full::Total));
+        assert_eq!(enter(&mut registry, start, "late", "192.0.2.1:3"), Err(Exceeded::Total));
         let later = start + Duration::from_secs(10);
         assert_eq!(enter(&mut registry, later, "late", "192.0.2.1:3"), Ok(()));
         assert!(registry.by_tag(&tag("never used")).is_none() && registry.by_tag(&tag("used")).is_some());
@@ -433,7 +451,7 @@ mod tests {
     #[test]
     fn a_web_clients_tag_outlives_any_silence() {
         let (mut registry, start) = (registry(9, 9), now().mono);
-        let network = Network::of([192, 0, 2, 1].into());
+        let network = NetworkPrefix::subscriber([192, 0, 2, 1].into());
         registry.enter(start, entry("web", ClientRoute::websocket(ConnId(1)), network)).unwrap();
         enter(&mut registry, start, "udp", "192.0.2.1:1").unwrap();
         let later = start + Duration::from_secs(60);
@@ -461,7 +479,7 @@ mod tests {
         let (mut registry, start) = (registry(9, 9), now().mono);
         let address: SocketAddr = "192.0.2.1:1".parse().unwrap();
         let there = Realms::default().named("there");
-        let mut one = entry("a", ClientRoute::udp(address, None), Network::of(address.ip()));
+        let mut one = entry("a", ClientRoute::udp(address, None), NetworkPrefix::subscriber(address.ip()));
         registry.enter(start, one.clone()).unwrap();
         assert!(registry.is_online(&(Realm::default(), tag("a"))));
         one.realm = there;
@@ -478,7 +496,7 @@ mod tests {
         let (mut registry, start) = (registry(1, 1), now().mono);
         enter(&mut registry, start, "a", "192.0.2.1:1").unwrap();
         let address: SocketAddr = "192.0.2.2:2".parse().unwrap();
-        let moved = entry("a", ClientRoute::udp(address, None), Network::of(address.ip()));
+        let moved = entry("a", ClientRoute::udp(address, None), NetworkPrefix::subscriber(address.ip()));
         assert_eq!(registry.enter(start, moved).unwrap().len(), 1);
         assert!(registry.by_addr(ClientAddr::Udp("192.0.2.1:1".parse().unwrap())).is_none());
         assert_eq!((registry.len(), registry.quota.total()), (1, 1));

@@ -3,18 +3,17 @@
 use super::access::{self, Admitted, Refusal};
 use super::bus::{Bus, Destination, HubMessage};
 use super::call_table::CallOutcomes;
-use super::client_addr::{ConnId, Network, ServerPort};
+use super::client_addr::{ConnId, ServerPort};
 use super::config::Config;
 use super::event_queue::{EventQueue, QueuedText};
 use super::http::{self, IceRates};
 use super::machine::{Hub, Output};
 use super::nodes::NodeId;
 use super::outbox::{Outbox, Waiting};
-use super::rate::{Rates, Verdict};
 use super::udp::Sockets;
 use super::wire::Tag;
 use crate::clock::Now;
-use crate::limits::Limit;
+use crate::limits::{KeyedRateLimiter, Limit, NetworkPrefix};
 use crate::net::time::now;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -46,7 +45,7 @@ pub(super) struct Shared {
     pub(super) waiting: Arc<Waiting>,
     conns: AtomicU64,
     /// Signatures that HTTP requests cost.
-    proofs: Mutex<Rates<Network>>,
+    proofs: Mutex<KeyedRateLimiter<NetworkPrefix>>,
     /// Credentials that they are handed.
     pub(super) ice: IceRates,
 }
@@ -62,8 +61,8 @@ impl Shared {
     fn charge_signature(&self, now: Now, from: IpAddr, shown: &str) -> Result<(), Refusal> {
         if self.config.jwt.as_ref().is_some_and(|jwt| jwt.is_costly(shown)) {
             let mut proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
-            if proofs.take(Network::of(from), now.mono) != Verdict::Pass {
-                Limit::SignalingPerProof.reached(self.config.limits.per_proof.per_second as u64);
+            if !proofs.try_take(&NetworkPrefix::subscriber(from), now.mono, 1) {
+                Limit::SignalingPerProof.reached(self.config.limits.per_proof.per_second());
                 return Err(Refusal::TooMany);
             }
         }
@@ -133,7 +132,8 @@ pub struct Service {
 /// and tokens are drawn from it.
 #[must_use]
 pub fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service {
-    let hubs = Hub::several(&config, config.hubs, ChaCha20Rng::from_seed(seed));
+    let mut rng = ChaCha20Rng::from_seed(seed);
+    let hubs = Hub::several(&config, config.hubs, ChaCha20Rng::from_rng(&mut rng));
     let (stop, stopped) = watch::channel(false);
     let (mut lines, mut heard, mut queues, mut tasks) = (Vec::new(), Vec::new(), Vec::new(), JoinSet::new());
     for _ in &hubs {
@@ -150,9 +150,10 @@ pub fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service {
         let switch = HubTask { hub, place, bus, sockets, outboxes: HashMap::new() };
         tasks.spawn(switch.run(events, messages, stopped.clone()));
     }
-    let proofs = Mutex::new(Rates::new(config.limits.per_proof, config.limits.rates));
+    let limits = &config.limits;
+    let proofs = Mutex::new(limits.limiter(limits.per_proof, limits.rates, &mut rng));
     let (waiting, conns) = (Arc::default(), AtomicU64::new(0));
-    let ice = IceRates::new(&config.limits);
+    let ice = IceRates::new(limits, &mut rng);
     let shared = Shared { queues, config, waiting, conns, proofs, ice };
     Service { handle: Handle { shared: Arc::new(shared) }, stop, tasks }
 }

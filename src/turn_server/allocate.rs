@@ -1,15 +1,16 @@
 //! Allocate: [RFC 8656 section 7](https://www.rfc-editor.org/rfc/rfc8656#section-7), in the order of its numbered checks.
 
 use super::allocation::{Allocation, Family, NewAllocation, PeerTransport, PendingAllocate};
+use super::allocation_quota::QuotaPermit;
 use super::machine::{AllocationId, Relay};
 use super::ports::PortLease;
-use super::quota::{Exhausted, QuotaPermit};
 use super::relay_port::PortRequest;
 use super::requests::{Request, seconds};
 use super::reservation::{ReservationToken, ReservedPort};
 use super::response::StunErrorCode;
 use crate::clock::Now;
 use crate::ids::Pii;
+use crate::limits::Exceeded;
 use crate::stun::attr;
 use rand::Rng;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ struct RequestedFamilies {
 
 /// What an allocation begins with.
 struct Resources {
-    ticket: QuotaPermit,
+    permit: QuotaPermit,
     lease: PortLease,
     replacement: PortRequest,
     /// The next port, set aside with this one, and what names it.
@@ -58,14 +59,14 @@ impl Relay {
         let missing = (wanted.both && self.local_ips(Family::V6).next().is_none())
             .then_some((Family::V6, StunErrorCode::UnsupportedFamily));
         let mobility = self.requested_mobility(request)?;
-        let Resources { ticket, lease, replacement, next } =
+        let Resources { permit, lease, replacement, next } =
             self.acquire_resources(now, request, wanted.family)?;
         let new = NewAllocation {
             client: request.client,
             owner: request.owner.clone(),
             peer_transport,
             lifetime: self.granted_lifetime(request),
-            ticket,
+            permit,
             mobility,
         };
         let pending = PendingAllocate { responder: request.responder.clone(), reserved: next, missing };
@@ -191,8 +192,8 @@ impl Relay {
         let asked = |kind| request.attributes.get(kind);
         if let Some(token) = asked(attr::RESERVATION_TOKEN) {
             let reserved = self.shared.reservations.claim(now.mono, token, &request.user);
-            let ReservedPort { lease, ticket } = reserved.ok_or(StunErrorCode::InsufficientCapacity)?;
-            return Ok(Resources { ticket, lease, replacement: PortRequest::Exact, next: None });
+            let ReservedPort { lease, permit } = reserved.ok_or(StunErrorCode::InsufficientCapacity)?;
+            return Ok(Resources { permit, lease, replacement: PortRequest::Exact, next: None });
         }
         let replacement = match asked(attr::EVEN_PORT) {
             None => PortRequest::Any,
@@ -201,18 +202,18 @@ impl Relay {
             Some(_) => return Err(StunErrorCode::BadRequest),
         };
         self.local_ips(family).next().ok_or(StunErrorCode::UnsupportedFamily)?;
-        let ticket = self.take_quota(request)?;
+        let permit = self.take_quota(request)?;
         let second = (replacement == PortRequest::Pair).then(|| self.take_quota(request)).transpose()?;
         let (lease, odd) = self.lease(family, replacement).ok_or(StunErrorCode::InsufficientCapacity)?;
-        let reserved = odd.zip(second).map(|(lease, ticket)| ReservedPort { lease, ticket });
+        let reserved = odd.zip(second).map(|(lease, permit)| ReservedPort { lease, permit });
         let next = reserved.map(|reserved| (self.rng.random(), reserved));
-        Ok(Resources { ticket, lease, replacement, next })
+        Ok(Resources { permit, lease, replacement, next })
     }
 
     fn take_quota(&self, request: &Request<'_>) -> Result<QuotaPermit, StunErrorCode> {
-        self.shared.quota.take(&request.user).map_err(|limit| match limit {
-            Exhausted::User => StunErrorCode::QuotaReached,
-            Exhausted::Total => StunErrorCode::InsufficientCapacity,
+        self.shared.quota.acquire(&request.user).map_err(|limit| match limit {
+            Exceeded::Key => StunErrorCode::QuotaReached,
+            Exceeded::Total => StunErrorCode::InsufficientCapacity,
         })
     }
 

@@ -1,5 +1,6 @@
 //! One allocation: its relayed addresses, permissions, channels and peers, and when each of them ends.
 
+use super::allocation_quota::QuotaPermit;
 use super::auth::AllocationOwner;
 use super::five_tuple::{FiveTuple, PackedTuple};
 use super::machine::Limits;
@@ -8,14 +9,12 @@ use super::peer_table::{PeerEntry, PeerTable};
 use super::pending_connections::ConnectionId;
 use super::permissions::{PERMISSION_LIFETIME, Permissions};
 use super::policy::PeerAddr;
-use super::quota::QuotaPermit;
-use super::rate::{Meter, SharedMeter};
 use super::relay_port::RelayId;
 use super::reservation::{ReservationToken, ReservedPort};
 use super::response::{Responder, StunErrorCode};
-use super::ticks::Ticks;
 use super::wire::CHANNELS;
-use crate::limits::Limit;
+use crate::clock::Ticks;
+use crate::limits::{Limit, RateLimiter, SharedRateLimiter};
 use crate::stun::TransactionId;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -84,9 +83,9 @@ pub(super) struct Allocation {
     client: PackedTuple,
     /// When the lifetime runs out; the beginning of time until the relay sockets are there.
     live_until: Ticks,
-    pub(super) meter: Meter,
+    pub(super) limiter: RateLimiter,
     pub(super) peer_table: PeerTable,
-    pub(super) user_meter: Arc<SharedMeter>,
+    pub(super) user_limiter: Arc<SharedRateLimiter>,
     pub(super) control: Box<ControlState>,
 }
 
@@ -102,10 +101,10 @@ pub(super) struct ControlState {
     pub(super) pending: Option<Box<PendingAllocate>>,
     /// The Allocate that made it, and its answer once there is one: a retransmission gets the same answer again.
     pub(super) origin: (TransactionId, Option<Box<[u8]>>),
-    /// When the next new peer may come, by [`Meter`]'s rule.
-    pub(super) new_peers: Meter,
+    /// When the next new peer may come, by [`RateLimiter`]'s rule.
+    pub(super) new_peers: RateLimiter,
     /// The right to be there.
-    ticket: QuotaPermit,
+    permit: QuotaPermit,
     /// There if the client asked for tickets (RFC 8016).
     pub(super) mobility: Option<Mobility>,
     /// Connections to peers (RFC 6062).
@@ -130,7 +129,7 @@ pub(super) struct NewAllocation {
     pub(super) owner: AllocationOwner,
     pub(super) peer_transport: PeerTransport,
     pub(super) lifetime: Duration,
-    pub(super) ticket: QuotaPermit,
+    pub(super) permit: QuotaPermit,
     pub(super) mobility: Option<Mobility>,
 }
 
@@ -139,17 +138,17 @@ impl Allocation {
         Self {
             client: PackedTuple::new(new.client),
             live_until: Ticks::default(),
-            meter: Meter::default(),
+            limiter: RateLimiter::default(),
             peer_table: PeerTable::default(),
-            user_meter: Arc::clone(new.ticket.meter()),
+            user_limiter: Arc::clone(new.permit.bandwidth()),
             control: Box::new(ControlState {
                 owner: new.owner,
                 peer_transport: new.peer_transport,
                 lifetime: new.lifetime,
                 origin: (pending.responder.transaction(), None),
                 pending: Some(Box::new(pending)),
-                new_peers: Meter::default(),
-                ticket: new.ticket,
+                new_peers: RateLimiter::default(),
+                permit: new.permit,
                 mobility: new.mobility,
                 connections: Vec::new(),
                 relay_ports: [None; 2],
@@ -181,13 +180,13 @@ impl Allocation {
 
     /// Takes a peer that is new; `false` when there were too many in too short a time, of this allocation or of all of its user's.
     pub(super) fn takes_new_peer(&mut self, limits: &Limits, now: Ticks) -> bool {
-        if !self.control.new_peers.take(limits.new_peers, now, 1) {
-            Limit::NewPeersPerSecond.reached(limits.new_peers.per_second);
+        if !self.control.new_peers.try_take(limits.new_peers, now, 1) {
+            Limit::NewPeersPerSecond.reached(limits.new_peers.per_second());
             return false;
         }
-        let passes = self.control.ticket.new_peers().take(limits.user_new_peers, now, 1);
+        let passes = self.control.permit.new_peers().try_take(limits.user_new_peers, now, 1);
         if !passes {
-            Limit::NewPeersPerUser.reached(limits.user_new_peers.per_second);
+            Limit::NewPeersPerUser.reached(limits.user_new_peers.per_second());
         }
         passes
     }
@@ -200,7 +199,7 @@ impl Allocation {
 
     /// Reads from both of the cache lines that every packet has to look at.
     pub(super) fn prefetch(&self) -> u64 {
-        self.live_until.0 ^ self.peer_table.prefetch()
+        self.live_until.as_nanos() ^ self.peer_table.prefetch()
     }
 
     pub(super) fn live_until(&self) -> Ticks {

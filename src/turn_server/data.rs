@@ -7,9 +7,9 @@ use super::machine::{AllocationId, IpHeader, Relay, ToClient, ToPeer};
 use super::peer_table::PeerEntry;
 use super::policy::PeerAddr;
 use super::relay_port::RelayId;
-use super::ticks::Ticks;
 use super::wire::{self, FrameHeader};
 use crate::clock::Now;
+use crate::clock::Ticks;
 use crate::limits::Limit;
 use crate::stun::{COMPREHENSION_OPTIONAL, Message, attr};
 use rand::Rng;
@@ -125,14 +125,14 @@ impl Relay {
     fn within_bandwidth(&mut self, now: Ticks, id: AllocationId, bytes: usize) -> bool {
         let limits = &self.shared.limits;
         let allocation = &mut self.allocations[id];
-        let (limit, rate) = if !allocation.meter.take(limits.allocation_bandwidth, now, bytes) {
+        let (limit, rate) = if !allocation.limiter.try_take(limits.allocation_bandwidth, now, bytes) {
             (Limit::BandwidthPerAllocation, limits.allocation_bandwidth)
-        } else if !allocation.user_meter.take(limits.user_bandwidth, now, bytes) {
+        } else if !allocation.user_limiter.try_take(limits.user_bandwidth, now, bytes) {
             (Limit::BandwidthPerUser, limits.user_bandwidth)
         } else {
             return true;
         };
-        limit.reached(rate.per_second);
+        limit.reached(rate.per_second());
         self.counters.over_bandwidth += 1;
         false
     }

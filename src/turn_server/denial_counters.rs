@@ -1,7 +1,7 @@
 //! Refused peers: counted by rule, and logged, but never faster than a person reads.
 
 use super::policy::{PeerAddr, PolicyDenial};
-use super::ticks::Ticks;
+use crate::clock::Ticks;
 use crate::ids::Pii;
 use std::time::Duration;
 

@@ -5,24 +5,24 @@
 
 use super::FiveTuple;
 use super::allocation::{Allocation, PeerTransport};
+use super::allocation_quota::AllocationQuota;
 use super::alternate_servers::AlternateServers;
 use super::auth::{self, Authenticator, PendingLookups, UserQuery};
 use super::client_index::ClientIndex;
 use super::denial_counters::DenialCounters;
 use super::mobility::MobilityTickets;
-use super::pending_connections::{ConnectionId, PendingConnections};
+use super::pending_connections::{ConnectionId, PendingConnections, UserBandwidth};
 use super::policy::{PeerAddr, PeerPolicy};
 use super::port_owners::PortOwner;
 use super::ports::{RelayAddress, RelayPorts};
-use super::quota::Quota;
-use super::rate::{Pace, Rate};
 use super::relay_port::{RelayId, RelayPort};
 use super::reservation::Reservations;
 use super::tcp_allocations::PeerConnection;
-use super::ticks::TickBase;
 use super::wire::FrameHeader;
+use crate::clock::TickBase;
 use crate::clock::{Deadlines, Now};
 use crate::ids::Pii;
+use crate::limits::Rate;
 use crate::net::demux::{self, DatagramKind};
 use crate::stun::{Class, Message, Method};
 use rand_chacha::ChaCha20Rng;
@@ -49,7 +49,7 @@ pub struct Shared {
     /// Keeps ports that were set aside.
     pub reservations: Arc<Reservations>,
     /// Limits allocations.
-    pub quota: Arc<Quota>,
+    pub quota: Arc<AllocationQuota>,
     /// The addresses of relay sockets; an allocation gets one of its family.
     pub addresses: Arc<[RelayAddress]>,
     /// Peer connections that wait to be bound.
@@ -86,8 +86,8 @@ impl Default for Limits {
         Self {
             max_lifetime: Duration::from_secs(3600),
             permissions: 128,
-            new_peers: Rate { per_second: 32, burst: Duration::from_secs(4) },
-            user_new_peers: Rate { per_second: 128, burst: Duration::from_secs(32) },
+            new_peers: Rate::with_burst_time(32, Duration::from_secs(4)),
+            user_new_peers: Rate::with_burst_time(128, Duration::from_secs(32)),
             allocation_bandwidth: Rate::bytes(25_000_000),
             user_bandwidth: Rate::bytes(50_000_000),
         }
@@ -176,7 +176,7 @@ pub enum Output {
         /// The answer to the client's request, which goes first.
         response: Vec<u8>,
         /// How fast bytes may pass.
-        pace: Pace,
+        bandwidth: UserBandwidth,
     },
     /// Close a connection to a peer and whatever it was joined with.
     Disconnect {
@@ -353,7 +353,7 @@ impl Relay {
             outputs: VecDeque::new(),
             counters: Counters::default(),
             denials: DenialCounters::default(),
-            tick_base: TickBase(now.mono),
+            tick_base: TickBase::new(now.mono),
             pending_lookups: PendingLookups::default(),
         }
     }

@@ -5,6 +5,7 @@
 
 mod allocate;
 mod allocation;
+pub(crate) mod allocation_quota;
 pub(crate) mod alternate_servers;
 pub(crate) mod auth;
 mod authenticate;
@@ -23,14 +24,11 @@ pub(crate) mod policy;
 mod port_owners;
 pub(crate) mod ports;
 mod prefetch;
-pub(crate) mod quota;
-pub(crate) mod rate;
 mod relay_port;
 mod requests;
 pub(crate) mod reservation;
 mod response;
 mod tcp_allocations;
-mod ticks;
 pub(crate) mod wire;
 
 pub use allocation::{CHANNEL_COOLDOWN, CHANNEL_LIFETIME};

@@ -5,7 +5,7 @@
 
 use super::policy::PeerAddr;
 use super::relay_port::RelayId;
-use super::ticks::Ticks;
+use crate::clock::Ticks;
 
 /// Names no relay port.
 const NO_RELAY: u32 = u32::MAX;
@@ -114,7 +114,7 @@ impl PeerTable {
 
     /// Reads from where most packets find their link.
     pub(super) fn prefetch(&self) -> u64 {
-        self.first.permitted_until.0
+        self.first.permitted_until.as_nanos()
     }
 
     /// Returns the link to `peer`.

@@ -1,12 +1,38 @@
 //! Peer connections that wait to be bound: the client's second connection may reach another worker than its allocation's
 //! ([RFC 6062 section 5.4](https://www.rfc-editor.org/rfc/rfc6062#section-5.4)).
 
-use super::rate::Pace;
+use crate::clock::TickBase;
+use crate::limits::{Rate, SharedRateLimiter};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// What CONNECTION-ID carries: names a connection to a peer. Drawn at random.
 pub type ConnectionId = u32;
+
+/// The bandwidth of one user, for bytes that pass outside of the relay's machine.
+#[derive(Debug, Clone)]
+pub struct UserBandwidth {
+    pub(super) limiter: Arc<SharedRateLimiter>,
+    pub(super) rate: Rate,
+    pub(super) base: TickBase,
+}
+
+impl UserBandwidth {
+    /// Takes `bytes` at `now`; `false` when they have to wait.
+    #[must_use]
+    pub fn try_take(&self, now: Instant, bytes: usize) -> bool {
+        self.limiter.try_take(self.rate, self.base.ticks(now), bytes)
+    }
+}
+
+impl PartialEq for UserBandwidth {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.limiter, &other.limiter)
+    }
+}
+
+impl Eq for UserBandwidth {}
 
 /// Peer connections of all workers that no client connection is bound to yet. Each allocation's share is capped by its relay.
 #[derive(Debug, Default)]
@@ -15,20 +41,23 @@ pub struct PendingConnections(Mutex<HashMap<ConnectionId, PendingConnection>>);
 #[derive(Debug)]
 struct PendingConnection {
     user: Arc<str>,
-    pace: Pace,
+    bandwidth: UserBandwidth,
 }
 
 impl PendingConnections {
     /// Lets `user` bind a connection.
-    pub(super) fn insert(&self, id: ConnectionId, user: Arc<str>, pace: Pace) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(id, PendingConnection { user, pace });
+    pub(super) fn insert(&self, id: ConnectionId, user: Arc<str>, bandwidth: UserBandwidth) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(id, PendingConnection { user, bandwidth });
     }
 
     /// Takes a connection for `user`, once. Whoever has no right to it leaves it as it is.
-    pub(super) fn take(&self, id: ConnectionId, user: &str) -> Option<Pace> {
+    pub(super) fn take(&self, id: ConnectionId, user: &str) -> Option<UserBandwidth> {
         let mut offered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         offered.get(&id).filter(|offer| *offer.user == *user)?;
-        offered.remove(&id).map(|offer| offer.pace)
+        offered.remove(&id).map(|offer| offer.bandwidth)
     }
 
     /// Takes an offer back; `false` when it was taken.

@@ -2,7 +2,7 @@
 
 use super::allocation::Family;
 use super::policy::PeerAddr;
-use super::ticks::Ticks;
+use crate::clock::Ticks;
 use std::time::Duration;
 
 /// How long a permission lasts ([RFC 8656 section 9](https://www.rfc-editor.org/rfc/rfc8656#section-9)).

@@ -4,7 +4,7 @@
 //! any of the known spellings is judged by both.
 
 use super::ports::RelayPorts;
-use ipnet::IpNet;
+use crate::limits::NetworkPrefix;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -69,7 +69,7 @@ pub enum PolicyDenial {
     /// A prefix of the special-purpose table.
     Special(&'static str),
     /// One of the operator's `deny_peers`.
-    Operator(IpNet),
+    Operator(NetworkPrefix),
 }
 
 impl PolicyDenial {
@@ -97,9 +97,9 @@ impl fmt::Display for PolicyDenial {
 #[derive(Debug, Clone, Default)]
 pub struct PolicyConfig {
     /// Prefixes allowed although the table denies them.
-    pub allow_peers: Vec<IpNet>,
+    pub allow_peers: Vec<NetworkPrefix>,
     /// Prefixes denied besides the table; they win over `allow_peers`.
-    pub deny_peers: Vec<IpNet>,
+    pub deny_peers: Vec<NetworkPrefix>,
     /// Addresses of this host that stay: as seen from outside.
     pub own_addresses: Vec<IpAddr>,
     /// Those of its interfaces, sorted; [`PeerPolicy::on_interfaces`] replaces them when they change.
@@ -175,8 +175,9 @@ impl PeerPolicy {
         }
         let spellings = || spellings(ip);
         let leads_here = self.checks_ports(ip);
-        let within =
-            |list: &[IpNet]| spellings().find_map(|ip| list.iter().copied().find(|net| net.contains(&ip)));
+        let within = |list: &[NetworkPrefix]| {
+            spellings().find_map(|ip| list.iter().copied().find(|net| net.contains(ip)))
+        };
         // The system takes the unspecified address for its own; nobody has a reason to name it.
         if ip.is_unspecified() || (leads_here && self.config.own_ports.contains(&peer.port())) {
             return Err(PolicyDenial::OwnAddress);
@@ -223,7 +224,7 @@ impl PeerPolicy {
 /// ([RFC 4291 section 2.4](https://www.rfc-editor.org/rfc/rfc4291#section-2.4) and
 /// [IANA](https://www.iana.org/assignments/ipv6-address-space)).
 fn special(ip: IpAddr) -> Option<&'static str> {
-    let listed = TABLE.with(|table| table.iter().find(|(net, _)| net.contains(&ip)).map(|(_, rule)| *rule));
+    let listed = TABLE.with(|table| table.iter().find(|(net, _)| net.contains(ip)).map(|(_, rule)| *rule));
     let IpAddr::V6(v6) = ip else { return listed };
     listed.or_else(|| match v6.segments() {
         // Teredo is judged by the IPv4 addresses inside.
@@ -234,7 +235,7 @@ fn special(ip: IpAddr) -> Option<&'static str> {
 }
 
 thread_local! {
-    static TABLE: Vec<(IpNet, &'static str)> =
+    static TABLE: Vec<(NetworkPrefix, &'static str)> =
         SPECIAL.iter().filter_map(|(net, rule)| Some((net.parse().ok()?, *rule))).collect();
 }
 

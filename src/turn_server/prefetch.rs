@@ -62,7 +62,7 @@ impl Relay {
     fn read(&self, places: &[(ShortHash, AllocationId)]) -> u64 {
         let found = || places.iter().filter_map(|(_, id)| self.allocations.get(*id));
         let sum = found().fold(0, |sum, allocation| sum ^ allocation.prefetch());
-        found().fold(sum, |sum, allocation| sum ^ allocation.user_meter.prefetch())
+        found().fold(sum, |sum, allocation| sum ^ allocation.user_limiter.prefetch())
     }
 }
 

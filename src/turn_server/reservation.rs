@@ -1,8 +1,8 @@
 //! Ports that EVEN-PORT set aside for a second allocation, named by a token
 //! ([RFC 8656 section 7.2](https://www.rfc-editor.org/rfc/rfc8656#section-7.2)).
 
+use super::allocation_quota::QuotaPermit;
 use super::ports::PortLease;
-use super::quota::QuotaPermit;
 use crate::limits::Limit;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,7 +24,7 @@ pub struct Reservations(Mutex<HashMap<ReservationToken, Reservation>>);
 #[derive(Debug)]
 pub(super) struct ReservedPort {
     pub(super) lease: PortLease,
-    pub(super) ticket: QuotaPermit,
+    pub(super) permit: QuotaPermit,
 }
 
 #[derive(Debug)]

@@ -7,8 +7,8 @@ use super::allocation::{Family, PeerTransport};
 use super::denial_counters::PeerOperation;
 use super::machine::{AllocationId, Output, Relay, Timer};
 use super::pending_connections::ConnectionId;
+use super::pending_connections::UserBandwidth;
 use super::policy::PeerAddr;
-use super::rate::Pace;
 use super::relay_port::RelayId;
 use super::requests::Request;
 use super::response::{Responder, StunErrorCode};
@@ -138,10 +138,15 @@ impl Relay {
             return Err(StunErrorCode::BadRequest);
         }
         let connection = request.attributes.u32(attr::CONNECTION_ID).ok_or(StunErrorCode::BadRequest)?;
-        let pace =
+        let bandwidth =
             self.shared.connections.take(connection, &request.user).ok_or(StunErrorCode::BadRequest)?;
         let response = request.responder.success(|builder| builder);
-        self.outputs.push_back(Output::BindConnection { client: request.client, connection, response, pace });
+        self.outputs.push_back(Output::BindConnection {
+            client: request.client,
+            connection,
+            response,
+            bandwidth,
+        });
         Ok(())
     }
 
@@ -174,12 +179,13 @@ impl Relay {
         self.outputs.push_back(Output::Disconnect { connection });
     }
 
-    /// Lets the client bind a connection, at its user's pace.
+    /// Lets the client bind a connection, within its user's bandwidth.
     fn offer(&self, id: AllocationId, connection: ConnectionId) {
         let allocation = &self.allocations[id];
-        let meter = Arc::clone(&allocation.user_meter);
-        let pace = Pace { meter, rate: self.shared.limits.user_bandwidth, tick_base: self.tick_base };
-        self.shared.connections.insert(connection, Arc::clone(allocation.user()), pace);
+        let limiter = Arc::clone(&allocation.user_limiter);
+        let bandwidth =
+            UserBandwidth { limiter, rate: self.shared.limits.user_bandwidth, base: self.tick_base };
+        self.shared.connections.insert(connection, Arc::clone(allocation.user()), bandwidth);
     }
 
     fn has_connection(&self, id: AllocationId, peer: PeerAddr) -> bool {

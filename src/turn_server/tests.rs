@@ -9,12 +9,12 @@ mod rates;
 mod relay_ports;
 mod tcp;
 
+use super::allocation_quota::AllocationQuota;
 use super::auth::{Authenticator, Credentials};
 use super::machine::{Features, Forward, InternalPacket, IpHeader, Limits, Output, Relay, Shared};
 use super::mobility::MobilityTickets;
 use super::policy::{PeerPolicy, PolicyConfig};
 use super::ports::{RelayAddress, RelayPorts};
-use super::quota::Quota;
 use super::{FiveTuple, RelayId, RelaySocketError, Transport};
 use crate::clock::Now;
 use crate::net::time::now;
@@ -57,7 +57,7 @@ fn shared(per_user: u32, ports: std::ops::RangeInclusive<u16>) -> Shared {
         policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
         ports,
         reservations: Arc::default(),
-        quota: Arc::new(Quota::new(per_user, 1000)),
+        quota: Arc::new(AllocationQuota::new(per_user, 1000)),
         addresses: addresses.into(),
         connections: Arc::default(),
         tickets: Arc::new(MobilityTickets::new(&[6; 32]).unwrap()),

@@ -10,7 +10,7 @@ pub(super) fn shared(setup: u8, more: u8) -> Shared {
     let limited = |rate: Rate, bit: u8| if more & bit != 0 { rate } else { Rate::bytes(0) };
     let limits = Limits {
         permissions: if more & 1 != 0 { 3 } else { 128 },
-        new_peers: limited(Rate { per_second: 1, burst: Duration::from_secs(2) }, 2),
+        new_peers: limited(Rate::with_burst_time(1, Duration::from_secs(2)), 2),
         allocation_bandwidth: limited(Rate::bytes(BANDWIDTH), 4),
         user_bandwidth: limited(Rate::bytes(BANDWIDTH), 8),
         ..Limits::default()
@@ -21,7 +21,7 @@ pub(super) fn shared(setup: u8, more: u8) -> Shared {
         policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
         ports,
         reservations: Arc::default(),
-        quota: Arc::new(Quota::new(3, 5)),
+        quota: Arc::new(AllocationQuota::new(3, 5)),
         addresses: addresses.into(),
         connections: Arc::default(),
         tickets: Arc::new(MobilityTickets::new(&[6; 32]).unwrap()),

@@ -46,7 +46,7 @@ impl World {
     /// Whether bandwidth or new peers are limited.
     pub(super) fn is_capped(&self) -> bool {
         let Limits { new_peers, allocation_bandwidth, user_bandwidth, .. } = self.shared.limits;
-        [new_peers, allocation_bandwidth, user_bandwidth].iter().any(|rate| rate.per_second != 0)
+        [new_peers, allocation_bandwidth, user_bandwidth].iter().any(|rate| rate.per_second() != 0)
     }
 
     /// Counts what was relayed for a client.
@@ -56,7 +56,10 @@ impl World {
         life.relayed += bytes as u64;
         let passed = self.now.mono.duration_since(life.began).as_secs();
         let most = BANDWIDTH * passed + BANDWIDTH / 2;
-        assert!(self.shared.limits.allocation_bandwidth.per_second == 0 || life.relayed <= most, "too fast");
+        assert!(
+            self.shared.limits.allocation_bandwidth.per_second() == 0 || life.relayed <= most,
+            "too fast"
+        );
     }
 
     /// Judges what a client has sent to a peer.

@@ -4,6 +4,7 @@
 
 use super::value;
 use crate::config::ConfigError;
+use crate::limits;
 use crate::signaling;
 use serde::Deserialize;
 use std::time::Duration;
@@ -119,7 +120,7 @@ struct Rate {
 }
 
 impl Rate {
-    fn checked(self, key: &'static str) -> Result<signaling::Rate, ConfigError> {
+    fn checked(self, key: &'static str) -> Result<limits::Rate, ConfigError> {
         let Self { burst, per_second } = self;
         let (most, least) = (1e9, 1e-6);
         if !(1.0..=most).contains(&burst) || !(least..=most).contains(&per_second) {
@@ -128,7 +129,7 @@ impl Rate {
                 "must have `burst` of at least 1 and `per_second` of more than 0, both at most 1e9",
             ));
         }
-        Ok(signaling::Rate { burst, per_second })
+        Ok(limits::Rate::new(per_second, burst))
     }
 }
 
@@ -244,7 +245,7 @@ mod tests {
         let (shown, defaults) =
             (format!("{:?}", signaling.limits), format!("{:?}", crate::signaling::Limits::default()));
         assert_eq!(shown.matches("77").count(), limits.len() + 7, "{shown}");
-        let rates = 7 * ": Rate { burst: x, per_second: y }".matches(": ").count();
+        let rates = 7 * ": Rate { per_second: x, burst: y }".matches(": ").count();
         assert_eq!(defaults.matches(": ").count(), limits.len() - 7 + rates, "a limit is not in the example");
     }
 

@@ -71,7 +71,7 @@ fn a_token_that_is_not_right_gets_204_and_nothing_else_of_the_message_counts() {
 fn tokens_that_cost_a_signature_are_taken_as_seldom_as_other_signatures() {
     let key = Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap();
     let jwt = Some(Jwt::new(JwtKey::EdDsa(key.public_key().as_ref().try_into().unwrap())));
-    let limits = Limits { per_proof: Rate { burst: 2.0, per_second: 1.0 }, ..Limits::default() };
+    let limits = Limits { per_proof: Rate::new(1.0, 2.0), ..Limits::default() };
     let mut world = World::new(Config { jwt, limits, ..config() });
     world.open(1);
     let guess = format!("{}.e30.AAAA", BASE64URL_NOPAD.encode(br#"{"alg":"EdDSA"}"#));

@@ -170,8 +170,8 @@ async fn ice_servers_are_handed_out_for_a_key_alone() {
 #[tokio::test]
 async fn credentials_of_one_key_are_on_one_account_and_handed_out_at_a_rate() {
     let limits = Limits {
-        ice_per_key: Rate { burst: 2.0, per_second: 0.001 },
-        ice_per_network: Rate { burst: 6.0, per_second: 0.001 },
+        ice_per_key: Rate::new(0.001, 2.0),
+        ice_per_network: Rate::new(0.001, 6.0),
         ..Limits::default()
     };
     let access_keys = vec![AccessKey::new("one"), AccessKey::new("two")];
@@ -196,7 +196,7 @@ async fn credentials_of_one_key_are_on_one_account_and_handed_out_at_a_rate() {
 #[tokio::test]
 async fn tokens_that_cost_a_signature_are_taken_as_seldom_by_http_as_by_signalling() {
     let jwt = JwtKey::ed_dsa("11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo").map(Jwt::new);
-    let limits = Limits { per_proof: Rate { burst: 2.0, per_second: 0.001 }, ..Limits::default() };
+    let limits = Limits { per_proof: Rate::new(0.001, 2.0), ..Limits::default() };
     let lodge = Lodge::open(Config { jwt, limits, ..config() }).await;
     let status = async |key: &str| {
         let (head, _) = lodge.get(&format!("/ice?key={key}"), "").await;
@@ -279,7 +279,7 @@ async fn pings_keep_a_quiet_websocket_open() {
 
 #[tokio::test]
 async fn a_client_that_does_not_read_is_closed_and_the_others_go_on() {
-    let limits = Limits { outbox: 4, per_source: Rate { burst: 1e9, per_second: 1e9 }, ..Limits::default() };
+    let limits = Limits { outbox: 4, per_source: Rate::new(1e9, 1e9), ..Limits::default() };
     let lodge = Lodge::open(Config { limits, ..config() }).await;
     let mut deaf = lodge.websocket().await;
     let request = json!({"t": 77, "pad": "x".repeat(100)}).to_string();

@@ -99,7 +99,7 @@ fn a_signed_nonce_proves_the_address() {
 
 #[test]
 fn signatures_of_one_network_are_limited() {
-    let limits = Limits { per_proof: Rate { burst: 2.0, per_second: 1.0 }, ..Limits::default() };
+    let limits = Limits { per_proof: Rate::new(1.0, 2.0), ..Limits::default() };
     let mut world = World::new(Config { limits, ..config() });
     let codes: Vec<_> =
         (1..=3).map(|conn| code(&session(&mut world, conn, &key(conn as u8), None))).collect();

@@ -2,8 +2,7 @@
 //! an answer.
 
 use super::user_table::UserKeys;
-use crate::limits::Limit;
-use crate::net::gate;
+use crate::limits::{Limit, NetworkPrefix};
 use crate::turn_server::FiveTuple;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -169,8 +168,8 @@ impl PendingLookups {
     fn has_room(&self, client: FiveTuple, is_known: bool) -> bool {
         let count =
             |of: &dyn Fn(&PendingRequest) -> bool| self.parked.iter().filter(|parked| of(parked)).count();
-        let network = gate::network(client.client.ip());
-        let of_network = |parked: &PendingRequest| gate::network(parked.client.client.ip()) == network;
+        let network = NetworkPrefix::site(client.client.ip());
+        let of_network = |parked: &PendingRequest| NetworkPrefix::site(parked.client.client.ip()) == network;
         if self.parked.len() >= MAX_PENDING {
             Limit::ParkedRequests.reached(MAX_PENDING);
             return false;

@@ -2,6 +2,7 @@ use super::*;
 use crate::net::time::now;
 use crate::stun::{Builder, Class, Key, TransactionId, attr, long_term_digest};
 use crate::turn_server::Transport;
+use crate::turn_server::allocation_quota::AllocationQuota;
 use crate::turn_server::auth::{
     Authenticator, AuthenticatorConfig, Expiry, LookupCacheConfig, LookupResult, MAX_PENDING_PER_NETWORK,
     MAX_PENDING_UNKNOWN, RealmCredentials, RestSecret, TokenKey, UserKeys,
@@ -10,7 +11,6 @@ use crate::turn_server::machine::{Features, IpHeader, Limits, RequestAuth, Share
 use crate::turn_server::mobility::MobilityTickets;
 use crate::turn_server::policy::{PeerPolicy, PolicyConfig};
 use crate::turn_server::ports::{RelayAddress, RelayPorts};
-use crate::turn_server::quota::Quota;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::net::IpAddr;
@@ -43,7 +43,7 @@ fn relay(setup: AuthenticatorConfig) -> (Relay, Shared) {
         policy: Arc::new(PeerPolicy::new(PolicyConfig::default(), Arc::clone(&ports))),
         ports,
         reservations: Arc::default(),
-        quota: Arc::new(Quota::new(1000, 1000)),
+        quota: Arc::new(AllocationQuota::new(1000, 1000)),
         addresses: addresses.into(),
         connections: Arc::default(),
         tickets: Arc::new(MobilityTickets::new(&[6; 32]).unwrap()),

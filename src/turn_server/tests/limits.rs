@@ -1,8 +1,8 @@
 //! Every limit that a client can reach is counted under its key.
 
 use super::*;
+use crate::limits::Rate;
 use crate::limits::{Limit, Table};
-use crate::turn_server::rate::Rate;
 
 /// How often `limit` was reached in this process, and the value that was told.
 fn reached(limit: Limit) -> (u64, u64) {
@@ -12,9 +12,9 @@ fn reached(limit: Limit) -> (u64, u64) {
 #[test]
 fn each_limit_of_the_relay_that_is_reached_is_counted_with_its_value() {
     let mut shared = shared(3, 50_000..=50_003);
-    shared.quota = Arc::new(Quota::new(3, 5));
+    shared.quota = Arc::new(AllocationQuota::new(3, 5));
     shared.limits.permissions = 2;
-    shared.limits.new_peers = Rate { per_second: 1, burst: Duration::from_secs(2) };
+    shared.limits.new_peers = Rate::with_burst_time(1, Duration::from_secs(2));
     shared.limits.allocation_bandwidth = Rate::bytes(2000);
     shared.limits.user_bandwidth = Rate::bytes(3000);
     let limits = [
@@ -32,7 +32,7 @@ fn each_limit_of_the_relay_that_is_reached_is_counted_with_its_value() {
     let ask = |world: &mut World, client, user| world.ask(client, user, Method::ALLOCATE, udp).0;
     assert_eq!([1, 2, 3, 4].map(|client| ask(&mut world, client, "alice")), [0, 0, 0, 486]);
     assert_eq!([5, 6].map(|client| ask(&mut world, client, "bob")), [0, 508], "no port is left");
-    let held = [(); 5].map(|()| world.shared.quota.take(&"carol".into()));
+    let held = [(); 5].map(|()| world.shared.quota.acquire(&"carol".into()));
     assert!(held.iter().any(Result::is_err), "four are held, and there may be five");
     assert_eq!(world.permit(1, PEER), 0);
     assert_eq!(world.permit(1, "8.8.4.4:1"), 0);

@@ -6,7 +6,7 @@ use crate::turn_server::PREFETCH_BATCH;
 #[test]
 fn looking_ahead_is_for_large_relays_and_large_batches_and_changes_nothing() {
     let mut shared = shared(10_000, 50_000..=59_999);
-    shared.quota = Arc::new(Quota::new(10_000, 10_000));
+    shared.quota = Arc::new(AllocationQuota::new(10_000, 10_000));
     let mut world = World::with(shared);
     let relayed: Vec<_> = (1..=3000).map(|client| world.allocate(client)).collect();
     assert!(world.relay.should_prefetch(PREFETCH_BATCH) && !world.relay.should_prefetch(1));

@@ -1,8 +1,8 @@
 //! Bandwidth, new peers, and allocations that end with their credentials.
 
 use super::*;
+use crate::limits::Rate;
 use crate::turn_server::auth::{AuthenticatorConfig, Expiry, RealmCredentials, RestSecret};
-use crate::turn_server::rate::Rate;
 
 #[test]
 fn bandwidth_is_capped_for_an_allocation_and_for_a_user_in_both_directions() {
@@ -45,7 +45,7 @@ fn new_peers_come_at_a_rate_and_known_ones_are_not_counted() {
 #[test]
 fn new_peers_of_all_allocations_of_a_user_are_counted_together_also_of_those_that_ended() {
     let mut shared = shared(10, 50_000..=50_099);
-    shared.limits.user_new_peers = Rate { per_second: 10, burst: Duration::from_secs(20) };
+    shared.limits.user_new_peers = Rate::with_burst_time(10, Duration::from_secs(20));
     let mut world = World::with(shared);
     let scan = |world: &mut World, client: u16| {
         world.allocate(client);

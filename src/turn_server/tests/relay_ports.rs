@@ -7,9 +7,9 @@ use rand::seq::SliceRandom;
 /// A world with room for very many allocations.
 fn roomy() -> World {
     let mut shared = shared(10_000, 49_152..=65_535);
-    shared.quota = Arc::new(Quota::new(10_000, 10_000));
+    shared.quota = Arc::new(AllocationQuota::new(10_000, 10_000));
     // All of them are one user's here.
-    shared.limits.user_new_peers.per_second = 0;
+    shared.limits.user_new_peers = crate::limits::Rate::UNLIMITED;
     World::with(shared)
 }
 
@@ -225,8 +225,8 @@ fn a_pair_of_which_the_system_refuses_one_is_replaced_by_another_pair() {
 #[test]
 fn an_allocation_remembers_a_bounded_number_of_peers() {
     let mut shared = shared(10, 50_000..=50_009);
-    shared.limits.new_peers.per_second = 0;
-    shared.limits.user_new_peers.per_second = 0;
+    shared.limits.new_peers = crate::limits::Rate::UNLIMITED;
+    shared.limits.user_new_peers = crate::limits::Rate::UNLIMITED;
     let mut world = World::with(shared);
     world.allocate(1);
     world.permit(1, PEER);

@@ -1,8 +1,8 @@
 //! Connections to peers (RFC 6062).
 
 use super::*;
+use crate::limits::Rate;
 use crate::turn_server::ConnectionId;
-use crate::turn_server::rate::Rate;
 
 const PEER_ON_ANOTHER_PORT: &str = "8.8.8.8:5001";
 
@@ -252,7 +252,7 @@ fn each_of_two_relayed_addresses_carries_connections_of_its_family() {
 #[test]
 fn a_connect_refused_for_too_many_new_peers_leaves_no_connection() {
     let mut world = World::new();
-    world.relay.shared.limits.new_peers = Rate { per_second: 1, burst: Duration::from_secs(1) };
+    world.relay.shared.limits.new_peers = Rate::with_burst_time(1, Duration::from_secs(1));
     begin(&mut world);
     let first = connect(&mut world, PEER).unwrap();
     assert_eq!(connect(&mut world, PEER_ON_ANOTHER_PORT), Err(508));
