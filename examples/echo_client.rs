@@ -11,7 +11,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let usage = "usage: echo_client TICKET TEXT [KEY]";
     let (ticket, text) = (arguments.next().ok_or(usage)?, arguments.next().ok_or(usage)?);
-    let config = Config { key: arguments.next(), ..Config::default() };
+    let config = arguments.next().map_or_else(Config::new, |key| Config::new().key(key));
     let connection = Agent::new(config).connect(&ticket.parse()?).await?;
     let (mut send, mut recv) = connection.open_bi().await?;
     send.write_all(text.as_bytes()).await?;

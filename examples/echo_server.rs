@@ -1,6 +1,6 @@
 //! Sends back whatever the holder of its ticket sends: `cargo run --example echo_server -- HOST[:PORT] [KEY]`.
 //!
-//! It prints the ticket for `echo_client` and goes on taking connections until it is stopped.
+//! It prints the ticket for `echo_client` and accepts connections until it is stopped.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example talks to its user")]
 
@@ -11,7 +11,10 @@ use std::error::Error;
 async fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let server = arguments.next().ok_or("usage: echo_server HOST[:PORT] [KEY]")?;
-    let config = Config { server: Some(server.parse()?), key: arguments.next(), ..Config::default() };
+    let mut config = Config::new().server(server.parse()?);
+    if let Some(key) = arguments.next() {
+        config = config.key(key);
+    }
     let mut listener = Agent::new(config).listen().await?;
     println!("{}", listener.ticket());
     while let Some(accepted) = listener.accept().await {
@@ -23,7 +26,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
                     }
                 });
             }
-            Err(error) => eprintln!("a call came to nothing: {error}"),
+            Err(error) => eprintln!("a call failed: {error}"),
         }
     }
     Ok(())

@@ -1,22 +1,21 @@
-//! What binds the messages and packets of a call to that call.
+//! Authentication of a call's offer, answer and packets.
 //!
-//! Each side of a call draws a user name fragment of 128 bits. The offer carries, in the place of the ICE password, a MAC over both tags and
-//! the connector's fragment; the answer carries one over both tags and both fragments. The ICE passwords are derived and never sent, the
-//! listener's from both fragments, and so is the key of QUIC's first packets. So an answer or a packet of one call is worth nothing in
-//! another, and the server, which sees all messages, can neither answer a connectivity check nor begin a handshake. A repeated offer is known by
-//! [`ReplayCache`].
+//! Each side of a call chooses a user name fragment of 128 random bits. In the place of the ICE password, the offer carries a MAC over both
+//! tags and the connector's fragment, and the answer one over both tags and both fragments. The ICE passwords are derived and never sent. The
+//! listener's password and the key of QUIC's Initial packets depend on both fragments. Therefore an answer or a packet of one call is
+//! invalid in any other, and the server, which sees all signalling, can neither answer a connectivity check nor begin a handshake.
+//! [`ReplayCache`] detects a repeated offer.
 
-use super::pinned_tls::{self, KeyError, Role};
-use super::ticket::Secret;
+use super::keys::{Role, Secret};
 use crate::signaling::wire::{IceDescription, Tag};
 use ring::hmac;
 use std::collections::{HashSet, VecDeque};
 use subtle::ConstantTimeEq;
 
-/// Bytes of a MAC that are sent or used as a password (160 bits; RFC 8445 section 5.3 asks for 128).
+/// Length in bytes of a MAC that is sent or used as a password (160 bits; RFC 8445 section 5.3 asks for 128).
 const MAC_LEN: usize = 20;
 
-/// The key that QUIC's Initial keys of one call depend on.
+/// The key from which the keys of QUIC's Initial packets are derived, in place of the connection id only.
 #[derive(Clone)]
 pub(super) struct InitialKey(pub(super) hmac::Key);
 
@@ -27,27 +26,18 @@ impl std::fmt::Debug for InitialKey {
 }
 
 impl InitialKey {
-    /// Makes the key of a connection that no call precedes, as through the gateway.
-    ///
-    /// # Errors
-    /// [`KeyError::Key`], which no secret brings about.
-    pub(super) fn without_call(secret: &Secret) -> Result<Self, KeyError> {
-        Ok(Self(hmac::Key::new(
-            hmac::HMAC_SHA256,
-            mac(&pinned_tls::call_key(secret)?, b"initial", &[]).as_ref(),
-        )))
+    /// Returns the key of a connection without signalling, as through the gateway.
+    pub(super) fn without_call(secret: &Secret) -> Self {
+        Self(hmac::Key::new(hmac::HMAC_SHA256, mac(&secret.call_key(), b"initial", &[]).as_ref()))
     }
 }
 
 /// Derives the connector's ICE password, which is needed before the connector knows its tag.
-///
-/// # Errors
-/// [`KeyError::Key`], which no secret brings about.
-pub(super) fn connector_password(secret: &Secret, ufrag: &str) -> Result<String, KeyError> {
-    Ok(text(&mac(&pinned_tls::call_key(secret)?, b"connector password", &[ufrag])))
+pub(super) fn connector_password(secret: &Secret, ufrag: &str) -> String {
+    text(&mac(&secret.call_key(), b"connector password", &[ufrag]))
 }
 
-/// One call, as both sides know it.
+/// What authenticates one call.
 pub(super) struct CallAuth {
     role: Role,
     key: hmac::Key,
@@ -59,26 +49,19 @@ pub(super) struct CallAuth {
 }
 
 impl CallAuth {
-    /// Begins a call of `caller`, whose fragment is `ufrag`, to `callee`.
-    ///
-    /// # Errors
-    /// [`KeyError::Key`], which no secret brings about.
-    pub(super) fn of_connector(
-        secret: &Secret,
-        [caller, callee]: [&Tag; 2],
-        ufrag: &str,
-    ) -> Result<Self, KeyError> {
-        Ok(Self {
+    /// Returns the connector's side of a call from `caller`, whose fragment is `ufrag`, to `callee`.
+    pub(super) fn of_connector(secret: &Secret, [caller, callee]: [&Tag; 2], ufrag: &str) -> Self {
+        Self {
             role: Role::Connector,
-            key: pinned_tls::call_key(secret)?,
+            key: secret.call_key(),
             caller: caller.clone(),
             callee: callee.clone(),
             connector: ufrag.to_owned(),
             listener: String::new(),
-        })
+        }
     }
 
-    /// Takes the offer of `caller` to `callee`, whose fragment is `ufrag`, and puts the connector's ICE password into it; `None` where its
+    /// Verifies the offer of `caller` to `callee`, whose fragment is `ufrag`, and puts the connector's ICE password into it. `None` if its
     /// sender does not hold the ticket or made it for other tags.
     pub(super) fn of_listener(
         secret: &Secret,
@@ -86,29 +69,29 @@ impl CallAuth {
         offer: &mut IceDescription,
         ufrag: &str,
     ) -> Option<Self> {
-        let binding = Self {
+        let auth = Self {
             role: Role::Listener,
             listener: ufrag.to_owned(),
-            ..Self::of_connector(secret, [caller, callee], offer.ufrag.as_ref()?).ok()?
+            ..Self::of_connector(secret, [caller, callee], offer.ufrag.as_ref()?)
         };
-        let proven = same(&binding.offer_proof(), offer.pwd.as_ref()?);
-        offer.pwd = Some(text(&mac(&binding.key, b"connector password", &[&binding.connector])));
-        proven.then_some(binding)
+        let is_valid = same(&auth.offer_mac(), offer.pwd.as_ref()?);
+        offer.pwd = Some(text(&mac(&auth.key, b"connector password", &[&auth.connector])));
+        is_valid.then_some(auth)
     }
 
-    /// Takes the listener's answer and puts its ICE password into it; says whether it belongs to this call.
-    pub(super) fn take_answer(&mut self, answer: &mut IceDescription) -> bool {
-        let (Some(ufrag), Some(proof)) = (answer.ufrag.clone(), answer.pwd.take()) else { return false };
+    /// Puts the listener's ICE password into its answer; returns whether the answer belongs to this call.
+    pub(super) fn verify_answer(&mut self, answer: &mut IceDescription) -> bool {
+        let (Some(ufrag), Some(mac)) = (answer.ufrag.clone(), answer.pwd.take()) else { return false };
         self.listener = ufrag;
         answer.pwd = Some(self.listener_password());
-        same(&self.answer_proof(), &proof)
+        same(&self.answer_mac(), &mac)
     }
 
-    /// Puts this side's proof into its offer or answer, in the place of the ICE password.
-    pub(super) fn prove(&self, ice: &mut IceDescription) {
+    /// Puts this side's MAC into its offer or answer, in the place of the ICE password.
+    pub(super) fn sign(&self, ice: &mut IceDescription) {
         ice.pwd = Some(match self.role {
-            Role::Connector => self.offer_proof(),
-            Role::Listener => self.answer_proof(),
+            Role::Connector => self.offer_mac(),
+            Role::Listener => self.answer_mac(),
         });
     }
 
@@ -117,43 +100,43 @@ impl CallAuth {
         text(&mac(&self.key, b"listener password", &[&self.connector, &self.listener]))
     }
 
-    /// Returns the key that QUIC's Initial keys depend on; on the connector once it has the answer.
+    /// Returns the key of QUIC's Initial packets; the connector needs the answer first.
     pub(super) fn initial_key(&self) -> InitialKey {
         let key = mac(&self.key, b"initial", &[&self.connector, &self.listener]);
         InitialKey(hmac::Key::new(hmac::HMAC_SHA256, key.as_ref()))
     }
 
-    fn offer_proof(&self) -> String {
+    fn offer_mac(&self) -> String {
         text(&mac(&self.key, b"offer", &[self.caller.as_str(), self.callee.as_str(), &self.connector]))
     }
 
-    fn answer_proof(&self) -> String {
+    fn answer_mac(&self) -> String {
         let (caller, callee) = (self.caller.as_str(), self.callee.as_str());
         text(&mac(&self.key, b"answer", &[caller, callee, &self.connector, &self.listener]))
     }
 }
 
-/// The offers that a listener has taken, so that none is taken twice. Only who holds the ticket can make it longer.
+/// The last offers that a listener has received. Only holders of the ticket can fill it.
 #[derive(Debug)]
 pub(super) struct ReplayCache {
     known: HashSet<String>,
     order: VecDeque<String>,
-    room: usize,
+    capacity: usize,
 }
 
 impl ReplayCache {
-    /// Remembers the last `room` offers.
-    pub(super) fn new(room: usize) -> Self {
-        Self { known: HashSet::new(), order: VecDeque::new(), room }
+    /// Returns a cache of the last `capacity` offers.
+    pub(super) fn new(capacity: usize) -> Self {
+        Self { known: HashSet::new(), order: VecDeque::new(), capacity }
     }
 
-    /// Remembers an offer by its sender's fragment; says whether it is new.
-    pub(super) fn is_new(&mut self, ufrag: &str) -> bool {
+    /// Inserts an offer by its sender's fragment; returns whether it is new.
+    pub(super) fn insert(&mut self, ufrag: &str) -> bool {
         if !self.known.insert(ufrag.to_owned()) {
             return false;
         }
         self.order.push_back(ufrag.to_owned());
-        if self.order.len() > self.room
+        if self.order.len() > self.capacity
             && let Some(oldest) = self.order.pop_front()
         {
             self.known.remove(&oldest);
@@ -162,7 +145,7 @@ impl ReplayCache {
     }
 }
 
-/// Each part is preceded by its length, so that no two lists of parts have the same bytes.
+/// Each part is preceded by its length, so that no two lists of parts encode to the same bytes.
 fn mac(key: &hmac::Key, label: &[u8], parts: &[&str]) -> hmac::Tag {
     let mut context = hmac::Context::with_key(key);
     for part in std::iter::once(label).chain(parts.iter().map(|part| part.as_bytes())) {
@@ -190,36 +173,36 @@ mod tests {
 
     fn connector(secret: u8, tags: [&str; 2], ufrag: &str) -> CallAuth {
         let [caller, callee] = tags.map(tag);
-        CallAuth::of_connector(&Secret([secret; 16]), [&caller, &callee], ufrag).unwrap()
+        CallAuth::of_connector(&Secret([secret; 16]), [&caller, &callee], ufrag)
     }
 
     fn listener(tags: [&str; 2], offer: &IceDescription, ufrag: &str) -> Option<(CallAuth, IceDescription)> {
         let ([caller, callee], mut offer) = (tags.map(tag), offer.clone());
-        let binding = CallAuth::of_listener(&Secret([1; 16]), [&caller, &callee], &mut offer, ufrag);
-        binding.map(|binding| (binding, offer))
+        let auth = CallAuth::of_listener(&Secret([1; 16]), [&caller, &callee], &mut offer, ufrag);
+        auth.map(|auth| (auth, offer))
     }
 
-    fn terms(binding: &CallAuth, ufrag: &str) -> IceDescription {
+    fn description(auth: &CallAuth, ufrag: &str) -> IceDescription {
         let mut ice = IceDescription {
             ufrag: Some(ufrag.into()),
             pwd: Some("an ICE password".into()),
             ..IceDescription::default()
         };
-        binding.prove(&mut ice);
+        auth.sign(&mut ice);
         ice
     }
 
     #[test]
     fn both_sides_of_a_call_derive_the_same_and_send_no_password() {
         let mut caller = connector(1, ["c", "l"], "one");
-        let offer = terms(&caller, "one");
+        let offer = description(&caller, "one");
         let (callee, taken) = listener(["c", "l"], &offer, "two").unwrap();
         let passwords = [taken.pwd.unwrap(), callee.listener_password()];
-        assert_eq!(passwords[0], connector_password(&Secret([1; 16]), "one").unwrap());
-        let answer = terms(&callee, "two");
-        let mut heard = answer.clone();
-        assert!(caller.take_answer(&mut heard));
-        assert_eq!(heard.pwd.as_ref(), Some(&passwords[1]));
+        assert_eq!(passwords[0], connector_password(&Secret([1; 16]), "one"));
+        let answer = description(&callee, "two");
+        let mut received = answer.clone();
+        assert!(caller.verify_answer(&mut received));
+        assert_eq!(received.pwd.as_ref(), Some(&passwords[1]));
         for sent in [&offer.pwd, &answer.pwd] {
             assert!(passwords.iter().all(|password| Some(password) != sent.as_ref()), "{sent:?}");
         }
@@ -229,13 +212,13 @@ mod tests {
 
     #[test]
     fn an_offer_is_good_for_its_own_tags_and_ticket() {
-        let offer = terms(&connector(1, ["c", "l"], "one"), "one");
+        let offer = description(&connector(1, ["c", "l"], "one"), "one");
         assert!(listener(["c", "l"], &offer, "two").is_some());
         for tags in [["x", "l"], ["c", "x"], ["cl", ""], ["l", "c"]] {
             let known = tags.iter().all(|tag| Tag::new(*tag).is_some());
             assert!(!known || listener(tags, &offer, "two").is_none(), "{tags:?}");
         }
-        assert!(listener(["c", "l"], &terms(&connector(2, ["c", "l"], "one"), "one"), "two").is_none());
+        assert!(listener(["c", "l"], &description(&connector(2, ["c", "l"], "one"), "one"), "two").is_none());
         assert!(
             listener(["c", "l"], &IceDescription { ufrag: Some("other".into()), ..offer.clone() }, "two")
                 .is_none()
@@ -246,21 +229,21 @@ mod tests {
     #[test]
     fn an_answer_of_another_call_is_refused() {
         let (mut first, mut second) = (connector(1, ["c", "l"], "one"), connector(1, ["c", "l"], "other"));
-        let (callee, _) = listener(["c", "l"], &terms(&first, "one"), "two").unwrap();
-        let answer = terms(&callee, "two");
-        assert!(!second.take_answer(&mut answer.clone()));
-        assert!(!first.take_answer(&mut IceDescription { ufrag: Some("three".into()), ..answer.clone() }));
-        assert!(first.take_answer(&mut answer.clone()));
+        let (callee, _) = listener(["c", "l"], &description(&first, "one"), "two").unwrap();
+        let answer = description(&callee, "two");
+        assert!(!second.verify_answer(&mut answer.clone()));
+        assert!(!first.verify_answer(&mut IceDescription { ufrag: Some("three".into()), ..answer.clone() }));
+        assert!(first.verify_answer(&mut answer.clone()));
         let keys = [first.initial_key(), second.initial_key()].map(|key| hmac::sign(&key.0, b"cid"));
         assert_ne!(keys[0].as_ref(), keys[1].as_ref());
     }
 
     #[test]
     fn ice_passwords_differ_by_role_call_and_secret() {
-        let of = |secret, ufrag| connector_password(&Secret([secret; 16]), ufrag).unwrap();
+        let of = |secret, ufrag| connector_password(&Secret([secret; 16]), ufrag);
         let one = of(1, "abcd");
         assert!(one.len() >= 22, "RFC 8445 section 5.3 asks for 128 bits");
-        let offer = terms(&connector(1, ["c", "l"], "abcd"), "abcd");
+        let offer = description(&connector(1, ["c", "l"], "abcd"), "abcd");
         let of_listener = |ufrag| listener(["c", "l"], &offer, ufrag).unwrap().0.listener_password();
         assert_ne!(of_listener("x"), of_listener("y"));
         for other in [of(2, "abcd"), of(1, "abce"), of_listener("abcd")] {
@@ -269,12 +252,12 @@ mod tests {
     }
 
     #[test]
-    fn the_memory_of_offers_is_capped() {
+    fn the_replay_cache_is_bounded() {
         let mut offers = ReplayCache::new(2);
-        assert!(["a", "b"].map(|ufrag| offers.is_new(ufrag)).iter().all(|new| *new));
-        assert!(!offers.is_new("a") && !offers.is_new("b"));
-        assert!(offers.is_new("c") && !offers.is_new("b") && !offers.is_new("c"));
+        assert!(["a", "b"].map(|ufrag| offers.insert(ufrag)).iter().all(|new| *new));
+        assert!(!offers.insert("a") && !offers.insert("b"));
+        assert!(offers.insert("c") && !offers.insert("b") && !offers.insert("c"));
         assert_eq!((offers.known.len(), offers.order.len()), (2, 2));
-        assert!(offers.is_new("a"), "the oldest one was forgotten");
+        assert!(offers.insert("a"), "the oldest one was removed");
     }
 }

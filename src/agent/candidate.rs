@@ -1,24 +1,24 @@
-//! Candidate attribute values of [RFC 8839 section 5.1](https://www.rfc-editor.org/rfc/rfc8839#section-5.1), as far as a
-//! session must understand them, and their extension `lane`: the one of a session's two ICE agents that they belong to.
+//! Candidate attributes ([RFC 8839 section 5.1](https://www.rfc-editor.org/rfc/rfc8839#section-5.1)), as far as a session reads them.
+//!
+//! The extension attribute `lane` names the ICE agent of the session that a candidate belongs to; see [`CandidatePath`].
 
 use std::net::{IpAddr, SocketAddr};
 
-/// One of the two ICE agents of a session.
+/// A path that a session tries; each has an ICE agent of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum CandidatePath {
-    /// From machine to machine.
+pub(super) enum CandidatePath {
+    /// Between the two hosts.
     Direct,
     /// Through a relay of at least one side.
     Relay,
 }
 
 impl CandidatePath {
-    /// Both, in the order of preference.
-    pub const ALL: [Self; 2] = [Self::Direct, Self::Relay];
+    /// Both, the preferred one first.
+    pub(super) const ALL: [Self; 2] = [Self::Direct, Self::Relay];
 
-    /// Returns the word of the candidate extension, which is also how people are told of the path.
-    #[must_use]
-    pub fn word(self) -> &'static str {
+    /// Returns the value of the candidate extension, which is also the name that users see.
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Direct => "direct",
             Self::Relay => "relay",
@@ -26,43 +26,42 @@ impl CandidatePath {
     }
 }
 
-/// How a candidate came to be (RFC 8445 section 5.1.1).
+/// The type of a candidate (RFC 8445 section 5.1.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Origin {
-    /// An interface's own address.
+pub(super) enum CandidateType {
+    /// The address of an interface.
     Host,
-    /// Seen by a STUN server or by the peer.
+    /// Discovered by a STUN server or by the peer.
     Reflexive,
-    /// A relay's address.
+    /// Allocated on a TURN server.
     Relayed,
 }
 
-/// What a session reads from a peer's candidate.
+/// A candidate of the other side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RemoteCandidate {
-    /// The lane it is for.
-    pub lane: CandidatePath,
-    /// How it came to be.
-    pub origin: Origin,
-    /// Where it leads.
-    pub address: SocketAddr,
-    /// The text without `candidate:` in front, for the ICE agent.
-    pub text: String,
+    /// The path that it is for.
+    pub(super) path: CandidatePath,
+    /// Its type.
+    pub(super) kind: CandidateType,
+    /// Its transport address.
+    pub(super) address: SocketAddr,
+    /// The attribute value without `candidate:`, for the ICE agent.
+    pub(super) text: String,
 }
 
 const PREFIX: &str = "candidate:";
+const PATH_EXTENSION: &str = "lane";
 
-/// Writes an ICE agent's candidate as it goes on the signalling wire.
-#[must_use]
-pub(super) fn write(lane: CandidatePath, text: &str) -> String {
-    format!("{PREFIX}{text} lane {}", lane.word())
+/// Formats a candidate of an ICE agent for the signalling.
+pub(super) fn format(path: CandidatePath, text: &str) -> String {
+    format!("{PREFIX}{text} {PATH_EXTENSION} {}", path.as_str())
 }
 
-/// Reads a candidate from the signalling wire; `None` for what no lane can use (TCP, names instead of addresses, rubbish).
+/// Parses a candidate; `None` if no ICE agent can use it (TCP, a host name, a syntax error).
 ///
-/// Without the extension a relayed candidate is for the relay lane and every other one for the direct lane.
-#[must_use]
-pub(super) fn read(value: &str) -> Option<RemoteCandidate> {
+/// Without the extension a relayed candidate is for the relay path, and any other one for the direct path.
+pub(super) fn parse(value: &str) -> Option<RemoteCandidate> {
     let text = value.trim().strip_prefix(PREFIX).unwrap_or(value.trim());
     let words: Vec<&str> = text.split_ascii_whitespace().collect();
     let [_foundation, _component, transport, _priority, ip, port, "typ", typ, rest @ ..] = words.as_slice()
@@ -72,25 +71,24 @@ pub(super) fn read(value: &str) -> Option<RemoteCandidate> {
     if !transport.eq_ignore_ascii_case("udp") {
         return None;
     }
-    let origin = match *typ {
-        "host" => Origin::Host,
-        "srflx" | "prflx" => Origin::Reflexive,
-        "relay" => Origin::Relayed,
+    let kind = match *typ {
+        "host" => CandidateType::Host,
+        "srflx" | "prflx" => CandidateType::Reflexive,
+        "relay" => CandidateType::Relayed,
         _ => return None,
     };
     let address = SocketAddr::new(ip.parse::<IpAddr>().ok()?.to_canonical(), port.parse().ok()?);
-    let unusable = address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast();
-    let named = rest.chunks_exact(2).find(|pair| pair[0] == "lane").map(|pair| pair[1]);
-    let lane = match named {
-        Some(word) => CandidatePath::ALL.into_iter().find(|lane| lane.word() == word)?,
-        None if origin == Origin::Relayed => CandidatePath::Relay,
+    let is_unusable = address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast();
+    let named = rest.chunks_exact(2).find(|pair| pair[0] == PATH_EXTENSION).map(|pair| pair[1]);
+    let path = match named {
+        Some(name) => CandidatePath::ALL.into_iter().find(|path| path.as_str() == name)?,
+        None if kind == CandidateType::Relayed => CandidatePath::Relay,
         None => CandidatePath::Direct,
     };
-    (!unusable).then(|| RemoteCandidate { lane, origin, address, text: text.to_owned() })
+    (!is_unusable).then(|| RemoteCandidate { path, kind, address, text: text.to_owned() })
 }
 
-/// Says whether an address can be reached from anywhere, so that a relay may be asked to send there.
-#[must_use]
+/// Returns whether an address is globally reachable, so that a relay may send to it.
 pub(super) fn is_global(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => {
@@ -115,24 +113,24 @@ mod tests {
     const HOST: &str = "1 1 udp 2130706431 192.0.2.1 4000 typ host";
 
     #[test]
-    fn what_is_written_can_be_read() {
-        for lane in CandidatePath::ALL {
-            let read = read(&write(lane, HOST)).unwrap();
-            assert_eq!((read.lane, read.origin), (lane, Origin::Host));
-            assert_eq!(read.address, "192.0.2.1:4000".parse().unwrap());
+    fn a_formatted_candidate_can_be_parsed() {
+        for path in CandidatePath::ALL {
+            let parsed = parse(&format(path, HOST)).unwrap();
+            assert_eq!((parsed.path, parsed.kind), (path, CandidateType::Host));
+            assert_eq!(parsed.address, "192.0.2.1:4000".parse().unwrap());
         }
     }
 
     #[test]
     fn without_the_extension_the_type_decides() {
-        assert_eq!(read(HOST).unwrap().lane, CandidatePath::Direct);
+        assert_eq!(parse(HOST).unwrap().path, CandidatePath::Direct);
         let relay = "candidate:7 1 UDP 5 198.51.100.9 50000 typ relay raddr 10.0.0.1 rport 9 generation 0";
-        assert_eq!(read(relay).unwrap().lane, CandidatePath::Relay);
-        assert_eq!(read(relay).unwrap().origin, Origin::Relayed);
+        assert_eq!(parse(relay).unwrap().path, CandidatePath::Relay);
+        assert_eq!(parse(relay).unwrap().kind, CandidateType::Relayed);
     }
 
     #[test]
-    fn what_no_lane_can_use_is_left_out() {
+    fn an_unusable_candidate_is_rejected() {
         for text in [
             "",
             "candidate:",
@@ -144,14 +142,14 @@ mod tests {
             "1 1 udp 5 192.0.2.1 9 typ wormhole",
             "1 1 udp 5 192.0.2.1 9 typ host lane slow",
         ] {
-            assert_eq!(read(text), None, "{text}");
+            assert_eq!(parse(text), None, "{text}");
         }
     }
 
     proptest! {
         #[test]
-        fn no_text_makes_the_reader_panic(text in "\\PC{0,120}") {
-            let _ = read(&text);
+        fn no_text_makes_the_parser_panic(text in "\\PC{0,120}") {
+            let _ = parse(&text);
         }
     }
 }

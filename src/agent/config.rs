@@ -1,13 +1,15 @@
-//! How an agent is set up.
+//! Configuration of an agent.
 
-use super::session::Mode;
+use super::path::PathPolicy;
 use std::fmt;
 use std::str::FromStr;
 
 const DEFAULT_PORT: u16 = 3478;
 
-/// Where a ginnel server is: `HOST`, `HOST:PORT`, an IPv4 address, or an IPv6 address, in brackets if a port follows. Of a URL, such as
-/// `https://HOST/` or `turn:HOST:PORT?transport=udp`, host and port are taken.
+/// Host and port of a ginnel server.
+///
+/// Parses `HOST`, `HOST:PORT`, an IPv4 address, or an IPv6 address, in brackets if a port follows. A URL such as
+/// `https://HOST/` or `turn:HOST:PORT?transport=udp` gives its host and port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerName {
     /// Host name or address.
@@ -16,7 +18,7 @@ pub struct ServerName {
     pub port: u16,
 }
 
-/// Why a text names no server.
+/// A text that names no server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a server is HOST or HOST:PORT, such as turn.example:3478 or [2001:db8::7]:3478")]
 pub struct ServerNameError;
@@ -41,20 +43,20 @@ impl FromStr for ServerName {
             },
         };
         let port = port.map_or(Ok(DEFAULT_PORT), str::parse).map_err(|_| ServerNameError)?;
-        let sensible =
+        let is_valid =
             (1..=255).contains(&host.len()) && host.chars().all(|c| c.is_ascii_graphic() && c != '/');
-        if sensible && port != 0 { Ok(Self { host: host.to_owned(), port }) } else { Err(ServerNameError) }
+        if is_valid && port != 0 { Ok(Self { host: host.to_owned(), port }) } else { Err(ServerNameError) }
     }
 }
 
-/// Takes host and port out of a URL; anything else stays as it is.
+/// Returns host and port of a URL, and any other text unchanged.
 fn authority(text: &str) -> &str {
     const SCHEMES: [&str; 8] = ["https", "http", "wss", "ws", "turns", "turn", "stuns", "stun"];
     let scheme = text.split_once(':').filter(|(scheme, rest)| {
         let slashes = rest.starts_with("//");
         let (web, known) = SCHEMES.split_at(4);
         let is = |names: &[&str]| names.iter().any(|name| scheme.eq_ignore_ascii_case(name));
-        // A host may be called `turn`, and be followed by its port.
+        // `turn:3478` is a host named `turn` with a port.
         (slashes && is(web)) || (is(known) && !rest.bytes().all(|byte| byte.is_ascii_digit()))
     });
     let rest = scheme.map_or(text, |(_, rest)| rest.trim_start_matches('/'));
@@ -74,15 +76,48 @@ impl fmt::Display for ServerName {
     }
 }
 
-/// How an [`Agent`](super::Agent) is set up.
+/// Configuration of an [`Agent`](super::Agent).
+///
+/// ```
+/// # fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = ginnel::agent::Config::new().server("turn.example".parse()?).key("the access key");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Default)]
 pub struct Config {
-    /// The server to listen at; a ticket names its own, which this one replaces.
-    pub server: Option<ServerName>,
-    /// The server's access key; without it the server's relay is not lent to this side.
-    pub key: Option<String>,
-    /// Which paths may be used.
-    pub mode: Mode,
+    pub(super) server: Option<ServerName>,
+    pub(super) key: Option<String>,
+    pub(super) policy: PathPolicy,
+}
+
+impl Config {
+    /// Returns the default configuration: no server, no access key, all paths.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the server. A listener needs one; a connector uses the one in its ticket by default.
+    #[must_use]
+    pub fn server(mut self, server: ServerName) -> Self {
+        self.server = Some(server);
+        self
+    }
+
+    /// Sets the access key of the server. Without it the server grants no relay to this side.
+    #[must_use]
+    pub fn key(mut self, key: impl Into<String>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Sets the paths that may be used; [`PathPolicy::All`] by default.
+    #[must_use]
+    pub fn policy(mut self, policy: PathPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
 }
 
 impl fmt::Debug for Config {
@@ -91,7 +126,7 @@ impl fmt::Debug for Config {
         f.debug_struct("Config")
             .field("server", &self.server)
             .field("key", &key)
-            .field("mode", &self.mode)
+            .field("policy", &self.policy)
             .finish()
     }
 }
@@ -101,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_is_a_host_and_maybe_a_port() {
+    fn a_server_is_a_host_and_an_optional_port() {
         let table = [
             ("turn.example", Some(("turn.example", 3478))),
             ("turn.example:99", Some(("turn.example", 99))),
@@ -141,8 +176,8 @@ mod tests {
     }
 
     #[test]
-    fn debug_output_keeps_the_key() {
-        let config = Config { key: Some("hunter2".into()), ..Config::default() };
+    fn debug_output_hides_the_key() {
+        let config = Config::new().key("hunter2");
         assert!(!format!("{config:?}").contains("hunter2"));
     }
 }

@@ -1,52 +1,57 @@
 //! A connection between two agents and its byte streams.
 
-use super::call::Call;
-use super::error::Error;
-use super::path::PathInfo;
-use super::quic::Established;
+use super::error::ConnectionError;
+use super::path::{PathInfo, PathKind};
+use super::quic::QuicConnection;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::watch;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-/// Opens every stream, so that the other side learns of it before there is data.
-const GREETING: [u8; 1] = [1];
-/// Says that everything received was used.
-const FAREWELL: &[u8] = b"done";
-/// QUIC's code for an end in good order.
+/// The first byte of every stream: the version of the stream's format. The other side learns of a stream only when data arrives.
+const STREAM_VERSION: [u8; 1] = [1];
+/// Sent on a stream of its own when everything received has been used.
+const DONE_MESSAGE: &[u8] = b"done";
+/// Application error code of a regular end (RFC 9000 section 20.2).
 const DONE: u32 = 0;
-/// QUIC's code for every other end.
+/// Application error code of any other end.
 const ABORTED: u32 = 1;
-/// QUIC's code for a stream that is not wanted, which is no failure of either side.
-const UNWANTED: u32 = 2;
-/// How long an end in good order may wait for the other side to use what it was sent.
-const FAREWELL_TIME: Duration = Duration::from_secs(3600);
-/// How long the last packet may take to leave.
-const CLOSE_TIME: Duration = Duration::from_millis(300);
+/// Application error code of a stream that the receiver does not want; no failure of either side.
+const DECLINED: u32 = 2;
+/// Time limit for the other side to use what it was sent.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Time limit for the last packet to leave.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(300);
+/// Time limit for a server to accept a TCP connection before it counts as gone.
+const SERVER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An encrypted connection to the other holder of a ticket.
 ///
-/// It survives changes of the path. Dropping it closes it without waiting; [`Connection::finish`] ends it in good order.
+/// It survives changes of the path. Dropping it closes it without waiting; [`Connection::finish`] waits until both sides have used
+/// everything that they received.
 #[derive(Debug)]
 pub struct Connection {
     inner: quinn::Connection,
     endpoint: quinn::Endpoint,
-    call: Call,
+    path: PathHandle,
 }
 
 /// The sending half of a stream; [`SendStream::finish`] waits until everything has arrived.
 ///
-/// One that is dropped before its end was sent is broken off, so that the other side never takes a part for the whole.
+/// A stream that is dropped before it was finished is reset, so that the other side cannot take a part for the whole.
 #[derive(Debug)]
 pub struct SendStream {
     inner: quinn::SendStream,
     ended: bool,
 }
 
-/// The receiving half of a stream; reads 0 bytes once the other side has finished.
+/// The receiving half of a stream; reads 0 bytes after the other side has finished.
 #[derive(Debug)]
 pub struct RecvStream(quinn::RecvStream);
 
@@ -55,7 +60,7 @@ pub struct RecvStream(quinn::RecvStream);
 pub struct PathChanges(watch::Receiver<Option<PathInfo>>);
 
 impl PathChanges {
-    /// Waits for the next path; the first call returns the current one. `None` after the connection's end.
+    /// Waits for the next path; the first call returns the current one. `None` after the end of the connection.
     pub async fn next(&mut self) -> Option<PathInfo> {
         loop {
             self.0.changed().await.ok()?;
@@ -67,149 +72,197 @@ impl PathChanges {
     }
 }
 
+/// The task that keeps the path of a connection, and what it publishes. Dropping the handle ends the task.
+#[derive(Debug)]
+pub(super) struct PathHandle {
+    current: watch::Receiver<Option<PathInfo>>,
+    /// The signalling connection has been lost since the call started.
+    signaling_lost: watch::Receiver<bool>,
+    stop: mpsc::Sender<String>,
+    task: JoinHandle<()>,
+}
+
+impl PathHandle {
+    pub(super) fn new(
+        current: watch::Receiver<Option<PathInfo>>,
+        signaling_lost: watch::Receiver<bool>,
+        stop: mpsc::Sender<String>,
+        task: JoinHandle<()>,
+    ) -> Self {
+        Self { current, signaling_lost, stop, task }
+    }
+
+    /// Returns the server that relays the connection if it is gone or was restarted, so that its allocations are lost.
+    async fn lost_server(&self) -> Option<SocketAddr> {
+        let path = self.current.borrow().clone().filter(|path| path.kind != PathKind::Direct)?;
+        let is_up =
+            || async { matches!(timeout(SERVER_TIMEOUT, TcpStream::connect(path.remote)).await, Ok(Ok(_))) };
+        (*self.signaling_lost.borrow() || !is_up().await).then_some(path.remote)
+    }
+
+    /// Ends the call for this reason: informs the other side, closes the ICE agents and deallocates the relayed address.
+    pub(super) async fn close(self, reason: &str) {
+        let _ = self.stop.send(reason.to_owned()).await;
+        let _ = self.task.await;
+    }
+}
+
 impl Connection {
-    pub(super) fn new(established: Established, call: Call) -> Self {
-        Self { inner: established.connection, endpoint: established.endpoint, call }
+    pub(super) fn new(quic: QuicConnection, path: PathHandle) -> Self {
+        Self { inner: quic.connection, endpoint: quic.endpoint, path }
     }
 
     /// Opens a stream.
     ///
     /// # Errors
-    /// [`Error::PeerEnded`] or [`Error::Local`] when the connection has ended.
-    pub async fn open_bi(&self) -> Result<(SendStream, RecvStream), Error> {
-        let (mut send, recv) = self.inner.open_bi().await.map_err(|error| Error::from_quic(&error))?;
-        send.write_all(&GREETING).await.map_err(|error| Error::PeerEnded(error.to_string()))?;
+    /// [`ConnectionError`] if the connection has ended.
+    pub async fn open_bi(&self) -> Result<(SendStream, RecvStream), ConnectionError> {
+        let (mut send, recv) = self.inner.open_bi().await?;
+        send.write_all(&STREAM_VERSION).await.map_err(transport)?;
         Ok((SendStream { inner: send, ended: false }, RecvStream(recv)))
     }
 
     /// Waits for the other side to open a stream.
     ///
     /// # Errors
-    /// [`Error::PeerEnded`] or [`Error::Local`] when the connection has ended.
-    pub async fn accept_bi(&self) -> Result<(SendStream, RecvStream), Error> {
-        let (send, mut recv) = self.inner.accept_bi().await.map_err(|error| Error::from_quic(&error))?;
-        let mut greeting = GREETING;
-        recv.read_exact(&mut greeting).await.map_err(|error| Error::PeerEnded(error.to_string()))?;
-        if greeting != GREETING {
-            return Err(Error::PeerEnded("it speaks a newer version; update this agent".to_owned()));
+    /// [`ConnectionError`] if the connection has ended.
+    pub async fn accept_bi(&self) -> Result<(SendStream, RecvStream), ConnectionError> {
+        let (send, mut recv) = self.inner.accept_bi().await?;
+        let mut version = STREAM_VERSION;
+        recv.read_exact(&mut version).await.map_err(transport)?;
+        if version != STREAM_VERSION {
+            return Err(ConnectionError::Version);
         }
         Ok((SendStream { inner: send, ended: false }, RecvStream(recv)))
     }
 
-    /// Returns the path in use; `None` until the first one is measured.
+    /// Returns the path in use; `None` until the first one has been measured.
     #[must_use]
     pub fn path(&self) -> Option<PathInfo> {
-        self.call.path.borrow().clone()
+        self.path.current.borrow().clone()
     }
 
-    /// Returns a way to follow the path, beginning with the current one.
+    /// Returns the changes of the path, starting with the current one.
     #[must_use]
     pub fn path_changes(&self) -> PathChanges {
-        let mut changes = self.call.path.clone();
+        let mut changes = self.path.current.clone();
         changes.mark_changed();
         PathChanges(changes)
     }
 
-    /// Returns the round trip as QUIC measures it.
+    /// Returns the round-trip time that QUIC measures.
     #[must_use]
     pub fn rtt(&self) -> Duration {
         self.inner.rtt()
     }
 
-    /// Waits until the connection has ended, and says why.
-    pub async fn closed(&self) -> Error {
+    /// Waits until the connection has ended, and returns why.
+    pub async fn closed(&self) -> ConnectionError {
         let error = self.inner.closed().await;
-        self.explain(&error).await
+        self.explain(error).await
     }
 
-    /// The other side's silence may be its server's.
-    async fn explain(&self, error: &quinn::ConnectionError) -> Error {
-        match error {
-            quinn::ConnectionError::TimedOut => match self.call.lost_server().await {
-                Some(server) => Error::RelayLost(server.to_string()),
-                None => Error::from_quic(error),
-            },
-            _ => Error::from_quic(error),
+    /// On a relayed path the server may be the reason why the other side stopped answering.
+    async fn explain(&self, error: quinn::ConnectionError) -> ConnectionError {
+        if matches!(error, quinn::ConnectionError::TimedOut)
+            && let Some(server) = self.path.lost_server().await
+        {
+            return ConnectionError::RelayLost(server.to_string());
         }
+        error.into()
     }
 
-    /// Ends the connection in good order: tells the other side that everything it sent was used, waits for the same from it, and
-    /// closes. To be called after the last stream was read to its end and [`SendStream::finish`] returned.
+    /// Informs the other side that everything it sent was used, waits for the same from it, and closes the connection. Call this after the
+    /// last stream was read to its end and [`SendStream::finish`] has returned.
     ///
     /// # Errors
-    /// [`Error::PeerEnded`] when the other side went away before it said so.
-    pub async fn finish(self) -> Result<(), Error> {
-        let parted = timeout(FAREWELL_TIME, self.part()).await;
-        let result = match parted {
+    /// [`ConnectionError`] if the connection ended before the other side confirmed.
+    pub async fn finish(self) -> Result<(), ConnectionError> {
+        let result = match timeout(FINISH_TIMEOUT, self.exchange_done()).await {
             Ok(Err(quinn::ConnectionError::ApplicationClosed(close))) if close.error_code == DONE.into() => {
                 Ok(())
             }
-            Ok(Err(error)) => Err(self.explain(&error).await),
+            Ok(Err(error)) => Err(self.explain(error).await),
             Ok(Ok(())) | Err(_) => Ok(()),
         };
-        self.leave(DONE, "done").await;
+        self.close(DONE, "done").await;
         result
     }
 
-    async fn part(&self) -> Result<(), quinn::ConnectionError> {
+    async fn exchange_done(&self) -> Result<(), quinn::ConnectionError> {
         let ended = || async { self.inner.closed().await };
-        let mut farewell = self.inner.open_uni().await?;
-        if farewell.write_all(FAREWELL).await.is_err() || farewell.finish().is_err() {
+        let mut stream = self.inner.open_uni().await?;
+        if stream.write_all(DONE_MESSAGE).await.is_err() || stream.finish().is_err() {
             return Err(ended().await);
         }
-        let theirs = async {
+        let receive = async {
             let mut stream = self.inner.accept_uni().await?;
-            match stream.read_to_end(FAREWELL.len()).await {
+            match stream.read_to_end(DONE_MESSAGE.len()).await {
                 Ok(_) => Ok(()),
                 Err(_) => Err(ended().await),
             }
         };
-        let ours = async {
-            match farewell.stopped().await {
+        let send = async {
+            match stream.stopped().await {
                 Ok(_) => Ok(()),
                 Err(_) => Err(ended().await),
             }
         };
-        tokio::try_join!(theirs, ours).map(|_| ())
+        tokio::try_join!(receive, send).map(|_| ())
     }
 
-    /// Ends the connection at once; the other side is told `reason`.
+    /// Closes the connection at once; the other side receives `reason`.
     pub async fn abort(self, reason: &str) {
-        self.leave(ABORTED, reason).await;
+        self.close(ABORTED, reason).await;
     }
 
-    async fn leave(self, code: u32, reason: &str) {
+    async fn close(self, code: u32, reason: &str) {
         self.inner.close(code.into(), reason.as_bytes());
-        let _ = timeout(CLOSE_TIME, self.endpoint.wait_idle()).await;
-        self.call.end(reason).await;
+        let _ = timeout(CLOSE_TIMEOUT, self.endpoint.wait_idle()).await;
+        self.path.close(reason).await;
+    }
+}
+
+fn transport(error: impl std::error::Error + Send + Sync + 'static) -> ConnectionError {
+    ConnectionError::Transport(Box::new(error))
+}
+
+impl From<quinn::ConnectionError> for ConnectionError {
+    fn from(error: quinn::ConnectionError) -> Self {
+        match error {
+            quinn::ConnectionError::ApplicationClosed(close) => {
+                Self::PeerClosed(String::from_utf8_lossy(&close.reason).into_owned())
+            }
+            quinn::ConnectionError::TimedOut => Self::PeerTimedOut,
+            quinn::ConnectionError::LocallyClosed => Self::Closed,
+            other => transport(other),
+        }
     }
 }
 
 impl SendStream {
-    /// Sends the end of the stream and waits until the other side has received everything.
+    /// Finishes the stream and waits until the other side has received everything, or has declined the stream.
     ///
     /// # Errors
-    /// When the connection ended first, or the other side broke the stream off. One that has declined the stream is no error.
+    /// [`io::ErrorKind::ConnectionReset`] if the connection ended first, [`io::ErrorKind::BrokenPipe`] if the other side stopped the stream.
     pub async fn finish(mut self) -> io::Result<()> {
         self.ended = true;
-        // A stream that was finished before only has to be waited for.
+        // The stream may have been finished before.
         let _ = self.inner.finish();
         match self.inner.stopped().await {
             Ok(None) => Ok(()),
-            Ok(Some(code)) if code == UNWANTED.into() => Ok(()),
+            Ok(Some(code)) if code == DECLINED.into() => Ok(()),
             Ok(Some(_)) => Err(io::ErrorKind::BrokenPipe.into()),
             Err(error) => Err(io::Error::new(io::ErrorKind::ConnectionReset, error)),
         }
     }
-}
 
-impl SendStream {
-    /// Resolves when the other side has declined the stream; sending more is of no use then, and no failure.
+    /// Resolves when the other side has declined the stream; sending more is useless then, but no failure.
     pub fn declined(&self) -> impl Future<Output = ()> + Send + 'static {
         let stopped = self.inner.stopped();
         async move {
             match stopped.await {
-                Ok(Some(code)) if code == UNWANTED.into() => {}
+                Ok(Some(code)) if code == DECLINED.into() => {}
                 _ => std::future::pending().await,
             }
         }
@@ -225,12 +278,12 @@ impl Drop for SendStream {
 }
 
 impl RecvStream {
-    /// Tells the other side that nothing of the stream is wanted and that it may count as done.
+    /// Declines the stream: the other side may count it as done.
     pub fn decline(mut self) {
-        let _ = self.0.stop(UNWANTED.into());
+        let _ = self.0.stop(DECLINED.into());
     }
 
-    /// Breaks the stream off: tells the other side that nothing more of it is taken.
+    /// Stops the stream: the other side fails to send more.
     pub fn stop(mut self) {
         let _ = self.0.stop(ABORTED.into());
     }

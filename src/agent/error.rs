@@ -1,177 +1,184 @@
-//! Why there is no connection, or none any more.
+//! Why an operation of an agent failed: one enum per operation.
 
-use super::call::CallFailure;
-use super::session::{Failure, Tried};
+use super::path::PathPolicy;
 use super::signaling_client::SignalingError;
-use crate::signaling::wire::ErrorCode;
+use crate::signaling::wire::{ErrorCode, NatType};
+use std::error::Error as StdError;
+use std::io;
 
-/// Where between two agents something went wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// On this machine.
-    Local,
-    /// Reaching the server.
-    Server,
-    /// Calling the other side through the server.
-    Signal,
-    /// Finding a path.
-    Path,
-    /// Proving who one is over the path.
-    Handshake,
-    /// With the connection in use.
-    Connection,
-}
+/// An error of another crate, kept as the source of one of ours.
+type Source = Box<dyn StdError + Send + Sync>;
 
-impl Stage {
-    /// Returns the stage's name in `--json` events.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Local => "local",
-            Self::Server => "server",
-            Self::Signal => "signal",
-            Self::Path => "path",
-            Self::Handshake => "handshake",
-            Self::Connection => "connection",
-        }
-    }
-}
-
-/// Who said no, and why.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// Why an agent could not register with its server, or lost its registration.
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum Refusal {
-    /// The server does not accept the access key.
-    #[error("the server does not accept the access key")]
-    Key,
-    /// The listener does not accept what this side has derived from the ticket.
-    #[error("the other side does not accept this ticket")]
-    Ticket,
-    /// The listener takes no further connection.
-    #[error("the other side takes no further connection: somebody else has used the ticket")]
-    Busy,
-    /// For another reason, in the words of who said no.
-    #[error("{0}")]
-    Told(String),
-}
-
-/// Why there is no connection, or none any more.
-#[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The server cannot be reached.
-    #[error("no connection to the server {server}: {problem}")]
+pub enum RegistrationError {
+    /// The configuration names no server, which a listener needs.
+    #[error("no server is configured")]
+    NoServer,
+    /// The server's name cannot be resolved, nothing accepts connections there, or it does not speak WebSocket.
+    #[error("cannot reach the server {server}")]
     Unreachable {
         /// `host:port`.
         server: String,
-        /// What happened.
-        problem: String,
+        /// The error of the system or of the WebSocket handshake.
+        source: Source,
     },
-    /// The other side is not there.
-    #[error("the other side is not online")]
-    Offline,
-    /// The server or the other side said no.
-    #[error("refused: {0}")]
-    Refused(Refusal),
-    /// A newer session of this side has its tag; this one is over.
-    #[error("another session has taken over this ticket; this one has ended")]
+    /// The server did not answer in time, or ended the signalling connection.
+    #[error("the server {server} does not answer")]
+    TimedOut {
+        /// `host:port`.
+        server: String,
+    },
+    /// The server does not accept the access key.
+    #[error("the server does not accept the access key")]
+    KeyRejected,
+    /// The server refused the registration for another reason, which it states.
+    #[error("the server refused: {0}")]
+    Refused(String),
+    /// A newer session uses the tag of this one.
+    #[error("another session has taken over this ticket")]
     Replaced,
-    /// An operator has taken this side's tag back; it is good for nothing any more.
+    /// The server's operator has revoked the tag.
     #[error("the server's operator has revoked this ticket")]
     Revoked,
-    /// Nothing got through between the two.
-    #[error("no path to the other side; tried {} own and {} of its candidates", .0.local, .0.remote)]
-    NoPath(Tried),
-    /// Somebody did not answer in time.
-    #[error("no answer in time ({})", .0.word())]
-    TimedOut(Stage),
-    /// The other side does not hold the same ticket, or something stands between.
-    #[error("the other side could not prove that it holds the ticket: {0}")]
-    Handshake(String),
-    /// The other side went away.
-    #[error("the other side ended the connection: {0}")]
-    PeerEnded(String),
-    /// The connection ran through this server, which went away or lost it.
-    #[error("the connection ran through the server {0}, which went away")]
-    RelayLost(String),
-    /// This machine would not.
-    #[error("{0}")]
-    Local(String),
+    /// The server gave the listener another tag after a reconnection, so that the ticket is no longer valid.
+    #[error("the server no longer knows this ticket")]
+    TagLost,
 }
 
-impl Error {
-    /// Says where it went wrong.
-    #[must_use]
-    pub fn stage(&self) -> Stage {
-        match self {
-            Self::Unreachable { .. } => Stage::Server,
-            Self::Offline | Self::Refused(_) | Self::Replaced | Self::Revoked => Stage::Signal,
-            Self::NoPath(_) => Stage::Path,
-            Self::TimedOut(stage) => *stage,
-            Self::Handshake(_) => Stage::Handshake,
-            Self::PeerEnded(_) | Self::RelayLost(_) => Stage::Connection,
-            Self::Local(_) => Stage::Local,
-        }
-    }
-
-    pub(super) fn from_link(server: &str, error: &SignalingError) -> Self {
-        let problem = match error {
-            SignalingError::Refused { code: ErrorCode::NotAllowed, .. } => {
-                return Self::Refused(Refusal::Key);
-            }
-            SignalingError::Refused { code: code @ (ErrorCode::Replaced | ErrorCode::Revoked), .. } => {
-                return Self::from_loss(*code);
-            }
-            SignalingError::Refused { text, .. } => return Self::Refused(Refusal::Told(text.clone())),
-            SignalingError::Silent => return Self::TimedOut(Stage::Server),
-            SignalingError::Connect(source) if source.kind() == std::io::ErrorKind::TimedOut => {
-                return Self::TimedOut(Stage::Server);
-            }
-            SignalingError::Name(source) | SignalingError::Connect(source) => source.to_string(),
-            SignalingError::Protocol(source) => format!("{error} ({source})"),
-        };
-        Self::Unreachable { server: server.to_owned(), problem }
-    }
-
-    /// Says why this side's tag is not its any more.
-    pub(super) fn from_loss(code: ErrorCode) -> Self {
-        if code == ErrorCode::Revoked { Self::Revoked } else { Self::Replaced }
-    }
-
-    pub(super) fn from_call(failure: CallFailure) -> Self {
-        match failure {
-            CallFailure::Session(Failure::NoAnswer) => Self::Offline,
-            CallFailure::Session(Failure::Ended(reason)) => {
-                Self::PeerEnded(reason.unwrap_or_else(|| "before there was a path".to_owned()))
-            }
-            CallFailure::Session(Failure::BadOffer) => {
-                Self::Refused(Refusal::Told("the other side speaks no ICE".to_owned()))
-            }
-            CallFailure::Session(Failure::NoPath(tried)) => Self::NoPath(tried),
-            CallFailure::Refused(ErrorCode::NotOnline | ErrorCode::NoAnswer, _) => Self::Offline,
-            CallFailure::Refused(code @ (ErrorCode::Replaced | ErrorCode::Revoked), _) => {
-                Self::from_loss(code)
-            }
-            CallFailure::Refused(_, text) => Self::Refused(Refusal::Told(text)),
-            CallFailure::Declined(ErrorCode::TooMany) => Self::Refused(Refusal::Busy),
-            CallFailure::Declined(ErrorCode::NotOnline | ErrorCode::NoAnswer) => Self::Offline,
-            CallFailure::Declined(ErrorCode::NotAllowed) => Self::Refused(Refusal::Ticket),
-            CallFailure::Declined(code @ (ErrorCode::Replaced | ErrorCode::Revoked)) => Self::from_loss(code),
-            CallFailure::Declined(code) => Self::Refused(Refusal::Told(code.text().to_owned())),
-            CallFailure::Impostor => Self::Handshake("its answer was not made for this call".to_owned()),
-            CallFailure::LineCut => Self::TimedOut(Stage::Server),
-        }
-    }
-
-    pub(super) fn from_quic(error: &quinn::ConnectionError) -> Self {
-        use quinn::ConnectionError as E;
+impl RegistrationError {
+    pub(super) fn from_signaling(server: &str, error: SignalingError) -> Self {
+        let server = server.to_owned();
         match error {
-            E::ApplicationClosed(close) => {
-                Self::PeerEnded(String::from_utf8_lossy(&close.reason).into_owned())
+            SignalingError::Refused { code: ErrorCode::NotAllowed, .. } => Self::KeyRejected,
+            SignalingError::Refused { code: ErrorCode::Replaced, .. } => Self::Replaced,
+            SignalingError::Refused { code: ErrorCode::Revoked, .. } => Self::Revoked,
+            SignalingError::Refused { text, .. } => Self::Refused(text),
+            SignalingError::TimedOut => Self::TimedOut { server },
+            SignalingError::Connect(source) if source.kind() == io::ErrorKind::TimedOut => {
+                Self::TimedOut { server }
             }
-            E::TimedOut => Self::PeerEnded("it has fallen silent".to_owned()),
-            E::LocallyClosed => Self::Local("the connection was closed here".to_owned()),
-            other => Self::PeerEnded(other.to_string()),
+            SignalingError::Resolve(source) | SignalingError::Connect(source) => {
+                Self::Unreachable { server, source: source.into() }
+            }
+            error @ SignalingError::Handshake(_) => Self::Unreachable { server, source: error.into() },
         }
+    }
+}
+
+/// Why the other side, or the server in its place, refused a call.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The listener has another ticket.
+    #[error("the other side does not accept this ticket")]
+    Ticket,
+    /// The listener accepts no further connection.
+    #[error("the other side accepts no further connection: the ticket has been used")]
+    Busy,
+    /// Another reason, as stated by the refusing side.
+    #[error("{0}")]
+    Stated(String),
+}
+
+/// Why no connection was established.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The server cannot be used, or the registration with it was lost.
+    #[error(transparent)]
+    Registration(#[from] RegistrationError),
+    /// The other side is not online, or does not answer.
+    #[error("the other side is not online")]
+    Offline,
+    /// The other side or the server refused the call.
+    #[error("refused: {0}")]
+    Refused(Refusal),
+    /// The other side ended the call before there was a path.
+    #[error("the other side ended the call: {0}")]
+    Ended(String),
+    /// No candidate pair worked.
+    #[error("no path to the other side; tried {} local and {} remote candidates", .0.local, .0.remote)]
+    NoPath(PathAttempts),
+    /// The other side did not complete the handshake over the path in time.
+    #[error("the other side did not complete the handshake in time")]
+    HandshakeTimedOut,
+    /// The other side does not hold the same ticket, or something between the two sides interferes.
+    #[error("the other side could not prove that it holds the ticket")]
+    Handshake(#[source] Source),
+    /// The local QUIC endpoint could not be set up.
+    #[error("cannot set up QUIC")]
+    Setup(#[source] Source),
+}
+
+impl ConnectError {
+    /// Maps a code of the server that ends a call. `text` is what the server states.
+    pub(super) fn from_code(code: ErrorCode, text: Option<String>) -> Self {
+        match code {
+            ErrorCode::NotOnline | ErrorCode::NoAnswer => Self::Offline,
+            ErrorCode::Replaced => RegistrationError::Replaced.into(),
+            ErrorCode::Revoked => RegistrationError::Revoked.into(),
+            // A text comes only with the server's own refusals.
+            ErrorCode::NotAllowed if text.is_none() => Self::Refused(Refusal::Ticket),
+            ErrorCode::TooMany if text.is_none() => Self::Refused(Refusal::Busy),
+            code => Self::Refused(Refusal::Stated(text.unwrap_or_else(|| code.text().to_owned()))),
+        }
+    }
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectionError {
+    /// The other side closed it.
+    #[error("the other side closed the connection: {0}")]
+    PeerClosed(String),
+    /// The other side stopped answering.
+    #[error("the other side stopped answering")]
+    PeerTimedOut,
+    /// The connection was relayed by this server, which went away or restarted.
+    #[error("the connection ran through the server {0}, which went away")]
+    RelayLost(String),
+    /// The other side runs a newer version of the protocol.
+    #[error("the other side speaks a newer version: update this agent")]
+    Version,
+    /// This side closed it.
+    #[error("the connection was closed on this side")]
+    Closed,
+    /// A violation of QUIC by the other side, or a stream that broke.
+    #[error("the connection broke")]
+    Transport(#[source] Source),
+}
+
+/// The attempts to find a path, all of which failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct PathAttempts {
+    /// Number of local candidates that were sent.
+    pub local: usize,
+    /// Number of remote candidates that were checked.
+    pub remote: usize,
+    /// The paths that this side allowed.
+    pub policy: PathPolicy,
+    /// Both sides took part in direct checks.
+    pub direct: bool,
+    /// This side had a relay, and the other side allowed its use.
+    pub own_relay: bool,
+    /// The other side had a relay, and this side allowed its use.
+    pub their_relay: bool,
+    /// The server's gateway was tried.
+    pub gateway: bool,
+    /// The NAT of this side, if it was determined.
+    pub own_nat: Option<NatType>,
+    /// The NAT of the other side, if it is known.
+    pub their_nat: Option<NatType>,
+}
+
+impl PathAttempts {
+    /// Returns whether a relay was tried.
+    #[must_use]
+    pub fn relay(&self) -> bool {
+        self.own_relay || self.their_relay
     }
 }

@@ -1,27 +1,26 @@
-//! The ladder's last rung, for networks that let nothing out but one TCP connection at a time: the same QUIC tunnel, each datagram a message of
-//! a virtual connection of the server's gateway.
+//! The last path to try: the QUIC tunnel through the server's gateway, one datagram per message of a virtual connection.
 //!
-//! A listener that has the server's access key waits at the gateway under an id that only its ticket's holders can derive. The connector,
-//! when it has given up everything else and with it the signalling line, dials that id with the one connection it may have.
+//! It serves networks that allow nothing but one TCP connection at a time. A listener with the server's access key accepts connections at the
+//! gateway under an id that only holders of its ticket can derive. A connector that has failed otherwise, and has closed its signalling
+//! connection, dials that id.
 
-use super::call::Call;
 use super::call_auth::InitialKey;
 use super::candidate::CandidatePath;
 use super::config::ServerName;
-use super::connection::Connection;
-use super::error::{Error, Refusal, Stage};
+use super::connect;
+use super::connection::{Connection, PathHandle};
+use super::error::{ConnectError, PathAttempts, Refusal, RegistrationError};
+use super::keys::{Role, Secret};
 use super::path::{PathInfo, PathKind};
-use super::pinned_tls::{self, Role};
-use super::quic;
-use super::ticket::Secret;
 use super::tunnel::Tunnel;
 use crate::gateway::client::{
-    ConnectError, DialClient, DialServer, Endpoint, Key, Raw, Settings, VirtualConnection,
+    ConnectError as GatewayError, DialClient, DialServer, Endpoint, Key, Raw, Settings, VirtualConnection,
 };
 use crate::limits::Backoff;
 use crate::net::time;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
+use std::error::Error as StdError;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,65 +29,65 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-/// How long the gateway may take to let a connector in; a network that counts connections may still count the one before.
-const ENTER_TIME: Duration = Duration::from_secs(8);
-/// How long a dial may take.
-const DIAL_TIME: Duration = Duration::from_secs(5);
-/// Handshakes at a time; anybody may dial, but only who holds the ticket gets through one.
-const SHAKING: usize = 8;
-/// The first and the longest wait for a gateway that was not there when the listener began.
-const AWAY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
-/// What carries the datagrams, where the tunnel asks for a lane.
-const LANE: CandidatePath = CandidatePath::Relay;
+/// Time limit of the connection to the gateway; a network that limits connections may still count the previous one.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(8);
+const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum number of concurrent handshakes. Anybody may dial; only a holder of the ticket completes one.
+const MAX_HANDSHAKES: usize = 8;
+/// The first and the longest wait for a gateway that is not reachable.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(30));
+/// The queue of the tunnel that the virtual connection serves.
+const TUNNEL_PATH: CandidatePath = CandidatePath::Relay;
 
-/// Why the last rung is worth trying after this failure; `None` where it is not.
-pub(super) fn reason(error: &Error) -> Option<&'static str> {
+/// Returns why the gateway may help after this error; `None` if it cannot.
+pub(super) fn reason(error: &ConnectError) -> Option<&'static str> {
     match error {
-        Error::NoPath(_) => Some("neither a direct nor a relayed path came about"),
-        Error::TimedOut(Stage::Server) | Error::Unreachable { .. } => {
-            Some("the server's signalling does not answer")
-        }
+        ConnectError::NoPath(_) => Some("no direct or relayed path was found"),
+        ConnectError::Registration(
+            RegistrationError::TimedOut { .. } | RegistrationError::Unreachable { .. },
+        ) => Some("the server's signalling does not answer"),
         _ => None,
     }
 }
 
-/// Says of an earlier failure that the gateway was tried too, and why that came to nothing where it tells more.
-pub(super) fn explain(error: Error, failure: &Error) -> Error {
-    tracing::debug!(%failure, "the gateway is no way either");
+/// Adds the failed attempt through the gateway to the earlier error.
+pub(super) fn add_attempt(error: ConnectError, failure: &ConnectError) -> ConnectError {
+    tracing::debug!(%failure, "no connection through the gateway");
     match error {
-        Error::NoPath(tried) => Error::NoPath(super::session::Tried { gateway: true, ..tried }),
+        ConnectError::NoPath(attempts) => ConnectError::NoPath(PathAttempts { gateway: true, ..attempts }),
         other => other,
     }
 }
 
-/// Reaches the ticket's listener through the gateway at `address`; `begun` is when the search for a path did.
+/// Connects to the ticket's listener through the gateway at `address`. `started` is the time when the search for a path began.
 pub(super) async fn connect(
     address: SocketAddr,
     secret: &Secret,
-    (begun, reason): (Instant, &'static str),
-) -> Result<Connection, Error> {
-    let id = pinned_tls::gateway_id(secret).map_err(|error| Error::Local(error.to_string()))?;
-    let entering = async {
-        let stream = TcpStream::connect(address).await.map_err(|error| unreachable(address, &error))?;
-        let local = stream.local_addr().map_err(|error| unreachable(address, &error))?;
-        let _ = stream.set_nodelay(true);
-        let settings = Settings { dial_timeout: DIAL_TIME, ..Settings::default() };
-        let client = DialClient::new(address.to_string()).settings(settings).connect_over(stream).await;
-        Ok((client.map_err(|error| unreachable(address, &error))?, local))
-    };
-    let entered = timeout(ENTER_TIME, entering).await.unwrap_or(Err(Error::TimedOut(Stage::Server)));
-    let (endpoint, local) = entered?;
-    let connection =
-        endpoint.dial(id).await.map_err(|error| Error::Refused(Refusal::Told(error.to_string())))?;
-    let road = PathEnds { local, remote: address, begun, reason };
-    carry(connection, Some(endpoint), (secret, Role::Connector), road).await
+    (started, reason): (Instant, &'static str),
+) -> Result<Connection, ConnectError> {
+    let connected = timeout(CONNECT_TIMEOUT, connect_gateway(address)).await;
+    let timed_out = |_| RegistrationError::TimedOut { server: address.to_string() };
+    let (endpoint, local) = connected.map_err(timed_out)??;
+    let dialled = endpoint.dial(secret.gateway_id()).await;
+    let connection = dialled.map_err(|error| ConnectError::Refused(Refusal::Stated(error.to_string())))?;
+    let ends = PathEnds { local, remote: address, started, reason };
+    handshake(connection, Some(endpoint), (secret, Role::Connector), ends).await
 }
 
-fn unreachable(address: SocketAddr, problem: &dyn std::error::Error) -> Error {
-    Error::Unreachable { server: address.to_string(), problem: problem.to_string() }
+async fn connect_gateway(address: SocketAddr) -> Result<(Endpoint<Raw>, SocketAddr), RegistrationError> {
+    let stream = TcpStream::connect(address).await.map_err(|error| unreachable(address, error))?;
+    let local = stream.local_addr().map_err(|error| unreachable(address, error))?;
+    let _ = stream.set_nodelay(true);
+    let settings = Settings { dial_timeout: DIAL_TIMEOUT, ..Settings::default() };
+    let client = DialClient::new(address.to_string()).settings(settings).connect_over(stream).await;
+    Ok((client.map_err(|error| unreachable(address, error))?, local))
 }
 
-/// A listener at its server's gateway.
+fn unreachable(server: SocketAddr, source: impl StdError + Send + Sync + 'static) -> RegistrationError {
+    RegistrationError::Unreachable { server: server.to_string(), source: Box::new(source) }
+}
+
+/// Accepts a listener's connections at its server's gateway.
 #[derive(Clone)]
 pub(super) struct GatewayListener {
     pub(super) server: ServerName,
@@ -97,124 +96,127 @@ pub(super) struct GatewayListener {
 }
 
 impl GatewayListener {
-    /// Takes connections of those who hold the ticket, until nobody accepts them any more.
-    pub(super) async fn run(self, key: String, done: mpsc::Sender<Result<Connection, Error>>) {
+    /// Accepts connections from holders of the ticket until the receiver of `accepted` is dropped.
+    pub(super) async fn run(self, key: String, accepted: mpsc::Sender<Result<Connection, ConnectError>>) {
         tokio::select! {
-            _ = self.wait(key, &done) => {}
-            () = done.closed() => {}
+            _ = self.accept(key, &accepted) => {}
+            () = accepted.closed() => {}
         }
     }
 
-    async fn wait(&self, key: String, done: &mpsc::Sender<Result<Connection, Error>>) -> Option<()> {
+    async fn accept(
+        &self,
+        key: String,
+        accepted: &mpsc::Sender<Result<Connection, ConnectError>>,
+    ) -> Option<()> {
         let endpoint = self.register(key).await?;
-        let mut shaking = JoinSet::new();
+        let mut handshakes = JoinSet::new();
         loop {
             tokio::select! {
-                accepted = endpoint.accept(), if shaking.len() < SHAKING => {
+                dialled = endpoint.accept(), if handshakes.len() < MAX_HANDSHAKES => {
                     let local = endpoint.local_addr().unwrap_or(self.address);
-                    shaking.spawn(self.clone().shake(accepted.ok()?, local, done.clone()));
+                    handshakes.spawn(self.clone().handshake(dialled.ok()?, local, accepted.clone()));
                 }
-                Some(_) = shaking.join_next() => {}
+                Some(_) = handshakes.join_next() => {}
             }
         }
     }
 
-    /// Tries until the gateway is there; `None` where it lets nobody in, or there is none.
+    /// Retries until the gateway is reachable; `None` if it refuses the listener, or the server has none.
     async fn register(&self, key: String) -> Option<Endpoint<Raw>> {
-        let (key, id) = (Key::new(key).ok()?, pinned_tls::gateway_id(&self.secret).ok()?);
-        let server = DialServer::hmac(format!("ws://{}", self.server), id, key);
-        let mut backoff = Backoff::new(AWAY, ChaCha20Rng::from_os_rng());
+        let key = Key::new(key).ok()?;
+        let server = DialServer::hmac(format!("ws://{}", self.server), self.secret.gateway_id(), key);
+        let mut backoff = Backoff::new(BACKOFF, ChaCha20Rng::from_os_rng());
         loop {
             match server.connect().await {
                 Ok(endpoint) => return Some(endpoint),
                 Err(
-                    error @ (ConnectError::Unreachable(_) | ConnectError::TimedOut(_) | ConnectError::Taken),
+                    error @ (GatewayError::Unreachable(_) | GatewayError::TimedOut(_) | GatewayError::Taken),
                 ) => {
-                    tracing::debug!(%error, "the gateway is away");
+                    tracing::debug!(%error, "the gateway is not reachable");
                     sleep(backoff.wait()).await;
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "no way through the gateway");
+                    tracing::debug!(%error, "the gateway refuses this listener");
                     return None;
                 }
             }
         }
     }
 
-    async fn shake(
+    async fn handshake(
         self,
         connection: VirtualConnection<Raw>,
         local: SocketAddr,
-        done: mpsc::Sender<Result<Connection, Error>>,
+        accepted: mpsc::Sender<Result<Connection, ConnectError>>,
     ) {
-        let (begun, reason) = (time::now().mono, "the other side has no other path");
-        let road = PathEnds { local, remote: self.address, begun, reason };
-        match carry(connection, None, (&self.secret, Role::Listener), road).await {
-            Ok(connection) => drop(done.send(Ok(connection)).await),
-            // Anybody can dial; only who holds the ticket is worth a word.
-            Err(error) => tracing::debug!(%error, "a call through the gateway came to nothing"),
+        let (started, reason) = (time::now().mono, "the other side has no other path");
+        let ends = PathEnds { local, remote: self.address, started, reason };
+        match handshake(connection, None, (&self.secret, Role::Listener), ends).await {
+            Ok(connection) => drop(accepted.send(Ok(connection)).await),
+            // Anybody can dial: a failed handshake is not reported as a failed call.
+            Err(error) => tracing::debug!(%error, "a handshake through the gateway failed"),
         }
     }
 }
 
-/// What is told of the path.
+/// What a [`PathInfo`] states about the path through the gateway.
 struct PathEnds {
     local: SocketAddr,
     remote: SocketAddr,
-    begun: Instant,
+    started: Instant,
     reason: &'static str,
 }
 
-/// Shakes hands over a virtual connection. `endpoint` is closed with it.
-async fn carry(
+/// Completes the QUIC handshake over a virtual connection. `endpoint` is closed with the connection.
+async fn handshake(
     connection: VirtualConnection<Raw>,
     endpoint: Option<Endpoint<Raw>>,
     (secret, role): (&Secret, Role),
-    road: PathEnds,
-) -> Result<Connection, Error> {
-    let initial = InitialKey::without_call(secret).map_err(|error| Error::Local(error.to_string()))?;
+    ends: PathEnds,
+) -> Result<Connection, ConnectError> {
     let (tunnel, _) = Tunnel::new();
-    tunnel.set_active(Some(LANE));
+    tunnel.set_active(Some(TUNNEL_PATH));
     let (stop, stopped) = mpsc::channel(1);
-    let (told, path) = watch::channel(None);
-    let pump = pump(connection, Arc::clone(&tunnel), stopped);
+    let (path, path_rx) = watch::channel(None);
+    let (_, signaling_lost) = watch::channel(false);
+    let forwarding = forward(connection, Arc::clone(&tunnel), stopped);
     let task = tokio::spawn(async move {
-        pump.await;
+        forwarding.await;
         if let Some(endpoint) = endpoint {
             endpoint.close().await;
         }
     });
-    let established = match quic::establish(tunnel, secret, initial, role).await {
-        Ok(established) => established,
-        Err(error) => {
-            Call::found(path, stop, task).end("the handshake failed").await;
-            return Err(error);
-        }
-    };
-    let PathEnds { local, remote, begun, reason } = road;
-    told.send_replace(Some(PathInfo {
+    let handle = PathHandle::new(path_rx, signaling_lost, stop, task);
+    let connection =
+        connect::handshake(tunnel, (secret, role), InitialKey::without_call(secret), handle).await?;
+    path.send_replace(Some(PathInfo {
         kind: PathKind::Gateway,
-        local,
-        remote,
-        rtt: Some(established.connection.rtt()),
-        since: time::now().mono.saturating_duration_since(begun),
-        reason: Some(reason.to_owned()),
+        local: ends.local,
+        remote: ends.remote,
+        rtt: Some(connection.rtt()),
+        since: time::now().mono.saturating_duration_since(ends.started),
+        reason: Some(ends.reason.to_owned()),
     }));
-    Ok(Connection::new(established, Call::found(path, stop, task)))
+    Ok(connection)
 }
 
-/// Carries datagrams as messages until either side wants no more.
-async fn pump(connection: VirtualConnection<Raw>, tunnel: Arc<Tunnel>, mut stopped: mpsc::Receiver<String>) {
+/// Forwards datagrams as messages until either side ends.
+async fn forward(
+    connection: VirtualConnection<Raw>,
+    tunnel: Arc<Tunnel>,
+    mut stopped: mpsc::Receiver<String>,
+) {
     let (mut sender, mut receiver) = connection.into_split();
-    let outwards = async { while sender.send(tunnel.next_outgoing(LANE).await).await.is_ok() {} };
-    let inwards = async {
+    let send = async { while sender.send(tunnel.next_outgoing(TUNNEL_PATH).await).await.is_ok() {} };
+    let receive = async {
         while let Ok(Some(datagram)) = receiver.receive().await {
-            tunnel.deliver(LANE, &datagram);
+            tunnel.deliver(TUNNEL_PATH, &datagram);
         }
     };
     tokio::select! {
-        () = outwards => {}
-        () = inwards => {}
+        () = send => {}
+        () = receive => {}
         _ = stopped.recv() => {}
     }
 }
@@ -222,31 +224,31 @@ async fn pump(connection: VirtualConnection<Raw>, tunnel: Arc<Tunnel>, mut stopp
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::session::Tried;
 
-    #[test]
-    fn the_gateway_is_tried_where_it_may_help_and_its_failure_is_told() {
-        let no_path = Error::NoPath(Tried::default());
-        let unreachable = Error::Unreachable { server: String::new(), problem: String::new() };
-        for error in [&no_path, &unreachable, &Error::TimedOut(Stage::Server)] {
-            assert!(reason(error).is_some(), "{error}");
-        }
-        for error in
-            [Error::Offline, Error::Revoked, Error::Refused(Refusal::Busy), Error::TimedOut(Stage::Handshake)]
-        {
-            assert_eq!(reason(&error), None, "{error}");
-        }
-        let failed = explain(no_path, &Error::Offline);
-        assert!(matches!(failed, Error::NoPath(Tried { gateway: true, .. })), "{failed:?}");
-        assert!(matches!(explain(unreachable, &Error::Offline), Error::Unreachable { .. }));
+    fn timed_out() -> ConnectError {
+        RegistrationError::TimedOut { server: String::new() }.into()
     }
 
     #[test]
-    fn an_id_is_derived_from_the_secret_and_one_that_access_keys_admit_to() {
-        let ids: Vec<u32> =
-            (0..100).map(|byte| pinned_tls::gateway_id(&Secret([byte; 16])).unwrap()).collect();
-        assert_eq!(pinned_tls::gateway_id(&Secret([7; 16])).ok(), ids.get(7).copied());
-        assert!(ids.iter().all(|id| *id >= 1 << 31));
-        assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), 100);
+    fn the_gateway_is_tried_where_it_may_help_and_its_failure_is_told() {
+        let no_path = ConnectError::NoPath(PathAttempts::default());
+        for error in [&no_path, &unreachable(([0; 4], 0).into(), std::fmt::Error).into(), &timed_out()] {
+            assert!(reason(error).is_some(), "{error}");
+        }
+        for error in [
+            ConnectError::Offline,
+            RegistrationError::Revoked.into(),
+            ConnectError::Refused(Refusal::Busy),
+            ConnectError::HandshakeTimedOut,
+        ] {
+            assert_eq!(reason(&error), None, "{error}");
+        }
+        let failed = add_attempt(no_path, &ConnectError::Offline);
+        assert!(matches!(failed, ConnectError::NoPath(PathAttempts { gateway: true, .. })), "{failed:?}");
+        let failed = add_attempt(timed_out(), &ConnectError::Offline);
+        assert!(
+            matches!(failed, ConnectError::Registration(RegistrationError::TimedOut { .. })),
+            "{failed:?}"
+        );
     }
 }

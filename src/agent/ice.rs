@@ -1,17 +1,16 @@
-//! One lane: an ICE agent of `webrtc-ice` and the path it selects. The only file that names `webrtc_ice` and `webrtc_util`.
+//! The ICE agent of one path, on top of `webrtc-ice`. The only file that names `webrtc_ice` and `webrtc_util`.
 //!
-//! A session has two of them that share credentials, because one such agent nominates a pair once and stays on it: the
-//! relay lane takes the first pair that works, the direct lane waits a moment for inner addresses to win. What the crate's
-//! defaults would get wrong here:
+//! A session has two agents with the same credentials, because an agent of the crate nominates one pair and keeps it. The
+//! agent of the relay path nominates the first pair that works, the one of the direct path waits briefly for host candidates. Settings that
+//! differ from the crate's defaults, and why:
 //!
-//! - it stops checking a pair after seven requests, and a controlling agent never starts again, so a slow start of the other side
-//!   would end the search: [`MAX_CHECKS`] is far above;
-//! - it forgets its candidates after 30 s of silence, so that an outage could not heal: [`FORGET`] is an hour;
-//! - it speaks TURN only over UDP and IPv4: for the rest a [`TurnTcpProxy`] stands in front;
-//! - it gathers loopback addresses only when asked, which two agents on one machine need.
+//! - [`MAX_CHECKS`]: the crate stops after seven checks of a pair, which a slow start of the other side would exhaust;
+//! - [`FAILED_TIMEOUT`]: the crate removes its candidates after 30 s without an answer, so that it could not recover from an outage;
+//! - [`TurnTcpProxy`]: the crate supports TURN only over UDP and IPv4;
+//! - loopback candidates, which two agents on one host need.
 
 use super::candidate::CandidatePath;
-use super::pinned_tls::Role;
+use super::keys::Role;
 use super::tunnel::Tunnel;
 use super::turn_tcp_proxy::TurnTcpProxy;
 use std::net::{IpAddr, SocketAddr};
@@ -30,22 +29,21 @@ use webrtc_ice::state::ConnectionState;
 use webrtc_ice::url::{ProtoType, SchemeType, Url};
 use webrtc_util::Conn;
 
-/// Requests sent on one pair before it is given up; at one per check interval about half a minute.
+/// Maximum number of checks of one pair; at the check interval about half a minute.
 const MAX_CHECKS: u16 = 300;
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 const CONSENT_INTERVAL: Duration = Duration::from_secs(5);
-const DISCONNECTED: Duration = Duration::from_secs(10);
-const FORGET: Duration = Duration::from_secs(3600);
-/// How long a reflexive address has to wait for an inner one to be found.
-const REFLEXIVE_WAIT: Duration = Duration::from_millis(200);
+const DISCONNECTED_TIMEOUT: Duration = Duration::from_secs(10);
+const FAILED_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How long a pair with a server-reflexive candidate waits for one with a host candidate.
+const SERVER_REFLEXIVE_WAIT: Duration = Duration::from_millis(200);
 const PEER_REFLEXIVE_WAIT: Duration = Duration::from_millis(300);
-/// How long an agent may take to close, which includes giving its relayed address back.
-const CLOSE_TIME: Duration = Duration::from_secs(1);
-/// Commands and events that wait.
+/// Time limit for closing, which includes the deallocation of the relayed address.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 const QUEUE: usize = 128;
-const DATAGRAM: usize = 2048;
+const MAX_DATAGRAM: usize = 2048;
 
-/// Time-limited credentials for the relay.
+/// Time-limited TURN credentials.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct RelayCredentials {
     pub(super) username: String,
@@ -58,35 +56,35 @@ impl std::fmt::Debug for RelayCredentials {
     }
 }
 
-/// What a lane is made of.
+/// The parameters of an [`IceAgent`].
 #[derive(Debug, Clone)]
 pub(super) struct IceAgentConfig {
-    pub(super) kind: CandidatePath,
+    pub(super) path: CandidatePath,
     pub(super) role: Role,
     pub(super) ufrag: String,
     pub(super) pwd: String,
-    /// The server, for STUN and TURN.
+    /// The STUN and TURN server.
     pub(super) server: SocketAddr,
-    /// For the relay lane of a side that may use the relay.
+    /// For the relay path of a side that may use the relay.
     pub(super) relay: Option<RelayCredentials>,
-    /// Whether UDP fails to reach the server, once that is known. A lane through the relay waits for it.
-    pub(super) blocked: watch::Receiver<Option<bool>>,
+    /// Whether UDP fails to reach the server, once that is known. An agent with a relay waits for it.
+    pub(super) udp_blocked: watch::Receiver<Option<bool>>,
 }
 
-/// What a lane tells its session.
+/// An event of an [`IceAgent`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum IceEvent {
-    /// A candidate of ours, as RFC 8839 has it but for `candidate:`.
+    /// A local candidate in the syntax of RFC 8839, without `candidate:`.
     Candidate(String),
-    /// There will be no more candidates.
+    /// End of candidates.
     Gathered,
     /// A pair was selected.
-    Valid(SelectedPair),
-    /// No pair works, or the lane could not be set up.
+    Selected(SelectedPair),
+    /// No pair works, or the agent could not be set up.
     Failed,
 }
 
-/// The ends of the selected pair.
+/// The transport addresses of the selected pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SelectedPair {
     pub(super) local: SocketAddr,
@@ -99,7 +97,7 @@ enum Command {
     Close,
 }
 
-/// A running lane; dropping it abandons it, [`IceAgent::close`] ends it in good order.
+/// A handle to a running agent. [`IceAgent::close`] ends it; dropping the handle does so without waiting.
 #[derive(Debug)]
 pub(super) struct IceAgent {
     commands: mpsc::Sender<Command>,
@@ -107,39 +105,39 @@ pub(super) struct IceAgent {
 }
 
 impl IceAgent {
-    /// Starts gathering. Datagrams go through `tunnel`, everything else to `events`.
-    pub(super) fn open(
+    /// Starts gathering. Datagrams go through `tunnel`, events to `events`.
+    pub(super) fn start(
         config: IceAgentConfig,
         tunnel: Arc<Tunnel>,
         events: mpsc::Sender<(CandidatePath, IceEvent)>,
     ) -> Self {
         let (commands, commands_rx) = mpsc::channel(QUEUE);
         let task = tokio::spawn(async move {
-            let kind = config.kind;
-            let sink = EventSink { kind, events, tunnel };
+            let path = config.path;
+            let sink = EventSink { path, events, tunnel };
             if let Err(error) = run(config, commands_rx, &sink).await {
-                tracing::debug!(lane = kind.word(), %error, "the lane ended");
-                sink.say(IceEvent::Failed).await;
+                tracing::debug!(path = path.as_str(), %error, "the ICE agent failed");
+                sink.send(IceEvent::Failed).await;
             }
         });
         Self { commands, task }
     }
 
-    /// Begins checks with the other side's credentials.
-    pub(super) async fn start(&self, ufrag: String, pwd: String) {
+    /// Starts the checks with the remote credentials.
+    pub(super) async fn start_checks(&self, ufrag: String, pwd: String) {
         let _ = self.commands.send(Command::Start { ufrag, pwd }).await;
     }
 
-    /// Adds a candidate of the other side.
+    /// Adds a remote candidate.
     pub(super) async fn add_candidate(&self, text: String) {
         let _ = self.commands.send(Command::Candidate(text)).await;
     }
 
-    /// Closes the sockets and gives the relayed address back.
+    /// Closes the sockets and deallocates the relayed address.
     pub(super) async fn close(self) {
         let _ = self.commands.send(Command::Close).await;
         let mut task = self.task;
-        if tokio::time::timeout(CLOSE_TIME + CLOSE_TIME, &mut task).await.is_err() {
+        if tokio::time::timeout(CLOSE_TIMEOUT + CLOSE_TIMEOUT, &mut task).await.is_err() {
             task.abort();
         }
     }
@@ -147,14 +145,14 @@ impl IceAgent {
 
 #[derive(Clone)]
 struct EventSink {
-    kind: CandidatePath,
+    path: CandidatePath,
     events: mpsc::Sender<(CandidatePath, IceEvent)>,
     tunnel: Arc<Tunnel>,
 }
 
 impl EventSink {
-    async fn say(&self, event: IceEvent) {
-        let _ = self.events.send((self.kind, event)).await;
+    async fn send(&self, event: IceEvent) {
+        let _ = self.events.send((self.path, event)).await;
     }
 }
 
@@ -163,15 +161,15 @@ async fn run(
     mut commands: mpsc::Receiver<Command>,
     sink: &EventSink,
 ) -> Result<(), Error> {
-    let mut blocked = *config.blocked.borrow();
+    let mut blocked = *config.udp_blocked.borrow();
     if config.relay.is_some() && blocked.is_none() {
-        // A sender that is gone leaves it unknown, and unknown is taken as open.
-        blocked = config.blocked.wait_for(Option::is_some).await.ok().and_then(|blocked| *blocked);
+        // If the probe ended without a result, UDP is assumed to work.
+        blocked = config.udp_blocked.wait_for(Option::is_some).await.ok().and_then(|blocked| *blocked);
     }
     let blocked = blocked == Some(true);
-    let needs_leg = config.relay.is_some() && (blocked || config.server.is_ipv6());
-    let leg = if needs_leg { Some(TurnTcpProxy::open(config.server).await?) } else { None };
-    let relay_server = leg.as_ref().map_or(config.server, TurnTcpProxy::local_addr);
+    let needs_proxy = config.relay.is_some() && (blocked || config.server.is_ipv6());
+    let proxy = if needs_proxy { Some(TurnTcpProxy::open(config.server).await?) } else { None };
+    let relay_server = proxy.as_ref().map_or(config.server, TurnTcpProxy::local_addr);
     let agent = Arc::new(Agent::new(agent_config(&config, relay_server, blocked)).await?);
     forward_events(&agent, sink);
     agent.gather_candidates()?;
@@ -183,14 +181,14 @@ async fn run(
                     let candidate: Arc<dyn Candidate + Send + Sync> = Arc::new(candidate);
                     agent.add_remote_candidate(&candidate)?;
                 }
-                Err(error) => tracing::debug!(%error, "a candidate that cannot be used"),
+                Err(error) => tracing::debug!(%error, "an unusable remote candidate"),
             },
             Command::Start { ufrag, pwd } if checks.is_none() => {
                 let (agent, sink) = (Arc::clone(&agent), sink.clone());
                 checks = Some(tokio::spawn(async move {
-                    if let Err(error) = carry(&agent, config.role, (ufrag, pwd), &sink).await {
-                        tracing::debug!(%error, "the lane carries no more");
-                        sink.say(IceEvent::Failed).await;
+                    if let Err(error) = connect(&agent, config.role, (ufrag, pwd), &sink).await {
+                        tracing::debug!(%error, "the path has ended");
+                        sink.send(IceEvent::Failed).await;
                     }
                 }));
             }
@@ -201,9 +199,9 @@ async fn run(
     if let Some(checks) = checks {
         checks.abort();
     }
-    // Closing waits for locks that a task of the crate may hold for as long as a lost request is repeated.
-    let _ = tokio::time::timeout(CLOSE_TIME, agent.close()).await;
-    drop(leg);
+    // Closing waits for locks that a task of the crate may hold during the retransmissions of a lost request.
+    let _ = tokio::time::timeout(CLOSE_TIMEOUT, agent.close()).await;
+    drop(proxy);
     Ok(())
 }
 
@@ -216,7 +214,7 @@ fn forward_events(agent: &Agent, sink: &EventSink) {
                 Some(candidate) => IceEvent::Candidate(candidate.marshal()),
                 None => IceEvent::Gathered,
             };
-            sink.say(event).await;
+            sink.send(event).await;
         })
     }));
     let for_states = sink.clone();
@@ -224,35 +222,35 @@ fn forward_events(agent: &Agent, sink: &EventSink) {
         let sink = for_states.clone();
         Box::pin(async move {
             if state == ConnectionState::Failed {
-                sink.say(IceEvent::Failed).await;
+                sink.send(IceEvent::Failed).await;
             }
         })
     }));
 }
 
-/// Waits for a pair and then carries datagrams both ways.
-async fn carry(
+/// Waits for the selected pair and then forwards datagrams in both directions.
+async fn connect(
     agent: &Agent,
     role: Role,
     (ufrag, pwd): (String, String),
     sink: &EventSink,
 ) -> Result<(), webrtc_util::Error> {
-    // Kept to the end: its closing would cancel the checks.
+    // Dropping the sender would cancel the checks.
     let (_keep, cancelled) = mpsc::channel(1);
-    let wrong = |error: Error| webrtc_util::Error::Other(error.to_string());
+    let convert = |error: Error| webrtc_util::Error::Other(error.to_string());
     match role {
         Role::Connector => {
-            let conn = agent.dial(cancelled, ufrag, pwd).await.map_err(wrong)?;
-            exchange(agent, &*conn, sink).await
+            let conn = agent.dial(cancelled, ufrag, pwd).await.map_err(convert)?;
+            forward(agent, &*conn, sink).await
         }
         Role::Listener => {
-            let conn = agent.accept(cancelled, ufrag, pwd).await.map_err(wrong)?;
-            exchange(agent, &*conn, sink).await
+            let conn = agent.accept(cancelled, ufrag, pwd).await.map_err(convert)?;
+            forward(agent, &*conn, sink).await
         }
     }
 }
 
-async fn exchange(
+async fn forward(
     agent: &Agent,
     conn: &(impl Conn + Send + Sync),
     sink: &EventSink,
@@ -260,18 +258,18 @@ async fn exchange(
     let pair = agent.get_selected_candidate_pair();
     let pair = pair.ok_or_else(|| webrtc_util::Error::Other("no pair was selected".to_owned()))?;
     let (local, remote) = (pair.local.addr(), pair.remote.addr());
-    sink.say(IceEvent::Valid(SelectedPair { local, remote })).await;
+    sink.send(IceEvent::Selected(SelectedPair { local, remote })).await;
     let receive = async {
-        let mut buffer = vec![0; DATAGRAM];
+        let mut buffer = vec![0; MAX_DATAGRAM];
         loop {
             let len = conn.recv(&mut buffer).await?;
-            sink.tunnel.deliver(sink.kind, &buffer[..len]);
+            sink.tunnel.deliver(sink.path, &buffer[..len]);
         }
     };
     let send = async {
         loop {
-            let datagram = sink.tunnel.next_outgoing(sink.kind).await;
-            // A refused send is a lost datagram; whether the lane still works is for its pings to find out.
+            let datagram = sink.tunnel.next_outgoing(sink.path).await;
+            // A send error is a lost datagram; the path selector's pings find out whether the path still works.
             if let Err(error) = conn.send(&datagram).await {
                 tracing::trace!(%error, "a datagram was not sent");
             }
@@ -295,7 +293,7 @@ fn agent_config(config: &IceAgentConfig, relay_server: SocketAddr, blocked: bool
         password: relay.map(|relay| relay.password.clone()).unwrap_or_default(),
         proto: ProtoType::Udp,
     };
-    let relay = config.relay.as_ref().filter(|_| config.kind == CandidatePath::Relay);
+    let relay = config.relay.as_ref().filter(|_| config.path == CandidatePath::Relay);
     let (urls, candidate_types) = match relay {
         Some(relay) => (vec![url(SchemeType::Turn, relay_server, Some(relay))], vec![CandidateType::Relay]),
         None if blocked => (vec![], vec![CandidateType::Host]),
@@ -304,14 +302,14 @@ fn agent_config(config: &IceAgentConfig, relay_server: SocketAddr, blocked: bool
             vec![CandidateType::Host, CandidateType::ServerReflexive],
         ),
     };
-    let wait = |time| Some(if config.kind == CandidatePath::Relay { Duration::ZERO } else { time });
+    let wait = |time| Some(if config.path == CandidatePath::Relay { Duration::ZERO } else { time });
     AgentConfig {
         urls,
         local_ufrag: config.ufrag.clone(),
         local_pwd: config.pwd.clone(),
         multicast_dns_mode: MulticastDnsMode::Disabled,
-        disconnected_timeout: Some(DISCONNECTED),
-        failed_timeout: Some(FORGET),
+        disconnected_timeout: Some(DISCONNECTED_TIMEOUT),
+        failed_timeout: Some(FAILED_TIMEOUT),
         keepalive_interval: Some(CONSENT_INTERVAL),
         network_types: vec![NetworkType::Udp4, NetworkType::Udp6],
         candidate_types,
@@ -319,7 +317,7 @@ fn agent_config(config: &IceAgentConfig, relay_server: SocketAddr, blocked: bool
         max_binding_requests: Some(MAX_CHECKS),
         is_controlling: config.role == Role::Connector,
         host_acceptance_min_wait: Some(Duration::ZERO),
-        srflx_acceptance_min_wait: wait(REFLEXIVE_WAIT),
+        srflx_acceptance_min_wait: wait(SERVER_REFLEXIVE_WAIT),
         prflx_acceptance_min_wait: wait(PEER_REFLEXIVE_WAIT),
         relay_acceptance_min_wait: Some(Duration::ZERO),
         ip_filter: Arc::new(Some(Box::new(|ip| !is_link_local(ip)))),
@@ -336,7 +334,7 @@ fn is_link_local(ip: IpAddr) -> bool {
     }
 }
 
-/// The system's network, for a foreign TURN server in tests.
+/// The host's network, for the TURN server of the crate `turn` in tests.
 #[cfg(test)]
 pub(super) fn system_net() -> Arc<webrtc_util::vnet::net::Net> {
     Arc::new(webrtc_util::vnet::net::Net::new(None))

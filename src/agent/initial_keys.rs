@@ -1,9 +1,9 @@
-//! QUIC's first packets under a key of the call.
+//! Keys of QUIC's Initial packets that only the two sides of a call can derive.
 //!
-//! The Initial keys of [RFC 9001 section 5.2](https://www.rfc-editor.org/rfc/rfc9001#section-5.2) are made from the connection id in the
-//! client's first packet, which anybody on the path can read: whoever injects packets there can begin a handshake in the connector's place or
-//! end its own. Here an HMAC of the connection id takes its place, so that a packet of anybody else is dropped as one that was damaged. For the same
-//! reason no Retry is taken; the listener sends none.
+//! QUIC derives these keys from the connection id in the client's first packet ([RFC 9001 section
+//! 5.2](https://www.rfc-editor.org/rfc/rfc9001#section-5.2)), which everybody on the path can read and use to inject packets that start a
+//! handshake in the connector's place or end its own. Here an HMAC of the connection id takes its place, so that an injected packet fails
+//! decryption and is dropped. For the same reason a Retry is never accepted; the listener sends none.
 
 use super::call_auth::InitialKey;
 use quinn::crypto::{
@@ -17,16 +17,16 @@ use ring::hmac;
 use std::any::Any;
 use std::sync::Arc;
 
-/// Bytes of a connection id, at the most (RFC 9000 section 17.2).
-const CID_LEN: usize = 20;
+/// Maximum length of a connection id (RFC 9000 section 17.2).
+const MAX_CID_LEN: usize = 20;
 
 impl InitialKey {
-    fn hide(&self, cid: &ConnectionId) -> ConnectionId {
-        ConnectionId::new(&hmac::sign(&self.0, cid).as_ref()[..CID_LEN])
+    fn derive_cid(&self, cid: &ConnectionId) -> ConnectionId {
+        ConnectionId::new(&hmac::sign(&self.0, cid).as_ref()[..MAX_CID_LEN])
     }
 }
 
-/// TLS settings whose Initial keys depend on a key.
+/// A TLS configuration of QUIC whose Initial keys depend on `key`.
 pub(super) struct Keyed<C> {
     inner: Arc<C>,
     key: InitialKey,
@@ -44,7 +44,7 @@ impl<C> Keyed<C> {
 
 impl<C: ServerConfig + 'static> ServerConfig for Keyed<C> {
     fn initial_keys(&self, version: u32, dst_cid: &ConnectionId) -> Result<Keys, UnsupportedVersion> {
-        self.inner.initial_keys(version, &self.key.hide(dst_cid))
+        self.inner.initial_keys(version, &self.key.derive_cid(dst_cid))
     }
 
     fn retry_tag(&self, version: u32, orig_dst_cid: &ConnectionId, packet: &[u8]) -> [u8; 16] {
@@ -74,7 +74,7 @@ struct KeyedSession {
 
 impl Session for KeyedSession {
     fn initial_keys(&self, dst_cid: &ConnectionId, side: Side) -> Keys {
-        self.inner.initial_keys(&self.key.hide(dst_cid), side)
+        self.inner.initial_keys(&self.key.derive_cid(dst_cid), side)
     }
 
     fn handshake_data(&self) -> Option<Box<dyn Any>> {

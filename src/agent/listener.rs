@@ -1,16 +1,16 @@
-//! GatewayListener to be called: keeps the line to the server, and turns calls into connections.
+//! [`Listener`]: keeps the registration with the server and turns incoming calls into connections.
 
-use super::call::{CallRequest, CallResources, Signal};
+use super::call::{self, CallRequest, CallResources};
 use super::call_auth::{CallAuth, ReplayCache};
 use super::candidate::CandidatePath;
-use super::config::{Config, ServerName};
-use super::connect::{self, ServerSession};
+use super::connect::{self, Agent, ServerSession};
 use super::connection::Connection;
-use super::error::{Error, Refusal};
-use super::gateway_fallback;
+use super::error::{ConnectError, RegistrationError};
+use super::gateway_fallback::GatewayListener;
+use super::keys::Role;
 use super::nat_probe::NatProbe;
-use super::pinned_tls::Role;
-use super::session::{Mode, SessionConfig};
+use super::path::PathPolicy;
+use super::session::SessionConfig;
 use super::signaling_client::{Registration, ServerEvent};
 use super::ticket::Ticket;
 use crate::limits::Backoff;
@@ -21,151 +21,165 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
-/// Calls that may be negotiated at once.
-const CALLS: usize = 8;
+/// Maximum number of calls that are negotiated at a time.
+const MAX_CALLS: usize = 8;
 const QUEUE: usize = 64;
-/// ReplayCache that are remembered, so that none is taken twice; about 2 MiB.
-const OFFERS: usize = 16_384;
-/// The `t` of a call, for its refusal.
+/// Capacity of the replay cache; about 2 MiB.
+const REPLAY_CACHE: usize = 16_384;
+/// The message type of an incoming call, for its refusal.
 const NOTIFY: i64 = 51;
-/// The first and the longest wait before the line is opened again, each shortened by chance.
-const BACK_OFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(8));
-/// How often a listener that was dropped looks whether its last call has ended.
+/// The first and the longest wait before a reconnection, each with jitter.
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(8));
+/// How often a dropped listener checks whether its last call has ended.
 const CLOSING_CHECK: Duration = Duration::from_secs(1);
-/// How old relay credentials may be when a call comes.
-const FRESH: Duration = Duration::from_secs(1800);
+/// Age from which relay credentials are renewed before a call.
+const CREDENTIALS_AGE: Duration = Duration::from_secs(1800);
+/// Length in random bytes of the secret that keeps the tag across reconnections.
+const TAG_SECRET_BYTES: usize = 20;
 
-/// Takes calls of those who hold its ticket, until it is dropped; connections made before live on.
+/// Accepts connections of those who hold its ticket, until it is dropped. Accepted connections survive the listener.
 #[derive(Debug)]
 pub struct Listener {
     ticket: Ticket,
-    accepted: mpsc::Receiver<Result<Connection, Error>>,
+    accepted: mpsc::Receiver<Result<Connection, ConnectError>>,
+}
+
+impl Agent {
+    /// Registers with the configured server and creates a ticket for the other side.
+    ///
+    /// # Errors
+    /// [`RegistrationError`] if no server is configured or the server does not accept the registration.
+    pub async fn listen(&self) -> Result<Listener, RegistrationError> {
+        let server = self.config.server.clone().ok_or(RegistrationError::NoServer)?;
+        let secret = Some(connect::random_text(TAG_SECRET_BYTES));
+        let mut registration = Registration { key: self.config.key.clone(), secret, epoch: None };
+        let (events, events_rx) = mpsc::channel(QUEUE);
+        let session = connect::register(&server, &registration, events).await?;
+        registration.epoch = session.registered.epoch;
+        let ticket = Ticket::new(server, session.registered.tag.to_string(), rand::random());
+        Ok(Listener::spawn(ticket, registration, self.config.policy, session, events_rx))
+    }
 }
 
 impl Listener {
-    pub(super) fn start(
+    fn spawn(
         ticket: Ticket,
-        server: ServerName,
         registration: Registration,
-        mode: Mode,
-        (line, heard): (ServerSession, mpsc::Receiver<ServerEvent>),
+        policy: PathPolicy,
+        session: ServerSession,
+        events: mpsc::Receiver<ServerEvent>,
     ) -> Self {
-        let (done, accepted) = mpsc::channel(CALLS);
-        let address = line.server;
-        if let Some(key) = registration.key.clone().filter(|_| mode != Mode::NoRelay) {
-            let waiting = gateway_fallback::GatewayListener {
-                server: server.clone(),
-                address,
-                secret: ticket.secret.clone(),
-            };
-            tokio::spawn(waiting.run(key, done.clone()));
+        let (accepted, accepted_rx) = mpsc::channel(MAX_CALLS);
+        let address = session.address;
+        if let Some(key) = registration.key.clone().filter(|_| policy != PathPolicy::DirectOnly) {
+            let (server, secret) = (ticket.server.clone(), ticket.secret.clone());
+            tokio::spawn(GatewayListener { server, address, secret }.run(key, accepted.clone()));
         }
-        let desk = ListenerTask {
+        let task = ListenerTask {
             ticket: ticket.clone(),
-            server,
-            config: Config { mode, ..Config::default() },
+            policy,
             registration,
-            line,
+            session,
             registered_at: time::now().mono,
             calls: HashMap::new(),
-            offers: ReplayCache::new(OFFERS),
-            done,
-            backoff: Backoff::new(BACK_OFF, ChaCha20Rng::from_os_rng()),
+            replay_cache: ReplayCache::new(REPLAY_CACHE),
+            accepted,
+            backoff: Backoff::new(BACKOFF, ChaCha20Rng::from_os_rng()),
             roaming: Roaming::start(),
-            blocked: try_udp(address),
+            udp_blocked: probe_udp(address),
             closing: false,
         };
-        tokio::spawn(desk.run(heard));
-        Self { ticket, accepted }
+        tokio::spawn(task.run(events));
+        Self { ticket, accepted: accepted_rx }
     }
 
-    /// Returns what the other side needs to connect.
+    /// Returns the ticket with which the other side connects.
     #[must_use]
     pub fn ticket(&self) -> &Ticket {
         &self.ticket
     }
 
-    /// Waits for the next connection.
+    /// Waits for the next connection. `None`: the tag is lost, so that nobody can call any more.
     ///
     /// # Errors
-    /// Why a call by a holder of the ticket came to nothing, after which the next may be waited for. [`Error::Replaced`] once, where
-    /// a newer session has the tag, or [`Error::Revoked`], where nobody may have it any more. `None`: nobody can call any more, because the tag is lost.
-    pub async fn accept(&mut self) -> Option<Result<Connection, Error>> {
+    /// [`ConnectError`] if a call by a holder of the ticket failed; the next one may succeed. After [`RegistrationError::Replaced`],
+    /// [`RegistrationError::Revoked`] and [`RegistrationError::TagLost`] the listener has ended.
+    pub async fn accept(&mut self) -> Option<Result<Connection, ConnectError>> {
         self.accepted.recv().await
     }
 }
 
 struct ListenerTask {
     ticket: Ticket,
-    server: ServerName,
-    config: Config,
+    policy: PathPolicy,
     registration: Registration,
-    line: ServerSession,
+    session: ServerSession,
     registered_at: Instant,
-    calls: HashMap<Token, mpsc::Sender<Signal>>,
-    offers: ReplayCache,
-    done: mpsc::Sender<Result<Connection, Error>>,
+    calls: HashMap<Token, mpsc::Sender<ServerEvent>>,
+    replay_cache: ReplayCache,
+    accepted: mpsc::Sender<Result<Connection, ConnectError>>,
     backoff: Backoff,
     roaming: Roaming,
-    /// Whether UDP reaches the server, once that is known.
-    blocked: watch::Receiver<Option<bool>>,
-    /// Nobody accepts any more.
+    /// Whether UDP fails to reach the server, once that is known.
+    udp_blocked: watch::Receiver<Option<bool>>,
+    /// The [`Listener`] was dropped.
     closing: bool,
 }
 
 impl ListenerTask {
-    async fn run(mut self, mut heard: mpsc::Receiver<ServerEvent>) {
+    async fn run(mut self, mut events: mpsc::Receiver<ServerEvent>) {
         loop {
-            let next = tokio::select! {
-                next = heard.recv() => next,
+            let event = tokio::select! {
+                event = events.recv() => event,
                 () = self.roaming.changed() => {
                     if self.is_connected().await {
                         continue;
                     }
-                    self.cut_calls();
+                    self.end_calls();
                     self.roaming.resume(&mut self.backoff).await;
                     match self.reconnect().await {
-                        Some(fresh) => heard = fresh,
+                        Some(new) => events = new,
                         None => return,
                     }
                     continue;
                 }
-                () = self.done.closed(), if !self.closing => {
+                () = self.accepted.closed(), if !self.closing => {
                     self.closing = true;
                     continue;
                 }
                 () = sleep(CLOSING_CHECK), if self.closing => {
-                    // Calls that still run need the line for candidates that come late.
+                    // Calls that still run need the signalling for late candidates.
                     if self.calls.values().all(mpsc::Sender::is_closed) {
                         return;
                     }
                     continue;
                 }
             };
-            match next {
-                Some(ServerEvent::Request(request)) => self.take_request(*request).await,
+            match event {
+                Some(ServerEvent::Request(request)) => self.handle_request(*request).await,
                 Some(ServerEvent::CallFailed { token, code }) => {
-                    if let Some(call) = token.and_then(|token| self.calls.remove(&token)) {
-                        let _ = call.try_send(Signal::Failed(code));
+                    if let Some(call) = token.as_ref().and_then(|token| self.calls.remove(token)) {
+                        let _ = call.try_send(ServerEvent::CallFailed { token, code });
                     }
                 }
-                Some(ServerEvent::Over(code)) => {
-                    self.cut_calls();
-                    let _ = self.done.send(Err(Error::from_loss(code))).await;
+                Some(ServerEvent::TagLost(code)) => {
+                    self.end_calls();
+                    let _ = self.accepted.send(Err(ConnectError::from_code(code, None))).await;
                     return;
                 }
                 Some(ServerEvent::Closed) | None => {
-                    self.cut_calls();
+                    self.end_calls();
                     tokio::select! {
                         () = self.roaming.pause(&mut self.backoff) => {}
-                        () = self.done.closed() => return,
+                        () = self.accepted.closed() => return,
                     }
                     match self.reconnect().await {
-                        Some(fresh) => heard = fresh,
+                        Some(new) => events = new,
                         None => return,
                     }
                 }
@@ -173,66 +187,64 @@ impl ListenerTask {
         }
     }
 
-    fn cut_calls(&mut self) {
+    fn end_calls(&mut self) {
         for (_, call) in self.calls.drain() {
-            let _ = call.try_send(Signal::LineCut);
+            let _ = call.try_send(ServerEvent::Closed);
         }
     }
 
-    /// Says whether the line has outlived a change of the network.
+    /// Returns whether the signalling connection has survived a change of the network.
     async fn is_connected(&self) -> bool {
-        !self.line.local.is_some_and(|local| self.roaming.has_lost(local))
-            && self.line.link.is_alive(&self.line.welcome.tag).await
+        !self.session.local.is_some_and(|local| self.roaming.has_lost(local))
+            && self.session.client.is_alive(&self.session.registered.tag).await
     }
 
-    /// Opens the line again, however long that takes; `None` if the tag is lost, so that nobody can find us.
+    /// Registers again, with any number of attempts; `None` if the tag is lost or the listener was dropped.
     async fn reconnect(&mut self) -> Option<mpsc::Receiver<ServerEvent>> {
-        tracing::info!("the line to the server was cut, opening it again");
+        tracing::info!("lost the connection to the server; reconnecting");
         loop {
-            let (heard, heard_rx) = mpsc::channel(QUEUE);
-            // An attempt that seems to have failed may have reached the server.
-            self.registration.count_on();
+            let (events, events_rx) = mpsc::channel(QUEUE);
+            // A failed attempt may have reached the server.
+            self.registration.increment_epoch();
             let attempt = tokio::select! {
-                attempt = connect::register(&self.server, &self.registration, heard) => attempt,
+                attempt = connect::register(&self.ticket.server, &self.registration, events) => attempt,
                 () = self.roaming.changed() => {
                     self.roaming.resume(&mut self.backoff).await;
                     continue;
                 }
-                () = self.done.closed() => return None,
+                () = self.accepted.closed() => return None,
             };
             let lost = match attempt {
-                Ok(line) if line.welcome.tag.as_str() == self.ticket.tag => {
-                    self.registration.epoch = line.welcome.epoch;
-                    self.line = line;
+                Ok(session) if session.registered.tag.as_str() == self.ticket.tag => {
+                    self.registration.epoch = session.registered.epoch;
+                    self.session = session;
                     self.registered_at = time::now().mono;
                     self.backoff.reset();
-                    return Some(heard_rx);
+                    return Some(events_rx);
                 }
-                Ok(_) => Some(Error::Refused(Refusal::Told(
-                    "the server no longer knows this ticket's tag".to_owned(),
-                ))),
-                Err(error @ (Error::Replaced | Error::Revoked)) => Some(error),
+                Ok(_) => Some(RegistrationError::TagLost),
+                Err(error @ (RegistrationError::Replaced | RegistrationError::Revoked)) => Some(error),
                 Err(error) => {
-                    tracing::debug!(%error, "the server is still away");
+                    tracing::debug!(%error, "reconnection failed");
                     None
                 }
             };
             if let Some(lost) = lost {
-                let _ = self.done.send(Err(lost)).await;
+                let _ = self.accepted.send(Err(lost.into())).await;
                 return None;
             }
             tokio::select! {
                 () = self.roaming.pause(&mut self.backoff) => {}
-                () = self.done.closed() => return None,
+                () = self.accepted.closed() => return None,
             }
         }
     }
 
-    async fn take_request(&mut self, request: Request) {
+    async fn handle_request(&mut self, request: Request) {
         let token = match &request.body {
             RequestBody::Notify { token, ltag, ice, .. } => {
                 let (token, caller, ice) = (token.clone(), ltag.clone(), ice.clone());
-                return self.take_call(request.mid, token, caller, ice).await;
+                return self.handle_call(request.mid, token, caller, ice).await;
             }
             RequestBody::Question { token }
             | RequestBody::Trickle { token, .. }
@@ -240,9 +252,9 @@ impl ListenerTask {
             _ => return,
         };
         match self.calls.get(&token) {
-            // A call that does not keep up loses candidates, and nobody else is held up.
+            // A call whose queue is full loses candidates; the other calls go on.
             Some(call) if !call.is_closed() => {
-                let _ = call.try_send(Signal::Request(Box::new(request)));
+                let _ = call.try_send(ServerEvent::Request(Box::new(request)));
             }
             _ => self.refuse((request.body.t(), request.mid), token, ErrorCode::BadToken).await,
         }
@@ -250,68 +262,85 @@ impl ListenerTask {
 
     async fn refuse(&self, (t, mid): (i64, Option<i64>), token: Token, code: ErrorCode) {
         let refusal = ResponseBody::Failed { t, token: Some(token), code, em: code.text().to_owned() };
-        self.line.link.answer(mid, refusal).await;
+        self.session.client.respond(mid, refusal).await;
     }
 
-    async fn take_call(&mut self, mid: Option<i64>, token: Token, caller: Tag, mut offer: IceDescription) {
+    async fn handle_call(&mut self, mid: Option<i64>, token: Token, caller: Tag, mut offer: IceDescription) {
         self.calls.retain(|_, call| !call.is_closed());
         if self.calls.contains_key(&token) {
             return;
         }
-        let ufrag = connect::ufrag();
-        let tags = [&caller, &self.line.welcome.tag];
-        let binding = match CallAuth::of_listener(&self.ticket.secret, tags, &mut offer, &ufrag) {
-            _ if self.closing => Err(ErrorCode::TooMany),
-            None => Err(ErrorCode::NotAllowed),
-            Some(_) if self.calls.len() >= CALLS => Err(ErrorCode::TooMany),
-            Some(_) if !self.offers.is_new(offer.ufrag.as_deref().unwrap_or_default()) => {
-                tracing::warn!("the server repeated an earlier offer");
-                Err(ErrorCode::NotAllowed)
-            }
-            Some(binding) => Ok(binding),
-        };
-        let binding = match binding {
-            Ok(binding) => binding,
+        let ufrag = connect::random_ufrag();
+        let auth = match self.authenticate(&caller, &mut offer, &ufrag) {
+            Ok(auth) => auth,
             Err(code) => return self.refuse((NOTIFY, mid), token, code).await,
         };
-        self.refresh().await;
-        let (signals, signals_rx) = mpsc::channel(QUEUE);
-        self.calls.insert(token.clone(), signals);
-        let relay = connect::relay_credentials(&self.line.welcome.ice_servers);
-        let (pwd, own_relay) = (binding.listener_password(), relay.is_some());
-        let setup = SessionConfig { role: Role::Listener, mode: self.config.mode, ufrag, pwd, own_relay };
-        let mut resources = CallResources::new(self.line.server, *self.blocked.borrow());
-        let stun2 = self.line.welcome.stun2.clone();
-        resources.probe(async move { stun2 });
-        for lane in CandidatePath::ALL.into_iter().filter(|lane| setup.mode.allows(*lane)) {
-            resources.open_lane(lane, &setup, relay.clone().filter(|_| lane == CandidatePath::Relay));
+        self.renew_credentials().await;
+        let (events, events_rx) = mpsc::channel(QUEUE);
+        self.calls.insert(token.clone(), events);
+        let relay = connect::relay_credentials(&self.session.registered.ice_servers);
+        let (pwd, own_relay) = (auth.listener_password(), relay.is_some());
+        let config = SessionConfig { role: Role::Listener, policy: self.policy, ufrag, pwd, own_relay };
+        let mut resources = CallResources::new(self.session.address, *self.udp_blocked.borrow());
+        let second_port = self.session.registered.stun2.clone();
+        resources.probe_nat(async move { second_port });
+        for path in CandidatePath::ALL.into_iter().filter(|path| config.policy.allows(*path)) {
+            resources.start_agent(path, &config, relay.clone().filter(|_| path == CandidatePath::Relay));
         }
-        let opening = (CallRequest::Answer { mid, token, offer: Box::new(offer) }, binding);
-        let (secret, link, done) = (self.ticket.secret.clone(), self.line.link.clone(), self.done.clone());
+        let request = CallRequest::Incoming { mid, token, offer };
+        let (secret, client) = (self.ticket.secret.clone(), self.session.client.clone());
+        let (tunnel, accepted) = (Arc::clone(&resources.tunnel), self.accepted.clone());
         tokio::spawn(async move {
-            let result = connect::establish(resources, setup, &secret, opening, (link, signals_rx)).await;
-            let _ = done.send(result).await;
+            let connected = async {
+                let negotiated = call::negotiate(resources, config, request, auth, client, events_rx);
+                let (initial, path) = negotiated.await?;
+                connect::handshake(tunnel, (&secret, Role::Listener), initial, path).await
+            };
+            let _ = accepted.send(connected.await).await;
         });
     }
 
-    /// Relay credentials are short-lived; a listener is not.
-    async fn refresh(&mut self) {
+    /// Verifies an offer, or returns the code to refuse it with.
+    fn authenticate(
+        &mut self,
+        caller: &Tag,
+        offer: &mut IceDescription,
+        ufrag: &str,
+    ) -> Result<CallAuth, ErrorCode> {
+        let tags = [caller, &self.session.registered.tag];
+        let auth = CallAuth::of_listener(&self.ticket.secret, tags, offer, ufrag);
+        if self.closing {
+            return Err(ErrorCode::TooMany);
+        }
+        let auth = auth.ok_or(ErrorCode::NotAllowed)?;
+        if self.calls.len() >= MAX_CALLS {
+            return Err(ErrorCode::TooMany);
+        }
+        if !self.replay_cache.insert(offer.ufrag.as_deref().unwrap_or_default()) {
+            tracing::warn!("the server repeated an earlier offer");
+            return Err(ErrorCode::NotAllowed);
+        }
+        Ok(auth)
+    }
+
+    /// Relay credentials expire; a listener does not.
+    async fn renew_credentials(&mut self) {
         let now = time::now().mono;
-        if now.saturating_duration_since(self.registered_at) > FRESH
-            && let Ok(welcome) = self.line.link.register(&self.registration).await
+        if now.saturating_duration_since(self.registered_at) > CREDENTIALS_AGE
+            && let Ok(registered) = self.session.client.register(&self.registration).await
         {
-            self.line.welcome = welcome;
+            self.session.registered = registered;
             self.registered_at = now;
         }
     }
 }
 
-/// Finds out ahead of the first call whether UDP works, so that its relay lane need not wait for that.
-fn try_udp(server: SocketAddr) -> watch::Receiver<Option<bool>> {
-    let (known, known_rx) = watch::channel(None);
+/// Tests UDP before the first call, so that its relay path does not have to wait for the result.
+fn probe_udp(server: SocketAddr) -> watch::Receiver<Option<bool>> {
+    let (blocked, blocked_rx) = watch::channel(None);
     tokio::spawn(async move {
-        let blocked = NatProbe::start(server).await.map_or(true, |probe| probe.blocked());
-        let _ = known.send(Some(blocked));
+        let is_blocked = NatProbe::start(server).await.map_or(true, |probe| probe.is_udp_blocked());
+        let _ = blocked.send(Some(is_blocked));
     });
-    known_rx
+    blocked_rx
 }

@@ -1,18 +1,17 @@
-//! The peer: two machines behind NATs get an end-to-end encrypted connection, direct or relayed.
+//! The agent: an end-to-end encrypted connection between two hosts behind NATs, direct or relayed.
 //!
-//! A listener registers with a server and makes a [`Ticket`]; whoever is handed it connects. Both sides gather candidates and
-//! check them ([RFC 8445](https://www.rfc-editor.org/rfc/rfc8445)), twice at once: one lane through the relay, which carries
-//! data as soon as it works, and a direct one, which takes over when it works. QUIC runs over whichever lane is in use, with
-//! both sides' keys derived from the ticket's secret, so that the server can neither read nor impersonate.
+//! A listener registers with a server and creates a [`Ticket`]; whoever holds it can connect. Both sides run ICE ([RFC
+//! 8445](https://www.rfc-editor.org/rfc/rfc8445)) for two paths at once: a relay path, which carries data as soon as it works, and a direct
+//! path, which takes over when it works. QUIC runs over the active path. Both sides' keys are derived from the ticket's secret, so that
+//! the server can neither read the data nor act as either side.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use ginnel::agent::{Agent, Config};
 //!
-//! let config = Config { server: Some("turn.example".parse()?), ..Config::default() };
-//! let mut listener = Agent::new(config).listen().await?;
+//! let mut listener = Agent::new(Config::new().server("turn.example".parse()?)).listen().await?;
 //! println!("agent connect {}", listener.ticket());
-//! let connection = listener.accept().await.ok_or("nobody can call any more")??;
+//! let connection = listener.accept().await.ok_or("the ticket is no longer valid")??;
 //! let (mut send, mut recv) = connection.accept_bi().await?;
 //! tokio::io::copy(&mut recv, &mut send).await?;
 //! send.finish().await?;
@@ -21,19 +20,19 @@
 //! # }
 //! ```
 //!
-//! | room | holds | |
+//! | module | content | |
 //! | --- | --- | --- |
-//! | `session`, `reason`, `candidate` | one call's negotiation and how it is explained | pure |
-//! | `lanes` | which lane carries the data | pure |
-//! | `ticket`, `identity`, `binding`, `nat` | tickets, the keys in them and those of one call, what a NAT does | pure |
-//! | `initial` | the call's key in QUIC's first packets | pure |
-//! | `call` | the hands of one call | tokio |
-//! | `ice` | a lane: the only file that names `webrtc_ice` | tokio |
-//! | `tcp_leg`, `probe`, `link` | TURN over TCP, STUN to the server, signalling over WebSocket | tokio |
-//! | `tunnel`, `quic`, `connection` | lanes as one socket, QUIC over it, its streams | tokio |
-//! | `gateway` | a TCP service published at a gateway | tokio |
-//! | `rung` | the last path to try: QUIC through the server's gateway | tokio |
-//! | `peer`, `listener` | [`Agent`] and [`Listener`] | tokio |
+//! | `connect`, `listener` | [`Agent`] and [`Listener`] | tokio |
+//! | `signaling_client` | the WebSocket to the server | tokio |
+//! | `call` | the task of one call | tokio |
+//! | `session`, `candidate`, `relay_reason` | the negotiation of one call; why it is relayed | pure |
+//! | `path_selector`, `path` | which path carries the data | pure |
+//! | `ice`, `turn_tcp_proxy` | the ICE agent of one path; TURN over TCP | tokio |
+//! | `nat_probe`, `nat` | the type of the local NAT | tokio, pure |
+//! | `tunnel`, `quic`, `connection` | the paths as one socket, QUIC over it, its streams | tokio |
+//! | `gateway_fallback` | QUIC through the server's gateway, if nothing else works | tokio |
+//! | `ticket`, `keys`, `call_auth`, `pinned_tls`, `initial_keys` | tickets, and the keys and authentication derived from them | pure |
+//! | `publish` | a TCP service at a gateway | tokio |
 
 mod call;
 mod call_auth;
@@ -45,6 +44,7 @@ mod error;
 mod gateway_fallback;
 mod ice;
 mod initial_keys;
+mod keys;
 mod listener;
 mod nat;
 mod nat_probe;
@@ -60,12 +60,12 @@ mod ticket;
 mod tunnel;
 mod turn_tcp_proxy;
 
+pub use crate::signaling::wire::NatType;
 pub use config::{Config, ServerName, ServerNameError};
 pub use connect::Agent;
 pub use connection::{Connection, PathChanges, RecvStream, SendStream};
-pub use error::{Error, Refusal, Stage};
+pub use error::{ConnectError, ConnectionError, PathAttempts, Refusal, RegistrationError};
 pub use listener::Listener;
-pub use path::{PathInfo, PathKind};
-pub use publish::{ServiceConnection, ServiceEvent, bridge, publish};
-pub use session::{Mode, Tried};
-pub use ticket::{Secret, Ticket, TicketError};
+pub use path::{PathInfo, PathKind, PathPolicy};
+pub(crate) use publish::{ServiceConnection, ServiceEvent, bridge, publish};
+pub use ticket::{Ticket, TicketError};

@@ -1,20 +1,19 @@
-//! What a NAT does to ports, told from how two STUN answers to one socket differ. It explains a path; it never forbids one.
+//! The type of a NAT, from the mapped addresses that two STUN servers report to one socket. It explains a path; no decision depends on it.
 
 use crate::signaling::wire::NatType;
 use crate::stun::{Builder, Class, Message, Method, TransactionId, attr};
 use std::net::{IpAddr, SocketAddr};
 
-/// What one socket was told by the server's two ports; `None` where no answer came.
+/// The mapped addresses that the server's two ports report to one socket; `None` without a response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Mappings {
-    /// The address seen by the main port.
-    pub first: Option<SocketAddr>,
-    /// The address seen by the second port.
-    pub second: Option<SocketAddr>,
+    /// From the main port.
+    pub(super) first: Option<SocketAddr>,
+    /// From the second port.
+    pub(super) second: Option<SocketAddr>,
 }
 
-/// Names the NAT, from the socket's own port, this machine's addresses and both answers; `None` when they do not tell.
-#[must_use]
+/// Returns the type of the NAT; `None` if the responses do not determine it.
 pub(super) fn classify(local_port: u16, local_ips: &[IpAddr], seen: Mappings) -> Option<NatType> {
     match (seen.first, seen.second) {
         (None, None) => Some(NatType::Blocked),
@@ -28,14 +27,12 @@ pub(super) fn classify(local_port: u16, local_ips: &[IpAddr], seen: Mappings) ->
     }
 }
 
-/// Writes a Binding request.
-#[must_use]
+/// Encodes a Binding request.
 pub(super) fn binding_request(random: [u8; 12]) -> Vec<u8> {
     Builder::new(Class::Request, Method::BINDING, TransactionId::new(random)).finish()
 }
 
-/// Reads the mapped address from the answer to [`binding_request`]; `None` for anything else.
-#[must_use]
+/// Returns the mapped address in the response to [`binding_request`]; `None` for any other message.
 pub(super) fn binding_response(bytes: &[u8], random: [u8; 12]) -> Option<SocketAddr> {
     let message = Message::parse(bytes).ok()?;
     let ours = message.class() == Class::Success

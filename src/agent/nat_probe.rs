@@ -1,4 +1,4 @@
-//! Asks the server's two UDP ports, from one socket, what address they see.
+//! STUN Binding requests from one socket to both UDP ports of the server, to determine the NAT.
 
 use super::nat::{self, Mappings};
 use crate::net::interfaces;
@@ -9,60 +9,60 @@ use std::time::Duration;
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
-/// How long each copy of a request is waited for; together about a second.
-const WAITS: [Duration; 4] = [
+/// Retransmission intervals of a request; about a second in total.
+const RETRANSMISSIONS: [Duration; 4] = [
     Duration::from_millis(150),
     Duration::from_millis(250),
     Duration::from_millis(300),
     Duration::from_millis(300),
 ];
 
-/// One socket that learns how the server sees it.
+/// A socket and its mapped addresses.
 #[derive(Debug)]
 pub(super) struct NatProbe {
     socket: UdpSocket,
-    seen: Mappings,
+    mappings: Mappings,
 }
 
 impl NatProbe {
-    /// Opens the socket and asks `server`; returns after the answer, or after about a second without one.
+    /// Opens the socket and sends a request to `server`; returns after the response, or after about a second without one.
     pub(super) async fn start(server: SocketAddr) -> io::Result<Self> {
         let any: IpAddr =
             if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
         let socket = UdpSocket::bind((any, 0)).await?;
-        let first = ask(&socket, server).await;
-        Ok(Self { socket, seen: Mappings { first, second: None } })
+        let first = request(&socket, server).await;
+        Ok(Self { socket, mappings: Mappings { first, second: None } })
     }
 
-    /// Says whether UDP came back at all.
-    pub(super) fn blocked(&self) -> bool {
-        self.seen == Mappings::default()
+    /// Returns whether no response arrived.
+    pub(super) fn is_udp_blocked(&self) -> bool {
+        self.mappings == Mappings::default()
     }
 
-    /// Asks the server's second port too and names the NAT, if the answers tell.
+    /// Sends a request to the server's second port and returns the type of the NAT, if the responses determine it.
     pub(super) async fn finish(mut self, second: Option<SocketAddr>) -> Option<NatType> {
-        if let Some(second) = second.filter(|_| !self.blocked()) {
-            self.seen.second = ask(&self.socket, second).await;
+        if let Some(second) = second.filter(|_| !self.is_udp_blocked()) {
+            self.mappings.second = request(&self.socket, second).await;
         }
         let port = self.socket.local_addr().ok()?.port();
-        nat::classify(port, &interfaces::addresses().unwrap_or_default(), self.seen)
+        nat::classify(port, &interfaces::addresses().unwrap_or_default(), self.mappings)
     }
 }
 
-async fn ask(socket: &UdpSocket, server: SocketAddr) -> Option<SocketAddr> {
+async fn request(socket: &UdpSocket, server: SocketAddr) -> Option<SocketAddr> {
     let random: [u8; 12] = rand::random();
     let request = nat::binding_request(random);
-    for wait in WAITS {
-        // A refused send (a local firewall, no route) is one more way to get no answer.
+    for wait in RETRANSMISSIONS {
+        // A send error (a local firewall, no route) counts as a lost request.
         let _ = socket.send_to(&request, server).await;
-        if let Ok(mapped) = timeout(wait, answer(socket, random)).await {
+        if let Ok(mapped) = timeout(wait, response(socket, random)).await {
             return Some(mapped);
         }
     }
     None
 }
 
-async fn answer(socket: &UdpSocket, random: [u8; 12]) -> SocketAddr {
+async fn response(socket: &UdpSocket, random: [u8; 12]) -> SocketAddr {
     let mut buffer = [0; 1500];
     loop {
         let received = socket.recv_from(&mut buffer).await;

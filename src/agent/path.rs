@@ -1,26 +1,51 @@
-//! The path of a connection, as programs and people are told of it.
+//! The paths that a connection may use, and the one in use.
 
 use super::candidate::CandidatePath;
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// What kind of path carries a connection.
+/// The paths that an agent may use, as the ICE transport policy of WebRTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum PathPolicy {
+    /// All: the best one carries the connection.
+    #[default]
+    All,
+    /// Only the relay and the gateway; host addresses are not sent to the other side.
+    RelayOnly,
+    /// Only the direct path.
+    DirectOnly,
+}
+
+impl PathPolicy {
+    /// Returns whether a path may be used.
+    pub(super) fn allows(self, path: CandidatePath) -> bool {
+        match self {
+            Self::All => true,
+            Self::RelayOnly => path == CandidatePath::Relay,
+            Self::DirectOnly => path == CandidatePath::Direct,
+        }
+    }
+}
+
+/// The kind of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum PathKind {
-    /// From machine to machine.
+    /// Between the two hosts, without the server.
     Direct,
-    /// Through the relay.
+    /// Through a TURN relay.
     Relay,
-    /// Through the server's gateway, as a virtual connection: the last resort.
+    /// Through the server's gateway, as a virtual connection; used only if nothing else works.
     Gateway,
 }
 
 impl fmt::Display for PathKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Direct => CandidatePath::Direct.word(),
-            Self::Relay => CandidatePath::Relay.word(),
+            Self::Direct => CandidatePath::Direct.as_str(),
+            Self::Relay => CandidatePath::Relay.as_str(),
             Self::Gateway => "gateway",
         })
     }
@@ -37,18 +62,19 @@ impl From<CandidatePath> for PathKind {
 
 /// The path that carries a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PathInfo {
     /// Its kind.
     pub kind: PathKind,
-    /// This side's end as the other side knows it; on a relay path the relayed address or the socket that reaches it.
+    /// The local transport address as the other side sees it; on a relay path the relayed address or the socket that reaches it.
     pub local: SocketAddr,
-    /// The other side's address, or the server's on a relay or gateway path.
+    /// The transport address of the other side, or of the server on a relay or gateway path.
     pub remote: SocketAddr,
-    /// The round trip to the other side, if it was measured yet.
+    /// The round-trip time to the other side, if it has been measured.
     pub rtt: Option<Duration>,
-    /// How long after the call began the path was in use.
+    /// Time from the start of the call until this path was in use.
     pub since: Duration,
-    /// Why it is not a direct one.
+    /// Why the path is not direct.
     pub reason: Option<String>,
 }
 

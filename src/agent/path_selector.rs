@@ -1,224 +1,224 @@
-//! Which lane carries the data: a machine over what each lane was heard to do.
+//! Selects the path that carries the data.
 //!
-//! The first lane that ICE declares valid carries data at once. A better one (direct beats relay) takes over after it has
-//! answered two pings, and the other way round when the lane in use has been silent for [`SILENCE`] in spite of pings while
-//! the other still answers. A lane that was lost has to answer [`RETURN`] pings before it is trusted again.
+//! The first path with a selected pair carries data at once. A preferred path (direct before relay) takes over after it has
+//! answered [`PROBATION`] pings. The other path takes over if it answers and the active one has not, for [`LOSS_TIMEOUT`].
+//! A lost path must answer [`RECOVERY`] pings in a row before it is used again.
 
 use super::candidate::CandidatePath;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Silence after which the lane in use is pinged, and the time between those pings.
-const QUIET: Duration = Duration::from_millis(500);
-const URGENT: Duration = Duration::from_millis(250);
-/// Silence after which the lane in use counts as lost.
-pub(super) const SILENCE: Duration = Duration::from_millis(1500);
-/// How long a lane must have left pings unanswered to count as lost.
-const PATIENCE: Duration = Duration::from_millis(1000);
-/// Time between pings of a lane that does not carry data.
-const SPARE: Duration = Duration::from_secs(5);
-/// Time between pings of a lane that has yet to prove itself.
-const PROVING: Duration = Duration::from_millis(200);
-/// Time between pings of a lane that was lost.
-const LOST: Duration = Duration::from_secs(1);
-/// Pings a lost lane must answer in a row.
-pub(super) const RETURN: u8 = 3;
-/// Pings a fresh lane must answer before it takes over.
-const PROOF: u8 = 2;
+/// Time without a datagram after which the active path is pinged.
+const IDLE_TIME: Duration = Duration::from_millis(500);
+/// Ping interval while pings are unanswered.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+/// Time without a datagram after which a path counts as lost.
+pub(super) const LOSS_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Time with unanswered pings after which a path counts as lost.
+const UNANSWERED_TIMEOUT: Duration = Duration::from_millis(1000);
+/// Ping interval of a path that does not carry data.
+const STANDBY_INTERVAL: Duration = Duration::from_secs(5);
+/// Ping interval of a new path.
+const PROBATION_INTERVAL: Duration = Duration::from_millis(200);
+/// Ping interval of a lost path.
+const LOST_INTERVAL: Duration = Duration::from_secs(1);
+/// Number of pings that a lost path must answer in a row.
+pub(super) const RECOVERY: u8 = 3;
+/// Number of pings that a new path must answer before it takes over.
+const PROBATION: u8 = 2;
 
-/// What the hands are to do.
+/// What the caller must do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Output {
-    /// Send a ping with this number over this lane.
+    /// Send a ping with this number over this path.
     Ping(CandidatePath, u64),
-    /// Carry data over this lane from now on; `None`: there is none.
+    /// Send data over this path; `None`: no path works.
     Active(Option<CandidatePath>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum PathHealth {
-    /// ICE has no pair for it.
+    /// No selected pair.
     Down,
-    /// It has, and this many pings in a row were answered.
+    /// New; has answered this many pings in a row.
     Probing(u8),
-    /// It may carry data.
     Usable,
-    /// It was silent for too long; this many pings in a row were answered since.
+    /// Stopped answering; has answered this many pings in a row since.
     Lost(u8),
 }
 
 #[derive(Debug)]
 struct PathState {
     health: PathHealth,
-    heard: Instant,
-    pinged: Option<Instant>,
-    /// When the first ping was sent after which nothing was heard.
-    asked: Option<Instant>,
-    /// The ping that is not answered yet.
-    waiting: Option<(u64, Instant)>,
+    received_at: Instant,
+    pinged_at: Option<Instant>,
+    /// Time of the first ping since the last datagram.
+    unanswered_since: Option<Instant>,
+    /// The unanswered ping.
+    outstanding: Option<(u64, Instant)>,
     rtt: Option<Duration>,
 }
 
-/// Chooses between the lanes of one session.
+/// Selects between the paths of one session.
 #[derive(Debug)]
 pub(super) struct PathSelector {
-    lanes: [PathState; 2],
+    paths: [PathState; 2],
     active: Option<CandidatePath>,
     next_ping: u64,
     outputs: VecDeque<Output>,
 }
 
 impl PathSelector {
-    /// Begins without any valid lane.
-    #[must_use]
+    /// Returns a selector without a usable path.
     pub(super) fn new(now: Instant) -> Self {
-        let lane = || PathState {
+        let down = || PathState {
             health: PathHealth::Down,
-            heard: now,
-            pinged: None,
-            asked: None,
-            waiting: None,
+            received_at: now,
+            pinged_at: None,
+            unanswered_since: None,
+            outstanding: None,
             rtt: None,
         };
-        Self { lanes: [lane(), lane()], active: None, next_ping: 1, outputs: VecDeque::new() }
+        Self { paths: [down(), down()], active: None, next_ping: 1, outputs: VecDeque::new() }
     }
 
-    fn lane(&mut self, kind: CandidatePath) -> &mut PathState {
-        &mut self.lanes[kind as usize]
+    fn state(&mut self, path: CandidatePath) -> &mut PathState {
+        &mut self.paths[path as usize]
     }
 
-    /// Returns the lane that carries data.
-    #[must_use]
+    /// Returns the path that carries data.
     pub(super) fn active(&self) -> Option<CandidatePath> {
         self.active
     }
 
-    /// Returns the last measured round trip over a lane; before its second answer a lane has none, since the first may have
-    /// waited for the other side to be ready.
-    #[must_use]
-    pub(super) fn rtt(&self, kind: CandidatePath) -> Option<Duration> {
-        let lane = &self.lanes[kind as usize];
-        lane.rtt.filter(|_| !matches!(lane.health, PathHealth::Probing(_)))
+    /// Returns the last round-trip time of a path; `None` before its second answer, since the first one may have waited for the other
+    /// side to be ready.
+    pub(super) fn rtt(&self, path: CandidatePath) -> Option<Duration> {
+        let state = &self.paths[path as usize];
+        state.rtt.filter(|_| !matches!(state.health, PathHealth::Probing(_)))
     }
 
-    /// Takes note that ICE has selected a pair for the lane.
-    pub(super) fn handle_valid(&mut self, now: Instant, kind: CandidatePath) {
-        let lane = self.lane(kind);
-        if lane.health == PathHealth::Down {
-            lane.health = PathHealth::Probing(0);
-            lane.heard = now;
-            self.ping(now, kind);
+    /// Handles the selection of a pair by the path's ICE agent.
+    pub(super) fn handle_selected(&mut self, now: Instant, path: CandidatePath) {
+        let state = self.state(path);
+        if state.health == PathHealth::Down {
+            state.health = PathHealth::Probing(0);
+            state.received_at = now;
+            self.ping(now, path);
         }
-        self.choose();
+        self.select();
     }
 
-    /// Takes note that ICE has given the lane up.
-    pub(super) fn handle_failed(&mut self, kind: CandidatePath) {
-        self.lane(kind).health = PathHealth::Down;
-        self.choose();
+    /// Handles the failure of the path's ICE agent.
+    pub(super) fn handle_failed(&mut self, path: CandidatePath) {
+        self.state(path).health = PathHealth::Down;
+        self.select();
     }
 
-    /// Takes note of when the last datagram came over the lane, whatever was in it.
-    pub(super) fn handle_heard(&mut self, at: Instant, kind: CandidatePath) {
-        let lane = self.lane(kind);
-        lane.heard = lane.heard.max(at);
-        lane.asked = lane.asked.filter(|asked| *asked > at);
+    /// Handles the arrival time of the last datagram over the path.
+    pub(super) fn handle_received(&mut self, at: Instant, path: CandidatePath) {
+        let state = self.state(path);
+        state.received_at = state.received_at.max(at);
+        state.unanswered_since = state.unanswered_since.filter(|since| *since > at);
     }
 
-    /// Takes the answer to a ping; one that is not waited for changes nothing.
-    pub(super) fn handle_pong(&mut self, now: Instant, kind: CandidatePath, number: u64) {
-        self.handle_heard(now, kind);
-        let lane = self.lane(kind);
-        let Some((_, sent)) = lane.waiting.filter(|(waiting, _)| *waiting == number) else { return };
-        lane.waiting = None;
+    /// Handles a pong; one without an outstanding ping is ignored.
+    pub(super) fn handle_pong(&mut self, now: Instant, path: CandidatePath, number: u64) {
+        self.handle_received(now, path);
+        let state = self.state(path);
+        let Some((_, sent)) = state.outstanding.filter(|(outstanding, _)| *outstanding == number) else {
+            return;
+        };
+        state.outstanding = None;
         let rtt = now.saturating_duration_since(sent);
-        lane.rtt = Some(match (lane.health, lane.rtt) {
+        state.rtt = Some(match (state.health, state.rtt) {
             (PathHealth::Probing(_), Some(before)) => before.min(rtt),
             _ => rtt,
         });
-        lane.health = match lane.health {
-            PathHealth::Probing(answered) if answered + 1 < PROOF => PathHealth::Probing(answered + 1),
-            PathHealth::Lost(answered) if answered + 1 < RETURN => PathHealth::Lost(answered + 1),
+        state.health = match state.health {
+            PathHealth::Probing(answered) if answered + 1 < PROBATION => PathHealth::Probing(answered + 1),
+            PathHealth::Lost(answered) if answered + 1 < RECOVERY => PathHealth::Lost(answered + 1),
             PathHealth::Down => PathHealth::Down,
             _ => PathHealth::Usable,
         };
-        if matches!(lane.health, PathHealth::Probing(_)) {
-            self.ping(now, kind);
+        if matches!(state.health, PathHealth::Probing(_)) {
+            self.ping(now, path);
         }
-        self.choose();
+        self.select();
     }
 
-    /// Sends the pings that are due and drops a lane that has been silent for too long.
+    /// Sends the pings that are due and marks paths as lost.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
-        for kind in CandidatePath::ALL {
-            if self.ping_due(kind).is_some_and(|due| due <= now) {
-                let lane = self.lane(kind);
-                if let (PathHealth::Lost(answered), Some(_)) = (&mut lane.health, lane.waiting) {
+        for path in CandidatePath::ALL {
+            if self.ping_due(path).is_some_and(|due| due <= now) {
+                let state = self.state(path);
+                if let (PathHealth::Lost(answered), Some(_)) = (&mut state.health, state.outstanding) {
                     *answered = 0;
                 }
-                self.ping(now, kind);
+                self.ping(now, path);
             }
-            let spare = CandidatePath::ALL.into_iter().any(|other| {
-                other != kind
-                    && matches!(self.lane(other).health, PathHealth::Usable | PathHealth::Probing(1..))
+            let has_standby = CandidatePath::ALL.into_iter().any(|other| {
+                other != path
+                    && matches!(self.state(other).health, PathHealth::Usable | PathHealth::Probing(1..))
             });
-            let lane = self.lane(kind);
-            let unanswered = lane.asked.is_some_and(|asked| now.saturating_duration_since(asked) >= PATIENCE);
-            let silent = unanswered && now.saturating_duration_since(lane.heard) >= SILENCE;
-            if silent && spare && matches!(lane.health, PathHealth::Usable | PathHealth::Probing(_)) {
-                lane.health = PathHealth::Lost(0);
+            let state = self.state(path);
+            let unanswered = state
+                .unanswered_since
+                .is_some_and(|since| now.saturating_duration_since(since) >= UNANSWERED_TIMEOUT);
+            let silent = unanswered && now.saturating_duration_since(state.received_at) >= LOSS_TIMEOUT;
+            if silent && has_standby && matches!(state.health, PathHealth::Usable | PathHealth::Probing(_)) {
+                state.health = PathHealth::Lost(0);
             }
         }
-        self.choose();
+        self.select();
     }
 
-    /// Returns when [`Self::handle_timeout`] is to be called.
-    #[must_use]
+    /// Returns when [`Self::handle_timeout`] must be called.
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        CandidatePath::ALL.into_iter().filter_map(|kind| self.ping_due(kind)).min()
+        CandidatePath::ALL.into_iter().filter_map(|path| self.ping_due(path)).min()
     }
 
-    /// Takes the next thing to do.
+    /// Returns the next output.
     pub(super) fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
 
-    fn ping_due(&self, kind: CandidatePath) -> Option<Instant> {
-        let lane = &self.lanes[kind as usize];
-        let pinged = lane.pinged?;
-        match lane.health {
+    fn ping_due(&self, path: CandidatePath) -> Option<Instant> {
+        let state = &self.paths[path as usize];
+        let pinged = state.pinged_at?;
+        match state.health {
             PathHealth::Down => None,
-            PathHealth::Lost(_) => Some(pinged + LOST),
-            PathHealth::Probing(_) => Some(pinged + PROVING),
-            PathHealth::Usable if lane.asked.is_some() => Some(pinged + URGENT),
-            PathHealth::Usable if self.active != Some(kind) => Some(pinged + SPARE),
-            PathHealth::Usable => Some((lane.heard + QUIET).max(pinged + QUIET)),
+            PathHealth::Lost(_) => Some(pinged + LOST_INTERVAL),
+            PathHealth::Probing(_) => Some(pinged + PROBATION_INTERVAL),
+            PathHealth::Usable if state.unanswered_since.is_some() => Some(pinged + RETRY_INTERVAL),
+            PathHealth::Usable if self.active != Some(path) => Some(pinged + STANDBY_INTERVAL),
+            PathHealth::Usable => Some((state.received_at + IDLE_TIME).max(pinged + IDLE_TIME)),
         }
     }
 
-    fn ping(&mut self, now: Instant, kind: CandidatePath) {
+    fn ping(&mut self, now: Instant, path: CandidatePath) {
         let number = self.next_ping;
         self.next_ping += 1;
-        let lane = self.lane(kind);
-        lane.pinged = Some(now);
-        lane.asked = lane.asked.or(Some(now));
-        lane.waiting = Some((number, now));
-        self.outputs.push_back(Output::Ping(kind, number));
+        let state = self.state(path);
+        state.pinged_at = Some(now);
+        state.unanswered_since = state.unanswered_since.or(Some(now));
+        state.outstanding = Some((number, now));
+        self.outputs.push_back(Output::Ping(path, number));
     }
 
-    fn choose(&mut self) {
-        let health = |kind: CandidatePath| self.lanes[kind as usize].health;
+    fn select(&mut self) {
+        let health = |path: CandidatePath| self.paths[path as usize].health;
         let first = |wanted: fn(PathHealth) -> bool| {
-            CandidatePath::ALL.into_iter().find(|kind| wanted(health(*kind)))
+            CandidatePath::ALL.into_iter().find(|path| wanted(health(*path)))
         };
         let good = first(|health| health == PathHealth::Usable);
         let in_use =
-            self.active.filter(|kind| matches!(health(*kind), PathHealth::Usable | PathHealth::Probing(_)));
+            self.active.filter(|path| matches!(health(*path), PathHealth::Usable | PathHealth::Probing(_)));
         let chosen = match in_use {
             Some(in_use) => good.filter(|good| *good < in_use).or(Some(in_use)),
             None => good
                 .or_else(|| first(|health| matches!(health, PathHealth::Probing(_))))
-                .or_else(|| self.active.filter(|kind| health(*kind) != PathHealth::Down))
+                .or_else(|| self.active.filter(|path| health(*path) != PathHealth::Down))
                 .or_else(|| first(|health| health != PathHealth::Down)),
         };
         if chosen != self.active {
@@ -233,54 +233,54 @@ mod tests {
     use super::*;
     use CandidatePath::{Direct, Relay};
 
-    /// A fake wire: lanes that answer after `rtt`, or not at all.
-    struct Bench {
+    /// A simulated network: paths that answer after their round-trip time, or never.
+    struct Simulation {
         now: Instant,
-        lanes: PathSelector,
+        selector: PathSelector,
         answers: [Option<Duration>; 2],
         in_flight: Vec<(Instant, CandidatePath, u64)>,
         history: Vec<Option<CandidatePath>>,
         pings: usize,
     }
 
-    impl Bench {
+    impl Simulation {
         fn new() -> Self {
             let now = crate::net::time::now().mono;
-            let lanes = PathSelector::new(now);
+            let selector = PathSelector::new(now);
             let rtt = Some(Duration::from_millis(10));
-            Self { now, lanes, answers: [rtt, rtt], in_flight: vec![], history: vec![], pings: 0 }
+            Self { now, selector, answers: [rtt, rtt], in_flight: vec![], history: vec![], pings: 0 }
         }
 
         fn drain(&mut self) {
-            while let Some(output) = self.lanes.poll_output() {
+            while let Some(output) = self.selector.poll_output() {
                 match output {
-                    Output::Active(lane) => self.history.push(lane),
-                    Output::Ping(lane, number) => {
+                    Output::Active(path) => self.history.push(path),
+                    Output::Ping(path, number) => {
                         self.pings += 1;
-                        if let Some(rtt) = self.answers[lane as usize] {
-                            self.in_flight.push((self.now + rtt, lane, number));
+                        if let Some(rtt) = self.answers[path as usize] {
+                            self.in_flight.push((self.now + rtt, path, number));
                         }
                     }
                 }
             }
         }
 
-        fn valid(&mut self, lane: CandidatePath) {
-            self.lanes.handle_valid(self.now, lane);
+        fn valid(&mut self, path: CandidatePath) {
+            self.selector.handle_selected(self.now, path);
             self.drain();
         }
 
         fn run(&mut self, millis: u64) {
             let end = self.now + Duration::from_millis(millis);
             loop {
-                let due = self.in_flight.iter().map(|(at, ..)| *at).chain(self.lanes.poll_timeout()).min();
+                let due = self.in_flight.iter().map(|(at, ..)| *at).chain(self.selector.poll_timeout()).min();
                 let Some(next) = due.filter(|due| *due <= end) else { break };
                 self.now = self.now.max(next);
                 if let Some(at) = self.in_flight.iter().position(|(at, ..)| *at <= self.now) {
-                    let (_, lane, number) = self.in_flight.remove(at);
-                    self.lanes.handle_pong(self.now, lane, number);
+                    let (_, path, number) = self.in_flight.remove(at);
+                    self.selector.handle_pong(self.now, path, number);
                 } else {
-                    self.lanes.handle_timeout(self.now);
+                    self.selector.handle_timeout(self.now);
                 }
                 self.drain();
             }
@@ -289,112 +289,112 @@ mod tests {
     }
 
     #[test]
-    fn the_first_valid_lane_carries_data_at_once() {
-        let mut bench = Bench::new();
-        bench.valid(Relay);
-        assert_eq!(bench.history, [Some(Relay)]);
+    fn the_first_valid_path_carries_data_at_once() {
+        let mut simulation = Simulation::new();
+        simulation.valid(Relay);
+        assert_eq!(simulation.history, [Some(Relay)]);
     }
 
     #[test]
-    fn a_direct_lane_takes_over_after_two_answers() {
-        let mut bench = Bench::new();
-        bench.valid(Relay);
-        bench.run(100);
-        bench.valid(Direct);
-        assert_eq!(bench.history, [Some(Relay)]);
-        bench.run(15);
-        assert_eq!(bench.history, [Some(Relay)], "one answer is not enough");
-        bench.run(15);
-        assert_eq!(bench.history, [Some(Relay), Some(Direct)]);
-        assert_eq!(bench.lanes.rtt(Direct), Some(Duration::from_millis(10)));
+    fn a_direct_path_takes_over_after_two_answers() {
+        let mut simulation = Simulation::new();
+        simulation.valid(Relay);
+        simulation.run(100);
+        simulation.valid(Direct);
+        assert_eq!(simulation.history, [Some(Relay)]);
+        simulation.run(15);
+        assert_eq!(simulation.history, [Some(Relay)], "one answer is not enough");
+        simulation.run(15);
+        assert_eq!(simulation.history, [Some(Relay), Some(Direct)]);
+        assert_eq!(simulation.selector.rtt(Direct), Some(Duration::from_millis(10)));
     }
 
     #[test]
-    fn a_direct_lane_that_carries_nothing_never_takes_over() {
-        let mut bench = Bench::new();
-        bench.valid(Relay);
-        bench.answers[Direct as usize] = None;
-        bench.valid(Direct);
-        bench.run(60_000);
-        assert_eq!(bench.history, [Some(Relay)]);
+    fn a_direct_path_that_carries_nothing_never_takes_over() {
+        let mut simulation = Simulation::new();
+        simulation.valid(Relay);
+        simulation.answers[Direct as usize] = None;
+        simulation.valid(Direct);
+        simulation.run(60_000);
+        assert_eq!(simulation.history, [Some(Relay)]);
     }
 
     #[test]
-    fn a_silent_direct_lane_gives_way_and_comes_back() {
-        let mut bench = Bench::new();
-        bench.valid(Direct);
-        bench.valid(Relay);
-        bench.run(10_000);
-        assert_eq!(bench.history, [Some(Direct)]);
-        bench.answers[Direct as usize] = None;
-        bench.run(2_100);
-        assert_eq!(bench.history, [Some(Direct), Some(Relay)], "lost within about two seconds");
-        bench.run(60_000);
-        assert_eq!(bench.history.len(), 2, "no flapping");
-        bench.answers[Direct as usize] = Some(Duration::from_millis(10));
-        bench.run(5_000);
-        assert_eq!(bench.history, [Some(Direct), Some(Relay), Some(Direct)]);
+    fn a_silent_direct_path_is_replaced_and_comes_back() {
+        let mut simulation = Simulation::new();
+        simulation.valid(Direct);
+        simulation.valid(Relay);
+        simulation.run(10_000);
+        assert_eq!(simulation.history, [Some(Direct)]);
+        simulation.answers[Direct as usize] = None;
+        simulation.run(2_100);
+        assert_eq!(simulation.history, [Some(Direct), Some(Relay)], "lost within about two seconds");
+        simulation.run(60_000);
+        assert_eq!(simulation.history.len(), 2, "no flapping");
+        simulation.answers[Direct as usize] = Some(Duration::from_millis(10));
+        simulation.run(5_000);
+        assert_eq!(simulation.history, [Some(Direct), Some(Relay), Some(Direct)]);
     }
 
     #[test]
-    fn a_spare_lane_that_answers_is_ready_at_any_time() {
+    fn a_standby_path_that_answers_is_ready_at_any_time() {
         for idle in (1_000..12_000).step_by(130) {
-            let mut bench = Bench::new();
-            bench.valid(Direct);
-            bench.valid(Relay);
-            bench.run(idle);
-            bench.answers[Direct as usize] = None;
-            bench.run(2_100);
-            assert_eq!(bench.history, [Some(Direct), Some(Relay)], "after {idle} ms");
+            let mut simulation = Simulation::new();
+            simulation.valid(Direct);
+            simulation.valid(Relay);
+            simulation.run(idle);
+            simulation.answers[Direct as usize] = None;
+            simulation.run(2_100);
+            assert_eq!(simulation.history, [Some(Direct), Some(Relay)], "after {idle} ms");
         }
     }
 
     #[test]
-    fn the_only_lane_is_kept_however_silent() {
-        let mut bench = Bench::new();
-        bench.valid(Direct);
-        bench.run(1_000);
-        bench.answers[Direct as usize] = None;
-        bench.run(60_000);
-        assert_eq!(bench.history, [Some(Direct)]);
+    fn the_only_path_is_kept_however_silent() {
+        let mut simulation = Simulation::new();
+        simulation.valid(Direct);
+        simulation.run(1_000);
+        simulation.answers[Direct as usize] = None;
+        simulation.run(60_000);
+        assert_eq!(simulation.history, [Some(Direct)]);
     }
 
     #[test]
-    fn a_failed_lane_is_left_and_no_lane_is_said() {
-        let mut bench = Bench::new();
-        bench.valid(Direct);
-        bench.valid(Relay);
-        bench.run(1_000);
-        bench.lanes.handle_failed(Direct);
-        bench.drain();
-        bench.lanes.handle_failed(Relay);
-        bench.drain();
-        assert_eq!(bench.history, [Some(Direct), Some(Relay), None]);
+    fn a_failed_path_is_left_and_no_path_is_reported() {
+        let mut simulation = Simulation::new();
+        simulation.valid(Direct);
+        simulation.valid(Relay);
+        simulation.run(1_000);
+        simulation.selector.handle_failed(Direct);
+        simulation.drain();
+        simulation.selector.handle_failed(Relay);
+        simulation.drain();
+        assert_eq!(simulation.history, [Some(Direct), Some(Relay), None]);
     }
 
     #[test]
     fn traffic_is_proof_of_life_and_saves_pings() {
-        let mut bench = Bench::new();
-        bench.valid(Direct);
-        bench.run(1_000);
-        let before = bench.pings;
+        let mut simulation = Simulation::new();
+        simulation.valid(Direct);
+        simulation.run(1_000);
+        let before = simulation.pings;
         for _ in 0..100 {
-            bench.run(100);
-            bench.lanes.handle_heard(bench.now, Direct);
+            simulation.run(100);
+            simulation.selector.handle_received(simulation.now, Direct);
         }
-        assert!(bench.pings - before <= 1, "{} pings under traffic", bench.pings - before);
+        assert!(simulation.pings - before <= 1, "{} pings under traffic", simulation.pings - before);
     }
 
     #[test]
     fn foreign_and_repeated_pongs_change_nothing() {
-        let mut bench = Bench::new();
-        bench.valid(Relay);
-        bench.answers[Direct as usize] = None;
-        bench.valid(Direct);
+        let mut simulation = Simulation::new();
+        simulation.valid(Relay);
+        simulation.answers[Direct as usize] = None;
+        simulation.valid(Direct);
         for number in 0..100 {
-            bench.lanes.handle_pong(bench.now, Direct, number + 1_000);
+            simulation.selector.handle_pong(simulation.now, Direct, number + 1_000);
         }
-        bench.drain();
-        assert_eq!(bench.history, [Some(Relay)]);
+        simulation.drain();
+        assert_eq!(simulation.history, [Some(Relay)]);
     }
 }

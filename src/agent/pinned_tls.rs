@@ -1,12 +1,11 @@
-//! Who may talk over a ticket: two key pairs made from its secret, and TLS that takes exactly those.
+//! TLS 1.3 between the two holders of a ticket, with both public keys pinned.
 //!
-//! HKDF-SHA256 of the secret gives one Ed25519 key per [`Role`]. Each side shows a self-signed certificate of its own key and
-//! accepts only the other role's key; names and dates in the certificates mean nothing. A server that passes the
-//! packets on has no key, so it can neither read nor stand in the middle, and a connector cannot pose as a listener.
+//! Each [`Role`] has an Ed25519 key that is derived from the ticket's secret. Each side presents a self-signed certificate of its own key and
+//! accepts only the key of the other role; names and dates in the certificates are ignored. A server that forwards the packets
+//! has neither key, so it can neither read them nor act as either side, and a connector cannot act as a listener.
 
-use super::ticket::Secret;
+use super::keys::{Role, Secret};
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
-use ring::{hkdf, hmac};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
@@ -18,54 +17,23 @@ use rustls::{
 use std::sync::Arc;
 use tokio_rustls::rustls;
 
-/// The application protocol that both sides ask TLS for.
+/// The ALPN protocol of both sides.
 pub(super) const ALPN: &[u8] = b"ginnel/2";
-/// The name both certificates carry; it is compared with nothing.
+/// The name in both certificates; nothing checks it.
 pub(super) const SERVER_NAME: &str = "ginnel";
 
-/// Which end of a ticket one is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
-    /// Made the ticket; the QUIC server.
-    Listener,
-    /// Was handed the ticket; the QUIC client and the controlling ICE agent.
-    Connector,
-}
-
-impl Role {
-    fn label(self) -> &'static [u8] {
-        match self {
-            Self::Listener => b"ginnel/2 listener key",
-            Self::Connector => b"ginnel/2 connector key",
-        }
-    }
-
-    /// Returns the other end.
-    #[must_use]
-    pub(super) fn other(self) -> Self {
-        match self {
-            Self::Listener => Self::Connector,
-            Self::Connector => Self::Listener,
-        }
-    }
-}
-
-/// Why keys or TLS settings could not be made; none of it depends on a peer.
+/// Why the TLS settings could not be made; never because of a peer.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub(super) enum KeyError {
-    /// The key derivation or the key was refused by the cryptography library.
-    #[error("cannot derive a key from the ticket's secret")]
+pub(super) enum TlsSetupError {
+    #[error("the derived key is not an Ed25519 key")]
     Key,
-    /// The certificate could not be made.
-    #[error("cannot make a certificate: {0}")]
+    #[error("cannot make a certificate")]
     Certificate(#[from] rcgen::Error),
-    /// TLS refused the settings.
-    #[error("cannot set up TLS: {0}")]
+    #[error("cannot set up TLS")]
     Tls(#[from] rustls::Error),
 }
 
-/// One side's keys and the key it expects.
+/// The certificate and key of one side, and the public key that it accepts.
 #[derive(Debug)]
 pub(super) struct Identity {
     certificate: CertificateDer<'static>,
@@ -75,14 +43,10 @@ pub(super) struct Identity {
 
 impl Identity {
     /// Derives the keys of `role` and of its counterpart.
-    ///
-    /// # Errors
-    /// [`KeyError`], which no secret brings about.
-    pub(super) fn new(secret: &Secret, role: Role) -> Result<Self, KeyError> {
-        let own_seed = derive(secret, role.label())?;
-        let peer_seed = derive(secret, role.other().label())?;
-        let peer = Ed25519KeyPair::from_seed_unchecked(&peer_seed).map_err(|_| KeyError::Key)?;
-        let key = PrivatePkcs8KeyDer::from([&PKCS8_ED25519[..], &own_seed[..]].concat());
+    pub(super) fn new(secret: &Secret, role: Role) -> Result<Self, TlsSetupError> {
+        let peer = Ed25519KeyPair::from_seed_unchecked(&secret.signing_seed(role.other()));
+        let peer = peer.map_err(|_| TlsSetupError::Key)?;
+        let key = PrivatePkcs8KeyDer::from([&PKCS8_ED25519[..], &secret.signing_seed(role)[..]].concat());
         let pair = rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&key, &rcgen::PKCS_ED25519)?;
         let certificate = rcgen::CertificateParams::new([SERVER_NAME.to_owned()])?.self_signed(&pair)?;
         Ok(Self {
@@ -95,11 +59,8 @@ impl Identity {
         })
     }
 
-    /// Makes the connector's TLS settings.
-    ///
-    /// # Errors
-    /// [`KeyError::Tls`].
-    pub(super) fn client_config(&self) -> Result<ClientConfig, KeyError> {
+    /// Returns the TLS settings of the connector.
+    pub(super) fn client_config(&self) -> Result<ClientConfig, TlsSetupError> {
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
@@ -113,11 +74,8 @@ impl Identity {
         Ok(config)
     }
 
-    /// Makes the listener's TLS settings.
-    ///
-    /// # Errors
-    /// [`KeyError::Tls`].
-    pub(super) fn server_config(&self) -> Result<ServerConfig, KeyError> {
+    /// Returns the TLS settings of the listener.
+    pub(super) fn server_config(&self) -> Result<ServerConfig, TlsSetupError> {
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(Arc::clone(&self.expected) as Arc<dyn ClientCertVerifier>)
@@ -126,23 +84,6 @@ impl Identity {
         config.send_tls13_tickets = 0;
         Ok(config)
     }
-}
-
-/// Derives the key of everything that is said in the calls of a ticket; see [`CallAuth`](super::call_auth::CallAuth).
-///
-/// # Errors
-/// [`KeyError::Key`], which no secret brings about.
-pub(super) fn call_key(secret: &Secret) -> Result<hmac::Key, KeyError> {
-    Ok(hmac::Key::new(hmac::HMAC_SHA256, &derive(secret, b"ginnel/2 call")?))
-}
-
-/// Derives the id under which a ticket's listener waits at its server's gateway: one of the upper half, which access keys admit to.
-///
-/// # Errors
-/// [`KeyError::Key`], which no input brings about.
-pub(super) fn gateway_id(secret: &Secret) -> Result<u32, KeyError> {
-    let [a, b, c, d, ..] = derive(secret, b"ginnel/2 gateway id")?;
-    Ok(u32::from_be_bytes([a, b, c, d]) | 1 << 31)
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -155,16 +96,7 @@ const PKCS8_ED25519: [u8; 16] =
 /// SubjectPublicKeyInfo of an Ed25519 key, without the key (RFC 8410 section 4).
 const SPKI_ED25519: [u8; 12] = [0x30, 0x2A, 0x30, 0x05, 0x06, 0x03, 0x2B, 0x65, 0x70, 0x03, 0x21, 0x00];
 
-fn derive(secret: &Secret, label: &[u8]) -> Result<[u8; 32], KeyError> {
-    let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, b"ginnel/2").extract(&secret.0);
-    let mut out = [0; 32];
-    let info = [label];
-    let okm = prk.expand(&info, hkdf::HKDF_SHA256).map_err(|_| KeyError::Key)?;
-    okm.fill(&mut out).map_err(|_| KeyError::Key)?;
-    Ok(out)
-}
-
-/// Accepts one public key, whatever the certificate around it says.
+/// Accepts one public key, whatever else its certificate contains.
 #[derive(Debug)]
 struct PinnedKey {
     spki: Vec<u8>,
@@ -273,7 +205,7 @@ mod tests {
     use super::*;
     use rustls::{ClientConnection, ServerConnection};
 
-    fn shake(client: ClientConfig, server: ServerConfig) -> Result<(), rustls::Error> {
+    fn handshake(client: ClientConfig, server: ServerConfig) -> Result<(), rustls::Error> {
         let name = ServerName::try_from(SERVER_NAME).unwrap();
         let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
         let mut server = ServerConnection::new(Arc::new(server)).unwrap();
@@ -301,27 +233,27 @@ mod tests {
     }
 
     #[test]
-    fn two_holders_of_one_ticket_shake_hands() {
+    fn two_holders_of_one_ticket_complete_the_handshake() {
         let (connector, listener) = (identity(1, Role::Connector), identity(1, Role::Listener));
-        shake(connector.client_config().unwrap(), listener.server_config().unwrap()).unwrap();
+        handshake(connector.client_config().unwrap(), listener.server_config().unwrap()).unwrap();
     }
 
     #[test]
     fn a_wrong_secret_fails_on_either_side() {
         let (connector, listener) = (identity(1, Role::Connector), identity(2, Role::Listener));
-        shake(connector.client_config().unwrap(), listener.server_config().unwrap()).unwrap_err();
-        // A client that would take any server is refused by the server.
+        handshake(connector.client_config().unwrap(), listener.server_config().unwrap()).unwrap_err();
+        // A client that accepts any server is refused by the server.
         let mut lax = identity(1, Role::Connector);
         lax.expected = Arc::clone(&identity(2, Role::Connector).expected);
-        shake(lax.client_config().unwrap(), listener.server_config().unwrap()).unwrap_err();
+        handshake(lax.client_config().unwrap(), listener.server_config().unwrap()).unwrap_err();
     }
 
     #[test]
-    fn a_role_cannot_be_played_by_the_other() {
+    fn a_side_cannot_take_the_role_of_the_other() {
         let (a, b) = (identity(1, Role::Connector), identity(1, Role::Connector));
-        shake(a.client_config().unwrap(), b.server_config().unwrap()).unwrap_err();
+        handshake(a.client_config().unwrap(), b.server_config().unwrap()).unwrap_err();
         let (a, b) = (identity(1, Role::Listener), identity(1, Role::Listener));
-        shake(a.client_config().unwrap(), b.server_config().unwrap()).unwrap_err();
+        handshake(a.client_config().unwrap(), b.server_config().unwrap()).unwrap_err();
     }
 
     #[test]
@@ -338,7 +270,7 @@ mod tests {
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(stolen)));
         server.alpn_protocols = vec![ALPN.to_vec()];
-        let error = shake(identity(1, Role::Connector).client_config().unwrap(), server).unwrap_err();
+        let error = handshake(identity(1, Role::Connector).client_config().unwrap(), server).unwrap_err();
         assert_eq!(error, rustls::Error::InvalidCertificate(CertificateError::BadSignature));
     }
 }

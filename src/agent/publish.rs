@@ -1,4 +1,4 @@
-//! A TCP service of this network, published at a gateway under a server's id; and any stream through the gateway to one.
+//! Publishes a TCP service at a gateway under a server id, and connects byte streams to one.
 
 use super::config::ServerName;
 use crate::gateway::client::{AcceptError, Endpoint, Loss, Raw, VirtualConnection, VirtualStream};
@@ -11,23 +11,22 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 const CHUNK: usize = 32 * 1024;
-/// How long the published service may take to answer.
-const CONNECT_TIME: Duration = Duration::from_secs(5);
+/// Time limit for the published service to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A client's use of the published service.
+/// A client's connection to the published service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ServiceConnection {
-    /// The client's number at the gateway.
-    pub client: u32,
-    /// The virtual connection.
-    pub conn: u32,
+pub(crate) struct ServiceConnection {
+    /// The number of the client at the gateway.
+    pub(crate) client: u32,
+    /// The number of the virtual connection.
+    pub(crate) conn: u32,
 }
 
-/// What became of a visit.
+/// A change of a [`ServiceConnection`].
 #[derive(Debug)]
-#[non_exhaustive]
-pub enum ServiceEvent {
-    /// It has begun.
+pub(crate) enum ServiceEvent {
+    /// The service has accepted it.
     Opened,
     /// Both directions have ended.
     Closed {
@@ -36,9 +35,9 @@ pub enum ServiceEvent {
         /// Bytes from the client.
         received: u64,
     },
-    /// The service cannot be reached.
+    /// The service does not accept connections.
     Unreachable(io::Error),
-    /// One of the two ends broke it off.
+    /// One of the two ends reset it.
     Broken(io::Error),
 }
 
@@ -48,26 +47,26 @@ impl fmt::Display for ServiceConnection {
     }
 }
 
-/// Connects every client that dials this server to the TCP service `to`, each by a connection of its own, and `tell`s of it. Goes on until the
-/// endpoint ends; a visit ends with the gateway that it came through.
-pub async fn publish(
+/// Connects every client that dials this server to the TCP service `to`, each with a TCP connection of its own, and reports to `on_event`.
+/// Returns when the endpoint ends; a connection ends together with the gateway that it came through.
+pub(crate) async fn publish(
     endpoint: &Endpoint<Raw>,
     to: &ServerName,
-    tell: impl Fn(ServiceConnection, ServiceEvent) + Clone + Send + Sync + 'static,
+    on_event: impl Fn(ServiceConnection, ServiceEvent) + Clone + Send + Sync + 'static,
 ) -> Loss {
-    let mut visits = JoinSet::new();
+    let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             accepted = endpoint.accept() => accepted,
-            Some(_) = visits.join_next() => continue,
+            Some(_) = connections.join_next() => continue,
         };
         match accepted {
             Ok(connection) => {
-                let (to, tell) = (to.clone(), tell.clone());
-                visits.spawn(async move {
-                    let visit = ServiceConnection { client: connection.remote(), conn: connection.id() };
-                    let end = serve(connection, &to, || tell(visit, ServiceEvent::Opened)).await;
-                    tell(visit, end);
+                let (to, on_event) = (to.clone(), on_event.clone());
+                connections.spawn(async move {
+                    let service = ServiceConnection { client: connection.remote(), conn: connection.id() };
+                    let end = serve(connection, &to, || on_event(service, ServiceEvent::Opened)).await;
+                    on_event(service, end);
                 });
             }
             Err(AcceptError(loss)) => return loss,
@@ -76,7 +75,7 @@ pub async fn publish(
 }
 
 async fn serve(connection: VirtualConnection<Raw>, to: &ServerName, opened: impl FnOnce()) -> ServiceEvent {
-    let service = timeout(CONNECT_TIME, TcpStream::connect((to.host.as_str(), to.port))).await;
+    let service = timeout(CONNECT_TIMEOUT, TcpStream::connect((to.host.as_str(), to.port))).await;
     let service = match service.unwrap_or_else(|elapsed| Err(elapsed.into())) {
         Ok(service) => service,
         Err(error) => return ServiceEvent::Unreachable(error),
@@ -89,18 +88,19 @@ async fn serve(connection: VirtualConnection<Raw>, to: &ServerName, opened: impl
     }
 }
 
-/// Copies between a virtual connection and another stream until both directions have ended; bytes into the virtual connection, and out of it.
+/// Copies between a virtual connection and another stream until both directions have ended. Returns the number of bytes into the virtual
+/// connection and out of it.
 ///
 /// # Errors
-/// That of either.
-pub async fn bridge(
+/// The first I/O error of either.
+pub(crate) async fn bridge(
     mut gateway: VirtualStream,
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
 ) -> io::Result<(u64, u64)> {
     let copied = copy_bidirectional_with_sizes(&mut stream, &mut gateway, CHUNK, CHUNK).await;
     copied.map_err(|error| match error.kind() {
         io::ErrorKind::ConnectionReset if error.get_ref().is_none() => {
-            io::Error::new(error.kind(), "broken off by the other end")
+            io::Error::new(error.kind(), "reset by the other end")
         }
         _ => error,
     })

@@ -1,10 +1,10 @@
-//! QUIC's settings, and its handshake over a tunnel with both keys pinned.
+//! The QUIC endpoint over a tunnel: transport parameters and the handshake with both keys pinned.
 
 use super::call_auth::InitialKey;
-use super::error::{Error, Stage};
+use super::error::ConnectError;
 use super::initial_keys::Keyed;
-use super::pinned_tls::{Identity, KeyError, Role, SERVER_NAME};
-use super::ticket::Secret;
+use super::keys::{Role, Secret};
+use super::pinned_tls::{Identity, SERVER_NAME, TlsSetupError};
 use super::tunnel::{PEER, Tunnel, TunnelSocket};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
@@ -12,75 +12,76 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// How long the handshake may take once a lane carries data.
-const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
-/// Silence after which the other side counts as gone, in milliseconds.
-const IDLE: u32 = 20_000;
+/// Time limit of the handshake, once a path carries data.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// QUIC's idle timeout in milliseconds.
+const IDLE_TIMEOUT: u32 = 20_000;
 const KEEP_ALIVE: Duration = Duration::from_secs(6);
-/// Fits every path: a relay adds up to 36 bytes, IPv6 and UDP 48.
+/// Fits every path: TURN adds up to 36 bytes, IPv6 and UDP 48.
 const MTU: u16 = 1200;
 const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 const SEND_WINDOW: u64 = 8 << 20;
 const STREAMS: u32 = 64;
-/// Datagrams that may overtake one before it counts as lost: those sent over the relay arrive after those of a direct lane.
-const REORDERING: u32 = 64;
-const FIRST_RTT: Duration = Duration::from_millis(150);
+/// Packets that may overtake another before it counts as lost: packets over the relay arrive after later ones over the direct path.
+const REORDERING_THRESHOLD: u32 = 64;
+const INITIAL_RTT: Duration = Duration::from_millis(150);
 
 /// An endpoint and its only connection.
-pub(super) struct Established {
+pub(super) struct QuicConnection {
     pub(super) endpoint: Endpoint,
     pub(super) connection: quinn::Connection,
 }
 
-/// Shakes hands in the given role; both sides show and check their keys.
-pub(super) async fn establish(
+/// Completes the handshake in the given role; each side verifies the key of the other.
+pub(super) async fn handshake(
     tunnel: Arc<Tunnel>,
     secret: &Secret,
     initial: InitialKey,
     role: Role,
-) -> Result<Established, Error> {
-    let local = |error: &dyn std::error::Error| Error::Local(format!("QUIC cannot be set up: {error}"));
-    let endpoint = endpoint(tunnel, secret, &initial, role).map_err(|error| local(&error))?;
-    let shake = async {
+) -> Result<QuicConnection, ConnectError> {
+    let endpoint =
+        endpoint(tunnel, secret, &initial, role).map_err(|error| ConnectError::Setup(error.into()))?;
+    let connected = async {
         match role {
             Role::Connector => {
-                let connecting = endpoint.connect(PEER, SERVER_NAME).map_err(|error| local(&error))?;
-                connecting.await.map_err(|error| explain(&error))
+                let connecting = endpoint.connect(PEER, SERVER_NAME);
+                connecting.map_err(|error| ConnectError::Setup(error.into()))?.await.map_err(handshake_error)
             }
-            Role::Listener => {
-                loop {
-                    let incoming = endpoint.accept().await;
-                    let incoming =
-                        incoming.ok_or_else(|| Error::Local("the endpoint was closed".to_owned()))?;
-                    // Only a packet under the call's key begins a handshake; any other was not the connector's.
-                    match incoming.accept() {
-                        Ok(connecting) => break connecting.await.map_err(|error| explain(&error)),
-                        Err(error) => tracing::debug!(%error, "a first packet of somebody else"),
-                    }
-                }
-            }
+            Role::Listener => accept(&endpoint).await,
         }
     };
     let connection =
-        timeout(HANDSHAKE_TIME, shake).await.map_err(|_| Error::TimedOut(Stage::Handshake))??;
-    Ok(Established { endpoint, connection })
+        timeout(HANDSHAKE_TIMEOUT, connected).await.map_err(|_| ConnectError::HandshakeTimedOut)??;
+    Ok(QuicConnection { endpoint, connection })
 }
 
-fn explain(error: &quinn::ConnectionError) -> Error {
-    match error {
-        quinn::ConnectionError::TimedOut => Error::TimedOut(Stage::Handshake),
-        other => Error::Handshake(other.to_string()),
+async fn accept(endpoint: &Endpoint) -> Result<quinn::Connection, ConnectError> {
+    loop {
+        let incoming = endpoint.accept().await;
+        let incoming = incoming.ok_or_else(|| ConnectError::Setup("the endpoint was closed".into()))?;
+        // A packet that is not protected with the call's key does not come from the connector.
+        match incoming.accept() {
+            Ok(connecting) => return connecting.await.map_err(handshake_error),
+            Err(error) => tracing::debug!(%error, "ignored an Initial packet that is not of this call"),
+        }
     }
 }
 
-/// Why an endpoint could not be made.
+fn handshake_error(error: quinn::ConnectionError) -> ConnectError {
+    match error {
+        quinn::ConnectionError::TimedOut => ConnectError::HandshakeTimedOut,
+        other => ConnectError::Handshake(other.into()),
+    }
+}
+
+/// Why the endpoint could not be created.
 #[derive(Debug, thiserror::Error)]
 enum SetupError {
     #[error(transparent)]
-    Identity(#[from] KeyError),
-    #[error("no cipher suite for the first packet")]
-    Suite(#[from] quinn::crypto::rustls::NoInitialCipherSuite),
+    Tls(#[from] TlsSetupError),
+    #[error("no cipher suite for Initial packets")]
+    CipherSuite(#[from] quinn::crypto::rustls::NoInitialCipherSuite),
     #[error(transparent)]
     Socket(#[from] std::io::Error),
 }
@@ -123,10 +124,10 @@ fn transport() -> TransportConfig {
         .min_mtu(MTU)
         .mtu_discovery_config(None)
         .enable_segmentation_offload(false)
-        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE))))
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT))))
         .keep_alive_interval(Some(KEEP_ALIVE))
-        .initial_rtt(FIRST_RTT)
-        .packet_threshold(REORDERING)
+        .initial_rtt(INITIAL_RTT)
+        .packet_threshold(REORDERING_THRESHOLD)
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
         .send_window(SEND_WINDOW)

@@ -1,9 +1,9 @@
-//! Two sides in one process: lanes over loopback, candidates handed over by hand, QUIC over whichever lane is told.
+//! Two sides in one process: ICE agents over loopback, candidates exchanged by the test, QUIC over the path that the test selects.
 
 use super::*;
 use crate::agent::candidate::CandidatePath;
 use crate::agent::ice::{self, IceAgent, IceAgentConfig, IceEvent, RelayCredentials};
-use crate::agent::ticket::SECRET_LEN;
+use crate::agent::keys::SECRET_LEN;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use tokio::net::UdpSocket;
 use tokio::sync::{mpsc, watch};
@@ -42,7 +42,7 @@ async fn turn_server() -> (Server, SocketAddr) {
 
 struct Side {
     tunnel: Arc<Tunnel>,
-    lanes: [IceAgent; 2],
+    agents: [IceAgent; 2],
     events: mpsc::Receiver<(CandidatePath, IceEvent)>,
     _blocked: watch::Sender<Option<bool>>,
 }
@@ -52,54 +52,59 @@ fn side(role: Role, server: SocketAddr) -> Side {
     drop(probes);
     let (events_tx, events) = mpsc::channel(64);
     let blocked = watch::Sender::new(Some(false));
-    let lanes = CandidatePath::ALL.map(|kind| {
+    let agents = CandidatePath::ALL.map(|path| {
         let relay = RelayCredentials { username: "user".into(), password: "password".into() };
         let config = IceAgentConfig {
-            kind,
+            path,
             role,
             ufrag: format!("{role:?}"),
             pwd: "p".repeat(32),
             server,
-            relay: Some(relay).filter(|_| kind == CandidatePath::Relay),
-            blocked: blocked.subscribe(),
+            relay: Some(relay).filter(|_| path == CandidatePath::Relay),
+            udp_blocked: blocked.subscribe(),
         };
-        IceAgent::open(config, Arc::clone(&tunnel), events_tx.clone())
+        IceAgent::start(config, Arc::clone(&tunnel), events_tx.clone())
     });
-    Side { tunnel, lanes, events, _blocked: blocked }
+    Side { tunnel, agents, events, _blocked: blocked }
 }
 
-/// Hands candidates from one side to the other until both lanes of it are valid.
-async fn introduce(from: &mut mpsc::Receiver<(CandidatePath, IceEvent)>, to: &[IceAgent; 2]) {
-    let mut valid = 0;
-    while valid < 2 {
+/// Forwards the candidates of one side to the other until both of its agents have selected a pair.
+async fn exchange_candidates(from: &mut mpsc::Receiver<(CandidatePath, IceEvent)>, to: &[IceAgent; 2]) {
+    let mut selected = 0;
+    while selected < 2 {
         match from.recv().await.unwrap() {
-            (kind, IceEvent::Candidate(text)) => to[kind as usize].add_candidate(text).await,
-            (_, IceEvent::Valid(_)) => valid += 1,
+            (path, IceEvent::Candidate(text)) => to[path as usize].add_candidate(text).await,
+            (_, IceEvent::Selected(_)) => selected += 1,
             (_, IceEvent::Gathered) => {}
-            (kind, IceEvent::Failed) => panic!("{kind:?} failed"),
+            (path, IceEvent::Failed) => panic!("{path:?} failed"),
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn data_survives_the_move_from_the_relay_to_the_direct_lane() {
+async fn data_survives_the_change_from_the_relay_to_the_direct_path() {
     let (turn, address) = turn_server().await;
     let (mut a, mut b) = (side(Role::Connector, address), side(Role::Listener, address));
-    for lane in &a.lanes {
-        lane.start("Listener".into(), "p".repeat(32)).await;
+    for agent in &a.agents {
+        agent.start_checks("Listener".into(), "p".repeat(32)).await;
     }
-    for lane in &b.lanes {
-        lane.start("Connector".into(), "p".repeat(32)).await;
+    for agent in &b.agents {
+        agent.start_checks("Connector".into(), "p".repeat(32)).await;
     }
-    let both = async { tokio::join!(introduce(&mut a.events, &b.lanes), introduce(&mut b.events, &a.lanes)) };
-    tokio::time::timeout(Duration::from_secs(20), both).await.expect("both lanes work");
+    let both = async {
+        tokio::join!(
+            exchange_candidates(&mut a.events, &b.agents),
+            exchange_candidates(&mut b.events, &a.agents)
+        )
+    };
+    tokio::time::timeout(Duration::from_secs(20), both).await.expect("both paths work");
 
     let secret = Secret([3; SECRET_LEN]);
     a.tunnel.set_active(Some(CandidatePath::Relay));
     b.tunnel.set_active(Some(CandidatePath::Relay));
     let (client, server) = tokio::join!(
-        establish(Arc::clone(&a.tunnel), &secret, initial(3), Role::Connector),
-        establish(Arc::clone(&b.tunnel), &secret, initial(3), Role::Listener)
+        handshake(Arc::clone(&a.tunnel), &secret, initial(3), Role::Connector),
+        handshake(Arc::clone(&b.tunnel), &secret, initial(3), Role::Listener)
     );
     let (client, server) = (client.unwrap(), server.unwrap());
 
@@ -108,8 +113,8 @@ async fn data_survives_the_move_from_the_relay_to_the_direct_lane() {
         let mut stream = client.connection.open_uni().await.unwrap();
         for (n, chunk) in sent.chunks(sent.len() / 4).enumerate() {
             stream.write_all(chunk).await.unwrap();
-            let lane = if n % 2 == 0 { CandidatePath::Direct } else { CandidatePath::Relay };
-            a.tunnel.set_active(Some(lane));
+            let path = if n % 2 == 0 { CandidatePath::Direct } else { CandidatePath::Relay };
+            a.tunnel.set_active(Some(path));
         }
         stream.finish().unwrap();
         stream.stopped().await.unwrap();
@@ -129,17 +134,17 @@ async fn data_survives_the_move_from_the_relay_to_the_direct_lane() {
     let received = tokio::time::timeout(Duration::from_secs(30), moved).await.expect("everything moves");
     assert!(received == sent);
 
-    for lane in a.lanes.into_iter().chain(b.lanes) {
-        lane.close().await;
+    for agent in a.agents.into_iter().chain(b.agents) {
+        agent.close().await;
     }
     turn.close().await.unwrap();
 }
 
 fn initial(secret: u8) -> InitialKey {
-    InitialKey::without_call(&Secret([secret; SECRET_LEN])).unwrap()
+    InitialKey::without_call(&Secret([secret; SECRET_LEN]))
 }
 
-/// A tunnel whose lane is tested without a network.
+/// A tunnel with an active path, without a network.
 fn tunnel() -> Arc<Tunnel> {
     let (tunnel, _) = Tunnel::new();
     tunnel.set_active(Some(CandidatePath::Direct));
@@ -166,13 +171,13 @@ fn version_negotiation(initial: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn who_does_not_hold_the_ticket_can_neither_begin_a_calls_handshake_nor_end_it() {
+async fn only_a_holder_of_the_ticket_can_start_or_end_the_handshake_of_a_call() {
     let (connector, listener) = (tunnel(), tunnel());
     let (false_connector, false_listener) = (tunnel(), tunnel());
     let secret = |byte| Secret([byte; SECRET_LEN]);
     for (tunnel, role) in [(&false_connector, Role::Connector), (&false_listener, Role::Listener)] {
         let tunnel = Arc::clone(tunnel);
-        tokio::spawn(async move { establish(tunnel, &secret(2), initial(2), role).await.map(drop) });
+        tokio::spawn(async move { handshake(tunnel, &secret(2), initial(2), role).await.map(drop) });
     }
     // The listener's first packet is the stranger's, and the connector's first packet is the stranger's to answer.
     let first = false_connector.next_outgoing(CandidatePath::Direct).await;
@@ -188,8 +193,8 @@ async fn who_does_not_hold_the_ticket_can_neither_begin_a_calls_handshake_nor_en
     };
     let secret = secret(1);
     let (client, server, ()) = tokio::join!(
-        establish(Arc::clone(&connector), &secret, initial(1), Role::Connector),
-        establish(Arc::clone(&listener), &secret, initial(1), Role::Listener),
+        handshake(Arc::clone(&connector), &secret, initial(1), Role::Connector),
+        handshake(Arc::clone(&listener), &secret, initial(1), Role::Listener),
         begin
     );
     assert!(client.is_ok(), "{:?}", client.err());
@@ -198,17 +203,17 @@ async fn who_does_not_hold_the_ticket_can_neither_begin_a_calls_handshake_nor_en
 
 /// The keys of two calls by one ticket differ, though the certificates are the same.
 #[tokio::test]
-async fn packets_of_one_call_begin_nothing_in_another() {
+async fn packets_of_one_call_start_no_handshake_in_another() {
     let (connector, listener, other) = (tunnel(), tunnel(), tunnel());
     wire(&connector, &[&other, &listener]);
     wire(&listener, &[&connector]);
     wire(&other, &[&connector]);
     let secret = Secret([1; SECRET_LEN]);
-    let in_vain = establish(other, &secret, initial(7), Role::Listener);
+    let in_vain = handshake(other, &secret, initial(7), Role::Listener);
     let work = async {
         tokio::join!(
-            establish(connector, &secret, initial(1), Role::Connector),
-            establish(listener, &secret, initial(1), Role::Listener)
+            handshake(connector, &secret, initial(1), Role::Connector),
+            handshake(listener, &secret, initial(1), Role::Listener)
         )
     };
     tokio::select! {

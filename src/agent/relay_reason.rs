@@ -1,92 +1,91 @@
-//! Why a session is on the relay, in the words that people are shown.
+//! The reason why a session uses the relay, as users see it.
 
 use super::candidate::CandidatePath;
-use super::session::Mode;
+use super::path::PathPolicy;
 use crate::signaling::wire::NatType;
 use std::fmt;
 
-/// What is known of both sides.
+/// What a session knows about both sides.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Observations {
-    /// Which paths this side may use.
-    pub mode: Mode,
-    /// This side's NAT.
-    pub mine: Option<NatType>,
-    /// The other side's NAT.
-    pub theirs: Option<NatType>,
-    /// The other side has told at least one candidate for the direct lane.
-    pub their_direct: bool,
-    /// The other side has told all its candidates.
-    pub their_done: bool,
-    /// The direct lane has had its time.
-    pub trial_over: bool,
-    /// The direct lane carried data and fell silent.
-    pub lost_direct: bool,
-    /// The lane that carries data.
-    pub active: Option<CandidatePath>,
+    /// The paths that this side may use.
+    pub(super) policy: PathPolicy,
+    /// The NAT of this side.
+    pub(super) own_nat: Option<NatType>,
+    /// The NAT of the other side.
+    pub(super) their_nat: Option<NatType>,
+    /// The other side has sent at least one candidate for the direct path.
+    pub(super) their_direct: bool,
+    /// The other side has sent all its candidates.
+    pub(super) their_done: bool,
+    /// The direct checks had enough time.
+    pub(super) direct_trial_over: bool,
+    /// The direct path was in use and stopped answering.
+    pub(super) lost_direct: bool,
+    /// The path in use.
+    pub(super) active: Option<CandidatePath>,
 }
 
-/// Why it is the relay.
+/// Why a session uses the relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RelayReason {
     /// `--relay-only` on this side.
-    AskedHere,
+    OwnPolicy,
     /// `--relay-only` on the other side.
-    AskedThere,
-    /// No UDP on this side.
-    BlockedHere,
-    /// No UDP on the other side.
-    BlockedThere,
-    /// There was a direct path.
-    Lost,
-    /// A new port for each destination on both sides.
-    BothHard,
-    /// Checks are under way.
-    Trying,
-    /// The hard NAT is on this side, and the other one lets in only ports it has sent to.
-    HardHere,
-    /// The same the other way round.
-    HardThere,
-    /// None of the known obstacles, yet nothing came through.
-    Unanswered,
+    TheirPolicy,
+    /// UDP is blocked on this side.
+    OwnUdpBlocked,
+    /// UDP is blocked on the other side.
+    TheirUdpBlocked,
+    /// The direct path was lost.
+    DirectLost,
+    /// Both NATs have endpoint-dependent mapping (RFC 4787).
+    BothNatsHard,
+    /// The direct checks are running.
+    Checking,
+    /// This side's NAT has endpoint-dependent mapping, and the other one filters by port.
+    OwnNatHard,
+    /// The other side's NAT has endpoint-dependent mapping, and this one filters by port.
+    TheirNatHard,
+    /// No known obstacle, but no check succeeded.
+    NoAnswer,
 }
 
-/// Names the reason; `None` on a direct path.
-#[must_use]
-pub(super) fn of(observed: &Observations) -> Option<RelayReason> {
+/// Returns the reason; `None` on a direct path.
+pub(super) fn relay_reason(observed: &Observations) -> Option<RelayReason> {
     let rules = [
-        (observed.mode == Mode::RelayOnly, RelayReason::AskedHere),
-        (observed.their_done && !observed.their_direct, RelayReason::AskedThere),
-        (observed.mine == Some(NatType::Blocked), RelayReason::BlockedHere),
-        (observed.theirs == Some(NatType::Blocked), RelayReason::BlockedThere),
-        (observed.lost_direct, RelayReason::Lost),
+        (observed.policy == PathPolicy::RelayOnly, RelayReason::OwnPolicy),
+        (observed.their_done && !observed.their_direct, RelayReason::TheirPolicy),
+        (observed.own_nat == Some(NatType::Blocked), RelayReason::OwnUdpBlocked),
+        (observed.their_nat == Some(NatType::Blocked), RelayReason::TheirUdpBlocked),
+        (observed.lost_direct, RelayReason::DirectLost),
         (
-            observed.mine == Some(NatType::Hard) && observed.theirs == Some(NatType::Hard),
-            RelayReason::BothHard,
+            observed.own_nat == Some(NatType::Hard) && observed.their_nat == Some(NatType::Hard),
+            RelayReason::BothNatsHard,
         ),
-        (!observed.trial_over, RelayReason::Trying),
-        (observed.mine == Some(NatType::Hard), RelayReason::HardHere),
-        (observed.theirs == Some(NatType::Hard), RelayReason::HardThere),
+        (!observed.direct_trial_over, RelayReason::Checking),
+        (observed.own_nat == Some(NatType::Hard), RelayReason::OwnNatHard),
+        (observed.their_nat == Some(NatType::Hard), RelayReason::TheirNatHard),
     ];
     let relayed = observed.active == Some(CandidatePath::Relay);
     let first =
-        rules.into_iter().find(|(holds, _)| *holds).map_or(RelayReason::Unanswered, |(_, reason)| reason);
+        rules.into_iter().find(|(holds, _)| *holds).map_or(RelayReason::NoAnswer, |(_, reason)| reason);
     relayed.then_some(first)
 }
 
 impl fmt::Display for RelayReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::AskedHere => "asked for (--relay-only)",
-            Self::AskedThere => "asked for on the other side",
-            Self::BlockedHere => "UDP is blocked here",
-            Self::BlockedThere => "UDP is blocked on the other side",
-            Self::Lost => "the direct path stopped answering",
-            Self::BothHard => "both NATs change ports",
-            Self::Trying => "direct path still being tried",
-            Self::HardHere => "this NAT changes ports and theirs filters by port",
-            Self::HardThere => "their NAT changes ports and this one filters by port",
-            Self::Unanswered => "direct checks got no answer",
+            Self::OwnPolicy => "--relay-only",
+            Self::TheirPolicy => "--relay-only on the other side",
+            Self::OwnUdpBlocked => "UDP is blocked here",
+            Self::TheirUdpBlocked => "UDP is blocked on the other side",
+            Self::DirectLost => "the direct path stopped answering",
+            Self::BothNatsHard => "both NATs change ports",
+            Self::Checking => "direct path still being tried",
+            Self::OwnNatHard => "this NAT changes ports and theirs filters by port",
+            Self::TheirNatHard => "their NAT changes ports and this one filters by port",
+            Self::NoAnswer => "direct checks got no answer",
         })
     }
 }
@@ -98,11 +97,11 @@ mod tests {
     #[test]
     fn the_strongest_fact_is_the_reason() {
         use NatType::{Blocked, Easy, Hard, Open};
-        let observed = |mine, theirs, trial_over| Observations {
-            mine,
-            theirs,
+        let observed = |own_nat, their_nat, direct_trial_over| Observations {
+            own_nat,
+            their_nat,
             their_direct: true,
-            trial_over,
+            direct_trial_over,
             active: Some(CandidatePath::Relay),
             ..Observations::default()
         };
@@ -116,12 +115,12 @@ mod tests {
             (observed(Some(Easy), Some(Easy), true), "direct checks got no answer"),
             (observed(None, None, false), "direct path still being tried"),
             (
-                Observations { mode: Mode::RelayOnly, ..observed(Some(Hard), Some(Hard), true) },
-                "asked for (--relay-only)",
+                Observations { policy: PathPolicy::RelayOnly, ..observed(Some(Hard), Some(Hard), true) },
+                "--relay-only",
             ),
             (
                 Observations { their_done: true, their_direct: false, ..observed(None, None, true) },
-                "asked for on the other side",
+                "--relay-only on the other side",
             ),
             (
                 Observations { lost_direct: true, ..observed(None, None, true) },
@@ -130,11 +129,11 @@ mod tests {
         ];
         for (observed, expected) in table {
             assert_eq!(
-                of(&observed).map(|reason| reason.to_string()).as_deref(),
+                relay_reason(&observed).map(|reason| reason.to_string()).as_deref(),
                 Some(expected),
                 "{observed:?}"
             );
-            assert_eq!(of(&Observations { active: Some(CandidatePath::Direct), ..observed }), None);
+            assert_eq!(relay_reason(&Observations { active: Some(CandidatePath::Direct), ..observed }), None);
         }
     }
 }

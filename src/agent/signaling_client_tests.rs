@@ -1,22 +1,23 @@
-//! The line and the listener's desk against a scripted server.
+//! The signalling client and the listener against a scripted server.
 
 use super::*;
 use crate::agent::call_auth::CallAuth;
-use crate::agent::{Agent, Config, Error, Secret, ServerName, Ticket};
+use crate::agent::keys::Secret;
+use crate::agent::{Agent, Config, ConnectError, Listener, RegistrationError, ServerName, Ticket};
 use crate::signaling::wire::IceDescription;
 use std::net::Ipv4Addr;
 use tokio::net::TcpListener;
 use tokio_tungstenite::accept_async;
 
-/// The server's end of one line.
+/// The server's end of one connection.
 struct Script(WebSocketStream<TcpStream>);
 
 impl Script {
-    async fn say(&mut self, message: Message) {
+    async fn send(&mut self, message: Message) {
         self.0.send(Frame::text(message.encode())).await.unwrap();
     }
 
-    async fn hear(&mut self) -> Message {
+    async fn receive(&mut self) -> Message {
         loop {
             if let Frame::Text(text) = self.0.next().await.unwrap().unwrap() {
                 return wire::decode(text.as_bytes()).unwrap();
@@ -24,28 +25,28 @@ impl Script {
         }
     }
 
-    async fn hear_request(&mut self) -> Request {
-        match self.hear().await {
+    async fn receive_request(&mut self) -> Request {
+        match self.receive().await {
             Message::Request(request) => request,
             Message::Response(response) => panic!("{response:?}"),
         }
     }
 
-    async fn answer(&mut self, mid: Option<i64>, body: ResponseBody) {
-        self.say(Message::Response(Response { mid, body })).await;
+    async fn respond(&mut self, mid: Option<i64>, body: ResponseBody) {
+        self.send(Message::Response(Response { mid, body })).await;
     }
 
-    async fn ask(&mut self, mid: i64, body: RequestBody) {
-        self.say(Message::Request(Request { mid: Some(mid), body })).await;
+    async fn request(&mut self, mid: i64, body: RequestBody) {
+        self.send(Message::Request(Request { mid: Some(mid), body })).await;
     }
 
-    /// Accepts a line and gives it `tag`.
-    async fn welcome(listener: &TcpListener, tag: &str) -> (Self, RequestBody) {
-        Self::welcome_as(listener, tag, None).await
+    /// Accepts a connection and registers it as `tag`.
+    async fn register(listener: &TcpListener, tag: &str) -> (Self, RequestBody) {
+        Self::register_as(listener, tag, None).await
     }
 
     /// The same as session number `epoch`.
-    async fn welcome_as(listener: &TcpListener, tag: &str, epoch: Option<i64>) -> (Self, RequestBody) {
+    async fn register_as(listener: &TcpListener, tag: &str, epoch: Option<i64>) -> (Self, RequestBody) {
         let (mut script, request) = Self::accept(listener).await;
         let registered = ResponseBody::Registered {
             tag: Tag::new(tag).unwrap(),
@@ -54,15 +55,15 @@ impl Script {
             epoch,
             seen: None,
         };
-        script.answer(request.mid, registered).await;
+        script.respond(request.mid, registered).await;
         (script, request.body)
     }
 
-    /// Accepts a line and hears its registration.
+    /// Accepts a connection and receives its registration.
     async fn accept(listener: &TcpListener) -> (Self, Request) {
         let (stream, _) = listener.accept().await.unwrap();
         let mut script = Self(accept_async(stream).await.unwrap());
-        let request = script.hear_request().await;
+        let request = script.receive_request().await;
         (script, request)
     }
 }
@@ -73,15 +74,23 @@ async fn server() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
+fn server_name(address: SocketAddr) -> ServerName {
+    ServerName { host: address.ip().to_string(), port: address.port() }
+}
+
+fn agent(address: SocketAddr) -> Agent {
+    Agent::new(Config::new().server(server_name(address)))
+}
+
 fn token() -> Token {
     Token::new("act").unwrap()
 }
 
 #[tokio::test]
-async fn answers_find_their_questions_and_the_rest_is_heard() {
+async fn responses_are_matched_to_requests_and_the_rest_are_events() {
     let (listener, address) = server().await;
     let scripted = async {
-        let (mut script, registered) = Script::welcome(&listener, "me").await;
+        let (mut script, registered) = Script::register(&listener, "me").await;
         assert_eq!(
             registered,
             RequestBody::Register {
@@ -92,64 +101,65 @@ async fn answers_find_their_questions_and_the_rest_is_heard() {
                 laddrs: None
             }
         );
-        let call = script.hear_request().await;
-        let second = script.hear_request().await;
-        script.answer(second.mid, ResponseBody::Ended { token: token() }).await;
-        script.answer(call.mid, ResponseBody::Calling { token: token() }).await;
-        script.ask(7, RequestBody::Question { token: token() }).await;
+        let call = script.receive_request().await;
+        let second = script.receive_request().await;
+        script.respond(second.mid, ResponseBody::Ended { token: token() }).await;
+        script.respond(call.mid, ResponseBody::Calling { token: token() }).await;
+        script.request(7, RequestBody::Question { token: token() }).await;
         let late =
             ResponseBody::Failed { t: 4, token: Some(token()), code: ErrorCode::NoAnswer, em: "late".into() };
-        script.answer(call.mid, late).await;
+        script.respond(call.mid, late).await;
         script.0.send(Frame::text("no message")).await.unwrap();
         script.0.close(None).await.unwrap();
     };
     let agent = async {
-        let (heard, mut heard_rx) = mpsc::channel(8);
+        let (events, mut events_rx) = mpsc::channel(8);
         let registration = Registration { key: Some("k".into()), secret: None, epoch: None };
         let (stream, _) = connect(&[address]).await.unwrap();
-        let (link, welcome) = SignalingClient::open(stream, "127.0.0.1", &registration, heard).await.unwrap();
-        assert_eq!(welcome.tag.as_str(), "me");
+        let (client, registered) =
+            SignalingClient::open(stream, "127.0.0.1", &registration, events).await.unwrap();
+        assert_eq!(registered.tag.as_str(), "me");
         let call = RequestBody::Call {
-            tag: welcome.tag,
+            tag: registered.tag,
             rtag: Tag::new("you").unwrap(),
             ice: IceDescription::default(),
         };
         let end = RequestBody::End { token: token(), reason: None };
-        let (calling, ended) = tokio::join!(link.ask(call), link.ask(end));
+        let (calling, ended) = tokio::join!(client.request(call), client.request(end));
         assert_eq!(calling.unwrap(), ResponseBody::Calling { token: token() });
         assert_eq!(ended.unwrap(), ResponseBody::Ended { token: token() });
         let question = Request { mid: Some(7), body: RequestBody::Question { token: token() } };
-        assert!(matches!(heard_rx.recv().await, Some(ServerEvent::Request(request)) if *request == question));
-        let failed = heard_rx.recv().await;
+        assert!(
+            matches!(events_rx.recv().await, Some(ServerEvent::Request(request)) if *request == question)
+        );
+        let failed = events_rx.recv().await;
         assert!(
             matches!(failed, Some(ServerEvent::CallFailed { code: ErrorCode::NoAnswer, .. })),
             "{failed:?}"
         );
-        assert!(matches!(heard_rx.recv().await, Some(ServerEvent::Closed)));
-        assert!(matches!(link.ask(RequestBody::Open).await, Err(SignalingError::Silent)));
+        assert!(matches!(events_rx.recv().await, Some(ServerEvent::Closed)));
+        assert!(matches!(client.request(RequestBody::Open).await, Err(SignalingError::TimedOut)));
     };
     tokio::join!(scripted, agent);
 }
 
 #[tokio::test]
-async fn a_refused_registration_is_told() {
+async fn a_refused_registration_is_an_error() {
     let (listener, address) = server().await;
     let scripted = async {
         let (mut script, request) = Script::accept(&listener).await;
-        script.say(Message::Response(Response::failure(1, request.mid, ErrorCode::NotAllowed))).await;
+        script.send(Message::Response(Response::failure(1, request.mid, ErrorCode::NotAllowed))).await;
     };
-    let server = Some(ServerName { host: "127.0.0.1".into(), port: address.port() });
-    let agent = Agent::new(Config { server, ..Config::default() });
+    let agent = agent(address);
     let (refused, ()) = tokio::join!(agent.listen(), scripted);
-    assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+    assert!(matches!(refused, Err(RegistrationError::KeyRejected)), "{refused:?}");
 }
 
 #[tokio::test]
-async fn a_stranger_who_only_knows_the_tag_is_refused_before_a_socket_is_opened() {
+async fn a_caller_who_only_knows_the_tag_is_refused_before_a_socket_is_opened() {
     let (listener, address) = server().await;
-    let server = Some(ServerName { host: "127.0.0.1".into(), port: address.port() });
-    let agent = Agent::new(Config { server, ..Config::default() });
-    let (listening, (mut script, _)) = tokio::join!(agent.listen(), Script::welcome(&listener, "me"));
+    let agent = agent(address);
+    let (listening, (mut script, _)) = tokio::join!(agent.listen(), Script::register(&listener, "me"));
     let listening = listening.unwrap();
     let ltag = Tag::new("stranger").unwrap();
     let offers = [
@@ -157,17 +167,19 @@ async fn a_stranger_who_only_knows_the_tag_is_refused_before_a_socket_is_opened(
         IceDescription { ufrag: Some("abcd".into()), pwd: Some("p".repeat(32)), ..IceDescription::default() },
     ];
     for (mid, ice) in (1..).zip(offers) {
-        script.ask(mid, RequestBody::Notify { token: token(), ltag: ltag.clone(), from: None, ice }).await;
+        script
+            .request(mid, RequestBody::Notify { token: token(), ltag: ltag.clone(), from: None, ice })
+            .await;
         let refusal = ResponseBody::Failed {
             t: 51,
             token: Some(token()),
             code: ErrorCode::NotAllowed,
             em: ErrorCode::NotAllowed.text().to_owned(),
         };
-        assert_eq!(script.hear().await, Message::Response(Response { mid: Some(mid), body: refusal }));
+        assert_eq!(script.receive().await, Message::Response(Response { mid: Some(mid), body: refusal }));
     }
-    script.ask(9, RequestBody::Trickle { token: token(), cands: vec![], done: true, nat: None }).await;
-    let heard = script.hear().await;
+    script.request(9, RequestBody::Trickle { token: token(), cands: vec![], done: true, nat: None }).await;
+    let heard = script.receive().await;
     assert!(
         matches!(
             &heard,
@@ -185,7 +197,7 @@ fn tag(text: &str) -> Tag {
 /// What `caller` offers to the listener `me`.
 fn offer(secret: &Secret, ufrag: &str) -> IceDescription {
     let mut ice = IceDescription { ufrag: Some(ufrag.into()), ..IceDescription::default() };
-    CallAuth::of_connector(secret, [&tag("caller"), &tag("me")], ufrag).unwrap().prove(&mut ice);
+    CallAuth::of_connector(secret, [&tag("caller"), &tag("me")], ufrag).sign(&mut ice);
     ice
 }
 
@@ -194,11 +206,10 @@ fn notify(token: &str, caller: &str, ice: IceDescription) -> RequestBody {
 }
 
 #[tokio::test]
-async fn an_offer_is_taken_once_and_from_its_maker_alone() {
+async fn an_offer_is_accepted_once_and_only_from_its_caller() {
     let (listener, address) = server().await;
-    let server = Some(ServerName { host: "127.0.0.1".into(), port: address.port() });
-    let agent = Agent::new(Config { server, ..Config::default() });
-    let (listening, (mut script, _)) = tokio::join!(agent.listen(), Script::welcome(&listener, "me"));
+    let agent = agent(address);
+    let (listening, (mut script, _)) = tokio::join!(agent.listen(), Script::register(&listener, "me"));
     let listening = listening.unwrap();
     let secret = listening.ticket().secret.clone();
     let (first, second) = (offer(&secret, "first"), offer(&secret, "second"));
@@ -211,9 +222,9 @@ async fn an_offer_is_taken_once_and_from_its_maker_alone() {
         (notify("act6", "caller", second), false),
     ];
     for (mid, (ask, taken)) in (1..).zip(asked) {
-        script.ask(mid, ask).await;
+        script.request(mid, ask).await;
         let answer = loop {
-            match script.hear().await {
+            match script.receive().await {
                 Message::Response(response) if response.mid == Some(mid) => break response.body,
                 _ => {}
             }
@@ -228,47 +239,47 @@ async fn an_offer_is_taken_once_and_from_its_maker_alone() {
 }
 
 #[tokio::test]
-async fn a_connector_takes_no_answer_that_was_made_for_another_call() {
+async fn a_connector_rejects_an_answer_that_was_made_for_another_call() {
     let (listener, address) = server().await;
     let secret = Secret([5; 16]);
-    let ticket =
-        Ticket { host: "127.0.0.1".into(), port: address.port(), tag: "me".into(), secret: secret.clone() };
+    let ticket = Ticket::new(server_name(address), "me", secret.0);
     let mut earlier = IceDescription { ufrag: Some("earlier".into()), ..IceDescription::default() };
     let tags = [&tag("caller"), &tag("me")];
     CallAuth::of_listener(&secret, tags, &mut offer(&secret, "earlier call"), "earlier")
         .unwrap()
-        .prove(&mut earlier);
+        .sign(&mut earlier);
     let scripted = async {
-        let (mut script, _) = Script::welcome(&listener, "caller").await;
+        let (mut script, _) = Script::register(&listener, "caller").await;
         let call = loop {
-            let request = script.hear_request().await;
+            let request = script.receive_request().await;
             if matches!(request.body, RequestBody::Call { .. }) {
                 break request;
             }
         };
-        script.answer(call.mid, ResponseBody::Calling { token: token() }).await;
-        script.ask(7, RequestBody::Answered { token: token(), from: None, ice: earlier }).await;
+        script.respond(call.mid, ResponseBody::Calling { token: token() }).await;
+        script.request(7, RequestBody::Answered { token: token(), from: None, ice: earlier }).await;
         while let Some(Ok(_)) = script.0.next().await {}
     };
     let agent = Agent::new(Config::default());
     let (connected, ()) = tokio::join!(agent.connect(&ticket), scripted);
-    assert!(matches!(connected, Err(Error::Handshake(_))), "{connected:?}");
+    assert!(matches!(connected, Err(ConnectError::Handshake(_))), "{connected:?}");
 }
 
 #[tokio::test]
-async fn calls_at_once_are_capped() {
+async fn the_number_of_concurrent_calls_is_bounded() {
     let (listener, address) = server().await;
-    let server = Some(ServerName { host: "127.0.0.1".into(), port: address.port() });
-    let agent = Agent::new(Config { server, ..Config::default() });
-    let (listening, (mut script, _)) = tokio::join!(agent.listen(), Script::welcome(&listener, "me"));
+    let agent = agent(address);
+    let (listening, (mut script, _)) = tokio::join!(agent.listen(), Script::register(&listener, "me"));
     let listening = listening.unwrap();
     let secret = listening.ticket().secret.clone();
     let (mut accepted, mut refused) = (0, 0);
     for mid in 1..=12 {
-        script.ask(mid, notify(&format!("act{mid}"), "caller", offer(&secret, &format!("call{mid}")))).await;
+        script
+            .request(mid, notify(&format!("act{mid}"), "caller", offer(&secret, &format!("call{mid}"))))
+            .await;
     }
     while accepted + refused < 12 {
-        match script.hear().await {
+        match script.receive().await {
             Message::Response(Response { body: ResponseBody::Accepted { ice, .. }, .. }) => {
                 assert!(ice.pwd.is_some());
                 accepted += 1;
@@ -285,19 +296,15 @@ async fn calls_at_once_are_capped() {
 }
 
 /// A listener whose first session has the number 41, and what it registered with.
-async fn listening(
-    listener: &TcpListener,
-    address: SocketAddr,
-) -> (crate::agent::Listener, Script, RequestBody) {
-    let server = Some(ServerName { host: "127.0.0.1".into(), port: address.port() });
-    let agent = Agent::new(Config { server, ..Config::default() });
+async fn listening(listener: &TcpListener, address: SocketAddr) -> (Listener, Script, RequestBody) {
+    let agent = agent(address);
     let (listening, (script, first)) =
-        tokio::join!(agent.listen(), Script::welcome_as(listener, "me", Some(41)));
+        tokio::join!(agent.listen(), Script::register_as(listener, "me", Some(41)));
     (listening.unwrap(), script, first)
 }
 
 #[tokio::test]
-async fn a_listener_shows_a_higher_number_each_time_it_comes_back() {
+async fn a_listener_registers_with_a_higher_epoch_each_time() {
     let (listener, address) = server().await;
     let (_listening, mut script, first) = listening(&listener, address).await;
     let RequestBody::Register { secret, epoch: None, .. } = first else { panic!("{first:?}") };
@@ -306,7 +313,7 @@ async fn a_listener_shows_a_higher_number_each_time_it_comes_back() {
     // The answer to the second one is lost, and so the third counts on.
     let (script, second) = Script::accept(&listener).await;
     drop(script);
-    let (mut script, third) = Script::welcome_as(&listener, "me", Some(60)).await;
+    let (mut script, third) = Script::register_as(&listener, "me", Some(60)).await;
     script.0.close(None).await.unwrap();
     let (_script, fourth) = Script::accept(&listener).await;
     for (ask, expected) in [(second.body, 42), (third, 43), (fourth.body, 61)] {
@@ -322,48 +329,46 @@ async fn a_listener_shows_a_higher_number_each_time_it_comes_back() {
 }
 
 /// A code, and whether an error is the one that it makes.
-type Loss = (ErrorCode, fn(&Error) -> bool);
+type Loss = (ErrorCode, fn(&ConnectError) -> bool);
 
 /// The two ways in which a tag is lost for good.
 fn losses() -> [Loss; 2] {
     [
-        (ErrorCode::Replaced, |error| matches!(error, Error::Replaced)),
-        (ErrorCode::Revoked, |error| matches!(error, Error::Revoked)),
+        (ErrorCode::Replaced, |error| {
+            matches!(error, ConnectError::Registration(RegistrationError::Replaced))
+        }),
+        (ErrorCode::Revoked, |error| matches!(error, ConnectError::Registration(RegistrationError::Revoked))),
     ]
 }
 
-/// Nobody is told 210 or 211 and comes back all the same.
-async fn assert_over(
-    mut listening: crate::agent::Listener,
-    listener: &TcpListener,
-    is_why: fn(&Error) -> bool,
-) {
-    let told = listening.accept().await;
-    assert!(told.as_ref().is_some_and(|told| told.as_ref().is_err_and(is_why)), "{told:?}");
+/// A listener does not reconnect after 210 or 211.
+async fn assert_ended(mut listening: Listener, listener: &TcpListener, is_why: fn(&ConnectError) -> bool) {
+    let error = listening.accept().await;
+    assert!(error.as_ref().is_some_and(|error| error.as_ref().is_err_and(is_why)), "{error:?}");
     assert!(listening.accept().await.is_none());
-    let longer_than_the_back_off = Duration::from_secs(2);
-    assert!(timeout(longer_than_the_back_off, listener.accept()).await.is_err());
+    let longer_than_the_backoff = Duration::from_secs(2);
+    assert!(timeout(longer_than_the_backoff, listener.accept()).await.is_err());
 }
 
 #[tokio::test]
-async fn a_listener_that_is_told_that_its_tag_is_lost_ends() {
+async fn a_listener_ends_when_its_tag_is_lost() {
     for (code, is_why) in losses() {
         let (listener, address) = server().await;
         let (listening, mut script, _) = listening(&listener, address).await;
-        script.say(Message::Response(Response::failure(1, None, code))).await;
+        script.send(Message::Response(Response::failure(1, None, code))).await;
         script.0.close(None).await.unwrap();
-        assert_over(listening, &listener, is_why).await;
+        assert_ended(listening, &listener, is_why).await;
     }
 }
 
 #[tokio::test]
-async fn a_listener_that_finds_its_tag_lost_when_it_comes_back_ends() {
+async fn a_listener_ends_when_its_tag_was_lost_before_it_reconnects() {
     for (code, is_why) in losses() {
         let (listener, address) = server().await;
         let (listening, mut script, _) = listening(&listener, address).await;
         script.0.close(None).await.unwrap();
         let (mut script, request) = Script::accept(&listener).await;
-        script.say(Message::Response(Response::failure(1, request.mid, code))).await;
-        assert_over(listening, &listener, is_why).await;
+        script.send(Message::Response(Response::failure(1, request.mid, code))).await;
+        assert_ended(listening, &listener, is_why).await;
     }
 }

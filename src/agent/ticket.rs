@@ -1,10 +1,12 @@
-//! Tickets: everything one machine must be told to reach another, as one word of text.
+//! Tickets: what one host needs to reach another, as one word of text.
 //!
 //! `agent:` and lower-case base32 (no padding) of: version (1 byte) · secret (16) · port (2, big-endian) · length of the
-//! host (1) · host · tag · checksum (3, the low bytes of CRC-32 over all before). Whoever holds a ticket may connect, so it is
-//! to be handed over like a password; the server never sees the secret in it. Version 2 stands for handshakes whose messages are bound to
-//! their call: agents that know only version 1 read no ticket of this one.
+//! host (1) · host · tag · checksum (3, the low bytes of CRC-32 over all before). A ticket is a bearer credential and must be
+//! handed over like a password; the server never sees its secret. Version 2 authenticates each call's messages; an agent of version 1
+//! rejects it.
 
+use super::config::ServerName;
+use super::keys::{SECRET_LEN, Secret};
 use data_encoding::{BASE32_NOPAD, DecodeError};
 use std::fmt;
 use std::str::FromStr;
@@ -13,74 +15,56 @@ const PREFIX: &str = "agent:";
 const VERSION: u8 = 2;
 const CHECKSUM_LEN: usize = 3;
 const FIXED_LEN: usize = 1 + SECRET_LEN + 2 + 1;
-/// The longest ticket text that is looked at.
+/// The longest text that is parsed.
 const MAX_TEXT: usize = 1024;
-/// Bytes of a ticket's secret (128 bits).
-pub(super) const SECRET_LEN: usize = 16;
 
-/// The secret two agents share by a ticket; never printed by `Debug`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(pub [u8; SECRET_LEN]);
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
-    }
-}
-
-/// Where a peer is to be found and how to prove that one was invited.
+/// The server at which a listener is registered, its tag there, and the secret that both sides share.
+///
+/// Whoever holds a ticket may connect. `Debug` does not print the secret; `Display` prints the whole ticket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ticket {
-    /// Host name or address of the signalling server.
-    pub host: String,
-    /// Its port.
-    pub port: u16,
-    /// The listener's tag on that server.
-    pub tag: String,
-    /// What both sides derive their keys from.
-    pub secret: Secret,
+    pub(super) server: ServerName,
+    pub(super) tag: String,
+    pub(super) secret: Secret,
 }
 
-/// Why a text is not a ticket.
+/// Why a text is no ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TicketError {
     /// It does not begin with `agent:`.
     #[error("a ticket begins with `agent:`")]
     Prefix,
-    /// It is far longer than a ticket can be.
+    /// It is longer than any ticket.
     #[error("a ticket is at most {MAX_TEXT} characters long")]
     TooLong,
-    /// A character that base32 does not have.
-    #[error(
-        "a ticket has only the letters a-z and the digits 2-7 behind `agent:`; character {position} is something else"
-    )]
+    /// A character that is not in the base32 alphabet.
+    #[error("after `agent:` a ticket has only letters a-z and digits 2-7; character {position} is neither")]
     Character {
-        /// Counted from 1, over the whole text.
+        /// Its position in the ticket, from 1.
         position: usize,
     },
-    /// It ends too early, or was cut or joined somewhere.
-    #[error("the ticket is not complete")]
+    /// It is too short, or a part is missing.
+    #[error("the ticket is incomplete")]
     Length,
-    /// The checksum does not match: a character was mistyped or lost.
-    #[error("the ticket has a typing error (its checksum does not match)")]
+    /// The checksum does not match: a character is wrong or missing.
+    #[error("the ticket has a typing error: its checksum does not match")]
     Checksum,
-    /// Made by a newer or older agent.
-    #[error(
-        "the ticket is of version {0}, this agent knows version {VERSION}: update agent on the machine that has the older one"
-    )]
+    /// Made by an agent with another version of the protocol.
+    #[error("the ticket has version {0}, this agent knows version {VERSION}: update the older agent")]
     Version(u8),
-    /// Host or tag are not text, or empty.
-    #[error("the ticket names no server or no peer")]
+    /// The host or the tag is empty or not printable ASCII.
+    #[error("the ticket names no server or no listener")]
     Names,
 }
 
 impl fmt::Display for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let host = &self.host.as_bytes()[..self.host.len().min(255)];
+        let host = self.server.host.as_bytes();
+        let host = &host[..host.len().min(255)];
         let mut bytes = vec![VERSION];
         bytes.extend_from_slice(&self.secret.0);
-        bytes.extend_from_slice(&self.port.to_be_bytes());
+        bytes.extend_from_slice(&self.server.port.to_be_bytes());
         bytes.push(u8::try_from(host.len()).unwrap_or(u8::MAX));
         bytes.extend_from_slice(host);
         bytes.extend_from_slice(self.tag.as_bytes());
@@ -93,7 +77,7 @@ impl fmt::Display for Ticket {
 impl FromStr for Ticket {
     type Err = TicketError;
 
-    /// Takes the ticket out of the line that it was printed in, in upper case too, and where it was broken into several words or lines.
+    /// Finds the ticket in the line that it was printed in, also in upper case and if it is broken into several words or lines.
     fn from_str(text: &str) -> Result<Self, TicketError> {
         if text.len() > MAX_TEXT {
             return Err(TicketError::TooLong);
@@ -102,10 +86,10 @@ impl FromStr for Ticket {
         let (_, rest) = text.split_once(PREFIX).ok_or(TicketError::Prefix)?;
         let mut joined = String::new();
         let mut whole = Err(TicketError::Length);
-        // What stands behind the ticket in the line may be another word.
+        // The ticket may be followed by other words of the line.
         for word in rest.split(|c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '<' | '>')) {
             joined.push_str(word);
-            match (Self::read(&joined), &whole) {
+            match (Self::parse_body(&joined), &whole) {
                 (Ok(ticket), _) => return Ok(ticket),
                 (Err(error), Err(TicketError::Length | TicketError::Checksum)) => whole = Err(error),
                 (Err(_), _) => {}
@@ -116,8 +100,26 @@ impl FromStr for Ticket {
 }
 
 impl Ticket {
-    /// Reads what follows the prefix.
-    fn read(body: &str) -> Result<Self, TicketError> {
+    /// Returns the ticket of a listener that is registered as `tag` and shares `secret`.
+    #[must_use]
+    pub fn new(server: ServerName, tag: impl Into<String>, secret: [u8; 16]) -> Self {
+        Self { server, tag: tag.into(), secret: Secret(secret) }
+    }
+
+    /// Returns the server at which the listener is registered.
+    #[must_use]
+    pub fn server(&self) -> &ServerName {
+        &self.server
+    }
+
+    /// Returns the tag of the listener.
+    #[must_use]
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+
+    /// Parses what follows the prefix.
+    fn parse_body(body: &str) -> Result<Self, TicketError> {
         let bytes = BASE32_NOPAD.decode(body.to_ascii_uppercase().as_bytes()).map_err(explain)?;
         if bytes.len() < FIXED_LEN + CHECKSUM_LEN {
             return Err(TicketError::Length);
@@ -140,7 +142,7 @@ impl Ticket {
             text.filter(|text| text.chars().all(|c| c.is_ascii_graphic())).map(str::to_owned)
         };
         match (name(host), name(tag)) {
-            (Some(host), Some(tag)) if port != 0 => Ok(Self { host, port, tag, secret: Secret(secret) }),
+            (Some(host), Some(tag)) if port != 0 => Ok(Self::new(ServerName { host, port }, tag, secret)),
             _ => Err(TicketError::Names),
         }
     }
@@ -166,16 +168,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn ticket() -> Ticket {
-        Ticket {
-            host: "turn.example".into(),
-            port: 3478,
-            tag: "k7q3mmzyrv2a".into(),
-            secret: Secret([7; SECRET_LEN]),
-        }
+        Ticket::new("turn.example".parse().unwrap(), "k7q3mmzyrv2a", [7; SECRET_LEN])
     }
 
     #[test]
-    fn a_ticket_survives_being_written_and_read() {
+    fn a_formatted_ticket_can_be_parsed() {
         let text = ticket().to_string();
         assert!(text.starts_with("agent:"), "{text}");
         assert!(
@@ -205,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_text_is_told_what_is_wrong_with_it() {
+    fn each_defect_of_a_ticket_has_its_error() {
         let text = ticket().to_string();
         assert_eq!("7-crater-violin".parse::<Ticket>(), Err(TicketError::Prefix));
         assert_eq!("agent:".parse::<Ticket>(), Err(TicketError::Length));
@@ -227,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_output_keeps_the_secret() {
+    fn debug_output_hides_the_secret() {
         assert!(!format!("{:?}", ticket()).contains("7, 7"));
     }
 
@@ -236,12 +233,12 @@ mod tests {
         fn every_ticket_round_trips(
             host in "[a-z0-9.:-]{1,255}", port in 1_u16.., tag in "[a-z0-9]{1,60}", secret: [u8; SECRET_LEN],
         ) {
-            let ticket = Ticket { host, port, tag, secret: Secret(secret) };
+            let ticket = Ticket::new(ServerName { host, port }, tag, secret);
             prop_assert_eq!(ticket.to_string().parse(), Ok(ticket));
         }
 
         #[test]
-        fn no_text_makes_the_reader_panic(text in "\\PC{0,80}") {
+        fn no_text_makes_the_parser_panic(text in "\\PC{0,80}") {
             let _ = format!("agent:{text}").parse::<Ticket>();
             let _ = text.parse::<Ticket>();
         }

@@ -1,9 +1,9 @@
-//! QUIC over lanes: one virtual peer address in front of whichever lane carries data.
+//! The socket of QUIC: one virtual peer address for all paths.
 //!
-//! QUIC never sees a lane change, so none of its migration rules are triggered: it sends to [`PEER`], the datagram goes into the
-//! queue of the lane in use, and what arrives over any lane comes from [`PEER`]. A full queue holds QUIC back instead of
-//! losing datagrams. Pings of our own share the lanes; their first byte tells them from QUIC, whose fixed bit is always set
-//! because its greasing is off ([RFC 9000 section 17](https://www.rfc-editor.org/rfc/rfc9000#section-17)).
+//! QUIC does not see a change of the path, so that its migration rules do not apply. It sends to [`PEER`]; the tunnel puts the datagram into the
+//! queue of the active path. Datagrams of every path appear to come from [`PEER`]. A full queue applies back-pressure to QUIC instead of
+//! dropping datagrams. Probes share the paths; their first byte differs from that of QUIC packets, whose fixed bit is always set
+//! because greasing is disabled ([RFC 9000 section 17](https://www.rfc-editor.org/rfc/rfc9000#section-17)).
 
 use super::candidate::CandidatePath;
 use crate::net::time;
@@ -22,33 +22,33 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 
-/// The peer's address as QUIC sees it: from the discard-only block of RFC 6666, so that it is nobody's.
+/// The peer's address as QUIC sees it, from the discard-only block of RFC 6666.
 pub(super) const PEER: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 1)), 1);
-/// This side's address as QUIC sees it.
-const SELF: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 2)), 1);
+/// The local address as QUIC sees it.
+const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 2)), 1);
 
-/// Datagrams that wait for a lane to send them.
-const OUTGOING: usize = 64;
-/// Datagrams that wait for QUIC to take them; more are lost, as in a socket's buffer.
-const INCOMING: usize = 4096;
-/// Pings and pongs that wait to be looked at.
-const PROBES: usize = 32;
+/// Capacity of each path's send queue in datagrams.
+const SEND_QUEUE: usize = 64;
+/// Capacity of QUIC's receive queue in datagrams; more are dropped, as in a socket buffer.
+const RECEIVE_QUEUE: usize = 4096;
+/// Capacity of the queue of received probes.
+const PROBE_QUEUE: usize = 32;
 
 const PING: u8 = 0x20;
 const PONG: u8 = 0x21;
 const PROBE_LEN: usize = 9;
 
-/// A datagram of our own among QUIC's.
+/// A datagram that measures a path, beside those of QUIC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Probe {
-    /// Are you there?
+    /// A request, with its number.
     Ping(u64),
-    /// I am.
+    /// The response, with the number of the request.
     Pong(u64),
 }
 
 impl Probe {
-    fn write(self) -> [u8; PROBE_LEN] {
+    fn encode(self) -> [u8; PROBE_LEN] {
         let (kind, number) = match self {
             Self::Ping(number) => (PING, number),
             Self::Pong(number) => (PONG, number),
@@ -58,7 +58,7 @@ impl Probe {
         bytes
     }
 
-    fn read(datagram: &[u8]) -> Option<Self> {
+    fn parse(datagram: &[u8]) -> Option<Self> {
         let (&kind, number) = datagram.split_first()?;
         let number = u64::from_be_bytes(number.try_into().ok()?);
         match kind {
@@ -69,30 +69,30 @@ impl Probe {
     }
 }
 
-/// Says whether a datagram is a Version Negotiation packet ([RFC 8999 section 6](https://www.rfc-editor.org/rfc/rfc8999#section-6)), which anybody
-/// can make and which ends a handshake; both sides speak the same version.
+/// Returns whether a datagram is a Version Negotiation packet ([RFC 8999 section 6](https://www.rfc-editor.org/rfc/rfc8999#section-6)). Anybody
+/// can forge one, and it ends a handshake; both sides use the same version, so that none is ever needed.
 fn is_version_negotiation(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|first| first & 0x80 != 0) && datagram.get(1..5) == Some(&[0; 4])
 }
 
-/// Everything that QUIC, the lanes and the session share: queues and nothing else.
+/// The queues between QUIC, the ICE agents and the call.
 pub(super) struct Tunnel {
     started: Instant,
     outgoing: Mutex<Outgoing>,
-    /// Something can be taken out of a lane's queue.
-    filled: [Notify; 2],
-    /// Something can be put into the queue of the lane in use.
+    /// A path's send queue is not empty.
+    readable: [Notify; 2],
+    /// The send queue of the active path is not full, or the active path has changed.
     writable: Notify,
     incoming: Mutex<Incoming>,
     probes: mpsc::Sender<(CandidatePath, Probe)>,
-    /// Milliseconds after `started` at which each lane was last heard.
-    heard: [AtomicU64; 2],
+    /// Time of the last datagram of each path, in milliseconds since `started`.
+    received_at: [AtomicU64; 2],
 }
 
 #[derive(Default)]
 struct Outgoing {
     active: Option<CandidatePath>,
-    lanes: [VecDeque<Bytes>; 2],
+    queues: [VecDeque<Bytes>; 2],
 }
 
 #[derive(Default)]
@@ -102,41 +102,41 @@ struct Incoming {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // The queues are whole after every statement, so a panic elsewhere leaves nothing half done.
+    // The queues are consistent after every statement, so that a panic in another thread does no harm.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Tunnel {
-    /// Makes the queues, and the receiver of the pings and pongs that arrive.
+    /// Returns a tunnel and the receiver of incoming probes.
     pub(super) fn new() -> (Arc<Self>, mpsc::Receiver<(CandidatePath, Probe)>) {
-        let (probes, signs_rx) = mpsc::channel(PROBES);
+        let (probes, signs_rx) = mpsc::channel(PROBE_QUEUE);
         let tunnel = Self {
             started: time::now().mono,
             outgoing: Mutex::default(),
-            filled: [Notify::new(), Notify::new()],
+            readable: [Notify::new(), Notify::new()],
             writable: Notify::new(),
             incoming: Mutex::default(),
             probes,
-            heard: [AtomicU64::new(0), AtomicU64::new(0)],
+            received_at: [AtomicU64::new(0), AtomicU64::new(0)],
         };
         (Arc::new(tunnel), signs_rx)
     }
 
-    /// Takes a datagram that came over a lane.
-    pub(super) fn deliver(&self, lane: CandidatePath, datagram: &[u8]) {
+    /// Handles a datagram that arrived over a path.
+    pub(super) fn deliver(&self, path: CandidatePath, datagram: &[u8]) {
         let since = time::now().mono.saturating_duration_since(self.started).as_millis();
-        self.heard[lane as usize].store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.received_at[path as usize].store(u64::try_from(since).unwrap_or(u64::MAX), Ordering::Relaxed);
         if is_version_negotiation(datagram) {
             return;
         }
-        if let Some(probe) = Probe::read(datagram) {
-            // A lane that is pinged faster than anybody looks loses pings, never data.
-            let _ = self.probes.try_send((lane, probe));
+        if let Some(probe) = Probe::parse(datagram) {
+            // A flood of probes loses probes, never data.
+            let _ = self.probes.try_send((path, probe));
             return;
         }
         let waker = {
             let mut incoming = lock(&self.incoming);
-            if incoming.datagrams.len() >= INCOMING {
+            if incoming.datagrams.len() >= RECEIVE_QUEUE {
                 return;
             }
             incoming.datagrams.push_back(Bytes::copy_from_slice(datagram));
@@ -147,39 +147,39 @@ impl Tunnel {
         }
     }
 
-    /// Returns when a lane was last heard, if ever.
-    pub(super) fn last_heard(&self, lane: CandidatePath) -> Option<Instant> {
-        let millis = self.heard[lane as usize].load(Ordering::Relaxed);
+    /// Returns when the last datagram arrived over a path.
+    pub(super) fn last_received(&self, path: CandidatePath) -> Option<Instant> {
+        let millis = self.received_at[path as usize].load(Ordering::Relaxed);
         (millis > 0).then(|| self.started + Duration::from_millis(millis))
     }
 
-    /// Waits for the next datagram that a lane is to send.
-    pub(super) async fn next_outgoing(&self, lane: CandidatePath) -> Bytes {
+    /// Waits for the next datagram to send over a path.
+    pub(super) async fn next_outgoing(&self, path: CandidatePath) -> Bytes {
         loop {
-            let filled = self.filled[lane as usize].notified();
-            let next = lock(&self.outgoing).lanes[lane as usize].pop_front();
+            let readable = self.readable[path as usize].notified();
+            let next = lock(&self.outgoing).queues[path as usize].pop_front();
             if let Some(datagram) = next {
                 self.writable.notify_waiters();
                 return datagram;
             }
-            filled.await;
+            readable.await;
         }
     }
 
-    /// Sends a ping or pong over a lane, in use or not; it is lost if the lane is congested.
-    pub(super) fn send_probe(&self, lane: CandidatePath, probe: Probe) {
-        self.push(&mut lock(&self.outgoing), lane, Bytes::copy_from_slice(&probe.write()));
+    /// Sends a probe over a path, active or not; it is dropped if the path's queue is full.
+    pub(super) fn send_probe(&self, path: CandidatePath, probe: Probe) {
+        self.push(&mut lock(&self.outgoing), path, Bytes::copy_from_slice(&probe.encode()));
     }
 
-    /// Carries data over this lane from now on. What still waits for another lane goes over this one.
+    /// Sets the path that carries data. Datagrams in the queue of another path move to this one.
     pub(super) fn set_active(&self, active: Option<CandidatePath>) {
         {
             let mut outgoing = lock(&self.outgoing);
             outgoing.active = active;
             for other in CandidatePath::ALL.into_iter().filter(|other| Some(*other) != active) {
-                let waiting = std::mem::take(&mut outgoing.lanes[other as usize]);
+                let waiting = std::mem::take(&mut outgoing.queues[other as usize]);
                 for datagram in waiting {
-                    let to = active.filter(|_| Probe::read(&datagram).is_none()).unwrap_or(other);
+                    let to = active.filter(|_| Probe::parse(&datagram).is_none()).unwrap_or(other);
                     self.push(&mut outgoing, to, datagram);
                 }
             }
@@ -187,20 +187,21 @@ impl Tunnel {
         self.writable.notify_waiters();
     }
 
-    /// Returns whether there was room.
-    fn push(&self, outgoing: &mut Outgoing, lane: CandidatePath, datagram: Bytes) -> bool {
-        let queue = &mut outgoing.lanes[lane as usize];
-        let room = queue.len() < OUTGOING;
-        if room {
+    /// Returns whether the queue had capacity.
+    fn push(&self, outgoing: &mut Outgoing, path: CandidatePath, datagram: Bytes) -> bool {
+        let queue = &mut outgoing.queues[path as usize];
+        let has_capacity = queue.len() < SEND_QUEUE;
+        if has_capacity {
             queue.push_back(datagram);
-            self.filled[lane as usize].notify_one();
+            self.readable[path as usize].notify_one();
         }
-        room
+        has_capacity
     }
 
     fn try_send(&self, datagram: &[u8]) -> io::Result<()> {
         let mut outgoing = lock(&self.outgoing);
-        let Some(active) = outgoing.active.filter(|active| outgoing.lanes[*active as usize].len() < OUTGOING)
+        let Some(active) =
+            outgoing.active.filter(|active| outgoing.queues[*active as usize].len() < SEND_QUEUE)
         else {
             return Err(io::ErrorKind::WouldBlock.into());
         };
@@ -212,11 +213,11 @@ impl Tunnel {
         loop {
             let mut writable = std::pin::pin!(self.writable.notified());
             writable.as_mut().enable();
-            let room = {
+            let has_capacity = {
                 let outgoing = lock(&self.outgoing);
-                outgoing.active.is_some_and(|active| outgoing.lanes[active as usize].len() < OUTGOING)
+                outgoing.active.is_some_and(|active| outgoing.queues[active as usize].len() < SEND_QUEUE)
             };
-            if room {
+            if has_capacity {
                 return;
             }
             writable.await;
@@ -235,7 +236,7 @@ impl fmt::Debug for TunnelSocket {
 
 impl AsyncUdpSocket for TunnelSocket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Box::pin(Room { tunnel: Arc::clone(&self.0), waiting: None })
+        Box::pin(WritablePoller { tunnel: Arc::clone(&self.0), waiting: None })
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
@@ -265,7 +266,7 @@ impl AsyncUdpSocket for TunnelSocket {
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(SELF)
+        Ok(LOCAL)
     }
 
     fn may_fragment(&self) -> bool {
@@ -273,19 +274,19 @@ impl AsyncUdpSocket for TunnelSocket {
     }
 }
 
-/// Waits for room in the queue of the lane in use.
-struct Room {
+/// Waits for capacity in the send queue of the active path.
+struct WritablePoller {
     tunnel: Arc<Tunnel>,
     waiting: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
 }
 
-impl fmt::Debug for Room {
+impl fmt::Debug for WritablePoller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Room")
+        f.write_str("WritablePoller")
     }
 }
 
-impl UdpPoller for Room {
+impl UdpPoller for WritablePoller {
     fn poll_writable(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let waiting = this.waiting.get_or_insert_with(|| {
@@ -311,21 +312,21 @@ mod tests {
     }
 
     #[test]
-    fn signs_are_told_from_quic() {
+    fn probes_are_distinguished_from_quic() {
         for probe in [Probe::Ping(7), Probe::Pong(u64::MAX)] {
-            assert_eq!(Probe::read(&probe.write()), Some(probe));
+            assert_eq!(Probe::parse(&probe.encode()), Some(probe));
         }
-        assert_eq!(Probe::read(&[0x40; 9]), None);
-        assert_eq!(Probe::read(&[PING; 8]), None);
-        assert_eq!(Probe::read(&[]), None);
+        assert_eq!(Probe::parse(&[0x40; 9]), None);
+        assert_eq!(Probe::parse(&[PING; 8]), None);
+        assert_eq!(Probe::parse(&[]), None);
     }
 
     #[tokio::test]
-    async fn a_full_queue_holds_back_and_room_wakes() {
+    async fn a_full_queue_applies_back_pressure_and_capacity_wakes() {
         let (tunnel, _signs) = Tunnel::new();
-        assert!(!send(&tunnel, 0), "no lane yet");
+        assert!(!send(&tunnel, 0), "no path yet");
         tunnel.set_active(Some(CandidatePath::Relay));
-        assert_eq!((0..=255).filter(|byte| send(&tunnel, *byte)).count(), OUTGOING);
+        assert_eq!((0..=255).filter(|byte| send(&tunnel, *byte)).count(), SEND_QUEUE);
         let socket = Arc::new(TunnelSocket(Arc::clone(&tunnel)));
         let mut room = socket.create_io_poller();
         let mut context = Context::from_waker(Waker::noop());
@@ -335,7 +336,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_waits_moves_with_the_lane_and_signs_stay() {
+    async fn queued_datagrams_move_with_the_path_and_probes_stay() {
         let (tunnel, _signs) = Tunnel::new();
         tunnel.set_active(Some(CandidatePath::Relay));
         assert!(send(&tunnel, 1));
@@ -344,16 +345,16 @@ mod tests {
         tunnel.set_active(Some(CandidatePath::Direct));
         assert_eq!(tunnel.next_outgoing(CandidatePath::Direct).await[..], [0x40, 1]);
         assert_eq!(tunnel.next_outgoing(CandidatePath::Direct).await[..], [0x40, 2]);
-        assert_eq!(tunnel.next_outgoing(CandidatePath::Relay).await[..], Probe::Ping(5).write());
+        assert_eq!(tunnel.next_outgoing(CandidatePath::Relay).await[..], Probe::Ping(5).encode());
     }
 
     #[tokio::test]
-    async fn what_arrives_comes_from_one_address_and_is_capped() {
+    async fn received_datagrams_come_from_one_address_and_are_bounded() {
         let (tunnel, mut probes) = Tunnel::new();
-        for _ in 0..2 * INCOMING {
+        for _ in 0..2 * RECEIVE_QUEUE {
             tunnel.deliver(CandidatePath::Direct, &[0x41; 30]);
         }
-        tunnel.deliver(CandidatePath::Relay, &Probe::Ping(3).write());
+        tunnel.deliver(CandidatePath::Relay, &Probe::Ping(3).encode());
         assert_eq!(probes.recv().await, Some((CandidatePath::Relay, Probe::Ping(3))));
         let socket = TunnelSocket(tunnel);
         let mut total = 0;
@@ -368,6 +369,6 @@ mod tests {
             assert!(meta[..filled].iter().all(|meta| meta.addr == PEER && meta.len == 30));
             total += filled;
         }
-        assert_eq!(total, INCOMING);
+        assert_eq!(total, RECEIVE_QUEUE);
     }
 }

@@ -1,6 +1,6 @@
-//! TURN over TCP for a client that speaks only UDP: a loopback socket in front of one stream to the server.
+//! TURN over TCP for a TURN client that supports only UDP: a loopback socket that forwards to one TCP connection to the server.
 //!
-//! On the stream, messages follow each other without a frame: STUN says its length, ChannelData is padded to four bytes
+//! Messages on the stream have no framing of their own: a STUN header has a length, ChannelData is padded to four bytes
 //! ([RFC 8656 section 12.5](https://www.rfc-editor.org/rfc/rfc8656#section-12.5)).
 
 use std::io;
@@ -13,23 +13,23 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Room for the longest message of either kind and one read more.
+/// The longest message of either kind and one more read.
 const STREAM_BUFFER: usize = 2 * 65_536;
 
-/// A message that stands at the start of a stream's bytes.
+/// The first message in a stream buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Frame {
-    /// Bytes of the message.
+    /// Length of the message in bytes.
     message: usize,
-    /// Bytes to go on by: the message and its padding.
+    /// Length of the message and its padding.
     advance: usize,
 }
 
-/// A stream that no longer begins with a TURN message cannot be followed any more.
+/// The buffer does not start with a TURN message, so that the stream cannot be parsed any further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct FramingError;
 
-/// Finds the first message in `bytes`; `None` while it is not complete.
+/// Returns the first message in `bytes`; `None` while it is incomplete.
 fn frame(bytes: &[u8]) -> Result<Option<Frame>, FramingError> {
     let &[kind, _, high, low, ..] = bytes else { return Ok(None) };
     let length = usize::from(u16::from_be_bytes([high, low]));
@@ -41,7 +41,7 @@ fn frame(bytes: &[u8]) -> Result<Option<Frame>, FramingError> {
     Ok((bytes.len() >= advance).then_some(Frame { message, advance }))
 }
 
-/// Returns one datagram as it goes on a stream, and how many zeros follow it; `None` if it is no whole TURN message.
+/// Returns the message in a datagram and the length of its padding on the stream; `None` if it is not a complete TURN message.
 fn to_stream(datagram: &[u8]) -> Option<(&[u8], usize)> {
     let &[kind, _, high, low, ..] = datagram else { return None };
     let length = usize::from(u16::from_be_bytes([high, low]));
@@ -50,7 +50,7 @@ fn to_stream(datagram: &[u8]) -> Option<(&[u8], usize)> {
     Some((message, padding))
 }
 
-/// A running leg; dropping it closes the stream.
+/// A running proxy; dropping it closes the connection.
 #[derive(Debug)]
 pub(super) struct TurnTcpProxy {
     local: SocketAddr,
@@ -66,13 +66,13 @@ impl TurnTcpProxy {
         let local = socket.local_addr()?;
         let task = tokio::spawn(async move {
             if let Err(error) = run(socket, stream).await {
-                tracing::debug!(%error, "the TCP leg to the relay ended");
+                tracing::debug!(%error, "the TCP connection to the relay ended");
             }
         });
         Ok(Self { local, task })
     }
 
-    /// Returns the address to use as the TURN server's.
+    /// Returns the loopback address to use as the TURN server's.
     pub(super) fn local_addr(&self) -> SocketAddr {
         self.local
     }
@@ -85,7 +85,7 @@ impl Drop for TurnTcpProxy {
 }
 
 async fn run(socket: UdpSocket, stream: TcpStream) -> io::Result<()> {
-    // The first sender owns the leg; whatever else runs on this machine is not listened to.
+    // The first sender owns the proxy; datagrams of other local programs are ignored.
     let mut first = [0; 65_536];
     let (len, client) = socket.recv_from(&mut first).await?;
     socket.connect(client).await?;
@@ -124,7 +124,7 @@ async fn downstream(socket: &UdpSocket, mut reader: OwnedReadHalf) -> io::Result
         while let Some(next) = frame(&buffer[used..filled])
             .map_err(|FramingError| io::Error::from(io::ErrorKind::InvalidData))?
         {
-            // The client's socket may be full; what does not fit is lost, as on any datagram path.
+            // The client's socket may be full; then the datagram is lost, as on any UDP path.
             let _ = socket.send(&buffer[used..used + next.message]).await;
             used += next.advance;
         }
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn channel_data_is_padded_and_strangers_are_dropped() {
+    fn channel_data_is_padded_and_other_datagrams_are_dropped() {
         assert_eq!(
             to_stream(&[0x40, 0, 0, 5, 1, 2, 3, 4, 5]),
             Some((&[0x40, 0, 0, 5, 1, 2, 3, 4, 5][..], 3))
@@ -180,10 +180,10 @@ mod tests {
     #[tokio::test]
     async fn datagrams_cross_the_stream_both_ways() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let leg = TurnTcpProxy::open(listener.local_addr().unwrap()).await.unwrap();
+        let proxy = TurnTcpProxy::open(listener.local_addr().unwrap()).await.unwrap();
         let (mut server, _) = listener.accept().await.unwrap();
         let client = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        client.connect(leg.local_addr()).await.unwrap();
+        client.connect(proxy.local_addr()).await.unwrap();
         client.send(&stun(&[1; 4])).await.unwrap();
         client.send(&[0x40, 0, 0, 2, 7, 8]).await.unwrap();
         let mut seen = [0; 32];

@@ -1,24 +1,27 @@
-//! `agent`: what can be typed, and how a command becomes an exit code.
+//! `agent`: its arguments, and the commands `listen` and `connect`.
 
-use super::agent_gateway;
-use super::agent_pipe::{self, Directions, Outcome};
+use super::agent_error::{CommandError, UsageError};
+use super::agent_gateway::{self, DialOptions};
+use super::agent_pipe::{self, Directions, Outcome, StreamOrigin};
 use super::agent_report::Report;
 use super::agent_secrets::{KeySource, ask, read_file};
-use crate::agent::{
-    Agent, Config, Connection, Error, Listener, Mode, Refusal, ServerName, Stage, Ticket, Tried,
-};
+use crate::agent::{Agent, Config, ConnectError, Connection, Listener, PathPolicy, RegistrationError};
+use crate::agent::{ServerName, Ticket};
 use crate::limits::Backoff;
 use crate::net::roaming::Roaming;
 use clap::{Args, Parser, Subcommand};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
+
+const AFTER_HELP: &str = "Exit codes: 0 success · 1 error on this machine · 2 usage · 3 peer offline or unknown · 4 refused · 5 no path or \
+                          no server · 6 timed out · 7 connection lost · 130 interrupted";
 
 /// Runs `agent` with the arguments of the process.
 #[must_use]
@@ -37,69 +40,75 @@ pub fn run_agent() -> ExitCode {
     ExitCode::from(code)
 }
 
-/// `agent`: an encrypted pipe between two machines behind NATs.
+/// `agent`: an encrypted pipe between two hosts behind NATs.
 #[derive(Debug, Parser)]
 #[command(
     name = "agent",
     version,
-    about = "An encrypted pipe between two machines behind NATs, direct where the networks allow it",
-    after_help = "Exit codes: 0 done, 1 trouble on this machine, 2 usage, 3 peer offline or unknown, 4 refused, 5 no path or no server, 6 timed out, \
-                  7 peer ended badly, 130 interrupted."
+    about = "An encrypted pipe between two hosts behind NATs, direct where the networks allow it",
+    after_help = AFTER_HELP
 )]
-pub struct AgentLine {
-    /// What to do.
+pub(super) struct AgentLine {
     #[command(subcommand)]
-    pub command: AgentCommand,
+    pub(super) command: AgentCommand,
 }
 
 /// The commands of `agent`.
 #[derive(Debug, Subcommand)]
-pub enum AgentCommand {
-    /// Wait for one connection and pipe standard input and output through it
+pub(super) enum AgentCommand {
+    /// Print a ticket, wait for one connection, and connect it to standard input and output
     Listen(Listen),
-    /// Connect to the agent that printed the ticket, and pipe standard input and output through it
+    /// Connect standard input and output to the agent that printed the ticket
     Connect(Connect),
-    /// Publish a TCP service of this network at a gateway, under an id
-    Serve(agent_gateway::Serve),
+    /// Publish a local TCP service at a gateway, under an id
+    Share(agent_gateway::Share),
+    #[command(hide = true)]
+    Serve(FormerServe),
+}
+
+/// The former name of `agent share`, with any arguments.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
+pub(super) struct FormerServe {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<OsString>,
 }
 
 /// Options of `agent listen`.
 #[derive(Debug, Args)]
-pub struct Listen {
+pub(super) struct Listen {
     #[command(flatten)]
     common: Common,
 }
 
 /// Options of `agent connect`.
 #[derive(Debug, Args)]
-pub struct Connect {
-    /// What `agent listen` printed on the other machine, the whole line or its last word; else AGENT_TICKET or --ticket-file have it, or it is asked for on
-    /// the terminal
+pub(super) struct Connect {
+    /// The ticket that `agent listen` printed on the other machine, or the whole line. Default: --ticket-file, AGENT_TICKET, or a prompt
     #[arg(value_name = "TICKET")]
     ticket: Vec<String>,
-    /// File that holds the ticket
+    /// File that contains the ticket
     #[arg(long, value_name = "FILE", conflicts_with = "ticket")]
     ticket_file: Option<PathBuf>,
-    /// The ticket in the environment. A gateway's token was expected here before, and is still taken
     #[arg(long, env = "AGENT_TICKET", hide = true, hide_env_values = true)]
     environment_ticket: Option<String>,
-    /// The former name of AGENT_TICKET
+    /// Reserved for short codes
     #[arg(long, env = "AGENT_CODE", hide = true, hide_env_values = true)]
     environment_code: Option<String>,
     #[command(flatten)]
-    gateway: agent_gateway::Reach,
+    gateway: DialOptions,
     #[command(flatten)]
     common: Common,
 }
 
 #[derive(Debug, Args)]
 struct Common {
-    /// The server; a ticket names its own [default port: 3478]
+    /// The server. Default for connect: the one in the ticket [default port: 3478]
     #[arg(long, value_name = "HOST[:PORT]")]
     server: Option<ServerName>,
     #[command(flatten)]
     key: KeySource,
-    /// Use only the relay; inner addresses are told to nobody
+    /// Use only the relay; host addresses are not sent to the other side
     #[arg(long, conflicts_with = "no_relay")]
     relay_only: bool,
     /// Use only a direct path
@@ -108,251 +117,213 @@ struct Common {
     #[command(flatten)]
     directions: Directions,
     #[command(flatten)]
-    voice: Voice,
+    output: OutputOptions,
 }
 
-/// How a command speaks.
+/// What a command writes to standard error.
 #[derive(Debug, Args)]
-pub(super) struct Voice {
-    /// Report on standard error in JSON, one event a line
+pub(super) struct OutputOptions {
+    /// Report on standard error as JSON, one event per line
     #[arg(long)]
     json: bool,
-    /// Write logs to standard error, such as `debug` or `ginnel=trace`
-    #[arg(long, value_parser = super::log_filter, value_name = "FILTER", hide = true)]
+    /// Log to standard error, such as `debug` or `ginnel=trace`
+    #[arg(long, value_parser = super::log_filter, value_name = "FILTER")]
     log: Option<String>,
-}
-
-/// Why a command cannot be run as typed.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum UsageError {
-    #[error("no server given")]
-    NoServer,
-    #[error("no ticket given")]
-    NoTicket,
-    #[error(transparent)]
-    Ticket(#[from] crate::agent::TicketError),
-    #[error(transparent)]
-    Token(#[from] crate::gateway::client::InvalidToken),
-    #[error("no terminal to ask on")]
-    NoTerminal,
-    #[error("interrupted")]
-    Interrupted,
-    #[error("{option} {file}: {problem}")]
-    File { option: &'static str, file: String, problem: io::Error },
-}
-
-impl UsageError {
-    pub(super) fn hint(&self) -> &'static str {
-        match self {
-            Self::NoServer => {
-                "agent listen --server HOST[:PORT] [--key KEY]     HOST runs `ginnel serve`; `ginnel key` prints its key there"
-            }
-            Self::NoTicket => "agent connect TICKET     `agent listen` on the other machine prints it",
-            Self::Ticket(_) => "copy the whole line that `agent listen` printed on the other machine",
-            Self::NoTerminal => "--key-file FILE, or AGENT_KEY in the environment",
-            Self::Interrupted => "the same again",
-            Self::File { option: "--key-file", .. } => {
-                "--key-file names a file whose first line is the key that `ginnel key` prints"
-            }
-            Self::File { option: "--ticket-file", .. } => {
-                "--ticket-file names a file that holds what `agent listen` printed on the other machine"
-            }
-            Self::File { .. } => "the option names a file that holds what `ginnel gateway token` prints",
-            Self::Token(_) => "a gateway's token begins with gt_; `ginnel gateway token` prints one there",
-        }
-    }
 }
 
 pub(super) const USAGE: u8 = 2;
 pub(super) const INTERRUPTED: u8 = 130;
-/// The first and the longest wait for a server that is not there, each shortened by chance.
-pub(super) const BACK_OFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
-/// How long an interrupted search may take to end politely.
-const GOODBYE_TIME: Duration = Duration::from_millis(300);
-
-/// Returns the exit code for a failure.
-#[must_use]
-pub fn exit_code(error: &Error) -> u8 {
-    match error {
-        Error::Offline => 3,
-        Error::Refused(_) | Error::Handshake(_) | Error::Replaced | Error::Revoked => 4,
-        Error::NoPath(_) | Error::Unreachable { .. } | Error::RelayLost(_) => 5,
-        Error::TimedOut(_) => 6,
-        Error::PeerEnded(_) => 7,
-        _ => 1,
-    }
-}
+/// The first and the longest wait for a server that is not reachable, each with jitter.
+pub(super) const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
+/// Time limit for an interrupted call to inform the other side.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(300);
 
 impl AgentCommand {
-    fn voice(&self) -> &Voice {
-        match self {
-            Self::Listen(listen) => &listen.common.voice,
-            Self::Connect(connect) => &connect.common.voice,
-            Self::Serve(serve) => &serve.voice,
-        }
-    }
-
     /// Runs the command and returns the exit code.
-    pub async fn run(self) -> u8 {
-        let voice = self.voice();
-        let report = Report::new(voice.json);
-        // Written to the end when this goes.
-        let _logs = voice.log.clone().and_then(|level| {
+    pub(super) async fn run(self) -> u8 {
+        let output = match &self {
+            Self::Listen(listen) => &listen.common.output,
+            Self::Connect(connect) => &connect.common.output,
+            Self::Share(share) => &share.output,
+            Self::Serve(serve) => return serve.refuse(),
+        };
+        let report = Report::new(output.json);
+        // Flushed when dropped.
+        let _logs = output.log.clone().and_then(|level| {
             let color = super::has_colors();
             let config = crate::telemetry::Config { level, addresses: true, color, ..Default::default() };
             crate::telemetry::start(&config).ok()
         });
-        let common = match &self {
-            Self::Serve(serve) => return serve.run(report).await,
-            Self::Connect(connect) if connect.gateway.is_wanted() => {
-                let token = [&connect.environment_ticket, &connect.environment_code];
-                let token = token.into_iter().flatten().find(|text| text.trim().starts_with("gt_"));
-                return connect.gateway.run(&report, token, connect.common.directions).await;
-            }
-            Self::Connect(connect) => &connect.common,
-            Self::Listen(listen) => &listen.common,
+        let done = match self {
+            Self::Listen(listen) => listen.run(&report).await,
+            Self::Connect(connect) => connect.run(&report).await,
+            Self::Share(share) => share.run(report.clone()).await,
+            Self::Serve(_) => Ok(USAGE),
         };
-        let prepared = common.config().and_then(|config| match &self {
-            Self::Listen(_) if config.server.is_none() => Err(UsageError::NoServer),
-            Self::Connect(connect) => Ok((config, Some(connect.ticket()?))),
-            Self::Listen(_) | Self::Serve(_) => Ok((config, None)),
-        });
-        let (config, ticket) = match prepared {
-            Ok(prepared) => prepared,
-            Err(UsageError::Interrupted) => return INTERRUPTED,
-            Err(error) => {
-                report.usage(&error.to_string(), error.hint());
-                return USAGE;
-            }
-        };
-        let work = async {
-            match ticket {
-                Some(ticket) => connect(config, &ticket, common.directions, &report).await,
-                None => listen(config, common.directions, &report).await,
-            }
-        };
-        match work.await {
+        match done {
             Ok(code) => code,
+            Err(CommandError::Usage(UsageError::Interrupted)) => INTERRUPTED,
             Err(error) => {
                 report.error(&error);
-                exit_code(&error)
+                error.exit_code()
             }
         }
+    }
+}
+
+impl FormerServe {
+    fn refuse(&self) -> u8 {
+        let is_json = self.arguments.iter().any(|argument| argument == "--json");
+        let error = CommandError::from(UsageError::FormerCommand);
+        Report::new(is_json).error(&error);
+        error.exit_code()
     }
 }
 
 impl Common {
     fn config(&self) -> Result<Config, UsageError> {
-        let key = self.key.key(false)?;
-        let mode = match (self.relay_only, self.no_relay) {
-            (true, _) => Mode::RelayOnly,
-            (_, true) => Mode::NoRelay,
-            _ => Mode::Auto,
+        let policy = match (self.relay_only, self.no_relay) {
+            (true, _) => PathPolicy::RelayOnly,
+            (_, true) => PathPolicy::DirectOnly,
+            _ => PathPolicy::All,
         };
-        Ok(Config { server: self.server.clone(), key, mode })
+        let mut config = Config::new().policy(policy);
+        if let Some(server) = &self.server {
+            config = config.server(server.clone());
+        }
+        if let Some(key) = self.key.key(false)? {
+            config = config.key(key);
+        }
+        Ok(config)
     }
 }
 
 impl Connect {
-    fn ticket(&self) -> Result<Ticket, UsageError> {
-        let environment = [&self.environment_ticket, &self.environment_code];
-        let environment = environment.into_iter().flatten().find(|text| !text.trim().starts_with("gt_"));
-        let text = match (&self.ticket[..], &self.ticket_file, environment) {
-            ([_, ..], ..) => self.ticket.join(" "),
-            (_, Some(file), _) => read_file("--ticket-file", file)?,
-            (_, _, Some(text)) => text.clone(),
-            _ => ask("Ticket")?.ok_or(UsageError::NoTicket)?,
+    fn ticket(&self, report: &Report) -> Result<Ticket, UsageError> {
+        let text = match (&self.ticket[..], &self.ticket_file, &self.environment_ticket) {
+            ([_, ..], ..) => Some(self.ticket.join(" ")),
+            (_, Some(file), _) => Some(read_file("--ticket-file", file)?),
+            (_, _, ticket) => ticket.clone(),
         };
+        let text = match (text, &self.environment_code) {
+            (Some(text), None) => text,
+            (Some(text), Some(_)) => {
+                report.note("AGENT_CODE is ignored: a ticket is read from AGENT_TICKET");
+                text
+            }
+            (None, Some(_)) => return Err(UsageError::FormerVariable("AGENT_CODE", "AGENT_TICKET")),
+            (None, None) => ask("Ticket")?.ok_or(UsageError::NoTicket)?,
+        };
+        if text.trim().starts_with(agent_gateway::TOKEN_PREFIX) {
+            return Err(UsageError::TokenAsTicket);
+        }
         Ok(text.parse()?)
+    }
+
+    async fn run(self, report: &Report) -> Result<u8, CommandError> {
+        if self.gateway.is_used() {
+            return self
+                .gateway
+                .run(report, self.environment_ticket.as_deref(), self.common.directions)
+                .await;
+        }
+        let config = self.common.config()?;
+        let ticket = self.ticket(report)?;
+        let agent = Agent::new(config);
+        let connection = tokio::select! {
+            connection = agent.connect(&ticket) => connection?,
+            () = interrupted() => return Ok(close_politely().await),
+        };
+        pipe(connection, StreamOrigin::Local, self.common.directions, report).await
+    }
+}
+
+impl Listen {
+    async fn run(self, report: &Report) -> Result<u8, CommandError> {
+        let server = self.common.server.as_ref().ok_or(UsageError::NoServer)?.to_string();
+        let agent = Agent::new(self.common.config()?);
+        let mut listener = tokio::select! {
+            listener = register(&agent, &server, report) => listener?,
+            () = interrupted() => return Ok(INTERRUPTED),
+        };
+        report.ticket(&server, listener.ticket());
+        let connection = loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = interrupted() => return Ok(close_politely().await),
+            };
+            match accepted {
+                Some(Ok(connection)) => break connection,
+                Some(Err(ConnectError::Registration(
+                    error @ (RegistrationError::Replaced
+                    | RegistrationError::Revoked
+                    | RegistrationError::TagLost),
+                ))) => return Err(error.into()),
+                // The other side may try again or use the gateway.
+                Some(Err(error)) => report.call_failed(&error.into()),
+                None => return Err(RegistrationError::TagLost.into()),
+            }
+        };
+        drop(listener);
+        pipe(connection, StreamOrigin::Remote, self.common.directions, report).await
     }
 }
 
 /// Resolves at the first Ctrl-C or SIGTERM.
 pub(super) async fn interrupted() {
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => {}
+        }
     }
+    #[cfg(not(unix))]
+    let _ = tokio::signal::ctrl_c().await;
 }
 
-/// Lets a call that was given up tell the other side and give its relayed address back.
-async fn leave() -> u8 {
+/// Lets an interrupted call inform the other side and deallocate its relayed address.
+async fn close_politely() -> u8 {
     tokio::select! {
-        () = tokio::time::sleep(GOODBYE_TIME) => {}
+        () = tokio::time::sleep(CLOSE_TIMEOUT) => {}
         () = interrupted() => {}
     }
     INTERRUPTED
 }
 
-/// Registers, however long it takes until the server is there.
-async fn register(agent: &Agent, server: &str, report: &Report) -> Result<Listener, Error> {
-    let mut backoff = Backoff::new(BACK_OFF, ChaCha20Rng::from_os_rng());
+/// Registers; retries until the server is reachable.
+async fn register(agent: &Agent, server: &str, report: &Report) -> Result<Listener, CommandError> {
+    let mut backoff = Backoff::new(BACKOFF, ChaCha20Rng::from_os_rng());
     let mut roaming = Roaming::start();
-    let mut told = None;
+    let mut reported = None;
     loop {
-        let error = match agent.listen().await {
-            Err(error @ (Error::Unreachable { .. } | Error::TimedOut(Stage::Server))) => error,
-            done => return done,
+        let error: CommandError = match agent.listen().await {
+            Err(error @ (RegistrationError::Unreachable { .. } | RegistrationError::TimedOut { .. })) => {
+                error.into()
+            }
+            done => return Ok(done?),
         };
-        // The same reason is told once.
-        let what = error.to_string();
-        if told.as_ref() != Some(&what) {
-            report.waiting(server, "unreachable", &what, hint(&error));
-            told = Some(what);
+        // The same reason is reported once.
+        let reason = error.message();
+        if reported.as_ref() != Some(&reason) {
+            report.waiting(server, "unreachable", &reason, error.hint());
+            reported = Some(reason);
         }
         roaming.pause(&mut backoff).await;
     }
 }
 
-async fn listen(config: Config, directions: Directions, report: &Report) -> Result<u8, Error> {
-    let server = config.server.as_ref().map(ToString::to_string).unwrap_or_default();
-    let agent = Agent::new(config);
-    let mut listener = tokio::select! {
-        listener = register(&agent, &server, report) => listener?,
-        () = interrupted() => return Ok(INTERRUPTED),
-    };
-    report.ticket(&server, listener.ticket());
-    let connection = loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = interrupted() => return Ok(leave().await),
-        };
-        match accepted {
-            Some(Ok(connection)) => break connection,
-            Some(Err(error @ (Error::Replaced | Error::Revoked))) => return Err(error),
-            // The other side may try again, or come by the gateway; only a lost tag ends the waiting.
-            Some(Err(error)) => report.call_failed(&error),
-            None => {
-                return Err(Error::Refused(Refusal::Told("this ticket can no longer be used".to_owned())));
-            }
-        }
-    };
-    drop(listener);
-    serve(connection, (agent_pipe::End::Accepts, directions), report).await
-}
-
-async fn connect(
-    config: Config,
-    ticket: &Ticket,
+/// Connects standard input and output to a connection, and reports its paths.
+async fn pipe(
+    connection: Connection,
+    origin: StreamOrigin,
     directions: Directions,
     report: &Report,
-) -> Result<u8, Error> {
-    let agent = Agent::new(config);
-    let connection = tokio::select! {
-        connection = agent.connect(ticket) => connection?,
-        () = interrupted() => return Ok(leave().await),
-    };
-    serve(connection, (agent_pipe::End::Opens, directions), report).await
-}
-
-async fn serve(
-    connection: Connection,
-    ends: (agent_pipe::End, Directions),
-    report: &Report,
-) -> Result<u8, Error> {
+) -> Result<u8, CommandError> {
     let mut changes = connection.path_changes();
-    let pipe = agent_pipe::run(connection, ends, interrupted, || report.input_open());
+    let pipe = agent_pipe::run(connection, (origin, directions), interrupted, || report.input_open());
     tokio::pin!(pipe);
     let outcome = loop {
         tokio::select! {
@@ -360,7 +331,7 @@ async fn serve(
             Some(path) = changes.next() => report.path(&path),
         }
     };
-    // The last path may have been told while the connection was closing.
+    // The path of a short connection may be known only at its end.
     while let Ok(Some(path)) = timeout(Duration::ZERO, changes.next()).await {
         report.path(&path);
     }
@@ -374,89 +345,14 @@ async fn serve(
     }
 }
 
-/// Says what to try against a failure.
-pub(super) fn hint(error: &Error) -> &'static str {
-    match error {
-        Error::Unreachable { .. } => {
-            "is `ginnel serve` running there, and TCP 3478 open? `--server HOST:PORT` names another"
-        }
-        Error::Offline => "run `agent listen` on the other machine and use the ticket that it prints",
-        Error::Refused(refusal) => match refusal {
-            Refusal::Key => "--key-file FILE with the key that `ginnel key` prints on the server",
-            Refusal::Ticket => "use the ticket that this very `agent listen` printed",
-            Refusal::Busy => {
-                "one `agent listen` takes one connection: run it again on the other machine and use its new ticket"
-            }
-            _ => "try again later",
-        },
-        Error::Replaced => {
-            "one listener uses a ticket at a time: go on with the newer one, or run `agent listen` again for a new ticket"
-        }
-        Error::Revoked => "ask the server's operator, or run `agent listen` again for a new ticket",
-        Error::NoPath(tried) => no_path_hint(tried),
-        Error::Handshake(_) => "use the ticket of this very `agent listen`; it is good for its lifetime only",
-        Error::TimedOut(Stage::Server) => "is the server up, and TCP 3478 open on the way to it?",
-        Error::TimedOut(_) => "try again",
-        Error::PeerEnded(_) => "see what the other side says, if it is still there, and run both again",
-        Error::RelayLost(_) => {
-            "see that the server runs again; then run `agent listen` and `agent connect` anew, with a new ticket"
-        }
-        _ => "run it again with `--log debug`: it tells more",
-    }
-}
-
-/// What may lead to a path, after what was tried.
-fn no_path_hint(tried: &Tried) -> &'static str {
-    match (tried.mode, tried.own_relay, tried.their_relay) {
-        (Mode::NoRelay, ..) if !tried.direct => {
-            "leave out --no-relay here or --relay-only on the other side: together they leave no path"
-        }
-        (Mode::NoRelay, ..) => {
-            "leave out --no-relay: the server's relay needs no path from machine to machine"
-        }
-        (_, false, false) => {
-            "give one side the server's relay: --key-file FILE with the key that `ginnel key` prints on the server"
-        }
-        (_, true, true) => {
-            "is the server's port 3478 open for UDP or TCP on both sides, and may its relay send to itself (`turn.allow_peers`)?"
-        }
-        (_, true, false) => {
-            "give the other side the key too (--key-file FILE): this side's relay could not reach it"
-        }
-        (_, false, true) => {
-            "give this side the key too (--key-file FILE): the other side's relay could not reach it"
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::CommandFactory;
 
     #[test]
-    fn the_command_line_is_sound() {
+    fn the_command_line_is_valid() {
         AgentLine::command().debug_assert();
-    }
-
-    #[test]
-    fn each_failure_has_the_exit_code_people_rely_on() {
-        let table = [
-            (Error::Offline, 3),
-            (Error::Refused(Refusal::Busy), 4),
-            (Error::Handshake(String::new()), 4),
-            (Error::Replaced, 4),
-            (Error::Revoked, 4),
-            (Error::NoPath(crate::agent::Tried::default()), 5),
-            (Error::Unreachable { server: String::new(), problem: String::new() }, 5),
-            (Error::RelayLost(String::new()), 5),
-            (Error::TimedOut(Stage::Server), 6),
-            (Error::PeerEnded(String::new()), 7),
-            (Error::Local(String::new()), 1),
-        ];
-        for (error, code) in table {
-            assert_eq!(exit_code(&error), code, "{error}");
-        }
     }
 
     #[test]
@@ -465,7 +361,16 @@ mod tests {
         assert!(parse(&["agent", "connect", "agent:x", "--relay-only", "--no-relay"]).is_err());
         let line = parse(&["agent", "listen", "--server", "h:9", "--relay-only", "--json"]).unwrap();
         let AgentCommand::Listen(listen) = line.command else { panic!("another command") };
-        let config = listen.common.config().unwrap();
-        assert_eq!((config.mode, config.server.unwrap().port), (Mode::RelayOnly, 9));
+        let config = format!("{:?}", listen.common.config().unwrap());
+        assert!(config.contains("RelayOnly") && config.contains("port: 9"), "{config}");
+    }
+
+    #[test]
+    fn the_former_serve_command_takes_any_arguments() {
+        for arguments in [&["--gateway", "h", "--id", "1", "--to", "22"][..], &["--help"], &["-x"], &[]] {
+            let line = [&["agent", "serve"], arguments].concat();
+            let line = AgentLine::try_parse_from(&line).unwrap();
+            assert!(matches!(line.command, AgentCommand::Serve(_)), "{arguments:?}");
+        }
     }
 }

@@ -1,7 +1,8 @@
-//! `agent serve` and `agent connect --gateway`: TCP services by id, through a gateway.
+//! `agent share` and `agent connect --gateway`: TCP services by id, through a gateway.
 
-use super::agent::{BACK_OFF, INTERRUPTED, USAGE, UsageError, Voice, interrupted};
-use super::agent_gateway_report::Trouble;
+use super::agent::{BACKOFF, INTERRUPTED, OutputOptions, interrupted};
+use super::agent_error::{CommandError, UsageError};
+use super::agent_gateway_error::{GatewayError, GatewayFailure};
 use super::agent_pipe::{self, Directions, Input, Stop};
 use super::agent_report::Report;
 use super::agent_secrets::{KeySource, read_file};
@@ -16,94 +17,97 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-/// Clients that a published service may have at a time, and local connections of `--listen`.
-const VISITS: usize = 1024;
+/// The first characters of a gateway token.
+pub(super) const TOKEN_PREFIX: &str = "gt_";
+/// Maximum number of concurrent connections of a published service, and of `--listen`.
+const MAX_CONNECTIONS: usize = 1024;
 
-/// How long the gateway may be silent; it is asked for an answer after half of that.
+/// Time without a frame after which the gateway counts as gone; half of it is the keep-alive interval.
 const SILENCE: Duration = Duration::from_secs(20);
-/// How long standard output may take nothing, as far as this side is concerned; the gateway gives up after a minute.
+/// Time limit for a blocked standard output on this side; that of the gateway is a minute.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
-/// How a server gets in.
+/// How a server registers at the gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Door {
-    /// A WebSocket on the gateway's main port
+enum Transport {
+    /// WebSocket on the gateway's main port, HMAC-SHA256 handshake
     Web,
     /// TCP, HMAC-SHA256 handshake [port: 3481]
     Hmac,
-    /// TCP, MD5 handshake, as fastway's servers [port: 3480]
+    /// TCP, MD5 handshake as fastway's servers use it [port: 3480]
     Md5,
 }
 
 #[derive(Debug, Args)]
-struct Trust {
-    /// File of certificates (PEM) to trust inside TLS, in place of the system's
+struct TlsOptions {
+    /// File of CA certificates (PEM) to trust instead of the system's
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
 }
 
-/// Options of `agent serve`.
+/// Options of `agent share`.
 #[derive(Debug, Args)]
-pub struct Serve {
-    /// The gateway: HOST[:PORT], or a URL such as wss://HOST [default port: 3478, or the door's]
+pub(super) struct Share {
+    /// The gateway: HOST[:PORT], or a URL such as wss://HOST [default port: that of the transport]
     #[arg(long, value_name = "HOST[:PORT]")]
     gateway: String,
-    /// The id that clients dial; with an access key in place of the gateway's own, one from 2147483648 up
+    /// The id that clients dial; with an access key instead of the gateway's key, at least 2147483648
     #[arg(long, value_name = "N")]
     id: u32,
-    /// The TCP service to publish; a port alone is one of this machine
+    /// The TCP service to publish; only a port means this machine
     #[arg(long, value_name = "HOST:PORT", value_parser = target)]
     to: ServerName,
     #[command(flatten)]
     key: KeySource,
-    /// How to get in
+    /// How to register at the gateway
     #[arg(long, value_enum, default_value = "web")]
-    door: Door,
+    transport: Transport,
     #[command(flatten)]
-    trust: Trust,
-    /// File of the certificate chain (PEM) for a gateway that asks servers for one
+    tls: TlsOptions,
+    /// File of the certificate chain (PEM), for a gateway that requires one
     #[arg(long, value_name = "FILE", requires = "cert_key")]
     cert: Option<PathBuf>,
     /// File of its private key (PEM)
     #[arg(long, value_name = "FILE", requires = "cert")]
     cert_key: Option<PathBuf>,
     #[command(flatten)]
-    pub(super) voice: Voice,
+    pub(super) output: OutputOptions,
 }
 
 /// Options of `agent connect` for services by id.
 #[derive(Debug, Args)]
-pub(super) struct Reach {
-    /// Connect through this gateway in place of a ticket: HOST[:PORT], or a URL such as wss://HOST [default port: 3478]
+pub(super) struct DialOptions {
+    /// Connect through this gateway instead of with a ticket: HOST[:PORT], or a URL such as wss://HOST [default port: 3478]
     #[arg(long, value_name = "HOST[:PORT]", requires = "id")]
     gateway: Option<String>,
-    /// The id under which `agent serve` publishes the service
+    /// The id under which `agent share` publishes the service
     #[arg(long, value_name = "N", requires = "gateway")]
     id: Option<u32>,
-    /// Take connections at this local address and connect each of them, in place of standard input and output
+    /// Accept connections on this local address and connect each of them, instead of standard input and output
     #[arg(long, value_name = "ADDRESS:PORT", requires = "gateway")]
     listen: Option<SocketAddr>,
-    /// The token of a gateway that asks for one; `ginnel gateway token` prints it there. Without this and the file it is taken from AGENT_GATEWAY_TOKEN
-    #[arg(long, visible_alias = "ticket", value_name = "gt_…")]
+    /// The token, for a gateway that requires one; `ginnel gateway token` prints it there [env: AGENT_GATEWAY_TOKEN]
+    #[arg(long, value_name = "gt_…")]
     gateway_token: Option<String>,
-    /// The token in the environment
+    /// The former name of `--gateway-token`
+    #[arg(long = "ticket", hide = true)]
+    former_token: Option<String>,
     #[arg(long, env = "AGENT_GATEWAY_TOKEN", hide = true, hide_env_values = true)]
     environment_token: Option<String>,
-    /// File that holds the gateway's token
+    /// File that contains the gateway token
     #[arg(long, value_name = "FILE", conflicts_with = "gateway_token")]
     gateway_token_file: Option<PathBuf>,
     #[command(flatten)]
-    trust: Trust,
+    tls: TlsOptions,
 }
 
-/// Reads `PORT` or `HOST:PORT`.
+/// Parses `PORT` or `HOST:PORT`.
 fn target(text: &str) -> Result<ServerName, String> {
     let whole = if text.bytes().all(|byte| byte.is_ascii_digit()) {
         format!("127.0.0.1:{text}")
@@ -119,122 +123,94 @@ fn target(text: &str) -> Result<ServerName, String> {
         .ok_or_else(|| "a service is HOST:PORT, or a port of this machine".to_owned())
 }
 
-/// Why a command cannot be run as typed.
-#[derive(Debug, thiserror::Error)]
-enum Mistyped {
-    #[error(transparent)]
-    Key(#[from] UsageError),
-    #[error("no key given")]
-    NoKey,
-    #[error(transparent)]
-    ShortKey(#[from] crate::gateway::client::ShortKey),
-    #[error("{file}: {problem}")]
-    File { file: String, problem: std::io::Error },
+fn read_pem(option: &'static str, path: &Path) -> Result<Vec<u8>, UsageError> {
+    let file = path.display().to_string();
+    std::fs::read(path).map_err(|source| UsageError::File { option, file, source })
 }
 
-impl Mistyped {
-    fn hint(&self) -> &'static str {
-        match self {
-            Self::Key(error) => error.hint(),
-            Self::NoKey | Self::ShortKey(_) => {
-                "agent serve --key-file FILE …     `ginnel key --gateway` on the gateway prints what belongs into it"
-            }
-            Self::File { .. } => "--ca, --cert and --cert-key name PEM files",
-        }
-    }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, Mistyped> {
-    std::fs::read(path).map_err(|problem| Mistyped::File { file: path.display().to_string(), problem })
-}
-
-impl Trust {
-    fn tls(&self) -> Result<Tls, Mistyped> {
+impl TlsOptions {
+    fn tls(&self) -> Result<Tls, UsageError> {
         let tls = Tls::system();
         Ok(match &self.ca {
-            Some(file) => tls.roots(read(file)?),
+            Some(file) => tls.roots(read_pem("--ca", file)?),
             None => tls,
         })
     }
 }
 
-impl Serve {
-    fn server(&self) -> Result<DialServer, Mistyped> {
-        let key = self.key.key(true)?.ok_or(Mistyped::NoKey)?;
-        let (key, id) = (Key::new(key)?, self.id);
-        let mut tls = self.trust.tls()?;
+impl Share {
+    fn server(&self) -> Result<DialServer, UsageError> {
+        let key = self.key.key(true)?.ok_or(UsageError::NoKey)?;
+        let (key, id) = (Key::new(key).map_err(|_| UsageError::ShortKey)?, self.id);
+        let mut tls = self.tls.tls()?;
         if let (Some(cert), Some(cert_key)) = (&self.cert, &self.cert_key) {
-            tls = tls.identity(read(cert)?, read(cert_key)?);
+            tls = tls.identity(read_pem("--cert", cert)?, read_pem("--cert-key", cert_key)?);
         }
-        let settings =
-            Settings { incoming: VISITS, backlog: VISITS, silence: SILENCE, ..Settings::default() };
+        let (incoming, backlog) = (MAX_CONNECTIONS, MAX_CONNECTIONS);
+        let settings = Settings { incoming, backlog, silence: SILENCE, ..Settings::default() };
         let gateway = self.gateway.trim();
-        let server = match self.door {
-            Door::Web if !gateway.contains("://") => DialServer::hmac(format!("ws://{gateway}"), id, key),
-            Door::Web | Door::Hmac => DialServer::hmac(gateway, id, key),
-            Door::Md5 => DialServer::md5(gateway, id, key),
+        let server = match self.transport {
+            Transport::Web if !gateway.contains("://") => {
+                DialServer::hmac(format!("ws://{gateway}"), id, key)
+            }
+            Transport::Web | Transport::Hmac => DialServer::hmac(gateway, id, key),
+            Transport::Md5 => DialServer::md5(gateway, id, key),
         };
         Ok(server.tls(tls).settings(settings))
     }
 
     /// Runs the command and returns the exit code.
-    pub(super) async fn run(&self, report: Report) -> u8 {
-        let server = match self.server() {
-            Ok(server) => server,
-            Err(Mistyped::Key(UsageError::Interrupted)) => return INTERRUPTED,
-            Err(error) => {
-                report.usage(&error.to_string(), error.hint());
-                return USAGE;
-            }
-        };
-        let report = Arc::new(report);
-        let served = tokio::select! {
-            served = self.serve(&server, &report) => served,
-            () = interrupted() => return INTERRUPTED,
-        };
-        served.unwrap_or_else(|trouble| {
-            report.trouble(&trouble, &format!("{} as server {}", self.gateway, self.id));
-            trouble.exit_code()
-        })
+    pub(super) async fn run(&self, report: Report) -> Result<u8, CommandError> {
+        let server = self.server()?;
+        tokio::select! {
+            shared = self.share(&server, &report) => Ok(shared?),
+            () = interrupted() => Ok(INTERRUPTED),
+        }
     }
 
-    /// Connects, however long it takes until the gateway is there and the id is free.
-    async fn connect(&self, server: &DialServer, report: &Report) -> Result<Endpoint<Raw>, Trouble> {
-        let mut backoff = Backoff::new(BACK_OFF, ChaCha20Rng::from_os_rng());
+    fn error(&self, failure: GatewayFailure) -> GatewayError {
+        failure.at(format!("{} as server {}", self.gateway, self.id))
+    }
+
+    /// Registers; retries until the gateway is reachable and the id is free.
+    async fn register(&self, server: &DialServer, report: &Report) -> Result<Endpoint<Raw>, GatewayError> {
+        let mut backoff = Backoff::new(BACKOFF, ChaCha20Rng::from_os_rng());
         let mut roaming = Roaming::start();
-        let mut told = None;
+        let mut reported = None;
         loop {
             let error = match server.connect().await {
                 Ok(endpoint) => return Ok(endpoint),
                 Err(
                     error @ (ConnectError::Unreachable(_) | ConnectError::TimedOut(_) | ConnectError::Taken),
-                ) => error,
-                Err(error) => return Err(Trouble::Connect { error, server: true }),
+                ) => self.error(GatewayFailure::Register(error)),
+                Err(error) => return Err(self.error(GatewayFailure::Register(error))),
             };
-            let trouble = Trouble::Connect { error, server: true };
-            // The same reason is told once.
-            let what = trouble.to_string();
-            if told.as_ref() != Some(&what) {
-                report.waiting_for(&trouble, &format!("{} as server {}", self.gateway, self.id));
-                told = Some(what);
+            // The same reason is reported once.
+            let reason = error.to_string();
+            if reported.as_ref() != Some(&reason) {
+                let description = error.describe();
+                report.waiting(&error.target, description.code, &reason, description.hint);
+                reported = Some(reason);
             }
             roaming.pause(&mut backoff).await;
         }
     }
 
-    async fn serve(&self, server: &DialServer, report: &Arc<Report>) -> Result<u8, Trouble> {
-        let endpoint = self.connect(server, report).await?;
-        report.serving(&self.gateway, self.id, &self.to.to_string());
+    async fn share(&self, server: &DialServer, report: &Report) -> Result<u8, GatewayError> {
+        let endpoint = self.register(server, report).await?;
+        report.sharing(&self.gateway, self.id, &self.to.to_string());
         let mut changes = endpoint.changes();
-        let tell = {
-            let report = Arc::clone(report);
-            move |visit: ServiceConnection, what: ServiceEvent| report.visit(visit, &what)
+        let on_event = {
+            let report = report.clone();
+            move |connection: ServiceConnection, event: ServiceEvent| {
+                report.service_event(connection, &event);
+            }
         };
-        let publishing = publish(&endpoint, &self.to, tell);
+        let publishing = publish(&endpoint, &self.to, on_event);
         tokio::pin!(publishing);
         loop {
             tokio::select! {
-                loss = &mut publishing => return Err(Trouble::Lost(loss)),
+                loss = &mut publishing => return Err(self.error(GatewayFailure::Lost(loss))),
                 Some(status) = changes.next() => report.status(&self.gateway, &status),
                 () = interrupted() => break,
             }
@@ -244,80 +220,86 @@ impl Serve {
     }
 }
 
-impl Reach {
-    /// Says whether a gateway was named.
-    pub(super) fn is_wanted(&self) -> bool {
+impl DialOptions {
+    /// Returns whether a gateway was named.
+    pub(super) fn is_used(&self) -> bool {
         self.gateway.is_some()
     }
 
-    /// Returns the gateway's token: as given for it, or as `environment` has it under its former name.
-    fn token(&self, environment: Option<&String>) -> Result<Option<GatewayToken>, UsageError> {
+    /// Returns the token. `environment_ticket` is the value of `AGENT_TICKET`, which once could contain it.
+    fn token(
+        &self,
+        environment_ticket: Option<&str>,
+        report: &Report,
+    ) -> Result<Option<GatewayToken>, UsageError> {
+        if self.former_token.is_some() {
+            return Err(UsageError::FormerTicketOption);
+        }
         let text = match &self.gateway_token_file {
             Some(file) => Some(read_file("--gateway-token-file", file)?),
-            None => {
-                let token = self.gateway_token.as_ref().or(self.environment_token.as_ref());
-                token.or(environment).cloned()
-            }
+            None => self.gateway_token.as_ref().or(self.environment_token.as_ref()).cloned(),
         };
-        Ok(text.map(|text| text.trim().parse()).transpose()?)
+        if environment_ticket.is_some_and(|text| text.trim().starts_with(TOKEN_PREFIX)) {
+            if text.is_none() {
+                return Err(UsageError::FormerVariable("AGENT_TICKET", "AGENT_GATEWAY_TOKEN"));
+            }
+            report.note("AGENT_TICKET is ignored: a gateway token is read from AGENT_GATEWAY_TOKEN");
+        }
+        text.map(|text| text.trim().parse()).transpose().map_err(|_| UsageError::Token)
     }
 
-    /// Runs the command and returns the exit code.
-    pub(super) async fn run(&self, report: &Report, token: Option<&String>, directions: Directions) -> u8 {
-        let (Some(gateway), Some(id)) = (&self.gateway, self.id) else { return USAGE };
-        let (tls, token) = match self.trust.tls().and_then(|tls| Ok((tls, self.token(token)?))) {
-            Ok(prepared) => prepared,
-            Err(error) => {
-                report.usage(&error.to_string(), error.hint());
-                return USAGE;
-            }
-        };
-        // A connection is one byte stream: what would come after a loss is another, and nobody else is kept waiting by it.
+    /// Runs `agent connect --gateway` and returns the exit code.
+    pub(super) async fn run(
+        &self,
+        report: &Report,
+        environment_ticket: Option<&str>,
+        directions: Directions,
+    ) -> Result<u8, CommandError> {
+        let (Some(gateway), Some(id)) = (&self.gateway, self.id) else { return Ok(super::agent::USAGE) };
+        let (tls, token) = (self.tls.tls()?, self.token(environment_ticket, report)?);
+        // A byte stream cannot continue over a new connection, and a blocked one delays nobody else.
         let settings = Settings { reconnect: None, receive_patience: PATIENCE, ..Settings::default() };
         let client = DialClient::new(gateway.trim()).tls(tls).settings(settings);
         let client = match token {
             Some(token) => client.token(token),
             None => client,
         };
-        let way = Way { client, gateway: gateway.clone(), id };
+        let dialer = ServiceDialer { client, gateway: gateway.clone(), id };
         let done = match self.listen {
-            None => way.pipe(directions, report).await,
-            Some(at) => way.listen(at, report).await,
+            None => dialer.pipe(directions, report).await,
+            Some(address) => dialer.listen(address, report).await,
         };
-        done.unwrap_or_else(|trouble| {
-            report.trouble(&trouble, &way.tried());
-            trouble.exit_code()
-        })
+        Ok(done.map_err(|failure| dialer.error(failure))?)
     }
 }
 
-/// A way to a service.
+/// Dials one service.
 #[derive(Debug, Clone)]
-struct Way {
+struct ServiceDialer {
     client: DialClient,
     gateway: String,
     id: u32,
 }
 
-impl Way {
-    fn tried(&self) -> String {
-        format!("server {} via gateway {}", self.id, self.gateway)
+impl ServiceDialer {
+    fn error(&self, failure: GatewayFailure) -> GatewayError {
+        failure.at(format!("server {} via gateway {}", self.id, self.gateway))
     }
 
-    async fn open(&self, report: &Report) -> Result<(Endpoint<Raw>, VirtualStream), Trouble> {
-        let connected = self.client.connect().await;
-        let endpoint = connected.map_err(|error| Trouble::Connect { error, server: false })?;
-        let connection = endpoint.dial(self.id).await.map_err(Trouble::Dial)?;
-        report.reached(&self.gateway, self.id, connection.id());
-        Ok((endpoint, connection.into_stream()))
+    async fn dial(&self) -> Result<(Endpoint<Raw>, VirtualStream, u32), GatewayFailure> {
+        let endpoint = self.client.connect().await.map_err(GatewayFailure::Connect)?;
+        let connection = endpoint.dial(self.id).await.map_err(GatewayFailure::Dial)?;
+        let number = connection.id();
+        Ok((endpoint, connection.into_stream(), number))
     }
 
-    /// Standard input and output through one connection.
-    async fn pipe(&self, directions: Directions, report: &Report) -> Result<u8, Trouble> {
-        let (endpoint, stream) = tokio::select! {
-            opened = self.open(report) => opened?,
+    /// Connects standard input and output to the service.
+    async fn pipe(&self, directions: Directions, report: &Report) -> Result<u8, GatewayFailure> {
+        let (endpoint, stream, number) = tokio::select! {
+            dialled = self.dial() => dialled?,
             () = interrupted() => return Ok(INTERRUPTED),
         };
+        report.reached(&self.gateway, self.id, number);
         let (recv, mut send) = tokio::io::split(stream);
         let their_end = Notify::new();
         let up = async {
@@ -327,13 +309,13 @@ impl Way {
             Ok(total)
         };
         let down = async {
-            let total = agent_pipe::downwards(recv, tokio::io::stdout()).await;
+            let total = agent_pipe::receive_output(recv, tokio::io::stdout()).await;
             their_end.notify_one();
             total
         };
         let moving = async {
             if directions.send_only {
-                // The service's answer is of no interest, and neither is its end.
+                // The service's answer is discarded, and its end is not awaited.
                 tokio::pin!(down);
                 tokio::select! {
                     total = up => total.map(|total| (total, 0)),
@@ -352,31 +334,29 @@ impl Way {
         };
         endpoint.close().await;
         let (sent, received) = moved.map_err(|stop| match stop {
-            Stop::Stream(error) => Trouble::Broken(error),
-            Stop::Output(error) => Trouble::Local(format!("standard output: {error}")),
+            Stop::Stream(error) => GatewayFailure::Broken(error),
+            Stop::Output(error) => GatewayFailure::Output(error),
         })?;
         report.closed(sent, received);
         Ok(0)
     }
 
-    /// A local port; each of its connections has one of its own to the gateway, so that none waits for another.
-    async fn listen(&self, at: SocketAddr, report: &Report) -> Result<u8, Trouble> {
-        let failed = |error: std::io::Error| Trouble::Local(format!("{at}: {error}"));
-        let listener = TcpListener::bind(at).await.map_err(failed)?;
-        report.listening(listener.local_addr().map_err(failed)?, &self.gateway, self.id);
+    /// Accepts local connections. Each has a gateway connection of its own, so that none delays another.
+    async fn listen(&self, address: SocketAddr, report: &Report) -> Result<u8, GatewayFailure> {
+        let listener = TcpListener::bind(address).await.map_err(GatewayFailure::Listen)?;
+        let local = listener.local_addr().map_err(GatewayFailure::Listen)?;
+        report.listening(local, &self.gateway, self.id);
         let mut bridges = JoinSet::new();
         loop {
             tokio::select! {
-                accepted = listener.accept(), if bridges.len() < VISITS => match accepted {
-                    Ok((stream, _)) => {
-                        let way = self.clone();
-                        bridges.spawn(async move { way.carry(stream).await });
-                    }
-                    Err(error) => return Err(failed(error)),
-                },
+                accepted = listener.accept(), if bridges.len() < MAX_CONNECTIONS => {
+                    let (stream, _) = accepted.map_err(GatewayFailure::Listen)?;
+                    let dialer = self.clone();
+                    bridges.spawn(async move { dialer.bridge(stream).await });
+                }
                 Some(ended) = bridges.join_next() => match ended {
                     Ok(Ok((sent, received))) => report.closed(sent, received),
-                    Ok(Err(trouble)) => report.trouble(&trouble, &self.tried()),
+                    Ok(Err(failure)) => report.error(&self.error(failure).into()),
                     Err(_) => {}
                 },
                 () = interrupted() => return Ok(INTERRUPTED),
@@ -384,12 +364,10 @@ impl Way {
         }
     }
 
-    async fn carry(&self, stream: TcpStream) -> Result<(u64, u64), Trouble> {
+    async fn bridge(&self, stream: TcpStream) -> Result<(u64, u64), GatewayFailure> {
         let _ = stream.set_nodelay(true);
-        let connected = self.client.connect().await;
-        let endpoint = connected.map_err(|error| Trouble::Connect { error, server: false })?;
-        let connection = endpoint.dial(self.id).await.map_err(Trouble::Dial)?;
-        bridge(connection.into_stream(), stream).await.map_err(Trouble::Broken)
+        let (_endpoint, service, _) = self.dial().await?;
+        bridge(service, stream).await.map_err(GatewayFailure::Broken)
     }
 }
 

@@ -1,6 +1,7 @@
-//! Standard input and output through one stream of a connection, each direction to its own end.
+//! Standard input and output over one stream of a connection; each direction ends on its own.
 
-use crate::agent::{Connection, Error, RecvStream};
+use super::agent_error::CommandError;
+use crate::agent::{Connection, ConnectionError, RecvStream};
 use clap::Args;
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
@@ -11,33 +12,33 @@ use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 
 const CHUNK: usize = 128 * 1024;
-/// How long the reason for a broken stream may take to be known.
-const REASON_TIME: Duration = Duration::from_secs(2);
+/// Time limit for the reason of a broken stream to arrive.
+const REASON_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long standard input may say nothing after the other side has ended before people are told why the pipe does not.
-const NOTICE_TIME: Duration = Duration::from_secs(3);
+/// Time from the end of the other side until a notice that standard input is still open.
+const NOTICE_DELAY: Duration = Duration::from_secs(3);
 
-/// Which directions are wanted.
+/// The directions to use.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub(super) struct Directions {
-    /// Only send standard input; what the other side sends is not taken
+    /// Only send standard input; decline what the other side sends
     #[arg(long, conflicts_with = "recv_only")]
     pub(super) send_only: bool,
-    /// Only receive; standard input is not read
+    /// Only receive; do not read standard input
     #[arg(long)]
     pub(super) recv_only: bool,
 }
 
-/// Standard input as what is to be sent.
+/// Standard input as the source of what is sent.
 pub(super) struct Input<'a> {
     pub(super) directions: Directions,
-    /// Notified when the other side has sent all.
+    /// Notified when the other side has finished.
     pub(super) their_end: &'a Notify,
 }
 
 impl Input<'_> {
-    /// Sends standard input until its end, until it is `declined`, or, on a terminal, until the other side has sent all: who sits there would wait
-    /// for nothing. Anywhere else an answer may still come, and `notice` is called when it takes long.
+    /// Sends standard input until its end, until the other side has `declined` it, or, on a terminal, until the other side has finished.
+    /// Other input than a terminal may end with an answer; `notice` is called if it takes long.
     pub(super) async fn send(
         &self,
         send: &mut (impl AsyncWrite + Unpin),
@@ -49,10 +50,10 @@ impl Input<'_> {
         }
         let is_terminal = io::stdin().is_terminal();
         let mut total = 0;
-        let left_alone = async {
+        let abandoned = async {
             self.their_end.notified().await;
             if !is_terminal {
-                sleep(NOTICE_TIME).await;
+                sleep(NOTICE_DELAY).await;
                 notice();
                 std::future::pending::<()>().await;
             }
@@ -61,19 +62,19 @@ impl Input<'_> {
         let sent = tokio::select! {
             biased;
             () = &mut declined => Ok(()),
-            () = left_alone => Ok(()),
-            sent = upwards(tokio::io::stdin(), send, &mut total) => sent,
+            () = abandoned => Ok(()),
+            sent = send_input(tokio::io::stdin(), send, &mut total) => sent,
         };
         match sent {
-            // It may have been declined while it was written to.
+            // The stream may have been declined during the write.
             Err(stop) if timeout(Duration::ZERO, declined).await.is_err() => Err(stop),
             _ => Ok(total),
         }
     }
 }
 
-/// Says whether nobody will ever see standard output.
-fn is_output_nowhere() -> bool {
+/// Returns whether standard output is `/dev/null`.
+fn is_output_null() -> bool {
     let device =
         |file: &std::fs::File| file.metadata().ok().map(|data| data.rdev()).filter(|device| *device != 0);
     let output = io::stdout().as_fd().try_clone_to_owned().map(std::fs::File::from);
@@ -81,28 +82,27 @@ fn is_output_nowhere() -> bool {
     matches!((output, null), (Ok(output), Ok(null)) if device(&output).is_some() && device(&output) == device(&null))
 }
 
-/// Which side opens the stream.
+/// The side that opens the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
-    /// The connector.
-    Opens,
-    /// The listener.
-    Accepts,
+pub(super) enum StreamOrigin {
+    /// This side, the connector.
+    Local,
+    /// The other side, of a listener.
+    Remote,
 }
 
 /// How a pipe ended.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// Everything arrived on both sides.
+    /// Everything has arrived on both sides.
     Done {
         /// Bytes from standard input.
         sent: u64,
         /// Bytes to standard output.
         received: u64,
     },
-    /// It did not.
-    Failed(Error),
-    /// Ended by a signal; the other side was told.
+    Failed(CommandError),
+    /// Ended by a signal.
     Interrupted,
 }
 
@@ -110,19 +110,19 @@ pub(super) enum Outcome {
 pub(super) enum Stop {
     /// The stream broke.
     Stream(io::Error),
-    /// Standard output takes no more.
+    /// Standard output cannot be written.
     Output(io::Error),
 }
 
-/// Pipes until both directions have ended, or `interrupted` resolves: once it is polite, twice it is now.
+/// Copies until both directions have ended, or `interrupted` resolves: the first time informs the other side, the second ends at once.
 pub(super) async fn run(
     connection: Connection,
-    ends: (End, Directions),
+    stream: (StreamOrigin, Directions),
     interrupted: impl AsyncFn(),
     notice: impl Fn(),
 ) -> Outcome {
     let piped = tokio::select! {
-        piped = both_ways(&connection, ends, notice) => piped,
+        piped = copy_both(&connection, stream, notice) => piped,
         () = interrupted() => {
             tokio::select! {
                 () = connection.abort("interrupted") => {}
@@ -139,7 +139,7 @@ pub(super) async fn run(
             };
             match finished {
                 Ok(()) => Outcome::Done { sent, received },
-                Err(error) => Outcome::Failed(error),
+                Err(error) => Outcome::Failed(error.into()),
             }
         }
         Err(error) => {
@@ -149,14 +149,14 @@ pub(super) async fn run(
     }
 }
 
-async fn both_ways(
+async fn copy_both(
     connection: &Connection,
-    (end, directions): (End, Directions),
+    (origin, directions): (StreamOrigin, Directions),
     notice: impl Fn(),
-) -> Result<(u64, u64), Error> {
-    let (mut send, recv) = match end {
-        End::Opens => connection.open_bi().await?,
-        End::Accepts => connection.accept_bi().await?,
+) -> Result<(u64, u64), CommandError> {
+    let (mut send, recv) = match origin {
+        StreamOrigin::Local => connection.open_bi().await?,
+        StreamOrigin::Remote => connection.accept_bi().await?,
     };
     let (their_end, our_end) = (Notify::new(), Notify::new());
     let up = async {
@@ -172,35 +172,35 @@ async fn both_ways(
         total
     };
     let moving = async { tokio::try_join!(up, down) };
-    // A direction that waits for standard input would not notice the end.
+    // A direction that waits for standard input does not see the end of the connection.
     let moved = tokio::select! {
         biased;
         moved = moving => moved,
-        reason = connection.closed() => return Err(reason),
+        reason = connection.closed() => return Err(reason.into()),
     };
     match moved {
         Ok(bytes) => Ok(bytes),
-        Err(Stop::Output(error)) => Err(Error::Local(format!("standard output: {error}"))),
-        Err(Stop::Stream(error)) => match timeout(REASON_TIME, connection.closed()).await {
-            Ok(reason) => Err(reason),
-            Err(_) => Err(Error::PeerEnded(error.to_string())),
+        Err(Stop::Output(error)) => Err(CommandError::Output(error)),
+        Err(Stop::Stream(error)) => match timeout(REASON_TIMEOUT, connection.closed()).await {
+            Ok(reason) => Err(reason.into()),
+            Err(_) => Err(ConnectionError::Transport(error.into()).into()),
         },
     }
 }
 
-/// Receives to standard output. Nothing is wanted where that was asked for, and nothing more where this side has sent all and nobody sees the output.
+/// Receives to standard output. Declines the stream with `--send-only`, and when this side has finished and standard output is `/dev/null`.
 async fn receive(mut recv: RecvStream, directions: Directions, our_end: &Notify) -> Result<u64, Stop> {
-    let useless = async {
+    let unwanted = async {
         if !directions.send_only {
             our_end.notified().await;
-            if !is_output_nowhere() {
+            if !is_output_null() {
                 std::future::pending::<()>().await;
             }
         }
     };
     tokio::select! {
-        received = downwards(&mut recv, tokio::io::stdout()) => received,
-        () = useless => {
+        received = receive_output(&mut recv, tokio::io::stdout()) => received,
+        () = unwanted => {
             recv.decline();
             close_stdout().map_err(Stop::Output)?;
             Ok(0)
@@ -208,21 +208,21 @@ async fn receive(mut recv: RecvStream, directions: Directions, our_end: &Notify)
     }
 }
 
-/// Lets whoever reads standard output see its end while the other direction still goes on.
+/// Closes standard output, so that its reader sees the end while the other direction goes on.
 fn close_stdout() -> io::Result<()> {
-    let nowhere = std::fs::OpenOptions::new().write(true).open("/dev/null")?;
-    Ok(rustix::stdio::dup2_stdout(nowhere)?)
+    let null = std::fs::OpenOptions::new().write(true).open("/dev/null")?;
+    Ok(rustix::stdio::dup2_stdout(null)?)
 }
 
-/// Sends standard input until its end, and leaves that to be said.
-async fn upwards(
+/// Sends standard input until its end, without finishing the stream.
+async fn send_input(
     mut input: impl AsyncRead + Unpin,
     send: &mut (impl AsyncWrite + Unpin),
     total: &mut u64,
 ) -> Result<(), Stop> {
     let mut buffer = vec![0; CHUNK];
     loop {
-        // An input that cannot be read is one that has ended.
+        // A read error counts as the end of the input.
         let len = input.read(&mut buffer).await.unwrap_or(0);
         if len == 0 {
             return Ok(());
@@ -232,8 +232,8 @@ async fn upwards(
     }
 }
 
-/// Writes what comes to standard output, and ends that.
-pub(super) async fn downwards(
+/// Writes what arrives to standard output and closes it.
+pub(super) async fn receive_output(
     mut recv: impl AsyncRead + Unpin,
     mut output: impl AsyncWrite + Unpin,
 ) -> Result<u64, Stop> {

@@ -1,6 +1,6 @@
-//! Where `agent` has its secrets from: what was typed or set in the environment, a file, or a question on the terminal.
+//! Secrets of `agent`: from arguments, the environment, a file, or a prompt on the terminal.
 
-use super::agent::UsageError;
+use super::agent_error::UsageError;
 use clap::Args;
 use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
 use std::fs::File;
@@ -21,29 +21,29 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Where the access key comes from.
 #[derive(Debug, Args)]
 pub(super) struct KeySource {
-    /// The access key of the server, or the gateway's own key; `ginnel key` and `ginnel key --gateway` print them there. Other users of this machine can
-    /// see what is typed here: see --key-file and --ask-key. Without any of these it is taken from AGENT_KEY
+    /// The access key of the server, or the key of the gateway; `ginnel key` and `ginnel key --gateway` print them there. Other users of this
+    /// machine can see arguments: prefer --key-file or --ask-key [env: AGENT_KEY]
     #[arg(long, conflicts_with_all = ["key_file", "ask_key"])]
     key: Option<String>,
     /// The key in the environment
     #[arg(long, env = "AGENT_KEY", hide = true, hide_env_values = true)]
     environment_key: Option<String>,
-    /// File that holds the key
+    /// File that contains the key
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
-    /// Ask for the key on the terminal
+    /// Prompt for the key on the terminal
     #[arg(long, conflicts_with = "key_file")]
     ask_key: bool,
 }
 
 impl KeySource {
-    /// Returns the key, if there is one. `is_needed`: it is asked for on a terminal where none was given.
-    pub(super) fn key(&self, is_needed: bool) -> Result<Option<String>, UsageError> {
+    /// Returns the key, if there is one. If it is required and was not given, prompts for it.
+    pub(super) fn key(&self, is_required: bool) -> Result<Option<String>, UsageError> {
         let key = match (&self.key_file, self.key.as_ref().or(self.environment_key.as_ref())) {
             (Some(file), _) => Some(first_line(&read_file("--key-file", file)?)),
             (None, _) if self.ask_key => Some(ask("Key")?.ok_or(UsageError::NoTerminal)?),
             (None, Some(key)) => Some(first_line(key)),
-            (None, None) if is_needed => ask("Key")?,
+            (None, None) if is_required => ask("Key")?,
             (None, None) => None,
         };
         Ok(key.filter(|key| !key.is_empty()))
@@ -54,13 +54,13 @@ fn first_line(text: &str) -> String {
     text.trim_start().lines().next().unwrap_or_default().trim().to_owned()
 }
 
-/// Reads a file that holds a secret.
+/// Reads a file that contains a secret.
 pub(super) fn read_file(option: &'static str, path: &Path) -> Result<String, UsageError> {
     let mut text = String::new();
     let read = File::open(path).and_then(|file| file.take(MAX_LEN).read_to_string(&mut text));
     match read {
         Ok(_) => Ok(text),
-        Err(problem) => Err(UsageError::File { option, file: path.display().to_string(), problem }),
+        Err(source) => Err(UsageError::File { option, file: path.display().to_string(), source }),
     }
 }
 

@@ -5,7 +5,11 @@ mod advice;
 #[cfg(feature = "agent")]
 mod agent;
 #[cfg(feature = "agent")]
+mod agent_error;
+#[cfg(feature = "agent")]
 mod agent_gateway;
+#[cfg(feature = "agent")]
+mod agent_gateway_error;
 #[cfg(feature = "agent")]
 mod agent_gateway_report;
 #[cfg(feature = "agent")]

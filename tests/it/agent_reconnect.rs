@@ -67,13 +67,13 @@ fn a_service_and_a_listener_wait_for_a_server_that_starts_later() {
     let (server, key) = (test_server.address.to_string(), test_server.key());
     test_server.stop();
     let to = echo().to_string();
-    let serve = agent(here(), &["serve", "--gateway", &server, "--id", ID, "--to", &to], Some(&key));
+    let share = agent(here(), &["share", "--gateway", &server, "--id", ID, "--to", &to], Some(&key));
     let mut listener = agent(here(), &["listen", "--server", &server], None);
-    says(&serve, "Waiting  ");
+    says(&share, "Waiting  ");
     says(&listener, "Waiting  ");
     test_server.begin();
-    says(&serve, "Serving  ");
-    assert_eq!(word_through(&server), "word", "{}", serve.printed());
+    says(&share, "Sharing  ");
+    assert_eq!(word_through(&server), "word", "{}", share.printed());
     let mut connector = agent(here(), &["connect", &ticket(&listener)], None);
     drop((listener.take_pipes(), connector.take_pipes()));
     listener.succeed(UP);
@@ -85,17 +85,17 @@ fn a_service_and_a_listener_wait_for_a_server_that_starts_later() {
 fn a_service_waits_for_an_id_in_use_and_takes_it_from_a_frozen_server() {
     let test_server = TestServer::on_loopback("");
     let (server, key, to) = (test_server.address.to_string(), test_server.key(), echo().to_string());
-    let serve = || agent(here(), &["serve", "--gateway", &server, "--id", ID, "--to", &to], Some(&key));
-    let before = serve();
-    says(&before, "Serving  ");
-    let mut after = serve();
+    let share = || agent(here(), &["share", "--gateway", &server, "--id", ID, "--to", &to], Some(&key));
+    let before = share();
+    says(&before, "Sharing  ");
+    let mut after = share();
     after.expect("reason", UP, |line| line.contains("another server has this id").then_some(()));
-    after.expect("hint", UP, |line| line.contains("agent serve").then_some(()));
+    after.expect("hint", UP, |line| line.contains("agent share").then_some(()));
     assert_eq!(word_through(&server), "word", "{}", before.printed());
     assert!(after.ended_by(Instant::now()).is_none(), "{}", after.printed());
     let stopped = Command::new("sh").args(["-c", "kill -STOP \"$0\"", &before.id().to_string()]).status();
     assert!(stopped.unwrap().success());
-    says(&after, "Serving  ");
+    says(&after, "Sharing  ");
     assert_eq!(word_through(&server), "word", "{}", after.printed());
 }
 
@@ -111,13 +111,13 @@ fn a_service_and_a_listener_survive_an_address_change() {
     let (host, other) = (net.public(21), net.public(22));
     let inside = || host.command(env!("CARGO_BIN_EXE_agent"));
     let to = host.inside(echo).to_string();
-    let serve = agent(inside(), &["serve", "--gateway", &server, "--id", ID, "--to", &to], Some(&key));
+    let share = agent(inside(), &["share", "--gateway", &server, "--id", ID, "--to", &to], Some(&key));
     let mut listener = agent(inside(), &["listen", "--server", &server], None);
-    says(&serve, "Serving  ");
+    says(&share, "Sharing  ");
     let ticket = ticket(&listener);
     host.move_to(31);
-    says(&serve, "Lost     ");
-    says(&serve, "Back     ");
+    says(&share, "Lost     ");
+    says(&share, "Back     ");
     let deadline = Instant::now() + UP;
     let connected = loop {
         let mut connector = agent(other.command(env!("CARGO_BIN_EXE_agent")), &["connect", &ticket], None);

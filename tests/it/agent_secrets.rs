@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::process::Command;
 use std::time::Duration;
 
-use ginnel::agent::{Secret, Ticket};
+use ginnel::agent::Ticket;
 
 use crate::proc::{Proc, Stdout};
 use crate::test_server::TestServer;
@@ -29,8 +29,7 @@ fn ends_with(mut process: Proc, code: i32) {
 }
 
 fn ticket(test_server: &TestServer) -> String {
-    let (host, port) = (test_server.address.ip().to_string(), test_server.address.port());
-    Ticket { host, port, tag: "nobody2345".into(), secret: Secret([7; 16]) }.to_string()
+    Ticket::new(test_server.address.to_string().parse().unwrap(), "nobody2345", [7; 16]).to_string()
 }
 
 #[test]
@@ -40,32 +39,56 @@ fn a_ticket_comes_from_the_environment_or_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("ticket");
     std::fs::write(&file, format!("agent connect {ticket}\n")).unwrap();
-    for name in ["AGENT_TICKET", "AGENT_CODE"] {
-        ends_with(agent(&["connect"], &[(name, &ticket)]), OFFLINE);
-    }
+    ends_with(agent(&["connect"], &[("AGENT_TICKET", &ticket)]), OFFLINE);
     ends_with(agent(&["connect", "--ticket-file", file.to_str().unwrap()], &[]), OFFLINE);
     ends_with(agent(&["connect"], &[]), 2);
     ends_with(agent(&["connect", "--ticket-file", "/nonexistent"], &[]), 2);
 }
 
 #[test]
-fn a_gateway_token_comes_from_its_own_option_file_or_variable_and_from_the_older_ones() {
+fn a_gateway_token_comes_from_its_option_file_or_variable() {
     let test_server = TestServer::on_loopback("[gateway]\nrequire_token = true\n");
     let gateway = test_server.address.to_string();
-    let token = test_server.output_of(&["gateway", "ticket"]);
+    let token = test_server.output_of(&["gateway", "token"]);
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");
     std::fs::write(&file, format!("{token}\n")).unwrap();
     let connect = ["connect", "--gateway", &gateway, "--id", "7"];
-    for options in
-        [["--gateway-token", &token], ["--ticket", &token], ["--gateway-token-file", file.to_str().unwrap()]]
-    {
+    for options in [["--gateway-token", &token], ["--gateway-token-file", file.to_str().unwrap()]] {
         ends_with(agent(&[&connect[..], &options[..]].concat(), &[]), OFFLINE);
     }
-    for name in ["AGENT_GATEWAY_TOKEN", "AGENT_TICKET"] {
-        ends_with(agent(&connect, &[(name, &token)]), OFFLINE);
-    }
+    ends_with(agent(&connect, &[("AGENT_GATEWAY_TOKEN", &token)]), OFFLINE);
     ends_with(agent(&connect, &[]), 4);
+}
+
+#[test]
+fn a_former_variable_or_the_wrong_secret_is_reported() {
+    let test_server = TestServer::on_loopback("");
+    let (ticket, gateway) = (ticket(&test_server), test_server.address.to_string());
+    let connect = ["connect", "--gateway", &gateway, "--id", "7"];
+    let table: [(&[&str], &[(&str, &str)], i32, &str); 6] = [
+        (&["connect"], &[("AGENT_CODE", &ticket)], 2, "AGENT_TICKET=agent:"),
+        (
+            &["connect"],
+            &[("AGENT_CODE", &ticket), ("AGENT_TICKET", &ticket)],
+            OFFLINE,
+            "AGENT_CODE is ignored",
+        ),
+        (&["connect"], &[("AGENT_TICKET", "gt_x")], 2, "AGENT_GATEWAY_TOKEN"),
+        (&["connect", "gt_x"], &[], 2, "a gateway token, not a ticket"),
+        (&connect, &[("AGENT_TICKET", "gt_x")], 2, "AGENT_GATEWAY_TOKEN=gt_"),
+        (
+            &connect,
+            &[("AGENT_TICKET", "gt_x"), ("AGENT_GATEWAY_TOKEN", "agent:x")],
+            2,
+            "AGENT_TICKET is ignored",
+        ),
+    ];
+    for (arguments, environment, code, line) in table {
+        let mut run = agent(arguments, environment);
+        assert_eq!(run.wait(UP).code(), Some(code), "{environment:?}\n{}", run.printed());
+        assert!(run.printed().contains(line), "{environment:?}\n{}", run.printed());
+    }
 }
 
 /// What a program on a terminal of its own prints, when this is typed there.
@@ -131,7 +154,7 @@ fn ctrl_c_at_a_question_restores_the_terminals_echo() {
     for arguments in [
         &["connect"][..],
         &["listen", "--server", "127.0.0.1:1", "--ask-key"],
-        &["serve", "--gateway", "127.0.0.1:1", "--id", "1", "--to", "1"],
+        &["share", "--gateway", "127.0.0.1:1", "--id", "1", "--to", "1"],
     ] {
         let mut python = Command::new("timeout");
         python.args(["30", "python3", "-c", INTERRUPTED, env!("CARGO_BIN_EXE_agent")]).args(arguments);
@@ -157,7 +180,7 @@ fn a_named_file_overrides_the_environment() {
     std::fs::write(&file, ticket).unwrap();
     ends_with(agent(&["connect", "--ticket-file", named], &[("AGENT_TICKET", "agent:another")]), OFFLINE);
     let tickets = TestServer::on_loopback("[gateway]\nrequire_token = true\n");
-    std::fs::write(&file, tickets.output_of(&["gateway", "ticket"])).unwrap();
+    std::fs::write(&file, tickets.output_of(&["gateway", "token"])).unwrap();
     let gateway = tickets.address.to_string();
     let connect = ["connect", "--gateway", &gateway, "--id", "7", "--gateway-token-file", named];
     ends_with(agent(&connect, &[("AGENT_GATEWAY_TOKEN", "gt_another")]), OFFLINE);

@@ -1,4 +1,4 @@
-//! `agent serve` and `agent connect --gateway` on the command line, and the gateway client library, with a running gateway.
+//! `agent share` and `agent connect --gateway` on the command line, and the gateway client library, with a running gateway.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -60,12 +60,13 @@ fn agent(arguments: &[&str], key: Option<&str>, stdout: Stdout) -> Proc {
     Proc::start(arguments[0], command, stdout)
 }
 
-/// Publishes the service under 7 and waits until it is.
-fn serve(gateway: &str, to: SocketAddr, door: &str, key: &str) -> Proc {
-    let arguments = ["serve", "--gateway", gateway, "--id", "7", "--to", &to.to_string(), "--door", door];
-    let serve = agent(&arguments, Some(key), Stdout::Lines);
-    serve.expect("start", UP, |line| line.starts_with("Serving  ").then_some(()));
-    serve
+/// Shares the service under 7 and waits until it is registered.
+fn share(gateway: &str, to: SocketAddr, transport: &str, key: &str) -> Proc {
+    let to = to.to_string();
+    let arguments = ["share", "--gateway", gateway, "--id", "7", "--to", &to, "--transport", transport];
+    let share = agent(&arguments, Some(key), Stdout::Lines);
+    share.expect("start", UP, |line| line.starts_with("Sharing  ").then_some(()));
+    share
 }
 
 /// What comes back from 7 for these bytes on standard input.
@@ -89,16 +90,16 @@ fn a_service_is_reached_by_its_id_over_every_transport() {
     let key = test_server.output_of(&["key", "--gateway"]);
     let bytes: Vec<u8> = (0..3_000_000_u32).map(|at| (at % 251) as u8).collect();
     let metrics = test_server.address.port();
-    for (door, gateway) in
+    for (transport, gateway) in
         [("web", test_server.address), ("hmac", ports(&test_server).1), ("md5", ports(&test_server).0)]
     {
-        let serve = serve(&gateway.to_string(), service, door, &key);
+        let share = share(&gateway.to_string(), service, transport, &key);
         for gateway in [test_server.address.to_string(), format!("ws://127.0.0.1:{metrics}")] {
-            let got = request(&["--gateway", &gateway, "--id", "7"], &bytes, &[&serve, &test_server.process]);
-            assert_eq!(got, answer(&bytes), "{door} {gateway}");
+            let got = request(&["--gateway", &gateway, "--id", "7"], &bytes, &[&share, &test_server.process]);
+            assert_eq!(got, answer(&bytes), "{transport} {gateway}");
         }
         let closed = format!(": {} B out, {} B in", answer(&bytes).len(), bytes.len());
-        serve.expect("end of a visit", UP, |line| line.ends_with(&closed).then_some(()));
+        share.expect("end of a visit", UP, |line| line.ends_with(&closed).then_some(()));
     }
 }
 
@@ -117,7 +118,7 @@ fn local_connections_run_in_parallel_and_a_service_survives_a_gateway_restart() 
     let mut test_server = test_server("");
     let key = test_server.output_of(&["key", "--gateway"]);
     let gateway = test_server.address.to_string();
-    let serve = serve(&gateway, service(), "web", &key);
+    let share = share(&gateway, service(), "web", &key);
     let listen = ["connect", "--gateway", &gateway, "--id", "7", "--listen", "127.0.0.1:0", "--json"];
     let connect = agent(&listen, None, Stdout::Lines);
     let at = connect.expect("local address", UP, |line| {
@@ -145,9 +146,9 @@ fn local_connections_run_in_parallel_and_a_service_survives_a_gateway_restart() 
     });
     drop(idle);
     test_server.restart();
-    serve.expect("return", UP, |line| line.starts_with("Back     ").then_some(()));
+    share.expect("return", UP, |line| line.starts_with("Back     ").then_some(()));
     assert_eq!(exchange(b"again").unwrap(), answer(b"again"), "{}", connect.printed());
-    for mut side in [serve, connect] {
+    for mut side in [share, connect] {
         side.terminate();
         assert_eq!(side.wait(UP).code(), Some(130), "{}", side.printed());
     }
@@ -157,11 +158,11 @@ fn local_connections_run_in_parallel_and_a_service_survives_a_gateway_restart() 
 #[test]
 fn a_late_reader_receives_everything() {
     const MUCH: usize = 20_000_000;
-    let test_server = test_server("[gateway.times]\nhold = 0.3");
+    let test_server = test_server("[gateway.times]\npause = 0.3");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let service = listener.local_addr().unwrap();
     std::thread::spawn(move || listener.accept().unwrap().0.write_all(&vec![9; MUCH]));
-    let serve = serve(
+    let share = share(
         &test_server.address.to_string(),
         service,
         "web",
@@ -175,7 +176,7 @@ fn a_late_reader_receives_everything() {
     drop(stdin);
     let mut bytes = Vec::new();
     stdout.read_to_end(&mut bytes).unwrap();
-    assert!(bytes == vec![9; MUCH], "{} bytes\n{}\n{}", bytes.len(), connect.printed(), serve.printed());
+    assert!(bytes == vec![9; MUCH], "{} bytes\n{}\n{}", bytes.len(), connect.printed(), share.printed());
     connect.succeed(UP);
 }
 
@@ -184,15 +185,15 @@ fn failures_print_the_next_command_and_have_their_exit_codes() {
     let test_server = test_server("require_token = true");
     let gateway = test_server.address.to_string();
     let access = test_server.key();
-    let ticket = test_server.output_of(&["gateway", "token", "--server", "8"]);
+    let token = test_server.output_of(&["gateway", "token", "--server", "8"]);
     let hmac = ports(&test_server).1.to_string();
-    let serve = ["serve", "--gateway", &gateway, "--to", "22", "--id"];
+    let share = ["share", "--gateway", &gateway, "--to", "22", "--id"];
     let connect = ["connect", "--gateway", &gateway, "--id"];
-    let table: [(Vec<&str>, Option<&str>, i32, &str); 8] = [
-        ([&serve[..], &["7"]].concat(), None, 2, "ginnel key --gateway"),
-        ([&serve[..], &["7"]].concat(), Some(&access), 4, "2147483648"),
+    let table: [(Vec<&str>, Option<&str>, i32, &str); 10] = [
+        ([&share[..], &["7"]].concat(), None, 2, "ginnel key --gateway"),
+        ([&share[..], &["7"]].concat(), Some(&access), 4, "2147483648"),
         (
-            vec!["serve", "--gateway", &hmac, "--door", "hmac", "--to", "22", "--id", "7"],
+            vec!["share", "--gateway", &hmac, "--transport", "hmac", "--to", "22", "--id", "7"],
             Some(&access),
             4,
             "--key-file",
@@ -200,8 +201,10 @@ fn failures_print_the_next_command_and_have_their_exit_codes() {
         (vec!["connect", "--gateway", "127.0.0.1:1", "--id", "7"], None, 5, "[gateway] enabled"),
         ([&connect[..], &["7", "--gateway-token", "agent:x"]].concat(), None, 2, "gt_"),
         ([&connect[..], &["7"]].concat(), None, 4, "ginnel gateway token"),
-        ([&connect[..], &["8", "--ticket", &ticket]].concat(), None, 3, "agent serve --id"),
-        ([&connect[..], &["7", "--ticket", &ticket]].concat(), None, 3, "agent serve --id"),
+        ([&connect[..], &["8", "--gateway-token", &token]].concat(), None, 3, "agent share --id"),
+        ([&connect[..], &["7", "--gateway-token", &token]].concat(), None, 3, "agent share --id"),
+        ([&connect[..], &["8", "--ticket", &token]].concat(), None, 2, "--gateway-token gt_"),
+        (vec!["serve", "--gateway", &gateway, "--id", "7", "--help"], None, 2, "agent share"),
     ];
     for (arguments, key, code, hint) in table {
         let mut run = agent(&arguments, key, Stdout::Lines);
@@ -210,7 +213,7 @@ fn failures_print_the_next_command_and_have_their_exit_codes() {
         assert!(run.printed().contains(hint), "{arguments:?}\n{}", run.printed());
     }
     let mut json =
-        agent(&[&connect[..], &["8", "--json", "--ticket", &ticket]].concat(), None, Stdout::Lines);
+        agent(&[&connect[..], &["8", "--json", "--gateway-token", &token]].concat(), None, Stdout::Lines);
     assert_eq!(json.wait(UP).code(), Some(3));
     let event: Value = json.expect("event", UP, |line| serde_json::from_str(line).ok());
     assert_eq!((&event["t"], &event["code"]), (&"error".into(), &"offline".into()));

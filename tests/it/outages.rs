@@ -72,7 +72,7 @@ fn assert_it_returns(net: &Net, host: &Host, kill: impl Fn(), give_back: impl Fn
     let _pipes = listener.take_pipes();
     let ticket = ticket(&listener);
     let line = server_host.inside(|| SignalingClient::web(Ipv4Addr::UNSPECIFIED, test_server.address));
-    let mut watcher = Watcher::new(line, &ticket.tag);
+    let mut watcher = Watcher::new(line, ticket.tag());
 
     kill();
     assert_eq!(watcher.event(UP), Some("offline"), "{}", test_server.process.printed());
@@ -82,7 +82,7 @@ fn assert_it_returns(net: &Net, host: &Host, kill: impl Fn(), give_back: impl Fn
     assert_eq!(watcher.event(UP), Some("online"), "{}", listener.printed());
     // The end of the dead line, whenever it comes, takes nothing from the new one.
     assert_eq!(watcher.event(2 * TTL), None);
-    assert_eq!(watcher.listed(), json!([ticket.tag]));
+    assert_eq!(watcher.listed(), json!([ticket.tag()]));
 
     let mut connector = agent("connector", &other, &["connect", &ticket.to_string()]);
     let _more_pipes = connector.take_pipes();

@@ -1,0 +1,348 @@
+//! The errors of `agent`: exit codes, names in JSON events, and what to type.
+
+use super::agent_gateway_error::GatewayError;
+use crate::agent::{
+    ConnectError, ConnectionError, NatType, PathAttempts, PathPolicy, Refusal, RegistrationError, TicketError,
+};
+use std::error::Error as StdError;
+use std::io;
+
+/// Why a command cannot run as typed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum UsageError {
+    #[error("no server given")]
+    NoServer,
+    #[error("no ticket given")]
+    NoTicket,
+    #[error(transparent)]
+    Ticket(#[from] TicketError),
+    #[error("this is a gateway token, not a ticket")]
+    TokenAsTicket,
+    #[error("{0} is not read any more")]
+    FormerVariable(&'static str, &'static str),
+    #[error("--ticket is now --gateway-token")]
+    FormerTicketOption,
+    #[error("`agent serve` is now `agent share`")]
+    FormerCommand,
+    #[error("a gateway token begins with gt_")]
+    Token,
+    #[error("no key given")]
+    NoKey,
+    #[error("the key is too short")]
+    ShortKey,
+    #[error("there is no terminal to prompt on")]
+    NoTerminal,
+    #[error("interrupted")]
+    Interrupted,
+    #[error("cannot read {file} ({option})")]
+    File { option: &'static str, file: String, source: io::Error },
+}
+
+impl UsageError {
+    fn hint(&self) -> &'static str {
+        match self {
+            Self::NoServer => {
+                "agent listen --server HOST[:PORT] [--key KEY]     HOST runs `ginnel serve`; `ginnel key` prints its key there"
+            }
+            Self::NoTicket => "agent connect TICKET     `agent listen` on the other machine prints it",
+            Self::Ticket(_) => "copy the whole line that `agent listen` printed on the other machine",
+            Self::TokenAsTicket => {
+                "agent connect --gateway HOST --id N     with the token in AGENT_GATEWAY_TOKEN or --gateway-token-file"
+            }
+            Self::FormerVariable(_, "AGENT_TICKET") => "AGENT_TICKET=agent:… agent connect",
+            Self::FormerVariable(..) => "AGENT_GATEWAY_TOKEN=gt_… agent connect --gateway HOST --id N",
+            Self::FormerTicketOption => "agent connect --gateway HOST --id N --gateway-token gt_…",
+            Self::FormerCommand => "agent share     with the same options; --door is now --transport",
+            Self::Token => "a token that `ginnel gateway token` printed on the gateway",
+            Self::NoKey | Self::ShortKey => {
+                "agent share --key-file FILE …     the file contains the key that `ginnel key --gateway` prints on the gateway"
+            }
+            Self::NoTerminal => "--key-file FILE, or AGENT_KEY in the environment",
+            Self::Interrupted => "the same command again",
+            Self::File { option: "--key-file", .. } => {
+                "--key-file FILE     the file contains the key that `ginnel key` prints on the server"
+            }
+            Self::File { option: "--ticket-file", .. } => {
+                "--ticket-file FILE     the file contains the ticket that `agent listen` printed on the other machine"
+            }
+            Self::File { option: "--gateway-token-file", .. } => {
+                "--gateway-token-file FILE     the file contains a token that `ginnel gateway token` printed on the gateway"
+            }
+            Self::File { .. } => "--ca, --cert and --cert-key name PEM files",
+        }
+    }
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CommandError {
+    #[error(transparent)]
+    Usage(#[from] UsageError),
+    #[error(transparent)]
+    Registration(#[from] RegistrationError),
+    #[error(transparent)]
+    Connect(ConnectError),
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    #[error(transparent)]
+    Gateway(#[from] GatewayError),
+    #[error("cannot write to standard output")]
+    Output(#[source] io::Error),
+}
+
+impl From<ConnectError> for CommandError {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Registration(error) => Self::Registration(error),
+            error => Self::Connect(error),
+        }
+    }
+}
+
+/// How a kind of error appears to programs and users.
+pub(super) struct Description {
+    pub(super) exit_code: u8,
+    /// Its `stage` in JSON events.
+    pub(super) stage: &'static str,
+    /// Its `code` in JSON events.
+    pub(super) code: &'static str,
+    pub(super) hint: &'static str,
+}
+
+const fn description(
+    exit_code: u8,
+    stage: &'static str,
+    code: &'static str,
+    hint: &'static str,
+) -> Description {
+    Description { exit_code, stage, code, hint }
+}
+
+const LOG: &str = "run it again with `--log debug`, which prints more";
+
+impl CommandError {
+    /// Returns the error and its causes as one line.
+    pub(super) fn message(&self) -> String {
+        let mut message = self.to_string();
+        let mut source = self.source();
+        while let Some(error) = source {
+            let text = error.to_string();
+            // Some libraries repeat the cause in the text.
+            if !message.contains(&text) {
+                message = format!("{message}: {text}");
+            }
+            source = error.source();
+        }
+        message
+    }
+
+    /// Returns the exit code.
+    pub(super) fn exit_code(&self) -> u8 {
+        self.describe().exit_code
+    }
+
+    /// Returns what to type.
+    pub(super) fn hint(&self) -> &'static str {
+        self.describe().hint
+    }
+
+    /// Returns what was tried, if the message does not contain it.
+    pub(super) fn tried(&self) -> Option<String> {
+        match self {
+            Self::Connect(ConnectError::NoPath(attempts)) => Some(list_attempts(attempts)),
+            Self::Gateway(error) => Some(error.target.clone()),
+            _ => None,
+        }
+    }
+
+    pub(super) fn describe(&self) -> Description {
+        match self {
+            Self::Usage(UsageError::Interrupted) => description(130, "usage", "interrupted", LOG),
+            Self::Usage(error) => description(2, "usage", "usage", error.hint()),
+            Self::Registration(error) => describe_registration(error),
+            Self::Connect(error) => describe_connect(error),
+            Self::Connection(error) => describe_connection(error),
+            Self::Gateway(error) => error.describe(),
+            Self::Output(_) => {
+                description(1, "local", "local", "a place that takes the output: agent … > FILE")
+            }
+        }
+    }
+}
+
+fn describe_registration(error: &RegistrationError) -> Description {
+    match error {
+        RegistrationError::NoServer => description(2, "usage", "usage", UsageError::NoServer.hint()),
+        RegistrationError::Unreachable { .. } => description(
+            5,
+            "server",
+            "unreachable",
+            "is `ginnel serve` running there, and TCP 3478 open? `--server HOST:PORT` names another",
+        ),
+        RegistrationError::TimedOut { .. } => {
+            description(6, "server", "timed_out", "is the server up, and TCP 3478 open on the way to it?")
+        }
+        RegistrationError::KeyRejected => description(
+            4,
+            "signal",
+            "refused",
+            "--key-file FILE     the file contains the key that `ginnel key` prints on the server",
+        ),
+        RegistrationError::Replaced => description(
+            4,
+            "signal",
+            "replaced",
+            "only one listener uses a ticket at a time: use the newer one, or run `agent listen` again for a new ticket",
+        ),
+        RegistrationError::Revoked => description(
+            4,
+            "signal",
+            "revoked",
+            "ask the server's operator, or run `agent listen` again for a new ticket",
+        ),
+        RegistrationError::TagLost => {
+            description(4, "signal", "refused", "run `agent listen` again for a new ticket")
+        }
+        RegistrationError::Refused(_) => description(4, "signal", "refused", "try again later"),
+    }
+}
+
+fn describe_connect(error: &ConnectError) -> Description {
+    const SAME_LISTENER: &str =
+        "use the ticket that this very `agent listen` printed; it is valid only while that runs";
+    match error {
+        ConnectError::Registration(error) => describe_registration(error),
+        ConnectError::Offline => description(
+            3,
+            "signal",
+            "offline",
+            "run `agent listen` on the other machine and use the ticket that it prints",
+        ),
+        ConnectError::Refused(Refusal::Ticket) => description(4, "signal", "refused", SAME_LISTENER),
+        ConnectError::Refused(Refusal::Busy) => description(
+            4,
+            "signal",
+            "refused",
+            "one `agent listen` accepts one connection: run it again on the other machine and use its new ticket",
+        ),
+        ConnectError::Refused(_) => description(4, "signal", "refused", "try again later"),
+        ConnectError::Ended(_) => description(7, "connection", "peer_ended", PEER_ENDED),
+        ConnectError::NoPath(attempts) => description(5, "path", "no_path", no_path_hint(attempts)),
+        ConnectError::HandshakeTimedOut => description(6, "handshake", "timed_out", "try again"),
+        ConnectError::Handshake(_) => description(4, "handshake", "handshake", SAME_LISTENER),
+        _ => description(1, "local", "local", LOG),
+    }
+}
+
+const PEER_ENDED: &str = "read what the other side prints, if it still runs, and start both again";
+
+fn describe_connection(error: &ConnectionError) -> Description {
+    match error {
+        ConnectionError::RelayLost(_) => description(
+            5,
+            "connection",
+            "relay_lost",
+            "check that the server runs again; then run `agent listen` and `agent connect` with a new ticket",
+        ),
+        ConnectionError::Closed => description(1, "local", "local", LOG),
+        _ => description(7, "connection", "peer_ended", PEER_ENDED),
+    }
+}
+
+/// Returns what may lead to a path, after these attempts.
+fn no_path_hint(attempts: &PathAttempts) -> &'static str {
+    match (attempts.policy, attempts.own_relay, attempts.their_relay) {
+        (PathPolicy::DirectOnly, ..) if !attempts.direct => {
+            "leave out --no-relay here or --relay-only on the other side: together they allow no path"
+        }
+        (PathPolicy::DirectOnly, ..) => "leave out --no-relay: the server's relay needs no direct path",
+        (_, false, false) => {
+            "give one side the server's relay: --key-file FILE with the key that `ginnel key` prints on the server"
+        }
+        (_, true, true) => {
+            "is the server's port 3478 open for UDP or TCP on both sides, and may its relay send to itself (`turn.allow_peers`)?"
+        }
+        (_, true, false) => {
+            "give the other side the key too (--key-file FILE): this side's relay could not reach it"
+        }
+        (_, false, true) => {
+            "give this side the key too (--key-file FILE): the other side's relay could not reach it"
+        }
+    }
+}
+
+fn list_attempts(attempts: &PathAttempts) -> String {
+    let nat = |nat: Option<NatType>| match nat {
+        Some(NatType::Open) => "open",
+        Some(NatType::Easy) => "one port for every peer",
+        Some(NatType::Hard) => "changes ports",
+        Some(NatType::Blocked) => "UDP blocked",
+        None => "unknown",
+    };
+    let direct = format!("direct (NAT here: {}, there: {})", nat(attempts.own_nat), nat(attempts.their_nat));
+    let relay = match (attempts.own_relay, attempts.their_relay) {
+        (true, true) => "the relay of both sides",
+        (true, false) => "the relay of this side",
+        _ => "the relay of the other side",
+    };
+    let list = [
+        attempts.direct.then_some(direct.as_str()),
+        attempts.relay().then_some(relay),
+        attempts.gateway.then_some("the gateway"),
+    ];
+    let list: Vec<&str> = list.into_iter().flatten().collect();
+    if list.is_empty() { "nothing".to_owned() } else { list.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_failure_has_its_exit_code() {
+        let unreachable = |server: &str| RegistrationError::Unreachable {
+            server: server.to_owned(),
+            source: Box::new(io::Error::from(io::ErrorKind::ConnectionRefused)),
+        };
+        let table: [(CommandError, u8); 13] = [
+            (UsageError::NoTicket.into(), 2),
+            (UsageError::Interrupted.into(), 130),
+            (ConnectError::Offline.into(), 3),
+            (ConnectError::Refused(Refusal::Busy).into(), 4),
+            (ConnectError::Handshake("no".into()).into(), 4),
+            (RegistrationError::Replaced.into(), 4),
+            (ConnectError::from(RegistrationError::Revoked).into(), 4),
+            (ConnectError::NoPath(PathAttempts::default()).into(), 5),
+            (unreachable("h:1").into(), 5),
+            (ConnectionError::RelayLost(String::new()).into(), 5),
+            (RegistrationError::TimedOut { server: String::new() }.into(), 6),
+            (ConnectionError::PeerClosed(String::new()).into(), 7),
+            (CommandError::Output(io::ErrorKind::BrokenPipe.into()), 1),
+        ];
+        for (error, code) in table {
+            assert_eq!(error.exit_code(), code, "{error}");
+        }
+        let message = CommandError::from(unreachable("h:1")).message();
+        assert_eq!(message, "cannot reach the server h:1: connection refused");
+    }
+
+    #[test]
+    fn only_actual_attempts_are_listed() {
+        let attempts = PathAttempts::default();
+        assert_eq!(list_attempts(&attempts), "nothing");
+        let mut direct = attempts;
+        direct.direct = true;
+        direct.policy = PathPolicy::DirectOnly;
+        assert_eq!(list_attempts(&direct), "direct (NAT here: unknown, there: unknown)");
+        let mut all = direct;
+        (all.own_relay, all.gateway, all.own_nat) = (true, true, Some(NatType::Hard));
+        assert_eq!(
+            list_attempts(&all),
+            "direct (NAT here: changes ports, there: unknown), the relay of this side, the gateway"
+        );
+        assert_eq!(
+            list_attempts(&PathAttempts { their_relay: true, ..attempts }),
+            "the relay of the other side"
+        );
+    }
+}
