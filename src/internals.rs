@@ -19,16 +19,18 @@ pub mod gateway {
 }
 
 pub mod load {
-    pub use crate::load::{GatewayLoad, GatewayReport, Load, Reins, Target, Times, Transport, process};
+    pub use crate::load::{
+        GatewayLoad, GatewayReport, Load, LoadTimes, LoadTransport, RunControl, Target, process,
+    };
     pub mod gateway {
-        pub use crate::load::gateway::{Between, Door, Way};
+        pub use crate::load::gateway::{HandshakeKind, MessageDirection, Middlebox};
     }
     pub mod histogram {
         pub use crate::load::histogram::Histogram;
     }
     pub mod signaling {
-        pub mod connections {
-            pub use crate::load::signaling::connections::Connections;
+        pub mod websocket_clients {
+            pub use crate::load::signaling::websocket_clients::WebSocketClients;
         }
     }
 }

@@ -11,6 +11,7 @@ mod classic;
 mod message;
 mod password;
 
+#[cfg(feature = "server")]
 pub(crate) use attributes::COMPREHENSION_OPTIONAL;
 pub use attributes::{AddressError, Attributes, attr, xor_address_value};
 pub use builder::Builder;

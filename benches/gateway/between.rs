@@ -3,7 +3,7 @@
 use super::Options;
 use anyhow::{Context, bail};
 use ginnel::internals::gateway::handshake::Key;
-use ginnel::internals::load::gateway::{Between, Door};
+use ginnel::internals::load::gateway::{HandshakeKind, Middlebox};
 use ginnel::internals::load::process;
 use ginnel::internals::net::time;
 use std::fs::{self, File};
@@ -18,9 +18,9 @@ const KEY: &str = "the key of a comparison";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    Gateway(Door),
+    Gateway(HandshakeKind),
     /// The same with one write for each frame.
-    Unbatched(Door),
+    Unbatched(HandshakeKind),
     Proxy,
     /// With buffers of 64 KiB.
     RoomyProxy,
@@ -41,7 +41,7 @@ impl Kind {
 pub(super) struct Process {
     child: Child,
     pub(super) address: SocketAddr,
-    between: Option<Between>,
+    between: Option<Middlebox>,
     folder: TempDir,
 }
 
@@ -71,7 +71,7 @@ impl Process {
     fn spawn(
         mut command: Command,
         options: &Options,
-        (address, between, folder): (SocketAddr, Between, TempDir),
+        (address, between, folder): (SocketAddr, Middlebox, TempDir),
     ) -> anyhow::Result<Self> {
         let log = File::create(folder.path().join("log"))?;
         command.stdin(Stdio::null()).stderr(log.try_clone()?).stdout(log);
@@ -83,7 +83,7 @@ impl Process {
     }
 
     /// Returns what a load must know of it, once.
-    pub(super) fn take_between(&mut self) -> anyhow::Result<Between> {
+    pub(super) fn take_between(&mut self) -> anyhow::Result<Middlebox> {
         self.between.take().context("it has one load")
     }
 
@@ -95,7 +95,7 @@ impl Process {
         let deadline = time::mono() + START;
         // A proxy connects onwards for each connection, and is not to be asked; a port that is taken is one that is listened on.
         let is_there = |address: SocketAddr| match &self.between {
-            Some(Between::Proxy(_)) => TcpListener::bind(address).is_err(),
+            Some(Middlebox::Proxy(_)) => TcpListener::bind(address).is_err(),
             _ => TcpStream::connect(address).is_ok(),
         };
         while !is_there(self.address) {
@@ -116,9 +116,9 @@ impl Process {
 fn gateway(
     options: &Options,
     address: SocketAddr,
-    (door, one_write): (Door, bool),
+    (door, one_write): (HandshakeKind, bool),
     folder: &Path,
-) -> anyhow::Result<(Command, Between)> {
+) -> anyhow::Result<(Command, Middlebox)> {
     let (md5, hmac) = (free_address(5)?, free_address(10)?);
     let text = format!(
         "state = {state:?}\nlisten = [\"{ip}\"]\npublic = [\"{ip}\"]\nport = {port}\naux_port = 0\nworkers = 1\n\
@@ -136,16 +136,16 @@ fn gateway(
     let ginnel = options.ginnel.clone().unwrap_or_else(|| env!("CARGO_BIN_EXE_ginnel").into());
     let mut command = Command::new(ginnel);
     command.args(["serve", "--config"]).arg(config);
-    let servers_at = if door == Door::Md5 { md5 } else { hmac };
-    let between = Between::Gateway { servers_at, door, key: Key::new(KEY)?, first_id: 1, ticket: None };
+    let servers_at = if door == HandshakeKind::Md5 { md5 } else { hmac };
+    let between = Middlebox::Gateway { servers_at, door, key: Key::new(KEY)?, first_id: 1, ticket: None };
     Ok((command, between))
 }
 
-fn proxy(address: SocketAddr, how: &str) -> anyhow::Result<(Command, Between)> {
+fn proxy(address: SocketAddr, how: &str) -> anyhow::Result<(Command, Middlebox)> {
     let server = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let mut command = Command::new(std::env::current_exe()?);
     command.args([how, &address.to_string(), &server.local_addr()?.to_string()]);
-    Ok((command, Between::Proxy(server)))
+    Ok((command, Middlebox::Proxy(server)))
 }
 
 /// Finds a port that is free, `from` places behind the first ones.

@@ -12,8 +12,10 @@ mod proxy;
 use anyhow::{Context, bail};
 use between::{Kind, Process};
 use clap::Parser;
-use ginnel::internals::load::gateway::{Door, Way};
-use ginnel::internals::load::{GatewayLoad, GatewayReport, Load, Reins, Target, Times, Transport};
+use ginnel::internals::load::gateway::{HandshakeKind, MessageDirection};
+use ginnel::internals::load::{
+    GatewayLoad, GatewayReport, Load, LoadTimes, LoadTransport, RunControl, Target,
+};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -49,7 +51,7 @@ const STEPS: [Step; 5] = [
         name: "16 KiB messages",
         size: 16 * 1024,
         virtual_connections: 1,
-        ours: Kind::Gateway(Door::Md5),
+        ours: Kind::Gateway(HandshakeKind::Md5),
         theirs: Kind::Proxy,
         goals: [Some(0.8), None],
     },
@@ -57,7 +59,7 @@ const STEPS: [Step; 5] = [
         name: "16 KiB messages beside larger buffers",
         size: 16 * 1024,
         virtual_connections: 1,
-        ours: Kind::Gateway(Door::Md5),
+        ours: Kind::Gateway(HandshakeKind::Md5),
         theirs: Kind::RoomyProxy,
         goals: [None; 2],
     },
@@ -65,7 +67,7 @@ const STEPS: [Step; 5] = [
         name: "16 KiB messages with credit",
         size: 16 * 1024,
         virtual_connections: 1,
-        ours: Kind::Gateway(Door::Hmac),
+        ours: Kind::Gateway(HandshakeKind::Hmac),
         theirs: Kind::Proxy,
         goals: [Some(0.8), None],
     },
@@ -73,16 +75,16 @@ const STEPS: [Step; 5] = [
         name: "100 byte messages",
         size: 100,
         virtual_connections: 8,
-        ours: Kind::Gateway(Door::Md5),
-        theirs: Kind::Unbatched(Door::Md5),
+        ours: Kind::Gateway(HandshakeKind::Md5),
+        theirs: Kind::Unbatched(HandshakeKind::Md5),
         goals: [None, Some(3.0)],
     },
     Step {
         name: "100 byte messages with credit",
         size: 100,
         virtual_connections: 8,
-        ours: Kind::Gateway(Door::Hmac),
-        theirs: Kind::Unbatched(Door::Hmac),
+        ours: Kind::Gateway(HandshakeKind::Hmac),
+        theirs: Kind::Unbatched(HandshakeKind::Hmac),
         goals: [None, Some(3.0)],
     },
 ];
@@ -156,8 +158,8 @@ fn main() -> anyhow::Result<()> {
 fn measure(options: &Options, round: usize, step: &Step, kind: Kind) -> anyhow::Result<Run> {
     let mut process = Process::start(kind, options)?;
     let load = Load {
-        target: Target::new(process.address, Transport::Tcp, false)?,
-        times: Times { warm_up: Duration::from_secs(1), seconds: Duration::from_secs(options.seconds) },
+        target: Target::new(process.address, LoadTransport::Tcp, false)?,
+        times: LoadTimes { warm_up: Duration::from_secs(1), seconds: Duration::from_secs(options.seconds) },
         pid: Some(process.pid()),
         cpu: Some(options.generator_cpu),
         segmentation: true,
@@ -169,17 +171,17 @@ fn measure(options: &Options, round: usize, step: &Step, kind: Kind) -> anyhow::
         each: step.virtual_connections,
         servers: PAIRS,
         sizes: vec![step.size],
-        way: Way::Both,
-        deaf: 0,
+        direction: MessageDirection::Both,
+        non_reading: 0,
         window: 256 * 1024,
         in_flight: 64 * 1024 * 1024,
         messages: None,
         quiet: Duration::from_secs(5),
     };
     let stop = AtomicBool::new(false);
-    let mut reins = Reins { stop: &stop, go: None, enough: &stop, tell: &mut |_| {} };
+    let mut control = RunControl { stop: &stop, start: None, release: &stop, on_stage: &mut |_| {} };
     let named = || format!("{}, {}", step.name, kind.name());
-    let report = load.gateway(&what, &mut reins).with_context(named)?;
+    let report = load.gateway(&what, &mut control).with_context(named)?;
     if let Some(complaint) = report.complaint() {
         bail!("{}: {complaint}", named());
     }

@@ -2,8 +2,8 @@
 
 use super::servers::{Kind, Server};
 use anyhow::bail;
-use ginnel::internals::load::signaling::connections::Connections;
-use ginnel::internals::load::{Target, Transport};
+use ginnel::internals::load::signaling::websocket_clients::WebSocketClients;
+use ginnel::internals::load::{LoadTransport, Target};
 use ginnel::internals::net::time;
 use serde::Serialize;
 use std::net::SocketAddr;
@@ -49,14 +49,14 @@ struct Client {
 /// Clients; those whose numbers differ in the last bit are neighbours.
 pub(super) struct Crowd {
     kind: Kind,
-    connections: Connections,
+    connections: WebSocketClients,
     clients: Vec<Client>,
     beaten: Instant,
 }
 
 impl Crowd {
     pub(super) fn new(kind: Kind, address: SocketAddr) -> anyhow::Result<Self> {
-        let connections = Connections::new(Target::new(address, Transport::Tcp, false)?)?;
+        let connections = WebSocketClients::new(Target::new(address, LoadTransport::Tcp, false)?)?;
         Ok(Self { kind, connections, clients: Vec::new(), beaten: time::mono() })
     }
 

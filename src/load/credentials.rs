@@ -7,12 +7,12 @@ use std::fmt;
 /// Long-term credentials ([RFC 8489 section 9.2](https://www.rfc-editor.org/rfc/rfc8489#section-9.2)), in the form that every
 /// server knows: MD5 and MESSAGE-INTEGRITY.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Credentials {
+pub struct LoadCredentials {
     user: String,
     password: String,
 }
 
-impl Credentials {
+impl LoadCredentials {
     /// Takes a user's name and password.
     #[must_use]
     pub fn new(user: &str, password: &str) -> Self {
@@ -39,9 +39,9 @@ impl Credentials {
     }
 }
 
-impl fmt::Debug for Credentials {
+impl fmt::Debug for LoadCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials").finish_non_exhaustive()
+        f.debug_struct("LoadCredentials").finish_non_exhaustive()
     }
 }
 
@@ -51,13 +51,13 @@ mod tests {
 
     #[test]
     fn debug_output_holds_neither_name_nor_password() {
-        let text = format!("{:?}", Credentials::new("alice", "secret"));
+        let text = format!("{:?}", LoadCredentials::new("alice", "secret"));
         assert!(!text.contains("alice") && !text.contains("secret"), "{text}");
     }
 
     #[test]
     fn rest_credentials_are_those_of_the_scheme() {
-        let credentials = Credentials::rest("load", b"north", 1_700_000_000);
+        let credentials = LoadCredentials::rest("load", b"north", 1_700_000_000);
         assert_eq!(credentials.user(), "1700000000:load");
         assert_eq!(credentials.password.len(), 28);
     }

@@ -1,6 +1,6 @@
 //! Why a load ends before its time.
 
-use super::refusal::Refusal;
+use super::request_error::RequestError;
 use super::target::Target;
 use nix::errno::Errno;
 use std::fmt;
@@ -74,14 +74,14 @@ pub enum LoadError {
         of: usize,
     },
     /// A client was refused something.
-    #[error("client {number} of {of}: {refusal}")]
+    #[error("client {number} of {of}: {error}")]
     Refused {
         /// Which one.
         number: usize,
         /// Of how many.
         of: usize,
         /// What it was told.
-        refusal: Refusal,
+        error: RequestError,
     },
     /// The signalling does not let all clients in.
     #[error("{online} of {of} clients are registered, and no more get in{}", NoMore(*.closed, *.code))]

@@ -1,13 +1,13 @@
 //! Traffic: sends as the pace allows, takes what arrives, and counts.
 
 use super::error::LoadError;
-use super::fleet::Fleet;
-use super::outcome::Outcome;
-use super::pace::{Drive, Pace};
+use super::outcome::TrafficOutcome;
+use super::pacing::{LoadMode, Pace};
+use super::packet_stamp::{PacketStamp, STAMP_LEN};
 use super::packets::Packets;
 use super::process::{Process, thread_cpu_ns};
-use super::stamp::{STAMP_LEN, Stamp};
-use super::{Progress, Reins, Stage, Times};
+use super::socket_set::SocketSet;
+use super::{LoadStage, LoadTimes, Progress, RunControl};
 use crate::net::time;
 use crate::stun::{Class, Message};
 use std::sync::atomic::Ordering;
@@ -20,10 +20,10 @@ const TOO_SHORT_TO_SLEEP: Duration = Duration::from_micros(1500);
 
 /// What is sent, and what is expected to come of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Course {
+pub(super) enum TrafficKind {
     /// Binding requests, each answered to the socket that sent it.
     Answers,
-    /// Payloads, each to the other leg of its flow: 0 and 1, 2 and 3, and so on.
+    /// Payloads, each to the other endpoint of its flow: 0 and 1, 2 and 3, and so on.
     OneWay,
     /// The same, and back from there.
     Echo,
@@ -31,33 +31,33 @@ pub(super) enum Course {
 
 /// One load.
 #[derive(Debug, Clone)]
-pub(super) struct Plan {
-    pub(super) course: Course,
-    /// The legs that send by themselves.
+pub(super) struct TrafficPlan {
+    pub(super) kind: TrafficKind,
+    /// The endpoints that send by themselves.
     pub(super) senders: Vec<usize>,
-    pub(super) drive: Drive,
+    pub(super) mode: LoadMode,
     pub(super) burst: u32,
     /// Bytes of each payload.
     pub(super) size: usize,
-    pub(super) times: Times,
+    pub(super) times: LoadTimes,
     pub(super) process: Option<Process>,
     /// Tells this run's packets from an earlier one's.
     pub(super) tag: u16,
 }
 
 struct Tally<'a> {
-    plan: &'a Plan,
+    plan: &'a TrafficPlan,
     epoch: Instant,
     pace: Pace,
     from: u64,
     to: u64,
     /// Whatever has arrived, counted or not.
     arrivals: u64,
-    outcome: Outcome,
+    outcome: TrafficOutcome,
 }
 
 /// CPU time used by the server and by this process until now, in ns.
-fn used(plan: &Plan) -> Result<(Option<u64>, u64), LoadError> {
+fn used(plan: &TrafficPlan) -> Result<(Option<u64>, u64), LoadError> {
     let watched = |process: &Process| {
         process.cpu_ns().map_err(|source| LoadError::Process { pid: process.pid(), source })
     };
@@ -66,20 +66,24 @@ fn used(plan: &Plan) -> Result<(Option<u64>, u64), LoadError> {
 }
 
 /// Runs a load to its end.
-pub(super) fn run(fleet: &mut Fleet, plan: &Plan, reins: &mut Reins<'_>) -> Result<Outcome, LoadError> {
-    let Times { warm_up, seconds } = plan.times;
+pub(super) fn run(
+    socket_set: &mut SocketSet,
+    plan: &TrafficPlan,
+    control: &mut RunControl<'_>,
+) -> Result<TrafficOutcome, LoadError> {
+    let LoadTimes { warm_up, seconds } = plan.times;
     let mut tally = Tally {
         plan,
         epoch: time::mono(),
-        pace: Pace::new(plan.drive, plan.burst),
+        pace: Pace::new(plan.mode, plan.burst),
         from: u64::MAX,
         to: u64::MAX,
         arrivals: 0,
-        outcome: Outcome::default(),
+        outcome: TrafficOutcome::default(),
     };
     // CPU time between turns in which there was nothing to do: waiting, but awake.
     let (mut awake, mut idle_since) = (0, None);
-    let mut sender = Sender { next: 0, number: 0, packets: Packets::default() };
+    let mut sender = PacketWriter { next: 0, number: 0, packets: Packets::default() };
     let end = ns(warm_up + seconds);
     let mut used_before = (None, 0);
     let mut left_out_before = 0;
@@ -91,16 +95,16 @@ pub(super) fn run(fleet: &mut Fleet, plan: &Plan, reins: &mut Reins<'_>) -> Resu
             left_out_before = tally.pace.left_out();
             tally.from = tally.now();
         }
-        if now >= end || reins.stop.load(Ordering::Relaxed) {
+        if now >= end || control.stop.load(Ordering::Relaxed) {
             break;
         }
         let due = tally.pace.due(now);
-        let sent = sender.send(fleet, &mut tally, due)?;
+        let sent = sender.send(socket_set, &mut tally, due)?;
         let wait = if sent > 0 { Duration::ZERO } else { tally.pace.wait(now) };
         let wait = if wait < TOO_SHORT_TO_SLEEP { Duration::ZERO } else { wait - Duration::from_millis(1) };
         let seen = tally.arrivals;
-        fleet.turn(wait.min(Duration::from_millis(100)), &mut |leg, at, payload| {
-            tally.arrived(leg, at, payload)
+        socket_set.poll_once(wait.min(Duration::from_millis(100)), &mut |endpoint, at, payload| {
+            tally.arrived(endpoint, at, payload)
         })?;
         if wait.is_zero() && sent == 0 && tally.arrivals == seen && tally.from != u64::MAX {
             let used = thread_cpu_ns();
@@ -109,10 +113,10 @@ pub(super) fn run(fleet: &mut Fleet, plan: &Plan, reins: &mut Reins<'_>) -> Resu
         } else {
             idle_since = None;
         }
-        fleet.check_news()?;
+        socket_set.check_client_events()?;
         if now >= next_line {
             next_line += ns(Duration::from_secs(1));
-            (reins.tell)(Stage::Traffic(tally.progress(now, end)));
+            (control.on_stage)(LoadStage::Traffic(tally.progress(now, end)));
         }
     }
     if tally.from == u64::MAX {
@@ -122,7 +126,9 @@ pub(super) fn run(fleet: &mut Fleet, plan: &Plan, reins: &mut Reins<'_>) -> Resu
     let used_after = used(plan)?;
     let patience = time::mono() + STRAGGLERS;
     while tally.outcome.received < tally.outcome.sent && time::mono() < patience {
-        fleet.turn(Duration::from_millis(10), &mut |leg, at, payload| tally.arrived(leg, at, payload))?;
+        socket_set.poll_once(Duration::from_millis(10), &mut |endpoint, at, payload| {
+            tally.arrived(endpoint, at, payload)
+        })?;
     }
     let mut outcome = tally.outcome;
     outcome.elapsed = Duration::from_nanos(tally.to - tally.from);
@@ -130,7 +136,7 @@ pub(super) fn run(fleet: &mut Fleet, plan: &Plan, reins: &mut Reins<'_>) -> Resu
     outcome.server_cpu =
         used_after.0.zip(used_before.0).map(|(a, b)| Duration::from_nanos(a.saturating_sub(b)));
     outcome.own_cpu = Duration::from_nanos(used_after.1.saturating_sub(used_before.1).saturating_sub(awake));
-    outcome.segmentation = fleet.segmentation.0;
+    outcome.segmentation = socket_set.segmentation.0;
     Ok(outcome)
 }
 
@@ -138,25 +144,30 @@ fn ns(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-struct Sender {
+struct PacketWriter {
     next: usize,
     number: u32,
     packets: Packets,
 }
 
-impl Sender {
+impl PacketWriter {
     /// Sends `due` packets, a burst for each sender in turn; returns how many left.
-    fn send(&mut self, fleet: &mut Fleet, tally: &mut Tally<'_>, due: u64) -> Result<u64, LoadError> {
+    fn send(
+        &mut self,
+        socket_set: &mut SocketSet,
+        tally: &mut Tally<'_>,
+        due: u64,
+    ) -> Result<u64, LoadError> {
         let plan = tally.plan;
         let mut left = due;
         let mut sent = 0;
         while left > 0 {
-            let leg = plan.senders[self.next];
+            let endpoint = plan.senders[self.next];
             self.next = (self.next + 1) % plan.senders.len();
             let count = if plan.senders.len() == 1 { left } else { left.min(plan.burst.into()) };
             let at = tally.now();
-            self.write(fleet, plan, leg, count, at);
-            let taken = fleet.send(&self.packets)?;
+            self.write(socket_set, plan, endpoint, count, at);
+            let taken = socket_set.send(&self.packets)?;
             tally.pace.left(at, taken);
             tally.pace.held_back(count - taken);
             if at >= tally.from {
@@ -169,18 +180,18 @@ impl Sender {
         Ok(sent)
     }
 
-    fn write(&mut self, fleet: &Fleet, plan: &Plan, leg: usize, count: u64, at: u64) {
-        let (head, padding) = fleet.head(leg);
-        let stamp_at = if plan.course == Course::Answers { head.len() - STAMP_LEN } else { head.len() };
+    fn write(&mut self, socket_set: &SocketSet, plan: &TrafficPlan, endpoint: usize, count: u64, at: u64) {
+        let (head, padding) = socket_set.head(endpoint);
+        let stamp_at = if plan.kind == TrafficKind::Answers { head.len() - STAMP_LEN } else { head.len() };
         self.packets.clear();
         for _ in 0..count {
-            let number = match plan.course {
-                Course::Answers => self.number,
-                _ => u32::try_from(leg).unwrap_or(u32::MAX),
+            let number = match plan.kind {
+                TrafficKind::Answers => self.number,
+                _ => u32::try_from(endpoint).unwrap_or(u32::MAX),
             };
             self.number = self.number.wrapping_add(1);
-            let stamp = Stamp { tag: plan.tag, number, at }.bytes();
-            let packet = self.packets.push(leg, [head, &[]], plan.size + padding);
+            let stamp = PacketStamp { tag: plan.tag, number, at }.bytes();
+            let packet = self.packets.push(endpoint, [head, &[]], plan.size + padding);
             packet[stamp_at..][..STAMP_LEN].copy_from_slice(&stamp);
         }
     }
@@ -196,17 +207,17 @@ impl Tally<'_> {
     }
 
     /// Counts an arrival; returns whether it goes back.
-    fn arrived(&mut self, leg: usize, at: Instant, payload: &[u8]) -> bool {
+    fn arrived(&mut self, endpoint: usize, at: Instant, payload: &[u8]) -> bool {
         self.arrivals += 1;
         let Some(stamp) = self.read(payload).filter(|stamp| stamp.tag == self.plan.tag) else { return false };
         let sender = stamp.number as usize;
-        let goes_back = self.plan.course == Course::Echo && sender == leg ^ 1;
-        let expected = match self.plan.course {
-            Course::Answers => true,
-            Course::OneWay => sender == leg ^ 1,
-            Course::Echo => sender & !1 == leg & !1,
+        let goes_back = self.plan.kind == TrafficKind::Echo && sender == endpoint ^ 1;
+        let expected = match self.plan.kind {
+            TrafficKind::Answers => true,
+            TrafficKind::OneWay => sender == endpoint ^ 1,
+            TrafficKind::Echo => sender & !1 == endpoint & !1,
         };
-        if !expected || self.plan.course != Course::Answers && payload.len() != self.plan.size {
+        if !expected || self.plan.kind != TrafficKind::Answers && payload.len() != self.plan.size {
             self.outcome.misdelivered += 1;
             return false;
         }
@@ -224,20 +235,20 @@ impl Tally<'_> {
         goes_back
     }
 
-    fn read(&mut self, payload: &[u8]) -> Option<Stamp> {
-        if self.plan.course != Course::Answers {
-            return Stamp::read(payload);
+    fn read(&mut self, payload: &[u8]) -> Option<PacketStamp> {
+        if self.plan.kind != TrafficKind::Answers {
+            return PacketStamp::read(payload);
         }
         let message = Message::parse(payload).ok()?;
         if message.class() == Class::Error {
             self.outcome.refused += 1;
             return None;
         }
-        Stamp::read(&message.transaction().0[4..])
+        PacketStamp::read(&message.transaction().0[4..])
     }
 
     fn progress(&self, now: u64, end: u64) -> Progress {
-        let Outcome { sent, received, .. } = self.outcome;
+        let TrafficOutcome { sent, received, .. } = self.outcome;
         Progress {
             elapsed: Duration::from_nanos(now),
             whole: Duration::from_nanos(end),
@@ -254,37 +265,37 @@ mod tests {
 
     const TAG: u16 = 9;
 
-    fn plan(course: Course) -> Plan {
+    fn plan(kind: TrafficKind) -> TrafficPlan {
         let second = Duration::from_secs(1);
-        Plan {
-            course,
+        TrafficPlan {
+            kind,
             senders: vec![0],
-            drive: Drive::Window(4),
+            mode: LoadMode::Window(4),
             burst: 1,
             size: 20,
-            times: Times { warm_up: second, seconds: second },
+            times: LoadTimes { warm_up: second, seconds: second },
             process: None,
             tag: TAG,
         }
     }
 
-    fn tally(plan: &Plan) -> Tally<'_> {
-        let (epoch, pace) = (time::mono(), Pace::new(plan.drive, plan.burst));
+    fn tally(plan: &TrafficPlan) -> Tally<'_> {
+        let (epoch, pace) = (time::mono(), Pace::new(plan.mode, plan.burst));
         let mut tally =
-            Tally { plan, epoch, pace, from: 100, to: 200, arrivals: 0, outcome: Outcome::default() };
+            Tally { plan, epoch, pace, from: 100, to: 200, arrivals: 0, outcome: TrafficOutcome::default() };
         tally.pace.left(100, 4);
         tally
     }
 
     fn payload(tag: u16, number: u32, at: u64) -> Vec<u8> {
-        let mut payload = Stamp { tag, number, at }.bytes().to_vec();
+        let mut payload = PacketStamp { tag, number, at }.bytes().to_vec();
         payload.resize(20, 0);
         payload
     }
 
     #[test]
     fn a_payload_counts_where_it_belongs_and_is_told_where_it_does_not() {
-        let plan = plan(Course::OneWay);
+        let plan = plan(TrafficKind::OneWay);
         let mut tally = tally(&plan);
         let at = tally.epoch + Duration::from_nanos(150);
         tally.arrived(1, at, &payload(TAG, 0, 110));
@@ -302,7 +313,7 @@ mod tests {
 
     #[test]
     fn what_was_sent_before_or_after_the_time_measured_is_delivered_but_not_received() {
-        let plan = plan(Course::OneWay);
+        let plan = plan(TrafficKind::OneWay);
         let mut tally = tally(&plan);
         let inside = tally.epoch + Duration::from_nanos(150);
         tally.arrived(1, inside, &payload(TAG, 0, 99));
@@ -313,20 +324,20 @@ mod tests {
 
     #[test]
     fn an_echo_is_delivered_twice_and_received_once() {
-        let plan = plan(Course::Echo);
+        let plan = plan(TrafficKind::Echo);
         let mut tally = tally(&plan);
         let at = tally.epoch + Duration::from_nanos(150);
         assert!(tally.arrived(1, at, &payload(TAG, 0, 110)));
         assert!(!tally.arrived(0, at, &payload(TAG, 0, 110)));
-        let Outcome { received, delivered, misdelivered, .. } = tally.outcome;
+        let TrafficOutcome { received, delivered, misdelivered, .. } = tally.outcome;
         assert_eq!((received, delivered, misdelivered), (1, 2, 0));
     }
 
     #[test]
     fn error_responses_are_no_answers() {
-        let plan = plan(Course::Answers);
+        let plan = plan(TrafficKind::Answers);
         let mut tally = tally(&plan);
-        let mut random = Stamp { tag: TAG, number: 5, at: 110 }.bytes();
+        let mut random = PacketStamp { tag: TAG, number: 5, at: 110 }.bytes();
         let answer = |class, random| {
             let id = crate::stun::TransactionId::new(random);
             crate::stun::Builder::new(class, crate::stun::Method::BINDING, id).finish()

@@ -2,39 +2,39 @@
 //! thread.
 //!
 //! [`Load::traffic`], [`Load::search`], [`Load::allocate`], [`Load::signaling`] and [`Load::gateway`] run a load to its end; nothing is printed.
-//! [`client::Client`] is a TURN client without sockets, [`pace`] says when packets leave, [`stamp`] what they carry so that their
+//! [`turn_client::TurnClient`] is a TURN client without sockets, [`pacing`] says when packets leave, [`packet_stamp`] what they carry so that their
 //! arrival is worth something, [`histogram`] keeps latencies in fixed memory. Sends of several packets to one destination leave as
 //! one (GSO), and runs that arrive together are taken as one (GRO).
 
-pub mod client;
 pub mod credentials;
 mod error;
-mod fleet;
 pub mod gateway;
 mod generator;
 pub mod histogram;
 pub mod outcome;
-pub mod pace;
+pub mod pacing;
+pub mod packet_stamp;
 mod packets;
-pub mod part;
 pub mod process;
-pub mod refusal;
+pub mod process_share;
 pub mod report;
+pub mod request_error;
 mod run;
 pub mod search;
 pub mod signaling;
 mod socket;
-pub mod stamp;
+mod socket_set;
 pub mod target;
+pub mod turn_client;
 
-pub use credentials::Credentials;
+pub use credentials::LoadCredentials;
 pub use error::LoadError;
 pub use gateway::{GatewayLoad, GatewayReport};
-pub use outcome::{Made, Outcome};
-pub use pace::Drive;
-pub use part::Part;
+pub use outcome::{AllocationResult, TrafficOutcome};
+pub use pacing::LoadMode;
+pub use process_share::ProcessShare;
 pub use report::{AllocateReport, SearchReport, TrafficReport};
-pub use target::{Target, Transport};
+pub use target::{LoadTransport, Target};
 
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::AtomicBool;
@@ -48,7 +48,7 @@ pub const MOST_CLIENTS: usize = 250_000;
 pub const LARGEST: u16 = 60_000;
 /// How long a load takes.
 #[derive(Debug, Clone, Copy)]
-pub struct Times {
+pub struct LoadTimes {
     /// Before anything is measured; default 1 s.
     pub warm_up: Duration,
     /// While it is measured; default 10 s.
@@ -60,7 +60,7 @@ pub struct Times {
 pub struct Progress {
     /// Since its beginning.
     pub elapsed: Duration,
-    /// Until its end.
+    /// WaitLimit its end.
     pub whole: Duration,
     /// Whether it is not yet measured.
     pub warming_up: bool,
@@ -72,7 +72,7 @@ pub struct Progress {
 
 /// Where a load has got to.
 #[derive(Debug, Clone)]
-pub enum Stage {
+pub enum LoadStage {
     /// So many clients have what they need.
     SettingUp {
         /// How many.
@@ -87,19 +87,19 @@ pub enum Stage {
     /// A search has tried a rate.
     Tried(Trial),
     /// All allocations are there, and not yet given back.
-    Made(Made),
+    AllocationResult(AllocationResult),
 }
 
-/// How the caller holds a load.
-pub struct Reins<'a> {
+/// How the caller controls a running load.
+pub struct RunControl<'a> {
     /// Ends it early.
     pub stop: &'a AtomicBool,
-    /// Where it begins only when told to, after [`Stage::Ready`].
-    pub go: Option<&'a AtomicBool>,
-    /// Where [`AllocateLoad::hold`] ends early.
-    pub enough: &'a AtomicBool,
-    /// Hears where it has got to.
-    pub tell: &'a mut dyn FnMut(Stage),
+    /// If set, the load starts only when this becomes true, after [`LoadStage::Ready`].
+    pub start: Option<&'a AtomicBool>,
+    /// Ends [`AllocateLoad::hold`] early.
+    pub release: &'a AtomicBool,
+    /// Is called at every stage.
+    pub on_stage: &'a mut dyn FnMut(LoadStage),
 }
 
 /// One trial of a search.
@@ -133,7 +133,7 @@ pub enum Traffic {
         sockets: usize,
     },
     /// Payloads through allocations.
-    Relay(Credentials, RelayLoad),
+    Relay(LoadCredentials, RelayLoad),
 }
 
 /// What all loads have in common.
@@ -142,7 +142,7 @@ pub struct Load {
     /// The server.
     pub target: Target,
     /// How long.
-    pub times: Times,
+    pub times: LoadTimes,
     /// A process whose CPU time and memory are reported, such as the server.
     pub pid: Option<u32>,
     /// The processor to run on; default any.
@@ -180,7 +180,7 @@ pub enum Peers {
 pub struct RelayLoad {
     /// Clients with an allocation each; made even where they are each other's peers.
     pub allocations: usize,
-    /// Bytes of each payload, from [`stamp::STAMP_LEN`] to [`LARGEST`].
+    /// Bytes of each payload, from [`packet_stamp::STAMP_LEN`] to [`LARGEST`].
     pub size: u16,
     /// Who sends.
     pub direction: Direction,
@@ -206,7 +206,7 @@ pub struct AllocateLoad {
 impl Traffic {
     /// Returns what one part of the load's processes does.
     #[must_use]
-    pub fn part(&self, part: Part) -> Self {
+    pub fn part(&self, part: ProcessShare) -> Self {
         match self {
             Self::Binding { sockets } => Self::Binding { sockets: part.share_of(*sockets) },
             Self::Relay(credentials, load) => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// What became of packets.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Outcome {
+pub struct TrafficOutcome {
     /// The time measured.
     pub elapsed: Duration,
     /// Packets that left in it.
@@ -33,7 +33,7 @@ pub struct Outcome {
     pub segmentation: bool,
 }
 
-impl Outcome {
+impl TrafficOutcome {
     /// Adds what came of another part of the same load, at the same time.
     pub fn merge(&mut self, other: &Self) {
         self.elapsed = self.elapsed.max(other.elapsed);
@@ -61,7 +61,7 @@ impl Outcome {
 
 /// What became of allocations.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Made {
+pub struct AllocationResult {
     /// How many there are.
     pub count: usize,
     /// From the first request to the last success.
@@ -74,8 +74,8 @@ pub struct Made {
     pub used: Option<(Duration, i64)>,
 }
 
-impl Made {
-    /// Returns what [`Made::used`] is, by the CPU time in ns and the resident bytes before and after.
+impl AllocationResult {
+    /// Returns what [`AllocationResult::used`] is, by the CPU time in ns and the resident bytes before and after.
     #[must_use]
     pub fn used_between(before: (u64, u64), after: (u64, u64)) -> (Duration, i64) {
         let grown = i64::try_from(i128::from(after.1) - i128::from(before.1)).unwrap_or(0);
@@ -96,8 +96,9 @@ impl Made {
 mod tests {
     use super::*;
 
-    fn outcome(sent: u64, seconds: u64, latencies: impl Iterator<Item = u64>) -> Outcome {
-        let mut outcome = Outcome { elapsed: Duration::from_secs(seconds), sent, ..Outcome::default() };
+    fn outcome(sent: u64, seconds: u64, latencies: impl Iterator<Item = u64>) -> TrafficOutcome {
+        let mut outcome =
+            TrafficOutcome { elapsed: Duration::from_secs(seconds), sent, ..TrafficOutcome::default() };
         for ns in latencies {
             outcome.latency.record(ns);
             outcome.received += 1;
@@ -119,16 +120,16 @@ mod tests {
 
     #[test]
     fn what_could_not_leave_is_missing_too() {
-        let outcome = Outcome { held_back: 1, left_out: 1, ..outcome(8, 1, 0..8) };
+        let outcome = TrafficOutcome { held_back: 1, left_out: 1, ..outcome(8, 1, 0..8) };
         assert_eq!(outcome.shortfall(), 20.0);
-        assert_eq!(Outcome::default().shortfall(), 100.0);
+        assert_eq!(TrafficOutcome::default().shortfall(), 100.0);
     }
 
     #[test]
     fn outcomes_cross_a_pipe_as_they_are() {
         let outcome = outcome(7, 1, [3, 300, 30_000, u64::MAX].into_iter());
         let text = serde_json::to_string(&outcome).unwrap();
-        assert_eq!(serde_json::from_str::<Outcome>(&text).unwrap(), outcome);
+        assert_eq!(serde_json::from_str::<TrafficOutcome>(&text).unwrap(), outcome);
         assert!(serde_json::from_str::<Histogram>("{\"counts\":[[99999999,1]],\"longest\":1}").is_err());
     }
 }

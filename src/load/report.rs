@@ -1,12 +1,12 @@
 //! What a load has found out, in numbers.
 
 use super::histogram::Histogram;
-use super::outcome::{Made, Outcome};
-use super::{AllocateLoad, Direction, Drive, Load, Peers, RelayLoad, SearchLoad, Traffic, Trial};
+use super::outcome::{AllocationResult, TrafficOutcome};
+use super::{AllocateLoad, Direction, Load, LoadMode, Peers, RelayLoad, SearchLoad, Traffic, Trial};
 use serde::Serialize;
 use std::time::Duration;
 
-/// Times from before a packet's sending call to after the receiving one, in µs.
+/// LoadTimes from before a packet's sending call to after the receiving one, in µs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Latency {
     /// What half of the packets did not exceed.
@@ -151,9 +151,15 @@ impl Cpu {
 impl TrafficReport {
     /// Makes the report of a load that ran in `processes`.
     #[must_use]
-    pub fn new(load: &Load, traffic: &Traffic, drive: Drive, processes: usize, outcome: &Outcome) -> Self {
+    pub fn new(
+        load: &Load,
+        traffic: &Traffic,
+        mode: LoadMode,
+        processes: usize,
+        outcome: &TrafficOutcome,
+    ) -> Self {
         let lost = outcome.sent.saturating_sub(outcome.received);
-        let (rate, window) = drive.settings();
+        let (rate, window) = mode.settings();
         let elapsed = outcome.elapsed;
         let packets_per_second = per(outcome.delivered as f64, elapsed.as_secs_f64());
         let relayed = Relayed::of(traffic);
@@ -177,7 +183,7 @@ impl TrafficReport {
             refused: outcome.refused,
             held_back: outcome.held_back,
             left_out: outcome.left_out,
-            segmentation: outcome.segmentation && load.target.transport() == super::Transport::Udp,
+            segmentation: outcome.segmentation && load.target.transport() == super::LoadTransport::Udp,
             server_cpu: outcome.server_cpu.map(|used| Cpu::of(used, outcome.delivered, elapsed)),
             own_cpu: Cpu::of(outcome.own_cpu, outcome.delivered, elapsed),
         }
@@ -264,7 +270,7 @@ impl SearchReport {
 impl AllocateReport {
     /// Makes the report of what `processes` have made.
     #[must_use]
-    pub fn new(load: &Load, what: AllocateLoad, processes: usize, made: &Made) -> Self {
+    pub fn new(load: &Load, what: AllocateLoad, processes: usize, made: &AllocationResult) -> Self {
         let (count, elapsed) = (made.count as f64, made.elapsed);
         Self {
             mode: "allocate",

@@ -1,18 +1,18 @@
 //! Runs loads: sets clients up, lets the generator go, and gives back what was taken.
 
-use super::client::{Client, Login};
-use super::credentials::Credentials;
+use super::credentials::LoadCredentials;
 use super::error::LoadError;
-use super::fleet::{Fleet, Sharing, Until};
-use super::generator::{self, Course, Plan};
+use super::generator::{self, TrafficKind, TrafficPlan};
 use super::histogram::Histogram;
-use super::outcome::{Made, Outcome};
+use super::outcome::{AllocationResult, TrafficOutcome};
 use super::process::{self, Process};
 use super::report::{SearchReport, TrafficReport};
 use super::search::Search;
+use super::socket_set::{SocketSet, SocketSharing, WaitLimit};
+use super::turn_client::{ClientSettings, TurnClient};
 use super::{
-    AllocateLoad, Direction, Drive, LARGEST, LONGEST, Load, MOST_CLIENTS, Peers, Reins, RelayLoad,
-    SearchLoad, Stage, Times, Traffic, Transport, Trial, stamp,
+    AllocateLoad, Direction, LARGEST, LONGEST, Load, LoadMode, LoadStage, LoadTimes, LoadTransport,
+    MOST_CLIENTS, Peers, RelayLoad, RunControl, SearchLoad, Traffic, Trial, packet_stamp,
 };
 use crate::net::time;
 use crate::stun::{Builder, Class, Method, TransactionId};
@@ -47,11 +47,11 @@ impl Load {
     pub fn traffic(
         &self,
         traffic: &Traffic,
-        drive: Drive,
-        reins: &mut Reins<'_>,
-    ) -> Result<Outcome, LoadError> {
-        check_drive(drive)?;
-        self.on_stage(traffic, drive, reins, generator::run)
+        mode: LoadMode,
+        control: &mut RunControl<'_>,
+    ) -> Result<TrafficOutcome, LoadError> {
+        check_mode(mode)?;
+        self.with_setup(traffic, mode, control, generator::run)
     }
 
     /// Looks for the highest rate at which hardly anything is lost, and measures latency at half of it.
@@ -62,7 +62,7 @@ impl Load {
         &self,
         traffic: &Traffic,
         search: SearchLoad,
-        reins: &mut Reins<'_>,
+        control: &mut RunControl<'_>,
     ) -> Result<SearchReport, LoadError> {
         if !(0.0..100.0).contains(&search.max_loss_percent) {
             return Err(LoadError::Setting { what: "--search", rule: "0 to 99 percent" });
@@ -70,25 +70,27 @@ impl Load {
         if !(Duration::from_millis(100)..=Duration::from_secs(60)).contains(&search.trial) {
             return Err(LoadError::Setting { what: "--trial", rule: "0.1 to 60 seconds" });
         }
-        let drive = Drive::Window(GUESS_WINDOW);
-        let found = self.on_stage(traffic, drive, reins, |fleet, plan, reins| {
-            let mut plan =
-                Plan { times: Times { warm_up: TRIAL_WARM_UP, seconds: search.trial }, ..plan.clone() };
-            let trials = seek(fleet, &mut plan, search, reins)?;
+        let mode = LoadMode::Window(GUESS_WINDOW);
+        let found = self.with_setup(traffic, mode, control, |socket_set, plan, control| {
+            let mut plan = TrafficPlan {
+                times: LoadTimes { warm_up: TRIAL_WARM_UP, seconds: search.trial },
+                ..plan.clone()
+            };
+            let trials = search_rate(socket_set, &mut plan, search, control)?;
             let highest = trials.iter().filter(|trial| trial.borne).map(|trial| trial.rate).max();
             let half = match highest.filter(|rate| *rate > 1) {
                 None => None,
                 Some(rate) => {
-                    plan.drive = Drive::Rate(rate / 2);
+                    plan.mode = LoadMode::Rate(rate / 2);
                     plan.times = self.times;
                     plan.tag = plan.tag.wrapping_add(1);
-                    Some((plan.drive, generator::run(fleet, &plan, reins)?))
+                    Some((plan.mode, generator::run(socket_set, &plan, control)?))
                 }
             };
             Ok((trials, half))
         });
         let (trials, half) = found?;
-        let half = half.map(|(drive, outcome)| TrafficReport::new(self, traffic, drive, 1, &outcome));
+        let half = half.map(|(mode, outcome)| TrafficReport::new(self, traffic, mode, 1, &outcome));
         Ok(SearchReport::new(self, traffic, search, trials, half))
     }
 
@@ -98,62 +100,63 @@ impl Load {
     /// What failed, and what to do about it.
     pub fn allocate(
         &self,
-        credentials: Credentials,
+        credentials: LoadCredentials,
         load: AllocateLoad,
-        reins: &mut Reins<'_>,
-    ) -> Result<Made, LoadError> {
+        control: &mut RunControl<'_>,
+    ) -> Result<AllocationResult, LoadError> {
         within("--count", load.count, MOST_CLIENTS, "1 to 250000")?;
         within("--concurrency", load.concurrency, MOST_CLIENTS, "1 to 250000")?;
         let process = self.begin()?;
-        let mut fleet = self.fleet()?;
-        self.open_clients(&mut fleet, credentials, load.count)?;
-        await_go(&mut fleet, reins)?;
-        let legs: Vec<usize> = (0..load.count).collect();
+        let mut socket_set = self.socket_set()?;
+        self.open_clients(&mut socket_set, credentials, load.count)?;
+        await_start(&mut socket_set, control)?;
+        let endpoints: Vec<usize> = (0..load.count).collect();
         let before = self.used(process.as_ref())?;
         let own_before = Process::own().cpu_ns()?;
         let began = time::mono();
         let mut latency = Histogram::default();
-        let until = Until { stop: reins.stop, deadline: Some(began + LONGEST) };
-        let allocate = |_: usize, client: &mut Client, now: Instant| client.allocate(now);
-        let mut done = Telling::new(load.count);
-        let settled = fleet.settle(&legs, load.concurrency, until, allocate, |took| {
+        let until = WaitLimit { stop: control.stop, deadline: Some(began + LONGEST) };
+        let allocate = |_: usize, client: &mut TurnClient, now: Instant| client.allocate(now);
+        let mut done = ProgressReporter::new(load.count);
+        let settled = socket_set.run_requests(&endpoints, load.concurrency, until, allocate, |took| {
             latency.record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
-            done.one_more(reins.tell);
+            done.one_more(control.on_stage);
         });
         let elapsed = time::mono() - began;
         let own_cpu = Duration::from_nanos(Process::own().cpu_ns()?.saturating_sub(own_before));
         let after = self.used(process.as_ref());
         let made = settled.and_then(|()| {
-            let used = before.zip(after?).map(|(before, after)| Made::used_between(before, after));
-            Ok(Made { count: load.count, elapsed, latency, own_cpu, used })
+            let used =
+                before.zip(after?).map(|(before, after)| AllocationResult::used_between(before, after));
+            Ok(AllocationResult { count: load.count, elapsed, latency, own_cpu, used })
         });
         let held = made.and_then(|made| {
-            (reins.tell)(Stage::Made(made.clone()));
+            (control.on_stage)(LoadStage::AllocationResult(made.clone()));
             if load.hold {
-                let until = Until { stop: reins.enough, deadline: Some(began + self.times.seconds) };
-                fleet.hold(until, Some(reins.stop))?;
+                let until = WaitLimit { stop: control.release, deadline: Some(began + self.times.seconds) };
+                socket_set.keep_alive(until, Some(control.stop))?;
             }
             Ok(made)
         });
-        fleet.release();
+        socket_set.release();
         held
     }
 
-    /// Sets up what `traffic` needs, lets `act` use it, and gives it back.
-    fn on_stage<T>(
+    /// Sets up what `traffic` needs, lets `run` use it, and gives it back.
+    fn with_setup<T>(
         &self,
         traffic: &Traffic,
-        drive: Drive,
-        reins: &mut Reins<'_>,
-        act: impl FnOnce(&mut Fleet, &Plan, &mut Reins<'_>) -> Result<T, LoadError>,
+        mode: LoadMode,
+        control: &mut RunControl<'_>,
+        run: impl FnOnce(&mut SocketSet, &TrafficPlan, &mut RunControl<'_>) -> Result<T, LoadError>,
     ) -> Result<T, LoadError> {
         check(traffic)?;
         let process = self.begin()?;
-        let mut fleet = self.fleet()?;
-        let mut plan = Plan {
-            course: Course::Answers,
+        let mut socket_set = self.socket_set()?;
+        let mut plan = TrafficPlan {
+            kind: TrafficKind::Answers,
             senders: Vec::new(),
-            drive,
+            mode,
             burst: 1,
             size: 0,
             times: self.times,
@@ -161,22 +164,28 @@ impl Load {
             tag: rng().random(),
         };
         let ready = match traffic {
-            Traffic::Binding { sockets } => self.prepare_binding(&mut fleet, *sockets, &mut plan),
+            Traffic::Binding { sockets } => self.prepare_binding(&mut socket_set, *sockets, &mut plan),
             Traffic::Relay(credentials, load) => {
-                self.prepare_relay(&mut fleet, (credentials, load), &mut plan, reins)
+                self.prepare_relay(&mut socket_set, (credentials, load), &mut plan, control)
             }
         };
-        let outcome =
-            ready.and_then(|()| await_go(&mut fleet, reins)).and_then(|()| act(&mut fleet, &plan, reins));
-        fleet.release();
+        let outcome = ready
+            .and_then(|()| await_start(&mut socket_set, control))
+            .and_then(|()| run(&mut socket_set, &plan, control));
+        socket_set.release();
         outcome
     }
 
-    fn prepare_binding(&self, fleet: &mut Fleet, sockets: usize, plan: &mut Plan) -> Result<(), LoadError> {
+    fn prepare_binding(
+        &self,
+        socket_set: &mut SocketSet,
+        sockets: usize,
+        plan: &mut TrafficPlan,
+    ) -> Result<(), LoadError> {
         let request = Builder::new(Class::Request, Method::BINDING, TransactionId::new([0; 12])).finish();
         for _ in 0..sockets {
-            let leg = fleet.open(None)?;
-            fleet.put_in_front(leg, request.clone());
+            let endpoint = socket_set.open(None)?;
+            socket_set.set_header(endpoint, request.clone());
         }
         plan.senders = (0..sockets).collect();
         Ok(())
@@ -184,19 +193,19 @@ impl Load {
 
     fn prepare_relay(
         &self,
-        fleet: &mut Fleet,
-        (credentials, load): (&Credentials, &RelayLoad),
-        plan: &mut Plan,
-        reins: &mut Reins<'_>,
+        socket_set: &mut SocketSet,
+        (credentials, load): (&LoadCredentials, &RelayLoad),
+        plan: &mut TrafficPlan,
+        control: &mut RunControl<'_>,
     ) -> Result<(), LoadError> {
-        let flows = self.set_up(fleet, credentials, load, reins)?;
+        let flows = self.set_up(socket_set, credentials, load, control)?;
         let ups = (0..flows).map(|flow| 2 * flow);
         plan.senders = match load.direction {
             Direction::Up | Direction::Echo => ups.collect(),
-            Direction::Down => ups.map(|leg| leg + 1).collect(),
+            Direction::Down => ups.map(|endpoint| endpoint + 1).collect(),
             Direction::Both => (0..2 * flows).collect(),
         };
-        plan.course = if load.direction == Direction::Echo { Course::Echo } else { Course::OneWay };
+        plan.kind = if load.direction == Direction::Echo { TrafficKind::Echo } else { TrafficKind::OneWay };
         (plan.burst, plan.size) = (load.burst, load.size.into());
         Ok(())
     }
@@ -215,9 +224,9 @@ impl Load {
         watched.transpose()
     }
 
-    fn fleet(&self) -> Result<Fleet, LoadError> {
-        let sharing = if self.own_sockets { Sharing::Never } else { Sharing::OnLoopback };
-        Ok(Fleet::new(self.target, sharing, self.segmentation)?)
+    fn socket_set(&self) -> Result<SocketSet, LoadError> {
+        let sharing = if self.own_sockets { SocketSharing::Never } else { SocketSharing::OnLoopback };
+        Ok(SocketSet::new(self.target, sharing, self.segmentation)?)
     }
 
     /// What the watched process has used until now: CPU time in ns, and resident bytes.
@@ -226,24 +235,24 @@ impl Load {
         used.transpose().map_err(|source| LoadError::Process { pid: self.pid.unwrap_or(0), source })
     }
 
-    fn login(&self, credentials: Credentials) -> Login {
-        Login {
+    fn settings(&self, credentials: LoadCredentials) -> ClientSettings {
+        ClientSettings {
             credentials: Arc::new(credentials),
-            stream: self.target.transport() == Transport::Tcp,
+            stream: self.target.transport() == LoadTransport::Tcp,
             v6: self.target.address().ip().to_canonical().is_ipv6(),
         }
     }
 
     fn open_clients(
         &self,
-        fleet: &mut Fleet,
-        credentials: Credentials,
+        socket_set: &mut SocketSet,
+        credentials: LoadCredentials,
         count: usize,
     ) -> Result<(), LoadError> {
-        let login = self.login(credentials);
+        let settings = self.settings(credentials);
         let mut rng = rng();
         for _ in 0..count {
-            fleet.open(Some((login.clone(), rng.random())))?;
+            socket_set.open(Some((settings.clone(), rng.random())))?;
         }
         Ok(())
     }
@@ -251,60 +260,60 @@ impl Load {
     /// Opens the flows of a relay load and lets both ends of each know the other; returns how many there are.
     fn set_up(
         &self,
-        fleet: &mut Fleet,
-        credentials: &Credentials,
+        socket_set: &mut SocketSet,
+        credentials: &LoadCredentials,
         load: &RelayLoad,
-        reins: &mut Reins<'_>,
+        control: &mut RunControl<'_>,
     ) -> Result<usize, LoadError> {
-        let until = Until { stop: reins.stop, deadline: Some(time::mono() + LONGEST) };
+        let until = WaitLimit { stop: control.stop, deadline: Some(time::mono() + LONGEST) };
         let flows = match load.peers {
             Peers::Sockets => load.allocations,
             Peers::Clients => load.allocations.div_ceil(2),
         };
-        // Each leg's other end, as the server names it.
+        // Each endpoint's other end, as the server names it.
         let mut others = vec![None; 2 * flows];
-        let clients = self.open_flows(fleet, credentials, load, &mut others)?;
-        let mut done = Telling::new(2 * clients.len());
-        let allocate = |_: usize, client: &mut Client, now: Instant| client.allocate(now);
-        fleet.settle(&clients, AT_A_TIME, until, allocate, |_| done.one_more(reins.tell))?;
-        for leg in &clients {
-            others[leg ^ 1] = fleet.relayed(*leg);
+        let clients = self.open_flows(socket_set, credentials, load, &mut others)?;
+        let mut done = ProgressReporter::new(2 * clients.len());
+        let allocate = |_: usize, client: &mut TurnClient, now: Instant| client.allocate(now);
+        socket_set.run_requests(&clients, AT_A_TIME, until, allocate, |_| done.one_more(control.on_stage))?;
+        for endpoint in &clients {
+            others[endpoint ^ 1] = socket_set.relayed(*endpoint);
         }
-        for (leg, other) in others.iter().enumerate() {
+        for (endpoint, other) in others.iter().enumerate() {
             let Some(other) = *other else { continue };
-            if clients.binary_search(&leg).is_ok() {
-                fleet.wrap(leg, other, load.size, load.indications);
+            if clients.binary_search(&endpoint).is_ok() {
+                socket_set.set_framing(endpoint, other, load.size, load.indications);
             } else {
-                fleet.aim(leg, other);
+                socket_set.set_destination(endpoint, other);
             }
         }
-        let reach = |leg: usize, client: &mut Client, now: Instant| {
-            if let Some(other) = others[leg] {
+        let reach = |endpoint: usize, client: &mut TurnClient, now: Instant| {
+            if let Some(other) = others[endpoint] {
                 client.reach(now, other, !load.indications);
             }
         };
-        fleet.settle(&clients, AT_A_TIME, until, reach, |_| done.one_more(reins.tell))?;
+        socket_set.run_requests(&clients, AT_A_TIME, until, reach, |_| done.one_more(control.on_stage))?;
         Ok(flows)
     }
 
-    /// Opens both ends of each flow; returns the legs of clients, and tells `others` where peers are.
+    /// Opens both ends of each flow; returns the endpoints of clients, and tells `others` where peers are.
     fn open_flows(
         &self,
-        fleet: &mut Fleet,
-        credentials: &Credentials,
+        socket_set: &mut SocketSet,
+        credentials: &LoadCredentials,
         load: &RelayLoad,
         others: &mut [Option<std::net::SocketAddr>],
     ) -> Result<Vec<usize>, LoadError> {
-        let login = self.login(credentials.clone());
+        let settings = self.settings(credentials.clone());
         let mut rng = rng();
         let mut clients = Vec::new();
         for _ in 0..others.len() / 2 {
-            clients.push(fleet.open(Some((login.clone(), rng.random())))?);
+            clients.push(socket_set.open(Some((settings.clone(), rng.random())))?);
             if load.peers == Peers::Sockets {
-                let (leg, address) = fleet.open_peer()?;
-                others[leg ^ 1] = Some(address);
+                let (endpoint, address) = socket_set.open_peer()?;
+                others[endpoint ^ 1] = Some(address);
             } else {
-                clients.push(fleet.open(Some((login.clone(), rng.random())))?);
+                clients.push(socket_set.open(Some((settings.clone(), rng.random())))?);
             }
         }
         Ok(clients)
@@ -312,28 +321,28 @@ impl Load {
 }
 
 /// Tries rates until the highest is known.
-fn seek(
-    fleet: &mut Fleet,
-    plan: &mut Plan,
+fn search_rate(
+    socket_set: &mut SocketSet,
+    plan: &mut TrafficPlan,
     search: SearchLoad,
-    reins: &mut Reins<'_>,
+    control: &mut RunControl<'_>,
 ) -> Result<Vec<Trial>, LoadError> {
-    let guess = generator::run(fleet, plan, reins)?;
+    let guess = generator::run(socket_set, plan, control)?;
     let each = guess.received as f64 / guess.elapsed.as_secs_f64().max(0.001);
     let mut seeking = Search::new(each as u64, HIGHEST_RATE);
     let mut trials = Vec::new();
     while let Some(rate) = seeking.next() {
-        plan.drive = Drive::Rate(rate);
+        plan.mode = LoadMode::Rate(rate);
         plan.tag = plan.tag.wrapping_add(1);
-        let outcome = generator::run(fleet, plan, reins)?;
-        if reins.stop.load(std::sync::atomic::Ordering::Relaxed) {
+        let outcome = generator::run(socket_set, plan, control)?;
+        if control.stop.load(std::sync::atomic::Ordering::Relaxed) {
             return Err(LoadError::Interrupted);
         }
         let loss_percent = outcome.shortfall();
         let borne = loss_percent <= search.max_loss_percent;
         let left_out = outcome.left_out + outcome.held_back > 0;
         let trial = Trial { rate, loss_percent, borne, left_out };
-        (reins.tell)(Stage::Tried(trial));
+        (control.on_stage)(LoadStage::Tried(trial));
         trials.push(trial);
         seeking.tell(borne);
     }
@@ -341,28 +350,28 @@ fn seek(
 }
 
 /// Says that all is ready, and waits for the word, while clients keep what they have.
-fn await_go(fleet: &mut Fleet, reins: &mut Reins<'_>) -> Result<(), LoadError> {
-    (reins.tell)(Stage::Ready);
-    let Some(go) = reins.go else { return Ok(()) };
-    fleet.hold(Until { stop: go, deadline: None }, Some(reins.stop))?;
-    if reins.stop.load(std::sync::atomic::Ordering::Relaxed) { Err(LoadError::Interrupted) } else { Ok(()) }
+fn await_start(socket_set: &mut SocketSet, control: &mut RunControl<'_>) -> Result<(), LoadError> {
+    (control.on_stage)(LoadStage::Ready);
+    let Some(go) = control.start else { return Ok(()) };
+    socket_set.keep_alive(WaitLimit { stop: go, deadline: None }, Some(control.stop))?;
+    if control.stop.load(std::sync::atomic::Ordering::Relaxed) { Err(LoadError::Interrupted) } else { Ok(()) }
 }
 
 /// Tells of progress a hundred times at most.
-pub(super) struct Telling {
+pub(super) struct ProgressReporter {
     done: usize,
     of: usize,
 }
 
-impl Telling {
+impl ProgressReporter {
     pub(super) fn new(of: usize) -> Self {
         Self { done: 0, of }
     }
 
-    pub(super) fn one_more(&mut self, tell: &mut dyn FnMut(Stage)) {
+    pub(super) fn one_more(&mut self, tell: &mut dyn FnMut(LoadStage)) {
         self.done += 1;
         if self.done.is_multiple_of((self.of / 100).max(1)) {
-            tell(Stage::SettingUp { done: self.done, of: self.of });
+            tell(LoadStage::SettingUp { done: self.done, of: self.of });
         }
     }
 }
@@ -374,19 +383,19 @@ fn check(traffic: &Traffic) -> Result<(), LoadError> {
     };
     within("--allocations", load.allocations, MOST_CLIENTS, "1 to 250000")?;
     within("--burst", load.burst as usize, 1024, "1 to 1024")?;
-    if !(stamp::STAMP_LEN..=usize::from(LARGEST)).contains(&usize::from(load.size)) {
+    if !(packet_stamp::STAMP_LEN..=usize::from(LARGEST)).contains(&usize::from(load.size)) {
         return Err(LoadError::Setting { what: "--size", rule: "12 to 60000 bytes" });
     }
     Ok(())
 }
 
-pub(super) fn check_drive(drive: Drive) -> Result<(), LoadError> {
-    match drive {
-        Drive::Rate(rate) => {
+pub(super) fn check_mode(mode: LoadMode) -> Result<(), LoadError> {
+    match mode {
+        LoadMode::Rate(rate) => {
             let rule = "1 to 100000000 packets a second";
             within("--rate", usize::try_from(rate).unwrap_or(usize::MAX), 100_000_000, rule)
         }
-        Drive::Window(window) => within("--window", window as usize, 1_000_000, "1 to 1000000 packets"),
+        LoadMode::Window(window) => within("--window", window as usize, 1_000_000, "1 to 1000000 packets"),
     }
 }
 

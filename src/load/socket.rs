@@ -1,9 +1,9 @@
 //! Sockets that send and receive in runs: UDP with GSO and GRO, TCP with whatever fits.
 //!
-//! On IPv4 loopback one socket serves many ends: each has an address of 127.0.0.0/8 of its own, which packets leave from and arrive at,
+//! On IPv4 loopback one socket serves many endpoints: each has an address of 127.0.0.0/8 of its own, which packets leave from and arrive at,
 //! so that the server sees as many 5-tuples as ever and one receiving call takes what came for all of them.
 
-use super::target::{Target, Transport};
+use super::target::{LoadTransport, Target};
 use crate::net::time;
 use crate::turn_server::wire;
 use nix::errno::Errno;
@@ -20,12 +20,12 @@ use std::time::{Duration, Instant};
 
 /// Kernel buffer of a socket, in each direction: a server may answer in larger bursts than the default holds.
 const BUFFER: usize = 1 << 20;
-/// The same of a socket that serves many ends.
-const WIDE_BUFFER: usize = 8 << 20;
-/// How many ends share a socket.
-pub(super) const ENDS: usize = 128;
-/// The address of a shared socket's first end; the others follow it.
-const FIRST_END: u32 = 0x7F4D_0001;
+/// The same of a socket that serves many endpoints.
+const SHARED_BUFFER: usize = 8 << 20;
+/// How many endpoints share a socket.
+pub(super) const ENDPOINTS_PER_SOCKET: usize = 128;
+/// The address of a shared socket's first index; the others follow it.
+const FIRST_ADDRESS: u32 = 0x7F4D_0001;
 const MAX_DATAGRAM: usize = 65_535;
 /// Most buffers of one receiving call, and how many are offered while little comes.
 const MOST_BUFFERS: usize = 32;
@@ -43,13 +43,13 @@ pub(super) struct Segmentation(pub(super) bool);
 
 /// Packets of one size, for one destination, in a row.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Run<'a> {
+pub(super) struct PacketRun<'a> {
     pub(super) bytes: &'a [u8],
     /// Bytes of each packet.
     pub(super) stride: usize,
 }
 
-impl Run<'_> {
+impl PacketRun<'_> {
     pub(super) fn count(&self) -> usize {
         self.bytes.len() / self.stride.max(1)
     }
@@ -58,44 +58,44 @@ impl Run<'_> {
 /// Where packets leave from and go to.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Route {
-    /// The end of a shared socket; 0 elsewhere.
-    pub(super) end: usize,
+    /// The index of a shared socket; 0 elsewhere.
+    pub(super) index: usize,
     /// `None` on sockets that are connected.
     pub(super) to: Option<SocketAddr>,
 }
 
 /// What packets leave from and arrive at.
 #[derive(Debug)]
-pub(super) enum Door {
-    /// One end.
-    Datagrams(UdpSocket),
-    /// Up to [`ENDS`].
-    Shared(UdpSocket),
-    /// One end.
-    Stream(Stream),
+pub(super) enum LoadSocket {
+    /// One index.
+    Udp(UdpSocket),
+    /// Up to [`ENDPOINTS_PER_SOCKET`].
+    SharedUdp(UdpSocket),
+    /// One index.
+    Tcp(FramedTcp),
 }
 
 #[derive(Debug)]
-pub(super) struct Stream {
+pub(super) struct FramedTcp {
     stream: TcpStream,
     inbox: Vec<u8>,
     outbox: Vec<u8>,
 }
 
-impl Door {
+impl LoadSocket {
     /// Opens the way of one client to the server.
-    pub(super) fn to(target: Target) -> io::Result<Self> {
+    pub(super) fn connect(target: Target) -> io::Result<Self> {
         match target.transport() {
-            Transport::Udp => {
+            LoadTransport::Udp => {
                 let socket = datagrams(target.address(), BUFFER)?;
                 socket.connect(target.address())?;
-                Ok(Self::Datagrams(socket))
+                Ok(Self::Udp(socket))
             }
-            Transport::Tcp => {
+            LoadTransport::Tcp => {
                 let stream = TcpStream::connect_timeout(&target.address(), CONNECT_TIME)?;
                 stream.set_nodelay(true)?;
                 stream.set_nonblocking(true)?;
-                Ok(Self::Stream(Stream { stream, inbox: Vec::new(), outbox: Vec::new() }))
+                Ok(Self::Tcp(FramedTcp { stream, inbox: Vec::new(), outbox: Vec::new() }))
             }
         }
     }
@@ -104,35 +104,37 @@ impl Door {
     pub(super) fn peer(ip: IpAddr) -> io::Result<Self> {
         let socket = datagrams(SocketAddr::new(ip, 0), BUFFER)?;
         socket2::SockRef::from(&socket).bind(&SocketAddr::new(ip, 0).into())?;
-        Ok(Self::Datagrams(socket))
+        Ok(Self::Udp(socket))
     }
 
-    /// Opens a socket for many ends on loopback. Where all of them send to the server alone, `hears_errors`: that nobody is there
+    /// Opens a socket for many endpoints on loopback. Where all of them send to the server alone, `reports_errors`: that nobody is there
     /// is an error of the socket then.
-    pub(super) fn shared(hears_errors: bool) -> io::Result<Self> {
+    pub(super) fn shared(reports_errors: bool) -> io::Result<Self> {
         let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-        let socket = datagrams(any, WIDE_BUFFER)?;
+        let socket = datagrams(any, SHARED_BUFFER)?;
         setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
-        if hears_errors {
+        if reports_errors {
             setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
         }
         socket2::SockRef::from(&socket).bind(&any.into())?;
-        Ok(Self::Shared(socket))
+        Ok(Self::SharedUdp(socket))
     }
 
     pub(super) fn descriptor(&self) -> RawFd {
         match self {
-            Self::Datagrams(socket) | Self::Shared(socket) => socket.as_raw_fd(),
-            Self::Stream(stream) => stream.stream.as_raw_fd(),
+            Self::Udp(socket) | Self::SharedUdp(socket) => socket.as_raw_fd(),
+            Self::Tcp(stream) => stream.stream.as_raw_fd(),
         }
     }
 
-    /// Returns the address of an end.
-    pub(super) fn local_addr(&self, end: usize) -> io::Result<SocketAddr> {
+    /// Returns the address of an index.
+    pub(super) fn local_addr(&self, index: usize) -> io::Result<SocketAddr> {
         match self {
-            Self::Datagrams(socket) => socket.local_addr(),
-            Self::Shared(socket) => Ok(SocketAddr::new(address_of(end).into(), socket.local_addr()?.port())),
-            Self::Stream(stream) => stream.stream.local_addr(),
+            Self::Udp(socket) => socket.local_addr(),
+            Self::SharedUdp(socket) => {
+                Ok(SocketAddr::new(address_of(index).into(), socket.local_addr()?.port()))
+            }
+            Self::Tcp(stream) => stream.stream.local_addr(),
         }
     }
 
@@ -140,30 +142,30 @@ impl Door {
     pub(super) fn send(
         &mut self,
         route: Route,
-        run: Run<'_>,
+        run: PacketRun<'_>,
         segmentation: &mut Segmentation,
     ) -> io::Result<usize> {
         match self {
-            Self::Datagrams(socket) => in_pieces(run, segmentation, |run, segmentation| {
-                send_alone(socket, route.to, run, segmentation)
+            Self::Udp(socket) => in_pieces(run, segmentation, |run, segmentation| {
+                send_from_own(socket, route.to, run, segmentation)
             }),
-            Self::Shared(socket) => in_pieces(run, segmentation, |run, segmentation| {
+            Self::SharedUdp(socket) => in_pieces(run, segmentation, |run, segmentation| {
                 send_shared(socket.as_raw_fd(), route, run, segmentation)
             }),
-            Self::Stream(stream) if stream.outbox.len() >= MOST_WAITING => Ok(0),
-            Self::Stream(stream) => stream.send(run.bytes).map(|()| run.count()),
+            Self::Tcp(stream) if stream.outbox.len() >= MOST_WAITING => Ok(0),
+            Self::Tcp(stream) => stream.send(run.bytes).map(|()| run.count()),
         }
     }
 
     /// Sends what had to wait.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Datagrams(_) | Self::Shared(_) => Ok(()),
-            Self::Stream(stream) => stream.flush(),
+            Self::Udp(_) | Self::SharedUdp(_) => Ok(()),
+            Self::Tcp(stream) => stream.flush(),
         }
     }
 
-    /// Receives once, and hands every message to `each` with the moment after the call and the end it is for. Returns whether
+    /// Receives once, and hands every message to `each` with the moment after the call and the index it is for. Returns whether
     /// nothing more waits.
     pub(super) fn receive(
         &mut self,
@@ -171,23 +173,23 @@ impl Door {
         mut each: impl FnMut(Instant, usize, &[u8]),
     ) -> io::Result<bool> {
         match self {
-            Self::Datagrams(socket) | Self::Shared(socket) => {
+            Self::Udp(socket) | Self::SharedUdp(socket) => {
                 match batch.fill(socket.as_raw_fd()) {
                     Err(Errno::EAGAIN) => return Ok(true),
                     Err(Errno::EINTR) => return Ok(false),
                     other => other?,
                 }
                 let now = time::mono();
-                batch.packets().for_each(|(end, packet)| each(now, end, packet));
+                batch.packets().for_each(|(index, packet)| each(now, index, packet));
                 Ok(batch.filled < batch.offered)
             }
-            Self::Stream(stream) => stream.receive(&mut batch.bytes, |now, frame| each(now, 0, frame)),
+            Self::Tcp(stream) => stream.receive(&mut batch.bytes, |now, frame| each(now, 0, frame)),
         }
     }
 }
 
-fn address_of(end: usize) -> Ipv4Addr {
-    Ipv4Addr::from_bits(FIRST_END + u32::try_from(end).unwrap_or(0))
+fn address_of(index: usize) -> Ipv4Addr {
+    Ipv4Addr::from_bits(FIRST_ADDRESS + u32::try_from(index).unwrap_or(0))
 }
 
 fn datagrams(address: SocketAddr, buffer: usize) -> io::Result<UdpSocket> {
@@ -204,13 +206,13 @@ fn datagrams(address: SocketAddr, buffer: usize) -> io::Result<UdpSocket> {
 
 /// Lets `send` take as much of a run as the kernel takes at a time, until it takes no more.
 fn in_pieces(
-    run: Run<'_>,
+    run: PacketRun<'_>,
     segmentation: &mut Segmentation,
-    mut send: impl FnMut(Run<'_>, Segmentation) -> io::Result<usize>,
+    mut send: impl FnMut(PacketRun<'_>, Segmentation) -> io::Result<usize>,
 ) -> io::Result<usize> {
     let mut sent = 0;
     while sent < run.count() {
-        let rest = Run { bytes: &run.bytes[sent * run.stride..], ..run };
+        let rest = PacketRun { bytes: &run.bytes[sent * run.stride..], ..run };
         match send(rest, *segmentation) {
             Ok(count) => sent += count,
             Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
@@ -226,14 +228,14 @@ fn in_pieces(
 }
 
 /// Returns how many packets go into one segmented send.
-fn segments(run: Run<'_>) -> usize {
+fn segments(run: PacketRun<'_>) -> usize {
     run.count().min(MOST_SEGMENTS).min((MOST_BYTES / run.stride).max(1))
 }
 
-fn send_alone(
+fn send_from_own(
     socket: &UdpSocket,
     to: Option<SocketAddr>,
-    run: Run<'_>,
+    run: PacketRun<'_>,
     segmentation: Segmentation,
 ) -> io::Result<usize> {
     match (run.count(), to) {
@@ -251,9 +253,14 @@ fn send_alone(
     }
 }
 
-fn send_shared(socket: RawFd, route: Route, run: Run<'_>, segmentation: Segmentation) -> io::Result<usize> {
+fn send_shared(
+    socket: RawFd,
+    route: Route,
+    run: PacketRun<'_>,
+    segmentation: Segmentation,
+) -> io::Result<usize> {
     let Some(SocketAddr::V4(to)) = route.to else { return Err(io::ErrorKind::InvalidInput.into()) };
-    let (to, source) = (SockaddrIn::from(to), source(route.end));
+    let (to, source) = (SockaddrIn::from(to), source(route.index));
     let from = ControlMessage::Ipv4PacketInfo(&source);
     if run.count() > 1 && !segmentation.0 {
         return send_each(socket, Some(to), run, &[from]);
@@ -270,31 +277,31 @@ fn send_shared(socket: RawFd, route: Route, run: Run<'_>, segmentation: Segmenta
     Ok(count)
 }
 
-fn source(end: usize) -> in_pktinfo {
-    let s_addr = u32::from_ne_bytes(address_of(end).octets());
+fn source(index: usize) -> in_pktinfo {
+    let s_addr = u32::from_ne_bytes(address_of(index).octets());
     in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: in_addr { s_addr }, ipi_addr: in_addr { s_addr: 0 } }
 }
 
-fn segment_size(run: Run<'_>) -> io::Result<u16> {
+fn segment_size(run: PacketRun<'_>) -> io::Result<u16> {
     u16::try_from(run.stride).map_err(|_| io::Error::from(Errno::EMSGSIZE))
 }
 
 fn send_each<S: nix::sys::socket::SockaddrLike + Copy>(
     socket: RawFd,
     to: Option<S>,
-    run: Run<'_>,
+    run: PacketRun<'_>,
     controls: &[ControlMessage<'_>],
 ) -> io::Result<usize> {
     let slices: Vec<_> =
         run.bytes.chunks_exact(run.stride).take(MOST_SEGMENTS).map(|packet| [IoSlice::new(packet)]).collect();
     let addresses = vec![to; slices.len()];
-    let room = (!controls.is_empty()).then(|| nix::cmsg_space!(in_pktinfo));
-    let mut headers = MultiHeaders::preallocate(slices.len(), room);
+    let buffer = (!controls.is_empty()).then(|| nix::cmsg_space!(in_pktinfo));
+    let mut headers = MultiHeaders::preallocate(slices.len(), buffer);
     let sent = sendmmsg(socket, &mut headers, &slices, &addresses, controls, MsgFlags::empty())?;
     Ok(sent.count())
 }
 
-impl Stream {
+impl FramedTcp {
     fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.outbox.extend_from_slice(bytes);
         self.flush()
@@ -318,9 +325,9 @@ impl Stream {
         outcome
     }
 
-    fn receive(&mut self, room: &mut [u8], mut each: impl FnMut(Instant, &[u8])) -> io::Result<bool> {
-        let room = &mut room[..MAX_DATAGRAM];
-        let count = match self.stream.read(room) {
+    fn receive(&mut self, buffer: &mut [u8], mut each: impl FnMut(Instant, &[u8])) -> io::Result<bool> {
+        let buffer = &mut buffer[..MAX_DATAGRAM];
+        let count = match self.stream.read(buffer) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
@@ -328,7 +335,7 @@ impl Stream {
             Err(error) => return Err(error),
         };
         let now = time::mono();
-        self.inbox.extend_from_slice(&room[..count]);
+        self.inbox.extend_from_slice(&buffer[..count]);
         let mut begin = 0;
         while let Some(len) = wire::frame_len(&self.inbox[begin..])
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?
@@ -344,18 +351,18 @@ impl Stream {
 
 /// What one buffer holds after a call.
 #[derive(Debug, Clone, Copy, Default)]
-struct Filled {
+struct ReceivedBuffer {
     len: usize,
     /// Bytes of each packet in it but the last.
     stride: usize,
-    end: usize,
+    index: usize,
 }
 
 /// Room for what one receiving call takes, shared by all sockets: 2 MB.
 #[derive(Debug)]
 pub(super) struct Batch {
     bytes: Vec<u8>,
-    arrivals: [Filled; MOST_BUFFERS],
+    arrivals: [ReceivedBuffer; MOST_BUFFERS],
     filled: usize,
     offered: usize,
 }
@@ -364,7 +371,7 @@ impl Default for Batch {
     fn default() -> Self {
         Self {
             bytes: vec![0; MAX_DATAGRAM * MOST_BUFFERS],
-            arrivals: [Filled::default(); MOST_BUFFERS],
+            arrivals: [ReceivedBuffer::default(); MOST_BUFFERS],
             filled: 0,
             offered: FEW_BUFFERS,
         }
@@ -387,7 +394,7 @@ impl Batch {
             std::array::from_fn(|_| [IoSliceMut::new(chunks.next().unwrap_or_default())]);
         let received = recvmmsg(socket, &mut headers, slices.iter_mut(), MsgFlags::empty(), None)?;
         for (message, filled) in received.zip(&mut self.arrivals) {
-            *filled = Filled { len: message.bytes, stride: message.bytes, end: 0 };
+            *filled = ReceivedBuffer { len: message.bytes, stride: message.bytes, index: 0 };
             for control in message.cmsgs().into_iter().flatten() {
                 match control {
                     ControlMessageOwned::UdpGroSegments(size) => {
@@ -395,7 +402,7 @@ impl Batch {
                     }
                     ControlMessageOwned::Ipv4PacketInfo(info) => {
                         let to = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes()).to_bits();
-                        filled.end = to.wrapping_sub(FIRST_END) as usize;
+                        filled.index = to.wrapping_sub(FIRST_ADDRESS) as usize;
                     }
                     _ => {}
                 }
@@ -408,7 +415,7 @@ impl Batch {
     fn packets(&self) -> impl Iterator<Item = (usize, &[u8])> {
         let filled = self.bytes.chunks_exact(MAX_DATAGRAM).zip(&self.arrivals).take(self.filled);
         filled.flat_map(|(buffer, filled)| {
-            buffer[..filled.len].chunks(filled.stride.max(1)).map(|packet| (filled.end, packet))
+            buffer[..filled.len].chunks(filled.stride.max(1)).map(|packet| (filled.index, packet))
         })
     }
 }
@@ -421,11 +428,11 @@ mod tests {
         (0..count).flat_map(|n| vec![n as u8; stride]).collect()
     }
 
-    fn received(door: &mut Door, count: usize) -> Vec<(usize, Vec<u8>)> {
+    fn received(socket: &mut LoadSocket, count: usize) -> Vec<(usize, Vec<u8>)> {
         let mut batch = Batch::default();
         let mut all = Vec::new();
         while all.len() < count {
-            door.receive(&mut batch, |_, end, packet| all.push((end, packet.to_vec()))).unwrap();
+            socket.receive(&mut batch, |_, index, packet| all.push((index, packet.to_vec()))).unwrap();
         }
         all
     }
@@ -434,16 +441,16 @@ mod tests {
     fn runs_arrive_packet_by_packet_with_and_without_segmentation() {
         let ip = Ipv4Addr::LOCALHOST.into();
         for on in [true, false] {
-            for mut here in [Door::peer(ip).unwrap(), Door::shared(false).unwrap()] {
-                let mut there = Door::peer(ip).unwrap();
-                let route = Route { end: 0, to: Some(there.local_addr(0).unwrap()) };
+            for mut here in [LoadSocket::peer(ip).unwrap(), LoadSocket::shared(false).unwrap()] {
+                let mut there = LoadSocket::peer(ip).unwrap();
+                let route = Route { index: 0, to: Some(there.local_addr(0).unwrap()) };
                 for (count, stride) in [(1, 20), (7, 172), (100, 1200), (3, 40_000)] {
                     let bytes = bytes(count, stride);
-                    let run = Run { bytes: &bytes, stride };
+                    let run = PacketRun { bytes: &bytes, stride };
                     let sent = here.send(route, run, &mut Segmentation(on)).unwrap();
                     assert_eq!(sent, count, "{count} of {stride}");
                     let packets = received(&mut there, count);
-                    assert!(packets.iter().all(|(end, packet)| (*end, packet.len()) == (0, stride)));
+                    assert!(packets.iter().all(|(index, packet)| (*index, packet.len()) == (0, stride)));
                     let packets: Vec<_> = packets.into_iter().flat_map(|(_, packet)| packet).collect();
                     assert_eq!(packets, bytes);
                 }
@@ -453,15 +460,15 @@ mod tests {
 
     #[test]
     fn ends_that_share_a_socket_have_addresses_of_their_own() {
-        let mut here = Door::shared(true).unwrap();
-        let mut there = Door::shared(false).unwrap();
-        for end in [0, 1, ENDS - 1] {
-            let other = ENDS - 1 - end;
-            let route = Route { end: other, to: Some(there.local_addr(end).unwrap()) };
-            here.send(route, Run { bytes: b"hello", stride: 5 }, &mut Segmentation(true)).unwrap();
-            assert_eq!(received(&mut there, 1), [(end, b"hello".to_vec())]);
-            let back = Route { end, to: Some(here.local_addr(other).unwrap()) };
-            there.send(back, Run { bytes: b"back", stride: 4 }, &mut Segmentation(true)).unwrap();
+        let mut here = LoadSocket::shared(true).unwrap();
+        let mut there = LoadSocket::shared(false).unwrap();
+        for index in [0, 1, ENDPOINTS_PER_SOCKET - 1] {
+            let other = ENDPOINTS_PER_SOCKET - 1 - index;
+            let route = Route { index: other, to: Some(there.local_addr(index).unwrap()) };
+            here.send(route, PacketRun { bytes: b"hello", stride: 5 }, &mut Segmentation(true)).unwrap();
+            assert_eq!(received(&mut there, 1), [(index, b"hello".to_vec())]);
+            let back = Route { index, to: Some(here.local_addr(other).unwrap()) };
+            there.send(back, PacketRun { bytes: b"back", stride: 4 }, &mut Segmentation(true)).unwrap();
             assert_eq!(received(&mut here, 1), [(other, b"back".to_vec())]);
         }
     }
@@ -469,17 +476,17 @@ mod tests {
     #[test]
     fn a_stream_is_cut_into_its_frames() {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let target = Target::new(listener.local_addr().unwrap(), Transport::Tcp, false).unwrap();
-        let mut door = Door::to(target).unwrap();
+        let target = Target::new(listener.local_addr().unwrap(), LoadTransport::Tcp, false).unwrap();
+        let mut socket = LoadSocket::connect(target).unwrap();
         let (mut server, _) = listener.accept().unwrap();
         server.write_all(&[0x40, 0, 0, 1, 9, 0, 0, 0, 0x40, 0]).unwrap();
-        assert_eq!(received(&mut door, 1), [(0, vec![0x40, 0, 0, 1, 9, 0, 0, 0])]);
+        assert_eq!(received(&mut socket, 1), [(0, vec![0x40, 0, 0, 1, 9, 0, 0, 0])]);
         server.write_all(&[0, 0]).unwrap();
-        assert_eq!(received(&mut door, 1), [(0, vec![0x40, 0, 0, 0])]);
+        assert_eq!(received(&mut socket, 1), [(0, vec![0x40, 0, 0, 0])]);
         server.write_all(&[0xFF; 8]).unwrap();
         let mut batch = Batch::default();
         let broken = loop {
-            match door.receive(&mut batch, |_, _, _| {}) {
+            match socket.receive(&mut batch, |_, _, _| {}) {
                 Ok(_) => {}
                 Err(error) => break error,
             }

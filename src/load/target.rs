@@ -5,14 +5,14 @@ use std::net::SocketAddr;
 
 /// How clients reach the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Transport {
+pub enum LoadTransport {
     /// By datagrams, a socket each.
     Udp,
     /// By a connection each.
     Tcp,
 }
 
-impl Transport {
+impl LoadTransport {
     /// Returns its name.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -27,22 +27,26 @@ impl Transport {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
     address: SocketAddr,
-    transport: Transport,
+    transport: LoadTransport,
 }
 
 /// The server is others' too, and nobody has said that it may be flooded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0} is neither on this host nor in a private network, and a load can put a server out of service")]
-pub struct NotAgreed(pub SocketAddr);
+pub struct TransportMismatch(pub SocketAddr);
 
 impl Target {
     /// Takes a server on loopback, of a link or of a private network; any other one only if that was `agreed`.
     ///
     /// # Errors
-    /// [`NotAgreed`] otherwise.
-    pub fn new(address: SocketAddr, transport: Transport, agreed: bool) -> Result<Self, NotAgreed> {
+    /// [`TransportMismatch`] otherwise.
+    pub fn new(
+        address: SocketAddr,
+        transport: LoadTransport,
+        agreed: bool,
+    ) -> Result<Self, TransportMismatch> {
         let near = reach(address.ip().to_canonical()) != Reach::Global;
-        if near || agreed { Ok(Self { address, transport }) } else { Err(NotAgreed(address)) }
+        if near || agreed { Ok(Self { address, transport }) } else { Err(TransportMismatch(address)) }
     }
 
     /// Returns its address.
@@ -53,7 +57,7 @@ impl Target {
 
     /// Returns how it is reached.
     #[must_use]
-    pub fn transport(self) -> Transport {
+    pub fn transport(self) -> LoadTransport {
         self.transport
     }
 }
@@ -82,8 +86,8 @@ mod tests {
             (false, "255.255.255.255:3478"),
         ] {
             let address: SocketAddr = address.parse().unwrap();
-            assert_eq!(Target::new(address, Transport::Udp, false).is_ok(), near, "{address}");
-            assert!(Target::new(address, Transport::Udp, true).is_ok());
+            assert_eq!(Target::new(address, LoadTransport::Udp, false).is_ok(), near, "{address}");
+            assert!(Target::new(address, LoadTransport::Udp, true).is_ok());
         }
     }
 }

@@ -356,8 +356,8 @@ fn all_gateway_messages_arrive_except_those_to_a_client_that_does_not_read() {
     let (test_server, doors) = server_with_gateway();
     for (door, port) in doors {
         let what = format!(
-            "gateway --clients 20 --each 4 --size 100,102400 --deaf 20 --seconds 3 --warm-up 0 \
-             --door {door} --servers-at 127.0.0.1:{port} --pid {}",
+            "gateway --clients 20 --each 4 --size 100,102400 --non-reading 20 --seconds 3 --warm-up 0 \
+             --handshake {door} --servers-at 127.0.0.1:{port} --pid {}",
             test_server.process.id()
         );
         let report = report(test_server.address, ("", GATEWAY_KEY), &what);
@@ -365,7 +365,7 @@ fn all_gateway_messages_arrive_except_those_to_a_client_that_does_not_read() {
         for nothing in ["lost", "doubled", "out_of_order", "misdelivered", "damaged", "closed", "dropped"] {
             assert_eq!(count(nothing), 0, "{nothing}: {report}");
         }
-        assert_eq!((count("virtual_connections"), count("deaf_clients")), (80, 1), "{report}");
+        assert_eq!((count("virtual_connections"), count("non_reading_clients")), (80, 1), "{report}");
         assert!(count("received") > 2000 && count("received") < count("sent"), "{report}");
         assert!(report["memory"]["peak"].as_u64().unwrap() > 0, "{report}");
     }
@@ -381,7 +381,11 @@ fn a_load_names_the_limit_of_a_gateway_that_admits_nobody() {
     for (key, what, expected) in [
         (GATEWAY_KEY, format!("--each 9 --servers 1 {right}"), "gateway.limits.per_client"),
         ("not the key of this gateway", right.clone(), "its key?"),
-        ("not the key of this gateway", format!("--door hmac --servers-at 127.0.0.1:{hmac}"), "its key?"),
+        (
+            "not the key of this gateway",
+            format!("--handshake hmac --servers-at 127.0.0.1:{hmac}"),
+            "its key?",
+        ),
         ("too short a key", right.clone(), "at least 16 bytes"),
         (GATEWAY_KEY, format!("--size 19 {right}"), "--size must be at least 20"),
         (GATEWAY_KEY, "--servers-at 203.0.113.1:3480".to_owned(), "--yes"),

@@ -1,6 +1,6 @@
 //! What every load is told: the server, for how long, and what is reported.
 
-use crate::load::{Load, Target, Times, Transport};
+use crate::load::{Load, LoadTimes, LoadTransport, Target};
 use anyhow::{Context, bail};
 use clap::Args;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -40,7 +40,7 @@ pub(super) struct Basics {
 
 impl Basics {
     /// Takes a server that may be put under load.
-    pub(super) fn agree(&self, address: SocketAddr, transport: Transport) -> anyhow::Result<Target> {
+    pub(super) fn agree(&self, address: SocketAddr, transport: LoadTransport) -> anyhow::Result<Target> {
         match Target::new(address, transport, self.yes) {
             Ok(target) => Ok(target),
             Err(error) => {
@@ -49,7 +49,7 @@ impl Basics {
         }
     }
 
-    pub(super) fn load(&self, transport: Transport) -> anyhow::Result<Load> {
+    pub(super) fn load(&self, transport: LoadTransport) -> anyhow::Result<Load> {
         let named = || format!("--server {}", self.server);
         let mut addresses = self.server.to_socket_addrs().with_context(named)?;
         let address = addresses.next().with_context(named)?;
@@ -57,7 +57,7 @@ impl Basics {
         let seconds = |count: u64| Duration::from_secs(count.min(10_000));
         Ok(Load {
             target,
-            times: Times { warm_up: seconds(self.warm_up), seconds: seconds(self.seconds) },
+            times: LoadTimes { warm_up: seconds(self.warm_up), seconds: seconds(self.seconds) },
             pid: self.pid,
             cpu: self.cpu,
             segmentation: true,

@@ -2,13 +2,13 @@
 
 use super::basics::Basics;
 use super::report::{latency_line, print};
-use super::{ProgressLine, stop_on_signals, with_reins};
+use super::{ProgressLine, stop_on_signals, with_control};
 use crate::cli::serve::raise_descriptor_limit;
 use crate::gateway::handshake::Key;
 use crate::gateway::token::GatewayToken;
-use crate::load::gateway::report::Memory;
-use crate::load::gateway::{Between, Door, Way};
-use crate::load::{GatewayLoad, GatewayReport, Transport};
+use crate::load::gateway::report::MemoryUse;
+use crate::load::gateway::{HandshakeKind, MessageDirection, Middlebox};
+use crate::load::{GatewayLoad, GatewayReport, LoadTransport};
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
 use std::fmt::Write as _;
@@ -40,19 +40,19 @@ pub struct Gateway {
     direction: DirectionArg,
     /// One client in so many reads nothing; 0: all read
     #[arg(long, value_name = "N", default_value_t = 0)]
-    deaf: usize,
-    /// Bytes under way through each virtual connection, in each direction; one message may always be
+    non_reading: usize,
+    /// Bytes under direction through each virtual connection, in each direction; one message may always be
     #[arg(long, value_name = "BYTES", default_value_t = 128 * 1024)]
     window: u32,
-    /// Bytes under way in all
+    /// Bytes under direction in all
     #[arg(long, value_name = "BYTES", default_value_t = 64 * 1024 * 1024)]
     in_flight: u64,
     /// End after so many messages, if --seconds are not over before
     #[arg(long, value_name = "N")]
     messages: Option<u64>,
     /// How servers come in
-    #[arg(long, value_enum, default_value_t = DoorArg::Md5)]
-    door: DoorArg,
+    #[arg(long, value_enum, default_value_t = HandshakeArg::Md5)]
+    handshake: HandshakeArg,
     /// Where they do [default: port 3480 (md5) or 3481 (hmac) of the same host]
     #[arg(long, value_name = "IP:PORT")]
     servers_at: Option<SocketAddr>,
@@ -83,7 +83,7 @@ enum DirectionArg {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum DoorArg {
+enum HandshakeArg {
     /// With the MD5 handshake
     Md5,
     /// With the HMAC handshake, and credit
@@ -93,17 +93,17 @@ enum DoorArg {
 impl Gateway {
     /// Runs the load and prints its report.
     pub(super) fn run(&self) -> anyhow::Result<()> {
-        let load = self.basics.load(Transport::Tcp)?;
-        let (door, port) = match self.door {
-            DoorArg::Md5 => (Door::Md5, 3480),
-            DoorArg::Hmac => (Door::Hmac, 3481),
+        let load = self.basics.load(LoadTransport::Tcp)?;
+        let (handshake, port) = match self.handshake {
+            HandshakeArg::Md5 => (HandshakeKind::Md5, 3480),
+            HandshakeArg::Hmac => (HandshakeKind::Hmac, 3481),
         };
         let servers_at = self.servers_at.unwrap_or(SocketAddr::new(load.target.address().ip(), port));
-        self.basics.agree(servers_at, Transport::Tcp)?;
+        self.basics.agree(servers_at, LoadTransport::Tcp)?;
         let what = GatewayLoad {
-            between: Between::Gateway {
+            middlebox: Middlebox::Gateway {
                 servers_at,
-                door,
+                handshake,
                 key: self.key()?,
                 first_id: self.first_id,
                 token: self.token,
@@ -112,12 +112,12 @@ impl Gateway {
             each: self.each,
             servers: self.servers,
             sizes: self.size.clone(),
-            way: match self.direction {
-                DirectionArg::Up => Way::Up,
-                DirectionArg::Down => Way::Down,
-                DirectionArg::Both => Way::Both,
+            direction: match self.direction {
+                DirectionArg::Up => MessageDirection::Up,
+                DirectionArg::Down => MessageDirection::Down,
+                DirectionArg::Both => MessageDirection::Both,
             },
-            deaf: self.deaf,
+            non_reading: self.non_reading,
             window: self.window,
             in_flight: self.in_flight,
             messages: self.messages,
@@ -126,7 +126,7 @@ impl Gateway {
         raise_descriptor_limit();
         let stop = stop_on_signals()?;
         let mut line = ProgressLine::new();
-        let report = with_reins(&stop, &mut line, |reins| load.gateway(&what, reins))?;
+        let report = with_control(&stop, &mut line, |control| load.gateway(&what, control))?;
         print(self.basics.json, &report, &table(&report))?;
         verdict(&report, self.basics.max_loss)
     }
@@ -165,13 +165,18 @@ fn table(report: &GatewayReport) -> String {
     let mut line = |name: &str, value: String| {
         let _ = writeln!(text, "  {name:<10} {value}");
     };
-    let GatewayReport { clients, virtual_connections, servers, deaf_clients, .. } = report;
-    line("gateway", format!("{}, servers by {}", report.server, report.door));
-    let deaf =
-        if *deaf_clients > 0 { format!(", {deaf_clients} of them not reading") } else { String::new() };
+    let GatewayReport { clients, virtual_connections, servers, non_reading_clients, .. } = report;
+    line("gateway", format!("{}, servers by {}", report.server, report.handshake));
+    let non_reading = if *non_reading_clients > 0 {
+        format!(", {non_reading_clients} of them not reading")
+    } else {
+        String::new()
+    };
     line(
         "load",
-        format!("{clients} clients{deaf}, {virtual_connections} virtual connections, {servers} servers"),
+        format!(
+            "{clients} clients{non_reading}, {virtual_connections} virtual connections, {servers} servers"
+        ),
     );
     let sizes: Vec<_> = report.sizes.iter().map(ToString::to_string).collect();
     line("messages", format!("of {} bytes, {}", sizes.join(" and "), report.direction));
@@ -207,8 +212,8 @@ fn table(report: &GatewayReport) -> String {
         line("caution", "this generator was the limit, the gateway may take more".to_owned());
     }
     for (count, what) in [
-        (report.closed_deaf, "virtual connections of clients that do not read were closed"),
-        (report.dropped_deaf, "connections of clients that do not read were closed"),
+        (report.closed_non_reading, "virtual connections of clients that do not read were closed"),
+        (report.dropped_non_reading, "connections of clients that do not read were closed"),
         (report.closed, "other virtual connections were closed"),
         (report.dropped, "other connections were closed"),
         (report.misdelivered, "messages arrived where they do not belong"),
@@ -221,8 +226,8 @@ fn table(report: &GatewayReport) -> String {
     text
 }
 
-fn memory_line(memory: Memory) -> Option<String> {
-    let Memory { before, connected, peak, end } = memory;
+fn memory_line(memory: MemoryUse) -> Option<String> {
+    let MemoryUse { before, connected, peak, end } = memory;
     let mib = |bytes: Option<u64>| bytes.map(|bytes| bytes as f64 / MIB);
     let (before, connected, end) = (mib(before)?, mib(connected)?, mib(end)?);
     let peak = mib(peak).unwrap_or(end);

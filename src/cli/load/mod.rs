@@ -8,15 +8,15 @@ mod signaling;
 
 use crate::cli::serve::raise_descriptor_limit;
 use crate::load::{
-    AllocateLoad, AllocateReport, Credentials, Direction, Drive, LONGEST, Load, Part, Peers, Reins,
-    RelayLoad, SearchLoad, Stage, Times, Traffic, TrafficReport, Transport,
+    AllocateLoad, AllocateReport, Direction, LONGEST, Load, LoadCredentials, LoadMode, LoadStage, LoadTimes,
+    LoadTransport, Peers, ProcessShare, RelayLoad, RunControl, SearchLoad, Traffic, TrafficReport,
 };
 use crate::net::time;
 use anyhow::{Context, bail};
 use basics::Basics;
 use clap::{Args, Subcommand, ValueEnum};
 use gateway::Gateway;
-use processes::Word;
+use processes::ChildMessage;
 use report::{Ending, allocate_table, finish_search, finish_traffic, print};
 use signaling::Signaling;
 use std::io::{self, IsTerminal, Write as _};
@@ -28,7 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// How long credentials made of a REST secret are good: longer than any load.
 const REST_SECONDS: u64 = 2 * 3600;
-/// Packets kept under way where nothing else is said.
+/// Packets kept under direction where nothing else is said.
 const WINDOW: u32 = 64;
 
 /// What `ginnel load` can do.
@@ -53,7 +53,7 @@ pub struct Binding {
     #[arg(long, default_value_t = 16)]
     sockets: usize,
     #[command(flatten)]
-    drive: DriveArgs,
+    mode: ModeArgs,
     #[command(flatten)]
     search: SearchArgs,
     #[command(flatten)]
@@ -100,7 +100,7 @@ pub struct Relay {
     #[arg(long, value_enum, default_value_t = PeersArg::Sockets)]
     peers: PeersArg,
     #[command(flatten)]
-    drive: DriveArgs,
+    mode: ModeArgs,
     #[command(flatten)]
     search: SearchArgs,
     #[command(flatten)]
@@ -111,11 +111,11 @@ pub struct Relay {
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "How much")]
-struct DriveArgs {
+struct ModeArgs {
     /// Packets a second, over all sockets and directions
     #[arg(long, conflicts_with = "window")]
     rate: Option<u64>,
-    /// Packets kept under way: as fast as they arrive [default: 64]
+    /// Packets kept under direction: as fast as they arrive [default: 64]
     #[arg(long)]
     window: Option<u32>,
 }
@@ -139,7 +139,7 @@ struct SearchArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "Credentials")]
+#[command(next_help_heading = "LoadCredentials")]
 struct Login {
     /// User name; with --rest-secret-file the part behind the expiry
     #[arg(long)]
@@ -171,7 +171,7 @@ struct Common {
     processes: usize,
     /// What such a process is told
     #[arg(long, hide = true, value_parser = part)]
-    part: Option<Part>,
+    part: Option<ProcessShare>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -198,14 +198,14 @@ enum PeersArg {
     Clients,
 }
 
-fn part(text: &str) -> Result<Part, String> {
-    Part::read(text).ok_or_else(|| "not INDEX/OF".to_owned())
+fn part(text: &str) -> Result<ProcessShare, String> {
+    ProcessShare::read(text).ok_or_else(|| "not INDEX/OF".to_owned())
 }
 
 /// Packets, and how many.
 struct Packets<'a> {
     traffic: Traffic,
-    drive: Drive,
+    mode: LoadMode,
     search: &'a SearchArgs,
 }
 
@@ -223,9 +223,9 @@ impl LoadCommand {
             Self::Gateway(gateway) => return gateway.run(),
         };
         match common.part {
-            Some(part) => processes::as_part(|hands| {
+            Some(part) => processes::run_as_child(|control| {
                 raise_descriptor_limit();
-                self.run_part(common, part, hands)
+                self.run_part(common, part, control)
             }),
             None => self.run_whole(common),
         }
@@ -242,7 +242,7 @@ impl LoadCommand {
         if let Self::Allocate(allocate) = self {
             let (what, credentials) = (allocate.what(), allocate.login.credentials()?);
             let made = if one {
-                with_reins(&stop, &mut line, |reins| load.allocate(credentials, what, reins))?
+                with_control(&stop, &mut line, |control| load.allocate(credentials, what, control))?
             } else {
                 let hold = if what.hold { load.times.seconds } else { Duration::ZERO };
                 processes::allocate(common.processes, load.pid, hold, &stop, &mut |stage| line.show(&stage))?
@@ -251,30 +251,36 @@ impl LoadCommand {
             let report = AllocateReport::new(&load, what, common.processes, &made);
             return print(common.basics.json, &report, &allocate_table(&report));
         }
-        let Packets { traffic, drive, search } = self.packets()?;
+        let Packets { traffic, mode, search } = self.packets()?;
         if let Some(max_loss_percent) = search.search {
             let trial = Duration::try_from_secs_f64(search.trial).unwrap_or_default();
             let search = SearchLoad { max_loss_percent, trial };
-            let report = with_reins(&stop, &mut line, |reins| load.search(&traffic, search, reins));
+            let report = with_control(&stop, &mut line, |control| load.search(&traffic, search, control));
             line.clear();
             return finish_search(&report?, common.basics.json);
         }
         let outcome = if one {
-            with_reins(&stop, &mut line, |reins| load.traffic(&traffic, drive, reins)).map_err(Into::into)
+            with_control(&stop, &mut line, |control| load.traffic(&traffic, mode, control))
+                .map_err(Into::into)
         } else {
             processes::traffic(common.processes, &stop, &mut |stage| line.show(&stage))
         };
         line.clear();
-        finish_traffic(&TrafficReport::new(&load, &traffic, drive, common.processes, &outcome?), ending)
+        finish_traffic(&TrafficReport::new(&load, &traffic, mode, common.processes, &outcome?), ending)
     }
 
-    /// Does one part of a load in this process, in the hands of another.
-    fn run_part(&self, common: &Common, part: Part, hands: processes::Hands<'_>) -> anyhow::Result<Word> {
+    /// Does one part of a load in this process, in the control of another.
+    fn run_part(
+        &self,
+        common: &Common,
+        part: ProcessShare,
+        control: processes::ChildControl<'_>,
+    ) -> anyhow::Result<ChildMessage> {
         let mut load = common.load()?;
         load.pid = load.pid.filter(|_| part.index == 0);
-        let mut tell = |stage: Stage| processes::tell(&stage);
-        let processes::Hands { stop, go, enough } = hands;
-        let mut reins = Reins { stop, go: Some(go), enough, tell: &mut tell };
+        let mut on_stage = |stage: LoadStage| processes::report_stage(&stage);
+        let processes::ChildControl { stop, start, release } = control;
+        let mut control = RunControl { stop, start: Some(start), release, on_stage: &mut on_stage };
         match self {
             Self::Allocate(allocate) => {
                 let what = allocate.what();
@@ -284,26 +290,30 @@ impl LoadCommand {
                     hold: true,
                 };
                 load.pid = None;
-                load.times = Times { warm_up: Duration::ZERO, seconds: LONGEST };
-                load.allocate(allocate.login.credentials()?, what, &mut reins)?;
-                Ok(Word::Released)
+                load.times = LoadTimes { warm_up: Duration::ZERO, seconds: LONGEST };
+                load.allocate(allocate.login.credentials()?, what, &mut control)?;
+                Ok(ChildMessage::Released)
             }
             _ => {
-                let Packets { traffic, drive, .. } = self.packets()?;
-                Ok(Word::Outcome(load.traffic(&traffic.part(part), drive.part(part), &mut reins)?))
+                let Packets { traffic, mode, .. } = self.packets()?;
+                Ok(ChildMessage::TrafficOutcome(load.traffic(
+                    &traffic.part(part),
+                    mode.part(part),
+                    &mut control,
+                )?))
             }
         }
     }
 
     fn packets(&self) -> anyhow::Result<Packets<'_>> {
         match self {
-            Self::Binding(Binding { sockets, drive, search, .. }) => {
+            Self::Binding(Binding { sockets, mode, search, .. }) => {
                 let traffic = Traffic::Binding { sockets: *sockets };
-                Ok(Packets { traffic, drive: drive.drive(), search })
+                Ok(Packets { traffic, mode: mode.mode(), search })
             }
             Self::Relay(relay) => {
                 let traffic = Traffic::Relay(relay.login.credentials()?, relay.what());
-                Ok(Packets { traffic, drive: relay.drive.drive(), search: &relay.search })
+                Ok(Packets { traffic, mode: relay.mode.mode(), search: &relay.search })
             }
             Self::Allocate(_) | Self::Signaling(_) | Self::Gateway(_) => bail!("these are no packets"),
         }
@@ -325,14 +335,14 @@ impl LoadCommand {
     }
 }
 
-/// Lets `act` run in this process.
-pub(super) fn with_reins<T>(
+/// Runs `act` in this process.
+pub(super) fn with_control<T>(
     stop: &AtomicBool,
     line: &mut ProgressLine,
-    act: impl FnOnce(&mut Reins<'_>) -> Result<T, crate::load::LoadError>,
+    act: impl FnOnce(&mut RunControl<'_>) -> Result<T, crate::load::LoadError>,
 ) -> Result<T, crate::load::LoadError> {
-    let mut tell = |stage: Stage| line.show(&stage);
-    let outcome = act(&mut Reins { stop, go: None, enough: stop, tell: &mut tell });
+    let mut on_stage = |stage: LoadStage| line.show(&stage);
+    let outcome = act(&mut RunControl { stop, start: None, release: stop, on_stage: &mut on_stage });
     line.clear();
     outcome
 }
@@ -340,21 +350,21 @@ pub(super) fn with_reins<T>(
 impl Common {
     fn load(&self) -> anyhow::Result<Load> {
         let transport = match self.transport {
-            TransportArg::Udp => Transport::Udp,
-            TransportArg::Tcp => Transport::Tcp,
+            TransportArg::Udp => LoadTransport::Udp,
+            TransportArg::Tcp => LoadTransport::Tcp,
         };
         Ok(Load { segmentation: !self.no_gso, ..self.basics.load(transport)? })
     }
 }
 
-impl DriveArgs {
-    fn drive(&self) -> Drive {
-        self.rate.map_or(Drive::Window(self.window.unwrap_or(WINDOW)), Drive::Rate)
+impl ModeArgs {
+    fn mode(&self) -> LoadMode {
+        self.rate.map_or(LoadMode::Window(self.window.unwrap_or(WINDOW)), LoadMode::Rate)
     }
 }
 
 impl Login {
-    fn credentials(&self) -> anyhow::Result<Credentials> {
+    fn credentials(&self) -> anyhow::Result<LoadCredentials> {
         let first_line = |file: &PathBuf| {
             let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
             let line = text.lines().next().unwrap_or_default().to_owned();
@@ -365,7 +375,7 @@ impl Login {
         };
         if let Some(file) = &self.rest_secret_file {
             let expires = time::now().unix + REST_SECONDS;
-            return Ok(Credentials::rest(&self.user, first_line(file)?.as_bytes(), expires));
+            return Ok(LoadCredentials::rest(&self.user, first_line(file)?.as_bytes(), expires));
         }
         let password = match (&self.password_file, &self.password_env) {
             (Some(file), _) => first_line(file)?,
@@ -377,7 +387,7 @@ impl Login {
                 bail!("no password: add --password-file FILE, --password-env NAME or --rest-secret-file FILE")
             }
         };
-        Ok(Credentials::new(&self.user, &password))
+        Ok(LoadCredentials::new(&self.user, &password))
     }
 }
 
@@ -446,18 +456,18 @@ impl ProgressLine {
         Self { on_terminal: io::stderr().is_terminal() }
     }
 
-    fn show(&mut self, stage: &Stage) {
+    fn show(&mut self, stage: &LoadStage) {
         if !self.on_terminal {
             return;
         }
         let text = match stage {
-            Stage::Ready | Stage::Made(_) => return,
-            Stage::SettingUp { done, of } => format!("set up: {done} of {of} steps"),
-            Stage::Tried(trial) => format!("{} packets/s: {:.3} % lost", trial.rate, trial.loss_percent),
-            Stage::Traffic(progress) if progress.warming_up => {
+            LoadStage::Ready | LoadStage::AllocationResult(_) => return,
+            LoadStage::SettingUp { done, of } => format!("set up: {done} of {of} steps"),
+            LoadStage::Tried(trial) => format!("{} packets/s: {:.3} % lost", trial.rate, trial.loss_percent),
+            LoadStage::Traffic(progress) if progress.warming_up => {
                 format!("{} of {} s: warming up", progress.elapsed.as_secs(), progress.whole.as_secs())
             }
-            Stage::Traffic(progress) => format!(
+            LoadStage::Traffic(progress) => format!(
                 "{} of {} s: {} sent, {} received",
                 progress.elapsed.as_secs(),
                 progress.whole.as_secs(),

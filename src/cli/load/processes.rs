@@ -4,7 +4,7 @@
 //! it may stop holding. The end of that input ends it: no part outlives the process that has started it.
 
 use crate::load::process::Process;
-use crate::load::{Made, Outcome, Progress, Stage};
+use crate::load::{AllocationResult, LoadStage, Progress, TrafficOutcome};
 use crate::net::time;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
@@ -15,160 +15,164 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 /// How often a look is taken at whether to stop.
-const LOOK: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What a part says.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Word {
+pub(super) enum ChildMessage {
     SettingUp(usize, usize),
     Ready,
     Traffic(Progress),
-    Outcome(Outcome),
-    Made(Made),
+    TrafficOutcome(TrafficOutcome),
+    AllocationResult(AllocationResult),
     Released,
     Failed(String),
 }
 
 /// What holds a part.
 #[derive(Clone, Copy)]
-pub(super) struct Hands<'a> {
+pub(super) struct ChildControl<'a> {
     pub(super) stop: &'a AtomicBool,
-    pub(super) go: &'a AtomicBool,
-    pub(super) enough: &'a AtomicBool,
+    pub(super) start: &'a AtomicBool,
+    pub(super) release: &'a AtomicBool,
 }
 
 static STOP: AtomicBool = AtomicBool::new(false);
-static GO: AtomicBool = AtomicBool::new(false);
-static ENOUGH: AtomicBool = AtomicBool::new(false);
+static START: AtomicBool = AtomicBool::new(false);
+static RELEASE: AtomicBool = AtomicBool::new(false);
 
 /// Runs `act` as a part, and says what came of it.
-pub(super) fn as_part(act: impl FnOnce(Hands<'_>) -> anyhow::Result<Word>) -> anyhow::Result<()> {
+pub(super) fn run_as_child(
+    act: impl FnOnce(ChildControl<'_>) -> anyhow::Result<ChildMessage>,
+) -> anyhow::Result<()> {
     // Ctrl-C reaches the whole group; the process that began this one says what it means.
     let _quiet = super::stop_on_signals()?;
     std::thread::spawn(|| {
         for line in io::stdin().lock().lines().map_while(Result::ok) {
             match line.as_str() {
-                "go" => GO.store(true, Ordering::Relaxed),
-                "enough" => ENOUGH.store(true, Ordering::Relaxed),
+                "start" => START.store(true, Ordering::Relaxed),
+                "release" => RELEASE.store(true, Ordering::Relaxed),
                 _ => break,
             }
         }
         STOP.store(true, Ordering::Relaxed);
-        ENOUGH.store(true, Ordering::Relaxed);
+        RELEASE.store(true, Ordering::Relaxed);
     });
-    say(&act(Hands { stop: &STOP, go: &GO, enough: &ENOUGH })
-        .unwrap_or_else(|error| Word::Failed(format!("{error:#}"))));
+    send(
+        &act(ChildControl { stop: &STOP, start: &START, release: &RELEASE })
+            .unwrap_or_else(|error| ChildMessage::Failed(format!("{error:#}"))),
+    );
     Ok(())
 }
 
-fn say(word: &Word) {
-    let Ok(mut line) = serde_json::to_string(word) else { return };
+fn send(message: &ChildMessage) {
+    let Ok(mut line) = serde_json::to_string(message) else { return };
     line.push('\n');
     // Nobody listens any more: the end of standard input says so too.
     let _ = io::stdout().write_all(line.as_bytes()).and_then(|()| io::stdout().flush());
 }
 
 /// Says where a part has got to.
-pub(super) fn tell(stage: &Stage) {
+pub(super) fn report_stage(stage: &LoadStage) {
     match stage {
-        Stage::SettingUp { done, of } => say(&Word::SettingUp(*done, *of)),
-        Stage::Ready => say(&Word::Ready),
-        Stage::Traffic(progress) => say(&Word::Traffic(*progress)),
-        Stage::Made(made) => say(&Word::Made(made.clone())),
-        Stage::Tried(_) => {}
+        LoadStage::SettingUp { done, of } => send(&ChildMessage::SettingUp(*done, *of)),
+        LoadStage::Ready => send(&ChildMessage::Ready),
+        LoadStage::Traffic(progress) => send(&ChildMessage::Traffic(*progress)),
+        LoadStage::AllocationResult(made) => send(&ChildMessage::AllocationResult(made.clone())),
+        LoadStage::Tried(_) => {}
     }
 }
 
 /// The parts.
-struct Crew {
+struct ProcessGroup {
     children: Vec<Child>,
-    words: Receiver<(usize, Word)>,
+    messages: Receiver<(usize, ChildMessage)>,
 }
 
-impl Drop for Crew {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
-        self.dismiss();
+        self.close_inputs();
         for child in &mut self.children {
             let _ = child.wait();
         }
     }
 }
 
-impl Crew {
-    fn hire(count: usize) -> anyhow::Result<Self> {
+impl ProcessGroup {
+    fn spawn(count: usize) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("this program's own file")?;
-        let (sender, words) = channel();
-        let mut crew = Self { children: Vec::new(), words };
+        let (sender, messages) = channel();
+        let mut group = Self { children: Vec::new(), messages };
         for index in 0..count {
             let mut command = Command::new(&program);
             command.args(std::env::args_os().skip(1)).args(["--part", &format!("{index}/{count}")]);
             let mut child =
                 command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("another process")?;
             let said = child.stdout.take();
-            crew.children.push(child);
+            group.children.push(child);
             let sender = sender.clone();
             std::thread::spawn(move || {
                 if let Some(said) = said {
-                    listen(BufReader::new(said), index, &sender);
+                    read_messages(BufReader::new(said), index, &sender);
                 }
             });
         }
-        Ok(crew)
+        Ok(group)
     }
 
-    /// Says `word` to all.
-    fn say(&mut self, word: &str) {
+    /// Says `message` to all.
+    fn send(&mut self, message: &str) {
         for child in &mut self.children {
             if let Some(input) = &mut child.stdin {
-                let _ = writeln!(input, "{word}").and_then(|()| input.flush());
+                let _ = writeln!(input, "{message}").and_then(|()| input.flush());
             }
         }
     }
 
     /// Lets all stop what they do.
-    fn dismiss(&mut self) {
+    fn close_inputs(&mut self) {
         self.children.iter_mut().for_each(|child| drop(child.stdin.take()));
     }
 
     /// Waits until every part has said what `takes` takes; fails with the first that has failed.
-    fn gather(
+    fn collect_until(
         &mut self,
         stop: &AtomicBool,
-        show: &mut dyn FnMut(Stage),
-        mut takes: impl FnMut(Word) -> bool,
+        on_stage: &mut dyn FnMut(LoadStage),
+        mut takes: impl FnMut(ChildMessage) -> bool,
     ) -> anyhow::Result<()> {
         let mut steps = vec![(0, 0); self.children.len()];
         let mut traffic = vec![None; self.children.len()];
         let mut missing = self.children.len();
         while missing > 0 {
             if stop.load(Ordering::Relaxed) {
-                self.dismiss();
+                self.close_inputs();
             }
-            let (index, word) = match self.words.recv_timeout(LOOK) {
-                Ok(word) => word,
+            let (index, message) = match self.messages.recv_timeout(POLL_INTERVAL) {
+                Ok(message) => message,
                 Err(RecvTimeoutError::Timeout) => continue,
                 Err(RecvTimeoutError::Disconnected) => bail!("a process of the load has ended too early"),
             };
-            match word {
-                Word::Failed(text) => bail!("{text}"),
-                Word::SettingUp(done, of) => {
+            match message {
+                ChildMessage::Failed(text) => bail!("{text}"),
+                ChildMessage::SettingUp(done, of) => {
                     steps[index] = (done, of);
                     let (done, of) = steps.iter().fold((0, 0), |sum, step| (sum.0 + step.0, sum.1 + step.1));
-                    show(Stage::SettingUp { done, of });
+                    on_stage(LoadStage::SettingUp { done, of });
                 }
-                Word::Traffic(progress) => {
+                ChildMessage::Traffic(progress) => {
                     traffic[index] = Some(progress);
-                    show(Stage::Traffic(sum(&traffic, progress)));
+                    on_stage(LoadStage::Traffic(sum(&traffic, progress)));
                 }
-                word => missing -= usize::from(takes(word)),
+                message => missing -= usize::from(takes(message)),
             }
         }
         Ok(())
     }
 
-    fn begin(&mut self, stop: &AtomicBool, show: &mut dyn FnMut(Stage)) -> anyhow::Result<()> {
-        self.gather(stop, show, |word| matches!(word, Word::Ready))
+    fn begin(&mut self, stop: &AtomicBool, on_stage: &mut dyn FnMut(LoadStage)) -> anyhow::Result<()> {
+        self.collect_until(stop, on_stage, |message| matches!(message, ChildMessage::Ready))
     }
 }
 
@@ -181,18 +185,22 @@ fn sum(parts: &[Option<Progress>], newest: Progress) -> Progress {
     }
 }
 
-fn listen(said: impl BufRead, index: usize, words: &Sender<(usize, Word)>) {
+fn read_messages(said: impl BufRead, index: usize, messages: &Sender<(usize, ChildMessage)>) {
     let mut is_done = false;
     for line in said.lines().map_while(Result::ok) {
-        let word =
-            serde_json::from_str(&line).unwrap_or_else(|error| Word::Failed(format!("{error}: {line}")));
-        is_done = matches!(word, Word::Outcome(_) | Word::Released | Word::Failed(_));
-        if words.send((index, word)).is_err() {
+        let message = serde_json::from_str(&line)
+            .unwrap_or_else(|error| ChildMessage::Failed(format!("{error}: {line}")));
+        is_done = matches!(
+            message,
+            ChildMessage::TrafficOutcome(_) | ChildMessage::Released | ChildMessage::Failed(_)
+        );
+        if messages.send((index, message)).is_err() {
             return;
         }
     }
     if !is_done {
-        let _ = words.send((index, Word::Failed("a process of the load has ended too early".to_owned())));
+        let _ = messages
+            .send((index, ChildMessage::Failed("a process of the load has ended too early".to_owned())));
     }
 }
 
@@ -200,14 +208,14 @@ fn listen(said: impl BufRead, index: usize, words: &Sender<(usize, Word)>) {
 pub(super) fn traffic(
     processes: usize,
     stop: &AtomicBool,
-    show: &mut dyn FnMut(Stage),
-) -> anyhow::Result<Outcome> {
-    let mut crew = Crew::hire(processes)?;
-    crew.begin(stop, show)?;
-    crew.say("go");
-    let mut whole = Outcome::default();
-    crew.gather(stop, show, |word| match word {
-        Word::Outcome(outcome) => {
+    on_stage: &mut dyn FnMut(LoadStage),
+) -> anyhow::Result<TrafficOutcome> {
+    let mut group = ProcessGroup::spawn(processes)?;
+    group.begin(stop, on_stage)?;
+    group.send("start");
+    let mut whole = TrafficOutcome::default();
+    group.collect_until(stop, on_stage, |message| match message {
+        ChildMessage::TrafficOutcome(outcome) => {
             whole.merge(&outcome);
             true
         }
@@ -222,32 +230,32 @@ pub(super) fn allocate(
     pid: Option<u32>,
     hold: Duration,
     stop: &AtomicBool,
-    show: &mut dyn FnMut(Stage),
-) -> anyhow::Result<Made> {
+    on_stage: &mut dyn FnMut(LoadStage),
+) -> anyhow::Result<AllocationResult> {
     let watched =
         pid.map(|pid| Process::new(pid).with_context(|| format!("process {pid} cannot be watched")));
     let watched = watched.transpose()?;
     let used = || watched.as_ref().map(|process| Ok((process.cpu_ns()?, process.resident()?))).transpose();
-    let mut crew = Crew::hire(processes)?;
-    crew.begin(stop, show)?;
+    let mut group = ProcessGroup::spawn(processes)?;
+    group.begin(stop, on_stage)?;
     let before: Option<(u64, u64)> = used().map_err(|error: io::Error| error)?;
     let began = time::mono();
-    crew.say("go");
-    let mut whole = Made::default();
-    crew.gather(stop, show, |word| match word {
-        Word::Made(made) => {
+    group.send("start");
+    let mut whole = AllocationResult::default();
+    group.collect_until(stop, on_stage, |message| match message {
+        ChildMessage::AllocationResult(made) => {
             whole.merge(&made);
             true
         }
         _ => false,
     })?;
     whole.elapsed = time::mono() - began;
-    whole.used = before.zip(used()?).map(|(before, after)| Made::used_between(before, after));
+    whole.used = before.zip(used()?).map(|(before, after)| AllocationResult::used_between(before, after));
     while !stop.load(Ordering::Relaxed) && time::mono() - began < hold {
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
-    crew.say("enough");
-    crew.gather(stop, show, |word| matches!(word, Word::Released))?;
+    group.send("release");
+    group.collect_until(stop, on_stage, |message| matches!(message, ChildMessage::Released))?;
     Ok(whole)
 }
 
@@ -257,17 +265,22 @@ mod tests {
 
     #[test]
     fn what_a_part_says_is_understood_and_its_silence_too() {
-        let (sender, words) = channel();
-        let last = Word::Outcome(Outcome { sent: 7, ..Outcome::default() });
-        let said = [Word::SettingUp(1, 2), Word::Ready, last]
-            .map(|word| serde_json::to_string(&word).unwrap() + "\n");
-        listen(said.concat().as_bytes(), 3, &sender);
-        let heard: Vec<_> = words.try_iter().collect();
-        let [(3, Word::SettingUp(1, 2)), (3, Word::Ready), (3, Word::Outcome(outcome))] = &heard[..] else {
+        let (sender, messages) = channel();
+        let last = ChildMessage::TrafficOutcome(TrafficOutcome { sent: 7, ..TrafficOutcome::default() });
+        let said = [ChildMessage::SettingUp(1, 2), ChildMessage::Ready, last]
+            .map(|message| serde_json::to_string(&message).unwrap() + "\n");
+        read_messages(said.concat().as_bytes(), 3, &sender);
+        let heard: Vec<_> = messages.try_iter().collect();
+        let [
+            (3, ChildMessage::SettingUp(1, 2)),
+            (3, ChildMessage::Ready),
+            (3, ChildMessage::TrafficOutcome(outcome)),
+        ] = &heard[..]
+        else {
             panic!("{heard:?}");
         };
         assert_eq!(outcome.sent, 7);
-        listen(said[1].as_bytes(), 3, &sender);
-        assert!(matches!(words.try_iter().last(), Some((3, Word::Failed(_)))));
+        read_messages(said[1].as_bytes(), 3, &sender);
+        assert!(matches!(messages.try_iter().last(), Some((3, ChildMessage::Failed(_)))));
     }
 }

@@ -2,10 +2,10 @@
 
 use super::basics::Basics;
 use super::report::{latency_line, print};
-use super::{ProgressLine, stop_on_signals, with_reins};
+use super::{ProgressLine, stop_on_signals, with_control};
 use crate::cli::serve::raise_descriptor_limit;
-use crate::load::signaling::{SignalingLoad, SignalingReport, Via};
-use crate::load::{Drive, Transport};
+use crate::load::signaling::{SignalingLoad, SignalingReport, SignalingTransport};
+use crate::load::{LoadMode, LoadTransport};
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 use std::fmt::Write as _;
@@ -23,13 +23,13 @@ pub struct Signaling {
     /// Calls a second among them; without it and --window they are only held
     #[arg(long, conflicts_with = "window")]
     rate: Option<u64>,
-    /// Calls kept under way: as fast as they are answered
+    /// Calls kept under direction: as fast as they are answered
     #[arg(long)]
     window: Option<u32>,
     /// How many register at a time
     #[arg(long, default_value_t = 256)]
     concurrency: usize,
-    /// Seconds between two heartbeats of a client by UDP
+    /// Seconds middlebox two heartbeats of a client by UDP
     #[arg(long, value_name = "SECONDS", default_value_t = 25)]
     heartbeat: u64,
     /// The server's access key, where it wants one
@@ -51,14 +51,14 @@ impl Signaling {
     /// Runs the load and prints its report.
     pub(super) fn run(&self) -> anyhow::Result<()> {
         let (via, transport) = match self.via {
-            ViaArg::Udp => (Via::Udp, Transport::Udp),
-            ViaArg::Ws => (Via::Ws, Transport::Tcp),
+            ViaArg::Udp => (SignalingTransport::Udp, LoadTransport::Udp),
+            ViaArg::Ws => (SignalingTransport::Ws, LoadTransport::Tcp),
         };
         let load = self.basics.load(transport)?;
         let what = SignalingLoad {
             via,
             clients: self.clients,
-            drive: self.rate.map(Drive::Rate).or(self.window.map(Drive::Window)),
+            mode: self.rate.map(LoadMode::Rate).or(self.window.map(LoadMode::Window)),
             key: self.key.clone(),
             heartbeat: Duration::from_secs(self.heartbeat),
             concurrency: self.concurrency,
@@ -66,7 +66,7 @@ impl Signaling {
         raise_descriptor_limit();
         let stop = stop_on_signals()?;
         let mut line = ProgressLine::new();
-        let report = with_reins(&stop, &mut line, |reins| load.signaling(&what, reins))?;
+        let report = with_control(&stop, &mut line, |control| load.signaling(&what, control))?;
         print(self.basics.json, &report, &table(&report))?;
         verdict(&report, self.basics.max_loss)
     }

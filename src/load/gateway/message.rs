@@ -11,17 +11,17 @@ use crate::gateway::wire::{self, Command, ConnId, Frame, HEAD, WireError};
 use bytes::BufMut;
 
 /// The shortest message.
-pub const STAMP: usize = 20;
+pub const STAMP_LEN: usize = 20;
 /// The longest one.
 pub const LONGEST: usize = 512 * 1024 - 4;
-const STAMPED: usize = HEAD + STAMP;
+const HEADER_LEN: usize = HEAD + STAMP_LEN;
 /// What a filling repeats itself after: no power of two, so that nothing that is moved by a page looks right.
 const PERIOD: usize = 251;
 const PIECE: usize = 64 * 1024;
 
 /// One message, without its filling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp {
+pub(super) struct MessageStamp {
     /// Twice the virtual connection, and one more from servers to clients.
     pub(super) flow: u32,
     /// Of the flow's messages, from 0.
@@ -32,19 +32,19 @@ pub(super) struct Stamp {
 
 /// What messages of one run have in common.
 #[derive(Debug)]
-pub(super) struct Mold {
+pub(super) struct MessageTemplate {
     mark: u32,
     filling: Box<[u8]>,
 }
 
 /// What a reader has come upon.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Heard<'a> {
+pub(super) enum ReceivedFrame<'a> {
     Command(Command<'a>),
     Message {
         conn: ConnId,
         /// `None` for what this run has not sent.
-        stamp: Option<Stamp>,
+        stamp: Option<MessageStamp>,
         /// Of the message, without the frame's head.
         len: u32,
         /// Whether the filling is what was sent.
@@ -54,27 +54,27 @@ pub(super) enum Heard<'a> {
 
 /// Reads a stream of frames in whatever pieces it comes; 48 bytes, however long the messages are.
 #[derive(Debug, Default)]
-pub(super) struct Reader {
-    head: [u8; STAMPED],
+pub(super) struct FrameReader {
+    head: [u8; HEADER_LEN],
     have: u8,
     is_damaged: bool,
     /// Bytes of the filling that have not come.
     left: u32,
 }
 
-impl Mold {
+impl MessageTemplate {
     pub(super) fn new(mark: u32) -> Self {
         Self { mark, filling: (0..PIECE + PERIOD).map(|at| (at % PERIOD) as u8).collect() }
     }
 
     /// Appends a whole frame whose message has `len` bytes.
-    pub(super) fn emit(&self, conn: ConnId, stamp: Stamp, len: u32, to: &mut Vec<u8>) {
+    pub(super) fn emit(&self, conn: ConnId, stamp: MessageStamp, len: u32, to: &mut Vec<u8>) {
         wire::head(to, conn, len as usize);
         to.put_u32_le(self.mark);
         to.put_u32_le(stamp.flow);
         to.put_u32_le(stamp.number);
         to.put_u64_le(stamp.at);
-        let (mut at, mut left) = (0, (len as usize).saturating_sub(STAMP));
+        let (mut at, mut left) = (0, (len as usize).saturating_sub(STAMP_LEN));
         while left > 0 {
             let piece = self.piece(stamp.number, at, left);
             to.extend_from_slice(piece);
@@ -100,8 +100,8 @@ impl Mold {
         true
     }
 
-    fn stamp(&self, head: &[u8; STAMPED]) -> Option<Stamp> {
-        (u32_at(head, 8) == self.mark).then(|| Stamp {
+    fn stamp(&self, head: &[u8; HEADER_LEN]) -> Option<MessageStamp> {
+        (u32_at(head, 8) == self.mark).then(|| MessageStamp {
             flow: u32_at(head, 12),
             number: u32_at(head, 16),
             at: u64::from(u32_at(head, 20)) | u64::from(u32_at(head, 24)) << 32,
@@ -109,22 +109,22 @@ impl Mold {
     }
 }
 
-impl Reader {
+impl FrameReader {
     /// Reads `bytes`, which go on where the last ones ended.
     ///
     /// # Errors
     /// [`WireError`]; [`WireError::Short`] for messages that are too short to be ours.
     pub(super) fn read(
         &mut self,
-        mold: &Mold,
+        template: &MessageTemplate,
         mut bytes: &[u8],
-        hear: &mut impl FnMut(Heard<'_>),
+        on_frame: &mut impl FnMut(ReceivedFrame<'_>),
     ) -> Result<(), WireError> {
         loop {
             let Some(wanted) = self.head_len()? else {
                 let taken = bytes.len().min(self.left as usize);
                 let (now, rest) = bytes.split_at(taken);
-                if !self.fill(mold, now, hear) {
+                if !self.fill(template, now, on_frame) {
                     return Ok(());
                 }
                 bytes = rest;
@@ -139,12 +139,12 @@ impl Reader {
                 return Ok(());
             }
             if wanted > HEAD && u32_at(&self.head, 4) == 0 {
-                if let Some((Frame::Command(command), _)) = wire::frame(&self.head[..wanted], STAMPED)? {
-                    hear(Heard::Command(command));
+                if let Some((Frame::Command(command), _)) = wire::frame(&self.head[..wanted], HEADER_LEN)? {
+                    on_frame(ReceivedFrame::Command(command));
                 }
                 *self = Self::default();
-            } else if wanted == STAMPED {
-                self.left = u32_at(&self.head, 0) + 4 - STAMPED as u32;
+            } else if wanted == HEADER_LEN {
+                self.left = u32_at(&self.head, 0) + 4 - HEADER_LEN as u32;
             }
         }
     }
@@ -158,29 +158,34 @@ impl Reader {
         let (len, conn) = (u32_at(&self.head, 0), u32_at(&self.head, 4));
         let frame = len as usize + 4;
         if conn == 0 {
-            return if frame <= STAMPED { Ok(Some(frame)) } else { Err(WireError::Long(len)) };
+            return if frame <= HEADER_LEN { Ok(Some(frame)) } else { Err(WireError::Long(len)) };
         }
         match frame {
-            ..STAMPED => Err(WireError::Short(len)),
-            _ if have < STAMPED => Ok(Some(STAMPED)),
+            ..HEADER_LEN => Err(WireError::Short(len)),
+            _ if have < HEADER_LEN => Ok(Some(HEADER_LEN)),
             _ => Ok(None),
         }
     }
 
     /// Takes bytes of a filling; returns whether the message is there, and hands it over then.
-    fn fill(&mut self, mold: &Mold, bytes: &[u8], hear: &mut impl FnMut(Heard<'_>)) -> bool {
+    fn fill(
+        &mut self,
+        template: &MessageTemplate,
+        bytes: &[u8],
+        on_frame: &mut impl FnMut(ReceivedFrame<'_>),
+    ) -> bool {
         let len = u32_at(&self.head, 0) - 4;
-        let stamp = mold.stamp(&self.head);
+        let stamp = template.stamp(&self.head);
         if let Some(stamp) = stamp {
-            let at = len - STAMP as u32 - self.left;
-            self.is_damaged |= !mold.fits(stamp.number, at as usize, bytes);
+            let at = len - STAMP_LEN as u32 - self.left;
+            self.is_damaged |= !template.fits(stamp.number, at as usize, bytes);
         }
         self.left -= bytes.len() as u32;
         if self.left > 0 {
             return false;
         }
         let conn = ConnId(u32_at(&self.head, 4));
-        hear(Heard::Message { conn, stamp, len, is_whole: !self.is_damaged });
+        on_frame(ReceivedFrame::Message { conn, stamp, len, is_whole: !self.is_damaged });
         *self = Self::default();
         true
     }
@@ -196,19 +201,19 @@ mod tests {
 
     const CONN: ConnId = ConnId(9527);
 
-    fn told(mold: &Mold, pieces: &[&[u8]]) -> Result<Vec<String>, WireError> {
-        let (mut reader, mut told) = (Reader::default(), Vec::new());
+    fn told(template: &MessageTemplate, pieces: &[&[u8]]) -> Result<Vec<String>, WireError> {
+        let (mut reader, mut told) = (FrameReader::default(), Vec::new());
         for piece in pieces {
-            reader.read(mold, piece, &mut |heard| told.push(format!("{heard:?}")))?;
+            reader.read(template, piece, &mut |heard| told.push(format!("{heard:?}")))?;
         }
         Ok(told)
     }
 
-    fn stream(mold: &Mold) -> Vec<u8> {
+    fn stream(template: &MessageTemplate) -> Vec<u8> {
         let mut bytes = Vec::new();
         for (number, len) in [(0, 20), (1, 100), (2, 21), (3, 70_000), (4, 100_000)] {
             Command::Ping.emit(&mut bytes);
-            mold.emit(CONN, Stamp { flow: 7, number, at: 1 << 40 }, len, &mut bytes);
+            template.emit(CONN, MessageStamp { flow: 7, number, at: 1 << 40 }, len, &mut bytes);
             Command::Accept { conn: CONN, remote: 1 }.emit(&mut bytes);
         }
         bytes
@@ -216,34 +221,34 @@ mod tests {
 
     #[test]
     fn what_was_sent_is_read_however_it_is_split() {
-        let mold = Mold::new(5);
-        let bytes = stream(&mold);
-        let whole = told(&mold, &[&bytes]).unwrap();
+        let template = MessageTemplate::new(5);
+        let bytes = stream(&template);
+        let whole = told(&template, &[&bytes]).unwrap();
         assert_eq!(whole.len(), 15);
-        let wanted = Heard::Message {
+        let wanted = ReceivedFrame::Message {
             conn: CONN,
-            stamp: Some(Stamp { flow: 7, number: 3, at: 1 << 40 }),
+            stamp: Some(MessageStamp { flow: 7, number: 3, at: 1 << 40 }),
             len: 70_000,
             is_whole: true,
         };
         assert_eq!(whole[10], format!("{wanted:?}"));
         for size in [1, 3, 7, 8, 9, 17, 28, 29, 100, 4096, 65_536] {
-            assert_eq!(told(&mold, &bytes.chunks(size).collect::<Vec<_>>()).unwrap(), whole, "{size}");
+            assert_eq!(told(&template, &bytes.chunks(size).collect::<Vec<_>>()).unwrap(), whole, "{size}");
         }
     }
 
     #[test]
     fn a_changed_byte_and_a_message_of_others_are_noticed() {
-        let mold = Mold::new(5);
+        let template = MessageTemplate::new(5);
         let mut bytes = Vec::new();
-        mold.emit(CONN, Stamp { flow: 1, number: 1, at: 1 }, 100, &mut bytes);
-        for at in STAMPED..bytes.len() {
+        template.emit(CONN, MessageStamp { flow: 1, number: 1, at: 1 }, 100, &mut bytes);
+        for at in HEADER_LEN..bytes.len() {
             bytes[at] ^= 1;
-            assert!(told(&mold, &[&bytes]).unwrap()[0].contains("is_whole: false"), "{at}");
+            assert!(told(&template, &[&bytes]).unwrap()[0].contains("is_whole: false"), "{at}");
             bytes[at] ^= 1;
         }
-        assert!(told(&Mold::new(6), &[&bytes]).unwrap()[0].contains("stamp: None"));
-        assert_eq!(told(&mold, &[b"\x10\0\0\0\x01\0\0\0"]), Err(WireError::Short(16)));
-        assert_eq!(told(&mold, &[b"\x19\0\0\0\0\0\0\0"]), Err(WireError::Long(25)));
+        assert!(told(&MessageTemplate::new(6), &[&bytes]).unwrap()[0].contains("stamp: None"));
+        assert_eq!(told(&template, &[b"\x10\0\0\0\x01\0\0\0"]), Err(WireError::Short(16)));
+        assert_eq!(told(&template, &[b"\x19\0\0\0\0\0\0\0"]), Err(WireError::Long(25)));
     }
 }

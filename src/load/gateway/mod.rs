@@ -1,39 +1,39 @@
 //! Clients and servers of a gateway in large numbers, both in this process and on one thread: virtual connections that are opened
 //! and held, and messages through them that are counted, timed and compared at the receiver.
 //!
-//! [`message`] is what is sent, `ledger` what has come of it, `ends` what is said to the gateway, all of them without sockets;
-//! `link`, `doors` and `exchange` have the sockets.
+//! [`message`] is what is sent, `flows` what has come of it, `virtual_connections` what is said to the gateway, all of them without sockets;
+//! `connection`, `connect` and `exchange` have the sockets.
 
-mod doors;
-mod ends;
+mod connect;
+mod connection;
 mod exchange;
-mod ledger;
-mod link;
+mod flows;
 pub mod message;
 pub mod report;
 #[cfg(test)]
 mod tests;
+mod virtual_connections;
 
-pub use doors::Door;
+pub use connect::HandshakeKind;
 pub use report::GatewayReport;
 
 use super::error::LoadError;
 use super::process::{Process, thread_cpu_ns};
-use super::run::{Telling, within};
-use super::{Load, Progress, Reins, Stage};
+use super::run::{ProgressReporter, within};
+use super::{Load, LoadStage, Progress, RunControl};
 use crate::gateway::handshake::Key;
 use crate::gateway::token::GatewayToken;
 use crate::net::time;
-use ends::Size;
 use exchange::Exchange;
-use report::{Connected, Exchanged, Memory};
+use report::{ConnectPhase, ExchangePhase, MemoryUse};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use virtual_connections::LoadSize;
 
 /// The most virtual connections of a load.
 pub const MOST: usize = 1_000_000;
-/// The longest wait between looks at whether to stop.
+/// The longest wait middlebox looks at whether to stop.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long nothing may come up before the load is given up.
 const STUCK: Duration = Duration::from_secs(10);
@@ -42,15 +42,15 @@ const AT_A_TIME: usize = 256;
 /// How often the watched process's memory is looked at.
 const SAMPLE: Duration = Duration::from_millis(250);
 
-/// What stands between clients and servers.
+/// What stands middlebox clients and servers.
 #[derive(Debug)]
-pub enum Between {
+pub enum Middlebox {
     /// A gateway.
     Gateway {
         /// Where servers come in.
         servers_at: SocketAddr,
         /// How they do.
-        door: Door,
+        handshake: HandshakeKind,
         /// What they must know.
         key: Key,
         /// The id of the first one; the others follow. Default 1.
@@ -63,9 +63,9 @@ pub enum Between {
     Proxy(TcpListener),
 }
 
-/// Which way messages go.
+/// Which direction messages go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum MessageDirection {
     /// From clients.
     Up,
     /// From servers.
@@ -77,33 +77,33 @@ pub enum Way {
 /// What clients and servers of a gateway do.
 #[derive(Debug)]
 pub struct GatewayLoad {
-    /// What is between them.
-    pub between: Between,
+    /// What is middlebox them.
+    pub middlebox: Middlebox,
     /// How many clients there are.
     pub clients: usize,
     /// How many virtual connections each dials, to one server after the other.
     pub each: usize,
     /// How many servers there are.
     pub servers: usize,
-    /// Bytes of messages, in turn; from [`message::STAMP`] to [`message::LONGEST`].
+    /// Bytes of messages, in turn; from [`message::STAMP_LEN`] to [`message::LONGEST`].
     pub sizes: Vec<u32>,
-    /// Which way they go.
-    pub way: Way,
+    /// Which direction they go.
+    pub direction: MessageDirection,
     /// One client in so many reads nothing; 0 for none.
-    pub deaf: usize,
-    /// Bytes under way through a virtual connection in one direction; one message may always be. Default 128 KiB.
+    pub non_reading: usize,
+    /// Bytes under direction through a virtual connection in one direction; one message may always be. Default 128 KiB.
     pub window: u32,
-    /// Bytes under way in all but to those who do not read. Default 64 MiB.
+    /// Bytes under direction in all but to those who do not read. Default 64 MiB.
     pub in_flight: u64,
-    /// Messages after which it ends before its time.
+    /// Messages after which it virtual_connections before its time.
     pub messages: Option<u64>,
     /// How long nothing may arrive in the end before the rest is taken for lost. Default 5 s.
     pub quiet: Duration,
 }
 
 impl GatewayLoad {
-    fn size(&self) -> Size {
-        Size { clients: self.clients, each: self.each, servers: self.servers }
+    fn size(&self) -> LoadSize {
+        LoadSize { clients: self.clients, each: self.each, servers: self.servers }
     }
 
     fn check(&self) -> Result<(), LoadError> {
@@ -114,13 +114,18 @@ impl GatewayLoad {
         within("--clients times --each", self.size().virtual_connections(), MOST, "at most 1000000")?;
         for size in &self.sizes {
             let size = *size as usize;
-            within("--size", size.saturating_sub(message::STAMP - 1), message::LONGEST, "at least 20 bytes")?;
+            within(
+                "--size",
+                size.saturating_sub(message::STAMP_LEN - 1),
+                message::LONGEST,
+                "at least 20 bytes",
+            )?;
             within("--size", size, message::LONGEST, "at most 524284 bytes")?;
         }
         let is_bad = |what, rule| Err(LoadError::Setting { what, rule });
-        match &self.between {
+        match &self.middlebox {
             _ if self.sizes.is_empty() => is_bad("--size", "at least 20 bytes"),
-            Between::Proxy(_) if self.each > 1 || self.servers != self.clients => {
+            Middlebox::Proxy(_) if self.each > 1 || self.servers != self.clients => {
                 is_bad("--each", "1 through a proxy, with a server for each client")
             }
             _ => Ok(()),
@@ -128,14 +133,14 @@ impl GatewayLoad {
     }
 }
 
-/// A load under way.
-struct Run<'a, 'b> {
+/// A load under direction.
+struct GatewayRun<'a, 'b> {
     load: &'a Load,
     what: &'a GatewayLoad,
-    reins: &'a mut Reins<'b>,
+    control: &'a mut RunControl<'b>,
     process: Option<Process>,
     exchange: Exchange,
-    memory: Memory,
+    memory: MemoryUse,
     sampled: Instant,
 }
 
@@ -144,22 +149,27 @@ impl Load {
     ///
     /// # Errors
     /// What failed, and what to do about it.
-    pub fn gateway(&self, what: &GatewayLoad, reins: &mut Reins<'_>) -> Result<GatewayReport, LoadError> {
+    pub fn gateway(
+        &self,
+        what: &GatewayLoad,
+        control: &mut RunControl<'_>,
+    ) -> Result<GatewayReport, LoadError> {
         what.check()?;
         let process = self.begin()?;
-        let memory = Memory::new(process.as_ref().map(Process::resident).transpose()?);
+        let memory = MemoryUse::new(process.as_ref().map(Process::resident).transpose()?);
         let exchange = Exchange::new(what)?;
-        let mut run = Run { load: self, what, reins, process, exchange, memory, sampled: time::mono() };
+        let mut run =
+            GatewayRun { load: self, what, control, process, exchange, memory, sampled: time::mono() };
         let connected = run.connect()?;
         let exchanged = run.exchange()?;
-        let Run { mut exchange, memory, .. } = run;
-        Ok(GatewayReport::new(self, what, &connected, &exchanged, exchange.settle(), memory))
+        let GatewayRun { mut exchange, memory, .. } = run;
+        Ok(GatewayReport::new(self, what, &connected, &exchanged, exchange.finish(), memory))
     }
 }
 
-impl Run<'_, '_> {
+impl GatewayRun<'_, '_> {
     fn stopped(&self) -> bool {
-        self.reins.stop.load(Ordering::Relaxed)
+        self.control.stop.load(Ordering::Relaxed)
     }
 
     fn used(&self) -> Result<Option<(u64, u64)>, LoadError> {
@@ -167,14 +177,14 @@ impl Run<'_, '_> {
     }
 
     /// Brings servers and clients in, and all virtual connections up.
-    fn connect(&mut self) -> Result<Connected, LoadError> {
+    fn connect(&mut self) -> Result<ConnectPhase, LoadError> {
         let (began, before) = (time::mono(), self.used()?);
         let (clients, all) = (self.what.clients, self.what.size().virtual_connections());
-        let (mut entered, mut last, mut told) = (0, (began, 0), Telling::new(all));
-        if let Between::Gateway { servers_at, door, key, first_id, .. } = &self.what.between {
+        let (mut entered, mut last, mut told) = (0, (began, 0), ProgressReporter::new(all));
+        if let Middlebox::Gateway { servers_at, handshake, key, first_id, .. } = &self.what.middlebox {
             for server in 0..self.what.servers {
                 let id = first_id.wrapping_add(server as u32);
-                let socket = door.enter(*servers_at, key, id);
+                let socket = handshake.connect_server(*servers_at, key, id);
                 self.exchange.add_server(socket.map_err(|source| LoadError::ServerDoor {
                     address: *servers_at,
                     id,
@@ -182,54 +192,55 @@ impl Run<'_, '_> {
                 })?)?;
             }
         }
-        while self.exchange.ends.up() < all || entered < clients {
+        while self.exchange.virtual_connections.up() < all || entered < clients {
             if self.stopped() {
                 return Err(LoadError::Interrupted);
             }
-            let may = AT_A_TIME + self.exchange.ends.up() / self.what.each;
+            let may = AT_A_TIME + self.exchange.virtual_connections.up() / self.what.each;
             for _ in 0..64 {
                 if entered < clients.min(may) {
-                    self.enter(entered)?;
+                    self.connect_client(entered)?;
                     entered += 1;
                 }
             }
             self.exchange.pump(LOOK)?;
-            let (now, up) = (time::mono(), self.exchange.ends.up());
-            (last.1..up).for_each(|_| told.one_more(self.reins.tell));
+            let (now, up) = (time::mono(), self.exchange.virtual_connections.up());
+            (last.1..up).for_each(|_| told.one_more(self.control.on_stage));
             if up > last.1 {
                 last = (now, up);
             }
-            let is_turned_away = self.exchange.ends.refused + self.exchange.gone() > 0;
+            let is_turned_away = self.exchange.virtual_connections.refused + self.exchange.gone() > 0;
             if is_turned_away || (up < all && now - last.0 > STUCK) {
-                let (refused, gone) = (self.exchange.ends.refused, self.exchange.gone());
+                let (refused, gone) = (self.exchange.virtual_connections.refused, self.exchange.gone());
                 return Err(LoadError::NotDialled { up, of: all, refused, gone });
             }
         }
         let elapsed = time::mono() - began;
         let cpu = before.zip(self.used()?).map(|(a, b)| Duration::from_nanos(b.0.saturating_sub(a.0)));
         self.memory.connected = self.process.as_ref().map(Process::resident).transpose()?;
-        Ok(Connected { elapsed, cpu })
+        Ok(ConnectPhase { elapsed, cpu })
     }
 
-    fn enter(&mut self, number: usize) -> Result<(), LoadError> {
+    fn connect_client(&mut self, number: usize) -> Result<(), LoadError> {
         let target = self.load.target;
         let failed = |source| LoadError::connecting(target, number, source);
         let socket =
-            doors::connect(target.address(), number, self.exchange.ledger.is_deaf(number)).map_err(failed)?;
-        let token = match &self.what.between {
-            Between::Gateway { token, .. } => token.as_ref(),
-            Between::Proxy(listener) => {
+            connect::connect_client(target.address(), number, self.exchange.flows.is_non_reading(number))
+                .map_err(failed)?;
+        let token = match &self.what.middlebox {
+            Middlebox::Gateway { token, .. } => token.as_ref(),
+            Middlebox::Proxy(listener) => {
                 // Clients come one by one, so that it is clear whose connection this is.
-                self.exchange.pair(socket, doors::accepted(listener).map_err(failed)?)?;
+                self.exchange.pair(socket, connect::accept(listener).map_err(failed)?)?;
                 return Ok(());
             }
         };
         Ok(self.exchange.add_client(number, socket, token)?)
     }
 
-    /// Lets all send until the time is over or enough is sent, and waits for what is under way.
-    fn exchange(&mut self) -> Result<Exchanged, LoadError> {
-        (self.reins.tell)(Stage::Ready);
+    /// Lets all send until the time is over or enough is sent, and waits for what is under direction.
+    fn exchange(&mut self) -> Result<ExchangePhase, LoadError> {
+        (self.control.on_stage)(LoadStage::Ready);
         let times = self.load.times;
         self.exchange.start(self.what);
         let began = time::mono();
@@ -237,10 +248,10 @@ impl Run<'_, '_> {
         let (mut start, mut second, mut now) = (None, 0, began);
         while now < to && !self.stopped() {
             if start.is_none() && now >= from {
-                self.exchange.ledger.measure();
+                self.exchange.flows.measure();
                 start = Some((now, thread_cpu_ns(), self.used()?));
             }
-            if self.exchange.ledger.is_over() {
+            if self.exchange.flows.is_over() {
                 now = self.drain()?;
                 break;
             }
@@ -255,19 +266,19 @@ impl Run<'_, '_> {
         let Some((at, own_before, before)) = start else { return Err(LoadError::Interrupted) };
         let cpu = before.zip(self.used()?).map(|(a, b)| Duration::from_nanos(b.0.saturating_sub(a.0)));
         let own_cpu = Duration::from_nanos(thread_cpu_ns().saturating_sub(own_before));
-        let measured = self.exchange.ledger.measured.take().unwrap_or_default();
+        let measured = self.exchange.flows.measured.take().unwrap_or_default();
         self.drain()?;
         self.memory.end = self.process.as_ref().map(Process::resident).transpose()?;
-        Ok(Exchanged { elapsed: now - at, cpu, own_cpu, measured })
+        Ok(ExchangePhase { elapsed: now - at, cpu, own_cpu, measured })
     }
 
-    /// Waits for what is under way; returns when the last of it came.
+    /// Waits for what is under direction; returns when the last of it came.
     fn drain(&mut self) -> Result<Instant, LoadError> {
-        self.exchange.ledger.end();
-        let mut last = (time::mono(), self.exchange.ledger.unanswered());
+        self.exchange.flows.end();
+        let mut last = (time::mono(), self.exchange.flows.unanswered());
         while last.1 > 0 && time::mono() - last.0 < self.what.quiet && !self.stopped() {
             self.exchange.pump(LOOK)?;
-            let (now, left) = (time::mono(), self.exchange.ledger.unanswered());
+            let (now, left) = (time::mono(), self.exchange.flows.unanswered());
             self.sample(now)?;
             if left < last.1 {
                 last = (now, left);
@@ -286,8 +297,8 @@ impl Run<'_, '_> {
 
     fn tell(&mut self, elapsed: Duration, warming_up: bool) {
         let whole = self.load.times.warm_up + self.load.times.seconds;
-        let counts = self.exchange.ledger.counts;
+        let counts = self.exchange.flows.counts;
         let (sent, received) = (counts.sent, counts.received);
-        (self.reins.tell)(Stage::Traffic(Progress { elapsed, whole, warming_up, sent, received }));
+        (self.control.on_stage)(LoadStage::Traffic(Progress { elapsed, whole, warming_up, sent, received }));
     }
 }

@@ -1,8 +1,8 @@
 //! What a load on a gateway has found out, in numbers.
 
-use super::exchange::Gone;
-use super::ledger::{Counts, Measured};
-use super::{Between, GatewayLoad, Way};
+use super::exchange::Disconnects;
+use super::flows::{MessageCounts, SizeMeasurement};
+use super::{GatewayLoad, MessageDirection, Middlebox};
 use crate::load::Load;
 use crate::load::histogram::Histogram;
 use crate::load::report::{Cpu, Latency, per};
@@ -11,28 +11,28 @@ use std::time::Duration;
 
 /// What bringing all virtual connections up has taken.
 #[derive(Debug)]
-pub(super) struct Connected {
+pub(super) struct ConnectPhase {
     pub(super) elapsed: Duration,
     pub(super) cpu: Option<Duration>,
 }
 
 /// What came of the time after it.
 #[derive(Debug)]
-pub(super) struct Exchanged {
+pub(super) struct ExchangePhase {
     pub(super) elapsed: Duration,
     pub(super) cpu: Option<Duration>,
     pub(super) own_cpu: Duration,
-    pub(super) measured: Vec<Measured>,
+    pub(super) measured: Vec<SizeMeasurement>,
 }
 
 /// Resident memory of the watched process, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Memory {
+pub struct MemoryUse {
     /// Before the first connection.
     pub before: Option<u64>,
     /// With all virtual connections up and nothing sent.
     pub connected: Option<u64>,
-    /// The most that was seen while messages were under way, looked at every quarter of a second.
+    /// The most that was seen while messages were under direction, looked at every quarter of a second.
     pub peak: Option<u64>,
     /// When all had arrived.
     pub end: Option<u64>,
@@ -57,14 +57,14 @@ pub struct GatewayReport {
     /// Where clients came in.
     pub server: String,
     /// `md5`, `hmac`, or `proxy` where it was no gateway.
-    pub door: &'static str,
+    pub handshake: &'static str,
     /// Clients.
     pub clients: usize,
     /// How many of them read nothing.
-    pub deaf_clients: usize,
+    pub non_reading_clients: usize,
     /// Servers.
     pub servers: usize,
-    /// Virtual connections in all.
+    /// ConnectionEntry connections in all.
     pub virtual_connections: usize,
     /// Bytes of messages, in turn.
     pub sizes: Vec<u32>,
@@ -94,16 +94,16 @@ pub struct GatewayReport {
     pub damaged: u64,
     /// Dials that were refused.
     pub refused: u64,
-    /// Virtual connections of clients that read which were closed.
+    /// ConnectionEntry connections of clients that read which were closed.
     pub closed: u64,
     /// The same of clients that do not read.
-    pub closed_deaf: u64,
+    pub closed_non_reading: u64,
     /// Connections of servers and of clients that read which were closed.
     pub dropped: u64,
     /// The same of clients that do not read.
-    pub dropped_deaf: u64,
+    pub dropped_non_reading: u64,
     /// Messages that were sent to or by clients that do not read.
-    pub deaf_sent: u64,
+    pub non_reading_sent: u64,
     /// Messages that arrived while it was measured, a second.
     pub messages_per_second: f64,
     /// Their bytes, heads of frames not counted.
@@ -116,15 +116,15 @@ pub struct GatewayReport {
     pub by_size: Vec<SizeReport>,
     /// CPU time of the watched process for each message that arrived while it was measured.
     pub server_cpu: Option<Cpu>,
-    /// CPU time of this process, in which both ends of all virtual connections are.
+    /// CPU time of this process, in which both virtual_connections of all virtual connections are.
     pub own_cpu: Cpu,
-    /// Memory of the watched process.
-    pub memory: Memory,
+    /// MemoryUse of the watched process.
+    pub memory: MemoryUse,
     /// By how much it had grown when all were up, in bytes for each virtual connection and its share of a client's connection.
     pub server_bytes_each: Option<f64>,
 }
 
-impl Memory {
+impl MemoryUse {
     pub(super) fn new(before: Option<u64>) -> Self {
         Self { before, ..Self::default() }
     }
@@ -134,10 +134,10 @@ impl GatewayReport {
     pub(super) fn new(
         load: &Load,
         what: &GatewayLoad,
-        connected: &Connected,
-        exchanged: &Exchanged,
-        (counts, gone): (Counts, Gone),
-        memory: Memory,
+        connected: &ConnectPhase,
+        exchanged: &ExchangePhase,
+        (counts, gone): (MessageCounts, Disconnects),
+        memory: MemoryUse,
     ) -> Self {
         let all = what.clients * what.each;
         let mut latency = Histogram::default();
@@ -146,7 +146,7 @@ impl GatewayReport {
         let bytes: u64 = exchanged.measured.iter().map(|of| of.messages * u64::from(of.size)).sum();
         let seconds = exchanged.elapsed.as_secs_f64();
         let growth = memory.before.zip(memory.connected).map(|(before, now)| now as f64 - before as f64);
-        let of_size = |of: &Measured| SizeReport {
+        let of_size = |of: &SizeMeasurement| SizeReport {
             size: of.size,
             messages: of.messages,
             latency_us: Latency::of(&of.latency),
@@ -154,19 +154,19 @@ impl GatewayReport {
         Self {
             mode: "gateway",
             server: load.target.address().to_string(),
-            door: match &what.between {
-                Between::Gateway { door, .. } => door.name(),
-                Between::Proxy(_) => "proxy",
+            handshake: match &what.middlebox {
+                Middlebox::Gateway { handshake, .. } => handshake.name(),
+                Middlebox::Proxy(_) => "proxy",
             },
             clients: what.clients,
-            deaf_clients: what.clients.checked_div(what.deaf).unwrap_or(0),
+            non_reading_clients: what.clients.checked_div(what.non_reading).unwrap_or(0),
             servers: what.servers,
             virtual_connections: all,
             sizes: what.sizes.clone(),
-            direction: match what.way {
-                Way::Up => "up",
-                Way::Down => "down",
-                Way::Both => "both",
+            direction: match what.direction {
+                MessageDirection::Up => "up",
+                MessageDirection::Down => "down",
+                MessageDirection::Both => "both",
             },
             connecting_seconds: connected.elapsed.as_secs_f64(),
             connecting_cpu: connected.cpu.map(|used| Cpu::of(used, all as u64, connected.elapsed)),
@@ -181,10 +181,10 @@ impl GatewayReport {
             damaged: counts.damaged,
             refused: gone.refused,
             closed: gone.closed,
-            closed_deaf: gone.closed_deaf,
+            closed_non_reading: gone.closed_non_reading,
             dropped: gone.dropped,
-            dropped_deaf: gone.dropped_deaf,
-            deaf_sent: counts.deaf_sent,
+            dropped_non_reading: gone.dropped_non_reading,
+            non_reading_sent: counts.non_reading_sent,
             messages_per_second: per(messages as f64, seconds),
             bytes_per_second: per(bytes as f64, seconds),
             messages_per_cpu_second: exchanged.cpu.map(|used| per(messages as f64, used.as_secs_f64())),

@@ -3,7 +3,7 @@
 use super::*;
 use crate::gateway::handshake::{ANSWER, MD5_ANSWER};
 use crate::gateway::wire::{self, Command, ConnId, Frame, MAX_PACKET};
-use crate::load::{Target, Times, Transport};
+use crate::load::{LoadTimes, LoadTransport, Target};
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
@@ -71,15 +71,15 @@ fn frames(mut socket: TcpStream, mut each: impl FnMut(Frame<'_>, &[u8])) {
 }
 
 /// Takes a server in; `None` with the wrong key.
-fn challenge(socket: &mut TcpStream, door: Door) -> Option<u32> {
-    match door {
-        Door::Md5 => {
+fn challenge(socket: &mut TcpStream, handshake: HandshakeKind) -> Option<u32> {
+    match handshake {
+        HandshakeKind::Md5 => {
             socket.write_all(&[7; 8]).unwrap();
             let mut answer = [0; MD5_ANSWER];
             socket.read_exact(&mut answer).ok()?;
             key().check_md5(&[7; 8], &answer)
         }
-        Door::Hmac => {
+        HandshakeKind::Hmac => {
             socket.write_all(&[7; 32]).unwrap();
             let mut answer = [0; ANSWER];
             socket.read_exact(&mut answer).ok()?;
@@ -91,7 +91,7 @@ fn challenge(socket: &mut TcpStream, door: Door) -> Option<u32> {
 }
 
 impl Fake {
-    fn start(door: Door, mistake: Mistake) -> Self {
+    fn start(handshake: HandshakeKind, mistake: Mistake) -> Self {
         let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let (clients, servers) = (bind(), bind());
         let board = Arc::new(Mutex::new(Board::default()));
@@ -100,7 +100,7 @@ impl Fake {
         thread::spawn(move || {
             for mut socket in servers.incoming().map_while(Result::ok) {
                 let board = Arc::clone(&of_servers);
-                let Some(id) = challenge(&mut socket, door) else { continue };
+                let Some(id) = challenge(&mut socket, handshake) else { continue };
                 let own = outbox(&socket);
                 board.lock().unwrap().servers.insert(id, own.clone());
                 thread::spawn(move || {
@@ -126,7 +126,7 @@ impl Fake {
                         let mut board = board.lock().unwrap();
                         match frame {
                             Frame::Data { conn, .. } => board.forward(mistake, conn, true, bytes),
-                            Frame::Command(command) => board.dial(door, command, &own),
+                            Frame::Command(command) => board.dial(handshake, command, &own),
                         }
                     });
                 });
@@ -135,11 +135,15 @@ impl Fake {
         fake
     }
 
-    fn load(&self, door: Door, change: impl FnOnce(&mut GatewayLoad)) -> Result<GatewayReport, LoadError> {
+    fn load(
+        &self,
+        handshake: HandshakeKind,
+        change: impl FnOnce(&mut GatewayLoad),
+    ) -> Result<GatewayReport, LoadError> {
         let mut what = GatewayLoad {
-            between: Between::Gateway {
+            middlebox: Middlebox::Gateway {
                 servers_at: self.servers,
-                door,
+                handshake,
                 key: key(),
                 first_id: 1,
                 token: None,
@@ -148,8 +152,8 @@ impl Fake {
             each: 3,
             servers: 2,
             sizes: vec![100, 30_000],
-            way: Way::Both,
-            deaf: 0,
+            direction: MessageDirection::Both,
+            non_reading: 0,
             window: 64 * 1024,
             in_flight: 1024 * 1024,
             messages: Some(2000),
@@ -161,7 +165,7 @@ impl Fake {
 }
 
 impl Board {
-    fn dial(&mut self, door: Door, command: Command<'_>, own: &Outbox) {
+    fn dial(&mut self, handshake: HandshakeKind, command: Command<'_>, own: &Outbox) {
         match command {
             Command::New => {
                 self.last += 1;
@@ -176,7 +180,7 @@ impl Board {
                 for to in [own, &server] {
                     let _ = to.send(emitted(Command::Accept { conn, remote: 1 }));
                 }
-                if door == Door::Hmac {
+                if handshake == HandshakeKind::Hmac {
                     let _ = server.send(emitted(Command::Credit { conn, bytes: 1 << 30 }));
                 }
                 let _ = own.send(emitted(Command::Ping));
@@ -217,7 +221,7 @@ impl Board {
             }
         }
         drop(to.send(bytes));
-        // What was kept goes out behind the next one of its virtual connection, if that is the same way.
+        // What was kept goes out behind the next one of its virtual connection, if that is the same direction.
         let is_same = |kept: &Vec<u8>| wire::conn_of(kept) == Some(conn) && kept[12] % 2 == u8::from(!is_up);
         if let Some(kept) = self.kept.take_if(|kept| is_same(kept)) {
             drop(to.send(kept));
@@ -227,24 +231,27 @@ impl Board {
 
 fn run(at: SocketAddr, what: &GatewayLoad) -> Result<GatewayReport, LoadError> {
     let load = Load {
-        target: Target::new(at, Transport::Tcp, false).unwrap(),
-        times: Times { warm_up: Duration::ZERO, seconds: Duration::from_secs(60) },
+        target: Target::new(at, LoadTransport::Tcp, false).unwrap(),
+        times: LoadTimes { warm_up: Duration::ZERO, seconds: Duration::from_secs(60) },
         pid: Some(std::process::id()),
         cpu: None,
         segmentation: true,
         own_sockets: false,
     };
     let stop = AtomicBool::new(false);
-    load.gateway(what, &mut Reins { stop: &stop, go: None, enough: &stop, tell: &mut |_| {} })
+    load.gateway(what, &mut RunControl { stop: &stop, start: None, release: &stop, on_stage: &mut |_| {} })
 }
 
 #[test]
 fn all_messages_through_a_good_gateway_arrive_by_both_doors_and_every_way() {
-    for (door, way) in
-        [(Door::Md5, Way::Both), (Door::Hmac, Way::Both), (Door::Md5, Way::Up), (Door::Hmac, Way::Down)]
-    {
-        let fake = Fake::start(door, Mistake::None);
-        let report = fake.load(door, |what| what.way = way).unwrap();
+    for (handshake, direction) in [
+        (HandshakeKind::Md5, MessageDirection::Both),
+        (HandshakeKind::Hmac, MessageDirection::Both),
+        (HandshakeKind::Md5, MessageDirection::Up),
+        (HandshakeKind::Hmac, MessageDirection::Down),
+    ] {
+        let fake = Fake::start(handshake, Mistake::None);
+        let report = fake.load(handshake, |what| what.direction = direction).unwrap();
         assert_eq!((report.sent, report.received), (2000, 2000), "{report:?}");
         assert_eq!(report.complaint(), None);
         assert_eq!((report.closed, report.dropped, report.refused), (0, 0, 0));
@@ -264,7 +271,7 @@ fn each_mistake_of_a_gateway_is_counted_as_what_it_is() {
         (Mistake::Loses, |report| report.lost),
     ];
     for (mistake, count) in mistakes {
-        let report = Fake::start(Door::Md5, mistake).load(Door::Md5, |_| {}).unwrap();
+        let report = Fake::start(HandshakeKind::Md5, mistake).load(HandshakeKind::Md5, |_| {}).unwrap();
         assert_eq!(count(&report), 1, "{mistake:?}: {report:?}");
         let others = mistakes.iter().filter(|(other, _)| *other != mistake && *other != Mistake::Loses);
         assert_eq!(others.map(|(_, count)| count(&report)).sum::<u64>(), 0, "{mistake:?}: {report:?}");
@@ -273,21 +280,22 @@ fn each_mistake_of_a_gateway_is_counted_as_what_it_is() {
 
 #[test]
 fn closed_virtual_connections_end_a_load_instead_of_hanging_it() {
-    let report = Fake::start(Door::Md5, Mistake::ClosesAll).load(Door::Md5, |what| what.messages = None);
+    let report = Fake::start(HandshakeKind::Md5, Mistake::ClosesAll)
+        .load(HandshakeKind::Md5, |what| what.messages = None);
     let report = report.unwrap();
     assert_eq!(report.closed, 15, "{report:?}");
 }
 
 #[test]
 fn a_client_that_does_not_read_loses_nothing_of_others() {
-    for door in [Door::Md5, Door::Hmac] {
-        let report = Fake::start(door, Mistake::None).load(door, |what| {
-            what.deaf = 5;
+    for handshake in [HandshakeKind::Md5, HandshakeKind::Hmac] {
+        let report = Fake::start(handshake, Mistake::None).load(handshake, |what| {
+            what.non_reading = 5;
             what.messages = Some(10_000);
         });
         let report = report.unwrap();
-        assert_eq!((report.deaf_clients, report.complaint()), (1, None), "{report:?}");
-        assert!(report.received < report.sent && report.deaf_sent > 100, "{report:?}");
+        assert_eq!((report.non_reading_clients, report.complaint()), (1, None), "{report:?}");
+        assert!(report.received < report.sent && report.non_reading_sent > 100, "{report:?}");
     }
 }
 
@@ -307,35 +315,35 @@ fn the_same_messages_go_through_a_bare_proxy() {
         }
     });
     let what = GatewayLoad {
-        between: Between::Proxy(behind),
+        middlebox: Middlebox::Proxy(behind),
         clients: 3,
         each: 1,
         servers: 3,
         sizes: vec![16_384],
-        way: Way::Both,
-        deaf: 0,
+        direction: MessageDirection::Both,
+        non_reading: 0,
         window: 128 * 1024,
         in_flight: 1024 * 1024,
         messages: Some(1000),
         quiet: Duration::from_secs(1),
     };
     let report = run(from, &what).unwrap();
-    assert_eq!((report.received, report.complaint(), report.door), (1000, None, "proxy"));
+    assert_eq!((report.received, report.complaint(), report.handshake), (1000, None, "proxy"));
     assert!(run(from, &GatewayLoad { each: 2, ..what }).is_err());
 }
 
 #[test]
 fn who_is_not_let_in_is_told_why() {
-    let fake = Fake::start(Door::Md5, Mistake::None);
+    let fake = Fake::start(HandshakeKind::Md5, Mistake::None);
     let wrong = |what: &mut GatewayLoad| {
-        if let Between::Gateway { key, .. } = &mut what.between {
+        if let Middlebox::Gateway { key, .. } = &mut what.middlebox {
             *key = Key::new(*b"another key than its").unwrap();
         }
     };
-    let said = fake.load(Door::Md5, wrong).unwrap_err().to_string();
+    let said = fake.load(HandshakeKind::Md5, wrong).unwrap_err().to_string();
     assert!(said.contains("its key?"), "{said}");
-    let fake = Fake::start(Door::Hmac, Mistake::None);
-    let said = fake.load(Door::Hmac, wrong).unwrap_err().to_string();
+    let fake = Fake::start(HandshakeKind::Hmac, Mistake::None);
+    let said = fake.load(HandshakeKind::Hmac, wrong).unwrap_err().to_string();
     assert!(said.contains("does not get in"), "{said}");
     for (bad, expected) in [
         ((|what| what.sizes = vec![19]) as fn(&mut GatewayLoad), "--size"),
@@ -343,7 +351,7 @@ fn who_is_not_let_in_is_told_why() {
         (|what| what.each = 65, "--each"),
         (|what| what.clients = 0, "--clients"),
     ] {
-        let said = fake.load(Door::Hmac, bad).unwrap_err().to_string();
+        let said = fake.load(HandshakeKind::Hmac, bad).unwrap_err().to_string();
         assert!(said.contains(expected), "{said}");
     }
 }

@@ -1,16 +1,16 @@
 //! What a load on the signalling has found out, in numbers.
 
-use super::conversation::Calls;
-use super::{SignalingLoad, Via};
+use super::clients::CallCounts;
+use super::{SignalingLoad, SignalingTransport};
 use crate::load::report::{Cpu, Latency, per};
-use crate::load::{Drive, Load};
+use crate::load::{Load, LoadMode};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// What bringing clients in has cost.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct RegisterPhase {
     pub(super) elapsed: Duration,
     pub(super) own_cpu: Duration,
     pub(super) cpu: Option<Duration>,
@@ -19,7 +19,7 @@ pub(super) struct Held {
 
 /// Processor time, and while what time.
 #[derive(Debug)]
-pub(super) struct Used {
+pub(super) struct CpuUse {
     pub(super) cpu: Option<Duration>,
     pub(super) own_cpu: Duration,
     pub(super) elapsed: Duration,
@@ -27,10 +27,10 @@ pub(super) struct Used {
 
 /// What came of the time after it.
 #[derive(Debug)]
-pub(super) struct Spoken {
+pub(super) struct CallPhase {
     pub(super) elapsed: Duration,
-    pub(super) used: Used,
-    pub(super) calls: Calls,
+    pub(super) used: CpuUse,
+    pub(super) calls: CallCounts,
     pub(super) refused: BTreeMap<i64, u64>,
     pub(super) held_back: u64,
     pub(super) left_out: u64,
@@ -47,7 +47,7 @@ pub struct SignalingReport {
     pub server: String,
     /// `udp` or `ws`.
     pub via: &'static str,
-    /// Clients that were registered and held.
+    /// Clients that were registered and registered.
     pub clients: usize,
     /// Seconds until the last one was registered.
     pub registering_seconds: f64,
@@ -78,25 +78,25 @@ pub struct SignalingReport {
 /// What became of calls.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct CallsReport {
-    /// Calls a second that were asked for.
+    /// CallCounts a second that were requests for.
     pub rate: Option<u64>,
-    /// Calls kept under way.
+    /// CallCounts kept under way.
     pub window: Option<u32>,
-    /// Calls begun.
+    /// CallCounts begun.
     pub begun: u64,
-    /// Calls whose 52 has come.
+    /// CallCounts whose 52 has come.
     pub answered: u64,
     /// The others.
     pub lost: u64,
     /// The same in percent of those begun.
     pub loss_percent: f64,
-    /// Calls answered, a second.
+    /// CallCounts answered, a second.
     pub calls_per_second: f64,
     /// From the 4 to the 52.
     pub latency_us: Latency,
     /// Messages that came to a client that they are not for.
     pub misdelivered: u64,
-    /// Calls that a rate asked for and this machine could not begin in time.
+    /// CallCounts that a rate requests for and this machine could not begin in time.
     pub left_out: u64,
     /// CPU time of the watched process for each call that was answered, with all else it did meanwhile.
     pub server_cpu: Option<Cpu>,
@@ -105,37 +105,42 @@ pub struct CallsReport {
 }
 
 impl SignalingReport {
-    pub(super) fn new(load: &Load, what: &SignalingLoad, held: &Held, spoken: &Spoken) -> Self {
+    pub(super) fn new(
+        load: &Load,
+        what: &SignalingLoad,
+        registered: &RegisterPhase,
+        calls_phase: &CallPhase,
+    ) -> Self {
         let clients = what.clients as u64;
-        let Used { cpu, elapsed, .. } = spoken.used;
+        let CpuUse { cpu, elapsed, .. } = calls_phase.used;
         Self {
             mode: "signaling",
             server: load.target.address().to_string(),
             via: match what.via {
-                Via::Udp => "udp",
-                Via::Ws => "ws",
+                SignalingTransport::Udp => "udp",
+                SignalingTransport::Ws => "ws",
             },
             clients: what.clients,
-            registering_seconds: held.elapsed.as_secs_f64(),
-            registrations_per_second: per(clients as f64, held.elapsed.as_secs_f64()),
-            registering_cpu: held.cpu.map(|used| Cpu::of(used, clients, held.elapsed)),
-            registering_own_cpu: Cpu::of(held.own_cpu, clients, held.elapsed),
-            server_bytes_each: held.bytes.map(|bytes| per(bytes as f64, clients as f64)),
-            seconds: spoken.elapsed.as_secs_f64(),
+            registering_seconds: registered.elapsed.as_secs_f64(),
+            registrations_per_second: per(clients as f64, registered.elapsed.as_secs_f64()),
+            registering_cpu: registered.cpu.map(|used| Cpu::of(used, clients, registered.elapsed)),
+            registering_own_cpu: Cpu::of(registered.own_cpu, clients, registered.elapsed),
+            server_bytes_each: registered.bytes.map(|bytes| per(bytes as f64, clients as f64)),
+            seconds: calls_phase.elapsed.as_secs_f64(),
             server_share: cpu.map(|used| per(used.as_secs_f64(), elapsed.as_secs_f64())),
-            closed: spoken.closed,
-            lost_tags: spoken.lost_tags,
-            refused: spoken.refused.clone(),
-            held_back: spoken.held_back,
-            calls: what.drive.map(|drive| CallsReport::new(drive, spoken)),
+            closed: calls_phase.closed,
+            lost_tags: calls_phase.lost_tags,
+            refused: calls_phase.refused.clone(),
+            held_back: calls_phase.held_back,
+            calls: what.mode.map(|mode| CallsReport::new(mode, calls_phase)),
         }
     }
 }
 
 impl CallsReport {
-    fn new(drive: Drive, spoken: &Spoken) -> Self {
-        let Spoken { calls, used, left_out, .. } = spoken;
-        let (rate, window) = drive.settings();
+    fn new(mode: LoadMode, calls_phase: &CallPhase) -> Self {
+        let CallPhase { calls, used, left_out, .. } = calls_phase;
+        let (rate, window) = mode.settings();
         let lost = calls.begun.saturating_sub(calls.answered);
         Self {
             rate,
@@ -144,7 +149,7 @@ impl CallsReport {
             answered: calls.answered,
             lost,
             loss_percent: per(lost as f64 * 100.0, calls.begun as f64),
-            calls_per_second: per(calls.answered as f64, spoken.elapsed.as_secs_f64()),
+            calls_per_second: per(calls.answered as f64, calls_phase.elapsed.as_secs_f64()),
             latency_us: Latency::of(&calls.latency),
             misdelivered: calls.misdelivered,
             left_out: *left_out,

@@ -10,25 +10,25 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 /// How long a connection or a handshake may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// Clients from one loopback address: as many as a server allows one network, with room to spare.
 const PER_ADDRESS: usize = 100;
 /// The first of those addresses.
 const FIRST_ADDRESS: u32 = 0x7F4F_0001;
 
-/// Room in the kernel for a client that does not read: what it misses is to wait at the gateway.
-const DEAF_ROOM: usize = 16 * 1024;
+/// FlowLimits in the kernel for a client that does not read: what it misses is to wait at the gateway.
+const NON_READING_BUFFER: usize = 16 * 1024;
 
 /// How servers show that they know the key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Door {
+pub enum HandshakeKind {
     /// MD5, as the document has it.
     Md5,
     /// HMAC-SHA256, with credit.
     Hmac,
 }
 
-impl Door {
+impl HandshakeKind {
     /// Returns its name.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -39,10 +39,10 @@ impl Door {
     }
 
     /// Connects a server.
-    pub(super) fn enter(self, address: SocketAddr, key: &Key, id: u32) -> io::Result<TcpStream> {
+    pub(super) fn connect_server(self, address: SocketAddr, key: &Key, id: u32) -> io::Result<TcpStream> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         let mut socket = connected(socket, address)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(CONNECT_TIME))?;
         match self {
             Self::Md5 => {
                 let mut challenge = [0; MD5_CHALLENGE];
@@ -60,13 +60,13 @@ impl Door {
                 }
             }
         }
-        is_in(&mut socket)?;
+        await_registration(&mut socket)?;
         Ok(socket)
     }
 }
 
 /// Waits until the gateway has answered: success of a handshake is silence, and whoever dials the server before it is listed is refused.
-fn is_in(socket: &mut TcpStream) -> io::Result<()> {
+fn await_registration(socket: &mut TcpStream) -> io::Result<()> {
     let mut frame = Vec::new();
     Command::New.emit(&mut frame);
     socket.write_all(&frame)?;
@@ -81,10 +81,14 @@ fn is_in(socket: &mut TcpStream) -> io::Result<()> {
 }
 
 /// Connects client `number`. On IPv4 loopback a hundred come from each address.
-pub(super) fn connect(address: SocketAddr, number: usize, is_deaf: bool) -> io::Result<TcpStream> {
+pub(super) fn connect_client(
+    address: SocketAddr,
+    number: usize,
+    is_non_reading: bool,
+) -> io::Result<TcpStream> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    if is_deaf {
-        socket.set_recv_buffer_size(DEAF_ROOM)?;
+    if is_non_reading {
+        socket.set_recv_buffer_size(NON_READING_BUFFER)?;
     }
     if address.is_ipv4() && address.ip().is_loopback() {
         let own = FIRST_ADDRESS + u32::try_from(number / PER_ADDRESS).unwrap_or(0);
@@ -94,13 +98,13 @@ pub(super) fn connect(address: SocketAddr, number: usize, is_deaf: bool) -> io::
 }
 
 fn connected(socket: Socket, address: SocketAddr) -> io::Result<TcpStream> {
-    socket.connect_timeout(&address.into(), PATIENCE)?;
+    socket.connect_timeout(&address.into(), CONNECT_TIME)?;
     socket.set_tcp_nodelay(true)?;
     Ok(socket.into())
 }
 
 /// Waits for a proxy's connection.
-pub(super) fn accepted(listener: &TcpListener) -> io::Result<TcpStream> {
+pub(super) fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
     let (socket, _) = listener.accept()?;
     socket.set_nodelay(true)?;
     Ok(socket)

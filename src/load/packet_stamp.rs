@@ -2,12 +2,12 @@
 
 /// Bytes of a stamp, and so the smallest payload that can be measured.
 pub const STAMP_LEN: usize = 12;
-/// Times have 48 bits: 78 hours in nanoseconds.
+/// LoadTimes have 48 bits: 78 hours in nanoseconds.
 const TIME_MASK: u64 = (1 << 48) - 1;
 
 /// The first bytes of a payload, or a transaction id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Stamp {
+pub struct PacketStamp {
     /// The run it belongs to; what an earlier run has left under way has another one.
     pub tag: u16,
     /// The sender, or the number of the request.
@@ -16,7 +16,7 @@ pub struct Stamp {
     pub at: u64,
 }
 
-impl Stamp {
+impl PacketStamp {
     /// Returns the bytes.
     #[must_use]
     pub fn bytes(self) -> [u8; STAMP_LEN] {
@@ -47,8 +47,8 @@ mod tests {
 
     #[test]
     fn a_stamp_is_read_as_it_was_written() {
-        let stamp = Stamp { tag: 0xABCD, number: 70_000, at: 3_600_000_000_000 };
-        assert_eq!(Stamp::read(&stamp.bytes()), Some(stamp));
-        assert_eq!(Stamp::read(&stamp.bytes()[..11]), None);
+        let stamp = PacketStamp { tag: 0xABCD, number: 70_000, at: 3_600_000_000_000 };
+        assert_eq!(PacketStamp::read(&stamp.bytes()), Some(stamp));
+        assert_eq!(PacketStamp::read(&stamp.bytes()[..11]), None);
     }
 }

@@ -1,6 +1,6 @@
-//! Clients by WebSocket, a connection each, on one thread. They speak whatever texts they are given.
+//! Clients by WebSocket, a connection each, on one thread. They run_calls whatever texts they are given.
 
-use super::carrier::{Carrier, Ear, Sent};
+use super::transport::{ClientSockets, MessageHandler, SendResult};
 use crate::load::error::LoadError;
 use crate::load::target::Target;
 use crate::net::time;
@@ -22,14 +22,14 @@ const BUFFER: usize = 2048;
 const WRITE_BUFFER: usize = 64 * 1024;
 /// How long a connection and its handshake may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Connections from one loopback address: as many as a server allows one network, with room to spare.
+/// WebSocketClients from one loopback address: as many as a server allows one network, with room to spare.
 const PER_ADDRESS: usize = 100;
 /// The first of those addresses.
 const FIRST_ADDRESS: u32 = 0x7F4E_0001;
 
 /// WebSockets to one server.
 #[derive(Debug)]
-pub struct Connections {
+pub struct WebSocketClients {
     target: Target,
     poll: Poll,
     events: Events,
@@ -37,7 +37,7 @@ pub struct Connections {
     closed: usize,
 }
 
-impl Connections {
+impl WebSocketClients {
     /// Makes an empty set.
     ///
     /// # Errors
@@ -119,14 +119,14 @@ impl Connections {
         }
     }
 
-    /// Hands every text that has come to `ear`, after waiting at most this long; answers pings.
+    /// Hands every text that has come to `on_message`, after waiting at most this long; answers pings.
     ///
     /// # Errors
     /// When the system cannot say who is ready.
     pub fn receive_texts(
         &mut self,
         wait: Duration,
-        ear: &mut dyn FnMut(Instant, usize, &[u8]),
+        on_message: &mut dyn FnMut(Instant, usize, &[u8]),
     ) -> io::Result<()> {
         match self.poll.poll(&mut self.events, Some(wait)) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
@@ -135,7 +135,7 @@ impl Connections {
         let mut broken = Vec::new();
         for number in self.events.iter().map(|event| event.token().0) {
             let Some(Some(socket)) = self.sockets.get_mut(number) else { continue };
-            if !receive(socket, |now, text| ear(now, number, text)) {
+            if !receive(socket, |now, text| on_message(now, number, text)) {
                 broken.push(number);
             }
         }
@@ -174,17 +174,17 @@ fn system(error: Error) -> io::Error {
     }
 }
 
-impl Carrier for Connections {
+impl ClientSockets for WebSocketClients {
     fn open(&mut self) -> Result<(), LoadError> {
         self.open_at("/ws")
     }
 
-    fn send(&mut self, client: usize, text: &str) -> Result<Sent, LoadError> {
-        Ok(if self.send_texts(client, &[text]) { Sent::Left } else { Sent::HeldBack })
+    fn send(&mut self, client: usize, text: &str) -> Result<SendResult, LoadError> {
+        Ok(if self.send_texts(client, &[text]) { SendResult::Left } else { SendResult::HeldBack })
     }
 
-    fn receive(&mut self, wait: Duration, ear: Ear<'_>) -> io::Result<()> {
-        self.receive_texts(wait, ear)
+    fn receive(&mut self, wait: Duration, on_message: MessageHandler<'_>) -> io::Result<()> {
+        self.receive_texts(wait, on_message)
     }
 
     fn closed(&self) -> usize {

@@ -1,4 +1,4 @@
-//! What clients and servers say to a gateway and hear from it: virtual connections are opened, dialled, accepted, closed. Pure.
+//! What clients and servers say to a gateway and hear from it: virtual connections are opened, dialled, accept, closed. Pure.
 
 use crate::gateway::wire::{Command, ConnId, HEAD};
 use std::collections::HashMap;
@@ -8,15 +8,15 @@ const GRANT: u32 = 256 * 1024;
 
 /// Who is at one end of a connection to the gateway, counted from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum Side {
     Client(usize),
     Server(usize),
 }
 
 /// What has become of a virtual connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change {
-    /// Both ends may send.
+pub(super) enum ConnectionChange {
+    /// Both virtual_connections may send.
     Up(u32),
     /// The server may send more.
     Credit(u32),
@@ -26,15 +26,15 @@ pub(super) enum Change {
 
 /// How many there are.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Size {
+pub(super) struct LoadSize {
     pub(super) clients: usize,
-    /// Virtual connections of each client.
+    /// ConnectionEntry connections of each client.
     pub(super) each: usize,
     pub(super) servers: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum State {
+enum ConnectionState {
     #[default]
     New,
     /// One end has heard of it.
@@ -45,9 +45,9 @@ enum State {
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Virtual {
+struct ConnectionEntry {
     conn: u32,
-    state: State,
+    state: ConnectionState,
     /// Bytes that the server may send.
     credit: i64,
     /// Bytes that the server has taken and not granted again.
@@ -56,13 +56,13 @@ struct Virtual {
 
 /// All virtual connections.
 #[derive(Debug)]
-pub(super) struct Ends {
-    size: Size,
+pub(super) struct VirtualConnections {
+    size: LoadSize,
     /// The first server's id; the others follow.
     first_id: u32,
     /// Whether servers and gateway grant each other credit.
     has_credit: bool,
-    all: Vec<Virtual>,
+    all: Vec<ConnectionEntry>,
     /// How many of its own each client has been given.
     opened: Vec<u16>,
     by_conn: HashMap<u32, u32>,
@@ -70,19 +70,19 @@ pub(super) struct Ends {
     pub(super) refused: u64,
 }
 
-impl Size {
+impl LoadSize {
     pub(super) fn virtual_connections(self) -> usize {
         self.clients * self.each
     }
 }
 
-impl Ends {
-    pub(super) fn new(size: Size, first_id: u32, has_credit: bool) -> Self {
+impl VirtualConnections {
+    pub(super) fn new(size: LoadSize, first_id: u32, has_credit: bool) -> Self {
         Self {
             size,
             first_id,
             has_credit,
-            all: vec![Virtual::default(); size.virtual_connections()],
+            all: vec![ConnectionEntry::default(); size.virtual_connections()],
             opened: vec![0; size.clients],
             by_conn: HashMap::new(),
             up: 0,
@@ -90,10 +90,14 @@ impl Ends {
         }
     }
 
-    /// Takes all virtual connections for open, each with its number and 1 as its id: nobody stands between the ends who gives them any.
+    /// Takes all virtual connections for open, each with its number and 1 as its id: nobody stands middlebox the virtual_connections who gives them any.
     pub(super) fn open_all(&mut self) {
         for (number, entry) in self.all.iter_mut().enumerate() {
-            *entry = Virtual { conn: number as u32 + 1, state: State::Up, ..Virtual::default() };
+            *entry = ConnectionEntry {
+                conn: number as u32 + 1,
+                state: ConnectionState::Up,
+                ..ConnectionEntry::default()
+            };
             self.by_conn.insert(entry.conn, number as u32);
         }
         self.up = self.all.len();
@@ -120,13 +124,13 @@ impl Ends {
         ConnId(self.all[number as usize].conn)
     }
 
-    /// Returns whether `conn` is that of `number`, and `end` one of its ends.
-    pub(super) fn is_of(&self, number: u32, conn: ConnId, end: End) -> bool {
+    /// Returns whether `conn` is that of `number`, and `end` one of its virtual_connections.
+    pub(super) fn is_of(&self, number: u32, conn: ConnId, end: Side) -> bool {
         let known = self.all.get(number as usize).is_some_and(|entry| entry.conn == conn.0);
         known
             && match end {
-                End::Client(client) => self.client_of(number) == client,
-                End::Server(server) => self.server_of(number) == server,
+                Side::Client(client) => self.client_of(number) == client,
+                Side::Server(server) => self.server_of(number) == server,
             }
     }
 
@@ -151,28 +155,28 @@ impl Ends {
     }
 
     /// Hears a command of the gateway; returns what changes, and what is said to it.
-    pub(super) fn hear(
+    pub(super) fn handle(
         &mut self,
-        end: End,
+        end: Side,
         command: Command<'_>,
-    ) -> (Option<Change>, Option<Command<'static>>) {
+    ) -> (Option<ConnectionChange>, Option<Command<'static>>) {
         match (command, end) {
             (Command::Ping, _) => (None, Some(Command::Ping)),
-            (Command::Open(conn), End::Client(client)) => (None, self.open(client, conn)),
+            (Command::Open(conn), Side::Client(client)) => (None, self.open(client, conn)),
             (Command::Accept { conn, .. }, _) => self.accept(end, conn),
-            (Command::Credit { conn, bytes }, End::Server(_)) => {
+            (Command::Credit { conn, bytes }, Side::Server(_)) => {
                 let number = self.by_conn.get(&conn.0).copied();
                 let change = number.map(|number| {
                     self.all[number as usize].credit += i64::from(bytes);
-                    Change::Credit(number)
+                    ConnectionChange::Credit(number)
                 });
                 (change, None)
             }
             (Command::Refuse(conn), _) => {
                 self.refused += 1;
-                (self.close(conn, State::Refused), None)
+                (self.close(conn, ConnectionState::Refused), None)
             }
-            (Command::Close(conn), _) => (self.close(conn, State::Closed), None),
+            (Command::Close(conn), _) => (self.close(conn, ConnectionState::Closed), None),
             _ => (None, None),
         }
     }
@@ -190,50 +194,52 @@ impl Ends {
         Some(Command::Dial { conn, remote })
     }
 
-    fn accept(&mut self, end: End, conn: ConnId) -> (Option<Change>, Option<Command<'static>>) {
+    fn accept(&mut self, end: Side, conn: ConnId) -> (Option<ConnectionChange>, Option<Command<'static>>) {
         let Some(&number) = self.by_conn.get(&conn.0) else { return (None, None) };
         let entry = &mut self.all[number as usize];
-        let grants = self.has_credit && matches!(end, End::Server(_));
+        let grants = self.has_credit && matches!(end, Side::Server(_));
         let said = grants.then_some(Command::Credit { conn, bytes: GRANT });
         let change = match entry.state {
-            State::New => {
-                entry.state = State::Half;
+            ConnectionState::New => {
+                entry.state = ConnectionState::Half;
                 None
             }
-            State::Half => {
-                entry.state = State::Up;
+            ConnectionState::Half => {
+                entry.state = ConnectionState::Up;
                 self.up += 1;
-                Some(Change::Up(number))
+                Some(ConnectionChange::Up(number))
             }
             _ => None,
         };
         (change, said)
     }
 
-    fn close(&mut self, conn: ConnId, state: State) -> Option<Change> {
+    fn close(&mut self, conn: ConnId, state: ConnectionState) -> Option<ConnectionChange> {
         let number = *self.by_conn.get(&conn.0)?;
         self.close_number(number, state)
     }
 
-    fn close_number(&mut self, number: u32, state: State) -> Option<Change> {
+    fn close_number(&mut self, number: u32, state: ConnectionState) -> Option<ConnectionChange> {
         let entry = &mut self.all[number as usize];
-        if matches!(entry.state, State::Refused | State::Closed) {
+        if matches!(entry.state, ConnectionState::Refused | ConnectionState::Closed) {
             return None;
         }
         entry.state = state;
-        Some(Change::Closed(number))
+        Some(ConnectionChange::Closed(number))
     }
 
     /// Takes all virtual connections of `end` for closed, which is gone.
-    pub(super) fn gone(&mut self, end: End) -> Vec<u32> {
+    pub(super) fn gone(&mut self, end: Side) -> Vec<u32> {
         let all = 0..self.all.len() as u32;
         let its: Vec<_> = all
             .filter(|number| match end {
-                End::Client(client) => self.client_of(*number) == client,
-                End::Server(server) => self.server_of(*number) == server,
+                Side::Client(client) => self.client_of(*number) == client,
+                Side::Server(server) => self.server_of(*number) == server,
             })
             .collect();
-        its.into_iter().filter(|number| self.close_number(*number, State::Closed).is_some()).collect()
+        its.into_iter()
+            .filter(|number| self.close_number(*number, ConnectionState::Closed).is_some())
+            .collect()
     }
 }
 
@@ -241,47 +247,60 @@ impl Ends {
 mod tests {
     use super::*;
 
-    const SIZE: Size = Size { clients: 2, each: 2, servers: 2 };
+    const SIZE: LoadSize = LoadSize { clients: 2, each: 2, servers: 2 };
     const CONN: ConnId = ConnId(77);
     const ACCEPT: Command<'_> = Command::Accept { conn: CONN, remote: 1 };
 
     #[test]
     fn a_virtual_connection_is_up_when_both_ends_have_heard_of_it() {
-        let mut ends = Ends::new(SIZE, 10, true);
-        let dial = ends.hear(End::Client(1), Command::Open(CONN));
+        let mut virtual_connections = VirtualConnections::new(SIZE, 10, true);
+        let dial = virtual_connections.handle(Side::Client(1), Command::Open(CONN));
         assert_eq!(dial, (None, Some(Command::Dial { conn: CONN, remote: 11 })));
-        assert_eq!(ends.hear(End::Client(1), ACCEPT), (None, None));
-        let (change, said) = ends.hear(End::Server(1), ACCEPT);
-        assert_eq!(change, Some(Change::Up(2)));
+        assert_eq!(virtual_connections.handle(Side::Client(1), ACCEPT), (None, None));
+        let (change, said) = virtual_connections.handle(Side::Server(1), ACCEPT);
+        assert_eq!(change, Some(ConnectionChange::Up(2)));
         assert_eq!(said, Some(Command::Credit { conn: CONN, bytes: GRANT }));
-        assert!(ends.is_of(2, CONN, End::Client(1)) && ends.is_of(2, CONN, End::Server(1)));
-        assert!(!ends.is_of(2, CONN, End::Server(0)) && !ends.is_of(3, CONN, End::Client(1)));
-        assert_eq!(ends.hear(End::Server(1), Command::Close(CONN)).0, Some(Change::Closed(2)));
-        assert_eq!(ends.hear(End::Client(1), Command::Close(CONN)).0, None, "it is told once");
-        assert_eq!(ends.up(), 1);
+        assert!(
+            virtual_connections.is_of(2, CONN, Side::Client(1))
+                && virtual_connections.is_of(2, CONN, Side::Server(1))
+        );
+        assert!(
+            !virtual_connections.is_of(2, CONN, Side::Server(0))
+                && !virtual_connections.is_of(3, CONN, Side::Client(1))
+        );
+        assert_eq!(
+            virtual_connections.handle(Side::Server(1), Command::Close(CONN)).0,
+            Some(ConnectionChange::Closed(2))
+        );
+        assert_eq!(
+            virtual_connections.handle(Side::Client(1), Command::Close(CONN)).0,
+            None,
+            "it is told once"
+        );
+        assert_eq!(virtual_connections.up(), 1);
     }
 
     #[test]
     fn a_server_sends_while_it_has_credit_and_grants_what_it_has_taken() {
-        let mut ends = Ends::new(SIZE, 1, true);
-        ends.hear(End::Client(0), Command::Open(CONN));
-        assert!(!ends.may_send(0));
-        ends.hear(End::Server(0), Command::Credit { conn: CONN, bytes: 100 });
-        ends.spend(0, 50);
-        assert!(ends.may_send(0));
-        ends.spend(0, 500);
-        assert!(!ends.may_send(0));
-        assert_eq!(ends.taken(0, 100), None);
+        let mut virtual_connections = VirtualConnections::new(SIZE, 1, true);
+        virtual_connections.handle(Side::Client(0), Command::Open(CONN));
+        assert!(!virtual_connections.may_send(0));
+        virtual_connections.handle(Side::Server(0), Command::Credit { conn: CONN, bytes: 100 });
+        virtual_connections.spend(0, 50);
+        assert!(virtual_connections.may_send(0));
+        virtual_connections.spend(0, 500);
+        assert!(!virtual_connections.may_send(0));
+        assert_eq!(virtual_connections.taken(0, 100), None);
         let bytes = 108 + GRANT / 2 + 8;
-        assert_eq!(ends.taken(0, GRANT / 2), Some(Command::Credit { conn: CONN, bytes }));
+        assert_eq!(virtual_connections.taken(0, GRANT / 2), Some(Command::Credit { conn: CONN, bytes }));
     }
 
     #[test]
     fn who_is_gone_takes_its_virtual_connections_along() {
-        let mut ends = Ends::new(SIZE, 1, false);
-        ends.open_all();
-        assert_eq!(ends.gone(End::Client(1)), [2, 3]);
-        assert_eq!(ends.gone(End::Server(0)), [0], "number 3 is closed already");
-        assert!(ends.may_send(1), "without credit it is the sender's socket that stops it");
+        let mut virtual_connections = VirtualConnections::new(SIZE, 1, false);
+        virtual_connections.open_all();
+        assert_eq!(virtual_connections.gone(Side::Client(1)), [2, 3]);
+        assert_eq!(virtual_connections.gone(Side::Server(0)), [0], "number 3 is closed already");
+        assert!(virtual_connections.may_send(1), "without credit it is the sender's socket that stops it");
     }
 }

@@ -1,19 +1,19 @@
 //! One connection to the gateway: bytes in, bytes out.
 
-use super::message::Reader;
+use super::message::FrameReader;
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
 
 /// A connection of a client or a server.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct LoadConnection {
     socket: Option<TcpStream>,
-    pub(super) reader: Reader,
+    pub(super) reader: FrameReader,
     /// Flows that have something to send to someone who reads.
     ready: VecDeque<u32>,
     /// The others, which come first: all queues are to be full soon.
-    unheard: VecDeque<u32>,
+    to_non_readers: VecDeque<u32>,
     /// Commands that leave before anything else.
     pub(super) commands: Vec<u8>,
     /// What the kernel has not taken.
@@ -24,22 +24,22 @@ pub(super) struct Link {
     /// Whether it waits for its turn to write.
     pub(super) is_queued: bool,
     /// Whether nothing is read any more.
-    pub(super) is_deaf: bool,
+    pub(super) is_non_reading: bool,
 }
 
-impl Link {
+impl LoadConnection {
     pub(super) fn new(socket: TcpStream) -> Self {
         Self {
             socket: Some(socket),
-            reader: Reader::default(),
+            reader: FrameReader::default(),
             ready: VecDeque::new(),
-            unheard: VecDeque::new(),
+            to_non_readers: VecDeque::new(),
             commands: Vec::new(),
             tail: Vec::new(),
             tail_at: 0,
             is_blocked: false,
             is_queued: false,
-            is_deaf: false,
+            is_non_reading: false,
         }
     }
 
@@ -53,22 +53,22 @@ impl Link {
 
     pub(super) fn close(&mut self) {
         (self.socket, self.tail, self.commands) = (None, Vec::new(), Vec::new());
-        (self.ready, self.unheard) = (VecDeque::new(), VecDeque::new());
+        (self.ready, self.to_non_readers) = (VecDeque::new(), VecDeque::new());
     }
 
     pub(super) fn is_ready(&self) -> bool {
-        !self.ready.is_empty() || !self.unheard.is_empty()
+        !self.ready.is_empty() || !self.to_non_readers.is_empty()
     }
 
-    pub(super) fn make_ready(&mut self, flow: u32, is_unheard: bool) {
-        if is_unheard { self.unheard.push_back(flow) } else { self.ready.push_back(flow) }
+    pub(super) fn make_ready(&mut self, flow: u32, is_to_non_reader: bool) {
+        if is_to_non_reader { self.to_non_readers.push_back(flow) } else { self.ready.push_back(flow) }
     }
 
     pub(super) fn next_ready(&mut self) -> Option<u32> {
-        self.unheard.pop_front().or_else(|| self.ready.pop_front())
+        self.to_non_readers.pop_front().or_else(|| self.ready.pop_front())
     }
 
-    /// Takes back what [`Link::next_ready`] gave, which must have been to someone who reads.
+    /// Takes back what [`LoadConnection::next_ready`] gave, which must have been to someone who reads.
     pub(super) fn put_back(&mut self, flow: u32) {
         self.ready.push_front(flow);
     }

@@ -1,9 +1,9 @@
 //! Who has sent what through which virtual connection, and what has come of it. Pure.
 //!
-//! Each virtual connection is two flows, up to the server and down to the client. Both ends are in this process, so that a
+//! Each virtual connection is two flows, up to the server and down to the client. Both virtual_connections are in this process, so that a
 //! message's arrival makes room for the next one without a word on the wire.
 
-use super::message::Stamp;
+use super::message::MessageStamp;
 use crate::load::histogram::Histogram;
 use std::collections::HashSet;
 
@@ -19,19 +19,19 @@ struct Flow {
     next: u32,
     /// The same at the receiver.
     expected: u32,
-    /// Bytes under way, heads not counted.
+    /// Bytes under direction, heads not counted.
     unanswered: u32,
     /// Whether no more is sent.
     is_over: bool,
 }
 
-/// How much may be under way.
+/// How much may be under direction.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Room {
+pub(super) struct FlowLimits {
     /// Of each flow, in bytes; one message may always be.
     pub(super) flow: u32,
     /// Of a flow whose receiver does not read.
-    pub(super) deaf: u32,
+    pub(super) non_reading: u32,
     /// Of all others together.
     pub(super) all: u64,
     /// Messages that are begun in all.
@@ -40,8 +40,8 @@ pub(super) struct Room {
 
 /// Why there is no next message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wait {
-    /// The flow has enough under way: until one of its messages has come.
+pub(super) enum Blocked {
+    /// The flow has enough under direction: until one of its messages has come.
     Flow,
     /// All have: until any has.
     All,
@@ -49,9 +49,9 @@ pub(super) enum Wait {
     Over,
 }
 
-/// Counts of messages.
+/// MessageCounts of messages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Counts {
+pub(super) struct MessageCounts {
     pub(super) sent: u64,
     pub(super) received: u64,
     /// How many of those by clients.
@@ -65,12 +65,12 @@ pub(super) struct Counts {
     /// Came with other bytes.
     pub(super) damaged: u64,
     /// Of the sent ones: those to or from clients that do not read.
-    pub(super) deaf_sent: u64,
+    pub(super) non_reading_sent: u64,
 }
 
 /// What was measured of messages of one size.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Measured {
+pub(super) struct SizeMeasurement {
     pub(super) size: u32,
     pub(super) messages: u64,
     pub(super) latency: Histogram,
@@ -78,55 +78,60 @@ pub(super) struct Measured {
 
 /// All flows.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(super) struct FlowTable {
     sizes: Vec<u32>,
-    room: Room,
-    flows: Vec<Flow>,
+    room: FlowLimits,
+    entries: Vec<Flow>,
     /// One virtual connection's client in so many does not read.
     each: usize,
-    deaf: usize,
+    non_reading: usize,
     unanswered: u64,
-    /// Virtual connections that are not closed.
+    /// ConnectionEntry connections that are not closed.
     open: usize,
     overtaken: HashSet<(u32, u32)>,
-    pub(super) counts: Counts,
-    pub(super) measured: Option<Vec<Measured>>,
+    pub(super) counts: MessageCounts,
+    pub(super) measured: Option<Vec<SizeMeasurement>>,
 }
 
-impl Ledger {
-    /// Keeps `each` virtual connections of each of `clients`, of whom one in `deaf` does not read (0: all do).
-    pub(super) fn new(sizes: Vec<u32>, room: Room, (clients, each): (usize, usize), deaf: usize) -> Self {
+impl FlowTable {
+    /// Keeps `each` virtual connections of each of `clients`, of whom one in `non_reading` does not read (0: all do).
+    pub(super) fn new(
+        sizes: Vec<u32>,
+        room: FlowLimits,
+        (clients, each): (usize, usize),
+        non_reading: usize,
+    ) -> Self {
         Self {
             sizes,
             room,
-            flows: vec![Flow::default(); 2 * clients * each],
+            entries: vec![Flow::default(); 2 * clients * each],
             each,
-            deaf,
+            non_reading,
             unanswered: 0,
             open: clients * each,
             overtaken: HashSet::new(),
-            counts: Counts::default(),
+            counts: MessageCounts::default(),
             measured: None,
         }
     }
 
     /// Returns whether a client does not read.
-    pub(super) fn is_deaf(&self, client: usize) -> bool {
-        self.deaf > 0 && client % self.deaf == self.deaf - 1
+    pub(super) fn is_non_reading(&self, client: usize) -> bool {
+        self.non_reading > 0 && client % self.non_reading == self.non_reading - 1
     }
 
-    fn is_excused(&self, flow: u32) -> bool {
-        self.is_deaf(flow as usize / 2 / self.each)
+    fn involves_non_reader(&self, flow: u32) -> bool {
+        self.is_non_reading(flow as usize / 2 / self.each)
     }
 
     /// Returns whether a flow's messages are not read.
-    pub(super) fn is_unheard(&self, flow: u32) -> bool {
-        flow % 2 == 1 && self.is_excused(flow)
+    pub(super) fn is_to_non_reader(&self, flow: u32) -> bool {
+        flow % 2 == 1 && self.involves_non_reader(flow)
     }
 
     /// Begins to measure.
     pub(super) fn measure(&mut self) {
-        let of = |size: &u32| Measured { size: *size, ..Measured::default() };
+        let of = |size: &u32| SizeMeasurement { size: *size, ..SizeMeasurement::default() };
         let mut sizes = self.sizes.clone();
         sizes.sort_unstable();
         sizes.dedup();
@@ -148,27 +153,28 @@ impl Ledger {
         self.unanswered >= self.room.all
     }
 
-    /// Returns the bytes under way to those who read.
+    /// Returns the bytes under direction to those who read.
     pub(super) fn unanswered(&self) -> u64 {
         self.unanswered
     }
 
     /// Begins the next message of a flow; returns its number and length.
-    pub(super) fn begin(&mut self, flow: u32) -> Result<(u32, u32), Wait> {
-        let (is_unheard, is_excused) = (self.is_unheard(flow), self.is_excused(flow));
-        let entry = &mut self.flows[flow as usize];
+    pub(super) fn begin(&mut self, flow: u32) -> Result<(u32, u32), Blocked> {
+        let (is_to_non_reader, involves_non_reader) =
+            (self.is_to_non_reader(flow), self.involves_non_reader(flow));
+        let entry = &mut self.entries[flow as usize];
         if entry.is_over || self.counts.sent >= self.room.messages {
-            return Err(Wait::Over);
+            return Err(Blocked::Over);
         }
         let turn = entry.next.wrapping_add(flow.wrapping_mul(STRIDE)) as usize;
         let len = self.sizes[turn % self.sizes.len()];
-        let window = if is_unheard { self.room.deaf } else { self.room.flow };
+        let window = if is_to_non_reader { self.room.non_reading } else { self.room.flow };
         if entry.unanswered > 0 && entry.unanswered + len > window {
-            return Err(Wait::Flow);
+            return Err(Blocked::Flow);
         }
-        if !is_unheard {
+        if !is_to_non_reader {
             if self.unanswered > 0 && self.unanswered + u64::from(len) > self.room.all {
-                return Err(Wait::All);
+                return Err(Blocked::All);
             }
             self.unanswered += u64::from(len);
         }
@@ -176,19 +182,25 @@ impl Ledger {
         entry.next += 1;
         entry.unanswered += len;
         self.counts.sent += 1;
-        self.counts.deaf_sent += u64::from(is_excused);
+        self.counts.non_reading_sent += u64::from(involves_non_reader);
         Ok((number, len))
     }
 
     /// Takes note of a message that came by `flow` after `ns`.
-    pub(super) fn arrived(&mut self, flow: u32, stamp: Option<Stamp>, (len, is_whole): (u32, bool), ns: u64) {
+    pub(super) fn arrived(
+        &mut self,
+        flow: u32,
+        stamp: Option<MessageStamp>,
+        (len, is_whole): (u32, bool),
+        ns: u64,
+    ) {
         let Some(stamp) = stamp.filter(|stamp| stamp.flow == flow) else {
             self.counts.misdelivered += 1;
             return;
         };
         self.counts.damaged += u64::from(!is_whole);
-        let is_unheard = self.is_unheard(flow);
-        let entry = &mut self.flows[flow as usize];
+        let is_to_non_reader = self.is_to_non_reader(flow);
+        let entry = &mut self.entries[flow as usize];
         if stamp.number < entry.expected {
             let was_overtaken = self.overtaken.remove(&(flow, stamp.number));
             self.counts.out_of_order += u64::from(was_overtaken);
@@ -204,7 +216,7 @@ impl Ledger {
         }
         let answered = entry.unanswered.min(len);
         entry.unanswered -= answered;
-        if !is_unheard {
+        if !is_to_non_reader {
             self.unanswered -= u64::from(answered);
         }
         self.counts.received += 1;
@@ -217,27 +229,28 @@ impl Ledger {
         }
     }
 
-    /// Ends both flows of a virtual connection, once; what was under way does not come any more.
+    /// VirtualConnections both flows of a virtual connection, once; what was under direction does not come any more.
     pub(super) fn close(&mut self, virtual_connection: u32) {
         self.open -= 1;
         for flow in [2 * virtual_connection, 2 * virtual_connection + 1] {
-            let is_unheard = self.is_unheard(flow);
-            let entry = &mut self.flows[flow as usize];
+            let is_to_non_reader = self.is_to_non_reader(flow);
+            let entry = &mut self.entries[flow as usize];
             entry.is_over = true;
-            if !is_unheard {
+            if !is_to_non_reader {
                 self.unanswered -= u64::from(std::mem::take(&mut entry.unanswered));
             }
         }
     }
 
-    /// Counts as lost what has not come to clients that read and to their servers.
-    pub(super) fn settle(&mut self) {
-        let missing = |(flow, entry): (usize, &Flow)| match self.is_excused(flow as u32) {
+    /// MessageCounts as lost what has not come to clients that read and to their servers.
+    pub(super) fn finish(&mut self) {
+        let missing = |(flow, entry): (usize, &Flow)| match self.involves_non_reader(flow as u32) {
             true => 0,
             false => u64::from(entry.next - entry.expected),
         };
-        self.counts.lost = self.flows.iter().enumerate().map(missing).sum::<u64>();
-        self.counts.lost += self.overtaken.iter().filter(|(flow, _)| !self.is_excused(*flow)).count() as u64;
+        self.counts.lost = self.entries.iter().enumerate().map(missing).sum::<u64>();
+        self.counts.lost +=
+            self.overtaken.iter().filter(|(flow, _)| !self.involves_non_reader(*flow)).count() as u64;
     }
 }
 
@@ -245,80 +258,80 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    const ROOM: Room = Room { flow: 1000, deaf: 3000, all: 2000, messages: 1000 };
+    const LIMITS: FlowLimits = FlowLimits { flow: 1000, non_reading: 3000, all: 2000, messages: 1000 };
 
-    /// Three clients with two virtual connections each; the third is deaf.
-    fn ledger(sizes: &[u32]) -> Ledger {
-        Ledger::new(sizes.to_vec(), ROOM, (3, 2), 3)
+    /// Three clients with two virtual connections each; the third is non_reading.
+    fn flows(sizes: &[u32]) -> FlowTable {
+        FlowTable::new(sizes.to_vec(), LIMITS, (3, 2), 3)
     }
 
-    fn arrive(ledger: &mut Ledger, flow: u32, number: u32, len: u32) {
-        ledger.arrived(flow, Some(Stamp { flow, number, at: 5 }), (len, true), 1005);
+    fn arrive(flows: &mut FlowTable, flow: u32, number: u32, len: u32) {
+        flows.arrived(flow, Some(MessageStamp { flow, number, at: 5 }), (len, true), 1005);
     }
 
     #[test]
     fn a_flow_and_all_together_keep_to_their_room() {
-        let mut ledger = ledger(&[600]);
-        assert_eq!(ledger.begin(0), Ok((0, 600)));
-        assert_eq!(ledger.begin(0), Err(Wait::Flow));
-        assert_eq!((ledger.begin(1), ledger.begin(2)), (Ok((0, 600)), Ok((0, 600))));
-        assert_eq!(ledger.begin(3), Err(Wait::All), "1800 of 2000 bytes are under way");
-        assert_eq!(ledger.begin(9), Ok((0, 600)), "what is not read does not count");
-        arrive(&mut ledger, 0, 0, 600);
-        assert_eq!(ledger.begin(0), Ok((1, 600)));
-        ledger.end();
-        assert_eq!(ledger.begin(5), Err(Wait::Over));
+        let mut flows = flows(&[600]);
+        assert_eq!(flows.begin(0), Ok((0, 600)));
+        assert_eq!(flows.begin(0), Err(Blocked::Flow));
+        assert_eq!((flows.begin(1), flows.begin(2)), (Ok((0, 600)), Ok((0, 600))));
+        assert_eq!(flows.begin(3), Err(Blocked::All), "1800 of 2000 bytes are under direction");
+        assert_eq!(flows.begin(9), Ok((0, 600)), "what is not read does not count");
+        arrive(&mut flows, 0, 0, 600);
+        assert_eq!(flows.begin(0), Ok((1, 600)));
+        flows.end();
+        assert_eq!(flows.begin(5), Err(Blocked::Over));
     }
 
     #[test]
     fn one_message_goes_through_any_window() {
-        let mut ledger = ledger(&[5000]);
-        assert_eq!(ledger.begin(0), Ok((0, 5000)));
-        assert_eq!(ledger.begin(2), Err(Wait::All));
-        arrive(&mut ledger, 0, 0, 5000);
-        assert_eq!(ledger.begin(2), Ok((0, 5000)));
+        let mut flows = flows(&[5000]);
+        assert_eq!(flows.begin(0), Ok((0, 5000)));
+        assert_eq!(flows.begin(2), Err(Blocked::All));
+        arrive(&mut flows, 0, 0, 5000);
+        assert_eq!(flows.begin(2), Ok((0, 5000)));
     }
 
     #[test]
     fn lost_doubled_and_overtaken_messages_are_told_apart() {
-        let mut ledger = ledger(&[20]);
-        ledger.measure();
+        let mut flows = flows(&[20]);
+        flows.measure();
         for _ in 0..6 {
-            ledger.begin(0).unwrap();
+            flows.begin(0).unwrap();
         }
         for number in [0, 0, 2, 1, 4] {
-            arrive(&mut ledger, 0, number, 20);
+            arrive(&mut flows, 0, number, 20);
         }
-        ledger.arrived(2, Some(Stamp { flow: 0, number: 3, at: 5 }), (20, true), 9);
-        ledger.arrived(2, None, (20, true), 9);
-        ledger.settle();
-        let Counts { sent, received, lost, doubled, out_of_order, misdelivered, .. } = ledger.counts;
+        flows.arrived(2, Some(MessageStamp { flow: 0, number: 3, at: 5 }), (20, true), 9);
+        flows.arrived(2, None, (20, true), 9);
+        flows.finish();
+        let MessageCounts { sent, received, lost, doubled, out_of_order, misdelivered, .. } = flows.counts;
         assert_eq!((sent, received, lost), (6, 4, 2), "3 and 5 have not come");
         assert_eq!((doubled, out_of_order, misdelivered), (1, 1, 2));
-        assert_eq!(ledger.measured.unwrap()[0].messages, 4);
+        assert_eq!(flows.measured.unwrap()[0].messages, 4);
     }
 
     #[test]
     fn what_a_deaf_client_misses_is_not_lost_and_a_closed_connection_makes_room() {
-        let mut ledger = ledger(&[1000]);
-        assert!(ledger.is_deaf(2) && !ledger.is_deaf(1));
+        let mut flows = flows(&[1000]);
+        assert!(flows.is_non_reading(2) && !flows.is_non_reading(1));
         for flow in [0, 8, 9, 9, 9] {
-            ledger.begin(flow).unwrap();
+            flows.begin(flow).unwrap();
         }
-        assert_eq!(ledger.begin(9), Err(Wait::Flow));
-        assert_eq!((ledger.is_full(), ledger.begin(2)), (true, Err(Wait::All)));
-        ledger.close(4);
-        assert_eq!(ledger.begin(8), Err(Wait::Over));
-        assert!(ledger.begin(2).is_ok());
-        ledger.settle();
-        assert_eq!(ledger.counts.lost, 2, "of the flows 0 and 2");
+        assert_eq!(flows.begin(9), Err(Blocked::Flow));
+        assert_eq!((flows.is_full(), flows.begin(2)), (true, Err(Blocked::All)));
+        flows.close(4);
+        assert_eq!(flows.begin(8), Err(Blocked::Over));
+        assert!(flows.begin(2).is_ok());
+        flows.finish();
+        assert_eq!(flows.counts.lost, 2, "of the flows 0 and 2");
     }
 
     #[test]
     fn sizes_take_turns() {
-        let mut ledger = ledger(&[20, 300]);
-        let lens: Vec<_> = (0..4).map(|_| ledger.begin(0).unwrap().1).collect();
+        let mut flows = flows(&[20, 300]);
+        let lens: Vec<_> = (0..4).map(|_| flows.begin(0).unwrap().1).collect();
         assert_eq!(lens, [20, 300, 20, 300]);
-        assert_eq!(ledger.begin(3).unwrap().1, 300, "another flow begins with another size");
+        assert_eq!(flows.begin(3).unwrap().1, 300, "another flow begins with another size");
     }
 }

@@ -1,10 +1,10 @@
 //! A TURN client without sockets or clocks: allocates, lets one peer in, keeps both alive, and releases.
 //!
-//! Bytes and time in, bytes and events out, as everywhere: one mutation, then drain [`Client::poll_transmit`] and
-//! [`Client::poll_event`], then arm [`Client::poll_timeout`]. One request is under way at a time.
+//! Bytes and time in, bytes and events out, as everywhere: one mutation, then drain [`TurnClient::poll_transmit`] and
+//! [`TurnClient::poll_event`], then arm [`TurnClient::poll_timeout`]. One request is under way at a time.
 
-use super::credentials::Credentials;
-use super::refusal::{Ask, Refusal};
+use super::credentials::LoadCredentials;
+use super::request_error::{RequestError, TurnRequest};
 use crate::stun::{Attributes, Builder, Class, Key, Message, Method, TransactionId, attr};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -27,7 +27,7 @@ const DEFAULT_LIFETIME: u32 = 600;
 
 /// What has happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
+pub enum ClientEvent {
     /// The allocation is there.
     Allocated {
         /// Where peers reach the client.
@@ -38,14 +38,14 @@ pub enum Event {
     /// The allocation is gone.
     Released,
     /// It ends here.
-    Failed(Refusal),
+    Failed(RequestError),
 }
 
 /// What all clients of a load have in common.
 #[derive(Debug, Clone)]
-pub struct Login {
+pub struct ClientSettings {
     /// Who they are.
-    pub credentials: Arc<Credentials>,
+    pub credentials: Arc<LoadCredentials>,
     /// Whether they are connected by TCP, where nothing is sent again.
     pub stream: bool,
     /// Whether they want an IPv6 address.
@@ -53,15 +53,15 @@ pub struct Login {
 }
 
 #[derive(Debug)]
-struct Challenge {
+struct AuthChallenge {
     realm: String,
     nonce: Vec<u8>,
     key: Key,
 }
 
 #[derive(Debug)]
-struct Pending {
-    ask: Ask,
+struct PendingRequest {
+    request: TurnRequest,
     transaction: TransactionId,
     bytes: Vec<u8>,
     signed: bool,
@@ -73,28 +73,28 @@ struct Pending {
 
 /// One client.
 #[derive(Debug)]
-pub struct Client {
-    login: Login,
+pub struct TurnClient {
+    settings: ClientSettings,
     salt: u64,
     counter: u32,
-    challenge: Option<Challenge>,
-    pending: Option<Pending>,
-    waiting: VecDeque<Ask>,
+    challenge: Option<AuthChallenge>,
+    pending: Option<PendingRequest>,
+    waiting: VecDeque<TurnRequest>,
     relayed: Option<SocketAddr>,
     peer: Option<SocketAddr>,
     channel: bool,
     refresh_at: Option<Instant>,
     renew_at: Option<Instant>,
     transmits: VecDeque<Vec<u8>>,
-    events: VecDeque<Event>,
+    events: VecDeque<ClientEvent>,
 }
 
-impl Client {
+impl TurnClient {
     /// Makes a client that has not begun; `salt` is random and tells its transactions from others'.
     #[must_use]
-    pub fn new(login: Login, salt: u64) -> Self {
+    pub fn new(settings: ClientSettings, salt: u64) -> Self {
         Self {
-            login,
+            settings,
             salt,
             counter: 0,
             challenge: None,
@@ -112,14 +112,14 @@ impl Client {
 
     /// Asks for an allocation.
     pub fn allocate(&mut self, now: Instant) {
-        self.ask(now, Ask::Allocate);
+        self.request(now, TurnRequest::Allocate);
     }
 
     /// Asks that `peer` be let in, by a channel or by a permission alone, and keeps it so.
     pub fn reach(&mut self, now: Instant, peer: SocketAddr, channel: bool) {
         self.peer = Some(peer);
         self.channel = channel;
-        self.ask(now, if channel { Ask::Bind } else { Ask::Permit });
+        self.request(now, if channel { TurnRequest::Bind } else { TurnRequest::Permit });
     }
 
     /// Gives the allocation back.
@@ -128,9 +128,9 @@ impl Client {
         self.waiting.clear();
         self.pending = None;
         if self.relayed.is_some() {
-            self.ask(now, Ask::Release);
+            self.request(now, TurnRequest::Release);
         } else {
-            self.events.push_back(Event::Released);
+            self.events.push_back(ClientEvent::Released);
         }
     }
 
@@ -146,11 +146,11 @@ impl Client {
     }
 
     /// Returns the next event.
-    pub fn poll_event(&mut self) -> Option<Event> {
+    pub fn poll_event(&mut self) -> Option<ClientEvent> {
         self.events.pop_front()
     }
 
-    /// Returns when [`Client::handle_timeout`] is due.
+    /// Returns when [`TurnClient::handle_timeout`] is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let due = self.pending.as_ref().map(|pending| pending.due);
@@ -160,30 +160,30 @@ impl Client {
     /// Sends again what was not answered, and renews what would expire.
     pub fn handle_timeout(&mut self, now: Instant) {
         if let Some(pending) = self.pending.as_mut().filter(|pending| pending.due <= now) {
-            let most = if self.login.stream { 1 } else { TRIES };
+            let most = if self.settings.stream { 1 } else { TRIES };
             if pending.tries < most {
                 pending.due = now + FIRST_WAIT * (1 << pending.tries);
                 pending.tries += 1;
                 self.transmits.push_back(pending.bytes.clone());
             } else {
-                let (ask, tries, time) = (pending.ask, pending.tries, now - pending.began);
+                let (request, tries, time) = (pending.request, pending.tries, now - pending.began);
                 self.pending = None;
-                self.fail(now, ask, Refusal::Silence { ask, tries, time });
+                self.fail(now, request, RequestError::Silence { request, tries, time });
             }
         }
         if self.refresh_at.is_some_and(|at| at <= now) {
             self.refresh_at = None;
-            self.ask(now, Ask::Refresh);
+            self.request(now, TurnRequest::Refresh);
         }
         if self.renew_at.is_some_and(|at| at <= now) {
             self.renew_at = None;
-            self.ask(now, if self.channel { Ask::Bind } else { Ask::Permit });
+            self.request(now, if self.channel { TurnRequest::Bind } else { TurnRequest::Permit });
         }
     }
 
     /// Handles a message of the server; what answers nothing that was asked is passed over.
     pub fn handle(&mut self, now: Instant, message: &Message<'_>) {
-        let is_answer = |pending: &mut Pending| pending.transaction == message.transaction();
+        let is_answer = |pending: &mut PendingRequest| pending.transaction == message.transaction();
         let Some(pending) = self.pending.take_if(is_answer) else { return };
         match message.class() {
             Class::Success => {
@@ -193,7 +193,7 @@ impl Client {
                     _ => Some(message.unverified()),
                 };
                 match attributes {
-                    Some(attributes) => self.granted(now, pending.ask, &attributes),
+                    Some(attributes) => self.granted(now, pending.request, &attributes),
                     None => self.pending = Some(pending),
                 }
             }
@@ -201,142 +201,145 @@ impl Client {
             _ => self.pending = Some(pending),
         }
         if self.pending.is_none()
-            && let Some(ask) = self.waiting.pop_front()
+            && let Some(request) = self.waiting.pop_front()
         {
-            self.send(now, ask, 0);
+            self.send(now, request, 0);
         }
     }
 
-    fn granted(&mut self, now: Instant, ask: Ask, attributes: &Attributes<'_>) {
+    fn granted(&mut self, now: Instant, request: TurnRequest, attributes: &Attributes<'_>) {
         let lifetime = attributes.u32(attr::LIFETIME).unwrap_or(DEFAULT_LIFETIME).max(2);
-        match ask {
-            Ask::Allocate => {
+        match request {
+            TurnRequest::Allocate => {
                 let Ok(Some(relayed)) = attributes.xor_address(attr::XOR_RELAYED_ADDRESS) else {
                     let what = "XOR-RELAYED-ADDRESS";
-                    return self.fail(now, ask, Refusal::Malformed { ask, what });
+                    return self.fail(now, request, RequestError::Malformed { request, what });
                 };
                 self.relayed = Some(relayed);
                 self.refresh_at = Some(now + Duration::from_secs(lifetime.into()) / 2);
-                self.events.push_back(Event::Allocated { relayed });
+                self.events.push_back(ClientEvent::Allocated { relayed });
             }
-            Ask::Refresh => self.refresh_at = Some(now + Duration::from_secs(lifetime.into()) / 2),
-            Ask::Permit | Ask::Bind => {
+            TurnRequest::Refresh => self.refresh_at = Some(now + Duration::from_secs(lifetime.into()) / 2),
+            TurnRequest::Permit | TurnRequest::Bind => {
                 self.renew_at = Some(now + RENEWAL);
-                self.events.push_back(Event::Reached);
+                self.events.push_back(ClientEvent::Reached);
             }
-            Ask::Release => {
+            TurnRequest::Release => {
                 self.relayed = None;
-                self.events.push_back(Event::Released);
+                self.events.push_back(ClientEvent::Released);
             }
         }
     }
 
-    fn refused(&mut self, now: Instant, pending: &Pending, attributes: &Attributes<'_>) {
-        let ask = pending.ask;
+    fn refused(&mut self, now: Instant, pending: &PendingRequest, attributes: &Attributes<'_>) {
+        let request = pending.request;
         let code = attributes.error_code().unwrap_or(0);
         let challenged = code == 401 && !pending.signed;
         if challenged || code == 438 && pending.stale < STALE_NONCES {
             if let Some(challenge) = self.read_challenge(attributes) {
                 self.challenge = Some(challenge);
-                self.send(now, ask, pending.stale + u8::from(code == 438));
+                self.send(now, request, pending.stale + u8::from(code == 438));
             } else {
-                self.fail(now, ask, Refusal::Malformed { ask, what: "REALM or NONCE" });
+                self.fail(now, request, RequestError::Malformed { request, what: "REALM or NONCE" });
             }
             return;
         }
-        let refusal = match code {
-            300 => Refusal::Elsewhere { to: attributes.plain_address(attr::ALTERNATE_SERVER).ok().flatten() },
+        let error = match code {
+            300 => RequestError::Redirected {
+                to: attributes.plain_address(attr::ALTERNATE_SERVER).ok().flatten(),
+            },
             _ => {
                 let words = attributes.get(attr::ERROR_CODE).and_then(|value| value.get(4..));
                 let reason = String::from_utf8_lossy(words.unwrap_or_default());
                 // Nothing of a stranger's may steer the terminal.
                 let reason = reason.chars().filter(|c| !c.is_control()).take(100).collect();
-                Refusal::Answer { ask, code, reason }
+                RequestError::Answer { request, code, reason }
             }
         };
-        self.fail(now, ask, refusal);
+        self.fail(now, request, error);
     }
 
-    fn read_challenge(&self, attributes: &Attributes<'_>) -> Option<Challenge> {
+    fn read_challenge(&self, attributes: &Attributes<'_>) -> Option<AuthChallenge> {
         let realm = std::str::from_utf8(attributes.get(attr::REALM)?).ok()?;
         let nonce = attributes.get(attr::NONCE)?.to_vec();
         let key = match &self.challenge {
             Some(known) if known.realm == realm => known.key.clone(),
-            _ => self.login.credentials.key(realm),
+            _ => self.settings.credentials.key(realm),
         };
-        Some(Challenge { realm: realm.to_owned(), nonce, key })
+        Some(AuthChallenge { realm: realm.to_owned(), nonce, key })
     }
 
-    fn fail(&mut self, now: Instant, ask: Ask, refusal: Refusal) {
-        if ask == Ask::Release {
+    fn fail(&mut self, now: Instant, request: TurnRequest, error: RequestError) {
+        if request == TurnRequest::Release {
             self.relayed = None;
-            self.events.push_back(Event::Released);
+            self.events.push_back(ClientEvent::Released);
             return;
         }
-        tracing::debug!(%refusal, lived = ?self.renew_at.map(|at| at.saturating_duration_since(now)), "a client ends");
+        tracing::debug!(%error, lived = ?self.renew_at.map(|at| at.saturating_duration_since(now)), "a client ends");
         (self.refresh_at, self.renew_at) = (None, None);
         self.waiting.clear();
-        self.events.push_back(Event::Failed(refusal));
+        self.events.push_back(ClientEvent::Failed(error));
     }
 
-    fn ask(&mut self, now: Instant, ask: Ask) {
+    fn request(&mut self, now: Instant, request: TurnRequest) {
         if self.pending.is_none() {
-            self.send(now, ask, 0);
-        } else if !self.waiting.contains(&ask) {
-            self.waiting.push_back(ask);
+            self.send(now, request, 0);
+        } else if !self.waiting.contains(&request) {
+            self.waiting.push_back(request);
         }
     }
 
-    fn send(&mut self, now: Instant, ask: Ask, stale: u8) {
+    fn send(&mut self, now: Instant, request: TurnRequest, stale: u8) {
         self.counter += 1;
         let mut random = [0; 12];
         random[..8].copy_from_slice(&self.salt.to_be_bytes());
         random[8..].copy_from_slice(&self.counter.to_be_bytes());
         let transaction = TransactionId::new(random);
-        let method = match ask {
-            Ask::Allocate => Method::ALLOCATE,
-            Ask::Permit => Method::CREATE_PERMISSION,
-            Ask::Bind => Method::CHANNEL_BIND,
-            Ask::Refresh | Ask::Release => Method::REFRESH,
+        let method = match request {
+            TurnRequest::Allocate => Method::ALLOCATE,
+            TurnRequest::Permit => Method::CREATE_PERMISSION,
+            TurnRequest::Bind => Method::CHANNEL_BIND,
+            TurnRequest::Refresh | TurnRequest::Release => Method::REFRESH,
         };
-        let request = self.fill(ask, Builder::new(Class::Request, method, transaction));
+        let message = self.fill(request, Builder::new(Class::Request, method, transaction));
         let bytes = match &self.challenge {
-            Some(challenge) => request
-                .attribute(attr::USERNAME, self.login.credentials.user().as_bytes())
+            Some(challenge) => message
+                .attribute(attr::USERNAME, self.settings.credentials.user().as_bytes())
                 .attribute(attr::REALM, challenge.realm.as_bytes())
                 .attribute(attr::NONCE, &challenge.nonce)
                 .integrity(&challenge.key)
                 .finish(),
-            None => request.finish(),
+            None => message.finish(),
         };
         self.transmits.push_back(bytes.clone());
-        let wait = if self.login.stream { STREAM_WAIT } else { FIRST_WAIT };
+        let wait = if self.settings.stream { STREAM_WAIT } else { FIRST_WAIT };
         let (began, due) = (now, now + wait);
         let signed = self.challenge.is_some();
-        self.pending = Some(Pending { ask, transaction, bytes, signed, tries: 1, stale, began, due });
+        self.pending =
+            Some(PendingRequest { request, transaction, bytes, signed, tries: 1, stale, began, due });
     }
 
-    fn fill(&self, ask: Ask, request: Builder) -> Builder {
-        let with_peer = |request: Builder| match self.peer {
-            Some(peer) => request.xor_address(attr::XOR_PEER_ADDRESS, peer),
-            None => request,
+    fn fill(&self, request: TurnRequest, message: Builder) -> Builder {
+        let with_peer = |message: Builder| match self.peer {
+            Some(peer) => message.xor_address(attr::XOR_PEER_ADDRESS, peer),
+            None => message,
         };
-        match ask {
-            Ask::Allocate if self.login.v6 => request
+        match request {
+            TurnRequest::Allocate if self.settings.v6 => message
                 .attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0])
                 .attribute(attr::REQUESTED_ADDRESS_FAMILY, &[2, 0, 0, 0]),
-            Ask::Allocate => request.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]),
-            Ask::Permit => with_peer(request),
-            Ask::Bind => {
+            TurnRequest::Allocate => message.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]),
+            TurnRequest::Permit => with_peer(message),
+            TurnRequest::Bind => {
                 let [high, low] = CHANNEL.to_be_bytes();
-                with_peer(request.attribute(attr::CHANNEL_NUMBER, &[high, low, 0, 0]))
+                with_peer(message.attribute(attr::CHANNEL_NUMBER, &[high, low, 0, 0]))
             }
-            Ask::Refresh => request,
-            Ask::Release => request.attribute(attr::LIFETIME, &[0; 4]),
+            TurnRequest::Refresh => message,
+            TurnRequest::Release => message.attribute(attr::LIFETIME, &[0; 4]),
         }
     }
 }
 
 #[cfg(test)]
-#[path = "client_tests.rs"]
+#[path = "turn_client_tests.rs"]
 mod tests;

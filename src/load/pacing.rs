@@ -1,18 +1,18 @@
 //! How many packets may leave now: so many a second, or as many as keep so many under way.
 
-use super::part::Part;
+use super::process_share::ProcessShare;
 use std::time::Duration;
 
 /// What drives a load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Drive {
+pub enum LoadMode {
     /// Packets a second, over all flows and directions, whatever comes back.
     Rate(u64),
     /// Packets under way: each arrival lets the next one leave.
     Window(u32),
 }
 
-impl Drive {
+impl LoadMode {
     /// Returns the rate or the window.
     pub(super) fn settings(self) -> (Option<u64>, Option<u32>) {
         match self {
@@ -23,7 +23,7 @@ impl Drive {
 
     /// Returns what drives one part of a load.
     #[must_use]
-    pub fn part(self, part: Part) -> Self {
+    pub fn part(self, part: ProcessShare) -> Self {
         match self {
             Self::Rate(rate) => Self::Rate(part.share(rate)),
             Self::Window(window) => {
@@ -43,10 +43,10 @@ const SLOTS: usize = 32;
 /// The longest wait for something to arrive while a window is full.
 const FULL_WAIT: Duration = Duration::from_millis(10);
 
-/// Says how many packets may leave. Times are in ns since the beginning of the run.
+/// Says how many packets may leave. LoadTimes are in ns since the beginning of the run.
 #[derive(Debug, Clone)]
 pub struct Pace {
-    drive: Drive,
+    mode: LoadMode,
     burst: u64,
     /// Of a rate: packets that left or were left out.
     given: u64,
@@ -60,15 +60,15 @@ pub struct Pace {
 impl Pace {
     /// Begins a run in which packets leave in bursts of `burst`.
     #[must_use]
-    pub fn new(drive: Drive, burst: u32) -> Self {
+    pub fn new(mode: LoadMode, burst: u32) -> Self {
         let burst = u64::from(burst.max(1));
-        Self { drive, burst, given: 0, left_out: 0, under_way: 0, slots: [0; SLOTS], newest: 0 }
+        Self { mode, burst, given: 0, left_out: 0, under_way: 0, slots: [0; SLOTS], newest: 0 }
     }
 
     /// Returns how many packets may leave at `now`, whole bursts.
     pub fn due(&mut self, now: u64) -> u64 {
-        let due = match self.drive {
-            Drive::Rate(rate) => {
+        let due = match self.mode {
+            LoadMode::Rate(rate) => {
                 let owed = owed(rate, now).saturating_sub(self.given);
                 let bearable = owed_in(rate, BEHIND).max(self.burst);
                 if owed > bearable {
@@ -77,7 +77,7 @@ impl Pace {
                 }
                 owed.min(bearable)
             }
-            Drive::Window(window) => {
+            LoadMode::Window(window) => {
                 self.age(now);
                 u64::from(window).max(self.burst).saturating_sub(self.under_way)
             }
@@ -112,9 +112,9 @@ impl Pace {
     /// Returns how long nothing will be due.
     #[must_use]
     pub fn wait(&self, now: u64) -> Duration {
-        match self.drive {
-            Drive::Window(_) => FULL_WAIT,
-            Drive::Rate(rate) => {
+        match self.mode {
+            LoadMode::Window(_) => FULL_WAIT,
+            LoadMode::Rate(rate) => {
                 let at = u128::from(self.given + self.burst) * 1_000_000_000 / u128::from(rate.max(1));
                 Duration::from_nanos(u64::try_from(at).unwrap_or(u64::MAX).saturating_sub(now))
             }
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_rate_lets_its_packets_leave_in_time_and_leaves_out_what_is_too_late() {
-        let mut pace = Pace::new(Drive::Rate(1000), 1);
+        let mut pace = Pace::new(LoadMode::Rate(1000), 1);
         assert_eq!((pace.due(0), pace.wait(0)), (0, Duration::from_millis(1)));
         assert_eq!(pace.due(10 * MS), 10);
         pace.left(10 * MS, 10);
@@ -169,9 +169,9 @@ mod tests {
 
     #[test]
     fn bursts_leave_whole() {
-        let mut pace = Pace::new(Drive::Rate(1000), 8);
+        let mut pace = Pace::new(LoadMode::Rate(1000), 8);
         assert_eq!((pace.due(7 * MS), pace.due(9 * MS), pace.wait(0)), (0, 8, Duration::from_millis(8)));
-        let mut pace = Pace::new(Drive::Window(4), 8);
+        let mut pace = Pace::new(LoadMode::Window(4), 8);
         assert_eq!(pace.due(0), 8);
         pace.left(0, 8);
         pace.arrived(0);
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_window_is_refilled_by_arrivals_and_by_losses() {
-        let mut pace = Pace::new(Drive::Window(10), 1);
+        let mut pace = Pace::new(LoadMode::Window(10), 1);
         assert_eq!(pace.due(0), 10);
         pace.left(0, 10);
         assert_eq!(pace.due(MS), 0);
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn arrivals_from_nowhere_make_no_room() {
-        let mut pace = Pace::new(Drive::Window(2), 1);
+        let mut pace = Pace::new(LoadMode::Window(2), 1);
         pace.left(0, 2);
         pace.arrived(50 * MS);
         pace.arrived(u64::MAX);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// What a client asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ask {
+pub enum TurnRequest {
     /// A relayed address.
     Allocate,
     /// That a peer may be reached by indications.
@@ -19,7 +19,7 @@ pub enum Ask {
     Release,
 }
 
-impl Ask {
+impl TurnRequest {
     /// Returns the request's name in the RFC.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -35,48 +35,48 @@ impl Ask {
 /// Why a client cannot go on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Refusal {
+pub enum RequestError {
     /// The server answered with an error.
-    #[error("{} ({code}{} in answer to {}){}", meaning(*.code, *.ask), Space(.reason), .ask.name(), Hint(hint(*.code)))]
+    #[error("{} ({code}{} in answer to {}){}", meaning(*.code, *.request), Space(.reason), .request.name(), Hint(hint(*.code)))]
     Answer {
         /// What was asked.
-        ask: Ask,
+        request: TurnRequest,
         /// The error code.
         code: u16,
         /// The server's words.
         reason: String,
     },
     /// The server sends clients to another one.
-    #[error("the server sends clients elsewhere, to {}: name that one as --server", Elsewhere(*.to))]
-    Elsewhere {
+    #[error("the server sends clients elsewhere, to {}: name that one as --server", Redirect(*.to))]
+    Redirected {
         /// The other server, where it was told.
         to: Option<SocketAddr>,
     },
     /// The server did not answer.
-    #[error("no answer to {} after {tries} tries in {} s: is it a TURN server, and is its port open?", .ask.name(), .time.as_secs())]
+    #[error("no answer to {} after {tries} tries in {} s: is it a TURN server, and is its port open?", .request.name(), .time.as_secs())]
     Silence {
         /// What was asked.
-        ask: Ask,
+        request: TurnRequest,
         /// How often.
         tries: u32,
         /// For how long.
         time: Duration,
     },
     /// The server's answer makes no sense.
-    #[error("the answer to {} lacks {what}: is it a TURN server?", .ask.name())]
+    #[error("the answer to {} lacks {what}: is it a TURN server?", .request.name())]
     Malformed {
         /// What was asked.
-        ask: Ask,
+        request: TurnRequest,
         /// What is missing.
         what: &'static str,
     },
 }
 
-fn meaning(code: u16, ask: Ask) -> &'static str {
-    match (code, ask) {
+fn meaning(code: u16, request: TurnRequest) -> &'static str {
+    match (code, request) {
         (401 | 441, _) => "the server refused these credentials",
-        (403, Ask::Permit | Ask::Bind) => "the server refuses this peer",
-        (437, Ask::Allocate) => "the server still has an allocation of this very address and port",
+        (403, TurnRequest::Permit | TurnRequest::Bind) => "the server refuses this peer",
+        (437, TurnRequest::Allocate) => "the server still has an allocation of this very address and port",
         (437, _) => "the server knows the allocation no more",
         (438, _) => "the server finds every nonce stale, even its newest",
         (440 | 443, _) => "the server does not relay for this address family",
@@ -119,9 +119,9 @@ impl fmt::Display for Hint {
     }
 }
 
-struct Elsewhere(Option<SocketAddr>);
+struct Redirect(Option<SocketAddr>);
 
-impl fmt::Display for Elsewhere {
+impl fmt::Display for Redirect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(address) => address.fmt(f),
@@ -136,14 +136,18 @@ mod tests {
 
     #[test]
     fn refusals_say_what_they_mean_and_what_to_change() {
-        let text = |ask, code, reason: &str| Refusal::Answer { ask, code, reason: reason.into() }.to_string();
+        let text = |request, code, reason: &str| {
+            RequestError::Answer { request, code, reason: reason.into() }.to_string()
+        };
         assert_eq!(
-            text(Ask::Allocate, 486, "Allocation Quota Reached"),
+            text(TurnRequest::Allocate, 486, "Allocation Quota Reached"),
             "the server's quota of allocations for this user is reached (486 Allocation Quota Reached in answer to Allocate); \
              ginnel: raise turn.allocations_per_user; coturn: user-quota"
         );
-        assert!(text(Ask::Allocate, 401, "").starts_with("the server refused these credentials (401 in"));
-        assert!(text(Ask::Bind, 403, "Forbidden").contains("turn.allow_peers"));
-        assert_eq!(text(Ask::Refresh, 400, "No"), "the server refused (400 No in answer to Refresh)");
+        assert!(
+            text(TurnRequest::Allocate, 401, "").starts_with("the server refused these credentials (401 in")
+        );
+        assert!(text(TurnRequest::Bind, 403, "Forbidden").contains("turn.allow_peers"));
+        assert_eq!(text(TurnRequest::Refresh, 400, "No"), "the server refused (400 No in answer to Refresh)");
     }
 }

@@ -6,17 +6,17 @@ use crate::net::time::now;
 const RELAYED: &str = "198.51.100.1:49152";
 const PEER: &str = "203.0.113.9:7";
 
-fn client(stream: bool) -> Client {
-    let credentials = Arc::new(Credentials::new("alice", "pw"));
-    Client::new(Login { credentials, stream, v6: false }, 7)
+fn client(stream: bool) -> TurnClient {
+    let credentials = Arc::new(LoadCredentials::new("alice", "pw"));
+    TurnClient::new(ClientSettings { credentials, stream, v6: false }, 7)
 }
 
 fn key() -> Key {
-    Credentials::new("alice", "pw").key("r")
+    LoadCredentials::new("alice", "pw").key("r")
 }
 
 /// The one request that is to be sent.
-fn request(client: &mut Client) -> Vec<u8> {
+fn request(client: &mut TurnClient) -> Vec<u8> {
     let bytes = client.poll_transmit().unwrap();
     assert_eq!(client.poll_transmit(), None);
     bytes
@@ -27,17 +27,17 @@ fn answer(class: Class, request: &[u8]) -> Builder {
     Builder::new(class, request.method(), request.transaction())
 }
 
-fn tell(client: &mut Client, at: Instant, answer: Builder) {
+fn tell(client: &mut TurnClient, at: Instant, answer: Builder) {
     client.handle(at, &Message::parse(&answer.finish()).unwrap());
 }
 
-fn challenge(client: &mut Client, at: Instant, code: u16, nonce: &[u8]) {
+fn challenge(client: &mut TurnClient, at: Instant, code: u16, nonce: &[u8]) {
     let asked = request(client);
     let answer = answer(Class::Error, &asked).error(code, "");
     tell(client, at, answer.attribute(attr::REALM, b"r").attribute(attr::NONCE, nonce));
 }
 
-fn grant(client: &mut Client, at: Instant) {
+fn grant(client: &mut TurnClient, at: Instant) {
     let asked = request(client);
     let message = Message::parse(&asked).unwrap();
     assert!(message.verify(&key()).is_some(), "{:?} is not signed", message.method());
@@ -47,12 +47,12 @@ fn grant(client: &mut Client, at: Instant) {
     tell(client, at, answer.integrity(&key()));
 }
 
-fn allocated(at: Instant) -> Client {
+fn allocated(at: Instant) -> TurnClient {
     let mut client = client(false);
     client.allocate(at);
     challenge(&mut client, at, 401, b"n");
     grant(&mut client, at);
-    assert_eq!(client.poll_event(), Some(Event::Allocated { relayed: RELAYED.parse().unwrap() }));
+    assert_eq!(client.poll_event(), Some(ClientEvent::Allocated { relayed: RELAYED.parse().unwrap() }));
     client
 }
 
@@ -62,10 +62,10 @@ fn a_client_answers_the_challenge_binds_its_peer_and_releases() {
     let mut client = allocated(at);
     client.reach(at, PEER.parse().unwrap(), true);
     grant(&mut client, at);
-    assert_eq!(client.poll_event(), Some(Event::Reached));
+    assert_eq!(client.poll_event(), Some(ClientEvent::Reached));
     client.release(at);
     grant(&mut client, at);
-    assert_eq!((client.poll_event(), client.relayed()), (Some(Event::Released), None));
+    assert_eq!((client.poll_event(), client.relayed()), (Some(ClientEvent::Released), None));
     assert_eq!(client.poll_timeout(), None);
 }
 
@@ -100,8 +100,8 @@ fn wrong_credentials_are_refused_in_words() {
     client.allocate(at);
     challenge(&mut client, at, 401, b"n");
     challenge(&mut client, at, 401, b"n");
-    let Some(Event::Failed(refusal)) = client.poll_event() else { panic!("went on") };
-    assert!(refusal.to_string().starts_with("the server refused these credentials (401"));
+    let Some(ClientEvent::Failed(error)) = client.poll_event() else { panic!("went on") };
+    assert!(error.to_string().starts_with("the server refused these credentials (401"));
     assert_eq!(client.poll_timeout(), None);
 }
 
@@ -117,7 +117,7 @@ fn a_stale_nonce_is_replaced_but_not_for_ever() {
         assert_eq!(Message::parse(next).unwrap().nonce().unwrap().as_bytes(), nonce);
     }
     challenge(&mut client, at, 438, b"4");
-    assert!(matches!(client.poll_event(), Some(Event::Failed(Refusal::Answer { code: 438, .. }))));
+    assert!(matches!(client.poll_event(), Some(ClientEvent::Failed(RequestError::Answer { code: 438, .. }))));
 }
 
 #[test]
@@ -135,8 +135,8 @@ fn silence_is_asked_again_and_ends() {
         }
     }
     assert_eq!(again, TRIES - 1);
-    let Some(Event::Failed(refusal)) = client.poll_event() else { panic!("still asking") };
-    assert!(refusal.to_string().starts_with("no answer to Allocate after 5 tries in 7 s"), "{refusal}");
+    let Some(ClientEvent::Failed(error)) = client.poll_event() else { panic!("still asking") };
+    assert!(error.to_string().starts_with("no answer to Allocate after 5 tries in 7 s"), "{error}");
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn over_a_stream_nothing_is_sent_twice() {
     request(&mut client);
     client.handle_timeout(client.poll_timeout().unwrap());
     assert_eq!(client.poll_transmit(), None);
-    assert!(matches!(client.poll_event(), Some(Event::Failed(Refusal::Silence { tries: 1, .. }))));
+    assert!(matches!(client.poll_event(), Some(ClientEvent::Failed(RequestError::Silence { tries: 1, .. }))));
 }
 
 #[test]
@@ -172,8 +172,8 @@ fn an_alternate_server_is_named() {
     let asked = request(&mut client);
     let elsewhere = answer(Class::Error, &asked).error(300, "Try Alternate");
     tell(&mut client, at, elsewhere.plain_address(attr::ALTERNATE_SERVER, PEER.parse().unwrap()));
-    let Some(Event::Failed(refusal)) = client.poll_event() else { panic!("went on") };
-    assert!(refusal.to_string().contains(PEER), "{refusal}");
+    let Some(ClientEvent::Failed(error)) = client.poll_event() else { panic!("went on") };
+    assert!(error.to_string().contains(PEER), "{error}");
 }
 
 #[test]
@@ -183,6 +183,6 @@ fn a_terminal_is_not_steered_by_a_servers_words() {
     client.allocate(at);
     let asked = request(&mut client);
     tell(&mut client, at, answer(Class::Error, &asked).error(500, "\u{1b}[2J no"));
-    let Some(Event::Failed(refusal)) = client.poll_event() else { panic!("went on") };
-    assert!(refusal.to_string().contains("500 [2J no"), "{refusal}");
+    let Some(ClientEvent::Failed(error)) = client.poll_event() else { panic!("went on") };
+    assert!(error.to_string().contains("500 [2J no"), "{error}");
 }

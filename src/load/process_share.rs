@@ -2,14 +2,14 @@
 
 /// One of the parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Part {
+pub struct ProcessShare {
     /// Which, from 0.
     pub index: usize,
     /// Of how many.
     pub of: usize,
 }
 
-impl Part {
+impl ProcessShare {
     /// Reads `INDEX/OF`.
     #[must_use]
     pub fn read(text: &str) -> Option<Self> {
@@ -39,19 +39,19 @@ mod tests {
     #[test]
     fn shares_add_up() {
         for (total, of) in [(100_000_usize, 6), (7, 3), (2, 5)] {
-            let shares: Vec<_> = (0..of).map(|index| Part { index, of }.share_of(total)).collect();
+            let shares: Vec<_> = (0..of).map(|index| ProcessShare { index, of }.share_of(total)).collect();
             assert_eq!(shares.iter().sum::<usize>(), total, "{shares:?}");
             assert!(shares[0] - shares[of - 1] <= 1, "{shares:?}");
-            let again = (0..of).map(|index| Part { index, of }.share(total as u64));
+            let again = (0..of).map(|index| ProcessShare { index, of }.share(total as u64));
             assert_eq!(again.sum::<u64>(), total as u64);
         }
     }
 
     #[test]
     fn parts_are_read_and_nonsense_is_not() {
-        assert_eq!(Part::read("2/3"), Some(Part { index: 2, of: 3 }));
+        assert_eq!(ProcessShare::read("2/3"), Some(ProcessShare { index: 2, of: 3 }));
         for text in ["3/3", "0/0", "x/2", "1", ""] {
-            assert_eq!(Part::read(text), None, "{text}");
+            assert_eq!(ProcessShare::read(text), None, "{text}");
         }
     }
 }

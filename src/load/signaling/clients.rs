@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const SUCCESS: i64 = 200;
 const UNKNOWN_TAG: i64 = 202;
 const TOO_MANY: i64 = 206;
-/// How long an answer to a registration is waited for before it is asked again, under the same `mid`.
+/// How long an answer to a registration is waited for before it is requests again, under the same `mid`.
 const AGAIN: Duration = Duration::from_millis(500);
 /// How long a call is known.
 const FORGOTTEN: Duration = Duration::from_secs(10);
@@ -26,7 +26,7 @@ const STRIDE: u64 = 65_537;
 
 /// What is measured of calls.
 #[derive(Debug, Default)]
-pub(super) struct Calls {
+pub(super) struct CallCounts {
     /// Begun.
     pub(super) begun: u64,
     /// Come to the 52.
@@ -39,26 +39,26 @@ pub(super) struct Calls {
 
 /// Clients and their calls.
 #[derive(Debug)]
-pub(super) struct Conversation {
+pub(super) struct SignalingClients {
     /// What a registration carries.
     params: String,
     tags: Vec<Option<Box<str>>>,
     online: usize,
-    /// Who asked for a tag, and when.
-    asked: VecDeque<(Instant, usize)>,
+    /// Who requests for a tag, and when.
+    requests: VecDeque<(Instant, usize)>,
     waiting: usize,
     calls: VecDeque<Call>,
     /// The number of the first of `calls`.
     first: u64,
     measures: bool,
-    pub(super) measured: Calls,
+    pub(super) measured: CallCounts,
     /// What the server refused, by code.
     pub(super) refused: BTreeMap<i64, u64>,
     /// Tags that were no longer known.
     pub(super) lost_tags: u64,
     /// When calls that have ended began, for who counts those under way.
     ended: Vec<Instant>,
-    beat: usize,
+    next_heartbeat: usize,
     outputs: VecDeque<(usize, String)>,
 }
 
@@ -73,20 +73,20 @@ struct Call {
 
 /// A message as far as a client here reads it.
 #[derive(Deserialize)]
-struct Heard<'a> {
+struct IncomingMessage<'a> {
     t: i64,
     mid: Option<i64>,
     code: Option<i64>,
     #[serde(borrow)]
     token: Option<Cow<'a, str>>,
     #[serde(borrow)]
-    params: Option<Inner<'a>>,
+    params: Option<MessageFields<'a>>,
     #[serde(borrow)]
-    extra: Option<Inner<'a>>,
+    extra: Option<MessageFields<'a>>,
 }
 
 #[derive(Deserialize)]
-struct Inner<'a> {
+struct MessageFields<'a> {
     #[serde(borrow)]
     tag: Option<Cow<'a, str>>,
     #[serde(borrow)]
@@ -95,7 +95,7 @@ struct Inner<'a> {
     ufrag: Option<Cow<'a, str>>,
 }
 
-impl Conversation {
+impl SignalingClients {
     pub(super) fn new(clients: usize, key: Option<&str>) -> Self {
         let params = serde_json::json!({ "key": key });
         let params = key.map_or_else(String::new, |_| format!(r#","params":{params}"#));
@@ -103,16 +103,16 @@ impl Conversation {
             params,
             tags: vec![None; clients],
             online: 0,
-            asked: VecDeque::new(),
+            requests: VecDeque::new(),
             waiting: 0,
             calls: VecDeque::new(),
             first: 0,
             measures: false,
-            measured: Calls::default(),
+            measured: CallCounts::default(),
             refused: BTreeMap::new(),
             lost_tags: 0,
             ended: Vec::new(),
-            beat: 0,
+            next_heartbeat: 0,
             outputs: VecDeque::new(),
         }
     }
@@ -127,11 +127,11 @@ impl Conversation {
     }
 
     /// Whether the server has refused what it will not grant later either.
-    pub(super) fn is_turned_away(&self) -> bool {
+    pub(super) fn is_refused(&self) -> bool {
         self.refused.keys().any(|code| ![UNKNOWN_TAG, TOO_MANY].contains(code))
     }
 
-    /// Calls begun from now on count, or no longer.
+    /// CallCounts begun from now on count, or no longer.
     pub(super) fn measure(&mut self, on: bool) {
         self.measures = on;
     }
@@ -148,26 +148,26 @@ impl Conversation {
 
     pub(super) fn register(&mut self, now: Instant, client: usize) {
         self.waiting += 1;
-        self.ask(now, client);
+        self.request_tag(now, client);
     }
 
-    fn ask(&mut self, now: Instant, client: usize) {
-        self.asked.push_back((now, client));
+    fn request_tag(&mut self, now: Instant, client: usize) {
+        self.requests.push_back((now, client));
         // Under the `mid` it had before, who has lost its tag would be answered with that one again.
         let mid = 1 + self.lost_tags;
         self.outputs.push_back((client, format!(r#"{{"t":1,"mid":{mid}{}}}"#, self.params)));
     }
 
-    /// Asks anew for those who have heard nothing.
-    pub(super) fn ask_again(&mut self, now: Instant) {
-        while let Some((at, client)) = self.asked.front().copied() {
+    /// Asks anew for those who have received nothing.
+    pub(super) fn retry_requests(&mut self, now: Instant) {
+        while let Some((at, client)) = self.requests.front().copied() {
             let has_tag = self.tags[client].is_some();
             if !has_tag && now.saturating_duration_since(at) < AGAIN {
                 return;
             }
-            self.asked.pop_front();
+            self.requests.pop_front();
             if !has_tag {
-                self.ask(now, client);
+                self.request_tag(now, client);
             }
         }
     }
@@ -175,8 +175,8 @@ impl Conversation {
     /// Lets the next `count` clients of the round say that they are there.
     pub(super) fn heartbeats(&mut self, count: usize) {
         for _ in 0..count.min(self.tags.len()) {
-            self.heartbeat(self.beat);
-            self.beat = (self.beat + 1) % self.tags.len();
+            self.heartbeat(self.next_heartbeat);
+            self.next_heartbeat = (self.next_heartbeat + 1) % self.tags.len();
         }
     }
 
@@ -214,13 +214,13 @@ impl Conversation {
     }
 
     /// Takes what `client` was told.
-    pub(super) fn hear(&mut self, now: Instant, client: usize, text: &[u8]) {
-        let Ok(heard) = serde_json::from_slice::<Heard<'_>>(text) else { return };
-        let code = heard.code.unwrap_or(SUCCESS);
-        match (heard.t, code) {
-            (-1, SUCCESS) => self.registered(client, heard.extra.and_then(|extra| extra.tag)),
-            (51..=55, SUCCESS) => self.asked_by_server(now, client, &heard),
-            (t, code) if code != SUCCESS => self.failed(now, client, (t, heard.mid, code)),
+    pub(super) fn handle(&mut self, now: Instant, client: usize, text: &[u8]) {
+        let Ok(received) = serde_json::from_slice::<IncomingMessage<'_>>(text) else { return };
+        let code = received.code.unwrap_or(SUCCESS);
+        match (received.t, code) {
+            (-1, SUCCESS) => self.registered(client, received.extra.and_then(|extra| extra.tag)),
+            (51..=55, SUCCESS) => self.asked_by_server(now, client, &received),
+            (t, code) if code != SUCCESS => self.failed(now, client, (t, received.mid, code)),
             _ => {}
         }
     }
@@ -256,10 +256,10 @@ impl Conversation {
     }
 
     /// Answers what the server asks, and follows the call that it is about.
-    fn asked_by_server(&mut self, now: Instant, client: usize, heard: &Heard<'_>) {
-        let inner = heard.params.as_ref().or(heard.extra.as_ref());
-        let token = heard.token.as_deref().or(inner.and_then(|inner| inner.token.as_deref()));
-        let (Some(token), Some(mid), t) = (token, heard.mid, heard.t) else { return };
+    fn asked_by_server(&mut self, now: Instant, client: usize, received: &IncomingMessage<'_>) {
+        let inner = received.params.as_ref().or(received.extra.as_ref());
+        let token = received.token.as_deref().or(inner.and_then(|inner| inner.token.as_deref()));
+        let (Some(token), Some(mid), t) = (token, received.mid, received.t) else { return };
         let ufrag = inner.and_then(|inner| inner.ufrag.as_deref());
         let number = ufrag.and_then(|ufrag| ufrag.strip_prefix(MARK)?.parse::<u64>().ok());
         let extra = match (t, number) {
@@ -315,14 +315,14 @@ mod tests {
     use rand_chacha::ChaCha20Rng;
 
     /// A hub that hears what all clients have said, on a connection each, until nobody says anything more.
-    fn settle(hub: &mut Hub, talk: &mut Conversation, mut drop: impl FnMut(&str) -> bool) {
-        while let Some((client, text)) = talk.poll_output() {
+    fn exchange(hub: &mut Hub, clients: &mut SignalingClients, mut drop: impl FnMut(&str) -> bool) {
+        while let Some((client, text)) = clients.poll_output() {
             hub.handle_websocket_text(time::now(), ConnId(client as u64), &text);
             while let Some(output) = hub.poll_output() {
                 if let Output::Text { conn, text } = output
                     && !drop(&text)
                 {
-                    talk.hear(time::mono(), conn.0 as usize, text.as_bytes());
+                    clients.handle(time::mono(), conn.0 as usize, text.as_bytes());
                 }
             }
         }
@@ -336,78 +336,78 @@ mod tests {
         hub
     }
 
-    fn registered(clients: usize) -> (Hub, Conversation) {
-        let (mut hub, mut talk) = (hub(clients, Limits::default()), Conversation::new(clients, None));
-        (0..clients).for_each(|client| talk.register(time::mono(), client));
-        settle(&mut hub, &mut talk, |_| false);
-        assert_eq!((talk.online(), talk.waiting(), hub.clients()), (clients, 0, clients));
-        (hub, talk)
+    fn registered(count: usize) -> (Hub, SignalingClients) {
+        let (mut hub, mut clients) = (hub(count, Limits::default()), SignalingClients::new(count, None));
+        (0..count).for_each(|client| clients.register(time::mono(), client));
+        exchange(&mut hub, &mut clients, |_| false);
+        assert_eq!((clients.online(), clients.waiting(), hub.clients()), (count, 0, count));
+        (hub, clients)
     }
 
     #[test]
     fn every_call_is_answered_measured_and_ended() {
-        let (mut hub, mut talk) = registered(5);
-        talk.call(time::mono());
-        settle(&mut hub, &mut talk, |_| false);
-        assert_eq!((talk.measured.begun, talk.measured.answered), (0, 0), "nothing is measured yet");
-        talk.measure(true);
+        let (mut hub, mut clients) = registered(5);
+        clients.call(time::mono());
+        exchange(&mut hub, &mut clients, |_| false);
+        assert_eq!((clients.measured.begun, clients.measured.answered), (0, 0), "nothing is measured yet");
+        clients.measure(true);
         for _ in 0..20 {
-            talk.call(time::mono());
-            settle(&mut hub, &mut talk, |_| false);
+            clients.call(time::mono());
+            exchange(&mut hub, &mut clients, |_| false);
         }
-        let measured = &talk.measured;
+        let measured = &clients.measured;
         assert_eq!((measured.begun, measured.answered, measured.misdelivered), (20, 20, 0));
         assert_eq!((measured.latency.len(), hub.calls()), (20, 0));
-        assert_eq!(std::iter::from_fn(|| talk.poll_ended()).count(), 21);
+        assert_eq!(std::iter::from_fn(|| clients.poll_ended()).count(), 21);
     }
 
     #[test]
     fn refusals_are_counted_and_a_lost_tag_is_asked_for_anew() {
-        let (mut hub, mut talk) = registered(2);
+        let (mut hub, mut clients) = registered(2);
         hub.handle_websocket_closed(time::now(), ConnId(1));
-        talk.measure(true);
-        talk.call(time::mono());
-        settle(&mut hub, &mut talk, |_| false);
-        assert_eq!(talk.refused.get(&203), Some(&1));
-        assert_eq!((talk.measured.begun, talk.measured.answered), (1, 0));
+        clients.measure(true);
+        clients.call(time::mono());
+        exchange(&mut hub, &mut clients, |_| false);
+        assert_eq!(clients.refused.get(&203), Some(&1));
+        assert_eq!((clients.measured.begun, clients.measured.answered), (1, 0));
         hub.handle_websocket_opened(time::now(), ConnId(1), [127, 0, 0, 1].into());
-        talk.heartbeats(2);
-        settle(&mut hub, &mut talk, |_| false);
-        assert_eq!((talk.lost_tags, talk.online(), hub.clients()), (1, 2, 2));
+        clients.heartbeats(2);
+        exchange(&mut hub, &mut clients, |_| false);
+        assert_eq!((clients.lost_tags, clients.online(), hub.clients()), (1, 2, 2));
     }
 
     #[test]
     fn what_is_lost_is_asked_again_after_its_time_and_counts_once() {
         let mut hub = hub(3, Limits::default());
-        let mut talk = Conversation::new(3, None);
+        let mut clients = SignalingClients::new(3, None);
         let start = time::mono();
-        (0..3).for_each(|client| talk.register(start, client));
-        let mut heard = 0;
-        settle(&mut hub, &mut talk, |text| {
-            heard += usize::from(text.contains(r#""t":-1,"#));
-            heard == 2
+        (0..3).for_each(|client| clients.register(start, client));
+        let mut received = 0;
+        exchange(&mut hub, &mut clients, |text| {
+            received += usize::from(text.contains(r#""t":-1,"#));
+            received == 2
         });
-        assert_eq!((talk.online(), talk.waiting()), (2, 1));
-        talk.ask_again(start + AGAIN / 2);
-        assert!(talk.poll_output().is_none());
-        talk.ask_again(start + AGAIN);
-        settle(&mut hub, &mut talk, |_| false);
-        assert_eq!((talk.online(), talk.waiting()), (3, 0));
+        assert_eq!((clients.online(), clients.waiting()), (2, 1));
+        clients.retry_requests(start + AGAIN / 2);
+        assert!(clients.poll_output().is_none());
+        clients.retry_requests(start + AGAIN);
+        exchange(&mut hub, &mut clients, |_| false);
+        assert_eq!((clients.online(), clients.waiting()), (3, 0));
     }
 
     #[test]
     fn a_message_for_somebody_else_is_told_apart() {
-        let (mut hub, mut talk) = registered(3);
-        talk.measure(true);
-        talk.call(time::mono());
-        let (caller, _) = talk.outputs[0].clone();
+        let (mut hub, mut clients) = registered(3);
+        clients.measure(true);
+        clients.call(time::mono());
+        let (caller, _) = clients.outputs[0].clone();
         let mut stolen = None;
-        settle(&mut hub, &mut talk, |text| {
+        exchange(&mut hub, &mut clients, |text| {
             let is_notice = text.contains(r#""t":51,"#);
             stolen = stolen.take().or(is_notice.then(|| text.to_owned()));
             is_notice
         });
-        talk.hear(time::mono(), caller, stolen.unwrap().as_bytes());
-        assert_eq!((talk.measured.misdelivered, talk.measured.answered), (1, 0));
+        clients.handle(time::mono(), caller, stolen.unwrap().as_bytes());
+        assert_eq!((clients.measured.misdelivered, clients.measured.answered), (1, 0));
     }
 }
