@@ -42,8 +42,8 @@ pub use auth_hook::HookConfig;
 use axum::middleware::from_fn_with_state;
 pub use config::{Config, GatewayConfig, TlsConfig, TurnConfig};
 pub use credentials_file::CredentialsFileError;
-use gateway::GatewayDoor;
-pub use gateway::GatewayFacts;
+use gateway::GatewayAcceptor;
+pub use gateway::GatewayAddrs;
 use hosts::OwnHosts;
 pub use limits::LimitsConfig;
 use listeners::Doors;
@@ -156,7 +156,7 @@ impl Server {
         let mut facts = Facts::gather(&config, state, &own, &certificate, &doors)?;
         let gateway_doors =
             if config.gateway.enabled { gateway::open(&config.gateway).await? } else { vec![] };
-        facts.gateway = config.gateway.enabled.then(|| GatewayFacts::gather(&gateway_doors)).transpose()?;
+        facts.gateway = config.gateway.enabled.then(|| GatewayAddrs::collect(&gateway_doors)).transpose()?;
         let mut seeds = ChaCha20Rng::from_os_rng();
         let revoked = revocation::open(state, config.signaling.limits.revocations)?;
         let origins = Arc::new(config.signaling.origins.clone());
@@ -185,14 +185,14 @@ impl Server {
             state: Mutex::new(Arc::new(state.clone())),
         };
         let gateway = match config.gateway.enabled {
-            true => Some(crate::gateway::Service::start(
+            true => Some(crate::gateway::Service::spawn(
                 config.gateway.filled_in(&config, state),
                 seeds.random(),
             )?),
             false => None,
         };
         let mutual = gateway::mutual(&config.gateway, &certificate)?;
-        let gateway_door = gateway.as_ref().map(|service| GatewayDoor::new(service.handle(), mutual));
+        let gateway_door = gateway.as_ref().map(|service| GatewayAcceptor::new(service.handle(), mutual));
         let ready = Arc::new(AtomicBool::new(false));
         let router = signaling
             .handle()

@@ -205,7 +205,7 @@ impl World {
             key,
             sent: BytesMut::new(),
             input: BytesMut::new(),
-            next: ReadAction::Read { missing: 0, only: false },
+            next: ReadAction::Read { missing: 0, exact: false },
             received: BytesMut::new(),
             live: BTreeMap::new(),
             half_open: BTreeSet::new(),
@@ -276,8 +276,8 @@ impl World {
     /// The gateway reads some of what an endpoint has sent, if it wants to.
     fn deliver(&mut self, at: usize, most: usize) {
         let Some(endpoint) = &mut self.endpoints[at] else { return };
-        let ReadAction::Read { missing, only } = endpoint.next else { return };
-        let most = if only { most.min(missing.max(1)) } else { most };
+        let ReadAction::Read { missing, exact } = endpoint.next else { return };
+        let most = if exact { most.min(missing.max(1)) } else { most };
         let some = endpoint.sent.split_to(most.min(endpoint.sent.len()));
         if !some.is_empty() {
             endpoint.input.extend_from_slice(&some);

@@ -36,12 +36,12 @@ impl Router {
 
     /// Admits a client for what its token says; where none is asked for, any will do.
     fn handle_token(&mut self, now: Now, from: EndpointKey, token: &[u8]) {
-        let Some(issuer) = &self.rules.tokens else { return };
-        let admission = issuer.check(token, now.unix);
+        let Some(issuer) = &self.config.tokens else { return };
+        let admission = issuer.verify(token, now.unix);
         match (admission, self.endpoints.get_mut(from.0).map(|endpoint| &mut endpoint.role)) {
             (Some(admission), Some(Role::Client { access: access @ Access::TokenRequired, .. })) => {
                 *access = Access::Token(admission);
-                self.timers.set(Timer::Liveness(from), now.mono + self.rules.times.ping);
+                self.timers.set(Timer::Liveness(from), now.mono + self.config.times.ping);
             }
             _ => self.close_endpoint(now, from, CloseReason::Token),
         }
@@ -57,7 +57,7 @@ impl Router {
         let Some(endpoint) = self.endpoints.get_mut(from.0) else { return };
         let factor = if endpoint.is_server() { SERVER_HALF_OPEN_FACTOR } else { 1 };
         endpoint.half_open.push_back(conn);
-        let most = self.rules.limits.half_open * factor;
+        let most = self.config.limits.half_open * factor;
         let oldest = if endpoint.half_open.len() > most {
             Limit::GatewayHalfOpen.reached(most);
             endpoint.half_open.pop_front()
@@ -99,7 +99,7 @@ impl Router {
         let ids = if is_client { &self.servers } else { &self.clients };
         let to = *ids.get(&remote).ok_or(DialRefusal::Unknown)?;
         let callee = self.endpoints.get(to.0).ok_or(DialRefusal::Unknown)?;
-        let limits = &self.rules.limits;
+        let limits = &self.config.limits;
         if is_client && caller.dialled >= limits.per_client {
             Limit::GatewayPerClient.reached(limits.per_client);
             return Err(DialRefusal::Full);
@@ -130,7 +130,7 @@ impl Router {
             .map(|key| self.endpoints.get(key.0).is_some_and(super::endpoint::EndpointState::uses_credit));
         self.connections.insert(conn, RoutedConnection::new(endpoints, uses_credit));
         self.counters.accepted += 1;
-        let hold = self.rules.times.pause;
+        let hold = self.config.times.pause;
         for (side, key) in endpoints.into_iter().enumerate() {
             let other =
                 self.endpoints.get(endpoints[1 - side].0).map_or(0, super::endpoint::EndpointState::id);
@@ -146,7 +146,7 @@ impl Router {
             }
             self.send_command(now, key, Command::Accept { conn, remote: other });
             if uses_credit[side] {
-                let bytes = u32::try_from(self.rules.limits.queue).unwrap_or(u32::MAX);
+                let bytes = u32::try_from(self.config.limits.queue).unwrap_or(u32::MAX);
                 self.send_command(now, key, Command::Credit { conn, bytes });
             }
         }
@@ -202,8 +202,8 @@ impl Router {
             (*count, *since) = (0, now.mono);
         }
         *count += 1;
-        if *count >= self.rules.limits.violations {
-            Limit::GatewayViolations.reached(self.rules.limits.violations);
+        if *count >= self.config.limits.violations {
+            Limit::GatewayViolations.reached(self.config.limits.violations);
             self.close_endpoint(now, from, CloseReason::Violations);
         }
     }

@@ -88,7 +88,7 @@ pub struct RouterConfig {
 #[derive(Debug, Clone, Default)]
 pub struct Config {
     /// What the machine has to know.
-    pub rules: RouterConfig,
+    pub router: RouterConfig,
     /// Servers with an id that is taken.
     pub duplicates: Duplicates,
     /// What servers prove to hold.

@@ -30,7 +30,7 @@ impl Router {
         receiver: EndpointKey,
     ) -> bool {
         let stalled = self.stalled(now.mono, receiver);
-        let timeout = self.rules.times.pause;
+        let timeout = self.config.times.pause;
         let (Some(connection), Some(endpoint)) =
             (self.connections.get_mut(&conn), self.endpoints.get_mut(from.0))
         else {
@@ -40,7 +40,7 @@ impl Router {
         if endpoint.connections.len() > 1 {
             let left = timeout.saturating_sub(direction.paused_for.max(stalled));
             if left.is_zero() {
-                Limit::GatewayQueue.reached(self.rules.limits.queue);
+                Limit::GatewayQueue.reached(self.config.limits.queue);
                 self.close_slow_connection(now, conn);
                 return false;
             }
@@ -71,7 +71,7 @@ impl Router {
         let held = connection.directions[1 - side].paused_for + now.mono.saturating_duration_since(since);
         let stalled = connection.endpoints[1 - side]
             .map_or(Duration::ZERO, |receiver| self.stalled(now.mono, receiver));
-        let left = self.rules.times.pause.saturating_sub(held.max(stalled));
+        let left = self.config.times.pause.saturating_sub(held.max(stalled));
         if left.is_zero() {
             self.close_slow_connection(now, conn);
         } else {
@@ -113,7 +113,7 @@ impl Router {
         if connection.is_closed {
             return self.remove_if_drained(conn);
         }
-        let queue = self.rules.limits.queue;
+        let queue = self.config.limits.queue;
         let has_room = direction.waiting <= queue / 2;
         let (is_pausing, uncredited) = (direction.pauses_sender, direction.uncredited);
         let Some(sender) = sender else { return };
@@ -143,7 +143,7 @@ impl Router {
         direction.window = direction.window.saturating_add(bytes.into());
         let is_free = direction.pauses_sender
             && direction.window > 0
-            && direction.waiting <= self.rules.limits.queue / 2;
+            && direction.waiting <= self.config.limits.queue / 2;
         if let (true, Some(sender)) = (is_free, sender) {
             self.resume_sender(now, conn, side, sender);
         }
@@ -190,7 +190,7 @@ impl Router {
         self.counters.pauses += 1;
         // Those whose receivers have stalled long ago are not waited for again; all endpoints are looked at, so not too often.
         if !self.budget.is_waited_for() {
-            let soonest = self.last_reclaim.map(|last| last + self.rules.times.pause / RECLAIM_CHECKS);
+            let soonest = self.last_reclaim.map(|last| last + self.config.times.pause / RECLAIM_CHECKS);
             self.timers.set(Timer::Reclaim, soonest.map_or(now.mono, |soonest| soonest.max(now.mono)));
         }
     }
@@ -217,7 +217,7 @@ impl Router {
         if !self.budget.is_waited_for() {
             return;
         }
-        let timeout = self.rules.times.pause;
+        let timeout = self.config.times.pause;
         self.last_reclaim = Some(now.mono);
         // Memory that frames take is others' too: whoever has begun one must endpoint it.
         let is_slow = |endpoint: &EndpointState| {
@@ -269,7 +269,7 @@ impl Router {
 
     /// Says whether an endpoint has taken nothing for so long that it is dropped.
     pub(super) fn stall_reason(&self, now: Now, key: EndpointKey) -> Option<CloseReason> {
-        (self.stalled(now.mono, key) >= 2 * self.rules.times.ping).then_some(CloseReason::Unread)
+        (self.stalled(now.mono, key) >= 2 * self.config.times.ping).then_some(CloseReason::Unread)
     }
 }
 

@@ -59,7 +59,7 @@ impl Key {
 
     /// Checks the answer to an MD5 challenge, in constant time; returns the server's id.
     #[must_use]
-    pub fn check_md5(&self, challenge: &[u8; MD5_CHALLENGE], answer: &[u8; MD5_ANSWER]) -> Option<u32> {
+    pub fn verify_md5(&self, challenge: &[u8; MD5_CHALLENGE], answer: &[u8; MD5_ANSWER]) -> Option<u32> {
         let (code, id) = answer.split_first_chunk::<16>()?;
         let good = bool::from(md5_code(challenge, &self.0).ct_eq(code));
         good.then_some(u32::from_le_bytes(id.try_into().ok()?))
@@ -75,7 +75,7 @@ impl Key {
 
     /// Checks the answer to an HMAC challenge, in constant time; returns the server's id and the gateway's proof.
     #[must_use]
-    pub fn check(&self, challenge: &[u8; CHALLENGE], answer: &[u8; ANSWER]) -> Option<(u32, [u8; PROOF])> {
+    pub fn verify(&self, challenge: &[u8; CHALLENGE], answer: &[u8; ANSWER]) -> Option<(u32, [u8; PROOF])> {
         let (nonce, rest) = answer.split_first_chunk::<CHALLENGE>()?;
         let (id, code) = rest.split_first_chunk::<4>()?;
         let expected = self.code(&[SERVER, challenge, nonce, id]);
@@ -85,7 +85,7 @@ impl Key {
 
     /// Checks the gateway's proof, in constant time.
     #[must_use]
-    pub fn check_proof(
+    pub fn verify_proof(
         &self,
         challenge: &[u8; CHALLENGE],
         nonce: &[u8; CHALLENGE],
@@ -148,22 +148,22 @@ mod tests {
     fn any_changed_bit_is_refused() {
         let key = Key::new(*b"sixteen bytes !!").unwrap();
         let good = key.md5_answer(&[7; 8], 5);
-        assert_eq!(key.check_md5(&[7; 8], &good), Some(5));
-        assert_eq!(key.check_md5(&[8; 8], &good), None);
+        assert_eq!(key.verify_md5(&[7; 8], &good), Some(5));
+        assert_eq!(key.verify_md5(&[8; 8], &good), None);
         for bit in 0..16 * 8 {
             let mut bad = good;
             bad[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(key.check_md5(&[7; 8], &bad), None, "{bit}");
+            assert_eq!(key.verify_md5(&[7; 8], &bad), None, "{bit}");
         }
         let good = key.answer(&[1; 32], &[2; 32], 5);
-        let (id, proof) = key.check(&[1; 32], &good).unwrap();
-        assert!(id == 5 && key.check_proof(&[1; 32], &[2; 32], 5, &proof));
-        assert!(!key.check_proof(&[1; 32], &[2; 32], 6, &proof), "the id is covered");
-        assert!(!key.check_proof(&[1; 32], &[3; 32], 5, &proof), "the nonce is covered");
+        let (id, proof) = key.verify(&[1; 32], &good).unwrap();
+        assert!(id == 5 && key.verify_proof(&[1; 32], &[2; 32], 5, &proof));
+        assert!(!key.verify_proof(&[1; 32], &[2; 32], 6, &proof), "the id is covered");
+        assert!(!key.verify_proof(&[1; 32], &[3; 32], 5, &proof), "the nonce is covered");
         for bit in 0..ANSWER * 8 {
             let mut bad = good;
             bad[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(key.check(&[1; 32], &bad), None, "{bit}: the id is covered as well");
+            assert_eq!(key.verify(&[1; 32], &bad), None, "{bit}: the id is covered as well");
         }
     }
 }

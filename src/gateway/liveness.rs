@@ -40,7 +40,7 @@ impl Router {
 
     fn check_liveness(&mut self, now: Now, key: EndpointKey) {
         let unread = self.stall_reason(now, key);
-        let times = self.rules.times;
+        let times = self.config.times;
         let Some(endpoint) = self.endpoints.get_mut(key.0) else { return };
         let since = |at| now.mono.saturating_duration_since(at);
         let is_paused = endpoint.paused.is_some();

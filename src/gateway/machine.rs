@@ -37,12 +37,12 @@ pub enum Output {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadAction {
     /// Read on. So many bytes are missing of a frame that has begun, as far as there is memory for it; no more than these are welcome
-    /// where `only` is set.
+    /// where `exact` is set.
     Read {
         /// 0 where no frame has begun and there is plenty.
         missing: usize,
         /// Memory is short.
-        only: bool,
+        exact: bool,
     },
     /// Read no more until [`Output::Resume`].
     Pause,
@@ -67,7 +67,7 @@ pub(super) enum Timer {
 /// The gateway's state.
 #[derive(Debug)]
 pub struct Router {
-    pub(super) rules: RouterConfig,
+    pub(super) config: RouterConfig,
     pub(super) endpoints: Slab<EndpointState>,
     pub(super) clients: HashMap<u32, EndpointKey>,
     pub(super) servers: HashMap<u32, EndpointKey>,
@@ -92,12 +92,12 @@ pub struct Router {
 impl Router {
     /// Begins with nobody connected.
     #[must_use]
-    pub fn new(rules: RouterConfig, mut rng: ChaCha20Rng) -> Self {
+    pub fn new(config: RouterConfig, mut rng: ChaCha20Rng) -> Self {
         Self {
-            budget: Budget::new(rules.limits.memory, rules.limits.max_packet),
+            budget: Budget::new(config.limits.memory, config.limits.max_packet),
             refusals: Refusals::new(&mut rng),
             last_reclaim: None,
-            rules,
+            config,
             endpoints: Slab::new(),
             clients: HashMap::new(),
             servers: HashMap::new(),
@@ -121,14 +121,14 @@ impl Router {
                 break self.last_client;
             }
         };
-        let access = if self.rules.tokens.is_some() { Access::TokenRequired } else { Access::Unrestricted };
+        let access = if self.config.tokens.is_some() { Access::TokenRequired } else { Access::Unrestricted };
         let key = EndpointKey(self.endpoints.insert(EndpointState::new(
             Role::Client { id, access },
             network(ip),
             now.mono,
         )));
         self.clients.insert(id, key);
-        let times = self.rules.times;
+        let times = self.config.times;
         let timeout = if access == Access::TokenRequired { times.handshake } else { times.ping };
         self.timers.set(Timer::Liveness(key), now.mono + timeout);
         key
@@ -159,7 +159,7 @@ impl Router {
             now.mono,
         )));
         self.servers.insert(id, key);
-        self.timers.set(Timer::Liveness(key), now.mono + self.rules.times.ping);
+        self.timers.set(Timer::Liveness(key), now.mono + self.config.times.ping);
         Ok(key)
     }
 
@@ -171,7 +171,7 @@ impl Router {
             return ReadAction::Pause;
         }
         let (mut to, mut run) = (from, 0);
-        let max_packet = self.rules.limits.max_packet;
+        let max_packet = self.config.limits.max_packet;
         let mut took_one = false;
         let is_paused = loop {
             let (frame, len) = match wire::frame(&input[run..], max_packet) {
@@ -250,23 +250,23 @@ impl Router {
     /// Says whether an endpoint may be read, and takes memory for the next bytes of a frame that has begun.
     fn next_read(&mut self, now: Now, from: EndpointKey, input: &BytesMut) -> ReadAction {
         let Some(endpoint) = self.endpoints.get_mut(from.0) else { return ReadAction::Closed };
-        let whole = wire::frame_len(input, self.rules.limits.max_packet).ok().flatten();
+        let whole = wire::frame_len(input, self.config.limits.max_packet).ok().flatten();
         let whole = whole.unwrap_or(if input.is_empty() { 0 } else { wire::HEAD });
         let is_plenty = self.budget.is_plenty(endpoint.network);
         let may_read = std::mem::take(&mut endpoint.may_read);
         if whole == 0 && is_plenty {
-            return ReadAction::Read { missing: 0, only: false };
+            return ReadAction::Read { missing: 0, exact: false };
         }
         if whole == 0 && !may_read && !self.budget.admits_short() {
             endpoint.paused = Some(PauseReason::Memory);
             self.wait_for_memory(now);
-            Limit::GatewayMemory.reached(self.rules.limits.memory);
+            Limit::GatewayMemory.reached(self.config.limits.memory);
             self.budget.wait_to_read(from);
             return ReadAction::Pause;
         }
         if whole <= SHORT {
             let missing = if whole == 0 { SHORT } else { whole.saturating_sub(input.len()) };
-            return ReadAction::Read { missing, only: !is_plenty };
+            return ReadAction::Read { missing, exact: !is_plenty };
         }
         if endpoint.granted <= input.len() {
             let granted = whole.min((2 * input.len()).max(input.len() + SHORT));
@@ -276,7 +276,7 @@ impl Router {
                     self.counters.share_waits += 1;
                     Limit::GatewayMemoryPerAddress.reached(self.budget.share());
                 } else {
-                    Limit::GatewayMemory.reached(self.rules.limits.memory);
+                    Limit::GatewayMemory.reached(self.config.limits.memory);
                 }
                 endpoint.paused = Some(PauseReason::Memory);
                 let (network, waiting) =
@@ -291,7 +291,7 @@ impl Router {
         }
         ReadAction::Read {
             missing: endpoint.granted - input.len(),
-            only: endpoint.granted < whole || !is_plenty,
+            exact: endpoint.granted < whole || !is_plenty,
         }
     }
 
@@ -300,7 +300,7 @@ impl Router {
         let connection = self.connections.get_mut(&conn).filter(|connection| !connection.is_closed)?;
         let to = 1 - connection.side(from)?;
         let direction = &mut connection.directions[to];
-        if direction.is_full(len, self.rules.limits.queue) || direction.window <= 0 {
+        if direction.is_full(len, self.config.limits.queue) || direction.window <= 0 {
             return None;
         }
         direction.waiting += len;

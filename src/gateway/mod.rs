@@ -43,8 +43,6 @@ mod refusals;
 mod scenarios;
 #[cfg(feature = "server")]
 pub(crate) mod service;
-#[cfg(feature = "server")]
-mod socket;
 #[cfg(any(feature = "server", feature = "gateway-client"))]
 pub(crate) mod token;
 #[cfg(feature = "server")]

@@ -95,8 +95,8 @@ impl World {
     fn pour(&mut self, from: EndpointKey, mut bytes: &[u8]) -> Vec<u8> {
         self.offer(from);
         while !bytes.is_empty() {
-            let Some(ReadAction::Read { missing, only }) = self.next.get(&from).copied() else { break };
-            let some = if only { missing.clamp(1, bytes.len()) } else { bytes.len() };
+            let Some(ReadAction::Read { missing, exact }) = self.next.get(&from).copied() else { break };
+            let some = if exact { missing.clamp(1, bytes.len()) } else { bytes.len() };
             let (now, later) = bytes.split_at(some);
             self.send(from, now);
             bytes = later;

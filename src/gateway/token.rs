@@ -66,7 +66,7 @@ impl TokenIssuer {
 
     /// Checks a token, in constant time; `None` where it is forged, of a wrong length or has ended by `unix`.
     #[must_use]
-    pub fn check(&self, token: &[u8], unix: u64) -> Option<TokenClaims> {
+    pub fn verify(&self, token: &[u8], unix: u64) -> Option<TokenClaims> {
         let (claim, code) = token.split_first_chunk::<12>()?;
         hmac::verify(&self.0, &[PURPOSE, claim].concat(), code).ok()?;
         let (expires, server) = claim.split_first_chunk::<8>()?;
@@ -103,16 +103,16 @@ mod tests {
         for server in [None, Some(9)] {
             let admission = TokenClaims { server, expires: 1000 };
             let token = issuer.issue(admission);
-            assert_eq!(issuer.check(&token.0, 999), Some(admission));
-            assert_eq!(issuer.check(&token.0, 1000), None);
-            assert_eq!(TokenIssuer::new(&[8; 32]).check(&token.0, 0), None);
+            assert_eq!(issuer.verify(&token.0, 999), Some(admission));
+            assert_eq!(issuer.verify(&token.0, 1000), None);
+            assert_eq!(TokenIssuer::new(&[8; 32]).verify(&token.0, 0), None);
             for bit in 0..LEN * 8 {
                 let mut forged = token.0;
                 forged[bit / 8] ^= 1 << (bit % 8);
-                assert_eq!(issuer.check(&forged, 0), None, "{bit}");
+                assert_eq!(issuer.verify(&forged, 0), None, "{bit}");
             }
             for len in 0..LEN {
-                assert_eq!(issuer.check(&token.0[..len], 0), None, "{len} bytes");
+                assert_eq!(issuer.verify(&token.0[..len], 0), None, "{len} bytes");
             }
             assert_eq!(token.to_string().parse(), Ok(token));
         }

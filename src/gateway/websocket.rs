@@ -1,290 +1,116 @@
-//! The gateway's frames inside WebSocket (RFC 6455 section 5): one binary message is one frame, and is passed on as its bytes come, so that
-//! nobody keeps what the gateway has no memory for. Pure.
+//! Gateway frames inside WebSocket: each binary message is exactly one frame. Pure.
+//!
+//! Bytes of a message are passed on as they arrive, so that an incomplete frame occupies only the gateway's own bounded memory.
 
-/// Why a connection cannot go on.
+use crate::net::websocket::{CloseCode, Event, FrameReader, MessageType, write_binary_header};
+
+/// Why a client's connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum WebSocketError {
-    /// No frame as clients send them, or one that has no place here.
-    #[error("not a WebSocket frame of a client")]
-    Protocol,
-    /// A text.
-    #[error("a text")]
-    Text,
-    /// A message that is not exactly one frame, or one that is too long.
-    #[error("a message that is not one frame")]
+pub(crate) enum DecodeError {
+    /// The client broke RFC 6455, or sent a text message or one that is too long.
+    #[error(transparent)]
+    WebSocket(#[from] CloseCode),
+    /// A message that is not exactly one frame.
+    #[error("a message that is not exactly one frame")]
     NotOneFrame,
 }
 
-const CONTINUATION: u8 = 0;
-const TEXT: u8 = 1;
-const BINARY: u8 = 2;
-const CLOSE: u8 = 8;
-const PING: u8 = 9;
-const PONG: u8 = 10;
-const FINAL: u8 = 0x80;
-const MASKED: u8 = 0x80;
-/// The longest payload of a control frame.
-const MOST_CONTROL: usize = 125;
-/// Bytes of a frame's length.
+/// Bytes of a frame's length field.
 const LENGTH: usize = 4;
 
-/// What a message must be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Whole {
-    /// A frame of the gateway's, which says how long it is.
-    Frame,
-    /// So many bytes.
-    Exactly(usize),
-}
-
-/// A frame of WebSocket's whose payload has not come whole.
-#[derive(Debug, Clone, Copy)]
-struct Payload {
-    opcode: u8,
-    is_final: bool,
-    mask: [u8; 4],
-    /// Which byte of the mask is next.
-    turn: usize,
-    left: usize,
-}
-
-/// A message that has not come whole.
-#[derive(Debug, Clone, Copy, Default)]
-struct Message {
-    came: usize,
+/// Extracts frames from a client's messages.
+#[derive(Debug)]
+pub(crate) struct FrameDecoder {
+    messages: FrameReader,
+    max_message: usize,
+    /// Bytes of the current message that have arrived.
+    received: usize,
+    /// The first of them.
     length: [u8; LENGTH],
 }
 
-/// What a client sends, taken apart as its bytes come.
-#[derive(Debug)]
-pub(crate) struct Inflow {
-    whole: Whole,
-    longest: usize,
-    head: Vec<u8>,
-    payload: Option<Payload>,
-    message: Option<Message>,
-    control: Vec<u8>,
-    /// What the newest ping has to be answered with.
-    pub(crate) pong: Option<Vec<u8>>,
-    /// The client has said that it is over.
-    pub(crate) is_closed: bool,
-}
-
-impl Inflow {
-    /// Begins with messages that are `whole`, of at most `longest` bytes.
-    pub(crate) fn new(whole: Whole, longest: usize) -> Self {
-        Self {
-            whole,
-            longest,
-            head: Vec::new(),
-            payload: None,
-            message: None,
-            control: Vec::new(),
-            pong: None,
-            is_closed: false,
-        }
+impl FrameDecoder {
+    /// Accepts frames of at most `max_message` bytes.
+    pub(crate) fn new(max_message: usize) -> Self {
+        let messages = FrameReader::new(MessageType::Binary, max_message);
+        Self { messages, max_message, received: 0, length: [0; LENGTH] }
     }
 
-    /// Says what messages must be from now on.
-    pub(crate) fn expect(&mut self, whole: Whole) {
-        self.whole = whole;
+    /// Continues with what `messages` has not read of the stream, after a handshake.
+    pub(crate) fn after_handshake(mut messages: FrameReader, max_message: usize) -> Self {
+        messages.set_max_len(max_message);
+        Self { messages, ..Self::new(max_message) }
     }
 
-    /// Takes bytes, and appends what of them belongs to messages. Returns how many it has taken: all, or those up to the end of a message
-    /// that was expected alone.
-    ///
-    /// # Errors
-    /// [`WebSocketError`]: nothing more is to be taken.
-    pub(crate) fn take(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<usize, WebSocketError> {
-        let mut at = 0;
-        while at < bytes.len() && !self.is_closed {
-            let ended = match self.payload.as_mut() {
-                None => {
-                    self.head.push(bytes[at]);
-                    at += 1;
-                    self.begin()?
-                }
-                Some(payload) => {
-                    let is_data = payload.opcode < CLOSE;
-                    let some = payload.left.min(bytes.len() - at);
-                    let plain = |(index, byte): (usize, &u8)| byte ^ payload.mask[(payload.turn + index) % 4];
-                    let to = if is_data { &mut *out } else { &mut self.control };
-                    let before = to.len();
-                    to.extend(bytes[at..at + some].iter().enumerate().map(plain));
-                    (payload.turn, payload.left) = ((payload.turn + some) % 4, payload.left - some);
-                    let is_whole = payload.left == 0;
-                    if is_data {
-                        self.note(&out[before..])?;
-                    }
-                    at += some;
-                    is_whole && self.end()?
-                }
-            };
-            if ended && self.whole != Whole::Frame {
-                break;
-            }
-        }
-        Ok(at)
+    /// Appends received bytes.
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
+        self.messages.push(bytes);
     }
 
-    /// Reads a head, once it is whole; says whether that was the end of a message.
-    fn begin(&mut self) -> Result<bool, WebSocketError> {
-        let Some(payload) = head(&self.head)? else { return Ok(false) };
-        self.head = Vec::new();
-        if payload.opcode < CLOSE {
-            if (payload.opcode == CONTINUATION) != self.message.is_some() {
-                return Err(WebSocketError::Protocol);
-            }
-            let came = self.message.get_or_insert_default().came;
-            if payload.left > self.longest - came.min(self.longest) {
-                return Err(WebSocketError::NotOneFrame);
-            }
-        }
-        self.payload = Some(payload);
-        if payload.left == 0 { self.end() } else { Ok(false) }
-    }
-
-    /// Counts bytes of a message.
-    fn note(&mut self, bytes: &[u8]) -> Result<(), WebSocketError> {
-        let message = self.message.get_or_insert_default();
-        for (to, byte) in message.length.iter_mut().skip(message.came).zip(bytes) {
+    /// Appends bytes of frames to `out` up to the next event; `None` where more bytes are needed.
+    pub(crate) fn next(&mut self, out: &mut Vec<u8>) -> Result<Option<Event>, DecodeError> {
+        let before = out.len();
+        let event = self.messages.next(out)?;
+        for (to, byte) in self.length.iter_mut().skip(self.received).zip(&out[before..]) {
             *to = *byte;
         }
-        message.came += bytes.len();
-        let came = message.came;
-        match self.expected() {
-            Some(expected) if came > expected || expected > self.longest => Err(WebSocketError::NotOneFrame),
-            _ => Ok(()),
-        }
-    }
-
-    /// Returns how long the message is, once that is known.
-    fn expected(&self) -> Option<usize> {
-        match (self.whole, self.message) {
-            (Whole::Exactly(len), _) => Some(len),
-            (Whole::Frame, Some(message)) if message.came >= LENGTH => {
-                Some((u32::from_le_bytes(message.length) as usize).saturating_add(LENGTH))
-            }
+        self.received += out.len() - before;
+        let expected = match self.received {
+            LENGTH.. => Some((u32::from_le_bytes(self.length) as usize).saturating_add(LENGTH)),
             _ => None,
+        };
+        if expected.is_some_and(|len| self.received > len || len > self.max_message) {
+            return Err(DecodeError::NotOneFrame);
         }
-    }
-
-    /// A payload has come whole; says whether a message has.
-    fn end(&mut self) -> Result<bool, WebSocketError> {
-        let Some(payload) = self.payload.take() else { return Ok(false) };
-        match payload.opcode {
-            CLOSE => self.is_closed = true,
-            PING => self.pong = Some(std::mem::take(&mut self.control)),
-            PONG => self.control = Vec::new(),
-            _ if payload.is_final => {
-                let expected = self.expected();
-                let came = self.message.take().map(|message| message.came);
-                return if came == expected { Ok(true) } else { Err(WebSocketError::NotOneFrame) };
+        if event == Some(Event::MessageEnd) {
+            if expected != Some(self.received) {
+                return Err(DecodeError::NotOneFrame);
             }
-            _ => {}
+            self.received = 0;
         }
-        Ok(false)
+        Ok(event)
     }
 }
 
-/// Reads a frame's head; none where it is not whole.
-fn head(bytes: &[u8]) -> Result<Option<Payload>, WebSocketError> {
-    let [first, second, rest @ ..] = bytes else { return Ok(None) };
-    let (opcode, is_final, short) = (first & 0x0F, first & FINAL != 0, usize::from(second & !MASKED));
-    // A client masks, and no extension was agreed on that would use the reserved bits.
-    let is_plain = first & 0x70 == 0 && second & MASKED != 0;
-    let is_control = opcode >= CLOSE;
-    match opcode {
-        TEXT if is_plain => return Err(WebSocketError::Text),
-        CONTINUATION | BINARY | CLOSE | PING | PONG if is_plain => {}
-        _ => return Err(WebSocketError::Protocol),
-    }
-    if is_control && (!is_final || short > MOST_CONTROL) {
-        return Err(WebSocketError::Protocol);
-    }
-    let (left, rest) = match (short, rest) {
-        (126, [a, b, rest @ ..]) => (u64::from(u16::from_be_bytes([*a, *b])), rest),
-        (127, [a, b, c, d, e, f, g, h, rest @ ..]) => {
-            (u64::from_be_bytes([*a, *b, *c, *d, *e, *f, *g, *h]), rest)
-        }
-        (126 | 127, _) => return Ok(None),
-        (short, rest) => (short as u64, rest),
-    };
-    let [a, b, c, d, ..] = rest else { return Ok(None) };
-    let left = usize::try_from(left).map_err(|_| WebSocketError::NotOneFrame)?;
-    Ok(Some(Payload { opcode, is_final, mask: [*a, *b, *c, *d], turn: 0, left }))
-}
-
-/// What the gateway sends: frames, each of which becomes a message.
+/// Turns a stream of frames into messages.
 #[derive(Debug, Default)]
-pub(crate) struct Outflow {
+pub(crate) struct FrameEncoder {
     length: Vec<u8>,
-    left: usize,
+    remaining: usize,
 }
 
-impl Outflow {
-    /// Says whether nothing of a message has been written that is not whole.
-    pub(crate) fn is_between(&self) -> bool {
-        self.left == 0
+impl FrameEncoder {
+    /// Returns whether every message that was begun is complete.
+    pub(crate) fn is_between_messages(&self) -> bool {
+        self.remaining == 0
     }
 
-    /// Takes bytes of frames, and appends what is to be written.
-    pub(crate) fn take(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) {
+    /// Takes bytes of frames and appends what is to be written.
+    pub(crate) fn encode(&mut self, mut bytes: &[u8], out: &mut Vec<u8>) {
         while !bytes.is_empty() {
-            let wanted = if self.left == 0 { LENGTH - self.length.len() } else { self.left };
+            let wanted = if self.remaining == 0 { LENGTH - self.length.len() } else { self.remaining };
             let (some, rest) = bytes.split_at(wanted.min(bytes.len()));
             bytes = rest;
-            if self.left > 0 {
+            if self.remaining > 0 {
                 out.extend_from_slice(some);
-                self.left -= some.len();
+                self.remaining -= some.len();
                 continue;
             }
             self.length.extend_from_slice(some);
             if let Ok(length) = <[u8; LENGTH]>::try_from(&self.length[..]) {
                 let length = u32::from_le_bytes(length) as usize;
-                write_head(BINARY, length + LENGTH, out);
+                write_binary_header(length + LENGTH, out);
                 out.append(&mut self.length);
-                self.left = length;
+                self.remaining = length;
             }
         }
     }
 }
 
-fn write_head(opcode: u8, len: usize, out: &mut Vec<u8>) {
-    out.push(FINAL | opcode);
-    match (u8::try_from(len), u16::try_from(len)) {
-        (Ok(short), _) if short < 126 => out.push(short),
-        (_, Ok(medium)) => {
-            out.push(126);
-            out.extend_from_slice(&medium.to_be_bytes());
-        }
-        _ => {
-            out.push(127);
-            out.extend_from_slice(&(len as u64).to_be_bytes());
-        }
-    }
-}
-
-/// Appends a message.
-pub(crate) fn write_message(message: &[u8], out: &mut Vec<u8>) {
-    write_head(BINARY, message.len(), out);
-    out.extend_from_slice(message);
-}
-
-/// Appends the answer to a ping.
-pub(crate) fn write_pong(pong: &[u8], out: &mut Vec<u8>) {
-    write_head(PONG, pong.len(), out);
-    out.extend_from_slice(pong);
-}
-
-/// Appends a close without a reason.
-pub(crate) fn write_close(out: &mut Vec<u8>) {
-    write_head(CLOSE, 0, out);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::websocket::write_binary;
     use proptest::prelude::*;
     use tokio_tungstenite::tungstenite::protocol::frame::coding::{Control, Data, OpCode};
     use tokio_tungstenite::tungstenite::protocol::frame::{Frame, FrameHeader};
@@ -304,9 +130,18 @@ mod tests {
         [&length[..], &(0..len).map(|byte| byte as u8).collect::<Vec<u8>>()].concat()
     }
 
-    fn taken(bytes: &[u8]) -> Result<Vec<u8>, WebSocketError> {
-        let (mut inflow, mut out) = (Inflow::new(Whole::Frame, LONGEST), Vec::new());
-        inflow.take(bytes, &mut out).map(|_| out)
+    /// Decodes all of `bytes`; returns the frames and the events besides their ends.
+    fn decode(decoder: &mut FrameDecoder, bytes: &[u8]) -> Result<(Vec<u8>, Vec<Event>), DecodeError> {
+        let (mut out, mut events) = (Vec::new(), Vec::new());
+        decoder.push(bytes);
+        while let Some(event) = decoder.next(&mut out)? {
+            events.extend(Some(event).filter(|event| *event != Event::MessageEnd));
+        }
+        Ok((out, events))
+    }
+
+    fn frames_of(bytes: &[u8]) -> Result<Vec<u8>, DecodeError> {
+        decode(&mut FrameDecoder::new(LONGEST), bytes).map(|(frames, _)| frames)
     }
 
     #[test]
@@ -314,45 +149,47 @@ mod tests {
         let binary = OpCode::Data(Data::Binary);
         for len in [4, 5, 200, 65_000] {
             let frame = frame(len);
-            assert_eq!(taken(&sent(binary, true, &frame)), Ok(frame.clone()));
+            assert_eq!(frames_of(&sent(binary, true, &frame)), Ok(frame.clone()));
             let (first, second) = frame.split_at(3);
             let ping = sent(OpCode::Control(Control::Ping), true, b"?");
             let rest = sent(OpCode::Data(Data::Continue), true, second);
-            assert_eq!(taken(&[sent(binary, false, first), ping, rest].concat()), Ok(frame));
+            assert_eq!(frames_of(&[sent(binary, false, first), ping, rest].concat()), Ok(frame));
         }
-        for wrong in
-            [frame(9)[..12].to_vec(), [frame(9), vec![0]].concat(), vec![1, 0], vec![], frame(LONGEST)]
+        for wrong in [frame(9)[..12].to_vec(), [frame(9), vec![0]].concat(), vec![1, 0], vec![], vec![255; 4]]
         {
-            assert_eq!(taken(&sent(binary, true, &wrong)), Err(WebSocketError::NotOneFrame));
+            assert_eq!(frames_of(&sent(binary, true, &wrong)), Err(DecodeError::NotOneFrame));
         }
+        assert_eq!(frames_of(&sent(binary, true, &frame(LONGEST))), Err(CloseCode(1009).into()));
     }
 
     #[test]
     fn what_has_no_place_here_is_refused() {
         let binary = OpCode::Data(Data::Binary);
-        assert_eq!(taken(&sent(OpCode::Data(Data::Text), true, b"t")), Err(WebSocketError::Text));
-        assert_eq!(taken(&sent(OpCode::Data(Data::Continue), true, b"t")), Err(WebSocketError::Protocol));
-        let begun = sent(binary, false, &frame(9)[..5]);
-        assert_eq!(taken(&[begun.clone(), begun].concat()), Err(WebSocketError::Protocol));
-        assert_eq!(taken(b"\x82\x04aaaa"), Err(WebSocketError::Protocol), "without a mask");
-        assert_eq!(taken(b"\x89\xfe\x00\xff1234"), Err(WebSocketError::Protocol), "a long ping");
-        assert_eq!(taken(b"\x82\xff\xff\xff\xff\xff\xff\xff\xff\xff1234"), Err(WebSocketError::NotOneFrame));
+        for (bytes, code, what) in [
+            (sent(OpCode::Data(Data::Text), true, b"t"), 1003, "a text"),
+            (sent(OpCode::Data(Data::Continue), true, b"t"), 1002, "a continuation of nothing"),
+            (sent(binary, false, &frame(9)[..5]).repeat(2), 1002, "a message within a message"),
+            (b"\x82\x04aaaa".to_vec(), 1002, "no mask"),
+            (b"\x89\xfe\x00\xff1234".to_vec(), 1002, "a long ping"),
+            (b"\x82\xff\xff\xff\xff\xff\xff\xff\xff\xff1234".to_vec(), 1009, "an endless message"),
+        ] {
+            assert_eq!(frames_of(&bytes), Err(CloseCode(code).into()), "{what}");
+        }
     }
 
     #[test]
-    fn an_answer_of_a_known_length_comes_alone_and_what_follows_is_left() {
-        let (mut inflow, mut out) = (Inflow::new(Whole::Exactly(3), LONGEST), Vec::new());
+    fn bytes_behind_a_handshakes_message_are_the_first_frames() {
+        let mut messages = FrameReader::new(MessageType::Binary, 3);
         let binary = OpCode::Data(Data::Binary);
         let (answer, next) = (sent(binary, true, b"abc"), sent(binary, true, &frame(9)));
-        let count = inflow.take(&[answer.clone(), next.clone()].concat(), &mut out).unwrap();
-        assert_eq!((count, &out[..]), (answer.len(), &b"abc"[..]));
-        inflow.expect(Whole::Frame);
-        out.clear();
-        assert_eq!((inflow.take(&next, &mut out), &out), (Ok(next.len()), &frame(9)));
-        inflow.take(&sent(OpCode::Control(Control::Ping), true, b"hi"), &mut out).unwrap();
-        assert_eq!(inflow.pong.as_deref(), Some(&b"hi"[..]));
-        inflow.take(&sent(OpCode::Control(Control::Close), true, b""), &mut out).unwrap();
-        assert!(inflow.is_closed);
+        messages.push(&[answer, next.clone()].concat());
+        let mut out = Vec::new();
+        assert_eq!((messages.next(&mut out), &out[..]), (Ok(Some(Event::MessageEnd)), &b"abc"[..]));
+        let mut decoder = FrameDecoder::after_handshake(messages, LONGEST);
+        let control = |control, payload: &[u8]| sent(OpCode::Control(control), true, payload);
+        let rest = [control(Control::Ping, b"hi"), control(Control::Close, b"")].concat();
+        let expected = (frame(9), vec![Event::Ping(b"hi".to_vec()), Event::Close(None)]);
+        assert_eq!(decode(&mut decoder, &rest), Ok(expected));
     }
 
     proptest! {
@@ -364,31 +201,30 @@ mod tests {
             let frames: Vec<u8> = lens.iter().flat_map(|len| frame(*len)).collect();
             let mut sent: Vec<u8> =
                 lens.iter().flat_map(|len| sent(OpCode::Data(Data::Binary), true, &frame(*len))).collect();
-            let (mut inflow, mut outflow) = (Inflow::new(Whole::Frame, LONGEST), Outflow::default());
+            let (mut decoder, mut encoder) = (FrameDecoder::new(LONGEST), FrameEncoder::default());
             let (mut came, mut written, mut cuts) = (Vec::new(), Vec::new(), cuts.into_iter().cycle());
             while !sent.is_empty() {
                 let rest = sent.split_off(cuts.next().unwrap().min(sent.len()));
-                prop_assert_eq!(inflow.take(&sent, &mut came), Ok(sent.len()));
+                came.extend(decode(&mut decoder, &sent).unwrap().0);
                 sent = rest;
             }
             prop_assert_eq!(&came, &frames);
             let mut left = &frames[..];
             while !left.is_empty() {
                 let (some, rest) = left.split_at(cuts.next().unwrap().min(left.len()));
-                outflow.take(some, &mut written);
+                encoder.encode(some, &mut written);
                 left = rest;
             }
-            prop_assert!(outflow.is_between());
+            prop_assert!(encoder.is_between_messages());
             let mut expected = Vec::new();
-            lens.iter().for_each(|len| write_message(&frame(*len), &mut expected));
+            lens.iter().for_each(|len| write_binary(&frame(*len), &mut expected));
             prop_assert_eq!(written, expected);
         }
 
         #[test]
         fn any_bytes_are_taken_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let mut out = Vec::new();
-            let _ = Inflow::new(Whole::Frame, 100).take(&bytes, &mut out);
-            prop_assert!(out.len() <= bytes.len());
+            let frames = frames_of(&bytes).unwrap_or_default();
+            prop_assert!(frames.len() <= bytes.len());
         }
     }
 }

@@ -1,105 +1,132 @@
-//! The thread that has all sockets of the gateway: reads, hands what came to the machine, writes what it says. Decides nothing.
+//! The thread that owns all sockets of the gateway: passes received bytes to the router and writes what it queues.
 //!
-//! One turn reads every socket that is ready once (servers, who speak for many, several times), then writes to each endpoint all that
-//! waits for it in one call.
+//! One iteration reads every readable client once and every readable server, which serves many clients, several times. Then it writes to each
+//! endpoint everything that is queued for it with one call.
 
 use super::budget::SHORT;
-use super::config::{Config, Duplicates};
+use super::config::Config;
 use super::counters::Counters;
 use super::endpoint::EndpointKey;
 use super::machine::{Output, ReadAction, Router};
 use super::outbox::SHARED;
-use super::socket::Socket;
+use super::service::Peer;
 use crate::clock::Now;
 use crate::limits::sampled;
 use crate::net::time;
 use bytes::BytesMut;
-use mio::{Events, Poll, Token, Waker};
+use mio::event::Source;
+use mio::net::{TcpStream, UnixStream};
+use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use rand_chacha::ChaCha20Rng;
 use std::any::Any;
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::net::IpAddr;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// Receive buffers are cut from chunks of this size.
 const CHUNK: usize = 64 * 1024;
-/// How many earlier chunks are looked after.
-const SPENT: usize = 16;
-/// The least room that is read into.
-const LEAST_ROOM: usize = 16 * 1024;
-/// Reads of one server in one turn.
-const SERVER_READS: usize = 16;
-/// Pieces written with one call.
-const SLICES: usize = 64;
-/// Bytes written to one endpoint in one turn.
-const WRITES: usize = 1 << 20;
-/// Bytes read of clients in one turn: what was read leaves while it is at hand, and ten thousand clients do not keep four servers waiting.
-const CLIENT_BYTES: usize = 2 << 20;
-/// Sockets that one turn hears of.
-const EVENTS: usize = 256;
-/// The bell's place among the sockets.
-const BELL: Token = Token(usize::MAX);
+/// Earlier chunks that are kept for reuse.
+const MAX_USED_CHUNKS: usize = 16;
+/// A read offers the system at least this much room.
+const MIN_READ_SIZE: usize = 16 * 1024;
+/// Reads of one server in one iteration.
+const MAX_SERVER_READS: usize = 16;
+/// Slices written with one call.
+const MAX_SLICES: usize = 64;
+/// Bytes written to one endpoint in one iteration.
+const MAX_WRITE: usize = 1 << 20;
+/// Bytes read from clients in one iteration: they are written while they are in the processor's cache, and many clients do not delay the servers.
+const MAX_CLIENT_READ: usize = 2 << 20;
+/// Events taken from the system in one iteration.
+const MAX_EVENTS: usize = 256;
+const WAKER: Token = Token(usize::MAX);
 
-/// Who has arrived, as far as the doors could tell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Who {
-    Client { ip: IpAddr },
-    Server { id: u32, credit: bool, duplicates: Duplicates },
+/// The socket of an endpoint: its own, or one of a pair whose other end a task serves.
+#[derive(Debug)]
+pub(super) enum Socket {
+    Tcp(TcpStream),
+    Pair(UnixStream),
+}
+
+impl Socket {
+    fn read(&mut self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.read_vectored(slices),
+            Self::Pair(stream) => stream.read_vectored(slices),
+        }
+    }
+
+    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.write_vectored(slices),
+            Self::Pair(stream) => stream.write_vectored(slices),
+        }
+    }
+
+    fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        let interests = Interest::READABLE | Interest::WRITABLE;
+        match self {
+            Self::Tcp(stream) => stream.register(registry, token, interests),
+            Self::Pair(stream) => stream.register(registry, token, interests),
+        }
+    }
 }
 
 /// A connection for the worker to serve.
-pub(super) struct Arrival {
-    pub(super) who: Who,
+pub(super) struct NewConnection {
+    pub(super) peer: Peer,
     pub(super) socket: Socket,
-    /// What was read of it already.
-    pub(super) early: BytesMut,
-    /// What it occupies elsewhere for as long as it lasts.
+    /// Bytes that were read from it before.
+    pub(super) initial: BytesMut,
+    /// Dropped with the connection.
     pub(super) permit: Box<dyn Any + Send>,
 }
 
-/// What the worker is told.
-pub(super) enum ToWorker {
-    Arrived(Arrival),
+pub(super) enum WorkerMessage {
+    Connected(NewConnection),
     Count(oneshot::Sender<Counters>),
     Stop,
 }
 
-/// One endpoint's socket and what is known of it.
-struct Place {
+/// One endpoint's socket and its state.
+struct Slot {
     socket: Socket,
-    /// What has come and is not taken yet.
+    /// Received bytes that the router has not taken.
     input: BytesMut,
-    /// What the machine said of it.
-    next: ReadAction,
+    read_action: ReadAction,
     is_server: bool,
-    /// The machine is to look at the input again.
-    is_offered: bool,
+    /// The router is to look at `input` again.
+    has_unprocessed_input: bool,
     is_readable: bool,
-    /// The other side will send nothing more: it is read to the endpoint.
-    is_ending: bool,
+    /// The peer sends nothing more: the socket is read to its end.
+    is_closing: bool,
     is_writable: bool,
-    /// It is in the list of those to be read, or to be written.
-    is_listed: [bool; 3],
+    /// By [`Queue`].
+    is_queued: [bool; 3],
     _permit: Box<dyn Any + Send>,
 }
 
-const CLIENTS: usize = 0;
-const SERVERS: usize = 1;
-const TO_WRITE: usize = 2;
+/// What endpoints wait for.
+#[derive(Clone, Copy)]
+enum Queue {
+    ClientReads,
+    ServerReads,
+    Writes,
+}
 
-/// Returns a chunk to read into: the oldest of those before it if its frames have all left, since its memory is at hand.
-fn chunk(spent: &mut VecDeque<BytesMut>, newest: BytesMut) -> BytesMut {
-    spent.push_back(newest);
-    if let Some(mut oldest) = spent.pop_front() {
+/// Returns a chunk to read into: the oldest used one if all its frames have left, since its memory is likely in the cache.
+fn next_chunk(used_chunks: &mut VecDeque<BytesMut>, newest: BytesMut) -> BytesMut {
+    used_chunks.push_back(newest);
+    if let Some(mut oldest) = used_chunks.pop_front() {
         oldest.clear();
         if oldest.try_reclaim(CHUNK) {
             oldest.resize(CHUNK, 0);
             return oldest;
         }
-        if spent.len() < SPENT {
-            spent.push_back(oldest);
+        if used_chunks.len() < MAX_USED_CHUNKS {
+            used_chunks.push_back(oldest);
         }
     }
     BytesMut::zeroed(CHUNK)
@@ -108,306 +135,303 @@ fn chunk(spent: &mut VecDeque<BytesMut>, newest: BytesMut) -> BytesMut {
 pub(super) struct Worker {
     router: Router,
     poll: Poll,
-    queue: Receiver<ToWorker>,
-    /// By key.
-    places: Vec<Option<Place>>,
-    /// Clients and servers to be read, and those to be written.
-    lists: [VecDeque<EndpointKey>; 3],
-    /// Bytes read in this turn.
+    messages: Receiver<WorkerMessage>,
+    /// By endpoint key.
+    slots: Vec<Option<Slot>>,
+    /// By [`Queue`].
+    queues: [VecDeque<EndpointKey>; 3],
+    /// Bytes read in this iteration.
     read: usize,
-    /// What is read into, initialised, and what is left of chunks before it.
-    scratch: BytesMut,
-    spent: VecDeque<BytesMut>,
+    /// The unused rest of the chunk that is read into.
+    chunk_rest: BytesMut,
+    used_chunks: VecDeque<BytesMut>,
     one_write_per_frame: bool,
 }
 
 impl Worker {
-    /// Makes a worker and the bell that wakes it.
+    /// Creates a worker and what wakes it.
     pub(super) fn new(
         config: &Config,
         rng: ChaCha20Rng,
-        queue: Receiver<ToWorker>,
+        messages: Receiver<WorkerMessage>,
     ) -> io::Result<(Self, Waker)> {
         let poll = Poll::new()?;
-        let bell = Waker::new(poll.registry(), BELL)?;
+        let waker = Waker::new(poll.registry(), WAKER)?;
         let worker = Self {
-            router: Router::new(config.rules.clone(), rng),
+            router: Router::new(config.router.clone(), rng),
             poll,
-            queue,
-            places: Vec::new(),
-            lists: [VecDeque::new(), VecDeque::new(), VecDeque::new()],
+            messages,
+            slots: Vec::new(),
+            queues: [VecDeque::new(), VecDeque::new(), VecDeque::new()],
             read: 0,
-            scratch: BytesMut::new(),
-            spent: VecDeque::new(),
+            chunk_rest: BytesMut::new(),
+            used_chunks: VecDeque::new(),
             one_write_per_frame: config.one_write_per_frame,
         };
-        Ok((worker, bell))
+        Ok((worker, waker))
     }
 
-    /// Serves until it is told to stop.
+    /// Serves until [`WorkerMessage::Stop`].
     pub(super) fn run(mut self) -> io::Result<()> {
-        let mut events = Events::with_capacity(EVENTS);
+        let mut events = Events::with_capacity(MAX_EVENTS);
         loop {
-            let idle = self.lists.iter().all(VecDeque::is_empty);
-            let wait = if idle {
+            let is_idle = self.queues.iter().all(VecDeque::is_empty);
+            let timeout = if is_idle {
                 self.router.poll_timeout().map(|at| at.saturating_duration_since(time::now().mono))
             } else {
-                Some(std::time::Duration::ZERO)
+                Some(Duration::ZERO)
             };
-            match self.poll.poll(&mut events, wait) {
+            match self.poll.poll(&mut events, timeout) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 _ => {}
             }
             let now = time::now();
             for event in &events {
-                if event.token() == BELL {
-                    if !self.hear(now) {
+                if event.token() == WAKER {
+                    if !self.handle_messages(now) {
                         return Ok(());
                     }
                 } else {
-                    self.note(now, event);
+                    self.handle_event(now, event);
                 }
             }
-            for (list, most) in [(SERVERS, usize::MAX), (CLIENTS, CLIENT_BYTES)] {
+            for (queue, max_read) in [(Queue::ServerReads, usize::MAX), (Queue::ClientReads, MAX_CLIENT_READ)]
+            {
                 self.read = 0;
-                for _ in 0..self.lists[list].len() {
-                    if self.read >= most {
+                for _ in 0..self.queues[queue as usize].len() {
+                    if self.read >= max_read {
                         break;
                     }
-                    if let Some(key) = self.next_listed(list) {
+                    if let Some(key) = self.dequeue(queue) {
                         self.read(now, key);
                     }
                 }
             }
             if self.router.poll_timeout().is_some_and(|at| at <= now.mono) {
                 self.router.handle_timeout(now);
-                self.carry_out();
+                self.process_outputs();
             }
-            for _ in 0..self.lists[TO_WRITE].len() {
-                if let Some(key) = self.next_listed(TO_WRITE) {
+            for _ in 0..self.queues[Queue::Writes as usize].len() {
+                if let Some(key) = self.dequeue(Queue::Writes) {
                     self.write(now, key);
                 }
             }
         }
     }
 
-    /// Takes what was told; `false` when it is over.
-    fn hear(&mut self, now: Now) -> bool {
+    /// Handles all waiting messages; returns whether the worker goes on.
+    fn handle_messages(&mut self, now: Now) -> bool {
         loop {
-            match self.queue.try_recv() {
-                Ok(ToWorker::Arrived(arrival)) => self.arrive(now, arrival),
-                // Whoever asked may have gone.
-                Ok(ToWorker::Count(reply)) => drop(reply.send(self.router.counters())),
+            match self.messages.try_recv() {
+                Ok(WorkerMessage::Connected(connection)) => self.add_connection(now, connection),
+                Ok(WorkerMessage::Count(reply)) => drop(reply.send(self.router.counters())),
                 Err(TryRecvError::Empty) => return true,
-                Ok(ToWorker::Stop) | Err(TryRecvError::Disconnected) => return false,
+                Ok(WorkerMessage::Stop) | Err(TryRecvError::Disconnected) => return false,
             }
         }
     }
 
-    fn arrive(&mut self, now: Now, arrival: Arrival) {
-        let Arrival { who, mut socket, early, permit } = arrival;
-        let key = match who {
-            Who::Client { ip } => self.router.add_client(now, ip),
-            Who::Server { id, credit, duplicates } => {
-                match self.router.add_server(now, id, credit, duplicates) {
-                    Ok(key) => key,
-                    Err(_) => {
-                        sampled!(info, now.mono, id, "a gateway server was refused: its id is taken");
-                        return;
-                    }
-                }
+    fn add_connection(&mut self, now: Now, connection: NewConnection) {
+        let NewConnection { peer, mut socket, initial, permit } = connection;
+        let key = match peer {
+            Peer::Client(ip) => self.router.add_client(now, ip),
+            Peer::Server(server) => {
+                let Ok(key) = self.router.add_server(now, server.id, server.credit, server.duplicates) else {
+                    sampled!(info, now.mono, id = server.id, "gateway server refused: its id is taken");
+                    return;
+                };
+                key
             }
         };
-        // A server that this one replaces goes first: its key may be this one's by now.
-        self.carry_out();
+        // A server that this one replaces is removed first: its key may be this one's by now.
+        self.process_outputs();
         if let Err(error) = socket.register(self.poll.registry(), Token(key.0)) {
-            sampled!(warn, now.mono, %error, "a gateway connection cannot be watched");
+            sampled!(warn, now.mono, %error, "gateway connection dropped: its socket cannot be polled");
             self.router.handle_disconnected(now, key);
-            return self.carry_out();
+            return self.process_outputs();
         }
-        if self.places.len() <= key.0 {
-            self.places.resize_with(key.0 + 1, || None);
+        if self.slots.len() <= key.0 {
+            self.slots.resize_with(key.0 + 1, || None);
         }
-        self.places[key.0] = Some(Place {
+        self.slots[key.0] = Some(Slot {
             socket,
-            input: early,
-            next: ReadAction::Read { missing: 0, only: false },
-            is_server: !matches!(who, Who::Client { .. }),
-            is_offered: true,
+            input: initial,
+            read_action: ReadAction::Read { missing: 0, exact: false },
+            is_server: matches!(peer, Peer::Server(_)),
+            has_unprocessed_input: true,
             is_readable: true,
-            is_ending: false,
+            is_closing: false,
             is_writable: true,
-            is_listed: [false; 3],
+            is_queued: [false; 3],
             _permit: permit,
         });
-        self.list_to_read(key);
+        self.enqueue_read(key);
     }
 
-    fn note(&mut self, now: Now, event: &mio::event::Event) {
+    fn handle_event(&mut self, now: Now, event: &mio::event::Event) {
         let key = EndpointKey(event.token().0);
-        let Some(Some(place)) = self.places.get_mut(key.0) else { return };
+        let Some(Some(slot)) = self.slots.get_mut(key.0) else { return };
         if event.is_error() {
-            return self.gone(now, key);
+            return self.handle_closed(now, key);
         }
+        slot.is_writable |= event.is_writable();
         if event.is_readable() || event.is_read_closed() || event.is_write_closed() {
-            place.is_readable = true;
-            // What was sent before the endpoint is still to be read.
-            place.is_ending |= event.is_read_closed() || event.is_write_closed();
-            self.list_to_read(key);
+            slot.is_readable = true;
+            // What the peer sent before it closed is still to be read.
+            slot.is_closing |= event.is_read_closed() || event.is_write_closed();
+            self.enqueue_read(key);
         }
         if event.is_writable() {
-            if let Some(Some(place)) = self.places.get_mut(key.0) {
-                place.is_writable = true;
-            }
-            self.list(TO_WRITE, key);
+            self.enqueue(Queue::Writes, key);
         }
     }
 
-    /// Puts an endpoint on a list, once.
-    fn list(&mut self, list: usize, key: EndpointKey) {
-        if let Some(Some(place)) = self.places.get_mut(key.0)
-            && !std::mem::replace(&mut place.is_listed[list], true)
+    /// Puts an endpoint into a queue, once.
+    fn enqueue(&mut self, queue: Queue, key: EndpointKey) {
+        if let Some(Some(slot)) = self.slots.get_mut(key.0)
+            && !std::mem::replace(&mut slot.is_queued[queue as usize], true)
         {
-            self.lists[list].push_back(key);
+            self.queues[queue as usize].push_back(key);
         }
     }
 
-    fn list_to_read(&mut self, key: EndpointKey) {
-        if let Some(Some(place)) = self.places.get(key.0) {
-            self.list(if place.is_server { SERVERS } else { CLIENTS }, key);
+    fn enqueue_read(&mut self, key: EndpointKey) {
+        if let Some(Some(slot)) = self.slots.get(key.0) {
+            self.enqueue(if slot.is_server { Queue::ServerReads } else { Queue::ClientReads }, key);
         }
     }
 
-    fn next_listed(&mut self, list: usize) -> Option<EndpointKey> {
-        let key = self.lists[list].pop_front()?;
-        // It may be another one's key by now, who is then looked at for nothing.
-        self.places.get_mut(key.0)?.as_mut()?.is_listed[list] = false;
+    fn dequeue(&mut self, queue: Queue) -> Option<EndpointKey> {
+        let key = self.queues[queue as usize].pop_front()?;
+        // The key may belong to a newer endpoint by now: looking at it once too often does no harm.
+        self.slots.get_mut(key.0)?.as_mut()?.is_queued[queue as usize] = false;
         Some(key)
     }
 
-    /// Does what the machine says.
-    fn carry_out(&mut self) {
+    fn process_outputs(&mut self) {
         while let Some(output) = self.router.poll_output() {
             match output {
-                Output::Transmit(key) => self.list(TO_WRITE, key),
+                Output::Transmit(key) => self.enqueue(Queue::Writes, key),
                 Output::Resume(key) => {
-                    if let Some(Some(place)) = self.places.get_mut(key.0) {
-                        place.is_offered = true;
+                    if let Some(Some(slot)) = self.slots.get_mut(key.0) {
+                        slot.has_unprocessed_input = true;
                     }
-                    self.list_to_read(key);
+                    self.enqueue_read(key);
                 }
-                Output::Close(key, why) => {
-                    tracing::debug!(why = why.name(), "a gateway connection is dropped");
-                    if let Some(place) = self.places.get_mut(key.0) {
-                        *place = None;
+                Output::Close(key, reason) => {
+                    tracing::debug!(reason = reason.name(), "gateway connection closed");
+                    if let Some(slot) = self.slots.get_mut(key.0) {
+                        *slot = None;
                     }
                 }
             }
         }
     }
 
-    fn gone(&mut self, now: Now, key: EndpointKey) {
-        if let Some(place) = self.places.get_mut(key.0) {
-            *place = None;
+    fn handle_closed(&mut self, now: Now, key: EndpointKey) {
+        if let Some(slot) = self.slots.get_mut(key.0) {
+            *slot = None;
         }
         self.router.handle_disconnected(now, key);
-        self.carry_out();
+        self.process_outputs();
     }
 
-    /// Reads an endpoint until nothing is there, or it is another one's turn.
+    /// Reads an endpoint until its socket is empty or its share of the iteration is used up.
     fn read(&mut self, now: Now, key: EndpointKey) {
-        for _ in 0..SERVER_READS {
-            let Some(Some(place)) = self.places.get_mut(key.0) else { return };
-            if std::mem::take(&mut place.is_offered) {
-                place.next = self.router.handle_frames(now, key, &mut place.input);
-                self.carry_out();
+        for _ in 0..MAX_SERVER_READS {
+            let Some(Some(slot)) = self.slots.get_mut(key.0) else { return };
+            if std::mem::take(&mut slot.has_unprocessed_input) {
+                slot.read_action = self.router.handle_frames(now, key, &mut slot.input);
+                self.process_outputs();
                 continue;
             }
-            let ReadAction::Read { missing, only } = place.next else { return };
-            if !place.is_readable {
+            let ReadAction::Read { missing, exact } = slot.read_action else { return };
+            if !slot.is_readable {
                 return;
             }
-            let is_server = place.is_server;
-            match self.read_once(now, key, missing, only) {
+            let is_server = slot.is_server;
+            match self.read_once(now, key, missing, exact) {
                 Ok(()) if is_server => {}
                 Ok(()) => break,
-                Err(_) => return self.gone(now, key),
+                Err(_) => return self.handle_closed(now, key),
             }
         }
-        let Some(Some(place)) = self.places.get(key.0) else { return };
-        if place.is_offered || (place.is_readable && matches!(place.next, ReadAction::Read { .. })) {
-            self.list_to_read(key);
+        let Some(Some(slot)) = self.slots.get(key.0) else { return };
+        if slot.has_unprocessed_input
+            || (slot.is_readable && matches!(slot.read_action, ReadAction::Read { .. }))
+        {
+            self.enqueue_read(key);
         }
     }
 
-    /// Reads once: first what is missing of a frame, behind its beginning, then into common room.
-    fn read_once(&mut self, now: Now, key: EndpointKey, missing: usize, only: bool) -> io::Result<()> {
-        let Some(Some(place)) = self.places.get_mut(key.0) else { return Ok(()) };
-        if self.scratch.len() < LEAST_ROOM {
-            let spent = std::mem::take(&mut self.scratch);
-            self.scratch = chunk(&mut self.spent, spent);
+    /// Reads once: first the missing part of a frame, behind the part that has arrived, then into the shared chunk.
+    fn read_once(&mut self, now: Now, key: EndpointKey, missing: usize, exact: bool) -> io::Result<()> {
+        let Some(Some(slot)) = self.slots.get_mut(key.0) else { return Ok(()) };
+        if self.chunk_rest.len() < MIN_READ_SIZE {
+            let used_chunks = std::mem::take(&mut self.chunk_rest);
+            self.chunk_rest = next_chunk(&mut self.used_chunks, used_chunks);
         }
-        // A length is only a claim: room grows with what has really come.
-        let begun = place.input.len();
+        // A frame's length is only a claim: the buffer grows with what has arrived.
+        let begun = slot.input.len();
         let room = missing.min(begun.max(SHORT));
         if begun > 0 {
-            place.input.resize(begun + room, 0);
+            slot.input.resize(begun + room, 0);
         }
-        let own = &mut place.input[begun..];
-        let common = match only {
-            true if begun == 0 => missing.clamp(1, self.scratch.len()),
+        let own = &mut slot.input[begun..];
+        let shared = match exact {
+            true if begun == 0 => missing.clamp(1, self.chunk_rest.len()),
             true => 0,
             false if room < missing => 0,
-            false => self.scratch.len(),
+            false => self.chunk_rest.len(),
         };
-        let offered = own.len() + common;
+        let offered = own.len() + shared;
         let read =
-            place.socket.read(&mut [IoSliceMut::new(own), IoSliceMut::new(&mut self.scratch[..common])]);
+            slot.socket.read(&mut [IoSliceMut::new(own), IoSliceMut::new(&mut self.chunk_rest[..shared])]);
         let own = own.len();
         let count = match read {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => count,
             Err(error) => {
-                place.input.truncate(begun);
+                slot.input.truncate(begun);
                 let again = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
-                place.is_readable &= error.kind() == io::ErrorKind::Interrupted;
+                slot.is_readable &= error.kind() == io::ErrorKind::Interrupted;
                 return if again { Ok(()) } else { Err(error) };
             }
         };
         self.read += count;
-        // A short read has emptied the socket; what comes next, the endpoint excepted, is announced.
-        place.is_readable = count == offered || place.is_ending;
-        place.input.truncate(begun + count.min(own));
-        let mut piece = self.scratch.split_to(count.saturating_sub(own));
-        if !place.input.is_empty() {
-            place.next = self.router.handle_frames(now, key, &mut place.input);
+        // A short read has emptied the socket; the system announces what comes next, except the end.
+        slot.is_readable = count == offered || slot.is_closing;
+        slot.input.truncate(begun + count.min(own));
+        let mut piece = self.chunk_rest.split_to(count.saturating_sub(own));
+        if !slot.input.is_empty() {
+            slot.read_action = self.router.handle_frames(now, key, &mut slot.input);
         }
         if !piece.is_empty() {
-            if place.input.is_empty() && matches!(place.next, ReadAction::Read { .. }) {
-                place.next = self.router.handle_frames(now, key, &mut piece);
-                // A short rest would hold on to a whole chunk.
-                place.input = if piece.len() < SHARED { BytesMut::from(&piece[..]) } else { piece };
+            if slot.input.is_empty() && matches!(slot.read_action, ReadAction::Read { .. }) {
+                slot.read_action = self.router.handle_frames(now, key, &mut piece);
+                // A short rest would keep a whole chunk alive.
+                slot.input = if piece.len() < SHARED { BytesMut::from(&piece[..]) } else { piece };
             } else {
-                place.input.extend_from_slice(&piece);
-                place.is_offered |= matches!(place.next, ReadAction::Read { .. });
+                slot.input.extend_from_slice(&piece);
+                slot.has_unprocessed_input |= matches!(slot.read_action, ReadAction::Read { .. });
             }
         }
-        if place.input.is_empty() {
-            place.input = BytesMut::new();
+        if slot.input.is_empty() {
+            slot.input = BytesMut::new();
         }
-        self.carry_out();
+        self.process_outputs();
         Ok(())
     }
 
-    /// Writes what waits for an endpoint, until its system takes no more or it is another one's turn.
+    /// Writes what is queued for an endpoint until its socket is full or its share of the iteration is used up.
     fn write(&mut self, now: Now, key: EndpointKey) {
         let mut written = 0;
         loop {
-            let Some(Some(place)) = self.places.get_mut(key.0) else { return };
-            if !place.is_writable {
+            let Some(Some(slot)) = self.slots.get_mut(key.0) else { return };
+            if !slot.is_writable {
                 return;
             }
-            let mut slices = [IoSlice::new(&[]); SLICES];
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
             let count = if self.one_write_per_frame {
                 slices[0] = IoSlice::new(self.router.peek_frame(key));
                 usize::from(!slices[0].is_empty())
@@ -418,19 +442,19 @@ impl Worker {
                 return;
             }
             let offered: usize = slices[..count].iter().map(|slice| slice.len()).sum();
-            match place.socket.write(&slices[..count]) {
+            match slot.socket.write(&slices[..count]) {
                 Ok(count) => {
-                    place.is_writable = count == offered;
+                    slot.is_writable = count == offered;
                     written += count;
                     self.router.handle_written(now, key, count);
-                    self.carry_out();
+                    self.process_outputs();
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => place.is_writable = false,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => slot.is_writable = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return self.gone(now, key),
+                Err(_) => return self.handle_closed(now, key),
             }
-            if written >= WRITES {
-                return self.list(TO_WRITE, key);
+            if written >= MAX_WRITE {
+                return self.enqueue(Queue::Writes, key);
             }
         }
     }
@@ -442,22 +466,26 @@ mod tests {
 
     #[test]
     fn a_chunk_is_used_again_when_its_frames_have_left_and_never_before() {
-        let mut spent = VecDeque::new();
-        let mut scratch = chunk(&mut spent, BytesMut::new());
+        let mut used_chunks = VecDeque::new();
+        let mut chunk_rest = next_chunk(&mut used_chunks, BytesMut::new());
         let mut waiting = VecDeque::new();
-        let mut places = std::collections::HashSet::new();
+        let mut slots = std::collections::HashSet::new();
         for turn in 0..200_u8 {
-            let mut frame = scratch.split_to(60_000);
-            places.insert(frame.as_ptr());
+            let mut frame = chunk_rest.split_to(60_000);
+            slots.insert(frame.as_ptr());
             frame.fill(turn);
             waiting.push_back((turn, frame));
             if waiting.len() > 3 {
                 let (turn, frame) = waiting.pop_front().unwrap();
                 assert!(frame.iter().all(|byte| *byte == turn), "nobody has written over it");
             }
-            scratch = chunk(&mut spent, scratch);
-            assert_eq!(scratch.len(), CHUNK);
+            chunk_rest = next_chunk(&mut used_chunks, chunk_rest);
+            assert_eq!(chunk_rest.len(), CHUNK);
         }
-        assert!(places.len() < 40 && spent.len() <= SPENT, "{} chunks for 200 reads", places.len());
+        assert!(
+            slots.len() < 40 && used_chunks.len() <= MAX_USED_CHUNKS,
+            "{} chunks for 200 reads",
+            slots.len()
+        );
     }
 }

@@ -35,6 +35,4 @@ pub mod udp;
 #[cfg(feature = "server")]
 pub mod unauthenticated;
 #[cfg(feature = "server")]
-pub(crate) mod upgrade;
-#[cfg(feature = "server")]
 pub(crate) mod websocket;

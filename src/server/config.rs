@@ -96,7 +96,7 @@ impl GatewayConfig {
         let mut service = self.service.clone();
         service.key = service.key.or_else(|| Key::new(config.gateway_key(state)).ok());
         service.access_keys = Key::new(state.access_key.as_bytes()).into_iter().collect();
-        service.rules.tokens = self.require_token.then(|| config.token_issuer(state));
+        service.router.tokens = self.require_token.then(|| config.token_issuer(state));
         service
     }
 }

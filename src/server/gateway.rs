@@ -1,4 +1,4 @@
-//! The gateway's doors: clients by the main port's streams and WebSocket, servers by ports of their own and WebSocket.
+//! Accepts the gateway's connections: clients on the main port and by WebSocket, servers on ports of their own and by WebSocket.
 
 use super::ServerError;
 use super::config::GatewayConfig;
@@ -10,12 +10,13 @@ use super::write_timeout::Patient;
 use crate::dataplane::stream_limits::{WRITE_TIME, shut_down};
 use crate::gateway::Handle;
 use crate::gateway::service::Peer;
-use crate::gateway::websocket::{Inflow, Whole};
+use crate::gateway::websocket::FrameDecoder;
 use crate::limits::{Limit, sampled};
 use crate::net::certificate::{Certificate, CertificateError};
 use crate::net::connections::Place;
 use crate::net::time;
 use crate::net::tls::Tls;
+use crate::net::websocket::upgrade;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -32,124 +33,123 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::rustls;
 
-/// Where servers that shake hands by MD5 connect when nothing else is set.
+/// The default port for servers that authenticate by MD5.
 const MD5_PORT: u16 = 3480;
-/// The same by HMAC-SHA256.
+/// The default port for servers that authenticate by HMAC-SHA256.
 const HMAC_PORT: u16 = 3481;
-/// What a certificate's DNS name begins with that is for one server id alone.
-const SERVER_NAME: &str = "server-";
+/// The prefix of a DNS name that binds a certificate to one server id.
+const BOUND_NAME_PREFIX: &str = "server-";
 
-/// Most clients of the gateway at a time: they may stay for good, and must leave room for everybody else's connections.
+/// The most clients at a time. Their connections may last for ever, so they must leave some to others.
 const MAX_CLIENTS: usize = super::MAX_STREAMS * 3 / 4;
 
-/// Where the gateway's servers connect.
+/// The addresses that the gateway's servers connect to.
 #[derive(Debug, Clone, Default)]
-pub struct GatewayFacts {
-    /// By MD5, plain.
+pub struct GatewayAddrs {
+    /// MD5 without TLS.
     pub md5: Vec<SocketAddr>,
-    /// By HMAC-SHA256, plain.
+    /// HMAC-SHA256 without TLS.
     pub hmac: Vec<SocketAddr>,
-    /// By MD5, inside TLS with certificates on both sides.
+    /// MD5 inside mutual TLS.
     pub tls: Vec<SocketAddr>,
 }
 
-/// How a server shows who it is.
+/// How a server authenticates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ServerDoor {
+pub(super) enum ServerAuth {
     Md5,
     Hmac,
     /// MD5 inside mutual TLS.
     Tls,
 }
 
-/// What serves the gateway's clients and servers.
+/// Accepts clients and servers for a running gateway.
 #[derive(Debug, Clone)]
-pub(super) struct GatewayDoor {
+pub(super) struct GatewayAcceptor {
     handle: Handle,
-    /// Of the port with certificates on both sides.
+    /// For the port with mutual TLS.
     mutual: Option<Tls>,
-    /// Permits for clients.
-    room: Arc<Semaphore>,
+    client_permits: Arc<Semaphore>,
 }
 
-impl GatewayDoor {
+impl GatewayAcceptor {
     pub(super) fn new(handle: Handle, mutual: Option<Tls>) -> Self {
-        Self { handle, mutual, room: Arc::new(Semaphore::new(MAX_CLIENTS)) }
+        Self { handle, mutual, client_permits: Arc::new(Semaphore::new(MAX_CLIENTS)) }
     }
 
-    /// Lets a client in, if there is room; returns what it occupies.
+    /// Takes a client's permits; `None` where there are none left.
     fn admit(&self, place: Place) -> Option<(Place, OwnedSemaphorePermit)> {
-        let permit = Arc::clone(&self.room).try_acquire_owned();
+        let permit = Arc::clone(&self.client_permits).try_acquire_owned();
         let permit = permit.inspect_err(|_| Limit::GatewayClients.reached(MAX_CLIENTS)).ok()?;
-        // Who is a client of the gateway is the gateway's to end.
+        // From here on only the gateway decides when the client is closed.
         place.prove();
         Some((place, permit))
     }
 
-    /// The same for one who is reached by a pair of sockets.
-    fn admit_pair(&self, place: Place) -> Option<(Place, OwnedSemaphorePermit)> {
+    /// Does the same for a client that also needs a socket pair.
+    fn admit_with_pair(&self, place: Place) -> Option<(Place, OwnedSemaphorePermit)> {
         if place.take_descriptors(2) { self.admit(place) } else { None }
     }
 
-    /// Serves a client by TCP, of whom something was read already.
+    /// Hands over a client's TCP connection and the bytes that were read from it before.
     pub(super) fn client(
         &self,
         stream: TcpStream,
-        early: BytesMut,
+        initial: BytesMut,
         ip: IpAddr,
         place: Place,
     ) -> io::Result<()> {
         match self.admit(place) {
-            Some(permit) => self.handle.client(stream, early, ip, permit),
+            Some(permit) => self.handle.add_client(stream, initial, ip, permit),
             None => Ok(()),
         }
     }
 
-    /// Serves a client by a stream that is no plain socket.
-    pub(super) async fn carry(
+    /// Serves a client on a stream that is not a plain socket, until it ends.
+    pub(super) async fn bridge(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
         ip: IpAddr,
         place: Place,
     ) -> io::Result<()> {
-        match self.admit_pair(place.clone()) {
-            Some(permit) => self.carry_until_gone(stream, Peer::Client(ip), (permit, place)).await,
+        match self.admit_with_pair(place.clone()) {
+            Some(permit) => self.bridge_until_closed(stream, Peer::Client(ip), (permit, place)).await,
             None => Ok(()),
         }
     }
 
-    /// Carries a stream for as long as its other end takes what it is sent. `_place` stays taken until the stream is gone too, `permit` while
-    /// the gateway knows of it.
-    async fn carry_until_gone(
+    /// Bridges a stream until either side ends or a write stalls. `permit` is held while the gateway has the connection, `_place` until the stream
+    /// is closed too.
+    async fn bridge_until_closed(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
         peer: Peer,
         (permit, _place): (impl Any + Send, Place),
     ) -> io::Result<()> {
         let mut stream = Patient::new(stream, WRITE_TIME);
-        self.handle.carry(&mut stream, peer, permit).await?;
+        self.handle.bridge(&mut stream, peer, permit).await?;
         shut_down(&mut stream).await
     }
 }
 
-/// Opens the servers' ports.
+/// Opens the ports for servers.
 ///
 /// # Errors
-/// [`ServerError::Listen`] for a port that was asked for and cannot be had; one that nobody asked for is left out.
-pub(super) async fn open(config: &GatewayConfig) -> Result<Vec<(ServerDoor, TcpListener)>, ServerError> {
+/// [`ServerError::Listen`] for a configured port that cannot be opened; a default port that cannot is left out.
+pub(super) async fn open(config: &GatewayConfig) -> Result<Vec<(ServerAuth, TcpListener)>, ServerError> {
     let mut opened = Vec::new();
-    for (door, asked, default) in [
-        (ServerDoor::Md5, config.server_port, MD5_PORT),
-        (ServerDoor::Hmac, config.hmac_port, HMAC_PORT),
-        (ServerDoor::Tls, config.tls_port, 0),
+    for (auth, configured, default) in [
+        (ServerAuth::Md5, config.server_port, MD5_PORT),
+        (ServerAuth::Hmac, config.hmac_port, HMAC_PORT),
+        (ServerAuth::Tls, config.tls_port, 0),
     ] {
-        let port = asked.unwrap_or(default);
+        let port = configured.unwrap_or(default);
         for ip in config.server_listen.iter().filter(|_| port != 0) {
             let address = SocketAddr::new(*ip, port);
             match open_tcp(address).await {
-                Ok(listener) => opened.push((door, listener)),
-                Err(error) if asked.is_none() => {
-                    tracing::info!(%error, port, "no port for the gateway's servers");
+                Ok(listener) => opened.push((auth, listener)),
+                Err(error) if configured.is_none() => {
+                    tracing::info!(%error, port, "default port for gateway servers left out");
                 }
                 Err(error) if ip.is_ipv6() && ip.is_loopback() && config.is_default_listen => {
                     tracing::info!(%error, "no IPv6 on this host");
@@ -161,25 +161,25 @@ pub(super) async fn open(config: &GatewayConfig) -> Result<Vec<(ServerDoor, TcpL
     Ok(opened)
 }
 
-impl GatewayFacts {
-    pub(super) fn gather(doors: &[(ServerDoor, TcpListener)]) -> io::Result<Self> {
-        let mut facts = Self::default();
-        for (door, listener) in doors {
-            let list = match door {
-                ServerDoor::Md5 => &mut facts.md5,
-                ServerDoor::Hmac => &mut facts.hmac,
-                ServerDoor::Tls => &mut facts.tls,
+impl GatewayAddrs {
+    pub(super) fn collect(listeners: &[(ServerAuth, TcpListener)]) -> io::Result<Self> {
+        let mut addrs = Self::default();
+        for (auth, listener) in listeners {
+            let list = match auth {
+                ServerAuth::Md5 => &mut addrs.md5,
+                ServerAuth::Hmac => &mut addrs.hmac,
+                ServerAuth::Tls => &mut addrs.tls,
             };
             list.push(listener.local_addr()?);
         }
-        Ok(facts)
+        Ok(addrs)
     }
 }
 
-/// Sets up the port with certificates on both sides, where there is one.
+/// Returns the TLS settings of the port with mutual TLS, where it is configured.
 ///
 /// # Errors
-/// [`CertificateError`] names the file.
+/// [`CertificateError`], which names the file.
 pub(super) fn mutual(
     config: &GatewayConfig,
     certificate: &Certificate,
@@ -188,74 +188,79 @@ pub(super) fn mutual(
 }
 
 impl StreamDoor {
-    /// Serves one of the gateway's servers.
+    /// Authenticates a server and hands it to the gateway.
     pub(super) async fn gateway_server(
         self,
         stream: TcpStream,
         ends: Ends,
-        door: ServerDoor,
+        auth: ServerAuth,
     ) -> io::Result<()> {
         let Some(gateway) = self.gateway else { return Ok(()) };
         let mut stream = stream;
-        match (door, &gateway.mutual) {
-            (ServerDoor::Tls, Some(mutual)) => {
+        match (auth, &gateway.mutual) {
+            (ServerAuth::Tls, Some(mutual)) => {
                 let (mut stream, _) = timeout(TLS_TIME, mutual.accept(stream)).await??;
-                let proven = gateway.handle.md5_handshake(&mut stream).await?;
+                let server = gateway.handle.md5_handshake(&mut stream).await?;
                 ends.place.prove();
                 let certificates = stream.get_ref().1.peer_certificates();
                 let bound = certificates.and_then(|chain| chain.first()).map(bound_ids).unwrap_or_default();
-                if !bound.is_empty() && !bound.contains(&proven.id()) {
+                if !bound.is_empty() && !bound.contains(&server.id()) {
                     let now = time::mono();
-                    sampled!(info, now, id = proven.id(), "a gateway server's certificate is for another id");
+                    sampled!(
+                        info,
+                        now,
+                        id = server.id(),
+                        "gateway server refused: its certificate is bound to another id"
+                    );
                     return Ok(());
                 }
-                gateway.carry_until_gone(stream, Peer::Server(proven), ((), ends.place)).await
+                gateway.bridge_until_closed(stream, Peer::Server(server), ((), ends.place)).await
             }
-            (ServerDoor::Tls, None) => Ok(()),
-            (ServerDoor::Hmac, _) => {
-                let proven = gateway.handle.hmac_handshake(&mut stream).await?;
+            (ServerAuth::Tls, None) => Ok(()),
+            (ServerAuth::Hmac, _) => {
+                let server = gateway.handle.hmac_handshake(&mut stream).await?;
                 ends.place.prove();
-                gateway.handle.server(stream, proven, ends.place)
+                gateway.handle.add_server(stream, server, ends.place)
             }
-            (ServerDoor::Md5, _) => {
-                let proven = gateway.handle.md5_handshake(&mut stream).await?;
+            (ServerAuth::Md5, _) => {
+                let server = gateway.handle.md5_handshake(&mut stream).await?;
                 ends.place.prove();
-                gateway.handle.server(stream, proven, ends.place)
+                gateway.handle.add_server(stream, server, ends.place)
             }
         }
     }
 }
 
-/// Returns the server ids that a certificate is for; none where it may be used for any.
+/// Returns the server ids that a certificate is bound to; empty where it is good for all.
 fn bound_ids(certificate: &rustls::pki_types::CertificateDer<'_>) -> Vec<u32> {
     let Ok(certificate) = webpki::EndEntityCert::try_from(certificate) else { return vec![] };
     let names = certificate.valid_dns_names();
-    names.filter_map(|name| name.strip_prefix(SERVER_NAME)?.parse().ok()).collect()
+    names.filter_map(|name| name.strip_prefix(BOUND_NAME_PREFIX)?.parse().ok()).collect()
 }
 
 /// Routes `/gateway` and `/gateway/servers`.
-pub(super) fn router(door: &GatewayDoor) -> Router {
+pub(super) fn router(acceptor: &GatewayAcceptor) -> Router {
     Router::new()
         .route("/gateway", get(client))
-        .with_state(door.clone())
-        .route("/gateway/servers", get(server).with_state(door.handle.clone()))
+        .with_state(acceptor.clone())
+        .route("/gateway/servers", get(server).with_state(acceptor.handle.clone()))
 }
 
 async fn client(
-    State(door): State<GatewayDoor>,
+    State(acceptor): State<GatewayAcceptor>,
     Extension(origin): Extension<Origin>,
     request: Request,
 ) -> Response {
-    let Some(permit) = door.admit_pair(origin.place.clone()) else {
+    let Some(permit) = acceptor.admit_with_pair(origin.place.clone()) else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     };
     let ip = origin.client.client.ip();
-    gateway_websocket::accept(request, async move |stream| {
-        let inflow = Inflow::new(Whole::Frame, gateway_websocket::longest(&door.handle));
-        if let Ok(pair) = door.handle.pair(Peer::Client(ip), permit) {
-            gateway_websocket::carry(stream, (inflow, Vec::new()), pair).await;
+    upgrade::accept(request, None, async move |stream| {
+        let decoder = FrameDecoder::new(gateway_websocket::max_message(&acceptor.handle));
+        if let Ok(pair) = acceptor.handle.add_pair(Peer::Client(ip), permit) {
+            gateway_websocket::bridge(stream, decoder, pair).await;
         }
-        // The gateway may have let go of it before.
+        // Held until the stream is closed: the gateway may have dropped its own end before.
         drop(origin.place);
     })
 }
@@ -265,16 +270,16 @@ async fn server(
     Extension(origin): Extension<Origin>,
     request: Request,
 ) -> Response {
-    gateway_websocket::accept(request, async move |mut stream| {
-        let shaken = gateway_websocket::handshake(&mut stream, &handle);
-        if let Ok(Ok((proven, inflow, early))) = timeout(handle.handshake_time(), shaken).await
+    upgrade::accept(request, None, async move |mut stream| {
+        let handshake = gateway_websocket::handshake(&mut stream, &handle);
+        if let Ok(Ok((server, decoder))) = timeout(handle.handshake_timeout(), handshake).await
             && origin.place.take_descriptors(2)
-            && let Ok(pair) = handle.pair(Peer::Server(proven), ())
+            && let Ok(pair) = handle.add_pair(Peer::Server(server), ())
         {
             origin.place.prove();
-            gateway_websocket::carry(stream, (inflow, early), pair).await;
+            gateway_websocket::bridge(stream, decoder, pair).await;
         }
-        // The gateway may have let go of it before.
+        // Held until the stream is closed: the gateway may have dropped its own end before.
         drop(origin.place);
     })
 }

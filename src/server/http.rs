@@ -7,7 +7,7 @@ use super::write_timeout::Patient;
 use crate::dataplane::stream_limits::WRITE_TIME;
 use crate::limits::NetworkPrefix;
 use crate::net::prefixed::Prefixed;
-use crate::net::upgrade;
+use crate::net::websocket::upgrade;
 use crate::turn_server::Transport;
 use axum::Router;
 use axum::body::Body;

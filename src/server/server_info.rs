@@ -1,6 +1,6 @@
 //! What the server finds out at its start: its addresses, and what clients are told to use.
 
-use super::gateway::GatewayFacts;
+use super::gateway::GatewayAddrs;
 use super::listeners::{Doors, TLS_PORT};
 use super::{Config, ServerError, TlsConfig, TurnConfig};
 use crate::net::certificate::Certificate;
@@ -35,7 +35,7 @@ pub struct Facts {
     /// Threads of the data plane.
     pub workers: usize,
     /// Where the gateway's servers connect; `None` where there is no gateway.
-    pub gateway: Option<GatewayFacts>,
+    pub gateway: Option<GatewayAddrs>,
     pub(super) ice: IceServers,
 }
 

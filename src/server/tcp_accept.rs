@@ -1,7 +1,7 @@
 //! TCP: accept, take off what a proxy put in front, sniff, and give each stream to the protocol it speaks; inside TLS the same
 //! again.
 
-use super::gateway::{GatewayDoor, ServerDoor};
+use super::gateway::{GatewayAcceptor, ServerAuth};
 use super::http;
 use crate::dataplane::inbox::{Inbox, WorkerMessage};
 use crate::dataplane::stream_limits::{evicted, shut_down};
@@ -53,7 +53,7 @@ pub(super) struct StreamDoor {
     /// Who may say that it speaks for somebody else.
     pub(super) trusted: Arc<[NetworkPrefix]>,
     /// Who serves the gateway's clients and servers; `None` where there is no gateway.
-    pub(super) gateway: Option<GatewayDoor>,
+    pub(super) gateway: Option<GatewayAcceptor>,
     /// The connections of all listeners.
     pub(super) connections: Arc<Connections>,
 }
@@ -64,7 +64,7 @@ pub(super) enum Admits {
     /// Everything that can be told apart.
     All,
     /// The gateway's servers, who are spoken to first.
-    GatewayServers(ServerDoor),
+    GatewayServers(ServerAuth),
 }
 
 /// Where a connection comes from, what it arrived at, and the worker it belongs to.
@@ -213,7 +213,7 @@ impl StreamDoor {
         } else if kind == StreamKind::Http {
             http::serve(inside, (self.router, self.trusted), ends).await?;
         } else if let Some(gateway) = self.gateway {
-            gateway.carry(inside, ends.client.ip(), ends.place).await?;
+            gateway.bridge(inside, ends.client.ip(), ends.place).await?;
         }
         Ok(())
     }

@@ -4,17 +4,13 @@ use crate::dataplane::framing;
 use crate::dataplane::inbox::{Inbox, ReplyReceiver, StreamLink, StreamMessage};
 use crate::dataplane::stream_limits::{CLOSE_TIME, MESSAGE_TIME, UNAUTHENTICATED_MESSAGE, evicted};
 use crate::net::connections::Place;
-use crate::net::upgrade;
-use crate::net::websocket::{self, Fault, Frame, Kind, Reader};
+use crate::net::websocket::{self, CloseCode, Message, MessageReader, MessageType, upgrade};
 use crate::turn_server::FiveTuple;
 use crate::turn_server::wire::{CHANNEL_HEADER_LEN, frame_len};
 use axum::extract::Request;
-use axum::http::header;
 use axum::response::Response;
 use axum::routing::get;
 use axum::{Extension, Router};
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use std::future::pending;
 use std::io;
 use std::mem::take;
@@ -23,14 +19,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{MissedTickBehavior, Sleep, interval, sleep, timeout};
 
-/// Close codes ([RFC 6455 section 7.4.1](https://www.rfc-editor.org/rfc/rfc6455#section-7.4.1)).
-const NORMAL: u16 = 1000;
-const AWAY: u16 = 1001;
-const INVALID: u16 = 1007;
-const POLICY: u16 = 1008;
-const TRY_LATER: u16 = 1013;
-/// The subprotocol, where the client offers it.
-const PROTOCOL: &str = "turn";
+/// Selected where the client offers it.
+const SUBPROTOCOL: &str = "turn";
 /// The longest STUN message; ChannelData with its padding is shorter.
 const MAX_MESSAGE: usize = 20 + 65_532;
 /// Between two pings.
@@ -52,20 +42,11 @@ pub(super) fn router() -> Router {
     Router::new().route("/turn", get(upgrade))
 }
 
-async fn upgrade(Extension(origin): Extension<Origin>, mut request: Request) -> Response {
-    let headers = request.headers();
-    let Some(accept) = upgrade::accept(headers) else { return upgrade::refusal() };
-    let chosen = upgrade::has(headers, header::SEC_WEBSOCKET_PROTOCOL, PROTOCOL).then_some(PROTOCOL);
-    let upgraded = hyper::upgrade::on(&mut request);
-    tokio::spawn(async move {
-        if let Ok(stream) = upgraded.await {
-            serve(TokioIo::new(stream), origin).await;
-        }
-    });
-    upgrade::switching(accept, chosen)
+async fn upgrade(Extension(origin): Extension<Origin>, request: Request) -> Response {
+    upgrade::accept(request, Some(SUBPROTOCOL), |stream| serve(stream, origin))
 }
 
-async fn serve(mut stream: TokioIo<Upgraded>, origin: Origin) {
+async fn serve(mut stream: upgrade::WebSocketStream, origin: Origin) {
     let Origin { client, worker, place } = origin;
     let evicted = evicted(&place);
     // What HTTP held is gone.
@@ -73,7 +54,7 @@ async fn serve(mut stream: TokioIo<Upgraded>, origin: Origin) {
     let Some((link, replies)) = worker.open(client, Some(place.clone())).await else { return };
     let code = tokio::select! {
         code = carry(&mut stream, (&link, &place), replies) => code,
-        () = evicted => Some(TRY_LATER),
+        () = evicted => Some(CloseCode::TRY_AGAIN_LATER),
     };
     link.close().await;
     if let Some(code) = code {
@@ -97,8 +78,8 @@ async fn carry(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     (link, place): (&StreamLink, &Place),
     mut replies: ReplyReceiver,
-) -> Option<u16> {
-    let mut reader = Reader::new(Kind::Binary, UNAUTHENTICATED_MESSAGE);
+) -> Option<CloseCode> {
+    let mut reader = MessageReader::new(MessageType::Binary, UNAUTHENTICATED_MESSAGE);
     let mut ping = interval(PING);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut silent, mut out) = (0, Vec::new());
@@ -107,9 +88,9 @@ async fn carry(
     loop {
         let mut written = 0;
         tokio::select! {
-            received = upgrade::receive(stream, &mut reader) => {
+            received = upgrade::read(stream, |bytes| reader.push(bytes)) => {
                 silent = 0;
-                if !matches!(received, Ok(1..)) {
+                if !matches!(received, Ok(Some(()))) {
                     return None;
                 }
                 match hear(&mut reader, link, &mut out).await {
@@ -122,8 +103,8 @@ async fn carry(
                 } else if deadline.is_none() {
                     deadline = Some(Box::pin(sleep(MESSAGE_TIME)));
                 }
-                if !place.hold_message(reader.held()) {
-                    return Some(TRY_LATER);
+                if !place.hold_message(reader.buffered()) {
+                    return Some(CloseCode::TRY_AGAIN_LATER);
                 }
             }
             reply = replies.next() => match reply {
@@ -133,12 +114,12 @@ async fn carry(
                         websocket::write_binary(&run.split_to(framing::first_len(&run)), &mut out);
                     }
                 }
-                Some(StreamMessage::Join(_)) | None => return Some(AWAY),
+                Some(StreamMessage::Join(_)) | None => return Some(CloseCode::GOING_AWAY),
             },
-            () = past(&mut deadline) => return Some(POLICY),
+            () = past(&mut deadline) => return Some(CloseCode::POLICY_VIOLATION),
             _ = ping.tick() => {
                 if PING * silent >= IDLE {
-                    return Some(AWAY);
+                    return Some(CloseCode::GOING_AWAY);
                 }
                 silent += 1;
                 websocket::write_ping(&mut out);
@@ -164,27 +145,31 @@ async fn past(deadline: &mut Option<Pin<Box<Sleep>>>) {
 }
 
 /// Hands on what was read; says whether a message was whole, or with which code it ends, where the client is to be told.
-async fn hear(reader: &mut Reader, link: &StreamLink, out: &mut Vec<u8>) -> Result<bool, Option<u16>> {
+async fn hear(
+    reader: &mut MessageReader,
+    link: &StreamLink,
+    out: &mut Vec<u8>,
+) -> Result<bool, Option<CloseCode>> {
     let mut was_whole = false;
     loop {
         if link.is_authenticated() {
-            reader.set_longest(MAX_MESSAGE);
+            reader.set_max_len(MAX_MESSAGE);
         }
         match reader.next() {
             Ok(None) => return Ok(was_whole),
-            Ok(Some(Frame::Binary(frame))) => {
+            Ok(Some(Message::Binary(frame))) => {
                 was_whole = true;
                 if !is_one_frame(&frame) {
-                    return Err(Some(INVALID));
+                    return Err(Some(CloseCode::INVALID_DATA));
                 }
                 if !link.hear(frame.into()).await {
-                    return Err(Some(AWAY));
+                    return Err(Some(CloseCode::GOING_AWAY));
                 }
             }
-            Ok(Some(Frame::Ping(payload))) => websocket::write_pong(&payload, out),
-            Ok(Some(Frame::Pong | Frame::Text(_))) => {}
-            Ok(Some(Frame::Close(code))) => return Err(code.or(Some(NORMAL))),
-            Err(Fault(code)) => return Err(Some(code)),
+            Ok(Some(Message::Ping(payload))) => websocket::write_pong(&payload, out),
+            Ok(Some(Message::Pong | Message::Text(_))) => {}
+            Ok(Some(Message::Close(code))) => return Err(code.or(Some(CloseCode::NORMAL))),
+            Err(code) => return Err(Some(code)),
         }
     }
 }

@@ -12,13 +12,10 @@ use super::wire::MAX_TEXT;
 use crate::limits::Limit;
 use crate::net::connections::Place;
 use crate::net::time::mono;
-use crate::net::upgrade;
-use crate::net::websocket::{self as framing, Fault, Frame, Kind, Reader};
+use crate::net::websocket::{self as framing, CloseCode, Message, MessageReader, MessageType, upgrade};
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
-use hyper::upgrade::Upgraded;
-use hyper_util::rt::TokioIo;
 use std::collections::VecDeque;
 use std::future::{pending, poll_fn};
 use std::io;
@@ -36,38 +33,28 @@ use tokio::time::{Instant, sleep_until, timeout};
 const MESSAGE_TIME: Duration = Duration::from_secs(30);
 /// Bytes of a begun message that are not counted.
 const UNCOUNTED: usize = 1024;
-/// The close code of a server that goes away, or of a client that has been silent for too long.
-const AWAY: u16 = 1001;
-/// The close code of a server that has no room at the moment
-/// ([IANA](https://www.iana.org/assignments/websocket/websocket.xhtml#close-code-number)).
-const TRY_AGAIN_LATER: u16 = 1013;
 
 /// Answers `GET /ws`. A page of an origin that is not let in gets 403; who is no page has no origin.
 pub(super) async fn upgrade(
     State(shared): State<Arc<Shared>>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
-    mut request: Request,
+    request: Request,
 ) -> Response {
     if let Some(refusal) = refuse_page(&shared.config.origins, &headers) {
         return refusal;
     }
-    let Some(accept) = upgrade::accept(&headers) else { return upgrade::refusal() };
     let place = request.extensions().get::<Place>().cloned();
-    let upgraded = hyper::upgrade::on(&mut request);
-    tokio::spawn(async move {
-        if let Ok(stream) = upgraded.await {
-            // From now on the limits of signalling count it.
-            place.iter().for_each(Place::leave);
-            let _ = place.as_ref().is_none_or(|place| place.hold(0));
-            serve(TokioIo::new(stream), shared, (peer, place)).await;
-        }
-    });
-    upgrade::switching(accept, None)
+    upgrade::accept(request, None, async move |stream| {
+        // From now on the limits of signalling count it.
+        place.iter().for_each(Place::leave);
+        let _ = place.as_ref().is_none_or(|place| place.hold(0));
+        serve(stream, shared, (peer, place)).await;
+    })
 }
 
 async fn serve(
-    mut stream: TokioIo<Upgraded>,
+    mut stream: upgrade::WebSocketStream,
     shared: Arc<Shared>,
     (peer, place): (SocketAddr, Option<Place>),
 ) {
@@ -85,7 +72,7 @@ async fn serve(
         match ended {
             CloseReason::Refused(limit) => {
                 let reason = format!("limit reached: {}", limit.name());
-                framing::write_close_for(TRY_AGAIN_LATER, &reason, &mut out);
+                framing::write_close_reason(CloseCode::TRY_AGAIN_LATER, &reason, &mut out);
             }
             CloseReason::Close(code) => framing::write_close(code, &mut out),
             CloseReason::Gone => {}
@@ -99,7 +86,7 @@ async fn serve(
 #[derive(Debug, PartialEq, Eq)]
 enum CloseReason {
     /// A close is due, with this code.
-    Close(Option<u16>),
+    Close(Option<CloseCode>),
     /// A close is due, as there is no room for the connection.
     Refused(Limit),
     /// There is nobody to tell.
@@ -113,7 +100,7 @@ async fn converse(
     (conn, queue): (ConnId, &EventQueue),
     (mut texts, place): (Texts, Option<Place>),
 ) -> CloseReason {
-    let mut reader = Reader::new(Kind::Text, MAX_TEXT);
+    let mut reader = MessageReader::new(MessageType::Text, MAX_TEXT);
     let (mut room, mut out) = (VecDeque::new(), Vec::new());
     let mut begun = PartialMessage::new(place);
     let mut watch = KeepAlive::new(&shared.config.times);
@@ -121,10 +108,10 @@ async fn converse(
     let mut alarm = pin!(sleep_until(watch.next()));
     loop {
         tokio::select! {
-            () = begun.evicted() => return CloseReason::Close(Some(TRY_AGAIN_LATER)),
-            received = upgrade::receive(stream, &mut reader) => {
+            () = begun.evicted() => return CloseReason::Close(Some(CloseCode::TRY_AGAIN_LATER)),
+            received = upgrade::read(stream, |bytes| reader.push(bytes)) => {
                 watch.heard = moment();
-                if !matches!(received, Ok(1..)) {
+                if !matches!(received, Ok(Some(()))) {
                     return CloseReason::Gone;
                 }
                 loop {
@@ -132,14 +119,14 @@ async fn converse(
                         Ok(None) => break,
                         Ok(Some(text)) => {
                             if !Box::pin(queue.text(conn, text)).await {
-                                return CloseReason::Close(Some(AWAY));
+                                return CloseReason::Close(Some(CloseCode::GOING_AWAY));
                             }
                         }
                         Err(end) => return end,
                     }
                 }
-                if !begun.hold(reader.held()) {
-                    return CloseReason::Close(Some(TRY_AGAIN_LATER));
+                if !begun.hold(reader.buffered()) {
+                    return CloseReason::Close(Some(CloseCode::TRY_AGAIN_LATER));
                 }
                 watch.begun = reader.is_within_message().then(|| watch.begun.unwrap_or(watch.heard));
                 if watch.next() < alarm.deadline() {
@@ -148,7 +135,7 @@ async fn converse(
             }
             news = texts.next(&mut room) => match news {
                 News::Texts => {}
-                News::Over => return CloseReason::Close(Some(AWAY)),
+                News::Over => return CloseReason::Close(Some(CloseCode::GOING_AWAY)),
                 News::Refused(limit) => return CloseReason::Refused(limit),
                 News::Overrun => return CloseReason::Gone,
             },
@@ -158,7 +145,7 @@ async fn converse(
                 match due {
                     Due::Nothing => {}
                     Due::Ping => framing::write_ping(&mut out),
-                    Due::Close => return CloseReason::Close(Some(AWAY)),
+                    Due::Close => return CloseReason::Close(Some(CloseCode::GOING_AWAY)),
                 }
             }
         }
@@ -257,22 +244,22 @@ async fn send_in_time(
 
 /// Hands on what was read; returns what the hub has no room for at the moment.
 fn read_frames(
-    reader: &mut Reader,
+    reader: &mut MessageReader,
     (conn, queue): (ConnId, &EventQueue),
     out: &mut Vec<u8>,
 ) -> Result<Option<String>, CloseReason> {
     loop {
         match reader.next() {
             Ok(None) => return Ok(None),
-            Ok(Some(Frame::Text(text))) => match queue.try_text(conn, text) {
+            Ok(Some(Message::Text(text))) => match queue.try_text(conn, text) {
                 Ok(()) => {}
                 Err(EnqueueError::Full(text)) => return Ok(Some(text)),
-                Err(EnqueueError::Over) => return Err(CloseReason::Close(Some(AWAY))),
+                Err(EnqueueError::Over) => return Err(CloseReason::Close(Some(CloseCode::GOING_AWAY))),
             },
-            Ok(Some(Frame::Ping(payload))) => framing::write_pong(&payload, out),
-            Ok(Some(Frame::Pong | Frame::Binary(_))) => {}
-            Ok(Some(Frame::Close(code))) => return Err(CloseReason::Close(code)),
-            Err(Fault(code)) => return Err(CloseReason::Close(Some(code))),
+            Ok(Some(Message::Ping(payload))) => framing::write_pong(&payload, out),
+            Ok(Some(Message::Pong | Message::Binary(_))) => {}
+            Ok(Some(Message::Close(code))) => return Err(CloseReason::Close(code)),
+            Err(code) => return Err(CloseReason::Close(Some(code))),
         }
     }
 }

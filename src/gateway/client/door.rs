@@ -65,7 +65,7 @@ impl Pass {
                 ChaCha20Rng::from_os_rng().fill_bytes(&mut nonce);
                 carrier.put(&key.answer(&challenge, &nonce, *id)).await.map_err(refused)?;
                 let proof = carrier.piece().await.map_err(refused)?;
-                let honest = key.check_proof(&challenge, &nonce, *id, &proof);
+                let honest = key.verify_proof(&challenge, &nonce, *id, &proof);
                 if honest { Ok(()) } else { Err(ConnectError::Impostor) }
             }
         }

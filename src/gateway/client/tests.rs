@@ -66,7 +66,7 @@ impl Fake {
         stream.write_all(&[9; 32]).await.ok()?;
         let mut answer = [0; 68];
         stream.read_exact(&mut answer).await.ok()?;
-        let (id, proof) = Key::new(*KEY).unwrap().check(&[9; 32], &answer)?;
+        let (id, proof) = Key::new(*KEY).unwrap().verify(&[9; 32], &answer)?;
         stream.write_all(&proof).await.ok()?;
         Some(id)
     }
@@ -562,7 +562,7 @@ async fn a_server_shows_its_id_and_key_and_keeps_to_its_settings() {
     far.write_all(&[1, 2, 3, 4, 5, 6, 7, 8]).await.unwrap();
     let mut answer = [0; 20];
     far.read_exact(&mut answer).await.unwrap();
-    assert_eq!(key().check_md5(&[1, 2, 3, 4, 5, 6, 7, 8], &answer), Some(123));
+    assert_eq!(key().verify_md5(&[1, 2, 3, 4, 5, 6, 7, 8], &answer), Some(123));
     far.write_all(&script(&[Command::Open(ConnId(1))])).await.unwrap();
     drop(server.await.unwrap().unwrap());
 

@@ -55,7 +55,7 @@ impl HandshakeKind {
                 socket.read_exact(&mut challenge)?;
                 socket.write_all(&key.answer(&challenge, &nonce, id))?;
                 socket.read_exact(&mut proof)?;
-                if !key.check_proof(&challenge, &nonce, id, &proof) {
+                if !key.verify_proof(&challenge, &nonce, id, &proof) {
                     return Err(io::Error::new(io::ErrorKind::InvalidData, "it has another key"));
                 }
             }

@@ -77,13 +77,13 @@ fn challenge(socket: &mut TcpStream, handshake: HandshakeKind) -> Option<u32> {
             socket.write_all(&[7; 8]).unwrap();
             let mut answer = [0; MD5_ANSWER];
             socket.read_exact(&mut answer).ok()?;
-            key().check_md5(&[7; 8], &answer)
+            key().verify_md5(&[7; 8], &answer)
         }
         HandshakeKind::Hmac => {
             socket.write_all(&[7; 32]).unwrap();
             let mut answer = [0; ANSWER];
             socket.read_exact(&mut answer).ok()?;
-            let (id, proof) = key().check(&[7; 32], &answer)?;
+            let (id, proof) = key().verify(&[7; 32], &answer)?;
             socket.write_all(&proof).ok()?;
             Some(id)
         }
