@@ -1,28 +1,23 @@
-//! What a packet costs in the relay's machine alone, without sockets: it must not grow with the number of allocations by more than
-//! the caches make it. And what an allocation costs: time, and memory.
+//! The cost of a packet in the relay's state machine, without sockets: with more allocations it grows only by cache misses. And the cost
+//! of an allocation in time and memory.
 //!
-//! `cargo bench --bench relay -- --quick`. All limits and checks are on; the caps are out of reach.
+//! `cargo bench --bench relay -- --quick`. All checks and limits are on; the limits are never reached.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a bench fails by panicking")]
 #![allow(clippy::print_stdout, reason = "memory is not a time, which is all that criterion reports")]
 
 use criterion::{Bencher, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ginnel::Now;
-use ginnel::internals::limits::Rate;
 use ginnel::internals::net::time;
-use ginnel::internals::turn_server::allocation_quota::AllocationQuota;
-use ginnel::internals::turn_server::auth::{Authenticator, Credentials};
-use ginnel::internals::turn_server::machine::{Features, Forward, IpHeader, Limits, Output, Relay, Shared};
-use ginnel::internals::turn_server::mobility::MobilityTickets;
-use ginnel::internals::turn_server::policy::{PeerPolicy, PolicyConfig};
-use ginnel::internals::turn_server::ports::{RelayAddress, RelayPorts};
-use ginnel::internals::turn_server::{FiveTuple, PREFETCH_BATCH, RelayId, Transport};
+use ginnel::internals::turn_server::auth::Credentials;
 use ginnel::stun::{
     Builder, Class, Key, MAGIC_COOKIE, Message, Method, TransactionId, attr, long_term_digest,
 };
 use ginnel::stun_server;
-use rand::SeedableRng;
-use rand_chacha::ChaCha20Rng;
+use ginnel::turn_server::{
+    Authenticator, ClientFrame, FiveTuple, Forward, IpHeader, Output, PREFETCH_BATCH, Rate, Relay,
+    RelayAddress, RelayConfig, RelayId, Transport,
+};
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -48,9 +43,9 @@ const SERVER: Ipv4Addr = Ipv4Addr::new(198, 41, 0, 4);
 struct World {
     now: Now,
     relay: Relay,
-    /// Where each allocation's peer is heard: its relay port.
+    /// The relay port of each allocation.
     ports: Vec<RelayId>,
-    authority: Arc<Authenticator>,
+    authenticator: Arc<Authenticator>,
     count: usize,
     turn: usize,
 }
@@ -66,33 +61,22 @@ fn peer(index: usize) -> SocketAddr {
     SocketAddr::from(([8, a, b, c], 5000))
 }
 
-fn shared() -> Shared {
+fn config() -> RelayConfig {
     let users = HashMap::from([("load".to_owned(), long_term_digest("load", "r", "pw"))]);
     let [a, b, c, d] = SERVER.octets();
     let own: Vec<_> = (0..RELAY_ADDRESSES).map(|more| IpAddr::from([a, b, c, d + more])).collect();
-    let addresses: Vec<_> = own.iter().map(|ip| RelayAddress { local: *ip, advertised: *ip }).collect();
-    let ports = Arc::new(RelayPorts::new(&addresses, 49_152..=65_535));
-    let policy = PolicyConfig { own_addresses: own, own_ports: vec![3478], ..Default::default() };
+    let addresses: Vec<_> = own.iter().map(|ip| RelayAddress::from(*ip)).collect();
+    let authenticator = Authenticator::new("r", Credentials { users, rest: None }, &[5; 32]);
+    let mut config = RelayConfig::new(authenticator, &addresses);
+    config.policy.own_addresses = own;
+    config.policy.own_ports = vec![3478];
+    config.allocations_per_user = u32::MAX;
+    config.max_allocations = u32::MAX;
     let out_of_reach = Rate::bytes(1 << 60);
-    Shared {
-        authority: Arc::new(Authenticator::new("r", Credentials { users, rest: None }, &[5; 32])),
-        alternates: Arc::default(),
-        policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
-        ports,
-        reservations: Arc::default(),
-        quota: Arc::new(AllocationQuota::new(u32::MAX, u32::MAX)),
-        addresses: addresses.into(),
-        connections: Arc::default(),
-        tickets: Arc::new(MobilityTickets::new(&[6; 32]).unwrap()),
-        worker: 0,
-        limits: Limits {
-            allocation_bandwidth: out_of_reach,
-            user_bandwidth: out_of_reach,
-            user_new_peers: Rate::bytes(0),
-            ..Limits::default()
-        },
-        features: Features::default(),
-    }
+    config.limits.allocation_bandwidth = out_of_reach;
+    config.limits.user_bandwidth = out_of_reach;
+    config.limits.user_new_peers = Rate::bytes(0);
+    config
 }
 
 /// How the allocations of a world let their peers in.
@@ -108,11 +92,11 @@ impl World {
     fn empty() -> Self {
         // Far from the beginning of the machine's time, where its meters are empty.
         let began = time::now();
-        let shared = shared();
-        let authority = Arc::clone(&shared.authority);
-        let relay = Relay::new(began, shared, ChaCha20Rng::from_seed([7; 32]));
+        let config = config();
+        let authenticator = Arc::clone(&config.authenticator);
+        let relay = Relay::new(began, config, [7; 32]);
         let now = began.after(Duration::from_secs(10));
-        Self { now, relay, ports: Vec::new(), authority, count: 0, turn: 0 }
+        Self { now, relay, ports: Vec::new(), authenticator, count: 0, turn: 0 }
     }
 
     /// Makes `count` allocations that have let their peer in.
@@ -130,9 +114,13 @@ impl World {
             };
             world.ask(client(index), &request);
             let indication = send_indication(peer);
-            let sent = world.relay.handle_client(world.now, client(index), IP_HEADER, &indication).unwrap();
-            assert_eq!(sent.peer, peer);
-            world.ports.push(sent.relay);
+            match world.handle(client(index), &indication) {
+                Forward::Peer(sent) => {
+                    assert_eq!(sent.peer, peer);
+                    world.ports.push(sent.relay);
+                }
+                _ => assert!(by == By::Neighbour),
+            }
         }
         assert_eq!(world.relay.len(), count);
         world
@@ -149,7 +137,7 @@ impl World {
     /// Makes a client's request with credentials.
     fn request(&self, index: usize, step: u8, method: Method, fill: &dyn Fn(Builder) -> Builder) -> Vec<u8> {
         let key = Key::from_bytes(&long_term_digest("load", "r", "pw"));
-        let nonce = self.authority.challenge(self.now, &client(index)).nonce;
+        let nonce = self.authenticator.challenge(self.now, &client(index)).nonce;
         let mut id = [step; 12];
         id[..8].copy_from_slice(&(index as u64).to_be_bytes());
         fill(Builder::new(Class::Request, method, TransactionId::new(id)))
@@ -160,15 +148,21 @@ impl World {
             .finish()
     }
 
+    /// Handles a frame from a client, as the worker does.
+    fn handle(&mut self, client: FiveTuple, frame: &[u8]) -> Forward {
+        let frame = ClientFrame::parse(frame).unwrap();
+        self.relay.handle_client(self.now, client, IP_HEADER, frame)
+    }
+
     /// Asks and returns the answer, which must grant it.
     fn ask(&mut self, who: FiveTuple, request: &[u8]) -> Vec<u8> {
-        assert!(self.relay.handle_client(self.now, who, IP_HEADER, request).is_none());
+        assert!(matches!(self.handle(who, request), Forward::Control));
         let answer = self.drain().unwrap();
         assert_eq!(Message::parse(&answer).unwrap().class(), Class::Success);
         answer
     }
 
-    /// Carries out what the relay says and returns its last answer.
+    /// Carries out the relay's outputs and returns the last response.
     fn drain(&mut self) -> Option<Vec<u8>> {
         let mut answer = None;
         while let Some(output) = self.relay.poll_output() {
@@ -194,14 +188,14 @@ impl World {
         std::array::from_fn(|_| self.next())
     }
 
-    /// As the worker does with what it has received at a door.
+    /// As the worker does with a batch that it has received.
     fn clients_send<'a>(&mut self, clients: &[FiveTuple], frame: impl Fn(usize) -> &'a [u8]) {
         if self.relay.should_prefetch(clients.len()) {
             self.relay.prefetch_clients(clients.iter().copied());
         }
         for (place, client) in clients.iter().enumerate() {
-            let passed = self.relay.handle_client(self.now, *client, IP_HEADER, black_box(frame(place)));
-            assert!(black_box(passed).is_some());
+            let forward = black_box(self.handle(*client, black_box(frame(place))));
+            assert!(matches!(forward, Forward::Peer(_)));
         }
     }
 
@@ -211,8 +205,7 @@ impl World {
             self.relay.prefetch_clients(clients.iter().copied());
         }
         for client in clients {
-            let forward = self.relay.handle_client(self.now, *client, IP_HEADER, black_box(frame)).unwrap();
-            let forward = black_box(self.relay.route(self.now, forward));
+            let forward = black_box(self.handle(*client, black_box(frame)));
             assert!(matches!(forward, Forward::LocalClient(_)));
         }
     }
@@ -221,7 +214,7 @@ impl World {
     fn peers_send(&mut self, peers: &[(RelayId, SocketAddr)], payload: &[u8]) {
         for (relay, peer) in peers {
             let passed = self.relay.handle_peer(self.now, *relay, *peer, IP_HEADER, black_box(payload));
-            assert!(black_box(passed).is_some());
+            assert!(black_box(passed).is_ok());
         }
     }
 }
@@ -331,7 +324,7 @@ fn allocating(c: &mut Criterion) {
         group.bench_function(BenchmarkId::from_parameter(count), |b| {
             b.iter(|| {
                 let (who, signed) = &askers[turns.next().unwrap()];
-                assert!(world.relay.handle_client(world.now, *who, IP_HEADER, black_box(&bare)).is_none());
+                assert!(matches!(world.handle(*who, black_box(&bare)), Forward::Control));
                 black_box(world.drain());
                 world.ask(*who, black_box(signed));
                 world.relay.handle_client_gone(*who);
@@ -355,7 +348,7 @@ fn binding(c: &mut Criterion) {
     group.bench_function("answer", |b| {
         b.iter(|| {
             let message = Message::parse(black_box(&request)).unwrap();
-            stun_server::answer(&message, peer(1)).unwrap()
+            stun_server::respond(&message, peer(1)).unwrap()
         });
     });
     group.finish();

@@ -16,7 +16,7 @@ fn main() -> std::io::Result<()> {
     loop {
         let (len, client) = socket.recv_from(&mut buffer)?;
         let answer =
-            Message::parse(&buffer[..len]).ok().and_then(|request| stun_server::answer(&request, client));
+            Message::parse(&buffer[..len]).ok().and_then(|request| stun_server::respond(&request, client));
         if let Some(answer) = answer {
             socket.send_to(&answer, client)?;
         }

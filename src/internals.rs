@@ -56,35 +56,13 @@ pub mod signaling {
 }
 
 pub mod turn_server {
-    pub use crate::turn_server::{
-        CHANNEL_LIFETIME, ConnectionId, FiveTuple, PERMISSION_LIFETIME, PREFETCH_BATCH, Relay, RelayId,
-        RelaySocketError, Shared, Transport,
-    };
+    pub use crate::turn_server::config::SharedState;
+    pub use crate::turn_server::*;
     pub mod auth {
         pub use crate::turn_server::auth::{
             AuthError, Authenticator, AuthenticatorConfig, Credentials, LookupCacheConfig, LookupResult,
             RealmCredentials, RevocationList, TokenKey, UserKeys,
         };
-    }
-    pub mod data {
-        pub use crate::turn_server::data::IcmpError;
-    }
-    pub mod machine {
-        pub use crate::turn_server::machine::{
-            Features, Forward, InternalPacket, IpHeader, Limits, Output, Relay, Shared, ToClient, ToPeer,
-        };
-    }
-    pub mod mobility {
-        pub use crate::turn_server::mobility::MobilityTickets;
-    }
-    pub mod policy {
-        pub use crate::turn_server::policy::{PeerPolicy, PolicyConfig};
-    }
-    pub mod ports {
-        pub use crate::turn_server::ports::{RelayAddress, RelayPorts};
-    }
-    pub mod allocation_quota {
-        pub use crate::turn_server::allocation_quota::AllocationQuota;
     }
     pub mod wire {
         pub use crate::turn_server::wire::*;

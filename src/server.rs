@@ -12,7 +12,7 @@ mod limits;
 mod listeners;
 mod metrics;
 mod page;
-mod relay_shared;
+mod relay_config;
 mod request_source;
 mod revocation;
 mod self_test;
@@ -36,7 +36,6 @@ use crate::signaling::{self, AccessKey, Realms};
 use crate::state::{State, StateError};
 use crate::stun_server::SecretKeys;
 use crate::turn_server::auth::RevocationList;
-use crate::turn_server::mobility::MobilityTickets;
 pub use auth::{AuthConfig, OauthConfig, RealmConfig, StaticUser};
 pub use auth_hook::HookConfig;
 use axum::middleware::from_fn_with_state;
@@ -164,10 +163,9 @@ impl Server {
         let signaling = signaling::start(signaling_config, doors.sockets()?, seeds.random());
         let (authority, files) = auth::authority(&config.turn, &config.auth, state, Arc::clone(&revoked))?;
         let (hook, lookups) = auth_hook::open(config.auth.hook.clone(), &config.limits.unauthenticated)?;
-        let tickets = MobilityTickets::new(&config.auth.derive(state, "mobility tickets"))
-            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        let mobility_key = config.auth.derive(state, "mobility tickets");
         let pool = WorkerPool {
-            shared: relay_shared::shared(&config, &own, &facts, (Arc::clone(&authority), tickets)),
+            relay: relay_config::relay_config(&config, &own, &facts, &authority, mobility_key),
             identity,
             discovery: doors.discovery(&config),
             secret_keys: Arc::new(SecretKeys::new(&config.auth.derive(state, "shared secrets of RFC 3489"))),
@@ -244,7 +242,7 @@ impl Server {
             return SelfTest::default();
         };
         let families: Vec<_> = self.facts.relay.iter().map(|relay| relay.local).collect();
-        self_test::run(*server, &families, &secret.mint("self-test", time::now().unix + 60)).await
+        self_test::run(*server, &families, &secret.issue("self-test", time::now().unix + 60)).await
     }
 
     /// Waits for the first failure of any part; never returns while all is well.

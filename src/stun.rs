@@ -1,9 +1,8 @@
 //! The STUN codec: [RFC 8489](https://www.rfc-editor.org/rfc/rfc8489) messages, attributes, integrity and fingerprint.
 //!
-//! Reading borrows: [`Message`] is a checked view of the received bytes. Its ordinary attributes are reached only through
-//! [`Message::verify`] or, where the protocol asks for no integrity, through [`Message::unverified`]; both stop at the
-//! integrity attribute, so that nothing behind it is ever acted on (RFC 8489 section 14.5).
-//! Writing goes through [`Builder`], whose padding is always zero.
+//! [`Message`] is a checked view of received bytes. Its attributes are read through [`Message::verify`] or, where the protocol requires
+//! no integrity, through [`Message::unverified`]. Both stop at the integrity attribute: attributes after it are ignored
+//! (RFC 8489 section 14.5). [`Builder`] writes messages; padding is always zero.
 
 mod attributes;
 mod builder;
@@ -21,15 +20,15 @@ pub use password::{PasswordAlgorithm, long_term_digest, long_term_digest_sha256,
 
 use ring::hmac;
 
-/// The value at bytes 4–7 of every message since RFC 5389.
+/// The magic cookie: bytes 4–7 of every message since RFC 5389.
 pub const MAGIC_COOKIE: u32 = 0x2112_A442;
-/// Bytes in front of the attributes.
+/// Length of the header.
 pub const HEADER_LEN: usize = 20;
 
-/// Which integrity attribute a key makes and verifies.
+/// One of the two integrity attributes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Integrity {
-    /// MESSAGE-INTEGRITY, HMAC-SHA1: what every client knows.
+    /// MESSAGE-INTEGRITY, HMAC-SHA1, which every client supports.
     Sha1,
     /// MESSAGE-INTEGRITY-SHA256 ([RFC 8489 section 14.6](https://www.rfc-editor.org/rfc/rfc8489#section-14.6)).
     Sha256,
@@ -45,7 +44,7 @@ impl Integrity {
         }
     }
 
-    /// Returns the length of the whole value in bytes.
+    /// Returns the length of the untruncated value.
     const fn len(self) -> usize {
         match self {
             Self::Sha1 => 20,
@@ -78,13 +77,13 @@ impl Key {
         Self::new(Integrity::Sha1, password.as_bytes())
     }
 
-    /// Makes the MESSAGE-INTEGRITY key of long-term credentials from the MD5 digest that [`long_term_digest`] gives.
+    /// Makes the MESSAGE-INTEGRITY key of long-term credentials from the result of [`long_term_digest`].
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Self {
         Self::new(Integrity::Sha1, bytes)
     }
 
-    /// Returns which attribute the key is for.
+    /// Returns the attribute that the key is for.
     #[must_use]
     pub fn integrity(&self) -> Integrity {
         self.integrity
@@ -93,26 +92,26 @@ impl Key {
 
 const FINGERPRINT_XOR: u32 = 0x5354_554E;
 
-/// Computes the integrity attribute over `before`, the bytes in front of it, as if the message ended with its `value_len` bytes.
+/// Computes the integrity attribute over the bytes before it, as if the message ended with its `value_len` bytes.
 fn integrity(key: &Key, before: &[u8], value_len: usize) -> hmac::Tag {
     let mut context = hmac::Context::with_key(&key.hmac);
     digest_with_length(before, 4 + value_len, |part| context.update(part));
     context.sign()
 }
 
-/// Computes FINGERPRINT over `before`, the bytes in front of the attribute.
+/// Computes FINGERPRINT over the bytes before it.
 fn fingerprint(before: &[u8]) -> u32 {
     let mut crc = crc32fast::Hasher::new();
     digest_with_length(before, 8, |part| crc.update(part));
     crc.finalize() ^ FINGERPRINT_XOR
 }
 
-/// Feeds `before` with its length field set as if an attribute of `attribute_len` bytes followed and ended the message.
-fn digest_with_length(before: &[u8], attribute_len: usize, mut feed: impl FnMut(&[u8])) {
+/// Passes `before` to `update` with the length field set as if an attribute of `attribute_len` bytes followed and ended the message.
+fn digest_with_length(before: &[u8], attribute_len: usize, mut update: impl FnMut(&[u8])) {
     let length = u16::try_from(before.len() + attribute_len - HEADER_LEN).unwrap_or(u16::MAX);
-    feed(&before[..2]);
-    feed(&length.to_be_bytes());
-    feed(&before[4..]);
+    update(&before[..2]);
+    update(&length.to_be_bytes());
+    update(&before[4..]);
 }
 
 #[cfg(test)]

@@ -5,35 +5,25 @@
 mod allocations;
 #[path = "relay_machine/data.rs"]
 mod data;
-#[path = "relay_machine/hands.rs"]
-mod hands;
+#[path = "relay_machine/driver.rs"]
+mod driver;
 #[path = "relay_machine/model.rs"]
 mod model;
 #[path = "relay_machine/streams.rs"]
 mod streams;
 
 use ginnel::Now;
-use ginnel::internals::limits::Rate;
 use ginnel::internals::net::time;
-use ginnel::internals::turn_server::allocation_quota::AllocationQuota;
 use ginnel::internals::turn_server::auth::{
     Authenticator, AuthenticatorConfig, LookupCacheConfig, LookupResult, RealmCredentials, UserKeys,
 };
-use ginnel::internals::turn_server::data::IcmpError;
-use ginnel::internals::turn_server::machine::{
-    Features, Forward, InternalPacket, IpHeader, Limits, Output, ToClient, ToPeer,
-};
-use ginnel::internals::turn_server::mobility::MobilityTickets;
-use ginnel::internals::turn_server::policy::{PeerPolicy, PolicyConfig};
-use ginnel::internals::turn_server::ports::{RelayAddress, RelayPorts};
 use ginnel::internals::turn_server::wire::parse_channel_data;
 use ginnel::internals::turn_server::{
-    CHANNEL_LIFETIME, ConnectionId, FiveTuple, PERMISSION_LIFETIME, Relay, RelayId, RelaySocketError, Shared,
-    Transport,
+    AllocationLimits, CHANNEL_LIFETIME, ClientFrame, ConnectionId, FiveTuple, Forward, IcmpError,
+    InternalPacket, IpHeader, Output, PERMISSION_LIFETIME, Rate, Relay, RelayAddress, RelayConfig, RelayId,
+    RelaySocketError, SharedState, ToClient, ToPeer, Transport,
 };
 use ginnel::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
-use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::SeedableRng;
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -147,7 +137,7 @@ struct Link {
 
 struct World {
     relays: [Relay; WORKERS],
-    shared: Shared,
+    shared: SharedState,
     now: Now,
     sockets: BTreeMap<Socket, SocketAddr>,
     /// Sockets that peers connect to.
@@ -184,16 +174,16 @@ impl World {
             5 | 6 => self.bind(client, user, input.byte()),
             7 | 8 => self.send(client, input.byte()),
             9 => self.channel_data(client, input.byte()),
-            10 | 11 => self.hear_peer(usize::from(client), input.byte()),
+            10 | 11 => self.receive_from_peer(usize::from(client), input.byte()),
             12 => self.wait(WAITS[usize::from(input.byte()) % WAITS.len()]),
             13 => self.raw(client, input.bytes(100)),
             14 if client == 0 => self.refusing = !self.refusing,
-            14 => self.hear_error(usize::from(client), input.byte()),
+            14 => self.receive_icmp_error(usize::from(client), input.byte()),
             15 => self.leave(client),
             16 => self.resume(client, user, input.byte(), input.byte()),
             17 => self.connect(client, user, input.byte()),
             18 => self.settle(usize::from(client), input.byte()),
-            19 => self.hear_connection(usize::from(client), input.byte()),
+            19 => self.accept_connection(usize::from(client), input.byte()),
             20 => self.join(client, user, usize::from(input.byte())),
             _ => self.hang_up(usize::from(client)),
         }
@@ -230,7 +220,7 @@ impl World {
     /// Sends a request; returns its one reply, none for a Connect that is under way.
     fn exchange(&mut self, client: u8, bytes: &[u8]) -> Option<Vec<u8>> {
         let connecting = self.links.len();
-        assert!(self.client_says(client, bytes).is_none());
+        assert!(self.send_frame(client, bytes).is_none());
         let mut replies = self.drain();
         if replies.is_empty() {
             assert_eq!(self.links.len(), connecting + 1, "one request, one reply");
@@ -296,10 +286,10 @@ impl World {
 }
 
 /// The client that a forward goes to, and its bytes.
-fn frame(forward: Option<ToClient<'_>>) -> Option<(u8, Vec<u8>)> {
-    let forward = forward?;
+fn frame_of(forward: &ToClient, received: &[u8]) -> (u8, Vec<u8>) {
     let padding = vec![0; forward.padding];
-    Some((client_of(forward.client), [forward.header.as_bytes(), forward.payload, &padding].concat()))
+    let payload = &received[forward.payload.clone()];
+    (client_of(forward.client), [forward.header.as_bytes(), payload, &padding].concat())
 }
 
 fn tuple(client: u8) -> FiveTuple {

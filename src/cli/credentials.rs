@@ -114,7 +114,7 @@ impl Mint {
         let expires = time::now().unix.checked_add(ttl).context("--ttl goes beyond all time")?;
         let (secret, _) = config.server.auth.secrets(&config.server.turn, &state);
         let hash = if self.sha256 { RestHash::Sha256 } else { RestHash::Sha1 };
-        let RestCredentials { username, credential } = secret.mint_with(hash, &self.name, expires);
+        let RestCredentials { username, credential } = secret.issue_with(hash, &self.name, expires);
         if self.ice {
             let ice = server::ice_offer(&config.server, &state).context("the addresses of this host")?;
             return Ok(serde_json::json!({ "iceServers": [

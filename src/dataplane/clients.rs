@@ -12,8 +12,7 @@ use crate::ids::Pii;
 use crate::limits::Limit;
 use crate::net::connections::Place;
 use crate::net::udp::{BatchUdpSocket, Route};
-use crate::turn_server::machine::{IpHeader, ToClient};
-use crate::turn_server::{FiveTuple, Transport};
+use crate::turn_server::{FiveTuple, IpHeader, ToClient, Transport};
 use bytes::BytesMut;
 use std::collections::HashMap;
 use std::io;
@@ -135,8 +134,8 @@ impl Clients {
     }
 
     /// Sends relayed data to a client whom a stream reaches, without putting it together first; `false` when it is none.
-    pub(crate) fn send_to_stream_client(&mut self, forward: &ToClient<'_>) -> bool {
-        let ToClient { client, header, payload, padding, .. } = forward;
+    pub(crate) fn send_to_stream_client(&mut self, to: &ToClient, payload: &[u8]) -> bool {
+        let ToClient { client, header, padding, .. } = to;
         let by_stream = client.transport.is_stream();
         if by_stream {
             self.send_to_stream(*client, [header.as_bytes(), payload, &ZEROS[..(*padding).min(ZEROS.len())]]);

@@ -6,8 +6,7 @@ use super::tcp_connections::{READ_SIZE, TcpRead};
 use super::worker::{Progress, Worker};
 use crate::clock::Now;
 use crate::net::udp::RxBuffers;
-use crate::turn_server::FiveTuple;
-use crate::turn_server::machine::{InternalPacket, IpHeader};
+use crate::turn_server::{FiveTuple, InternalPacket};
 use std::ops::Range;
 
 /// Sockets of clients read, and parcels taken, before others have their turn.
@@ -51,7 +50,7 @@ impl Worker {
         let (mut at, end) = (bytes.start, bytes.start + run.len);
         while at < end && self.clients.tcp.reads_frames(slot, client) {
             let len = framing::first_len(rx.part(at, end - at));
-            self.handle_client_frame(now, client, IpHeader::default(), rx.part(at, len), rx);
+            self.handle_frame(now, client, rx.part(at, len), rx);
             self.handle_outputs(now, len, rx);
             at += len;
         }
@@ -80,7 +79,7 @@ impl Worker {
     pub(crate) fn handle_frames(&mut self, now: Now, client: FiveTuple, mut run: &[u8], rx: &RxBuffers) {
         while !run.is_empty() {
             let (frame, rest) = run.split_at(framing::first_len(run));
-            self.handle_frame_copy(now, client, frame, rx);
+            self.handle_frame(now, client, frame, rx);
             self.handle_outputs(now, 0, rx);
             run = rest;
         }
@@ -95,8 +94,8 @@ impl Worker {
         rx: &RxBuffers,
     ) {
         self.clients.moved.begin_forwarded(client, arrived_at);
-        self.handle_frame_copy(now, client, bytes, rx);
-        let served = self.relay.served(client);
+        self.handle_frame(now, client, bytes, rx);
+        let served = self.relay.user_and_expiry(client);
         let is_served = served.is_some();
         if let Some((user, until)) = served
             && is_request(bytes)
@@ -108,9 +107,10 @@ impl Worker {
         self.clients.moved.end_forwarded(client, is_served);
     }
 
-    /// Packs what a client sends to another worker's client.
-    pub(crate) fn send_to_worker(&mut self, packet: &InternalPacket<'_>) {
-        let lost = self.worker_channels.push(packet);
+    /// Queues a payload of `frame` for another worker's client.
+    pub(crate) fn send_to_worker(&mut self, packet: &InternalPacket, frame: &[u8]) {
+        let payload = frame.get(packet.payload.clone()).unwrap_or_default();
+        let lost = self.worker_channels.push(packet, payload);
         self.clients.count_dropped_frames(lost);
     }
 
@@ -127,9 +127,8 @@ impl Worker {
             room.copy_from_slice(&batch.bytes);
             for packet in &batch.packets {
                 let payload = rx.part(packet.start, packet.len);
-                let forward = self.relay.handle_internal(now, packet.route, packet.marks, payload);
-                if let Some(forward) = forward {
-                    self.send_to_client(&forward, rx);
+                if let Ok(to) = self.relay.handle_internal(now, packet.route, packet.ip_header, payload) {
+                    self.send_to_client(&to, payload, rx);
                 }
                 self.handle_outputs(now, packet.len, rx);
             }

@@ -21,15 +21,18 @@ use crate::net::time;
 use crate::net::udp::{BatchSocket, BatchUdpSocket, Datagram, Role, Route, RxBatch, RxBuffers};
 use crate::net::unauthenticated::UnauthenticatedLimiter;
 use crate::signaling::{Handle, ServerPort};
+use crate::stun::Message;
 use crate::stun_server::{Discovery, SharedSecrets};
-use crate::turn_server::data::IcmpError;
-use crate::turn_server::machine::{Forward, IpHeader, Output, Relay, RequestAuth, ToClient, ToPeer};
-use crate::turn_server::{FiveTuple, RelayId, RelaySocketError, Transport};
+use crate::turn_server::{
+    ClientFrame, FiveTuple, Forward, IcmpError, IpHeader, Output, Relay, RelayId, RelaySocketError,
+    RequestAuth, ToClient, ToPeer, Transport,
+};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -43,6 +46,15 @@ const WORKER_CHANNELS: Token = Token(usize::MAX - 2);
 
 /// Messages taken from the inbox before the sockets have their turn again.
 const MESSAGES_PER_TURN: usize = 128;
+
+/// A message from a client, and what its first byte says that it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ClientPacket<'a> {
+    pub(crate) client: FiveTuple,
+    pub(crate) kind: DatagramKind,
+    pub(crate) ip_header: IpHeader,
+    pub(crate) bytes: &'a [u8],
+}
 
 /// How one turn of a socket or the inbox ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -343,8 +355,8 @@ impl Worker {
 
     fn handle_peer_datagram(&mut self, now: Now, relay: RelayId, datagram: Datagram<'_>, rx: &RxBuffers) {
         let Datagram { from, payload, .. } = datagram;
-        if let Some(forward) = self.relay.handle_peer(now, relay, from, marks(&datagram), payload) {
-            self.send_to_client(&forward, rx);
+        if let Ok(to) = self.relay.handle_peer(now, relay, from, ip_header(&datagram), payload) {
+            self.send_to_client(&to, payload, rx);
         }
     }
 
@@ -373,6 +385,8 @@ impl Worker {
         let server = SocketAddr::new(datagram.local_ip.unwrap_or(local.ip()), local.port());
         let tuple = FiveTuple { client: datagram.from, server, transport: Transport::Udp };
         let kind = demux::datagram(datagram.payload);
+        let packet =
+            ClientPacket { client: tuple, kind, ip_header: ip_header(&datagram), bytes: datagram.payload };
         match (kind, *door) {
             (DatagramKind::Dtls, ServerPort::Main) => {
                 let (limiter, ends) = (&mut self.unauthenticated, (datagram.from, server));
@@ -384,7 +398,7 @@ impl Worker {
             (DatagramKind::Signaling, ServerPort::Main)
                 if self.relay.is_channel_data(now, tuple, datagram.payload) =>
             {
-                self.handle_client_frame(now, tuple, marks(&datagram), datagram.payload, rx);
+                self.handle_client_packet(now, packet, rx);
             }
             (DatagramKind::Signaling, door) if !is_tls_port => {
                 if !self.signaling.datagram(door, datagram.from, datagram.local_ip, datagram.payload) {
@@ -392,45 +406,53 @@ impl Worker {
                 }
             }
             (DatagramKind::Stun, ServerPort::Aux) => {
-                if !self.answer_classic_stun(now, tuple, datagram.payload) {
+                let message = Message::parse(datagram.payload);
+                if !message.is_ok_and(|message| self.answer_binding_request(now, tuple, &message)) {
                     self.clients.count_dropped();
                 }
             }
             (DatagramKind::Stun | DatagramKind::ChannelData, ServerPort::Main) => {
-                self.handle_client_frame(now, tuple, marks(&datagram), datagram.payload, rx);
+                self.handle_client_packet(now, packet, rx);
             }
             _ => self.clients.count_dropped(),
         }
     }
 
-    /// Hears a frame that came by no socket of this worker, or out of DTLS.
-    pub(crate) fn handle_frame_copy(&mut self, now: Now, client: FiveTuple, bytes: &[u8], rx: &RxBuffers) {
-        self.handle_client_frame(now, client, IpHeader::default(), bytes, rx);
+    /// Handles a frame that was received on a stream or inside DTLS.
+    pub(crate) fn handle_frame(&mut self, now: Now, client: FiveTuple, bytes: &[u8], rx: &RxBuffers) {
+        let kind = demux::datagram(bytes);
+        self.handle_client_packet(
+            now,
+            ClientPacket { client, kind, ip_header: IpHeader::default(), bytes },
+            rx,
+        );
     }
 
-    pub(crate) fn handle_client_frame(
-        &mut self,
-        now: Now,
-        client: FiveTuple,
-        marks: IpHeader,
-        bytes: &[u8],
-        rx: &RxBuffers,
-    ) {
-        if let Some(passed) = self.clients.moved.forward(now.mono, client, bytes) {
-            if !passed {
+    /// Handles a message from a client: forwards it to the worker that has the client's allocation, responds to a Binding request,
+    /// or carries out what the relay decides.
+    pub(crate) fn handle_client_packet(&mut self, now: Now, packet: ClientPacket<'_>, rx: &RxBuffers) {
+        let ClientPacket { client, kind, ip_header, bytes } = packet;
+        if let Some(forwarded) = self.clients.moved.forward(now.mono, client, bytes) {
+            if !forwarded {
                 self.clients.count_dropped();
             }
             return;
         }
-        if self.answer_classic_stun(now, client, bytes) {
-            return;
-        }
-        let Some(forward) = self.relay.handle_client(now, client, marks, bytes) else { return };
-        match self.relay.route(now, forward) {
-            Forward::Peer(forward) => self.send_to_peer(&forward, rx),
-            Forward::LocalClient(forward) => self.send_to_client(&forward, rx),
-            Forward::OtherWorker(packet) => self.send_to_worker(&packet),
-            Forward::Drop => {}
+        let frame = match kind {
+            DatagramKind::Stun => match Message::parse(bytes) {
+                Ok(message) if self.answer_binding_request(now, client, &message) => return,
+                Ok(message) => ClientFrame::Stun(message),
+                Err(_) => return self.clients.count_dropped(),
+            },
+            // A signalling datagram gets here only if its first bytes are a bound channel's number.
+            DatagramKind::ChannelData | DatagramKind::Signaling => ClientFrame::ChannelData(bytes),
+            DatagramKind::Dtls | DatagramKind::Unknown => return self.clients.count_dropped(),
+        };
+        match self.relay.handle_client(now, client, ip_header, frame) {
+            Forward::Peer(to) => self.send_to_peer(&to, bytes, rx),
+            Forward::LocalClient(to) => self.send_to_client(&to, bytes, rx),
+            Forward::OtherWorker(packet) => self.send_to_worker(&packet, bytes),
+            Forward::Control | Forward::Drop(_) => {}
         }
     }
 
@@ -457,25 +479,27 @@ impl Worker {
         }
     }
 
-    fn send_to_peer(&mut self, forward: &ToPeer<'_>, rx: &RxBuffers) {
-        let IpHeader { ttl, tos } = forward.marks;
+    fn send_to_peer(&mut self, to: &ToPeer, frame: &[u8], rx: &RxBuffers) {
+        let IpHeader { ttl, tos } = to.ip_header;
         let route = Route {
             ttl: (ttl > 0).then_some(ttl),
             tos,
-            dont_fragment: forward.dont_fragment,
-            ..Route::to(forward.peer)
+            dont_fragment: to.dont_fragment,
+            ..Route::to(to.peer)
         };
-        self.send_queue.push(SendSocket::Relay(forward.relay), route, &[], payload(forward.payload, rx), 0);
+        self.send_queue.push(SendSocket::Relay(to.relay), route, &[], payload(frame, &to.payload, rx), 0);
     }
 
-    pub(crate) fn send_to_client(&mut self, forward: &ToClient<'_>, rx: &RxBuffers) {
-        if self.clients.send_to_stream_client(forward) {
+    /// Sends a payload of `received`, a frame or a datagram, to a client.
+    pub(crate) fn send_to_client(&mut self, to: &ToClient, received: &[u8], rx: &RxBuffers) {
+        let bytes = received.get(to.payload.clone()).unwrap_or_default();
+        if self.clients.send_to_stream_client(to, bytes) {
             return;
         }
-        let ToClient { client, header, payload: bytes, padding, marks } = *forward;
+        let ToClient { client, ref header, padding, ip_header, .. } = *to;
         if client.transport == Transport::Udp {
-            if let Some((door, route)) = self.clients.route_to(client, marks) {
-                let body = payload(bytes, rx);
+            if let Some((door, route)) = self.clients.route_to(client, ip_header) {
+                let body = payload(received, &to.payload, rx);
                 self.send_queue.push(SendSocket::Listener(door), route, header.as_bytes(), body, padding);
             }
             return;
@@ -485,7 +509,7 @@ impl Worker {
         frame.extend_from_slice(header.as_bytes());
         frame.extend_from_slice(bytes);
         frame.resize(frame.len() + padding, 0);
-        self.clients.send_marked(client, marks, &frame);
+        self.clients.send_marked(client, ip_header, &frame);
         self.scratch = frame;
     }
 
@@ -526,10 +550,7 @@ impl Worker {
                     let client = FiveTuple { transport: Transport::Udp, ..client };
                     self.reply_unverified(now, client, heard, &bytes);
                 }
-                Some(dtls::Output::Frame { client, bytes }) => match demux::datagram(&bytes) {
-                    DatagramKind::Dtls | DatagramKind::Unknown => self.clients.count_dropped(),
-                    _ => self.handle_frame_copy(now, client, &bytes, rx),
-                },
+                Some(dtls::Output::Frame { client, bytes }) => self.handle_frame(now, client, &bytes, rx),
                 Some(dtls::Output::Gone { client }) => self.relay.handle_client_gone(client),
             }
         }
@@ -582,7 +603,7 @@ impl Worker {
                     }
                 }
                 Output::ClientLeft { client } => self.clients.moved.send_left(client),
-                Output::LookUpUser { question, from, is_known } => {
+                Output::LookUpUser { query: question, from, is_known } => {
                     if !self.lookups.enqueue(now, from, (Arc::clone(&question), is_known)) {
                         self.relay.handle_lookup_done(now, &question, false);
                     }
@@ -613,16 +634,16 @@ fn receive(socket: &impl BatchSocket, rx: &mut RxBuffers) -> Result<RxBatch, Pro
     })
 }
 
-/// Says where a payload lies: in the receive buffers it stays, from send_only it is copied.
-fn payload<'a>(bytes: &'a [u8], rx: &RxBuffers) -> Payload<'a> {
-    match rx.position(bytes) {
-        Some(start) => Payload::Received { start, len: bytes.len() },
-        None => Payload::Copied(bytes),
+/// Returns a payload of `received`: a range of the receive buffers where it lies there, else it is copied.
+fn payload<'a>(received: &'a [u8], range: &Range<usize>, rx: &RxBuffers) -> Payload<'a> {
+    match rx.position(received) {
+        Some(start) => Payload::Received { start: start + range.start, len: range.len() },
+        None => Payload::Copied(received.get(range.clone()).unwrap_or_default()),
     }
 }
 
-/// Returns what the IP header of a datagram says that is passed on.
-fn marks(datagram: &Datagram<'_>) -> IpHeader {
+/// Returns the fields of the IP header that the relay preserves.
+fn ip_header(datagram: &Datagram<'_>) -> IpHeader {
     IpHeader { ttl: datagram.ttl, tos: datagram.tos }
 }
 

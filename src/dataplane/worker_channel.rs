@@ -6,7 +6,7 @@
 use super::moved_clients::Inboxes;
 use super::waker::WorkerWaker;
 use crate::limits::Limit;
-use crate::turn_server::machine::{InternalPacket, InternalRoute, IpHeader};
+use crate::turn_server::{InternalPacket, InternalRoute, IpHeader};
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ const BYTES: usize = 64 * 1024;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BatchedPacket {
     pub(crate) route: InternalRoute,
-    pub(crate) marks: IpHeader,
+    pub(crate) ip_header: IpHeader,
     /// Where its payload lies in the batch.
     pub(crate) start: usize,
     pub(crate) len: usize,
@@ -38,11 +38,11 @@ pub(crate) struct PacketBatch {
 }
 
 impl PacketBatch {
-    fn add(&mut self, packet: &InternalPacket<'_>) {
-        let InternalPacket { route, marks, payload, .. } = *packet;
+    fn add(&mut self, packet: &InternalPacket, payload: &[u8]) {
+        let InternalPacket { route, ip_header, .. } = *packet;
         let start = self.bytes.len();
         self.bytes.extend_from_slice(payload);
-        self.packets.push(BatchedPacket { route, marks, start, len: payload.len() });
+        self.packets.push(BatchedPacket { route, ip_header, start, len: payload.len() });
     }
 
     fn is_full(&self) -> bool {
@@ -106,7 +106,7 @@ impl WorkerChannels {
     }
 
     /// Packs one packet; returns how many were lost because the other worker does not keep up.
-    pub(crate) fn push(&mut self, packet: &InternalPacket<'_>) -> usize {
+    pub(crate) fn push(&mut self, packet: &InternalPacket, payload: &[u8]) -> usize {
         let worker = usize::from(packet.worker);
         if self.open_batches.len() <= worker {
             self.open_batches.resize_with(worker + 1, || None);
@@ -118,7 +118,7 @@ impl WorkerChannels {
             Limit::PacketsBetweenWorkers.reached(BATCHES * PACKETS);
             return 1;
         };
-        batch.add(packet);
+        batch.add(packet, payload);
         if batch.is_full() { self.send(worker) } else { 0 }
     }
 
@@ -184,8 +184,12 @@ mod tests {
         InternalRoute { from: FROM.parse().unwrap(), to: TO.parse().unwrap(), relay: 7 }
     }
 
-    fn across(payload: &[u8]) -> InternalPacket<'_> {
-        InternalPacket { worker: 1, route: route(), marks: IpHeader::default(), payload }
+    fn push(here: &mut WorkerChannels, payload: &[u8]) -> usize {
+        let ip_header = IpHeader::default();
+        here.push(
+            &InternalPacket { worker: 1, route: route(), ip_header, payload: 0..payload.len() },
+            payload,
+        )
     }
 
     fn two() -> ([Poll; 2], [Inbox; 2], [WorkerChannels; 2]) {
@@ -204,7 +208,7 @@ mod tests {
         let (_polls, _inboxes, [mut here, there]) = two();
         for round in 0..3 * BATCHES {
             for payload in [&b"one"[..], b"", b"three"] {
-                assert_eq!(here.push(&across(payload)), 0);
+                assert_eq!(push(&mut here, payload), 0);
             }
             assert_eq!(here.flush(), 0);
             let batch = there.take_batch().unwrap();
@@ -224,7 +228,7 @@ mod tests {
         let packets = 100_000;
         let mut lost = 0;
         for _ in 0..packets {
-            lost += here.push(&across(&payload));
+            lost += push(&mut here, &payload);
         }
         lost += here.flush();
         let incoming: usize = std::iter::from_fn(|| there.take_batch())
@@ -245,7 +249,7 @@ mod tests {
         let sender = std::thread::spawn(move || {
             let mut sent = 0_usize;
             while sent < PACKETS_SENT {
-                let lost = here.push(&across(&sent.to_be_bytes())) + here.flush();
+                let lost = push(&mut here, &sent.to_be_bytes()) + here.flush();
                 sent += 1 - lost;
                 if lost > 0 {
                     std::thread::yield_now();

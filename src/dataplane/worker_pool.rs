@@ -11,7 +11,7 @@ use crate::net::udp::BatchUdpSocket;
 use crate::net::unauthenticated::{UnauthenticatedLimiter, UnauthenticatedLimits};
 use crate::signaling::Handle;
 use crate::stun_server::{Discovery, SecretKeys, SharedSecrets};
-use crate::turn_server::machine::{Relay, Shared};
+use crate::turn_server::{Relay, RelayConfig};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use std::io;
@@ -38,7 +38,7 @@ pub(crate) struct WorkerFailed {
 
 /// What every worker gets a copy or a share of.
 pub(crate) struct WorkerPool {
-    pub(crate) shared: Shared,
+    pub(crate) relay: RelayConfig,
     pub(crate) identity: Identity,
     pub(crate) discovery: Discovery,
     pub(crate) secret_keys: Arc<SecretKeys>,
@@ -59,9 +59,10 @@ impl WorkerPool {
         let (all_inboxes, peer_streams) = (Inboxes::default(), PeerStreamTable::default());
         let (mut workers, mut inboxes) = (Vec::new(), Vec::new());
         let count = sockets.len();
-        for (index, sockets) in sockets.into_iter().enumerate() {
-            let number = u16::try_from(index).map_err(|_| io::ErrorKind::InvalidInput)?;
-            let shared = Shared { worker: number, ..self.shared.clone() };
+        let group_size = u16::try_from(count).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let relays = Relay::group(time::now(), self.relay, group_size, seeds.random());
+        for (index, (sockets, relay)) in sockets.into_iter().zip(relays).enumerate() {
+            let number = index as u16;
             let mut rng = || ChaCha20Rng::from_seed(seeds.random());
             let parts = WorkerParts {
                 sockets,
@@ -74,7 +75,7 @@ impl WorkerPool {
                     time::now(),
                     &mut rng(),
                 ),
-                relay: Relay::new(time::now(), shared, rng()),
+                relay,
                 signaling: self.signaling.clone(),
                 lookups: self.lookups.of(index, count, &mut rng()),
                 number,

@@ -22,7 +22,7 @@ impl LoadCredentials {
     /// Makes the time-limited credentials of the TURN REST scheme for `name`, good until `expires_unix`.
     #[must_use]
     pub fn rest(name: &str, secret: &[u8], expires_unix: u64) -> Self {
-        let minted = RestSecret::new(secret).mint(name, expires_unix);
+        let minted = RestSecret::new(secret).issue(name, expires_unix);
         Self { user: minted.username, password: minted.credential }
     }
 

@@ -144,6 +144,7 @@ pub(super) fn authority(
         expiry: auth.expiry,
         anonymity: auth.username_anonymity,
         revoked,
+        handler: None,
     };
     let authority = Arc::new(Authenticator::with(setup, &auth.derive(state, "nonces")));
     let shared = auth.credentials_file.iter().map(|path| (path.clone(), None));
@@ -181,7 +182,7 @@ mod tests {
         assert_ne!(fleet.derive(&one, "nonces"), fleet.derive(&one, "mobility tickets"));
         assert_ne!(alone.derive(&one, "nonces"), alone.derive(&two, "nonces"));
         let turn = TurnConfig::default();
-        let minted = |auth: &AuthConfig, state| auth.secrets(&turn, state).0.mint("a", 1);
+        let minted = |auth: &AuthConfig, state| auth.secrets(&turn, state).0.issue("a", 1);
         assert_eq!(minted(&fleet, &one), minted(&fleet, &two));
         assert_ne!(minted(&alone, &one), minted(&alone, &two));
     }

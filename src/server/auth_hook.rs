@@ -132,7 +132,7 @@ impl AuthHook {
                 Some(Ok((question, outcome))) = asked.join_next() => {
                     let answered = outcome.is_ok();
                     match outcome {
-                        Ok(verdict) => authority.learn(time::now(), Arc::clone(&question), verdict),
+                        Ok(verdict) => authority.store_lookup(time::now(), Arc::clone(&question), verdict),
                         Err(error) => failures.note(error),
                     }
                     for worker in waiting.remove(&question).unwrap_or_default() {

@@ -8,7 +8,7 @@ use crate::limits::NetworkPrefix;
 use crate::signaling;
 use crate::state::State;
 use crate::stun_server::ServerAddress;
-use crate::turn_server::machine::{Features, Limits};
+use crate::turn_server::{AllocationLimits, RelayFeatures};
 use data_encoding::HEXLOWER;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -157,9 +157,9 @@ pub struct TurnConfig {
     /// Local addresses of relay sockets; default the farthest-reaching one of each family.
     pub relay_addresses: Vec<IpAddr>,
     /// Caps of one allocation.
-    pub limits: Limits,
+    pub limits: AllocationLimits,
     /// What clients may do.
-    pub features: Features,
+    pub features: RelayFeatures,
     /// Allocations of one user name; default 128: a browser makes two for each connection.
     pub allocations_per_user: u32,
     /// Allocations in all; default 10 000.
@@ -204,8 +204,8 @@ impl Default for TurnConfig {
             alternate_server: Vec::new(),
             alternate_domain: None,
             relay_addresses: Vec::new(),
-            limits: Limits::default(),
-            features: Features::default(),
+            limits: AllocationLimits::default(),
+            features: RelayFeatures::default(),
             allocations_per_user: 128,
             max_allocations: 10_000,
             credentials_ttl: Duration::from_secs(24 * 3600),

@@ -227,7 +227,7 @@ impl IceServers {
         if let Some(secret) = self.secret.as_ref().filter(|_| !self.turn_urls.is_empty()) {
             let end = now.unix.saturating_add(self.ttl.as_secs());
             let end = admitted.until.map_or(end, |until| until.min(end));
-            let minted = secret.mint_on(admitted.account, name, end);
+            let minted = secret.issue_for_account(admitted.account, name, end);
             entries.push(IceServer {
                 urls: self.turn_urls.clone(),
                 username: Some(minted.username),

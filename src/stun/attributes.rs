@@ -1,7 +1,8 @@
-//! Attributes: their registered types, and reading them.
+//! Attribute types and the attributes of a message.
 
-use super::{MAGIC_COOKIE, TransactionId};
+use super::{HEADER_LEN, MAGIC_COOKIE, TransactionId};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 
 /// Registered attribute types ([IANA](https://www.iana.org/assignments/stun-parameters)).
 pub mod attr {
@@ -50,12 +51,12 @@ pub mod attr {
     pub const MOBILITY_TICKET: u16 = 0x8030;
 }
 
-/// The first type that a receiver may ignore without knowing it (RFC 8489 section 14).
+/// The first comprehension-optional type (RFC 8489 section 14).
 pub(crate) const COMPREHENSION_OPTIONAL: u16 = 0x8000;
-/// The most unknown types that a 420 lists; more would only make the error longer than the request.
+/// Most unknown types that a 420 response lists, so that it is not longer than the request.
 const MAX_UNKNOWN: usize = 8;
 
-/// An address attribute that cannot be read: wrong length or unknown family.
+/// An address attribute has the wrong length or an unknown family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("malformed address attribute")]
 pub struct AddressError;
@@ -68,31 +69,38 @@ pub struct Attributes<'a> {
 }
 
 impl<'a> Attributes<'a> {
-    /// Wraps a body whose bounds were checked.
+    /// Wraps a body whose attributes were checked to lie within it.
     pub(super) fn new(body: &'a [u8], transaction: TransactionId) -> Self {
         Self { body, transaction }
     }
 
     /// Iterates over (type, value).
     pub fn iter(&self) -> impl Iterator<Item = (u16, &'a [u8])> + use<'a> {
-        let mut rest = self.body;
+        let body = self.body;
+        self.ranges()
+            .filter_map(move |(kind, at)| Some((kind, body.get(at.start - HEADER_LEN..at.end - HEADER_LEN)?)))
+    }
+
+    /// Iterates over (type, where the value lies in the message).
+    pub fn ranges(&self) -> impl Iterator<Item = (u16, Range<usize>)> + use<'a> {
+        let (body, mut next) = (self.body, 0);
         std::iter::from_fn(move || {
-            let (head, tail) = rest.split_first_chunk::<4>()?;
+            let head = body.get(next..)?.first_chunk::<4>()?;
             let kind = u16::from_be_bytes([head[0], head[1]]);
             let len = usize::from(u16::from_be_bytes([head[2], head[3]]));
-            let value = tail.get(..len)?;
-            rest = tail.get(len.next_multiple_of(4)..)?;
-            Some((kind, value))
+            let start = next + 4;
+            next = start + len.next_multiple_of(4);
+            (next <= body.len()).then_some((kind, HEADER_LEN + start..HEADER_LEN + start + len))
         })
     }
 
-    /// Returns the first value of type `kind`; later ones do not count (RFC 8489 section 14).
+    /// Returns the first value of type `kind`; later ones are ignored (RFC 8489 section 14).
     #[must_use]
     pub fn get(&self, kind: u16) -> Option<&'a [u8]> {
         self.iter().find(|(k, _)| *k == kind).map(|(_, value)| value)
     }
 
-    /// Returns a 32-bit value such as LIFETIME, if it is there and four bytes long.
+    /// Returns a 32-bit value such as LIFETIME, if it is present and four bytes long.
     #[must_use]
     pub fn u32(&self, kind: u16) -> Option<u32> {
         Some(u32::from_be_bytes(self.get(kind)?.try_into().ok()?))
@@ -112,15 +120,15 @@ impl<'a> Attributes<'a> {
     /// Returns the first XOR address of type `kind`.
     ///
     /// # Errors
-    /// [`AddressError`] when it is there and cannot be read.
+    /// [`AddressError`] when it is malformed.
     pub fn xor_address(&self, kind: u16) -> Result<Option<SocketAddr>, AddressError> {
         self.xor_addresses(kind).next().transpose()
     }
 
-    /// Returns the first address of type `kind` that is written as it is, such as ALTERNATE-SERVER.
+    /// Returns the first address of type `kind` without XOR, such as ALTERNATE-SERVER.
     ///
     /// # Errors
-    /// [`AddressError`] when it is there and cannot be read.
+    /// [`AddressError`] when it is malformed.
     pub fn plain_address(&self, kind: u16) -> Result<Option<SocketAddr>, AddressError> {
         self.get(kind).map(|value| read_address(value, [0; 16])).transpose()
     }
@@ -134,7 +142,7 @@ impl<'a> Attributes<'a> {
         }
     }
 
-    /// Lists the comprehension-required types that are not in `known`: what a 420 must name.
+    /// Returns the comprehension-required types that are not in `known`, for a 420 response.
     #[must_use]
     pub fn unknown(&self, known: &[u16]) -> Vec<u16> {
         let unknown = |kind: &u16| *kind < COMPREHENSION_OPTIONAL && !known.contains(kind);
@@ -142,7 +150,7 @@ impl<'a> Attributes<'a> {
     }
 }
 
-/// Returns the value of an address attribute, XORed as RFC 8489 section 14.2 says, and its length.
+/// Returns the value of an XOR address attribute (RFC 8489 section 14.2), and its length.
 #[must_use]
 pub fn xor_address_value(address: SocketAddr, transaction: &TransactionId) -> ([u8; 20], usize) {
     let mut value = [0; 20];

@@ -1,10 +1,10 @@
-//! Writing: one message, attribute by attribute.
+//! Writing messages.
 
 use super::attributes::write_address;
 use super::{Class, HEADER_LEN, Key, Method, PasswordAlgorithm, TransactionId, attr, fingerprint, integrity};
 use std::net::SocketAddr;
 
-/// Writes one message; the length field is right after every step, and padding bytes are zero.
+/// Writes one message. The length field is correct after every step; padding is zero.
 #[derive(Debug, Clone)]
 pub struct Builder {
     bytes: Vec<u8>,
@@ -15,12 +15,12 @@ impl Builder {
     /// Begins a message.
     #[must_use]
     pub fn new(class: Class, method: Method, transaction: TransactionId) -> Self {
-        Self::within(Vec::with_capacity(160), class, method, transaction)
+        Self::reuse(Vec::with_capacity(160), class, method, transaction)
     }
 
-    /// Begins a message in the room of an old one, so that nothing has to be allocated.
+    /// Begins a message in the buffer of an old one, which saves an allocation.
     #[must_use]
-    pub fn within(mut bytes: Vec<u8>, class: Class, method: Method, transaction: TransactionId) -> Self {
+    pub fn reuse(mut bytes: Vec<u8>, class: Class, method: Method, transaction: TransactionId) -> Self {
         let class_bits = match class {
             Class::Request => 0x000,
             Class::Indication => 0x010,
@@ -50,7 +50,7 @@ impl Builder {
         self
     }
 
-    /// Appends an address XORed as RFC 8489 section 14.2 says.
+    /// Appends an XOR address (RFC 8489 section 14.2).
     #[must_use]
     pub fn xor_address(self, kind: u16, address: SocketAddr) -> Self {
         self.address(kind, address, false)
@@ -62,7 +62,7 @@ impl Builder {
         self.plain_address(attr::MAPPED_ADDRESS, address)
     }
 
-    /// Appends an address as it is, such as ALTERNATE-SERVER.
+    /// Appends an address without XOR, such as ALTERNATE-SERVER.
     #[must_use]
     pub fn plain_address(self, kind: u16, address: SocketAddr) -> Self {
         self.address(kind, address, true)
@@ -96,7 +96,7 @@ impl Builder {
         self.attribute(attr::PASSWORD_ALGORITHMS, &value)
     }
 
-    /// Appends the integrity attribute that `key` is for, over everything so far. Who appends both appends SHA-1's first.
+    /// Appends the integrity attribute of `key` over everything so far. Of both, SHA-1's comes first.
     #[must_use]
     pub fn integrity(self, key: &Key) -> Self {
         let tag = integrity(key, &self.bytes, key.integrity().len());

@@ -5,17 +5,17 @@ use super::{Class, HEADER_LEN, Integrity, Key, Message, attr, digest_with_length
 use ring::hmac;
 use subtle::ConstantTimeEq;
 
-/// What the text of the HMAC is filled up to with zeros.
+/// The HMAC text is padded with zeros to a multiple of this.
 const BLOCK: usize = 64;
-/// Of the whole attribute.
+/// Length of the whole attribute.
 const LEN: usize = 4 + Integrity::Sha1.len();
 
-/// How the sender of a message computes its HMAC.
+/// The text of the HMAC of a classic message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClassicText {
-    /// Over the message and zeros up to a multiple of 64 bytes, as RFC 3489 has it.
+    /// The message and zeros up to a multiple of 64 bytes, as in RFC 3489.
     Padded,
-    /// Over the message alone, as RFC 5389 has it, and some clients of RFC 3489 before it.
+    /// The message only, as in RFC 5389 and in some clients of RFC 3489.
     Plain,
 }
 
@@ -31,7 +31,7 @@ impl ClassicText {
 }
 
 impl Message<'_> {
-    /// Returns in which of the two forms MESSAGE-INTEGRITY is right for `key`, compared in constant time.
+    /// Verifies MESSAGE-INTEGRITY in constant time; returns the text that it was computed over.
     #[must_use]
     pub fn verify_classic(&self, key: &Key) -> Option<ClassicText> {
         let at = self.sha1_at()?;
@@ -42,7 +42,7 @@ impl Message<'_> {
     }
 }
 
-/// Appends MESSAGE-INTEGRITY to a whole message.
+/// Appends MESSAGE-INTEGRITY to a complete message.
 pub fn append_classic_integrity(message: &mut Vec<u8>, key: &Key, text: ClassicText) {
     let tag = text.sign(key, message);
     message.extend_from_slice(&attr::MESSAGE_INTEGRITY.to_be_bytes());

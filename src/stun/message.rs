@@ -1,4 +1,4 @@
-//! Reading: a checked view of one message.
+//! Reading messages.
 
 use super::{Attributes, HEADER_LEN, Integrity, Key, MAGIC_COOKIE, attr, fingerprint, integrity};
 use subtle::ConstantTimeEq;
@@ -6,13 +6,13 @@ use subtle::ConstantTimeEq;
 /// The class bits of a message type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
-    /// Asks for a response.
+    /// A request.
     Request,
-    /// Asks for nothing.
+    /// An indication, which has no response.
     Indication,
-    /// Answers a request that was granted.
+    /// A success response.
     Success,
-    /// Answers a request that was refused.
+    /// An error response.
     Error,
 }
 
@@ -51,7 +51,7 @@ impl Method {
 pub struct TransactionId(pub [u8; 16]);
 
 impl TransactionId {
-    /// Makes a modern id from 96 random bits.
+    /// Makes an id with the magic cookie from 96 random bits.
     #[must_use]
     pub fn new(random: [u8; 12]) -> Self {
         let mut bytes = [0; 16];
@@ -60,38 +60,38 @@ impl TransactionId {
         Self(bytes)
     }
 
-    /// Returns whether the id has no magic cookie: a client of RFC 3489, which knows no XOR-MAPPED-ADDRESS.
+    /// Returns whether the id has no magic cookie: the client follows RFC 3489, which has no XOR-MAPPED-ADDRESS.
     #[must_use]
     pub fn is_classic(&self) -> bool {
         self.0[..4] != MAGIC_COOKIE.to_be_bytes()
     }
 }
 
-/// Why bytes are no STUN message.
+/// Why bytes are not a STUN message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ParseError {
     /// Fewer than 20 bytes, or the first two bits are not zero.
     #[error("no STUN header")]
     Header,
-    /// The length field is not a multiple of four, or does not agree with the bytes that are there.
+    /// The length field is not a multiple of four, or differs from the length of the bytes.
     #[error("the length field disagrees with the message")]
     Length,
     /// An attribute runs past the end of the message.
     #[error("an attribute runs past the message")]
     Attribute,
-    /// FINGERPRINT is there and wrong, or is not the last attribute.
+    /// FINGERPRINT is wrong or is not the last attribute.
     #[error("the fingerprint does not match")]
     Fingerprint,
 }
 
-/// A structurally sound message: every attribute lies within it, and a FINGERPRINT, if there is one, is right.
+/// A well-formed message: every attribute lies within it, and FINGERPRINT, if present, is correct.
 #[derive(Debug, Clone, Copy)]
 pub struct Message<'a> {
     bytes: &'a [u8],
-    /// Where the attributes that may be acted on end: at the integrity attribute or at the end.
+    /// Where the attributes end that are not ignored: at the integrity attribute or at the end.
     body_end: usize,
-    /// Where MESSAGE-INTEGRITY begins, unless SHA-256 came first: it is then one of the attributes that are ignored.
+    /// Where MESSAGE-INTEGRITY begins, unless it follows MESSAGE-INTEGRITY-SHA256 and is ignored.
     sha1_at: Option<usize>,
     /// Where MESSAGE-INTEGRITY-SHA256 begins, and the length of its value.
     sha256_at: Option<(usize, usize)>,
@@ -99,10 +99,10 @@ pub struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// Checks the header and the attributes' bounds of `bytes`, which must be exactly one message.
+    /// Parses `bytes`, which must be exactly one message.
     ///
     /// # Errors
-    /// [`ParseError`] names the first rule that is broken (RFC 8489 section 6.3).
+    /// [`ParseError`] names the first rule that is violated (RFC 8489 section 6.3).
     pub fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
         if bytes.len() < HEADER_LEN || bytes[0] & 0xC0 != 0 {
             return Err(ParseError::Header);
@@ -175,7 +175,7 @@ impl<'a> Message<'a> {
         Method((bits & 0x000F) | ((bits & 0x00E0) >> 1) | ((bits & 0x3E00) >> 2))
     }
 
-    /// Returns bytes 4–19, for the response.
+    /// Returns the transaction id, which the response repeats.
     #[must_use]
     pub fn transaction(&self) -> TransactionId {
         let mut id = [0; 16];
@@ -183,24 +183,24 @@ impl<'a> Message<'a> {
         TransactionId(id)
     }
 
-    /// Returns whether the message ends in a (right) FINGERPRINT.
+    /// Returns whether the message has a FINGERPRINT, which is correct.
     #[must_use]
     pub fn has_fingerprint(&self) -> bool {
         self.has_fingerprint
     }
 
-    /// Returns where the MESSAGE-INTEGRITY that counts begins.
+    /// Returns where MESSAGE-INTEGRITY begins, unless it is ignored.
     pub(super) fn sha1_at(&self) -> Option<usize> {
         self.sha1_at
     }
 
-    /// Returns whether one of the two integrity attributes is there with a length that it may have, whatever its worth.
+    /// Returns whether the message has an integrity attribute of a valid length.
     #[must_use]
     pub fn has_integrity(&self) -> bool {
         self.strongest_integrity().is_some()
     }
 
-    /// Returns the integrity attribute that counts: SHA-256 where both are there
+    /// Returns the integrity attribute to verify: SHA-256 if both are present
     /// ([RFC 8489 section 9.1.3](https://www.rfc-editor.org/rfc/rfc8489#section-9.1.3)).
     #[must_use]
     pub fn strongest_integrity(&self) -> Option<Integrity> {
@@ -226,7 +226,7 @@ impl<'a> Message<'a> {
         self.text(attr::NONCE)
     }
 
-    /// Returns an attribute that must be read before the integrity can be verified: what says who the sender is.
+    /// Returns an attribute that is needed to verify the integrity, such as USERNAME or NONCE.
     #[must_use]
     pub fn identity(&self, kind: u16) -> Option<&'a [u8]> {
         self.unverified().get(kind)
@@ -236,16 +236,16 @@ impl<'a> Message<'a> {
         std::str::from_utf8(self.identity(kind)?).ok()
     }
 
-    /// Returns the attributes if the integrity attribute that `key` is for is there, whole and right, compared in constant time.
+    /// Verifies the integrity attribute of `key` in constant time; returns the attributes if it is correct.
     #[must_use]
     pub fn verify(&self, key: &Key) -> Option<Attributes<'a>> {
         self.verify_truncated(key, key.integrity().len())
     }
 
-    /// Does the same where the usage allows MESSAGE-INTEGRITY-SHA256 to be cut to `least` bytes, 16 or more; TURN and ICE do not
+    /// Does the same for usages that allow MESSAGE-INTEGRITY-SHA256 truncated to `min_len` bytes, 16 or more; TURN and ICE do not
     /// ([RFC 8489 section 14.6](https://www.rfc-editor.org/rfc/rfc8489#section-14.6)).
     #[must_use]
-    pub fn verify_truncated(&self, key: &Key, least: usize) -> Option<Attributes<'a>> {
+    pub fn verify_truncated(&self, key: &Key, min_len: usize) -> Option<Attributes<'a>> {
         let (at, len) = match key.integrity() {
             Integrity::Sha1 => (self.sha1_at?, Integrity::Sha1.len()),
             Integrity::Sha256 => self.sha256_at?,
@@ -253,11 +253,10 @@ impl<'a> Message<'a> {
         let right = integrity(key, &self.bytes[..at], len);
         let given = self.bytes.get(at + 4..at + 4 + len)?;
         let equal = bool::from(right.as_ref()[..len].ct_eq(given));
-        (equal && len >= least).then(|| self.unverified())
+        (equal && len >= min_len).then(|| self.unverified())
     }
 
-    /// Returns the attributes of a message whose protocol asks for no integrity: Binding, indications, and responses
-    /// to a request that carried none.
+    /// Returns the attributes of a message that needs no integrity: Binding, indications, and responses to requests without it.
     #[must_use]
     pub fn unverified(&self) -> Attributes<'a> {
         Attributes::new(&self.bytes[HEADER_LEN..self.body_end], self.transaction())

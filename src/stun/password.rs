@@ -1,11 +1,11 @@
-//! Long-term credentials: the digests that stand for a password, and the algorithms that make them.
+//! Long-term credentials: password algorithms and digests.
 
 use ring::digest;
 
 /// How a password becomes a key ([RFC 8489 section 18.5](https://www.rfc-editor.org/rfc/rfc8489#section-18.5)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PasswordAlgorithm {
-    /// MD5, the one that every client knows.
+    /// MD5, which every client supports.
     Md5,
     /// SHA-256.
     Sha256,
@@ -29,7 +29,7 @@ impl PasswordAlgorithm {
 }
 
 /// Digests long-term credentials to `MD5(user ":" realm ":" password)`
-/// ([RFC 8489 section 9.2.2](https://www.rfc-editor.org/rfc/rfc8489#section-9.2.2)), which is all a server needs to keep.
+/// ([RFC 8489 section 9.2.2](https://www.rfc-editor.org/rfc/rfc8489#section-9.2.2)), which is all that a server stores.
 #[must_use]
 pub fn long_term_digest(user: &str, realm: &str, password: &str) -> [u8; 16] {
     use md5::{Digest, Md5};

@@ -1,19 +1,19 @@
-//! The plain Binding: one address in, one address out.
+//! Binding without the attributes of RFC 5780.
 
 use crate::stun::{Builder, Class, Message, Method, attr};
 use std::net::SocketAddr;
 
-/// Comprehension-required attributes that a Binding request may carry: ICE and other clients send credentials that a
-/// public server has no use for.
+/// Comprehension-required attributes that a Binding request may have: ICE and other clients send credentials, which a public server
+/// ignores.
 pub(super) const KNOWN: [u16; 5] =
     [attr::USERNAME, attr::REALM, attr::NONCE, attr::PASSWORD_ALGORITHM, attr::USERHASH];
 
-/// Answers a Binding request from `client`; `None` for everything that gets no answer.
+/// Makes the response to a Binding request from `client`; `None` for other messages.
 ///
-/// A classic client (RFC 3489, no magic cookie) gets MAPPED-ADDRESS, everybody else XOR-MAPPED-ADDRESS; unknown
-/// comprehension-required attributes, those of RFC 5780 and RESPONSE-ADDRESS among them (S1-A2), get 420.
+/// A client of RFC 3489, without the magic cookie, gets MAPPED-ADDRESS, any other XOR-MAPPED-ADDRESS. Unknown comprehension-required
+/// attributes, among them those of RFC 5780 and RESPONSE-ADDRESS (S1-A2), get 420.
 #[must_use]
-pub fn answer(message: &Message<'_>, client: SocketAddr) -> Option<Vec<u8>> {
+pub fn respond(message: &Message<'_>, client: SocketAddr) -> Option<Vec<u8>> {
     is_request(message).then(|| {
         let unknown = message.unverified().unknown(&KNOWN);
         let answer = if unknown.is_empty() {
@@ -29,10 +29,9 @@ pub(super) fn is_request(message: &Message<'_>) -> bool {
     (message.class(), message.method()) == (Class::Request, Method::BINDING)
 }
 
-/// Begins a success response with the client's address in the form that it understands.
-/// `room` is what the answer is written to.
-pub(super) fn mapped(message: &Message<'_>, client: SocketAddr, room: Vec<u8>) -> Builder {
-    let success = Builder::within(room, Class::Success, Method::BINDING, message.transaction());
+/// Begins a success response in `buffer` with the client's address in the form that it supports.
+pub(super) fn mapped(message: &Message<'_>, client: SocketAddr, buffer: Vec<u8>) -> Builder {
+    let success = Builder::reuse(buffer, Class::Success, Method::BINDING, message.transaction());
     if message.transaction().is_classic() {
         success.plain_address(attr::MAPPED_ADDRESS, client)
     } else {
@@ -40,8 +39,8 @@ pub(super) fn mapped(message: &Message<'_>, client: SocketAddr, room: Vec<u8>) -
     }
 }
 
-/// Begins an error response. The reason phrase is left empty: with one, the answer would be longer than 1.3 times the
-/// question, and it goes to whoever the source address names.
+/// Begins an error response without a reason phrase: with one it would be longer than 1.3 times the request, whose source may be
+/// forged.
 pub(super) fn error(message: &Message<'_>, code: u16) -> Builder {
     Builder::new(Class::Error, Method::BINDING, message.transaction()).error(code, "")
 }
@@ -50,7 +49,7 @@ pub(super) fn unknown_attributes(message: &Message<'_>, kinds: &[u16]) -> Builde
     error(message, 420).unknown_attributes(kinds)
 }
 
-/// Answers a fingerprint with one.
+/// Completes the response, with FINGERPRINT if the request has it.
 pub(super) fn finish(message: &Message<'_>, answer: Builder) -> Vec<u8> {
     if message.has_fingerprint() { answer.fingerprint().finish() } else { answer.finish() }
 }
@@ -63,7 +62,7 @@ mod tests {
     const CLIENT: &str = "192.0.2.5:4000";
 
     fn ask(request: Builder) -> Option<Vec<u8>> {
-        answer(&Message::parse(&request.finish()).unwrap(), CLIENT.parse().unwrap())
+        respond(&Message::parse(&request.finish()).unwrap(), CLIENT.parse().unwrap())
     }
 
     fn binding() -> Builder {

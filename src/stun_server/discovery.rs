@@ -1,39 +1,39 @@
 //! NAT behaviour discovery: [RFC 5780](https://www.rfc-editor.org/rfc/rfc5780), over UDP.
 //!
-//! With two addresses of a family the whole of it; with one, the half that needs only the second port. What an answer says of the
-//! server is left out where nobody can use it, so that a plain Binding stays small.
+//! Complete with two addresses of a family; with one address, only what needs a second port. Attributes about the server are left out
+//! where clients cannot use them, which keeps Binding responses small.
 
 use super::binding::{self, KNOWN};
 use crate::stun::{Attributes, Builder, Message, attr};
 use std::net::{IpAddr, SocketAddr};
 
-/// The longest PADDING of an answer: the usual MTU, so that the answer is one that has to be fragmented
+/// The longest PADDING of a response: the usual MTU, so that the response is fragmented
 /// ([RFC 5780 section 7.6](https://www.rfc-editor.org/rfc/rfc5780#section-7.6)).
 const MAX_PADDING: usize = 1500;
 const CHANGE_IP: u32 = 0x4;
 const CHANGE_PORT: u32 = 0x2;
 
-/// One of the server's addresses, and what clients see it as.
+/// An address of the server, and the address that clients are told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServerAddress {
     /// The address on this host.
     pub local: IpAddr,
-    /// The same address from outside; differs behind a 1:1 NAT.
+    /// The public address; differs behind a 1:1 NAT.
     pub public: IpAddr,
 }
 
-/// What to send.
+/// A response and its addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BindingResponse {
     /// A whole STUN message.
     pub bytes: Vec<u8>,
-    /// The local address and port it is to leave from.
+    /// The local address to send it from.
     pub from: SocketAddr,
-    /// Where to: the client's IP address, at its port or the one it asked for.
+    /// The destination: the client's IP address, with its port or RESPONSE-PORT.
     pub to: SocketAddr,
 }
 
-/// Where the server answers from: its two ports on every address, and the addresses that form pairs.
+/// NAT behaviour discovery on the server's two ports and, if it has them, pairs of addresses.
 #[derive(Debug, Clone, Default)]
 pub struct Discovery {
     ports: [u16; 2],
@@ -41,42 +41,42 @@ pub struct Discovery {
     public: Vec<IpAddr>,
 }
 
-/// What a request asks for besides its own address.
+/// The options of a request, by the attributes of RFC 5780.
 #[derive(Debug, Clone, Copy, Default)]
-struct Wishes {
+struct RequestOptions {
     change_ip: bool,
     change_port: bool,
-    /// Whether CHANGE-REQUEST or RESPONSE-PORT is there at all.
-    asks_for_origin: bool,
+    /// Whether CHANGE-REQUEST or RESPONSE-PORT is present.
+    wants_origin: bool,
     port: Option<u16>,
     padding: Option<usize>,
 }
 
 impl Discovery {
-    /// Takes the main and the second port (0 where there is none: then there are no pairs, and a change of port is refused), `pairs`, of which a family has none or two, and `public`, the addresses that clients are
-    /// told where they differ from this host's.
+    /// Creates it from the main and the second port (0 for none), at most one pair of addresses of each family, and the public
+    /// addresses that differ from the local ones. Without a second port there are no pairs, and a change of port is refused.
     #[must_use]
     pub fn new(ports: [u16; 2], pairs: &[ServerAddress], public: &[IpAddr]) -> Self {
         let of_family = |v6: bool| {
-            let mut family = pairs.iter().copied().filter(move |home| home.local.is_ipv6() == v6);
+            let mut family = pairs.iter().copied().filter(move |address| address.local.is_ipv6() == v6);
             Some([family.next()?, family.next()?])
         };
         let pairs = [false, true].into_iter().filter(|_| ports[1] != 0).filter_map(of_family).collect();
         Self { ports, pairs, public: public.to_vec() }
     }
 
-    /// Answers a Binding request that came in a datagram from `client` to `server`; `None` for everything that gets no answer.
+    /// Makes the response to a Binding request in a datagram from `client` to `server`; `None` for other messages.
     ///
-    /// RFC 5780 section 6.1. With one address, a change of port is served, though the RFC would have it refused: filtering by port
-    /// is then still found out. A change of address is refused with 420. A granted request's answer is written to `room`, so that
-    /// who gives back an earlier answer's bytes allocates nothing.
+    /// Follows RFC 5780 section 6.1, except that a server with one address accepts a change of port, so that clients can still discover
+    /// port-dependent filtering. A change of address is refused with 420. A success response is written to `buffer`, which may be that of
+    /// an earlier response.
     #[must_use]
-    pub fn answer(
+    pub fn respond(
         &self,
         message: &Message<'_>,
         client: SocketAddr,
         server: SocketAddr,
-        room: Vec<u8>,
+        buffer: Vec<u8>,
     ) -> Option<BindingResponse> {
         if !binding::is_request(message) {
             return None;
@@ -88,58 +88,58 @@ impl Discovery {
         };
         let attributes = message.unverified();
         let unknown = attributes.unknown(&KNOWN_HERE);
-        Some(match Wishes::read(&attributes) {
+        Some(match RequestOptions::read(&attributes) {
             _ if !unknown.is_empty() => refused(binding::unknown_attributes(message, &unknown)),
             None => refused(binding::error(message, 400)),
-            Some(wishes) if wishes.change_ip && self.pair(server.ip()).is_none() => {
+            Some(options) if options.change_ip && self.pair(server.ip()).is_none() => {
                 refused(binding::unknown_attributes(message, &[attr::CHANGE_REQUEST]))
             }
-            Some(wishes) if wishes.change_port && self.ports[1] == 0 => {
+            Some(options) if options.change_port && self.ports[1] == 0 => {
                 refused(binding::unknown_attributes(message, &[attr::CHANGE_REQUEST]))
             }
-            Some(wishes) => self.grant(message, (client, server), wishes, room),
+            Some(options) => self.grant(message, (client, server), options, buffer),
         })
     }
 
-    /// Makes the success response to a request that came to `server` and can be granted.
+    /// Makes the success response to a request that was received at `server`.
     fn grant(
         &self,
         message: &Message<'_>,
         (client, server): (SocketAddr, SocketAddr),
-        wishes: Wishes,
-        room: Vec<u8>,
+        options: RequestOptions,
+        buffer: Vec<u8>,
     ) -> BindingResponse {
         let pair = self.pair(server.ip());
-        let home = match pair {
+        let address = match pair {
             Some([here, other]) => {
-                if wishes.change_ip {
+                if options.change_ip {
                     other
                 } else {
                     here
                 }
             }
-            None => self.home(server.ip()),
+            None => self.single_address(server.ip()),
         };
         let other_port = if server.port() == self.ports[0] { self.ports[1] } else { self.ports[0] };
-        let port = if wishes.change_port { other_port } else { server.port() };
-        let origin = SocketAddr::new(home.public, port);
-        let mut answer = binding::mapped(message, client, room);
+        let port = if options.change_port { other_port } else { server.port() };
+        let origin = SocketAddr::new(address.public, port);
+        let mut answer = binding::mapped(message, client, buffer);
         if let Some([_, other]) = pair {
             answer = with_both(message, answer, client, origin, SocketAddr::new(other.public, other_port));
-        } else if wishes.asks_for_origin {
+        } else if options.wants_origin {
             answer = answer.plain_address(attr::RESPONSE_ORIGIN, origin);
         }
-        if let Some(len) = wishes.padding {
+        if let Some(len) = options.padding {
             answer = answer.attribute(attr::PADDING, &vec![0; len.min(MAX_PADDING)]);
         }
         BindingResponse {
             bytes: binding::finish(message, answer),
-            from: SocketAddr::new(home.local, port),
-            to: SocketAddr::new(client.ip(), wishes.port.unwrap_or(client.port())),
+            from: SocketAddr::new(address.local, port),
+            to: SocketAddr::new(client.ip(), options.port.unwrap_or(client.port())),
         }
     }
 
-    /// Returns the pair that `ip` belongs to, it first.
+    /// Returns the address `ip` and the other one of its pair.
     fn pair(&self, ip: IpAddr) -> Option<[ServerAddress; 2]> {
         self.pairs.iter().find_map(|[a, b]| match ip {
             ip if ip == a.local => Some([*a, *b]),
@@ -148,36 +148,36 @@ impl Discovery {
         })
     }
 
-    /// Returns an address without a pair as clients know it: an inner one is nobody's business outside.
-    fn home(&self, ip: IpAddr) -> ServerAddress {
+    /// Returns an address without a pair with its public address: clients are not told the local one.
+    fn single_address(&self, ip: IpAddr) -> ServerAddress {
         let told = |public: &&IpAddr| public.is_ipv6() == ip.is_ipv6();
         let public = if self.public.contains(&ip) { None } else { self.public.iter().find(told) };
         ServerAddress { local: ip, public: public.copied().unwrap_or(ip) }
     }
 }
 
-/// Comprehension-required attributes that a datagram may carry: those of any Binding request, and the wishes of RFC 5780.
+/// Comprehension-required attributes that a datagram may have: those of any Binding request and of RFC 5780.
 const KNOWN_HERE: [u16; KNOWN.len() + 3] = {
-    let wishes = [attr::CHANGE_REQUEST, attr::RESPONSE_PORT, attr::PADDING];
+    let options = [attr::CHANGE_REQUEST, attr::RESPONSE_PORT, attr::PADDING];
     let mut all = [0; KNOWN.len() + 3];
     let mut at = 0;
     while at < all.len() {
-        all[at] = if at < KNOWN.len() { KNOWN[at] } else { wishes[at - KNOWN.len()] };
+        all[at] = if at < KNOWN.len() { KNOWN[at] } else { options[at - KNOWN.len()] };
         at += 1;
     }
     all
 };
 
-impl Wishes {
-    /// Reads the attributes of RFC 5780; `None` where one is malformed, or RESPONSE-PORT comes with PADDING, which would make
-    /// somebody else's port a target.
+impl RequestOptions {
+    /// Reads the attributes of RFC 5780; `None` if one is malformed, or if RESPONSE-PORT has PADDING with it, which would amplify traffic
+    /// to another port.
     fn read(attributes: &Attributes<'_>) -> Option<Self> {
         let flags = match attributes.get(attr::CHANGE_REQUEST) {
             Some(_) => Some(attributes.u32(attr::CHANGE_REQUEST)?),
             None => None,
         };
         let port = match attributes.get(attr::RESPONSE_PORT) {
-            // Its two bytes of padding are counted in the length by some.
+            // Some clients count the two bytes of padding in the length.
             Some(&[high, low] | &[high, low, _, _]) => {
                 Some(u16::from_be_bytes([high, low])).filter(|port| *port != 0).map(Some)?
             }
@@ -192,14 +192,14 @@ impl Wishes {
         Some(Self {
             change_ip: flag(CHANGE_IP),
             change_port: flag(CHANGE_PORT),
-            asks_for_origin: flags.is_some() || port.is_some(),
+            wants_origin: flags.is_some() || port.is_some(),
             port,
             padding,
         })
     }
 }
 
-/// Adds what a server with two addresses says of itself, under the names that the client's RFC gives it.
+/// Adds the addresses of a server with two, in the attributes of the client's RFC.
 fn with_both(
     message: &Message<'_>,
     answer: Builder,
@@ -233,12 +233,12 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn home(ip: &str) -> ServerAddress {
+    fn server_address(ip: &str) -> ServerAddress {
         ServerAddress { local: ip.parse().unwrap(), public: ip.parse().unwrap() }
     }
 
     fn two() -> Discovery {
-        Discovery::new([3478, 3479], &[home(A), home(B)], &[])
+        Discovery::new([3478, 3479], &[server_address(A), server_address(B)], &[])
     }
 
     fn one() -> Discovery {
@@ -256,7 +256,7 @@ mod tests {
     fn ask(discovery: &Discovery, request: Builder, server: &str) -> BindingResponse {
         let bytes = request.finish();
         discovery
-            .answer(&Message::parse(&bytes).unwrap(), address(CLIENT), address(server), Vec::new())
+            .respond(&Message::parse(&bytes).unwrap(), address(CLIENT), address(server), Vec::new())
             .unwrap()
     }
 
@@ -328,11 +328,11 @@ mod tests {
 
     #[test]
     fn addresses_are_told_as_they_are_seen_from_outside() {
-        let home = |local: &str, public: &str| ServerAddress {
+        let server_address = |local: &str, public: &str| ServerAddress {
             local: local.parse().unwrap(),
             public: public.parse().unwrap(),
         };
-        let pair = [home("10.0.0.1", A), home("10.0.0.2", B)];
+        let pair = [server_address("10.0.0.1", A), server_address("10.0.0.2", B)];
         let natted = Discovery::new([3478, 3479], &pair, &[]);
         let answer = ask(&natted, change(IP), "10.0.0.1:3478");
         assert_eq!(answer.from, address("10.0.0.2:3478"));
@@ -355,7 +355,7 @@ mod tests {
 
     #[test]
     fn without_a_second_port_a_change_of_port_is_refused_and_no_other_address_is_told() {
-        let single = Discovery::new([3478, 0], &[home(A), home(B)], &[]);
+        let single = Discovery::new([3478, 0], &[server_address(A), server_address(B)], &[]);
         for flags in [PORT, IP, IP | PORT] {
             let answer = ask(&single, change(flags), "198.51.100.1:3478");
             assert_eq!(attributes(&answer).error_code(), Some(420));
@@ -414,16 +414,25 @@ mod tests {
 
     #[test]
     fn with_two_addresses_no_answer_passes_three_times_its_question() {
-        let home = |ip: &str| ServerAddress { local: ip.parse().unwrap(), public: ip.parse().unwrap() };
-        let two =
-            Discovery::new([3478, 3479], &[home(A), home(B), home("2001:db8::1"), home("2001:db8::2")], &[]);
+        let server_address =
+            |ip: &str| ServerAddress { local: ip.parse().unwrap(), public: ip.parse().unwrap() };
+        let two = Discovery::new(
+            [3478, 3479],
+            &[
+                server_address(A),
+                server_address(B),
+                server_address("2001:db8::1"),
+                server_address("2001:db8::2"),
+            ],
+            &[],
+        );
         let classic = || Builder::new(Class::Request, Method::BINDING, TransactionId([8; 16]));
         for (client, server) in [(CLIENT, "198.51.100.1:3478"), ("[2001:db8::9]:4000", "[2001:db8::1]:3478")]
         {
             for request in [binding(), binding().fingerprint(), change(IP), classic()] {
                 let bytes = request.finish();
                 let message = Message::parse(&bytes).unwrap();
-                let answer = two.answer(&message, address(client), address(server), Vec::new()).unwrap();
+                let answer = two.respond(&message, address(client), address(server), Vec::new()).unwrap();
                 assert!(
                     answer.bytes.len() + 28 <= 3 * (bytes.len() + 28),
                     "{client}: {}",

@@ -1,9 +1,9 @@
-//! One allocation: its relayed addresses, permissions, channels and peers, and when each of them ends.
+//! One allocation: its relayed addresses, permissions, channels and peers, and when each of them expires.
 
 use super::allocation_quota::QuotaPermit;
 use super::auth::AllocationOwner;
+use super::config::AllocationLimits;
 use super::five_tuple::{FiveTuple, PackedTuple};
-use super::machine::Limits;
 use super::mobility::Mobility;
 use super::peer_table::{PeerEntry, PeerTable};
 use super::pending_connections::ConnectionId;
@@ -14,7 +14,8 @@ use super::reservation::{ReservationToken, ReservedPort};
 use super::response::{Responder, StunErrorCode};
 use super::wire::CHANNELS;
 use crate::clock::Ticks;
-use crate::limits::{Limit, RateLimiter, SharedRateLimiter};
+use crate::limits::Limit;
+use crate::limits::{RateLimiter, SharedRateLimiter};
 use crate::stun::TransactionId;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -22,12 +23,12 @@ use std::time::Duration;
 
 /// How long a channel lasts ([RFC 8656 section 12](https://www.rfc-editor.org/rfc/rfc8656#section-12)).
 pub const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
-/// How long neither the number nor the peer of a channel that ended is bound to another (same section).
+/// How long neither the number nor the peer of an expired channel may be bound to another (same section).
 pub const CHANNEL_COOLDOWN: Duration = Duration::from_secs(300);
-/// The name under which the server allocates at its start to find out whether its relay works.
+/// The user name of the server's own allocation, which tests the relay at start-up.
 const SELF_TEST: &str = "self-test";
 
-/// IPv4 or IPv6, as the index of an allocation's relayed addresses.
+/// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Family {
     V4,
@@ -48,7 +49,7 @@ impl Family {
         }
     }
 
-    /// Returns the byte that names it in attributes.
+    /// Returns the value of the address-family attributes.
     pub(super) fn code(self) -> u8 {
         match self {
             Self::V4 => 1,
@@ -57,7 +58,7 @@ impl Family {
     }
 }
 
-/// The transport between server and peers, REQUESTED-TRANSPORT's.
+/// The transport between server and peers (REQUESTED-TRANSPORT).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PeerTransport {
     Udp,
@@ -65,23 +66,23 @@ pub(super) enum PeerTransport {
     Tcp,
 }
 
-/// An Allocate that waits for its relay sockets.
+/// An Allocate request that waits for its relay sockets.
 #[derive(Debug)]
 pub(super) struct PendingAllocate {
     pub(super) responder: Responder,
-    /// The next port, set aside with this one; it waits for its token from when the client knows it.
+    /// The next port and its token; the reservation's lifetime begins with the response.
     pub(super) reserved: Option<(ReservationToken, ReservedPort)>,
-    /// The relayed address that was asked for besides and could not be had, and why.
-    pub(super) missing: Option<(Family, StunErrorCode)>,
+    /// The additional family that gets no relayed address, and why.
+    pub(super) family_error: Option<(Family, StunErrorCode)>,
 }
 
-/// State of one allocation. What every packet has to look at lies in two cache lines of 64 bytes: the client, the ends, the meters
-/// and the link that most of its packets take.
+/// State of one allocation. What every packet reads is in two cache lines of 64 bytes: the client, the expiry, the rate limits and the
+/// peer that most packets are for.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(super) struct Allocation {
     client: PackedTuple,
-    /// When the lifetime runs out; the beginning of time until the relay sockets are there.
+    /// When the allocation expires; zero until the relay sockets are open.
     live_until: Ticks,
     pub(super) limiter: RateLimiter,
     pub(super) peer_table: PeerTable,
@@ -89,23 +90,23 @@ pub(super) struct Allocation {
     pub(super) control: Box<ControlState>,
 }
 
-/// The part of an allocation that requests alone look at.
+/// The part of an allocation that only requests read.
 #[derive(Debug)]
 pub(super) struct ControlState {
-    /// The credentials that made it, or refreshed it last.
+    /// The credentials of the Allocate or of the last Refresh.
     pub(super) owner: AllocationOwner,
     pub(super) peer_transport: PeerTransport,
-    /// What LIFETIME said last.
+    /// The last granted lifetime.
     pub(super) lifetime: Duration,
-    /// There while the sockets are not.
+    /// Present until the relay sockets are open.
     pub(super) pending: Option<Box<PendingAllocate>>,
-    /// The Allocate that made it, and its answer once there is one: a retransmission gets the same answer again.
+    /// The transaction of the Allocate, and its response once sent: a retransmission gets the same response again.
     pub(super) origin: (TransactionId, Option<Box<[u8]>>),
-    /// When the next new peer may come, by [`RateLimiter`]'s rule.
+    /// AllocationLimits the rate of new peers.
     pub(super) new_peers: RateLimiter,
-    /// The right to be there.
+    /// This allocation's share of the quota.
     permit: QuotaPermit,
-    /// There if the client asked for tickets (RFC 8016).
+    /// Present if the client asked for mobility tickets (RFC 8016).
     pub(super) mobility: Option<Mobility>,
     /// Connections to peers (RFC 6062).
     pub(super) connections: Vec<ConnectionId>,
@@ -113,16 +114,16 @@ pub(super) struct ControlState {
     pub(super) permissions: Permissions,
 }
 
-/// Why a permission or a channel was refused.
+/// Why a channel cannot be bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BindError {
-    /// The number is out of range, or number and peer are bound to others (400).
+    /// The number is out of range, or the number or the peer is bound to another (400).
     Conflict,
-    /// The allocation holds as many as it may (508).
+    /// The allocation has as many channels as it may have (508).
     Full,
 }
 
-/// Who asks for an allocation, as far as the machine has established it.
+/// What an allocation begins with.
 #[derive(Debug)]
 pub(super) struct NewAllocation {
     pub(super) client: FiveTuple,
@@ -169,7 +170,7 @@ impl Allocation {
         self.client = PackedTuple::new(client);
     }
 
-    /// Whether it is the server's own, by which it finds out at its start that its relay works: nothing to tell anybody of.
+    /// Returns whether it is the server's own self-test, which is not logged as a client's.
     pub(super) fn is_self_test(&self) -> bool {
         self.user().strip_suffix(SELF_TEST).is_some_and(|time| time.ends_with(':'))
     }
@@ -178,8 +179,8 @@ impl Allocation {
         &self.control.owner.user
     }
 
-    /// Takes a peer that is new; `false` when there were too many in too short a time, of this allocation or of all of its user's.
-    pub(super) fn takes_new_peer(&mut self, limits: &Limits, now: Ticks) -> bool {
+    /// Counts a new peer; `false` when the allocation, or all of its user's, add peers too fast.
+    pub(super) fn takes_new_peer(&mut self, limits: &AllocationLimits, now: Ticks) -> bool {
         if !self.control.new_peers.try_take(limits.new_peers, now, 1) {
             Limit::NewPeersPerSecond.reached(limits.new_peers.per_second());
             return false;
@@ -191,13 +192,13 @@ impl Allocation {
         passes
     }
 
-    /// Lets the allocation live for `lifetime` from `now` on.
-    pub(super) fn renew(&mut self, now: Ticks, lifetime: Duration) {
+    /// Sets the allocation to expire `lifetime` after `now`.
+    pub(super) fn refresh(&mut self, now: Ticks, lifetime: Duration) {
         self.control.lifetime = lifetime;
         self.live_until = now + lifetime;
     }
 
-    /// Reads from both of the cache lines that every packet has to look at.
+    /// Reads from both cache lines that every packet needs.
     pub(super) fn prefetch(&self) -> u64 {
         self.live_until.as_nanos() ^ self.peer_table.prefetch()
     }
@@ -206,17 +207,17 @@ impl Allocation {
         self.live_until
     }
 
-    /// Returns whether the relay socket is there and the lifetime has not run out.
+    /// Returns whether the relay sockets are open and the allocation has not expired.
     pub(super) fn is_live(&self, now: Ticks) -> bool {
         now < self.live_until
     }
 
-    /// Returns the port of the relayed address of `family`.
+    /// Returns the relay port of `family`.
     pub(super) fn relay_port(&self, family: Family) -> Option<RelayId> {
         self.control.relay_ports[family as usize].map(|relay| relay as usize)
     }
 
-    /// Lists the ports of all relayed addresses, IPv4 first.
+    /// Iterates over the relay ports, IPv4 first.
     pub(super) fn relay_ports(&self) -> impl Iterator<Item = RelayId> + use<> {
         self.control.relay_ports.into_iter().flatten().map(|relay| relay as usize)
     }
@@ -225,11 +226,11 @@ impl Allocation {
         self.control.relay_ports[family as usize] = relay.map(|relay| relay as u32);
     }
 
-    /// Returns whether data may flow between the client and `peer`'s address.
+    /// Returns whether there is a permission for the address of `peer`.
     pub(super) fn permits(&self, now: Ticks, peer: PeerAddr) -> bool {
-        let until = match self.peer_table.of(peer) {
-            Some(link) => link.permitted_until,
-            None => self.control.permissions.until(peer),
+        let until = match self.peer_table.get(peer) {
+            Some(entry) => entry.permitted_until,
+            None => self.control.permissions.expiry(peer),
         };
         now < until
     }
@@ -237,105 +238,107 @@ impl Allocation {
     /// Installs or refreshes a permission.
     pub(super) fn permit(&mut self, now: Ticks, peer: PeerAddr) {
         let until = now + PERMISSION_LIFETIME;
-        self.peer_table.permit(peer, until);
-        self.control.permissions.install(peer, until);
+        self.peer_table.set_permission(peer, until);
+        self.control.permissions.insert(peer, until);
     }
 
-    /// Forgets every permission for peers of `family`.
-    pub(super) fn forget_permissions(&mut self, family: Family) {
+    /// Removes every permission for peers of `family`.
+    pub(super) fn remove_permissions(&mut self, family: Family) {
         for peer in self.control.permissions.iter().filter(|peer| Family::of(peer.ip()) == family) {
-            self.peer_table.permit(peer, Ticks::default());
+            self.peer_table.set_permission(peer, Ticks::default());
         }
-        self.control.permissions.forget(family);
+        self.control.permissions.remove_family(family);
     }
 
-    /// Changes the link to a peer.
-    fn change_link(&mut self, peer: PeerAddr, change: impl FnOnce(&mut PeerEntry)) {
-        let permitted_until = self.control.permissions.until(peer);
-        self.peer_table.change(peer, |link| {
-            link.permitted_until = permitted_until;
-            change(link);
+    /// Updates the entry of a peer.
+    fn update_peer(&mut self, peer: PeerAddr, update: impl FnOnce(&mut PeerEntry)) {
+        let permitted_until = self.control.permissions.expiry(peer);
+        self.peer_table.update(peer, |entry| {
+            entry.permitted_until = permitted_until;
+            update(entry);
         });
     }
 
     /// Checks whether `number` may be bound to `peer`
-    /// ([RFC 8656 section 12.2](https://www.rfc-editor.org/rfc/rfc8656#section-12.2)): neither is bound to another, nor was within the
-    /// cool-down.
-    pub(super) fn may_bind(
+    /// ([RFC 8656 section 12.2](https://www.rfc-editor.org/rfc/rfc8656#section-12.2)): neither is bound to another, nor was within
+    /// [`CHANNEL_COOLDOWN`].
+    pub(super) fn check_channel(
         &mut self,
         now: Ticks,
         number: u16,
         peer: PeerAddr,
-        most: usize,
+        max: usize,
     ) -> Result<(), BindError> {
         if !CHANNELS.contains(&number) {
             return Err(BindError::Conflict);
         }
-        self.forget_channels_after_cooldown(now);
-        let bound_peer = self.peer_table.numbered(number).map(PeerEntry::peer);
-        let bound_number = self.peer_table.of(peer).and_then(PeerEntry::number);
-        let channels = self.peer_table.iter().filter(|link| link.number().is_some()).count();
+        self.remove_cooled_down_channels(now);
+        let bound_peer = self.peer_table.by_channel(number).map(PeerEntry::peer);
+        let bound_number = self.peer_table.get(peer).and_then(PeerEntry::channel);
+        let channels = self.peer_table.iter().filter(|entry| entry.channel().is_some()).count();
         match (bound_peer, bound_number) {
-            (None, None) if channels >= most => Err(BindError::Full),
+            (None, None) if channels >= max => Err(BindError::Full),
             (None, None) => Ok(()),
             (Some(p), Some(n)) if p == peer && n == number => Ok(()),
             _ => Err(BindError::Conflict),
         }
     }
 
-    /// Binds `number` to `peer`, which was added and [may be bound](Self::may_bind), or refreshes that.
-    pub(super) fn bind(&mut self, now: Ticks, number: u16, peer: PeerAddr) {
-        self.change_link(peer, |link| {
-            link.set_number(Some(number));
-            link.bound_until = now + CHANNEL_LIFETIME;
+    /// Binds `number` to `peer`, or refreshes the binding. The peer was added and the channel [checked](Self::check_channel).
+    pub(super) fn bind_channel(&mut self, now: Ticks, number: u16, peer: PeerAddr) {
+        self.update_peer(peer, |entry| {
+            entry.set_channel(Some(number));
+            entry.bound_until = now + CHANNEL_LIFETIME;
         });
     }
 
-    fn forget_channels_after_cooldown(&mut self, now: Ticks) {
-        let over = |link: &&PeerEntry| link.number().is_some() && now >= link.bound_until + CHANNEL_COOLDOWN;
+    fn remove_cooled_down_channels(&mut self, now: Ticks) {
+        let over =
+            |entry: &&PeerEntry| entry.channel().is_some() && now >= entry.bound_until + CHANNEL_COOLDOWN;
         let over: Vec<_> = self.peer_table.iter().filter(over).map(PeerEntry::peer).collect();
         for peer in over {
-            self.change_link(peer, |link| link.set_number(None));
+            self.update_peer(peer, |entry| entry.set_channel(None));
         }
     }
 
-    /// Returns the peer that `number` is bound to.
+    /// Returns the peer of a bound channel.
     pub(super) fn peer_of(&self, now: Ticks, number: u16) -> Option<PeerAddr> {
-        self.peer_table.numbered(number).filter(|link| now < link.bound_until).map(PeerEntry::peer)
+        self.peer_table.by_channel(number).filter(|entry| now < entry.bound_until).map(PeerEntry::peer)
     }
 
-    /// Returns the channel that `peer` is bound to.
+    /// Returns the channel that is bound to `peer`.
     pub(super) fn channel_of(&self, now: Ticks, peer: PeerAddr) -> Option<u16> {
-        self.peer_table.of(peer).filter(|link| now < link.bound_until)?.number()
+        self.peer_table.get(peer).filter(|entry| now < entry.bound_until)?.channel()
     }
 
-    /// Returns the relay port to `peer`, if the client has sent there or bound a channel.
+    /// Returns the relay port that sends to `peer`, if the client has sent there or bound a channel.
     pub(super) fn relay_to(&self, peer: PeerAddr) -> Option<RelayId> {
-        self.peer_table.of(peer)?.relay()
+        self.peer_table.get(peer)?.relay()
     }
 
-    /// Notes that the client sends to `peer` through `relay`.
+    /// Stores that `relay` sends to `peer`.
     pub(super) fn add_peer(&mut self, peer: PeerAddr, relay: RelayId, skips_port_check: bool) {
-        self.change_link(peer, |link| {
-            link.set_relay(Some(relay));
-            link.set_skips_port_check(skips_port_check);
+        self.update_peer(peer, |entry| {
+            entry.set_relay(Some(relay));
+            entry.set_skips_port_check(skips_port_check);
         });
     }
 
-    /// Forgets that the client sends to `peer`; its channel stays as long as the client was promised.
-    pub(super) fn forget_peer(&mut self, peer: PeerAddr) {
-        self.change_link(peer, |link| link.set_relay(None));
+    /// Removes a peer, but for its channel, which lasts as long as the RFC promises.
+    pub(super) fn remove_peer(&mut self, peer: PeerAddr) {
+        self.update_peer(peer, |entry| entry.set_relay(None));
     }
 
-    /// Lists all peers that the client sends to.
+    /// Iterates over the peers that the client has sent to.
     pub(super) fn peers(&self) -> impl Iterator<Item = PeerAddr> {
-        self.peer_table.iter().filter(|link| link.relay().is_some()).map(PeerEntry::peer)
+        self.peer_table.iter().filter(|entry| entry.relay().is_some()).map(PeerEntry::peer)
     }
 
-    /// Returns whether the allocation can still send to `peer`: there is a permission, or a channel that may come back.
+    /// Returns whether the allocation has a permission for `peer`, or a channel that is bound or cooling down.
     pub(super) fn uses(&self, now: Ticks, peer: PeerAddr) -> bool {
-        let bound = |link: &PeerEntry| link.number().is_some() && now < link.bound_until + CHANNEL_COOLDOWN;
-        self.permits(now, peer) || self.peer_table.of(peer).is_some_and(bound)
+        let bound =
+            |entry: &PeerEntry| entry.channel().is_some() && now < entry.bound_until + CHANNEL_COOLDOWN;
+        self.permits(now, peer) || self.peer_table.get(peer).is_some_and(bound)
     }
 }
 

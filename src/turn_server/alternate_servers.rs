@@ -1,36 +1,36 @@
-//! Where clients are sent in place of here: ALTERNATE-SERVER and ALTERNATE-DOMAIN
+//! Redirection to another server: ALTERNATE-SERVER and ALTERNATE-DOMAIN
 //! ([RFC 8489 section 10](https://www.rfc-editor.org/rfc/rfc8489#section-10)).
 
 use super::{FiveTuple, Transport};
 use std::net::SocketAddr;
 use std::sync::{PoisonError, RwLock};
 
-/// Where one client is sent.
+/// The server that one client is redirected to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AlternateServer {
     /// The address, of the client's family.
     pub server: SocketAddr,
-    /// The name that the other server's certificate has, for clients that verify one.
+    /// The name in the server's certificate, for clients that verify one.
     pub domain: Option<String>,
 }
 
-/// The servers that new clients are sent to; none: they are served here. May change at any time.
+/// The servers that new clients are redirected to; none by default.
 #[derive(Debug, Default)]
 pub struct AlternateServers(RwLock<(Vec<SocketAddr>, Option<String>)>);
 
 impl AlternateServers {
-    /// Takes the servers and the name that their certificates have.
+    /// Creates the list from the servers and the name in their certificates.
     #[must_use]
     pub fn new(servers: Vec<SocketAddr>, domain: Option<String>) -> Self {
         Self(RwLock::new((servers, domain)))
     }
 
-    /// Sends clients elsewhere from now on, or serves them here again when `servers` is empty.
+    /// Replaces the servers; an empty list ends the redirection.
     pub fn set(&self, servers: Vec<SocketAddr>, domain: Option<String>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = (servers, domain);
     }
 
-    /// Returns where `client` is to go. Without a server of its family it stays. The same client gets the same one.
+    /// Returns the alternate server of `client`, one of its address family. The same client gets the same one.
     #[must_use]
     pub fn of(&self, client: FiveTuple) -> Option<AlternateServer> {
         let choice = self.0.read().unwrap_or_else(PoisonError::into_inner);

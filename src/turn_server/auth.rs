@@ -1,9 +1,9 @@
-//! Who may relay: the long-term mechanism ([RFC 8489 section 9.2](https://www.rfc-editor.org/rfc/rfc8489#section-9.2)) over a chain of
-//! sources (static users, a credentials file, time-limited REST credentials, a hook that others answer) and third-party
-//! tokens ([RFC 7635](https://www.rfc-editor.org/rfc/rfc7635)).
+//! Authentication of requests: the long-term credential mechanism
+//! ([RFC 8489 section 9.2](https://www.rfc-editor.org/rfc/rfc8489#section-9.2)) with static users, a credentials file, an embedder's handler,
+//! time-limited REST credentials and user look-ups, and third-party tokens ([RFC 7635](https://www.rfc-editor.org/rfc/rfc7635)).
 //!
-//! Refusals are uniform: a wrong password, an unknown user and a wrong realm get the same code and the same bytes but for the
-//! nonce, after the same work.
+//! A wrong password, an unknown user and a wrong realm get the same response after the same work, so that none can be told from the
+//! others.
 
 mod lookup;
 mod nonce;
@@ -14,6 +14,7 @@ mod token;
 mod user_table;
 
 use super::FiveTuple;
+use super::handlers::AuthHandler;
 use crate::clock::Now;
 use crate::stun::{Attributes, Integrity, Key, Message, Method, PasswordAlgorithm, attr};
 use lookup::LookupCache;
@@ -40,20 +41,20 @@ pub const MAX_REALM: usize = 32;
 const BOTH: [PasswordAlgorithm; 2] = [PasswordAlgorithm::Sha256, PasswordAlgorithm::Md5];
 const MD5: [PasswordAlgorithm; 1] = [PasswordAlgorithm::Md5];
 
-/// What the expiry of credentials means for an allocation that they made.
+/// What happens to an allocation when the credentials that created it expire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Expiry {
-    /// Nothing: expired credentials make no new allocation, but keep the one they have made. The default: a browser goes on with the
-    /// credentials that it has allocated with, however long the call lasts.
+    /// Nothing: expired credentials create no new allocation, but may still refresh. The default, because a browser keeps the
+    /// credentials that it allocated with, however long the call lasts.
     #[default]
     AtAllocate,
-    /// Its requests are refused, so that it ends with its lifetime.
+    /// Its requests are refused, so it ends with its lifetime.
     AtRefresh,
     /// It ends at once.
     Hard,
 }
 
-/// Where credentials come from, of one realm without more. A relay without any admits nobody.
+/// The credentials of one realm. A relay without any refuses all requests.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
     /// User name → `MD5(user:realm:password)`.
@@ -62,21 +63,43 @@ pub struct Credentials {
     pub rest: Option<RestSecret>,
 }
 
-/// Everything an [`Authenticator`] can be told.
+/// Configures an [`Authenticator`].
 #[derive(Debug, Default)]
 pub struct AuthenticatorConfig {
     /// The realms, the default one first.
     pub realms: Vec<RealmCredentials>,
-    /// Keys of third-party tokens; the first one's server name is offered.
+    /// Keys of third-party tokens; the server name of the first one is offered.
     pub tokens: Vec<TokenKey>,
-    /// How long answers about users that others know are kept; without it nobody is asked.
+    /// How long results of user look-ups are cached; `None` turns look-ups off.
     pub lookup: Option<LookupCacheConfig>,
-    /// What the expiry of credentials means.
+    /// What happens to an allocation when its credentials expire.
     pub expiry: Expiry,
-    /// Whether clients of RFC 8489 are to send USERHASH; default where all users of the realm are kept here.
+    /// Whether clients of RFC 8489 send USERHASH; by default if all users of the realm are configured.
     pub anonymity: Option<bool>,
-    /// Names whose time-limited credentials count no more.
+    /// Names whose time-limited credentials are revoked.
     pub revoked: Arc<RevocationList>,
+    /// Supplies keys of users that the realms do not have; default none. With a handler, clients are not offered SHA-256 keys, and
+    /// cannot send USERHASH.
+    pub handler: Option<Arc<dyn AuthHandler>>,
+}
+
+impl AuthenticatorConfig {
+    /// Creates a configuration of one realm without users.
+    #[must_use]
+    pub fn new(realm: &str) -> Self {
+        let realms = vec![RealmCredentials { name: realm.to_owned(), ..RealmCredentials::default() }];
+        Self { realms, ..Self::default() }
+    }
+
+    /// Adds a user to the first realm.
+    #[must_use]
+    pub fn with_user(mut self, user: &str, password: &str) -> Self {
+        if let Some(realm) = self.realms.first_mut() {
+            let keys = UserKeys::of_password(user, &realm.name, password);
+            realm.users.insert(user.to_owned(), keys);
+        }
+        self
+    }
 }
 
 /// Checks requests.
@@ -88,25 +111,26 @@ pub struct Authenticator {
     expiry: Expiry,
     anonymity: Option<bool>,
     revoked: Arc<RevocationList>,
+    handler: Option<Arc<dyn AuthHandler>>,
     nonces: Nonces,
-    /// Stands in for the key of a user that does not exist, so that both refusals take the same work.
+    /// Stands in for the key of an unknown user, so that both refusals take the same work.
     dummy_key: [u8; 32],
 }
 
-/// Why a request is refused before it is looked at.
+/// Why a request is not authenticated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AuthError {
-    /// 400: integrity without user name, realm or nonce; password algorithms that are not those offered.
+    /// 400: integrity without user name, realm or nonce, or password algorithms that were not offered.
     Malformed,
     /// 401 with a challenge: no or wrong credentials.
     Unauthorized,
-    /// 438 with a challenge: the nonce is too old or was given to another address.
+    /// 438 with a challenge: the nonce is too old or was made for another address.
     StaleNonce,
-    /// No answer yet: somebody else has to be asked.
+    /// No response yet: the user must be looked up.
     Lookup(Arc<UserQuery>),
 }
 
-/// What an answer of 401 or 438 carries.
+/// The attributes of a 401 or 438 response.
 #[derive(Debug)]
 pub struct Challenge<'a> {
     /// REALM.
@@ -119,27 +143,27 @@ pub struct Challenge<'a> {
     pub third_party: Option<&'a str>,
 }
 
-/// Whose an allocation is, as long as it lives.
+/// The user that owns an allocation.
 #[derive(Debug, Clone)]
 pub struct AllocationOwner {
     /// The user's name.
     pub user: Arc<str>,
-    /// When the credentials end (Unix seconds), if they do.
+    /// When the credentials expire (Unix seconds), if they do.
     pub expires_unix: Option<u64>,
-    /// The token's key: only Allocate and Refresh carry the token itself
+    /// The token's key: only Allocate and Refresh requests carry the token
     /// ([RFC 7635 section 10](https://www.rfc-editor.org/rfc/rfc7635#section-10)).
     mac_key: Option<Arc<[u8]>>,
 }
 
-/// A request whose credentials were right: only now its attributes can be read.
+/// A request whose integrity was verified: only now its attributes can be read.
 #[derive(Debug)]
 pub struct Authenticated<'a> {
-    /// The user's name, as presented.
+    /// The user's name.
     pub user: Arc<str>,
-    /// When the credentials end (Unix seconds), if they do.
+    /// When the credentials expire (Unix seconds), if they do.
     pub expires_unix: Option<u64>,
-    /// The longest lifetime that this request may give an allocation: what is left of a token, or of any credentials where
-    /// their end is the allocation's.
+    /// The longest lifetime that this request may give an allocation: the time until the token expires, or the credentials with
+    /// [`Expiry::Hard`].
     pub lifetime_cap: Option<Duration>,
     /// The key that signs the response.
     pub key: Key,
@@ -149,7 +173,7 @@ pub struct Authenticated<'a> {
 }
 
 impl Authenticated<'_> {
-    /// Returns what the allocation is to remember of its owner.
+    /// Returns the owner of an allocation that this request creates or refreshes.
     #[must_use]
     pub fn owner(&self) -> AllocationOwner {
         AllocationOwner {
@@ -160,19 +184,20 @@ impl Authenticated<'_> {
     }
 }
 
-/// What a request claims, and how its integrity is to be proven.
+/// The credentials of a request, and how its integrity is verified.
 struct PresentedCredentials<'m, 'a> {
     request: &'m Message<'a>,
+    client: &'m FiveTuple,
     identity: UserId<'a>,
     /// The algorithm that makes the key of a password.
     algorithm: PasswordAlgorithm,
-    /// The attribute that counts.
+    /// The integrity attribute of the request that is verified.
     integrity: Integrity,
-    /// The attribute that the response gets.
+    /// The integrity attribute of the response.
     answered_with: Integrity,
 }
 
-/// Credentials that were right.
+/// Credentials whose integrity was verified.
 struct VerifiedCredentials<'a> {
     user: Arc<str>,
     expires_unix: Option<u64>,
@@ -199,7 +224,7 @@ impl<'a> PresentedCredentials<'_, 'a> {
 }
 
 impl Authenticator {
-    /// Takes one realm, its sources of credentials and the key that nonces are made with.
+    /// Creates an authenticator of one realm. `nonce_key` makes nonces.
     #[must_use]
     pub fn new(realm: &str, credentials: Credentials, nonce_key: &[u8; 32]) -> Self {
         let keys = |md5| UserKeys { md5: Some(md5), sha256: None };
@@ -209,7 +234,7 @@ impl Authenticator {
         Self::with(AuthenticatorConfig { realms: vec![realm], ..AuthenticatorConfig::default() }, nonce_key)
     }
 
-    /// Takes everything there is, and the key that nonces are made with; nodes that share it accept each other's.
+    /// Creates an authenticator. `nonce_key` makes nonces; servers that share it accept each other's.
     #[must_use]
     pub fn with(setup: AuthenticatorConfig, nonce_key: &[u8; 32]) -> Self {
         let mut realms: Vec<_> = setup.realms.into_iter().map(Realm::new).collect();
@@ -223,12 +248,13 @@ impl Authenticator {
             expiry: setup.expiry,
             anonymity: setup.anonymity,
             revoked: setup.revoked,
+            handler: setup.handler,
             nonces: Nonces::new(nonce_key),
             dummy_key: *nonce_key,
         }
     }
 
-    /// Returns what the expiry of credentials means for the allocations they made.
+    /// Returns what happens to an allocation when its credentials expire.
     #[must_use]
     pub fn expiry(&self) -> Expiry {
         self.expiry
@@ -240,7 +266,7 @@ impl Authenticator {
         self.realms.iter().any(|realm| realm.name == name)
     }
 
-    /// Replaces the users that came from a credentials file, in all realms; lines of other realms are left out.
+    /// Replaces the users of the credentials files in all realms; users of unknown realms are ignored.
     pub fn replace_file_users(&self, users: &[(String, String, UserKeys)]) {
         for realm in &self.realms {
             let of_realm = users.iter().filter(|(_, name, _)| *name == realm.name);
@@ -248,17 +274,17 @@ impl Authenticator {
         }
     }
 
-    /// Takes an answer about a user that others know.
-    pub fn learn(&self, now: Now, question: Arc<UserQuery>, verdict: LookupResult) {
+    /// Stores the result of a user look-up.
+    pub fn store_lookup(&self, now: Now, query: Arc<UserQuery>, result: LookupResult) {
         if let Some(cache) = &self.lookup {
-            cache.put(now.mono, question, verdict);
+            cache.put(now.mono, query, result);
         }
     }
 
-    /// Returns whether others have said before that they know a user.
+    /// Returns whether an earlier look-up found the user.
     #[must_use]
-    pub fn is_known(&self, question: &UserQuery) -> bool {
-        self.lookup.as_ref().is_some_and(|cache| cache.is_known(question))
+    pub fn is_known(&self, query: &UserQuery) -> bool {
+        self.lookup.as_ref().is_some_and(|cache| cache.is_known(query))
     }
 
     /// Makes the challenge for a client.
@@ -274,11 +300,11 @@ impl Authenticator {
         }
     }
 
-    /// Checks the credentials of a request by the list of [RFC 8489 section
-    /// 9.2.4](https://www.rfc-editor.org/rfc/rfc8489#section-9.2.4); `owner` is that of the client's allocation, if it has one.
+    /// Follows [RFC 8489 section 9.2.4](https://www.rfc-editor.org/rfc/rfc8489#section-9.2.4); `owner` is that of the client's
+    /// allocation, if it has one.
     ///
     /// # Errors
-    /// [`AuthError`] says what the client gets.
+    /// [`AuthError`] names the response.
     pub fn check<'a>(
         &self,
         now: Now,
@@ -286,7 +312,9 @@ impl Authenticator {
         owner: Option<&AllocationOwner>,
         request: &Message<'a>,
     ) -> Result<Authenticated<'a>, AuthError> {
+        // Without an integrity attribute: 401.
         let strongest = request.strongest_integrity().ok_or(AuthError::Unauthorized)?;
+        // Without user name, realm or nonce: 400.
         let (Some(identity), Some(realm), Some(nonce)) =
             (identity(request), request.identity(attr::REALM), request.identity(attr::NONCE))
         else {
@@ -294,16 +322,16 @@ impl Authenticator {
         };
         let offered = self.offered_realm(client);
         let offer = self.offer(offered);
-        // Before the credentials, not after them as in the RFC: a flood with stale nonces costs one HMAC a request.
-        // A data connection may use its control connection's nonce: turnutils_uclient, which has one nonce for both, would lose
-        // each to the other.
-        let beside = request.method() == Method::CONNECTION_BIND
+        // A nonce that is no longer valid: 438. Checked before the credentials, not after them as in the RFC, so that a flood with stale
+        // nonces costs one HMAC a request. A data connection may use its control connection's nonce, as turnutils_uclient does.
+        let is_data_connection = request.method() == Method::CONNECTION_BIND
             && self.nonces.is_valid_for_data_connection(now, client, offer, nonce);
-        if !beside && !self.nonces.is_valid(now, client, offer, nonce) {
+        if !is_data_connection && !self.nonces.is_valid(now, client, offer, nonce) {
             return Err(AuthError::StaleNonce);
         }
+        // Password algorithms other than those offered: 400.
         let negotiated = negotiated(request, offer)?;
-        // Who was offered algorithms and took one uses SHA-256 from then on (section 9.2.5).
+        // A client that has chosen an algorithm uses SHA-256 from then on (section 9.2.5).
         let integrity = negotiated.map_or(strongest, |_| Integrity::Sha256);
         let has_token =
             request.identity(attr::ACCESS_TOKEN).is_some() || owner.is_some_and(|t| t.mac_key.is_some());
@@ -313,14 +341,15 @@ impl Authenticator {
             Some(_) => Integrity::Sha256,
         };
         let algorithm = negotiated.unwrap_or(PasswordAlgorithm::Md5);
-        let presented = PresentedCredentials { request, identity, algorithm, integrity, answered_with };
+        let presented =
+            PresentedCredentials { request, client, identity, algorithm, integrity, answered_with };
         let known = self.realms.iter().find(|known| known.name.as_bytes() == realm);
-        let proof = self.verify(now, &presented, known.ok_or(offered), owner)?;
-        Ok(self.authenticated(now, proof))
+        let verified_credentials = self.verify(now, &presented, known.ok_or(offered), owner)?;
+        Ok(self.authenticated(now, verified_credentials))
     }
 
-    /// Tries the sources in their order. All of them work on `Err(realm)`, that of a request for a realm that does not
-    /// exist, as hard as on `Ok(realm)`.
+    /// Tries the sources of credentials in order. A request for an unknown realm, `Err`, takes the same work as one for a known
+    /// realm.
     fn verify<'a>(
         &self,
         now: Now,
@@ -331,14 +360,16 @@ impl Authenticator {
         if let Some(token) =
             presented.request.identity(attr::ACCESS_TOKEN).filter(|_| !self.tokens.is_empty())
         {
-            let proof = self.verify_token(now, presented, token).filter(|_| realm.is_ok());
-            return proof.ok_or(AuthError::Unauthorized);
+            let verified_credentials = self.verify_token(now, presented, token).filter(|_| realm.is_ok());
+            return verified_credentials.ok_or(AuthError::Unauthorized);
         }
-        if let Some(proof) = verify_owner_token(now, presented, owner).filter(|_| realm.is_ok()) {
-            return Ok(proof);
+        if let Some(verified_credentials) =
+            verify_owner_token(now, presented, owner).filter(|_| realm.is_ok())
+        {
+            return Ok(verified_credentials);
         }
         let (is_known_realm, realm) = (realm.is_ok(), realm.unwrap_or_else(|offered| offered));
-        let user = realm.find(presented.identity);
+        let user = realm.find(presented.identity).or_else(|| self.ask_handler(presented, realm));
         let key = user.as_ref().and_then(|(_, keys)| keys.key(presented.algorithm));
         let verified =
             presented.verify(key.unwrap_or(&self.dummy_key)).filter(|_| key.is_some() && is_known_realm);
@@ -351,8 +382,10 @@ impl Authenticator {
                 mac_key: None,
             });
         }
-        if let Some(proof) = self.verify_rest(now, presented, realm, owner).filter(|_| is_known_realm) {
-            return Ok(proof);
+        if let Some(verified_credentials) =
+            self.verify_rest(now, presented, realm, owner).filter(|_| is_known_realm)
+        {
+            return Ok(verified_credentials);
         }
         self.verify_lookup(now, presented, realm, owner, user.is_none() && is_known_realm)
     }
@@ -372,7 +405,7 @@ impl Authenticator {
         Some(VerifiedCredentials { user: user.into(), expires_unix, key, attributes, mac_key })
     }
 
-    /// Tries every secret with both of its hashes, also for names that have no expiry in front: the work is always the same.
+    /// Tries every secret with both hashes, even for names without an expiry, so that the work is always the same.
     fn verify_rest<'a>(
         &self,
         now: Now,
@@ -397,7 +430,7 @@ impl Authenticator {
         Some(VerifiedCredentials { user: user.into(), expires_unix, key, attributes, mac_key: None })
     }
 
-    /// Asks what others know, also about users that are known here: else the time would tell that they are.
+    /// Looks the user up, even a configured one: else the response time would tell that it is configured.
     fn verify_lookup<'a>(
         &self,
         now: Now,
@@ -409,9 +442,9 @@ impl Authenticator {
         let (Some(cache), UserId::Name(user)) = (&self.lookup, presented.identity) else {
             return Err(AuthError::Unauthorized);
         };
-        let question = UserQuery { user: user.to_owned(), realm: realm.name.clone() };
-        let verdict = cache.get(now.mono, &question).ok_or_else(|| AuthError::Lookup(Arc::new(question)))?;
-        let (keys, expires_unix) = match verdict {
+        let query = UserQuery { user: user.to_owned(), realm: realm.name.clone() };
+        let result = cache.get(now.mono, &query).ok_or_else(|| AuthError::Lookup(Arc::new(query)))?;
+        let (keys, expires_unix) = match result {
             LookupResult::Known { keys, expires_unix } => (keys, expires_unix),
             LookupResult::Unknown => (UserKeys::default(), None),
         };
@@ -423,7 +456,7 @@ impl Authenticator {
         Ok(VerifiedCredentials { user: user.into(), expires_unix, key, attributes, mac_key: None })
     }
 
-    /// Returns whether credentials that end at `expires_unix` count for this request.
+    /// Returns whether credentials that expire at `expires_unix` are valid for this request.
     fn accepts_expiry(
         &self,
         now: Now,
@@ -434,7 +467,7 @@ impl Authenticator {
         let is_owner = || owner.is_some_and(|owner| *owner.user == *presented.name());
         let keeps_allocation = match presented.request.method() {
             Method::ALLOCATE => false,
-            // These come by another five-tuple than the allocation's, whose user is compared where it is found.
+            // These have another 5-tuple than the allocation; its user is compared where it is found.
             Method::CONNECTION_BIND => true,
             Method::REFRESH if presented.request.unverified().get(attr::MOBILITY_TICKET).is_some() => true,
             _ => is_owner(),
@@ -442,12 +475,27 @@ impl Authenticator {
         now.unix < expires_unix || (self.expiry == Expiry::AtAllocate && keeps_allocation)
     }
 
-    fn authenticated<'a>(&self, now: Now, proof: VerifiedCredentials<'a>) -> Authenticated<'a> {
-        let VerifiedCredentials { user, expires_unix, key, attributes, mac_key } = proof;
+    fn authenticated<'a>(
+        &self,
+        now: Now,
+        verified_credentials: VerifiedCredentials<'a>,
+    ) -> Authenticated<'a> {
+        let VerifiedCredentials { user, expires_unix, key, attributes, mac_key } = verified_credentials;
         let is_capped = mac_key.is_some() || self.expiry == Expiry::Hard;
         let left = expires_unix.map(|at| Duration::from_secs(at.saturating_sub(now.unix)));
         let lifetime_cap = left.filter(|_| is_capped);
         Authenticated { user, expires_unix, lifetime_cap, key, attributes, mac_key }
+    }
+
+    /// Asks the embedder's handler for a user that the realm does not have.
+    fn ask_handler(
+        &self,
+        presented: &PresentedCredentials<'_, '_>,
+        realm: &Realm,
+    ) -> Option<(Arc<str>, UserKeys)> {
+        let UserId::Name(user) = presented.identity else { return None };
+        let keys = self.handler.as_ref()?.user_keys(user, &realm.name, presented.client)?;
+        Some((user.into(), keys))
     }
 
     fn offered_realm(&self, client: &FiveTuple) -> &Realm {
@@ -457,9 +505,16 @@ impl Authenticator {
 
     fn offer(&self, realm: &Realm) -> OfferedFeatures {
         let algorithms: &'static [_] =
-            if self.realms.iter().all(Realm::all_have_sha256) { &BOTH } else { &MD5 };
-        // Only names that are kept here can be found by their hash, and a client that is told to send it sends nothing else.
-        let only_users = realm.rest.is_empty() && self.lookup.is_none() && self.tokens.is_empty();
+            if self.handler.is_none() && self.realms.iter().all(Realm::all_have_sha256) {
+                &BOTH
+            } else {
+                &MD5
+            };
+        // Only configured names can be found by their hash, and a client that sends it sends no name.
+        let only_users = realm.rest.is_empty()
+            && self.lookup.is_none()
+            && self.handler.is_none()
+            && self.tokens.is_empty();
         OfferedFeatures {
             algorithms,
             anonymity: self.anonymity.unwrap_or_else(|| only_users && realm.has_users()),
@@ -467,26 +522,26 @@ impl Authenticator {
     }
 }
 
-/// Returns what is counted together with `user`: the account that its name was minted on, whatever the name is, else the name itself.
+/// Returns the key under which `user` is counted: the account that its credentials were issued for, or else its name.
 pub(super) fn account_of(user: &Arc<str>) -> Arc<str> {
     rest::account(user).map_or_else(|| Arc::clone(user), Arc::from)
 }
 
-/// Says whether `user` is one that time-limited credentials for `name` have.
+/// Returns whether `user` is a user name of time-limited credentials for `name`.
 pub(super) fn is_issued_for(user: &str, name: &str) -> bool {
     rest::names(user).any(|of| of == name)
 }
 
-/// Reads who the request says it is from.
+/// Reads USERNAME or USERHASH.
 fn identity<'a>(request: &Message<'a>) -> Option<UserId<'a>> {
     let hash = request.identity(attr::USERHASH).map(UserId::Hash);
-    // A name that is no UTF-8 is nobody's.
+    // A name that is not UTF-8 matches no user.
     let name = request.identity(attr::USERNAME).map(|name| std::str::from_utf8(name).unwrap_or_default());
     name.map(UserId::Name).or(hash)
 }
 
-/// Returns the password algorithm that the client has chosen; none if it knows nothing of them. Both attributes or neither, the
-/// list as it was offered, the choice one of the list (third check of section 9.2.4).
+/// Returns the password algorithm that the client has chosen, if it supports the attributes. Both attributes or neither, the list as
+/// it was offered, the choice one of the list (third check of section 9.2.4).
 fn negotiated(request: &Message<'_>, offer: OfferedFeatures) -> Result<Option<PasswordAlgorithm>, AuthError> {
     match (request.identity(attr::PASSWORD_ALGORITHMS), request.identity(attr::PASSWORD_ALGORITHM)) {
         (None, None) => Ok(None),
@@ -499,7 +554,7 @@ fn negotiated(request: &Message<'_>, offer: OfferedFeatures) -> Result<Option<Pa
     }
 }
 
-/// Proves a request without a token by the token that made the allocation, as long as that is good.
+/// Verifies a request without a token by the token that created the allocation, until it expires.
 fn verify_owner_token<'a>(
     now: Now,
     presented: &PresentedCredentials<'_, 'a>,
@@ -508,14 +563,14 @@ fn verify_owner_token<'a>(
     let AllocationOwner { user, expires_unix, mac_key } = owner?;
     let mac_key = mac_key.as_ref().filter(|_| **user == *presented.name())?;
     let (key, attributes) = presented.verify(mac_key)?;
-    let proof = VerifiedCredentials {
+    let verified_credentials = VerifiedCredentials {
         user: Arc::clone(user),
         expires_unix: *expires_unix,
         key,
         attributes,
         mac_key: Some(Arc::clone(mac_key)),
     };
-    expires_unix.is_none_or(|at| now.unix < at).then_some(proof)
+    expires_unix.is_none_or(|at| now.unix < at).then_some(verified_credentials)
 }
 
 #[cfg(test)]

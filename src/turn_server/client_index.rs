@@ -1,4 +1,4 @@
-//! Which allocation a five-tuple belongs to: an [`HashIndex`](super::hash_index::HashIndex) over what the allocations know of themselves.
+//! Which allocation a 5-tuple belongs to: a [`HashIndex`] over the 5-tuples that the allocations store.
 
 use super::FiveTuple;
 use super::five_tuple::PackedTuple;
@@ -9,21 +9,21 @@ use rand_chacha::ChaCha20Rng;
 /// The index of one relay.
 #[derive(Debug)]
 pub(super) struct ClientIndex {
-    hash: KeyedHasher,
+    hasher: KeyedHasher,
     pub(super) clients: HashIndex,
 }
 
 impl ClientIndex {
-    /// Takes the secret of its hashes from another stream of `rng`.
+    /// Draws the hash key from another stream of `rng`, so that `rng` itself is not advanced.
     pub(super) fn new(rng: &ChaCha20Rng) -> Self {
         let mut rng = rng.clone();
         rng.set_stream(1);
-        Self { hash: KeyedHasher::new(&mut rng), clients: HashIndex::default() }
+        Self { hasher: KeyedHasher::new(&mut rng), clients: HashIndex::default() }
     }
 
-    pub(super) fn client(&self, client: &PackedTuple) -> ShortHash {
+    pub(super) fn hash(&self, client: &PackedTuple) -> ShortHash {
         let (ip, numbers) = client.key();
-        self.hash.of(ip, numbers)
+        self.hasher.hash(ip, numbers)
     }
 }
 
@@ -31,17 +31,17 @@ impl Relay {
     /// Returns the allocation of a client.
     pub(super) fn allocation_of(&self, client: FiveTuple) -> Option<AllocationId> {
         let client = PackedTuple::new(client);
-        let hash = self.directory.client(&client);
-        self.directory.clients.find(hash, |id| self.allocations.get(id).is_some_and(|a| a.is_of(&client)))
+        let hash = self.client_index.hash(&client);
+        self.client_index.clients.find(hash, |id| self.allocations.get(id).is_some_and(|a| a.is_of(&client)))
     }
 
     pub(super) fn insert_client(&mut self, client: FiveTuple, id: AllocationId) {
-        let hash = self.directory.client(&PackedTuple::new(client));
-        self.directory.clients.insert(hash, id);
+        let hash = self.client_index.hash(&PackedTuple::new(client));
+        self.client_index.clients.insert(hash, id);
     }
 
     pub(super) fn remove_client(&mut self, client: FiveTuple, id: AllocationId) {
-        let hash = self.directory.client(&PackedTuple::new(client));
-        self.directory.clients.remove(hash, id);
+        let hash = self.client_index.hash(&PackedTuple::new(client));
+        self.client_index.clients.remove(hash, id);
     }
 }

@@ -1,4 +1,4 @@
-//! What names a client, and the same in as few bytes as a packet's lookup can do with.
+//! The 5-tuple that identifies a client, and its packed form.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
@@ -32,7 +32,7 @@ impl Transport {
     }
 }
 
-/// What names a client: its address as the server sees it, the server's address, and the transport
+/// Identifies a client: its address as the server sees it, the server's address, and the transport
 /// ([RFC 8656 section 3.2](https://www.rfc-editor.org/rfc/rfc8656#section-3.2)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FiveTuple {
@@ -44,7 +44,7 @@ pub struct FiveTuple {
     pub transport: Transport,
 }
 
-/// A five-tuple in 48 bytes. An IPv6 flow label is no part of it: the kernel fills it in for nobody who has not asked.
+/// A 5-tuple in 48 bytes, without IPv6 flow labels, which the kernel fills in only on request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PackedTuple {
     client_ip: [u8; 16],
@@ -56,7 +56,7 @@ pub(super) struct PackedTuple {
     transport: Transport,
 }
 
-/// Stands where IPv6 has a scope: a mapped address that came by an IPv6 socket is not the IPv4 address.
+/// The scope of IPv4 addresses: an IPv4-mapped address from an IPv6 socket is another address.
 const V4: u32 = u32::MAX;
 
 fn pack(address: SocketAddr) -> ([u8; 16], u32) {
@@ -96,7 +96,7 @@ impl PackedTuple {
         }
     }
 
-    /// Returns what a hash is taken of. The server's IP address is left out, since no client can draw many of them.
+    /// Returns the hash's input. The server's IP address is left out: there are only a few.
     pub(super) fn key(&self) -> ([u8; 16], u64) {
         let numbers = [self.client_port, self.server_port, self.transport as u16, self.client_scope as u16];
         (self.client_ip, numbers.into_iter().fold(0, |sum, number| (sum << 16) | u64::from(number)))

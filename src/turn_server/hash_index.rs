@@ -1,7 +1,7 @@
-//! Finds things by keys that lie with the things themselves: 8 bytes an entry, so that the index of very many allocations stays in
-//! the processor's caches.
+//! An index whose keys are stored in the indexed items: 8 bytes an entry, so that the index of very many allocations stays in the
+//! processor's caches.
 //!
-//! The hash is keyed: strangers choose their addresses, and must not be able to choose where they fall in a table.
+//! The hash is keyed, because clients choose their addresses and must not be able to choose collisions.
 
 use foldhash::SharedSeed;
 use foldhash::fast::FoldHasher;
@@ -9,7 +9,7 @@ use hashbrown::HashTable;
 use rand::RngCore;
 use std::hash::Hasher;
 
-/// A hash function of a relay's own.
+/// A hash function with a secret key.
 #[derive(Debug, Clone)]
 pub(super) struct KeyedHasher {
     seed: u64,
@@ -21,8 +21,8 @@ impl KeyedHasher {
         Self { seed: rng.next_u64(), shared: SharedSeed::from_u64(rng.next_u64()) }
     }
 
-    /// Returns the hash of an IP address and of whatever else is part of the key.
-    pub(super) fn of(&self, ip: [u8; 16], more: u64) -> ShortHash {
+    /// Returns the hash of an IP address and of the rest of the key.
+    pub(super) fn hash(&self, ip: [u8; 16], more: u64) -> ShortHash {
         let mut hasher = FoldHasher::with_seed(self.seed, &self.shared);
         hasher.write_u128(u128::from_ne_bytes(ip));
         hasher.write_u64(more);
@@ -31,18 +31,18 @@ impl KeyedHasher {
     }
 }
 
-/// A hash as entries remember it.
+/// The 32 bits of a hash that an entry stores.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct ShortHash(u32);
 
 impl ShortHash {
-    /// Fills both of the places that a table looks at, its highest and its lowest bits.
+    /// Repeats the bits: the table uses the highest and the lowest ones.
     fn wide(self) -> u64 {
         (u64::from(self.0) << 32) | u64::from(self.0)
     }
 }
 
-/// Numbers of things under the hashes of their keys. A key may have several, and each is kept as often as it was put in.
+/// A multimap from hashes to item numbers.
 #[derive(Debug, Default)]
 pub(super) struct HashIndex(HashTable<Entry>);
 
@@ -53,20 +53,20 @@ struct Entry {
 }
 
 impl Entry {
-    /// Slabs hand out the lowest numbers that are free, and no machine holds 2^32 allocations.
+    /// Slabs use the lowest free number, and no host holds 2^32 allocations.
     fn new(hash: ShortHash, number: usize) -> Self {
         Self { hash, number: number as u32 }
     }
 }
 
 impl HashIndex {
-    /// Returns the first number under `hash` of which `is_it` says that it is the one.
+    /// Returns the first number under `hash` for which `is_it` is true.
     pub(super) fn find(&self, hash: ShortHash, is_it: impl Fn(usize) -> bool) -> Option<usize> {
         let entry = self.0.find(hash.wide(), |entry| entry.hash == hash && is_it(entry.number as usize));
         entry.map(|entry| entry.number as usize)
     }
 
-    /// Lists the numbers under `hash`; some may be of other keys.
+    /// Iterates over the numbers under `hash`; some may belong to other keys.
     pub(super) fn all(&self, hash: ShortHash) -> impl Iterator<Item = usize> {
         self.0
             .iter_hash(hash.wide())
@@ -78,7 +78,7 @@ impl HashIndex {
         self.0.insert_unique(hash.wide(), Entry::new(hash, number), |entry| entry.hash.wide());
     }
 
-    /// Takes `number` out once, if it is there.
+    /// Removes one entry of `number`, if there is one.
     pub(super) fn remove(&mut self, hash: ShortHash, number: usize) {
         let wanted = Entry::new(hash, number);
         if let Ok(entry) = self.0.find_entry(hash.wide(), |entry| *entry == wanted) {
@@ -97,7 +97,7 @@ mod tests {
     fn what_was_put_in_is_found_until_it_is_taken_out() {
         let hash = KeyedHasher::new(&mut ChaCha20Rng::from_seed([1; 32]));
         let mut index = HashIndex::default();
-        let of = |key: usize| hash.of([7; 16], key as u64);
+        let of = |key: usize| hash.hash([7; 16], key as u64);
         (0..10_000).for_each(|key| index.insert(of(key), key));
         assert!((0..10_000).all(|key| index.find(of(key), |number| number == key) == Some(key)));
         assert_eq!(index.find(of(5), |_| false), None);
@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn one_key_may_have_several_numbers() {
-        let hash = KeyedHasher::new(&mut ChaCha20Rng::from_seed([1; 32])).of([0; 16], 0);
+        let hash = KeyedHasher::new(&mut ChaCha20Rng::from_seed([1; 32])).hash([0; 16], 0);
         let mut index = HashIndex::default();
         [3, 4, 4].into_iter().for_each(|number| index.insert(hash, number));
         index.remove(hash, 4);
@@ -118,7 +118,7 @@ mod tests {
 
     #[test]
     fn another_seed_is_another_hash() {
-        let with = |seed| KeyedHasher::new(&mut ChaCha20Rng::from_seed([seed; 32])).of([1; 16], 1);
+        let with = |seed| KeyedHasher::new(&mut ChaCha20Rng::from_seed([seed; 32])).hash([1; 16], 1);
         assert_ne!(with(1), with(2));
     }
 }

@@ -1,13 +1,14 @@
 //! Mobility: a client whose address has changed keeps its allocation
 //! ([RFC 8016](https://www.rfc-editor.org/rfc/rfc8016)).
 //!
-//! A ticket is sealed and says all that is needed to find the allocation, so that nothing is stored for it: which worker, which
-//! allocation, which of its tickets, and whose. An allocation honours its newest ticket; the one before only from where that has
-//! already brought it, for an answer that was lost.
+//! A ticket is encrypted and names all that finds the allocation, so nothing is stored for it: the worker, the allocation, the ticket's
+//! number and the user. An allocation accepts its newest ticket. It accepts the one before only from its current 5-tuple, for a
+//! response that was lost.
 
 use super::FiveTuple;
 use super::allocation::PeerTransport;
-use super::machine::{AllocationId, Output, Relay};
+use super::machine::{AllocationId, Relay};
+use super::output::Output;
 use super::requests::Request;
 use super::response::StunErrorCode;
 use crate::clock::Now;
@@ -17,27 +18,27 @@ use rand::{Rng, RngCore};
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::digest;
 
-/// Bytes of what a ticket seals.
+/// Bytes of a ticket's plaintext.
 const PLAIN: usize = 2 + 4 + 4 + 8 + 8;
 
-/// Seals and opens tickets.
+/// Encrypts and decrypts tickets.
 #[derive(Debug)]
-pub struct MobilityTickets(LessSafeKey);
+pub struct MobilityTickets(Option<LessSafeKey>);
 
-/// What a ticket says.
+/// A ticket's plaintext.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct MobilityTicket {
     worker: u16,
     allocation: u32,
-    /// Drawn for the allocation, since numbers of allocations come back.
+    /// Random number of the allocation, since allocation ids are reused.
     birth: u64,
-    /// How many tickets there were before.
+    /// The number of earlier tickets.
     number: u32,
-    /// The beginning of the user name's digest.
+    /// The first bytes of the user name's digest.
     user: u64,
 }
 
-/// The moves of one allocation.
+/// The mobility state of one allocation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Mobility {
     birth: u64,
@@ -46,12 +47,11 @@ pub(super) struct Mobility {
 }
 
 impl MobilityTickets {
-    /// Takes the key; servers of one fleet could share it.
-    ///
-    /// # Errors
-    /// Never with a key of this length.
-    pub fn new(key: &[u8; 32]) -> Result<Self, ring::error::Unspecified> {
-        Ok(Self(LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key)?)))
+    /// Creates it with a key, which all servers that a client may move between share.
+    #[must_use]
+    pub fn new(key: &[u8; 32]) -> Self {
+        // ring refuses only keys of another length; without a key there are no tickets.
+        Self(UnboundKey::new(&CHACHA20_POLY1305, key).ok().map(LessSafeKey::new))
     }
 
     fn seal(&self, ticket: MobilityTicket, rng: &mut impl RngCore) -> Option<Vec<u8>> {
@@ -64,7 +64,7 @@ impl MobilityTickets {
         body.extend_from_slice(&ticket.birth.to_be_bytes());
         body.extend_from_slice(&ticket.user.to_be_bytes());
         let sealed = Nonce::assume_unique_for_key(nonce);
-        self.0.seal_in_place_append_tag(sealed, Aad::empty(), &mut body).ok()?;
+        self.0.as_ref()?.seal_in_place_append_tag(sealed, Aad::empty(), &mut body).ok()?;
         Some([&nonce[..], &body].concat())
     }
 
@@ -72,7 +72,7 @@ impl MobilityTickets {
         let (nonce, body) = sealed.split_first_chunk::<NONCE_LEN>()?;
         let mut body = body.to_vec();
         let nonce = Nonce::assume_unique_for_key(*nonce);
-        let plain = self.0.open_in_place(nonce, Aad::empty(), &mut body).ok()?;
+        let plain = self.0.as_ref()?.open_in_place(nonce, Aad::empty(), &mut body).ok()?;
         let plain: &[u8; PLAIN] = (&*plain).try_into().ok()?;
         let [a, b, c, d, e, f, g, h, i, j, rest @ ..] = *plain;
         let (birth, user) = rest.split_at(8);
@@ -105,7 +105,7 @@ impl Relay {
         }
     }
 
-    /// Seals the newest ticket of an allocation that has any.
+    /// Makes the newest ticket of an allocation that has mobility.
     pub(super) fn mobility_ticket(&mut self, id: AllocationId) -> Option<Vec<u8>> {
         let allocation = self.allocations.get(id)?;
         let Mobility { birth, number } = allocation.control.mobility?;
@@ -119,8 +119,8 @@ impl Relay {
         self.shared.tickets.seal(ticket, &mut self.rng)
     }
 
-    /// Moves the allocation that a Refresh's ticket names to the five-tuple that it came by, and returns it. `None` when
-    /// another worker has it: the request is on its way there.
+    /// Moves the allocation that a Refresh's ticket names to the request's 5-tuple, and returns it. `None` when another worker has
+    /// it: the request is forwarded there.
     pub(super) fn resume_allocation(
         &mut self,
         now: Now,
@@ -135,7 +135,7 @@ impl Relay {
             return Err(StunErrorCode::WrongCredentials);
         }
         if ticket.worker != self.shared.worker {
-            // The other worker does not know whom this one serves at that place.
+            // The other worker does not know that this one has an allocation on the 5-tuple.
             if self.allocation_of(request.client).is_some() {
                 return Err(StunErrorCode::AllocationMismatch);
             }
@@ -158,10 +158,10 @@ impl Relay {
         if *allocation.user() != request.user {
             return Err(StunErrorCode::WrongCredentials);
         }
-        let came_here = allocation.client() == request.client;
+        let is_here = allocation.client() == request.client;
         let newest = ticket.number == mobility.number;
-        let before = ticket.number.checked_add(1) == Some(mobility.number);
-        match (newest, before && came_here) {
+        let previous = ticket.number.checked_add(1) == Some(mobility.number);
+        match (newest, previous && is_here) {
             (false, false) => Err(StunErrorCode::BadRequest),
             (false, true) => Ok(Some(id)),
             (true, _) => self.move_client(id, request.client).map(Some),

@@ -1,7 +1,8 @@
-//! The relay: TURN, [RFC 8656](https://www.rfc-editor.org/rfc/rfc8656).
+//! The TURN server: [RFC 8656](https://www.rfc-editor.org/rfc/rfc8656), with TCP allocations
+//! ([RFC 6062](https://www.rfc-editor.org/rfc/rfc6062)) and mobility ([RFC 8016](https://www.rfc-editor.org/rfc/rfc8016)).
 //!
-//! [`machine::Relay`] is the brain: clients' and peers' bytes in, what to forward as the return value, control through
-//! `poll_output`.
+//! [`Relay`] is a state machine without I/O. [`Relay::handle_client`] and [`Relay::handle_peer`] return what to forward;
+//! [`Relay::poll_output`] returns responses and sockets to open or close.
 
 mod allocate;
 mod allocation;
@@ -9,13 +10,20 @@ pub(crate) mod allocation_quota;
 pub(crate) mod alternate_servers;
 pub(crate) mod auth;
 mod authenticate;
+mod channel_bind;
 mod client_index;
-pub(crate) mod data;
+pub(crate) mod config;
+mod counters;
+mod create_permission;
+mod data;
 mod denial_counters;
 mod five_tuple;
+mod forward;
+mod handlers;
 mod hash_index;
-pub(crate) mod machine;
+mod machine;
 pub(crate) mod mobility;
+mod output;
 mod peer_table;
 mod peers;
 pub(crate) mod pending_connections;
@@ -24,6 +32,7 @@ pub(crate) mod policy;
 mod port_owners;
 pub(crate) mod ports;
 mod prefetch;
+mod refresh;
 mod relay_port;
 mod requests;
 pub(crate) mod reservation;
@@ -31,14 +40,30 @@ mod response;
 mod tcp_allocations;
 pub(crate) mod wire;
 
+pub use crate::limits::{NetworkPrefix, PrefixError, Rate};
 pub use allocation::{CHANNEL_COOLDOWN, CHANNEL_LIFETIME};
+pub use alternate_servers::AlternateServers;
+pub use auth::{
+    Authenticator, AuthenticatorConfig, Expiry, LookupCacheConfig, LookupResult, RealmCredentials,
+    RestSecret, RevocationList, TokenKey, UserKeys, UserQuery,
+};
+pub use config::{AllocationLimits, RelayConfig, RelayFeatures};
+pub use counters::Counters;
+pub use data::IcmpError;
 pub use five_tuple::{FiveTuple, Transport};
-pub use machine::{Relay, Shared};
-pub use pending_connections::ConnectionId;
+pub use forward::{
+    ClientFrame, DropCounters, DropReason, Forward, InternalPacket, InternalRoute, IpHeader, ToClient, ToPeer,
+};
+pub use handlers::{AuthHandler, EventHandler, PermissionHandler, QuotaHandler};
+pub use machine::Relay;
+pub use output::{Output, RequestAuth};
+pub use pending_connections::{ConnectionId, UserBandwidth};
 pub use permissions::PERMISSION_LIFETIME;
-pub use port_owners::PortOwner;
+pub use policy::PolicyConfig;
+pub use ports::RelayAddress;
 pub use prefetch::PREFETCH_BATCH;
 pub use relay_port::{RelayId, RelaySocketError};
+pub use wire::FrameHeader;
 
 #[cfg(test)]
 mod tests;

@@ -1,15 +1,15 @@
-//! An allocation's links: the peers it talks with or has bound a channel to, and what a packet to or from each has to know.
+//! The peers that an allocation sends to or has bound a channel to, and what a packet to or from each needs.
 //!
-//! Most allocations carry their data over one of them. That one, the first or the last to get a channel, lies with the allocation
-//! itself; all others lie apart, in order.
+//! Most allocations carry their data over one of them: the first, or the last that got a channel. That one is stored in the allocation
+//! itself; the others are in sorted lists on the heap.
 
 use super::policy::PeerAddr;
 use super::relay_port::RelayId;
 use crate::clock::Ticks;
 
-/// Names no relay port.
+/// Stands for no relay port.
 const NO_RELAY: u32 = u32::MAX;
-/// Of the 16 bits of a channel number, the highest is zero.
+/// The highest bit of a channel number is zero: it holds this flag.
 const SKIPS_PORT_CHECK: u16 = 0x8000;
 
 /// One peer.
@@ -19,9 +19,9 @@ pub(super) struct PeerEntry {
     /// The channel's number, 0 without one, and [`SKIPS_PORT_CHECK`].
     bits: u16,
     relay: u32,
-    /// When the channel ends.
+    /// When the channel expires.
     pub(super) bound_until: Ticks,
-    /// When the permission for the peer's address ends.
+    /// When the permission for the peer's address expires.
     pub(super) permitted_until: Ticks,
 }
 
@@ -34,7 +34,7 @@ impl PeerEntry {
         self.peer
     }
 
-    /// Returns whether it is known that the policy does not judge the peer's port.
+    /// Returns whether the policy does not depend on the peer's port.
     pub(super) fn skips_port_check(&self) -> bool {
         self.bits & SKIPS_PORT_CHECK != 0
     }
@@ -43,7 +43,7 @@ impl PeerEntry {
         self.bits = (self.bits & !SKIPS_PORT_CHECK) | if any { SKIPS_PORT_CHECK } else { 0 };
     }
 
-    /// Returns the port that the peer knows the client by.
+    /// Returns the relay port that sends to the peer, if the client has sent there or bound a channel.
     pub(super) fn relay(&self) -> Option<RelayId> {
         (self.relay != NO_RELAY).then_some(self.relay as usize)
     }
@@ -52,58 +52,58 @@ impl PeerEntry {
         self.relay = relay.map_or(NO_RELAY, |relay| relay as u32);
     }
 
-    /// Returns the channel's number, also while it cools down.
-    pub(super) fn number(&self) -> Option<u16> {
+    /// Returns the channel number, also for some time after the channel has expired.
+    pub(super) fn channel(&self) -> Option<u16> {
         Some(self.bits & !SKIPS_PORT_CHECK).filter(|number| *number != 0)
     }
 
-    pub(super) fn set_number(&mut self, number: Option<u16>) {
+    pub(super) fn set_channel(&mut self, number: Option<u16>) {
         self.bits = (self.bits & SKIPS_PORT_CHECK) | number.unwrap_or(0);
     }
 
-    fn is_of_use(&self) -> bool {
-        self.number().is_some() || self.relay().is_some()
+    fn is_used(&self) -> bool {
+        self.channel().is_some() || self.relay().is_some()
     }
 }
 
-/// All links of one allocation.
+/// All peers of one allocation.
 #[derive(Debug, Default)]
 pub(super) struct PeerTable {
-    /// There if it has a port: no peer has port 0.
+    /// Present if its port is not 0: no peer has port 0.
     first: PeerEntry,
-    others: Option<Box<Overflow>>,
+    overflow: Option<Box<Overflow>>,
 }
 
 #[derive(Debug, Default)]
 struct Overflow {
     /// By peer.
-    links: Vec<PeerEntry>,
-    /// The channels among them, by number.
+    entries: Vec<PeerEntry>,
+    /// The channels, by number.
     channels: Vec<(u16, PeerAddr)>,
 }
 
 impl Overflow {
-    fn of(&self, peer: PeerAddr) -> Option<&PeerEntry> {
-        let at = self.links.binary_search_by_key(&peer, PeerEntry::peer).ok()?;
-        self.links.get(at)
+    fn get(&self, peer: PeerAddr) -> Option<&PeerEntry> {
+        let at = self.entries.binary_search_by_key(&peer, PeerEntry::peer).ok()?;
+        self.entries.get(at)
     }
 
-    fn insert(&mut self, link: PeerEntry) {
-        if let Err(at) = self.links.binary_search_by_key(&link.peer, PeerEntry::peer) {
-            self.links.insert(at, link);
+    fn insert(&mut self, entry: PeerEntry) {
+        if let Err(at) = self.entries.binary_search_by_key(&entry.peer, PeerEntry::peer) {
+            self.entries.insert(at, entry);
         }
-        if let Some(number) = link.number()
+        if let Some(number) = entry.channel()
             && let Err(at) = self.channels.binary_search_by_key(&number, |(number, _)| *number)
         {
-            self.channels.insert(at, (number, link.peer));
+            self.channels.insert(at, (number, entry.peer));
         }
     }
 
     fn remove(&mut self, peer: PeerAddr) -> Option<PeerEntry> {
-        let at = self.links.binary_search_by_key(&peer, PeerEntry::peer).ok()?;
-        let link = self.links.remove(at);
+        let at = self.entries.binary_search_by_key(&peer, PeerEntry::peer).ok()?;
+        let entry = self.entries.remove(at);
         self.channels.retain(|(_, other)| *other != peer);
-        Some(link)
+        Some(entry)
     }
 }
 
@@ -112,56 +112,56 @@ impl PeerTable {
         (self.first.peer.port() != 0).then_some(&self.first)
     }
 
-    /// Reads from where most packets find their link.
+    /// Reads from the entry that most packets need.
     pub(super) fn prefetch(&self) -> u64 {
         self.first.permitted_until.as_nanos()
     }
 
-    /// Returns the link to `peer`.
-    pub(super) fn of(&self, peer: PeerAddr) -> Option<&PeerEntry> {
+    /// Returns the entry of `peer`.
+    pub(super) fn get(&self, peer: PeerAddr) -> Option<&PeerEntry> {
         if self.first.peer == peer {
             return self.first();
         }
-        self.others.as_ref()?.of(peer)
+        self.overflow.as_ref()?.get(peer)
     }
 
-    /// Returns the link that channel `number` is bound to.
-    pub(super) fn numbered(&self, number: u16) -> Option<&PeerEntry> {
-        if self.first.number() == Some(number) {
+    /// Returns the entry that channel `number` is bound to.
+    pub(super) fn by_channel(&self, number: u16) -> Option<&PeerEntry> {
+        if self.first.channel() == Some(number) {
             return self.first();
         }
-        let others = self.others.as_ref()?;
-        let at = others.channels.binary_search_by_key(&number, |(number, _)| *number).ok()?;
-        others.of(others.channels.get(at)?.1)
+        let overflow = self.overflow.as_ref()?;
+        let at = overflow.channels.binary_search_by_key(&number, |(number, _)| *number).ok()?;
+        overflow.get(overflow.channels.get(at)?.1)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &PeerEntry> {
-        self.first().into_iter().chain(self.others.iter().flat_map(|others| &others.links))
+        self.first().into_iter().chain(self.overflow.iter().flat_map(|overflow| &overflow.entries))
     }
 
-    /// Changes the link to `peer`, a new one if there is none; one that is of no use any more is dropped.
-    pub(super) fn change(&mut self, peer: PeerAddr, change: impl FnOnce(&mut PeerEntry)) {
-        let mut link = self.take(peer).unwrap_or_else(|| PeerEntry::new(peer));
-        change(&mut link);
-        if link.is_of_use() {
-            self.put(link);
+    /// Updates the entry of `peer`, a new one if there is none; an entry that is no longer used is removed.
+    pub(super) fn update(&mut self, peer: PeerAddr, update: impl FnOnce(&mut PeerEntry)) {
+        let mut entry = self.take(peer).unwrap_or_else(|| PeerEntry::new(peer));
+        update(&mut entry);
+        if entry.is_used() {
+            self.insert(entry);
         }
     }
 
-    /// Notes that the permission for the address of `peer` now ends at `until`.
-    pub(super) fn permit(&mut self, peer: PeerAddr, until: Ticks) {
-        let others = self.others.iter_mut().flat_map(|others| &mut others.links);
-        let of_address = |link: &&mut PeerEntry| link.peer.without_port() == peer.without_port();
-        for link in std::iter::once(&mut self.first).chain(others).filter(of_address) {
-            link.permitted_until = until;
+    /// Sets the expiry of the permission for the address of `peer`.
+    pub(super) fn set_permission(&mut self, peer: PeerAddr, until: Ticks) {
+        let overflow = self.overflow.iter_mut().flat_map(|overflow| &mut overflow.entries);
+        let has_address = |entry: &&mut PeerEntry| entry.peer.without_port() == peer.without_port();
+        for entry in std::iter::once(&mut self.first).chain(overflow).filter(has_address) {
+            entry.permitted_until = until;
         }
     }
 
-    /// Notes anew of which peers the policy judges the port.
-    pub(super) fn set_port_checks(&mut self, judges: impl Fn(PeerAddr) -> bool) {
-        let others = self.others.iter_mut().flat_map(|others| &mut others.links);
-        for link in std::iter::once(&mut self.first).chain(others) {
-            link.set_skips_port_check(!judges(link.peer));
+    /// Updates for which peers the policy depends on the port.
+    pub(super) fn set_port_checks(&mut self, checks: impl Fn(PeerAddr) -> bool) {
+        let overflow = self.overflow.iter_mut().flat_map(|overflow| &mut overflow.entries);
+        for entry in std::iter::once(&mut self.first).chain(overflow) {
+            entry.set_skips_port_check(!checks(entry.peer));
         }
     }
 
@@ -169,20 +169,20 @@ impl PeerTable {
         if self.first.peer == peer {
             return Some(std::mem::take(&mut self.first));
         }
-        let others = self.others.as_mut()?;
-        let link = others.remove(peer);
-        if others.links.is_empty() {
-            self.others = None;
+        let overflow = self.overflow.as_mut()?;
+        let entry = overflow.remove(peer);
+        if overflow.entries.is_empty() {
+            self.overflow = None;
         }
-        link
+        entry
     }
 
-    fn put(&mut self, link: PeerEntry) {
+    fn insert(&mut self, entry: PeerEntry) {
         let comes_first =
-            self.first().is_none_or(|first| link.number().is_some() && first.number().is_none());
-        let apart = if comes_first { std::mem::replace(&mut self.first, link) } else { link };
+            self.first().is_none_or(|first| entry.channel().is_some() && first.channel().is_none());
+        let apart = if comes_first { std::mem::replace(&mut self.first, entry) } else { entry };
         if apart.peer.port() != 0 {
-            self.others.get_or_insert_default().insert(apart);
+            self.overflow.get_or_insert_default().insert(apart);
         }
     }
 }
@@ -198,20 +198,20 @@ mod tests {
     }
 
     #[test]
-    fn a_channel_brings_its_link_to_the_front() {
-        let mut links = PeerTable::default();
-        links.change(peer(1), |link| link.set_relay(Some(0)));
-        links.change(peer(2), |link| link.set_relay(Some(0)));
-        assert_eq!(links.first.peer, peer(1));
-        links.change(peer(2), |link| link.set_number(Some(0x4000)));
-        assert_eq!(links.first.peer, peer(2));
+    fn a_peer_with_a_channel_comes_first() {
+        let mut table = PeerTable::default();
+        table.update(peer(1), |entry| entry.set_relay(Some(0)));
+        table.update(peer(2), |entry| entry.set_relay(Some(0)));
+        assert_eq!(table.first.peer, peer(1));
+        table.update(peer(2), |entry| entry.set_channel(Some(0x4000)));
+        assert_eq!(table.first.peer, peer(2));
         assert_eq!(size_of::<PeerTable>(), 48);
     }
 
     proptest! {
         #[test]
-        fn links_are_found_by_peer_and_by_channel(steps in proptest::collection::vec((0..12_u8, 0..4_u8), 0..60)) {
-            let mut links = PeerTable::default();
+        fn entries_are_found_by_peer_and_by_channel(steps in proptest::collection::vec((0..12_u8, 0..4_u8), 0..60)) {
+            let mut table = PeerTable::default();
             let mut model = BTreeMap::<PeerAddr, (Option<usize>, Option<u16>)>::new();
             for (number, step) in steps {
                 let entry = model.entry(peer(number)).or_default();
@@ -222,21 +222,21 @@ mod tests {
                     _ => entry.1 = None,
                 }
                 let (relay, channel) = *entry;
-                links.change(peer(number), |link| {
-                    link.set_relay(relay);
-                    link.set_skips_port_check(true);
-                    link.set_number(channel);
+                table.update(peer(number), |entry| {
+                    entry.set_relay(relay);
+                    entry.set_skips_port_check(true);
+                    entry.set_channel(channel);
                 });
                 model.retain(|_, entry| *entry != (None, None));
                 for number in 0..12 {
-                    let found = links.of(peer(number)).map(|link| (link.relay(), link.number()));
+                    let found = table.get(peer(number)).map(|entry| (entry.relay(), entry.channel()));
                     prop_assert_eq!(found, model.get(&peer(number)).copied());
-                    let bound = links.numbered(0x4000 + u16::from(number)).map(PeerEntry::peer);
+                    let bound = table.by_channel(0x4000 + u16::from(number)).map(PeerEntry::peer);
                     let is_bound = model.get(&peer(number)).is_some_and(|(_, channel)| channel.is_some());
                     prop_assert_eq!(bound, is_bound.then_some(peer(number)));
                 }
-                prop_assert_eq!(links.iter().count(), model.len());
-                prop_assert!(links.iter().all(|link| link.skips_port_check()));
+                prop_assert_eq!(table.iter().count(), model.len());
+                prop_assert!(table.iter().all(|entry| entry.skips_port_check()));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Peer connections that wait to be bound: the client's second connection may reach another worker than its allocation's
+//! Peer connections that wait for a ConnectionBind: the client's data connection may reach another worker than its allocation's
 //! ([RFC 6062 section 5.4](https://www.rfc-editor.org/rfc/rfc6062#section-5.4)).
 
 use crate::clock::TickBase;
@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-/// What CONNECTION-ID carries: names a connection to a peer. Drawn at random.
+/// The value of CONNECTION-ID: a random id of a connection to a peer.
 pub type ConnectionId = u32;
 
-/// The bandwidth of one user, for bytes that pass outside of the relay's machine.
+/// The bandwidth limit of one user, for bytes that the driver relays itself.
 #[derive(Debug, Clone)]
 pub struct UserBandwidth {
     pub(super) limiter: Arc<SharedRateLimiter>,
@@ -53,19 +53,19 @@ impl PendingConnections {
             .insert(id, PendingConnection { user, bandwidth });
     }
 
-    /// Takes a connection for `user`, once. Whoever has no right to it leaves it as it is.
+    /// Takes the connection if it is the user's.
     pub(super) fn take(&self, id: ConnectionId, user: &str) -> Option<UserBandwidth> {
-        let mut offered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        offered.get(&id).filter(|offer| *offer.user == *user)?;
-        offered.remove(&id).map(|offer| offer.bandwidth)
+        let mut pending = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        pending.get(&id).filter(|connection| *connection.user == *user)?;
+        pending.remove(&id).map(|connection| connection.bandwidth)
     }
 
-    /// Takes an offer back; `false` when it was taken.
+    /// Removes a connection; `false` when it was taken.
     pub(super) fn remove(&self, id: ConnectionId) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id).is_some()
     }
 
-    /// Returns whether `id` is offered.
+    /// Returns whether `id` waits.
     pub(super) fn contains(&self, id: ConnectionId) -> bool {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&id)
     }

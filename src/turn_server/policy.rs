@@ -1,7 +1,7 @@
-//! Which peers may be reached: one filter for every way in, deny by default.
+//! Which peers may be reached: one filter for every operation that names a peer.
 //!
-//! The table is IANA's special-purpose registry for both families. An IPv6 address that carries an IPv4 address in
-//! any of the known spellings is judged by both.
+//! Addresses of IANA's special-purpose registries and of this host are denied by default. An IPv6 address that embeds an IPv4 address is
+//! checked as both.
 
 use super::ports::RelayPorts;
 use crate::limits::NetworkPrefix;
@@ -61,25 +61,28 @@ impl fmt::Debug for PeerAddr {
     }
 }
 
-/// The rule that refused a peer; its text goes into logs and counters.
+/// The rule that denied a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PolicyDenial {
-    /// This host's own address, at a port that is no relayed address.
+    /// An address of this host, at a port that is not a relayed address.
     OwnAddress,
     /// A prefix of the special-purpose table.
     Special(&'static str),
     /// One of the operator's `deny_peers`.
     Operator(NetworkPrefix),
+    /// The embedder's [`PermissionHandler`](super::PermissionHandler).
+    PermissionHandler,
 }
 
 impl PolicyDenial {
-    /// Returns the rule's name, one of a fixed table.
+    /// Returns the rule's name, for metrics: `own address`, `deny_peers`, `permission handler`, or the purpose in IANA's registry, such as `private`.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
             Self::OwnAddress => "own address",
             Self::Special(rule) => rule,
             Self::Operator(_) => "deny_peers",
+            Self::PermissionHandler => "permission handler",
         }
     }
 }
@@ -93,8 +96,9 @@ impl fmt::Display for PolicyDenial {
     }
 }
 
-/// The operator's part of the policy.
+/// Configures which peers may be reached.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct PolicyConfig {
     /// Prefixes allowed although the table denies them.
     pub allow_peers: Vec<NetworkPrefix>,
@@ -109,7 +113,7 @@ pub struct PolicyConfig {
     pub own_ports: Vec<u16>,
 }
 
-/// Decides about peers.
+/// Decides which peers may be reached.
 #[derive(Debug, Clone)]
 pub struct PeerPolicy {
     config: PolicyConfig,
@@ -173,12 +177,12 @@ impl PeerPolicy {
         if self.relayed.serves(ip) && (peer.port() == 0 || self.relayed.is_leased(peer.socket_addr())) {
             return Ok(());
         }
-        let spellings = || spellings(ip);
+        let embedded = || embedded(ip);
         let leads_here = self.checks_ports(ip);
         let within = |list: &[NetworkPrefix]| {
-            spellings().find_map(|ip| list.iter().copied().find(|net| net.contains(ip)))
+            embedded().find_map(|ip| list.iter().copied().find(|net| net.contains(ip)))
         };
-        // The system takes the unspecified address for its own; nobody has a reason to name it.
+        // The system treats the unspecified address as its own.
         if ip.is_unspecified() || (leads_here && self.config.own_ports.contains(&peer.port())) {
             return Err(PolicyDenial::OwnAddress);
         }
@@ -188,13 +192,13 @@ impl PeerPolicy {
         if within(&self.config.allow_peers).is_some() {
             return Ok(());
         }
-        if spellings().any(|ip| self.is_own(ip)) {
+        if embedded().any(|ip| self.is_own(ip)) {
             return Err(PolicyDenial::OwnAddress);
         }
-        spellings().find_map(special).map_or(Ok(()), |rule| Err(PolicyDenial::Special(rule)))
+        embedded().find_map(special).map_or(Ok(()), |rule| Err(PolicyDenial::Special(rule)))
     }
 
-    /// Returns whether `ip` is an address of this host, where a permission alone does not admit a port.
+    /// Returns whether `ip` is an address of this host, where a permission does not open all ports.
     #[must_use]
     pub fn is_own(&self, ip: IpAddr) -> bool {
         self.relayed.serves(ip)
@@ -209,7 +213,7 @@ impl PeerPolicy {
     pub fn checks_ports(&self, ip: IpAddr) -> bool {
         let leads_here =
             |ip: IpAddr| self.is_own(ip) || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast();
-        spellings(ip).any(leads_here)
+        embedded(ip).any(leads_here)
     }
 
     /// Returns the same policy for a host whose interfaces have other addresses.
@@ -240,7 +244,7 @@ thread_local! {
 }
 
 /// Lists an address and what it may lead to besides.
-fn spellings(ip: IpAddr) -> impl Iterator<Item = IpAddr> {
+fn embedded(ip: IpAddr) -> impl Iterator<Item = IpAddr> {
     std::iter::once(ip).chain(embedded_v4(ip).map(IpAddr::V4))
 }
 

@@ -1,4 +1,4 @@
-//! Who has a relay port open for datagrams: read for each packet, without a lock. And which ones take connections.
+//! Which relay has a relay port open: read for each packet, without a lock.
 
 use super::relay_port::RelayId;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,29 +12,29 @@ pub struct PortOwner {
     pub relay: RelayId,
 }
 
-/// Stands in a port's place that is open for connections.
+/// Marks a port that is open for TCP connections.
 const CONNECTIONS: u64 = 1;
 
 /// The ports of one relay address.
 #[derive(Debug)]
 pub(super) struct PortOwners {
-    /// For each port the worker's number plus one above the relay port's 32 bits, or [`CONNECTIONS`]; 0 while nobody has it open.
+    /// For each port the worker's number plus one above the relay port's 32 bits, or [`CONNECTIONS`]; 0 while it is closed.
     owners: Box<[AtomicU64]>,
 }
 
 impl PortOwners {
-    /// Makes a table without any open port.
+    /// Creates a table without open ports.
     pub(super) fn new() -> Self {
         Self { owners: (0..=u16::MAX).map(|_| AtomicU64::new(0)).collect() }
     }
 
-    /// Notes that `owner` has opened `port`.
+    /// Stores that `owner` has opened `port` for datagrams.
     pub(super) fn set(&self, port: u16, owner: PortOwner) {
         let packed = ((u64::from(owner.worker) + 1) << 32) | owner.relay as u64;
         self.owners[usize::from(port)].store(packed, Ordering::Release);
     }
 
-    /// Notes that `port` is open for connections.
+    /// Stores that `port` is open for connections.
     pub(super) fn set_for_connections(&self, port: u16) {
         self.owners[usize::from(port)].store(CONNECTIONS, Ordering::Release);
     }
@@ -44,12 +44,12 @@ impl PortOwners {
         self.owners[usize::from(port)].load(Ordering::Acquire) == CONNECTIONS
     }
 
-    /// Notes that nobody has `port` open.
+    /// Stores that `port` is closed.
     pub(super) fn clear(&self, port: u16) {
         self.owners[usize::from(port)].store(0, Ordering::Release);
     }
 
-    /// Returns whose `port` is.
+    /// Returns who has `port` open for datagrams.
     pub(super) fn get(&self, port: u16) -> Option<PortOwner> {
         let packed = self.owners[usize::from(port)].load(Ordering::Acquire);
         let worker = (packed >> 32).checked_sub(1)?;

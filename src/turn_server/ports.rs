@@ -1,4 +1,4 @@
-//! The relay ports: one table for all workers, leases that return on drop.
+//! The relay ports: one table for all workers; leases are released on drop.
 
 use super::port_owners::{PortOwner, PortOwners};
 use rand::Rng;
@@ -14,13 +14,19 @@ pub struct RelayPorts {
     tables: Vec<Table>,
 }
 
-/// A local address that relay sockets are bound to, and what clients are told it is.
+/// A local address that relay sockets are bound to, and the address that clients are told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RelayAddress {
     /// The address on this host.
     pub local: IpAddr,
     /// The same address as peers see it; differs behind a 1:1 NAT.
     pub advertised: IpAddr,
+}
+
+impl From<IpAddr> for RelayAddress {
+    fn from(ip: IpAddr) -> Self {
+        Self { local: ip, advertised: ip }
+    }
 }
 
 #[derive(Debug)]
@@ -31,7 +37,7 @@ struct Table {
     owners: PortOwners,
 }
 
-/// Ports drawn one by one before the range is searched from a drawn port on: neighbours of a taken port would be likelier otherwise
+/// Random ports that are tried before the range is searched from a random port on, which prefers the neighbours of leased ports
 /// ([RFC 6056 section 3.3.2](https://www.rfc-editor.org/rfc/rfc6056#section-3.3.2)).
 const GUESSES: usize = 8;
 /// Words of a [`Table`].
@@ -47,20 +53,20 @@ impl RelayPorts {
         Self { range, tables: addresses.iter().map(table).collect() }
     }
 
-    /// Returns whether relayed addresses are given out at the local address `ip`.
+    /// Returns whether `ip` is a local relay address.
     #[must_use]
     pub fn serves(&self, ip: IpAddr) -> bool {
         self.tables.iter().any(|table| table.address.local == ip)
     }
 
-    /// Returns the local name of an advertised relayed address, and any other address unchanged.
+    /// Returns the local address of an advertised relayed address, and any other address unchanged.
     #[must_use]
     pub fn local(&self, address: SocketAddr) -> SocketAddr {
         let table = self.tables.iter().find(|table| table.address.advertised == address.ip());
         SocketAddr::new(table.map_or(address.ip(), |table| table.address.local), address.port())
     }
 
-    /// Returns what clients are told instead of a local relayed address, and any other address unchanged.
+    /// Returns the advertised address of a local relayed address, and any other address unchanged.
     #[must_use]
     pub fn advertised(&self, address: SocketAddr) -> SocketAddr {
         let table = self.tables.iter().find(|table| table.address.local == address.ip());
@@ -82,14 +88,14 @@ impl RelayPorts {
         table.is_some_and(|table| table.owners.takes_connections(address.port()))
     }
 
-    /// Returns how many ports are leased in all.
+    /// Returns the number of leased ports.
     #[must_use]
     pub fn leased(&self) -> u32 {
         let words = self.tables.iter().flat_map(|table| &table.words);
         words.map(|word| word.load(Ordering::Relaxed).count_ones()).sum()
     }
 
-    /// Returns how many ports there are in all.
+    /// Returns the number of ports.
     #[must_use]
     pub fn count(&self) -> usize {
         self.range.len() * self.tables.len()

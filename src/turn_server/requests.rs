@@ -1,10 +1,9 @@
-//! Requests: whose they are, and where each method is handled.
+//! Requests: authentication, dispatch by method, and error responses.
 
 use super::FiveTuple;
-use super::allocation::Family;
 use super::auth::{AllocationOwner, Authenticated};
+use super::forward::DropReason;
 use super::machine::{AllocationId, Relay};
-use super::policy::PeerAddr;
 use super::response::{Responder, StunErrorCode};
 use crate::clock::Now;
 use crate::stun::{Attributes, Message, Method, attr};
@@ -31,7 +30,7 @@ const KNOWN_IN_REQUESTS: [u16; 16] = [
     attr::DATA,
 ];
 
-/// An authenticated request and how to answer it.
+/// An authenticated request and how to respond to it.
 pub(super) struct Request<'a> {
     pub(super) client: FiveTuple,
     pub(super) user: Arc<str>,
@@ -45,37 +44,46 @@ pub(super) struct Request<'a> {
 }
 
 impl Relay {
-    pub(super) fn request(&mut self, now: Now, client: FiveTuple, message: &Message<'_>) {
+    /// Handles a request; the response, if there is one, is an output.
+    ///
+    /// # Errors
+    /// [`DropReason::UnexpectedMessage`] for a method that is not TURN's.
+    pub(super) fn handle_request(
+        &mut self,
+        now: Now,
+        client: FiveTuple,
+        message: &Message<'_>,
+    ) -> Result<(), DropReason> {
         let handler = match message.method() {
-            Method::ALLOCATE => Self::allocate,
-            Method::REFRESH => Self::refresh,
-            Method::CREATE_PERMISSION => Self::create_permission,
-            Method::CHANNEL_BIND => Self::channel_bind,
-            Method::CONNECT => Self::connect,
-            Method::CONNECTION_BIND => Self::connection_bind,
-            _ => {
-                self.counters.dropped += 1;
-                return;
-            }
+            Method::ALLOCATE => Self::handle_allocate,
+            Method::REFRESH => Self::handle_refresh,
+            Method::CREATE_PERMISSION => Self::handle_create_permission,
+            Method::CHANNEL_BIND => Self::handle_channel_bind,
+            Method::CONNECT => Self::handle_connect,
+            Method::CONNECTION_BIND => Self::handle_connection_bind,
+            _ => return Err(DropReason::UnexpectedMessage),
         };
-        let Some(authenticated) = self.authenticate(now, client, message) else { return };
+        // RFC 8656 section 5: first the long-term credentials, then unknown attributes, then the method's own rules.
+        let Some(authenticated) = self.authenticate(now, client, message) else { return Ok(()) };
         let (owner, lifetime_cap) = (authenticated.owner(), authenticated.lifetime_cap);
         let Authenticated { user, key, attributes, .. } = authenticated;
         let responder = Responder::to(message).signed(key);
         let unknown = attributes.unknown(&KNOWN_IN_REQUESTS);
         if !unknown.is_empty() {
             tracing::debug!(?unknown, "unknown attributes");
-            return self.respond(client, responder.unknown_attributes(&unknown));
+            self.respond(client, responder.unknown_attributes(&unknown));
+            return Ok(());
         }
         let request =
             Request { client, user, owner, lifetime_cap, attributes, bytes: message.as_bytes(), responder };
-        if let Err(error_code) = handler(self, now, &request) {
-            tracing::debug!(method = ?message.method(), ?error_code, "refused");
-            self.respond(client, request.responder.error(error_code));
+        if let Err(error) = handler(self, now, &request) {
+            tracing::debug!(method = ?message.method(), ?error, "request refused");
+            self.respond(client, request.responder.error(error));
         }
+        Ok(())
     }
 
-    /// Returns the client's allocation if the same user made it.
+    /// Returns the client's allocation if it has not expired and the same user created it.
     pub(super) fn owned_allocation(
         &self,
         now: Now,
@@ -91,67 +99,9 @@ impl Relay {
         }
         Ok(id)
     }
-
-    /// Follows [RFC 8656 section 8.2](https://www.rfc-editor.org/rfc/rfc8656#section-8.2).
-    fn refresh(&mut self, now: Now, request: &Request<'_>) -> Result<(), StunErrorCode> {
-        let moves = request.attributes.get(attr::MOBILITY_TICKET);
-        let id = match moves {
-            None => self.owned_allocation(now, request)?,
-            Some(sealed) => match self.resume_allocation(now, request, sealed)? {
-                Some(id) => id,
-                None => return Ok(()),
-            },
-        };
-        let family = match request.attributes.get(attr::REQUESTED_ADDRESS_FAMILY) {
-            None => None,
-            Some(&[code, _, _, _]) => Some(Family::from_code(code).ok_or(StunErrorCode::PeerFamilyMismatch)?),
-            Some(_) => return Err(StunErrorCode::BadRequest),
-        };
-        if family.is_some_and(|family| self.allocations[id].relay_port(family).is_none()) {
-            return Err(StunErrorCode::PeerFamilyMismatch);
-        }
-        let lifetime = match request.attributes.u32(attr::LIFETIME) {
-            Some(0) => Duration::ZERO,
-            _ => self.granted_lifetime(request),
-        };
-        match family {
-            Some(family) if lifetime.is_zero() && self.allocations[id].relay_ports().count() > 1 => {
-                self.drop_family(id, family);
-                self.allocations[id].forget_permissions(family);
-            }
-            _ if lifetime.is_zero() => self.end_allocation(id, "refreshed to zero"),
-            _ => {
-                let allocation = &mut self.allocations[id];
-                allocation.control.owner = request.owner.clone();
-                allocation.renew(self.tick_base.ticks(now.mono), lifetime);
-                self.set_expiry_timer(id);
-            }
-        }
-        let ticket = moves.and_then(|_| self.mobility_ticket(id));
-        let bytes = request.responder.success(|builder| {
-            let builder = builder.attribute(attr::LIFETIME, &seconds(lifetime));
-            match &ticket {
-                Some(ticket) => builder.attribute(attr::MOBILITY_TICKET, ticket),
-                None => builder,
-            }
-        });
-        self.respond(request.client, bytes);
-        Ok(())
-    }
-
-    /// Ends one of two relayed addresses and what was said through it.
-    pub(super) fn drop_family(&mut self, id: AllocationId, family: Family) {
-        let allocation = &mut self.allocations[id];
-        let of_family = |peer: &PeerAddr| Family::of(peer.ip()) == family;
-        let peers: Vec<_> = allocation.peers().filter(of_family).collect();
-        peers.into_iter().for_each(|peer| allocation.forget_peer(peer));
-        if let Some(relay) = allocation.relay_port(family) {
-            allocation.set_relay_port(family, None);
-            self.close_relay_port(relay);
-        }
-    }
 }
 
-pub(super) fn seconds(lifetime: Duration) -> [u8; 4] {
+/// Returns the value of LIFETIME.
+pub(super) fn lifetime_value(lifetime: Duration) -> [u8; 4] {
     u32::try_from(lifetime.as_secs()).unwrap_or(u32::MAX).to_be_bytes()
 }

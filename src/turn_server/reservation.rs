@@ -1,4 +1,4 @@
-//! Ports that EVEN-PORT set aside for a second allocation, named by a token
+//! Ports that EVEN-PORT reserved for a second allocation, by token
 //! ([RFC 8656 section 7.2](https://www.rfc-editor.org/rfc/rfc8656#section-7.2)).
 
 use super::allocation_quota::QuotaPermit;
@@ -8,19 +8,19 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a reserved port waits for its Allocate.
+/// How long a port stays reserved.
 const LIFETIME: Duration = Duration::from_secs(30);
-/// Reservations at one time; beyond it EVEN-PORT gets 508.
+/// Most reservations at a time; beyond it EVEN-PORT gets 508.
 const MAX_RESERVATIONS: usize = 1024;
 
-/// What RESERVATION-TOKEN carries.
+/// The value of RESERVATION-TOKEN.
 pub(super) type ReservationToken = [u8; 8];
 
-/// ReservedPort ports of all workers: the second Allocate may reach another one than the first.
+/// The reserved ports of all workers: the second Allocate may reach another worker than the first.
 #[derive(Debug, Default)]
-pub struct Reservations(Mutex<HashMap<ReservationToken, Reservation>>);
+pub(super) struct Reservations(Mutex<HashMap<ReservationToken, Reservation>>);
 
-/// A port that waits for its Allocate, which is in its user's quota meanwhile.
+/// A reserved port, which counts towards its user's quota.
 #[derive(Debug)]
 pub(super) struct ReservedPort {
     pub(super) lease: PortLease,
@@ -30,45 +30,45 @@ pub(super) struct ReservedPort {
 #[derive(Debug)]
 struct Reservation {
     user: Arc<str>,
-    reserved: ReservedPort,
+    port: ReservedPort,
     expires: Instant,
 }
 
 impl Reservations {
-    /// Keeps a port for `user` under `token`; `false`, and the port returns, when there are too many.
-    pub(super) fn keep(
+    /// Reserves a port for `user` under `token`; `false`, and the port is released, when there are too many.
+    pub(super) fn insert(
         &self,
         now: Instant,
         token: ReservationToken,
         user: Arc<str>,
-        reserved: ReservedPort,
+        port: ReservedPort,
     ) -> bool {
         self.expire(now);
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = kept.len() < MAX_RESERVATIONS;
-        if room {
-            kept.insert(token, Reservation { user, reserved, expires: now + LIFETIME });
+        let mut reservations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_room = reservations.len() < MAX_RESERVATIONS;
+        if has_room {
+            reservations.insert(token, Reservation { user, port, expires: now + LIFETIME });
         } else {
             Limit::Reservations.reached(MAX_RESERVATIONS);
         }
-        room
+        has_room
     }
 
-    /// Hands out the port that `user` reserved under `token`, once.
-    pub(super) fn claim(&self, now: Instant, token: &[u8], user: &str) -> Option<ReservedPort> {
+    /// Takes the port that `user` reserved under `token`.
+    pub(super) fn take(&self, now: Instant, token: &[u8], user: &str) -> Option<ReservedPort> {
         let token: ReservationToken = token.try_into().ok()?;
         self.expire(now);
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.get(&token)?.user.as_ref() != user {
+        let mut reservations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if reservations.get(&token)?.user.as_ref() != user {
             return None;
         }
-        kept.remove(&token).map(|reservation| reservation.reserved)
+        reservations.remove(&token).map(|reservation| reservation.port)
     }
 
-    /// Gives back the ports that nobody has claimed in time; returns when the next one's time is over.
+    /// Releases expired reservations; returns the next expiry.
     pub(super) fn expire(&self, now: Instant) -> Option<Instant> {
-        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.retain(|_, reservation| now < reservation.expires);
-        kept.values().map(|reservation| reservation.expires).min()
+        let mut reservations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        reservations.retain(|_, reservation| now < reservation.expires);
+        reservations.values().map(|reservation| reservation.expires).min()
     }
 }

@@ -1,10 +1,10 @@
-//! Answers to requests: which error has which code, and what every answer carries.
+//! Responses: error codes, and the attributes that every response has.
 
 use super::alternate_servers::AlternateServer;
 use super::auth::{AuthError, Challenge};
 use crate::stun::{Builder, Class, Key, Message, Method, TransactionId, attr};
 
-/// Why an authenticated request is refused.
+/// The error codes of authenticated requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StunErrorCode {
     BadRequest,
@@ -42,14 +42,14 @@ impl StunErrorCode {
 }
 
 impl StunErrorCode {
-    /// Returns the code as error attributes carry it: hundreds, and the rest.
+    /// Returns class and number as the attributes encode the code.
     pub(super) fn class_and_number(self) -> [u8; 2] {
         let (code, _) = self.code();
         [(code / 100) as u8, (code % 100) as u8]
     }
 }
 
-/// Makes the answer to one request.
+/// Makes the response to one request.
 #[derive(Debug, Clone)]
 pub(super) struct Responder {
     method: Method,
@@ -59,7 +59,7 @@ pub(super) struct Responder {
 }
 
 impl Responder {
-    /// Takes from the request what its answer repeats.
+    /// Takes from the request what its response repeats.
     pub(super) fn to(request: &Message<'_>) -> Self {
         Self {
             method: request.method(),
@@ -69,7 +69,7 @@ impl Responder {
         }
     }
 
-    /// Signs the answer with `key`.
+    /// Signs the response with `key`.
     pub(super) fn signed(self, key: Key) -> Self {
         Self { key: Some(key), ..self }
     }
@@ -91,9 +91,9 @@ impl Responder {
         self.finish(self.begin_error(420, "Unknown Attribute").unknown_attributes(kinds))
     }
 
-    /// Answers a request whose credentials were not accepted. There is no reason phrase where there is a challenge: who asks may
-    /// have forged his address, and gets no byte that the protocol does not need.
-    pub(super) fn refusal(&self, refusal: &AuthError, challenge: &Challenge<'_>) -> Vec<u8> {
+    /// Makes the response to a request whose credentials were not accepted. A challenge has no reason phrase: the source address may be
+    /// forged, and the response must stay short.
+    pub(super) fn auth_error(&self, error: &AuthError, challenge: &Challenge<'_>) -> Vec<u8> {
         let challenged = |code| {
             let builder = self
                 .begin_error(code, "")
@@ -105,19 +105,19 @@ impl Responder {
                 None => builder,
             }
         };
-        self.finish(match refusal {
+        self.finish(match error {
             AuthError::Malformed => self.begin_error(400, "Bad Request"),
             AuthError::Unauthorized | AuthError::Lookup(_) => challenged(401),
             AuthError::StaleNonce => challenged(438),
         })
     }
 
-    /// Sends an authenticated client to another server
+    /// Redirects an authenticated client to another server
     /// ([RFC 8489 section 10](https://www.rfc-editor.org/rfc/rfc8489#section-10)).
-    pub(super) fn try_alternate(&self, elsewhere: &AlternateServer) -> Vec<u8> {
+    pub(super) fn try_alternate(&self, alternate: &AlternateServer) -> Vec<u8> {
         let builder = self.begin_error(300, "Try Alternate");
-        let builder = builder.plain_address(attr::ALTERNATE_SERVER, elsewhere.server);
-        self.finish(match &elsewhere.domain {
+        let builder = builder.plain_address(attr::ALTERNATE_SERVER, alternate.server);
+        self.finish(match &alternate.domain {
             Some(domain) => builder.attribute(attr::ALTERNATE_DOMAIN, domain.as_bytes()),
             None => builder,
         })

@@ -1,11 +1,13 @@
-//! TCP between server and peers: [RFC 6062](https://www.rfc-editor.org/rfc/rfc6062).
+//! TCP allocations: [RFC 6062](https://www.rfc-editor.org/rfc/rfc6062).
 //!
-//! A client opens connections to peers with Connect, hears of theirs by ConnectionAttempt, and gives each a connection of its own with
-//! ConnectionBind. The hands hold the streams; this decides which may exist.
+//! A client connects to peers with Connect, is told of connections that peers open by ConnectionAttempt, and binds a connection of its own to
+//! each with ConnectionBind. The driver owns the streams.
 
 use super::allocation::{Family, PeerTransport};
 use super::denial_counters::PeerOperation;
-use super::machine::{AllocationId, Output, Relay, Timer};
+use super::forward::DropReason;
+use super::machine::{AllocationId, Relay, Timer};
+use super::output::Output;
 use super::pending_connections::ConnectionId;
 use super::pending_connections::UserBandwidth;
 use super::policy::PeerAddr;
@@ -21,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a peer may take to accept, and a client to bind (RFC 6062 sections 5.2 and 5.3: at least 30 s).
-const PATIENCE: Duration = Duration::from_secs(30);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most peer connections of one allocation at a time.
 const MAX_CONNECTIONS: usize = 64;
 
@@ -30,13 +32,13 @@ const MAX_CONNECTIONS: usize = 64;
 pub(super) struct PeerConnection {
     pub(super) allocation: AllocationId,
     peer: PeerAddr,
-    /// There while the peer has not accepted.
+    /// Present until the peer has accepted.
     connecting: Option<Responder>,
 }
 
 impl Relay {
     /// Follows [RFC 6062 section 5.2](https://www.rfc-editor.org/rfc/rfc6062#section-5.2).
-    pub(super) fn connect(&mut self, now: Now, request: &Request<'_>) -> Result<(), StunErrorCode> {
+    pub(super) fn handle_connect(&mut self, now: Now, request: &Request<'_>) -> Result<(), StunErrorCode> {
         let id = self.owned_allocation(now, request)?;
         if self.allocations[id].control.peer_transport != PeerTransport::Tcp {
             return Err(StunErrorCode::BadRequest);
@@ -51,53 +53,53 @@ impl Relay {
         let peer = self.authorize_peer(at, id, PeerOperation::Connect, peer)?;
         let ports = &self.shared.ports;
         if ports.is_leased(peer.socket_addr()) && !ports.takes_connections(peer.socket_addr()) {
-            // It takes datagrams alone or waits for its Allocate: whatever listens there by TCP on this host is nobody's peer.
+            // A port that takes only datagrams or waits for its Allocate: another program may listen there.
             return Err(StunErrorCode::Forbidden);
         }
         if peer.port() == 0 {
             return Err(StunErrorCode::BadRequest);
         }
-        // Beyond RFC 6062, which asks this of earlier Connects alone, also where the peer has connected from this very address: TCP has
-        // no two connections with the same ends, and the client has been told of that one.
+        // RFC 6062 requires this only of earlier Connects. It holds for accepted connections too: TCP has no two connections
+        // between the same addresses.
         if self.has_connection(id, peer) {
             return Err(StunErrorCode::ConnectionExists);
         }
         let relay = self.allocations[id].relay_port(Family::of(peer.ip()));
         let relay = relay.ok_or(StunErrorCode::PeerFamilyMismatch)?;
         if !self.allocations[id].takes_new_peer(&self.shared.limits, at) {
-            self.counters.over_new_peers += 1;
+            self.counters.new_peers_refused += 1;
             return Err(StunErrorCode::InsufficientCapacity);
         }
         let connection = self.add_connection(id, peer, Some(request.responder.clone()));
         let connection = connection.ok_or(StunErrorCode::InsufficientCapacity)?;
-        self.deadlines.set(Timer::Connection(connection), now.mono + PATIENCE);
+        self.deadlines.set(Timer::Connection(connection), now.mono + CONNECTION_TIMEOUT);
         let from = self.relays[relay].address();
         self.outputs.push_back(Output::Connect { connection, from, to: peer.socket_addr() });
         Ok(())
     }
 
-    /// Takes the outcome of [`Output::Connect`].
+    /// Handles the result of [`Output::Connect`].
     pub fn handle_connected(&mut self, now: Now, connection: ConnectionId, connected: bool) {
-        let Some(known) = self.connections.get_mut(&connection) else {
-            // Given up meanwhile: the stream that has come about after all must not stay.
+        let Some(peer_connection) = self.connections.get_mut(&connection) else {
+            // Timed out meanwhile.
             return self.outputs.push_back(Output::Disconnect { connection });
         };
-        let Some(responder) = known.connecting.take() else { return };
-        let id = known.allocation;
+        let Some(responder) = peer_connection.connecting.take() else { return };
+        let id = peer_connection.allocation;
         let client = self.allocations[id].client();
         if !connected {
             self.close_connection(connection);
             return self.respond(client, responder.error(StunErrorCode::ConnectionFailed));
         }
-        self.offer(id, connection);
-        self.deadlines.set(Timer::Connection(connection), now.mono + PATIENCE);
+        self.publish_connection(id, connection);
+        self.deadlines.set(Timer::Connection(connection), now.mono + CONNECTION_TIMEOUT);
         let bytes =
             responder.success(|builder| builder.attribute(attr::CONNECTION_ID, &connection.to_be_bytes()));
         self.respond(client, bytes);
     }
 
     /// Handles a connection that a peer has opened to a relayed address
-    /// ([RFC 6062 section 5.3](https://www.rfc-editor.org/rfc/rfc6062#section-5.3)). Returns its name if it may stay.
+    /// ([RFC 6062 section 5.3](https://www.rfc-editor.org/rfc/rfc6062#section-5.3)). Returns its id, or `None` if it is to be closed.
     pub fn handle_accepted(&mut self, now: Now, relay: RelayId, from: SocketAddr) -> Option<ConnectionId> {
         let peer = self.local_peer(from);
         let port = self.relays.get(relay).filter(|port| port.serves(PeerTransport::Tcp))?;
@@ -106,18 +108,18 @@ impl Relay {
         let allocation = self.allocations.get(id)?;
         let at = self.tick_base.ticks(now.mono);
         if !allocation.is_live(at) || !allocation.permits(at, peer) {
-            self.counters.dropped += 1;
+            self.drops.increment(DropReason::NoPermission);
             return None;
         }
         let client = allocation.client();
         if let Err(denied) = self.shared.policy.check(peer) {
-            self.denials.note(at, PeerOperation::Accept, peer, denied);
+            self.denials.record(at, PeerOperation::Accept, peer, denied);
             return None;
         }
         tracing::debug!(port = address.port(), "a peer connects");
         let connection = self.add_connection(id, peer, None)?;
-        self.offer(id, connection);
-        self.deadlines.set(Timer::Connection(connection), now.mono + PATIENCE);
+        self.publish_connection(id, connection);
+        self.deadlines.set(Timer::Connection(connection), now.mono + CONNECTION_TIMEOUT);
         let named = self.shared.ports.advertised(peer.socket_addr());
         let id = TransactionId::new(self.rng.random());
         let bytes = Builder::new(Class::Indication, Method::CONNECTION_ATTEMPT, id)
@@ -128,9 +130,13 @@ impl Relay {
         Some(connection)
     }
 
-    /// Follows [RFC 6062 section 5.4](https://www.rfc-editor.org/rfc/rfc6062#section-5.4): the connection that the request came by
-    /// becomes the client's end of the peer connection, whichever worker's allocation that belongs to.
-    pub(super) fn connection_bind(&mut self, _: Now, request: &Request<'_>) -> Result<(), StunErrorCode> {
+    /// Follows [RFC 6062 section 5.4](https://www.rfc-editor.org/rfc/rfc6062#section-5.4): the client connection that the
+    /// request was received on is bound to the peer connection, which may belong to another worker.
+    pub(super) fn handle_connection_bind(
+        &mut self,
+        _: Now,
+        request: &Request<'_>,
+    ) -> Result<(), StunErrorCode> {
         if !request.client.transport.is_tcp() {
             return Err(StunErrorCode::BadRequest);
         }
@@ -150,22 +156,22 @@ impl Relay {
         Ok(())
     }
 
-    /// Forgets a peer connection whose stream has ended, at either end.
+    /// Removes a peer connection that was closed at either end.
     pub fn handle_connection_closed(&mut self, connection: ConnectionId) {
-        if let Some(known) = self.connections.remove(&connection) {
+        if let Some(peer_connection) = self.connections.remove(&connection) {
             self.deadlines.clear(Timer::Connection(connection));
             self.shared.connections.remove(connection);
-            if let Some(allocation) = self.allocations.get_mut(known.allocation) {
+            if let Some(allocation) = self.allocations.get_mut(peer_connection.allocation) {
                 allocation.control.connections.retain(|other| *other != connection);
             }
         }
     }
 
-    /// Ends a peer connection that nobody has accepted or bound in time.
+    /// Closes a peer connection that was not accepted or bound in time.
     pub(super) fn connection_timed_out(&mut self, connection: ConnectionId) {
-        let Some(known) = self.connections.get_mut(&connection) else { return };
-        if let Some(responder) = known.connecting.take() {
-            let client = self.allocations[known.allocation].client();
+        let Some(peer_connection) = self.connections.get_mut(&connection) else { return };
+        if let Some(responder) = peer_connection.connecting.take() {
+            let client = self.allocations[peer_connection.allocation].client();
             self.respond(client, responder.error(StunErrorCode::ConnectionFailed));
             self.close_connection(connection);
         } else if self.shared.connections.remove(connection) {
@@ -173,14 +179,14 @@ impl Relay {
         }
     }
 
-    /// Closes a peer connection with everything that hangs on it.
+    /// Closes a peer connection, and the client connection that is bound to it.
     pub(super) fn close_connection(&mut self, connection: ConnectionId) {
         self.handle_connection_closed(connection);
         self.outputs.push_back(Output::Disconnect { connection });
     }
 
-    /// Lets the client bind a connection, within its user's bandwidth.
-    fn offer(&self, id: AllocationId, connection: ConnectionId) {
+    /// Lets the client bind a connection; bytes count towards its user's bandwidth.
+    fn publish_connection(&self, id: AllocationId, connection: ConnectionId) {
         let allocation = &self.allocations[id];
         let limiter = Arc::clone(&allocation.user_limiter);
         let bandwidth =
@@ -189,11 +195,9 @@ impl Relay {
     }
 
     fn has_connection(&self, id: AllocationId, peer: PeerAddr) -> bool {
-        self.allocations[id]
-            .control
-            .connections
-            .iter()
-            .any(|connection| self.connections.get(connection).is_some_and(|known| known.peer == peer))
+        self.allocations[id].control.connections.iter().any(|connection| {
+            self.connections.get(connection).is_some_and(|peer_connection| peer_connection.peer == peer)
+        })
     }
 
     fn add_connection(

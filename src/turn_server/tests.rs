@@ -1,25 +1,28 @@
 //! The relay under a fake clock, with sockets that are only counted.
 
 mod families;
+mod handlers;
 mod limits;
 mod mobility;
 mod own_addresses;
 mod prefetch;
+mod properties;
 mod rates;
 mod relay_ports;
 mod tcp;
 
 use super::allocation_quota::AllocationQuota;
 use super::auth::{Authenticator, Credentials};
-use super::machine::{Features, Forward, InternalPacket, IpHeader, Limits, Output, Relay, Shared};
-use super::mobility::MobilityTickets;
+use super::config::{RelayConfig, SharedState};
+use super::forward::{ClientFrame, DropReason, Forward, InternalPacket, InternalRoute, IpHeader, ToPeer};
+use super::machine::Relay;
+use super::output::Output;
 use super::policy::{PeerPolicy, PolicyConfig};
 use super::ports::{RelayAddress, RelayPorts};
 use super::{FiveTuple, RelayId, RelaySocketError, Transport};
 use crate::clock::Now;
 use crate::net::time::now;
 use crate::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
-use proptest::prelude::*;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::collections::{HashMap, HashSet};
@@ -31,39 +34,46 @@ const RELAY_IP: &str = "198.41.0.4";
 const PEER: &str = "8.8.8.8:5000";
 const IP_HEADER: IpHeader = IpHeader { ttl: 0, tos: 0 };
 
-/// A relay with its outputs drained into what the hands would hold.
+/// A relay and the sockets that its driver would own.
 struct World {
     relay: Relay,
-    shared: Shared,
+    shared: SharedState,
     now: Now,
     sockets: HashMap<RelayId, SocketAddr>,
     refuse_ports: HashSet<u16>,
     refusal: RelaySocketError,
-    /// What else the hands were told.
+    /// All other outputs.
     others: Vec<Output>,
     next_id: u8,
 }
 
-fn shared(per_user: u32, ports: std::ops::RangeInclusive<u16>) -> Shared {
+fn shared(per_user: u32, ports: std::ops::RangeInclusive<u16>) -> SharedState {
     let digest = |user| (String::from(user), long_term_digest(user, "r", "pw"));
     let users = HashMap::from([digest("alice"), digest("bob")]);
     let own: Vec<IpAddr> = vec![RELAY_IP.parse().unwrap(), "2606:4700::4".parse().unwrap()];
     let addresses: Vec<_> = own.iter().map(|ip| RelayAddress { local: *ip, advertised: *ip }).collect();
-    let ports = Arc::new(RelayPorts::new(&addresses, ports));
     let policy = PolicyConfig { own_addresses: own, own_ports: vec![3478], ..Default::default() };
-    Shared {
-        authority: Arc::new(Authenticator::new("r", Credentials { users, rest: None }, &[5; 32])),
-        alternates: Arc::default(),
-        policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
+    let authenticator = Authenticator::new("r", Credentials { users, rest: None }, &[5; 32]);
+    let config = RelayConfig {
         ports,
-        reservations: Arc::default(),
-        quota: Arc::new(AllocationQuota::new(per_user, 1000)),
-        addresses: addresses.into(),
-        connections: Arc::default(),
-        tickets: Arc::new(MobilityTickets::new(&[6; 32]).unwrap()),
-        worker: 0,
-        limits: Limits::default(),
-        features: Features::default(),
+        policy,
+        allocations_per_user: per_user,
+        max_allocations: 1000,
+        ..RelayConfig::new(authenticator, &addresses)
+    };
+    SharedState::new(config, [6; 32])
+}
+
+/// Handles a frame from a client, as a worker does.
+pub(in crate::turn_server) fn handle(
+    relay: &mut Relay,
+    now: Now,
+    client: FiveTuple,
+    bytes: &[u8],
+) -> Forward {
+    match ClientFrame::parse(bytes) {
+        Some(frame) => relay.handle_client(now, client, IP_HEADER, frame),
+        None => Forward::Drop(DropReason::Malformed),
     }
 }
 
@@ -77,9 +87,9 @@ impl World {
         Self::with(shared(10, 50_000..=50_099))
     }
 
-    fn with(shared: Shared) -> Self {
+    fn with(shared: SharedState) -> Self {
         let now = now();
-        let relay = Relay::new(now, shared.clone(), ChaCha20Rng::from_seed([7; 32]));
+        let relay = Relay::with_shared(now, shared.clone(), [7; 32]);
         Self {
             relay,
             shared,
@@ -119,13 +129,26 @@ impl World {
         replies
     }
 
+    /// Handles a frame from a client.
+    fn handle(&mut self, client: FiveTuple, bytes: &[u8]) -> Forward {
+        handle(&mut self.relay, self.now, client, bytes)
+    }
+
+    /// Handles a frame from a client; returns what it sends to a peer.
+    fn forward_to_peer(&mut self, client: FiveTuple, bytes: &[u8]) -> Option<ToPeer> {
+        match self.handle(client, bytes) {
+            Forward::Peer(to) => Some(to),
+            _ => None,
+        }
+    }
+
     fn transaction(&mut self) -> TransactionId {
         self.next_id = self.next_id.wrapping_add(1);
         TransactionId::new([self.next_id; 12])
     }
 
     fn send(&mut self, client: FiveTuple, bytes: &[u8]) -> Vec<u8> {
-        assert_eq!(self.relay.handle_client(self.now, client, IP_HEADER, bytes), None);
+        assert_eq!(self.handle(client, bytes), Forward::Control);
         let mut replies = self.drain();
         assert_eq!(replies.len(), 1, "one request, one answer");
         let (to, bytes) = replies.remove(0);
@@ -134,7 +157,7 @@ impl World {
     }
 
     fn signed(&mut self, client: FiveTuple, user: &str, builder: Builder) -> Vec<u8> {
-        let nonce = self.shared.authority.challenge(self.now, &client).nonce;
+        let nonce = self.shared.authenticator.challenge(self.now, &client).nonce;
         let key = Key::from_bytes(&long_term_digest(user, "r", "pw"));
         builder
             .attribute(attr::USERNAME, user.as_bytes())
@@ -193,33 +216,41 @@ impl World {
         self.ask(port, user, Method::REFRESH, |b| b.attribute(attr::LIFETIME, &lifetime.to_be_bytes())).0
     }
 
+    fn send_indication(&mut self, peer: &str, payload: &[u8]) -> Vec<u8> {
+        Builder::new(Class::Indication, Method::SEND, self.transaction())
+            .xor_address(attr::XOR_PEER_ADDRESS, addr(peer))
+            .attribute(attr::DATA, payload)
+            .finish()
+    }
+
     /// Sends 3 bytes to `peer` in a Send indication; returns whether they are forwarded.
     fn indicate(&mut self, port: u16, peer: &str) -> bool {
-        self.send_data(port, peer, b"abc").is_some()
+        let bytes = self.send_indication(peer, b"abc");
+        let forward = self.handle(tuple(port), &bytes);
+        self.drain();
+        !matches!(forward, Forward::Drop(_))
     }
 
     /// Sends `payload` to `peer` in a Send indication; returns the address it leaves from.
     fn send_data(&mut self, port: u16, peer: &str, payload: &[u8]) -> Option<SocketAddr> {
-        let bytes = Builder::new(Class::Indication, Method::SEND, self.transaction())
-            .xor_address(attr::XOR_PEER_ADDRESS, addr(peer))
-            .attribute(attr::DATA, payload)
-            .finish();
-        let forward = self.relay.handle_client(self.now, tuple(port), IP_HEADER, &bytes)?;
-        assert_eq!((forward.payload, forward.peer), (payload, addr(peer)));
+        let bytes = self.send_indication(peer, payload);
+        let forward = self.forward_to_peer(tuple(port), &bytes)?;
+        assert_eq!((&bytes[forward.payload], forward.peer), (payload, addr(peer)));
         let relay = forward.relay;
         self.drain();
         Some(self.sockets[&relay])
     }
 
-    fn hear_peer(&mut self, relay: RelayId, peer: &str) -> Option<Vec<u8>> {
-        let forward = self.relay.handle_peer(self.now, relay, addr(peer), IP_HEADER, b"hello")?;
-        Some([forward.header.as_bytes(), forward.payload, &vec![0; forward.padding]].concat())
+    fn receive_from_peer(&mut self, relay: RelayId, peer: &str) -> Option<Vec<u8>> {
+        let payload = b"hello";
+        let forward = self.relay.handle_peer(self.now, relay, addr(peer), IP_HEADER, payload).ok()?;
+        Some([forward.header.as_bytes(), &payload[forward.payload], &vec![0; forward.padding]].concat())
     }
 
     /// Lets `payload` come from `peer` to the relayed address `to`; returns the client's port that it is passed on to.
-    fn hear_at(&mut self, to: SocketAddr, peer: &str, payload: &[u8]) -> Option<u16> {
+    fn receive_at(&mut self, to: SocketAddr, peer: &str, payload: &[u8]) -> Option<u16> {
         let relay = *self.sockets.iter().find(|(_, address)| **address == to)?.0;
-        let forward = self.relay.handle_peer(self.now, relay, addr(peer), IP_HEADER, payload);
+        let forward = self.relay.handle_peer(self.now, relay, addr(peer), IP_HEADER, payload).ok();
         forward.map(|forward| forward.client.client.port())
     }
 
@@ -248,9 +279,13 @@ fn requests_without_the_magic_cookie_are_dropped() {
     for method in [Method::ALLOCATE, Method::REFRESH, Method::CREATE_PERMISSION, Method::CHANNEL_BIND] {
         let request = Builder::new(Class::Request, method, TransactionId([3; 16]));
         let bytes = request.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]).finish();
-        let before = world.relay.counters().dropped;
-        assert_eq!(world.relay.handle_client(world.now, tuple(4000), IP_HEADER, &bytes), None);
-        assert_eq!((world.drain(), world.relay.counters().dropped), (vec![], before + 1), "{method:?}");
+        let before = world.relay.drops().unexpected_message;
+        assert_eq!(world.handle(tuple(4000), &bytes), Forward::Drop(DropReason::UnexpectedMessage));
+        assert_eq!(
+            (world.drain(), world.relay.drops().unexpected_message),
+            (vec![], before + 1),
+            "{method:?}"
+        );
     }
 }
 
@@ -271,12 +306,12 @@ fn data_flows_both_ways_only_with_a_permission() {
     world.allocate(1);
     let id = world.only_socket();
     assert!(!world.indicate(1, PEER));
-    assert_eq!(world.hear_peer(id, PEER), None);
+    assert_eq!(world.receive_from_peer(id, PEER), None);
     assert_eq!(world.permit(1, "8.8.8.8:0"), 0);
     assert!(world.indicate(1, PEER));
     assert!(!world.indicate(1, "8.8.8.8:0"), "port 0 is no destination");
     assert!(!world.indicate(1, "8.8.4.4:5000"));
-    let data = world.hear_peer(id, PEER).unwrap();
+    let data = world.receive_from_peer(id, PEER).unwrap();
     let message = Message::parse(&data).unwrap();
     assert_eq!(message.unverified().get(attr::DATA), Some(&b"hello"[..]));
     assert_eq!(message.unverified().xor_address(attr::XOR_PEER_ADDRESS), Ok(Some(addr(PEER))));
@@ -288,10 +323,14 @@ fn a_channel_carries_data_both_ways() {
     world.allocate(1);
     let id = world.only_socket();
     assert_eq!(world.bind(1, 0x4001, PEER), 0);
-    let forward = world.relay.handle_client(world.now, tuple(1), IP_HEADER, b"\x40\x01\0\x02hi\0\0").unwrap();
-    assert_eq!((forward.relay, forward.peer, forward.payload), (id, addr(PEER), &b"hi"[..]));
-    assert_eq!(world.hear_peer(id, PEER).unwrap(), b"\x40\x01\0\x05hello");
-    assert_eq!(world.hear_peer(id, "8.8.8.8:1").unwrap()[..2], [0x00, 0x17], "another port has no channel");
+    let forward = world.forward_to_peer(tuple(1), b"\x40\x01\0\x02hi\0\0").unwrap();
+    assert_eq!((forward.relay, forward.peer, forward.payload), (id, addr(PEER), 4..6));
+    assert_eq!(world.receive_from_peer(id, PEER).unwrap(), b"\x40\x01\0\x05hello");
+    assert_eq!(
+        world.receive_from_peer(id, "8.8.8.8:1").unwrap()[..2],
+        [0x00, 0x17],
+        "another port has no channel"
+    );
 }
 
 #[test]
@@ -309,7 +348,7 @@ fn channel_data_on_a_stream_is_padded() {
     let bytes = world.signed(client, "alice", bind);
     world.send(client, &bytes);
     let id = world.only_socket();
-    assert_eq!(world.hear_peer(id, PEER).unwrap(), b"\x40\x01\0\x05hello\0\0\0");
+    assert_eq!(world.receive_from_peer(id, PEER).unwrap(), b"\x40\x01\0\x05hello\0\0\0");
     world.relay.handle_client_gone(client);
     world.drain();
     assert!(world.relay.is_empty() && world.sockets.is_empty());
@@ -347,16 +386,9 @@ fn permissions_channels_and_allocations_expire() {
     assert!(world.indicate(1, PEER));
     world.wait(1);
     assert!(!world.indicate(1, PEER));
-    assert_eq!(
-        world.relay.handle_client(world.now, tuple(1), IP_HEADER, b"\x40\x01\0\0"),
-        None,
-        "its permission is over"
-    );
+    assert_eq!(world.forward_to_peer(tuple(1), b"\x40\x01\0\0"), None, "its permission is over");
     assert_eq!(world.permit(1, "8.8.4.4:9"), 0);
-    assert!(
-        world.relay.handle_client(world.now, tuple(1), IP_HEADER, b"\x40\x01\0\0").is_some(),
-        "its channel is not"
-    );
+    assert!(world.forward_to_peer(tuple(1), b"\x40\x01\0\0").is_some(), "its channel is not");
     world.wait(299);
     assert_eq!(world.relay.len(), 1);
     world.wait(1);
@@ -376,7 +408,7 @@ fn refresh_prolongs_and_zero_ends_at_once() {
     assert_eq!(world.relay.len(), 1);
     assert_eq!(world.refresh(1, "alice", 0), 0);
     assert!(world.relay.is_empty() && world.sockets.is_empty());
-    assert_eq!(world.hear_peer(id, PEER), None);
+    assert_eq!(world.receive_from_peer(id, PEER), None);
     world.allocate(1);
 }
 
@@ -477,8 +509,8 @@ fn two_clients_reach_each_other_through_their_relayed_addresses_and_nothing_else
     assert!(!world.indicate(1, &same_ip(3478)), "a permission for the address does not open the listener");
     assert!(!world.indicate(1, &same_ip(22)));
     let of_one = *world.sockets.iter().find(|(_, address)| **address == one).unwrap().0;
-    assert!(world.hear_peer(of_one, &two.to_string()).is_some());
-    assert!(world.hear_peer(of_one, &same_ip(3478)).is_none());
+    assert!(world.receive_from_peer(of_one, &two.to_string()).is_some());
+    assert!(world.receive_from_peer(of_one, &same_ip(3478)).is_none());
 }
 
 #[test]
@@ -541,7 +573,7 @@ fn a_port_set_aside_comes_back_when_its_even_one_is_refused_or_nobody_claims_it(
     world.refuse_ports.clear();
     let builder = even(Builder::new(Class::Request, Method::ALLOCATE, world.transaction()));
     let bytes = world.signed(tuple(2), "alice", builder);
-    world.relay.handle_client(world.now, tuple(2), IP_HEADER, &bytes);
+    world.handle(tuple(2), &bytes);
     world.relay.handle_client_gone(tuple(2));
     world.drain();
     assert_eq!(world.shared.ports.leased(), 0, "as when the client is gone before the even one is open");
@@ -590,89 +622,4 @@ fn permissions_and_channels_of_one_allocation_are_capped() {
     world.refresh(1, "alice", 3600);
     world.wait(900);
     assert_eq!(world.bind(1, 0x4FFF, "9.9.9.9:9"), 0, "expired ones make room");
-}
-
-#[derive(Debug, Clone)]
-enum Event {
-    Allocate(u16),
-    Refresh(u16, u32),
-    Permit(u16, u8),
-    Bind(u16, u16, u8),
-    Indicate(u16, u8),
-    Channel(u16, u16),
-    FromPeer(usize, u8),
-    Wait(u16),
-    Garbage(u16, Vec<u8>),
-}
-
-fn any_event() -> impl Strategy<Value = Event> {
-    let client = 1..5_u16;
-    let peer = 0..6_u8;
-    prop_oneof![
-        client.clone().prop_map(Event::Allocate),
-        (client.clone(), prop_oneof![Just(0_u32), Just(600), Just(3600)])
-            .prop_map(|(c, l)| Event::Refresh(c, l)),
-        (client.clone(), peer.clone()).prop_map(|(c, p)| Event::Permit(c, p)),
-        (client.clone(), 0x4000..0x4004_u16, peer.clone()).prop_map(|(c, n, p)| Event::Bind(c, n, p)),
-        (client.clone(), peer.clone()).prop_map(|(c, p)| Event::Indicate(c, p)),
-        (client.clone(), 0x4000..0x4004_u16).prop_map(|(c, n)| Event::Channel(c, n)),
-        (0..6_usize, peer).prop_map(|(id, p)| Event::FromPeer(id, p)),
-        (0..400_u16).prop_map(Event::Wait),
-        (client, proptest::collection::vec(any::<u8>(), 0..60)).prop_map(|(c, b)| Event::Garbage(c, b)),
-    ]
-}
-
-proptest! {
-    /// No relay without a permission that was granted at most 300 s ago, sockets and ports and quota in step, nothing
-    /// outlives its lifetime.
-    #[test]
-    fn whatever_happens_the_relay_keeps_its_promises(
-        events in proptest::collection::vec(any_event(), 1..60),
-    ) {
-        let mut world = World::with(shared(3, 50_000..=50_001));
-        let peer = |p: u8| if p == 5 { "127.0.0.1:7".to_owned() } else { format!("8.8.8.{p}:7") };
-        let mut granted: HashMap<(u16, u8), Now> = HashMap::new();
-        for event in events {
-            match event {
-                Event::Allocate(c) => drop(world.ask(c, "alice", Method::ALLOCATE, udp)),
-                Event::Refresh(c, lifetime) => {
-                    if world.refresh(c, "alice", lifetime) == 0 && lifetime == 0 {
-                        granted.retain(|(client, _), _| *client != c);
-                    }
-                }
-                Event::Permit(c, p) => if world.permit(c, &peer(p)) == 0 { granted.insert((c, p), world.now); },
-                Event::Bind(c, n, p) => if world.bind(c, n, &peer(p)) == 0 { granted.insert((c, p), world.now); },
-                Event::Indicate(c, p) => if world.indicate(c, &peer(p)) {
-                    let since = world.now.mono - granted[&(c, p)].mono;
-                    prop_assert!(p != 5 && since < Duration::from_secs(300));
-                },
-                Event::Channel(c, n) => {
-                    let [high, low] = n.to_be_bytes();
-                    let bytes = [high, low, 0, 0];
-                    if let Some(forward) = world.relay.handle_client(world.now, tuple(c), IP_HEADER, &bytes) {
-                        let p = (0..6).find(|p| addr(&peer(*p)) == forward.peer).unwrap();
-                        prop_assert!(world.now.mono - granted[&(c, p)].mono < Duration::from_secs(300));
-                    }
-                }
-                Event::FromPeer(id, p) => {
-                    let client = world.relay.handle_peer(world.now, id, addr(&peer(p)), IP_HEADER, b"x").map(|f| f.client);
-                    if let Some(client) = client {
-                        prop_assert!(world.sockets.contains_key(&id));
-                        prop_assert!(world.now.mono - granted[&(client.client.port(), p)].mono < Duration::from_secs(300));
-                    }
-                }
-                Event::Wait(seconds) => world.wait(seconds.into()),
-                Event::Garbage(c, bytes) => drop(world.relay.handle_client(world.now, tuple(c), IP_HEADER, &bytes)),
-            }
-            world.drain();
-            prop_assert_eq!(world.shared.ports.leased() as usize, world.sockets.len());
-            prop_assert_eq!(world.sockets.len(), world.relay.len());
-            prop_assert_eq!(world.relay.len() as u32, world.shared.quota.held());
-            prop_assert!(world.sockets.values().all(|address| world.shared.ports.is_leased(*address)));
-            prop_assert!(world.relay.poll_timeout().is_none_or(|at| at > world.now.mono));
-        }
-        world.wait(3600);
-        prop_assert!(world.relay.is_empty() && world.sockets.is_empty());
-        prop_assert_eq!((world.shared.quota.held(), world.shared.ports.leased()), (0, 0));
-    }
 }

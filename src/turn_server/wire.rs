@@ -1,4 +1,4 @@
-//! Bytes of the relay beyond plain STUN: ChannelData, Data indications, and framing on streams.
+//! ChannelData, the headers of Data indications, and the framing of both on streams.
 
 use super::data::IcmpError;
 use crate::stun::{Builder, Class, HEADER_LEN, Method, TransactionId, attr, xor_address_value};
@@ -23,18 +23,18 @@ pub fn parse_channel_data(bytes: &[u8]) -> Option<(u16, &[u8])> {
 /// The type of a Data indication: class and method.
 const DATA_INDICATION: [u8; 2] = [0x00, 0x17];
 
-/// What stands in front of a payload on its way to the client: a ChannelData header or the head of a Data indication.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The bytes in front of a payload for a client: a ChannelData header, or a Data indication up to the value of DATA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FrameHeader {
     bytes: [u8; Self::MAX],
     len: u8,
 }
 
 impl FrameHeader {
-    /// Room for a Data indication that tells an ICMP error about an IPv6 peer.
+    /// The length of a Data indication with an ICMP error about an IPv6 peer.
     const MAX: usize = HEADER_LEN + 4 + 20 + 4 + 8;
 
-    /// Returns no header: what goes to peers has none.
+    /// Returns an empty header: payloads for peers have none.
     #[must_use]
     pub fn none() -> Self {
         Self { bytes: [0; Self::MAX], len: 0 }
@@ -49,7 +49,7 @@ impl FrameHeader {
         Self { bytes, len: 4 }
     }
 
-    /// Makes the head of a Data indication from `peer` for a payload of `length` bytes, `None` when both do not fit a message.
+    /// Makes the header of a Data indication from `peer` for a payload of `length` bytes; `None` when it exceeds a STUN message.
     #[must_use]
     pub fn data_indication(peer: SocketAddr, length: u16, transaction: [u8; 12]) -> Option<Self> {
         let transaction = TransactionId::new(transaction);
@@ -69,7 +69,7 @@ impl FrameHeader {
         Some(Self { bytes, len: (data_at + 4) as u8 })
     }
 
-    /// Makes the Data indication that tells of an ICMP error about `peer`: no payload
+    /// Makes the Data indication of an ICMP error about `peer`, which has no payload
     /// ([RFC 8656 section 18.13](https://www.rfc-editor.org/rfc/rfc8656#section-18.13)).
     #[must_use]
     pub fn icmp_indication(peer: SocketAddr, error: &IcmpError, transaction: [u8; 12]) -> Option<Self> {
@@ -92,7 +92,7 @@ impl FrameHeader {
     }
 }
 
-/// Why a stream cannot go on.
+/// The bytes of a stream are neither a STUN message nor ChannelData.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("neither a STUN message nor ChannelData")]
 pub struct FrameError;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::proc::{Proc, Stdout};
 use crate::test_server::TestServer;
+use crate::tools;
 
 const UP: Duration = Duration::from_secs(30);
 const BINDING_REQUEST: [u8; 20] = [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
@@ -64,6 +65,36 @@ fn stun_only_answers_a_binding_request() {
     command.arg("127.0.0.1:0");
     let server = Proc::start("stun_only", command, Stdout::Lines);
     assert_answers(server.expect("address", UP, listening));
+}
+
+#[test]
+fn embed_relay_relays_between_turnutils_uclient_and_a_peer() {
+    const MESSAGES: u64 = 50;
+    if !tools::have(&["turnutils_uclient", "turnutils_peer"]) {
+        return;
+    }
+    let mut command = example("embed_relay");
+    command.args(["127.0.0.1:0", "alice", "secret"]);
+    let server = Proc::start("embed_relay", command, Stdout::Lines);
+    let address = server.expect("address", UP, listening);
+    let peer_port = (address.port() + 2).to_string();
+    let mut command = Command::new("turnutils_peer");
+    command.args(["-p", &peer_port, "-L", "127.0.0.1"]);
+    let _peer = Proc::start("turnutils_peer", command, Stdout::Lines);
+    for modes in
+        [&["-e", "127.0.0.1", "-r", &peer_port][..], &["-s", "-e", "127.0.0.1", "-r", &peer_port], &["-y"]]
+    {
+        let mut command = Command::new("turnutils_uclient");
+        command.args(["-c", "-u", "alice", "-w", "secret", "-p", &address.port().to_string()]);
+        command
+            .args(["-n", &MESSAGES.to_string(), "-m", "2", "-l", "170", "-z", "10"])
+            .args(modes)
+            .arg("127.0.0.1");
+        let mut client = Proc::start("turnutils_uclient", command, Stdout::Lines);
+        client.succeed(UP);
+        let received = format!("tot_recv_msgs={}", 2 * MESSAGES);
+        assert!(client.printed().contains(&received), "{modes:?}\n{}", client.printed());
+    }
 }
 
 #[test]

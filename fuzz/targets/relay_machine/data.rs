@@ -11,7 +11,7 @@ impl World {
             .xor_address(attr::XOR_PEER_ADDRESS, peer)
             .attribute(attr::DATA, &payload[..usize::from(which % 6)])
             .finish();
-        let forward = self.client_says(client, &bytes);
+        let forward = self.send_frame(client, &bytes);
         assert!(forward.is_some() || !self.must_reach(client, canonical(peer)));
         if let Some((_, to, sent)) = &forward {
             assert_eq!((*to, &sent[..]), (canonical(peer), &payload[..usize::from(which % 6)]));
@@ -26,7 +26,7 @@ impl World {
         let life = self.lives.get(&client);
         let bound = life.and_then(|life| life.channels.get(&number)).filter(|(_, until)| now < *until);
         let bound = bound.map(|(peer, _)| *peer);
-        let forward = self.client_says(client, &[high, low, 0, 2, 9, which, 0, 0]);
+        let forward = self.send_frame(client, &[high, low, 0, 2, 9, which, 0, 0]);
         assert!(forward.is_some() || !bound.is_some_and(|peer| self.must_reach(client, peer)));
         if let Some((_, to, sent)) = &forward {
             assert_eq!((Some(*to), &sent[..]), (bound, &[9, which][..]));
@@ -35,16 +35,16 @@ impl World {
     }
 
     pub(super) fn raw(&mut self, client: u8, bytes: &[u8]) {
-        let forward = self.client_says(client, bytes);
+        let forward = self.send_frame(client, bytes);
         self.sent(client, forward);
     }
 
-    pub(super) fn hear_peer(&mut self, which: usize, number: u8) {
+    pub(super) fn receive_from_peer(&mut self, which: usize, number: u8) {
         let Some((relay, address)) = nth(&self.sockets, which).map(|(key, at)| (key, *at)) else { return };
         let peer = canonical(self.peer(number));
         let payload = &[1, 2, 3, 4, 5, 6, 7][..usize::from(number) % 8];
         let owner = self.owner(address).filter(|owner| self.must_reach(*owner, peer));
-        let forward = self.peer_says(relay, peer, payload);
+        let forward = self.peer_sends(relay, peer, payload);
         assert!(self.drain().is_empty());
         let Some((client, bytes)) = forward else {
             assert!(owner.is_none(), "what a permitted peer sends is lost");
@@ -65,7 +65,7 @@ impl World {
         }
     }
 
-    pub(super) fn hear_error(&mut self, which: usize, number: u8) {
+    pub(super) fn receive_icmp_error(&mut self, which: usize, number: u8) {
         let Some((relay, address)) = nth(&self.sockets, which).map(|(key, at)| (key, *at)) else { return };
         let peer = canonical(self.peer(number));
         if let Some((client, bytes)) = self.peer_refuses(relay, peer) {

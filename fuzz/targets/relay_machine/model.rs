@@ -45,7 +45,7 @@ impl World {
 
     /// Whether bandwidth or new peers are limited.
     pub(super) fn is_capped(&self) -> bool {
-        let Limits { new_peers, allocation_bandwidth, user_bandwidth, .. } = self.shared.limits;
+        let AllocationLimits { new_peers, allocation_bandwidth, user_bandwidth, .. } = self.shared.limits;
         [new_peers, allocation_bandwidth, user_bandwidth].iter().any(|rate| rate.per_second() != 0)
     }
 

@@ -42,7 +42,7 @@ impl World {
     }
 
     /// Lets a peer connect.
-    pub(super) fn hear_connection(&mut self, which: usize, number: u8) {
+    pub(super) fn accept_connection(&mut self, which: usize, number: u8) {
         let Some(((worker, relay), _)) = nth(&self.listeners, which) else { return };
         let peer = canonical(self.peer(number));
         let accepted = self.relays[worker].handle_accepted(self.now, relay, peer);

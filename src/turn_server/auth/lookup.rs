@@ -1,5 +1,4 @@
-//! Users that somebody else knows: what is asked, what was answered and for how long that counts, and the requests that wait for
-//! an answer.
+//! User look-ups: their cached results, and the requests that wait for one.
 
 use super::user_table::UserKeys;
 use crate::limits::{Limit, NetworkPrefix};
@@ -8,209 +7,210 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Most requests that wait for an answer at a time, of one worker.
+/// Most requests of one worker that wait for a look-up.
 pub const MAX_PENDING: usize = 512;
-/// How many of them may be for names that were never known: the rest is kept for those that were.
+/// Most of them for users that no earlier look-up found.
 pub const MAX_PENDING_UNKNOWN: usize = 384;
-/// Most requests for such names that wait at a time, of one network (IPv4 /24, IPv6 /48).
+/// Most requests for such users from one network (IPv4 /24, IPv6 /48).
 pub const MAX_PENDING_PER_NETWORK: usize = 32;
 /// Longest request that waits.
 pub const MAX_PENDING_LEN: usize = 2048;
 
-/// A user that is not known here.
+/// A user to look up.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct UserQuery {
-    /// The name, as presented.
+    /// The user name.
     pub user: String,
-    /// The realm it was presented in.
+    /// The realm of the request.
     pub realm: String,
 }
 
-/// What is known of a user.
+/// The result of a look-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LookupResult {
-    /// There is such a user.
+    /// The user exists.
     Known {
         /// The keys.
         keys: UserKeys,
-        /// When the credentials end (Unix seconds), if they do.
+        /// When the credentials expire (Unix seconds), if they do.
         expires_unix: Option<u64>,
     },
-    /// There is none.
+    /// The user does not exist.
     Unknown,
 }
 
-/// How long answers count, and how many are kept.
+/// How long results are cached, and how many.
 #[derive(Debug, Clone, Copy)]
 pub struct LookupCacheConfig {
-    /// How long a known user is not asked for again.
+    /// How long a user that exists is cached.
     pub known: Duration,
-    /// How long an unknown one is not.
+    /// How long a user that does not exist is cached.
     pub unknown: Duration,
-    /// Most answers kept about known users, and as many about unknown ones; the oldest gives way.
+    /// Most results of either kind; the oldest is evicted.
     pub entries: usize,
 }
 
-/// The answers of the last minutes, shared by all workers. Those about names that nobody has are apart, as strangers can make any number of them.
+/// The cached results, shared by all workers. Those of unknown users are stored separately, because anyone can cause any number of them.
 #[derive(Debug)]
 pub(super) struct LookupCache {
     limits: LookupCacheConfig,
-    answers: Mutex<[Answers; 2]>,
+    results: Mutex<[Results; 2]>,
 }
 
-/// Where the answers of either kind are.
+/// The index of each kind of result.
 const KNOWN: usize = 0;
 const UNKNOWN: usize = 1;
 
 #[derive(Debug, Default)]
-struct Answers {
+struct Results {
     by_question: HashMap<Arc<UserQuery>, (LookupResult, Instant)>,
-    /// In the order they came; an answer that was given again stands here twice and goes with the earlier of both.
+    /// By age; a result that was stored again is here twice and is evicted with the older entry.
     order: VecDeque<Arc<UserQuery>>,
 }
 
-impl Answers {
-    fn put(&mut self, question: Arc<UserQuery>, answer: (LookupResult, Instant), most: usize) {
+impl Results {
+    fn put(&mut self, query: Arc<UserQuery>, answer: (LookupResult, Instant), most: usize) {
         while self.order.len() >= most.max(1) {
             Limit::HookMaxCached.reached(most);
             let Some(oldest) = self.order.pop_front() else { break };
             self.by_question.remove(&oldest);
         }
-        self.order.push_back(Arc::clone(&question));
-        self.by_question.insert(question, answer);
+        self.order.push_back(Arc::clone(&query));
+        self.by_question.insert(query, answer);
     }
 }
 
 impl LookupCache {
     pub(super) fn new(limits: LookupCacheConfig) -> Self {
-        Self { limits, answers: Mutex::default() }
+        Self { limits, results: Mutex::default() }
     }
 
-    pub(super) fn get(&self, now: Instant, question: &UserQuery) -> Option<LookupResult> {
-        let answers = self.lock();
-        let current = |answers: &Answers| {
-            let known = answers.by_question.get(question).filter(|(_, until)| now < *until);
-            known.map(|(verdict, _)| *verdict)
+    pub(super) fn get(&self, now: Instant, query: &UserQuery) -> Option<LookupResult> {
+        let results = self.lock();
+        let current = |results: &Results| {
+            let known = results.by_question.get(query).filter(|(_, until)| now < *until);
+            known.map(|(result, _)| *result)
         };
-        answers.iter().find_map(current)
+        results.iter().find_map(current)
     }
 
-    /// Returns whether the last answer was that there is such a user, however long ago it was given.
-    pub(super) fn is_known(&self, question: &UserQuery) -> bool {
-        self.lock()[KNOWN].by_question.contains_key(question)
+    /// Returns whether the last look-up found the user, however long ago.
+    pub(super) fn is_known(&self, query: &UserQuery) -> bool {
+        self.lock()[KNOWN].by_question.contains_key(query)
     }
 
-    pub(super) fn put(&self, now: Instant, question: Arc<UserQuery>, verdict: LookupResult) {
-        let (place, lifetime) = match verdict {
+    pub(super) fn put(&self, now: Instant, query: Arc<UserQuery>, result: LookupResult) {
+        let (place, lifetime) = match result {
             LookupResult::Known { .. } => (KNOWN, self.limits.known),
             LookupResult::Unknown => (UNKNOWN, self.limits.unknown),
         };
-        let mut answers = self.lock();
-        // What was said before counts no more.
-        answers[1 - place].by_question.remove(&question);
-        answers[place].put(question, (verdict, now + lifetime), self.limits.entries);
+        let mut results = self.lock();
+        // An older result of the other kind is obsolete.
+        results[1 - place].by_question.remove(&query);
+        results[place].put(query, (result, now + lifetime), self.limits.entries);
     }
 
-    fn lock(&self) -> MutexGuard<'_, [Answers; 2]> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, [Results; 2]> {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Requests that wait until their user was looked up: few, short, and only from addresses that have answered a challenge. One
-/// that finds no room is dropped; its client sends it again.
+/// Requests that wait for a user look-up: few, short, and only from addresses that have answered a challenge. A request that
+/// exceeds the limits is dropped; its client retransmits it.
 #[derive(Debug, Default)]
 pub struct PendingLookups {
-    parked: VecDeque<PendingRequest>,
+    pending: VecDeque<PendingRequest>,
 }
 
 #[derive(Debug)]
 struct PendingRequest {
-    question: Arc<UserQuery>,
+    query: Arc<UserQuery>,
     client: FiveTuple,
-    /// Whether the name was known before.
+    /// Whether an earlier look-up found the user.
     is_known: bool,
     bytes: Vec<u8>,
 }
 
-/// What came of a request whose user is to be looked up.
+/// What happens to a request whose user must be looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LookupAction {
-    /// It waits, and its question is to be asked.
+    /// It waits, and the look-up starts.
     Start,
-    /// It waits for an answer that others wait for, or waited already.
+    /// It waits for a look-up that has started.
     Wait,
-    /// There is no room for it.
+    /// It is dropped: too many requests wait.
     Drop,
 }
 
 impl PendingLookups {
-    /// Keeps a request, if there is room.
+    /// Stores a request within the limits.
     #[must_use]
     pub fn insert(
         &mut self,
-        question: &Arc<UserQuery>,
+        query: &Arc<UserQuery>,
         client: FiveTuple,
         is_known: bool,
         bytes: &[u8],
     ) -> LookupAction {
-        if self.parked.iter().any(|parked| parked.client == client && parked.bytes == bytes) {
+        if self.pending.iter().any(|pending| pending.client == client && pending.bytes == bytes) {
             return LookupAction::Wait;
         }
         if bytes.len() > MAX_PENDING_LEN || !self.has_room(client, is_known) {
             return LookupAction::Drop;
         }
-        let is_new = self.parked.iter().all(|parked| parked.question != *question);
-        let (question, bytes) = (Arc::clone(question), bytes.to_vec());
-        self.parked.push_back(PendingRequest { question, client, is_known, bytes });
+        let is_new = self.pending.iter().all(|pending| pending.query != *query);
+        let (query, bytes) = (Arc::clone(query), bytes.to_vec());
+        self.pending.push_back(PendingRequest { query, client, is_known, bytes });
         if is_new { LookupAction::Start } else { LookupAction::Wait }
     }
 
     fn has_room(&self, client: FiveTuple, is_known: bool) -> bool {
         let count =
-            |of: &dyn Fn(&PendingRequest) -> bool| self.parked.iter().filter(|parked| of(parked)).count();
+            |of: &dyn Fn(&PendingRequest) -> bool| self.pending.iter().filter(|pending| of(pending)).count();
         let network = NetworkPrefix::site(client.client.ip());
-        let of_network = |parked: &PendingRequest| NetworkPrefix::site(parked.client.client.ip()) == network;
-        if self.parked.len() >= MAX_PENDING {
+        let of_network =
+            |pending: &PendingRequest| NetworkPrefix::site(pending.client.client.ip()) == network;
+        if self.pending.len() >= MAX_PENDING {
             Limit::ParkedRequests.reached(MAX_PENDING);
             return false;
         }
         if is_known {
             return true;
         }
-        if count(&|parked| !parked.is_known) >= MAX_PENDING_UNKNOWN {
+        if count(&|pending| !pending.is_known) >= MAX_PENDING_UNKNOWN {
             Limit::ParkedRequests.reached(MAX_PENDING_UNKNOWN);
             return false;
         }
-        let is_free = count(&|parked| !parked.is_known && of_network(parked)) < MAX_PENDING_PER_NETWORK;
+        let is_free = count(&|pending| !pending.is_known && of_network(pending)) < MAX_PENDING_PER_NETWORK;
         if !is_free {
             Limit::ParkedRequestsPerNetwork.reached(MAX_PENDING_PER_NETWORK);
         }
         is_free
     }
 
-    /// Takes the requests that waited for `question`, in the order they came.
-    pub fn take(&mut self, question: &UserQuery) -> Vec<(FiveTuple, Vec<u8>)> {
-        let (ready, waiting) = self.parked.drain(..).partition(|parked| *parked.question == *question);
-        self.parked = waiting;
+    /// Removes and returns the requests that waited for `query`, oldest first.
+    pub fn take(&mut self, query: &UserQuery) -> Vec<(FiveTuple, Vec<u8>)> {
+        let (ready, waiting) = self.pending.drain(..).partition(|pending| *pending.query == *query);
+        self.pending = waiting;
         let ready: VecDeque<PendingRequest> = ready;
-        ready.into_iter().map(|parked| (parked.client, parked.bytes)).collect()
+        ready.into_iter().map(|pending| (pending.client, pending.bytes)).collect()
     }
 
-    /// Drops the requests of a client that is gone.
-    pub fn forget(&mut self, client: FiveTuple) {
-        self.parked.retain(|parked| parked.client != client);
+    /// Removes the requests of a client whose connection has closed.
+    pub fn remove_client(&mut self, client: FiveTuple) {
+        self.pending.retain(|pending| pending.client != client);
     }
 
-    /// Returns how many requests wait.
+    /// Returns the number of waiting requests.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.parked.len()
+        self.pending.len()
     }
 
-    /// Returns whether none does.
+    /// Returns whether no request waits.
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
-        self.parked.is_empty()
+        self.pending.is_empty()
     }
 }
 
@@ -220,7 +220,7 @@ mod tests {
     use crate::net::time::now;
     use crate::turn_server::Transport;
 
-    fn question(user: &str) -> Arc<UserQuery> {
+    fn query(user: &str) -> Arc<UserQuery> {
         Arc::new(UserQuery { user: user.to_owned(), realm: "r".to_owned() })
     }
 
@@ -235,17 +235,17 @@ mod tests {
         let cache = LookupCache::new(LookupCacheConfig { known: 9 * second, unknown: second, entries: 2 });
         let start = now().mono;
         let known = LookupResult::Known { keys: UserKeys::default(), expires_unix: None };
-        cache.put(start, question("alice"), known);
-        cache.put(start, question("bob"), LookupResult::Unknown);
-        assert_eq!(cache.get(start + 8 * second, &question("alice")), Some(known));
-        assert_eq!(cache.get(start + 9 * second, &question("alice")), None);
-        assert_eq!(cache.get(start, &question("bob")), Some(LookupResult::Unknown));
-        assert_eq!(cache.get(start + second, &question("bob")), None);
-        cache.put(start, question("carol"), known);
-        cache.put(start, question("dave"), known);
-        assert_eq!(cache.get(start, &question("alice")), None, "the oldest gave way");
+        cache.put(start, query("alice"), known);
+        cache.put(start, query("bob"), LookupResult::Unknown);
+        assert_eq!(cache.get(start + 8 * second, &query("alice")), Some(known));
+        assert_eq!(cache.get(start + 9 * second, &query("alice")), None);
+        assert_eq!(cache.get(start, &query("bob")), Some(LookupResult::Unknown));
+        assert_eq!(cache.get(start + second, &query("bob")), None);
+        cache.put(start, query("carol"), known);
+        cache.put(start, query("dave"), known);
+        assert_eq!(cache.get(start, &query("alice")), None, "the oldest gave way");
         for round in 0..100 {
-            cache.put(start, question(&format!("{round}")), known);
+            cache.put(start, query(&format!("{round}")), known);
         }
         assert!(cache.lock()[KNOWN].by_question.len() <= 2);
     }
@@ -256,17 +256,17 @@ mod tests {
         let cache = LookupCache::new(LookupCacheConfig { known: 9 * second, unknown: second, entries: 4 });
         let start = now().mono;
         let known = LookupResult::Known { keys: UserKeys::default(), expires_unix: None };
-        cache.put(start, question("alice"), known);
+        cache.put(start, query("alice"), known);
         for round in 0..100 {
-            cache.put(start, question(&format!("{round}")), LookupResult::Unknown);
+            cache.put(start, query(&format!("{round}")), LookupResult::Unknown);
         }
-        assert_eq!(cache.get(start, &question("alice")), Some(known));
-        assert!(cache.is_known(&question("alice")) && !cache.is_known(&question("99")));
-        assert_eq!(cache.get(start + 9 * second, &question("alice")), None);
-        assert!(cache.is_known(&question("alice")), "remembered for the reserve");
-        cache.put(start, question("alice"), LookupResult::Unknown);
-        assert_eq!(cache.get(start, &question("alice")), Some(LookupResult::Unknown));
-        assert!(!cache.is_known(&question("alice")));
+        assert_eq!(cache.get(start, &query("alice")), Some(known));
+        assert!(cache.is_known(&query("alice")) && !cache.is_known(&query("99")));
+        assert_eq!(cache.get(start + 9 * second, &query("alice")), None);
+        assert!(cache.is_known(&query("alice")), "remembered for the reserve");
+        cache.put(start, query("alice"), LookupResult::Unknown);
+        assert_eq!(cache.get(start, &query("alice")), Some(LookupResult::Unknown));
+        assert!(!cache.is_known(&query("alice")));
     }
 
     /// A client in network 198.51.`network`.0/24.
@@ -278,14 +278,14 @@ mod tests {
     fn parked_requests_are_short_and_asked_for_once() {
         let mut pending_lookups = PendingLookups::default();
         let mut park =
-            |user, port, bytes: &[u8]| pending_lookups.insert(&question(user), client(port), false, bytes);
+            |user, port, bytes: &[u8]| pending_lookups.insert(&query(user), client(port), false, bytes);
         assert_eq!(park("alice", 1, b"one"), LookupAction::Start);
         assert_eq!(park("alice", 1, b"one"), LookupAction::Wait, "a retransmission");
         assert_eq!(park("alice", 2, b"two"), LookupAction::Wait, "already asked");
         assert_eq!(park("bob", 3, &[0; MAX_PENDING_LEN + 1]), LookupAction::Drop, "too long");
         assert_eq!(park("carol", 4, b"gone"), LookupAction::Start);
-        pending_lookups.forget(client(4));
-        assert_eq!(pending_lookups.take(&question("alice")).len(), 2);
+        pending_lookups.remove_client(client(4));
+        assert_eq!(pending_lookups.take(&query("alice")).len(), 2);
         assert!(pending_lookups.is_empty());
     }
 
@@ -293,16 +293,16 @@ mod tests {
     fn a_network_has_its_share_and_names_that_were_known_a_reserve() {
         let mut pending_lookups = PendingLookups::default();
         let mut park = |network, port, is_known| {
-            let question = question(&format!("{network} {port}"));
-            pending_lookups.insert(&question, client_in(network, port), is_known, b"request")
+            let query = query(&format!("{network} {port}"));
+            pending_lookups.insert(&query, client_in(network, port), is_known, b"request")
                 == LookupAction::Start
         };
-        let mut parked = |network, is_known| (0..1000).filter(|port| park(network, *port, is_known)).count();
-        assert_eq!(parked(0, false), MAX_PENDING_PER_NETWORK);
-        assert_eq!(parked(1, false), MAX_PENDING_PER_NETWORK, "another network");
-        let others: usize = (2..100).map(|network| parked(network, false)).sum();
+        let mut pending = |network, is_known| (0..1000).filter(|port| park(network, *port, is_known)).count();
+        assert_eq!(pending(0, false), MAX_PENDING_PER_NETWORK);
+        assert_eq!(pending(1, false), MAX_PENDING_PER_NETWORK, "another network");
+        let others: usize = (2..100).map(|network| pending(network, false)).sum();
         assert_eq!(others, MAX_PENDING_UNKNOWN - 2 * MAX_PENDING_PER_NETWORK);
-        assert_eq!(parked(200, true), MAX_PENDING - MAX_PENDING_UNKNOWN, "the reserve");
+        assert_eq!(pending(200, true), MAX_PENDING - MAX_PENDING_UNKNOWN, "the reserve");
         assert_eq!(pending_lookups.len(), MAX_PENDING);
     }
 }

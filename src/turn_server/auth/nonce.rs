@@ -1,5 +1,5 @@
-//! Nonces that need no table: the nonce cookie, the time, and an HMAC over both, the client's address and what was offered. A nonce
-//! for a stream names the client's port besides, for a data connection of RFC 6062 that uses its control connection's nonce.
+//! Stateless nonces: the nonce cookie, the time, and an HMAC over both, the client's address and the offered features. A nonce for a
+//! stream also contains the client's port, for a data connection of RFC 6062 that uses its control connection's nonce.
 
 use super::super::FiveTuple;
 use crate::clock::Now;
@@ -10,18 +10,18 @@ use std::net::IpAddr;
 use std::sync::{PoisonError, RwLock};
 use subtle::ConstantTimeEq;
 
-/// What a server of RFC 8489 begins each nonce with ([section 9.2](https://www.rfc-editor.org/rfc/rfc8489#section-9.2)).
+/// The nonce cookie, the start of each nonce of an RFC 8489 server ([section 9.2](https://www.rfc-editor.org/rfc/rfc8489#section-9.2)).
 const COOKIE: &str = "obMatJos2";
-/// Seconds that a nonce stays good.
+/// Seconds that a nonce is valid.
 const LIFETIME: i32 = 3600;
-/// Seconds that another node's clock may be ahead.
+/// Seconds that the clock of another server may be ahead.
 const CLOCK_SKEW: i32 = 60;
-/// Seconds after which nonces are made with another key.
+/// Seconds after which the key changes.
 const ROTATION: u32 = 24 * 3600;
-/// Bytes of the HMAC that are kept: a guess serves one address for an hour and opens nothing, and each byte here is one more
-/// that a stranger can have sent to a forged address.
+/// Bytes of the truncated HMAC: a guessed one is valid for one address and an hour and grants nothing, and each byte lengthens the
+/// response to a forged address.
 const TAG_LEN: usize = 10;
-/// Where the tag ends, and behind it for a stream the port.
+/// The end of the tag, and of the port that follows in nonces for streams.
 const TAG_END: usize = 4 + TAG_LEN;
 const PORT_END: usize = TAG_END + 2;
 
@@ -29,13 +29,13 @@ const PORT_END: usize = TAG_END + 2;
 const PASSWORD_ALGORITHMS: u8 = 0x80;
 const USERNAME_ANONYMITY: u8 = 0x40;
 
-/// What the server offers beside a nonce; it is bound to the nonce, so that nobody on the path can take it away unnoticed
+/// The features that the server offers with a nonce. The nonce contains them, so that removing them on the path is detected
 /// ([RFC 8489 section 9.2.1](https://www.rfc-editor.org/rfc/rfc8489#section-9.2.1)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct OfferedFeatures {
     /// PASSWORD-ALGORITHMS, the preferred one first.
     pub(super) algorithms: &'static [PasswordAlgorithm],
-    /// Whether clients are to send USERHASH in place of USERNAME.
+    /// Whether clients send USERHASH in place of USERNAME.
     pub(super) anonymity: bool,
 }
 
@@ -46,11 +46,11 @@ impl OfferedFeatures {
     }
 }
 
-/// Makes and recognises nonces.
+/// Makes and verifies nonces.
 #[derive(Debug)]
 pub(super) struct Nonces {
     master: hmac::Key,
-    /// The key that the last nonce was made with, and the number of its epoch.
+    /// The key of the last nonce, and its epoch.
     current: RwLock<(u32, hmac::Key)>,
 }
 
@@ -61,7 +61,7 @@ impl Nonces {
         Self { master, current }
     }
 
-    /// Makes a nonce for `client`; one harvested from one address is of no use from another.
+    /// Makes a nonce for `client`; it is not valid for other addresses.
     pub(super) fn make(&self, now: Now, client: &FiveTuple, offer: OfferedFeatures) -> String {
         let made = seconds(now);
         self.rotate_to(made / ROTATION);
@@ -75,7 +75,7 @@ impl Nonces {
         nonce
     }
 
-    /// Returns whether `nonce` was made for `client` with this very offer, and is not too old.
+    /// Returns whether `nonce` was made for `client` with these features, and is not too old.
     pub(super) fn is_valid(
         &self,
         now: Now,
@@ -115,7 +115,7 @@ impl Nonces {
         bool::from(genuine) && (-CLOCK_SKEW..=LIFETIME).contains(&age)
     }
 
-    /// Keeps the key of `epoch` at hand.
+    /// Derives the key of `epoch` unless it is the current one.
     fn rotate_to(&self, epoch: u32) {
         let at_hand = self.current.read().unwrap_or_else(PoisonError::into_inner).0;
         if at_hand != epoch {
@@ -149,17 +149,17 @@ impl Nonces {
     }
 }
 
-/// Makes the key of one epoch.
+/// Derives the key of an epoch.
 fn derived(master: &hmac::Key, epoch: u32) -> hmac::Key {
     hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(master, &epoch.to_be_bytes()).as_ref())
 }
 
-/// Returns how much of a nonce's bytes a client gets: every byte to a datagram's sender is one that he may have forged.
+/// Returns the length of a client's nonce before encoding: without the port for datagrams, whose source may be forged.
 fn length(client: &FiveTuple) -> usize {
     if client.transport.is_stream() { PORT_END } else { TAG_END }
 }
 
-/// Takes the text off a nonce.
+/// Decodes a nonce.
 fn open(client: &FiveTuple, offer: OfferedFeatures, nonce: &[u8]) -> Option<[u8; PORT_END]> {
     let (features, text) = nonce.strip_prefix(COOKIE.as_bytes())?.split_first_chunk::<4>()?;
     let mut bytes = [0; PORT_END];

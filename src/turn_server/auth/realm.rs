@@ -6,16 +6,16 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
-/// What a realm is to be; credentials of one realm never work in another.
+/// Configures a realm. Credentials of one realm are not valid in another.
 #[derive(Debug, Clone, Default)]
 pub struct RealmCredentials {
     /// Its name, at most [`MAX_REALM`](super::MAX_REALM) bytes.
     pub name: String,
-    /// The server's addresses that offer it; the first realm is offered at all others.
+    /// The server addresses whose clients are offered this realm; others are offered the first realm.
     pub addresses: Vec<IpAddr>,
     /// Users and their keys.
     pub users: HashMap<String, UserKeys>,
-    /// Secrets of time-limited credentials; each of them verifies.
+    /// Secrets of time-limited credentials; any of them verifies.
     pub rest: Vec<RestSecret>,
 }
 
@@ -40,7 +40,7 @@ impl Realm {
         }
     }
 
-    /// Finds a user among the static ones, then in the file.
+    /// Finds a configured user, else one of the credentials file.
     pub(super) fn find(&self, identity: UserId<'_>) -> Option<(Arc<str>, UserKeys)> {
         let from_file = self.file().find(identity);
         self.users.find(identity).or(from_file)

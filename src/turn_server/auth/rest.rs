@@ -1,10 +1,9 @@
-//! Time-limited credentials that the relay and whoever shares its secret make without a word between them.
+//! Time-limited credentials of the TURN REST API, which anyone who shares the secret can issue.
 
 use data_encoding::{BASE32_NOPAD, BASE64};
 use ring::hmac;
 
-/// The shared secret of time-limited credentials: user name `expiry:name`, password `base64(HMAC(secret, user name))`, the form
-/// that TURN REST clients and other servers use.
+/// The shared secret of time-limited credentials: user name `expiry:name`, password `base64(HMAC(secret, user name))`.
 #[derive(Debug, Clone)]
 pub struct RestSecret {
     sha1: hmac::Key,
@@ -17,23 +16,23 @@ const ACCOUNT_LEN: usize = 13;
 /// The HMAC that makes the password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RestHash {
-    /// What other servers' tools use.
+    /// HMAC-SHA1, which other servers use.
     Sha1,
-    /// The stronger one.
+    /// HMAC-SHA256.
     Sha256,
 }
 
-/// Time-limited credentials as a client presents them.
+/// Time-limited credentials for a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestCredentials {
     /// `expiry:name`, the expiry in Unix seconds.
     pub username: String,
-    /// The password that goes with it.
+    /// The password.
     pub credential: String,
 }
 
 impl RestSecret {
-    /// Takes the secret's bytes.
+    /// Creates it from the secret's bytes.
     #[must_use]
     pub fn new(secret: &[u8]) -> Self {
         Self {
@@ -42,29 +41,28 @@ impl RestSecret {
         }
     }
 
-    /// Makes credentials for `name` that are good until `expires_unix`, with HMAC-SHA1.
+    /// Issues credentials for `name` that are valid until `expires_unix`, with HMAC-SHA1.
     #[must_use]
-    pub fn mint(&self, name: &str, expires_unix: u64) -> RestCredentials {
-        self.mint_with(RestHash::Sha1, name, expires_unix)
+    pub fn issue(&self, name: &str, expires_unix: u64) -> RestCredentials {
+        self.issue_with(RestHash::Sha1, name, expires_unix)
     }
 
-    /// Makes credentials for `name` that are good until `expires_unix`.
+    /// Issues credentials for `name` that are valid until `expires_unix`.
     #[must_use]
-    pub fn mint_with(&self, hash: RestHash, name: &str, expires_unix: u64) -> RestCredentials {
+    pub fn issue_with(&self, hash: RestHash, name: &str, expires_unix: u64) -> RestCredentials {
         let username = format!("{expires_unix}:{name}");
         let credential = self.password(hash, &username);
         RestCredentials { username, credential }
     }
 
-    /// The same on the account of whoever was admitted: what one account has is counted together, under however many names. Account 0 is
-    /// nobody's.
+    /// Issues credentials that count towards an account: its quota and bandwidth are shared by all its names. Account 0 means none.
     #[must_use]
-    pub fn mint_on(&self, account: u64, name: &str, expires_unix: u64) -> RestCredentials {
+    pub fn issue_for_account(&self, account: u64, name: &str, expires_unix: u64) -> RestCredentials {
         match account {
-            0 => self.mint(name, expires_unix),
+            0 => self.issue(name, expires_unix),
             _ => {
                 let account = BASE32_NOPAD.encode(&account.to_be_bytes()).to_lowercase();
-                self.mint(&format!("{name}+{account}"), expires_unix)
+                self.issue(&format!("{name}+{account}"), expires_unix)
             }
         }
     }
@@ -78,8 +76,8 @@ impl RestSecret {
     }
 }
 
-/// Takes a time-limited user name apart, `expiry:name` or `name:expiry` or the expiry alone: other servers take all of them. Where both
-/// ends are numbers the first one counts.
+/// Splits a time-limited user name: `expiry:name`, `name:expiry` or only the expiry, as other servers accept them. If both ends are
+/// numbers, the first is the expiry.
 fn parts(username: &str) -> Option<(u64, Option<&str>)> {
     let number = |text: &str| text.parse().ok().filter(|_| !text.starts_with('+'));
     if let Some((first, name)) = username.split_once(':')
@@ -98,20 +96,19 @@ pub(super) fn expiry(username: &str) -> Option<u64> {
     parts(username).map(|(expiry, _)| expiry)
 }
 
-/// Reads the name beside the expiry, without the account.
+/// Reads the name without the expiry and the account.
 pub(super) fn name(username: &str) -> Option<&str> {
     let name = parts(username)?.1?;
     Some(name.strip_suffix(account(username).unwrap_or_default()).unwrap_or(name))
 }
 
-/// Lists what a name may have been minted for: what looks like an account may be the end of somebody's own name.
+/// Returns the names that credentials may have been issued for: what looks like an account may be part of the name.
 pub(super) fn names(username: &str) -> impl Iterator<Item = &str> {
     let whole = parts(username).and_then(|(_, name)| name);
     whole.into_iter().chain(name(username))
 }
 
-/// Reads the account of a name that this server has minted: who was admitted, whatever the name is. It is `+` and [`ACCOUNT_LEN`] letters
-/// and digits at the end.
+/// Reads the account of a user name that this server has issued: `+` and [`ACCOUNT_LEN`] letters and digits at the end.
 pub(super) fn account(username: &str) -> Option<&str> {
     let name = parts(username)?.1?;
     let at = name.rfind('+').filter(|at| name.len() - at == 1 + ACCOUNT_LEN)?;
@@ -147,21 +144,21 @@ mod tests {
     #[test]
     fn an_account_stands_behind_the_name_and_is_no_part_of_it() {
         let secret = RestSecret::new(b"north");
-        let minted = secret.mint_on(7, "tag", 1_700_000_000);
-        assert_eq!(minted.username, "1700000000:tag+aaaaaaaaaaaao");
+        let issued = secret.issue_for_account(7, "tag", 1_700_000_000);
+        assert_eq!(issued.username, "1700000000:tag+aaaaaaaaaaaao");
         assert_eq!(
-            (name(&minted.username), account(&minted.username)),
+            (name(&issued.username), account(&issued.username)),
             (Some("tag"), Some("+aaaaaaaaaaaao"))
         );
-        assert_eq!(secret.mint_on(0, "tag", 9), secret.mint("tag", 9));
-        let like_one = secret.mint("bob+newslettersab", 9).username;
+        assert_eq!(secret.issue_for_account(0, "tag", 9), secret.issue("tag", 9));
+        let like_one = secret.issue("bob+newslettersab", 9).username;
         for (username, name, is_of) in [
-            (&minted.username, "tag", true),
-            (&minted.username, "ta", false),
+            (&issued.username, "tag", true),
+            (&issued.username, "ta", false),
             (&like_one, "bob+newslettersab", true),
             (&like_one, "bob", true),
-            (&secret.mint_on(7, "bob+newslettersab", 9).username, "bob+newslettersab", true),
-            (&secret.mint_on(7, "bob+newslettersab", 9).username, "bob", false),
+            (&secret.issue_for_account(7, "bob+newslettersab", 9).username, "bob+newslettersab", true),
+            (&secret.issue_for_account(7, "bob+newslettersab", 9).username, "bob", false),
         ] {
             assert_eq!(names(username).any(|of| of == name), is_of, "{username} {name}");
         }

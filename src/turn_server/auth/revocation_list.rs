@@ -1,21 +1,21 @@
-//! Names whose time-limited credentials count no more, although their time is not over.
+//! Names whose time-limited credentials are revoked before they expire.
 
 use crate::limits::Limit;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
-/// RevocationList names and when the last credentials made for them end (Unix seconds): from then on there is nothing left to revoke.
-/// Shared by whoever revokes, mints and checks.
+/// Revoked names, each until the last credentials issued for it expire (Unix seconds). Shared by all that revoke, issue and check
+/// credentials.
 #[derive(Debug)]
 pub struct RevocationList {
     cap: usize,
-    /// Whether there are any: most servers never have one, and whoever asks must not wait for others that do.
+    /// Whether the list has entries: most servers have none, and need not take the lock.
     any: AtomicBool,
     names: RwLock<HashMap<Box<str>, u64>>,
 }
 
-/// As many names as there may be are revoked.
+/// The list is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("too many names are revoked at a time")]
 pub struct RevocationListFull;
@@ -27,13 +27,13 @@ impl Default for RevocationList {
 }
 
 impl RevocationList {
-    /// Makes room for `cap` names.
+    /// Creates a list of at most `cap` names.
     #[must_use]
     pub fn new(cap: usize) -> Self {
         Self { cap, any: AtomicBool::new(false), names: RwLock::default() }
     }
 
-    /// Revokes `name` until the second `until`, or for as long as it is revoked already if that is more.
+    /// Revokes `name` until `until`, or longer if it is revoked for longer already.
     ///
     /// # Errors
     /// [`RevocationListFull`] when there is no room.
@@ -55,7 +55,7 @@ impl RevocationList {
         Ok(())
     }
 
-    /// Takes a revocation back; returns whether there was one.
+    /// Removes a revocation; returns whether there was one.
     pub fn restore(&self, name: &str) -> bool {
         let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
         let was_there = names.remove(name).is_some();
@@ -63,7 +63,7 @@ impl RevocationList {
         was_there
     }
 
-    /// Says whether `name` is revoked.
+    /// Returns whether `name` is revoked.
     #[must_use]
     pub fn holds(&self, unix: u64, name: &str) -> bool {
         if !self.any.load(Ordering::Acquire) {
@@ -73,7 +73,7 @@ impl RevocationList {
         names.get(name).is_some_and(|until| unix < *until)
     }
 
-    /// Returns the names that are revoked at the moment, sorted, and until when.
+    /// Returns the revoked names, sorted, and until when.
     #[must_use]
     pub fn all(&self, unix: u64) -> Vec<(Box<str>, u64)> {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);

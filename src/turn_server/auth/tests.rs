@@ -255,11 +255,11 @@ fn a_user_is_found_by_his_hash_but_one_with_an_expiry_in_his_name_is_not() {
     assert_eq!(&*ask.check(&authority, start).unwrap().0.user, "alice");
     let other_realm = Ask { hash: Some(userhash("alice", "other")), ..ask };
     assert_eq!(other_realm.refusal(&authority, start), Some(AuthError::Unauthorized));
-    let minted = RestSecret::new(b"north").mint("tag", start.unix + 60);
+    let issued = RestSecret::new(b"north").issue("tag", start.unix + 60);
     let mut ask = Ask::new(&authority, start, "alice", "pw");
     ask.user = None;
-    ask.hash = Some(userhash(&minted.username, "r"));
-    ask.keys = vec![Key::from_bytes(&long_term_digest(&minted.username, "r", &minted.credential))];
+    ask.hash = Some(userhash(&issued.username, "r"));
+    ask.keys = vec![Key::from_bytes(&long_term_digest(&issued.username, "r", &issued.credential))];
     assert_eq!(ask.refusal(&authority, start), Some(AuthError::Unauthorized));
 }
 
@@ -305,20 +305,20 @@ fn a_user_without_a_sha_256_key_takes_that_algorithm_from_the_offer() {
 fn minted_credentials_work_until_they_expire() {
     let (start, authority) = (now(), authority());
     for hash in [RestHash::Sha1, RestHash::Sha256] {
-        let minted = RestSecret::new(b"north").mint_with(hash, "tag", start.unix + 60);
+        let issued = RestSecret::new(b"north").issue_with(hash, "tag", start.unix + 60);
         for (later, good) in [(0, true), (59, true), (60, false)] {
             let at = start.after(Duration::from_secs(later));
-            let browser = Ask::new(&authority, at, &minted.username, &minted.credential);
-            let modern = Ask::sha256(&authority, at, &minted.username, &minted.credential);
+            let browser = Ask::new(&authority, at, &issued.username, &issued.credential);
+            let modern = Ask::sha256(&authority, at, &issued.username, &issued.credential);
             for ask in [browser, modern] {
                 let owner = ask.check(&authority, at).map(|(owner, _)| owner.expires_unix);
                 assert_eq!(owner.ok(), good.then_some(Some(start.unix + 60)), "{hash:?} after {later} s");
             }
         }
     }
-    let minted = RestSecret::new(b"north").mint("tag", start.unix + 60);
+    let issued = RestSecret::new(b"north").issue("tag", start.unix + 60);
     let later = format!("{}:tag", start.unix + 999);
-    let forged = Ask::new(&authority, start, &later, &minted.credential);
+    let forged = Ask::new(&authority, start, &later, &issued.credential);
     assert_eq!(forged.refusal(&authority, start), Some(AuthError::Unauthorized));
 }
 
@@ -359,10 +359,10 @@ fn assert_revoked_are_refused(expiry: Expiry) {
     let start = now();
     let authority = Authenticator::with(AuthenticatorConfig { expiry, ..setup() }, &[3; 32]);
     let asks = |name: &str, method| {
-        let minted = RestSecret::new(b"north").mint(name, start.unix + 60);
-        let ask = Ask::new(&authority, start, &minted.username, &minted.credential);
+        let issued = RestSecret::new(b"north").issue(name, start.unix + 60);
+        let ask = Ask::new(&authority, start, &issued.username, &issued.credential);
         let owner =
-            AllocationOwner { user: minted.username.as_str().into(), expires_unix: None, mac_key: None };
+            AllocationOwner { user: issued.username.as_str().into(), expires_unix: None, mac_key: None };
         Ask { method, ..ask }.check_as(&authority, start, Some(&owner)).map(|_| ())
     };
     authority.revoked.revoke(start.unix, "tag", start.unix + 60).unwrap();
@@ -379,8 +379,8 @@ fn assert_revoked_are_refused(expiry: Expiry) {
 fn a_secret_that_was_replaced_still_verifies_as_long_as_it_is_listed() {
     let (start, authority) = (now(), authority());
     for (secret, good) in [("north", true), ("of the old times", true), ("forgotten", false)] {
-        let minted = RestSecret::new(secret.as_bytes()).mint("tag", start.unix + 60);
-        let ask = Ask::new(&authority, start, &minted.username, &minted.credential);
+        let issued = RestSecret::new(secret.as_bytes()).issue("tag", start.unix + 60);
+        let ask = Ask::new(&authority, start, &issued.username, &issued.credential);
         assert_eq!(ask.passes(&authority, start), good, "{secret}");
     }
 }
@@ -388,13 +388,13 @@ fn a_secret_that_was_replaced_still_verifies_as_long_as_it_is_listed() {
 #[test]
 fn credentials_that_are_over_keep_an_allocation_only_where_that_is_configured() {
     let start = now();
-    let minted = RestSecret::new(b"north").mint("tag", start.unix + 60);
+    let issued = RestSecret::new(b"north").issue("tag", start.unix + 60);
     let late = start.after(Duration::from_secs(61));
     for (expiry, kept) in [(Expiry::AtAllocate, true), (Expiry::AtRefresh, false), (Expiry::Hard, false)] {
         let authority = Authenticator::with(AuthenticatorConfig { expiry, ..setup() }, &[3; 32]);
-        let first = Ask::new(&authority, start, &minted.username, &minted.credential);
+        let first = Ask::new(&authority, start, &issued.username, &issued.credential);
         let (owner, _) = first.check(&authority, start).unwrap();
-        let again = Ask::new(&authority, late, &minted.username, &minted.credential);
+        let again = Ask::new(&authority, late, &issued.username, &issued.credential);
         let refresh = Ask { method: Method::REFRESH, ..again.clone() };
         assert_eq!(refresh.check_as(&authority, late, Some(&owner)).is_ok(), kept, "{expiry:?}");
         assert!(again.check_as(&authority, late, Some(&owner)).is_err(), "no new allocation");
@@ -416,10 +416,10 @@ fn credentials_that_are_over_keep_an_allocation_only_where_that_is_configured() 
 #[test]
 fn in_hard_mode_the_end_of_the_credentials_caps_the_lifetime() {
     let start = now();
-    let minted = RestSecret::new(b"north").mint("tag", start.unix + 60);
+    let issued = RestSecret::new(b"north").issue("tag", start.unix + 60);
     for (expiry, cap) in [(Expiry::Hard, Some(Duration::from_secs(60))), (Expiry::AtRefresh, None)] {
         let authority = Authenticator::with(AuthenticatorConfig { expiry, ..setup() }, &[3; 32]);
-        let bytes = Ask::new(&authority, start, &minted.username, &minted.credential).bytes();
+        let bytes = Ask::new(&authority, start, &issued.username, &issued.credential).bytes();
         let message = Message::parse(&bytes).unwrap();
         let authenticated = authority.check(start, &from(CLIENT, HERE), None, &message).unwrap();
         assert_eq!(authenticated.lifetime_cap, cap);
@@ -439,7 +439,7 @@ fn each_realm_has_its_own_users_secrets_and_addresses() {
     let authority = Authenticator::with(setup, &[3; 32]);
     assert_eq!(authority.challenge(start, &from(CLIENT, HERE)).realm, "r");
     assert_eq!(authority.challenge(start, &from(CLIENT, "198.51.100.2")).realm, "other");
-    let south = RestSecret::new(b"south").mint("tag", start.unix + 60);
+    let south = RestSecret::new(b"south").issue("tag", start.unix + 60);
     for (user, password, realm, good) in [
         ("alice", "pw", "r", true),
         ("alice", "pw", "other", false),
@@ -487,19 +487,19 @@ fn whom_nobody_here_knows_is_asked_for_once_and_then_known_for_a_while() {
     assert_eq!((question.user.as_str(), question.realm.as_str()), ("dora", "r"));
     let verdict =
         |expires_unix| LookupResult::Known { keys: UserKeys::of_password("dora", "r", "pw"), expires_unix };
-    authority.learn(start, Arc::clone(&question), verdict(Some(start.unix + 30)));
+    authority.store_lookup(start, Arc::clone(&question), verdict(Some(start.unix + 30)));
     assert_eq!(ask.check(&authority, start).unwrap().0.expires_unix, Some(start.unix + 30));
     let wrong = Ask::new(&authority, start, "dora", "no");
     assert_eq!(wrong.refusal(&authority, start), Some(AuthError::Unauthorized));
     let over = start.after(Duration::from_secs(31));
     assert_eq!(ask.refusal(&authority, over), Some(AuthError::Unauthorized));
     assert!(matches!(ask.refusal(&authority, start.after(minute)), Some(AuthError::Lookup(_))));
-    authority.learn(start, question, LookupResult::Unknown);
+    authority.store_lookup(start, question, LookupResult::Unknown);
     assert_eq!(ask.refusal(&authority, start), Some(AuthError::Unauthorized));
     assert!(matches!(ask.refusal(&authority, start.after(minute)), Some(AuthError::Lookup(_))));
     let modern = Ask::sha256(&authority, start, "eve", "pw");
     let Some(AuthError::Lookup(question)) = modern.refusal(&authority, start) else { panic!("asked nobody") };
-    authority.learn(
+    authority.store_lookup(
         start,
         question,
         LookupResult::Known { keys: UserKeys::of_password("eve", "r", "pw"), expires_unix: None },
@@ -518,7 +518,7 @@ fn somebody_elses_word_never_replaces_a_user_of_ours() {
         panic!("a known user is told from an unknown one by the time that asking takes")
     };
     let keys = UserKeys::of_password("alice", "r", "of the hook");
-    authority.learn(start, question, LookupResult::Known { keys, expires_unix: None });
+    authority.store_lookup(start, question, LookupResult::Known { keys, expires_unix: None });
     assert_eq!(wrong.refusal(&authority, start), Some(AuthError::Unauthorized));
     assert!(Ask::new(&authority, start, "alice", "pw").passes(&authority, start));
 }
@@ -600,14 +600,14 @@ fn medians(authority: &Authenticator, at: Now, asks: &[Ask<'_>]) -> Vec<u128> {
 #[test]
 fn the_time_of_a_refusal_does_not_tell_what_was_wrong() {
     let (start, authority) = (now(), authority());
-    let minted = RestSecret::new(b"north").mint("tag", start.unix + 60);
+    let issued = RestSecret::new(b"north").issue("tag", start.unix + 60);
     for make in [Ask::new, Ask::sha256] {
         let right = make(&authority, start, "alice", "pw");
         let asks = [
             make(&authority, start, "alice", "no"),
             make(&authority, start, "nobod", "pw"),
             Ask { realm: Some("x"), ..right },
-            make(&authority, start, &minted.username, "no"),
+            make(&authority, start, &issued.username, "no"),
         ];
         let medians = medians(&authority, start, &asks);
         let (least, most) = (medians.iter().min().unwrap(), medians.iter().max().unwrap());

@@ -1,36 +1,36 @@
-//! Third-party tokens: [RFC 7635](https://www.rfc-editor.org/rfc/rfc7635), self-contained ones, which the authorization server
+//! Third-party tokens: the self-contained tokens of [RFC 7635](https://www.rfc-editor.org/rfc/rfc7635), which the authorization server
 //! encrypts for the relay.
 
 use crate::clock::Now;
 use ring::aead::{AES_128_GCM, AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use std::fmt;
 
-/// Bytes of the nonce of AES-GCM, the only length there is.
+/// Length of an AES-GCM nonce.
 const NONCE_LEN: usize = 12;
-/// Longest token that is looked at; a real one has fewer than 100 bytes.
+/// Longest token that is decrypted; a real one has fewer than 100 bytes.
 const MAX_TOKEN: usize = 512;
-/// Seconds that the two clocks may differ ([RFC 7635 section 7](https://www.rfc-editor.org/rfc/rfc7635#section-7)).
+/// Seconds that the clocks of the two servers may differ ([RFC 7635 section 7](https://www.rfc-editor.org/rfc/rfc7635#section-7)).
 const DELTA: u64 = 5;
 
-/// A key that an authorization server and this relay share.
+/// A key shared with an authorization server.
 pub struct TokenKey {
     kid: String,
     server_name: String,
     key: LessSafeKey,
 }
 
-/// What a token that is genuine and not over says.
+/// The content of a valid token.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Grant {
     /// The key of the request's integrity attribute.
     pub(super) mac_key: Vec<u8>,
-    /// When the token ends, in Unix seconds, the clocks' allowed difference included.
+    /// When the token expires, in Unix seconds, with the allowed clock difference.
     pub(super) expires_unix: u64,
 }
 
 impl TokenKey {
-    /// Takes the key's name (what clients send as USERNAME), the relay's name as the authorization server knows it, and the key:
-    /// 16 bytes for AES-128-GCM, 32 for AES-256-GCM, nothing else.
+    /// Creates a key from its id (the USERNAME of requests), the relay's name at the authorization server, and 16 bytes for AES-128-GCM
+    /// or 32 for AES-256-GCM. `None` for another length.
     #[must_use]
     pub fn new(kid: &str, server_name: &str, key: &[u8]) -> Option<Self> {
         let algorithm = match key.len() {
@@ -50,8 +50,8 @@ impl TokenKey {
         &self.server_name
     }
 
-    /// Opens a token ([RFC 7635 section 6.2](https://www.rfc-editor.org/rfc/rfc7635#section-6.2)); every length is checked
-    /// against the bytes that are there.
+    /// Decrypts a token ([RFC 7635 section 6.2](https://www.rfc-editor.org/rfc/rfc7635#section-6.2)); every length is checked
+    /// against the bytes that remain.
     pub(super) fn open(&self, now: Now, token: &[u8]) -> Option<Grant> {
         let (len, rest) = token.split_first_chunk::<2>().filter(|_| token.len() <= MAX_TOKEN)?;
         let (nonce, sealed) = rest.split_first_chunk::<NONCE_LEN>()?;
@@ -64,14 +64,14 @@ impl TokenKey {
         let (len, rest) = block.split_first_chunk::<2>()?;
         let (mac_key, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*len)))?;
         let (timestamp, lifetime) = rest.split_first_chunk::<8>()?;
-        // 48 bits of seconds; the fractions behind them are of no use here.
+        // 48 bits of seconds and 16 of a fraction.
         let made = u64::from_be_bytes(*timestamp) >> 16;
         let lifetime = u64::from(u32::from_be_bytes(lifetime.try_into().ok()?)) + DELTA;
         let is_current = lifetime > now.unix.abs_diff(made) && !mac_key.is_empty();
         is_current.then(|| Grant { mac_key: mac_key.to_vec(), expires_unix: made + lifetime })
     }
 
-    /// Seals a token as an authorization server would: for tests.
+    /// Encrypts a token as an authorization server does.
     #[cfg(test)]
     pub(in crate::turn_server) fn seal(&self, mac_key: &[u8], made_unix: u64, lifetime: u32) -> Vec<u8> {
         let mut block = u16::try_from(mac_key.len()).unwrap().to_be_bytes().to_vec();

@@ -1,4 +1,4 @@
-//! Users with keys of their own: what is kept of them, how they are found, and the credentials file.
+//! Users with long-term keys, and the credentials file.
 
 use crate::stun::{PasswordAlgorithm, long_term_digest, long_term_digest_sha256, userhash};
 use data_encoding::HEXLOWER_PERMISSIVE;
@@ -8,10 +8,10 @@ use std::sync::Arc;
 /// Longest user name (RFC 8489 section 14.3: fewer than 509 bytes).
 pub(super) const MAX_USERNAME: usize = 508;
 
-/// What is kept of a user: digests over name, realm and password, never the password.
+/// The keys of a user: digests of name, realm and password.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct UserKeys {
-    /// `MD5(user:realm:password)`, for every client; without it only clients of RFC 8489 are admitted.
+    /// `MD5(user:realm:password)`, for every client; without it only clients of RFC 8489 are accepted.
     pub md5: Option<[u8; 16]>,
     /// `SHA-256(user:realm:password)`, for clients of RFC 8489.
     pub sha256: Option<[u8; 32]>,
@@ -35,7 +35,7 @@ impl UserKeys {
     }
 }
 
-/// Who a request says it is from.
+/// The user that a request names.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum UserId<'a> {
     /// USERNAME.
@@ -49,7 +49,7 @@ pub(super) enum UserId<'a> {
 pub(super) struct UserTable {
     by_name: HashMap<Arc<str>, UserKeys>,
     by_hash: HashMap<[u8; 32], Arc<str>>,
-    /// Users that SHA-256 cannot check.
+    /// Number of users without a SHA-256 key.
     without_sha256: usize,
 }
 
@@ -74,8 +74,7 @@ impl UserTable {
         self.by_name.is_empty()
     }
 
-    /// Returns whether every user can be checked with SHA-256: a client takes the first algorithm that is offered and does not
-    /// come back for the second.
+    /// Returns whether every user has a SHA-256 key: a client tries only the first algorithm that is offered.
     pub(super) fn all_have_sha256(&self) -> bool {
         self.without_sha256 == 0
     }
@@ -87,14 +86,14 @@ impl UserTable {
 pub struct CredentialsError {
     /// The line, counted from 1.
     pub line: usize,
-    /// What it must be.
+    /// The rule that it breaks.
     pub rule: &'static str,
 }
 
 /// Reads a credentials file: `name:realm:md5hex[:sha256hex]` a line; empty lines and lines that begin with `#` are skipped.
 ///
 /// # Errors
-/// [`CredentialsError`] names the first line that is wrong; none of the file counts then.
+/// [`CredentialsError`] names the first malformed line; the whole file is rejected.
 pub fn parse_credentials(text: &str) -> Result<Vec<(String, String, UserKeys)>, CredentialsError> {
     let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim()));
     lines
@@ -118,7 +117,7 @@ fn parse_line(line: &str) -> Result<(String, String, UserKeys), &'static str> {
     Ok((name.to_owned(), realm.to_owned(), UserKeys { md5, sha256: sha256.transpose()? }))
 }
 
-/// Reads a key written in hexadecimal digits.
+/// Decodes a key in hexadecimal digits.
 #[must_use]
 pub fn hex_key<const N: usize>(text: &str) -> Option<[u8; N]> {
     HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok()?.try_into().ok()

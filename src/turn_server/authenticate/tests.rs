@@ -2,23 +2,18 @@ use super::*;
 use crate::net::time::now;
 use crate::stun::{Builder, Class, Key, TransactionId, attr, long_term_digest};
 use crate::turn_server::Transport;
-use crate::turn_server::allocation_quota::AllocationQuota;
 use crate::turn_server::auth::{
     Authenticator, AuthenticatorConfig, Expiry, LookupCacheConfig, LookupResult, MAX_PENDING_PER_NETWORK,
     MAX_PENDING_UNKNOWN, RealmCredentials, RestSecret, TokenKey, UserKeys,
 };
-use crate::turn_server::machine::{Features, IpHeader, Limits, RequestAuth, Shared};
-use crate::turn_server::mobility::MobilityTickets;
-use crate::turn_server::policy::{PeerPolicy, PolicyConfig};
-use crate::turn_server::ports::{RelayAddress, RelayPorts};
-use rand::SeedableRng;
-use rand_chacha::ChaCha20Rng;
+use crate::turn_server::config::{RelayConfig, SharedState};
+use crate::turn_server::output::RequestAuth;
+use crate::turn_server::tests::handle;
 use std::net::IpAddr;
 use std::time::Duration;
 
 /// Bytes of IP and UDP header, counted each way.
 const HEADERS: usize = 28;
-const IP_HEADER: IpHeader = IpHeader { ttl: 0, tos: 0 };
 
 fn client(port: u16) -> FiveTuple {
     let server = "198.41.0.4:3478".parse().unwrap();
@@ -33,33 +28,24 @@ fn setup(realm: &str) -> AuthenticatorConfig {
     AuthenticatorConfig { realms: vec![realm], lookup, ..AuthenticatorConfig::default() }
 }
 
-fn relay(setup: AuthenticatorConfig) -> (Relay, Shared) {
+fn relay(setup: AuthenticatorConfig) -> (Relay, SharedState) {
     let address: IpAddr = "198.41.0.4".parse().unwrap();
-    let addresses = [RelayAddress { local: address, advertised: address }];
-    let ports = Arc::new(RelayPorts::new(&addresses, 50_000..=50_999));
-    let shared = Shared {
-        authority: Arc::new(Authenticator::with(setup, &[5; 32])),
-        alternates: Arc::default(),
-        policy: Arc::new(PeerPolicy::new(PolicyConfig::default(), Arc::clone(&ports))),
-        ports,
-        reservations: Arc::default(),
-        quota: Arc::new(AllocationQuota::new(1000, 1000)),
-        addresses: addresses.into(),
-        connections: Arc::default(),
-        tickets: Arc::new(MobilityTickets::new(&[6; 32]).unwrap()),
-        worker: 0,
-        limits: Limits::default(),
-        features: Features::default(),
+    let config = RelayConfig {
+        ports: 50_000..=50_999,
+        allocations_per_user: 1000,
+        max_allocations: 1000,
+        ..RelayConfig::new(Authenticator::with(setup, &[5; 32]), &[address.into()])
     };
-    (Relay::new(now(), shared.clone(), ChaCha20Rng::from_seed([7; 32])), shared)
+    let shared = SharedState::new(config, [6; 32]);
+    (Relay::with_shared(now(), shared.clone(), [7; 32]), shared)
 }
 
 fn bare(method: Method) -> Vec<u8> {
     Builder::new(Class::Request, method, TransactionId::new([1; 12])).finish()
 }
 
-fn signed(shared: &Shared, now: Now, from: FiveTuple, user: &str) -> Vec<u8> {
-    let challenge = shared.authority.challenge(now, &from);
+fn signed(shared: &SharedState, now: Now, from: FiveTuple, user: &str) -> Vec<u8> {
+    let challenge = shared.authenticator.challenge(now, &from);
     Builder::new(Class::Request, Method::ALLOCATE, TransactionId::new([2; 12]))
         .attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0])
         .attribute(attr::USERNAME, user.as_bytes())
@@ -78,7 +64,7 @@ fn reply(relay: &mut Relay) -> Option<(Vec<u8>, bool)> {
 
 fn question(relay: &mut Relay) -> Option<Arc<UserQuery>> {
     match relay.poll_output()? {
-        Output::LookUpUser { question, .. } => Some(question),
+        Output::LookUpUser { query: question, .. } => Some(question),
         other => panic!("{other:?}"),
     }
 }
@@ -98,7 +84,7 @@ fn no_answer_to_a_stranger_is_three_times_as_long_as_what_asked_for_it() {
             bytes
         };
         for asked in [bare(Method::ALLOCATE), bare(Method::REFRESH), fingerprinted.finish(), stale] {
-            relay.handle_client(start, client(1), IP_HEADER, &asked);
+            handle(&mut relay, start, client(1), &asked);
             let (answer, proven) = reply(&mut relay).unwrap();
             assert!(!proven);
             assert!(
@@ -121,12 +107,16 @@ fn a_request_waits_until_its_user_was_looked_up() {
     let (mut relay, shared) = relay(setup("r"));
     let start = now();
     let request = signed(&shared, start, client(1), "dora");
-    relay.handle_client(start, client(1), IP_HEADER, &request);
+    handle(&mut relay, start, client(1), &request);
     let asked = question(&mut relay).unwrap();
-    relay.handle_client(start, client(1), IP_HEADER, &request);
+    handle(&mut relay, start, client(1), &request);
     assert_eq!(relay.poll_output(), None, "a retransmission asks nobody again");
     let keys = UserKeys::of_password("dora", "r", "pw");
-    shared.authority.learn(start, Arc::clone(&asked), LookupResult::Known { keys, expires_unix: None });
+    shared.authenticator.store_lookup(
+        start,
+        Arc::clone(&asked),
+        LookupResult::Known { keys, expires_unix: None },
+    );
     relay.handle_lookup_done(start, &asked, true);
     assert!(matches!(relay.poll_output(), Some(Output::OpenRelaySocket { .. })));
     assert_eq!(relay.poll_output(), None);
@@ -139,7 +129,7 @@ fn a_look_up_that_fails_leaves_no_trace_and_the_client_asks_again() {
     let start = now();
     let request = signed(&shared, start, client(1), "dora");
     for _ in 0..3 {
-        relay.handle_client(start, client(1), IP_HEADER, &request);
+        handle(&mut relay, start, client(1), &request);
         let asked = question(&mut relay).unwrap();
         relay.handle_lookup_done(start, &asked, false);
         assert_eq!(relay.poll_output(), None);
@@ -158,7 +148,7 @@ fn a_flood_of_unknown_names_finds_little_room_and_a_client_that_goes_takes_its_r
     let (mut relay, shared) = relay(setup("r"));
     let start = now();
     let ask = |relay: &mut Relay, from: FiveTuple, name: &str| {
-        relay.handle_client(start, from, IP_HEADER, &signed(&shared, start, from, name));
+        handle(relay, start, from, &signed(&shared, start, from, name));
     };
     for port in 1..=1000 {
         ask(&mut relay, client(port), &format!("user {port}"));
@@ -168,7 +158,7 @@ fn a_flood_of_unknown_names_finds_little_room_and_a_client_that_goes_takes_its_r
         ask(&mut relay, distant(network), &format!("user {network} of many"));
     }
     assert_eq!(relay.pending_lookups.len(), MAX_PENDING_UNKNOWN);
-    assert_eq!(relay.counters().dropped, 2000 - MAX_PENDING_UNKNOWN as u64);
+    assert_eq!(relay.drops().total(), 2000 - MAX_PENDING_UNKNOWN as u64);
     let asked: Vec<_> = std::iter::from_fn(|| question(&mut relay)).collect();
     assert_eq!(asked.len(), MAX_PENDING_UNKNOWN);
     relay.handle_client_gone(client(1));
@@ -179,7 +169,7 @@ fn a_flood_of_unknown_names_finds_little_room_and_a_client_that_goes_takes_its_r
         "who is known here does not wait"
     );
     for question in asked {
-        shared.authority.learn(start, Arc::clone(&question), LookupResult::Unknown);
+        shared.authenticator.store_lookup(start, Arc::clone(&question), LookupResult::Unknown);
         relay.handle_lookup_done(start, &question, true);
     }
     assert!(relay.pending_lookups.is_empty());
@@ -197,18 +187,18 @@ fn a_name_that_was_known_before_finds_room_when_strangers_have_all_of_theirs() {
     let start = now();
     let keys = UserKeys::of_password("dora", "r", "pw");
     let question = Arc::new(UserQuery { user: "dora".into(), realm: "r".into() });
-    shared.authority.learn(start, question, LookupResult::Known { keys, expires_unix: None });
+    shared.authenticator.store_lookup(start, question, LookupResult::Known { keys, expires_unix: None });
     let later = start.after(Duration::from_secs(61));
     for network in 1..=1000 {
         let from = distant(network);
         let request = signed(&shared, later, from, &format!("user {network}"));
-        relay.handle_client(later, from, IP_HEADER, &request);
+        handle(&mut relay, later, from, &request);
     }
     while relay.poll_output().is_some() {}
     for (name, finds_room) in [("eve", false), ("dora", true)] {
-        relay.handle_client(later, client(7), IP_HEADER, &signed(&shared, later, client(7), name));
+        handle(&mut relay, later, client(7), &signed(&shared, later, client(7), name));
         let asks = match relay.poll_output() {
-            Some(Output::LookUpUser { question, is_known, .. }) => is_known && question.user == name,
+            Some(Output::LookUpUser { query: question, is_known, .. }) => is_known && question.user == name,
             _ => false,
         };
         assert_eq!(asks, finds_room, "{name}");
@@ -220,9 +210,9 @@ fn a_refusal_after_a_look_up_knows_the_length_of_its_request() {
     let (mut relay, shared) = relay(setup("r"));
     let start = now();
     let request = signed(&shared, start, client(1), "dora");
-    relay.handle_client(start, client(1), IP_HEADER, &request);
+    handle(&mut relay, start, client(1), &request);
     let asked = question(&mut relay).unwrap();
-    shared.authority.learn(start, Arc::clone(&asked), LookupResult::Unknown);
+    shared.authenticator.store_lookup(start, Arc::clone(&asked), LookupResult::Unknown);
     relay.handle_lookup_done(start, &asked, true);
     let Some(Output::Response { bytes, auth, .. }) = relay.poll_output() else { panic!("no answer") };
     assert_eq!(Message::parse(&bytes).unwrap().unverified().error_code(), Some(401));
@@ -234,7 +224,7 @@ fn a_refusal_after_a_look_up_knows_the_length_of_its_request() {
 fn an_authenticated_client_is_sent_elsewhere_and_a_stranger_is_not_told() {
     let (mut relay, shared) = relay(setup("r"));
     let start = now();
-    relay.handle_client(start, client(1), IP_HEADER, &signed(&shared, start, client(1), "alice"));
+    handle(&mut relay, start, client(1), &signed(&shared, start, client(1), "alice"));
     let Some(Output::OpenRelaySocket { relay: port, .. }) = relay.poll_output() else {
         panic!("no allocation")
     };
@@ -244,10 +234,10 @@ fn an_authenticated_client_is_sent_elsewhere_and_a_stranger_is_not_told() {
     shared.alternates.set(vec![other], Some("b.example.org".into()));
     for (transport, domain) in [(Transport::Udp, None), (Transport::Tls, Some(&b"b.example.org"[..]))] {
         let from = FiveTuple { transport, ..client(2) };
-        relay.handle_client(start, from, IP_HEADER, &bare(Method::ALLOCATE));
+        handle(&mut relay, start, from, &bare(Method::ALLOCATE));
         let (stranger, _) = reply(&mut relay).unwrap();
         assert_eq!(Message::parse(&stranger).unwrap().unverified().error_code(), Some(401));
-        relay.handle_client(start, from, IP_HEADER, &signed(&shared, start, from, "alice"));
+        handle(&mut relay, start, from, &signed(&shared, start, from, "alice"));
         let (answer, proven) = reply(&mut relay).unwrap();
         let key = Key::from_bytes(&long_term_digest("alice", "r", "pw"));
         let attributes = Message::parse(&answer).unwrap().verify(&key).unwrap();
@@ -255,11 +245,11 @@ fn an_authenticated_client_is_sent_elsewhere_and_a_stranger_is_not_told() {
         assert_eq!(attributes.plain_address(attr::ALTERNATE_SERVER), Ok(Some(other)));
         assert_eq!(attributes.get(attr::ALTERNATE_DOMAIN), domain);
     }
-    relay.handle_client(start, client(1), IP_HEADER, &signed(&shared, start, client(1), "alice"));
+    handle(&mut relay, start, client(1), &signed(&shared, start, client(1), "alice"));
     let (again, _) = reply(&mut relay).unwrap();
     assert_eq!(Message::parse(&again).unwrap().class(), Class::Success, "who is here stays");
     shared.alternates.set(Vec::new(), None);
-    relay.handle_client(start, client(3), IP_HEADER, &signed(&shared, start, client(3), "alice"));
+    handle(&mut relay, start, client(3), &signed(&shared, start, client(3), "alice"));
     assert!(matches!(relay.poll_output(), Some(Output::OpenRelaySocket { .. })));
 }
 
@@ -269,7 +259,7 @@ fn an_allocation_ends_with_the_token_that_made_it() {
     let token = key.seal(&[1; 20], now().unix, 300);
     let (mut relay, shared) = relay(AuthenticatorConfig { tokens: vec![key], ..setup("r") });
     let start = now();
-    let nonce = shared.authority.challenge(start, &client(1)).nonce;
+    let nonce = shared.authenticator.challenge(start, &client(1)).nonce;
     let ask = |method, id, token: Option<&[u8]>| {
         let builder = Builder::new(Class::Request, method, TransactionId::new([id; 12]))
             .attribute(attr::USERNAME, b"kid")
@@ -285,7 +275,7 @@ fn an_allocation_ends_with_the_token_that_made_it() {
         };
         builder.integrity(&Key::from_bytes(&[1; 20])).finish()
     };
-    relay.handle_client(start, client(1), IP_HEADER, &ask(Method::ALLOCATE, 1, Some(&token)));
+    handle(&mut relay, start, client(1), &ask(Method::ALLOCATE, 1, Some(&token)));
     let Some(Output::OpenRelaySocket { relay: port, .. }) = relay.poll_output() else {
         panic!("no allocation")
     };
@@ -296,7 +286,7 @@ fn an_allocation_ends_with_the_token_that_made_it() {
     };
     assert!((300..=305).contains(&lifetime(&mut relay).unwrap()));
     let later = start.after(Duration::from_secs(100));
-    relay.handle_client(later, client(1), IP_HEADER, &ask(Method::REFRESH, 2, None));
+    handle(&mut relay, later, client(1), &ask(Method::REFRESH, 2, None));
     assert!((200..=205).contains(&lifetime(&mut relay).unwrap()));
     relay.handle_timeout(start.after(Duration::from_secs(306)));
     assert!(relay.is_empty());
@@ -305,7 +295,7 @@ fn an_allocation_ends_with_the_token_that_made_it() {
 #[test]
 fn in_hard_mode_an_allocation_ends_in_the_second_that_its_credentials_do() {
     let start = now();
-    let minted = RestSecret::new(b"north").mint("tag", start.unix + 30);
+    let issued = RestSecret::new(b"north").issue("tag", start.unix + 30);
     let realm = RealmCredentials {
         name: "r".into(),
         rest: vec![RestSecret::new(b"north")],
@@ -316,18 +306,18 @@ fn in_hard_mode_an_allocation_ends_in_the_second_that_its_credentials_do() {
         expiry: Expiry::Hard,
         ..AuthenticatorConfig::default()
     });
-    let nonce = shared.authority.challenge(start, &client(1)).nonce;
+    let nonce = shared.authenticator.challenge(start, &client(1)).nonce;
     let ask = |method, id| {
         Builder::new(Class::Request, method, TransactionId::new([id; 12]))
-            .attribute(attr::USERNAME, minted.username.as_bytes())
+            .attribute(attr::USERNAME, issued.username.as_bytes())
             .attribute(attr::REALM, b"r")
             .attribute(attr::NONCE, nonce.as_bytes())
             .attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0])
             .attribute(attr::LIFETIME, &600_u32.to_be_bytes())
-            .integrity(&Key::from_bytes(&long_term_digest(&minted.username, "r", &minted.credential)))
+            .integrity(&Key::from_bytes(&long_term_digest(&issued.username, "r", &issued.credential)))
             .finish()
     };
-    relay.handle_client(start, client(1), IP_HEADER, &ask(Method::ALLOCATE, 1));
+    handle(&mut relay, start, client(1), &ask(Method::ALLOCATE, 1));
     let Some(Output::OpenRelaySocket { relay: port, .. }) = relay.poll_output() else {
         panic!("no allocation")
     };
@@ -335,7 +325,7 @@ fn in_hard_mode_an_allocation_ends_in_the_second_that_its_credentials_do() {
     let (answer, _) = reply(&mut relay).unwrap();
     assert_eq!(Message::parse(&answer).unwrap().unverified().u32(attr::LIFETIME), Some(30));
     let later = start.after(Duration::from_secs(20));
-    relay.handle_client(later, client(1), IP_HEADER, &ask(Method::REFRESH, 2));
+    handle(&mut relay, later, client(1), &ask(Method::REFRESH, 2));
     let (answer, _) = reply(&mut relay).unwrap();
     assert_eq!(Message::parse(&answer).unwrap().unverified().u32(attr::LIFETIME), Some(10));
     relay.handle_timeout(start.after(Duration::from_secs(29)));
@@ -355,15 +345,15 @@ fn the_allocations_of_a_revoked_name_end_and_no_others() {
     let (mut relay, shared) =
         relay(AuthenticatorConfig { realms: vec![realm], ..AuthenticatorConfig::default() });
     for (port, name) in [(1, "tag"), (2, "tag"), (3, "tags"), (4, "ag")] {
-        let minted = RestSecret::new(b"north").mint(name, start.unix + u64::from(port) * 60);
+        let issued = RestSecret::new(b"north").issue(name, start.unix + u64::from(port) * 60);
         let request = Builder::new(Class::Request, Method::ALLOCATE, TransactionId::new([2; 12]))
             .attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0])
-            .attribute(attr::USERNAME, minted.username.as_bytes())
+            .attribute(attr::USERNAME, issued.username.as_bytes())
             .attribute(attr::REALM, b"r")
-            .attribute(attr::NONCE, shared.authority.challenge(start, &client(port)).nonce.as_bytes())
-            .integrity(&Key::from_bytes(&long_term_digest(&minted.username, "r", &minted.credential)))
+            .attribute(attr::NONCE, shared.authenticator.challenge(start, &client(port)).nonce.as_bytes())
+            .integrity(&Key::from_bytes(&long_term_digest(&issued.username, "r", &issued.credential)))
             .finish();
-        relay.handle_client(start, client(port), IP_HEADER, &request);
+        handle(&mut relay, start, client(port), &request);
     }
     let opened = std::iter::from_fn(|| relay.poll_output()).count();
     relay.handle_revoked("nobody");

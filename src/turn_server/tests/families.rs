@@ -167,12 +167,19 @@ fn time_to_live_falls_by_one_and_differentiated_services_stay() {
     let relay = world.only_socket();
     world.bind(1, 0x4001, PEER);
     for (came, leaves) in [(64, Some(63)), (2, Some(1)), (1, None), (0, Some(0))] {
-        let marks = IpHeader { ttl: came, tos: 0xB9 };
+        let ip_header = IpHeader { ttl: came, tos: 0xB9 };
         let expected = leaves.map(|ttl| IpHeader { ttl, tos: 0xB9 });
-        let out = world.relay.handle_client(world.now, tuple(1), marks, b"\x40\x01\0\0");
-        assert_eq!(out.map(|forward| forward.marks), expected);
-        let back = world.relay.handle_peer(world.now, relay, addr(PEER), marks, b"x");
-        assert_eq!(back.map(|forward| forward.marks), expected);
+        let frame = ClientFrame::parse(b"\x40\x01\0\0").unwrap();
+        let out = match world.relay.handle_client(world.now, tuple(1), ip_header, frame) {
+            Forward::Peer(to) => Some(to.ip_header),
+            forward => {
+                assert_eq!(forward, Forward::Drop(DropReason::HopLimit));
+                None
+            }
+        };
+        assert_eq!(out, expected);
+        let back = world.relay.handle_peer(world.now, relay, addr(PEER), ip_header, b"x");
+        assert_eq!(back.map(|forward| forward.ip_header), expected.ok_or(DropReason::HopLimit));
     }
 }
 
@@ -188,7 +195,7 @@ fn dont_fragment_is_for_the_datagram_that_asks() {
             builder = builder.attribute(attr::DONT_FRAGMENT, b"");
         }
         let bytes = builder.attribute(attr::DATA, b"x").finish();
-        let forward = world.relay.handle_client(world.now, tuple(1), IP_HEADER, &bytes).unwrap();
+        let forward = world.forward_to_peer(tuple(1), &bytes).unwrap();
         assert_eq!(forward.dont_fragment, asks);
     }
 }

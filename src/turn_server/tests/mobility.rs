@@ -30,12 +30,8 @@ fn an_allocation_moves_with_its_client_and_keeps_address_permissions_and_quota()
     assert_eq!((code, world.shared.quota.held()), (0, 1));
     let second = ticket(&answer).unwrap();
     assert_ne!(first, second);
-    assert_eq!(
-        world.relay.handle_client(world.now, tuple(1), IP_HEADER, b"\x40\x01\0\0"),
-        None,
-        "the old place is dead"
-    );
-    assert!(world.relay.handle_client(world.now, tuple(2), IP_HEADER, b"\x40\x01\0\0").is_some());
+    assert_eq!(world.forward_to_peer(tuple(1), b"\x40\x01\0\0"), None, "the old place is dead");
+    assert!(world.forward_to_peer(tuple(2), b"\x40\x01\0\0").is_some());
     let data = world.relay.handle_peer(world.now, relay, addr(PEER), IP_HEADER, b"x").unwrap();
     assert_eq!(data.client, tuple(2));
     assert_eq!(
@@ -95,11 +91,11 @@ fn mobility_can_be_forbidden_and_must_be_asked_for() {
 fn another_workers_ticket_sends_the_client_there() {
     let mut world = World::new();
     let own = begin(&mut world);
-    let elsewhere = Shared { worker: 1, ..world.shared.clone() };
+    let elsewhere = SharedState { worker: 1, ..world.shared.clone() };
     let mut other = World::with(elsewhere);
     let builder = Builder::new(Class::Request, Method::REFRESH, other.transaction());
     let bytes = other.signed(tuple(9), "alice", builder.attribute(attr::MOBILITY_TICKET, &own));
-    assert_eq!(other.relay.handle_client(other.now, tuple(9), IP_HEADER, &bytes), None);
+    assert_eq!(other.forward_to_peer(tuple(9), &bytes), None);
     assert!(other.drain().is_empty());
     assert_eq!(other.others, [Output::ForwardRequest { client: tuple(9), worker: 0, bytes: bytes.clone() }]);
     other.allocate(8);

@@ -23,19 +23,20 @@ fn a_peer_whose_address_this_host_gets_is_none_until_it_goes() {
         assert!(world.indicate(1, peer), "{peer}");
     }
     let sockets: Vec<RelayId> = world.sockets.keys().copied().collect();
-    let heard = |world: &mut World, peer| sockets.iter().any(|id| world.hear_peer(*id, peer).is_some());
+    let heard =
+        |world: &mut World, peer| sockets.iter().any(|id| world.receive_from_peer(*id, peer).is_some());
     let told = |world: &mut World, channel: u16| {
         let [high, low] = channel.to_be_bytes();
-        world.relay.handle_client(world.now, tuple(1), IP_HEADER, &[high, low, 0, 3, 1, 2, 3]).is_some()
+        world.forward_to_peer(tuple(1), &[high, low, 0, 3, 1, 2, 3]).is_some()
     };
     assert!(peers.iter().all(|peer| heard(&mut world, peer)) && told(&mut world, 0x4000));
 
     now_has(&mut world, &["8.8.8.8", "2606:4700::30"]);
     for (channel, peer) in (0x4000..).zip(peers) {
         assert_eq!((world.permit(1, peer), world.bind(1, channel, peer)), (403, 403), "{peer}");
-        let before = (world.relay.counters().dropped, refused(&world));
+        let before = (world.relay.drops().total(), refused(&world));
         assert!(!world.indicate(1, peer) && !told(&mut world, channel), "{peer}");
-        assert_eq!((world.relay.counters().dropped, refused(&world)), (before.0 + 2, before.1 + 2), "{peer}");
+        assert_eq!((world.relay.drops().total(), refused(&world)), (before.0 + 2, before.1 + 2), "{peer}");
         assert!(!heard(&mut world, peer), "{peer}");
     }
     assert_eq!(world.permit(1, "8.8.4.4:0"), 0, "another one");

@@ -22,5 +22,5 @@ fn looking_ahead_is_for_large_relays_and_large_batches_and_changes_nothing() {
     assert_eq!(world.relay.counters(), counters);
     assert!(!world.relay.has_output());
     assert!(world.indicate(1, &inside[0]) && world.indicate(3, PEER) && !world.indicate(4, PEER));
-    assert!(world.hear_peer(relay, PEER).is_some());
+    assert!(world.receive_from_peer(relay, PEER).is_some());
 }

@@ -17,13 +17,13 @@ fn bandwidth_is_capped_for_an_allocation_and_for_a_user_in_both_directions() {
     let passed = |world: &mut World, client: u16| {
         let out = (0..10).filter(|_| world.send_data(client, PEER, &[0; 1000]).is_some()).count();
         let to = relayed[usize::from(client) - 1];
-        out + (0..10).filter(|_| world.hear_at(to, PEER, &[0; 1000]).is_some()).count()
+        out + (0..10).filter(|_| world.receive_at(to, PEER, &[0; 1000]).is_some()).count()
     };
     assert_eq!(passed(&mut world, 1), 10, "half a second of the allocation's rate");
     assert_eq!(passed(&mut world, 2), 5, "what is left of the user's");
     world.wait(1);
     assert_eq!(passed(&mut world, 1), 10);
-    assert_eq!(world.relay.counters().over_bandwidth, 35);
+    assert_eq!(world.relay.drops().bandwidth, 35);
 }
 
 #[test]
@@ -39,7 +39,7 @@ fn new_peers_come_at_a_rate_and_known_ones_are_not_counted() {
     assert_eq!(scan(&mut world, 1..129), 128, "known ones");
     world.wait(1);
     assert_eq!(scan(&mut world, 1000..2000), 32);
-    assert!(world.relay.counters().over_new_peers > 1800);
+    assert!(world.relay.counters().new_peers_refused > 1800);
 }
 
 #[test]
@@ -72,13 +72,13 @@ fn an_allocation_ends_with_its_credentials_where_the_operator_wants_it() {
             ..RealmCredentials::default()
         };
         let setup = AuthenticatorConfig { realms: vec![realm], expiry, ..AuthenticatorConfig::default() };
-        shared.authority = Arc::new(Authenticator::with(setup, &[5; 32]));
+        shared.authenticator = Arc::new(Authenticator::with(setup, &[5; 32]));
         let mut world = World::with(shared);
-        let minted = secret.mint("tag", world.now.unix + 60);
-        let key = Key::from_bytes(&long_term_digest(&minted.username, "r", &minted.credential));
-        let nonce = world.shared.authority.challenge(world.now, &tuple(1)).nonce;
+        let issued = secret.issue("tag", world.now.unix + 60);
+        let key = Key::from_bytes(&long_term_digest(&issued.username, "r", &issued.credential));
+        let nonce = world.shared.authenticator.challenge(world.now, &tuple(1)).nonce;
         let bytes = udp(Builder::new(Class::Request, Method::ALLOCATE, TransactionId::new([1; 12])))
-            .attribute(attr::USERNAME, minted.username.as_bytes())
+            .attribute(attr::USERNAME, issued.username.as_bytes())
             .attribute(attr::REALM, b"r")
             .attribute(attr::NONCE, nonce.as_bytes())
             .integrity(&key)

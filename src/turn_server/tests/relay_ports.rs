@@ -1,7 +1,6 @@
 //! Relay ports: each belongs to one allocation, and all that arrives there to its client.
 
 use super::*;
-use crate::turn_server::machine::InternalRoute;
 use rand::seq::SliceRandom;
 
 /// A world with room for very many allocations.
@@ -13,7 +12,7 @@ fn roomy() -> World {
     World::with(shared)
 }
 
-/// What the hands know of a relayed address.
+/// Returns the relay port of a relayed address.
 fn relay_of(world: &World, address: SocketAddr) -> RelayId {
     *world.sockets.iter().find(|(_, open)| **open == address).unwrap().0
 }
@@ -21,17 +20,16 @@ fn relay_of(world: &World, address: SocketAddr) -> RelayId {
 /// Passes on what a client sends over its channel 0x4001; returns which client of the server has it now.
 fn tell(worlds: &mut [World; 2], (world, client): (usize, u16), payload: &[u8]) -> Option<u16> {
     let frame = [&[0x40, 1, 0, payload.len() as u8], payload].concat();
-    let sender = &mut worlds[world];
-    let forward = sender.relay.handle_client(sender.now, tuple(client), IP_HEADER, &frame)?;
-    let received = match sender.relay.route(sender.now, forward) {
-        Forward::LocalClient(received) => Some(received),
-        Forward::OtherWorker(InternalPacket { worker, route, marks, payload }) => {
-            let receiver = &mut worlds[usize::from(worker)];
-            receiver.relay.handle_internal(receiver.now, route, marks, payload)
+    let (received, passed) = match worlds[world].handle(tuple(client), &frame) {
+        Forward::LocalClient(received) => (received.clone(), &frame[received.payload]),
+        Forward::OtherWorker(InternalPacket { worker, route, ip_header, payload }) => {
+            let (receiver, payload) = (&mut worlds[usize::from(worker)], &frame[payload]);
+            let received = receiver.relay.handle_internal(receiver.now, route, ip_header, payload).ok()?;
+            (received.clone(), &payload[received.payload])
         }
-        Forward::Peer(_) | Forward::Drop => None,
-    }?;
-    assert_eq!(received.payload, payload);
+        _ => return None,
+    };
+    assert_eq!(passed, payload);
     Some(received.client.client.port())
 }
 
@@ -47,8 +45,7 @@ fn five_thousand_clients_of_one_peer_address_each_have_a_port_and_lose_nothing()
     }
     let relays: HashMap<_, _> = world.sockets.iter().map(|(relay, address)| (*address, *relay)).collect();
     for (address, client) in &relayed {
-        let forward =
-            world.relay.handle_client(world.now, tuple(*client), IP_HEADER, b"\x40\x01\0\x01x").unwrap();
+        let forward = world.forward_to_peer(tuple(*client), b"\x40\x01\0\x01x").unwrap();
         assert_eq!(forward.relay, relays[address]);
         let heard = world.relay.handle_peer(world.now, relays[address], addr(PEER), IP_HEADER, b"x").unwrap();
         assert_eq!(heard.client, tuple(*client));
@@ -70,7 +67,7 @@ fn a_peer_that_speaks_first_or_moves_is_heard_by_whom_it_speaks_to() {
     for (client, relayed) in (1..).zip(&relayed) {
         for port in [20_000 + client, 30_000 + client, 40_000] {
             let peer = format!("8.8.8.8:{port}");
-            assert_eq!(world.hear_at(*relayed, &peer, b"first"), Some(client));
+            assert_eq!(world.receive_at(*relayed, &peer, b"first"), Some(client));
             assert_eq!(world.send_data(client, &peer, b"x"), Some(*relayed), "and it is answered from there");
         }
     }
@@ -87,15 +84,15 @@ fn nothing_that_others_do_brings_a_client_what_is_sent_to_another_ones_address()
         assert_eq!(world.bind(client, 0x4002, &victim.to_string()), 0);
         world.send_data(client, PEER, b"x");
     }
-    assert_eq!(world.hear_at(victim, PEER, b"x"), Some(1));
+    assert_eq!(world.receive_at(victim, PEER, b"x"), Some(1));
     world.wait(300);
-    assert_eq!(world.hear_at(victim, PEER, b"x"), None, "without a permission it is nobody's");
+    assert_eq!(world.receive_at(victim, PEER, b"x"), None, "without a permission it is nobody's");
 }
 
 #[test]
 fn pairs_of_clients_in_any_order_reach_each_other_across_workers() {
     let first = roomy();
-    let second = World::with(Shared { worker: 1, ..first.shared.clone() });
+    let second = World::with(SharedState { worker: 1, ..first.shared.clone() });
     let mut worlds = [first, second];
     let mut clients: Vec<(usize, u16)> =
         (0..100).map(|number| (usize::from(number % 2), number + 1)).collect();
@@ -119,23 +116,20 @@ fn data_between_two_clients_takes_the_short_way_by_the_same_rules() {
     let (one, two) = (world.allocate(1), world.allocate(2));
     assert_eq!(world.bind(1, 0x4001, &two.to_string()), 0);
     assert_eq!(world.bind(1, 0x4002, PEER), 0);
-    let route = |world: &mut World, frame: &'static [u8]| {
-        let forward = world.relay.handle_client(world.now, tuple(1), IP_HEADER, frame).unwrap();
-        world.relay.route(world.now, forward)
-    };
-    assert!(matches!(route(&mut world, b"\x40\x02\0\x02hi"), Forward::Peer(_)), "a peer elsewhere");
-    assert_eq!(route(&mut world, b"\x40\x01\0\x02hi"), Forward::Drop, "the other side permits nobody yet");
+    let to_peer = world.handle(tuple(1), b"\x40\x02\0\x02hi");
+    assert!(matches!(to_peer, Forward::Peer(_)), "a peer elsewhere");
+    let frame = b"\x40\x01\0\x02hi";
+    let refused = world.handle(tuple(1), frame);
+    assert_eq!(refused, Forward::Drop(DropReason::NoPermission), "the other side permits nobody yet");
     assert_eq!(world.bind(2, 0x4005, &one.to_string()), 0);
-    let Forward::LocalClient(forward) = route(&mut world, b"\x40\x01\0\x02hi") else {
-        panic!("not handed over")
-    };
-    assert_eq!((forward.client, forward.payload), (tuple(2), &b"hi"[..]));
+    let Forward::LocalClient(forward) = world.handle(tuple(1), frame) else { panic!("not forwarded") };
+    assert_eq!((forward.client, &frame[forward.payload]), (tuple(2), &b"hi"[..]));
     assert_eq!(forward.header.as_bytes(), [0x40, 5, 0, 2]);
     let counters = world.relay.counters();
     assert_eq!((counters.bytes_to_peers, counters.bytes_to_clients), (6, 2), "counted on both sides");
     world.refresh(2, "alice", 0);
-    let gone = world.relay.handle_client(world.now, tuple(1), IP_HEADER, b"\x40\x01\0\x02hi");
-    assert_eq!(gone, None, "nobody has that address any more");
+    let gone = world.handle(tuple(1), frame);
+    assert_eq!(gone, Forward::Drop(DropReason::PeerDenied), "nobody has that address any more");
 }
 
 #[test]
@@ -146,13 +140,16 @@ fn a_packet_on_its_way_to_a_port_that_has_closed_reaches_nobody() {
     assert_eq!(world.permit(2, &one.to_string()), 0);
     let relay = relay_of(&world, two);
     let route = InternalRoute { from: one, to: two, relay };
-    assert!(world.relay.handle_internal(world.now, route, IP_HEADER, b"x").is_some());
+    assert!(world.relay.handle_internal(world.now, route, IP_HEADER, b"x").is_ok());
     world.refresh(2, "alice", 0);
     // The next client's port has the name that the one that has closed had.
     let third = world.allocate(3);
     assert_eq!((relay_of(&world, third), third == two), (relay, false));
     assert_eq!(world.permit(3, &one.to_string()), 0);
-    assert_eq!(world.relay.handle_internal(world.now, route, IP_HEADER, b"x"), None);
+    assert_eq!(
+        world.relay.handle_internal(world.now, route, IP_HEADER, b"x"),
+        Err(DropReason::ClosedRelayPort)
+    );
 }
 
 #[test]
@@ -166,11 +163,12 @@ fn a_permission_for_a_relayed_address_ignores_the_port_and_other_ports_stay_clos
             "a permission names no port"
         );
     }
+    assert_eq!(world.permit(2, &one.to_string()), 0);
     assert!(world.indicate(1, &two.to_string()));
     for port in [1, 22, 3478] {
         let other = SocketAddr::new(two.ip(), port).to_string();
         assert!(!world.indicate(1, &other), "{other}");
-        assert_eq!(world.hear_at(one, &other, b"x"), None, "{other}");
+        assert_eq!(world.receive_at(one, &other, b"x"), None, "{other}");
         assert_eq!(world.bind(1, 0x4001, &other), 403, "a channel names the port: {other}");
     }
 }
@@ -184,8 +182,8 @@ fn datagrams_do_not_leave_for_a_leased_port_that_takes_none() {
     let even = even.unwrap().unwrap();
     let reserved = SocketAddr::new(even.ip(), even.port() + 1);
     assert_eq!(world.bind(1, 0x4001, &reserved.to_string()), 0);
-    let forward = world.relay.handle_client(world.now, tuple(1), IP_HEADER, b"\x40\x01\0\x02hi").unwrap();
-    assert_eq!(world.relay.route(world.now, forward), Forward::Drop, "another program may listen there");
+    let forward = world.handle(tuple(1), b"\x40\x01\0\x02hi");
+    assert_eq!(forward, Forward::Drop(DropReason::ClosedRelayPort), "another program may listen there");
 }
 
 #[test]
@@ -251,7 +249,7 @@ fn a_client_may_send_to_more_peers_than_are_remembered_at_the_rate_of_new_ones()
         }
         sent += usize::from(world.indicate(1, &format!("8.8.8.8:{}", 1000 + number)));
     }
-    assert_eq!((sent, world.relay.counters().over_new_peers), (1000, 0));
+    assert_eq!((sent, world.relay.counters().new_peers_refused), (1000, 0));
 }
 
 #[test]
@@ -269,10 +267,10 @@ fn clients_behind_a_one_to_one_nat_reach_each_other_by_the_public_address() {
     assert_eq!(world.bind(1, 0x4001, &two.to_string()), 0);
     assert_eq!(world.permit(2, &one.to_string()), 0);
     let on_wire = |address: SocketAddr| SocketAddr::new(local, address.port());
-    let forward = world.relay.handle_client(world.now, tuple(1), IP_HEADER, b"\x40\x01\0\x02hi").unwrap();
-    assert_eq!(forward.peer, on_wire(two));
+    let forward = world.handle(tuple(1), b"\x40\x01\0\x02hi");
+    assert!(matches!(forward, Forward::LocalClient(to) if to.client == tuple(2)));
     let of_two = relay_of(&world, on_wire(two));
-    let data = world.hear_peer(of_two, &on_wire(one).to_string()).unwrap();
+    let data = world.receive_from_peer(of_two, &on_wire(one).to_string()).unwrap();
     let named = Message::parse(&data).unwrap().unverified().xor_address(attr::XOR_PEER_ADDRESS);
     assert_eq!(named, Ok(Some(one)), "the client knows its peer by the public address");
     assert_eq!(world.permit(2, "198.41.0.4:22"), 0, "a permission names no port");
@@ -294,11 +292,11 @@ fn a_channel_outlives_a_relayed_address_that_could_not_be_had_and_its_peer_gets_
     assert_eq!(world.bind(1, 0x4002, V6_PEER), 400, "a peer has one channel");
     assert_eq!(world.bind(1, 0x4001, PEER), 400, "and a channel one peer");
     world.refuse_ports.clear();
-    let forward = world.relay.handle_client(world.now, tuple(1), IP_HEADER, b"\x40\x01\0\x02hi\0\0").unwrap();
-    assert_eq!((forward.peer, forward.payload), (addr(V6_PEER), &b"hi"[..]));
+    let forward = world.forward_to_peer(tuple(1), b"\x40\x01\0\x02hi\0\0").unwrap();
+    assert_eq!((forward.peer, forward.payload), (addr(V6_PEER), 4..6));
     let relay = forward.relay;
     world.drain();
-    assert_eq!(world.hear_peer(relay, V6_PEER).unwrap()[..2], *b"\x40\x01");
+    assert_eq!(world.receive_from_peer(relay, V6_PEER).unwrap()[..2], *b"\x40\x01");
 }
 
 #[test]

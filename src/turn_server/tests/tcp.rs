@@ -21,11 +21,11 @@ fn begin(world: &mut World) -> SocketAddr {
     relayed.unwrap().unwrap()
 }
 
-/// Asks for a connection to `peer`; returns the error code, or the name that the hands were told.
+/// Sends a Connect request; returns the error code, or the id of the connection to open.
 fn connect(world: &mut World, peer: &str) -> Result<ConnectionId, u16> {
     let builder = Builder::new(Class::Request, Method::CONNECT, world.transaction());
     let bytes = world.signed(stream(1), "alice", builder.xor_address(attr::XOR_PEER_ADDRESS, addr(peer)));
-    assert_eq!(world.relay.handle_client(world.now, stream(1), IP_HEADER, &bytes), None);
+    assert_eq!(world.forward_to_peer(stream(1), &bytes), None);
     let replies = world.drain();
     match world.others.pop() {
         Some(Output::Connect { connection, to, .. }) => {
@@ -50,7 +50,7 @@ fn bind(world: &mut World, client: FiveTuple, user: &str, connection: Connection
     let builder = Builder::new(Class::Request, Method::CONNECTION_BIND, world.transaction())
         .attribute(attr::CONNECTION_ID, &connection.to_be_bytes());
     let bytes = world.signed(client, user, builder);
-    assert_eq!(world.relay.handle_client(world.now, client, IP_HEADER, &bytes), None);
+    assert_eq!(world.forward_to_peer(client, &bytes), None);
     let replies = world.drain();
     let code = |bytes: &[u8]| Message::parse(bytes).unwrap().unverified().error_code();
     match (world.others.last(), replies.first()) {
@@ -186,8 +186,8 @@ fn a_relayed_address_of_datagrams_is_no_peer_of_connect_and_one_of_connections_n
     let datagrams = world.allocate(2);
     assert_eq!(connect(&mut world, &datagrams.to_string()), Err(403), "another program may listen there");
     assert_eq!(world.bind(2, 0x4001, &connections.to_string()), 0);
-    let forward = world.relay.handle_client(world.now, tuple(2), IP_HEADER, b"\x40\x01\0\x02hi").unwrap();
-    assert_eq!(world.relay.route(world.now, forward), Forward::Drop);
+    let forward = world.handle(tuple(2), b"\x40\x01\0\x02hi");
+    assert_eq!(forward, Forward::Drop(DropReason::ClosedRelayPort));
 }
 
 #[test]
@@ -234,7 +234,7 @@ fn each_of_two_relayed_addresses_carries_connections_of_its_family() {
     let both = |b: Builder| tcp(b).attribute(attr::ADDITIONAL_ADDRESS_FAMILY, &[2, 0, 0, 0]);
     let bytes = both(Builder::new(Class::Request, Method::ALLOCATE, world.transaction()));
     let bytes = world.signed(stream(1), "alice", bytes);
-    assert_eq!(world.relay.handle_client(world.now, stream(1), IP_HEADER, &bytes), None);
+    assert_eq!(world.forward_to_peer(stream(1), &bytes), None);
     let mut opened = Vec::new();
     while let Some(Output::OpenRelaySocket { relay, address, tcp }) = world.relay.poll_output() {
         opened.push((tcp, address.is_ipv6()));
@@ -244,7 +244,7 @@ fn each_of_two_relayed_addresses_carries_connections_of_its_family() {
     let builder = Builder::new(Class::Request, Method::CONNECT, world.transaction());
     let to: SocketAddr = addr("[2606:4700::99]:80");
     let bytes = world.signed(stream(1), "alice", builder.xor_address(attr::XOR_PEER_ADDRESS, to));
-    world.relay.handle_client(world.now, stream(1), IP_HEADER, &bytes);
+    world.forward_to_peer(stream(1), &bytes);
     world.drain();
     assert!(matches!(world.others[..], [Output::Connect { from, .. }] if from.is_ipv6()));
 }
@@ -259,5 +259,5 @@ fn a_connect_refused_for_too_many_new_peers_leaves_no_connection() {
     world.wait(1);
     assert!(connect(&mut world, PEER_ON_ANOTHER_PORT).is_ok(), "it does not exist already");
     world.relay.handle_connection_closed(first);
-    assert_eq!(world.relay.counters().over_new_peers, 1);
+    assert_eq!(world.relay.counters().new_peers_refused, 1);
 }

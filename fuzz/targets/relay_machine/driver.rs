@@ -1,37 +1,29 @@
-//! How the relays are set up, and what carries out what they say.
+//! The relays, and the driver that carries out their outputs.
 
 use super::*;
 
-pub(super) fn shared(setup: u8, more: u8) -> Shared {
+pub(super) fn shared(setup: u8, more: u8) -> SharedState {
     let own = vec![RELAY_V4, RELAY_V6];
     let addresses: Vec<_> = own.iter().map(|ip| RelayAddress { local: *ip, advertised: *ip }).collect();
-    let ports = Arc::new(RelayPorts::new(&addresses, 50_000..=50_000 + u16::from(setup >> 4)));
-    let policy = PolicyConfig { own_addresses: own, own_ports: vec![3478], ..Default::default() };
     let limited = |rate: Rate, bit: u8| if more & bit != 0 { rate } else { Rate::bytes(0) };
-    let limits = Limits {
+    let limits = AllocationLimits {
         permissions: if more & 1 != 0 { 3 } else { 128 },
         new_peers: limited(Rate::with_burst_time(1, Duration::from_secs(2)), 2),
         allocation_bandwidth: limited(Rate::bytes(BANDWIDTH), 4),
         user_bandwidth: limited(Rate::bytes(BANDWIDTH), 8),
-        ..Limits::default()
+        ..AllocationLimits::default()
     };
-    Shared {
-        authority: Arc::new(authority()),
-        alternates: Arc::default(),
-        policy: Arc::new(PeerPolicy::new(policy, Arc::clone(&ports))),
-        ports,
-        reservations: Arc::default(),
-        quota: Arc::new(AllocationQuota::new(3, 5)),
-        addresses: addresses.into(),
-        connections: Arc::default(),
-        tickets: Arc::new(MobilityTickets::new(&[6; 32]).unwrap()),
-        worker: 0,
-        limits,
-        features: Features { add_family: setup & 4 != 0, ..Features::default() },
-    }
+    let mut config = RelayConfig::new(authenticator(), &addresses);
+    config.ports = 50_000..=50_000 + u16::from(setup >> 4);
+    config.policy.own_addresses = own;
+    config.policy.own_ports = vec![3478];
+    (config.allocations_per_user, config.max_allocations) = (3, 5);
+    config.limits = limits;
+    config.features.add_family = setup & 4 != 0;
+    SharedState::new(config, [6; 32])
 }
 
-pub(super) fn authority() -> Authenticator {
+pub(super) fn authenticator() -> Authenticator {
     let md5 = |user| UserKeys { md5: Some(long_term_digest(user, REALM, "pw")), sha256: None };
     let users = USERS[..2].iter().map(|user| ((*user).to_owned(), md5(user))).collect();
     let realm = RealmCredentials { name: REALM.to_owned(), users, ..RealmCredentials::default() };
@@ -46,10 +38,7 @@ pub(super) fn authority() -> Authenticator {
 impl World {
     pub(super) fn new(now: Now, setup: u8, more: u8) -> Self {
         let shared = shared(setup, more);
-        let relay = |worker: u16| {
-            let seed = ChaCha20Rng::from_seed([7 + worker as u8; 32]);
-            Relay::new(now, Shared { worker, ..shared.clone() }, seed)
-        };
+        let relay = |worker: u16| Relay::with_shared(now, shared.for_worker(worker), [7 + worker as u8; 32]);
         Self {
             relays: [relay(0), relay(1)],
             shared,
@@ -71,7 +60,7 @@ impl World {
         }
     }
 
-    /// Carries out what the relays say; returns their replies.
+    /// Carries out the relays' outputs; returns their responses.
     pub(super) fn drain(&mut self) -> Vec<(FiveTuple, Vec<u8>)> {
         let mut replies = Vec::new();
         for worker in [0, 1, 0] {
@@ -114,13 +103,13 @@ impl World {
                 let closed = |address: &SocketAddr| Some(*address) == closed;
                 self.lives.values_mut().for_each(|life| life.addresses.retain(|address| !closed(address)));
             }
-            Output::LookUpUser { question, .. } => {
+            Output::LookUpUser { query: question, .. } => {
                 let keys = UserKeys { md5: Some(long_term_digest(USERS[2], REALM, "pw")), sha256: None };
                 let verdict = match question.user == USERS[2] {
                     true => LookupResult::Known { keys, expires_unix: None },
                     false => LookupResult::Unknown,
                 };
-                self.shared.authority.learn(now, Arc::clone(&question), verdict);
+                self.shared.authenticator.store_lookup(now, Arc::clone(&question), verdict);
                 self.relays[worker].handle_lookup_done(now, &question, true);
             }
             Output::Connect { connection, from, to } => {
@@ -141,9 +130,9 @@ impl World {
             Output::ForwardRequest { client, worker, bytes } => {
                 let number = client_of(client);
                 self.passed_on.insert(number, worker.into());
-                assert!(
-                    self.relays[usize::from(worker)].handle_client(now, client, IP_HEADER, &bytes).is_none()
-                );
+                let frame = ClientFrame::parse(&bytes).expect("a request is sound");
+                let forward = self.relays[usize::from(worker)].handle_client(now, client, IP_HEADER, frame);
+                assert!(matches!(forward, Forward::Control));
             }
             Output::ClientLeft { client } => {
                 let number = client_of(client);
@@ -151,6 +140,7 @@ impl World {
                     self.passed_on.remove(&number);
                 }
             }
+            other => unreachable!("an output that the model does not know: {other:?}"),
         }
     }
 
@@ -165,42 +155,86 @@ impl World {
         self.passed_on.get(&client).copied().unwrap_or(usize::from(client) % WORKERS)
     }
 
-    pub(super) fn client_says(&mut self, client: u8, bytes: &[u8]) -> Option<(Socket, SocketAddr, Vec<u8>)> {
+    /// Handles what a client sends; returns the relay port, the peer and the payload that leave, or stay within the server.
+    pub(super) fn send_frame(&mut self, client: u8, bytes: &[u8]) -> Option<(Socket, SocketAddr, Vec<u8>)> {
         let worker = self.worker(client);
-        let forward = self.relays[worker].handle_client(self.now, tuple(client), IP_HEADER, bytes);
-        forward.map(|to| (to.relay, to.peer, to.payload)).hash(&mut self.log);
-        let forward = forward?;
-        let ToPeer { relay, peer, payload, .. } = forward;
-        let from = self.sockets.get(&(worker, relay)).copied();
-        let within = match self.relays[worker].route(self.now, forward) {
-            Forward::Peer(out) => {
-                assert_eq!(out, forward);
-                None
+        let frame = ClientFrame::parse(bytes)?;
+        let before = self.relays[worker].counters().bytes_to_peers;
+        let forward = self.relays[worker].handle_client(self.now, tuple(client), IP_HEADER, frame);
+        forward.hash(&mut self.log);
+        let (route, to, payload) = match forward {
+            Forward::Peer(ToPeer { relay, peer, payload, .. }) => {
+                return Some(((worker, relay), peer, bytes[payload].to_vec()));
             }
-            Forward::LocalClient(within) => Some(within),
-            Forward::Drop => None,
-            Forward::OtherWorker(InternalPacket { worker, route, marks, payload }) => {
-                self.relays[usize::from(worker)].handle_internal(self.now, route, marks, payload)
+            Forward::LocalClient(to) => (None, Some(to), bytes),
+            Forward::OtherWorker(InternalPacket { worker, route, ip_header, payload }) => {
+                let payload = &bytes[payload];
+                let to =
+                    self.relays[usize::from(worker)].handle_internal(self.now, route, ip_header, payload);
+                (Some(route), to.ok(), payload)
             }
+            Forward::Drop(_) => {
+                // The sender is charged even where the receiver does not permit it.
+                let charged = self.relays[worker].counters().bytes_to_peers - before;
+                if charged > 0 {
+                    self.spend(client, charged as usize);
+                }
+                return None;
+            }
+            _ => return None,
         };
-        within.as_ref().map(|to| (to.client, to.header.as_bytes(), to.payload)).hash(&mut self.log);
-        if let Some((receiver, _)) = frame(within) {
-            self.assert_owned(receiver, peer);
-            self.assert_permitted(receiver, from.expect("the port is open"));
-            self.spend(receiver, payload.len());
+        to.hash(&mut self.log);
+        let delivered = to.map(|to| (frame_of(&to, payload), to.payload));
+        let (from, peer) = match (&delivered, route) {
+            (_, Some(route)) => (route.from, route.to),
+            (Some(((receiver, data), _)), None) => {
+                (self.sender_in(*receiver, data), self.destination(client, bytes)?)
+            }
+            (None, None) => return None,
+        };
+        if let Some(((receiver, _), range)) = &delivered {
+            self.assert_owned(*receiver, peer);
+            self.assert_permitted(*receiver, from);
+            self.spend(*receiver, range.len());
         }
-        Some(((worker, relay), peer, payload.to_vec()))
+        let relay = *self.sockets.iter().find(|(_, address)| **address == from).expect("the port is open").0;
+        let sent = delivered.map_or_else(|| payload.to_vec(), |(_, range)| payload[range].to_vec());
+        Some((relay, peer, sent))
     }
 
-    pub(super) fn peer_says(
+    /// The relayed address that a client is told data is from.
+    fn sender_in(&self, receiver: u8, data: &[u8]) -> SocketAddr {
+        match parse_channel_data(data) {
+            Some((number, _)) => self.lives[&receiver].channels[&number].0,
+            None => {
+                let message = Message::parse(data).expect("a Data indication is sound");
+                message.unverified().xor_address(attr::XOR_PEER_ADDRESS).unwrap().expect("it names the peer")
+            }
+        }
+    }
+
+    /// The peer that a client's frame is for.
+    fn destination(&self, client: u8, bytes: &[u8]) -> Option<SocketAddr> {
+        match ClientFrame::parse(bytes)? {
+            ClientFrame::ChannelData(bytes) => {
+                let (number, _) = parse_channel_data(bytes)?;
+                self.lives.get(&client)?.channels.get(&number).map(|(peer, _)| *peer)
+            }
+            ClientFrame::Stun(message) => {
+                message.unverified().xor_address(attr::XOR_PEER_ADDRESS).ok()?.map(canonical)
+            }
+        }
+    }
+
+    pub(super) fn peer_sends(
         &mut self,
         (worker, relay): Socket,
         peer: SocketAddr,
         payload: &[u8],
     ) -> Option<(u8, Vec<u8>)> {
         let forward = self.relays[worker].handle_peer(self.now, relay, peer, IP_HEADER, payload);
-        forward.map(|to| (to.client, to.header.as_bytes().to_vec(), to.payload)).hash(&mut self.log);
-        frame(forward)
+        forward.hash(&mut self.log);
+        forward.ok().map(|to| frame_of(&to, payload))
     }
 
     pub(super) fn peer_refuses(
@@ -209,6 +243,6 @@ impl World {
         peer: SocketAddr,
     ) -> Option<(u8, Vec<u8>)> {
         let error = IcmpError { peer, kind: 3, code: 3, data: [0; 4] };
-        frame(self.relays[worker].handle_peer_error(self.now, relay, error))
+        self.relays[worker].handle_peer_error(self.now, relay, error).map(|to| frame_of(&to, &[]))
     }
 }
