@@ -38,12 +38,15 @@ pub(super) enum CallRequest {
     Incoming { mid: Option<i64>, token: Token, offer: IceDescription },
 }
 
+/// Both ends of a channel.
+type Channel<T> = (mpsc::Sender<T>, mpsc::Receiver<T>);
+
 /// The queues, the tunnel and the ICE agents of a call. They exist before the session, so that gathering starts while the connector registers.
 pub(super) struct CallResources {
     pub(super) tunnel: Arc<Tunnel>,
     probes: mpsc::Receiver<(CandidatePath, Probe)>,
-    events: (mpsc::Sender<(CandidatePath, IceEvent)>, mpsc::Receiver<(CandidatePath, IceEvent)>),
-    nat: (mpsc::Sender<NatType>, mpsc::Receiver<NatType>),
+    events: Channel<(CandidatePath, IceEvent)>,
+    nat: Channel<NatType>,
     udp_blocked: watch::Sender<Option<bool>>,
     server: SocketAddr,
     agents: [Option<IceAgent>; 2],

@@ -52,7 +52,7 @@ pub struct ConnectionCounters {
 impl ConnectionCounters {
     /// Writes them in Prometheus' text format.
     #[must_use]
-    pub fn to_prometheus(&self) -> String {
+    pub fn to_prometheus(self) -> String {
         let mut text = String::new();
         for (name, kind, value) in [
             ("open", "gauge", self.open as u64),
