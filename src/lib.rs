@@ -60,7 +60,7 @@ mod ids;
 #[cfg(all(feature = "server", feature = "load"))]
 #[doc(hidden)]
 pub mod internals;
-#[cfg(any(feature = "server", feature = "gateway-client"))]
+#[cfg(any(feature = "server", feature = "gateway-client", feature = "cli"))]
 mod limits;
 #[cfg(feature = "load")]
 mod load;

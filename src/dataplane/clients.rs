@@ -40,11 +40,9 @@ impl Stream {
         }
         let bytes = out.split().freeze();
         let length = bytes.len();
-        path.waiting.fetch_add(length, Ordering::Relaxed);
-        if path.replies.try_send(StreamMessage::Frames(bytes)).is_ok() {
+        if path.replies.try_send(StreamMessage::Frames(bytes), length).is_ok() {
             return 0;
         }
-        path.waiting.fetch_sub(length, Ordering::Relaxed);
         Limit::QueuedFramesPerClient.reached(REPLY_QUEUE);
         count
     }
@@ -151,7 +149,7 @@ impl Clients {
                 let length = parts.iter().map(|part| part.len()).sum::<usize>() + out.len();
                 let is_authenticated = path.authenticated.load(Ordering::Relaxed);
                 let most = if is_authenticated { MAX_UNREAD } else { UNAUTHENTICATED_UNREAD };
-                let room = path.waiting.load(Ordering::Relaxed) + length <= most;
+                let room = path.replies.bytes() + length <= most;
                 if !room {
                     Limit::UnreadBytesPerClient.reached(most);
                 } else {
@@ -245,7 +243,7 @@ impl Clients {
         self.dropped.fetch_add(lost, Ordering::Relaxed);
         let joined = peer_stream.zip(stream).is_some_and(|(peer_stream, stream)| match stream {
             Stream::Own(slot) => self.tcp.join(*slot, peer_stream),
-            Stream::Task { path, .. } => path.replies.try_send(StreamMessage::Join(peer_stream)).is_ok(),
+            Stream::Task { path, .. } => path.replies.try_send(StreamMessage::Join(peer_stream), 0).is_ok(),
         });
         if !joined {
             self.count_dropped();

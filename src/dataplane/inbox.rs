@@ -2,9 +2,10 @@
 
 use super::forward_table::ForwardEntry;
 use super::peer_streams::PeerStream;
-use super::tcp_connections::AcceptedSocket;
+use super::tcp_connections::{AcceptedSocket, MAX_UNREAD};
 use super::waker::WorkerWaker;
 use super::worker_channel::BatchQueues;
+use crate::limits::{QueueBounds, QueueReceiver, QueueSender, queue};
 use crate::net::addresses::Addresses;
 use crate::net::connections::Place;
 use crate::turn_server::auth::UserQuery;
@@ -12,7 +13,7 @@ use crate::turn_server::{ConnectionId, FiveTuple, RelayId};
 use bytes::Bytes;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
@@ -74,9 +75,7 @@ pub(crate) enum StreamMessage {
 pub(crate) struct ReplyPath {
     /// The number of its link.
     pub(crate) link: u64,
-    pub(crate) replies: mpsc::Sender<StreamMessage>,
-    /// Bytes that were queued and are not written yet.
-    pub(crate) waiting: Arc<AtomicUsize>,
+    pub(crate) replies: QueueSender<StreamMessage>,
     /// Set when the client has shown good credentials.
     pub(crate) authenticated: Arc<AtomicBool>,
     /// What it occupies.
@@ -94,19 +93,18 @@ pub(crate) struct Inbox {
 /// The receiving side of a stream client's replies.
 #[derive(Debug)]
 pub(crate) struct ReplyReceiver {
-    queue: mpsc::Receiver<StreamMessage>,
-    waiting: Arc<AtomicUsize>,
+    queue: QueueReceiver<StreamMessage>,
 }
 
 impl ReplyReceiver {
     /// Waits for what the worker says next; `None` when it has no more use for the stream.
     pub(crate) async fn next(&mut self) -> Option<StreamMessage> {
-        self.queue.recv().await
+        self.queue.recv().await.ok()
     }
 
-    /// Makes room for as many bytes more: they were written.
+    /// Makes room for what was taken last, of `count` bytes: it was written.
     pub(crate) fn written(&self, count: usize) {
-        self.waiting.fetch_sub(count, Ordering::Relaxed);
+        self.queue.release(1, count);
     }
 }
 
@@ -146,14 +144,13 @@ impl Inbox {
         place: Option<Place>,
     ) -> Option<(StreamLink, ReplyReceiver)> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let (replies, queue) = mpsc::channel(REPLY_QUEUE);
+        let (replies, queue) = queue(QueueBounds { items: REPLY_QUEUE, bytes: MAX_UNREAD });
         let (number, authenticated) = (NEXT.fetch_add(1, Ordering::Relaxed), Arc::<AtomicBool>::default());
-        let waiting = Arc::<AtomicUsize>::default();
-        let queue = ReplyReceiver { queue, waiting: Arc::clone(&waiting) };
-        let path =
-            ReplyPath { link: number, replies, waiting, authenticated: Arc::clone(&authenticated), place };
+        let path = ReplyPath { link: number, replies, authenticated: Arc::clone(&authenticated), place };
         let link = StreamLink { client, number, authenticated, worker: self.clone(), is_closed: false };
-        self.send(WorkerMessage::StreamOpened { client, path }).await.then_some((link, queue))
+        self.send(WorkerMessage::StreamOpened { client, path })
+            .await
+            .then_some((link, ReplyReceiver { queue }))
     }
 }
 

@@ -12,6 +12,8 @@ mod backoff;
 mod keyed_rate;
 #[cfg(feature = "server")]
 mod prefix;
+#[cfg(any(feature = "server", feature = "cli"))]
+mod queue;
 #[cfg(feature = "server")]
 mod quota;
 #[cfg(feature = "server")]
@@ -29,6 +31,8 @@ pub(crate) use backoff::Backoff;
 pub(crate) use keyed_rate::KeyedRateLimiter;
 #[cfg(feature = "server")]
 pub use prefix::{NetworkPrefix, PrefixError};
+#[cfg(any(feature = "server", feature = "cli"))]
+pub(crate) use queue::{QueueBounds, QueueError, QueueReceiver, QueueSender, queue};
 #[cfg(feature = "server")]
 pub(crate) use quota::{Exceeded, Permit, Quota};
 #[cfg(feature = "server")]

@@ -86,7 +86,7 @@ async fn carry(
     // Set while a message has begun that is not whole.
     let mut deadline: Option<Pin<Box<Sleep>>> = None;
     loop {
-        let mut written = 0;
+        let mut taken = None;
         tokio::select! {
             received = upgrade::read(stream, |bytes| reader.push(bytes)) => {
                 silent = 0;
@@ -109,7 +109,7 @@ async fn carry(
             }
             reply = replies.next() => match reply {
                 Some(StreamMessage::Frames(mut run)) => {
-                    written = run.len();
+                    taken = Some(run.len());
                     while !run.is_empty() {
                         websocket::write_binary(&run.split_to(framing::first_len(&run)), &mut out);
                     }
@@ -132,7 +132,9 @@ async fn carry(
                 return None;
             }
         }
-        replies.written(written);
+        if let Some(length) = taken {
+            replies.written(length);
+        }
     }
 }
 

@@ -1,27 +1,38 @@
 //! What waits for one WebSocket: a queue that is bounded in texts and bytes, on its own and together with all others.
-//!
-//! One that is empty holds no memory for texts: most connections are idle.
 
 use super::config::Limits;
 use super::wire::MAX_TEXT;
-use crate::limits::Limit;
+use crate::limits::{Limit, QueueBounds, QueueError, QueueReceiver, QueueSender, queue};
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
 
-/// The bytes that wait in all outboxes of a server, and how many may.
+/// The bytes that wait in all outboxes of a server.
 #[derive(Debug, Default)]
 pub(super) struct Waiting(AtomicUsize);
 
 /// The hub's end.
 #[derive(Debug)]
-pub(super) struct Outbox(Arc<Queue>);
+pub(super) struct Outbox {
+    queue: QueueSender<String, Closing>,
+    all: Arc<Waiting>,
+    /// Most bytes that may wait in all outboxes.
+    most_of_all: usize,
+}
 
-/// The connection's end.
+/// The connection's end; a text that nobody takes any more counts no longer.
 #[derive(Debug)]
-pub(super) struct Texts(Arc<Queue>);
+pub(super) struct Texts {
+    queue: QueueReceiver<String, Closing>,
+    all: Arc<Waiting>,
+}
+
+/// Why the hub has ended the queue, unless it has only dropped it.
+#[derive(Debug, Clone, Copy)]
+enum Closing {
+    Refused(Limit),
+    Overrun,
+}
 
 /// What a connection has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,69 +47,45 @@ pub(super) enum News {
     Overrun,
 }
 
-#[derive(Debug)]
-struct Queue {
-    held: Mutex<Held>,
-    all: Arc<Waiting>,
-    most_texts: usize,
-    most_bytes: usize,
-    most_of_all: usize,
-}
-
-#[derive(Debug)]
-struct Held {
-    texts: VecDeque<String>,
-    /// Not yet sent, those that the connection has taken included.
-    count: usize,
-    bytes: usize,
-    end: Option<News>,
-    waker: Option<Waker>,
-}
-
-/// Makes the two ends; a text that nobody takes any more counts no longer.
+/// Makes the two ends.
 pub(super) fn outbox(limits: &Limits, all: &Arc<Waiting>) -> (Outbox, Texts) {
-    let held = Held { texts: VecDeque::new(), count: 0, bytes: 0, end: None, waker: None };
-    let queue = Arc::new(Queue {
-        held: Mutex::new(held),
-        all: Arc::clone(all),
-        most_texts: limits.outbox.max(1),
-        most_bytes: limits.outbox_bytes.max(MAX_TEXT),
-        most_of_all: limits.outboxes_bytes,
-    });
-    (Outbox(Arc::clone(&queue)), Texts(queue))
+    let bounds = QueueBounds { items: limits.outbox, bytes: limits.outbox_bytes.max(MAX_TEXT) };
+    let (sender, receiver) = queue(bounds);
+    let most_of_all = limits.outboxes_bytes;
+    let outbox = Outbox { queue: sender, all: Arc::clone(all), most_of_all };
+    (outbox, Texts { queue: receiver, all: Arc::clone(all) })
 }
 
 impl Outbox {
     /// Queues a text; `false` where the client has let too much wait, after which its connection ends without another word.
     #[must_use]
     pub(super) fn push(&self, text: String) -> bool {
-        let mut held = self.0.held();
-        let fits = self.0.has_room(&held, text.len());
-        match fits {
-            true => held.enter(text, &self.0.all),
-            false => held.end = Some(News::Overrun),
+        let length = text.len();
+        let (own, bounds) = (self.queue.bytes() + length, self.queue.bounds());
+        // It is counted first: the connection may take it at once.
+        let all = self.all.0.fetch_add(length, Ordering::Relaxed) + length;
+        // Where all outboxes together hold too much, those pay in which more than one text waits.
+        let refused = if all > self.most_of_all && own > MAX_TEXT && own <= bounds.bytes {
+            Some((Limit::SignalingOutboxesBytes, self.most_of_all))
+        } else {
+            match self.queue.try_send(text, length) {
+                Ok(()) => return true,
+                Err((_, QueueError::Items)) => Some((Limit::SignalingOutbox, bounds.items)),
+                Err((_, QueueError::Bytes)) => Some((Limit::SignalingOutboxBytes, bounds.bytes)),
+                Err((_, QueueError::Closed)) => None,
+            }
+        };
+        self.all.0.fetch_sub(length, Ordering::Relaxed);
+        if let Some((limit, value)) = refused {
+            limit.reached(value);
         }
-        let waker = held.waker.take();
-        drop(held);
-        waker.into_iter().for_each(Waker::wake);
-        fits
+        self.queue.abort(Closing::Overrun);
+        false
     }
-}
 
-impl Outbox {
     /// Lets go of a connection that there is no room for.
     pub(super) fn refuse(self, limit: Limit) {
-        self.0.held().end.get_or_insert(News::Refused(limit));
-    }
-}
-
-impl Drop for Outbox {
-    fn drop(&mut self) {
-        let mut held = self.0.held();
-        held.end.get_or_insert(News::Over);
-        let waker = held.waker.take();
-        drop(held);
-        waker.into_iter().for_each(Waker::wake);
+        self.queue.finish(Closing::Refused(limit));
     }
 }
 
@@ -106,92 +93,29 @@ impl Texts {
     /// Waits for texts, and moves all that there are into `room`, which must be empty. They count until they are said to be
     /// [`Texts::sent`].
     pub(super) async fn next(&mut self, room: &mut VecDeque<String>) -> News {
-        poll_fn(|context| {
-            let mut held = self.0.held();
-            match held.end {
-                Some(News::Overrun) => return Poll::Ready(News::Overrun),
-                _ if !held.texts.is_empty() => {
-                    std::mem::swap(&mut held.texts, room);
-                    return Poll::Ready(News::Texts);
-                }
-                Some(end) => return Poll::Ready(end),
-                None => {}
-            }
-            held.wake_later(context);
-            Poll::Pending
-        })
-        .await
+        match self.queue.recv_all(room).await {
+            Ok(()) => News::Texts,
+            Err(None) => News::Over,
+            Err(Some(Closing::Refused(limit))) => News::Refused(limit),
+            Err(Some(Closing::Overrun)) => News::Overrun,
+        }
     }
 
     /// Counts texts out.
     pub(super) fn sent(&self, count: usize, bytes: usize) {
-        self.0.held().leave(count, bytes, &self.0.all);
+        self.queue.release(count, bytes);
+        self.all.0.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// Waits until a text has found no room.
     pub(super) async fn overrun(&self) {
-        poll_fn(|context| {
-            let mut held = self.0.held();
-            if held.end == Some(News::Overrun) {
-                return Poll::Ready(());
-            }
-            held.wake_later(context);
-            Poll::Pending
-        })
-        .await;
+        self.queue.aborted().await;
     }
 }
 
-impl Queue {
-    fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Where all outboxes together hold too much, those pay in which more than one waits.
-    fn has_room(&self, held: &Held, length: usize) -> bool {
-        let own = held.bytes + length;
-        let all = self.all.0.load(Ordering::Relaxed) + length;
-        let (limit, value) = if held.count >= self.most_texts {
-            (Limit::SignalingOutbox, self.most_texts)
-        } else if own > self.most_bytes {
-            (Limit::SignalingOutboxBytes, self.most_bytes)
-        } else if all > self.most_of_all && own > MAX_TEXT {
-            (Limit::SignalingOutboxesBytes, self.most_of_all)
-        } else {
-            return true;
-        };
-        limit.reached(value);
-        false
-    }
-}
-
-impl Held {
-    fn enter(&mut self, text: String, all: &Waiting) {
-        self.count += 1;
-        self.bytes += text.len();
-        all.0.fetch_add(text.len(), Ordering::Relaxed);
-        self.texts.push_back(text);
-    }
-
-    fn leave(&mut self, count: usize, bytes: usize, all: &Waiting) {
-        let bytes = bytes.min(self.bytes);
-        self.count = self.count.saturating_sub(count);
-        self.bytes -= bytes;
-        all.0.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
-    /// Both that a connection may wait for are waited for by its one task.
-    fn wake_later(&mut self, context: &Context<'_>) {
-        if !self.waker.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
-            self.waker = Some(context.waker().clone());
-        }
-    }
-}
-
-impl Drop for Queue {
+impl Drop for Texts {
     fn drop(&mut self) {
-        let held = self.held.get_mut().unwrap_or_else(PoisonError::into_inner);
-        held.leave(held.count, held.bytes, &self.all);
+        self.all.0.fetch_sub(self.queue.close(), Ordering::Relaxed);
     }
 }
 

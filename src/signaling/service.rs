@@ -5,7 +5,7 @@ use super::bus::{Bus, Destination, HubMessage};
 use super::call_table::CallOutcomes;
 use super::client_addr::{ConnId, ServerPort};
 use super::config::Config;
-use super::event_queue::{EventQueue, QueuedText};
+use super::event_queue::EventQueue;
 use super::http::{self, IceRates};
 use super::machine::{Hub, Output};
 use super::nodes::NodeId;
@@ -13,7 +13,7 @@ use super::outbox::{Outbox, Waiting};
 use super::udp::Sockets;
 use super::wire::Tag;
 use crate::clock::Now;
-use crate::limits::{KeyedRateLimiter, Limit, NetworkPrefix};
+use crate::limits::{KeyedRateLimiter, Limit, NetworkPrefix, QueueReceiver};
 use crate::net::time::now;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -32,9 +32,19 @@ const EVENTS_AT_ONCE: usize = 64;
 pub(super) enum Event {
     Datagram { door: ServerPort, from: SocketAddr, local_ip: Option<IpAddr>, payload: Box<[u8]> },
     Opened { conn: ConnId, ip: IpAddr, outbox: Outbox },
-    Text { conn: ConnId, text: QueuedText },
+    Text { conn: ConnId, text: String },
     Closed { conn: ConnId },
     Revoked { tag: Tag },
+}
+
+impl Event {
+    /// Returns the bytes that are counted of it.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Text { text, .. } => text.len(),
+            _ => 0,
+        }
+    }
 }
 
 /// What the handles share: the ways to the hubs, and what needs no hub.
@@ -252,7 +262,7 @@ struct HubTask {
 impl HubTask {
     async fn run(
         mut self,
-        events: mpsc::Receiver<Event>,
+        events: QueueReceiver<Event>,
         messages: mpsc::UnboundedReceiver<HubMessage>,
         stopped: watch::Receiver<bool>,
     ) {
@@ -264,7 +274,7 @@ impl HubTask {
 
     async fn serve(
         &mut self,
-        mut events: mpsc::Receiver<Event>,
+        mut events: QueueReceiver<Event>,
         mut messages: mpsc::UnboundedReceiver<HubMessage>,
         mut stopped: watch::Receiver<bool>,
     ) {
@@ -286,8 +296,8 @@ impl HubTask {
                 },
                 () = timer => self.hub.handle_timeout(now()),
                 event = events.recv() => match event {
-                    Some(event) => self.handle_some(event, &mut events),
-                    None => return,
+                    Ok(event) => self.handle_some(event, &mut events),
+                    Err(_) => return,
                 },
             }
             self.drain();
@@ -302,16 +312,20 @@ impl HubTask {
     }
 
     /// Handles an event and some that wait behind it: the timer is set but once for all of them.
-    fn handle_some(&mut self, first: Event, events: &mut mpsc::Receiver<Event>) {
+    fn handle_some(&mut self, first: Event, events: &mut QueueReceiver<Event>) {
         let mut next = Some(first);
         for _ in 0..EVENTS_AT_ONCE {
             let Some(event) = next else { return };
+            let bytes = event.bytes();
             self.handle(event);
+            events.release(1, bytes);
             self.drain();
-            next = events.try_recv().ok();
+            next = events.try_recv();
         }
         if let Some(event) = next {
+            let bytes = event.bytes();
             self.handle(event);
+            events.release(1, bytes);
         }
     }
 
@@ -325,7 +339,7 @@ impl HubTask {
                 self.outboxes.insert(conn, outbox);
                 self.hub.handle_websocket_opened(now, conn, ip);
             }
-            Event::Text { conn, text } => self.hub.handle_websocket_text(now, conn, &text.text),
+            Event::Text { conn, text } => self.hub.handle_websocket_text(now, conn, &text),
             Event::Revoked { tag } => self.hub.handle_revoked(now, &tag),
             Event::Closed { conn } => {
                 self.outboxes.remove(&conn);

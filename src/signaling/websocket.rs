@@ -118,7 +118,7 @@ async fn converse(
                     match read_frames(&mut reader, (conn, queue), &mut out) {
                         Ok(None) => break,
                         Ok(Some(text)) => {
-                            if !Box::pin(queue.text(conn, text)).await {
+                            if !Box::pin(queue.send(Event::Text { conn, text })).await {
                                 return CloseReason::Close(Some(CloseCode::GOING_AWAY));
                             }
                         }

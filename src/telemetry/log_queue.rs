@@ -1,9 +1,9 @@
 //! Lines on their way to the log. A thread of their own writes them, so that neither a reader that is slow nor one that is gone holds anybody up.
 
+use crate::limits::{QueueBounds, QueueError, QueueReceiver, QueueSender, queue};
 use std::io::{self, Write};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 use std::time::Duration;
 use tracing_subscriber::fmt::MakeWriter;
@@ -34,26 +34,22 @@ enum Item {
 /// A way into the log.
 #[derive(Debug, Clone)]
 pub(super) struct LogQueue {
-    items: SyncSender<Item>,
-    waiting: Arc<AtomicUsize>,
+    items: QueueSender<Item>,
 }
 
 impl LogQueue {
     /// Starts the thread that writes to `out`.
     pub(super) fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
-        let (items, received) = sync_channel(MAX_LINES);
-        let waiting = Arc::new(AtomicUsize::new(0));
-        let writer = Writer { out, waiting: Arc::clone(&waiting), is_torn: false };
-        thread::Builder::new().name("log".to_owned()).spawn(move || writer.run(&received))?;
-        Ok(Self { items, waiting })
+        let (items, received) = queue(QueueBounds { items: MAX_LINES, bytes: MAX_BYTES });
+        let writer = Writer { out, is_torn: false };
+        thread::Builder::new().name("log".to_owned()).spawn(move || writer.run(received))?;
+        Ok(Self { items })
     }
 
     /// Queues a line; drops and counts it where the queue is full.
     pub(super) fn push(&self, line: Vec<u8>) {
         let length = line.len();
-        let before = self.waiting.fetch_add(length, Ordering::Relaxed);
-        if before + length > MAX_BYTES || self.items.try_send(Item::Line(line)).is_err() {
-            self.waiting.fetch_sub(length, Ordering::Relaxed);
+        if self.items.try_send(Item::Line(line), length).is_err() {
             DROPPED.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -63,7 +59,7 @@ impl LogQueue {
         let (done, is_done) = sync_channel(1);
         let mut left = FLUSH_TIME;
         // The queue may be full of what is to be written first.
-        while let Err(TrySendError::Full(_)) = self.items.try_send(Item::Flush(done.clone())) {
+        while let Err((_, QueueError::Items)) = self.items.try_send(Item::Flush(done.clone()), 0) {
             if left.is_zero() {
                 return;
             }
@@ -108,36 +104,37 @@ impl<'a> MakeWriter<'a> for LogQueue {
 
 struct Writer<W> {
     out: W,
-    waiting: Arc<AtomicUsize>,
     /// Whether the last line was written in part.
     is_torn: bool,
 }
 
 impl<W: Write> Writer<W> {
-    fn run(mut self, items: &Receiver<Item>) {
+    fn run(mut self, mut items: QueueReceiver<Item>) {
         let mut told = 0;
-        let mut next = items.recv().ok();
+        let mut next = items.blocking_recv().ok();
         while let Some(item) = next {
             let mut works = false;
             match item {
                 Item::Line(line) => {
                     works = self.write(&line);
-                    self.waiting.fetch_sub(line.len(), Ordering::Relaxed);
+                    items.release(1, line.len());
                     DROPPED.fetch_add(u64::from(!works), Ordering::Relaxed);
                 }
-                // Whoever asked may be gone.
-                Item::Flush(done) => drop(done.try_send(())),
+                Item::Flush(done) => {
+                    // Whoever asked may be gone.
+                    let _ = done.try_send(());
+                    items.release(1, 0);
+                }
             }
             next = match items.try_recv() {
-                Ok(item) => Some(item),
-                Err(TryRecvError::Disconnected) => None,
-                Err(TryRecvError::Empty) => {
+                Some(item) => Some(item),
+                None => {
                     let dropped = dropped();
                     if works && dropped > told {
                         tracing::warn!(lines = dropped - told, "log lines were dropped");
                         told = dropped;
                     }
-                    items.recv().ok()
+                    items.blocking_recv().ok()
                 }
             };
         }
@@ -175,7 +172,8 @@ impl<W: Write> Writer<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Mutex;
+    use std::sync::mpsc::Receiver;
+    use std::sync::{Arc, Mutex};
 
     /// A log that takes what it is told to.
     #[derive(Clone, Default)]
@@ -224,7 +222,7 @@ mod tests {
         queue.push(b"fourth\n".into());
         queue.flush();
         assert_eq!(disk.text(), "first\nsec\nfourth\n");
-        assert_eq!(queue.waiting.load(Ordering::Relaxed), 0);
+        assert_eq!(queue.items.bytes(), 0);
     }
 
     /// A log whose reader does not read, until it is let go.
@@ -250,7 +248,7 @@ mod tests {
         }
         drop(go);
         queue.flush();
-        assert_eq!(queue.waiting.load(Ordering::Relaxed), 0);
+        assert_eq!(queue.items.bytes(), 0);
     }
 
     #[test]
@@ -261,10 +259,10 @@ mod tests {
         for _ in 0..3000 {
             queue.push(vec![b'x'; 1024]);
         }
-        assert!(queue.waiting.load(Ordering::Relaxed) <= MAX_BYTES);
+        assert!(queue.items.bytes() <= MAX_BYTES);
         assert!(dropped() >= before + 3000 - 1025, "{}", dropped() - before);
         drop(go);
         queue.flush();
-        assert_eq!(queue.waiting.load(Ordering::Relaxed), 0);
+        assert_eq!(queue.items.bytes(), 0);
     }
 }
