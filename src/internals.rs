@@ -41,8 +41,8 @@ pub mod limits {
 
 pub mod net {
     pub use crate::net::{proxy, time};
-    pub mod cookie {
-        pub use crate::net::cookie::{ClientHello, Cookies, Verdict, is_client_hello};
+    pub mod dtls_cookie {
+        pub use crate::net::dtls_cookie::{ClientHello, CookieExchange, HelloVerdict, is_client_hello};
     }
 }
 

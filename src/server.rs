@@ -28,7 +28,7 @@ pub use crate::limits::{NetworkPrefix, PrefixError};
 use crate::net::addresses::{AddressWatch, Addresses};
 use crate::net::certificate::Certificate;
 pub use crate::net::certificate::CertificateError;
-use crate::net::connections::{ConnectionLimits, Connections};
+use crate::net::connection_limiter::{ConnectionLimiter, ConnectionLimits};
 use crate::net::heap;
 use crate::net::time;
 use crate::net::tls::Tls;
@@ -319,18 +319,18 @@ fn worker_count(config: &Config) -> usize {
 }
 
 /// Sets up the limits on connections.
-fn connections(limits: &LimitsConfig, allocations: u32) -> Arc<Connections> {
+fn connections(limits: &LimitsConfig, allocations: u32) -> Arc<ConnectionLimiter> {
     let caps = ConnectionLimits {
         total: MAX_STREAMS,
         descriptors: descriptors(allocations as usize),
         per_address: limits.connections_per_address,
         bytes: limits.unauthenticated_memory,
     };
-    Connections::new(caps, &limits.unauthenticated.unlimited_from)
+    ConnectionLimiter::new(caps, &limits.unauthenticated.unlimited_from)
 }
 
 /// Gives memory back to the system when many connections have gone.
-async fn give_memory_back(connections: Arc<Connections>) {
+async fn give_memory_back(connections: Arc<ConnectionLimiter>) {
     let mut before = 0;
     loop {
         sleep(TRIM_EVERY).await;

@@ -1,7 +1,7 @@
 //! What is read of a connection or session before anybody is known: the PROXY header, and the DTLS ClientHello with its cookie.
 
 use ginnel::Now;
-use ginnel::internals::net::cookie::{ClientHello, Cookies, Verdict, is_client_hello};
+use ginnel::internals::net::dtls_cookie::{ClientHello, CookieExchange, HelloVerdict, is_client_hello};
 use ginnel::internals::net::proxy::{self, Start};
 use ginnel::internals::net::time;
 use rand_chacha::ChaCha20Rng;
@@ -77,24 +77,29 @@ fn hello(datagram: &[u8]) {
 fn exchange(datagram: &[u8], hello: &ClientHello<'_>) {
     let now: Now = time::now();
     let client: SocketAddr = ([192, 0, 2, 7], 1000).into();
-    let mut cookies = Cookies::new(now, ChaCha20Rng::from_seed([1; 32]));
-    let answer = match cookies.judge(now, client, hello) {
-        Verdict::Admit(_) => panic!("the cookie was guessed"),
-        Verdict::Refuse(alert) => {
+    let mut cookies = CookieExchange::new(now, ChaCha20Rng::from_seed([1; 32]));
+    let answer = match cookies.check(now, client, hello) {
+        HelloVerdict::Accept(_) => panic!("the cookie was guessed"),
+        HelloVerdict::Refuse(alert) => {
             assert!(alert.len() <= datagram.len());
             return;
         }
-        Verdict::Verify(answer) => answer,
+        HelloVerdict::Verify(answer) => answer,
     };
     assert!(answer.len() <= datagram.len(), "an answer larger than its question");
     let (first, cookie) = (hello.first(), &answer[answer.len() - 32..]);
     let second = with_cookie(&first, cookie);
     let second = ClientHello::parse(&second).expect("with the cookie it is a ClientHello as well");
-    assert!(matches!(cookies.judge(now, client, &second), Verdict::Admit(admitted) if admitted == cookie));
+    assert!(
+        matches!(cookies.check(now, client, &second), HelloVerdict::Accept(admitted) if admitted == cookie)
+    );
     let neighbour: SocketAddr = ([192, 0, 2, 7], 1001).into();
-    assert!(!matches!(cookies.judge(now, neighbour, &second), Verdict::Admit(_)), "somebody else's cookie");
+    assert!(
+        !matches!(cookies.check(now, neighbour, &second), HelloVerdict::Accept(_)),
+        "somebody else's cookie"
+    );
     let late = now.after(Duration::from_secs(180));
-    assert!(!matches!(cookies.judge(late, client, &second), Verdict::Admit(_)), "an old cookie");
+    assert!(!matches!(cookies.check(late, client, &second), HelloVerdict::Accept(_)), "an old cookie");
 }
 
 /// Puts a cookie into a ClientHello that has none.

@@ -14,7 +14,7 @@ use super::session::SessionConfig;
 use super::signaling_client::{Registration, ServerEvent};
 use super::ticket::Ticket;
 use crate::limits::Backoff;
-use crate::net::roaming::Roaming;
+use crate::net::network_changes::NetworkChanges;
 use crate::net::time;
 use crate::signaling::wire::{ErrorCode, IceDescription, Request, RequestBody, ResponseBody, Tag, Token};
 use rand::SeedableRng;
@@ -90,7 +90,7 @@ impl Listener {
             replay_cache: ReplayCache::new(REPLAY_CACHE),
             accepted,
             backoff: Backoff::new(BACKOFF, ChaCha20Rng::from_os_rng()),
-            roaming: Roaming::start(),
+            network: NetworkChanges::start(),
             udp_blocked: probe_udp(address),
             closing: false,
         };
@@ -124,7 +124,7 @@ struct ListenerTask {
     replay_cache: ReplayCache,
     accepted: mpsc::Sender<Result<Connection, ConnectError>>,
     backoff: Backoff,
-    roaming: Roaming,
+    network: NetworkChanges,
     /// Whether UDP fails to reach the server, once that is known.
     udp_blocked: watch::Receiver<Option<bool>>,
     /// The [`Listener`] was dropped.
@@ -136,12 +136,12 @@ impl ListenerTask {
         loop {
             let event = tokio::select! {
                 event = events.recv() => event,
-                () = self.roaming.changed() => {
+                () = self.network.changed() => {
                     if self.is_connected().await {
                         continue;
                     }
                     self.end_calls();
-                    self.roaming.resume(&mut self.backoff).await;
+                    self.network.wait_after_change(&mut self.backoff).await;
                     match self.reconnect().await {
                         Some(new) => events = new,
                         None => return,
@@ -175,7 +175,7 @@ impl ListenerTask {
                 Some(ServerEvent::Closed) | None => {
                     self.end_calls();
                     tokio::select! {
-                        () = self.roaming.pause(&mut self.backoff) => {}
+                        () = self.network.wait_to_retry(&mut self.backoff) => {}
                         () = self.accepted.closed() => return,
                     }
                     match self.reconnect().await {
@@ -195,7 +195,7 @@ impl ListenerTask {
 
     /// Returns whether the signalling connection has survived a change of the network.
     async fn is_connected(&self) -> bool {
-        !self.session.local.is_some_and(|local| self.roaming.has_lost(local))
+        !self.session.local.is_some_and(|local| self.network.has_lost(local))
             && self.session.client.is_alive(&self.session.registered.tag).await
     }
 
@@ -208,8 +208,8 @@ impl ListenerTask {
             self.registration.increment_epoch();
             let attempt = tokio::select! {
                 attempt = connect::register(&self.ticket.server, &self.registration, events) => attempt,
-                () = self.roaming.changed() => {
-                    self.roaming.resume(&mut self.backoff).await;
+                () = self.network.changed() => {
+                    self.network.wait_after_change(&mut self.backoff).await;
                     continue;
                 }
                 () = self.accepted.closed() => return None,
@@ -234,7 +234,7 @@ impl ListenerTask {
                 return None;
             }
             tokio::select! {
-                () = self.roaming.pause(&mut self.backoff) => {}
+                () = self.network.wait_to_retry(&mut self.backoff) => {}
                 () = self.accepted.closed() => return None,
             }
         }

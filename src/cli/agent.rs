@@ -8,7 +8,7 @@ use super::agent_secrets::{KeySource, ask, read_file};
 use crate::agent::{Agent, Config, ConnectError, Connection, Listener, PathPolicy, RegistrationError};
 use crate::agent::{ServerName, Ticket};
 use crate::limits::Backoff;
-use crate::net::roaming::Roaming;
+use crate::net::network_changes::NetworkChanges;
 use clap::{Args, Parser, Subcommand};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -296,7 +296,7 @@ async fn close_politely() -> u8 {
 /// Registers; retries until the server is reachable.
 async fn register(agent: &Agent, server: &str, report: &Report) -> Result<Listener, CommandError> {
     let mut backoff = Backoff::new(BACKOFF, ChaCha20Rng::from_os_rng());
-    let mut roaming = Roaming::start();
+    let mut network = NetworkChanges::start();
     let mut reported = None;
     loop {
         let error: CommandError = match agent.listen().await {
@@ -311,7 +311,7 @@ async fn register(agent: &Agent, server: &str, report: &Report) -> Result<Listen
             report.waiting(server, "unreachable", &reason, error.hint());
             reported = Some(reason);
         }
-        roaming.pause(&mut backoff).await;
+        network.wait_to_retry(&mut backoff).await;
     }
 }
 

@@ -11,7 +11,7 @@ use crate::gateway::client::{
     ConnectError, DialClient, DialServer, Endpoint, GatewayToken, Key, Raw, Settings, Tls, VirtualStream,
 };
 use crate::limits::Backoff;
-use crate::net::roaming::Roaming;
+use crate::net::network_changes::NetworkChanges;
 use clap::{Args, ValueEnum};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -175,7 +175,7 @@ impl Share {
     /// Registers; retries until the gateway is reachable and the id is free.
     async fn register(&self, server: &DialServer, report: &Report) -> Result<Endpoint<Raw>, GatewayError> {
         let mut backoff = Backoff::new(BACKOFF, ChaCha20Rng::from_os_rng());
-        let mut roaming = Roaming::start();
+        let mut network = NetworkChanges::start();
         let mut reported = None;
         loop {
             let error = match server.connect().await {
@@ -192,7 +192,7 @@ impl Share {
                 report.waiting(&error.target, description.code, &reason, description.hint);
                 reported = Some(reason);
             }
-            roaming.pause(&mut backoff).await;
+            network.wait_to_retry(&mut backoff).await;
         }
     }
 

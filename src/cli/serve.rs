@@ -3,7 +3,7 @@
 use super::ginnel::load_config;
 use super::{advice, has_colors};
 use crate::config::Config;
-use crate::net::interfaces::{Reach, reach};
+use crate::net::interfaces::{AddressScope, scope};
 use crate::server::{Facts, SelfTest, Server};
 use crate::state::State;
 use crate::telemetry::{self, Logs};
@@ -231,10 +231,12 @@ fn verdict(test: SelfTest) -> String {
 
 /// Says what an address that not everybody reaches means.
 fn caution(ip: IpAddr) -> &'static str {
-    match reach(ip) {
-        Reach::Global => "",
-        Reach::Private => " — private: clients outside this network need --public, and the port forwarded",
-        Reach::Loopback | Reach::Link => " — this host only",
+    match scope(ip) {
+        AddressScope::Global => "",
+        AddressScope::Private => {
+            " — private: clients outside this network need --public, and the port forwarded"
+        }
+        AddressScope::Loopback | AddressScope::Link => " — this host only",
     }
 }
 

@@ -10,7 +10,7 @@ use super::worker::ListenSocket;
 use super::worker_pool::WorkerSockets;
 use crate::ids::Pii;
 use crate::limits::Limit;
-use crate::net::connections::Place;
+use crate::net::connection_limiter::ConnectionPermit;
 use crate::net::udp::{BatchUdpSocket, Route};
 use crate::turn_server::{FiveTuple, IpHeader, ToClient, Transport};
 use bytes::BytesMut;
@@ -204,7 +204,7 @@ impl Clients {
                 Some(Stream::Own(slot)) => self.tcp.mark_authenticated(*slot),
                 Some(Stream::Task { path, .. }) => {
                     path.authenticated.store(true, Ordering::Relaxed);
-                    path.place.iter().for_each(Place::prove);
+                    path.connection.iter().for_each(ConnectionPermit::mark_authenticated);
                 }
                 None => {}
             },

@@ -2,13 +2,13 @@
 //! `dimpl` crate, which keeps each session's handshake, records and retransmissions.
 //!
 //! Takes datagrams and the time, gives datagrams and frames; sends nothing itself. Before a client has shown that it receives
-//! at its address nothing of it is kept: the exchange of [`crate::net::cookie`] answers it, and the crate, which wants to hold
+//! at its address nothing of it is kept: the exchange of [`crate::net::dtls_cookie`] answers it, and the crate, which wants to hold
 //! that exchange itself, is then led through a repetition of it with the same cookie.
 
 use crate::clock::{Deadlines, Now};
 use crate::limits::{Exceeded, Limit, NetworkPrefix, Permit, Quota};
 use crate::net::certificate::{Certificate, CertificateError};
-use crate::net::cookie::{self, ClientHello, Cookie, Cookies, Verdict};
+use crate::net::dtls_cookie::{self, ClientHello, Cookie, CookieExchange, HelloVerdict};
 use crate::turn_server::{FiveTuple, Transport};
 use dimpl::crypto::{CryptoProvider, HashAlgorithm, HmacProvider, rust_crypto};
 use dimpl::{CryptoError, CryptoOperation, DtlsCertificate};
@@ -71,7 +71,7 @@ pub(crate) struct Identity {
 #[derive(Debug)]
 pub(crate) struct Dtls {
     identity: Identity,
-    cookies: Cookies,
+    cookies: CookieExchange,
     sessions: HashMap<Ends, Session>,
     quota: Arc<Quota<NetworkPrefix>>,
     /// Who has begun a handshake within the last [`RESTART_TIME`], the oldest first.
@@ -196,7 +196,7 @@ impl Dtls {
     pub(crate) fn new(now: Now, identity: Identity, rng: ChaCha20Rng) -> Self {
         Self {
             identity,
-            cookies: Cookies::new(now, rng),
+            cookies: CookieExchange::new(now, rng),
             sessions: HashMap::new(),
             quota: Quota::new(MAX_SESSIONS, MAX_PER_NETWORK),
             begun: VecDeque::new(),
@@ -217,7 +217,7 @@ impl Dtls {
         datagram: &[u8],
         admits: impl FnOnce() -> bool,
     ) -> bool {
-        if cookie::is_client_hello(datagram) {
+        if dtls_cookie::is_client_hello(datagram) {
             return self.handle_hello(now, ends, datagram, admits);
         }
         if let Some(session) = self.sessions.get_mut(&ends) {
@@ -275,18 +275,18 @@ impl Dtls {
 
     fn handle_hello(&mut self, now: Now, ends: Ends, datagram: &[u8], admits: impl FnOnce() -> bool) -> bool {
         let Some(hello) = ClientHello::parse(datagram) else { return false };
-        match self.cookies.judge(now, ends.0, &hello) {
-            Verdict::Verify(bytes) | Verdict::Refuse(bytes) => {
+        match self.cookies.check(now, ends.0, &hello) {
+            HelloVerdict::Verify(bytes) | HelloVerdict::Refuse(bytes) => {
                 self.outputs.push_back(Output::Challenge { client: tuple(ends), bytes });
                 true
             }
-            Verdict::Admit(_)
+            HelloVerdict::Accept(_)
                 if self.sessions.get(&ends).is_some_and(|known| known.random == hello.random()) =>
             {
                 self.step(now, ends, |engine| engine.handle_packet(datagram))
             }
-            Verdict::Admit(_) if self.has_just_begun(now, ends) || !admits() => false,
-            Verdict::Admit(cookie) => {
+            HelloVerdict::Accept(_) if self.has_just_begun(now, ends) || !admits() => false,
+            HelloVerdict::Accept(cookie) => {
                 self.begun.push_back((now.mono, ends));
                 self.lately.insert(ends);
                 // The same address with another handshake: the client began anew (RFC 6347 section 4.2.8).
@@ -452,7 +452,7 @@ thread_local! {
 }
 
 /// HMAC for the crate. Of all its callers the cookie exchange alone asks for [`HmacProvider::hmac_sha256`]; it is told the
-/// cookie that [`Cookies`] has already found good.
+/// cookie that [`CookieExchange`] has already found good.
 #[derive(Debug)]
 struct Admitting;
 

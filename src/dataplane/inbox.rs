@@ -7,7 +7,7 @@ use super::waker::WorkerWaker;
 use super::worker_channel::BatchQueues;
 use crate::limits::{QueueBounds, QueueReceiver, QueueSender, queue};
 use crate::net::addresses::Addresses;
-use crate::net::connections::Place;
+use crate::net::connection_limiter::ConnectionPermit;
 use crate::turn_server::auth::UserQuery;
 use crate::turn_server::{ConnectionId, FiveTuple, RelayId};
 use bytes::Bytes;
@@ -79,7 +79,7 @@ pub(crate) struct ReplyPath {
     /// Set when the client has shown good credentials.
     pub(crate) authenticated: Arc<AtomicBool>,
     /// What it occupies.
-    pub(crate) place: Option<Place>,
+    pub(crate) connection: Option<ConnectionPermit>,
 }
 
 /// The sending side of one worker's queue.
@@ -141,12 +141,12 @@ impl Inbox {
     pub(crate) async fn open(
         &self,
         client: FiveTuple,
-        place: Option<Place>,
+        connection: Option<ConnectionPermit>,
     ) -> Option<(StreamLink, ReplyReceiver)> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let (replies, queue) = queue(QueueBounds { items: REPLY_QUEUE, bytes: MAX_UNREAD });
         let (number, authenticated) = (NEXT.fetch_add(1, Ordering::Relaxed), Arc::<AtomicBool>::default());
-        let path = ReplyPath { link: number, replies, authenticated: Arc::clone(&authenticated), place };
+        let path = ReplyPath { link: number, replies, authenticated: Arc::clone(&authenticated), connection };
         let link = StreamLink { client, number, authenticated, worker: self.clone(), is_closed: false };
         self.send(WorkerMessage::StreamOpened { client, path })
             .await

@@ -1,6 +1,6 @@
 //! What clients on streams may take: time, and memory while they have shown no credentials.
 
-use crate::net::connections::Place;
+use crate::net::connection_limiter::ConnectionPermit;
 use std::future::pending;
 use std::io;
 use std::time::Duration;
@@ -28,9 +28,9 @@ pub(crate) const CLOSE_TIME: Duration = Duration::from_secs(1);
 pub(crate) const READ_SIZE: usize = 16 * 1024;
 
 /// Waits until a connection is to end because its place or its memory is needed.
-pub(crate) fn evicted(place: &Place) -> impl Future<Output = ()> + use<> {
+pub(crate) fn evicted(connection: &ConnectionPermit) -> impl Future<Output = ()> + use<> {
     let (say, evicted) = oneshot::channel();
-    place.on_evict(move || {
+    connection.on_evict(move || {
         let _ = say.send(());
     });
     async {

@@ -7,7 +7,7 @@ use super::stream_limits::{
     IDLE_TIME, MESSAGE_TIME, READ_SIZE, UNAUTHENTICATED_IDLE_TIME, UNAUTHENTICATED_MESSAGE,
     UNAUTHENTICATED_READ, WRITE_TIME, evicted, shut_down,
 };
-use crate::net::connections::Place;
+use crate::net::connection_limiter::ConnectionPermit;
 use crate::turn_server::FiveTuple;
 use bytes::BytesMut;
 use std::future::poll_fn;
@@ -24,12 +24,12 @@ use tokio::time::{Sleep, sleep, timeout};
 pub(crate) async fn carry_frames<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     client: FiveTuple,
-    (worker, place): (&Inbox, &Place),
+    (worker, connection): (&Inbox, &ConnectionPermit),
 ) -> io::Result<()> {
     let (mut reader, mut writer) = tokio::io::split(stream);
     // From here on it ends in order: the worker keeps the client's place until it hears of the end.
-    let evicted = evicted(place);
-    let Some((link, queue)) = worker.open(client, Some(place.clone())).await else { return Ok(()) };
+    let evicted = evicted(connection);
+    let Some((link, queue)) = worker.open(client, Some(connection.clone())).await else { return Ok(()) };
     let mut buffer = BytesMut::new();
     let ended = tokio::select! {
         ended = read_frames(&mut reader, &mut buffer, &link) => Some(ended.map(|()| None)),
@@ -148,7 +148,7 @@ async fn write_replies(
 mod tests {
     use super::super::inbox::WorkerMessage;
     use super::*;
-    use crate::net::connections::{ConnectionLimits, Connections};
+    use crate::net::connection_limiter::{ConnectionLimiter, ConnectionLimits};
     use crate::turn_server::Transport;
 
     #[tokio::test]
@@ -156,23 +156,23 @@ mod tests {
         let poll = mio::Poll::new().unwrap();
         let (worker, mut queue) = Inbox::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
         let limits = ConnectionLimits { total: 1, descriptors: 9, per_address: 9, bytes: 1 << 20 };
-        let connections = Connections::new(limits, &[]);
-        let place = connections.open().unwrap();
+        let connections = ConnectionLimiter::new(limits, &[]);
+        let connection = connections.admit().unwrap();
         let address = "192.0.2.7:1000".parse().unwrap();
         let client = FiveTuple { client: address, server: address, transport: Transport::Tls };
         let (_client, stream) = tokio::io::duplex(64);
         // As the listener has it: it drops whoever has to go.
-        let evicted = evicted(&place);
+        let evicted = evicted(&connection);
         let served = tokio::spawn(async move {
             tokio::select! {
-                served = carry_frames(stream, client, (&worker, &place)) => drop(served),
+                served = carry_frames(stream, client, (&worker, &connection)) => drop(served),
                 () = evicted => {}
             }
         });
         let Some(WorkerMessage::StreamOpened { path, .. }) = queue.recv().await else {
             panic!("it is not announced")
         };
-        let _other = connections.open().unwrap();
+        let _other = connections.admit().unwrap();
         let remove_closed = timeout(Duration::from_secs(20), queue.recv()).await;
         assert!(
             matches!(remove_closed, Ok(Some(WorkerMessage::StreamClosed { link, .. })) if link == path.link)

@@ -8,7 +8,7 @@ use super::stream_limits::{
 };
 use crate::clock::Deadlines;
 use crate::limits::Limit;
-use crate::net::connections::Place;
+use crate::net::connection_limiter::ConnectionPermit;
 use crate::net::udp::RxBuffers;
 use crate::turn_server::FiveTuple;
 use bytes::BytesMut;
@@ -42,7 +42,7 @@ pub(crate) struct AcceptedSocket {
     pub(crate) socket: std::net::TcpStream,
     /// What was read from it already.
     pub(crate) early: BytesMut,
-    pub(crate) place: Place,
+    pub(crate) connection: ConnectionPermit,
 }
 
 /// One client's socket.
@@ -50,7 +50,7 @@ pub(crate) struct AcceptedSocket {
 struct TcpConnection {
     client: FiveTuple,
     socket: TcpStream,
-    place: Place,
+    connection: ConnectionPermit,
     /// The beginning of a frame that is not whole.
     partial: Vec<u8>,
     /// Frames that are to be written from `written` on.
@@ -119,7 +119,7 @@ impl TcpConnections {
 
     /// Takes over a socket; returns its slot.
     pub(crate) fn insert(&mut self, now: Instant, arrival: AcceptedSocket) -> io::Result<usize> {
-        let AcceptedSocket { client, socket, early, place } = arrival;
+        let AcceptedSocket { client, socket, early, connection } = arrival;
         let entry = self.connections.vacant_entry();
         let slot = entry.key();
         let mut socket = TcpStream::from_std(socket);
@@ -128,7 +128,7 @@ impl TcpConnections {
         entry.insert(TcpConnection {
             client,
             socket,
-            place,
+            connection,
             partial: early[..].into(),
             out: Vec::new(),
             written: 0,
@@ -242,7 +242,7 @@ impl TcpConnections {
         if self
             .connections
             .get(slot)
-            .is_some_and(|connection| !connection.authenticated && connection.place.number() == number)
+            .is_some_and(|connection| !connection.authenticated && connection.connection.id() == number)
         {
             self.ended.push(slot);
         }
@@ -365,7 +365,7 @@ impl TcpConnections {
     }
 
     fn run(&mut self, connection: TcpConnection, peer_stream: PeerStream) {
-        let TcpConnection { socket, place, partial, mut out, written, .. } = connection;
+        let TcpConnection { socket, connection, partial, mut out, written, .. } = connection;
         out.drain(..written);
         let peer_stream = peer_stream.behind(out);
         while self.joined.try_join_next().is_some() {}
@@ -375,7 +375,7 @@ impl TcpConnections {
             if let Err(error) = carried.await {
                 tracing::debug!(%error, "stream ended");
             }
-            drop(place);
+            drop(connection);
         };
         self.joined.spawn_on(carry, &self.runtime);
     }
@@ -391,7 +391,7 @@ impl TcpConnection {
 
     fn mark_authenticated(&mut self) {
         if !std::mem::replace(&mut self.authenticated, true) {
-            self.place.prove();
+            self.connection.mark_authenticated();
         }
     }
 
@@ -406,7 +406,7 @@ impl TcpConnection {
         let held = if held > UNCOUNTED { held } else { 0 };
         held == self.counted || {
             self.counted = held;
-            self.place.hold(held)
+            self.connection.reserve_memory(held)
         }
     }
 

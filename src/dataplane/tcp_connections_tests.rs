@@ -12,10 +12,10 @@ use std::time::Duration;
 const FOREVER: Duration = Duration::from_secs(20);
 const FRAME: &[u8] = b"\x40\x01\0\x04here";
 
-fn place() -> Place {
-    use crate::net::connections::{ConnectionLimits, Connections};
+fn connection() -> ConnectionPermit {
+    use crate::net::connection_limiter::{ConnectionLimiter, ConnectionLimits};
     let limits = ConnectionLimits { total: 1, descriptors: 1, per_address: 1, bytes: 1 << 20 };
-    Connections::new(limits, &[]).open().unwrap()
+    ConnectionLimiter::new(limits, &[]).admit().unwrap()
 }
 
 struct World {
@@ -39,7 +39,7 @@ impl World {
         socket.set_nonblocking(true).unwrap();
         let server: SocketAddr = listener.local_addr().unwrap();
         let client = FiveTuple { client: address, server, transport: Transport::Tcp };
-        let arrival = AcceptedSocket { client, socket, early: early.into(), place: place() };
+        let arrival = AcceptedSocket { client, socket, early: early.into(), connection: connection() };
         (near, self.connections.insert(self.start, arrival).unwrap())
     }
 

@@ -1,4 +1,4 @@
-//! How long to wait before the next attempt: twice as long each time, up to a ceiling, and never exactly as long as others.
+//! Exponential back-off with jitter.
 
 use rand::Rng;
 use rand_chacha::ChaCha20Rng;
@@ -13,25 +13,25 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// Begins with about `range.0` and ends with about `range.1`.
+    /// Makes waits that double from `range.0` to `range.1`.
     pub(crate) fn new(range: (Duration, Duration), rng: ChaCha20Rng) -> Self {
         Self { range, next: range.0, rng }
     }
 
-    /// Returns the next wait: between a half and the whole of what it would be without chance.
+    /// Returns the next wait: with jitter, between half of it and all of it.
     pub(crate) fn wait(&mut self) -> Duration {
         let whole = self.next.min(self.range.1);
         self.next = (whole * 2).min(self.range.1);
         whole.mul_f64(self.rng.random_range(0.5..=1.0))
     }
 
-    /// Begins again, as after a success or where the reason of the failures may be gone.
+    /// Starts again with the first wait.
     pub(crate) fn reset(&mut self) {
         self.next = self.range.0;
     }
 
-    /// Begins again after a connection that lived for `lived`: a short one was no success, for two servers that take one id from each
-    /// other would do so without end.
+    /// Starts again after a connection that lasted for `lived`, if that was longer than the longest wait. Two servers that take one id
+    /// from each other would else reconnect without a wait.
     pub(crate) fn reset_after(&mut self, lived: Duration) {
         if lived > self.range.1 {
             self.reset();

@@ -1,10 +1,16 @@
-//! What every limit does when it is reached: it is counted, and a sampled line names its key. Counting needs no clock and no handle, so
-//! that pure machines do it where they refuse.
+//! The machinery of all limits, and the table that counts how often each is reached.
 //!
-//! [`Limit`] is the one table of limits. [`Limit::reached`] counts; [`Report`] decides which lines are due; `report` writes them once
-//! a second; [`to_prometheus`] gives the counts to `/metrics`. The counts are of the process, as its logs are.
-//! How long whoever was refused or cut off waits before it comes again is `Backoff`'s.
-//! Other lines that can repeat pass a [`Sampler`], mostly by way of `sampled!`.
+//! | what | type |
+//! | --- | --- |
+//! | rate limiter (GCRA): one, one that threads share, one for each of many keys | `RateLimiter`, `SharedRateLimiter`, `KeyedRateLimiter` |
+//! | amounts that are held: in total and by each key, released on drop | `Quota`, `Permit` |
+//! | network that several addresses are counted as; CIDR lists | [`NetworkPrefix`] |
+//! | queue with a bound on items and on bytes | `queue` |
+//! | waits between attempts, with jitter | `Backoff` |
+//!
+//! [`Limit::reached`] counts in a table of the process, so that a state machine needs no handle to count what it refuses. A task logs each
+//! limit that is reached, at most once a minute, and [`to_prometheus`] writes the counts for `/metrics`. Other lines that can repeat pass a
+//! [`Sampler`].
 
 #[cfg(any(feature = "server", feature = "gateway-client"))]
 mod backoff;

@@ -1,4 +1,4 @@
-//! Which of many equal lines are written: one at once, and then one an interval that says how many were not. Pure.
+//! Sampling of repeated log lines: the first is written, then one an interval with the number that was suppressed. Pure.
 
 use super::table::{Limit, Table};
 use std::sync::{Mutex, PoisonError};
@@ -59,38 +59,38 @@ pub struct ReportLine {
     pub times: u64,
 }
 
-/// Remembers which limits have been told of.
+/// Decides which limits are logged.
 #[derive(Debug)]
 pub struct Report {
     table: &'static Table,
-    told: Vec<Told>,
+    logged: Vec<Logged>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Told {
+struct Logged {
     times: u64,
     at: Option<Instant>,
 }
 
 impl Report {
-    /// Begins to report on `table`; what it has counted already was told of by others.
+    /// Makes a report on what `table` counts from now on.
     #[must_use]
     pub fn new(table: &'static Table) -> Self {
-        let told = Limit::ALL.iter().map(|limit| Told { times: table.get(*limit).0, at: None });
-        Self { table, told: told.collect() }
+        let logged = Limit::ALL.iter().map(|limit| Logged { times: table.get(*limit).0, at: None });
+        Self { table, logged: logged.collect() }
     }
 
     /// Returns the lines that are due: one for each limit that was reached since its last line, if that is an [`INTERVAL`] ago.
     pub fn due(&mut self, now: Instant) -> Vec<ReportLine> {
         let mut lines = Vec::new();
-        for (limit, told) in Limit::ALL.iter().zip(&mut self.told) {
+        for (limit, logged) in Limit::ALL.iter().zip(&mut self.logged) {
             let (times, value) = self.table.get(*limit);
-            let is_early = told.at.is_some_and(|at| now.saturating_duration_since(at) < INTERVAL);
-            if times == told.times || is_early {
+            let is_early = logged.at.is_some_and(|at| now.saturating_duration_since(at) < INTERVAL);
+            if times == logged.times || is_early {
                 continue;
             }
-            lines.push(ReportLine { limit: *limit, value, times: times - told.times });
-            *told = Told { times, at: Some(now) };
+            lines.push(ReportLine { limit: *limit, value, times: times - logged.times });
+            *logged = Logged { times, at: Some(now) };
         }
         lines
     }
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_is_told_of_at_once_and_then_once_an_interval() {
+    fn a_limit_is_logged_at_once_and_then_once_an_interval() {
         let table: &'static Table = Box::leak(Box::default());
         table.reached(Limit::RelayPorts, 7);
         let (mut report, start) = (Report::new(table), mono());

@@ -1,14 +1,14 @@
-//! The hands: writes the lines that are due.
+//! The task that logs which limits are reached.
 
 use super::sampler::Report;
 use super::table::Table;
 use crate::net::time::now;
 use std::time::Duration;
 
-/// How soon after a limit was first reached its line is written.
+/// How often the table is read.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Writes a line for each limit of this process that is reached, for as long as it is polled.
+/// Logs each limit of this process that is reached, until it is dropped.
 pub(crate) async fn report() {
     let mut report = Report::new(Table::of_process());
     let mut ticks = tokio::time::interval(PERIOD);

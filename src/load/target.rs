@@ -1,6 +1,6 @@
 //! The server that is put under load, and whether that needs saying twice.
 
-use crate::net::interfaces::{Reach, reach};
+use crate::net::interfaces::{AddressScope, scope};
 use std::net::SocketAddr;
 
 /// How clients reach the server.
@@ -45,7 +45,7 @@ impl Target {
         transport: LoadTransport,
         agreed: bool,
     ) -> Result<Self, TransportMismatch> {
-        let near = reach(address.ip().to_canonical()) != Reach::Global;
+        let near = scope(address.ip().to_canonical()) != AddressScope::Global;
         if near || agreed { Ok(Self { address, transport }) } else { Err(TransportMismatch(address)) }
     }
 

@@ -1,4 +1,4 @@
-//! Who an HTTP request is from that proxies have passed on: `X-Forwarded-For`, and `Forwarded` of
+//! The client of an HTTP request that a proxy has forwarded: `X-Forwarded-For`, and `Forwarded` of
 //! [RFC 7239](https://www.rfc-editor.org/rfc/rfc7239). Pure.
 //!
 //! A client can put anything into both headers, and each proxy appends the address that it has seen. So they are read from the right, past
@@ -25,7 +25,7 @@ pub fn client<'a>(
     let of_list = rightmost(trusted, x_forwarded_for, &X_FORWARDED_FOR);
     let of_standard = rightmost(trusted, forwarded, &FORWARDED);
     match (of_list, of_standard) {
-        (Named::Nothing, named) | (named, Named::Nothing) => named.address(),
+        (HeaderClient::Absent, named) | (named, HeaderClient::Absent) => named.address(),
         (one, other) => one.address().filter(|ip| Some(*ip) == other.address()),
     }
 }
@@ -39,21 +39,21 @@ struct Format {
 const X_FORWARDED_FOR: Format = Format { elements: |value| value.split(',').collect(), read: address };
 const FORWARDED: Format = Format { elements: |value| split(value, ','), read: for_parameter };
 
-/// What one header says.
+/// The client that one header names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Named {
-    /// It is not there.
-    Nothing,
-    /// It cannot be read, or names trusted proxies alone.
-    Nobody,
+enum HeaderClient {
+    /// There is no such header.
+    Absent,
+    /// It cannot be parsed, or names only trusted proxies.
+    Unusable,
     Client(IpAddr),
 }
 
-impl Named {
+impl HeaderClient {
     fn address(self) -> Option<IpAddr> {
         match self {
             Self::Client(ip) => Some(ip),
-            Self::Nothing | Self::Nobody => None,
+            Self::Absent | Self::Unusable => None,
         }
     }
 }
@@ -63,22 +63,22 @@ fn rightmost<'a>(
     trusted: &[NetworkPrefix],
     values: impl Iterator<Item = &'a [u8]>,
     format: &Format,
-) -> Named {
+) -> HeaderClient {
     let values: Vec<_> = values.collect();
     if values.is_empty() {
-        return Named::Nothing;
+        return HeaderClient::Absent;
     }
     for value in values.into_iter().rev() {
-        let Ok(value) = std::str::from_utf8(value) else { return Named::Nobody };
+        let Ok(value) = std::str::from_utf8(value) else { return HeaderClient::Unusable };
         for element in (format.elements)(value).into_iter().rev() {
             match (format.read)(element) {
                 Some(ip) if is_trusted(trusted, ip) => {}
-                Some(ip) => return Named::Client(ip.to_canonical()),
-                None => return Named::Nobody,
+                Some(ip) => return HeaderClient::Client(ip.to_canonical()),
+                None => return HeaderClient::Unusable,
             }
         }
     }
-    Named::Nobody
+    HeaderClient::Unusable
 }
 
 /// Returns the address of `for=` in one element of `Forwarded`.

@@ -1,4 +1,4 @@
-//! The host's own addresses, and which of them others can best reach.
+//! The addresses of the host's interfaces, and their scopes.
 
 use nix::ifaddrs::getifaddrs;
 use std::io;
@@ -17,39 +17,39 @@ pub fn addresses() -> io::Result<Vec<IpAddr>> {
     Ok(addresses.collect())
 }
 
-/// How far an address reaches, the farthest first.
+/// Where an address is valid, the widest scope first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reach {
+pub enum AddressScope {
     /// The whole internet.
     Global,
     /// One site: RFC 1918, unique local, carrier NAT.
     Private,
-    /// This host alone.
+    /// This host only.
     Loopback,
     /// One link; of no use without a scope.
     Link,
 }
 
-/// Says how far `ip` reaches.
+/// Returns the scope of `ip`.
 #[must_use]
-pub fn reach(ip: IpAddr) -> Reach {
+pub fn scope(ip: IpAddr) -> AddressScope {
     match ip {
-        _ if ip.is_loopback() => Reach::Loopback,
-        IpAddr::V4(v4) if v4.is_link_local() || v4.is_unspecified() => Reach::Link,
+        _ if ip.is_loopback() => AddressScope::Loopback,
+        IpAddr::V4(v4) if v4.is_link_local() || v4.is_unspecified() => AddressScope::Link,
         IpAddr::V4(v4) if v4.is_private() || (v4.octets()[0] == 100 && v4.octets()[1] & 0xC0 == 64) => {
-            Reach::Private
+            AddressScope::Private
         }
-        IpAddr::V6(v6) if v6.is_unicast_link_local() || v6.is_unspecified() => Reach::Link,
-        IpAddr::V6(v6) if v6.is_unique_local() => Reach::Private,
-        _ => Reach::Global,
+        IpAddr::V6(v6) if v6.is_unicast_link_local() || v6.is_unspecified() => AddressScope::Link,
+        IpAddr::V6(v6) if v6.is_unique_local() => AddressScope::Private,
+        _ => AddressScope::Global,
     }
 }
 
-/// Chooses from `own` the address of one family that reaches farthest; of equals the first.
+/// Returns the address of one family in `own` with the widest scope; of equals the first.
 #[must_use]
-pub fn farthest(own: &[IpAddr], v6: bool) -> Option<IpAddr> {
-    let usable = own.iter().filter(|ip| ip.is_ipv6() == v6 && reach(**ip) != Reach::Link);
-    usable.min_by_key(|ip| reach(**ip)).copied()
+pub fn widest_scope(own: &[IpAddr], v6: bool) -> Option<IpAddr> {
+    let usable = own.iter().filter(|ip| ip.is_ipv6() == v6 && scope(**ip) != AddressScope::Link);
+    usable.min_by_key(|ip| scope(**ip)).copied()
 }
 
 #[cfg(test)]
@@ -57,15 +57,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_farthest_reaching_address_of_a_family_is_chosen() {
+    fn the_address_with_the_widest_scope_of_a_family_is_chosen() {
         let own: Vec<IpAddr> = ["127.0.0.1", "10.0.0.1", "198.41.0.4", "::1", "fe80::1", "169.254.1.1"]
             .iter()
             .map(|text| text.parse().unwrap())
             .collect();
-        assert_eq!(farthest(&own, false), Some(own[2]));
-        assert_eq!(farthest(&own[..2], false), Some(own[1]));
-        assert_eq!(farthest(&own, true), Some(own[3]));
-        assert_eq!(farthest(&own[4..], true), None);
-        assert_eq!(farthest(&own[5..], false), None);
+        assert_eq!(widest_scope(&own, false), Some(own[2]));
+        assert_eq!(widest_scope(&own[..2], false), Some(own[1]));
+        assert_eq!(widest_scope(&own, true), Some(own[3]));
+        assert_eq!(widest_scope(&own[4..], true), None);
+        assert_eq!(widest_scope(&own[5..], false), None);
     }
 }

@@ -1,5 +1,5 @@
-//! What all hands share: the first-byte demultiplexer, the PROXY header, the DTLS cookie and the limits on strangers (pure), batched
-//! UDP sockets, TLS and its certificate, and the clock's reader.
+//! Networking that several services use: protocol detection, PROXY and forwarding headers, the DTLS cookie, the limits on
+//! connections and on unauthenticated clients (pure); batched UDP sockets, TLS and its certificate; the only reader of the clocks.
 
 #[cfg(any(feature = "server", feature = "gateway-client"))]
 pub mod addresses;
@@ -8,25 +8,23 @@ pub(crate) mod certificate;
 #[cfg(any(feature = "server", feature = "gateway-client"))]
 pub(crate) mod connect;
 #[cfg(feature = "server")]
-pub mod connections;
-#[cfg(feature = "server")]
-pub mod cookie;
+pub mod connection_limiter;
 #[cfg(feature = "server")]
 pub mod demux;
+#[cfg(feature = "server")]
+pub mod dtls_cookie;
 #[cfg(feature = "server")]
 pub mod forwarded;
 #[cfg(feature = "server")]
 pub(crate) mod heap;
 #[cfg(any(feature = "server", feature = "gateway-client"))]
 pub mod interfaces;
+#[cfg(any(feature = "server", feature = "gateway-client"))]
+pub(crate) mod network_changes;
 #[cfg(feature = "server")]
-pub(crate) mod limited;
-#[cfg(feature = "server")]
-pub(crate) mod prefixed;
+pub(crate) mod peeked_stream;
 #[cfg(feature = "server")]
 pub mod proxy;
-#[cfg(any(feature = "server", feature = "gateway-client"))]
-pub(crate) mod roaming;
 pub mod time;
 #[cfg(feature = "server")]
 pub(crate) mod tls;

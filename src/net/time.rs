@@ -1,9 +1,9 @@
-//! The one place that reads the clocks.
+//! The only place that reads the clocks.
 
 use crate::clock::Now;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-/// Reads both clocks once. Hands call this once per batch or event and pass the value on.
+/// Reads both clocks. A service calls this once per batch or event and passes the value on.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "the single reader of the clocks")]
 pub fn now() -> Now {
@@ -11,7 +11,7 @@ pub fn now() -> Now {
     Now { mono: Instant::now(), unix }
 }
 
-/// Reads the monotonic clock alone, for what is measured rather than decided.
+/// Reads the monotonic clock only, to measure.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "the single reader of the clocks")]
 pub fn mono() -> Instant {

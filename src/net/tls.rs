@@ -20,10 +20,10 @@ const NAT_DISCOVERY: &[u8] = b"stun.nat-discovery";
 /// The page, `/ice`, and the WebSockets.
 const HTTP: &[u8] = b"http/1.1";
 
-/// What a TLS client has said it will speak.
+/// The protocol that ALPN has selected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Chosen {
-    /// Nothing: the first bytes will tell.
+pub(crate) enum Alpn {
+    /// None: the first bytes decide.
     Any,
     /// STUN and TURN.
     Stun,
@@ -31,7 +31,7 @@ pub(crate) enum Chosen {
     Http,
 }
 
-impl Chosen {
+impl Alpn {
     /// Says whether a client that chose this may speak `kind`.
     pub(crate) fn allows(self, kind: StreamKind) -> bool {
         match self {
@@ -103,7 +103,7 @@ impl Tls {
     pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: S,
-    ) -> io::Result<(TlsStream<S>, Chosen)> {
+    ) -> io::Result<(TlsStream<S>, Alpn)> {
         let accepted = TlsAcceptor::from(Arc::clone(&self.config)).accept(stream).into_fallible().await;
         let stream = match accepted {
             Ok(stream) => stream,
@@ -114,9 +114,9 @@ impl Tls {
             }
         };
         let chosen = match stream.get_ref().1.alpn_protocol() {
-            Some(STUN_TURN | NAT_DISCOVERY) => Chosen::Stun,
-            Some(HTTP) => Chosen::Http,
-            _ => Chosen::Any,
+            Some(STUN_TURN | NAT_DISCOVERY) => Alpn::Stun,
+            Some(HTTP) => Alpn::Http,
+            _ => Alpn::Any,
         };
         Ok((stream, chosen))
     }

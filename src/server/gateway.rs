@@ -13,7 +13,7 @@ use crate::gateway::service::Peer;
 use crate::gateway::websocket::FrameDecoder;
 use crate::limits::{Limit, sampled};
 use crate::net::certificate::{Certificate, CertificateError};
-use crate::net::connections::Place;
+use crate::net::connection_limiter::ConnectionPermit;
 use crate::net::time;
 use crate::net::tls::Tls;
 use crate::net::websocket::upgrade;
@@ -78,17 +78,20 @@ impl GatewayAcceptor {
     }
 
     /// Takes a client's permits; `None` where there are none left.
-    fn admit(&self, place: Place) -> Option<(Place, OwnedSemaphorePermit)> {
+    fn admit(&self, connection: ConnectionPermit) -> Option<(ConnectionPermit, OwnedSemaphorePermit)> {
         let permit = Arc::clone(&self.client_permits).try_acquire_owned();
         let permit = permit.inspect_err(|_| Limit::GatewayClients.reached(MAX_CLIENTS)).ok()?;
         // From here on only the gateway decides when the client is closed.
-        place.prove();
-        Some((place, permit))
+        connection.mark_authenticated();
+        Some((connection, permit))
     }
 
     /// Does the same for a client that also needs a socket pair.
-    fn admit_with_pair(&self, place: Place) -> Option<(Place, OwnedSemaphorePermit)> {
-        if place.take_descriptors(2) { self.admit(place) } else { None }
+    fn admit_with_pair(
+        &self,
+        connection: ConnectionPermit,
+    ) -> Option<(ConnectionPermit, OwnedSemaphorePermit)> {
+        if connection.reserve_descriptors(2) { self.admit(connection) } else { None }
     }
 
     /// Hands over a client's TCP connection and the bytes that were read from it before.
@@ -97,9 +100,9 @@ impl GatewayAcceptor {
         stream: TcpStream,
         initial: BytesMut,
         ip: IpAddr,
-        place: Place,
+        connection: ConnectionPermit,
     ) -> io::Result<()> {
-        match self.admit(place) {
+        match self.admit(connection) {
             Some(permit) => self.handle.add_client(stream, initial, ip, permit),
             None => Ok(()),
         }
@@ -110,10 +113,10 @@ impl GatewayAcceptor {
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
         ip: IpAddr,
-        place: Place,
+        connection: ConnectionPermit,
     ) -> io::Result<()> {
-        match self.admit_with_pair(place.clone()) {
-            Some(permit) => self.bridge_until_closed(stream, Peer::Client(ip), (permit, place)).await,
+        match self.admit_with_pair(connection.clone()) {
+            Some(permit) => self.bridge_until_closed(stream, Peer::Client(ip), (permit, connection)).await,
             None => Ok(()),
         }
     }
@@ -124,7 +127,7 @@ impl GatewayAcceptor {
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
         peer: Peer,
-        (permit, _place): (impl Any + Send, Place),
+        (permit, _place): (impl Any + Send, ConnectionPermit),
     ) -> io::Result<()> {
         let mut stream = Patient::new(stream, WRITE_TIME);
         self.handle.bridge(&mut stream, peer, permit).await?;
@@ -201,7 +204,7 @@ impl StreamDoor {
             (ServerAuth::Tls, Some(mutual)) => {
                 let (mut stream, _) = timeout(TLS_TIME, mutual.accept(stream)).await??;
                 let server = gateway.handle.md5_handshake(&mut stream).await?;
-                ends.place.prove();
+                ends.connection.mark_authenticated();
                 let certificates = stream.get_ref().1.peer_certificates();
                 let bound = certificates.and_then(|chain| chain.first()).map(bound_ids).unwrap_or_default();
                 if !bound.is_empty() && !bound.contains(&server.id()) {
@@ -214,18 +217,18 @@ impl StreamDoor {
                     );
                     return Ok(());
                 }
-                gateway.bridge_until_closed(stream, Peer::Server(server), ((), ends.place)).await
+                gateway.bridge_until_closed(stream, Peer::Server(server), ((), ends.connection)).await
             }
             (ServerAuth::Tls, None) => Ok(()),
             (ServerAuth::Hmac, _) => {
                 let server = gateway.handle.hmac_handshake(&mut stream).await?;
-                ends.place.prove();
-                gateway.handle.add_server(stream, server, ends.place)
+                ends.connection.mark_authenticated();
+                gateway.handle.add_server(stream, server, ends.connection)
             }
             (ServerAuth::Md5, _) => {
                 let server = gateway.handle.md5_handshake(&mut stream).await?;
-                ends.place.prove();
-                gateway.handle.add_server(stream, server, ends.place)
+                ends.connection.mark_authenticated();
+                gateway.handle.add_server(stream, server, ends.connection)
             }
         }
     }
@@ -251,7 +254,7 @@ async fn client(
     Extension(origin): Extension<Origin>,
     request: Request,
 ) -> Response {
-    let Some(permit) = acceptor.admit_with_pair(origin.place.clone()) else {
+    let Some(permit) = acceptor.admit_with_pair(origin.connection.clone()) else {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
     };
     let ip = origin.client.client.ip();
@@ -261,7 +264,7 @@ async fn client(
             gateway_websocket::bridge(stream, decoder, pair).await;
         }
         // Held until the stream is closed: the gateway may have dropped its own end before.
-        drop(origin.place);
+        drop(origin.connection);
     })
 }
 
@@ -273,13 +276,13 @@ async fn server(
     upgrade::accept(request, None, async move |mut stream| {
         let handshake = gateway_websocket::handshake(&mut stream, &handle);
         if let Ok(Ok((server, decoder))) = timeout(handle.handshake_timeout(), handshake).await
-            && origin.place.take_descriptors(2)
+            && origin.connection.reserve_descriptors(2)
             && let Ok(pair) = handle.add_pair(Peer::Server(server), ())
         {
-            origin.place.prove();
+            origin.connection.mark_authenticated();
             gateway_websocket::bridge(stream, decoder, pair).await;
         }
         // Held until the stream is closed: the gateway may have dropped its own end before.
-        drop(origin.place);
+        drop(origin.connection);
     })
 }

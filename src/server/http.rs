@@ -6,7 +6,7 @@ use super::turn_websocket::Origin;
 use super::write_timeout::Patient;
 use crate::dataplane::stream_limits::WRITE_TIME;
 use crate::limits::NetworkPrefix;
-use crate::net::prefixed::Prefixed;
+use crate::net::peeked_stream::PeekedStream;
 use crate::net::websocket::upgrade;
 use crate::turn_server::Transport;
 use axum::Router;
@@ -40,7 +40,7 @@ const TOO_LONG: &[u8] =
 
 /// Answers one request.
 pub(super) async fn serve<S>(
-    mut stream: Prefixed<S>,
+    mut stream: PeekedStream<S>,
     (router, trusted): (Router, Arc<[NetworkPrefix]>),
     ends: Ends,
 ) -> io::Result<()>
@@ -52,7 +52,7 @@ where
         let ends = start.ends_with(b"\n\n") || start.windows(3).any(is_end);
         ends.then_some(())
     };
-    match timeout(HEAD_TIME, stream.gather(whole, MAX_HEAD)).await? {
+    match timeout(HEAD_TIME, stream.peek_up_to(MAX_HEAD, whole)).await? {
         Ok(Some(())) => {}
         Ok(None) => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -61,18 +61,18 @@ where
         }
         Err(error) => return Err(error),
     }
-    if !ends.place.hold(MEMORY) {
+    if !ends.connection.reserve_memory(MEMORY) {
         return Ok(());
     }
     // Those who wait for a head have no room for this in their task.
     let client = ends.tuple(Transport::WebSocket);
-    let origin = Origin { client, worker: ends.worker, place: ends.place };
+    let origin = Origin { client, worker: ends.worker, connection: ends.connection };
     let source = RequestSource { trusted, origin };
     let router = router.layer(from_fn_with_state(source, request_source::name_client));
     Box::pin(answer(stream, router)).await
 }
 
-async fn answer<S>(stream: Prefixed<S>, router: Router) -> io::Result<()>
+async fn answer<S>(stream: PeekedStream<S>, router: Router) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {

@@ -4,7 +4,7 @@ use super::hosts::OwnHosts;
 use super::request_source::IsForwarded;
 use crate::gateway::{Handle, Service};
 use crate::limits::{self, NetworkPrefix, Table};
-use crate::net::connections::Connections;
+use crate::net::connection_limiter::ConnectionLimiter;
 use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -17,7 +17,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub(super) struct Metrics {
     gateway: Option<Handle>,
-    connections: Arc<Connections>,
+    connections: Arc<ConnectionLimiter>,
     /// By which names and addresses.
     hosts: OwnHosts,
     from: Arc<[NetworkPrefix]>,
@@ -26,7 +26,7 @@ pub(super) struct Metrics {
 impl Metrics {
     pub(super) fn new(
         gateway: Option<&Service>,
-        connections: Arc<Connections>,
+        connections: Arc<ConnectionLimiter>,
         hosts: OwnHosts,
         from: &[NetworkPrefix],
     ) -> Self {

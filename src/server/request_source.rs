@@ -37,11 +37,11 @@ pub(super) async fn name_client(
         let x_forwarded_for = values(headers, X_FORWARDED_FOR);
         forwarded::client(&trusted, x_forwarded_for, values(headers, header::FORWARDED.as_str()))
     });
-    let forwarded = named.map(|_| origin.place.clone());
+    let forwarded = named.map(|_| origin.connection.clone());
     if let Some(client) = named {
         // Those of whom nothing can be known are counted together: a client chooses what a header says that its proxy does not write.
         let client = client.unwrap_or(origin.client.client.ip());
-        if !origin.place.count_forwarded(client) {
+        if !origin.connection.assign_to_forwarded(client) {
             let reason = format!("limit reached: {}\n", Limit::ConnectionsPerAddress.name());
             return (StatusCode::TOO_MANY_REQUESTS, reason).into_response();
         }
@@ -50,11 +50,11 @@ pub(super) async fn name_client(
     let extensions = request.extensions_mut();
     extensions.insert(ConnectInfo(origin.client.client));
     extensions.insert(IsForwarded(is_forwarded));
-    extensions.insert(origin.place.clone());
+    extensions.insert(origin.connection.clone());
     extensions.insert(origin);
     let response = next.run(request).await;
-    if let Some(place) = forwarded.filter(|_| response.status() != StatusCode::SWITCHING_PROTOCOLS) {
-        place.uncount();
+    if let Some(connection) = forwarded.filter(|_| response.status() != StatusCode::SWITCHING_PROTOCOLS) {
+        connection.unassign();
     }
     response
 }

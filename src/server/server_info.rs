@@ -126,7 +126,7 @@ pub(super) fn relay_addresses(config: &Config, own: &[IpAddr]) -> Result<Vec<Rel
             return set.into_iter().map(|ip| RelayAddress { local: ip, advertised: ip }).collect();
         }
         let local = set.first().copied().or_else(|| of_family(&specific, v6));
-        let local = local.or_else(|| interfaces::farthest(own, v6).filter(|_| listened(v6)));
+        let local = local.or_else(|| interfaces::widest_scope(own, v6).filter(|_| listened(v6)));
         let advertised = |local| of_family(&config.public, v6).unwrap_or(local);
         local
             .map(|local| RelayAddress { local, advertised: advertised(local) })
@@ -155,11 +155,11 @@ fn advertised(config: &Config, own: &[IpAddr], port: u16) -> Vec<SocketAddr> {
         }
         let specific = config.listen.iter().copied().find(|ip| ip.is_ipv6() == v6 && !ip.is_unspecified());
         let any = config.listen.iter().any(|ip| ip.is_ipv6() == v6);
-        addresses.extend(specific.or_else(|| interfaces::farthest(own, v6).filter(|_| any)));
+        addresses.extend(specific.or_else(|| interfaces::widest_scope(own, v6).filter(|_| any)));
     }
-    addresses.sort_by_key(|ip| interfaces::reach(*ip));
-    let best = addresses.first().map(|ip| interfaces::reach(*ip));
-    addresses.retain(|ip| Some(interfaces::reach(*ip)) == best || config.public.contains(ip));
+    addresses.sort_by_key(|ip| interfaces::scope(*ip));
+    let best = addresses.first().map(|ip| interfaces::scope(*ip));
+    addresses.retain(|ip| Some(interfaces::scope(*ip)) == best || config.public.contains(ip));
     addresses.into_iter().map(|ip| SocketAddr::new(ip, port)).collect()
 }
 

@@ -9,11 +9,10 @@ use crate::dataplane::stream_task::carry_frames;
 use crate::dataplane::tcp_connections::AcceptedSocket;
 use crate::limits::NetworkPrefix;
 use crate::limits::sampled;
-use crate::net::connections::{Connections, Place};
+use crate::net::connection_limiter::{ConnectionLimiter, ConnectionPermit};
 use crate::net::demux::{self, StreamKind};
 use crate::net::forwarded;
-use crate::net::limited::Limited;
-use crate::net::prefixed::Prefixed;
+use crate::net::peeked_stream::PeekedStream;
 use crate::net::proxy::{self, Start};
 use crate::net::time;
 use crate::net::tls::Tls;
@@ -55,7 +54,7 @@ pub(super) struct StreamDoor {
     /// Who serves the gateway's clients and servers; `None` where there is no gateway.
     pub(super) gateway: Option<GatewayAcceptor>,
     /// The connections of all listeners.
-    pub(super) connections: Arc<Connections>,
+    pub(super) connections: Arc<ConnectionLimiter>,
 }
 
 /// Which protocols a listener takes.
@@ -74,16 +73,16 @@ pub(super) struct Ends {
     server: SocketAddr,
     pub(super) worker: Inbox,
     /// What the connection occupies for as long as any part of the server holds it.
-    pub(super) place: Place,
+    pub(super) connection: ConnectionPermit,
 }
 
 /// What became of a stream.
 #[derive(Debug)]
 enum Bare<S> {
     /// STUN or TURN, for its worker.
-    Turn(Prefixed<S>, Ends),
+    Turn(PeekedStream<S>, Ends),
     /// A client's, for the gateway.
-    Gateway(Prefixed<S>, Ends),
+    Gateway(PeekedStream<S>, Ends),
     /// It has ended.
     Served,
 }
@@ -111,18 +110,18 @@ impl StreamDoor {
             };
             match accepted {
                 Ok((stream, client)) => {
-                    let Some(place) = self.open_from(client.ip()) else { continue };
+                    let Some(connection) = self.open_from(client.ip()) else { continue };
                     turn = turn.wrapping_add(1);
                     let door = self.clone();
                     let worker = self.workers[turn % self.workers.len()].clone();
                     connections.spawn(async move {
-                        let evicted = evicted(&place);
-                        let served = door.connection(stream, (client, worker, place), admits);
+                        let evicted = evicted(&connection);
+                        let served = door.connection(stream, (client, worker, connection), admits);
                         tokio::select! {
                             served = served => if let Err(error) = served {
                                 tracing::debug!(%error, "stream ended");
                             },
-                            () = evicted => tracing::debug!("stream ended: its place or its memory is needed"),
+                            () = evicted => tracing::debug!("unauthenticated stream evicted"),
                         }
                     });
                 }
@@ -135,24 +134,24 @@ impl StreamDoor {
     }
 
     /// Takes a place for a connection. Whom a proxy speaks for is not known yet.
-    fn open_from(&self, client: IpAddr) -> Option<Place> {
+    fn open_from(&self, client: IpAddr) -> Option<ConnectionPermit> {
         match forwarded::is_trusted(&self.trusted, client) {
-            true => self.connections.open(),
-            false => self.connections.open_from(client),
+            true => self.connections.admit(),
+            false => self.connections.admit_from(client),
         }
     }
 
     async fn connection(
         self,
         stream: TcpStream,
-        (client, worker, place): (SocketAddr, Inbox, Place),
+        (client, worker, connection): (SocketAddr, Inbox, ConnectionPermit),
         admits: Admits,
     ) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let server = stream.local_addr()?;
-        let ends = Ends { client, server, worker, place };
+        let ends = Ends { client, server, worker, connection };
         if let Admits::GatewayServers(door) = admits {
-            if !ends.place.count_for(client.ip()) {
+            if !ends.connection.assign_to(client.ip()) {
                 return Ok(());
             }
             return Box::pin(self.gateway_server(stream, ends, door)).await;
@@ -162,7 +161,7 @@ impl StreamDoor {
             (Bare::Turn(stream, ends), _) => hand_over(stream, ends).await,
             (Bare::Gateway(stream, ends), Some(gateway)) => {
                 let (early, socket) = stream.into_parts();
-                gateway.client(socket, early, ends.client.ip(), ends.place)
+                gateway.client(socket, early, ends.client.ip(), ends.connection)
             }
             _ => Ok(()),
         }
@@ -173,12 +172,13 @@ impl StreamDoor {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let mut stream = Prefixed::new(stream);
+        let mut stream = PeekedStream::new(stream);
         if forwarded::is_trusted(&self.trusted, ends.client.ip()) {
             ends.client = timeout(SNIFF_TIME, proxied(&mut stream)).await??.unwrap_or(ends.client);
         }
         // Only now, and not where a proxy has named nobody yet: its own address would count for everybody behind it.
-        if !forwarded::is_trusted(&self.trusted, ends.client.ip()) && !ends.place.count_for(ends.client.ip())
+        if !forwarded::is_trusted(&self.trusted, ends.client.ip())
+            && !ends.connection.assign_to(ends.client.ip())
         {
             return Ok(Bare::Served);
         }
@@ -194,52 +194,53 @@ impl StreamDoor {
     }
 
     /// Serves what is inside TLS.
-    async fn tls<S>(self, stream: Prefixed<S>, ends: Ends) -> io::Result<()>
+    async fn tls<S>(self, mut stream: PeekedStream<S>, ends: Ends) -> io::Result<()>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        if !ends.place.hold(TLS_MEMORY) {
+        if !ends.connection.reserve_memory(TLS_MEMORY) {
             return Ok(());
         }
-        let stream = BufWriter::with_capacity(RECORDS, Limited::new(stream, TLS_HANDSHAKE));
+        stream.limit(TLS_HANDSHAKE);
+        let stream = BufWriter::with_capacity(RECORDS, stream);
         let (mut inside, chosen) = timeout(TLS_TIME, self.tls.accept(stream)).await??;
-        inside.get_mut().0.get_mut().lift();
-        let mut inside = Prefixed::new(inside);
+        inside.get_mut().0.get_mut().lift_limit();
+        let mut inside = PeekedStream::new(inside);
         let kind = sniff(&mut inside).await?;
         if !chosen.allows(kind) {
             shut_down(&mut inside).await?;
         } else if kind == StreamKind::Stun {
-            carry_frames(inside, ends.tuple(Transport::Tls), (&ends.worker, &ends.place)).await?;
+            carry_frames(inside, ends.tuple(Transport::Tls), (&ends.worker, &ends.connection)).await?;
         } else if kind == StreamKind::Http {
             http::serve(inside, (self.router, self.trusted), ends).await?;
         } else if let Some(gateway) = self.gateway {
-            gateway.bridge(inside, ends.client.ip(), ends.place).await?;
+            gateway.bridge(inside, ends.client.ip(), ends.connection).await?;
         }
         Ok(())
     }
 }
 
 /// Gives a socket to its worker, which serves it from now on.
-async fn hand_over(stream: Prefixed<TcpStream>, ends: Ends) -> io::Result<()> {
+async fn hand_over(stream: PeekedStream<TcpStream>, ends: Ends) -> io::Result<()> {
     let client = ends.tuple(Transport::Tcp);
     let (early, socket) = stream.into_parts();
-    let place = ends.place.clone();
-    let arrival = AcceptedSocket { client, socket: socket.into_std()?, early, place: ends.place };
+    let connection = ends.connection.clone();
+    let arrival = AcceptedSocket { client, socket: socket.into_std()?, early, connection: ends.connection };
     ends.worker.send(WorkerMessage::TcpAccepted(Box::new(arrival))).await;
-    let (number, worker) = (place.number(), ends.worker);
+    let (number, worker) = (connection.id(), ends.worker);
     // A worker that has no room for the word gives the client up when it has been silent for long enough.
-    place.on_evict(move || {
+    connection.on_evict(move || {
         let _ = worker.try_send(WorkerMessage::TcpEvicted { client, number });
     });
     Ok(())
 }
 
 /// Takes a PROXY header off the stream; returns the client it names.
-async fn proxied<S: AsyncRead + Unpin>(stream: &mut Prefixed<S>) -> io::Result<Option<SocketAddr>> {
-    let found = stream.sniff(|start| proxy::parse(start).transpose()).await?;
+async fn proxied<S: AsyncRead + Unpin>(stream: &mut PeekedStream<S>) -> io::Result<Option<SocketAddr>> {
+    let found = stream.peek(|start| proxy::parse(start).transpose()).await?;
     match found {
         Some(Ok(Start::Header { len, client })) => {
-            stream.skip(len);
+            stream.consume(len);
             Ok(client)
         }
         Some(Ok(Start::Absent)) | None => Ok(None),
@@ -248,10 +249,10 @@ async fn proxied<S: AsyncRead + Unpin>(stream: &mut Prefixed<S>) -> io::Result<O
 }
 
 /// Looks at a stream's first bytes without taking them. Who says nothing waits to be dialled by a server of the gateway (S2-A8).
-async fn sniff<S: AsyncRead + Unpin>(stream: &mut Prefixed<S>) -> io::Result<StreamKind> {
-    match timeout(SNIFF_TIME, stream.sniff(demux::stream)).await {
+async fn sniff<S: AsyncRead + Unpin>(stream: &mut PeekedStream<S>) -> io::Result<StreamKind> {
+    match timeout(SNIFF_TIME, stream.peek(demux::stream)).await {
         Ok(kind) => Ok(kind?.unwrap_or(StreamKind::Unknown)),
-        Err(_) if stream.is_silent() => Ok(StreamKind::Gateway),
+        Err(_) if stream.is_empty() => Ok(StreamKind::Gateway),
         Err(_) => Ok(StreamKind::Unknown),
     }
 }
@@ -261,7 +262,7 @@ mod tests {
     use super::*;
     use crate::dataplane::stream_limits::{IDLE_TIME, MESSAGE_TIME, UNAUTHENTICATED_IDLE_TIME};
     use crate::net::certificate::Certificate;
-    use crate::net::connections::ConnectionLimits;
+    use crate::net::connection_limiter::ConnectionLimits;
     use tokio::io::AsyncWriteExt;
     use tokio::io::{AsyncReadExt, DuplexStream};
     use tokio::sync::mpsc;
@@ -283,8 +284,11 @@ mod tests {
         (door, queue, folder)
     }
 
-    fn connections(per_address: u32) -> Arc<Connections> {
-        Connections::new(ConnectionLimits { total: 100, descriptors: 100, per_address, bytes: 1 << 20 }, &[])
+    fn connections(per_address: u32) -> Arc<ConnectionLimiter> {
+        ConnectionLimiter::new(
+            ConnectionLimits { total: 100, descriptors: 100, per_address, bytes: 1 << 20 },
+            &[],
+        )
     }
 
     const CLIENT: &str = "192.0.2.9:50000";
@@ -293,19 +297,19 @@ mod tests {
     fn serve(door: &StreamDoor) -> (DuplexStream, JoinHandle<io::Result<()>>) {
         let (client, server) = tokio::io::duplex(4096);
         let worker = door.workers[0].clone();
-        let place = door.connections.open().unwrap();
+        let connection = door.connections.admit().unwrap();
         let ends = Ends {
             client: CLIENT.parse().unwrap(),
             server: "192.0.2.1:3478".parse().unwrap(),
             worker,
-            place,
+            connection,
         };
         let serving = door.clone().stream(server, ends);
         // What a worker would do with a socket is done by a task here, as inside TLS.
         let served = async {
             match serving.await? {
                 Bare::Turn(stream, ends) => {
-                    carry_frames(stream, ends.tuple(Transport::Tcp), (&ends.worker, &ends.place)).await
+                    carry_frames(stream, ends.tuple(Transport::Tcp), (&ends.worker, &ends.connection)).await
                 }
                 Bare::Gateway(..) | Bare::Served => Ok(()),
             }

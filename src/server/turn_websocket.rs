@@ -3,7 +3,7 @@
 use crate::dataplane::framing;
 use crate::dataplane::inbox::{Inbox, ReplyReceiver, StreamLink, StreamMessage};
 use crate::dataplane::stream_limits::{CLOSE_TIME, MESSAGE_TIME, UNAUTHENTICATED_MESSAGE, evicted};
-use crate::net::connections::Place;
+use crate::net::connection_limiter::ConnectionPermit;
 use crate::net::websocket::{self, CloseCode, Message, MessageReader, MessageType, upgrade};
 use crate::turn_server::FiveTuple;
 use crate::turn_server::wire::{CHANNEL_HEADER_LEN, frame_len};
@@ -34,7 +34,7 @@ pub(super) struct Origin {
     pub(super) client: FiveTuple,
     pub(super) worker: Inbox,
     /// What the connection occupies, also after HTTP has let go of it.
-    pub(super) place: Place,
+    pub(super) connection: ConnectionPermit,
 }
 
 /// Routes `/turn`.
@@ -47,13 +47,13 @@ async fn upgrade(Extension(origin): Extension<Origin>, request: Request) -> Resp
 }
 
 async fn serve(mut stream: upgrade::WebSocketStream, origin: Origin) {
-    let Origin { client, worker, place } = origin;
-    let evicted = evicted(&place);
+    let Origin { client, worker, connection } = origin;
+    let evicted = evicted(&connection);
     // What HTTP held is gone.
-    let _ = place.hold(0);
-    let Some((link, replies)) = worker.open(client, Some(place.clone())).await else { return };
+    let _ = connection.reserve_memory(0);
+    let Some((link, replies)) = worker.open(client, Some(connection.clone())).await else { return };
     let code = tokio::select! {
-        code = carry(&mut stream, (&link, &place), replies) => code,
+        code = carry(&mut stream, (&link, &connection), replies) => code,
         () = evicted => Some(CloseCode::TRY_AGAIN_LATER),
     };
     link.close().await;
@@ -76,7 +76,7 @@ async fn serve(mut stream: upgrade::WebSocketStream, origin: Origin) {
 /// Carries frames both ways until either side ends it; returns the code to close with, where a close is still due.
 async fn carry(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
-    (link, place): (&StreamLink, &Place),
+    (link, connection): (&StreamLink, &ConnectionPermit),
     mut replies: ReplyReceiver,
 ) -> Option<CloseCode> {
     let mut reader = MessageReader::new(MessageType::Binary, UNAUTHENTICATED_MESSAGE);
@@ -103,7 +103,7 @@ async fn carry(
                 } else if deadline.is_none() {
                     deadline = Some(Box::pin(sleep(MESSAGE_TIME)));
                 }
-                if !place.hold_message(reader.buffered()) {
+                if !connection.reserve_message(reader.buffered()) {
                     return Some(CloseCode::TRY_AGAIN_LATER);
                 }
             }

@@ -10,7 +10,7 @@ use super::outbox::{News, Texts, outbox};
 use super::service::{Event, Shared};
 use super::wire::MAX_TEXT;
 use crate::limits::Limit;
-use crate::net::connections::Place;
+use crate::net::connection_limiter::ConnectionPermit;
 use crate::net::time::mono;
 use crate::net::websocket::{self as framing, CloseCode, Message, MessageReader, MessageType, upgrade};
 use axum::extract::{ConnectInfo, Request, State};
@@ -44,19 +44,19 @@ pub(super) async fn upgrade(
     if let Some(refusal) = refuse_page(&shared.config.origins, &headers) {
         return refusal;
     }
-    let place = request.extensions().get::<Place>().cloned();
+    let connection = request.extensions().get::<ConnectionPermit>().cloned();
     upgrade::accept(request, None, async move |stream| {
         // From now on the limits of signalling count it.
-        place.iter().for_each(Place::leave);
-        let _ = place.as_ref().is_none_or(|place| place.hold(0));
-        serve(stream, shared, (peer, place)).await;
+        connection.iter().for_each(ConnectionPermit::release);
+        let _ = connection.as_ref().is_none_or(|connection| connection.reserve_memory(0));
+        serve(stream, shared, (peer, connection)).await;
     })
 }
 
 async fn serve(
     mut stream: upgrade::WebSocketStream,
     shared: Arc<Shared>,
-    (peer, place): (SocketAddr, Option<Place>),
+    (peer, connection): (SocketAddr, Option<ConnectionPermit>),
 ) {
     let conn = shared.next_conn();
     let (outbox, texts) = outbox(&shared.config.limits, &shared.waiting);
@@ -65,7 +65,7 @@ async fn serve(
     if !Box::pin(queue.send(Event::Opened { conn, ip: peer.ip(), outbox })).await {
         return;
     }
-    let ended = converse(&mut stream, &shared, (conn, queue), (texts, place)).await;
+    let ended = converse(&mut stream, &shared, (conn, queue), (texts, connection)).await;
     Box::pin(queue.send(Event::Closed { conn })).await;
     if ended != CloseReason::Gone {
         let mut out = Vec::new();
@@ -98,11 +98,11 @@ async fn converse(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     shared: &Shared,
     (conn, queue): (ConnId, &EventQueue),
-    (mut texts, place): (Texts, Option<Place>),
+    (mut texts, connection): (Texts, Option<ConnectionPermit>),
 ) -> CloseReason {
     let mut reader = MessageReader::new(MessageType::Text, MAX_TEXT);
     let (mut room, mut out) = (VecDeque::new(), Vec::new());
-    let mut begun = PartialMessage::new(place);
+    let mut begun = PartialMessage::new(connection);
     let mut watch = KeepAlive::new(&shared.config.times);
     // One timer, set anew only when it has gone off: messages are many.
     let mut alarm = pin!(sleep_until(watch.next()));
@@ -172,30 +172,32 @@ async fn converse(
 
 /// What a client holds of the memory of all that have shown no credentials: a message that has begun.
 struct PartialMessage {
-    place: Option<Place>,
+    connection: Option<ConnectionPermit>,
     holds: bool,
     /// There once it has held some.
     evicted: Option<oneshot::Receiver<()>>,
 }
 
 impl PartialMessage {
-    fn new(place: Option<Place>) -> Self {
-        Self { place, holds: false, evicted: None }
+    fn new(connection: Option<ConnectionPermit>) -> Self {
+        Self { connection, holds: false, evicted: None }
     }
 
     /// Notes how many bytes are kept; `false` when there is no memory for them.
     fn hold(&mut self, bytes: usize) -> bool {
         let bytes = if bytes > UNCOUNTED { bytes } else { 0 };
-        let Some(place) = self.place.as_ref().filter(|_| self.holds || bytes > 0) else { return true };
+        let Some(connection) = self.connection.as_ref().filter(|_| self.holds || bytes > 0) else {
+            return true;
+        };
         if self.evicted.is_none() {
             let (say, evicted) = oneshot::channel();
-            place.on_evict(move || {
+            connection.on_evict(move || {
                 let _ = say.send(());
             });
             self.evicted = Some(evicted);
         }
         self.holds = bytes > 0;
-        place.hold_message(bytes)
+        connection.reserve_message(bytes)
     }
 
     /// Waits until the memory is wanted back.

@@ -10,7 +10,7 @@ use super::machine::Mux;
 use super::settings::Settings;
 use super::tls::Tls;
 use crate::limits::Backoff;
-use crate::net::roaming::Roaming;
+use crate::net::network_changes::NetworkChanges;
 use crate::net::time;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
@@ -311,12 +311,12 @@ async fn keep(
     let plan = route.as_ref().and_then(|route| Some((route, route.settings.reconnect?)));
     let mut backoff = plan.map(|(_, range)| Backoff::new(range, ChaCha20Rng::from_os_rng()));
     // Clients come back when somebody uses them; a server is of use only where it is connected.
-    let mut roaming = plan.filter(|(route, _)| route.pass.is_server()).map(|_| Roaming::start());
+    let mut network = plan.filter(|(route, _)| route.pass.is_server()).map(|_| NetworkChanges::start());
     loop {
         let born = time::mono();
         let (loss, soon) = tokio::select! {
             loss = &mut running => (loss, false),
-            () = left_behind(&line, roaming.as_mut()) => {
+            () = left_behind(&line, network.as_mut()) => {
                 line.lose(Loss::Silent);
                 (Loss::Silent, true)
             }
@@ -335,7 +335,7 @@ async fn keep(
         backoff.reset_after(time::mono().saturating_duration_since(born));
         told.send_replace(Standing::Down(loss));
         let known = stopped.clone();
-        let reconnecting = reconnect(route, (backoff, soon), roaming.as_mut(), &known);
+        let reconnecting = reconnect(route, (backoff, soon), network.as_mut(), &known);
         (line, running) = tokio::select! {
             there = reconnecting => there,
             () = stop(&mut stopped) => {
@@ -351,13 +351,13 @@ async fn keep(
 async fn reconnect(
     route: &Route,
     (backoff, mut soon): (&mut Backoff, bool),
-    mut roaming: Option<&mut Roaming>,
+    mut network: Option<&mut NetworkChanges>,
     stopped: &watch::Receiver<bool>,
 ) -> (Arc<Line>, Running) {
     loop {
-        match &mut roaming {
-            Some(roaming) if soon => roaming.resume(backoff).await,
-            Some(roaming) => roaming.pause(backoff).await,
+        match &mut network {
+            Some(network) if soon => network.wait_after_change(backoff).await,
+            Some(network) => network.wait_to_retry(backoff).await,
             None => sleep(backoff.wait()).await,
         }
         tokio::select! {
@@ -368,23 +368,23 @@ async fn reconnect(
                     tracing::debug!(%error, "the gateway is still away");
                 }
             },
-            () = changed(roaming.as_deref_mut()) => soon = true,
+            () = changed(network.as_deref_mut()) => soon = true,
         }
     }
 }
 
-async fn changed(roaming: Option<&mut Roaming>) {
-    match roaming {
-        Some(roaming) => roaming.changed().await,
+async fn changed(network: Option<&mut NetworkChanges>) {
+    match network {
+        Some(network) => network.changed().await,
         None => std::future::pending().await,
     }
 }
 
 /// Resolves when the network has changed and the line was lost with it, without a word of the system's.
-async fn left_behind(line: &Line, mut roaming: Option<&mut Roaming>) {
+async fn left_behind(line: &Line, mut network: Option<&mut NetworkChanges>) {
     loop {
-        changed(roaming.as_deref_mut()).await;
-        if line.local.zip(roaming.as_deref()).is_some_and(|(at, roaming)| roaming.has_lost(at.ip())) {
+        changed(network.as_deref_mut()).await;
+        if line.local.zip(network.as_deref()).is_some_and(|(at, network)| network.has_lost(at.ip())) {
             return;
         }
         let heard = line.heard();

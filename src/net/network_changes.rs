@@ -1,4 +1,4 @@
-//! Word of changed networks, for whoever keeps a connection or waits to open one again.
+//! Changes of the host's network, for those who keep a connection or wait to open one again.
 
 use super::addresses::{AddressWatch, Addresses};
 use crate::limits::Backoff;
@@ -6,18 +6,18 @@ use std::net::IpAddr;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
-/// Follows the host's addresses; where the system does not tell of them, nothing ever changes.
+/// Follows the host's addresses; where the system does not report them, nothing ever changes.
 #[derive(Debug)]
-pub(crate) struct Roaming {
+pub(crate) struct NetworkChanges {
     _watch: Option<AddressWatch>,
     addresses: Option<watch::Receiver<Addresses>>,
 }
 
-impl Roaming {
-    /// Begins with the addresses of this moment.
+impl NetworkChanges {
+    /// Starts with the current addresses.
     pub(crate) fn start() -> Self {
         let watch = AddressWatch::start()
-            .inspect_err(|error| tracing::debug!(%error, "changes of the network are not seen"))
+            .inspect_err(|error| tracing::debug!(%error, "cannot follow changes of the network"))
             .ok();
         let addresses = watch.as_ref().map(AddressWatch::subscribe);
         Self { _watch: watch, addresses }
@@ -34,27 +34,27 @@ impl Roaming {
         }
     }
 
-    /// Waits until the next attempt is due: for as long as `backoff` says, or for a part of that when the network has changed.
-    pub(crate) async fn pause(&mut self, backoff: &mut Backoff) {
+    /// Waits for the next wait of `backoff`, or for a part of it when the network changes.
+    pub(crate) async fn wait_to_retry(&mut self, backoff: &mut Backoff) {
         tokio::select! {
             () = sleep(backoff.wait()) => {}
-            () = self.changed() => self.resume(backoff).await,
+            () = self.changed() => self.wait_after_change(backoff).await,
         }
     }
 
-    /// Waits a little for a network that is new. Chance keeps those who come to it at once from coming back at once.
-    pub(crate) async fn resume(&mut self, backoff: &mut Backoff) {
+    /// Waits for a part of the first wait of `backoff`. Jitter spreads the hosts that come to a new network together.
+    pub(crate) async fn wait_after_change(&mut self, backoff: &mut Backoff) {
         backoff.reset();
         sleep(backoff.wait() / 8).await;
         backoff.reset();
     }
 
-    /// Says whether the host no longer has the address that a connection was opened from.
+    /// Returns whether the host no longer has the address that a connection was opened from.
     pub(crate) fn has_lost(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
         self.addresses.as_ref().is_some_and(|addresses| {
             let known = addresses.borrow();
-            // No address at all says more of the system's answer than of the host. All of 127.0.0.0/8 is the host's.
+            // An empty list is a failure to read it. All of 127.0.0.0/8 belongs to the host.
             !known.is_empty() && !ip.is_loopback() && known.iter().all(|own| own.to_canonical() != ip)
         })
     }

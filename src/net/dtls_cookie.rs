@@ -126,7 +126,7 @@ fn set_lengths(record: &mut [u8]) {
 
 /// The keys that cookies are made with; they change every minute, and a cookie is good for one to two.
 #[derive(Debug)]
-pub struct Cookies {
+pub struct CookieExchange {
     current: hmac::Key,
     previous: hmac::Key,
     since: Instant,
@@ -135,16 +135,16 @@ pub struct Cookies {
 
 /// What becomes of a ClientHello.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum HelloVerdict {
     /// The client gets this datagram, a HelloVerifyRequest, and nothing is kept of it.
     Verify(Vec<u8>),
     /// The client speaks DTLS 1.0 at most: it gets this datagram, an alert.
     Refuse(Vec<u8>),
     /// The client receives at its address: it brought this cookie back.
-    Admit(Cookie),
+    Accept(Cookie),
 }
 
-impl Cookies {
+impl CookieExchange {
     /// Draws the first keys from `rng`.
     #[must_use]
     pub fn new(now: Now, mut rng: ChaCha20Rng) -> Self {
@@ -153,17 +153,17 @@ impl Cookies {
     }
 
     /// Judges one ClientHello from `client`.
-    pub fn judge(&mut self, now: Now, client: SocketAddr, hello: &ClientHello<'_>) -> Verdict {
+    pub fn check(&mut self, now: Now, client: SocketAddr, hello: &ClientHello<'_>) -> HelloVerdict {
         if hello.datagram[BODY..BODY + 2] != DTLS_1_2 {
-            return Verdict::Refuse(refusal(hello));
+            return HelloVerdict::Refuse(refusal(hello));
         }
         self.rotate(now);
         let good = |key, cookie: &Cookie| bool::from(mac(key, client, hello).ct_eq(cookie));
         match hello.cookie() {
             Some(cookie) if good(&self.current, &cookie) | good(&self.previous, &cookie) => {
-                Verdict::Admit(cookie)
+                HelloVerdict::Accept(cookie)
             }
-            _ => Verdict::Verify(verify_request(hello, &mac(&self.current, client, hello))),
+            _ => HelloVerdict::Verify(verify_request(hello, &mac(&self.current, client, hello))),
         }
     }
 
@@ -235,8 +235,8 @@ mod tests {
         "192.0.2.9:50000".parse().unwrap()
     }
 
-    fn cookies(now: Now) -> Cookies {
-        Cookies::new(now, ChaCha20Rng::from_seed([7; 32]))
+    fn cookies(now: Now) -> CookieExchange {
+        CookieExchange::new(now, ChaCha20Rng::from_seed([7; 32]))
     }
 
     /// The shortest ClientHello there is, but for its cookie.
@@ -267,13 +267,13 @@ mod tests {
         datagram
     }
 
-    fn judge(cookies: &mut Cookies, now: Now, client: SocketAddr, datagram: &[u8]) -> Verdict {
-        cookies.judge(now, client, &ClientHello::parse(datagram).unwrap())
+    fn judge(cookies: &mut CookieExchange, now: Now, client: SocketAddr, datagram: &[u8]) -> HelloVerdict {
+        cookies.check(now, client, &ClientHello::parse(datagram).unwrap())
     }
 
-    fn cookie_for(cookies: &mut Cookies, now: Now) -> Cookie {
+    fn cookie_for(cookies: &mut CookieExchange, now: Now) -> Cookie {
         match judge(cookies, now, client(), &hello(1, &[])) {
-            Verdict::Verify(request) => request[request.len() - 32..].try_into().unwrap(),
+            HelloVerdict::Verify(request) => request[request.len() - 32..].try_into().unwrap(),
             other => panic!("{other:?}"),
         }
     }
@@ -281,7 +281,7 @@ mod tests {
     #[test]
     fn a_first_hello_is_told_to_come_back_with_fewer_bytes_than_it_had() {
         let (now, first) = (now(), hello(1, &[]));
-        let Verdict::Verify(request) = judge(&mut cookies(now), now, client(), &first) else {
+        let HelloVerdict::Verify(request) = judge(&mut cookies(now), now, client(), &first) else {
             panic!("admitted without a cookie")
         };
         assert_eq!(
@@ -298,18 +298,21 @@ mod tests {
         let mut cookies = cookies(now);
         let cookie = cookie_for(&mut cookies, now);
         let second = hello(1, &cookie);
-        assert_eq!(judge(&mut cookies, now, client(), &second), Verdict::Admit(cookie));
+        assert_eq!(judge(&mut cookies, now, client(), &second), HelloVerdict::Accept(cookie));
         let elsewhere: SocketAddr = "192.0.2.9:50001".parse().unwrap();
-        assert!(matches!(judge(&mut cookies, now, elsewhere, &second), Verdict::Verify(_)));
-        assert!(matches!(judge(&mut cookies, now, client(), &hello(2, &cookie)), Verdict::Verify(_)));
+        assert!(matches!(judge(&mut cookies, now, elsewhere, &second), HelloVerdict::Verify(_)));
+        assert!(matches!(judge(&mut cookies, now, client(), &hello(2, &cookie)), HelloVerdict::Verify(_)));
         let later = now.after(KEY_LIFETIME);
-        assert_eq!(judge(&mut cookies, later, client(), &second), Verdict::Admit(cookie));
+        assert_eq!(judge(&mut cookies, later, client(), &second), HelloVerdict::Accept(cookie));
         let too_late = later.after(KEY_LIFETIME);
-        assert!(matches!(judge(&mut cookies, too_late, client(), &second), Verdict::Verify(_)));
+        assert!(matches!(judge(&mut cookies, too_late, client(), &second), HelloVerdict::Verify(_)));
         assert_ne!(cookie_for(&mut cookies, too_late), cookie);
         let cookie = cookie_for(&mut cookies, too_late);
         let much_later = too_late.after(3 * KEY_LIFETIME);
-        assert!(matches!(judge(&mut cookies, much_later, client(), &hello(1, &cookie)), Verdict::Verify(_)));
+        assert!(matches!(
+            judge(&mut cookies, much_later, client(), &hello(1, &cookie)),
+            HelloVerdict::Verify(_)
+        ));
     }
 
     #[test]
@@ -340,7 +343,7 @@ mod tests {
         let mut old = hello(1, &[]);
         old[26] = 0xFF;
         let now = now();
-        let refused = Verdict::Refuse(vec![21, 254, 255, 0, 0, 0, 0, 0, 0, 0, 5, 0, 2, 2, 70]);
+        let refused = HelloVerdict::Refuse(vec![21, 254, 255, 0, 0, 0, 0, 0, 0, 0, 5, 0, 2, 2, 70]);
         assert_eq!(judge(&mut cookies(now), now, client(), &old), refused);
     }
 
@@ -354,7 +357,7 @@ mod tests {
             if let Some(hello) = ClientHello::parse(&nearly) {
                 prop_assert!(hello.first().len() <= nearly.len());
                 let now = now();
-                cookies(now).judge(now, client(), &hello);
+                cookies(now).check(now, client(), &hello);
             }
         }
     }

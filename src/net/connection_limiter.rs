@@ -1,5 +1,5 @@
-//! Which stream connections there are: how many all clients, one client and one network hold, how much memory those hold that have
-//! shown no credentials, and which of them goes when there is no more room. Pure.
+//! Limits on stream connections: how many there are in all, of one address and of one network, and how much memory the connections hold
+//! whose clients have not authenticated. When a limit is reached, the oldest unauthenticated connection is evicted. Pure.
 
 use crate::limits::{Exceeded, Limit, NetworkPrefix, Permit, Quota};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -12,38 +12,39 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// counted by the first.
 const NETWORKS: [(u8, u32); 3] = [(64, 1), (56, 2), (48, 4)];
 
-/// The part of the memory of all unproven ones that long messages may hold, and from when a message is long.
+/// The part of the unauthenticated connections' memory that long messages may hold.
 const LONG_PART: usize = 16;
+/// The longest message that is not long.
 const SHORT: usize = 12 * 1024;
 
-/// What is to be done to end a connection.
+/// Ends a connection.
 type Hook = Box<dyn FnOnce() + Send>;
 
 /// The limits on connections.
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionLimits {
-    /// Connections in all.
+    /// Connections in total.
     pub total: usize,
-    /// Descriptors of connections in all; the rest of the process's is for relay sockets and itself.
+    /// Descriptors of all connections; the rest of the process's descriptors is for relay sockets.
     pub descriptors: usize,
-    /// Connections of one address, of IPv6 of one /64; a /56 may hold twice, a /48 four times as many.
+    /// Connections of one IPv4 address or IPv6 /64; an IPv6 /56 may hold twice and a /48 four times as many.
     pub per_address: u32,
-    /// Bytes that all unproven ones hold.
+    /// Bytes that all unauthenticated connections hold.
     pub bytes: usize,
 }
 
-/// What [`Connections`] counts.
+/// What [`ConnectionLimiter`] counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ConnectionCounters {
-    /// Connections that hold a place.
+    /// Connections that count towards the total.
     pub open: usize,
-    /// Connections whose clients have shown no credentials.
+    /// Connections whose clients have not authenticated.
     pub unauthenticated: usize,
-    /// Bytes that those hold.
+    /// Bytes that unauthenticated connections hold.
     pub unauthenticated_bytes: usize,
     /// Descriptors of all connections.
     pub descriptors: usize,
-    /// Connections that were ended to make room and are not closed yet.
+    /// Connections that were evicted and are not closed yet.
     pub evicted: usize,
     /// Connections that were closed since the start.
     pub closed: u64,
@@ -70,9 +71,9 @@ impl ConnectionCounters {
     }
 }
 
-/// Counts the open connections. An address without any is not kept.
+/// Counts and limits the open connections.
 #[derive(Debug)]
-pub struct Connections {
+pub struct ConnectionLimiter {
     table: Mutex<Table>,
     limits: ConnectionLimits,
     /// By the lengths of [`NETWORKS`].
@@ -83,71 +84,72 @@ pub struct Connections {
 #[derive(Default)]
 struct Table {
     next: u64,
-    /// Connections that hold a place.
-    places: usize,
+    /// Connections that count towards the total.
+    open: usize,
     /// Descriptors of all connections that are open.
     descriptors: usize,
-    /// The connections that have shown no credentials.
-    unproven: HashMap<u64, Option<Hook>>,
-    /// Those among them that hold a place, and those that hold memory.
-    with_place: BTreeSet<u64>,
+    /// Unauthenticated connections, and how to end them.
+    unauthenticated: HashMap<u64, Option<Hook>>,
+    /// The unauthenticated connections that count towards the total.
+    evictable: BTreeSet<u64>,
+    /// The unauthenticated connections that hold memory.
     with_bytes: BTreeMap<u64, usize>,
     bytes: usize,
-    /// Those among them that hold more than [`SHORT`] each, and what they hold.
+    /// The unauthenticated connections that hold a long message.
     with_long: BTreeSet<u64>,
     long_bytes: usize,
-    /// Connections that were ended and are not gone yet.
-    leaving: HashSet<u64>,
-    /// Connections that are gone.
-    gone: u64,
+    /// Connections that were evicted and are not closed yet.
+    evicted: HashSet<u64>,
+    /// Connections that were closed since the start.
+    closed: u64,
 }
 
-/// One connection's place among all; clones share it, and it is given back with the last of them.
+/// The right to one connection; given back when the last clone is dropped.
 #[derive(Debug, Clone)]
-pub struct Place(Arc<Held>);
+pub struct ConnectionPermit(Arc<Admitted>);
 
 #[derive(Debug)]
-struct Held {
-    connections: Arc<Connections>,
-    number: u64,
-    /// What it is counted for; none for an address without a limit.
+struct Admitted {
+    limiter: Arc<ConnectionLimiter>,
+    id: u64,
+    /// Of the networks it is counted for; none for an address without a limit.
     permits: Mutex<Vec<Permit<NetworkPrefix>>>,
-    has_place: AtomicBool,
+    is_counted: AtomicBool,
     descriptors: AtomicUsize,
 }
 
 impl fmt::Debug for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (places, unproven, bytes) = (self.places, self.unproven.len(), self.bytes);
+        let (open, unauthenticated, bytes) = (self.open, self.unauthenticated.len(), self.bytes);
         f.debug_struct("Table")
-            .field("places", &places)
-            .field("unproven", &unproven)
+            .field("open", &open)
+            .field("unauthenticated", &unauthenticated)
             .field("bytes", &bytes)
             .finish()
     }
 }
 
 impl Table {
-    /// Ends a connection that has shown no credentials; returns what is to be done for it.
-    fn evict(&mut self, number: u64) -> Option<Hook> {
-        let hook = self.unproven.remove(&number)?;
-        self.forget_bytes(number);
-        self.places -= usize::from(self.with_place.remove(&number));
-        self.leaving.insert(number);
+    /// Evicts an unauthenticated connection; returns how to end it.
+    fn evict(&mut self, id: u64) -> Option<Hook> {
+        let hook = self.unauthenticated.remove(&id)?;
+        self.forget_bytes(id);
+        self.open -= usize::from(self.evictable.remove(&id));
+        self.evicted.insert(id);
         hook
     }
 
-    fn forget_bytes(&mut self, number: u64) {
-        let bytes = self.with_bytes.remove(&number).unwrap_or_default();
+    fn forget_bytes(&mut self, id: u64) {
+        let bytes = self.with_bytes.remove(&id).unwrap_or_default();
         self.bytes -= bytes;
-        if self.with_long.remove(&number) {
+        if self.with_long.remove(&id) {
             self.long_bytes -= bytes;
         }
     }
 }
 
-impl Connections {
-    /// Has no limits for the addresses in `unlimited_from` but those of all together.
+impl ConnectionLimiter {
+    /// Makes a limiter. For addresses in `unlimited_from` only the limits of all connections hold.
     #[must_use]
     pub fn new(limits: ConnectionLimits, unlimited_from: &[NetworkPrefix]) -> Arc<Self> {
         let quota = |(_, times)| Quota::new(usize::MAX, limits.per_address.saturating_mul(times) as usize);
@@ -155,57 +157,56 @@ impl Connections {
         Arc::new(Self { table: Mutex::default(), limits, quotas: NETWORKS.map(quota), unlimited_from })
     }
 
-    /// Takes a place for a new connection; where all are taken, the oldest connection that has shown no credentials is ended for it.
-    /// `None` where all have shown some.
+    /// Admits a new connection. At the limit it evicts the oldest unauthenticated connection; `None` where there is none.
     #[must_use]
-    pub fn open(self: &Arc<Self>) -> Option<Place> {
+    pub fn admit(self: &Arc<Self>) -> Option<ConnectionPermit> {
         let mut hook = None;
         let mut table = self.table();
         let ConnectionLimits { total, descriptors, .. } = self.limits;
         let lacks_descriptors = table.descriptors >= descriptors;
-        if lacks_descriptors || table.places >= total {
+        if lacks_descriptors || table.open >= total {
             match lacks_descriptors {
                 true => Limit::Descriptors.reached(descriptors),
                 false => Limit::TcpConnections.reached(total),
             }
-            let oldest = *table.with_place.first()?;
+            let oldest = *table.evictable.first()?;
             hook = table.evict(oldest);
         }
-        let number = table.next;
+        let id = table.next;
         table.next += 1;
-        table.places += 1;
+        table.open += 1;
         table.descriptors += 1;
-        table.with_place.insert(number);
-        table.unproven.insert(number, None);
+        table.evictable.insert(id);
+        table.unauthenticated.insert(id, None);
         drop(table);
-        // It may give back another place, or wake a thread.
+        // It may drop another permit, or wake a thread.
         hook.into_iter().for_each(|hook| hook());
-        let (permits, has_place, descriptors) =
+        let (permits, is_counted, descriptors) =
             (Mutex::default(), AtomicBool::new(true), AtomicUsize::new(1));
-        let connections = Arc::clone(self);
-        Some(Place(Arc::new(Held { connections, number, permits, has_place, descriptors })))
+        let limiter = Arc::clone(self);
+        Some(ConnectionPermit(Arc::new(Admitted { limiter, id, permits, is_counted, descriptors })))
     }
 
-    /// Does the same for a client whose address is known: nobody is ended for one that holds as many as it may.
+    /// Admits a new connection of `client`; `None`, and evicts nothing, where the client or its network is at its limit.
     #[must_use]
-    pub fn open_from(self: &Arc<Self>, client: IpAddr) -> Option<Place> {
-        // Dropped at once: the connection is counted when its client is known for certain.
+    pub fn admit_from(self: &Arc<Self>, client: IpAddr) -> Option<ConnectionPermit> {
+        // Only a check: a PROXY header may name another client.
         let has_room =
             NetworkPrefix::any_contains(&self.unlimited_from, client) || self.permits(client).is_some();
-        if has_room { self.open() } else { None }
+        if has_room { self.admit() } else { None }
     }
 
-    /// Returns what is counted.
+    /// Returns the counters.
     #[must_use]
     pub fn counters(&self) -> ConnectionCounters {
         let table = self.table();
         ConnectionCounters {
-            open: table.places,
-            unauthenticated: table.unproven.len(),
+            open: table.open,
+            unauthenticated: table.unauthenticated.len(),
             unauthenticated_bytes: table.bytes,
             descriptors: table.descriptors,
-            evicted: table.leaving.len(),
-            closed: table.gone,
+            evicted: table.evicted.len(),
+            closed: table.closed,
         }
     }
 
@@ -213,7 +214,7 @@ impl Connections {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts one more connection for a client and the networks around it; `None` where one of them holds as many as it may.
+    /// Counts one more connection for `client` and the networks around it; `None` where one of them is at its limit.
     fn permits(&self, client: IpAddr) -> Option<Vec<Permit<NetworkPrefix>>> {
         let lens = if client.to_canonical().is_ipv4() { &NETWORKS[..1] } else { &NETWORKS[..] };
         let acquire = |((len, _), quota): (&(u8, u32), &Arc<Quota<_>>)| {
@@ -224,75 +225,75 @@ impl Connections {
     }
 }
 
-impl Place {
-    /// Counts the connection for `client`; `false` when that, or a network around it, holds as many as it may.
+impl ConnectionPermit {
+    /// Counts the connection for `client`; `false` where the client or a network around it is at its limit.
     #[must_use]
-    pub fn count_for(&self, client: IpAddr) -> bool {
-        NetworkPrefix::any_contains(&self.0.connections.unlimited_from, client)
-            || self.count_forwarded(client)
+    pub fn assign_to(&self, client: IpAddr) -> bool {
+        NetworkPrefix::any_contains(&self.0.limiter.unlimited_from, client)
+            || self.assign_to_forwarded(client)
     }
 
-    /// Does the same for a client that a proxy names: who has no limits has none only on a connection of his own.
+    /// As [`ConnectionPermit::assign_to`], for a client that a proxy names: `unlimited_from` does not apply.
     #[must_use]
-    pub fn count_forwarded(&self, client: IpAddr) -> bool {
-        let permits = self.0.connections.permits(client);
+    pub fn assign_to_forwarded(&self, client: IpAddr) -> bool {
+        let permits = self.0.limiter.permits(client);
         permits.map(|permits| self.0.count(permits)).is_some()
     }
 
-    /// Counts the connection for nobody any more: what its client has asked for by way of a proxy is answered.
-    pub fn uncount(&self) {
+    /// Counts the connection for no client: the proxy's request is answered.
+    pub fn unassign(&self) {
         self.0.count(Vec::new());
     }
 
-    /// Says what ends the connection; at once where it has to go already.
+    /// Sets how the connection is ended when it is evicted; calls it at once where it is evicted already.
     pub fn on_evict(&self, hook: impl FnOnce() + Send + 'static) {
-        let mut table = self.0.connections.table();
-        if let Some(kept) = table.unproven.get_mut(&self.0.number) {
+        let mut table = self.0.limiter.table();
+        if let Some(kept) = table.unauthenticated.get_mut(&self.0.id) {
             *kept = Some(Box::new(hook));
-        } else if table.leaving.contains(&self.0.number) {
+        } else if table.evicted.contains(&self.0.id) {
             drop(table);
             hook();
         }
     }
 
-    /// Notes that the client has shown credentials, or is looked after by others: it is not ended for want of places or memory.
-    pub fn prove(&self) {
-        let mut table = self.0.connections.table();
-        table.with_place.remove(&self.0.number);
-        table.forget_bytes(self.0.number);
-        let kept = table.unproven.remove(&self.0.number);
+    /// Excludes the connection from eviction: its client has authenticated, or another module limits it.
+    pub fn mark_authenticated(&self) {
+        let mut table = self.0.limiter.table();
+        table.evictable.remove(&self.0.id);
+        table.forget_bytes(self.0.id);
+        let kept = table.unauthenticated.remove(&self.0.id);
         drop(table);
         drop(kept);
     }
 
-    /// Gives the place back, but not the memory: the connection is counted elsewhere from now on.
-    pub fn leave(&self) {
-        let mut table = self.0.connections.table();
-        self.0.give_back(&mut table);
+    /// Stops counting the connection, but not its memory: another module counts it from now on.
+    pub fn release(&self) {
+        let mut table = self.0.limiter.table();
+        self.0.stop_counting(&mut table);
     }
 
-    /// Has the connection hold `bytes` of memory; `false` when all unproven ones together hold as much as they may. The oldest that hold
-    /// some are ended first.
+    /// Sets the memory that the connection holds to `bytes`; evicts the oldest unauthenticated connections that hold some until it fits.
+    /// `false` where it does not fit.
     #[must_use]
-    pub fn hold(&self, bytes: usize) -> bool {
-        self.hold_as(bytes, false)
+    pub fn reserve_memory(&self, bytes: usize) -> bool {
+        self.reserve(bytes, false)
     }
 
-    /// The same for a message that has begun: long ones have a sixteenth of the memory for themselves.
+    /// As [`ConnectionPermit::reserve_memory`], for a message that has begun: all long messages together have a sixteenth of the memory.
     #[must_use]
-    pub fn hold_message(&self, bytes: usize) -> bool {
-        self.hold_as(bytes, bytes > SHORT)
+    pub fn reserve_message(&self, bytes: usize) -> bool {
+        self.reserve(bytes, bytes > SHORT)
     }
 
-    fn hold_as(&self, bytes: usize, is_long: bool) -> bool {
-        let (limit, number) = (self.0.connections.limits.bytes, self.0.number);
+    fn reserve(&self, bytes: usize, is_long: bool) -> bool {
+        let (limit, id) = (self.0.limiter.limits.bytes, self.0.id);
         let mut hooks = Vec::new();
-        let mut table = self.0.connections.table();
-        if !table.unproven.contains_key(&number) {
-            // It is proven; or it has to go, and its memory with it.
-            return !table.leaving.contains(&number);
+        let mut table = self.0.limiter.table();
+        if !table.unauthenticated.contains_key(&id) {
+            // An authenticated connection has no limit here, an evicted one gets nothing more.
+            return !table.evicted.contains(&id);
         }
-        table.forget_bytes(number);
+        table.forget_bytes(id);
         let fits = loop {
             let lacks_long = is_long && table.long_bytes + bytes > limit / LONG_PART;
             if !lacks_long && table.bytes + bytes <= limit {
@@ -308,10 +309,10 @@ impl Place {
         };
         if fits && bytes > 0 {
             table.bytes += bytes;
-            table.with_bytes.insert(number, bytes);
+            table.with_bytes.insert(id, bytes);
             if is_long {
                 table.long_bytes += bytes;
-                table.with_long.insert(number);
+                table.with_long.insert(id);
             }
         }
         drop(table);
@@ -319,11 +320,11 @@ impl Place {
         fits
     }
 
-    /// Has the connection take `count` descriptors more; `false` when there are none.
+    /// Takes `count` descriptors more for the connection; `false` where there are none left.
     #[must_use]
-    pub fn take_descriptors(&self, count: usize) -> bool {
-        let limit = self.0.connections.limits.descriptors;
-        let mut table = self.0.connections.table();
+    pub fn reserve_descriptors(&self, count: usize) -> bool {
+        let limit = self.0.limiter.limits.descriptors;
+        let mut table = self.0.limiter.table();
         let fits = table.descriptors + count <= limit;
         if fits {
             table.descriptors += count;
@@ -334,20 +335,20 @@ impl Place {
         fits
     }
 
-    /// Returns its number, which no other connection has.
+    /// Returns the id of the connection, which is never used again.
     #[must_use]
-    pub fn number(&self) -> u64 {
-        self.0.number
+    pub fn id(&self) -> u64 {
+        self.0.id
     }
 }
 
-impl Held {
-    fn give_back(&self, table: &mut Table) {
-        if !self.has_place.swap(false, Ordering::Relaxed) {
+impl Admitted {
+    fn stop_counting(&self, table: &mut Table) {
+        if !self.is_counted.swap(false, Ordering::Relaxed) {
             return;
         }
-        table.with_place.remove(&self.number);
-        table.places -= usize::from(!table.leaving.contains(&self.number));
+        table.evictable.remove(&self.id);
+        table.open -= usize::from(!table.evicted.contains(&self.id));
         self.count(Vec::new());
     }
 
@@ -356,15 +357,15 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for Admitted {
     fn drop(&mut self) {
-        let mut table = self.connections.table();
-        self.give_back(&mut table);
-        table.forget_bytes(self.number);
-        table.leaving.remove(&self.number);
-        table.gone += 1;
+        let mut table = self.limiter.table();
+        self.stop_counting(&mut table);
+        table.forget_bytes(self.id);
+        table.evicted.remove(&self.id);
+        table.closed += 1;
         table.descriptors -= self.descriptors.load(Ordering::Relaxed);
-        let kept = table.unproven.remove(&self.number);
+        let kept = table.unauthenticated.remove(&self.id);
         drop(table);
         drop(kept);
     }
@@ -382,29 +383,29 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn connections(total: usize, per_address: u32) -> Arc<Connections> {
-        Connections::new(ConnectionLimits { total, per_address, ..LIMITS }, &[])
+    fn connections(total: usize, per_address: u32) -> Arc<ConnectionLimiter> {
+        ConnectionLimiter::new(ConnectionLimits { total, per_address, ..LIMITS }, &[])
     }
 
     /// A connection from `client`, if it is let in.
-    fn admit(connections: &Arc<Connections>, client: IpAddr) -> Option<Place> {
-        connections.open().filter(|place| place.count_for(client))
+    fn admit(connections: &Arc<ConnectionLimiter>, client: IpAddr) -> Option<ConnectionPermit> {
+        connections.admit().filter(|connection| connection.assign_to(client))
     }
 
     /// Counts the connections that are ended.
-    fn watch(place: &Place, ended: &Arc<AtomicUsize>) {
+    fn watch(connection: &ConnectionPermit, ended: &Arc<AtomicUsize>) {
         let ended = Arc::clone(ended);
-        place.on_evict(move || {
+        connection.on_evict(move || {
             ended.fetch_add(1, Ordering::Relaxed);
         });
     }
 
-    fn assert_empty(connections: &Connections) {
+    fn assert_empty(connections: &ConnectionLimiter) {
         let table = connections.table();
         assert!(connections.quotas.iter().all(|quota| quota.total() == 0));
-        assert!(table.unproven.is_empty() && table.leaving.is_empty());
-        assert_eq!((table.places, table.bytes, table.descriptors), (0, 0, 0));
-        assert!(table.with_place.is_empty() && table.with_bytes.is_empty() && table.with_long.is_empty());
+        assert!(table.unauthenticated.is_empty() && table.evicted.is_empty());
+        assert_eq!((table.open, table.bytes, table.descriptors), (0, 0, 0));
+        assert!(table.evictable.is_empty() && table.with_bytes.is_empty() && table.with_long.is_empty());
         assert_eq!(table.long_bytes, 0);
     }
 
@@ -434,14 +435,14 @@ mod tests {
             // 66 networks of that size and 256 connections from each, and from the last ones again.
             let from = |n: u128| IpAddr::from(Ipv6Addr::from_bits((0x2001_0db8 << 96) | ((n % 66) << shift)));
             let held: Vec<_> = (0..66 * 256).filter_map(|n| admit(&connections, from(n))).collect();
-            assert_eq!(connections.table().places, cap, "networks of {shift} bits");
+            assert_eq!(connections.table().open, cap, "networks of {shift} bits");
             assert!(held.len() >= cap);
         }
     }
 
     #[test]
     fn listed_prefixes_have_no_limit() {
-        let connections = Connections::new(
+        let connections = ConnectionLimiter::new(
             ConnectionLimits { per_address: 1, ..LIMITS },
             &["127.0.0.0/8".parse().unwrap()],
         );
@@ -463,19 +464,19 @@ mod tests {
     #[test]
     fn when_all_places_are_taken_the_oldest_unproven_goes() {
         let (connections, ended) = (connections(3, 9), Arc::default());
-        let places: Vec<_> = (0..3).map(|_| connections.open().unwrap()).collect();
-        places.iter().for_each(|place| watch(place, &ended));
-        places[0].prove();
-        assert!(places[1].hold(7));
+        let places: Vec<_> = (0..3).map(|_| connections.admit().unwrap()).collect();
+        places.iter().for_each(|connection| watch(connection, &ended));
+        places[0].mark_authenticated();
+        assert!(places[1].reserve_memory(7));
         let counters = connections.counters();
         assert_eq!((counters.open, counters.unauthenticated, counters.unauthenticated_bytes), (3, 2, 7));
-        let newest = connections.open().unwrap();
+        let newest = connections.admit().unwrap();
         assert_eq!(ended.load(Ordering::Relaxed), 1, "the second");
         let counters = connections.counters();
         assert_eq!((counters.open, counters.evicted, counters.descriptors), (3, 1, 4));
-        newest.prove();
-        assert!(connections.open().is_some_and(|place| {
-            place.prove();
+        newest.mark_authenticated();
+        assert!(connections.admit().is_some_and(|connection| {
+            connection.mark_authenticated();
             true
         }));
         assert_eq!(ended.load(Ordering::Relaxed), 2, "and the third");
@@ -489,16 +490,17 @@ mod tests {
     fn for_an_address_that_holds_all_it_may_nobody_goes() {
         let unlimited = ["127.0.0.0/8".parse().unwrap()];
         let limits = ConnectionLimits { total: 2, per_address: 1, ..LIMITS };
-        let (connections, ended) = (Connections::new(limits, &unlimited), Arc::default());
+        let (connections, ended) = (ConnectionLimiter::new(limits, &unlimited), Arc::default());
         let held = ["192.0.2.1", "192.0.2.2"].map(|from| {
-            let place = connections.open_from(ip(from)).filter(|place| place.count_for(ip(from))).unwrap();
-            watch(&place, &ended);
-            place
+            let connection =
+                connections.admit_from(ip(from)).filter(|connection| connection.assign_to(ip(from))).unwrap();
+            watch(&connection, &ended);
+            connection
         });
-        assert!(connections.open_from(ip("192.0.2.1")).is_none());
-        assert!(connections.open_from(ip("::ffff:192.0.2.2")).is_none());
+        assert!(connections.admit_from(ip("192.0.2.1")).is_none());
+        assert!(connections.admit_from(ip("::ffff:192.0.2.2")).is_none());
         assert_eq!(ended.load(Ordering::Relaxed), 0);
-        let others = ["192.0.2.3", "127.0.0.1"].map(|from| connections.open_from(ip(from)).unwrap());
+        let others = ["192.0.2.3", "127.0.0.1"].map(|from| connections.admit_from(ip(from)).unwrap());
         assert_eq!(ended.load(Ordering::Relaxed), 2);
         drop((held, others));
         assert_empty(&connections);
@@ -507,25 +509,25 @@ mod tests {
     #[test]
     fn who_is_proven_is_never_ended() {
         let connections = connections(2, 9);
-        let places: Vec<_> = (0..2).map(|_| connections.open().unwrap()).collect();
-        places.iter().for_each(Place::prove);
-        assert!(connections.open().is_none());
+        let places: Vec<_> = (0..2).map(|_| connections.admit().unwrap()).collect();
+        places.iter().for_each(ConnectionPermit::mark_authenticated);
+        assert!(connections.admit().is_none());
         drop(places);
-        assert!(connections.open().is_some());
+        assert!(connections.admit().is_some());
         assert_empty(&connections);
     }
 
     #[test]
     fn descriptors_are_left_for_others() {
         let limits = ConnectionLimits { descriptors: 3, ..LIMITS };
-        let (connections, ended) = (Connections::new(limits, &[]), Arc::default());
-        let first = connections.open().unwrap();
+        let (connections, ended) = (ConnectionLimiter::new(limits, &[]), Arc::default());
+        let first = connections.admit().unwrap();
         watch(&first, &ended);
-        first.leave();
-        let second = connections.open().unwrap();
+        first.release();
+        let second = connections.admit().unwrap();
         watch(&second, &ended);
-        assert!(!second.take_descriptors(2) && second.take_descriptors(1));
-        let _third = connections.open().unwrap();
+        assert!(!second.reserve_descriptors(2) && second.reserve_descriptors(1));
+        let _third = connections.admit().unwrap();
         assert_eq!(ended.load(Ordering::Relaxed), 1, "the second: the first is looked after by others");
         drop(second);
         drop(first);
@@ -535,26 +537,26 @@ mod tests {
     #[test]
     fn a_connection_that_has_to_go_is_ended_as_soon_as_it_can_be() {
         let (connections, ended) = (connections(1, 9), Arc::default());
-        let first = connections.open().unwrap();
-        let _second = connections.open().unwrap();
+        let first = connections.admit().unwrap();
+        let _second = connections.admit().unwrap();
         watch(&first, &ended);
         assert_eq!(ended.load(Ordering::Relaxed), 1);
-        assert!(!first.hold(1), "it gets no more memory");
+        assert!(!first.reserve_memory(1), "it gets no more memory");
     }
 
     #[test]
     fn memory_of_all_is_bounded_and_the_oldest_that_holds_some_goes() {
         let limits = ConnectionLimits { bytes: 100, ..LIMITS };
-        let (connections, ended) = (Connections::new(limits, &[]), Arc::default());
-        let places: Vec<_> = (0..4).map(|_| connections.open().unwrap()).collect();
-        places.iter().for_each(|place| watch(place, &ended));
-        assert!(places[1].hold(40) && places[2].hold(40));
-        assert!(places[2].hold(60), "what it holds is not counted twice");
-        assert!(places[3].hold(10));
+        let (connections, ended) = (ConnectionLimiter::new(limits, &[]), Arc::default());
+        let places: Vec<_> = (0..4).map(|_| connections.admit().unwrap()).collect();
+        places.iter().for_each(|connection| watch(connection, &ended));
+        assert!(places[1].reserve_memory(40) && places[2].reserve_memory(40));
+        assert!(places[2].reserve_memory(60), "what it holds is not counted twice");
+        assert!(places[3].reserve_memory(10));
         assert_eq!((ended.load(Ordering::Relaxed), connections.table().bytes), (1, 70), "the idle one stays");
-        assert!(!places[3].hold(101) && connections.table().bytes <= 100);
-        places[3].prove();
-        assert!(places[3].hold(1 << 30), "who is proven has limits of another kind");
+        assert!(!places[3].reserve_memory(101) && connections.table().bytes <= 100);
+        places[3].mark_authenticated();
+        assert!(places[3].reserve_memory(1 << 30), "who is proven has limits of another kind");
         drop(places);
         assert_empty(&connections);
     }
@@ -562,16 +564,18 @@ mod tests {
     #[test]
     fn long_messages_have_a_part_of_the_memory_for_themselves() {
         let limits = ConnectionLimits { bytes: LONG_PART * 40_000, ..LIMITS };
-        let (connections, ended) = (Connections::new(limits, &[]), Arc::default());
-        let places: Vec<_> = (0..4).map(|_| connections.open().unwrap()).collect();
-        places.iter().for_each(|place| watch(place, &ended));
-        assert!(places[0].hold_message(SHORT) && places[1].hold_message(20_000));
-        assert!(places[2].hold_message(20_000));
+        let (connections, ended) = (ConnectionLimiter::new(limits, &[]), Arc::default());
+        let places: Vec<_> = (0..4).map(|_| connections.admit().unwrap()).collect();
+        places.iter().for_each(|connection| watch(connection, &ended));
+        assert!(places[0].reserve_message(SHORT) && places[1].reserve_message(20_000));
+        assert!(places[2].reserve_message(20_000));
         assert_eq!(ended.load(Ordering::Relaxed), 0);
-        assert!(places[3].hold_message(20_000));
+        assert!(places[3].reserve_message(20_000));
         assert_eq!(ended.load(Ordering::Relaxed), 1, "the oldest of the long ones");
         assert!(
-            places[2].hold_message(0) && places[3].hold_message(40_000) && !places[3].hold_message(40_001)
+            places[2].reserve_message(0)
+                && places[3].reserve_message(40_000)
+                && !places[3].reserve_message(40_001)
         );
         assert_eq!(ended.load(Ordering::Relaxed), 1);
         drop(places);
@@ -581,13 +585,13 @@ mod tests {
     #[test]
     fn who_has_left_the_places_still_holds_memory() {
         let (connections, ended) = (connections(1, 1), Arc::default());
-        let place = admit(&connections, ip("192.0.2.1")).unwrap();
-        watch(&place, &ended);
-        place.leave();
+        let connection = admit(&connections, ip("192.0.2.1")).unwrap();
+        watch(&connection, &ended);
+        connection.release();
         let _other = admit(&connections, ip("192.0.2.1")).unwrap();
         assert_eq!(ended.load(Ordering::Relaxed), 0);
-        assert!(place.hold(10) && !place.hold(LIMITS.bytes + 1));
-        drop(place);
+        assert!(connection.reserve_memory(10) && !connection.reserve_memory(LIMITS.bytes + 1));
+        drop(connection);
         assert_eq!(connections.table().bytes, 0);
     }
 }
