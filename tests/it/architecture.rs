@@ -548,3 +548,54 @@ fn every_direct_dependency_is_named_and_has_its_reason() {
     assert!(count > 20, "the dependencies were not found");
     assert_none("dependencies", &broken);
 }
+
+/// The pages at the top and under `docs/`, with their texts.
+fn pages() -> Vec<(String, String)> {
+    let mut paths = files(&root().join("docs"), "md");
+    paths.extend(fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path()));
+    paths.retain(|path| path.extension().is_some_and(|ending| ending == "md"));
+    let read = |path: PathBuf| {
+        let name = path.strip_prefix(root()).unwrap().to_string_lossy().into_owned();
+        (name, fs::read_to_string(&path).unwrap())
+    };
+    paths.into_iter().map(read).collect()
+}
+
+#[test]
+fn every_file_that_the_pages_name_exists() {
+    const FOLDERS: [&str; 8] =
+        ["src/", "tests/", "docs/", "fuzz/", "benches/", "examples/", "web/", "scripts/"];
+    let mut broken = Vec::new();
+    let mut named = 0;
+    for (page, text) in pages() {
+        let folder = root().join(&page).parent().unwrap().to_owned();
+        let in_code = text.split('`').skip(1).step_by(2).filter(|name| {
+            !name.contains(|c: char| c.is_whitespace() || "*<>{}…".contains(c)) && !name.contains("TARGET")
+        });
+        for name in in_code {
+            let is_module = page == "ARCHITECTURE.md" && name.ends_with(".rs");
+            let path = match FOLDERS.iter().any(|folder| name.starts_with(folder)) {
+                true => root().join(name),
+                false if is_module && name.contains('/') => root().join("src").join(name),
+                false => continue,
+            };
+            named += 1;
+            if !path.exists() {
+                broken.push(format!("{page}: no {name}"));
+            }
+        }
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split([')', '#']).next()) {
+            if !link.is_empty() && !link.contains(':') && !folder.join(link).exists() {
+                broken.push(format!("{page}: no {link}"));
+            }
+        }
+    }
+    assert!(named > 50, "the pages were not found");
+    assert_none("files named by the pages", &broken);
+}
+
+#[test]
+fn the_architecture_fits_on_120_lines() {
+    let lines = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap().lines().count();
+    assert!(lines <= 120, "{lines} lines");
+}
