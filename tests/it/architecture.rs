@@ -1,6 +1,6 @@
 //! The rules of ARCHITECTURE.md and CONTRIBUTING.md, checked against the sources.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -598,4 +598,27 @@ fn every_file_that_the_pages_name_exists() {
 fn the_architecture_fits_on_120_lines() {
     let lines = fs::read_to_string(root().join("ARCHITECTURE.md")).unwrap().lines().count();
     assert!(lines <= 120, "{lines} lines");
+}
+
+#[test]
+fn no_public_type_name_is_defined_twice_unless_the_glossary_lists_it() {
+    const KINDS: [&str; 4] = ["pub struct ", "pub enum ", "pub trait ", "pub type "];
+    let glossary = fs::read_to_string(root().join("docs/glossary.md")).unwrap();
+    let (_, table) = glossary.split_once("## Names that stand twice").unwrap();
+    let listed: HashSet<_> =
+        table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    let mut places: HashMap<String, Vec<String>> = HashMap::new();
+    for source in sources().iter().filter(|source| !is_test_file(&source.path)) {
+        for (_, line) in &source.code {
+            let name = KINDS.iter().find_map(|kind| line.strip_prefix(kind));
+            let name = name.and_then(|rest| rest.split(|c: char| !c.is_alphanumeric()).next());
+            if let Some(name) = name {
+                places.entry(name.to_owned()).or_default().push(source.path.clone());
+            }
+        }
+    }
+    assert!(places.len() > 100, "the types were not found");
+    let twice = places.iter().filter(|(name, paths)| paths.len() > 1 && !listed.contains(name.as_str()));
+    let broken: Vec<_> = twice.map(|(name, paths)| format!("{name}: {}", paths.join(", "))).collect();
+    assert_none("each public type has one definition", &broken);
 }
