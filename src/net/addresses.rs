@@ -3,9 +3,11 @@
 
 use super::interfaces;
 use nix::errno::Errno;
+#[cfg(target_os = "linux")]
 use nix::sys::socket::{self, AddressFamily, NetlinkAddr, SockFlag, SockProtocol, SockType};
 use std::io;
 use std::net::IpAddr;
+#[cfg(target_os = "linux")]
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +17,7 @@ use tokio::task::JoinSet;
 
 /// The multicast groups that tell of addresses: `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV6_IFADDR`
 /// ([rtnetlink(7)](https://man7.org/linux/man-pages/man7/rtnetlink.7.html)).
+#[cfg(target_os = "linux")]
 const GROUPS: u32 = 0x10 | 0x100;
 /// How soon the addresses are read again at the earliest, however many changes there are.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -97,12 +100,19 @@ async fn follow(notices: io::Result<UnixDatagram>, addresses: watch::Sender<Addr
 
 /// Opens the socket that the system tells of changes by. Only its descriptor counts: tokio has no type of its own for netlink, and
 /// receives from one datagram socket as from another.
+#[cfg(target_os = "linux")]
 fn open() -> io::Result<UnixDatagram> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let protocol = SockProtocol::NetlinkRoute;
     let socket = socket::socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
     socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, GROUPS))?;
     UnixDatagram::from_std(socket.into())
+}
+
+/// Other systems have no netlink: the addresses are polled.
+#[cfg(not(target_os = "linux"))]
+fn open() -> io::Result<UnixDatagram> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// Waits until something has changed, and takes every notice that is there.
