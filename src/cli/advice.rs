@@ -1,4 +1,4 @@
-//! What an error of `ginnel` is told as: each cause once, and what to type where that is known.
+//! Error messages of `ginnel`: each cause once, and what to type if that is known.
 
 use crate::config::ConfigError;
 use crate::server::{CertificateError, CredentialsFileError, ServerError};
@@ -10,24 +10,24 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::Duration;
 
-/// For what nobody can foresee.
+/// Advice for unexpected errors.
 const START_AGAIN: &str =
-    "start it again; if that repeats, the log with log.level = \"debug\" says what comes before";
+    "start it again; if it fails again, the log with log.level = \"debug\" shows what precedes";
 
-/// How long the last words of a program may take.
-const TELL_TIME: Duration = Duration::from_secs(1);
+/// Time limit for a write to standard error.
+const PRINT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What stands before that.
+/// Separates an error from its advice.
 const TRY: &str = "\n  try: ";
 
-/// Writes an error as lines: `error: …` with its causes, and `  try: …`.
+/// Formats an error as lines: `error: …` with its causes, and `  try: …`.
 #[must_use]
-pub fn report(error: &anyhow::Error) -> String {
+pub(super) fn report(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
         let cause = cause.trim_end();
-        // Libraries differ in whether an error's text has its cause's.
+        // Some libraries repeat the cause in the text.
         if text.contains(cause) {
             continue;
         }
@@ -42,32 +42,32 @@ pub fn report(error: &anyhow::Error) -> String {
     }
 }
 
-/// Writes a report to standard error. Where nobody reads that, the program ends all the same: after a second.
-pub fn tell(report: String) {
+/// Prints a report to standard error; gives up after a second if nobody reads it.
+pub(super) fn print(report: String) {
     let (done, is_done) = sync_channel(1);
     let write = move || {
-        // Nobody may be there to read it.
+        // The reader may be gone.
         let _ = io::stderr().write_all(report.as_bytes());
         let _ = done.send(());
     };
     if thread::Builder::new().spawn(write).is_ok() {
-        let _ = is_done.recv_timeout(TELL_TIME);
+        let _ = is_done.recv_timeout(PRINT_TIMEOUT);
     }
 }
 
-/// What an error ends as that the log has told already.
+/// An error that has been logged already.
 #[derive(Debug, thiserror::Error)]
-#[error("told in the log")]
-pub struct Told(());
+#[error("logged")]
+pub(super) struct Logged(());
 
-/// Tells an error in the log, for programs that read nothing else.
+/// Logs an error, for programs that read only the log.
 #[must_use]
-pub fn log(error: &anyhow::Error) -> Told {
+pub(super) fn log(error: &anyhow::Error) -> Logged {
     let text = report(error);
     let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
     let (text, advice) = text.split_once(TRY).unwrap_or((text, ""));
     tracing::error!(r#try = advice, "{text}");
-    Told(())
+    Logged(())
 }
 
 fn advice(error: &(dyn Error + 'static)) -> Option<String> {
@@ -86,16 +86,16 @@ fn advice(error: &(dyn Error + 'static)) -> Option<String> {
 fn of_state(error: &StateError) -> String {
     match error {
         StateError::Io { path, source } => of_state_file(path, source),
-        // What is in it is not the server's.
+        // Other files in it do not belong to the server.
         StateError::Exposed(path) if path.is_dir() && !path.join("secret").exists() => {
-            format!("a folder of the server's own: --state {}", path.join("state").display())
+            format!("use a folder for the server only: --state {}", path.join("state").display())
         }
         StateError::Exposed(path) => {
             let path = path.display();
             format!("chmod -R go= {path} (and in a systemd unit: StateDirectoryMode=0700)")
         }
         StateError::Damaged(path) | StateError::Key(path) => {
-            format!("put it back from a backup, or have the server make a new one: rm {}", path.display())
+            format!("restore it from a backup, or let the server create a new one: rm {}", path.display())
         }
         StateError::Missing(_) => {
             "start the server there once, or name its folder with --state or --config; with \
@@ -117,10 +117,10 @@ fn of_state_file(path: &Path, source: &io::Error) -> String {
             )
         }
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            format!("df {path} shows the space; make some, or use a folder elsewhere: --state DIR")
+            format!("df {path} shows the free space; free some, or use another folder: --state DIR")
         }
-        io::ErrorKind::ReadOnlyFilesystem => "a folder that can be written: --state DIR".to_owned(),
-        _ => "a folder elsewhere: --state DIR".to_owned(),
+        io::ErrorKind::ReadOnlyFilesystem => "use a writable folder: --state DIR".to_owned(),
+        _ => "use another folder: --state DIR".to_owned(),
     }
 }
 
@@ -158,7 +158,7 @@ fn of_port(port: u16, source: &io::Error) -> String {
         ),
         io::ErrorKind::PermissionDenied => {
             "sudo setcap cap_net_bind_service=+ep $(command -v ginnel), or in a systemd unit \
-             AmbientCapabilities=CAP_NET_BIND_SERVICE: ports below 1024 are not for everybody"
+             AmbientCapabilities=CAP_NET_BIND_SERVICE: ports below 1024 need this capability"
                 .to_owned()
         }
         io::ErrorKind::AddrNotAvailable => {
@@ -180,7 +180,7 @@ fn of_certificate(error: &CertificateError) -> String {
             let path = path.display();
             format!("head -n 1 {path}: PEM begins with -----BEGIN; tls.certificate names the chain, tls.key its key")
         }
-        _ => "the two must belong together: openssl x509 -noout -pubkey -in CERTIFICATE and openssl pkey -pubout -in KEY \
+        _ => "both must have the same key: openssl x509 -noout -pubkey -in CERTIFICATE and openssl pkey -pubout -in KEY \
               print the same"
             .to_owned(),
     }
@@ -190,9 +190,9 @@ fn of_credentials_file(error: &CredentialsFileError) -> String {
     match error {
         CredentialsFileError::Read { path, source } => of_file(path, source),
         CredentialsFileError::Realm { .. } => {
-            "lines of turn.realm or of an auth.realms.name alone: ginnel credentials key USER --realm REALM --line".to_owned()
+            "use only lines of turn.realm or of an auth.realms.name: ginnel credentials key USER --realm REALM --line".to_owned()
         }
-        _ => "ginnel credentials key USER --realm REALM --line prints a line as it must be".to_owned(),
+        _ => "ginnel credentials key USER --realm REALM --line prints a valid line".to_owned(),
     }
 }
 
@@ -205,7 +205,7 @@ fn of_file(path: &Path, source: &io::Error) -> String {
                 "let the server's user read it, as root: setfacl -m u:USER:r {shown} (and u:USER:x on its folders)"
             )
         }
-        _ => format!("a file that can be read in place of {shown}"),
+        _ => format!("name a readable file instead of {shown}"),
     }
 }
 
@@ -225,7 +225,7 @@ mod tests {
     use anyhow::Context;
 
     #[test]
-    fn each_cause_is_told_once_with_what_to_type() {
+    fn each_cause_is_printed_once_with_what_to_type() {
         let source = io::Error::from_raw_os_error(98);
         let listen = ServerError::Listen { address: ([0, 0, 0, 0], 3478).into(), transport: "tcp", source };
         let error = Err::<(), _>(listen).context("the server did not start").unwrap_err();
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lack_of_descriptors_is_told_with_the_limit_to_raise() {
+    fn a_lack_of_descriptors_names_the_limit_to_raise() {
         let error = ServerError::System(io::Error::from_raw_os_error(24));
         assert!(report(&error.into()).contains("LimitNOFILE"));
     }

@@ -16,9 +16,9 @@ use tokio::runtime::Runtime;
 pub fn run_server() -> ExitCode {
     match run(Ginnel::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<advice::Told>() => ExitCode::FAILURE,
+        Err(error) if error.is::<advice::Logged>() => ExitCode::FAILURE,
         Err(error) => {
-            advice::tell(advice::report(&error));
+            advice::print(advice::report(&error));
             ExitCode::FAILURE
         }
     }
