@@ -117,7 +117,7 @@ impl Connection {
     /// # Errors
     /// [`ConnectionError`] if the connection has ended.
     pub async fn open_bi(&self) -> Result<(SendStream, RecvStream), ConnectionError> {
-        let (mut send, recv) = self.inner.open_bi().await?;
+        let (mut send, recv) = self.inner.open_bi().await.map_err(convert)?;
         send.write_all(&STREAM_VERSION).await.map_err(transport)?;
         Ok((SendStream { inner: send, ended: false }, RecvStream(recv)))
     }
@@ -127,7 +127,7 @@ impl Connection {
     /// # Errors
     /// [`ConnectionError`] if the connection has ended.
     pub async fn accept_bi(&self) -> Result<(SendStream, RecvStream), ConnectionError> {
-        let (send, mut recv) = self.inner.accept_bi().await?;
+        let (send, mut recv) = self.inner.accept_bi().await.map_err(convert)?;
         let mut version = STREAM_VERSION;
         recv.read_exact(&mut version).await.map_err(transport)?;
         if version != STREAM_VERSION {
@@ -169,7 +169,7 @@ impl Connection {
         {
             return ConnectionError::RelayLost(server.to_string());
         }
-        error.into()
+        convert(error)
     }
 
     /// Informs the other side that everything it sent was used, waits for the same from it, and closes the connection. Call this after the
@@ -227,16 +227,14 @@ fn transport(error: impl std::error::Error + Send + Sync + 'static) -> Connectio
     ConnectionError::Transport(Box::new(error))
 }
 
-impl From<quinn::ConnectionError> for ConnectionError {
-    fn from(error: quinn::ConnectionError) -> Self {
-        match error {
-            quinn::ConnectionError::ApplicationClosed(close) => {
-                Self::PeerClosed(String::from_utf8_lossy(&close.reason).into_owned())
-            }
-            quinn::ConnectionError::TimedOut => Self::PeerTimedOut,
-            quinn::ConnectionError::LocallyClosed => Self::Closed,
-            other => transport(other),
+fn convert(error: quinn::ConnectionError) -> ConnectionError {
+    match error {
+        quinn::ConnectionError::ApplicationClosed(close) => {
+            ConnectionError::PeerClosed(String::from_utf8_lossy(&close.reason).into_owned())
         }
+        quinn::ConnectionError::TimedOut => ConnectionError::PeerTimedOut,
+        quinn::ConnectionError::LocallyClosed => ConnectionError::Closed,
+        other => transport(other),
     }
 }
 

@@ -16,7 +16,7 @@ pub enum RegistrationError {
     /// The configuration names no server, which a listener needs.
     #[error("no server is configured")]
     NoServer,
-    /// The server's name cannot be resolved, nothing accepts connections there, or it does not speak WebSocket.
+    /// The server's name cannot be resolved, nothing accepts connections there, or it is no WebSocket server.
     #[error("cannot reach the server {server}")]
     Unreachable {
         /// `host:port`.
@@ -141,7 +141,7 @@ pub enum ConnectionError {
     #[error("the connection ran through the server {0}, which went away")]
     RelayLost(String),
     /// The other side runs a newer version of the protocol.
-    #[error("the other side speaks a newer version: update this agent")]
+    #[error("the other side uses a newer version of the protocol: update this agent")]
     Version,
     /// This side closed it.
     #[error("the connection was closed on this side")]
@@ -180,5 +180,40 @@ impl PathAttempts {
     #[must_use]
     pub fn relay(&self) -> bool {
         self.own_relay || self.their_relay
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_of_the_listener_and_one_of_the_server_are_different_errors() {
+        let by_listener = |code| ConnectError::from_code(code, None);
+        let by_server = |code| ConnectError::from_code(code, Some("full".to_owned()));
+        assert!(matches!(by_listener(ErrorCode::NotAllowed), ConnectError::Refused(Refusal::Ticket)));
+        assert!(matches!(by_listener(ErrorCode::TooMany), ConnectError::Refused(Refusal::Busy)));
+        for code in [ErrorCode::NotAllowed, ErrorCode::TooMany] {
+            let error = by_server(code);
+            assert!(
+                matches!(&error, ConnectError::Refused(Refusal::Stated(text)) if text == "full"),
+                "{error:?}"
+            );
+        }
+        for code in [ErrorCode::NotOnline, ErrorCode::NoAnswer] {
+            assert!(matches!(by_server(code), ConnectError::Offline));
+        }
+        let revoked = by_listener(ErrorCode::Revoked);
+        assert!(matches!(revoked, ConnectError::Registration(RegistrationError::Revoked)), "{revoked:?}");
+    }
+
+    #[test]
+    fn an_error_keeps_its_source() {
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        let error = RegistrationError::from_signaling("h:1", SignalingError::Connect(refused()));
+        let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+        assert_eq!(source.map(io::Error::kind), Some(io::ErrorKind::ConnectionRefused), "{error:?}");
+        let error = ConnectError::from(error);
+        assert!(error.source().is_some(), "{error:?}");
     }
 }

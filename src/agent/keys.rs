@@ -1,7 +1,7 @@
 //! A ticket's secret and the keys derived from it.
 //!
-//! Every key is one block of HKDF-SHA256 ([RFC 5869](https://www.rfc-editor.org/rfc/rfc5869)) with a label of its own, so that none tells
-//! anything about another. The labels carry the version of the handshake.
+//! Every key is one block of HKDF-SHA256 ([RFC 5869](https://www.rfc-editor.org/rfc/rfc5869)) with a label of its own, so that no key
+//! reveals another. The labels carry the version of the handshake.
 
 use ring::hmac;
 use std::fmt;

@@ -323,21 +323,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_full_queue_applies_back_pressure_and_capacity_wakes() {
-        let (tunnel, _signs) = Tunnel::new();
+        let (tunnel, _probes) = Tunnel::new();
         assert!(!send(&tunnel, 0), "no path yet");
         tunnel.set_active(Some(CandidatePath::Relay));
         assert_eq!((0..=255).filter(|byte| send(&tunnel, *byte)).count(), SEND_QUEUE);
         let socket = Arc::new(TunnelSocket(Arc::clone(&tunnel)));
-        let mut room = socket.create_io_poller();
+        let mut poller = socket.create_io_poller();
         let mut context = Context::from_waker(Waker::noop());
-        assert!(room.as_mut().poll_writable(&mut context).is_pending());
+        assert!(poller.as_mut().poll_writable(&mut context).is_pending());
         assert_eq!(tunnel.next_outgoing(CandidatePath::Relay).await[..], [0x40, 0]);
-        assert!(room.as_mut().poll_writable(&mut context).is_ready());
+        assert!(poller.as_mut().poll_writable(&mut context).is_ready());
     }
 
     #[tokio::test]
     async fn queued_datagrams_move_with_the_path_and_probes_stay() {
-        let (tunnel, _signs) = Tunnel::new();
+        let (tunnel, _probes) = Tunnel::new();
         tunnel.set_active(Some(CandidatePath::Relay));
         assert!(send(&tunnel, 1));
         tunnel.send_probe(CandidatePath::Relay, Probe::Ping(5));

@@ -5,6 +5,7 @@ use super::agent_gateway::{self, DialOptions};
 use super::agent_pipe::{self, Directions, Outcome, StreamOrigin};
 use super::agent_report::Report;
 use super::agent_secrets::{KeySource, ask, read_file};
+use super::agent_terminal::interrupted;
 use crate::agent::{Agent, Config, ConnectError, Connection, Listener, PathPolicy, RegistrationError};
 use crate::agent::{ServerName, Ticket};
 use crate::limits::Backoff;
@@ -229,9 +230,12 @@ impl Connect {
         }
         let config = self.common.config()?;
         let ticket = self.ticket(report)?;
+        let server = self.common.server.as_ref().unwrap_or(ticket.server()).to_string();
         let agent = Agent::new(config);
         let connection = tokio::select! {
-            connection = agent.connect(&ticket) => connection?,
+            connection = agent.connect(&ticket) => {
+                connection.map_err(|error| CommandError::at(&server, error))?
+            }
             () = interrupted() => return Ok(close_politely().await),
         };
         pipe(connection, StreamOrigin::Local, self.common.directions, report).await
@@ -258,30 +262,15 @@ impl Listen {
                     error @ (RegistrationError::Replaced
                     | RegistrationError::Revoked
                     | RegistrationError::TagLost),
-                ))) => return Err(error.into()),
+                ))) => return Err(CommandError::at(&server, error)),
                 // The other side may try again or use the gateway.
-                Some(Err(error)) => report.call_failed(&error.into()),
-                None => return Err(RegistrationError::TagLost.into()),
+                Some(Err(error)) => report.call_failed(&CommandError::at(&server, error)),
+                None => return Err(CommandError::at(&server, RegistrationError::TagLost)),
             }
         };
         drop(listener);
         pipe(connection, StreamOrigin::Remote, self.common.directions, report).await
     }
-}
-
-/// Resolves at the first Ctrl-C or SIGTERM.
-pub(super) async fn interrupted() {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = terminate.recv() => {}
-        }
-    }
-    #[cfg(not(unix))]
-    let _ = tokio::signal::ctrl_c().await;
 }
 
 /// Lets an interrupted call inform the other side and deallocate its relayed address.
@@ -299,11 +288,12 @@ async fn register(agent: &Agent, server: &str, report: &Report) -> Result<Listen
     let mut network = NetworkChanges::start();
     let mut reported = None;
     loop {
-        let error: CommandError = match agent.listen().await {
+        let error = match agent.listen().await {
+            Ok(listener) => return Ok(listener),
             Err(error @ (RegistrationError::Unreachable { .. } | RegistrationError::TimedOut { .. })) => {
-                error.into()
+                CommandError::at(server, error)
             }
-            done => return Ok(done?),
+            Err(error) => return Err(CommandError::at(server, error)),
         };
         // The same reason is reported once.
         let reason = error.message();

@@ -14,7 +14,7 @@ pub(super) enum UsageError {
     NoServer,
     #[error("no ticket given")]
     NoTicket,
-    #[error(transparent)]
+    #[error("this is not a valid ticket")]
     Ticket(#[from] TicketError),
     #[error("this is a gateway token, not a ticket")]
     TokenAsTicket,
@@ -78,25 +78,19 @@ impl UsageError {
 pub(super) enum CommandError {
     #[error(transparent)]
     Usage(#[from] UsageError),
-    #[error(transparent)]
-    Registration(#[from] RegistrationError),
-    #[error(transparent)]
-    Connect(ConnectError),
+    #[error("{error}")]
+    Connect {
+        #[source]
+        error: ConnectError,
+        /// The server that was used.
+        server: String,
+    },
     #[error(transparent)]
     Connection(#[from] ConnectionError),
     #[error(transparent)]
     Gateway(#[from] GatewayError),
     #[error("cannot write to standard output")]
     Output(#[source] io::Error),
-}
-
-impl From<ConnectError> for CommandError {
-    fn from(error: ConnectError) -> Self {
-        match error {
-            ConnectError::Registration(error) => Self::Registration(error),
-            error => Self::Connect(error),
-        }
-    }
 }
 
 /// How a kind of error appears to programs and users.
@@ -121,6 +115,11 @@ const fn description(
 const LOG: &str = "run it again with `--log debug`, which prints more";
 
 impl CommandError {
+    /// Returns the error of a registration or a call at `server`.
+    pub(super) fn at(server: &str, error: impl Into<ConnectError>) -> Self {
+        Self::Connect { error: error.into(), server: server.to_owned() }
+    }
+
     /// Returns the error and its causes as one line.
     pub(super) fn message(&self) -> String {
         let mut message = self.to_string();
@@ -149,7 +148,10 @@ impl CommandError {
     /// Returns what was tried, if the message does not contain it.
     pub(super) fn tried(&self) -> Option<String> {
         match self {
-            Self::Connect(ConnectError::NoPath(attempts)) => Some(list_attempts(attempts)),
+            Self::Connect { error: ConnectError::NoPath(attempts), .. } => Some(list_attempts(attempts)),
+            Self::Connect { error, server } => {
+                Some(format!("server {server}")).filter(|_| !error.to_string().contains(server))
+            }
             Self::Gateway(error) => Some(error.target.clone()),
             _ => None,
         }
@@ -159,8 +161,7 @@ impl CommandError {
         match self {
             Self::Usage(UsageError::Interrupted) => description(130, "usage", "interrupted", LOG),
             Self::Usage(error) => description(2, "usage", "usage", error.hint()),
-            Self::Registration(error) => describe_registration(error),
-            Self::Connect(error) => describe_connect(error),
+            Self::Connect { error, .. } => describe_connect(error),
             Self::Connection(error) => describe_connection(error),
             Self::Gateway(error) => error.describe(),
             Self::Output(_) => {
@@ -177,7 +178,7 @@ fn describe_registration(error: &RegistrationError) -> Description {
             5,
             "server",
             "unreachable",
-            "is `ginnel serve` running there, and TCP 3478 open? `--server HOST:PORT` names another",
+            "is the name right, `ginnel serve` running there, and TCP 3478 open? `--server HOST:PORT` names another",
         ),
         RegistrationError::TimedOut { .. } => {
             description(6, "server", "timed_out", "is the server up, and TCP 3478 open on the way to it?")
@@ -304,26 +305,29 @@ mod tests {
             server: server.to_owned(),
             source: Box::new(io::Error::from(io::ErrorKind::ConnectionRefused)),
         };
+        let at = |error: ConnectError| CommandError::at("h:1", error);
         let table: [(CommandError, u8); 13] = [
             (UsageError::NoTicket.into(), 2),
             (UsageError::Interrupted.into(), 130),
-            (ConnectError::Offline.into(), 3),
-            (ConnectError::Refused(Refusal::Busy).into(), 4),
-            (ConnectError::Handshake("no".into()).into(), 4),
-            (RegistrationError::Replaced.into(), 4),
-            (ConnectError::from(RegistrationError::Revoked).into(), 4),
-            (ConnectError::NoPath(PathAttempts::default()).into(), 5),
-            (unreachable("h:1").into(), 5),
+            (at(ConnectError::Offline), 3),
+            (at(ConnectError::Refused(Refusal::Busy)), 4),
+            (at(ConnectError::Handshake("no".into())), 4),
+            (at(RegistrationError::Replaced.into()), 4),
+            (at(RegistrationError::Revoked.into()), 4),
+            (at(ConnectError::NoPath(PathAttempts::default())), 5),
+            (at(unreachable("h:1").into()), 5),
             (ConnectionError::RelayLost(String::new()).into(), 5),
-            (RegistrationError::TimedOut { server: String::new() }.into(), 6),
+            (at(RegistrationError::TimedOut { server: String::new() }.into()), 6),
             (ConnectionError::PeerClosed(String::new()).into(), 7),
             (CommandError::Output(io::ErrorKind::BrokenPipe.into()), 1),
         ];
         for (error, code) in table {
             assert_eq!(error.exit_code(), code, "{error}");
         }
-        let message = CommandError::from(unreachable("h:1")).message();
-        assert_eq!(message, "cannot reach the server h:1: connection refused");
+        let error = at(unreachable("h:1").into());
+        assert_eq!(error.message(), "cannot reach the server h:1: connection refused");
+        assert_eq!(error.tried(), None);
+        assert_eq!(at(ConnectError::Offline).tried().as_deref(), Some("server h:1"));
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! `agent share` and `agent connect --gateway`: TCP services by id, through a gateway.
 
-use super::agent::{BACKOFF, INTERRUPTED, OutputOptions, interrupted};
+use super::agent::{BACKOFF, INTERRUPTED, OutputOptions};
 use super::agent_error::{CommandError, UsageError};
 use super::agent_gateway_error::{GatewayError, GatewayFailure};
 use super::agent_pipe::{self, Directions, Input, Stop};
 use super::agent_report::Report;
 use super::agent_secrets::{KeySource, read_file};
+use super::agent_terminal::interrupted;
 use crate::agent::{ServerName, ServiceConnection, ServiceEvent, bridge, publish};
 use crate::gateway::client::{
     ConnectError, DialClient, DialServer, Endpoint, GatewayToken, Key, Raw, Settings, Tls, VirtualStream,

@@ -1,11 +1,10 @@
 //! Standard input and output over one stream of a connection; each direction ends on its own.
 
 use super::agent_error::CommandError;
+use super::agent_terminal::{close_stdout, is_stdout_null};
 use crate::agent::{Connection, ConnectionError, RecvStream};
 use clap::Args;
 use std::io::{self, IsTerminal};
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
@@ -71,15 +70,6 @@ impl Input<'_> {
             _ => Ok(total),
         }
     }
-}
-
-/// Returns whether standard output is `/dev/null`.
-fn is_output_null() -> bool {
-    let device =
-        |file: &std::fs::File| file.metadata().ok().map(|data| data.rdev()).filter(|device| *device != 0);
-    let output = io::stdout().as_fd().try_clone_to_owned().map(std::fs::File::from);
-    let null = std::fs::File::open("/dev/null");
-    matches!((output, null), (Ok(output), Ok(null)) if device(&output).is_some() && device(&output) == device(&null))
 }
 
 /// The side that opens the stream.
@@ -193,7 +183,7 @@ async fn receive(mut recv: RecvStream, directions: Directions, our_end: &Notify)
     let unwanted = async {
         if !directions.send_only {
             our_end.notified().await;
-            if !is_output_null() {
+            if !is_stdout_null() {
                 std::future::pending::<()>().await;
             }
         }
@@ -206,12 +196,6 @@ async fn receive(mut recv: RecvStream, directions: Directions, our_end: &Notify)
             Ok(0)
         }
     }
-}
-
-/// Closes standard output, so that its reader sees the end while the other direction goes on.
-fn close_stdout() -> io::Result<()> {
-    let null = std::fs::OpenOptions::new().write(true).open("/dev/null")?;
-    Ok(rustix::stdio::dup2_stdout(null)?)
 }
 
 /// Sends standard input until its end, without finishing the stream.

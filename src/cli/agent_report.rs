@@ -42,7 +42,10 @@ impl Report {
     /// Reports a server that is retried until it is reachable.
     pub(super) fn waiting(&self, server: &str, code: &str, what: &str, hint: &str) {
         self.write(
-            || format!("Waiting  {server}: {what}; trying again\n  try     {hint}"),
+            || match what.contains(server) {
+                true => format!("Waiting  {what}; trying again\n  try     {hint}"),
+                false => format!("Waiting  {server}: {what}; trying again\n  try     {hint}"),
+            },
             || json!({"v": VERSION, "t": "waiting", "server": server, "code": code, "what": what, "hint": hint}),
         );
     }

@@ -1,22 +1,14 @@
 //! Secrets of `agent`: from arguments, the environment, a file, or a prompt on the terminal.
 
 use super::agent_error::UsageError;
+use super::agent_terminal::{Answer, prompt};
 use clap::Args;
-use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
 use std::fs::File;
-use std::io::{self, IsTerminal, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::task::{Context, Waker};
-use std::thread;
-use std::time::Duration;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The most that is read of a file or a line.
+/// Maximum number of bytes that are read from a file.
 const MAX_LEN: u64 = 4096;
-/// How soon a question ends after a signal.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// Where the access key comes from.
 #[derive(Debug, Args)]
@@ -64,101 +56,12 @@ pub(super) fn read_file(option: &'static str, path: &Path) -> Result<String, Usa
     }
 }
 
-/// Asks on the terminal without showing what is typed; `None` where there is no terminal, or no answer. A signal that ends this program is waited
-/// for here, since the terminal is to show what is typed again.
+/// Prompts on the terminal; `None` without a terminal or an answer.
 pub(super) fn ask(what: &str) -> Result<Option<String>, UsageError> {
-    let stdin = io::stdin();
-    if !stdin.is_terminal() && !io::stderr().is_terminal() {
-        return Ok(None);
-    }
-    // Standard input may be what is to be sent.
-    let terminal = File::open("/dev/tty").ok();
-    let terminal = match &terminal {
-        Some(terminal) => terminal.as_fd(),
-        None if stdin.is_terminal() => stdin.as_fd(),
-        None => return Ok(None),
-    };
-    let line = {
-        let mut ends = Ends::watch();
-        let _hidden = Hidden::new(terminal);
-        let _ = write!(io::stderr(), "{what}: ");
-        terminal.try_clone_to_owned().map_or(Ok(None), |terminal| read_line(terminal, || ends.have_come()))
-    };
-    let _ = writeln!(io::stderr());
-    let line = line?.and_then(|line| String::from_utf8(line).ok());
-    Ok(line.map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()))
-}
-
-/// Reads a line on a thread of its own, which a signal leaves behind.
-fn read_line(
-    terminal: OwnedFd,
-    mut is_interrupted: impl FnMut() -> bool,
-) -> Result<Option<Vec<u8>>, UsageError> {
-    let (line, lines) = sync_channel(1);
-    let reading = thread::Builder::new().spawn(move || line.send(read_bytes(&terminal)));
-    loop {
-        match (lines.recv_timeout(LOOK), is_interrupted() || reading.is_err()) {
-            (_, true) => return Err(UsageError::Interrupted),
-            (Ok(line), false) => return Ok(line),
-            (Err(RecvTimeoutError::Disconnected), false) => return Ok(None),
-            (Err(RecvTimeoutError::Timeout), false) => {}
-        }
-    }
-}
-
-/// Byte by byte, so that what follows is left to others.
-fn read_bytes(terminal: &OwnedFd) -> Option<Vec<u8>> {
-    let mut line = Vec::new();
-    let mut byte = [0];
-    while line.len() < usize::try_from(MAX_LEN).unwrap_or(usize::MAX)
-        && rustix::io::read(terminal, &mut byte).ok()? == 1
-        && byte != *b"\n"
-    {
-        line.push(byte[0]);
-    }
-    Some(line)
-}
-
-/// The signals that end this program.
-struct Ends(Vec<Signal>);
-
-impl Ends {
-    fn watch() -> Self {
-        let kinds =
-            [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::quit(), SignalKind::hangup()];
-        Self(kinds.into_iter().filter_map(|kind| signal(kind).ok()).collect())
-    }
-
-    fn have_come(&mut self) -> bool {
-        let mut context = Context::from_waker(Waker::noop());
-        self.0.iter_mut().any(|signal| signal.poll_recv(&mut context).is_ready())
-    }
-}
-
-/// A terminal that does not show what is typed, until this is dropped.
-struct Hidden<'a> {
-    terminal: BorrowedFd<'a>,
-    before: Option<Termios>,
-}
-
-impl<'a> Hidden<'a> {
-    fn new(terminal: BorrowedFd<'a>) -> Self {
-        let before = tcgetattr(terminal).ok();
-        if let Some(mut hidden) = before.clone() {
-            hidden.local_modes.remove(LocalModes::ECHO);
-            // A program that is stopped gives nothing back.
-            hidden.special_codes[SpecialCodeIndex::VSUSP] = 0;
-            let _ = tcsetattr(terminal, OptionalActions::Now, &hidden);
-        }
-        Self { terminal, before }
-    }
-}
-
-impl Drop for Hidden<'_> {
-    fn drop(&mut self) {
-        if let Some(before) = &self.before {
-            let _ = tcsetattr(self.terminal, OptionalActions::Now, before);
-        }
+    match prompt(what) {
+        Answer::Line(line) => Ok(Some(line)),
+        Answer::None => Ok(None),
+        Answer::Interrupted => Err(UsageError::Interrupted),
     }
 }
 
@@ -167,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_the_first_line_of_what_was_pasted_or_of_its_file() {
+    fn a_key_is_the_first_line_of_the_argument_or_file() {
         for text in ["abc", " abc\n", "\nabc\r\n", "abc\nmore"] {
             assert_eq!(first_line(text), "abc", "{text:?}");
         }

@@ -18,6 +18,8 @@ mod agent_pipe;
 mod agent_report;
 #[cfg(feature = "agent")]
 mod agent_secrets;
+#[cfg(feature = "agent")]
+mod agent_terminal;
 #[cfg(feature = "server")]
 mod credentials;
 #[cfg(feature = "server")]

@@ -109,7 +109,7 @@ fn a_relayed_session_names_its_server_when_the_server_dies() {
     test_server.stop();
     let reason = format!("ran through the server {server}");
     for side in [listener, connector] {
-        ends_with(side, 5, &[&reason, "the server runs again"], &["the other side says"]);
+        ends_with(side, 5, &[&reason, "the server runs again"], &["the other side prints"]);
     }
 }
 
