@@ -40,7 +40,7 @@ fn echo() -> SocketAddr {
     address
 }
 
-fn says(process: &Proc, start: &str) {
+fn expect_line(process: &Proc, start: &str) {
     process.expect(start, UP, |line| line.starts_with(start).then_some(()));
 }
 
@@ -69,10 +69,10 @@ fn a_service_and_a_listener_wait_for_a_server_that_starts_later() {
     let to = echo().to_string();
     let share = agent(here(), &["share", "--gateway", &server, "--id", ID, "--to", &to], Some(&key));
     let mut listener = agent(here(), &["listen", "--server", &server], None);
-    says(&share, "Waiting  ");
-    says(&listener, "Waiting  ");
+    expect_line(&share, "Waiting  ");
+    expect_line(&listener, "Waiting  ");
     test_server.begin();
-    says(&share, "Sharing  ");
+    expect_line(&share, "Sharing  ");
     assert_eq!(word_through(&server), "word", "{}", share.printed());
     let mut connector = agent(here(), &["connect", &ticket(&listener)], None);
     drop((listener.take_pipes(), connector.take_pipes()));
@@ -87,7 +87,7 @@ fn a_service_waits_for_an_id_in_use_and_takes_it_from_a_frozen_server() {
     let (server, key, to) = (test_server.address.to_string(), test_server.key(), echo().to_string());
     let share = || agent(here(), &["share", "--gateway", &server, "--id", ID, "--to", &to], Some(&key));
     let before = share();
-    says(&before, "Sharing  ");
+    expect_line(&before, "Sharing  ");
     let mut after = share();
     after.expect("reason", UP, |line| line.contains("another server has this id").then_some(()));
     after.expect("hint", UP, |line| line.contains("agent share").then_some(()));
@@ -95,7 +95,7 @@ fn a_service_waits_for_an_id_in_use_and_takes_it_from_a_frozen_server() {
     assert!(after.ended_by(Instant::now()).is_none(), "{}", after.printed());
     let stopped = Command::new("sh").args(["-c", "kill -STOP \"$0\"", &before.id().to_string()]).status();
     assert!(stopped.unwrap().success());
-    says(&after, "Sharing  ");
+    expect_line(&after, "Sharing  ");
     assert_eq!(word_through(&server), "word", "{}", after.printed());
 }
 
@@ -113,11 +113,11 @@ fn a_service_and_a_listener_survive_an_address_change() {
     let to = host.inside(echo).to_string();
     let share = agent(inside(), &["share", "--gateway", &server, "--id", ID, "--to", &to], Some(&key));
     let mut listener = agent(inside(), &["listen", "--server", &server], None);
-    says(&share, "Sharing  ");
+    expect_line(&share, "Sharing  ");
     let ticket = ticket(&listener);
     host.move_to(31);
-    says(&share, "Lost     ");
-    says(&share, "Back     ");
+    expect_line(&share, "Lost     ");
+    expect_line(&share, "Back     ");
     let deadline = Instant::now() + UP;
     let connected = loop {
         let mut connector = agent(other.command(env!("CARGO_BIN_EXE_agent")), &["connect", &ticket], None);

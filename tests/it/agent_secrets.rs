@@ -138,8 +138,8 @@ if child == 0:
     fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
     for descriptor in (0, 1, 2): os.dup2(slave, descriptor)
     os.execv(sys.argv[1], sys.argv[1:])
-said = b''
-while b': ' not in said: said += os.read(master, 1024)
+printed = b''
+while b': ' not in printed: printed += os.read(master, 1024)
 hidden = not shows()
 os.write(master, b'typed in part\x03')
 _, status = os.waitpid(child, 0)
@@ -162,8 +162,8 @@ fn ctrl_c_at_a_question_restores_the_terminals_echo() {
             python.env_remove(name);
         }
         let output = python.output().unwrap();
-        let told = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert_eq!(told, "True True 130\n", "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let outcome = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(outcome, "True True 130\n", "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }
 

@@ -70,7 +70,7 @@ fn share(gateway: &str, to: SocketAddr, transport: &str, key: &str) -> Proc {
 }
 
 /// What comes back from 7 for these bytes on standard input.
-fn request(arguments: &[&str], bytes: &[u8], told: &[&Proc]) -> String {
+fn request(arguments: &[&str], bytes: &[u8], processes: &[&Proc]) -> String {
     let mut connect = agent(&[&["connect"], arguments].concat(), None, Stdout::Pipe);
     let (mut stdin, mut stdout) = connect.take_pipes();
     stdin.write_all(bytes).unwrap();
@@ -78,8 +78,8 @@ fn request(arguments: &[&str], bytes: &[u8], told: &[&Proc]) -> String {
     let mut answer = String::new();
     stdout.read_to_string(&mut answer).unwrap();
     let status = connect.wait(UP);
-    let processes: Vec<_> = told.iter().map(|side| side.printed()).collect();
-    assert!(status.success(), "{status}\n{}\n{}", connect.printed(), processes.join("\n"));
+    let printed: Vec<_> = processes.iter().map(|side| side.printed()).collect();
+    assert!(status.success(), "{status}\n{}\n{}", connect.printed(), printed.join("\n"));
     answer
 }
 
@@ -260,7 +260,7 @@ async fn echo(server: Endpoint<Raw>) {
     }
 }
 
-/// Inside TLS, by both manners of speaking.
+/// Over TLS, as a WebSocket and as plain TCP.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_library_uses_tls_and_trusts_only_the_configured_roots() {
     let authority = Authority::new();

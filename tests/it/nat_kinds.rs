@@ -151,9 +151,9 @@ fn assert_symmetric_reaches(kind: NatKind) {
     let (left_host, right_host) = (net.behind(&left), net.behind(&right));
     let mut left_punch = left_host.python("natprobe.py", &["punch", "203.0.113.22", "5002", "5001"]);
     let mut right_punch = right_host.python("natprobe.py", &["punch", "203.0.113.21", "5001", "5002"]);
-    let heard = verdict(&mut left_punch);
-    assert_eq!(heard["source"][0], "203.0.113.22", "{heard}");
-    assert_ne!(heard["source"][1], 5002, "{heard}");
+    let verdict_of_left = verdict(&mut left_punch);
+    assert_eq!(verdict_of_left["source"][0], "203.0.113.22", "{verdict_of_left}");
+    assert_ne!(verdict_of_left["source"][1], 5002, "{verdict_of_left}");
     assert_eq!(verdict(&mut right_punch)["source"], serde_json::json!(["203.0.113.21", 5001]));
 }
 

@@ -50,8 +50,8 @@ impl Watcher {
     /// The next presence event of the tag; `None` if none arrives in time.
     fn event(&mut self, within: Duration) -> Option<&'static str> {
         let event = self.line.receive_within(within, |message| message["t"] == 60)?;
-        let says = |word: &&str| event["params"][*word] == json!([self.watched]);
-        Some(["online", "offline"].into_iter().find(says).unwrap_or_else(|| panic!("{event}")))
+        let names = |word: &&str| event["params"][*word] == json!([self.watched]);
+        Some(["online", "offline"].into_iter().find(names).unwrap_or_else(|| panic!("{event}")))
     }
 
     fn listed(&mut self) -> Value {
@@ -137,8 +137,8 @@ fn a_path_through_nats_with_short_timeouts_outlives_silence() {
     let found = [paths(&listener), paths(&connector)];
     pause_under_test(Duration::from_secs(3 * u64::from(MEMORY)));
     to_listener.write_all(b"still there?\n").unwrap();
-    let mut heard = String::new();
-    BufReader::new(from_listener).read_line(&mut heard).unwrap();
-    assert_eq!(heard, "still there?\n");
+    let mut line = String::new();
+    BufReader::new(from_listener).read_line(&mut line).unwrap();
+    assert_eq!(line, "still there?\n");
     assert_eq!([paths(&listener), paths(&connector)], found);
 }

@@ -113,7 +113,7 @@ impl Side {
     }
 
     fn wait_for_path(&self, within: Duration, path: Path) -> Option<Value> {
-        self.agent.wait_for(within, |line| event(line, "path").filter(|told| path.matches(told)))
+        self.agent.wait_for(within, |line| event(line, "path").filter(|event| path.matches(event)))
     }
 
     fn last_path(&self) -> Value {
@@ -218,7 +218,7 @@ impl Scene {
         for (side, status) in sides.iter().zip(ended) {
             assert!(status.is_some_and(|status| status.success()), "ended with {status:?}\n{processes}");
             let last = side.last_path();
-            assert!(path.matches(&last), "{path:?}, but told {last}\n{processes}");
+            assert!(path.matches(&last), "{path:?}, but the agent reported {last}\n{processes}");
         }
         sides.map(|side| side.output.join().unwrap())
     }

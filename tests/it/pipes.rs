@@ -42,7 +42,7 @@ fn ticket(listener: &Proc) -> String {
 }
 
 /// Everything that comes out of a pipe until its end, which has to come in time.
-fn heard(mut pipe: ChildStdout, processes: &[&Proc]) -> Vec<u8> {
+fn read_all(mut pipe: ChildStdout, processes: &[&Proc]) -> Vec<u8> {
     let (ended, end) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let mut bytes = Vec::new();
@@ -88,8 +88,8 @@ fn two_agents_on_one_host_exchange_a_line_each_and_print_their_path() {
         });
     }
     drop((to_listener, to_connector));
-    assert_eq!(heard(from_listener, &[&listener, &connector]), b"hello from the connector\n");
-    assert_eq!(heard(from_connector, &[&listener, &connector]), b"hello from the listener\n");
+    assert_eq!(read_all(from_listener, &[&listener, &connector]), b"hello from the connector\n");
+    assert_eq!(read_all(from_connector, &[&listener, &connector]), b"hello from the listener\n");
     listener.succeed(UP);
     connector.succeed(UP);
 }
@@ -100,12 +100,12 @@ fn a_side_whose_input_has_ended_continues_to_receive() {
     let (mut to_listener, from_listener) = listener.take_pipes();
     let (to_connector, from_connector) = connector.take_pipes();
     drop(to_connector);
-    let nothing = heard(from_listener, &[&listener, &connector]);
+    let nothing = read_all(from_listener, &[&listener, &connector]);
     // The listener's reader has seen the connector's end; only now does the listener send.
     let late = vec![b'x'; 1_000_000];
     to_listener.write_all(&late).unwrap();
     drop(to_listener);
-    let all = heard(from_connector, &[&listener, &connector]);
+    let all = read_all(from_connector, &[&listener, &connector]);
     assert!(nothing.is_empty() && all == late, "{} bytes, {} late ones", nothing.len(), all.len());
     listener.succeed(UP);
     connector.succeed(UP);
@@ -149,8 +149,10 @@ fn registrations(recorder: &RecordingProxy, count: usize) -> Vec<[Value; 2]> {
     wait_for(UP, || {
         let first = |texts: &[Value], t: i64| texts.iter().find(|text| text["t"] == t).cloned();
         let lines = recorder.texts();
-        let passed: Vec<_> =
-            lines.iter().filter_map(|[said, told]| Some([first(said, 1)?, first(told, -1)?])).collect();
+        let passed: Vec<_> = lines
+            .iter()
+            .filter_map(|[registration, response]| Some([first(registration, 1)?, first(response, -1)?]))
+            .collect();
         if passed.len() == count { Ok(passed) } else { Err(format!("{lines:?}")) }
     })
 }
@@ -163,10 +165,10 @@ fn a_listener_returns_as_a_newer_session_and_ends_when_replaced() {
     ticket(&listener);
     recorder.cut();
     let passed = registrations(&recorder, 2);
-    let told = passed[0][1]["extra"]["epoch"].as_i64().unwrap();
+    let epoch = passed[0][1]["extra"]["epoch"].as_i64().unwrap();
     assert_eq!(
         (&passed[0][0]["params"]["epoch"], &passed[1][0]["params"]["epoch"]),
-        (&Value::Null, &json!(told + 1))
+        (&Value::Null, &json!(epoch + 1))
     );
 
     let mut newer = SignalingClient::web(Ipv4Addr::LOCALHOST, test_server.address);
@@ -212,7 +214,7 @@ fn assert_ends_by_itself(open: &[&str], done: &[&str], nowhere: bool) {
         let much = vec![b'x'; 1_000_000];
         to_sender.write_all(&much).unwrap();
         drop(to_sender);
-        assert!(heard(from_receiver, &[&listener, &connector]) == much);
+        assert!(read_all(from_receiver, &[&listener, &connector]) == much);
         listener.succeed(UP);
         connector.succeed(UP);
     }

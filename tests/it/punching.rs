@@ -21,9 +21,9 @@ const PATIENCE: &str = "8";
 enum End {
     /// With a hundred datagrams exchanged each way.
     Exchanged,
-    /// With both telling the server that they have given up.
+    /// Both tell the server that they have given up.
     NoHole,
-    /// With the server telling the caller that the callee does not answer.
+    /// The server tells the caller that the callee does not answer.
     NoAnswer,
 }
 
@@ -31,8 +31,8 @@ enum End {
 fn event(client: &Proc, name: &str) -> Value {
     let of_name =
         |line: &String| serde_json::from_str::<Value>(line).ok().filter(|event| event["event"] == name);
-    let told = client.lines(of_name).pop();
-    told.unwrap_or_else(|| panic!("no {name}\n{}", client.printed()))
+    let output = client.lines(of_name).pop();
+    output.unwrap_or_else(|| panic!("no {name}\n{}", client.printed()))
 }
 
 fn assert_end(callee: NatKind, caller: NatKind, rest: &str, end: End) {
@@ -50,20 +50,20 @@ fn assert_end(callee: NatKind, caller: NatKind, rest: &str, end: End) {
     listener.expect("registration", UP, |line| line.contains("\"registered\"").then_some(()));
     let mut calling = client(1, &["call", "first"]);
     let called = calling.wait(UP);
-    let told = [&calling, &listener].map(Proc::printed).join("\n") + &test_server.process.printed();
+    let output = [&calling, &listener].map(Proc::printed).join("\n") + &test_server.process.printed();
     let expected = if end == End::Exchanged { 0 } else { 1 };
-    assert_eq!(called.code(), Some(expected), "{callee:?}, called from behind {caller:?}\n{told}");
+    assert_eq!(called.code(), Some(expected), "{callee:?}, called from behind {caller:?}\n{output}");
     match end {
         End::Exchanged => {
             assert_eq!(event(&calling, "exchanged")["received"], 100);
             listener.succeed(UP);
         }
         End::NoHole => {
-            assert_eq!(event(&calling, "failed")["reason"], "no hole", "{told}");
+            assert_eq!(event(&calling, "failed")["reason"], "no hole", "{output}");
             assert_eq!(listener.wait(UP).code(), Some(1));
             assert_eq!(event(&listener, "failed")["reason"], "no hole");
         }
-        End::NoAnswer => assert_eq!(event(&calling, "failed")["code"], 207, "{told}"),
+        End::NoAnswer => assert_eq!(event(&calling, "failed")["code"], 207, "{output}"),
     }
 }
 
@@ -147,9 +147,9 @@ fn two_clients_behind_one_nat_use_each_others_inner_addresses() {
         to_caller.starts_with("10.21.0.3:") && to_callee.starts_with("10.21.0.2:"),
         "{to_caller}, {to_callee}"
     );
-    for told in [of_callee, of_caller] {
-        let addr = told["addr"].as_str().unwrap();
-        assert!(addr.starts_with("203.0.113.21:") && told["nat"] == true, "{told}");
+    for output in [of_callee, of_caller] {
+        let addr = output["addr"].as_str().unwrap();
+        assert!(addr.starts_with("203.0.113.21:") && output["nat"] == true, "{output}");
     }
 }
 
@@ -178,12 +178,15 @@ fn plain_clients_punch_through_two_layers_of_nat() {
     let (server, outer, other) = (net.island(10), net.nat(PortRestricted, 21), net.nat(PortRestricted, 22));
     let inner = net.nat_behind(&outer, PortRestricted, 31);
     let (deep, host) = (net.behind(&inner), net.behind(&other));
-    let [(told, to_other), (_, to_deep)] = holes([&deep, &host], &server);
+    let [(output, to_other), (_, to_deep)] = holes([&deep, &host], &server);
     assert!(
         to_other.starts_with("203.0.113.22:") && to_deep.starts_with("203.0.113.21:"),
         "{to_other}, {to_deep}"
     );
-    assert!(told["addr"].as_str().unwrap().starts_with("203.0.113.21:") && told["nat"] == true, "{told}");
+    assert!(
+        output["addr"].as_str().unwrap().starts_with("203.0.113.21:") && output["nat"] == true,
+        "{output}"
+    );
 }
 
 /// S0-22, S1-11.
@@ -211,11 +214,11 @@ fn streams([callee, caller]: [&Host; 2], server_host: &Host) -> [(String, String
     listener.expect("registration", UP, |line| line.contains("\"registered\"").then_some(()));
     let mut calling = caller.python("plain_client.py", &[&usual[..], &["call", "first"]].concat());
     let ends = [calling.wait(UP), listener.wait(UP)];
-    let told = [&calling, &listener].map(Proc::printed).join("\n") + &test_server.process.printed();
-    assert!(ends.iter().all(|end| end.success()), "{told}");
+    let output = [&calling, &listener].map(Proc::printed).join("\n") + &test_server.process.printed();
+    assert!(ends.iter().all(|end| end.success()), "{output}");
     [&listener, &calling].map(|client| {
         let stream = event(client, "stream");
-        assert_eq!(stream["received"], 65_536, "{told}");
+        assert_eq!(stream["received"], 65_536, "{output}");
         ["how", "peer"].map(|name| stream[name].as_str().unwrap().to_owned()).into()
     })
 }

@@ -23,7 +23,7 @@ enum Line {
 pub(crate) struct SignalingClient {
     line: Line,
     next_mid: i64,
-    heard: VecDeque<Value>,
+    received: VecDeque<Value>,
 }
 
 impl SignalingClient {
@@ -42,7 +42,7 @@ impl SignalingClient {
     }
 
     fn on(line: Line) -> Self {
-        Self { line, next_mid: 1, heard: VecDeque::new() }
+        Self { line, next_mid: 1, received: VecDeque::new() }
     }
 
     /// Sends a message as it stands.
@@ -71,7 +71,7 @@ impl SignalingClient {
                 return answer;
             }
         }
-        panic!("{request} is not answered, but heard was {:?}", self.heard)
+        panic!("{request} is not answered, but these messages arrived: {:?}", self.received)
     }
 
     /// Registers with `params` and returns the tag.
@@ -82,7 +82,8 @@ impl SignalingClient {
 
     /// The first message, received or yet to come, that `pick` accepts; those before it are kept.
     pub(crate) fn receive(&mut self, pick: impl Fn(&Value) -> bool) -> Value {
-        self.receive_within(PATIENCE, pick).unwrap_or_else(|| panic!("not heard, but {:?}", self.heard))
+        self.receive_within(PATIENCE, pick)
+            .unwrap_or_else(|| panic!("no such message, but {:?}", self.received))
     }
 
     /// The same, with a time of its own; `None` at its end, and at the end of the line.
@@ -91,8 +92,8 @@ impl SignalingClient {
         within: Duration,
         pick: impl Fn(&Value) -> bool,
     ) -> Option<Value> {
-        if let Some(index) = self.heard.iter().position(&pick) {
-            return self.heard.remove(index);
+        if let Some(index) = self.received.iter().position(&pick) {
+            return self.received.remove(index);
         }
         let deadline = Instant::now() + within;
         loop {
@@ -100,7 +101,7 @@ impl SignalingClient {
             if pick(&message) {
                 return Some(message);
             }
-            self.heard.push_back(message);
+            self.received.push_back(message);
         }
     }
 
