@@ -49,6 +49,7 @@ pub mod net {
 pub mod signaling {
     pub use crate::signaling::{
         Config, ConnId, Destination, Hub, HubMessage, Limits, NodeId, NotifyFrom, Output, Rate, ServerPort,
+        Undelivered,
     };
     pub mod wire {
         pub use crate::signaling::wire::*;

@@ -204,7 +204,8 @@ impl Server {
         };
         let hosts = OwnHosts::gather(&config, &certificate, addresses.subscribe());
         let connections = connections(&config.limits, config.turn.max_allocations);
-        let counted = Metrics::new(gateway.as_ref(), Arc::clone(&connections), hosts, &config.metrics_from);
+        let parts = (gateway.as_ref(), signaling.handle(), Arc::clone(&connections));
+        let counted = Metrics::new(parts, hosts, &config.metrics_from);
         let door = StreamDoor {
             workers: Arc::clone(&inboxes),
             router: router.merge(metrics::router(counted)).merge(revocation::router(desk)),

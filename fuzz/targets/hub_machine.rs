@@ -1,4 +1,4 @@
-//! Hubs with arbitrary clients, bus and clock steps, checked against a model of what was sent and received: a token reaches only its two
+//! Hubs of several servers with arbitrary clients, bus and clock steps, checked against a model of what was sent and received: a token reaches only its two
 //! sides, a tag has one owner, a watcher gets the true state in the end, every request is answered, the tables keep their caps, and no
 //! state remains.
 
@@ -107,7 +107,7 @@ impl World {
         Self {
             now: time::now(),
             revoked: Arc::clone(&config.revoked),
-            hubs: Hub::several(&config, count, ChaCha20Rng::from_seed([7; 32])),
+            hubs: Hub::cluster(&config, count, ChaCha20Rng::from_seed([7; 32])),
             lines: Lines::default(),
             is_patient,
             mid: 0,
@@ -186,7 +186,7 @@ impl World {
                 }
                 Output::Text { conn, text } => {
                     assert!(self.webs.values().any(|open| *open == conn.0), "a text to nobody");
-                    assert_eq!(self.home_of(Leg::Web(conn.0)), hub, "from another hub than its home");
+                    assert_eq!(self.home_of(Leg::Web(conn.0)), hub, "from another server than its own");
                     let message = serde_json::from_str(&text).expect("JSON");
                     self.model.hear(
                         Leg::Web(conn.0),
@@ -210,7 +210,8 @@ impl World {
     }
 
     fn check(&self) {
-        assert!(self.sum(Hub::clients) <= TAGS && self.sum(Hub::calls) <= CALLS, "a table keeps its cap");
+        let is_bounded = |hub: &Hub| hub.clients() <= TAGS && hub.calls() <= CALLS;
+        assert!(self.hubs.iter().all(is_bounded), "a table keeps its limit");
         let is_ahead = |hub: &Hub| hub.poll_timeout().is_none_or(|at| at > self.now.mono);
         assert!(self.hubs.iter().all(is_ahead), "nothing is overdue");
         if self.is_patient && self.lines.is_empty() {

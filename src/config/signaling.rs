@@ -18,7 +18,6 @@ pub(super) struct Signaling {
     list: Option<bool>,
     presence: Option<bool>,
     notify_from: Option<NotifyFrom>,
-    hubs: Option<usize>,
     times: measures::Times,
     limits: measures::Limits,
 }
@@ -154,12 +153,6 @@ impl Signaling {
                 "must hold origins as browsers write them: https://app.example",
             ))?;
         }
-        if let Some(hubs) = self.hubs {
-            if !(1..=Config::MOST_HUBS).contains(&hubs) {
-                return Err(value("signaling.hubs", "must be 1 to 16"));
-            }
-            signaling.hubs = hubs;
-        }
         signaling.presence = self.presence.unwrap_or(signaling.presence);
         signaling.list = self.list.unwrap_or(signaling.list);
         signaling.notify_from = match self.notify_from {
@@ -209,8 +202,6 @@ mod tests {
             ),
             ("[[signaling.keys]]\nkey = '0123456789abcdef'\nscopes = []".to_owned(), "signaling.keys.scopes"),
             (format!("[signaling.jwt]\nalgorithm = 'HS256'\n{key}\nissuer = ''"), "signaling.jwt.issuer"),
-            ("[signaling]\nhubs = 0".to_owned(), "signaling.hubs"),
-            ("[signaling]\nhubs = 17".to_owned(), "signaling.hubs"),
             ("[signaling]\norigins = ['https://app.example/']".to_owned(), "signaling.origins"),
             ("[signaling.jwt]\nalgorithm = 'HS256'\nkey = 'short'".to_owned(), "signaling.jwt.key"),
             ("[signaling.jwt]\nalgorithm = 'HS256'".to_owned(), "key_file"),

@@ -5,6 +5,7 @@ use super::request_source::IsForwarded;
 use crate::gateway::{Handle, Service};
 use crate::limits::{self, NetworkPrefix, Table};
 use crate::net::connection_limiter::ConnectionLimiter;
+use crate::signaling;
 use axum::extract::{ConnectInfo, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
@@ -18,6 +19,7 @@ use std::sync::Arc;
 pub(super) struct Metrics {
     gateway: Option<Handle>,
     connections: Arc<ConnectionLimiter>,
+    signaling: signaling::Handle,
     /// By which names and addresses.
     hosts: OwnHosts,
     from: Arc<[NetworkPrefix]>,
@@ -25,12 +27,11 @@ pub(super) struct Metrics {
 
 impl Metrics {
     pub(super) fn new(
-        gateway: Option<&Service>,
-        connections: Arc<ConnectionLimiter>,
+        (gateway, signaling, connections): (Option<&Service>, signaling::Handle, Arc<ConnectionLimiter>),
         hosts: OwnHosts,
         from: &[NetworkPrefix],
     ) -> Self {
-        Self { gateway: gateway.map(Service::handle), connections, hosts, from: from.into() }
+        Self { gateway: gateway.map(Service::handle), connections, signaling, hosts, from: from.into() }
     }
 }
 
@@ -64,6 +65,10 @@ async fn answer(
             Some(counters) => text += &counters.to_prometheus(),
             None => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
         }
+    }
+    match metrics.signaling.counters().await {
+        Some(counters) => text += &counters.to_prometheus(),
+        None => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
     }
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }

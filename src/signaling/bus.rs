@@ -1,86 +1,79 @@
-//! What hubs say to each other, and what carries it.
+//! Messages between the hubs of several servers, and the bus that carries them.
 //!
-//! A [`Bus`] knows two ways: to the hub that a tag belongs to, and to one hub by its place. The words on it are made so that a bus
-//! between machines can take its place later; with NATS they would be:
+//! A [`Bus`] has two kinds of destination: the node that a tag belongs to, and a node by its number. A single server has no other
+//! hub and sends none of these messages. The messages are made for a bus between machines; over NATS they would be:
 //!
-//! | word | inside one process | with NATS |
-//! | --- | --- | --- |
-//! | `ForwardedCall` to a tag | the queue of the hub that its last letter names | a request on the tag's subject; *no responders* is 203 at once |
-//! | `Heard` | the same | never: a client's messages come to the machine that has it |
-//! | `Watch`, `States`, `Unwatch` | presence: get and watch | a watch on the tag's key, which begins with its value |
-//! | `Presence` | presence: set, for those who watch | a put with a time to live, or a delete |
-//! | `ListPage`, `Paged` | to every hub | a request to all |
-//! | `Left`, `Dropped`, `Ended`, `Moved`, `Offline`, `Withdrawn`, `Text`, `Close` | to one hub | the subject of one hub |
+//! | message | over NATS |
+//! | --- | --- |
+//! | `Call` to a tag | a request on the tag's subject; *no responders* is 203 at once |
+//! | `Forwarded`, `Deliver`, `Close` | the subject of one node |
+//! | `ClientGone`, `ClientReleased`, `TagEnded`, `TagAssigned` | the subject of one node |
+//! | `CallerOffline`, `CallerRevoked` | the subject of one node |
+//! | `Watch`, `WatchState`, `Unwatch` | a watch on the tag's key, which starts with its value |
+//! | `Presence` | a put with a time to live, or a delete |
+//! | `List`, `Listed` | a request to all nodes |
 
 use super::access::Realm;
-use super::client_addr::{ClientAddr, ConnId};
+use super::client_addr::{ClientAddr, ClientRoute, ConnId, ServerPort};
 use super::machine::RequestOrigin;
 use super::nodes::NodeId;
 use super::tag_id::TAG_LEN;
 use super::wire::{IceDescription, Message, Tag};
 
-/// Carries words between the hubs of a server, in the order in which one hub sends them to another.
+/// Carries messages between nodes, in order from each node to each other node.
 pub trait Bus {
-    /// Publishes to the hub that `tag` belongs to.
+    /// Sends a message.
     ///
     /// # Errors
-    /// Gives back what begins something while too much waits there already. Answers, and what follows from a client's end, always
-    /// pass: they are no more than what began them.
-    fn publish(&self, tag: &Tag, message: HubMessage) -> Result<(), HubMessage>;
-
-    /// Sends to one hub.
-    ///
-    /// # Errors
-    /// As [`Bus::publish`].
-    fn send(&self, to: NodeId, message: HubMessage) -> Result<(), HubMessage>;
+    /// Returns the message if the node is unreachable, or if it is overloaded and the message [starts](HubMessage::starts) something.
+    /// The sender passes the error to [`super::Hub::handle_undelivered`].
+    fn send(&self, to: &Destination, message: HubMessage) -> Result<(), Undelivered>;
 }
 
-/// To whom a word goes.
+/// Why a message was not delivered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Undelivered {
+    /// No node answers for the destination.
+    Unreachable(HubMessage),
+    /// The node takes nothing new at the moment.
+    Overloaded(HubMessage),
+}
+
+/// The bus of a single server: it reaches no other node.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SingleServer;
+
+impl Bus for SingleServer {
+    fn send(&self, _to: &Destination, message: HubMessage) -> Result<(), Undelivered> {
+        Err(Undelivered::Unreachable(message))
+    }
+}
+
+/// The receiver of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destination {
-    /// The hub that this tag belongs to.
+    /// The node that this tag belongs to.
     Tag(Tag),
-    /// The hub at this place.
-    Hub(NodeId),
+    /// This node.
+    Node(NodeId),
 }
 
-/// What one hub says to another.
+/// A message from one hub to another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubMessage(pub(super) Payload);
 
 impl HubMessage {
-    /// Says whether this begins something; such a word may be refused.
+    /// Returns whether the message starts something. Answers, and what follows from the end of a client, do not.
     #[must_use]
-    pub fn begins(&self) -> bool {
+    pub fn starts(&self) -> bool {
         matches!(
             self.0,
-            Payload::Forwarded(_)
-                | Payload::ForwardedCall(_)
-                | Payload::Watch { .. }
-                | Payload::ListPage { .. }
+            Payload::Forwarded(_) | Payload::Call(_) | Payload::Watch { .. } | Payload::List { .. }
         )
     }
 }
 
-/// What a word takes that carries nothing of a client's, in bytes.
-const LEAST: usize = 64;
-
-impl HubMessage {
-    /// Returns about how many bytes it takes while it waits; the same at both ends.
-    #[must_use]
-    pub fn weight(&self) -> usize {
-        LEAST
-            + match &self.0 {
-                Payload::Forwarded(heard) => heard.0.size,
-                Payload::ForwardedCall(call) => call.origin.size,
-                Payload::Text { text, .. } => text.len(),
-                Payload::Watch { wanted, .. } => wanted.len() * LEAST,
-                _ => 0,
-            }
-    }
-}
-
-/// A call for somebody who belongs to another hub than the caller.
+/// A call to a tag of another node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ForwardedCall {
     pub(super) origin: RequestOrigin,
@@ -89,57 +82,59 @@ pub(super) struct ForwardedCall {
     pub(super) rtag: Tag,
     pub(super) realm: Realm,
     pub(super) ice: IceDescription,
-    /// The inner addresses that the caller has registered with (S1-5).
+    /// The local addresses that the caller has registered (S1-5).
     pub(super) local_addresses: Vec<String>,
-    /// The caller was shown to be at its address.
+    /// Whether the address of the caller is proven.
     pub(super) proven: bool,
 }
 
 /// A tag of a realm.
 pub(super) type RealmTag = (Realm, Tag);
 
-/// How tags stand that somebody watches.
+/// Which watched tags are online.
 pub(super) type Presence = Vec<(RealmTag, bool)>;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Payload {
-    /// A client said this, and it is the other hub's business.
+    /// A client's message about a tag or a call of the receiving node.
     Forwarded(Box<(RequestOrigin, Message)>),
-    ForwardedCall(Box<ForwardedCall>),
-    /// A client's connection has ended; its tag is with the other hub.
-    Left {
+    Call(Box<ForwardedCall>),
+    /// The connection of a client has ended whose tag belongs to the receiving node.
+    ClientGone {
         addr: ClientAddr,
     },
-    /// A client has another tag now than the one that is with the other hub.
-    Dropped {
+    /// A client has another tag now than that of the receiving node.
+    ClientReleased {
         addr: ClientAddr,
     },
-    /// A UDP client's tag has ended at the sender's.
-    Ended {
+    /// The tag of a UDP client has ended at the sender.
+    TagEnded {
         addr: ClientAddr,
         by: NodeId,
     },
-    /// A client has got a tag that belongs to the sender.
-    Moved {
+    /// A client of the receiving node has got a tag of the sender.
+    TagAssigned {
         addr: ClientAddr,
         admin: bool,
         realm: Realm,
         by: NodeId,
     },
-    /// A caller's connection has ended.
-    Offline {
+    /// The connection of a caller has ended.
+    CallerOffline {
         tag: Tag,
         addr: ClientAddr,
     },
-    /// A caller's tag was revoked.
-    Withdrawn {
+    /// The tag of a caller was revoked.
+    CallerRevoked {
         tag: Tag,
     },
-    /// For a WebSocket whose home is the other hub.
-    Text {
-        conn: ConnId,
+    /// A message for a client of the receiving node.
+    Deliver {
+        route: ClientRoute,
+        port: ServerPort,
         text: String,
     },
+    /// Closes a WebSocket of the receiving node.
     Close {
         conn: ConnId,
     },
@@ -148,7 +143,7 @@ pub(super) enum Payload {
         by: NodeId,
         wanted: Vec<RealmTag>,
     },
-    States {
+    WatchState {
         id: u64,
         by: NodeId,
         presence: Presence,
@@ -160,12 +155,12 @@ pub(super) enum Payload {
     Presence {
         presence: Presence,
     },
-    ListPage {
+    List {
         id: u64,
         by: NodeId,
         page: Box<ListPage>,
     },
-    Paged {
+    Listed {
         id: u64,
         by: NodeId,
         tags: Vec<Tag>,

@@ -4,6 +4,7 @@
 
 use super::client_addr::{ClientAddr, ClientRoute};
 use super::config::Times;
+use super::counters::RequestCounts;
 use super::wire::{
     ErrorCode, IceDescription, ReportedPath, Request, RequestBody, Response, ResponseBody, Tag, Token,
 };
@@ -36,7 +37,7 @@ pub(super) enum CallOutput {
     /// A request of the server's own; the first copy may leave from both ports (S0-A10).
     Request { to: CallRole, text: String, first: bool },
     /// The late failure of t=4 (S0-A20).
-    Failure { text: String },
+    Failure { code: ErrorCode, text: String },
 }
 
 /// How far a call has come. It is *requested* before there is one: the caller's hub asks the callee's for it.
@@ -154,6 +155,8 @@ pub(super) struct Call {
     /// Told with the first 52, where the callee tells none itself (S1-5).
     callee_local_addresses: Vec<String>,
     notices: Vec<PendingRequest>,
+    /// Those that have ended since the last look.
+    requests: RequestCounts,
     effects: Vec<CallOutput>,
 }
 
@@ -190,6 +193,7 @@ impl Call {
             callee_ice_told: false,
             callee_local_addresses,
             notices: Vec::new(),
+            requests: RequestCounts::default(),
             effects: Vec::new(),
         };
         let (token, ltag, from) = (call.token.clone(), call.caller.tag.clone(), call.caller.route.udp_addr());
@@ -210,6 +214,11 @@ impl Call {
             at,
         );
         Ok(call)
+    }
+
+    /// Takes the counts of requests that have ended.
+    pub(super) fn take_request_counts(&mut self) -> RequestCounts {
+        std::mem::take(&mut self.requests)
     }
 
     /// Takes what is to be sent.
@@ -257,7 +266,7 @@ impl Call {
         let mut whole = None;
         if first {
             whole = self.notices.iter_mut().find_map(|notice| notice.whole.take());
-            self.notices.retain(|notice| notice.t != 51);
+            self.acknowledge(51, None);
             (self.stage, self.outcome) = (CallStage::Checking, CallOutcome::Answered);
             self.next_question = Some(at.now + at.times.question);
         }
@@ -285,10 +294,14 @@ impl Call {
         if self.stage == CallStage::Notified {
             let em = code.text().to_owned();
             let body = ResponseBody::Failed { t: 4, token: Some(self.token.clone()), code, em };
-            self.effects.push(CallOutput::Failure { text: Response { mid: self.mid, body }.encode() });
+            self.effects.push(CallOutput::Failure { code, text: Response { mid: self.mid, body }.encode() });
             if matches!(code, ErrorCode::NotAllowed | ErrorCode::TooMany) {
                 self.outcome = CallOutcome::Refused;
+                self.requests.acknowledged += 1;
             }
+        }
+        if code == ErrorCode::NoAnswer {
+            self.requests.unanswered += self.notices.len() as u64;
         }
         self.notices.clear();
         self.finish();
@@ -319,7 +332,9 @@ impl Call {
 
     /// Takes an answer to 52, 54 or 55, success or not. One without a mid answers all of that `t`.
     pub(super) fn acknowledge(&mut self, t: i64, mid: Option<i64>) {
+        let before = self.notices.len();
         self.notices.retain(|notice| notice.t != t || mid.is_some_and(|mid| mid != notice.mid));
+        self.requests.acknowledged += (before - self.notices.len()) as u64;
     }
 
     /// Takes the answer to a question: who still punches keeps the token alive, and the call ends when neither does
@@ -434,6 +449,7 @@ impl Call {
             effects.push(CallOutput::Request { to: notice.to, text: notice.text.clone(), first: false });
             true
         });
+        self.requests.unanswered += given_up.len() as u64;
         if given_up.contains(&51) {
             return self.fail(ErrorCode::NoAnswer);
         }

@@ -10,7 +10,7 @@ use super::tag_id::{LETTERS, base32};
 use super::wire::{
     ErrorCode, IceDescription, MAX_TEXT, NatType, Request, RequestBody, Response, ResponseBody, Tag, Token,
 };
-use crate::limits::Limit;
+use crate::limits::{Limit, NetworkPrefix};
 use rand::RngCore;
 use ring::hmac;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ impl Hub {
             self.handle_forwarded_call(call);
         } else {
             self.registry.note_call(name, to);
-            self.publish(Destination::Tag(rtag), Payload::ForwardedCall(Box::new(call)));
+            self.publish(Destination::Tag(rtag), Payload::Call(Box::new(call)));
         }
         Ok(())
     }
@@ -81,7 +81,7 @@ impl Hub {
             return Err(ErrorCode::TooMany);
         }
         if let Some(to) = callee_leg.udp_addr().filter(|_| !callee_proven)
-            && !self.shared.take_unproven(to.ip(), now)
+            && !self.unproven.try_take(&NetworkPrefix::site(to.ip()), now, 1)
         {
             Limit::SignalingPerUnproven.reached(self.config.limits.per_unproven.per_second());
             return Err(ErrorCode::TooMany);
@@ -98,7 +98,7 @@ impl Hub {
         let texts = &self.calls.texts;
         let call = Call::open(setup, &mut CallContext { now, times, notices, texts, mid: &mut mid });
         let call = call.map_err(|TooMany| ErrorCode::TooMany)?;
-        if !self.calls.take_room(&tag, &rtag) {
+        if !self.calls.has_room(&tag, &rtag) {
             return Err(ErrorCode::TooMany);
         }
         self.calls.insert(id, call);
@@ -199,26 +199,30 @@ impl Hub {
     pub(super) fn apply(&mut self, id: CallId) {
         let Some(call) = self.calls.get_mut(id) else { return };
         let effects = call.take_effects();
+        self.counters.requests.add(call.take_request_counts());
         let (caller, callee) = (call.caller.route, call.callee.route);
         self.calls.settle(id);
         for effect in effects {
-            let (route, text, doors) = match effect {
+            let (route, text, ports) = match effect {
                 CallOutput::Request { to: CallRole::Caller, text, first } => {
-                    (caller, text, self.doors(caller, first))
+                    (caller, text, self.ports(caller, first))
                 }
                 CallOutput::Request { to: CallRole::Callee, text, first } => {
-                    (callee, text, self.doors(callee, first))
+                    (callee, text, self.ports(callee, first))
                 }
-                CallOutput::Failure { text } => (caller, text, &[ServerPort::Main][..]),
+                CallOutput::Failure { code, text } => {
+                    self.counters.count_error(code);
+                    (caller, text, &[ServerPort::Main][..])
+                }
             };
-            for door in doors {
-                self.send(route, *door, &text);
+            for port in ports {
+                self.send(route, *port, &text);
             }
         }
     }
 
     /// S0-A10: port 2 sends the first copy, as document 000 has it; what passes more NATs comes from port 1.
-    fn doors(&self, route: ClientRoute, first: bool) -> &'static [ServerPort] {
+    fn ports(&self, route: ClientRoute, first: bool) -> &'static [ServerPort] {
         match (self.config.notify_from, first) {
             _ if route.udp_addr().is_none() => &[ServerPort::Main],
             (NotifyFrom::Aux, _) => &[ServerPort::Aux],
@@ -247,7 +251,7 @@ impl Hub {
     fn fresh_call_id(&mut self) -> CallId {
         loop {
             let id = self.rng.next_u32();
-            if self.nodes.is_own_call(id) && self.calls.is_free(id) {
+            if self.nodes.of_call(id) == self.nodes.own() && self.calls.is_free(id) {
                 return id;
             }
         }

@@ -7,8 +7,10 @@ use crate::clock::Deadlines;
 use crate::limits::{Limit, NetworkPrefix, Quota};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
+
+/// One network may use one part in so many of the memory for outstanding requests.
+const TEXT_SHARES: usize = 8;
 
 /// Numbers a call; random, so that the mids made of it cannot be foreseen.
 pub(super) type CallId = u32;
@@ -53,8 +55,6 @@ pub(super) struct CallTable {
     pub(super) texts: Arc<Quota<NetworkPrefix>>,
     cap: usize,
     cap_per_tag: usize,
-    /// How many all hubs have.
-    total: Arc<AtomicUsize>,
     calls: HashMap<CallId, Call>,
     pub(super) outcomes: CallOutcomes,
     by_token: HashMap<Token, CallId>,
@@ -63,10 +63,9 @@ pub(super) struct CallTable {
 }
 
 impl CallTable {
-    pub(super) fn new(limits: &Limits, total: Arc<AtomicUsize>, texts: Arc<Quota<NetworkPrefix>>) -> Self {
+    pub(super) fn new(limits: &Limits) -> Self {
         Self {
-            total,
-            texts,
+            texts: Quota::new(limits.call_bytes, limits.call_bytes.div_ceil(TEXT_SHARES)),
             cap: limits.calls,
             cap_per_tag: limits.calls_per_tag,
             calls: HashMap::new(),
@@ -101,27 +100,24 @@ impl CallTable {
         self.by_tag.get(tag).cloned().unwrap_or_default()
     }
 
-    /// Takes room for one more call between these, which is to be put in; `false` where that is over a cap.
-    pub(super) fn take_room(&self, caller: &Tag, callee: &Tag) -> bool {
-        let taken = |tag| self.by_tag.get(tag).map_or(0, Vec::len);
-        let below = |total: usize| (total < self.cap).then_some(total + 1);
-        let order = Ordering::Relaxed;
-        if taken(caller).max(taken(callee)) >= self.cap_per_tag {
-            Limit::SignalingCallsPerTag.reached(self.cap_per_tag);
-            return false;
-        }
-        let is_below = self.total.fetch_update(order, order, below).is_ok();
-        if !is_below {
-            Limit::SignalingCalls.reached(self.cap);
-        }
-        is_below
+    /// Returns whether one more call between these is within the limits.
+    pub(super) fn has_room(&self, caller: &Tag, callee: &Tag) -> bool {
+        let count = |tag| self.by_tag.get(tag).map_or(0, Vec::len);
+        let (limit, value) = if count(caller).max(count(callee)) >= self.cap_per_tag {
+            (Limit::SignalingCallsPerTag, self.cap_per_tag)
+        } else if self.calls.len() >= self.cap {
+            (Limit::SignalingCalls, self.cap)
+        } else {
+            return true;
+        };
+        limit.reached(value);
+        false
     }
 
     pub(super) fn is_free(&self, id: CallId) -> bool {
         !self.calls.contains_key(&id)
     }
 
-    /// Puts a call in that room was taken for.
     pub(super) fn insert(&mut self, id: CallId, call: Call) {
         self.by_token.insert(call.token.clone(), id);
         for tag in [&call.caller.tag, &call.callee.tag] {
@@ -147,7 +143,6 @@ impl CallTable {
         }
         self.timers.clear(id);
         if let Some(call) = self.calls.remove(&id) {
-            self.total.fetch_sub(1, Ordering::Relaxed);
             self.outcomes.count(call.outcome);
             self.by_token.remove(&call.token);
             for tag in [&call.caller.tag, &call.callee.tag] {

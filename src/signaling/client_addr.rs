@@ -1,41 +1,43 @@
-//! Where clients are: the doors of the server, and the legs on which a client is reached.
+//! Where clients are: the address of a client, and the route that a reply to it takes.
 
+use super::nodes::NodeId;
 use std::net::{IpAddr, SocketAddr};
 
 /// One of the server's two UDP ports (S0-25).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ServerPort {
-    /// Port 1, public: requests come here.
+    /// Port 1, which is public and receives requests.
     Main,
-    /// Port 2, from which the server speaks first (S0-27).
+    /// Port 2, which sends the server's own requests (S0-27).
     Aux,
 }
 
-/// One WebSocket connection, numbered by the hands and never used again.
+/// Identifies a WebSocket connection. Numbers are unique among all nodes and never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(pub u64);
 
-/// Who is at the other end.
+/// The address of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum ClientAddr {
     Udp(SocketAddr),
     WebSocket(ConnId),
 }
 
-/// A way to reach a client: who, and for UDP from which local address.
+/// How a client is reached: its address, the node that it is connected to, and for UDP the local address that it uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct ClientRoute {
     pub(super) addr: ClientAddr,
+    pub(super) node: NodeId,
     pub(super) local_ip: Option<IpAddr>,
 }
 
 impl ClientRoute {
-    pub(super) fn udp(addr: SocketAddr, local_ip: Option<IpAddr>) -> Self {
-        Self { addr: ClientAddr::Udp(addr), local_ip }
+    pub(super) fn udp(node: NodeId, addr: SocketAddr, local_ip: Option<IpAddr>) -> Self {
+        Self { addr: ClientAddr::Udp(addr), node, local_ip }
     }
 
-    pub(super) fn websocket(conn: ConnId) -> Self {
-        Self { addr: ClientAddr::WebSocket(conn), local_ip: None }
+    pub(super) fn websocket(node: NodeId, conn: ConnId) -> Self {
+        Self { addr: ClientAddr::WebSocket(conn), node, local_ip: None }
     }
 
     pub(super) fn udp_addr(&self) -> Option<SocketAddr> {
@@ -45,7 +47,7 @@ impl ClientRoute {
         }
     }
 
-    /// The longest message this route carries.
+    /// Maximum length of a message on this route.
     pub(super) fn max_len(&self) -> usize {
         match self.addr {
             ClientAddr::Udp(_) => super::wire::MAX_DATAGRAM,

@@ -1,7 +1,6 @@
 //! What an operator may set of signalling; every value has a default that serves.
 
 use super::access::{AccessKey, IceServers, Jwt, Origins, Realms};
-use super::nodes::Nodes;
 use crate::limits::{KeyedRateLimiter, Limit, Rate};
 use crate::turn_server::auth::RevocationList;
 use rand::RngCore;
@@ -18,8 +17,6 @@ pub struct Config {
     pub limits: Limits,
     /// From which port the server speaks first; default both (S0-A10).
     pub notify_from: NotifyFrom,
-    /// Hubs that share the clients, each on a task of its own; default one for each core, at most 16.
-    pub hubs: usize,
     /// Whether t=3 tells who is online; default true.
     pub list: bool,
     /// Whether t=60 tells who comes and goes; default true.
@@ -44,18 +41,12 @@ pub struct Config {
     pub stun2: Option<String>,
 }
 
-impl Config {
-    /// Most hubs of a server.
-    pub const MOST_HUBS: usize = Nodes::MOST;
-}
-
 impl Default for Config {
     fn default() -> Self {
         Self {
             times: Times::default(),
             limits: Limits::default(),
             notify_from: NotifyFrom::default(),
-            hubs: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
             list: true,
             presence: true,
             open: true,
@@ -148,7 +139,7 @@ pub struct Limits {
     pub connections_per_network: usize,
     /// Tags that one WebSocket watches; default 256.
     pub watches_per_client: usize,
-    /// WebSockets at one hub that watch one tag; default 1024.
+    /// WebSockets that watch one tag; default 1024.
     pub watchers_per_tag: usize,
     /// Tags watched by WebSockets, each pair counted; default 200 000.
     pub watches: usize,
@@ -160,9 +151,9 @@ pub struct Limits {
     pub per_pair: Rate,
     /// Signatures of one network; default 64 at once, 8/s on.
     pub per_proof: Rate,
-    /// Bytes of lists to one network, over all hubs; default 2 MiB at once, 256 KiB/s on.
+    /// Bytes of lists to one network; default 2 MiB at once, 256 KiB/s on.
     pub per_list: Rate,
-    /// CallTable told to addresses of one IPv4 /24 or IPv6 /48 that have not answered, over all hubs; default 20 at once, 2/s on.
+    /// CallTable told to addresses of one IPv4 /24 or IPv6 /48 that have not answered; default 20 at once, 2/s on.
     pub per_unproven: Rate,
     /// Requests to `/ice` of one network, whatever key they show; default 200 at once, 20/s on.
     pub ice_per_network: Rate,
@@ -174,8 +165,7 @@ pub struct Limits {
     pub revocations: usize,
     /// Events that wait for the hub; default 4096. A datagram over it is lost.
     pub inbox: usize,
-    /// Bytes of the WebSocket texts among them; default 16 MiB. Over it, WebSockets are not read. As much again may wait that other hubs
-    /// have passed on.
+    /// Bytes of the WebSocket texts among them; default 16 MiB. Over it, WebSockets are not read.
     pub inbox_bytes: usize,
     /// Texts that wait for one WebSocket; default 256. One over it closes the connection.
     pub outbox: usize,

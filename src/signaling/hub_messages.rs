@@ -1,8 +1,8 @@
-//! The hub's part in what several hubs have to say to each other.
+//! Messages from other hubs, and the queries that wait for them.
 
-use super::bus::{Destination, ForwardedCall, HubMessage, Payload, Presence, RealmTag};
+use super::bus::{Destination, ForwardedCall, HubMessage, Payload, Presence, RealmTag, Undelivered};
 use super::client_addr::{ClientAddr, ConnId};
-use super::machine::{Hub, Output, RequestOrigin};
+use super::machine::{Hub, RequestOrigin};
 use super::nodes::NodeId;
 use super::pending_queries::{PendingQuery, Query, merged};
 use super::wire::{ErrorCode, Message, ResponseBody, Tag};
@@ -10,59 +10,64 @@ use crate::clock::Now;
 use std::collections::HashMap;
 
 impl Hub {
-    /// Takes a word of another hub.
-    pub fn handle_message_from_hub(&mut self, now: Now, message: HubMessage) {
+    /// Handles a message from another hub.
+    pub fn handle_hub_message(&mut self, now: Now, message: HubMessage) {
+        self.counters.hub_messages_received += 1;
         match message.0 {
-            // Whatever it was on its way, it has its whole time from now on.
+            // Timers start at the arrival, however long the message was under way.
             Payload::Forwarded(heard) => self.handle_message(RequestOrigin { now, ..heard.0 }, heard.1),
-            Payload::ForwardedCall(call) => {
+            Payload::Call(call) => {
                 let origin = RequestOrigin { now, ..call.origin };
                 self.handle_forwarded_call(ForwardedCall { origin, ..*call });
             }
-            Payload::Left { addr } => self.leave(now, addr),
-            Payload::Dropped { addr } => drop(self.registry.remove_addr(addr)),
-            Payload::Ended { addr, by } => {
+            Payload::ClientGone { addr } => self.leave(now, addr),
+            Payload::ClientReleased { addr } => drop(self.registry.remove_addr(addr)),
+            Payload::TagEnded { addr, by } => {
                 if self.away.get(&addr) == Some(&by) {
                     self.away.remove(&addr);
                 }
             }
-            Payload::Moved { addr, admin, realm, by } => self.note_tag(now, addr, by, (admin, realm)),
-            Payload::Offline { tag, addr } => self.fail_calls(now, &tag, addr),
-            Payload::Withdrawn { tag } => self.withdraw(now, &tag),
-            Payload::Text { conn, text } if self.websockets.contains_key(&conn) => {
-                self.outputs.push_back(Output::Text { conn, text });
+            Payload::TagAssigned { addr, admin, realm, by } => {
+                self.note_assigned(now, addr, by, (admin, realm))
             }
-            Payload::Text { .. } => {}
-            Payload::Close { conn } => self.hang_up(now, conn),
+            Payload::CallerOffline { tag, addr } => self.fail_calls(now, &tag, addr),
+            Payload::CallerRevoked { tag } => self.withdraw(now, &tag),
+            Payload::Deliver { route, port, text } => self.send(route, port, &text),
+            Payload::Close { conn } => self.disconnect(now, conn),
             Payload::Watch { id, by, wanted } => self.subscribe(id, by, wanted),
-            Payload::States { id, by, presence } => self.take_states(now, (id, by), presence),
+            Payload::WatchState { id, by, presence } => self.take_states(now, (id, by), presence),
             Payload::Unwatch { by, ended } => ended.iter().for_each(|what| self.subscriptions.end(what, by)),
             Payload::Presence { presence } => {
                 self.queries.note(&presence);
-                self.note_standing(now.mono, presence);
+                self.note_presence(now.mono, presence);
             }
-            Payload::ListPage { id, by, page } => {
+            Payload::List { id, by, page } => {
                 let (tags, more) = self.registry.page(&page);
                 let own = self.nodes.own();
-                self.publish(Destination::Hub(by), Payload::Paged { id, by: own, tags, more });
+                self.publish(Destination::Node(by), Payload::Listed { id, by: own, tags, more });
             }
-            Payload::Paged { id, by, tags, more } => self.take_page(now, (id, by), (tags, more)),
+            Payload::Listed { id, by, tags, more } => self.take_page(now, (id, by), (tags, more)),
         }
         self.tell_changes(now.mono);
     }
 
-    /// Takes back a word that the bus had no room for: whoever began it is told to come later.
-    pub fn handle_refused(&mut self, now: Now, message: HubMessage) {
+    /// Handles a message that the bus did not take: the client behind it gets 206, or 203 if nobody answers for the callee.
+    pub fn handle_undelivered(&mut self, now: Now, undelivered: Undelivered) {
+        self.counters.hub_messages_undelivered += 1;
+        let (message, callee_code) = match undelivered {
+            Undelivered::Unreachable(message) => (message, ErrorCode::NotOnline),
+            Undelivered::Overloaded(message) => (message, ErrorCode::TooMany),
+        };
         match message.0 {
             Payload::Forwarded(heard) => {
                 let (origin, message) = *heard;
-                // A datagram more would not help who floods; its client repeats what it wants.
+                // By UDP no error is sent: the client retransmits, and a flood would get an answer for each datagram.
                 if let (Message::Request(request), ClientAddr::WebSocket(_)) = (message, origin.route.addr) {
                     self.fail(origin, request.body.t(), request.mid, ErrorCode::TooMany);
                 }
             }
-            Payload::ForwardedCall(call) => self.fail(call.origin, 4, call.mid, ErrorCode::TooMany),
-            Payload::Watch { id, .. } | Payload::ListPage { id, .. } => {
+            Payload::Call(call) => self.fail(call.origin, 4, call.mid, callee_code),
+            Payload::Watch { id, .. } | Payload::List { id, .. } => {
                 if let Some(query) = self.queries.give_up(id) {
                     self.give_up(query);
                 }
@@ -82,7 +87,7 @@ impl Hub {
             self.subscriptions.begin(what.clone(), by);
         }
         let own = self.nodes.own();
-        self.publish(Destination::Hub(by), Payload::States { id, by: own, presence });
+        self.publish(Destination::Node(by), Payload::WatchState { id, by: own, presence });
     }
 
     fn take_states(&mut self, now: Now, (id, by): (u64, NodeId), presence: Presence) {

@@ -5,9 +5,10 @@
 
 use super::access::Realm;
 use super::bus::{Destination, HubMessage, Payload};
-use super::call_table::{CallOutcomes, CallTable};
+use super::call_table::CallTable;
 use super::client_addr::{ClientAddr, ClientRoute, ConnId, ServerPort};
-use super::config::{Config, Limits};
+use super::config::Config;
+use super::counters::HubCounters;
 use super::nodes::{NodeId, Nodes};
 use super::pending_queries::PendingQueries;
 use super::presence::TagClaim;
@@ -29,8 +30,7 @@ use ring::hmac;
 use std::collections::{HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What the hands must do.
@@ -39,7 +39,7 @@ pub enum Output {
     /// Send a datagram.
     Datagram {
         /// From which port.
-        door: ServerPort,
+        port: ServerPort,
         /// To whom.
         to: SocketAddr,
         /// From which local address, where it is known.
@@ -66,7 +66,7 @@ pub enum Output {
         /// Which limit is reached.
         limit: Limit,
     },
-    /// Say something to another hub. Never with one hub alone.
+    /// Send a message to another hub. A single server has none.
     Publish {
         /// To which.
         to: Destination,
@@ -89,7 +89,7 @@ const ACTS_ONCE_ON_WEB: [i64; 1] = [4];
 pub(super) struct RequestOrigin {
     pub(super) now: Now,
     pub(super) route: ClientRoute,
-    pub(super) door: ServerPort,
+    pub(super) port: ServerPort,
     pub(super) network: NetworkPrefix,
     pub(super) size: usize,
     /// Whom the request is about, where the same `mid` for somebody else is another request; 0 for nobody.
@@ -104,21 +104,18 @@ pub(super) enum RateKey {
     WebSocket(ConnId),
 }
 
-/// One part in so many of the memory for the requests of calls is what one network may take.
-const TEXT_SHARES: usize = 8;
-
-/// A WebSocket, as its home knows it.
+/// A WebSocket of this node.
 #[derive(Debug)]
 pub(super) struct WebSocketClient {
     pub(super) network: NetworkPrefix,
     _permit: Permit<NetworkPrefix>,
-    /// The hub that its tag belongs to, once it has one.
+    /// The node that its tag belongs to, once it has one.
     pub(super) tag_at: Option<NodeId>,
     pub(super) admin: bool,
     pub(super) realm: Realm,
 }
 
-/// The server side of signalling, or one of several hubs that share it.
+/// The state machine of signalling: tags, calls and watches of one server.
 #[derive(Debug)]
 pub struct Hub {
     pub(super) config: Config,
@@ -134,116 +131,70 @@ pub struct Hub {
     pub(super) challenges: Challenges,
     pub(super) proofs: KeyedRateLimiter<NetworkPrefix>,
     pub(super) sources: KeyedRateLimiter<RateKey>,
-    /// Answers to those who are over their rate: one a second.
+    /// Errors to clients that are over their rate: one a second.
     pub(super) refusals: KeyedRateLimiter<RateKey>,
     pub(super) pairs: KeyedRateLimiter<(Tag, Tag)>,
-    pub(super) shared: SharedRates,
+    pub(super) lists: KeyedRateLimiter<NetworkPrefix>,
+    pub(super) unproven: KeyedRateLimiter<NetworkPrefix>,
     pub(super) connections: Arc<Quota<NetworkPrefix>>,
     pub(super) websockets: HashMap<ConnId, WebSocketClient>,
-    /// UDP clients of this home whose tag belongs to another hub.
+    /// UDP clients of this node whose tag belongs to another one.
     pub(super) away: HashMap<ClientAddr, NodeId>,
+    pub(super) counters: HubCounters,
     pub(super) outputs: VecDeque<Output>,
 }
 
-/// Rates that hold over all hubs, since a client has a say in which of them it asks.
-#[derive(Debug, Clone)]
-pub(super) struct SharedRates {
-    lists: Arc<Mutex<KeyedRateLimiter<NetworkPrefix>>>,
-    unproven: Arc<Mutex<KeyedRateLimiter<NetworkPrefix>>>,
-}
-
-impl SharedRates {
-    fn new(limits: &Limits, rng: &mut ChaCha20Rng) -> Self {
-        let mut limiter = |rate| Arc::new(Mutex::new(limits.limiter(rate, limits.rates, rng)));
-        Self { lists: limiter(limits.per_list), unproven: limiter(limits.per_unproven) }
-    }
-
-    /// Charges `network` for a list of about so many bytes.
-    pub(super) fn take_list(&self, network: NetworkPrefix, bytes: usize, now: Instant) -> bool {
-        let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
-        let passes = lists.try_take(&network, now, 1);
-        if passes {
-            lists.charge(&network, now, bytes);
-        }
-        passes
-    }
-
-    /// Charges the network of an address that is to be sent something, and may know nothing of it.
-    pub(super) fn take_unproven(&self, to: IpAddr, now: Instant) -> bool {
-        let mut unproven = self.unproven.lock().unwrap_or_else(PoisonError::into_inner);
-        unproven.try_take(&NetworkPrefix::site(to), now, 1)
-    }
-}
-
-/// What all hubs count together, and the keys that all must know.
-struct Common {
-    tags: Arc<Quota<NetworkPrefix>>,
-    connections: Arc<Quota<NetworkPrefix>>,
-    calls: Arc<AtomicUsize>,
-    /// The bytes of calls' requests that wait for an answer.
-    texts: Arc<Quota<NetworkPrefix>>,
-    rates: SharedRates,
-    keys: [[u8; 32]; 2],
-}
-
-impl Common {
-    fn new(limits: &Limits, rng: &mut ChaCha20Rng) -> Self {
-        let mut keys = [[0; 32]; 2];
-        keys.iter_mut().for_each(|key| rng.fill_bytes(key));
-        Self {
-            tags: Quota::new(limits.tags, limits.tags_per_network),
-            connections: Quota::new(limits.connections, limits.connections_per_network),
-            calls: Arc::default(),
-            texts: Quota::new(limits.call_bytes, limits.call_bytes.div_ceil(TEXT_SHARES)),
-            rates: SharedRates::new(limits, rng),
-            keys,
-        }
-    }
-}
-
 impl Hub {
-    /// Makes a hub that is alone; tags, tokens and mids are drawn from `rng`.
+    /// Makes the hub of a single server; tags, tokens and mids are drawn from `rng`.
     #[must_use]
     pub fn new(config: Config, mut rng: ChaCha20Rng) -> Self {
-        let common = Common::new(&config.limits, &mut rng);
-        Self::one_of(config, Nodes::ALONE, &common, rng)
+        let keys = draw_keys(&mut rng);
+        Self::of_node(config, Nodes::SINGLE, keys, rng)
     }
 
-    /// Makes `count` hubs, at least one and at most sixteen, that share the clients; what one says to another comes as
-    /// [`Output::Publish`] and goes to [`Hub::handle_message_from_hub`].
+    /// Makes the hubs of `count` servers, at least one and at most sixteen. A message from one to another comes as
+    /// [`Output::Publish`] and goes to [`Hub::handle_hub_message`]. Each has the limits of `config` for itself.
     #[must_use]
-    pub fn several(config: &Config, count: usize, mut rng: ChaCha20Rng) -> Vec<Self> {
-        let common = Common::new(&config.limits, &mut rng);
+    pub fn cluster(config: &Config, count: usize, mut rng: ChaCha20Rng) -> Vec<Self> {
+        let keys = draw_keys(&mut rng);
         let one = |nodes| {
             let mut seed = [0; 32];
             rng.fill_bytes(&mut seed);
-            Self::one_of(config.clone(), nodes, &common, ChaCha20Rng::from_seed(seed))
+            Self::of_node(config.clone(), nodes, keys, ChaCha20Rng::from_seed(seed))
         };
         Nodes::all(count).map(one).collect()
     }
 
-    fn one_of(config: Config, nodes: Nodes, common: &Common, mut rng: ChaCha20Rng) -> Self {
-        let (limits, hubs) = (&config.limits, nodes.count());
-        let keys = limits.rates.div_ceil(hubs);
-        let [token_key, challenge_key] = common.keys;
+    /// Makes the hub of one node. All nodes must have the same keys.
+    fn of_node(
+        config: Config,
+        nodes: Nodes,
+        [token_key, challenge_key]: [[u8; 32]; 2],
+        mut rng: ChaCha20Rng,
+    ) -> Self {
+        let limits = &config.limits;
+        let keys = limits.rates;
+        let tags = Quota::new(limits.tags, limits.tags_per_network);
         Self {
             nodes,
             token_key: hmac::Key::new(hmac::HMAC_SHA256, &token_key),
-            registry: Registry::new(&config.times, Arc::clone(&common.tags)),
-            calls: CallTable::new(limits, Arc::clone(&common.calls), Arc::clone(&common.texts)),
-            watches: Watches::new(&config.times, limits, hubs),
+            registry: Registry::new(&config.times, tags),
+            calls: CallTable::new(limits),
+            watches: Watches::new(&config.times, limits),
             subscriptions: Subscriptions::default(),
             queries: PendingQueries::default(),
-            responses: ResponseCache::new(config.times.answer, limits.answer_bytes.div_ceil(hubs)),
+            responses: ResponseCache::new(config.times.answer, limits.answer_bytes),
             challenges: Challenges::new(challenge_key, config.times.challenge),
             proofs: limits.limiter(limits.per_proof, keys, &mut rng),
             sources: limits.limiter(limits.per_source, keys, &mut rng),
             refusals: limits.limiter(Rate::new(1.0, 1.0), keys, &mut rng),
             pairs: limits.limiter(limits.per_pair, keys, &mut rng),
-            shared: common.rates.clone(),
-            connections: Arc::clone(&common.connections),
+            lists: limits.limiter(limits.per_list, keys, &mut rng),
+            unproven: limits.limiter(limits.per_unproven, keys, &mut rng),
+            connections: Quota::new(limits.connections, limits.connections_per_network),
             websockets: HashMap::new(),
             away: HashMap::new(),
+            counters: HubCounters::default(),
             outputs: VecDeque::new(),
             config,
             rng,
@@ -271,25 +222,32 @@ impl Hub {
         is_alone && is_unwatched && self.calls.len() == 0 && self.outputs.is_empty()
     }
 
-    /// Returns what has come of the calls that have ended.
+    /// Returns the counters.
     #[must_use]
-    pub fn outcomes(&self) -> CallOutcomes {
-        self.calls.outcomes
+    pub fn counters(&self) -> HubCounters {
+        HubCounters {
+            clients: self.registry.len() as u64,
+            websockets: self.websockets.len() as u64,
+            calls: self.calls.len() as u64,
+            calls_ended: self.calls.outcomes,
+            ..self.counters
+        }
     }
 
     /// Takes a datagram.
     pub fn handle_datagram(
         &mut self,
         now: Now,
-        door: ServerPort,
+        port: ServerPort,
         from: SocketAddr,
         local_ip: Option<IpAddr>,
         payload: &[u8],
     ) {
         if payload.len() <= MAX_DATAGRAM {
-            let (route, network) = (ClientRoute::udp(from, local_ip), NetworkPrefix::subscriber(from.ip()));
+            let network = NetworkPrefix::subscriber(from.ip());
+            let route = ClientRoute::udp(self.nodes.own(), from, local_ip);
             self.take(
-                RequestOrigin { now, route, door, network, size: payload.len(), about: 0, max_len: 0 },
+                RequestOrigin { now, route, port, network, size: payload.len(), about: 0, max_len: 0 },
                 payload,
             );
             self.tell_changes(now.mono);
@@ -323,9 +281,9 @@ impl Hub {
     /// Takes a WebSocket text.
     pub fn handle_websocket_text(&mut self, now: Now, conn: ConnId, text: &str) {
         if let Some(network) = self.websockets.get(&conn).map(|web| web.network) {
-            let route = ClientRoute::websocket(conn);
-            let (door, size) = (ServerPort::Main, text.len());
-            let origin = RequestOrigin { now, route, door, network, size, about: 0, max_len: 0 };
+            let route = ClientRoute::websocket(self.nodes.own(), conn);
+            let (port, size) = (ServerPort::Main, text.len());
+            let origin = RequestOrigin { now, route, port, network, size, about: 0, max_len: 0 };
             self.take(origin, text.as_bytes());
             self.tell_changes(now.mono);
         }
@@ -342,20 +300,15 @@ impl Hub {
         self.watches.forget(conn);
         let addr = ClientAddr::WebSocket(conn);
         match web.tag_at.filter(|at| *at != self.nodes.own()) {
-            Some(at) => self.publish(Destination::Hub(at), Payload::Left { addr }),
+            Some(at) => self.publish(Destination::Node(at), Payload::ClientGone { addr }),
             None => self.leave(now, addr),
         }
     }
 
-    /// Closes a WebSocket, which may have its home at another hub.
-    pub(super) fn hang_up(&mut self, now: Now, conn: ConnId) {
-        let home = self.nodes.of_conn(conn);
-        if home == self.nodes.own() {
-            self.close_websocket(now, conn);
-            self.outputs.push_back(Output::Close { conn });
-        } else {
-            self.publish(Destination::Hub(home), Payload::Close { conn });
-        }
+    /// Closes a WebSocket of this node.
+    pub(super) fn disconnect(&mut self, now: Now, conn: ConnId) {
+        self.close_websocket(now, conn);
+        self.outputs.push_back(Output::Close { conn });
     }
 
     /// Takes a client out whose connection has ended, with the calls that cannot go on.
@@ -363,7 +316,7 @@ impl Hub {
         let Some(client) = self.registry.remove_addr(addr) else { return };
         let Some(tag) = client.tag() else { return };
         for at in client.called.iter() {
-            self.publish(Destination::Hub(at), Payload::Offline { tag: tag.clone(), addr });
+            self.publish(Destination::Node(at), Payload::CallerOffline { tag: tag.clone(), addr });
         }
         self.fail_calls(now, &tag, addr);
     }
@@ -378,8 +331,9 @@ impl Hub {
         }
     }
 
-    pub(super) fn publish(&mut self, to: Destination, said: Payload) {
-        self.outputs.push_back(Output::Publish { to, message: HubMessage(said) });
+    pub(super) fn publish(&mut self, to: Destination, payload: Payload) {
+        self.counters.hub_messages_sent += 1;
+        self.outputs.push_back(Output::Publish { to, message: HubMessage(payload) });
     }
 
     /// Does what is due.
@@ -444,7 +398,7 @@ impl Hub {
             return self.handle_message(origin, message);
         }
         let origin = RequestOrigin { max_len: self.max_len(origin), ..origin };
-        self.publish(Destination::Hub(to), Payload::Forwarded(Box::new((origin, message))));
+        self.publish(Destination::Node(to), Payload::Forwarded(Box::new((origin, message))));
     }
 
     /// Says whose business a message is: the hub's of the tag or token in it, else the home's.
@@ -455,7 +409,7 @@ impl Hub {
                 RequestBody::Register { secret: None, proof: None, .. } => self.tag_at(origin.route.addr),
                 RequestBody::Register { secret, proof, .. } => {
                     tag_ownership::owned_tag_id(secret.as_deref(), proof.as_ref())
-                        .map(|name| nodes.of_owned(name))
+                        .map(|name| nodes.of_tag_id(name))
                 }
                 RequestBody::Heartbeat { tag }
                 | RequestBody::List { tag, .. }
@@ -541,7 +495,10 @@ impl Hub {
     ) {
         let response = match answered {
             Ok(body) => Response { mid, body },
-            Err(code) => Response::failure(t, mid, code),
+            Err(code) => {
+                self.counters.count_error(code);
+                Response::failure(t, mid, code)
+            }
         };
         tracing::debug!(t, ok = answered_well(&response), "request");
         let text = response.encode();
@@ -551,6 +508,7 @@ impl Hub {
         }
         self.reply(origin, &text);
         if let ResponseBody::Registered { tag, .. } = &response.body {
+            self.counters.registrations += 1;
             for id in self.calls.by_tag(tag) {
                 self.with_call(origin.now.mono, id, |call, _| call.follow(tag, origin.route));
             }
@@ -566,32 +524,34 @@ impl Hub {
         text.is_some()
     }
 
-    pub(super) fn send(&mut self, route: ClientRoute, door: ServerPort, text: &str) {
+    /// Sends a message to a client, by way of the node that the client is connected to.
+    pub(super) fn send(&mut self, route: ClientRoute, port: ServerPort, text: &str) {
+        if route.node != self.nodes.own() {
+            let deliver = Payload::Deliver { route, port, text: text.to_owned() };
+            return self.publish(Destination::Node(route.node), deliver);
+        }
         match route.addr {
             ClientAddr::Udp(to) => {
                 let payload = text.as_bytes().to_vec();
-                self.outputs.push_back(Output::Datagram { door, to, from_ip: route.local_ip, payload });
+                self.outputs.push_back(Output::Datagram { port, to, from_ip: route.local_ip, payload });
             }
             ClientAddr::WebSocket(conn) if self.websockets.contains_key(&conn) => {
                 self.outputs.push_back(Output::Text { conn, text: text.to_owned() });
             }
-            ClientAddr::WebSocket(conn) => {
-                let home = self.nodes.of_conn(conn);
-                if home != self.nodes.own() {
-                    self.publish(Destination::Hub(home), Payload::Text { conn, text: text.to_owned() });
-                }
-            }
+            // It has closed meanwhile.
+            ClientAddr::WebSocket(_) => {}
         }
     }
 
     pub(super) fn fail(&mut self, origin: RequestOrigin, t: i64, mid: Option<i64>, code: ErrorCode) {
+        self.counters.count_error(code);
         self.reply(origin, &Response::failure(t, mid, code).encode());
     }
 
-    /// Answers through the door at which the request came, and never with more than the origin has room for.
+    /// Answers through the port at which the request came, and never with more than the origin has room for.
     fn reply(&mut self, origin: RequestOrigin, text: &str) {
         if text.len() <= self.max_len(origin) {
-            self.send(origin.route, origin.door, text);
+            self.send(origin.route, origin.port, text);
         }
     }
 
@@ -639,4 +599,10 @@ fn answered_well(response: &Response) -> bool {
 
 fn is_refusal(response: &Response, with: ErrorCode) -> bool {
     matches!(response.body, ResponseBody::Failed { code, .. } if code == with)
+}
+
+fn draw_keys(rng: &mut ChaCha20Rng) -> [[u8; 32]; 2] {
+    let mut keys = [[0; 32]; 2];
+    keys.iter_mut().for_each(|key| rng.fill_bytes(key));
+    keys
 }

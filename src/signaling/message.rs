@@ -321,6 +321,17 @@ const CODES: [(i64, ErrorCode, &str); 11] = [
 ];
 
 impl ErrorCode {
+    /// All codes of this version.
+    pub const KNOWN: [Self; CODES.len()] = {
+        let mut known = [Self::Internal; CODES.len()];
+        let mut index = 0;
+        while index < CODES.len() {
+            known[index] = CODES[index].1;
+            index += 1;
+        }
+        known
+    };
+
     /// Returns the number on the wire.
     #[must_use]
     pub fn number(self) -> i64 {

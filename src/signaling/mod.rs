@@ -18,6 +18,8 @@ mod call_table;
 mod client_addr;
 #[cfg(feature = "server")]
 pub(crate) mod config;
+#[cfg(feature = "server")]
+mod counters;
 #[cfg(any(feature = "server", feature = "agent"))]
 mod envelope;
 #[cfg(feature = "server")]
@@ -70,13 +72,15 @@ pub use crate::limits::Rate;
 #[cfg(feature = "server")]
 pub use access::{AccessKey, Admitted, IceServers, Jwt, JwtKey, Origins, Realm, Realms, Refusal, Scopes};
 #[cfg(feature = "server")]
-pub use bus::{Bus, Destination, HubMessage};
+pub use bus::{Bus, Destination, HubMessage, SingleServer, Undelivered};
 #[cfg(feature = "server")]
 pub use call_table::CallOutcomes;
 #[cfg(feature = "server")]
 pub use client_addr::{ConnId, ServerPort};
 #[cfg(feature = "server")]
 pub use config::{Config, Limits, NotifyFrom, Times};
+#[cfg(feature = "server")]
+pub use counters::{HubCounters, RequestCounts};
 #[cfg(feature = "server")]
 pub(crate) use http::{bearer, pages_let_in, status_of};
 #[cfg(feature = "server")]

@@ -2,19 +2,19 @@
 
 use super::access::{self, Admitted, Realm};
 use super::bus::{Destination, LISTED, ListPage, Payload, Presence, RealmTag};
-use super::client_addr::{ClientAddr, ConnId, ServerPort};
+use super::client_addr::{ClientAddr, ClientRoute, ConnId, ServerPort};
 use super::local_addresses::LocalAddresses;
 use super::machine::{Hub, Output, RequestOrigin};
 use super::nodes::NodeId;
 use super::pending_queries::Query;
 use super::registry::{NewRegistration, Registration};
-use super::tag_id::{TAG_BYTES, TagId, base32};
+use super::tag_id::{TAG_BYTES, TagId};
 use super::tag_ownership;
 use super::wire::{
     ErrorCode, MAX_EPOCH, Proof, ReflexiveAddress, Request, RequestBody, Response, ResponseBody, Tag,
 };
 use crate::clock::Now;
-use crate::limits::{Limit, NetworkPrefix};
+use crate::limits::Limit;
 use rand::RngCore;
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
@@ -69,7 +69,7 @@ impl Hub {
             // The nonce came back from there.
             self.registry.prove(origin.route.addr);
         }
-        self.tell_home(origin, admin, realm);
+        self.notify_assigned(origin, admin, realm);
         let ice_servers = match scopes.relay {
             true => self.config.ice_servers.admitted(origin.now, tag.as_str(), admitted),
             false => self.config.ice_servers.public(),
@@ -172,18 +172,24 @@ impl Hub {
         Ok(())
     }
 
-    /// Tells the client's home which hub its tag belongs to.
-    fn tell_home(&mut self, origin: RequestOrigin, admin: bool, realm: Realm) {
-        let addr = origin.route.addr;
-        let (home, by) = (self.home_of(addr, origin.network), self.nodes.own());
-        match home == by {
-            true => self.note_tag(origin.now, addr, by, (admin, realm)),
-            false => self.publish(Destination::Hub(home), Payload::Moved { addr, admin, realm, by }),
+    /// Notifies the client's node that its tag belongs to this one.
+    fn notify_assigned(&mut self, origin: RequestOrigin, admin: bool, realm: Realm) {
+        let ClientRoute { addr, node, .. } = origin.route;
+        let by = self.nodes.own();
+        match node == by {
+            true => self.note_assigned(origin.now, addr, by, (admin, realm)),
+            false => self.publish(Destination::Node(node), Payload::TagAssigned { addr, admin, realm, by }),
         }
     }
 
-    /// Takes note, at a client's home, of the hub that its tag belongs to.
-    pub(super) fn note_tag(&mut self, now: Now, addr: ClientAddr, at: NodeId, (admin, realm): (bool, Realm)) {
+    /// Notes, at a client's node, which node its tag belongs to.
+    pub(super) fn note_assigned(
+        &mut self,
+        now: Now,
+        addr: ClientAddr,
+        at: NodeId,
+        (admin, realm): (bool, Realm),
+    ) {
         let own = self.nodes.own();
         if at != own {
             self.registry.remove_addr(addr);
@@ -196,7 +202,7 @@ impl Hub {
                     // It has ended meanwhile.
                     return match at == own {
                         true => self.leave(now, addr),
-                        false => self.publish(Destination::Hub(at), Payload::Left { addr }),
+                        false => self.publish(Destination::Node(at), Payload::ClientGone { addr }),
                     };
                 };
                 web.admin = admin;
@@ -208,23 +214,15 @@ impl Hub {
             }
         };
         if let Some(before) = before.filter(|before| *before != at && *before != own) {
-            self.publish(Destination::Hub(before), Payload::Dropped { addr });
+            self.publish(Destination::Node(before), Payload::ClientReleased { addr });
         }
     }
 
-    /// The home of a client at this route.
-    fn home_of(&self, addr: ClientAddr, network: NetworkPrefix) -> NodeId {
-        match addr {
-            ClientAddr::Udp(_) => self.nodes.of_network(network),
-            ClientAddr::WebSocket(conn) => self.nodes.of_conn(conn),
-        }
-    }
-
-    /// Tells the home of a UDP client that its tag is not here any more.
-    fn tell_home_of(&mut self, (addr, network): (ClientAddr, NetworkPrefix)) {
-        let (home, by) = (self.home_of(addr, network), self.nodes.own());
-        if matches!(addr, ClientAddr::Udp(_)) && home != by && self.registry.by_addr(addr).is_none() {
-            self.publish(Destination::Hub(home), Payload::Ended { addr, by });
+    /// Notifies the node of a UDP client that its tag has ended here.
+    fn notify_ended(&mut self, ClientRoute { addr, node, .. }: ClientRoute) {
+        let by = self.nodes.own();
+        if matches!(addr, ClientAddr::Udp(_)) && node != by && self.registry.by_addr(addr).is_none() {
+            self.publish(Destination::Node(node), Payload::TagEnded { addr, by });
         }
     }
 
@@ -234,8 +232,11 @@ impl Hub {
         if client.proven {
             self.send(client.route, ServerPort::Main, &Response::failure(1, None, why).encode());
         }
-        if let ClientAddr::WebSocket(conn) = client.route.addr {
-            self.hang_up(now, conn);
+        let ClientRoute { addr, node, .. } = client.route;
+        match addr {
+            ClientAddr::WebSocket(conn) if node == self.nodes.own() => self.disconnect(now, conn),
+            ClientAddr::WebSocket(conn) => self.publish(Destination::Node(node), Payload::Close { conn }),
+            ClientAddr::Udp(_) => {}
         }
     }
 
@@ -244,7 +245,7 @@ impl Hub {
         self.withdraw(now, tag);
         // It may have called from where its tag is not any more.
         for hub in self.nodes.others() {
-            self.publish(Destination::Hub(hub), Payload::Withdrawn { tag: tag.clone() });
+            self.publish(Destination::Node(hub), Payload::CallerRevoked { tag: tag.clone() });
         }
         if let Some(client) = TagId::of(tag).and_then(|name| self.registry.remove_tag(name)) {
             self.dismiss(now, &client, ErrorCode::Revoked);
@@ -286,10 +287,11 @@ impl Hub {
         let empty = Response { mid, body: ResponseBody::Listed { tags: Vec::new(), more: true } };
         let max_len = self.max_len(origin).saturating_sub(empty.encode().len());
         let all = self.registry.len() * self.nodes.count();
-        if !self.shared.take_list(origin.network, max_len.min(all * LISTED), origin.now.mono) {
+        if !self.lists.try_take(&origin.network, origin.now.mono, 1) {
             Limit::SignalingPerList.reached(self.config.limits.per_list.per_second());
             return Err(ErrorCode::TooMany);
         }
+        self.lists.charge(&origin.network, origin.now.mono, max_len.min(all * LISTED));
         let page = ListPage { realm, own, after, max_len };
         let (tags, more) = self.registry.page(&page);
         if self.nodes.count() == 1 {
@@ -302,7 +304,7 @@ impl Hub {
         let id = self.queries.begin(origin, mid, what, self.nodes.others());
         let by = self.nodes.own();
         for hub in self.nodes.others() {
-            self.publish(Destination::Hub(hub), Payload::ListPage { id, by, page: Box::new(page.clone()) });
+            self.publish(Destination::Node(hub), Payload::List { id, by, page: Box::new(page.clone()) });
         }
         Ok(None)
     }
@@ -343,7 +345,7 @@ impl Hub {
         let id = self.queries.begin(origin, mid, what, asked.keys().copied());
         let by = self.nodes.own();
         for (hub, wanted) in asked {
-            self.publish(Destination::Hub(hub), Payload::Watch { id, by, wanted });
+            self.publish(Destination::Node(hub), Payload::Watch { id, by, wanted });
         }
         Ok(None)
     }
@@ -378,7 +380,7 @@ impl Hub {
     pub(super) fn tell_changes(&mut self, now: Instant) {
         let changes = self.registry.take_changes();
         for gone in changes.iter().filter_map(|change| change.gone) {
-            self.tell_home_of(gone);
+            self.notify_ended(gone);
         }
         if !(self.watches.is_empty() && self.subscriptions.is_empty()) {
             let mut presence = Presence::new();
@@ -387,7 +389,7 @@ impl Hub {
                 presence.push((what, online));
             }
             self.tell_hubs(&presence);
-            self.note_standing(now, presence);
+            self.note_presence(now, presence);
         }
         self.watches.handle_timeout(now);
         for (conn, (online, offline)) in self.watches.take_news(now) {
@@ -405,11 +407,11 @@ impl Hub {
             }
         }
         for (hub, presence) in news {
-            self.publish(Destination::Hub(hub), Payload::Presence { presence });
+            self.publish(Destination::Node(hub), Payload::Presence { presence });
         }
     }
 
-    pub(super) fn note_standing(&mut self, now: Instant, presence: Presence) {
+    pub(super) fn note_presence(&mut self, now: Instant, presence: Presence) {
         for (what, online) in presence {
             self.watches.note(now, &what, online);
         }
@@ -426,16 +428,16 @@ impl Hub {
         }
         let by = self.nodes.own();
         for (hub, ended) in ended {
-            self.publish(Destination::Hub(hub), Payload::Unwatch { by, ended });
+            self.publish(Destination::Node(hub), Payload::Unwatch { by, ended });
         }
     }
 
-    /// Draws a tag that belongs to this hub.
+    /// Draws a tag that belongs to this node.
     fn new_tag_id(&mut self) -> TagId {
         loop {
             let mut bytes = [0; TAG_BYTES];
             self.rng.fill_bytes(&mut bytes);
-            if self.nodes.is_own_name(&base32(&bytes)) {
+            if self.nodes.of_tag_id(TagId(bytes)) == self.nodes.own() {
                 return TagId(bytes);
             }
         }

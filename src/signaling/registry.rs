@@ -66,7 +66,7 @@ pub(super) struct NewRegistration {
 pub(super) struct PresenceChange {
     pub(super) name: TagId,
     pub(super) realm: Realm,
-    pub(super) gone: Option<(ClientAddr, NetworkPrefix)>,
+    pub(super) gone: Option<ClientRoute>,
 }
 
 /// Numbers of clients under the hash of something that lies with them.
@@ -359,7 +359,7 @@ impl Registry {
         self.online_list.remove(&client.realm, client.name, id);
         self.unconfirmed.remove(&(client.since, id));
         self.expiry.clear(id);
-        let gone = Some((client.route.addr, client.network));
+        let gone = Some(client.route);
         self.changes.push(PresenceChange { name: client.name, realm: client.realm, gone });
         Some(client)
     }
@@ -406,7 +406,8 @@ mod tests {
 
     fn enter(registry: &mut Registry, now: Instant, letter: &str, address: &str) -> Result<(), Exceeded> {
         let address: SocketAddr = address.parse().unwrap();
-        let entry = entry(letter, ClientRoute::udp(address, None), NetworkPrefix::subscriber(address.ip()));
+        let network = NetworkPrefix::subscriber(address.ip());
+        let entry = entry(letter, ClientRoute::udp(NodeId::default(), address, None), network);
         registry.enter(now, entry).map(|left| assert!(left.is_empty()))
     }
 
@@ -452,7 +453,8 @@ mod tests {
     fn a_web_clients_tag_outlives_any_silence() {
         let (mut registry, start) = (registry(9, 9), now().mono);
         let network = NetworkPrefix::subscriber([192, 0, 2, 1].into());
-        registry.enter(start, entry("web", ClientRoute::websocket(ConnId(1)), network)).unwrap();
+        let route = ClientRoute::websocket(NodeId::default(), ConnId(1));
+        registry.enter(start, entry("web", route, network)).unwrap();
         enter(&mut registry, start, "udp", "192.0.2.1:1").unwrap();
         let later = start + Duration::from_secs(60);
         assert_eq!(registry.expire(later).map(|gone| gone.name), Some(name("udp")));
@@ -479,7 +481,8 @@ mod tests {
         let (mut registry, start) = (registry(9, 9), now().mono);
         let address: SocketAddr = "192.0.2.1:1".parse().unwrap();
         let there = Realms::default().named("there");
-        let mut one = entry("a", ClientRoute::udp(address, None), NetworkPrefix::subscriber(address.ip()));
+        let network = NetworkPrefix::subscriber(address.ip());
+        let mut one = entry("a", ClientRoute::udp(NodeId::default(), address, None), network);
         registry.enter(start, one.clone()).unwrap();
         assert!(registry.is_online(&(Realm::default(), tag("a"))));
         one.realm = there;
@@ -496,7 +499,8 @@ mod tests {
         let (mut registry, start) = (registry(1, 1), now().mono);
         enter(&mut registry, start, "a", "192.0.2.1:1").unwrap();
         let address: SocketAddr = "192.0.2.2:2".parse().unwrap();
-        let moved = entry("a", ClientRoute::udp(address, None), NetworkPrefix::subscriber(address.ip()));
+        let network = NetworkPrefix::subscriber(address.ip());
+        let moved = entry("a", ClientRoute::udp(NodeId::default(), address, None), network);
         assert_eq!(registry.enter(start, moved).unwrap().len(), 1);
         assert!(registry.by_addr(ClientAddr::Udp("192.0.2.1:1".parse().unwrap())).is_none());
         assert_eq!((registry.len(), registry.quota.total()), (1, 1));

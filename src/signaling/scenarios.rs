@@ -4,6 +4,7 @@ mod abuse;
 mod access;
 mod addresses;
 mod calls;
+mod counters;
 mod loss;
 mod nodes;
 mod presence;
@@ -13,7 +14,10 @@ mod tag_ownership;
 mod watching;
 
 use super::wire::Tag;
-use super::{AccessKey, Config, ConnId, Destination, Hub, IceServers, NodeId, Output, ServerPort};
+use super::{
+    AccessKey, Bus, Config, ConnId, Destination, Hub, IceServers, NodeId, Output, ServerPort, SingleServer,
+    Undelivered,
+};
 use crate::clock::Now;
 use crate::net::time::now;
 use crate::turn_server::auth::RestSecret;
@@ -23,27 +27,41 @@ use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-/// So many that most of what happens between two clients is between two hubs.
+/// With so many servers, most of what happens between two clients is between two hubs.
 const HUBS: usize = 3;
 
-/// Several hubs that are to be taken for one.
+/// Returns the server that a UDP client reaches.
+fn node_of(ip: IpAddr, count: usize) -> usize {
+    match ip {
+        IpAddr::V4(ip) => usize::from(ip.octets()[3]) % count,
+        IpAddr::V6(ip) => usize::from(ip.segments()[7]) % count,
+    }
+}
+
+/// Returns the server that a WebSocket reaches.
+fn node_of_conn(conn: ConnId, count: usize) -> usize {
+    conn.0 as usize % count
+}
+
+/// The hubs of several servers, tested like one.
 struct Hubs(Vec<Hub>);
 
 impl Hubs {
     fn of_conn(&mut self, conn: ConnId) -> &mut Hub {
-        &mut self.0[NodeId::home_of_conn(conn, HUBS).index()]
+        let node = node_of_conn(conn, self.0.len());
+        &mut self.0[node]
     }
 
     fn handle_datagram(
         &mut self,
         now: Now,
-        door: ServerPort,
+        port: ServerPort,
         from: SocketAddr,
         local_ip: Option<IpAddr>,
         payload: &[u8],
     ) {
-        let home = NodeId::home_of(from.ip(), HUBS);
-        self.0[home.index()].handle_datagram(now, door, from, local_ip, payload);
+        let node = node_of(from.ip(), self.0.len());
+        self.0[node].handle_datagram(now, port, from, local_ip, payload);
     }
 
     fn handle_websocket_opened(&mut self, now: Now, conn: ConnId, ip: IpAddr) {
@@ -59,7 +77,8 @@ impl Hubs {
     }
 
     fn handle_revoked(&mut self, now: Now, tag: &Tag) {
-        self.0[NodeId::of_tag(tag, HUBS).index()].handle_revoked(now, tag);
+        let node = NodeId::of_tag(tag, self.0.len());
+        self.0[node.index()].handle_revoked(now, tag);
     }
 
     fn handle_timeout(&mut self, now: Now) {
@@ -86,17 +105,23 @@ impl Hubs {
         self.0.iter().filter_map(Hub::poll_timeout).min()
     }
 
-    /// Carries words until there is something for a client.
-    fn poll_output(&mut self, now: Now) -> Option<Output> {
-        while let Some(output) = self.0.iter_mut().find_map(Hub::poll_output) {
-            let Output::Publish { to, message } = output else { return Some(output) };
+    /// Delivers messages between hubs until there is an output for a client; returns it with the node that has it.
+    fn poll_any(&mut self, now: Now) -> Option<(usize, Output)> {
+        let count = self.0.len();
+        loop {
+            let poll = |(node, hub): (usize, &mut Hub)| hub.poll_output().map(|output| (node, output));
+            let (node, output) = self.0.iter_mut().enumerate().find_map(poll)?;
+            let Output::Publish { to, message } = output else { return Some((node, output)) };
             let to = match to {
-                Destination::Tag(tag) => NodeId::of_tag(&tag, HUBS),
-                Destination::Hub(hub) => hub,
+                Destination::Tag(tag) => NodeId::of_tag(&tag, count),
+                Destination::Node(node) => node,
             };
-            self.0[to.index()].handle_message_from_hub(now, message);
+            self.0[to.index()].handle_hub_message(now, message);
         }
-        None
+    }
+
+    fn poll_output(&mut self, now: Now) -> Option<Output> {
+        self.poll_any(now).map(|(_, output)| output)
     }
 }
 
@@ -130,8 +155,18 @@ fn parsed(payload: &[u8]) -> Value {
 }
 
 impl World {
+    /// Several servers.
     fn new(config: Config) -> Self {
-        let hub = Hubs(Hub::several(&config, HUBS, ChaCha20Rng::from_seed([7; 32])));
+        Self::with_hubs(&config, HUBS)
+    }
+
+    /// One server, whose limits hold for all clients.
+    fn single(config: Config) -> Self {
+        Self::with_hubs(&config, 1)
+    }
+
+    fn with_hubs(config: &Config, count: usize) -> Self {
+        let hub = Hubs(Hub::cluster(config, count, ChaCha20Rng::from_seed([7; 32])));
         Self { hub, now: now(), sent: Vec::new() }
     }
 
@@ -146,8 +181,8 @@ impl World {
         self.udp_at(ServerPort::Main, from, message);
     }
 
-    fn udp_at(&mut self, door: ServerPort, from: &str, message: &Value) {
-        self.hub.handle_datagram(self.now, door, address(from), None, message.to_string().as_bytes());
+    fn udp_at(&mut self, port: ServerPort, from: &str, message: &Value) {
+        self.hub.handle_datagram(self.now, port, address(from), None, message.to_string().as_bytes());
         self.drain();
     }
 
@@ -181,7 +216,7 @@ impl World {
         self.wait(Duration::from_millis(ms));
     }
 
-    /// Everything sent to a UDP address since the last look, with its door.
+    /// Everything sent to a UDP address since the last look, with its port.
     fn at(&mut self, to: &str) -> Vec<(ServerPort, Value)> {
         let to_find = address(to);
         let (found, rest) = std::mem::take(&mut self.sent)
@@ -189,7 +224,7 @@ impl World {
             .partition(|output| matches!(output, Output::Datagram { to, .. } if *to == to_find));
         self.sent = rest;
         let message = |output| match output {
-            Output::Datagram { door, payload, .. } => Some((door, parsed(&payload))),
+            Output::Datagram { port, payload, .. } => Some((port, parsed(&payload))),
             _ => None,
         };
         Vec::into_iter(found).filter_map(message).collect()

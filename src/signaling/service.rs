@@ -1,14 +1,14 @@
-//! The hands: one task owns each hub, and every queue to and from it is bounded.
+//! The I/O of signalling: one task owns the hub, and every queue to and from it is bounded.
 
 use super::access::{self, Admitted, Refusal};
-use super::bus::{Bus, Destination, HubMessage};
+use super::bus::{Bus, SingleServer};
 use super::call_table::CallOutcomes;
 use super::client_addr::{ConnId, ServerPort};
 use super::config::Config;
+use super::counters::HubCounters;
 use super::event_queue::EventQueue;
 use super::http::{self, IceRates};
 use super::machine::{Hub, Output};
-use super::nodes::NodeId;
 use super::outbox::{Outbox, Waiting};
 use super::udp::Sockets;
 use super::wire::Tag;
@@ -19,26 +19,28 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use tokio::sync::{mpsc, watch};
-use tokio::task::{JoinError, JoinSet};
+use tokio::sync::{oneshot, watch};
+use tokio::task::{JoinError, JoinHandle};
 
-/// Events that a hub takes before it listens to the others again.
+/// Events that the hub handles before its timer is set again.
 const EVENTS_AT_ONCE: usize = 64;
 
-/// Something that happened to a client.
+/// An input of the hub.
 #[derive(Debug)]
 pub(super) enum Event {
-    Datagram { door: ServerPort, from: SocketAddr, local_ip: Option<IpAddr>, payload: Box<[u8]> },
+    Datagram { port: ServerPort, from: SocketAddr, local_ip: Option<IpAddr>, payload: Box<[u8]> },
     Opened { conn: ConnId, ip: IpAddr, outbox: Outbox },
     Text { conn: ConnId, text: String },
     Closed { conn: ConnId },
     Revoked { tag: Tag },
+    /// Asks for the counters.
+    Counters { reply: oneshot::Sender<HubCounters> },
 }
 
 impl Event {
-    /// Returns the bytes that are counted of it.
+    /// Returns the bytes that count in the queue.
     pub(super) fn bytes(&self) -> usize {
         match self {
             Self::Text { text, .. } => text.len(),
@@ -47,10 +49,10 @@ impl Event {
     }
 }
 
-/// What the handles share: the ways to the hubs, and what needs no hub.
+/// What all handles share: the queue of the hub, and what HTTP requests need without it.
 #[derive(Debug)]
 pub(super) struct Shared {
-    queues: Vec<EventQueue>,
+    pub(super) queue: EventQueue,
     pub(super) config: Config,
     pub(super) waiting: Arc<Waiting>,
     conns: AtomicU64,
@@ -61,7 +63,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Says what a key or JWT admits to that was shown from an address.
+    /// Checks a key or JWT that was shown from an address.
     pub(super) fn admit(&self, now: Now, from: IpAddr, shown: &str) -> Result<Admitted, Refusal> {
         self.charge_signature(now, from, shown)?;
         access::admit(&self.config, now, shown)
@@ -83,51 +85,6 @@ impl Shared {
     pub(super) fn next_conn(&self) -> ConnId {
         ConnId(self.conns.fetch_add(1, Ordering::Relaxed))
     }
-
-    /// The way to the hub that hears a WebSocket.
-    pub(super) fn queue_of(&self, conn: ConnId) -> Option<&EventQueue> {
-        self.queues.get(NodeId::home_of_conn(conn, self.queues.len()).index())
-    }
-
-    fn inbox_of_tag(&self, tag: &Tag) -> Option<&EventQueue> {
-        self.queues.get(NodeId::of_tag(tag, self.queues.len()).index())
-    }
-
-    fn inbox_at(&self, ip: IpAddr) -> Option<&EventQueue> {
-        self.queues.get(NodeId::home_of(ip, self.queues.len()).index())
-    }
-}
-
-/// The bus inside one process: a queue to each hub.
-#[derive(Debug, Clone)]
-struct Exchange {
-    lines: Arc<[Line]>,
-    /// Most bytes that wait before what begins something is refused.
-    cap: usize,
-}
-
-#[derive(Debug)]
-struct Line {
-    /// Not bounded itself, as answers must pass: what begins them is.
-    messages: mpsc::UnboundedSender<HubMessage>,
-    /// Bytes of them.
-    waiting: AtomicUsize,
-}
-
-impl Bus for Exchange {
-    fn publish(&self, tag: &Tag, message: HubMessage) -> Result<(), HubMessage> {
-        self.send(NodeId::of_tag(tag, self.lines.len()), message)
-    }
-
-    fn send(&self, to: NodeId, message: HubMessage) -> Result<(), HubMessage> {
-        let Some(line) = self.lines.get(to.index()) else { return Err(message) };
-        if message.begins() && line.waiting.load(Ordering::Relaxed) >= self.cap {
-            Limit::SignalingInboxBytes.reached(self.cap);
-            return Err(message);
-        }
-        line.waiting.fetch_add(message.weight(), Ordering::Relaxed);
-        line.messages.send(message).map_err(|unsent| unsent.0)
-    }
 }
 
 /// Running signalling.
@@ -135,37 +92,25 @@ impl Bus for Exchange {
 pub struct Service {
     handle: Handle,
     stop: watch::Sender<bool>,
-    tasks: JoinSet<()>,
+    task: JoinHandle<()>,
 }
 
-/// Starts signalling on tasks of the current tokio runtime, one for each hub. `seed` must come from the system's random source: tags
+/// Starts signalling on a task of the current tokio runtime. `seed` must come from the system's random source: tags
 /// and tokens are drawn from it.
 #[must_use]
 pub fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service {
     let mut rng = ChaCha20Rng::from_seed(seed);
-    let hubs = Hub::several(&config, config.hubs, ChaCha20Rng::from_rng(&mut rng));
+    let hub = Hub::new(config.clone(), ChaCha20Rng::from_rng(&mut rng));
     let (stop, stopped) = watch::channel(false);
-    let (mut lines, mut heard, mut queues, mut tasks) = (Vec::new(), Vec::new(), Vec::new(), JoinSet::new());
-    for _ in &hubs {
-        let (messages, listener) = mpsc::unbounded_channel();
-        lines.push(Line { messages, waiting: AtomicUsize::new(0) });
-        heard.push(listener);
-    }
-    let bus = Exchange { lines: lines.into(), cap: config.limits.inbox_bytes };
-    let sockets = Arc::new(sockets);
-    for (place, (hub, messages)) in hubs.into_iter().zip(heard).enumerate() {
-        let (queue, events) = EventQueue::new(&config.limits);
-        queues.push(queue);
-        let (bus, sockets) = (bus.clone(), Arc::clone(&sockets));
-        let switch = HubTask { hub, place, bus, sockets, outboxes: HashMap::new() };
-        tasks.spawn(switch.run(events, messages, stopped.clone()));
-    }
+    let (queue, events) = EventQueue::new(&config.limits);
+    let hub_task = HubTask { hub, bus: SingleServer, sockets, outboxes: HashMap::new() };
+    let task = tokio::spawn(hub_task.run(events, stopped));
     let limits = &config.limits;
     let proofs = Mutex::new(limits.limiter(limits.per_proof, limits.rates, &mut rng));
     let (waiting, conns) = (Arc::default(), AtomicU64::new(0));
     let ice = IceRates::new(limits, &mut rng);
-    let shared = Shared { queues, config, waiting, conns, proofs, ice };
-    Service { handle: Handle { shared: Arc::new(shared) }, stop, tasks }
+    let shared = Shared { queue, config, waiting, conns, proofs, ice };
+    Service { handle: Handle { shared: Arc::new(shared) }, stop, task }
 }
 
 impl Service {
@@ -175,39 +120,35 @@ impl Service {
         self.handle.clone()
     }
 
-    /// Waits for a hub to panic; never returns while none does.
+    /// Waits until the hub panics.
     pub async fn failed(&mut self) -> JoinError {
-        while let Some(ended) = self.tasks.join_next().await {
-            if let Err(error) = ended {
-                return error;
-            }
+        match (&mut self.task).await {
+            Err(error) => error,
+            Ok(()) => std::future::pending().await,
         }
-        std::future::pending().await
     }
 
-    /// Stops the hubs and closes the WebSockets.
-    pub async fn shutdown(mut self) {
+    /// Stops the hub and closes the WebSockets.
+    pub async fn shutdown(self) {
         let _ = self.stop.send(true);
-        while let Some(ended) = self.tasks.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(%error, "signalling ended badly");
-            }
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "signalling has failed");
         }
     }
 }
 
-/// A way to hand events to running signalling.
+/// Passes events to running signalling.
 #[derive(Debug, Clone)]
 pub struct Handle {
     pub(super) shared: Arc<Shared>,
 }
 
 impl Handle {
-    /// Hands over a datagram; `false` where the queue is full and the datagram lost.
+    /// Queues a datagram; returns `false` if the queue is full and the datagram is lost.
     #[must_use]
     pub fn datagram(
         &self,
-        door: ServerPort,
+        port: ServerPort,
         from: SocketAddr,
         local_ip: Option<IpAddr>,
         payload: &[u8],
@@ -215,23 +156,28 @@ impl Handle {
         if payload.len() > super::wire::MAX_DATAGRAM {
             return true;
         }
-        let event = Event::Datagram { door, from, local_ip, payload: payload.into() };
-        self.shared.inbox_at(from.ip()).is_some_and(|queue| queue.try_send(event))
+        let event = Event::Datagram { port, from, local_ip, payload: payload.into() };
+        self.shared.queue.try_send(event)
     }
 
-    /// Ends what a client has here whose tag is in [`Config::revoked`] from now on.
+    /// Ends the registration and the calls of a tag that has been added to [`Config::revoked`].
     pub async fn revoke(&self, tag: Tag) {
-        // Without a hub nothing is left to end.
-        if let Some(queue) = self.shared.inbox_of_tag(&tag) {
-            let _ = queue.send(Event::Revoked { tag }).await;
-        }
+        // If the hub has ended, nothing is left to end.
+        let _ = self.shared.queue.send(Event::Revoked { tag }).await;
     }
 
-    /// Says what a key or JWT admits to that was shown in a header of an operator's request; `is_page` where a page has sent it, which the admin
-    /// key is refused to.
+    /// Returns the hub's counters, or `None` if it has ended.
+    pub(crate) async fn counters(&self) -> Option<HubCounters> {
+        let (reply, counters) = oneshot::channel();
+        self.shared.queue.send(Event::Counters { reply }).await;
+        counters.await.ok()
+    }
+
+    /// Checks the key or JWT in a header of an operator's request. `is_page` says that a page has sent the request: pages must not use the
+    /// admin key.
     ///
     /// # Errors
-    /// [`Refusal`] says why it does not.
+    /// Returns why the key or JWT is refused.
     pub fn admit_operator(
         &self,
         now: Now,
@@ -250,34 +196,23 @@ impl Handle {
     }
 }
 
-/// One hub's task and its own things.
+/// The task that owns the hub.
 struct HubTask {
     hub: Hub,
-    place: usize,
-    bus: Exchange,
-    sockets: Arc<Sockets>,
+    bus: SingleServer,
+    sockets: Sockets,
     outboxes: HashMap<ConnId, Outbox>,
 }
 
 impl HubTask {
-    async fn run(
-        mut self,
-        events: QueueReceiver<Event>,
-        messages: mpsc::UnboundedReceiver<HubMessage>,
-        stopped: watch::Receiver<bool>,
-    ) {
-        self.serve(events, messages, stopped).await;
-        let CallOutcomes { unanswered, refused, answered, direct, relayed, failed } = self.hub.outcomes();
-        let hub = self.place;
-        tracing::debug!(hub, unanswered, refused, answered, direct, relayed, failed, "what came of calls");
+    async fn run(mut self, events: QueueReceiver<Event>, stopped: watch::Receiver<bool>) {
+        self.serve(events, stopped).await;
+        let CallOutcomes { unanswered, refused, answered, direct, relayed, failed } =
+            self.hub.counters().calls_ended;
+        tracing::debug!(unanswered, refused, answered, direct, relayed, failed, "outcomes of calls");
     }
 
-    async fn serve(
-        &mut self,
-        mut events: QueueReceiver<Event>,
-        mut messages: mpsc::UnboundedReceiver<HubMessage>,
-        mut stopped: watch::Receiver<bool>,
-    ) {
+    async fn serve(&mut self, mut events: QueueReceiver<Event>, mut stopped: watch::Receiver<bool>) {
         loop {
             let due = self.hub.poll_timeout();
             let timer = async {
@@ -286,14 +221,9 @@ impl HubTask {
                     None => std::future::pending().await,
                 }
             };
-            // Other hubs are heard before clients, so that their queue is short however much clients say.
             tokio::select! {
                 biased;
                 _ = stopped.changed() => return,
-                message = messages.recv() => match message {
-                    Some(message) => self.hear(message),
-                    None => return,
-                },
                 () = timer => self.hub.handle_timeout(now()),
                 event = events.recv() => match event {
                     Ok(event) => self.handle_some(event, &mut events),
@@ -304,14 +234,7 @@ impl HubTask {
         }
     }
 
-    fn hear(&mut self, message: HubMessage) {
-        if let Some(line) = self.bus.lines.get(self.place) {
-            line.waiting.fetch_sub(message.weight(), Ordering::Relaxed);
-        }
-        self.hub.handle_message_from_hub(now(), message);
-    }
-
-    /// Handles an event and some that wait behind it: the timer is set but once for all of them.
+    /// Handles an event and some of those behind it, so that the timer is set once for all of them.
     fn handle_some(&mut self, first: Event, events: &mut QueueReceiver<Event>) {
         let mut next = Some(first);
         for _ in 0..EVENTS_AT_ONCE {
@@ -332,8 +255,8 @@ impl HubTask {
     fn handle(&mut self, event: Event) {
         let now = now();
         match event {
-            Event::Datagram { door, from, local_ip, payload } => {
-                self.hub.handle_datagram(now, door, from, local_ip, &payload);
+            Event::Datagram { port, from, local_ip, payload } => {
+                self.hub.handle_datagram(now, port, from, local_ip, &payload);
             }
             Event::Opened { conn, ip, outbox } => {
                 self.outboxes.insert(conn, outbox);
@@ -341,6 +264,7 @@ impl HubTask {
             }
             Event::Text { conn, text } => self.hub.handle_websocket_text(now, conn, &text),
             Event::Revoked { tag } => self.hub.handle_revoked(now, &tag),
+            Event::Counters { reply } => drop(reply.send(self.hub.counters())),
             Event::Closed { conn } => {
                 self.outboxes.remove(&conn);
                 self.hub.handle_websocket_closed(now, conn);
@@ -351,68 +275,33 @@ impl HubTask {
     fn drain(&mut self) {
         while let Some(output) = self.hub.poll_output() {
             match output {
-                Output::Datagram { door, to, from_ip, payload } => {
-                    self.sockets.send(door, to, from_ip, &payload);
+                Output::Datagram { port, to, from_ip, payload } => {
+                    self.sockets.send(port, to, from_ip, &payload);
                 }
-                Output::Text { conn, text } => self.pass(conn, text),
-                // Without its outbox the connection's task ends.
+                Output::Text { conn, text } => self.send_text(conn, text),
+                // Without its outbox the task of the connection ends.
                 Output::Close { conn } => drop(self.outboxes.remove(&conn)),
                 Output::Refuse { conn, limit } => {
                     if let Some(outbox) = self.outboxes.remove(&conn) {
                         outbox.refuse(limit);
                     }
                 }
-                Output::Publish { to, message } => self.post(&to, message),
+                Output::Publish { to, message } => {
+                    if let Err(undelivered) = self.bus.send(&to, message) {
+                        self.hub.handle_undelivered(now(), undelivered);
+                    }
+                }
             }
         }
     }
 
-    fn post(&mut self, to: &Destination, message: HubMessage) {
-        let posted = match to {
-            Destination::Tag(tag) => self.bus.publish(tag, message),
-            Destination::Hub(hub) => self.bus.send(*hub, message),
-        };
-        if let Err(message) = posted {
-            self.hub.handle_refused(now(), message);
-        }
-    }
-
-    /// A client that does not take its texts in time is closed: it would miss some, or make the server keep them.
-    fn pass(&mut self, conn: ConnId, text: String) {
+    /// Queues a text for a client. A client whose queue is full is closed, since it would miss a text.
+    fn send_text(&mut self, conn: ConnId, text: String) {
         let Some(outbox) = self.outboxes.get(&conn) else { return };
         if !outbox.push(text) {
             tracing::debug!(conn = conn.0, "outbox full, connection closed");
             self.outboxes.remove(&conn);
             self.hub.handle_websocket_closed(now(), conn);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::bus::{ListPage, Payload};
-    use super::super::client_addr::ClientAddr;
-    use super::*;
-
-    #[test]
-    fn what_begins_something_is_refused_once_too_much_waits_and_answers_pass() {
-        let (messages, mut heard) = mpsc::unbounded_channel();
-        let bus = Exchange { lines: [Line { messages, waiting: AtomicUsize::new(0) }].into(), cap: 100 };
-        let (tag, hub) = (Tag::new("a").unwrap(), NodeId(0));
-        let begins = || {
-            let page =
-                ListPage { realm: access::Realm::default(), own: tag.clone(), after: None, max_len: 0 };
-            HubMessage(Payload::ListPage { id: 0, by: hub, page: Box::new(page) })
-        };
-        let follows = || HubMessage(Payload::Left { addr: ClientAddr::WebSocket(ConnId(1)) });
-        assert!(bus.send(hub, begins()).is_ok() && bus.publish(&tag, begins()).is_ok());
-        assert_eq!(bus.publish(&tag, begins()), Err(begins()));
-        assert!(bus.send(hub, follows()).is_ok());
-        let mut taken = 0;
-        while let Ok(message) = heard.try_recv() {
-            taken += message.weight();
-        }
-        assert_eq!(taken, bus.lines[0].waiting.load(Ordering::Relaxed));
-        assert_eq!(bus.send(NodeId(1), begins()), Err(begins()), "there is no such hub");
     }
 }

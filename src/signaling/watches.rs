@@ -56,11 +56,10 @@ struct Watched {
 }
 
 impl Watches {
-    /// Makes the watches of one hub of `hubs`.
-    pub(super) fn new(times: &Times, limits: &Limits, hubs: usize) -> Self {
+    pub(super) fn new(times: &Times, limits: &Limits) -> Self {
         Self {
             quiet: times.presence,
-            cap: limits.watches.div_ceil(hubs),
+            cap: limits.watches,
             cap_per_client: limits.watches_per_client,
             cap_per_tag: limits.watchers_per_tag,
             count: 0,
@@ -250,7 +249,7 @@ mod tests {
             watchers_per_tag: per_tag,
             ..Limits::default()
         };
-        Watches::new(&Times::default(), &limits, 1)
+        Watches::new(&Times::default(), &limits)
     }
 
     fn tags(names: &[&str]) -> Vec<Tag> {

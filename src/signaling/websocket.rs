@@ -60,7 +60,7 @@ async fn serve(
 ) {
     let conn = shared.next_conn();
     let (outbox, texts) = outbox(&shared.config.limits, &shared.waiting);
-    let Some(queue) = shared.queue_of(conn) else { return };
+    let queue = &shared.queue;
     // What is seldom done is boxed, so that those who wait have no room for it in their task.
     if !Box::pin(queue.send(Event::Opened { conn, ip: peer.ip(), outbox })).await {
         return;

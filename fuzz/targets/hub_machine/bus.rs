@@ -1,7 +1,7 @@
 //! The bus: words between two hubs keep their order, those of different pairs do not.
 
 use super::World;
-use ginnel::internals::signaling::{Destination, HubMessage, NodeId};
+use ginnel::internals::signaling::{Destination, HubMessage, NodeId, Undelivered};
 use std::collections::{BTreeMap, VecDeque};
 
 /// More words than any event brings.
@@ -43,11 +43,11 @@ impl World {
     pub(super) fn post(&mut self, from: usize, to: &Destination, message: HubMessage) {
         let to = match to {
             Destination::Tag(tag) => NodeId::of_tag(tag, self.hubs.len()),
-            Destination::Hub(hub) => *hub,
+            Destination::Node(node) => *node,
         };
         assert_ne!(to.index(), from, "a word to itself");
-        if message.begins() && self.lines.jammed == Some(to.index()) {
-            return self.hubs[from].handle_refused(self.now, message);
+        if message.starts() && self.lines.jammed == Some(to.index()) {
+            return self.hubs[from].handle_undelivered(self.now, Undelivered::Overloaded(message));
         }
         self.lines.waiting.entry((from, to.index())).or_default().push_back((self.at, message));
     }
@@ -84,7 +84,7 @@ impl World {
 
     fn carry_one(&mut self, line: (usize, usize)) {
         let Some((at, message)) = self.lines.pop(line) else { return };
-        self.hubs[line.1].handle_message_from_hub(self.now, message);
+        self.hubs[line.1].handle_hub_message(self.now, message);
         self.drain(line.1, Some(at));
     }
 

@@ -7,7 +7,7 @@ use ginnel::internals::signaling::wire::{Proof, Tag};
 use ginnel::internals::signaling::{ConnId, NodeId, ServerPort};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 const SECRETS: [&str; 2] = ["the first owner's secret", "the second owner's secret"];
 /// Clients mostly mean one of so many tags, or calls.
@@ -26,12 +26,13 @@ impl World {
         }
     }
 
-    /// The hub that hears a client.
+    /// The server that a client reaches.
     pub(super) fn home_of(&self, leg: Leg) -> usize {
         let count = self.hubs.len();
         match leg {
-            Leg::Udp(address) => NodeId::home_of(address.ip(), count).index(),
-            Leg::Web(conn) => NodeId::home_of_conn(ConnId(conn), count).index(),
+            Leg::Udp(SocketAddr::V4(address)) => usize::from(address.ip().octets()[3]) % count,
+            Leg::Udp(SocketAddr::V6(_)) => 0,
+            Leg::Web(conn) => conn as usize % count,
         }
     }
 
@@ -51,7 +52,7 @@ impl World {
         own.filter(|_| which < 0x80).cloned().unwrap_or_else(|| self.tag(which))
     }
 
-    fn is_open(&self, leg: Leg) -> bool {
+    pub(super) fn is_open(&self, leg: Leg) -> bool {
         match leg {
             Leg::Udp(_) => true,
             Leg::Web(conn) => self.webs.values().any(|open| *open == conn),
@@ -107,7 +108,8 @@ impl World {
     /// Asks from a leg, with so much room that any answer may come back.
     pub(super) fn ask(&mut self, leg: Leg, t: i64, params: &Value) -> i64 {
         self.mid += 1;
-        let padding = "x".repeat(500);
+        // Only a datagram limits the length of its answer.
+        let padding = "x".repeat(if matches!(leg, Leg::Udp(_)) { 500 } else { 0 });
         let message = json!({ "t": t, "mid": self.mid, "params": params, "pad": padding });
         let bytes = message.to_string().into_bytes();
         if let Leg::Web(conn) = leg {

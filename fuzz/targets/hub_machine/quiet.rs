@@ -27,8 +27,8 @@ impl World {
 
     /// A tag has one owner, an owner has one tag, and who watches it knows.
     fn check_owners(&mut self) {
-        // Those who are there do not go for a while.
-        self.probe();
+        // Whoever has a tag keeps it for a while.
+        self.refresh();
         self.wait(1000);
         self.settle();
         self.wait(1100);
@@ -42,6 +42,16 @@ impl World {
             }
         }
         self.check();
+    }
+
+    /// Lets every client send a heartbeat for its last tag.
+    fn refresh(&mut self) {
+        for (leg, tag) in self.model.told.clone() {
+            if self.is_open(leg) {
+                self.ask(leg, 2, &json!({ "tag": tag }));
+            }
+        }
+        self.settle();
     }
 
     /// Asks everybody for the tags that it has.

@@ -15,7 +15,7 @@ fn bytes_sent_to(world: &mut World, to: &str) -> usize {
 
 #[test]
 fn an_address_that_is_not_proven_gets_at_most_three_times_what_it_sent() {
-    let mut world = World::new(Config { list: true, ..config() });
+    let mut world = World::single(Config { list: true, ..config() });
     for i in 0..80 {
         world.client(&format!("192.0.2.30:{}", 1000 + i));
     }
@@ -48,7 +48,7 @@ fn an_address_that_is_not_proven_gets_at_most_three_times_what_it_sent() {
 
 #[test]
 fn a_longer_request_has_room_for_the_ice_servers_by_udp_too() {
-    let mut world = World::new(config());
+    let mut world = World::single(config());
     let pad = "x".repeat(200);
     let answer = world.ask(A, &json!({"t": 1, "mid": 1, "params": {"key": "the key"}, "pad": pad}));
     assert_eq!(answer["extra"]["ice_servers"].as_array().map(Vec::len), Some(2));
@@ -56,7 +56,7 @@ fn a_longer_request_has_room_for_the_ice_servers_by_udp_too() {
 
 #[test]
 fn a_callee_that_is_not_proven_is_notified_with_three_datagrams_at_most() {
-    let mut world = World::new(config());
+    let mut world = World::single(config());
     let a = world.client(A);
     let victim = world.ask(VICTIM, &json!({"t": 1, "mid": 1}))["extra"]["tag"].clone();
     world.ask(A, &json!({"t": 4, "params": {"tag": a, "rtag": victim}}));
@@ -77,7 +77,7 @@ fn long_call(mid: i64, tag: &str, rtag: &Value) -> Value {
 
 #[test]
 fn an_address_that_has_not_answered_is_told_who_calls_and_no_more_and_of_few_calls() {
-    let mut world = World::new(config());
+    let mut world = World::single(config());
     let (mut calls, mut sent) = (0, 0);
     for number in 0..40 {
         // Whoever registers in another's name knows the tag, as it follows from the secret.
@@ -111,7 +111,7 @@ fn an_address_that_has_not_answered_is_told_who_calls_and_no_more_and_of_few_cal
 #[test]
 fn what_calls_have_to_tell_has_a_budget_and_all_of_it_comes_back() {
     let limits = Limits { call_bytes: 8 * 400_000, calls_per_tag: 1000, ..Limits::default() };
-    let mut world = World::new(Config { limits, ..config() });
+    let mut world = World::single(Config { limits, ..config() });
     let sdp = "s".repeat(49_000);
     let callees: Vec<String> = (0..12).map(|conn| world.web_client(100 + conn)).collect();
     let caller = world.web_client(1);
@@ -137,7 +137,7 @@ fn what_calls_have_to_tell_has_a_budget_and_all_of_it_comes_back() {
 fn lists_are_charged_by_their_length() {
     let per_list = Rate::new(27.0, 2700.0);
     let limits = Limits { per_list, tags_per_network: 1000, ..Limits::default() };
-    let mut world = World::new(Config { limits, ..config() });
+    let mut world = World::single(Config { limits, ..config() });
     let spy = world.web_client(1);
     for conn in 2..102 {
         world.web_client(conn);
@@ -155,7 +155,7 @@ fn lists_are_charged_by_their_length() {
 
 #[test]
 fn a_flood_is_refused_once_a_second_and_passes_again_later() {
-    let mut world = World::new(config());
+    let mut world = World::single(config());
     for _ in 0..1000 {
         world.udp(A, &json!({"t": 77}));
     }
@@ -168,7 +168,7 @@ fn a_flood_is_refused_once_a_second_and_passes_again_later() {
 
 #[test]
 fn calls_between_the_same_two_are_limited() {
-    let mut world = World::new(config());
+    let mut world = World::single(config());
     let (a, b) = (world.client(A), world.client("192.0.2.20:1"));
     let call = json!({"t": 4, "params": {"tag": a, "rtag": b}});
     let call_again = |_| {
@@ -202,7 +202,7 @@ fn every_cap_holds() {
         Limit::SignalingConnectionsPerNetwork,
     ];
     let before = told.map(times);
-    let mut world = World::new(Config { limits, ..config() });
+    let mut world = World::single(Config { limits, ..config() });
     let (a, b) = (world.client("192.0.2.1:1"), world.client("192.0.2.1:2"));
     assert_eq!(code(&world.ask("192.0.2.1:3", &json!({"t": 1}))), 206);
     let c = world.client("192.0.2.2:1");
@@ -312,13 +312,11 @@ proptest! {
                 tokens.extend(extra.get("token").or(value.get("token")).cloned());
                 mids.extend(value.get("mid").cloned());
             }
-            prop_assert!(world.hub.clients() <= 8 && world.hub.calls() <= 5);
-            let sum = |of: fn(&Hub) -> usize| world.hub.sum(of);
-            prop_assert!(sum(|hub| hub.websockets.len()) <= 4);
-            // Each hub has its part of these, rounded up.
-            prop_assert!(sum(|hub| hub.watches.len()) <= 6 && sum(|hub| hub.responses.bytes()) <= 4002);
-            // A set of four for each of three hubs.
-            prop_assert!(sum(|hub| hub.sources.keys()) <= 12 && sum(|hub| hub.pairs.keys()) <= 12);
+            for hub in &world.hub.0 {
+                prop_assert!(hub.clients() <= 8 && hub.calls() <= 5 && hub.websockets.len() <= 4);
+                prop_assert!(hub.watches.len() <= 5 && hub.responses.bytes() <= 4000);
+                prop_assert!(hub.sources.keys() <= 4 && hub.pairs.keys() <= 4);
+            }
         }
         // Two silent minutes later nothing of UDP is left, and nothing wants a timer.
         for conn in 0..12 { world.hub.handle_websocket_closed(world.now, ConnId(conn)); }

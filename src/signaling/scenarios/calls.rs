@@ -126,7 +126,8 @@ fn what_came_of_a_call_is_counted_by_the_last_path_that_a_side_has_told() {
         world.wait_ms(31_000);
         assert_eq!(world.hub.calls(), 0);
         let counted = |hub: &Hub| {
-            let CallOutcomes { unanswered, refused, answered, direct, relayed, failed } = hub.outcomes();
+            let CallOutcomes { unanswered, refused, answered, direct, relayed, failed } =
+                hub.counters().calls_ended;
             [unanswered, refused, answered, direct, relayed, failed]
         };
         let sums = (0..6).map(|which| world.hub.0.iter().map(|hub| counted(hub)[which]).sum::<u64>());

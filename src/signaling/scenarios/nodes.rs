@@ -1,12 +1,12 @@
-//! What only shows between several hubs. All other scenarios run with several of them too.
+//! What only several servers show. Most other scenarios run with several of them too.
 
 use super::*;
 use proptest::prelude::*;
 
-/// A UDP address whose home is that hub.
-fn address_at(hub: usize, nth: u8) -> String {
-    let at_home = |ip: &IpAddr| NodeId::home_of(*ip, HUBS).index() == hub;
-    let mut ips = (0..=255).map(|last| IpAddr::from([192, 0, 2, last])).filter(at_home);
+/// The UDP address of a client that reaches this server.
+fn address_at(node: usize, nth: u8) -> String {
+    let mut ips =
+        (0..=255).map(|last| IpAddr::from([192, 0, 2, last])).filter(|ip| node_of(*ip, HUBS) == node);
     format!("{}:1000", ips.nth(nth.into()).unwrap())
 }
 
@@ -15,7 +15,7 @@ fn call(tag: &str, rtag: &str) -> Value {
 }
 
 #[test]
-fn every_client_is_made_at_home_and_reaches_every_other_one() {
+fn every_client_gets_a_tag_of_its_node_and_reaches_every_other_client() {
     let mut world = World::new(config());
     let addresses: Vec<String> = (0..HUBS).map(|hub| address_at(hub, 0)).collect();
     let tags: Vec<String> = addresses.iter().map(|address| world.client(address)).collect();
@@ -96,9 +96,9 @@ fn who_owns_a_tag_of_another_hub_has_one_tag_all_the_same() {
 fn what_the_bus_has_no_room_for_is_refused_and_leaves_nothing_behind() {
     let mut world = World::new(config());
     let tag = world.web_client(1);
-    let home = NodeId::home_of_conn(ConnId(1), HUBS);
+    let home = node_of_conn(ConnId(1), HUBS);
     let foreign: Vec<String> =
-        (0..HUBS).filter(|hub| *hub != home.index()).map(|hub| world.client(&address_at(hub, 3))).collect();
+        (0..HUBS).filter(|hub| *hub != home).map(|hub| world.client(&address_at(hub, 3))).collect();
     let asked = [
         call(&tag, &foreign[0]),
         json!({"t": 3, "mid": 8, "params": {"tag": tag}}),
@@ -111,7 +111,9 @@ fn what_the_bus_has_no_room_for_is_refused_and_leaves_nothing_behind() {
         let mut said = Vec::new();
         while let Some(output) = hub.poll_output() {
             match output {
-                Output::Publish { message, .. } if message.begins() => hub.handle_refused(world.now, message),
+                Output::Publish { message, .. } if message.starts() => {
+                    hub.handle_undelivered(world.now, Undelivered::Overloaded(message));
+                }
                 Output::Publish { .. } => {}
                 other => said.push(other),
             }
@@ -130,14 +132,14 @@ fn what_the_bus_has_no_room_for_is_refused_and_leaves_nothing_behind() {
 fn a_call_that_was_on_its_way_for_a_while_has_its_whole_time_from_its_arrival() {
     let mut world = World::new(config());
     let caller = world.web_client(1);
-    let there = (NodeId::home_of_conn(ConnId(1), HUBS).index() + 1) % HUBS;
+    let there = (node_of_conn(ConnId(1), HUBS) + 1) % HUBS;
     let callee = world.client(&address_at(there, 3));
     let home = world.hub.of_conn(ConnId(1));
     home.handle_websocket_text(world.now, ConnId(1), &call(&caller, &callee).to_string());
     let Some(Output::Publish { message, .. }) = home.poll_output() else { panic!("nothing is said") };
     world.now = world.now.after(Duration::from_secs(1));
     let hub = &mut world.hub.0[there];
-    hub.handle_message_from_hub(world.now, message);
+    hub.handle_hub_message(world.now, message);
     assert!(hub.poll_timeout().is_some_and(|due| due > world.now.mono), "a copy is due already");
 }
 
@@ -145,7 +147,7 @@ fn a_call_that_was_on_its_way_for_a_while_has_its_whole_time_from_its_arrival() 
 fn a_watch_that_ends_while_another_question_about_its_tag_waits_makes_nothing_of_it_untrue() {
     let mut world = World::new(config());
     world.web_client(1);
-    let home = NodeId::home_of_conn(ConnId(1), HUBS).index();
+    let home = node_of_conn(ConnId(1), HUBS);
     let others = (0..HUBS).filter(|hub| *hub != home);
     let tags: Vec<String> = others.map(|hub| world.client(&address_at(hub, 3))).collect();
     world.ask_web(1, &json!({"t": 60, "mid": 1, "params": {"tags": [tags[0]]}}));
@@ -185,5 +187,35 @@ proptest! {
         let mut others = tags[1..].to_vec();
         others.sort_unstable();
         prop_assert_eq!(listed, others);
+    }
+}
+
+#[test]
+fn a_call_to_a_tag_of_a_node_that_cannot_be_reached_is_refused() {
+    let mut world = World::new(config());
+    let caller = world.client(&address_at(0, 0));
+    let callee = world.client(&address_at(1, 0));
+    let hub = &mut world.hub.0[0];
+    let bytes = call(&caller, &callee).to_string();
+    hub.handle_datagram(world.now, ServerPort::Main, address(&address_at(0, 0)), None, bytes.as_bytes());
+    let Some(Output::Publish { to, message }) = hub.poll_output() else { panic!("nothing is sent") };
+    let message = SingleServer.send(&to, message).unwrap_err();
+    hub.handle_undelivered(world.now, message);
+    let Some(Output::Datagram { payload, .. }) = hub.poll_output() else { panic!("nothing is answered") };
+    assert_eq!(code(&parsed(&payload)), 203);
+}
+
+#[test]
+fn an_answer_to_a_udp_client_leaves_from_the_server_that_it_has_reached() {
+    let mut world = World::new(config());
+    let (at, secret) = (address_at(0, 0), "a secret of twenty-two bytes");
+    for number in 0..12 {
+        let message = json!({"t": 1, "mid": number, "params": {"secret": format!("{secret} {number}")}});
+        let payload = message.to_string();
+        let now = world.now;
+        world.hub.0[0].handle_datagram(now, ServerPort::Main, address(&at), None, payload.as_bytes());
+        while let Some((node, output)) = world.hub.poll_any(now) {
+            assert!(node == 0 || !matches!(output, Output::Datagram { .. }), "from another server");
+        }
     }
 }

@@ -123,7 +123,7 @@ fn a_call_that_waits_finds_the_callee_on_its_new_connection() {
 #[test]
 fn an_owner_for_whom_there_is_no_room_keeps_its_older_session() {
     let limits = Limits { tags_per_network: 1, tags: 2, ..Limits::default() };
-    let mut world = World::new(Config { limits, ..config() });
+    let mut world = World::single(Config { limits, ..config() });
     let tag = session(&mut world, 1, Some(1))["extra"]["tag"].clone();
     world.client(A);
     let neighbour = "192.0.2.10:1001";
