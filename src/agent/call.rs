@@ -347,7 +347,7 @@ impl CallTask {
                 }
                 ResponseBody::Trickled { token }
             }
-            RequestBody::Question { token } => {
+            RequestBody::Status { token } => {
                 let path = self.selector.active().map(|path| match path {
                     CandidatePath::Direct => wire::ReportedPath::Direct,
                     CandidatePath::Relay => wire::ReportedPath::Relay,

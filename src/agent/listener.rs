@@ -16,7 +16,9 @@ use super::ticket::Ticket;
 use crate::limits::Backoff;
 use crate::net::network_changes::NetworkChanges;
 use crate::net::time;
-use crate::signaling::wire::{ErrorCode, IceDescription, Request, RequestBody, ResponseBody, Tag, Token};
+use crate::signaling::wire::{
+    ErrorCode, IceDescription, MessageType, Request, RequestBody, ResponseBody, Tag, Token,
+};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::collections::HashMap;
@@ -31,8 +33,6 @@ const MAX_CALLS: usize = 8;
 const QUEUE: usize = 64;
 /// Capacity of the replay cache; about 2 MiB.
 const REPLAY_CACHE: usize = 16_384;
-/// The message type of an incoming call, for its refusal.
-const NOTIFY: i64 = 51;
 /// The first and the longest wait before a reconnection, each with jitter.
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(8));
 /// How often a dropped listener checks whether its last call has ended.
@@ -246,7 +246,7 @@ impl ListenerTask {
                 let (token, caller, ice) = (token.clone(), ltag.clone(), ice.clone());
                 return self.handle_call(request.mid, token, caller, ice).await;
             }
-            RequestBody::Question { token }
+            RequestBody::Status { token }
             | RequestBody::Trickle { token, .. }
             | RequestBody::End { token, .. } => token.clone(),
             _ => return,
@@ -256,11 +256,11 @@ impl ListenerTask {
             Some(call) if !call.is_closed() => {
                 let _ = call.try_send(ServerEvent::Request(Box::new(request)));
             }
-            _ => self.refuse((request.body.t(), request.mid), token, ErrorCode::BadToken).await,
+            _ => self.refuse((request.body.message_type(), request.mid), token, ErrorCode::BadToken).await,
         }
     }
 
-    async fn refuse(&self, (t, mid): (i64, Option<i64>), token: Token, code: ErrorCode) {
+    async fn refuse(&self, (t, mid): (MessageType, Option<i64>), token: Token, code: ErrorCode) {
         let refusal = ResponseBody::Failed { t, token: Some(token), code, em: code.text().to_owned() };
         self.session.client.respond(mid, refusal).await;
     }
@@ -273,7 +273,7 @@ impl ListenerTask {
         let ufrag = connect::random_ufrag();
         let auth = match self.authenticate(&caller, &mut offer, &ufrag) {
             Ok(auth) => auth,
-            Err(code) => return self.refuse((NOTIFY, mid), token, code).await,
+            Err(code) => return self.refuse((MessageType::Notify, mid), token, code).await,
         };
         self.renew_credentials().await;
         let (events, events_rx) = mpsc::channel(QUEUE);

@@ -2,8 +2,8 @@
 
 use crate::net::{connect, time};
 use crate::signaling::wire::{
-    self, ErrorCode, IceServer, MAX_EPOCH, MAX_TEXT, Message, Request, RequestBody, Response, ResponseBody,
-    Tag, Token,
+    self, ErrorCode, IceServer, MAX_EPOCH, MAX_TEXT, Message, MessageType, Request, RequestBody, Response,
+    ResponseBody, Tag, Token,
 };
 use futures_util::{SinkExt, StreamExt};
 use std::collections::HashMap;
@@ -296,14 +296,14 @@ impl ConnectionTask {
             (Some(waiting), body) => {
                 let _ = waiting.send(body);
             }
-            (None, ResponseBody::Failed { t: 4, token, code, .. }) => {
+            (None, ResponseBody::Failed { t: MessageType::Call, token, code, .. }) => {
                 let _ = self.events.send(ServerEvent::CallFailed { token, code }).await;
             }
             (None, ResponseBody::Failed { code: code @ (ErrorCode::Replaced | ErrorCode::Revoked), .. }) => {
                 let _ = self.events.send(ServerEvent::TagLost(code)).await;
             }
             // Without its tag the connection is useless.
-            (None, ResponseBody::Failed { t: 2, code: ErrorCode::UnknownTag, .. }) => {
+            (None, ResponseBody::Failed { t: MessageType::Heartbeat, code: ErrorCode::UnknownTag, .. }) => {
                 return Err(tungstenite::Error::ConnectionClosed);
             }
             (None, _) => {}

@@ -105,9 +105,13 @@ async fn responses_are_matched_to_requests_and_the_rest_are_events() {
         let second = script.receive_request().await;
         script.respond(second.mid, ResponseBody::Ended { token: token() }).await;
         script.respond(call.mid, ResponseBody::Calling { token: token() }).await;
-        script.request(7, RequestBody::Question { token: token() }).await;
-        let late =
-            ResponseBody::Failed { t: 4, token: Some(token()), code: ErrorCode::NoAnswer, em: "late".into() };
+        script.request(7, RequestBody::Status { token: token() }).await;
+        let late = ResponseBody::Failed {
+            t: wire::MessageType::Call,
+            token: Some(token()),
+            code: ErrorCode::NoAnswer,
+            em: "late".into(),
+        };
         script.respond(call.mid, late).await;
         script.0.send(Frame::text("no message")).await.unwrap();
         script.0.close(None).await.unwrap();
@@ -128,7 +132,7 @@ async fn responses_are_matched_to_requests_and_the_rest_are_events() {
         let (calling, ended) = tokio::join!(client.request(call), client.request(end));
         assert_eq!(calling.unwrap(), ResponseBody::Calling { token: token() });
         assert_eq!(ended.unwrap(), ResponseBody::Ended { token: token() });
-        let question = Request { mid: Some(7), body: RequestBody::Question { token: token() } };
+        let question = Request { mid: Some(7), body: RequestBody::Status { token: token() } };
         assert!(
             matches!(events_rx.recv().await, Some(ServerEvent::Request(request)) if *request == question)
         );
@@ -148,7 +152,13 @@ async fn a_refused_registration_is_an_error() {
     let (listener, address) = server().await;
     let scripted = async {
         let (mut script, request) = Script::accept(&listener).await;
-        script.send(Message::Response(Response::failure(1, request.mid, ErrorCode::NotAllowed))).await;
+        script
+            .send(Message::Response(Response::failure(
+                wire::MessageType::Register,
+                request.mid,
+                ErrorCode::NotAllowed,
+            )))
+            .await;
     };
     let agent = agent(address);
     let (refused, ()) = tokio::join!(agent.listen(), scripted);
@@ -171,7 +181,7 @@ async fn a_caller_who_only_knows_the_tag_is_refused_before_a_socket_is_opened() 
             .request(mid, RequestBody::Notify { token: token(), ltag: ltag.clone(), from: None, ice })
             .await;
         let refusal = ResponseBody::Failed {
-            t: 51,
+            t: wire::MessageType::Notify,
             token: Some(token()),
             code: ErrorCode::NotAllowed,
             em: ErrorCode::NotAllowed.text().to_owned(),
@@ -355,7 +365,7 @@ async fn a_listener_ends_when_its_tag_is_lost() {
     for (code, is_why) in losses() {
         let (listener, address) = server().await;
         let (listening, mut script, _) = listening(&listener, address).await;
-        script.send(Message::Response(Response::failure(1, None, code))).await;
+        script.send(Message::Response(Response::failure(wire::MessageType::Register, None, code))).await;
         script.0.close(None).await.unwrap();
         assert_ended(listening, &listener, is_why).await;
     }
@@ -368,7 +378,9 @@ async fn a_listener_ends_when_its_tag_was_lost_before_it_reconnects() {
         let (listening, mut script, _) = listening(&listener, address).await;
         script.0.close(None).await.unwrap();
         let (mut script, request) = Script::accept(&listener).await;
-        script.send(Message::Response(Response::failure(1, request.mid, code))).await;
+        script
+            .send(Message::Response(Response::failure(wire::MessageType::Register, request.mid, code)))
+            .await;
         assert_ended(listening, &listener, is_why).await;
     }
 }

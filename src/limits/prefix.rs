@@ -75,14 +75,6 @@ impl NetworkPrefix {
     pub fn any_contains(list: &[Self], ip: IpAddr) -> bool {
         list.iter().any(|prefix| prefix.contains(ip))
     }
-
-    /// Returns a number that spreads neighbouring networks evenly.
-    pub(crate) fn spread(&self) -> u64 {
-        // Fibonacci hashing (Knuth, volume 3, section 6.4) of both halves.
-        let bits = u128::from_be_bytes(self.first);
-        let folded = (bits >> 64) as u64 ^ bits as u64;
-        folded.wrapping_mul(0x9e37_79b9_7f4a_7c15).swap_bytes()
-    }
 }
 
 fn mask(len: u8) -> u128 {

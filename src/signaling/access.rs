@@ -65,7 +65,7 @@ pub struct Admitted {
     pub account: u64,
 }
 
-/// Why somebody who has shown something is not let in. Whatever a JWT says is looked at only once its signature was right.
+/// Why a key or JWT is refused. The claims of a JWT are checked after its signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -97,7 +97,9 @@ pub enum Refusal {
     #[error("this access key does not have the scope `{0}`")]
     Scope(&'static str),
     /// The admin key is not shown where it can leak, nor by those who should not have it.
-    #[error("this is the admin key: it counts in Authorization: Bearer alone, for /revoke, and from no page")]
+    #[error(
+        "this is the admin key: it is accepted only in Authorization: Bearer, only for /revoke, and from no page"
+    )]
     AdminKey,
     /// There were too many from that network, or with that key: of any to `/ice`, of those that cost a signature elsewhere.
     #[error("too many requests, try later")]
@@ -107,7 +109,7 @@ pub enum Refusal {
 /// Says what the shown key or JWT admits to. Keys come first, so that one of them may look like anything. The admin key admits to nothing here.
 ///
 /// # Errors
-/// [`Refusal`] says why it does not admit.
+/// Returns why the key or JWT is refused.
 pub fn admit(config: &Config, now: Now, shown: &str) -> Result<Admitted, Refusal> {
     if shown.len() > MAX_KEY {
         return Err(Refusal::Unknown);
@@ -125,7 +127,7 @@ pub fn admit(config: &Config, now: Now, shown: &str) -> Result<Admitted, Refusal
 /// Says what is admitted that was shown in a header: as [`admit`], and the admin key where the request is no page's.
 ///
 /// # Errors
-/// [`Refusal`] says why it does not admit.
+/// Returns why the key or JWT is refused.
 pub(super) fn admit_operator(
     config: &Config,
     now: Now,
@@ -142,7 +144,7 @@ fn is_admin_key(config: &Config, shown: &str) -> bool {
     config.admin_key.as_ref().is_some_and(|key| key.is(shown))
 }
 
-/// A key that admits its holder to what its scopes say. It is kept as a MAC and compared in constant time.
+/// A key that grants its scopes. It is stored as a MAC and compared in constant time.
 #[derive(Clone)]
 pub struct AccessKey {
     key: hmac::Key,
@@ -166,7 +168,7 @@ impl AccessKey {
         Self { key, mac, scopes, realm: realm.into() }
     }
 
-    /// Says whether `shown` is this key.
+    /// Returns whether `shown` is this key.
     #[must_use]
     pub fn is(&self, shown: &str) -> bool {
         hmac::verify(&self.key, shown.as_bytes(), self.mac.as_ref()).is_ok()
@@ -191,7 +193,7 @@ fn of_key(config: &Config, shown: &str) -> Option<Admitted> {
     })
 }
 
-/// The servers that clients are told to use.
+/// The ICE servers for clients.
 #[derive(Debug, Clone)]
 pub struct IceServers {
     /// `stun:` addresses, for everybody.

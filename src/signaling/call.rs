@@ -1,4 +1,4 @@
-//! One punching act, from the caller's t=4 to its end: notified, live, over.
+//! One call, from the caller's t=4 to its end.
 //!
 //! Pure state: what is to be sent piles up in [`Call::take_effects`] and leaves through the hub.
 
@@ -6,7 +6,8 @@ use super::client_addr::{ClientAddr, ClientRoute};
 use super::config::Times;
 use super::counters::RequestCounts;
 use super::wire::{
-    ErrorCode, IceDescription, ReportedPath, Request, RequestBody, Response, ResponseBody, Tag, Token,
+    ErrorCode, IceDescription, MessageType, ReportedPath, Request, RequestBody, Response, ResponseBody, Tag,
+    Token,
 };
 use crate::limits::{Exceeded, Limit, NetworkPrefix, Permit, Quota};
 use std::sync::Arc;
@@ -40,16 +41,16 @@ pub(super) enum CallOutput {
     Failure { code: ErrorCode, text: String },
 }
 
-/// How far a call has come. It is *requested* before there is one: the caller's hub asks the callee's for it.
+/// The state of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CallStage {
     /// 51 is on its way to the callee.
     Notified,
-    /// The callee has answered; the caller is told, and both are asked every few seconds.
+    /// The callee has answered: 52 goes to the caller, and 53 to both every few seconds.
     Checking,
-    /// A side has said which path they found; both are asked on.
+    /// A side has reported the path; 53 goes on.
     Connected,
-    /// Ended by a side or by time; only acknowledgements are awaited.
+    /// Ended by a side or by time; only acknowledgements are outstanding.
     Closed,
 }
 
@@ -60,9 +61,9 @@ pub(super) enum CallOutcome {
     Unanswered,
     /// It did not want to.
     Refused,
-    /// It did; nobody has said what came of it, as clients of document 000 do not.
+    /// It did; no side has reported a path, as plain clients do not.
     Answered,
-    /// The last path that a side has told.
+    /// The last path that a side has reported.
     Path(ReportedPath),
 }
 
@@ -88,12 +89,12 @@ const UNPROVEN_COPIES: usize = 2;
 /// A request of the server's that waits for its answer (S0-40).
 #[derive(Debug)]
 struct PendingRequest {
-    t: i64,
+    t: MessageType,
     mid: i64,
     to: CallRole,
-    /// Empty where it is said only once.
+    /// Empty if it is never sent again.
     text: String,
-    /// What it takes of the room for all texts.
+    /// Its share of the memory for outstanding requests.
     permit: Option<Permit<NetworkPrefix>>,
     /// The same with all that it leaves out, for a callee that has answered.
     whole: Option<String>,
@@ -105,7 +106,7 @@ struct PendingRequest {
 }
 
 impl PendingRequest {
-    fn new(t: i64, mid: i64, to: CallRole, text: String) -> Self {
+    fn new(t: MessageType, mid: i64, to: CallRole, text: String) -> Self {
         let (permit, whole, due) = (None, None, None);
         Self { t, mid, to, text, permit, whole, copies: usize::MAX, waits: Vec::new().into_iter(), due }
     }
@@ -117,7 +118,7 @@ pub(super) struct CallContext<'a> {
     pub(super) times: &'a Times,
     /// Most notices that may wait.
     pub(super) notices: usize,
-    /// The room for what waits.
+    /// The memory for outstanding requests.
     pub(super) texts: &'a Arc<Quota<NetworkPrefix>>,
     /// Draws a fresh mid of this call.
     pub(super) mid: &'a mut dyn FnMut() -> i64,
@@ -137,7 +138,7 @@ impl CallContext<'_> {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct TooMany;
 
-/// One punching act.
+/// A call.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) token: Token,
@@ -152,7 +153,7 @@ pub(super) struct Call {
     next_question: Option<Instant>,
     callee_address_told: bool,
     callee_ice_told: bool,
-    /// Told with the first 52, where the callee tells none itself (S1-5).
+    /// Sent with the first 52 if the callee sends none itself (S1-5).
     callee_local_addresses: Vec<String>,
     notices: Vec<PendingRequest>,
     /// Those that have ended since the last look.
@@ -167,7 +168,7 @@ pub(super) struct CallSetup {
     pub(super) caller: Participant,
     pub(super) callee: Participant,
     pub(super) ice: IceDescription,
-    /// Who is charged for what the caller has told.
+    /// The network that the memory is charged to.
     pub(super) by: NetworkPrefix,
     /// The callee was shown to be at its address; if not, it gets at most two sendings, and nothing of what the caller has told before
     /// it has answered (no amplification).
@@ -210,7 +211,12 @@ impl Call {
         let len = text.len() + whole.as_ref().map_or(0, String::len);
         let permit = Some(at.take_bytes(by, len)?);
         call.notify(
-            PendingRequest { copies, permit, whole, ..PendingRequest::new(51, mid, CallRole::Callee, text) },
+            PendingRequest {
+                copies,
+                permit,
+                whole,
+                ..PendingRequest::new(MessageType::Notify, mid, CallRole::Callee, text)
+            },
             at,
         );
         Ok(call)
@@ -239,13 +245,13 @@ impl Call {
         }
     }
 
-    /// Says which side speaks from `addr`.
+    /// Returns the side that has this address.
     pub(super) fn role_of(&self, addr: ClientAddr) -> Option<CallRole> {
         [CallRole::Caller, CallRole::Callee].into_iter().find(|role| self.side(*role).route.addr == addr)
     }
 
     /// Takes the callee's -51 (S0-15). Its source is the punching address (S0-16); a client on WebSocket may send a
-    /// second one by UDP to supply it (S0-A23). The first must have the mid of the 51, which the callee alone was told:
+    /// second one by UDP to supply it (S0-A23). The first must have the mid of the 51, which only the callee has:
     /// the caller has the token too and could answer in a victim's name.
     pub(super) fn accept(
         &mut self,
@@ -266,7 +272,7 @@ impl Call {
         let mut whole = None;
         if first {
             whole = self.notices.iter_mut().find_map(|notice| notice.whole.take());
-            self.acknowledge(51, None);
+            self.acknowledge(MessageType::Notify, None);
             (self.stage, self.outcome) = (CallStage::Checking, CallOutcome::Answered);
             self.next_question = Some(at.now + at.times.question);
         }
@@ -286,14 +292,15 @@ impl Call {
         let ask = |ice| RequestBody::Answered { token: token.clone(), from: new_address, ice };
         let mid = (at.mid)();
         let text = fitting(mid, ice, self.caller.route.max_len(), &ask);
-        self.notify(PendingRequest::new(52, mid, CallRole::Caller, text), at);
+        self.notify(PendingRequest::new(MessageType::Answered, mid, CallRole::Caller, text), at);
     }
 
-    /// Ends a call that cannot go on, and tells the caller so while it still waits for the callee (S0-A20).
+    /// Ends a call that cannot go on. A caller that still waits for the callee gets the error (S0-A20).
     pub(super) fn fail(&mut self, code: ErrorCode) {
         if self.stage == CallStage::Notified {
             let em = code.text().to_owned();
-            let body = ResponseBody::Failed { t: 4, token: Some(self.token.clone()), code, em };
+            let body =
+                ResponseBody::Failed { t: MessageType::Call, token: Some(self.token.clone()), code, em };
             self.effects.push(CallOutput::Failure { code, text: Response { mid: self.mid, body }.encode() });
             if matches!(code, ErrorCode::NotAllowed | ErrorCode::TooMany) {
                 self.outcome = CallOutcome::Refused;
@@ -307,7 +314,7 @@ impl Call {
         self.finish();
     }
 
-    /// Has a callee that came back on another WebSocket notified there: what was said to the one before may never have arrived.
+    /// Notifies a callee again that has registered on another WebSocket: the first notification may be lost.
     pub(super) fn follow(&mut self, tag: &Tag, route: ClientRoute) {
         let on_web =
             [route.addr, self.callee.route.addr].iter().all(|addr| matches!(addr, ClientAddr::WebSocket(_)));
@@ -325,13 +332,13 @@ impl Call {
         self.effects.extend(again);
     }
 
-    /// Says whether `mid` is that of the 51 which the callee was sent.
+    /// Returns whether `mid` is that of the 51 which the callee was sent.
     pub(super) fn notified_with(&self, mid: i64) -> bool {
-        self.notices.iter().any(|notice| notice.t == 51 && notice.mid == mid)
+        self.notices.iter().any(|notice| notice.t == MessageType::Notify && notice.mid == mid)
     }
 
     /// Takes an answer to 52, 54 or 55, success or not. One without a mid answers all of that `t`.
-    pub(super) fn acknowledge(&mut self, t: i64, mid: Option<i64>) {
+    pub(super) fn acknowledge(&mut self, t: MessageType, mid: Option<i64>) {
         let before = self.notices.len();
         self.notices.retain(|notice| notice.t != t || mid.is_some_and(|mid| mid != notice.mid));
         self.requests.acknowledged += (before - self.notices.len()) as u64;
@@ -386,7 +393,7 @@ impl Call {
             Limit::SignalingNoticesPerCall.reached(at.notices);
             return Err(TooMany);
         }
-        // A callee that has not answered may yet come back on another WebSocket, and is told all of it there again.
+        // A callee that has not answered may come back on another WebSocket, which then gets all of it again.
         let is_sure =
             matches!(self.side(to).route.addr, ClientAddr::WebSocket(_)) && self.stage != CallStage::Notified;
         if is_sure {
@@ -400,7 +407,7 @@ impl Call {
         }
         let mut notices = Vec::with_capacity(asks.len());
         for body in asks {
-            let (t, mid) = (body.t(), (at.mid)());
+            let (t, mid) = (body.message_type(), (at.mid)());
             let text = Request { mid: Some(mid), body }.encode();
             let permit = Some(at.take_bytes(by, text.len())?);
             notices.push(PendingRequest { permit, ..PendingRequest::new(t, mid, to, text) });
@@ -409,7 +416,7 @@ impl Call {
         Ok(())
     }
 
-    /// Ends the call for one side and tells the other.
+    /// Ends the call for one side and sends 55 to the other.
     pub(super) fn end(&mut self, by: CallRole, reason: Option<String>, at: &mut CallContext<'_>) {
         if self.stage == CallStage::Closed {
             return;
@@ -418,7 +425,7 @@ impl Call {
         self.finish();
         let (token, mid) = (self.token.clone(), (at.mid)());
         let text = Request { mid: Some(mid), body: RequestBody::End { token, reason } }.encode();
-        self.notify(PendingRequest::new(55, mid, by.other(), text), at);
+        self.notify(PendingRequest::new(MessageType::End, mid, by.other(), text), at);
     }
 
     /// Ends the call because `tag` may take no part any more.
@@ -450,14 +457,14 @@ impl Call {
             true
         });
         self.requests.unanswered += given_up.len() as u64;
-        if given_up.contains(&51) {
+        if given_up.contains(&MessageType::Notify) {
             return self.fail(ErrorCode::NoAnswer);
         }
         if self.next_question.is_some_and(|due| due <= at.now) {
             self.next_question = Some(at.now + at.times.question);
             for to in [CallRole::Caller, CallRole::Callee] {
                 let mid = (at.mid)();
-                let body = RequestBody::Question { token: self.token.clone() };
+                let body = RequestBody::Status { token: self.token.clone() };
                 let text = Request { mid: Some(mid), body }.encode();
                 self.effects.push(CallOutput::Request { to, text, first: true });
                 match to {
@@ -486,7 +493,7 @@ impl Call {
         let last = (!rest.is_empty()).then(|| rest.iter().sum());
         notice.waits = each.iter().copied().chain(last).collect::<Vec<Duration>>().into_iter();
         notice.due = Some(at.now + notice.waits.next().unwrap_or_default());
-        // On a WebSocket only a callee that has not answered may have to be told again.
+        // On a WebSocket only a callee that has not answered may need it again.
         let is_kept = !on_web || (notice.to == CallRole::Callee && self.stage == CallStage::Notified);
         let text = if is_kept { notice.text.clone() } else { std::mem::take(&mut notice.text) };
         if !is_kept {
@@ -497,7 +504,7 @@ impl Call {
     }
 }
 
-/// Writes a request that carries `ice`, leaving out of it what the route has no room for: the SDP first, then candidates
+/// Writes a request that carries `ice`, without what does not fit: the SDP is dropped first, then candidates
 /// from the end, then all.
 fn fitting(
     mid: i64,

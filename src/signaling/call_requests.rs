@@ -1,4 +1,4 @@
-//! The hub's part in punching acts: t=4, 54 and 55, the answers to 51 to 55, and what an act has to send.
+//! Calls: the handlers of t=4, 54 and 55, and of the answers to 51 to 55.
 
 use super::bus::{Destination, ForwardedCall, Payload};
 use super::call::{Call, CallContext, CallOutput, CallRole, CallSetup, Participant, TooMany};
@@ -8,7 +8,8 @@ use super::config::NotifyFrom;
 use super::machine::{Hub, RequestOrigin};
 use super::tag_id::{LETTERS, base32};
 use super::wire::{
-    ErrorCode, IceDescription, MAX_TEXT, NatType, Request, RequestBody, Response, ResponseBody, Tag, Token,
+    ErrorCode, IceDescription, MAX_TEXT, MessageType, NatType, Request, RequestBody, Response, ResponseBody,
+    Tag, Token,
 };
 use crate::limits::{Limit, NetworkPrefix};
 use rand::RngCore;
@@ -54,13 +55,13 @@ impl Hub {
     /// Takes a call for a tag of this hub.
     pub(super) fn handle_forwarded_call(&mut self, call: ForwardedCall) {
         let (origin, mid) = (call.origin, call.mid);
-        if self.answer_again(origin, 4, mid) {
+        if self.answer_again(origin, MessageType::Call, mid) {
             return;
         }
         let opened = self.open_call(call);
         let id = opened.as_ref().ok().map(|(id, _)| *id);
-        self.answer(origin, 4, mid, opened.map(|(_, token)| ResponseBody::Calling { token }));
-        // The callee hears of a call after the caller has its token.
+        self.answer(origin, MessageType::Call, mid, opened.map(|(_, token)| ResponseBody::Calling { token }));
+        // 51 leaves after the answer with the token.
         if let Some(id) = id {
             self.apply(id);
         }
@@ -138,7 +139,7 @@ impl Hub {
         Ok(ResponseBody::Ended { token })
     }
 
-    /// Says which act and side the origin speaks for.
+    /// Returns the call of a token and the side that the origin is.
     fn call_of(&self, origin: RequestOrigin, token: &Token) -> Result<(CallId, CallRole), ErrorCode> {
         let id = self.calls.by_token(token).ok_or(ErrorCode::BadToken)?;
         let call = self.calls.get(id).ok_or(ErrorCode::BadToken)?;
@@ -150,32 +151,32 @@ impl Hub {
     pub(super) fn handle_response(&mut self, origin: RequestOrigin, response: &Response) {
         let (now, mid, addr) = (origin.now.mono, response.mid, origin.route.addr);
         let (t, token) = match &response.body {
-            ResponseBody::Accepted { .. } => (51, response.body.token()),
-            ResponseBody::Noted { .. } => (52, response.body.token()),
-            ResponseBody::Status { .. } => (53, response.body.token()),
-            ResponseBody::Trickled { .. } => (54, response.body.token()),
-            ResponseBody::Ended { .. } => (55, response.body.token()),
+            ResponseBody::Accepted { .. } => (MessageType::Notify, response.body.token()),
+            ResponseBody::Noted { .. } => (MessageType::Answered, response.body.token()),
+            ResponseBody::Status { .. } => (MessageType::Status, response.body.token()),
+            ResponseBody::Trickled { .. } => (MessageType::Trickle, response.body.token()),
+            ResponseBody::Ended { .. } => (MessageType::End, response.body.token()),
             ResponseBody::Failed { t, .. } => (*t, response.body.token()),
             _ => return,
         };
-        // A refusal has no token in the form of S0-38, but its mid is known to the asked alone.
+        // A refusal in the form of S0-38 has no token, but only the callee knows its mid.
         let is_failure = matches!(response.body, ResponseBody::Failed { .. });
         let by_mid = || mid.filter(|_| is_failure).and_then(|mid| self.calls.by_mid(mid));
         let Some(id) = token.map_or_else(by_mid, |token| self.calls.by_token(token)) else { return };
         let Some(call) = self.calls.get(id) else { return };
         let exact = mid.is_some_and(|mid| call.notified_with(mid));
-        if t == 51 && exact {
+        if t == MessageType::Notify && exact {
             self.registry.prove(call.callee.route.addr);
         }
         let body = response.body.clone();
         self.with_call(now, id, |call, at| match body {
             ResponseBody::Accepted { ice, .. } => call.accept(origin.route, mid, ice, at),
-            ResponseBody::Failed { t: 51, token, code, .. } if exact || token.is_some() => {
+            ResponseBody::Failed { t: MessageType::Notify, token, code, .. } if exact || token.is_some() => {
                 // A callee that takes no more calls is no callee that does not want this one.
                 call.fail(if code == ErrorCode::TooMany { code } else { ErrorCode::NotAllowed });
             }
             ResponseBody::Status { punching, path, .. } => call.status(addr, mid, (punching, path), at),
-            ResponseBody::Failed { t: 53, .. } => {}
+            ResponseBody::Failed { t: MessageType::Status, .. } => {}
             _ => call.acknowledge(t, mid),
         });
     }

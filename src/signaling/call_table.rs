@@ -1,4 +1,4 @@
-//! All punching acts: found by token, by mid, by tag and by time, never more than the caps allow.
+//! The table of calls, indexed by token, mid, tag and deadline, with its limits.
 
 use super::call::{Call, CallOutcome};
 use super::config::Limits;
@@ -18,14 +18,14 @@ pub(super) type CallId = u32;
 /// A mid is its call's number and this many random bits, below 2^53 in all so that browsers can echo it (S0-A16).
 const MID_BITS: u32 = 20;
 
-/// How many calls have ended in which way.
+/// Calls that have ended, by outcome.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CallOutcomes {
     /// The callee has not answered.
     pub unanswered: u64,
     /// The callee has refused.
     pub refused: u64,
-    /// The callee has answered, and neither side has said which path they found: clients of document 000 say nothing.
+    /// The callee has answered, and no side has reported a path, as plain clients do not.
     pub answered: u64,
     /// From peer to peer.
     pub direct: u64,
@@ -51,7 +51,7 @@ impl CallOutcomes {
 /// All calls.
 #[derive(Debug)]
 pub(super) struct CallTable {
-    /// The room for what waits for an answer.
+    /// The memory for outstanding requests.
     pub(super) texts: Arc<Quota<NetworkPrefix>>,
     cap: usize,
     cap_per_tag: usize,
@@ -81,12 +81,12 @@ impl CallTable {
         (i64::from(id) << MID_BITS) | i64::from(random >> (32 - MID_BITS))
     }
 
-    /// Says which call a mid would belong to.
+    /// Returns which call a mid would belong to.
     pub(super) fn of_mid(mid: i64) -> Option<CallId> {
         CallId::try_from(mid >> MID_BITS).ok()
     }
 
-    /// Says which call a mid belongs to, if any.
+    /// Returns which call a mid belongs to, if any.
     pub(super) fn by_mid(&self, mid: i64) -> Option<CallId> {
         Self::of_mid(mid).filter(|id| self.calls.contains_key(id))
     }
@@ -95,7 +95,7 @@ impl CallTable {
         self.by_token.get(token).copied()
     }
 
-    /// Says which calls a tag takes part in.
+    /// Returns which calls a tag takes part in.
     pub(super) fn by_tag(&self, tag: &Tag) -> Vec<CallId> {
         self.by_tag.get(tag).cloned().unwrap_or_default()
     }

@@ -1,4 +1,4 @@
-//! What an operator may set of signalling; every value has a default that serves.
+//! The configuration of signalling.
 
 use super::access::{AccessKey, IceServers, Jwt, Origins, Realms};
 use crate::limits::{KeyedRateLimiter, Limit, Rate};
@@ -8,36 +8,36 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Everything that [`super::start`] must know.
+/// The configuration of [`super::start`].
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Lifetimes and waits.
     pub times: Times,
-    /// What clients may use up.
+    /// The limits.
     pub limits: Limits,
-    /// From which port the server speaks first; default both (S0-A10).
+    /// The port that the server's own requests leave from; default both (S0-A10).
     pub notify_from: NotifyFrom,
-    /// Whether t=3 tells who is online; default true.
+    /// Whether t=3 lists the tags that are online; default true.
     pub list: bool,
-    /// Whether t=60 tells who comes and goes; default true.
+    /// Whether t=60 reports tags that come and go; default true.
     pub presence: bool,
-    /// Whether t=1 is for everybody, or for keys with the scope alone; default true.
+    /// Whether t=1 is open to all; otherwise it takes a key with the scope `register`. Default true.
     pub open: bool,
-    /// Keys and what they admit to; default none.
+    /// Access keys and their scopes; default none.
     pub access_keys: Vec<AccessKey>,
-    /// What operators show to revoke; refused in URLs, messages and from pages. Default none.
+    /// The key for revocation; refused in URLs, in messages and from pages. Default none.
     pub admin_key: Option<AccessKey>,
-    /// What JWTs must be to admit like keys; default none does.
+    /// Which JWTs are accepted like keys; default none.
     pub jwt: Option<Jwt>,
-    /// Knows the realms of keys and JWTs.
+    /// The realms of keys and JWTs.
     pub realms: Realms,
-    /// Whose pages may open `/ws` and read `/ice`; default all.
+    /// The origins whose pages may open `/ws` and read `/ice`; default all.
     pub origins: Origins,
-    /// Tags that an operator has taken back; registering them is refused.
+    /// Revoked tags, which cannot be registered.
     pub revoked: Arc<RevocationList>,
-    /// What registrations and `/ice` hand out; default none.
+    /// The ICE servers in registrations and `/ice`; default none.
     pub ice_servers: IceServers,
-    /// `host:port` of the second UDP port, handed out as `stun2`; default none.
+    /// `host:port` of the second UDP port, sent as `stun2`; default none.
     pub stun2: Option<String>,
 }
 
@@ -65,9 +65,9 @@ impl Default for Config {
 /// From which port 51, 52, 53, 54 and 55 leave (S0-A10).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum NotifyFrom {
-    /// Port 2 alone, as document 000 says; lost at most NATs.
+    /// Only port 2, as S0-27 has it; most NATs drop it.
     Aux,
-    /// Port 1 alone.
+    /// Only port 1.
     Main,
     /// The first copy from both, the later ones from port 1.
     #[default]
@@ -118,20 +118,20 @@ impl Default for Times {
     }
 }
 
-/// What clients may use up. A network is an IPv4 address or an IPv6 /64.
+/// The limits. A network is an IPv4 address or an IPv6 /64.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Tags at one time; default 100 000.
     pub tags: usize,
     /// Tags of one network; default 256.
     pub tags_per_network: usize,
-    /// Punching acts at one time; default 20 000.
+    /// Calls at one time; default 20 000.
     pub calls: usize,
-    /// Punching acts that one tag takes part in; default 64.
+    /// Calls of one tag; default 64.
     pub calls_per_tag: usize,
-    /// Messages of one act that wait for an acknowledgement; default 32.
+    /// Unacknowledged requests of one call; default 32.
     pub notices_per_call: usize,
-    /// Bytes of what calls have to tell and was not acknowledged yet; default 64 MiB. One network may take an eighth.
+    /// Bytes of unacknowledged requests; default 64 MiB, of which one network may use an eighth.
     pub call_bytes: usize,
     /// WebSocket connections at one time; default 20 000.
     pub connections: usize,
@@ -153,11 +153,11 @@ pub struct Limits {
     pub per_proof: Rate,
     /// Bytes of lists to one network; default 2 MiB at once, 256 KiB/s on.
     pub per_list: Rate,
-    /// CallTable told to addresses of one IPv4 /24 or IPv6 /48 that have not answered; default 20 at once, 2/s on.
+    /// Calls to unproven addresses of one IPv4 /24 or IPv6 /48; default 20 at once, 2/s on.
     pub per_unproven: Rate,
     /// Requests to `/ice` of one network, whatever key they show; default 200 at once, 20/s on.
     pub ice_per_network: Rate,
-    /// Credentials that `/ice` hands out for one access key, or one `sub` of a JWT; default 1000 at once, 100/s on.
+    /// Credentials from `/ice` for one access key, or one `sub` of a JWT; default 1000 at once, 100/s on.
     pub ice_per_key: Rate,
     /// Sources and pairs whose rates are remembered, each; default 65 536.
     pub rates: usize,

@@ -107,7 +107,7 @@ pub(super) struct Fields {
     pub(super) sdp: Option<BoundedString<49_152>>,
 }
 
-/// What peers say of their NAT is a word; what the server says of a client's is yes or no.
+/// `nat` is a name in a peer's message, and a boolean in the server's answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 pub(super) enum NatField {
@@ -124,7 +124,7 @@ impl NatField {
     }
 }
 
-/// What can still be told of a message that has a wrong type somewhere, so that its sender can be answered.
+/// The readable part of a malformed message, for the error response.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct PartialHeader {
     pub(super) t: Option<i64>,

@@ -5,14 +5,14 @@ use super::config::Limits;
 use super::service::Event;
 use crate::limits::{Limit, QueueBounds, QueueError, QueueReceiver, QueueSender, queue};
 
-/// The way to a hub.
+/// The sending end.
 #[derive(Debug)]
 pub(super) struct EventQueue(QueueSender<Event>);
 
 /// Why a text was not queued.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum EnqueueError {
-    /// There is no room at the moment.
+    /// The queue is full.
     Full(String),
     /// The hub has ended.
     Over,
@@ -25,19 +25,19 @@ impl EventQueue {
         (Self(events), receiver)
     }
 
-    /// Queues what may be lost; `false` where it is.
+    /// Queues an event that may be lost; returns `false` if it is.
     pub(super) fn try_send(&self, event: Event) -> bool {
         let bytes = event.bytes();
         self.0.try_send(event, bytes).inspect_err(|(_, error)| self.count(*error)).is_ok()
     }
 
-    /// Queues what must not be lost; `false` where the hub has ended.
+    /// Queues an event that must not be lost; returns `false` if the hub has ended.
     pub(super) async fn send(&self, event: Event) -> bool {
         let bytes = event.bytes();
         self.0.send(event, bytes).await
     }
 
-    /// Queues a text, if that can be done at once.
+    /// Queues a text if it fits now.
     pub(super) fn try_text(&self, conn: ConnId, text: String) -> Result<(), EnqueueError> {
         let bytes = text.len();
         match self.0.try_send(Event::Text { conn, text }, bytes) {

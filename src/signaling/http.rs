@@ -1,4 +1,4 @@
-//! The HTTP hand: `/ws`, and `/ice`, which hands ICE servers to those who show an access key.
+//! HTTP: `/ws`, and `/ice`, which returns ICE servers for an access key.
 
 use super::access::{Admitted, Origins, Refusal};
 use super::config::Limits;
@@ -22,7 +22,7 @@ use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Lets pages of some origins in alone; who is no page says none.
+/// Refuses pages of other origins. A request without `Origin` is from no page.
 pub(crate) async fn pages_let_in(
     State(origins): State<Arc<Origins>>,
     request: Request,
@@ -107,7 +107,7 @@ async fn ice_servers(
     (headers, Json(json!({ "iceServers": servers, "tag": name }))).into_response()
 }
 
-/// Says what a key admits to that was shown at `/ice`, and takes one from the network that shows it and one from whoever it is of.
+/// Checks a key that was shown at `/ice` and charges the rates of its network and of its account.
 fn admit_to_relay(shared: &Shared, now: Now, from: IpAddr, key: &str) -> Result<Admitted, Refusal> {
     shared.ice.ask(now, from)?;
     let admitted = shared.admit(now, from, key)?;
@@ -118,7 +118,7 @@ fn admit_to_relay(shared: &Shared, now: Now, from: IpAddr, key: &str) -> Result<
     Ok(admitted)
 }
 
-/// How often credentials of the relay are asked for and handed out.
+/// The rates of `/ice`: requests of a network, and credentials of an account.
 #[derive(Debug)]
 pub(super) struct IceRates {
     networks: Mutex<KeyedRateLimiter<NetworkPrefix>>,
@@ -161,7 +161,7 @@ pub(crate) fn bearer(asked: &HeaderMap) -> Option<&str> {
     asked.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
 }
 
-/// Says how HTTP has it that somebody is not let in.
+/// Returns the HTTP status of a refusal.
 pub(crate) fn status_of(refusal: Refusal) -> StatusCode {
     match refusal {
         Refusal::TooMany => StatusCode::TOO_MANY_REQUESTS,

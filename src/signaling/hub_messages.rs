@@ -5,7 +5,7 @@ use super::client_addr::{ClientAddr, ConnId};
 use super::machine::{Hub, RequestOrigin};
 use super::nodes::NodeId;
 use super::pending_queries::{PendingQuery, Query, merged};
-use super::wire::{ErrorCode, Message, ResponseBody, Tag};
+use super::wire::{ErrorCode, Message, MessageType, ResponseBody, Tag};
 use crate::clock::Now;
 use std::collections::HashMap;
 
@@ -63,10 +63,10 @@ impl Hub {
                 let (origin, message) = *heard;
                 // By UDP no error is sent: the client retransmits, and a flood would get an answer for each datagram.
                 if let (Message::Request(request), ClientAddr::WebSocket(_)) = (message, origin.route.addr) {
-                    self.fail(origin, request.body.t(), request.mid, ErrorCode::TooMany);
+                    self.fail(origin, request.body.message_type(), request.mid, ErrorCode::TooMany);
                 }
             }
-            Payload::Call(call) => self.fail(call.origin, 4, call.mid, callee_code),
+            Payload::Call(call) => self.fail(call.origin, MessageType::Call, call.mid, callee_code),
             Payload::Watch { id, .. } | Payload::List { id, .. } => {
                 if let Some(query) = self.queries.give_up(id) {
                     self.give_up(query);
@@ -98,7 +98,7 @@ impl Hub {
         };
         let done = self.queries.take(id, by, learn);
         if done.is_none() {
-            // Where nobody waits for it any more, nobody is to be told of it.
+            // If nobody waits for it any more, the subscription ends.
             return self.watches.unsubscribe(told);
         }
         self.finish(now, done);
@@ -118,12 +118,12 @@ impl Hub {
         match what {
             Query::List { page, parts } => {
                 let (tags, more) = merged(parts, page.most());
-                self.answer(origin, 3, mid, Ok(ResponseBody::Listed { tags, more }));
+                self.answer(origin, MessageType::List, mid, Ok(ResponseBody::Listed { tags, more }));
             }
             Query::Watch { conn, wanted, known } => {
                 let answered = self.begin_watch_of(conn, &wanted, &known);
                 self.watches.unsubscribe(wanted);
-                self.answer(origin, 60, mid, answered);
+                self.answer(origin, MessageType::Watch, mid, answered);
             }
         }
     }
@@ -143,10 +143,10 @@ impl Hub {
     fn give_up(&mut self, query: PendingQuery) {
         let PendingQuery { origin, mid, what, .. } = query;
         let t = match what {
-            Query::List { .. } => 3,
+            Query::List { .. } => MessageType::List,
             Query::Watch { wanted, .. } => {
                 self.watches.unsubscribe(wanted);
-                60
+                MessageType::Watch
             }
         };
         self.fail(origin, t, mid, ErrorCode::TooMany);

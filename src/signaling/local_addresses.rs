@@ -1,8 +1,8 @@
-//! The addresses that a client has on its own network (S1-2), as it tells them, against the one that the server sees.
+//! The local addresses that a client reports (S1-2), compared with its server-reflexive address.
 
 use std::net::SocketAddr;
 
-/// One client's inner addresses. Most clients tell none, and pay for no more than a pointer.
+/// The local addresses of a client. Most clients report none, which costs one pointer.
 #[derive(Debug, Clone, Default)]
 pub(super) struct LocalAddresses(Option<Box<Told>>);
 
@@ -18,14 +18,14 @@ impl LocalAddresses {
         self.0.as_ref().map_or(&[], |told| &told.0)
     }
 
-    /// Says whether a NAT stands between, judging by the IP that was seen (S1-3); `None` where the client has told none. Ports say
+    /// Returns whether a NAT stands between, judging by the IP that was seen (S1-3); `None` where the client has told none. Ports say
     /// nothing: it registers from one socket and punches from another (S0-28).
     pub(super) fn is_behind_nat(&self, seen: SocketAddr) -> Option<bool> {
         let seen = seen.ip().to_canonical();
         self.0.as_ref().map(|told| told.0.iter().all(|inner| inner.ip().to_canonical() != seen))
     }
 
-    /// Writes them as peers are told them.
+    /// Returns them as text, for peers.
     pub(super) fn texts(&self) -> Vec<String> {
         self.addresses().iter().map(SocketAddr::to_string).collect()
     }

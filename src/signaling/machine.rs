@@ -1,7 +1,7 @@
-//! The hub: takes what clients say on any route, and says what to send to whom. Pure.
+//! The hub: the state machine of signalling. Pure.
 //!
-//! Here stand who is heard and what every reply is held to. The rules of t=1, 2, 3 and 60 stand in `presence.rs`, those of t=4
-//! and all that follows in `acts.rs`, what several hubs have to say to each other in `talk.rs`, on the same [`Hub`].
+//! This file receives messages, limits their rates, dispatches them and limits replies. On the same [`Hub`], `presence.rs` handles
+//! t=1, 2, 3 and 60, `call_requests.rs` handles t=4 and all that follows, and `hub_messages.rs` handles other hubs.
 
 use super::access::Realm;
 use super::bus::{Destination, HubMessage, Payload};
@@ -19,7 +19,8 @@ use super::tag_ownership;
 use super::tag_ownership::Challenges;
 use super::watches::Watches;
 use super::wire::{
-    self, DecodeError, ErrorCode, MAX_DATAGRAM, Message, Request, RequestBody, Response, ResponseBody, Tag,
+    self, DecodeError, ErrorCode, MAX_DATAGRAM, Message, MessageType, Request, RequestBody, Response,
+    ResponseBody, Tag,
 };
 use crate::clock::Now;
 use crate::ids::Pii;
@@ -33,7 +34,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What the hands must do.
+/// An action for the service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
     /// Send a datagram.
@@ -59,7 +60,7 @@ pub enum Output {
         /// Whose.
         conn: ConnId,
     },
-    /// Close a WebSocket that finds no room, and say why.
+    /// Close a WebSocket that is over a limit, with the reason.
     Refuse {
         /// Whose.
         conn: ConnId,
@@ -79,12 +80,13 @@ pub enum Output {
 const HEADERS: usize = 28;
 /// How much longer than its request a reply may be before the client's address is proven.
 const AMPLIFICATION: usize = 3;
-/// Request types whose repetition must not act twice (S0-A14). A heartbeat may act twice, to the same effect.
-const ACTS_ONCE: [i64; 5] = [1, 3, 4, 54, 55];
-/// And on a WebSocket, where nothing is lost and so nothing repeated, but a second call would ring twice.
-const ACTS_ONCE_ON_WEB: [i64; 1] = [4];
+/// Requests whose retransmission must not take effect twice (S0-A14). A second heartbeat does no harm.
+const ACTS_ONCE: [MessageType; 5] =
+    [MessageType::Register, MessageType::List, MessageType::Call, MessageType::Trickle, MessageType::End];
+/// The same on a WebSocket, where nothing is retransmitted, but a second call would notify twice.
+const ACTS_ONCE_ON_WEB: [MessageType; 1] = [MessageType::Call];
 
-/// Where a message came from, and how long it was.
+/// Where a message came from, and its length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RequestOrigin {
     pub(super) now: Now,
@@ -92,9 +94,9 @@ pub(super) struct RequestOrigin {
     pub(super) port: ServerPort,
     pub(super) network: NetworkPrefix,
     pub(super) size: usize,
-    /// Whom the request is about, where the same `mid` for somebody else is another request; 0 for nobody.
+    /// A hash of the callee, since one `mid` may be used for calls to several; otherwise 0.
     pub(super) about: u64,
-    /// How long a reply may be by what another hub knows of the client.
+    /// Maximum length of a reply by what another hub knows of the client.
     pub(super) max_len: usize,
 }
 
@@ -207,13 +209,13 @@ impl Hub {
         self.registry.len()
     }
 
-    /// Returns how many punching acts are under way.
+    /// Returns how many calls are in progress.
     #[must_use]
     pub fn calls(&self) -> usize {
         self.calls.len()
     }
 
-    /// Says whether nothing is kept of any client, but how often it asked and what it was answered, which go by themselves.
+    /// Returns whether nothing is stored of any client but rates and cached responses, which expire.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         let is_alone = self.registry.len() == 0 && self.websockets.is_empty() && self.away.is_empty();
@@ -234,7 +236,7 @@ impl Hub {
         }
     }
 
-    /// Takes a datagram.
+    /// Handles a datagram.
     pub fn handle_datagram(
         &mut self,
         now: Now,
@@ -254,7 +256,7 @@ impl Hub {
         }
     }
 
-    /// Takes note of a new WebSocket; one over the caps is closed at once.
+    /// Handles a new WebSocket. One over a limit is closed at once.
     pub fn handle_websocket_opened(&mut self, _now: Now, conn: ConnId, peer_ip: IpAddr) {
         let network = NetworkPrefix::subscriber(peer_ip);
         if self.websockets.contains_key(&conn) {
@@ -278,7 +280,7 @@ impl Hub {
         self.websockets.insert(conn, web);
     }
 
-    /// Takes a WebSocket text.
+    /// Handles a WebSocket text.
     pub fn handle_websocket_text(&mut self, now: Now, conn: ConnId, text: &str) {
         if let Some(network) = self.websockets.get(&conn).map(|web| web.network) {
             let route = ClientRoute::websocket(self.nodes.own(), conn);
@@ -289,7 +291,7 @@ impl Hub {
         }
     }
 
-    /// Takes note of a WebSocket's end: its tag is offline at once (S0-A23).
+    /// Handles the end of a WebSocket: its tag is offline at once (S0-A23).
     pub fn handle_websocket_closed(&mut self, now: Now, conn: ConnId) {
         self.close_websocket(now, conn);
         self.tell_changes(now.mono);
@@ -311,7 +313,7 @@ impl Hub {
         self.outputs.push_back(Output::Close { conn });
     }
 
-    /// Takes a client out whose connection has ended, with the calls that cannot go on.
+    /// Removes a client whose connection has ended, and ends its calls.
     pub(super) fn leave(&mut self, now: Now, addr: ClientAddr) {
         let Some(client) = self.registry.remove_addr(addr) else { return };
         let Some(tag) = client.tag() else { return };
@@ -336,7 +338,7 @@ impl Hub {
         self.outputs.push_back(Output::Publish { to, message: HubMessage(payload) });
     }
 
-    /// Does what is due.
+    /// Handles all timers that are due.
     pub fn handle_timeout(&mut self, now: Now) {
         while let Some(client) = self.registry.expire(now.mono) {
             tracing::debug!(tag = ?client.tag().as_ref().map(Pii), "expired");
@@ -347,7 +349,7 @@ impl Hub {
         self.tell_changes(now.mono);
     }
 
-    /// Returns the next thing to do, until there is none.
+    /// Returns the next action, if any.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
@@ -372,10 +374,10 @@ impl Hub {
             Limit::SignalingPerSource.reached(self.config.limits.per_source.per_second());
         }
         let (t, mid) = match &decoded {
-            Ok(Message::Request(request)) => (request.body.t(), request.mid),
-            Err(DecodeError::Malformed { t, mid }) => (t.unwrap_or(0), *mid),
+            Ok(Message::Request(request)) => (request.body.message_type(), request.mid),
+            Err(DecodeError::Malformed { t, mid }) => (t.unwrap_or(MessageType::Other(0)), *mid),
             Err(DecodeError::Unsupported { t, mid }) => (*t, *mid),
-            Err(DecodeError::Undecodable) => (0, None),
+            Err(DecodeError::Undecodable) => (MessageType::Other(0), None),
             Ok(Message::Response(_)) if !passes => return,
             Ok(message @ Message::Response(_)) => return self.dispatch(origin, message.clone()),
         };
@@ -391,7 +393,7 @@ impl Hub {
         }
     }
 
-    /// Handles a message where it belongs.
+    /// Handles a message, or forwards it to the node that it belongs to.
     fn dispatch(&mut self, origin: RequestOrigin, message: Message) {
         let to = self.belongs_to(origin, &message);
         if to == self.nodes.own() {
@@ -401,7 +403,7 @@ impl Hub {
         self.publish(Destination::Node(to), Payload::Forwarded(Box::new((origin, message))));
     }
 
-    /// Says whose business a message is: the hub's of the tag or token in it, else the home's.
+    /// Returns the node that a message belongs to: that of its tag or token, or this one.
     fn belongs_to(&self, origin: RequestOrigin, message: &Message) -> NodeId {
         let nodes = &self.nodes;
         let named = match message {
@@ -445,7 +447,7 @@ impl Hub {
     }
 
     fn handle_request(&mut self, origin: RequestOrigin, request: Request) {
-        let (t, mid) = (request.body.t(), request.mid);
+        let (t, mid) = (request.body.message_type(), request.mid);
         let origin = RequestOrigin { about: about(&request.body), ..origin };
         if self.answer_again(origin, t, mid) {
             return;
@@ -466,7 +468,7 @@ impl Hub {
             }
             RequestBody::Trickle { token, cands, done, nat } => {
                 let trickled = self.handle_trickle(origin, token, cands, (done, nat));
-                // A WebSocket loses nothing: who shows no mid wants to hear of failures alone.
+                // A WebSocket loses nothing: without a mid only failures are answered.
                 let is_quiet = mid.is_none() && origin.route.udp_addr().is_none();
                 trickled.map(|answer| Some(answer).filter(|_| !is_quiet))
             }
@@ -474,22 +476,22 @@ impl Hub {
             RequestBody::Watch { tags, watch } => self.handle_watch(origin, mid, tags, watch),
             RequestBody::Notify { .. }
             | RequestBody::Answered { .. }
-            | RequestBody::Question { .. }
+            | RequestBody::Status { .. }
             | RequestBody::Presence { .. }
             | RequestBody::Open
             | RequestBody::Punch { .. } => Err(ErrorCode::Unsupported),
         };
-        // What is not answered here will be, by another hub or when others have answered.
+        // Otherwise another hub answers, or this one when others have answered.
         if let Some(answered) = answered.transpose() {
             self.answer(origin, t, mid, answered);
         }
     }
 
-    /// Answers a request, and any repetition of it in the same way.
+    /// Answers a request and caches the answer for retransmissions.
     pub(super) fn answer(
         &mut self,
         origin: RequestOrigin,
-        t: i64,
+        t: MessageType,
         mid: Option<i64>,
         answered: Result<ResponseBody, ErrorCode>,
     ) {
@@ -500,7 +502,7 @@ impl Hub {
                 Response::failure(t, mid, code)
             }
         };
-        tracing::debug!(t, ok = answered_well(&response), "request");
+        tracing::debug!(?t, ok = answered_well(&response), "request");
         let text = response.encode();
         if let Some(asked) = origin.request_id(t, mid).filter(|_| !is_refusal(&response, ErrorCode::TooMany))
         {
@@ -515,8 +517,8 @@ impl Hub {
         }
     }
 
-    /// Answers a repeated request as the first one was; says whether it was one.
-    pub(super) fn answer_again(&mut self, origin: RequestOrigin, t: i64, mid: Option<i64>) -> bool {
+    /// Answers a retransmission from the cache; returns whether it was one.
+    pub(super) fn answer_again(&mut self, origin: RequestOrigin, t: MessageType, mid: Option<i64>) -> bool {
         let text = origin.request_id(t, mid).and_then(|asked| self.responses.get(asked, origin.now.mono));
         if let Some(text) = &text {
             self.reply(origin, text);
@@ -543,20 +545,20 @@ impl Hub {
         }
     }
 
-    pub(super) fn fail(&mut self, origin: RequestOrigin, t: i64, mid: Option<i64>, code: ErrorCode) {
+    pub(super) fn fail(&mut self, origin: RequestOrigin, t: MessageType, mid: Option<i64>, code: ErrorCode) {
         self.counters.count_error(code);
         self.reply(origin, &Response::failure(t, mid, code).encode());
     }
 
-    /// Answers through the port at which the request came, and never with more than the origin has room for.
+    /// Answers from the port that received the request, unless the answer is too long for the origin.
     fn reply(&mut self, origin: RequestOrigin, text: &str) {
         if text.len() <= self.max_len(origin) {
             self.send(origin.route, origin.port, text);
         }
     }
 
-    /// How long a reply may be: three times the request until the address is proven, so that nobody is flooded in
-    /// another's name.
+    /// Returns the maximum length of a reply: three times the request until the address is proven, against
+    /// amplification.
     pub(super) fn max_len(&self, origin: RequestOrigin) -> usize {
         let max_len = origin.route.max_len();
         let is_web = matches!(origin.route.addr, ClientAddr::WebSocket(_));
@@ -568,8 +570,8 @@ impl Hub {
 }
 
 impl RequestOrigin {
-    /// Names a request whose repetition must not act twice.
-    fn request_id(&self, t: i64, mid: Option<i64>) -> Option<RequestId> {
+    /// Returns the id of a request that must not take effect twice.
+    fn request_id(&self, t: MessageType, mid: Option<i64>) -> Option<RequestId> {
         let once = match self.route.addr {
             ClientAddr::Udp(_) => &ACTS_ONCE[..],
             ClientAddr::WebSocket(_) => &ACTS_ONCE_ON_WEB,
@@ -585,7 +587,7 @@ impl RequestOrigin {
     }
 }
 
-/// Clients of document 000 may call one after another under the same `mid`, as its figures do.
+/// Plain clients may use one `mid` for calls to several callees.
 fn about(body: &RequestBody) -> u64 {
     let RequestBody::Call { rtag, .. } = body else { return 0 };
     let mut hasher = DefaultHasher::new();

@@ -1,4 +1,4 @@
-//! What the messages of document 000 say: one type per message, one per word of their vocabulary.
+//! The messages of signalling: one type for each message, and their vocabulary.
 //!
 //! [`super::wire`] re-exports all of it, and reads and writes it.
 
@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 #[serde(transparent)]
 pub struct Tag(String);
 
-/// Stands for one punching act and accompanies every message of it (S0-13).
+/// Identifies a call in each of its messages (S0-13).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 #[serde(transparent)]
 pub struct Token(String);
@@ -54,6 +54,80 @@ macro_rules! name {
 name!(Tag);
 name!(Token);
 
+/// The type of a message: `t` on the wire, negative in a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum MessageType {
+    /// 1.
+    Register,
+    /// 2.
+    Heartbeat,
+    /// 3.
+    List,
+    /// 4.
+    Call,
+    /// 5.
+    Challenge,
+    /// 51.
+    Notify,
+    /// 52.
+    Answered,
+    /// 53.
+    Status,
+    /// 54.
+    Trickle,
+    /// 55.
+    End,
+    /// 60.
+    Watch,
+    /// 101.
+    Open,
+    /// 102.
+    Punch,
+    /// 103.
+    Punched,
+    /// A type that this version does not know; 0 for a type that cannot be read.
+    Other(i64),
+}
+
+const MESSAGE_TYPES: [(i64, MessageType); 14] = [
+    (1, MessageType::Register),
+    (2, MessageType::Heartbeat),
+    (3, MessageType::List),
+    (4, MessageType::Call),
+    (5, MessageType::Challenge),
+    (51, MessageType::Notify),
+    (52, MessageType::Answered),
+    (53, MessageType::Status),
+    (54, MessageType::Trickle),
+    (55, MessageType::End),
+    (60, MessageType::Watch),
+    (101, MessageType::Open),
+    (102, MessageType::Punch),
+    (103, MessageType::Punched),
+];
+
+impl MessageType {
+    /// Returns the number on the wire, without the sign of a response.
+    #[must_use]
+    pub fn number(self) -> i64 {
+        match self {
+            Self::Other(number) => number,
+            known => MESSAGE_TYPES.iter().find(|row| row.1 == known).map_or(0, |row| row.0),
+        }
+    }
+
+    /// Returns the type of this number.
+    #[must_use]
+    pub fn from_number(number: i64) -> Self {
+        MESSAGE_TYPES.iter().find(|row| row.0 == number).map_or(Self::Other(number), |row| row.1)
+    }
+
+    /// Returns whether this is a type of request that this version knows.
+    pub(super) fn is_request(self) -> bool {
+        !matches!(self, Self::Other(_) | Self::Punched)
+    }
+}
+
 /// Any message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
@@ -63,7 +137,7 @@ pub enum Message {
     Response(Response),
 }
 
-/// A question, from either side.
+/// A request, from either side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// Chosen by the origin and echoed (S0-33); may be missing (S0-5, S0-A24).
@@ -72,10 +146,10 @@ pub struct Request {
     pub body: RequestBody,
 }
 
-/// What a [`Request`] asks, by its `t`.
+/// The content of a [`Request`], by its `t`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RequestBody {
-    /// `t` = 1: give me a tag (S0-1).
+    /// `t` = 1: registers and gets a tag (S0-1).
     Register {
         /// The server's access key, for relay credentials.
         key: Option<String>,
@@ -85,60 +159,60 @@ pub enum RequestBody {
         epoch: Option<i64>,
         /// Owns a lasting tag instead of `secret`: shows that the origin holds a key.
         proof: Option<Proof>,
-        /// The client's inner addresses (S1-4), those of its punching socket; none leaves what was told before.
+        /// The local addresses of the punching socket (S1-4); `None` keeps the earlier ones.
         laddrs: Option<Vec<SocketAddr>>,
     },
-    /// `t` = 2: I am alive (S0-3).
+    /// `t` = 2: keeps the tag (S0-3).
     Heartbeat {
         /// The origin's own tag.
         tag: Tag,
     },
-    /// `t` = 3: who else is online (S0-6)?
+    /// `t` = 3: lists the other tags that are online (S0-6).
     List {
         /// The origin's own tag.
         tag: Tag,
         /// The last tag of the page before (S0-A22).
         after: Option<Tag>,
     },
-    /// `t` = 4: I want to reach `rtag` (S0-8); sent from the punching socket (S0-A9).
+    /// `t` = 4: calls `rtag` (S0-8); sent from the punching socket (S0-A9).
     Call {
         /// The caller's own tag.
         tag: Tag,
         /// The callee's tag.
         rtag: Tag,
-        /// What the callee should know of the caller.
+        /// The caller's description.
         ice: IceDescription,
     },
-    /// `t` = 5: what am I to sign?
+    /// `t` = 5: asks for a nonce to sign.
     Challenge,
-    /// `t` = 51, server to callee: someone calls you (S0-14).
+    /// `t` = 51, server to callee: an incoming call (S0-14).
     Notify {
-        /// The punching act.
+        /// The call.
         token: Token,
         /// The caller's tag (S0-A12).
         ltag: Tag,
         /// The caller's punching address, where it is known (S0-A23).
         from: Option<SocketAddr>,
-        /// What the caller told of itself.
+        /// The caller's description.
         ice: IceDescription,
     },
     /// `t` = 52, server to caller: the callee has answered (S0-17).
     Answered {
-        /// The punching act.
+        /// The call.
         token: Token,
         /// The callee's punching address, where it is known (S0-A23).
         from: Option<SocketAddr>,
-        /// What the callee told of itself.
+        /// The callee's description.
         ice: IceDescription,
     },
-    /// `t` = 53, server to both: are you still at it (S0-24, S0-A8)?
-    Question {
-        /// The punching act.
+    /// `t` = 53, server to both: asks whether they still punch (S0-24, S0-A8).
+    Status {
+        /// The call.
         token: Token,
     },
     /// `t` = 54, peer to server to peer: more candidates.
     Trickle {
-        /// The punching act.
+        /// The call.
         token: Token,
         /// Candidate attribute values.
         cands: Vec<String>,
@@ -147,21 +221,21 @@ pub enum RequestBody {
         /// What the sender has found out about its NAT by now.
         nat: Option<NatType>,
     },
-    /// `t` = 55, peer to server to peer: this act is over.
+    /// `t` = 55, peer to server to peer: ends the call.
     End {
-        /// The punching act.
+        /// The call.
         token: Token,
         /// Why, for people.
         reason: Option<String>,
     },
-    /// `t` = 60, client to server: tell me when these come and go, or no more.
+    /// `t` = 60, client to server: starts or stops watching tags.
     Watch {
         /// Whom to watch.
         tags: Vec<Tag>,
         /// Whether to begin or to stop.
         watch: bool,
     },
-    /// `t` = 60, server to client, without `mid` and never answered: these came or went.
+    /// `t` = 60, server to client, without `mid` and never answered: tags that came or went.
     Presence {
         /// Who can be called now.
         online: Vec<Tag>,
@@ -172,12 +246,12 @@ pub enum RequestBody {
     Open,
     /// `t` = 102, caller to callee: tries the hole and keeps it open (S0-20, S0-22).
     Punch {
-        /// The punching act.
+        /// The call.
         token: Token,
     },
 }
 
-/// An answer, from either side.
+/// A response, from either side.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Response {
     /// The request's, unchanged (S0-33).
@@ -186,7 +260,7 @@ pub struct Response {
     pub body: ResponseBody,
 }
 
-/// What a [`Response`] answers, by its `t` and `code`.
+/// The content of a [`Response`], by its `t` and `code`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ResponseBody {
     /// `t` = -1 (S0-2).
@@ -199,7 +273,7 @@ pub enum ResponseBody {
         stun2: Option<String>,
         /// The session's number; of owned tags only.
         epoch: Option<i64>,
-        /// Where the client was seen; by UDP only.
+        /// The server-reflexive address; by UDP only.
         seen: Option<ReflexiveAddress>,
     },
     /// `t` = -2 (S0-4).
@@ -213,7 +287,7 @@ pub enum ResponseBody {
     },
     /// `t` = -4 (S0-12).
     Calling {
-        /// The punching act.
+        /// The call.
         token: Token,
     },
     /// `t` = -5.
@@ -223,33 +297,33 @@ pub enum ResponseBody {
     },
     /// `t` = -51, callee to server, from the punching socket (S0-15).
     Accepted {
-        /// The punching act.
+        /// The call.
         token: Token,
-        /// What the caller should know of the callee.
+        /// The callee's description.
         ice: IceDescription,
     },
     /// `t` = -52 (S0-18).
     Noted {
-        /// The punching act.
+        /// The call.
         token: Token,
     },
     /// `t` = -53 (S0-A8).
     Status {
-        /// The punching act.
+        /// The call.
         token: Token,
-        /// Still at it.
+        /// Whether the client still punches.
         punching: bool,
         /// The path in use.
         path: Option<ReportedPath>,
     },
     /// `t` = -54.
     Trickled {
-        /// The punching act.
+        /// The call.
         token: Token,
     },
     /// `t` = -55.
     Ended {
-        /// The punching act.
+        /// The call.
         token: Token,
     },
     /// `t` = -60: how those stand who were asked about.
@@ -261,14 +335,14 @@ pub enum ResponseBody {
     },
     /// `t` = -103, callee to caller (S0-21); -102 is understood as well (S0-A4).
     Punched {
-        /// The punching act.
+        /// The call.
         token: Token,
     },
     /// `t` of the request, positive, with `code` and `em` (S0-38); a negative `t` is understood as well (S0-A1).
     Failed {
-        /// The request's `t`; 0 where it could not be read.
-        t: i64,
-        /// The punching act, where there is one (S0-A20).
+        /// The type of the request.
+        t: MessageType,
+        /// The call, if there is one (S0-A20).
         token: Option<Token>,
         /// What went wrong.
         code: ErrorCode,
@@ -352,7 +426,7 @@ impl ErrorCode {
     }
 }
 
-/// What one peer tells the other through the server (S0-A18); legacy clients ignore it.
+/// What a peer sends to the other through the server (S0-A18); plain clients ignore it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IceDescription {
     /// ICE user name fragment.
@@ -365,7 +439,7 @@ pub struct IceDescription {
     pub role: Option<String>,
     /// LocalAddresses addresses.
     pub laddrs: Vec<String>,
-    /// What the sender knows of its NAT.
+    /// The sender's NAT type.
     pub nat: Option<NatType>,
     /// A TCP port that listens (S0-A11): `tport`, and `rtport` in 52.
     pub tport: Option<u16>,
@@ -373,12 +447,12 @@ pub struct IceDescription {
     pub sdp: Option<String>,
 }
 
-/// Where the server sees a client (S1-2).
+/// The server-reflexive address of a client (S1-2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReflexiveAddress {
     /// The client's outer address.
     pub addr: SocketAddr,
-    /// Whether its IP is none of the inner ones that the client has told (S1-3); unknown where it has told none.
+    /// Whether its IP differs from all local ones (S1-3); `None` if the client has reported none.
     pub nat: Option<bool>,
 }
 
@@ -443,7 +517,7 @@ pub(super) fn word<T: Copy + PartialEq>(
     Some(BoundedString(row.0.to_owned()))
 }
 
-/// An unknown word counts as absent, so that a later version may add one.
+/// An unknown name counts as absent, so that a later version may add one.
 pub(super) fn meaning<T: Copy>(table: &[(&'static str, T)], word: Option<&BoundedString<16>>) -> Option<T> {
     let word = word?;
     table.iter().find(|row| row.0 == word.0).map(|row| row.1)
@@ -463,29 +537,29 @@ pub struct IceServer {
 }
 
 impl RequestBody {
-    /// Returns the request's `t`.
+    /// Returns the type of the request.
     #[must_use]
-    pub fn t(&self) -> i64 {
+    pub fn message_type(&self) -> MessageType {
         match self {
-            Self::Register { .. } => 1,
-            Self::Heartbeat { .. } => 2,
-            Self::List { .. } => 3,
-            Self::Call { .. } => 4,
-            Self::Challenge => 5,
-            Self::Notify { .. } => 51,
-            Self::Answered { .. } => 52,
-            Self::Question { .. } => 53,
-            Self::Trickle { .. } => 54,
-            Self::End { .. } => 55,
-            Self::Watch { .. } | Self::Presence { .. } => 60,
-            Self::Open => 101,
-            Self::Punch { .. } => 102,
+            Self::Register { .. } => MessageType::Register,
+            Self::Heartbeat { .. } => MessageType::Heartbeat,
+            Self::List { .. } => MessageType::List,
+            Self::Call { .. } => MessageType::Call,
+            Self::Challenge => MessageType::Challenge,
+            Self::Notify { .. } => MessageType::Notify,
+            Self::Answered { .. } => MessageType::Answered,
+            Self::Status { .. } => MessageType::Status,
+            Self::Trickle { .. } => MessageType::Trickle,
+            Self::End { .. } => MessageType::End,
+            Self::Watch { .. } | Self::Presence { .. } => MessageType::Watch,
+            Self::Open => MessageType::Open,
+            Self::Punch { .. } => MessageType::Punch,
         }
     }
 }
 
 impl ResponseBody {
-    /// Returns the punching act that this is about, if it says.
+    /// Returns the token, if there is one.
     #[must_use]
     pub fn token(&self) -> Option<&Token> {
         match self {
@@ -504,7 +578,7 @@ impl ResponseBody {
 impl Response {
     /// Returns the failure of a request of type `t`, with the text that belongs to `code`.
     #[must_use]
-    pub fn failure(t: i64, mid: Option<i64>, code: ErrorCode) -> Self {
+    pub fn failure(t: MessageType, mid: Option<i64>, code: ErrorCode) -> Self {
         Self { mid, body: ResponseBody::Failed { t, token: None, code, em: code.text().to_owned() } }
     }
 }
@@ -513,6 +587,16 @@ impl Response {
 mod tests {
     use super::*;
     use std::collections::HashSet;
+
+    #[test]
+    fn each_message_type_has_a_number_of_its_own() {
+        let numbers: HashSet<_> = MESSAGE_TYPES.iter().map(|row| row.0).collect();
+        assert_eq!(numbers.len(), MESSAGE_TYPES.len());
+        for (number, message_type) in MESSAGE_TYPES.into_iter().chain([(99, MessageType::Other(99))]) {
+            assert_eq!(MessageType::from_number(number), message_type);
+            assert_eq!(message_type.number(), number);
+        }
+    }
 
     #[test]
     fn each_code_has_a_number_and_a_text_of_its_own() {

@@ -1,8 +1,8 @@
-//! Signalling: introduces two clients to each other, over JSON in UDP datagrams or WebSocket texts.
+//! Signalling: connects two clients, with JSON in UDP datagrams or WebSocket texts.
 //!
 //! Document 000's protocol of tag, token and notify, with fields of our own for ICE (`docs/wire/signaling.md`). A UDP
-//! client and a WebSocket client reach each other, as both talk to one [`Hub`]. The hub follows the run-loop contract of
-//! the crate: `handle_*`, then `poll_output` to `None`, then a timer for `poll_timeout`.
+//! client and a WebSocket client reach each other, since both are clients of one [`Hub`]. After each `handle_*`, drain
+//! `poll_output` and set a timer for `poll_timeout`.
 
 #[cfg(feature = "server")]
 pub(crate) mod access;

@@ -1,6 +1,6 @@
 //! Who is online in which realm, in the order of the tags.
 //!
-//! Only parts of the list are kept in order, by the first two letters; a part is sorted when somebody reads it. So being listed
+//! The list is divided by the first two characters of the tags; a part is sorted when it is read. So being listed
 //! costs a client four bytes.
 
 use super::access::Realm;
@@ -9,7 +9,7 @@ use super::wire::Tag;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-/// The first two letters of a tag, by their ranks.
+/// The first two characters of a tag, by their ranks.
 type Part = (u8, u8);
 
 /// How many pages are kept.
@@ -40,7 +40,7 @@ impl CachedPage {
     }
 }
 
-/// How many letters of tags come before `letter`.
+/// Returns how many characters of tags sort before `letter`.
 fn rank(letter: u8) -> u8 {
     LETTERS.iter().filter(|other| **other < letter).count() as u8
 }
@@ -108,7 +108,7 @@ impl OnlineList {
         self.pages.push_back(CachedPage { realm: *realm, after: after.to_owned(), most, tags });
     }
 
-    /// Lists the tags of a realm after `after`, in order, with the numbers of their clients.
+    /// Returns the tags of a realm after `after`, in order, with the numbers of their clients.
     pub(super) fn after<'a>(
         &'a self,
         realm: &Realm,

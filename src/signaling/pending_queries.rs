@@ -1,4 +1,4 @@
-//! Questions that wait for the answers of several hubs.
+//! Client requests that wait for the answers of other hubs.
 
 use super::bus::{ListPage, Presence, RealmTag};
 use super::client_addr::ConnId;
@@ -8,10 +8,10 @@ use super::wire::Tag;
 use crate::limits::Limit;
 use std::collections::{BTreeMap, HashMap};
 
-/// Most questions that wait at one time.
+/// Maximum number of pending queries.
 const MOST: usize = 4096;
 
-/// A client's question.
+/// A client request.
 #[derive(Debug)]
 pub(super) struct PendingQuery {
     pub(super) origin: RequestOrigin,
@@ -22,13 +22,13 @@ pub(super) struct PendingQuery {
 
 #[derive(Debug)]
 pub(super) enum Query {
-    /// Of t=3: what each hub has of the page.
+    /// t=3: the part of each hub.
     List { page: ListPage, parts: Vec<(Vec<Tag>, bool)> },
-    /// Of t=60: how things stand that other hubs know of.
+    /// t=60: the state of tags of other hubs.
     Watch { conn: ConnId, wanted: Vec<RealmTag>, known: HashMap<RealmTag, bool> },
 }
 
-/// All such questions.
+/// All pending queries.
 #[derive(Debug, Default)]
 pub(super) struct PendingQueries {
     next: u64,
@@ -48,7 +48,7 @@ impl PendingQueries {
         is_full
     }
 
-    /// Begins to wait for `hubs`; returns the question's number.
+    /// Starts to wait for `hubs`; returns the id of the query.
     pub(super) fn begin(
         &mut self,
         origin: RequestOrigin,
@@ -63,7 +63,7 @@ impl PendingQueries {
         id
     }
 
-    /// Takes the answer of a hub; returns the question once nothing is missing.
+    /// Applies the answer of a hub; returns the query if it is complete.
     pub(super) fn take(
         &mut self,
         id: u64,
@@ -91,7 +91,7 @@ impl PendingQueries {
         }
     }
 
-    /// Says whether a question waits that is about this.
+    /// Returns whether a pending query needs this tag.
     pub(super) fn want(&self, what: &RealmTag) -> bool {
         self.waiting.values().any(|query| match &query.what {
             Query::Watch { wanted, .. } => wanted.contains(what),

@@ -1,4 +1,4 @@
-//! The hub's part in presence: who comes (t=1), stays (2), is listed (3) and is watched (60).
+//! Presence: the handlers of registration (t=1), heartbeat (2), list (3) and watch (60).
 
 use super::access::{self, Admitted, Realm};
 use super::bus::{Destination, LISTED, ListPage, Payload, Presence, RealmTag};
@@ -11,7 +11,8 @@ use super::registry::{NewRegistration, Registration};
 use super::tag_id::{TAG_BYTES, TagId};
 use super::tag_ownership;
 use super::wire::{
-    ErrorCode, MAX_EPOCH, Proof, ReflexiveAddress, Request, RequestBody, Response, ResponseBody, Tag,
+    ErrorCode, MAX_EPOCH, MessageType, Proof, ReflexiveAddress, Request, RequestBody, Response, ResponseBody,
+    Tag,
 };
 use crate::clock::Now;
 use crate::limits::Limit;
@@ -27,7 +28,7 @@ const WATCH_ROOM: usize = 128;
 /// which counts on does not reach the next one's number.
 const EPOCHS_PER_SECOND: i64 = 1000;
 
-/// What a registration shows for a lasting tag.
+/// The proof of ownership in a registration.
 #[derive(Debug, Clone)]
 pub(super) struct TagClaim<'a> {
     pub(super) secret: Option<&'a str>,
@@ -37,7 +38,7 @@ pub(super) struct TagClaim<'a> {
 }
 
 impl Hub {
-    /// t=1. A route that has a tag keeps it; a secret or a key brings its tag to wherever it is shown (S0-A18).
+    /// t=1. A client that has a tag keeps it; a secret or a key moves its tag to where it is shown (S0-A18).
     pub(super) fn handle_register(
         &mut self,
         origin: RequestOrigin,
@@ -89,7 +90,7 @@ impl Hub {
         Ok([full, only(seen)].into_iter().find(fits).unwrap_or_else(|| only(None)))
     }
 
-    /// Notes what a client tells of its own network, and compares it with where it is seen (S1-2, S1-3).
+    /// Stores the local addresses of a client and compares them with its reflexive address (S1-2, S1-3).
     fn see(&mut self, addr: ClientAddr, laddrs: Option<Vec<SocketAddr>>) -> Option<ReflexiveAddress> {
         if let Some(laddrs) = laddrs {
             self.registry.set_local_addresses(addr, LocalAddresses::new(laddrs));
@@ -99,7 +100,7 @@ impl Hub {
         Some(ReflexiveAddress { addr: seen, nat })
     }
 
-    /// Says what a key or JWT admits to; one that may cost a signature is taken as seldom as those of tags are.
+    /// Checks a key or JWT; one that needs a signature check is charged like those of tags.
     fn admit(&mut self, origin: RequestOrigin, shown: &str) -> Result<Admitted, ErrorCode> {
         if self.config.jwt.as_ref().is_some_and(|jwt| jwt.is_costly(shown)) {
             self.charge_signature(origin)?;
@@ -110,7 +111,7 @@ impl Hub {
         })
     }
 
-    /// A signature costs more than all else a message does.
+    /// Charges a signature check, the most expensive part of a message.
     fn charge_signature(&mut self, origin: RequestOrigin) -> Result<(), ErrorCode> {
         if self.proofs.try_take(&origin.network, origin.now.mono, 1) {
             return Ok(());
@@ -119,7 +120,7 @@ impl Hub {
         Err(ErrorCode::TooMany)
     }
 
-    /// Says which tag a secret or a key has; none where neither was shown.
+    /// Returns the tag of a secret or a key; `None` without either.
     fn owned_tag_id(
         &mut self,
         origin: RequestOrigin,
@@ -137,7 +138,7 @@ impl Hub {
         Ok(tag_ownership::owned_tag_id(claim.secret, claim.proof))
     }
 
-    /// Says under which number the origin may have an owned tag. One that shows a number proves itself newer than the holder by a
+    /// Returns the session number of an owned tag. One that shows a number proves itself newer than the holder by a
     /// higher one; one that shows none has just begun, and is the newest.
     fn epoch(&self, origin: RequestOrigin, name: TagId, shown: Option<i64>) -> Result<i64, ErrorCode> {
         let holder = self.registry.by_tag_id(name);
@@ -157,7 +158,7 @@ impl Hub {
         }
     }
 
-    /// Gives a tag to the origin's route, wherever it was before. Where that was is told why it is over.
+    /// Assigns a tag to the origin. A client that had the tag before gets the reason.
     fn enter(&mut self, now: Now, entry: NewRegistration) -> Result<(), ErrorCode> {
         let (name, addr) = (entry.name, entry.route.addr);
         if self.registry.by_tag_id(name).is_some_and(|client| client.route.addr == addr) {
@@ -226,11 +227,15 @@ impl Hub {
         }
     }
 
-    /// Tells a client that its tag is not its any more, before its connection is closed.
+    /// Sends a client the reason why it has lost its tag, and closes its WebSocket.
     fn dismiss(&mut self, now: Now, client: &Registration, why: ErrorCode) {
-        // Nobody is sent a datagram for what was done in another's name.
+        // No datagram goes to an address that is not proven.
         if client.proven {
-            self.send(client.route, ServerPort::Main, &Response::failure(1, None, why).encode());
+            self.send(
+                client.route,
+                ServerPort::Main,
+                &Response::failure(MessageType::Register, None, why).encode(),
+            );
         }
         let ClientRoute { addr, node, .. } = client.route;
         match addr {
@@ -240,10 +245,10 @@ impl Hub {
         }
     }
 
-    /// Takes note that a tag of this hub was revoked: it is offline at once, and its calls end.
+    /// Handles the revocation of a tag: it is offline at once, and its calls end.
     pub fn handle_revoked(&mut self, now: Now, tag: &Tag) {
         self.withdraw(now, tag);
-        // It may have called from where its tag is not any more.
+        // Its calls may be at other hubs.
         for hub in self.nodes.others() {
             self.publish(Destination::Node(hub), Payload::CallerRevoked { tag: tag.clone() });
         }
@@ -270,7 +275,7 @@ impl Hub {
         Ok(ResponseBody::Alive)
     }
 
-    /// t=3: as many tags as the route has room for (S0-A15). What other hubs have is asked of them first.
+    /// t=3: as many tags as fit (S0-A15). Other hubs are queried first.
     pub(super) fn handle_list(
         &mut self,
         origin: RequestOrigin,
@@ -309,7 +314,7 @@ impl Hub {
         Ok(None)
     }
 
-    /// t=60, over WebSocket alone: a datagram would need repetition, and its client asks again anyway.
+    /// t=60, only over WebSocket: UDP clients poll with t=3.
     pub(super) fn handle_watch(
         &mut self,
         origin: RequestOrigin,
@@ -350,7 +355,7 @@ impl Hub {
         Ok(None)
     }
 
-    /// Sorts out what only other hubs know, by hub.
+    /// Returns the tags that only other hubs know, by hub.
     fn unknown(&self, wanted: &[RealmTag]) -> BTreeMap<NodeId, Vec<RealmTag>> {
         let mut asked: BTreeMap<NodeId, Vec<RealmTag>> = BTreeMap::new();
         for what in wanted.iter().filter(|what| !self.watches.has(what)) {
@@ -376,7 +381,7 @@ impl Hub {
         Ok(ResponseBody::Watching { online, offline })
     }
 
-    /// Tells the watchers who came and who went. A tag that only moved did neither.
+    /// Notifies the watchers of tags that came or went. A tag that only moved did neither.
     pub(super) fn tell_changes(&mut self, now: Instant) {
         let changes = self.registry.take_changes();
         for gone in changes.iter().filter_map(|change| change.gone) {
@@ -417,7 +422,7 @@ impl Hub {
         }
     }
 
-    /// Lets other hubs know of what nobody watches here any more.
+    /// Ends the subscriptions that nobody here needs any more.
     fn end_forsaken(&mut self) {
         let mut ended: BTreeMap<NodeId, Vec<RealmTag>> = BTreeMap::new();
         for what in self.watches.take_forsaken() {

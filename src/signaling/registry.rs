@@ -31,26 +31,26 @@ pub(super) struct Registration {
     pub(super) name: TagId,
     /// The client was shown to be at its address: nobody who only writes that address as a source gets this far.
     pub(super) proven: bool,
-    /// It has shown a key that lets it list and watch in any case.
+    /// It may list and watch even if that is disabled for others.
     pub(super) admin: bool,
-    /// Others were told this tag before its owner used it, so that using it proves nothing.
+    /// Others got this tag before its owner used it, so that using it proves nothing.
     shown: bool,
     /// Its owner has used it.
     confirmed: bool,
-    /// Where it has called somebody.
+    /// The nodes of the tags that it has called.
     pub(super) called: NodeSet,
     pub(super) route: ClientRoute,
     /// The session's number; of owned tags only.
     pub(super) epoch: Option<i64>,
     pub(super) realm: Realm,
-    /// What it has told of its own network (S1-2).
+    /// Its local addresses (S1-2).
     pub(super) local_addresses: LocalAddresses,
     network: NetworkPrefix,
     permit: Option<Permit<NetworkPrefix>>,
     since: Instant,
 }
 
-/// What a registration is made of.
+/// A registration to insert.
 #[derive(Debug, Clone)]
 pub(super) struct NewRegistration {
     pub(super) name: TagId,
@@ -61,7 +61,7 @@ pub(super) struct NewRegistration {
     pub(super) epoch: Option<i64>,
 }
 
-/// A tag that came into a realm or left it, and whose it was if its client is gone.
+/// A tag that came into a realm or left it, and the route of its client if that is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct PresenceChange {
     pub(super) name: TagId,
@@ -154,7 +154,7 @@ impl Registry {
         self.by_tag_id(TagId::of(tag)?)
     }
 
-    /// Says whether a tag is online in a realm.
+    /// Returns whether a tag is online in a realm.
     pub(super) fn is_online(&self, (realm, tag): &RealmTag) -> bool {
         self.by_tag(tag).is_some_and(|client| client.realm == *realm)
     }
@@ -211,7 +211,7 @@ impl Registry {
             name,
             proven: on_web,
             admin,
-            // The owner of an owned tag knows it without having been told.
+            // The owner of an owned tag can compute it.
             shown: epoch.is_some(),
             confirmed: on_web,
             called: NodeSet::default(),
@@ -260,7 +260,7 @@ impl Registry {
         }
     }
 
-    /// Makes room: the oldest client that never used its tag goes first, once it had its time.
+    /// Evicts the oldest client that never used its tag, after its grace period.
     fn evict(&mut self, now: Instant) -> bool {
         let oldest = self.unconfirmed.first().copied();
         let Some((_, id)) = oldest.filter(|(since, _)| now.saturating_duration_since(*since) >= self.grace)
@@ -285,14 +285,14 @@ impl Registry {
         Some(client)
     }
 
-    /// Notes that an answer came back from `addr` to something that only it was told.
+    /// Notes that `addr` is proven: it has sent what only it was sent.
     pub(super) fn prove(&mut self, addr: ClientAddr) {
         if let Some(client) = self.key_of_addr(addr).and_then(|id| self.client_mut(id)) {
             client.proven = true;
         }
     }
 
-    /// Notes what a client tells of its own network.
+    /// Stores the local addresses of a client.
     pub(super) fn set_local_addresses(&mut self, addr: ClientAddr, local_addresses: LocalAddresses) {
         if let Some(client) = self.key_of_addr(addr).and_then(|id| self.client_mut(id)) {
             client.local_addresses = local_addresses;
@@ -302,7 +302,7 @@ impl Registry {
     /// Returns the tags of a page, sorted, as many as fit, and whether more are left (S0-A22).
     pub(super) fn page(&mut self, page: &ListPage) -> (Vec<Tag>, bool) {
         let after = page.after.as_ref().map_or("", Tag::as_str);
-        // One more tells whether there are more, and the origin's own is left out.
+        // One more shows whether there are more, and one may be the client's own.
         let (most, read) = (page.most(), page.most() + 2);
         let kept = self.online_list.page(&page.realm, after, read);
         let tags = kept.unwrap_or_else(|| self.read_page(&page.realm, after, read));

@@ -1,18 +1,19 @@
-//! Answers kept for a while, so that a repeated request gets the same one and nothing happens twice (S0-A14).
+//! Cached responses, so that a retransmission gets the same one and takes effect once (S0-A14).
 
 use super::client_addr::ClientAddr;
+use super::wire::MessageType;
 use crate::limits::Limit;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Names one request: who asked what, under which mid, about whom.
-pub(super) type RequestId = (ClientAddr, i64, i64, u64);
+pub(super) type RequestId = (ClientAddr, MessageType, i64, u64);
 
 /// What an entry costs besides its text, roughly.
 const ENTRY: usize = 128;
 
-/// Answers by request, the oldest forgotten when their time or the room is over.
+/// Responses by request; the oldest are dropped at the end of their lifetime or at the limit.
 #[derive(Debug)]
 pub(super) struct ResponseCache {
     lifetime: Duration,
@@ -71,11 +72,11 @@ mod tests {
     #[test]
     fn an_answer_is_kept_for_its_time_and_the_first_one_counts() {
         let (mut answers, start) = (ResponseCache::new(Duration::from_secs(30), 10_000), now().mono);
-        let asked = (ClientAddr::WebSocket(ConnId(1)), 1, 7, 0);
+        let asked = (ClientAddr::WebSocket(ConnId(1)), MessageType::Register, 7, 0);
         answers.keep(asked, "one", start);
         answers.keep(asked, "two", start);
         assert_eq!(answers.get(asked, start + Duration::from_secs(29)).as_deref(), Some("one"));
-        assert_eq!(answers.get((ClientAddr::WebSocket(ConnId(2)), 1, 7, 0), start), None);
+        assert_eq!(answers.get((ClientAddr::WebSocket(ConnId(2)), MessageType::Register, 7, 0), start), None);
         assert_eq!(answers.get(asked, start + Duration::from_secs(30)), None);
         assert_eq!(answers.bytes(), 0);
     }
@@ -84,10 +85,14 @@ mod tests {
     fn the_oldest_make_room_at_the_cap() {
         let (mut answers, start) = (ResponseCache::new(Duration::from_secs(30), 1000), now().mono);
         for mid in 0..100 {
-            answers.keep((ClientAddr::WebSocket(ConnId(1)), 1, mid, 0), "text", start);
+            answers.keep((ClientAddr::WebSocket(ConnId(1)), MessageType::Register, mid, 0), "text", start);
             assert!(answers.bytes() <= 1000);
         }
-        assert!(answers.get((ClientAddr::WebSocket(ConnId(1)), 1, 99, 0), start).is_some());
-        assert!(answers.get((ClientAddr::WebSocket(ConnId(1)), 1, 0, 0), start).is_none());
+        assert!(
+            answers.get((ClientAddr::WebSocket(ConnId(1)), MessageType::Register, 99, 0), start).is_some()
+        );
+        assert!(
+            answers.get((ClientAddr::WebSocket(ConnId(1)), MessageType::Register, 0, 0), start).is_none()
+        );
     }
 }

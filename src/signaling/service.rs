@@ -30,13 +30,31 @@ const EVENTS_AT_ONCE: usize = 64;
 /// An input of the hub.
 #[derive(Debug)]
 pub(super) enum Event {
-    Datagram { port: ServerPort, from: SocketAddr, local_ip: Option<IpAddr>, payload: Box<[u8]> },
-    Opened { conn: ConnId, ip: IpAddr, outbox: Outbox },
-    Text { conn: ConnId, text: String },
-    Closed { conn: ConnId },
-    Revoked { tag: Tag },
+    Datagram {
+        port: ServerPort,
+        from: SocketAddr,
+        local_ip: Option<IpAddr>,
+        payload: Box<[u8]>,
+    },
+    Opened {
+        conn: ConnId,
+        ip: IpAddr,
+        outbox: Outbox,
+    },
+    Text {
+        conn: ConnId,
+        text: String,
+    },
+    Closed {
+        conn: ConnId,
+    },
+    Revoked {
+        tag: Tag,
+    },
     /// Asks for the counters.
-    Counters { reply: oneshot::Sender<HubCounters> },
+    Counters {
+        reply: oneshot::Sender<HubCounters>,
+    },
 }
 
 impl Event {

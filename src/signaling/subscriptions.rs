@@ -1,4 +1,4 @@
-//! Which other hubs want to hear of which tags of this one.
+//! The subscriptions of other hubs to tags of this one.
 
 use super::bus::RealmTag;
 use super::nodes::{NodeId, NodeSet};
@@ -26,7 +26,7 @@ impl Subscriptions {
         }
     }
 
-    /// Lists those who want to hear of this.
+    /// Returns the nodes that subscribe to a tag.
     pub(super) fn of(&self, what: &RealmTag) -> impl Iterator<Item = NodeId> + use<> {
         self.0.get(what).copied().unwrap_or_default().iter()
     }

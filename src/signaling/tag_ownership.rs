@@ -11,7 +11,7 @@ use std::time::Duration;
 const SECOND_BYTES: usize = 4;
 const MAC_BYTES: usize = 12;
 
-/// Gives out nonces and knows them again. A nonce is good for one address or connection and a while, and nothing is kept of it.
+/// Issues and checks nonces without state. A nonce is valid for one address or connection and a limited time.
 #[derive(Debug)]
 pub(super) struct Challenges {
     key: hmac::Key,
@@ -27,7 +27,7 @@ impl Challenges {
         self.at(addr, low(unix))
     }
 
-    /// Says whether `nonce` was given out to `addr` within the lifetime.
+    /// Returns whether `nonce` was issued to `addr` within the lifetime.
     pub(super) fn knows(&self, nonce: &str, addr: ClientAddr, unix: u64) -> bool {
         let upper = nonce.to_ascii_uppercase();
         let bytes = data_encoding::BASE32_NOPAD.decode(upper.as_bytes()).unwrap_or_default();
@@ -61,12 +61,12 @@ impl Challenges {
 }
 
 /// The second, as a nonce has it.
-#[expect(clippy::cast_possible_truncation, reason = "differences alone count")]
+#[expect(clippy::cast_possible_truncation, reason = "only differences count")]
 fn low(unix: u64) -> u32 {
     unix as u32
 }
 
-/// Says whether the signature is right.
+/// Returns whether the signature is right.
 pub(super) fn is_proven(proof: &Proof, epoch: Option<i64>) -> bool {
     let key = signature::UnparsedPublicKey::new(&signature::ED25519, proof.public);
     key.verify(proof.text(epoch).as_bytes(), &proof.signature).is_ok()

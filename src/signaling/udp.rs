@@ -1,4 +1,4 @@
-//! The UDP hand: sends what the hub has for datagram clients. Receiving is the workers' part.
+//! Sending by UDP. The workers of the data plane receive.
 
 use super::client_addr::ServerPort;
 use crate::net::udp::{BatchUdpSocket, Route};

@@ -1,7 +1,7 @@
-//! Who watches whom (t=60), what each was told last, and when the next word is due.
+//! Watches (t=60): who watches which tag, the state that was sent last, and when the next event is due.
 //!
-//! A watcher hears of a tag's state, not of its changes: at most once in [`Times::presence`] about one tag, and at most once in
-//! [`GAP`] about all of them, with the last state. So nobody who comes and goes quickly makes the server send more.
+//! A watcher gets the state of a tag, not its changes: at most one event in [`Times::presence`] about one tag, and at most one in
+//! [`GAP`] about all, with the last state. So a client that comes and goes quickly causes no more events.
 
 use super::bus::RealmTag;
 use super::client_addr::ConnId;
@@ -38,7 +38,7 @@ pub(super) struct Watches {
     /// Numbers tags in the order they were first watched.
     next: Id,
     due: Deadlines<Id>,
-    /// How those stand now that nobody may be told of yet.
+    /// The state of tags whose event is not due yet.
     waiting: HashMap<Id, (RealmTag, bool)>,
     /// What nobody watches any more.
     unsubscribed: Vec<RealmTag>,
@@ -74,12 +74,12 @@ impl Watches {
         }
     }
 
-    /// Says whether somebody watches this already, and its state is known.
+    /// Returns whether somebody watches this already, and its state is known.
     pub(super) fn has(&self, what: &RealmTag) -> bool {
         self.watched.contains_key(what)
     }
 
-    /// Says how a tag stands that somebody watches, told or not.
+    /// Returns the state of a watched tag, sent or not.
     pub(super) fn state(&self, what: &RealmTag) -> Option<bool> {
         let watched = self.watched.get(what)?;
         Some(self.waiting.get(&watched.id).map_or(watched.online, |(_, online)| *online))
@@ -89,7 +89,7 @@ impl Watches {
         self.watched.is_empty()
     }
 
-    /// Says whether `conn` may watch all of this beside what it watches already.
+    /// Returns whether `conn` may watch all of this beside what it watches already.
     pub(super) fn have_room(&self, conn: ConnId, wanted: &[RealmTag]) -> bool {
         let own = self.by_conn.get(&conn);
         let is_fresh = |what: &&RealmTag| !own.is_some_and(|own| own.contains(*what));
@@ -209,7 +209,7 @@ impl Watches {
         self.waiting.remove(&id);
     }
 
-    /// Makes news of what may be told by now.
+    /// Queues the events that are due.
     pub(super) fn handle_timeout(&mut self, now: Instant) {
         while let Some(id) = self.due.pop_due(now) {
             if let Some((what, online)) = self.waiting.remove(&id) {
@@ -222,7 +222,7 @@ impl Watches {
         self.due.next()
     }
 
-    /// Returns what each watcher is to be told.
+    /// Returns the event of each watcher.
     pub(super) fn take_news(&mut self, now: Instant) -> BTreeMap<ConnId, States> {
         if !self.news.is_empty() {
             self.quiet_until = Some(now + GAP);

@@ -1,4 +1,4 @@
-//! The WebSocket hand: one task for each connection, between the socket and the hub.
+//! WebSocket connections: one task for each, between the socket and the hub.
 //!
 //! Most connections are idle: a task keeps no buffer, and one timer. What waits for a client leaves with one write.
 
@@ -61,7 +61,7 @@ async fn serve(
     let conn = shared.next_conn();
     let (outbox, texts) = outbox(&shared.config.limits, &shared.waiting);
     let queue = &shared.queue;
-    // What is seldom done is boxed, so that those who wait have no room for it in their task.
+    // Rare futures are boxed, so that idle tasks are small.
     if !Box::pin(queue.send(Event::Opened { conn, ip: peer.ip(), outbox })).await {
         return;
     }
@@ -87,9 +87,9 @@ async fn serve(
 enum CloseReason {
     /// A close is due, with this code.
     Close(Option<CloseCode>),
-    /// A close is due, as there is no room for the connection.
+    /// A close is due, since the connection is over a limit.
     Refused(Limit),
-    /// There is nobody to tell.
+    /// The peer is gone.
     Gone,
 }
 
@@ -244,7 +244,7 @@ async fn send_in_time(
     }
 }
 
-/// Hands on what was read; returns what the hub has no room for at the moment.
+/// Queues the texts that were read; returns one that does not fit at the moment.
 fn read_frames(
     reader: &mut MessageReader,
     (conn, queue): (ConnId, &EventQueue),

@@ -6,8 +6,8 @@
 
 use super::envelope::{self, BoundedString, BoundedVec, Envelope, Fields, FieldsObject, NatField};
 pub use super::message::{
-    ErrorCode, IceDescription, IceServer, Message, NatType, Proof, ReflexiveAddress, ReportedPath, Request,
-    RequestBody, Response, ResponseBody, Tag, Token,
+    ErrorCode, IceDescription, IceServer, Message, MessageType, NatType, Proof, ReflexiveAddress,
+    ReportedPath, Request, RequestBody, Response, ResponseBody, Tag, Token,
 };
 use super::message::{NATS, PATHS, meaning, word};
 use data_encoding::BASE64URL_NOPAD;
@@ -38,15 +38,15 @@ pub enum DecodeError {
     #[error("a field is missing, too long or of a wrong type")]
     Malformed {
         /// `t`, if it could be read.
-        t: Option<i64>,
+        t: Option<MessageType>,
         /// `mid`, if it could be read.
         mid: Option<i64>,
     },
     /// A request of a `t` that is not known here; its sender gets 208.
-    #[error("unknown request type {t}")]
+    #[error("unknown request type {}", t.number())]
     Unsupported {
         /// Its `t`.
-        t: i64,
+        t: MessageType,
         /// Its `mid`.
         mid: Option<i64>,
     },
@@ -55,7 +55,7 @@ pub enum DecodeError {
 /// Parses one datagram or one WebSocket text.
 ///
 /// # Errors
-/// See [`DecodeError`]; its cases say who must be answered.
+/// Returns why the bytes are no message; the variants state what the sender gets.
 pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
     if bytes.len() > MAX_TEXT {
         return Err(DecodeError::Undecodable);
@@ -67,24 +67,23 @@ pub fn decode(bytes: &[u8]) -> Result<Message, DecodeError> {
         return Err(if is_response {
             DecodeError::Undecodable
         } else {
-            DecodeError::Malformed { t: head.t, mid: head.mid }
+            DecodeError::Malformed { t: head.t.map(MessageType::from_number), mid: head.mid }
         });
     };
     // Some clients write all fields into all messages.
     envelope.code = envelope.code.filter(|code| *code != 0);
     let (t, mid) = (envelope.t, envelope.mid);
     if t < 0 || envelope.code.is_some() {
-        let body = answer(envelope).ok_or(DecodeError::Undecodable)?;
+        let body = response_body(envelope).ok_or(DecodeError::Undecodable)?;
         return Ok(Message::Response(Response { mid, body }));
     }
-    if !REQUESTS.contains(&t) {
+    let t = MessageType::from_number(t);
+    if !t.is_request() {
         return Err(DecodeError::Unsupported { t, mid });
     }
-    let body = ask(envelope).ok_or(DecodeError::Malformed { t: Some(t), mid })?;
+    let body = request_body(envelope).ok_or(DecodeError::Malformed { t: Some(t), mid })?;
     Ok(Message::Request(Request { mid, body }))
 }
-
-const REQUESTS: [i64; 13] = [1, 2, 3, 4, 5, 51, 52, 53, 54, 55, 60, 101, 102];
 
 /// Takes the fields from `params` or `extra`, whichever is there, and tag and token from either level (S0-A5, S0-A6).
 fn fields(envelope: &mut Envelope, first: fn(&mut Envelope) -> Option<FieldsObject>) -> Box<Fields> {
@@ -95,13 +94,14 @@ fn fields(envelope: &mut Envelope, first: fn(&mut Envelope) -> Option<FieldsObje
     fields
 }
 
-fn ask(mut envelope: Envelope) -> Option<RequestBody> {
-    let mut f = match envelope.t {
-        52 => fields(&mut envelope, |envelope| envelope.extra.take()),
+fn request_body(mut envelope: Envelope) -> Option<RequestBody> {
+    let t = MessageType::from_number(envelope.t);
+    let mut f = match t {
+        MessageType::Answered => fields(&mut envelope, |envelope| envelope.extra.take()),
         _ => fields(&mut envelope, |envelope| envelope.params.take()),
     };
-    Some(match envelope.t {
-        1 => {
+    Some(match t {
+        MessageType::Register => {
             let secret = f.secret.map(|secret| secret.0);
             if secret.as_ref().is_some_and(|secret| secret.len() < MIN_SECRET) {
                 return None;
@@ -116,26 +116,26 @@ fn ask(mut envelope: Envelope) -> Option<RequestBody> {
             let laddrs = f.laddrs.map(inner_addresses).map_or(Some(None), |laddrs| laddrs.map(Some))?;
             RequestBody::Register { key: f.key.map(|key| key.0), secret, epoch: f.epoch, proof, laddrs }
         }
-        2 => RequestBody::Heartbeat { tag: f.tag? },
-        3 => RequestBody::List { tag: f.tag?, after: f.after },
-        4 => RequestBody::Call { tag: f.tag.take()?, rtag: f.rtag.take()?, ice: ice(*f) },
-        5 => RequestBody::Challenge,
-        51 => {
+        MessageType::Heartbeat => RequestBody::Heartbeat { tag: f.tag? },
+        MessageType::List => RequestBody::List { tag: f.tag?, after: f.after },
+        MessageType::Call => RequestBody::Call { tag: f.tag.take()?, rtag: f.rtag.take()?, ice: ice(*f) },
+        MessageType::Challenge => RequestBody::Challenge,
+        MessageType::Notify => {
             let from = address(f.host.take(), f.port)?;
             RequestBody::Notify { token: f.token.take()?, ltag: f.ltag.take()?, from, ice: ice(*f) }
         }
-        52 => {
+        MessageType::Answered => {
             let from = address(f.rhost.take(), f.rport)?;
             RequestBody::Answered { token: f.token.take()?, from, ice: ice(*f) }
         }
-        53 => RequestBody::Question { token: f.token? },
-        54 => {
+        MessageType::Status => RequestBody::Status { token: f.token? },
+        MessageType::Trickle => {
             let (token, done) = (f.token.take()?, f.done.unwrap_or(false));
             let IceDescription { cands, nat, .. } = ice(*f);
             RequestBody::Trickle { token, cands, done, nat }
         }
-        55 => RequestBody::End { token: f.token?, reason: f.reason.map(|reason| reason.0) },
-        60 => match (f.tags, f.online, f.offline) {
+        MessageType::End => RequestBody::End { token: f.token?, reason: f.reason.map(|reason| reason.0) },
+        MessageType::Watch => match (f.tags, f.online, f.offline) {
             (Some(tags), ..) => RequestBody::Watch { tags, watch: f.watch.unwrap_or(true) },
             (None, None, None) => return None,
             (None, online, offline) => RequestBody::Presence {
@@ -143,44 +143,44 @@ fn ask(mut envelope: Envelope) -> Option<RequestBody> {
                 offline: offline.unwrap_or_default(),
             },
         },
-        101 => RequestBody::Open,
+        MessageType::Open => RequestBody::Open,
         _ => RequestBody::Punch { token: f.token? },
     })
 }
 
-fn answer(mut envelope: Envelope) -> Option<ResponseBody> {
-    let t = envelope.t.checked_neg()?.max(envelope.t);
+fn response_body(mut envelope: Envelope) -> Option<ResponseBody> {
+    let t = MessageType::from_number(envelope.t.checked_neg()?.max(envelope.t));
     let mut f = fields(&mut envelope, |envelope| envelope.extra.take());
     if let Some(code) = envelope.code.filter(|code| *code != SUCCESS) {
         let em = envelope.em.map_or_else(String::new, |em| em.0);
         return Some(ResponseBody::Failed { t, token: f.token, code: ErrorCode::from_number(code), em });
     }
     Some(match t {
-        1 => ResponseBody::Registered {
+        MessageType::Register => ResponseBody::Registered {
             tag: f.tag?,
             ice_servers: f.ice_servers.map_or_else(Vec::new, |few| few.0),
             stun2: f.stun2.map(|stun2| stun2.0),
             epoch: f.epoch,
             seen: seen(f.addr, f.nat)?,
         },
-        2 => ResponseBody::Alive,
-        3 => ResponseBody::Listed { tags: f.tags?, more: f.more.unwrap_or(false) },
-        4 => ResponseBody::Calling { token: f.token? },
-        5 => ResponseBody::Challenged { nonce: f.nonce?.0 },
-        51 => ResponseBody::Accepted { token: f.token.take()?, ice: ice(*f) },
-        52 => ResponseBody::Noted { token: f.token? },
-        53 => ResponseBody::Status {
+        MessageType::Heartbeat => ResponseBody::Alive,
+        MessageType::List => ResponseBody::Listed { tags: f.tags?, more: f.more.unwrap_or(false) },
+        MessageType::Call => ResponseBody::Calling { token: f.token? },
+        MessageType::Challenge => ResponseBody::Challenged { nonce: f.nonce?.0 },
+        MessageType::Notify => ResponseBody::Accepted { token: f.token.take()?, ice: ice(*f) },
+        MessageType::Answered => ResponseBody::Noted { token: f.token? },
+        MessageType::Status => ResponseBody::Status {
             token: f.token.take()?,
             punching: f.punching.unwrap_or(true),
             path: meaning(&PATHS, f.path.as_ref()),
         },
-        54 => ResponseBody::Trickled { token: f.token? },
-        55 => ResponseBody::Ended { token: f.token? },
-        60 => ResponseBody::Watching {
+        MessageType::Trickle => ResponseBody::Trickled { token: f.token? },
+        MessageType::End => ResponseBody::Ended { token: f.token? },
+        MessageType::Watch => ResponseBody::Watching {
             online: f.online.unwrap_or_default(),
             offline: f.offline.unwrap_or_default(),
         },
-        102 | 103 => ResponseBody::Punched { token: f.token? },
+        MessageType::Punch | MessageType::Punched => ResponseBody::Punched { token: f.token? },
         _ => return None,
     })
 }
@@ -205,7 +205,7 @@ fn inner_addresses(texts: BoundedVec<BoundedString<64>, 16>) -> Option<Vec<Socke
     texts.0.into_iter().map(sound).collect()
 }
 
-/// Of an address, what the server says of it may be missing.
+/// The address and `nat` may be missing.
 fn seen(addr: Option<BoundedString<64>>, nat: Option<NatField>) -> Option<Option<ReflexiveAddress>> {
     let Some(addr) = addr else { return Some(None) };
     let nat = nat.and_then(|nat| match nat {
@@ -215,7 +215,7 @@ fn seen(addr: Option<BoundedString<64>>, nat: Option<NatField>) -> Option<Option
     Some(Some(ReflexiveAddress { addr: addr.0.parse().ok()?, nat }))
 }
 
-/// An address is whole or missing; half of one is an error, which the outer `None` says.
+/// An address is whole or missing; a part of one is an error (the outer `None`).
 fn address(host: Option<BoundedString<64>>, port: Option<u16>) -> Option<Option<SocketAddr>> {
     match (host, port) {
         (Some(host), Some(port)) => Some(Some(SocketAddr::new(host.0.parse::<IpAddr>().ok()?, port))),
@@ -256,7 +256,7 @@ impl Request {
     /// Writes the request as strict JSON.
     #[must_use]
     pub fn encode(&self) -> String {
-        let mut out = Envelope { t: self.body.t(), mid: self.mid, ..Envelope::default() };
+        let mut out = Envelope { t: self.body.message_type().number(), mid: self.mid, ..Envelope::default() };
         let object = |fields: Fields| Some(FieldsObject(Box::new(fields)));
         match self.body.clone() {
             RequestBody::Register { key, secret, epoch, proof, laddrs } => {
@@ -289,7 +289,7 @@ impl Request {
                 out.token = Some(token);
                 out.extra = object(Fields { rhost, rport, rtport, tport: None, ..ice.into() });
             }
-            RequestBody::Question { token } => out.token = Some(token),
+            RequestBody::Status { token } => out.token = Some(token),
             RequestBody::Trickle { token, cands, done, nat } => {
                 out.token = Some(token);
                 let ice = IceDescription { nat, ..IceDescription::default() };
@@ -327,47 +327,49 @@ impl Response {
                 let ice_servers = (!ice_servers.is_empty()).then_some(BoundedVec(ice_servers));
                 let stun2 = stun2.map(BoundedString);
                 out.extra = object(Fields { tag: Some(tag), ice_servers, stun2, epoch, ..seen.into() });
-                (-1, None)
+                (MessageType::Register, None)
             }
-            ResponseBody::Alive => (-2, None),
+            ResponseBody::Alive => (MessageType::Heartbeat, None),
             ResponseBody::Listed { tags, more } => {
                 let more = more.then_some(true);
                 out.extra = object(Fields { tags: Some(tags), more, ..Fields::default() });
-                (-3, None)
+                (MessageType::List, None)
             }
             ResponseBody::Calling { token } => {
                 out.extra = object(Fields { token: Some(token), ..Fields::default() });
-                (-4, None)
+                (MessageType::Call, None)
             }
             ResponseBody::Challenged { nonce } => {
                 out.extra = object(Fields { nonce: Some(BoundedString(nonce)), ..Fields::default() });
-                (-5, None)
+                (MessageType::Challenge, None)
             }
             ResponseBody::Accepted { token, ice } => {
                 out.extra = (ice != IceDescription::default()).then(|| FieldsObject(Box::new(ice.into())));
-                (-51, Some(token))
+                (MessageType::Notify, Some(token))
             }
-            ResponseBody::Noted { token } => (-52, Some(token)),
+            ResponseBody::Noted { token } => (MessageType::Answered, Some(token)),
             ResponseBody::Status { token, punching, path } => {
                 let (punching, path) = (Some(punching), word(&PATHS, path));
                 out.extra = object(Fields { punching, path, ..Fields::default() });
-                (-53, Some(token))
+                (MessageType::Status, Some(token))
             }
-            ResponseBody::Trickled { token } => (-54, Some(token)),
-            ResponseBody::Ended { token } => (-55, Some(token)),
+            ResponseBody::Trickled { token } => (MessageType::Trickle, Some(token)),
+            ResponseBody::Ended { token } => (MessageType::End, Some(token)),
             ResponseBody::Watching { online, offline } => {
                 let some = !(online.is_empty() && offline.is_empty());
                 out.extra = some.then(|| FieldsObject(Box::new(coming_and_going(online, offline))));
-                (-60, None)
+                (MessageType::Watch, None)
             }
-            ResponseBody::Punched { token } => (-103, Some(token)),
+            ResponseBody::Punched { token } => (MessageType::Punched, Some(token)),
             ResponseBody::Failed { t, token, code, em } => {
                 out.code = Some(code.number());
                 out.em = Some(BoundedString(em));
                 (t, token)
             }
         };
-        (out.t, out.token) = (t, token);
+        // A failure has the positive type of its request.
+        let is_failure = matches!(self.body, ResponseBody::Failed { .. });
+        (out.t, out.token) = (if is_failure { t.number() } else { -t.number() }, token);
         envelope::write(&out)
     }
 }
@@ -439,7 +441,7 @@ mod tests {
         let answer = decode(br#"{"t":-2,"mid":5,"code":0}"#);
         assert!(matches!(answer, Ok(Message::Response(Response { body: ResponseBody::Alive, .. }))));
         let wrong = decode(br#"{"t":1,"mid":5,"code":0,"params":{"key":7}}"#);
-        assert_eq!(wrong, Err(DecodeError::Malformed { t: Some(1), mid: Some(5) }));
+        assert_eq!(wrong, Err(DecodeError::Malformed { t: Some(MessageType::Register), mid: Some(5) }));
     }
 
     fn request(text: &str) -> RequestBody {
@@ -492,7 +494,7 @@ mod tests {
             RequestBody::Call { tag: tag("a"), rtag: tag("b"), ice: full_ice() },
             RequestBody::Notify { token: token(), ltag: tag("a"), from, ice: full_ice() },
             RequestBody::Answered { token: token(), from: None, ice: full_ice() },
-            RequestBody::Question { token: token() },
+            RequestBody::Status { token: token() },
             RequestBody::Trickle {
                 token: token(),
                 cands: vec!["c".into()],
@@ -529,7 +531,12 @@ mod tests {
             ResponseBody::Ended { token: token() },
             ResponseBody::Watching { online: vec![tag("a")], offline: vec![tag("b")] },
             ResponseBody::Punched { token: token() },
-            ResponseBody::Failed { t: 4, token: Some(token()), code: ErrorCode::NoAnswer, em: "e".into() },
+            ResponseBody::Failed {
+                t: MessageType::Call,
+                token: Some(token()),
+                code: ErrorCode::NoAnswer,
+                em: "e".into(),
+            },
         ];
         let asks = asks.into_iter().map(|body| Message::Request(Request { mid: Some(i64::MAX), body }));
         asks.chain(answers.into_iter().map(|body| Message::Response(Response { mid: None, body }))).collect()
@@ -573,11 +580,15 @@ mod tests {
     #[test]
     fn failures_are_understood_with_either_sign_and_written_with_the_requests() {
         for text in [r#"{"t":4,"code":203,"em":"x"}"#, r#"{"t":-4,"code":203,"em":"x"}"#] {
-            let failed =
-                ResponseBody::Failed { t: 4, token: None, code: ErrorCode::NotOnline, em: "x".into() };
+            let failed = ResponseBody::Failed {
+                t: MessageType::Call,
+                token: None,
+                code: ErrorCode::NotOnline,
+                em: "x".into(),
+            };
             assert_eq!(response(text), failed);
         }
-        let written = Response::failure(4, Some(7), ErrorCode::NotOnline).encode();
+        let written = Response::failure(MessageType::Call, Some(7), ErrorCode::NotOnline).encode();
         assert_eq!(written, r#"{"t":4,"mid":7,"code":203,"em":"callee not online"}"#);
         assert_eq!(
             response(r#"{"t":4,"code":200,"extra":{"token":"tok"}}"#),
@@ -588,7 +599,8 @@ mod tests {
     #[test]
     fn wrong_types_are_malformed_and_rubbish_is_dropped() {
         let error = |text: &str| decode(text.as_bytes()).unwrap_err();
-        let malformed = |t, mid| DecodeError::Malformed { t, mid };
+        let malformed =
+            |t: Option<i64>, mid| DecodeError::Malformed { t: t.map(MessageType::from_number), mid };
         assert_eq!(error(r#"{"t":"1","mid":7}"#), malformed(None, Some(7)));
         assert_eq!(error(r#"{"t":1.0,"mid":7}"#), malformed(None, Some(7)));
         assert_eq!(error(r#"{"t":1,"mid":"7"}"#), malformed(Some(1), None));
@@ -604,7 +616,10 @@ mod tests {
             error(r#"{"t":51,"token":"x","params":{"ltag":"a","host":"h"}}"#),
             malformed(Some(51), None)
         );
-        assert_eq!(error(r#"{"t":99,"mid":7}"#), DecodeError::Unsupported { t: 99, mid: Some(7) });
+        assert_eq!(
+            error(r#"{"t":99,"mid":7}"#),
+            DecodeError::Unsupported { t: MessageType::Other(99), mid: Some(7) }
+        );
         for proof in [r#""pub":"a""#, r#""pub":"a","nonce":"n","sig":"*""#, r#""nonce":"n","sig":"AA""#] {
             assert_eq!(error(&format!(r#"{{"t":1,"params":{{{proof}}}}}"#)), malformed(Some(1), None));
         }
@@ -645,7 +660,7 @@ mod tests {
         let mut seen = std::collections::BTreeSet::new();
         for example in examples {
             match decode(example.as_bytes()) {
-                Ok(Message::Request(request)) => seen.insert(request.body.t()),
+                Ok(Message::Request(request)) => seen.insert(request.body.message_type().number()),
                 Ok(Message::Response(_)) => {
                     let t = serde_json::from_str::<serde_json::Value>(example).unwrap()["t"].as_i64();
                     seen.insert(t.unwrap())

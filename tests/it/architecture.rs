@@ -74,6 +74,7 @@ const PURE: &[&str] = &[
     "src/signaling/call.rs",
     "src/signaling/call_table.rs",
     "src/signaling/config.rs",
+    "src/signaling/counters.rs",
     "src/signaling/envelope.rs",
     "src/net/websocket/frame.rs",
     "src/net/websocket/message.rs",

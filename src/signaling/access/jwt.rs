@@ -130,7 +130,7 @@ impl Jwt {
         Self { key, issuer: None, audience: None, max_lifetime: day, leeway: minute }
     }
 
-    /// Says whether looking at `shown` may cost a signature.
+    /// Returns whether looking at `shown` may cost a signature.
     pub(in crate::signaling) fn is_costly(&self, shown: &str) -> bool {
         matches!(self.key, JwtKey::EdDsa(_)) && shown.split('.').count() == 3
     }
@@ -181,7 +181,7 @@ impl Jwt {
         let names = claims.scope.as_ref().map_or(&[][..], Texts::all).iter();
         let scopes = names.flat_map(|names| names.split(' ')).fold(Scopes::default(), Scopes::named);
         let issuer = claims.iss.as_deref().unwrap_or_default();
-        // Who is not named is known by the token alone.
+        // Without a subject, the token itself is the account.
         let account = match subject {
             "" => realms.account(&["token", signed]),
             _ => realms.account(&["sub", issuer, realm, subject]),

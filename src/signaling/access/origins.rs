@@ -1,4 +1,4 @@
-//! Whose pages may talk to this server: browsers say which origin a page has
+//! The origins of pages that may use this server: browsers send the origin of a page
 //! ([RFC 6454](https://www.rfc-editor.org/rfc/rfc6454#section-7)), and pages cannot change it. Others are not held by it.
 
 /// Origins of pages that are let in; default all.
@@ -12,20 +12,20 @@ impl Origins {
         list.iter().all(|origin| is_origin(origin)).then_some(Self(Some(list)))
     }
 
-    /// Says whether pages of any origin are let in.
+    /// Returns whether pages of any origin are let in.
     #[must_use]
     pub fn are_all(&self) -> bool {
         self.0.is_none()
     }
 
-    /// Says whether pages of this origin are let in.
+    /// Returns whether pages of this origin are let in.
     #[must_use]
     pub fn hold(&self, origin: &[u8]) -> bool {
         self.0.as_ref().is_none_or(|list| list.iter().any(|known| known.as_bytes() == origin))
     }
 }
 
-/// Says whether a text could be what a browser sends: in lower case, without a path, and with no port that goes without saying.
+/// Returns whether a text could be what a browser sends: in lower case, without a path, and with no port that goes without saying.
 fn is_origin(text: &str) -> bool {
     let Some((scheme, host)) = text.split_once("://") else { return false };
     let spoken = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-._:[]+".contains(&byte);

@@ -14,7 +14,7 @@ impl Realms {
     /// Longest name in bytes.
     pub const MAX_NAME: usize = 64;
 
-    /// Takes the key; all who speak of the same realms must have the same one.
+    /// Takes the key; all servers of the same realms must have the same one.
     #[must_use]
     pub fn new(key: &[u8; 32]) -> Self {
         Self(hmac::Key::new(hmac::HMAC_SHA256, key))
@@ -29,7 +29,7 @@ impl Realms {
         Realm(beginning(&hmac::sign(&self.0, name.as_bytes())))
     }
 
-    /// Returns what names an account: the beginning of a MAC of who it is of, so that it tells nothing of a key. Never 0.
+    /// Returns the id of an account: the beginning of a MAC, so that it reveals nothing of a key. Never 0.
     pub(super) fn account(&self, of: &[&str]) -> u64 {
         let mut mac = hmac::Context::with_key(&self.0);
         for part in of {
@@ -45,7 +45,7 @@ fn beginning(mac: &hmac::Tag) -> u64 {
 }
 
 impl Default for Realms {
-    /// With a key that everybody knows: for a server whose realms are all its operator's.
+    /// Uses a public key, for a server whose realms all belong to its operator.
     fn default() -> Self {
         Self::new(&[0; 32])
     }
