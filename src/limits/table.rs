@@ -41,24 +41,24 @@ macro_rules! limits {
 
 limits! {
     keys {
-        /// Answers a second to one network of strangers over UDP.
+        /// Responses a second to unauthenticated clients of one network over UDP.
         UnauthenticatedRate = "limits.unauthenticated_rate",
-        /// DTLS handshakes a second of one network, or of all together.
+        /// DTLS handshakes a second of one network, or in total.
         DtlsHandshakes = "limits.dtls_handshakes",
-        /// Bytes that TCP connections hold whose clients have shown no credentials; the oldest that holds some is closed.
-        StrangersMemory = "limits.unauthenticated_memory",
+        /// Bytes that unauthenticated TCP connections hold; the oldest that holds some is closed.
+        UnauthenticatedMemory = "limits.unauthenticated_memory",
         /// TCP connections of one address.
         ConnectionsPerAddress = "limits.connections_per_address",
 
         /// Allocations of one user (486).
         AllocationsPerUser = "turn.allocations_per_user",
-        /// Allocations in all (508).
+        /// Allocations in total (508).
         MaxAllocations = "turn.max_allocations",
         /// Permissions, and channels, of one allocation (508).
         PermissionsPerAllocation = "turn.permissions_per_allocation",
-        /// Peers that an allocation may begin to talk to.
+        /// New peers a second of one allocation.
         NewPeersPerSecond = "turn.new_peers_per_second",
-        /// Peers that all allocations of a user may begin to talk to.
+        /// New peers a second of all allocations of one user.
         NewPeersPerUser = "turn.new_peers_per_user",
         /// Bytes a second of one allocation.
         BandwidthPerAllocation = "turn.bandwidth_per_allocation",
@@ -67,11 +67,11 @@ limits! {
         /// Relay ports (508).
         RelayPorts = "turn.relay_ports",
 
-        /// Questions a second to the user look-up, of one network.
+        /// User look-ups a second for one network.
         HookPerNetwork = "auth.hook.per_network",
-        /// Answers of the user look-up that are kept; the oldest is dropped.
+        /// Results of user look-ups in the cache; the oldest is dropped.
         HookMaxCached = "auth.hook.max_cached",
-        /// Questions to the user look-up at a time.
+        /// User look-ups at the same time.
         HookMaxInFlight = "auth.hook.max_in_flight",
 
         /// Bytes that wait in the gateway.
@@ -82,24 +82,24 @@ limits! {
         GatewayPerClient = "gateway.limits.per_client",
         /// Ids that one endpoint has opened and not dialled; the oldest is closed.
         GatewayHalfOpen = "gateway.limits.half_open",
-        /// Messages for others' ids within a minute; the connection is dropped.
+        /// Messages for ids of other endpoints within a minute; the connection is dropped.
         GatewayViolations = "gateway.limits.violations",
-        /// Virtual connections in all.
+        /// Virtual connections in total.
         GatewayVirtualConnections = "gateway.limits.virtual_connections",
 
-        /// Tags in all.
+        /// Tags in total.
         SignalingTags = "signaling.limits.tags",
         /// Tags of one network.
         SignalingTagsPerNetwork = "signaling.limits.tags_per_network",
-        /// Calls in all.
+        /// Calls in total.
         SignalingCalls = "signaling.limits.calls",
         /// Calls of one tag.
         SignalingCallsPerTag = "signaling.limits.calls_per_tag",
-        /// Bytes of calls' messages that wait for an answer, in all or of one network.
+        /// Bytes of requests to the sides of calls that wait for a response, in total or of one network.
         SignalingCallBytes = "signaling.limits.call_bytes",
-        /// Messages of one call that wait for an answer.
+        /// Requests of one call that wait for a response.
         SignalingNoticesPerCall = "signaling.limits.notices_per_call",
-        /// WebSockets in all.
+        /// WebSockets in total.
         SignalingConnections = "signaling.limits.connections",
         /// WebSockets of one network.
         SignalingConnectionsPerNetwork = "signaling.limits.connections_per_network",
@@ -107,9 +107,9 @@ limits! {
         SignalingWatchesPerClient = "signaling.limits.watches_per_client",
         /// WebSockets at one hub that watch one tag.
         SignalingWatchersPerTag = "signaling.limits.watchers_per_tag",
-        /// Watches in all.
+        /// Watches in total.
         SignalingWatches = "signaling.limits.watches",
-        /// Bytes of answers kept for repeated requests; the oldest is dropped.
+        /// Bytes of responses kept for repeated requests; the oldest is dropped.
         SignalingAnswerBytes = "signaling.limits.answer_bytes",
         /// Messages a second of one UDP network, or of one WebSocket.
         SignalingPerSource = "signaling.limits.per_source",
@@ -119,15 +119,15 @@ limits! {
         SignalingPerProof = "signaling.limits.per_proof",
         /// Bytes of lists a second to one network.
         SignalingPerList = "signaling.limits.per_list",
-        /// Calls a second to addresses of one network that have not answered.
+        /// Calls a second to addresses of one network that have not responded.
         SignalingPerUnproven = "signaling.limits.per_unproven",
         /// Requests a second to `/ice` of one network.
         SignalingIcePerNetwork = "signaling.limits.ice_per_network",
         /// Credentials a second that `/ice` hands out for one key.
         SignalingIcePerKey = "signaling.limits.ice_per_key",
-        /// Sources, and pairs, whose rates are remembered.
+        /// Keys that each rate limiter of the hub keeps; the least active is dropped.
         SignalingRates = "signaling.limits.rates",
-        /// Tags that are revoked at a time.
+        /// Revoked tags.
         SignalingRevocations = "signaling.limits.revocations",
         /// Events that wait for a hub; a datagram is lost.
         SignalingInbox = "signaling.limits.inbox",
@@ -135,45 +135,45 @@ limits! {
         SignalingInboxBytes = "signaling.limits.inbox_bytes",
         /// Texts that wait for one WebSocket, which is closed.
         SignalingOutbox = "signaling.limits.outbox",
-        /// Their bytes.
+        /// Bytes that wait for one WebSocket, which is closed.
         SignalingOutboxBytes = "signaling.limits.outbox_bytes",
         /// Bytes that wait for all WebSockets.
         SignalingOutboxesBytes = "signaling.limits.outboxes_bytes",
     }
     fixed {
-        /// An answer to a stranger may be three times as large as its question.
+        /// A response to an unauthenticated request may be three times as large as the request.
         AnswerSize = "answer_size",
-        /// TCP connections in all; the oldest whose client has shown no credentials is closed.
+        /// TCP connections in total; the oldest unauthenticated one is closed.
         TcpConnections = "tcp_connections",
-        /// Descriptors of connections; those left are for relay sockets. Raise the process's limit.
+        /// Descriptors of connections; the rest is for relay sockets. Raise the process's limit.
         Descriptors = "descriptors",
-        /// DTLS sessions in all.
+        /// DTLS sessions in total.
         DtlsSessions = "dtls_sessions",
         /// DTLS sessions of one network.
         DtlsSessionsPerNetwork = "dtls_sessions_per_network",
-        /// Bytes that one TCP client has not read; what comes for it is dropped.
+        /// Bytes that one TCP client has not read; packets for it are dropped.
         UnreadBytesPerClient = "unread_bytes_per_client",
         /// Frames that wait for one client over TLS or WebSocket.
         QueuedFramesPerClient = "queued_frames_per_client",
-        /// Keys (networks) that a rate limiter remembers; the one that has used the least of its rate is forgotten.
+        /// Networks that another rate limiter keeps; the least active is dropped.
         RateLimiterKeys = "rate_limiter_keys",
-        /// Clients whose allocation lives on another worker.
+        /// Clients whose allocation belongs to another worker.
         ForwardedClients = "forwarded_clients",
         /// Packets and bytes that wait for another worker.
         PacketsBetweenWorkers = "packets_between_workers",
         /// Connections to TCP peers of one allocation.
         TcpPeersPerAllocation = "tcp_peers_per_allocation",
-        /// Ports set aside by EVEN-PORT.
+        /// Ports reserved by EVEN-PORT.
         Reservations = "reservations",
-        /// Requests that wait for the user look-up.
+        /// Requests that wait for a user look-up.
         ParkedRequests = "parked_requests",
-        /// Those of one network among them.
+        /// Requests of one network that wait for a user look-up.
         ParkedRequestsPerNetwork = "parked_requests_per_network",
-        /// Questions that wait for the user look-up.
+        /// User look-ups that wait to be sent.
         HookQueue = "hook_queue",
-        /// The gateway's clients.
+        /// Clients of the gateway.
         GatewayClients = "gateway_clients",
-        /// Bytes that long frames of one address's clients take before they have come whole.
+        /// Bytes of incomplete long frames from one network.
         GatewayMemoryPerAddress = "gateway_memory_per_address",
         /// Refused Dials a second of one client; it is read more slowly.
         GatewayRefusals = "gateway_refusals",

@@ -7,13 +7,13 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-/// How long an address may be silent before the next one is tried beside it.
+/// The delay before the next address is tried.
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// Connects to whichever of `addresses` answers first; they are tried one after the other, and beside each other where one is silent.
+/// Connects to the address that accepts first. Each attempt starts when the one before fails or after a delay.
 ///
 /// # Errors
-/// That of the last attempt, when all have failed.
+/// The error of the last attempt, when all fail.
 pub(crate) async fn connect(addresses: &[SocketAddr]) -> io::Result<(TcpStream, SocketAddr)> {
     let mut waiting = addresses.iter().copied();
     let mut attempts = JoinSet::new();

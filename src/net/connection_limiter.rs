@@ -299,7 +299,7 @@ impl ConnectionPermit {
             if !lacks_long && table.bytes + bytes <= limit {
                 break true;
             }
-            Limit::StrangersMemory.reached(if lacks_long { limit / LONG_PART } else { limit });
+            Limit::UnauthenticatedMemory.reached(if lacks_long { limit / LONG_PART } else { limit });
             let oldest = match lacks_long {
                 true => table.with_long.first().copied(),
                 false => table.with_bytes.keys().next().copied(),

@@ -1,7 +1,7 @@
-//! One port for everything: says from the first bytes which protocol a datagram or a stream speaks.
+//! Protocol detection by the first bytes of a datagram or a stream. All protocols share one port.
 //!
 //! The ranges are those of [RFC 7983](https://www.rfc-editor.org/rfc/rfc7983) and
-//! [RFC 8656 section 12](https://www.rfc-editor.org/rfc/rfc8656#section-12); `{` is the signalling wire of our own.
+//! [RFC 8656 section 12](https://www.rfc-editor.org/rfc/rfc8656#section-12); `{` begins a signalling message.
 
 /// The protocol of one datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub enum DatagramKind {
     ChannelData,
     /// First byte `{` (0x7B). A client that has bound a channel 0x7Bxx means that one.
     Signaling,
-    /// Everything else, and the empty datagram: counted and dropped.
+    /// Everything else, and the empty datagram. It is counted and dropped.
     Unknown,
 }
 
@@ -37,11 +37,11 @@ pub enum StreamKind {
     Stun,
     /// An HTTP/1 method; WebSocket begins this way too.
     Http,
-    /// A TLS handshake record: 0x16 0x03. What is inside is judged again after the handshake.
+    /// A TLS handshake record: 0x16 0x03. The protocol inside is detected after the handshake.
     Tls,
     /// A client of the gateway: its first frame is New or Ping, or a ticket.
     Gateway,
-    /// Nothing that is served here.
+    /// A protocol that is not served.
     Unknown,
 }
 

@@ -1,4 +1,4 @@
-//! The stateless half of DTLS: ClientHellos are told to come back with a cookie before anything is kept of them
+//! The stateless cookie exchange of DTLS: a ClientHello without a valid cookie gets a HelloVerifyRequest and no state
 //! ([RFC 6347 section 4.2.1](https://www.rfc-editor.org/rfc/rfc6347#section-4.2.1)).
 
 use crate::clock::Now;
@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq;
 
-/// How long one key makes cookies; the key before it still checks them.
+/// How long one key makes cookies; the previous key still verifies them.
 const KEY_LIFETIME: Duration = Duration::from_secs(60);
 /// Bytes of a record's and of a handshake message's header.
 const RECORD_HEADER: usize = 13;
@@ -29,10 +29,10 @@ const DTLS_1_0: [u8; 2] = [0xFE, 0xFF];
 /// DTLS 1.2; what 1.3 puts there too.
 const DTLS_1_2: [u8; 2] = [0xFE, 0xFD];
 
-/// What a client brings back.
+/// The cookie.
 pub type Cookie = [u8; 32];
 
-/// Says whether a datagram begins with a ClientHello outside any session, whole or not.
+/// Returns whether a datagram begins with a ClientHello outside any session, whole or not.
 #[must_use]
 pub fn is_client_hello(datagram: &[u8]) -> bool {
     datagram.first() == Some(&HANDSHAKE)
@@ -107,7 +107,7 @@ impl<'a> ClientHello<'a> {
     }
 }
 
-/// Returns where a field lies whose length stands in `prefix` bytes at `at`.
+/// Returns the range of a field whose length is in `prefix` bytes at `at`.
 fn field(datagram: &[u8], at: usize, prefix: usize) -> Option<Range<usize>> {
     let length =
         datagram.get(at..at + prefix)?.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
@@ -115,7 +115,7 @@ fn field(datagram: &[u8], at: usize, prefix: usize) -> Option<Range<usize>> {
     (range.end <= datagram.len()).then_some(range)
 }
 
-/// Writes the three lengths that a record with one whole handshake message has.
+/// Writes the three lengths of a record with one whole handshake message.
 fn set_lengths(record: &mut [u8]) {
     let fragment = u16::try_from(record.len() - RECORD_HEADER).unwrap_or(u16::MAX);
     record[11..13].copy_from_slice(&fragment.to_be_bytes());
@@ -133,14 +133,14 @@ pub struct CookieExchange {
     rng: ChaCha20Rng,
 }
 
-/// What becomes of a ClientHello.
+/// What to do with a ClientHello.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HelloVerdict {
-    /// The client gets this datagram, a HelloVerifyRequest, and nothing is kept of it.
+    /// Send this HelloVerifyRequest and keep nothing.
     Verify(Vec<u8>),
-    /// The client speaks DTLS 1.0 at most: it gets this datagram, an alert.
+    /// Send this alert: the client supports only DTLS 1.0.
     Refuse(Vec<u8>),
-    /// The client receives at its address: it brought this cookie back.
+    /// Begin the handshake: the client receives at its address, it has returned this cookie.
     Accept(Cookie),
 }
 
@@ -152,7 +152,7 @@ impl CookieExchange {
         Self { current, previous, since: now.mono, rng }
     }
 
-    /// Judges one ClientHello from `client`.
+    /// Checks the cookie of one ClientHello from `client`.
     pub fn check(&mut self, now: Now, client: SocketAddr, hello: &ClientHello<'_>) -> HelloVerdict {
         if hello.datagram[BODY..BODY + 2] != DTLS_1_2 {
             return HelloVerdict::Refuse(refusal(hello));

@@ -1,20 +1,20 @@
 //! The PROXY protocol, versions 1 and 2: the header in which a proxy in front of the server names the client.
 //!
-//! The text: <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>. Whether a header may stand there at all is for the
-//! caller to decide by the connection's real source; the header itself proves nothing.
+//! The text: <https://www.haproxy.org/download/3.0/doc/proxy-protocol.txt>. The header proves nothing:
+//! the caller decides by the real source of the connection whether to accept one.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// The longest header of version 1, with its line end.
 const MAX_V1: usize = 107;
-/// The longest header of version 2 that is taken, with its addresses and extensions.
+/// The longest header of version 2 that is accepted, with its addresses and extensions.
 const MAX_V2: usize = 536;
 const V1: &[u8] = b"PROXY ";
 const V2: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
 /// Bytes of version 2 in front of the addresses.
 const V2_HEAD: usize = 16;
 
-/// What stands at the start of a connection.
+/// The start of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
     /// Something else: the protocol itself.
@@ -23,12 +23,12 @@ pub enum Start {
     Header {
         /// Bytes to take off the stream.
         len: usize,
-        /// The client's address, where the proxy tells it.
+        /// The client's address, where the header has it.
         client: Option<SocketAddr>,
     },
 }
 
-/// A header that begins rightly and goes on wrongly.
+/// A header with a valid start is malformed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("malformed PROXY header")]
 pub struct ProxyError;

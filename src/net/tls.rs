@@ -15,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 
 /// TURN, and with it Binding.
 const STUN_TURN: &[u8] = b"stun.turn";
-/// Binding alone.
+/// Only Binding.
 const NAT_DISCOVERY: &[u8] = b"stun.nat-discovery";
 /// The page, `/ice`, and the WebSockets.
 const HTTP: &[u8] = b"http/1.1";
@@ -32,7 +32,7 @@ pub(crate) enum Alpn {
 }
 
 impl Alpn {
-    /// Says whether a client that chose this may speak `kind`.
+    /// Returns whether a client that selected this protocol may use `kind`.
     pub(crate) fn allows(self, kind: StreamKind) -> bool {
         match self {
             Self::Any => matches!(kind, StreamKind::Stun | StreamKind::Http | StreamKind::Gateway),
@@ -55,7 +55,7 @@ impl std::fmt::Debug for Tls {
 }
 
 impl Tls {
-    /// Sets it up with a certificate.
+    /// Makes the configuration with a certificate.
     ///
     /// # Errors
     /// [`CertificateError::Unusable`] when the key is not the certificate's, or of a kind TLS has no use for.
@@ -72,7 +72,7 @@ impl Tls {
         Ok(Self { config: Arc::new(config) })
     }
 
-    /// Sets it up for clients that have a certificate which `authorities` have signed.
+    /// Makes the configuration for clients whose certificate is signed by one of `authorities`.
     ///
     /// # Errors
     /// [`CertificateError`] where the certificate, or one of those in `authorities`, cannot be used.
@@ -96,10 +96,10 @@ impl Tls {
         Ok(Self { config: Arc::new(config) })
     }
 
-    /// Shakes hands; returns the stream inside and what the client chose to speak on it. Has no deadline of its own.
+    /// Performs the handshake; returns the stream inside and the selected protocol. Has no timeout.
     ///
     /// # Errors
-    /// The stream's, or what is wrong with the handshake.
+    /// The error of the stream or of the handshake.
     pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: S,
