@@ -1,4 +1,4 @@
-//! What endpoints command: New, Dial, Close, Ping, Credit, GatewayToken; and how virtual connections come and go. Pure.
+//! Commands of endpoints (New, Dial, Close, Ping, Credit, Token), and the life of virtual connections. Pure.
 
 use super::connection::RoutedConnection;
 use super::counters::{CloseReason, DialRefusal};
@@ -10,13 +10,13 @@ use crate::limits::Limit;
 use rand::Rng;
 use std::time::Duration;
 
-/// How many more ids than a client a server may have opened without dialling.
+/// How many times as many half-open ids a server may have as a client.
 const SERVER_HALF_OPEN_FACTOR: usize = 64;
-/// In which violations are counted (S2-A10).
+/// The window in which violations are counted (S2-A10).
 const VIOLATIONS_TIME: Duration = Duration::from_secs(60);
 
 impl Router {
-    /// Carries out a command (S2-A7 says which ones endpoints send).
+    /// Executes a command (S2-A7 lists those that endpoints send).
     pub(super) fn handle_command(&mut self, now: Now, from: EndpointKey, command: Command<'_>) {
         let Some(endpoint) = self.endpoints.get_mut(from.0) else { return };
         let awaits_token = matches!(endpoint.role, Role::Client { access: Access::TokenRequired, .. });
@@ -34,7 +34,7 @@ impl Router {
         }
     }
 
-    /// Admits a client for what its token says; where none is asked for, any will do.
+    /// Verifies a client's token. Where none is required, any is accepted.
     fn handle_token(&mut self, now: Now, from: EndpointKey, token: &[u8]) {
         let Some(issuer) = &self.config.tokens else { return };
         let admission = issuer.verify(token, now.unix);
@@ -92,7 +92,7 @@ impl Router {
         }
     }
 
-    /// Finds whom a Dial is for, if there may be a connection (S2-A6).
+    /// Finds the callee of a Dial, if the caller may reach it (S2-A6).
     fn find_callee(&self, now: Now, from: EndpointKey, remote: u32) -> Result<EndpointKey, DialRefusal> {
         let caller = self.endpoints.get(from.0).ok_or(DialRefusal::Unknown)?;
         let is_client = !caller.is_server();
@@ -124,7 +124,7 @@ impl Router {
         if callee.has_command_backlog() { Err(DialRefusal::Busy) } else { Ok(to) }
     }
 
-    /// Makes a virtual connection and tells both endpoints (S2-10).
+    /// Creates a virtual connection and sends Accept to both endpoints (S2-10).
     fn connect(&mut self, now: Now, endpoints: [EndpointKey; 2], conn: ConnId) {
         let uses_credit = endpoints
             .map(|key| self.endpoints.get(key.0).is_some_and(super::endpoint::EndpointState::uses_credit));
@@ -139,7 +139,7 @@ impl Router {
                 if side == 0 {
                     endpoint.dialled += 1;
                 }
-                // It was the only one that could suffer until now.
+                // Until now it was the sender's only connection, which may pause it without limit.
                 if let Some(PauseReason::QueueFull(..)) = endpoint.paused {
                     self.timers.set(Timer::Pause(key), now.mono + hold);
                 }
@@ -163,7 +163,7 @@ impl Router {
         }
     }
 
-    /// An endpoint asks for the endpoint of an id; only its own endpoints anything, an unknown one is ignored (S2-A10).
+    /// Handles an endpoint's Close. It closes only the endpoint's own ids; an unknown id is ignored (S2-A10).
     fn handle_close(&mut self, now: Now, from: EndpointKey, conn: ConnId) {
         if self.half_open.get(&conn) == Some(&from) {
             self.half_open.remove(&conn);
@@ -180,7 +180,7 @@ impl Router {
         }
     }
 
-    /// A message has come for an id that is not its sender's: it is told so (S2-A10).
+    /// Handles a message for an id that is not the sender's: answers Close (S2-A10).
     pub(super) fn handle_stray_message(&mut self, now: Now, from: EndpointKey, conn: ConnId) {
         if self.half_open.get(&conn) == Some(&from) {
             self.handle_close(now, from, conn);
@@ -208,7 +208,7 @@ impl Router {
         }
     }
 
-    /// Ends a virtual connection and tells both endpoints (section 3.1). `by` is the endpoint that asked for it.
+    /// Closes a virtual connection and sends Close to both endpoints. `by` is the endpoint that asked for it.
     pub(super) fn close(&mut self, now: Now, conn: ConnId, by: Option<EndpointKey>) {
         let Some(connection) = self.connections.get_mut(&conn) else { return };
         connection.is_closed = true;
@@ -224,7 +224,7 @@ impl Router {
         self.remove_if_drained(conn);
     }
 
-    /// Lets go of a closed virtual connection as soon as nothing of it waits: until then it counts for whoever dialled it.
+    /// Removes a closed virtual connection once nothing of it is queued; until then it counts against the dialler's limit.
     pub(super) fn remove_if_drained(&mut self, conn: ConnId) {
         let Some(connection) = self.connections.get(&conn) else { return };
         if !connection.is_closed || !connection.is_drained() {
@@ -241,7 +241,7 @@ impl Router {
         }
     }
 
-    /// Forgets an endpoint; the other endpoints of its virtual connections are told.
+    /// Removes an endpoint and closes its virtual connections.
     pub(super) fn remove_endpoint(&mut self, now: Now, key: EndpointKey) {
         let Some(mut endpoint) = self.endpoints.try_remove(key.0) else { return };
         let ids = if endpoint.is_server() { &mut self.servers } else { &mut self.clients };

@@ -1,26 +1,26 @@
-//! What a gateway is to be. `crate::config` fills this in from a file.
+//! Configuration of the gateway. `crate::config` fills it in from a file.
 
 use super::handshake::Key;
 use super::token::TokenIssuer;
 use super::wire::MAX_PACKET;
 use std::time::Duration;
 
-/// What one connection, and all together, may take.
+/// Limits for one connection, and for all together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of a packet: connection id and message; default 512 KiB.
+    /// Bytes of a packet: connection id and message. Default 512 KiB.
     pub max_packet: usize,
-    /// Bytes that wait for the receiver of one virtual connection; default 1 MiB. A frame that finds none waiting may be longer.
+    /// Bytes queued for the receiver of one virtual connection. A frame that finds the queue empty may be longer. Default 1 MiB.
     pub queue: usize,
-    /// Bytes that wait in all, also of frames that have not come whole; default 256 MiB.
+    /// Bytes queued in total, incomplete frames included. Default 256 MiB.
     pub memory: usize,
-    /// Virtual connections that one client has dialled, at a time; default 8 (REQUIREMENTS section 3.1).
+    /// Virtual connections that one client has dialled at a time. Default 8.
     pub per_client: usize,
-    /// Ids that one client has opened and not dialled; default 64. A server may have 64 times as many. One more closes the oldest.
+    /// Ids that one client has opened and not dialled; a server may have 64 times as many. One more closes the oldest. Default 64.
     pub half_open: usize,
-    /// Violations within a minute with which a connection is dropped (S2-A10); default 100.
+    /// Violations within a minute that close a connection (S2-A10). Default 100.
     pub violations: u32,
-    /// Virtual connections in all; default 1 000 000.
+    /// Virtual connections in total. Default 1 000 000.
     pub virtual_connections: usize,
 }
 
@@ -38,17 +38,17 @@ impl Default for Limits {
     }
 }
 
-/// How long what may take.
+/// Timeouts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Times {
-    /// Silence after which an endpoint is asked for a Ping, and how long it may take to answer; default 30 s. One that takes
-    /// nothing of what waits for it for twice that long is dropped.
+    /// Silence after which an endpoint is sent Ping, and how long it may take to answer. An endpoint that reads nothing for twice as long
+    /// is closed. Default 30 s.
     pub ping: Duration,
-    /// A server's handshake, or a client's token; default 3 s.
+    /// For a server's handshake, or a client's token. Default 3 s.
     pub handshake: Duration,
-    /// How long a sender with several virtual connections may be held up by one of them before that one is closed; default 5 s.
+    /// How long one virtual connection may pause a sender that has others, before that connection is closed. Default 5 s.
     pub pause: Duration,
-    /// From the first byte of a frame to its last; default 60 s.
+    /// From the first byte of a frame to its last. Default 60 s.
     pub frame: Duration,
 }
 
@@ -63,38 +63,38 @@ impl Default for Times {
     }
 }
 
-/// What becomes of a server that comes with the id of one that is there.
+/// What happens to a server whose id is taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Duplicates {
-    /// It takes the place of the one before, which is closed.
+    /// It takes the id, and the earlier server is closed.
     #[default]
     Newest,
-    /// It is closed.
+    /// It is closed, unless the earlier server no longer answers.
     Refuse,
 }
 
-/// What the machine has to know.
+/// Configuration of the router.
 #[derive(Debug, Clone, Default)]
 pub struct RouterConfig {
-    /// Caps.
+    /// Limits.
     pub limits: Limits,
-    /// Timers.
+    /// Timeouts.
     pub times: Times,
-    /// Who has signed the tokens that clients must show; default none, and none are asked for.
+    /// Verifies clients' tokens. `None`, the default: no token is required.
     pub tokens: Option<TokenIssuer>,
 }
 
-/// What a gateway is to be; the keys are filled in by the server.
+/// Configuration of the gateway.
 #[derive(Debug, Clone, Default)]
 pub struct Config {
-    /// What the machine has to know.
+    /// Configuration of the router.
     pub router: RouterConfig,
-    /// Servers with an id that is taken.
+    /// What happens to a server whose id is taken.
     pub duplicates: Duplicates,
-    /// What servers prove to hold.
+    /// The key that servers prove to hold.
     pub key: Option<Key>,
-    /// What agents hold: admits servers through the HMAC doors, with ids from 0x80000000 up that nobody has.
+    /// Access keys of agents. They admit servers by HMAC, with free ids from 0x80000000.
     pub access_keys: Vec<Key>,
-    /// Whether each frame leaves by a write of its own; default no. For measuring what writing them together is worth.
+    /// Whether each frame is written by a call of its own; for measurements. Default false.
     pub one_write_per_frame: bool,
 }

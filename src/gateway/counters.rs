@@ -1,62 +1,62 @@
-//! What the gateway counts, and how it says so.
+//! Counters of the gateway, and their Prometheus text.
 
 use std::fmt::Write as _;
 
-/// What is there now, and what has happened since the start.
+/// Current values, and totals since the start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counters {
-    /// Clients connected now.
+    /// Clients connected.
     pub clients: u64,
-    /// Servers connected now.
+    /// Servers connected.
     pub servers: u64,
-    /// Virtual connections now, those counted that are closed while bytes wait.
+    /// Virtual connections, including closed ones that still have bytes queued.
     pub virtual_connections: u64,
-    /// Ids opened and not dialled now.
+    /// Ids opened and not dialled.
     pub half_open: u64,
-    /// Bytes that wait now, and what is set aside for frames that are coming.
+    /// Bytes queued, and bytes reserved for incomplete frames.
     pub waiting: u64,
-    /// Virtual connections that were accepted.
+    /// Virtual connections accepted.
     pub accepted: u64,
     /// Messages forwarded.
     pub messages: u64,
-    /// Their bytes, heads counted.
+    /// Bytes of those messages with their headers.
     pub bytes: u64,
-    /// Messages that came for an id that was closed a moment ago.
+    /// Messages for an id that was closed recently.
     pub late: u64,
     /// Messages and Closes for ids that are not the sender's.
     pub violations: u64,
-    /// Virtual connections that were closed because their receiver was too slow.
+    /// Virtual connections closed because their receiver was too slow.
     pub slow: u64,
-    /// Times that a sender was not read for a while.
+    /// Times that a sender was paused.
     pub pauses: u64,
-    /// Times that a sender was not read for a while because its address had its share of the memory.
+    /// Times that a sender was paused because its network had used its share of the memory.
     pub share_waits: u64,
     /// Dials refused, by [`DialRefusal`].
     pub refused: [u64; DialRefusal::ALL.len()],
-    /// Connections dropped, by [`CloseReason`].
+    /// Connections closed, by [`CloseReason`].
     pub dropped: [u64; CloseReason::ALL.len()],
 }
 
-/// CloseReason a Dial was refused.
+/// Why a Dial was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DialRefusal {
-    /// The id was not opened by the dialler.
+    /// The dialler had not opened the id.
     NotOpened,
     /// Nobody has the remote id.
     Unknown,
-    /// The dialler has as many virtual connections as it may, or all together have.
+    /// The limit of the dialler, or of the gateway, is reached.
     Full,
-    /// The dialler's token, or the dialled client's, does not admit to it.
+    /// The token of the dialler, or of the dialled client, does not allow it.
     Token,
-    /// The other endpoint does not take what waits for it.
+    /// The callee does not read what is queued for it.
     Busy,
 }
 
 impl DialRefusal {
-    /// All of them, in the order of the counters.
+    /// All variants, in the order of the counters.
     pub const ALL: [Self; 5] = [Self::NotOpened, Self::Unknown, Self::Full, Self::Token, Self::Busy];
 
-    /// The label in the metrics.
+    /// Returns the label in the metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -69,27 +69,27 @@ impl DialRefusal {
     }
 }
 
-/// CloseReason a connection was dropped.
+/// Why the gateway closed a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CloseReason {
-    /// What came is no frame, or a command that endpoints do not send.
+    /// A malformed frame, or a command that endpoints do not send.
     Malformed,
     /// Too many violations.
     Violations,
-    /// No Ping came when one was asked for.
+    /// No answer to Ping.
     Silent,
-    /// It takes nothing of what waits for it.
+    /// It reads nothing of what is queued for it.
     Unread,
-    /// A frame took too long to come.
+    /// A frame took too long to arrive.
     SlowFrame,
-    /// A token is asked for, and none came that is good.
+    /// A token is required, and no valid one came.
     Token,
-    /// A server with the same id has come.
+    /// Another server took its id.
     Replaced,
 }
 
 impl CloseReason {
-    /// All of them, in the order of the counters.
+    /// All variants, in the order of the counters.
     pub const ALL: [Self; 7] = [
         Self::Malformed,
         Self::Violations,
@@ -100,7 +100,7 @@ impl CloseReason {
         Self::Replaced,
     ];
 
-    /// The label in the metrics.
+    /// Returns the label in the metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -116,7 +116,7 @@ impl CloseReason {
 }
 
 impl Counters {
-    /// Writes them in Prometheus' text format.
+    /// Formats the counters as Prometheus text.
     #[must_use]
     pub fn to_prometheus(&self) -> String {
         let mut text = String::new();

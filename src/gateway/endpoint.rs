@@ -1,4 +1,4 @@
-//! One endpoint's connection to the gateway: who it is, what waits for it, why it is not read. Pure.
+//! The state of one endpoint's connection to the gateway. Pure.
 
 use super::budget::Network;
 use super::outbox::Outbox;
@@ -8,18 +8,18 @@ use crate::limits::RateLimiter;
 use std::collections::{HashSet, VecDeque};
 use std::time::Instant;
 
-/// Commands that wait for a client in bytes, above which it is not read, and nobody may dial it.
+/// Bytes of commands queued for a client above which it is not read, and above which dials to it are refused.
 const CLIENT_BACKLOG: usize = 16 * 1024;
-/// The same of a server, who speaks with many.
+/// The same limit for a server, which has many virtual connections.
 const SERVER_BACKLOG: usize = 64 * 1024;
-/// One part in so many of what waits is what an endpoint has to take in time while memory is short.
+/// While memory is short, an endpoint must take this fraction of what is queued for it in time.
 const PACE: usize = 8;
 
-/// Stands for one endpoint's connection until it is dropped.
+/// Identifies an endpoint's connection while it lasts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndpointKey(pub usize);
 
-/// Who an endpoint is.
+/// The endpoint's kind and id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     Client { id: u32, access: Access },
@@ -29,24 +29,24 @@ pub(super) enum Role {
 /// What a client may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Nothing before its token has come.
+    /// Nothing until it has sent a valid token.
     TokenRequired,
     /// Everything.
     Unrestricted,
-    /// What its token says.
+    /// What its token allows.
     Token(TokenClaims),
 }
 
-/// CloseReason an endpoint is not read.
+/// Why an endpoint is not read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PauseReason {
-    /// Its next frame finds too much waiting on this virtual connection.
+    /// The next frame exceeds what may be queued on this virtual connection. Since when.
     QueueFull(ConnId, Instant),
-    /// All memory is taken, or its address's share.
+    /// The shared memory is used up, or the share of its network is.
     Memory,
     /// It does not read the answers to its own commands.
     CommandBacklog,
-    /// Too many of its Dials were refused, or of its address's.
+    /// Too many Dials of it, or of its network, were refused.
     DialRefusals,
 }
 
@@ -54,39 +54,39 @@ pub(super) enum PauseReason {
 #[derive(Debug)]
 pub(super) struct EndpointState {
     pub(super) role: Role,
-    /// Whose share of the memory its frames take.
+    /// Whose share of the memory its frames use.
     pub(super) network: Network,
     pub(super) outbox: Outbox,
-    /// When it last took bytes, or when the first of those that wait came.
+    /// When it last took bytes, or when the first queued bytes were queued.
     pub(super) last_progress: Instant,
-    /// What waited for it was dropped, and it has taken nothing since.
+    /// What was queued for it was dropped, and it has taken nothing since.
     pub(super) is_stalled: bool,
-    /// When it had last taken its part of what waited, and what is left of the next part.
+    /// When it last took a fraction of what was queued, and the bytes left of the next fraction.
     pub(super) pace: (Instant, usize),
-    /// Its virtual connections, also those that endpoint.
+    /// Its virtual connections, closed ones that are not drained included.
     pub(super) connections: HashSet<ConnId, foldhash::fast::FixedState>,
     /// How many of them it has dialled.
     pub(super) dialled: usize,
     /// Ids that it has opened and not dialled, the oldest first.
     pub(super) half_open: VecDeque<ConnId>,
     pub(super) paused: Option<PauseReason>,
-    /// What its unread input takes of the shared memory.
+    /// What its unprocessed input uses of the shared memory.
     pub(super) input: usize,
-    /// How much of the frame that has begun there is memory for.
+    /// Bytes of the begun frame that memory is reserved for.
     pub(super) granted: usize,
-    /// It has waited for memory: it may read a short frame.
+    /// It has waited for memory and may read a short frame.
     pub(super) may_read: bool,
-    /// Since when a frame has been coming.
+    /// When the incomplete frame began.
     pub(super) frame_started: Option<Instant>,
-    /// When bytes last came.
+    /// When it last sent anything.
     pub(super) last_received: Instant,
-    /// When it was asked for a Ping that has not come.
+    /// When it was sent a Ping that it has not answered.
     pub(super) ping_sent: Option<Instant>,
-    /// When another server wanted its id, and it was asked whether it is still there.
+    /// When another server claimed its id, and it was sent a Ping.
     pub(super) id_contested: Option<Instant>,
-    /// Violations since the time.
+    /// Violations, and when their window began.
     pub(super) violations: (u32, Instant),
-    /// Of Dials that were refused.
+    /// Limits its refused Dials.
     pub(super) refusals: RateLimiter,
 }
 
@@ -115,21 +115,21 @@ impl EndpointState {
         }
     }
 
-    /// What the other endpoint of a virtual connection is told of this one (S2-14).
+    /// The id that the other end of a virtual connection sees (S2-14).
     pub(super) fn id(&self) -> u32 {
         match self.role {
             Role::Client { id, .. } | Role::Server { id, .. } => id,
         }
     }
 
-    /// Something begins to wait for it. One that is stuck is given no new time for it.
+    /// Notes that something is queued where nothing was. A stalled endpoint gets no new deadline.
     pub(super) fn on_first_queued(&mut self, now: Instant) {
         if !self.is_stalled {
             (self.last_progress, self.pace) = (now, (now, 0));
         }
     }
 
-    /// It has taken `count` bytes: a little at a time is as bad as nothing while memory is short.
+    /// Notes that it has taken `count` bytes. While memory is short, a few bytes at a time are no progress.
     pub(super) fn update_pace(&mut self, now: Instant, count: usize) {
         let (since, left) = &mut self.pace;
         *left = left.saturating_sub(count);
@@ -138,12 +138,12 @@ impl EndpointState {
         }
     }
 
-    /// Returns how many bytes of commands may wait for it.
+    /// Returns how many bytes of commands may be queued for it.
     pub(super) fn max_queued_commands(&self) -> usize {
         if self.is_server() { SERVER_BACKLOG } else { CLIENT_BACKLOG }
     }
 
-    /// Says whether it does not read the answers to its own commands.
+    /// Returns whether it does not read the answers to its own commands.
     pub(super) fn has_command_backlog(&self) -> bool {
         self.outbox.control() > self.max_queued_commands()
     }

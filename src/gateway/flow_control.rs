@@ -1,9 +1,9 @@
-//! Who is not read for a while because a receiver is slow, and whose virtual connection endpoints for it. Pure.
+//! Flow control: which senders are paused because a receiver is slow, and which slow virtual connections are closed. Pure.
 //!
-//! The wire has no credit, so all that a gateway can do about an endpoint that sends too much on one virtual connection is not to read
-//! it at all, which holds up its other ones. So it is held for a uses_credit time only, then that one virtual connection is closed. An
-//! endpoint with a single virtual connection harms nobody else: it is held as long as it takes, as by TCP itself. Servers of the
-//! HMAC door are told how much they may send on each (command 7) and need not be held.
+//! Most endpoints know no credit. The gateway can only stop reading a sender that sends too much on one virtual connection, which delays
+//! the sender's other connections. So the pause is limited ([`Times::pause`](super::Times::pause)), and then that one virtual connection is
+//! closed. A sender with a single virtual connection delays nobody else: it is paused as long as necessary, as TCP itself would do. Servers
+//! that authenticate by HMAC use credit (command 7) and are not paused.
 
 use super::budget::{Granted, READ};
 use super::counters::CloseReason;
@@ -14,14 +14,14 @@ use crate::clock::Now;
 use crate::limits::Limit;
 use std::time::{Duration, Instant};
 
-/// How often within the time that a sender may be held those who take nothing are looked for while memory is short.
+/// How many times within [`Times::pause`](super::Times::pause) memory is reclaimed while it is short.
 const RECLAIM_CHECKS: u32 = 8;
-/// How many times as long as a sender may be held a frame may take to come whole while memory is short.
+/// While memory is short, a frame must be complete after this many times [`Times::pause`](super::Times::pause).
 const SLOW_FRAME_FACTOR: u32 = 2;
 
 impl Router {
-    /// Stops reading `from`, whose next frame finds no room on the direction `to` of `conn`; or closes that one, if it has held up its
-    /// sender for long enough or its receiver takes nothing. Says which.
+    /// Pauses `from`, whose next frame exceeds the queue of `conn` in direction `to`, and returns `true`. Closes the virtual connection
+    /// instead where it has paused its sender for long enough or its receiver takes nothing.
     pub(super) fn pause_sender(
         &mut self,
         now: Now,
@@ -52,13 +52,13 @@ impl Router {
         true
     }
 
-    /// Says for how long an endpoint has taken nothing of what waits for it.
+    /// Returns for how long an endpoint has taken nothing of what is queued for it.
     fn stalled(&self, now: Instant, receiver: EndpointKey) -> Duration {
         let endpoint = self.endpoints.get(receiver.0).filter(|endpoint| !endpoint.outbox.is_empty());
         endpoint.map_or(Duration::ZERO, |endpoint| now.saturating_duration_since(endpoint.last_progress))
     }
 
-    /// An endpoint was held for as long as it has to be or may be, or its receiver has stalled meanwhile.
+    /// Handles that a sender's pause is over, or that its receiver has stalled meanwhile.
     pub(super) fn handle_pause_timeout(&mut self, now: Now, from: EndpointKey) {
         let (conn, since) = match self.endpoints.get(from.0).and_then(|endpoint| endpoint.paused) {
             Some(PauseReason::QueueFull(conn, since)) => (conn, since),
@@ -79,7 +79,7 @@ impl Router {
         }
     }
 
-    /// Closes a virtual connection for its slowness, and drops what waits of it.
+    /// Closes a slow virtual connection and drops what is queued on it.
     fn close_slow_connection(&mut self, now: Now, conn: ConnId) {
         self.counters.slow += 1;
         let Some(endpoints) = self.connections.get(&conn).map(|connection| connection.endpoints) else {
@@ -99,7 +99,7 @@ impl Router {
         self.grant_memory();
     }
 
-    /// The endpoint `to` has taken frames of a virtual connection.
+    /// Handles that `to` has taken frames of a virtual connection.
     pub(super) fn handle_delivered(&mut self, now: Now, to: EndpointKey, conn: ConnId, bytes: usize) {
         let Some(connection) = self.connections.get_mut(&conn) else { return };
         let Some(side) = connection.side(to) else { return };
@@ -131,7 +131,7 @@ impl Router {
         }
     }
 
-    /// The endpoint `from` will take so many bytes more.
+    /// Handles credit that `from` grants.
     pub(super) fn handle_credit(&mut self, now: Now, from: EndpointKey, conn: ConnId, bytes: u32) {
         let Some(connection) = self.connections.get_mut(&conn).filter(|connection| !connection.is_closed)
         else {
@@ -149,7 +149,7 @@ impl Router {
         }
     }
 
-    /// Reads a sender again that a direction has held.
+    /// Resumes a sender that this direction has paused.
     fn resume_sender(&mut self, now: Now, conn: ConnId, side: usize, sender: EndpointKey) {
         if let Some(PauseReason::QueueFull(held, since)) =
             self.endpoints.get(sender.0).and_then(|endpoint| endpoint.paused)
@@ -165,7 +165,7 @@ impl Router {
         }
     }
 
-    /// A virtual connection is closed: whoever was held for its direction `to` is read again.
+    /// Resumes the sender that direction `to` of a closed virtual connection has paused.
     pub(super) fn unpause_for(&mut self, conn: ConnId, to: usize, sender: EndpointKey) {
         if let Some(connection) = self.connections.get_mut(&conn) {
             connection.directions[to].pauses_sender = false;
@@ -176,7 +176,7 @@ impl Router {
         }
     }
 
-    /// Reads an endpoint again.
+    /// Resumes an endpoint.
     pub(super) fn resume(&mut self, key: EndpointKey) {
         if let Some(endpoint) = self.endpoints.get_mut(key.0) {
             endpoint.paused = None;
@@ -185,17 +185,17 @@ impl Router {
         }
     }
 
-    /// An endpoint is going to wait for memory: those who keep it for nothing are looked for.
+    /// Starts to reclaim memory because an endpoint is going to wait for some.
     pub(super) fn wait_for_memory(&mut self, now: Now) {
         self.counters.pauses += 1;
-        // Those whose receivers have stalled long ago are not waited for again; all endpoints are looked at, so not too often.
+        // Checking visits all endpoints, so it does not run too often.
         if !self.budget.is_waited_for() {
             let soonest = self.last_reclaim.map(|last| last + self.config.times.pause / RECLAIM_CHECKS);
             self.timers.set(Timer::Reclaim, soonest.map_or(now.mono, |soonest| soonest.max(now.mono)));
         }
     }
 
-    /// Gives memory to those who wait for it, as far as it goes.
+    /// Grants memory to those who wait for it, as far as it suffices.
     pub(super) fn grant_memory(&mut self) {
         while let Some(granted) = self.budget.next() {
             let (Granted::Read(key) | Granted::Bytes(key, _)) = granted;
@@ -212,14 +212,14 @@ impl Router {
         }
     }
 
-    /// Memory is short: whoever has not ended a frame, or has hardly taken anything for a while, gives it back.
+    /// Reclaims memory: closes endpoints with overdue frames, and virtual connections of receivers without progress.
     pub(super) fn reclaim_memory(&mut self, now: Now) {
         if !self.budget.is_waited_for() {
             return;
         }
         let timeout = self.config.times.pause;
         self.last_reclaim = Some(now.mono);
-        // Memory that frames take is others' too: whoever has begun one must endpoint it.
+        // Incomplete frames occupy memory that others need, so they have a deadline.
         let is_slow = |endpoint: &EndpointState| {
             let since = endpoint.frame_started.map(|at| now.mono.saturating_duration_since(at));
             since.is_some_and(|since| since >= SLOW_FRAME_FACTOR * timeout)
@@ -267,7 +267,7 @@ impl Router {
         }
     }
 
-    /// Says whether an endpoint has taken nothing for so long that it is dropped.
+    /// Returns the reason to close an endpoint that has taken nothing for too long.
     pub(super) fn stall_reason(&self, now: Now, key: EndpointKey) -> Option<CloseReason> {
         (self.stalled(now.mono, key) >= 2 * self.config.times.ping).then_some(CloseReason::Unread)
     }
@@ -285,12 +285,12 @@ mod tests {
 
     const QUEUE: usize = 1000;
 
-    /// Hands an endpoint's bytes over and returns what becomes of it.
+    /// Passes an endpoint's bytes; returns the action.
     fn say(router: &mut Router, now: Now, from: EndpointKey, bytes: &[u8]) -> ReadAction {
         router.handle_frames(now, from, &mut BytesMut::from(bytes))
     }
 
-    /// Takes all that waits for an endpoint.
+    /// Takes everything that is queued for an endpoint.
     fn take(router: &mut Router, now: Now, to: EndpointKey) -> Vec<u8> {
         let mut slices = [std::io::IoSlice::new(&[]); 16];
         let count = router.peek(to, &mut slices);

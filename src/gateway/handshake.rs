@@ -1,9 +1,10 @@
-//! How a server proves that it holds the gateway's key (S2-15 … S2-18). Two modes, each on doors of its own, so that none can be
-//! talked down to the other:
+//! How a server proves that it holds the gateway's key (S2-15 to S2-18). Each mode has ports of its own, so no connection can be
+//! downgraded:
 //!
-//! - **MD5**, as the document has it: the gateway sends 8 random bytes; the server answers `MD5(challenge ‖ key)` and its id (4 bytes,
-//!   little-endian). Silence means success. The id is not covered, and whoever overhears one exchange can try keys.
-//! - **HMAC-SHA256**, of our own: both sides contribute 32 random bytes, the id is covered, and the gateway proves itself too.
+//! - **MD5**, the original: the gateway sends 8 random bytes; the server answers `MD5(challenge ‖ key)` and its id (4 bytes,
+//! little-endian).
+//!   Silence means success. The digest does not cover the id, and whoever records one exchange can try keys offline.
+//! - **HMAC-SHA256**, an extension: both sides contribute 32 random bytes, the id is covered, and the gateway proves itself too.
 //!
 //! ```text
 //! gateway ─ challenge (32) ─────────────────────────────────────────► server
@@ -16,15 +17,15 @@ use ring::hmac;
 use std::fmt;
 use subtle::ConstantTimeEq;
 
-/// Bytes of the MD5 mode's challenge.
+/// Bytes of the MD5 challenge.
 pub const MD5_CHALLENGE: usize = 8;
-/// Bytes of the MD5 mode's answer: the digest and the id.
+/// Bytes of the MD5 answer: digest and id.
 pub const MD5_ANSWER: usize = 16 + 4;
-/// Bytes of the HMAC mode's challenge, and of the server's nonce.
+/// Bytes of the HMAC challenge, and of the server's nonce.
 pub const CHALLENGE: usize = 32;
-/// Bytes of the HMAC mode's answer: nonce, id, code.
+/// Bytes of the HMAC answer: nonce, id, code.
 pub const ANSWER: usize = CHALLENGE + 4 + 32;
-/// Bytes of the gateway's own proof.
+/// Bytes of the gateway's proof.
 pub const PROOF: usize = 32;
 /// The shortest key.
 pub const MIN_KEY: usize = 16;
@@ -32,17 +33,17 @@ pub const MIN_KEY: usize = 16;
 const SERVER: &[u8] = b"ginnel gateway, server v1";
 const GATEWAY: &[u8] = b"ginnel gateway, gateway v1";
 
-/// The secret of gateway and servers.
+/// The secret that gateway and servers share.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Key(Vec<u8>);
 
-/// A key of fewer than [`MIN_KEY`] bytes.
+/// The key has fewer than 16 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a gateway key must have at least {MIN_KEY} bytes")]
 pub struct ShortKey;
 
 impl Key {
-    /// Takes the bytes of a key as they are.
+    /// Uses these bytes as the key.
     ///
     /// # Errors
     /// [`ShortKey`].
@@ -51,13 +52,13 @@ impl Key {
         if bytes.len() < MIN_KEY { Err(ShortKey) } else { Ok(Self(bytes)) }
     }
 
-    /// Makes the answer to an MD5 challenge.
+    /// Computes the answer to an MD5 challenge.
     #[must_use]
     pub fn md5_answer(&self, challenge: &[u8; MD5_CHALLENGE], id: u32) -> [u8; MD5_ANSWER] {
         joined(&md5_code(challenge, &self.0), &id.to_le_bytes())
     }
 
-    /// Checks the answer to an MD5 challenge, in constant time; returns the server's id.
+    /// Verifies the answer to an MD5 challenge in constant time; returns the server's id.
     #[must_use]
     pub fn verify_md5(&self, challenge: &[u8; MD5_CHALLENGE], answer: &[u8; MD5_ANSWER]) -> Option<u32> {
         let (code, id) = answer.split_first_chunk::<16>()?;
@@ -65,7 +66,7 @@ impl Key {
         good.then_some(u32::from_le_bytes(id.try_into().ok()?))
     }
 
-    /// Makes the answer to an HMAC challenge.
+    /// Computes the answer to an HMAC challenge.
     #[must_use]
     pub fn answer(&self, challenge: &[u8; CHALLENGE], nonce: &[u8; CHALLENGE], id: u32) -> [u8; ANSWER] {
         let code = self.code(&[SERVER, challenge, nonce, &id.to_le_bytes()]);
@@ -73,7 +74,7 @@ impl Key {
         joined(&named, code.as_ref())
     }
 
-    /// Checks the answer to an HMAC challenge, in constant time; returns the server's id and the gateway's proof.
+    /// Verifies the answer to an HMAC challenge in constant time; returns the server's id and the gateway's proof.
     #[must_use]
     pub fn verify(&self, challenge: &[u8; CHALLENGE], answer: &[u8; ANSWER]) -> Option<(u32, [u8; PROOF])> {
         let (nonce, rest) = answer.split_first_chunk::<CHALLENGE>()?;
@@ -83,7 +84,7 @@ impl Key {
         good.then(|| (u32::from_le_bytes(*id), self.proof(challenge, nonce, *id)))
     }
 
-    /// Checks the gateway's proof, in constant time.
+    /// Verifies the gateway's proof in constant time.
     #[must_use]
     pub fn verify_proof(
         &self,
@@ -114,12 +115,12 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Digests the challenge exactly as it was sent and the raw key behind it.
+/// Hashes the challenge and the raw key behind it.
 fn md5_code(challenge: &[u8; MD5_CHALLENGE], key: &[u8]) -> [u8; 16] {
     Md5::new().chain_update(challenge).chain_update(key).finalize().into()
 }
 
-/// Puts two pieces one behind the other; what does not fit is left out, what is missing is zero.
+/// Concatenates two slices into an array; extra bytes are cut off, missing ones are zero.
 fn joined<const N: usize>(first: &[u8], second: &[u8]) -> [u8; N] {
     let mut whole = [0; N];
     whole.iter_mut().zip(first.iter().chain(second)).for_each(|(to, from)| *to = *from);

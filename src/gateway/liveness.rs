@@ -1,4 +1,4 @@
-//! Ping, and who is dropped for silence or slowness (section 3.1, S2-A11). Pure.
+//! Ping, and closing endpoints that are silent or slow (S2-A11). Pure.
 
 use super::counters::CloseReason;
 use super::endpoint::{Access, EndpointKey, Role};
@@ -7,11 +7,11 @@ use super::wire::Command;
 use crate::clock::Now;
 use std::time::Duration;
 
-/// How long a server may take to answer after another one wanted its id.
+/// How long a server may take to answer after another one claimed its id.
 pub(super) const ID_PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Router {
-    /// Carries out what is due.
+    /// Handles all timers that are due.
     pub fn handle_timeout(&mut self, now: Now) {
         while let Some(timer) = self.timers.pop_due(now.mono) {
             match timer {
@@ -22,11 +22,11 @@ impl Router {
         }
     }
 
-    /// Another server wants the id of this one, which keeps it if it is still there: one that was cut off without a word comes back
-    /// before anybody else has noticed.
+    /// Sends Ping to a server whose id another server claims. It keeps the id if it answers; a server that was cut off can return before
+    /// its old connection times out.
     pub(super) fn probe_id_owner(&mut self, now: Now, key: EndpointKey) {
         let Some(endpoint) = self.endpoints.get_mut(key.0) else { return };
-        // What a server may have sent is not read while it is held.
+        // A paused server may have sent something that was not read.
         if endpoint.paused.is_some() || endpoint.id_contested.is_some() {
             return;
         }
@@ -52,7 +52,7 @@ impl Router {
         let is_slow = endpoint.frame_started.is_some_and(|at| since(at) >= times.frame);
         let why = match endpoint.role {
             Role::Client { access: Access::TokenRequired, .. } => Some(CloseReason::Token),
-            // What it may have sent is not read: silence is our doing.
+            // A paused endpoint may have sent something that was not read.
             _ if is_paused => unread,
             _ if is_late => Some(CloseReason::Silent),
             _ if is_slow => Some(CloseReason::SlowFrame),

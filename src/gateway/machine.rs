@@ -1,8 +1,8 @@
-//! The switchboard: who is connected, which virtual connections there are, where each frame goes. Pure.
+//! The router: which endpoints are connected, which virtual connections exist, and where each frame goes. Pure.
 //!
-//! Frames come in by [`Router::handle_frames`] and wait, unchanged, in their receiver's outbox, from where the hands write them
-//! ([`Router::peek`], [`Router::handle_written`]). Further rules: `commands.rs` (New, Dial, Close, …), `flow.rs` (who is
-//! not read for a while, and whose virtual connection is closed for it), `liveness.rs` (Ping and the other timers).
+//! [`Router::handle_frames`] takes received bytes. Frames are queued unchanged in their receiver's outbox until the worker writes them
+//! ([`Router::peek`], [`Router::handle_written`]). Further rules: `commands.rs` (New, Dial, Close, …), `flow_control.rs` (which senders are
+//! paused, which slow virtual connections are closed), `liveness.rs` (Ping and the other timers).
 
 use super::budget::{Budget, SHORT, Waiting, network};
 use super::config::{Duplicates, RouterConfig};
@@ -22,45 +22,44 @@ use std::io::IoSlice;
 use std::net::IpAddr;
 use std::time::Instant;
 
-/// What the hands are to do.
+/// What the worker does next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Output {
-    /// Something waits for this endpoint, where nothing did before.
+    /// Write what is queued for this endpoint; nothing was queued before.
     Transmit(EndpointKey),
-    /// Offer this endpoint's input again, and read it on.
+    /// Pass this endpoint's input again, and continue to read it.
     Resume(EndpointKey),
-    /// Close this endpoint's connection: the machine knows it no more.
+    /// Close this endpoint's connection. The router has removed it.
     Close(EndpointKey, CloseReason),
 }
 
-/// What is to be done with an endpoint's input after its whole frames were taken.
+/// What the worker does with an endpoint's input after its complete frames were taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadAction {
-    /// Read on. So many bytes are missing of a frame that has begun, as far as there is memory for it; no more than these are welcome
-    /// where `exact` is set.
+    /// Read more. Where `exact` is set, read at most `missing` bytes.
     Read {
-        /// 0 where no frame has begun and there is plenty.
+        /// Bytes that a begun frame needs and that memory is reserved for; 0 where no frame has begun and memory is plentiful.
         missing: usize,
         /// Memory is short.
         exact: bool,
     },
-    /// Read no more until [`Output::Resume`].
+    /// Do not read until [`Output::Resume`].
     Pause,
-    /// It was dropped.
+    /// The endpoint was removed.
     Closed,
 }
 
-/// A server with this id is there already.
+/// Another server has this id and keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DuplicateServer;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Timer {
-    /// When an endpoint's silence, slowness or missing token is looked into.
+    /// Checks an endpoint for silence, slow frames and a missing token.
     Liveness(EndpointKey),
-    /// When an endpoint was not read for long enough.
+    /// Ends an endpoint's pause, or closes the virtual connection that caused it.
     Pause(EndpointKey),
-    /// When those who take nothing are looked for, because memory is short.
+    /// Looks for endpoints that occupy memory without progress.
     Reclaim,
 }
 
@@ -77,20 +76,20 @@ pub struct Router {
     pub(super) recently_closed: RecentlyClosed,
     pub(super) budget: Budget,
     pub(super) refusals: Refusals,
-    /// When it was last looked for those who take nothing while memory is short.
+    /// When [`Timer::Reclaim`] last ran.
     pub(super) last_reclaim: Option<Instant>,
     pub(super) timers: Deadlines<Timer>,
     pub(super) outputs: VecDeque<Output>,
     pub(super) counters: Counters,
     pub(super) rng: ChaCha20Rng,
-    /// The newest client's id (REQUIREMENTS section 3.1: counted from 1).
+    /// The newest client's id, counted from 1.
     last_client: u32,
-    /// Whose frames have left, kept for its room.
+    /// Scratch space: frames of which connections were written.
     delivered: Vec<(ConnId, usize)>,
 }
 
 impl Router {
-    /// Begins with nobody connected.
+    /// Creates a router without endpoints.
     #[must_use]
     pub fn new(config: RouterConfig, mut rng: ChaCha20Rng) -> Self {
         Self {
@@ -113,7 +112,7 @@ impl Router {
         }
     }
 
-    /// A client has connected, from `ip`.
+    /// Adds a client that has connected from `ip`.
     pub fn add_client(&mut self, now: Now, ip: IpAddr) -> EndpointKey {
         let id = loop {
             self.last_client = self.last_client.wrapping_add(1);
@@ -134,10 +133,10 @@ impl Router {
         key
     }
 
-    /// A server has connected and shown that it may have `id`. `credit` says whether it came by a door where both sides grant credit.
+    /// Adds a server that has authenticated for `id`. `credit` states whether both sides grant credit (command 7).
     ///
     /// # Errors
-    /// [`DuplicateServer`] where another has it and keeps it.
+    /// [`DuplicateServer`] where another server has the id and keeps it.
     pub fn add_server(
         &mut self,
         now: Now,
@@ -163,7 +162,7 @@ impl Router {
         Ok(key)
     }
 
-    /// Takes the whole frames off the start of what an endpoint has sent; what is not whole, or must wait, stays.
+    /// Takes the complete frames off the front of `input`. An incomplete frame stays, and so does one that must wait.
     pub fn handle_frames(&mut self, now: Now, from: EndpointKey, input: &mut BytesMut) -> ReadAction {
         let Some(endpoint) = self.endpoints.get_mut(from.0) else { return ReadAction::Closed };
         endpoint.last_received = now.mono;
@@ -178,7 +177,7 @@ impl Router {
                 Ok(Some(found)) => found,
                 Ok(None) => break false,
                 Err(error) => {
-                    tracing::debug!(%error, "a gateway connection is dropped");
+                    tracing::debug!(%error, "gateway connection closed: invalid frame");
                     self.forward(now.mono, to, input.split_to(run));
                     self.close_endpoint(now, from, CloseReason::Malformed);
                     return ReadAction::Closed;
@@ -196,7 +195,7 @@ impl Router {
                 run += len;
                 continue;
             }
-            // What came before goes first: what follows may close what it belongs to.
+            // Earlier frames go first: this one may close their connection.
             let before = input.split_to(run);
             self.forward(now.mono, to, before);
             (to, run) = (from, 0);
@@ -211,7 +210,7 @@ impl Router {
                     self.handle_command(now, from, command);
                 }
             }
-            // Answering may have been too much.
+            // Queuing the answer may have exceeded a limit.
             match self.endpoints.get_mut(from.0) {
                 None => return ReadAction::Closed,
                 Some(endpoint) if endpoint.has_command_backlog() => {
@@ -225,12 +224,12 @@ impl Router {
         let before = input.split_to(run);
         self.forward(now.mono, to, before);
         self.charge_input(now, from, input, took_one);
-        // What was dropped instead of forwarded takes no memory any more.
+        // Frames that were dropped instead of forwarded have freed their memory.
         self.grant_memory();
         if is_paused { ReadAction::Pause } else { self.next_read(now, from, input) }
     }
 
-    /// Charges what is left of an endpoint's input to the shared memory.
+    /// Charges the rest of an endpoint's input to the shared memory.
     fn charge_input(&mut self, now: Now, from: EndpointKey, input: &BytesMut, took_one: bool) {
         let Some(endpoint) = self.endpoints.get_mut(from.0) else { return };
         if took_one {
@@ -247,7 +246,7 @@ impl Router {
         endpoint.input = charge;
     }
 
-    /// Says whether an endpoint may be read, and takes memory for the next bytes of a frame that has begun.
+    /// Decides whether an endpoint may be read, and reserves memory for the next bytes of a begun frame.
     fn next_read(&mut self, now: Now, from: EndpointKey, input: &BytesMut) -> ReadAction {
         let Some(endpoint) = self.endpoints.get_mut(from.0) else { return ReadAction::Closed };
         let whole = wire::frame_len(input, self.config.limits.max_packet).ok().flatten();
@@ -295,7 +294,7 @@ impl Router {
         }
     }
 
-    /// Finds the receiver of a message and notes that it will wait for it; `None` where it may not.
+    /// Finds the receiver of a message and counts the message as queued; `None` where it must not be queued.
     fn enqueue(&mut self, from: EndpointKey, conn: ConnId, len: usize) -> Option<EndpointKey> {
         let connection = self.connections.get_mut(&conn).filter(|connection| !connection.is_closed)?;
         let to = 1 - connection.side(from)?;
@@ -310,7 +309,7 @@ impl Router {
         connection.endpoints[to]
     }
 
-    /// Says whether a message that was not admitted has to wait, and all that its sender sends behind it. It is dropped where not.
+    /// Pauses the sender of a message that was not queued and returns `true`, or drops the message.
     fn must_wait(&mut self, now: Now, from: EndpointKey, conn: ConnId) -> bool {
         let found = self.connections.get(&conn).filter(|connection| !connection.is_closed);
         let found = found.and_then(|connection| {
@@ -326,7 +325,7 @@ impl Router {
         }
     }
 
-    /// Puts a run of frames into its receiver's outbox.
+    /// Queues a run of frames for their receiver.
     fn forward(&mut self, now: Instant, to: EndpointKey, run: BytesMut) {
         if run.is_empty() {
             return;
@@ -340,7 +339,7 @@ impl Router {
         endpoint.outbox.push(run);
     }
 
-    /// Puts a command into an endpoint's outbox.
+    /// Queues a command for an endpoint.
     pub(super) fn send_command(&mut self, now: Now, to: EndpointKey, command: Command<'_>) {
         let Some(endpoint) = self.endpoints.get_mut(to.0) else { return };
         let before = endpoint.outbox.len();
@@ -352,18 +351,18 @@ impl Router {
         self.budget.take(endpoint.outbox.len() - before);
     }
 
-    /// Returns what an endpoint is to be sent next: fills `slices` and says how many of them.
+    /// Fills `slices` with what is to be written to an endpoint; returns how many are used.
     pub fn peek<'a>(&'a self, to: EndpointKey, slices: &mut [IoSlice<'a>]) -> usize {
         self.endpoints.get(to.0).map_or(0, |endpoint| endpoint.outbox.peek(slices))
     }
 
-    /// Returns the first frame of what an endpoint is to be sent, or what is left of it.
+    /// Returns the next frame to be written to an endpoint, or the rest of one that was written in part.
     #[must_use]
     pub fn peek_frame(&self, to: EndpointKey) -> &[u8] {
         self.endpoints.get(to.0).map_or(&[], |endpoint| endpoint.outbox.first())
     }
 
-    /// An endpoint's system has taken the first `count` bytes of what waits for it.
+    /// Handles that the first `count` bytes queued for an endpoint were written.
     pub fn handle_written(&mut self, now: Now, to: EndpointKey, count: usize) {
         let Some(endpoint) = self.endpoints.get_mut(to.0) else { return };
         (endpoint.last_progress, endpoint.is_stalled) = (now.mono, false);
@@ -383,21 +382,21 @@ impl Router {
         self.grant_memory();
     }
 
-    /// An endpoint's connection has ended.
+    /// Handles that an endpoint's connection has ended.
     pub fn handle_disconnected(&mut self, now: Now, key: EndpointKey) {
         if self.endpoints.contains(key.0) {
             self.remove_endpoint(now, key);
         }
     }
 
-    /// Closes an endpoint's connection from our side.
+    /// Closes an endpoint's connection.
     pub(super) fn close_endpoint(&mut self, now: Now, key: EndpointKey, why: CloseReason) {
         self.counters.dropped[why as usize] += 1;
         self.outputs.push_back(Output::Close(key, why));
         self.remove_endpoint(now, key);
     }
 
-    /// Returns the next thing to do.
+    /// Returns the next action of the worker.
     pub fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
@@ -408,7 +407,7 @@ impl Router {
         self.timers.next()
     }
 
-    /// Returns what there is and has been.
+    /// Returns the counters.
     #[must_use]
     pub fn counters(&self) -> Counters {
         Counters {

@@ -1,15 +1,18 @@
-//! The gateway: virtual connections between clients on the public side and servers on the inner side, each of which holds one TCP
-//! connection to it. The wire is the seven-command version of fastway's (document 002, S2-1 … S2-28); `docs/wire/gateway.md`
-//! describes it, with what we add: command 7 (credit) for servers of the HMAC door, command 8 (token) for clients.
+//! The gateway: virtual connections between clients on the public side and servers on the inner side, each of which has one connection to
+//! it.
 //!
-//! | file | holds |
-//! | --- | --- |
-//! | [`wire`] | frames and commands |
-//! | [`handshake`] | how servers prove that they hold the key |
-//! | [`token`] | how clients prove that they were let in, where that is asked of them |
-//! | [`machine`] | who is connected, and where each frame goes |
-//! | [`service`] | doors, and the thread that has all sockets |
-//! | [`client`] | the library: dial, accept, send and receive |
+//! The protocol is fastway's with seven commands (S2-1 to S2-28). Extensions: command 7 (Credit) for servers that authenticate by HMAC, and
+//! command 8 (Token) for clients. `docs/wire/gateway.md` describes both.
+//!
+//! | module | content | |
+//! | --- | --- | --- |
+//! | `wire` | frames and commands | pure |
+//! | `handshake` | how servers authenticate | pure |
+//! | `token` | how clients authenticate, where that is required | pure |
+//! | `machine` | the [`Router`]: endpoints, virtual connections, forwarding | pure |
+//! | `worker` | the thread that owns the sockets | mio |
+//! | `service` | starts the thread, hands it connections | tokio |
+//! | [`client`] | the client library: dial, accept, send, receive | tokio |
 
 #[cfg(feature = "server")]
 mod budget;

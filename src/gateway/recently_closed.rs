@@ -1,16 +1,16 @@
-//! Virtual connections that were closed a moment ago: what an honest endpoint still had on the way when it was told is no violation. Pure.
+//! Recently closed virtual connections. A message that was on its way when its sender got Close is no violation. Pure.
 
 use super::endpoint::EndpointKey;
 use super::wire::ConnId;
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-/// How long a message may be on the way.
+/// How long a message may be on its way.
 const KEPT: Duration = Duration::from_secs(60);
-/// How many are remembered; the oldest go first.
+/// How many are kept; the oldest are removed first.
 const MOST: usize = 65_536;
 
-/// Which endpoints were told of a Close, and when.
+/// Which endpoints were sent Close, and when.
 #[derive(Debug, Default)]
 pub(super) struct RecentlyClosed {
     told: HashSet<(ConnId, EndpointKey)>,
@@ -18,7 +18,7 @@ pub(super) struct RecentlyClosed {
 }
 
 impl RecentlyClosed {
-    /// Notes that `endpoint` is told that `conn` is closed.
+    /// Records that `endpoint` is sent Close for `conn`.
     pub(super) fn note(&mut self, now: Instant, conn: ConnId, endpoint: EndpointKey) {
         while let Some((at, conn, endpoint)) = self.order.front().copied() {
             if self.order.len() < MOST && now.saturating_duration_since(at) < KEPT {
@@ -32,7 +32,7 @@ impl RecentlyClosed {
         }
     }
 
-    /// Says whether `endpoint` may not know yet that `conn` is closed.
+    /// Returns whether `endpoint` was sent Close for `conn` recently.
     pub(super) fn excuses(&self, conn: ConnId, endpoint: EndpointKey) -> bool {
         self.told.contains(&(conn, endpoint))
     }

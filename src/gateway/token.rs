@@ -1,11 +1,11 @@
-//! A client's token: what the gateway's operator signs, so that its bearer may dial until then. It is the client's first frame
-//! (command 8) where the gateway asks for tokens.
+//! Gateway tokens: signed by the operator, they allow a client to dial until they expire. Where tokens are required, a client's first frame
+//! carries one (command 8).
 //!
 //! ```text
 //! expiry, seconds since the Unix epoch (8) ‖ server (4, 0 for any) ‖ HMAC-SHA256(key, PURPOSE ‖ expiry ‖ server) (32)
 //! ```
 //!
-//! As text, for people and configuration: `gt_` and the same in base64url without padding.
+//! Text form: `gt_` and the same bytes in base64url without padding.
 
 use data_encoding::BASE64URL_NOPAD;
 use ring::hmac;
@@ -18,16 +18,16 @@ pub const LEN: usize = 8 + 4 + 32;
 const PURPOSE: &[u8] = b"ginnel gateway, ticket v1";
 const PREFIX: &str = "gt_";
 
-/// What a good token admits to.
+/// What a valid token allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenClaims {
     /// The only server that may be dialled; `None` for any.
     pub server: Option<u32>,
-    /// When it endpoints, in seconds since the Unix epoch.
+    /// When it expires, in seconds since the Unix epoch.
     pub expires: u64,
 }
 
-/// What signs tokens.
+/// Signs and verifies tokens.
 #[derive(Clone)]
 pub struct TokenIssuer(hmac::Key);
 
@@ -37,13 +37,13 @@ impl fmt::Debug for TokenIssuer {
     }
 }
 
-/// A token, good or not.
+/// A token, valid or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GatewayToken(pub [u8; LEN]);
 
-/// A text that is no token.
+/// The text is not a gateway token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a token: it begins with gt_ and has 62 characters")]
+#[error("not a gateway token: one begins with gt_ and has 62 characters")]
 pub struct InvalidToken;
 
 impl TokenIssuer {
@@ -53,7 +53,7 @@ impl TokenIssuer {
         Self(hmac::Key::new(hmac::HMAC_SHA256, key))
     }
 
-    /// Makes a token. A token for server 0 alone cannot be made: that is a token for any.
+    /// Creates a token. Server 0 cannot be the only server: it means any.
     #[must_use]
     pub fn issue(&self, admission: TokenClaims) -> GatewayToken {
         let mut token = [0; LEN];
@@ -64,7 +64,7 @@ impl TokenIssuer {
         GatewayToken(token)
     }
 
-    /// Checks a token, in constant time; `None` where it is forged, of a wrong length or has ended by `unix`.
+    /// Verifies a token in constant time; `None` if it is forged, of the wrong length, or expired at `unix`.
     #[must_use]
     pub fn verify(&self, token: &[u8], unix: u64) -> Option<TokenClaims> {
         let (claim, code) = token.split_first_chunk::<12>()?;

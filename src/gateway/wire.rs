@@ -1,4 +1,4 @@
-//! Frames: a length, the id of a virtual connection, a message. Little-endian. Id 0 means that the message is a command.
+//! Frames: a length, the id of a virtual connection, a message. Little-endian. With id 0 the message is a command.
 //!
 //! ```text
 //! ┌────────────┬─────────────┬──────────────────┐
@@ -9,16 +9,16 @@
 use bytes::BufMut;
 use std::fmt;
 
-/// Bytes before a message: length and connection.
+/// Bytes of a frame's header: length and connection id.
 pub const HEAD: usize = 8;
-/// What a length counts at the least: the connection.
+/// The least value of a length: the connection id.
 const LEAST: usize = 4;
-/// The longest packet where nothing else is set: connection and message, without the length.
+/// The default limit of a packet: connection id and message.
 pub const MAX_PACKET: usize = 512 * 1024;
-/// The longest command but for a token, as a whole frame.
+/// Bytes of the longest frame with a command other than Token.
 pub const MAX_COMMAND: usize = HEAD + 1 + 8;
 
-/// A virtual connection, the same number at both endpoints; 0 for the gateway itself.
+/// The id of a virtual connection, the same at both endpoints; 0 for the gateway itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId(pub u32);
 
@@ -28,63 +28,63 @@ impl fmt::Display for ConnId {
     }
 }
 
-/// What endpoint and gateway tell each other (S2-6 … S2-12, and two of our own).
+/// Commands between endpoint and gateway (S2-6 to S2-12; Credit and Token are extensions).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command<'a> {
-    /// 0, from endpoints: asks for an id.
+    /// From an endpoint: requests an id.
     New,
-    /// 1, to whoever asked: the id.
+    /// To the endpoint that requested it: the id.
     Open(ConnId),
-    /// 2, from endpoints: connects the id to the server or client `remote`.
+    /// From an endpoint: connects the id to `remote`.
     Dial {
-        /// The id, opened before.
+        /// The opened id.
         conn: ConnId,
         /// A server's id where a client dials, a client's where a server does.
         remote: u32,
     },
-    /// 3, to whoever dialled: there will be no connection, and the id is gone.
+    /// To the endpoint that dialled: no connection; the id is released.
     Refuse(ConnId),
-    /// 4, to both endpoints: the connection carries messages.
+    /// To both endpoints: the connection carries messages.
     Accept {
         /// The id.
         conn: ConnId,
-        /// The other endpoint.
+        /// The id of the other endpoint.
         remote: u32,
     },
-    /// 5, from either endpoint and to both: the id is gone.
+    /// From either endpoint and to both: the id is released.
     Close(ConnId),
-    /// 6: to endpoints it asks for a sign of life, from endpoints it is one.
+    /// To an endpoint: asks for a sign of life. From an endpoint: is one.
     Ping,
-    /// 7, between the gateway and servers of the HMAC door: the receiver may send so many bytes more on this connection, heads counted.
+    /// Between the gateway and servers that use HMAC: the receiver may send this many more bytes on the connection, headers included.
     Credit {
         /// The id.
         conn: ConnId,
-        /// Bytes, whole frames.
+        /// Bytes of whole frames.
         bytes: u32,
     },
-    /// 8, a client's first frame where the gateway asks for one: see [`super::token`].
+    /// A client's first frame where a token is required; see [`super::token`].
     Token(&'a [u8]),
 }
 
-/// One frame that has come whole.
+/// A complete frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Frame<'a> {
-    /// For the gateway, or from it.
+    /// To or from the gateway.
     Command(Command<'a>),
-    /// For the other endpoint of a virtual connection.
+    /// To the other endpoint of a virtual connection.
     Data {
-        /// Which.
+        /// The virtual connection.
         conn: ConnId,
-        /// What, possibly nothing.
+        /// Its message, possibly empty.
         message: &'a [u8],
     },
 }
 
-/// CloseReason a stream of frames cannot go on.
+/// Why a stream of frames is invalid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WireError {
-    /// A length of less than the connection's four bytes.
+    /// A length below that of the connection id.
     #[error("a frame of {0} bytes: shorter than its connection id")]
     Short(u32),
     /// A length above the limit.
@@ -93,18 +93,18 @@ pub enum WireError {
     /// A command frame without a type.
     #[error("a command without a type")]
     Untyped,
-    /// A type that there is not.
+    /// An unknown type.
     #[error("command {0} is unknown")]
     Unknown(u8),
-    /// Too few or too many bytes behind a command's type.
+    /// Arguments of the wrong length.
     #[error("command {0} with arguments of a wrong length")]
     Arguments(u8),
 }
 
-/// Reads the length of the frame at the start of `bytes`, its own four bytes counted; `None` while fewer than four are there.
+/// Returns the length of the frame at the start of `bytes`, the length field included; `None` while fewer than four bytes have arrived.
 ///
 /// # Errors
-/// [`WireError::Short`]; [`WireError::Long`] where the packet has more than `max_packet` bytes.
+/// [`WireError::Short`]; [`WireError::Long`] for a packet of more than `max_packet` bytes.
 pub fn frame_len(bytes: &[u8], max_packet: usize) -> Result<Option<usize>, WireError> {
     let Some(length) = u32_at(bytes, 0) else { return Ok(None) };
     match length as usize {
@@ -114,10 +114,10 @@ pub fn frame_len(bytes: &[u8], max_packet: usize) -> Result<Option<usize>, WireE
     }
 }
 
-/// Reads the frame at the start of `bytes` and its length; `None` while it has not come whole.
+/// Parses the frame at the start of `bytes`; returns it and its length, or `None` while it is incomplete.
 ///
 /// # Errors
-/// [`WireError`]: the connection that it came from is of no use any more.
+/// [`WireError`]: the stream cannot be read on.
 pub fn frame(bytes: &[u8], max_packet: usize) -> Result<Option<(Frame<'_>, usize)>, WireError> {
     let Some(length) = frame_len(bytes, max_packet)? else { return Ok(None) };
     let (Some(conn), Some(message)) = (u32_at(bytes, 4), bytes.get(HEAD..length)) else { return Ok(None) };
@@ -155,7 +155,7 @@ fn command(message: &[u8]) -> Result<Command<'_>, WireError> {
 }
 
 impl Command<'_> {
-    /// Appends the command as a whole frame.
+    /// Appends the command as a frame.
     pub fn emit(&self, to: &mut impl BufMut) {
         let (kind, arguments): (u8, &[u32]) = match self {
             Self::New => (0, &[]),
@@ -178,13 +178,13 @@ impl Command<'_> {
     }
 }
 
-/// Appends what comes before a message of `len` bytes. The caller keeps to the packet's limit, which is below 4 GiB.
+/// Appends the header of a message of `len` bytes. The caller observes the packet limit, which is below 4 GiB.
 pub fn head(to: &mut impl BufMut, conn: ConnId, len: usize) {
     to.put_u32_le(u32::try_from(LEAST + len).unwrap_or(u32::MAX));
     to.put_u32_le(conn.0);
 }
 
-/// Reads a connection's id from a frame's head.
+/// Returns the connection id in a frame's header.
 #[must_use]
 pub fn conn_of(bytes: &[u8]) -> Option<ConnId> {
     u32_at(bytes, 4).map(ConnId)
@@ -205,7 +205,7 @@ mod tests {
         bytes
     }
 
-    /// The layouts of the document (9527, 1), with New as 0, and the transcript of REQUIREMENTS section 3.1.
+    /// The layouts of S2-27 (connection 9527, remote 1), with New as 0.
     #[test]
     fn the_worked_layouts_are_these_bytes() {
         let conn = ConnId(9527);
