@@ -4,7 +4,7 @@
 
 #![expect(clippy::print_stdout, reason = "an example talks to its user")]
 
-use ginnel::gateway::client::DialClient;
+use ginnel::gateway::client::ClientBuilder;
 use std::error::Error;
 
 #[tokio::main]
@@ -13,7 +13,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let [gateway, id, text] = arguments.as_slice() else {
         return Err("usage: gateway_echo_client GATEWAY ID TEXT".into());
     };
-    let client = DialClient::new(gateway).connect().await?;
+    let client = ClientBuilder::new(gateway).connect().await?;
     let mut connection = client.dial(id.parse()?).await?;
     connection.send(text.clone().into()).await?;
     let answer = connection.receive().await?.ok_or("the server closed the connection")?;

@@ -5,7 +5,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example talks to its user")]
 
-use ginnel::gateway::client::{DialServer, Key, Raw, VirtualConnection};
+use ginnel::gateway::client::{Key, Raw, ServerBuilder, VirtualConnection};
 use std::error::Error;
 
 #[tokio::main]
@@ -14,7 +14,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let [gateway, id, key] = arguments.as_slice() else {
         return Err("usage: gateway_echo_server GATEWAY ID KEY".into());
     };
-    let server = DialServer::hmac(gateway, id.parse()?, Key::new(key.as_bytes())?).connect().await?;
+    let server = ServerBuilder::hmac(gateway, id.parse()?, Key::new(key.as_bytes())?).connect().await?;
     println!("serving {id}");
     loop {
         let connection = server.accept().await?;

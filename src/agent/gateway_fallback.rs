@@ -14,7 +14,8 @@ use super::keys::{Role, Secret};
 use super::path::{PathInfo, PathKind};
 use super::tunnel::Tunnel;
 use crate::gateway::client::{
-    ConnectError as GatewayError, DialClient, DialServer, Endpoint, Key, Raw, Settings, VirtualConnection,
+    ClientBuilder, ConnectError as GatewayError, Endpoint, Key, Raw, ServerBuilder, Settings,
+    VirtualConnection,
 };
 use crate::limits::Backoff;
 use crate::net::time;
@@ -79,7 +80,7 @@ async fn connect_gateway(address: SocketAddr) -> Result<(Endpoint<Raw>, SocketAd
     let local = stream.local_addr().map_err(|error| unreachable(address, error))?;
     let _ = stream.set_nodelay(true);
     let settings = Settings { dial_timeout: DIAL_TIMEOUT, ..Settings::default() };
-    let client = DialClient::new(address.to_string()).settings(settings).connect_over(stream).await;
+    let client = ClientBuilder::new(address.to_string()).settings(settings).connect_over(stream).await;
     Ok((client.map_err(|error| unreachable(address, error))?, local))
 }
 
@@ -125,13 +126,15 @@ impl GatewayListener {
     /// Retries until the gateway is reachable; `None` if it refuses the listener, or the server has none.
     async fn register(&self, key: String) -> Option<Endpoint<Raw>> {
         let key = Key::new(key).ok()?;
-        let server = DialServer::hmac(format!("ws://{}", self.server), self.secret.gateway_id(), key);
+        let server = ServerBuilder::hmac(format!("ws://{}", self.server), self.secret.gateway_id(), key);
         let mut backoff = Backoff::new(BACKOFF, ChaCha20Rng::from_os_rng());
         loop {
             match server.connect().await {
                 Ok(endpoint) => return Some(endpoint),
                 Err(
-                    error @ (GatewayError::Unreachable(_) | GatewayError::TimedOut(_) | GatewayError::Taken),
+                    error @ (GatewayError::Unreachable(_)
+                    | GatewayError::TimedOut(_)
+                    | GatewayError::DuplicateServer),
                 ) => {
                     tracing::debug!(%error, "the gateway is not reachable");
                     sleep(backoff.wait()).await;

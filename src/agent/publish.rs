@@ -1,7 +1,7 @@
 //! Publishes a TCP service at a gateway under a server id, and connects byte streams to one.
 
 use super::config::ServerName;
-use crate::gateway::client::{AcceptError, Endpoint, Loss, Raw, VirtualConnection, VirtualStream};
+use crate::gateway::client::{AcceptError, ConnectionError, Endpoint, Raw, VirtualConnection, VirtualStream};
 use std::fmt;
 use std::io;
 use std::time::Duration;
@@ -53,7 +53,7 @@ pub(crate) async fn publish(
     endpoint: &Endpoint<Raw>,
     to: &ServerName,
     on_event: impl Fn(ServiceConnection, ServiceEvent) + Clone + Send + Sync + 'static,
-) -> Loss {
+) -> ConnectionError {
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {

@@ -9,7 +9,8 @@ use super::agent_secrets::{KeySource, read_file};
 use super::agent_terminal::interrupted;
 use crate::agent::{ServerName, ServiceConnection, ServiceEvent, bridge, publish};
 use crate::gateway::client::{
-    ConnectError, DialClient, DialServer, Endpoint, GatewayToken, Key, Raw, Settings, Tls, VirtualStream,
+    ClientBuilder, ConnectError, Endpoint, GatewayToken, Key, Raw, ServerBuilder, Settings, Tls,
+    VirtualStream,
 };
 use crate::limits::Backoff;
 use crate::net::network_changes::NetworkChanges;
@@ -140,7 +141,7 @@ impl TlsOptions {
 }
 
 impl Share {
-    fn server(&self) -> Result<DialServer, UsageError> {
+    fn server(&self) -> Result<ServerBuilder, UsageError> {
         let key = self.key.key(true)?.ok_or(UsageError::NoKey)?;
         let (key, id) = (Key::new(key).map_err(|_| UsageError::ShortKey)?, self.id);
         let mut tls = self.tls.tls()?;
@@ -148,14 +149,14 @@ impl Share {
             tls = tls.identity(read_pem("--cert", cert)?, read_pem("--cert-key", cert_key)?);
         }
         let (incoming, backlog) = (MAX_CONNECTIONS, MAX_CONNECTIONS);
-        let settings = Settings { incoming, backlog, silence: SILENCE, ..Settings::default() };
+        let settings = Settings { incoming, backlog, idle_timeout: SILENCE, ..Settings::default() };
         let gateway = self.gateway.trim();
         let server = match self.transport {
             Transport::Web if !gateway.contains("://") => {
-                DialServer::hmac(format!("ws://{gateway}"), id, key)
+                ServerBuilder::hmac(format!("ws://{gateway}"), id, key)
             }
-            Transport::Web | Transport::Hmac => DialServer::hmac(gateway, id, key),
-            Transport::Md5 => DialServer::md5(gateway, id, key),
+            Transport::Web | Transport::Hmac => ServerBuilder::hmac(gateway, id, key),
+            Transport::Md5 => ServerBuilder::md5(gateway, id, key),
         };
         Ok(server.tls(tls).settings(settings))
     }
@@ -174,7 +175,7 @@ impl Share {
     }
 
     /// Registers; retries until the gateway is reachable and the id is free.
-    async fn register(&self, server: &DialServer, report: &Report) -> Result<Endpoint<Raw>, GatewayError> {
+    async fn register(&self, server: &ServerBuilder, report: &Report) -> Result<Endpoint<Raw>, GatewayError> {
         let mut backoff = Backoff::new(BACKOFF, ChaCha20Rng::from_os_rng());
         let mut network = NetworkChanges::start();
         let mut reported = None;
@@ -182,7 +183,9 @@ impl Share {
             let error = match server.connect().await {
                 Ok(endpoint) => return Ok(endpoint),
                 Err(
-                    error @ (ConnectError::Unreachable(_) | ConnectError::TimedOut(_) | ConnectError::Taken),
+                    error @ (ConnectError::Unreachable(_)
+                    | ConnectError::TimedOut(_)
+                    | ConnectError::DuplicateServer),
                 ) => self.error(GatewayFailure::Register(error)),
                 Err(error) => return Err(self.error(GatewayFailure::Register(error))),
             };
@@ -197,7 +200,7 @@ impl Share {
         }
     }
 
-    async fn share(&self, server: &DialServer, report: &Report) -> Result<u8, GatewayError> {
+    async fn share(&self, server: &ServerBuilder, report: &Report) -> Result<u8, GatewayError> {
         let endpoint = self.register(server, report).await?;
         report.sharing(&self.gateway, self.id, &self.to.to_string());
         let mut changes = endpoint.changes();
@@ -259,8 +262,8 @@ impl DialOptions {
         let (Some(gateway), Some(id)) = (&self.gateway, self.id) else { return Ok(super::agent::USAGE) };
         let (tls, token) = (self.tls.tls()?, self.token(environment_ticket, report)?);
         // A byte stream cannot continue over a new connection, and a blocked one delays nobody else.
-        let settings = Settings { reconnect: None, receive_patience: PATIENCE, ..Settings::default() };
-        let client = DialClient::new(gateway.trim()).tls(tls).settings(settings);
+        let settings = Settings { reconnect: None, receive_timeout: PATIENCE, ..Settings::default() };
+        let client = ClientBuilder::new(gateway.trim()).tls(tls).settings(settings);
         let client = match token {
             Some(token) => client.token(token),
             None => client,
@@ -277,7 +280,7 @@ impl DialOptions {
 /// Dials one service.
 #[derive(Debug, Clone)]
 struct ServiceDialer {
-    client: DialClient,
+    client: ClientBuilder,
     gateway: String,
     id: u32,
 }

@@ -1,7 +1,7 @@
 //! The errors of `agent share` and `agent connect --gateway`.
 
 use super::agent_error::Description;
-use crate::gateway::client::{ConnectError, DialError, Loss};
+use crate::gateway::client::{ConnectError, ConnectionError, DialError};
 use std::io;
 
 /// Why a gateway command failed, and with which server.
@@ -24,7 +24,7 @@ pub(super) enum GatewayFailure {
     #[error("{0}")]
     Dial(DialError),
     #[error("{0}")]
-    Lost(Loss),
+    Lost(ConnectionError),
     #[error("the connection broke: {0}")]
     Broken(io::Error),
     #[error("cannot write to standard output: {0}")]
@@ -94,13 +94,13 @@ fn describe_connect(error: &ConnectError) -> Parts {
             "refused",
             "this gateway may require tokens: --gateway-token gt_…, which `ginnel gateway token` prints there",
         ),
-        ConnectError::Taken => (
+        ConnectError::DuplicateServer => (
             4,
             "server",
             "taken",
             "is another `agent share` running with this --id? End it, or choose another --id",
         ),
-        ConnectError::Impostor => (
+        ConnectError::NotAuthenticated => (
             4,
             "server",
             "impostor",
@@ -133,13 +133,13 @@ mod tests {
             (register(ConnectError::Address(String::new())), 2),
             (GatewayFailure::Dial(DialError::Refused(7)), 3),
             (register(ConnectError::Refused), 4),
-            (register(ConnectError::Taken), 4),
-            (register(ConnectError::Impostor), 4),
+            (register(ConnectError::DuplicateServer), 4),
+            (register(ConnectError::NotAuthenticated), 4),
             (register(ConnectError::Unreachable(io::ErrorKind::ConnectionRefused.into())), 5),
-            (register(ConnectError::WebSocket(String::new())), 5),
+            (register(ConnectError::WebSocket(std::io::ErrorKind::Other.into())), 5),
             (register(ConnectError::TimedOut(Duration::ZERO)), 6),
             (GatewayFailure::Dial(DialError::TimedOut(Duration::ZERO)), 6),
-            (GatewayFailure::Lost(Loss::Closed), 7),
+            (GatewayFailure::Lost(ConnectionError::Closed), 7),
             (GatewayFailure::Broken(io::ErrorKind::ConnectionReset.into()), 7),
             (GatewayFailure::Listen(io::ErrorKind::AddrInUse.into()), 1),
         ] {

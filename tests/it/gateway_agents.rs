@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use ginnel::gateway::client::{
-    ConnectError, DialClient, DialError, DialServer, Endpoint, Key, Raw, Settings, Tls,
+    ClientBuilder, ConnectError, DialError, Endpoint, Key, Raw, ServerBuilder, Settings, Tls,
 };
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -230,10 +230,11 @@ async fn a_library_server_presents_a_client_certificate_over_mtls() {
     let key = Key::new(test_server.output_of(&["key", "--gateway"])).unwrap();
     let trusting = Tls::system().roots(read(authority.root()));
     let identity = trusting.clone().identity(read(servers.certificate()), read(servers.key()));
-    let server =
-        |id, tls: &Tls| DialServer::md5(format!("tls://localhost:{port}"), id, key.clone()).tls(tls.clone());
+    let server = |id, tls: &Tls| {
+        ServerBuilder::md5(format!("tls://localhost:{port}"), id, key.clone()).tls(tls.clone())
+    };
     tokio::spawn(echo(server(7, &identity).connect().await.unwrap()));
-    let client = DialClient::new(test_server.address.to_string()).connect().await.unwrap();
+    let client = ClientBuilder::new(test_server.address.to_string()).connect().await.unwrap();
     let mut connection = client.dial(7).await.unwrap();
     connection.send(Bytes::from("Hello")).await.unwrap();
     assert_eq!(connection.receive().await.unwrap().unwrap(), "Hello");
@@ -267,10 +268,10 @@ async fn the_library_uses_tls_and_trusts_only_the_configured_roots() {
     let test_server = TestServer::with_tls(Lines::default(), Some(&authority));
     let key = Key::new(test_server.output_of(&["key", "--gateway"])).unwrap();
     let tls = Tls::system().roots(std::fs::read(authority.root()).unwrap());
-    let server = DialServer::hmac(format!("wss://{}", test_server.tls), 7, key).tls(tls.clone());
+    let server = ServerBuilder::hmac(format!("wss://{}", test_server.tls), 7, key).tls(tls.clone());
     tokio::spawn(echo(server.connect().await.unwrap()));
     for way in ["wss", "tls"] {
-        let client = DialClient::new(format!("{way}://{}", test_server.tls)).settings(quick());
+        let client = ClientBuilder::new(format!("{way}://{}", test_server.tls)).settings(quick());
         let stranger =
             client.clone().tls(Tls::system().roots(std::fs::read(Authority::new().root()).unwrap()));
         assert!(matches!(stranger.connect().await, Err(ConnectError::Tls(_))), "{way}");
@@ -290,8 +291,8 @@ async fn streams_carry_bulk_data_both_ways_between_a_server_with_credit_and_a_cl
     const MUCH: usize = 20_000_000;
     let test_server = test_server("");
     let key = Key::new(test_server.output_of(&["key", "--gateway"])).unwrap();
-    let server = DialServer::hmac(ports(&test_server).1.to_string(), 7, key).connect().await.unwrap();
-    let client = DialClient::new(test_server.address.to_string()).connect().await.unwrap();
+    let server = ServerBuilder::hmac(ports(&test_server).1.to_string(), 7, key).connect().await.unwrap();
+    let client = ClientBuilder::new(test_server.address.to_string()).connect().await.unwrap();
     let (there, here) = (client.dial(7).await.unwrap(), server.accept().await.unwrap());
     let mut tasks = tokio::task::JoinSet::new();
     for stream in [there.into_stream(), here.into_stream()] {

@@ -1,4 +1,4 @@
-//! What messages mean to their two ends: bytes, or something else.
+//! Formats of messages.
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -7,27 +7,27 @@ use std::convert::Infallible;
 use std::error::Error;
 use std::marker::PhantomData;
 
-/// Makes messages out of values and values out of messages (S2-20, S2-25, S2-A4).
+/// Encodes values as messages and decodes messages (S2-20, S2-25, S2-A4).
 pub trait Codec: Clone + Send + Sync + 'static {
     /// What is sent and received.
     type Value: Send;
-    /// Why it cannot be.
+    /// Why a value cannot be encoded or decoded.
     type Error: Error + Send + Sync + 'static;
 
-    /// Makes a message.
+    /// Encodes a value.
     ///
     /// # Errors
     /// The codec's own.
     fn encode(&self, value: Self::Value) -> Result<Bytes, Self::Error>;
 
-    /// Reads a message.
+    /// Decodes a message.
     ///
     /// # Errors
     /// The codec's own.
     fn decode(&self, message: Bytes) -> Result<Self::Value, Self::Error>;
 }
 
-/// Bytes as they are; nothing is copied.
+/// Bytes without conversion or copy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Raw;
 
@@ -44,12 +44,12 @@ impl Codec for Raw {
     }
 }
 
-/// One JSON text a message.
+/// One JSON text per message.
 #[derive(Debug)]
 pub struct Json<T>(PhantomData<fn(T) -> T>);
 
 impl<T> Json<T> {
-    /// Makes the codec for values of type `T`.
+    /// Creates the codec for values of type `T`.
     #[must_use]
     pub fn new() -> Self {
         Self(PhantomData)

@@ -1,14 +1,14 @@
-//! An endpoint as its user holds it, and the task that keeps it connected.
+//! Endpoints, and the task that keeps an endpoint connected.
 
-use super::carrier::{Carrier, Patience};
+use super::address::{Address, Credentials, refused};
 use super::codec::Codec;
-use super::connection::VirtualConnection;
-use super::door::{Address, Pass, refused};
-use super::error::{AcceptError, ConnectError, DialError, Loss};
-use super::line::Line;
+use super::error::{AcceptError, ConnectError, ConnectionError, DialError};
+use super::gateway_connection::GatewayConnection;
 use super::machine::Mux;
 use super::settings::Settings;
 use super::tls::Tls;
+use super::transport::{ReadTimeouts, Transport};
+use super::virtual_connection::VirtualConnection;
 use crate::limits::Backoff;
 use crate::net::network_changes::NetworkChanges;
 use crate::net::time;
@@ -22,248 +22,261 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-/// How long what was sent last may take to leave.
+/// How long closing waits for queued messages to be sent.
 const FLUSH: Duration = Duration::from_secs(2);
 
-/// How long the gateway may take to answer after the host's addresses have changed.
+/// How long the gateway may take to answer a probe after the host's addresses have changed.
 const PROBE: Duration = Duration::from_secs(1);
 
-/// How an endpoint stands with its gateway.
+/// The state of an endpoint's connection to the gateway.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Status {
     /// Connected.
     Connected,
-    /// The connection was lost, and another is being tried for.
-    Reconnecting(Loss),
-    /// It is over.
-    Closed(Loss),
+    /// The connection was lost; the endpoint tries to reconnect.
+    Reconnecting(ConnectionError),
+    /// The endpoint has ended.
+    Closed(ConnectionError),
 }
 
 #[derive(Debug, Clone)]
-enum Standing {
-    Up(Arc<Line>),
-    Down(Loss),
-    Over(Loss),
+enum LinkState {
+    Connected(Arc<GatewayConnection>),
+    Reconnecting(ConnectionError),
+    Closed(ConnectionError),
 }
 
-/// Ends the endpoint with the last of its users.
+/// Ends the endpoint when its last user drops it.
 #[derive(Debug)]
-pub(super) struct Guard {
+pub(super) struct EndpointGuard {
     stop: watch::Sender<bool>,
 }
 
-/// The last way to accept.
+/// Stops accepting when the last [`Endpoint`] is dropped.
 #[derive(Debug)]
-struct Ear {
-    standing: watch::Receiver<Standing>,
+struct AcceptGuard {
+    state: watch::Receiver<LinkState>,
 }
 
-impl Drop for Ear {
-    /// Whoever dials then is told at once; the line ends with its virtual connections.
+impl Drop for AcceptGuard {
+    /// Later dials to this endpoint are closed at once; the connection lives as long as its virtual connections.
     fn drop(&mut self) {
-        if let Standing::Up(line) = &*self.standing.borrow() {
-            line.deafen();
+        if let LinkState::Connected(connection) = &*self.state.borrow() {
+            connection.stop_accepting();
         }
     }
 }
 
-/// How to get to the gateway.
+/// How to reach the gateway.
 #[derive(Debug, Clone)]
 pub(super) struct Route {
     pub(super) address: Address,
     pub(super) tls: Tls,
-    pub(super) pass: Pass,
+    pub(super) credentials: Credentials,
     pub(super) settings: Settings,
 }
 
-/// One endpoint of a gateway: a client or a server. Cheap to clone; the last clone and the last virtual connection end it.
+/// One endpoint of a gateway: a client or a server. Cheap to clone. The endpoint ends when its last clone and its last virtual connection
+/// are dropped.
 ///
-/// Whatever comes from outside waits in a backlog, whether somebody is in [`Endpoint::accept`] or not. When the gateway is lost, all virtual
-/// connections end with [`Loss`], and `dial` and `accept` go on with the next connection to it.
+/// Incoming virtual connections wait in a backlog until [`Endpoint::accept`] takes them. When the connection to the gateway is lost, all
+/// virtual connections end with [`ConnectionError`]; `dial` and `accept` continue with the next connection.
 #[derive(Debug, Clone)]
 pub struct Endpoint<C> {
-    standing: watch::Receiver<Standing>,
-    guard: Arc<Guard>,
-    _ear: Arc<Ear>,
+    state: watch::Receiver<LinkState>,
+    guard: Arc<EndpointGuard>,
+    _accept_guard: Arc<AcceptGuard>,
     dial_timeout: Duration,
     codec: C,
 }
 
-type Running = Pin<Box<dyn Future<Output = Loss> + Send>>;
+type Running = Pin<Box<dyn Future<Output = ConnectionError> + Send>>;
 
 impl<C: Codec> Endpoint<C> {
-    /// Connects, and goes on reconnecting if that is set.
+    /// Connects, and reconnects later if that is configured.
     pub(super) async fn connect(route: Route, codec: C) -> Result<Self, ConnectError> {
-        let (stop, stopped) = watch::channel(false);
-        let first = route.establish(stopped.clone()).await?;
-        Ok(Self::start(first, Some(route.clone()), (stop, stopped), &route.settings, codec))
+        let (stop, shutdown) = watch::channel(false);
+        let first = route.establish(shutdown.clone()).await?;
+        Ok(Self::start(first, Some(route.clone()), (stop, shutdown), &route.settings, codec))
     }
 
-    /// Speaks on a stream that is there; there is no other.
+    /// Uses an existing stream, and does not reconnect.
     pub(super) async fn over(
-        carrier: Carrier,
-        pass: &Pass,
+        transport: Transport,
+        credentials: &Credentials,
         settings: &Settings,
         codec: C,
     ) -> Result<Self, ConnectError> {
-        let (stop, stopped) = watch::channel(false);
-        let first = establish((carrier, None), pass, settings, stopped.clone()).await?;
-        Ok(Self::start(first, None, (stop, stopped), settings, codec))
+        let (stop, shutdown) = watch::channel(false);
+        let first = establish((transport, None), credentials, settings, shutdown.clone()).await?;
+        Ok(Self::start(first, None, (stop, shutdown), settings, codec))
     }
 
     fn start(
-        (line, running): (Arc<Line>, Running),
+        (connection, running): (Arc<GatewayConnection>, Running),
         route: Option<Route>,
-        (stop, stopped): (watch::Sender<bool>, watch::Receiver<bool>),
+        (stop, shutdown): (watch::Sender<bool>, watch::Receiver<bool>),
         settings: &Settings,
         codec: C,
     ) -> Self {
-        let (told, standing) = watch::channel(Standing::Up(Arc::clone(&line)));
+        let (state_sender, state) = watch::channel(LinkState::Connected(Arc::clone(&connection)));
         let dial_timeout = settings.dial_timeout;
-        tokio::spawn(keep(line, running, route, told, stopped));
-        let ear = Arc::new(Ear { standing: standing.clone() });
-        Self { standing, guard: Arc::new(Guard { stop }), _ear: ear, dial_timeout, codec }
+        tokio::spawn(run_endpoint(connection, running, route, state_sender, shutdown));
+        let accept_guard = Arc::new(AcceptGuard { state: state.clone() });
+        Self {
+            state,
+            guard: Arc::new(EndpointGuard { stop }),
+            _accept_guard: accept_guard,
+            dial_timeout,
+            codec,
+        }
     }
 
-    /// Connects to the server with this id, or to the client where this endpoint is a server (S2-23, S2-13). Many may be under way at a time.
+    /// Connects to the server with this id, or to the client where this endpoint is a server (S2-23, S2-13). Several dials may run at a
+    /// time.
     ///
     /// # Errors
     /// [`DialError`].
     pub async fn dial(&self, remote: u32) -> Result<VirtualConnection<C>, DialError> {
         let dialling = async {
-            let line = self.up().await?;
-            let conn = line.dial(remote).await?.ok_or(DialError::Refused(remote))?;
-            Ok(VirtualConnection::new(line, conn, remote, Arc::clone(&self.guard), self.codec.clone()))
+            let connection = self.up().await?;
+            let conn = connection.dial(remote).await?.ok_or(DialError::Refused(remote))?;
+            Ok(VirtualConnection::new(connection, conn, remote, Arc::clone(&self.guard), self.codec.clone()))
         };
         timeout(self.dial_timeout, dialling).await.unwrap_or(Err(DialError::TimedOut(self.dial_timeout)))
     }
 
-    async fn up(&self) -> Result<Arc<Line>, Loss> {
-        let mut standing = self.standing.clone();
+    async fn up(&self) -> Result<Arc<GatewayConnection>, ConnectionError> {
+        let mut state = self.state.clone();
         loop {
-            match &*standing.borrow_and_update() {
-                Standing::Up(line) if line.loss().is_none() => return Ok(Arc::clone(line)),
-                Standing::Over(loss) => return Err(loss.clone()),
-                Standing::Up(_) | Standing::Down(_) => {}
+            match &*state.borrow_and_update() {
+                LinkState::Connected(connection) if connection.error().is_none() => {
+                    return Ok(Arc::clone(connection));
+                }
+                LinkState::Closed(error) => return Err(error.clone()),
+                LinkState::Connected(_) | LinkState::Reconnecting(_) => {}
             }
-            standing.changed().await.map_err(|_| Loss::Here)?;
+            state.changed().await.map_err(|_| ConnectionError::LocallyClosed)?;
         }
     }
 
-    /// Waits for the next virtual connection from outside (S2-24). Several may wait, and the wait may be dropped.
+    /// Waits for the next incoming virtual connection (S2-24). Several calls may wait; a dropped call loses nothing.
     ///
     /// # Errors
-    /// [`AcceptError`]: there will be none.
+    /// [`AcceptError`]: the endpoint has ended.
     pub async fn accept(&self) -> Result<VirtualConnection<C>, AcceptError> {
-        let mut standing = self.standing.clone();
+        let mut state = self.state.clone();
         loop {
-            let line = match &*standing.borrow_and_update() {
-                Standing::Up(line) => Some(Arc::clone(line)),
-                Standing::Down(_) => None,
-                Standing::Over(loss) => return Err(loss.clone().into()),
+            let connection = match &*state.borrow_and_update() {
+                LinkState::Connected(connection) => Some(Arc::clone(connection)),
+                LinkState::Reconnecting(_) => None,
+                LinkState::Closed(error) => return Err(error.clone().into()),
             };
             let accepted = async {
-                match &line {
-                    Some(line) => line.accept().await,
+                match &connection {
+                    Some(connection) => connection.accept().await,
                     None => std::future::pending().await,
                 }
             };
             let (conn, remote) = tokio::select! {
                 accepted = accepted => accepted,
-                changed = standing.changed() => {
-                    changed.map_err(|_| Loss::Here)?;
+                changed = state.changed() => {
+                    changed.map_err(|_| ConnectionError::LocallyClosed)?;
                     continue;
                 }
             };
-            if let Some(line) = line {
+            if let Some(connection) = connection {
                 let guard = Arc::clone(&self.guard);
-                return Ok(VirtualConnection::new(line, conn, remote, guard, self.codec.clone()));
+                return Ok(VirtualConnection::new(connection, conn, remote, guard, self.codec.clone()));
             }
         }
     }
 
-    /// Returns this side's address, while it is connected over TCP.
+    /// Returns the local address while the endpoint is connected over TCP.
     #[must_use]
     pub fn local_addr(&self) -> Option<SocketAddr> {
-        match &*self.standing.borrow() {
-            Standing::Up(line) => line.local,
-            Standing::Down(_) | Standing::Over(_) => None,
+        match &*self.state.borrow() {
+            LinkState::Connected(connection) => connection.local,
+            LinkState::Reconnecting(_) | LinkState::Closed(_) => None,
         }
     }
 
-    /// Returns how things stand with the gateway.
+    /// Returns the state of the connection to the gateway.
     #[must_use]
     pub fn status(&self) -> Status {
-        status(&self.standing.borrow())
+        status(&self.state.borrow())
     }
 
-    /// Returns what tells of every change of [`Endpoint::status`] from now on.
+    /// Returns a stream of all later changes of [`Endpoint::status`].
     #[must_use]
     pub fn changes(&self) -> Changes {
-        let mut standing = self.standing.clone();
-        standing.borrow_and_update();
-        Changes(standing)
+        let mut state = self.state.clone();
+        state.borrow_and_update();
+        Changes(state)
     }
 
-    /// Closes all virtual connections, tells the gateway, and ends the endpoint; all that was sent before leaves first, for which two
-    /// seconds are given.
+    /// Closes all virtual connections and ends the endpoint. Queued messages are sent first, for at most two seconds.
     pub async fn close(self) {
         self.guard.stop.send_replace(true);
-        let mut standing = self.standing;
-        let _ = standing.wait_for(|standing| matches!(standing, Standing::Over(_))).await;
+        let mut state = self.state;
+        let _ = state.wait_for(|state| matches!(state, LinkState::Closed(_))).await;
     }
 }
 
-/// Tells of changes of an endpoint's [`Status`].
+/// Changes of an endpoint's [`Status`].
 #[derive(Debug)]
-pub struct Changes(watch::Receiver<Standing>);
+pub struct Changes(watch::Receiver<LinkState>);
 
 impl Changes {
-    /// Waits for the next change; the last of several that came at once. `None` after the end.
+    /// Waits for the next change; returns only the last of several. `None` after the end.
     pub async fn next(&mut self) -> Option<Status> {
         self.0.changed().await.ok()?;
         Some(status(&self.0.borrow_and_update()))
     }
 }
 
-fn status(standing: &Standing) -> Status {
-    match standing {
-        Standing::Up(_) => Status::Connected,
-        Standing::Down(loss) => Status::Reconnecting(loss.clone()),
-        Standing::Over(loss) => Status::Closed(loss.clone()),
+fn status(state: &LinkState) -> Status {
+    match state {
+        LinkState::Connected(_) => Status::Connected,
+        LinkState::Reconnecting(error) => Status::Reconnecting(error.clone()),
+        LinkState::Closed(error) => Status::Closed(error.clone()),
     }
 }
 
 impl Route {
-    async fn establish(&self, stopped: watch::Receiver<bool>) -> Result<(Arc<Line>, Running), ConnectError> {
+    async fn establish(
+        &self,
+        shutdown: watch::Receiver<bool>,
+    ) -> Result<(Arc<GatewayConnection>, Running), ConnectError> {
         let settings = &self.settings;
         let opened = self.address.open(&self.tls, settings.max_packet, settings.connect_timeout).await?;
-        establish(opened, &self.pass, settings, stopped).await
+        establish(opened, &self.credentials, settings, shutdown).await
     }
 }
 
-/// Shakes hands and waits for the gateway's first answer.
+/// Authenticates and waits for the gateway's first answer.
 async fn establish(
-    (mut carrier, local): (Carrier, Option<SocketAddr>),
-    pass: &Pass,
+    (mut transport, local): (Transport, Option<SocketAddr>),
+    credentials: &Credentials,
     settings: &Settings,
-    stopped: watch::Receiver<bool>,
-) -> Result<(Arc<Line>, Running), ConnectError> {
+    shutdown: watch::Receiver<bool>,
+) -> Result<(Arc<GatewayConnection>, Running), ConnectError> {
     let limit = settings.auth_timeout;
     let entering = async {
-        pass.shake(&mut carrier).await?;
-        let mux = Mux::new(settings.limits(), pass.credit(), pass.token());
-        let line = Arc::new(Line::new(mux, local));
-        let mut running: Running = Box::pin(run(Arc::clone(&line), carrier, settings.clone(), stopped));
+        credentials.authenticate(&mut transport).await?;
+        let mux = Mux::new(settings.limits(), credentials.credit(), credentials.token());
+        let connection = Arc::new(GatewayConnection::new(mux, local));
+        let mut running: Running =
+            Box::pin(run(Arc::clone(&connection), transport, settings.clone(), shutdown));
         tokio::select! {
             biased;
-            () = line.ready() => Ok((line, running)),
-            loss = &mut running => Err(match loss {
-                Loss::Fault(_) => ConnectError::Impostor,
-                // The gateway has proven that it knows the key, and so has this side.
-                Loss::Closed | Loss::Broken(_) if pass.credit() => ConnectError::Taken,
-                Loss::Broken(error) => refused(io::Error::new(error.kind(), error)),
+            () = connection.ready() => Ok((connection, running)),
+            error = &mut running => Err(match error {
+                ConnectionError::Protocol(_) => ConnectError::NotAuthenticated,
+                // Both sides have proven that they know the key.
+                ConnectionError::Closed | ConnectionError::Io(_) if credentials.credit() => ConnectError::DuplicateServer,
+                ConnectionError::Io(error) => refused(io::Error::new(error.kind(), error)),
                 _ => ConnectError::Refused,
             }),
         }
@@ -271,89 +284,90 @@ async fn establish(
     timeout(limit, entering).await.unwrap_or(Err(ConnectError::TimedOut(limit)))
 }
 
-/// Resolves when the endpoint is to end, or when nobody is left who could say so.
-async fn stop(stopped: &mut watch::Receiver<bool>) {
-    let _ = stopped.wait_for(|stopped| *stopped).await;
+/// Resolves when the endpoint is to end, or when its last user is gone.
+async fn stop(shutdown: &mut watch::Receiver<bool>) {
+    let _ = shutdown.wait_for(|shutdown| *shutdown).await;
 }
 
-/// Reads and writes until the line is lost, or until somebody wants its end.
+/// Reads and writes until the connection fails or the endpoint is to end.
 async fn run(
-    line: Arc<Line>,
-    carrier: Carrier,
+    connection: Arc<GatewayConnection>,
+    transport: Transport,
     settings: Settings,
-    mut stopped: watch::Receiver<bool>,
-) -> Loss {
-    let patience = Patience { receiver: settings.receive_patience, silence: settings.silence };
-    let (reader, writer) = carrier.split(settings.read_buffer.max(1));
-    let (reading, writing) = (reader.run(&line, patience), writer.run(&line));
+    mut shutdown: watch::Receiver<bool>,
+) -> ConnectionError {
+    let timeouts = ReadTimeouts { receiver: settings.receive_timeout, idle: settings.idle_timeout };
+    let (reader, writer) = transport.split(settings.read_buffer.max(1));
+    let (reading, writing) = (reader.run(&connection, timeouts), writer.run(&connection));
     tokio::pin!(reading, writing);
-    let loss = tokio::select! {
-        loss = &mut reading => loss,
-        loss = &mut writing => loss,
-        () = stop(&mut stopped) => {
-            line.finish();
+    let error = tokio::select! {
+        error = &mut reading => error,
+        error = &mut writing => error,
+        () = stop(&mut shutdown) => {
+            connection.finish();
             let _ = timeout(FLUSH, &mut writing).await;
-            Loss::Here
+            ConnectionError::LocallyClosed
         }
     };
-    line.lose(loss.clone());
-    loss
+    connection.fail(error.clone());
+    error
 }
 
 /// Keeps an endpoint connected.
-async fn keep(
-    mut line: Arc<Line>,
+async fn run_endpoint(
+    mut connection: Arc<GatewayConnection>,
     mut running: Running,
     route: Option<Route>,
-    told: watch::Sender<Standing>,
-    mut stopped: watch::Receiver<bool>,
+    state_sender: watch::Sender<LinkState>,
+    mut shutdown: watch::Receiver<bool>,
 ) {
     let plan = route.as_ref().and_then(|route| Some((route, route.settings.reconnect?)));
     let mut backoff = plan.map(|(_, range)| Backoff::new(range, ChaCha20Rng::from_os_rng()));
-    // Clients come back when somebody uses them; a server is of use only where it is connected.
-    let mut network = plan.filter(|(route, _)| route.pass.is_server()).map(|_| NetworkChanges::start());
+    // Clients reconnect when they are used; a server is of use only while it is connected.
+    let mut network =
+        plan.filter(|(route, _)| route.credentials.is_server()).map(|_| NetworkChanges::start());
     loop {
         let born = time::mono();
-        let (loss, soon) = tokio::select! {
-            loss = &mut running => (loss, false),
-            () = left_behind(&line, network.as_mut()) => {
-                line.lose(Loss::Silent);
-                (Loss::Silent, true)
+        let (error, soon) = tokio::select! {
+            error = &mut running => (error, false),
+            () = network_lost(&connection, network.as_mut()) => {
+                connection.fail(ConnectionError::TimedOut);
+                (ConnectionError::TimedOut, true)
             }
         };
-        // Its socket is closed before another one is opened.
+        // Closes the old socket before a new one is opened.
         drop(running);
-        let again = plan.zip(backoff.as_mut()).filter(|_| !matches!(loss, Loss::Here));
+        let again = plan.zip(backoff.as_mut()).filter(|_| !matches!(error, ConnectionError::LocallyClosed));
         let Some(((route, _), backoff)) = again else {
-            told.send_replace(Standing::Over(loss));
+            state_sender.send_replace(LinkState::Closed(error));
             return;
         };
-        tracing::debug!(%loss, "the gateway is lost");
+        tracing::debug!(%error, "the gateway is error");
         if soon {
             backoff.reset();
         }
         backoff.reset_after(time::mono().saturating_duration_since(born));
-        told.send_replace(Standing::Down(loss));
-        let known = stopped.clone();
+        state_sender.send_replace(LinkState::Reconnecting(error));
+        let known = shutdown.clone();
         let reconnecting = reconnect(route, (backoff, soon), network.as_mut(), &known);
-        (line, running) = tokio::select! {
+        (connection, running) = tokio::select! {
             there = reconnecting => there,
-            () = stop(&mut stopped) => {
-                told.send_replace(Standing::Over(Loss::Here));
+            () = stop(&mut shutdown) => {
+                state_sender.send_replace(LinkState::Closed(ConnectionError::LocallyClosed));
                 return;
             }
         };
-        told.send_replace(Standing::Up(Arc::clone(&line)));
+        state_sender.send_replace(LinkState::Connected(Arc::clone(&connection)));
     }
 }
 
-/// Tries until the gateway lets this endpoint in; soon when the network has changed.
+/// Tries until the gateway accepts this endpoint; waits less when the network has changed.
 async fn reconnect(
     route: &Route,
     (backoff, mut soon): (&mut Backoff, bool),
     mut network: Option<&mut NetworkChanges>,
-    stopped: &watch::Receiver<bool>,
-) -> (Arc<Line>, Running) {
+    shutdown: &watch::Receiver<bool>,
+) -> (Arc<GatewayConnection>, Running) {
     loop {
         match &mut network {
             Some(network) if soon => network.wait_after_change(backoff).await,
@@ -361,7 +375,7 @@ async fn reconnect(
             None => sleep(backoff.wait()).await,
         }
         tokio::select! {
-            there = route.establish(stopped.clone()) => match there {
+            there = route.establish(shutdown.clone()) => match there {
                 Ok(there) => return there,
                 Err(error) => {
                     soon = false;
@@ -380,17 +394,17 @@ async fn changed(network: Option<&mut NetworkChanges>) {
     }
 }
 
-/// Resolves when the network has changed and the line was lost with it, without a word of the system's.
-async fn left_behind(line: &Line, mut network: Option<&mut NetworkChanges>) {
+/// Resolves when the network has changed and the connection no longer works.
+async fn network_lost(connection: &GatewayConnection, mut network: Option<&mut NetworkChanges>) {
     loop {
         changed(network.as_deref_mut()).await;
-        if line.local.zip(network.as_deref()).is_some_and(|(at, network)| network.has_lost(at.ip())) {
+        if connection.local.zip(network.as_deref()).is_some_and(|(at, network)| network.has_lost(at.ip())) {
             return;
         }
-        let heard = line.heard();
-        line.probe();
+        let received_count = connection.received_count();
+        connection.probe();
         sleep(PROBE).await;
-        if line.heard() == heard {
+        if connection.received_count() == received_count {
             return;
         }
     }

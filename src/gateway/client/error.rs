@@ -1,111 +1,111 @@
-//! Why there is no connection to the gateway, or none through it.
+//! Errors of the client library.
 
 use crate::gateway::wire::WireError;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What the gateway has sent that no gateway sends.
+/// What a gateway must not send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Fault {
-    /// Bytes that are no frame.
+pub enum ProtocolError {
+    /// Bytes that are not a frame.
     #[error(transparent)]
     Wire(#[from] WireError),
     /// A command that only endpoints send, or one about id 0.
     #[error("a command that a gateway does not send")]
-    Unexpected,
-    /// Far more commands than their answers are read.
-    #[error("a flood of commands")]
-    Flood,
+    UnexpectedCommand,
+    /// More commands than the gateway reads answers to.
+    #[error("too many commands")]
+    TooManyCommands,
     /// A WebSocket message that is not exactly one frame.
-    #[error("a message that is not one frame")]
-    Ragged,
+    #[error("a message that is not exactly one frame")]
+    NotOneFrame,
 }
 
-/// Why no connection to the gateway came about.
+/// Why an endpoint could not connect to the gateway.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConnectError {
-    /// The address or URL says nothing that can be reached.
+    /// The address or URL is invalid.
     #[error("{0:?} is no gateway: HOST:PORT, ws://HOST[:PORT] or wss://HOST[:PORT]")]
     Address(String),
-    /// The system found no way there.
+    /// The network connection failed.
     #[error("no connection to the gateway: {0}")]
     Unreachable(#[source] io::Error),
     /// TLS could not be set up, or the gateway's certificate is not trusted.
     #[error("no TLS with the gateway: {0}")]
     Tls(#[source] io::Error),
-    /// What answers there does not speak WebSocket, or has no gateway behind this path.
+    /// The peer does not speak WebSocket, or has no gateway at this path.
     #[error("no WebSocket with the gateway: {0}")]
-    WebSocket(String),
-    /// The gateway ended the connection: a wrong key or token, or an address that is not let in; where the MD5 handshake is spoken, also as
-    /// [`ConnectError::Taken`].
+    WebSocket(#[source] io::Error),
+    /// The gateway closed the connection: a wrong key or token, or an address that is not allowed. With the MD5 handshake it also stands for
+    /// [`ConnectError::DuplicateServer`].
     #[error("the gateway refused this endpoint")]
     Refused,
-    /// The gateway took the key and ended the connection: another server has the id and keeps it.
+    /// The gateway accepted the key and closed the connection: another server has the id.
     #[error("another server has this id")]
-    Taken,
-    /// What answered could not prove that it holds the key.
+    DuplicateServer,
+    /// The peer could not prove that it holds the servers' key, or is not a gateway.
     #[error("what answers there does not hold the servers' key")]
-    Impostor,
-    /// Nothing came within this time.
+    NotAuthenticated,
+    /// The gateway did not answer within this time.
     #[error("the gateway did not answer within {0:?}")]
     TimedOut(Duration),
 }
 
-/// Why a connection to the gateway has ended, and with it all virtual connections that ran through it.
+/// Why a connection to the gateway ended, and all its virtual connections with it.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
-pub enum Loss {
+pub enum ConnectionError {
     /// The gateway closed it.
     #[error("the gateway closed the connection")]
     Closed,
-    /// The system did.
+    /// The network connection failed.
     #[error("the connection to the gateway broke: {0}")]
-    Broken(Arc<io::Error>),
-    /// It was of no use any more.
-    #[error("what came from the gateway was {0}")]
-    Fault(Fault),
-    /// Nothing came any more, not even an answer.
-    #[error("the gateway has fallen silent")]
-    Silent,
-    /// This endpoint ended it.
+    Io(#[source] Arc<io::Error>),
+    /// The gateway broke the protocol.
+    #[error("the gateway sent {0}")]
+    Protocol(#[source] ProtocolError),
+    /// The gateway sent nothing, not even an answer to a probe.
+    #[error("the gateway does not answer")]
+    TimedOut,
+    /// This endpoint closed it.
     #[error("this endpoint was closed")]
-    Here,
+    LocallyClosed,
 }
 
-impl From<io::Error> for Loss {
+impl From<io::Error> for ConnectionError {
     fn from(error: io::Error) -> Self {
-        Self::Broken(Arc::new(error))
+        Self::Io(Arc::new(error))
     }
 }
 
-/// Why a dial came to nothing.
+/// Why a dial failed.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum DialError {
-    /// The gateway knows no such remote, or this endpoint has as many virtual connections as it may have.
+    /// The gateway does not know the remote, or this endpoint has reached its limit of virtual connections.
     #[error("the gateway refused a connection to {0}")]
     Refused(u32),
-    /// No answer came within this time.
+    /// The gateway did not answer within this time.
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
-    /// The connection to the gateway ended meanwhile.
+    /// The connection to the gateway ended.
     #[error(transparent)]
-    Lost(#[from] Loss),
+    Connection(#[from] ConnectionError),
 }
 
 /// Why nothing more can be accepted: the endpoint was closed, or lost the gateway and does not reconnect.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error(transparent)]
-pub struct AcceptError(#[from] pub Loss);
+pub struct AcceptError(#[from] pub ConnectionError);
 
 /// Why a message was not sent.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
-    /// It is longer than a packet of the gateway's may be.
+    /// The message is longer than a packet may be.
     #[error("a message of {len} bytes; {max} are allowed")]
     TooLong {
         /// Bytes of the message.
@@ -113,28 +113,28 @@ pub enum SendError {
         /// Bytes that a message may have.
         max: usize,
     },
-    /// The virtual connection has ended.
+    /// The virtual connection is closed.
     #[error("the virtual connection is closed")]
     Closed,
-    /// The connection to the gateway has ended.
+    /// The connection to the gateway ended.
     #[error(transparent)]
-    Lost(#[from] Loss),
-    /// The codec would not encode it.
+    Connection(#[from] ConnectionError),
+    /// The codec could not encode the message.
     #[error("the message cannot be encoded: {0}")]
     Codec(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Why there is no next message, besides that the other end has closed.
+/// Why no message could be received.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReceiveError {
-    /// Messages were not taken in time, and the virtual connection was closed for it.
-    #[error("the virtual connection was closed: its messages were not taken in time")]
-    Overrun,
-    /// The connection to the gateway has ended.
+    /// The virtual connection was closed because its messages were not received in time.
+    #[error("the virtual connection was closed: its messages were not received in time")]
+    Overflow,
+    /// The connection to the gateway ended.
     #[error(transparent)]
-    Lost(#[from] Loss),
-    /// The codec would not decode it.
+    Connection(#[from] ConnectionError),
+    /// The codec could not decode the message.
     #[error("a message cannot be decoded: {0}")]
     Codec(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
@@ -144,7 +144,7 @@ impl From<SendError> for io::Error {
         let kind = match error {
             SendError::TooLong { .. } | SendError::Codec(_) => io::ErrorKind::InvalidInput,
             SendError::Closed => io::ErrorKind::BrokenPipe,
-            SendError::Lost(_) => io::ErrorKind::ConnectionReset,
+            SendError::Connection(_) => io::ErrorKind::ConnectionReset,
         };
         Self::new(kind, error)
     }
@@ -154,7 +154,7 @@ impl From<ReceiveError> for io::Error {
     fn from(error: ReceiveError) -> Self {
         let kind = match error {
             ReceiveError::Codec(_) => io::ErrorKind::InvalidData,
-            ReceiveError::Overrun | ReceiveError::Lost(_) => io::ErrorKind::ConnectionReset,
+            ReceiveError::Overflow | ReceiveError::Connection(_) => io::ErrorKind::ConnectionReset,
         };
         Self::new(kind, error)
     }

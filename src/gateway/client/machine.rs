@@ -1,48 +1,48 @@
-//! One endpoint's half of the wire: what the gateway says becomes virtual connections, messages and news; what the endpoint wants becomes
-//! frames. Knows neither sockets nor time.
+//! One endpoint's side of the protocol: commands of the gateway become virtual connections, messages and events; requests of the endpoint
+//! become frames. No sockets, no time. Pure.
 //!
-//! An id comes in two steps, New and Open; then Dial asks for the remote. A gateway keeps few ids that were opened and not dialled, so the
-//! next New waits for the Dial of an earlier one. An id that nobody here waits for any more is given back with Close, and remembered until the
-//! gateway has let go of it: its Accept would otherwise look like a call from outside.
+//! An id takes two steps, New and Open; then Dial names the remote. A gateway keeps few half-open ids, so the next New waits for the Dial
+//! of an earlier one. An id of a cancelled dial is released with Close, and remembered until the gateway has released it: its Accept would
+//! otherwise look like an incoming connection.
 
-use super::error::Fault;
+use super::error::ProtocolError;
 use crate::gateway::wire::{self, Command, ConnId, Frame, HEAD, MAX_COMMAND};
 use bytes::{Buf, Bytes, BytesMut};
 use std::collections::{HashMap, HashSet, VecDeque};
 
-/// Ids asked for at a time; a gateway may close the oldest of those not dialled when there are more than 64.
-const ASKED: usize = 32;
-/// Dials without an answer at a time, those that were given up counted.
-const DIALLING: usize = 1024;
-/// Frames beyond the usual that wait to leave before the gateway counts as one that only asks and never reads.
-const FLOOD: usize = 16_384;
-/// Messages up to here are copied out of the read buffer, which they would otherwise keep alive.
-const COPIED: usize = 4096;
-/// Frames that leave at a time.
+/// Ids requested at a time. A gateway may close the oldest half-open id when there are more than 64.
+const MAX_NEW: usize = 32;
+/// Unanswered dials at a time, cancelled ones included.
+const MAX_DIALS: usize = 1024;
+/// Frames above the other limits after which the gateway is taken for one that commands and never reads.
+const MAX_QUEUED_COMMANDS: usize = 16_384;
+/// Messages up to this length are copied out of the read buffer, which they would otherwise keep alive.
+const MAX_COPIED: usize = 4096;
+/// Frames sent at a time.
 pub(super) const BATCH: usize = 256;
 /// Bytes after which a batch is full.
 const BATCH_BYTES: usize = 256 * 1024;
 
-/// What an endpoint holds at the most.
+/// Limits of an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Limits {
-    /// Bytes of a packet: connection and message.
+pub(super) struct MuxLimits {
+    /// Bytes of a packet: connection id and message.
     pub(super) max_packet: usize,
-    /// Messages of one virtual connection that nobody has taken; without meaning where credit is given.
+    /// Messages of one virtual connection that were not taken; unused with credit.
     pub(super) receive_messages: usize,
-    /// Their bytes, heads counted; where credit is given, what is given.
+    /// Bytes of those messages with their headers; with credit, the bytes granted.
     pub(super) receive_bytes: usize,
-    /// Frames that have not left.
+    /// Frames queued to be sent.
     pub(super) send_messages: usize,
-    /// Their bytes.
+    /// Bytes of those frames.
     pub(super) send_bytes: usize,
-    /// Virtual connections from outside that nobody has accepted.
+    /// Incoming virtual connections that were not accepted.
     pub(super) backlog: usize,
-    /// Virtual connections from outside, accepted or not.
+    /// Incoming virtual connections, accepted or not.
     pub(super) incoming: usize,
 }
 
-/// A dial, until it has come to something.
+/// Identifies a dial until it has completed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct DialKey(u64);
 
@@ -53,60 +53,58 @@ pub(super) enum Event {
     Ready,
     /// There are frames to send.
     Transmit,
-    /// There is something to take, or the end.
+    /// A message, or the close, may be taken.
     Readable(ConnId),
-    /// A message that was not taken may be offered again.
+    /// A message that found no room may be offered again.
     Writable(ConnId),
-    /// A virtual connection from outside waits in the backlog.
-    Arrived,
-    /// A dial has come to something; `None`: it was refused.
-    Dialled(DialKey, Option<ConnId>),
-    /// The message that was held has found its place; go on reading.
+    /// An incoming virtual connection waits in the backlog.
+    Incoming,
+    /// A dial has completed; `None`: it was refused.
+    DialDone(DialKey, Option<ConnId>),
+    /// The held message was delivered: continue to read.
     Resume,
 }
 
-/// How a virtual connection ended.
+/// Why a virtual connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
-    /// By the other end, or by the gateway for it.
+pub(super) enum CloseReason {
+    /// The other end or the gateway closed it.
     Closed,
-    /// Here, because what came was not taken.
-    Overrun,
+    /// It was closed here because its messages were not received in time.
+    Overflow,
 }
 
-/// What taking a message brings.
+/// The result of [`Mux::take`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Taken {
-    /// One.
+pub(super) enum Received {
     Message(Bytes),
-    /// None yet.
-    Nothing,
-    /// There will be none.
-    End(End),
+    /// No message has arrived yet.
+    Pending,
+    /// No message will arrive.
+    Closed(CloseReason),
 }
 
-/// What offering a message brings.
+/// The result of [`Mux::offer`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Offered {
-    /// It is on its way.
-    Taken,
-    /// Not now: [`Event::Writable`] says when.
+pub(super) enum SendOutcome {
+    Queued,
+    /// Offer it again after [`Event::Writable`].
     Full,
-    /// Never: the virtual connection has ended.
-    End,
-    /// Never: it is longer than a packet.
+    /// The virtual connection is closed.
+    Closed,
+    /// It is longer than a packet.
     TooLong,
 }
 
-/// A frame that leaves.
+/// A frame to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Outgoing {
+pub(super) struct OutgoingFrame {
     head: [u8; MAX_COMMAND],
     head_len: usize,
     body: Bytes,
 }
 
-impl Outgoing {
+impl OutgoingFrame {
     fn command(command: &Command<'_>) -> Self {
         let mut whole = Vec::with_capacity(MAX_COMMAND);
         command.emit(&mut whole);
@@ -126,89 +124,89 @@ impl Outgoing {
         Self { head, head_len: HEAD, body }
     }
 
-    /// The frame's bytes, in two pieces either of which may be empty.
+    /// Returns the frame's bytes in two slices, either of which may be empty.
     pub(super) fn pieces(&self) -> [&[u8]; 2] {
         [self.head.get(..self.head_len).unwrap_or_default(), &self.body]
     }
 
-    /// Bytes of the whole frame.
+    /// Returns the bytes of the whole frame.
     pub(super) fn len(&self) -> usize {
         self.head_len + self.body.len()
     }
 }
 
-/// Why an id was asked for.
+/// Why an id was requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Purpose {
+enum IdPurpose {
     Dial {
         key: DialKey,
         remote: u32,
     },
-    /// Only for the answer, or for somebody who does not wait any more.
-    Nothing,
+    /// A probe, or a cancelled dial.
+    Probe,
 }
 
 /// One virtual connection.
 #[derive(Debug, Default)]
-struct Link {
+struct ConnectionState {
     remote: u32,
     incoming: bool,
     inbox: VecDeque<Bytes>,
     inbox_bytes: usize,
-    end: Option<End>,
-    /// What may be sent, where the gateway gives credit.
+    end: Option<CloseReason>,
+    /// Bytes that may be sent, with credit.
     credit: i64,
-    /// What the gateway may send, where it takes credit.
+    /// Bytes that the gateway may send, with credit.
     granted: i64,
-    /// What was taken and not granted again.
+    /// Bytes that were taken and not granted again.
     taken: usize,
-    /// A message was offered and not taken: for want of credit,
-    wants: bool,
-    /// or of room in the outbox.
-    crowded: bool,
+    /// An offered message waits for credit.
+    waits_for_credit: bool,
+    /// An offered message waits for room in the outbox.
+    waits_for_outbox: bool,
 }
 
 /// One endpoint's virtual connections.
 #[derive(Debug)]
 pub(super) struct Mux {
-    limits: Limits,
+    limits: MuxLimits,
     credit: bool,
     ready: bool,
     next_key: u64,
-    waiting: VecDeque<Purpose>,
-    asked: VecDeque<Purpose>,
-    dialling: HashMap<ConnId, Purpose>,
-    links: HashMap<ConnId, Link>,
+    waiting: VecDeque<IdPurpose>,
+    requested: VecDeque<IdPurpose>,
+    dialling: HashMap<ConnId, IdPurpose>,
+    connections: HashMap<ConnId, ConnectionState>,
     incoming: usize,
     backlog: VecDeque<ConnId>,
-    /// What came for a virtual connection that has no room for it.
+    /// A message for a virtual connection that has no room for it.
     held: Option<(ConnId, Bytes)>,
-    outbox: VecDeque<Outgoing>,
+    outbox: VecDeque<OutgoingFrame>,
     outbox_bytes: usize,
-    /// Who has offered a message that found the outbox full.
-    crowd: VecDeque<ConnId>,
+    /// Connections whose offered message waits for room in the outbox.
+    waiting_senders: VecDeque<ConnId>,
     events: VecDeque<Event>,
 }
 
 impl Mux {
-    /// Begins with the token, if there is one, and with a New: its answer shows that the gateway has let this endpoint in. `credit` says
-    /// whether this is a door where command 7 is spoken.
-    pub(super) fn new(limits: Limits, credit: bool, token: Option<&[u8]>) -> Self {
+    /// Starts with the token, if any, and a New: its answer shows that the gateway has accepted this endpoint. `credit` states whether both
+    /// sides grant credit (command 7).
+    pub(super) fn new(limits: MuxLimits, credit: bool, token: Option<&[u8]>) -> Self {
         let mut mux = Self {
             limits,
             credit,
             ready: false,
             next_key: 0,
             waiting: VecDeque::new(),
-            asked: VecDeque::new(),
+            requested: VecDeque::new(),
             dialling: HashMap::new(),
-            links: HashMap::new(),
+            connections: HashMap::new(),
             incoming: 0,
             backlog: VecDeque::new(),
             held: None,
             outbox: VecDeque::new(),
             outbox_bytes: 0,
-            crowd: VecDeque::new(),
+            waiting_senders: VecDeque::new(),
             events: VecDeque::new(),
         };
         if let Some(token) = token {
@@ -218,21 +216,21 @@ impl Mux {
         mux
     }
 
-    /// Takes the next piece of news; to be drained after every call that may bring some.
+    /// Returns the next event. To be drained after every call that may cause one.
     pub(super) fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
     }
 
-    /// Takes whole frames off the front of what has come by a stream, until a message must be held. What is left is no whole frame; room
-    /// for the rest of it has been reserved.
-    pub(super) fn handle_bytes(&mut self, bytes: &mut BytesMut) -> Result<(), Fault> {
+    /// Takes complete frames off the front of received bytes until a message must be held. Reserves room for the rest of an incomplete
+    /// frame.
+    pub(super) fn handle_bytes(&mut self, bytes: &mut BytesMut) -> Result<(), ProtocolError> {
         while self.held.is_none() {
             let Some(length) = wire::frame_len(bytes, self.limits.max_packet)? else { break };
             if bytes.len() < length {
                 bytes.reserve(length - bytes.len());
                 break;
             }
-            if length > COPIED {
+            if length > MAX_COPIED {
                 self.handle_frame(bytes.split_to(length).freeze())?;
                 continue;
             }
@@ -248,34 +246,36 @@ impl Mux {
         Ok(())
     }
 
-    /// Takes one WebSocket message, which is exactly one frame.
-    pub(super) fn handle_frame(&mut self, whole: Bytes) -> Result<(), Fault> {
+    /// Handles a WebSocket message, which is exactly one frame.
+    pub(super) fn handle_frame(&mut self, whole: Bytes) -> Result<(), ProtocolError> {
         match wire::frame(&whole, self.limits.max_packet)? {
-            Some((_, length)) if length != whole.len() => Err(Fault::Ragged),
+            Some((_, length)) if length != whole.len() => Err(ProtocolError::NotOneFrame),
             Some((Frame::Command(command), _)) => self.handle_command(command),
             Some((Frame::Data { conn, .. }, _)) => {
                 self.handle_data(conn, whole.slice(HEAD..));
                 Ok(())
             }
-            None => Err(Fault::Ragged),
+            None => Err(ProtocolError::NotOneFrame),
         }
     }
 
-    fn handle_command(&mut self, command: Command<'_>) -> Result<(), Fault> {
-        if self.outbox.len() > self.limits.send_messages + self.limits.incoming + FLOOD {
-            return Err(Fault::Flood);
+    fn handle_command(&mut self, command: Command<'_>) -> Result<(), ProtocolError> {
+        if self.outbox.len() > self.limits.send_messages + self.limits.incoming + MAX_QUEUED_COMMANDS {
+            return Err(ProtocolError::TooManyCommands);
         }
         match command {
             Command::Ping => self.command(&Command::Ping),
             Command::Open(ConnId(0)) | Command::Accept { conn: ConnId(0), .. } => {
-                return Err(Fault::Unexpected);
+                return Err(ProtocolError::UnexpectedCommand);
             }
             Command::Open(conn) => self.opened(conn),
             Command::Refuse(conn) => self.refused(conn),
             Command::Accept { conn, remote } => self.accepted(conn, remote),
             Command::Close(conn) => self.closed(conn),
             Command::Credit { conn, bytes } => self.credited(conn, bytes),
-            Command::New | Command::Dial { .. } | Command::Token(_) => return Err(Fault::Unexpected),
+            Command::New | Command::Dial { .. } | Command::Token(_) => {
+                return Err(ProtocolError::UnexpectedCommand);
+            }
         }
         Ok(())
     }
@@ -285,54 +285,57 @@ impl Mux {
             self.ready = true;
             self.events.push_back(Event::Ready);
         }
-        match self.asked.pop_front() {
-            Some(purpose @ Purpose::Dial { remote, .. }) => {
+        match self.requested.pop_front() {
+            Some(purpose @ IdPurpose::Dial { remote, .. }) => {
                 self.dialling.insert(conn, purpose);
                 self.command(&Command::Dial { conn, remote });
             }
-            // What nobody asked for is given back as well.
-            Some(Purpose::Nothing) | None => self.command(&Command::Close(conn)),
+            // An id that nobody requested is released as well.
+            Some(IdPurpose::Probe) | None => self.command(&Command::Close(conn)),
         }
-        self.ask();
+        self.request_ids();
     }
 
     fn refused(&mut self, conn: ConnId) {
-        if let Some(Purpose::Dial { key, .. }) = self.dialling.remove(&conn) {
-            self.events.push_back(Event::Dialled(key, None));
+        if let Some(IdPurpose::Dial { key, .. }) = self.dialling.remove(&conn) {
+            self.events.push_back(Event::DialDone(key, None));
         }
-        self.ask();
+        self.request_ids();
     }
 
     fn accepted(&mut self, conn: ConnId, remote: u32) {
         match self.dialling.get(&conn) {
-            Some(Purpose::Nothing) => return,
-            Some(Purpose::Dial { key, .. }) => {
+            Some(IdPurpose::Probe) => return,
+            Some(IdPurpose::Dial { key, .. }) => {
                 let key = *key;
                 self.dialling.remove(&conn);
-                self.link(conn, remote, false);
-                self.events.push_back(Event::Dialled(key, Some(conn)));
-                return self.ask();
+                self.connection(conn, remote, false);
+                self.events.push_back(Event::DialDone(key, Some(conn)));
+                return self.request_ids();
             }
             None => {}
         }
-        match self.links.get(&conn).map(|link| link.end) {
+        match self.connections.get(&conn).map(|connection| connection.end) {
             Some(None) => {}
             Some(Some(_)) => self.command(&Command::Close(conn)),
             None if self.backlog.len() >= self.limits.backlog || self.incoming >= self.limits.incoming => {
                 self.command(&Command::Close(conn));
             }
             None => {
-                self.link(conn, remote, true);
+                self.connection(conn, remote, true);
                 self.incoming += 1;
                 self.backlog.push_back(conn);
-                self.events.push_back(Event::Arrived);
+                self.events.push_back(Event::Incoming);
             }
         }
     }
 
-    fn link(&mut self, conn: ConnId, remote: u32, incoming: bool) {
+    fn connection(&mut self, conn: ConnId, remote: u32, incoming: bool) {
         let window = u32::try_from(self.limits.receive_bytes).unwrap_or(u32::MAX);
-        self.links.insert(conn, Link { remote, incoming, granted: i64::from(window), ..Link::default() });
+        self.connections.insert(
+            conn,
+            ConnectionState { remote, incoming, granted: i64::from(window), ..ConnectionState::default() },
+        );
         if self.credit {
             self.command(&Command::Credit { conn, bytes: window });
         }
@@ -340,10 +343,10 @@ impl Mux {
 
     fn closed(&mut self, conn: ConnId) {
         self.refused(conn);
-        if let Some(link) = self.links.get_mut(&conn)
-            && link.end.is_none()
+        if let Some(connection) = self.connections.get_mut(&conn)
+            && connection.end.is_none()
         {
-            link.end = Some(End::Closed);
+            connection.end = Some(CloseReason::Closed);
             self.ended(conn);
         }
     }
@@ -353,55 +356,58 @@ impl Mux {
     }
 
     fn credited(&mut self, conn: ConnId, bytes: u32) {
-        let Some(link) = self.links.get_mut(&conn).filter(|_| self.credit) else { return };
-        link.credit = link.credit.saturating_add(i64::from(bytes));
-        if link.credit > 0 && std::mem::take(&mut link.wants) {
+        let Some(connection) = self.connections.get_mut(&conn).filter(|_| self.credit) else { return };
+        connection.credit = connection.credit.saturating_add(i64::from(bytes));
+        if connection.credit > 0 && std::mem::take(&mut connection.waits_for_credit) {
             self.events.push_back(Event::Writable(conn));
         }
     }
 
-    /// Data of an id that was closed here a moment ago is nobody's fault.
+    /// A message for an id that was closed here recently is dropped: the other end may not know yet.
     fn handle_data(&mut self, conn: ConnId, message: Bytes) {
-        let Some(link) = self.links.get_mut(&conn).filter(|link| link.end.is_none()) else { return };
+        let Some(connection) = self.connections.get_mut(&conn).filter(|connection| connection.end.is_none())
+        else {
+            return;
+        };
         let len = HEAD + message.len();
         if self.credit {
-            if link.granted <= 0 {
+            if connection.granted <= 0 {
                 return self.overrun(conn);
             }
-            link.granted -= i64::try_from(len).unwrap_or(i64::MAX);
-        } else if link.inbox.len() >= self.limits.receive_messages
-            || link.inbox_bytes >= self.limits.receive_bytes
+            connection.granted -= i64::try_from(len).unwrap_or(i64::MAX);
+        } else if connection.inbox.len() >= self.limits.receive_messages
+            || connection.inbox_bytes >= self.limits.receive_bytes
         {
             self.held = Some((conn, message));
             return;
         }
-        self.put(conn, message);
+        self.deliver(conn, message);
     }
 
-    fn put(&mut self, conn: ConnId, message: Bytes) {
-        let Some(link) = self.links.get_mut(&conn) else { return };
-        link.inbox_bytes += HEAD + message.len();
-        link.inbox.push_back(message);
-        if link.inbox.len() == 1 {
+    fn deliver(&mut self, conn: ConnId, message: Bytes) {
+        let Some(connection) = self.connections.get_mut(&conn) else { return };
+        connection.inbox_bytes += HEAD + message.len();
+        connection.inbox.push_back(message);
+        if connection.inbox.len() == 1 {
             self.events.push_back(Event::Readable(conn));
         }
     }
 
-    /// Whose message is held, if any is: nothing more is to be read until [`Event::Resume`].
+    /// Returns the connection whose message is held. While there is one, nothing is read until [`Event::Resume`].
     pub(super) fn held(&self) -> Option<ConnId> {
         self.held.as_ref().map(|(conn, _)| *conn)
     }
 
-    /// Closes the virtual connection whose message has been held for long enough.
-    pub(super) fn give_up_held(&mut self) {
+    /// Closes the virtual connection whose message is held.
+    pub(super) fn close_held(&mut self) {
         if let Some((conn, _)) = self.held.take() {
             self.overrun(conn);
         }
     }
 
     fn overrun(&mut self, conn: ConnId) {
-        if let Some(link) = self.links.get_mut(&conn) {
-            link.end = Some(End::Overrun);
+        if let Some(connection) = self.connections.get_mut(&conn) {
+            connection.end = Some(CloseReason::Overflow);
             self.command(&Command::Close(conn));
             self.ended(conn);
         }
@@ -409,138 +415,140 @@ impl Mux {
 
     /// Asks the gateway for an answer.
     pub(super) fn probe(&mut self) {
-        if self.asked.len() < ASKED {
-            self.asked.push_back(Purpose::Nothing);
+        if self.requested.len() < MAX_NEW {
+            self.requested.push_back(IdPurpose::Probe);
             self.command(&Command::New);
         }
     }
 
-    /// Wants a virtual connection to `remote`; [`Event::Dialled`] tells what came of it.
+    /// Dials `remote`; completes with [`Event::DialDone`].
     pub(super) fn dial(&mut self, remote: u32) -> DialKey {
         let key = DialKey(self.next_key);
         self.next_key += 1;
-        self.waiting.push_back(Purpose::Dial { key, remote });
-        self.ask();
+        self.waiting.push_back(IdPurpose::Dial { key, remote });
+        self.request_ids();
         key
     }
 
-    fn ask(&mut self) {
-        while self.asked.len() < ASKED && self.asked.len() + self.dialling.len() < DIALLING {
+    fn request_ids(&mut self) {
+        while self.requested.len() < MAX_NEW && self.requested.len() + self.dialling.len() < MAX_DIALS {
             let Some(purpose) = self.waiting.pop_front() else { return };
-            self.asked.push_back(purpose);
+            self.requested.push_back(purpose);
             self.command(&Command::New);
         }
     }
 
-    /// Wants it no more.
-    pub(super) fn abandon(&mut self, wanted: DialKey) {
-        let is_it = |purpose: &Purpose| matches!(purpose, Purpose::Dial { key, .. } if *key == wanted);
+    /// Cancels a dial.
+    pub(super) fn cancel_dial(&mut self, wanted: DialKey) {
+        let is_it = |purpose: &IdPurpose| matches!(purpose, IdPurpose::Dial { key, .. } if *key == wanted);
         self.waiting.retain(|purpose| !is_it(purpose));
-        if let Some(purpose) = self.asked.iter_mut().find(|purpose| is_it(purpose)) {
-            *purpose = Purpose::Nothing;
+        if let Some(purpose) = self.requested.iter_mut().find(|purpose| is_it(purpose)) {
+            *purpose = IdPurpose::Probe;
         }
         if let Some((conn, purpose)) = self.dialling.iter_mut().find(|(_, purpose)| is_it(purpose)) {
-            *purpose = Purpose::Nothing;
+            *purpose = IdPurpose::Probe;
             let conn = *conn;
             self.command(&Command::Close(conn));
         }
     }
 
-    /// Takes the oldest virtual connection of the backlog, and who is at its other end.
+    /// Takes the oldest virtual connection of the backlog; returns its id and its remote end.
     pub(super) fn accept(&mut self) -> Option<(ConnId, u32)> {
         let conn = self.backlog.pop_front()?;
-        self.links.get(&conn).map(|link| (conn, link.remote))
+        self.connections.get(&conn).map(|connection| (conn, connection.remote))
     }
 
-    /// Takes the oldest message that has come.
-    pub(super) fn take(&mut self, conn: ConnId) -> Taken {
-        let Some(link) = self.links.get_mut(&conn) else { return Taken::End(End::Closed) };
-        let Some(message) = link.inbox.pop_front() else {
-            return link.end.map_or(Taken::Nothing, Taken::End);
+    /// Takes the oldest message.
+    pub(super) fn take(&mut self, conn: ConnId) -> Received {
+        let Some(connection) = self.connections.get_mut(&conn) else {
+            return Received::Closed(CloseReason::Closed);
+        };
+        let Some(message) = connection.inbox.pop_front() else {
+            return connection.end.map_or(Received::Pending, Received::Closed);
         };
         let len = HEAD + message.len();
-        link.inbox_bytes -= len;
-        link.taken += len;
-        if self.credit && link.end.is_none() && link.taken >= self.limits.receive_bytes / 2 {
-            let bytes = u32::try_from(std::mem::take(&mut link.taken)).unwrap_or(u32::MAX);
-            link.granted += i64::from(bytes);
+        connection.inbox_bytes -= len;
+        connection.taken += len;
+        if self.credit && connection.end.is_none() && connection.taken >= self.limits.receive_bytes / 2 {
+            let bytes = u32::try_from(std::mem::take(&mut connection.taken)).unwrap_or(u32::MAX);
+            connection.granted += i64::from(bytes);
             self.command(&Command::Credit { conn, bytes });
         }
         if let Some((_, held)) = self.held.take_if(|(held, _)| *held == conn) {
-            self.put(conn, held);
+            self.deliver(conn, held);
             self.events.push_back(Event::Resume);
         }
-        Taken::Message(message)
+        Received::Message(message)
     }
 
-    /// Bytes that a message may have. The packet's limit counts the connection's four bytes too (section 3.1: the reference forgets them
-    /// where it sends, and so loses the whole connection by a message that is at most four bytes too long).
+    /// Returns the bytes that a message may have. The packet limit includes the connection id.
     pub(super) fn max_message(&self) -> usize {
         self.limits.max_packet.saturating_sub(HEAD - 4)
     }
 
-    /// Offers a message of `len` bytes to the other end; it is made only when there is room for it.
-    pub(super) fn offer(&mut self, conn: ConnId, len: usize, message: impl FnOnce() -> Bytes) -> Offered {
+    /// Offers a message of `len` bytes, which is created only when there is room for it.
+    pub(super) fn offer(&mut self, conn: ConnId, len: usize, message: impl FnOnce() -> Bytes) -> SendOutcome {
         if len > self.max_message() {
-            return Offered::TooLong;
+            return SendOutcome::TooLong;
         }
         let full =
             self.outbox.len() >= self.limits.send_messages || self.outbox_bytes >= self.limits.send_bytes;
-        let Some(link) = self.links.get_mut(&conn).filter(|link| link.end.is_none()) else {
-            return Offered::End;
+        let Some(connection) = self.connections.get_mut(&conn).filter(|connection| connection.end.is_none())
+        else {
+            return SendOutcome::Closed;
         };
-        if self.credit && link.credit <= 0 {
-            link.wants = true;
-            return Offered::Full;
+        if self.credit && connection.credit <= 0 {
+            connection.waits_for_credit = true;
+            return SendOutcome::Full;
         }
         if full {
-            if !std::mem::replace(&mut link.crowded, true) {
-                self.crowd.push_back(conn);
+            if !std::mem::replace(&mut connection.waits_for_outbox, true) {
+                self.waiting_senders.push_back(conn);
             }
-            return Offered::Full;
+            return SendOutcome::Full;
         }
-        link.credit -= i64::try_from(HEAD + len).unwrap_or(i64::MAX);
-        self.push(Outgoing::data(conn, message()));
-        Offered::Taken
+        connection.credit -= i64::try_from(HEAD + len).unwrap_or(i64::MAX);
+        self.push(OutgoingFrame::data(conn, message()));
+        SendOutcome::Queued
     }
 
-    /// Lets go of a virtual connection; the other end is told, after what was sent before.
+    /// Releases a virtual connection. Its Close follows the messages that were sent before.
     pub(super) fn close(&mut self, conn: ConnId) {
-        let Some(link) = self.links.remove(&conn) else { return };
-        self.incoming -= usize::from(link.incoming);
+        let Some(connection) = self.connections.remove(&conn) else { return };
+        self.incoming -= usize::from(connection.incoming);
         self.backlog.retain(|waits| *waits != conn);
-        if link.crowded {
-            self.crowd.retain(|waits| *waits != conn);
+        if connection.waits_for_outbox {
+            self.waiting_senders.retain(|waits| *waits != conn);
         }
         if self.held.take_if(|(held, _)| *held == conn).is_some() {
             self.events.push_back(Event::Resume);
         }
-        if link.end.is_none() {
+        if connection.end.is_none() {
             self.command(&Command::Close(conn));
         }
     }
 
-    /// Lets go of what waits in the backlog, and takes nothing into it any more.
-    pub(super) fn deafen(&mut self) {
+    /// Closes what waits in the backlog and accepts nothing more.
+    pub(super) fn stop_accepting(&mut self) {
         self.limits.backlog = 0;
         for conn in std::mem::take(&mut self.backlog) {
             self.close(conn);
         }
     }
 
-    /// Lets go of all.
+    /// Releases all virtual connections.
     pub(super) fn close_all(&mut self) {
-        let all: HashSet<ConnId> = self.links.keys().copied().collect();
+        let all: HashSet<ConnId> = self.connections.keys().copied().collect();
         for conn in all {
             self.close(conn);
         }
     }
 
     fn command(&mut self, command: &Command<'_>) {
-        self.push(Outgoing::command(command));
+        self.push(OutgoingFrame::command(command));
     }
 
-    fn push(&mut self, frame: Outgoing) {
+    fn push(&mut self, frame: OutgoingFrame) {
         if self.outbox.is_empty() {
             self.events.push_back(Event::Transmit);
         }
@@ -548,8 +556,8 @@ impl Mux {
         self.outbox.push_back(frame);
     }
 
-    /// Takes what leaves next; nothing where there is nothing.
-    pub(super) fn poll_transmit(&mut self, batch: &mut Vec<Outgoing>) {
+    /// Takes the next frames to send.
+    pub(super) fn poll_transmit(&mut self, batch: &mut Vec<OutgoingFrame>) {
         let mut bytes = 0;
         while batch.len() < BATCH
             && bytes < BATCH_BYTES
@@ -560,9 +568,9 @@ impl Mux {
         }
         self.outbox_bytes -= bytes;
         if self.outbox.len() < self.limits.send_messages && self.outbox_bytes < self.limits.send_bytes {
-            for conn in self.crowd.drain(..) {
-                if let Some(link) = self.links.get_mut(&conn) {
-                    link.crowded = false;
+            for conn in self.waiting_senders.drain(..) {
+                if let Some(connection) = self.connections.get_mut(&conn) {
+                    connection.waits_for_outbox = false;
                     self.events.push_back(Event::Writable(conn));
                 }
             }

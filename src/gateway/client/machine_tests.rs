@@ -1,12 +1,12 @@
 //! The machine by itself: bytes in, frames and news out.
 
-use super::{End, Event, Fault, Limits, Mux, Offered, Taken};
+use super::{CloseReason, Event, Mux, MuxLimits, ProtocolError, Received, SendOutcome};
 use crate::gateway::wire::{self, Command, ConnId, Frame, HEAD, MAX_PACKET};
 use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 
-fn limits() -> Limits {
-    Limits {
+fn limits() -> MuxLimits {
+    MuxLimits {
         max_packet: MAX_PACKET,
         receive_messages: 4,
         receive_bytes: 1000,
@@ -80,10 +80,10 @@ fn data(conn: u32, message: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn hear(mux: &mut Mux, bytes: &[u8]) -> Result<(), Fault> {
+fn hear(mux: &mut Mux, bytes: &[u8]) -> Result<(), ProtocolError> {
     let mut bytes = BytesMut::from(bytes);
     mux.handle_bytes(&mut bytes)?;
-    assert!(bytes.is_empty(), "all was heard");
+    assert!(bytes.is_empty(), "all was received_count");
     Ok(())
 }
 
@@ -105,7 +105,7 @@ fn endpoint(credit: bool) -> Mux {
 fn connected(credit: bool, conn: u32) -> Mux {
     let mut mux = endpoint(credit);
     hear(&mut mux, &accept(conn, 7)).unwrap();
-    assert_eq!(news(&mut mux), [Event::Arrived]);
+    assert_eq!(news(&mut mux), [Event::Incoming]);
     assert_eq!(mux.accept(), Some((ConnId(conn), 7)));
     if credit {
         assert_eq!(sent(&mut mux), [Sent::Credit(conn, 1000)]);
@@ -113,12 +113,12 @@ fn connected(credit: bool, conn: u32) -> Mux {
     mux
 }
 
-fn offer(mux: &mut Mux, conn: u32, message: &[u8]) -> Offered {
+fn offer(mux: &mut Mux, conn: u32, message: &[u8]) -> SendOutcome {
     mux.offer(ConnId(conn), message.len(), || Bytes::copy_from_slice(message))
 }
 
-fn message(text: &'static str) -> Taken {
-    Taken::Message(Bytes::from(text))
+fn message(text: &'static str) -> Received {
+    Received::Message(Bytes::from(text))
 }
 
 #[test]
@@ -145,23 +145,23 @@ fn a_dial_goes_by_the_transcript_under_every_split() {
         let key = mux.dial(server);
         let mut came = BytesMut::new();
         let mut events = Vec::new();
-        for piece in [&script[..split], &script[split..]] {
-            for byte in piece.chunks(split) {
+        for read_handshake in [&script[..split], &script[split..]] {
+            for byte in read_handshake.chunks(split) {
                 came.extend_from_slice(byte);
                 mux.handle_bytes(&mut came).unwrap();
                 events.extend(news(&mut mux));
             }
         }
         assert_eq!(sent(&mut mux), [Sent::New, Sent::Dial(1, server), Sent::Ping], "{split}");
-        let told = [
-            Event::Dialled(key, Some(conn)),
+        let state_sender = [
+            Event::DialDone(key, Some(conn)),
             Event::Readable(conn),
             Event::Readable(conn),
             Event::Writable(conn),
         ];
-        assert_eq!(events, told, "{split}");
+        assert_eq!(events, state_sender, "{split}");
         assert_eq!([mux.take(conn), mux.take(conn)], [message("Hello"), message("")]);
-        assert_eq!(mux.take(conn), Taken::End(End::Closed));
+        assert_eq!(mux.take(conn), Received::Closed(CloseReason::Closed));
         mux.close(conn);
         assert_eq!(sent(&mut mux), [], "the other end has closed already");
     }
@@ -173,7 +173,7 @@ fn a_refused_dial_is_told_and_its_id_forgotten() {
     let key = mux.dial(8);
     hear(&mut mux, &[command(Command::Open(ConnId(2))), command(Command::Refuse(ConnId(2)))].concat())
         .unwrap();
-    assert_eq!(news(&mut mux), [Event::Dialled(key, None)]);
+    assert_eq!(news(&mut mux), [Event::DialDone(key, None)]);
     assert_eq!(sent(&mut mux), [Sent::New, Sent::Dial(2, 8)]);
     hear(&mut mux, &command(Command::Refuse(ConnId(2)))).unwrap();
     assert_eq!(news(&mut mux), []);
@@ -188,24 +188,24 @@ fn few_ids_are_asked_for_at_a_time_and_all_dials_come_to_something() {
     for conn in 1..=100 {
         hear(&mut mux, &command(Command::Open(ConnId(conn)))).unwrap();
         let frames = sent(&mut mux);
-        assert_eq!(frames[0], Sent::Dial(conn, 5), "before another id is asked for");
+        assert_eq!(frames[0], Sent::Dial(conn, 5), "before another id is requested for");
         assert_eq!(frames.len(), if conn <= 68 { 2 } else { 1 });
     }
     for conn in 1..=100 {
         hear(&mut mux, &accept(conn, 5)).unwrap();
-        assert_eq!(news(&mut mux), [Event::Dialled(keys[conn as usize - 1], Some(ConnId(conn)))]);
+        assert_eq!(news(&mut mux), [Event::DialDone(keys[conn as usize - 1], Some(ConnId(conn)))]);
     }
 }
 
 #[test]
 fn an_abandoned_dial_gives_its_id_back_and_is_not_taken_for_a_call_from_outside() {
     let mut mux = endpoint(false);
-    let (waits, asked) = (mux.dial(5), mux.dial(5));
-    mux.abandon(waits);
+    let (waits, requested) = (mux.dial(5), mux.dial(5));
+    mux.cancel_dial(waits);
     hear(&mut mux, &command(Command::Open(ConnId(1)))).unwrap();
     hear(&mut mux, &command(Command::Open(ConnId(2)))).unwrap();
     assert_eq!(sent(&mut mux), [Sent::New, Sent::New, Sent::Close(1), Sent::Dial(2, 5)]);
-    mux.abandon(asked);
+    mux.cancel_dial(requested);
     assert_eq!(sent(&mut mux), [Sent::Close(2)]);
     hear(&mut mux, &accept(2, 5)).unwrap();
     hear(&mut mux, &data(2, b"too late")).unwrap();
@@ -239,10 +239,10 @@ fn calls_from_outside_wait_in_the_backlog_and_only_those_beyond_it_are_closed() 
 fn nobody_is_left_waiting_where_nobody_accepts_any_more() {
     let mut mux = connected(false, 1);
     hear(&mut mux, &accept(2, 7)).unwrap();
-    mux.deafen();
+    mux.stop_accepting();
     hear(&mut mux, &accept(3, 7)).unwrap();
     assert_eq!(sent(&mut mux), [Sent::Close(2), Sent::Close(3)]);
-    assert_eq!(offer(&mut mux, 1, b"goes on"), Offered::Taken);
+    assert_eq!(offer(&mut mux, 1, b"goes on"), SendOutcome::Queued);
 }
 
 #[test]
@@ -258,7 +258,7 @@ fn unknown_ids_are_ignored() {
     }
     assert_eq!((news(&mut mux), sent(&mut mux)), (vec![], vec![]));
     hear(&mut mux, &command(Command::Open(ConnId(5)))).unwrap();
-    assert_eq!(sent(&mut mux), [Sent::Close(5)], "an id that nobody asked for is given back");
+    assert_eq!(sent(&mut mux), [Sent::Close(5)], "an id that nobody requested for is given back");
 }
 
 #[test]
@@ -270,13 +270,16 @@ fn what_no_gateway_sends_is_a_fault() {
         command(Command::Open(ConnId(0))),
         accept(0, 1),
     ] {
-        assert_eq!(hear(&mut endpoint(false), &bytes), Err(Fault::Unexpected));
+        assert_eq!(hear(&mut endpoint(false), &bytes), Err(ProtocolError::UnexpectedCommand));
     }
     let long = u32::try_from(MAX_PACKET + 1).unwrap().to_le_bytes();
-    assert!(matches!(hear(&mut endpoint(false), &long), Err(Fault::Wire(_))));
+    assert!(matches!(hear(&mut endpoint(false), &long), Err(ProtocolError::Wire(_))));
     let two = [command(Command::Ping), command(Command::Ping)].concat();
-    assert_eq!(endpoint(false).handle_frame(two.into()), Err(Fault::Ragged));
-    assert_eq!(endpoint(false).handle_frame(Bytes::from_static(b"\x05\0\0\0\0\0")), Err(Fault::Ragged));
+    assert_eq!(endpoint(false).handle_frame(two.into()), Err(ProtocolError::NotOneFrame));
+    assert_eq!(
+        endpoint(false).handle_frame(Bytes::from_static(b"\x05\0\0\0\0\0")),
+        Err(ProtocolError::NotOneFrame)
+    );
     assert_eq!(endpoint(false).handle_frame(command(Command::Ping).into()), Ok(()));
 }
 
@@ -284,7 +287,7 @@ fn what_no_gateway_sends_is_a_fault() {
 fn a_gateway_that_asks_and_never_reads_is_a_fault() {
     let mut mux = endpoint(false);
     let pings = command(Command::Ping).repeat(20_000);
-    assert_eq!(mux.handle_bytes(&mut BytesMut::from(&pings[..])), Err(Fault::Flood));
+    assert_eq!(mux.handle_bytes(&mut BytesMut::from(&pings[..])), Err(ProtocolError::TooManyCommands));
 }
 
 /// The reference's sender forgets the four bytes of the connection.
@@ -293,9 +296,9 @@ fn a_message_that_does_not_fit_into_a_packet_is_an_error_before_it_leaves() {
     let mut mux = connected(false, 1);
     let longest = MAX_PACKET - 4;
     assert_eq!(mux.max_message(), longest);
-    assert_eq!(offer(&mut mux, 1, &vec![0; longest + 1]), Offered::TooLong);
+    assert_eq!(offer(&mut mux, 1, &vec![0; longest + 1]), SendOutcome::TooLong);
     assert_eq!(sent(&mut mux), []);
-    assert_eq!(offer(&mut mux, 1, &vec![0; longest]), Offered::Taken);
+    assert_eq!(offer(&mut mux, 1, &vec![0; longest]), SendOutcome::Queued);
     assert_eq!(sent(&mut mux), [Sent::Data(1, vec![0; longest])]);
 }
 
@@ -303,9 +306,9 @@ fn a_message_that_does_not_fit_into_a_packet_is_an_error_before_it_leaves() {
 fn a_full_outbox_makes_senders_wait_until_a_batch_has_left() {
     let mut mux = connected(false, 1);
     for _ in 0..4 {
-        assert_eq!(offer(&mut mux, 1, b"x"), Offered::Taken);
+        assert_eq!(offer(&mut mux, 1, b"x"), SendOutcome::Queued);
     }
-    assert_eq!([offer(&mut mux, 1, b"x"), offer(&mut mux, 1, b"x")], [Offered::Full, Offered::Full]);
+    assert_eq!([offer(&mut mux, 1, b"x"), offer(&mut mux, 1, b"x")], [SendOutcome::Full, SendOutcome::Full]);
     assert_eq!(news(&mut mux), []);
     let mut batch = Vec::new();
     mux.poll_transmit(&mut batch);
@@ -316,10 +319,10 @@ fn a_full_outbox_makes_senders_wait_until_a_batch_has_left() {
 fn a_close_leaves_behind_what_was_sent_and_ends_only_its_own() {
     let mut mux = connected(false, 1);
     hear(&mut mux, &accept(2, 7)).unwrap();
-    assert_eq!(offer(&mut mux, 1, b"last words"), Offered::Taken);
+    assert_eq!(offer(&mut mux, 1, b"last words"), SendOutcome::Queued);
     mux.close(ConnId(1));
-    assert_eq!(offer(&mut mux, 1, b"?"), Offered::End);
-    assert_eq!(offer(&mut mux, 2, b"still here"), Offered::Taken);
+    assert_eq!(offer(&mut mux, 1, b"?"), SendOutcome::Closed);
+    assert_eq!(offer(&mut mux, 2, b"still here"), SendOutcome::Queued);
     let frames =
         [Sent::Data(1, b"last words".to_vec()), Sent::Close(1), Sent::Data(2, b"still here".to_vec())];
     assert_eq!(sent(&mut mux), frames);
@@ -344,9 +347,9 @@ fn a_full_inbox_holds_the_reading_until_something_is_taken() {
     mux.handle_bytes(&mut came).unwrap();
     assert_eq!((mux.held(), came.len()), (Some(ConnId(1)), 0));
     for _ in 0..5 {
-        assert_eq!(mux.take(ConnId(1)), message("m"), "none is lost");
+        assert_eq!(mux.take(ConnId(1)), message("m"), "none is error");
     }
-    assert_eq!(mux.take(ConnId(1)), Taken::Nothing);
+    assert_eq!(mux.take(ConnId(1)), Received::Pending);
 }
 
 #[test]
@@ -356,14 +359,14 @@ fn an_inbox_that_stays_full_costs_its_own_connection_alone() {
     let mut came = BytesMut::from(&[data(1, b"m").repeat(5), data(2, b"mine")].concat()[..]);
     mux.handle_bytes(&mut came).unwrap();
     assert_eq!(mux.held(), Some(ConnId(1)));
-    mux.give_up_held();
+    mux.close_held();
     mux.handle_bytes(&mut came).unwrap();
     assert_eq!(sent(&mut mux), [Sent::Close(1)]);
     assert_eq!(mux.take(ConnId(2)), message("mine"));
     for _ in 0..4 {
         assert_eq!(mux.take(ConnId(1)), message("m"));
     }
-    assert_eq!(mux.take(ConnId(1)), Taken::End(End::Overrun));
+    assert_eq!(mux.take(ConnId(1)), Received::Closed(CloseReason::Overflow));
     mux.close(ConnId(1));
     assert_eq!(sent(&mut mux), []);
 }
@@ -380,18 +383,22 @@ fn a_held_message_goes_with_the_connection_that_is_closed() {
 #[test]
 fn with_credit_nothing_is_sent_before_it_comes_and_a_message_may_exceed_it() {
     let mut mux = connected(true, 1);
-    assert_eq!(offer(&mut mux, 1, b"x"), Offered::Full);
+    assert_eq!(offer(&mut mux, 1, b"x"), SendOutcome::Full);
     hear(&mut mux, &command(Command::Credit { conn: ConnId(1), bytes: 10 })).unwrap();
     assert_eq!(news(&mut mux), [Event::Writable(ConnId(1))]);
-    assert_eq!(offer(&mut mux, 1, b"x"), Offered::Taken);
-    assert_eq!(offer(&mut mux, 1, b"longer than what is left"), Offered::Taken);
-    assert_eq!(offer(&mut mux, 1, b"x"), Offered::Full);
+    assert_eq!(offer(&mut mux, 1, b"x"), SendOutcome::Queued);
+    assert_eq!(offer(&mut mux, 1, b"longer than what is left"), SendOutcome::Queued);
+    assert_eq!(offer(&mut mux, 1, b"x"), SendOutcome::Full);
     hear(&mut mux, &command(Command::Credit { conn: ConnId(1), bytes: 31 })).unwrap();
-    assert_eq!((offer(&mut mux, 1, b"x"), news(&mut mux)), (Offered::Full, vec![]), "a debt is paid first");
+    assert_eq!(
+        (offer(&mut mux, 1, b"x"), news(&mut mux)),
+        (SendOutcome::Full, vec![]),
+        "a debt is paid first"
+    );
     hear(&mut mux, &command(Command::Credit { conn: ConnId(1), bytes: 1 })).unwrap();
     assert_eq!(
         (offer(&mut mux, 1, b"x"), news(&mut mux)),
-        (Offered::Taken, vec![Event::Writable(ConnId(1))])
+        (SendOutcome::Queued, vec![Event::Writable(ConnId(1))])
     );
 }
 
@@ -401,7 +408,7 @@ fn with_credit_the_window_is_granted_again_as_messages_are_taken_and_never_holds
     hear(&mut mux, &data(1, &[0; 92]).repeat(10)).unwrap();
     assert_eq!(mux.held(), None, "its number of messages does not count");
     for taken in 1..=10 {
-        assert!(matches!(mux.take(ConnId(1)), Taken::Message(_)));
+        assert!(matches!(mux.take(ConnId(1)), Received::Message(_)));
         let granted = if taken % 5 == 0 { vec![Sent::Credit(1, 500)] } else { vec![] };
         assert_eq!(sent(&mut mux), granted, "{taken}");
     }
@@ -421,8 +428,8 @@ proptest! {
             let mut mux = connected(false, 1);
             let mut came = BytesMut::new();
             let mut result = Ok(());
-            for piece in pieces {
-                came.extend_from_slice(piece);
+            for read_handshake in pieces {
+                came.extend_from_slice(read_handshake);
                 result = result.and_then(|()| mux.handle_bytes(&mut came));
             }
             (result, news(&mut mux), sent(&mut mux), mux.take(ConnId(1)))

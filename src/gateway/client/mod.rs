@@ -1,11 +1,11 @@
-//! The gateway's endpoints as a library: clients and servers that dial each other through it.
+//! Client library of the gateway: clients and servers that dial each other through it.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! use ginnel::gateway::client::{DialClient, DialServer, Key};
+//! use ginnel::gateway::client::{ClientBuilder, ServerBuilder, Key};
 //!
-//! let server = DialServer::hmac("gw.example", 7, Key::new("the servers' key")?).connect().await?;
-//! let client = DialClient::new("gw.example").connect().await?;
+//! let server = ServerBuilder::hmac("gw.example", 7, Key::new("the servers' key")?).connect().await?;
+//! let client = ClientBuilder::new("gw.example").connect().await?;
 //! let mut there = client.dial(7).await?;
 //! let mut here = server.accept().await?;
 //! there.send("Hello".into()).await?;
@@ -14,38 +14,40 @@
 //! # }
 //! ```
 //!
-//! | file | holds | |
+//! | module | content | |
 //! | --- | --- | --- |
-//! | `machine` | one endpoint's half of the wire | pure |
-//! | [`Codec`] | what messages mean | pure |
-//! | `line` | the machine behind a lock, and who waits for it | |
-//! | `carrier` | streams and WebSockets, read and written in batches | tokio |
-//! | `door`, [`Tls`] | the way to the gateway and what is said at its door | tokio |
-//! | [`Endpoint`] | dial, accept, reconnect | tokio |
-//! | [`VirtualConnection`], [`VirtualStream`] | send, receive; read, write | tokio |
+//! | `machine` | one endpoint's side of the protocol | pure |
+//! | [`Codec`] | the format of messages | pure |
+//! | `address` | parses addresses, opens connections, authenticates | tokio |
+//! | `transport` | byte streams and WebSockets, read and written in batches | tokio |
+//! | `gateway_connection` | one connection to the gateway: the machine behind a lock, and wakers | tokio |
+//! | [`Endpoint`] | dials, accepts, reconnects | tokio |
+//! | [`VirtualConnection`], [`VirtualStream`] | send and receive messages; read and write bytes | tokio |
 
-mod carrier;
+mod address;
+mod builder;
 mod codec;
-mod connection;
-mod dial;
-mod door;
 mod endpoint;
 mod error;
-mod line;
+mod gateway_connection;
 mod machine;
 mod settings;
-mod stream;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod transport;
+mod virtual_connection;
+mod virtual_stream;
 
 pub use super::handshake::{Key, ShortKey};
 pub use super::token::{GatewayToken, InvalidToken};
+pub use builder::{ClientBuilder, ServerBuilder};
 pub use codec::{Codec, Json, Raw};
-pub use connection::{Receiver, Sender, VirtualConnection};
-pub use dial::{DialClient, DialServer};
 pub use endpoint::{Changes, Endpoint, Status};
-pub use error::{AcceptError, ConnectError, DialError, Fault, Loss, ReceiveError, SendError};
+pub use error::{
+    AcceptError, ConnectError, ConnectionError, DialError, ProtocolError, ReceiveError, SendError,
+};
 pub use settings::Settings;
-pub use stream::VirtualStream;
 pub use tls::Tls;
+pub use virtual_connection::{Receiver, Sender, VirtualConnection};
+pub use virtual_stream::VirtualStream;

@@ -1,8 +1,8 @@
 //! Endpoints with all their hands, against a gateway of a few lines that only knows the wire.
 
 use super::{
-    ConnectError, DialClient, DialError, DialServer, Endpoint, Json, Key, Loss, Raw, ReceiveError, SendError,
-    Settings, Status,
+    ClientBuilder, ConnectError, ConnectionError, DialError, Endpoint, Json, Key, Raw, ReceiveError,
+    SendError, ServerBuilder, Settings, Status,
 };
 use crate::gateway::wire::{self, Command, ConnId, Frame, MAX_PACKET};
 use bytes::{Buf, Bytes, BytesMut};
@@ -158,7 +158,7 @@ impl Board {
 
 fn settings() -> Settings {
     let quick = Duration::from_millis(10);
-    Settings { reconnect: Some((quick, quick)), receive_patience: 5 * quick, ..Settings::default() }
+    Settings { reconnect: Some((quick, quick)), receive_timeout: 5 * quick, ..Settings::default() }
 }
 
 fn key() -> Key {
@@ -166,8 +166,8 @@ fn key() -> Key {
 }
 
 async fn pair(fake: &Fake) -> (Endpoint<Raw>, Endpoint<Raw>) {
-    let client = DialClient::new(fake.listen(false).await).settings(settings());
-    let server = DialServer::hmac(fake.listen(true).await, 1007, key()).settings(settings());
+    let client = ClientBuilder::new(fake.listen(false).await).settings(settings());
+    let server = ServerBuilder::hmac(fake.listen(true).await, 1007, key()).settings(settings());
     (client.connect().await.unwrap(), server.connect().await.unwrap())
 }
 
@@ -236,13 +236,13 @@ async fn a_dial_to_nobody_is_refused_and_one_without_answer_ends_in_time() {
     assert!(matches!(client.dial(1008).await, Err(DialError::Refused(1008))));
     let limit = Duration::from_millis(50);
     let (near, mut far) = tokio::io::duplex(1000);
-    let deaf = DialClient::new("").settings(Settings { dial_timeout: limit, ..settings() });
+    let deaf = ClientBuilder::new("").settings(Settings { dial_timeout: limit, ..settings() });
     let deaf = tokio::spawn(async move { deaf.connect_over(near).await });
     let mut open = Vec::new();
     Command::Open(ConnId(3)).emit(&mut open);
     far.write_all(&open).await.unwrap();
     let deaf = deaf.await.unwrap().unwrap();
-    assert!(matches!(deaf.dial(1).await, Err(DialError::TimedOut(told)) if told == limit));
+    assert!(matches!(deaf.dial(1).await, Err(DialError::TimedOut(state_sender)) if state_sender == limit));
 }
 
 #[tokio::test]
@@ -293,9 +293,9 @@ async fn a_stream_ends_one_direction_at_a_time_and_a_cut_one_is_no_end() {
 #[tokio::test]
 async fn values_pass_as_json_and_what_is_none_is_an_error() {
     let fake = Fake::new();
-    let numbers = DialClient::new(fake.listen(false).await).codec(Json::<Vec<u32>>::new());
+    let numbers = ClientBuilder::new(fake.listen(false).await).codec(Json::<Vec<u32>>::new());
     let numbers = numbers.connect().await.unwrap();
-    let server = DialServer::hmac(fake.listen(true).await, 1007, key()).connect().await.unwrap();
+    let server = ServerBuilder::hmac(fake.listen(true).await, 1007, key()).connect().await.unwrap();
     let mut there = numbers.dial(1007).await.unwrap();
     there.send(vec![1, 2, 3]).await.unwrap();
     let mut here = server.accept().await.unwrap();
@@ -321,8 +321,11 @@ async fn after_a_loss_connections_end_with_it_and_dial_and_accept_go_on() {
     });
     tokio::task::yield_now().await;
     fake.cut();
-    assert!(matches!(old.receive().await, Err(ReceiveError::Lost(Loss::Closed | Loss::Broken(_)))));
-    assert!(matches!(old.send(Bytes::new()).await, Err(SendError::Lost(_))));
+    assert!(matches!(
+        old.receive().await,
+        Err(ReceiveError::Connection(ConnectionError::Closed | ConnectionError::Io(_)))
+    ));
+    assert!(matches!(old.send(Bytes::new()).await, Err(SendError::Connection(_))));
     assert!(matches!(changes.next().await, Some(Status::Reconnecting(_))));
     assert!(matches!(changes.next().await, Some(Status::Connected)));
     let mut new = loop {
@@ -346,9 +349,9 @@ async fn a_closed_endpoint_tells_the_other_ends_after_what_it_had_sent() {
         there.send(vec![1; 1000].into()).await.unwrap();
     }
     client.clone().close().await;
-    assert!(matches!(client.dial(1007).await, Err(DialError::Lost(Loss::Here))));
+    assert!(matches!(client.dial(1007).await, Err(DialError::Connection(ConnectionError::LocallyClosed))));
     assert!(client.accept().await.is_err());
-    assert!(matches!(there.receive().await, Err(ReceiveError::Lost(Loss::Here))));
+    assert!(matches!(there.receive().await, Err(ReceiveError::Connection(ConnectionError::LocallyClosed))));
     for _ in 0..100 {
         assert_eq!(here.receive().await.unwrap().unwrap().len(), 1000);
     }
@@ -395,14 +398,14 @@ async fn a_connection_that_nobody_reads_is_closed_and_its_neighbour_goes_on() {
             other => break other,
         }
     };
-    assert!(matches!(end, Err(ReceiveError::Overrun)), "{end:?}");
+    assert!(matches!(end, Err(ReceiveError::Overflow)), "{end:?}");
 }
 
 #[tokio::test]
 async fn a_wrong_key_is_refused_and_nothing_else_is_trusted() {
     let fake = Fake::new();
     let door = fake.listen(true).await;
-    let wrong = DialServer::hmac(door, 1007, Key::new(*b"another 16 bytes").unwrap());
+    let wrong = ServerBuilder::hmac(door, 1007, Key::new(*b"another 16 bytes").unwrap());
     assert!(matches!(wrong.connect().await, Err(ConnectError::Refused)));
     let (near, mut far) = tokio::io::duplex(1000);
     let liar = tokio::spawn(async move {
@@ -410,15 +413,15 @@ async fn a_wrong_key_is_refused_and_nothing_else_is_trusted() {
         far.read_exact(&mut [0; 68]).await.unwrap();
         far.write_all(&[2; 32]).await.unwrap();
     });
-    let met = DialServer::hmac("", 1, key()).connect_over(near).await;
-    assert!(matches!(met, Err(ConnectError::Impostor)));
+    let met = ServerBuilder::hmac("", 1, key()).connect_over(near).await;
+    assert!(matches!(met, Err(ConnectError::NotAuthenticated)));
     liar.await.unwrap();
 }
 
 /// An endpoint whose gateway says what `script` says after the first New, and then neither reads nor writes.
 async fn scripted(settings: Settings, script: Vec<u8>) -> (Endpoint<Raw>, tokio::io::DuplexStream) {
     let (near, mut far) = tokio::io::duplex(64);
-    let client = DialClient::new("").settings(settings);
+    let client = ClientBuilder::new("").settings(settings);
     let client = tokio::spawn(async move { client.connect_over(near).await });
     far.read_exact(&mut [0; 9]).await.unwrap();
     far.write_all(&script).await.unwrap();
@@ -488,7 +491,7 @@ async fn messages_that_wait_leave_by_one_call() {
     let written = Arc::default();
     let says = script(&[Command::Open(ConnId(1)), Command::Accept { conn: ConnId(2), remote: 9 }]);
     let io = Counting { says: std::io::Cursor::new(says), written: Arc::clone(&written) };
-    let client = DialClient::new("").connect_over(io).await.unwrap();
+    let client = ClientBuilder::new("").connect_over(io).await.unwrap();
     let mut conn = client.accept().await.unwrap();
     let settle = async || {
         for _ in 0..20 {
@@ -509,8 +512,10 @@ async fn messages_that_wait_leave_by_one_call() {
 async fn a_client_keeps_to_its_settings() {
     let limit = Duration::from_millis(700);
     let (near, _far) = tokio::io::duplex(64);
-    let client = DialClient::new("").settings(Settings { auth_timeout: limit, ..settings() });
-    assert!(matches!(client.connect_over(near).await, Err(ConnectError::TimedOut(told)) if told == limit));
+    let client = ClientBuilder::new("").settings(Settings { auth_timeout: limit, ..settings() });
+    assert!(
+        matches!(client.connect_over(near).await, Err(ConnectError::TimedOut(state_sender)) if state_sender == limit)
+    );
 
     let incoming = [
         Command::Open(ConnId(1)),
@@ -531,7 +536,7 @@ async fn a_client_keeps_to_its_settings() {
     let mut all = vec![0; 2 * 13 + 10 * 108];
     far.read_exact(&mut all).await.unwrap();
     let closes = script(&[Command::Close(ConnId(1)), Command::Close(ConnId(3))]);
-    assert_eq!(all[..26], closes, "the id that was asked for first, and who found the backlog full");
+    assert_eq!(all[..26], closes, "the id that was requested for first, and who found the backlog full");
 
     let mut flood = script(&incoming[..2]);
     for _ in 0..4 {
@@ -540,8 +545,8 @@ async fn a_client_keeps_to_its_settings() {
     }
     let narrow = Settings {
         receive_queue: 3,
-        receive_patience: limit,
-        silence: Duration::from_secs(900),
+        receive_timeout: limit,
+        idle_timeout: Duration::from_secs(900),
         ..settings()
     };
     let (client, _far) = scripted(narrow, flood).await;
@@ -550,14 +555,14 @@ async fn a_client_keeps_to_its_settings() {
     for _ in 0..3 {
         assert_eq!(conn.receive().await.unwrap().unwrap()[..], [7]);
     }
-    assert!(matches!(conn.receive().await, Err(ReceiveError::Overrun)));
+    assert!(matches!(conn.receive().await, Err(ReceiveError::Overflow)));
 }
 
 /// S2-22: with its id and its key, by the reference's handshake; and what it grants is a setting.
 #[tokio::test]
 async fn a_server_shows_its_id_and_key_and_keeps_to_its_settings() {
     let (near, mut far) = tokio::io::duplex(1000);
-    let server = DialServer::md5("", 123, key());
+    let server = ServerBuilder::md5("", 123, key());
     let server = tokio::spawn(async move { server.connect_over(near).await });
     far.write_all(&[1, 2, 3, 4, 5, 6, 7, 8]).await.unwrap();
     let mut answer = [0; 20];
@@ -567,9 +572,9 @@ async fn a_server_shows_its_id_and_key_and_keeps_to_its_settings() {
     drop(server.await.unwrap().unwrap());
 
     let fake = Fake::new();
-    let client = DialClient::new(fake.listen(false).await).connect().await.unwrap();
+    let client = ClientBuilder::new(fake.listen(false).await).connect().await.unwrap();
     let narrow = Settings { receive_bytes: 1000, ..settings() };
-    let server = DialServer::hmac(fake.listen(true).await, 1007, key()).settings(narrow);
+    let server = ServerBuilder::hmac(fake.listen(true).await, 1007, key()).settings(narrow);
     let server = server.connect().await.unwrap();
     let mut there = client.dial(1007).await.unwrap();
     for _ in 0..3 {
@@ -580,27 +585,28 @@ async fn a_server_shows_its_id_and_key_and_keeps_to_its_settings() {
     for _ in 0..2 {
         assert_eq!(here.receive().await.unwrap().unwrap().len(), 600);
     }
-    assert!(matches!(here.receive().await, Err(ReceiveError::Overrun)));
+    assert!(matches!(here.receive().await, Err(ReceiveError::Overflow)));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_silent_gateway_is_asked_and_then_given_up() {
     let (near, mut far) = tokio::io::duplex(1000);
-    let client = DialClient::new("").settings(Settings { silence: Duration::from_secs(90), ..settings() });
+    let client =
+        ClientBuilder::new("").settings(Settings { idle_timeout: Duration::from_secs(90), ..settings() });
     let client = tokio::spawn(async move { client.connect_over(near).await });
     let new = *b"\x05\0\0\0\0\0\0\0\0";
-    let mut heard = [0; 9];
-    far.read_exact(&mut heard).await.unwrap();
-    assert_eq!(heard, new);
+    let mut received_count = [0; 9];
+    far.read_exact(&mut received_count).await.unwrap();
+    assert_eq!(received_count, new);
     let mut open = Vec::new();
     Command::Open(ConnId(3)).emit(&mut open);
     far.write_all(&open).await.unwrap();
     let client = client.await.unwrap().unwrap();
     let mut changes = client.changes();
     far.read_exact(&mut [0; 13]).await.unwrap();
-    far.read_exact(&mut heard).await.unwrap();
-    assert_eq!(heard, new, "the same question again");
+    far.read_exact(&mut received_count).await.unwrap();
+    assert_eq!(received_count, new, "the same question again");
     far.write_all(&open).await.unwrap();
     far.read_exact(&mut [0; 13]).await.unwrap();
-    assert!(matches!(changes.next().await, Some(Status::Closed(Loss::Silent))));
+    assert!(matches!(changes.next().await, Some(Status::Closed(ConnectionError::TimedOut))));
 }

@@ -1,4 +1,4 @@
-//! TLS towards the gateway: whom to trust, and who one is where servers are asked for a certificate.
+//! TLS towards the gateway: trusted certificates, and the endpoint's own.
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -11,7 +11,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls;
 
-/// Whom to trust inside TLS, and who one is.
+/// Trusted certificates, and the endpoint's own.
 #[derive(Clone, Default)]
 pub struct Tls {
     roots: Option<Vec<u8>>,
@@ -20,7 +20,7 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// Trusts the certificate authorities of the system, and has no certificate of its own.
+    /// Trusts the system's certificate authorities; no certificate of its own.
     #[must_use]
     pub fn system() -> Self {
         Self::default()
@@ -33,21 +33,21 @@ impl Tls {
         self
     }
 
-    /// Shows this certificate chain (PEM, its own first) with its private key (PEM): what the door for servers by mutual TLS asks for.
+    /// Presents this certificate chain (PEM, its own first) with its private key (PEM). The port for servers with mutual TLS requires one.
     #[must_use]
     pub fn identity(mut self, chain: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
         self.identity = Some((chain.into(), key.into()));
         self
     }
 
-    /// Expects a certificate for this name in place of the address' host.
+    /// Expects a certificate for this name in place of the address's host.
     #[must_use]
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// Shakes hands on a stream to `host`.
+    /// Performs the TLS handshake with `host` on a stream.
     pub(super) async fn connect<S>(&self, stream: S, host: &str, alpn: &[&[u8]]) -> io::Result<TlsStream<S>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -89,7 +89,7 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// Reads the certificate authorities of the system. One that cannot be parsed is left out.
+/// Reads the system's certificate authorities. Those that cannot be parsed are left out.
 fn system_roots() -> io::Result<RootCertStore> {
     let mut found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();

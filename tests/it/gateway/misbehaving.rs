@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use ginnel::gateway::client::{DialClient, DialServer, Endpoint, Key, Raw, Settings};
+use ginnel::gateway::client::{ClientBuilder, Endpoint, Key, Raw, ServerBuilder, Settings};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use tokio::task::JoinSet;
@@ -90,7 +90,7 @@ fn vanishing(gateway: std::net::SocketAddr, mut rng: ChaCha20Rng) {
 
 async fn worker(gateway: std::net::SocketAddr, seed: u64) {
     let settings = Settings { reconnect: None, ..Settings::default() };
-    let dialling = DialClient::new(gateway.to_string()).settings(settings);
+    let dialling = ClientBuilder::new(gateway.to_string()).settings(settings);
     for round in 0..ROUNDS {
         let rng = move |number: u64| ChaCha20Rng::seed_from_u64(seed << 32 | u64::from(round) << 8 | number);
         let (client, other) = (dialling.connect().await.unwrap(), dialling.connect().await.unwrap());
@@ -118,7 +118,7 @@ async fn messages_are_echoed_once_and_in_order_beside_misbehaving_endpoints() {
     let gateway = Gateway::start("[gateway.times]\nhold = 1.0");
     let key = || Key::new(KEY).unwrap();
     let (md5, hmac) = (gateway.md5.to_string(), gateway.hmac.to_string());
-    for server in [DialServer::md5(md5, SERVERS[0], key()), DialServer::hmac(hmac, SERVERS[1], key())] {
+    for server in [ServerBuilder::md5(md5, SERVERS[0], key()), ServerBuilder::hmac(hmac, SERVERS[1], key())] {
         tokio::spawn(echo(server.connect().await.unwrap()));
     }
     let mut workers = JoinSet::new();

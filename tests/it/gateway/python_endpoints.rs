@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ginnel::gateway::client::{DialClient, DialServer, Endpoint, Json, Key, Raw};
+use ginnel::gateway::client::{ClientBuilder, Endpoint, Json, Key, Raw, ServerBuilder};
 use serde_json::Value;
 
 use super::{Gateway, KEY, PATIENCE};
@@ -200,7 +200,8 @@ async fn our_library_and_python_endpoints_dial_each_other() {
     let (md5, hmac) = (gateway.md5.to_string(), gateway.hmac.to_string());
     let plain = Door::new(gateway.clients(), &[]);
     let arguments = |remote: &str| words(&format!("{remote} --connections 8 --messages 50 --size 5000"));
-    for (server, id) in [(DialServer::md5(md5, 1, key()), "1"), (DialServer::hmac(hmac, 2, key()), "2")] {
+    for (server, id) in [(ServerBuilder::md5(md5, 1, key()), "1"), (ServerBuilder::hmac(hmac, 2, key()), "2")]
+    {
         let server = server.connect().await.unwrap();
         // Dialled by a Python client, by the first one and the second.
         tokio::spawn(echo(server.clone()));
@@ -208,7 +209,7 @@ async fn our_library_and_python_endpoints_dial_each_other() {
         assert_eq!(told["messages"], 400, "{told}");
     }
     let servers = [Door::new(gateway.md5, &[]), Door::new(gateway.hmac, &["--hmac"])];
-    let client = DialClient::new(gateway.clients().to_string());
+    let client = ClientBuilder::new(gateway.clients().to_string());
     let bytes = client.connect().await.unwrap();
     for (door, id) in servers.iter().zip([3, 4]) {
         let server = door.start(Role::Server(id), "echo", &[]);

@@ -1,29 +1,29 @@
-//! A virtual connection as its user holds it.
+//! Virtual connections.
 
 use super::codec::Codec;
-use super::endpoint::Guard;
+use super::endpoint::EndpointGuard;
 use super::error::{ReceiveError, SendError};
-use super::line::Line;
-use super::stream::VirtualStream;
+use super::gateway_connection::GatewayConnection;
+use super::virtual_stream::VirtualStream;
 use crate::gateway::wire::ConnId;
 use bytes::Bytes;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-/// One end of a virtual connection; the last owner closes it.
+/// One end of a virtual connection; dropping it closes the connection.
 #[derive(Debug)]
-pub(super) struct Held {
-    line: Arc<Line>,
+pub(super) struct ConnectionHandle {
+    connection: Arc<GatewayConnection>,
     conn: ConnId,
     remote: u32,
     /// Keeps the endpoint alive.
-    _guard: Arc<Guard>,
+    _guard: Arc<EndpointGuard>,
 }
 
-impl Held {
+impl ConnectionHandle {
     pub(super) fn poll_receive(&self, cx: &Context<'_>) -> Poll<Result<Option<Bytes>, ReceiveError>> {
-        self.line.poll_receive(self.conn, cx)
+        self.connection.poll_receive(self.conn, cx)
     }
 
     pub(super) fn poll_send(
@@ -32,67 +32,73 @@ impl Held {
         len: usize,
         message: impl FnOnce() -> Bytes,
     ) -> Poll<Result<(), SendError>> {
-        self.line.poll_send(self.conn, cx, len, message)
+        self.connection.poll_send(self.conn, cx, len, message)
     }
 
     pub(super) fn max_message(&self) -> usize {
-        self.line.max_message()
+        self.connection.max_message()
     }
 }
 
-impl Drop for Held {
+impl Drop for ConnectionHandle {
     fn drop(&mut self) {
-        self.line.close(self.conn);
+        self.connection.close(self.conn);
     }
 }
 
-/// A virtual connection: messages in both directions, in order (S2-25). Dropped, it is closed at both ends, after what was sent.
+/// A virtual connection: messages in both directions, in order (S2-25). Dropping it closes both ends, after the messages that were sent.
 #[derive(Debug)]
 pub struct VirtualConnection<C> {
     sender: Sender<C>,
     receiver: Receiver<C>,
 }
 
-/// The half of a [`VirtualConnection`] that sends.
+/// The sending half of a [`VirtualConnection`].
 #[derive(Debug)]
 pub struct Sender<C> {
-    held: Arc<Held>,
+    held: Arc<ConnectionHandle>,
     codec: C,
 }
 
-/// The half of a [`VirtualConnection`] that receives.
+/// The receiving half of a [`VirtualConnection`].
 #[derive(Debug)]
 pub struct Receiver<C> {
-    held: Arc<Held>,
+    held: Arc<ConnectionHandle>,
     codec: C,
 }
 
 impl<C: Codec> VirtualConnection<C> {
-    pub(super) fn new(line: Arc<Line>, conn: ConnId, remote: u32, guard: Arc<Guard>, codec: C) -> Self {
-        let held = Arc::new(Held { line, conn, remote, _guard: guard });
+    pub(super) fn new(
+        connection: Arc<GatewayConnection>,
+        conn: ConnId,
+        remote: u32,
+        guard: Arc<EndpointGuard>,
+        codec: C,
+    ) -> Self {
+        let held = Arc::new(ConnectionHandle { connection, conn, remote, _guard: guard });
         let sender = Sender { held: Arc::clone(&held), codec: codec.clone() };
         Self { sender, receiver: Receiver { held, codec } }
     }
 
-    /// Returns the virtual connection's number, the same at both ends.
+    /// Returns the id of the virtual connection, the same at both ends.
     #[must_use]
     pub fn id(&self) -> u32 {
         self.sender.held.conn.0
     }
 
-    /// Returns who is at the other end: a server's id, or a client's number where this endpoint is a server (S2-14).
+    /// Returns the id of the other end: a server's, or a client's where this endpoint is a server (S2-14).
     #[must_use]
     pub fn remote(&self) -> u32 {
         self.sender.held.remote
     }
 
-    /// Returns how many bytes a message may have.
+    /// Returns the bytes that a message may have.
     #[must_use]
     pub fn max_message(&self) -> usize {
         self.sender.held.max_message()
     }
 
-    /// Sends a message. Waits while the gateway takes none; a wait that is dropped has sent nothing.
+    /// Sends a message; waits while the gateway accepts none. A dropped call has sent nothing.
     ///
     /// # Errors
     /// [`SendError`].
@@ -100,7 +106,7 @@ impl<C: Codec> VirtualConnection<C> {
         self.sender.send(value).await
     }
 
-    /// Waits for the next message; `None` when the other end has closed and all that it had sent was taken. The wait may be dropped.
+    /// Waits for the next message; `None` after the other end has closed and all its messages were received. A dropped call loses nothing.
     ///
     /// # Errors
     /// [`ReceiveError`].
@@ -108,16 +114,16 @@ impl<C: Codec> VirtualConnection<C> {
         self.receiver.receive().await
     }
 
-    /// Closes it at both ends, after what was sent; what the other end still sends is lost.
+    /// Closes both ends, after the messages that were sent. Messages still on their way to this end are lost.
     pub fn close(self) {}
 
-    /// Parts it in two halves; it is closed with the last of them.
+    /// Splits it into halves; dropping both closes it.
     #[must_use]
     pub fn into_split(self) -> (Sender<C>, Receiver<C>) {
         (self.sender, self.receiver)
     }
 
-    /// Makes a stream of bytes of it, where both ends do so. Whatever messages were not received become its first bytes.
+    /// Turns it into a byte stream; both ends must do so. Messages that were not received become the first bytes.
     #[must_use]
     pub fn into_stream(self) -> VirtualStream {
         VirtualStream::new(self.sender.held)
@@ -125,7 +131,7 @@ impl<C: Codec> VirtualConnection<C> {
 }
 
 impl<C: Codec> Sender<C> {
-    /// Sends a message, as [`VirtualConnection::send`] does.
+    /// Sends a message as [`VirtualConnection::send`] does.
     ///
     /// # Errors
     /// [`SendError`].
@@ -136,7 +142,7 @@ impl<C: Codec> Sender<C> {
 }
 
 impl<C: Codec> Receiver<C> {
-    /// Waits for the next message, as [`VirtualConnection::receive`] does.
+    /// Waits for the next message as [`VirtualConnection::receive`] does.
     ///
     /// # Errors
     /// [`ReceiveError`].

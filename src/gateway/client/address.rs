@@ -1,8 +1,8 @@
-//! How to get in at the gateway: the way there, and what is said at the door.
+//! Addresses of gateways, and what an endpoint proves when it connects.
 
-use super::carrier::{Carrier, Io, NOT_A_FRAME};
 use super::error::ConnectError;
 use super::tls::Tls;
+use super::transport::{Io, NOT_A_FRAME, Transport};
 use crate::gateway::handshake::{CHALLENGE, Key};
 use crate::gateway::token::GatewayToken;
 use crate::net::connect::connect;
@@ -18,16 +18,16 @@ use tokio_tungstenite::tungstenite::Error as WebSocketError;
 use tokio_tungstenite::tungstenite::http::Uri;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
-/// What is said at the door.
+/// What an endpoint proves.
 #[derive(Debug, Clone)]
-pub(super) enum Pass {
+pub(super) enum Credentials {
     Client(Option<GatewayToken>),
     Md5 { id: u32, key: Key },
     Hmac { id: u32, key: Key },
 }
 
-impl Pass {
-    /// Says whether command 7 is spoken behind this door.
+impl Credentials {
+    /// Returns whether both sides grant credit (command 7).
     pub(super) fn credit(&self) -> bool {
         matches!(self, Self::Hmac { .. })
     }
@@ -51,57 +51,57 @@ impl Pass {
         }
     }
 
-    /// Shakes hands where that is asked for.
-    pub(super) async fn shake(&self, carrier: &mut Carrier) -> Result<(), ConnectError> {
+    /// Performs the handshake, where there is one.
+    pub(super) async fn authenticate(&self, transport: &mut Transport) -> Result<(), ConnectError> {
         match self {
             Self::Client(_) => Ok(()),
             Self::Md5 { id, key } => {
-                let challenge = carrier.piece().await.map_err(refused)?;
-                carrier.put(&key.md5_answer(&challenge, *id)).await.map_err(refused)
+                let challenge = transport.read_handshake().await.map_err(refused)?;
+                transport.write_handshake(&key.md5_answer(&challenge, *id)).await.map_err(refused)
             }
             Self::Hmac { id, key } => {
-                let challenge = carrier.piece().await.map_err(refused)?;
+                let challenge = transport.read_handshake().await.map_err(refused)?;
                 let mut nonce = [0; CHALLENGE];
                 ChaCha20Rng::from_os_rng().fill_bytes(&mut nonce);
-                carrier.put(&key.answer(&challenge, &nonce, *id)).await.map_err(refused)?;
-                let proof = carrier.piece().await.map_err(refused)?;
+                transport.write_handshake(&key.answer(&challenge, &nonce, *id)).await.map_err(refused)?;
+                let proof = transport.read_handshake().await.map_err(refused)?;
                 let honest = key.verify_proof(&challenge, &nonce, *id, &proof);
-                if honest { Ok(()) } else { Err(ConnectError::Impostor) }
+                if honest { Ok(()) } else { Err(ConnectError::NotAuthenticated) }
             }
         }
     }
 }
 
-/// What a broken connection means before the gateway has let anybody in.
+/// Maps an I/O error before the gateway has accepted this endpoint.
 pub(super) fn refused(error: io::Error) -> ConnectError {
     use io::ErrorKind as Kind;
     match error.kind() {
         Kind::UnexpectedEof | Kind::ConnectionReset | Kind::BrokenPipe => ConnectError::Refused,
-        NOT_A_FRAME => ConnectError::Impostor,
+        NOT_A_FRAME => ConnectError::NotAuthenticated,
         Kind::InvalidData => ConnectError::Tls(error),
         _ => ConnectError::Unreachable(error),
     }
 }
 
-/// What is spoken on the way.
+/// The protocol that carries frames.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Manner {
+enum Protocol {
     Plain,
     WebSocket { url: String },
 }
 
-/// A gateway's address as it was typed.
+/// A parsed address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Address {
     host: String,
     port: u16,
     tls: bool,
-    manner: Manner,
+    protocol: Protocol,
 }
 
 impl Address {
-    /// Reads `HOST[:PORT]`, `tls://HOST[:PORT]`, or a WebSocket's URL, whose path is the gateway's where it has none.
-    pub(super) fn parse(text: &str, pass: &Pass) -> Result<Self, ConnectError> {
+    /// Parses `HOST[:PORT]`, `tls://HOST[:PORT]`, or a WebSocket URL. Without a path the URL gets the gateway's.
+    pub(super) fn parse(text: &str, credentials: &Credentials) -> Result<Self, ConnectError> {
         let wrong = || ConnectError::Address(text.to_owned());
         let whole = if text.contains("://") { text.to_owned() } else { format!("tcp://{}", bracketed(text)) };
         let uri: Uri = whole.parse().map_err(|_| wrong())?;
@@ -114,7 +114,7 @@ impl Address {
             _ => return Err(wrong()),
         };
         let path = uri.path();
-        if web && matches!(pass, Pass::Md5 { .. }) || !web && path.len() > 1 {
+        if web && matches!(credentials, Credentials::Md5 { .. }) || !web && path.len() > 1 {
             return Err(wrong());
         }
         let authority = uri.authority().map_or("", |authority| authority.as_str());
@@ -123,7 +123,7 @@ impl Address {
                 if web {
                     3478
                 } else {
-                    pass.port()
+                    credentials.port()
                 }
             }
             Some(rest) => rest
@@ -134,65 +134,65 @@ impl Address {
             None => return Err(wrong()),
         };
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let manner = if web {
-            let path = match (path, pass) {
-                ("" | "/", Pass::Client(_)) => "/gateway",
+        let protocol = if web {
+            let path = match (path, credentials) {
+                ("" | "/", Credentials::Client(_)) => "/gateway",
                 ("" | "/", _) => "/gateway/servers",
                 (path, _) => path,
             };
             let scheme = if tls { "wss" } else { "ws" };
-            Manner::WebSocket { url: format!("{scheme}://{}:{port}{path}", bracketed(&host)) }
+            Protocol::WebSocket { url: format!("{scheme}://{}:{port}{path}", bracketed(&host)) }
         } else {
-            Manner::Plain
+            Protocol::Plain
         };
-        Ok(Self { host, port, tls, manner })
+        Ok(Self { host, port, tls, protocol })
     }
 
-    /// Goes there, within `limit`; also returns this side's address.
+    /// Connects within `limit`; also returns the local address.
     pub(super) async fn open(
         &self,
         tls: &Tls,
         max_packet: usize,
         limit: Duration,
-    ) -> Result<(Carrier, Option<SocketAddr>), ConnectError> {
+    ) -> Result<(Transport, Option<SocketAddr>), ConnectError> {
         let going = async {
             let addresses = lookup_host((self.host.as_str(), self.port)).await;
             let addresses: Vec<SocketAddr> = addresses.map_err(ConnectError::Unreachable)?.collect();
             let (stream, _) = connect(&addresses).await.map_err(ConnectError::Unreachable)?;
             let _ = stream.set_nodelay(true);
             let local = stream.local_addr().ok();
-            let alpn: &[&[u8]] = if self.manner == Manner::Plain { &[] } else { &[b"http/1.1"] };
+            let alpn: &[&[u8]] = if self.protocol == Protocol::Plain { &[] } else { &[b"http/1.1"] };
             let io: Io = if self.tls {
                 Box::new(tls.connect(stream, &self.host, alpn).await.map_err(ConnectError::Tls)?)
             } else {
                 Box::new(stream)
             };
-            Ok((self.speak(io, max_packet).await?, local))
+            Ok((self.open_protocol(io, max_packet).await?, local))
         };
         timeout(limit, going).await.unwrap_or(Err(ConnectError::TimedOut(limit)))
     }
 
-    async fn speak(&self, io: Io, max_packet: usize) -> Result<Carrier, ConnectError> {
-        let Manner::WebSocket { url } = &self.manner else { return Ok(Carrier::Stream(io)) };
+    async fn open_protocol(&self, io: Io, max_packet: usize) -> Result<Transport, ConnectError> {
+        let Protocol::WebSocket { url } = &self.protocol else { return Ok(Transport::Stream(io)) };
         let longest = Some(max_packet.saturating_add(4));
         let config = WebSocketConfig::default().max_message_size(longest).max_frame_size(longest);
         match client_async_with_config(url, io, Some(config)).await {
-            Ok((socket, _)) => Ok(Carrier::WebSocket(Box::new(socket))),
+            Ok((socket, _)) => Ok(Transport::WebSocket(Box::new(socket))),
             Err(WebSocketError::Io(error)) => Err(refused(error)),
             Err(WebSocketError::Http(answer)) => match answer.status().as_u16() {
                 401 | 403 | 429 => Err(ConnectError::Refused),
                 502..=504 => {
                     Err(ConnectError::Unreachable(io::Error::other(format!("HTTP {}", answer.status()))))
                 }
-                404 => Err(ConnectError::WebSocket("no gateway is there (HTTP 404)".to_owned())),
-                status => Err(ConnectError::WebSocket(format!("HTTP {status}"))),
+                404 => Err(ConnectError::WebSocket(io::Error::other("no gateway at this path (HTTP 404)"))),
+                status => Err(ConnectError::WebSocket(io::Error::other(format!("HTTP {status}")))),
             },
-            Err(error) => Err(ConnectError::WebSocket(error.to_string())),
+            Err(error) => Err(ConnectError::WebSocket(io::Error::other(error))),
         }
     }
 }
 
-/// An IPv6 address without brackets gets some.
+/// Puts an IPv6 address into brackets.
 fn bracketed(host: &str) -> String {
     let colons = host.bytes().filter(|byte| *byte == b':').count();
     if colons > 1 && !host.starts_with('[') { format!("[{host}]") } else { host.to_owned() }
@@ -202,11 +202,11 @@ fn bracketed(host: &str) -> String {
 mod tests {
     use super::*;
 
-    fn read(text: &str, pass: &Pass) -> Option<(String, u16, bool, Option<String>)> {
-        let address = Address::parse(text, pass).ok()?;
-        let url = match address.manner {
-            Manner::Plain => None,
-            Manner::WebSocket { url } => Some(url),
+    fn read(text: &str, credentials: &Credentials) -> Option<(String, u16, bool, Option<String>)> {
+        let address = Address::parse(text, credentials).ok()?;
+        let url = match address.protocol {
+            Protocol::Plain => None,
+            Protocol::WebSocket { url } => Some(url),
         };
         Some((address.host, address.port, address.tls, url))
     }
@@ -214,11 +214,11 @@ mod tests {
     #[test]
     fn an_address_is_a_host_or_a_url_and_the_door_knows_its_port() {
         let key = Key::new(*b"sixteen bytes !!").unwrap();
-        let client = Pass::Client(None);
-        let (md5, hmac) = (Pass::Md5 { id: 1, key: key.clone() }, Pass::Hmac { id: 1, key });
+        let client = Credentials::Client(None);
+        let (md5, hmac) = (Credentials::Md5 { id: 1, key: key.clone() }, Credentials::Hmac { id: 1, key });
         let plain = |host: &str, port, tls| Some((host.to_owned(), port, tls, None));
         let web = |host: &str, port, tls, url: &str| Some((host.to_owned(), port, tls, Some(url.to_owned())));
-        for (text, pass, expected) in [
+        for (text, credentials, expected) in [
             ("gw.example", &client, plain("gw.example", 3478, false)),
             ("gw.example", &md5, plain("gw.example", 3480, false)),
             ("192.0.2.1", &hmac, plain("192.0.2.1", 3481, false)),
@@ -242,7 +242,7 @@ mod tests {
             ("gw.example:70000", &client, None),
             ("", &client, None),
         ] {
-            assert_eq!(read(text, pass), expected, "{text}");
+            assert_eq!(read(text, credentials), expected, "{text}");
         }
     }
 }

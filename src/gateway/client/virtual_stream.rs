@@ -1,6 +1,6 @@
-//! A virtual connection as a stream of bytes.
+//! A virtual connection as a byte stream.
 
-use super::connection::Held;
+use super::virtual_connection::ConnectionHandle;
 use bytes::{Buf, Bytes};
 use std::io;
 use std::pin::Pin;
@@ -8,16 +8,16 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Bytes that one message carries at the most.
+/// Bytes that one message carries at most.
 const CHUNK: usize = 32 * 1024;
 
 /// A stream of bytes over a virtual connection.
 ///
-/// The end of a direction is an empty message, so that the other direction can go on. A virtual connection that is closed without one
-/// ends a read with [`io::ErrorKind::ConnectionReset`]: the gateway closes it too when the other end's machine has gone away in mid-sentence.
+/// An empty message ends one direction; the other can continue. A virtual connection that is closed without one ends a read with
+/// [`io::ErrorKind::ConnectionReset`]: the gateway also closes it when the other end has failed.
 #[derive(Debug)]
 pub struct VirtualStream {
-    held: Arc<Held>,
+    held: Arc<ConnectionHandle>,
     unread: Bytes,
     end_read: bool,
     end_written: bool,
@@ -25,7 +25,7 @@ pub struct VirtualStream {
 }
 
 impl VirtualStream {
-    pub(super) fn new(held: Arc<Held>) -> Self {
+    pub(super) fn new(held: Arc<ConnectionHandle>) -> Self {
         let chunk = held.max_message().clamp(1, CHUNK);
         Self { held, unread: Bytes::new(), end_read: false, end_written: false, chunk }
     }
@@ -64,7 +64,7 @@ impl AsyncWrite for VirtualStream {
         Poll::Ready(Ok(chunk.len()))
     }
 
-    /// What was written leaves by itself.
+    /// Written bytes are sent without a flush.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

@@ -1,8 +1,8 @@
-//! What frames travel in: a stream of bytes, or WebSocket messages of one frame each.
+//! Carries frames: in a byte stream, or in WebSocket messages of one frame each.
 
-use super::error::{Fault, Loss};
-use super::line::Line;
-use super::machine::{BATCH, Outgoing};
+use super::error::{ConnectionError, ProtocolError};
+use super::gateway_connection::GatewayConnection;
+use super::machine::{BATCH, OutgoingFrame};
 use bytes::{Bytes, BytesMut};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
@@ -11,50 +11,50 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::error::ProtocolError;
+use tokio_tungstenite::tungstenite::error::ProtocolError as WebSocketProtocolError;
 use tokio_tungstenite::tungstenite::{Error as WebSocketError, Message};
 
-/// A WebSocket message that no gateway sends. (TLS has `InvalidData` for what is wrong there.)
+/// A WebSocket message that no gateway sends. (TLS uses `InvalidData` for its own errors.)
 pub(super) const NOT_A_FRAME: io::ErrorKind = io::ErrorKind::InvalidInput;
 
-/// Bytes in both directions.
+/// A bidirectional byte stream.
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 
 pub(super) type Io = Box<dyn Duplex>;
 
-/// What frames travel in.
-pub(super) enum Carrier {
+/// What carries frames.
+pub(super) enum Transport {
     Stream(Io),
     WebSocket(Box<WebSocketStream<Io>>),
 }
 
-impl Carrier {
-    /// Reads exactly `N` bytes: a piece of a handshake, which is one message of a WebSocket.
-    pub(super) async fn piece<const N: usize>(&mut self) -> io::Result<[u8; N]> {
-        let mut piece = [0; N];
+impl Transport {
+    /// Reads one part of a handshake: exactly `N` bytes, which are one message of a WebSocket.
+    pub(super) async fn read_handshake<const N: usize>(&mut self) -> io::Result<[u8; N]> {
+        let mut part = [0; N];
         match self {
             Self::Stream(stream) => {
-                stream.read_exact(&mut piece).await?;
+                stream.read_exact(&mut part).await?;
             }
             Self::WebSocket(socket) => {
                 let message = next(socket).await?.ok_or(io::ErrorKind::UnexpectedEof)?;
-                piece = message.as_ref().try_into().map_err(|_| NOT_A_FRAME)?;
+                part = message.as_ref().try_into().map_err(|_| NOT_A_FRAME)?;
             }
         }
-        Ok(piece)
+        Ok(part)
     }
 
-    /// Sends a piece of a handshake.
-    pub(super) async fn put(&mut self, piece: &[u8]) -> io::Result<()> {
+    /// Sends one part of a handshake.
+    pub(super) async fn write_handshake(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::Stream(stream) => {
-                stream.write_all(piece).await?;
+                stream.write_all(bytes).await?;
                 stream.flush().await
             }
             Self::WebSocket(socket) => {
-                socket.send(Message::Binary(Bytes::copy_from_slice(piece))).await.map_err(io_error)
+                socket.send(Message::Binary(Bytes::copy_from_slice(bytes))).await.map_err(io_error)
             }
         }
     }
@@ -73,7 +73,7 @@ impl Carrier {
     }
 }
 
-/// The next binary message; `None` at the end.
+/// Returns the next binary message; `None` at the end.
 async fn next<S>(socket: &mut S) -> io::Result<Option<Bytes>>
 where
     S: futures_util::Stream<Item = Result<Message, WebSocketError>> + Unpin,
@@ -94,63 +94,69 @@ fn io_error(error: WebSocketError) -> io::Error {
         WebSocketError::Io(error) => error,
         WebSocketError::ConnectionClosed
         | WebSocketError::AlreadyClosed
-        | WebSocketError::Protocol(ProtocolError::ResetWithoutClosingHandshake) => {
+        | WebSocketError::Protocol(WebSocketProtocolError::ResetWithoutClosingHandshake) => {
             io::ErrorKind::UnexpectedEof.into()
         }
         other => io::Error::other(other),
     }
 }
 
-/// The half that reads.
+/// The reading half.
 pub(super) enum Reader {
     Stream { read: ReadHalf<Io>, buffer: BytesMut, size: usize },
     WebSocket(SplitStream<Box<WebSocketStream<Io>>>),
 }
 
-/// How long a reader waits for what.
+/// Timeouts of a reader.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Patience {
-    /// For a virtual connection to take what came for it.
+pub(super) struct ReadTimeouts {
+    /// For a virtual connection to take a held message.
     pub(super) receiver: Duration,
-    /// For a word of the gateway; a probe is sent after a half of it.
-    pub(super) silence: Duration,
+    /// For anything from the gateway; a probe is sent after half of it.
+    pub(super) idle: Duration,
 }
 
 impl Reader {
-    /// Reads until the line is lost.
-    pub(super) async fn run(mut self, line: &Line, patience: Patience) -> Loss {
+    /// Reads until the connection fails.
+    pub(super) async fn run(
+        mut self,
+        connection: &GatewayConnection,
+        timeouts: ReadTimeouts,
+    ) -> ConnectionError {
         let mut silent = false;
         loop {
-            let read = match timeout(patience.silence / 2, self.read(line)).await {
+            let read = match timeout(timeouts.idle / 2, self.read(connection)).await {
                 Ok(Ok(Some(held))) => held,
-                Ok(Ok(None)) => return Loss::Closed,
-                Ok(Err(loss)) => return loss,
-                Err(_) if silent => return Loss::Silent,
+                Ok(Ok(None)) => return ConnectionError::Closed,
+                Ok(Err(error)) => return error,
+                Err(_) if silent => return ConnectionError::TimedOut,
                 Err(_) => {
                     silent = true;
-                    line.probe();
+                    connection.probe();
                     continue;
                 }
             };
             silent = false;
             let mut held = read;
             while held {
-                if timeout(patience.receiver, line.wait_to_resume()).await.is_err() {
-                    line.give_up_held();
+                if timeout(timeouts.receiver, connection.wait_to_resume()).await.is_err() {
+                    connection.close_held();
                 }
                 held = match &mut self {
-                    Self::Stream { buffer, .. } if !line.held() => match line.handle_bytes(buffer) {
-                        Ok(held) => held,
-                        Err(fault) => return Loss::Fault(fault),
-                    },
-                    _ => line.held(),
+                    Self::Stream { buffer, .. } if !connection.held() => {
+                        match connection.handle_bytes(buffer) {
+                            Ok(held) => held,
+                            Err(fault) => return ConnectionError::Protocol(fault),
+                        }
+                    }
+                    _ => connection.held(),
                 };
             }
         }
     }
 
-    /// Reads once; says whether a message is held, or `None` at the end.
-    async fn read(&mut self, line: &Line) -> Result<Option<bool>, Loss> {
+    /// Reads once; returns whether a message is held, or `None` at the end.
+    async fn read(&mut self, connection: &GatewayConnection) -> Result<Option<bool>, ConnectionError> {
         match self {
             Self::Stream { read, buffer, size } => {
                 if buffer.capacity() - buffer.len() < *size / 2 {
@@ -159,48 +165,55 @@ impl Reader {
                 if read.read_buf(buffer).await? == 0 {
                     return Ok(None);
                 }
-                line.handle_bytes(buffer).map(Some).map_err(Loss::Fault)
+                connection.handle_bytes(buffer).map(Some).map_err(ConnectionError::Protocol)
             }
             Self::WebSocket(socket) => match next(socket).await {
-                Ok(Some(frame)) => line.handle_frame(frame).map(Some).map_err(Loss::Fault),
+                Ok(Some(frame)) => {
+                    connection.handle_frame(frame).map(Some).map_err(ConnectionError::Protocol)
+                }
                 Ok(None) => Ok(None),
-                Err(error) if error.kind() == NOT_A_FRAME => Err(Loss::Fault(Fault::Ragged)),
+                Err(error) if error.kind() == NOT_A_FRAME => {
+                    Err(ConnectionError::Protocol(ProtocolError::NotOneFrame))
+                }
                 Err(error) => Err(error.into()),
             },
         }
     }
 }
 
-/// The half that writes.
+/// The writing half.
 pub(super) enum Writer {
     Stream(WriteHalf<Io>),
     WebSocket(SplitSink<Box<WebSocketStream<Io>>, Message>),
 }
 
 impl Writer {
-    /// Writes what the line has to send, all that waits at a time, until it is finished.
-    pub(super) async fn run(mut self, line: &Line) -> Loss {
+    /// Writes queued frames, all at a time, until the connection is closed.
+    pub(super) async fn run(mut self, connection: &GatewayConnection) -> ConnectionError {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
-            let more = line.poll_transmit(&mut batch);
+            let more = connection.poll_transmit(&mut batch);
             if !batch.is_empty() {
                 if let Err(error) = self.write(&batch).await {
                     return error.into();
                 }
                 batch.clear();
             } else if more {
-                line.wait_to_transmit().await;
+                connection.wait_to_transmit().await;
             } else {
                 let _ = self.close().await;
-                return Loss::Here;
+                return ConnectionError::LocallyClosed;
             }
         }
     }
 
-    async fn write(&mut self, batch: &[Outgoing]) -> io::Result<()> {
+    async fn write(&mut self, batch: &[OutgoingFrame]) -> io::Result<()> {
         match self {
             Self::Stream(stream) => {
-                let pieces = batch.iter().flat_map(Outgoing::pieces).filter(|piece| !piece.is_empty());
+                let pieces = batch
+                    .iter()
+                    .flat_map(OutgoingFrame::pieces)
+                    .filter(|read_handshake| !read_handshake.is_empty());
                 let mut slices: Vec<IoSlice<'_>> = pieces.map(IoSlice::new).collect();
                 let mut rest = slices.as_mut_slice();
                 while !rest.is_empty() {

@@ -1,7 +1,7 @@
-//! One connection to the gateway as its users see it: the machine behind a lock, and who sleeps until it has news.
+//! One connection to the gateway: the machine behind a lock, and the wakers of those who wait.
 
-use super::error::{Fault, Loss, ReceiveError, SendError};
-use super::machine::{DialKey, End, Event, Mux, Offered, Outgoing, Taken};
+use super::error::{ConnectionError, ProtocolError, ReceiveError, SendError};
+use super::machine::{CloseReason, DialKey, Event, Mux, OutgoingFrame, Received, SendOutcome};
 use crate::gateway::wire::ConnId;
 use bytes::{Bytes, BytesMut};
 use std::collections::HashMap;
@@ -11,9 +11,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use tokio::sync::{Notify, oneshot, watch};
 
-/// Who waits for one virtual connection: its one receiver and its one sender.
+/// The wakers of one virtual connection's receiver and sender.
 #[derive(Debug, Default)]
-struct Sleepers {
+struct Wakers {
     receiver: Option<Waker>,
     sender: Option<Waker>,
 }
@@ -21,41 +21,41 @@ struct Sleepers {
 #[derive(Debug)]
 struct State {
     mux: Mux,
-    sleepers: HashMap<ConnId, Sleepers>,
+    wakers: HashMap<ConnId, Wakers>,
     dials: HashMap<DialKey, oneshot::Sender<Option<ConnId>>>,
-    lost: Option<Loss>,
+    error: Option<ConnectionError>,
     finishing: bool,
 }
 
 /// One connection to the gateway.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct GatewayConnection {
     state: Mutex<State>,
     transmit: Notify,
     arrived: Notify,
     resume: Notify,
     ready: watch::Sender<bool>,
-    /// How often something has come.
-    heard: AtomicU64,
-    /// This side's address, where that is known.
+    /// Counts reads.
+    received_count: AtomicU64,
+    /// The local address, where it is known.
     pub(super) local: Option<SocketAddr>,
 }
 
-impl Line {
+impl GatewayConnection {
     pub(super) fn new(mux: Mux, local: Option<SocketAddr>) -> Self {
         Self {
             state: Mutex::new(State {
                 mux,
-                sleepers: HashMap::new(),
+                wakers: HashMap::new(),
                 dials: HashMap::new(),
-                lost: None,
+                error: None,
                 finishing: false,
             }),
             transmit: Notify::new(),
             arrived: Notify::new(),
             resume: Notify::new(),
             ready: watch::Sender::new(false),
-            heard: AtomicU64::new(0),
+            received_count: AtomicU64::new(0),
             local,
         }
     }
@@ -64,7 +64,7 @@ impl Line {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the state and tells everybody what came of it.
+    /// Changes the state and wakes everybody whom it concerns.
     fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.lock();
         let result = change(&mut state);
@@ -72,11 +72,11 @@ impl Line {
             match event {
                 Event::Ready => drop(self.ready.send_replace(true)),
                 Event::Transmit => self.transmit.notify_one(),
-                Event::Arrived => self.arrived.notify_one(),
+                Event::Incoming => self.arrived.notify_one(),
                 Event::Resume => self.resume.notify_one(),
-                Event::Readable(conn) => wake(state.sleepers.get_mut(&conn).map(|who| &mut who.receiver)),
-                Event::Writable(conn) => wake(state.sleepers.get_mut(&conn).map(|who| &mut who.sender)),
-                Event::Dialled(key, conn) => state.dialled(key, conn),
+                Event::Readable(conn) => wake(state.wakers.get_mut(&conn).map(|who| &mut who.receiver)),
+                Event::Writable(conn) => wake(state.wakers.get_mut(&conn).map(|who| &mut who.sender)),
+                Event::DialDone(key, conn) => state.dialled(key, conn),
             }
         }
         result
@@ -87,25 +87,25 @@ impl Line {
         let _ = self.ready.subscribe().wait_for(|ready| *ready).await;
     }
 
-    /// Resolves when there is something to send, or the end has come near.
+    /// Resolves when there is something to send, or the connection is closing.
     pub(super) async fn wait_to_transmit(&self) {
         self.transmit.notified().await;
     }
 
-    /// Resolves when a held message may have found its place.
+    /// Resolves when a held message may have been delivered.
     pub(super) async fn wait_to_resume(&self) {
         self.resume.notified().await;
     }
 
-    /// Takes what has come by a stream; says whether a message is held.
-    pub(super) fn handle_bytes(&self, bytes: &mut BytesMut) -> Result<bool, Fault> {
-        self.heard.fetch_add(1, Ordering::Relaxed);
+    /// Handles received bytes; returns whether a message is held.
+    pub(super) fn handle_bytes(&self, bytes: &mut BytesMut) -> Result<bool, ProtocolError> {
+        self.received_count.fetch_add(1, Ordering::Relaxed);
         self.with(|state| state.mux.handle_bytes(bytes).map(|()| state.mux.held().is_some()))
     }
 
-    /// Takes a WebSocket message; says whether it is held.
-    pub(super) fn handle_frame(&self, frame: Bytes) -> Result<bool, Fault> {
-        self.heard.fetch_add(1, Ordering::Relaxed);
+    /// Handles a WebSocket message; returns whether it is held.
+    pub(super) fn handle_frame(&self, frame: Bytes) -> Result<bool, ProtocolError> {
+        self.received_count.fetch_add(1, Ordering::Relaxed);
         self.with(|state| state.mux.handle_frame(frame).map(|()| state.mux.held().is_some()))
     }
 
@@ -113,58 +113,58 @@ impl Line {
         self.lock().mux.held().is_some()
     }
 
-    pub(super) fn give_up_held(&self) {
-        self.with(|state| state.mux.give_up_held());
+    pub(super) fn close_held(&self) {
+        self.with(|state| state.mux.close_held());
     }
 
-    /// Returns a number that grows whenever something comes.
-    pub(super) fn heard(&self) -> u64 {
-        self.heard.load(Ordering::Relaxed)
+    /// Returns the number of reads.
+    pub(super) fn received_count(&self) -> u64 {
+        self.received_count.load(Ordering::Relaxed)
     }
 
     pub(super) fn probe(&self) {
         self.with(|state| state.mux.probe());
     }
 
-    /// Takes what leaves next; says whether anything will come after it.
-    pub(super) fn poll_transmit(&self, batch: &mut Vec<Outgoing>) -> bool {
+    /// Takes the next frames to send; returns whether more may follow.
+    pub(super) fn poll_transmit(&self, batch: &mut Vec<OutgoingFrame>) -> bool {
         self.with(|state| {
             state.mux.poll_transmit(batch);
             !state.finishing
         })
     }
 
-    /// Accepts nothing from outside any more.
-    pub(super) fn deafen(&self) {
-        self.with(|state| state.mux.deafen());
+    /// Stops accepting incoming virtual connections.
+    pub(super) fn stop_accepting(&self) {
+        self.with(|state| state.mux.stop_accepting());
     }
 
-    /// Closes all virtual connections, politely; nothing is sent after that.
+    /// Closes all virtual connections; nothing is sent after their Close.
     pub(super) fn finish(&self) {
         self.with(|state| {
             state.mux.close_all();
             state.finishing = true;
         });
-        self.lose(Loss::Here);
+        self.fail(ConnectionError::LocallyClosed);
         self.transmit.notify_one();
     }
 
-    /// Ends everything that ran through this line.
-    pub(super) fn lose(&self, loss: Loss) {
+    /// Ends everything that uses this connection.
+    pub(super) fn fail(&self, error: ConnectionError) {
         let mut state = self.lock();
-        state.lost.get_or_insert(loss);
+        state.error.get_or_insert(error);
         state.dials.clear();
-        for who in state.sleepers.values_mut() {
+        for who in state.wakers.values_mut() {
             wake(Some(&mut who.receiver));
             wake(Some(&mut who.sender));
         }
     }
 
-    pub(super) fn loss(&self) -> Option<Loss> {
-        self.lock().lost.clone()
+    pub(super) fn error(&self) -> Option<ConnectionError> {
+        self.lock().error.clone()
     }
 
-    /// Waits for a virtual connection from outside; its id, and who is at its other end. Never resolves on a line that is lost.
+    /// Waits for an incoming virtual connection; returns its id and its remote end. Does not resolve on a failed connection.
     pub(super) async fn accept(&self) -> (ConnId, u32) {
         loop {
             if let Some(arrived) = self.take_arrived() {
@@ -176,64 +176,64 @@ impl Line {
 
     fn take_arrived(&self) -> Option<(ConnId, u32)> {
         let mut state = self.lock();
-        if state.lost.is_some() {
+        if state.error.is_some() {
             return None;
         }
         let arrived = state.mux.accept()?;
-        state.sleepers.insert(arrived.0, Sleepers::default());
+        state.wakers.insert(arrived.0, Wakers::default());
         Some(arrived)
     }
 
-    /// Asks for a virtual connection; `None`: it was refused. A dial that is dropped is given up.
-    pub(super) async fn dial(&self, remote: u32) -> Result<Option<ConnId>, Loss> {
-        let (told, answer) = oneshot::channel();
-        let key = self.with(|state| match &state.lost {
-            Some(loss) => Err(loss.clone()),
+    /// Dials; `None` where the gateway refuses. Dropping the future cancels the dial.
+    pub(super) async fn dial(&self, remote: u32) -> Result<Option<ConnId>, ConnectionError> {
+        let (state_sender, answer) = oneshot::channel();
+        let key = self.with(|state| match &state.error {
+            Some(error) => Err(error.clone()),
             None => {
                 let key = state.mux.dial(remote);
-                state.dials.insert(key, told);
+                state.dials.insert(key, state_sender);
                 Ok(key)
             }
         })?;
-        let mut dial = Dial { line: self, key, answer };
+        let mut dial = Dial { connection: self, key, answer };
         match (&mut dial.answer).await {
             Ok(conn) => Ok(conn),
-            Err(_) => Err(self.loss().unwrap_or(Loss::Closed)),
+            Err(_) => Err(self.error().unwrap_or(ConnectionError::Closed)),
         }
     }
 
-    /// Lets go of a virtual connection.
+    /// Releases a virtual connection.
     pub(super) fn close(&self, conn: ConnId) {
         self.with(|state| {
-            state.sleepers.remove(&conn);
+            state.wakers.remove(&conn);
             state.mux.close(conn);
         });
     }
 
-    /// Bytes that a message may have.
+    /// Returns the bytes that a message may have.
     pub(super) fn max_message(&self) -> usize {
         self.lock().mux.max_message()
     }
 
-    /// Takes the next message of a virtual connection; `None` at its end.
+    /// Takes the next message of a virtual connection; `None` after its close.
     pub(super) fn poll_receive(
         &self,
         conn: ConnId,
         cx: &Context<'_>,
     ) -> Poll<Result<Option<Bytes>, ReceiveError>> {
-        self.with(|state| match (state.mux.take(conn), &state.lost) {
-            (Taken::Message(message), _) => Poll::Ready(Ok(Some(message))),
-            (Taken::End(End::Overrun), _) => Poll::Ready(Err(ReceiveError::Overrun)),
-            (Taken::End(End::Closed), None) => Poll::Ready(Ok(None)),
-            (_, Some(loss)) => Poll::Ready(Err(loss.clone().into())),
-            (Taken::Nothing, None) => {
-                sleep(state.sleepers.get_mut(&conn).map(|who| &mut who.receiver), cx);
+        self.with(|state| match (state.mux.take(conn), &state.error) {
+            (Received::Message(message), _) => Poll::Ready(Ok(Some(message))),
+            (Received::Closed(CloseReason::Overflow), _) => Poll::Ready(Err(ReceiveError::Overflow)),
+            (Received::Closed(CloseReason::Closed), None) => Poll::Ready(Ok(None)),
+            (_, Some(error)) => Poll::Ready(Err(error.clone().into())),
+            (Received::Pending, None) => {
+                sleep(state.wakers.get_mut(&conn).map(|who| &mut who.receiver), cx);
                 Poll::Pending
             }
         })
     }
 
-    /// Sends a message of `len` bytes, which is made only when there is room for it.
+    /// Sends a message of `len` bytes, which is created only when there is room for it.
     pub(super) fn poll_send(
         &self,
         conn: ConnId,
@@ -242,17 +242,17 @@ impl Line {
         message: impl FnOnce() -> Bytes,
     ) -> Poll<Result<(), SendError>> {
         self.with(|state| {
-            if let Some(loss) = &state.lost {
-                return Poll::Ready(Err(loss.clone().into()));
+            if let Some(error) = &state.error {
+                return Poll::Ready(Err(error.clone().into()));
             }
             match state.mux.offer(conn, len, message) {
-                Offered::Taken => Poll::Ready(Ok(())),
-                Offered::End => Poll::Ready(Err(SendError::Closed)),
-                Offered::TooLong => {
+                SendOutcome::Queued => Poll::Ready(Ok(())),
+                SendOutcome::Closed => Poll::Ready(Err(SendError::Closed)),
+                SendOutcome::TooLong => {
                     Poll::Ready(Err(SendError::TooLong { len, max: state.mux.max_message() }))
                 }
-                Offered::Full => {
-                    sleep(state.sleepers.get_mut(&conn).map(|who| &mut who.sender), cx);
+                SendOutcome::Full => {
+                    sleep(state.wakers.get_mut(&conn).map(|who| &mut who.sender), cx);
                     Poll::Pending
                 }
             }
@@ -263,11 +263,11 @@ impl Line {
 impl State {
     fn dialled(&mut self, key: DialKey, conn: Option<ConnId>) {
         if let Some(conn) = conn {
-            self.sleepers.insert(conn, Sleepers::default());
+            self.wakers.insert(conn, Wakers::default());
         }
-        // Nobody waits any more only where the dial was given up, and then the machine says nothing.
-        if let Some(told) = self.dials.remove(&key) {
-            let _ = told.send(conn);
+        // A missing sender means that the dial was cancelled.
+        if let Some(state_sender) = self.dials.remove(&key) {
+            let _ = state_sender.send(conn);
         }
     }
 }
@@ -286,25 +286,25 @@ fn wake(who: Option<&mut Option<Waker>>) {
     }
 }
 
-/// A dial under way.
+/// A dial in progress.
 struct Dial<'a> {
-    line: &'a Line,
+    connection: &'a GatewayConnection,
     key: DialKey,
     answer: oneshot::Receiver<Option<ConnId>>,
 }
 
 impl Drop for Dial<'_> {
     fn drop(&mut self) {
-        let unanswered = self.line.with(|state| {
+        let unanswered = self.connection.with(|state| {
             let unanswered = state.dials.remove(&self.key).is_some();
             if unanswered {
-                state.mux.abandon(self.key);
+                state.mux.cancel_dial(self.key);
             }
             unanswered
         });
-        // An answer that came and was not taken brought a virtual connection that nobody will use.
+        // An answer that was not taken has created a virtual connection that nobody uses.
         if !unanswered && let Ok(Some(conn)) = self.answer.try_recv() {
-            self.line.close(conn);
+            self.connection.close(conn);
         }
     }
 }
