@@ -10,7 +10,6 @@ use crate::server;
 use crate::stun_server::ServerAddress;
 use crate::telemetry;
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -76,7 +75,7 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let file: File = toml::from_str(text)?;
+        let file: File = toml::from_str(text).map_err(|error| removed(text).unwrap_or(error.into()))?;
         let mut server = server::Config::default();
         server.listen = file.listen.unwrap_or(server.listen);
         server.port = file.port.unwrap_or(server.port);
@@ -126,6 +125,16 @@ impl Config {
     }
 }
 
+/// Returns the error for a key of `[turn]` that an earlier version had.
+fn removed(text: &str) -> Option<ConfigError> {
+    let file: toml::Table = text.parse().ok()?;
+    let turn = file.get("turn")?.as_table()?;
+    let keys = [("share_relay_ports", "turn.share_relay_ports"), ("spill_ports", "turn.spill_ports")];
+    let (_, key) = keys.into_iter().find(|(name, _)| turn.contains_key(*name))?;
+    let rule = "is no longer a key: every allocation has a relay port of its own; remove the line";
+    Some(ConfigError::Value { key, rule })
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct File {
@@ -143,10 +152,10 @@ struct File {
     tls: Tls,
     turn: Turn,
     auth: auth::Auth,
-    gateway: gateway::Gateway,
+    gateway: gateway::GatewaySection,
     metrics_from: Option<Vec<NetworkPrefix>>,
     metrics_hosts: Vec<String>,
-    signaling: signaling::Signaling,
+    signaling: signaling::SignalingSection,
     log: Log,
 }
 
@@ -278,8 +287,6 @@ struct Turn {
     alternate_server: Vec<SocketAddr>,
     alternate_domain: Option<String>,
     relay_ports: Option<String>,
-    share_relay_ports: Option<IgnoredAny>,
-    spill_ports: Option<IgnoredAny>,
     relay_addresses: Vec<IpAddr>,
     max_lifetime: Option<u64>,
     add_family: Option<bool>,
@@ -308,15 +315,6 @@ impl Turn {
         turn.rest_secret = self.rest_secret.map(String::into_bytes);
         if turn.rest_secret.as_ref().is_some_and(|secret| secret.len() < 16) {
             return Err(value("turn.rest_secret", "must have at least 16 bytes"));
-        }
-        for (key, given) in
-            [("turn.share_relay_ports", self.share_relay_ports), ("turn.spill_ports", self.spill_ports)]
-        {
-            if given.is_some() {
-                let rule =
-                    "is no longer a key: every allocation has a relay port of its own; remove the line";
-                return Err(value(key, rule));
-            }
         }
         if let Some(ports) = self.relay_ports {
             let rule = "must be FIRST-LAST, from 1024 to 65535";
@@ -398,8 +396,19 @@ mod tests {
     #[test]
     fn nothing_is_needed_and_the_example_says_the_defaults() {
         let bare = Config::parse("").unwrap();
-        let example = Config::parse(include_str!("../docs/ginnel.example.toml")).unwrap();
-        assert_eq!(format!("{bare:?}"), format!("{example:?}"));
+        for example in
+            [include_str!("../docs/ginnel.example.toml"), include_str!("../docs/ginnel.advanced.toml")]
+        {
+            let example = Config::parse(example).unwrap();
+            assert_eq!(format!("{bare:?}"), format!("{example:?}"));
+        }
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_without_naming_removed_ones() {
+        let error = Config::parse("[turn]\nrelay_port = 1").unwrap_err().to_string();
+        assert!(error.contains("`relay_ports`") && !error.contains("spill_ports"), "{error}");
+        assert!(!error.contains("share_relay_ports"), "{error}");
     }
 
     #[test]

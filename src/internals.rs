@@ -3,7 +3,9 @@
 #![allow(missing_docs, reason = "each item is documented where it is defined")]
 
 pub mod gateway {
-    pub use crate::gateway::{Duplicates, EndpointKey, Limits, Router, RouterConfig, Times};
+    pub use crate::gateway::endpoint::EndpointKey;
+    pub use crate::gateway::machine::Router;
+    pub use crate::gateway::{Duplicates, Limits, RouterConfig, Times};
     pub mod handshake {
         pub use crate::gateway::handshake::Key;
     }

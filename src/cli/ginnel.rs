@@ -32,8 +32,12 @@ fn run(command: GinnelCommand) -> anyhow::Result<()> {
         GinnelCommand::Credentials(credentials) => credentials.run(),
         #[cfg(feature = "load")]
         GinnelCommand::Load(load) => load.run(),
-        GinnelCommand::Config => {
-            Ok(write!(io::stdout(), "{}", include_str!("../../docs/ginnel.example.toml"))?)
+        GinnelCommand::Config { advanced } => {
+            let reference = match advanced {
+                false => include_str!("../../docs/ginnel.example.toml"),
+                true => include_str!("../../docs/ginnel.advanced.toml"),
+            };
+            Ok(write!(io::stdout(), "{reference}")?)
         }
     }
 }
@@ -87,6 +91,10 @@ enum GinnelCommand {
     /// Put a STUN or TURN server, this or another, under load and measure it
     #[command(subcommand, after_help = LOAD_EXAMPLES)]
     Load(load::LoadCommand),
-    /// Print every configuration key with its default, as TOML
-    Config,
+    /// Print the configuration keys with their defaults, as TOML
+    Config {
+        /// Print the keys that only measurements and unusual deployments need
+        #[arg(long)]
+        advanced: bool,
+    },
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Gateway {
+pub(super) struct GatewaySection {
     enabled: Option<bool>,
     server_listen: Option<Vec<IpAddr>>,
     server_port: Option<u16>,
@@ -58,7 +58,7 @@ struct GatewayTimes {
     frame: Option<f64>,
 }
 
-impl Gateway {
+impl GatewaySection {
     /// Refuses keys of earlier versions and names the key that took their place.
     fn check_renamed(&self) -> Result<(), ConfigError> {
         for (is_set, key, rule) in [

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Signaling {
+pub(super) struct SignalingSection {
     open: Option<bool>,
     keys: Vec<Key>,
     jwt: Option<Token>,
@@ -18,8 +18,8 @@ pub(super) struct Signaling {
     list: Option<bool>,
     presence: Option<bool>,
     notify_from: Option<NotifyFrom>,
-    times: measures::Times,
-    limits: measures::Limits,
+    times: measures::TimesSection,
+    limits: measures::LimitsSection,
 }
 
 #[derive(Debug, Deserialize)]
@@ -140,7 +140,7 @@ enum NotifyFrom {
     Both,
 }
 
-impl Signaling {
+impl SignalingSection {
     pub(super) fn apply(self, signaling: &mut Config) -> Result<(), ConfigError> {
         self.times.apply(&mut signaling.times)?;
         self.limits.apply(&mut signaling.limits)?;

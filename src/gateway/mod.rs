@@ -27,7 +27,7 @@ mod connection;
 #[cfg(feature = "server")]
 mod counters;
 #[cfg(feature = "server")]
-mod endpoint;
+pub(crate) mod endpoint;
 #[cfg(feature = "server")]
 mod flow_control;
 #[cfg(any(feature = "server", feature = "gateway-client"))]
@@ -57,11 +57,7 @@ mod worker;
 
 #[cfg(feature = "server")]
 pub use config::{Config, Duplicates, Limits, RouterConfig, Times};
+#[cfg(test)]
+pub(crate) use counters::CloseReason;
 #[cfg(feature = "server")]
-pub use counters::{CloseReason, Counters, DialRefusal};
-#[cfg(feature = "server")]
-pub use endpoint::EndpointKey;
-#[cfg(feature = "server")]
-pub use machine::Router;
-#[cfg(feature = "server")]
-pub use service::{Handle, Service};
+pub(crate) use service::{Handle, Service};

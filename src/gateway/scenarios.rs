@@ -4,10 +4,11 @@ mod flow_control;
 mod liveness;
 mod switching;
 
+use super::CloseReason;
 use super::config::{Duplicates, Limits, RouterConfig, Times};
+use super::endpoint::EndpointKey;
 use super::machine::{Output, ReadAction, Router};
 use super::wire::{self, Command, ConnId, Frame};
-use super::{CloseReason, EndpointKey};
 use crate::clock::Now;
 use crate::net::time;
 use bytes::BytesMut;

@@ -264,7 +264,10 @@ mod tests {
 
     #[test]
     fn every_key_of_the_table_is_in_the_reference() {
-        let reference = include_str!("../../docs/ginnel.example.toml");
+        let reference = concat!(
+            include_str!("../../docs/ginnel.example.toml"),
+            include_str!("../../docs/ginnel.advanced.toml")
+        );
         let (mut section, mut keys) = (String::new(), HashSet::new());
         for line in reference.lines().map(|line| line.trim_start_matches("# ")) {
             if let Some((name, _)) = line.strip_prefix('[').and_then(|rest| rest.split_once(']')) {

@@ -7,7 +7,7 @@ use super::packet_stamp::{PacketStamp, STAMP_LEN};
 use super::packets::Packets;
 use super::process::{Process, thread_cpu_ns};
 use super::socket_set::SocketSet;
-use super::{LoadStage, LoadTimes, Progress, RunControl};
+use super::{LoadProgress, LoadStage, LoadTimes, RunControl};
 use crate::net::time;
 use crate::stun::{Class, Message};
 use std::sync::atomic::Ordering;
@@ -247,9 +247,9 @@ impl Tally<'_> {
         PacketStamp::read(&message.transaction().0[4..])
     }
 
-    fn progress(&self, now: u64, end: u64) -> Progress {
+    fn progress(&self, now: u64, end: u64) -> LoadProgress {
         let TrafficOutcome { sent, received, .. } = self.outcome;
-        Progress {
+        LoadProgress {
             elapsed: Duration::from_nanos(now),
             whole: Duration::from_nanos(end),
             warming_up: self.from == u64::MAX,

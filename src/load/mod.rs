@@ -57,7 +57,7 @@ pub struct LoadTimes {
 
 /// How a load is going.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Progress {
+pub struct LoadProgress {
     /// Since its beginning.
     pub elapsed: Duration,
     /// WaitLimit its end.
@@ -83,7 +83,7 @@ pub enum LoadStage {
     /// It may begin.
     Ready,
     /// Packets are under way; told once a second.
-    Traffic(Progress),
+    Traffic(LoadProgress),
     /// A search has tried a rate.
     Tried(Trial),
     /// All allocations are there, and not yet given back.
@@ -155,7 +155,7 @@ pub struct Load {
 
 /// Who sends payloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
+pub enum RelayDirection {
     /// Clients, to their peers.
     Up,
     /// Peers, to their clients.
@@ -183,7 +183,7 @@ pub struct RelayLoad {
     /// Bytes of each payload, from [`packet_stamp::STAMP_LEN`] to [`LARGEST`].
     pub size: u16,
     /// Who sends.
-    pub direction: Direction,
+    pub direction: RelayDirection,
     /// Packets in a row from each sender; default 1.
     pub burst: u32,
     /// Whether Send and Data indications carry the payloads instead of channels.

@@ -2,7 +2,7 @@
 
 use super::histogram::Histogram;
 use super::outcome::{AllocationResult, TrafficOutcome};
-use super::{AllocateLoad, Direction, Load, LoadMode, Peers, RelayLoad, SearchLoad, Traffic, Trial};
+use super::{AllocateLoad, Load, LoadMode, Peers, RelayDirection, RelayLoad, SearchLoad, Traffic, Trial};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -207,10 +207,10 @@ impl Relayed {
             },
             size,
             direction: match load.direction {
-                Direction::Up => "up",
-                Direction::Down => "down",
-                Direction::Both => "both",
-                Direction::Echo => "echo",
+                RelayDirection::Up => "up",
+                RelayDirection::Down => "down",
+                RelayDirection::Both => "both",
+                RelayDirection::Echo => "echo",
             },
             by: if load.indications { "indications" } else { "channels" },
             peers: if load.peers == Peers::Sockets { "sockets" } else { "clients" },

@@ -11,8 +11,8 @@ use super::search::Search;
 use super::socket_set::{SocketSet, SocketSharing, WaitLimit};
 use super::turn_client::{ClientSettings, TurnClient};
 use super::{
-    AllocateLoad, Direction, LARGEST, LONGEST, Load, LoadMode, LoadStage, LoadTimes, LoadTransport,
-    MOST_CLIENTS, Peers, RelayLoad, RunControl, SearchLoad, Traffic, Trial, packet_stamp,
+    AllocateLoad, LARGEST, LONGEST, Load, LoadMode, LoadStage, LoadTimes, LoadTransport, MOST_CLIENTS, Peers,
+    RelayDirection, RelayLoad, RunControl, SearchLoad, Traffic, Trial, packet_stamp,
 };
 use crate::net::time;
 use crate::stun::{Builder, Class, Method, TransactionId};
@@ -201,11 +201,12 @@ impl Load {
         let flows = self.set_up(socket_set, credentials, load, control)?;
         let ups = (0..flows).map(|flow| 2 * flow);
         plan.senders = match load.direction {
-            Direction::Up | Direction::Echo => ups.collect(),
-            Direction::Down => ups.map(|endpoint| endpoint + 1).collect(),
-            Direction::Both => (0..2 * flows).collect(),
+            RelayDirection::Up | RelayDirection::Echo => ups.collect(),
+            RelayDirection::Down => ups.map(|endpoint| endpoint + 1).collect(),
+            RelayDirection::Both => (0..2 * flows).collect(),
         };
-        plan.kind = if load.direction == Direction::Echo { TrafficKind::Echo } else { TrafficKind::OneWay };
+        plan.kind =
+            if load.direction == RelayDirection::Echo { TrafficKind::Echo } else { TrafficKind::OneWay };
         (plan.burst, plan.size) = (load.burst, load.size.into());
         Ok(())
     }

@@ -57,7 +57,7 @@ impl PacketRun<'_> {
 
 /// Where packets leave from and go to.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Route {
+pub(super) struct SocketRoute {
     /// The index of a shared socket; 0 elsewhere.
     pub(super) index: usize,
     /// `None` on sockets that are connected.
@@ -141,7 +141,7 @@ impl LoadSocket {
     /// Sends a run; returns how many packets of it the kernel took. What finds its buffers full stays behind.
     pub(super) fn send(
         &mut self,
-        route: Route,
+        route: SocketRoute,
         run: PacketRun<'_>,
         segmentation: &mut Segmentation,
     ) -> io::Result<usize> {
@@ -255,7 +255,7 @@ fn send_from_own(
 
 fn send_shared(
     socket: RawFd,
-    route: Route,
+    route: SocketRoute,
     run: PacketRun<'_>,
     segmentation: Segmentation,
 ) -> io::Result<usize> {
@@ -443,7 +443,7 @@ mod tests {
         for on in [true, false] {
             for mut here in [LoadSocket::peer(ip).unwrap(), LoadSocket::shared(false).unwrap()] {
                 let mut there = LoadSocket::peer(ip).unwrap();
-                let route = Route { index: 0, to: Some(there.local_addr(0).unwrap()) };
+                let route = SocketRoute { index: 0, to: Some(there.local_addr(0).unwrap()) };
                 for (count, stride) in [(1, 20), (7, 172), (100, 1200), (3, 40_000)] {
                     let bytes = bytes(count, stride);
                     let run = PacketRun { bytes: &bytes, stride };
@@ -464,10 +464,10 @@ mod tests {
         let mut there = LoadSocket::shared(false).unwrap();
         for index in [0, 1, ENDPOINTS_PER_SOCKET - 1] {
             let other = ENDPOINTS_PER_SOCKET - 1 - index;
-            let route = Route { index: other, to: Some(there.local_addr(index).unwrap()) };
+            let route = SocketRoute { index: other, to: Some(there.local_addr(index).unwrap()) };
             here.send(route, PacketRun { bytes: b"hello", stride: 5 }, &mut Segmentation(true)).unwrap();
             assert_eq!(received(&mut there, 1), [(index, b"hello".to_vec())]);
-            let back = Route { index, to: Some(here.local_addr(other).unwrap()) };
+            let back = SocketRoute { index, to: Some(here.local_addr(other).unwrap()) };
             there.send(back, PacketRun { bytes: b"back", stride: 4 }, &mut Segmentation(true)).unwrap();
             assert_eq!(received(&mut here, 1), [(other, b"back".to_vec())]);
         }

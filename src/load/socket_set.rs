@@ -2,7 +2,7 @@
 
 use super::error::LoadError;
 use super::packets::Packets;
-use super::socket::{Batch, ENDPOINTS_PER_SOCKET, LoadSocket, PacketRun, Route, Segmentation};
+use super::socket::{Batch, ENDPOINTS_PER_SOCKET, LoadSocket, PacketRun, Segmentation, SocketRoute};
 use super::target::{LoadTransport, Target};
 use super::turn_client::{CHANNEL, ClientEvent, ClientSettings, TurnClient};
 use crate::clock::Deadlines;
@@ -33,7 +33,7 @@ pub(super) type PayloadHandler<'a> = &'a mut dyn FnMut(usize, Instant, &[u8]) ->
 #[derive(Debug)]
 struct Endpoint {
     socket: usize,
-    route: Route,
+    route: SocketRoute,
     client: Option<Box<TurnClient>>,
     /// What stands in front of each payload, and zero bytes behind it.
     head: Vec<u8>,
@@ -171,7 +171,7 @@ impl SocketSet {
     /// Takes a new endpoint in, behind a socket.
     fn insert_endpoint(&mut self, socket: usize, to: Option<SocketAddr>) -> usize {
         let number = self.endpoints.len();
-        let route = Route { index: self.sockets[socket].endpoints.len(), to };
+        let route = SocketRoute { index: self.sockets[socket].endpoints.len(), to };
         self.sockets[socket].endpoints.push(number);
         self.endpoints.push(Endpoint { socket, route, client: None, head: Vec::new(), padding: 0 });
         number

@@ -35,7 +35,7 @@ pub(crate) mod machine;
 #[cfg(any(feature = "server", feature = "agent"))]
 mod message;
 #[cfg(feature = "server")]
-mod nodes;
+pub(crate) mod nodes;
 #[cfg(feature = "server")]
 mod online_list;
 #[cfg(feature = "server")]
@@ -70,7 +70,9 @@ pub(crate) mod wire;
 #[cfg(feature = "server")]
 pub use crate::limits::Rate;
 #[cfg(feature = "server")]
-pub use access::{AccessKey, Admitted, IceServers, Jwt, JwtKey, Origins, Realm, Realms, Refusal, Scopes};
+pub use access::{AccessKey, Jwt, JwtKey, Origins, Realm, Realms, Scopes};
+#[cfg(feature = "server")]
+pub(crate) use access::{Admitted, IceServers, Refusal};
 #[cfg(feature = "server")]
 pub use bus::{Bus, Destination, HubMessage, SingleServer, Undelivered};
 #[cfg(feature = "server")]
@@ -88,6 +90,6 @@ pub use machine::{Hub, Output};
 #[cfg(feature = "server")]
 pub use nodes::NodeId;
 #[cfg(feature = "server")]
-pub use service::{Handle, Service, start};
+pub(crate) use service::{Handle, Service, start};
 #[cfg(feature = "server")]
-pub use udp::Sockets;
+pub(crate) use udp::Sockets;

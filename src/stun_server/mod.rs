@@ -10,4 +10,4 @@ pub(crate) mod shared_secret;
 
 pub use binding::respond;
 pub use discovery::{BindingResponse, Discovery, ServerAddress};
-pub use shared_secret::{BindingCheck, SecretKeys, SharedSecrets};
+pub(crate) use shared_secret::{BindingCheck, SecretKeys, SharedSecrets};

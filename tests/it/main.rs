@@ -37,6 +37,7 @@ mod outages;
 mod paths;
 mod pipes;
 mod proc;
+mod public_api;
 mod punching;
 mod recording_proxy;
 mod reverse_proxy;

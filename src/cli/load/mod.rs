@@ -8,8 +8,9 @@ mod signaling;
 
 use crate::cli::serve::raise_descriptor_limit;
 use crate::load::{
-    AllocateLoad, AllocateReport, Direction, LONGEST, Load, LoadCredentials, LoadMode, LoadStage, LoadTimes,
-    LoadTransport, Peers, ProcessShare, RelayLoad, RunControl, SearchLoad, Traffic, TrafficReport,
+    AllocateLoad, AllocateReport, LONGEST, Load, LoadCredentials, LoadMode, LoadStage, LoadTimes,
+    LoadTransport, Peers, ProcessShare, RelayDirection, RelayLoad, RunControl, SearchLoad, Traffic,
+    TrafficReport,
 };
 use crate::net::time;
 use anyhow::{Context, bail};
@@ -403,10 +404,10 @@ impl Relay {
             allocations: self.allocations,
             size: self.size,
             direction: match self.direction {
-                DirectionArg::Up => Direction::Up,
-                DirectionArg::Down => Direction::Down,
-                DirectionArg::Both => Direction::Both,
-                DirectionArg::Echo => Direction::Echo,
+                DirectionArg::Up => RelayDirection::Up,
+                DirectionArg::Down => RelayDirection::Down,
+                DirectionArg::Both => RelayDirection::Both,
+                DirectionArg::Echo => RelayDirection::Echo,
             },
             burst: self.burst,
             indications: self.indications,

@@ -4,7 +4,7 @@
 //! it may stop holding. The end of that input ends it: no part outlives the process that has started it.
 
 use crate::load::process::Process;
-use crate::load::{AllocationResult, LoadStage, Progress, TrafficOutcome};
+use crate::load::{AllocationResult, LoadProgress, LoadStage, TrafficOutcome};
 use crate::net::time;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 pub(super) enum ChildMessage {
     SettingUp(usize, usize),
     Ready,
-    Traffic(Progress),
+    Traffic(LoadProgress),
     TrafficOutcome(TrafficOutcome),
     AllocationResult(AllocationResult),
     Released,
@@ -176,9 +176,9 @@ impl ProcessGroup {
     }
 }
 
-fn sum(parts: &[Option<Progress>], newest: Progress) -> Progress {
+fn sum(parts: &[Option<LoadProgress>], newest: LoadProgress) -> LoadProgress {
     let parts = || parts.iter().flatten();
-    Progress {
+    LoadProgress {
         sent: parts().map(|part| part.sent).sum(),
         received: parts().map(|part| part.received).sum(),
         ..newest

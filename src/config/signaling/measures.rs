@@ -18,7 +18,7 @@ const MAX_COUNT: usize = 1_000_000_000;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Times {
+pub(super) struct TimesSection {
     tag: Option<f64>,
     unconfirmed: Option<f64>,
     token: Option<f64>,
@@ -38,7 +38,7 @@ fn seconds(key: &'static str, given: f64) -> Result<Duration, ConfigError> {
     }
 }
 
-impl Times {
+impl TimesSection {
     pub(super) fn apply(self, times: &mut signaling::Times) -> Result<(), ConfigError> {
         let signaling::Times {
             tag,
@@ -83,7 +83,7 @@ impl Times {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Limits {
+pub(super) struct LimitsSection {
     tags: Option<usize>,
     tags_per_network: Option<usize>,
     calls: Option<usize>,
@@ -133,7 +133,7 @@ impl Rate {
     }
 }
 
-impl Limits {
+impl LimitsSection {
     pub(super) fn apply(self, limits: &mut signaling::Limits) -> Result<(), ConfigError> {
         let signaling::Limits {
             tags,
@@ -220,8 +220,15 @@ mod tests {
 
     /// A value that no default has, for each key that the example shows.
     fn changed(section: &str) -> (Vec<String>, String) {
-        let example: toml::Table = include_str!("../../../docs/ginnel.example.toml").parse().unwrap();
-        let keys: Vec<_> = example["signaling"][section].as_table().unwrap().keys().cloned().collect();
+        let examples = [
+            include_str!("../../../docs/ginnel.example.toml"),
+            include_str!("../../../docs/ginnel.advanced.toml"),
+        ];
+        let keys = |example: &str| -> Vec<String> {
+            let example: toml::Table = example.parse().unwrap();
+            example["signaling"][section].as_table().unwrap().keys().cloned().collect()
+        };
+        let keys: Vec<_> = examples.into_iter().flat_map(keys).collect();
         let line = |key: &String| match key.as_str() {
             "retransmit" => "retransmit = [77]\n".to_owned(),
             key if key.starts_with("per_") || key.starts_with("ice_per_") => {

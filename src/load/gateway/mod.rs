@@ -20,7 +20,7 @@ pub use report::GatewayReport;
 use super::error::LoadError;
 use super::process::{Process, thread_cpu_ns};
 use super::run::{ProgressReporter, within};
-use super::{Load, LoadStage, Progress, RunControl};
+use super::{Load, LoadProgress, LoadStage, RunControl};
 use crate::gateway::handshake::Key;
 use crate::gateway::token::GatewayToken;
 use crate::net::time;
@@ -299,6 +299,12 @@ impl GatewayRun<'_, '_> {
         let whole = self.load.times.warm_up + self.load.times.seconds;
         let counts = self.exchange.flows.counts;
         let (sent, received) = (counts.sent, counts.received);
-        (self.control.on_stage)(LoadStage::Traffic(Progress { elapsed, whole, warming_up, sent, received }));
+        (self.control.on_stage)(LoadStage::Traffic(LoadProgress {
+            elapsed,
+            whole,
+            warming_up,
+            sent,
+            received,
+        }));
     }
 }

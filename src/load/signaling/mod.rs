@@ -14,7 +14,7 @@ use super::error::LoadError;
 use super::pacing::Pace;
 use super::process::{Process, thread_cpu_ns};
 use super::run::{ProgressReporter, within};
-use super::{Load, LoadMode, LoadStage, Progress, RunControl};
+use super::{Load, LoadMode, LoadProgress, LoadStage, RunControl};
 use crate::net::time;
 use clients::SignalingClients;
 use report::{CallPhase, CpuUse, RegisterPhase};
@@ -265,7 +265,13 @@ impl SignalingRun<'_, '_> {
     fn tell(&mut self, elapsed: Duration, warming_up: bool) {
         let whole = self.load.times.warm_up + self.load.times.seconds;
         let (sent, received) = (self.clients.measured.begun, self.clients.measured.answered);
-        (self.control.on_stage)(LoadStage::Traffic(Progress { elapsed, whole, warming_up, sent, received }));
+        (self.control.on_stage)(LoadStage::Traffic(LoadProgress {
+            elapsed,
+            whole,
+            warming_up,
+            sent,
+            received,
+        }));
     }
 
     /// Sends what clients have to say and hears what they are told, waiting for it as long as this at most.

@@ -3,7 +3,7 @@
 
 use super::transport::{ClientSockets, MessageHandler, SendResult};
 use crate::load::error::LoadError;
-use crate::load::socket::{Batch, LoadSocket, PacketRun, Route, Segmentation};
+use crate::load::socket::{Batch, LoadSocket, PacketRun, Segmentation, SocketRoute};
 use crate::load::target::Target;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -66,7 +66,7 @@ impl ClientSockets for UdpClients {
         let (socket, index) = if self.shared_to.is_some() { (0, client) } else { (client, 0) };
         let run = PacketRun { bytes: text.as_bytes(), stride: text.len() };
         let Some(socket) = self.sockets.get_mut(socket) else { return Ok(SendResult::HeldBack) };
-        match socket.send(Route { index, to: self.shared_to }, run, &mut Segmentation(false)) {
+        match socket.send(SocketRoute { index, to: self.shared_to }, run, &mut Segmentation(false)) {
             Ok(0) => Ok(SendResult::HeldBack),
             Ok(_) => Ok(SendResult::Left),
             Err(error) => Err(LoadError::connecting(self.target, client, error)),

@@ -1,6 +1,6 @@
 //! Punching acts from t=4 to their end.
 
-use super::super::CallOutcomes;
+use super::super::call_table::CallOutcomes;
 use super::*;
 
 /// Two clients of document 000, each with a signalling and a punching socket (S0-28), A's being the caller.
