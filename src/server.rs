@@ -46,7 +46,7 @@ pub use gateway::GatewayAddrs;
 use hosts::OwnHosts;
 pub use limits::LimitsConfig;
 use listeners::Doors;
-use metrics::Metrics;
+use metrics::{Metrics, Services};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use rustix::process::{Resource, getrlimit};
@@ -204,8 +204,9 @@ impl Server {
         };
         let hosts = OwnHosts::gather(&config, &certificate, addresses.subscribe());
         let connections = connections(&config.limits, config.turn.max_allocations);
-        let parts = (gateway.as_ref(), signaling.handle(), Arc::clone(&connections));
-        let counted = Metrics::new(parts, hosts, &config.metrics_from);
+        let streams = (Arc::clone(&connections), Arc::clone(&inboxes));
+        let services = Services::new(gateway.as_ref(), signaling.handle(), streams);
+        let counted = Metrics::new(services, hosts, &config.metrics_from);
         let door = StreamDoor {
             workers: Arc::clone(&inboxes),
             router: router.merge(metrics::router(counted)).merge(revocation::router(desk)),

@@ -1,5 +1,6 @@
 //! The way back to a client: through the listener it came in by, whatever its transport.
 
+use super::counters::{WorkerDropCounters, WorkerDropReason};
 use super::dtls::Dtls;
 use super::inbox::{REPLY_QUEUE, ReplyPath, StreamMessage};
 use super::moved_clients::MovedClients;
@@ -17,8 +18,7 @@ use bytes::BytesMut;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// How a stream client is reached.
@@ -60,7 +60,7 @@ pub(crate) struct Clients {
     pub(crate) tcp: TcpConnections,
     pub(crate) dtls: Dtls,
     pub(crate) moved: MovedClients,
-    dropped: Arc<AtomicU64>,
+    pub(crate) drops: WorkerDropCounters,
 }
 
 const ZEROS: [u8; 3] = [0; 3];
@@ -71,10 +71,10 @@ impl Clients {
         dtls: Dtls,
         tcp: TcpConnections,
         moved: MovedClients,
-        dropped: Arc<AtomicU64>,
     ) -> Self {
         let (streams, unsent) = (HashMap::new(), Vec::new());
-        Self { listeners, send_only, streams, unsent, tcp, dtls, moved, dropped }
+        let drops = WorkerDropCounters::default();
+        Self { listeners, send_only, streams, unsent, tcp, dtls, moved, drops }
     }
 
     /// Takes over the socket of a client by TCP; says whether an older stream had the same addresses.
@@ -127,7 +127,7 @@ impl Clients {
         self.tcp.flush(now);
         while let Some(client) = self.unsent.pop() {
             let lost = self.streams.get_mut(&client).map_or(0, Stream::send_gathered);
-            self.dropped.fetch_add(lost, Ordering::Relaxed);
+            self.drops.add(WorkerDropReason::ClientNotReading, lost);
         }
     }
 
@@ -164,15 +164,18 @@ impl Clients {
             None => return self.send_via_worker(client, &parts.concat()),
         };
         if !sent {
-            self.count_dropped();
+            self.drops.add(WorkerDropReason::ClientNotReading, 1);
         }
     }
 
     /// Answers a client who arrives at another worker.
     fn send_via_worker(&self, client: FiveTuple, bytes: &[u8]) {
-        if self.moved.answer(client, bytes) != Some(true) {
-            self.count_dropped();
-        }
+        let reason = match self.moved.answer(client, bytes) {
+            Some(true) => return,
+            Some(false) => WorkerDropReason::WorkerQueueFull,
+            None => WorkerDropReason::ClientClosed,
+        };
+        self.drops.add(reason, 1);
     }
 
     /// Sends `bytes`, one whole frame, to `client`.
@@ -214,16 +217,17 @@ impl Clients {
     /// Sends one datagram as it is.
     pub(crate) fn send_datagram(&self, client: FiveTuple, marks: IpHeader, bytes: &[u8]) {
         let Some((listener, route)) = self.route_to(client, marks) else { return };
-        if let Some(socket_at) = self.socket_at(listener) {
-            self.count_send_error(socket_at.send(&route, bytes), client.client);
+        let sent = self.socket_at(listener).map(|socket| socket.send(&route, bytes));
+        if let Some(Err(error)) = sent {
+            self.count_send_error(client.client, &error);
         }
     }
 
     /// Returns the number of the socket and the route by which a client of datagrams is reached.
     pub(crate) fn route_to(&self, client: FiveTuple, marks: IpHeader) -> Option<(usize, Route)> {
         let here = client.server;
-        let (listener, socket_at) = self.listener_at(here)?;
-        let source = socket_at.local_addr().ip().is_unspecified().then_some(here.ip());
+        let (listener, socket) = self.listener_at(here)?;
+        let source = socket.local_addr().ip().is_unspecified().then_some(here.ip());
         let ttl = (marks.ttl > 0).then_some(marks.ttl);
         Some((listener, Route { source, ttl, tos: marks.tos, ..Route::to(client.client) }))
     }
@@ -240,21 +244,21 @@ impl Clients {
     pub(crate) fn join(&mut self, client: FiveTuple, peer_stream: Option<Box<PeerStream>>) {
         let mut stream = self.streams.get_mut(&client);
         let lost = stream.as_mut().map_or(0, |stream| stream.send_gathered());
-        self.dropped.fetch_add(lost, Ordering::Relaxed);
+        self.drops.add(WorkerDropReason::ClientNotReading, lost);
         let joined = peer_stream.zip(stream).is_some_and(|(peer_stream, stream)| match stream {
             Stream::Own(slot) => self.tcp.join(*slot, peer_stream),
             Stream::Task { path, .. } => path.replies.try_send(StreamMessage::Join(peer_stream), 0).is_ok(),
         });
         if !joined {
-            self.count_dropped();
+            self.drops.add(WorkerDropReason::ClientClosed, 1);
         }
     }
 
     /// Returns the socket that receives what is sent to `here`.
     fn listener_at(&self, here: SocketAddr) -> Option<(usize, &BatchUdpSocket)> {
         self.listeners.iter().map(|listener| &listener.socket).chain(&self.send_only).enumerate().find(
-            |(_, socket_at)| {
-                let local = socket_at.local_addr();
+            |(_, socket)| {
+                let local = socket.local_addr();
                 local.port() == here.port()
                     && (local.ip() == here.ip()
                         || (local.ip().is_unspecified() && local.is_ipv4() == here.is_ipv4()))
@@ -262,28 +266,66 @@ impl Clients {
         )
     }
 
-    /// Counts a datagram that the system did not take: one unreachable peer harms no other (no route, closed socket_at, full buffer).
-    pub(crate) fn count_send_error(&self, sent: io::Result<()>, to: SocketAddr) {
-        if let Err(error) = sent {
-            self.count_lost(to, &error);
-        }
-    }
-
-    /// The same for one that is known to be lost.
-    pub(crate) fn count_lost(&self, to: SocketAddr, error: &io::Error) {
-        self.count_dropped();
+    /// Counts a datagram that the system did not take. An unreachable peer (no route, closed port, full buffer) affects no other.
+    pub(crate) fn count_send_error(&self, to: SocketAddr, error: &io::Error) {
+        self.drops.add(WorkerDropReason::SendError, 1);
         tracing::trace!(to = %Pii(to), %error, "not sent");
     }
+}
 
-    /// Counts dropped frames.
-    pub(crate) fn count_dropped_frames(&self, count: usize) {
-        if count > 0 {
-            self.dropped.fetch_add(count as u64, Ordering::Relaxed);
-        }
+#[cfg(test)]
+mod tests {
+    use super::super::dtls::Identity;
+    use super::super::inbox::Inbox;
+    use super::*;
+    use crate::limits::{QueueBounds, queue};
+    use crate::net::certificate::Certificate;
+    use crate::net::time;
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha20Rng;
+    use std::sync::{Arc, OnceLock};
+
+    fn client(number: u8) -> FiveTuple {
+        let address = SocketAddr::from(([192, 0, 2, number], 1000));
+        FiveTuple { client: address, server: address, transport: Transport::Tls }
     }
 
-    /// Counts one dropped frame.
-    pub(crate) fn count_dropped(&self) {
-        self.dropped.fetch_add(1, Ordering::Relaxed);
+    #[tokio::test]
+    async fn frames_that_do_not_reach_their_client_are_counted_by_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let certificate = Certificate::own(folder.path()).unwrap();
+        let identity = Identity::new(&certificate, folder.path()).unwrap();
+        let polls = [0, 1].map(|_| mio::Poll::new().unwrap());
+        let inbox = |poll: &mio::Poll| Inbox::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
+        let ((own, _own), (other, mut arrived)) = (inbox(&polls[0]), inbox(&polls[1]));
+        let inboxes = Arc::new(OnceLock::from(Arc::<[Inbox]>::from([own, other])));
+        let mut clients = Clients::new(
+            (Vec::new(), Vec::new()),
+            Dtls::new(time::now(), identity, ChaCha20Rng::from_seed([7; 32])),
+            TcpConnections::new(polls[0].registry().try_clone().unwrap(), tokio::runtime::Handle::current()),
+            MovedClients::new(0, inboxes),
+        );
+        let dropped = |clients: &Clients, reason| clients.drops.get()[reason as usize];
+
+        clients.send(client(1), b"frame");
+        clients.join(client(1), None);
+        assert_eq!(dropped(&clients, WorkerDropReason::ClientClosed), 2);
+
+        let (replies, _unread) = queue(QueueBounds { items: REPLY_QUEUE, bytes: MAX_UNREAD });
+        let path = ReplyPath { link: 1, replies, authenticated: Arc::default(), connection: None };
+        clients.open(time::now().mono, client(2), path);
+        clients.send(client(2), &[0; UNAUTHENTICATED_UNREAD]);
+        assert_eq!(dropped(&clients, WorkerDropReason::ClientNotReading), 0);
+        clients.send(client(2), b"more");
+        assert_eq!(dropped(&clients, WorkerDropReason::ClientNotReading), 1);
+
+        clients.moved.begin_forwarded(client(3), 1);
+        clients.moved.end_forwarded(client(3), true);
+        let mut sent = 0_u64;
+        while dropped(&clients, WorkerDropReason::WorkerQueueFull) == 0 {
+            clients.send(client(3), b"frame");
+            sent += 1;
+        }
+        assert_eq!(std::iter::from_fn(|| arrived.try_recv().ok()).count() as u64, sent - 1);
     }
 }

@@ -1,9 +1,9 @@
-//! DTLS 1.2 on the datagram doors of one worker: the sessions of those who brought a cookie back. The only file that names the
-//! `dimpl` crate, which keeps each session's handshake, records and retransmissions.
+//! DTLS 1.2 on the UDP listeners of one worker: the sessions of clients that returned a cookie. Only this file names the `dimpl` crate, which
+//! implements each session's handshake, records and retransmissions.
 //!
-//! Takes datagrams and the time, gives datagrams and frames; sends nothing itself. Before a client has shown that it receives
-//! at its address nothing of it is kept: the exchange of [`crate::net::dtls_cookie`] answers it, and the crate, which wants to hold
-//! that exchange itself, is then led through a repetition of it with the same cookie.
+//! Input: datagrams and the time; output: datagrams and frames. It sends nothing itself. No state is kept for a client before it has returned a
+//! cookie ([`crate::net::dtls_cookie`]). The crate wants to run the cookie exchange itself, so that each new session replays it with the
+//! same cookie.
 
 use crate::clock::{Deadlines, Now};
 use crate::limits::{Exceeded, Limit, NetworkPrefix, Permit, Quota};
@@ -25,42 +25,42 @@ use std::time::{Duration, Instant};
 
 /// Sessions of one worker.
 const MAX_SESSIONS: usize = 8192;
-/// Sessions of one worker that one IPv4 address or IPv6 /64 may have.
+/// Sessions of one worker from one IPv4 address or IPv6 /64.
 const MAX_PER_NETWORK: usize = 1024;
-/// How often one client address and port may begin a handshake.
+/// Shortest time between two handshakes of one client address and port.
 const RESTART_TIME: Duration = Duration::from_secs(1);
-/// How long a handshake may take.
+/// Time for a handshake.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
-/// How long a session may stay silent that was never used with good credentials.
+/// Longest silence of a session without authentication.
 const IDLE_UNPROVEN: Duration = Duration::from_secs(60);
-/// How long one may that was: longer than any allocation lives without a Refresh.
+/// Longest silence of an authenticated session: longer than an allocation lives without a Refresh.
 const IDLE_PROVEN: Duration = Duration::from_secs(3660);
-/// Bytes of one handshake datagram; fits the smallest path there is (IPv6), with room for a tunnel.
+/// Bytes of one handshake datagram; fits the smallest IPv6 path through a tunnel.
 const MTU: usize = 1150;
-/// Room for the largest datagram.
+/// Size of the largest datagram.
 const MAX_DATAGRAM: usize = 65_535;
-/// How often the operator hears of engines that panicked.
+/// Interval of log lines about engines that panicked.
 const WARN_EVERY: Duration = Duration::from_secs(60);
-/// What a client is told with whom no handshake is possible: alert, fatal, handshake_failure.
+/// Sent when no handshake is possible: alert, fatal, handshake_failure.
 const HANDSHAKE_FAILURE: [u8; 15] = [21, 0xFE, 0xFD, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 40];
 
-/// What the worker is to do.
+/// What the worker must do.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Output {
-    /// Send a datagram as it is.
+    /// Send a datagram.
     Datagram { client: FiveTuple, bytes: Vec<u8> },
-    /// The same for a client whose address may be forged.
+    /// Send a datagram to a client whose address may be forged.
     Challenge { client: FiveTuple, bytes: Vec<u8> },
-    /// Hear what the client has sent inside.
+    /// Handle a frame that the client sent.
     Frame { client: FiveTuple, bytes: Vec<u8> },
-    /// Forget the client.
+    /// The session has ended.
     Gone { client: FiveTuple },
 }
 
-/// A session's name: the client's address and the server's.
+/// A session's key: the client's and the server's address.
 type Ends = (SocketAddr, SocketAddr);
 
-/// What sessions are made with.
+/// What new sessions need.
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
     config: Arc<dimpl::Config>,
@@ -74,7 +74,7 @@ pub(crate) struct Dtls {
     cookies: CookieExchange,
     sessions: HashMap<Ends, Session>,
     quota: Arc<Quota<NetworkPrefix>>,
-    /// Who has begun a handshake within the last [`RESTART_TIME`], the oldest first.
+    /// Clients that began a handshake within [`RESTART_TIME`], the oldest first.
     begun: VecDeque<(Instant, Ends)>,
     lately: HashSet<Ends>,
     deadlines: Deadlines<Ends>,
@@ -83,12 +83,12 @@ pub(crate) struct Dtls {
     broken: Broken,
 }
 
-/// One session's engine, kept from taking the worker along: the crate asserts what it believes of its own state, and who finds a
-/// datagram that proves it wrong is to end no session but his own.
+/// One session's engine. The crate asserts its own invariants, and a datagram that
+/// violates them must end only its own session.
 struct Engine(Option<dimpl::Dtls>);
 
 impl Engine {
-    /// Lets the engine do something; `None` when it panicked, now or before. Then it is dropped and never used again.
+    /// Calls the engine; `None` when it panicked, now or before. It is dropped then.
     fn run<T>(&mut self, act: impl FnOnce(&mut dimpl::Dtls) -> T) -> Option<T> {
         let engine = self.0.as_mut()?;
         let done = catch_unwind(AssertUnwindSafe(|| act(engine)));
@@ -110,7 +110,7 @@ impl fmt::Debug for Engine {
 #[derive(Debug, Default)]
 struct Broken {
     engines: u64,
-    /// How many of them the operator has heard of, and when.
+    /// How many were logged, and when.
     told: Option<(u64, Instant)>,
 }
 
@@ -133,9 +133,9 @@ impl Broken {
 #[derive(Debug)]
 struct Session {
     engine: Engine,
-    /// Of the ClientHello it began with.
+    /// From its ClientHello.
     random: Vec<u8>,
-    /// Added to the numbers of records outside encryption, so that they follow on the client's.
+    /// Added to the numbers of plaintext records, so that they continue the client's.
     offset: u64,
     made: Instant,
     heard: Instant,
@@ -157,10 +157,10 @@ impl Session {
 }
 
 impl Identity {
-    /// Takes the certificate of TLS, or, where that is not ECDSA on P-256 or P-384, the self-signed one in `folder`.
+    /// Uses the certificate of TLS, or the self-signed one in `folder` where that is not ECDSA on P-256 or P-384.
     ///
     /// # Errors
-    /// [`CertificateError`] when the self-signed one cannot be had.
+    /// [`CertificateError`] when the self-signed one cannot be read or created.
     pub(crate) fn new(certificate: &Certificate, folder: &Path) -> Result<Self, CertificateError> {
         let unusable = |error: dimpl::Error| certificate.unusable(error);
         let provider = CryptoProvider { hmac_provider: &ADMITTING, ..rust_crypto::default_provider() };
@@ -208,8 +208,8 @@ impl Dtls {
         }
     }
 
-    /// Takes one datagram whose first byte says DTLS; `false` when it is dropped. `admits` says whether one more handshake, which costs
-    /// a signature and a key agreement, may begin.
+    /// Handles a DTLS datagram; returns `false` when it is dropped. `admits` decides whether another handshake, which costs a signature
+    /// and a key agreement, may begin.
     pub(crate) fn handle_datagram(
         &mut self,
         now: Now,
@@ -226,7 +226,7 @@ impl Dtls {
         self.step(now, ends, |engine| engine.handle_packet(datagram))
     }
 
-    /// Encrypts one frame for a client; `false` when it has no session.
+    /// Encrypts a frame; returns `false` when the client has no session.
     pub(crate) fn send(&mut self, client: FiveTuple, frame: &[u8]) -> bool {
         let ends = (client.client, client.server);
         let Some(session) = self.sessions.get_mut(&ends).filter(|session| session.connected) else {
@@ -237,23 +237,23 @@ impl Dtls {
         taken == Some(true)
     }
 
-    /// Notes that a client has shown good credentials: it may stay silent for longer.
+    /// Marks a client as authenticated: it may stay silent for longer.
     pub(crate) fn mark_authenticated(&mut self, client: FiveTuple) {
         if let Some(session) = self.sessions.get_mut(&(client.client, client.server)) {
             session.authenticated = true;
         }
     }
 
-    /// Carries out what is due: retransmissions, and the end of handshakes and sessions that went silent.
+    /// Handles what is due: retransmissions, and the end of handshakes and silent sessions.
     pub(crate) fn handle_timeout(&mut self, now: Now) {
         self.broken.report(now.mono);
-        // Each once: a session that wants to be called again at once waits for the next turn.
+        // Each session at most once, so that none delays the worker.
         let due: Vec<Ends> = std::iter::from_fn(|| self.deadlines.pop_due(now.mono)).collect();
         for ends in due {
             let Some(session) = self.sessions.get_mut(&ends) else { continue };
             session.wake = session.expiry();
             if session.wake <= now.mono {
-                // A client that still listens learns that it is over.
+                // The client learns that the session has ended.
                 let _ = session.engine.run(dimpl::Dtls::close);
                 session.ended = true;
             } else {
@@ -263,12 +263,12 @@ impl Dtls {
         }
     }
 
-    /// Returns when [`Self::handle_timeout`] is to be called.
+    /// Returns when [`Self::handle_timeout`] is due.
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         self.deadlines.next()
     }
 
-    /// Takes the next thing to do.
+    /// Returns the next output.
     pub(crate) fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
     }
@@ -289,14 +289,14 @@ impl Dtls {
             HelloVerdict::Accept(cookie) => {
                 self.begun.push_back((now.mono, ends));
                 self.lately.insert(ends);
-                // The same address with another handshake: the client began anew (RFC 6347 section 4.2.8).
+                // The same address with another handshake: the client restarted (RFC 6347 section 4.2.8).
                 self.remove(ends);
                 self.admit(now, ends, &hello, (cookie, datagram))
             }
         }
     }
 
-    /// Says whether a client began a handshake within the last [`RESTART_TIME`], whatever became of it: one cookie is good for many.
+    /// Returns whether a client began a handshake within [`RESTART_TIME`]: one cookie is valid for many.
     fn has_just_begun(&mut self, now: Now, ends: Ends) -> bool {
         while let Some((at, older)) = self.begun.front()
             && now.mono.saturating_duration_since(*at) >= RESTART_TIME
@@ -304,11 +304,11 @@ impl Dtls {
             self.lately.remove(older);
             self.begun.pop_front();
         }
-        // As many as there can be sessions: without a limit on handshakes, memory has one all the same.
+        // The list is bounded like the sessions, also without a limit on handshakes.
         self.lately.contains(&ends) || self.begun.len() >= MAX_SESSIONS
     }
 
-    /// Begins a session and leads it through the exchange that the client has already passed.
+    /// Creates a session and replays the cookie exchange.
     fn admit(&mut self, now: Now, ends: Ends, hello: &ClientHello<'_>, came: (Cookie, &[u8])) -> bool {
         let permit = match self.quota.acquire(NetworkPrefix::subscriber(ends.0.ip()), 1) {
             Ok(permit) => permit,
@@ -328,7 +328,7 @@ impl Dtls {
         let begun = engine.run(|engine| {
             engine.handle_timeout(now.mono)?;
             let repeated = engine.handle_packet(&hello.first());
-            // The request to verify, which the client has got from us.
+            // The HelloVerifyRequest that the client has received.
             while let dimpl::Output::Packet(_) = engine.poll_output(&mut self.buffer) {}
             repeated.and_then(|()| engine.handle_packet(datagram))
         });
@@ -345,7 +345,7 @@ impl Dtls {
         let session = Session {
             engine,
             random: hello.random().to_vec(),
-            // The crate has spent number 0 on its request to verify.
+            // The crate has used number 0 for its HelloVerifyRequest.
             offset: hello.record_number().saturating_sub(1),
             made: now.mono,
             heard: now.mono,
@@ -361,7 +361,7 @@ impl Dtls {
         true
     }
 
-    /// Lets a session do one thing and takes what comes of it; `false` when there is none, or it refuses.
+    /// Calls a session and handles its output; returns `false` when there is none, or it refuses.
     fn step(
         &mut self,
         now: Now,
@@ -378,7 +378,7 @@ impl Dtls {
         matches!(done, Some(Ok(())))
     }
 
-    /// Takes everything a session has to say, and the session itself if that was its last.
+    /// Handles all output of a session, and its end.
     fn drain(&mut self, ends: Ends) {
         let Some(session) = self.sessions.get_mut(&ends) else { return };
         let (client, buffer, outputs) = (tuple(ends), &mut self.buffer, &mut self.outputs);
@@ -430,8 +430,8 @@ fn tuple((client, server): Ends) -> FiveTuple {
     FiveTuple { client, server, transport: Transport::Dtls }
 }
 
-/// Adds `offset` to the number of every record outside encryption: a ServerHello has the number of its ClientHello
-/// ([RFC 6347 section 4.2.1](https://www.rfc-editor.org/rfc/rfc6347#section-4.2.1)), and the later ones follow.
+/// Adds `offset` to the number of every plaintext record: a ServerHello has the number of its ClientHello
+/// ([RFC 6347 section 4.2.1](https://www.rfc-editor.org/rfc/rfc6347#section-4.2.1)), and later ones follow.
 fn renumber(mut datagram: &mut [u8], offset: u64) {
     while offset > 0
         && let Some(header) = datagram.first_chunk_mut::<13>()
@@ -447,12 +447,12 @@ fn renumber(mut datagram: &mut [u8], offset: u64) {
 }
 
 thread_local! {
-    /// The cookie that the session just being made is to find good.
+    /// The cookie that the new session must accept.
     static ADMITTED: Cell<Option<Cookie>> = const { Cell::new(None) };
 }
 
-/// HMAC for the crate. Of all its callers the cookie exchange alone asks for [`HmacProvider::hmac_sha256`]; it is told the
-/// cookie that [`CookieExchange`] has already found good.
+/// HMAC for the crate. Only the cookie exchange calls [`HmacProvider::hmac_sha256`]; it gets the cookie that
+/// [`CookieExchange`] has verified.
 #[derive(Debug)]
 struct Admitting;
 

@@ -1,4 +1,4 @@
-//! Clients who arrive at one worker and whose allocation another one has (RFC 8016). Pure.
+//! The clients that arrive at one worker and whose allocation another worker has (RFC 8016). Pure.
 
 use crate::limits::Limit;
 use crate::turn_server::FiveTuple;
@@ -6,23 +6,23 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Most clients that one worker passes on.
+/// Most clients that one worker forwards.
 const CAPACITY: usize = 16_384;
-/// Most of one user, so that he takes his own places only.
+/// Most clients of one user, so that one user does not fill the table.
 const CAPACITY_PER_USER: usize = 4096;
 
-/// To whom a client is passed on.
+/// Where a client is forwarded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ForwardEntry {
-    /// The worker that has the allocation.
+    /// The worker with the allocation.
     pub(crate) worker: u16,
-    /// Whose it is.
+    /// The user of the allocation.
     pub(crate) user: Arc<str>,
-    /// When its lifetime is over.
+    /// The end of its lifetime.
     pub(crate) until: Instant,
 }
 
-/// The clients that one worker passes on.
+/// The clients that one worker forwards.
 #[derive(Debug, Default)]
 pub(crate) struct ForwardTable {
     clients: HashMap<FiveTuple, ForwardEntry>,
@@ -30,7 +30,7 @@ pub(crate) struct ForwardTable {
 }
 
 impl ForwardTable {
-    /// Returns the worker that has the client's allocation.
+    /// Returns the worker with the client's allocation.
     pub(crate) fn worker(&mut self, now: Instant, client: FiveTuple) -> Option<u16> {
         let entry = self.clients.get(&client)?;
         if now < entry.until {
@@ -40,7 +40,7 @@ impl ForwardTable {
         None
     }
 
-    /// Notes the worker that has the client's allocation, unless there are too many.
+    /// Inserts a client, unless the table is full.
     pub(crate) fn insert(&mut self, now: Instant, client: FiveTuple, entry: ForwardEntry) {
         self.remove(client);
         if self.is_full(&entry.user) {
@@ -58,7 +58,7 @@ impl ForwardTable {
         self.clients.insert(client, entry);
     }
 
-    /// Forgets a client; returns the worker that has its allocation.
+    /// Removes a client; returns the worker with its allocation.
     pub(crate) fn remove(&mut self, client: FiveTuple) -> Option<u16> {
         let ForwardEntry { worker, user, .. } = self.clients.remove(&client)?;
         if let Some(count) = self.users.get_mut(&user) {

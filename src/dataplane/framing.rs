@@ -1,13 +1,13 @@
-//! Frames on a stream: cut where they lie, never copied. Pure.
+//! Frames on a stream, found in place. Pure.
 
 use crate::turn_server::wire::{FrameError, frame_len};
 
-/// Whole frames at the start of a stream's bytes.
+/// The whole frames at the start of a stream's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WholeFrames {
-    /// How many bytes they have.
+    /// Their length in bytes.
     pub(crate) len: usize,
-    /// What follows them, if it begins no frame: the stream cannot go on.
+    /// The error after them, if the next bytes begin no frame; the stream must close.
     pub(crate) broken: Option<FrameError>,
 }
 
@@ -23,7 +23,7 @@ pub(crate) fn whole_frames(bytes: &[u8]) -> WholeFrames {
     }
 }
 
-/// Returns how long the first frame of a [`WholeFrames`] is; the last one may lack padding, as on WebSocket.
+/// Returns the length of the first of [`WholeFrames`]; the last one may lack padding, as on WebSocket.
 pub(crate) fn first_len(run: &[u8]) -> usize {
     frame_len(run).ok().flatten().map_or(run.len(), |len| len.min(run.len()))
 }

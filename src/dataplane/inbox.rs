@@ -1,5 +1,6 @@
-//! How tokio's side reaches a worker thread: a bounded queue, and a waker for when it sleeps.
+//! The inbox of a worker: a bounded queue of control messages from tasks and other workers.
 
+use super::counters::WorkerCounters;
 use super::forward_table::ForwardEntry;
 use super::peer_streams::PeerStream;
 use super::tcp_connections::{AcceptedSocket, MAX_UNREAD};
@@ -15,74 +16,76 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-/// Messages that wait for a worker; a stream that fills the queue is not read from until there is room.
+/// Messages in the queue of one worker. A stream that fills it is not read until there is room.
 const CAPACITY: usize = 1024;
-/// Messages that wait for one client's task. Each is what its worker had for it in one pass.
+/// Messages in the queue of one client's task. Each holds what its worker sent in one iteration.
 pub(crate) const REPLY_QUEUE: usize = 256;
 
-/// What a worker is told.
+/// A message to a worker.
 #[derive(Debug)]
 pub(crate) enum WorkerMessage {
-    /// A client by TCP is there, whose socket the worker takes over.
+    /// A TCP client has connected; the worker takes over its socket.
     TcpAccepted(Box<AcceptedSocket>),
-    /// A client by TCP has to go, if it has shown no credentials: its place or its memory is needed.
+    /// A TCP client must close if it has not authenticated: its place or its memory is needed.
     TcpEvicted { client: FiveTuple, number: u64 },
-    /// A stream client is there; its replies go to this queue.
+    /// A client on a stream task has connected; its replies go to `path`.
     StreamOpened { client: FiveTuple, path: ReplyPath },
     /// Whole frames from a stream; the last one may lack its padding.
     Frames { client: FiveTuple, run: Bytes },
     /// The stream has closed.
     StreamClosed { client: FiveTuple, link: u64 },
-    /// A user was looked up, or could not be.
+    /// A user look-up has ended; `answered` is false if it failed.
     LookupDone { question: Arc<UserQuery>, answered: bool },
-    /// A client who belongs to this worker, or has a ticket that says so, has sent a frame to another one, `where they arrive`.
+    /// A frame from a client whose allocation this worker has, or may have by its mobility ticket, and which arrived at another worker.
     ForwardedFrame { client: FiveTuple, arrived_at: u16, bytes: Bytes },
-    /// A client who arrives at this worker is served by another one: his frames are to be passed on.
+    /// Forward the frames of this client to the worker that has its allocation.
     ClientMoved { client: FiveTuple, entry: ForwardEntry },
-    /// Such a client's connection has ended.
+    /// The connection of a forwarded client has closed.
     ForwardedClientClosed { client: FiveTuple },
-    /// A frame for a client who arrives at this worker and belongs to another one.
+    /// Send a frame to a client whose allocation another worker has.
     ForwardedReply { client: FiveTuple, bytes: Bytes },
-    /// Such a client has left his allocation.
+    /// A forwarded client has left its allocation.
     ClientLeft { client: FiveTuple },
     /// A peer has connected to a relayed address.
     PeerAccepted { relay: RelayId, peer: SocketAddr, stream: TcpStream },
-    /// A peer has accepted a connection, or has not.
+    /// A connection to a peer was established, or failed.
     PeerConnected { connection: ConnectionId, well: bool },
-    /// A peer's connection and the client's have ended.
+    /// A peer connection and the client connection bound to it have closed.
     PeerClosed { connection: ConnectionId },
     /// The time-limited credentials of this name were revoked.
     Revoked { name: Arc<str> },
-    /// This where they arrive has these addresses from now on.
+    /// The host has these addresses from now on.
     OwnAddresses(Addresses),
-    /// End the thread.
+    /// Return the counters.
+    ReadCounters(oneshot::Sender<Box<WorkerCounters>>),
+    /// Stop the thread.
     Stop,
 }
 
-/// What a stream client's task is told.
+/// A message to the task of a client.
 #[derive(Debug)]
 pub(crate) enum StreamMessage {
     /// Send whole frames.
     Frames(Bytes),
-    /// Become the client's end of a connection to a peer.
+    /// Become the client data connection to a peer (RFC 6062).
     Join(Box<PeerStream>),
 }
 
-/// A worker's end of one stream.
+/// The worker's handle on a client's task.
 #[derive(Debug)]
 pub(crate) struct ReplyPath {
-    /// The number of its link.
+    /// The number of its [`StreamLink`].
     pub(crate) link: u64,
     pub(crate) replies: QueueSender<StreamMessage>,
-    /// Set when the client has shown good credentials.
+    /// Set once the client has authenticated.
     pub(crate) authenticated: Arc<AtomicBool>,
-    /// What it occupies.
+    /// The permit that it holds.
     pub(crate) connection: Option<ConnectionPermit>,
 }
 
-/// The sending side of one worker's queue.
+/// The sending side of a worker's queues.
 #[derive(Debug, Clone)]
 pub(crate) struct Inbox {
     queue: mpsc::Sender<WorkerMessage>,
@@ -90,19 +93,19 @@ pub(crate) struct Inbox {
     batch_queues: Arc<BatchQueues>,
 }
 
-/// The receiving side of a stream client's replies.
+/// The receiving side of a client task's queue.
 #[derive(Debug)]
 pub(crate) struct ReplyReceiver {
     queue: QueueReceiver<StreamMessage>,
 }
 
 impl ReplyReceiver {
-    /// Waits for what the worker says next; `None` when it has no more use for the stream.
+    /// Waits for the worker's next message; `None` when the worker has dropped the client.
     pub(crate) async fn next(&mut self) -> Option<StreamMessage> {
         self.queue.recv().await.ok()
     }
 
-    /// Makes room for what was taken last, of `count` bytes: it was written.
+    /// Releases the queue space of the last message, `count` written bytes.
     pub(crate) fn written(&self, count: usize) {
         self.queue.release(1, count);
     }
@@ -116,28 +119,28 @@ impl Inbox {
         (Self { queue, waker, batch_queues }, receiver)
     }
 
-    /// Returns the waker that wakes the worker.
+    /// Returns the waker of the worker.
     pub(crate) fn waker(&self) -> &Arc<WorkerWaker> {
         &self.waker
     }
 
-    /// Returns where other workers leave their parcels.
+    /// Returns the queues of batches from other workers.
     pub(crate) fn batch_queues(&self) -> &Arc<BatchQueues> {
         &self.batch_queues
     }
 
-    /// Queues `message`, waiting for room; `false` when the worker has ended.
+    /// Queues `message` and waits for room; returns `false` when the worker has stopped.
     pub(crate) async fn send(&self, message: WorkerMessage) -> bool {
         self.queue.send(message).await.is_ok() && self.waker.wake()
     }
 
-    /// Queues `message` if there is room, from another worker's thread.
+    /// Queues `message` if there is room, from the thread of another worker.
     pub(crate) fn try_send(&self, message: WorkerMessage) -> bool {
         self.queue.try_send(message).is_ok() && self.waker.wake()
     }
 
-    /// Announces a stream client; `None` when the worker has ended. The queue of its replies closes when the worker has no more
-    /// use for the stream.
+    /// Announces a client; `None` when the worker has stopped. The queue of its replies closes when the worker drops the
+    /// client.
     pub(crate) async fn open(
         &self,
         client: FiveTuple,
@@ -154,8 +157,8 @@ impl Inbox {
     }
 }
 
-/// One stream client's line to its worker. Two streams never share a number, even where they share a 5-tuple: a port that is
-/// used again at once, or a proxy that names the same client twice.
+/// A client task's link to its worker. Each has its own number, also where two have the same 5-tuple: a port that is reused at once, or a
+/// proxy that names the same client twice.
 #[derive(Debug)]
 pub(crate) struct StreamLink {
     client: FiveTuple,
@@ -166,17 +169,17 @@ pub(crate) struct StreamLink {
 }
 
 impl StreamLink {
-    /// Hands over whole frames, waiting for room; `false` when the worker has ended.
+    /// Sends whole frames to the worker and waits for room; returns `false` when the worker has stopped.
     pub(crate) async fn hear(&self, run: Bytes) -> bool {
         self.worker.send(WorkerMessage::Frames { client: self.client, run }).await
     }
 
-    /// Says whether the client has shown good credentials.
+    /// Returns whether the client has authenticated.
     pub(crate) fn is_authenticated(&self) -> bool {
         self.authenticated.load(Ordering::Relaxed)
     }
 
-    /// Says that the stream has ended.
+    /// Reports that the stream has closed.
     pub(crate) async fn close(mut self) {
         self.worker.send(WorkerMessage::StreamClosed { client: self.client, link: self.number }).await;
         self.is_closed = true;
@@ -185,7 +188,7 @@ impl StreamLink {
 
 impl Drop for StreamLink {
     fn drop(&mut self) {
-        // A stream whose task panicked or was dropped has nobody left to say so, and its worker would keep the path for ever.
+        // Without this the worker would keep the client of a task that panicked or was dropped.
         if !self.is_closed {
             self.worker.try_send(WorkerMessage::StreamClosed { client: self.client, link: self.number });
         }

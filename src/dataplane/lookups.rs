@@ -1,4 +1,4 @@
-//! Questions about users that a worker cannot answer itself: queued for whoever looks them up.
+//! User look-ups that a worker cannot answer itself, queued for the look-up service.
 
 use crate::clock::Now;
 use crate::limits::{KeyedRateLimiter, Limit, NetworkPrefix};
@@ -9,27 +9,27 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
-/// Questions that wait to be asked, of either kind.
+/// Most queued look-ups, of each kind.
 const QUEUE: usize = 1024;
 /// Networks whose rates a worker remembers.
 const NETWORKS: usize = 65_536;
 
-/// A question, and which worker has it.
+/// A look-up and the worker that waits for it.
 pub(crate) type Asked = (usize, Arc<UserQuery>);
 
-/// A worker's way to ask.
+/// A worker's sending side of the look-up queues.
 #[derive(Debug, Default)]
 pub(crate) struct Lookups {
     worker: usize,
     queues: Option<Queues>,
-    /// The rate of each network for names that were never known.
+    /// Limits the look-ups of unknown names by network.
     limiter: Option<KeyedRateLimiter<NetworkPrefix>>,
-    /// Questions a second of one network, over all workers.
+    /// Look-ups a second of one network, over all workers.
     per_network: u32,
     unlimited_from: Arc<[NetworkPrefix]>,
 }
 
-/// Names that were known before wait apart, so that strangers' names hold none of them up.
+/// Names that were found before have their own queue, so that unknown names do not delay them.
 #[derive(Debug, Clone)]
 struct Queues {
     known: mpsc::Sender<Asked>,
@@ -37,8 +37,8 @@ struct Queues {
 }
 
 impl Lookups {
-    /// Makes the way to ask, and the receivers of what is asked: names that were known before, and unknown ones. Each network but those of
-    /// `unlimited_from` asks about unknown names `per_network` times a second, over all workers.
+    /// Creates the queues; returns the receivers of known and of unknown names. Each network except those of `unlimited_from` may look up
+    /// `per_network` unknown names a second, over all workers.
     pub(crate) fn new(
         per_network: u32,
         unlimited_from: Arc<[NetworkPrefix]>,
@@ -48,8 +48,8 @@ impl Lookups {
         (Self { queues, per_network, unlimited_from, ..Self::default() }, [from_known, from_unknown])
     }
 
-    /// Queues a question of a client at `from` and whether its name was known before; [`WorkerMessage::LookupDone`] will say how it ends. `false`
-    /// when there is no room, nobody to ask, or too much was asked from that network.
+    /// Queues a look-up for a client at `from`; [`WorkerMessage::LookupDone`] reports its result. Returns `false` when the queue is full, there is no
+    /// look-up service, or the network is over its rate.
     pub(crate) fn enqueue(
         &mut self,
         now: Now,
@@ -72,7 +72,7 @@ impl Lookups {
         queued
     }
 
-    /// Returns the way of worker `worker` of `workers`.
+    /// Returns the sending side for one of `workers` workers.
     pub(crate) fn of(&self, worker: usize, workers: usize, rng: &mut impl RngCore) -> Self {
         let rate = worker_share(self.per_network, self.per_network.saturating_mul(2), workers);
         let limiter = KeyedRateLimiter::new(rate, NETWORKS, Limit::RateLimiterKeys, rng);

@@ -1,6 +1,7 @@
 //! The I/O of the packet path: worker threads with their sockets, the send queue, DTLS and clients' TCP connections.
 
 mod clients;
+pub(crate) mod counters;
 pub(crate) mod dtls;
 mod forward_table;
 pub(crate) mod framing;

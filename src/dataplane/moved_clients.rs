@@ -1,4 +1,4 @@
-//! How workers pass clients on to each other: one who has moved (RFC 8016) may arrive at another worker than his allocation's.
+//! Forwarding between workers: a client that moved (RFC 8016) may arrive at another worker than the one with its allocation.
 
 use super::forward_table::{ForwardEntry, ForwardTable};
 use super::inbox::{Inbox, WorkerMessage};
@@ -8,19 +8,19 @@ use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-/// Every worker's inbox, once all are there.
+/// All workers' inboxes, set once all exist.
 pub(crate) type Inboxes = Arc<OnceLock<Arc<[Inbox]>>>;
 
-/// One worker's view of the others.
+/// One worker's state of forwarding.
 #[derive(Debug)]
 pub(crate) struct MovedClients {
     inboxes: Inboxes,
     own: u16,
-    /// Clients that arrive here and belong there.
+    /// Clients that arrive here and whose allocation another worker has.
     forwarded: ForwardTable,
-    /// Clients that belong here and can be answered there alone: streams and DTLS.
+    /// Clients whose allocation this worker has and which only another worker reaches: streams and DTLS.
     remote_clients: HashMap<FiveTuple, u16>,
-    /// The client whose frame is handled now, and where it arrives: what is answered goes that way, behind the news that it has moved.
+    /// The client of the current frame, and the worker at which it arrived: replies go there, after the message that the client has moved.
     current: Option<(FiveTuple, u16)>,
 }
 
@@ -35,30 +35,30 @@ impl MovedClients {
         }
     }
 
-    /// Hands a frame of a client who belongs elsewhere to his worker; `None` when he does not.
+    /// Forwards a frame to the worker with the allocation; `None` when the client is not forwarded.
     pub(crate) fn forward(&mut self, now: Instant, client: FiveTuple, bytes: &[u8]) -> Option<bool> {
         let worker = self.forwarded.worker(now, client)?;
         Some(self.send_frame(client, worker, bytes))
     }
 
-    /// Hands a request with a ticket of another worker's allocation to that worker. Only when that says that the client has moved there
-    /// ([`WorkerMessage::ClientMoved`]) is more passed on to it.
+    /// Sends a request to the worker that its mobility ticket names. More frames follow only after that worker has confirmed the move
+    /// ([`WorkerMessage::ClientMoved`]).
     pub(crate) fn send_frame(&self, client: FiveTuple, worker: u16, bytes: &[u8]) -> bool {
         let bytes = Bytes::copy_from_slice(bytes);
         self.send(worker, WorkerMessage::ForwardedFrame { client, arrived_at: self.own, bytes })
     }
 
-    /// Passes a client on to `worker` from now on, until his allocation's lifetime is over.
+    /// Forwards a client to `entry.worker` until the allocation's lifetime ends.
     pub(crate) fn insert(&mut self, now: Instant, client: FiveTuple, entry: ForwardEntry) {
         self.forwarded.insert(now, client, entry);
     }
 
-    /// Notes where the client arrives whose frame is handled now.
+    /// Begins the handling of a frame that arrived at another worker.
     pub(crate) fn begin_forwarded(&mut self, client: FiveTuple, arrived_at: u16) {
         self.current = Some((client, arrived_at));
     }
 
-    /// Tells the worker where the client of the current frame arrives that it is served here until then: its frames are passed on.
+    /// Tells the worker where the current client arrives to forward its frames until then.
     pub(crate) fn send_moved(&self, client: FiveTuple, user: Arc<str>, until: Instant) {
         if let Some((_, arrived_at)) = self.current {
             let entry = ForwardEntry { worker: self.own, user, until };
@@ -66,7 +66,7 @@ impl MovedClients {
         }
     }
 
-    /// Ends the handling of the current frame; a client who is served here by a connection can be answered by its worker alone.
+    /// Ends the handling of the frame; remembers the worker that reaches a stream or DTLS client that is served here.
     pub(crate) fn end_forwarded(&mut self, client: FiveTuple, is_served: bool) {
         let Some((_, arrived_at)) = self.current.take() else { return };
         if !is_served {
@@ -76,12 +76,12 @@ impl MovedClients {
         }
     }
 
-    /// Says whether the current frame is this client's.
+    /// Returns whether the current frame is from this client.
     pub(crate) fn is_current(&self, client: FiveTuple) -> bool {
         self.current.is_some_and(|(current, _)| current == client)
     }
 
-    /// Answers a client by the worker that he arrives at; `None` when he arrives here.
+    /// Sends a frame through the worker at which the client arrives; `None` when it arrives here.
     pub(crate) fn answer(&self, client: FiveTuple, bytes: &[u8]) -> Option<bool> {
         let current =
             self.current.filter(|(current, _)| *current == client).map(|(_, arrived_at)| arrived_at);
@@ -94,7 +94,7 @@ impl MovedClients {
         )
     }
 
-    /// Tells the others that a client has left his allocation.
+    /// Tells all other workers that a client has left its allocation.
     pub(crate) fn send_left(&mut self, client: FiveTuple) {
         self.remote_clients.remove(&client);
         let all = self.inboxes.get().map_or(0, |inboxes| inboxes.len());
@@ -103,12 +103,12 @@ impl MovedClients {
         }
     }
 
-    /// Forgets a client who has left his allocation.
+    /// Stops forwarding a client that has left its allocation.
     pub(crate) fn remove(&mut self, client: FiveTuple) {
         self.forwarded.remove(client);
     }
 
-    /// Tells his worker that a client's connection has ended here.
+    /// Tells the worker with the allocation that the client's connection has closed.
     pub(crate) fn remove_closed(&mut self, client: FiveTuple) {
         if let Some(worker) = self.forwarded.remove(client) {
             self.send(worker, WorkerMessage::ForwardedClientClosed { client });

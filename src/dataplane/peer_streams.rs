@@ -1,4 +1,4 @@
-//! The streams of RFC 6062: listeners on relayed addresses, connections to peers, and joining both ends.
+//! TCP towards peers (RFC 6062): listeners on relayed addresses, connections to peers, and their binding to client data connections.
 
 use super::inbox::{Inbox, WorkerMessage};
 use crate::net::time;
@@ -17,18 +17,18 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-/// Peers that wait to be accepted on one relayed address.
+/// Backlog of one relayed address.
 const BACKLOG: i32 = 64;
-/// Pause after an accept that failed, for want of descriptors as a rule.
+/// Pause after a failed accept, usually for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Bytes moved at a time.
+/// Bytes copied at a time.
 const CHUNK: usize = 16 * 1024;
-/// How long a direction waits that is over its bandwidth.
+/// Pause of a direction that is over its bandwidth.
 const PACE_PAUSE: Duration = Duration::from_millis(5);
-/// How long the rest may take to reach a peer after the other end has closed.
+/// Time to write the rest to a peer after the other end has closed.
 const CLOSE_TIME: Duration = Duration::from_secs(30);
 
-/// The peer connections of all workers; a client's second connection may belong to another worker than its first.
+/// All workers' peer connections: a client data connection may belong to another worker than the control connection.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct PeerStreamTable(Arc<Mutex<HashMap<ConnectionId, PeerStreamState>>>);
 
@@ -39,10 +39,10 @@ enum PeerStreamState {
     Joined(Arc<Notify>),
 }
 
-/// A peer's stream on its way to the client's connection.
+/// A peer connection on its way to its client data connection.
 #[derive(Debug)]
 pub(crate) struct PeerStream {
-    /// The answer that the client gets before the first byte.
+    /// The response that precedes the first byte.
     pub(crate) reply: Vec<u8>,
     stream: TcpStream,
     ended: Arc<Notify>,
@@ -50,7 +50,7 @@ pub(crate) struct PeerStream {
     closing: CloseNotice,
 }
 
-/// Tells, however a stream ends, joined or never, that its connection is over.
+/// Reports on drop that the peer connection has ended.
 #[derive(Debug)]
 struct CloseNotice {
     connection: ConnectionId,
@@ -61,12 +61,12 @@ struct CloseNotice {
 impl Drop for CloseNotice {
     fn drop(&mut self) {
         self.streams.lock().remove(&self.connection);
-        // Without room in the inbox the relay learns of it with the end of the allocation.
+        // If the inbox is full, the relay forgets the connection with its allocation.
         self.owner.try_send(WorkerMessage::PeerClosed { connection: self.connection });
     }
 }
 
-/// One worker's part.
+/// One worker's listeners and connections.
 #[derive(Debug)]
 pub(crate) struct PeerTcp {
     streams: PeerStreamTable,
@@ -86,7 +86,7 @@ impl PeerTcp {
         Self { streams, inbox, runtime, listeners: HashMap::new() }
     }
 
-    /// Opens a relayed address for peers to connect to.
+    /// Listens on a relayed address.
     pub(crate) fn listen(&mut self, relay: RelayId, address: SocketAddr) -> io::Result<()> {
         let socket = open(address)?;
         socket.listen(BACKLOG)?;
@@ -96,7 +96,7 @@ impl PeerTcp {
         Ok(())
     }
 
-    /// Closes a relayed address; `false` when it is none of these.
+    /// Closes a listener; returns `false` when there is none.
     pub(crate) fn close(&mut self, relay: RelayId) -> bool {
         self.listeners.remove(&relay).is_some_and(|accepting| {
             accepting.abort();
@@ -104,10 +104,10 @@ impl PeerTcp {
         })
     }
 
-    /// Connects from a relayed address to a peer; [`WorkerMessage::PeerConnected`] says how that went.
+    /// Connects to a peer; [`WorkerMessage::PeerConnected`] reports the result.
     pub(crate) fn connect(&self, connection: ConnectionId, from: SocketAddr, to: SocketAddr) {
         let (streams, inbox) = (self.streams.clone(), self.inbox.clone());
-        // The table is locked until the entry is there, which the task replaces.
+        // The lock is held until the entry exists, because the task replaces it.
         let mut held = self.streams.lock();
         let connecting = self.runtime.spawn(async move {
             let connected = async { TcpSocket::from_std_stream(open(from)?.into()).connect(to).await }.await;
@@ -123,14 +123,14 @@ impl PeerTcp {
         held.insert(connection, PeerStreamState::Connecting(connecting.abort_handle()));
     }
 
-    /// Keeps a peer's stream until the client binds it.
+    /// Keeps a peer connection until the client binds it.
     pub(crate) fn hold(&self, connection: ConnectionId, stream: TcpStream) {
         self.streams
             .lock()
             .insert(connection, PeerStreamState::Waiting { stream, owner: self.inbox.clone() });
     }
 
-    /// Takes a peer's stream to join it with a client's connection.
+    /// Takes a peer connection to bind it to a client data connection.
     pub(crate) fn join(
         &self,
         connection: ConnectionId,
@@ -145,7 +145,7 @@ impl PeerTcp {
         Some(PeerStream { reply, stream, ended, bandwidth, closing })
     }
 
-    /// Ends a connection to a peer, and what it is joined with.
+    /// Closes a peer connection and what it is bound to.
     pub(crate) fn disconnect(&self, connection: ConnectionId) {
         match self.streams.lock().remove(&connection) {
             Some(PeerStreamState::Connecting(task)) => task.abort(),
@@ -156,15 +156,15 @@ impl PeerTcp {
 }
 
 impl PeerStream {
-    /// The same, but the client gets `queued` first.
+    /// Puts `queued` in front of the response.
     pub(crate) fn behind(mut self, mut queued: Vec<u8>) -> Self {
         queued.append(&mut self.reply);
         self.reply = queued;
         self
     }
 
-    /// Moves bytes between the client's connection and the peer's until both have ended, or the allocation does; `early` is what the
-    /// client sent behind its request.
+    /// Copies bytes in both directions until both ends have closed or the allocation ends; `early` is what the client sent after its
+    /// request.
     pub(crate) async fn run<S>(self, client: S, early: BytesMut) -> io::Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -188,7 +188,7 @@ impl PeerStream {
     }
 }
 
-/// Moves bytes one way, within the bandwidth of the user, and then the end.
+/// Copies one direction within the user's bandwidth, then shuts it down.
 async fn pump(
     from: &mut (impl AsyncRead + Unpin),
     to: &mut (impl AsyncWrite + Unpin),
@@ -208,7 +208,7 @@ async fn pump(
     }
 }
 
-/// Opens a socket on a relayed address, which connections to peers share with the listener.
+/// Opens a socket on a relayed address, shared by the listener and connections to peers.
 fn open(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     if address.is_ipv6() {

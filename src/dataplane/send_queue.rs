@@ -1,34 +1,34 @@
-//! Datagrams on their way out: gathered over one iteration of a worker, sorted by socket and destination, and sent with as few
-//! system calls as there can be.
+//! The send queue: datagrams are collected during one iteration of a worker, grouped by socket and destination, and sent with as few
+//! system calls as possible.
 //!
-//! Payloads stay where they were received; what is written beside them (headers, answers) lies in one buffer of its own. Datagrams
-//! of one socket for one destination leave in the order in which they came; between flows there is no order.
+//! Payloads stay in the receive buffers. Headers and responses are written to one buffer of the queue. Datagrams of one flow (one socket, one
+//! destination) leave in order; there is no order between flows.
 
 use crate::net::udp::{BatchSocket, MAX_RUN, MAX_RUN_BYTES, Route, RxBuffers, TxMessage};
 use crate::turn_server::RelayId;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 
-/// Most messages, and most pieces of them, that are handed to a socket at a time.
+/// Most messages, and most slices, of one call.
 const MESSAGES: usize = 64;
 const PARTS: usize = 4 * MAX_RUN;
-/// Places of the caches that find a flow's or a socket's latest datagram again.
+/// Slots of the caches that find the latest datagram of a flow or socket.
 const FLOWS: usize = 512;
 const SOCKETS: usize = 256;
-/// What may be written before the next [`SendQueue::send`] is due.
+/// Bytes of headers and copied payloads after which [`SendQueue::send`] is due.
 const WRITTEN: usize = 128 << 10;
-/// What is kept of the buffer for writing when a large frame has passed through it.
+/// Capacity that the buffer keeps after a large frame.
 const WRITTEN_KEPT: usize = 2 * WRITTEN;
 
 const NONE: u32 = u32::MAX;
 const ZEROS: [u8; 3] = [0; 3];
 
-/// Which socket a datagram leaves by.
+/// The socket that sends a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SendSocket {
-    /// The worker's listening socket of that index.
+    /// The worker's listening socket with this index.
     Listener(usize),
-    /// A relay port's.
+    /// The socket of a relay port.
     Relay(RelayId),
 }
 
@@ -41,31 +41,31 @@ impl SendSocket {
     }
 }
 
-/// A payload that waits.
+/// The payload of a queued datagram.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Payload<'a> {
-    /// Where it was received.
+    /// It lies in the receive buffers.
     Received {
-        /// Where it lies in the receive buffers.
+        /// Its offset in the receive buffers.
         start: usize,
         len: usize,
     },
-    /// Somewhere that will not last: it is copied.
+    /// It lies elsewhere and is copied.
     Copied(&'a [u8]),
 }
 
-/// One datagram that waits.
+/// One queued datagram.
 #[derive(Debug, Clone, Copy)]
 struct PendingSend {
     socket: SendSocket,
     route: Route,
-    /// Where its header lies in what was written, and how long it is.
+    /// Offset and length of its header in the buffer of headers.
     head: (u32, u32),
-    /// Where its payload lies in the receive buffers, and how long it is.
+    /// Offset and length of its payload in the receive buffers.
     body: (usize, usize),
-    /// Zero bytes behind the payload.
+    /// Zero bytes after the payload.
     padding: u8,
-    /// The next one of the same flow.
+    /// The next datagram of the same flow.
     next: u32,
 }
 
@@ -75,7 +75,7 @@ impl PendingSend {
     }
 }
 
-/// Datagrams that go the same way: their socket, the first of them, and the next such flow of the socket.
+/// Datagrams from one socket to one destination: the first of them, and the next flow of the socket.
 #[derive(Debug, Clone, Copy)]
 struct Flow {
     first: u32,
@@ -90,14 +90,14 @@ struct SocketFlows {
     last: u32,
 }
 
-/// A slot of a cache: what is from another iteration counts for nothing.
+/// A cache slot; it is empty unless its generation is the current one.
 #[derive(Debug, Clone, Copy, Default)]
 struct CacheSlot {
     generation: u32,
     index: u32,
 }
 
-/// What leaves at the end of a worker's iteration, by sockets that address messages as `L`.
+/// What a worker sends at the end of an iteration. `L` is the socket's message header.
 #[derive(Debug)]
 pub(crate) struct SendQueue<L = TxMessage> {
     pending_sends: Vec<PendingSend>,
@@ -108,9 +108,9 @@ pub(crate) struct SendQueue<L = TxMessage> {
     flow_cache: Box<[CacheSlot]>,
     socket_cache: Box<[CacheSlot]>,
     messages: Vec<L>,
-    /// Room for what messages' slices; it is; empty between two sends.
+    /// The messages' slices; empty between two calls of [`SendQueue::send`].
     parts: Vec<IoSlice<'static>>,
-    /// For each message its first datagram and how many there are.
+    /// For each message its first datagram and their number.
     runs: Vec<(u32, usize)>,
 }
 
@@ -132,17 +132,17 @@ impl<L> Default for SendQueue<L> {
 }
 
 impl<L> SendQueue<L> {
-    /// Returns whether nothing waits.
+    /// Returns whether the queue is empty.
     pub(crate) fn is_empty(&self) -> bool {
         self.pending_sends.is_empty()
     }
 
-    /// Returns whether it is time to send, lest the buffer grow.
+    /// Returns whether the queue must be sent now because its buffer is full.
     pub(crate) fn is_full(&self) -> bool {
         self.written.len() >= WRITTEN
     }
 
-    /// Adds a datagram: `head`, then `body`, then `padding` zero bytes, at most three.
+    /// Appends a datagram: `head`, `body`, and `padding` zero bytes, at most three.
     pub(crate) fn push(
         &mut self,
         socket: SendSocket,
@@ -165,7 +165,7 @@ impl<L> SendQueue<L> {
         self.append(PendingSend { socket, route, head, body, padding, next: NONE });
     }
 
-    /// Puts a datagram behind the last one of its flow.
+    /// Appends a datagram to its flow.
     fn append(&mut self, pending: PendingSend) {
         let (socket, route) = (pending.socket, pending.route);
         let index = self.pending_sends.len() as u32;
@@ -194,7 +194,7 @@ impl<L> SendQueue<L> {
         self.queues.push(SocketFlows { socket, first: flow, last: flow });
     }
 
-    /// Sends everything; `socket` names the socket of an socket, `failed` hears of each datagram that was lost.
+    /// Sends everything. `socket_of` returns the socket; `failed` is called for each datagram that was not sent.
     pub(crate) fn send<'s, S: BatchSocket<TxMessage = L> + 's>(
         &mut self,
         rx: &RxBuffers,
@@ -251,8 +251,8 @@ impl<L> SendQueue<L> {
         self.clear();
     }
 
-    /// Makes one piece of header and payload where the payload has room in front of it: a second piece costs the system more
-    /// than this copy of a few bytes.
+    /// Copies each header in front of its payload where there is headroom: a second slice costs the system more than a copy of a few
+    /// bytes.
     pub(crate) fn merge_headers(&mut self, rx: &mut RxBuffers) {
         for pending in &mut self.pending_sends {
             let ((at, head_len), (start, len)) = (pending.head, pending.body);
@@ -264,7 +264,7 @@ impl<L> SendQueue<L> {
         }
     }
 
-    /// Sends the datagrams of a run that did not leave together one by one: it was too large for the path, or the system cannot.
+    /// Sends the datagrams of a run one by one after the run failed: it was too large for the path, or the system has no UDP_SEGMENT.
     fn retry(
         &self,
         port: &impl BatchSocket<TxMessage = L>,
@@ -287,7 +287,7 @@ impl<L> SendQueue<L> {
         }
     }
 
-    /// Adds the pieces of a datagram to `parts`.
+    /// Appends the slices of a datagram to `parts`.
     fn write_parts<'a>(&'a self, pending: &PendingSend, rx: &'a RxBuffers, parts: &mut Vec<IoSlice<'a>>) {
         let (at, len) = pending.head;
         let head = self.written.get(at as usize..at as usize + len as usize).unwrap_or_default();
@@ -305,7 +305,7 @@ impl<L> SendQueue<L> {
         })
     }
 
-    /// Iterates over a datagram and those behind it in its flow.
+    /// Iterates over a datagram and its successors in the flow.
     fn flow(&self, first: u32) -> impl Iterator<Item = &PendingSend> {
         let mut next = first;
         std::iter::from_fn(move || {
@@ -315,7 +315,7 @@ impl<L> SendQueue<L> {
         })
     }
 
-    /// Returns how many datagrams from `first` on can leave as one run: equally long but for the last.
+    /// Returns how many datagrams from `first` on can leave as one run: equally long, except for the last.
     fn run_length(&self, first: u32) -> usize {
         let mut sizes = self.flow(first).map(PendingSend::size);
         let Some(size) = sizes.next() else { return 0 };
@@ -340,7 +340,7 @@ impl<L> SendQueue<L> {
         self.written.shrink_to(WRITTEN_KEPT);
         self.generation = self.generation.wrapping_add(1);
         if self.generation == 0 {
-            // Places from 2^32 turns ago would count as this iteration's.
+            // Otherwise slots of 2^32 generations ago would look current.
             self.flow_cache.fill(CacheSlot::default());
             self.socket_cache.fill(CacheSlot::default());
             self.generation = 1;
@@ -348,13 +348,13 @@ impl<L> SendQueue<L> {
     }
 }
 
-/// Lends a vector's room to what lives shorter or longer: the library collects in slot.
+/// Reuses the allocation of a vector for slices of another lifetime: the standard library collects in place.
 fn emptied<'a>(mut parts: Vec<IoSlice<'_>>) -> Vec<IoSlice<'a>> {
     parts.clear();
     parts.into_iter().map(|_| IoSlice::new(&[])).collect()
 }
 
-/// Returns the slot of a flow in the cache.
+/// Returns the cache slot of a flow.
 fn flow_slot(socket: SendSocket, to: SocketAddr) -> usize {
     let ip = match to.ip() {
         IpAddr::V4(ip) => u64::from(u32::from(ip)),

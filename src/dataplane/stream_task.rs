@@ -1,4 +1,4 @@
-//! Frames between a worker and a stream that is no plain socket: inside TLS.
+//! The task of a client inside TLS: carries frames between its stream and its worker.
 
 use super::framing;
 use super::inbox::{Inbox, ReplyReceiver, StreamLink, StreamMessage};
@@ -20,14 +20,14 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::error::Elapsed;
 use tokio::time::{Sleep, sleep, timeout};
 
-/// Carries frames between one stream and its worker until either ends.
+/// Carries frames until the stream or the worker ends.
 pub(crate) async fn carry_frames<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
     client: FiveTuple,
     (worker, connection): (&Inbox, &ConnectionPermit),
 ) -> io::Result<()> {
     let (mut reader, mut writer) = tokio::io::split(stream);
-    // From here on it ends in order: the worker keeps the client's place until it hears of the end.
+    // From here on it ends in order: the worker keeps the place until the link closes.
     let evicted = evicted(connection);
     let Some((link, queue)) = worker.open(client, Some(connection.clone())).await else { return Ok(()) };
     let mut buffer = BytesMut::new();
@@ -40,7 +40,7 @@ pub(crate) async fn carry_frames<S: AsyncRead + AsyncWrite + Unpin>(
     match ended {
         Some(Ok(Some(peer_stream))) => peer_stream.run(reader.unsplit(writer), buffer).await,
         Some(ended) => ended.map(drop).and(shut_down(&mut writer).await),
-        // Others wait for its place.
+        // Another client needs its place.
         None => Ok(()),
     }
 }
@@ -50,7 +50,7 @@ async fn read_frames(
     buffer: &mut BytesMut,
     link: &StreamLink,
 ) -> io::Result<()> {
-    // Set while a frame has begun that is not whole.
+    // Set while there is a partial frame.
     let mut deadline: Option<Pin<Box<Sleep>>> = None;
     loop {
         let run = framing::whole_frames(buffer);
@@ -83,7 +83,7 @@ async fn read_frames(
     }
 }
 
-/// Reads once, unless the client is silent for too long.
+/// Reads once, with a limit on silence.
 async fn read_in_time(
     reader: &mut (impl AsyncRead + Unpin),
     buffer: &mut BytesMut,
@@ -98,7 +98,7 @@ async fn read_in_time(
     }
 }
 
-/// Reads once, into room that is there for the moment alone: who is idle costs no buffer.
+/// Reads once into a temporary buffer: an idle client has no buffer.
 async fn read(
     reader: &mut (impl AsyncRead + Unpin),
     buffer: &mut BytesMut,
@@ -115,13 +115,13 @@ async fn read(
     .await
 }
 
-/// Says how long a client was waited for, or that it was long enough.
+/// Returns how long one more wait was, or an error when the silence is over its limit.
 fn waited(link: &StreamLink, silent: Duration, elapsed: Elapsed) -> io::Result<Duration> {
     let patient = link.is_authenticated() && silent + UNAUTHENTICATED_IDLE_TIME < IDLE_TIME;
     if patient { Ok(UNAUTHENTICATED_IDLE_TIME) } else { Err(elapsed.into()) }
 }
 
-/// Writes frames until the worker has no more use for the stream, or wants it to carry a peer's bytes.
+/// Writes frames until the worker drops the client or hands it a peer connection.
 async fn write_replies(
     writer: &mut (impl AsyncWrite + Unpin),
     mut queue: ReplyReceiver,
@@ -132,12 +132,12 @@ async fn write_replies(
             StreamMessage::Join(peer_stream) => return Ok(Some(peer_stream)),
         };
         let length = run.len();
-        // Inside TLS each becomes a record of its own: some clients take but one frame from a record.
+        // Each frame gets its own TLS record: some clients take only one frame from a record.
         while !run.is_empty() {
             let frame = run.split_to(framing::first_len(&run));
             timeout(WRITE_TIME, writer.write_all(&frame)).await??;
         }
-        // TLS keeps what it could not send until it is flushed.
+        // TLS buffers until it is flushed.
         timeout(WRITE_TIME, writer.flush()).await??;
         queue.written(length);
     }
@@ -161,7 +161,7 @@ mod tests {
         let address = "192.0.2.7:1000".parse().unwrap();
         let client = FiveTuple { client: address, server: address, transport: Transport::Tls };
         let (_client, stream) = tokio::io::duplex(64);
-        // As the listener has it: it drops whoever has to go.
+        // Like the listener, which drops evicted connections.
         let evicted = evicted(&connection);
         let served = tokio::spawn(async move {
             tokio::select! {

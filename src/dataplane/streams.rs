@@ -1,6 +1,7 @@
 //! A worker's turns with what comes by no datagram socket: clients by TCP, and other workers' parcels. Both are brought into the
 //! batch, so that what they make the relay send leaves together.
 
+use super::counters::WorkerDropReason;
 use super::framing;
 use super::tcp_connections::{READ_SIZE, TcpRead};
 use super::worker::{Progress, Worker};
@@ -107,11 +108,11 @@ impl Worker {
         self.clients.moved.end_forwarded(client, is_served);
     }
 
-    /// Queues a payload of `frame` for another worker's client.
+    /// Packs what a client sends to another worker's client.
     pub(crate) fn send_to_worker(&mut self, packet: &InternalPacket, frame: &[u8]) {
         let payload = frame.get(packet.payload.clone()).unwrap_or_default();
         let lost = self.worker_channels.push(packet, payload);
-        self.clients.count_dropped_frames(lost);
+        self.clients.drops.add(WorkerDropReason::WorkerQueueFull, lost as u64);
     }
 
     /// Takes parcels that other workers have left.
@@ -120,7 +121,7 @@ impl Worker {
         for _ in 0..BATCHES_PER_TURN {
             let Some(batch) = self.worker_channels.take_batch() else { return Progress::Drained };
             let Some(room) = rx.stage(0).get_mut(..batch.bytes.len()) else {
-                self.clients.count_dropped_frames(batch.packets.len());
+                self.clients.drops.add(WorkerDropReason::WorkerQueueFull, batch.packets.len() as u64);
                 self.worker_channels.recycle(batch);
                 continue;
             };
@@ -138,11 +139,6 @@ impl Worker {
         Progress::More
     }
 
-    /// Says at the end what was handed over.
-    pub(crate) fn log_totals(&self) {
-        tracing::debug!(packets = self.worker_channels.sent(), "handed over to other workers");
-    }
-
     /// Ends a pass: what was gathered for streams and for other workers goes off.
     pub(crate) fn finish_iteration(&mut self, now: Now, rx: &RxBuffers) {
         self.clients.tcp.handle_timeout(now.mono);
@@ -150,7 +146,7 @@ impl Worker {
         self.close_ended_connections(now);
         self.handle_outputs(now, 0, rx);
         let lost = self.worker_channels.flush();
-        self.clients.count_dropped_frames(lost);
+        self.clients.drops.add(WorkerDropReason::WorkerQueueFull, lost as u64);
     }
 }
 

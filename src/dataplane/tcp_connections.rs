@@ -1,5 +1,5 @@
-//! Clients by plain TCP: their sockets belong to the worker, which reads and writes them in its own loop. No task, no queue and no
-//! allocation stand between a frame and the relay.
+//! Clients on plain TCP: the worker reads and writes their sockets in its own loop. No task, queue or allocation is between a frame and the
+//! relay.
 
 use super::peer_streams::PeerStream;
 use super::stream_limits::{
@@ -24,66 +24,66 @@ use std::time::Instant;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-/// Most bytes read from one client at a time. A frame, and so what is kept of one that is not whole, has at most 64 KiB.
+/// Most bytes read from one client at a time; a partial frame has at most 64 KiB.
 pub(crate) const READ_SIZE: usize = 64 * 1024;
-/// Bytes that wait for one client to read them; beyond it frames are dropped, as a network would.
+/// Bytes queued for one client; further frames are dropped, as in a network.
 pub(crate) const MAX_UNREAD: usize = 256 * 1024;
-/// Room that an idle client may keep once it has shown credentials.
+/// Buffer capacity that an idle client keeps once it has authenticated.
 const KEPT_ROOM: usize = 8 * 1024;
-/// Bytes of a stranger's that are not counted.
+/// Bytes of an unauthenticated client that are not counted.
 const UNCOUNTED: usize = 1024;
-/// The bit that tells these tokens from those of doors and relay sockets.
+/// The bit that distinguishes these tokens from those of listeners and relay sockets.
 const TOKENS: usize = 1 << (usize::BITS - 2);
 
-/// A socket on its way to its worker.
+/// An accepted socket on its way to its worker.
 #[derive(Debug)]
 pub(crate) struct AcceptedSocket {
     pub(crate) client: FiveTuple,
     pub(crate) socket: std::net::TcpStream,
-    /// What was read from it already.
+    /// Bytes that were already read from it.
     pub(crate) early: BytesMut,
     pub(crate) connection: ConnectionPermit,
 }
 
-/// One client's socket.
+/// One client's connection.
 #[derive(Debug)]
 struct TcpConnection {
     client: FiveTuple,
     socket: TcpStream,
     connection: ConnectionPermit,
-    /// The beginning of a frame that is not whole.
+    /// The start of a partial frame.
     partial: Vec<u8>,
-    /// Frames that are to be written from `written` on.
+    /// Frames to write, from `written` on.
     out: Vec<u8>,
     written: usize,
     authenticated: bool,
-    /// Bytes that a stranger was counted for.
+    /// Bytes that were counted for an unauthenticated client.
     counted: usize,
     last_read: Instant,
-    /// Since when a frame has partial that is not whole.
+    /// When the partial frame began.
     partial_since: Option<Instant>,
-    /// Since when the client has taken nothing of `out`.
+    /// Since when the client has read nothing of `out`.
     blocked_since: Option<Instant>,
-    /// Whether it is in the list of those that are to be read, and to be written.
+    /// Whether it is in the read queue, and in the write queue.
     read_queued: bool,
     write_queued: bool,
-    /// Whether the system has reported the end of what the client sends.
+    /// Whether the system has reported the end of the client's data.
     read_closed: bool,
-    /// What it is to be joined with.
+    /// The peer connection that it will carry.
     peer_stream: Option<Box<PeerStream>>,
 }
 
-/// What a read has brought.
+/// The result of a read.
 #[derive(Debug)]
 pub(crate) struct TcpRead {
     pub(crate) client: FiveTuple,
-    /// Where the bytes lie in the intake, those of a partial frame first.
+    /// Where the bytes lie in the receive buffers; the partial frame comes first.
     pub(crate) bytes: Range<usize>,
-    /// Whether nothing more is to be expected.
+    /// Whether the stream has ended.
     pub(crate) ended: bool,
 }
 
-/// The clients by plain TCP of one worker.
+/// The plain TCP connections of one worker.
 #[derive(Debug)]
 pub(crate) struct TcpConnections {
     registry: Registry,
@@ -92,13 +92,13 @@ pub(crate) struct TcpConnections {
     read_queue: VecDeque<usize>,
     write_queue: Vec<usize>,
     deadlines: Deadlines<usize>,
-    /// Clients whose stream has ended by itself.
+    /// Connections that have ended or must close.
     ended: Vec<usize>,
-    /// Streams that carry a peer's bytes now.
+    /// Connections that carry data of a peer (RFC 6062).
     joined: JoinSet<()>,
 }
 
-/// Returns which client's socket a token is of.
+/// Returns the slot of a token.
 pub(crate) fn slot(token: Token) -> Option<usize> {
     (TOKENS..2 * TOKENS).contains(&token.0).then(|| token.0 - TOKENS)
 }
@@ -117,7 +117,7 @@ impl TcpConnections {
         }
     }
 
-    /// Takes over a socket; returns its slot.
+    /// Inserts a socket; returns its slot.
     pub(crate) fn insert(&mut self, now: Instant, arrival: AcceptedSocket) -> io::Result<usize> {
         let AcceptedSocket { client, socket, early, connection } = arrival;
         let entry = self.connections.vacant_entry();
@@ -147,7 +147,7 @@ impl TcpConnections {
         Ok(slot)
     }
 
-    /// Notes what the system reports of a socket.
+    /// Handles a readiness event.
     pub(crate) fn on_event(&mut self, slot: usize, event: &Event) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         connection.read_closed |= event.is_read_closed() || event.is_error();
@@ -161,13 +161,13 @@ impl TcpConnections {
         }
     }
 
-    /// Says whether a socket waits to be read.
+    /// Returns whether a socket is queued for reading.
     pub(crate) fn has_readable(&self) -> bool {
         !self.read_queue.is_empty()
     }
 
-    /// Reads from the next socket that has something, into the intake from `start` on, where [`READ_SIZE`] bytes and as many of a
-    /// partial frame must fit.
+    /// Reads from the next readable socket into the receive buffers at `start`, where [`READ_SIZE`] bytes and a partial frame of the same size must
+    /// fit.
     pub(crate) fn read(
         &mut self,
         now: Instant,
@@ -186,7 +186,7 @@ impl TcpConnections {
             if connection.authenticated || connection.blocked_since.is_none() {
                 break (slot, connection);
             }
-            // A stranger that takes no answers is asked no more; it stays marked, and is read when it has taken them.
+            // An unauthenticated client that does not read its responses is not read; it stays marked until it has read them.
         };
         connection.read_queued = false;
         let partial = connection.partial.len();
@@ -208,7 +208,7 @@ impl TcpConnections {
         };
         if count > 0 {
             connection.last_read = now;
-            // What was short of the room was all there is, but for an end that the system has reported already.
+            // A short read has emptied the socket, unless the system has already reported its end.
             if partial + count == most || connection.read_closed {
                 connection.read_queued = true;
                 self.read_queue.push_back(slot);
@@ -218,8 +218,8 @@ impl TcpConnections {
         Some((slot, TcpRead { client: connection.client, bytes, ended }))
     }
 
-    /// Keeps the beginning of a frame, or what is meant for a peer; `is_new` says that whole frames came before it. `false` when a
-    /// stranger would have to be kept more of than is kept of strangers.
+    /// Keeps a partial frame, or data for a peer; `is_new` says that whole frames came before it. Returns `false` when an unauthenticated client
+    /// exceeds its limit.
     pub(crate) fn keep_partial(&mut self, now: Instant, slot: usize, rest: &[u8], is_new: bool) -> bool {
         let Some(connection) = self.connections.get_mut(slot) else { return true };
         connection.partial.reserve_exact(rest.len());
@@ -237,7 +237,7 @@ impl TcpConnections {
         connection.authenticated || (rest.len() <= UNAUTHENTICATED_MESSAGE && connection.count())
     }
 
-    /// Ends a client that has shown no credentials.
+    /// Closes a client that has not authenticated.
     pub(crate) fn evict(&mut self, slot: usize, number: u64) {
         if self
             .connections
@@ -248,14 +248,14 @@ impl TcpConnections {
         }
     }
 
-    /// Says whether frames from a socket are to be read last still.
+    /// Returns whether frames of this socket are still read.
     pub(crate) fn reads_frames(&self, slot: usize, client: FiveTuple) -> bool {
         self.connections
             .get(slot)
             .is_some_and(|connection| connection.client == client && connection.peer_stream.is_none())
     }
 
-    /// Queues a frame for a client; `false` when it reads too slowly and the frame is lost.
+    /// Queues a frame; returns `false` when the client reads too slowly and the frame is dropped.
     pub(crate) fn send(&mut self, slot: usize, parts: [&[u8]; 3]) -> bool {
         let Some(connection) = self.connections.get_mut(slot) else { return false };
         let length: usize = parts.iter().map(|part| part.len()).sum();
@@ -274,7 +274,7 @@ impl TcpConnections {
         for part in parts {
             connection.out.extend_from_slice(part);
         }
-        // What is blocked is written when the system says so.
+        // A blocked socket is written when the system reports it writable.
         if !connection.write_queued && connection.blocked_since.is_none() {
             connection.write_queued = true;
             self.write_queue.push(slot);
@@ -282,17 +282,17 @@ impl TcpConnections {
         true
     }
 
-    /// Notes that a client has shown good credentials.
+    /// Marks a client as authenticated.
     pub(crate) fn mark_authenticated(&mut self, slot: usize) {
         let Some(connection) = self.connections.get_mut(slot) else { return };
         if !connection.authenticated && connection.read_queued {
-            // It may have been passed over while it took nothing.
+            // It may have been skipped while it did not read.
             self.read_queue.push_back(slot);
         }
         connection.mark_authenticated();
     }
 
-    /// Hands a client's socket to a peer's connection at the end of the pass.
+    /// Hands a client's socket to a peer connection at the end of the iteration.
     pub(crate) fn join(&mut self, slot: usize, peer_stream: Box<PeerStream>) -> bool {
         let Some(connection) = self.connections.get_mut(slot) else { return false };
         connection.peer_stream = Some(peer_stream);
@@ -304,7 +304,7 @@ impl TcpConnections {
         true
     }
 
-    /// Writes what waits for clients that can take it. Due at the end of every pass.
+    /// Writes what is queued. Due at the end of every iteration.
     pub(crate) fn flush(&mut self, now: Instant) {
         while let Some(slot) = self.write_queue.pop() {
             let Some(connection) = self.connections.get_mut(slot) else { continue };
@@ -317,7 +317,7 @@ impl TcpConnections {
             } else if connection.blocked_since.is_some() {
                 self.deadlines.set(slot, connection.deadline());
             } else if connection.read_queued && !connection.authenticated {
-                // It may have been passed over while it took nothing.
+                // It may have been skipped while it did not read.
                 self.read_queue.push_back(slot);
             }
         }
@@ -328,7 +328,7 @@ impl TcpConnections {
         self.deadlines.next()
     }
 
-    /// Gives up clients that were silent, or took nothing, for too long.
+    /// Closes clients that were silent, or did not read, for too long.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         while let Some(slot) = self.deadlines.pop_due(now) {
             let Some(connection) = self.connections.get(slot) else { continue };
@@ -342,7 +342,7 @@ impl TcpConnections {
         }
     }
 
-    /// Takes the next client whose stream has ended by itself, or goes on without the worker.
+    /// Takes the next client whose connection has ended or leaves the worker.
     pub(crate) fn take_ended(&mut self) -> Option<(usize, FiveTuple)> {
         loop {
             let slot = self.ended.pop()?;
@@ -352,11 +352,11 @@ impl TcpConnections {
         }
     }
 
-    /// Lets go of a socket: it is closed behind what can be written at once, or joined.
+    /// Removes a socket: it closes after a last write, or carries a peer connection.
     pub(crate) fn close(&mut self, now: Instant, slot: usize) {
         let Some(mut connection) = self.connections.try_remove(slot) else { return };
         self.deadlines.clear(slot);
-        // Without it the system would go on reporting a socket that lives on.
+        // Otherwise the system would go on reporting a socket that stays open.
         let _ = self.registry.deregister(&mut connection.socket);
         if let Some(peer_stream) = connection.peer_stream.take() {
             return self.run(connection, *peer_stream);
@@ -382,7 +382,7 @@ impl TcpConnections {
 }
 
 impl TcpConnection {
-    /// Returns when the client is given up if it says and takes nothing more.
+    /// Returns when the client is closed unless it sends or reads.
     fn deadline(&self) -> Instant {
         let silent = self.last_read + if self.authenticated { IDLE_TIME } else { UNAUTHENTICATED_IDLE_TIME };
         let partial = self.partial_since.map_or(silent, |partial| silent.min(partial + MESSAGE_TIME));
@@ -395,12 +395,12 @@ impl TcpConnection {
         }
     }
 
-    /// Returns how much room an idle client may keep.
+    /// Returns the buffer capacity that an idle client keeps.
     fn kept_room(&self) -> usize {
         if self.authenticated { KEPT_ROOM } else { 0 }
     }
 
-    /// Counts what a stranger holds; `false` when there is no memory for it.
+    /// Counts the memory of an unauthenticated client; returns `false` when none is left.
     fn count(&mut self) -> bool {
         let held = self.partial.capacity() + self.out.capacity();
         let held = if held > UNCOUNTED { held } else { 0 };
@@ -410,7 +410,7 @@ impl TcpConnection {
         }
     }
 
-    /// Writes as much as the system takes; an edge in readiness follows when that was not all.
+    /// Writes as much as the system takes; a readiness event follows if that was not all.
     fn write(&mut self, now: Instant) -> io::Result<()> {
         while self.written < self.out.len() {
             match self.socket.write(&self.out[self.written..]) {

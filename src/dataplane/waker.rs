@@ -1,8 +1,8 @@
-//! How a worker thread is woken: with a system call only when it sleeps.
+//! Wakes a worker thread; costs a system call only while the thread sleeps.
 
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 
-/// A worker's waker. Whoever puts something into one of its queues rings it afterwards.
+/// A worker's waker. Call [`WorkerWaker::wake`] after every push to one of its queues.
 #[derive(Debug)]
 pub(crate) struct WorkerWaker {
     waker: mio::Waker,
@@ -10,21 +10,21 @@ pub(crate) struct WorkerWaker {
 }
 
 impl WorkerWaker {
-    /// Makes the waker of a worker that is awake.
+    /// Creates the waker of a worker that is awake.
     pub(crate) fn new(waker: mio::Waker) -> Self {
         Self { waker, asleep: AtomicBool::new(false) }
     }
 
-    /// Wakes the worker if it sleeps or is about to; `false` when the system does not let it.
+    /// Wakes the worker if it sleeps or is about to; returns `false` when the system refuses.
     pub(crate) fn wake(&self) -> bool {
-        // Either this sees the worker asleep, or the worker, which looks into its queues after it has said so, sees what was put
-        // there before.
+        // Either this thread sees that the worker sleeps, or the worker, which checks its queues after it has set the flag, sees what was
+        // pushed before.
         fence(Ordering::SeqCst);
         let sleeps = self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed);
         !sleeps || self.waker.wake().is_ok()
     }
 
-    /// Says whether the worker may sleep: nothing is in its queues, and whatever comes from now on wakes it.
+    /// Returns whether the worker may sleep: its queues are empty, and every later push wakes it.
     pub(crate) fn may_sleep(&self, is_idle: impl FnOnce() -> bool) -> bool {
         self.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
@@ -35,7 +35,7 @@ impl WorkerWaker {
         idle
     }
 
-    /// Notes that the worker does not sleep.
+    /// Marks the worker as awake.
     pub(crate) fn set_awake(&self) {
         self.asleep.store(false, Ordering::Relaxed);
     }

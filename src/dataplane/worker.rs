@@ -5,6 +5,7 @@
 //! for its next turn, so that no peer can starve the others.
 
 use super::clients::Clients;
+use super::counters::{WorkerCounters, WorkerDropReason};
 use super::dtls::{self, Dtls};
 use super::inbox::{Inbox, WorkerMessage};
 use super::lookups::Lookups;
@@ -35,7 +36,6 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use tokio::sync::mpsc;
 
 /// The inbox's token; listeners and relay sockets count from zero.
@@ -90,7 +90,6 @@ pub(crate) struct WorkerParts {
     pub(crate) number: u16,
     pub(crate) inboxes: Inboxes,
     pub(crate) peer_streams: PeerStreamTable,
-    pub(crate) dropped: Arc<AtomicU64>,
 }
 
 /// One worker thread's belongings.
@@ -163,7 +162,7 @@ impl Worker {
             poll,
             inbox: receiver,
             waker: Arc::clone(inbox.waker()),
-            clients: Clients::new(parts.sockets, parts.dtls, tcp, moved, parts.dropped),
+            clients: Clients::new(parts.sockets, parts.dtls, tcp, moved),
             worker_channels: WorkerChannels::new(
                 parts.number,
                 Arc::clone(inbox.batch_queues()),
@@ -223,10 +222,7 @@ impl Worker {
                 match turn {
                     Progress::More => self.ready.push(token),
                     Progress::Drained => {}
-                    Progress::Stop => {
-                        self.log_totals();
-                        return Ok(());
-                    }
+                    Progress::Stop => return Ok(()),
                 }
             }
             self.relay.handle_timeout(now);
@@ -301,6 +297,8 @@ impl Worker {
                 WorkerMessage::PeerClosed { connection } => self.relay.handle_connection_closed(connection),
                 WorkerMessage::Revoked { name } => self.relay.handle_revoked(&name),
                 WorkerMessage::OwnAddresses(own) => self.relay.handle_own_addresses(own),
+                // The handler may have stopped waiting.
+                WorkerMessage::ReadCounters(sender) => drop(sender.send(Box::new(self.counters()))),
                 WorkerMessage::Stop => return Progress::Stop,
             }
             self.handle_outputs(now, 0, rx);
@@ -309,6 +307,16 @@ impl Worker {
             }
         }
         Progress::More
+    }
+
+    fn counters(&self) -> WorkerCounters {
+        WorkerCounters {
+            withheld: self.unauthenticated.counters(),
+            drops: self.clients.drops.get(),
+            between_workers: self.worker_channels.sent(),
+            ..WorkerCounters::default()
+        }
+        .with_relay(&self.relay)
     }
 
     /// Takes one batch from a socket.
@@ -392,7 +400,7 @@ impl Worker {
                 let (limiter, ends) = (&mut self.unauthenticated, (datagram.from, server));
                 let admits = || limiter.allow_handshake(now, datagram.from.ip());
                 if !self.clients.dtls.handle_datagram(now, ends, datagram.payload, admits) {
-                    self.clients.count_dropped();
+                    self.clients.drops.add(WorkerDropReason::Dtls, 1);
                 }
             }
             (DatagramKind::Signaling, ServerPort::Main)
@@ -402,19 +410,19 @@ impl Worker {
             }
             (DatagramKind::Signaling, door) if !is_tls_port => {
                 if !self.signaling.datagram(door, datagram.from, datagram.local_ip, datagram.payload) {
-                    self.clients.count_dropped();
+                    self.clients.drops.add(WorkerDropReason::SignalingQueueFull, 1);
                 }
             }
             (DatagramKind::Stun, ServerPort::Aux) => {
                 let message = Message::parse(datagram.payload);
                 if !message.is_ok_and(|message| self.answer_binding_request(now, tuple, &message)) {
-                    self.clients.count_dropped();
+                    self.clients.drops.add(WorkerDropReason::UnknownProtocol, 1);
                 }
             }
             (DatagramKind::Stun | DatagramKind::ChannelData, ServerPort::Main) => {
                 self.handle_client_packet(now, packet, rx);
             }
-            _ => self.clients.count_dropped(),
+            _ => self.clients.drops.add(WorkerDropReason::UnknownProtocol, 1),
         }
     }
 
@@ -434,7 +442,7 @@ impl Worker {
         let ClientPacket { client, kind, ip_header, bytes } = packet;
         if let Some(forwarded) = self.clients.moved.forward(now.mono, client, bytes) {
             if !forwarded {
-                self.clients.count_dropped();
+                self.clients.drops.add(WorkerDropReason::WorkerQueueFull, 1);
             }
             return;
         }
@@ -442,11 +450,13 @@ impl Worker {
             DatagramKind::Stun => match Message::parse(bytes) {
                 Ok(message) if self.answer_binding_request(now, client, &message) => return,
                 Ok(message) => ClientFrame::Stun(message),
-                Err(_) => return self.clients.count_dropped(),
+                Err(_) => return self.clients.drops.add(WorkerDropReason::UnknownProtocol, 1),
             },
             // A signalling datagram gets here only if its first bytes are a bound channel's number.
             DatagramKind::ChannelData | DatagramKind::Signaling => ClientFrame::ChannelData(bytes),
-            DatagramKind::Dtls | DatagramKind::Unknown => return self.clients.count_dropped(),
+            DatagramKind::Dtls | DatagramKind::Unknown => {
+                return self.clients.drops.add(WorkerDropReason::UnknownProtocol, 1);
+            }
         };
         match self.relay.handle_client(now, client, ip_header, frame) {
             Forward::Peer(to) => self.send_to_peer(&to, bytes, rx),
@@ -468,7 +478,7 @@ impl Worker {
             }
             return;
         }
-        self.clients.count_dropped();
+        self.clients.drops.add(WorkerDropReason::ResponseWithheld, 1);
         if (oversized, self.unauthenticated.counters().over_size) == (0, 1) {
             // Never by the client's doing: no client could be served until this is set right.
             tracing::warn!(
@@ -530,7 +540,7 @@ impl Worker {
             SendSocket::Listener(index) => clients.socket_at(index),
             SendSocket::Relay(relay) => relay_sockets.get(relay)?.as_ref(),
         };
-        self.send_queue.send(rx, socket, |route, error| clients.count_lost(route.to, error));
+        self.send_queue.send(rx, socket, |route, error| clients.count_send_error(route.to, error));
     }
 
     /// Does what the relay and the DTLS sessions say; `heard` is the length of the datagram that made them say so.
@@ -599,7 +609,7 @@ impl Worker {
                 Output::Disconnect { connection } => self.tcp.disconnect(connection),
                 Output::ForwardRequest { client, worker, bytes } => {
                     if !self.clients.moved.send_frame(client, worker, &bytes) {
-                        self.clients.count_dropped();
+                        self.clients.drops.add(WorkerDropReason::WorkerQueueFull, 1);
                     }
                 }
                 Output::ClientLeft { client } => self.clients.moved.send_left(client),

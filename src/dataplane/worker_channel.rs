@@ -1,7 +1,7 @@
-//! What clients of one worker send to clients of another: handed over in batches, inside the server.
+//! Packets from clients of one worker to clients of another.
 //!
-//! A batch is one arena of payloads and the list of what is in it. It is filled during one pass of its worker, waits in the
-//! other one's bounded queue, and comes back free_batch; no packet costs an allocation.
+//! A batch has one buffer of payloads and a list of packets. Its worker fills it during one iteration and pushes it to the other worker's
+//! bounded queue; it comes back empty. No packet needs an allocation.
 
 use super::moved_clients::Inboxes;
 use super::waker::WorkerWaker;
@@ -10,11 +10,11 @@ use crate::turn_server::{InternalPacket, InternalRoute, IpHeader};
 use crossbeam_queue::ArrayQueue;
 use std::sync::Arc;
 
-/// Parcels that wait for one worker.
+/// Batches in the queue of one worker.
 const WAITING: usize = 128;
-/// Parcels of one worker, on their way or back: more than one worker that does not keep up can hold.
+/// Batches of one worker, in queues or on their way back: more than one slow worker can hold.
 const BATCHES: usize = 256;
-/// What a batch holds: packets, and bytes (of which the last packet may go over).
+/// Most packets and bytes of a batch; the last packet may exceed the bytes.
 const PACKETS: usize = 256;
 const BYTES: usize = 64 * 1024;
 
@@ -23,7 +23,7 @@ const BYTES: usize = 64 * 1024;
 pub(crate) struct BatchedPacket {
     pub(crate) route: InternalRoute,
     pub(crate) ip_header: IpHeader,
-    /// Where its payload lies in the batch.
+    /// The offset of its payload in the batch.
     pub(crate) start: usize,
     pub(crate) len: usize,
 }
@@ -31,7 +31,7 @@ pub(crate) struct BatchedPacket {
 /// Packets from one worker to another.
 #[derive(Debug)]
 pub(crate) struct PacketBatch {
-    /// The worker it comes from, and goes back to.
+    /// The worker that filled it, and gets it back.
     sender: u16,
     pub(crate) bytes: Vec<u8>,
     pub(crate) packets: Vec<BatchedPacket>,
@@ -56,7 +56,7 @@ impl PacketBatch {
     }
 }
 
-/// A worker's own two queues of batches.
+/// A worker's queues of batches.
 #[derive(Debug)]
 pub(crate) struct BatchQueues {
     incoming: ArrayQueue<PacketBatch>,
@@ -69,13 +69,13 @@ impl BatchQueues {
         Self { incoming: ArrayQueue::new(WAITING), recycled: ArrayQueue::new(BATCHES), waker }
     }
 
-    /// Says whether no batch waits.
+    /// Returns whether no batch is queued.
     pub(crate) fn is_empty(&self) -> bool {
         self.incoming.is_empty()
     }
 }
 
-/// One worker's end of the ways to all others.
+/// One worker's sending side to all others, and its own queues.
 #[derive(Debug)]
 pub(crate) struct WorkerChannels {
     inboxes: Inboxes,
@@ -83,10 +83,10 @@ pub(crate) struct WorkerChannels {
     batch_queues: Arc<BatchQueues>,
     /// By worker.
     open_batches: Vec<Option<PacketBatch>>,
-    /// Parcels there are, and those at hand.
+    /// Batches that exist, and those free for use.
     allocated: usize,
     free: Vec<PacketBatch>,
-    /// Packets handed over so far.
+    /// Packets sent so far.
     sent: u64,
 }
 
@@ -95,17 +95,17 @@ impl WorkerChannels {
         Self { inboxes, own, batch_queues, open_batches: Vec::new(), allocated: 0, free: Vec::new(), sent: 0 }
     }
 
-    /// Returns how many packets were handed over so far.
+    /// Returns how many packets were sent to other workers so far.
     pub(crate) fn sent(&self) -> u64 {
         self.sent
     }
 
-    /// Says whether no batch waits to be taken.
+    /// Returns whether no batch is queued for this worker.
     pub(crate) fn is_empty(&self) -> bool {
         self.batch_queues.is_empty()
     }
 
-    /// Packs one packet; returns how many were lost because the other worker does not keep up.
+    /// Adds a packet; returns how many were dropped because the other worker is too slow.
     pub(crate) fn push(&mut self, packet: &InternalPacket, payload: &[u8]) -> usize {
         let worker = usize::from(packet.worker);
         if self.open_batches.len() <= worker {
@@ -122,20 +122,20 @@ impl WorkerChannels {
         if batch.is_full() { self.send(worker) } else { 0 }
     }
 
-    /// Hands over what was packed; returns how many packets were lost. Due at the end of every pass.
+    /// Sends all open batches; returns how many packets were dropped. Due at the end of every iteration.
     pub(crate) fn flush(&mut self) -> usize {
         (0..self.open_batches.len()).map(|worker| self.send(worker)).sum()
     }
 
-    /// Takes the next batch that has incoming.
+    /// Takes the next batch from another worker.
     pub(crate) fn take_batch(&self) -> Option<PacketBatch> {
         self.batch_queues.incoming.pop()
     }
 
-    /// Gives a batch back to its sender.
+    /// Returns a batch to its sender.
     pub(crate) fn recycle(&self, batch: PacketBatch) {
         if let Some(inbox) = self.inboxes.get().and_then(|all| all.get(usize::from(batch.sender))) {
-            // There is room for all that the sender has ever allocated.
+            // The queue has room for all batches of the sender.
             let _ = inbox.batch_queues().recycled.push(batch.cleared());
         }
     }

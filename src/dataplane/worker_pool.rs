@@ -17,7 +17,6 @@ use rand_chacha::ChaCha20Rng;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::thread::JoinHandle;
 use tokio::sync::mpsc;
 
@@ -55,7 +54,6 @@ impl WorkerPool {
         seeds: &mut ChaCha20Rng,
         failed: &mpsc::UnboundedSender<WorkerFailed>,
     ) -> io::Result<SpawnedWorkers> {
-        let dropped = Arc::new(AtomicU64::new(0));
         let (all_inboxes, peer_streams) = (Inboxes::default(), PeerStreamTable::default());
         let (mut workers, mut inboxes) = (Vec::new(), Vec::new());
         let count = sockets.len();
@@ -81,7 +79,6 @@ impl WorkerPool {
                 number,
                 inboxes: Arc::clone(&all_inboxes),
                 peer_streams: peer_streams.clone(),
-                dropped: Arc::clone(&dropped),
             };
             let (worker, inbox) = Worker::new(parts)?;
             inboxes.push(inbox);

@@ -1,5 +1,5 @@
-//! Batched UDP sockets: `recvmmsg` with GRO in, `sendmmsg` with UDP_SEGMENT out, and with each datagram its local address, TTL
-//! and TOS.
+//! Batched UDP sockets: `recvmmsg` with UDP_GRO, `sendmmsg` with UDP_SEGMENT; each received datagram has its local address, TTL and
+//! TOS.
 
 mod batch_socket;
 mod control;
@@ -25,33 +25,33 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 
-/// Bytes of kernel buffer asked for in each direction. A stall of 2 ms overruns the usual default, and what waits for the
-/// link address of one dead neighbour fills it, so that it holds up the socket's other peers.
+/// Kernel buffer in each direction, in bytes. A stall of 2 ms overruns the usual default, and packets that wait for the link address of one dead
+/// neighbour would block the socket's other peers.
 const BUFFER: usize = 4 << 20;
-/// How often a call is made again that may have failed with an ICMP error that had been waiting on the socket. The system
-/// keeps one at a time, so that a second failure is hardly ever another's.
+/// Retries of a call that may have failed with a pending ICMP error. The system keeps one error at a time, so that a second failure is
+/// hardly ever another one.
 const RETRIES: usize = 3;
-/// Fewest datagrams that a receive offers room for.
+/// Fewest buffers of one receive.
 const MIN_OFFER: u8 = 4;
 
-/// A non-blocking UDP socket that receives in batches and says of every datagram how it arrived.
+/// A non-blocking UDP socket that receives and sends in batches.
 #[derive(Debug)]
 pub struct BatchUdpSocket {
     socket: UdpSocket,
     local: SocketAddr,
     role: Role,
     state: Arc<State>,
-    /// How many datagrams the next receive offers room for: what is offered costs a little even when nothing comes.
+    /// Buffers of the next receive: each costs a little even when nothing arrives.
     offer: AtomicU8,
 }
 
-/// What belongs to the socket and not to one handle on it.
+/// State of the socket, shared by its handles.
 #[derive(Debug)]
 struct State {
     dont_fragment: AtomicBool,
     hop_limit: HopLimit,
     errors_wait: AtomicBool,
-    /// The port of the last datagram that was too large.
+    /// The destination port of the last datagram that was too large.
     refused_port: AtomicU16,
 }
 
@@ -60,41 +60,41 @@ struct State {
 pub enum Role {
     /// A listening port shared by the workers (`SO_REUSEPORT`).
     Shared,
-    /// A port of its own.
+    /// An exclusive port.
     Single,
-    /// A relay's port, of its own too; keeps the ICMP errors of its peers for [`BatchUdpSocket::take_errors`].
+    /// A relay port: exclusive, and it keeps ICMP errors for [`BatchUdpSocket::take_errors`].
     Relay,
 }
 
-/// Where a datagram goes, and what its IP header says.
+/// The destination of a datagram and the fields of its IP header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
-    /// Where it goes.
+    /// The destination.
     pub to: SocketAddr,
-    /// The local address to send from, of the same family; default the bound one, or the system's choice.
+    /// The local address to send from, of the same family; default: the bound one, or the system chooses.
     pub source: Option<IpAddr>,
-    /// TTL or hop limit, from 1; default the system's.
+    /// TTL or hop limit, from 1; default: the system default.
     pub ttl: Option<u8>,
     /// DSCP and ECN, as in the IP header; default 0.
     pub tos: u8,
-    /// Whether the IPv4 header has DF set, and an IPv6 datagram is not fragmented here; default false.
+    /// Sets DF of IPv4, and prevents local fragmentation of IPv6; default false.
     pub dont_fragment: bool,
 }
 
 impl Route {
-    /// A route of which nothing but the destination matters.
+    /// Creates a route with defaults except the destination.
     #[must_use]
     pub fn to(to: SocketAddr) -> Self {
         Self { to, source: None, ttl: None, tos: 0, dont_fragment: false }
     }
 }
 
-/// Most datagrams that leave in one run, and most bytes of a run (`UDP_MAX_SEGMENTS`; the IP length field).
+/// Most datagrams and most bytes of one run (`UDP_MAX_SEGMENTS`; the IP length field).
 pub const MAX_RUN: usize = 64;
 /// See [`MAX_RUN`].
 pub const MAX_RUN_BYTES: usize = 65_000;
 
-/// What one message of a [`BatchUdpSocket::send_all`] is besides its bytes: a datagram, or a run of them.
+/// The header of one message of [`BatchUdpSocket::send_all`]: a datagram, or a run of them.
 #[derive(Debug, Clone, Copy)]
 pub struct TxMessage {
     name: Name,
@@ -105,10 +105,10 @@ pub struct TxMessage {
 }
 
 impl BatchUdpSocket {
-    /// Opens and binds a socket; an IPv6 address takes IPv6 only.
+    /// Opens and binds a socket; an IPv6 address takes only IPv6.
     ///
     /// # Errors
-    /// Whatever the system says to socket creation, its options or `bind`.
+    /// The system's error of socket creation, its options or `bind`.
     pub fn bind(address: SocketAddr, role: Role) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         if address.is_ipv6() {
@@ -136,11 +136,11 @@ impl BatchUdpSocket {
         Ok(Self { socket, local, role, state, offer: AtomicU8::new(MIN_OFFER) })
     }
 
-    /// Opens a second handle on the same socket, for another thread's sends. Only one of the handles' threads may send
-    /// datagrams with [`Route::dont_fragment`], because the system keeps that for the socket.
+    /// Opens a second handle for sending on another thread. Only one thread may send datagrams with
+    /// [`Route::dont_fragment`], because that is an option of the socket.
     ///
     /// # Errors
-    /// When the process is out of descriptors.
+    /// When the process has no descriptor left.
     pub fn try_clone(&self) -> io::Result<Self> {
         let socket = self.socket.try_clone()?;
         let (state, offer) = (Arc::clone(&self.state), AtomicU8::new(MIN_OFFER));
@@ -153,12 +153,12 @@ impl BatchUdpSocket {
         self.local
     }
 
-    /// Sends one datagram. ICMP errors of earlier datagrams are no answer to this one: they wait for
+    /// Sends one datagram. ICMP errors of earlier datagrams do not fail this one; they wait for
     /// [`BatchUdpSocket::take_errors`].
     ///
     /// # Errors
-    /// The system's answer: `WouldBlock` when the send buffer is full, `EMSGSIZE` when the datagram is too large to go
-    /// unfragmented, `InvalidInput` for a source of the other family. A datagram that was refused is lost.
+    /// `WouldBlock` when the send buffer is full, `EMSGSIZE` when the datagram is too large to leave unfragmented, `InvalidInput` for a source of the
+    /// other family. The datagram is lost.
     pub fn send(&self, route: &Route, contents: &[u8]) -> io::Result<()> {
         let message = self.message(route, None, 1)?;
         let mut sent = Ok(());
@@ -166,12 +166,12 @@ impl BatchUdpSocket {
         sent
     }
 
-    /// Addresses a message whose bytes lie in `parts` places, for [`BatchUdpSocket::send_all`] of this port. With `segment` it is a run of
-    /// datagrams of so many bytes each, but for the last, which may be shorter: at most [`MAX_RUN`] of them and [`MAX_RUN_BYTES`]
-    /// in all.
+    /// Creates the header of a message of `parts` slices for [`BatchUdpSocket::send_all`]. With `segment` the message is a run of datagrams of that
+    /// size, of which the last may be shorter: at most [`MAX_RUN`] datagrams and [`MAX_RUN_BYTES`]
+    /// bytes.
     ///
     /// # Errors
-    /// `InvalidInput` for a source of another family than the destination's.
+    /// `InvalidInput` for a source of another family than the destination.
     pub fn message(&self, route: &Route, segment: Option<u16>, parts: usize) -> io::Result<TxMessage> {
         let ttl = self.state.hop_limit.to_set(&self.socket, route.ttl);
         let controls = Controls::of(&Route { ttl, ..*route })?;
@@ -180,9 +180,9 @@ impl BatchUdpSocket {
         Ok(TxMessage { name, controls, parts, port, dont_fragment: route.dont_fragment })
     }
 
-    /// Sends `messages` in their order, with as few calls as there can be; their bytes are in `parts`, one message's behind the
-    /// other's. `lost` hears the number of each message that the system did not take, and why, as [`BatchUdpSocket::send`] would say it;
-    /// the datagrams of a run may still pass one by one unless it is `WouldBlock`.
+    /// Sends `messages` in order with as few system calls as possible; `parts` holds their slices one after another. `lost` is called with the
+    /// index and the error of each message that was not sent, as [`BatchUdpSocket::send`] would return it. The datagrams of a failed run may
+    /// still pass one by one, except after `WouldBlock`.
     pub fn send_all(
         &self,
         messages: &[TxMessage],
@@ -238,11 +238,11 @@ impl BatchUdpSocket {
         Ok(())
     }
 
-    /// Receives datagrams that are waiting into what room `rx` has left. ICMP errors are passed over: they wait for
+    /// Receives pending datagrams into the free buffers of `rx`. ICMP errors are skipped; they wait for
     /// [`BatchUdpSocket::take_errors`].
     ///
     /// # Errors
-    /// `WouldBlock` when nothing waits; otherwise the system's answer.
+    /// `WouldBlock` when no datagram is pending; otherwise the system's error.
     pub fn recv(&self, rx: &mut RxBuffers) -> io::Result<RxBatch> {
         let offered = usize::from(self.offer.load(Ordering::Relaxed)).min(rx.room());
         let mut retries = RETRIES;
@@ -264,7 +264,7 @@ impl BatchUdpSocket {
         Ok(rx.batch(count, count < offered, bound_ip))
     }
 
-    /// Returns whether a call may have failed with an error that concerns another datagram, and notes that it waits.
+    /// Returns whether an error may concern an earlier datagram, and remembers that it is pending.
     fn is_peer_error(&self, error: Errno) -> bool {
         let is = self.role == Role::Relay && error_queue::may_be_of_a_peer(error);
         if is {
@@ -273,17 +273,17 @@ impl BatchUdpSocket {
         is
     }
 
-    /// Tells `each` of the ICMP errors that peers or routers have sent since the last time, on a [`Role::Relay`] port.
-    /// Costs no system call while no send or receive has run into one.
+    /// Calls `each` for the ICMP errors that have arrived since the last call, on a [`Role::Relay`] port. It makes no
+    /// system call while no send or receive has met one.
     ///
-    /// Call it after [`BatchUdpSocket::recv`] whenever the port was reported ready, whatever came of that: the report may have been of
-    /// an error, and what is not taken fills the receive buffer.
+    /// Call it after [`BatchUdpSocket::recv`] whenever the port was reported ready: the event may have been an
+    /// error, and pending errors fill the receive buffer.
     pub fn take_errors(&self, mut each: impl FnMut(PeerError)) {
         if !self.state.errors_wait.swap(false, Ordering::Relaxed) {
             return;
         }
         let drained = error_queue::drain(self.as_raw_fd(), |mut error| {
-            // The system does not know which IPv4 datagram it refused itself.
+            // The system does not report the port of an IPv4 datagram that it refused itself.
             if error.peer.port() == 0 {
                 error.peer.set_port(self.state.refused_port.load(Ordering::Relaxed));
             }
@@ -295,7 +295,7 @@ impl BatchUdpSocket {
     }
 }
 
-/// Asks for large buffers: past the usual ceiling where this process may.
+/// Enlarges the buffers, beyond the usual maximum where the process may.
 fn enlarge_buffers(socket: &Socket) -> io::Result<()> {
     if setsockopt(socket, sockopt::RcvBufForce, &BUFFER).is_err() {
         socket.set_recv_buffer_size(BUFFER)?;
@@ -306,11 +306,11 @@ fn enlarge_buffers(socket: &Socket) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets DF off or on for what is sent from now on. Not allowed, a datagram may be as large as the interface takes: what the
-/// system has learned of the path does not count, so that it is the network that answers, and with a fresh MTU.
+/// Sets or clears DF for later datagrams. Without DF, datagrams may be as large as the interface takes: the cached path MTU is
+/// ignored, so that the network answers with a fresh MTU.
 fn allow_fragments(socket: &impl AsFd, is_ipv6: bool, allowed: bool) -> io::Result<()> {
     match (is_ipv6, allowed) {
-        // Not DONT, which also hides the answers to datagrams that had DF set.
+        // Not DONT, which would hide the ICMP errors of datagrams with DF.
         (false, true) => set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::OMIT)?,
         (false, false) => set_ip_mtu_discover(socket, Ipv4PathMtuDiscovery::PROBE)?,
         (true, true) => set_ipv6_mtu_discover(socket, Ipv6PathMtuDiscovery::DONT)?,

@@ -2,6 +2,8 @@
 
 use super::hosts::OwnHosts;
 use super::request_source::IsForwarded;
+use crate::dataplane::counters::WorkerCounters;
+use crate::dataplane::inbox::Inbox;
 use crate::gateway::{Handle, Service};
 use crate::limits::{self, NetworkPrefix, Table};
 use crate::net::connection_limiter::ConnectionLimiter;
@@ -14,24 +16,37 @@ use axum::{Extension, Router};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+/// The services whose counters are exported.
+#[derive(Debug, Clone)]
+pub(super) struct Services {
+    gateway: Option<Handle>,
+    signaling: signaling::Handle,
+    connections: Arc<ConnectionLimiter>,
+    workers: Arc<[Inbox]>,
+}
+
+impl Services {
+    pub(super) fn new(
+        gateway: Option<&Service>,
+        signaling: signaling::Handle,
+        (connections, workers): (Arc<ConnectionLimiter>, Arc<[Inbox]>),
+    ) -> Self {
+        Self { gateway: gateway.map(Service::handle), signaling, connections, workers }
+    }
+}
+
 /// What is counted, and who may see it.
 #[derive(Debug, Clone)]
 pub(super) struct Metrics {
-    gateway: Option<Handle>,
-    connections: Arc<ConnectionLimiter>,
-    signaling: signaling::Handle,
+    services: Services,
     /// By which names and addresses.
     hosts: OwnHosts,
     from: Arc<[NetworkPrefix]>,
 }
 
 impl Metrics {
-    pub(super) fn new(
-        (gateway, signaling, connections): (Option<&Service>, signaling::Handle, Arc<ConnectionLimiter>),
-        hosts: OwnHosts,
-        from: &[NetworkPrefix],
-    ) -> Self {
-        Self { gateway: gateway.map(Service::handle), connections, signaling, hosts, from: from.into() }
+    pub(super) fn new(services: Services, hosts: OwnHosts, from: &[NetworkPrefix]) -> Self {
+        Self { services, hosts, from: from.into() }
     }
 }
 
@@ -56,17 +71,20 @@ async fn answer(
         let why = "this server is not called so: see metrics_hosts\n";
         return (StatusCode::FORBIDDEN, why).into_response();
     }
-    let mut text = limits::to_prometheus(Table::of_process());
+    let Some(workers) = WorkerCounters::gather(&metrics.services.workers).await else {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    };
+    let mut text = limits::to_prometheus(Table::of_process()) + &workers.to_prometheus();
     #[cfg(feature = "cli")]
     text.push_str(&crate::telemetry::to_prometheus());
-    text += &metrics.connections.counters().to_prometheus();
-    if let Some(gateway) = &metrics.gateway {
+    text += &metrics.services.connections.counters().to_prometheus();
+    if let Some(gateway) = &metrics.services.gateway {
         match gateway.counters().await {
             Some(counters) => text += &counters.to_prometheus(),
             None => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
         }
     }
-    match metrics.signaling.counters().await {
+    match metrics.services.signaling.counters().await {
         Some(counters) => text += &counters.to_prometheus(),
         None => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
     }

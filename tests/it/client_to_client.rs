@@ -1,8 +1,8 @@
 //! Relaying between clients of one server on different workers.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
 
+use crate::metrics;
 use crate::test_server::{Lines, TestServer};
 use crate::turn_client::TurnClient;
 
@@ -13,7 +13,6 @@ const PAIRS: usize = 50;
 const PACKETS: usize = 500;
 const UNDER_WAY: usize = 10;
 const CHANNEL: u16 = 0x4001;
-const END: Duration = Duration::from_secs(10);
 
 /// Identifies the pair, so that a misdelivered message is noticed.
 fn channel_data(pair: usize, number: usize) -> Vec<u8> {
@@ -41,11 +40,8 @@ fn talk(pair: &[TurnClient; 2], which: usize) {
 
 /// All clients at the same time, in no order.
 fn clients_of_different_workers_lose_nothing_and_stay_inside(workers: &str) {
-    let turn = format!(
-        "allocations_per_user = {}\n[log]\nlevel = \"info,ginnel::dataplane::streams=debug\"",
-        2 * PAIRS
-    );
-    let mut test_server = TestServer::with(&[IpAddr::V4(HERE)], Lines { top: workers, turn: &turn });
+    let turn = format!("allocations_per_user = {}", 2 * PAIRS);
+    let test_server = TestServer::with(&[IpAddr::V4(HERE)], Lines { top: workers, turn: &turn });
     let address = test_server.address;
     std::thread::scope(|scope| {
         for number in 0..PAIRS {
@@ -58,19 +54,10 @@ fn clients_of_different_workers_lose_nothing_and_stay_inside(workers: &str) {
             });
         }
     });
-    test_server.process.terminate();
-    test_server.process.succeed(END);
-    let handed_over = test_server.process.lines(|line| {
-        let (_, count) = line.split_once("handed over to other workers packets=")?;
-        Some(count.trim().parse::<usize>().unwrap())
-    });
+    let handed_over = metrics::value(address, "ginnel_worker_handed_over_packets_total");
     // Pairs on different workers pass all their packets between workers, the others none.
-    let total: usize = handed_over.iter().sum();
-    assert!(
-        total > 0 && total.is_multiple_of(2 * PACKETS),
-        "{handed_over:?}: {}",
-        test_server.process.printed()
-    );
+    let of_pair = 2 * PACKETS as u64;
+    assert!(handed_over > 0 && handed_over.is_multiple_of(of_pair), "{handed_over}");
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! A reached limit logs one line and is counted every time.
 
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ginnel::stun::{Message, Method};
 
+use crate::metrics;
 use crate::test_server::{Lines, TestServer};
 use crate::turn_client::{TurnClient, by_udp};
 
@@ -13,14 +13,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 /// The number of times a limit was reached, by the metrics.
 fn times(server: SocketAddr, limit: &str) -> u64 {
-    let mut stream = TcpStream::connect(server).unwrap();
-    stream.set_read_timeout(Some(SOON)).unwrap();
-    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    let name = format!("ginnel_limit_reached_total{{limit=\"{limit}\"}} ");
-    let value = text.lines().find_map(|line| line.strip_prefix(&name));
-    value.unwrap_or_else(|| panic!("no {limit} in {text}")).parse().unwrap()
+    metrics::value(server, &format!("ginnel_limit_reached_total{{limit=\"{limit}\"}}"))
 }
 
 #[test]

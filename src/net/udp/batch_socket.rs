@@ -1,27 +1,27 @@
-//! What the workers ask of a datagram socket, and all they ask: batches in, batches out. What is put under them one day to pass the
-//! kernel by takes the place of [`BatchUdpSocket`] here.
+//! What the workers need of a UDP socket: receive a batch, send a batch. A socket that bypasses the kernel would implement
+//! this trait.
 
 use super::{BatchUdpSocket, Route, RxBatch, RxBuffers, TxMessage};
 use std::io::{self, IoSlice};
 
 /// A socket that receives and sends datagrams in batches.
 pub trait BatchSocket {
-    /// How the socket addresses one message.
+    /// The header of one message.
     type TxMessage;
 
-    /// Receives what waits, as [`BatchUdpSocket::recv`].
+    /// Receives pending datagrams, like [`BatchUdpSocket::recv`].
     ///
     /// # Errors
-    /// `WouldBlock` when nothing waits; otherwise why the socket cannot.
+    /// `WouldBlock` when none is pending; otherwise the socket's error.
     fn recv(&self, rx: &mut RxBuffers) -> io::Result<RxBatch>;
 
-    /// Addresses a message, as [`BatchUdpSocket::message`].
+    /// Creates the header of a message, like [`BatchUdpSocket::message`].
     ///
     /// # Errors
-    /// Whatever makes the route no route of this socket.
+    /// When the socket cannot use the route.
     fn message(&self, route: &Route, segment: Option<u16>, parts: usize) -> io::Result<Self::TxMessage>;
 
-    /// Sends messages in their order, as [`BatchUdpSocket::send_all`].
+    /// Sends messages in order, like [`BatchUdpSocket::send_all`].
     fn send_all(
         &self,
         messages: &[Self::TxMessage],

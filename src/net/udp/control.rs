@@ -1,5 +1,4 @@
-//! Socket addresses and control messages in the system's own layout: what it tells beside a received datagram, and is told beside
-//! one to send.
+//! Socket addresses and control messages in the system's layout.
 
 use super::Route;
 use nix::libc;
@@ -8,19 +7,19 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::AsFd;
 
-/// Bytes of the largest `sockaddr` here, IPv6's.
+/// Size of the largest `sockaddr`, that of IPv6.
 const NAME: usize = size_of::<libc::sockaddr_in6>();
-/// Bytes of a `cmsghdr`, and what every control message is rounded up to.
+/// Size of a `cmsghdr`, and the alignment of control messages.
 const HEAD: usize = size_of::<libc::cmsghdr>();
 const ALIGNMENT: usize = align_of::<libc::cmsghdr>();
-/// Room for all that [`ask_for`] asks for, and for all that a [`Route`] may say.
+/// Size of all control messages that [`ask_for`] enables or a [`Route`] needs.
 const ROOM: usize = room_for(size_of::<libc::in6_pktinfo>()) + 3 * room_for(size_of::<libc::c_int>());
 
 const fn room_for(value: usize) -> usize {
     (HEAD + value).next_multiple_of(ALIGNMENT)
 }
 
-/// A socket address as the system writes it.
+/// A socket address in the system's layout.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C, align(8))]
 pub(super) struct Name {
@@ -83,7 +82,7 @@ impl From<SocketAddr> for Name {
     }
 }
 
-/// Control messages, one behind the other.
+/// A sequence of control messages.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(8))]
 pub(super) struct Controls {
@@ -110,12 +109,12 @@ impl Controls {
         &self.bytes[..usize::from(self.len)]
     }
 
-    /// Appends one; there is room for each kind that is known here once.
+    /// Appends one; there is room for one of each kind.
     fn add(&mut self, (level, kind): (i32, i32), value: &[u8]) {
         let (at, len) = (usize::from(self.len), HEAD + value.len());
         let Some(place) = self.bytes.get_mut(at..at + room_for(value.len())) else { return };
         let (head, rest) = place.split_at_mut(HEAD);
-        // `cmsghdr`: its length as a `size_t`, level, kind.
+        // `cmsghdr`: length as a `size_t`, level, type.
         let size = size_of::<usize>();
         head[..size].copy_from_slice(&len.to_ne_bytes());
         head[size..size + 4].copy_from_slice(&level.to_ne_bytes());
@@ -124,7 +123,7 @@ impl Controls {
         self.len += room_for(value.len()) as u8;
     }
 
-    /// Lists level, kind and value of each.
+    /// Iterates over level, type and value.
     fn iter(&self) -> impl Iterator<Item = ((i32, i32), &[u8])> {
         let mut rest = self.as_bytes();
         std::iter::from_fn(move || {
@@ -138,17 +137,17 @@ impl Controls {
         })
     }
 
-    /// Writes what `route` says beyond the destination.
+    /// Writes the fields of `route` except the destination.
     ///
     /// # Errors
-    /// `InvalidInput` for a source of another family than the destination's.
+    /// `InvalidInput` for a source of another family than the destination.
     pub(super) fn of(route: &Route) -> io::Result<Self> {
         let mut controls = Self::default();
         let is_ipv4 = route.to.is_ipv4();
         match route.source {
             None => {}
             Some(IpAddr::V4(source)) if is_ipv4 => {
-                // `in_pktinfo`: interface, source, and what only received datagrams have.
+                // `in_pktinfo`: interface, source, and a field of received datagrams.
                 let mut info = [0; size_of::<libc::in_pktinfo>()];
                 info[4..8].copy_from_slice(&source.octets());
                 controls.add((libc::IPPROTO_IP, libc::IP_PKTINFO), &info);
@@ -170,7 +169,7 @@ impl Controls {
         Ok(controls)
     }
 
-    /// Adds that the bytes are a run of datagrams of `size` bytes each (UDP_SEGMENT).
+    /// Marks the message as a run of datagrams of `size` bytes (UDP_SEGMENT).
     pub(super) fn segmented(mut self, size: u16) -> Self {
         self.add((libc::SOL_UDP, libc::UDP_SEGMENT), &size.to_ne_bytes());
         self
@@ -182,7 +181,7 @@ const V4_TOS: (i32, i32) = (libc::IPPROTO_IP, libc::IP_TOS);
 const V6_HOP_LIMIT: (i32, i32) = (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT);
 const V6_CLASS: (i32, i32) = (libc::IPPROTO_IPV6, libc::IPV6_TCLASS);
 
-/// Turns on what an [`RxMeta`] tells.
+/// Enables the control messages of an [`RxMeta`].
 pub(super) fn ask_for(socket: &impl AsFd, address: SocketAddr) -> io::Result<()> {
     let any = address.ip().is_unspecified();
     if address.is_ipv6() {
@@ -200,13 +199,13 @@ pub(super) fn ask_for(socket: &impl AsFd, address: SocketAddr) -> io::Result<()>
     Ok(())
 }
 
-/// How one received buffer arrived, as far as control messages tell.
+/// The control messages of one received buffer.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct RxMeta {
     pub(super) local_ip: Option<IpAddr>,
     pub(super) ttl: u8,
     pub(super) tos: u8,
-    /// Bytes of each of the buffer's datagrams but for the last, which may be shorter, where there are several.
+    /// Size of each datagram of a GRO run except the last, which may be shorter.
     pub(super) stride: Option<usize>,
 }
 

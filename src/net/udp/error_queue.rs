@@ -1,4 +1,4 @@
-//! The error queue of a socket: the ICMP errors that answered its datagrams (`IP_RECVERR`, ip(7)).
+//! A socket's error queue: ICMP errors about its datagrams (`IP_RECVERR`, ip(7)).
 
 use nix::errno::Errno;
 use nix::libc::{
@@ -9,16 +9,16 @@ use std::io::{self, IoSliceMut};
 use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsFd, RawFd};
 
-/// Errors taken at a time, so that a flood of them does not keep datagrams waiting.
+/// Errors taken at a time, so that a flood of them does not delay datagrams.
 const TURN: usize = 64;
 /// ICMP "destination unreachable", "fragmentation needed"; ICMPv6 "packet too big".
 const FRAGMENTATION_NEEDED: (u8, u8) = (3, 4);
 const PACKET_TOO_BIG: (u8, u8) = (2, 0);
 
-/// An ICMP or ICMPv6 error that answered a datagram of ours.
+/// An ICMP or ICMPv6 error about a datagram that we sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerError {
-    /// Where that datagram was sent to.
+    /// The datagram's destination.
     pub peer: SocketAddr,
     /// Type, in the numbers of ICMP for an IPv4 peer and of ICMPv6 for an IPv6 peer.
     pub icmp_type: u8,
@@ -29,7 +29,7 @@ pub struct PeerError {
     pub data: [u8; 4],
 }
 
-/// Makes `socket` keep the errors.
+/// Enables the error queue.
 pub(super) fn turn_on(socket: &impl AsFd, is_ipv6: bool) -> io::Result<()> {
     match is_ipv6 {
         false => setsockopt(socket, sockopt::Ipv4RecvErr, &true)?,
@@ -38,9 +38,9 @@ pub(super) fn turn_on(socket: &impl AsFd, is_ipv6: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Returns whether a send or receive may have failed with `error` because of an ICMP error that was there before it.
+/// Returns whether a send or receive may have failed because of an earlier ICMP error.
 pub(super) fn may_be_of_a_peer(error: Errno) -> bool {
-    // What icmp(7)'s errors are turned into (`icmp_err_convert`, `icmpv6_err_convert`).
+    // The errors of icmp(7) (`icmp_err_convert`, `icmpv6_err_convert`).
     use Errno::{EACCES, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, EMSGSIZE};
     use Errno::{ENETUNREACH, ENONET, ENOPROTOOPT, EOPNOTSUPP, EPROTO};
     matches!(
@@ -58,12 +58,12 @@ pub(super) fn may_be_of_a_peer(error: Errno) -> bool {
     )
 }
 
-/// Takes errors from the queue; returns whether it is empty now.
+/// Takes errors from the queue; returns whether it is empty.
 pub(super) fn drain(socket: RawFd, mut each: impl FnMut(PeerError)) -> bool {
     let mut room = nix::cmsg_space!(in6_pktinfo, i32, i32, i32, [u8; size_of::<libc::sockaddr_in6>() + 16]);
     let mut last = None;
     for _ in 0..TURN {
-        // The datagram itself is of no interest, only where it went.
+        // Only the destination of the datagram matters.
         let mut contents = [0; 1];
         let mut slices = [IoSliceMut::new(&mut contents)];
         let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
@@ -77,7 +77,7 @@ pub(super) fn drain(socket: RawFd, mut each: impl FnMut(PeerError)) -> bool {
                     _ => None,
                 });
                 let said = peer.zip(error.last()).and_then(|(peer, error)| PeerError::of(peer, &error));
-                // One datagram's error may be there twice, since its send was tried again.
+                // One datagram may appear twice, because its send was retried.
                 let news = said.filter(|said| last != Some(*said));
                 last = said;
                 news.into_iter().for_each(&mut each);
@@ -99,7 +99,7 @@ impl PeerError {
         let too_big = if peer.is_ipv4() { FRAGMENTATION_NEEDED } else { PACKET_TOO_BIG };
         let (icmp_type, icmp_code) = match error.ee_origin {
             SO_EE_ORIGIN_ICMP | SO_EE_ORIGIN_ICMP6 => (error.ee_type, error.ee_code),
-            // Our own link is too narrow, which is what a router would say of the next one.
+            // Our own link is too narrow; a router would report the next one.
             SO_EE_ORIGIN_LOCAL if error.ee_errno == Errno::EMSGSIZE as u32 => too_big,
             _ => return None,
         };

@@ -1,33 +1,33 @@
-//! The TTL or hop limit of a socket: what has to be said beside a datagram only where it differs.
+//! The TTL or hop limit of a socket: a control message carries it only where it differs.
 //!
-//! Relayed datagrams carry on the TTL that they came with, and on most networks that is the same number for a long time. Said beside
-//! each datagram it costs the system a copy and a parse, so the socket takes the number over.
+//! Relayed datagrams keep the TTL that they arrived with (less one), and on most networks that is the same for a long time. A control message
+//! with each datagram costs a copy and a parse, so the socket option takes over a TTL that repeats.
 
 use rustix::net::sockopt::{ip_ttl, ipv6_unicast_hops, set_ip_ttl, set_ipv6_unicast_hops};
 use std::io;
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-/// Datagrams with one TTL in a row, after which it becomes the socket's.
+/// Datagrams in a row with one TTL, after which it becomes the socket option.
 const PATIENCE: u8 = 64;
-/// The least TTL that becomes the socket's: another thread's datagram may leave with it that was not to.
+/// The least TTL that becomes the socket option: another thread's datagram may leave with it.
 const LEAST: u8 = 32;
 
-/// What one socket says when nothing is said beside a datagram. The threads that share a socket may overtake each other here, which
-/// costs a datagram its exact TTL and nothing else.
+/// The socket option and its candidate. Threads that share a socket may race here, which
+/// costs one datagram its exact TTL.
 #[derive(Debug)]
 pub(super) struct HopLimit {
     is_ipv6: bool,
-    /// The system's.
+    /// The system default.
     default: u8,
     current: AtomicU8,
-    /// What was said last, and how often in a row.
+    /// The last TTL, and how often it came in a row.
     candidate: AtomicU8,
     streak: AtomicU8,
 }
 
 impl HopLimit {
-    /// Reads what a fresh socket has.
+    /// Reads the option of a new socket.
     pub(super) fn of(socket: &UdpSocket, is_ipv6: bool) -> io::Result<Self> {
         let default = match is_ipv6 {
             false => u8::try_from(ip_ttl(socket)?).ok(),
@@ -38,7 +38,7 @@ impl HopLimit {
         Ok(Self { is_ipv6, default, current, candidate, streak })
     }
 
-    /// Returns what is to be said beside a datagram that is to leave with `wanted`, by default the system's.
+    /// Returns the TTL to set by control message, if any, for a datagram that must leave with `wanted`, by default the system default.
     pub(super) fn to_set(&self, socket: &UdpSocket, wanted: Option<u8>) -> Option<u8> {
         let (ttl, relaxed) = (wanted.unwrap_or(self.default), Ordering::Relaxed);
         if ttl == self.current.load(relaxed) {
@@ -86,7 +86,7 @@ mod tests {
             for _ in 0..3 * PATIENCE as usize {
                 assert_eq!(said(Some(9)), Some(9), "too small to become the socket's");
             }
-            // Alternating ones change nothing.
+            // Alternating TTLs change nothing.
             for _ in 0..3 * PATIENCE as usize {
                 assert_eq!((said(Some(40)), said(Some(41))), (Some(40), Some(41)));
             }

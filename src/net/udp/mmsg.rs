@@ -1,8 +1,8 @@
-//! `recvmmsg` and `sendmmsg`: the one place with `unsafe`.
+//! `recvmmsg` and `sendmmsg`: the only `unsafe` code of the packet path.
 //!
-//! No crate offers both calls over headers that are kept, each message with control bytes of its own. The headers, which hold raw
-//! pointers, live on the stack of one call and point into slices that are borrowed for all of it; so nothing that the system
-//! is told of can move or end before it returns, and no pointer outlives the call.
+//! No crate offers both calls with reusable headers and separate control messages. The headers hold raw pointers; they live
+//! on the stack of one call and point into slices that are borrowed for the whole call. So nothing that the system
+//! accesses can move or end before the call returns, and no pointer outlives it.
 
 #![allow(unsafe_code)]
 
@@ -16,16 +16,16 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 /// Most messages of one call.
 pub(super) const MOST: usize = 64;
 
-/// What the system says of one received message.
+/// The header of one received message.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Received {
     pub(super) name: Name,
     pub(super) controls: Controls,
-    /// Bytes in its buffer.
+    /// Bytes received.
     pub(super) len: usize,
 }
 
-/// What the system is told of one message to send.
+/// One message to send.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sent<'a> {
     pub(super) name: &'a Name,
@@ -33,8 +33,8 @@ pub(super) struct Sent<'a> {
     pub(super) parts: &'a [IoSlice<'a>],
 }
 
-/// Receives one message into each of `buffers`, at most as many as there are places in `received`, and at most [`MOST`];
-/// returns how many came.
+/// Receives one message into each of `buffers`, at most [`MOST`] and at most as many as `received` has places; returns
+/// their number.
 pub(super) fn receive<'b>(
     socket: BorrowedFd<'_>,
     buffers: impl Iterator<Item = &'b mut [u8]>,
@@ -75,7 +75,7 @@ pub(super) fn receive<'b>(
     Ok(count)
 }
 
-/// Sends the messages in their order, at most [`MOST`]; returns how many have left. An error is the first one's.
+/// Sends messages in order, at most [`MOST`]; returns how many were sent. An error concerns the first one.
 pub(super) fn send<'a>(
     socket: BorrowedFd<'_>,
     messages: impl Iterator<Item = Sent<'a>>,

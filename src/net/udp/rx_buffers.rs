@@ -1,4 +1,4 @@
-//! Room for what one turn of a worker receives, from all of its sockets.
+//! Receive buffers for one iteration of a worker, shared by all its sockets.
 
 use super::control::RxMeta;
 use super::mmsg::{self, Received};
@@ -8,13 +8,13 @@ use std::os::fd::BorrowedFd;
 
 /// Buffers of a pool.
 const BUFFERS: usize = 128;
-/// Bytes in front of every buffer, for a header that is put before what was received: the longest a relay writes has 56.
+/// Bytes in front of every buffer for a header; the longest one that a relay writes has 56.
 const HEADROOM: usize = 64;
-/// Bytes from one buffer to the next: headroom, and room for the largest UDP payload and so for any GRO run. Not a power of two,
-/// so that the beginnings of all buffers do not compete for the same lines of the cache.
+/// Distance of two buffers: headroom, and the largest UDP payload or GRO run. Not a power of two, so
+/// that the starts of the buffers do not compete for the same cache lines.
 const STRIDE: usize = HEADROOM + 65_536 + 128;
 
-/// A fixed pool of receive buffers; what has been received stays until [`RxBuffers::clear`].
+/// A fixed pool of receive buffers. Received bytes stay until [`RxBuffers::clear`].
 #[derive(Debug)]
 pub struct RxBuffers {
     buffers: Box<[u8]>,
@@ -22,24 +22,24 @@ pub struct RxBuffers {
     filled: usize,
 }
 
-/// What one receive has brought: a part of an [`RxBuffers`].
+/// The result of one receive: a range of buffers.
 #[derive(Debug, Clone, Copy)]
 pub struct RxBatch {
     first: usize,
     count: usize,
     is_drained: bool,
-    /// Where everything went that came to a socket bound to one address.
+    /// The local address of a socket that is bound to one address.
     bound_ip: Option<IpAddr>,
 }
 
 impl RxBatch {
-    /// Returns how many messages it has, each a datagram or a GRO run of one sender.
+    /// Returns the number of messages, each a datagram or a GRO run of one sender.
     #[must_use]
     pub fn messages(&self) -> usize {
         self.count
     }
 
-    /// Returns whether the receive took all there was, so that the next one belongs after the next readiness event.
+    /// Returns whether the receive has emptied the socket, so that the next one waits for a readiness event.
     #[must_use]
     pub fn is_drained(&self) -> bool {
         self.is_drained
@@ -49,15 +49,15 @@ impl RxBatch {
 /// One received datagram, borrowed from its [`RxBuffers`].
 #[derive(Debug, Clone, Copy)]
 pub struct Datagram<'a> {
-    /// Where it came from.
+    /// The sender.
     pub from: SocketAddr,
-    /// The local address it was sent to, where the system told.
+    /// The local address it was sent to, where the system reports it.
     pub local_ip: Option<IpAddr>,
-    /// TTL or hop limit it arrived with; 0 where the system did not tell.
+    /// TTL or hop limit; 0 where the system does not report it.
     pub ttl: u8,
-    /// DSCP and ECN it arrived with, as in the IP header.
+    /// DSCP and ECN, as in the IP header.
     pub tos: u8,
-    /// Its bytes.
+    /// The payload.
     pub payload: &'a [u8],
 }
 
@@ -72,18 +72,18 @@ impl Default for RxBuffers {
 }
 
 impl RxBuffers {
-    /// Forgets what was received.
+    /// Releases all buffers.
     pub fn clear(&mut self) {
         self.filled = 0;
     }
 
-    /// Returns how many buffers are free.
+    /// Returns the number of free buffers.
     #[must_use]
     pub fn room(&self) -> usize {
         BUFFERS - self.filled
     }
 
-    /// Iterates over the datagrams of a batch since the last [`RxBuffers::clear`], GRO runs taken apart.
+    /// Iterates over the datagrams of a batch; GRO runs are split.
     pub fn datagrams(&self, batch: RxBatch) -> impl Iterator<Item = Datagram<'_>> {
         let buffers = self.buffers.chunks_exact(STRIDE).zip(&self.received);
         let received = buffers.take(self.filled).skip(batch.first).take(batch.count);
@@ -93,7 +93,7 @@ impl RxBuffers {
                 let RxMeta { local_ip, ttl, tos, stride } = RxMeta::of(&received.controls);
                 let local_ip = local_ip.or(batch.bound_ip);
                 let run = buffer.get(HEADROOM..HEADROOM + received.len).unwrap_or_default();
-                // `chunks` finds nothing in an empty datagram, which is one all the same.
+                // `chunks` yields nothing for an empty datagram.
                 let empty = run.is_empty().then_some(run);
                 run.chunks(stride.unwrap_or(run.len()).max(1)).chain(empty).map(move |payload| Datagram {
                     from,
@@ -105,21 +105,21 @@ impl RxBuffers {
             })
     }
 
-    /// Lists who sent the messages of a batch, each once for a whole GRO run.
+    /// Iterates over the senders of the messages of a batch, one for each GRO run.
     pub fn senders(&self, batch: RxBatch) -> impl Iterator<Item = SocketAddr> {
         let received = self.received.iter().take(self.filled).skip(batch.first).take(batch.count);
         received.filter_map(|received| received.name.socket_address())
     }
 
-    /// Returns where `payload`, a part of a received datagram, lies; `None` when it is none.
+    /// Returns the offset of `payload`; `None` when it is not in these buffers.
     #[must_use]
     pub fn position(&self, payload: &[u8]) -> Option<usize> {
         let start = (payload.as_ptr() as usize).checked_sub(self.buffers.as_ptr() as usize)?;
         (start + payload.len() <= self.buffers.len()).then_some(start)
     }
 
-    /// Writes `head` in front of the payload that begins at `start`, over bytes that nobody needs: the headroom of its buffer.
-    /// Returns whether there is as much: behind the first datagram of a run there is none.
+    /// Writes `head` in front of the payload at `start`, into the headroom of its buffer. Returns
+    /// whether there is headroom: only the first datagram of a GRO run has it.
     pub fn put_before(&mut self, start: usize, head: &[u8]) -> bool {
         let is_first = start % STRIDE == HEADROOM;
         let room = start.checked_sub(head.len()).filter(|_| is_first && head.len() <= HEADROOM);
@@ -133,13 +133,13 @@ impl RxBuffers {
         self.buffers.get(start..start + len).unwrap_or_default()
     }
 
-    /// Lends the room from `start` on for bytes that come by another way than a datagram socket, so that what lies in them can
-    /// leave with the rest: [`RxBuffers::part`]. For an RxBuffers that was cleared; what is staged has no headroom.
+    /// Lends the bytes from `start` on for data that arrives by other ways than a UDP socket, so that it can be sent from here:
+    /// [`RxBuffers::part`]. The pool must be clear; staged bytes have no headroom.
     pub fn stage(&mut self, start: usize) -> &mut [u8] {
         self.buffers.get_mut(start..).unwrap_or_default()
     }
 
-    /// Receives at most `offered` messages behind those that are there; the batch is to be taken by [`RxBuffers::batch`].
+    /// Receives at most `offered` messages; [`RxBuffers::batch`] then claims them.
     pub(super) fn fill(&mut self, socket: BorrowedFd<'_>, offered: usize) -> Result<usize, Errno> {
         let offered = offered.min(self.room());
         let received = &mut self.received[self.filled..self.filled + offered];

@@ -9,5 +9,5 @@ mod logs;
 mod own_addresses;
 mod peers;
 mod shutdown;
-mod unauthenticated;
+pub(crate) mod unauthenticated;
 mod users;

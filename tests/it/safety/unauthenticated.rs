@@ -129,7 +129,7 @@ fn second_hello(random: u8, challenge: &[u8]) -> Vec<u8> {
 }
 
 /// Two ClientHellos with good cookies for one socket.
-fn admitted_hellos(socket: &UdpSocket) -> [Vec<u8>; 2] {
+pub(crate) fn admitted_hellos(socket: &UdpSocket) -> [Vec<u8>; 2] {
     let mut buffer = [0; 2048];
     [1, 2].map(|random| {
         let mut first = client_hello();

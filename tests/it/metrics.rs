@@ -1,0 +1,184 @@
+//! `GET /metrics`: each counter moves when its cause occurs, and `docs/metrics.md` lists all of them.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
+use std::path::Path;
+use std::time::Duration;
+
+use ginnel::stun::{Builder, Class, Message, Method, TransactionId, attr};
+
+use crate::safety::unauthenticated::admitted_hellos;
+use crate::test_server::{Lines, TestServer};
+use crate::turn_client::{TurnClient, by_udp};
+use crate::waiting::wait_for;
+
+const SOON: Duration = Duration::from_secs(20);
+const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
+/// No route leads there from a socket that is bound to loopback (TEST-NET-2).
+const UNREACHABLE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+
+/// The metrics page.
+fn page(server: SocketAddr) -> String {
+    let mut stream = TcpStream::connect(server).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// The value of one counter; `name` includes its label.
+pub(crate) fn value(server: SocketAddr, name: &str) -> u64 {
+    let text = page(server);
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+}
+
+/// Waits until a counter is at least `least`.
+fn wait_for_value(server: SocketAddr, name: &str, least: u64) {
+    wait_for(SOON, || {
+        let value = value(server, name);
+        (value >= least).then_some(()).ok_or_else(|| format!("{name} is {value}, not {least}"))
+    });
+}
+
+fn permit(client: &mut TurnClient, peer: SocketAddr) -> Option<u16> {
+    let response = client.request_signed(Method::CREATE_PERMISSION, |request| {
+        request.xor_address(attr::XOR_PEER_ADDRESS, peer)
+    });
+    Message::parse(&response).unwrap().unverified().error_code()
+}
+
+fn send_indication(client: &TurnClient, peer: SocketAddr, data: &[u8]) {
+    let indication = Builder::new(Class::Indication, Method::SEND, TransactionId::new([7; 12]));
+    let indication = indication.xor_address(attr::XOR_PEER_ADDRESS, peer).attribute(attr::DATA, data);
+    client.send(&indication.finish());
+}
+
+#[test]
+fn each_counter_of_the_relay_moves_when_its_cause_occurs() {
+    let turn = format!(
+        "allow_peers = [\"{HERE}/32\", \"{UNREACHABLE}/32\"]\nrelay_ports = \"47310-47310\"\n\
+         new_peers_per_second = 1\nbandwidth_per_allocation = 4000"
+    );
+    let test_server = TestServer::with(&[HERE.into()], Lines { top: "workers = 1", turn: &turn });
+    let server = test_server.address;
+    // The server's self-test has allocated before.
+    let counts = || {
+        ["allocations", "allocations_total", "unauthorized_total"]
+            .map(|name| value(server, &format!("ginnel_relay_{name}")))
+    };
+    let before = counts();
+    let mut client = TurnClient::allocate(HERE, server);
+    assert_eq!(counts(), before.map(|count| count + 1));
+    let mut other = TurnClient::new(HERE, server);
+    let refused = other.request_signed(Method::ALLOCATE, by_udp);
+    assert_eq!(Message::parse(&refused).unwrap().unverified().error_code(), Some(508));
+    wait_for_value(server, "ginnel_relay_ports_exhausted_total", 1);
+
+    let peer = UdpSocket::bind((HERE, 0)).unwrap();
+    peer.set_read_timeout(Some(SOON)).unwrap();
+    let peer_address = peer.local_addr().unwrap();
+    assert_eq!(permit(&mut client, peer_address), None);
+    send_indication(&client, peer_address, b"seven b");
+    let mut buffer = [0; 100];
+    let (len, relayed) = peer.recv_from(&mut buffer).unwrap();
+    assert_eq!(&buffer[..len], b"seven b");
+    peer.send_to(b"five!", relayed).unwrap();
+    assert!(client.receive().is_some());
+    assert_eq!(value(server, "ginnel_relay_bytes_to_peers_total"), 7);
+    assert_eq!(value(server, "ginnel_relay_bytes_to_clients_total"), 5);
+
+    drop(peer);
+    send_indication(&client, peer_address, b"to a closed port");
+    wait_for_value(server, "ginnel_relay_icmp_errors_total", 1);
+    assert_eq!(permit(&mut client, "10.0.0.1:9".parse().unwrap()), Some(403));
+    let denied = page(server);
+    assert!(denied.contains("ginnel_relay_denied_peers_total{rule=\""), "{denied}");
+    let unreachable = SocketAddr::new(UNREACHABLE.into(), 9);
+    assert_eq!(permit(&mut client, unreachable), None);
+    send_indication(&client, unreachable, b"nowhere");
+    wait_for_value(server, "ginnel_worker_dropped_packets_total{reason=\"send_error\"}", 1);
+
+    client.send(b"\x40\x01\0\x04data");
+    wait_for_value(server, "ginnel_relay_dropped_packets_total{reason=\"unbound_channel\"}", 1);
+    for port in 50_000..50_010 {
+        send_indication(&client, SocketAddr::new(HERE.into(), port), b"x");
+    }
+    wait_for_value(server, "ginnel_relay_new_peers_refused_total", 1);
+    for _ in 0..20 {
+        send_indication(&client, peer_address, &[0; 1000]);
+    }
+    wait_for_value(server, "ginnel_relay_dropped_packets_total{reason=\"bandwidth\"}", 1);
+}
+
+#[test]
+fn what_the_server_withholds_from_unverified_sources_is_counted() {
+    let turn = "[limits]\nunlimited_from = []\nunauthenticated_rate = 30\nunauthenticated_burst = 30";
+    let test_server = TestServer::with(&[HERE.into()], Lines { top: "workers = 1", turn });
+    let server = test_server.address;
+    let socket = UdpSocket::bind((HERE, 0)).unwrap();
+    socket.connect(server).unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    // Their cookies have cost the network some of what one handshake costs.
+    for hello in admitted_hellos(&socket) {
+        socket.send(&hello).unwrap();
+    }
+    wait_for_value(server, "ginnel_unauthenticated_withheld_total{limit=\"dtls_handshakes\"}", 1);
+    wait_for_value(server, "ginnel_worker_dropped_packets_total{reason=\"dtls\"}", 1);
+    let unknown = "ginnel_worker_dropped_packets_total{reason=\"unknown_protocol\"}";
+    assert_eq!(value(server, unknown), 0);
+    socket.send(b"\xFF").unwrap();
+    wait_for_value(server, unknown, 1);
+    let binding = Builder::new(Class::Request, Method::BINDING, TransactionId::new([7; 12])).finish();
+    for _ in 0..100 {
+        socket.send(&binding).unwrap();
+    }
+    wait_for_value(server, "ginnel_unauthenticated_withheld_total{limit=\"rate\"}", 1);
+    wait_for_value(server, "ginnel_worker_dropped_packets_total{reason=\"response_withheld\"}", 1);
+}
+
+#[test]
+fn a_relay_socket_that_the_system_refuses_is_counted() {
+    let turn = "allocations_per_user = 1000";
+    let test_server = TestServer::with_descriptors(120, turn);
+    let server = test_server.address;
+    let mut clients = Vec::new();
+    loop {
+        assert!(clients.len() < 120, "more sockets than descriptors");
+        let mut client = TurnClient::new(HERE, server);
+        let response = client.request_signed(Method::ALLOCATE, by_udp);
+        match Message::parse(&response).unwrap().unverified().error_code() {
+            None => clients.push(client),
+            code => break assert_eq!(code, Some(508)),
+        }
+    }
+    // A connection needs a descriptor too.
+    for client in clients.iter_mut().take(5) {
+        client.request_signed(Method::REFRESH, |request| request.attribute(attr::LIFETIME, &[0; 4]));
+    }
+    assert!(value(server, "ginnel_relay_sockets_refused_total") >= 1);
+}
+
+#[test]
+fn the_documentation_lists_exactly_the_metrics_that_exist() {
+    let listen: IpAddr = HERE.into();
+    let test_server = TestServer::at(&[listen], "");
+    let text = page(test_server.address);
+    let exported: BTreeMap<_, _> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
+        .map(|(name, kind)| (name.to_owned(), kind.to_owned()))
+        .collect();
+    let documented = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md"));
+    let documented = documented.unwrap();
+    let documented: BTreeMap<_, _> = documented
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once("` | "))
+        .map(|(name, rest)| {
+            (name.split('{').next().unwrap().to_owned(), rest.split(' ').next().unwrap().to_owned())
+        })
+        .collect();
+    assert_eq!(exported, documented);
+}
