@@ -142,9 +142,9 @@ impl<T, R: Copy> QueueReceiver<T, R> {
     /// As [`QueueReceiver::recv`], on a thread that may block.
     pub(crate) fn blocking_recv(&mut self) -> Result<T, Option<R>> {
         let waker = Waker::from(Arc::new(Unpark(thread::current())));
-        let mut context = Context::from_waker(&waker);
+        let context = Context::from_waker(&waker);
         loop {
-            match self.0.poll(&mut context, |items| items.pop_front()) {
+            match self.0.poll(&context, |items| items.pop_front()) {
                 Poll::Ready(received) => return received,
                 Poll::Pending => thread::park(),
             }
