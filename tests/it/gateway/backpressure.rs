@@ -11,7 +11,7 @@ use super::{Gateway, KEY, PATIENCE};
 use crate::waiting::{pace, pause_under_test, wait_until};
 
 /// A sender is held so briefly here that the tests are quick.
-pub(super) const BRIEF: &str = "[gateway.times]\nhold = 0.5";
+pub(super) const BRIEF: &str = "[gateway.times]\npause = 0.5";
 /// Bytes of a message, and how many of them are more than every buffer on the way.
 const SIZE: usize = 16 * 1024;
 const COUNT: u32 = 512;
@@ -138,7 +138,7 @@ fn a_server_that_does_not_read_loses_only_its_own_virtual_connection() {
 
 #[test]
 fn a_sender_paused_for_a_slow_receiver_loses_nothing() {
-    let gateway = Gateway::start("[gateway.times]\nhold = 30");
+    let gateway = Gateway::start("[gateway.times]\npause = 30");
     let mut server = Endpoint::server(&gateway, 1);
     let mut client = Endpoint::narrow_client(&gateway);
     let conn = client.dial(1);

@@ -115,7 +115,7 @@ async fn worker(gateway: std::net::SocketAddr, seed: u64) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_are_echoed_once_and_in_order_beside_misbehaving_endpoints() {
-    let gateway = Gateway::start("[gateway.times]\nhold = 1.0");
+    let gateway = Gateway::start("[gateway.times]\npause = 1.0");
     let key = || Key::new(KEY).unwrap();
     let (md5, hmac) = (gateway.md5.to_string(), gateway.hmac.to_string());
     for server in [ServerBuilder::md5(md5, SERVERS[0], key()), ServerBuilder::hmac(hmac, SERVERS[1], key())] {
