@@ -18,8 +18,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     // One port, which the system chooses; `ServerConfig::default()` has the others and the gateway too.
     let config = ServerConfig { listen: vec![listen.parse()?], port: 0, ..ServerConfig::minimal() };
     let server = Server::start(config, &state).await?;
-    println!("listening on {}", server.facts().listen[0]);
-    println!("{}", server.facts().ice_servers("guest"));
+    println!("listening on {}", server.info().listen[0]);
+    println!("{}", server.info().ice_servers("guest"));
 
     tokio::io::stdin().read_to_end(&mut Vec::new()).await?;
     server.shutdown().await;

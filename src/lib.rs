@@ -31,7 +31,7 @@
 //!
 //! let state = State::open("/var/lib/ginnel".as_ref())?;
 //! let server = Server::start(ServerConfig::default(), &state).await?;
-//! println!("{}", server.facts().ice_servers("guest"));
+//! println!("{}", server.info().ice_servers("guest"));
 //! server.shutdown().await;
 //! # Ok(())
 //! # }

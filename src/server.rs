@@ -1,4 +1,4 @@
-//! Composition: owns the workers, the listeners and signalling; one shutdown, and the first failure stops all.
+//! Composition: starts and stops the workers, the listeners, signalling and the gateway. The first failure stops all.
 
 mod auth;
 mod auth_hook;
@@ -45,33 +45,33 @@ use gateway::GatewayAcceptor;
 pub use gateway::GatewayAddrs;
 use hosts::OwnHosts;
 pub use limits::LimitsConfig;
-use listeners::Doors;
+use listeners::Listeners;
 use metrics::{Metrics, Services};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use rustix::process::{Resource, getrlimit};
 pub use self_test::SelfTest;
-pub use server_info::{Facts, ice_offer};
+pub use server_info::{ServerInfo, ice_offer};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tcp_accept::{Admits, StreamDoor};
+use tcp_accept::{Accepts, TcpAcceptor};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::sleep;
 
 /// Most TCP connections at a time.
 const MAX_STREAMS: usize = 16_000;
-/// How often memory is given back to the system, and after how many connections have gone since.
+/// How often freed memory is returned to the system, and after how many closed connections.
 const TRIM_EVERY: Duration = Duration::from_secs(3);
 const TRIM_AFTER: u64 = 100;
-/// Descriptors that the server may need for itself beyond those that it has once it runs.
+/// Descriptors reserved for the server itself.
 const SPARE_DESCRIPTORS: usize = 32;
 
-/// Why a server does not start, or has stopped.
+/// Why a server did not start, or has stopped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ServerError {
@@ -82,7 +82,7 @@ pub enum ServerError {
         address: SocketAddr,
         /// `udp` or `tcp`.
         transport: &'static str,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
     /// A configured address of the relay is not this host's.
@@ -90,7 +90,7 @@ pub enum ServerError {
     RelayAddress {
         /// The address.
         address: IpAddr,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
     /// No address of this host can carry relayed addresses.
@@ -113,7 +113,7 @@ pub enum ServerError {
     Worker {
         /// Which one.
         index: usize,
-        /// Its last words.
+        /// Its error.
         reason: String,
     },
     /// The gateway's thread has ended.
@@ -124,10 +124,10 @@ pub enum ServerError {
     Task(tokio::task::JoinError),
 }
 
-/// A running server. Dropping it without [`Server::shutdown`] leaves its threads to end with the process.
+/// A running server. If it is dropped without [`Server::shutdown`], its threads end with the process.
 #[derive(Debug)]
 pub struct Server {
-    facts: Facts,
+    info: ServerInfo,
     signaling: signaling::Service,
     gateway: Option<crate::gateway::Service>,
     listeners: JoinSet<()>,
@@ -140,7 +140,7 @@ impl Server {
     /// Opens the ports and starts everything. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// [`ServerError`] names what could not be had; nothing keeps running then.
+    /// [`ServerError`] names what failed; nothing keeps running then.
     pub async fn start(config: Config, state: &State) -> Result<Self, ServerError> {
         let worker_count = worker_count(&config);
         let addresses = AddressWatch::start()?;
@@ -150,32 +150,32 @@ impl Server {
             None => Certificate::own(&state.folder)?,
         };
         let (tls, identity) = (Tls::new(&certificate)?, Identity::new(&certificate, &state.folder)?);
-        let mut doors = Doors::open(&config, worker_count).await?;
+        let mut sockets = Listeners::open(&config, worker_count).await?;
         server_info::try_relay_addresses(&config.turn.relay_addresses)?;
-        let mut facts = Facts::gather(&config, state, &own, &certificate, &doors)?;
+        let mut info = ServerInfo::gather(&config, state, &own, &certificate, &sockets)?;
         let gateway_doors =
             if config.gateway.enabled { gateway::open(&config.gateway).await? } else { vec![] };
-        facts.gateway = config.gateway.enabled.then(|| GatewayAddrs::collect(&gateway_doors)).transpose()?;
+        info.gateway = config.gateway.enabled.then(|| GatewayAddrs::collect(&gateway_doors)).transpose()?;
         let mut seeds = ChaCha20Rng::from_os_rng();
         let revoked = revocation::open(state, config.signaling.limits.revocations)?;
         let origins = Arc::new(config.signaling.origins.clone());
-        let signaling_config = signaling_config(&config, state, &facts, &revoked);
-        let signaling = signaling::start(signaling_config, doors.sockets()?, seeds.random());
+        let signaling_config = signaling_config(&config, state, &info, &revoked);
+        let signaling = signaling::start(signaling_config, sockets.sockets()?, seeds.random());
         let (authority, files) = auth::authority(&config.turn, &config.auth, state, Arc::clone(&revoked))?;
         let (hook, lookups) = auth_hook::open(config.auth.hook.clone(), &config.limits.unauthenticated)?;
         let mobility_key = config.auth.derive(state, "mobility tickets");
         let pool = WorkerPool {
-            relay: relay_config::relay_config(&config, &own, &facts, &authority, mobility_key),
+            relay: relay_config::relay_config(&config, &own, &info, &authority, mobility_key),
             identity,
-            discovery: doors.discovery(&config),
+            discovery: sockets.discovery(&config),
             secret_keys: Arc::new(SecretKeys::new(&config.auth.derive(state, "shared secrets of RFC 3489"))),
             unauthenticated: config.limits.unauthenticated.clone(),
             signaling: signaling.handle(),
             lookups,
         };
         let (failed, failures) = mpsc::unbounded_channel();
-        let (workers, inboxes) = pool.spawn(doors.take_places()?, &mut seeds, &failed)?;
-        let desk = revocation::Desk {
+        let (workers, inboxes) = pool.spawn(sockets.take_places()?, &mut seeds, &failed)?;
+        let revocation = revocation::RevocationState {
             revoked,
             signaling: signaling.handle(),
             workers: Arc::clone(&inboxes),
@@ -198,8 +198,8 @@ impl Server {
             .merge(page::router(Arc::clone(&ready)))
             .merge(turn_websocket::router());
         let router = match &gateway_door {
-            Some(door) => router
-                .merge(gateway::router(door).layer(from_fn_with_state(origins, signaling::pages_let_in))),
+            Some(acceptor) => router
+                .merge(gateway::router(acceptor).layer(from_fn_with_state(origins, signaling::pages_let_in))),
             None => router,
         };
         let hosts = OwnHosts::gather(&config, &certificate, addresses.subscribe());
@@ -207,47 +207,47 @@ impl Server {
         let streams = (Arc::clone(&connections), Arc::clone(&inboxes));
         let services = Services::new(gateway.as_ref(), signaling.handle(), streams);
         let counted = Metrics::new(services, hosts, &config.metrics_from);
-        let door = StreamDoor {
+        let acceptor = TcpAcceptor {
             workers: Arc::clone(&inboxes),
-            router: router.merge(metrics::router(counted)).merge(revocation::router(desk)),
+            router: router.merge(metrics::router(counted)).merge(revocation::router(revocation)),
             tls,
             gateway: gateway_door,
             trusted: config.trusted_proxies.into(),
             connections,
         };
         let mut listeners = JoinSet::new();
-        listeners.spawn(give_memory_back(Arc::clone(&door.connections)));
+        listeners.spawn(trim_heap(Arc::clone(&acceptor.connections)));
         listeners.spawn(crate::limits::report());
-        listeners.spawn(tell_addresses(addresses, own, Arc::clone(&inboxes)));
+        listeners.spawn(forward_address_changes(addresses, own, Arc::clone(&inboxes)));
         listeners.spawn(files.watch(Arc::clone(&authority)));
         hook.map(|hook| listeners.spawn(hook.run(authority, Arc::clone(&inboxes))));
-        let servers = gateway_doors.into_iter().map(|(door, at)| (at, Admits::GatewayServers(door)));
-        let tcp = doors.tcp.into_iter().map(|listener| (listener, Admits::All));
-        let tls = doors.tls.into_iter().map(|listener| (listener, Admits::All));
-        for (listener, admits) in tcp.chain(servers).chain(tls) {
-            listeners.spawn(door.clone().serve(listener, admits));
+        let servers = gateway_doors.into_iter().map(|(acceptor, at)| (at, Accepts::GatewayServers(acceptor)));
+        let tcp = sockets.tcp.into_iter().map(|listener| (listener, Accepts::All));
+        let tls = sockets.tls.into_iter().map(|listener| (listener, Accepts::All));
+        for (listener, accepts) in tcp.chain(servers).chain(tls) {
+            listeners.spawn(acceptor.clone().serve(listener, accepts));
         }
-        drop(door);
+        drop(acceptor);
         ready.store(true, Ordering::Release);
-        Ok(Self { facts, signaling, gateway, listeners, workers, inboxes, failures })
+        Ok(Self { info, signaling, gateway, listeners, workers, inboxes, failures })
     }
 
-    /// Returns what the server found out and decided.
+    /// Returns what the server determined at its start.
     #[must_use]
-    pub fn facts(&self) -> &Facts {
-        &self.facts
+    pub fn info(&self) -> &ServerInfo {
+        &self.info
     }
 
-    /// Asks the first advertised address for a Binding and an allocation of each family that it relays in, as a client would.
+    /// Tests the first advertised address as a client: a Binding, and an allocation of each family that it relays in.
     pub async fn self_test(&self) -> SelfTest {
-        let (Some(server), Some(secret)) = (self.facts.advertised.first(), &self.facts.ice.secret) else {
+        let (Some(server), Some(secret)) = (self.info.advertised.first(), &self.info.ice.secret) else {
             return SelfTest::default();
         };
-        let families: Vec<_> = self.facts.relay.iter().map(|relay| relay.local).collect();
+        let families: Vec<_> = self.info.relay.iter().map(|relay| relay.local).collect();
         self_test::run(*server, &families, &secret.issue("self-test", time::now().unix + 60)).await
     }
 
-    /// Waits for the first failure of any part; never returns while all is well.
+    /// Waits for the first failure of any part.
     pub async fn failed(&mut self) -> ServerError {
         tokio::select! {
             Some(WorkerFailed { index, reason }) = self.failures.recv() => ServerError::Worker { index, reason },
@@ -257,7 +257,7 @@ impl Server {
         }
     }
 
-    /// Ends every part and waits for it.
+    /// Stops all parts and waits for them.
     pub async fn shutdown(mut self) {
         self.listeners.shutdown().await;
         self.signaling.shutdown().await;
@@ -276,17 +276,17 @@ impl Server {
     }
 }
 
-/// Tells the workers of this host's addresses whenever they are others than they were told.
-async fn tell_addresses(addresses: AddressWatch, mut told: Addresses, workers: Arc<[Inbox]>) {
+/// Sends this host's addresses to the workers whenever they change.
+async fn forward_address_changes(addresses: AddressWatch, mut sent: Addresses, workers: Arc<[Inbox]>) {
     let mut changes = addresses.subscribe();
     loop {
         let now = changes.borrow_and_update().clone();
-        if now != told {
+        if now != sent {
             tracing::info!(count = now.len(), "this host's addresses have changed");
             for worker in workers.iter() {
                 worker.send(WorkerMessage::OwnAddresses(Arc::clone(&now))).await;
             }
-            told = now;
+            sent = now;
         }
         if changes.changed().await.is_err() {
             return;
@@ -294,7 +294,7 @@ async fn tell_addresses(addresses: AddressWatch, mut told: Addresses, workers: A
     }
 }
 
-/// Waits for a task that panicked; never returns while none does.
+/// Waits for a task that panics.
 async fn panicked(tasks: &mut JoinSet<()>) -> ServerError {
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended
@@ -306,7 +306,7 @@ async fn panicked(tasks: &mut JoinSet<()>) -> ServerError {
     std::future::pending().await
 }
 
-/// Waits for the gateway's failure; never returns where there is none, or no gateway.
+/// Waits for a failure of the gateway, if there is one.
 async fn gateway_failed(gateway: &mut Option<crate::gateway::Service>) -> ServerError {
     match gateway {
         Some(service) => ServerError::Gateway(service.failed().await),
@@ -314,13 +314,13 @@ async fn gateway_failed(gateway: &mut Option<crate::gateway::Service>) -> Server
     }
 }
 
-/// Returns how many workers there are: as configured, else one a core.
+/// Returns the number of workers: as configured, or else one per core.
 fn worker_count(config: &Config) -> usize {
     let cores = || std::thread::available_parallelism().map_or(1, Into::into);
     config.workers.unwrap_or_else(cores).max(1)
 }
 
-/// Sets up the limits on connections.
+/// Creates the table of connections with its limits.
 fn connections(limits: &LimitsConfig, allocations: u32) -> Arc<ConnectionLimiter> {
     let caps = ConnectionLimits {
         total: MAX_STREAMS,
@@ -331,22 +331,22 @@ fn connections(limits: &LimitsConfig, allocations: u32) -> Arc<ConnectionLimiter
     ConnectionLimiter::new(caps, &limits.unauthenticated.unlimited_from)
 }
 
-/// Gives memory back to the system when many connections have gone.
-async fn give_memory_back(connections: Arc<ConnectionLimiter>) {
+/// Returns freed memory to the system when many connections have closed.
+async fn trim_heap(connections: Arc<ConnectionLimiter>) {
     let mut before = 0;
     loop {
         sleep(TRIM_EVERY).await;
         let gone = connections.counters().closed;
         if gone - before >= TRIM_AFTER {
             before = gone;
-            // It waits for nobody but takes a while.
+            // It takes a while.
             let _ = spawn_blocking(heap::trim).await;
         }
     }
 }
 
-/// Returns how many descriptors connections may have: those of the process but for what it has open, and a part for relay sockets, so
-/// that connections do not end the relay.
+/// Returns how many descriptors connections may use: those of the process, less what it has open and a share for relay sockets, so that
+/// connections cannot starve the relay.
 fn descriptors(allocations: usize) -> usize {
     let limit = getrlimit(Resource::Nofile).current.map_or(usize::MAX, |limit| limit as usize);
     let open = std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count);
@@ -358,11 +358,11 @@ fn share(limit: usize, own: usize, allocations: usize) -> usize {
     free - allocations.min(free / 2)
 }
 
-/// Fills in what signalling has to know of the rest.
+/// Completes the configuration of signalling from the rest of the server.
 fn signaling_config(
     config: &Config,
     state: &State,
-    facts: &Facts,
+    info: &ServerInfo,
     revoked: &Arc<RevocationList>,
 ) -> signaling::Config {
     let mut signaling = config.signaling.clone();
@@ -370,8 +370,8 @@ fn signaling_config(
     signaling.realms = Realms::new(&config.auth.derive(state, "signaling realms"));
     signaling.access_keys.push(AccessKey::new(&state.access_key));
     signaling.admin_key = state.admin_key().map(AccessKey::new);
-    signaling.ice_servers = facts.ice.clone();
-    let (first, aux) = (facts.advertised.first(), facts.aux_port);
+    signaling.ice_servers = info.ice.clone();
+    let (first, aux) = (info.advertised.first(), info.aux_port);
     signaling.stun2 = first.zip(aux).map(|(first, port)| SocketAddr::new(first.ip(), port).to_string());
     if aux.is_none() {
         signaling.notify_from = signaling::NotifyFrom::Main;
@@ -397,9 +397,9 @@ mod tests {
         let listen = vec![std::net::Ipv4Addr::LOCALHOST.into()];
         let config = Config { listen, port: 0, workers: Some(1), ..Config::minimal() };
         let server = Server::start(config, &state).await.unwrap();
-        let facts = server.facts();
-        assert_eq!((facts.listen.len(), facts.aux_port, facts.tls_port), (1, None, None));
-        assert!(facts.gateway.is_none() && facts.page_url().is_some());
+        let info = server.info();
+        assert_eq!((info.listen.len(), info.aux_port, info.tls_port), (1, None, None));
+        assert!(info.gateway.is_none() && info.page_url().is_some());
         let test = server.self_test().await;
         assert!(test.stun && test.turn_udp && test.turn_tcp, "{test:?}");
         server.shutdown().await;

@@ -4,7 +4,7 @@ use super::ginnel::load_config;
 use super::{advice, has_colors};
 use crate::config::Config;
 use crate::net::interfaces::{AddressScope, scope};
-use crate::server::{Facts, SelfTest, Server};
+use crate::server::{SelfTest, Server, ServerInfo};
 use crate::state::State;
 use crate::telemetry::{self, Logs};
 use anyhow::Context;
@@ -99,11 +99,11 @@ async fn serve(
     let mut server = Server::start(config.server, &state).await.context("the server did not start")?;
     let test = server.self_test().await;
     if print_ice || io::stdout().is_terminal() {
-        print_ice_servers(server.facts());
+        print_ice_servers(server.info());
     }
     match config.log.json {
-        true => log_ready(server.facts(), &state, test),
-        false => logs.print(&banner(server.facts(), &state, test)),
+        true => log_ready(server.info(), &state, test),
+        false => logs.print(&banner(server.info(), &state, test)),
     }
     let failure = loop {
         tokio::select! {
@@ -138,31 +138,31 @@ fn note_changes(state: &State) {
 }
 
 /// Prints `iceServers` for a page on standard output; where that takes nothing, the server goes on all the same.
-fn print_ice_servers(facts: &Facts) {
+fn print_ice_servers(info: &ServerInfo) {
     let mut out = io::stdout().lock();
-    let written = writeln!(out, "{}", facts.ice_servers("invite")).and_then(|()| out.flush());
+    let written = writeln!(out, "{}", info.ice_servers("invite")).and_then(|()| out.flush());
     if let Err(error) = written {
         tracing::warn!(%error, "iceServers could not be printed");
     }
 }
 
 /// What the server says of itself, in one piece.
-fn banner(facts: &Facts, state: &State, test: SelfTest) -> String {
-    introduction(facts, state) + &verdict(test) + &invitation(facts, state, io::stderr().is_terminal())
+fn banner(info: &ServerInfo, state: &State, test: SelfTest) -> String {
+    introduction(info, state) + &verdict(test) + &invitation(info, state, io::stderr().is_terminal())
 }
 
 /// The same as one line of a log that programs read.
-fn log_ready(facts: &Facts, state: &State, test: SelfTest) {
+fn log_ready(info: &ServerInfo, state: &State, test: SelfTest) {
     let join = |list: &[SocketAddr]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         state = %state.folder.display(),
-        listen = join(&facts.listen),
-        addresses = join(&facts.advertised),
-        aux_port = facts.aux_port,
-        tls_port = facts.tls_port,
-        tls_name = facts.tls_name.as_deref(),
-        workers = facts.workers,
+        listen = join(&info.listen),
+        addresses = join(&info.advertised),
+        aux_port = info.aux_port,
+        tls_port = info.tls_port,
+        tls_name = info.tls_name.as_deref(),
+        workers = info.workers,
         stun = test.stun,
         turn_udp = test.turn_udp,
         turn_tcp = test.turn_tcp,
@@ -179,7 +179,7 @@ pub(super) fn raise_descriptor_limit() {
     }
 }
 
-fn introduction(facts: &Facts, state: &State) -> String {
+fn introduction(info: &ServerInfo, state: &State) -> String {
     let join = |items: Vec<String>| items.join(", ");
     let mut text = format!("ginnel {}\n", env!("CARGO_PKG_VERSION"));
     let mut line = |name: &str, value: String| {
@@ -187,30 +187,30 @@ fn introduction(facts: &Facts, state: &State) -> String {
     };
     let made = if state.is_new { "0700, new" } else { "0700" };
     line("state", format!("{} ({made})", state.folder.display()));
-    let listen = join(facts.listen.iter().map(ToString::to_string).collect());
+    let listen = join(info.listen.iter().map(ToString::to_string).collect());
     line("listen", format!("{listen} udp + tcp — STUN, TURN, signalling (WebSocket and UDP), HTTP"));
-    if let Some(port) = facts.aux_port {
+    if let Some(port) = info.aux_port {
         line("second", format!("{port} udp — NAT tests, notify port"));
     }
-    let vouched = match (&facts.tls_name, facts.tls_self_signed) {
+    let vouched = match (&info.tls_name, info.tls_self_signed) {
         (Some(name), _) => name,
         (None, true) => "self-signed: no turns: URL is offered",
         (None, false) => "no name in the certificate: set tls.name to offer turns: URLs",
     };
-    let ports = facts.tls_port.map(|port| format!(", and on {port} udp + tcp")).unwrap_or_default();
+    let ports = info.tls_port.map(|port| format!(", and on {port} udp + tcp")).unwrap_or_default();
     line("tls", format!("{vouched} — TLS and DTLS on the same port{ports}"));
-    for address in &facts.advertised {
+    for address in &info.advertised {
         line("address", format!("{}{}", address.ip(), caution(address.ip())));
     }
-    let relay = join(facts.relay.iter().map(|address| address.local.to_string()).collect());
+    let relay = join(info.relay.iter().map(|address| address.local.to_string()).collect());
     line("relay", format!("invited users only · from {relay} · no private or loopback peers"));
-    if let Some(gateway) = &facts.gateway {
+    if let Some(gateway) = &info.gateway {
         let doors = [("MD5", &gateway.md5), ("HMAC", &gateway.hmac), ("MD5 in mutual TLS", &gateway.tls)];
         let doors = doors.iter().flat_map(|(name, door)| door.iter().map(move |at| format!("{at} {name}")));
         let doors: Vec<_> = doors.chain(["/gateway/servers by WebSocket".to_owned()]).collect();
         line("gateway", format!("clients on the same port · servers on {}", join(doors)));
     }
-    line("threads", facts.workers.to_string());
+    line("threads", info.workers.to_string());
     text
 }
 
@@ -240,8 +240,8 @@ fn caution(ip: IpAddr) -> &'static str {
     }
 }
 
-fn invitation(facts: &Facts, state: &State, on_terminal: bool) -> String {
-    let (Some(address), Some(page)) = (facts.advertised.first(), facts.page_url()) else {
+fn invitation(info: &ServerInfo, state: &State, on_terminal: bool) -> String {
+    let (Some(address), Some(page)) = (info.advertised.first(), info.page_url()) else {
         return "Ready. Ctrl-C stops.\n".to_owned();
     };
     let folder = state.folder.display();

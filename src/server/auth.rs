@@ -1,4 +1,4 @@
-//! Where credentials come from, as configured, and the authority made of it.
+//! Credential sources from the configuration, and the authenticator built from them.
 
 use super::auth_hook::HookConfig;
 use super::credentials_file::{CredentialFiles, CredentialsFileError};
@@ -18,9 +18,9 @@ use std::sync::Arc;
 /// A static user.
 #[derive(Clone, PartialEq, Eq)]
 pub enum StaticUser {
-    /// A password, as the user types it.
+    /// A password.
     Password(String),
-    /// Keys made of it, for one realm.
+    /// Its keys for one realm.
     Keys(UserKeys),
 }
 
@@ -48,7 +48,7 @@ pub struct RealmConfig {
     pub addresses: Vec<IpAddr>,
     /// Its users.
     pub users: HashMap<String, StaticUser>,
-    /// A credentials file of this realm alone.
+    /// A credentials file of only this realm.
     pub credentials_file: Option<PathBuf>,
     /// Secrets of time-limited credentials.
     pub rest_secrets: Vec<Vec<u8>>,
@@ -57,9 +57,9 @@ pub struct RealmConfig {
 /// A key of third-party tokens (RFC 7635).
 #[derive(Clone, Default)]
 pub struct OauthConfig {
-    /// Its name, which clients send as USERNAME.
+    /// The key id, which clients send as USERNAME.
     pub kid: String,
-    /// The relay's name, as the authorization server knows it.
+    /// The relay's name at the authorization server.
     pub server_name: String,
     /// 16 or 32 bytes.
     pub key: Vec<u8>,
@@ -71,29 +71,29 @@ impl fmt::Debug for OauthConfig {
     }
 }
 
-/// Where credentials come from, besides the default realm's static users.
+/// Credential sources other than the default realm's static users.
 #[derive(Debug, Clone, Default)]
 pub struct AuthConfig {
-    /// What the expiry of credentials means for the allocations they made; default [`Expiry::AtAllocate`].
+    /// What happens to allocations when their credentials expire; default [`Expiry::AtAllocate`].
     pub expiry: Expiry,
-    /// What nodes of one fleet share, so that they accept each other's nonces and tickets; default the state folder's secret.
+    /// Secret shared by the nodes of one fleet, so that they accept each other's nonces and mobility tickets; default the state folder's secret.
     pub fleet_key: Option<[u8; 32]>,
-    /// Whether clients of RFC 8489 are to send USERHASH; default where every user of the realm is kept here.
+    /// Whether RFC 8489 clients must send USERHASH; default: where this server has all users of the realm.
     pub username_anonymity: Option<bool>,
-    /// Users of all realms, one a line; read again when it changes; default none.
+    /// File with users of all realms, one a line; reloaded when it changes; default none.
     pub credentials_file: Option<PathBuf>,
     /// Secrets of time-limited credentials of the default realm; the first mints, all verify.
     pub rest_secrets: Vec<Vec<u8>>,
     /// Realms besides the default one.
     pub realms: Vec<RealmConfig>,
-    /// Who is asked about users that nobody here knows; default nobody.
+    /// Look-up service for unknown users; default none.
     pub hook: Option<HookConfig>,
     /// Keys of third-party tokens.
     pub oauth: Vec<OauthConfig>,
 }
 
 impl AuthConfig {
-    /// Derives the secret for one purpose from what the fleet shares, else from what this node keeps.
+    /// Derives the secret for one purpose from the fleet's secret, or else from this node's.
     #[must_use]
     pub fn derive(&self, state: &State, purpose: &str) -> [u8; 32] {
         let Some(fleet) = &self.fleet_key else { return state.derive(purpose) };
@@ -103,7 +103,7 @@ impl AuthConfig {
         derived
     }
 
-    /// Returns the secrets of the default realm's time-limited credentials, the one that mints first.
+    /// Returns the secrets of the default realm's time-limited credentials; the first one mints.
     #[must_use]
     pub fn secrets(&self, turn: &TurnConfig, state: &State) -> (RestSecret, Vec<RestSecret>) {
         let configured = turn.rest_secret.iter().chain(&self.rest_secrets);
@@ -113,7 +113,7 @@ impl AuthConfig {
     }
 }
 
-/// Makes the authority, with the users of the credentials files, which are then to be watched.
+/// Builds the authenticator, and the watcher of the credentials files.
 pub(super) fn authority(
     turn: &TurnConfig,
     auth: &AuthConfig,

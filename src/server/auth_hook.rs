@@ -1,5 +1,5 @@
-//! The user look-up: asks an HTTP server about users that nobody here knows. Carries questions and answers; what they mean is
-//! the authority's business.
+//! The look-up service: queries an HTTP server about users that this server does not know. The authenticator interprets the
+//! answers.
 
 use crate::dataplane::inbox::{Inbox, WorkerMessage};
 use crate::dataplane::lookups::{Asked, Lookups};
@@ -22,32 +22,32 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::rustls;
 
-/// Longest answer that is read, in bytes.
+/// Longest answer in bytes.
 const MAX_ANSWER: usize = 4096;
-/// How often failures are logged at most.
+/// Shortest time between two log lines about failures.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Who is asked about users, and how.
+/// Configuration of the look-up service.
 #[derive(Debug, Clone)]
 pub struct HookConfig {
-    /// `http://` or `https://`; questions are POSTed there.
+    /// `http://` or `https://`; queries are POSTed there.
     pub url: String,
-    /// How long an answer may take; default 2 s.
+    /// Time for one query; default 2 s.
     pub deadline: Duration,
-    /// How long a known user is not asked for again; default 300 s.
+    /// How long an answer about a known user is cached; default 300 s.
     pub cache: Duration,
-    /// How long an unknown one is not; default 10 s.
+    /// The same for an unknown user; default 10 s.
     pub negative_cache: Duration,
-    /// Most answers kept; default 10 000.
+    /// Most cached answers; default 10 000.
     pub max_cached: usize,
-    /// Most questions at a time; default 64. A quarter of them is kept for names that were known before.
+    /// Most queries at a time; default 64. A quarter of them is reserved for names that were found before.
     pub max_in_flight: usize,
-    /// Questions a second about other names, of one network (IPv4 /24, IPv6 /48), twice as many at once; default 20.
+    /// Queries a second about other names, from one network (IPv4 /24, IPv6 /48), twice as many at once; default 20.
     pub per_network: u32,
 }
 
 impl HookConfig {
-    /// Asks at `url`, with the defaults.
+    /// Queries `url`, with the defaults.
     #[must_use]
     pub fn new(url: &str) -> Self {
         Self { url: url.to_owned(), ..Self::default() }
@@ -55,7 +55,7 @@ impl HookConfig {
 }
 
 impl Default for HookConfig {
-    /// With nobody to ask: `url` must be set.
+    /// Without a server: `url` must be set.
     fn default() -> Self {
         Self {
             url: String::new(),
@@ -69,13 +69,13 @@ impl Default for HookConfig {
     }
 }
 
-/// The look-up before its workers are there.
+/// The service before the workers exist.
 #[derive(Debug)]
 pub(super) struct AuthHook {
     config: HookConfig,
-    asker: Asker,
+    client: HookClient,
     known: mpsc::Receiver<Asked>,
-    others: mpsc::Receiver<Asked>,
+    unknown: mpsc::Receiver<Asked>,
 }
 
 #[derive(Debug, Serialize)]
@@ -92,7 +92,7 @@ struct Answer {
     expires: Option<u64>,
 }
 
-/// Why a question has no answer.
+/// Why a query failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 enum HookError {
     #[error("no answer in time")]
@@ -105,31 +105,31 @@ enum HookError {
     Malformed,
 }
 
-/// Makes the look-up and the workers' way to it; without a configuration there is nobody to ask. Who is not limited as a stranger is not here
-/// either.
+/// Creates the service and the workers' queues to it; without a configuration there is none. `unlimited_from` of the unauthenticated limits holds here
+/// too.
 pub(super) fn open(
     config: Option<HookConfig>,
     unauthenticated: &UnauthenticatedLimits,
 ) -> io::Result<(Option<AuthHook>, Lookups)> {
     let Some(config) = config else { return Ok((None, Lookups::default())) };
     let unlimited_from = unauthenticated.unlimited_from.clone().into();
-    let (lookups, [known, others]) = Lookups::new(config.per_network, unlimited_from);
-    let asker = Asker::new(&config)?;
-    Ok((Some(AuthHook { config, asker, known, others }), lookups))
+    let (lookups, [known, unknown]) = Lookups::new(config.per_network, unlimited_from);
+    let client = HookClient::new(&config)?;
+    Ok((Some(AuthHook { config, client, known, unknown }), lookups))
 }
 
 impl AuthHook {
-    /// Asks and answers until all workers are gone. A question that several workers have is asked once.
+    /// Runs until all workers have stopped. Several workers' equal queries are sent once.
     pub(super) async fn run(mut self, authority: Arc<Authenticator>, workers: Arc<[Inbox]>) {
         let most = self.config.max_in_flight;
         let most_others = most - most / 4;
         let mut waiting: HashMap<Arc<UserQuery>, Vec<usize>> = HashMap::new();
-        let mut asked: JoinSet<(Arc<UserQuery>, Result<LookupResult, HookError>)> = JoinSet::new();
+        let mut queries: JoinSet<(Arc<UserQuery>, Result<LookupResult, HookError>)> = JoinSet::new();
         let mut failures = Failures::default();
         loop {
             let next = tokio::select! {
                 biased;
-                Some(Ok((question, outcome))) = asked.join_next() => {
+                Some(Ok((question, outcome))) = queries.join_next() => {
                     let answered = outcome.is_ok();
                     match outcome {
                         Ok(verdict) => authority.store_lookup(time::now(), Arc::clone(&question), verdict),
@@ -141,25 +141,25 @@ impl AuthHook {
                     }
                     continue;
                 }
-                known = self.known.recv(), if asked.len() < most => known,
-                other = self.others.recv(), if asked.len() < most_others => other,
+                known = self.known.recv(), if queries.len() < most => known,
+                other = self.unknown.recv(), if queries.len() < most_others => other,
             };
             let Some((worker, question)) = next else { return };
             let askers = waiting.entry(Arc::clone(&question)).or_default();
             if askers.is_empty() {
-                asked.spawn(self.asker.clone().ask(question));
+                queries.spawn(self.client.clone().ask(question));
             }
             if !askers.contains(&worker) {
                 askers.push(worker);
             }
-            if asked.len() >= most_others {
+            if queries.len() >= most_others {
                 Limit::HookMaxInFlight.reached(most);
             }
         }
     }
 }
 
-/// Failures since the last line about them.
+/// Failures since the last log line.
 #[derive(Debug, Default)]
 struct Failures {
     count: u64,
@@ -178,16 +178,16 @@ impl Failures {
 }
 
 #[derive(Debug, Clone)]
-struct Asker {
+struct HookClient {
     client: Client<HttpsConnector<HttpConnector>, body::Body>,
     url: Arc<str>,
     deadline: Duration,
 }
 
-impl Asker {
+impl HookClient {
     fn new(config: &HookConfig) -> io::Result<Self> {
         let provider = rustls::crypto::ring::default_provider();
-        // The system's certificates are read only where they are needed: small containers have none.
+        // The system's certificates are read only when needed: small containers have none.
         let connector = if config.url.starts_with("https:") {
             HttpsConnectorBuilder::new().with_provider_and_native_roots(provider)?.https_only()
         } else {
@@ -226,7 +226,7 @@ impl Asker {
     }
 }
 
-/// Reads an answer: a password, from which both keys are made, or the keys.
+/// Parses an answer: a password, from which both keys are derived, or the keys.
 fn verdict(question: &UserQuery, answer: &Answer) -> Option<LookupResult> {
     let keys = match (&answer.password, &answer.md5) {
         (Some(password), None) => UserKeys::of_password(&question.user, &question.realm, password),

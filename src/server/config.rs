@@ -1,4 +1,4 @@
-//! What a server is to be. `crate::config` fills this in from a file.
+//! The server's configuration. `crate::config` fills it in from a file.
 
 use super::{AuthConfig, LimitsConfig, StaticUser};
 use crate::gateway;
@@ -16,7 +16,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What a server is to be.
+/// The server's configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Addresses to listen on; default all of both families.
@@ -25,52 +25,52 @@ pub struct Config {
     pub port: u16,
     /// Second UDP port; 0 for none; default 3479, or any when that is taken.
     pub aux_port: Option<u16>,
-    /// Addresses clients are told, where they differ from the interfaces'; default none.
+    /// Public addresses, where they differ from the interfaces'; default none.
     pub public: Vec<IpAddr>,
-    /// Threads of the data plane; default one per core.
+    /// Worker threads; default one per core.
     pub workers: Option<usize>,
     /// The addresses of NAT behaviour discovery, two of a family or none; each is listened on. Default none.
     pub nat_discovery: Vec<ServerAddress>,
-    /// What strangers may cost.
+    /// Limits on unauthenticated clients.
     pub limits: LimitsConfig,
-    /// Proxies whose word counts on who the client is: in a PROXY header, in `X-Forwarded-For` and in `Forwarded`; default none.
+    /// Proxies that may name the client in a PROXY header, `X-Forwarded-For` or `Forwarded`; default none.
     pub trusted_proxies: Vec<NetworkPrefix>,
     /// TLS and DTLS.
     pub tls: TlsConfig,
     /// The relay.
     pub turn: TurnConfig,
-    /// Where credentials come from.
+    /// Credential sources.
     pub auth: AuthConfig,
     /// The gateway.
     pub gateway: GatewayConfig,
-    /// Who may read `/metrics`; default this host alone.
+    /// Addresses that may read `/metrics`; default only this host.
     pub metrics_from: Vec<NetworkPrefix>,
-    /// Names that `/metrics` may be asked for by, besides those of this host and of the certificate; default none.
+    /// Host names for `/metrics` besides those of this host and of the certificate; default none.
     pub metrics_hosts: Vec<String>,
     /// Signalling; its keys, ICE servers and second port are filled in by the server.
     pub signaling: signaling::Config,
 }
 
-/// What the gateway is to be.
+/// The gateway's configuration.
 #[derive(Debug, Clone)]
 pub struct GatewayConfig {
-    /// Whether there is one; default yes.
+    /// Whether it is enabled; default yes.
     pub enabled: bool,
     /// Addresses that servers connect to; default those of loopback.
     pub server_listen: Vec<IpAddr>,
-    /// Whether nobody has set them: one that this host lacks is left out then.
+    /// Whether these are the defaults, of which this host may lack one.
     pub is_default_listen: bool,
-    /// The port for servers that shake hands by MD5; 0 for none; default 3480, or none where that is taken.
+    /// The port for servers with the MD5 handshake; 0 for none; default 3480, or none where that is taken.
     pub server_port: Option<u16>,
-    /// The same by HMAC-SHA256; default 3481.
+    /// The same with HMAC-SHA256; default 3481.
     pub hmac_port: Option<u16>,
-    /// The same by MD5 inside TLS, for servers with a certificate; default none.
+    /// The same with MD5 inside TLS, for servers with a certificate; default none.
     pub tls_port: Option<u16>,
-    /// Who signs those certificates: a PEM file.
+    /// The PEM file of the authority of those certificates.
     pub client_ca: Option<PathBuf>,
     /// Whether clients must show a gateway token; default no.
     pub require_token: bool,
-    /// The rest; without a key the server's own is used.
+    /// The gateway itself; without a key it uses the server's own.
     pub service: gateway::Config,
 }
 
@@ -102,8 +102,8 @@ impl GatewayConfig {
 }
 
 impl Config {
-    /// A server that opens nothing but its main port, UDP and TCP: no second UDP port, no port for TLS alone (the main port takes TLS too), and no
-    /// gateway. The rest is as by default.
+    /// A server with only the main port, UDP and TCP: no second UDP port, no separate TLS port (the main port accepts TLS too), and no
+    /// gateway. Otherwise the defaults.
     #[must_use]
     pub fn minimal() -> Self {
         Self {
@@ -114,32 +114,32 @@ impl Config {
         }
     }
 
-    /// Returns the key of the gateway's servers where none is set: a text, of which they use the bytes.
+    /// Returns the derived key of the gateway's servers, a text of which they use the bytes.
     #[must_use]
     pub fn gateway_key(&self, state: &State) -> String {
         HEXLOWER.encode(&self.auth.derive(state, "gateway servers"))
     }
 
-    /// Returns what signs tokens for the gateway's clients.
+    /// Returns the key that signs gateway tokens.
     #[must_use]
     pub fn token_issuer(&self, state: &State) -> TokenIssuer {
         TokenIssuer::new(&self.auth.derive(state, "gateway tickets"))
     }
 }
 
-/// What TLS and DTLS are to be.
+/// Configuration of TLS and DTLS.
 #[derive(Debug, Clone, Default)]
 pub struct TlsConfig {
-    /// PEM files of the certificate chain and its key; default one that the server signs itself and keeps in the state folder.
+    /// PEM files of the certificate chain and its key; default a self-signed one in the state folder.
     pub certificate: Option<(PathBuf, PathBuf)>,
-    /// The host of `turns:` URLs; default the certificate's first DNS name. Without a certificate of its own a server offers none.
+    /// The host of `turns:` URLs; default the certificate's first DNS name. With a self-signed certificate there are none.
     pub name: Option<String>,
-    /// A second port for TLS and DTLS, where plain STUN, TURN and HTTP are taken too; 0 for none; default 5349, or none where that is
+    /// A second port for TLS and DTLS, where plain STUN, TURN and HTTP are accepted too; 0 for none; default 5349, or none where that is
     /// taken.
     pub port: Option<u16>,
 }
 
-/// What the relay is to be.
+/// The relay's configuration.
 #[derive(Debug, Clone)]
 pub struct TurnConfig {
     /// Realm of the long-term credentials; default `ginnel`.
@@ -148,17 +148,17 @@ pub struct TurnConfig {
     pub users: HashMap<String, StaticUser>,
     /// Secret of time-limited credentials; default one derived from the state folder's.
     pub rest_secret: Option<Vec<u8>>,
-    /// Servers that new clients are sent to, one of their own family; default none: they are served here.
+    /// Servers to which new clients are redirected (ALTERNATE-SERVER), by family; default none.
     pub alternate_server: Vec<SocketAddr>,
-    /// The name that those servers' certificates have; default none.
+    /// The name in those servers' certificates (ALTERNATE-DOMAIN); default none.
     pub alternate_domain: Option<String>,
     /// Ports of relayed addresses, one for each; default 49152–65535.
     pub relay_ports: RangeInclusive<u16>,
-    /// Local addresses of relay sockets; default the farthest-reaching one of each family.
+    /// Local addresses of relay sockets; default the most widely reachable one of each family.
     pub relay_addresses: Vec<IpAddr>,
     /// Caps of one allocation.
     pub limits: AllocationLimits,
-    /// What clients may do.
+    /// Features that clients may use.
     pub features: RelayFeatures,
     /// Allocations of one user name; default 128: a browser makes two for each connection.
     pub allocations_per_user: u32,
@@ -166,9 +166,9 @@ pub struct TurnConfig {
     pub max_allocations: u32,
     /// How long minted credentials are good; default 24 h.
     pub credentials_ttl: Duration,
-    /// Prefixes allowed although special-purpose; default none.
+    /// Peers allowed in spite of the special-purpose table; default none.
     pub allow_peers: Vec<NetworkPrefix>,
-    /// Prefixes denied besides the special-purpose ones; default none.
+    /// Peers denied in addition to it; default none.
     pub deny_peers: Vec<NetworkPrefix>,
 }
 

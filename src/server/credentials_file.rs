@@ -1,4 +1,4 @@
-//! Credentials files: read at the start, and again whenever one of them changes. A bad file changes nothing.
+//! Credentials files: read at the start, and reloaded whenever one of them changes. An invalid file changes nothing.
 
 use crate::turn_server::auth::{Authenticator, CredentialsError, UserKeys, parse_credentials};
 use std::fs;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How often the files are looked at.
+/// Interval of checks for changes.
 const INTERVAL: Duration = Duration::from_secs(2);
 
 type Users = Vec<(String, String, UserKeys)>;
@@ -43,13 +43,13 @@ pub enum CredentialsFileError {
     },
 }
 
-/// What tells a file that has changed: modification time, length and number.
+/// Detects a change: modification time, length and inode.
 type Stamp = (i64, i64, u64, u64);
 
 #[derive(Debug)]
 struct CredentialFile {
     path: PathBuf,
-    /// The one realm it is for; all without.
+    /// Its only realm; all realms without.
     realm: Option<String>,
     seen: Option<Stamp>,
     users: Users,
@@ -77,7 +77,7 @@ impl CredentialFiles {
         Ok(files)
     }
 
-    /// Looks at the files for ever.
+    /// Checks the files for ever.
     pub(super) async fn watch(mut self, authority: Arc<Authenticator>) {
         if self.files.is_empty() {
             return;
@@ -89,7 +89,7 @@ impl CredentialFiles {
         }
     }
 
-    /// Reads again what has changed.
+    /// Reloads changed files.
     fn refresh(&mut self, authority: &Authenticator) {
         let mut changed = false;
         for file in self.files.iter_mut().filter(|file| stamp(&file.path) != file.seen) {
@@ -114,7 +114,7 @@ impl CredentialFiles {
 
 impl CredentialFile {
     fn read(&mut self, authority: &Authenticator) -> Result<(), CredentialsFileError> {
-        // Before the text, so that a change in between is seen the next time.
+        // Before the text, so that the next check detects a change in between.
         self.seen = stamp(&self.path);
         let path = || self.path.clone();
         let text = fs::read_to_string(&self.path)

@@ -4,9 +4,9 @@ use super::ServerError;
 use super::config::GatewayConfig;
 use super::gateway_websocket;
 use super::listeners::open_tcp;
-use super::tcp_accept::{Ends, StreamDoor, TLS_TIME};
+use super::tcp_accept::{ConnectionInfo, TLS_TIME, TcpAcceptor};
 use super::turn_websocket::Origin;
-use super::write_timeout::Patient;
+use super::write_timeout::WriteTimeout;
 use crate::dataplane::stream_limits::{WRITE_TIME, shut_down};
 use crate::gateway::Handle;
 use crate::gateway::service::Peer;
@@ -129,7 +129,7 @@ impl GatewayAcceptor {
         peer: Peer,
         (permit, _place): (impl Any + Send, ConnectionPermit),
     ) -> io::Result<()> {
-        let mut stream = Patient::new(stream, WRITE_TIME);
+        let mut stream = WriteTimeout::new(stream, WRITE_TIME);
         self.handle.bridge(&mut stream, peer, permit).await?;
         shut_down(&mut stream).await
     }
@@ -190,12 +190,12 @@ pub(super) fn mutual(
     config.client_ca.as_ref().map(|authorities| Tls::mutual(certificate, authorities)).transpose()
 }
 
-impl StreamDoor {
+impl TcpAcceptor {
     /// Authenticates a server and hands it to the gateway.
     pub(super) async fn gateway_server(
         self,
         stream: TcpStream,
-        ends: Ends,
+        ends: ConnectionInfo,
         auth: ServerAuth,
     ) -> io::Result<()> {
         let Some(gateway) = self.gateway else { return Ok(()) };

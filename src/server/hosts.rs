@@ -1,5 +1,5 @@
-//! By which names and addresses this server may be asked for what is its operator's alone: a page that has its own name resolve to this
-//! host (DNS rebinding) asks by that name, from the very address of whoever looks at it.
+//! The names and addresses under which this server answers requests of its operator. They protect against DNS rebinding, where a page whose own name
+//! resolves to this host sends requests from the operator's browser.
 
 use super::Config;
 use crate::net::addresses::Addresses;
@@ -10,20 +10,20 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::sync::watch;
 
-/// The host's own name, as the system has it.
+/// The system's host name.
 const HOSTNAME: &str = "/proc/sys/kernel/hostname";
 
 /// The server's own names and addresses.
 #[derive(Debug, Clone)]
 pub(super) struct OwnHosts {
     names: Arc<[String]>,
-    /// Those that stay, as seen from outside.
+    /// Public addresses.
     public: Arc<[IpAddr]>,
     interfaces: watch::Receiver<Addresses>,
 }
 
 impl OwnHosts {
-    /// Takes the names and addresses that the configuration and the certificate have.
+    /// Collects the names and addresses of the configuration and the certificate.
     pub(super) fn gather(
         config: &Config,
         certificate: &Certificate,
@@ -33,7 +33,7 @@ impl OwnHosts {
         Self::new(names.chain(certificate.names()), &config.public, interfaces)
     }
 
-    /// Takes names besides `localhost` and the host's own.
+    /// Adds names to `localhost` and the host's own.
     fn new(
         names: impl IntoIterator<Item = String>,
         public: &[IpAddr],
@@ -45,7 +45,7 @@ impl OwnHosts {
         Self { names: names.collect(), public: public.into(), interfaces }
     }
 
-    /// Says whether a request is for this server: by `Host`, and by its target where that names a host too.
+    /// Returns whether a request names this server in `Host`, and in its target where that has a host.
     pub(super) fn are_asked(&self, target: &Uri, asked: &HeaderMap) -> bool {
         let mut named = asked.get_all(header::HOST).iter();
         let host = named.next().and_then(|host| host.to_str().ok()?.parse::<Authority>().ok());

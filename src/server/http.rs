@@ -1,9 +1,9 @@
-//! HTTP on a stream that was already sniffed: the head is awaited here, in little memory, and what is no request of HTTP/1.1 is refused.
+//! HTTP on a stream whose protocol was detected: waits for the request's head in little memory, and refuses what is not HTTP/1.1.
 
 use super::request_source::{self, RequestSource};
-use super::tcp_accept::Ends;
+use super::tcp_accept::ConnectionInfo;
 use super::turn_websocket::Origin;
-use super::write_timeout::Patient;
+use super::write_timeout::WriteTimeout;
 use crate::dataplane::stream_limits::WRITE_TIME;
 use crate::limits::NetworkPrefix;
 use crate::net::peeked_stream::PeekedStream;
@@ -26,15 +26,15 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
-/// How long a client may take over its request's head.
+/// Time for a request's head.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// The longest head.
 const MAX_HEAD: usize = 8000;
-/// The bytes that the crate reads ahead: a head, and what may follow it.
+/// Bytes that the crate reads ahead: a head, and what follows it.
 const READ_AHEAD: usize = 16 * 1024;
-/// Bytes that a request holds while it is answered.
+/// Memory of a request while it is answered, in bytes.
 const MEMORY: usize = 40 * 1024;
-/// What a client with a longer head is told.
+/// The response to a longer head.
 const TOO_LONG: &[u8] =
     b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
 
@@ -42,7 +42,7 @@ const TOO_LONG: &[u8] =
 pub(super) async fn serve<S>(
     mut stream: PeekedStream<S>,
     (router, trusted): (Router, Arc<[NetworkPrefix]>),
-    ends: Ends,
+    info: ConnectionInfo,
 ) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -61,12 +61,12 @@ where
         }
         Err(error) => return Err(error),
     }
-    if !ends.connection.reserve_memory(MEMORY) {
+    if !info.connection.reserve_memory(MEMORY) {
         return Ok(());
     }
-    // Those who wait for a head have no room for this in their task.
-    let client = ends.tuple(Transport::WebSocket);
-    let origin = Origin { client, worker: ends.worker, connection: ends.connection };
+    // Boxed, so that tasks that wait for a head stay small.
+    let client = info.tuple(Transport::WebSocket);
+    let origin = Origin { client, worker: info.worker, connection: info.connection };
     let source = RequestSource { trusted, origin };
     let router = router.layer(from_fn_with_state(source, request_source::name_client));
     Box::pin(answer(stream, router)).await
@@ -85,8 +85,8 @@ where
                 Some(answer) => answer.await?,
                 None => refused.unwrap_or_default(),
             };
-            // One request a connection: whoever has sent one could wait here for ever, with all this memory. The crate's own switch for it
-            // would take the upgrade out of a WebSocket's answer.
+            // One request a connection: otherwise a client could keep this memory by staying silent. The crate's own option
+            // would remove the upgrade from a WebSocket's response.
             if response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
@@ -97,14 +97,14 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
         .max_buf_size(READ_AHEAD)
-        .serve_connection(TokioIo::new(Patient::new(stream, WRITE_TIME)), service)
+        .serve_connection(TokioIo::new(WriteTimeout::new(stream, WRITE_TIME)), service)
         .with_upgrades()
         .await
         .map_err(io::Error::other)
 }
 
 /// Refuses what [RFC 9112 section 3.2](https://www.rfc-editor.org/rfc/rfc9112#section-3.2) and
-/// [RFC 6455 section 4.2.1](https://www.rfc-editor.org/rfc/rfc6455#section-4.2.1) want refused on every path.
+/// [RFC 6455 section 4.2.1](https://www.rfc-editor.org/rfc/rfc6455#section-4.2.1) require to be refused on every path.
 fn refusal(version: Version, headers: &HeaderMap) -> Option<Response<Body>> {
     let hosts = headers.get_all(header::HOST).iter().count();
     if hosts > 1 || (hosts == 0 && version == Version::HTTP_11) {

@@ -1,4 +1,4 @@
-//! Opening the ports: TCP first, because a second server on the same port fails there, where UDP would share it in silence.
+//! Opens the ports: TCP first, because a second server on the same port fails there, while UDP would silently share it.
 
 use super::{Config, ServerError};
 use crate::dataplane::worker::ListenSocket;
@@ -10,15 +10,15 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use tokio::net::TcpListener;
 
-/// The second UDP port where none is set.
+/// The default second UDP port.
 const AUX_PORT: u16 = 3479;
 
-/// The TLS and DTLS port where none is set.
+/// The default TLS and DTLS port.
 pub(super) const TLS_PORT: u16 = 5349;
 
 /// Every open port.
 #[derive(Debug)]
-pub(super) struct Doors {
+pub(super) struct Listeners {
     pub(super) port: u16,
     pub(super) aux_port: Option<u16>,
     pub(super) listen: Vec<SocketAddr>,
@@ -29,7 +29,7 @@ pub(super) struct Doors {
     pub(super) per_worker: Vec<Vec<ListenSocket>>,
 }
 
-impl Doors {
+impl Listeners {
     /// Opens TCP and UDP on every address, each UDP port once per worker, and the second UDP port for the first worker.
     pub(super) async fn open(config: &Config, workers: usize) -> Result<Self, ServerError> {
         let mut port = config.port;
@@ -42,7 +42,7 @@ impl Doors {
                     listen.push(SocketAddr::new(*ip, port));
                     tcp.push(listener);
                 }
-                Err(error) if skippable(*ip, config, &error) => {
+                Err(error) if is_optional(*ip, config, &error) => {
                     tracing::info!(%error, "no IPv6 on this host");
                 }
                 Err(source) => return Err(ServerError::Listen { address, transport: "tcp", source }),
@@ -50,14 +50,14 @@ impl Doors {
         }
         let mut per_worker: Vec<Vec<ListenSocket>> = (0..workers).map(|_| Vec::new()).collect();
         for address in &listen {
-            for doors in &mut per_worker {
+            for sockets in &mut per_worker {
                 let opened = open_udp(*address, Role::Shared)?;
-                doors.push(ListenSocket { socket: opened, door: ServerPort::Main, is_tls_port: false });
+                sockets.push(ListenSocket { socket: opened, door: ServerPort::Main, is_tls_port: false });
             }
         }
         let aux_port = open_aux(config, &listen, &mut per_worker[0])?;
         for home in &config.nat_discovery {
-            // An address that is not this host's would fail with every answer instead.
+            // Otherwise an address of another host would fail with every response.
             open_udp(SocketAddr::new(home.local, 0), Role::Single)?;
         }
         let tls = open_tls(config, &listen, &mut per_worker).await?;
@@ -65,7 +65,7 @@ impl Doors {
         Ok(Self { port, aux_port, listen, tcp, tls_port, tls, per_worker })
     }
 
-    /// Takes each worker's sockets, with clones of the second port's for those that do not own them.
+    /// Takes each worker's sockets, with clones of the second port's sockets for the other workers.
     pub(super) fn take_places(&mut self) -> io::Result<Vec<WorkerSockets>> {
         let aux: Vec<_> =
             (1..self.per_worker.len()).map(|_| Ok(self.sockets()?.aux)).collect::<io::Result<_>>()?;
@@ -73,17 +73,17 @@ impl Doors {
         Ok(std::mem::take(&mut self.per_worker).into_iter().zip(elsewhere).collect())
     }
 
-    /// Makes what says which door an answer leaves by.
+    /// Returns the rules by which NAT discovery chooses the socket of a response.
     pub(super) fn discovery(&self, config: &Config) -> Discovery {
         Discovery::new([self.port, self.aux_port.unwrap_or(0)], &config.nat_discovery, &config.public)
     }
 
-    /// Clones the sockets for signalling's sends.
+    /// Clones the sockets for signalling.
     pub(super) fn sockets(&self) -> io::Result<Sockets> {
         let of = |door: ServerPort| {
-            let doors =
+            let sockets =
                 self.per_worker[0].iter().filter(move |socket| socket.door == door && !socket.is_tls_port);
-            doors.map(|socket| socket.socket.try_clone()).collect::<io::Result<Vec<_>>>()
+            sockets.map(|socket| socket.socket.try_clone()).collect::<io::Result<Vec<_>>>()
         };
         Ok(Sockets { main: of(ServerPort::Main)?, aux: of(ServerPort::Aux)? })
     }
@@ -101,7 +101,7 @@ fn open_udp(address: SocketAddr, role: Role) -> Result<BatchUdpSocket, ServerErr
 fn open_aux(
     config: &Config,
     listen: &[SocketAddr],
-    doors: &mut Vec<ListenSocket>,
+    sockets: &mut Vec<ListenSocket>,
 ) -> Result<Option<u16>, ServerError> {
     let numbers = match config.aux_port {
         Some(0) => return Ok(None),
@@ -120,7 +120,7 @@ fn open_aux(
             .collect();
         match opened {
             Ok(opened) => {
-                doors.extend(opened);
+                sockets.extend(opened);
                 return Ok(Some(number));
             }
             Err(error) => refused = Some(error),
@@ -153,9 +153,9 @@ async fn open_tls(
     }
     for listener in &listeners {
         let address = listener.local_addr()?;
-        for doors in per_worker.iter_mut() {
+        for sockets in per_worker.iter_mut() {
             let port = open_udp(address, Role::Shared)?;
-            doors.push(ListenSocket { socket: port, door: ServerPort::Main, is_tls_port: true });
+            sockets.push(ListenSocket { socket: port, door: ServerPort::Main, is_tls_port: true });
         }
     }
     Ok(listeners)
@@ -173,8 +173,8 @@ pub(super) async fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Returns whether the default list may go without this address: a host without IPv6.
-fn skippable(ip: IpAddr, config: &Config, error: &io::Error) -> bool {
+/// Returns whether the default list works without this address: on a host without IPv6.
+fn is_optional(ip: IpAddr, config: &Config, error: &io::Error) -> bool {
     ip.is_ipv6()
         && ip.is_unspecified()
         && config.listen.len() > 1

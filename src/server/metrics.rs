@@ -1,4 +1,4 @@
-//! `/metrics`: what the parts of the server count, in Prometheus' text format.
+//! `/metrics`: all counters of the server in Prometheus' text format (`docs/metrics.md`).
 
 use super::hosts::OwnHosts;
 use super::request_source::IsForwarded;
@@ -35,11 +35,11 @@ impl Services {
     }
 }
 
-/// What is counted, and who may see it.
+/// The sources of the counters, and who may read them.
 #[derive(Debug, Clone)]
 pub(super) struct Metrics {
     services: Services,
-    /// By which names and addresses.
+    /// The names and addresses for which requests are answered.
     hosts: OwnHosts,
     from: Arc<[NetworkPrefix]>,
 }
@@ -55,7 +55,7 @@ pub(super) fn router(metrics: Metrics) -> Router {
     Router::new().route("/metrics", get(answer).with_state(metrics))
 }
 
-/// Answers those alone who may see the counters, and nobody who comes through a proxy: it would speak for everybody.
+/// Answers only permitted addresses, and nobody through a proxy, which would be permitted for everybody.
 async fn answer(
     State(metrics): State<Metrics>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,

@@ -1,4 +1,4 @@
-//! The plain HTTP of the server: a page that says what this is, the client module for pages, and the checks of health.
+//! Static HTTP resources: the start page, the client module for pages, and health checks.
 
 use axum::Router;
 use axum::http::{HeaderName, StatusCode, header};
@@ -7,7 +7,7 @@ use axum::routing::get;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Routes `/`, `/ginnel.js`, `/ginnel.d.ts`, `/healthz`, `/livez` and `/readyz`, which says whether everything listens.
+/// Routes `/`, `/ginnel.js`, `/ginnel.d.ts`, `/healthz`, `/livez` and `/readyz`, which reports whether all listeners are open.
 pub(super) fn router(ready: Arc<AtomicBool>) -> Router {
     let page = get(|| async { Html(include_str!("../../web/index.html")) }).options(may_ask);
     let health = || get(|| async { "ok\n" }).options(may_ask);
@@ -33,7 +33,7 @@ fn readiness(is_ready: bool) -> (StatusCode, &'static str) {
 const CLIENT: &str = include_str!("../../web/ginnel.js");
 const CLIENT_TYPES: &str = include_str!("../../web/ginnel.d.ts");
 
-/// Pages of any origin may import it, and ask again after each update of the server.
+/// Pages of any origin may import it; they revalidate it after each update of the server.
 async fn module(kind: &'static str, text: &'static str) -> ([(HeaderName, &'static str); 4], &'static str) {
     let headers = [
         (header::CONTENT_TYPE, kind),

@@ -1,6 +1,6 @@
 //! The relay's configuration, from the server's.
 
-use super::{Config, Facts};
+use super::{Config, ServerInfo};
 use crate::net::addresses::Addresses;
 use crate::turn_server::{AlternateServers, Authenticator, PolicyConfig, RelayConfig};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 pub(crate) fn relay_config(
     config: &Config,
     own: &Addresses,
-    facts: &Facts,
+    info: &ServerInfo,
     authenticator: &Arc<Authenticator>,
     mobility_key: [u8; 32],
 ) -> RelayConfig {
@@ -20,11 +20,11 @@ pub(crate) fn relay_config(
         deny_peers: turn.deny_peers.clone(),
         own_addresses: config.public.iter().chain(second).copied().filter(|ip| !ip.is_loopback()).collect(),
         interfaces: Arc::clone(own),
-        own_ports: facts.ports(),
+        own_ports: info.ports(),
     };
     RelayConfig {
         authenticator: Arc::clone(authenticator),
-        addresses: facts.relay.clone(),
+        addresses: info.relay.clone(),
         ports: turn.relay_ports.clone(),
         policy,
         allocations_per_user: turn.allocations_per_user,

@@ -1,4 +1,4 @@
-//! Who an HTTP request is from: the connection's client, or whom a trusted proxy names.
+//! The client of an HTTP request: the connection's, or the one that a trusted proxy names.
 
 use super::turn_websocket::Origin;
 use crate::limits::Limit;
@@ -12,18 +12,18 @@ use std::sync::Arc;
 
 const X_FORWARDED_FOR: &str = "x-forwarded-for";
 
-/// Where the requests of one connection come from.
+/// The source of the requests of one connection.
 #[derive(Debug, Clone)]
 pub(super) struct RequestSource {
     pub(super) trusted: Arc<[NetworkPrefix]>,
     pub(super) origin: Origin,
 }
 
-/// Whether a proxy has passed the request on, trusted or not: what is for this host alone, or for the operator, is not for it.
+/// Whether a proxy, trusted or not, has forwarded the request: such a request gets nothing that is for this host or the operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct IsForwarded(pub(super) bool);
 
-/// Tells the routes whom a request is from. One that is passed on counts as a connection of its client for as long as it lasts.
+/// Adds the client's address to a request. A forwarded request counts as a connection of its client while it lasts.
 pub(super) async fn name_client(
     State(source): State<RequestSource>,
     mut request: Request,
@@ -39,7 +39,7 @@ pub(super) async fn name_client(
     });
     let forwarded = named.map(|_| origin.connection.clone());
     if let Some(client) = named {
-        // Those of whom nothing can be known are counted together: a client chooses what a header says that its proxy does not write.
+        // Unknown clients are counted together: a client controls headers that its proxy does not write.
         let client = client.unwrap_or(origin.client.client.ip());
         if !origin.connection.assign_to_forwarded(client) {
             let reason = format!("limit reached: {}\n", Limit::ConnectionsPerAddress.name());

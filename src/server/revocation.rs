@@ -1,8 +1,8 @@
-//! Revoking a tag: `POST /revoke?tag=…` and `DELETE /revoke?tag=…`, for those who show the admin key, or a key
+//! Revoking a tag: `POST /revoke?tag=…` and `DELETE /revoke?tag=…`, with the admin key, or a key
 //! or JWT with the scope `admin`.
 //!
-//! A tag that is revoked is so for signalling, for new requests to the relay and for its allocations on every worker, and after a
-//! restart: until the last credentials that were minted for it have ended.
+//! A revocation holds for signalling, for new requests to the relay and for the tag's allocations on every worker, also after a
+//! restart, until the last credentials minted for the tag have expired.
 
 use super::ServerError;
 use super::request_source::IsForwarded;
@@ -25,10 +25,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
 
-/// The file of the state folder: a tag a line, behind the second when its revocation ends.
+/// The file in the state folder: one tag a line, after the Unix time when its revocation ends.
 const FILE: &str = "revoked";
 
-/// Reads what was revoked before the last stop.
+/// Loads the revocations from the state folder.
 pub(super) fn open(state: &State, cap: usize) -> Result<Arc<RevocationList>, ServerError> {
     let text = state.kept(FILE)?;
     let lines: Option<Vec<(u64, &str)>> = text.lines().map(read_line).collect();
@@ -49,52 +49,52 @@ fn read_line(line: &str) -> Option<(u64, &str)> {
     Some((until.parse().ok()?, tag))
 }
 
-/// What it takes to revoke.
-pub(super) struct Desk {
+/// What a revocation needs.
+pub(super) struct RevocationState {
     pub(super) revoked: Arc<RevocationList>,
     pub(super) signaling: Handle,
     pub(super) workers: Arc<[Inbox]>,
-    /// How long the credentials last that are minted for a tag.
+    /// Lifetime of minted credentials.
     pub(super) ttl: Duration,
-    /// Where it is kept; one writes at a time.
+    /// Where revocations are saved; the lock serialises writers.
     pub(super) state: Mutex<Arc<State>>,
 }
 
 /// Routes `/revoke`.
-pub(super) fn router(desk: Desk) -> Router {
-    Router::new().route("/revoke", post(revoke).delete(restore)).with_state(Arc::new(desk))
+pub(super) fn router(revocation: RevocationState) -> Router {
+    Router::new().route("/revoke", post(revoke).delete(restore)).with_state(Arc::new(revocation))
 }
 
-type SharedDesk = extract::State<Arc<Desk>>;
-type Asker = (ConnectInfo<SocketAddr>, Extension<IsForwarded>);
+type SharedState = extract::State<Arc<RevocationState>>;
+type Source = (ConnectInfo<SocketAddr>, Extension<IsForwarded>);
 
 #[derive(Deserialize)]
-struct Meant {
+struct TagQuery {
     tag: Option<String>,
 }
 
 async fn revoke(
-    extract::State(desk): SharedDesk,
-    (ConnectInfo(peer), Extension(forwarded)): Asker,
-    Query(meant): Query<Meant>,
+    extract::State(revocation): SharedState,
+    (ConnectInfo(peer), Extension(forwarded)): Source,
+    Query(query): Query<TagQuery>,
     asked: HeaderMap,
 ) -> Response {
-    let tag = match desk.admit((peer, forwarded), &asked, meant) {
+    let tag = match revocation.admit((peer, forwarded), &asked, query) {
         Ok(tag) => tag,
         Err((status, error)) => return refused(status, &error),
     };
     let unix = now().unix;
-    let until = unix.saturating_add(desk.ttl.as_secs());
-    if let Err(full) = desk.revoked.revoke(unix, tag.as_str(), until) {
+    let until = unix.saturating_add(revocation.ttl.as_secs());
+    if let Err(full) = revocation.revoked.revoke(unix, tag.as_str(), until) {
         return refused(StatusCode::INSUFFICIENT_STORAGE, &full.to_string());
     }
     let name: Arc<str> = tag.as_str().into();
-    for worker in desk.workers.iter() {
+    for worker in revocation.workers.iter() {
         worker.send(WorkerMessage::Revoked { name: Arc::clone(&name) }).await;
     }
-    desk.signaling.revoke(tag.clone()).await;
+    revocation.signaling.revoke(tag.clone()).await;
     tracing::info!(tag = %crate::ids::Pii(&tag), "revoked");
-    match desk.keep().await {
+    match revocation.save().await {
         Ok(()) => Json(json!({ "tag": tag, "until": until })).into_response(),
         Err(error) => {
             let error = format!("revoked, but not after a restart: {error}");
@@ -104,20 +104,20 @@ async fn revoke(
 }
 
 async fn restore(
-    extract::State(desk): SharedDesk,
-    (ConnectInfo(peer), Extension(forwarded)): Asker,
-    Query(meant): Query<Meant>,
+    extract::State(revocation): SharedState,
+    (ConnectInfo(peer), Extension(forwarded)): Source,
+    Query(query): Query<TagQuery>,
     asked: HeaderMap,
 ) -> Response {
-    let tag = match desk.admit((peer, forwarded), &asked, meant) {
+    let tag = match revocation.admit((peer, forwarded), &asked, query) {
         Ok(tag) => tag,
         Err((status, error)) => return refused(status, &error),
     };
-    if !desk.revoked.restore(tag.as_str()) {
+    if !revocation.revoked.restore(tag.as_str()) {
         return refused(StatusCode::NOT_FOUND, "this tag is not revoked");
     }
     tracing::info!(tag = %crate::ids::Pii(&tag), "no longer revoked");
-    match desk.keep().await {
+    match revocation.save().await {
         Ok(()) => Json(json!({ "tag": tag })).into_response(),
         Err(error) => {
             let error = format!("no longer revoked, but again after a restart: {error}");
@@ -126,13 +126,13 @@ async fn restore(
     }
 }
 
-impl Desk {
-    /// Says which tag is meant, or what whoever may not ask is told. A key in the URL would stand in logs.
+impl RevocationState {
+    /// Authorises a request; returns its tag, or the status and error. A key in the URL would appear in logs.
     fn admit(
         &self,
         (peer, forwarded): (SocketAddr, IsForwarded),
         asked: &HeaderMap,
-        meant: Meant,
+        query: TagQuery,
     ) -> Result<Tag, (StatusCode, String)> {
         if forwarded == IsForwarded(true) {
             return Err((
@@ -146,13 +146,13 @@ impl Desk {
         let admin =
             admitted.and_then(|admitted| admitted.scopes.admin.then_some(()).ok_or(Refusal::Scope("admin")));
         admin.map_err(|refusal| (status_of(refusal), refusal.to_string()))?;
-        // The file has a tag a line.
-        let tag = meant.tag.filter(|tag| !tag.contains(char::is_control)).and_then(Tag::new);
+        // The file has one tag a line.
+        let tag = query.tag.filter(|tag| !tag.contains(char::is_control)).and_then(Tag::new);
         tag.ok_or_else(|| (StatusCode::BAD_REQUEST, "name a tag: /revoke?tag=…".to_owned()))
     }
 
-    /// Writes down what is revoked.
-    async fn keep(&self) -> Result<(), StateError> {
+    /// Saves the revocations.
+    async fn save(&self) -> Result<(), StateError> {
         let guard = self.state.lock().await;
         let mut text = String::new();
         for (tag, until) in self.revoked.all(now().unix) {

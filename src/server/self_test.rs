@@ -1,4 +1,4 @@
-//! The server as its own first client: Binding and a real allocation through the advertised address, over UDP and TCP.
+//! Self-test: Binding and a real allocation through the advertised address, over UDP and TCP.
 
 use crate::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
 use crate::turn_server::auth::RestCredentials;
@@ -13,21 +13,21 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
-/// How long each answer may take.
+/// Time for each response.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Which parts answered.
+/// Which tests succeeded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SelfTest {
     /// Binding over UDP.
     pub stun: bool,
-    /// Allocate and its end over UDP.
+    /// Allocate, and Refresh with lifetime 0, over UDP.
     pub turn_udp: bool,
     /// The same over TCP.
     pub turn_tcp: bool,
 }
 
-/// Asks the server at `server` as a client with `credentials` would; for one allocation of each family that it relays in.
+/// Tests `server` as a client with `credentials`; makes one allocation of each family that it relays in.
 pub(super) async fn run(server: SocketAddr, families: &[IpAddr], credentials: &RestCredentials) -> SelfTest {
     let any: IpAddr =
         if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
@@ -35,32 +35,33 @@ pub(super) async fn run(server: SocketAddr, families: &[IpAddr], credentials: &R
     if let Ok(socket) = UdpSocket::bind((any, 0)).await
         && socket.connect(server).await.is_ok()
     {
-        let mut asker = Asker::new(Leg::Udp(socket));
-        result.stun = asker.ask(Method::BINDING, |builder| builder).await.is_ok();
-        result.turn_udp = asker.allocate_all(families, credentials).await.is_ok();
+        let mut client = TestClient::new(Socket::Udp(socket));
+        result.stun = client.ask(Method::BINDING, |builder| builder).await.is_ok();
+        result.turn_udp = client.allocate_all(families, credentials).await.is_ok();
     }
     if let Ok(Ok(stream)) = timeout(PATIENCE, TcpStream::connect(server)).await {
-        result.turn_tcp = Asker::new(Leg::Tcp(stream)).allocate_all(families, credentials).await.is_ok();
+        result.turn_tcp =
+            TestClient::new(Socket::Tcp(stream)).allocate_all(families, credentials).await.is_ok();
     }
     result
 }
 
-enum Leg {
+enum Socket {
     Udp(UdpSocket),
     Tcp(TcpStream),
 }
 
-struct Asker {
-    leg: Leg,
+struct TestClient {
+    socket: Socket,
     rng: ChaCha20Rng,
 }
 
-impl Asker {
-    fn new(leg: Leg) -> Self {
-        Self { leg, rng: ChaCha20Rng::from_os_rng() }
+impl TestClient {
+    fn new(socket: Socket) -> Self {
+        Self { socket, rng: ChaCha20Rng::from_os_rng() }
     }
 
-    /// Makes and ends one allocation of the family of each of `relay`.
+    /// Creates and ends one allocation of each family in `relay`.
     async fn allocate_all(&mut self, relay: &[IpAddr], credentials: &RestCredentials) -> io::Result<()> {
         for ip in relay {
             self.allocate(credentials, ip.is_ipv6()).await?;
@@ -91,7 +92,7 @@ impl Asker {
                 .integrity(&key)
         };
         match self.ask(Method::ALLOCATE, |builder| sign(udp(builder))).await {
-            // Configured to send its clients elsewhere: as it should be.
+            // ALTERNATE-SERVER is configured, so this is the expected response.
             Err(Refused::Answer(bytes)) if error_code(&bytes) == Some(300) => return Ok(()),
             other => other?,
         }
@@ -99,11 +100,11 @@ impl Asker {
         Ok(())
     }
 
-    /// Asks once; over loopback or the own interface nothing is lost.
+    /// Sends once; nothing is lost on loopback or this host's own interface.
     async fn ask(&mut self, method: Method, fill: impl FnOnce(Builder) -> Builder) -> Result<(), Refused> {
         let id = TransactionId::new(self.rng.random());
         let request = fill(Builder::new(Class::Request, method, id)).finish();
-        let answer = timeout(PATIENCE, self.leg.exchange(&request)).await.map_err(io::Error::from)??;
+        let answer = timeout(PATIENCE, self.socket.exchange(&request)).await.map_err(io::Error::from)??;
         match Message::parse(&answer) {
             Ok(message) if message.transaction() == id && message.class() == Class::Success => Ok(()),
             _ => Err(Refused::Answer(answer)),
@@ -135,7 +136,7 @@ impl From<Refused> for io::Error {
     }
 }
 
-impl Leg {
+impl Socket {
     async fn exchange(&mut self, request: &[u8]) -> io::Result<Vec<u8>> {
         let mut answer = vec![0; 1500];
         match self {

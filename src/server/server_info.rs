@@ -1,7 +1,7 @@
-//! What the server finds out at its start: its addresses, and what clients are told to use.
+//! What the server determines at its start: its addresses, and the URLs that it offers to clients.
 
 use super::gateway::GatewayAddrs;
-use super::listeners::{Doors, TLS_PORT};
+use super::listeners::{Listeners, TLS_PORT};
 use super::{Config, ServerError, TlsConfig, TurnConfig};
 use crate::net::certificate::Certificate;
 use crate::net::interfaces;
@@ -12,63 +12,64 @@ use crate::turn_server::auth::RestSecret;
 use crate::turn_server::ports::RelayAddress;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 
-/// The port that hardly any network keeps in.
+/// The port that hardly any network blocks.
 const HTTPS: u16 = 443;
 
-/// What the server found out and decided at its start.
+/// What the server determined at its start.
 #[derive(Debug, Clone)]
-pub struct Facts {
-    /// Where it listens, UDP and TCP alike.
+pub struct ServerInfo {
+    /// Addresses of the listeners, both UDP and TCP.
     pub listen: Vec<SocketAddr>,
     /// The second UDP port; `None` where there is none.
     pub aux_port: Option<u16>,
-    /// The port for TLS and DTLS alone; the main port takes both as well.
+    /// The separate TLS and DTLS port; the main port accepts both too.
     pub tls_port: Option<u16>,
     /// Whether the server signs its certificate itself.
     pub tls_self_signed: bool,
-    /// The host that `turns:` URLs name; none with a self-signed certificate.
+    /// The host in `turns:` URLs; none with a self-signed certificate.
     pub tls_name: Option<String>,
-    /// What clients are told to use, the farthest-reaching first.
+    /// Addresses offered to clients, the most widely reachable first.
     pub advertised: Vec<SocketAddr>,
-    /// Relay sockets' addresses and what peers see.
+    /// Local addresses of relay sockets, and the addresses that peers see.
     pub relay: Vec<RelayAddress>,
-    /// Threads of the data plane.
+    /// Worker threads.
     pub workers: usize,
     /// Where the gateway's servers connect; `None` where there is no gateway.
     pub gateway: Option<GatewayAddrs>,
     pub(super) ice: IceServers,
 }
 
-impl Facts {
-    /// Puts together what is known once the ports are open.
+impl ServerInfo {
+    /// Collects the information once the ports are open.
     pub(super) fn gather(
         config: &Config,
         state: &State,
         own: &[IpAddr],
         certificate: &Certificate,
-        doors: &Doors,
+        listeners: &Listeners,
     ) -> Result<Self, ServerError> {
-        let advertised = advertised(config, own, doors.port);
+        let advertised = advertised(config, own, listeners.port);
         let (secret, _) = config.auth.secrets(&config.turn, state);
         let mut ice = ice_servers(&config.turn, &advertised, secret);
         let tls_name = tls_name(&config.tls, certificate);
-        let turns = tls_name.as_deref().map(|name| turns_url(name, turns_port(doors.port, doors.tls_port)));
+        let turns =
+            tls_name.as_deref().map(|name| turns_url(name, turns_port(listeners.port, listeners.tls_port)));
         ice.turn_urls.extend(turns);
         Ok(Self {
-            listen: doors.listen.clone(),
-            aux_port: doors.aux_port,
-            tls_port: doors.tls_port,
+            listen: listeners.listen.clone(),
+            aux_port: listeners.aux_port,
+            tls_port: listeners.tls_port,
             tls_self_signed: certificate.self_signed,
             tls_name,
             advertised,
             relay: relay_addresses(config, own)?,
-            workers: doors.per_worker.len(),
+            workers: listeners.per_worker.len(),
             gateway: None,
             ice,
         })
     }
 
-    /// Returns the URL of the server's page, with which those of its other resources begin; `None` where no address is known.
+    /// Returns the base URL of the server's HTTP resources; `None` where no address is known.
     #[must_use]
     pub fn page_url(&self) -> Option<String> {
         let address = self.advertised.first()?;
@@ -80,28 +81,28 @@ impl Facts {
         })
     }
 
-    /// Lists the ports that anything of this server listens on, each as often as it is open.
+    /// Returns the ports of all listeners, with duplicates.
     pub(super) fn ports(&self) -> Vec<u16> {
         let gateway = self.gateway.iter().flat_map(|gateway| [&gateway.md5, &gateway.hmac, &gateway.tls]);
         let listeners = self.listen.iter().chain(gateway.flatten());
         listeners.map(SocketAddr::port).chain(self.aux_port).chain(self.tls_port).collect()
     }
 
-    /// Makes the `iceServers` JSON for a browser, with credentials minted for `name`.
+    /// Returns the `iceServers` JSON for a browser, with credentials minted for `name`.
     #[must_use]
     pub fn ice_servers(&self, name: &str) -> serde_json::Value {
         serde_json::json!({ "iceServers": self.ice.admitted(time::now(), name, Admitted::default()) })
     }
 }
 
-/// Returns what clients of a server with this configuration are told to use, without starting one.
+/// Returns what a server with this configuration offers to clients, without starting one.
 ///
 /// # Errors
-/// The system does not tell this host's addresses, or the configured certificate cannot be read.
+/// This host's addresses or the configured certificate cannot be read.
 pub fn ice_offer(config: &Config, state: &State) -> Result<IceServers, ServerError> {
     let advertised = advertised(config, &interfaces::addresses()?, config.port);
     let mut ice = ice_servers(&config.turn, &advertised, config.auth.secrets(&config.turn, state).0);
-    // The key is the server's alone; whoever mints credentials may not be able to read it.
+    // Only the chain: whoever mints credentials may not be able to read the private key.
     if let Some((chain, _)) = &config.tls.certificate {
         let name = match &config.tls.name {
             Some(name) => Some(name.clone()),
@@ -113,8 +114,8 @@ pub fn ice_offer(config: &Config, state: &State) -> Result<IceServers, ServerErr
     Ok(ice)
 }
 
-/// Chooses the relay addresses of each family: the configured ones, else the one listened on, else the farthest-reaching. One alone of a
-/// family may have another one outside; several are told as they are.
+/// Chooses the relay addresses of each family: the configured ones, or else the listener's, or else the most widely reachable one. A single address of a
+/// family may have a different public address; several are used as they are.
 pub(super) fn relay_addresses(config: &Config, own: &[IpAddr]) -> Result<Vec<RelayAddress>, ServerError> {
     let specific: Vec<IpAddr> = config.listen.iter().copied().filter(|ip| !ip.is_unspecified()).collect();
     let listened = |v6| config.listen.iter().any(|ip| ip.is_ipv6() == v6);
@@ -137,7 +138,7 @@ pub(super) fn relay_addresses(config: &Config, own: &[IpAddr]) -> Result<Vec<Rel
     if chosen.is_empty() { Err(ServerError::NoRelayAddress) } else { Ok(chosen) }
 }
 
-/// Tries configured addresses of the relay: one that is not this host's would fail with every allocation instead.
+/// Checks that the configured relay addresses belong to this host; otherwise every allocation would fail.
 pub(super) fn try_relay_addresses(addresses: &[IpAddr]) -> Result<(), ServerError> {
     for address in addresses {
         UdpSocket::bind((*address, 0))
@@ -146,7 +147,7 @@ pub(super) fn try_relay_addresses(addresses: &[IpAddr]) -> Result<(), ServerErro
     Ok(())
 }
 
-/// Says which addresses clients are told: the public ones, else one a family.
+/// Returns the addresses offered to clients: the public ones, or else one of each family.
 fn advertised(config: &Config, own: &[IpAddr], port: u16) -> Vec<SocketAddr> {
     let mut addresses = config.public.clone();
     for v6 in [false, true] {
@@ -175,7 +176,7 @@ fn ice_servers(turn: &TurnConfig, advertised: &[SocketAddr], secret: RestSecret)
     }
 }
 
-/// Returns the host of `turns:` URLs: browsers verify the certificate, so there is none without a real one.
+/// Returns the host of `turns:` URLs; `None` with a self-signed certificate, which browsers reject.
 fn tls_name(config: &TlsConfig, certificate: &Certificate) -> Option<String> {
     if certificate.self_signed {
         return None;
@@ -183,7 +184,7 @@ fn tls_name(config: &TlsConfig, certificate: &Certificate) -> Option<String> {
     config.name.clone().or_else(|| certificate.name())
 }
 
-/// Returns the port of `turns:` URLs. The main port takes TLS too: where it is the one that every network lets out, clients are sent there.
+/// Returns the port of `turns:` URLs: the main port if it is 443, which every network lets out, or else the TLS port.
 fn turns_port(main: u16, tls: Option<u16>) -> u16 {
     tls.filter(|_| main != HTTPS).unwrap_or(main)
 }
@@ -192,7 +193,7 @@ fn turns_url(name: &str, port: u16) -> String {
     format!("turns:{}:{port}?transport=tcp", url_host(name))
 }
 
-/// Returns a host as it stands in a URL.
+/// Formats a host for a URL.
 fn url_host(name: &str) -> String {
     match name.parse::<Ipv6Addr>() {
         Ok(ip) => format!("[{ip}]"),

@@ -1,5 +1,5 @@
-//! TCP: accept, take off what a proxy put in front, sniff, and give each stream to the protocol it speaks; inside TLS the same
-//! again.
+//! Accepts TCP connections: reads a PROXY header, detects the protocol by the first bytes, and hands the stream to its service; the same again
+//! inside TLS.
 
 use super::gateway::{GatewayAcceptor, ServerAuth};
 use super::http;
@@ -27,84 +27,84 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-/// How long a connection may stay silent before its protocol is known.
+/// Longest silence before the protocol is known.
 const SNIFF_TIME: Duration = Duration::from_secs(5);
-/// How long a TLS handshake may take.
+/// Time for a TLS handshake.
 pub(super) const TLS_TIME: Duration = Duration::from_secs(10);
-/// Bytes that a client may send before its TLS handshake is over.
+/// Bytes that a client may send during its TLS handshake.
 const TLS_HANDSHAKE: usize = 12 * 1024;
-/// Bytes that a TLS stream holds, as long as its client is a stranger.
+/// Memory of a TLS stream of an unauthenticated client, in bytes.
 const TLS_MEMORY: usize = 24 * 1024;
-/// Bytes of TLS records that leave together.
+/// Bytes of TLS records that are written together.
 const RECORDS: usize = 8 * 1024;
-/// Connections that were ended for want of places and are not gone yet, beyond which new ones are let in at a slower pace.
+/// Evicted connections that have not closed yet, beyond which accepting slows down.
 const MOST_LEAVING: usize = 8;
 const LEAVING_PAUSE: Duration = Duration::from_millis(5);
-/// Pause after an accept that failed, for want of descriptors as a rule.
+/// Pause after a failed accept, usually for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What every connection may be given to.
+/// The services that connections are handed to.
 #[derive(Debug, Clone)]
-pub(super) struct StreamDoor {
+pub(super) struct TcpAcceptor {
     pub(super) workers: Arc<[Inbox]>,
     pub(super) router: Router,
     pub(super) tls: Tls,
-    /// Who may say that it speaks for somebody else.
+    /// Proxies that may name the client.
     pub(super) trusted: Arc<[NetworkPrefix]>,
-    /// Who serves the gateway's clients and servers; `None` where there is no gateway.
+    /// The gateway, if it is enabled.
     pub(super) gateway: Option<GatewayAcceptor>,
-    /// The connections of all listeners.
+    /// Connections of all listeners.
     pub(super) connections: Arc<ConnectionLimiter>,
 }
 
-/// Which protocols a listener takes.
+/// What a listener accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Admits {
-    /// Everything that can be told apart.
+pub(super) enum Accepts {
+    /// All protocols, detected by the first bytes.
     All,
-    /// The gateway's servers, who are spoken to first.
+    /// Servers of the gateway, which wait for our first message.
     GatewayServers(ServerAuth),
 }
 
-/// Where a connection comes from, what it arrived at, and the worker it belongs to.
+/// The addresses, worker and place of a connection.
 #[derive(Debug, Clone)]
-pub(super) struct Ends {
+pub(super) struct ConnectionInfo {
     pub(super) client: SocketAddr,
     server: SocketAddr,
     pub(super) worker: Inbox,
-    /// What the connection occupies for as long as any part of the server holds it.
+    /// The place that it occupies until it closes.
     pub(super) connection: ConnectionPermit,
 }
 
-/// What became of a stream.
+/// The protocol of a stream.
 #[derive(Debug)]
-enum Bare<S> {
+enum Sniffed<S> {
     /// STUN or TURN, for its worker.
-    Turn(PeekedStream<S>, Ends),
-    /// A client's, for the gateway.
-    Gateway(PeekedStream<S>, Ends),
-    /// It has ended.
+    Turn(PeekedStream<S>, ConnectionInfo),
+    /// A gateway client.
+    Gateway(PeekedStream<S>, ConnectionInfo),
+    /// Served, and closed.
     Served,
 }
 
-impl Ends {
+impl ConnectionInfo {
     pub(super) fn tuple(&self, transport: Transport) -> FiveTuple {
         FiveTuple { client: self.client, server: self.server, transport }
     }
 }
 
-impl StreamDoor {
-    /// Accepts until dropped.
-    pub(super) async fn serve(self, listener: TcpListener, admits: Admits) {
+impl TcpAcceptor {
+    /// Accepts connections until dropped.
+    pub(super) async fn serve(self, listener: TcpListener, accepts: Accepts) {
         let mut connections = JoinSet::new();
         let mut turn = 0_usize;
         loop {
             if self.connections.counters().evicted > MOST_LEAVING {
-                // Those that were ended have their descriptors still.
+                // Evicted connections still hold their descriptors.
                 tokio::time::sleep(LEAVING_PAUSE).await;
             }
             let accepted = tokio::select! {
-                // Whoever has left is forgotten at once: what is left of a task takes memory.
+                // Ended tasks are removed at once, because they hold memory.
                 Some(_) = connections.join_next() => continue,
                 accepted = listener.accept() => accepted,
             };
@@ -112,11 +112,11 @@ impl StreamDoor {
                 Ok((stream, client)) => {
                     let Some(connection) = self.open_from(client.ip()) else { continue };
                     turn = turn.wrapping_add(1);
-                    let door = self.clone();
+                    let acceptor = self.clone();
                     let worker = self.workers[turn % self.workers.len()].clone();
                     connections.spawn(async move {
                         let evicted = evicted(&connection);
-                        let served = door.connection(stream, (client, worker, connection), admits);
+                        let served = acceptor.connection(stream, (client, worker, connection), accepts);
                         tokio::select! {
                             served = served => if let Err(error) = served {
                                 tracing::debug!(%error, "stream ended");
@@ -133,7 +133,7 @@ impl StreamDoor {
         }
     }
 
-    /// Takes a place for a connection. Whom a proxy speaks for is not known yet.
+    /// Takes a place for a connection. The client behind a proxy is not known yet.
     fn open_from(&self, client: IpAddr) -> Option<ConnectionPermit> {
         match forwarded::is_trusted(&self.trusted, client) {
             true => self.connections.admit(),
@@ -145,60 +145,60 @@ impl StreamDoor {
         self,
         stream: TcpStream,
         (client, worker, connection): (SocketAddr, Inbox, ConnectionPermit),
-        admits: Admits,
+        accepts: Accepts,
     ) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let server = stream.local_addr()?;
-        let ends = Ends { client, server, worker, connection };
-        if let Admits::GatewayServers(door) = admits {
-            if !ends.connection.assign_to(client.ip()) {
+        let info = ConnectionInfo { client, server, worker, connection };
+        if let Accepts::GatewayServers(auth) = accepts {
+            if !info.connection.assign_to(client.ip()) {
                 return Ok(());
             }
-            return Box::pin(self.gateway_server(stream, ends, door)).await;
+            return Box::pin(self.gateway_server(stream, info, auth)).await;
         }
         let gateway = self.gateway.clone();
-        match (self.stream(stream, ends).await?, gateway) {
-            (Bare::Turn(stream, ends), _) => hand_over(stream, ends).await,
-            (Bare::Gateway(stream, ends), Some(gateway)) => {
+        match (self.stream(stream, info).await?, gateway) {
+            (Sniffed::Turn(stream, info), _) => hand_over(stream, info).await,
+            (Sniffed::Gateway(stream, info), Some(gateway)) => {
                 let (early, socket) = stream.into_parts();
-                gateway.client(socket, early, ends.client.ip(), ends.connection)
+                gateway.client(socket, early, info.client.ip(), info.connection)
             }
             _ => Ok(()),
         }
     }
 
-    /// Serves one stream, whatever carries it; returns it when it turns out to carry frames that need no task.
-    async fn stream<S>(self, stream: S, mut ends: Ends) -> io::Result<Bare<S>>
+    /// Serves one stream, unless its protocol needs no task here: then it returns the stream.
+    async fn stream<S>(self, stream: S, mut info: ConnectionInfo) -> io::Result<Sniffed<S>>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         let mut stream = PeekedStream::new(stream);
-        if forwarded::is_trusted(&self.trusted, ends.client.ip()) {
-            ends.client = timeout(SNIFF_TIME, proxied(&mut stream)).await??.unwrap_or(ends.client);
+        if forwarded::is_trusted(&self.trusted, info.client.ip()) {
+            info.client = timeout(SNIFF_TIME, proxied(&mut stream)).await??.unwrap_or(info.client);
         }
-        // Only now, and not where a proxy has named nobody yet: its own address would count for everybody behind it.
-        if !forwarded::is_trusted(&self.trusted, ends.client.ip())
-            && !ends.connection.assign_to(ends.client.ip())
+        // Not for a proxy that has named no client yet: its own address would count for everybody behind it.
+        if !forwarded::is_trusted(&self.trusted, info.client.ip())
+            && !info.connection.assign_to(info.client.ip())
         {
-            return Ok(Bare::Served);
+            return Ok(Sniffed::Served);
         }
-        // What is seldom needed is boxed, so that those who wait have no room for it in their task.
+        // Boxed, so that waiting tasks stay small.
         match sniff(&mut stream).await? {
-            StreamKind::Stun => return Ok(Bare::Turn(stream, ends)),
-            StreamKind::Gateway => return Ok(Bare::Gateway(stream, ends)),
-            StreamKind::Tls => Box::pin(self.tls(stream, ends)).await?,
-            StreamKind::Http => http::serve(stream, (self.router, self.trusted), ends).await?,
+            StreamKind::Stun => return Ok(Sniffed::Turn(stream, info)),
+            StreamKind::Gateway => return Ok(Sniffed::Gateway(stream, info)),
+            StreamKind::Tls => Box::pin(self.tls(stream, info)).await?,
+            StreamKind::Http => http::serve(stream, (self.router, self.trusted), info).await?,
             StreamKind::Unknown => {}
         }
-        Ok(Bare::Served)
+        Ok(Sniffed::Served)
     }
 
-    /// Serves what is inside TLS.
-    async fn tls<S>(self, mut stream: PeekedStream<S>, ends: Ends) -> io::Result<()>
+    /// Serves the protocol inside TLS.
+    async fn tls<S>(self, mut stream: PeekedStream<S>, info: ConnectionInfo) -> io::Result<()>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        if !ends.connection.reserve_memory(TLS_MEMORY) {
+        if !info.connection.reserve_memory(TLS_MEMORY) {
             return Ok(());
         }
         stream.limit(TLS_HANDSHAKE);
@@ -210,32 +210,32 @@ impl StreamDoor {
         if !chosen.allows(kind) {
             shut_down(&mut inside).await?;
         } else if kind == StreamKind::Stun {
-            carry_frames(inside, ends.tuple(Transport::Tls), (&ends.worker, &ends.connection)).await?;
+            carry_frames(inside, info.tuple(Transport::Tls), (&info.worker, &info.connection)).await?;
         } else if kind == StreamKind::Http {
-            http::serve(inside, (self.router, self.trusted), ends).await?;
+            http::serve(inside, (self.router, self.trusted), info).await?;
         } else if let Some(gateway) = self.gateway {
-            gateway.bridge(inside, ends.client.ip(), ends.connection).await?;
+            gateway.bridge(inside, info.client.ip(), info.connection).await?;
         }
         Ok(())
     }
 }
 
-/// Gives a socket to its worker, which serves it from now on.
-async fn hand_over(stream: PeekedStream<TcpStream>, ends: Ends) -> io::Result<()> {
-    let client = ends.tuple(Transport::Tcp);
+/// Hands a socket to its worker.
+async fn hand_over(stream: PeekedStream<TcpStream>, info: ConnectionInfo) -> io::Result<()> {
+    let client = info.tuple(Transport::Tcp);
     let (early, socket) = stream.into_parts();
-    let connection = ends.connection.clone();
-    let arrival = AcceptedSocket { client, socket: socket.into_std()?, early, connection: ends.connection };
-    ends.worker.send(WorkerMessage::TcpAccepted(Box::new(arrival))).await;
-    let (number, worker) = (connection.id(), ends.worker);
-    // A worker that has no room for the word gives the client up when it has been silent for long enough.
+    let connection = info.connection.clone();
+    let arrival = AcceptedSocket { client, socket: socket.into_std()?, early, connection: info.connection };
+    info.worker.send(WorkerMessage::TcpAccepted(Box::new(arrival))).await;
+    let (number, worker) = (connection.id(), info.worker);
+    // If the worker's queue is full, the client is closed after its longest silence instead.
     connection.on_evict(move || {
         let _ = worker.try_send(WorkerMessage::TcpEvicted { client, number });
     });
     Ok(())
 }
 
-/// Takes a PROXY header off the stream; returns the client it names.
+/// Reads a PROXY header; returns the client that it names.
 async fn proxied<S: AsyncRead + Unpin>(stream: &mut PeekedStream<S>) -> io::Result<Option<SocketAddr>> {
     let found = stream.peek(|start| proxy::parse(start).transpose()).await?;
     match found {
@@ -248,7 +248,7 @@ async fn proxied<S: AsyncRead + Unpin>(stream: &mut PeekedStream<S>) -> io::Resu
     }
 }
 
-/// Looks at a stream's first bytes without taking them. Who says nothing waits to be dialled by a server of the gateway (S2-A8).
+/// Detects the protocol by the first bytes without consuming them. A silent client waits to be dialled by a server of the gateway (S2-A8).
 async fn sniff<S: AsyncRead + Unpin>(stream: &mut PeekedStream<S>) -> io::Result<StreamKind> {
     match timeout(SNIFF_TIME, stream.peek(demux::stream)).await {
         Ok(kind) => Ok(kind?.unwrap_or(StreamKind::Unknown)),
@@ -268,12 +268,12 @@ mod tests {
     use tokio::sync::mpsc;
     use tokio::task::JoinHandle;
 
-    /// A door whose worker is the returned queue.
-    fn door(proxies: &[&str]) -> (StreamDoor, mpsc::Receiver<WorkerMessage>, tempfile::TempDir) {
+    /// An acceptor whose worker is the returned queue.
+    fn acceptor(proxies: &[&str]) -> (TcpAcceptor, mpsc::Receiver<WorkerMessage>, tempfile::TempDir) {
         let poll = mio::Poll::new().unwrap();
         let (inbox, queue) = Inbox::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
         let folder = tempfile::tempdir().unwrap();
-        let door = StreamDoor {
+        let acceptor = TcpAcceptor {
             workers: [inbox].into(),
             router: Router::new(),
             tls: Tls::new(&Certificate::own(folder.path()).unwrap()).unwrap(),
@@ -281,7 +281,7 @@ mod tests {
             gateway: None,
             connections: connections(8),
         };
-        (door, queue, folder)
+        (acceptor, queue, folder)
     }
 
     fn connections(per_address: u32) -> Arc<ConnectionLimiter> {
@@ -294,24 +294,24 @@ mod tests {
     const CLIENT: &str = "192.0.2.9:50000";
     const BINDING: &[u8] = b"\0\x01\0\0\x21\x12\xA4\x42transaction!";
 
-    fn serve(door: &StreamDoor) -> (DuplexStream, JoinHandle<io::Result<()>>) {
+    fn serve(acceptor: &TcpAcceptor) -> (DuplexStream, JoinHandle<io::Result<()>>) {
         let (client, server) = tokio::io::duplex(4096);
-        let worker = door.workers[0].clone();
-        let connection = door.connections.admit().unwrap();
-        let ends = Ends {
+        let worker = acceptor.workers[0].clone();
+        let connection = acceptor.connections.admit().unwrap();
+        let info = ConnectionInfo {
             client: CLIENT.parse().unwrap(),
             server: "192.0.2.1:3478".parse().unwrap(),
             worker,
             connection,
         };
-        let serving = door.clone().stream(server, ends);
-        // What a worker would do with a socket is done by a task here, as inside TLS.
+        let serving = acceptor.clone().stream(server, info);
+        // A task stands in for the worker, as inside TLS.
         let served = async {
             match serving.await? {
-                Bare::Turn(stream, ends) => {
-                    carry_frames(stream, ends.tuple(Transport::Tcp), (&ends.worker, &ends.connection)).await
+                Sniffed::Turn(stream, info) => {
+                    carry_frames(stream, info.tuple(Transport::Tcp), (&info.worker, &info.connection)).await
                 }
-                Bare::Gateway(..) | Bare::Served => Ok(()),
+                Sniffed::Gateway(..) | Sniffed::Served => Ok(()),
             }
         };
         (client, tokio::spawn(served))
@@ -319,8 +319,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_half_open_tls_handshake_is_given_up() {
-        let (door, _queue, _folder) = door(&[]);
-        let (mut client, served) = serve(&door);
+        let (acceptor, _queue, _folder) = acceptor(&[]);
+        let (mut client, served) = serve(&acceptor);
         client.write_all(b"\x16\x03\x01\x02\0\x01").await.unwrap();
         let before = tokio::time::Instant::now();
         let ended = served.await.unwrap().unwrap_err();
@@ -329,9 +329,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_silent_connection_and_half_a_proxy_header_are_given_up() {
-        let (door, _queue, _folder) = door(&["192.0.2.0/24"]);
+        let (acceptor, _queue, _folder) = acceptor(&["192.0.2.0/24"]);
         for start in [&b""[..], b"PROXY TCP4 "] {
-            let (mut client, served) = serve(&door);
+            let (mut client, served) = serve(&acceptor);
             client.write_all(start).await.unwrap();
             let before = tokio::time::Instant::now();
             assert!(served.await.unwrap().is_err());
@@ -342,8 +342,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stream_is_silent_for_a_minute_or_with_credentials_for_an_hour() {
         for (proven, patience) in [(false, UNAUTHENTICATED_IDLE_TIME), (true, IDLE_TIME)] {
-            let (door, mut queue, _folder) = door(&[]);
-            let (mut client, served) = serve(&door);
+            let (acceptor, mut queue, _folder) = acceptor(&[]);
+            let (mut client, served) = serve(&acceptor);
             client.write_all(BINDING).await.unwrap();
             let Some(WorkerMessage::StreamOpened { path, .. }) = queue.recv().await else {
                 panic!("not opened")
@@ -358,11 +358,11 @@ mod tests {
 
     #[tokio::test]
     async fn connections_behind_a_proxy_count_for_whom_it_names() {
-        let (mut door, _queue, _folder) = door(&["192.0.2.0/24"]);
-        door.connections = connections(1);
+        let (mut acceptor, _queue, _folder) = acceptor(&["192.0.2.0/24"]);
+        acceptor.connections = connections(1);
         let mut kept = Vec::new();
         for (client, admitted) in [(7, true), (8, true), (7, false)] {
-            let (mut stream, served) = serve(&door);
+            let (mut stream, served) = serve(&acceptor);
             let header = format!("PROXY TCP4 198.51.100.{client} 192.0.2.1 4000 3478\r\n");
             stream.write_all(&[header.as_bytes(), BINDING].concat()).await.unwrap();
             let closed = timeout(Duration::from_millis(200), stream.read_u8()).await.is_ok();
@@ -373,8 +373,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_frame_that_does_not_end_is_given_up_though_bytes_come() {
-        let (door, mut queue, _folder) = door(&[]);
-        let (mut client, served) = serve(&door);
+        let (acceptor, mut queue, _folder) = acceptor(&[]);
+        let (mut client, served) = serve(&acceptor);
         client.write_all(b"\0\x03\x01\0\x21\x12\xA4\x42transaction!").await.unwrap();
         let Some(WorkerMessage::StreamOpened { path: _leg, .. }) = queue.recv().await else {
             panic!("not opened")
@@ -390,8 +390,8 @@ mod tests {
     #[tokio::test]
     async fn a_stranger_that_begins_a_long_frame_is_closed_and_others_are_not() {
         for (proven, closed) in [(false, true), (true, false)] {
-            let (door, mut queue, _folder) = door(&[]);
-            let (mut client, served) = serve(&door);
+            let (acceptor, mut queue, _folder) = acceptor(&[]);
+            let (mut client, served) = serve(&acceptor);
             client.write_all(BINDING).await.unwrap();
             let Some(WorkerMessage::StreamOpened { path, .. }) = queue.recv().await else {
                 panic!("not opened")
@@ -417,8 +417,8 @@ mod tests {
             (&[], &BINDING.to_vec(), Some(CLIENT)),
             (&["192.0.2.0/24"], &[&b"PROXY TCP4 nonsense\r\n"[..], BINDING].concat(), None),
         ] {
-            let (door, mut queue, _folder) = door(proxies);
-            let (mut client, served) = serve(&door);
+            let (acceptor, mut queue, _folder) = acceptor(proxies);
+            let (mut client, served) = serve(&acceptor);
             client.write_all(start).await.unwrap();
             drop(client);
             let _ = served.await.unwrap();

@@ -1,4 +1,4 @@
-//! A stream whose other end has to take what it is sent.
+//! A stream whose writes have a time limit.
 
 use std::io;
 use std::pin::Pin;
@@ -7,16 +7,16 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// Passes everything on, and fails once a write has hung for too long.
+/// Fails when a write is blocked for longer than the limit.
 #[derive(Debug)]
-pub(super) struct Patient<S> {
+pub(super) struct WriteTimeout<S> {
     stream: S,
     wait: Duration,
-    /// There while a write hangs.
+    /// Set while a write is blocked.
     end: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Patient<S> {
+impl<S> WriteTimeout<S> {
     pub(super) fn new(stream: S, wait: Duration) -> Self {
         Self { stream, wait, end: None }
     }
@@ -32,7 +32,7 @@ impl<S> Patient<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for WriteTimeout<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -42,7 +42,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -87,14 +87,14 @@ mod tests {
     async fn a_client_that_does_not_take_what_it_asked_for_is_given_up() {
         let (_client, server) = tokio::io::duplex(16);
         let before = tokio::time::Instant::now();
-        let ended = Patient::new(server, WAIT).write_all(&[7; 64]).await.unwrap_err();
+        let ended = WriteTimeout::new(server, WAIT).write_all(&[7; 64]).await.unwrap_err();
         assert_eq!((ended.kind(), before.elapsed()), (io::ErrorKind::TimedOut, WAIT));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_slow_client_that_reads_gets_everything() {
         let (mut client, server) = tokio::io::duplex(16);
-        let mut server = Patient::new(server, WAIT);
+        let mut server = WriteTimeout::new(server, WAIT);
         let reading = async {
             let mut piece = [0; 16];
             for _ in 0..8 {
