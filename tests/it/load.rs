@@ -346,7 +346,7 @@ fn server_with_gateway() -> (TestServer, [(&'static str, u16); 2]) {
     let (md5, hmac) = (free_ports(), free_ports());
     let test_server = TestServer::on_loopback(&format!(
         "[gateway]\nenabled = true\nserver_listen = [\"127.0.0.1\"]\nserver_port = {md5}\nhmac_port = {hmac}\n\
-         key = \"{GATEWAY_KEY}\"\n[gateway.limits]\nqueue = 131072\n[gateway.times]\nhold = 0.5"
+         key = \"{GATEWAY_KEY}\"\n[gateway.limits]\nqueue = 131072\n[gateway.times]\npause = 0.5"
     ));
     (test_server, [("md5", md5), ("hmac", hmac)])
 }
