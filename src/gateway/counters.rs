@@ -118,7 +118,7 @@ impl CloseReason {
 impl Counters {
     /// Formats the counters as Prometheus text.
     #[must_use]
-    pub fn to_prometheus(&self) -> String {
+    pub fn to_prometheus(self) -> String {
         let mut text = String::new();
         for (name, kind, value) in [
             ("clients", "gauge", self.clients),
