@@ -9,7 +9,7 @@
 //! | `wire` | frames and commands | pure |
 //! | `handshake` | how servers authenticate | pure |
 //! | `token` | how clients authenticate, where that is required | pure |
-//! | `machine` | the [`Router`]: endpoints, virtual connections, forwarding | pure |
+//! | `machine` | the `Router`: endpoints, virtual connections, forwarding | pure |
 //! | `worker` | the thread that owns the sockets | mio |
 //! | `service` | starts the thread, hands it connections | tokio |
 //! | [`client`] | the client library: dial, accept, send, receive | tokio |

@@ -62,7 +62,7 @@ pub enum Command<'a> {
         /// Bytes of whole frames.
         bytes: u32,
     },
-    /// A client's first frame where a token is required; see [`super::token`].
+    /// A client's first frame where a token is required; see `super::token`.
     Token(&'a [u8]),
 }
 

@@ -94,9 +94,9 @@ pub enum LoadStage {
 pub struct RunControl<'a> {
     /// Ends it early.
     pub stop: &'a AtomicBool,
-    /// If set, the load starts only when this becomes true, after [`LoadStage::Ready`].
+    /// If set, the load starts only when this becomes true, after `LoadStage::Ready`.
     pub start: Option<&'a AtomicBool>,
-    /// Ends [`AllocateLoad::hold`] early.
+    /// Ends `AllocateLoad::hold` early.
     pub release: &'a AtomicBool,
     /// Is called at every stage.
     pub on_stage: &'a mut dyn FnMut(LoadStage),

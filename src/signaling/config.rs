@@ -8,7 +8,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The configuration of [`super::start`].
+/// The configuration of `super::start`.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Lifetimes and waits.

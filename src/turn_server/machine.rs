@@ -152,7 +152,7 @@ impl Relay {
         self.drops
     }
 
-    /// Iterates over the rules that have denied peers ([`PolicyDenial::name`](super::policy::PolicyDenial::name)), and how often.
+    /// Iterates over the rules that have denied peers (`PolicyDenial::name`), and how often.
     pub fn denials(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.denials.counts()
     }

@@ -106,7 +106,7 @@ pub struct PolicyConfig {
     pub deny_peers: Vec<NetworkPrefix>,
     /// Addresses of this host that stay: as seen from outside.
     pub own_addresses: Vec<IpAddr>,
-    /// Those of its interfaces, sorted; [`PeerPolicy::on_interfaces`] replaces them when they change.
+    /// Those of its interfaces, sorted; `PeerPolicy::on_interfaces` replaces them when they change.
     pub interfaces: Arc<[IpAddr]>,
     /// Ports that this server listens on, those of every service: never reachable at an address that leads to this host, whatever is
     /// allowed.

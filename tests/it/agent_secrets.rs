@@ -66,7 +66,8 @@ fn a_former_variable_or_the_wrong_secret_is_reported() {
     let test_server = TestServer::on_loopback("");
     let (ticket, gateway) = (ticket(&test_server), test_server.address.to_string());
     let connect = ["connect", "--gateway", &gateway, "--id", "7"];
-    let table: [(&[&str], &[(&str, &str)], i32, &str); 6] = [
+    type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], i32, &'a str);
+    let table: [Case<'_>; 6] = [
         (&["connect"], &[("AGENT_CODE", &ticket)], 2, "AGENT_TICKET=agent:"),
         (
             &["connect"],

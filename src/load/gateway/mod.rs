@@ -85,7 +85,7 @@ pub struct GatewayLoad {
     pub each: usize,
     /// How many servers there are.
     pub servers: usize,
-    /// Bytes of messages, in turn; from [`message::STAMP_LEN`] to [`message::LONGEST`].
+    /// Bytes of messages, in turn; from `message::STAMP_LEN` to `message::LONGEST`.
     pub sizes: Vec<u32>,
     /// Which direction they go.
     pub direction: MessageDirection,

@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 /// Configures a realm. Credentials of one realm are not valid in another.
 #[derive(Debug, Clone, Default)]
 pub struct RealmCredentials {
-    /// Its name, at most [`MAX_REALM`](super::MAX_REALM) bytes.
+    /// Its name, at most `MAX_REALM` bytes.
     pub name: String,
     /// The server addresses whose clients are offered this realm; others are offered the first realm.
     pub addresses: Vec<IpAddr>,

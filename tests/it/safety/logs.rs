@@ -23,8 +23,8 @@ fn no_address_and_no_name_appears_in_the_log() {
     let hold = Proc::start("turn.py hold", hold, Stdout::Lines);
     hold.expect("allocation", SHORT, |line| (line == "held").then_some(()));
     let is_log = |line: &str| [" INFO ", " WARN ", " ERROR "].iter().any(|level| line.contains(level));
-    let opened = |line: &str| (is_log(line) && line.contains("allocation opened")).then_some(());
-    test_server.process.expect("log line of an allocation", SHORT, opened);
+    let created = |line: &str| (is_log(line) && line.contains("allocation created")).then_some(());
+    test_server.process.expect("log line of an allocation", SHORT, created);
     let lines: Vec<String> = test_server.process.lines(|line| is_log(line).then(|| line.clone()));
     for line in lines {
         assert!(!line.contains("127.0.0.1") && !line.contains(USER), "{line}");
