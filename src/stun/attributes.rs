@@ -2,7 +2,6 @@
 
 use super::{HEADER_LEN, MAGIC_COOKIE, TransactionId};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::ops::Range;
 
 /// Registered attribute types ([IANA](https://www.iana.org/assignments/stun-parameters)).
 pub mod attr {
@@ -76,22 +75,26 @@ impl<'a> Attributes<'a> {
 
     /// Iterates over (type, value).
     pub fn iter(&self) -> impl Iterator<Item = (u16, &'a [u8])> + use<'a> {
-        let body = self.body;
-        self.ranges()
-            .filter_map(move |(kind, at)| Some((kind, body.get(at.start - HEADER_LEN..at.end - HEADER_LEN)?)))
+        self.entries().map(|(kind, _, value)| (kind, value))
     }
 
-    /// Iterates over (type, where the value lies in the message).
-    pub fn ranges(&self) -> impl Iterator<Item = (u16, Range<usize>)> + use<'a> {
-        let (body, mut next) = (self.body, 0);
+    /// Iterates over (type, where the value begins in the message, value).
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (u16, usize, &'a [u8])> + use<'a> {
+        let end = HEADER_LEN + self.body.len();
+        let mut rest = self.body;
         std::iter::from_fn(move || {
-            let head = body.get(next..)?.first_chunk::<4>()?;
+            let (head, tail) = rest.split_first_chunk::<4>()?;
             let kind = u16::from_be_bytes([head[0], head[1]]);
             let len = usize::from(u16::from_be_bytes([head[2], head[3]]));
-            let start = next + 4;
-            next = start + len.next_multiple_of(4);
-            (next <= body.len()).then_some((kind, HEADER_LEN + start..HEADER_LEN + start + len))
+            let value = tail.get(..len)?;
+            rest = tail.get(len.next_multiple_of(4)..)?;
+            Some((kind, end - tail.len(), value))
         })
+    }
+
+    /// Decodes the value of an XOR address attribute of this message.
+    pub(crate) fn decode_xor_address(&self, value: &[u8]) -> Result<SocketAddr, AddressError> {
+        read_address(value, mask(&self.transaction))
     }
 
     /// Returns the first value of type `kind`; later ones are ignored (RFC 8489 section 14).

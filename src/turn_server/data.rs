@@ -167,18 +167,21 @@ impl Relay {
         message: &Message<'_>,
     ) -> Result<ToPeer, DropReason> {
         let attributes = message.unverified();
-        let (mut payload, mut dont_fragment) = (None, false);
-        for (kind, value) in attributes.ranges() {
+        let (mut peer, mut payload, mut dont_fragment) = (None, None, false);
+        for (kind, start, value) in attributes.entries() {
             match kind {
-                attr::DATA => payload = payload.or(Some(value)),
+                // Of several attributes of a type the first one counts.
+                attr::XOR_PEER_ADDRESS if peer.is_none() => {
+                    peer = Some(attributes.decode_xor_address(value).map_err(|_| DropReason::Malformed)?);
+                }
+                attr::DATA if payload.is_none() => payload = Some(start..start + value.len()),
                 attr::DONT_FRAGMENT => dont_fragment = true,
-                attr::XOR_PEER_ADDRESS | COMPREHENSION_OPTIONAL.. => {}
+                attr::XOR_PEER_ADDRESS | attr::DATA | COMPREHENSION_OPTIONAL.. => {}
                 // Unknown comprehension-required attributes: the indication is dropped.
                 _ => return Err(DropReason::Malformed),
             }
         }
-        // XOR-PEER-ADDRESS and DATA must be present and valid.
-        let peer = attributes.xor_address(attr::XOR_PEER_ADDRESS).ok().flatten();
+        // XOR-PEER-ADDRESS and DATA must be present.
         let (peer, payload) = peer.zip(payload).ok_or(DropReason::Malformed)?;
         // The 5-tuple must have an allocation, and that a permission for the peer.
         let id = self.allocation_of(client).ok_or(DropReason::NoAllocation)?;
