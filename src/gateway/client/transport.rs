@@ -66,7 +66,7 @@ impl Transport {
                 (Reader::Stream { read, buffer: BytesMut::new(), size: read_buffer }, Writer::Stream(write))
             }
             Self::WebSocket(socket) => {
-                let (write, read) = socket.split();
+                let (write, read) = (*socket).split();
                 (Reader::WebSocket(read), Writer::WebSocket(write))
             }
         }
@@ -104,7 +104,7 @@ fn io_error(error: WebSocketError) -> io::Error {
 /// The reading half.
 pub(super) enum Reader {
     Stream { read: ReadHalf<Io>, buffer: BytesMut, size: usize },
-    WebSocket(SplitStream<Box<WebSocketStream<Io>>>),
+    WebSocket(SplitStream<WebSocketStream<Io>>),
 }
 
 /// Timeouts of a reader.
@@ -184,7 +184,7 @@ impl Reader {
 /// The writing half.
 pub(super) enum Writer {
     Stream(WriteHalf<Io>),
-    WebSocket(SplitSink<Box<WebSocketStream<Io>>, Message>),
+    WebSocket(SplitSink<WebSocketStream<Io>, Message>),
 }
 
 impl Writer {
