@@ -9,7 +9,7 @@ mod deadlines;
 mod ticks;
 
 #[cfg(feature = "server")]
-pub use deadlines::Deadlines;
+pub(crate) use deadlines::Deadlines;
 use std::time::{Duration, Instant};
 #[cfg(feature = "server")]
 pub(crate) use ticks::{TickBase, Ticks};

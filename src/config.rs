@@ -18,7 +18,7 @@ use std::time::Duration;
 
 /// A validated configuration, split by the service it is for.
 #[derive(Debug)]
-pub struct Config {
+pub(crate) struct Config {
     /// Where the server keeps its secret and access key; default `./state`.
     pub state: PathBuf,
     /// For the server.
@@ -34,7 +34,7 @@ const RENAMED: &[(&str, &str)] = &[("proxy_protocol_from", "trusted_proxies")];
 /// Why a configuration file is refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ConfigError {
+pub(crate) enum ConfigError {
     /// The file cannot be read.
     #[error("{path}: {source}")]
     Read {
@@ -61,7 +61,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError`] says what is wrong, with the place in the file.
-    pub fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
+    pub(crate) fn load(path: Option<&Path>) -> Result<Self, ConfigError> {
         let text = match path {
             None => String::new(),
             Some(path) => std::fs::read_to_string(path)
@@ -74,7 +74,7 @@ impl Config {
     ///
     /// # Errors
     /// As [`Config::load`].
-    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+    pub(crate) fn parse(text: &str) -> Result<Self, ConfigError> {
         let file: File = toml::from_str(text).map_err(|error| removed(text).unwrap_or(error.into()))?;
         let mut server = server::Config::default();
         server.listen = file.listen.unwrap_or(server.listen);
@@ -110,7 +110,7 @@ impl Config {
     ///
     /// # Errors
     /// [`ConfigError::Value`] names the key.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
         let value = |key, rule| Err(ConfigError::Value { key, rule });
         if self.state.as_os_str().is_empty() {
             return value("state", "must name a folder");

@@ -7,10 +7,10 @@ static SHOW_PERSONAL_DATA: AtomicBool = AtomicBool::new(false);
 
 /// Wraps an address or a name so that log lines show it only where the operator asked for it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Pii<T>(pub T);
+pub(crate) struct Pii<T>(pub T);
 
 /// Says whether [`Pii`] values are written out (`log.addresses = true`) or hidden, the default.
-pub fn show_personal_data(show: bool) {
+pub(crate) fn show_personal_data(show: bool) {
     SHOW_PERSONAL_DATA.store(show, Ordering::Relaxed);
 }
 

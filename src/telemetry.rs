@@ -10,7 +10,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 /// How logs are written.
 #[derive(Debug, Clone)]
-pub struct Config {
+pub(crate) struct Config {
     /// A level or a `tracing` filter such as `ginnel=debug`; default `info`.
     pub level: String,
     /// Whether addresses and names are written out; default false.
@@ -30,7 +30,7 @@ impl Default for Config {
 /// Why logs cannot be started.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum LogError {
+pub(crate) enum LogError {
     /// The filter says nothing.
     #[error("no log filter: {0:?}")]
     Filter(String),
@@ -44,11 +44,11 @@ pub enum LogError {
 
 /// Started logs. Dropping it waits, for a second at most, until what was logged so far is written.
 #[derive(Debug)]
-pub struct Logs(LogQueue);
+pub(crate) struct Logs(LogQueue);
 
 impl Logs {
     /// Writes a text among the lines of the log, in one piece.
-    pub fn print(&self, text: &str) {
+    pub(crate) fn print(&self, text: &str) {
         self.0.push(text.as_bytes().to_vec());
     }
 }
@@ -61,7 +61,7 @@ impl Drop for Logs {
 
 /// Says whether a filter is one: levels, `target=level`, with commas between them. A bare word would be taken for a target.
 #[must_use]
-pub fn is_filter(text: &str) -> bool {
+pub(crate) fn is_filter(text: &str) -> bool {
     let is_level = |level: &str| level.parse::<LevelFilter>().is_ok() && !level.is_empty();
     let is_directive = |directive: &str| match directive.rsplit_once('=') {
         Some((target, level)) => !target.trim().is_empty() && is_level(level.trim()),
@@ -74,7 +74,7 @@ pub fn is_filter(text: &str) -> bool {
 ///
 /// # Errors
 /// [`LogError`]: the filter cannot be read, or logs were started before.
-pub fn start(config: &Config) -> Result<Logs, LogError> {
+pub(crate) fn start(config: &Config) -> Result<Logs, LogError> {
     let filter = Some(&config.level).filter(|level| is_filter(level));
     let filter = filter.and_then(|level| EnvFilter::try_new(level).ok());
     let filter = filter.ok_or_else(|| LogError::Filter(config.level.clone()))?;
@@ -93,7 +93,7 @@ pub fn start(config: &Config) -> Result<Logs, LogError> {
 
 /// Writes the log's own counter in Prometheus' text format.
 #[must_use]
-pub fn to_prometheus() -> String {
+pub(crate) fn to_prometheus() -> String {
     let name = "ginnel_log_lines_dropped_total";
     format!("# TYPE {name} counter\n{name} {}\n", log_queue::dropped())
 }

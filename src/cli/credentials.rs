@@ -15,7 +15,7 @@ use std::path::PathBuf;
 /// Options of `ginnel credentials`.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
-pub struct Credentials {
+pub(super) struct Credentials {
     #[command(subcommand)]
     what: Option<What>,
     #[command(flatten)]
@@ -70,7 +70,7 @@ impl Credentials {
     ///
     /// # Errors
     /// What is missing, and what to type.
-    pub fn run(self) -> anyhow::Result<()> {
+    pub(super) fn run(self) -> anyhow::Result<()> {
         let text = match self.what {
             Some(What::Key(key)) => key.text(&mut io::stdin().lock())?,
             None => self.mint.text()?,

@@ -31,7 +31,7 @@ impl Place {
 
 /// Options of `ginnel key`.
 #[derive(Debug, Args)]
-pub struct Key {
+pub(super) struct Key {
     #[command(flatten)]
     place: Place,
     /// Print the key that revokes instead; keep it from pages
@@ -47,7 +47,7 @@ impl Key {
     ///
     /// # Errors
     /// The state folder or the configuration cannot be used.
-    pub fn run(self) -> anyhow::Result<()> {
+    pub(super) fn run(self) -> anyhow::Result<()> {
         let (config, state) = self.place.open()?;
         let key = match (self.gateway, &config.gateway.service.key) {
             (false, _) if self.admin => match state.admin_key() {
@@ -69,7 +69,7 @@ impl Key {
 
 /// Commands of `ginnel gateway`.
 #[derive(Debug, Subcommand)]
-pub enum Gateway {
+pub(super) enum Gateway {
     /// Print a token that admits a client where gateway.require_token is set
     #[command(alias = "ticket")]
     Token(Token),
@@ -77,7 +77,7 @@ pub enum Gateway {
 
 /// Options of `ginnel gateway token`.
 #[derive(Debug, Args)]
-pub struct Token {
+pub(super) struct Token {
     #[command(flatten)]
     place: Place,
     /// How long it is good
@@ -93,7 +93,7 @@ impl Gateway {
     ///
     /// # Errors
     /// As [`Key::run`].
-    pub fn run(self) -> anyhow::Result<()> {
+    pub(super) fn run(self) -> anyhow::Result<()> {
         let Self::Token(Token { place, ttl, server }) = self;
         let (config, state) = place.open()?;
         let claims = TokenClaims { server, expires: time::now().unix.saturating_add(ttl) };

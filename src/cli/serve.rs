@@ -18,7 +18,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Options of `ginnel serve`; they win over the file.
 #[derive(Debug, Args)]
-pub struct Serve {
+pub(super) struct Serve {
     /// Configuration file (TOML); see `ginnel config`
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -64,7 +64,7 @@ impl Serve {
     ///
     /// # Errors
     /// What failed, and what to do about it where that is known.
-    pub async fn run(self) -> anyhow::Result<()> {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
         // Before anybody is told that it is ready, and may want it to end.
         let (mut terminated, mut interrupted) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -24,7 +24,7 @@ const DUE: u16 = u16::MAX;
 
 /// Keeps at most one deadline per key and yields the keys whose time has come, earliest first.
 #[derive(Debug, Clone)]
-pub struct Deadlines<K> {
+pub(crate) struct Deadlines<K> {
     /// The beginning of the first tick.
     origin: Option<Instant>,
     /// The tick that time has come to.
@@ -76,7 +76,7 @@ impl<K> Default for Deadlines<K> {
 
 impl<K: Copy + Eq + Hash + Ord> Deadlines<K> {
     /// Sets the deadline of `key`, replacing an earlier one.
-    pub fn set(&mut self, key: K, at: Instant) {
+    pub(crate) fn set(&mut self, key: K, at: Instant) {
         if self.origin.is_none() {
             self.origin = Some(at.checked_sub(HEADROOM).unwrap_or(at));
             self.slots = vec![EMPTY; LEVELS * SLOTS];
@@ -94,7 +94,7 @@ impl<K: Copy + Eq + Hash + Ord> Deadlines<K> {
     }
 
     /// Forgets the deadline of `key`, if it has one.
-    pub fn clear(&mut self, key: K) {
+    pub(crate) fn clear(&mut self, key: K) {
         if let Some(timer) = self.find(key) {
             self.unlink(timer);
             self.remove(timer);
@@ -103,7 +103,7 @@ impl<K: Copy + Eq + Hash + Ord> Deadlines<K> {
 
     /// Returns the earliest deadline, for the hands' timer. Where very many lie close together it may be that of one that was
     /// cleared: nothing is due then, and the next one is told again.
-    pub fn next(&self) -> Option<Instant> {
+    pub(crate) fn next(&self) -> Option<Instant> {
         let in_wheel = self.first_slot().map(|(place, _)| self.slots[place].earliest);
         let due = self.due.first().map(|(at, _)| *at);
         let earliest = due.into_iter().chain(in_wheel).min()?;
@@ -111,7 +111,7 @@ impl<K: Copy + Eq + Hash + Ord> Deadlines<K> {
     }
 
     /// Takes the earliest key whose deadline is at or before `now`.
-    pub fn pop_due(&mut self, now: Instant) -> Option<K> {
+    pub(crate) fn pop_due(&mut self, now: Instant) -> Option<K> {
         if self.timers.is_empty() {
             return None;
         }

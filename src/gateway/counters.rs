@@ -39,7 +39,7 @@ pub struct Counters {
 
 /// Why a Dial was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DialRefusal {
+pub(super) enum DialRefusal {
     /// The dialler had not opened the id.
     NotOpened,
     /// Nobody has the remote id.
@@ -54,11 +54,11 @@ pub enum DialRefusal {
 
 impl DialRefusal {
     /// All variants, in the order of the counters.
-    pub const ALL: [Self; 5] = [Self::NotOpened, Self::Unknown, Self::Full, Self::Token, Self::Busy];
+    pub(super) const ALL: [Self; 5] = [Self::NotOpened, Self::Unknown, Self::Full, Self::Token, Self::Busy];
 
     /// Returns the label in the metrics.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::NotOpened => "not_opened",
             Self::Unknown => "unknown",

@@ -18,17 +18,17 @@ use std::fmt;
 use subtle::ConstantTimeEq;
 
 /// Bytes of the MD5 challenge.
-pub const MD5_CHALLENGE: usize = 8;
+pub(crate) const MD5_CHALLENGE: usize = 8;
 /// Bytes of the MD5 answer: digest and id.
-pub const MD5_ANSWER: usize = 16 + 4;
+pub(crate) const MD5_ANSWER: usize = 16 + 4;
 /// Bytes of the HMAC challenge, and of the server's nonce.
-pub const CHALLENGE: usize = 32;
+pub(crate) const CHALLENGE: usize = 32;
 /// Bytes of the HMAC answer: nonce, id, code.
-pub const ANSWER: usize = CHALLENGE + 4 + 32;
+pub(crate) const ANSWER: usize = CHALLENGE + 4 + 32;
 /// Bytes of the gateway's proof.
-pub const PROOF: usize = 32;
+pub(crate) const PROOF: usize = 32;
 /// The shortest key.
-pub const MIN_KEY: usize = 16;
+pub(crate) const MIN_KEY: usize = 16;
 
 const SERVER: &[u8] = b"ginnel gateway, server v1";
 const GATEWAY: &[u8] = b"ginnel gateway, gateway v1";

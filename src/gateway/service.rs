@@ -23,11 +23,11 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 /// The lowest server id that an access key may use.
-pub const FIRST_OPEN_ID: u32 = 0x8000_0000;
+pub(crate) const FIRST_OPEN_ID: u32 = 0x8000_0000;
 
 /// A running gateway.
 #[derive(Debug)]
-pub struct Service {
+pub(crate) struct Service {
     handle: Handle,
     thread: JoinHandle<()>,
     failed: oneshot::Receiver<String>,
@@ -35,7 +35,7 @@ pub struct Service {
 
 /// Passes connections to a running gateway. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Handle {
+pub(crate) struct Handle {
     messages: mpsc::Sender<WorkerMessage>,
     waker: Arc<Waker>,
     config: Arc<Config>,
@@ -43,7 +43,7 @@ pub struct Handle {
 
 /// The remote end of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Peer {
+pub(crate) enum Peer {
     /// A client, by its address.
     Client(IpAddr),
     /// A server that has completed its handshake.
@@ -52,7 +52,7 @@ pub enum Peer {
 
 /// A server that has proven that it may have its id; only a handshake of [`Handle`] creates one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AuthenticatedServer {
+pub(crate) struct AuthenticatedServer {
     pub(super) id: u32,
     /// Whether both sides grant credit (command 7).
     pub(super) credit: bool,
@@ -62,7 +62,7 @@ pub struct AuthenticatedServer {
 impl AuthenticatedServer {
     /// Returns the server's id.
     #[must_use]
-    pub fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         self.id
     }
 }
@@ -72,7 +72,7 @@ impl Service {
     ///
     /// # Errors
     /// The system's, where it refuses a thread or a poll instance.
-    pub fn spawn(config: Config, seed: u64) -> io::Result<Self> {
+    pub(crate) fn spawn(config: Config, seed: u64) -> io::Result<Self> {
         let (messages, received) = mpsc::channel();
         let (worker, waker) = Worker::new(&config, ChaCha20Rng::seed_from_u64(seed), received)?;
         let (failure, failed) = oneshot::channel();
@@ -89,12 +89,12 @@ impl Service {
 
     /// Returns a handle to it.
     #[must_use]
-    pub fn handle(&self) -> Handle {
+    pub(crate) fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
     /// Waits until the thread fails; returns the error.
-    pub async fn failed(&mut self) -> String {
+    pub(crate) async fn failed(&mut self) -> String {
         match (&mut self.failed).await {
             Ok(error) => error,
             Err(_) => "its thread panicked".to_owned(),
@@ -102,7 +102,7 @@ impl Service {
     }
 
     /// Closes all connections, stops the thread and waits for it.
-    pub async fn shutdown(self) {
+    pub(crate) async fn shutdown(self) {
         self.handle.send(WorkerMessage::Stop);
         let thread = self.thread;
         let joined = tokio::task::spawn_blocking(|| thread.join()).await;
@@ -115,7 +115,7 @@ impl Service {
 impl Handle {
     /// Returns the configuration.
     #[must_use]
-    pub fn config(&self) -> &Config {
+    pub(crate) fn config(&self) -> &Config {
         &self.config
     }
 
@@ -123,7 +123,7 @@ impl Handle {
     ///
     /// # Errors
     /// The system's, where the socket cannot be taken out of the runtime.
-    pub fn add_client(
+    pub(crate) fn add_client(
         &self,
         stream: TcpStream,
         initial: BytesMut,
@@ -139,7 +139,7 @@ impl Handle {
     ///
     /// # Errors
     /// As [`Handle::add_client`].
-    pub fn add_server(
+    pub(crate) fn add_server(
         &self,
         stream: TcpStream,
         server: AuthenticatedServer,
@@ -154,7 +154,7 @@ impl Handle {
     ///
     /// # Errors
     /// The system's, where there are no more descriptors.
-    pub fn add_pair(&self, peer: Peer, permit: impl Any + Send) -> io::Result<UnixStream> {
+    pub(crate) fn add_pair(&self, peer: Peer, permit: impl Any + Send) -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
         let socket = Socket::Pair(mio::net::UnixStream::from_std(theirs.into_std()?));
         self.add(peer, socket, BytesMut::new(), permit);
@@ -165,7 +165,7 @@ impl Handle {
     ///
     /// # Errors
     /// The stream's.
-    pub async fn bridge(
+    pub(crate) async fn bridge(
         &self,
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
         peer: Peer,
@@ -185,7 +185,7 @@ impl Handle {
     ///
     /// # Errors
     /// The stream's; `TimedOut`; `PermissionDenied`.
-    pub async fn md5_handshake(
+    pub(crate) async fn md5_handshake(
         &self,
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     ) -> io::Result<AuthenticatedServer> {
@@ -206,14 +206,14 @@ impl Handle {
     ///
     /// # Errors
     /// The system's, where it has no randomness.
-    pub fn challenge(&self) -> io::Result<[u8; CHALLENGE]> {
+    pub(crate) fn challenge(&self) -> io::Result<[u8; CHALLENGE]> {
         random()
     }
 
     /// Verifies a server's answer; returns the server and the proof to send back. `None` for an unknown key, and for an access key with an id below
     /// [`FIRST_OPEN_ID`].
     #[must_use]
-    pub fn verify(
+    pub(crate) fn verify(
         &self,
         challenge: &[u8; CHALLENGE],
         answer: &[u8; ANSWER],
@@ -232,7 +232,7 @@ impl Handle {
     ///
     /// # Errors
     /// As [`Handle::md5_handshake`].
-    pub async fn hmac_handshake(
+    pub(crate) async fn hmac_handshake(
         &self,
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     ) -> io::Result<AuthenticatedServer> {
@@ -252,12 +252,12 @@ impl Handle {
 
     /// Returns how long a handshake may take.
     #[must_use]
-    pub fn handshake_timeout(&self) -> Duration {
+    pub(crate) fn handshake_timeout(&self) -> Duration {
         self.config.router.times.handshake
     }
 
     /// Returns the counters; `None` after the gateway has stopped.
-    pub async fn counters(&self) -> Option<Counters> {
+    pub(crate) async fn counters(&self) -> Option<Counters> {
         let (reply, counters) = oneshot::channel();
         self.send(WorkerMessage::Count(reply));
         counters.await.ok()

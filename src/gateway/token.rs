@@ -13,7 +13,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Bytes of a token.
-pub const LEN: usize = 8 + 4 + 32;
+pub(crate) const LEN: usize = 8 + 4 + 32;
 
 const PURPOSE: &[u8] = b"ginnel gateway, ticket v1";
 const PREFIX: &str = "gt_";

@@ -46,10 +46,10 @@ pub use rate::Rate;
 #[cfg(feature = "server")]
 pub(crate) use rate::{RateLimiter, SharedRateLimiter};
 #[cfg(feature = "server")]
-pub use sampler::Sampler;
+pub(crate) use sampler::Sampler;
 #[cfg(feature = "server")]
 pub(crate) use sampler::sampled;
 #[cfg(feature = "server")]
 pub(crate) use service::report;
 #[cfg(feature = "server")]
-pub use table::{Limit, Table, to_prometheus};
+pub(crate) use table::{Limit, Table, to_prometheus};

@@ -5,11 +5,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// From one line to the next of the same kind, at least.
-pub const INTERVAL: Duration = Duration::from_secs(60);
+pub(super) const INTERVAL: Duration = Duration::from_secs(60);
 
 /// Lets one line of a kind through an interval. A `static` serves all threads.
 #[derive(Debug, Default)]
-pub struct Sampler(Mutex<State>);
+pub(crate) struct Sampler(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -20,12 +20,12 @@ struct State {
 impl Sampler {
     /// Makes one that lets the first line through.
     #[must_use]
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self(Mutex::new(State { written: None, suppressed: 0 }))
     }
 
     /// Decides about a line at `now`: `Some` with the number that was suppressed before it, or `None` to suppress it too.
-    pub fn pass(&self, now: Instant) -> Option<u64> {
+    pub(crate) fn pass(&self, now: Instant) -> Option<u64> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if state.written.is_some_and(|at| now.saturating_duration_since(at) < INTERVAL) {
             state.suppressed += 1;
@@ -50,7 +50,7 @@ pub(crate) use sampled;
 
 /// One line that is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ReportLine {
+pub(super) struct ReportLine {
     /// The limit that was reached.
     pub limit: Limit,
     /// Its value.
@@ -61,7 +61,7 @@ pub struct ReportLine {
 
 /// Decides which limits are logged.
 #[derive(Debug)]
-pub struct Report {
+pub(super) struct Report {
     table: &'static Table,
     logged: Vec<Logged>,
 }
@@ -75,13 +75,13 @@ struct Logged {
 impl Report {
     /// Makes a report on what `table` counts from now on.
     #[must_use]
-    pub fn new(table: &'static Table) -> Self {
+    pub(super) fn new(table: &'static Table) -> Self {
         let logged = Limit::ALL.iter().map(|limit| Logged { times: table.get(*limit).0, at: None });
         Self { table, logged: logged.collect() }
     }
 
     /// Returns the lines that are due: one for each limit that was reached since its last line, if that is an [`INTERVAL`] ago.
-    pub fn due(&mut self, now: Instant) -> Vec<ReportLine> {
+    pub(super) fn due(&mut self, now: Instant) -> Vec<ReportLine> {
         let mut lines = Vec::new();
         for (limit, logged) in Limit::ALL.iter().zip(&mut self.logged) {
             let (times, value) = self.table.get(*limit);

@@ -194,7 +194,7 @@ static TABLE: Table = Table::new();
 
 /// How often each limit was reached.
 #[derive(Debug)]
-pub struct Table([Count; Limit::ALL.len()]);
+pub(crate) struct Table([Count; Limit::ALL.len()]);
 
 #[derive(Debug)]
 struct Count {
@@ -205,18 +205,18 @@ struct Count {
 impl Table {
     /// Makes a table in which nothing was reached.
     #[must_use]
-    pub const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self([const { Count { times: AtomicU64::new(0), value: AtomicU64::new(0) } }; Limit::ALL.len()])
     }
 
     /// Returns the table of this process.
     #[must_use]
-    pub fn of_process() -> &'static Self {
+    pub(crate) fn of_process() -> &'static Self {
         &TABLE
     }
 
     /// Counts that `limit` was reached, whose value is `value`.
-    pub fn reached(&self, limit: Limit, value: u64) {
+    pub(crate) fn reached(&self, limit: Limit, value: u64) {
         let count = &self.0[limit as usize];
         count.value.store(value, Ordering::Relaxed);
         count.times.fetch_add(1, Ordering::Relaxed);
@@ -224,7 +224,7 @@ impl Table {
 
     /// Returns how often `limit` was reached, and its value when it was reached last.
     #[must_use]
-    pub fn get(&self, limit: Limit) -> (u64, u64) {
+    pub(crate) fn get(&self, limit: Limit) -> (u64, u64) {
         let count = &self.0[limit as usize];
         (count.times.load(Ordering::Relaxed), count.value.load(Ordering::Relaxed))
     }
@@ -238,7 +238,7 @@ impl Default for Table {
 
 /// Writes the counts in Prometheus' text format; those of limits that were not reached too, so that a rate can be computed.
 #[must_use]
-pub fn to_prometheus(table: &Table) -> String {
+pub(crate) fn to_prometheus(table: &Table) -> String {
     let mut text = "# TYPE ginnel_limit_reached_total counter\n".to_owned();
     for limit in Limit::ALL {
         let (times, _) = table.get(*limit);

@@ -6,34 +6,34 @@
 //! arrival is worth something, [`histogram`] keeps latencies in fixed memory. Sends of several packets to one destination leave as
 //! one (GSO), and runs that arrive together are taken as one (GRO).
 
-pub mod credentials;
+pub(crate) mod credentials;
 mod error;
-pub mod gateway;
+pub(crate) mod gateway;
 mod generator;
-pub mod histogram;
-pub mod outcome;
-pub mod pacing;
-pub mod packet_stamp;
+pub(crate) mod histogram;
+pub(crate) mod outcome;
+pub(crate) mod pacing;
+pub(crate) mod packet_stamp;
 mod packets;
 pub mod process;
-pub mod process_share;
-pub mod report;
-pub mod request_error;
+pub(crate) mod process_share;
+pub(crate) mod report;
+pub(crate) mod request_error;
 mod run;
-pub mod search;
-pub mod signaling;
+pub(crate) mod search;
+pub(crate) mod signaling;
 mod socket;
 mod socket_set;
-pub mod target;
-pub mod turn_client;
+pub(crate) mod target;
+pub(crate) mod turn_client;
 
-pub use credentials::LoadCredentials;
-pub use error::LoadError;
+pub(crate) use credentials::LoadCredentials;
+pub(crate) use error::LoadError;
 pub use gateway::{GatewayLoad, GatewayReport};
-pub use outcome::{AllocationResult, TrafficOutcome};
-pub use pacing::LoadMode;
-pub use process_share::ProcessShare;
-pub use report::{AllocateReport, SearchReport, TrafficReport};
+pub(crate) use outcome::{AllocationResult, TrafficOutcome};
+pub(crate) use pacing::LoadMode;
+pub(crate) use process_share::ProcessShare;
+pub(crate) use report::{AllocateReport, SearchReport, TrafficReport};
 pub use target::{LoadTransport, Target};
 
 use serde::{Deserialize, Serialize};
@@ -41,11 +41,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 /// The longest load: what one has started and forgotten ends by itself.
-pub const LONGEST: Duration = Duration::from_secs(3600);
+pub(crate) const LONGEST: Duration = Duration::from_secs(3600);
 /// The most clients of a load.
-pub const MOST_CLIENTS: usize = 250_000;
+pub(crate) const MOST_CLIENTS: usize = 250_000;
 /// The largest payload; what goes around it still fits a datagram.
-pub const LARGEST: u16 = 60_000;
+pub(crate) const LARGEST: u16 = 60_000;
 /// How long a load takes.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadTimes {

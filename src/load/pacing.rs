@@ -45,7 +45,7 @@ const FULL_WAIT: Duration = Duration::from_millis(10);
 
 /// Says how many packets may leave. LoadTimes are in ns since the beginning of the run.
 #[derive(Debug, Clone)]
-pub struct Pace {
+pub(crate) struct Pace {
     mode: LoadMode,
     burst: u64,
     /// Of a rate: packets that left or were left out.
@@ -60,13 +60,13 @@ pub struct Pace {
 impl Pace {
     /// Begins a run in which packets leave in bursts of `burst`.
     #[must_use]
-    pub fn new(mode: LoadMode, burst: u32) -> Self {
+    pub(crate) fn new(mode: LoadMode, burst: u32) -> Self {
         let burst = u64::from(burst.max(1));
         Self { mode, burst, given: 0, left_out: 0, under_way: 0, slots: [0; SLOTS], newest: 0 }
     }
 
     /// Returns how many packets may leave at `now`, whole bursts.
-    pub fn due(&mut self, now: u64) -> u64 {
+    pub(crate) fn due(&mut self, now: u64) -> u64 {
         let due = match self.mode {
             LoadMode::Rate(rate) => {
                 let owed = owed(rate, now).saturating_sub(self.given);
@@ -87,7 +87,7 @@ impl Pace {
     }
 
     /// Counts packets that have left at `at`.
-    pub fn left(&mut self, at: u64, count: u64) {
+    pub(crate) fn left(&mut self, at: u64, count: u64) {
         self.given += count;
         self.age(at);
         self.slots[slot(at)] += count;
@@ -95,12 +95,12 @@ impl Pace {
     }
 
     /// Counts packets that were due and could not leave.
-    pub fn held_back(&mut self, count: u64) {
+    pub(crate) fn held_back(&mut self, count: u64) {
         self.given += count;
     }
 
     /// Counts the arrival of a packet that left at `at`.
-    pub fn arrived(&mut self, at: u64) {
+    pub(crate) fn arrived(&mut self, at: u64) {
         let known = (at >> SLOT_BITS) + SLOTS as u64 > self.newest && at >> SLOT_BITS <= self.newest;
         let outstanding = &mut self.slots[slot(at)];
         if known && *outstanding > 0 {
@@ -111,7 +111,7 @@ impl Pace {
 
     /// Returns how long nothing will be due.
     #[must_use]
-    pub fn wait(&self, now: u64) -> Duration {
+    pub(crate) fn wait(&self, now: u64) -> Duration {
         match self.mode {
             LoadMode::Window(_) => FULL_WAIT,
             LoadMode::Rate(rate) => {
@@ -123,7 +123,7 @@ impl Pace {
 
     /// Returns how many packets were left out because this machine could not send them in time.
     #[must_use]
-    pub fn left_out(&self) -> u64 {
+    pub(crate) fn left_out(&self) -> u64 {
         self.left_out
     }
 

@@ -1,13 +1,13 @@
 //! What a packet carries so that its arrival says whose it is and how long it took: 12 bytes, as many as a transaction id has.
 
 /// Bytes of a stamp, and so the smallest payload that can be measured.
-pub const STAMP_LEN: usize = 12;
+pub(crate) const STAMP_LEN: usize = 12;
 /// LoadTimes have 48 bits: 78 hours in nanoseconds.
 const TIME_MASK: u64 = (1 << 48) - 1;
 
 /// The first bytes of a payload, or a transaction id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PacketStamp {
+pub(crate) struct PacketStamp {
     /// The run it belongs to; what an earlier run has left under way has another one.
     pub tag: u16,
     /// The sender, or the number of the request.
@@ -19,7 +19,7 @@ pub struct PacketStamp {
 impl PacketStamp {
     /// Returns the bytes.
     #[must_use]
-    pub fn bytes(self) -> [u8; STAMP_LEN] {
+    pub(crate) fn bytes(self) -> [u8; STAMP_LEN] {
         let mut bytes = [0; STAMP_LEN];
         bytes[..2].copy_from_slice(&self.tag.to_be_bytes());
         bytes[2..6].copy_from_slice(&self.number.to_be_bytes());
@@ -29,7 +29,7 @@ impl PacketStamp {
 
     /// Reads the stamp at the beginning of `bytes`; `None` where they are too few.
     #[must_use]
-    pub fn read(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let &[t0, t1, n0, n1, n2, n3, ref at @ ..] = bytes.first_chunk::<STAMP_LEN>()?;
         let mut wide = [0; 8];
         wide[2..].copy_from_slice(at);

@@ -97,7 +97,7 @@ pub struct TrafficReport {
 
 /// What became of allocations.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct AllocateReport {
+pub(crate) struct AllocateReport {
     /// `allocate`.
     pub mode: &'static str,
     /// The server.
@@ -270,7 +270,7 @@ impl SearchReport {
 impl AllocateReport {
     /// Makes the report of what `processes` have made.
     #[must_use]
-    pub fn new(load: &Load, what: AllocateLoad, processes: usize, made: &AllocationResult) -> Self {
+    pub(crate) fn new(load: &Load, what: AllocateLoad, processes: usize, made: &AllocationResult) -> Self {
         let (count, elapsed) = (made.count as f64, made.elapsed);
         Self {
             mode: "allocate",

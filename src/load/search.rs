@@ -11,7 +11,7 @@ const MOST_TRIALS: usize = 24;
 
 /// Looks for the highest rate at which no more than so much is lost.
 #[derive(Debug, Clone)]
-pub struct Search {
+pub(crate) struct Search {
     next: u64,
     most: u64,
     /// The highest rate that was borne.
@@ -25,21 +25,21 @@ pub struct Search {
 impl Search {
     /// Begins at `guess` packets a second; no rate above `most` is tried.
     #[must_use]
-    pub fn new(guess: u64, most: u64) -> Self {
+    pub(crate) fn new(guess: u64, most: u64) -> Self {
         let most = most.max(1);
         Self { next: guess.clamp(1, most), most, borne: None, too_high: None, failures: 0, trials: 0 }
     }
 
     /// Returns the rate of the next trial, `None` at the end.
     #[must_use]
-    pub fn next(&self) -> Option<u64> {
+    pub(crate) fn next(&self) -> Option<u64> {
         let (low, high) = (self.borne.unwrap_or(0), self.too_high.unwrap_or(u64::MAX));
         let near = self.too_high.is_some() && high as f64 <= (low as f64 * PRECISION).max(low as f64 + 1.0);
         (self.trials < MOST_TRIALS && !near && low < self.most).then_some(self.next)
     }
 
     /// Takes the outcome of that trial.
-    pub fn tell(&mut self, was_borne: bool) {
+    pub(crate) fn tell(&mut self, was_borne: bool) {
         self.trials += 1;
         if was_borne {
             self.borne = Some(self.next);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The channel that a client binds to its peer.
-pub const CHANNEL: u16 = 0x4000;
+pub(crate) const CHANNEL: u16 = 0x4000;
 /// The first wait for an answer over UDP; each later one is twice as long.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const TRIES: u32 = 5;
@@ -27,7 +27,7 @@ const DEFAULT_LIFETIME: u32 = 600;
 
 /// What has happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ClientEvent {
+pub(crate) enum ClientEvent {
     /// The allocation is there.
     Allocated {
         /// Where peers reach the client.
@@ -43,7 +43,7 @@ pub enum ClientEvent {
 
 /// What all clients of a load have in common.
 #[derive(Debug, Clone)]
-pub struct ClientSettings {
+pub(crate) struct ClientSettings {
     /// Who they are.
     pub credentials: Arc<LoadCredentials>,
     /// Whether they are connected by TCP, where nothing is sent again.
@@ -73,7 +73,7 @@ struct PendingRequest {
 
 /// One client.
 #[derive(Debug)]
-pub struct TurnClient {
+pub(crate) struct TurnClient {
     settings: ClientSettings,
     salt: u64,
     counter: u32,
@@ -92,7 +92,7 @@ pub struct TurnClient {
 impl TurnClient {
     /// Makes a client that has not begun; `salt` is random and tells its transactions from others'.
     #[must_use]
-    pub fn new(settings: ClientSettings, salt: u64) -> Self {
+    pub(crate) fn new(settings: ClientSettings, salt: u64) -> Self {
         Self {
             settings,
             salt,
@@ -111,19 +111,19 @@ impl TurnClient {
     }
 
     /// Asks for an allocation.
-    pub fn allocate(&mut self, now: Instant) {
+    pub(crate) fn allocate(&mut self, now: Instant) {
         self.request(now, TurnRequest::Allocate);
     }
 
     /// Asks that `peer` be let in, by a channel or by a permission alone, and keeps it so.
-    pub fn reach(&mut self, now: Instant, peer: SocketAddr, channel: bool) {
+    pub(crate) fn reach(&mut self, now: Instant, peer: SocketAddr, channel: bool) {
         self.peer = Some(peer);
         self.channel = channel;
         self.request(now, if channel { TurnRequest::Bind } else { TurnRequest::Permit });
     }
 
     /// Gives the allocation back.
-    pub fn release(&mut self, now: Instant) {
+    pub(crate) fn release(&mut self, now: Instant) {
         (self.refresh_at, self.renew_at) = (None, None);
         self.waiting.clear();
         self.pending = None;
@@ -136,29 +136,29 @@ impl TurnClient {
 
     /// Returns where peers reach the client, while it has an allocation.
     #[must_use]
-    pub fn relayed(&self) -> Option<SocketAddr> {
+    pub(crate) fn relayed(&self) -> Option<SocketAddr> {
         self.relayed
     }
 
     /// Returns the next message to send.
-    pub fn poll_transmit(&mut self) -> Option<Vec<u8>> {
+    pub(crate) fn poll_transmit(&mut self) -> Option<Vec<u8>> {
         self.transmits.pop_front()
     }
 
     /// Returns the next event.
-    pub fn poll_event(&mut self) -> Option<ClientEvent> {
+    pub(crate) fn poll_event(&mut self) -> Option<ClientEvent> {
         self.events.pop_front()
     }
 
     /// Returns when [`TurnClient::handle_timeout`] is due.
     #[must_use]
-    pub fn poll_timeout(&self) -> Option<Instant> {
+    pub(crate) fn poll_timeout(&self) -> Option<Instant> {
         let due = self.pending.as_ref().map(|pending| pending.due);
         [due, self.refresh_at, self.renew_at].into_iter().flatten().min()
     }
 
     /// Sends again what was not answered, and renews what would expire.
-    pub fn handle_timeout(&mut self, now: Instant) {
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
         if let Some(pending) = self.pending.as_mut().filter(|pending| pending.due <= now) {
             let most = if self.settings.stream { 1 } else { TRIES };
             if pending.tries < most {
@@ -182,7 +182,7 @@ impl TurnClient {
     }
 
     /// Handles a message of the server; what answers nothing that was asked is passed over.
-    pub fn handle(&mut self, now: Instant, message: &Message<'_>) {
+    pub(crate) fn handle(&mut self, now: Instant, message: &Message<'_>) {
         let is_answer = |pending: &mut PendingRequest| pending.transaction == message.transaction();
         let Some(pending) = self.pending.take_if(is_answer) else { return };
         match message.class() {

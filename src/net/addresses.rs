@@ -25,11 +25,11 @@ const PAUSE: Duration = Duration::from_millis(50);
 const POLL: Duration = Duration::from_millis(500);
 
 /// Addresses of one moment: sorted, each once.
-pub type Addresses = Arc<[IpAddr]>;
+pub(crate) type Addresses = Arc<[IpAddr]>;
 
 /// Follows the host's addresses until it is dropped.
 #[derive(Debug)]
-pub struct AddressWatch {
+pub(crate) struct AddressWatch {
     addresses: watch::Receiver<Addresses>,
     _task: JoinSet<()>,
 }
@@ -39,7 +39,7 @@ impl AddressWatch {
     ///
     /// # Errors
     /// Whatever the system says to the question which there are. Where it only refuses to tell of changes, it is asked again and again.
-    pub fn start() -> io::Result<Self> {
+    pub(crate) fn start() -> io::Result<Self> {
         let notices = open();
         let (sender, addresses) = watch::channel(read()?);
         let mut task = JoinSet::new();
@@ -49,13 +49,13 @@ impl AddressWatch {
 
     /// Returns the addresses as they are now.
     #[must_use]
-    pub fn current(&self) -> Addresses {
+    pub(crate) fn current(&self) -> Addresses {
         self.addresses.borrow().clone()
     }
 
     /// Returns what holds the current addresses and wakes when they have changed. It ends with this watch.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<Addresses> {
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Addresses> {
         self.addresses.clone()
     }
 }

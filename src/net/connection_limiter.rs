@@ -22,7 +22,7 @@ type Hook = Box<dyn FnOnce() + Send>;
 
 /// The limits on connections.
 #[derive(Debug, Clone, Copy)]
-pub struct ConnectionLimits {
+pub(crate) struct ConnectionLimits {
     /// Connections in total.
     pub total: usize,
     /// Descriptors of all connections; the rest of the process's descriptors is for relay sockets.
@@ -35,7 +35,7 @@ pub struct ConnectionLimits {
 
 /// What [`ConnectionLimiter`] counts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ConnectionCounters {
+pub(crate) struct ConnectionCounters {
     /// Connections that count towards the total.
     pub open: usize,
     /// Connections whose clients have not authenticated.
@@ -53,7 +53,7 @@ pub struct ConnectionCounters {
 impl ConnectionCounters {
     /// Writes them in Prometheus' text format.
     #[must_use]
-    pub fn to_prometheus(self) -> String {
+    pub(crate) fn to_prometheus(self) -> String {
         let mut text = String::new();
         for (name, kind, value) in [
             ("open", "gauge", self.open as u64),
@@ -73,7 +73,7 @@ impl ConnectionCounters {
 
 /// Counts and limits the open connections.
 #[derive(Debug)]
-pub struct ConnectionLimiter {
+pub(crate) struct ConnectionLimiter {
     table: Mutex<Table>,
     limits: ConnectionLimits,
     /// By the lengths of [`NETWORKS`].
@@ -106,7 +106,7 @@ struct Table {
 
 /// The right to one connection; given back when the last clone is dropped.
 #[derive(Debug, Clone)]
-pub struct ConnectionPermit(Arc<Admitted>);
+pub(crate) struct ConnectionPermit(Arc<Admitted>);
 
 #[derive(Debug)]
 struct Admitted {
@@ -151,7 +151,7 @@ impl Table {
 impl ConnectionLimiter {
     /// Makes a limiter. For addresses in `unlimited_from` only the limits of all connections hold.
     #[must_use]
-    pub fn new(limits: ConnectionLimits, unlimited_from: &[NetworkPrefix]) -> Arc<Self> {
+    pub(crate) fn new(limits: ConnectionLimits, unlimited_from: &[NetworkPrefix]) -> Arc<Self> {
         let quota = |(_, times)| Quota::new(usize::MAX, limits.per_address.saturating_mul(times) as usize);
         let unlimited_from = unlimited_from.to_vec();
         Arc::new(Self { table: Mutex::default(), limits, quotas: NETWORKS.map(quota), unlimited_from })
@@ -159,7 +159,7 @@ impl ConnectionLimiter {
 
     /// Admits a new connection. At the limit it evicts the oldest unauthenticated connection; `None` where there is none.
     #[must_use]
-    pub fn admit(self: &Arc<Self>) -> Option<ConnectionPermit> {
+    pub(crate) fn admit(self: &Arc<Self>) -> Option<ConnectionPermit> {
         let mut hook = None;
         let mut table = self.table();
         let ConnectionLimits { total, descriptors, .. } = self.limits;
@@ -189,7 +189,7 @@ impl ConnectionLimiter {
 
     /// Admits a new connection of `client`; `None`, and evicts nothing, where the client or its network is at its limit.
     #[must_use]
-    pub fn admit_from(self: &Arc<Self>, client: IpAddr) -> Option<ConnectionPermit> {
+    pub(crate) fn admit_from(self: &Arc<Self>, client: IpAddr) -> Option<ConnectionPermit> {
         // Only a check: a PROXY header may name another client.
         let has_room =
             NetworkPrefix::any_contains(&self.unlimited_from, client) || self.permits(client).is_some();
@@ -198,7 +198,7 @@ impl ConnectionLimiter {
 
     /// Returns the counters.
     #[must_use]
-    pub fn counters(&self) -> ConnectionCounters {
+    pub(crate) fn counters(&self) -> ConnectionCounters {
         let table = self.table();
         ConnectionCounters {
             open: table.open,
@@ -228,25 +228,25 @@ impl ConnectionLimiter {
 impl ConnectionPermit {
     /// Counts the connection for `client`; `false` where the client or a network around it is at its limit.
     #[must_use]
-    pub fn assign_to(&self, client: IpAddr) -> bool {
+    pub(crate) fn assign_to(&self, client: IpAddr) -> bool {
         NetworkPrefix::any_contains(&self.0.limiter.unlimited_from, client)
             || self.assign_to_forwarded(client)
     }
 
     /// As [`ConnectionPermit::assign_to`], for a client that a proxy names: `unlimited_from` does not apply.
     #[must_use]
-    pub fn assign_to_forwarded(&self, client: IpAddr) -> bool {
+    pub(crate) fn assign_to_forwarded(&self, client: IpAddr) -> bool {
         let permits = self.0.limiter.permits(client);
         permits.map(|permits| self.0.count(permits)).is_some()
     }
 
     /// Counts the connection for no client: the proxy's request is answered.
-    pub fn unassign(&self) {
+    pub(crate) fn unassign(&self) {
         self.0.count(Vec::new());
     }
 
     /// Sets how the connection is ended when it is evicted; calls it at once where it is evicted already.
-    pub fn on_evict(&self, hook: impl FnOnce() + Send + 'static) {
+    pub(crate) fn on_evict(&self, hook: impl FnOnce() + Send + 'static) {
         let mut table = self.0.limiter.table();
         if let Some(kept) = table.unauthenticated.get_mut(&self.0.id) {
             *kept = Some(Box::new(hook));
@@ -257,7 +257,7 @@ impl ConnectionPermit {
     }
 
     /// Excludes the connection from eviction: its client has authenticated, or another module limits it.
-    pub fn mark_authenticated(&self) {
+    pub(crate) fn mark_authenticated(&self) {
         let mut table = self.0.limiter.table();
         table.evictable.remove(&self.0.id);
         table.forget_bytes(self.0.id);
@@ -267,7 +267,7 @@ impl ConnectionPermit {
     }
 
     /// Stops counting the connection, but not its memory: another module counts it from now on.
-    pub fn release(&self) {
+    pub(crate) fn release(&self) {
         let mut table = self.0.limiter.table();
         self.0.stop_counting(&mut table);
     }
@@ -275,13 +275,13 @@ impl ConnectionPermit {
     /// Sets the memory that the connection holds to `bytes`; evicts the oldest unauthenticated connections that hold some until it fits.
     /// `false` where it does not fit.
     #[must_use]
-    pub fn reserve_memory(&self, bytes: usize) -> bool {
+    pub(crate) fn reserve_memory(&self, bytes: usize) -> bool {
         self.reserve(bytes, false)
     }
 
     /// As [`ConnectionPermit::reserve_memory`], for a message that has begun: all long messages together have a sixteenth of the memory.
     #[must_use]
-    pub fn reserve_message(&self, bytes: usize) -> bool {
+    pub(crate) fn reserve_message(&self, bytes: usize) -> bool {
         self.reserve(bytes, bytes > SHORT)
     }
 
@@ -322,7 +322,7 @@ impl ConnectionPermit {
 
     /// Takes `count` descriptors more for the connection; `false` where there are none left.
     #[must_use]
-    pub fn reserve_descriptors(&self, count: usize) -> bool {
+    pub(crate) fn reserve_descriptors(&self, count: usize) -> bool {
         let limit = self.0.limiter.limits.descriptors;
         let mut table = self.0.limiter.table();
         let fits = table.descriptors + count <= limit;
@@ -337,7 +337,7 @@ impl ConnectionPermit {
 
     /// Returns the id of the connection, which is never used again.
     #[must_use]
-    pub fn id(&self) -> u64 {
+    pub(crate) fn id(&self) -> u64 {
         self.0.id
     }
 }

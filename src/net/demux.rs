@@ -5,7 +5,7 @@
 
 /// The protocol of one datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DatagramKind {
+pub(crate) enum DatagramKind {
     /// First byte 0x00–0x03.
     Stun,
     /// First byte 0x14–0x19.
@@ -20,7 +20,7 @@ pub enum DatagramKind {
 
 /// Classifies one datagram by its first byte.
 #[must_use]
-pub fn datagram(payload: &[u8]) -> DatagramKind {
+pub(crate) fn datagram(payload: &[u8]) -> DatagramKind {
     match payload.first() {
         Some(0x00..=0x03) => DatagramKind::Stun,
         Some(0x14..=0x19) => DatagramKind::Dtls,
@@ -32,7 +32,7 @@ pub fn datagram(payload: &[u8]) -> DatagramKind {
 
 /// The protocol of one accepted stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StreamKind {
+pub(crate) enum StreamKind {
     /// A STUN message with the magic cookie at bytes 4–7, or a Shared Secret Request of RFC 3489, which has none.
     Stun,
     /// An HTTP/1 method; WebSocket begins this way too.
@@ -54,7 +54,7 @@ const METHODS: [&[u8]; 7] = [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b
 
 /// Classifies the start of a stream; `None` while more bytes are needed (never with 8 bytes).
 #[must_use]
-pub fn stream(start: &[u8]) -> Option<StreamKind> {
+pub(crate) fn stream(start: &[u8]) -> Option<StreamKind> {
     let agrees = |pattern: &[u8]| pattern.iter().zip(start).all(|(a, b)| a == b);
     if METHODS.iter().any(|method| agrees(method)) {
         return METHODS

@@ -30,7 +30,7 @@ const DTLS_1_0: [u8; 2] = [0xFE, 0xFF];
 const DTLS_1_2: [u8; 2] = [0xFE, 0xFD];
 
 /// The cookie.
-pub type Cookie = [u8; 32];
+pub(crate) type Cookie = [u8; 32];
 
 /// Returns whether a datagram begins with a ClientHello outside any session, whole or not.
 #[must_use]

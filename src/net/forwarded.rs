@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 
 /// Returns whether `ip` is one of the `trusted` proxies.
 #[must_use]
-pub fn is_trusted(trusted: &[NetworkPrefix], ip: IpAddr) -> bool {
+pub(crate) fn is_trusted(trusted: &[NetworkPrefix], ip: IpAddr) -> bool {
     NetworkPrefix::any_contains(trusted, ip)
 }
 
@@ -17,7 +17,7 @@ pub fn is_trusted(trusted: &[NetworkPrefix], ip: IpAddr) -> bool {
 ///
 /// `None` where they name nobody: an element that is no address, trusted proxies alone, or two headers that disagree. A proxy writes one
 /// of them and may pass the other on as the client has sent it, and which one that is cannot be seen.
-pub fn client<'a>(
+pub(crate) fn client<'a>(
     trusted: &[NetworkPrefix],
     x_forwarded_for: impl Iterator<Item = &'a [u8]>,
     forwarded: impl Iterator<Item = &'a [u8]>,

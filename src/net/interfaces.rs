@@ -8,7 +8,7 @@ use std::net::IpAddr;
 ///
 /// # Errors
 /// When the system does not list them.
-pub fn addresses() -> io::Result<Vec<IpAddr>> {
+pub(crate) fn addresses() -> io::Result<Vec<IpAddr>> {
     let addresses = getifaddrs()?.filter_map(|interface| {
         let address = interface.address?;
         let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
@@ -19,7 +19,7 @@ pub fn addresses() -> io::Result<Vec<IpAddr>> {
 
 /// Where an address is valid, the widest scope first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum AddressScope {
+pub(crate) enum AddressScope {
     /// The whole internet.
     Global,
     /// One site: RFC 1918, unique local, carrier NAT.
@@ -32,7 +32,7 @@ pub enum AddressScope {
 
 /// Returns the scope of `ip`.
 #[must_use]
-pub fn scope(ip: IpAddr) -> AddressScope {
+pub(crate) fn scope(ip: IpAddr) -> AddressScope {
     match ip {
         _ if ip.is_loopback() => AddressScope::Loopback,
         IpAddr::V4(v4) if v4.is_link_local() || v4.is_unspecified() => AddressScope::Link,
@@ -47,7 +47,7 @@ pub fn scope(ip: IpAddr) -> AddressScope {
 
 /// Returns the address of one family in `own` with the widest scope; of equals the first.
 #[must_use]
-pub fn widest_scope(own: &[IpAddr], v6: bool) -> Option<IpAddr> {
+pub(crate) fn widest_scope(own: &[IpAddr], v6: bool) -> Option<IpAddr> {
     let usable = own.iter().filter(|ip| ip.is_ipv6() == v6 && scope(**ip) != AddressScope::Link);
     usable.min_by_key(|ip| scope(**ip)).copied()
 }

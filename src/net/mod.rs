@@ -2,23 +2,23 @@
 //! connections and on unauthenticated clients (pure); batched UDP sockets, TLS and its certificate; the only reader of the clocks.
 
 #[cfg(any(feature = "server", feature = "gateway-client"))]
-pub mod addresses;
+pub(crate) mod addresses;
 #[cfg(feature = "server")]
 pub(crate) mod certificate;
 #[cfg(any(feature = "server", feature = "gateway-client"))]
 pub(crate) mod connect;
 #[cfg(feature = "server")]
-pub mod connection_limiter;
+pub(crate) mod connection_limiter;
 #[cfg(feature = "server")]
-pub mod demux;
+pub(crate) mod demux;
 #[cfg(feature = "server")]
-pub mod dtls_cookie;
+pub(crate) mod dtls_cookie;
 #[cfg(feature = "server")]
-pub mod forwarded;
+pub(crate) mod forwarded;
 #[cfg(feature = "server")]
 pub(crate) mod heap;
 #[cfg(any(feature = "server", feature = "gateway-client"))]
-pub mod interfaces;
+pub(crate) mod interfaces;
 #[cfg(any(feature = "server", feature = "gateway-client"))]
 pub(crate) mod network_changes;
 #[cfg(feature = "server")]
@@ -29,8 +29,8 @@ pub mod time;
 #[cfg(feature = "server")]
 pub(crate) mod tls;
 #[cfg(feature = "server")]
-pub mod udp;
+pub(crate) mod udp;
 #[cfg(feature = "server")]
-pub mod unauthenticated;
+pub(crate) mod unauthenticated;
 #[cfg(feature = "server")]
 pub(crate) mod websocket;

@@ -8,16 +8,16 @@ mod hop_limit;
 mod mmsg;
 mod rx_buffers;
 
-pub use batch_socket::BatchSocket;
+pub(crate) use batch_socket::BatchSocket;
 use control::{Controls, Name};
-pub use error_queue::PeerError;
+pub(crate) use error_queue::PeerError;
 use hop_limit::HopLimit;
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 use rustix::net::sockopt::{
     Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
 };
-pub use rx_buffers::{Datagram, RxBatch, RxBuffers};
+pub(crate) use rx_buffers::{Datagram, RxBatch, RxBuffers};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -36,7 +36,7 @@ const MIN_OFFER: u8 = 4;
 
 /// A non-blocking UDP socket that receives and sends in batches.
 #[derive(Debug)]
-pub struct BatchUdpSocket {
+pub(crate) struct BatchUdpSocket {
     socket: UdpSocket,
     local: SocketAddr,
     role: Role,
@@ -57,7 +57,7 @@ struct State {
 
 /// How a [`BatchUdpSocket`] is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub(crate) enum Role {
     /// A listening port shared by the workers (`SO_REUSEPORT`).
     Shared,
     /// An exclusive port.
@@ -68,7 +68,7 @@ pub enum Role {
 
 /// The destination of a datagram and the fields of its IP header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Route {
+pub(crate) struct Route {
     /// The destination.
     pub to: SocketAddr,
     /// The local address to send from, of the same family; default: the bound one, or the system chooses.
@@ -84,19 +84,19 @@ pub struct Route {
 impl Route {
     /// Creates a route with defaults except the destination.
     #[must_use]
-    pub fn to(to: SocketAddr) -> Self {
+    pub(crate) fn to(to: SocketAddr) -> Self {
         Self { to, source: None, ttl: None, tos: 0, dont_fragment: false }
     }
 }
 
 /// Most datagrams and most bytes of one run (`UDP_MAX_SEGMENTS`; the IP length field).
-pub const MAX_RUN: usize = 64;
+pub(crate) const MAX_RUN: usize = 64;
 /// See [`MAX_RUN`].
-pub const MAX_RUN_BYTES: usize = 65_000;
+pub(crate) const MAX_RUN_BYTES: usize = 65_000;
 
 /// The header of one message of [`BatchUdpSocket::send_all`]: a datagram, or a run of them.
 #[derive(Debug, Clone, Copy)]
-pub struct TxMessage {
+pub(crate) struct TxMessage {
     name: Name,
     controls: Controls,
     parts: usize,
@@ -109,7 +109,7 @@ impl BatchUdpSocket {
     ///
     /// # Errors
     /// The system's error of socket creation, its options or `bind`.
-    pub fn bind(address: SocketAddr, role: Role) -> io::Result<Self> {
+    pub(crate) fn bind(address: SocketAddr, role: Role) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
@@ -141,7 +141,7 @@ impl BatchUdpSocket {
     ///
     /// # Errors
     /// When the process has no descriptor left.
-    pub fn try_clone(&self) -> io::Result<Self> {
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
         let socket = self.socket.try_clone()?;
         let (state, offer) = (Arc::clone(&self.state), AtomicU8::new(MIN_OFFER));
         Ok(Self { socket, local: self.local, role: self.role, state, offer })
@@ -149,7 +149,7 @@ impl BatchUdpSocket {
 
     /// Returns the bound address.
     #[must_use]
-    pub fn local_addr(&self) -> SocketAddr {
+    pub(crate) fn local_addr(&self) -> SocketAddr {
         self.local
     }
 
@@ -159,7 +159,7 @@ impl BatchUdpSocket {
     /// # Errors
     /// `WouldBlock` when the send buffer is full, `EMSGSIZE` when the datagram is too large to leave unfragmented, `InvalidInput` for a source of the
     /// other family. The datagram is lost.
-    pub fn send(&self, route: &Route, contents: &[u8]) -> io::Result<()> {
+    pub(crate) fn send(&self, route: &Route, contents: &[u8]) -> io::Result<()> {
         let message = self.message(route, None, 1)?;
         let mut sent = Ok(());
         self.send_all(&[message], &[IoSlice::new(contents)], |_, error| sent = Err(error));
@@ -172,7 +172,7 @@ impl BatchUdpSocket {
     ///
     /// # Errors
     /// `InvalidInput` for a source of another family than the destination.
-    pub fn message(&self, route: &Route, segment: Option<u16>, parts: usize) -> io::Result<TxMessage> {
+    pub(crate) fn message(&self, route: &Route, segment: Option<u16>, parts: usize) -> io::Result<TxMessage> {
         let ttl = self.state.hop_limit.to_set(&self.socket, route.ttl);
         let controls = Controls::of(&Route { ttl, ..*route })?;
         let controls = segment.map_or(controls, |size| controls.segmented(size));
@@ -183,7 +183,7 @@ impl BatchUdpSocket {
     /// Sends `messages` in order with as few system calls as possible; `parts` holds their slices one after another. `lost` is called with the
     /// index and the error of each message that was not sent, as [`BatchUdpSocket::send`] would return it. The datagrams of a failed run may
     /// still pass one by one, except after `WouldBlock`.
-    pub fn send_all(
+    pub(crate) fn send_all(
         &self,
         messages: &[TxMessage],
         parts: &[IoSlice<'_>],
@@ -243,7 +243,7 @@ impl BatchUdpSocket {
     ///
     /// # Errors
     /// `WouldBlock` when no datagram is pending; otherwise the system's error.
-    pub fn recv(&self, rx: &mut RxBuffers) -> io::Result<RxBatch> {
+    pub(crate) fn recv(&self, rx: &mut RxBuffers) -> io::Result<RxBatch> {
         let offered = usize::from(self.offer.load(Ordering::Relaxed)).min(rx.room());
         let mut retries = RETRIES;
         let count = loop {
@@ -278,7 +278,7 @@ impl BatchUdpSocket {
     ///
     /// Call it after [`BatchUdpSocket::recv`] whenever the port was reported ready: the event may have been an
     /// error, and pending errors fill the receive buffer.
-    pub fn take_errors(&self, mut each: impl FnMut(PeerError)) {
+    pub(crate) fn take_errors(&self, mut each: impl FnMut(PeerError)) {
         if !self.state.errors_wait.swap(false, Ordering::Relaxed) {
             return;
         }

@@ -41,7 +41,7 @@ impl Default for UnauthenticatedLimits {
 
 /// What was refused.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct UnauthenticatedCounters {
+pub(crate) struct UnauthenticatedCounters {
     /// Responses over the rate of their network.
     pub over_rate: u64,
     /// Responses larger than three times their request.
@@ -52,7 +52,7 @@ pub struct UnauthenticatedCounters {
 
 /// One worker's share of the limits.
 #[derive(Debug)]
-pub struct UnauthenticatedLimiter {
+pub(crate) struct UnauthenticatedLimiter {
     responses: KeyedRateLimiter<NetworkPrefix>,
     /// What a handshake takes of `responses`.
     handshake_cost: usize,
@@ -68,7 +68,12 @@ pub struct UnauthenticatedLimiter {
 impl UnauthenticatedLimiter {
     /// Makes the limiter of one of `workers` workers, each of which has an even share of the rates and bursts.
     #[must_use]
-    pub fn new(limits: &UnauthenticatedLimits, workers: usize, now: Now, rng: &mut impl RngCore) -> Self {
+    pub(crate) fn new(
+        limits: &UnauthenticatedLimits,
+        workers: usize,
+        now: Now,
+        rng: &mut impl RngCore,
+    ) -> Self {
         let rate = worker_share(limits.rate, limits.burst, workers);
         let handshakes = limits.dtls_handshakes;
         Self {
@@ -85,7 +90,13 @@ impl UnauthenticatedLimiter {
     }
 
     /// Returns whether a response of `response` bytes may be sent to `client`, whose request has `request` bytes; counts it if not.
-    pub fn allow_response(&mut self, now: Now, client: IpAddr, request: usize, response: usize) -> bool {
+    pub(crate) fn allow_response(
+        &mut self,
+        now: Now,
+        client: IpAddr,
+        request: usize,
+        response: usize,
+    ) -> bool {
         if response + HEADERS > MAX_AMPLIFICATION * (request + HEADERS) {
             self.counters.over_size += 1;
             Limit::AnswerSize.reached(MAX_AMPLIFICATION);
@@ -100,7 +111,7 @@ impl UnauthenticatedLimiter {
     }
 
     /// Returns whether `client` may begin a DTLS handshake, which counts for its network and for all networks; counts it if not.
-    pub fn allow_handshake(&mut self, now: Now, client: IpAddr) -> bool {
+    pub(crate) fn allow_handshake(&mut self, now: Now, client: IpAddr) -> bool {
         if self.is_unlimited(client) {
             return true;
         }
@@ -116,7 +127,7 @@ impl UnauthenticatedLimiter {
 
     /// Returns what was refused so far.
     #[must_use]
-    pub fn counters(&self) -> UnauthenticatedCounters {
+    pub(crate) fn counters(&self) -> UnauthenticatedCounters {
         self.counters
     }
 

@@ -68,7 +68,7 @@ pub struct Admitted {
 /// Why a key or JWT is refused. The claims of a JWT are checked after its signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Refusal {
+pub(crate) enum Refusal {
     /// No access key is that, and no JWT is taken here.
     #[error("this access key is not valid here")]
     Unknown,
@@ -110,7 +110,7 @@ pub enum Refusal {
 ///
 /// # Errors
 /// Returns why the key or JWT is refused.
-pub fn admit(config: &Config, now: Now, shown: &str) -> Result<Admitted, Refusal> {
+pub(crate) fn admit(config: &Config, now: Now, shown: &str) -> Result<Admitted, Refusal> {
     if shown.len() > MAX_KEY {
         return Err(Refusal::Unknown);
     }

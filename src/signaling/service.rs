@@ -107,7 +107,7 @@ impl Shared {
 
 /// Running signalling.
 #[derive(Debug)]
-pub struct Service {
+pub(crate) struct Service {
     handle: Handle,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
@@ -116,7 +116,7 @@ pub struct Service {
 /// Starts signalling on a task of the current tokio runtime. `seed` must come from the system's random source: tags
 /// and tokens are drawn from it.
 #[must_use]
-pub fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service {
+pub(crate) fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service {
     let mut rng = ChaCha20Rng::from_seed(seed);
     let hub = Hub::new(config.clone(), ChaCha20Rng::from_rng(&mut rng));
     let (stop, stopped) = watch::channel(false);
@@ -134,12 +134,12 @@ pub fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service {
 impl Service {
     /// Returns a handle for those who receive datagrams and serve HTTP.
     #[must_use]
-    pub fn handle(&self) -> Handle {
+    pub(crate) fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
     /// Waits until the hub panics.
-    pub async fn failed(&mut self) -> JoinError {
+    pub(crate) async fn failed(&mut self) -> JoinError {
         match (&mut self.task).await {
             Err(error) => error,
             Ok(()) => std::future::pending().await,
@@ -147,7 +147,7 @@ impl Service {
     }
 
     /// Stops the hub and closes the WebSockets.
-    pub async fn shutdown(self) {
+    pub(crate) async fn shutdown(self) {
         let _ = self.stop.send(true);
         if let Err(error) = self.task.await {
             tracing::error!(%error, "signalling has failed");
@@ -157,14 +157,14 @@ impl Service {
 
 /// Passes events to running signalling.
 #[derive(Debug, Clone)]
-pub struct Handle {
+pub(crate) struct Handle {
     pub(super) shared: Arc<Shared>,
 }
 
 impl Handle {
     /// Queues a datagram; returns `false` if the queue is full and the datagram is lost.
     #[must_use]
-    pub fn datagram(
+    pub(crate) fn datagram(
         &self,
         port: ServerPort,
         from: SocketAddr,
@@ -179,7 +179,7 @@ impl Handle {
     }
 
     /// Ends the registration and the calls of a tag that has been added to [`Config::revoked`].
-    pub async fn revoke(&self, tag: Tag) {
+    pub(crate) async fn revoke(&self, tag: Tag) {
         // If the hub has ended, nothing is left to end.
         let _ = self.shared.queue.send(Event::Revoked { tag }).await;
     }
@@ -196,7 +196,7 @@ impl Handle {
     ///
     /// # Errors
     /// Returns why the key or JWT is refused.
-    pub fn admit_operator(
+    pub(crate) fn admit_operator(
         &self,
         now: Now,
         from: IpAddr,
@@ -209,7 +209,7 @@ impl Handle {
 
     /// Returns the routes `/ws` and `/ice`. Each request must carry `axum::extract::ConnectInfo<SocketAddr>` in its
     /// extensions.
-    pub fn router(&self) -> axum::Router {
+    pub(crate) fn router(&self) -> axum::Router {
         http::router(Arc::clone(&self.shared))
     }
 }

@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 
 /// The server's sockets, for sending only; one for each local address.
 #[derive(Debug, Default)]
-pub struct Sockets {
+pub(crate) struct Sockets {
     /// On port 1.
     pub main: Vec<BatchUdpSocket>,
     /// On port 2.

@@ -33,7 +33,7 @@ const PASSWORD: usize = 20;
 
 /// What names and passwords are made with.
 #[derive(Debug)]
-pub struct SecretKeys {
+pub(crate) struct SecretKeys {
     name: hmac::Key,
     password: hmac::Key,
 }
@@ -41,7 +41,7 @@ pub struct SecretKeys {
 impl SecretKeys {
     /// Derives both keys from one that nobody else has.
     #[must_use]
-    pub fn new(key: &[u8; 32]) -> Self {
+    pub(crate) fn new(key: &[u8; 32]) -> Self {
         let root = hmac::Key::new(hmac::HMAC_SHA256, key);
         let derive =
             |purpose: &str| hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&root, purpose.as_bytes()).as_ref());
@@ -51,14 +51,14 @@ impl SecretKeys {
 
 /// Hands out credentials and checks them.
 #[derive(Debug)]
-pub struct SharedSecrets {
+pub(crate) struct SharedSecrets {
     keys: Arc<SecretKeys>,
     rng: ChaCha20Rng,
 }
 
 /// What the integrity of a Binding request says.
 #[derive(Debug)]
-pub enum BindingCheck {
+pub(crate) enum BindingCheck {
     /// Nothing that counts here: it is answered as a request without integrity.
     Open,
     /// It is right, and so the success response is signed too.
@@ -69,7 +69,7 @@ pub enum BindingCheck {
 
 impl BindingCheck {
     /// Signs the answer to the request, where its integrity was right and it is granted.
-    pub fn sign(&self, answer: &mut Vec<u8>) {
+    pub(crate) fn sign(&self, answer: &mut Vec<u8>) {
         if let Self::Signed(key, text) = self
             && is_success(answer)
         {
@@ -80,7 +80,7 @@ impl BindingCheck {
 
 /// Returns whether `message` is a Shared Secret Request of RFC 3489, which has no magic cookie.
 #[must_use]
-pub fn is_shared_secret_request(message: &Message<'_>) -> bool {
+pub(crate) fn is_shared_secret_request(message: &Message<'_>) -> bool {
     (message.class(), message.method()) == (Class::Request, Method::SHARED_SECRET)
         && message.transaction().is_classic()
 }
@@ -88,13 +88,13 @@ pub fn is_shared_secret_request(message: &Message<'_>) -> bool {
 impl SharedSecrets {
     /// Makes one that draws from `rng`.
     #[must_use]
-    pub fn new(keys: Arc<SecretKeys>, rng: ChaCha20Rng) -> Self {
+    pub(crate) fn new(keys: Arc<SecretKeys>, rng: ChaCha20Rng) -> Self {
         Self { keys, rng }
     }
 
     /// Answers a Shared Secret Request: with credentials where it came by TLS, else with 433.
     #[must_use]
-    pub fn answer(&mut self, unix: u64, message: &Message<'_>, by_tls: bool) -> Vec<u8> {
+    pub(crate) fn answer(&mut self, unix: u64, message: &Message<'_>, by_tls: bool) -> Vec<u8> {
         let id = message.transaction();
         if !by_tls {
             return refusal(Method::SHARED_SECRET, id, 433).finish();
@@ -113,7 +113,7 @@ impl SharedSecrets {
     /// Checks the integrity of a Binding request as section 8.1 says. User names that were not made here are nobody's business: ICE sends
     /// its own.
     #[must_use]
-    pub fn check(&self, unix: u64, message: &Message<'_>) -> BindingCheck {
+    pub(crate) fn check(&self, unix: u64, message: &Message<'_>) -> BindingCheck {
         if !message.transaction().is_classic() || !message.has_integrity() {
             return BindingCheck::Open;
         }
@@ -165,7 +165,7 @@ pub(super) fn refusal(method: Method, id: TransactionId, code: u16) -> Builder {
 
 /// Answers a Binding request whose integrity is refused.
 #[must_use]
-pub fn refused(message: &Message<'_>, code: u16) -> Vec<u8> {
+pub(crate) fn refused(message: &Message<'_>, code: u16) -> Vec<u8> {
     refusal(Method::BINDING, message.transaction(), code).finish()
 }
 

@@ -18,24 +18,27 @@ use super::handlers::AuthHandler;
 use crate::clock::Now;
 use crate::stun::{Attributes, Integrity, Key, Message, Method, PasswordAlgorithm, attr};
 use lookup::LookupCache;
-pub use lookup::{LookupAction, LookupCacheConfig, LookupResult, PendingLookups, UserQuery};
+pub(crate) use lookup::{LookupAction, PendingLookups};
+pub use lookup::{LookupCacheConfig, LookupResult, UserQuery};
 #[cfg(test)]
 pub(crate) use lookup::{MAX_PENDING_PER_NETWORK, MAX_PENDING_UNKNOWN};
 use nonce::{Nonces, OfferedFeatures};
 use realm::Realm;
 pub use realm::RealmCredentials;
-pub use rest::{RestCredentials, RestHash, RestSecret};
+pub use rest::RestSecret;
+pub(crate) use rest::{RestCredentials, RestHash};
 pub use revocation_list::RevocationList;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 pub use token::TokenKey;
-pub use user_table::{CredentialsError, UserKeys, hex_key, parse_credentials};
+pub use user_table::UserKeys;
+pub(crate) use user_table::{CredentialsError, hex_key, parse_credentials};
 use user_table::{MAX_USERNAME, UserId};
 
 /// Longest name of a realm in bytes, together with the third-party server's name: a longer one would make the answer to a bare
 /// request of 20 bytes more than three times as long as the request, IP and UDP headers counted.
-pub const MAX_REALM: usize = 32;
+pub(crate) const MAX_REALM: usize = 32;
 
 /// PASSWORD-ALGORITHMS where every user can be checked with both, and where one cannot.
 const BOTH: [PasswordAlgorithm; 2] = [PasswordAlgorithm::Sha256, PasswordAlgorithm::Md5];

@@ -23,7 +23,7 @@ const PLAIN: usize = 2 + 4 + 4 + 8 + 8;
 
 /// Encrypts and decrypts tickets.
 #[derive(Debug)]
-pub struct MobilityTickets(Option<LessSafeKey>);
+pub(crate) struct MobilityTickets(Option<LessSafeKey>);
 
 /// A ticket's plaintext.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub(super) struct Mobility {
 impl MobilityTickets {
     /// Creates it with a key, which all servers that a client may move between share.
     #[must_use]
-    pub fn new(key: &[u8; 32]) -> Self {
+    pub(crate) fn new(key: &[u8; 32]) -> Self {
         // ring refuses only keys of another length; without a key there are no tickets.
         Self(UnboundKey::new(&CHACHA20_POLY1305, key).ok().map(LessSafeKey::new))
     }

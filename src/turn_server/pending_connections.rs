@@ -36,7 +36,7 @@ impl Eq for UserBandwidth {}
 
 /// Peer connections of all workers that no client connection is bound to yet. Each allocation's share is capped by its relay.
 #[derive(Debug, Default)]
-pub struct PendingConnections(Mutex<HashMap<ConnectionId, PendingConnection>>);
+pub(crate) struct PendingConnections(Mutex<HashMap<ConnectionId, PendingConnection>>);
 
 #[derive(Debug)]
 struct PendingConnection {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 /// A peer's transport address in canonical form: an IPv4-mapped IPv6 address cannot be built, it becomes IPv4.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PeerAddr {
+pub(crate) struct PeerAddr {
     /// An IPv4 address in its mapped form.
     ip: [u8; 16],
     port: u16,
@@ -20,7 +20,7 @@ pub struct PeerAddr {
 impl PeerAddr {
     /// Canonicalises `address`.
     #[must_use]
-    pub fn new(address: SocketAddr) -> Self {
+    pub(crate) fn new(address: SocketAddr) -> Self {
         let ip = match address.ip() {
             IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
             IpAddr::V6(v6) => v6.octets(),
@@ -30,7 +30,7 @@ impl PeerAddr {
 
     /// Returns the address.
     #[must_use]
-    pub fn ip(self) -> IpAddr {
+    pub(crate) fn ip(self) -> IpAddr {
         match self.ip {
             [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xFF, 0xFF, a, b, c, d] => IpAddr::from([a, b, c, d]),
             v6 => IpAddr::from(v6),
@@ -39,7 +39,7 @@ impl PeerAddr {
 
     /// Returns the port.
     #[must_use]
-    pub fn port(self) -> u16 {
+    pub(crate) fn port(self) -> u16 {
         self.port
     }
 
@@ -50,7 +50,7 @@ impl PeerAddr {
 
     /// Returns both, for the socket.
     #[must_use]
-    pub fn socket_addr(self) -> SocketAddr {
+    pub(crate) fn socket_addr(self) -> SocketAddr {
         SocketAddr::new(self.ip(), self.port)
     }
 }
@@ -63,7 +63,7 @@ impl fmt::Debug for PeerAddr {
 
 /// The rule that denied a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PolicyDenial {
+pub(crate) enum PolicyDenial {
     /// An address of this host, at a port that is not a relayed address.
     OwnAddress,
     /// A prefix of the special-purpose table.
@@ -77,7 +77,7 @@ pub enum PolicyDenial {
 impl PolicyDenial {
     /// Returns the rule's name, for metrics: `own address`, `deny_peers`, `permission handler`, or the purpose in IANA's registry, such as `private`.
     #[must_use]
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::OwnAddress => "own address",
             Self::Special(rule) => rule,
@@ -115,7 +115,7 @@ pub struct PolicyConfig {
 
 /// Decides which peers may be reached.
 #[derive(Debug, Clone)]
-pub struct PeerPolicy {
+pub(crate) struct PeerPolicy {
     config: PolicyConfig,
     relayed: Arc<RelayPorts>,
 }
@@ -163,7 +163,7 @@ const SPECIAL: [(&str, &str); 36] = [
 impl PeerPolicy {
     /// Takes the operator's lists and the table of relayed addresses, which stay reachable.
     #[must_use]
-    pub fn new(config: PolicyConfig, relayed: Arc<RelayPorts>) -> Self {
+    pub(crate) fn new(config: PolicyConfig, relayed: Arc<RelayPorts>) -> Self {
         Self { config, relayed }
     }
 
@@ -172,7 +172,7 @@ impl PeerPolicy {
     ///
     /// # Errors
     /// [`PolicyDenial`] names the rule.
-    pub fn check(&self, peer: PeerAddr) -> Result<(), PolicyDenial> {
+    pub(crate) fn check(&self, peer: PeerAddr) -> Result<(), PolicyDenial> {
         let ip = peer.ip();
         if self.relayed.serves(ip) && (peer.port() == 0 || self.relayed.is_leased(peer.socket_addr())) {
             return Ok(());
@@ -200,7 +200,7 @@ impl PeerPolicy {
 
     /// Returns whether `ip` is an address of this host, where a permission does not open all ports.
     #[must_use]
-    pub fn is_own(&self, ip: IpAddr) -> bool {
+    pub(crate) fn is_own(&self, ip: IpAddr) -> bool {
         self.relayed.serves(ip)
             || self.config.own_addresses.contains(&ip)
             // Loopback has a rule of its own, which `allow_peers` may lift.
@@ -210,7 +210,7 @@ impl PeerPolicy {
     /// Returns whether what `peer` may send or receive depends on its port: at every address that leads to this host in any spelling,
     /// groups that it may have joined among them.
     #[must_use]
-    pub fn checks_ports(&self, ip: IpAddr) -> bool {
+    pub(crate) fn checks_ports(&self, ip: IpAddr) -> bool {
         let leads_here =
             |ip: IpAddr| self.is_own(ip) || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast();
         embedded(ip).any(leads_here)
@@ -218,7 +218,7 @@ impl PeerPolicy {
 
     /// Returns the same policy for a host whose interfaces have other addresses.
     #[must_use]
-    pub fn on_interfaces(&self, interfaces: Arc<[IpAddr]>) -> Self {
+    pub(crate) fn on_interfaces(&self, interfaces: Arc<[IpAddr]>) -> Self {
         let config = PolicyConfig { interfaces, ..self.config.clone() };
         Self { config, relayed: Arc::clone(&self.relayed) }
     }

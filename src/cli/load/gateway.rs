@@ -22,7 +22,7 @@ const MIB: f64 = 1024.0 * 1024.0;
 
 /// Options of `ginnel load gateway`.
 #[derive(Debug, Args)]
-pub struct Gateway {
+pub(crate) struct Gateway {
     /// Clients, a connection each
     #[arg(long, default_value_t = 100)]
     clients: usize,

@@ -34,7 +34,7 @@ const WINDOW: u32 = 64;
 
 /// What `ginnel load` can do.
 #[derive(Debug, Subcommand)]
-pub enum LoadCommand {
+pub(super) enum LoadCommand {
     /// Ask for one's own address (STUN Binding)
     Binding(Binding),
     /// Make allocations, and give them back
@@ -49,7 +49,7 @@ pub enum LoadCommand {
 
 /// Options of `ginnel load binding`.
 #[derive(Debug, Args)]
-pub struct Binding {
+pub(super) struct Binding {
     /// Sockets that ask
     #[arg(long, default_value_t = 16)]
     sockets: usize,
@@ -63,7 +63,7 @@ pub struct Binding {
 
 /// Options of `ginnel load allocate`.
 #[derive(Debug, Args)]
-pub struct Allocate {
+pub(super) struct Allocate {
     /// Allocations in all
     #[arg(long, default_value_t = 100)]
     count: usize,
@@ -81,7 +81,7 @@ pub struct Allocate {
 
 /// Options of `ginnel load relay`.
 #[derive(Debug, Args)]
-pub struct Relay {
+pub(super) struct Relay {
     /// Clients with an allocation each
     #[arg(long, default_value_t = 10)]
     allocations: usize,
@@ -215,7 +215,7 @@ impl LoadCommand {
     ///
     /// # Errors
     /// What failed, and what to do about it; also when nothing arrived, or more was lost than `--max-loss`.
-    pub fn run(self) -> anyhow::Result<()> {
+    pub(super) fn run(self) -> anyhow::Result<()> {
         let common = match &self {
             Self::Binding(binding) => &binding.common,
             Self::Allocate(allocate) => &allocate.common,

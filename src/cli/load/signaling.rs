@@ -13,7 +13,7 @@ use std::time::Duration;
 
 /// Options of `ginnel load signaling`.
 #[derive(Debug, Args)]
-pub struct Signaling {
+pub(crate) struct Signaling {
     /// How clients reach the server
     #[arg(long, value_enum, default_value_t = ViaArg::Udp)]
     via: ViaArg,

@@ -11,9 +11,9 @@ use crate::gateway::wire::{self, Command, ConnId, Frame, HEAD, WireError};
 use bytes::BufMut;
 
 /// The shortest message.
-pub const STAMP_LEN: usize = 20;
+pub(crate) const STAMP_LEN: usize = 20;
 /// The longest one.
-pub const LONGEST: usize = 512 * 1024 - 4;
+pub(crate) const LONGEST: usize = 512 * 1024 - 4;
 const HEADER_LEN: usize = HEAD + STAMP_LEN;
 /// What a filling repeats itself after: no power of two, so that nothing that is moved by a page looks right.
 const PERIOD: usize = 251;

@@ -8,8 +8,8 @@ mod connect;
 mod connection;
 mod exchange;
 mod flows;
-pub mod message;
-pub mod report;
+pub(crate) mod message;
+pub(crate) mod report;
 #[cfg(test)]
 mod tests;
 mod virtual_connections;
@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use virtual_connections::LoadSize;
 
 /// The most virtual connections of a load.
-pub const MOST: usize = 1_000_000;
+pub(crate) const MOST: usize = 1_000_000;
 /// The longest wait middlebox looks at whether to stop.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long nothing may come up before the load is given up.

@@ -3,12 +3,12 @@
 //! `clients` is what they say, without sockets; `udp_clients` and [`websocket_clients`] carry it.
 
 mod clients;
-pub mod report;
+pub(crate) mod report;
 mod transport;
 mod udp_clients;
-pub mod websocket_clients;
+pub(crate) mod websocket_clients;
 
-pub use report::SignalingReport;
+pub(crate) use report::SignalingReport;
 
 use super::error::LoadError;
 use super::pacing::Pace;
@@ -25,7 +25,7 @@ use udp_clients::UdpClients;
 use websocket_clients::WebSocketClients;
 
 /// The most clients by UDP on loopback, an address each.
-pub const MOST_CLIENTS: usize = 2_000_000;
+pub(crate) const MOST_CLIENTS: usize = 2_000_000;
 /// The longest wait between looks at whether to stop.
 const LOOK: Duration = Duration::from_millis(20);
 /// How long no client may come in before the load is given up.

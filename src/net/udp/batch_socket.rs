@@ -5,7 +5,7 @@ use super::{BatchUdpSocket, Route, RxBatch, RxBuffers, TxMessage};
 use std::io::{self, IoSlice};
 
 /// A socket that receives and sends datagrams in batches.
-pub trait BatchSocket {
+pub(crate) trait BatchSocket {
     /// The header of one message.
     type TxMessage;
 

@@ -17,7 +17,7 @@ const PACKET_TOO_BIG: (u8, u8) = (2, 0);
 
 /// An ICMP or ICMPv6 error about a datagram that we sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PeerError {
+pub(crate) struct PeerError {
     /// The datagram's destination.
     pub peer: SocketAddr,
     /// Type, in the numbers of ICMP for an IPv4 peer and of ICMPv6 for an IPv6 peer.

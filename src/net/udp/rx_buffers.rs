@@ -16,7 +16,7 @@ const STRIDE: usize = HEADROOM + 65_536 + 128;
 
 /// A fixed pool of receive buffers. Received bytes stay until [`RxBuffers::clear`].
 #[derive(Debug)]
-pub struct RxBuffers {
+pub(crate) struct RxBuffers {
     buffers: Box<[u8]>,
     received: Box<[Received]>,
     filled: usize,
@@ -24,7 +24,7 @@ pub struct RxBuffers {
 
 /// The result of one receive: a range of buffers.
 #[derive(Debug, Clone, Copy)]
-pub struct RxBatch {
+pub(crate) struct RxBatch {
     first: usize,
     count: usize,
     is_drained: bool,
@@ -35,20 +35,20 @@ pub struct RxBatch {
 impl RxBatch {
     /// Returns the number of messages, each a datagram or a GRO run of one sender.
     #[must_use]
-    pub fn messages(&self) -> usize {
+    pub(crate) fn messages(&self) -> usize {
         self.count
     }
 
     /// Returns whether the receive has emptied the socket, so that the next one waits for a readiness event.
     #[must_use]
-    pub fn is_drained(&self) -> bool {
+    pub(crate) fn is_drained(&self) -> bool {
         self.is_drained
     }
 }
 
 /// One received datagram, borrowed from its [`RxBuffers`].
 #[derive(Debug, Clone, Copy)]
-pub struct Datagram<'a> {
+pub(crate) struct Datagram<'a> {
     /// The sender.
     pub from: SocketAddr,
     /// The local address it was sent to, where the system reports it.
@@ -73,18 +73,18 @@ impl Default for RxBuffers {
 
 impl RxBuffers {
     /// Releases all buffers.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.filled = 0;
     }
 
     /// Returns the number of free buffers.
     #[must_use]
-    pub fn room(&self) -> usize {
+    pub(crate) fn room(&self) -> usize {
         BUFFERS - self.filled
     }
 
     /// Iterates over the datagrams of a batch; GRO runs are split.
-    pub fn datagrams(&self, batch: RxBatch) -> impl Iterator<Item = Datagram<'_>> {
+    pub(crate) fn datagrams(&self, batch: RxBatch) -> impl Iterator<Item = Datagram<'_>> {
         let buffers = self.buffers.chunks_exact(STRIDE).zip(&self.received);
         let received = buffers.take(self.filled).skip(batch.first).take(batch.count);
         received
@@ -106,21 +106,21 @@ impl RxBuffers {
     }
 
     /// Iterates over the senders of the messages of a batch, one for each GRO run.
-    pub fn senders(&self, batch: RxBatch) -> impl Iterator<Item = SocketAddr> {
+    pub(crate) fn senders(&self, batch: RxBatch) -> impl Iterator<Item = SocketAddr> {
         let received = self.received.iter().take(self.filled).skip(batch.first).take(batch.count);
         received.filter_map(|received| received.name.socket_address())
     }
 
     /// Returns the offset of `payload`; `None` when it is not in these buffers.
     #[must_use]
-    pub fn position(&self, payload: &[u8]) -> Option<usize> {
+    pub(crate) fn position(&self, payload: &[u8]) -> Option<usize> {
         let start = (payload.as_ptr() as usize).checked_sub(self.buffers.as_ptr() as usize)?;
         (start + payload.len() <= self.buffers.len()).then_some(start)
     }
 
     /// Writes `head` in front of the payload at `start`, into the headroom of its buffer. Returns
     /// whether there is headroom: only the first datagram of a GRO run has it.
-    pub fn put_before(&mut self, start: usize, head: &[u8]) -> bool {
+    pub(crate) fn put_before(&mut self, start: usize, head: &[u8]) -> bool {
         let is_first = start % STRIDE == HEADROOM;
         let room = start.checked_sub(head.len()).filter(|_| is_first && head.len() <= HEADROOM);
         let room = room.and_then(|from| self.buffers.get_mut(from..start));
@@ -129,13 +129,13 @@ impl RxBuffers {
 
     /// Returns `len` bytes from `start` on.
     #[must_use]
-    pub fn part(&self, start: usize, len: usize) -> &[u8] {
+    pub(crate) fn part(&self, start: usize, len: usize) -> &[u8] {
         self.buffers.get(start..start + len).unwrap_or_default()
     }
 
     /// Lends the bytes from `start` on for data that arrives by other ways than a UDP socket, so that it can be sent from here:
     /// [`RxBuffers::part`]. The pool must be clear; staged bytes have no headroom.
-    pub fn stage(&mut self, start: usize) -> &mut [u8] {
+    pub(crate) fn stage(&mut self, start: usize) -> &mut [u8] {
         self.buffers.get_mut(start..).unwrap_or_default()
     }
 

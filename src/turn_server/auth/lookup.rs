@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Most requests of one worker that wait for a look-up.
-pub const MAX_PENDING: usize = 512;
+pub(crate) const MAX_PENDING: usize = 512;
 /// Most of them for users that no earlier look-up found.
-pub const MAX_PENDING_UNKNOWN: usize = 384;
+pub(crate) const MAX_PENDING_UNKNOWN: usize = 384;
 /// Most requests for such users from one network (IPv4 /24, IPv6 /48).
-pub const MAX_PENDING_PER_NETWORK: usize = 32;
+pub(crate) const MAX_PENDING_PER_NETWORK: usize = 32;
 /// Longest request that waits.
-pub const MAX_PENDING_LEN: usize = 2048;
+pub(crate) const MAX_PENDING_LEN: usize = 2048;
 
 /// A user to look up.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -118,7 +118,7 @@ impl LookupCache {
 /// Requests that wait for a user look-up: few, short, and only from addresses that have answered a challenge. A request that
 /// exceeds the limits is dropped; its client retransmits it.
 #[derive(Debug, Default)]
-pub struct PendingLookups {
+pub(crate) struct PendingLookups {
     pending: VecDeque<PendingRequest>,
 }
 
@@ -133,7 +133,7 @@ struct PendingRequest {
 
 /// What happens to a request whose user must be looked up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LookupAction {
+pub(crate) enum LookupAction {
     /// It waits, and the look-up starts.
     Start,
     /// It waits for a look-up that has started.
@@ -145,7 +145,7 @@ pub enum LookupAction {
 impl PendingLookups {
     /// Stores a request within the limits.
     #[must_use]
-    pub fn insert(
+    pub(crate) fn insert(
         &mut self,
         query: &Arc<UserQuery>,
         client: FiveTuple,
@@ -189,7 +189,7 @@ impl PendingLookups {
     }
 
     /// Removes and returns the requests that waited for `query`, oldest first.
-    pub fn take(&mut self, query: &UserQuery) -> Vec<(FiveTuple, Vec<u8>)> {
+    pub(crate) fn take(&mut self, query: &UserQuery) -> Vec<(FiveTuple, Vec<u8>)> {
         let (ready, waiting) = self.pending.drain(..).partition(|pending| *pending.query == *query);
         self.pending = waiting;
         let ready: VecDeque<PendingRequest> = ready;
@@ -197,7 +197,7 @@ impl PendingLookups {
     }
 
     /// Removes the requests of a client whose connection has closed.
-    pub fn remove_client(&mut self, client: FiveTuple) {
+    pub(crate) fn remove_client(&mut self, client: FiveTuple) {
         self.pending.retain(|pending| pending.client != client);
     }
 

@@ -94,7 +94,7 @@ pub struct CredentialsError {
 ///
 /// # Errors
 /// [`CredentialsError`] names the first malformed line; the whole file is rejected.
-pub fn parse_credentials(text: &str) -> Result<Vec<(String, String, UserKeys)>, CredentialsError> {
+pub(crate) fn parse_credentials(text: &str) -> Result<Vec<(String, String, UserKeys)>, CredentialsError> {
     let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim()));
     lines
         .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
@@ -119,7 +119,7 @@ fn parse_line(line: &str) -> Result<(String, String, UserKeys), &'static str> {
 
 /// Decodes a key in hexadecimal digits.
 #[must_use]
-pub fn hex_key<const N: usize>(text: &str) -> Option<[u8; N]> {
+pub(crate) fn hex_key<const N: usize>(text: &str) -> Option<[u8; N]> {
     HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok()?.try_into().ok()
 }
 
