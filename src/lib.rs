@@ -40,7 +40,7 @@
 // What only one of the features uses is dead code without it.
 #![cfg_attr(
     not(all(feature = "server", feature = "agent", feature = "load", feature = "cli")),
-    allow(dead_code, unused_imports)
+    allow(dead_code, unused_imports, unreachable_pub)
 )]
 
 #[cfg(feature = "agent")]
