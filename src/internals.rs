@@ -48,6 +48,11 @@ pub mod net {
     }
 }
 
+#[cfg(feature = "messaging")]
+pub mod store {
+    pub use crate::store::*;
+}
+
 pub mod signaling {
     pub use crate::signaling::{
         Config, ConnId, Destination, Hub, HubMessage, Limits, NodeId, NotifyFrom, Output, Rate, ServerPort,

@@ -39,7 +39,13 @@
 
 // What only one of the features uses is dead code without it.
 #![cfg_attr(
-    not(all(feature = "server", feature = "agent", feature = "load", feature = "cli")),
+    not(all(
+        feature = "server",
+        feature = "agent",
+        feature = "load",
+        feature = "messaging",
+        feature = "cli"
+    )),
     allow(dead_code, unused_imports, unreachable_pub)
 )]
 
@@ -71,6 +77,8 @@ pub mod server;
 pub mod signaling;
 #[cfg(feature = "server")]
 mod state;
+#[cfg(feature = "messaging")]
+mod store;
 pub mod stun;
 #[cfg(feature = "server")]
 pub mod stun_server;

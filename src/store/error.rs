@@ -1,0 +1,34 @@
+//! Why a call failed.
+
+use super::mailbox::MailboxId;
+use std::error::Error;
+
+/// Why a call changed or returned nothing.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The mailbox stores as many messages or bytes as it may.
+    #[error("mailbox {} is full", .0.0)]
+    MailboxFull(MailboxId),
+    /// There is one under this name already.
+    #[error("it exists already")]
+    Exists,
+    /// There is none under this name.
+    #[error("it does not exist")]
+    NotFound,
+    /// Something is longer, or there are more of it, than the store accepts.
+    #[error("too long or too many")]
+    LimitExceeded,
+    /// The file system has no room. Later calls may succeed.
+    #[error("the disk is full")]
+    DiskFull,
+    /// More calls wait than the store queues. Later calls may succeed.
+    #[error("too many calls wait for the store")]
+    Overloaded,
+    /// The store was closed.
+    #[error("the store is closed")]
+    Closed,
+    /// The database failed.
+    #[error("the database failed: {0}")]
+    Backend(#[source] Box<dyn Error + Send + Sync>),
+}
