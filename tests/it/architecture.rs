@@ -609,7 +609,7 @@ fn the_architecture_fits_on_120_lines() {
 fn no_public_type_name_is_defined_twice_unless_the_glossary_lists_it() {
     const KINDS: [&str; 4] = ["pub struct ", "pub enum ", "pub trait ", "pub type "];
     let glossary = fs::read_to_string(root().join("docs/glossary.md")).unwrap();
-    let (_, table) = glossary.split_once("## Names that stand twice").unwrap();
+    let (_, table) = glossary.split_once("## Duplicate type names").unwrap();
     let listed: HashSet<_> =
         table.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
     let mut places: HashMap<String, Vec<String>> = HashMap::new();

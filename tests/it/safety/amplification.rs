@@ -87,7 +87,7 @@ fn rows(port: u16) -> Vec<Row> {
         ("Connect, bare", 3.0, request(Method(0x00A))),
         ("Connect, one peer", 3.0, with_peer(Method(0x00A))),
         ("ConnectionBind, bare", 3.0, request(Method(0x00B))),
-        ("A method that nobody knows", 3.0, request(Method(0x0FF))),
+        ("Unknown method", 3.0, request(Method(0x0FF))),
         ("Binding indication", 3.0, Builder::new(Class::Indication, Method::BINDING, LAST)),
         ("Binding response", 3.0, Builder::new(Class::Success, Method::BINDING, LAST)),
         (
