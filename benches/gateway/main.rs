@@ -1,21 +1,20 @@
-//! `cargo bench --bench gateway`: our gateway beside a bare TCP proxy, and beside itself with one write for each frame.
+//! `cargo bench --bench gateway`: compares the gateway with a TCP proxy, and with itself with one write per frame.
 //!
-//! See `docs/performance.md`. The load is that of `ginnel load gateway`: the same frames through all of them, each message counted,
-//! put in order and compared at its receiver; a run in which one is missing is no result. All traffic stays on loopback; only processes
-//! that were started here are ended.
+//! See `docs/performance.md`. The load is that of `ginnel load gateway`. The receiver counts and compares each message; a run with a lost message
+//! fails. All traffic stays on loopback.
 
 #![allow(missing_docs, reason = "a program, not a library")]
 
-mod between;
+mod middlebox;
 mod proxy;
 
 use anyhow::{Context, bail};
-use between::{Kind, Process};
 use clap::Parser;
 use ginnel::internals::load::gateway::{HandshakeKind, MessageDirection};
 use ginnel::internals::load::{
     GatewayLoad, GatewayReport, Load, LoadTimes, LoadTransport, RunControl, Target,
 };
+use middlebox::{Kind, Process};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -24,15 +23,15 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-/// One load, the gateway under it, and what it is compared with.
+/// One comparison: the load, the gateway, and the other side.
 struct Step {
     name: &'static str,
     size: u32,
-    /// Of each client.
+    /// Per client.
     virtual_connections: usize,
     ours: Kind,
     theirs: Kind,
-    /// What the gateway must reach of the other one's throughput, and of its messages per CPU second.
+    /// The ratios to reach: of throughput, and of messages per CPU second.
     goals: [Option<f64>; 2],
 }
 
@@ -43,7 +42,7 @@ enum Figure {
 }
 
 const FIGURES: [Figure; 2] = [Figure::Throughput, Figure::PerCpuSecond];
-/// Clients, and as many servers: behind a proxy there is one for each client.
+/// Clients and servers. Behind a proxy each client has its own server.
 const PAIRS: usize = 4;
 
 const STEPS: [Step; 5] = [
@@ -56,11 +55,11 @@ const STEPS: [Step; 5] = [
         goals: [Some(0.8), None],
     },
     Step {
-        name: "16 KiB messages beside larger buffers",
+        name: "16 KiB messages, proxy with larger buffers",
         size: 16 * 1024,
         virtual_connections: 1,
         ours: Kind::Gateway(HandshakeKind::Md5),
-        theirs: Kind::RoomyProxy,
+        theirs: Kind::LargeBufferProxy,
         goals: [None; 2],
     },
     Step {
@@ -89,14 +88,14 @@ const STEPS: [Step; 5] = [
     },
 ];
 
-/// Compares the gateway with a bare proxy and with itself without batching, on this machine alone
+/// Compares the gateway with a TCP proxy and with itself without batching, on this machine
 #[derive(Debug, Parser)]
 #[command(name = "gateway", bin_name = "cargo bench --bench gateway --")]
 struct Options {
-    /// Rounds; each has every step with both sides in turn
+    /// Rounds; each runs every step for both sides
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Seconds that each side of a step is measured
+    /// Seconds of measurement per side and step
     #[arg(long, default_value_t = 3)]
     seconds: u64,
     /// Only steps whose names contain this
@@ -111,15 +110,15 @@ struct Options {
     /// The program of `ginnel serve` [default: this package's]
     #[arg(long, value_name = "FILE")]
     ginnel: Option<PathBuf>,
-    /// Print the runs as JSON too, an object a line
+    /// Also print the runs as JSON, one object per line
     #[arg(long)]
     json: bool,
-    /// Be the proxy: its address, the server's
+    /// Run as the proxy: its address, the server's address
     #[arg(long, hide = true, num_args = 2)]
     proxy: Option<Vec<SocketAddr>>,
     /// The same with larger buffers
     #[arg(long, hide = true, num_args = 2)]
-    roomy_proxy: Option<Vec<SocketAddr>>,
+    large_buffer_proxy: Option<Vec<SocketAddr>>,
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -128,19 +127,19 @@ struct Options {
 struct Run {
     round: usize,
     step: &'static str,
-    between: String,
+    middlebox: String,
     report: GatewayReport,
 }
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    for (which, is_roomy) in [(&options.proxy, false), (&options.roomy_proxy, true)] {
-        if let Some([own, server]) = which.as_deref() {
-            return proxy::run(*own, *server, is_roomy);
+    for (addresses, has_large_buffers) in [(&options.proxy, false), (&options.large_buffer_proxy, true)] {
+        if let Some([own, server]) = addresses.as_deref() {
+            return proxy::run(*own, *server, has_large_buffers);
         }
     }
     if std::thread::available_parallelism()?.get() < 2 {
-        bail!("the gateway and its clients need a processor each, and there is one");
+        bail!("the benchmark needs two processors");
     }
     let only = options.only.as_deref().unwrap_or_default();
     let steps: Vec<_> = STEPS.iter().filter(|step| step.name.contains(only)).collect();
@@ -166,7 +165,7 @@ fn measure(options: &Options, round: usize, step: &Step, kind: Kind) -> anyhow::
         own_sockets: false,
     };
     let what = GatewayLoad {
-        between: process.take_between()?,
+        middlebox: process.take_middlebox()?,
         clients: PAIRS,
         each: step.virtual_connections,
         servers: PAIRS,
@@ -196,7 +195,7 @@ fn measure(options: &Options, round: usize, step: &Step, kind: Kind) -> anyhow::
         report.own_cpu.share * 100.0,
         report.latency_us.p50,
     )?;
-    let run = Run { round, step: step.name, between: kind.name(), report };
+    let run = Run { round, step: step.name, middlebox: kind.name(), report };
     if options.json {
         writeln!(io::stdout(), "{}", serde_json::to_string(&run)?)?;
     }
@@ -219,15 +218,16 @@ impl Figure {
     }
 }
 
-/// Medians over the rounds, and the median of the rounds' ratios with the least and the most of them.
+/// Formats the medians of the rounds, and the median, minimum and maximum of their ratios.
 fn table(steps: &[&Step], runs: &[Run]) -> String {
     let mut text =
         String::from("| | ours | compared with | ratio | wanted |\n| --- | --- | --- | --- | --- |\n");
     for step in steps {
         for (figure, goal) in FIGURES.into_iter().zip(step.goals) {
             let of = |kind: Kind| -> Vec<f64> {
-                let its = runs.iter().filter(|run| run.step == step.name && run.between == kind.name());
-                its.map(|run| figure.read(&run.report)).collect()
+                let matching =
+                    runs.iter().filter(|run| run.step == step.name && run.middlebox == kind.name());
+                matching.map(|run| figure.read(&run.report)).collect()
             };
             let (ours, theirs) = (of(step.ours), of(step.theirs));
             let ratios: Vec<_> = ours.iter().zip(&theirs).map(|(ours, theirs)| ours / theirs).collect();

@@ -1,14 +1,14 @@
-//! A proxy that knows nothing of frames: for each connection one to the server, and tokio copies between them.
+//! A TCP proxy: one connection to the server per connection, and tokio copies between them.
 
 use std::net::SocketAddr;
 use tokio::io::{copy_bidirectional, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Buffers of the roomy one.
-const ROOM: usize = 64 * 1024;
+/// The large buffers.
+const LARGE_BUFFER: usize = 64 * 1024;
 
-/// Is the proxy until it is ended; with buffers of 64 KiB if it is `roomy`, and of 8 KiB, as tokio has them, if not.
-pub(super) fn run(own: SocketAddr, server: SocketAddr, roomy: bool) -> anyhow::Result<()> {
+/// Runs the proxy, with buffers of 64 KiB or with tokio's of 8 KiB.
+pub(super) fn run(own: SocketAddr, server: SocketAddr, has_large_buffers: bool) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_io().build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind(own).await?;
@@ -18,8 +18,11 @@ pub(super) fn run(own: SocketAddr, server: SocketAddr, roomy: bool) -> anyhow::R
             client.set_nodelay(true)?;
             server.set_nodelay(true)?;
             tokio::spawn(async move {
-                match roomy {
-                    true => copy_bidirectional_with_sizes(&mut client, &mut server, ROOM, ROOM).await,
+                match has_large_buffers {
+                    true => {
+                        copy_bidirectional_with_sizes(&mut client, &mut server, LARGE_BUFFER, LARGE_BUFFER)
+                            .await
+                    }
                     false => copy_bidirectional(&mut client, &mut server).await,
                 }
             });

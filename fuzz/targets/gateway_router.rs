@@ -260,7 +260,7 @@ impl World {
         };
         *count += u32::from(stamp < GUESS);
         let mut bytes = Vec::new();
-        wire::head(&mut bytes, conn, 5 + len);
+        wire::emit_header(&mut bytes, conn, 5 + len);
         bytes.push(u8::try_from(at).unwrap());
         bytes.extend_from_slice(&stamp.to_le_bytes());
         bytes.resize(bytes.len() + len, 0);

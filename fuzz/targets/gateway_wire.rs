@@ -1,6 +1,6 @@
 //! The gateway's frames: however the bytes are cut, the same ones come out, and what is written can be read.
 
-use ginnel::internals::gateway::wire::{self, Command, Frame, HEAD};
+use ginnel::internals::gateway::wire::{self, Command, Frame, HEADER_LEN};
 
 const MAX_PACKET: usize = 200;
 
@@ -27,7 +27,7 @@ fn frames(stream: &[u8], piece: impl Fn(usize) -> usize) -> (Vec<Vec<u8>>, bool)
                 Err(_) => return (frames, true),
                 Ok(None) => break,
                 Ok(Some((frame, len))) => {
-                    assert!((HEAD..=4 + MAX_PACKET).contains(&len));
+                    assert!((HEADER_LEN..=4 + MAX_PACKET).contains(&len));
                     assert_eq!(wire::frame_len(&buffer, MAX_PACKET), Ok(Some(len)));
                     assert_eq!(written(frame), &buffer[..len], "a frame is written as it was read");
                     frames.push(buffer.drain(..len).collect());
@@ -44,7 +44,7 @@ fn written(frame: Frame<'_>) -> Vec<u8> {
     match frame {
         Frame::Command(command) => Command::emit(&command, &mut bytes),
         Frame::Data { conn, message } => {
-            wire::head(&mut bytes, conn, message.len());
+            wire::emit_header(&mut bytes, conn, message.len());
             bytes.extend_from_slice(message);
         }
     }

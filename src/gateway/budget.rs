@@ -1,27 +1,26 @@
-//! The memory that all waiting bytes share, and who waits for some of it. Pure.
+//! The memory that all queued bytes share, and the endpoints that wait for some of it. Pure.
 //!
-//! A frame's length is only a claim: memory is taken in steps, as its bytes come. Frames that are not short leave a part of the memory to
-//! others ([`Budget::new`]), and those of one address have only a share of it, so that neither a few addresses nor long frames keep
-//! everybody else's short ones out. One frame of each address may always come whole where there is memory at all: many that have come
-//! in part cannot keep each other from ending.
+//! A frame's length is only a claim: memory is reserved in steps, as its bytes arrive. Long frames leave a part of the memory to short ones
+//! ([`Budget::new`]), and the frames of one network have only a share, so that neither a few networks nor long frames block all others.
+//! One frame of each network may exceed the share in order to complete: otherwise incomplete frames could block each other for ever.
 
 use super::endpoint::EndpointKey;
 use crate::limits::NetworkPrefix;
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
 
-/// What a connection is read of at a time while there is plenty.
+/// Bytes read from a connection at a time while memory is plentiful.
 pub(super) const READ: usize = 64 * 1024;
-/// A frame of at most so many bytes is short. It is read as long as so much memory is left.
+/// The longest short frame. It is read as long as this much memory is left.
 pub(super) const SHORT: usize = 4 * 1024;
-/// One part in so many is what frames of one address may take while they come.
+/// Incomplete frames of one network may use one part in this many.
 const SHARES: usize = 8;
-/// One part in so many is left to short frames, and one in so many of that to frames that must come to their endpoint.
+/// One part in this many is reserved for short frames, and the same part of that for frames that must complete.
 const RESERVES: usize = 4;
-/// How many addresses are tried at a time for one whose frames go on.
+/// How many networks are tried at a time.
 const TRIES: usize = 16;
 
-/// The network that an endpoint is counted for: an IPv4 address, or an IPv6 /48; `None` for servers, which have authenticated.
+/// The network that an endpoint is counted in: an IPv4 address, or an IPv6 /48; `None` for servers, which have authenticated.
 pub(super) type Network = Option<NetworkPrefix>;
 
 /// Returns the network of a client.
@@ -29,53 +28,53 @@ pub(super) fn network(ip: IpAddr) -> Network {
     Some(NetworkPrefix::new(ip, 32, 48))
 }
 
-/// An endpoint whose frame has come in part and waits for memory.
+/// A request of an endpoint whose incomplete frame waits for memory.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Waiting {
+pub(super) struct MemoryRequest {
     pub(super) endpoint: EndpointKey,
-    /// What its next bytes need.
+    /// Bytes for the next step.
     pub(super) step: usize,
-    /// What all of it needs.
+    /// Bytes for the rest of the frame.
     pub(super) rest: usize,
 }
 
-/// Who goes on.
+/// What was granted to a waiting endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Granted {
+pub(super) enum MemoryGrant {
     /// It may read a short frame.
     Read(EndpointKey),
-    /// Its frame has been given so many bytes more.
+    /// Its frame has this many bytes more.
     Bytes(EndpointKey, usize),
 }
 
-/// What one address has of the memory.
+/// The memory of one network.
 #[derive(Debug, Default)]
-struct Share {
+struct NetworkShare {
     used: usize,
-    waiting: VecDeque<Waiting>,
-    /// Whose frame was given all that it needs, beyond the share if need be.
+    waiting: VecDeque<MemoryRequest>,
+    /// The endpoint whose frame may exceed the share in order to complete.
     finishing: Option<EndpointKey>,
 }
 
-/// What is taken of the shared memory.
+/// The state of the shared memory.
 #[derive(Debug)]
 pub(super) struct Budget {
     limit: usize,
-    /// What frames that are not short may fill, as long as none has to be ended first.
+    /// The limit for long frames.
     long: usize,
-    /// The same for those that have to be ended.
+    /// The limit for long frames that must complete.
     ending: usize,
     share: usize,
     used: usize,
-    /// Those who have begun nothing, first come first served.
+    /// Endpoints that wait to begin a frame, the first come first.
     reads: VecDeque<EndpointKey>,
-    shares: HashMap<Network, Share>,
-    /// Those of whom somebody waits, in turn.
+    shares: HashMap<Network, NetworkShare>,
+    /// Networks with waiting requests, in turn.
     turns: VecDeque<Network>,
 }
 
 impl Budget {
-    /// Begins with nothing taken of `limit`. A quarter is for short frames, an eighth is an address's share; both have room for a packet.
+    /// Creates a budget of `limit` bytes. A quarter is reserved for short frames, and an eighth is a network's share; both fit at least one packet.
     pub(super) fn new(limit: usize, max_packet: usize) -> Self {
         let reserve = (limit / RESERVES).max(max_packet + READ);
         let long = limit.saturating_sub(reserve);
@@ -91,7 +90,7 @@ impl Budget {
         }
     }
 
-    /// Returns what one address may take.
+    /// Returns the share of one network.
     pub(super) fn share(&self) -> usize {
         self.share
     }
@@ -100,25 +99,25 @@ impl Budget {
         self.used
     }
 
-    /// Says whether somebody may read as much as comes.
+    /// Returns whether an endpoint of `network` may read without a limit.
     pub(super) fn is_plenty(&self, network: Network) -> bool {
         let most = if network.is_none() { self.limit } else { self.long };
         self.reads.is_empty() && self.used + READ <= most && self.has_share(network, READ)
     }
 
-    /// Says whether somebody may begin to read a short frame.
+    /// Returns whether an endpoint may begin to read a short frame.
     pub(super) fn admits_short(&self) -> bool {
         self.reads.is_empty() && self.used + SHORT <= self.limit
     }
 
-    /// Says whether a frame of `network` may take `step` more.
+    /// Returns whether a frame of `network` may use `step` bytes more.
     pub(super) fn admits(&self, network: Network, step: usize) -> bool {
         let share = self.shares.get(&network);
         let is_next = share.is_none_or(|share| share.waiting.is_empty());
         is_next && self.used + step <= self.long && self.has_share(network, step)
     }
 
-    /// Says whether `network` has so much of its share left.
+    /// Returns whether `network` has `step` bytes of its share left.
     pub(super) fn has_share(&self, network: Network, step: usize) -> bool {
         let used = self.shares.get(&network).map_or(0, |share| share.used);
         network.is_none() || used + step <= self.share
@@ -128,11 +127,11 @@ impl Budget {
         self.used += amount;
     }
 
-    pub(super) fn give_back(&mut self, amount: usize) {
+    pub(super) fn release(&mut self, amount: usize) {
         self.used = self.used.saturating_sub(amount);
     }
 
-    /// What has come of an endpoint's frame takes `after` where it took `before`.
+    /// Changes what an endpoint's input uses from `before` to `after`.
     pub(super) fn charge(&mut self, network: Network, before: usize, after: usize) {
         self.used = (self.used + after).saturating_sub(before);
         if before == after {
@@ -140,26 +139,26 @@ impl Budget {
         }
         let share = self.shares.entry(network).or_default();
         share.used = (share.used + after).saturating_sub(before);
-        self.tidy(network);
+        self.remove_if_idle(network);
     }
 
-    /// An endpoint's frame has come whole, or never will.
+    /// Handles that an endpoint's frame is complete, or was dropped.
     pub(super) fn finished(&mut self, network: Network, endpoint: EndpointKey) {
         if let Some(share) = self.shares.get_mut(&network)
             && share.finishing == Some(endpoint)
         {
             share.finishing = None;
-            self.tidy(network);
+            self.remove_if_idle(network);
         }
     }
 
-    /// Queues up to begin reading.
+    /// Queues an endpoint that waits to begin a frame.
     pub(super) fn wait_to_read(&mut self, endpoint: EndpointKey) {
         self.reads.push_back(endpoint);
     }
 
-    /// Queues up for more of a frame.
-    pub(super) fn wait(&mut self, network: Network, waiting: Waiting) {
+    /// Queues a request for more memory.
+    pub(super) fn wait(&mut self, network: Network, waiting: MemoryRequest) {
         let share = self.shares.entry(network).or_default();
         if share.waiting.is_empty() {
             self.turns.push_back(network);
@@ -167,26 +166,27 @@ impl Budget {
         share.waiting.push_back(waiting);
     }
 
+    /// Returns whether an endpoint waits for memory.
     pub(super) fn is_waited_for(&self) -> bool {
         !self.reads.is_empty() || !self.turns.is_empty()
     }
 
-    /// Says whether somebody waits whose address is not the reason.
+    /// Returns whether an endpoint waits for another reason than its network's share.
     pub(super) fn is_tight(&self) -> bool {
         !self.reads.is_empty() || (!self.turns.is_empty() && self.used + SHORT > self.long)
     }
 
-    /// Says whether others wait for what an endpoint of `network` holds.
+    /// Returns whether others wait for memory that an endpoint of `network` uses.
     pub(super) fn is_short(&self, network: Network) -> bool {
         self.is_tight() || self.shares.get(&network).is_some_and(|share| !share.waiting.is_empty())
     }
 
-    /// Returns who is next and has enough now; what a frame is given is taken.
-    pub(super) fn next(&mut self) -> Option<Granted> {
+    /// Grants memory to the next endpoint for which it suffices.
+    pub(super) fn next(&mut self) -> Option<MemoryGrant> {
         if self.used + SHORT <= self.limit
             && let Some(endpoint) = self.reads.pop_front()
         {
-            return Some(Granted::Read(endpoint));
+            return Some(MemoryGrant::Read(endpoint));
         }
         for _ in 0..self.turns.len().min(TRIES) {
             let network = self.turns.pop_front()?;
@@ -201,12 +201,12 @@ impl Budget {
         None
     }
 
-    /// Gives the first who waits of `network` what it needs, if it may have it.
-    fn grant(&mut self, network: Network) -> Option<Granted> {
-        let Waiting { endpoint, step, rest } = *self.shares.get(&network)?.waiting.front()?;
-        let has_room = self.used + step <= self.long && self.has_share(network, step);
+    /// Grants the first request of `network`, if the limits allow it.
+    fn grant(&mut self, network: Network) -> Option<MemoryGrant> {
+        let MemoryRequest { endpoint, step, rest } = *self.shares.get(&network)?.waiting.front()?;
+        let has_space = self.used + step <= self.long && self.has_share(network, step);
         let share = self.shares.get_mut(&network)?;
-        let amount = if has_room {
+        let amount = if has_space {
             step
         } else if share.finishing.is_none() && self.used + rest <= self.ending {
             share.finishing = Some(endpoint);
@@ -216,11 +216,11 @@ impl Budget {
         };
         share.waiting.pop_front();
         self.charge(network, 0, amount);
-        Some(Granted::Bytes(endpoint, amount))
+        Some(MemoryGrant::Bytes(endpoint, amount))
     }
 
-    /// Takes one who has gone out of the queues.
-    pub(super) fn leave(&mut self, network: Network, endpoint: EndpointKey) {
+    /// Removes an endpoint from the queues.
+    pub(super) fn remove_endpoint(&mut self, network: Network, endpoint: EndpointKey) {
         self.reads.retain(|waiting| *waiting != endpoint);
         if let Some(share) = self.shares.get_mut(&network) {
             share.waiting.retain(|waiting| waiting.endpoint != endpoint);
@@ -229,13 +229,13 @@ impl Budget {
             }
         }
         self.finished(network, endpoint);
-        self.tidy(network);
+        self.remove_if_idle(network);
     }
 
-    /// Keeps nothing of an address that has nothing.
-    fn tidy(&mut self, network: Network) {
+    /// Removes the entry of a network that uses nothing.
+    fn remove_if_idle(&mut self, network: Network) {
         let is_idle =
-            |share: &Share| share.used == 0 && share.waiting.is_empty() && share.finishing.is_none();
+            |share: &NetworkShare| share.used == 0 && share.waiting.is_empty() && share.finishing.is_none();
         if self.shares.get(&network).is_some_and(is_idle) {
             self.shares.remove(&network);
         }

@@ -2,7 +2,7 @@
 
 use super::connection::RoutedConnection;
 use super::counters::{CloseReason, DialRefusal};
-use super::endpoint::{Access, EndpointKey, PauseReason, Role};
+use super::endpoint::{Access, EndpointKey, EndpointRole, PauseReason};
 use super::machine::{Router, Timer};
 use super::wire::{Command, ConnId};
 use crate::clock::Now;
@@ -19,7 +19,8 @@ impl Router {
     /// Executes a command (S2-A7 lists those that endpoints send).
     pub(super) fn handle_command(&mut self, now: Now, from: EndpointKey, command: Command<'_>) {
         let Some(endpoint) = self.endpoints.get_mut(from.0) else { return };
-        let awaits_token = matches!(endpoint.role, Role::Client { access: Access::TokenRequired, .. });
+        let awaits_token =
+            matches!(endpoint.role, EndpointRole::Client { access: Access::TokenRequired, .. });
         match command {
             Command::Token(token) if !endpoint.is_server() => self.handle_token(now, from, token),
             _ if awaits_token => self.close_endpoint(now, from, CloseReason::Token),
@@ -39,7 +40,7 @@ impl Router {
         let Some(issuer) = &self.config.tokens else { return };
         let admission = issuer.verify(token, now.unix);
         match (admission, self.endpoints.get_mut(from.0).map(|endpoint| &mut endpoint.role)) {
-            (Some(admission), Some(Role::Client { access: access @ Access::TokenRequired, .. })) => {
+            (Some(admission), Some(EndpointRole::Client { access: access @ Access::TokenRequired, .. })) => {
                 *access = Access::Token(admission);
                 self.timers.set(Timer::Liveness(from), now.mono + self.config.times.ping);
             }
@@ -109,7 +110,7 @@ impl Router {
             return Err(DialRefusal::Full);
         }
         let (client, server) = if is_client { (caller, callee) } else { (callee, caller) };
-        if let Role::Client { access, .. } = client.role {
+        if let EndpointRole::Client { access, .. } = client.role {
             let is_admitted = match access {
                 Access::Unrestricted => true,
                 Access::TokenRequired => false,
@@ -130,7 +131,7 @@ impl Router {
             .map(|key| self.endpoints.get(key.0).is_some_and(super::endpoint::EndpointState::uses_credit));
         self.connections.insert(conn, RoutedConnection::new(endpoints, uses_credit));
         self.counters.accepted += 1;
-        let hold = self.config.times.pause;
+        let pause = self.config.times.pause;
         for (side, key) in endpoints.into_iter().enumerate() {
             let other =
                 self.endpoints.get(endpoints[1 - side].0).map_or(0, super::endpoint::EndpointState::id);
@@ -141,7 +142,7 @@ impl Router {
                 }
                 // Until now it was the sender's only connection, which may pause it without limit.
                 if let Some(PauseReason::QueueFull(..)) = endpoint.paused {
-                    self.timers.set(Timer::Pause(key), now.mono + hold);
+                    self.timers.set(Timer::Pause(key), now.mono + pause);
                 }
             }
             self.send_command(now, key, Command::Accept { conn, remote: other });
@@ -208,7 +209,7 @@ impl Router {
         }
     }
 
-    /// Closes a virtual connection and sends Close to both endpoints. `by` is the endpoint that asked for it.
+    /// Closes a virtual connection and sends Close to both endpoints. `by` is the endpoint that sent Close.
     pub(super) fn close(&mut self, now: Now, conn: ConnId, by: Option<EndpointKey>) {
         let Some(connection) = self.connections.get_mut(&conn) else { return };
         connection.is_closed = true;
@@ -255,8 +256,8 @@ impl Router {
         self.timers.clear(Timer::Liveness(key));
         self.timers.clear(Timer::Pause(key));
         self.budget.charge(endpoint.network, endpoint.input, 0);
-        self.budget.leave(endpoint.network, key);
-        self.budget.give_back(endpoint.outbox.len());
+        self.budget.remove_endpoint(endpoint.network, key);
+        self.budget.release(endpoint.outbox.len());
         for conn in endpoint.connections {
             let Some(connection) = self.connections.get_mut(&conn) else { continue };
             let Some(side) = connection.side(key) else { continue };

@@ -21,7 +21,7 @@ pub(super) struct Direction {
 }
 
 impl Direction {
-    /// Returns whether the queue has no room for a frame of `len` bytes. A sender on credit may exceed it by one frame (command 7) and must
+    /// Returns whether the queue has no space for a frame of `len` bytes. A sender on credit may exceed it by one frame (command 7) and must
     /// not be paused for that.
     pub(super) fn is_full(&self, len: usize, queue: usize) -> bool {
         let over = if self.sender_uses_credit { self.waiting >= queue } else { self.waiting + len > queue };

@@ -21,7 +21,7 @@ pub struct EndpointKey(pub usize);
 
 /// The endpoint's kind and id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
+pub(super) enum EndpointRole {
     Client { id: u32, access: Access },
     Server { id: u32, credit: bool },
 }
@@ -53,7 +53,7 @@ pub(super) enum PauseReason {
 /// One endpoint.
 #[derive(Debug)]
 pub(super) struct EndpointState {
-    pub(super) role: Role,
+    pub(super) role: EndpointRole,
     /// Whose share of the memory its frames use.
     pub(super) network: Network,
     pub(super) outbox: Outbox,
@@ -91,7 +91,7 @@ pub(super) struct EndpointState {
 }
 
 impl EndpointState {
-    pub(super) fn new(role: Role, network: Network, now: Instant) -> Self {
+    pub(super) fn new(role: EndpointRole, network: Network, now: Instant) -> Self {
         Self {
             role,
             network,
@@ -118,7 +118,7 @@ impl EndpointState {
     /// The id that the other end of a virtual connection sees (S2-14).
     pub(super) fn id(&self) -> u32 {
         match self.role {
-            Role::Client { id, .. } | Role::Server { id, .. } => id,
+            EndpointRole::Client { id, .. } | EndpointRole::Server { id, .. } => id,
         }
     }
 
@@ -149,10 +149,10 @@ impl EndpointState {
     }
 
     pub(super) fn uses_credit(&self) -> bool {
-        matches!(self.role, Role::Server { credit: true, .. })
+        matches!(self.role, EndpointRole::Server { credit: true, .. })
     }
 
     pub(super) fn is_server(&self) -> bool {
-        matches!(self.role, Role::Server { .. })
+        matches!(self.role, EndpointRole::Server { .. })
     }
 }

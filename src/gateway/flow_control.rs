@@ -1,11 +1,11 @@
 //! Flow control: which senders are paused because a receiver is slow, and which slow virtual connections are closed. Pure.
 //!
-//! Most endpoints know no credit. The gateway can only stop reading a sender that sends too much on one virtual connection, which delays
+//! Most endpoints do not use credit. The gateway can only stop reading a sender that sends too much on one virtual connection, which delays
 //! the sender's other connections. So the pause is limited ([`Times::pause`](super::Times::pause)), and then that one virtual connection is
 //! closed. A sender with a single virtual connection delays nobody else: it is paused as long as necessary, as TCP itself would do. Servers
 //! that authenticate by HMAC use credit (command 7) and are not paused.
 
-use super::budget::{Granted, READ};
+use super::budget::{MemoryGrant, READ};
 use super::counters::CloseReason;
 use super::endpoint::{EndpointKey, EndpointState, PauseReason};
 use super::machine::{Output, Router, Timer};
@@ -68,10 +68,10 @@ impl Router {
         let Some(connection) = self.connections.get(&conn) else { return self.resume(from) };
         let is_only_one = self.endpoints.get(from.0).is_some_and(|endpoint| endpoint.connections.len() <= 1);
         let Some(side) = connection.side(from).filter(|_| !is_only_one) else { return };
-        let held = connection.directions[1 - side].paused_for + now.mono.saturating_duration_since(since);
+        let paused = connection.directions[1 - side].paused_for + now.mono.saturating_duration_since(since);
         let stalled = connection.endpoints[1 - side]
             .map_or(Duration::ZERO, |receiver| self.stalled(now.mono, receiver));
-        let left = self.config.times.pause.saturating_sub(held.max(stalled));
+        let left = self.config.times.pause.saturating_sub(paused.max(stalled));
         if left.is_zero() {
             self.close_slow_connection(now, conn);
         } else {
@@ -89,7 +89,7 @@ impl Router {
             let Some(endpoint) = key.and_then(|key| self.endpoints.get_mut(key.0)) else { continue };
             let dropped = endpoint.outbox.remove_connection(conn);
             endpoint.is_stalled |= dropped > 0;
-            self.budget.give_back(dropped);
+            self.budget.release(dropped);
             if let Some(connection) = self.connections.get_mut(&conn) {
                 connection.directions[side].waiting =
                     connection.directions[side].waiting.saturating_sub(dropped);
@@ -114,10 +114,10 @@ impl Router {
             return self.remove_if_drained(conn);
         }
         let queue = self.config.limits.queue;
-        let has_room = direction.waiting <= queue / 2;
+        let has_space = direction.waiting <= queue / 2;
         let (is_pausing, uncredited) = (direction.pauses_sender, direction.uncredited);
         let Some(sender) = sender else { return };
-        if is_pausing && has_room && direction.window > 0 {
+        if is_pausing && has_space && direction.window > 0 {
             self.resume_sender(now, conn, side, sender);
         }
         if uncredited >= queue / 2
@@ -151,9 +151,9 @@ impl Router {
 
     /// Resumes a sender that this direction has paused.
     fn resume_sender(&mut self, now: Now, conn: ConnId, side: usize, sender: EndpointKey) {
-        if let Some(PauseReason::QueueFull(held, since)) =
+        if let Some(PauseReason::QueueFull(paused_by, since)) =
             self.endpoints.get(sender.0).and_then(|endpoint| endpoint.paused)
-            && held == conn
+            && paused_by == conn
             && let Some(connection) = self.connections.get_mut(&conn)
         {
             let direction = &mut connection.directions[side];
@@ -170,8 +170,8 @@ impl Router {
         if let Some(connection) = self.connections.get_mut(&conn) {
             connection.directions[to].pauses_sender = false;
         }
-        let held = self.endpoints.get(sender.0).and_then(|endpoint| endpoint.paused);
-        if matches!(held, Some(PauseReason::QueueFull(held, _)) if held == conn) {
+        let paused = self.endpoints.get(sender.0).and_then(|endpoint| endpoint.paused);
+        if matches!(paused, Some(PauseReason::QueueFull(paused_by, _)) if paused_by == conn) {
             self.resume(sender);
         }
     }
@@ -195,14 +195,14 @@ impl Router {
         }
     }
 
-    /// Grants memory to those who wait for it, as far as it suffices.
+    /// Grants memory to endpoints that wait for it, as far as it suffices.
     pub(super) fn grant_memory(&mut self) {
         while let Some(granted) = self.budget.next() {
-            let (Granted::Read(key) | Granted::Bytes(key, _)) = granted;
+            let (MemoryGrant::Read(key) | MemoryGrant::Bytes(key, _)) = granted;
             if let Some(endpoint) = self.endpoints.get_mut(key.0) {
                 match granted {
-                    Granted::Read(_) => endpoint.may_read = true,
-                    Granted::Bytes(_, amount) => {
+                    MemoryGrant::Read(_) => endpoint.may_read = true,
+                    MemoryGrant::Bytes(_, amount) => {
                         endpoint.input += amount;
                         endpoint.granted = endpoint.input;
                     }
@@ -286,7 +286,7 @@ mod tests {
     const QUEUE: usize = 1000;
 
     /// Passes an endpoint's bytes; returns the action.
-    fn say(router: &mut Router, now: Now, from: EndpointKey, bytes: &[u8]) -> ReadAction {
+    fn receive(router: &mut Router, now: Now, from: EndpointKey, bytes: &[u8]) -> ReadAction {
         router.handle_frames(now, from, &mut BytesMut::from(bytes))
     }
 
@@ -302,21 +302,21 @@ mod tests {
     fn dial(router: &mut Router, now: Now, from: EndpointKey, remote: u32) -> ConnId {
         let mut bytes = BytesMut::new();
         Command::New.emit(&mut bytes);
-        say(router, now, from, &bytes);
+        receive(router, now, from, &bytes);
         let opened = take(router, now, from);
         let conn = ConnId(u32::from_le_bytes(opened[9..].try_into().unwrap()));
         bytes.clear();
         Command::Dial { conn, remote }.emit(&mut bytes);
-        say(router, now, from, &bytes);
+        receive(router, now, from, &bytes);
         take(router, now, from);
         conn
     }
 
     #[test]
-    fn a_server_that_sends_while_its_credit_is_above_zero_is_never_held() {
+    fn a_server_that_sends_while_its_credit_is_above_zero_is_never_paused() {
         let limits = Limits { queue: QUEUE, ..Limits::default() };
-        let rules = RouterConfig { limits, ..RouterConfig::default() };
-        let mut router = Router::new(rules, ChaCha20Rng::seed_from_u64(1));
+        let config = RouterConfig { limits, ..RouterConfig::default() };
+        let mut router = Router::new(config, ChaCha20Rng::seed_from_u64(1));
         let now = crate::net::time::now();
         let server = router.add_server(now, 7, true, Duplicates::Newest).unwrap();
         let client = router.add_client(now, [192, 0, 2, 1].into());
@@ -324,12 +324,12 @@ mod tests {
         for len in [1, 300, 999, 5000] {
             for conn in conns {
                 let mut frame = BytesMut::new();
-                wire::head(&mut frame, conn, len);
-                frame.resize(wire::HEAD + len, 0);
+                wire::emit_header(&mut frame, conn, len);
+                frame.resize(wire::HEADER_LEN + len, 0);
                 let mut credit = i64::try_from(QUEUE).unwrap();
                 while credit > 0 {
                     assert!(
-                        matches!(say(&mut router, now, server, &frame), ReadAction::Read { .. }),
+                        matches!(receive(&mut router, now, server, &frame), ReadAction::Read { .. }),
                         "{len} bytes"
                     );
                     credit -= i64::try_from(frame.len()).unwrap();

@@ -1,7 +1,7 @@
 //! Ping, and closing endpoints that are silent or slow (S2-A11). Pure.
 
 use super::counters::CloseReason;
-use super::endpoint::{Access, EndpointKey, Role};
+use super::endpoint::{Access, EndpointKey, EndpointRole};
 use super::machine::{Router, Timer};
 use super::wire::Command;
 use crate::clock::Now;
@@ -51,7 +51,7 @@ impl Router {
         let is_late = is_gone || endpoint.ping_sent.is_some_and(|at| since(at) >= times.ping);
         let is_slow = endpoint.frame_started.is_some_and(|at| since(at) >= times.frame);
         let why = match endpoint.role {
-            Role::Client { access: Access::TokenRequired, .. } => Some(CloseReason::Token),
+            EndpointRole::Client { access: Access::TokenRequired, .. } => Some(CloseReason::Token),
             // A paused endpoint may have sent something that was not read.
             _ if is_paused => unread,
             _ if is_late => Some(CloseReason::Silent),

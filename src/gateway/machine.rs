@@ -4,11 +4,11 @@
 //! ([`Router::peek`], [`Router::handle_written`]). Further rules: `commands.rs` (New, Dial, Close, …), `flow_control.rs` (which senders are
 //! paused, which slow virtual connections are closed), `liveness.rs` (Ping and the other timers).
 
-use super::budget::{Budget, SHORT, Waiting, network};
+use super::budget::{Budget, MemoryRequest, SHORT, network};
 use super::config::{Duplicates, RouterConfig};
 use super::connection::RoutedConnection;
 use super::counters::{CloseReason, Counters};
-use super::endpoint::{Access, EndpointKey, EndpointState, PauseReason, Role};
+use super::endpoint::{Access, EndpointKey, EndpointRole, EndpointState, PauseReason};
 use super::recently_closed::RecentlyClosed;
 use super::refusals::Refusals;
 use super::wire::{self, Command, ConnId, Frame};
@@ -122,7 +122,7 @@ impl Router {
         };
         let access = if self.config.tokens.is_some() { Access::TokenRequired } else { Access::Unrestricted };
         let key = EndpointKey(self.endpoints.insert(EndpointState::new(
-            Role::Client { id, access },
+            EndpointRole::Client { id, access },
             network(ip),
             now.mono,
         )));
@@ -153,7 +153,7 @@ impl Router {
             None => {}
         }
         let key = EndpointKey(self.endpoints.insert(EndpointState::new(
-            Role::Server { id, credit },
+            EndpointRole::Server { id, credit },
             None,
             now.mono,
         )));
@@ -250,7 +250,7 @@ impl Router {
     fn next_read(&mut self, now: Now, from: EndpointKey, input: &BytesMut) -> ReadAction {
         let Some(endpoint) = self.endpoints.get_mut(from.0) else { return ReadAction::Closed };
         let whole = wire::frame_len(input, self.config.limits.max_packet).ok().flatten();
-        let whole = whole.unwrap_or(if input.is_empty() { 0 } else { wire::HEAD });
+        let whole = whole.unwrap_or(if input.is_empty() { 0 } else { wire::HEADER_LEN });
         let is_plenty = self.budget.is_plenty(endpoint.network);
         let may_read = std::mem::take(&mut endpoint.may_read);
         if whole == 0 && is_plenty {
@@ -279,7 +279,7 @@ impl Router {
                 }
                 endpoint.paused = Some(PauseReason::Memory);
                 let (network, waiting) =
-                    (endpoint.network, Waiting { endpoint: from, step, rest: whole - endpoint.input });
+                    (endpoint.network, MemoryRequest { endpoint: from, step, rest: whole - endpoint.input });
                 self.wait_for_memory(now);
                 self.budget.wait(network, waiting);
                 self.grant_memory();
@@ -366,7 +366,7 @@ impl Router {
     pub fn handle_written(&mut self, now: Now, to: EndpointKey, count: usize) {
         let Some(endpoint) = self.endpoints.get_mut(to.0) else { return };
         (endpoint.last_progress, endpoint.is_stalled) = (now.mono, false);
-        self.budget.give_back(count);
+        self.budget.release(count);
         let mut left = std::mem::take(&mut self.delivered);
         endpoint.outbox.advance(count, |conn, bytes| left.push((conn, bytes)));
         endpoint.update_pace(now.mono, count);

@@ -11,7 +11,7 @@
 //! | `token` | how clients authenticate, where that is required | pure |
 //! | `machine` | the `Router`: endpoints, virtual connections, forwarding | pure |
 //! | `worker` | the thread that owns the sockets | mio |
-//! | `service` | starts the thread, hands it connections | tokio |
+//! | `service` | starts the thread, passes it connections | tokio |
 //! | [`client`] | the client library: dial, accept, send, receive | tokio |
 
 #[cfg(feature = "server")]

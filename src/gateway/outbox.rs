@@ -1,15 +1,15 @@
-//! What waits for one endpoint: whole frames, in runs as they came, in the order in which they will leave. Pure.
+//! The send queue of one endpoint: whole frames in order, in runs as they were received. Pure.
 //!
-//! A long run is kept where it was received; a short one is copied behind what else is short, because it would hold on to a whole
-//! receive buffer. The frames' own heads say whose bytes have left, so nothing else is kept of each.
+//! A long run stays in its receive buffer; a short one is copied, because it would keep a whole receive buffer alive. The frames' headers show which
+//! frames were written, so nothing else is stored for each.
 
 use super::wire::{self, Command, ConnId};
 use bytes::{Buf, Bytes, BytesMut};
 use std::collections::VecDeque;
 
-/// A run of at least so many bytes is shared instead of copied.
+/// A run of at least this many bytes is shared instead of copied.
 pub(super) const SHARED: usize = 16 * 1024;
-/// Short runs are copied into pieces that begin with this much room.
+/// The initial capacity of a piece of short runs.
 const PIECE: usize = 512;
 /// The longest piece of short runs.
 const MAX_PIECE: usize = 64 * 1024;
@@ -21,16 +21,16 @@ pub(super) struct Outbox {
     /// Short runs, behind all others.
     tail: BytesMut,
     len: usize,
-    /// Bytes of commands that wait.
+    /// Bytes of queued commands.
     control: usize,
-    /// The frame whose beginning has left, and how much of it has not.
+    /// The frame that was written in part, and how many of its bytes are left.
     begun: Option<(ConnId, usize)>,
     /// Its whole length.
     begun_len: usize,
 }
 
 impl Outbox {
-    /// Returns how many bytes wait.
+    /// Returns how many bytes are queued.
     pub(super) fn len(&self) -> usize {
         self.len
     }
@@ -66,7 +66,7 @@ impl Outbox {
         self.control += len;
     }
 
-    /// Returns what leaves next, in order, at most `slices.len()` pieces; says how many there are.
+    /// Fills `slices` with what is to be written next, in order; returns how many are used.
     pub(super) fn peek<'a>(&'a self, slices: &mut [std::io::IoSlice<'a>]) -> usize {
         let pieces = self.runs.iter().map(|run| &run[..]).chain([&self.tail[..]]);
         let mut count = 0;
@@ -87,8 +87,8 @@ impl Outbox {
         &piece[..rest.min(piece.len())]
     }
 
-    /// Takes off what has left; calls `gone` with each virtual connection that frames of have left whole, and their bytes.
-    pub(super) fn advance(&mut self, mut count: usize, mut gone: impl FnMut(ConnId, usize)) {
+    /// Removes `count` written bytes; calls `written` with each virtual connection whose frames were written completely, and their bytes.
+    pub(super) fn advance(&mut self, mut count: usize, mut written: impl FnMut(ConnId, usize)) {
         let mut done: Option<(ConnId, usize)> = None;
         self.len = self.len.saturating_sub(count);
         while count > 0 {
@@ -117,7 +117,7 @@ impl Outbox {
                         Some((same, bytes)) if *same == conn => *bytes += self.begun_len,
                         _ => {
                             if let Some((conn, bytes)) = done.replace((conn, self.begun_len)) {
-                                gone(conn, bytes);
+                                written(conn, bytes);
                             }
                         }
                     }
@@ -141,11 +141,11 @@ impl Outbox {
             (self.tail, self.runs) = (BytesMut::new(), VecDeque::new());
         }
         if let Some((conn, bytes)) = done {
-            gone(conn, bytes);
+            written(conn, bytes);
         }
     }
 
-    /// Drops the frames of one virtual connection but for one that has begun to leave; returns how many bytes that were.
+    /// Drops the frames of one virtual connection except one that was written in part; returns how many bytes were dropped.
     pub(super) fn remove_connection(&mut self, forgotten: ConnId) -> usize {
         self.seal();
         let before = self.len;
@@ -186,7 +186,7 @@ impl Outbox {
         self.tail.extend_from_slice(bytes);
     }
 
-    /// Puts the short runs behind the others, so that something can follow them.
+    /// Appends the short runs to the others, so that a long run can follow them.
     fn seal(&mut self) {
         if !self.tail.is_empty() {
             self.runs.push_back(std::mem::take(&mut self.tail).freeze());
@@ -203,8 +203,8 @@ mod tests {
 
     fn frame(conn: u32, len: usize) -> BytesMut {
         let mut bytes = BytesMut::new();
-        wire::head(&mut bytes, ConnId(conn), len);
-        bytes.resize(wire::HEAD + len, u8::try_from(conn).unwrap());
+        wire::emit_header(&mut bytes, ConnId(conn), len);
+        bytes.resize(wire::HEADER_LEN + len, u8::try_from(conn).unwrap());
         bytes
     }
 
@@ -231,19 +231,19 @@ mod tests {
     }
 
     #[test]
-    fn forgetting_keeps_what_has_begun_to_leave() {
+    fn removing_a_connection_keeps_a_frame_that_was_written_in_part() {
         let mut outbox = Outbox::default();
         outbox.push(BytesMut::from(&[&frame(1, 50)[..], &frame(1, 9), &frame(2, 9)].concat()[..]));
-        outbox.advance(20, |_, _| panic!("no frame has left whole"));
+        outbox.advance(20, |_, _| panic!("no frame was written completely"));
         assert_eq!(outbox.remove_connection(ConnId(1)), 17);
         assert_eq!(outbox.first(), &frame(1, 50)[20..]);
         assert_eq!(whole(&outbox), [&frame(1, 50)[20..], &frame(2, 9)].concat());
     }
 
     proptest! {
-        /// Whatever leaves in whatever pieces, the order stays and the accounts are right.
+        /// Frames stay in order and the counts are right, however the bytes are written.
         #[test]
-        fn what_waits_leaves_once_and_is_accounted_for(
+        fn each_queued_frame_is_written_once_and_accounted_for(
             pushed in proptest::collection::vec((0_u32..4, prop_oneof![9 => 0_usize..200, 1 => Just(SHARED)]), 1..12),
             pieces in proptest::collection::vec(1_usize..3000, 1..20),
             forgotten in 1_u32..4,
@@ -256,7 +256,7 @@ mod tests {
                     Command::Ping.emit(&mut stream);
                 } else {
                     stream.extend_from_slice(&frame(*conn, *len));
-                    *waiting.entry(*conn).or_default() += wire::HEAD + len;
+                    *waiting.entry(*conn).or_default() += wire::HEADER_LEN + len;
                     outbox.push(frame(*conn, *len));
                 }
             }

@@ -1,11 +1,11 @@
-//! Recently closed virtual connections. A message that was on its way when its sender got Close is no violation. Pure.
+//! Recently closed virtual connections. A message that was in flight when its sender received Close is no violation. Pure.
 
 use super::endpoint::EndpointKey;
 use super::wire::ConnId;
 use std::collections::{HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-/// How long a message may be on its way.
+/// How long a message may be in flight.
 const KEPT: Duration = Duration::from_secs(60);
 /// How many are kept; the oldest are removed first.
 const MOST: usize = 65_536;
@@ -13,7 +13,7 @@ const MOST: usize = 65_536;
 /// Which endpoints were sent Close, and when.
 #[derive(Debug, Default)]
 pub(super) struct RecentlyClosed {
-    told: HashSet<(ConnId, EndpointKey)>,
+    sent_close: HashSet<(ConnId, EndpointKey)>,
     order: VecDeque<(Instant, ConnId, EndpointKey)>,
 }
 
@@ -25,16 +25,16 @@ impl RecentlyClosed {
                 break;
             }
             self.order.pop_front();
-            self.told.remove(&(conn, endpoint));
+            self.sent_close.remove(&(conn, endpoint));
         }
-        if self.told.insert((conn, endpoint)) {
+        if self.sent_close.insert((conn, endpoint)) {
             self.order.push_back((now, conn, endpoint));
         }
     }
 
     /// Returns whether `endpoint` was sent Close for `conn` recently.
     pub(super) fn excuses(&self, conn: ConnId, endpoint: EndpointKey) -> bool {
-        self.told.contains(&(conn, endpoint))
+        self.sent_close.contains(&(conn, endpoint))
     }
 }
 
@@ -44,7 +44,7 @@ mod tests {
     use crate::net::time;
 
     #[test]
-    fn an_excuse_ends_and_so_does_the_memory_of_it() {
+    fn entries_expire_and_their_number_is_limited() {
         let (start, endpoint) = (time::now().mono, EndpointKey(1));
         let mut recently_closed = RecentlyClosed::default();
         recently_closed.note(start, ConnId(1), endpoint);
@@ -60,7 +60,8 @@ mod tests {
             recently_closed.note(start + KEPT, ConnId(conn), endpoint);
         }
         assert!(
-            recently_closed.order.len() <= MOST && recently_closed.told.len() == recently_closed.order.len()
+            recently_closed.order.len() <= MOST
+                && recently_closed.sent_close.len() == recently_closed.order.len()
         );
     }
 }

@@ -1,4 +1,4 @@
-//! How fast an endpoint, and all endpoints of one network, may go on after Dials that were refused. Pure.
+//! Rate limits for refused Dials, of one endpoint and of all endpoints of one network. Pure.
 
 use super::budget::Network;
 use crate::clock::TickBase;
@@ -6,14 +6,14 @@ use crate::limits::{KeyedRateLimiter, Limit, NetworkPrefix, Rate, RateLimiter};
 use rand::RngCore;
 use std::time::{Duration, Instant};
 
-/// Refused Dials of one client a second, and at once.
+/// Refused Dials of one client per second, and the burst.
 const RATE: f64 = 10.0;
 const BURST: f64 = 50.0;
-/// How many times as many all clients of one network may have refused.
+/// The factor for all clients of one network together.
 const PER_NETWORK: f64 = 10.0;
-/// How many times as many a server may have refused, which dials many clients.
+/// The factor for a server, which dials many clients.
 const PER_SERVER: f64 = 64.0;
-/// Networks that are remembered.
+/// Networks in the table.
 const NETWORKS: usize = 16_384;
 
 /// The limiters of networks.
@@ -29,7 +29,7 @@ impl Refusals {
         Self { networks, base: None }
     }
 
-    /// Counts a Dial that was refused; returns for how long its endpoint is not to be read.
+    /// Counts a Dial that was refused; returns for how long its endpoint is paused.
     pub(super) fn count(&mut self, now: Instant, network: Network, own: &mut RateLimiter) -> Duration {
         let ticks = self.base.get_or_insert(TickBase::new(now)).ticks(now);
         let Some(network) = network else { return own.charge(times(PER_SERVER), ticks, 1) };
@@ -41,7 +41,7 @@ impl Refusals {
     }
 }
 
-/// Returns the rate of a client, so many times.
+/// Returns the rate of a client, multiplied.
 fn times(factor: f64) -> Rate {
     Rate::new(RATE * factor, BURST * factor)
 }
@@ -59,10 +59,10 @@ mod tests {
     }
 
     #[test]
-    fn a_burst_costs_nothing_and_what_follows_has_its_pace() {
+    fn a_burst_is_free_and_further_refusals_are_paced() {
         let (start, mut refusals) = (now().mono, refusals());
-        let (home, mut own) = (network([192, 0, 2, 1].into()), RateLimiter::default());
-        let mut waits = (0..60).map(|_| refusals.count(start, home, &mut own));
+        let (address, mut own) = (network([192, 0, 2, 1].into()), RateLimiter::default());
+        let mut waits = (0..60).map(|_| refusals.count(start, address, &mut own));
         assert!(waits.by_ref().take(50).all(|wait| wait.is_zero()));
         assert_eq!(waits.last(), Some(Duration::from_secs(1)));
         let mut server = RateLimiter::default();
@@ -70,11 +70,12 @@ mod tests {
     }
 
     #[test]
-    fn one_address_has_ten_times_as_many_in_however_many_connections() {
+    fn one_address_has_ten_times_the_limit_over_all_its_connections() {
         let (start, mut refusals) = (now().mono, refusals());
-        let home = network([192, 0, 2, 1].into());
-        let passed =
-            (0..1000).filter(|_| refusals.count(start, home, &mut RateLimiter::default()).is_zero()).count();
+        let address = network([192, 0, 2, 1].into());
+        let passed = (0..1000)
+            .filter(|_| refusals.count(start, address, &mut RateLimiter::default()).is_zero())
+            .count();
         assert_eq!(passed, 500);
         assert!(refusals.count(start, network([192, 0, 2, 2].into()), &mut RateLimiter::default()).is_zero());
     }

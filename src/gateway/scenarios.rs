@@ -1,4 +1,4 @@
-//! The switchboard under a clock of its own: who is answered, held, closed and dropped.
+//! The router with a fake clock: who is answered, paused, closed and dropped.
 
 mod flow_control;
 mod liveness;
@@ -18,9 +18,9 @@ use std::collections::HashMap;
 use std::io::IoSlice;
 use std::time::Duration;
 
-/// What an endpoint receives, owned.
+/// A frame that an endpoint receives.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Received {
+enum TestFrame {
     Open(u32),
     Refuse(u32),
     Accept(u32, u32),
@@ -30,8 +30,8 @@ enum Received {
     Data(u32, usize),
 }
 
-/// A gateway, its time, and what it has said of whom.
-struct World {
+/// A router, its time, and the endpoints' inputs and results.
+struct TestGateway {
     router: Router,
     now: Now,
     clients: u32,
@@ -40,14 +40,14 @@ struct World {
     dropped: HashMap<EndpointKey, CloseReason>,
 }
 
-impl World {
+impl TestGateway {
     fn new(limits: Limits) -> Self {
         Self::with(RouterConfig { limits, times: Times::default(), tokens: None })
     }
 
-    fn with(rules: RouterConfig) -> Self {
+    fn with(config: RouterConfig) -> Self {
         Self {
-            router: Router::new(rules, ChaCha20Rng::seed_from_u64(1)),
+            router: Router::new(config, ChaCha20Rng::seed_from_u64(1)),
             now: time::now(),
             clients: 0,
             inputs: HashMap::new(),
@@ -82,8 +82,8 @@ impl World {
     /// An endpoint sends a message of so many bytes.
     fn message(&mut self, from: EndpointKey, conn: u32, len: usize) {
         let mut bytes = Vec::new();
-        wire::head(&mut bytes, ConnId(conn), len);
-        bytes.resize(wire::HEAD + len, 0);
+        wire::emit_header(&mut bytes, ConnId(conn), len);
+        bytes.resize(wire::HEADER_LEN + len, 0);
         self.send(from, &bytes);
     }
 
@@ -92,8 +92,8 @@ impl World {
         self.offer(from);
     }
 
-    /// An endpoint is read as far as the gateway wants to; returns what is left.
-    fn pour(&mut self, from: EndpointKey, mut bytes: &[u8]) -> Vec<u8> {
+    /// Sends as much as the router reads; returns the rest.
+    fn send_readable(&mut self, from: EndpointKey, mut bytes: &[u8]) -> Vec<u8> {
         self.offer(from);
         while !bytes.is_empty() {
             let Some(ReadAction::Read { missing, exact }) = self.next.get(&from).copied() else { break };
@@ -126,8 +126,8 @@ impl World {
         self.next.get(&endpoint) == Some(&ReadAction::Pause)
     }
 
-    /// Takes all that waits for an endpoint.
-    fn receive(&mut self, endpoint: EndpointKey) -> Vec<Received> {
+    /// Takes all frames that are queued for an endpoint.
+    fn receive(&mut self, endpoint: EndpointKey) -> Vec<TestFrame> {
         let mut received = Vec::new();
         loop {
             let mut slices = [IoSlice::new(&[]); 9];
@@ -140,13 +140,13 @@ impl World {
             let mut rest = &bytes[..];
             while let Some((frame, len)) = wire::frame(rest, usize::MAX).unwrap() {
                 received.push(match frame {
-                    Frame::Data { conn, message } => Received::Data(conn.0, message.len()),
-                    Frame::Command(Command::Open(conn)) => Received::Open(conn.0),
-                    Frame::Command(Command::Refuse(conn)) => Received::Refuse(conn.0),
-                    Frame::Command(Command::Accept { conn, remote }) => Received::Accept(conn.0, remote),
-                    Frame::Command(Command::Close(conn)) => Received::Close(conn.0),
-                    Frame::Command(Command::Ping) => Received::Ping,
-                    Frame::Command(Command::Credit { conn, bytes }) => Received::Credit(conn.0, bytes),
+                    Frame::Data { conn, message } => TestFrame::Data(conn.0, message.len()),
+                    Frame::Command(Command::Open(conn)) => TestFrame::Open(conn.0),
+                    Frame::Command(Command::Refuse(conn)) => TestFrame::Refuse(conn.0),
+                    Frame::Command(Command::Accept { conn, remote }) => TestFrame::Accept(conn.0, remote),
+                    Frame::Command(Command::Close(conn)) => TestFrame::Close(conn.0),
+                    Frame::Command(Command::Ping) => TestFrame::Ping,
+                    Frame::Command(Command::Credit { conn, bytes }) => TestFrame::Credit(conn.0, bytes),
                     Frame::Command(other) => panic!("{other:?} to an endpoint"),
                 });
                 rest = &rest[len..];
@@ -160,28 +160,28 @@ impl World {
     fn open(&mut self, endpoint: EndpointKey) -> u32 {
         self.send_command(endpoint, Command::New);
         match self.receive(endpoint)[..] {
-            [Received::Open(conn)] => conn,
+            [TestFrame::Open(conn)] => conn,
             ref other => panic!("{other:?}"),
         }
     }
 
     /// Opens an id and dials; returns it with what the dialler received.
-    fn dial(&mut self, endpoint: EndpointKey, remote: u32) -> (u32, Vec<Received>) {
+    fn dial(&mut self, endpoint: EndpointKey, remote: u32) -> (u32, Vec<TestFrame>) {
         let conn = self.open(endpoint);
         self.send_command(endpoint, Command::Dial { conn: ConnId(conn), remote });
         (conn, self.receive(endpoint))
     }
 
-    /// A virtual connection that both endpoints have received of.
+    /// Dials and checks that both endpoints receive Accept.
     fn connect(&mut self, client: EndpointKey, server: EndpointKey, server_id: u32) -> u32 {
         let (conn, received) = self.dial(client, server_id);
-        assert_eq!(received, [Received::Accept(conn, server_id)]);
-        let told = self.receive(server);
-        assert!(matches!(told[..], [Received::Accept(same, _), ..] if same == conn), "{told:?}");
+        assert_eq!(received, [TestFrame::Accept(conn, server_id)]);
+        let received = self.receive(server);
+        assert!(matches!(received[..], [TestFrame::Accept(same, _), ..] if same == conn), "{received:?}");
         conn
     }
 
-    /// Lets time pass, and the machine do what is due.
+    /// Advances the clock and handles the timers that are due.
     fn wait(&mut self, by: Duration) {
         let until = self.now.after(by);
         while let Some(at) = self.router.poll_timeout().filter(|at| *at <= until.mono) {

@@ -1,9 +1,9 @@
-//! The gateway as a service: starts the worker thread, hands it connections, and authenticates servers.
+//! The gateway as a service: starts the worker thread, passes it connections, and authenticates servers.
 
 use super::config::{Config, Duplicates};
 use super::counters::Counters;
 use super::handshake::{ANSWER, CHALLENGE, Key, MD5_ANSWER, MD5_CHALLENGE};
-use super::worker::{NewConnection, Socket, Worker, WorkerMessage};
+use super::worker::{EndpointSocket, GatewayMessage, GatewayWorker, NewConnection};
 use crate::limits::sampled;
 use crate::net::time;
 use bytes::BytesMut;
@@ -36,7 +36,7 @@ pub(crate) struct Service {
 /// Passes connections to a running gateway. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Handle {
-    messages: mpsc::Sender<WorkerMessage>,
+    messages: mpsc::Sender<GatewayMessage>,
     waker: Arc<Waker>,
     config: Arc<Config>,
 }
@@ -74,7 +74,7 @@ impl Service {
     /// The system's, where it refuses a thread or a poll instance.
     pub(crate) fn spawn(config: Config, seed: u64) -> io::Result<Self> {
         let (messages, received) = mpsc::channel();
-        let (worker, waker) = Worker::new(&config, ChaCha20Rng::seed_from_u64(seed), received)?;
+        let (worker, waker) = GatewayWorker::new(&config, ChaCha20Rng::seed_from_u64(seed), received)?;
         let (failure, failed) = oneshot::channel();
         let run = move || {
             if let Err(error) = worker.run() {
@@ -103,7 +103,7 @@ impl Service {
 
     /// Closes all connections, stops the thread and waits for it.
     pub(crate) async fn shutdown(self) {
-        self.handle.send(WorkerMessage::Stop);
+        self.handle.send(GatewayMessage::Stop);
         let thread = self.thread;
         let joined = tokio::task::spawn_blocking(|| thread.join()).await;
         if !matches!(joined, Ok(Ok(()))) {
@@ -130,7 +130,7 @@ impl Handle {
         ip: IpAddr,
         permit: impl Any + Send,
     ) -> io::Result<()> {
-        let socket = Socket::Tcp(mio::net::TcpStream::from_std(stream.into_std()?));
+        let socket = EndpointSocket::Tcp(mio::net::TcpStream::from_std(stream.into_std()?));
         self.add(Peer::Client(ip), socket, initial, permit);
         Ok(())
     }
@@ -145,7 +145,7 @@ impl Handle {
         server: AuthenticatedServer,
         permit: impl Any + Send,
     ) -> io::Result<()> {
-        let socket = Socket::Tcp(mio::net::TcpStream::from_std(stream.into_std()?));
+        let socket = EndpointSocket::Tcp(mio::net::TcpStream::from_std(stream.into_std()?));
         self.add(Peer::Server(server), socket, BytesMut::new(), permit);
         Ok(())
     }
@@ -156,7 +156,7 @@ impl Handle {
     /// The system's, where there are no more descriptors.
     pub(crate) fn add_pair(&self, peer: Peer, permit: impl Any + Send) -> io::Result<UnixStream> {
         let (ours, theirs) = UnixStream::pair()?;
-        let socket = Socket::Pair(mio::net::UnixStream::from_std(theirs.into_std()?));
+        let socket = EndpointSocket::Pair(mio::net::UnixStream::from_std(theirs.into_std()?));
         self.add(peer, socket, BytesMut::new(), permit);
         Ok(ours)
     }
@@ -259,16 +259,16 @@ impl Handle {
     /// Returns the counters; `None` after the gateway has stopped.
     pub(crate) async fn counters(&self) -> Option<Counters> {
         let (reply, counters) = oneshot::channel();
-        self.send(WorkerMessage::Count(reply));
+        self.send(GatewayMessage::Count(reply));
         counters.await.ok()
     }
 
-    fn add(&self, peer: Peer, socket: Socket, initial: BytesMut, permit: impl Any + Send) {
+    fn add(&self, peer: Peer, socket: EndpointSocket, initial: BytesMut, permit: impl Any + Send) {
         let connection = NewConnection { peer, socket, initial, permit: Box::new(permit) };
-        self.send(WorkerMessage::Connected(connection));
+        self.send(GatewayMessage::Connected(connection));
     }
 
-    fn send(&self, message: WorkerMessage) {
+    fn send(&self, message: GatewayMessage) {
         // A worker that has stopped drops the connection in the message, which closes it.
         if self.messages.send(message).is_ok()
             && let Err(error) = self.waker.wake()

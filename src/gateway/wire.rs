@@ -10,13 +10,13 @@ use bytes::BufMut;
 use std::fmt;
 
 /// Bytes of a frame's header: length and connection id.
-pub const HEAD: usize = 8;
+pub const HEADER_LEN: usize = 8;
 /// The least value of a length: the connection id.
-const LEAST: usize = 4;
+const MIN_LENGTH: usize = 4;
 /// The default limit of a packet: connection id and message.
 pub const MAX_PACKET: usize = 512 * 1024;
 /// Bytes of the longest frame with a command other than Token.
-pub const MAX_COMMAND: usize = HEAD + 1 + 8;
+pub const MAX_COMMAND: usize = HEADER_LEN + 1 + 8;
 
 /// The id of a virtual connection, the same at both endpoints; 0 for the gateway itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,6 +25,44 @@ pub struct ConnId(pub u32);
 impl fmt::Display for ConnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// The type of a command: its first byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum CommandType {
+    New = 0,
+    Open = 1,
+    Dial = 2,
+    Refuse = 3,
+    Accept = 4,
+    Close = 5,
+    Ping = 6,
+    Credit = 7,
+    Token = 8,
+}
+
+impl CommandType {
+    /// All types, by their value.
+    const ALL: [Self; 9] = [
+        Self::New,
+        Self::Open,
+        Self::Dial,
+        Self::Refuse,
+        Self::Accept,
+        Self::Close,
+        Self::Ping,
+        Self::Credit,
+        Self::Token,
+    ];
+}
+
+impl TryFrom<u8> for CommandType {
+    type Error = WireError;
+
+    fn try_from(value: u8) -> Result<Self, WireError> {
+        Self::ALL.get(usize::from(value)).copied().ok_or(WireError::Unknown(value))
     }
 }
 
@@ -53,7 +91,7 @@ pub enum Command<'a> {
     },
     /// From either endpoint and to both: the id is released.
     Close(ConnId),
-    /// To an endpoint: asks for a sign of life. From an endpoint: is one.
+    /// To an endpoint: requests a Ping. From an endpoint: the answer.
     Ping,
     /// Between the gateway and servers that use HMAC: the receiver may send this many more bytes on the connection, headers included.
     Credit {
@@ -108,7 +146,7 @@ pub enum WireError {
 pub fn frame_len(bytes: &[u8], max_packet: usize) -> Result<Option<usize>, WireError> {
     let Some(length) = u32_at(bytes, 0) else { return Ok(None) };
     match length as usize {
-        packet if packet < LEAST => Err(WireError::Short(length)),
+        packet if packet < MIN_LENGTH => Err(WireError::Short(length)),
         packet if packet > max_packet => Err(WireError::Long(length)),
         packet => Ok(Some(4 + packet)),
     }
@@ -120,7 +158,9 @@ pub fn frame_len(bytes: &[u8], max_packet: usize) -> Result<Option<usize>, WireE
 /// [`WireError`]: the stream cannot be read on.
 pub fn frame(bytes: &[u8], max_packet: usize) -> Result<Option<(Frame<'_>, usize)>, WireError> {
     let Some(length) = frame_len(bytes, max_packet)? else { return Ok(None) };
-    let (Some(conn), Some(message)) = (u32_at(bytes, 4), bytes.get(HEAD..length)) else { return Ok(None) };
+    let (Some(conn), Some(message)) = (u32_at(bytes, 4), bytes.get(HEADER_LEN..length)) else {
+        return Ok(None);
+    };
     let frame = match conn {
         0 => Frame::Command(command(message)?),
         conn => Frame::Data { conn: ConnId(conn), message },
@@ -140,37 +180,36 @@ fn command(message: &[u8]) -> Result<Command<'_>, WireError> {
         (8, Some(conn), Some(value)) => Ok((ConnId(conn), value)),
         _ => Err(wrong),
     };
-    match kind {
-        0 => none().map(|()| Command::New),
-        1 => one().map(Command::Open),
-        2 => two().map(|(conn, remote)| Command::Dial { conn, remote }),
-        3 => one().map(Command::Refuse),
-        4 => two().map(|(conn, remote)| Command::Accept { conn, remote }),
-        5 => one().map(Command::Close),
-        6 => none().map(|()| Command::Ping),
-        7 => two().map(|(conn, bytes)| Command::Credit { conn, bytes }),
-        8 => Ok(Command::Token(arguments)),
-        unknown => Err(WireError::Unknown(*unknown)),
+    match CommandType::try_from(*kind)? {
+        CommandType::New => none().map(|()| Command::New),
+        CommandType::Open => one().map(Command::Open),
+        CommandType::Dial => two().map(|(conn, remote)| Command::Dial { conn, remote }),
+        CommandType::Refuse => one().map(Command::Refuse),
+        CommandType::Accept => two().map(|(conn, remote)| Command::Accept { conn, remote }),
+        CommandType::Close => one().map(Command::Close),
+        CommandType::Ping => none().map(|()| Command::Ping),
+        CommandType::Credit => two().map(|(conn, bytes)| Command::Credit { conn, bytes }),
+        CommandType::Token => Ok(Command::Token(arguments)),
     }
 }
 
 impl Command<'_> {
     /// Appends the command as a frame.
     pub fn emit(&self, to: &mut impl BufMut) {
-        let (kind, arguments): (u8, &[u32]) = match self {
-            Self::New => (0, &[]),
-            Self::Open(conn) => (1, &[conn.0]),
-            Self::Dial { conn, remote } => (2, &[conn.0, *remote]),
-            Self::Refuse(conn) => (3, &[conn.0]),
-            Self::Accept { conn, remote } => (4, &[conn.0, *remote]),
-            Self::Close(conn) => (5, &[conn.0]),
-            Self::Ping => (6, &[]),
-            Self::Credit { conn, bytes } => (7, &[conn.0, *bytes]),
-            Self::Token(_) => (8, &[]),
+        let (kind, arguments): (CommandType, &[u32]) = match self {
+            Self::New => (CommandType::New, &[]),
+            Self::Open(conn) => (CommandType::Open, &[conn.0]),
+            Self::Dial { conn, remote } => (CommandType::Dial, &[conn.0, *remote]),
+            Self::Refuse(conn) => (CommandType::Refuse, &[conn.0]),
+            Self::Accept { conn, remote } => (CommandType::Accept, &[conn.0, *remote]),
+            Self::Close(conn) => (CommandType::Close, &[conn.0]),
+            Self::Ping => (CommandType::Ping, &[]),
+            Self::Credit { conn, bytes } => (CommandType::Credit, &[conn.0, *bytes]),
+            Self::Token(_) => (CommandType::Token, &[]),
         };
         let token = if let Self::Token(token) = self { token } else { &[][..] };
-        head(to, ConnId(0), 1 + 4 * arguments.len() + token.len());
-        to.put_u8(kind);
+        emit_header(to, ConnId(0), 1 + 4 * arguments.len() + token.len());
+        to.put_u8(kind as u8);
         for argument in arguments {
             to.put_u32_le(*argument);
         }
@@ -179,8 +218,8 @@ impl Command<'_> {
 }
 
 /// Appends the header of a message of `len` bytes. The caller observes the packet limit, which is below 4 GiB.
-pub fn head(to: &mut impl BufMut, conn: ConnId, len: usize) {
-    to.put_u32_le(u32::try_from(LEAST + len).unwrap_or(u32::MAX));
+pub fn emit_header(to: &mut impl BufMut, conn: ConnId, len: usize) {
+    to.put_u32_le(u32::try_from(MIN_LENGTH + len).unwrap_or(u32::MAX));
     to.put_u32_le(conn.0);
 }
 
@@ -229,8 +268,8 @@ mod tests {
             Ok(Some((Frame::Data { conn, message: b"Hello" }, hello.len())))
         );
         let mut bytes = Vec::new();
-        head(&mut bytes, conn, 5);
-        assert_eq!(bytes, hello[..HEAD]);
+        emit_header(&mut bytes, conn, 5);
+        assert_eq!(bytes, hello[..HEADER_LEN]);
         assert_eq!(conn_of(hello), Some(conn));
     }
 
@@ -241,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_frame_is_told_apart() {
+    fn each_invalid_frame_has_its_error() {
         for (bytes, error) in [
             (&b"\x03\0\0\0"[..], WireError::Short(3)),
             (b"\x01\0\x08\0", WireError::Long(MAX_PACKET as u32 + 1)),
@@ -260,14 +299,14 @@ mod tests {
         #[test]
         fn any_bytes_are_read_or_refused_and_a_frame_never_exceeds_them(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
             if let Ok(Some((_, length))) = frame(&bytes, MAX_PACKET) {
-                prop_assert!((HEAD..=bytes.len()).contains(&length));
+                prop_assert!((HEADER_LEN..=bytes.len()).contains(&length));
             }
         }
 
         #[test]
         fn a_frame_is_read_only_when_it_is_whole(conn in 1_u32.., message: Vec<u8>) {
             let mut bytes = Vec::new();
-            head(&mut bytes, ConnId(conn), message.len());
+            emit_header(&mut bytes, ConnId(conn), message.len());
             bytes.extend_from_slice(&message);
             for split in 0..bytes.len() {
                 prop_assert_eq!(frame(&bytes[..split], MAX_PACKET), Ok(None));

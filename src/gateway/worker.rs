@@ -29,7 +29,7 @@ use tokio::sync::oneshot;
 const CHUNK: usize = 64 * 1024;
 /// Earlier chunks that are kept for reuse.
 const MAX_USED_CHUNKS: usize = 16;
-/// A read offers the system at least this much room.
+/// The smallest buffer for a read.
 const MIN_READ_SIZE: usize = 16 * 1024;
 /// Reads of one server in one iteration.
 const MAX_SERVER_READS: usize = 16;
@@ -45,12 +45,12 @@ const WAKER: Token = Token(usize::MAX);
 
 /// The socket of an endpoint: its own, or one of a pair whose other end a task serves.
 #[derive(Debug)]
-pub(super) enum Socket {
+pub(super) enum EndpointSocket {
     Tcp(TcpStream),
     Pair(UnixStream),
 }
 
-impl Socket {
+impl EndpointSocket {
     fn read(&mut self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.read_vectored(slices),
@@ -77,22 +77,22 @@ impl Socket {
 /// A connection for the worker to serve.
 pub(super) struct NewConnection {
     pub(super) peer: Peer,
-    pub(super) socket: Socket,
+    pub(super) socket: EndpointSocket,
     /// Bytes that were read from it before.
     pub(super) initial: BytesMut,
     /// Dropped with the connection.
     pub(super) permit: Box<dyn Any + Send>,
 }
 
-pub(super) enum WorkerMessage {
+pub(super) enum GatewayMessage {
     Connected(NewConnection),
     Count(oneshot::Sender<Counters>),
     Stop,
 }
 
 /// One endpoint's socket and its state.
-struct Slot {
-    socket: Socket,
+struct EndpointSlot {
+    socket: EndpointSocket,
     /// Received bytes that the router has not taken.
     input: BytesMut,
     read_action: ReadAction,
@@ -116,7 +116,7 @@ enum Queue {
     Writes,
 }
 
-/// Returns a chunk to read into: the oldest used one if all its frames have left, since its memory is likely in the cache.
+/// Returns a chunk to read into: the oldest used one if all its frames were written, since its memory is likely in the cache.
 fn next_chunk(used_chunks: &mut VecDeque<BytesMut>, newest: BytesMut) -> BytesMut {
     used_chunks.push_back(newest);
     if let Some(mut oldest) = used_chunks.pop_front() {
@@ -132,12 +132,12 @@ fn next_chunk(used_chunks: &mut VecDeque<BytesMut>, newest: BytesMut) -> BytesMu
     BytesMut::zeroed(CHUNK)
 }
 
-pub(super) struct Worker {
+pub(super) struct GatewayWorker {
     router: Router,
     poll: Poll,
-    messages: Receiver<WorkerMessage>,
+    messages: Receiver<GatewayMessage>,
     /// By endpoint key.
-    slots: Vec<Option<Slot>>,
+    slots: Vec<Option<EndpointSlot>>,
     /// By [`Queue`].
     queues: [VecDeque<EndpointKey>; 3],
     /// Bytes read in this iteration.
@@ -148,12 +148,12 @@ pub(super) struct Worker {
     one_write_per_frame: bool,
 }
 
-impl Worker {
+impl GatewayWorker {
     /// Creates a worker and what wakes it.
     pub(super) fn new(
         config: &Config,
         rng: ChaCha20Rng,
-        messages: Receiver<WorkerMessage>,
+        messages: Receiver<GatewayMessage>,
     ) -> io::Result<(Self, Waker)> {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
@@ -171,7 +171,7 @@ impl Worker {
         Ok((worker, waker))
     }
 
-    /// Serves until [`WorkerMessage::Stop`].
+    /// Serves until [`GatewayMessage::Stop`].
     pub(super) fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(MAX_EVENTS);
         loop {
@@ -223,10 +223,10 @@ impl Worker {
     fn handle_messages(&mut self, now: Now) -> bool {
         loop {
             match self.messages.try_recv() {
-                Ok(WorkerMessage::Connected(connection)) => self.add_connection(now, connection),
-                Ok(WorkerMessage::Count(reply)) => drop(reply.send(self.router.counters())),
+                Ok(GatewayMessage::Connected(connection)) => self.add_connection(now, connection),
+                Ok(GatewayMessage::Count(reply)) => drop(reply.send(self.router.counters())),
                 Err(TryRecvError::Empty) => return true,
-                Ok(WorkerMessage::Stop) | Err(TryRecvError::Disconnected) => return false,
+                Ok(GatewayMessage::Stop) | Err(TryRecvError::Disconnected) => return false,
             }
         }
     }
@@ -253,7 +253,7 @@ impl Worker {
         if self.slots.len() <= key.0 {
             self.slots.resize_with(key.0 + 1, || None);
         }
-        self.slots[key.0] = Some(Slot {
+        self.slots[key.0] = Some(EndpointSlot {
             socket,
             input: initial,
             read_action: ReadAction::Read { missing: 0, exact: false },
@@ -373,15 +373,15 @@ impl Worker {
         }
         // A frame's length is only a claim: the buffer grows with what has arrived.
         let begun = slot.input.len();
-        let room = missing.min(begun.max(SHORT));
+        let extra = missing.min(begun.max(SHORT));
         if begun > 0 {
-            slot.input.resize(begun + room, 0);
+            slot.input.resize(begun + extra, 0);
         }
         let own = &mut slot.input[begun..];
         let shared = match exact {
             true if begun == 0 => missing.clamp(1, self.chunk_rest.len()),
             true => 0,
-            false if room < missing => 0,
+            false if extra < missing => 0,
             false => self.chunk_rest.len(),
         };
         let offered = own.len() + shared;
@@ -465,7 +465,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_chunk_is_used_again_when_its_frames_have_left_and_never_before() {
+    fn a_chunk_is_reused_only_after_its_frames_were_written() {
         let mut used_chunks = VecDeque::new();
         let mut chunk_rest = next_chunk(&mut used_chunks, BytesMut::new());
         let mut waiting = VecDeque::new();
@@ -477,7 +477,7 @@ mod tests {
             waiting.push_back((turn, frame));
             if waiting.len() > 3 {
                 let (turn, frame) = waiting.pop_front().unwrap();
-                assert!(frame.iter().all(|byte| *byte == turn), "nobody has written over it");
+                assert!(frame.iter().all(|byte| *byte == turn), "it was not overwritten");
             }
             chunk_rest = next_chunk(&mut used_chunks, chunk_rest);
             assert_eq!(chunk_rest.len(), CHUNK);

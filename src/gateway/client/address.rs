@@ -2,7 +2,7 @@
 
 use super::error::ConnectError;
 use super::tls::Tls;
-use super::transport::{Io, NOT_A_FRAME, Transport};
+use super::transport::{FrameTransport, Io, NOT_A_FRAME};
 use crate::gateway::handshake::{CHALLENGE, Key};
 use crate::gateway::token::GatewayToken;
 use crate::net::connect::connect;
@@ -20,13 +20,13 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 /// What an endpoint proves.
 #[derive(Debug, Clone)]
-pub(super) enum Credentials {
+pub(super) enum EndpointCredentials {
     Client(Option<GatewayToken>),
     Md5 { id: u32, key: Key },
     Hmac { id: u32, key: Key },
 }
 
-impl Credentials {
+impl EndpointCredentials {
     /// Returns whether both sides grant credit (command 7).
     pub(super) fn credit(&self) -> bool {
         matches!(self, Self::Hmac { .. })
@@ -52,7 +52,7 @@ impl Credentials {
     }
 
     /// Performs the handshake, where there is one.
-    pub(super) async fn authenticate(&self, transport: &mut Transport) -> Result<(), ConnectError> {
+    pub(super) async fn authenticate(&self, transport: &mut FrameTransport) -> Result<(), ConnectError> {
         match self {
             Self::Client(_) => Ok(()),
             Self::Md5 { id, key } => {
@@ -65,8 +65,8 @@ impl Credentials {
                 ChaCha20Rng::from_os_rng().fill_bytes(&mut nonce);
                 transport.write_handshake(&key.answer(&challenge, &nonce, *id)).await.map_err(refused)?;
                 let proof = transport.read_handshake().await.map_err(refused)?;
-                let honest = key.verify_proof(&challenge, &nonce, *id, &proof);
-                if honest { Ok(()) } else { Err(ConnectError::NotAuthenticated) }
+                let is_valid = key.verify_proof(&challenge, &nonce, *id, &proof);
+                if is_valid { Ok(()) } else { Err(ConnectError::NotAuthenticated) }
             }
         }
     }
@@ -101,21 +101,21 @@ pub(super) struct Address {
 
 impl Address {
     /// Parses `HOST[:PORT]`, `tls://HOST[:PORT]`, or a WebSocket URL. Without a path the URL gets the gateway's.
-    pub(super) fn parse(text: &str, credentials: &Credentials) -> Result<Self, ConnectError> {
-        let wrong = || ConnectError::Address(text.to_owned());
+    pub(super) fn parse(text: &str, credentials: &EndpointCredentials) -> Result<Self, ConnectError> {
+        let invalid = || ConnectError::Address(text.to_owned());
         let whole = if text.contains("://") { text.to_owned() } else { format!("tcp://{}", bracketed(text)) };
-        let uri: Uri = whole.parse().map_err(|_| wrong())?;
-        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(wrong)?;
+        let uri: Uri = whole.parse().map_err(|_| invalid())?;
+        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(invalid)?;
         let (tls, web) = match uri.scheme_str() {
             Some("tcp") => (false, false),
             Some("tls") => (true, false),
             Some("ws" | "http") => (false, true),
             Some("wss" | "https") => (true, true),
-            _ => return Err(wrong()),
+            _ => return Err(invalid()),
         };
         let path = uri.path();
-        if web && matches!(credentials, Credentials::Md5 { .. }) || !web && path.len() > 1 {
-            return Err(wrong());
+        if web && matches!(credentials, EndpointCredentials::Md5 { .. }) || !web && path.len() > 1 {
+            return Err(invalid());
         }
         let authority = uri.authority().map_or("", |authority| authority.as_str());
         let port = match authority.rsplit_once(host).map(|(_, rest)| rest) {
@@ -130,13 +130,13 @@ impl Address {
                 .strip_prefix(':')
                 .and_then(|port| port.parse().ok())
                 .filter(|port| *port != 0)
-                .ok_or_else(wrong)?,
-            None => return Err(wrong()),
+                .ok_or_else(invalid)?,
+            None => return Err(invalid()),
         };
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let protocol = if web {
             let path = match (path, credentials) {
-                ("" | "/", Credentials::Client(_)) => "/gateway",
+                ("" | "/", EndpointCredentials::Client(_)) => "/gateway",
                 ("" | "/", _) => "/gateway/servers",
                 (path, _) => path,
             };
@@ -154,8 +154,8 @@ impl Address {
         tls: &Tls,
         max_packet: usize,
         limit: Duration,
-    ) -> Result<(Transport, Option<SocketAddr>), ConnectError> {
-        let going = async {
+    ) -> Result<(FrameTransport, Option<SocketAddr>), ConnectError> {
+        let opening = async {
             let addresses = lookup_host((self.host.as_str(), self.port)).await;
             let addresses: Vec<SocketAddr> = addresses.map_err(ConnectError::Unreachable)?.collect();
             let (stream, _) = connect(&addresses).await.map_err(ConnectError::Unreachable)?;
@@ -169,15 +169,15 @@ impl Address {
             };
             Ok((self.open_protocol(io, max_packet).await?, local))
         };
-        timeout(limit, going).await.unwrap_or(Err(ConnectError::TimedOut(limit)))
+        timeout(limit, opening).await.unwrap_or(Err(ConnectError::TimedOut(limit)))
     }
 
-    async fn open_protocol(&self, io: Io, max_packet: usize) -> Result<Transport, ConnectError> {
-        let Protocol::WebSocket { url } = &self.protocol else { return Ok(Transport::Stream(io)) };
+    async fn open_protocol(&self, io: Io, max_packet: usize) -> Result<FrameTransport, ConnectError> {
+        let Protocol::WebSocket { url } = &self.protocol else { return Ok(FrameTransport::Stream(io)) };
         let longest = Some(max_packet.saturating_add(4));
         let config = WebSocketConfig::default().max_message_size(longest).max_frame_size(longest);
         match client_async_with_config(url, io, Some(config)).await {
-            Ok((socket, _)) => Ok(Transport::WebSocket(Box::new(socket))),
+            Ok((socket, _)) => Ok(FrameTransport::WebSocket(Box::new(socket))),
             Err(WebSocketError::Io(error)) => Err(refused(error)),
             Err(WebSocketError::Http(answer)) => match answer.status().as_u16() {
                 401 | 403 | 429 => Err(ConnectError::Refused),
@@ -202,7 +202,7 @@ fn bracketed(host: &str) -> String {
 mod tests {
     use super::*;
 
-    fn read(text: &str, credentials: &Credentials) -> Option<(String, u16, bool, Option<String>)> {
+    fn read(text: &str, credentials: &EndpointCredentials) -> Option<(String, u16, bool, Option<String>)> {
         let address = Address::parse(text, credentials).ok()?;
         let url = match address.protocol {
             Protocol::Plain => None,
@@ -212,10 +212,11 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_a_host_or_a_url_and_the_door_knows_its_port() {
+    fn an_address_is_a_host_or_a_url_with_a_default_port_per_handshake() {
         let key = Key::new(*b"sixteen bytes !!").unwrap();
-        let client = Credentials::Client(None);
-        let (md5, hmac) = (Credentials::Md5 { id: 1, key: key.clone() }, Credentials::Hmac { id: 1, key });
+        let client = EndpointCredentials::Client(None);
+        let (md5, hmac) =
+            (EndpointCredentials::Md5 { id: 1, key: key.clone() }, EndpointCredentials::Hmac { id: 1, key });
         let plain = |host: &str, port, tls| Some((host.to_owned(), port, tls, None));
         let web = |host: &str, port, tls, url: &str| Some((host.to_owned(), port, tls, Some(url.to_owned())));
         for (text, credentials, expected) in [

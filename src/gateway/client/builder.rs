@@ -1,12 +1,12 @@
 //! Builders of endpoints (S2-21, S2-22).
 
-use super::address::{Address, Credentials};
+use super::address::{Address, EndpointCredentials};
 use super::codec::{Codec, Raw};
-use super::endpoint::{Endpoint, Route};
+use super::endpoint::{Endpoint, GatewayTarget};
 use super::error::ConnectError;
 use super::settings::Settings;
 use super::tls::Tls;
-use super::transport::Transport;
+use super::transport::FrameTransport;
 use crate::gateway::handshake::Key;
 use crate::gateway::token::GatewayToken;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 #[derive(Debug, Clone)]
 pub struct ClientBuilder<C = Raw> {
     address: String,
-    credentials: Credentials,
+    credentials: EndpointCredentials,
     tls: Tls,
     settings: Settings,
     codec: C,
@@ -31,7 +31,13 @@ impl ClientBuilder {
     #[must_use]
     pub fn new(address: impl Into<String>) -> Self {
         let (tls, settings) = (Tls::default(), Settings::default());
-        Self { address: address.into(), credentials: Credentials::Client(None), tls, settings, codec: Raw }
+        Self {
+            address: address.into(),
+            credentials: EndpointCredentials::Client(None),
+            tls,
+            settings,
+            codec: Raw,
+        }
     }
 }
 
@@ -39,7 +45,7 @@ impl<C: Codec> ClientBuilder<C> {
     /// Sends this gateway token first. Gateways with `require_token = true` need one.
     #[must_use]
     pub fn token(mut self, token: GatewayToken) -> Self {
-        self.credentials = Credentials::Client(Some(token));
+        self.credentials = EndpointCredentials::Client(Some(token));
         self
     }
 
@@ -72,7 +78,7 @@ impl<C: Codec> ClientBuilder<C> {
         let address = Address::parse(&self.address, &self.credentials)?;
         let (tls, credentials, settings) =
             (self.tls.clone(), self.credentials.clone(), self.settings.clone());
-        Endpoint::connect(Route { address, tls, credentials, settings }, self.codec.clone()).await
+        Endpoint::connect(GatewayTarget { address, tls, credentials, settings }, self.codec.clone()).await
     }
 
     /// Connects over an existing stream. The address is not used, and the endpoint does not reconnect.
@@ -83,7 +89,7 @@ impl<C: Codec> ClientBuilder<C> {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let transport = Transport::Stream(Box::new(stream));
+        let transport = FrameTransport::Stream(Box::new(stream));
         Endpoint::over(transport, &self.credentials, &self.settings, self.codec.clone()).await
     }
 }
@@ -93,13 +99,19 @@ impl ServerBuilder {
     /// the gateway's credit, and a slow receiver does not affect other virtual connections.
     #[must_use]
     pub fn hmac(address: impl Into<String>, id: u32, key: Key) -> Self {
-        Self(ClientBuilder { credentials: Credentials::Hmac { id, key }, ..ClientBuilder::new(address) })
+        Self(ClientBuilder {
+            credentials: EndpointCredentials::Hmac { id, key },
+            ..ClientBuilder::new(address)
+        })
     }
 
     /// Connects by MD5, as fastway's servers do: `HOST[:PORT]` (default port 3480), or `tls://HOST:PORT` for mutual TLS.
     #[must_use]
     pub fn md5(address: impl Into<String>, id: u32, key: Key) -> Self {
-        Self(ClientBuilder { credentials: Credentials::Md5 { id, key }, ..ClientBuilder::new(address) })
+        Self(ClientBuilder {
+            credentials: EndpointCredentials::Md5 { id, key },
+            ..ClientBuilder::new(address)
+        })
     }
 }
 

@@ -1,13 +1,13 @@
 //! Endpoints, and the task that keeps an endpoint connected.
 
-use super::address::{Address, Credentials, refused};
+use super::address::{Address, EndpointCredentials, refused};
 use super::codec::Codec;
 use super::error::{AcceptError, ConnectError, ConnectionError, DialError};
 use super::gateway_connection::GatewayConnection;
 use super::machine::Mux;
 use super::settings::Settings;
 use super::tls::Tls;
-use super::transport::{ReadTimeouts, Transport};
+use super::transport::{FrameTransport, ReadTimeouts};
 use super::virtual_connection::VirtualConnection;
 use crate::limits::Backoff;
 use crate::net::network_changes::NetworkChanges;
@@ -70,10 +70,10 @@ impl Drop for AcceptGuard {
 
 /// How to reach the gateway.
 #[derive(Debug, Clone)]
-pub(super) struct Route {
+pub(super) struct GatewayTarget {
     pub(super) address: Address,
     pub(super) tls: Tls,
-    pub(super) credentials: Credentials,
+    pub(super) credentials: EndpointCredentials,
     pub(super) settings: Settings,
 }
 
@@ -95,16 +95,16 @@ type Running = Pin<Box<dyn Future<Output = ConnectionError> + Send>>;
 
 impl<C: Codec> Endpoint<C> {
     /// Connects, and reconnects later if that is configured.
-    pub(super) async fn connect(route: Route, codec: C) -> Result<Self, ConnectError> {
+    pub(super) async fn connect(target: GatewayTarget, codec: C) -> Result<Self, ConnectError> {
         let (stop, shutdown) = watch::channel(false);
-        let first = route.establish(shutdown.clone()).await?;
-        Ok(Self::start(first, Some(route.clone()), (stop, shutdown), &route.settings, codec))
+        let first = target.establish(shutdown.clone()).await?;
+        Ok(Self::start(first, Some(target.clone()), (stop, shutdown), &target.settings, codec))
     }
 
     /// Uses an existing stream, and does not reconnect.
     pub(super) async fn over(
-        transport: Transport,
-        credentials: &Credentials,
+        transport: FrameTransport,
+        credentials: &EndpointCredentials,
         settings: &Settings,
         codec: C,
     ) -> Result<Self, ConnectError> {
@@ -115,14 +115,14 @@ impl<C: Codec> Endpoint<C> {
 
     fn start(
         (connection, running): (Arc<GatewayConnection>, Running),
-        route: Option<Route>,
+        target: Option<GatewayTarget>,
         (stop, shutdown): (watch::Sender<bool>, watch::Receiver<bool>),
         settings: &Settings,
         codec: C,
     ) -> Self {
         let (state_sender, state) = watch::channel(LinkState::Connected(Arc::clone(&connection)));
         let dial_timeout = settings.dial_timeout;
-        tokio::spawn(run_endpoint(connection, running, route, state_sender, shutdown));
+        tokio::spawn(run_endpoint(connection, running, target, state_sender, shutdown));
         let accept_guard = Arc::new(AcceptGuard { state: state.clone() });
         Self {
             state,
@@ -140,14 +140,15 @@ impl<C: Codec> Endpoint<C> {
     /// [`DialError`].
     pub async fn dial(&self, remote: u32) -> Result<VirtualConnection<C>, DialError> {
         let dialling = async {
-            let connection = self.up().await?;
+            let connection = self.connected().await?;
             let conn = connection.dial(remote).await?.ok_or(DialError::Refused(remote))?;
             Ok(VirtualConnection::new(connection, conn, remote, Arc::clone(&self.guard), self.codec.clone()))
         };
         timeout(self.dial_timeout, dialling).await.unwrap_or(Err(DialError::TimedOut(self.dial_timeout)))
     }
 
-    async fn up(&self) -> Result<Arc<GatewayConnection>, ConnectionError> {
+    /// Waits until the endpoint is connected.
+    async fn connected(&self) -> Result<Arc<GatewayConnection>, ConnectionError> {
         let mut state = self.state.clone();
         loop {
             match &*state.borrow_and_update() {
@@ -244,7 +245,7 @@ fn status(state: &LinkState) -> Status {
     }
 }
 
-impl Route {
+impl GatewayTarget {
     async fn establish(
         &self,
         shutdown: watch::Receiver<bool>,
@@ -257,13 +258,13 @@ impl Route {
 
 /// Authenticates and waits for the gateway's first answer.
 async fn establish(
-    (mut transport, local): (Transport, Option<SocketAddr>),
-    credentials: &Credentials,
+    (mut transport, local): (FrameTransport, Option<SocketAddr>),
+    credentials: &EndpointCredentials,
     settings: &Settings,
     shutdown: watch::Receiver<bool>,
 ) -> Result<(Arc<GatewayConnection>, Running), ConnectError> {
     let limit = settings.auth_timeout;
-    let entering = async {
+    let establishing = async {
         credentials.authenticate(&mut transport).await?;
         let mux = Mux::new(settings.limits(), credentials.credit(), credentials.token());
         let connection = Arc::new(GatewayConnection::new(mux, local));
@@ -281,7 +282,7 @@ async fn establish(
             }),
         }
     };
-    timeout(limit, entering).await.unwrap_or(Err(ConnectError::TimedOut(limit)))
+    timeout(limit, establishing).await.unwrap_or(Err(ConnectError::TimedOut(limit)))
 }
 
 /// Resolves when the endpoint is to end, or when its last user is gone.
@@ -292,7 +293,7 @@ async fn stop(shutdown: &mut watch::Receiver<bool>) {
 /// Reads and writes until the connection fails or the endpoint is to end.
 async fn run(
     connection: Arc<GatewayConnection>,
-    transport: Transport,
+    transport: FrameTransport,
     settings: Settings,
     mut shutdown: watch::Receiver<bool>,
 ) -> ConnectionError {
@@ -317,17 +318,17 @@ async fn run(
 async fn run_endpoint(
     mut connection: Arc<GatewayConnection>,
     mut running: Running,
-    route: Option<Route>,
+    target: Option<GatewayTarget>,
     state_sender: watch::Sender<LinkState>,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    let plan = route.as_ref().and_then(|route| Some((route, route.settings.reconnect?)));
+    let plan = target.as_ref().and_then(|target| Some((target, target.settings.reconnect?)));
     let mut backoff = plan.map(|(_, range)| Backoff::new(range, ChaCha20Rng::from_os_rng()));
     // Clients reconnect when they are used; a server is of use only while it is connected.
     let mut network =
-        plan.filter(|(route, _)| route.credentials.is_server()).map(|_| NetworkChanges::start());
+        plan.filter(|(target, _)| target.credentials.is_server()).map(|_| NetworkChanges::start());
     loop {
-        let born = time::mono();
+        let connected_at = time::mono();
         let (error, soon) = tokio::select! {
             error = &mut running => (error, false),
             () = network_lost(&connection, network.as_mut()) => {
@@ -338,20 +339,20 @@ async fn run_endpoint(
         // Closes the old socket before a new one is opened.
         drop(running);
         let again = plan.zip(backoff.as_mut()).filter(|_| !matches!(error, ConnectionError::LocallyClosed));
-        let Some(((route, _), backoff)) = again else {
+        let Some(((target, _), backoff)) = again else {
             state_sender.send_replace(LinkState::Closed(error));
             return;
         };
-        tracing::debug!(%error, "the gateway is error");
+        tracing::debug!(%error, "connection to the gateway lost");
         if soon {
             backoff.reset();
         }
-        backoff.reset_after(time::mono().saturating_duration_since(born));
+        backoff.reset_after(time::mono().saturating_duration_since(connected_at));
         state_sender.send_replace(LinkState::Reconnecting(error));
-        let known = shutdown.clone();
-        let reconnecting = reconnect(route, (backoff, soon), network.as_mut(), &known);
+        let stopping = shutdown.clone();
+        let reconnecting = reconnect(target, (backoff, soon), network.as_mut(), &stopping);
         (connection, running) = tokio::select! {
-            there = reconnecting => there,
+            connected = reconnecting => connected,
             () = stop(&mut shutdown) => {
                 state_sender.send_replace(LinkState::Closed(ConnectionError::LocallyClosed));
                 return;
@@ -363,7 +364,7 @@ async fn run_endpoint(
 
 /// Tries until the gateway accepts this endpoint; waits less when the network has changed.
 async fn reconnect(
-    route: &Route,
+    target: &GatewayTarget,
     (backoff, mut soon): (&mut Backoff, bool),
     mut network: Option<&mut NetworkChanges>,
     shutdown: &watch::Receiver<bool>,
@@ -375,11 +376,11 @@ async fn reconnect(
             None => sleep(backoff.wait()).await,
         }
         tokio::select! {
-            there = route.establish(shutdown.clone()) => match there {
-                Ok(there) => return there,
+            established = target.establish(shutdown.clone()) => match established {
+                Ok(established) => return established,
                 Err(error) => {
                     soon = false;
-                    tracing::debug!(%error, "the gateway is still away");
+                    tracing::debug!(%error, "cannot reconnect to the gateway");
                 }
             },
             () = changed(network.as_deref_mut()) => soon = true,

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a gateway must not send.
+/// How the gateway broke the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProtocolError {
@@ -28,16 +28,16 @@ pub enum ProtocolError {
 #[non_exhaustive]
 pub enum ConnectError {
     /// The address or URL is invalid.
-    #[error("{0:?} is no gateway: HOST:PORT, ws://HOST[:PORT] or wss://HOST[:PORT]")]
+    #[error("{0:?} is not a gateway address: HOST:PORT, ws://HOST[:PORT] or wss://HOST[:PORT]")]
     Address(String),
     /// The network connection failed.
-    #[error("no connection to the gateway: {0}")]
+    #[error("cannot connect to the gateway: {0}")]
     Unreachable(#[source] io::Error),
     /// TLS could not be set up, or the gateway's certificate is not trusted.
-    #[error("no TLS with the gateway: {0}")]
+    #[error("TLS with the gateway failed: {0}")]
     Tls(#[source] io::Error),
-    /// The peer does not speak WebSocket, or has no gateway at this path.
-    #[error("no WebSocket with the gateway: {0}")]
+    /// The peer does not use WebSocket, or has no gateway at this path.
+    #[error("WebSocket with the gateway failed: {0}")]
     WebSocket(#[source] io::Error),
     /// The gateway closed the connection: a wrong key or token, or an address that is not allowed. With the MD5 handshake it also stands for
     /// [`ConnectError::DuplicateServer`].
@@ -47,7 +47,7 @@ pub enum ConnectError {
     #[error("another server has this id")]
     DuplicateServer,
     /// The peer could not prove that it holds the servers' key, or is not a gateway.
-    #[error("what answers there does not hold the servers' key")]
+    #[error("the peer does not hold the servers' key")]
     NotAuthenticated,
     /// The gateway did not answer within this time.
     #[error("the gateway did not answer within {0:?}")]

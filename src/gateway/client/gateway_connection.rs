@@ -1,7 +1,7 @@
-//! One connection to the gateway: the machine behind a lock, and the wakers of those who wait.
+//! One connection to the gateway: the state machine behind a lock, and the wakers of waiting tasks.
 
 use super::error::{ConnectionError, ProtocolError, ReceiveError, SendError};
-use super::machine::{CloseReason, DialKey, Event, Mux, OutgoingFrame, Received, SendOutcome};
+use super::machine::{DialKey, EndReason, Mux, MuxEvent, OutgoingFrame, ReceiveOutcome, SendOutcome};
 use crate::gateway::wire::ConnId;
 use bytes::{Bytes, BytesMut};
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ struct Wakers {
 }
 
 #[derive(Debug)]
-struct State {
+struct LockedState {
     mux: Mux,
     wakers: HashMap<ConnId, Wakers>,
     dials: HashMap<DialKey, oneshot::Sender<Option<ConnId>>>,
@@ -30,7 +30,7 @@ struct State {
 /// One connection to the gateway.
 #[derive(Debug)]
 pub(super) struct GatewayConnection {
-    state: Mutex<State>,
+    state: Mutex<LockedState>,
     transmit: Notify,
     arrived: Notify,
     resume: Notify,
@@ -44,7 +44,7 @@ pub(super) struct GatewayConnection {
 impl GatewayConnection {
     pub(super) fn new(mux: Mux, local: Option<SocketAddr>) -> Self {
         Self {
-            state: Mutex::new(State {
+            state: Mutex::new(LockedState {
                 mux,
                 wakers: HashMap::new(),
                 dials: HashMap::new(),
@@ -60,23 +60,27 @@ impl GatewayConnection {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, LockedState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the state and wakes everybody whom it concerns.
-    fn with<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+    /// Changes the state and wakes the tasks that wait for its events.
+    fn with<T>(&self, change: impl FnOnce(&mut LockedState) -> T) -> T {
         let mut state = self.lock();
         let result = change(&mut state);
         while let Some(event) = state.mux.poll_event() {
             match event {
-                Event::Ready => drop(self.ready.send_replace(true)),
-                Event::Transmit => self.transmit.notify_one(),
-                Event::Incoming => self.arrived.notify_one(),
-                Event::Resume => self.resume.notify_one(),
-                Event::Readable(conn) => wake(state.wakers.get_mut(&conn).map(|who| &mut who.receiver)),
-                Event::Writable(conn) => wake(state.wakers.get_mut(&conn).map(|who| &mut who.sender)),
-                Event::DialDone(key, conn) => state.dialled(key, conn),
+                MuxEvent::Ready => drop(self.ready.send_replace(true)),
+                MuxEvent::Transmit => self.transmit.notify_one(),
+                MuxEvent::Incoming => self.arrived.notify_one(),
+                MuxEvent::Resume => self.resume.notify_one(),
+                MuxEvent::Readable(conn) => {
+                    wake(state.wakers.get_mut(&conn).map(|wakers| &mut wakers.receiver))
+                }
+                MuxEvent::Writable(conn) => {
+                    wake(state.wakers.get_mut(&conn).map(|wakers| &mut wakers.sender))
+                }
+                MuxEvent::DialDone(key, conn) => state.dialled(key, conn),
             }
         }
         result
@@ -92,29 +96,30 @@ impl GatewayConnection {
         self.transmit.notified().await;
     }
 
-    /// Resolves when a held message may have been delivered.
+    /// Resolves when the blocked message may have been delivered.
     pub(super) async fn wait_to_resume(&self) {
         self.resume.notified().await;
     }
 
-    /// Handles received bytes; returns whether a message is held.
+    /// Handles received bytes; returns whether a message is blocked.
     pub(super) fn handle_bytes(&self, bytes: &mut BytesMut) -> Result<bool, ProtocolError> {
         self.received_count.fetch_add(1, Ordering::Relaxed);
-        self.with(|state| state.mux.handle_bytes(bytes).map(|()| state.mux.held().is_some()))
+        self.with(|state| state.mux.handle_bytes(bytes).map(|()| state.mux.blocked().is_some()))
     }
 
-    /// Handles a WebSocket message; returns whether it is held.
+    /// Handles a WebSocket message; returns whether it is blocked.
     pub(super) fn handle_frame(&self, frame: Bytes) -> Result<bool, ProtocolError> {
         self.received_count.fetch_add(1, Ordering::Relaxed);
-        self.with(|state| state.mux.handle_frame(frame).map(|()| state.mux.held().is_some()))
+        self.with(|state| state.mux.handle_frame(frame).map(|()| state.mux.blocked().is_some()))
     }
 
-    pub(super) fn held(&self) -> bool {
-        self.lock().mux.held().is_some()
+    /// Returns whether a message is blocked.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.lock().mux.blocked().is_some()
     }
 
-    pub(super) fn close_held(&self) {
-        self.with(|state| state.mux.close_held());
+    pub(super) fn close_blocked(&self) {
+        self.with(|state| state.mux.close_blocked());
     }
 
     /// Returns the number of reads.
@@ -154,9 +159,9 @@ impl GatewayConnection {
         let mut state = self.lock();
         state.error.get_or_insert(error);
         state.dials.clear();
-        for who in state.wakers.values_mut() {
-            wake(Some(&mut who.receiver));
-            wake(Some(&mut who.sender));
+        for wakers in state.wakers.values_mut() {
+            wake(Some(&mut wakers.receiver));
+            wake(Some(&mut wakers.sender));
         }
     }
 
@@ -186,12 +191,12 @@ impl GatewayConnection {
 
     /// Dials; `None` where the gateway refuses. Dropping the future cancels the dial.
     pub(super) async fn dial(&self, remote: u32) -> Result<Option<ConnId>, ConnectionError> {
-        let (state_sender, answer) = oneshot::channel();
+        let (result, answer) = oneshot::channel();
         let key = self.with(|state| match &state.error {
             Some(error) => Err(error.clone()),
             None => {
                 let key = state.mux.dial(remote);
-                state.dials.insert(key, state_sender);
+                state.dials.insert(key, result);
                 Ok(key)
             }
         })?;
@@ -222,18 +227,18 @@ impl GatewayConnection {
         cx: &Context<'_>,
     ) -> Poll<Result<Option<Bytes>, ReceiveError>> {
         self.with(|state| match (state.mux.take(conn), &state.error) {
-            (Received::Message(message), _) => Poll::Ready(Ok(Some(message))),
-            (Received::Closed(CloseReason::Overflow), _) => Poll::Ready(Err(ReceiveError::Overflow)),
-            (Received::Closed(CloseReason::Closed), None) => Poll::Ready(Ok(None)),
+            (ReceiveOutcome::Message(message), _) => Poll::Ready(Ok(Some(message))),
+            (ReceiveOutcome::Closed(EndReason::Overflow), _) => Poll::Ready(Err(ReceiveError::Overflow)),
+            (ReceiveOutcome::Closed(EndReason::Closed), None) => Poll::Ready(Ok(None)),
             (_, Some(error)) => Poll::Ready(Err(error.clone().into())),
-            (Received::Pending, None) => {
-                sleep(state.wakers.get_mut(&conn).map(|who| &mut who.receiver), cx);
+            (ReceiveOutcome::Pending, None) => {
+                set_waker(state.wakers.get_mut(&conn).map(|wakers| &mut wakers.receiver), cx);
                 Poll::Pending
             }
         })
     }
 
-    /// Sends a message of `len` bytes, which is created only when there is room for it.
+    /// Sends a message of `len` bytes, which is created only when there is space for it.
     pub(super) fn poll_send(
         &self,
         conn: ConnId,
@@ -252,7 +257,7 @@ impl GatewayConnection {
                     Poll::Ready(Err(SendError::TooLong { len, max: state.mux.max_message() }))
                 }
                 SendOutcome::Full => {
-                    sleep(state.wakers.get_mut(&conn).map(|who| &mut who.sender), cx);
+                    set_waker(state.wakers.get_mut(&conn).map(|wakers| &mut wakers.sender), cx);
                     Poll::Pending
                 }
             }
@@ -260,28 +265,29 @@ impl GatewayConnection {
     }
 }
 
-impl State {
+impl LockedState {
     fn dialled(&mut self, key: DialKey, conn: Option<ConnId>) {
         if let Some(conn) = conn {
             self.wakers.insert(conn, Wakers::default());
         }
         // A missing sender means that the dial was cancelled.
-        if let Some(state_sender) = self.dials.remove(&key) {
-            let _ = state_sender.send(conn);
+        if let Some(result) = self.dials.remove(&key) {
+            let _ = result.send(conn);
         }
     }
 }
 
-fn sleep(who: Option<&mut Option<Waker>>, cx: &Context<'_>) {
-    match who {
+/// Stores the task's waker.
+fn set_waker(slot: Option<&mut Option<Waker>>, cx: &Context<'_>) {
+    match slot {
         Some(Some(waker)) => waker.clone_from(cx.waker()),
-        Some(none) => *none = Some(cx.waker().clone()),
+        Some(empty) => *empty = Some(cx.waker().clone()),
         None => {}
     }
 }
 
-fn wake(who: Option<&mut Option<Waker>>) {
-    if let Some(waker) = who.and_then(Option::take) {
+fn wake(slot: Option<&mut Option<Waker>>) {
+    if let Some(waker) = slot.and_then(Option::take) {
         waker.wake();
     }
 }

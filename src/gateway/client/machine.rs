@@ -2,11 +2,11 @@
 //! become frames. No sockets, no time. Pure.
 //!
 //! An id takes two steps, New and Open; then Dial names the remote. A gateway keeps few half-open ids, so the next New waits for the Dial
-//! of an earlier one. An id of a cancelled dial is released with Close, and remembered until the gateway has released it: its Accept would
-//! otherwise look like an incoming connection.
+//! of an earlier one. An id of a cancelled dial is released with Close, and remembered until the gateway has released it: otherwise
+//! its Accept would look like an incoming connection.
 
 use super::error::ProtocolError;
-use crate::gateway::wire::{self, Command, ConnId, Frame, HEAD, MAX_COMMAND};
+use crate::gateway::wire::{self, Command, ConnId, Frame, HEADER_LEN, MAX_COMMAND};
 use bytes::{Buf, Bytes, BytesMut};
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -14,7 +14,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 const MAX_NEW: usize = 32;
 /// Unanswered dials at a time, cancelled ones included.
 const MAX_DIALS: usize = 1024;
-/// Frames above the other limits after which the gateway is taken for one that commands and never reads.
+/// Frames above the other limits above which the gateway is assumed to send commands without reading the answers.
 const MAX_QUEUED_COMMANDS: usize = 16_384;
 /// Messages up to this length are copied out of the read buffer, which they would otherwise keep alive.
 const MAX_COPIED: usize = 4096;
@@ -46,28 +46,28 @@ pub(super) struct MuxLimits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct DialKey(u64);
 
-/// What somebody waits for.
+/// An event for the tasks that use the endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Event {
+pub(super) enum MuxEvent {
     /// The gateway has answered for the first time.
     Ready,
     /// There are frames to send.
     Transmit,
     /// A message, or the close, may be taken.
     Readable(ConnId),
-    /// A message that found no room may be offered again.
+    /// A message that found the queue full may be offered again.
     Writable(ConnId),
     /// An incoming virtual connection waits in the backlog.
     Incoming,
     /// A dial has completed; `None`: it was refused.
     DialDone(DialKey, Option<ConnId>),
-    /// The held message was delivered: continue to read.
+    /// The blocked message was delivered: reading continues.
     Resume,
 }
 
 /// Why a virtual connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum CloseReason {
+pub(super) enum EndReason {
     /// The other end or the gateway closed it.
     Closed,
     /// It was closed here because its messages were not received in time.
@@ -76,19 +76,19 @@ pub(super) enum CloseReason {
 
 /// The result of [`Mux::take`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Received {
+pub(super) enum ReceiveOutcome {
     Message(Bytes),
     /// No message has arrived yet.
     Pending,
     /// No message will arrive.
-    Closed(CloseReason),
+    Closed(EndReason),
 }
 
 /// The result of [`Mux::offer`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum SendOutcome {
     Queued,
-    /// Offer it again after [`Event::Writable`].
+    /// Offer it again after [`MuxEvent::Writable`].
     Full,
     /// The virtual connection is closed.
     Closed,
@@ -110,8 +110,8 @@ impl OutgoingFrame {
         command.emit(&mut whole);
         let mut head = [0; MAX_COMMAND];
         match head.get_mut(..whole.len()) {
-            Some(room) => {
-                room.copy_from_slice(&whole);
+            Some(target) => {
+                target.copy_from_slice(&whole);
                 Self { head, head_len: whole.len(), body: Bytes::new() }
             }
             None => Self { head, head_len: 0, body: whole.into() },
@@ -120,8 +120,8 @@ impl OutgoingFrame {
 
     fn data(conn: ConnId, body: Bytes) -> Self {
         let mut head = [0; MAX_COMMAND];
-        wire::head(&mut &mut head[..], conn, body.len());
-        Self { head, head_len: HEAD, body }
+        wire::emit_header(&mut &mut head[..], conn, body.len());
+        Self { head, head_len: HEADER_LEN, body }
     }
 
     /// Returns the frame's bytes in two slices, either of which may be empty.
@@ -148,12 +148,12 @@ enum IdPurpose {
 
 /// One virtual connection.
 #[derive(Debug, Default)]
-struct ConnectionState {
+struct VirtualConnectionState {
     remote: u32,
     incoming: bool,
     inbox: VecDeque<Bytes>,
     inbox_bytes: usize,
-    end: Option<CloseReason>,
+    end: Option<EndReason>,
     /// Bytes that may be sent, with credit.
     credit: i64,
     /// Bytes that the gateway may send, with credit.
@@ -162,7 +162,7 @@ struct ConnectionState {
     taken: usize,
     /// An offered message waits for credit.
     waits_for_credit: bool,
-    /// An offered message waits for room in the outbox.
+    /// An offered message waits for space in the outbox.
     waits_for_outbox: bool,
 }
 
@@ -176,16 +176,16 @@ pub(super) struct Mux {
     waiting: VecDeque<IdPurpose>,
     requested: VecDeque<IdPurpose>,
     dialling: HashMap<ConnId, IdPurpose>,
-    connections: HashMap<ConnId, ConnectionState>,
+    connections: HashMap<ConnId, VirtualConnectionState>,
     incoming: usize,
     backlog: VecDeque<ConnId>,
-    /// A message for a virtual connection that has no room for it.
-    held: Option<(ConnId, Bytes)>,
+    /// A message for a virtual connection whose receive queue is full.
+    blocked: Option<(ConnId, Bytes)>,
     outbox: VecDeque<OutgoingFrame>,
     outbox_bytes: usize,
-    /// Connections whose offered message waits for room in the outbox.
+    /// Connections whose offered message waits for space in the outbox.
     waiting_senders: VecDeque<ConnId>,
-    events: VecDeque<Event>,
+    events: VecDeque<MuxEvent>,
 }
 
 impl Mux {
@@ -203,7 +203,7 @@ impl Mux {
             connections: HashMap::new(),
             incoming: 0,
             backlog: VecDeque::new(),
-            held: None,
+            blocked: None,
             outbox: VecDeque::new(),
             outbox_bytes: 0,
             waiting_senders: VecDeque::new(),
@@ -217,14 +217,14 @@ impl Mux {
     }
 
     /// Returns the next event. To be drained after every call that may cause one.
-    pub(super) fn poll_event(&mut self) -> Option<Event> {
+    pub(super) fn poll_event(&mut self) -> Option<MuxEvent> {
         self.events.pop_front()
     }
 
-    /// Takes complete frames off the front of received bytes until a message must be held. Reserves room for the rest of an incomplete
+    /// Takes complete frames off the front of received bytes until a message is blocked. Reserves space for the rest of an incomplete
     /// frame.
     pub(super) fn handle_bytes(&mut self, bytes: &mut BytesMut) -> Result<(), ProtocolError> {
-        while self.held.is_none() {
+        while self.blocked.is_none() {
             let Some(length) = wire::frame_len(bytes, self.limits.max_packet)? else { break };
             if bytes.len() < length {
                 bytes.reserve(length - bytes.len());
@@ -252,7 +252,7 @@ impl Mux {
             Some((_, length)) if length != whole.len() => Err(ProtocolError::NotOneFrame),
             Some((Frame::Command(command), _)) => self.handle_command(command),
             Some((Frame::Data { conn, .. }, _)) => {
-                self.handle_data(conn, whole.slice(HEAD..));
+                self.handle_data(conn, whole.slice(HEADER_LEN..));
                 Ok(())
             }
             None => Err(ProtocolError::NotOneFrame),
@@ -283,7 +283,7 @@ impl Mux {
     fn opened(&mut self, conn: ConnId) {
         if !self.ready {
             self.ready = true;
-            self.events.push_back(Event::Ready);
+            self.events.push_back(MuxEvent::Ready);
         }
         match self.requested.pop_front() {
             Some(purpose @ IdPurpose::Dial { remote, .. }) => {
@@ -298,7 +298,7 @@ impl Mux {
 
     fn refused(&mut self, conn: ConnId) {
         if let Some(IdPurpose::Dial { key, .. }) = self.dialling.remove(&conn) {
-            self.events.push_back(Event::DialDone(key, None));
+            self.events.push_back(MuxEvent::DialDone(key, None));
         }
         self.request_ids();
     }
@@ -310,7 +310,7 @@ impl Mux {
                 let key = *key;
                 self.dialling.remove(&conn);
                 self.connection(conn, remote, false);
-                self.events.push_back(Event::DialDone(key, Some(conn)));
+                self.events.push_back(MuxEvent::DialDone(key, Some(conn)));
                 return self.request_ids();
             }
             None => {}
@@ -325,7 +325,7 @@ impl Mux {
                 self.connection(conn, remote, true);
                 self.incoming += 1;
                 self.backlog.push_back(conn);
-                self.events.push_back(Event::Incoming);
+                self.events.push_back(MuxEvent::Incoming);
             }
         }
     }
@@ -334,7 +334,12 @@ impl Mux {
         let window = u32::try_from(self.limits.receive_bytes).unwrap_or(u32::MAX);
         self.connections.insert(
             conn,
-            ConnectionState { remote, incoming, granted: i64::from(window), ..ConnectionState::default() },
+            VirtualConnectionState {
+                remote,
+                incoming,
+                granted: i64::from(window),
+                ..VirtualConnectionState::default()
+            },
         );
         if self.credit {
             self.command(&Command::Credit { conn, bytes: window });
@@ -346,20 +351,20 @@ impl Mux {
         if let Some(connection) = self.connections.get_mut(&conn)
             && connection.end.is_none()
         {
-            connection.end = Some(CloseReason::Closed);
+            connection.end = Some(EndReason::Closed);
             self.ended(conn);
         }
     }
 
     fn ended(&mut self, conn: ConnId) {
-        self.events.extend([Event::Readable(conn), Event::Writable(conn)]);
+        self.events.extend([MuxEvent::Readable(conn), MuxEvent::Writable(conn)]);
     }
 
     fn credited(&mut self, conn: ConnId, bytes: u32) {
         let Some(connection) = self.connections.get_mut(&conn).filter(|_| self.credit) else { return };
         connection.credit = connection.credit.saturating_add(i64::from(bytes));
         if connection.credit > 0 && std::mem::take(&mut connection.waits_for_credit) {
-            self.events.push_back(Event::Writable(conn));
+            self.events.push_back(MuxEvent::Writable(conn));
         }
     }
 
@@ -369,7 +374,7 @@ impl Mux {
         else {
             return;
         };
-        let len = HEAD + message.len();
+        let len = HEADER_LEN + message.len();
         if self.credit {
             if connection.granted <= 0 {
                 return self.overrun(conn);
@@ -378,7 +383,7 @@ impl Mux {
         } else if connection.inbox.len() >= self.limits.receive_messages
             || connection.inbox_bytes >= self.limits.receive_bytes
         {
-            self.held = Some((conn, message));
+            self.blocked = Some((conn, message));
             return;
         }
         self.deliver(conn, message);
@@ -386,34 +391,34 @@ impl Mux {
 
     fn deliver(&mut self, conn: ConnId, message: Bytes) {
         let Some(connection) = self.connections.get_mut(&conn) else { return };
-        connection.inbox_bytes += HEAD + message.len();
+        connection.inbox_bytes += HEADER_LEN + message.len();
         connection.inbox.push_back(message);
         if connection.inbox.len() == 1 {
-            self.events.push_back(Event::Readable(conn));
+            self.events.push_back(MuxEvent::Readable(conn));
         }
     }
 
-    /// Returns the connection whose message is held. While there is one, nothing is read until [`Event::Resume`].
-    pub(super) fn held(&self) -> Option<ConnId> {
-        self.held.as_ref().map(|(conn, _)| *conn)
+    /// Returns the connection whose message is blocked. While there is one, nothing is read until [`MuxEvent::Resume`].
+    pub(super) fn blocked(&self) -> Option<ConnId> {
+        self.blocked.as_ref().map(|(conn, _)| *conn)
     }
 
-    /// Closes the virtual connection whose message is held.
-    pub(super) fn close_held(&mut self) {
-        if let Some((conn, _)) = self.held.take() {
+    /// Closes the virtual connection whose message is blocked.
+    pub(super) fn close_blocked(&mut self) {
+        if let Some((conn, _)) = self.blocked.take() {
             self.overrun(conn);
         }
     }
 
     fn overrun(&mut self, conn: ConnId) {
         if let Some(connection) = self.connections.get_mut(&conn) {
-            connection.end = Some(CloseReason::Overflow);
+            connection.end = Some(EndReason::Overflow);
             self.command(&Command::Close(conn));
             self.ended(conn);
         }
     }
 
-    /// Asks the gateway for an answer.
+    /// Sends a New, which the gateway must answer.
     pub(super) fn probe(&mut self) {
         if self.requested.len() < MAX_NEW {
             self.requested.push_back(IdPurpose::Probe);
@@ -421,7 +426,7 @@ impl Mux {
         }
     }
 
-    /// Dials `remote`; completes with [`Event::DialDone`].
+    /// Dials `remote`; completes with [`MuxEvent::DialDone`].
     pub(super) fn dial(&mut self, remote: u32) -> DialKey {
         let key = DialKey(self.next_key);
         self.next_key += 1;
@@ -459,14 +464,14 @@ impl Mux {
     }
 
     /// Takes the oldest message.
-    pub(super) fn take(&mut self, conn: ConnId) -> Received {
+    pub(super) fn take(&mut self, conn: ConnId) -> ReceiveOutcome {
         let Some(connection) = self.connections.get_mut(&conn) else {
-            return Received::Closed(CloseReason::Closed);
+            return ReceiveOutcome::Closed(EndReason::Closed);
         };
         let Some(message) = connection.inbox.pop_front() else {
-            return connection.end.map_or(Received::Pending, Received::Closed);
+            return connection.end.map_or(ReceiveOutcome::Pending, ReceiveOutcome::Closed);
         };
-        let len = HEAD + message.len();
+        let len = HEADER_LEN + message.len();
         connection.inbox_bytes -= len;
         connection.taken += len;
         if self.credit && connection.end.is_none() && connection.taken >= self.limits.receive_bytes / 2 {
@@ -474,19 +479,19 @@ impl Mux {
             connection.granted += i64::from(bytes);
             self.command(&Command::Credit { conn, bytes });
         }
-        if let Some((_, held)) = self.held.take_if(|(held, _)| *held == conn) {
-            self.deliver(conn, held);
-            self.events.push_back(Event::Resume);
+        if let Some((_, blocked)) = self.blocked.take_if(|(blocked, _)| *blocked == conn) {
+            self.deliver(conn, blocked);
+            self.events.push_back(MuxEvent::Resume);
         }
-        Received::Message(message)
+        ReceiveOutcome::Message(message)
     }
 
     /// Returns the bytes that a message may have. The packet limit includes the connection id.
     pub(super) fn max_message(&self) -> usize {
-        self.limits.max_packet.saturating_sub(HEAD - 4)
+        self.limits.max_packet.saturating_sub(HEADER_LEN - 4)
     }
 
-    /// Offers a message of `len` bytes, which is created only when there is room for it.
+    /// Offers a message of `len` bytes, which is created only when there is space for it.
     pub(super) fn offer(&mut self, conn: ConnId, len: usize, message: impl FnOnce() -> Bytes) -> SendOutcome {
         if len > self.max_message() {
             return SendOutcome::TooLong;
@@ -507,7 +512,7 @@ impl Mux {
             }
             return SendOutcome::Full;
         }
-        connection.credit -= i64::try_from(HEAD + len).unwrap_or(i64::MAX);
+        connection.credit -= i64::try_from(HEADER_LEN + len).unwrap_or(i64::MAX);
         self.push(OutgoingFrame::data(conn, message()));
         SendOutcome::Queued
     }
@@ -520,8 +525,8 @@ impl Mux {
         if connection.waits_for_outbox {
             self.waiting_senders.retain(|waits| *waits != conn);
         }
-        if self.held.take_if(|(held, _)| *held == conn).is_some() {
-            self.events.push_back(Event::Resume);
+        if self.blocked.take_if(|(blocked, _)| *blocked == conn).is_some() {
+            self.events.push_back(MuxEvent::Resume);
         }
         if connection.end.is_none() {
             self.command(&Command::Close(conn));
@@ -550,7 +555,7 @@ impl Mux {
 
     fn push(&mut self, frame: OutgoingFrame) {
         if self.outbox.is_empty() {
-            self.events.push_back(Event::Transmit);
+            self.events.push_back(MuxEvent::Transmit);
         }
         self.outbox_bytes += frame.len();
         self.outbox.push_back(frame);
@@ -571,7 +576,7 @@ impl Mux {
             for conn in self.waiting_senders.drain(..) {
                 if let Some(connection) = self.connections.get_mut(&conn) {
                     connection.waits_for_outbox = false;
-                    self.events.push_back(Event::Writable(conn));
+                    self.events.push_back(MuxEvent::Writable(conn));
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! Endpoints with all their hands, against a gateway of a few lines that only knows the wire.
+//! Endpoints with their I/O, against a fake gateway that implements only the wire.
 
 use super::{
     ClientBuilder, ConnectError, ConnectionError, DialError, Endpoint, Json, Key, Raw, ReceiveError,
@@ -18,50 +18,54 @@ use tokio::sync::{mpsc, watch};
 
 const KEY: &[u8; 16] = b"sixteen bytes !!";
 
-/// Somebody at the fake gateway: clients by their numbers, servers from 1000 up.
-type Queue = mpsc::UnboundedSender<Vec<u8>>;
+/// The frames queued for an endpoint of the fake gateway. Clients are numbered from 1, servers from 1000.
+type FrameQueue = mpsc::UnboundedSender<Vec<u8>>;
 
 #[derive(Default)]
-struct Board {
+struct GatewayState {
     next: u32,
-    peers: HashMap<u32, Queue>,
+    peers: HashMap<u32, FrameQueue>,
     conns: HashMap<u32, [u32; 2]>,
 }
 
 /// A gateway that forwards and does not check.
 #[derive(Clone)]
-struct Fake {
-    board: Arc<Mutex<Board>>,
+struct FakeGateway {
+    state: Arc<Mutex<GatewayState>>,
     cut: Arc<watch::Sender<u32>>,
 }
 
-impl Fake {
+impl FakeGateway {
     fn new() -> Self {
-        Self { board: Arc::default(), cut: Arc::new(watch::Sender::new(0)) }
+        Self { state: Arc::default(), cut: Arc::new(watch::Sender::new(0)) }
     }
 
-    /// Listens for clients, or for servers of the HMAC door.
+    /// Listens for clients, or for servers that authenticate by HMAC.
     async fn listen(&self, servers: bool) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let fake = self.clone();
+        let gateway = self.clone();
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
-                let fake = fake.clone();
+                let gateway = gateway.clone();
                 tokio::spawn(async move {
-                    let Some(id) = fake.enter(&mut stream, servers).await else { return };
-                    fake.serve(stream, id, servers).await;
+                    let Some(id) = gateway.accept_endpoint(&mut stream, servers).await else { return };
+                    gateway.serve(stream, id, servers).await;
                 });
             }
         });
         address
     }
 
-    async fn enter(&self, stream: &mut (impl AsyncRead + AsyncWrite + Unpin), server: bool) -> Option<u32> {
+    async fn accept_endpoint(
+        &self,
+        stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+        server: bool,
+    ) -> Option<u32> {
         if !server {
-            let mut board = self.board.lock().unwrap();
-            board.next += 1;
-            return Some(board.next);
+            let mut state = self.state.lock().unwrap();
+            state.next += 1;
+            return Some(state.next);
         }
         stream.write_all(&[9; 32]).await.ok()?;
         let mut answer = [0; 68];
@@ -74,7 +78,7 @@ impl Fake {
     async fn serve(&self, stream: impl AsyncRead + AsyncWrite, id: u32, credit: bool) {
         let (mut read, mut write) = tokio::io::split(stream);
         let (queue, mut queued) = mpsc::unbounded_channel::<Vec<u8>>();
-        self.board.lock().unwrap().peers.insert(id, queue);
+        self.state.lock().unwrap().peers.insert(id, queue);
         let mut cut = self.cut.subscribe();
         let mut buffer = BytesMut::new();
         loop {
@@ -88,44 +92,44 @@ impl Fake {
                 },
             }
         }
-        let mut board = self.board.lock().unwrap();
-        board.peers.remove(&id);
+        let mut state = self.state.lock().unwrap();
+        state.peers.remove(&id);
         let gone: Vec<u32> =
-            board.conns.iter().filter(|(_, ends)| ends.contains(&id)).map(|(c, _)| *c).collect();
+            state.conns.iter().filter(|(_, ends)| ends.contains(&id)).map(|(c, _)| *c).collect();
         for conn in gone {
-            board.close(conn);
+            state.close(conn);
         }
     }
 
     fn take(&self, buffer: &mut BytesMut, id: u32, credit: bool) {
-        let mut board = self.board.lock().unwrap();
+        let mut state = self.state.lock().unwrap();
         while let Ok(Some((frame, len))) = wire::frame(buffer, MAX_PACKET) {
             match frame {
                 Frame::Command(Command::New) => {
-                    board.next += 1;
-                    let conn = ConnId(board.next + 5000);
-                    board.say(id, Command::Open(conn));
+                    state.next += 1;
+                    let conn = ConnId(state.next + 5000);
+                    state.send_command(id, Command::Open(conn));
                 }
-                Frame::Command(Command::Dial { conn, remote }) if board.peers.contains_key(&remote) => {
-                    board.conns.insert(conn.0, [id, remote]);
-                    board.say(id, Command::Accept { conn, remote });
-                    board.say(remote, Command::Accept { conn, remote: id });
+                Frame::Command(Command::Dial { conn, remote }) if state.peers.contains_key(&remote) => {
+                    state.conns.insert(conn.0, [id, remote]);
+                    state.send_command(id, Command::Accept { conn, remote });
+                    state.send_command(remote, Command::Accept { conn, remote: id });
                     for end in [id, remote].into_iter().filter(|end| *end >= 1000) {
-                        board.say(end, Command::Credit { conn, bytes: 100_000 });
+                        state.send_command(end, Command::Credit { conn, bytes: 100_000 });
                     }
                 }
-                Frame::Command(Command::Dial { conn, .. }) => board.say(id, Command::Refuse(conn)),
-                Frame::Command(Command::Close(conn)) => board.close(conn.0),
+                Frame::Command(Command::Dial { conn, .. }) => state.send_command(id, Command::Refuse(conn)),
+                Frame::Command(Command::Close(conn)) => state.close(conn.0),
                 Frame::Command(_) => {}
                 Frame::Data { conn, .. } => {
-                    if let Some(ends) = board.conns.get(&conn.0) {
+                    if let Some(ends) = state.conns.get(&conn.0) {
                         let other = if ends[0] == id { ends[1] } else { ends[0] };
-                        if let Some(queue) = board.peers.get(&other) {
+                        if let Some(queue) = state.peers.get(&other) {
                             let _ = queue.send(buffer[..len].to_vec());
                         }
                         if credit {
                             let bytes = u32::try_from(len).unwrap();
-                            board.say(id, Command::Credit { conn, bytes });
+                            state.send_command(id, Command::Credit { conn, bytes });
                         }
                     }
                 }
@@ -140,8 +144,8 @@ impl Fake {
     }
 }
 
-impl Board {
-    fn say(&self, id: u32, command: Command<'_>) {
+impl GatewayState {
+    fn send_command(&self, id: u32, command: Command<'_>) {
         let mut bytes = Vec::new();
         command.emit(&mut bytes);
         if let Some(queue) = self.peers.get(&id) {
@@ -151,7 +155,7 @@ impl Board {
 
     fn close(&mut self, conn: u32) {
         for end in self.conns.remove(&conn).into_iter().flatten() {
-            self.say(end, Command::Close(ConnId(conn)));
+            self.send_command(end, Command::Close(ConnId(conn)));
         }
     }
 }
@@ -165,17 +169,17 @@ fn key() -> Key {
     Key::new(*KEY).unwrap()
 }
 
-async fn pair(fake: &Fake) -> (Endpoint<Raw>, Endpoint<Raw>) {
-    let client = ClientBuilder::new(fake.listen(false).await).settings(settings());
-    let server = ServerBuilder::hmac(fake.listen(true).await, 1007, key()).settings(settings());
+async fn pair(gateway: &FakeGateway) -> (Endpoint<Raw>, Endpoint<Raw>) {
+    let client = ClientBuilder::new(gateway.listen(false).await).settings(settings());
+    let server = ServerBuilder::hmac(gateway.listen(true).await, 1007, key()).settings(settings());
     (client.connect().await.unwrap(), server.connect().await.unwrap())
 }
 
-/// The bug (e) of the reference: nobody is in `accept` when the call comes.
+/// No task is in `accept` when the connection arrives.
 #[tokio::test]
-async fn messages_pass_both_ways_though_nobody_waited_to_accept() {
-    let fake = Fake::new();
-    let (client, server) = pair(&fake).await;
+async fn messages_pass_both_ways_though_no_task_waited_in_accept() {
+    let gateway = FakeGateway::new();
+    let (client, server) = pair(&gateway).await;
     let mut there = client.dial(1007).await.unwrap();
     there.send(Bytes::from("Hello")).await.unwrap();
     let mut here = server.accept().await.unwrap();
@@ -191,7 +195,7 @@ async fn messages_pass_both_ways_though_nobody_waited_to_accept() {
     assert_eq!(client.accept().await.unwrap().receive().await.unwrap().unwrap(), "from the server");
 }
 
-/// The number under which the server sees the client.
+/// Returns the client's id at the server.
 async fn here_client(client: &Endpoint<Raw>, server: &Endpoint<Raw>) -> u32 {
     let _there = client.dial(1007).await.unwrap();
     server.accept().await.unwrap().remote()
@@ -199,8 +203,8 @@ async fn here_client(client: &Endpoint<Raw>, server: &Endpoint<Raw>) -> u32 {
 
 #[tokio::test]
 async fn many_dials_at_once_each_get_their_own_connection() {
-    let fake = Fake::new();
-    let (client, server) = pair(&fake).await;
+    let gateway = FakeGateway::new();
+    let (client, server) = pair(&gateway).await;
     tokio::spawn(async move {
         while let Ok(mut conn) = server.accept().await {
             tokio::spawn(async move {
@@ -230,25 +234,25 @@ async fn many_dials_at_once_each_get_their_own_connection() {
 }
 
 #[tokio::test]
-async fn a_dial_to_nobody_is_refused_and_one_without_answer_ends_in_time() {
-    let fake = Fake::new();
-    let (client, _server) = pair(&fake).await;
+async fn a_dial_to_an_unknown_id_is_refused_and_one_without_answer_times_out() {
+    let gateway = FakeGateway::new();
+    let (client, _server) = pair(&gateway).await;
     assert!(matches!(client.dial(1008).await, Err(DialError::Refused(1008))));
     let limit = Duration::from_millis(50);
     let (near, mut far) = tokio::io::duplex(1000);
-    let deaf = ClientBuilder::new("").settings(Settings { dial_timeout: limit, ..settings() });
-    let deaf = tokio::spawn(async move { deaf.connect_over(near).await });
+    let silent = ClientBuilder::new("").settings(Settings { dial_timeout: limit, ..settings() });
+    let silent = tokio::spawn(async move { silent.connect_over(near).await });
     let mut open = Vec::new();
     Command::Open(ConnId(3)).emit(&mut open);
     far.write_all(&open).await.unwrap();
-    let deaf = deaf.await.unwrap().unwrap();
-    assert!(matches!(deaf.dial(1).await, Err(DialError::TimedOut(state_sender)) if state_sender == limit));
+    let silent = silent.await.unwrap().unwrap();
+    assert!(matches!(silent.dial(1).await, Err(DialError::TimedOut(elapsed)) if elapsed == limit));
 }
 
 #[tokio::test]
-async fn a_message_too_long_is_the_callers_error_and_harms_nothing() {
-    let fake = Fake::new();
-    let (client, server) = pair(&fake).await;
+async fn a_message_that_is_too_long_is_an_error_and_changes_nothing() {
+    let gateway = FakeGateway::new();
+    let (client, server) = pair(&gateway).await;
     let mut there = client.dial(1007).await.unwrap();
     let longest = MAX_PACKET - 4;
     let refused = there.send(vec![0; longest + 1].into()).await;
@@ -259,12 +263,12 @@ async fn a_message_too_long_is_the_callers_error_and_harms_nothing() {
 }
 
 #[tokio::test]
-async fn a_stream_ends_one_direction_at_a_time_and_a_cut_one_is_no_end() {
-    let fake = Fake::new();
-    let (client, server) = pair(&fake).await;
+async fn a_stream_ends_each_direction_separately_and_a_lost_connection_is_an_error() {
+    let gateway = FakeGateway::new();
+    let (client, server) = pair(&gateway).await;
     let mut there = client.dial(1007).await.unwrap().into_stream();
     let mut here = server.accept().await.unwrap().into_stream();
-    // Less than is granted: the fake gateway does not count.
+    // Less than is granted: the fake gateway does not count credit.
     let text = vec![5; 200_000];
     let (sent, received) = tokio::join!(
         async {
@@ -291,11 +295,11 @@ async fn a_stream_ends_one_direction_at_a_time_and_a_cut_one_is_no_end() {
 }
 
 #[tokio::test]
-async fn values_pass_as_json_and_what_is_none_is_an_error() {
-    let fake = Fake::new();
-    let numbers = ClientBuilder::new(fake.listen(false).await).codec(Json::<Vec<u32>>::new());
+async fn values_pass_as_json_and_invalid_json_is_an_error() {
+    let gateway = FakeGateway::new();
+    let numbers = ClientBuilder::new(gateway.listen(false).await).codec(Json::<Vec<u32>>::new());
     let numbers = numbers.connect().await.unwrap();
-    let server = ServerBuilder::hmac(fake.listen(true).await, 1007, key()).connect().await.unwrap();
+    let server = ServerBuilder::hmac(gateway.listen(true).await, 1007, key()).connect().await.unwrap();
     let mut there = numbers.dial(1007).await.unwrap();
     there.send(vec![1, 2, 3]).await.unwrap();
     let mut here = server.accept().await.unwrap();
@@ -307,9 +311,9 @@ async fn values_pass_as_json_and_what_is_none_is_an_error() {
 }
 
 #[tokio::test]
-async fn after_a_loss_connections_end_with_it_and_dial_and_accept_go_on() {
-    let fake = Fake::new();
-    let (client, server) = pair(&fake).await;
+async fn after_a_lost_connection_virtual_connections_end_and_dial_and_accept_continue() {
+    let gateway = FakeGateway::new();
+    let (client, server) = pair(&gateway).await;
     let mut old = client.dial(1007).await.unwrap();
     let mut changes = client.changes();
     let accepting = tokio::spawn({
@@ -320,7 +324,7 @@ async fn after_a_loss_connections_end_with_it_and_dial_and_accept_go_on() {
         }
     });
     tokio::task::yield_now().await;
-    fake.cut();
+    gateway.cut();
     assert!(matches!(
         old.receive().await,
         Err(ReceiveError::Connection(ConnectionError::Closed | ConnectionError::Io(_)))
@@ -340,9 +344,9 @@ async fn after_a_loss_connections_end_with_it_and_dial_and_accept_go_on() {
 }
 
 #[tokio::test]
-async fn a_closed_endpoint_tells_the_other_ends_after_what_it_had_sent() {
-    let fake = Fake::new();
-    let (client, server) = pair(&fake).await;
+async fn a_closed_endpoint_closes_its_connections_after_what_it_had_sent() {
+    let gateway = FakeGateway::new();
+    let (client, server) = pair(&gateway).await;
     let mut there = client.dial(1007).await.unwrap();
     let mut here = server.accept().await.unwrap();
     for _ in 0..100 {
@@ -359,20 +363,20 @@ async fn a_closed_endpoint_tells_the_other_ends_after_what_it_had_sent() {
 }
 
 #[tokio::test]
-async fn the_last_user_ends_the_endpoint() {
-    let fake = Fake::new();
-    let (client, server) = pair(&fake).await;
+async fn the_endpoint_ends_when_its_last_user_is_dropped() {
+    let gateway = FakeGateway::new();
+    let (client, server) = pair(&gateway).await;
     let mut there = client.dial(1007).await.unwrap();
     drop(client);
-    there.send(Bytes::from("alone")).await.unwrap();
+    there.send(Bytes::from("last")).await.unwrap();
     let mut here = server.accept().await.unwrap();
-    assert_eq!(here.receive().await.unwrap().unwrap(), "alone");
+    assert_eq!(here.receive().await.unwrap().unwrap(), "last");
     let mut late = server.dial(here.remote()).await.unwrap();
-    assert!(late.receive().await.unwrap().is_none(), "nobody accepts any more, and nobody waits for that");
+    assert!(late.receive().await.unwrap().is_none(), "the endpoint accepts nothing any more");
     drop(there);
     assert!(here.receive().await.unwrap().is_none());
     let gone = async {
-        while fake.board.lock().unwrap().peers.len() > 1 {
+        while gateway.state.lock().unwrap().peers.len() > 1 {
             tokio::task::yield_now().await;
         }
     };
@@ -380,9 +384,9 @@ async fn the_last_user_ends_the_endpoint() {
 }
 
 #[tokio::test]
-async fn a_connection_that_nobody_reads_is_closed_and_its_neighbour_goes_on() {
-    let fake = Fake::new();
-    let (client, server) = pair(&fake).await;
+async fn a_connection_that_is_not_read_is_closed_and_the_others_continue() {
+    let gateway = FakeGateway::new();
+    let (client, server) = pair(&gateway).await;
     let mut lazy = client.dial(1007).await.unwrap();
     let mut busy = client.dial(1007).await.unwrap();
     let (mut to_lazy, mut to_busy) = (server.accept().await.unwrap(), server.accept().await.unwrap());
@@ -402,10 +406,10 @@ async fn a_connection_that_nobody_reads_is_closed_and_its_neighbour_goes_on() {
 }
 
 #[tokio::test]
-async fn a_wrong_key_is_refused_and_nothing_else_is_trusted() {
-    let fake = Fake::new();
-    let door = fake.listen(true).await;
-    let wrong = ServerBuilder::hmac(door, 1007, Key::new(*b"another 16 bytes").unwrap());
+async fn a_wrong_key_is_refused_and_a_wrong_proof_is_not_trusted() {
+    let gateway = FakeGateway::new();
+    let address = gateway.listen(true).await;
+    let wrong = ServerBuilder::hmac(address, 1007, Key::new(*b"another 16 bytes").unwrap());
     assert!(matches!(wrong.connect().await, Err(ConnectError::Refused)));
     let (near, mut far) = tokio::io::duplex(1000);
     let liar = tokio::spawn(async move {
@@ -418,7 +422,7 @@ async fn a_wrong_key_is_refused_and_nothing_else_is_trusted() {
     liar.await.unwrap();
 }
 
-/// An endpoint whose gateway says what `script` says after the first New, and then neither reads nor writes.
+/// An endpoint whose gateway sends `script` after the first New, and then neither reads nor writes.
 async fn scripted(settings: Settings, script: Vec<u8>) -> (Endpoint<Raw>, tokio::io::DuplexStream) {
     let (near, mut far) = tokio::io::duplex(64);
     let client = ClientBuilder::new("").settings(settings);
@@ -436,28 +440,28 @@ fn script(commands: &[Command<'_>]) -> Vec<u8> {
     bytes
 }
 
-/// A stream that counts what is written to it, and by how many calls.
-struct Counting {
-    says: std::io::Cursor<Vec<u8>>,
+/// A stream that records the length of each write.
+struct WriteRecorder {
+    script: std::io::Cursor<Vec<u8>>,
     written: Arc<Mutex<Vec<usize>>>,
 }
 
-impl AsyncRead for Counting {
+impl AsyncRead for WriteRecorder {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        let says = &mut self.get_mut().says;
-        if says.position() == says.get_ref().len() as u64 {
+        let script = &mut self.get_mut().script;
+        if script.position() == script.get_ref().len() as u64 {
             Poll::Pending
         } else {
-            Pin::new(says).poll_read(cx, buffer)
+            Pin::new(script).poll_read(cx, buffer)
         }
     }
 }
 
-impl AsyncWrite for Counting {
+impl AsyncWrite for WriteRecorder {
     fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<std::io::Result<usize>> {
         self.written.lock().unwrap().push(bytes.len());
         Poll::Ready(Ok(bytes.len()))
@@ -487,10 +491,10 @@ impl AsyncWrite for Counting {
 }
 
 #[tokio::test]
-async fn messages_that_wait_leave_by_one_call() {
+async fn queued_messages_are_written_by_one_call() {
     let written = Arc::default();
-    let says = script(&[Command::Open(ConnId(1)), Command::Accept { conn: ConnId(2), remote: 9 }]);
-    let io = Counting { says: std::io::Cursor::new(says), written: Arc::clone(&written) };
+    let script = script(&[Command::Open(ConnId(1)), Command::Accept { conn: ConnId(2), remote: 9 }]);
+    let io = WriteRecorder { script: std::io::Cursor::new(script), written: Arc::clone(&written) };
     let client = ClientBuilder::new("").connect_over(io).await.unwrap();
     let mut conn = client.accept().await.unwrap();
     let settle = async || {
@@ -507,14 +511,14 @@ async fn messages_that_wait_leave_by_one_call() {
     assert_eq!(*written.lock().unwrap(), [100 * 100]);
 }
 
-/// S2-21 and S2-26: each setting in turn, far from its default.
+/// S2-21, S2-26: each setting, with a value other than its default.
 #[tokio::test(start_paused = true)]
 async fn a_client_keeps_to_its_settings() {
     let limit = Duration::from_millis(700);
     let (near, _far) = tokio::io::duplex(64);
     let client = ClientBuilder::new("").settings(Settings { auth_timeout: limit, ..settings() });
     assert!(
-        matches!(client.connect_over(near).await, Err(ConnectError::TimedOut(state_sender)) if state_sender == limit)
+        matches!(client.connect_over(near).await, Err(ConnectError::TimedOut(elapsed)) if elapsed == limit)
     );
 
     let incoming = [
@@ -532,15 +536,15 @@ async fn a_client_keeps_to_its_settings() {
     while tokio::time::timeout(limit, conn.send(vec![0; 100].into())).await.is_ok() {
         sent += 1;
     }
-    assert_eq!(sent, 10, "five on their way, five that wait");
+    assert_eq!(sent, 10, "five written, five queued");
     let mut all = vec![0; 2 * 13 + 10 * 108];
     far.read_exact(&mut all).await.unwrap();
     let closes = script(&[Command::Close(ConnId(1)), Command::Close(ConnId(3))]);
-    assert_eq!(all[..26], closes, "the id that was requested for first, and who found the backlog full");
+    assert_eq!(all[..26], closes, "the id of the first New, and the connection that exceeds the backlog");
 
     let mut flood = script(&incoming[..2]);
     for _ in 0..4 {
-        wire::head(&mut flood, ConnId(2), 1);
+        wire::emit_header(&mut flood, ConnId(2), 1);
         flood.push(7);
     }
     let narrow = Settings {
@@ -558,9 +562,9 @@ async fn a_client_keeps_to_its_settings() {
     assert!(matches!(conn.receive().await, Err(ReceiveError::Overflow)));
 }
 
-/// S2-22: with its id and its key, by the reference's handshake; and what it grants is a setting.
+/// S2-22: a server authenticates with its id and key; the credit that it grants is a setting.
 #[tokio::test]
-async fn a_server_shows_its_id_and_key_and_keeps_to_its_settings() {
+async fn a_server_proves_its_key_and_keeps_to_its_settings() {
     let (near, mut far) = tokio::io::duplex(1000);
     let server = ServerBuilder::md5("", 123, key());
     let server = tokio::spawn(async move { server.connect_over(near).await });
@@ -571,10 +575,10 @@ async fn a_server_shows_its_id_and_key_and_keeps_to_its_settings() {
     far.write_all(&script(&[Command::Open(ConnId(1))])).await.unwrap();
     drop(server.await.unwrap().unwrap());
 
-    let fake = Fake::new();
-    let client = ClientBuilder::new(fake.listen(false).await).connect().await.unwrap();
+    let gateway = FakeGateway::new();
+    let client = ClientBuilder::new(gateway.listen(false).await).connect().await.unwrap();
     let narrow = Settings { receive_bytes: 1000, ..settings() };
-    let server = ServerBuilder::hmac(fake.listen(true).await, 1007, key()).settings(narrow);
+    let server = ServerBuilder::hmac(gateway.listen(true).await, 1007, key()).settings(narrow);
     let server = server.connect().await.unwrap();
     let mut there = client.dial(1007).await.unwrap();
     for _ in 0..3 {
@@ -589,23 +593,23 @@ async fn a_server_shows_its_id_and_key_and_keeps_to_its_settings() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_gateway_is_asked_and_then_given_up() {
+async fn a_silent_gateway_is_probed_and_then_given_up() {
     let (near, mut far) = tokio::io::duplex(1000);
     let client =
         ClientBuilder::new("").settings(Settings { idle_timeout: Duration::from_secs(90), ..settings() });
     let client = tokio::spawn(async move { client.connect_over(near).await });
     let new = *b"\x05\0\0\0\0\0\0\0\0";
-    let mut received_count = [0; 9];
-    far.read_exact(&mut received_count).await.unwrap();
-    assert_eq!(received_count, new);
+    let mut request = [0; 9];
+    far.read_exact(&mut request).await.unwrap();
+    assert_eq!(request, new);
     let mut open = Vec::new();
     Command::Open(ConnId(3)).emit(&mut open);
     far.write_all(&open).await.unwrap();
     let client = client.await.unwrap().unwrap();
     let mut changes = client.changes();
     far.read_exact(&mut [0; 13]).await.unwrap();
-    far.read_exact(&mut received_count).await.unwrap();
-    assert_eq!(received_count, new, "the same question again");
+    far.read_exact(&mut request).await.unwrap();
+    assert_eq!(request, new, "a second probe");
     far.write_all(&open).await.unwrap();
     far.read_exact(&mut [0; 13]).await.unwrap();
     assert!(matches!(changes.next().await, Some(Status::Closed(ConnectionError::TimedOut))));

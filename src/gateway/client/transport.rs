@@ -25,12 +25,12 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}
 pub(super) type Io = Box<dyn Duplex>;
 
 /// What carries frames.
-pub(super) enum Transport {
+pub(super) enum FrameTransport {
     Stream(Io),
     WebSocket(Box<WebSocketStream<Io>>),
 }
 
-impl Transport {
+impl FrameTransport {
     /// Reads one part of a handshake: exactly `N` bytes, which are one message of a WebSocket.
     pub(super) async fn read_handshake<const N: usize>(&mut self) -> io::Result<[u8; N]> {
         let mut part = [0; N];
@@ -59,15 +59,18 @@ impl Transport {
         }
     }
 
-    pub(super) fn split(self, read_buffer: usize) -> (Reader, Writer) {
+    pub(super) fn split(self, read_buffer: usize) -> (TransportReader, TransportWriter) {
         match self {
             Self::Stream(stream) => {
                 let (read, write) = tokio::io::split(stream);
-                (Reader::Stream { read, buffer: BytesMut::new(), size: read_buffer }, Writer::Stream(write))
+                (
+                    TransportReader::Stream { read, buffer: BytesMut::new(), size: read_buffer },
+                    TransportWriter::Stream(write),
+                )
             }
             Self::WebSocket(socket) => {
                 let (write, read) = (*socket).split();
-                (Reader::WebSocket(read), Writer::WebSocket(write))
+                (TransportReader::WebSocket(read), TransportWriter::WebSocket(write))
             }
         }
     }
@@ -102,7 +105,7 @@ fn io_error(error: WebSocketError) -> io::Error {
 }
 
 /// The reading half.
-pub(super) enum Reader {
+pub(super) enum TransportReader {
     Stream { read: ReadHalf<Io>, buffer: BytesMut, size: usize },
     WebSocket(SplitStream<WebSocketStream<Io>>),
 }
@@ -110,13 +113,13 @@ pub(super) enum Reader {
 /// Timeouts of a reader.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ReadTimeouts {
-    /// For a virtual connection to take a held message.
+    /// For a virtual connection to take a blocked message.
     pub(super) receiver: Duration,
     /// For anything from the gateway; a probe is sent after half of it.
     pub(super) idle: Duration,
 }
 
-impl Reader {
+impl TransportReader {
     /// Reads until the connection fails.
     pub(super) async fn run(
         mut self,
@@ -125,8 +128,8 @@ impl Reader {
     ) -> ConnectionError {
         let mut silent = false;
         loop {
-            let read = match timeout(timeouts.idle / 2, self.read(connection)).await {
-                Ok(Ok(Some(held))) => held,
+            let mut is_blocked = match timeout(timeouts.idle / 2, self.read(connection)).await {
+                Ok(Ok(Some(is_blocked))) => is_blocked,
                 Ok(Ok(None)) => return ConnectionError::Closed,
                 Ok(Err(error)) => return error,
                 Err(_) if silent => return ConnectionError::TimedOut,
@@ -137,25 +140,24 @@ impl Reader {
                 }
             };
             silent = false;
-            let mut held = read;
-            while held {
+            while is_blocked {
                 if timeout(timeouts.receiver, connection.wait_to_resume()).await.is_err() {
-                    connection.close_held();
+                    connection.close_blocked();
                 }
-                held = match &mut self {
-                    Self::Stream { buffer, .. } if !connection.held() => {
+                is_blocked = match &mut self {
+                    Self::Stream { buffer, .. } if !connection.is_blocked() => {
                         match connection.handle_bytes(buffer) {
-                            Ok(held) => held,
-                            Err(fault) => return ConnectionError::Protocol(fault),
+                            Ok(is_blocked) => is_blocked,
+                            Err(error) => return ConnectionError::Protocol(error),
                         }
                     }
-                    _ => connection.held(),
+                    _ => connection.is_blocked(),
                 };
             }
         }
     }
 
-    /// Reads once; returns whether a message is held, or `None` at the end.
+    /// Reads once; returns whether a message is blocked, or `None` at the end.
     async fn read(&mut self, connection: &GatewayConnection) -> Result<Option<bool>, ConnectionError> {
         match self {
             Self::Stream { read, buffer, size } => {
@@ -182,13 +184,13 @@ impl Reader {
 }
 
 /// The writing half.
-pub(super) enum Writer {
+pub(super) enum TransportWriter {
     Stream(WriteHalf<Io>),
     WebSocket(SplitSink<WebSocketStream<Io>, Message>),
 }
 
-impl Writer {
-    /// Writes queued frames, all at a time, until the connection is closed.
+impl TransportWriter {
+    /// Writes queued frames in batches until the connection is closed.
     pub(super) async fn run(mut self, connection: &GatewayConnection) -> ConnectionError {
         let mut batch = Vec::with_capacity(BATCH);
         loop {
@@ -210,10 +212,7 @@ impl Writer {
     async fn write(&mut self, batch: &[OutgoingFrame]) -> io::Result<()> {
         match self {
             Self::Stream(stream) => {
-                let pieces = batch
-                    .iter()
-                    .flat_map(OutgoingFrame::pieces)
-                    .filter(|read_handshake| !read_handshake.is_empty());
+                let pieces = batch.iter().flat_map(OutgoingFrame::pieces).filter(|piece| !piece.is_empty());
                 let mut slices: Vec<IoSlice<'_>> = pieces.map(IoSlice::new).collect();
                 let mut rest = slices.as_mut_slice();
                 while !rest.is_empty() {

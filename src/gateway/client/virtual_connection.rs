@@ -56,14 +56,14 @@ pub struct VirtualConnection<C> {
 /// The sending half of a [`VirtualConnection`].
 #[derive(Debug)]
 pub struct Sender<C> {
-    held: Arc<ConnectionHandle>,
+    handle: Arc<ConnectionHandle>,
     codec: C,
 }
 
 /// The receiving half of a [`VirtualConnection`].
 #[derive(Debug)]
 pub struct Receiver<C> {
-    held: Arc<ConnectionHandle>,
+    handle: Arc<ConnectionHandle>,
     codec: C,
 }
 
@@ -75,27 +75,27 @@ impl<C: Codec> VirtualConnection<C> {
         guard: Arc<EndpointGuard>,
         codec: C,
     ) -> Self {
-        let held = Arc::new(ConnectionHandle { connection, conn, remote, _guard: guard });
-        let sender = Sender { held: Arc::clone(&held), codec: codec.clone() };
-        Self { sender, receiver: Receiver { held, codec } }
+        let handle = Arc::new(ConnectionHandle { connection, conn, remote, _guard: guard });
+        let sender = Sender { handle: Arc::clone(&handle), codec: codec.clone() };
+        Self { sender, receiver: Receiver { handle, codec } }
     }
 
     /// Returns the id of the virtual connection, the same at both ends.
     #[must_use]
     pub fn id(&self) -> u32 {
-        self.sender.held.conn.0
+        self.sender.handle.conn.0
     }
 
     /// Returns the id of the other end: a server's, or a client's where this endpoint is a server (S2-14).
     #[must_use]
     pub fn remote(&self) -> u32 {
-        self.sender.held.remote
+        self.sender.handle.remote
     }
 
     /// Returns the bytes that a message may have.
     #[must_use]
     pub fn max_message(&self) -> usize {
-        self.sender.held.max_message()
+        self.sender.handle.max_message()
     }
 
     /// Sends a message; waits while the gateway accepts none. A dropped call has sent nothing.
@@ -126,7 +126,7 @@ impl<C: Codec> VirtualConnection<C> {
     /// Turns it into a byte stream; both ends must do so. Messages that were not received become the first bytes.
     #[must_use]
     pub fn into_stream(self) -> VirtualStream {
-        VirtualStream::new(self.sender.held)
+        VirtualStream::new(self.sender.handle)
     }
 }
 
@@ -137,7 +137,7 @@ impl<C: Codec> Sender<C> {
     /// [`SendError`].
     pub async fn send(&mut self, value: C::Value) -> Result<(), SendError> {
         let message = self.codec.encode(value).map_err(|error| SendError::Codec(Box::new(error)))?;
-        poll_fn(|cx| self.held.poll_send(cx, message.len(), || message.clone())).await
+        poll_fn(|cx| self.handle.poll_send(cx, message.len(), || message.clone())).await
     }
 }
 
@@ -147,7 +147,7 @@ impl<C: Codec> Receiver<C> {
     /// # Errors
     /// [`ReceiveError`].
     pub async fn receive(&mut self) -> Result<Option<C::Value>, ReceiveError> {
-        let message = poll_fn(|cx| self.held.poll_receive(cx)).await?;
+        let message = poll_fn(|cx| self.handle.poll_receive(cx)).await?;
         let value = message.map(|message| self.codec.decode(message)).transpose();
         value.map_err(|error| ReceiveError::Codec(Box::new(error)))
     }

@@ -17,7 +17,7 @@ const CHUNK: usize = 32 * 1024;
 /// [`io::ErrorKind::ConnectionReset`]: the gateway also closes it when the other end has failed.
 #[derive(Debug)]
 pub struct VirtualStream {
-    held: Arc<ConnectionHandle>,
+    handle: Arc<ConnectionHandle>,
     unread: Bytes,
     end_read: bool,
     end_written: bool,
@@ -25,9 +25,9 @@ pub struct VirtualStream {
 }
 
 impl VirtualStream {
-    pub(super) fn new(held: Arc<ConnectionHandle>) -> Self {
-        let chunk = held.max_message().clamp(1, CHUNK);
-        Self { held, unread: Bytes::new(), end_read: false, end_written: false, chunk }
+    pub(super) fn new(handle: Arc<ConnectionHandle>) -> Self {
+        let chunk = handle.max_message().clamp(1, CHUNK);
+        Self { handle, unread: Bytes::new(), end_read: false, end_written: false, chunk }
     }
 }
 
@@ -39,7 +39,7 @@ impl AsyncRead for VirtualStream {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.unread.is_empty() && !this.end_read {
-            match ready!(this.held.poll_receive(cx))? {
+            match ready!(this.handle.poll_receive(cx))? {
                 Some(message) if message.is_empty() => this.end_read = true,
                 Some(message) => this.unread = message,
                 None => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
@@ -59,7 +59,7 @@ impl AsyncWrite for VirtualStream {
         }
         let chunk = bytes.get(..self.chunk).unwrap_or(bytes);
         if !chunk.is_empty() {
-            ready!(self.held.poll_send(cx, chunk.len(), || Bytes::copy_from_slice(chunk)))?;
+            ready!(self.handle.poll_send(cx, chunk.len(), || Bytes::copy_from_slice(chunk)))?;
         }
         Poll::Ready(Ok(chunk.len()))
     }
@@ -71,7 +71,7 @@ impl AsyncWrite for VirtualStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if !self.end_written {
-            ready!(self.held.poll_send(cx, 0, Bytes::new))?;
+            ready!(self.handle.poll_send(cx, 0, Bytes::new))?;
             self.end_written = true;
         }
         Poll::Ready(Ok(()))

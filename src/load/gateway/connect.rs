@@ -1,7 +1,7 @@
 //! How clients and servers come in: connections, and the servers' handshakes.
 
 use crate::gateway::handshake::{CHALLENGE, Key, MD5_CHALLENGE, PROOF};
-use crate::gateway::wire::{self, Command, Frame, HEAD, MAX_PACKET};
+use crate::gateway::wire::{self, Command, Frame, HEADER_LEN, MAX_PACKET};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -70,7 +70,7 @@ fn await_registration(socket: &mut TcpStream) -> io::Result<()> {
     let mut frame = Vec::new();
     Command::New.emit(&mut frame);
     socket.write_all(&frame)?;
-    let mut answer = [0; HEAD + 1 + 4];
+    let mut answer = [0; HEADER_LEN + 1 + 4];
     socket.read_exact(&mut answer)?;
     let Ok(Some((Frame::Command(Command::Open(conn)), _))) = wire::frame(&answer, MAX_PACKET) else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not answer as a gateway does"));

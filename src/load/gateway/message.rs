@@ -7,14 +7,14 @@
 //! └─────────┴──────────┴───────────┴────────────┴──────────────────────┴─────────┘
 //! ```
 
-use crate::gateway::wire::{self, Command, ConnId, Frame, HEAD, WireError};
+use crate::gateway::wire::{self, Command, ConnId, Frame, HEADER_LEN, WireError};
 use bytes::BufMut;
 
 /// The shortest message.
 pub(crate) const STAMP_LEN: usize = 20;
 /// The longest one.
 pub(crate) const LONGEST: usize = 512 * 1024 - 4;
-const HEADER_LEN: usize = HEAD + STAMP_LEN;
+const STAMPED_HEADER_LEN: usize = HEADER_LEN + STAMP_LEN;
 /// What a filling repeats itself after: no power of two, so that nothing that is moved by a page looks right.
 const PERIOD: usize = 251;
 const PIECE: usize = 64 * 1024;
@@ -55,7 +55,7 @@ pub(super) enum ReceivedFrame<'a> {
 /// Reads a stream of frames in whatever pieces it comes; 48 bytes, however long the messages are.
 #[derive(Debug, Default)]
 pub(super) struct FrameReader {
-    head: [u8; HEADER_LEN],
+    head: [u8; STAMPED_HEADER_LEN],
     have: u8,
     is_damaged: bool,
     /// Bytes of the filling that have not come.
@@ -69,7 +69,7 @@ impl MessageTemplate {
 
     /// Appends a whole frame whose message has `len` bytes.
     pub(super) fn emit(&self, conn: ConnId, stamp: MessageStamp, len: u32, to: &mut Vec<u8>) {
-        wire::head(to, conn, len as usize);
+        wire::emit_header(to, conn, len as usize);
         to.put_u32_le(self.mark);
         to.put_u32_le(stamp.flow);
         to.put_u32_le(stamp.number);
@@ -100,7 +100,7 @@ impl MessageTemplate {
         true
     }
 
-    fn stamp(&self, head: &[u8; HEADER_LEN]) -> Option<MessageStamp> {
+    fn stamp(&self, head: &[u8; STAMPED_HEADER_LEN]) -> Option<MessageStamp> {
         (u32_at(head, 8) == self.mark).then(|| MessageStamp {
             flow: u32_at(head, 12),
             number: u32_at(head, 16),
@@ -138,13 +138,15 @@ impl FrameReader {
             if taken < wanted - have {
                 return Ok(());
             }
-            if wanted > HEAD && u32_at(&self.head, 4) == 0 {
-                if let Some((Frame::Command(command), _)) = wire::frame(&self.head[..wanted], HEADER_LEN)? {
+            if wanted > HEADER_LEN && u32_at(&self.head, 4) == 0 {
+                if let Some((Frame::Command(command), _)) =
+                    wire::frame(&self.head[..wanted], STAMPED_HEADER_LEN)?
+                {
                     on_frame(ReceivedFrame::Command(command));
                 }
                 *self = Self::default();
-            } else if wanted == HEADER_LEN {
-                self.left = u32_at(&self.head, 0) + 4 - HEADER_LEN as u32;
+            } else if wanted == STAMPED_HEADER_LEN {
+                self.left = u32_at(&self.head, 0) + 4 - STAMPED_HEADER_LEN as u32;
             }
         }
     }
@@ -152,17 +154,17 @@ impl FrameReader {
     /// Returns how many bytes of the head are wanted next, `None` where it is there.
     fn head_len(&self) -> Result<Option<usize>, WireError> {
         let have = usize::from(self.have);
-        if have < HEAD {
-            return Ok(Some(HEAD));
+        if have < HEADER_LEN {
+            return Ok(Some(HEADER_LEN));
         }
         let (len, conn) = (u32_at(&self.head, 0), u32_at(&self.head, 4));
         let frame = len as usize + 4;
         if conn == 0 {
-            return if frame <= HEADER_LEN { Ok(Some(frame)) } else { Err(WireError::Long(len)) };
+            return if frame <= STAMPED_HEADER_LEN { Ok(Some(frame)) } else { Err(WireError::Long(len)) };
         }
         match frame {
-            ..HEADER_LEN => Err(WireError::Short(len)),
-            _ if have < HEADER_LEN => Ok(Some(HEADER_LEN)),
+            ..STAMPED_HEADER_LEN => Err(WireError::Short(len)),
+            _ if have < STAMPED_HEADER_LEN => Ok(Some(STAMPED_HEADER_LEN)),
             _ => Ok(None),
         }
     }
@@ -242,7 +244,7 @@ mod tests {
         let template = MessageTemplate::new(5);
         let mut bytes = Vec::new();
         template.emit(CONN, MessageStamp { flow: 1, number: 1, at: 1 }, 100, &mut bytes);
-        for at in HEADER_LEN..bytes.len() {
+        for at in STAMPED_HEADER_LEN..bytes.len() {
             bytes[at] ^= 1;
             assert!(told(&template, &[&bytes]).unwrap()[0].contains("is_whole: false"), "{at}");
             bytes[at] ^= 1;

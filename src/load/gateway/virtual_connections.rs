@@ -1,6 +1,6 @@
 //! What clients and servers say to a gateway and hear from it: virtual connections are opened, dialled, accept, closed. Pure.
 
-use crate::gateway::wire::{Command, ConnId, HEAD};
+use crate::gateway::wire::{Command, ConnId, HEADER_LEN};
 use std::collections::HashMap;
 
 /// What a server lets the gateway send on a virtual connection before it has taken anything, heads counted.
@@ -136,7 +136,7 @@ impl VirtualConnections {
 
     /// Takes note that the server sends a frame of `len` bytes and its head.
     pub(super) fn spend(&mut self, number: u32, len: u32) {
-        self.all[number as usize].credit -= i64::from(len) + HEAD as i64;
+        self.all[number as usize].credit -= i64::from(len) + HEADER_LEN as i64;
     }
 
     /// Returns whether the server may send.
@@ -147,7 +147,7 @@ impl VirtualConnections {
     /// Takes note that the server has received `len` bytes and their head; returns what it says to that.
     pub(super) fn taken(&mut self, number: u32, len: u32) -> Option<Command<'static>> {
         let entry = &mut self.all[number as usize];
-        entry.taken += len + HEAD as u32;
+        entry.taken += len + HEADER_LEN as u32;
         if !self.has_credit || entry.taken < GRANT / 2 {
             return None;
         }

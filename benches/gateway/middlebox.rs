@@ -1,4 +1,4 @@
-//! What stands between clients and servers: our gateway or a bare proxy, a process on a processor of its own.
+//! What is between clients and servers: ginnel's gateway or a proxy, as a process on its own processor.
 
 use super::Options;
 use anyhow::{Context, bail};
@@ -19,29 +19,29 @@ const KEY: &str = "the key of a comparison";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Gateway(HandshakeKind),
-    /// The same with one write for each frame.
+    /// The same with one write per frame.
     Unbatched(HandshakeKind),
     Proxy,
     /// With buffers of 64 KiB.
-    RoomyProxy,
+    LargeBufferProxy,
 }
 
 impl Kind {
     pub(super) fn name(self) -> String {
         match self {
-            Self::Gateway(door) => format!("gateway ({})", door.name()),
-            Self::Unbatched(door) => format!("one write per frame ({})", door.name()),
+            Self::Gateway(handshake) => format!("gateway ({})", handshake.name()),
+            Self::Unbatched(handshake) => format!("one write per frame ({})", handshake.name()),
             Self::Proxy => "copy_bidirectional".to_owned(),
-            Self::RoomyProxy => "copy_bidirectional, 64 KiB buffers".to_owned(),
+            Self::LargeBufferProxy => "copy_bidirectional, 64 KiB buffers".to_owned(),
         }
     }
 }
 
-/// A process that is there until dropped.
+/// A process that runs until it is dropped.
 pub(super) struct Process {
     child: Child,
     pub(super) address: SocketAddr,
-    between: Option<Middlebox>,
+    middlebox: Option<Middlebox>,
     folder: TempDir,
 }
 
@@ -55,36 +55,36 @@ impl Drop for Process {
 impl Process {
     pub(super) fn start(kind: Kind, options: &Options) -> anyhow::Result<Self> {
         let (address, folder) = (free_address(0)?, tempfile::tempdir()?);
-        let (command, between) = match kind {
-            Kind::Gateway(door) => gateway(options, address, (door, false), folder.path())?,
-            Kind::Unbatched(door) => gateway(options, address, (door, true), folder.path())?,
+        let (command, middlebox) = match kind {
+            Kind::Gateway(handshake) => gateway(options, address, (handshake, false), folder.path())?,
+            Kind::Unbatched(handshake) => gateway(options, address, (handshake, true), folder.path())?,
             Kind::Proxy => proxy(address, "--proxy")?,
-            Kind::RoomyProxy => proxy(address, "--roomy-proxy")?,
+            Kind::LargeBufferProxy => proxy(address, "--large-buffer-proxy")?,
         };
-        let mut process = Self::spawn(command, options, (address, between, folder))?;
+        let mut process = Self::spawn(command, options, (address, middlebox, folder))?;
         let started = process.await_start();
-        let said = fs::read_to_string(process.folder.path().join("log")).unwrap_or_default();
-        started.with_context(|| format!("{}: {said}", kind.name()))?;
+        let log = fs::read_to_string(process.folder.path().join("log")).unwrap_or_default();
+        started.with_context(|| format!("{}: {log}", kind.name()))?;
         Ok(process)
     }
 
     fn spawn(
         mut command: Command,
         options: &Options,
-        (address, between, folder): (SocketAddr, Middlebox, TempDir),
+        (address, middlebox, folder): (SocketAddr, Middlebox, TempDir),
     ) -> anyhow::Result<Self> {
         let log = File::create(folder.path().join("log"))?;
         command.stdin(Stdio::null()).stderr(log.try_clone()?).stdout(log);
-        // What is started inherits the processor of the thread that starts it.
+        // A child process inherits the processor of the thread that starts it.
         process::pin(options.server_cpu).context("--server-cpu")?;
         let child = command.spawn()?;
         process::pin(options.generator_cpu).context("--generator-cpu")?;
-        Ok(Self { child, address, between: Some(between), folder })
+        Ok(Self { child, address, middlebox: Some(middlebox), folder })
     }
 
-    /// Returns what a load must know of it, once.
-    pub(super) fn take_between(&mut self) -> anyhow::Result<Middlebox> {
-        self.between.take().context("it has one load")
+    /// Returns what a load connects to. It can be taken once.
+    pub(super) fn take_middlebox(&mut self) -> anyhow::Result<Middlebox> {
+        self.middlebox.take().context("it was taken before")
     }
 
     pub(super) fn pid(&self) -> u32 {
@@ -93,21 +93,21 @@ impl Process {
 
     fn await_start(&mut self) -> anyhow::Result<()> {
         let deadline = time::mono() + START;
-        // A proxy connects onwards for each connection, and is not to be asked; a port that is taken is one that is listened on.
-        let is_there = |address: SocketAddr| match &self.between {
+        // A test connection to a proxy would be forwarded. Its port is bound as soon as it listens.
+        let is_listening = |address: SocketAddr| match &self.middlebox {
             Some(Middlebox::Proxy(_)) => TcpListener::bind(address).is_err(),
             _ => TcpStream::connect(address).is_ok(),
         };
-        while !is_there(self.address) {
+        while !is_listening(self.address) {
             if let Some(status) = self.child.try_wait()? {
-                bail!("has ended at its start: {status}");
+                bail!("the process ended: {status}");
             }
             if time::mono() > deadline {
-                bail!("does not listen");
+                bail!("the process does not listen");
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        // What it does after its start is no load.
+        // The measurement does not include the process's start.
         std::thread::sleep(Duration::from_secs(1));
         Ok(())
     }
@@ -116,7 +116,7 @@ impl Process {
 fn gateway(
     options: &Options,
     address: SocketAddr,
-    (door, one_write): (HandshakeKind, bool),
+    (handshake, one_write): (HandshakeKind, bool),
     folder: &Path,
 ) -> anyhow::Result<(Command, Middlebox)> {
     let (md5, hmac) = (free_address(5)?, free_address(10)?);
@@ -136,9 +136,10 @@ fn gateway(
     let ginnel = options.ginnel.clone().unwrap_or_else(|| env!("CARGO_BIN_EXE_ginnel").into());
     let mut command = Command::new(ginnel);
     command.args(["serve", "--config"]).arg(config);
-    let servers_at = if door == HandshakeKind::Md5 { md5 } else { hmac };
-    let between = Middlebox::Gateway { servers_at, door, key: Key::new(KEY)?, first_id: 1, ticket: None };
-    Ok((command, between))
+    let servers_at = if handshake == HandshakeKind::Md5 { md5 } else { hmac };
+    let middlebox =
+        Middlebox::Gateway { servers_at, handshake, key: Key::new(KEY)?, first_id: 1, token: None };
+    Ok((command, middlebox))
 }
 
 fn proxy(address: SocketAddr, how: &str) -> anyhow::Result<(Command, Middlebox)> {
@@ -148,7 +149,7 @@ fn proxy(address: SocketAddr, how: &str) -> anyhow::Result<(Command, Middlebox)>
     Ok((command, Middlebox::Proxy(server)))
 }
 
-/// Finds a port that is free, `from` places behind the first ones.
+/// Finds a free port after skipping `from` free ports.
 fn free_address(from: usize) -> anyhow::Result<SocketAddr> {
     let candidates = (10_000..20_000).step_by(17).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     let mut free = candidates.filter(|address| TcpListener::bind(address).is_ok());
