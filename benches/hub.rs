@@ -1,5 +1,5 @@
-//! What signalling costs in the machine alone: registrations, heartbeats and whole calls beside so many tags, and how long the slowest
-//! of 10 000 calls a second take. Time is simulated; what is timed is the hub and nothing else.
+//! Cost of the signalling state machine: registrations, heartbeats and calls with 1 to 1 000 000 tags, and the slowest of 10 000 calls per
+//! second. Time is simulated; only the hub is measured.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
@@ -15,33 +15,33 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 const TAGS: [usize; 3] = [1, 10_000, 1_000_000];
-/// Between two calls: 10 000 a second.
+/// The interval of calls: 10 000 per second.
 const STEP: Duration = Duration::from_micros(100);
-/// Between two heartbeats of a client.
+/// The heartbeat interval of a client.
 const HEARTBEAT: Duration = Duration::from_secs(25);
-/// Calls of which the slowest are told.
+/// The number of calls of which the slowest are reported.
 const CALLS: usize = 100_000;
-/// Clients that call and are called, besides the others: a client may not call the same one too often, nor take part in too many calls.
+/// Clients that take part in calls; the rate limits per pair and per client need many.
 const CALLERS: usize = 1000;
-/// A prime, so that all of them have their turn, and not in the order of memory.
+/// The distance between consecutive clients: a prime, so that all have a turn, and not in the order of memory.
 const STRIDE: usize = 65_537;
 const ICE: &str = r#""ufrag":"8hhY","pwd":"asd88fgpdd777uzjYhagZg","cands":["candidate:1 1 udp 2130706431 10.0.1.17 8998 typ host"]"#;
 
-/// Who says something, and who is told.
+/// The transport of the clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Line {
+enum Transport {
     Udp,
     Web,
 }
 
-/// All that these benches know of the hub.
+/// The hub, and the transport of its clients.
 struct Machine {
     hub: Hub,
-    line: Line,
+    transport: Transport,
 }
 
 impl Machine {
-    fn new(line: Line) -> Self {
+    fn new(transport: Transport) -> Self {
         let plenty = Rate::new(1e12, 1e12);
         let limits = Limits {
             tags: usize::MAX,
@@ -53,33 +53,33 @@ impl Machine {
             ..Limits::default()
         };
         let config = Config { limits, ..Config::default() };
-        Self { hub: Hub::new(config, ChaCha20Rng::from_seed([7; 32])), line }
+        Self { hub: Hub::new(config, ChaCha20Rng::from_seed([7; 32])), transport }
     }
 
     fn open(&mut self, now: Now, client: usize) {
-        if self.line == Line::Web {
+        if self.transport == Transport::Web {
             self.hub.handle_websocket_opened(now, ConnId(client as u64), address(client).ip());
         }
     }
 
-    fn hear(&mut self, now: Now, client: usize, text: &str) {
-        match self.line {
-            Line::Udp => {
+    fn receive(&mut self, now: Now, client: usize, text: &str) {
+        match self.transport {
+            Transport::Udp => {
                 let local = Some(IpAddr::from(Ipv4Addr::new(198, 41, 0, 4)));
                 self.hub.handle_datagram(now, ServerPort::Main, address(client), local, text.as_bytes());
             }
-            Line::Web => self.hub.handle_websocket_text(now, ConnId(client as u64), text),
+            Transport::Web => self.hub.handle_websocket_text(now, ConnId(client as u64), text),
         }
     }
 
-    /// Does what is due.
+    /// Handles due timers.
     fn tick(&mut self, now: Now) {
         if self.hub.poll_timeout().is_some_and(|due| due <= now.mono) {
             self.hub.handle_timeout(now);
         }
     }
 
-    /// Takes what is to be sent off the hub, as its hands do.
+    /// Polls all outputs, as the service does.
     fn drain(&mut self, mut each: impl FnMut(Output)) {
         while let Some(output) = self.hub.poll_output() {
             each(output);
@@ -104,38 +104,38 @@ fn text_of(output: Output) -> Option<String> {
     }
 }
 
-/// Returns what stands behind `"name":` in a message, without its quotes.
+/// Returns the value of `"name":` in a message, without quotes.
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let rest = text.split_once(&format!("\"{name}\":"))?.1.trim_start_matches('"');
     rest.split(['"', ',', '}']).next()
 }
 
-/// A hub with so many idle tags, and some that call.
+/// A hub with idle tags, and callers.
 struct World {
     machine: Machine,
     now: Now,
     tags: Vec<Box<str>>,
-    /// How many of them only stay.
+    /// How many of them are idle.
     idle: usize,
     beat: usize,
     owed: f64,
     turn: usize,
     mid: u64,
-    said: Vec<String>,
+    texts: Vec<String>,
 }
 
 impl World {
-    fn new(line: Line, idle: usize) -> Self {
-        let machine = Machine::new(line);
+    fn new(transport: Transport, idle: usize) -> Self {
+        let machine = Machine::new(transport);
         let (now, tags) = (time::now(), Vec::with_capacity(idle + CALLERS));
         let mut world =
-            Self { machine, now, tags, idle, beat: 0, owed: 0.0, turn: 0, mid: 1, said: Vec::new() };
+            Self { machine, now, tags, idle, beat: 0, owed: 0.0, turn: 0, mid: 1, texts: Vec::new() };
         for client in 0..idle + CALLERS {
-            // Faster than calls, but not so fast that all are due at one time.
+            // Faster than calls, but slow enough that timers are spread.
             world.pass(Duration::from_micros(20));
             world.machine.open(world.now, client);
-            world.hear(client, r#"{"t":1,"mid":1}"#);
-            let tag = world.said.iter().find_map(|text| field(text, "tag")).unwrap().into();
+            world.receive(client, r#"{"t":1,"mid":1}"#);
+            let tag = world.texts.iter().find_map(|text| field(text, "tag")).unwrap().into();
             world.tags.push(tag);
             world.heartbeat(client);
         }
@@ -143,7 +143,7 @@ impl World {
         world
     }
 
-    /// Lets time pass, with the heartbeats that belong into it.
+    /// Advances the time, with the heartbeats that are due.
     fn pass(&mut self, time: Duration) {
         self.now = self.now.after(time);
         self.owed += self.tags.len() as f64 * time.as_secs_f64() / HEARTBEAT.as_secs_f64();
@@ -156,23 +156,23 @@ impl World {
 
     fn heartbeat(&mut self, client: usize) -> Duration {
         let text = format!(r#"{{"t":2,"tag":"{}"}}"#, self.tags[client]);
-        self.hear(client, &text)
+        self.receive(client, &text)
     }
 
-    /// Lets a client say something; returns how long the hub had to do with it.
-    fn hear(&mut self, client: usize, text: &str) -> Duration {
-        let (machine, said) = (&mut self.machine, &mut self.said);
-        said.clear();
+    /// Passes a client's message to the hub; returns how long that took.
+    fn receive(&mut self, client: usize, text: &str) -> Duration {
+        let (machine, texts) = (&mut self.machine, &mut self.texts);
+        texts.clear();
         let mut outputs = Vec::with_capacity(8);
         let began = time::mono();
-        machine.hear(self.now, client, black_box(text));
+        machine.receive(self.now, client, black_box(text));
         machine.drain(|output| outputs.push(output));
         let took = time::mono().duration_since(began);
-        said.extend(outputs.into_iter().filter_map(text_of));
+        texts.extend(outputs.into_iter().filter_map(text_of));
         took
     }
 
-    /// Does what is due; returns how long it took.
+    /// Handles due timers; returns how long that took.
     fn tick(&mut self) -> Duration {
         let began = time::mono();
         self.machine.tick(self.now);
@@ -185,7 +185,7 @@ impl World {
         self.mid
     }
 
-    /// A whole call, 4 to -52; returns how long the hub had to do with it. Its end, 55, is not in that.
+    /// A whole call, t=4 to t=-52; returns how long the hub took, without the end (t=55).
     fn call(&mut self) -> Duration {
         self.turn += 1;
         let caller = self.turn % CALLERS;
@@ -196,36 +196,36 @@ impl World {
             r#"{{"t":4,"mid":{mid},"params":{{"tag":"{}","rtag":"{}",{ICE}}}}}"#,
             self.tags[caller], self.tags[callee]
         );
-        let mut took = self.hear(caller, &text);
-        let (mid, token) = self.told(51);
+        let mut took = self.receive(caller, &text);
+        let (mid, token) = self.last_request(51);
         let text = format!(r#"{{"t":-51,"mid":{mid},"token":"{token}","code":200,"extra":{{{ICE}}}}}"#);
-        took += self.hear(callee, &text);
-        let (mid, token) = self.told(52);
-        took += self.hear(caller, &format!(r#"{{"t":-52,"mid":{mid},"token":"{token}","code":200}}"#));
+        took += self.receive(callee, &text);
+        let (mid, token) = self.last_request(52);
+        took += self.receive(caller, &format!(r#"{{"t":-52,"mid":{mid},"token":"{token}","code":200}}"#));
         let end = self.new_mid();
-        self.hear(caller, &format!(r#"{{"t":55,"mid":{end},"token":"{token}"}}"#));
-        let (mid, token) = self.told(55);
-        self.hear(callee, &format!(r#"{{"t":-55,"mid":{mid},"token":"{token}","code":200}}"#));
+        self.receive(caller, &format!(r#"{{"t":55,"mid":{end},"token":"{token}"}}"#));
+        let (mid, token) = self.last_request(55);
+        self.receive(callee, &format!(r#"{{"t":-55,"mid":{mid},"token":"{token}","code":200}}"#));
         took
     }
 
-    /// The `mid` and the token of what the hub has just asked under `t`.
-    fn told(&self, t: i64) -> (String, String) {
+    /// Returns `mid` and token of the hub's last request of type `t`.
+    fn last_request(&self, t: i64) -> (String, String) {
         let begin = format!(r#"{{"t":{t},"#);
-        let text = self.said.iter().find(|text| text.starts_with(&begin)).unwrap();
+        let text = self.texts.iter().find(|text| text.starts_with(&begin)).unwrap();
         (field(text, "mid").unwrap().to_owned(), field(text, "token").unwrap().to_owned())
     }
 }
 
 fn calling(c: &mut Criterion) {
-    for line in [Line::Udp, Line::Web] {
-        let name = if line == Line::Udp { "call by UDP" } else { "call by WebSocket" };
+    for transport in [Transport::Udp, Transport::Web] {
+        let name = if transport == Transport::Udp { "call by UDP" } else { "call by WebSocket" };
         for tags in TAGS {
             let before = resident();
-            let mut world = World::new(line, tags);
+            let mut world = World::new(transport, tags);
             if tags == TAGS[2] {
                 let each = (resident() - before) / world.tags.len() - 32 - size_of::<Box<str>>();
-                println!("memory/{name}/{tags}: {each} bytes a tag");
+                println!("memory/{name}/{tags}: {each} bytes per tag");
             }
             let mut group = c.benchmark_group(name);
             group.throughput(Throughput::Elements(1));
@@ -265,7 +265,7 @@ fn tell_the_slowest(world: &mut World, name: &str, tags: usize) {
 
 fn staying(c: &mut Criterion) {
     for tags in TAGS {
-        let mut world = World::new(Line::Udp, tags);
+        let mut world = World::new(Transport::Udp, tags);
         let mut group = c.benchmark_group("heartbeat");
         group.throughput(Throughput::Elements(1));
         group.bench_function(BenchmarkId::from_parameter(tags), |b| {
@@ -288,7 +288,7 @@ fn staying(c: &mut Criterion) {
                     world.pass(STEP);
                     let (client, mid) = (world.tags.len(), world.new_mid());
                     let newcomer = client + (mid as usize) % CALLERS;
-                    let took = world.hear(newcomer, &format!(r#"{{"t":1,"mid":{mid}}}"#));
+                    let took = world.receive(newcomer, &format!(r#"{{"t":1,"mid":{mid}}}"#));
                     took + world.tick()
                 };
                 (0..registrations).map(&mut one).sum()

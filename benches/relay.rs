@@ -84,8 +84,8 @@ fn config() -> RelayConfig {
 enum By {
     Channel,
     Permission,
-    /// Each client's peer is its neighbour's relayed address, by a channel.
-    Neighbour,
+    /// Each client's peer is its partner's relayed address, by a channel.
+    Partner,
 }
 
 impl World {
@@ -104,7 +104,7 @@ impl World {
         let mut world = Self { ports: Vec::with_capacity(count), count, ..Self::empty() };
         let addresses: Vec<_> = (0..count).map(|index| world.allocate(index)).collect();
         for index in 0..count {
-            let peer = if by == By::Neighbour { addresses[index ^ 1] } else { peer(index) };
+            let peer = if by == By::Partner { addresses[index ^ 1] } else { peer(index) };
             let with_peer = |request: Builder| request.xor_address(attr::XOR_PEER_ADDRESS, peer);
             let request = match by {
                 By::Permission => world.request(index, 2, Method::CREATE_PERMISSION, &with_peer),
@@ -112,14 +112,14 @@ impl World {
                     with_peer(request.attribute(attr::CHANNEL_NUMBER, &[CHANNEL[0], CHANNEL[1], 0, 0]))
                 }),
             };
-            world.ask(client(index), &request);
+            world.send_request(client(index), &request);
             let indication = send_indication(peer);
             match world.handle(client(index), &indication) {
                 Forward::Peer(sent) => {
                     assert_eq!(sent.peer, peer);
                     world.ports.push(sent.relay);
                 }
-                _ => assert!(by == By::Neighbour),
+                _ => assert!(by == By::Partner),
             }
         }
         assert_eq!(world.relay.len(), count);
@@ -129,7 +129,7 @@ impl World {
     /// Makes an allocation and returns its relayed address.
     fn allocate(&mut self, index: usize) -> SocketAddr {
         let request = self.request(index, 1, Method::ALLOCATE, &allocate);
-        let answer = self.ask(client(index), &request);
+        let answer = self.send_request(client(index), &request);
         let answer = Message::parse(&answer).unwrap();
         answer.unverified().xor_address(attr::XOR_RELAYED_ADDRESS).unwrap().unwrap()
     }
@@ -154,8 +154,8 @@ impl World {
         self.relay.handle_client(self.now, client, IP_HEADER, frame)
     }
 
-    /// Asks and returns the answer, which must grant it.
-    fn ask(&mut self, who: FiveTuple, request: &[u8]) -> Vec<u8> {
+    /// Sends a request and returns the success response.
+    fn send_request(&mut self, who: FiveTuple, request: &[u8]) -> Vec<u8> {
         assert!(matches!(self.handle(who, request), Forward::Control));
         let answer = self.drain().unwrap();
         assert_eq!(Message::parse(&answer).unwrap().class(), Class::Success);
@@ -275,7 +275,7 @@ fn relaying(c: &mut Criterion) {
     }
 }
 
-/// Adds up what `batch` says that it took: what comes in from the network is not looked for in memory.
+/// Adds up the durations that `batch` returns; the creation of packets is not measured.
 fn in_batches(b: &mut Bencher<'_>, mut batch: impl FnMut() -> Duration) {
     b.iter_custom(|batches| (0..batches).map(|_| batch()).sum());
 }
@@ -296,7 +296,7 @@ fn short_way(c: &mut Criterion) {
     let mut group = c.benchmark_group("client to client");
     group.throughput(Throughput::Elements(BATCH as u64));
     for count in ALLOCATIONS {
-        let mut world = World::new(count.max(2), By::Neighbour);
+        let mut world = World::new(count.max(2), By::Partner);
         group.bench_function(BenchmarkId::from_parameter(count.max(2)), |b| {
             in_batches(b, || {
                 let clients = world.batch().map(client);
@@ -326,7 +326,7 @@ fn allocating(c: &mut Criterion) {
                 let (who, signed) = &askers[turns.next().unwrap()];
                 assert!(matches!(world.handle(*who, black_box(&bare)), Forward::Control));
                 black_box(world.drain());
-                world.ask(*who, black_box(signed));
+                world.send_request(*who, black_box(signed));
                 world.relay.handle_client_gone(*who);
                 black_box(world.drain());
             });

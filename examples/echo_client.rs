@@ -1,6 +1,6 @@
 //! Sends a line to `echo_server` and prints what comes back: `cargo run --example echo_client -- TICKET TEXT [KEY]`.
 
-#![expect(clippy::print_stdout, reason = "an example talks to its user")]
+#![expect(clippy::print_stdout, reason = "an example prints to its user")]
 
 use ginnel::agent::{Agent, Config};
 use std::error::Error;

@@ -2,7 +2,7 @@
 //!
 //! It prints the ticket for `echo_client` and accepts connections until it is stopped.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example talks to its user")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example prints to its user")]
 
 use ginnel::agent::{Agent, Config, Connection};
 use std::error::Error;

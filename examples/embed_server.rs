@@ -1,8 +1,8 @@
-//! The whole server inside a program of one's own: configure, start, hand out ICE servers, stop.
+//! Embeds the whole server: configure, start, print ICE servers, stop.
 //!
 //! `cargo run --example embed_server -- 127.0.0.1 STATE_FOLDER`; it runs until its standard input ends.
 
-#![expect(clippy::print_stdout, reason = "an example talks to its user")]
+#![expect(clippy::print_stdout, reason = "an example prints to its user")]
 
 use ginnel::{Server, ServerConfig, State};
 use std::path::Path;

@@ -2,7 +2,7 @@
 //!
 //! GATEWAY is `HOST[:PORT]`, `ws://HOST[:PORT]` or `wss://HOST[:PORT]`.
 
-#![expect(clippy::print_stdout, reason = "an example talks to its user")]
+#![expect(clippy::print_stdout, reason = "an example prints to its user")]
 
 use ginnel::gateway::client::ClientBuilder;
 use std::error::Error;

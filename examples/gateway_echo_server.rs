@@ -1,9 +1,9 @@
 //! Sends back whatever clients send to its id: `cargo run --example gateway_echo_server -- GATEWAY ID KEY`.
 //!
-//! GATEWAY is `ws://HOST[:PORT]`, `wss://HOST[:PORT]`, or `HOST:PORT` of the HMAC door; `ginnel key --gateway` prints the KEY. Goes on until
+//! GATEWAY is `ws://HOST[:PORT]`, `wss://HOST[:PORT]`, or `HOST:PORT` of the HMAC listener; `ginnel key --gateway` prints the KEY. Goes on until
 //! it is stopped, and connects again when the gateway was away.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example talks to its user")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "an example prints to its user")]
 
 use ginnel::gateway::client::{Key, Raw, ServerBuilder, VirtualConnection};
 use std::error::Error;

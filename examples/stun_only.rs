@@ -2,7 +2,7 @@
 //!
 //! `cargo run --example stun_only -- 127.0.0.1:3478`, then any STUN client.
 
-#![expect(clippy::print_stdout, reason = "an example talks to its user")]
+#![expect(clippy::print_stdout, reason = "an example prints to its user")]
 
 use ginnel::stun::Message;
 use ginnel::stun_server;

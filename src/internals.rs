@@ -3,9 +3,10 @@
 #![allow(missing_docs, reason = "each item is documented where it is defined")]
 
 pub mod gateway {
+    pub use crate::gateway::config::RouterConfig;
     pub use crate::gateway::endpoint::EndpointKey;
     pub use crate::gateway::machine::Router;
-    pub use crate::gateway::{Duplicates, Limits, RouterConfig, Times};
+    pub use crate::gateway::{Duplicates, Limits, Times};
     pub mod handshake {
         pub use crate::gateway::handshake::Key;
     }

@@ -1,6 +1,6 @@
-// Types of ginnel.js. What each of them does: web/README.md.
+// Types of ginnel.js. Documentation: web/README.md.
 
-/** What kind of thing went wrong. The first eleven are the server's codes 201 to 211, in this order. */
+/** The kind of an error. The first eleven are the server's codes 201 to 211, in this order. */
 export type ErrorKind =
   | "malformed"
   | "unknown-tag"
@@ -21,10 +21,10 @@ export type ErrorKind =
   | "queue-full"
   | "too-big";
 
-/** Where it went wrong: at the server, while paths were checked, or on the open channel. */
+/** The stage of an error: signalling, connectivity checks, or the open channel. */
 export type Stage = "signal" | "check" | "channel";
 
-/** What a relay has answered, or 701 where it has not: RTCPeerConnectionIceErrorEvent has these fields. */
+/** The error of a relay, or 701 without an answer; the fields of RTCPeerConnectionIceErrorEvent. */
 export interface RelayError {
   readonly url: string;
   readonly errorCode: number;
@@ -34,10 +34,10 @@ export interface RelayError {
 export class GinnelError extends Error {
   constructor(kind: ErrorKind, message: string, more?: { code?: number; stage?: Stage; relay?: RelayError });
   readonly kind: ErrorKind;
-  /** The server's, 201 to 211; 0 where it did not come from there. */
+  /** The server's code, 201 to 211; otherwise 0. */
   readonly code: number;
   readonly stage: Stage;
-  /** With `no-path`: what was wrong with the relay, as far as the browser tells. */
+  /** With `no-path`: the relay's error, if the browser reports it. */
   readonly relay?: RelayError;
 }
 
@@ -45,19 +45,19 @@ export interface Options {
   /** `host`, `host:port` (3478 by default) or a URL; in a page by default the page's own origin. */
   server?: string;
   /**
-   * A JWT that the server takes, or an access key where nobody else reads it, or a function that returns one and is asked at each registration. Without
-   * it there is no relay.
+   * A JWT that the server accepts, or an access key if nobody else can read it, or a function that returns one; it is called at each registration.
+   * Without a key there is no relay.
    */
   key?: string | (() => string | undefined | Promise<string | undefined>);
-  /** 22 to 128 random characters that own the tag; by default a new one, which `Client.secret` tells. */
+  /** 22 to 128 random characters that own the tag; by default a new one; see `Client.secret`. */
   secret?: string;
   /** An Ed25519 key pair that owns the tag instead of a secret. */
   identity?: CryptoKeyPair;
   /** `relay`: never a direct path. Default `all`. */
   iceTransportPolicy?: RTCIceTransportPolicy;
-  /** In place of those that the server gives, or a function that returns them and is asked at each registration. */
+  /** Replaces the server's, or a function that returns them; it is called at each registration. */
   iceServers?: RTCIceServer[] | (() => RTCIceServer[] | Promise<RTCIceServer[]>);
-  /** Milliseconds from a lost path to giving it up. Default 120 000. */
+  /** Milliseconds from a lost path to the end of the channel. Default 120 000. */
   patience?: number;
   /** By default the global one. */
   RTCPeerConnection?: any;
@@ -68,12 +68,12 @@ export interface Options {
 export interface CallOptions extends RTCDataChannelInit {
   /** Default `ginnel`. */
   label?: string;
-  /** Milliseconds until the channel has to be open. Default 30 000. */
+  /** Milliseconds until the channel must be open. Default 30 000. */
   timeout?: number;
 }
 
 export interface ListenOptions {
-  /** Says whether a call is taken; within five seconds, else it is refused. By default every call is. */
+  /** Returns whether a call is accepted, within five seconds; otherwise it is refused. By default all are accepted. */
   accept?: (from: string) => boolean | Promise<boolean>;
 }
 
@@ -118,20 +118,20 @@ interface Source<Events> extends EventTarget {
   ): void;
 }
 
-/** Makes a key pair whose private key never leaves this browser; `undefined` where there is no Ed25519, or the page is not secure. */
+/** Creates a key pair whose private key cannot be exported; `undefined` without Ed25519 or in an insecure context. */
 export function createIdentity(): Promise<CryptoKeyPair | undefined>;
 
-/** Registers at a server; rejects with a {@link GinnelError} where the first registration fails. */
+/** Registers at a server; rejects with a {@link GinnelError} if the first registration fails. */
 export function connect(options?: Options): Promise<Client>;
 
 export interface Client extends Source<ClientEvents> {
   readonly tag: string;
-  /** What owns the tag; `undefined` where an identity does. */
+  /** The secret that owns the tag; `undefined` with an identity. */
   readonly secret?: string;
   readonly state: ClientState;
   readonly iceServers: RTCIceServer[];
   call(tag: string, options?: CallOptions): Promise<Channel>;
-  /** Who is online now; changes come as events `presence`. */
+  /** Returns which tags are online; changes are events `presence`. */
   watch(tags: string[]): Promise<Map<string, boolean>>;
   unwatch(tags: string[]): Promise<void>;
   listen(options?: ListenOptions): Listening;
@@ -150,12 +150,12 @@ export interface Channel extends Source<ChannelEvents> {
   readonly label: string;
   readonly readyState: RTCDataChannelState;
   readonly state: ChannelState;
-  /** Unknown while it is interrupted. */
+  /** `undefined` while the channel is interrupted. */
   readonly path?: Path;
   readonly bufferedAmount: number;
   readonly connection: RTCPeerConnection;
   send(data: string | Blob | ArrayBuffer | ArrayBufferView): void;
-  /** Resolves once at most 1 MiB waits to be sent. */
+  /** Resolves once at most 1 MiB is queued. */
   drained(): Promise<void>;
   close(): void;
   onmessage: Handler<ChannelEvents, "message">;

@@ -1,64 +1,64 @@
 // The client of a ginnel server, for browsers and for Node with a WebRTC package. One module, nothing to build.
-// How it is used: web/README.md. What it says on the wire: docs/wire/signaling.md.
+// Usage: web/README.md. Protocol: docs/wire/signaling.md.
 
-const REGISTER = 1, HEARTBEAT = 2, CALL = 4, CHALLENGE = 5, NOTIFY = 51, ANSWERED = 52, QUESTION = 53, TRICKLE = 54, END = 55, WATCH = 60;
+const REGISTER = 1, HEARTBEAT = 2, CALL = 4, CHALLENGE = 5, NOTIFY = 51, ANSWERED = 52, STATUS = 53, TRICKLE = 54, END = 55, WATCH = 60;
 
 const MS = {
   heartbeat: 15_000,
   answer: 10_000, // from a request to its answer
   proof: 3_000, // the same for a heartbeat after the network has changed
-  open: 10_000, // of a WebSocket
-  consent: 5_000, // the server gives a callee 7.5 s
+  open: 10_000, // opening a WebSocket
+  consent: 5_000, // the server's time limit for a callee is 7.5 s
   offer: 9_000, // from an acknowledged offer to its answer, for the same reason
   call: 30_000, // from t=4 to an open channel
-  patience: 120_000, // from a lost path to giving it up
-  linger: 5_000, // of a closed channel that still has to send
-  gather: 10, // candidates that come together travel together
-  quiet: 30_000, // a registration that lasted so long begins the back-off anew
-  fresh: 12 * 3600_000, // ICE servers; their credentials end after 24 h
+  patience: 120_000, // from a lost path to the end of the channel
+  linger: 5_000, // a closed channel sends what is queued
+  gather: 10, // candidates found within this time share a message
+  quiet: 30_000, // a registration of this age resets the back-off
+  fresh: 12 * 3600_000, // ICE servers; their credentials expire after 24 h
 };
 const BACK_OFF = { first: 500, most: 30_000, urgent: 4_000 }; // urgent: while a path is interrupted
-const RENEWALS = 8; // restarts of a path that is connected all the while
+const RENEWALS = 8; // restarts of a path that stays connected
 const MAX = {
-  links: 64, // as many as the server has for one tag
-  waiting: 16, // channels that listen() has not handed out
-  watched: 256, // tags; the server takes no more of one connection
-  watchBatch: 256, // of one request
-  asked: 256, // requests without their answer
-  candidates: 64, // held in either direction
+  sessions: 64, // the server's limit for one tag
+  waiting: 16, // channels that the iterator of listen() has not returned
+  watched: 256, // tags; the server's limit for one connection
+  watchBatch: 256, // tags per request
+  requests: 256, // requests without an answer
+  candidates: 64, // queued in each direction
   jobs: 64, // messages waiting for one connection
-  batch: 32, // candidates of one message
+  batch: 32, // candidates per message
   candidate: 256, // bytes
   sdp: 49_152, // bytes
-  inbox: 1 << 20, // bytes of messages that nobody listens to yet
-  overhead: 64, // bytes that each of them counts besides its own
-  unsent: 1 << 20, // bytes waiting for the WebSocket
-  buffered: 8 << 20, // bytes waiting for a channel
-  relayErrors: 8, // remembered of one gathering
+  inbox: 1 << 20, // bytes of messages before there is a listener
+  overhead: 64, // bytes added for each of them
+  unsent: 1 << 20, // bytes queued for the WebSocket
+  buffered: 8 << 20, // bytes queued for a channel
+  relayErrors: 8, // kept per gathering
 };
 
 /** @type {Record<number, [import("./ginnel.js").ErrorKind, string]>} */
 const CODES = {
   201: ["malformed", "the server could not read a message"],
-  202: ["unknown-tag", "the server does not know this client's tag any more"],
-  203: ["not-online", "nobody is registered under this tag at the moment"],
-  204: ["not-allowed", "refused: the access key is wrong, or the other side does not take the call"],
+  202: ["unknown-tag", "the server no longer has this client's tag"],
+  203: ["not-online", "this tag is not online"],
+  204: ["not-allowed", "refused: the access key is wrong, or the other side does not accept the call"],
   205: ["bad-token", "this call is over"],
   206: ["too-many", "too many at once: try later"],
   207: ["no-answer", "the other side is registered and did not answer"],
-  208: ["unsupported", "the server does not know this kind of message"],
+  208: ["unsupported", "the server does not support this message"],
   209: ["internal", "the server failed"],
   210: ["replaced", "a newer client has registered with the same secret"],
-  211: ["revoked", "an operator has taken this client's tag back"],
+  211: ["revoked", "an operator has revoked this client's tag"],
 };
 
 const NOT_ALLOWED = 204;
 const REPLACED = 210;
 const REVOKED = 211;
-/** After these the other side has not taken the offer, and never will. */
+/** With these codes the offer has not reached the other side. */
 const UNDELIVERED = [201, 202, 203, 204, 206, 208];
 
-/** What went wrong: `kind` for programs, `code` of the server or 0, `stage`, and a message for people. */
+/** An error: `kind`, the server's `code` or 0, `stage`, and a message for users. */
 export class GinnelError extends Error {
   /**
    * @param {import("./ginnel.js").ErrorKind} kind
@@ -80,21 +80,21 @@ function refusal({ code, em }) {
   return new GinnelError(kind, em ? `${text} (${code} ${em})` : `${text} (${code})`, { code });
 }
 
-class Notice extends Event {
+class FieldEvent extends Event {
   constructor(type, fields) {
     super(type);
     for (const [name, value] of Object.entries(fields)) Object.defineProperty(this, name, { value, enumerable: true });
   }
 }
 
-class Target extends EventTarget {
-  /** Tells the handler `on…`, then the listeners. */
+class Emitter extends EventTarget {
+  /** Calls the handler `on…`, then the listeners. */
   _emit(type, fields) {
-    const event = new Notice(type, fields);
+    const event = new FieldEvent(type, fields);
     try {
       this["on" + type]?.(event);
     } catch (error) {
-      // As for a listener: the page hears of it, and this module goes on.
+      // As for a listener: the page sees the error, and this module continues.
       queueMicrotask(() => {
         throw error;
       });
@@ -103,11 +103,11 @@ class Target extends EventTarget {
   }
 }
 
-/** A promise with its ends outside. */
+/** A promise with its resolve and reject functions. */
 function deferred() {
   const ends = {};
   ends.promise = new Promise((resolve, reject) => Object.assign(ends, { resolve, reject }));
-  ends.promise.catch(() => {}); // whoever waits hears of it; nobody has to
+  ends.promise.catch(() => {}); // a rejection without a waiter is no error
   return ends;
 }
 
@@ -120,7 +120,7 @@ function within(promise, ms, error) {
 
 const tokenOf = (message) => message.token ?? message.params?.token ?? message.extra?.token;
 
-/** `host`, `host:port` or a URL, to the address of its WebSocket. */
+/** Converts `host`, `host:port` or a URL to the URL of the WebSocket. */
 function socketUrl(server) {
   const page = globalThis.location;
   if (server === undefined && !page?.host) throw new GinnelError("malformed", "`server` is missing");
@@ -130,7 +130,7 @@ function socketUrl(server) {
   try {
     url = new URL(bare ? `${page?.protocol === "https:" ? "https" : "http"}://${text}` : text);
   } catch {
-    throw new GinnelError("malformed", `this is neither host, host:port nor URL: ${text}`);
+    throw new GinnelError("malformed", `not a host, host:port or URL: ${text}`);
   }
   if (bare && !/:\d+$/.test(text)) url.port = "3478";
   const secure = url.protocol === "https:" || url.protocol === "wss:";
@@ -146,7 +146,7 @@ function freshSecret() {
   return base64(globalThis.crypto.getRandomValues(new Uint8Array(24)));
 }
 
-/** A new key pair for `connect({ identity })`; nothing where there is no Ed25519, or the page is not secure. */
+/** Creates a key pair for `connect({ identity })`; `undefined` without Ed25519 or in an insecure context. */
 export async function createIdentity() {
   try {
     return await globalThis.crypto.subtle.generateKey("Ed25519", false, ["sign", "verify"]);
@@ -155,30 +155,30 @@ export async function createIdentity() {
   }
 }
 
-/** Which session an SDP belongs to: a new offer of the same session has the same origin and the same certificate. */
+/** The identity of an SDP session: its origin and its certificates. */
 function sessionOf(sdp) {
   const origin = /^o=(\S+ \S+)/m.exec(sdp)?.[1];
   const prints = [...sdp.matchAll(/^a=fingerprint:(\S+ \S+)/gm)].map(([, print]) => print.toLowerCase());
   return `${origin} ${[...new Set(prints)].sort()}`;
 }
 
-/** What the errors of a relay mean (RFC 8656 section 19, RFC 8489 section 14.8); 701 is the browser's own. */
+/** Error codes of a relay (RFC 8656 section 19, RFC 8489 section 14.8); 701 is the browser's. */
 const RELAY_ERRORS = {
   400: "the relay does not understand this browser",
   401: "the relay refused the credentials: the key or the `iceServers` are wrong or have expired",
   403: "the relay refused: forbidden",
   437: "the relay already has an allocation for this address",
-  438: "the relay kept asking for a newer nonce",
+  438: "the relay refused every nonce as stale",
   441: "the relay refused the credentials: they belong to another allocation",
   486: "the relay has no more allocations for this user: close connections, or raise its limit",
   508: "the relay has no more ports or memory: try later",
   701: "the relay does not answer: is its port, or UDP, blocked?",
 };
 
-/** The error that says most about a relay: a refusal tells more than silence. */
+/** The most useful error of a relay: a refusal rather than a timeout. */
 const relayError = (errors) => errors.find(({ errorCode }) => errorCode < 700) ?? errors[0];
 
-/** The path in use: relayed where either end is known to be. */
+/** The path in use: `relay` if either end is relayed. */
 async function pathOf(connection) {
   const stats = await connection.getStats();
   const entries = [...stats.values()];
@@ -191,8 +191,8 @@ async function pathOf(connection) {
   return ends.includes("relay") ? "relay" : "direct";
 }
 
-/** The WebSocket: registers, asks, beats, and comes back. */
-class Wire {
+/** The signalling connection: registers, sends requests and heartbeats, and reconnects. */
+class SignalingConnection {
   tag = "";
   iceServers = [];
   isOnline = false;
@@ -200,27 +200,27 @@ class Wire {
   #hooks;
   #url;
   #socket;
-  #waiting = new Map(); // mid → what waits for its answer
+  #pending = new Map(); // mid → the request without an answer
   #mid = 0;
   #attempts = 0;
-  #since = 0; // of the registration
+  #since = 0; // time of the registration
   #online = deferred();
   #ever = false;
   #closed = false;
   #retry;
   #beat;
-  #epoch; // which of this client's sessions has the tag
+  #epoch; // the number of this client's session
   #proving = false;
-  #wake = ({ type }) => this.#networkChanged(type);
+  #onNetwork = ({ type }) => this.#networkChanged(type);
 
   constructor(options, hooks) {
     this.#options = options;
     this.#hooks = hooks;
     this.#url = socketUrl(options.server);
-    for (const change of ["online", "offline"]) globalThis.addEventListener?.(change, this.#wake);
+    for (const change of ["online", "offline"]) globalThis.addEventListener?.(change, this.#onNetwork);
   }
 
-  /** Finds out at once whether the WebSocket still leads to the server. */
+  /** Checks whether the server still answers. */
   async probe() {
     if (!this.isOnline || this.#proving) return;
     this.#proving = true;
@@ -230,7 +230,7 @@ class Wire {
 
   /** Opens the WebSocket and registers. */
   open() {
-    // One that comes back proves itself newer than what it was before.
+    // A reconnecting client is newer than its former session.
     if (this.#epoch !== undefined) this.#epoch += 1;
     this.#hooks.state("connecting");
     const done = deferred();
@@ -254,16 +254,16 @@ class Wire {
     socket.onerror = () => {};
     socket.onclose = () => {
       clearTimeout(late);
-      done.reject(new GinnelError("unreachable", `no WebSocket to ${this.#url}: is the server there?`));
+      done.reject(new GinnelError("unreachable", `no WebSocket to ${this.#url}: is the server running?`));
       this.#lost(socket);
     };
     return done.promise;
   }
 
-  /** Registers, or gets fresh ICE servers for the same tag. */
+  /** Registers, or fetches new ICE servers for the same tag. */
   async register() {
     const own = await this.#ownIceServers();
-    const { extra } = await this.ask({ t: REGISTER, params: await this.#claim() });
+    const { extra } = await this.request({ t: REGISTER, params: await this.#registration() });
     this.tag = extra.tag;
     this.#epoch = extra.epoch ?? this.#epoch;
     this.iceServers = own ?? extra.ice_servers ?? [];
@@ -276,12 +276,12 @@ class Wire {
     this.#hooks.state("online");
   }
 
-  /** What shows whose the tag is: the secret, or a signature by the identity. */
-  async #claim() {
+  /** The proof of ownership of the tag: the secret, or a signature by the identity. */
+  async #registration() {
     const { secret, identity } = this.#options;
     const key = await this.#key();
     if (!identity) return { key, secret, epoch: this.#epoch };
-    const { nonce } = (await this.ask({ t: CHALLENGE })).extra;
+    const { nonce } = (await this.request({ t: CHALLENGE })).extra;
     const { subtle } = globalThis.crypto;
     const pub = base64(await subtle.exportKey("raw", identity.publicKey));
     const epoch = this.#epoch;
@@ -290,51 +290,51 @@ class Wire {
     return { key, pub, nonce, sig, epoch };
   }
 
-  /** The key at the moment: one that runs out is asked for anew each time. */
+  /** The current key; a function is called at each registration. */
   async #key() {
     const { key } = this.#options;
     return typeof key === "function" ? await key() : key;
   }
 
-  /** Those of the page's own, which may be asked for anew each time, as their credentials end. */
+  /** The page's own ICE servers; a function is called at each registration. */
   async #ownIceServers() {
     const { iceServers } = this.#options;
     return typeof iceServers === "function" ? await iceServers() : iceServers;
   }
 
-  /** Resolves while there is a registration. */
+  /** Resolves while the client is registered. */
   online() {
     return this.#online.promise;
   }
 
-  /** ICE servers whose credentials last. */
-  async freshen() {
+  /** Renews ICE servers whose credentials are old. */
+  async renewIceServers() {
     if (Date.now() - this.#since > MS.fresh) await this.register();
   }
 
-  /** Sends a request; `early` sees the answer before any later message is read. */
-  ask(message, early, ms = MS.answer) {
+  /** Sends a request; `early` is called with the answer before any later message is read. */
+  request(message, early, ms = MS.answer) {
     const { promise, resolve, reject } = deferred();
-    if (this.#waiting.size >= MAX.asked) {
+    if (this.#pending.size >= MAX.requests) {
       reject(new GinnelError("too-many", "too many requests without an answer"));
       return promise;
     }
     const mid = ++this.#mid;
     const late = () => {
-      this.#waiting.delete(mid);
+      this.#pending.delete(mid);
       reject(new GinnelError("timeout", "the server did not answer in time"));
     };
-    this.#waiting.set(mid, { resolve, reject, early, timer: setTimeout(late, ms) });
+    this.#pending.set(mid, { resolve, reject, early, timer: setTimeout(late, ms) });
     if (!this.send({ ...message, mid })) this.#settle(mid, (entry) => entry.reject(this.#offline()));
     return promise;
   }
 
-  /** Sends a message as it is; says whether it went. */
+  /** Sends a message; returns whether it was sent. */
   send(message) {
     const socket = this.#socket;
     if (socket?.readyState !== 1) return false;
     if (socket.bufferedAmount > MAX.unsent) {
-      socket.close(); // a server that takes nothing in is as good as gone
+      socket.close(); // the server does not read
       return false;
     }
     socket.send(JSON.stringify(message));
@@ -343,7 +343,7 @@ class Wire {
 
   close() {
     this.#closed = true;
-    for (const change of ["online", "offline"]) globalThis.removeEventListener?.(change, this.#wake);
+    for (const change of ["online", "offline"]) globalThis.removeEventListener?.(change, this.#onNetwork);
     clearTimeout(this.#retry);
     clearInterval(this.#beat);
     this.#online.reject(new GinnelError("closed", "this client was closed"));
@@ -355,9 +355,9 @@ class Wire {
   }
 
   #settle(mid, act) {
-    const entry = this.#waiting.get(mid);
+    const entry = this.#pending.get(mid);
     if (!entry) return false;
-    this.#waiting.delete(mid);
+    this.#pending.delete(mid);
     clearTimeout(entry.timer);
     act(entry);
     return true;
@@ -387,20 +387,20 @@ class Wire {
   async #heartbeat(ms) {
     const socket = this.#socket;
     try {
-      await this.ask({ t: HEARTBEAT, tag: this.tag }, undefined, ms);
+      await this.request({ t: HEARTBEAT, tag: this.tag }, undefined, ms);
     } catch (error) {
       if (error.code === 202) await this.register().catch(() => this.#drop(socket));
       else if (error.kind === "timeout") this.#drop(socket);
     }
   }
 
-  /** Closes a socket without waiting for the goodbye of a server that may be gone. */
+  /** Closes a socket without waiting for the closing handshake. */
   #drop(socket) {
     socket.close();
     this.#lost(socket);
   }
 
-  /** A socket of the network before may be dead, and what has failed there may work here. */
+  /** A socket of the former network may be dead, and a failed attempt may work now. */
   #networkChanged(type) {
     if (this.isOnline) return void this.probe();
     if (type !== "online" || !this.#ever) return;
@@ -414,7 +414,7 @@ class Wire {
     if (socket !== this.#socket) return;
     this.#socket = undefined;
     clearInterval(this.#beat);
-    for (const mid of [...this.#waiting.keys()]) this.#settle(mid, (entry) => entry.reject(this.#offline()));
+    for (const mid of [...this.#pending.keys()]) this.#settle(mid, (entry) => entry.reject(this.#offline()));
     if (this.#closed || !this.#ever) return;
     if (this.isOnline) {
       if (Date.now() - this.#since > MS.quiet) this.#attempts = 0;
@@ -432,19 +432,18 @@ class Wire {
     if (this.#closed || !this.#ever || this.#socket) return;
     clearTimeout(this.#retry);
     this.open().catch((error) => {
-      // Asking again would get the same answer.
+      // Another attempt would have the same answer.
       if ([201, 204, REPLACED, REVOKED].includes(error.code)) this.#hooks.over(error);
     });
   }
 }
 
 /**
- * Whose offer counts, and for how long: what one connection knows of its offers and answers (RFC 8829 section 4.1.8.2). It has no clock and no
- * network: times come in as milliseconds, and what it returns says what to do.
+ * The state of one connection's offers and answers (RFC 8829 section 4.1.8.2), without I/O. Times are passed in as milliseconds.
  *
- * An offer *pends* from `begin` until its answer or `end`. The caller's own one wins over the other side's while it is acknowledged by the server
- * and its answer is not overdue; every other one gives way. An offer that was taken back may have reached the other side, which then has what
- * this side has not: the two *disagree* until an exchange is complete.
+ * An offer is *pending* from `begin` until its answer or `end`. If both sides offer, the caller's offer wins while the server has acknowledged it
+ * and its answer is not overdue; otherwise it yields. An offer that was rolled back may have reached the other side; the two sides then
+ * *disagree* until an exchange is complete.
  */
 class Negotiation {
   #isCaller;
@@ -456,12 +455,12 @@ class Negotiation {
     this.#isCaller = isCaller;
   }
 
-  /** Whether an offer of ours waits for its answer. */
+  /** Whether an own offer waits for its answer. */
   get isPending() {
     return this.#offer !== undefined;
   }
 
-  /** Whether the server has taken it. */
+  /** Whether the server has acknowledged it. */
   get isAcknowledged() {
     return this.#offer?.acknowledged ?? false;
   }
@@ -474,13 +473,13 @@ class Negotiation {
     return this.#disagrees;
   }
 
-  /** An offer leaves; returns its id. */
+  /** Starts an offer; returns its id. */
   begin(now) {
     this.#offer = { id: ++this.#ids, at: now, acknowledged: false };
     return this.#ids;
   }
 
-  /** The server has taken an offer; false where it no longer counts: the other side must be told. */
+  /** The server has acknowledged an offer; `false` if it is no longer pending and must be cancelled. */
   acknowledge(id, now) {
     if (this.#offer?.id !== id) {
       this.#disagrees = true;
@@ -490,7 +489,7 @@ class Negotiation {
     return true;
   }
 
-  /** An offer has come to nothing; true where it was the one that pends, which is to be rolled back. */
+  /** An offer has failed; returns whether it was pending and is to be rolled back. */
   end(id, wasDelivered) {
     if (this.#offer === undefined || this.#offer.id !== id) return false;
     this.#offer = undefined;
@@ -498,48 +497,48 @@ class Negotiation {
     return true;
   }
 
-  /** The other side offers: `accept`, `yield` (roll ours back and accept) or `refuse`. */
-  meet(now) {
+  /** The other side offers: returns `accept`, `yield` (roll back the own offer and accept) or `refuse`. */
+  handleOffer(now) {
     if (this.#offer === undefined) return "accept";
     const { at, acknowledged } = this.#offer;
     return this.#isCaller && acknowledged && now - at < MS.offer ? "refuse" : "yield";
   }
 
-  /** An answer was taken, theirs or ours. */
+  /** An answer was applied, own or remote. */
   complete() {
     this.#offer = undefined;
     this.#disagrees = false;
   }
 }
 
-/** One peer connection with its one channel, from the call to the end, over as many acts of the server as it takes. */
-class Link {
+/** One peer connection with its channel, from the call to the end. Each ICE restart is another call at the server. */
+class PeerSession {
   token;
-  #home;
+  #client;
   #rtc;
   #isCaller;
   #offers;
   #opened = deferred();
   #channel;
-  #session; // of the other side
-  #mid = "0"; // the media section's, not a message's
+  #session; // the other side's SDP session
+  #mid = "0"; // the id of the media section
   #gathered = [];
   #done = false;
   #flush;
-  #held = []; // candidates from before their description
+  #earlyCandidates = []; // candidates that arrived before their description
   #relayErrors = [];
-  #answer; // the last one that was given: { token, extra }
+  #answer; // the last answer: { token, extra }
   #jobs = Promise.resolve();
   #jobCount = 0;
   #lostAt = 0;
-  #renews = false; // whether the relay may have lost the path without ICE knowing it yet
+  #renews = false; // the relay may have lost the path before ICE detects it
   #repairs = 0;
   #repair;
-  #overdue; // of an acknowledged offer
+  #overdue; // timer of an acknowledged offer
   #over = false;
 
-  constructor(home, peer, isCaller) {
-    this.#home = home;
+  constructor(client, peer, isCaller) {
+    this.#client = client;
     this.peer = peer;
     this.#isCaller = isCaller;
     this.#offers = new Negotiation(isCaller);
@@ -555,7 +554,7 @@ class Link {
 
   /** Calls; returns the open channel. */
   async call({ label = "ginnel", timeout = MS.call, ...init }) {
-    const late = () => this.#unreached("no path was found in time");
+    const late = () => this.#pathError("no path was found in time");
     try {
       await within(this.#start(label, init), timeout, late);
       return await within(this.#opened.promise, timeout, late);
@@ -566,55 +565,55 @@ class Link {
   }
 
   async #start(label, init) {
-    await this.#home.wire.online();
-    await this.#home.wire.freshen();
-    this.#begin();
-    this.#adopt(this.#rtc.createDataChannel(label, init));
+    await this.#client.wire.online();
+    await this.#client.wire.renewIceServers();
+    this.#createConnection();
+    this.#setChannel(this.#rtc.createDataChannel(label, init));
     await this.#offer(false);
   }
 
-  /** Answers a call, if it is wanted; returns the open channel, or nothing. */
+  /** Answers a call if it is accepted; returns the open channel or `undefined`. */
   async answer({ mid, params }, isWanted) {
-    const asked = Promise.resolve().then(() => isWanted(this.peer));
-    const wanted = await within(asked, MS.consent, () => new Error("too slow")).catch(() => false);
+    const decision = Promise.resolve().then(() => isWanted(this.peer));
+    const wanted = await within(decision, MS.consent, () => new Error("too slow")).catch(() => false);
     if (!wanted || this.#over) {
-      this.#home.refuse(mid, "not accepted");
+      this.#client.refuse(mid, "not accepted");
       this.end();
       return undefined;
     }
     try {
-      this.#begin();
-      await this.#do(() => this.#accept(mid, params));
-      return await within(this.#opened.promise, MS.call, () => this.#unreached("no path was found in time"));
+      this.#createConnection();
+      await this.#enqueue(() => this.#accept(mid, params));
+      return await within(this.#opened.promise, MS.call, () => this.#pathError("no path was found in time"));
     } catch (error) {
       this.end(error);
       throw error;
     }
   }
 
-  /** Says whether an offer is a new one of this connection's other side. */
-  isAt(peer, sdp) {
+  /** Returns whether an offer belongs to this session. */
+  isOffer(peer, sdp) {
     return !this.#over && this.peer === peer && this.#session === sessionOf(sdp);
   }
 
-  /** Takes an offer that restarts ICE. */
-  reoffer({ mid, token, params }) {
-    return this.#do(async () => {
-      const verdict = this.#offers.meet(Date.now());
+  /** Handles an offer that restarts ICE. */
+  handleOffer({ mid, token, params }) {
+    return this.#enqueue(async () => {
+      const verdict = this.#offers.handleOffer(Date.now());
       if (verdict === "refuse") {
-        this.#home.unroute(token);
-        return this.#home.refuse(mid, "offered at the same time");
+        this.#client.unroute(token);
+        return this.#client.refuse(mid, "offered at the same time");
       }
-      // Nobody will take this side's own one any more, and both agree once this exchange is complete.
+      // The own offer is void, and both sides agree once this exchange is complete.
       this.#offers.end(this.#offers.id, true);
       clearTimeout(this.#overdue);
-      this.#home.bind(this, token);
+      this.#client.bind(this, token);
       try {
         await this.#rollBack();
         await this.#accept(mid, params);
       } catch {
-        this.#home.bind(this, undefined);
-        this.#home.refuse(mid, "this offer cannot be taken");
+        this.#client.bind(this, undefined);
+        this.#client.refuse(mid, "this offer cannot be applied");
         await this.#rollBack();
         return this.#repairIn(1_000);
       }
@@ -622,60 +621,60 @@ class Link {
     });
   }
 
-  /** The server asks again for an answer that may have been lost with a connection. */
-  answerAgain(mid, token) {
-    if (this.#answer?.token === token) this.#home.wire.send({ t: -NOTIFY, mid, token, code: 200, extra: this.#answer.extra });
+  /** Repeats an answer that may have been lost. */
+  repeatAnswer(mid, token) {
+    if (this.#answer?.token === token) this.#client.wire.send({ t: -NOTIFY, mid, token, code: 200, extra: this.#answer.extra });
   }
 
   /** t=52. */
-  answered(token, { sdp, cands = [] }) {
-    return this.#do(async () => {
+  handleAnswer(token, { sdp, cands = [] }) {
+    return this.#enqueue(async () => {
       if (token !== this.token || !this.#offers.isPending || !sdp) return;
       await this.#describe("answer", sdp, cands);
       this.#agreed();
     }).catch((error) => {
-      // One that cannot be used ends a call; a connection that had opened tries anew.
+      // An invalid answer ends a call; a connection that was open tries again.
       if (!this.#channel?.wasOpen) this.end(error);
-      else this.#fell(this.#offers.id, error);
+      else this.#offerFailed(this.#offers.id, error);
     });
   }
 
   /** t=54. */
-  trickled(token, { cands = [] }) {
-    return this.#do(() => (token === this.token ? this.#add(cands) : undefined));
+  handleTrickle(token, { cands = [] }) {
+    return this.#enqueue(() => (token === this.token ? this.#add(cands) : undefined));
   }
 
   /** t=53. */
-  async question(mid, token) {
+  async handleStatus(mid, token) {
     const state = this.#state();
     const path = { connected: () => pathOf(this.#rtc), failed: () => "failed" }[state];
     const extra = { punching: !["connected", "failed", "closed"].includes(state), path: await path?.() };
-    this.#home.wire.send({ t: -QUESTION, mid, token, code: 200, extra });
+    this.#client.wire.send({ t: -STATUS, mid, token, code: 200, extra });
   }
 
-  /** t=55, or a second answer to t=4: of an act; a connection that is well goes on. */
-  actEnded(token, error) {
+  /** t=55, or a second answer to t=4: the call at the server has ended. A working connection continues. */
+  handleCallEnd(token, error) {
     if (token !== this.token) return;
-    this.#home.bind(this, undefined);
+    this.#client.bind(this, undefined);
     if (!this.#channel?.wasOpen) this.end(error);
-    else this.#fell(this.#offers.id, error);
+    else this.#offerFailed(this.#offers.id, error);
   }
 
-  /** The server is there again. */
-  signalled() {
+  /** The client is registered again. */
+  onSignalingUp() {
     if (this.#over || !this.#channel?.wasOpen) return;
-    // A relay that was restarted knows nothing of the path that led over it, and ICE does not notice for seconds.
+    // A restarted relay has lost the path, and ICE detects it only after seconds.
     if (this.#channel.path !== "direct") this.#renews = true;
     this.#repairs = 0;
-    if (this.#isWanting) this.#repairIn(this.#isCaller ? 0 : 500);
+    if (this.#needsRestart) this.#repairIn(this.#isCaller ? 0 : 500);
   }
 
-  /** The connection to the server is lost, and this side's acts with it. */
-  unsignalled() {
-    if (this.#channel?.wasOpen) this.#fell(this.#offers.id, new GinnelError("unreachable", "the connection to the server is lost"));
+  /** The connection to the server is lost, and this side's calls with it. */
+  onSignalingDown() {
+    if (this.#channel?.wasOpen) this.#offerFailed(this.#offers.id, new GinnelError("unreachable", "the connection to the server is lost"));
   }
 
-  /** Ends all of it. */
+  /** Ends the session. */
   end(error, linger = 0) {
     if (this.#over) return;
     this.#over = true;
@@ -684,17 +683,17 @@ class Link {
     clearTimeout(this.#flush);
     if (this.token !== undefined) {
       const params = { reason: (error?.message ?? "closed").slice(0, 120) };
-      this.#home.wire.ask({ t: END, token: this.token, params }).catch(() => {});
+      this.#client.wire.request({ t: END, token: this.token, params }).catch(() => {});
     }
-    this.#home.forget(this);
+    this.#client.forget(this);
     this.#opened.reject(error ?? new GinnelError("closed", "the call was ended"));
     setTimeout(() => this.#rtc?.close(), linger);
-    this.#channel?.ended(error);
+    this.#channel?.onEnd(error);
   }
 
-  #begin() {
-    const { RTCPeerConnection, iceTransportPolicy } = this.#home.options;
-    const rtc = new RTCPeerConnection({ iceServers: this.#home.iceServers(), iceTransportPolicy });
+  #createConnection() {
+    const { RTCPeerConnection, iceTransportPolicy } = this.#client.options;
+    const rtc = new RTCPeerConnection({ iceServers: this.#client.iceServers(), iceTransportPolicy });
     this.#rtc = rtc;
     rtc.onicecandidate = ({ candidate }) => this.#gather(candidate);
     rtc.onicecandidateerror = ({ url, errorCode, errorText }) => {
@@ -704,17 +703,17 @@ class Link {
     rtc.onconnectionstatechange = () => this.#changed();
     rtc.oniceconnectionstatechange = () => this.#changed();
     rtc.ondatachannel = ({ channel }) => {
-      if (!this.#channel) this.#adopt(channel);
+      if (!this.#channel) this.#setChannel(channel);
     };
   }
 
-  #adopt(raw) {
+  #setChannel(raw) {
     const opened = async () => {
-      // Another pair may be chosen while the state stays.
+      // The selected pair may change without a change of the state.
       const transport = this.#rtc.sctp?.transport?.iceTransport;
       transport?.addEventListener?.("selectedcandidatepairchange", () => this.#changed());
-      // A later word goes before an earlier one.
-      while (this.#channel.state === "connecting") await this.#channel.moved("connected", pathOf(this.#rtc));
+      // A later update overrides an earlier one.
+      while (this.#channel.state === "connecting") await this.#channel.setPath("connected", pathOf(this.#rtc));
       this.#opened.resolve(this.#channel);
       this.#changed();
     };
@@ -729,7 +728,7 @@ class Link {
     return { checking: "connecting", completed: "connected" }[rtc.iceConnectionState] ?? rtc.iceConnectionState;
   }
 
-  #unreached(what) {
+  #pathError(what) {
     const count = (sdp) => (sdp?.match(/^a=candidate:/gm) ?? []).length;
     const [ours, theirs] = [count(this.#rtc?.localDescription?.sdp), count(this.#rtc?.remoteDescription?.sdp)];
     const message = `${what} (${ours} candidates here, ${theirs} there); ${this.#advice()}`;
@@ -741,14 +740,14 @@ class Link {
     return / typ relay /.test(description?.sdp ?? "");
   }
 
-  /** What keeps this side from having a relayed address, where it has none. */
+  /** Why this side has no relayed address, if it has none. */
   #relayError() {
     return this.#isRelayed(this.#rtc?.localDescription) ? undefined : relayError(this.#relayErrors);
   }
 
-  /** Why there may be no path, as far as this side knows. */
+  /** The likely reason for a missing path. */
   #advice() {
-    if (!this.#home.iceServers().some(({ urls }) => String(urls).includes("turn"))) {
+    if (!this.#client.iceServers().some(({ urls }) => String(urls).includes("turn"))) {
       return "without an access key there is no relay: pass `key`.";
     }
     const error = this.#relayError();
@@ -758,13 +757,13 @@ class Link {
       return `${meaning} (${errorCode}${errorText ? ` ${errorText}` : ""}, ${url}).`;
     }
     if (this.#isRelayed(this.#rtc?.localDescription)) {
-      return "the relay works, but nothing came through it: it may refuse the other side's addresses (403, see `allow_peers`).";
+      return "the relay works, but no data arrived through it: it may refuse the other side's addresses (403, see `allow_peers`).";
     }
     return "is UDP or the relay's port blocked?";
   }
 
-  /** What comes in is done one after the other. */
-  #do(job) {
+  /** Runs jobs one after the other. */
+  #enqueue(job) {
     if (this.#over || this.#jobCount >= MAX.jobs) return Promise.resolve();
     this.#jobCount += 1;
     const done = this.#jobs.then(() => (this.#over ? undefined : job()));
@@ -772,19 +771,19 @@ class Link {
     return done;
   }
 
-  /** Offers; resolves once the server has taken it. */
+  /** Offers; resolves once the server has acknowledged it. */
   async #offer(iceRestart) {
     let taken;
-    await this.#do(async () => {
-      if (this.#offers.isPending || (iceRestart && !this.#isWanting)) return;
+    await this.#enqueue(async () => {
+      if (this.#offers.isPending || (iceRestart && !this.#needsRestart)) return;
       const rtc = this.#rtc;
       const offer = await rtc.createOffer(iceRestart ? { iceRestart } : undefined);
-      this.#home.bind(this, undefined);
+      this.#client.bind(this, undefined);
       this.#refresh();
       await rtc.setLocalDescription(offer);
       const { sdp } = rtc.localDescription;
       if (sdp.length > MAX.sdp) throw new GinnelError("malformed", "the description is too long for the server");
-      // What comes in meanwhile must not wait for the server's answer.
+      // Messages that arrive meanwhile must not wait for the server's answer.
       taken = this.#propose(sdp, iceRestart ? MS.proof : MS.answer);
       taken.catch(() => {});
     });
@@ -792,36 +791,36 @@ class Link {
   }
 
   async #propose(sdp, ms) {
-    const { wire, bind, unbind } = this.#home;
+    const { wire, bind, unbind } = this.#client;
     const id = this.#offers.begin(Date.now());
     const early = (answer) => {
       const token = tokenOf(answer);
       if (this.#offers.acknowledge(id, Date.now())) {
         bind(this, token);
-        this.#overdue = setTimeout(() => this.#fell(id, new GinnelError("no-answer", "the other side did not answer")), MS.offer);
+        this.#overdue = setTimeout(() => this.#offerFailed(id, new GinnelError("no-answer", "the other side did not answer")), MS.offer);
         return;
       }
       unbind(token);
       this.#repairIn(0);
     };
     try {
-      await wire.ask({ t: CALL, params: { tag: wire.tag, rtag: this.peer, sdp } }, early, ms);
+      await wire.request({ t: CALL, params: { tag: wire.tag, rtag: this.peer, sdp } }, early, ms);
     } catch (error) {
-      this.#fell(id, error);
+      this.#offerFailed(id, error);
       throw error;
     }
     this.#flushIn(0);
   }
 
-  /** An offer has come to nothing: it is rolled back, and another one made if one is still wanted. */
-  #fell(id, error) {
+  /** Rolls a failed offer back, and schedules another one if it is needed. */
+  #offerFailed(id, error) {
     if (this.#over || !this.#offers.end(id, !UNDELIVERED.includes(error.code))) return;
     clearTimeout(this.#overdue);
-    if (this.token !== undefined) this.#home.unbind(this.token);
-    this.#home.bind(this, undefined);
-    this.#do(() => (this.#offers.isPending ? undefined : this.#rollBack())).catch(() => {});
+    if (this.token !== undefined) this.#client.unbind(this.token);
+    this.#client.bind(this, undefined);
+    this.#enqueue(() => (this.#offers.isPending ? undefined : this.#rollBack())).catch(() => {});
     if (!this.#channel?.wasOpen) return;
-    // Where both offered at once, the other side's is on its way.
+    // If both offered at once, the other side's offer is in flight.
     const wait = error.code === NOT_ALLOWED ? 2_000 : Math.min(500 * 2 ** this.#repairs, 8_000);
     this.#repairIn(wait + (this.#isCaller ? 0 : 500));
   }
@@ -838,7 +837,7 @@ class Link {
     await this.#rtc.setLocalDescription(await this.#rtc.createAnswer());
     const extra = { sdp: this.#rtc.localDescription.sdp };
     this.#answer = { token: this.token, extra };
-    this.#home.wire.send({ t: -NOTIFY, mid, token: this.token, code: 200, extra });
+    this.#client.wire.send({ t: -NOTIFY, mid, token: this.token, code: 200, extra });
     this.#flushIn(0);
   }
 
@@ -846,26 +845,26 @@ class Link {
     await this.#rtc.setRemoteDescription({ type, sdp });
     this.#session = sessionOf(sdp);
     this.#mid = /^a=mid:(\S+)/m.exec(sdp)?.[1] ?? "0";
-    await this.#add([...cands, ...this.#held.splice(0)]);
+    await this.#add([...cands, ...this.#earlyCandidates.splice(0)]);
   }
 
   async #add(cands) {
     const rtc = this.#rtc;
     if (!rtc?.remoteDescription || rtc.signalingState === "have-local-offer") {
-      this.#held.push(...cands.slice(0, Math.max(0, MAX.candidates - this.#held.length)));
+      this.#earlyCandidates.push(...cands.slice(0, Math.max(0, MAX.candidates - this.#earlyCandidates.length)));
       return;
     }
     for (const candidate of cands) {
-      // One that this end cannot use says nothing about the others.
+      // An unusable candidate does not affect the others.
       await Promise.resolve(rtc.addIceCandidate({ candidate, sdpMid: this.#mid, sdpMLineIndex: 0 })).catch(() => {});
     }
   }
 
-  /** Forgets the candidates of the act before. */
+  /** Drops the candidates of the former call. */
   #refresh() {
     this.#gathered = [];
     this.#done = false;
-    this.#held = [];
+    this.#earlyCandidates = [];
     this.#relayErrors = [];
   }
 
@@ -874,9 +873,9 @@ class Link {
     if (!candidate) this.#done = true;
     else if (text && text.length <= MAX.candidate && this.#gathered.length < MAX.candidates) this.#gathered.push(text);
     this.#flushIn(MS.gather);
-    // Without a candidate of its own a call by relay alone would wait for nothing.
+    // Without an own candidate a relay-only call cannot succeed.
     const none = !candidate && !/^a=candidate:/m.test(this.#rtc.localDescription?.sdp ?? "");
-    if (none && !this.#channel?.wasOpen && this.#relayError()) this.end(this.#unreached("there is no path"));
+    if (none && !this.#channel?.wasOpen && this.#relayError()) this.end(this.#pathError("there is no path"));
   }
 
   #flushIn(ms) {
@@ -891,9 +890,9 @@ class Link {
     const done = this.#done && this.#gathered.length === 0;
     if (done) this.#done = false;
     try {
-      await this.#home.wire.ask({ t: TRICKLE, token, params: { cands, ...(done && { done }) } });
+      await this.#client.wire.request({ t: TRICKLE, token, params: { cands, ...(done && { done }) } });
     } catch (error) {
-      // With another code the act is over, or will be repaired as a whole.
+      // With another code the call has ended, or is repaired as a whole.
       if (error.code === 206 && token === this.token) {
         this.#gathered.unshift(...cands);
         this.#done ||= done;
@@ -907,26 +906,26 @@ class Link {
     const state = this.#state();
     if (this.#over) return;
     if (!this.#channel?.wasOpen) {
-      if (state === "failed") this.end(this.#unreached("every path failed"));
+      if (state === "failed") this.end(this.#pathError("every path failed"));
       return;
     }
     if (state === "closed") return this.end();
     if (state === "connected") {
-      // Checks of an offer that the other side has not seen succeed too, and what goes over such a pair is lost.
+      // Checks may succeed with an offer that the other side has not applied; data on such a pair is lost.
       if (this.#lostAt && (this.#offers.isPending || this.#offers.disagrees || !this.#isOfThisExchange())) return;
       this.#connected();
     } else if (state === "disconnected" || state === "failed") {
-      if (!this.#lostAt) this.#home.wire.probe();
+      if (!this.#lostAt) this.#client.wire.probe();
       this.#lostAt ||= Date.now();
-      this.#channel.moved("interrupted");
-      // The caller restarts; the callee only where the caller does not.
+      this.#channel.setPath("interrupted");
+      // The caller restarts; the callee only if the caller does not.
       const wait = (state === "failed" ? 0 : 2_000) + (this.#isCaller ? 0 : 4_000);
       if (this.#repair === undefined) this.#repairIn(wait);
     }
   }
 
-  /** Whether a restart of ICE is wanted: there is no path, there may be none, or the two sides disagree about it. */
-  get #isWanting() {
+  /** Whether ICE must be restarted: the path is lost, may be lost, or the two sides disagree about it. */
+  get #needsRestart() {
     return this.#lostAt !== 0 || this.#renews || this.#offers.disagrees;
   }
 
@@ -940,8 +939,8 @@ class Link {
 
   #connected() {
     this.#lostAt = 0;
-    if (!this.#isWanting) this.#settled();
-    this.#channel.moved("connected", pathOf(this.#rtc));
+    if (!this.#needsRestart) this.#settled();
+    this.#channel.setPath("connected", pathOf(this.#rtc));
   }
 
   /** Both sides have the same descriptions. */
@@ -964,25 +963,25 @@ class Link {
     if (!this.#over) this.#repair = setTimeout(() => this.#restart(), ms);
   }
 
-  /** Restarts ICE, again and again, until it is connected or patience ends. */
+  /** Restarts ICE repeatedly until it is connected or `patience` ends. */
   async #restart() {
     this.#repair = undefined;
-    const { wire, options } = this.#home;
+    const { wire, options } = this.#client;
     if (this.#over) return;
     if (this.#state() === "connected" && !this.#offers.isPending && !this.#offers.disagrees && !this.#renews) return this.#connected();
     if (this.#lostAt && Date.now() - this.#lostAt > options.patience) {
-      return this.end(this.#unreached("the path was lost and did not come back"));
+      return this.end(this.#pathError("the path was lost and did not come back"));
     }
     if (!this.#lostAt && this.#repairs >= RENEWALS) return;
     this.#repairIn(Math.min(3_000 * 2 ** this.#repairs++, 15_000) + (this.#isCaller ? 0 : 2_000));
-    // One that pends has an end of its own.
+    // A pending offer has its own timeout.
     if (!wire.isOnline || this.#offers.isPending) return;
     try {
-      await wire.freshen();
-      this.#rtc.setConfiguration?.({ iceServers: this.#home.iceServers(), iceTransportPolicy: options.iceTransportPolicy });
+      await wire.renewIceServers();
+      this.#rtc.setConfiguration?.({ iceServers: this.#client.iceServers(), iceTransportPolicy: options.iceTransportPolicy });
       await this.#offer(true);
     } catch {
-      // The next attempt is set already.
+      // The next attempt is already scheduled.
     }
   }
 }
@@ -991,23 +990,23 @@ class Link {
 const CLOSED_BY_USER = 12;
 
 /** An open data channel to a peer. */
-export class Channel extends Target {
+export class Channel extends Emitter {
   wasOpen = false;
-  #link;
+  #session;
   #raw;
   #path;
   #state = "connecting";
-  #turn = 0; // of the words about it, some of which take time
+  #turn = 0; // the number of the newest path update
   #inbox = [];
   #inboxBytes = 0;
-  #hears = false;
+  #hasListener = false;
   #onmessage = null;
   #closed = deferred();
   #error;
 
-  constructor(link, raw, opened) {
+  constructor(session, raw, opened) {
     super();
-    this.#link = link;
+    this.#session = session;
     this.#raw = raw;
     raw.binaryType = "arraybuffer";
     raw.bufferedAmountLowThreshold = MAX.unsent;
@@ -1016,8 +1015,8 @@ export class Channel extends Target {
       this.wasOpen = true;
       opened();
     };
-    raw.onmessage = ({ data }) => this.#heard(data);
-    raw.onclose = () => link.end(this.#error);
+    raw.onmessage = ({ data }) => this.#receive(data);
+    raw.onclose = () => session.end(this.#error);
     raw.onerror = ({ error }) => {
       if (error?.sctpCauseCode === CLOSED_BY_USER) return;
       this.#error = new GinnelError("closed", error?.message ?? "the data channel failed", { stage: "channel" });
@@ -1027,7 +1026,7 @@ export class Channel extends Target {
 
   /** @returns {string} the other side's tag */
   get peer() {
-    return this.#link.peer;
+    return this.#session.peer;
   }
 
   /** @returns {string} */
@@ -1057,7 +1056,7 @@ export class Channel extends Target {
 
   /** @returns {RTCPeerConnection} */
   get connection() {
-    return this.#link.connection;
+    return this.#session.connection;
   }
 
   get onmessage() {
@@ -1079,15 +1078,15 @@ export class Channel extends Target {
     const size = typeof data === "string" ? data.length : (data.byteLength ?? data.size);
     if (this.readyState !== "open") throw new GinnelError("closed", "this channel is closed", { stage: "channel" });
     const most = this.connection.sctp?.maxMessageSize ?? 65_536;
-    if (size > most) throw new GinnelError("too-big", `one message holds ${most} bytes`, { stage: "channel" });
+    if (size > most) throw new GinnelError("too-big", `a message may have at most ${most} bytes`, { stage: "channel" });
     if (this.bufferedAmount + size > MAX.buffered) {
-      const text = `${MAX.buffered} bytes wait to be sent: await drained()`;
+      const text = `${MAX.buffered} bytes are queued: await drained()`;
       throw new GinnelError("queue-full", text, { stage: "channel" });
     }
     this.#raw.send(data);
   }
 
-  /** Resolves once at most 1 MiB waits to be sent. */
+  /** Resolves once at most 1 MiB is queued. */
   async drained() {
     while (this.readyState === "open" && this.bufferedAmount > MAX.unsent) {
       const low = new Promise((resolve) => (this.#raw.onbufferedamountlow = resolve));
@@ -1096,16 +1095,16 @@ export class Channel extends Target {
     if (this.readyState !== "open") throw new GinnelError("closed", "this channel is closed", { stage: "channel" });
   }
 
-  /** Closes it after what was sent has gone. */
+  /** Closes it after the queued messages were sent. */
   close() {
     if (this.#state === "closed") return;
-    // The connection stays until the other side has all of it and knows that it is over.
+    // The connection stays open until the other side has received everything.
     this.#raw.close();
-    setTimeout(() => this.#link.end(), MS.linger);
+    setTimeout(() => this.#session.end(), MS.linger);
   }
 
-  /** The link's word about the path. */
-  async moved(state, path) {
+  /** Sets state and path. */
+  async setPath(state, path) {
     const turn = ++this.#turn;
     const found = await Promise.resolve(path).catch(() => undefined);
     if (turn !== this.#turn || this.#state === "closed") return;
@@ -1115,8 +1114,8 @@ export class Channel extends Target {
     this._emit("state", { state, path: found });
   }
 
-  /** The link's last word. */
-  ended(error) {
+  /** The session has ended. */
+  onEnd(error) {
     if (this.#state === "closed") return;
     const wasOpen = this.wasOpen;
     this.#state = "closed";
@@ -1127,36 +1126,36 @@ export class Channel extends Target {
     this._emit("close", { error });
   }
 
-  #heard(data) {
-    if (this.#hears) return this._emit("message", { data });
-    // The other side may begin while the path is still being read and the application does not have this channel yet.
+  #receive(data) {
+    if (this.#hasListener) return this._emit("message", { data });
+    // The other side may send before the application has this channel.
     this.#inboxBytes += MAX.overhead + (typeof data === "string" ? data.length : data.byteLength);
     if (this.#inboxBytes > MAX.inbox) {
-      const text = "messages came in and nobody listens to `message`";
-      return this.#link.end(new GinnelError("queue-full", text, { stage: "channel" }));
+      const text = "messages arrived without a listener for `message`";
+      return this.#session.end(new GinnelError("queue-full", text, { stage: "channel" }));
     }
     this.#inbox.push(data);
   }
 
-  /** From the first listener on nothing waits. */
+  /** Delivers queued messages to the first listener. */
   #flow() {
-    if (this.#hears) return;
+    if (this.#hasListener) return;
     queueMicrotask(() => {
-      if (this.#hears) return;
-      this.#hears = true;
+      if (this.#hasListener) return;
+      this.#hasListener = true;
       for (const data of this.#inbox.splice(0)) this._emit("message", { data });
     });
   }
 }
 
 /** A registered client. */
-export class Client extends Target {
+export class Client extends Emitter {
   #options;
   #wire;
   #state = "connecting";
-  #links = new Set();
-  #acts = new Map(); // token → link
-  #home;
+  #sessions = new Set();
+  #calls = new Map(); // token → session
+  #client;
   #listening; // { accept, queue, waiting }
   #watched = new Map(); // tag → online
 
@@ -1172,31 +1171,31 @@ export class Client extends Target {
     for (const name of ["RTCPeerConnection", "WebSocket"]) {
       if (!this.#options[name]) throw new GinnelError("unsupported", `there is no ${name} here: pass one`);
     }
-    this.#wire = new Wire(this.#options, {
-      state: (state) => this.#turned(state),
-      request: (message) => this.#serve(message).catch((error) => this.#told(error)),
+    this.#wire = new SignalingConnection(this.#options, {
+      state: (state) => this.#setState(state),
+      request: (message) => this.#handleRequest(message).catch((error) => this.#emitError(error)),
       failure: (message) => this.#failed(message),
       over: (error) => this.#end(error),
-      isUrgent: () => [...this.#links].some((link) => link.isInterrupted),
+      isUrgent: () => [...this.#sessions].some((session) => session.isInterrupted),
     });
-    this.#home = {
+    this.#client = {
       options: this.#options,
       wire: this.#wire,
       iceServers: () => this.#wire.iceServers,
       refuse: (mid, em) => this.#wire.send({ t: NOTIFY, mid, code: 204, em }),
-      bind: (link, token) => this.#bind(link, token),
+      bind: (session, token) => this.#bind(session, token),
       unbind: (token) => this.#unbind(token),
-      unroute: (token) => this.#acts.delete(token),
-      forget: (link) => this.#forget(link),
+      unroute: (token) => this.#calls.delete(token),
+      forget: (session) => this.#forget(session),
     };
   }
 
-  /** @returns {string} what others call */
+  /** @returns {string} the tag that others call */
   get tag() {
     return this.#wire.tag;
   }
 
-  /** @returns {string | undefined} what owns the tag, where no identity does */
+  /** @returns {string | undefined} the secret that owns the tag, without an identity */
   get secret() {
     return this.#options.secret;
   }
@@ -1208,7 +1207,7 @@ export class Client extends Target {
 
   /** @returns {RTCIceServer[]} */
   get iceServers() {
-    return this.#home.iceServers();
+    return this.#client.iceServers();
   }
 
   /** Registers for the first time. */
@@ -1223,7 +1222,7 @@ export class Client extends Target {
   }
 
   /**
-   * Calls whoever is registered as `tag`.
+   * Calls the client that is registered as `tag`.
    *
    * @param {string} tag
    * @param {import("./ginnel.js").CallOptions} [options]
@@ -1231,26 +1230,26 @@ export class Client extends Target {
    */
   async call(tag, options = {}) {
     if (this.#state === "closed") throw new GinnelError("closed", "this client was closed");
-    if (typeof tag !== "string" || tag === "") throw new GinnelError("malformed", "a tag is a text");
-    if (this.#links.size >= MAX.links) throw new GinnelError("too-many", `${MAX.links} calls at once are the most`);
-    const link = new Link(this.#home, tag, true);
-    this.#links.add(link);
-    return await link.call(options);
+    if (typeof tag !== "string" || tag === "") throw new GinnelError("malformed", "a tag is a string");
+    if (this.#sessions.size >= MAX.sessions) throw new GinnelError("too-many", `at most ${MAX.sessions} calls at a time`);
+    const session = new PeerSession(this.#client, tag, true);
+    this.#sessions.add(session);
+    return await session.call(options);
   }
 
   /**
-   * Takes calls from now on: each is an event `call`, and an element of what this returns.
+   * Accepts calls: each is an event `call`, and an element of the returned iterable.
    *
    * @param {import("./ginnel.js").ListenOptions} [options]
    * @returns {import("./ginnel.js").Listening}
    */
   listen({ accept = () => true } = {}) {
-    this.#deaf();
+    this.#stopListening();
     const listening = { accept, queue: undefined, waiting: [] };
     this.#listening = listening;
     const over = { done: true, value: undefined };
     const stop = async () => {
-      if (this.#listening === listening) this.#deaf();
+      if (this.#listening === listening) this.#stopListening();
       return over;
     };
     const next = async () => {
@@ -1268,25 +1267,25 @@ export class Client extends Target {
   }
 
   /**
-   * Tells from now on, as events `presence`, when these tags come and go.
+   * Watches tags; changes are events `presence`.
    *
    * @param {string[]} tags
-   * @returns {Promise<Map<string, boolean>>} who is online now
+   * @returns {Promise<Map<string, boolean>>} which tags are online now
    */
   async watch(tags) {
     const news = tags.filter((tag) => !this.#watched.has(tag));
     if (this.#watched.size + news.length > MAX.watched) {
-      throw new GinnelError("too-many", `${MAX.watched} tags are the most`);
+      throw new GinnelError("too-many", `at most ${MAX.watched} tags`);
     }
     await this.#wire.online();
-    await this.#askWatch(tags);
+    await this.#requestWatch(tags);
     return new Map(tags.map((tag) => [tag, this.#watched.get(tag) ?? false]));
   }
 
   /** @param {string[]} tags */
   async unwatch(tags) {
     for (const tag of tags) this.#watched.delete(tag);
-    if (this.#state === "online") await this.#askWatch(tags, false);
+    if (this.#state === "online") await this.#requestWatch(tags, false);
   }
 
   /** Closes channels, connection and client. */
@@ -1294,127 +1293,127 @@ export class Client extends Target {
     this.#end();
   }
 
-  async #askWatch(tags, watch) {
+  async #requestWatch(tags, watch) {
     for (let at = 0; at < tags.length; at += MAX.watchBatch) {
       const params = { tags: tags.slice(at, at + MAX.watchBatch), watch };
-      await this.#wire.ask({ t: WATCH, params }, ({ extra }) => this.#seen(extra, watch !== false));
+      await this.#wire.request({ t: WATCH, params }, ({ extra }) => this.#updatePresence(extra, watch !== false));
     }
   }
 
-  /** What the server says of tags; before the first word about one nothing is told of it. */
-  #seen({ online = [], offline = [] } = {}, asked) {
+  /** Handles the presence of tags. The first value of a tag is no event. */
+  #updatePresence({ online = [], offline = [] } = {}, isAnswer) {
     for (const [tags, isThere] of [[online, true], [offline, false]]) {
       for (const tag of tags) {
         const was = this.#watched.get(tag);
-        if (was === isThere || (was === undefined && !asked)) continue;
+        if (was === isThere || (was === undefined && !isAnswer)) continue;
         this.#watched.set(tag, isThere);
         if (was !== undefined) this._emit("presence", { tag, online: isThere });
       }
     }
   }
 
-  /** Listens no more; channels that were not taken are closed. */
-  #deaf() {
+  /** Stops listening; channels that were not taken are closed. */
+  #stopListening() {
     const listening = this.#listening;
     this.#listening = undefined;
     for (const resolve of listening?.waiting.splice(0) ?? []) resolve({ done: true, value: undefined });
     for (const channel of listening?.queue?.splice(0) ?? []) channel.close();
   }
 
-  #turned(state) {
+  #setState(state) {
     if (this.#state === "closed" || this.#state === state) return;
     this.#state = state;
     this._emit("state", { state });
-    if (state === "offline") for (const link of [...this.#links]) link.unsignalled();
+    if (state === "offline") for (const session of [...this.#sessions]) session.onSignalingDown();
     if (state !== "online") return;
     this._emit("open", { tag: this.tag });
-    for (const link of [...this.#links]) link.signalled();
-    // Watches ended with the connection; what has changed meanwhile is told.
-    if (this.#watched.size > 0) this.#askWatch([...this.#watched.keys()]).catch((error) => this.#told(error));
+    for (const session of [...this.#sessions]) session.onSignalingUp();
+    // Watches ended with the connection; changes since then become events.
+    if (this.#watched.size > 0) this.#requestWatch([...this.#watched.keys()]).catch((error) => this.#emitError(error));
   }
 
-  #told(error) {
+  #emitError(error) {
     this._emit("error", { error });
   }
 
   #end(error) {
     if (this.#state === "closed") return;
-    this.#deaf();
-    for (const link of [...this.#links]) link.end(error);
+    this.#stopListening();
+    for (const session of [...this.#sessions]) session.end(error);
     this.#wire.close();
     this.#state = "closed";
-    if (error) this.#told(error);
+    if (error) this.#emitError(error);
     this._emit("state", { state: "closed" });
     this._emit("close", { error });
   }
 
-  #bind(link, token) {
-    if (link.token !== token) this.#acts.delete(link.token);
-    link.token = token;
+  #bind(session, token) {
+    if (session.token !== token) this.#calls.delete(session.token);
+    session.token = token;
     if (token === undefined) return;
-    if (this.#links.has(link)) this.#acts.set(token, link);
-    // It was ended while its token was on the way.
+    if (this.#sessions.has(session)) this.#calls.set(token, session);
+    // The session ended before its token arrived.
     else this.#unbind(token);
   }
 
-  /** Ends an act that belongs to no connection, or no longer. */
+  /** Ends a call that belongs to no session. */
   #unbind(token) {
-    this.#acts.delete(token);
-    this.#wire.ask({ t: END, token }).catch(() => {});
+    this.#calls.delete(token);
+    this.#wire.request({ t: END, token }).catch(() => {});
   }
 
-  #forget(link) {
-    this.#bind(link, undefined);
-    // Offers that have not had their turn.
-    for (const [token, of] of this.#acts) if (of === link) this.#acts.delete(token);
-    this.#links.delete(link);
+  #forget(session) {
+    this.#bind(session, undefined);
+    // Offers that were not handled yet.
+    for (const [token, of] of this.#calls) if (of === session) this.#calls.delete(token);
+    this.#sessions.delete(session);
   }
 
-  /** A failure that answers no waiting request: the second answer to t=4, or one to a message of ours that needs none. */
+  /** Handles a failure that answers no pending request: the second answer to t=4. */
   #failed(message) {
-    const link = this.#acts.get(tokenOf(message));
-    if (link && message.t === CALL) link.actEnded(tokenOf(message), refusal(message));
+    const session = this.#calls.get(tokenOf(message));
+    if (session && message.t === CALL) session.handleCallEnd(tokenOf(message), refusal(message));
   }
 
-  /** What the server asks. */
-  async #serve(message) {
+  /** Handles a request of the server. */
+  async #handleRequest(message) {
     const { t, mid, params, extra } = message;
     const token = tokenOf(message);
-    if (t === WATCH) return this.#seen(params, false);
-    if (t === NOTIFY) return await this.#rung({ mid, token, params });
-    const link = this.#acts.get(token);
-    if (t === QUESTION && link) return await link.question(mid, token);
-    if (![ANSWERED, QUESTION, TRICKLE, END].includes(t)) return;
-    if (!link) return void this.#wire.send({ t, mid, token, code: 205, em: "no such call" });
+    if (t === WATCH) return this.#updatePresence(params, false);
+    if (t === NOTIFY) return await this.#handleNotify({ mid, token, params });
+    const session = this.#calls.get(token);
+    if (t === STATUS && session) return await session.handleStatus(mid, token);
+    if (![ANSWERED, STATUS, TRICKLE, END].includes(t)) return;
+    if (!session) return void this.#wire.send({ t, mid, token, code: 205, em: "no such call" });
     // Without a mid the server does not wait for an answer.
     if (mid !== undefined) this.#wire.send({ t: -t, mid, token, code: 200 });
-    if (t === ANSWERED) await link.answered(token, extra ?? {});
-    if (t === TRICKLE) await link.trickled(token, params ?? {});
+    if (t === ANSWERED) await session.handleAnswer(token, extra ?? {});
+    if (t === TRICKLE) await session.handleTrickle(token, params ?? {});
     if (t === END) {
       const reason = params?.reason ? `: ${params.reason}` : "";
-      link.actEnded(token, new GinnelError("ended", `the other side ended the call${reason}`));
+      session.handleCallEnd(token, new GinnelError("ended", `the other side ended the call${reason}`));
     }
   }
 
-  /** t=51: a new call, or a new offer of one that there is. */
-  async #rung({ mid, token, params = {} }) {
+  /** t=51: a new call, or a new offer of an existing session. */
+  async #handleNotify({ mid, token, params = {} }) {
     const { ltag, sdp } = params;
-    const refuse = (why) => void this.#home.refuse(mid, why);
-    const bound = this.#acts.get(token);
-    if (bound) return bound.answerAgain(mid, token);
+    const refuse = (why) => void this.#client.refuse(mid, why);
+    const bound = this.#calls.get(token);
+    if (bound) return bound.repeatAnswer(mid, token);
     if (typeof sdp !== "string" || typeof ltag !== "string") return refuse("no SDP: this is a WebRTC client");
-    const known = [...this.#links].find((link) => link.isAt(ltag, sdp));
+    const known = [...this.#sessions].find((session) => session.isOffer(ltag, sdp));
     if (known) {
-      this.#acts.set(token, known); // its candidates may come before the offer's turn
-      return await known.reoffer({ mid, token, params });
+      this.#calls.set(token, known); // its candidates may arrive before the offer is handled
+      return await known.handleOffer({ mid, token, params });
     }
     const listening = this.#listening;
     if (!listening) return refuse("not listening");
-    if (this.#links.size >= MAX.links || listening.queue?.length >= MAX.waiting) return refuse("busy");
-    const link = new Link(this.#home, ltag, false);
-    this.#links.add(link);
-    this.#bind(link, token);
-    const channel = await link.answer({ mid, params }, listening.accept);
+    if (this.#sessions.size >= MAX.sessions || listening.queue?.length >= MAX.waiting) return refuse("busy");
+    const session = new PeerSession(this.#client, ltag, false);
+    this.#sessions.add(session);
+    this.#bind(session, token);
+    const channel = await session.answer({ mid, params }, listening.accept);
     if (channel) this.#deliver(listening, channel);
   }
 

@@ -1,5 +1,5 @@
-//! Bare forwarders: what relaying costs without any of a relay's work. They speak as much TURN as gives a client a socket and a peer, and
-//! check nothing: no credentials, no permissions, no lifetimes, no limits. Never to be let out of a bench.
+//! Forwarders: the cost of relaying without the work of a relay. They implement only as much TURN as a client needs for a socket and a peer, and
+//! check nothing: no credentials, permissions, lifetimes or limits. Only for benchmarks.
 
 use anyhow::{Context, bail};
 use ginnel::stun::{Builder, Class, Message, Method, attr};
@@ -26,9 +26,9 @@ const MOST_SEGMENTS: usize = 60;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum How {
-    /// One `recvfrom` and one `sendto` a packet.
+    /// One `recvfrom` and one `sendto` per packet.
     Plain,
-    /// `recvmmsg`, and `sendmmsg` for what leaves by one socket.
+    /// `recvmmsg`, and `sendmmsg` per socket.
     Batched,
     /// The same with UDP_GRO and UDP_SEGMENT.
     Segmented,
@@ -106,7 +106,7 @@ fn open(address: SocketAddr, how: How) -> io::Result<UdpSocket> {
 }
 
 impl Forwarder {
-    /// Receives once from the main socket (0) or that of a flow, and forwards; returns whether more may wait.
+    /// Receives once from the main socket (0) or that of a flow, and forwards; returns whether it may have more.
     fn step(&mut self, token: usize) -> anyhow::Result<bool> {
         let socket = match token {
             0 => &self.main,
@@ -135,7 +135,7 @@ impl Forwarder {
                 at += 1;
                 continue;
             }
-            // What one client has sent in a row leaves by one socket.
+            // Consecutive packets of one client are sent by one socket.
             let end = at + self.received[at..].iter().take_while(|next| next.from == from).count();
             if let Some(flow) = self.by_client.get(&from).map(|flow| &self.flows[*flow])
                 && let Some(peer) = flow.peer
@@ -211,7 +211,7 @@ impl Forwarder {
     }
 }
 
-/// Receives once; returns whether more may wait.
+/// Receives once; returns whether the socket may have more.
 fn receive(
     how: How,
     socket: &UdpSocket,
@@ -250,7 +250,7 @@ fn receive(
     Ok(received.len() == BATCH)
 }
 
-/// Sends packets of two parts each; what finds no room is lost.
+/// Sends packets of two parts each; those that do not fit the socket's buffer are lost.
 fn send(how: How, socket: &UdpSocket, to: SocketAddrV4, packets: &[[IoSlice<'_>; 2]]) -> anyhow::Result<()> {
     let to = Some(SockaddrIn::from(to));
     let outcome = match how {

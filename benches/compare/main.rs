@@ -1,6 +1,6 @@
-//! `cargo bench --bench compare`: ginnel, coturn and bare forwarders under the same loads of `ginnel load`, in turn, and the ratios of what they cost.
+//! `cargo bench --bench compare`: compares ginnel, coturn and forwarders under the same loads of `ginnel load`.
 //!
-//! See `docs/performance.md`. All traffic stays on loopback; only processes that were started here are ended.
+//! See `docs/performance.md`. All traffic stays on loopback.
 
 #![allow(missing_docs, reason = "a program, not a library")]
 
@@ -23,11 +23,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 use steps::Step;
 
-/// Compares servers under the same loads, on this machine alone
+/// Compares servers under the same loads, on this machine
 #[derive(Debug, Parser)]
 #[command(name = "compare", bin_name = "cargo bench --bench compare --")]
 struct Options {
-    /// Rounds; each has every step with every server in turn
+    /// Rounds; each runs every step with every server
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Groups of steps: binding, relay, burst, gso, fixed, pair, indications, tcp, allocate, search; and large (100 000 allocations), in none by default
@@ -36,7 +36,7 @@ struct Options {
     /// Servers: ginnel, coturn, forward, forward-batched, forward-segmented
     #[arg(long, value_delimiter = ',')]
     servers: Vec<String>,
-    /// Seconds that each step is measured
+    /// Seconds of measurement per step
     #[arg(long, default_value_t = 1)]
     seconds: u64,
     /// Ends the comparison after the step that passes this many minutes
@@ -48,16 +48,16 @@ struct Options {
     /// Processor of the generator
     #[arg(long, default_value_t = 0)]
     generator_cpu: usize,
-    /// Append each run to this file, a JSON object a line
+    /// Append each run to this file, one JSON object per line
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Measure nothing, show what an earlier --json FILE holds
+    /// Measure nothing; show the runs of an earlier --json FILE
     #[arg(long, value_name = "FILE")]
     show: Option<PathBuf>,
     /// Print the tables as Markdown
     #[arg(long)]
     markdown: bool,
-    /// Put the tables into this file, in Markdown, between its lines `<!-- compare: begin -->` and `<!-- compare: end -->`
+    /// Write the tables into this file, in Markdown, between its lines `<!-- compare: begin -->` and `<!-- compare: end -->`
     #[arg(long, value_name = "FILE")]
     into: Option<PathBuf>,
     /// Draw the ratios to coturn into this file
@@ -66,10 +66,10 @@ struct Options {
     /// The program of `ginnel serve` and `ginnel load` [default: this package's]
     #[arg(long, value_name = "FILE")]
     ginnel: Option<PathBuf>,
-    /// What cargo says to every bench
+    /// Passed by cargo to every bench
     #[arg(long, hide = true)]
     bench: bool,
-    /// Be a bare forwarder
+    /// Run as a forwarder
     #[arg(long, hide = true, num_args = 2)]
     forward: Option<Vec<String>>,
 }
@@ -119,7 +119,7 @@ fn measure(options: &Options) -> anyhow::Result<Vec<Run>> {
     let kinds = servers::of(&options.servers)?;
     let ginnel = options.ginnel.clone().unwrap_or_else(|| env!("CARGO_BIN_EXE_ginnel").into());
     if std::thread::available_parallelism()?.get() < 2 {
-        bail!("the server and the generator need a processor each, and there is one");
+        bail!("the benchmark needs two processors");
     }
     let bench = Bench::new(ginnel, options.server_cpu, options.generator_cpu)?;
     let mut file = match &options.json {
@@ -132,7 +132,10 @@ fn measure(options: &Options) -> anyhow::Result<Vec<Run>> {
         for step in &steps {
             for kind in kinds.iter().filter(|kind| step.suits(**kind)) {
                 if time::mono() > end {
-                    say(&format!("--minutes {} are over: the rest is left out", options.minutes));
+                    print_note(&format!(
+                        "--minutes {} are over: the other steps are skipped",
+                        options.minutes
+                    ));
                     return Ok(runs);
                 }
                 let Some(run) = one(&bench, round, step, *kind, options.seconds) else { continue };
@@ -155,17 +158,17 @@ fn one(bench: &Bench, round: usize, step: &Step, kind: Kind, seconds: u64) -> Op
                 .iter()
                 .filter_map(|figure| Some(format!("{:.2} {}", figure.read(&report)?, figure.unit)))
                 .collect();
-            say(&format!("{named}: {}", figures.join(", ")));
+            print_note(&format!("{named}: {}", figures.join(", ")));
             let (group, step, server) = (step.group.to_owned(), step.name.to_owned(), kind.name().to_owned());
             Some(Run { round, group, step, server, report })
         }
         Err(error) => {
-            say(&format!("{named}: skipped: {error:#}"));
+            print_note(&format!("{named}: skipped: {error:#}"));
             None
         }
     }
 }
 
-fn say(text: &str) {
+fn print_note(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }

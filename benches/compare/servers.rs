@@ -1,4 +1,4 @@
-//! Servers of the comparison: started on loopback for one load each, on a processor of their own.
+//! Servers of the comparison: started on loopback for one load each, on their own processor.
 
 use super::steps::Step;
 use anyhow::{Context, bail};
@@ -15,9 +15,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 const START: Duration = Duration::from_secs(15);
-/// What the largest step takes: a relay socket for each of 100 000 allocations.
+/// The largest step needs a relay socket for each of 100 000 allocations.
 const DESCRIPTORS: u64 = 101_000;
-/// Enough for the ports of the largest step, 100 000 allocations; coturn, which has one, is not part of that.
+/// Enough relay addresses for the ports of the largest step, 100 000 allocations; coturn has one and does not take part in it.
 const RELAY_ADDRESSES: u8 = 4;
 const REALM: &str = "compare";
 const USER: &str = "load";
@@ -47,10 +47,10 @@ impl Kind {
     }
 }
 
-/// Returns the servers of these names, all without any; says so where coturn is missing.
+/// Returns the servers with these names, or all; prints a note if coturn is missing.
 pub(super) fn of(names: &[String]) -> anyhow::Result<Vec<Kind>> {
-    if let Some(strange) = names.iter().find(|name| !KINDS.iter().any(|kind| kind.name() == **name)) {
-        bail!("--servers {strange}: there is no such server");
+    if let Some(unknown) = names.iter().find(|name| !KINDS.iter().any(|kind| kind.name() == **name)) {
+        bail!("--servers {unknown}: unknown server");
     }
     let mut kinds: Vec<_> = KINDS.to_vec();
     kinds.retain(|kind| names.is_empty() || names.iter().any(|name| kind.name() == name));
@@ -61,7 +61,7 @@ pub(super) fn of(names: &[String]) -> anyhow::Result<Vec<Kind>> {
         .status()
         .is_ok();
     if kinds.contains(&Kind::Coturn) && !has_coturn {
-        super::say(
+        super::print_note(
             "skipped: coturn is not installed (Debian: apt-get install coturn), so there are no ratios to it",
         );
         kinds.retain(|kind| *kind != Kind::Coturn);
@@ -69,7 +69,7 @@ pub(super) fn of(names: &[String]) -> anyhow::Result<Vec<Kind>> {
     Ok(kinds)
 }
 
-/// What all measurements have in common.
+/// Settings of all measurements.
 pub(super) struct Bench {
     ginnel: PathBuf,
     server_cpu: usize,
@@ -77,7 +77,7 @@ pub(super) struct Bench {
     folder: TempDir,
 }
 
-/// A server that ends with this value.
+/// A server that runs until it is dropped.
 struct Server(Child);
 
 impl Drop for Server {
@@ -94,7 +94,7 @@ impl Bench {
         Ok(Self { ginnel, server_cpu, generator_cpu, folder })
     }
 
-    /// Starts a server, lets the step's load at it, and returns the report.
+    /// Starts a server, runs the step's load, and returns the report.
     pub(super) fn measure(&self, kind: Kind, step: &Step, seconds: u64) -> anyhow::Result<Value> {
         let most = getrlimit(Resource::Nofile).maximum;
         if step.group == "large" && most.is_some_and(|most| most < DESCRIPTORS) {
@@ -127,7 +127,7 @@ impl Bench {
         };
         let log = File::create(self.folder.path().join("log"))?;
         command.stdin(Stdio::null()).stderr(log.try_clone()?).stdout(log);
-        // What is started inherits the processor of the thread that starts it.
+        // A child process inherits the processor of the thread that starts it.
         process::pin(self.server_cpu).context("--server-cpu")?;
         let server = command.spawn().with_context(|| kind.name().to_owned())?;
         let mut server = Server(server);
@@ -188,7 +188,7 @@ fn forwarder(how: &str, address: SocketAddr) -> anyhow::Result<Command> {
     Ok(command)
 }
 
-/// Finds a port that is free by UDP and TCP, below those of relays.
+/// Finds a port that is free for UDP and TCP, below the relay ports.
 fn free_address() -> anyhow::Result<SocketAddr> {
     let candidates = (10_000..20_000).step_by(17).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     let is_free =
@@ -207,8 +207,8 @@ fn await_answer(address: SocketAddr, server: &mut Child) -> anyhow::Result<()> {
             return Ok(());
         }
         if let Some(status) = server.try_wait()? {
-            bail!("has ended at its start: {status}");
+            bail!("the process ended: {status}");
         }
     }
-    bail!("does not answer")
+    bail!("the process does not answer")
 }

@@ -1,4 +1,4 @@
-//! The loads, and which of their figures count.
+//! The loads, and the figures that are compared.
 
 use super::servers::Kind;
 use anyhow::bail;
@@ -9,19 +9,19 @@ use serde_json::Value;
 pub(super) struct Step {
     pub(super) group: &'static str,
     pub(super) name: &'static str,
-    /// What `ginnel load` is told.
+    /// The arguments of `ginnel load`.
     pub(super) load: &'static str,
-    /// Whether a forwarder without TURN's checks can take it.
+    /// Whether it works with a forwarder, which does not check anything.
     is_bare: bool,
 }
 
-/// A number of a report.
+/// A figure of a report.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Figure {
     pub(super) name: &'static str,
     pub(super) unit: &'static str,
     path: &'static str,
-    /// Whether more of it is better.
+    /// Whether a larger value is better.
     pub(super) more_is_better: bool,
 }
 
@@ -108,7 +108,7 @@ impl Step {
         figures(self.group, self.name)
     }
 
-    /// Returns whether the step says anything about such a server.
+    /// Returns whether the step is meaningful for this kind of server.
     pub(super) fn suits(&self, kind: Kind) -> bool {
         match kind {
             Kind::Ginnel | Kind::Coturn if self.group == "large" => kind == Kind::Ginnel,

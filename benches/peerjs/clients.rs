@@ -9,30 +9,30 @@ use serde::Serialize;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// Between two heartbeats of PeerJS's clients.
+/// The heartbeat interval of PeerJS's clients.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const LOOK: Duration = Duration::from_millis(20);
-/// Bytes of a message, as it comes to the server.
+/// Bytes of a message at the server.
 const LENGTH: usize = 320;
 const CANDIDATE: &str = "candidate:842163049 1 udp 1677729535 203.0.113.22 41641 typ srflx raddr 10.0.1.17 rport 8998 generation 0";
 
-/// How many candidates a client has to tell at a time.
+/// The number of candidates sent at a time.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Burst {
     pub(super) size: usize,
-    /// Whether they go into one message where the protocol lets them.
+    /// Whether they share one message, if the protocol allows it.
     pub(super) packed: bool,
 }
 
-/// What passing candidates on has cost.
+/// The cost of forwarding candidates.
 #[derive(Debug, Default, Clone, Copy, Serialize)]
 pub(super) struct Relayed {
     pub(super) candidates: u64,
     pub(super) per_second: f64,
-    /// Of the server's time.
+    /// Per second of the server's CPU time.
     pub(super) per_cpu_second: f64,
-    /// Of one processor.
+    /// The server's CPU time per elapsed time.
     pub(super) server_share: f64,
 }
 
@@ -40,28 +40,28 @@ pub(super) struct Relayed {
 struct Client {
     is_online: bool,
     tag: String,
-    /// Of the call with its neighbour.
+    /// The token of the call with its partner.
     token: String,
-    /// Messages of its neighbour that have come.
-    heard: u64,
+    /// Candidates of its partner that have arrived.
+    received: u64,
 }
 
-/// Clients; those whose numbers differ in the last bit are neighbours.
-pub(super) struct Crowd {
+/// All clients. Clients whose numbers differ in the last bit are partners.
+pub(super) struct ClientSet {
     kind: Kind,
     connections: WebSocketClients,
     clients: Vec<Client>,
-    beaten: Instant,
+    last_heartbeat: Instant,
 }
 
-impl Crowd {
+impl ClientSet {
     pub(super) fn new(kind: Kind, address: SocketAddr) -> anyhow::Result<Self> {
         let connections = WebSocketClients::new(Target::new(address, LoadTransport::Tcp, false)?)?;
-        Ok(Self { kind, connections, clients: Vec::new(), beaten: time::mono() })
+        Ok(Self { kind, connections, clients: Vec::new(), last_heartbeat: time::mono() })
     }
 
-    /// Lets clients in, all of which are known to the server in the end.
-    pub(super) fn enter(&mut self, count: usize) -> anyhow::Result<()> {
+    /// Connects clients and waits until all are registered.
+    pub(super) fn connect(&mut self, count: usize) -> anyhow::Result<()> {
         for number in 0..count {
             self.clients.push(Client::default());
             match self.kind {
@@ -79,7 +79,7 @@ impl Crowd {
                 self.pump(Duration::ZERO)?;
             }
         }
-        self.until("all are online", |crowd| crowd.clients.iter().all(|client| client.is_online))
+        self.until("all are online", |set| set.clients.iter().all(|client| client.is_online))
     }
 
     pub(super) fn stay(&mut self, time: Duration) -> anyhow::Result<()> {
@@ -90,7 +90,7 @@ impl Crowd {
         Ok(())
     }
 
-    /// Makes a call between neighbours, where the server has such a thing.
+    /// Makes a call between partners, if the server has calls.
     pub(super) fn call(&mut self) -> anyhow::Result<()> {
         if self.kind == Kind::PeerJs {
             return Ok(());
@@ -100,12 +100,12 @@ impl Crowd {
             let text = format!(r#"{{"t":4,"mid":{caller},"params":{{"tag":"{tag}","rtag":"{rtag}"}}}}"#);
             self.connections.send_texts(caller, &[text]);
         }
-        self.until("all calls are answered", |crowd| {
-            crowd.clients.iter().step_by(2).all(|client| !client.token.is_empty())
+        self.until("all calls are answered", |set| {
+            set.clients.iter().step_by(2).all(|client| !client.token.is_empty())
         })
     }
 
-    /// Lets the even ones send `burst` candidates at a time, the next ones as soon as these have come to their neighbour.
+    /// Clients with even numbers send `burst` candidates at a time, the next ones when these have arrived at the partner.
     pub(super) fn relay(
         &mut self,
         Burst { size: burst, packed }: Burst,
@@ -113,22 +113,22 @@ impl Crowd {
         server: &Server,
     ) -> anyhow::Result<Relayed> {
         let is_packed = packed && self.kind == Kind::Ginnel;
-        self.clients.iter_mut().for_each(|client| client.heard = burst as u64);
+        self.clients.iter_mut().for_each(|client| client.received = burst as u64);
         let (began, cpu) = (time::mono(), server.cpu()?);
         let mut candidates = 0;
         while time::mono() < began + time {
             for sender in (0..self.clients.len()).step_by(2) {
-                if self.clients[sender + 1].heard < burst as u64 {
+                if self.clients[sender + 1].received < burst as u64 {
                     continue;
                 }
-                candidates += std::mem::take(&mut self.clients[sender + 1].heard);
+                candidates += std::mem::take(&mut self.clients[sender + 1].received);
                 let (texts, each) = if is_packed { (1, burst) } else { (burst, 1) };
                 let texts: Vec<_> = (0..texts).map(|_| self.message(sender, each)).collect();
                 self.connections.send_texts(sender, &texts);
             }
             self.pump(LOOK)?;
         }
-        // Those of the beginning were not sent.
+        // The initial candidates were not sent.
         let candidates = candidates - (burst * self.clients.len() / 2) as u64;
         let (elapsed, cpu) = ((time::mono() - began).as_secs_f64(), (server.cpu()? - cpu).as_secs_f64());
         self.stay(Duration::from_millis(300))?;
@@ -140,7 +140,7 @@ impl Crowd {
         })
     }
 
-    /// Candidates of `sender` for its neighbour; one alone makes a message of the same length for both servers.
+    /// Candidates of `sender` for its partner. A message with one candidate has the same length for both servers.
     fn message(&self, sender: usize, count: usize) -> String {
         let to = sender + 1;
         let with = |padding: &str, count: usize| match self.kind {
@@ -158,10 +158,10 @@ impl Crowd {
     }
 
     fn until(&mut self, what: &str, is_so: impl Fn(&Self) -> bool) -> anyhow::Result<()> {
-        let deadline = time::mono() + PATIENCE;
+        let deadline = time::mono() + TIMEOUT;
         while !is_so(self) {
             if time::mono() > deadline {
-                bail!("waited in vain until {what}");
+                bail!("timed out: {what}");
             }
             self.pump(LOOK)?;
         }
@@ -169,11 +169,11 @@ impl Crowd {
     }
 
     fn pump(&mut self, wait: Duration) -> anyhow::Result<()> {
-        if self.kind == Kind::PeerJs && self.beaten.elapsed() > HEARTBEAT {
-            self.beaten = time::mono();
-            let beat = [r#"{"type":"HEARTBEAT"}"#.to_owned()];
+        if self.kind == Kind::PeerJs && self.last_heartbeat.elapsed() > HEARTBEAT {
+            self.last_heartbeat = time::mono();
+            let heartbeat = [r#"{"type":"HEARTBEAT"}"#.to_owned()];
             for number in 0..self.clients.len() {
-                self.connections.send_texts(number, &beat);
+                self.connections.send_texts(number, &heartbeat);
             }
         }
         let (kind, clients) = (self.kind, &mut self.clients);
@@ -182,10 +182,10 @@ impl Crowd {
         self.connections.receive_texts(wait, &mut |_, number, text| {
             let Ok(text) = std::str::from_utf8(text) else { return };
             let answer = match kind {
-                Kind::Ginnel => hear(clients, number, text),
+                Kind::Ginnel => handle_message(clients, number, text),
                 Kind::PeerJs => {
                     clients[number].is_online |= text.contains("\"OPEN\"");
-                    clients[number].heard += u64::from(text.contains("\"CANDIDATE\""));
+                    clients[number].received += u64::from(text.contains("\"CANDIDATE\""));
                     None
                 }
             };
@@ -209,8 +209,8 @@ impl Crowd {
     }
 }
 
-/// What a client of ginnel's answers.
-fn hear(clients: &mut [Client], number: usize, text: &str) -> Option<String> {
+/// Handles a message of ginnel's server; returns the answer.
+fn handle_message(clients: &mut [Client], number: usize, text: &str) -> Option<String> {
     let t = field(text, "t")?.parse::<i64>().ok()?;
     let client = &mut clients[number];
     if t == -1 {
@@ -223,15 +223,15 @@ fn hear(clients: &mut [Client], number: usize, text: &str) -> Option<String> {
     let token = field(text, "token")?;
     match t {
         52 => client.token = token.to_owned(),
-        54 => client.heard += text.matches("candidate:").count() as u64,
+        54 => client.received += text.matches("candidate:").count() as u64,
         _ => {}
     }
-    // What has no mid wants no answer.
+    // Without a mid the server expects no answer.
     let mid = field(text, "mid")?;
     Some(format!(r#"{{"t":-{t},"mid":{mid},"token":"{token}","code":200}}"#))
 }
 
-/// Returns what stands behind `"name":` in a message, without its quotes.
+/// Returns the value of `"name":` in a message, without quotes.
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(&format!("\"{name}\":"))?;
     rest.trim_start_matches('"').split(['"', ',', '}']).next()

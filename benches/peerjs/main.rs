@@ -1,8 +1,8 @@
-//! `cargo bench --bench peerjs`: ginnel's signalling and PeerJS's server, in turn: memory of an idle client, and what it costs to pass
-//! candidates from one client to another.
+//! `cargo bench --bench peerjs`: compares ginnel's signalling with PeerJS's server: memory of an idle client, and the cost of forwarding
+//! candidates between clients.
 //!
 //! See `docs/performance.md`. PeerJS's server is fetched by `npm` into a folder of its own outside the repository. All other traffic stays
-//! on loopback; only processes that were started here are ended.
+//! on loopback.
 
 #![allow(missing_docs, reason = "a program, not a library")]
 
@@ -11,7 +11,7 @@ mod servers;
 
 use anyhow::bail;
 use clap::Parser;
-use clients::{Burst, Crowd, Relayed};
+use clients::{Burst, ClientSet, Relayed};
 use serde::Serialize;
 use servers::{Kind, Server};
 use std::fmt::Write as _;
@@ -20,28 +20,28 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What is passed on: candidates one at a time, as many as a browser has when it has looked at its interfaces, and these as each
-/// server's own client sends them: ginnel's puts into one message what there is, PeerJS's knows but one in a message.
+/// The loads: one candidate at a time; as many as a browser gathers at once; and the same as each server's own client sends them: ginnel's in
+/// one message, PeerJS's in one message each.
 const BURSTS: [(&str, Burst); 3] = [
     ("one at a time", Burst { size: 1, packed: false }),
     ("16 at a time, a message each", Burst { size: 16, packed: false }),
     ("16 at a time, as the server's own client sends them", Burst { size: 16, packed: true }),
 ];
 
-/// Compares ginnel's signalling with PeerJS's server, on this machine alone
+/// Compares ginnel's signalling with PeerJS's server, on this machine
 #[derive(Debug, Parser)]
 #[command(name = "peerjs", bin_name = "cargo bench --bench peerjs --")]
 struct Options {
-    /// Rounds; each has both servers in turn
+    /// Rounds; each runs both servers
     #[arg(long, default_value_t = 3)]
     rounds: usize,
     /// Idle clients whose memory is measured
     #[arg(long, default_value_t = 2000)]
     clients: usize,
-    /// Pairs of clients of whom one sends the other candidates
+    /// Pairs of clients; one sends candidates to the other
     #[arg(long, default_value_t = 50)]
     pairs: usize,
-    /// Seconds that candidates are passed on and measured
+    /// Seconds of measurement
     #[arg(long, default_value_t = 4)]
     seconds: u64,
     /// The servers' processor
@@ -53,10 +53,10 @@ struct Options {
     /// Where `npm` puts PeerJS's server
     #[arg(long, default_value_os_t = std::env::temp_dir().join("ginnel-bench-peerjs"))]
     folder: PathBuf,
-    /// Print the runs as JSON too, an object a line
+    /// Also print the runs as JSON, one object per line
     #[arg(long)]
     json: bool,
-    /// Be a ginnel server at this address
+    /// Run as a ginnel server at this address
     #[arg(long, hide = true)]
     serve: Option<SocketAddr>,
     #[arg(long, hide = true)]
@@ -76,7 +76,7 @@ fn main() -> anyhow::Result<()> {
         return servers::serve(address);
     }
     if std::thread::available_parallelism()?.get() < 2 {
-        bail!("the server and the clients need a processor each, and there is one");
+        bail!("the benchmark needs two processors");
     }
     servers::fetch(&options.folder)?;
     let mut runs = Vec::new();
@@ -93,29 +93,29 @@ fn main() -> anyhow::Result<()> {
     Ok(io::stdout().write_all(table(&runs).as_bytes())?)
 }
 
-/// Each figure has a fresh server: memory that was given back would be taken again unseen.
+/// Each figure has a new server: freed memory would be reused without being seen.
 fn measure(options: &Options, kind: Kind) -> anyhow::Result<Run> {
     let start = || Server::start(kind, &options.folder, (options.server_cpu, options.client_cpu));
     let server = start()?;
     let before = server.resident()?;
-    let mut crowd = Crowd::new(kind, server.address)?;
-    crowd.enter(options.clients)?;
-    crowd.stay(Duration::from_secs(3))?;
+    let mut clients = ClientSet::new(kind, server.address)?;
+    clients.connect(options.clients)?;
+    clients.stay(Duration::from_secs(3))?;
     let bytes_each = (server.resident()? as f64 - before as f64) / options.clients as f64;
-    drop((crowd, server));
+    drop((clients, server));
     let mut relayed = [Relayed::default(); BURSTS.len()];
     for ((_, burst), relayed) in BURSTS.into_iter().zip(&mut relayed) {
         let server = start()?;
-        let mut crowd = Crowd::new(kind, server.address)?;
-        crowd.enter(2 * options.pairs)?;
-        crowd.call()?;
-        crowd.relay(burst, Duration::from_secs(1), &server)?;
-        *relayed = crowd.relay(burst, Duration::from_secs(options.seconds), &server)?;
+        let mut clients = ClientSet::new(kind, server.address)?;
+        clients.connect(2 * options.pairs)?;
+        clients.call()?;
+        clients.relay(burst, Duration::from_secs(1), &server)?;
+        *relayed = clients.relay(burst, Duration::from_secs(options.seconds), &server)?;
     }
     Ok(Run { server: kind.name(), bytes_each, relayed })
 }
 
-/// Medians over the rounds, and how often ours is better.
+/// Formats the medians of the rounds, and their ratios.
 fn table(runs: &[Run]) -> String {
     let median = |kind: Kind, figure: &dyn Fn(&Run) -> f64| {
         let mut values: Vec<_> = runs.iter().filter(|run| run.server == kind.name()).map(figure).collect();

@@ -1,4 +1,4 @@
-//! The two servers, each on loopback and on a processor of its own.
+//! The two servers on loopback, on their own processor.
 
 use anyhow::{Context, bail};
 use ginnel::internals::load::process::{self, Process};
@@ -13,7 +13,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
 
-/// The version that is compared with.
+/// The version of PeerJS's server.
 const PEERJS: &str = "peer@1.0.2";
 const START: Duration = Duration::from_secs(60);
 
@@ -34,7 +34,7 @@ impl Kind {
     }
 }
 
-/// A server that is there until dropped.
+/// A server that runs until it is dropped.
 pub(super) struct Server {
     child: Child,
     pub(super) address: SocketAddr,
@@ -48,7 +48,7 @@ impl Drop for Server {
     }
 }
 
-/// Has `npm` put PeerJS's server into `folder`, unless it is there.
+/// Installs PeerJS's server into `folder` by `npm`, unless it is installed.
 pub(super) fn fetch(folder: &Path) -> anyhow::Result<()> {
     if program(folder).exists() {
         return Ok(());
@@ -63,7 +63,7 @@ pub(super) fn fetch(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Finds a port that is free for all addresses, as PeerJS's server needs it, and that no connection takes by chance.
+/// Finds a port that is free on all addresses, which PeerJS's server needs, below the ephemeral ports.
 fn free_address() -> anyhow::Result<SocketAddr> {
     let is_free = |port: &u16| TcpListener::bind((Ipv6Addr::UNSPECIFIED, *port)).is_ok();
     let port = (10_000..20_000).step_by(19).find(is_free).context("no port is free")?;
@@ -92,14 +92,14 @@ impl Server {
         let folder = tempfile::tempdir()?;
         let log = File::create(folder.path().join("log"))?;
         command.current_dir(folder.path()).stdin(Stdio::piped()).stderr(log.try_clone()?).stdout(log);
-        // What is started inherits the processor of the thread that starts it.
+        // A child process inherits the processor of the thread that starts it.
         process::pin(own_cpu).context("--server-cpu")?;
         let child = command.spawn().with_context(|| kind.name())?;
         process::pin(client_cpu).context("--client-cpu")?;
         let mut server = Self { child, address, folder };
         let started = server.await_start();
-        let said = fs::read_to_string(server.folder.path().join("log")).unwrap_or_default();
-        started.with_context(|| format!("{}: {said}", kind.name()))?;
+        let log_text = fs::read_to_string(server.folder.path().join("log")).unwrap_or_default();
+        started.with_context(|| format!("{}: {log_text}", kind.name()))?;
         Ok(server)
     }
 
@@ -107,14 +107,14 @@ impl Server {
         let deadline = time::mono() + START;
         while TcpStream::connect(self.address).is_err() {
             if let Some(status) = self.child.try_wait()? {
-                bail!("has ended at its start: {status}");
+                bail!("the process ended: {status}");
             }
             if time::mono() > deadline {
-                bail!("does not listen");
+                bail!("the process does not listen");
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        // What a server does after its start is no load.
+        // The measurement does not include the server's start.
         std::thread::sleep(Duration::from_secs(1));
         Ok(())
     }
@@ -132,7 +132,7 @@ impl Server {
     }
 }
 
-/// Is ginnel's server until standard input ends, with rates that no load reaches: PeerJS's server has none.
+/// Runs ginnel's server until standard input ends, without rate limits: PeerJS's server has none.
 pub(super) fn serve(address: SocketAddr) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {

@@ -21,7 +21,7 @@ function start() {
 }
 
 async function register() {
-  // A browser remembers that a module could not be had; under another address it asks again.
+  // A browser caches a failed module import; another URL is fetched again.
   const module = `${location.protocol}//${server}/ginnel.js${attempts++ ? `?${attempts}` : ""}`;
   const { connect } = await import(module);
   const client = await connect({

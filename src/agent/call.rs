@@ -7,9 +7,9 @@ use super::error::{ConnectError, Refusal, RegistrationError};
 use super::ice::{IceAgent, IceAgentConfig, IceEvent, RelayCredentials, SelectedPair};
 use super::nat_probe::NatProbe;
 use super::path::{PathInfo, PathKind};
-use super::path_selector::{self, PathSelector};
+use super::path_selector::{PathOutput, PathSelector};
 use super::relay_reason::RelayReason;
-use super::session::{self, NO_PATH, Session, SessionConfig, SessionFailure};
+use super::session::{NO_PATH, Session, SessionConfig, SessionFailure, SessionOutput};
 use super::signaling_client::{ServerEvent, SignalingClient, SignalingError};
 use super::tunnel::{Probe, Tunnel};
 use crate::net::time;
@@ -257,12 +257,12 @@ impl CallTask {
         self.publish_path(time::now().mono);
     }
 
-    fn apply_selector_output(&mut self, output: path_selector::Output) {
+    fn apply_selector_output(&mut self, output: PathOutput) {
         match output {
-            path_selector::Output::Ping(path, number) => {
+            PathOutput::Ping(path, number) => {
                 self.resources.tunnel.send_probe(path, Probe::Ping(number));
             }
-            path_selector::Output::Active(path) => {
+            PathOutput::Active(path) => {
                 self.resources.tunnel.set_active(path);
                 self.session.handle_active(path);
                 if path.is_some() {
@@ -272,28 +272,28 @@ impl CallTask {
         }
     }
 
-    async fn apply_session_output(&mut self, output: session::Output) {
+    async fn apply_session_output(&mut self, output: SessionOutput) {
         match output {
-            session::Output::Call(ice) | session::Output::Accept(ice) => self.send_description(ice).await,
-            session::Output::Trickle { cands, done, nat } => {
+            SessionOutput::Call(ice) | SessionOutput::Accept(ice) => self.send_description(ice).await,
+            SessionOutput::Trickle { cands, done, nat } => {
                 if let Some(token) = self.token.clone() {
                     self.signaling.notify(RequestBody::Trickle { token, cands, done, nat }).await;
                 }
             }
-            session::Output::Start { ufrag, pwd } => {
+            SessionOutput::Start { ufrag, pwd } => {
                 for agent in self.resources.agents.iter().flatten() {
                     agent.start_checks(ufrag.clone(), pwd.clone()).await;
                 }
             }
-            session::Output::Candidate(candidate) => {
+            SessionOutput::Candidate(candidate) => {
                 if let Some(agent) = &self.resources.agents[candidate.path as usize] {
                     agent.add_candidate(candidate.text).await;
                 }
             }
-            session::Output::Path(path, reason) => {
+            SessionOutput::Path(path, reason) => {
                 self.unpublished = Some((path, reason, time::now().mono + MEASURE_TIME));
             }
-            session::Output::Failed(failure) => self.resolve(Err(failure.into())),
+            SessionOutput::Failed(failure) => self.resolve(Err(failure.into())),
         }
     }
 

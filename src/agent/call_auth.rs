@@ -6,13 +6,13 @@
 //! invalid in any other, and the server, which sees all signalling, can neither answer a connectivity check nor begin a handshake.
 //! [`ReplayCache`] detects a repeated offer.
 
-use super::keys::{Role, Secret};
+use super::keys::{AgentRole, Secret};
 use crate::signaling::wire::{IceDescription, Tag};
 use ring::hmac;
 use std::collections::{HashSet, VecDeque};
 use subtle::ConstantTimeEq;
 
-/// Length in bytes of a MAC that is sent or used as a password (160 bits; RFC 8445 section 5.3 asks for 128).
+/// Length in bytes of a MAC that is sent or used as a password (160 bits; RFC 8445 section 5.3 requires 128).
 const MAC_LEN: usize = 20;
 
 /// The key from which the keys of QUIC's Initial packets are derived, in place of the connection id only.
@@ -39,7 +39,7 @@ pub(super) fn connector_password(secret: &Secret, ufrag: &str) -> String {
 
 /// What authenticates one call.
 pub(super) struct CallAuth {
-    role: Role,
+    role: AgentRole,
     key: hmac::Key,
     caller: Tag,
     callee: Tag,
@@ -52,7 +52,7 @@ impl CallAuth {
     /// Returns the connector's side of a call from `caller`, whose fragment is `ufrag`, to `callee`.
     pub(super) fn of_connector(secret: &Secret, [caller, callee]: [&Tag; 2], ufrag: &str) -> Self {
         Self {
-            role: Role::Connector,
+            role: AgentRole::Connector,
             key: secret.call_key(),
             caller: caller.clone(),
             callee: callee.clone(),
@@ -70,7 +70,7 @@ impl CallAuth {
         ufrag: &str,
     ) -> Option<Self> {
         let auth = Self {
-            role: Role::Listener,
+            role: AgentRole::Listener,
             listener: ufrag.to_owned(),
             ..Self::of_connector(secret, [caller, callee], offer.ufrag.as_ref()?)
         };
@@ -90,8 +90,8 @@ impl CallAuth {
     /// Puts this side's MAC into its offer or answer, in the place of the ICE password.
     pub(super) fn sign(&self, ice: &mut IceDescription) {
         ice.pwd = Some(match self.role {
-            Role::Connector => self.offer_mac(),
-            Role::Listener => self.answer_mac(),
+            AgentRole::Connector => self.offer_mac(),
+            AgentRole::Listener => self.answer_mac(),
         });
     }
 
@@ -242,7 +242,7 @@ mod tests {
     fn ice_passwords_differ_by_role_call_and_secret() {
         let of = |secret, ufrag| connector_password(&Secret([secret; 16]), ufrag);
         let one = of(1, "abcd");
-        assert!(one.len() >= 22, "RFC 8445 section 5.3 asks for 128 bits");
+        assert!(one.len() >= 22, "RFC 8445 section 5.3 requires 128 bits");
         let offer = description(&connector(1, ["c", "l"], "abcd"), "abcd");
         let of_listener = |ufrag| listener(["c", "l"], &offer, ufrag).unwrap().0.listener_password();
         assert_ne!(of_listener("x"), of_listener("y"));

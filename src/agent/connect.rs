@@ -8,11 +8,11 @@ use super::connection::{Connection, PathHandle};
 use super::error::{ConnectError, RegistrationError};
 use super::gateway_fallback;
 use super::ice::RelayCredentials;
-use super::keys::{Role, Secret};
+use super::keys::{AgentRole, Secret};
 use super::path::PathPolicy;
 use super::quic;
 use super::session::SessionConfig;
-use super::signaling_client::{self, Registered, Registration, ServerEvent, SignalingClient};
+use super::signaling_client::{self, Registered, RegistrationParams, ServerEvent, SignalingClient};
 use super::ticket::Ticket;
 use super::tunnel::Tunnel;
 use crate::net::time;
@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 
 const QUEUE: usize = 64;
-/// RFC 8445 section 5.3 asks for 24 bits; this is the only fresh part of an offer and has 128.
+/// RFC 8445 section 5.3 requires 24 bits; this is the only fresh part of an offer and has 128.
 const UFRAG_BYTES: usize = 16;
 
 /// An agent: listens for connections or connects to a listener.
@@ -70,8 +70,13 @@ impl Agent {
     ) -> Result<Connection, ConnectError> {
         let ufrag = random_ufrag();
         let pwd = call_auth::connector_password(&ticket.secret, &ufrag);
-        let mut config =
-            SessionConfig { role: Role::Connector, policy: self.config.policy, ufrag, pwd, own_relay: false };
+        let mut config = SessionConfig {
+            role: AgentRole::Connector,
+            policy: self.config.policy,
+            ufrag,
+            pwd,
+            own_relay: false,
+        };
         let mut resources = CallResources::new(address, None);
         let (second_port, second_port_rx) = oneshot::channel();
         resources.probe_nat(async move { second_port_rx.await.ok().flatten() });
@@ -79,7 +84,7 @@ impl Agent {
             resources.start_agent(CandidatePath::Direct, &config, None);
         }
 
-        let registration = Registration { key: self.config.key.clone(), secret: None, epoch: None };
+        let registration = RegistrationParams { key: self.config.key.clone(), secret: None, epoch: None };
         let (events, events_rx) = mpsc::channel(QUEUE);
         let opened = SignalingClient::open(stream, &server.host, &registration, events).await;
         let (signaling, registered) =
@@ -94,7 +99,7 @@ impl Agent {
         let request = CallRequest::Outgoing { tag: registered.tag, callee };
         let tunnel = Arc::clone(&resources.tunnel);
         let (initial, path) = call::negotiate(resources, config, request, auth, signaling, events_rx).await?;
-        handshake(tunnel, (&ticket.secret, Role::Connector), initial, path).await
+        handshake(tunnel, (&ticket.secret, AgentRole::Connector), initial, path).await
     }
 }
 
@@ -110,7 +115,7 @@ pub(super) struct ServerSession {
 /// Connects to a server and registers.
 pub(super) async fn register(
     server: &ServerName,
-    registration: &Registration,
+    registration: &RegistrationParams,
     events: mpsc::Sender<ServerEvent>,
 ) -> Result<ServerSession, RegistrationError> {
     let (stream, address) = connect_tcp(server).await?;
@@ -132,7 +137,7 @@ async fn connect_tcp(server: &ServerName) -> Result<(TcpStream, SocketAddr), Reg
 /// Completes the QUIC handshake over a path that carries data.
 pub(super) async fn handshake(
     tunnel: Arc<Tunnel>,
-    (secret, role): (&Secret, Role),
+    (secret, role): (&Secret, AgentRole),
     initial: call_auth::InitialKey,
     path: PathHandle,
 ) -> Result<Connection, ConnectError> {

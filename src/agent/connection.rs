@@ -256,7 +256,7 @@ impl SendStream {
     }
 
     /// Resolves when the other side has declined the stream; sending more is useless then, but no failure.
-    pub fn declined(&self) -> impl Future<Output = ()> + Send + 'static {
+    pub(crate) fn declined(&self) -> impl Future<Output = ()> + Send + 'static {
         let stopped = self.inner.stopped();
         async move {
             match stopped.await {
@@ -277,7 +277,7 @@ impl Drop for SendStream {
 
 impl RecvStream {
     /// Declines the stream: the other side may count it as done.
-    pub fn decline(mut self) {
+    pub(crate) fn decline(mut self) {
         let _ = self.0.stop(DECLINED.into());
     }
 

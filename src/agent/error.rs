@@ -7,7 +7,7 @@ use std::error::Error as StdError;
 use std::io;
 
 /// An error of another crate, kept as the source of one of ours.
-type Source = Box<dyn StdError + Send + Sync>;
+type BoxedError = Box<dyn StdError + Send + Sync>;
 
 /// Why an agent could not register with its server, or lost its registration.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +22,7 @@ pub enum RegistrationError {
         /// `host:port`.
         server: String,
         /// The error of the system or of the WebSocket handshake.
-        source: Source,
+        source: BoxedError,
     },
     /// The server did not answer in time, or ended the signalling connection.
     #[error("the server {server} does not answer")]
@@ -43,7 +43,7 @@ pub enum RegistrationError {
     #[error("the server's operator has revoked this ticket")]
     Revoked,
     /// The server gave the listener another tag after a reconnection, so that the ticket is no longer valid.
-    #[error("the server no longer knows this ticket")]
+    #[error("the server no longer has the tag of this ticket")]
     TagLost,
 }
 
@@ -106,10 +106,10 @@ pub enum ConnectError {
     HandshakeTimedOut,
     /// The other side does not hold the same ticket, or something between the two sides interferes.
     #[error("the other side could not prove that it holds the ticket")]
-    Handshake(#[source] Source),
+    Handshake(#[source] BoxedError),
     /// The local QUIC endpoint could not be set up.
     #[error("cannot set up QUIC")]
-    Setup(#[source] Source),
+    Setup(#[source] BoxedError),
 }
 
 impl ConnectError {
@@ -148,7 +148,7 @@ pub enum ConnectionError {
     Closed,
     /// A violation of QUIC by the other side, or a stream that broke.
     #[error("the connection broke")]
-    Transport(#[source] Source),
+    Transport(#[source] BoxedError),
 }
 
 /// The attempts to find a path, all of which failed.

@@ -10,7 +10,7 @@ use super::config::ServerName;
 use super::connect;
 use super::connection::{Connection, PathHandle};
 use super::error::{ConnectError, PathAttempts, Refusal, RegistrationError};
-use super::keys::{Role, Secret};
+use super::keys::{AgentRole, Secret};
 use super::path::{PathInfo, PathKind};
 use super::tunnel::Tunnel;
 use crate::gateway::client::{
@@ -72,7 +72,7 @@ pub(super) async fn connect(
     let dialled = endpoint.dial(secret.gateway_id()).await;
     let connection = dialled.map_err(|error| ConnectError::Refused(Refusal::Stated(error.to_string())))?;
     let ends = PathEnds { local, remote: address, started, reason };
-    handshake(connection, Some(endpoint), (secret, Role::Connector), ends).await
+    handshake(connection, Some(endpoint), (secret, AgentRole::Connector), ends).await
 }
 
 async fn connect_gateway(address: SocketAddr) -> Result<(Endpoint<Raw>, SocketAddr), RegistrationError> {
@@ -155,7 +155,7 @@ impl GatewayListener {
     ) {
         let (started, reason) = (time::now().mono, "the other side has no other path");
         let ends = PathEnds { local, remote: self.address, started, reason };
-        match handshake(connection, None, (&self.secret, Role::Listener), ends).await {
+        match handshake(connection, None, (&self.secret, AgentRole::Listener), ends).await {
             Ok(connection) => drop(accepted.send(Ok(connection)).await),
             // Anybody can dial: a failed handshake is not reported as a failed call.
             Err(error) => tracing::debug!(%error, "a handshake through the gateway failed"),
@@ -175,7 +175,7 @@ struct PathEnds {
 async fn handshake(
     connection: VirtualConnection<Raw>,
     endpoint: Option<Endpoint<Raw>>,
-    (secret, role): (&Secret, Role),
+    (secret, role): (&Secret, AgentRole),
     ends: PathEnds,
 ) -> Result<Connection, ConnectError> {
     let (tunnel, _) = Tunnel::new();
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn the_gateway_is_tried_where_it_may_help_and_its_failure_is_told() {
+    fn the_gateway_is_tried_where_it_may_help_and_its_failure_is_reported() {
         let no_path = ConnectError::NoPath(PathAttempts::default());
         for error in [&no_path, &unreachable(([0; 4], 0).into(), std::fmt::Error).into(), &timed_out()] {
             assert!(reason(error).is_some(), "{error}");

@@ -10,7 +10,7 @@
 //! - loopback candidates, which two agents on one host need.
 
 use super::candidate::CandidatePath;
-use super::keys::Role;
+use super::keys::AgentRole;
 use super::tunnel::Tunnel;
 use super::turn_tcp_proxy::TurnTcpProxy;
 use std::net::{IpAddr, SocketAddr};
@@ -60,7 +60,7 @@ impl std::fmt::Debug for RelayCredentials {
 #[derive(Debug, Clone)]
 pub(super) struct IceAgentConfig {
     pub(super) path: CandidatePath,
-    pub(super) role: Role,
+    pub(super) role: AgentRole,
     pub(super) ufrag: String,
     pub(super) pwd: String,
     /// The STUN and TURN server.
@@ -91,7 +91,7 @@ pub(super) struct SelectedPair {
     pub(super) remote: SocketAddr,
 }
 
-enum Command {
+enum IceCommand {
     Start { ufrag: String, pwd: String },
     Candidate(String),
     Close,
@@ -100,7 +100,7 @@ enum Command {
 /// A handle to a running agent. [`IceAgent::close`] ends it; dropping the handle does so without waiting.
 #[derive(Debug)]
 pub(super) struct IceAgent {
-    commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<IceCommand>,
     task: JoinHandle<()>,
 }
 
@@ -125,17 +125,17 @@ impl IceAgent {
 
     /// Starts the checks with the remote credentials.
     pub(super) async fn start_checks(&self, ufrag: String, pwd: String) {
-        let _ = self.commands.send(Command::Start { ufrag, pwd }).await;
+        let _ = self.commands.send(IceCommand::Start { ufrag, pwd }).await;
     }
 
     /// Adds a remote candidate.
     pub(super) async fn add_candidate(&self, text: String) {
-        let _ = self.commands.send(Command::Candidate(text)).await;
+        let _ = self.commands.send(IceCommand::Candidate(text)).await;
     }
 
     /// Closes the sockets and deallocates the relayed address.
     pub(super) async fn close(self) {
-        let _ = self.commands.send(Command::Close).await;
+        let _ = self.commands.send(IceCommand::Close).await;
         let mut task = self.task;
         if tokio::time::timeout(CLOSE_TIMEOUT + CLOSE_TIMEOUT, &mut task).await.is_err() {
             task.abort();
@@ -158,7 +158,7 @@ impl EventSink {
 
 async fn run(
     mut config: IceAgentConfig,
-    mut commands: mpsc::Receiver<Command>,
+    mut commands: mpsc::Receiver<IceCommand>,
     sink: &EventSink,
 ) -> Result<(), Error> {
     let mut blocked = *config.udp_blocked.borrow();
@@ -176,14 +176,14 @@ async fn run(
     let mut checks = None;
     while let Some(command) = commands.recv().await {
         match command {
-            Command::Candidate(text) => match unmarshal_candidate(&text) {
+            IceCommand::Candidate(text) => match unmarshal_candidate(&text) {
                 Ok(candidate) => {
                     let candidate: Arc<dyn Candidate + Send + Sync> = Arc::new(candidate);
                     agent.add_remote_candidate(&candidate)?;
                 }
                 Err(error) => tracing::debug!(%error, "an unusable remote candidate"),
             },
-            Command::Start { ufrag, pwd } if checks.is_none() => {
+            IceCommand::Start { ufrag, pwd } if checks.is_none() => {
                 let (agent, sink) = (Arc::clone(&agent), sink.clone());
                 checks = Some(tokio::spawn(async move {
                     if let Err(error) = connect(&agent, config.role, (ufrag, pwd), &sink).await {
@@ -192,8 +192,8 @@ async fn run(
                     }
                 }));
             }
-            Command::Start { .. } => {}
-            Command::Close => break,
+            IceCommand::Start { .. } => {}
+            IceCommand::Close => break,
         }
     }
     if let Some(checks) = checks {
@@ -231,7 +231,7 @@ fn forward_events(agent: &Agent, sink: &EventSink) {
 /// Waits for the selected pair and then forwards datagrams in both directions.
 async fn connect(
     agent: &Agent,
-    role: Role,
+    role: AgentRole,
     (ufrag, pwd): (String, String),
     sink: &EventSink,
 ) -> Result<(), webrtc_util::Error> {
@@ -239,11 +239,11 @@ async fn connect(
     let (_keep, cancelled) = mpsc::channel(1);
     let convert = |error: Error| webrtc_util::Error::Other(error.to_string());
     match role {
-        Role::Connector => {
+        AgentRole::Connector => {
             let conn = agent.dial(cancelled, ufrag, pwd).await.map_err(convert)?;
             forward(agent, &*conn, sink).await
         }
-        Role::Listener => {
+        AgentRole::Listener => {
             let conn = agent.accept(cancelled, ufrag, pwd).await.map_err(convert)?;
             forward(agent, &*conn, sink).await
         }
@@ -315,7 +315,7 @@ fn agent_config(config: &IceAgentConfig, relay_server: SocketAddr, blocked: bool
         candidate_types,
         check_interval: CHECK_INTERVAL,
         max_binding_requests: Some(MAX_CHECKS),
-        is_controlling: config.role == Role::Connector,
+        is_controlling: config.role == AgentRole::Connector,
         host_acceptance_min_wait: Some(Duration::ZERO),
         srflx_acceptance_min_wait: wait(SERVER_REFLEXIVE_WAIT),
         prflx_acceptance_min_wait: wait(PEER_REFLEXIVE_WAIT),

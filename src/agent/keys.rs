@@ -24,14 +24,14 @@ impl fmt::Debug for Secret {
 
 /// One of the two ends of a ticket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Role {
+pub(super) enum AgentRole {
     /// Made the ticket; the QUIC server and the controlled ICE agent.
     Listener,
     /// Received the ticket; the QUIC client and the controlling ICE agent.
     Connector,
 }
 
-impl Role {
+impl AgentRole {
     /// Returns the other end.
     pub(super) fn other(self) -> Self {
         match self {
@@ -43,10 +43,10 @@ impl Role {
 
 impl Secret {
     /// Derives the seed of a role's Ed25519 key.
-    pub(super) fn signing_seed(&self, role: Role) -> [u8; KEY_LEN] {
+    pub(super) fn signing_seed(&self, role: AgentRole) -> [u8; KEY_LEN] {
         self.derive(match role {
-            Role::Listener => b"ginnel/2 listener key",
-            Role::Connector => b"ginnel/2 connector key",
+            AgentRole::Listener => b"ginnel/2 listener key",
+            AgentRole::Connector => b"ginnel/2 connector key",
         })
     }
 

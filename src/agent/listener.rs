@@ -7,11 +7,11 @@ use super::connect::{self, Agent, ServerSession};
 use super::connection::Connection;
 use super::error::{ConnectError, RegistrationError};
 use super::gateway_fallback::GatewayListener;
-use super::keys::Role;
+use super::keys::AgentRole;
 use super::nat_probe::NatProbe;
 use super::path::PathPolicy;
 use super::session::SessionConfig;
-use super::signaling_client::{Registration, ServerEvent};
+use super::signaling_client::{RegistrationParams, ServerEvent};
 use super::ticket::Ticket;
 use crate::limits::Backoff;
 use crate::net::network_changes::NetworkChanges;
@@ -57,7 +57,7 @@ impl Agent {
     pub async fn listen(&self) -> Result<Listener, RegistrationError> {
         let server = self.config.server.clone().ok_or(RegistrationError::NoServer)?;
         let secret = Some(connect::random_text(TAG_SECRET_BYTES));
-        let mut registration = Registration { key: self.config.key.clone(), secret, epoch: None };
+        let mut registration = RegistrationParams { key: self.config.key.clone(), secret, epoch: None };
         let (events, events_rx) = mpsc::channel(QUEUE);
         let session = connect::register(&server, &registration, events).await?;
         registration.epoch = session.registered.epoch;
@@ -69,7 +69,7 @@ impl Agent {
 impl Listener {
     fn spawn(
         ticket: Ticket,
-        registration: Registration,
+        registration: RegistrationParams,
         policy: PathPolicy,
         session: ServerSession,
         events: mpsc::Receiver<ServerEvent>,
@@ -117,7 +117,7 @@ impl Listener {
 struct ListenerTask {
     ticket: Ticket,
     policy: PathPolicy,
-    registration: Registration,
+    registration: RegistrationParams,
     session: ServerSession,
     registered_at: Instant,
     calls: HashMap<Token, mpsc::Sender<ServerEvent>>,
@@ -280,7 +280,7 @@ impl ListenerTask {
         self.calls.insert(token.clone(), events);
         let relay = connect::relay_credentials(&self.session.registered.ice_servers);
         let (pwd, own_relay) = (auth.listener_password(), relay.is_some());
-        let config = SessionConfig { role: Role::Listener, policy: self.policy, ufrag, pwd, own_relay };
+        let config = SessionConfig { role: AgentRole::Listener, policy: self.policy, ufrag, pwd, own_relay };
         let mut resources = CallResources::new(self.session.address, *self.udp_blocked.borrow());
         let second_port = self.session.registered.stun2.clone();
         resources.probe_nat(async move { second_port });
@@ -294,7 +294,7 @@ impl ListenerTask {
             let connected = async {
                 let negotiated = call::negotiate(resources, config, request, auth, client, events_rx);
                 let (initial, path) = negotiated.await?;
-                connect::handshake(tunnel, (&secret, Role::Listener), initial, path).await
+                connect::handshake(tunnel, (&secret, AgentRole::Listener), initial, path).await
             };
             let _ = accepted.send(connected.await).await;
         });

@@ -29,7 +29,7 @@ const PROBATION: u8 = 2;
 
 /// What the caller must do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Output {
+pub(super) enum PathOutput {
     /// Send a ping with this number over this path.
     Ping(CandidatePath, u64),
     /// Send data over this path; `None`: no path works.
@@ -65,7 +65,7 @@ pub(super) struct PathSelector {
     paths: [PathState; 2],
     active: Option<CandidatePath>,
     next_ping: u64,
-    outputs: VecDeque<Output>,
+    outputs: VecDeque<PathOutput>,
 }
 
 impl PathSelector {
@@ -179,7 +179,7 @@ impl PathSelector {
     }
 
     /// Returns the next output.
-    pub(super) fn poll_output(&mut self) -> Option<Output> {
+    pub(super) fn poll_output(&mut self) -> Option<PathOutput> {
         self.outputs.pop_front()
     }
 
@@ -203,7 +203,7 @@ impl PathSelector {
         state.pinged_at = Some(now);
         state.unanswered_since = state.unanswered_since.or(Some(now));
         state.outstanding = Some((number, now));
-        self.outputs.push_back(Output::Ping(path, number));
+        self.outputs.push_back(PathOutput::Ping(path, number));
     }
 
     fn select(&mut self) {
@@ -223,7 +223,7 @@ impl PathSelector {
         };
         if chosen != self.active {
             self.active = chosen;
-            self.outputs.push_back(Output::Active(chosen));
+            self.outputs.push_back(PathOutput::Active(chosen));
         }
     }
 }
@@ -254,8 +254,8 @@ mod tests {
         fn drain(&mut self) {
             while let Some(output) = self.selector.poll_output() {
                 match output {
-                    Output::Active(path) => self.history.push(path),
-                    Output::Ping(path, number) => {
+                    PathOutput::Active(path) => self.history.push(path),
+                    PathOutput::Ping(path, number) => {
                         self.pings += 1;
                         if let Some(rtt) = self.answers[path as usize] {
                             self.in_flight.push((self.now + rtt, path, number));

@@ -1,10 +1,10 @@
 //! TLS 1.3 between the two holders of a ticket, with both public keys pinned.
 //!
-//! Each [`Role`] has an Ed25519 key that is derived from the ticket's secret. Each side presents a self-signed certificate of its own key and
+//! Each [`AgentRole`] has an Ed25519 key that is derived from the ticket's secret. Each side presents a self-signed certificate of its own key and
 //! accepts only the key of the other role; names and dates in the certificates are ignored. A server that forwards the packets
 //! has neither key, so it can neither read them nor act as either side, and a connector cannot act as a listener.
 
-use super::keys::{Role, Secret};
+use super::keys::{AgentRole, Secret};
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
@@ -35,15 +35,15 @@ pub(super) enum TlsSetupError {
 
 /// The certificate and key of one side, and the public key that it accepts.
 #[derive(Debug)]
-pub(super) struct Identity {
+pub(super) struct TlsIdentity {
     certificate: CertificateDer<'static>,
     key: PrivatePkcs8KeyDer<'static>,
     expected: Arc<PinnedKey>,
 }
 
-impl Identity {
+impl TlsIdentity {
     /// Derives the keys of `role` and of its counterpart.
-    pub(super) fn new(secret: &Secret, role: Role) -> Result<Self, TlsSetupError> {
+    pub(super) fn new(secret: &Secret, role: AgentRole) -> Result<Self, TlsSetupError> {
         let peer = Ed25519KeyPair::from_seed_unchecked(&secret.signing_seed(role.other()));
         let peer = peer.map_err(|_| TlsSetupError::Key)?;
         let key = PrivatePkcs8KeyDer::from([&PKCS8_ED25519[..], &secret.signing_seed(role)[..]].concat());
@@ -112,21 +112,39 @@ impl PinnedKey {
             Err(CertificateError::ApplicationVerificationFailure.into())
         }
     }
-
-    fn check_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.check_key(certificate)?;
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
-    }
 }
 
 const ONLY_TLS13: rustls::Error =
     rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls13RequiredForQuic);
+
+/// The methods that the verifiers of both sides have in common: TLS 1.3 only, and only the pinned key.
+macro_rules! signature_methods {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            _message: &[u8],
+            _certificate: &CertificateDer<'_>,
+            _signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            Err(ONLY_TLS13)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            self.check_key(certificate)?;
+            let algorithms = &self.provider.signature_verification_algorithms;
+            verify_tls13_signature(message, certificate, signature, algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            vec![SignatureScheme::ED25519]
+        }
+    };
+}
 
 impl ServerCertVerifier for PinnedKey {
     fn verify_server_cert(
@@ -140,27 +158,7 @@ impl ServerCertVerifier for PinnedKey {
         self.check_key(end_entity).map(|()| ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(ONLY_TLS13)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.check_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
+    signature_methods!();
 }
 
 impl ClientCertVerifier for PinnedKey {
@@ -177,27 +175,7 @@ impl ClientCertVerifier for PinnedKey {
         self.check_key(end_entity).map(|()| ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(ONLY_TLS13)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.check_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        vec![SignatureScheme::ED25519]
-    }
+    signature_methods!();
 }
 
 #[cfg(test)]
@@ -228,39 +206,39 @@ mod tests {
         Ok(())
     }
 
-    fn identity(secret: u8, role: Role) -> Identity {
-        Identity::new(&Secret([secret; 16]), role).unwrap()
+    fn identity(secret: u8, role: AgentRole) -> TlsIdentity {
+        TlsIdentity::new(&Secret([secret; 16]), role).unwrap()
     }
 
     #[test]
     fn two_holders_of_one_ticket_complete_the_handshake() {
-        let (connector, listener) = (identity(1, Role::Connector), identity(1, Role::Listener));
+        let (connector, listener) = (identity(1, AgentRole::Connector), identity(1, AgentRole::Listener));
         handshake(connector.client_config().unwrap(), listener.server_config().unwrap()).unwrap();
     }
 
     #[test]
     fn a_wrong_secret_fails_on_either_side() {
-        let (connector, listener) = (identity(1, Role::Connector), identity(2, Role::Listener));
+        let (connector, listener) = (identity(1, AgentRole::Connector), identity(2, AgentRole::Listener));
         handshake(connector.client_config().unwrap(), listener.server_config().unwrap()).unwrap_err();
         // A client that accepts any server is refused by the server.
-        let mut lax = identity(1, Role::Connector);
-        lax.expected = Arc::clone(&identity(2, Role::Connector).expected);
+        let mut lax = identity(1, AgentRole::Connector);
+        lax.expected = Arc::clone(&identity(2, AgentRole::Connector).expected);
         handshake(lax.client_config().unwrap(), listener.server_config().unwrap()).unwrap_err();
     }
 
     #[test]
     fn a_side_cannot_take_the_role_of_the_other() {
-        let (a, b) = (identity(1, Role::Connector), identity(1, Role::Connector));
+        let (a, b) = (identity(1, AgentRole::Connector), identity(1, AgentRole::Connector));
         handshake(a.client_config().unwrap(), b.server_config().unwrap()).unwrap_err();
-        let (a, b) = (identity(1, Role::Listener), identity(1, Role::Listener));
+        let (a, b) = (identity(1, AgentRole::Listener), identity(1, AgentRole::Listener));
         handshake(a.client_config().unwrap(), b.server_config().unwrap()).unwrap_err();
     }
 
     #[test]
     fn the_right_certificate_without_its_key_fails() {
-        let mut thief = identity(9, Role::Listener);
-        thief.certificate = identity(1, Role::Listener).certificate;
-        thief.expected = identity(1, Role::Listener).expected;
+        let mut thief = identity(9, AgentRole::Listener);
+        thief.certificate = identity(1, AgentRole::Listener).certificate;
+        thief.expected = identity(1, AgentRole::Listener).expected;
         let verifier = Arc::clone(&thief.expected) as Arc<dyn ClientCertVerifier>;
         let signer = rustls::crypto::ring::sign::any_eddsa_type(&thief.key).unwrap();
         let stolen = rustls::sign::CertifiedKey::new(vec![thief.certificate.clone()], signer);
@@ -270,7 +248,8 @@ mod tests {
             .with_client_cert_verifier(verifier)
             .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(stolen)));
         server.alpn_protocols = vec![ALPN.to_vec()];
-        let error = handshake(identity(1, Role::Connector).client_config().unwrap(), server).unwrap_err();
+        let error =
+            handshake(identity(1, AgentRole::Connector).client_config().unwrap(), server).unwrap_err();
         assert_eq!(error, rustls::Error::InvalidCertificate(CertificateError::BadSignature));
     }
 }

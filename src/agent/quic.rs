@@ -3,8 +3,8 @@
 use super::call_auth::InitialKey;
 use super::error::ConnectError;
 use super::initial_keys::Keyed;
-use super::keys::{Role, Secret};
-use super::pinned_tls::{Identity, SERVER_NAME, TlsSetupError};
+use super::keys::{AgentRole, Secret};
+use super::pinned_tls::{SERVER_NAME, TlsIdentity, TlsSetupError};
 use super::tunnel::{PEER, Tunnel, TunnelSocket};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{ClientConfig, Endpoint, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig, VarInt};
@@ -38,17 +38,17 @@ pub(super) async fn handshake(
     tunnel: Arc<Tunnel>,
     secret: &Secret,
     initial: InitialKey,
-    role: Role,
+    role: AgentRole,
 ) -> Result<QuicConnection, ConnectError> {
     let endpoint =
         endpoint(tunnel, secret, &initial, role).map_err(|error| ConnectError::Setup(error.into()))?;
     let connected = async {
         match role {
-            Role::Connector => {
+            AgentRole::Connector => {
                 let connecting = endpoint.connect(PEER, SERVER_NAME);
                 connecting.map_err(|error| ConnectError::Setup(error.into()))?.await.map_err(handshake_error)
             }
-            Role::Listener => accept(&endpoint).await,
+            AgentRole::Listener => accept(&endpoint).await,
         }
     };
     let connection =
@@ -90,25 +90,25 @@ fn endpoint(
     tunnel: Arc<Tunnel>,
     secret: &Secret,
     initial: &InitialKey,
-    role: Role,
+    role: AgentRole,
 ) -> Result<Endpoint, SetupError> {
-    let identity = Identity::new(secret, role)?;
+    let identity = TlsIdentity::new(secret, role)?;
     let transport = Arc::new(transport());
     let server = match role {
-        Role::Listener => {
+        AgentRole::Listener => {
             let crypto = QuicServerConfig::try_from(identity.server_config()?)?;
             let mut config = ServerConfig::with_crypto(Arc::new(Keyed::new(crypto, initial.clone())));
             config.transport_config(Arc::clone(&transport)).migration(false).max_incoming(4);
             Some(config)
         }
-        Role::Connector => None,
+        AgentRole::Connector => None,
     };
     let mut config = EndpointConfig::default();
     config.grease_quic_bit(false);
     let socket = Arc::new(TunnelSocket(tunnel));
     let mut endpoint =
         Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(quinn::TokioRuntime))?;
-    if role == Role::Connector {
+    if role == AgentRole::Connector {
         let crypto = QuicClientConfig::try_from(identity.client_config()?)?;
         let mut config = ClientConfig::new(Arc::new(Keyed::new(crypto, initial.clone())));
         config.transport_config(transport);

@@ -40,14 +40,14 @@ async fn turn_server() -> (Server, SocketAddr) {
     (Server::new(config).await.unwrap(), address)
 }
 
-struct Side {
+struct QuicSide {
     tunnel: Arc<Tunnel>,
     agents: [IceAgent; 2],
     events: mpsc::Receiver<(CandidatePath, IceEvent)>,
     _blocked: watch::Sender<Option<bool>>,
 }
 
-fn side(role: Role, server: SocketAddr) -> Side {
+fn side(role: AgentRole, server: SocketAddr) -> QuicSide {
     let (tunnel, probes) = Tunnel::new();
     drop(probes);
     let (events_tx, events) = mpsc::channel(64);
@@ -65,7 +65,7 @@ fn side(role: Role, server: SocketAddr) -> Side {
         };
         IceAgent::start(config, Arc::clone(&tunnel), events_tx.clone())
     });
-    Side { tunnel, agents, events, _blocked: blocked }
+    QuicSide { tunnel, agents, events, _blocked: blocked }
 }
 
 /// Forwards the candidates of one side to the other until both of its agents have selected a pair.
@@ -84,7 +84,7 @@ async fn exchange_candidates(from: &mut mpsc::Receiver<(CandidatePath, IceEvent)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn data_survives_the_change_from_the_relay_to_the_direct_path() {
     let (turn, address) = turn_server().await;
-    let (mut a, mut b) = (side(Role::Connector, address), side(Role::Listener, address));
+    let (mut a, mut b) = (side(AgentRole::Connector, address), side(AgentRole::Listener, address));
     for agent in &a.agents {
         agent.start_checks("Listener".into(), "p".repeat(32)).await;
     }
@@ -103,8 +103,8 @@ async fn data_survives_the_change_from_the_relay_to_the_direct_path() {
     a.tunnel.set_active(Some(CandidatePath::Relay));
     b.tunnel.set_active(Some(CandidatePath::Relay));
     let (client, server) = tokio::join!(
-        handshake(Arc::clone(&a.tunnel), &secret, initial(3), Role::Connector),
-        handshake(Arc::clone(&b.tunnel), &secret, initial(3), Role::Listener)
+        handshake(Arc::clone(&a.tunnel), &secret, initial(3), AgentRole::Connector),
+        handshake(Arc::clone(&b.tunnel), &secret, initial(3), AgentRole::Listener)
     );
     let (client, server) = (client.unwrap(), server.unwrap());
 
@@ -175,7 +175,7 @@ async fn only_a_holder_of_the_ticket_can_start_or_end_the_handshake_of_a_call() 
     let (connector, listener) = (tunnel(), tunnel());
     let (false_connector, false_listener) = (tunnel(), tunnel());
     let secret = |byte| Secret([byte; SECRET_LEN]);
-    for (tunnel, role) in [(&false_connector, Role::Connector), (&false_listener, Role::Listener)] {
+    for (tunnel, role) in [(&false_connector, AgentRole::Connector), (&false_listener, AgentRole::Listener)] {
         let tunnel = Arc::clone(tunnel);
         tokio::spawn(async move { handshake(tunnel, &secret(2), initial(2), role).await.map(drop) });
     }
@@ -193,8 +193,8 @@ async fn only_a_holder_of_the_ticket_can_start_or_end_the_handshake_of_a_call() 
     };
     let secret = secret(1);
     let (client, server, ()) = tokio::join!(
-        handshake(Arc::clone(&connector), &secret, initial(1), Role::Connector),
-        handshake(Arc::clone(&listener), &secret, initial(1), Role::Listener),
+        handshake(Arc::clone(&connector), &secret, initial(1), AgentRole::Connector),
+        handshake(Arc::clone(&listener), &secret, initial(1), AgentRole::Listener),
         begin
     );
     assert!(client.is_ok(), "{:?}", client.err());
@@ -209,11 +209,11 @@ async fn packets_of_one_call_start_no_handshake_in_another() {
     wire(&listener, &[&connector]);
     wire(&other, &[&connector]);
     let secret = Secret([1; SECRET_LEN]);
-    let in_vain = handshake(other, &secret, initial(7), Role::Listener);
+    let in_vain = handshake(other, &secret, initial(7), AgentRole::Listener);
     let work = async {
         tokio::join!(
-            handshake(connector, &secret, initial(1), Role::Connector),
-            handshake(listener, &secret, initial(1), Role::Listener)
+            handshake(connector, &secret, initial(1), AgentRole::Connector),
+            handshake(listener, &secret, initial(1), AgentRole::Listener)
         )
     };
     tokio::select! {

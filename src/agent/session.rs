@@ -5,7 +5,7 @@
 
 use super::candidate::{self, CandidatePath, CandidateType, RemoteCandidate};
 use super::error::PathAttempts;
-use super::keys::Role;
+use super::keys::AgentRole;
 use super::path::PathPolicy;
 use super::relay_reason::{self, Observations, RelayReason};
 use crate::signaling::wire::{IceDescription, NatType};
@@ -33,7 +33,7 @@ const MAX_LOCAL: usize = 48;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SessionConfig {
     /// The role of this side.
-    pub(super) role: Role,
+    pub(super) role: AgentRole,
     /// The paths that may be used.
     pub(super) policy: PathPolicy,
     /// The local ICE user name fragment.
@@ -46,7 +46,7 @@ pub(super) struct SessionConfig {
 
 /// What the caller must do.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Output {
+pub(super) enum SessionOutput {
     /// Call the other side (t = 4) with this description.
     Call(IceDescription),
     /// Accept the call (t = -51) with this description.
@@ -89,7 +89,7 @@ pub(super) enum SessionFailure {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum SessionState {
     /// Nothing was sent or received.
     New,
     /// The connector waits for the answer.
@@ -105,7 +105,7 @@ enum State {
 #[derive(Debug)]
 pub(super) struct Session {
     config: SessionConfig,
-    state: State,
+    state: SessionState,
     deadline: Option<Instant>,
     direct_trial_end: Option<Instant>,
     /// Until then the server keeps the call's token alive for a direct path.
@@ -129,7 +129,7 @@ pub(super) struct Session {
     started: bool,
     failed_paths: Vec<CandidatePath>,
     path: Option<(CandidatePath, Option<RelayReason>)>,
-    outputs: VecDeque<Output>,
+    outputs: VecDeque<SessionOutput>,
 }
 
 impl Session {
@@ -139,7 +139,7 @@ impl Session {
         let observed = Observations { policy: config.policy, ..Observations::default() };
         Self {
             config,
-            state: State::New,
+            state: SessionState::New,
             deadline: None,
             direct_trial_end: None,
             search_end: None,
@@ -164,11 +164,11 @@ impl Session {
 
     /// Calls the other side, with the candidates found so far.
     pub(super) fn dial(&mut self, now: Instant) {
-        if self.state == State::New {
-            self.state = State::Calling;
+        if self.state == SessionState::New {
+            self.state = SessionState::Calling;
             self.deadline = Some(now + ANSWER_TIMEOUT);
             let description = self.local_description();
-            self.outputs.push_back(Output::Call(description));
+            self.outputs.push_back(SessionOutput::Call(description));
         }
     }
 
@@ -180,25 +180,25 @@ impl Session {
 
     /// Handles the offer, on the listener, or the answer, on the connector.
     pub(super) fn handle_offer(&mut self, now: Instant, ice: IceDescription) {
-        if self.started || self.state == State::Failed {
+        if self.started || self.state == SessionState::Failed {
             return;
         }
         let (Some(ufrag), Some(pwd)) = (ice.ufrag, ice.pwd) else {
             return self.fail(SessionFailure::BadOffer);
         };
-        if self.config.role == Role::Listener {
+        if self.config.role == AgentRole::Listener {
             let description = self.local_description();
-            self.outputs.push_back(Output::Accept(description));
+            self.outputs.push_back(SessionOutput::Accept(description));
             self.can_trickle = true;
         }
         self.started = true;
-        self.state = State::Checking;
+        self.state = SessionState::Checking;
         self.deadline = Some(now + PATH_TIMEOUT);
         self.direct_trial_end = Some(now + DIRECT_TRIAL_TIME);
         self.search_end = Some(now + PATH_TIMEOUT);
-        self.outputs.push_back(Output::Start { ufrag, pwd });
+        self.outputs.push_back(SessionOutput::Start { ufrag, pwd });
         for candidate in std::mem::take(&mut self.early) {
-            self.outputs.push_back(Output::Candidate(candidate));
+            self.outputs.push_back(SessionOutput::Candidate(candidate));
         }
         self.handle_trickle(&ice.cands, false, ice.nat);
         self.schedule_flush(now);
@@ -217,7 +217,7 @@ impl Session {
             if self.is_useful(&candidate) {
                 self.remote_count += 1;
                 if self.started {
-                    self.outputs.push_back(Output::Candidate(candidate));
+                    self.outputs.push_back(SessionOutput::Candidate(candidate));
                 } else {
                     self.early.push(candidate);
                 }
@@ -231,7 +231,7 @@ impl Session {
     /// Fails at once if no path is possible: the other side has sent all its candidates, and both sides share no path, or only
     /// the relay path and neither has a relay.
     fn fail_if_hopeless(&mut self) {
-        if self.state == State::Checking && self.observed.their_done {
+        if self.state == SessionState::Checking && self.observed.their_done {
             let attempts = self.attempts();
             if !attempts.direct && !attempts.relay() {
                 self.fail(SessionFailure::NoPath(attempts));
@@ -279,8 +279,8 @@ impl Session {
         self.observed.lost_direct |=
             self.observed.active == Some(CandidatePath::Direct) && path == CandidatePath::Relay;
         self.observed.active = Some(path);
-        if self.state != State::Failed {
-            self.state = State::Connected;
+        if self.state != SessionState::Failed {
+            self.state = SessionState::Connected;
             self.deadline = None;
         }
         self.update_path();
@@ -294,7 +294,7 @@ impl Session {
             .into_iter()
             .filter(|path| self.config.policy.allows(*path))
             .all(|path| self.failed_paths.contains(&path));
-        if hopeless && self.state == State::Checking {
+        if hopeless && self.state == SessionState::Checking {
             self.fail(SessionFailure::NoPath(self.attempts()));
         }
         self.update_path();
@@ -303,8 +303,8 @@ impl Session {
     /// Handles the end of the call by the other side. If it found no path, this side has none either.
     pub(super) fn handle_end(&mut self, reason: Option<String>) {
         match self.state {
-            State::Connected => {}
-            State::Checking if reason.as_deref() == Some(NO_PATH) => {
+            SessionState::Connected => {}
+            SessionState::Checking if reason.as_deref() == Some(NO_PATH) => {
                 self.fail(SessionFailure::NoPath(self.attempts()))
             }
             _ => self.fail(SessionFailure::Ended(reason)),
@@ -317,8 +317,8 @@ impl Session {
             || self.config.policy == PathPolicy::RelayOnly;
         let ended = self.search_end.is_some_and(|end| end <= now);
         match self.state {
-            State::Failed => false,
-            State::Connected => !settled && !ended,
+            SessionState::Failed => false,
+            SessionState::Connected => !settled && !ended,
             _ => true,
         }
     }
@@ -336,7 +336,7 @@ impl Session {
         }
         if self.deadline.is_some_and(|at| at <= now) {
             let failure = match self.state {
-                State::Calling => SessionFailure::NoAnswer,
+                SessionState::Calling => SessionFailure::NoAnswer,
                 _ => SessionFailure::NoPath(self.attempts()),
             };
             self.fail(failure);
@@ -349,7 +349,7 @@ impl Session {
     }
 
     /// Returns the next output.
-    pub(super) fn poll_output(&mut self) -> Option<Output> {
+    pub(super) fn poll_output(&mut self) -> Option<SessionOutput> {
         self.outputs.pop_front()
     }
 
@@ -387,16 +387,18 @@ impl Session {
             }
             self.end_of_candidates_sent |= done;
             self.nat_sent |= nat.is_some();
-            self.outputs.push_back(Output::Trickle { cands, done, nat });
+            self.outputs.push_back(SessionOutput::Trickle { cands, done, nat });
         }
     }
 
     fn update_path(&mut self) {
-        let Some(path) = self.observed.active.filter(|_| self.state == State::Connected) else { return };
+        let Some(path) = self.observed.active.filter(|_| self.state == SessionState::Connected) else {
+            return;
+        };
         let path = (path, relay_reason::relay_reason(&self.observed));
         if self.path != Some(path) {
             self.path = Some(path);
-            self.outputs.push_back(Output::Path(path.0, path.1));
+            self.outputs.push_back(SessionOutput::Path(path.0, path.1));
         }
     }
 
@@ -416,10 +418,10 @@ impl Session {
     }
 
     fn fail(&mut self, failure: SessionFailure) {
-        if self.state != State::Failed {
-            self.state = State::Failed;
+        if self.state != SessionState::Failed {
+            self.state = SessionState::Failed;
             (self.deadline, self.direct_trial_end, self.flush_at) = (None, None, None);
-            self.outputs.push_back(Output::Failed(failure));
+            self.outputs.push_back(SessionOutput::Failed(failure));
         }
     }
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::net::time;
 
-fn config(role: Role) -> SessionConfig {
+fn config(role: AgentRole) -> SessionConfig {
     SessionConfig {
         role,
         policy: PathPolicy::All,
@@ -15,12 +15,12 @@ fn start() -> Instant {
     time::now().mono
 }
 
-fn drain(session: &mut Session) -> Vec<Output> {
+fn drain(session: &mut Session) -> Vec<SessionOutput> {
     std::iter::from_fn(|| session.poll_output()).collect()
 }
 
 /// Runs the timers up to `end` and returns the outputs.
-fn run(session: &mut Session, end: Instant) -> Vec<Output> {
+fn run(session: &mut Session, end: Instant) -> Vec<SessionOutput> {
     let mut outputs = drain(session);
     while let Some(due) = session.poll_timeout().filter(|due| *due <= end) {
         session.handle_timeout(due);
@@ -53,10 +53,10 @@ fn checking(config: SessionConfig, now: Instant) -> Session {
 #[test]
 fn a_call_has_the_candidates_so_far_and_trickles_the_rest() {
     let now = start();
-    let mut session = Session::new(config(Role::Connector));
+    let mut session = Session::new(config(AgentRole::Connector));
     session.handle_local(now, CandidatePath::Direct, HOST);
     session.dial(now);
-    let Some(Output::Call(ice)) = drain(&mut session).pop() else { panic!("no call") };
+    let Some(SessionOutput::Call(ice)) = drain(&mut session).pop() else { panic!("no call") };
     assert_eq!(ice.cands, [format!("candidate:{HOST} lane direct")]);
     assert_eq!((ice.ufrag.as_deref(), ice.nat), (Some("Connector"), None));
 
@@ -65,30 +65,36 @@ fn a_call_has_the_candidates_so_far_and_trickles_the_rest() {
     assert_eq!(run(&mut session, now + GATHER_TIME), [], "nothing can be outputs before there is a token");
     session.handle_token(now);
     let cands = vec![format!("candidate:{RELAY} lane relay")];
-    let trickle = Output::Trickle { cands, done: false, nat: Some(NatType::Easy) };
+    let trickle = SessionOutput::Trickle { cands, done: false, nat: Some(NatType::Easy) };
     assert_eq!(run(&mut session, now + GATHER_TIME), [trickle]);
 
     session.handle_gathered(now, CandidatePath::Direct);
     session.handle_gathered(now, CandidatePath::Relay);
-    let done = Output::Trickle { cands: vec![], done: true, nat: None };
+    let done = SessionOutput::Trickle { cands: vec![], done: true, nat: None };
     assert_eq!(run(&mut session, now + 2 * GATHER_TIME), [done], "outputs once");
 }
 
 #[test]
 fn a_listener_accepts_starts_and_trickles() {
     let now = start();
-    let mut session = Session::new(config(Role::Listener));
+    let mut session = Session::new(config(AgentRole::Listener));
     session.handle_nat(now, NatType::Hard);
     session.handle_offer(now, offer(&[HOST]));
     let outputs = drain(&mut session);
-    assert!(matches!(&outputs[0], Output::Accept(ice) if ice.nat == Some(NatType::Hard)), "{outputs:?}");
-    assert_eq!(outputs[1], Output::Start { ufrag: "them".into(), pwd: "secret".into() });
-    assert!(matches!(&outputs[2], Output::Candidate(c) if c.path == CandidatePath::Direct), "{outputs:?}");
+    assert!(
+        matches!(&outputs[0], SessionOutput::Accept(ice) if ice.nat == Some(NatType::Hard)),
+        "{outputs:?}"
+    );
+    assert_eq!(outputs[1], SessionOutput::Start { ufrag: "them".into(), pwd: "secret".into() });
+    assert!(
+        matches!(&outputs[2], SessionOutput::Candidate(c) if c.path == CandidatePath::Direct),
+        "{outputs:?}"
+    );
     session.handle_local(now, CandidatePath::Direct, HOST);
     session.handle_local(now, CandidatePath::Relay, RELAY);
     let outputs = run(&mut session, now + GATHER_TIME);
     assert!(
-        matches!(&outputs[..], [Output::Trickle { cands, .. }] if cands.len() == 2),
+        matches!(&outputs[..], [SessionOutput::Trickle { cands, .. }] if cands.len() == 2),
         "one message: {outputs:?}"
     );
 }
@@ -96,13 +102,13 @@ fn a_listener_accepts_starts_and_trickles() {
 #[test]
 fn candidates_before_the_answer_are_kept() {
     let now = start();
-    let mut session = Session::new(config(Role::Connector));
+    let mut session = Session::new(config(AgentRole::Connector));
     session.dial(now);
     session.handle_trickle(&[format!("candidate:{HOST}")], false, None);
     drain(&mut session);
     session.handle_offer(now, offer(&[]));
     let outputs = drain(&mut session);
-    assert!(matches!(outputs[..], [Output::Start { .. }, Output::Candidate(_)]), "{outputs:?}");
+    assert!(matches!(outputs[..], [SessionOutput::Start { .. }, SessionOutput::Candidate(_)]), "{outputs:?}");
 }
 
 #[test]
@@ -113,11 +119,11 @@ fn the_relay_path_is_paired_only_if_a_relay_takes_part() {
     let relay_in_direct_path = format!("{RELAY} lane direct");
     let all = [HOST, RELAY, &host_in_relay_path, &inner_in_relay_path, &relay_in_direct_path];
     let admitted = |own_relay, policy| {
-        let mut session = Session::new(SessionConfig { own_relay, policy, ..config(Role::Listener) });
+        let mut session = Session::new(SessionConfig { own_relay, policy, ..config(AgentRole::Listener) });
         session.handle_offer(now, offer(&all));
         let outputs = drain(&mut session).into_iter();
         let texts = outputs.filter_map(|output| match output {
-            Output::Candidate(candidate) => Some(candidate.text),
+            SessionOutput::Candidate(candidate) => Some(candidate.text),
             _ => None,
         });
         texts.collect::<Vec<_>>()
@@ -131,29 +137,32 @@ fn the_relay_path_is_paired_only_if_a_relay_takes_part() {
 #[test]
 fn the_path_is_reported_with_its_reason_and_again_when_either_changes() {
     let now = start();
-    let mut session = checking(config(Role::Connector), now);
+    let mut session = checking(config(AgentRole::Connector), now);
     session.handle_nat(now, NatType::Hard);
     session.handle_trickle(&[format!("candidate:{HOST}")], false, Some(NatType::Easy));
     drain(&mut session);
     session.handle_active(Some(CandidatePath::Relay));
-    assert_eq!(drain(&mut session), [Output::Path(CandidatePath::Relay, Some(RelayReason::Checking))]);
+    assert_eq!(drain(&mut session), [SessionOutput::Path(CandidatePath::Relay, Some(RelayReason::Checking))]);
     session.handle_active(Some(CandidatePath::Relay));
     assert_eq!(drain(&mut session), []);
     let outputs = run(&mut session, now + DIRECT_TRIAL_TIME);
     assert!(
-        outputs.contains(&Output::Path(CandidatePath::Relay, Some(RelayReason::OwnNatHard))),
+        outputs.contains(&SessionOutput::Path(CandidatePath::Relay, Some(RelayReason::OwnNatHard))),
         "{outputs:?}"
     );
     session.handle_active(Some(CandidatePath::Direct));
-    assert_eq!(drain(&mut session), [Output::Path(CandidatePath::Direct, None)]);
+    assert_eq!(drain(&mut session), [SessionOutput::Path(CandidatePath::Direct, None)]);
     session.handle_active(Some(CandidatePath::Relay));
-    assert_eq!(drain(&mut session), [Output::Path(CandidatePath::Relay, Some(RelayReason::DirectLost))]);
+    assert_eq!(
+        drain(&mut session),
+        [SessionOutput::Path(CandidatePath::Relay, Some(RelayReason::DirectLost))]
+    );
 }
 
 #[test]
 fn the_call_is_punching_while_a_direct_path_is_searched() {
     let now = start();
-    let mut session = checking(config(Role::Connector), now);
+    let mut session = checking(config(AgentRole::Connector), now);
     assert!(session.is_punching(now));
     session.handle_active(Some(CandidatePath::Relay));
     assert!(session.is_punching(now), "candidates may still come");
@@ -165,17 +174,17 @@ fn the_call_is_punching_while_a_direct_path_is_searched() {
 #[test]
 fn a_call_without_answer_fails_in_time() {
     let now = start();
-    let mut session = Session::new(config(Role::Connector));
+    let mut session = Session::new(config(AgentRole::Connector));
     session.dial(now);
     drain(&mut session);
-    assert_eq!(run(&mut session, now + ANSWER_TIMEOUT), [Output::Failed(SessionFailure::NoAnswer)]);
+    assert_eq!(run(&mut session, now + ANSWER_TIMEOUT), [SessionOutput::Failed(SessionFailure::NoAnswer)]);
     assert_eq!(session.poll_timeout(), None);
 }
 
 #[test]
 fn a_search_without_path_fails_in_time_with_its_attempts() {
     let now = start();
-    let mut session = checking(config(Role::Connector), now);
+    let mut session = checking(config(AgentRole::Connector), now);
     session.handle_local(now, CandidatePath::Direct, HOST);
     session.handle_trickle(&[format!("candidate:{RELAY}")], false, Some(NatType::Blocked));
     let outputs = run(&mut session, now + PATH_TIMEOUT);
@@ -187,51 +196,51 @@ fn a_search_without_path_fails_in_time_with_its_attempts() {
         their_nat: Some(NatType::Blocked),
         ..PathAttempts::default()
     };
-    assert_eq!(outputs.last(), Some(&Output::Failed(SessionFailure::NoPath(attempts))));
+    assert_eq!(outputs.last(), Some(&SessionOutput::Failed(SessionFailure::NoPath(attempts))));
 }
 
 #[test]
 fn a_path_stops_the_deadline_and_a_later_end_is_no_failure() {
     let now = start();
-    let mut session = checking(config(Role::Connector), now);
+    let mut session = checking(config(AgentRole::Connector), now);
     session.handle_active(Some(CandidatePath::Direct));
     session.handle_end(Some("bye".into()));
     let outputs = run(&mut session, now + 10 * PATH_TIMEOUT);
-    assert!(!outputs.iter().any(|output| matches!(output, Output::Failed(_))), "{outputs:?}");
+    assert!(!outputs.iter().any(|output| matches!(output, SessionOutput::Failed(_))), "{outputs:?}");
 }
 
 #[test]
 fn the_failure_of_all_paths_ends_the_search_at_once() {
     let now = start();
-    let mut session = checking(config(Role::Connector), now);
+    let mut session = checking(config(AgentRole::Connector), now);
     session.handle_failed(CandidatePath::Direct);
     assert_eq!(drain(&mut session), []);
     session.handle_failed(CandidatePath::Relay);
-    assert!(matches!(drain(&mut session)[..], [Output::Failed(SessionFailure::NoPath(_))]));
+    assert!(matches!(drain(&mut session)[..], [SessionOutput::Failed(SessionFailure::NoPath(_))]));
     let mut session =
-        checking(SessionConfig { policy: PathPolicy::RelayOnly, ..config(Role::Connector) }, now);
+        checking(SessionConfig { policy: PathPolicy::RelayOnly, ..config(AgentRole::Connector) }, now);
     session.handle_failed(CandidatePath::Relay);
-    assert!(matches!(drain(&mut session)[..], [Output::Failed(SessionFailure::NoPath(_))]));
+    assert!(matches!(drain(&mut session)[..], [SessionOutput::Failed(SessionFailure::NoPath(_))]));
 }
 
 #[test]
 fn an_end_before_a_path_and_an_offer_without_credentials_are_failures() {
     let now = start();
-    let mut session = checking(config(Role::Connector), now);
+    let mut session = checking(config(AgentRole::Connector), now);
     session.handle_end(None);
-    assert_eq!(drain(&mut session), [Output::Failed(SessionFailure::Ended(None))]);
-    let mut session = checking(config(Role::Connector), now);
+    assert_eq!(drain(&mut session), [SessionOutput::Failed(SessionFailure::Ended(None))]);
+    let mut session = checking(config(AgentRole::Connector), now);
     session.handle_end(Some(NO_PATH.into()));
-    assert!(matches!(drain(&mut session)[..], [Output::Failed(SessionFailure::NoPath(_))]));
-    let mut session = Session::new(config(Role::Listener));
+    assert!(matches!(drain(&mut session)[..], [SessionOutput::Failed(SessionFailure::NoPath(_))]));
+    let mut session = Session::new(config(AgentRole::Listener));
     session.handle_offer(now, IceDescription { ufrag: None, ..offer(&[]) });
-    assert_eq!(drain(&mut session), [Output::Failed(SessionFailure::BadOffer)]);
+    assert_eq!(drain(&mut session), [SessionOutput::Failed(SessionFailure::BadOffer)]);
 }
 
 #[test]
 fn the_number_of_candidates_is_bounded() {
     let now = start();
-    let mut session = checking(config(Role::Connector), now);
+    let mut session = checking(config(AgentRole::Connector), now);
     for port in 1..10_000 {
         session.handle_trickle(
             &[format!("candidate:{HOST}").replace("4000", &port.to_string())],
@@ -245,7 +254,7 @@ fn the_number_of_candidates_is_bounded() {
     }
     let outputs = run(&mut session, now + GATHER_TIME);
     let sent = outputs.iter().map(|output| match output {
-        Output::Trickle { cands, .. } => cands.len(),
+        SessionOutput::Trickle { cands, .. } => cands.len(),
         _ => 0,
     });
     assert_eq!(sent.max(), Some(MAX_PER_MESSAGE));
@@ -257,7 +266,7 @@ fn a_hopeless_search_ends_with_the_last_candidate() {
     let direct = format!("candidate:{HOST} lane direct");
     let relay_path = format!("candidate:{HOST} lane relay");
     let relayed = format!("candidate:{RELAY}");
-    let only = |policy, own_relay| SessionConfig { policy, own_relay, ..config(Role::Connector) };
+    let only = |policy, own_relay| SessionConfig { policy, own_relay, ..config(AgentRole::Connector) };
     // Configuration of this side, candidates of the other one, and whether a path is possible.
     let table = [
         (only(PathPolicy::RelayOnly, false), vec![&direct, &relay_path], false),
@@ -276,11 +285,12 @@ fn a_hopeless_search_ends_with_the_last_candidate() {
         let candidates: Vec<String> = candidates.into_iter().cloned().collect();
         session.handle_trickle(&candidates, false, None);
         assert!(
-            !drain(&mut session).iter().any(|outputs| matches!(outputs, Output::Failed(_))),
+            !drain(&mut session).iter().any(|outputs| matches!(outputs, SessionOutput::Failed(_))),
             "more may come"
         );
         session.handle_trickle(&[], true, None);
-        let failed = drain(&mut session).into_iter().any(|outputs| matches!(outputs, Output::Failed(_)));
+        let failed =
+            drain(&mut session).into_iter().any(|outputs| matches!(outputs, SessionOutput::Failed(_)));
         assert_eq!(failed, !is_possible, "{config:?} {candidates:?}");
     }
 }

@@ -68,18 +68,18 @@ pub(super) struct Registered {
 /// A handle to the signalling connection; cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct SignalingClient {
-    outgoing: mpsc::Sender<Outgoing>,
+    outgoing: mpsc::Sender<OutgoingMessage>,
 }
 
 #[derive(Debug)]
-enum Outgoing {
+enum OutgoingMessage {
     Request(RequestBody, Option<oneshot::Sender<ResponseBody>>),
     Response(Response),
 }
 
 /// The parameters of a registration.
 #[derive(Debug, Clone)]
-pub(super) struct Registration {
+pub(super) struct RegistrationParams {
     /// The server's access key.
     pub(super) key: Option<String>,
     /// The owner's secret, which keeps the tag across reconnections.
@@ -88,7 +88,7 @@ pub(super) struct Registration {
     pub(super) epoch: Option<i64>,
 }
 
-impl Registration {
+impl RegistrationParams {
     fn request(&self) -> RequestBody {
         let (key, secret) = (self.key.clone(), self.secret.clone());
         RequestBody::Register { key, secret, epoch: self.epoch, proof: None, laddrs: None }
@@ -122,7 +122,7 @@ impl SignalingClient {
     pub(super) async fn open(
         stream: TcpStream,
         host: &str,
-        registration: &Registration,
+        registration: &RegistrationParams,
         events: mpsc::Sender<ServerEvent>,
     ) -> Result<(Self, Registered), SignalingError> {
         let address = stream.peer_addr().map_err(SignalingError::Connect)?;
@@ -144,7 +144,10 @@ impl SignalingClient {
     }
 
     /// Registers, or registers again for new relay credentials.
-    pub(super) async fn register(&self, registration: &Registration) -> Result<Registered, SignalingError> {
+    pub(super) async fn register(
+        &self,
+        registration: &RegistrationParams,
+    ) -> Result<Registered, SignalingError> {
         match self.request(registration.request()).await? {
             ResponseBody::Registered { tag, ice_servers, stun2, epoch, .. } => {
                 Ok(Registered { tag, ice_servers, stun2, epoch })
@@ -155,10 +158,10 @@ impl SignalingClient {
     }
 
     /// Sends a request and waits for its response, which may be [`ResponseBody::Failed`].
-    pub(super) async fn request(&self, ask: RequestBody) -> Result<ResponseBody, SignalingError> {
+    pub(super) async fn request(&self, body: RequestBody) -> Result<ResponseBody, SignalingError> {
         let (answer, answer_rx) = oneshot::channel();
         self.outgoing
-            .send(Outgoing::Request(ask, Some(answer)))
+            .send(OutgoingMessage::Request(body, Some(answer)))
             .await
             .map_err(|_| SignalingError::TimedOut)?;
         timeout(RESPONSE_TIMEOUT, answer_rx)
@@ -174,13 +177,13 @@ impl SignalingClient {
     }
 
     /// Sends a request and ignores its response.
-    pub(super) async fn notify(&self, ask: RequestBody) {
-        let _ = self.outgoing.send(Outgoing::Request(ask, None)).await;
+    pub(super) async fn notify(&self, body: RequestBody) {
+        let _ = self.outgoing.send(OutgoingMessage::Request(body, None)).await;
     }
 
     /// Responds to a request of the server.
     pub(super) async fn respond(&self, mid: Option<i64>, body: ResponseBody) {
-        let _ = self.outgoing.send(Outgoing::Response(Response { mid, body })).await;
+        let _ = self.outgoing.send(OutgoingMessage::Response(Response { mid, body })).await;
     }
 }
 
@@ -211,14 +214,14 @@ impl ConnectionTask {
         }
     }
 
-    async fn run(mut self, mut outgoing: mpsc::Receiver<Outgoing>) {
+    async fn run(mut self, mut outgoing: mpsc::Receiver<OutgoingMessage>) {
         let mut heartbeat = interval_at((time::now().mono + HEARTBEAT_TICK).into(), HEARTBEAT_TICK);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let result = tokio::select! {
                 next = outgoing.recv() => match next {
-                    Some(Outgoing::Request(ask, answer)) => self.send_request(ask, answer).await,
-                    Some(Outgoing::Response(response)) => self.write(&Message::Response(response)).await,
+                    Some(OutgoingMessage::Request(body, answer)) => self.send_request(body, answer).await,
+                    Some(OutgoingMessage::Response(response)) => self.write(&Message::Response(response)).await,
                     None => break,
                 },
                 frame = self.socket.next() => match frame {

@@ -118,7 +118,7 @@ async fn responses_are_matched_to_requests_and_the_rest_are_events() {
     };
     let agent = async {
         let (events, mut events_rx) = mpsc::channel(8);
-        let registration = Registration { key: Some("k".into()), secret: None, epoch: None };
+        let registration = RegistrationParams { key: Some("k".into()), secret: None, epoch: None };
         let (stream, _) = connect(&[address]).await.unwrap();
         let (client, registered) =
             SignalingClient::open(stream, "127.0.0.1", &registration, events).await.unwrap();

@@ -51,7 +51,7 @@ pub enum TicketError {
     #[error("the ticket has a typing error: its checksum does not match")]
     Checksum,
     /// Made by an agent with another version of the protocol.
-    #[error("the ticket has version {0}, this agent knows version {VERSION}: update the older agent")]
+    #[error("the ticket has version {0}, this agent supports version {VERSION}: update the older agent")]
     Version(u8),
     /// The host or the tag is empty or not printable ASCII.
     #[error("the ticket names no server or no listener")]

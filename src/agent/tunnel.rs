@@ -78,25 +78,25 @@ fn is_version_negotiation(datagram: &[u8]) -> bool {
 /// The queues between QUIC, the ICE agents and the call.
 pub(super) struct Tunnel {
     started: Instant,
-    outgoing: Mutex<Outgoing>,
+    outgoing: Mutex<SendQueues>,
     /// A path's send queue is not empty.
     readable: [Notify; 2],
     /// The send queue of the active path is not full, or the active path has changed.
     writable: Notify,
-    incoming: Mutex<Incoming>,
+    incoming: Mutex<ReceiveQueue>,
     probes: mpsc::Sender<(CandidatePath, Probe)>,
     /// Time of the last datagram of each path, in milliseconds since `started`.
     received_at: [AtomicU64; 2],
 }
 
 #[derive(Default)]
-struct Outgoing {
+struct SendQueues {
     active: Option<CandidatePath>,
     queues: [VecDeque<Bytes>; 2],
 }
 
 #[derive(Default)]
-struct Incoming {
+struct ReceiveQueue {
     datagrams: VecDeque<Bytes>,
     waker: Option<Waker>,
 }
@@ -188,7 +188,7 @@ impl Tunnel {
     }
 
     /// Returns whether the queue had capacity.
-    fn push(&self, outgoing: &mut Outgoing, path: CandidatePath, datagram: Bytes) -> bool {
+    fn push(&self, outgoing: &mut SendQueues, path: CandidatePath, datagram: Bytes) -> bool {
         let queue = &mut outgoing.queues[path as usize];
         let has_capacity = queue.len() < SEND_QUEUE;
         if has_capacity {

@@ -18,7 +18,7 @@ const STREAM_BUFFER: usize = 2 * 65_536;
 
 /// The first message in a stream buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Frame {
+struct TurnMessageLen {
     /// Length of the message in bytes.
     message: usize,
     /// Length of the message and its padding.
@@ -30,7 +30,7 @@ struct Frame {
 struct FramingError;
 
 /// Returns the first message in `bytes`; `None` while it is incomplete.
-fn frame(bytes: &[u8]) -> Result<Option<Frame>, FramingError> {
+fn frame(bytes: &[u8]) -> Result<Option<TurnMessageLen>, FramingError> {
     let &[kind, _, high, low, ..] = bytes else { return Ok(None) };
     let length = usize::from(u16::from_be_bytes([high, low]));
     let (message, advance) = match kind {
@@ -38,7 +38,7 @@ fn frame(bytes: &[u8]) -> Result<Option<Frame>, FramingError> {
         0x40..=0x7F => (4 + length, (4 + length).next_multiple_of(4)),
         _ => return Err(FramingError),
     };
-    Ok((bytes.len() >= advance).then_some(Frame { message, advance }))
+    Ok((bytes.len() >= advance).then_some(TurnMessageLen { message, advance }))
 }
 
 /// Returns the message in a datagram and the length of its padding on the stream; `None` if it is not a complete TURN message.

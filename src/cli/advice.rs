@@ -58,16 +58,16 @@ pub(super) fn print(report: String) {
 /// An error that has been logged already.
 #[derive(Debug, thiserror::Error)]
 #[error("logged")]
-pub(super) struct Logged(());
+pub(super) struct AlreadyLogged(());
 
 /// Logs an error, for programs that read only the log.
 #[must_use]
-pub(super) fn log(error: &anyhow::Error) -> Logged {
+pub(super) fn log(error: &anyhow::Error) -> AlreadyLogged {
     let text = report(error);
     let text = text.strip_prefix("error: ").unwrap_or(&text).trim_end();
     let (text, advice) = text.split_once(TRY).unwrap_or((text, ""));
     tracing::error!(r#try = advice, "{text}");
-    Logged(())
+    AlreadyLogged(())
 }
 
 fn advice(error: &(dyn Error + 'static)) -> Option<String> {

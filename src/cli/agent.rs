@@ -3,8 +3,8 @@
 use super::agent_error::{CommandError, UsageError};
 use super::agent_gateway::{self, DialOptions};
 use super::agent_pipe::{self, Directions, Outcome, StreamOrigin};
-use super::agent_report::Report;
-use super::agent_secrets::{KeySource, ask, read_file};
+use super::agent_report::Reporter;
+use super::agent_secrets::{KeySource, prompt_for, read_file};
 use super::agent_terminal::interrupted;
 use crate::agent::{Agent, Config, ConnectError, Connection, Listener, PathPolicy, RegistrationError};
 use crate::agent::{ServerName, Ticket};
@@ -62,7 +62,7 @@ pub(super) enum AgentCommand {
     /// Connect standard input and output to the agent that printed the ticket
     Connect(Connect),
     /// Publish a local TCP service at a gateway, under an id
-    Share(agent_gateway::Share),
+    Share(agent_gateway::ShareCommand),
     #[command(hide = true)]
     Serve(FormerServe),
 }
@@ -79,7 +79,7 @@ pub(super) struct FormerServe {
 #[derive(Debug, Args)]
 pub(super) struct Listen {
     #[command(flatten)]
-    common: Common,
+    common: AgentOptions,
 }
 
 /// Options of `agent connect`.
@@ -99,11 +99,11 @@ pub(super) struct Connect {
     #[command(flatten)]
     gateway: DialOptions,
     #[command(flatten)]
-    common: Common,
+    common: AgentOptions,
 }
 
 #[derive(Debug, Args)]
-struct Common {
+struct AgentOptions {
     /// The server. Default for connect: the one in the ticket [default port: 3478]
     #[arg(long, value_name = "HOST[:PORT]")]
     server: Option<ServerName>,
@@ -124,7 +124,7 @@ struct Common {
 /// What a command writes to standard error.
 #[derive(Debug, Args)]
 pub(super) struct OutputOptions {
-    /// Report on standard error as JSON, one event per line
+    /// Reporter on standard error as JSON, one event per line
     #[arg(long)]
     json: bool,
     /// Log to standard error, such as `debug` or `ginnel=trace`
@@ -148,7 +148,7 @@ impl AgentCommand {
             Self::Share(share) => &share.output,
             Self::Serve(serve) => return serve.refuse(),
         };
-        let report = Report::new(output.json);
+        let report = Reporter::new(output.json);
         // Flushed when dropped.
         let _logs = output.log.clone().and_then(|level| {
             let color = super::has_colors();
@@ -176,12 +176,12 @@ impl FormerServe {
     fn refuse(&self) -> u8 {
         let is_json = self.arguments.iter().any(|argument| argument == "--json");
         let error = CommandError::from(UsageError::FormerCommand);
-        Report::new(is_json).error(&error);
+        Reporter::new(is_json).error(&error);
         error.exit_code()
     }
 }
 
-impl Common {
+impl AgentOptions {
     fn config(&self) -> Result<Config, UsageError> {
         let policy = match (self.relay_only, self.no_relay) {
             (true, _) => PathPolicy::RelayOnly,
@@ -200,7 +200,7 @@ impl Common {
 }
 
 impl Connect {
-    fn ticket(&self, report: &Report) -> Result<Ticket, UsageError> {
+    fn ticket(&self, report: &Reporter) -> Result<Ticket, UsageError> {
         let text = match (&self.ticket[..], &self.ticket_file, &self.environment_ticket) {
             ([_, ..], ..) => Some(self.ticket.join(" ")),
             (_, Some(file), _) => Some(read_file("--ticket-file", file)?),
@@ -213,7 +213,7 @@ impl Connect {
                 text
             }
             (None, Some(_)) => return Err(UsageError::FormerVariable("AGENT_CODE", "AGENT_TICKET")),
-            (None, None) => ask("Ticket")?.ok_or(UsageError::NoTicket)?,
+            (None, None) => prompt_for("Ticket")?.ok_or(UsageError::NoTicket)?,
         };
         if text.trim().starts_with(agent_gateway::TOKEN_PREFIX) {
             return Err(UsageError::TokenAsTicket);
@@ -221,7 +221,7 @@ impl Connect {
         Ok(text.parse()?)
     }
 
-    async fn run(self, report: &Report) -> Result<u8, CommandError> {
+    async fn run(self, report: &Reporter) -> Result<u8, CommandError> {
         if self.gateway.is_used() {
             return self
                 .gateway
@@ -243,7 +243,7 @@ impl Connect {
 }
 
 impl Listen {
-    async fn run(self, report: &Report) -> Result<u8, CommandError> {
+    async fn run(self, report: &Reporter) -> Result<u8, CommandError> {
         let server = self.common.server.as_ref().ok_or(UsageError::NoServer)?.to_string();
         let agent = Agent::new(self.common.config()?);
         let mut listener = tokio::select! {
@@ -283,7 +283,7 @@ async fn close_politely() -> u8 {
 }
 
 /// Registers; retries until the server is reachable.
-async fn register(agent: &Agent, server: &str, report: &Report) -> Result<Listener, CommandError> {
+async fn register(agent: &Agent, server: &str, report: &Reporter) -> Result<Listener, CommandError> {
     let mut backoff = Backoff::new(BACKOFF, ChaCha20Rng::from_os_rng());
     let mut network = NetworkChanges::start();
     let mut reported = None;
@@ -310,7 +310,7 @@ async fn pipe(
     connection: Connection,
     origin: StreamOrigin,
     directions: Directions,
-    report: &Report,
+    report: &Reporter,
 ) -> Result<u8, CommandError> {
     let mut changes = connection.path_changes();
     let pipe = agent_pipe::run(connection, (origin, directions), interrupted, || report.input_open());

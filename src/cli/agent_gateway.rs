@@ -4,7 +4,7 @@ use super::agent::{BACKOFF, INTERRUPTED, OutputOptions};
 use super::agent_error::{CommandError, UsageError};
 use super::agent_gateway_error::{GatewayError, GatewayFailure};
 use super::agent_pipe::{self, Directions, Input, Stop};
-use super::agent_report::Report;
+use super::agent_report::Reporter;
 use super::agent_secrets::{KeySource, read_file};
 use super::agent_terminal::interrupted;
 use crate::agent::{ServerName, ServiceConnection, ServiceEvent, bridge, publish};
@@ -33,11 +33,11 @@ const MAX_CONNECTIONS: usize = 1024;
 /// Time without a frame after which the gateway counts as gone; half of it is the keep-alive interval.
 const SILENCE: Duration = Duration::from_secs(20);
 /// Time limit for a blocked standard output on this side; that of the gateway is a minute.
-const PATIENCE: Duration = Duration::from_secs(3600);
+const OUTPUT_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// How a server registers at the gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Transport {
+enum GatewayTransport {
     /// WebSocket on the gateway's main port, HMAC-SHA256 handshake
     Web,
     /// TCP, HMAC-SHA256 handshake [port: 3481]
@@ -55,7 +55,7 @@ struct TlsOptions {
 
 /// Options of `agent share`.
 #[derive(Debug, Args)]
-pub(super) struct Share {
+pub(super) struct ShareCommand {
     /// The gateway: HOST[:PORT], or a URL such as wss://HOST [default port: that of the transport]
     #[arg(long, value_name = "HOST[:PORT]")]
     gateway: String,
@@ -69,7 +69,7 @@ pub(super) struct Share {
     key: KeySource,
     /// How to register at the gateway
     #[arg(long, value_enum, default_value = "web")]
-    transport: Transport,
+    transport: GatewayTransport,
     #[command(flatten)]
     tls: TlsOptions,
     /// File of the certificate chain (PEM), for a gateway that requires one
@@ -140,7 +140,7 @@ impl TlsOptions {
     }
 }
 
-impl Share {
+impl ShareCommand {
     fn server(&self) -> Result<ServerBuilder, UsageError> {
         let key = self.key.key(true)?.ok_or(UsageError::NoKey)?;
         let (key, id) = (Key::new(key).map_err(|_| UsageError::ShortKey)?, self.id);
@@ -152,17 +152,17 @@ impl Share {
         let settings = Settings { incoming, backlog, idle_timeout: SILENCE, ..Settings::default() };
         let gateway = self.gateway.trim();
         let server = match self.transport {
-            Transport::Web if !gateway.contains("://") => {
+            GatewayTransport::Web if !gateway.contains("://") => {
                 ServerBuilder::hmac(format!("ws://{gateway}"), id, key)
             }
-            Transport::Web | Transport::Hmac => ServerBuilder::hmac(gateway, id, key),
-            Transport::Md5 => ServerBuilder::md5(gateway, id, key),
+            GatewayTransport::Web | GatewayTransport::Hmac => ServerBuilder::hmac(gateway, id, key),
+            GatewayTransport::Md5 => ServerBuilder::md5(gateway, id, key),
         };
         Ok(server.tls(tls).settings(settings))
     }
 
     /// Runs the command and returns the exit code.
-    pub(super) async fn run(&self, report: Report) -> Result<u8, CommandError> {
+    pub(super) async fn run(&self, report: Reporter) -> Result<u8, CommandError> {
         let server = self.server()?;
         tokio::select! {
             shared = self.share(&server, &report) => Ok(shared?),
@@ -175,7 +175,11 @@ impl Share {
     }
 
     /// Registers; retries until the gateway is reachable and the id is free.
-    async fn register(&self, server: &ServerBuilder, report: &Report) -> Result<Endpoint<Raw>, GatewayError> {
+    async fn register(
+        &self,
+        server: &ServerBuilder,
+        report: &Reporter,
+    ) -> Result<Endpoint<Raw>, GatewayError> {
         let mut backoff = Backoff::new(BACKOFF, ChaCha20Rng::from_os_rng());
         let mut network = NetworkChanges::start();
         let mut reported = None;
@@ -200,7 +204,7 @@ impl Share {
         }
     }
 
-    async fn share(&self, server: &ServerBuilder, report: &Report) -> Result<u8, GatewayError> {
+    async fn share(&self, server: &ServerBuilder, report: &Reporter) -> Result<u8, GatewayError> {
         let endpoint = self.register(server, report).await?;
         report.sharing(&self.gateway, self.id, &self.to.to_string());
         let mut changes = endpoint.changes();
@@ -234,7 +238,7 @@ impl DialOptions {
     fn token(
         &self,
         environment_ticket: Option<&str>,
-        report: &Report,
+        report: &Reporter,
     ) -> Result<Option<GatewayToken>, UsageError> {
         if self.former_token.is_some() {
             return Err(UsageError::FormerTicketOption);
@@ -255,14 +259,14 @@ impl DialOptions {
     /// Runs `agent connect --gateway` and returns the exit code.
     pub(super) async fn run(
         &self,
-        report: &Report,
+        report: &Reporter,
         environment_ticket: Option<&str>,
         directions: Directions,
     ) -> Result<u8, CommandError> {
         let (Some(gateway), Some(id)) = (&self.gateway, self.id) else { return Ok(super::agent::USAGE) };
         let (tls, token) = (self.tls.tls()?, self.token(environment_ticket, report)?);
-        // A byte stream cannot continue over a new connection, and a blocked one delays nobody else.
-        let settings = Settings { reconnect: None, receive_timeout: PATIENCE, ..Settings::default() };
+        // A byte stream cannot continue over a new connection, and a blocked one delays no other.
+        let settings = Settings { reconnect: None, receive_timeout: OUTPUT_TIMEOUT, ..Settings::default() };
         let client = ClientBuilder::new(gateway.trim()).tls(tls).settings(settings);
         let client = match token {
             Some(token) => client.token(token),
@@ -298,7 +302,7 @@ impl ServiceDialer {
     }
 
     /// Connects standard input and output to the service.
-    async fn pipe(&self, directions: Directions, report: &Report) -> Result<u8, GatewayFailure> {
+    async fn pipe(&self, directions: Directions, report: &Reporter) -> Result<u8, GatewayFailure> {
         let (endpoint, stream, number) = tokio::select! {
             dialled = self.dial() => dialled?,
             () = interrupted() => return Ok(INTERRUPTED),
@@ -346,7 +350,7 @@ impl ServiceDialer {
     }
 
     /// Accepts local connections. Each has a gateway connection of its own, so that none delays another.
-    async fn listen(&self, address: SocketAddr, report: &Report) -> Result<u8, GatewayFailure> {
+    async fn listen(&self, address: SocketAddr, report: &Reporter) -> Result<u8, GatewayFailure> {
         let listener = TcpListener::bind(address).await.map_err(GatewayFailure::Listen)?;
         let local = listener.local_addr().map_err(GatewayFailure::Listen)?;
         report.listening(local, &self.gateway, self.id);
@@ -383,11 +387,11 @@ mod tests {
     fn a_service_is_a_port_or_a_host_with_one() {
         for (text, expected) in [
             ("22", Some("127.0.0.1:22")),
-            ("desk:22", Some("desk:22")),
+            ("host:22", Some("host:22")),
             ("[::1]:22", Some("[::1]:22")),
-            ("desk", None),
+            ("host", None),
             ("::1", None),
-            ("desk:", None),
+            ("host:", None),
             ("0", None),
             ("70000", None),
             ("", None),

@@ -1,12 +1,12 @@
 //! What `agent share` and `agent connect --gateway` report on standard error.
 
-use super::agent_report::{Report, VERSION};
+use super::agent_report::{Reporter, VERSION};
 use crate::agent::{ServiceConnection, ServiceEvent};
 use crate::gateway::client::Status;
 use serde_json::json;
 use std::net::SocketAddr;
 
-impl Report {
+impl Reporter {
     pub(super) fn sharing(&self, gateway: &str, id: u32, to: &str) {
         self.write(
             || format!("Sharing  {to} as {id} at {gateway}"),

@@ -8,13 +8,13 @@ use std::io::{self, Write};
 /// The version of the JSON events.
 pub(super) const VERSION: u32 = 1;
 
-/// Writes to standard error.
+/// Writes reports to standard error.
 #[derive(Debug, Clone)]
-pub(super) struct Report {
+pub(super) struct Reporter {
     json: bool,
 }
 
-impl Report {
+impl Reporter {
     pub(super) fn new(json: bool) -> Self {
         Self { json }
     }

@@ -1,7 +1,7 @@
 //! Secrets of `agent`: from arguments, the environment, a file, or a prompt on the terminal.
 
 use super::agent_error::UsageError;
-use super::agent_terminal::{Answer, prompt};
+use super::agent_terminal::{PromptAnswer, prompt};
 use clap::Args;
 use std::fs::File;
 use std::io::Read;
@@ -33,9 +33,9 @@ impl KeySource {
     pub(super) fn key(&self, is_required: bool) -> Result<Option<String>, UsageError> {
         let key = match (&self.key_file, self.key.as_ref().or(self.environment_key.as_ref())) {
             (Some(file), _) => Some(first_line(&read_file("--key-file", file)?)),
-            (None, _) if self.ask_key => Some(ask("Key")?.ok_or(UsageError::NoTerminal)?),
+            (None, _) if self.ask_key => Some(prompt_for("Key")?.ok_or(UsageError::NoTerminal)?),
             (None, Some(key)) => Some(first_line(key)),
-            (None, None) if is_required => ask("Key")?,
+            (None, None) if is_required => prompt_for("Key")?,
             (None, None) => None,
         };
         Ok(key.filter(|key| !key.is_empty()))
@@ -57,11 +57,11 @@ pub(super) fn read_file(option: &'static str, path: &Path) -> Result<String, Usa
 }
 
 /// Prompts on the terminal; `None` without a terminal or an answer.
-pub(super) fn ask(what: &str) -> Result<Option<String>, UsageError> {
+pub(super) fn prompt_for(what: &str) -> Result<Option<String>, UsageError> {
     match prompt(what) {
-        Answer::Line(line) => Ok(Some(line)),
-        Answer::None => Ok(None),
-        Answer::Interrupted => Err(UsageError::Interrupted),
+        PromptAnswer::Line(line) => Ok(Some(line)),
+        PromptAnswer::None => Ok(None),
+        PromptAnswer::Interrupted => Err(UsageError::Interrupted),
     }
 }
 

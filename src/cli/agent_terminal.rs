@@ -8,7 +8,7 @@ pub(super) use other::{close_stdout, interrupted, is_stdout_null, prompt};
 pub(super) use unix::{close_stdout, interrupted, is_stdout_null, prompt};
 
 /// The answer to a prompt.
-pub(super) enum Answer {
+pub(super) enum PromptAnswer {
     /// A line without its end.
     Line(String),
     /// There is no terminal, or the line is empty or not UTF-8.
@@ -19,7 +19,7 @@ pub(super) enum Answer {
 
 #[cfg(unix)]
 mod unix {
-    use super::Answer;
+    use super::PromptAnswer;
     use rustix::termios::{LocalModes, OptionalActions, SpecialCodeIndex, Termios, tcgetattr, tcsetattr};
     use std::fs::File;
     use std::io::{self, IsTerminal, Write};
@@ -60,48 +60,48 @@ mod unix {
     }
 
     /// Prompts on the terminal without echo. Handles signals, so that the terminal gets its echo back before the program ends.
-    pub(in super::super) fn prompt(what: &str) -> Answer {
+    pub(in super::super) fn prompt(what: &str) -> PromptAnswer {
         let stdin = io::stdin();
         if !stdin.is_terminal() && !io::stderr().is_terminal() {
-            return Answer::None;
+            return PromptAnswer::None;
         }
         // Standard input may be the data to send.
         let terminal = File::open("/dev/tty").ok();
         let terminal = match &terminal {
             Some(terminal) => terminal.as_fd(),
             None if stdin.is_terminal() => stdin.as_fd(),
-            None => return Answer::None,
+            None => return PromptAnswer::None,
         };
         let answer = {
             let mut signals = Signals::subscribe();
             let _hidden = HiddenEcho::new(terminal);
             let _ = write!(io::stderr(), "{what}: ");
             let terminal = terminal.try_clone_to_owned();
-            terminal.map_or(Answer::None, |terminal| read_line(terminal, || signals.has_arrived()))
+            terminal.map_or(PromptAnswer::None, |terminal| read_line(terminal, || signals.has_arrived()))
         };
         let _ = writeln!(io::stderr());
         answer
     }
 
     /// Reads a line on a thread of its own, which is abandoned at a signal.
-    fn read_line(terminal: OwnedFd, mut is_interrupted: impl FnMut() -> bool) -> Answer {
+    fn read_line(terminal: OwnedFd, mut is_interrupted: impl FnMut() -> bool) -> PromptAnswer {
         let (line, lines) = sync_channel(1);
         let thread = thread::Builder::new().spawn(move || line.send(read_bytes(&terminal)));
         loop {
             match (lines.recv_timeout(SIGNAL_CHECK), is_interrupted() || thread.is_err()) {
-                (_, true) => return Answer::Interrupted,
-                (Ok(line), false) => return line.map_or(Answer::None, into_answer),
-                (Err(RecvTimeoutError::Disconnected), false) => return Answer::None,
+                (_, true) => return PromptAnswer::Interrupted,
+                (Ok(line), false) => return line.map_or(PromptAnswer::None, into_answer),
+                (Err(RecvTimeoutError::Disconnected), false) => return PromptAnswer::None,
                 (Err(RecvTimeoutError::Timeout), false) => {}
             }
         }
     }
 
-    fn into_answer(line: Vec<u8>) -> Answer {
+    fn into_answer(line: Vec<u8>) -> PromptAnswer {
         let line = String::from_utf8(line).unwrap_or_default();
         match line.trim() {
-            "" => Answer::None,
-            line => Answer::Line(line.to_owned()),
+            "" => PromptAnswer::None,
+            line => PromptAnswer::Line(line.to_owned()),
         }
     }
 
@@ -161,7 +161,7 @@ mod unix {
 
 #[cfg(not(unix))]
 mod other {
-    use super::Answer;
+    use super::PromptAnswer;
     use std::io;
 
     pub(in super::super) async fn interrupted() {
@@ -176,7 +176,7 @@ mod other {
         Ok(())
     }
 
-    pub(in super::super) fn prompt(_what: &str) -> Answer {
-        Answer::None
+    pub(in super::super) fn prompt(_what: &str) -> PromptAnswer {
+        PromptAnswer::None
     }
 }

@@ -1,4 +1,4 @@
-//! `ginnel credentials`: time-limited credentials for a client, and the keys that stand for a password.
+//! `ginnel credentials`: minted credentials for a client, and the keys of a user's password.
 
 use super::ginnel::load_config;
 use crate::net::time;
@@ -15,24 +15,24 @@ use std::path::PathBuf;
 /// Options of `ginnel credentials`.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
-pub(super) struct Credentials {
+pub(super) struct CredentialsCommand {
     #[command(subcommand)]
-    what: Option<What>,
+    command: Option<PasswordCommand>,
     #[command(flatten)]
-    mint: Mint,
+    mint: MintArgs,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
-    /// Print the keys of a user, made of the password on standard input, for the configuration or a credentials file
-    Key(Key),
+enum PasswordCommand {
+    /// Print the keys of a user for the configuration or a credentials file; reads the password from standard input
+    Key(PasswordKeyArgs),
 }
 
 #[derive(Debug, Args)]
-struct Key {
+struct PasswordKeyArgs {
     /// The user's name
     user: String,
-    /// The realm that the keys are for
+    /// The realm of the keys
     #[arg(long, default_value = "ginnel")]
     realm: String,
     /// Print a line of a credentials file
@@ -41,20 +41,20 @@ struct Key {
 }
 
 #[derive(Debug, Args)]
-struct Mint {
+struct MintArgs {
     /// The server's configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// The server's state folder [default: the configuration's, else state]
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
-    /// Whom they are for: shows in the server's log, and counts against the allocations of one user
+    /// The user: appears in the server's log, and has the quota of one user
     #[arg(long, default_value = "guest")]
     name: String,
-    /// How long they are good [default: the configuration's turn.credentials_ttl, else 86400]
+    /// Their lifetime [default: the configuration's turn.credentials_ttl, else 86400]
     #[arg(long, value_name = "SECONDS")]
     ttl: Option<u64>,
-    /// Make the password with HMAC-SHA256 in place of HMAC-SHA1
+    /// Derive the password with HMAC-SHA256 instead of HMAC-SHA1
     #[arg(long)]
     sha256: bool,
     /// Print a JSON object
@@ -65,21 +65,21 @@ struct Mint {
     ice: bool,
 }
 
-impl Credentials {
-    /// Prints what was asked for.
+impl CredentialsCommand {
+    /// Prints the credentials or keys.
     ///
     /// # Errors
-    /// What is missing, and what to type.
+    /// The state folder, the configuration or an argument cannot be used.
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let text = match self.what {
-            Some(What::Key(key)) => key.text(&mut io::stdin().lock())?,
+        let text = match self.command {
+            Some(PasswordCommand::Key(key)) => key.text(&mut io::stdin().lock())?,
             None => self.mint.text()?,
         };
         Ok(writeln!(io::stdout(), "{text}")?)
     }
 }
 
-impl Key {
+impl PasswordKeyArgs {
     fn text(&self, input: &mut impl BufRead) -> anyhow::Result<String> {
         let Self { user, realm, line } = self;
         let mut password = String::new();
@@ -93,7 +93,7 @@ impl Key {
         match line {
             true if user.contains(':') || realm.contains(':') => {
                 bail!(
-                    "a credentials file has no room for names with a colon; use turn.users in the configuration"
+                    "a credentials file cannot contain names with a colon; use turn.users in the configuration"
                 )
             }
             true => Ok(format!("{user}:{realm}:{md5}:{sha256}")),
@@ -102,7 +102,7 @@ impl Key {
     }
 }
 
-impl Mint {
+impl MintArgs {
     fn text(&self) -> anyhow::Result<String> {
         let config = load_config(self.config.as_deref())?;
         let folder = self.state.as_ref().unwrap_or(&config.state);
@@ -111,7 +111,7 @@ impl Mint {
         if ttl == 0 || self.name.is_empty() || self.name.len() > 400 {
             bail!("--ttl must be at least 1 second, and --name must have 1 to 400 bytes");
         }
-        let expires = time::now().unix.checked_add(ttl).context("--ttl goes beyond all time")?;
+        let expires = time::now().unix.checked_add(ttl).context("--ttl is too large")?;
         let (secret, _) = config.server.auth.secrets(&config.server.turn, &state);
         let hash = if self.sha256 { RestHash::Sha256 } else { RestHash::Sha1 };
         let RestCredentials { username, credential } = secret.issue_with(hash, &self.name, expires);
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn the_keys_of_a_password_are_those_of_the_rfc() {
-        let key = |line| Key { user: "user".into(), realm: "realm".into(), line };
+        let key = |line| PasswordKeyArgs { user: "user".into(), realm: "realm".into(), line };
         let text = key(false).text(&mut &b"pass\n"[..]).unwrap();
         assert!(text.starts_with("{ md5 = \"8493fbc53ba582fb4c044c456bdc40eb\", sha256 = \""), "{text}");
         let line = key(true).text(&mut &b"pass"[..]).unwrap();

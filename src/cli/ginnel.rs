@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 pub fn run_server() -> ExitCode {
     match run(Ginnel::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<advice::Logged>() => ExitCode::FAILURE,
+        Err(error) if error.is::<advice::AlreadyLogged>() => ExitCode::FAILURE,
         Err(error) => {
             advice::print(advice::report(&error));
             ExitCode::FAILURE
@@ -58,10 +58,10 @@ pub(super) fn load_config(file: Option<&Path>) -> anyhow::Result<Config> {
 #[command(
     name = "ginnel",
     version,
-    about = "STUN, TURN, signalling and a gateway on one port: gets two machines behind NATs talking"
+    about = "STUN, TURN, signalling and a gateway on one port: connects machines behind NATs"
 )]
 struct Ginnel {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     command: GinnelCommand,
 }
@@ -73,22 +73,22 @@ const LOAD_EXAMPLES: &str = "Examples:
   ginnel load relay    --server 127.0.0.1:3478 --user u --password-file pw --allocations 100 --rate 50000
   ginnel load relay    --server 127.0.0.1:3478 --user u --password-file pw --allocations 100 --search
 
-Each ends by itself and gives back what it has taken. docs/load.md says how to read the reports.";
+Each load ends by itself and releases its allocations. docs/load.md explains the reports.";
 
 /// The commands of `ginnel`.
 #[derive(Debug, Subcommand)]
 enum GinnelCommand {
     /// Run the server; needs no configuration
     Serve(serve::Serve),
-    /// Print the access key that admits clients to the relay
-    Key(key::Key),
-    /// Print what clients of the gateway need
+    /// Print the access key, with which clients register and use the relay
+    Key(key::KeyCommand),
+    /// Print tokens for clients of the gateway
     #[command(subcommand)]
-    Gateway(key::Gateway),
-    /// Print time-limited credentials for a client of the relay, or the keys of a password
-    Credentials(credentials::Credentials),
+    Gateway(key::GatewayCommand),
+    /// Print minted credentials for a client of the relay, or the keys of a password
+    Credentials(credentials::CredentialsCommand),
     #[cfg(feature = "load")]
-    /// Put a STUN or TURN server, this or another, under load and measure it
+    /// Put a STUN or TURN server under load and measure it
     #[command(subcommand, after_help = LOAD_EXAMPLES)]
     Load(load::LoadCommand),
     /// Print the configuration keys with their defaults, as TOML

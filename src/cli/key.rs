@@ -1,4 +1,4 @@
-//! `ginnel key` and `ginnel gateway`: what those need who are to be let in.
+//! `ginnel key` and `ginnel gateway`: print keys and gateway tokens.
 
 use super::ginnel::load_config;
 use crate::gateway::token::TokenClaims;
@@ -10,9 +10,9 @@ use clap::{Args, Subcommand};
 use std::io::Write;
 use std::path::PathBuf;
 
-/// Which server it is about.
+/// The server's files.
 #[derive(Debug, Args)]
-struct Place {
+struct ServerFiles {
     /// The server's configuration file (TOML)
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -21,7 +21,7 @@ struct Place {
     state: Option<PathBuf>,
 }
 
-impl Place {
+impl ServerFiles {
     fn open(&self) -> anyhow::Result<(server::Config, State)> {
         let config = load_config(self.config.as_deref())?;
         let state = State::existing(self.state.as_ref().unwrap_or(&config.state))?;
@@ -31,29 +31,29 @@ impl Place {
 
 /// Options of `ginnel key`.
 #[derive(Debug, Args)]
-pub(super) struct Key {
+pub(super) struct KeyCommand {
     #[command(flatten)]
-    place: Place,
-    /// Print the key that revokes instead; keep it from pages
+    files: ServerFiles,
+    /// Print the admin key, which lists and revokes tags. Never put it on a web page
     #[arg(long, conflicts_with = "gateway")]
     admin: bool,
-    /// Print the key that the gateway's servers prove to hold instead
+    /// Print the key of the gateway's servers
     #[arg(long)]
     gateway: bool,
 }
 
-impl Key {
+impl KeyCommand {
     /// Prints the key.
     ///
     /// # Errors
     /// The state folder or the configuration cannot be used.
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let (config, state) = self.place.open()?;
+        let (config, state) = self.files.open()?;
         let key = match (self.gateway, &config.gateway.service.key) {
             (false, _) if self.admin => match state.admin_key() {
                 Some(key) => key.to_owned(),
                 None => bail!(
-                    "no admin key at {} yet: the server makes one at its next start",
+                    "no admin key in {} yet: the server creates one at its next start",
                     state.folder.display()
                 ),
             },
@@ -69,18 +69,18 @@ impl Key {
 
 /// Commands of `ginnel gateway`.
 #[derive(Debug, Subcommand)]
-pub(super) enum Gateway {
-    /// Print a token that admits a client where gateway.require_token is set
+pub(super) enum GatewayCommand {
+    /// Print a token with which a client may dial, for gateway.require_token
     #[command(alias = "ticket")]
-    Token(Token),
+    Token(TokenCommand),
 }
 
 /// Options of `ginnel gateway token`.
 #[derive(Debug, Args)]
-pub(super) struct Token {
+pub(super) struct TokenCommand {
     #[command(flatten)]
-    place: Place,
-    /// How long it is good
+    files: ServerFiles,
+    /// Its lifetime
     #[arg(long, value_name = "SECONDS", default_value_t = 86_400, value_parser = clap::value_parser!(u64).range(1..))]
     ttl: u64,
     /// The only server that its bearer may dial [default: any]
@@ -88,14 +88,14 @@ pub(super) struct Token {
     server: Option<u32>,
 }
 
-impl Gateway {
-    /// Prints what was asked for.
+impl GatewayCommand {
+    /// Prints the token.
     ///
     /// # Errors
-    /// As [`Key::run`].
+    /// As [`KeyCommand::run`].
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let Self::Token(Token { place, ttl, server }) = self;
-        let (config, state) = place.open()?;
+        let Self::Token(TokenCommand { files, ttl, server }) = self;
+        let (config, state) = files.open()?;
         let claims = TokenClaims { server, expires: time::now().unix.saturating_add(ttl) };
         Ok(writeln!(std::io::stdout(), "{}", config.token_issuer(&state).issue(claims))?)
     }

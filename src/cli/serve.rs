@@ -1,4 +1,4 @@
-//! `ginnel serve`: from the command line to a running server, and what it says of itself.
+//! `ginnel serve`: runs the server, and prints its banner.
 
 use super::ginnel::load_config;
 use super::{advice, has_colors};
@@ -16,13 +16,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Options of `ginnel serve`; they win over the file.
+/// Options of `ginnel serve`; they override the file.
 #[derive(Debug, Args)]
 pub(super) struct Serve {
     /// Configuration file (TOML); see `ginnel config`
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Folder of the secret and the keys; made at the first start [default: state]
+    /// Folder of the secret and the keys; created at the first start [default: state]
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
     /// Address to listen on; may be repeated [default: all]
@@ -31,13 +31,13 @@ pub(super) struct Serve {
     /// UDP and TCP port [default: 3478]
     #[arg(long)]
     port: Option<u16>,
-    /// Second UDP port, 0 for none [default: 3479, or any when that is taken]
+    /// Second UDP port, 0 for none [default: 3479, or any other if that is in use]
     #[arg(long, value_name = "PORT")]
     aux_port: Option<u16>,
-    /// Address to tell clients, where it differs from the interface's; may be repeated
+    /// Address that clients use, if it differs from the interface's; may be repeated
     #[arg(long, value_name = "IP")]
     public: Vec<IpAddr>,
-    /// Print iceServers with credentials on standard output even if that is no terminal
+    /// Print iceServers with credentials on standard output even if it is not a terminal
     #[arg(long)]
     print_ice: bool,
 }
@@ -63,9 +63,9 @@ impl Serve {
     /// Runs the server until Ctrl-C, SIGTERM or its first failure.
     ///
     /// # Errors
-    /// What failed, and what to do about it where that is known.
+    /// The first failure.
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        // Before anybody is told that it is ready, and may want it to end.
+        // Before the server is reported as ready: signals may arrive from then on.
         let (mut terminated, mut interrupted) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let mut hung_up = signal(SignalKind::hangup())?;
@@ -91,7 +91,7 @@ async fn serve(
         tracing::warn!(
             key,
             name,
-            "this configuration key has another name; the old one goes with the next release"
+            "this configuration key was renamed; the old name will be removed in the next release"
         );
     }
     let state = State::open(&config.state)?;
@@ -111,7 +111,7 @@ async fn serve(
             _ = terminated.recv() => break None,
             _ = interrupted.recv() => break None,
             _ = hung_up.recv() => {
-                tracing::info!("SIGHUP is ignored: what changes in the configuration counts after a restart");
+                tracing::info!("SIGHUP is ignored: changes of the configuration take effect after a restart");
             }
         }
     };
@@ -137,7 +137,7 @@ fn note_changes(state: &State) {
     }
 }
 
-/// Prints `iceServers` for a page on standard output; where that takes nothing, the server goes on all the same.
+/// Prints `iceServers` for a page on standard output. A failure does not stop the server.
 fn print_ice_servers(info: &ServerInfo) {
     let mut out = io::stdout().lock();
     let written = writeln!(out, "{}", info.ice_servers("invite")).and_then(|()| out.flush());
@@ -146,12 +146,12 @@ fn print_ice_servers(info: &ServerInfo) {
     }
 }
 
-/// What the server says of itself, in one piece.
+/// Returns the banner.
 fn banner(info: &ServerInfo, state: &State, test: SelfTest) -> String {
     introduction(info, state) + &verdict(test) + &invitation(info, state, io::stderr().is_terminal())
 }
 
-/// The same as one line of a log that programs read.
+/// Logs the banner as one JSON line.
 fn log_ready(info: &ServerInfo, state: &State, test: SelfTest) {
     let join = |list: &[SocketAddr]| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     tracing::info!(
@@ -170,7 +170,7 @@ fn log_ready(info: &ServerInfo, state: &State, test: SelfTest) {
     );
 }
 
-/// Takes as many descriptors as the system allows: each allocation and each stream needs one, and the usual soft limit is 1024.
+/// Raises the descriptor limit to the hard limit: each allocation and each stream needs one, and the usual soft limit is 1024.
 pub(super) fn raise_descriptor_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -192,23 +192,25 @@ fn introduction(info: &ServerInfo, state: &State) -> String {
     if let Some(port) = info.aux_port {
         line("second", format!("{port} udp — NAT tests, notify port"));
     }
-    let vouched = match (&info.tls_name, info.tls_self_signed) {
+    let name = match (&info.tls_name, info.tls_self_signed) {
         (Some(name), _) => name,
         (None, true) => "self-signed: no turns: URL is offered",
         (None, false) => "no name in the certificate: set tls.name to offer turns: URLs",
     };
     let ports = info.tls_port.map(|port| format!(", and on {port} udp + tcp")).unwrap_or_default();
-    line("tls", format!("{vouched} — TLS and DTLS on the same port{ports}"));
+    line("tls", format!("{name} — TLS and DTLS on the same port{ports}"));
     for address in &info.advertised {
         line("address", format!("{}{}", address.ip(), caution(address.ip())));
     }
     let relay = join(info.relay.iter().map(|address| address.local.to_string()).collect());
     line("relay", format!("invited users only · from {relay} · no private or loopback peers"));
     if let Some(gateway) = &info.gateway {
-        let doors = [("MD5", &gateway.md5), ("HMAC", &gateway.hmac), ("MD5 in mutual TLS", &gateway.tls)];
-        let doors = doors.iter().flat_map(|(name, door)| door.iter().map(move |at| format!("{at} {name}")));
-        let doors: Vec<_> = doors.chain(["/gateway/servers by WebSocket".to_owned()]).collect();
-        line("gateway", format!("clients on the same port · servers on {}", join(doors)));
+        let listeners = [("MD5", &gateway.md5), ("HMAC", &gateway.hmac), ("MD5 in mutual TLS", &gateway.tls)];
+        let listeners = listeners
+            .iter()
+            .flat_map(|(name, addresses)| addresses.iter().map(move |at| format!("{at} {name}")));
+        let listeners: Vec<_> = listeners.chain(["/gateway/servers by WebSocket".to_owned()]).collect();
+        line("gateway", format!("clients on the same port · servers on {}", join(listeners)));
     }
     line("threads", info.workers.to_string());
     text
@@ -229,7 +231,7 @@ fn verdict(test: SelfTest) -> String {
     format!("  self-test STUN {}  TURN udp {} tcp {}{advice}\n\n", mark(stun), mark(turn_udp), mark(turn_tcp))
 }
 
-/// Says what an address that not everybody reaches means.
+/// Returns the note for an address that is not globally reachable.
 fn caution(ip: IpAddr) -> &'static str {
     match scope(ip) {
         AddressScope::Global => "",

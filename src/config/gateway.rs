@@ -109,8 +109,8 @@ impl GatewaySection {
             Some(DuplicatesName::Newest) | None => Duplicates::Newest,
         };
         service.one_write_per_frame = self.one_write_per_frame;
-        self.limits.apply(&mut service.router.limits)?;
-        self.times.apply(&mut service.router.times)
+        self.limits.apply(&mut service.limits)?;
+        self.times.apply(&mut service.times)
     }
 }
 
@@ -224,7 +224,7 @@ mod tests {
         let text = "[gateway]\nserver_port = 4000\nkey = 'sixteen bytes !!'\nrequire_token = true\n[gateway.limits]\nper_client = 3\n[gateway.times]\npause = 0.5";
         let gateway = Config::parse(text).unwrap().server.gateway;
         assert_eq!((gateway.server_port, gateway.require_token), (Some(4000), true));
-        assert_eq!(gateway.service.router.limits.per_client, 3);
-        assert_eq!(gateway.service.router.times.pause.as_millis(), 500);
+        assert_eq!(gateway.service.limits.per_client, 3);
+        assert_eq!(gateway.service.times.pause.as_millis(), 500);
     }
 }

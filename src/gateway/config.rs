@@ -86,15 +86,27 @@ pub struct RouterConfig {
 
 /// Configuration of the gateway.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct Config {
-    /// Configuration of the router.
-    pub router: RouterConfig,
+    /// Limits.
+    pub limits: Limits,
+    /// Timeouts.
+    pub times: Times,
     /// What happens to a server whose id is taken.
     pub duplicates: Duplicates,
     /// The key that servers prove to hold.
     pub key: Option<Key>,
+    /// Verifies clients' tokens. `None`, the default: no token is required.
+    pub(crate) tokens: Option<TokenIssuer>,
     /// Access keys of agents. They admit servers by HMAC, with free ids from 0x80000000.
-    pub access_keys: Vec<Key>,
+    pub(crate) access_keys: Vec<Key>,
     /// Whether each frame is written by a call of its own; for measurements. Default false.
-    pub one_write_per_frame: bool,
+    pub(crate) one_write_per_frame: bool,
+}
+
+impl Config {
+    /// Returns the configuration of the router.
+    pub(super) fn router(&self) -> RouterConfig {
+        RouterConfig { limits: self.limits, times: self.times, tokens: self.tokens.clone() }
+    }
 }

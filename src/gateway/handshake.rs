@@ -54,13 +54,17 @@ impl Key {
 
     /// Computes the answer to an MD5 challenge.
     #[must_use]
-    pub fn md5_answer(&self, challenge: &[u8; MD5_CHALLENGE], id: u32) -> [u8; MD5_ANSWER] {
+    pub(crate) fn md5_answer(&self, challenge: &[u8; MD5_CHALLENGE], id: u32) -> [u8; MD5_ANSWER] {
         joined(&md5_code(challenge, &self.0), &id.to_le_bytes())
     }
 
     /// Verifies the answer to an MD5 challenge in constant time; returns the server's id.
     #[must_use]
-    pub fn verify_md5(&self, challenge: &[u8; MD5_CHALLENGE], answer: &[u8; MD5_ANSWER]) -> Option<u32> {
+    pub(crate) fn verify_md5(
+        &self,
+        challenge: &[u8; MD5_CHALLENGE],
+        answer: &[u8; MD5_ANSWER],
+    ) -> Option<u32> {
         let (code, id) = answer.split_first_chunk::<16>()?;
         let good = bool::from(md5_code(challenge, &self.0).ct_eq(code));
         good.then_some(u32::from_le_bytes(id.try_into().ok()?))
@@ -68,7 +72,12 @@ impl Key {
 
     /// Computes the answer to an HMAC challenge.
     #[must_use]
-    pub fn answer(&self, challenge: &[u8; CHALLENGE], nonce: &[u8; CHALLENGE], id: u32) -> [u8; ANSWER] {
+    pub(crate) fn answer(
+        &self,
+        challenge: &[u8; CHALLENGE],
+        nonce: &[u8; CHALLENGE],
+        id: u32,
+    ) -> [u8; ANSWER] {
         let code = self.code(&[SERVER, challenge, nonce, &id.to_le_bytes()]);
         let named: [u8; CHALLENGE + 4] = joined(nonce, &id.to_le_bytes());
         joined(&named, code.as_ref())
@@ -76,7 +85,11 @@ impl Key {
 
     /// Verifies the answer to an HMAC challenge in constant time; returns the server's id and the gateway's proof.
     #[must_use]
-    pub fn verify(&self, challenge: &[u8; CHALLENGE], answer: &[u8; ANSWER]) -> Option<(u32, [u8; PROOF])> {
+    pub(crate) fn verify(
+        &self,
+        challenge: &[u8; CHALLENGE],
+        answer: &[u8; ANSWER],
+    ) -> Option<(u32, [u8; PROOF])> {
         let (nonce, rest) = answer.split_first_chunk::<CHALLENGE>()?;
         let (id, code) = rest.split_first_chunk::<4>()?;
         let expected = self.code(&[SERVER, challenge, nonce, id]);
@@ -86,7 +99,7 @@ impl Key {
 
     /// Verifies the gateway's proof in constant time.
     #[must_use]
-    pub fn verify_proof(
+    pub(crate) fn verify_proof(
         &self,
         challenge: &[u8; CHALLENGE],
         nonce: &[u8; CHALLENGE],

@@ -56,7 +56,7 @@ pub(crate) mod wire;
 mod worker;
 
 #[cfg(feature = "server")]
-pub use config::{Config, Duplicates, Limits, RouterConfig, Times};
+pub use config::{Config, Duplicates, Limits, Times};
 #[cfg(test)]
 pub(crate) use counters::CloseReason;
 #[cfg(feature = "server")]

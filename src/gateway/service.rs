@@ -253,7 +253,7 @@ impl Handle {
     /// Returns how long a handshake may take.
     #[must_use]
     pub(crate) fn handshake_timeout(&self) -> Duration {
-        self.config.router.times.handshake
+        self.config.times.handshake
     }
 
     /// Returns the counters; `None` after the gateway has stopped.
@@ -287,13 +287,13 @@ fn random<const N: usize>() -> io::Result<[u8; N]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateway::{RouterConfig, Times};
+    use crate::gateway::Times;
 
     #[tokio::test]
     async fn a_stream_that_the_gateway_has_closed_is_bridged_no_longer_though_its_other_end_stays() {
         let ping = Duration::from_millis(20);
-        let router = RouterConfig { times: Times { ping, ..Times::default() }, ..RouterConfig::default() };
-        let service = Service::spawn(Config { router, ..Config::default() }, 1).unwrap();
+        let times = Times { ping, ..Times::default() };
+        let service = Service::spawn(Config { times, ..Config::default() }, 1).unwrap();
         let (mut silent, mut stream) = tokio::io::duplex(4096);
         let handle = service.handle();
         let bridged = timeout(

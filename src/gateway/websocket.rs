@@ -6,7 +6,7 @@ use crate::net::websocket::{CloseCode, Event, FrameReader, MessageType, write_bi
 
 /// Why a client's connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum FrameError {
+pub(crate) enum MessageError {
     /// The client broke RFC 6455, or sent a text message or one that is too long.
     #[error(transparent)]
     WebSocket(#[from] CloseCode),
@@ -48,7 +48,7 @@ impl FrameDecoder {
     }
 
     /// Appends bytes of frames to `out` up to the next event; `None` where more bytes are needed.
-    pub(crate) fn next(&mut self, out: &mut Vec<u8>) -> Result<Option<Event>, FrameError> {
+    pub(crate) fn next(&mut self, out: &mut Vec<u8>) -> Result<Option<Event>, MessageError> {
         let before = out.len();
         let event = self.messages.next(out)?;
         for (to, byte) in self.length.iter_mut().skip(self.received).zip(&out[before..]) {
@@ -60,11 +60,11 @@ impl FrameDecoder {
             _ => None,
         };
         if expected.is_some_and(|len| self.received > len || len > self.max_message) {
-            return Err(FrameError::NotOneFrame);
+            return Err(MessageError::NotOneFrame);
         }
         if event == Some(Event::MessageEnd) {
             if expected != Some(self.received) {
-                return Err(FrameError::NotOneFrame);
+                return Err(MessageError::NotOneFrame);
             }
             self.received = 0;
         }
@@ -131,7 +131,7 @@ mod tests {
     }
 
     /// Decodes all of `bytes`; returns the frames and the events besides their ends.
-    fn decode(decoder: &mut FrameDecoder, bytes: &[u8]) -> Result<(Vec<u8>, Vec<Event>), FrameError> {
+    fn decode(decoder: &mut FrameDecoder, bytes: &[u8]) -> Result<(Vec<u8>, Vec<Event>), MessageError> {
         let (mut out, mut events) = (Vec::new(), Vec::new());
         decoder.push(bytes);
         while let Some(event) = decoder.next(&mut out)? {
@@ -140,7 +140,7 @@ mod tests {
         Ok((out, events))
     }
 
-    fn frames_of(bytes: &[u8]) -> Result<Vec<u8>, FrameError> {
+    fn frames_of(bytes: &[u8]) -> Result<Vec<u8>, MessageError> {
         decode(&mut FrameDecoder::new(LONGEST), bytes).map(|(frames, _)| frames)
     }
 
@@ -157,7 +157,7 @@ mod tests {
         }
         for wrong in [frame(9)[..12].to_vec(), [frame(9), vec![0]].concat(), vec![1, 0], vec![], vec![255; 4]]
         {
-            assert_eq!(frames_of(&sent(binary, true, &wrong)), Err(FrameError::NotOneFrame));
+            assert_eq!(frames_of(&sent(binary, true, &wrong)), Err(MessageError::NotOneFrame));
         }
         assert_eq!(frames_of(&sent(binary, true, &frame(LONGEST))), Err(CloseCode(1009).into()));
     }

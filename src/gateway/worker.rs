@@ -158,7 +158,7 @@ impl GatewayWorker {
         let poll = Poll::new()?;
         let waker = Waker::new(poll.registry(), WAKER)?;
         let worker = Self {
-            router: Router::new(config.router.clone(), rng),
+            router: Router::new(config.router(), rng),
             poll,
             messages,
             slots: Vec::new(),

@@ -1,11 +1,11 @@
-//! Who the load is for: a name and a password, or one made of a shared secret.
+//! Credentials of the load's clients: a name and a password, or minted ones.
 
 use crate::stun::{Key, long_term_digest};
 use crate::turn_server::auth::RestSecret;
 use std::fmt;
 
 /// Long-term credentials ([RFC 8489 section 9.2](https://www.rfc-editor.org/rfc/rfc8489#section-9.2)), in the form that every
-/// server knows: MD5 and MESSAGE-INTEGRITY.
+/// server supports: MD5 and MESSAGE-INTEGRITY.
 #[derive(Clone, PartialEq, Eq)]
 pub struct LoadCredentials {
     user: String,
@@ -13,26 +13,26 @@ pub struct LoadCredentials {
 }
 
 impl LoadCredentials {
-    /// Takes a user's name and password.
+    /// Uses a user's name and password.
     #[must_use]
     pub fn new(user: &str, password: &str) -> Self {
         Self { user: user.to_owned(), password: password.to_owned() }
     }
 
-    /// Makes the time-limited credentials of the TURN REST scheme for `name`, good until `expires_unix`.
+    /// Mints credentials of the TURN REST scheme for `name`, valid until `expires_unix`.
     #[must_use]
     pub fn rest(name: &str, secret: &[u8], expires_unix: u64) -> Self {
         let minted = RestSecret::new(secret).issue(name, expires_unix);
         Self { user: minted.username, password: minted.credential }
     }
 
-    /// Returns the user name as the server is told it.
+    /// Returns the value of USERNAME.
     #[must_use]
     pub fn user(&self) -> &str {
         &self.user
     }
 
-    /// Makes the key for `realm`.
+    /// Derives the key for `realm`.
     #[must_use]
     pub fn key(&self, realm: &str) -> Key {
         Key::from_bytes(&long_term_digest(&self.user, realm, &self.password))

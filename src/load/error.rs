@@ -1,4 +1,4 @@
-//! Why a load ends before its time.
+//! Errors of loads.
 
 use super::request_error::RequestError;
 use super::target::Target;
@@ -7,19 +7,19 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
-/// Why there is no report.
+/// Why a load failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LoadError {
-    /// A setting makes no sense.
+    /// A setting is out of range.
     #[error("{what} must be {rule}")]
     Setting {
-        /// Which one.
+        /// The option.
         what: &'static str,
-        /// What it must be.
+        /// The allowed values.
         rule: &'static str,
     },
-    /// The process to watch is not there.
+    /// The process to watch does not exist.
     #[error("process {pid} cannot be watched: {source}")]
     Process {
         /// Its id.
@@ -27,7 +27,7 @@ pub enum LoadError {
         /// The system's answer.
         source: io::Error,
     },
-    /// The processor to run on is not there.
+    /// The processor does not exist.
     #[error("cannot run on processor {cpu}: {source}")]
     Pin {
         /// Its number.
@@ -36,29 +36,29 @@ pub enum LoadError {
         source: io::Error,
     },
     /// A client cannot be connected.
-    #[error("no way to {transport} {address}: {source}")]
+    #[error("cannot connect to {transport} {address}: {source}")]
     Connect {
         /// The server.
         address: SocketAddr,
-        /// By what.
+        /// The transport.
         transport: &'static str,
         /// The system's answer.
         source: io::Error,
     },
     /// Too many sockets.
     #[error(
-        "out of descriptors after {opened} sockets: ask for fewer, spread them over --processes, or raise the limit (ulimit -n)"
+        "no file descriptors left after {opened} sockets: use fewer clients or more --processes, or raise the limit (ulimit -n)"
     )]
     Descriptors {
-        /// How many there were.
+        /// Sockets that were opened.
         opened: usize,
     },
-    /// Nobody is there.
+    /// The port is closed.
     #[error("nothing listens on {transport} {address}: is the server running, and is this its port?")]
     NobodyThere {
         /// The server.
         address: SocketAddr,
-        /// By what.
+        /// The transport.
         transport: &'static str,
     },
     /// The server has closed a connection.
@@ -68,69 +68,69 @@ pub enum LoadError {
     Closed {
         /// The server.
         address: SocketAddr,
-        /// Which one.
+        /// Its number.
         number: usize,
-        /// Of how many.
+        /// The number of clients.
         of: usize,
     },
-    /// A client was refused something.
+    /// A request of a client failed.
     #[error("client {number} of {of}: {error}")]
     Refused {
-        /// Which one.
+        /// Its number.
         number: usize,
-        /// Of how many.
+        /// The number of clients.
         of: usize,
-        /// What it was told.
+        /// Why.
         error: RequestError,
     },
-    /// The signalling does not let all clients in.
-    #[error("{online} of {of} clients are registered, and no more get in{}", NoMore(*.closed, *.code))]
+    /// The server does not register all clients.
+    #[error("{online} of {of} clients are registered, and no more are accepted{}", RegistrationHint(*.closed, *.code))]
     NotRegistered {
-        /// How many are.
+        /// Registered clients.
         online: usize,
-        /// Of how many.
+        /// The number of clients.
         of: usize,
-        /// How many connections the server has closed.
+        /// Connections that the server closed.
         closed: usize,
-        /// What it has refused.
+        /// The last error code.
         code: Option<i64>,
     },
-    /// A gateway does not let a server in.
+    /// The gateway does not accept a server.
     #[error(
-        "server {id} does not get in at {address}: {source}; is the gateway on, is this the door that was meant, and its key?"
+        "the gateway does not accept server {id} at {address}: {source}; is it enabled, and are port, handshake and key right?"
     )]
-    ServerDoor {
-        /// The door.
+    ServerRefused {
+        /// The address for servers.
         address: SocketAddr,
         /// The server's id.
         id: u32,
-        /// What happened.
+        /// Why.
         source: io::Error,
     },
-    /// A gateway does not connect all clients to their servers.
-    #[error("{up} of {of} virtual connections are up, and no more come{}", NotDialled(*.refused, *.gone))]
+    /// The gateway does not connect all clients to their servers.
+    #[error("{up} of {of} virtual connections are open, and no more are accepted{}", DialHint(*.refused, *.gone))]
     NotDialled {
-        /// How many are.
+        /// Open virtual connections.
         up: usize,
-        /// Of how many.
+        /// The number of clients.
         of: usize,
-        /// How many the gateway has refused.
+        /// Dials that the gateway refused.
         refused: u64,
-        /// How many it has closed, connections or virtual ones.
+        /// Connections and virtual connections that it closed.
         gone: u64,
     },
-    /// It was interrupted before there was anything to report.
+    /// It was interrupted before the measurement.
     #[error("interrupted")]
     Interrupted,
-    /// The system does not play along.
+    /// A system call failed.
     #[error(transparent)]
     System(#[from] io::Error),
 }
 
-/// Why the signalling lets nobody in, and what to change.
-struct NoMore(usize, Option<i64>);
+/// Why no more clients are registered, and what to change.
+struct RegistrationHint(usize, Option<i64>);
 
-impl fmt::Display for NoMore {
+impl fmt::Display for RegistrationHint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let raise = "ginnel: raise in [signaling]";
         match *self {
@@ -138,22 +138,22 @@ impl fmt::Display for NoMore {
                 f,
                 ": the server closed {closed} connections; {raise} signaling.limits.connections and connections_per_network"
             ),
-            Self(0, Some(204)) => f.write_str(": the server wants another --key (204)"),
+            Self(0, Some(204)) => f.write_str(": the server requires another --key (204)"),
             Self(0, Some(206)) => {
                 write!(f, ": too many (206); {raise} signaling.limits.tags and tags_per_network")
             }
-            Self(0, Some(code)) => write!(f, ": the server said {code}"),
-            Self(0, None) => f.write_str(
-                ": the server does not answer; does it run, and does it speak ginnel's signalling?",
-            ),
+            Self(0, Some(code)) => write!(f, ": the server answered {code}"),
+            Self(0, None) => {
+                f.write_str(": the server does not answer; does it run, and is it ginnel's signalling?")
+            }
         }
     }
 }
 
-/// Why a gateway connects no more, and what to change.
-struct NotDialled(u64, u64);
+/// Why the gateway connects no more, and what to change.
+struct DialHint(u64, u64);
 
-impl fmt::Display for NotDialled {
+impl fmt::Display for DialHint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self(refused @ 1.., _) => write!(
@@ -162,17 +162,15 @@ impl fmt::Display for NotDialled {
             ),
             Self(0, gone @ 1..) => write!(
                 f,
-                ": the gateway closed {gone} connections; is the key right, does it want a --ticket? ginnel: raise limits.connections_per_address"
+                ": the gateway closed {gone} connections; is the key right, does it require a --ticket? ginnel: raise limits.connections_per_address"
             ),
-            Self(0, 0) => {
-                f.write_str(": it does not answer; does it run, and does it speak a gateway's language?")
-            }
+            Self(0, 0) => f.write_str(": it does not answer; does it run, and is it a gateway?"),
         }
     }
 }
 
 impl LoadError {
-    /// Names what kept a client from being connected.
+    /// Maps an I/O error of connecting a client.
     pub(super) fn connecting(target: Target, opened: usize, source: io::Error) -> Self {
         let (address, transport) = (target.address(), target.transport().name());
         match source.raw_os_error().map(Errno::from_raw) {

@@ -1,4 +1,4 @@
-//! Traffic: sends as the pace allows, takes what arrives, and counts.
+//! The traffic generator: sends as the pacer allows, receives, and counts.
 
 use super::error::LoadError;
 use super::outcome::TrafficOutcome;
@@ -13,27 +13,27 @@ use crate::stun::{Class, Message};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// How long stragglers are waited for.
-const STRAGGLERS: Duration = Duration::from_secs(1);
-/// The poll loop's timer counts in ms; what is due sooner is waited for awake.
-const TOO_SHORT_TO_SLEEP: Duration = Duration::from_micros(1500);
+/// How long the end waits for late packets.
+const LATE_PACKETS: Duration = Duration::from_secs(1);
+/// Shorter waits are busy waits: the timer of `poll` has a resolution of 1 ms.
+const MIN_SLEEP: Duration = Duration::from_micros(1500);
 
-/// What is sent, and what is expected to come of it.
+/// What is sent, and which arrival is expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TrafficKind {
-    /// Binding requests, each answered to the socket that sent it.
+    /// Binding requests; each answer arrives at the socket that sent it.
     Answers,
     /// Payloads, each to the other endpoint of its flow: 0 and 1, 2 and 3, and so on.
     OneWay,
-    /// The same, and back from there.
+    /// The same, returned by the receiver.
     Echo,
 }
 
-/// One load.
+/// The plan of one run.
 #[derive(Debug, Clone)]
 pub(super) struct TrafficPlan {
     pub(super) kind: TrafficKind,
-    /// The endpoints that send by themselves.
+    /// The endpoints that send.
     pub(super) senders: Vec<usize>,
     pub(super) mode: LoadMode,
     pub(super) burst: u32,
@@ -41,7 +41,7 @@ pub(super) struct TrafficPlan {
     pub(super) size: usize,
     pub(super) times: LoadTimes,
     pub(super) process: Option<Process>,
-    /// Tells this run's packets from an earlier one's.
+    /// Distinguishes this run's packets from those of an earlier run.
     pub(super) tag: u16,
 }
 
@@ -51,7 +51,7 @@ struct Tally<'a> {
     pace: Pace,
     from: u64,
     to: u64,
-    /// Whatever has arrived, counted or not.
+    /// All arrivals, counted or not.
     arrivals: u64,
     outcome: TrafficOutcome,
 }
@@ -81,8 +81,8 @@ pub(super) fn run(
         arrivals: 0,
         outcome: TrafficOutcome::default(),
     };
-    // CPU time between turns in which there was nothing to do: waiting, but awake.
-    let (mut awake, mut idle_since) = (0, None);
+    // CPU time of busy waiting.
+    let (mut busy_wait, mut idle_since) = (0, None);
     let mut sender = PacketWriter { next: 0, number: 0, packets: Packets::default() };
     let end = ns(warm_up + seconds);
     let mut used_before = (None, 0);
@@ -101,14 +101,14 @@ pub(super) fn run(
         let due = tally.pace.due(now);
         let sent = sender.send(socket_set, &mut tally, due)?;
         let wait = if sent > 0 { Duration::ZERO } else { tally.pace.wait(now) };
-        let wait = if wait < TOO_SHORT_TO_SLEEP { Duration::ZERO } else { wait - Duration::from_millis(1) };
+        let wait = if wait < MIN_SLEEP { Duration::ZERO } else { wait - Duration::from_millis(1) };
         let seen = tally.arrivals;
         socket_set.poll_once(wait.min(Duration::from_millis(100)), &mut |endpoint, at, payload| {
             tally.arrived(endpoint, at, payload)
         })?;
         if wait.is_zero() && sent == 0 && tally.arrivals == seen && tally.from != u64::MAX {
             let used = thread_cpu_ns();
-            awake += idle_since.map_or(0, |since| used.saturating_sub(since));
+            busy_wait += idle_since.map_or(0, |since| used.saturating_sub(since));
             idle_since = Some(used);
         } else {
             idle_since = None;
@@ -124,8 +124,8 @@ pub(super) fn run(
     }
     tally.to = tally.now();
     let used_after = used(plan)?;
-    let patience = time::mono() + STRAGGLERS;
-    while tally.outcome.received < tally.outcome.sent && time::mono() < patience {
+    let deadline = time::mono() + LATE_PACKETS;
+    while tally.outcome.received < tally.outcome.sent && time::mono() < deadline {
         socket_set.poll_once(Duration::from_millis(10), &mut |endpoint, at, payload| {
             tally.arrived(endpoint, at, payload)
         })?;
@@ -135,7 +135,8 @@ pub(super) fn run(
     outcome.left_out = tally.pace.left_out() - left_out_before;
     outcome.server_cpu =
         used_after.0.zip(used_before.0).map(|(a, b)| Duration::from_nanos(a.saturating_sub(b)));
-    outcome.own_cpu = Duration::from_nanos(used_after.1.saturating_sub(used_before.1).saturating_sub(awake));
+    outcome.own_cpu =
+        Duration::from_nanos(used_after.1.saturating_sub(used_before.1).saturating_sub(busy_wait));
     outcome.segmentation = socket_set.segmentation.0;
     Ok(outcome)
 }
@@ -151,7 +152,7 @@ struct PacketWriter {
 }
 
 impl PacketWriter {
-    /// Sends `due` packets, a burst for each sender in turn; returns how many left.
+    /// Sends `due` packets, one burst per sender in turn; returns how many were sent.
     fn send(
         &mut self,
         socket_set: &mut SocketSet,
@@ -168,7 +169,7 @@ impl PacketWriter {
             let at = tally.now();
             self.write(socket_set, plan, endpoint, count, at);
             let taken = socket_set.send(&self.packets)?;
-            tally.pace.left(at, taken);
+            tally.pace.sent(at, taken);
             tally.pace.held_back(count - taken);
             if at >= tally.from {
                 tally.outcome.sent += taken;
@@ -206,12 +207,12 @@ impl Tally<'_> {
         ns(at.saturating_duration_since(self.epoch))
     }
 
-    /// Counts an arrival; returns whether it goes back.
+    /// Counts an arrival; returns whether it is to be returned.
     fn arrived(&mut self, endpoint: usize, at: Instant, payload: &[u8]) -> bool {
         self.arrivals += 1;
         let Some(stamp) = self.read(payload).filter(|stamp| stamp.tag == self.plan.tag) else { return false };
         let sender = stamp.number as usize;
-        let goes_back = self.plan.kind == TrafficKind::Echo && sender == endpoint ^ 1;
+        let is_returned = self.plan.kind == TrafficKind::Echo && sender == endpoint ^ 1;
         let expected = match self.plan.kind {
             TrafficKind::Answers => true,
             TrafficKind::OneWay => sender == endpoint ^ 1,
@@ -225,14 +226,14 @@ impl Tally<'_> {
         if (self.from..self.to).contains(&now) {
             self.outcome.delivered += 1;
         }
-        if !goes_back {
+        if !is_returned {
             self.pace.arrived(stamp.at);
             if (self.from..self.to).contains(&stamp.at) {
                 self.outcome.received += 1;
                 self.outcome.latency.record(now.saturating_sub(stamp.at));
             }
         }
-        goes_back
+        is_returned
     }
 
     fn read(&mut self, payload: &[u8]) -> Option<PacketStamp> {
@@ -283,7 +284,7 @@ mod tests {
         let (epoch, pace) = (time::mono(), Pace::new(plan.mode, plan.burst));
         let mut tally =
             Tally { plan, epoch, pace, from: 100, to: 200, arrivals: 0, outcome: TrafficOutcome::default() };
-        tally.pace.left(100, 4);
+        tally.pace.sent(100, 4);
         tally
     }
 
@@ -294,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_payload_counts_where_it_belongs_and_is_told_where_it_does_not() {
+    fn a_payload_counts_at_its_receiver_and_as_misdelivered_elsewhere() {
         let plan = plan(TrafficKind::OneWay);
         let mut tally = tally(&plan);
         let at = tally.epoch + Duration::from_nanos(150);
@@ -312,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_before_or_after_the_time_measured_is_delivered_but_not_received() {
+    fn a_packet_sent_outside_the_measurement_is_delivered_but_not_received() {
         let plan = plan(TrafficKind::OneWay);
         let mut tally = tally(&plan);
         let inside = tally.epoch + Duration::from_nanos(150);

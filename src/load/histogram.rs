@@ -3,16 +3,16 @@
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// Bits of a value that its bucket keeps.
+/// Bits of precision of a bucket.
 const PRECISION: u32 = 7;
 const PER_POWER: usize = 1 << PRECISION;
-/// The longest latency that is told from longer ones, as a power of two in ns: 18 minutes.
+/// The longest latency with its own bucket, as a power of two in ns: 18 minutes.
 const MAX_POWER: u32 = 40;
 const BUCKETS: usize = (MAX_POWER - PRECISION + 1) as usize * PER_POWER;
 
-/// How often which latency was seen: 35 kB, however many there were.
+/// Counts of latencies, in 35 kB.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "Sparse", try_from = "Sparse")]
+#[serde(into = "SparseHistogram", try_from = "SparseHistogram")]
 pub struct Histogram {
     counts: Box<[u64]>,
     total: u64,
@@ -21,22 +21,22 @@ pub struct Histogram {
 
 /// The buckets that are not empty.
 #[derive(Debug, Serialize, Deserialize)]
-struct Sparse {
+struct SparseHistogram {
     counts: Vec<(usize, u64)>,
     longest: u64,
 }
 
-impl From<Histogram> for Sparse {
+impl From<Histogram> for SparseHistogram {
     fn from(histogram: Histogram) -> Self {
         let counts = histogram.counts.iter().copied().enumerate().filter(|(_, count)| *count > 0).collect();
         Self { counts, longest: histogram.longest }
     }
 }
 
-impl TryFrom<Sparse> for Histogram {
+impl TryFrom<SparseHistogram> for Histogram {
     type Error = &'static str;
 
-    fn try_from(sparse: Sparse) -> Result<Self, Self::Error> {
+    fn try_from(sparse: SparseHistogram) -> Result<Self, Self::Error> {
         let mut histogram = Self { longest: sparse.longest, ..Self::default() };
         for (bucket, count) in sparse.counts {
             *histogram.counts.get_mut(bucket).ok_or("no such bucket")? += count;
@@ -60,14 +60,14 @@ impl Histogram {
         self.longest = self.longest.max(ns);
     }
 
-    /// Adds all that another one has counted.
+    /// Adds the counts of another histogram.
     pub fn merge(&mut self, other: &Self) {
         self.counts.iter_mut().zip(&other.counts).for_each(|(mine, other)| *mine += other);
         self.total += other.total;
         self.longest = self.longest.max(other.longest);
     }
 
-    /// Returns how many were counted.
+    /// Returns the number of latencies.
     #[must_use]
     pub fn len(&self) -> u64 {
         self.total
@@ -85,7 +85,7 @@ impl Histogram {
         Duration::from_nanos(self.longest)
     }
 
-    /// Returns the latency that `per_mille` of 1000 did not exceed, zero when none was counted.
+    /// Returns the quantile `per_mille` / 1000; zero if the histogram is empty.
     #[must_use]
     pub fn quantile(&self, per_mille: u16) -> Duration {
         let wanted = (self.total * u64::from(per_mille)).div_ceil(1000).max(1);
@@ -103,7 +103,7 @@ impl Histogram {
 fn bucket(ns: u64) -> usize {
     let ns = ns.min((1 << MAX_POWER) - 1);
     let power = ns.max(1).ilog2().saturating_sub(PRECISION);
-    // From the second power on only the upper half of each row's offsets occurs, so rows overlap by one.
+    // From the second power on only the upper half of each row's offsets is used, so rows overlap by one.
     (power as usize * PER_POWER) + (ns >> power) as usize
 }
 
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn two_histograms_make_the_one_of_both() {
+    fn merging_adds_the_counts() {
         let filled = |range: std::ops::RangeInclusive<u64>| {
             let mut histogram = Histogram::default();
             range.for_each(|us| histogram.record(us * 1000));
@@ -156,7 +156,7 @@ mod tests {
         }
 
         #[test]
-        fn no_value_is_outside(ns in any::<u64>()) {
+        fn every_value_has_a_bucket(ns in any::<u64>()) {
             prop_assert!(bucket(ns) < BUCKETS);
         }
     }

@@ -1,10 +1,9 @@
-//! A load generator and test client for any STUN or TURN server, over UDP and TCP, for our signalling and for gateways; on one
-//! thread.
+//! A load generator for any STUN or TURN server, over UDP and TCP, for ginnel's signalling and for gateways. It uses one thread.
 //!
 //! [`Load::traffic`], [`Load::search`], [`Load::allocate`], [`Load::signaling`] and [`Load::gateway`] run a load to its end; nothing is printed.
-//! [`turn_client::TurnClient`] is a TURN client without sockets, [`pacing`] says when packets leave, [`packet_stamp`] what they carry so that their
-//! arrival is worth something, [`histogram`] keeps latencies in fixed memory. Sends of several packets to one destination leave as
-//! one (GSO), and runs that arrive together are taken as one (GRO).
+//! [`turn_client::TurnClient`] is a TURN client without sockets; [`pacing`] decides when packets are sent; [`packet_stamp`] is what packets carry, so that
+//! their receiver can measure them; [`histogram`] stores latencies in fixed memory. Consecutive packets to one destination are sent and received as
+//! one (GSO, GRO).
 
 pub(crate) mod credentials;
 mod error;
@@ -40,53 +39,53 @@ use serde::{Deserialize, Serialize};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-/// The longest load: what one has started and forgotten ends by itself.
+/// The longest load. A forgotten one ends by itself.
 pub(crate) const LONGEST: Duration = Duration::from_secs(3600);
-/// The most clients of a load.
-pub(crate) const MOST_CLIENTS: usize = 250_000;
-/// The largest payload; what goes around it still fits a datagram.
-pub(crate) const LARGEST: u16 = 60_000;
-/// How long a load takes.
+/// The largest number of clients.
+pub(crate) const MAX_CLIENTS: usize = 250_000;
+/// The largest payload. With its headers it fits a datagram.
+pub(crate) const MAX_PAYLOAD: u16 = 60_000;
+/// The duration of a load.
 #[derive(Debug, Clone, Copy)]
 pub struct LoadTimes {
-    /// Before anything is measured; default 1 s.
+    /// Before the measurement; default 1 s.
     pub warm_up: Duration,
-    /// While it is measured; default 10 s.
+    /// Of the measurement; default 10 s.
     pub seconds: Duration,
 }
 
-/// How a load is going.
+/// The progress of a load.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LoadProgress {
-    /// Since its beginning.
+    /// Since the start.
     pub elapsed: Duration,
-    /// WaitLimit its end.
+    /// From the start to the end.
     pub whole: Duration,
-    /// Whether it is not yet measured.
+    /// Whether the measurement has not begun.
     pub warming_up: bool,
-    /// Packets sent while measured.
+    /// Packets sent during the measurement.
     pub sent: u64,
     /// How many of them have arrived.
     pub received: u64,
 }
 
-/// Where a load has got to.
+/// The stage of a load.
 #[derive(Debug, Clone)]
 pub enum LoadStage {
-    /// So many clients have what they need.
+    /// Clients are being set up.
     SettingUp {
-        /// How many.
+        /// Clients that are ready.
         done: usize,
-        /// Of how many.
+        /// All clients.
         of: usize,
     },
-    /// It may begin.
+    /// Setup is complete.
     Ready,
-    /// Packets are under way; told once a second.
+    /// Packets are being sent; reported once a second.
     Traffic(LoadProgress),
     /// A search has tried a rate.
     Tried(Trial),
-    /// All allocations are there, and not yet given back.
+    /// All allocations were made and not yet released.
     AllocationResult(AllocationResult),
 }
 
@@ -98,7 +97,7 @@ pub struct RunControl<'a> {
     pub start: Option<&'a AtomicBool>,
     /// Ends `AllocateLoad::hold` early.
     pub release: &'a AtomicBool,
-    /// Is called at every stage.
+    /// Called at every stage.
     pub on_stage: &'a mut dyn FnMut(LoadStage),
 }
 
@@ -107,53 +106,53 @@ pub struct RunControl<'a> {
 pub struct Trial {
     /// Packets a second.
     pub rate: u64,
-    /// What of them has not arrived or could not even leave.
+    /// Packets that did not arrive or were not sent, in percent.
     pub loss_percent: f64,
-    /// Whether that is little enough.
-    pub borne: bool,
-    /// Whether the generator could not send so much.
+    /// Whether the loss is within the limit.
+    pub passed: bool,
+    /// Whether the generator could not send at this rate.
     pub left_out: bool,
 }
 
-/// How a highest rate is looked for.
+/// The search for the highest rate.
 #[derive(Debug, Clone, Copy)]
 pub struct SearchLoad {
-    /// What may be lost; default 0.1.
+    /// The loss that is accepted, in percent; default 0.1.
     pub max_loss_percent: f64,
-    /// How long each trial takes; default 1 s.
+    /// The duration of a trial; default 1 s.
     pub trial: Duration,
 }
 
-/// Packets of which kind.
+/// The kind of packets.
 #[derive(Debug, Clone)]
 pub enum Traffic {
     /// Binding requests.
     Binding {
-        /// From so many sockets.
+        /// Sockets that send them.
         sockets: usize,
     },
     /// Payloads through allocations.
     Relay(LoadCredentials, RelayLoad),
 }
 
-/// What all loads have in common.
+/// Settings of every load.
 #[derive(Debug, Clone)]
 pub struct Load {
     /// The server.
     pub target: Target,
-    /// How long.
+    /// The duration.
     pub times: LoadTimes,
     /// A process whose CPU time and memory are reported, such as the server.
     pub pid: Option<u32>,
     /// The processor to run on; default any.
     pub cpu: Option<usize>,
-    /// Whether packets for one destination leave as one; default true.
+    /// Whether consecutive packets to one destination are sent as one; default true.
     pub segmentation: bool,
-    /// Whether every client and peer has a socket of its own, also where many could share one (IPv4 loopback); default false.
+    /// Whether each client and peer has its own socket even on IPv4 loopback, where they can share one; default false.
     pub own_sockets: bool,
 }
 
-/// Who sends payloads.
+/// The sender of payloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RelayDirection {
     /// Clients, to their peers.
@@ -162,11 +161,11 @@ pub enum RelayDirection {
     Down,
     /// Both.
     Both,
-    /// Clients, and peers send back what arrives.
+    /// Clients; peers return what they receive.
     Echo,
 }
 
-/// Who the peers are.
+/// The kind of peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Peers {
     /// A socket of this machine for each client.
@@ -175,36 +174,36 @@ pub enum Peers {
     Clients,
 }
 
-/// What a relay load sends.
+/// A relay load.
 #[derive(Debug, Clone)]
 pub struct RelayLoad {
-    /// Clients with an allocation each; made even where they are each other's peers.
+    /// Clients with an allocation each; rounded up to an even number where clients are each other's peers.
     pub allocations: usize,
-    /// Bytes of each payload, from [`packet_stamp::STAMP_LEN`] to [`LARGEST`].
+    /// Bytes of each payload, from [`packet_stamp::STAMP_LEN`] to [`MAX_PAYLOAD`].
     pub size: u16,
-    /// Who sends.
+    /// The senders.
     pub direction: RelayDirection,
-    /// Packets in a row from each sender; default 1.
+    /// Consecutive packets of each sender; default 1.
     pub burst: u32,
     /// Whether Send and Data indications carry the payloads instead of channels.
     pub indications: bool,
-    /// Who the peers are.
+    /// The peers.
     pub peers: Peers,
 }
 
-/// What [`Load::allocate`] does.
+/// Settings of [`Load::allocate`].
 #[derive(Debug, Clone, Copy)]
 pub struct AllocateLoad {
     /// Allocations in all.
     pub count: usize,
-    /// How many are asked for at a time.
+    /// Allocate requests in flight.
     pub concurrency: usize,
-    /// Whether they are kept until the load's time is over.
+    /// Whether they are kept for the duration of the load.
     pub hold: bool,
 }
 
 impl Traffic {
-    /// Returns what one part of the load's processes does.
+    /// Returns the share of one process.
     #[must_use]
     pub fn part(&self, part: ProcessShare) -> Self {
         match self {

@@ -1,40 +1,40 @@
-//! What came of a load, in counts that can be added up: a load may run in several processes.
+//! The results of a load as counts that can be added: a load may run in several processes.
 
 use super::histogram::Histogram;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// What became of packets.
+/// The results of a traffic load.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrafficOutcome {
-    /// The time measured.
+    /// Duration of the measurement.
     pub elapsed: Duration,
-    /// Packets that left in it.
+    /// Packets sent during the measurement.
     pub sent: u64,
-    /// Of those that were sent: how many arrived, whenever.
+    /// How many of those arrived, at any time.
     pub received: u64,
-    /// How many arrived anywhere while it was measured.
+    /// Packets that arrived anywhere during the measurement.
     pub delivered: u64,
-    /// Packets that arrived where they do not belong.
+    /// Packets that arrived at the wrong endpoint.
     pub misdelivered: u64,
     /// Error responses to Binding requests.
     pub refused: u64,
-    /// Packets that the kernel had no room for.
+    /// Packets that the kernel's buffers had no space for.
     pub held_back: u64,
-    /// Packets of a rate that could not leave in time.
+    /// Packets of a rate that were not sent in time.
     pub left_out: u64,
-    /// How long packets took.
+    /// Latencies of packets.
     pub latency: Histogram,
     /// CPU time of the watched process.
     pub server_cpu: Option<Duration>,
-    /// CPU time of the generator, without what it has waited awake.
+    /// CPU time of the generator without busy waiting.
     pub own_cpu: Duration,
-    /// Whether packets for one destination left as one.
+    /// Whether consecutive packets to one destination were sent as one.
     pub segmentation: bool,
 }
 
 impl TrafficOutcome {
-    /// Adds what came of another part of the same load, at the same time.
+    /// Adds the results of another process.
     pub fn merge(&mut self, other: &Self) {
         self.elapsed = self.elapsed.max(other.elapsed);
         self.sent += other.sent;
@@ -50,7 +50,7 @@ impl TrafficOutcome {
         self.segmentation |= other.segmentation;
     }
 
-    /// Returns how much of what was to be sent has not arrived, in percent: what could not leave counts as lost.
+    /// Returns the packets that did not arrive, in percent of those to be sent: a packet that was not sent counts as lost.
     #[must_use]
     pub fn shortfall(&self) -> f64 {
         let wanted = self.sent + self.held_back + self.left_out;
@@ -59,7 +59,7 @@ impl TrafficOutcome {
     }
 }
 
-/// What became of allocations.
+/// The results of an allocation load.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct AllocationResult {
     /// How many there are.

@@ -1,18 +1,18 @@
-//! What a packet carries so that its arrival says whose it is and how long it took: 12 bytes, as many as a transaction id has.
+//! The stamp that a packet carries: its sender and send time, in 12 bytes, the length of a transaction id.
 
-/// Bytes of a stamp, and so the smallest payload that can be measured.
+/// Bytes of a stamp, and the smallest payload that can be measured.
 pub(crate) const STAMP_LEN: usize = 12;
-/// LoadTimes have 48 bits: 78 hours in nanoseconds.
+/// Times have 48 bits: 78 hours in nanoseconds.
 const TIME_MASK: u64 = (1 << 48) - 1;
 
 /// The first bytes of a payload, or a transaction id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PacketStamp {
-    /// The run it belongs to; what an earlier run has left under way has another one.
+    /// The run. Late packets of an earlier run have another tag.
     pub tag: u16,
     /// The sender, or the number of the request.
     pub number: u32,
-    /// When it was sent, in ns since the beginning of the run.
+    /// When it was sent, in ns since the start of the run.
     pub at: u64,
 }
 
@@ -27,7 +27,7 @@ impl PacketStamp {
         bytes
     }
 
-    /// Reads the stamp at the beginning of `bytes`; `None` where they are too few.
+    /// Reads the stamp at the start of `bytes`; `None` if they are too short.
     #[must_use]
     pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
         let &[t0, t1, n0, n1, n2, n3, ref at @ ..] = bytes.first_chunk::<STAMP_LEN>()?;

@@ -1,9 +1,10 @@
-//! Packets that leave together, in one buffer: runs of one size for one endpoint.
+//! A buffer of packets to send: runs of packets of one size for one endpoint.
 
 use super::socket::PacketRun;
 
+/// The end of a run in the buffer.
 #[derive(Debug, Clone, Copy)]
-struct Cut {
+struct RunEnd {
     endpoint: usize,
     stride: usize,
     end: usize,
@@ -13,34 +14,34 @@ struct Cut {
 #[derive(Debug, Default)]
 pub(super) struct Packets {
     bytes: Vec<u8>,
-    cuts: Vec<Cut>,
+    runs: Vec<RunEnd>,
 }
 
 impl Packets {
     pub(super) fn clear(&mut self) {
         self.bytes.clear();
-        self.cuts.clear();
+        self.runs.clear();
     }
 
-    /// Adds a packet of `parts` and `zeros` bytes more; it joins the run before it if that is its endpoint's and of its size. Returns it.
+    /// Appends a packet of `parts` and `zeros` zero bytes; it extends the last run if endpoint and size are the same. Returns the packet.
     pub(super) fn push(&mut self, endpoint: usize, parts: [&[u8]; 2], zeros: usize) -> &mut [u8] {
         let begin = self.bytes.len();
         parts.iter().for_each(|part| self.bytes.extend_from_slice(part));
         let end = self.bytes.len() + zeros;
         self.bytes.resize(end, 0);
         let stride = end - begin;
-        match self.cuts.last_mut().filter(|last| (last.endpoint, last.stride) == (endpoint, stride)) {
+        match self.runs.last_mut().filter(|last| (last.endpoint, last.stride) == (endpoint, stride)) {
             Some(last) => last.end = end,
-            None => self.cuts.push(Cut { endpoint, stride, end }),
+            None => self.runs.push(RunEnd { endpoint, stride, end }),
         }
         &mut self.bytes[begin..]
     }
 
     pub(super) fn runs(&self) -> impl Iterator<Item = (usize, PacketRun<'_>)> {
-        self.cuts.iter().scan(0, |begin, cut| {
-            let bytes = &self.bytes[*begin..cut.end];
-            *begin = cut.end;
-            Some((cut.endpoint, PacketRun { bytes, stride: cut.stride }))
+        self.runs.iter().scan(0, |begin, run| {
+            let bytes = &self.bytes[*begin..run.end];
+            *begin = run.end;
+            Some((run.endpoint, PacketRun { bytes, stride: run.stride }))
         })
     }
 }
@@ -50,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packets_of_one_leg_and_size_are_one_run() {
+    fn packets_of_one_endpoint_and_size_are_one_run() {
         let mut packets = Packets::default();
         for (endpoint, payload) in [(1, "aa"), (1, "bb"), (2, "cc"), (2, "d"), (1, "ee")] {
             packets.push(endpoint, [b"-", payload.as_bytes()], 1);

@@ -1,4 +1,4 @@
-//! What a process has used: CPU time and memory, from `/proc`.
+//! CPU time and memory of a process, from `/proc`.
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
@@ -17,7 +17,7 @@ impl Process {
     /// Watches the process `pid`.
     ///
     /// # Errors
-    /// When there is none, or the system tells nothing of it.
+    /// If it does not exist or `/proc` cannot be read.
     pub fn new(pid: u32) -> io::Result<Self> {
         let process = Self { pid, folder: format!("/proc/{pid}").into() };
         process.cpu_ns()?;
@@ -36,14 +36,14 @@ impl Process {
         self.pid
     }
 
-    /// Returns how long its threads have run, in ns. What has ended counts no more.
+    /// Returns the CPU time of its threads in ns. Ended threads are not counted.
     ///
     /// # Errors
     /// When it has ended.
     pub fn cpu_ns(&self) -> io::Result<u64> {
         let mut total = 0;
         for thread in fs::read_dir(self.folder.join("task"))? {
-            // A thread may end between the listing and the look.
+            // A thread may end between the two reads.
             let Ok(text) = fs::read_to_string(thread?.path().join("schedstat")) else { continue };
             total += run_time(&text).unwrap_or(0);
         }
@@ -60,7 +60,7 @@ impl Process {
     }
 }
 
-/// Lets this thread run on one processor alone.
+/// Pins this thread to one processor.
 ///
 /// # Errors
 /// When there is no such processor.
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_works_uses_time() {
+    fn a_working_process_uses_cpu_time() {
         let own = Process::own();
         let before = own.cpu_ns().unwrap();
         let sum = (0..3_000_000_u64).fold(0_u64, |sum, n| sum.wrapping_mul(31).wrapping_add(n));
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn the_systems_words_are_read() {
+    fn proc_files_are_parsed() {
         assert_eq!(run_time("12345 6 7\n"), Some(12_345));
         assert_eq!(resident("Name:\tx\nVmRSS:\t    20 kB\n"), Some(20 * 1024));
         assert_eq!((run_time(""), resident("")), (None, None));

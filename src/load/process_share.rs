@@ -1,16 +1,16 @@
-//! A load in several processes, each with a part of it.
+//! The share of one process in a load that runs in several.
 
-/// One of the parts.
+/// One process of several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProcessShare {
-    /// Which, from 0.
+    /// Its index, from 0.
     pub index: usize,
-    /// Of how many.
+    /// The number of processes.
     pub of: usize,
 }
 
 impl ProcessShare {
-    /// Reads `INDEX/OF`.
+    /// Parses `INDEX/OF`.
     #[must_use]
     pub fn read(text: &str) -> Option<Self> {
         let (index, of) = text.split_once('/')?;
@@ -18,14 +18,14 @@ impl ProcessShare {
         (part.index < part.of).then_some(part)
     }
 
-    /// Returns its share of `total`: those of all parts differ by at most one and add up to it.
+    /// Returns its share of `total`. The shares differ by at most one and add up to `total`.
     #[must_use]
     pub fn share(self, total: u64) -> u64 {
         let of = self.of as u64;
         total / of + u64::from((self.index as u64) < total % of)
     }
 
-    /// The same of things that are counted as sizes.
+    /// As [`ProcessShare::share`], for `usize`.
     #[must_use]
     pub fn share_of(self, total: usize) -> usize {
         total / self.of + usize::from(self.index < total % self.of)
@@ -48,7 +48,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_read_and_nonsense_is_not() {
+    fn a_share_is_parsed_and_invalid_text_is_refused() {
         assert_eq!(ProcessShare::read("2/3"), Some(ProcessShare { index: 2, of: 3 }));
         for text in ["3/3", "0/0", "x/2", "1", ""] {
             assert_eq!(ProcessShare::read(text), None, "{text}");

@@ -1,4 +1,4 @@
-//! What a load has found out, in numbers.
+//! Reports of loads.
 
 use super::histogram::Histogram;
 use super::outcome::{AllocationResult, TrafficOutcome};
@@ -6,29 +6,29 @@ use super::{AllocateLoad, Load, LoadMode, Peers, RelayDirection, RelayLoad, Sear
 use serde::Serialize;
 use std::time::Duration;
 
-/// LoadTimes from before a packet's sending call to after the receiving one, in µs.
+/// Latencies from before the send call to after the receive call, in µs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Latency {
-    /// What half of the packets did not exceed.
+    /// The median.
     pub p50: f64,
-    /// What 99 % did not exceed.
+    /// The 99th percentile.
     pub p99: f64,
-    /// What 99.9 % did not exceed.
+    /// The 99.9th percentile.
     pub p999: f64,
-    /// The longest.
+    /// The maximum.
     pub max: f64,
 }
 
 /// CPU time of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Cpu {
-    /// µs for each packet that arrived, or for each allocation.
+    /// µs per packet that arrived, or per allocation.
     pub us_each: f64,
-    /// Processors kept busy, 1 for one whole.
+    /// CPU time per elapsed time: 1 is one processor.
     pub share: f64,
 }
 
-/// What was relayed, and how.
+/// The relay load of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Relayed {
     /// Allocations.
@@ -41,11 +41,11 @@ pub struct Relayed {
     pub by: &'static str,
     /// `sockets` or `clients`.
     pub peers: &'static str,
-    /// Packets in a row.
+    /// Consecutive packets per sender.
     pub burst: u32,
 }
 
-/// What became of packets.
+/// The report of a traffic load.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TrafficReport {
     /// `binding` or `relay`.
@@ -59,43 +59,43 @@ pub struct TrafficReport {
     pub relayed: Option<Relayed>,
     /// Processes that made the load.
     pub processes: usize,
-    /// Packets a second that were asked for.
+    /// The rate of the load, in packets per second.
     pub rate: Option<u64>,
-    /// Packets kept under way.
+    /// The window of the load, in packets.
     pub window: Option<u32>,
     /// Seconds measured.
     pub seconds: f64,
     /// Packets sent in that time.
     pub sent: u64,
-    /// How many of them arrived, with an echo: came back.
+    /// How many of them arrived; with an echo: returned.
     pub received: u64,
     /// How many did not.
     pub lost: u64,
-    /// The same in percent of those sent.
+    /// Lost packets in percent of those sent.
     pub loss_percent: f64,
-    /// Packets that arrived, a second; with an echo both ways count.
+    /// Packets that arrived per second; with an echo both directions count.
     pub packets_per_second: f64,
-    /// Payload bits a second.
+    /// Payload bits per second.
     pub bits_per_second: f64,
-    /// How long they took, with an echo: there and back.
+    /// Latencies; with an echo: of the round trip.
     pub latency_us: Latency,
-    /// Packets that arrived where they do not belong, or with other bytes.
+    /// Packets that arrived at the wrong endpoint or with other bytes.
     pub misdelivered: u64,
     /// Error responses to Binding requests.
     pub refused: u64,
     /// Packets that did not leave because the kernel's buffers were full.
     pub held_back: u64,
-    /// Packets that a rate asked for and this machine could not send in time.
+    /// Packets of the rate that this machine could not send in time.
     pub left_out: u64,
-    /// Whether packets for one destination left as one (GSO).
+    /// Whether consecutive packets to one destination were sent as one (GSO).
     pub segmentation: bool,
     /// CPU time of the watched process.
     pub server_cpu: Option<Cpu>,
-    /// CPU time of the generator itself, without what it has waited awake: near one processor for each process, it was the limit.
+    /// CPU time of the generator without busy waiting. Close to one processor per process, the generator was the limit.
     pub own_cpu: Cpu,
 }
 
-/// What became of allocations.
+/// The report of an allocation load.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct AllocateReport {
     /// `allocate`.
@@ -104,21 +104,21 @@ pub(crate) struct AllocateReport {
     pub server: String,
     /// `udp` or `tcp`.
     pub transport: &'static str,
-    /// Allocations made, and given back.
+    /// Allocations made and released.
     pub allocations: usize,
-    /// How many were asked for at a time.
+    /// Requests in flight.
     pub concurrency: usize,
     /// Processes that made them.
     pub processes: usize,
-    /// Seconds until the last one was there.
+    /// Seconds until the last success.
     pub seconds: f64,
-    /// Allocations a second.
+    /// Allocations per second.
     pub allocations_per_second: f64,
-    /// From the first request, over the challenge, to the success.
+    /// From the first request to the success; the challenge is included.
     pub latency_us: Latency,
     /// CPU time of the watched process.
     pub server_cpu: Option<Cpu>,
-    /// By how much its resident memory has grown, in bytes for each allocation.
+    /// Growth of its resident memory in bytes per allocation.
     pub server_bytes_each: Option<f64>,
     /// CPU time of the generator itself.
     pub own_cpu: Cpu,
@@ -149,7 +149,7 @@ impl Cpu {
 }
 
 impl TrafficReport {
-    /// Makes the report of a load that ran in `processes`.
+    /// Creates the report of a load that ran in `processes`.
     #[must_use]
     pub fn new(
         load: &Load,
@@ -189,7 +189,7 @@ impl TrafficReport {
         }
     }
 
-    /// Returns whether the generator had no time to spare, so that the server might have taken more.
+    /// Returns whether the generator was the limit.
     #[must_use]
     pub fn was_generator_the_limit(&self) -> bool {
         self.own_cpu.share > 0.93 * self.processes as f64
@@ -219,7 +219,7 @@ impl Relayed {
     }
 }
 
-/// The highest rate that a server bears.
+/// The report of a search.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SearchReport {
     /// `search`.
@@ -231,15 +231,15 @@ pub struct SearchReport {
     /// Of `relay`.
     #[serde(flatten)]
     pub relayed: Option<Relayed>,
-    /// What might be lost.
+    /// The accepted loss.
     pub max_loss_percent: f64,
-    /// The highest rate that was borne, in packets a second; none if none was.
+    /// The highest rate that passed, in packets per second.
     pub highest_rate: Option<u64>,
-    /// Whether what failed above it was the generator, which could not send so much.
+    /// Whether the generator could not send at a higher rate.
     pub generator_was_the_limit: bool,
-    /// What was tried, in turn.
+    /// All trials in order.
     pub trials: Vec<Trial>,
-    /// The server at half of the highest rate.
+    /// Traffic at half of the highest rate.
     pub at_half: Option<TrafficReport>,
 }
 
@@ -251,7 +251,7 @@ impl SearchReport {
         trials: Vec<Trial>,
         at_half: Option<TrafficReport>,
     ) -> Self {
-        let failed = trials.iter().filter(|trial| !trial.borne);
+        let failed = trials.iter().filter(|trial| !trial.passed);
         let lowest = failed.min_by_key(|trial| trial.rate);
         Self {
             mode: "search",
@@ -259,7 +259,7 @@ impl SearchReport {
             transport: load.target.transport().name(),
             relayed: Relayed::of(traffic),
             max_loss_percent: search.max_loss_percent,
-            highest_rate: trials.iter().filter(|trial| trial.borne).map(|trial| trial.rate).max(),
+            highest_rate: trials.iter().filter(|trial| trial.passed).map(|trial| trial.rate).max(),
             generator_was_the_limit: lowest.is_some_and(|trial| trial.left_out),
             trials,
             at_half,
@@ -268,7 +268,7 @@ impl SearchReport {
 }
 
 impl AllocateReport {
-    /// Makes the report of what `processes` have made.
+    /// Creates the report of a load that ran in `processes`.
     #[must_use]
     pub(crate) fn new(load: &Load, what: AllocateLoad, processes: usize, made: &AllocationResult) -> Self {
         let (count, elapsed) = (made.count as f64, made.elapsed);

@@ -1,21 +1,21 @@
-//! What went wrong between a client and the server, in words that say what to do.
+//! Errors of a client's requests, with a hint for the user.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// What a client asks for.
+/// A request of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TurnRequest {
-    /// A relayed address.
+    /// Allocate.
     Allocate,
-    /// That a peer may be reached by indications.
+    /// CreatePermission.
     Permit,
-    /// That a peer may be reached by a channel.
+    /// ChannelBind.
     Bind,
-    /// That the relayed address stays.
+    /// Refresh.
     Refresh,
-    /// That it goes.
+    /// Refresh with lifetime 0.
     Release,
 }
 
@@ -32,40 +32,40 @@ impl TurnRequest {
     }
 }
 
-/// Why a client cannot go on.
+/// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
     /// The server answered with an error.
     #[error("{} ({code}{} in answer to {}){}", meaning(*.code, *.request), Space(.reason), .request.name(), Hint(hint(*.code)))]
     Answer {
-        /// What was asked.
+        /// The request.
         request: TurnRequest,
         /// The error code.
         code: u16,
-        /// The server's words.
+        /// The reason phrase.
         reason: String,
     },
-    /// The server sends clients to another one.
-    #[error("the server sends clients elsewhere, to {}: name that one as --server", Redirect(*.to))]
+    /// The server redirects clients (300 Try Alternate).
+    #[error("the server redirects clients to {}: use that one as --server", Redirect(*.to))]
     Redirected {
-        /// The other server, where it was told.
+        /// The alternate server, if it was given.
         to: Option<SocketAddr>,
     },
     /// The server did not answer.
     #[error("no answer to {} after {tries} tries in {} s: is it a TURN server, and is its port open?", .request.name(), .time.as_secs())]
     Silence {
-        /// What was asked.
+        /// The request.
         request: TurnRequest,
-        /// How often.
+        /// Transmissions.
         tries: u32,
-        /// For how long.
+        /// The time spent.
         time: Duration,
     },
-    /// The server's answer makes no sense.
+    /// The server's answer is malformed.
     #[error("the answer to {} lacks {what}: is it a TURN server?", .request.name())]
     Malformed {
-        /// What was asked.
+        /// The request.
         request: TurnRequest,
         /// What is missing.
         what: &'static str,
@@ -76,13 +76,13 @@ fn meaning(code: u16, request: TurnRequest) -> &'static str {
     match (code, request) {
         (401 | 441, _) => "the server refused these credentials",
         (403, TurnRequest::Permit | TurnRequest::Bind) => "the server refuses this peer",
-        (437, TurnRequest::Allocate) => "the server still has an allocation of this very address and port",
-        (437, _) => "the server knows the allocation no more",
-        (438, _) => "the server finds every nonce stale, even its newest",
+        (437, TurnRequest::Allocate) => "the server still has an allocation for this address and port",
+        (437, _) => "the server no longer has the allocation",
+        (438, _) => "the server refuses every nonce as stale",
         (440 | 443, _) => "the server does not relay for this address family",
         (442, _) => "the server does not relay UDP",
         (486, _) => "the server's quota of allocations for this user is reached",
-        (508, _) => "the server has no room for another allocation",
+        (508, _) => "the server has no capacity for another allocation",
         _ => "the server refused",
     }
 }
@@ -103,6 +103,7 @@ fn hint(code: u16) -> &'static str {
     }
 }
 
+/// Puts a space before a text that is not empty.
 struct Space<'a>(&'a str);
 
 impl fmt::Display for Space<'_> {
@@ -125,7 +126,7 @@ impl fmt::Display for Redirect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(address) => address.fmt(f),
-            None => f.write_str("an address that it does not tell"),
+            None => f.write_str("an address that it does not give"),
         }
     }
 }
@@ -135,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusals_say_what_they_mean_and_what_to_change() {
+    fn each_error_has_a_meaning_and_a_hint() {
         let text = |request, code, reason: &str| {
             RequestError::Answer { request, code, reason: reason.into() }.to_string()
         };

@@ -1,4 +1,4 @@
-//! Runs loads: sets clients up, lets the generator go, and gives back what was taken.
+//! Runs loads: sets up clients, runs the generator, and releases allocations.
 
 use super::credentials::LoadCredentials;
 use super::error::LoadError;
@@ -11,8 +11,8 @@ use super::search::Search;
 use super::socket_set::{SocketSet, SocketSharing, WaitLimit};
 use super::turn_client::{ClientSettings, TurnClient};
 use super::{
-    AllocateLoad, LARGEST, LONGEST, Load, LoadMode, LoadStage, LoadTimes, LoadTransport, MOST_CLIENTS, Peers,
-    RelayDirection, RelayLoad, RunControl, SearchLoad, Traffic, Trial, packet_stamp,
+    AllocateLoad, LONGEST, Load, LoadMode, LoadStage, LoadTimes, LoadTransport, MAX_CLIENTS, MAX_PAYLOAD,
+    Peers, RelayDirection, RelayLoad, RunControl, SearchLoad, Traffic, Trial, packet_stamp,
 };
 use crate::net::time;
 use crate::stun::{Builder, Class, Method, TransactionId};
@@ -21,11 +21,11 @@ use rand_chacha::ChaCha20Rng;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How many allocations are asked for at a time where that is not what is measured.
-const AT_A_TIME: usize = 64;
-/// Packets under way in the trial that a search takes its first guess from.
+/// Allocate requests in flight during setup.
+const SETUP_CONCURRENCY: usize = 64;
+/// The window of the trial that gives a search its first guess.
 const GUESS_WINDOW: u32 = 128;
-/// What comes before each trial of a search.
+/// The warm-up of each trial of a search.
 const TRIAL_WARM_UP: Duration = Duration::from_millis(200);
 const HIGHEST_RATE: u64 = 100_000_000;
 
@@ -40,10 +40,10 @@ pub(super) fn within(
 }
 
 impl Load {
-    /// Sends packets and counts what becomes of them.
+    /// Sends packets and counts arrivals.
     ///
     /// # Errors
-    /// What failed, and what to do about it.
+    /// [`LoadError`].
     pub fn traffic(
         &self,
         traffic: &Traffic,
@@ -54,10 +54,10 @@ impl Load {
         self.with_setup(traffic, mode, control, generator::run)
     }
 
-    /// Looks for the highest rate at which hardly anything is lost, and measures latency at half of it.
+    /// Searches the highest rate within the accepted loss, and measures latency at half of it.
     ///
     /// # Errors
-    /// What failed, and what to do about it.
+    /// [`LoadError`].
     pub fn search(
         &self,
         traffic: &Traffic,
@@ -77,7 +77,7 @@ impl Load {
                 ..plan.clone()
             };
             let trials = search_rate(socket_set, &mut plan, search, control)?;
-            let highest = trials.iter().filter(|trial| trial.borne).map(|trial| trial.rate).max();
+            let highest = trials.iter().filter(|trial| trial.passed).map(|trial| trial.rate).max();
             let half = match highest.filter(|rate| *rate > 1) {
                 None => None,
                 Some(rate) => {
@@ -94,18 +94,18 @@ impl Load {
         Ok(SearchReport::new(self, traffic, search, trials, half))
     }
 
-    /// Allocates, and gives everything back.
+    /// Makes allocations and releases them.
     ///
     /// # Errors
-    /// What failed, and what to do about it.
+    /// [`LoadError`].
     pub fn allocate(
         &self,
         credentials: LoadCredentials,
         load: AllocateLoad,
         control: &mut RunControl<'_>,
     ) -> Result<AllocationResult, LoadError> {
-        within("--count", load.count, MOST_CLIENTS, "1 to 250000")?;
-        within("--concurrency", load.concurrency, MOST_CLIENTS, "1 to 250000")?;
+        within("--count", load.count, MAX_CLIENTS, "1 to 250000")?;
+        within("--concurrency", load.concurrency, MAX_CLIENTS, "1 to 250000")?;
         let process = self.begin()?;
         let mut socket_set = self.socket_set()?;
         self.open_clients(&mut socket_set, credentials, load.count)?;
@@ -120,7 +120,7 @@ impl Load {
         let mut done = ProgressReporter::new(load.count);
         let settled = socket_set.run_requests(&endpoints, load.concurrency, until, allocate, |took| {
             latency.record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
-            done.one_more(control.on_stage);
+            done.advance(control.on_stage);
         });
         let elapsed = time::mono() - began;
         let own_cpu = Duration::from_nanos(Process::own().cpu_ns()?.saturating_sub(own_before));
@@ -130,7 +130,7 @@ impl Load {
                 before.zip(after?).map(|(before, after)| AllocationResult::used_between(before, after));
             Ok(AllocationResult { count: load.count, elapsed, latency, own_cpu, used })
         });
-        let held = made.and_then(|made| {
+        let result = made.and_then(|made| {
             (control.on_stage)(LoadStage::AllocationResult(made.clone()));
             if load.hold {
                 let until = WaitLimit { stop: control.release, deadline: Some(began + self.times.seconds) };
@@ -139,10 +139,10 @@ impl Load {
             Ok(made)
         });
         socket_set.release();
-        held
+        result
     }
 
-    /// Sets up what `traffic` needs, lets `run` use it, and gives it back.
+    /// Sets up what `traffic` needs, calls `run`, and releases the allocations.
     fn with_setup<T>(
         &self,
         traffic: &Traffic,
@@ -211,7 +211,7 @@ impl Load {
         Ok(())
     }
 
-    /// Does what comes before every load.
+    /// Checks the common settings, pins the thread, and returns the process to watch.
     pub(super) fn begin(&self) -> Result<Option<Process>, LoadError> {
         if self.times.seconds.is_zero() || self.times.warm_up + self.times.seconds > LONGEST {
             let rule = "at least 1 and with --warm-up at most 3600";
@@ -230,7 +230,7 @@ impl Load {
         Ok(SocketSet::new(self.target, sharing, self.segmentation)?)
     }
 
-    /// What the watched process has used until now: CPU time in ns, and resident bytes.
+    /// Returns what the watched process has used: CPU time in ns, and resident bytes.
     pub(super) fn used(&self, process: Option<&Process>) -> Result<Option<(u64, u64)>, LoadError> {
         let used = process.map(|process| Ok((process.cpu_ns()?, process.resident()?)));
         used.transpose().map_err(|source| LoadError::Process { pid: self.pid.unwrap_or(0), source })
@@ -258,7 +258,7 @@ impl Load {
         Ok(())
     }
 
-    /// Opens the flows of a relay load and lets both ends of each know the other; returns how many there are.
+    /// Opens the flows of a relay load, with allocations and permissions; returns the number of flows.
     fn set_up(
         &self,
         socket_set: &mut SocketSet,
@@ -271,12 +271,13 @@ impl Load {
             Peers::Sockets => load.allocations,
             Peers::Clients => load.allocations.div_ceil(2),
         };
-        // Each endpoint's other end, as the server names it.
+        // The address of each endpoint's other end.
         let mut others = vec![None; 2 * flows];
         let clients = self.open_flows(socket_set, credentials, load, &mut others)?;
         let mut done = ProgressReporter::new(2 * clients.len());
         let allocate = |_: usize, client: &mut TurnClient, now: Instant| client.allocate(now);
-        socket_set.run_requests(&clients, AT_A_TIME, until, allocate, |_| done.one_more(control.on_stage))?;
+        socket_set
+            .run_requests(&clients, SETUP_CONCURRENCY, until, allocate, |_| done.advance(control.on_stage))?;
         for endpoint in &clients {
             others[endpoint ^ 1] = socket_set.relayed(*endpoint);
         }
@@ -290,14 +291,15 @@ impl Load {
         }
         let reach = |endpoint: usize, client: &mut TurnClient, now: Instant| {
             if let Some(other) = others[endpoint] {
-                client.reach(now, other, !load.indications);
+                client.permit(now, other, !load.indications);
             }
         };
-        socket_set.run_requests(&clients, AT_A_TIME, until, reach, |_| done.one_more(control.on_stage))?;
+        socket_set
+            .run_requests(&clients, SETUP_CONCURRENCY, until, reach, |_| done.advance(control.on_stage))?;
         Ok(flows)
     }
 
-    /// Opens both ends of each flow; returns the endpoints of clients, and tells `others` where peers are.
+    /// Opens both ends of each flow; returns the endpoints of clients, and stores the addresses of peers in `others`.
     fn open_flows(
         &self,
         socket_set: &mut SocketSet,
@@ -321,7 +323,7 @@ impl Load {
     }
 }
 
-/// Tries rates until the highest is known.
+/// Tries rates until the highest is found.
 fn search_rate(
     socket_set: &mut SocketSet,
     plan: &mut TrafficPlan,
@@ -330,9 +332,9 @@ fn search_rate(
 ) -> Result<Vec<Trial>, LoadError> {
     let guess = generator::run(socket_set, plan, control)?;
     let each = guess.received as f64 / guess.elapsed.as_secs_f64().max(0.001);
-    let mut seeking = Search::new(each as u64, HIGHEST_RATE);
+    let mut searching = Search::new(each as u64, HIGHEST_RATE);
     let mut trials = Vec::new();
-    while let Some(rate) = seeking.next() {
+    while let Some(rate) = searching.next() {
         plan.mode = LoadMode::Rate(rate);
         plan.tag = plan.tag.wrapping_add(1);
         let outcome = generator::run(socket_set, plan, control)?;
@@ -340,25 +342,25 @@ fn search_rate(
             return Err(LoadError::Interrupted);
         }
         let loss_percent = outcome.shortfall();
-        let borne = loss_percent <= search.max_loss_percent;
+        let passed = loss_percent <= search.max_loss_percent;
         let left_out = outcome.left_out + outcome.held_back > 0;
-        let trial = Trial { rate, loss_percent, borne, left_out };
+        let trial = Trial { rate, loss_percent, passed, left_out };
         (control.on_stage)(LoadStage::Tried(trial));
         trials.push(trial);
-        seeking.tell(borne);
+        searching.record(passed);
     }
     Ok(trials)
 }
 
-/// Says that all is ready, and waits for the word, while clients keep what they have.
+/// Reports that setup is complete and waits for the start; clients keep their allocations alive.
 fn await_start(socket_set: &mut SocketSet, control: &mut RunControl<'_>) -> Result<(), LoadError> {
     (control.on_stage)(LoadStage::Ready);
-    let Some(go) = control.start else { return Ok(()) };
-    socket_set.keep_alive(WaitLimit { stop: go, deadline: None }, Some(control.stop))?;
+    let Some(start) = control.start else { return Ok(()) };
+    socket_set.keep_alive(WaitLimit { stop: start, deadline: None }, Some(control.stop))?;
     if control.stop.load(std::sync::atomic::Ordering::Relaxed) { Err(LoadError::Interrupted) } else { Ok(()) }
 }
 
-/// Tells of progress a hundred times at most.
+/// Reports the progress of setup, at most a hundred times.
 pub(super) struct ProgressReporter {
     done: usize,
     of: usize,
@@ -369,22 +371,22 @@ impl ProgressReporter {
         Self { done: 0, of }
     }
 
-    pub(super) fn one_more(&mut self, tell: &mut dyn FnMut(LoadStage)) {
+    pub(super) fn advance(&mut self, on_stage: &mut dyn FnMut(LoadStage)) {
         self.done += 1;
         if self.done.is_multiple_of((self.of / 100).max(1)) {
-            tell(LoadStage::SettingUp { done: self.done, of: self.of });
+            on_stage(LoadStage::SettingUp { done: self.done, of: self.of });
         }
     }
 }
 
 fn check(traffic: &Traffic) -> Result<(), LoadError> {
     let load = match traffic {
-        Traffic::Binding { sockets } => return within("--sockets", *sockets, MOST_CLIENTS, "1 to 250000"),
+        Traffic::Binding { sockets } => return within("--sockets", *sockets, MAX_CLIENTS, "1 to 250000"),
         Traffic::Relay(_, load) => load,
     };
-    within("--allocations", load.allocations, MOST_CLIENTS, "1 to 250000")?;
+    within("--allocations", load.allocations, MAX_CLIENTS, "1 to 250000")?;
     within("--burst", load.burst as usize, 1024, "1 to 1024")?;
-    if !(packet_stamp::STAMP_LEN..=usize::from(LARGEST)).contains(&usize::from(load.size)) {
+    if !(packet_stamp::STAMP_LEN..=usize::from(MAX_PAYLOAD)).contains(&usize::from(load.size)) {
         return Err(LoadError::Setting { what: "--size", rule: "12 to 60000 bytes" });
     }
     Ok(())
@@ -393,7 +395,7 @@ fn check(traffic: &Traffic) -> Result<(), LoadError> {
 pub(super) fn check_mode(mode: LoadMode) -> Result<(), LoadError> {
     match mode {
         LoadMode::Rate(rate) => {
-            let rule = "1 to 100000000 packets a second";
+            let rule = "1 to 100000000 packets per second";
             within("--rate", usize::try_from(rate).unwrap_or(usize::MAX), 100_000_000, rule)
         }
         LoadMode::Window(window) => within("--window", window as usize, 1_000_000, "1 to 1000000 packets"),

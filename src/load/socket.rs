@@ -1,7 +1,7 @@
-//! Sockets that send and receive in runs: UDP with GSO and GRO, TCP with whatever fits.
+//! Sockets that send and receive runs of packets: UDP with GSO and GRO, and TCP.
 //!
-//! On IPv4 loopback one socket serves many endpoints: each has an address of 127.0.0.0/8 of its own, which packets leave from and arrive at,
-//! so that the server sees as many 5-tuples as ever and one receiving call takes what came for all of them.
+//! On IPv4 loopback one socket serves many endpoints. Each endpoint has its own address of 127.0.0.0/8, so that the server sees one 5-tuple per
+//! endpoint, and one call receives the packets of all of them.
 
 use super::target::{LoadTransport, Target};
 use crate::net::time;
@@ -18,30 +18,30 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-/// Kernel buffer of a socket, in each direction: a server may answer in larger bursts than the default holds.
+/// Kernel buffer of a socket in each direction. A server may answer in bursts that exceed the default.
 const BUFFER: usize = 1 << 20;
-/// The same of a socket that serves many endpoints.
+/// The same for a shared socket.
 const SHARED_BUFFER: usize = 8 << 20;
-/// How many endpoints share a socket.
+/// Endpoints per shared socket.
 pub(super) const ENDPOINTS_PER_SOCKET: usize = 128;
-/// The address of a shared socket's first index; the others follow it.
+/// The address of the first endpoint of a shared socket; the others follow it.
 const FIRST_ADDRESS: u32 = 0x7F4D_0001;
 const MAX_DATAGRAM: usize = 65_535;
-/// Most buffers of one receiving call, and how many are offered while little comes.
-const MOST_BUFFERS: usize = 32;
-const FEW_BUFFERS: usize = 4;
-/// What the kernel takes as one GSO send, in packets and in bytes.
-const MOST_SEGMENTS: usize = 64;
-const MOST_BYTES: usize = 65_000;
-/// Bytes that may wait for a connection that takes no more.
-const MOST_WAITING: usize = 256 * 1024;
+/// The largest and the smallest number of buffers of one receive call.
+const MAX_BUFFERS: usize = 32;
+const MIN_BUFFERS: usize = 4;
+/// The limits of one GSO send, in packets and in bytes.
+const MAX_SEGMENTS: usize = 64;
+const MAX_BYTES: usize = 65_000;
+/// Bytes queued for a TCP connection whose socket is full.
+const MAX_QUEUED: usize = 256 * 1024;
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 
-/// Whether runs of datagrams are handed to the kernel as one.
+/// Whether runs of datagrams are sent with one call (GSO).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Segmentation(pub(super) bool);
 
-/// Packets of one size, for one destination, in a row.
+/// Consecutive packets of one size for one destination.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PacketRun<'a> {
     pub(super) bytes: &'a [u8],
@@ -55,23 +55,23 @@ impl PacketRun<'_> {
     }
 }
 
-/// Where packets leave from and go to.
+/// The source and the destination of packets.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct SocketRoute {
-    /// The index of a shared socket; 0 elsewhere.
+    /// The endpoint's index at a shared socket; otherwise 0.
     pub(super) index: usize,
     /// `None` on sockets that are connected.
     pub(super) to: Option<SocketAddr>,
 }
 
-/// What packets leave from and arrive at.
+/// A socket of one or several endpoints.
 #[derive(Debug)]
 pub(super) enum LoadSocket {
-    /// One index.
+    /// One endpoint.
     Udp(UdpSocket),
     /// Up to [`ENDPOINTS_PER_SOCKET`].
     SharedUdp(UdpSocket),
-    /// One index.
+    /// One endpoint.
     Tcp(FramedTcp),
 }
 
@@ -83,7 +83,7 @@ pub(super) struct FramedTcp {
 }
 
 impl LoadSocket {
-    /// Opens the way of one client to the server.
+    /// Opens the socket of one client.
     pub(super) fn connect(target: Target) -> io::Result<Self> {
         match target.transport() {
             LoadTransport::Udp => {
@@ -107,8 +107,8 @@ impl LoadSocket {
         Ok(Self::Udp(socket))
     }
 
-    /// Opens a socket for many endpoints on loopback. Where all of them send to the server alone, `reports_errors`: that nobody is there
-    /// is an error of the socket then.
+    /// Opens a socket for many endpoints on loopback. With `reports_errors` a closed port is an error of the socket; all endpoints must then send
+    /// only to the server.
     pub(super) fn shared(reports_errors: bool) -> io::Result<Self> {
         let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
         let socket = datagrams(any, SHARED_BUFFER)?;
@@ -127,7 +127,7 @@ impl LoadSocket {
         }
     }
 
-    /// Returns the address of an index.
+    /// Returns the address of an endpoint.
     pub(super) fn local_addr(&self, index: usize) -> io::Result<SocketAddr> {
         match self {
             Self::Udp(socket) => socket.local_addr(),
@@ -138,7 +138,7 @@ impl LoadSocket {
         }
     }
 
-    /// Sends a run; returns how many packets of it the kernel took. What finds its buffers full stays behind.
+    /// Sends a run; returns how many of its packets the kernel accepted. The others are not sent.
     pub(super) fn send(
         &mut self,
         route: SocketRoute,
@@ -146,18 +146,18 @@ impl LoadSocket {
         segmentation: &mut Segmentation,
     ) -> io::Result<usize> {
         match self {
-            Self::Udp(socket) => in_pieces(run, segmentation, |run, segmentation| {
+            Self::Udp(socket) => send_all(run, segmentation, |run, segmentation| {
                 send_from_own(socket, route.to, run, segmentation)
             }),
-            Self::SharedUdp(socket) => in_pieces(run, segmentation, |run, segmentation| {
+            Self::SharedUdp(socket) => send_all(run, segmentation, |run, segmentation| {
                 send_shared(socket.as_raw_fd(), route, run, segmentation)
             }),
-            Self::Tcp(stream) if stream.outbox.len() >= MOST_WAITING => Ok(0),
+            Self::Tcp(stream) if stream.outbox.len() >= MAX_QUEUED => Ok(0),
             Self::Tcp(stream) => stream.send(run.bytes).map(|()| run.count()),
         }
     }
 
-    /// Sends what had to wait.
+    /// Sends queued bytes.
     pub(super) fn flush(&mut self) -> io::Result<()> {
         match self {
             Self::Udp(_) | Self::SharedUdp(_) => Ok(()),
@@ -165,11 +165,11 @@ impl LoadSocket {
         }
     }
 
-    /// Receives once, and hands every message to `each` with the moment after the call and the index it is for. Returns whether
-    /// nothing more waits.
+    /// Receives once and passes every message to `each` with the time after the call and the endpoint's index. Returns whether the socket is
+    /// empty.
     pub(super) fn receive(
         &mut self,
-        batch: &mut Batch,
+        batch: &mut ReceiveBatch,
         mut each: impl FnMut(Instant, usize, &[u8]),
     ) -> io::Result<bool> {
         match self {
@@ -196,16 +196,16 @@ fn datagrams(address: SocketAddr, buffer: usize) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_recv_buffer_size(buffer)?;
     socket.set_send_buffer_size(buffer)?;
-    // Beyond the system's limit where this process may do that.
+    // Exceeds the system's limit where the process has the privilege.
     let _ = setsockopt(&socket, sockopt::RcvBufForce, &buffer);
     socket.set_nonblocking(true)?;
-    // Older kernels know no GRO: datagrams then arrive one by one.
+    // Older kernels do not support GRO: datagrams then arrive one by one.
     let _ = setsockopt(&socket, sockopt::UdpGroSegment, &true);
     Ok(socket.into())
 }
 
-/// Lets `send` take as much of a run as the kernel takes at a time, until it takes no more.
-fn in_pieces(
+/// Calls `send` until the run is sent or the kernel accepts no more.
+fn send_all(
     run: PacketRun<'_>,
     segmentation: &mut Segmentation,
     mut send: impl FnMut(PacketRun<'_>, Segmentation) -> io::Result<usize>,
@@ -218,7 +218,7 @@ fn in_pieces(
             Err(error) => match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
                 Errno::EINTR => {}
                 Errno::EAGAIN | Errno::ENOBUFS => break,
-                // Packets that are too large for a segment, or an interface that cannot: one by one then.
+                // Packets that are too large for segments, or an interface without GSO: send them one by one.
                 Errno::EINVAL | Errno::EIO | Errno::EMSGSIZE if segmentation.0 => segmentation.0 = false,
                 _ => return Err(error),
             },
@@ -229,7 +229,7 @@ fn in_pieces(
 
 /// Returns how many packets go into one segmented send.
 fn segments(run: PacketRun<'_>) -> usize {
-    run.count().min(MOST_SEGMENTS).min((MOST_BYTES / run.stride).max(1))
+    run.count().min(MAX_SEGMENTS).min((MAX_BYTES / run.stride).max(1))
 }
 
 fn send_from_own(
@@ -293,7 +293,7 @@ fn send_each<S: nix::sys::socket::SockaddrLike + Copy>(
     controls: &[ControlMessage<'_>],
 ) -> io::Result<usize> {
     let slices: Vec<_> =
-        run.bytes.chunks_exact(run.stride).take(MOST_SEGMENTS).map(|packet| [IoSlice::new(packet)]).collect();
+        run.bytes.chunks_exact(run.stride).take(MAX_SEGMENTS).map(|packet| [IoSlice::new(packet)]).collect();
     let addresses = vec![to; slices.len()];
     let buffer = (!controls.is_empty()).then(|| nix::cmsg_space!(in_pktinfo));
     let mut headers = MultiHeaders::preallocate(slices.len(), buffer);
@@ -349,48 +349,48 @@ impl FramedTcp {
     }
 }
 
-/// What one buffer holds after a call.
+/// The content of one buffer after a call.
 #[derive(Debug, Clone, Copy, Default)]
 struct ReceivedBuffer {
     len: usize,
-    /// Bytes of each packet in it but the last.
+    /// Bytes of each packet except the last.
     stride: usize,
     index: usize,
 }
 
-/// Room for what one receiving call takes, shared by all sockets: 2 MB.
+/// The buffers of one receive call, shared by all sockets: 2 MB.
 #[derive(Debug)]
-pub(super) struct Batch {
+pub(super) struct ReceiveBatch {
     bytes: Vec<u8>,
-    arrivals: [ReceivedBuffer; MOST_BUFFERS],
+    arrivals: [ReceivedBuffer; MAX_BUFFERS],
     filled: usize,
     offered: usize,
 }
 
-impl Default for Batch {
+impl Default for ReceiveBatch {
     fn default() -> Self {
         Self {
-            bytes: vec![0; MAX_DATAGRAM * MOST_BUFFERS],
-            arrivals: [ReceivedBuffer::default(); MOST_BUFFERS],
+            bytes: vec![0; MAX_DATAGRAM * MAX_BUFFERS],
+            arrivals: [ReceivedBuffer::default(); MAX_BUFFERS],
             filled: 0,
-            offered: FEW_BUFFERS,
+            offered: MIN_BUFFERS,
         }
     }
 }
 
-impl Batch {
+impl ReceiveBatch {
     fn fill(&mut self, socket: RawFd) -> nix::Result<()> {
         self.offered = if self.filled == self.offered {
-            (self.offered * 2).min(MOST_BUFFERS)
+            (self.offered * 2).min(MAX_BUFFERS)
         } else {
-            (self.filled * 2).next_power_of_two().clamp(FEW_BUFFERS, MOST_BUFFERS)
+            (self.filled * 2).next_power_of_two().clamp(MIN_BUFFERS, MAX_BUFFERS)
         };
         self.filled = 0;
         // `nix` leaves in used headers the lengths that the kernel wrote, so every call needs fresh ones.
         let mut headers =
             MultiHeaders::<()>::preallocate(self.offered, Some(nix::cmsg_space!(i32, in_pktinfo)));
         let mut chunks = self.bytes.chunks_exact_mut(MAX_DATAGRAM);
-        let mut slices: [_; MOST_BUFFERS] =
+        let mut slices: [_; MAX_BUFFERS] =
             std::array::from_fn(|_| [IoSliceMut::new(chunks.next().unwrap_or_default())]);
         let received = recvmmsg(socket, &mut headers, slices.iter_mut(), MsgFlags::empty(), None)?;
         for (message, filled) in received.zip(&mut self.arrivals) {
@@ -429,7 +429,7 @@ mod tests {
     }
 
     fn received(socket: &mut LoadSocket, count: usize) -> Vec<(usize, Vec<u8>)> {
-        let mut batch = Batch::default();
+        let mut batch = ReceiveBatch::default();
         let mut all = Vec::new();
         while all.len() < count {
             socket.receive(&mut batch, |_, index, packet| all.push((index, packet.to_vec()))).unwrap();
@@ -459,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_that_share_a_socket_have_addresses_of_their_own() {
+    fn endpoints_of_a_shared_socket_have_their_own_addresses() {
         let mut here = LoadSocket::shared(true).unwrap();
         let mut there = LoadSocket::shared(false).unwrap();
         for index in [0, 1, ENDPOINTS_PER_SOCKET - 1] {
@@ -474,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_cut_into_its_frames() {
+    fn a_stream_is_split_into_its_frames() {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let target = Target::new(listener.local_addr().unwrap(), LoadTransport::Tcp, false).unwrap();
         let mut socket = LoadSocket::connect(target).unwrap();
@@ -484,7 +484,7 @@ mod tests {
         server.write_all(&[0, 0]).unwrap();
         assert_eq!(received(&mut socket, 1), [(0, vec![0x40, 0, 0, 0])]);
         server.write_all(&[0xFF; 8]).unwrap();
-        let mut batch = Batch::default();
+        let mut batch = ReceiveBatch::default();
         let broken = loop {
             match socket.receive(&mut batch, |_, _, _| {}) {
                 Ok(_) => {}

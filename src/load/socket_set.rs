@@ -1,8 +1,8 @@
-//! All sockets of a load on one thread: clients with their machines, peers, and bare sockets.
+//! All sockets of a load on one thread: TURN clients, peers, and sockets without a client.
 
 use super::error::LoadError;
 use super::packets::Packets;
-use super::socket::{Batch, ENDPOINTS_PER_SOCKET, LoadSocket, PacketRun, Segmentation, SocketRoute};
+use super::socket::{ENDPOINTS_PER_SOCKET, LoadSocket, PacketRun, ReceiveBatch, Segmentation, SocketRoute};
 use super::target::{LoadTransport, Target};
 use super::turn_client::{CHANNEL, ClientEvent, ClientSettings, TurnClient};
 use crate::clock::Deadlines;
@@ -18,24 +18,24 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Readiness events taken at a time.
+/// Events per poll.
 const EVENTS: usize = 1024;
-/// The longest wait for answers between looks at whether to stop.
-const LOOK: Duration = Duration::from_millis(20);
-/// How long giving so many allocations back may take in the index.
+/// The longest wait between checks of the stop flag.
+const STOP_CHECK: Duration = Duration::from_millis(20);
+/// Time limit to release that many allocations.
 const RELEASE_TIME: Duration = Duration::from_secs(3);
-const RELEASED_TOGETHER: usize = 2048;
+const RELEASE_BATCH: usize = 2048;
 
-/// What becomes of a payload: it is taken or, with `true`, sent back.
+/// Handles a payload; returns whether it is to be sent back.
 pub(super) type PayloadHandler<'a> = &'a mut dyn FnMut(usize, Instant, &[u8]) -> bool;
 
-/// One index of a flow.
+/// One end of a flow.
 #[derive(Debug)]
-struct Endpoint {
+struct FlowEnd {
     socket: usize,
     route: SocketRoute,
     client: Option<Box<TurnClient>>,
-    /// What stands in front of each payload, and zero bytes behind it.
+    /// The bytes before each payload, and the number of zero bytes after it.
     head: Vec<u8>,
     padding: usize,
 }
@@ -43,27 +43,27 @@ struct Endpoint {
 #[derive(Debug)]
 struct SharedSocket {
     socket: LoadSocket,
-    /// The endpoints behind it, by the numbers of their ends.
+    /// Its endpoints, by index.
     endpoints: Vec<usize>,
-    /// Whether more may be waiting than its last call has taken.
+    /// Whether it may have more to receive.
     is_ready: bool,
 }
 
-/// Which endpoints have sockets of their own.
+/// Whether endpoints share sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SocketSharing {
-    /// All.
+    /// Each endpoint has its own socket.
     Never,
-    /// None, where the server is reached by IPv4 loopback.
+    /// Endpoints share sockets if the server is on IPv4 loopback.
     OnLoopback,
 }
 
 /// When to stop waiting for answers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct WaitLimit<'a> {
-    /// The user's wish.
+    /// Set by the caller.
     pub(super) stop: &'a AtomicBool,
-    /// The index of patience.
+    /// The latest end.
     pub(super) deadline: Option<Instant>,
 }
 
@@ -79,12 +79,12 @@ pub(super) struct SocketSet {
     target: Target,
     poll: Poll,
     events: Events,
-    batch: Batch,
+    batch: ReceiveBatch,
     echo: Packets,
     changed: Vec<usize>,
     sockets: Vec<SharedSocket>,
-    endpoints: Vec<Endpoint>,
-    /// The shared sockets that still have room, for clients and for peers.
+    endpoints: Vec<FlowEnd>,
+    /// The shared sockets that are not full, for clients and for peers.
     open: [Option<usize>; 2],
     shares: bool,
     ready: VecDeque<usize>,
@@ -100,7 +100,7 @@ impl SocketSet {
             target,
             poll: Poll::new()?,
             events: Events::with_capacity(EVENTS),
-            batch: Batch::default(),
+            batch: ReceiveBatch::default(),
             echo: Packets::default(),
             changed: Vec::new(),
             sockets: Vec::new(),
@@ -116,7 +116,7 @@ impl SocketSet {
         })
     }
 
-    /// Opens a way to the server, with a client behind it or none.
+    /// Opens an endpoint towards the server, with or without a TURN client.
     pub(super) fn open(&mut self, client: Option<(ClientSettings, u64)>) -> Result<usize, LoadError> {
         let shared = self.open[0].filter(|_| self.shares);
         let socket = match shared {
@@ -136,7 +136,7 @@ impl SocketSet {
         Ok(endpoint)
     }
 
-    /// Opens the way of a peer, on the address that clients have.
+    /// Opens the endpoint of a peer on the clients' local address.
     pub(super) fn open_peer(&mut self) -> Result<(usize, SocketAddr), LoadError> {
         let shared = self.open[1].filter(|_| self.shares);
         let socket = match shared {
@@ -156,7 +156,7 @@ impl SocketSet {
         Ok((endpoint, self.sockets[socket].socket.local_addr(self.endpoints[endpoint].route.index)?))
     }
 
-    /// Takes a new socket in.
+    /// Registers a socket.
     fn insert_socket(&mut self, socket: io::Result<LoadSocket>) -> Result<usize, LoadError> {
         let failed = |error| LoadError::connecting(self.target, self.sockets.len(), error);
         let socket = socket.map_err(failed)?;
@@ -168,12 +168,12 @@ impl SocketSet {
         Ok(number)
     }
 
-    /// Takes a new endpoint in, behind a socket.
+    /// Adds an endpoint to a socket.
     fn insert_endpoint(&mut self, socket: usize, to: Option<SocketAddr>) -> usize {
         let number = self.endpoints.len();
         let route = SocketRoute { index: self.sockets[socket].endpoints.len(), to };
         self.sockets[socket].endpoints.push(number);
-        self.endpoints.push(Endpoint { socket, route, client: None, head: Vec::new(), padding: 0 });
+        self.endpoints.push(FlowEnd { socket, route, client: None, head: Vec::new(), padding: 0 });
         number
     }
 
@@ -186,17 +186,17 @@ impl SocketSet {
         (&endpoint.head, endpoint.padding)
     }
 
-    /// Sends bare payloads to `to` from now on.
+    /// Sends payloads without header to `to` from now on.
     pub(super) fn set_destination(&mut self, endpoint: usize, to: SocketAddr) {
         self.endpoints[endpoint].route.to = Some(to);
     }
 
-    /// Puts `head` in front of everything.
+    /// Sends `head` before every payload.
     pub(super) fn set_header(&mut self, endpoint: usize, head: Vec<u8>) {
         self.endpoints[endpoint].head = head;
     }
 
-    /// Sends payloads of `size` bytes by the client's channel from now on, or by Send indications to `peer`.
+    /// Sends payloads of `size` bytes as ChannelData from now on, or as Send indications to `peer`.
     pub(super) fn set_framing(&mut self, endpoint: usize, peer: SocketAddr, size: u16, indications: bool) {
         let is_stream = self.target.transport() == LoadTransport::Tcp;
         let padded = usize::from(size).next_multiple_of(4) - usize::from(size);
@@ -214,18 +214,18 @@ impl SocketSet {
         endpoint.padding = if indications || is_stream { padded } else { 0 };
     }
 
-    /// Sends packets; returns how many the kernel took.
+    /// Sends packets; returns how many the kernel accepted.
     pub(super) fn send(&mut self, packets: &Packets) -> Result<u64, LoadError> {
         let mut taken = 0;
         for (endpoint, run) in packets.runs() {
-            let Endpoint { socket, route, .. } = &self.endpoints[endpoint];
+            let FlowEnd { socket, route, .. } = &self.endpoints[endpoint];
             let sent = self.sockets[*socket].socket.send(*route, run, &mut self.segmentation);
             taken += sent.map_err(|error| self.broken(endpoint, error))? as u64;
         }
         Ok(taken)
     }
 
-    /// Lets each of `endpoints` do one thing, at most `concurrency` at a time, until all have; tells `done` how long each took.
+    /// Runs one request per endpoint, at most `concurrency` at a time; calls `done` with the duration of each.
     pub(super) fn run_requests(
         &mut self,
         endpoints: &[usize],
@@ -264,31 +264,31 @@ impl SocketSet {
                 return Err(LoadError::Interrupted);
             }
             if busy.len() >= concurrency.max(1) || waiting.len() == 0 {
-                self.poll_once(LOOK, &mut |_, _, _| false)?;
+                self.poll_once(STOP_CHECK, &mut |_, _, _| false)?;
             }
         }
     }
 
-    /// Waits until `until` or another wish, and keeps what there is alive.
+    /// Keeps allocations alive until `until`, or until `or` is set.
     pub(super) fn keep_alive(
         &mut self,
         until: WaitLimit<'_>,
         or: Option<&AtomicBool>,
     ) -> Result<(), LoadError> {
         while !until.is_over() && !or.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
-            self.poll_once(LOOK, &mut |_, _, _| false)?;
+            self.poll_once(STOP_CHECK, &mut |_, _, _| false)?;
             self.check_client_events()?;
         }
         Ok(())
     }
 
-    /// Gives all allocations back, as far as the server plays along.
+    /// Releases all allocations; stops at the first failure.
     pub(super) fn release(&mut self) {
         let endpoints: Vec<usize> =
             (0..self.endpoints.len()).filter(|endpoint| self.relayed(*endpoint).is_some()).collect();
         self.client_events.clear();
         let stop = AtomicBool::new(false);
-        for some in endpoints.chunks(RELEASED_TOGETHER) {
+        for some in endpoints.chunks(RELEASE_BATCH) {
             let until = WaitLimit { stop: &stop, deadline: Some(time::mono() + RELEASE_TIME) };
             if self.run_requests(some, 64, until, |_, client, now| client.release(now), |_| {}).is_err() {
                 return;
@@ -296,7 +296,7 @@ impl SocketSet {
         }
     }
 
-    /// Fails if a client has lost what it had.
+    /// Fails if a client has failed.
     pub(super) fn check_client_events(&mut self) -> Result<(), LoadError> {
         while let Some((endpoint, event)) = self.client_events.pop_front() {
             if let ClientEvent::Failed(error) = event {
@@ -306,7 +306,7 @@ impl SocketSet {
         Ok(())
     }
 
-    /// Waits at most `wait` for something to arrive, takes all that did, and lets clients do what is due.
+    /// Waits at most `wait` for events, receives, and handles the clients' timeouts.
     pub(super) fn poll_once(
         &mut self,
         wait: Duration,
@@ -350,7 +350,7 @@ impl SocketSet {
         Ok(())
     }
 
-    /// Receives once from a socket, and again in the next turn if there may be more.
+    /// Receives once from a socket, and again in the next iteration if it may have more.
     fn read(&mut self, number: usize, on_payload: PayloadHandler<'_>) -> Result<(), LoadError> {
         let SharedSocket { socket, endpoints: behind, is_ready } = &mut self.sockets[number];
         let (echo, changed, endpoints) = (&mut self.echo, &mut self.changed, &mut self.endpoints);
@@ -358,10 +358,10 @@ impl SocketSet {
         changed.clear();
         let received = socket.receive(&mut self.batch, |now, index, frame| {
             let Some(&endpoint) = behind.get(index) else { return };
-            let Endpoint { client, head, padding, .. } = &mut endpoints[endpoint];
+            let FlowEnd { client, head, padding, .. } = &mut endpoints[endpoint];
             let payload = match client {
                 None => Some(frame),
-                Some(client) => unwrap(client, now, frame, || changed.push(endpoint)),
+                Some(client) => unwrap_payload(client, now, frame, || changed.push(endpoint)),
             };
             if let Some(payload) = payload
                 && on_payload(endpoint, now, payload)
@@ -386,9 +386,9 @@ impl SocketSet {
         Ok(())
     }
 
-    /// Does what a client wants done.
+    /// Handles a client's events, messages and timeout.
     fn run_client(&mut self, number: usize) -> Result<(), LoadError> {
-        let Endpoint { socket, route, client: Some(client), .. } = &mut self.endpoints[number] else {
+        let FlowEnd { socket, route, client: Some(client), .. } = &mut self.endpoints[number] else {
             return Ok(());
         };
         while let Some(event) = client.poll_event() {
@@ -397,7 +397,7 @@ impl SocketSet {
         let mut outcome = Ok(0);
         while let Some(bytes) = client.poll_transmit() {
             let run = PacketRun { bytes: &bytes, stride: bytes.len() };
-            // What does not leave now the client will ask again.
+            // The client retransmits what is not sent now.
             outcome = self.sockets[*socket].socket.send(*route, run, &mut self.segmentation);
         }
         match client.poll_timeout() {
@@ -421,8 +421,8 @@ impl SocketSet {
     }
 }
 
-/// Returns the payload that a client was sent; what is not one is the client's, and `was_handled` then.
-fn unwrap<'a>(
+/// Returns the payload of a frame for a client. Any other message is handled by the client; then `was_handled` is called.
+fn unwrap_payload<'a>(
     client: &mut TurnClient,
     now: Instant,
     frame: &'a [u8],

@@ -1,14 +1,14 @@
-//! The server that is put under load, and whether that needs saying twice.
+//! The server that is put under load. One on a public address needs the user's consent.
 
 use crate::net::interfaces::{AddressScope, scope};
 use std::net::SocketAddr;
 
-/// How clients reach the server.
+/// The transport between clients and server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoadTransport {
-    /// By datagrams, a socket each.
+    /// UDP.
     Udp,
-    /// By a connection each.
+    /// TCP.
     Tcp,
 }
 
@@ -30,23 +30,19 @@ pub struct Target {
     transport: LoadTransport,
 }
 
-/// The server is others' too, and nobody has said that it may be flooded.
+/// The server has a public address, and the user has not agreed to put it under load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{0} is neither on this host nor in a private network, and a load can put a server out of service")]
-pub struct TransportMismatch(pub SocketAddr);
+pub struct PublicTarget(pub SocketAddr);
 
 impl Target {
-    /// Takes a server on loopback, of a link or of a private network; any other one only if that was `agreed`.
+    /// Accepts a server on loopback, on a link or in a private network; any other one only if `agreed`.
     ///
     /// # Errors
-    /// [`TransportMismatch`] otherwise.
-    pub fn new(
-        address: SocketAddr,
-        transport: LoadTransport,
-        agreed: bool,
-    ) -> Result<Self, TransportMismatch> {
+    /// [`PublicTarget`] otherwise.
+    pub fn new(address: SocketAddr, transport: LoadTransport, agreed: bool) -> Result<Self, PublicTarget> {
         let near = scope(address.ip().to_canonical()) != AddressScope::Global;
-        if near || agreed { Ok(Self { address, transport }) } else { Err(TransportMismatch(address)) }
+        if near || agreed { Ok(Self { address, transport }) } else { Err(PublicTarget(address)) }
     }
 
     /// Returns its address.
@@ -55,7 +51,7 @@ impl Target {
         self.address
     }
 
-    /// Returns how it is reached.
+    /// Returns the transport.
     #[must_use]
     pub fn transport(self) -> LoadTransport {
         self.transport

@@ -1,7 +1,7 @@
-//! A TURN client without sockets or clocks: allocates, lets one peer in, keeps both alive, and releases.
+//! A TURN client without I/O: allocates, installs a permission or a channel for one peer, refreshes both, and releases.
 //!
-//! Bytes and time in, bytes and events out, as everywhere: one mutation, then drain [`TurnClient::poll_transmit`] and
-//! [`TurnClient::poll_event`], then arm [`TurnClient::poll_timeout`]. One request is under way at a time.
+//! After each call, drain [`TurnClient::poll_transmit`] and [`TurnClient::poll_event`], then schedule [`TurnClient::poll_timeout`]. One request is
+//! in flight at a time.
 
 use super::credentials::LoadCredentials;
 use super::request_error::{RequestError, TurnRequest};
@@ -11,44 +11,44 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The channel that a client binds to its peer.
+/// The channel number that a client binds to its peer.
 pub(crate) const CHANNEL: u16 = 0x4000;
-/// The first wait for an answer over UDP; each later one is twice as long.
+/// The first retransmission timeout over UDP; each later one is twice as long.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 const TRIES: u32 = 5;
-/// The wait over TCP, which repeats by itself.
+/// The timeout over TCP, which retransmits itself.
 const STREAM_WAIT: Duration = Duration::from_secs(8);
-/// How often a nonce may be refused in a row.
+/// Consecutive 438 responses before the client fails.
 const STALE_NONCES: u8 = 3;
 /// Permissions last 300 s, channels 600 s; binding a channel renews the permission.
 const RENEWAL: Duration = Duration::from_secs(200);
-/// What an allocation lasts where the server does not tell (RFC 8656 section 3.2).
+/// The lifetime of an allocation if the response has none (RFC 8656 section 3.2).
 const DEFAULT_LIFETIME: u32 = 600;
 
-/// What has happened.
+/// An event for the caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ClientEvent {
-    /// The allocation is there.
+    /// The allocation exists.
     Allocated {
-        /// Where peers reach the client.
+        /// The relayed transport address.
         relayed: SocketAddr,
     },
-    /// The peer may be reached.
-    Reached,
-    /// The allocation is gone.
+    /// The permission or channel is installed.
+    PermissionInstalled,
+    /// The allocation was released.
     Released,
-    /// It ends here.
+    /// The client has failed.
     Failed(RequestError),
 }
 
-/// What all clients of a load have in common.
+/// Settings of all clients of a load.
 #[derive(Debug, Clone)]
 pub(crate) struct ClientSettings {
-    /// Who they are.
+    /// The credentials.
     pub credentials: Arc<LoadCredentials>,
-    /// Whether they are connected by TCP, where nothing is sent again.
+    /// Whether they use TCP, without retransmissions.
     pub stream: bool,
-    /// Whether they want an IPv6 address.
+    /// Whether they request an IPv6 address.
     pub v6: bool,
 }
 
@@ -60,7 +60,7 @@ struct AuthChallenge {
 }
 
 #[derive(Debug)]
-struct PendingRequest {
+struct PendingTransaction {
     request: TurnRequest,
     transaction: TransactionId,
     bytes: Vec<u8>,
@@ -71,14 +71,14 @@ struct PendingRequest {
     due: Instant,
 }
 
-/// One client.
+/// A client.
 #[derive(Debug)]
 pub(crate) struct TurnClient {
     settings: ClientSettings,
     salt: u64,
     counter: u32,
     challenge: Option<AuthChallenge>,
-    pending: Option<PendingRequest>,
+    pending: Option<PendingTransaction>,
     waiting: VecDeque<TurnRequest>,
     relayed: Option<SocketAddr>,
     peer: Option<SocketAddr>,
@@ -90,7 +90,7 @@ pub(crate) struct TurnClient {
 }
 
 impl TurnClient {
-    /// Makes a client that has not begun; `salt` is random and tells its transactions from others'.
+    /// Creates a client. `salt` is random and makes its transaction ids unique.
     #[must_use]
     pub(crate) fn new(settings: ClientSettings, salt: u64) -> Self {
         Self {
@@ -110,19 +110,19 @@ impl TurnClient {
         }
     }
 
-    /// Asks for an allocation.
+    /// Sends an Allocate request.
     pub(crate) fn allocate(&mut self, now: Instant) {
         self.request(now, TurnRequest::Allocate);
     }
 
-    /// Asks that `peer` be let in, by a channel or by a permission alone, and keeps it so.
-    pub(crate) fn reach(&mut self, now: Instant, peer: SocketAddr, channel: bool) {
+    /// Installs a channel or a permission for `peer` and refreshes it.
+    pub(crate) fn permit(&mut self, now: Instant, peer: SocketAddr, channel: bool) {
         self.peer = Some(peer);
         self.channel = channel;
         self.request(now, if channel { TurnRequest::Bind } else { TurnRequest::Permit });
     }
 
-    /// Gives the allocation back.
+    /// Releases the allocation.
     pub(crate) fn release(&mut self, now: Instant) {
         (self.refresh_at, self.renew_at) = (None, None);
         self.waiting.clear();
@@ -134,7 +134,7 @@ impl TurnClient {
         }
     }
 
-    /// Returns where peers reach the client, while it has an allocation.
+    /// Returns the relayed transport address while the client has an allocation.
     #[must_use]
     pub(crate) fn relayed(&self) -> Option<SocketAddr> {
         self.relayed
@@ -157,7 +157,7 @@ impl TurnClient {
         [due, self.refresh_at, self.renew_at].into_iter().flatten().min()
     }
 
-    /// Sends again what was not answered, and renews what would expire.
+    /// Retransmits unanswered requests, and refreshes what would expire.
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
         if let Some(pending) = self.pending.as_mut().filter(|pending| pending.due <= now) {
             let most = if self.settings.stream { 1 } else { TRIES };
@@ -181,14 +181,14 @@ impl TurnClient {
         }
     }
 
-    /// Handles a message of the server; what answers nothing that was asked is passed over.
+    /// Handles a message of the server; one that matches no request is ignored.
     pub(crate) fn handle(&mut self, now: Instant, message: &Message<'_>) {
-        let is_answer = |pending: &mut PendingRequest| pending.transaction == message.transaction();
+        let is_answer = |pending: &mut PendingTransaction| pending.transaction == message.transaction();
         let Some(pending) = self.pending.take_if(is_answer) else { return };
         match message.class() {
             Class::Success => {
                 let attributes = match &self.challenge {
-                    // A forged answer is no answer (RFC 8489 section 9.2.5).
+                    // RFC 8489 section 9.2.5: a response without valid integrity is ignored.
                     Some(challenge) if pending.signed => message.verify(&challenge.key),
                     _ => Some(message.unverified()),
                 };
@@ -222,7 +222,7 @@ impl TurnClient {
             TurnRequest::Refresh => self.refresh_at = Some(now + Duration::from_secs(lifetime.into()) / 2),
             TurnRequest::Permit | TurnRequest::Bind => {
                 self.renew_at = Some(now + RENEWAL);
-                self.events.push_back(ClientEvent::Reached);
+                self.events.push_back(ClientEvent::PermissionInstalled);
             }
             TurnRequest::Release => {
                 self.relayed = None;
@@ -231,7 +231,7 @@ impl TurnClient {
         }
     }
 
-    fn refused(&mut self, now: Instant, pending: &PendingRequest, attributes: &Attributes<'_>) {
+    fn refused(&mut self, now: Instant, pending: &PendingTransaction, attributes: &Attributes<'_>) {
         let request = pending.request;
         let code = attributes.error_code().unwrap_or(0);
         let challenged = code == 401 && !pending.signed;
@@ -251,7 +251,7 @@ impl TurnClient {
             _ => {
                 let words = attributes.get(attr::ERROR_CODE).and_then(|value| value.get(4..));
                 let reason = String::from_utf8_lossy(words.unwrap_or_default());
-                // Nothing of a stranger's may steer the terminal.
+                // The text is printed on a terminal: no control characters.
                 let reason = reason.chars().filter(|c| !c.is_control()).take(100).collect();
                 RequestError::Answer { request, code, reason }
             }
@@ -275,7 +275,7 @@ impl TurnClient {
             self.events.push_back(ClientEvent::Released);
             return;
         }
-        tracing::debug!(%error, lived = ?self.renew_at.map(|at| at.saturating_duration_since(now)), "a client ends");
+        tracing::debug!(%error, renewal_in = ?self.renew_at.map(|at| at.saturating_duration_since(now)), "a TURN client failed");
         (self.refresh_at, self.renew_at) = (None, None);
         self.waiting.clear();
         self.events.push_back(ClientEvent::Failed(error));
@@ -316,7 +316,7 @@ impl TurnClient {
         let (began, due) = (now, now + wait);
         let signed = self.challenge.is_some();
         self.pending =
-            Some(PendingRequest { request, transaction, bytes, signed, tries: 1, stale, began, due });
+            Some(PendingTransaction { request, transaction, bytes, signed, tries: 1, stale, began, due });
     }
 
     fn fill(&self, request: TurnRequest, message: Builder) -> Builder {

@@ -1,4 +1,4 @@
-//! The client against answers written here, under a fake clock.
+//! The client against scripted answers, with a fake clock.
 
 use super::*;
 use crate::net::time::now;
@@ -16,7 +16,7 @@ fn key() -> Key {
 }
 
 /// The one request that is to be sent.
-fn request(client: &mut TurnClient) -> Vec<u8> {
+fn transmitted(client: &mut TurnClient) -> Vec<u8> {
     let bytes = client.poll_transmit().unwrap();
     assert_eq!(client.poll_transmit(), None);
     bytes
@@ -27,24 +27,24 @@ fn answer(class: Class, request: &[u8]) -> Builder {
     Builder::new(class, request.method(), request.transaction())
 }
 
-fn tell(client: &mut TurnClient, at: Instant, answer: Builder) {
+fn handle(client: &mut TurnClient, at: Instant, answer: Builder) {
     client.handle(at, &Message::parse(&answer.finish()).unwrap());
 }
 
 fn challenge(client: &mut TurnClient, at: Instant, code: u16, nonce: &[u8]) {
-    let asked = request(client);
-    let answer = answer(Class::Error, &asked).error(code, "");
-    tell(client, at, answer.attribute(attr::REALM, b"r").attribute(attr::NONCE, nonce));
+    let request = transmitted(client);
+    let answer = answer(Class::Error, &request).error(code, "");
+    handle(client, at, answer.attribute(attr::REALM, b"r").attribute(attr::NONCE, nonce));
 }
 
 fn grant(client: &mut TurnClient, at: Instant) {
-    let asked = request(client);
-    let message = Message::parse(&asked).unwrap();
+    let request = transmitted(client);
+    let message = Message::parse(&request).unwrap();
     assert!(message.verify(&key()).is_some(), "{:?} is not signed", message.method());
-    let answer = answer(Class::Success, &asked)
+    let answer = answer(Class::Success, &request)
         .xor_address(attr::XOR_RELAYED_ADDRESS, RELAYED.parse().unwrap())
         .attribute(attr::LIFETIME, &600_u32.to_be_bytes());
-    tell(client, at, answer.integrity(&key()));
+    handle(client, at, answer.integrity(&key()));
 }
 
 fn allocated(at: Instant) -> TurnClient {
@@ -57,12 +57,12 @@ fn allocated(at: Instant) -> TurnClient {
 }
 
 #[test]
-fn a_client_answers_the_challenge_binds_its_peer_and_releases() {
+fn a_client_answers_the_challenge_binds_a_channel_and_releases() {
     let at = now().mono;
     let mut client = allocated(at);
-    client.reach(at, PEER.parse().unwrap(), true);
+    client.permit(at, PEER.parse().unwrap(), true);
     grant(&mut client, at);
-    assert_eq!(client.poll_event(), Some(ClientEvent::Reached));
+    assert_eq!(client.poll_event(), Some(ClientEvent::PermissionInstalled));
     client.release(at);
     grant(&mut client, at);
     assert_eq!((client.poll_event(), client.relayed()), (Some(ClientEvent::Released), None));
@@ -70,31 +70,31 @@ fn a_client_answers_the_challenge_binds_its_peer_and_releases() {
 }
 
 #[test]
-fn what_would_expire_is_renewed() {
+fn allocation_and_permission_are_refreshed_before_they_expire() {
     let at = now().mono;
     let mut client = allocated(at);
-    client.reach(at, PEER.parse().unwrap(), false);
+    client.permit(at, PEER.parse().unwrap(), false);
     grant(&mut client, at);
     client.poll_event();
-    let mut asked = Vec::new();
+    let mut methods = Vec::new();
     let mut at = at;
-    while asked.len() < 5 {
-        // What was due at the same time waits for the answer.
+    while methods.len() < 5 {
+        // A request that was due at the same time waits for the answer.
         if client.transmits.is_empty() {
             at = client.poll_timeout().unwrap();
             client.handle_timeout(at);
         }
         let bytes = client.transmits.front().unwrap().clone();
-        asked.push(Message::parse(&bytes).unwrap().method());
+        methods.push(Message::parse(&bytes).unwrap().method());
         grant(&mut client, at);
         client.poll_event();
     }
     let (permit, refresh) = (Method::CREATE_PERMISSION, Method::REFRESH);
-    assert_eq!(asked, [permit, refresh, permit, refresh, permit]);
+    assert_eq!(methods, [permit, refresh, permit, refresh, permit]);
 }
 
 #[test]
-fn wrong_credentials_are_refused_in_words() {
+fn wrong_credentials_give_a_readable_error() {
     let at = now().mono;
     let mut client = client(false);
     client.allocate(at);
@@ -106,7 +106,7 @@ fn wrong_credentials_are_refused_in_words() {
 }
 
 #[test]
-fn a_stale_nonce_is_replaced_but_not_for_ever() {
+fn a_stale_nonce_is_replaced_a_limited_number_of_times() {
     let at = now().mono;
     let mut client = client(false);
     client.allocate(at);
@@ -121,11 +121,11 @@ fn a_stale_nonce_is_replaced_but_not_for_ever() {
 }
 
 #[test]
-fn silence_is_asked_again_and_ends() {
+fn a_request_is_retransmitted_and_then_times_out() {
     let at = now().mono;
     let mut client = client(false);
     client.allocate(at);
-    let first = request(&mut client);
+    let first = transmitted(&mut client);
     let mut again = 0;
     while let Some(due) = client.poll_timeout() {
         client.handle_timeout(due);
@@ -135,54 +135,54 @@ fn silence_is_asked_again_and_ends() {
         }
     }
     assert_eq!(again, TRIES - 1);
-    let Some(ClientEvent::Failed(error)) = client.poll_event() else { panic!("still asking") };
+    let Some(ClientEvent::Failed(error)) = client.poll_event() else { panic!("it did not time out") };
     assert!(error.to_string().starts_with("no answer to Allocate after 5 tries in 7 s"), "{error}");
 }
 
 #[test]
-fn over_a_stream_nothing_is_sent_twice() {
+fn nothing_is_retransmitted_over_a_stream() {
     let mut client = client(true);
     client.allocate(now().mono);
-    request(&mut client);
+    transmitted(&mut client);
     client.handle_timeout(client.poll_timeout().unwrap());
     assert_eq!(client.poll_transmit(), None);
     assert!(matches!(client.poll_event(), Some(ClientEvent::Failed(RequestError::Silence { tries: 1, .. }))));
 }
 
 #[test]
-fn a_forged_success_is_no_answer() {
+fn a_success_response_with_wrong_integrity_is_ignored() {
     let at = now().mono;
     let mut client = client(false);
     client.allocate(at);
     challenge(&mut client, at, 401, b"n");
-    let asked = request(&mut client);
-    let forged = answer(Class::Success, &asked)
+    let request = transmitted(&mut client);
+    let forged = answer(Class::Success, &request)
         .xor_address(attr::XOR_RELAYED_ADDRESS, RELAYED.parse().unwrap())
         .integrity(&Key::short_term("no"));
-    tell(&mut client, at, forged);
+    handle(&mut client, at, forged);
     assert_eq!((client.poll_event(), client.relayed()), (None, None));
     assert!(client.poll_timeout().is_some());
 }
 
 #[test]
-fn an_alternate_server_is_named() {
+fn the_error_names_the_alternate_server() {
     let at = now().mono;
     let mut client = client(false);
     client.allocate(at);
-    let asked = request(&mut client);
-    let elsewhere = answer(Class::Error, &asked).error(300, "Try Alternate");
-    tell(&mut client, at, elsewhere.plain_address(attr::ALTERNATE_SERVER, PEER.parse().unwrap()));
+    let request = transmitted(&mut client);
+    let redirect = answer(Class::Error, &request).error(300, "Try Alternate");
+    handle(&mut client, at, redirect.plain_address(attr::ALTERNATE_SERVER, PEER.parse().unwrap()));
     let Some(ClientEvent::Failed(error)) = client.poll_event() else { panic!("went on") };
     assert!(error.to_string().contains(PEER), "{error}");
 }
 
 #[test]
-fn a_terminal_is_not_steered_by_a_servers_words() {
+fn control_characters_of_a_reason_phrase_are_removed() {
     let at = now().mono;
     let mut client = client(false);
     client.allocate(at);
-    let asked = request(&mut client);
-    tell(&mut client, at, answer(Class::Error, &asked).error(500, "\u{1b}[2J no"));
+    let request = transmitted(&mut client);
+    handle(&mut client, at, answer(Class::Error, &request).error(500, "\u{1b}[2J no"));
     let Some(ClientEvent::Failed(error)) = client.poll_event() else { panic!("went on") };
     assert!(error.to_string().contains("500 [2J no"), "{error}");
 }

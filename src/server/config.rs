@@ -96,7 +96,7 @@ impl GatewayConfig {
         let mut service = self.service.clone();
         service.key = service.key.or_else(|| Key::new(config.gateway_key(state)).ok());
         service.access_keys = Key::new(state.access_key.as_bytes()).into_iter().collect();
-        service.router.tokens = self.require_token.then(|| config.token_issuer(state));
+        service.tokens = self.require_token.then(|| config.token_issuer(state));
         service
     }
 }
@@ -116,13 +116,13 @@ impl Config {
 
     /// Returns the derived key of the gateway's servers, a text of which they use the bytes.
     #[must_use]
-    pub fn gateway_key(&self, state: &State) -> String {
+    pub(crate) fn gateway_key(&self, state: &State) -> String {
         HEXLOWER.encode(&self.auth.derive(state, "gateway servers"))
     }
 
     /// Returns the key that signs gateway tokens.
     #[must_use]
-    pub fn token_issuer(&self, state: &State) -> TokenIssuer {
+    pub(crate) fn token_issuer(&self, state: &State) -> TokenIssuer {
         TokenIssuer::new(&self.auth.derive(state, "gateway tickets"))
     }
 }

@@ -50,7 +50,7 @@ async fn write(stream: &mut (impl AsyncWrite + Unpin), out: &mut Vec<u8>) -> io:
 
 /// Returns the longest message of an endpoint: one frame.
 pub(super) fn max_message(handle: &Handle) -> usize {
-    4 + handle.config().router.limits.max_packet
+    4 + handle.config().limits.max_packet
 }
 
 /// Bridges both directions until either side ends.

@@ -1,4 +1,4 @@
-//! Access by tokens of foreign programs, page origins and revoked tags.
+//! Access by tokens of other programs, page origins, and revoked tags.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
@@ -22,7 +22,7 @@ const OWN: &str = "a secret of twenty-two";
 const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const SOON: Duration = Duration::from_secs(20);
 
-/// Makes a token with nothing but Python's standard library: arguments are header, claims and secret.
+/// Creates a token with Python's standard library; the arguments are header, claims and secret.
 const PYTHON: &str = r#"
 import base64, hashlib, hmac, sys
 part = lambda data: base64.urlsafe_b64encode(data).rstrip(b"=")
@@ -271,24 +271,23 @@ impl Relaying {
     }
 
     /// Whether each client receives what its peer sends now.
-    fn heard(&self, what: &[u8]) -> Vec<bool> {
+    fn receives(&self, what: &[u8]) -> Vec<bool> {
         self.relayed.iter().for_each(|relayed| {
             // The port may be closed already.
             let _ = self.peer.send_to(what, relayed);
         });
-        let hears = |client: &TurnClient| {
+        let has_received = |client: &TurnClient| {
             let until = Instant::now() + Duration::from_millis(500);
             std::iter::from_fn(|| client.receive().filter(|_| Instant::now() < until))
-                .any(|heard| heard.ends_with(what))
+                .any(|received| received.ends_with(what))
         };
-        self.clients.iter().map(hears).collect()
+        self.clients.iter().map(has_received).collect()
     }
 }
 
 #[tokio::test]
 async fn a_revoked_tag_is_offline_and_its_relaying_stops_within_a_second() {
-    let relay_only =
-        "\n[[signaling.keys]]\nkey = \"for the relay alone\"\nscopes = [\"relay\", \"register\"]";
+    let relay_only = "\n[[signaling.keys]]\nkey = \"only for the relay\"\nscopes = [\"relay\", \"register\"]";
     let limits = "\n[signaling.limits]\nrevocations = 2";
     let mut test_server =
         TestServer::on_loopback(&format!("allow_peers = [\"127.0.0.0/8\"]{relay_only}{limits}"));
@@ -310,13 +309,13 @@ async fn a_revoked_tag_is_offline_and_its_relaying_stops_within_a_second() {
     let (_, _, other) = http(server, "GET /ice", &bearer(&key));
     let (mut mine, others) =
         (Relaying::begin(&user, server), Relaying::begin(&relay_of(&other["iceServers"]), server));
-    assert_eq!((mine.heard(b"before"), others.heard(b"before")), (vec![true; 6], vec![true; 6]));
+    assert_eq!((mine.receives(b"before"), others.receives(b"before")), (vec![true; 6], vec![true; 6]));
 
     let revoke = format!("POST /revoke?tag={tag}");
     let (code, head, _) = http(server, &revoke, "");
     assert!(code == 401 && head.contains("www-authenticate: bearer"), "{head}");
     assert_eq!(
-        ["a guess", "for the relay alone", &key].map(|shown| status(server, &revoke, shown)),
+        ["a guess", "only for the relay", &key].map(|shown| status(server, &revoke, shown)),
         [403, 403, 403]
     );
     assert_eq!(http(server, &format!("{revoke}&key={admin}"), "").0, 401, "not in the URL");
@@ -330,7 +329,7 @@ async fn a_revoked_tag_is_offline_and_its_relaying_stops_within_a_second() {
         assert_eq!(Message::parse(&refused).unwrap().unverified().error_code(), Some(401));
     }
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
-    assert_eq!((mine.heard(b"after"), others.heard(b"after")), (vec![false; 6], vec![true; 6]));
+    assert_eq!((mine.receives(b"after"), others.receives(b"after")), (vec![false; 6], vec![true; 6]));
     assert_eq!(receive(&mut web).await, json!({"t": 1, "code": 211, "em": "revoked"}));
     assert!(matches!(web.next().await, Some(Ok(Frame::Close(_)))));
 
@@ -338,8 +337,8 @@ async fn a_revoked_tag_is_offline_and_its_relaying_stops_within_a_second() {
     let refused = |test_server: &TestServer| {
         let socket = UdpSocket::bind((HERE, 0)).unwrap();
         socket.connect(test_server.address).unwrap();
-        let mut stranger = TurnClient::of(user.clone(), HERE, test_server.address);
-        let allocated = stranger.request_signed(Method::ALLOCATE, by_udp);
+        let mut other = TurnClient::of(user.clone(), HERE, test_server.address);
+        let allocated = other.request_signed(Method::ALLOCATE, by_udp);
         let code = Message::parse(&allocated).unwrap().unverified().error_code();
         (request(&socket, &register)["code"].as_i64(), code)
     };

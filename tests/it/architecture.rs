@@ -129,7 +129,7 @@ const IMPURE: &[&str] = &[
 /// (rule, where it holds, where it does not, what must not be named there).
 const BORDERS: &[(&str, &str, &[&str], &[&str])] = &[
     (
-        "the agent imports of signalling the wire alone",
+        "the agent imports only the wire of signalling",
         "src/agent/",
         &[],
         &[
@@ -147,7 +147,7 @@ const BORDERS: &[(&str, &str, &[&str], &[&str])] = &[
         &["turn_server::machine", "crate::server", "stun_server"],
     ),
     (
-        "the agent imports of the gateway its client and wire alone",
+        "the agent imports only the client and the wire of the gateway",
         "src/agent/",
         &[],
         &[
@@ -163,7 +163,7 @@ const BORDERS: &[(&str, &str, &[&str], &[&str])] = &[
     ),
     ("turn_server does not know signaling", "src/turn_server/", &[], &["signaling"]),
     (
-        "signaling knows turn_server::auth alone",
+        "signaling imports only turn_server::auth",
         "src/signaling/",
         &[],
         &[
@@ -175,7 +175,7 @@ const BORDERS: &[(&str, &str, &[&str], &[&str])] = &[
         ],
     ),
     (
-        "the gateway knows no other service",
+        "the gateway imports no other service",
         "src/gateway/",
         &[],
         &["crate::signaling", "crate::turn_server", "crate::server", "crate::config", "crate::agent"],
@@ -314,7 +314,7 @@ fn modules_import_only_what_they_may() {
             }
         }
     }
-    assert_none("rooms keep their borders", &broken);
+    assert_none("each module keeps its imports", &broken);
 }
 
 /// Clippy refuses the macros that panic where the output takes nothing; nobody may ask it to look away, and the crate that writes logs has
@@ -332,7 +332,7 @@ fn nothing_prints_with_macros_that_panic() {
     }
     let telemetry = fs::read_to_string(root().join("src/telemetry.rs")).unwrap();
     if !telemetry.contains(".log_internal_errors(false)") {
-        broken.push("src/telemetry.rs: failures of the log are told by a macro that panics".to_owned());
+        broken.push("src/telemetry.rs: failures of the log are reported by a macro that panics".to_owned());
     }
     let lints = fs::read_to_string(root().join("Cargo.toml")).unwrap();
     for lint in ["print_stdout = \"deny\"", "print_stderr = \"deny\""] {
@@ -349,7 +349,7 @@ fn module_names_are_specific_and_no_todo_is_left() {
     for source in sources() {
         let name = Path::new(&source.path).file_stem().unwrap().to_string_lossy().into_owned();
         if BANNED_MODULES.contains(&name.as_str()) {
-            broken.push(format!("{}: no home for a rule", source.path));
+            broken.push(format!("{}: a name without content", source.path));
         }
         for (number, line) in source.all.lines().enumerate() {
             if line.contains("TODO") && !line.contains('#') || line.contains("FIXME") {

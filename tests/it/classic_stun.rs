@@ -12,7 +12,7 @@ use crate::authority::Authority;
 use crate::test_server::{Lines, TestServer};
 use crate::transports::tls;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// Without the magic cookie.
 const ID: TransactionId = TransactionId([7; 16]);
 
@@ -22,7 +22,7 @@ fn shared_secret_request() -> Vec<u8> {
 
 fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream
 }
 
@@ -50,11 +50,11 @@ impl Client {
 
     /// Sends a request, again where it was lost, and returns the answer.
     fn request(&self, request: &[u8]) -> Vec<u8> {
-        let mut room = [0; 1500];
+        let mut buffer = [0; 1500];
         for _ in 0..40 {
             self.0.send(request).unwrap();
-            if let Ok(len) = self.0.recv(&mut room) {
-                return room[..len].to_vec();
+            if let Ok(len) = self.0.recv(&mut buffer) {
+                return buffer[..len].to_vec();
             }
         }
         panic!("no answer")

@@ -20,7 +20,7 @@ fn channel_data(pair: usize, number: usize) -> Vec<u8> {
     [&CHANNEL.to_be_bytes()[..], &16_u16.to_be_bytes(), &payload].concat()
 }
 
-fn talk(pair: &[TurnClient; 2], which: usize) {
+fn exchange(pair: &[TurnClient; 2], which: usize) {
     for first in (0..PACKETS).step_by(UNDER_WAY) {
         let numbers = first..first + UNDER_WAY;
         for number in numbers.clone() {
@@ -50,7 +50,7 @@ fn clients_of_different_workers_lose_nothing_and_stay_inside(workers: &str) {
                 let (mut other, there) = TurnClient::allocate_and_name(HERE, address);
                 one.bind_channel(CHANNEL, there);
                 other.bind_channel(CHANNEL, here);
-                talk(&[one, other], number);
+                exchange(&[one, other], number);
             });
         }
     });

@@ -44,8 +44,8 @@ fn turn_credentials(ice: &Value) -> (String, String) {
 /// Runs a foreign client that allocates with them.
 fn assert_allocates(mut client: Command, server: &str, (user, password): &(String, String)) {
     client.arg(tools::client("turn.py")).args(["hold", server, user, password]);
-    let held = Proc::start("turn.py hold", client, Stdout::Lines);
-    held.expect("allocation", UP, |line| (line == "held").then_some(()));
+    let client = Proc::start("turn.py hold", client, Stdout::Lines);
+    client.expect("allocation", UP, |line| (line == "held").then_some(()));
 }
 
 #[test]

@@ -154,7 +154,7 @@ fn local_connections_run_in_parallel_and_a_service_survives_a_gateway_restart() 
     }
 }
 
-/// Whatever patience gateway and endpoint have with receivers otherwise.
+/// The gateway's and the endpoint's usual time limits for receivers do not apply.
 #[test]
 fn a_late_reader_receives_everything() {
     const MUCH: usize = 20_000_000;
@@ -219,7 +219,7 @@ fn failures_print_the_next_command_and_have_their_exit_codes() {
     assert_eq!((&event["t"], &event["code"]), (&"error".into(), &"offline".into()));
 }
 
-/// A server's certificate is for its id, and the gateway asks for one.
+/// The gateway requires a certificate for the server's id.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_library_server_presents_a_client_certificate_over_mtls() {
     let (authority, servers) = (Authority::new(), Authority::naming(&["server-7"]));
@@ -272,9 +272,9 @@ async fn the_library_uses_tls_and_trusts_only_the_configured_roots() {
     tokio::spawn(echo(server.connect().await.unwrap()));
     for way in ["wss", "tls"] {
         let client = ClientBuilder::new(format!("{way}://{}", test_server.tls)).settings(quick());
-        let stranger =
+        let untrusted =
             client.clone().tls(Tls::system().roots(std::fs::read(Authority::new().root()).unwrap()));
-        assert!(matches!(stranger.connect().await, Err(ConnectError::Tls(_))), "{way}");
+        assert!(matches!(untrusted.connect().await, Err(ConnectError::Tls(_))), "{way}");
         let client = client.tls(tls.clone()).connect().await.unwrap();
         let mut connection = client.dial(7).await.unwrap();
         for message in [Bytes::from("Hello"), Bytes::new(), vec![7; connection.max_message()].into()] {

@@ -16,7 +16,7 @@ use crate::test_server::TestServer;
 const CLOSED: &str = "\n[signaling]\nopen = false\nlist = false\npresence = false";
 
 /// The answers to some messages on one WebSocket.
-async fn said(test_server: &TestServer, path: &str, messages: &[Value]) -> Vec<Value> {
+async fn exchange(test_server: &TestServer, path: &str, messages: &[Value]) -> Vec<Value> {
     let (mut web, _) = connect_async(format!("ws://{}{path}", test_server.address)).await.unwrap();
     let mut answers = Vec::new();
     for message in messages {
@@ -44,12 +44,12 @@ fn register(key: &str) -> Value {
 async fn the_access_key_registers_and_relays_but_does_not_list_watch_or_revoke() {
     let test_server = TestServer::on_loopback(CLOSED);
     let key = test_server.key();
-    let mine = said(&test_server, "/ws", &[register(&key)]).await;
+    let mine = exchange(&test_server, "/ws", &[register(&key)]).await;
     assert!(mine[0]["extra"]["ice_servers"].to_string().contains("credential"), "{mine:?}");
     let tag = mine[0]["extra"]["tag"].as_str().unwrap();
     let list = json!({"t": 3, "mid": 2, "params": {"tag": tag}});
     let watch = json!({"t": 60, "mid": 3, "params": {"tags": [tag]}});
-    assert_eq!(codes(&said(&test_server, "/ws", &[register(&key), list, watch]).await), [200, 204, 204]);
+    assert_eq!(codes(&exchange(&test_server, "/ws", &[register(&key), list, watch]).await), [200, 204, 204]);
     assert_eq!(http(test_server.address, &format!("GET /ice?key={key}"), "").0, 200);
     assert_eq!(status(test_server.address, "GET /ice", &key), 200);
     for request in ["POST /revoke?tag=somebody", "DELETE /revoke?tag=somebody"] {
@@ -71,8 +71,8 @@ async fn the_admin_key_is_accepted_only_in_a_header_without_an_origin() {
     let (code, _, body) = http(test_server.address, &format!("GET /ice?key={admin}"), "");
     assert_eq!((code, body["error"].as_str().unwrap().contains("admin key")), (403, true), "{body}");
     assert_eq!(status(test_server.address, "GET /ice", &admin), 403);
-    assert_eq!(codes(&said(&test_server, "/ws", &[register(&admin)]).await), [204]);
-    assert_eq!(codes(&said(&test_server, &format!("/ws?key={admin}"), &[register(&admin)]).await), [204]);
+    assert_eq!(codes(&exchange(&test_server, "/ws", &[register(&admin)]).await), [204]);
+    assert_eq!(codes(&exchange(&test_server, &format!("/ws?key={admin}"), &[register(&admin)]).await), [204]);
     assert_eq!(status(test_server.address, revoke, &admin), 200);
     assert_eq!(status(test_server.address, "DELETE /revoke?tag=somebody", &admin), 200);
 }
@@ -81,19 +81,19 @@ async fn the_admin_key_is_accepted_only_in_a_header_without_an_origin() {
 fn an_older_state_folder_gets_an_admin_key_and_logs_one_line() {
     let mut test_server = TestServer::on_loopback("");
     let key = test_server.key();
-    let said = |test_server: &TestServer| {
+    let upgrade_lines = |test_server: &TestServer| {
         test_server.process.lines(|line| line.contains("--admin").then(|| line.clone()))
     };
-    assert_eq!(said(&test_server), [""; 0]);
+    assert_eq!(upgrade_lines(&test_server), [""; 0]);
     std::fs::remove_file(test_server.state().join("admin-key")).unwrap();
     test_server.restart();
-    let lines = said(&test_server);
+    let lines = upgrade_lines(&test_server);
     assert!(lines.len() == 1 && lines[0].contains("no longer revokes"), "{lines:?}");
     assert_eq!(test_server.key(), key, "the access key stays");
     let kept = std::fs::metadata(test_server.state().join("admin-key")).unwrap();
     assert_eq!(kept.permissions().mode() & 0o777, 0o600);
     test_server.restart();
-    assert_eq!(said(&test_server), [""; 0]);
+    assert_eq!(upgrade_lines(&test_server), [""; 0]);
 }
 
 fn ginnel(folder: &Path, arguments: &[&str]) -> Output {
@@ -118,6 +118,6 @@ fn commands_that_print_keys_name_the_missing_state_folder_and_create_nothing() {
         }
     }
     let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert_eq!(left, [folder.path().join("empty")], "nothing was made");
-    assert_eq!(std::fs::read_dir(&left[0]).unwrap().count(), 0, "nothing was made");
+    assert_eq!(left, [folder.path().join("empty")], "nothing was created");
+    assert_eq!(std::fs::read_dir(&left[0]).unwrap().count(), 0, "nothing was created");
 }

@@ -47,7 +47,7 @@ fn report(server: SocketAddr, login: (&str, &str), what: &str) -> Value {
 }
 
 /// Its output after a failure.
-fn complaint(server: SocketAddr, login: (&str, &str), what: &str) -> String {
+fn failure(server: SocketAddr, login: (&str, &str), what: &str) -> String {
     let output = load(server, login, what);
     assert_eq!(output.status.code(), Some(1), "{what}: {output:?}");
     assert!(output.stdout.is_empty(), "{output:?}");
@@ -110,7 +110,7 @@ fn coturn_loses_nothing_at_a_low_rate() {
     assert_all_ways_lose_nothing(server, ("u", "p"));
     let made = report(server, ("u", "p"), "allocate --count 50");
     assert_eq!(made["allocations"], 50);
-    assert!(complaint(server, ("u", "wrong"), "allocate").contains("the server refused these credentials"));
+    assert!(failure(server, ("u", "wrong"), "allocate").contains("the server refused these credentials"));
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn an_interrupted_load_releases_its_allocations() {
             if descriptors() >= before + 120 { Ok(()) } else { Err(holding.printed()) }
         });
         // 120 of the user's 128 are taken.
-        assert!(complaint(test_server.address, (USER, PASSWORD), "allocate --count 10").contains("486"));
+        assert!(failure(test_server.address, (USER, PASSWORD), "allocate --count 10").contains("486"));
         holding.terminate();
         holding.succeed(Duration::from_secs(10));
         assert_eq!(holding.lines(|line| line.contains("\"allocations\":120").then_some(())).len(), 1);
@@ -172,7 +172,7 @@ fn the_highest_rate_is_found_and_the_server_measured_at_half_of_it() {
         let highest = found["highest_rate"].as_u64().unwrap();
         let trials = found["trials"].as_array().unwrap();
         assert!((1..=24).contains(&trials.len()), "{found}");
-        assert!(trials.iter().any(|trial| trial["rate"] == highest && trial["borne"] == true), "{found}");
+        assert!(trials.iter().any(|trial| trial["rate"] == highest && trial["passed"] == true), "{found}");
         assert_eq!(found["at_half"]["rate"], highest / 2, "{found}");
         assert!(found["at_half"]["received"].as_u64().unwrap() > 0, "{found}");
     }
@@ -194,10 +194,10 @@ fn several_processes_share_a_load_and_report_as_one() {
     let made = report(test_server.address, login, &format!("allocate --count 20 --processes 3 --pid {pid}"));
     assert_eq!(made["allocations"], 20);
     assert!(made["server_bytes_each"].as_f64().is_some(), "{made}");
-    let said = complaint(test_server.address, login, "allocate --count 140 --processes 2");
-    assert!(said.contains("turn.allocations_per_user"), "{said}");
-    let said = complaint(test_server.address, login, "allocate --count 2 --processes 3");
-    assert!(said.contains("at most --count"), "{said}");
+    let error = failure(test_server.address, login, "allocate --count 140 --processes 2");
+    assert!(error.contains("turn.allocations_per_user"), "{error}");
+    let error = failure(test_server.address, login, "allocate --count 2 --processes 3");
+    assert!(error.contains("at most --count"), "{error}");
 }
 
 #[test]
@@ -236,7 +236,7 @@ fn clients_may_have_sockets_of_their_own_on_loopback_too() {
 }
 
 #[test]
-fn a_shared_secret_makes_credentials() {
+fn credentials_are_minted_from_a_shared_secret() {
     let test_server = TestServer::on_loopback(&format!("{ALLOW}\nrest_secret = \"north-north-north\""));
     let secret = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(secret.path(), "north-north-north\n").unwrap();
@@ -249,8 +249,8 @@ fn a_public_server_is_not_loaded_without_confirmation() {
     let public = SocketAddr::from(([203, 0, 113, 1], 3478));
     for what in ["binding", "allocate", "relay", "relay --transport tcp"] {
         let began = Instant::now();
-        let said = complaint(public, (USER, PASSWORD), what);
-        assert!(said.contains("--yes") && said.contains("nothing was sent"), "{said}");
+        let error = failure(public, (USER, PASSWORD), what);
+        assert!(error.contains("--yes") && error.contains("nothing was sent"), "{error}");
         assert!(began.elapsed() < Duration::from_secs(3), "{what} has tried all the same");
     }
 }
@@ -258,26 +258,26 @@ fn a_public_server_is_not_loaded_without_confirmation() {
 #[test]
 fn failures_of_a_load_name_the_remedy() {
     let test_server = TestServer::on_loopback("");
-    let judge = (USER, PASSWORD);
+    let valid = (USER, PASSWORD);
     for (login, what, expected) in [
         ((USER, "wrong"), "allocate", "the server refused these credentials (401"),
         (("nobody", PASSWORD), "relay", "the server refused these credentials (401"),
-        (judge, "allocate --count 140 --concurrency 4", "turn.allocations_per_user"),
-        (judge, "relay", "turn.allow_peers"),
-        (judge, "relay --size 11", "--size must be 12 to 60000"),
-        (judge, "relay --allocations 0", "--allocations must be 1 to"),
-        (judge, "binding --seconds 4000", "at most 3600"),
-        (judge, "binding --pid 4294967295", "process 4294967295 cannot be watched"),
-        (judge, "binding --cpu 1000", "cannot run on processor 1000"),
+        (valid, "allocate --count 140 --concurrency 4", "turn.allocations_per_user"),
+        (valid, "relay", "turn.allow_peers"),
+        (valid, "relay --size 11", "--size must be 12 to 60000"),
+        (valid, "relay --allocations 0", "--allocations must be 1 to"),
+        (valid, "binding --seconds 4000", "at most 3600"),
+        (valid, "binding --pid 4294967295", "process 4294967295 cannot be watched"),
+        (valid, "binding --cpu 1000", "cannot run on processor 1000"),
         ((USER, ""), "allocate", "not set, or empty"),
     ] {
-        let said = complaint(test_server.address, login, what);
-        assert!(said.contains(expected), "{what}: {said}");
+        let error = failure(test_server.address, login, what);
+        assert!(error.contains(expected), "{what}: {error}");
     }
     let nobody = SocketAddr::from(([127, 0, 0, 1], free_ports()));
     for what in ["binding", "allocate", "relay --transport tcp"] {
-        let said = complaint(nobody, judge, what);
-        assert!(said.contains("nothing listens on"), "{what}: {said}");
+        let error = failure(nobody, valid, what);
+        assert!(error.contains("nothing listens on"), "{what}: {error}");
     }
 }
 
@@ -303,7 +303,7 @@ fn all_calls_of_clients_by_udp_and_by_websocket_are_answered() {
 }
 
 #[test]
-fn signalling_clients_are_held_and_the_servers_memory_is_reported() {
+fn signalling_clients_stay_registered_and_the_servers_memory_is_reported() {
     let test_server = TestServer::on_loopback(PLENTY);
     for via in ["udp", "ws"] {
         let pid = test_server.process.id();
@@ -317,8 +317,8 @@ fn signalling_clients_are_held_and_the_servers_memory_is_reported() {
 #[test]
 fn a_load_names_the_limit_of_a_server_that_admits_no_more_clients() {
     let test_server = TestServer::on_loopback("[signaling.limits]\ntags = 5\nconnections = 5");
-    let said = |what: &str| complaint(test_server.address, ("", ""), what);
-    let closed = said("signaling --clients 8 --via ws");
+    let run = |what: &str| failure(test_server.address, ("", ""), what);
+    let closed = run("signaling --clients 8 --via ws");
     assert!(closed.contains("connections and connections_per_network"), "{closed}");
     for (what, expected) in [
         ("signaling --clients 0", "--clients must be 1 to"),
@@ -327,17 +327,17 @@ fn a_load_names_the_limit_of_a_server_that_admits_no_more_clients() {
         ("signaling --clients 2 --rate 0", "--rate must be"),
         ("signaling --clients 2 --key nobodys-key-at-all", "another --key"),
     ] {
-        let said = said(what);
-        assert!(said.contains(expected), "{what}: {said}");
+        let error = run(what);
+        assert!(error.contains(expected), "{what}: {error}");
     }
     let nobody = SocketAddr::from(([127, 0, 0, 1], free_ports()));
     for via in ["udp", "ws"] {
-        let said = complaint(nobody, ("", ""), &format!("signaling --clients 2 --via {via}"));
-        assert!(said.contains("nothing listens on"), "{via}: {said}");
+        let error = failure(nobody, ("", ""), &format!("signaling --clients 2 --via {via}"));
+        assert!(error.contains("nothing listens on"), "{via}: {error}");
     }
     let public = SocketAddr::from(([203, 0, 113, 1], 3478));
-    let said = complaint(public, ("", ""), "signaling");
-    assert!(said.contains("--yes") && said.contains("nothing was sent"), "{said}");
+    let error = failure(public, ("", ""), "signaling");
+    assert!(error.contains("--yes") && error.contains("nothing was sent"), "{error}");
 }
 
 const GATEWAY_KEY: &str = "the key of a test's gateway";
@@ -353,11 +353,11 @@ fn server_with_gateway() -> (TestServer, [(&'static str, u16); 2]) {
 
 #[test]
 fn all_gateway_messages_arrive_except_those_to_a_client_that_does_not_read() {
-    let (test_server, doors) = server_with_gateway();
-    for (door, port) in doors {
+    let (test_server, listeners) = server_with_gateway();
+    for (handshake, port) in listeners {
         let what = format!(
             "gateway --clients 20 --each 4 --size 100,102400 --non-reading 20 --seconds 3 --warm-up 0 \
-             --handshake {door} --servers-at 127.0.0.1:{port} --pid {}",
+             --handshake {handshake} --servers-at 127.0.0.1:{port} --pid {}",
             test_server.process.id()
         );
         let report = report(test_server.address, ("", GATEWAY_KEY), &what);
@@ -374,23 +374,23 @@ fn all_gateway_messages_arrive_except_those_to_a_client_that_does_not_read() {
 #[test]
 fn a_load_names_the_limit_of_a_gateway_that_admits_nobody() {
     let (test_server, [(_, md5), (_, hmac)]) = server_with_gateway();
-    let said = |key: &str, what: &str| {
-        complaint(test_server.address, ("", key), &format!("gateway --clients 2 {what}"))
+    let run = |key: &str, what: &str| {
+        failure(test_server.address, ("", key), &format!("gateway --clients 2 {what}"))
     };
     let right = format!("--servers-at 127.0.0.1:{md5}");
     for (key, what, expected) in [
         (GATEWAY_KEY, format!("--each 9 --servers 1 {right}"), "gateway.limits.per_client"),
-        ("not the key of this gateway", right.clone(), "its key?"),
+        ("not the key of this gateway", right.clone(), "key right?"),
         (
             "not the key of this gateway",
             format!("--handshake hmac --servers-at 127.0.0.1:{hmac}"),
-            "its key?",
+            "key right?",
         ),
         ("too short a key", right.clone(), "at least 16 bytes"),
         (GATEWAY_KEY, format!("--size 19 {right}"), "--size must be at least 20"),
         (GATEWAY_KEY, "--servers-at 203.0.113.1:3480".to_owned(), "--yes"),
     ] {
-        let said = said(key, &what);
-        assert!(said.contains(expected), "{what}: {said}");
+        let error = run(key, &what);
+        assert!(error.contains(expected), "{what}: {error}");
     }
 }

@@ -236,7 +236,7 @@ fn assert_counted(path: Path, bulk: u64, udp: u64, tcp: u64) {
     let true_to_it = match path {
         Path::Direct | Path::Inner => udp + tcp < little,
         Path::Relay => udp > both && tcp < little,
-        // One leg is TCP both ways, the other one UDP: each brings one direction to the server.
+        // One client uses TCP in both directions, the other UDP: each carries one direction to the server.
         Path::RelayByTcp => tcp > one && udp > one,
         Path::Gateway => tcp > both && udp < little,
         Path::Any => true,
@@ -292,8 +292,8 @@ fn a_connector_without_a_key_uses_the_listeners_relay() {
     let scene = Scene::new(Place::Behind(NatKind::Symmetric), Place::Behind(NatKind::Symmetric), false);
     let key = scene.test_server.key();
     let invited = AgentOptions { key: Some(&key), options: &[] };
-    let stranger = AgentOptions { key: None, options: &[] };
-    scene.assert_path(Path::Relay, invited, stranger);
+    let without_key = AgentOptions { key: None, options: &[] };
+    scene.assert_path(Path::Relay, invited, without_key);
 }
 
 #[test]

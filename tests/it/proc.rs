@@ -127,7 +127,7 @@ impl Proc {
         (self.child.stdin.take().unwrap(), self.child.stdout.take().unwrap())
     }
 
-    /// Asks it to end (SIGTERM).
+    /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
         self.signal("TERM");
     }

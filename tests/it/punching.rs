@@ -14,7 +14,7 @@ use NatKind::{AddressRestricted, FullCone, PortRestricted, Symmetric};
 /// How long two clients may take for all they do.
 const UP: Duration = Duration::from_secs(60);
 /// How long they look for a hole, in seconds.
-const PATIENCE: &str = "8";
+const TIMEOUT: &str = "8";
 
 /// How a pair has to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +43,7 @@ fn assert_end(callee: NatKind, caller: NatKind, rest: &str, end: End) {
     let test_server = TestServer::on_with(&server_host, rest);
     let server = test_server.address.to_string();
     let client = |host: usize, role: &[&str]| {
-        let usual = ["--server", &server, "--give-up", PATIENCE];
+        let usual = ["--server", &server, "--give-up", TIMEOUT];
         hosts[host].python("plain_client.py", &[&usual[..], role].concat())
     };
     let mut listener = client(0, &["listen"]);

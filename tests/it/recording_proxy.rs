@@ -53,8 +53,8 @@ impl RecordingProxy {
     pub(crate) fn texts(&self) -> Vec<[Vec<Value>; 2]> {
         let lines = self.lines.lock().unwrap();
         let read = |line: &Line| {
-            let [said, told] = &line.passed;
-            [texts(&said.lock().unwrap(), Role::Server), texts(&told.lock().unwrap(), Role::Client)]
+            let [sent, received] = &line.passed;
+            [texts(&sent.lock().unwrap(), Role::Server), texts(&received.lock().unwrap(), Role::Client)]
         };
         lines.iter().map(read).collect()
     }

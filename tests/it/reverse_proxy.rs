@@ -13,7 +13,7 @@ use crate::proc::{Proc, Stdout};
 use crate::test_server::{Lines, TestServer, free_ports};
 use crate::{signaling_client, tools};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const TRUSTED: &str = "trusted_proxies = [\"127.0.0.1/32\"]";
 const TWO_EACH: &str = "[signaling.limits]\nconnections_per_network = 2";
 /// The close reason of a WebSocket over the limit.
@@ -25,7 +25,7 @@ fn test_server(top: &str, rest: &str) -> TestServer {
 
 fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream
 }
 
@@ -206,7 +206,7 @@ fn three_hundred_clients_connect_through_nginx_as_documented_and_the_next_one_le
     let mut nginx = Command::new("nginx");
     nginx.args(["-e", "stderr", "-p"]).arg(folder.path()).arg("-c").arg(folder.path().join("nginx.conf"));
     let nginx = Proc::start("nginx", nginx, Stdout::Lines);
-    nginx.expect("its start", PATIENCE, |line| line.contains("using the \"epoll\"").then_some(()));
+    nginx.expect("its start", TIMEOUT, |line| line.contains("using the \"epoll\"").then_some(()));
     let mut sockets = Vec::new();
     for client in 0..300_u16 {
         // All from this host, but each with an address of its own: 127.0.1.0 and on.
@@ -226,6 +226,6 @@ fn three_hundred_clients_connect_through_nginx_as_documented_and_the_next_one_le
 /// Opens a WebSocket from `ip`.
 fn through(ip: Ipv4Addr, at: SocketAddr) -> Socket {
     let stream = signaling_client::connect(ip, at).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     tungstenite::client(format!("ws://{at}/ws"), stream).unwrap().0
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::{Message, WebSocket, client};
 
 /// How long a message may be awaited.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a client by UDP waits before it asks again.
 const REPEAT: Duration = Duration::from_millis(500);
@@ -60,11 +60,11 @@ impl SignalingClient {
         self.next_mid += 1;
         let mid = self.next_mid;
         request["mid"] = json!(mid);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while Instant::now() < deadline {
             self.send(&request);
             // What was sent by WebSocket is not lost.
-            let wait = if matches!(self.line, Line::Udp(_)) { REPEAT } else { PATIENCE };
+            let wait = if matches!(self.line, Line::Udp(_)) { REPEAT } else { TIMEOUT };
             let answer =
                 self.receive_within(wait, |message| message["mid"] == mid && message.get("code").is_some());
             if let Some(answer) = answer {
@@ -82,7 +82,7 @@ impl SignalingClient {
 
     /// The first message, received or yet to come, that `pick` accepts; those before it are kept.
     pub(crate) fn receive(&mut self, pick: impl Fn(&Value) -> bool) -> Value {
-        self.receive_within(PATIENCE, pick)
+        self.receive_within(TIMEOUT, pick)
             .unwrap_or_else(|| panic!("no such message, but {:?}", self.received))
     }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::test_server::TestServer;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// How long it is listened for what must not come: longer than the first repetition takes.
 const SILENCE: Duration = Duration::from_millis(1200);
 
@@ -20,7 +20,7 @@ struct Client {
 
 fn socket() -> UdpSocket {
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     socket
 }
 
@@ -43,13 +43,13 @@ fn receive(socket: &UdpSocket, t: i64) -> (Value, SocketAddr) {
 fn assert_silent(socket: &UdpSocket) {
     socket.set_read_timeout(Some(SILENCE)).unwrap();
     let mut buffer = [0; 2048];
-    let heard = socket.recv_from(&mut buffer);
+    let received = socket.recv_from(&mut buffer);
     assert!(
-        heard.is_err(),
+        received.is_err(),
         "{:?}",
-        heard.map(|(length, from)| (buffer[..length].escape_ascii().to_string(), from))
+        received.map(|(length, from)| (buffer[..length].escape_ascii().to_string(), from))
     );
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
 }
 
 impl Client {
@@ -80,8 +80,8 @@ fn port_1_only_answers_and_port_2_sends_requests_and_accepts_answers() {
     let (notified, from) = receive(&b.main, 51);
     assert_eq!((from, &notified["token"], &notified["params"]["ltag"]), (port_2, token, &a.tag));
     let hole = a.hole.local_addr().unwrap();
-    let told = (&notified["params"]["host"], &notified["params"]["port"]);
-    assert_eq!(told, (&json!(hole.ip().to_string()), &json!(hole.port())));
+    let notified_address = (&notified["params"]["host"], &notified["params"]["port"]);
+    assert_eq!(notified_address, (&json!(hole.ip().to_string()), &json!(hole.port())));
 
     send(&b.hole, port_2, &json!({"t": -51, "mid": notified["mid"], "token": token, "code": 200}));
     let (answered, from) = receive(&a.hole, 52);

@@ -71,7 +71,7 @@ impl Folder {
     }
 }
 
-/// The fault, what must be named, and the cause that must appear once.
+/// The error, what must be named, and the cause that must appear once.
 type Row<'a> = (&'a str, &'a str, &'a str);
 
 /// Asserts that each row is refused with its cause once, and with what to type.
@@ -264,7 +264,7 @@ fn the_banner_is_whole_and_no_internals_are_logged() {
     let banner = &lines[begins..=ready];
     assert!(banner.iter().any(|line| line.contains("self-test")), "{lines:#?}");
     assert!(!banner.iter().any(|line| is_log(line)), "{lines:#?}");
-    assert_eq!(lines.iter().filter(|line| is_log(line)).collect::<Vec<_>>(), [""; 0], "nothing to tell of");
+    assert_eq!(lines.iter().filter(|line| is_log(line)).collect::<Vec<_>>(), [""; 0], "no log lines");
 }
 
 #[test]

@@ -18,7 +18,7 @@ const START: Duration = Duration::from_secs(20);
 /// How long a client's report may take.
 const REPORT: Duration = Duration::from_secs(90);
 
-/// The static user every test server knows, and her password.
+/// The static user of every test server, and the password.
 pub(crate) const USER: &str = "judge";
 /// What a server of the laboratory relays to.
 const LABORATORY: &str = "allow_peers = [\"203.0.113.0/24\"]";

@@ -16,16 +16,16 @@ use crate::proc::{Proc, Stdout};
 use crate::test_server::{Lines, PASSWORD, TestServer, USER};
 use crate::tools;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const BINDING: &[u8; 20] = b"\0\x01\0\0\x21\x12\xA4\x42transaction!";
 
 fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream
 }
 
-/// Asks for a Binding; returns the client's address as the server sees it, over IPv4.
+/// Sends a Binding request; returns the client's address as the server sees it, over IPv4.
 fn mapped(stream: &mut (impl Read + Write)) -> SocketAddr {
     stream.write_all(BINDING).unwrap();
     let mut head = [0; 20];
@@ -127,7 +127,7 @@ fn an_unusable_certificate_stops_the_start_and_is_named() {
         let mut serve = Command::new(env!("CARGO_BIN_EXE_ginnel"));
         serve.args(["serve", "--config"]).arg(&config);
         let mut serve = Proc::start("ginnel serve", serve, Stdout::Lines);
-        assert!(!serve.wait(PATIENCE).success(), "{}", serve.printed());
+        assert!(!serve.wait(TIMEOUT).success(), "{}", serve.printed());
         assert!(serve.printed().contains(named), "{named}: {}", serve.printed());
     }
 }
@@ -232,7 +232,7 @@ fn websocket_client(arguments: &[&str]) -> Proc {
     let mut client = Command::new("python3");
     client.arg(tools::client("turn_websocket.py")).args(arguments);
     let mut client = Proc::start("turn_websocket.py", client, Stdout::Lines);
-    client.succeed(PATIENCE);
+    client.succeed(TIMEOUT);
     client
 }
 
@@ -248,7 +248,7 @@ fn a_client_relays_over_a_websocket_and_over_one_inside_tls() {
     let mut echo = Command::new("python3");
     echo.arg(tools::client("turn.py")).args(["echo", &peer]);
     let echo = Proc::start("turn.py echo", echo, Stdout::Lines);
-    echo.expect("socket", PATIENCE, |line| (line == "ready").then_some(()));
+    echo.expect("socket", TIMEOUT, |line| (line == "ready").then_some(()));
     let root = authority.root().display().to_string();
     for url in [
         format!("ws://{}/turn", test_server.address),

@@ -26,7 +26,7 @@ pub(crate) fn by_udp(request: Builder) -> Builder {
 }
 
 impl TurnClient {
-    /// Asks for realm and nonce, without credentials, from an address of this host.
+    /// Requests realm and nonce, without credentials, from an address of this host.
     pub(crate) fn new(ip: Ipv4Addr, server: SocketAddr) -> Self {
         Self::of((USER.to_owned(), PASSWORD.to_owned()), ip, server)
     }

@@ -1,4 +1,4 @@
-//! What every load is told: the server, for how long, and what is reported.
+//! Options of every load: the server, the duration, and the report.
 
 use crate::load::{Load, LoadTimes, LoadTransport, Target};
 use anyhow::{Context, bail};
@@ -12,19 +12,19 @@ pub(super) struct Basics {
     /// The server
     #[arg(long, value_name = "HOST:PORT")]
     server: String,
-    /// How long it is measured; at most 3600 with the warm-up
+    /// Seconds of measurement; at most 3600 with the warm-up
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// Seconds before anything is measured
+    /// Seconds before the measurement
     #[arg(long, default_value_t = 1)]
     warm_up: u64,
-    /// Report the CPU time of this process, such as the server's
+    /// Report the CPU time and memory of this process, such as the server's
     #[arg(long)]
     pid: Option<u32>,
-    /// Run on this processor alone
+    /// Run only on this processor
     #[arg(long, value_name = "N")]
     cpu: Option<usize>,
-    /// A socket for every client and peer, also where the server is on IPv4 loopback and many could share one
+    /// Open a socket for each client and peer, even on IPv4 loopback, where they can share one
     #[arg(long)]
     own_sockets: bool,
     /// Exit with 1 if more packets than this were lost
@@ -33,18 +33,20 @@ pub(super) struct Basics {
     /// Report as a JSON object
     #[arg(long)]
     pub(super) json: bool,
-    /// Yes, this server may be put under load although it is neither on this host nor in a private network
+    /// Agree to put a server with a public address under load
     #[arg(long)]
     yes: bool,
 }
 
 impl Basics {
-    /// Takes a server that may be put under load.
+    /// Checks that the server may be put under load.
     pub(super) fn agree(&self, address: SocketAddr, transport: LoadTransport) -> anyhow::Result<Target> {
         match Target::new(address, transport, self.yes) {
             Ok(target) => Ok(target),
             Err(error) => {
-                bail!("{error}; nothing was sent. If you may do that to it, type the same with --yes")
+                bail!(
+                    "{error}; nothing was sent. If you are allowed to do this, repeat the command with --yes"
+                )
             }
         }
     }

@@ -1,4 +1,4 @@
-//! `ginnel load gateway`: its options, its table, and when it fails.
+//! `ginnel load gateway`: options, table and exit code.
 
 use super::basics::Basics;
 use super::report::{latency_line, print};
@@ -16,56 +16,56 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How long nothing may arrive in the end before the rest is taken for lost.
+/// Time without an arrival after which the remaining messages count as lost.
 const QUIET: Duration = Duration::from_secs(5);
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// Options of `ginnel load gateway`.
 #[derive(Debug, Args)]
-pub(crate) struct Gateway {
-    /// Clients, a connection each
+pub(crate) struct GatewayLoadArgs {
+    /// Clients, each with its own connection
     #[arg(long, default_value_t = 100)]
     clients: usize,
-    /// Virtual connections of each client, to one server after the other
+    /// Virtual connections per client, to one server after the other
     #[arg(long, default_value_t = 8)]
     each: usize,
-    /// Servers, which are here too
+    /// Servers, which also run in this process
     #[arg(long, default_value_t = 4)]
     servers: usize,
-    /// Bytes of messages, in turn; at least 20
+    /// Lengths of messages in bytes, in turn; at least 20
     #[arg(long, value_delimiter = ',', default_value = "100")]
     size: Vec<u32>,
-    /// Who sends
-    #[arg(long, value_enum, default_value_t = DirectionArg::Both)]
-    direction: DirectionArg,
-    /// One client in so many reads nothing; 0: all read
+    /// The senders
+    #[arg(long, value_enum, default_value_t = MessageDirectionArg::Both)]
+    direction: MessageDirectionArg,
+    /// One client in N does not read; 0: all read
     #[arg(long, value_name = "N", default_value_t = 0)]
     non_reading: usize,
-    /// Bytes under direction through each virtual connection, in each direction; one message may always be
+    /// Bytes in flight per virtual connection and direction; one message may always be
     #[arg(long, value_name = "BYTES", default_value_t = 128 * 1024)]
     window: u32,
-    /// Bytes under direction in all
+    /// Bytes in flight in total
     #[arg(long, value_name = "BYTES", default_value_t = 64 * 1024 * 1024)]
     in_flight: u64,
-    /// End after so many messages, if --seconds are not over before
+    /// End after N messages, if --seconds are not over before
     #[arg(long, value_name = "N")]
     messages: Option<u64>,
-    /// How servers come in
+    /// The servers' handshake
     #[arg(long, value_enum, default_value_t = HandshakeArg::Md5)]
     handshake: HandshakeArg,
-    /// Where they do [default: port 3480 (md5) or 3481 (hmac) of the same host]
+    /// The gateway's address for servers [default: port 3480 (md5) or 3481 (hmac) of the same host]
     #[arg(long, value_name = "IP:PORT")]
     servers_at: Option<SocketAddr>,
-    /// The first server's id
+    /// The id of the first server
     #[arg(long, value_name = "ID", default_value_t = 1)]
     first_id: u32,
     /// File whose first line is the gateway's key (ginnel key --gateway)
     #[arg(long, value_name = "FILE")]
     key_file: Option<PathBuf>,
-    /// Environment variable that holds it
+    /// Environment variable that contains the key
     #[arg(long, value_name = "NAME", conflicts_with = "key_file", required_unless_present = "key_file")]
     key_env: Option<String>,
-    /// The gateway token that clients show where gateway.require_token is set
+    /// The clients' gateway token, for a gateway with require_token
     #[arg(long = "gateway-token", alias = "ticket", value_name = "gt_…")]
     token: Option<GatewayToken>,
     #[command(flatten)]
@@ -73,7 +73,7 @@ pub(crate) struct Gateway {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum DirectionArg {
+enum MessageDirectionArg {
     /// Clients
     Up,
     /// Servers
@@ -84,13 +84,13 @@ enum DirectionArg {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum HandshakeArg {
-    /// With the MD5 handshake
+    /// MD5
     Md5,
-    /// With the HMAC handshake, and credit
+    /// HMAC-SHA256, with credit
     Hmac,
 }
 
-impl Gateway {
+impl GatewayLoadArgs {
     /// Runs the load and prints its report.
     pub(super) fn run(&self) -> anyhow::Result<()> {
         let load = self.basics.load(LoadTransport::Tcp)?;
@@ -113,9 +113,9 @@ impl Gateway {
             servers: self.servers,
             sizes: self.size.clone(),
             direction: match self.direction {
-                DirectionArg::Up => MessageDirection::Up,
-                DirectionArg::Down => MessageDirection::Down,
-                DirectionArg::Both => MessageDirection::Both,
+                MessageDirectionArg::Up => MessageDirection::Up,
+                MessageDirectionArg::Down => MessageDirection::Down,
+                MessageDirectionArg::Both => MessageDirection::Both,
             },
             non_reading: self.non_reading,
             window: self.window,
@@ -149,12 +149,12 @@ fn verdict(report: &GatewayReport, max_loss: Option<f64>) -> anyhow::Result<()> 
         bail!("none of {} messages arrived", report.sent);
     }
     let percent = report.lost as f64 * 100.0 / (report.sent.max(1)) as f64;
-    let is_borne = max_loss.is_some_and(|most| percent <= most);
-    let rest = GatewayReport { lost: if is_borne { 0 } else { report.lost }, ..report.clone() };
+    let is_accepted = max_loss.is_some_and(|most| percent <= most);
+    let rest = GatewayReport { lost: if is_accepted { 0 } else { report.lost }, ..report.clone() };
     if let Some(complaint) = rest.complaint() {
         bail!("{complaint}");
     }
-    if report.closed + report.dropped > 0 && !is_borne {
+    if report.closed + report.dropped > 0 && !is_accepted {
         bail!("the gateway closed {} virtual connections and {} connections", report.closed, report.dropped);
     }
     Ok(())
@@ -192,7 +192,7 @@ fn table(report: &GatewayReport) -> String {
     );
     let GatewayReport { lost, doubled, out_of_order, sent, received, received_down, .. } = report;
     line("lost", format!("{lost} of {sent}; {doubled} twice, {out_of_order} out of order"));
-    line("", format!("{received} arrived, {received_down} of them at clients, until all were there"));
+    line("", format!("{received} arrived in total, {received_down} of them at clients"));
     line("latency", latency_line(report.latency_us));
     if report.by_size.len() > 1 {
         for of in &report.by_size {
@@ -209,14 +209,14 @@ fn table(report: &GatewayReport) -> String {
         line("memory", memory);
     }
     if report.was_generator_the_limit() {
-        line("caution", "this generator was the limit, the gateway may take more".to_owned());
+        line("caution", "the generator was the limit; the gateway may handle more".to_owned());
     }
     for (count, what) in [
         (report.closed_non_reading, "virtual connections of clients that do not read were closed"),
         (report.dropped_non_reading, "connections of clients that do not read were closed"),
         (report.closed, "other virtual connections were closed"),
         (report.dropped, "other connections were closed"),
-        (report.misdelivered, "messages arrived where they do not belong"),
+        (report.misdelivered, "messages arrived at the wrong endpoint"),
         (report.damaged, "messages arrived with other bytes"),
     ] {
         if count > 0 {

@@ -1,4 +1,4 @@
-//! `ginnel load`: from the command line to a load, and its report as a table or as JSON.
+//! `ginnel load`: runs a load, and prints its report as a table or as JSON.
 
 mod basics;
 mod gateway;
@@ -16,10 +16,10 @@ use crate::net::time;
 use anyhow::{Context, bail};
 use basics::Basics;
 use clap::{Args, Subcommand, ValueEnum};
-use gateway::Gateway;
+use gateway::GatewayLoadArgs;
 use processes::ChildMessage;
 use report::{Ending, allocate_table, finish_search, finish_traffic, print};
-use signaling::Signaling;
+use signaling::SignalingLoadArgs;
 use std::io::{self, IsTerminal, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,30 +27,30 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// How long credentials made of a REST secret are good: longer than any load.
-const REST_SECONDS: u64 = 2 * 3600;
-/// Packets kept under direction where nothing else is said.
-const WINDOW: u32 = 64;
+/// The lifetime of minted credentials; it exceeds every load.
+const CREDENTIALS_LIFETIME: u64 = 2 * 3600;
+/// The default window in packets.
+const DEFAULT_WINDOW: u32 = 64;
 
-/// What `ginnel load` can do.
+/// Commands of `ginnel load`.
 #[derive(Debug, Subcommand)]
 pub(super) enum LoadCommand {
-    /// Ask for one's own address (STUN Binding)
-    Binding(Binding),
-    /// Make allocations, and give them back
-    Allocate(Allocate),
+    /// Send STUN Binding requests
+    Binding(BindingArgs),
+    /// Make allocations and release them
+    Allocate(AllocateArgs),
     /// Relay packets through allocations
-    Relay(Relay),
-    /// Register clients with ginnel's signalling, hold them, and let them call each other
-    Signaling(Signaling),
-    /// Connect clients and servers to a gateway and let them send each other messages
-    Gateway(Gateway),
+    Relay(RelayArgs),
+    /// Register clients with ginnel's signalling, and make calls between them
+    Signaling(SignalingLoadArgs),
+    /// Connect clients and servers to a gateway, and send messages between them
+    Gateway(GatewayLoadArgs),
 }
 
 /// Options of `ginnel load binding`.
 #[derive(Debug, Args)]
-pub(super) struct Binding {
-    /// Sockets that ask
+pub(super) struct BindingArgs {
+    /// Sockets that send requests
     #[arg(long, default_value_t = 16)]
     sockets: usize,
     #[command(flatten)]
@@ -58,46 +58,46 @@ pub(super) struct Binding {
     #[command(flatten)]
     search: SearchArgs,
     #[command(flatten)]
-    common: Common,
+    common: PacketLoadArgs,
 }
 
 /// Options of `ginnel load allocate`.
 #[derive(Debug, Args)]
-pub(super) struct Allocate {
-    /// Allocations in all
+pub(super) struct AllocateArgs {
+    /// Number of allocations
     #[arg(long, default_value_t = 100)]
     count: usize,
-    /// How many are asked for at a time
+    /// Requests in flight
     #[arg(long, default_value_t = 16)]
     concurrency: usize,
-    /// Keep them until --seconds are over
+    /// Keep the allocations until --seconds are over
     #[arg(long)]
     hold: bool,
     #[command(flatten)]
-    login: Login,
+    login: CredentialsArgs,
     #[command(flatten)]
-    common: Common,
+    common: PacketLoadArgs,
 }
 
 /// Options of `ginnel load relay`.
 #[derive(Debug, Args)]
-pub(super) struct Relay {
+pub(super) struct RelayArgs {
     /// Clients with an allocation each
     #[arg(long, default_value_t = 10)]
     allocations: usize,
     /// Bytes of each payload, at least 12
     #[arg(long, default_value_t = 172)]
     size: u16,
-    /// Who sends
-    #[arg(long, value_enum, default_value_t = DirectionArg::Both)]
-    direction: DirectionArg,
-    /// Packets in a row from each sender
+    /// The senders
+    #[arg(long, value_enum, default_value_t = RelayDirectionArg::Both)]
+    direction: RelayDirectionArg,
+    /// Consecutive packets of each sender
     #[arg(long, default_value_t = 1)]
     burst: u32,
-    /// Send and Data indications in place of channels
+    /// Use Send and Data indications instead of channels
     #[arg(long)]
     indications: bool,
-    /// Who the peers are: sockets of this machine, or other clients of the server
+    /// The peers: sockets of this machine, or other clients of the server
     #[arg(long, value_enum, default_value_t = PeersArg::Sockets)]
     peers: PeersArg,
     #[command(flatten)]
@@ -105,26 +105,26 @@ pub(super) struct Relay {
     #[command(flatten)]
     search: SearchArgs,
     #[command(flatten)]
-    login: Login,
+    login: CredentialsArgs,
     #[command(flatten)]
-    common: Common,
+    common: PacketLoadArgs,
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "How much")]
+#[command(next_help_heading = "Rate")]
 struct ModeArgs {
-    /// Packets a second, over all sockets and directions
+    /// PacketLoad per second, over all sockets and directions
     #[arg(long, conflicts_with = "window")]
     rate: Option<u64>,
-    /// Packets kept under direction: as fast as they arrive [default: 64]
+    /// PacketLoad in flight; each arrival allows the next packet [default: 64]
     #[arg(long)]
     window: Option<u32>,
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "How much")]
+#[command(next_help_heading = "Rate")]
 struct SearchArgs {
-    /// Look for the highest rate at which at most so many percent are lost [default: 0.1], then measure at half of it
+    /// Search the highest rate with at most this loss in percent [default: 0.1], then measure at half of it
     #[arg(
         long,
         value_name = "PERCENT",
@@ -134,43 +134,43 @@ struct SearchArgs {
         conflicts_with_all = ["rate", "window", "processes"]
     )]
     search: Option<f64>,
-    /// Seconds that each trial of --search takes
+    /// Seconds per trial of --search
     #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
     trial: f64,
 }
 
 #[derive(Debug, Args)]
-#[command(next_help_heading = "LoadCredentials")]
-struct Login {
-    /// User name; with --rest-secret-file the part behind the expiry
+#[command(next_help_heading = "Credentials")]
+struct CredentialsArgs {
+    /// User name; with --rest-secret-file the part after the expiry time
     #[arg(long)]
     user: String,
     /// File whose first line is the password
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
-    /// Environment variable that holds the password
+    /// Environment variable that contains the password
     #[arg(long, value_name = "NAME", conflicts_with = "password_file")]
     password_env: Option<String>,
-    /// File whose first line is the shared secret of time-limited credentials
+    /// File whose first line is the shared secret of minted credentials
     #[arg(long, value_name = "FILE", conflicts_with_all = ["password_file", "password_env"])]
     rest_secret_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Server and measurement")]
-struct Common {
+struct PacketLoadArgs {
     #[command(flatten)]
     basics: Basics,
-    /// How clients reach the server
+    /// The transport between clients and server
     #[arg(long, value_enum, default_value_t = TransportArg::Udp)]
     transport: TransportArg,
-    /// Send packet by packet where several for one destination could leave as one
+    /// Send packets one by one, without GSO
     #[arg(long)]
     no_gso: bool,
-    /// Share the load among so many processes, where one has too few descriptors or processors
+    /// Split the load over this many processes
     #[arg(long, value_name = "N", default_value_t = 1)]
     processes: usize,
-    /// What such a process is told
+    /// The share of a child process
     #[arg(long, hide = true, value_parser = part)]
     part: Option<ProcessShare>,
 }
@@ -182,14 +182,14 @@ enum TransportArg {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum DirectionArg {
+enum RelayDirectionArg {
     /// Clients to peers
     Up,
     /// Peers to clients
     Down,
     /// Both
     Both,
-    /// Clients to peers, who send it back
+    /// Clients to peers, which send it back
     Echo,
 }
 
@@ -203,8 +203,8 @@ fn part(text: &str) -> Result<ProcessShare, String> {
     ProcessShare::read(text).ok_or_else(|| "not INDEX/OF".to_owned())
 }
 
-/// Packets, and how many.
-struct Packets<'a> {
+/// The parameters of a packet load.
+struct PacketLoad<'a> {
     traffic: Traffic,
     mode: LoadMode,
     search: &'a SearchArgs,
@@ -214,7 +214,7 @@ impl LoadCommand {
     /// Runs the load and prints its report.
     ///
     /// # Errors
-    /// What failed, and what to do about it; also when nothing arrived, or more was lost than `--max-loss`.
+    /// The error of the load; or no packet arrived, or more than `--max-loss` were lost.
     pub(super) fn run(self) -> anyhow::Result<()> {
         let common = match &self {
             Self::Binding(binding) => &binding.common,
@@ -232,7 +232,7 @@ impl LoadCommand {
         }
     }
 
-    fn run_whole(&self, common: &Common) -> anyhow::Result<()> {
+    fn run_whole(&self, common: &PacketLoadArgs) -> anyhow::Result<()> {
         self.check_processes(common)?;
         let load = common.load()?;
         raise_descriptor_limit();
@@ -252,7 +252,7 @@ impl LoadCommand {
             let report = AllocateReport::new(&load, what, common.processes, &made);
             return print(common.basics.json, &report, &allocate_table(&report));
         }
-        let Packets { traffic, mode, search } = self.packets()?;
+        let PacketLoad { traffic, mode, search } = self.packets()?;
         if let Some(max_loss_percent) = search.search {
             let trial = Duration::try_from_secs_f64(search.trial).unwrap_or_default();
             let search = SearchLoad { max_loss_percent, trial };
@@ -270,10 +270,10 @@ impl LoadCommand {
         finish_traffic(&TrafficReport::new(&load, &traffic, mode, common.processes, &outcome?), ending)
     }
 
-    /// Does one part of a load in this process, in the control of another.
+    /// Runs one share of a load as a child process.
     fn run_part(
         &self,
-        common: &Common,
+        common: &PacketLoadArgs,
         part: ProcessShare,
         control: processes::ChildControl<'_>,
     ) -> anyhow::Result<ChildMessage> {
@@ -296,7 +296,7 @@ impl LoadCommand {
                 Ok(ChildMessage::Released)
             }
             _ => {
-                let Packets { traffic, mode, .. } = self.packets()?;
+                let PacketLoad { traffic, mode, .. } = self.packets()?;
                 Ok(ChildMessage::TrafficOutcome(load.traffic(
                     &traffic.part(part),
                     mode.part(part),
@@ -306,21 +306,21 @@ impl LoadCommand {
         }
     }
 
-    fn packets(&self) -> anyhow::Result<Packets<'_>> {
+    fn packets(&self) -> anyhow::Result<PacketLoad<'_>> {
         match self {
-            Self::Binding(Binding { sockets, mode, search, .. }) => {
+            Self::Binding(BindingArgs { sockets, mode, search, .. }) => {
                 let traffic = Traffic::Binding { sockets: *sockets };
-                Ok(Packets { traffic, mode: mode.mode(), search })
+                Ok(PacketLoad { traffic, mode: mode.mode(), search })
             }
             Self::Relay(relay) => {
                 let traffic = Traffic::Relay(relay.login.credentials()?, relay.what());
-                Ok(Packets { traffic, mode: relay.mode.mode(), search: &relay.search })
+                Ok(PacketLoad { traffic, mode: relay.mode.mode(), search: &relay.search })
             }
-            Self::Allocate(_) | Self::Signaling(_) | Self::Gateway(_) => bail!("these are no packets"),
+            Self::Allocate(_) | Self::Signaling(_) | Self::Gateway(_) => bail!("this load sends no packets"),
         }
     }
 
-    fn check_processes(&self, common: &Common) -> anyhow::Result<()> {
+    fn check_processes(&self, common: &PacketLoadArgs) -> anyhow::Result<()> {
         let (what, count) = match self {
             Self::Binding(binding) => ("--sockets", binding.sockets),
             Self::Allocate(allocate) => ("--count", allocate.count),
@@ -348,7 +348,7 @@ pub(super) fn with_control<T>(
     outcome
 }
 
-impl Common {
+impl PacketLoadArgs {
     fn load(&self) -> anyhow::Result<Load> {
         let transport = match self.transport {
             TransportArg::Udp => LoadTransport::Udp,
@@ -360,11 +360,11 @@ impl Common {
 
 impl ModeArgs {
     fn mode(&self) -> LoadMode {
-        self.rate.map_or(LoadMode::Window(self.window.unwrap_or(WINDOW)), LoadMode::Rate)
+        self.rate.map_or(LoadMode::Window(self.window.unwrap_or(DEFAULT_WINDOW)), LoadMode::Rate)
     }
 }
 
-impl Login {
+impl CredentialsArgs {
     fn credentials(&self) -> anyhow::Result<LoadCredentials> {
         let first_line = |file: &PathBuf| {
             let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
@@ -375,7 +375,7 @@ impl Login {
             Ok(line)
         };
         if let Some(file) = &self.rest_secret_file {
-            let expires = time::now().unix + REST_SECONDS;
+            let expires = time::now().unix + CREDENTIALS_LIFETIME;
             return Ok(LoadCredentials::rest(&self.user, first_line(file)?.as_bytes(), expires));
         }
         let password = match (&self.password_file, &self.password_env) {
@@ -392,22 +392,22 @@ impl Login {
     }
 }
 
-impl Allocate {
+impl AllocateArgs {
     fn what(&self) -> AllocateLoad {
         AllocateLoad { count: self.count, concurrency: self.concurrency, hold: self.hold }
     }
 }
 
-impl Relay {
+impl RelayArgs {
     fn what(&self) -> RelayLoad {
         RelayLoad {
             allocations: self.allocations,
             size: self.size,
             direction: match self.direction {
-                DirectionArg::Up => RelayDirection::Up,
-                DirectionArg::Down => RelayDirection::Down,
-                DirectionArg::Both => RelayDirection::Both,
-                DirectionArg::Echo => RelayDirection::Echo,
+                RelayDirectionArg::Up => RelayDirection::Up,
+                RelayDirectionArg::Down => RelayDirection::Down,
+                RelayDirectionArg::Both => RelayDirection::Both,
+                RelayDirectionArg::Echo => RelayDirection::Echo,
             },
             burst: self.burst,
             indications: self.indications,
@@ -419,10 +419,10 @@ impl Relay {
     }
 }
 
-/// Returns what turns true at the first Ctrl-C or SIGTERM, so that allocations are given back; the second one ends at once.
+/// Returns a flag that the first Ctrl-C or SIGTERM sets, so that allocations are released. The second one ends the program.
 pub(super) fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    let told = Arc::clone(&stop);
+    let on_signal = Arc::clone(&stop);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     std::thread::spawn(move || {
         runtime.block_on(async {
@@ -433,7 +433,7 @@ pub(super) fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
                     _ = interrupt.recv() => {}
                     _ = terminate.recv() => {}
                 }
-                told.store(true, Ordering::Relaxed);
+                on_signal.store(true, Ordering::Relaxed);
                 if let Some(code) = code {
                     exit(code);
                 }
@@ -443,7 +443,7 @@ pub(super) fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-#[expect(clippy::disallowed_methods, reason = "the second signal ends the program where it stands")]
+#[expect(clippy::disallowed_methods, reason = "the second signal ends the program at once")]
 fn exit(code: i32) -> ! {
     std::process::exit(code)
 }

@@ -1,7 +1,7 @@
-//! A load in several processes: this program again, once for each part, spoken to by pipes.
+//! A load in several processes: child processes of this program, each with a share of the load.
 //!
-//! A part says on its standard output, a JSON object a line, what it has done; it hears on its standard input when to begin and when
-//! it may stop holding. The end of that input ends it: no part outlives the process that has started it.
+//! A child writes messages to its standard output, one JSON object per line, and reads `start` and `release` from its standard input. The end of
+//! that input ends it, so that no child outlives its parent.
 
 use crate::load::process::Process;
 use crate::load::{AllocationResult, LoadProgress, LoadStage, TrafficOutcome};
@@ -14,10 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-/// How often a look is taken at whether to stop.
+/// The interval of checks of the stop flag.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What a part says.
+/// A message of a child.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum ChildMessage {
@@ -30,7 +30,7 @@ pub(super) enum ChildMessage {
     Failed(String),
 }
 
-/// What holds a part.
+/// The flags that control a child.
 #[derive(Clone, Copy)]
 pub(super) struct ChildControl<'a> {
     pub(super) stop: &'a AtomicBool,
@@ -42,12 +42,12 @@ static STOP: AtomicBool = AtomicBool::new(false);
 static START: AtomicBool = AtomicBool::new(false);
 static RELEASE: AtomicBool = AtomicBool::new(false);
 
-/// Runs `act` as a part, and says what came of it.
+/// Runs `act` as a child and sends its result.
 pub(super) fn run_as_child(
     act: impl FnOnce(ChildControl<'_>) -> anyhow::Result<ChildMessage>,
 ) -> anyhow::Result<()> {
-    // Ctrl-C reaches the whole group; the process that began this one says what it means.
-    let _quiet = super::stop_on_signals()?;
+    // Ctrl-C reaches the whole process group; the parent reacts to it.
+    let _ignored = super::stop_on_signals()?;
     std::thread::spawn(|| {
         for line in io::stdin().lock().lines().map_while(Result::ok) {
             match line.as_str() {
@@ -69,11 +69,11 @@ pub(super) fn run_as_child(
 fn send(message: &ChildMessage) {
     let Ok(mut line) = serde_json::to_string(message) else { return };
     line.push('\n');
-    // Nobody listens any more: the end of standard input says so too.
+    // The parent may have ended; then standard input ends as well.
     let _ = io::stdout().write_all(line.as_bytes()).and_then(|()| io::stdout().flush());
 }
 
-/// Says where a part has got to.
+/// Sends the stage of a child's load.
 pub(super) fn report_stage(stage: &LoadStage) {
     match stage {
         LoadStage::SettingUp { done, of } => send(&ChildMessage::SettingUp(*done, *of)),
@@ -84,7 +84,7 @@ pub(super) fn report_stage(stage: &LoadStage) {
     }
 }
 
-/// The parts.
+/// The child processes.
 struct ProcessGroup {
     children: Vec<Child>,
     messages: Receiver<(usize, ChildMessage)>,
@@ -101,27 +101,27 @@ impl Drop for ProcessGroup {
 
 impl ProcessGroup {
     fn spawn(count: usize) -> anyhow::Result<Self> {
-        let program = std::env::current_exe().context("this program's own file")?;
+        let program = std::env::current_exe().context("the path of this program")?;
         let (sender, messages) = channel();
         let mut group = Self { children: Vec::new(), messages };
         for index in 0..count {
             let mut command = Command::new(&program);
             command.args(std::env::args_os().skip(1)).args(["--part", &format!("{index}/{count}")]);
             let mut child =
-                command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("another process")?;
-            let said = child.stdout.take();
+                command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("a child process")?;
+            let output = child.stdout.take();
             group.children.push(child);
             let sender = sender.clone();
             std::thread::spawn(move || {
-                if let Some(said) = said {
-                    read_messages(BufReader::new(said), index, &sender);
+                if let Some(output) = output {
+                    read_messages(BufReader::new(output), index, &sender);
                 }
             });
         }
         Ok(group)
     }
 
-    /// Says `message` to all.
+    /// Sends `message` to all children.
     fn send(&mut self, message: &str) {
         for child in &mut self.children {
             if let Some(input) = &mut child.stdin {
@@ -130,12 +130,12 @@ impl ProcessGroup {
         }
     }
 
-    /// Lets all stop what they do.
+    /// Ends all children.
     fn close_inputs(&mut self) {
         self.children.iter_mut().for_each(|child| drop(child.stdin.take()));
     }
 
-    /// Waits until every part has said what `takes` takes; fails with the first that has failed.
+    /// Waits until `takes` has accepted a message of every child; fails if a child fails.
     fn collect_until(
         &mut self,
         stop: &AtomicBool,
@@ -152,7 +152,7 @@ impl ProcessGroup {
             let (index, message) = match self.messages.recv_timeout(POLL_INTERVAL) {
                 Ok(message) => message,
                 Err(RecvTimeoutError::Timeout) => continue,
-                Err(RecvTimeoutError::Disconnected) => bail!("a process of the load has ended too early"),
+                Err(RecvTimeoutError::Disconnected) => bail!("a child process ended early"),
             };
             match message {
                 ChildMessage::Failed(text) => bail!("{text}"),
@@ -185,9 +185,9 @@ fn sum(parts: &[Option<LoadProgress>], newest: LoadProgress) -> LoadProgress {
     }
 }
 
-fn read_messages(said: impl BufRead, index: usize, messages: &Sender<(usize, ChildMessage)>) {
+fn read_messages(output: impl BufRead, index: usize, messages: &Sender<(usize, ChildMessage)>) {
     let mut is_done = false;
-    for line in said.lines().map_while(Result::ok) {
+    for line in output.lines().map_while(Result::ok) {
         let message = serde_json::from_str(&line)
             .unwrap_or_else(|error| ChildMessage::Failed(format!("{error}: {line}")));
         is_done = matches!(
@@ -199,12 +199,11 @@ fn read_messages(said: impl BufRead, index: usize, messages: &Sender<(usize, Chi
         }
     }
     if !is_done {
-        let _ = messages
-            .send((index, ChildMessage::Failed("a process of the load has ended too early".to_owned())));
+        let _ = messages.send((index, ChildMessage::Failed("a child process ended early".to_owned())));
     }
 }
 
-/// Runs this program's traffic in `processes`, and adds up what came of it.
+/// Runs a traffic load in `processes`, and adds up the results.
 pub(super) fn traffic(
     processes: usize,
     stop: &AtomicBool,
@@ -224,7 +223,7 @@ pub(super) fn traffic(
     Ok(whole)
 }
 
-/// Makes this program's allocations in `processes`, watches `pid` meanwhile, and holds them for `hold` in all.
+/// Runs an allocation load in `processes`, watches `pid`, and keeps the allocations for `hold`.
 pub(super) fn allocate(
     processes: usize,
     pid: Option<u32>,
@@ -264,23 +263,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_part_says_is_understood_and_its_silence_too() {
+    fn messages_of_a_child_are_read_and_an_early_end_is_a_failure() {
         let (sender, messages) = channel();
         let last = ChildMessage::TrafficOutcome(TrafficOutcome { sent: 7, ..TrafficOutcome::default() });
-        let said = [ChildMessage::SettingUp(1, 2), ChildMessage::Ready, last]
+        let lines = [ChildMessage::SettingUp(1, 2), ChildMessage::Ready, last]
             .map(|message| serde_json::to_string(&message).unwrap() + "\n");
-        read_messages(said.concat().as_bytes(), 3, &sender);
-        let heard: Vec<_> = messages.try_iter().collect();
+        read_messages(lines.concat().as_bytes(), 3, &sender);
+        let received: Vec<_> = messages.try_iter().collect();
         let [
             (3, ChildMessage::SettingUp(1, 2)),
             (3, ChildMessage::Ready),
             (3, ChildMessage::TrafficOutcome(outcome)),
-        ] = &heard[..]
+        ] = &received[..]
         else {
-            panic!("{heard:?}");
+            panic!("{received:?}");
         };
         assert_eq!(outcome.sent, 7);
-        read_messages(said[1].as_bytes(), 3, &sender);
+        read_messages(lines[1].as_bytes(), 3, &sender);
         assert!(matches!(messages.try_iter().last(), Some((3, ChildMessage::Failed(_)))));
     }
 }

@@ -1,4 +1,4 @@
-//! What `ginnel load` prints: tables for people, JSON for programs.
+//! The output of `ginnel load`: a table or JSON.
 
 use crate::load::report::Latency;
 use crate::load::{AllocateReport, SearchReport, TrafficReport};
@@ -6,27 +6,27 @@ use anyhow::bail;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
-/// How a load ends.
+/// The output format and the accepted loss.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ending {
-    /// As JSON.
+    /// Print JSON.
     pub(super) json: bool,
-    /// In percent.
+    /// The accepted loss in percent.
     pub(super) max_loss: Option<f64>,
 }
 
-/// Prints the report, and fails if it tells of a failure.
+/// Prints the report, and fails if no packet arrived or too many were lost.
 pub(super) fn finish_traffic(report: &TrafficReport, ending: Ending) -> anyhow::Result<()> {
     print(ending.json, report, &traffic_table(report))?;
     if report.received == 0 {
         bail!(
-            "nothing of {} packets arrived{}",
+            "none of {} packets arrived{}",
             report.sent,
             if report.refused > 0 { ": the server answered with errors" } else { "" }
         );
     }
     if report.misdelivered > 0 {
-        bail!("{} packets arrived where they do not belong", report.misdelivered);
+        bail!("{} packets arrived at the wrong endpoint", report.misdelivered);
     }
     match ending.max_loss {
         Some(most) if report.loss_percent > most => {
@@ -93,9 +93,9 @@ fn traffic_table(report: &TrafficReport) -> String {
         line("caution", "this generator was the limit, the server may take more".to_owned());
     }
     for (count, what) in [
-        (report.misdelivered, "packets arrived where they do not belong"),
+        (report.misdelivered, "packets arrived at the wrong endpoint"),
         (report.refused, "error responses"),
-        (report.held_back, "packets were held back: the kernel's buffers were full"),
+        (report.held_back, "packets were not sent: the kernel's buffers were full"),
         (report.left_out, "packets were left out: this machine could not send them in time"),
     ] {
         if count > 0 {
@@ -152,8 +152,8 @@ fn search_table(report: &SearchReport) -> String {
         let _ = writeln!(text, "  {name:<10} {value}");
     };
     for trial in &report.trials {
-        let verdict = match (trial.borne, trial.left_out) {
-            (true, _) => "borne",
+        let verdict = match (trial.passed, trial.left_out) {
+            (true, _) => "passed",
             (false, false) => "too much",
             (false, true) => "too much for this generator",
         };

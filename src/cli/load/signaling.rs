@@ -1,4 +1,4 @@
-//! `ginnel load signaling`: its options, its table, and when it fails.
+//! `ginnel load signaling`: options, table and exit code.
 
 use super::basics::Basics;
 use super::report::{latency_line, print};
@@ -13,26 +13,26 @@ use std::time::Duration;
 
 /// Options of `ginnel load signaling`.
 #[derive(Debug, Args)]
-pub(crate) struct Signaling {
-    /// How clients reach the server
+pub(crate) struct SignalingLoadArgs {
+    /// The transport between clients and server
     #[arg(long, value_enum, default_value_t = ViaArg::Udp)]
     via: ViaArg,
-    /// Clients that are registered and held
+    /// Clients to register
     #[arg(long, default_value_t = 100)]
     clients: usize,
-    /// Calls a second among them; without it and --window they are only held
+    /// Calls per second; without --rate and --window there are no calls
     #[arg(long, conflicts_with = "window")]
     rate: Option<u64>,
-    /// Calls kept under direction: as fast as they are answered
+    /// Calls in flight; each answer allows the next call
     #[arg(long)]
     window: Option<u32>,
-    /// How many register at a time
+    /// Registrations in flight
     #[arg(long, default_value_t = 256)]
     concurrency: usize,
-    /// Seconds middlebox two heartbeats of a client by UDP
+    /// Heartbeat interval of UDP clients
     #[arg(long, value_name = "SECONDS", default_value_t = 25)]
     heartbeat: u64,
-    /// The server's access key, where it wants one
+    /// The server's access key, if it requires one
     #[arg(long)]
     key: Option<String>,
     #[command(flatten)]
@@ -41,13 +41,13 @@ pub(crate) struct Signaling {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum ViaArg {
-    /// Datagrams; on IPv4 loopback an address for each client, and one socket for all
+    /// UDP; on IPv4 loopback all clients share a socket, each with its own address
     Udp,
-    /// A WebSocket each
+    /// WebSocket
     Ws,
 }
 
-impl Signaling {
+impl SignalingLoadArgs {
     /// Runs the load and prints its report.
     pub(super) fn run(&self) -> anyhow::Result<()> {
         let (via, transport) = match self.via {
@@ -81,7 +81,7 @@ fn verdict(report: &SignalingReport, max_loss: Option<f64>) -> anyhow::Result<()
         bail!("none of {} calls was answered", calls.begun);
     }
     if calls.misdelivered > 0 {
-        bail!("{} messages came to clients that they are not for", calls.misdelivered);
+        bail!("{} messages arrived at the wrong client", calls.misdelivered);
     }
     match max_loss {
         Some(most) if calls.loss_percent > most => {
@@ -100,7 +100,7 @@ fn table(report: &SignalingReport) -> String {
     let SignalingReport { clients, registering_seconds, registrations_per_second, .. } = report;
     line(
         "clients",
-        format!("{clients} in {registering_seconds:.3} s: {registrations_per_second:.0} a second"),
+        format!("{clients} in {registering_seconds:.3} s: {registrations_per_second:.0} per second"),
     );
     if let Some(cpu) = report.registering_cpu {
         let share = cpu.share * 100.0;
@@ -120,23 +120,23 @@ fn table(report: &SignalingReport) -> String {
         let (own, share) = (calls.own_cpu, calls.own_cpu.share * 100.0);
         line("own CPU", format!("{:.2} µs a call, {share:.0} % of a processor", own.us_each));
         if calls.was_generator_the_limit() {
-            line("caution", "this generator was the limit, the server may take more".to_owned());
+            line("caution", "the generator was the limit; the server may handle more".to_owned());
         }
     } else if let Some(share) = report.server_share {
-        line("held", format!("{:.1} s at {:.1} % of a processor", report.seconds, share * 100.0));
+        line("idle", format!("{:.1} s at {:.1} % of a processor", report.seconds, share * 100.0));
     }
     for (code, count) in &report.refused {
-        line("caution", format!("{count} times the server said {code}"));
+        line("caution", format!("the server answered {code} {count} times"));
     }
     let calls = report.calls.as_ref();
     for (count, what) in [
-        (calls.map_or(0, |calls| calls.misdelivered), "messages came to clients that they are not for"),
-        (report.lost_tags, "tags were no longer known to the server"),
+        (calls.map_or(0, |calls| calls.misdelivered), "messages arrived at the wrong client"),
+        (report.lost_tags, "tags were lost by the server"),
         (report.closed as u64, "connections were closed by the server"),
-        (report.held_back, "messages were held back: the kernel's buffers were full"),
+        (report.held_back, "messages were not sent: the kernel's buffers were full"),
         (
             calls.map_or(0, |calls| calls.left_out),
-            "calls were left out: this machine could not begin them in time",
+            "calls were skipped: this machine could not start them in time",
         ),
     ] {
         if count > 0 {

@@ -41,6 +41,7 @@ mod virtual_stream;
 
 pub use super::handshake::{Key, ShortKey};
 pub use super::token::{GatewayToken, InvalidToken};
+pub use super::wire::WireError;
 pub use builder::{ClientBuilder, ServerBuilder};
 pub use codec::{Codec, Json, Raw};
 pub use endpoint::{Changes, Endpoint, Status};

@@ -1,4 +1,4 @@
-//! How clients and servers come in: connections, and the servers' handshakes.
+//! Connections of clients and servers, and the servers' handshakes.
 
 use crate::gateway::handshake::{CHALLENGE, Key, MD5_CHALLENGE, PROOF};
 use crate::gateway::wire::{self, Command, Frame, HEADER_LEN, MAX_PACKET};
@@ -9,20 +9,20 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-/// How long a connection or a handshake may take.
+/// Time limit of a connection and of a handshake.
 const CONNECT_TIME: Duration = Duration::from_secs(10);
-/// Clients from one loopback address: as many as a server allows one network, with room to spare.
+/// Clients per loopback address, below the server's limit per network.
 const PER_ADDRESS: usize = 100;
-/// The first of those addresses.
+/// The first of these addresses.
 const FIRST_ADDRESS: u32 = 0x7F4F_0001;
 
-/// FlowLimits in the kernel for a client that does not read: what it misses is to wait at the gateway.
+/// Receive buffer of a client that does not read. Its messages are to be queued at the gateway.
 const NON_READING_BUFFER: usize = 16 * 1024;
 
-/// How servers show that they know the key.
+/// The handshake of servers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HandshakeKind {
-    /// MD5, as the document has it.
+    /// MD5 (S2-15 to S2-18).
     Md5,
     /// HMAC-SHA256, with credit.
     Hmac,
@@ -56,7 +56,7 @@ impl HandshakeKind {
                 socket.write_all(&key.answer(&challenge, &nonce, id))?;
                 socket.read_exact(&mut proof)?;
                 if !key.verify_proof(&challenge, &nonce, id, &proof) {
-                    return Err(io::Error::new(io::ErrorKind::InvalidData, "it has another key"));
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, "the gateway has another key"));
                 }
             }
         }
@@ -65,7 +65,7 @@ impl HandshakeKind {
     }
 }
 
-/// Waits until the gateway has answered: success of a handshake is silence, and whoever dials the server before it is listed is refused.
+/// Waits for an answer of the gateway: the MD5 handshake has none, and a dial to a server that is not yet registered is refused.
 fn await_registration(socket: &mut TcpStream) -> io::Result<()> {
     let mut frame = Vec::new();
     Command::New.emit(&mut frame);
@@ -73,7 +73,7 @@ fn await_registration(socket: &mut TcpStream) -> io::Result<()> {
     let mut answer = [0; HEADER_LEN + 1 + 4];
     socket.read_exact(&mut answer)?;
     let Ok(Some((Frame::Command(Command::Open(conn)), _))) = wire::frame(&answer, MAX_PACKET) else {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not answer as a gateway does"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the answer is not a gateway's"));
     };
     frame.clear();
     Command::Close(conn).emit(&mut frame);

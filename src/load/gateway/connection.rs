@@ -1,6 +1,6 @@
-//! One connection to the gateway: bytes in, bytes out.
+//! The socket of one client or server, with its send queue.
 
-use super::message::FrameReader;
+use super::message::LoadMessageReader;
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -9,21 +9,21 @@ use std::net::TcpStream;
 #[derive(Debug)]
 pub(super) struct LoadConnection {
     socket: Option<TcpStream>,
-    pub(super) reader: FrameReader,
-    /// Flows that have something to send to someone who reads.
+    pub(super) reader: LoadMessageReader,
+    /// Flows with something to send to a reading client or a server.
     ready: VecDeque<u32>,
-    /// The others, which come first: all queues are to be full soon.
+    /// The other flows. They come first, so that the gateway's queues are full soon.
     to_non_readers: VecDeque<u32>,
-    /// Commands that leave before anything else.
+    /// Commands to send before messages.
     pub(super) commands: Vec<u8>,
-    /// What the kernel has not taken.
+    /// Bytes that the kernel has not accepted.
     tail: Vec<u8>,
     tail_at: usize,
-    /// Whether the kernel has said that it is full.
+    /// Whether the socket is full.
     pub(super) is_blocked: bool,
-    /// Whether it waits for its turn to write.
+    /// Whether it is queued to write.
     pub(super) is_queued: bool,
-    /// Whether nothing is read any more.
+    /// Whether it is not read.
     pub(super) is_non_reading: bool,
 }
 
@@ -31,7 +31,7 @@ impl LoadConnection {
     pub(super) fn new(socket: TcpStream) -> Self {
         Self {
             socket: Some(socket),
-            reader: FrameReader::default(),
+            reader: LoadMessageReader::default(),
             ready: VecDeque::new(),
             to_non_readers: VecDeque::new(),
             commands: Vec::new(),
@@ -68,7 +68,7 @@ impl LoadConnection {
         self.to_non_readers.pop_front().or_else(|| self.ready.pop_front())
     }
 
-    /// Takes back what [`LoadConnection::next_ready`] gave, which must have been to someone who reads.
+    /// Takes back a flow of [`LoadConnection::next_ready`] whose receiver reads.
     pub(super) fn put_back(&mut self, flow: u32) {
         self.ready.push_front(flow);
     }
@@ -77,13 +77,13 @@ impl LoadConnection {
         !self.tail.is_empty()
     }
 
-    /// Reads once; `None` when there is nothing now.
+    /// Reads once; `None` if the socket is empty.
     ///
     /// # Errors
-    /// When the connection is over.
-    pub(super) fn read(&mut self, room: &mut [u8]) -> io::Result<Option<usize>> {
+    /// If the connection has ended.
+    pub(super) fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let Some(socket) = &mut self.socket else { return Ok(None) };
-        match socket.read(room) {
+        match socket.read(buffer) {
             Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(read) => Ok(Some(read)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
@@ -92,10 +92,10 @@ impl LoadConnection {
         }
     }
 
-    /// Writes what waits; returns whether all of it has left.
+    /// Writes queued bytes; returns whether all were written.
     ///
     /// # Errors
-    /// When the connection is over.
+    /// If the connection has ended.
     pub(super) fn write_tail(&mut self) -> io::Result<bool> {
         let written = self.push(None)?;
         self.tail_at += written;
@@ -105,10 +105,10 @@ impl LoadConnection {
         Ok(self.tail.is_empty())
     }
 
-    /// Writes `bytes` behind what waits, and keeps what the kernel does not take.
+    /// Writes `bytes` after the queued ones, and queues what the kernel does not accept.
     ///
     /// # Errors
-    /// When the connection is over.
+    /// If the connection has ended.
     pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         let written = if self.has_tail() { 0 } else { self.push(Some(bytes))? };
         self.tail.extend_from_slice(&bytes[written..]);

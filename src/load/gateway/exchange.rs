@@ -1,9 +1,9 @@
-//! All connections of a load and what goes through them.
+//! All connections of a load, and the exchange of messages over them.
 
 use super::connection::LoadConnection;
 use super::flows::{Blocked, FlowLimits, FlowTable, MessageCounts};
 use super::message::{MessageStamp, MessageTemplate, ReceivedFrame};
-use super::virtual_connections::{ConnectionChange, LoadSize, Side, VirtualConnections};
+use super::virtual_connections::{ConnectionChange, LoadSize, Party, VirtualConnections};
 use super::{GatewayLoad, HandshakeKind, MessageDirection, Middlebox};
 use crate::gateway::token::GatewayToken;
 use crate::gateway::wire::Command;
@@ -20,18 +20,18 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 const EVENTS: usize = 1024;
-/// Bytes read with one call, and how many calls a connection has before others have their turn.
+/// Bytes per read call, and read calls per connection and iteration.
 const READ: usize = 256 * 1024;
 const READS: usize = 4;
-/// Bytes written with one call, more by the last message.
+/// Bytes per write call; the last message may exceed it.
 const WRITE: usize = 64 * 1024;
-/// What is sent through a virtual connection to a client that does not read, before its sender gives up: more than a queue.
+/// Bytes sent to a client that does not read: more than the gateway queues.
 const NON_READING_BYTES: u32 = 2 * 1024 * 1024;
 
-/// ConnectionEntry connections and connections that are gone before their time.
+/// Connections and virtual connections that ended early.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Disconnects {
-    /// Dials that came to nothing.
+    /// Refused dials.
     pub(super) refused: u64,
     pub(super) closed: u64,
     pub(super) closed_non_reading: u64,
@@ -50,19 +50,19 @@ pub(super) struct Exchange {
     events: Events,
     /// Servers, then clients.
     connections: Vec<LoadConnection>,
-    /// Of each flow: whether it stands in its connection's `ready`.
+    /// By flow: whether it is in its connection's queue.
     queued: Vec<bool>,
-    /// Links whose turn to write comes: clients, and servers, of whom each speaks for many.
+    /// Connections that are queued to write: clients, and servers.
     turns: [VecDeque<u32>; 2],
-    /// Bytes that either have begun to send, so that both directions have the same.
+    /// Bytes sent by clients and by servers, so that both directions get the same share.
     begun: [u64; 2],
-    /// Links with commands to send.
+    /// Connections with commands to send.
     commanded: Vec<u32>,
-    /// Links that have more to read.
+    /// Connections that have more to read.
     unread: Vec<u32>,
-    /// What one read has told: flows that may go on, and commands to send.
+    /// Flows that may continue after a read.
     unblocked: Vec<u32>,
-    room: Box<[u8]>,
+    read_buffer: Box<[u8]>,
     scratch: Vec<u8>,
     gone: Disconnects,
     is_sending: bool,
@@ -81,12 +81,12 @@ impl Exchange {
             virtual_connections.open_all();
         }
         let messages = what.messages.unwrap_or(u64::MAX);
-        let room =
+        let limits =
             FlowLimits { flow: what.window, non_reading: NON_READING_BYTES, all: what.in_flight, messages };
         Ok(Self {
             size,
             virtual_connections,
-            flows: FlowTable::new(what.sizes.clone(), room, (size.clients, size.each), what.non_reading),
+            flows: FlowTable::new(what.sizes.clone(), limits, (size.clients, size.each), what.non_reading),
             template: MessageTemplate::new(ChaCha20Rng::from_os_rng().random()),
             poll: Poll::new()?,
             events: Events::with_capacity(EVENTS),
@@ -97,7 +97,7 @@ impl Exchange {
             commanded: Vec::new(),
             unread: Vec::new(),
             unblocked: Vec::new(),
-            room: vec![0; READ].into(),
+            read_buffer: vec![0; READ].into(),
             scratch: Vec::new(),
             gone: Disconnects::default(),
             is_sending: false,
@@ -105,31 +105,31 @@ impl Exchange {
         })
     }
 
-    /// Takes a server that is known to the gateway; they come before all clients.
+    /// Adds a server that has registered. All servers are added before the clients.
     pub(super) fn add_server(&mut self, socket: TcpStream) -> io::Result<()> {
-        let place = self.connections.len();
-        self.add(place, socket)
+        let index = self.connections.len();
+        self.add(index, socket)
     }
 
-    /// Takes a client, which asks for its virtual connections.
+    /// Adds a client, which requests its virtual connections.
     pub(super) fn add_client(
         &mut self,
         number: usize,
         socket: TcpStream,
         token: Option<&GatewayToken>,
     ) -> io::Result<()> {
-        let place = self.size.servers + number;
-        self.add(place, socket)?;
+        let index = self.size.servers + number;
+        self.add(index, socket)?;
         if let Some(token) = token {
-            self.say(place, Command::Token(&token.0));
+            self.send_command(index, Command::Token(&token.0));
         }
-        (0..self.size.each).for_each(|_| self.say(place, Command::New));
+        (0..self.size.each).for_each(|_| self.send_command(index, Command::New));
         Ok(())
     }
 
-    /// Takes a client and the server that a proxy has connected it to.
+    /// Adds a client and the server that a proxy has connected it to.
     pub(super) fn pair(&mut self, client: TcpStream, server: TcpStream) -> io::Result<()> {
-        // Pairs come one after the other, places are servers first: the connections are put in order when all are there.
+        // Pairs arrive one after the other; connections are ordered servers first once all have arrived.
         for socket in [server, client] {
             socket.set_nonblocking(true)?;
             self.connections.push(LoadConnection::new(socket));
@@ -138,29 +138,29 @@ impl Exchange {
             return Ok(());
         }
         let pairs = std::mem::take(&mut self.connections).into_iter().enumerate();
-        let (servers, clients): (Vec<_>, Vec<_>) = pairs.partition(|(place, _)| place % 2 == 0);
-        for (place, (_, connection)) in servers.into_iter().chain(clients).enumerate() {
-            self.register(place, &connection)?;
+        let (servers, clients): (Vec<_>, Vec<_>) = pairs.partition(|(index, _)| index % 2 == 0);
+        for (index, (_, connection)) in servers.into_iter().chain(clients).enumerate() {
+            self.register(index, &connection)?;
             self.connections.push(connection);
         }
         Ok(())
     }
 
-    fn add(&mut self, place: usize, socket: TcpStream) -> io::Result<()> {
+    fn add(&mut self, index: usize, socket: TcpStream) -> io::Result<()> {
         socket.set_nonblocking(true)?;
         let connection = LoadConnection::new(socket);
-        self.register(place, &connection)?;
+        self.register(index, &connection)?;
         self.connections.push(connection);
         Ok(())
     }
 
-    fn register(&self, place: usize, connection: &LoadConnection) -> io::Result<()> {
+    fn register(&self, index: usize, connection: &LoadConnection) -> io::Result<()> {
         let Some(descriptor) = connection.socket().map(AsRawFd::as_raw_fd) else { return Ok(()) };
         let interest = Interest::READABLE | Interest::WRITABLE;
-        self.poll.registry().register(&mut SourceFd(&descriptor), Token(place), interest)
+        self.poll.registry().register(&mut SourceFd(&descriptor), Token(index), interest)
     }
 
-    /// Lets all send, and some read no more.
+    /// Starts to send; some clients stop reading.
     pub(super) fn start(&mut self, what: &GatewayLoad) {
         self.is_sending = true;
         for client in 0..self.size.clients {
@@ -175,104 +175,103 @@ impl Exchange {
         flows.filter(is_used).for_each(|flow| self.wake(flow));
     }
 
-    /// Returns how many virtual connections and connections of those who read are gone.
+    /// Returns how many connections and virtual connections of reading clients have ended.
     pub(super) fn gone(&self) -> u64 {
         self.gone.closed + self.gone.dropped
     }
 
-    /// MessageCounts what has not come, and returns all counts.
+    /// Counts lost messages and returns all counts.
     pub(super) fn finish(&mut self) -> (MessageCounts, Disconnects) {
         self.flows.finish();
         self.gone.refused = self.virtual_connections.refused;
         (self.flows.counts, self.gone)
     }
 
-    /// Receives and sends what there is, waiting for it as long as this at most.
-    pub(super) fn pump(&mut self, wait: Duration) -> io::Result<()> {
+    /// Waits at most `wait` for events, receives, and sends.
+    pub(super) fn poll_once(&mut self, wait: Duration) -> io::Result<()> {
         let is_busy = !self.unread.is_empty()
             || (self.turns.iter().any(|turns| !turns.is_empty()) && !self.flows.is_full());
         let wait = if is_busy { Duration::ZERO } else { wait };
         let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
         let polled = self.poll.poll(&mut events, Some(wait));
-        for place in std::mem::take(&mut self.unread) {
-            self.receive(place as usize);
+        for index in std::mem::take(&mut self.unread) {
+            self.receive(index as usize);
         }
-        events.iter().for_each(|event| self.happened(event));
+        events.iter().for_each(|event| self.handle_event(event));
         self.events = events;
         match polled {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
-        for place in std::mem::take(&mut self.commanded) {
-            self.flush(place as usize);
+        for index in std::mem::take(&mut self.commanded) {
+            self.flush(index as usize);
         }
         self.send();
         Ok(())
     }
 
-    fn happened(&mut self, event: &Event) {
-        let place = event.token().0;
+    fn handle_event(&mut self, event: &Event) {
+        let index = event.token().0;
         if event.is_writable() {
-            self.connections[place].is_blocked = false;
-            self.queue_write(place);
+            self.connections[index].is_blocked = false;
+            self.queue_write(index);
         }
         if event.is_error() || event.is_write_closed() {
-            self.drop_link(place);
+            self.drop_connection(index);
         } else if event.is_readable() {
-            self.receive(place);
+            self.receive(index);
         }
     }
 
-    fn receive(&mut self, place: usize) {
-        let end = self.end(place);
+    fn receive(&mut self, index: usize) {
+        let end = self.end(index);
         for _ in 0..READS {
-            let connection = &mut self.connections[place];
+            let connection = &mut self.connections[index];
             if connection.is_non_reading {
                 return;
             }
-            let read = match connection.read(&mut self.room) {
+            let read = match connection.read(&mut self.read_buffer) {
                 Ok(Some(read)) => read,
                 Ok(None) => return,
-                Err(_) => return self.drop_link(place),
+                Err(_) => return self.drop_connection(index),
             };
             let now = self.began.elapsed_ns();
             let mut reader = std::mem::take(&mut connection.reader);
-            let mut desk = Receivers {
+            let mut receivers = Receivers {
                 virtual_connections: &mut self.virtual_connections,
                 flows: &mut self.flows,
                 unblocked: &mut self.unblocked,
             };
-            let mut said = Vec::new();
-            let mut closed = Vec::new();
-            let heard = reader.read(&self.template, &self.room[..read], &mut |heard| {
-                let (change, answer) = desk.handle(end, heard, now);
-                said.extend(answer);
+            let (mut answers, mut closed) = (Vec::new(), Vec::new());
+            let result = reader.read(&self.template, &self.read_buffer[..read], &mut |frame| {
+                let (change, answer) = receivers.handle(end, frame, now);
+                answers.extend(answer);
                 closed.extend(change);
             });
-            self.connections[place].reader = reader;
-            said.into_iter().for_each(|command| self.say(place, command));
+            self.connections[index].reader = reader;
+            answers.into_iter().for_each(|command| self.send_command(index, command));
             closed.into_iter().for_each(|number| self.count_closed(number));
             while let Some(flow) = self.unblocked.pop() {
                 self.wake(flow);
             }
-            if heard.is_err() {
-                return self.drop_link(place);
+            if result.is_err() {
+                return self.drop_connection(index);
             }
         }
-        self.unread.push(place as u32);
+        self.unread.push(index as u32);
     }
 
-    fn end(&self, place: usize) -> Side {
-        match place.checked_sub(self.size.servers) {
-            Some(client) => Side::Client(client),
-            None => Side::Server(place),
+    fn end(&self, index: usize) -> Party {
+        match index.checked_sub(self.size.servers) {
+            Some(client) => Party::Client(client),
+            None => Party::Server(index),
         }
     }
 
-    fn say(&mut self, place: usize, command: Command<'_>) {
-        let connection = &mut self.connections[place];
+    fn send_command(&mut self, index: usize, command: Command<'_>) {
+        let connection = &mut self.connections[index];
         if connection.commands.is_empty() {
-            self.commanded.push(place as u32);
+            self.commanded.push(index as u32);
         }
         command.emit(&mut connection.commands);
     }
@@ -285,90 +284,90 @@ impl Exchange {
         self.flows.close(number);
     }
 
-    fn drop_link(&mut self, place: usize) {
-        if !self.connections[place].is_open() {
+    fn drop_connection(&mut self, index: usize) {
+        if !self.connections[index].is_open() {
             return;
         }
-        self.connections[place].close();
-        let end = self.end(place);
+        self.connections[index].close();
+        let end = self.end(index);
         match end {
-            Side::Client(client) if self.flows.is_non_reading(client) => self.gone.dropped_non_reading += 1,
+            Party::Client(client) if self.flows.is_non_reading(client) => self.gone.dropped_non_reading += 1,
             _ => self.gone.dropped += 1,
         }
         self.virtual_connections.gone(end).into_iter().for_each(|number| self.count_closed(number));
     }
 
-    /// Lets a flow send when its connection's turn comes.
+    /// Queues a flow that may send.
     fn wake(&mut self, flow: u32) {
         if !self.is_sending || self.queued[flow as usize] {
             return;
         }
-        let place = match flow % 2 {
+        let index = match flow % 2 {
             0 => self.size.servers + self.virtual_connections.client_of(flow / 2),
             _ => self.virtual_connections.server_of(flow / 2),
         };
-        if self.connections[place].is_open() {
+        if self.connections[index].is_open() {
             self.queued[flow as usize] = true;
             let is_to_non_reader = self.flows.is_to_non_reader(flow);
-            self.connections[place].make_ready(flow, is_to_non_reader);
-            self.queue_write(place);
+            self.connections[index].make_ready(flow, is_to_non_reader);
+            self.queue_write(index);
         }
     }
 
-    fn queue_write(&mut self, place: usize) {
-        let connection = &mut self.connections[place];
+    fn queue_write(&mut self, index: usize) {
+        let connection = &mut self.connections[index];
         if !connection.is_queued && !connection.is_blocked && (connection.has_tail() || connection.is_ready())
         {
             connection.is_queued = true;
-            self.turns[usize::from(place < self.size.servers)].push_back(place as u32);
+            self.turns[usize::from(index < self.size.servers)].push_back(index as u32);
         }
     }
 
-    /// Sends commands, which wait for no window.
-    fn flush(&mut self, place: usize) {
-        let connection = &mut self.connections[place];
+    /// Sends commands, which do not count against a window.
+    fn flush(&mut self, index: usize) {
+        let connection = &mut self.connections[index];
         let commands = std::mem::take(&mut connection.commands);
         if connection.write(&commands).is_err() {
-            self.drop_link(place);
+            self.drop_connection(index);
         }
     }
 
-    /// Gives as many turns to write as there are who wait for one.
+    /// Writes once to every connection that is queued.
     fn send(&mut self) {
         for _ in 0..self.turns.iter().map(VecDeque::len).sum() {
             let side = usize::from(self.begun[1] < self.begun[0]);
             let side = if self.turns[side].is_empty() { 1 - side } else { side };
-            let Some(place) = self.turns[side].pop_front() else { return };
-            let connection = &mut self.connections[place as usize];
+            let Some(index) = self.turns[side].pop_front() else { return };
+            let connection = &mut self.connections[index as usize];
             if connection.is_blocked || !connection.is_open() {
                 connection.is_queued = false;
                 continue;
             }
             let ready = connection.write_tail();
-            let filled = if matches!(ready, Ok(true)) { self.fill(place as usize) } else { Ok(()) };
-            let connection = &mut self.connections[place as usize];
+            let filled = if matches!(ready, Ok(true)) { self.fill(index as usize) } else { Ok(()) };
+            let connection = &mut self.connections[index as usize];
             let written = match ready {
                 Ok(true) => connection.write(&self.scratch),
                 other => other.map(drop),
             };
             connection.is_queued = false;
             if written.is_err() {
-                self.drop_link(place as usize);
+                self.drop_connection(index as usize);
             } else if filled == Err(Blocked::All) {
                 connection.is_queued = true;
-                self.turns[side].push_front(place);
+                self.turns[side].push_front(index);
                 return;
             } else {
-                self.queue_write(place as usize);
+                self.queue_write(index as usize);
             }
         }
     }
 
-    /// Puts the next messages of a connection into `scratch`.
-    fn fill(&mut self, place: usize) -> Result<(), Blocked> {
+    /// Creates the next messages of a connection in `scratch`.
+    fn fill(&mut self, index: usize) -> Result<(), Blocked> {
         self.scratch.clear();
         let at = self.began.elapsed_ns();
-        let connection = &mut self.connections[place];
+        let connection = &mut self.connections[index];
         while self.scratch.len() < WRITE {
             let Some(flow) = connection.next_ready() else { return Ok(()) };
             let number = flow / 2;
@@ -402,7 +401,7 @@ impl Exchange {
     }
 }
 
-/// Those who are told of what comes.
+/// The state that received frames change.
 struct Receivers<'a> {
     virtual_connections: &'a mut VirtualConnections,
     flows: &'a mut FlowTable,
@@ -410,16 +409,16 @@ struct Receivers<'a> {
 }
 
 impl Receivers<'_> {
-    /// Returns the virtual connection that was closed, and what is said to the gateway.
+    /// Handles a frame; returns the virtual connection that was closed, and the answer to the gateway.
     fn handle(
         &mut self,
-        end: Side,
-        heard: ReceivedFrame<'_>,
+        end: Party,
+        frame: ReceivedFrame<'_>,
         now: u64,
     ) -> (Option<u32>, Option<Command<'static>>) {
-        let (conn, stamp, len, is_whole) = match heard {
+        let (conn, stamp, len, is_whole) = match frame {
             ReceivedFrame::Command(command) => {
-                let (change, said) = self.virtual_connections.handle(end, command);
+                let (change, answer) = self.virtual_connections.handle(end, command);
                 let closed = match change {
                     Some(ConnectionChange::Closed(number)) => Some(number),
                     Some(ConnectionChange::Credit(number)) => {
@@ -428,12 +427,12 @@ impl Receivers<'_> {
                     }
                     Some(ConnectionChange::Up(_)) | None => None,
                 };
-                return (closed, said);
+                return (closed, answer);
             }
             ReceivedFrame::Message { conn, stamp, len, is_whole } => (conn, stamp, len, is_whole),
         };
-        // Who hears is at the other end of who has sent.
-        let from = u32::from(matches!(end, Side::Client(_)));
+        // The sender is the other end.
+        let from = u32::from(matches!(end, Party::Client(_)));
         let number = stamp
             .map(|stamp| stamp.flow / 2)
             .filter(|number| self.virtual_connections.is_of(*number, conn, end));

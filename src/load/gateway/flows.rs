@@ -1,74 +1,74 @@
-//! Who has sent what through which virtual connection, and what has come of it. Pure.
+//! The messages of each flow: sent, in flight, received, lost. Pure.
 //!
-//! Each virtual connection is two flows, up to the server and down to the client. Both virtual_connections are in this process, so that a
-//! message's arrival makes room for the next one without a word on the wire.
+//! Each virtual connection has two flows, up to the server and down to the client. Both ends are in this process, so that an arrival opens the
+//! window without an acknowledgement.
 
 use super::message::MessageStamp;
 use crate::load::histogram::Histogram;
 use std::collections::HashSet;
 
-/// What is remembered of messages that others have overtaken.
-const OVERTAKEN: usize = 65_536;
+/// Overtaken messages that are remembered.
+const MAX_OVERTAKEN: usize = 65_536;
 /// A prime, so that sizes alternate differently in each flow.
 const STRIDE: u32 = 7;
 
 /// One direction of one virtual connection.
 #[derive(Debug, Clone, Copy, Default)]
-struct Flow {
+struct FlowState {
     /// The next message's number, at the sender.
     next: u32,
-    /// The same at the receiver.
+    /// The next number at the receiver.
     expected: u32,
-    /// Bytes under direction, heads not counted.
+    /// Bytes in flight, without headers.
     unanswered: u32,
-    /// Whether no more is sent.
+    /// Whether it has ended.
     is_over: bool,
 }
 
-/// How much may be under direction.
+/// Limits of bytes in flight.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct FlowLimits {
-    /// Of each flow, in bytes; one message may always be.
+    /// Per flow, in bytes; one message may always be in flight.
     pub(super) flow: u32,
-    /// Of a flow whose receiver does not read.
+    /// Per flow whose receiver does not read.
     pub(super) non_reading: u32,
-    /// Of all others together.
+    /// In total over all other flows.
     pub(super) all: u64,
-    /// Messages that are begun in all.
+    /// Messages in total.
     pub(super) messages: u64,
 }
 
-/// Why there is no next message.
+/// Why no message may be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Blocked {
-    /// The flow has enough under direction: until one of its messages has come.
+    /// The flow's window is full.
     Flow,
-    /// All have: until any has.
+    /// The total window is full.
     All,
-    /// There will be none.
+    /// The flow has ended.
     Over,
 }
 
-/// MessageCounts of messages.
+/// Counts of messages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct MessageCounts {
     pub(super) sent: u64,
     pub(super) received: u64,
-    /// How many of those by clients.
+    /// Received by clients.
     pub(super) received_down: u64,
-    /// Never came, though the receiver reads.
+    /// Not received by a reading receiver.
     pub(super) lost: u64,
     pub(super) doubled: u64,
     pub(super) out_of_order: u64,
-    /// Came by a virtual connection that they were not sent by, or to the wrong end.
+    /// Received on another virtual connection or at the wrong end.
     pub(super) misdelivered: u64,
-    /// Came with other bytes.
+    /// Received with other bytes.
     pub(super) damaged: u64,
-    /// Of the sent ones: those to or from clients that do not read.
+    /// Sent to or from clients that do not read.
     pub(super) non_reading_sent: u64,
 }
 
-/// What was measured of messages of one size.
+/// The measurement of messages of one size.
 #[derive(Debug, Clone, Default)]
 pub(super) struct SizeMeasurement {
     pub(super) size: u32,
@@ -80,13 +80,13 @@ pub(super) struct SizeMeasurement {
 #[derive(Debug)]
 pub(super) struct FlowTable {
     sizes: Vec<u32>,
-    room: FlowLimits,
-    entries: Vec<Flow>,
-    /// One virtual connection's client in so many does not read.
+    limits: FlowLimits,
+    entries: Vec<FlowState>,
+    /// Virtual connections per client, and the period of clients that do not read.
     each: usize,
     non_reading: usize,
     unanswered: u64,
-    /// ConnectionEntry connections that are not closed.
+    /// Open virtual connections.
     open: usize,
     overtaken: HashSet<(u32, u32)>,
     pub(super) counts: MessageCounts,
@@ -94,17 +94,17 @@ pub(super) struct FlowTable {
 }
 
 impl FlowTable {
-    /// Keeps `each` virtual connections of each of `clients`, of whom one in `non_reading` does not read (0: all do).
+    /// Creates the flows of `clients` with `each` virtual connections. One client in `non_reading` does not read (0: all do).
     pub(super) fn new(
         sizes: Vec<u32>,
-        room: FlowLimits,
+        limits: FlowLimits,
         (clients, each): (usize, usize),
         non_reading: usize,
     ) -> Self {
         Self {
             sizes,
-            room,
-            entries: vec![Flow::default(); 2 * clients * each],
+            limits,
+            entries: vec![FlowState::default(); 2 * clients * each],
             each,
             non_reading,
             unanswered: 0,
@@ -129,7 +129,7 @@ impl FlowTable {
         flow % 2 == 1 && self.involves_non_reader(flow)
     }
 
-    /// Begins to measure.
+    /// Starts the measurement.
     pub(super) fn measure(&mut self) {
         let of = |size: &u32| SizeMeasurement { size: *size, ..SizeMeasurement::default() };
         let mut sizes = self.sizes.clone();
@@ -138,42 +138,42 @@ impl FlowTable {
         self.measured = Some(sizes.iter().map(of).collect());
     }
 
-    /// Lets no more messages be begun.
+    /// Stops sending.
     pub(super) fn end(&mut self) {
-        self.room.messages = 0;
+        self.limits.messages = 0;
     }
 
-    /// Returns whether no more are begun.
+    /// Returns whether sending has ended.
     pub(super) fn is_over(&self) -> bool {
-        self.counts.sent >= self.room.messages || self.open == 0
+        self.counts.sent >= self.limits.messages || self.open == 0
     }
 
-    /// Returns whether the whole room is taken.
+    /// Returns whether the total window is full.
     pub(super) fn is_full(&self) -> bool {
-        self.unanswered >= self.room.all
+        self.unanswered >= self.limits.all
     }
 
-    /// Returns the bytes under direction to those who read.
+    /// Returns the bytes in flight to reading receivers.
     pub(super) fn unanswered(&self) -> u64 {
         self.unanswered
     }
 
-    /// Begins the next message of a flow; returns its number and length.
+    /// Starts the next message of a flow; returns its number and length.
     pub(super) fn begin(&mut self, flow: u32) -> Result<(u32, u32), Blocked> {
         let (is_to_non_reader, involves_non_reader) =
             (self.is_to_non_reader(flow), self.involves_non_reader(flow));
         let entry = &mut self.entries[flow as usize];
-        if entry.is_over || self.counts.sent >= self.room.messages {
+        if entry.is_over || self.counts.sent >= self.limits.messages {
             return Err(Blocked::Over);
         }
         let turn = entry.next.wrapping_add(flow.wrapping_mul(STRIDE)) as usize;
         let len = self.sizes[turn % self.sizes.len()];
-        let window = if is_to_non_reader { self.room.non_reading } else { self.room.flow };
+        let window = if is_to_non_reader { self.limits.non_reading } else { self.limits.flow };
         if entry.unanswered > 0 && entry.unanswered + len > window {
             return Err(Blocked::Flow);
         }
         if !is_to_non_reader {
-            if self.unanswered > 0 && self.unanswered + u64::from(len) > self.room.all {
+            if self.unanswered > 0 && self.unanswered + u64::from(len) > self.limits.all {
                 return Err(Blocked::All);
             }
             self.unanswered += u64::from(len);
@@ -186,7 +186,7 @@ impl FlowTable {
         Ok((number, len))
     }
 
-    /// Takes note of a message that came by `flow` after `ns`.
+    /// Counts a message that arrived on `flow` at `ns`.
     pub(super) fn arrived(
         &mut self,
         flow: u32,
@@ -210,8 +210,8 @@ impl FlowTable {
             }
         } else {
             let skipped = entry.expected..stamp.number;
-            let room = OVERTAKEN.saturating_sub(self.overtaken.len());
-            self.overtaken.extend(skipped.take(room).map(|number| (flow, number)));
+            let free = MAX_OVERTAKEN.saturating_sub(self.overtaken.len());
+            self.overtaken.extend(skipped.take(free).map(|number| (flow, number)));
             entry.expected = stamp.number + 1;
         }
         let answered = entry.unanswered.min(len);
@@ -229,7 +229,7 @@ impl FlowTable {
         }
     }
 
-    /// VirtualConnections both flows of a virtual connection, once; what was under direction does not come any more.
+    /// Ends both flows of a virtual connection; messages in flight do not arrive any more. Called once for each.
     pub(super) fn close(&mut self, virtual_connection: u32) {
         self.open -= 1;
         for flow in [2 * virtual_connection, 2 * virtual_connection + 1] {
@@ -242,9 +242,9 @@ impl FlowTable {
         }
     }
 
-    /// MessageCounts as lost what has not come to clients that read and to their servers.
+    /// Counts lost messages of reading clients and their servers.
     pub(super) fn finish(&mut self) {
-        let missing = |(flow, entry): (usize, &Flow)| match self.involves_non_reader(flow as u32) {
+        let missing = |(flow, entry): (usize, &FlowState)| match self.involves_non_reader(flow as u32) {
             true => 0,
             false => u64::from(entry.next - entry.expected),
         };
@@ -260,7 +260,7 @@ mod tests {
 
     const LIMITS: FlowLimits = FlowLimits { flow: 1000, non_reading: 3000, all: 2000, messages: 1000 };
 
-    /// Three clients with two virtual connections each; the third is non_reading.
+    /// Three clients with two virtual connections each; the third does not read.
     fn flows(sizes: &[u32]) -> FlowTable {
         FlowTable::new(sizes.to_vec(), LIMITS, (3, 2), 3)
     }
@@ -270,13 +270,13 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_and_all_together_keep_to_their_room() {
+    fn a_flow_and_the_total_keep_to_their_windows() {
         let mut flows = flows(&[600]);
         assert_eq!(flows.begin(0), Ok((0, 600)));
         assert_eq!(flows.begin(0), Err(Blocked::Flow));
         assert_eq!((flows.begin(1), flows.begin(2)), (Ok((0, 600)), Ok((0, 600))));
-        assert_eq!(flows.begin(3), Err(Blocked::All), "1800 of 2000 bytes are under direction");
-        assert_eq!(flows.begin(9), Ok((0, 600)), "what is not read does not count");
+        assert_eq!(flows.begin(3), Err(Blocked::All), "1800 of 2000 bytes are in flight");
+        assert_eq!(flows.begin(9), Ok((0, 600)), "messages that are not read do not count");
         arrive(&mut flows, 0, 0, 600);
         assert_eq!(flows.begin(0), Ok((1, 600)));
         flows.end();
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn lost_doubled_and_overtaken_messages_are_told_apart() {
+    fn lost_doubled_and_overtaken_messages_are_distinguished() {
         let mut flows = flows(&[20]);
         flows.measure();
         for _ in 0..6 {
@@ -306,13 +306,13 @@ mod tests {
         flows.arrived(2, None, (20, true), 9);
         flows.finish();
         let MessageCounts { sent, received, lost, doubled, out_of_order, misdelivered, .. } = flows.counts;
-        assert_eq!((sent, received, lost), (6, 4, 2), "3 and 5 have not come");
+        assert_eq!((sent, received, lost), (6, 4, 2), "3 and 5 did not arrive");
         assert_eq!((doubled, out_of_order, misdelivered), (1, 1, 2));
         assert_eq!(flows.measured.unwrap()[0].messages, 4);
     }
 
     #[test]
-    fn what_a_deaf_client_misses_is_not_lost_and_a_closed_connection_makes_room() {
+    fn messages_of_a_client_that_does_not_read_are_not_lost_and_a_closed_connection_frees_its_window() {
         let mut flows = flows(&[1000]);
         assert!(flows.is_non_reading(2) && !flows.is_non_reading(1));
         for flow in [0, 8, 9, 9, 9] {
@@ -332,6 +332,6 @@ mod tests {
         let mut flows = flows(&[20, 300]);
         let lens: Vec<_> = (0..4).map(|_| flows.begin(0).unwrap().1).collect();
         assert_eq!(lens, [20, 300, 20, 300]);
-        assert_eq!(flows.begin(3).unwrap().1, 300, "another flow begins with another size");
+        assert_eq!(flows.begin(3).unwrap().1, 300, "each flow starts with another size");
     }
 }

@@ -1,5 +1,4 @@
-//! What is sent through virtual connections, and how it is known again: frames made on the fly, and a reader that keeps none of
-//! them. Pure.
+//! The messages of a load, and a reader that checks them without storing them. Pure.
 //!
 //! ```text
 //! ┌─────────┬──────────┬───────────┬────────────┬──────────────────────┬─────────┐
@@ -12,53 +11,53 @@ use bytes::BufMut;
 
 /// The shortest message.
 pub(crate) const STAMP_LEN: usize = 20;
-/// The longest one.
-pub(crate) const LONGEST: usize = 512 * 1024 - 4;
+/// The longest message.
+pub(crate) const MAX_MESSAGE: usize = 512 * 1024 - 4;
 const STAMPED_HEADER_LEN: usize = HEADER_LEN + STAMP_LEN;
-/// What a filling repeats itself after: no power of two, so that nothing that is moved by a page looks right.
+/// The period of the filling. It is no power of two, so that bytes shifted by a page do not match.
 const PERIOD: usize = 251;
 const PIECE: usize = 64 * 1024;
 
-/// One message, without its filling.
+/// The fields of a message before its filling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct MessageStamp {
-    /// Twice the virtual connection, and one more from servers to clients.
+    /// Twice the number of the virtual connection, plus one from servers to clients.
     pub(super) flow: u32,
-    /// Of the flow's messages, from 0.
+    /// The number of the message in its flow, from 0.
     pub(super) number: u32,
-    /// When it was made, in ns since the run began.
+    /// When it was created, in ns since the start of the run.
     pub(super) at: u64,
 }
 
-/// What messages of one run have in common.
+/// The constant parts of all messages of a run.
 #[derive(Debug)]
 pub(super) struct MessageTemplate {
     mark: u32,
     filling: Box<[u8]>,
 }
 
-/// What a reader has come upon.
+/// A frame that was read.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ReceivedFrame<'a> {
     Command(Command<'a>),
     Message {
         conn: ConnId,
-        /// `None` for what this run has not sent.
+        /// `None` for a message that is not of this run.
         stamp: Option<MessageStamp>,
-        /// Of the message, without the frame's head.
+        /// Bytes of the message.
         len: u32,
-        /// Whether the filling is what was sent.
+        /// Whether the filling is unchanged.
         is_whole: bool,
     },
 }
 
-/// Reads a stream of frames in whatever pieces it comes; 48 bytes, however long the messages are.
+/// Reads a stream of frames in any pieces. Its size is 48 bytes for messages of any length.
 #[derive(Debug, Default)]
-pub(super) struct FrameReader {
+pub(super) struct LoadMessageReader {
     head: [u8; STAMPED_HEADER_LEN],
     have: u8,
     is_damaged: bool,
-    /// Bytes of the filling that have not come.
+    /// Bytes of the filling that have not arrived.
     left: u32,
 }
 
@@ -82,7 +81,7 @@ impl MessageTemplate {
         }
     }
 
-    /// Returns the filling of message `number` from `at` on, as much as there is in one piece.
+    /// Returns the filling of message `number` from `at` on, at most one piece.
     fn piece(&self, number: u32, at: usize, most: usize) -> &[u8] {
         let from = (number as usize + at) % PERIOD;
         &self.filling[from..from + most.min(PIECE)]
@@ -109,11 +108,11 @@ impl MessageTemplate {
     }
 }
 
-impl FrameReader {
-    /// Reads `bytes`, which go on where the last ones ended.
+impl LoadMessageReader {
+    /// Reads the next bytes of the stream.
     ///
     /// # Errors
-    /// [`WireError`]; [`WireError::Short`] for messages that are too short to be ours.
+    /// [`WireError`]; [`WireError::Short`] for messages that are shorter than a stamp.
     pub(super) fn read(
         &mut self,
         template: &MessageTemplate,
@@ -151,7 +150,7 @@ impl FrameReader {
         }
     }
 
-    /// Returns how many bytes of the head are wanted next, `None` where it is there.
+    /// Returns how long the header must be next; `None` if it is complete.
     fn head_len(&self) -> Result<Option<usize>, WireError> {
         let have = usize::from(self.have);
         if have < HEADER_LEN {
@@ -169,7 +168,7 @@ impl FrameReader {
         }
     }
 
-    /// Takes bytes of a filling; returns whether the message is there, and hands it over then.
+    /// Checks bytes of a filling; returns whether the message is complete, and then passes it to `on_frame`.
     fn fill(
         &mut self,
         template: &MessageTemplate,
@@ -203,12 +202,12 @@ mod tests {
 
     const CONN: ConnId = ConnId(9527);
 
-    fn told(template: &MessageTemplate, pieces: &[&[u8]]) -> Result<Vec<String>, WireError> {
-        let (mut reader, mut told) = (FrameReader::default(), Vec::new());
+    fn read_all(template: &MessageTemplate, pieces: &[&[u8]]) -> Result<Vec<String>, WireError> {
+        let (mut reader, mut frames) = (LoadMessageReader::default(), Vec::new());
         for piece in pieces {
-            reader.read(template, piece, &mut |heard| told.push(format!("{heard:?}")))?;
+            reader.read(template, piece, &mut |frame| frames.push(format!("{frame:?}")))?;
         }
-        Ok(told)
+        Ok(frames)
     }
 
     fn stream(template: &MessageTemplate) -> Vec<u8> {
@@ -222,10 +221,10 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_is_read_however_it_is_split() {
+    fn frames_are_read_under_every_split() {
         let template = MessageTemplate::new(5);
         let bytes = stream(&template);
-        let whole = told(&template, &[&bytes]).unwrap();
+        let whole = read_all(&template, &[&bytes]).unwrap();
         assert_eq!(whole.len(), 15);
         let wanted = ReceivedFrame::Message {
             conn: CONN,
@@ -235,22 +234,26 @@ mod tests {
         };
         assert_eq!(whole[10], format!("{wanted:?}"));
         for size in [1, 3, 7, 8, 9, 17, 28, 29, 100, 4096, 65_536] {
-            assert_eq!(told(&template, &bytes.chunks(size).collect::<Vec<_>>()).unwrap(), whole, "{size}");
+            assert_eq!(
+                read_all(&template, &bytes.chunks(size).collect::<Vec<_>>()).unwrap(),
+                whole,
+                "{size}"
+            );
         }
     }
 
     #[test]
-    fn a_changed_byte_and_a_message_of_others_are_noticed() {
+    fn a_changed_byte_and_a_foreign_message_are_detected() {
         let template = MessageTemplate::new(5);
         let mut bytes = Vec::new();
         template.emit(CONN, MessageStamp { flow: 1, number: 1, at: 1 }, 100, &mut bytes);
         for at in STAMPED_HEADER_LEN..bytes.len() {
             bytes[at] ^= 1;
-            assert!(told(&template, &[&bytes]).unwrap()[0].contains("is_whole: false"), "{at}");
+            assert!(read_all(&template, &[&bytes]).unwrap()[0].contains("is_whole: false"), "{at}");
             bytes[at] ^= 1;
         }
-        assert!(told(&MessageTemplate::new(6), &[&bytes]).unwrap()[0].contains("stamp: None"));
-        assert_eq!(told(&template, &[b"\x10\0\0\0\x01\0\0\0"]), Err(WireError::Short(16)));
-        assert_eq!(told(&template, &[b"\x19\0\0\0\0\0\0\0"]), Err(WireError::Long(25)));
+        assert!(read_all(&MessageTemplate::new(6), &[&bytes]).unwrap()[0].contains("stamp: None"));
+        assert_eq!(read_all(&template, &[b"\x10\0\0\0\x01\0\0\0"]), Err(WireError::Short(16)));
+        assert_eq!(read_all(&template, &[b"\x19\0\0\0\0\0\0\0"]), Err(WireError::Long(25)));
     }
 }

@@ -1,8 +1,8 @@
-//! Clients and servers of a gateway in large numbers, both in this process and on one thread: virtual connections that are opened
-//! and held, and messages through them that are counted, timed and compared at the receiver.
+//! Load on a gateway: many clients and servers in one thread. They open virtual connections and send messages, which the receiver counts, times
+//! and compares.
 //!
-//! [`message`] is what is sent, `flows` what has come of it, `virtual_connections` what is said to the gateway, all of them without sockets;
-//! `connection`, `connect` and `exchange` have the sockets.
+//! [`message`] (the messages), `flows` (their state) and `virtual_connections` (the commands) are pure; `connection`, `connect` and `exchange` do the
+//! I/O.
 
 mod connect;
 mod connection;
@@ -31,39 +31,39 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use virtual_connections::LoadSize;
 
-/// The most virtual connections of a load.
-pub(crate) const MOST: usize = 1_000_000;
-/// The longest wait middlebox looks at whether to stop.
-const LOOK: Duration = Duration::from_millis(20);
-/// How long nothing may come up before the load is given up.
-const STUCK: Duration = Duration::from_secs(10);
-/// How many clients come in at a time.
-const AT_A_TIME: usize = 256;
-/// How often the watched process's memory is looked at.
-const SAMPLE: Duration = Duration::from_millis(250);
+/// The largest number of virtual connections.
+pub(crate) const MAX_VIRTUAL_CONNECTIONS: usize = 1_000_000;
+/// The longest wait between checks of the stop flag.
+const STOP_CHECK: Duration = Duration::from_millis(20);
+/// Time without a new virtual connection after which the load fails.
+const SETUP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Clients that connect at a time.
+const SETUP_CONCURRENCY: usize = 256;
+/// The interval of memory samples of the watched process.
+const SAMPLE_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What stands middlebox clients and servers.
+/// What is between clients and servers.
 #[derive(Debug)]
 pub enum Middlebox {
     /// A gateway.
     Gateway {
-        /// Where servers come in.
+        /// The address for servers.
         servers_at: SocketAddr,
-        /// How they do.
+        /// The servers' handshake.
         handshake: HandshakeKind,
-        /// What they must know.
+        /// The servers' key.
         key: Key,
-        /// The id of the first one; the others follow. Default 1.
+        /// The id of the first server; the others follow. Default 1.
         first_id: u32,
-        /// What clients show, where the gateway wants tokens.
+        /// The clients' token, if the gateway requires one.
         token: Option<GatewayToken>,
     },
-    /// Something that connects to this listener for each connection it accepts, and copies bytes: the same frames, without
-    /// commands, one virtual connection a client, a server each. For comparison with bare proxies.
+    /// A proxy that opens a connection to this listener for each connection that it accepts, and copies bytes. Frames are the same, without
+    /// commands; each client has one virtual connection and its own server. For comparison with proxies.
     Proxy(TcpListener),
 }
 
-/// Which direction messages go.
+/// The direction of messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MessageDirection {
     /// From clients.
@@ -74,30 +74,30 @@ pub enum MessageDirection {
     Both,
 }
 
-/// What clients and servers of a gateway do.
+/// A load on a gateway.
 #[derive(Debug)]
 pub struct GatewayLoad {
-    /// What is middlebox them.
+    /// What is between clients and servers.
     pub middlebox: Middlebox,
-    /// How many clients there are.
+    /// Clients.
     pub clients: usize,
-    /// How many virtual connections each dials, to one server after the other.
+    /// Virtual connections per client, to one server after the other.
     pub each: usize,
-    /// How many servers there are.
+    /// Servers.
     pub servers: usize,
-    /// Bytes of messages, in turn; from `message::STAMP_LEN` to `message::LONGEST`.
+    /// Lengths of messages, in turn, from `message::STAMP_LEN` to `message::MAX_MESSAGE`.
     pub sizes: Vec<u32>,
-    /// Which direction they go.
+    /// The direction of messages.
     pub direction: MessageDirection,
-    /// One client in so many reads nothing; 0 for none.
+    /// One client in this many does not read; 0 for none.
     pub non_reading: usize,
-    /// Bytes under direction through a virtual connection in one direction; one message may always be. Default 128 KiB.
+    /// Bytes in flight on one virtual connection in one direction; one message may always be. Default 128 KiB.
     pub window: u32,
-    /// Bytes under direction in all but to those who do not read. Default 64 MiB.
+    /// Bytes in flight in total, except to clients that do not read. Default 64 MiB.
     pub in_flight: u64,
-    /// Messages after which it virtual_connections before its time.
+    /// Messages after which the load ends early.
     pub messages: Option<u64>,
-    /// How long nothing may arrive in the end before the rest is taken for lost. Default 5 s.
+    /// Time without an arrival after which the remaining messages count as lost. Default 5 s.
     pub quiet: Duration,
 }
 
@@ -107,20 +107,25 @@ impl GatewayLoad {
     }
 
     fn check(&self) -> Result<(), LoadError> {
-        within("--clients", self.clients, super::MOST_CLIENTS, "1 to 250000")?;
+        within("--clients", self.clients, super::MAX_CLIENTS, "1 to 250000")?;
         within("--each", self.each, 64, "1 to 64")?;
         within("--servers", self.servers, 1000, "1 to 1000")?;
         within("--window", self.window as usize, 1 << 30, "1 byte to 1 GiB")?;
-        within("--clients times --each", self.size().virtual_connections(), MOST, "at most 1000000")?;
+        within(
+            "--clients times --each",
+            self.size().virtual_connections(),
+            MAX_VIRTUAL_CONNECTIONS,
+            "at most 1000000",
+        )?;
         for size in &self.sizes {
             let size = *size as usize;
             within(
                 "--size",
                 size.saturating_sub(message::STAMP_LEN - 1),
-                message::LONGEST,
+                message::MAX_MESSAGE,
                 "at least 20 bytes",
             )?;
-            within("--size", size, message::LONGEST, "at most 524284 bytes")?;
+            within("--size", size, message::MAX_MESSAGE, "at most 524284 bytes")?;
         }
         let is_bad = |what, rule| Err(LoadError::Setting { what, rule });
         match &self.middlebox {
@@ -133,7 +138,7 @@ impl GatewayLoad {
     }
 }
 
-/// A load under direction.
+/// A running load.
 struct GatewayRun<'a, 'b> {
     load: &'a Load,
     what: &'a GatewayLoad,
@@ -145,10 +150,10 @@ struct GatewayRun<'a, 'b> {
 }
 
 impl Load {
-    /// Connects clients and servers to a gateway, lets them send each other messages, and says what has become of these.
+    /// Connects clients and servers to a gateway and sends messages between them.
     ///
     /// # Errors
-    /// What failed, and what to do about it.
+    /// [`LoadError`].
     pub fn gateway(
         &self,
         what: &GatewayLoad,
@@ -176,41 +181,41 @@ impl GatewayRun<'_, '_> {
         self.load.used(self.process.as_ref())
     }
 
-    /// Brings servers and clients in, and all virtual connections up.
+    /// Connects servers and clients, and opens all virtual connections.
     fn connect(&mut self) -> Result<ConnectPhase, LoadError> {
         let (began, before) = (time::mono(), self.used()?);
         let (clients, all) = (self.what.clients, self.what.size().virtual_connections());
-        let (mut entered, mut last, mut told) = (0, (began, 0), ProgressReporter::new(all));
+        let (mut connected, mut last, mut progress) = (0, (began, 0), ProgressReporter::new(all));
         if let Middlebox::Gateway { servers_at, handshake, key, first_id, .. } = &self.what.middlebox {
             for server in 0..self.what.servers {
                 let id = first_id.wrapping_add(server as u32);
                 let socket = handshake.connect_server(*servers_at, key, id);
-                self.exchange.add_server(socket.map_err(|source| LoadError::ServerDoor {
+                self.exchange.add_server(socket.map_err(|source| LoadError::ServerRefused {
                     address: *servers_at,
                     id,
                     source,
                 })?)?;
             }
         }
-        while self.exchange.virtual_connections.up() < all || entered < clients {
+        while self.exchange.virtual_connections.up() < all || connected < clients {
             if self.stopped() {
                 return Err(LoadError::Interrupted);
             }
-            let may = AT_A_TIME + self.exchange.virtual_connections.up() / self.what.each;
+            let allowed = SETUP_CONCURRENCY + self.exchange.virtual_connections.up() / self.what.each;
             for _ in 0..64 {
-                if entered < clients.min(may) {
-                    self.connect_client(entered)?;
-                    entered += 1;
+                if connected < clients.min(allowed) {
+                    self.connect_client(connected)?;
+                    connected += 1;
                 }
             }
-            self.exchange.pump(LOOK)?;
+            self.exchange.poll_once(STOP_CHECK)?;
             let (now, up) = (time::mono(), self.exchange.virtual_connections.up());
-            (last.1..up).for_each(|_| told.one_more(self.control.on_stage));
+            (last.1..up).for_each(|_| progress.advance(self.control.on_stage));
             if up > last.1 {
                 last = (now, up);
             }
-            let is_turned_away = self.exchange.virtual_connections.refused + self.exchange.gone() > 0;
-            if is_turned_away || (up < all && now - last.0 > STUCK) {
+            let is_refused = self.exchange.virtual_connections.refused + self.exchange.gone() > 0;
+            if is_refused || (up < all && now - last.0 > SETUP_TIMEOUT) {
                 let (refused, gone) = (self.exchange.virtual_connections.refused, self.exchange.gone());
                 return Err(LoadError::NotDialled { up, of: all, refused, gone });
             }
@@ -230,7 +235,7 @@ impl GatewayRun<'_, '_> {
         let token = match &self.what.middlebox {
             Middlebox::Gateway { token, .. } => token.as_ref(),
             Middlebox::Proxy(listener) => {
-                // Clients come one by one, so that it is clear whose connection this is.
+                // Clients connect one by one, so that it is known whose connection this is.
                 self.exchange.pair(socket, connect::accept(listener).map_err(failed)?)?;
                 return Ok(());
             }
@@ -238,7 +243,7 @@ impl GatewayRun<'_, '_> {
         Ok(self.exchange.add_client(number, socket, token)?)
     }
 
-    /// Lets all send until the time is over or enough is sent, and waits for what is under direction.
+    /// Sends until the time is over or enough messages were sent, and waits for those in flight.
     fn exchange(&mut self) -> Result<ExchangePhase, LoadError> {
         (self.control.on_stage)(LoadStage::Ready);
         let times = self.load.times;
@@ -255,12 +260,12 @@ impl GatewayRun<'_, '_> {
                 now = self.drain()?;
                 break;
             }
-            self.exchange.pump(LOOK.min(to - now))?;
+            self.exchange.poll_once(STOP_CHECK.min(to - now))?;
             now = time::mono();
             self.sample(now)?;
             if (now - began).as_secs() > second {
                 second = (now - began).as_secs();
-                self.tell(now - began, start.is_none());
+                self.report_progress(now - began, start.is_none());
             }
         }
         let Some((at, own_before, before)) = start else { return Err(LoadError::Interrupted) };
@@ -272,12 +277,12 @@ impl GatewayRun<'_, '_> {
         Ok(ExchangePhase { elapsed: now - at, cpu, own_cpu, measured })
     }
 
-    /// Waits for what is under direction; returns when the last of it came.
+    /// Waits for messages in flight; returns the time of the last arrival.
     fn drain(&mut self) -> Result<Instant, LoadError> {
         self.exchange.flows.end();
         let mut last = (time::mono(), self.exchange.flows.unanswered());
         while last.1 > 0 && time::mono() - last.0 < self.what.quiet && !self.stopped() {
-            self.exchange.pump(LOOK)?;
+            self.exchange.poll_once(STOP_CHECK)?;
             let (now, left) = (time::mono(), self.exchange.flows.unanswered());
             self.sample(now)?;
             if left < last.1 {
@@ -288,14 +293,14 @@ impl GatewayRun<'_, '_> {
     }
 
     fn sample(&mut self, now: Instant) -> Result<(), LoadError> {
-        if now - self.sampled >= SAMPLE {
+        if now - self.sampled >= SAMPLE_INTERVAL {
             self.sampled = now;
             self.memory.peak = self.memory.peak.max(self.used()?.map(|used| used.1));
         }
         Ok(())
     }
 
-    fn tell(&mut self, elapsed: Duration, warming_up: bool) {
+    fn report_progress(&mut self, elapsed: Duration, warming_up: bool) {
         let whole = self.load.times.warm_up + self.load.times.seconds;
         let counts = self.exchange.flows.counts;
         let (sent, received) = (counts.sent, counts.received);

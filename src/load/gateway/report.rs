@@ -1,4 +1,4 @@
-//! What a load on a gateway has found out, in numbers.
+//! The report of a load on a gateway.
 
 use super::exchange::Disconnects;
 use super::flows::{MessageCounts, SizeMeasurement};
@@ -9,14 +9,14 @@ use crate::load::report::{Cpu, Latency, per};
 use serde::Serialize;
 use std::time::Duration;
 
-/// What bringing all virtual connections up has taken.
+/// The results of the setup.
 #[derive(Debug)]
 pub(super) struct ConnectPhase {
     pub(super) elapsed: Duration,
     pub(super) cpu: Option<Duration>,
 }
 
-/// What came of the time after it.
+/// The results of the exchange of messages.
 #[derive(Debug)]
 pub(super) struct ExchangePhase {
     pub(super) elapsed: Duration,
@@ -30,97 +30,97 @@ pub(super) struct ExchangePhase {
 pub struct MemoryUse {
     /// Before the first connection.
     pub before: Option<u64>,
-    /// With all virtual connections up and nothing sent.
+    /// With all virtual connections open and nothing sent.
     pub connected: Option<u64>,
-    /// The most that was seen while messages were under direction, looked at every quarter of a second.
+    /// The maximum while messages were in flight, sampled every 250 ms.
     pub peak: Option<u64>,
-    /// When all had arrived.
+    /// After all had arrived.
     pub end: Option<u64>,
 }
 
-/// What became of messages of one size.
+/// The results for messages of one size.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SizeReport {
     /// Bytes.
     pub size: u32,
-    /// How many arrived while it was measured.
+    /// Arrivals during the measurement.
     pub messages: u64,
-    /// From before they were put together to after they were received.
+    /// From before a message was created to after it was received.
     pub latency_us: Latency,
 }
 
-/// What became of virtual connections and messages.
+/// The report of a load on a gateway.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct GatewayReport {
     /// `gateway`.
     pub mode: &'static str,
-    /// Where clients came in.
+    /// The address for clients.
     pub server: String,
-    /// `md5`, `hmac`, or `proxy` where it was no gateway.
+    /// `md5`, `hmac`, or `proxy`.
     pub handshake: &'static str,
     /// Clients.
     pub clients: usize,
-    /// How many of them read nothing.
+    /// Clients that do not read.
     pub non_reading_clients: usize,
     /// Servers.
     pub servers: usize,
-    /// ConnectionEntry connections in all.
+    /// All virtual connections.
     pub virtual_connections: usize,
-    /// Bytes of messages, in turn.
+    /// Lengths of messages, in turn.
     pub sizes: Vec<u32>,
     /// `up`, `down` or `both`.
     pub direction: &'static str,
-    /// Seconds until all virtual connections were up.
+    /// Seconds until all virtual connections were open.
     pub connecting_seconds: f64,
-    /// CPU time of the watched process for each of them.
+    /// CPU time of the watched process per virtual connection.
     pub connecting_cpu: Option<Cpu>,
-    /// Seconds measured after that.
+    /// Seconds of the measurement.
     pub seconds: f64,
-    /// Messages sent, from the first to the last.
+    /// All messages sent.
     pub sent: u64,
-    /// How many of them arrived.
+    /// Messages that arrived.
     pub received: u64,
-    /// How many of those at clients.
+    /// Messages that arrived at clients.
     pub received_down: u64,
-    /// Messages of clients that read, to and from them, that did not arrive.
+    /// Messages to and from reading clients that did not arrive.
     pub lost: u64,
-    /// Messages that arrived again.
+    /// Messages that arrived twice.
     pub doubled: u64,
-    /// Messages that arrived behind later ones.
+    /// Messages that arrived after later ones.
     pub out_of_order: u64,
-    /// Messages that arrived where they do not belong.
+    /// Messages that arrived at the wrong endpoint.
     pub misdelivered: u64,
     /// Messages that arrived with other bytes.
     pub damaged: u64,
     /// Dials that were refused.
     pub refused: u64,
-    /// ConnectionEntry connections of clients that read which were closed.
+    /// Virtual connections of reading clients that were closed.
     pub closed: u64,
-    /// The same of clients that do not read.
+    /// The same for clients that do not read.
     pub closed_non_reading: u64,
-    /// Connections of servers and of clients that read which were closed.
+    /// Connections of servers and of reading clients that were closed.
     pub dropped: u64,
-    /// The same of clients that do not read.
+    /// The same for clients that do not read.
     pub dropped_non_reading: u64,
-    /// Messages that were sent to or by clients that do not read.
+    /// Messages sent to or by clients that do not read.
     pub non_reading_sent: u64,
-    /// Messages that arrived while it was measured, a second.
+    /// Messages that arrived per second of the measurement.
     pub messages_per_second: f64,
-    /// Their bytes, heads of frames not counted.
+    /// Their bytes without frame headers.
     pub bytes_per_second: f64,
-    /// Messages for each second of the watched process's CPU time.
+    /// Messages per second of the watched process's CPU time.
     pub messages_per_cpu_second: Option<f64>,
-    /// From before a message was put together to after it was received.
+    /// From before a message was created to after it was received.
     pub latency_us: Latency,
-    /// The same for each size.
+    /// The same per size.
     pub by_size: Vec<SizeReport>,
-    /// CPU time of the watched process for each message that arrived while it was measured.
+    /// CPU time of the watched process per message of the measurement.
     pub server_cpu: Option<Cpu>,
-    /// CPU time of this process, in which both virtual_connections of all virtual connections are.
+    /// CPU time of this process, which has both ends of all virtual connections.
     pub own_cpu: Cpu,
-    /// MemoryUse of the watched process.
+    /// Memory of the watched process.
     pub memory: MemoryUse,
-    /// By how much it had grown when all were up, in bytes for each virtual connection and its share of a client's connection.
+    /// Its growth when all were open, in bytes per virtual connection; the clients' connections are included.
     pub server_bytes_each: Option<f64>,
 }
 
@@ -197,22 +197,22 @@ impl GatewayReport {
         }
     }
 
-    /// Returns what went wrong with messages of those who read, in words; `None` where nothing did.
+    /// Describes what went wrong with messages of reading clients; `None` if nothing did.
     #[must_use]
     pub fn complaint(&self) -> Option<String> {
-        let wrongs = [
+        let counts = [
             (self.lost, "lost"),
             (self.doubled, "arrived twice"),
             (self.out_of_order, "out of order"),
-            (self.misdelivered, "where they do not belong"),
+            (self.misdelivered, "at the wrong endpoint"),
             (self.damaged, "with other bytes"),
         ];
-        let said: Vec<_> = wrongs.iter().filter(|(count, _)| *count > 0).collect();
-        let said: Vec<_> = said.iter().map(|(count, what)| format!("{count} {what}")).collect();
-        (!said.is_empty()).then(|| format!("of {} messages: {}", self.sent, said.join(", ")))
+        let wrong = counts.iter().filter(|(count, _)| *count > 0);
+        let wrong: Vec<_> = wrong.map(|(count, what)| format!("{count} {what}")).collect();
+        (!wrong.is_empty()).then(|| format!("of {} messages: {}", self.sent, wrong.join(", ")))
     }
 
-    /// Returns whether the generator had no time to spare, so that the gateway might have taken more.
+    /// Returns whether the generator was the limit.
     #[must_use]
     pub fn was_generator_the_limit(&self) -> bool {
         self.own_cpu.share > 0.93

@@ -1,4 +1,4 @@
-//! The load against a gateway of a few lines, which makes mistakes when it is told to.
+//! The load against a gateway gateway that makes a given mistake.
 
 use super::*;
 use crate::gateway::handshake::{ANSWER, MD5_ANSWER};
@@ -12,7 +12,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-/// What the gateway does to the fiftieth data frame.
+/// What the gateway does with the fiftieth data frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mistake {
     None,
@@ -24,19 +24,19 @@ enum Mistake {
     ClosesAll,
 }
 
-type Outbox = Sender<Vec<u8>>;
+type FrameSender = Sender<Vec<u8>>;
 
 #[derive(Default)]
-struct Board {
-    servers: HashMap<u32, Outbox>,
-    /// By id: the client's outbox and the server's.
-    conns: HashMap<u32, (Outbox, Option<Outbox>)>,
+struct FaultyState {
+    servers: HashMap<u32, FrameSender>,
+    /// By id: the senders to the client and to the server.
+    conns: HashMap<u32, (FrameSender, Option<FrameSender>)>,
     last: u32,
     frames: u64,
     kept: Option<Vec<u8>>,
 }
 
-struct Fake {
+struct FaultyGateway {
     clients: SocketAddr,
     servers: SocketAddr,
 }
@@ -51,7 +51,7 @@ fn emitted(command: Command<'_>) -> Vec<u8> {
     bytes
 }
 
-fn outbox(socket: &TcpStream) -> Outbox {
+fn frame_sender(socket: &TcpStream) -> FrameSender {
     let (to, from) = channel::<Vec<u8>>();
     let mut socket = socket.try_clone().unwrap();
     thread::spawn(move || while from.recv().is_ok_and(|bytes| socket.write_all(&bytes).is_ok()) {});
@@ -70,7 +70,7 @@ fn frames(mut socket: TcpStream, mut each: impl FnMut(Frame<'_>, &[u8])) {
     }
 }
 
-/// Takes a server in; `None` with the wrong key.
+/// Authenticates a server; `None` with the wrong key.
 fn challenge(socket: &mut TcpStream, handshake: HandshakeKind) -> Option<u32> {
     match handshake {
         HandshakeKind::Md5 => {
@@ -90,19 +90,19 @@ fn challenge(socket: &mut TcpStream, handshake: HandshakeKind) -> Option<u32> {
     }
 }
 
-impl Fake {
+impl FaultyGateway {
     fn start(handshake: HandshakeKind, mistake: Mistake) -> Self {
         let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let (clients, servers) = (bind(), bind());
-        let board = Arc::new(Mutex::new(Board::default()));
-        let fake = Self { clients: clients.local_addr().unwrap(), servers: servers.local_addr().unwrap() };
-        let of_servers = Arc::clone(&board);
+        let state = Arc::new(Mutex::new(FaultyState::default()));
+        let gateway = Self { clients: clients.local_addr().unwrap(), servers: servers.local_addr().unwrap() };
+        let for_servers = Arc::clone(&state);
         thread::spawn(move || {
             for mut socket in servers.incoming().map_while(Result::ok) {
-                let board = Arc::clone(&of_servers);
+                let state = Arc::clone(&for_servers);
                 let Some(id) = challenge(&mut socket, handshake) else { continue };
-                let own = outbox(&socket);
-                board.lock().unwrap().servers.insert(id, own.clone());
+                let own = frame_sender(&socket);
+                state.lock().unwrap().servers.insert(id, own.clone());
                 thread::spawn(move || {
                     frames(socket, |frame, bytes| match frame {
                         Frame::Command(Command::Credit { bytes, .. }) => assert!(bytes > 0),
@@ -111,7 +111,7 @@ impl Fake {
                         }
                         Frame::Command(_) => {}
                         Frame::Data { conn, .. } => {
-                            board.lock().unwrap().forward(mistake, conn, false, bytes)
+                            state.lock().unwrap().forward(mistake, conn, false, bytes)
                         }
                     });
                 });
@@ -119,20 +119,20 @@ impl Fake {
         });
         thread::spawn(move || {
             for socket in clients.incoming().map_while(Result::ok) {
-                let board = Arc::clone(&board);
-                let own = outbox(&socket);
+                let state = Arc::clone(&state);
+                let own = frame_sender(&socket);
                 thread::spawn(move || {
                     frames(socket, |frame, bytes| {
-                        let mut board = board.lock().unwrap();
+                        let mut state = state.lock().unwrap();
                         match frame {
-                            Frame::Data { conn, .. } => board.forward(mistake, conn, true, bytes),
-                            Frame::Command(command) => board.dial(handshake, command, &own),
+                            Frame::Data { conn, .. } => state.forward(mistake, conn, true, bytes),
+                            Frame::Command(command) => state.dial(handshake, command, &own),
                         }
                     });
                 });
             }
         });
-        fake
+        gateway
     }
 
     fn load(
@@ -164,8 +164,8 @@ impl Fake {
     }
 }
 
-impl Board {
-    fn dial(&mut self, handshake: HandshakeKind, command: Command<'_>, own: &Outbox) {
+impl FaultyState {
+    fn dial(&mut self, handshake: HandshakeKind, command: Command<'_>, own: &FrameSender) {
         match command {
             Command::New => {
                 self.last += 1;
@@ -221,7 +221,7 @@ impl Board {
             }
         }
         drop(to.send(bytes));
-        // What was kept goes out behind the next one of its virtual connection, if that is the same direction.
+        // A kept frame is sent after the next one of the same virtual connection and direction.
         let is_same = |kept: &Vec<u8>| wire::conn_of(kept) == Some(conn) && kept[12] % 2 == u8::from(!is_up);
         if let Some(kept) = self.kept.take_if(|kept| is_same(kept)) {
             drop(to.send(kept));
@@ -243,15 +243,15 @@ fn run(at: SocketAddr, what: &GatewayLoad) -> Result<GatewayReport, LoadError> {
 }
 
 #[test]
-fn all_messages_through_a_good_gateway_arrive_by_both_doors_and_every_way() {
+fn all_messages_arrive_by_both_handshakes_and_in_every_direction() {
     for (handshake, direction) in [
         (HandshakeKind::Md5, MessageDirection::Both),
         (HandshakeKind::Hmac, MessageDirection::Both),
         (HandshakeKind::Md5, MessageDirection::Up),
         (HandshakeKind::Hmac, MessageDirection::Down),
     ] {
-        let fake = Fake::start(handshake, Mistake::None);
-        let report = fake.load(handshake, |what| what.direction = direction).unwrap();
+        let gateway = FaultyGateway::start(handshake, Mistake::None);
+        let report = gateway.load(handshake, |what| what.direction = direction).unwrap();
         assert_eq!((report.sent, report.received), (2000, 2000), "{report:?}");
         assert_eq!(report.complaint(), None);
         assert_eq!((report.closed, report.dropped, report.refused), (0, 0, 0));
@@ -261,7 +261,7 @@ fn all_messages_through_a_good_gateway_arrive_by_both_doors_and_every_way() {
 }
 
 #[test]
-fn each_mistake_of_a_gateway_is_counted_as_what_it_is() {
+fn each_mistake_of_a_gateway_has_its_count() {
     type Count = fn(&GatewayReport) -> u64;
     let mistakes: [(Mistake, Count); 5] = [
         (Mistake::Doubles, |report| report.doubled),
@@ -271,7 +271,8 @@ fn each_mistake_of_a_gateway_is_counted_as_what_it_is() {
         (Mistake::Loses, |report| report.lost),
     ];
     for (mistake, count) in mistakes {
-        let report = Fake::start(HandshakeKind::Md5, mistake).load(HandshakeKind::Md5, |_| {}).unwrap();
+        let report =
+            FaultyGateway::start(HandshakeKind::Md5, mistake).load(HandshakeKind::Md5, |_| {}).unwrap();
         assert_eq!(count(&report), 1, "{mistake:?}: {report:?}");
         let others = mistakes.iter().filter(|(other, _)| *other != mistake && *other != Mistake::Loses);
         assert_eq!(others.map(|(_, count)| count(&report)).sum::<u64>(), 0, "{mistake:?}: {report:?}");
@@ -279,17 +280,17 @@ fn each_mistake_of_a_gateway_is_counted_as_what_it_is() {
 }
 
 #[test]
-fn closed_virtual_connections_end_a_load_instead_of_hanging_it() {
-    let report = Fake::start(HandshakeKind::Md5, Mistake::ClosesAll)
+fn a_load_ends_when_its_virtual_connections_are_closed() {
+    let report = FaultyGateway::start(HandshakeKind::Md5, Mistake::ClosesAll)
         .load(HandshakeKind::Md5, |what| what.messages = None);
     let report = report.unwrap();
     assert_eq!(report.closed, 15, "{report:?}");
 }
 
 #[test]
-fn a_client_that_does_not_read_loses_nothing_of_others() {
+fn a_client_that_does_not_read_costs_others_no_message() {
     for handshake in [HandshakeKind::Md5, HandshakeKind::Hmac] {
-        let report = Fake::start(handshake, Mistake::None).load(handshake, |what| {
+        let report = FaultyGateway::start(handshake, Mistake::None).load(handshake, |what| {
             what.non_reading = 5;
             what.messages = Some(10_000);
         });
@@ -300,7 +301,7 @@ fn a_client_that_does_not_read_loses_nothing_of_others() {
 }
 
 #[test]
-fn the_same_messages_go_through_a_bare_proxy() {
+fn the_same_messages_pass_through_a_proxy() {
     let behind = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let before = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let (from, to) = (before.local_addr().unwrap(), behind.local_addr().unwrap());
@@ -333,25 +334,25 @@ fn the_same_messages_go_through_a_bare_proxy() {
 }
 
 #[test]
-fn who_is_not_let_in_is_told_why() {
-    let fake = Fake::start(HandshakeKind::Md5, Mistake::None);
+fn a_refused_server_and_a_bad_setting_give_a_readable_error() {
+    let gateway = FaultyGateway::start(HandshakeKind::Md5, Mistake::None);
     let wrong = |what: &mut GatewayLoad| {
         if let Middlebox::Gateway { key, .. } = &mut what.middlebox {
             *key = Key::new(*b"another key than its").unwrap();
         }
     };
-    let said = fake.load(HandshakeKind::Md5, wrong).unwrap_err().to_string();
-    assert!(said.contains("its key?"), "{said}");
-    let fake = Fake::start(HandshakeKind::Hmac, Mistake::None);
-    let said = fake.load(HandshakeKind::Hmac, wrong).unwrap_err().to_string();
-    assert!(said.contains("does not get in"), "{said}");
+    let error = gateway.load(HandshakeKind::Md5, wrong).unwrap_err().to_string();
+    assert!(error.contains("key right?"), "{error}");
+    let gateway = FaultyGateway::start(HandshakeKind::Hmac, Mistake::None);
+    let error = gateway.load(HandshakeKind::Hmac, wrong).unwrap_err().to_string();
+    assert!(error.contains("does not accept server"), "{error}");
     for (bad, expected) in [
         ((|what| what.sizes = vec![19]) as fn(&mut GatewayLoad), "--size"),
         (|what| what.sizes = vec![524_285], "--size"),
         (|what| what.each = 65, "--each"),
         (|what| what.clients = 0, "--clients"),
     ] {
-        let said = fake.load(HandshakeKind::Hmac, bad).unwrap_err().to_string();
-        assert!(said.contains(expected), "{said}");
+        let error = gateway.load(HandshakeKind::Hmac, bad).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
     }
 }

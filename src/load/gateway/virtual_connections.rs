@@ -1,44 +1,44 @@
-//! What clients and servers say to a gateway and hear from it: virtual connections are opened, dialled, accept, closed. Pure.
+//! The commands between clients, servers and a gateway: virtual connections are opened, dialled, accepted and closed. Pure.
 
 use crate::gateway::wire::{Command, ConnId, HEADER_LEN};
 use std::collections::HashMap;
 
-/// What a server lets the gateway send on a virtual connection before it has taken anything, heads counted.
+/// The initial credit that a server grants on a virtual connection, headers included.
 const GRANT: u32 = 256 * 1024;
 
-/// Who is at one end of a connection to the gateway, counted from 0.
+/// The client or server of a connection, counted from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
+pub(super) enum Party {
     Client(usize),
     Server(usize),
 }
 
-/// What has become of a virtual connection.
+/// A change of a virtual connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ConnectionChange {
-    /// Both virtual_connections may send.
+    /// Both ends may send.
     Up(u32),
     /// The server may send more.
     Credit(u32),
-    /// It is gone.
+    /// It has ended.
     Closed(u32),
 }
 
-/// How many there are.
+/// The size of a load.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LoadSize {
     pub(super) clients: usize,
-    /// ConnectionEntry connections of each client.
+    /// Virtual connections per client.
     pub(super) each: usize,
     pub(super) servers: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum ConnectionState {
+enum OpeningState {
     #[default]
     New,
-    /// One end has heard of it.
-    Half,
+    /// One end has received Accept.
+    HalfOpen,
     Up,
     Refused,
     Closed,
@@ -47,7 +47,7 @@ enum ConnectionState {
 #[derive(Debug, Clone, Copy, Default)]
 struct ConnectionEntry {
     conn: u32,
-    state: ConnectionState,
+    state: OpeningState,
     /// Bytes that the server may send.
     credit: i64,
     /// Bytes that the server has taken and not granted again.
@@ -63,7 +63,7 @@ pub(super) struct VirtualConnections {
     /// Whether servers and gateway grant each other credit.
     has_credit: bool,
     all: Vec<ConnectionEntry>,
-    /// How many of its own each client has been given.
+    /// Virtual connections opened per client.
     opened: Vec<u16>,
     by_conn: HashMap<u32, u32>,
     up: usize,
@@ -90,12 +90,12 @@ impl VirtualConnections {
         }
     }
 
-    /// Takes all virtual connections for open, each with its number and 1 as its id: nobody stands middlebox the virtual_connections who gives them any.
+    /// Marks all virtual connections as open, for a proxy without commands. Each has its number plus 1 as id.
     pub(super) fn open_all(&mut self) {
         for (number, entry) in self.all.iter_mut().enumerate() {
             *entry = ConnectionEntry {
                 conn: number as u32 + 1,
-                state: ConnectionState::Up,
+                state: OpeningState::Up,
                 ..ConnectionEntry::default()
             };
             self.by_conn.insert(entry.conn, number as u32);
@@ -114,27 +114,27 @@ impl VirtualConnections {
         number as usize / self.size.each
     }
 
-    /// Returns how many came up, whatever has become of them.
+    /// Returns how many were opened, closed ones included.
     pub(super) fn up(&self) -> usize {
         self.up
     }
 
-    /// Returns the id that the gateway gave.
+    /// Returns the id that the gateway assigned.
     pub(super) fn conn(&self, number: u32) -> ConnId {
         ConnId(self.all[number as usize].conn)
     }
 
-    /// Returns whether `conn` is that of `number`, and `end` one of its virtual_connections.
-    pub(super) fn is_of(&self, number: u32, conn: ConnId, end: Side) -> bool {
+    /// Returns whether `conn` is the id of `number`, and `end` one of its ends.
+    pub(super) fn is_of(&self, number: u32, conn: ConnId, end: Party) -> bool {
         let known = self.all.get(number as usize).is_some_and(|entry| entry.conn == conn.0);
         known
             && match end {
-                Side::Client(client) => self.client_of(number) == client,
-                Side::Server(server) => self.server_of(number) == server,
+                Party::Client(client) => self.client_of(number) == client,
+                Party::Server(server) => self.server_of(number) == server,
             }
     }
 
-    /// Takes note that the server sends a frame of `len` bytes and its head.
+    /// Subtracts a message of `len` bytes and its header from the server's credit.
     pub(super) fn spend(&mut self, number: u32, len: u32) {
         self.all[number as usize].credit -= i64::from(len) + HEADER_LEN as i64;
     }
@@ -144,7 +144,7 @@ impl VirtualConnections {
         !self.has_credit || self.all[number as usize].credit > 0
     }
 
-    /// Takes note that the server has received `len` bytes and their head; returns what it says to that.
+    /// Counts a message of `len` bytes that the server received; returns the credit to grant.
     pub(super) fn taken(&mut self, number: u32, len: u32) -> Option<Command<'static>> {
         let entry = &mut self.all[number as usize];
         entry.taken += len + HEADER_LEN as u32;
@@ -154,17 +154,17 @@ impl VirtualConnections {
         Some(Command::Credit { conn: ConnId(entry.conn), bytes: std::mem::take(&mut entry.taken) })
     }
 
-    /// Hears a command of the gateway; returns what changes, and what is said to it.
+    /// Handles a command of the gateway; returns the change and the answer.
     pub(super) fn handle(
         &mut self,
-        end: Side,
+        end: Party,
         command: Command<'_>,
     ) -> (Option<ConnectionChange>, Option<Command<'static>>) {
         match (command, end) {
             (Command::Ping, _) => (None, Some(Command::Ping)),
-            (Command::Open(conn), Side::Client(client)) => (None, self.open(client, conn)),
+            (Command::Open(conn), Party::Client(client)) => (None, self.open(client, conn)),
             (Command::Accept { conn, .. }, _) => self.accept(end, conn),
-            (Command::Credit { conn, bytes }, Side::Server(_)) => {
+            (Command::Credit { conn, bytes }, Party::Server(_)) => {
                 let number = self.by_conn.get(&conn.0).copied();
                 let change = number.map(|number| {
                     self.all[number as usize].credit += i64::from(bytes);
@@ -174,9 +174,9 @@ impl VirtualConnections {
             }
             (Command::Refuse(conn), _) => {
                 self.refused += 1;
-                (self.close(conn, ConnectionState::Refused), None)
+                (self.close(conn, OpeningState::Refused), None)
             }
-            (Command::Close(conn), _) => (self.close(conn, ConnectionState::Closed), None),
+            (Command::Close(conn), _) => (self.close(conn, OpeningState::Closed), None),
             _ => (None, None),
         }
     }
@@ -194,52 +194,50 @@ impl VirtualConnections {
         Some(Command::Dial { conn, remote })
     }
 
-    fn accept(&mut self, end: Side, conn: ConnId) -> (Option<ConnectionChange>, Option<Command<'static>>) {
+    fn accept(&mut self, end: Party, conn: ConnId) -> (Option<ConnectionChange>, Option<Command<'static>>) {
         let Some(&number) = self.by_conn.get(&conn.0) else { return (None, None) };
         let entry = &mut self.all[number as usize];
-        let grants = self.has_credit && matches!(end, Side::Server(_));
-        let said = grants.then_some(Command::Credit { conn, bytes: GRANT });
+        let grants = self.has_credit && matches!(end, Party::Server(_));
+        let answer = grants.then_some(Command::Credit { conn, bytes: GRANT });
         let change = match entry.state {
-            ConnectionState::New => {
-                entry.state = ConnectionState::Half;
+            OpeningState::New => {
+                entry.state = OpeningState::HalfOpen;
                 None
             }
-            ConnectionState::Half => {
-                entry.state = ConnectionState::Up;
+            OpeningState::HalfOpen => {
+                entry.state = OpeningState::Up;
                 self.up += 1;
                 Some(ConnectionChange::Up(number))
             }
             _ => None,
         };
-        (change, said)
+        (change, answer)
     }
 
-    fn close(&mut self, conn: ConnId, state: ConnectionState) -> Option<ConnectionChange> {
+    fn close(&mut self, conn: ConnId, state: OpeningState) -> Option<ConnectionChange> {
         let number = *self.by_conn.get(&conn.0)?;
         self.close_number(number, state)
     }
 
-    fn close_number(&mut self, number: u32, state: ConnectionState) -> Option<ConnectionChange> {
+    fn close_number(&mut self, number: u32, state: OpeningState) -> Option<ConnectionChange> {
         let entry = &mut self.all[number as usize];
-        if matches!(entry.state, ConnectionState::Refused | ConnectionState::Closed) {
+        if matches!(entry.state, OpeningState::Refused | OpeningState::Closed) {
             return None;
         }
         entry.state = state;
         Some(ConnectionChange::Closed(number))
     }
 
-    /// Takes all virtual connections of `end` for closed, which is gone.
-    pub(super) fn gone(&mut self, end: Side) -> Vec<u32> {
+    /// Closes all virtual connections of an `end` that has disconnected.
+    pub(super) fn gone(&mut self, end: Party) -> Vec<u32> {
         let all = 0..self.all.len() as u32;
-        let its: Vec<_> = all
+        let own: Vec<_> = all
             .filter(|number| match end {
-                Side::Client(client) => self.client_of(*number) == client,
-                Side::Server(server) => self.server_of(*number) == server,
+                Party::Client(client) => self.client_of(*number) == client,
+                Party::Server(server) => self.server_of(*number) == server,
             })
             .collect();
-        its.into_iter()
-            .filter(|number| self.close_number(*number, ConnectionState::Closed).is_some())
-            .collect()
+        own.into_iter().filter(|number| self.close_number(*number, OpeningState::Closed).is_some()).collect()
     }
 }
 
@@ -252,40 +250,40 @@ mod tests {
     const ACCEPT: Command<'_> = Command::Accept { conn: CONN, remote: 1 };
 
     #[test]
-    fn a_virtual_connection_is_up_when_both_ends_have_heard_of_it() {
+    fn a_virtual_connection_is_open_when_both_ends_have_received_accept() {
         let mut virtual_connections = VirtualConnections::new(SIZE, 10, true);
-        let dial = virtual_connections.handle(Side::Client(1), Command::Open(CONN));
+        let dial = virtual_connections.handle(Party::Client(1), Command::Open(CONN));
         assert_eq!(dial, (None, Some(Command::Dial { conn: CONN, remote: 11 })));
-        assert_eq!(virtual_connections.handle(Side::Client(1), ACCEPT), (None, None));
-        let (change, said) = virtual_connections.handle(Side::Server(1), ACCEPT);
+        assert_eq!(virtual_connections.handle(Party::Client(1), ACCEPT), (None, None));
+        let (change, answer) = virtual_connections.handle(Party::Server(1), ACCEPT);
         assert_eq!(change, Some(ConnectionChange::Up(2)));
-        assert_eq!(said, Some(Command::Credit { conn: CONN, bytes: GRANT }));
+        assert_eq!(answer, Some(Command::Credit { conn: CONN, bytes: GRANT }));
         assert!(
-            virtual_connections.is_of(2, CONN, Side::Client(1))
-                && virtual_connections.is_of(2, CONN, Side::Server(1))
+            virtual_connections.is_of(2, CONN, Party::Client(1))
+                && virtual_connections.is_of(2, CONN, Party::Server(1))
         );
         assert!(
-            !virtual_connections.is_of(2, CONN, Side::Server(0))
-                && !virtual_connections.is_of(3, CONN, Side::Client(1))
+            !virtual_connections.is_of(2, CONN, Party::Server(0))
+                && !virtual_connections.is_of(3, CONN, Party::Client(1))
         );
         assert_eq!(
-            virtual_connections.handle(Side::Server(1), Command::Close(CONN)).0,
+            virtual_connections.handle(Party::Server(1), Command::Close(CONN)).0,
             Some(ConnectionChange::Closed(2))
         );
         assert_eq!(
-            virtual_connections.handle(Side::Client(1), Command::Close(CONN)).0,
+            virtual_connections.handle(Party::Client(1), Command::Close(CONN)).0,
             None,
-            "it is told once"
+            "it is reported once"
         );
         assert_eq!(virtual_connections.up(), 1);
     }
 
     #[test]
-    fn a_server_sends_while_it_has_credit_and_grants_what_it_has_taken() {
+    fn a_server_sends_while_it_has_credit_and_grants_what_it_has_received() {
         let mut virtual_connections = VirtualConnections::new(SIZE, 1, true);
-        virtual_connections.handle(Side::Client(0), Command::Open(CONN));
+        virtual_connections.handle(Party::Client(0), Command::Open(CONN));
         assert!(!virtual_connections.may_send(0));
-        virtual_connections.handle(Side::Server(0), Command::Credit { conn: CONN, bytes: 100 });
+        virtual_connections.handle(Party::Server(0), Command::Credit { conn: CONN, bytes: 100 });
         virtual_connections.spend(0, 50);
         assert!(virtual_connections.may_send(0));
         virtual_connections.spend(0, 500);
@@ -296,11 +294,11 @@ mod tests {
     }
 
     #[test]
-    fn who_is_gone_takes_its_virtual_connections_along() {
+    fn a_disconnect_closes_all_virtual_connections() {
         let mut virtual_connections = VirtualConnections::new(SIZE, 1, false);
         virtual_connections.open_all();
-        assert_eq!(virtual_connections.gone(Side::Client(1)), [2, 3]);
-        assert_eq!(virtual_connections.gone(Side::Server(0)), [0], "number 3 is closed already");
-        assert!(virtual_connections.may_send(1), "without credit it is the sender's socket that stops it");
+        assert_eq!(virtual_connections.gone(Party::Client(1)), [2, 3]);
+        assert_eq!(virtual_connections.gone(Party::Server(0)), [0], "number 3 is closed already");
+        assert!(virtual_connections.may_send(1), "without credit only the socket limits the sender");
     }
 }

@@ -1,7 +1,7 @@
-//! What clients of the signalling say and hear: they register, stay, and call each other. Pure.
+//! The protocol of the load's clients: they register, send heartbeats, and call each other. Pure.
 //!
-//! A call finds back to its beginning by the `ufrag` that both sides pass on, so that nothing depends on which answer comes first.
-//! Everything that wants an answer gets one each time it comes, as a client must that cannot know whether its last one arrived.
+//! A call is identified by the `ufrag` that both sides pass on, so that the order of answers does not matter. Every request is answered each time it
+//! arrives, because the last answer may have been lost.
 
 use crate::load::histogram::Histogram;
 use serde::Deserialize;
@@ -12,58 +12,58 @@ use std::time::{Duration, Instant};
 const SUCCESS: i64 = 200;
 const UNKNOWN_TAG: i64 = 202;
 const TOO_MANY: i64 = 206;
-/// How long an answer to a registration is waited for before it is requests again, under the same `mid`.
-const AGAIN: Duration = Duration::from_millis(500);
-/// How long a call is known.
-const FORGOTTEN: Duration = Duration::from_secs(10);
-/// What every side of a call says of itself, besides `ufrag`: what ICE needs as a rule.
+/// The time after which an unanswered registration is retransmitted with the same `mid`.
+const RETRY: Duration = Duration::from_millis(500);
+/// The time after which a call is forgotten.
+const CALL_LIFETIME: Duration = Duration::from_secs(10);
+/// The ICE description of every side, besides `ufrag`.
 const ICE: &str =
     r#""pwd":"asd88fgpdd777uzjYhagZg","cands":["candidate:1 1 udp 2130706431 10.0.1.17 8998 typ host"]"#;
-/// Before the number of a call, in its `ufrag`.
-const MARK: &str = "load";
-/// A prime, so that all have their turn, and neighbours in time are none in the server's memory.
+/// The prefix of `ufrag`; the number of the call follows.
+const UFRAG_PREFIX: &str = "load";
+/// The distance between consecutive callers. It is prime, so that all clients call, and consecutive callers are not adjacent in the server's memory.
 const STRIDE: u64 = 65_537;
 
-/// What is measured of calls.
+/// Counts of calls.
 #[derive(Debug, Default)]
 pub(super) struct CallCounts {
-    /// Begun.
+    /// Started.
     pub(super) begun: u64,
-    /// Come to the 52.
+    /// Answered (t=52).
     pub(super) answered: u64,
-    /// From the 4 to the 52.
+    /// From t=4 to t=52.
     pub(super) latency: Histogram,
-    /// Messages that came to a client that they are not for.
+    /// Messages that arrived at the wrong client.
     pub(super) misdelivered: u64,
 }
 
 /// Clients and their calls.
 #[derive(Debug)]
 pub(super) struct SignalingClients {
-    /// What a registration carries.
+    /// The parameters of a registration.
     params: String,
     tags: Vec<Option<Box<str>>>,
     online: usize,
-    /// Who requests for a tag, and when.
+    /// Registrations in flight, by send time.
     requests: VecDeque<(Instant, usize)>,
     waiting: usize,
-    calls: VecDeque<Call>,
+    calls: VecDeque<LoadCall>,
     /// The number of the first of `calls`.
     first: u64,
     measures: bool,
     pub(super) measured: CallCounts,
-    /// What the server refused, by code.
+    /// Refusals, by code.
     pub(super) refused: BTreeMap<i64, u64>,
-    /// Tags that were no longer known.
+    /// Tags that the server no longer had.
     pub(super) lost_tags: u64,
-    /// When calls that have ended began, for who counts those under way.
+    /// The start times of calls that have ended, for the pacer.
     ended: Vec<Instant>,
     next_heartbeat: usize,
     outputs: VecDeque<(usize, String)>,
 }
 
 #[derive(Debug)]
-struct Call {
+struct LoadCall {
     caller: usize,
     callee: usize,
     begun: Instant,
@@ -71,7 +71,7 @@ struct Call {
     is_measured: bool,
 }
 
-/// A message as far as a client here reads it.
+/// The fields of a message that a client reads.
 #[derive(Deserialize)]
 struct IncomingMessage<'a> {
     t: i64,
@@ -121,27 +121,27 @@ impl SignalingClients {
         self.online
     }
 
-    /// How many wait for their tag.
+    /// Returns how many registrations are in flight.
     pub(super) fn waiting(&self) -> usize {
         self.waiting
     }
 
-    /// Whether the server has refused what it will not grant later either.
+    /// Returns whether the server has refused permanently.
     pub(super) fn is_refused(&self) -> bool {
         self.refused.keys().any(|code| ![UNKNOWN_TAG, TOO_MANY].contains(code))
     }
 
-    /// CallCounts begun from now on count, or no longer.
+    /// Sets whether new calls are measured.
     pub(super) fn measure(&mut self, on: bool) {
         self.measures = on;
     }
 
-    /// Returns the next text to send, and whose, until there is none.
+    /// Returns the next message to send and its client.
     pub(super) fn poll_output(&mut self) -> Option<(usize, String)> {
         self.outputs.pop_front()
     }
 
-    /// Returns when a call that has ended had begun, until there is none.
+    /// Returns the start time of a call that has ended.
     pub(super) fn poll_ended(&mut self) -> Option<Instant> {
         self.ended.pop()
     }
@@ -153,16 +153,16 @@ impl SignalingClients {
 
     fn request_tag(&mut self, now: Instant, client: usize) {
         self.requests.push_back((now, client));
-        // Under the `mid` it had before, who has lost its tag would be answered with that one again.
+        // With the same `mid`, a client that has lost its tag would be given the old one again.
         let mid = 1 + self.lost_tags;
         self.outputs.push_back((client, format!(r#"{{"t":1,"mid":{mid}{}}}"#, self.params)));
     }
 
-    /// Asks anew for those who have received nothing.
+    /// Retransmits unanswered registrations.
     pub(super) fn retry_requests(&mut self, now: Instant) {
         while let Some((at, client)) = self.requests.front().copied() {
             let has_tag = self.tags[client].is_some();
-            if !has_tag && now.saturating_duration_since(at) < AGAIN {
+            if !has_tag && now.saturating_duration_since(at) < RETRY {
                 return;
             }
             self.requests.pop_front();
@@ -172,7 +172,7 @@ impl SignalingClients {
         }
     }
 
-    /// Lets the next `count` clients of the round say that they are there.
+    /// Sends heartbeats of the next `count` clients in turn.
     pub(super) fn heartbeats(&mut self, count: usize) {
         for _ in 0..count.min(self.tags.len()) {
             self.heartbeat(self.next_heartbeat);
@@ -186,7 +186,7 @@ impl SignalingClients {
         }
     }
 
-    /// Begins the next call: no two clients call each other again before all others had their turn.
+    /// Starts the next call. Every pair of clients has its turn before one repeats.
     pub(super) fn call(&mut self, now: Instant) {
         let number = self.first + self.calls.len() as u64;
         let clients = self.tags.len() as u64;
@@ -197,29 +197,30 @@ impl SignalingClients {
         self.measured.begun += u64::from(is_measured);
         let tag = |client: usize| self.tags[client].as_deref().unwrap_or("none");
         let text = format!(
-            r#"{{"t":4,"mid":{number},"params":{{"tag":"{}","rtag":"{}","ufrag":"{MARK}{number}",{ICE}}}}}"#,
+            r#"{{"t":4,"mid":{number},"params":{{"tag":"{}","rtag":"{}","ufrag":"{UFRAG_PREFIX}{number}",{ICE}}}}}"#,
             tag(caller),
             tag(callee)
         );
         self.outputs.push_back((caller, text));
-        self.calls.push_back(Call { caller, callee, begun: now, is_over: false, is_measured });
-        while self.calls.front().is_some_and(|call| now.saturating_duration_since(call.begun) > FORGOTTEN) {
+        self.calls.push_back(LoadCall { caller, callee, begun: now, is_over: false, is_measured });
+        while self.calls.front().is_some_and(|call| now.saturating_duration_since(call.begun) > CALL_LIFETIME)
+        {
             self.calls.pop_front();
             self.first += 1;
         }
     }
 
-    fn find(&mut self, number: u64) -> Option<&mut Call> {
+    fn find(&mut self, number: u64) -> Option<&mut LoadCall> {
         self.calls.get_mut(usize::try_from(number.checked_sub(self.first)?).ok()?)
     }
 
-    /// Takes what `client` was told.
+    /// Handles a message for `client`.
     pub(super) fn handle(&mut self, now: Instant, client: usize, text: &[u8]) {
         let Ok(received) = serde_json::from_slice::<IncomingMessage<'_>>(text) else { return };
         let code = received.code.unwrap_or(SUCCESS);
         match (received.t, code) {
             (-1, SUCCESS) => self.registered(client, received.extra.and_then(|extra| extra.tag)),
-            (51..=55, SUCCESS) => self.asked_by_server(now, client, &received),
+            (51..=55, SUCCESS) => self.handle_request(now, client, &received),
             (t, code) if code != SUCCESS => self.failed(now, client, (t, received.mid, code)),
             _ => {}
         }
@@ -230,7 +231,7 @@ impl SignalingClients {
         if self.tags[client].replace(tag.into()).is_none() {
             self.online += 1;
             self.waiting = self.waiting.saturating_sub(1);
-            // Who has used its tag keeps it, and has proven its address.
+            // The first heartbeat confirms the address, and keeps the tag.
             self.heartbeat(client);
         }
     }
@@ -255,16 +256,16 @@ impl SignalingClients {
         }
     }
 
-    /// Answers what the server asks, and follows the call that it is about.
-    fn asked_by_server(&mut self, now: Instant, client: usize, received: &IncomingMessage<'_>) {
+    /// Answers a request of the server, and advances its call.
+    fn handle_request(&mut self, now: Instant, client: usize, received: &IncomingMessage<'_>) {
         let inner = received.params.as_ref().or(received.extra.as_ref());
         let token = received.token.as_deref().or(inner.and_then(|inner| inner.token.as_deref()));
         let (Some(token), Some(mid), t) = (token, received.mid, received.t) else { return };
         let ufrag = inner.and_then(|inner| inner.ufrag.as_deref());
-        let number = ufrag.and_then(|ufrag| ufrag.strip_prefix(MARK)?.parse::<u64>().ok());
+        let number = ufrag.and_then(|ufrag| ufrag.strip_prefix(UFRAG_PREFIX)?.parse::<u64>().ok());
         let extra = match (t, number) {
             (51, Some(number)) if self.is_at(number, client, |call| call.callee) => {
-                format!(r#","extra":{{"ufrag":"{MARK}{number}",{ICE}}}"#)
+                format!(r#","extra":{{"ufrag":"{UFRAG_PREFIX}{number}",{ICE}}}"#)
             }
             (52, Some(number)) if self.is_at(number, client, |call| call.caller) => {
                 let text = format!(r#"{{"t":-52,"mid":{mid},"token":"{token}","code":200}}"#);
@@ -286,12 +287,12 @@ impl SignalingClients {
         self.outputs.push_back((client, text));
     }
 
-    /// Whether `client` is where a message about call `number` belongs; nobody can say it of one long forgotten.
-    fn is_at(&mut self, number: u64, client: usize, end: impl Fn(&Call) -> usize) -> bool {
+    /// Returns whether a message about call `number` is for `client`; `true` for a call that was forgotten.
+    fn is_at(&mut self, number: u64, client: usize, end: impl Fn(&LoadCall) -> usize) -> bool {
         number < self.first || self.find(number).is_some_and(|call| end(call) == client)
     }
 
-    /// Notes that a 52 has come; returns whether it is the first one.
+    /// Handles t=52; returns whether it is the first one of its call.
     fn answered(&mut self, now: Instant, number: u64) -> bool {
         let Some(call) = self.find(number).filter(|call| !call.is_over) else { return false };
         call.is_over = true;
@@ -314,7 +315,7 @@ mod tests {
     use rand::SeedableRng;
     use rand_chacha::ChaCha20Rng;
 
-    /// A hub that hears what all clients have said, on a connection each, until nobody says anything more.
+    /// Passes messages between the hub and the clients until there are none.
     fn exchange(hub: &mut Hub, clients: &mut SignalingClients, mut drop: impl FnMut(&str) -> bool) {
         while let Some((client, text)) = clients.poll_output() {
             hub.handle_websocket_text(time::now(), ConnId(client as u64), &text);
@@ -362,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_counted_and_a_lost_tag_is_asked_for_anew() {
+    fn refusals_are_counted_and_a_lost_tag_is_replaced() {
         let (mut hub, mut clients) = registered(2);
         hub.handle_websocket_closed(time::now(), ConnId(1));
         clients.measure(true);
@@ -377,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_lost_is_asked_again_after_its_time_and_counts_once() {
+    fn a_lost_registration_is_retransmitted_and_counts_once() {
         let mut hub = hub(3, Limits::default());
         let mut clients = SignalingClients::new(3, None);
         let start = time::mono();
@@ -388,26 +389,26 @@ mod tests {
             received == 2
         });
         assert_eq!((clients.online(), clients.waiting()), (2, 1));
-        clients.retry_requests(start + AGAIN / 2);
+        clients.retry_requests(start + RETRY / 2);
         assert!(clients.poll_output().is_none());
-        clients.retry_requests(start + AGAIN);
+        clients.retry_requests(start + RETRY);
         exchange(&mut hub, &mut clients, |_| false);
         assert_eq!((clients.online(), clients.waiting()), (3, 0));
     }
 
     #[test]
-    fn a_message_for_somebody_else_is_told_apart() {
+    fn a_message_for_another_client_is_misdelivered() {
         let (mut hub, mut clients) = registered(3);
         clients.measure(true);
         clients.call(time::mono());
         let (caller, _) = clients.outputs[0].clone();
-        let mut stolen = None;
+        let mut copied = None;
         exchange(&mut hub, &mut clients, |text| {
             let is_notice = text.contains(r#""t":51,"#);
-            stolen = stolen.take().or(is_notice.then(|| text.to_owned()));
+            copied = copied.take().or(is_notice.then(|| text.to_owned()));
             is_notice
         });
-        clients.handle(time::mono(), caller, stolen.unwrap().as_bytes());
+        clients.handle(time::mono(), caller, copied.unwrap().as_bytes());
         assert_eq!((clients.measured.misdelivered, clients.measured.answered), (1, 0));
     }
 }

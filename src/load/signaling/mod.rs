@@ -1,6 +1,6 @@
-//! Clients of our own signalling, in large numbers: registered, registered, and calling each other.
+//! Load on ginnel's signalling: many clients that register and call each other.
 //!
-//! `clients` is what they say, without sockets; `udp_clients` and [`websocket_clients`] carry it.
+//! `clients` is the protocol, without I/O; `udp_clients` and [`websocket_clients`] are the transports.
 
 mod clients;
 pub(crate) mod report;
@@ -24,46 +24,46 @@ use transport::{ClientSockets, SendResult};
 use udp_clients::UdpClients;
 use websocket_clients::WebSocketClients;
 
-/// The most clients by UDP on loopback, an address each.
-pub(crate) const MOST_CLIENTS: usize = 2_000_000;
-/// The longest wait between looks at whether to stop.
-const LOOK: Duration = Duration::from_millis(20);
-/// How long no client may come in before the load is given up.
-const STUCK: Duration = Duration::from_secs(10);
-/// How long answers are waited for in the end.
-const LAST_ANSWERS: Duration = Duration::from_secs(2);
-/// How long memory is watched for coming to rest, how often, and what counts as rest.
-const SETTLING: Duration = Duration::from_secs(8);
-const SETTLE_STEP: Duration = Duration::from_millis(500);
-const REST: u64 = 64 * 1024;
+/// The largest number of UDP clients on loopback.
+pub(crate) const MAX_CLIENTS: usize = 2_000_000;
+/// The longest wait between checks of the stop flag.
+const STOP_CHECK: Duration = Duration::from_millis(20);
+/// Time without a new registration after which the load fails.
+const SETUP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the end waits for answers.
+const LATE_ANSWERS: Duration = Duration::from_secs(2);
+/// The wait for stable memory: its limit, its interval, and the largest change in bytes.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(8);
+const SETTLE_INTERVAL: Duration = Duration::from_millis(500);
+const SETTLE_CHANGE: u64 = 64 * 1024;
 
-/// What carries the messages.
+/// The transport of messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignalingTransport {
-    /// UdpClients.
+    /// UDP.
     Udp,
-    /// WebSockets.
+    /// WebSocket.
     Ws,
 }
 
-/// What clients of the signalling do.
+/// A load on the signalling.
 #[derive(Debug, Clone)]
 pub struct SignalingLoad {
-    /// How they reach the server.
+    /// The transport.
     pub via: SignalingTransport,
-    /// How many there are.
+    /// The number of clients.
     pub clients: usize,
-    /// What drives their calls; without it they are registered only.
+    /// How calls are paced; without it the clients only register.
     pub mode: Option<LoadMode>,
-    /// The access key that they show.
+    /// The access key.
     pub key: Option<String>,
-    /// Between two heartbeats of a client by UDP; default 25 s.
+    /// The heartbeat interval of UDP clients; default 25 s.
     pub heartbeat: Duration,
-    /// How many register at a time; default 256.
+    /// Registrations in flight; default 256.
     pub concurrency: usize,
 }
 
-/// A load under way.
+/// A running load.
 struct SignalingRun<'a, 'b> {
     load: &'a Load,
     what: &'a SignalingLoad,
@@ -71,29 +71,26 @@ struct SignalingRun<'a, 'b> {
     process: Option<Process>,
     sockets: Box<dyn ClientSockets>,
     clients: SignalingClients,
-    /// When heartbeats were last counted, and how many clients were owed one then.
+    /// When heartbeats were last sent, and the fraction that was due then.
     last_heartbeat: Instant,
     owed: f64,
     held_back: u64,
 }
 
 impl Load {
-    /// Registers clients with a server's signalling, holds them, and lets them call each other.
+    /// Registers clients with a server's signalling, and makes calls between them.
     ///
     /// # Errors
-    /// What failed, and what to do about it.
+    /// [`LoadError`].
     pub fn signaling(
         &self,
         what: &SignalingLoad,
         control: &mut RunControl<'_>,
     ) -> Result<SignalingReport, LoadError> {
-        within("--clients", what.clients, MOST_CLIENTS, "1 to 2000000")?;
-        within("--concurrency", what.concurrency, MOST_CLIENTS, "1 to 2000000")?;
+        within("--clients", what.clients, MAX_CLIENTS, "1 to 2000000")?;
+        within("--concurrency", what.concurrency, MAX_CLIENTS, "1 to 2000000")?;
         if what.mode.is_some() && what.clients < 2 {
-            return Err(LoadError::Setting {
-                what: "--clients",
-                rule: "at least 2 where they call each other",
-            });
+            return Err(LoadError::Setting { what: "--clients", rule: "at least 2 for calls" });
         }
         if what.heartbeat.is_zero() {
             return Err(LoadError::Setting { what: "--heartbeat", rule: "at least 1 second" });
@@ -134,12 +131,12 @@ impl SignalingRun<'_, '_> {
         self.load.used(self.process.as_ref())
     }
 
-    /// Brings all clients in, and waits until the server's memory has come to rest.
+    /// Registers all clients, and waits until the server's memory is stable.
     fn register(&mut self) -> Result<RegisterPhase, LoadError> {
         let before = self.used()?;
         let began = time::mono();
         let own_before = thread_cpu_ns();
-        let (mut opened, mut last, mut told) = (0, (began, 0), ProgressReporter::new(self.what.clients));
+        let (mut opened, mut last, mut progress) = (0, (began, 0), ProgressReporter::new(self.what.clients));
         while self.clients.online() < self.what.clients {
             if self.stopped() {
                 return Err(LoadError::Interrupted);
@@ -152,16 +149,16 @@ impl SignalingRun<'_, '_> {
                     break;
                 }
             }
-            let wait = if opened < self.what.clients { Duration::from_millis(1) } else { LOOK };
+            let wait = if opened < self.what.clients { Duration::from_millis(1) } else { STOP_CHECK };
             self.poll_once(wait)?;
             let now = time::mono();
             self.clients.retry_requests(now);
             let online = self.clients.online();
-            (last.1..online).for_each(|_| told.one_more(self.control.on_stage));
+            (last.1..online).for_each(|_| progress.advance(self.control.on_stage));
             if online > last.1 {
                 last = (now, online);
             }
-            if now - last.0 > STUCK || self.sockets.closed() > 0 || self.clients.is_refused() {
+            if now - last.0 > SETUP_TIMEOUT || self.sockets.closed() > 0 || self.clients.is_refused() {
                 return Err(self.registration_error(online));
             }
         }
@@ -184,25 +181,25 @@ impl SignalingRun<'_, '_> {
         }
     }
 
-    /// Holds the clients until the watched process neither takes nor gives memory any more.
+    /// Waits until the memory of the watched process is stable.
     fn await_stable_memory(&mut self) -> Result<(), LoadError> {
         let Some(process) = self.process.clone() else { return Ok(()) };
-        let end = time::mono() + SETTLING;
+        let end = time::mono() + SETTLE_TIMEOUT;
         let mut last = 0_u64;
         loop {
-            let until = time::mono() + SETTLE_STEP;
+            let until = time::mono() + SETTLE_INTERVAL;
             while time::mono() < until {
-                self.poll_once(LOOK)?;
+                self.poll_once(STOP_CHECK)?;
             }
             let now = process.resident()?;
-            if now.abs_diff(last) <= REST || time::mono() >= end || self.stopped() {
+            if now.abs_diff(last) <= SETTLE_CHANGE || time::mono() >= end || self.stopped() {
                 return Ok(());
             }
             last = now;
         }
     }
 
-    /// Lets clients call each other, or just be there, for the time that was requests for.
+    /// Makes calls for the duration of the load, or only keeps the clients registered.
     fn run_calls(&mut self) -> Result<CallPhase, LoadError> {
         (self.control.on_stage)(LoadStage::Ready);
         let times = self.load.times;
@@ -221,11 +218,11 @@ impl SignalingRun<'_, '_> {
                 start = Some((now, thread_cpu_ns(), self.used()?, pace.as_ref().map_or(0, Pace::left_out)));
             }
             let ns = |at: Instant| u64::try_from((at - began).as_nanos()).unwrap_or(u64::MAX);
-            let mut wait = LOOK.min(to - now);
+            let mut wait = STOP_CHECK.min(to - now);
             if let Some(pace) = &mut pace {
                 let due = pace.due(ns(now));
                 (0..due).for_each(|_| self.clients.call(time::mono()));
-                pace.left(ns(now), due);
+                pace.sent(ns(now), due);
                 wait = wait.min(pace.wait(ns(now)));
             }
             self.poll_once(wait)?;
@@ -237,15 +234,15 @@ impl SignalingRun<'_, '_> {
             now = time::mono();
             if (now - began).as_secs() > second {
                 second = (now - began).as_secs();
-                self.tell(now - began, start.is_none());
+                self.report_progress(now - began, start.is_none());
             }
         }
         self.clients.measure(false);
         let end = time::mono();
-        while time::mono() < end + LAST_ANSWERS
+        while time::mono() < end + LATE_ANSWERS
             && self.clients.measured.answered < self.clients.measured.begun
         {
-            self.poll_once(LOOK)?;
+            self.poll_once(STOP_CHECK)?;
         }
         let Some((at, own_before, before, left_out)) = start else { return Err(LoadError::Interrupted) };
         let cpu = before.zip(self.used()?).map(|(a, b)| Duration::from_nanos(b.0.saturating_sub(a.0)));
@@ -262,7 +259,7 @@ impl SignalingRun<'_, '_> {
         })
     }
 
-    fn tell(&mut self, elapsed: Duration, warming_up: bool) {
+    fn report_progress(&mut self, elapsed: Duration, warming_up: bool) {
         let whole = self.load.times.warm_up + self.load.times.seconds;
         let (sent, received) = (self.clients.measured.begun, self.clients.measured.answered);
         (self.control.on_stage)(LoadStage::Traffic(LoadProgress {
@@ -274,7 +271,7 @@ impl SignalingRun<'_, '_> {
         }));
     }
 
-    /// Sends what clients have to say and hears what they are told, waiting for it as long as this at most.
+    /// Sends the clients' messages, and waits at most `wait` for received ones.
     fn poll_once(&mut self, wait: Duration) -> Result<(), LoadError> {
         self.send_heartbeats();
         self.send()?;
@@ -291,7 +288,7 @@ impl SignalingRun<'_, '_> {
         Ok(())
     }
 
-    /// Lets those send a heartbeat whose turn it is.
+    /// Sends the heartbeats that are due.
     fn send_heartbeats(&mut self) {
         let now = time::mono();
         if self.what.via == SignalingTransport::Udp {

@@ -1,4 +1,4 @@
-//! What a load on the signalling has found out, in numbers.
+//! The report of a load on the signalling.
 
 use super::clients::CallCounts;
 use super::{SignalingLoad, SignalingTransport};
@@ -8,7 +8,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// What bringing clients in has cost.
+/// The results of the registrations.
 #[derive(Debug)]
 pub(super) struct RegisterPhase {
     pub(super) elapsed: Duration,
@@ -17,7 +17,7 @@ pub(super) struct RegisterPhase {
     pub(super) bytes: Option<i64>,
 }
 
-/// Processor time, and while what time.
+/// CPU time, and the elapsed time.
 #[derive(Debug)]
 pub(super) struct CpuUse {
     pub(super) cpu: Option<Duration>,
@@ -25,7 +25,7 @@ pub(super) struct CpuUse {
     pub(super) elapsed: Duration,
 }
 
-/// What came of the time after it.
+/// The results of the calls.
 #[derive(Debug)]
 pub(super) struct CallPhase {
     pub(super) elapsed: Duration,
@@ -38,7 +38,7 @@ pub(super) struct CallPhase {
     pub(super) lost_tags: u64,
 }
 
-/// What became of clients and their calls.
+/// The report of a load on the signalling.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SignalingReport {
     /// `signaling`.
@@ -47,58 +47,58 @@ pub struct SignalingReport {
     pub server: String,
     /// `udp` or `ws`.
     pub via: &'static str,
-    /// Clients that were registered and registered.
+    /// Registered clients.
     pub clients: usize,
     /// Seconds until the last one was registered.
     pub registering_seconds: f64,
-    /// Clients registered a second.
+    /// Registrations per second.
     pub registrations_per_second: f64,
-    /// CPU time of the watched process for each of them, with its first heartbeat.
+    /// CPU time of the watched process per client, with its first heartbeat.
     pub registering_cpu: Option<Cpu>,
-    /// CPU time of this process meanwhile.
+    /// CPU time of this process.
     pub registering_own_cpu: Cpu,
-    /// By how much the resident memory of the watched process has grown, in bytes for each client.
+    /// Growth of the resident memory of the watched process, in bytes per client.
     pub server_bytes_each: Option<f64>,
-    /// Seconds measured after that.
+    /// Seconds of the measurement.
     pub seconds: f64,
-    /// Processors that the watched process kept busy in them, 1 for one whole.
+    /// CPU time of the watched process per elapsed time: 1 is one processor.
     pub server_share: Option<f64>,
-    /// WebSockets that the server has closed meanwhile.
+    /// WebSockets that the server closed.
     pub closed: usize,
-    /// Tags that it no longer knew.
+    /// Tags that the server no longer had.
     pub lost_tags: u64,
-    /// What it refused, by code.
+    /// Refusals, by code.
     pub refused: BTreeMap<i64, u64>,
     /// Messages that did not leave because the kernel's buffers were full.
     pub held_back: u64,
-    /// Where there were calls.
+    /// The calls, if there were any.
     pub calls: Option<CallsReport>,
 }
 
-/// What became of calls.
+/// The results of calls.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct CallsReport {
-    /// CallCounts a second that were requests for.
+    /// The rate of the load, in calls per second.
     pub rate: Option<u64>,
-    /// CallCounts kept under way.
+    /// The window of the load, in calls.
     pub window: Option<u32>,
-    /// CallCounts begun.
+    /// Calls started.
     pub begun: u64,
-    /// CallCounts whose 52 has come.
+    /// Calls whose t=52 arrived.
     pub answered: u64,
-    /// The others.
+    /// The other calls.
     pub lost: u64,
-    /// The same in percent of those begun.
+    /// Lost calls in percent of those started.
     pub loss_percent: f64,
-    /// CallCounts answered, a second.
+    /// Answered calls per second.
     pub calls_per_second: f64,
-    /// From the 4 to the 52.
+    /// From t=4 to t=52.
     pub latency_us: Latency,
-    /// Messages that came to a client that they are not for.
+    /// Messages that arrived at the wrong client.
     pub misdelivered: u64,
-    /// CallCounts that a rate requests for and this machine could not begin in time.
+    /// Calls of the rate that this machine could not start in time.
     pub left_out: u64,
-    /// CPU time of the watched process for each call that was answered, with all else it did meanwhile.
+    /// CPU time of the watched process per answered call; heartbeats are included.
     pub server_cpu: Option<Cpu>,
     /// CPU time of this process.
     pub own_cpu: Cpu,
@@ -158,7 +158,7 @@ impl CallsReport {
         }
     }
 
-    /// Returns whether the generator had no time to spare, so that the server might have taken more.
+    /// Returns whether the generator was the limit.
     #[must_use]
     pub fn was_generator_the_limit(&self) -> bool {
         self.own_cpu.share > 0.93

@@ -1,32 +1,32 @@
-//! How clients reach the server: what the two ways have in common.
+//! The interface of the two transports.
 
 use crate::load::error::LoadError;
 use std::io;
 use std::time::{Duration, Instant};
 
-/// What became of a text.
+/// The result of sending a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SendResult {
-    /// It is under way.
-    Left,
-    /// The kernel had no room, or the client is gone.
+    /// It was sent.
+    Sent,
+    /// The kernel's buffer is full, or the connection has ended.
     HeldBack,
 }
 
-/// Takes what a client hears, with the moment after the receiving call.
+/// Handles a message for a client, with the time after the receive call.
 pub(super) type MessageHandler<'a> = &'a mut dyn FnMut(Instant, usize, &[u8]);
 
 /// The sockets of all clients.
 pub(super) trait ClientSockets {
-    /// Lets one more client in; they are numbered from 0.
+    /// Adds a client; they are numbered from 0.
     fn open(&mut self) -> Result<(), LoadError>;
 
-    /// Sends a client's text.
+    /// Sends a client's message.
     fn send(&mut self, client: usize, text: &str) -> Result<SendResult, LoadError>;
 
-    /// Receives what has come, waiting for it as long as this at most.
+    /// Waits at most `wait`, and receives.
     fn receive(&mut self, wait: Duration, on_message: MessageHandler<'_>) -> io::Result<()>;
 
-    /// Returns how many clients the server has sent away.
+    /// Returns how many connections the server has closed.
     fn closed(&self) -> usize;
 }

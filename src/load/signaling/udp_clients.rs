@@ -1,9 +1,9 @@
-//! Clients by UDP. On IPv4 loopback they share one socket, with an address of 127.0.0.0/8 each: a tag belongs to an address and a
-//! port, and a process has far fewer descriptors than a server has tags.
+//! UDP clients. On IPv4 loopback they share one socket, each with its own address of 127.0.0.0/8: a tag belongs to a transport address, and a
+//! process has fewer descriptors than a server has tags.
 
 use super::transport::{ClientSockets, MessageHandler, SendResult};
 use crate::load::error::LoadError;
-use crate::load::socket::{Batch, LoadSocket, PacketRun, Segmentation, SocketRoute};
+use crate::load::socket::{LoadSocket, PacketRun, ReceiveBatch, Segmentation, SocketRoute};
 use crate::load::target::Target;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
@@ -12,18 +12,18 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 const EVENTS: usize = 256;
-/// Receiving calls on one socket between two looks at what must be sent.
+/// Receive calls per socket before the next send.
 const ROUNDS: usize = 16;
 
 pub(super) struct UdpClients {
     target: Target,
     poll: Poll,
     events: Events,
-    batch: Batch,
+    batch: ReceiveBatch,
     sockets: Vec<LoadSocket>,
-    /// Where all clients share the first socket.
+    /// The destination, if all clients share the first socket.
     shared_to: Option<SocketAddr>,
-    /// Sockets that may hold more than was taken.
+    /// Sockets that may have more to receive.
     ready: Vec<usize>,
 }
 
@@ -35,7 +35,7 @@ impl UdpClients {
             target,
             poll: Poll::new()?,
             events: Events::with_capacity(EVENTS),
-            batch: Batch::default(),
+            batch: ReceiveBatch::default(),
             sockets: Vec::new(),
             shared_to,
             ready: Vec::new(),
@@ -49,7 +49,7 @@ impl ClientSockets for UdpClients {
             return Ok(());
         }
         let number = self.sockets.len();
-        // A socket that many share takes messages from both ports of the server; one that is connected, from the first alone.
+        // A shared socket receives from both ports of the server; a connected one only from the first.
         let opened = if self.shared_to.is_some() {
             LoadSocket::shared(true)
         } else {
@@ -68,7 +68,7 @@ impl ClientSockets for UdpClients {
         let Some(socket) = self.sockets.get_mut(socket) else { return Ok(SendResult::HeldBack) };
         match socket.send(SocketRoute { index, to: self.shared_to }, run, &mut Segmentation(false)) {
             Ok(0) => Ok(SendResult::HeldBack),
-            Ok(_) => Ok(SendResult::Left),
+            Ok(_) => Ok(SendResult::Sent),
             Err(error) => Err(LoadError::connecting(self.target, client, error)),
         }
     }

@@ -1,4 +1,4 @@
-//! Clients by WebSocket, a connection each, on one thread. They run_calls whatever texts they are given.
+//! WebSocket clients on one thread, each with a connection. They send and receive any text messages.
 
 use super::transport::{ClientSockets, MessageHandler, SendResult};
 use crate::load::error::LoadError;
@@ -16,15 +16,15 @@ use tokio_tungstenite::tungstenite::protocol::{Message, WebSocket, WebSocketConf
 use tokio_tungstenite::tungstenite::{Error, HandshakeError};
 
 const EVENTS: usize = 1024;
-/// Kept for each connection while it is open: most of them are idle.
+/// The read buffer of a connection. Most connections are idle.
 const BUFFER: usize = 2048;
-/// Bytes that leave with one write; the room is made as it is needed.
+/// Bytes per write; the buffer is allocated when it is needed.
 const WRITE_BUFFER: usize = 64 * 1024;
-/// How long a connection and its handshake may take.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// WebSocketClients from one loopback address: as many as a server allows one network, with room to spare.
+/// Time limit of a connection and of its handshake.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Clients per loopback address, below the server's limit per network.
 const PER_ADDRESS: usize = 100;
-/// The first of those addresses.
+/// The first of these addresses.
 const FIRST_ADDRESS: u32 = 0x7F4E_0001;
 
 /// WebSockets to one server.
@@ -38,19 +38,19 @@ pub struct WebSocketClients {
 }
 
 impl WebSocketClients {
-    /// Makes an empty set.
+    /// Creates an empty set.
     ///
     /// # Errors
-    /// When the process is out of descriptors.
+    /// If no descriptors are left.
     pub fn new(target: Target) -> io::Result<Self> {
         let (poll, events) = (Poll::new()?, Events::with_capacity(EVENTS));
         Ok(Self { target, poll, events, sockets: Vec::new(), closed: 0 })
     }
 
-    /// Opens one more at `path`, such as `/ws`. On IPv4 loopback a hundred come from each address.
+    /// Opens one more at `path`, such as `/ws`. On IPv4 loopback a hundred share an address.
     ///
     /// # Errors
-    /// What the system or the server says against it.
+    /// [`LoadError`].
     pub fn open_at(&mut self, path: &str) -> Result<(), LoadError> {
         let number = self.sockets.len();
         let failed = |source| LoadError::connecting(self.target, number, source);
@@ -80,37 +80,37 @@ impl WebSocketClients {
             let own = FIRST_ADDRESS + u32::try_from(number / PER_ADDRESS).unwrap_or(0);
             socket.bind(&SocketAddr::from((Ipv4Addr::from_bits(own), 0)).into())?;
         }
-        socket.connect_timeout(&address.into(), PATIENCE)?;
+        socket.connect_timeout(&address.into(), CONNECT_TIMEOUT)?;
         socket.set_tcp_nodelay(true)?;
-        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.set_read_timeout(Some(CONNECT_TIMEOUT))?;
         Ok(socket.into())
     }
 
-    /// Returns how many there are, closed ones too.
+    /// Returns the number of connections, closed ones included.
     #[must_use]
     pub fn len(&self) -> usize {
         self.sockets.len()
     }
 
-    /// Returns whether there is none.
+    /// Returns whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.sockets.is_empty()
     }
 
-    /// Returns how many the server has closed.
+    /// Returns how many connections the server has closed.
     #[must_use]
     pub fn closed(&self) -> usize {
         self.closed
     }
 
-    /// Sends texts, as a rule with one write; returns whether they are under way, which they are not on a connection that was closed.
+    /// Sends texts, usually with one write; returns `false` if the connection has ended.
     pub fn send_texts(&mut self, number: usize, texts: &[impl AsRef<str>]) -> bool {
         let Some(Some(socket)) = self.sockets.get_mut(number) else { return false };
         let written = texts.iter().try_for_each(|text| socket.write(Message::text(text.as_ref())));
         match written.and_then(|()| socket.flush()) {
             Ok(()) => true,
-            // What the kernel does not take now waits in the socket's own buffer.
+            // What the kernel does not accept is queued in the WebSocket.
             Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => true,
             Err(_) => {
                 self.close(number);
@@ -119,10 +119,10 @@ impl WebSocketClients {
         }
     }
 
-    /// Hands every text that has come to `on_message`, after waiting at most this long; answers pings.
+    /// Waits at most `wait`, passes received texts to `on_message`, and answers pings.
     ///
     /// # Errors
-    /// When the system cannot say who is ready.
+    /// If the system cannot poll.
     pub fn receive_texts(
         &mut self,
         wait: Duration,
@@ -148,7 +148,7 @@ impl WebSocketClients {
     }
 }
 
-/// Takes all that has come; returns whether the connection lives.
+/// Receives until the socket is empty; returns whether the connection is open.
 fn receive(socket: &mut WebSocket<TcpStream>, mut each: impl FnMut(Instant, &[u8])) -> bool {
     loop {
         match socket.read() {
@@ -159,7 +159,7 @@ fn receive(socket: &mut WebSocket<TcpStream>, mut each: impl FnMut(Instant, &[u8
             Err(_) => return false,
         }
     }
-    // Sends what had to wait, and the answers to pings.
+    // Sends queued bytes and the answers to pings.
     match socket.flush() {
         Ok(()) => true,
         Err(Error::Io(error)) => error.kind() == io::ErrorKind::WouldBlock,
@@ -180,7 +180,7 @@ impl ClientSockets for WebSocketClients {
     }
 
     fn send(&mut self, client: usize, text: &str) -> Result<SendResult, LoadError> {
-        Ok(if self.send_texts(client, &[text]) { SendResult::Left } else { SendResult::HeldBack })
+        Ok(if self.send_texts(client, &[text]) { SendResult::Sent } else { SendResult::HeldBack })
     }
 
     fn receive(&mut self, wait: Duration, on_message: MessageHandler<'_>) -> io::Result<()> {

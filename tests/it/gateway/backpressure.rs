@@ -7,12 +7,12 @@ use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use super::endpoint::{ACCEPT, CLOSE, CREDIT, Endpoint, command, conn_of, data};
-use super::{Gateway, KEY, PATIENCE};
+use super::{Gateway, KEY, TIMEOUT};
 use crate::waiting::{pace, pause_under_test, wait_until};
 
-/// A sender is held so briefly here that the tests are quick.
-pub(super) const BRIEF: &str = "[gateway.times]\npause = 0.5";
-/// Bytes of a message, and how many of them are more than every buffer on the way.
+/// A short limit for pauses, so that the tests are quick.
+pub(super) const SHORT_PAUSE: &str = "[gateway.times]\npause = 0.5";
+/// The length of a message, and a number of messages that exceeds all buffers.
 const SIZE: usize = 16 * 1024;
 const COUNT: u32 = 512;
 
@@ -33,26 +33,26 @@ fn expect_all(endpoint: &mut Endpoint, conn: u32, numbers: std::ops::Range<u32>)
 /// Asserts that messages come once and in order until Close; returns how many.
 fn count_until_close(endpoint: &mut Endpoint, conn: u32) -> u32 {
     for number in 0.. {
-        let heard = endpoint.receive();
-        if heard == command(CLOSE, &[conn]) {
+        let received = endpoint.receive();
+        if received == command(CLOSE, &[conn]) {
             return number;
         }
-        assert!(heard == numbered(conn, number), "{number} is lost, late, twice or changed");
+        assert!(received == numbered(conn, number), "{number} is lost, late, twice or changed");
     }
     unreachable!("as many numbers as there are")
 }
 
 /// Sends to both until the slow one's id is closed and the other has been sent [`COUNT`] messages; returns how many went to each.
 fn send_to_both(sender: &mut Endpoint, slow: u32, quick: u32) -> (u32, u32) {
-    let mut ear = Endpoint { stream: sender.stream.try_clone().unwrap(), answers: false };
+    let mut receiver = Endpoint { stream: sender.stream.try_clone().unwrap(), answers: false };
     let closed = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let ear = scope.spawn(|| {
-            ear.expect_frames(&[command(CLOSE, &[slow])]);
+        let receiver = scope.spawn(|| {
+            receiver.expect_frames(&[command(CLOSE, &[slow])]);
             closed.store(true, Ordering::Relaxed);
         });
         let (mut to_slow, mut to_quick) = (0, 0);
-        while !closed.load(Ordering::Relaxed) && !ear.is_finished() || to_quick < COUNT {
+        while !closed.load(Ordering::Relaxed) && !receiver.is_finished() || to_quick < COUNT {
             if !closed.load(Ordering::Relaxed) {
                 sender.send(&numbered(slow, to_slow));
                 to_slow += 1;
@@ -60,7 +60,7 @@ fn send_to_both(sender: &mut Endpoint, slow: u32, quick: u32) -> (u32, u32) {
             sender.send(&numbered(quick, to_quick));
             to_quick += 1;
         }
-        ear.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        receiver.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         (to_slow, to_quick)
     })
 }
@@ -69,17 +69,17 @@ fn send_to_both(sender: &mut Endpoint, slow: u32, quick: u32) -> (u32, u32) {
 fn only_closes_of(endpoint: &mut Endpoint, slow: u32, quick: u32) {
     endpoint.send(&command(CLOSE, &[quick]));
     loop {
-        let heard = endpoint.receive();
-        if heard == command(CLOSE, &[quick]) {
+        let received = endpoint.receive();
+        if received == command(CLOSE, &[quick]) {
             return;
         }
-        assert_eq!(heard, command(CLOSE, &[slow]));
+        assert_eq!(received, command(CLOSE, &[slow]));
     }
 }
 
 #[test]
 fn a_client_that_does_not_read_loses_only_its_own_virtual_connection() {
-    let gateway = Gateway::start(BRIEF);
+    let gateway = Gateway::start(SHORT_PAUSE);
     let mut server = Endpoint::server(&gateway, 1);
     let (mut slow, mut quick) = (Endpoint::narrow_client(&gateway), Endpoint::client(&gateway));
     let (to_slow, to_quick) = (slow.dial(1), quick.dial(1));
@@ -88,8 +88,8 @@ fn a_client_that_does_not_read_loses_only_its_own_virtual_connection() {
         let reader = scope.spawn(|| count_until_close(&mut quick, to_quick));
         let (sent_slow, sent_quick) = send_to_both(&mut server, to_slow, to_quick);
         only_closes_of(&mut server, to_slow, to_quick);
-        let heard = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        assert_eq!(heard, sent_quick, "not all have come");
+        let received = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        assert_eq!(received, sent_quick, "messages are missing");
         assert!(count_until_close(&mut slow, to_slow) < sent_slow, "nothing was lost and yet it was closed");
     });
     // Only the id was lost.
@@ -110,15 +110,15 @@ pub(super) fn assert_harms_only_itself(gateway: &Gateway) {
         let reader = scope.spawn(|| count_until_close(&mut quick, to_quick));
         let (_, sent) = send_to_both(&mut server, to_slow, to_quick);
         only_closes_of(&mut server, to_slow, to_quick);
-        let heard = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        assert_eq!(heard, sent, "not all have come");
+        let received = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        assert_eq!(received, sent, "messages are missing");
     });
     server.fence();
 }
 
 #[test]
 fn a_server_that_does_not_read_loses_only_its_own_virtual_connection() {
-    let gateway = Gateway::start(BRIEF);
+    let gateway = Gateway::start(SHORT_PAUSE);
     let (mut slow, mut quick) = (Endpoint::narrow_server(&gateway, 1), Endpoint::server(&gateway, 2));
     let mut client = Endpoint::client(&gateway);
     let (to_slow, to_quick) = (client.dial(1), client.dial(2));
@@ -128,8 +128,8 @@ fn a_server_that_does_not_read_loses_only_its_own_virtual_connection() {
         let reader = scope.spawn(|| count_until_close(&mut quick, to_quick));
         let (sent_slow, sent_quick) = send_to_both(&mut client, to_slow, to_quick);
         only_closes_of(&mut client, to_slow, to_quick);
-        let heard = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        assert_eq!(heard, sent_quick, "not all have come");
+        let received = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        assert_eq!(received, sent_quick, "messages are missing");
         assert!(count_until_close(&mut slow, to_slow) < sent_slow, "nothing was lost and yet it was closed");
     });
     let again = client.dial(1);
@@ -145,9 +145,9 @@ fn a_sender_paused_for_a_slow_receiver_loses_nothing() {
     server.expect_frames(&[command(ACCEPT, &[conn, 1])]);
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| (0..4 * COUNT).for_each(|number| server.send(&numbered(conn, number))));
-        // Far more than the queue holds is in flight, and nobody reads it.
-        wait_until(PATIENCE, "the sender is held", || {
-            assert!(!sender.is_finished(), "the sender is never held");
+        // More than the queue holds is in flight, and the client does not read.
+        wait_until(TIMEOUT, "the sender is paused", || {
+            assert!(!sender.is_finished(), "the sender is never paused");
             gateway.metric("holds_total") >= 1.0
         });
         expect_all(&mut client, conn, 0..4 * COUNT);
@@ -159,18 +159,18 @@ fn a_sender_paused_for_a_slow_receiver_loses_nothing() {
 
 /// The credit of a server of the HMAC listener.
 #[derive(Default)]
-struct Purse {
+struct CreditAccount {
     credit: Mutex<HashMap<u32, i64>>,
     more: Condvar,
 }
 
-impl Purse {
-    /// Takes what a frame costs, at once or when there is credit; false where there is none at once.
-    fn pay(&self, conn: u32, cost: usize, wait: bool) -> bool {
+impl CreditAccount {
+    /// Subtracts the length of a frame; with `wait`, waits for credit. Returns `false` without credit.
+    fn spend(&self, conn: u32, cost: usize, wait: bool) -> bool {
         let mut credit = self.credit.lock().unwrap();
         if wait {
             let none = |credit: &mut HashMap<u32, i64>| credit.get(&conn).is_none_or(|credit| *credit <= 0);
-            let (waited, late) = self.more.wait_timeout_while(credit, PATIENCE, none).unwrap();
+            let (waited, late) = self.more.wait_timeout_while(credit, TIMEOUT, none).unwrap();
             assert!(!late.timed_out(), "no credit for {conn}");
             credit = waited;
         }
@@ -183,9 +183,9 @@ impl Purse {
     }
 
     /// Collects the gateway's grants until the connection is shut. Any other frame is an error.
-    fn fill(&self, ear: &mut Endpoint) {
-        while ear.stream.peek(&mut [0]).is_ok_and(|count| count > 0) {
-            let frame = ear.receive();
+    fn collect(&self, receiver: &mut Endpoint) {
+        while receiver.stream.peek(&mut [0]).is_ok_and(|count| count > 0) {
+            let frame = receiver.receive();
             assert!(frame.len() == 17 && frame[8] == CREDIT, "{frame:02x?}");
             let word = |at: usize| u32::from_le_bytes(frame[at..at + 4].try_into().unwrap());
             *self.credit.lock().unwrap().entry(word(9)).or_default() += i64::from(word(13));
@@ -196,58 +196,58 @@ impl Purse {
 
 #[test]
 fn with_credit_a_slow_receiver_does_not_delay_the_others() {
-    let gateway = Gateway::start(BRIEF);
+    let gateway = Gateway::start(SHORT_PAUSE);
     let mut server = Endpoint::hmac_server(&gateway, 1, KEY).unwrap();
     let (mut slow, mut quick) = (Endpoint::narrow_client(&gateway), Endpoint::client(&gateway));
     let (to_slow, to_quick) = (slow.dial(1), quick.dial(1));
-    let mut ear = Endpoint { stream: server.stream.try_clone().unwrap(), answers: false };
-    let purse = Purse::default();
+    let mut receiver = Endpoint { stream: server.stream.try_clone().unwrap(), answers: false };
+    let account = CreditAccount::default();
     // Accept and the first credit of each.
     let mut accepted = Vec::new();
-    while accepted.len() < 2 || purse.credit.lock().unwrap().len() < 2 {
-        let frame = ear.receive();
+    while accepted.len() < 2 || account.credit.lock().unwrap().len() < 2 {
+        let frame = receiver.receive();
         let word = |at: usize| u32::from_le_bytes(frame[at..at + 4].try_into().unwrap());
         match frame[8] {
             ACCEPT => accepted.push((word(9), word(13))),
             CREDIT => {
                 assert!(accepted.iter().any(|(conn, _)| *conn == word(9)), "credit before Accept");
-                purse.credit.lock().unwrap().insert(word(9), word(13).into());
+                account.credit.lock().unwrap().insert(word(9), word(13).into());
             }
             _ => panic!("{frame:02x?}"),
         }
     }
     assert_eq!(accepted, [(to_slow, 1), (to_quick, 2)]);
     std::thread::scope(|scope| {
-        let filling = scope.spawn(|| purse.fill(&mut ear));
+        let collecting = scope.spawn(|| account.collect(&mut receiver));
         let reader = scope.spawn(|| expect_all(&mut quick, to_quick, 0..COUNT));
         let mut sent = 0;
         for number in 0..COUNT {
-            if sent < COUNT && purse.pay(to_slow, SIZE + 8, false) {
+            if sent < COUNT && account.spend(to_slow, SIZE + 8, false) {
                 server.send(&numbered(to_slow, sent));
                 sent += 1;
             }
-            purse.pay(to_quick, SIZE + 8, true);
+            account.spend(to_quick, SIZE + 8, true);
             server.send(&numbered(to_quick, number));
         }
         reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         assert!(sent < COUNT, "the slow one's credit has no end");
-        // Longer than any sender is held.
+        // Longer than the limit for pauses.
         pause_under_test(Duration::from_secs(2));
         let reader = scope.spawn(|| expect_all(&mut slow, to_slow, 0..COUNT));
         for number in sent..COUNT {
-            purse.pay(to_slow, SIZE + 8, true);
+            account.spend(to_slow, SIZE + 8, true);
             server.send(&numbered(to_slow, number));
         }
         reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         server.stream.shutdown(std::net::Shutdown::Both).unwrap();
-        filling.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        collecting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
 }
 
 #[test]
 fn the_gateway_sends_a_server_with_credit_no_more_than_it_has_granted() {
     const GRANTED: usize = 3 * SIZE;
-    let gateway = Gateway::start(BRIEF);
+    let gateway = Gateway::start(SHORT_PAUSE);
     let mut server = Endpoint::hmac_server(&gateway, 1, KEY).unwrap();
     let (mut slow, mut quick) = (Endpoint::client(&gateway), Endpoint::client(&gateway));
     let (from_slow, from_quick) = (slow.dial(1), quick.dial(1));
@@ -256,7 +256,7 @@ fn the_gateway_sends_a_server_with_credit_no_more_than_it_has_granted() {
     server.send(&command(CREDIT, &[from_slow, u32::try_from(GRANTED).unwrap()]));
     server.send(&command(CREDIT, &[from_quick, u32::try_from(GRANTED).unwrap()]));
     std::thread::scope(|scope| {
-        // Its own queue fills up, and then its id is closed: it knows no credit.
+        // Its own queue fills up, and then its id is closed: it does not use credit.
         scope.spawn(|| {
             for number in 0..COUNT {
                 slow.stream.write_all(&numbered(from_slow, number)).unwrap();
@@ -289,16 +289,16 @@ fn the_gateway_sends_a_server_with_credit_no_more_than_it_has_granted() {
     });
 }
 
-/// Two addresses announce more than all memory, and stay.
+/// Two addresses announce more than the whole memory and stay connected.
 #[test]
-fn announced_long_frames_that_never_come_block_nobody() {
+fn announced_long_frames_that_never_arrive_block_no_other() {
     let gateway = Gateway::start("[gateway.limits]\nmemory = 4194304");
     let mut server = Endpoint::server(&gateway, 1);
     let announced: Vec<_> = (0..16)
         .map(|number| {
-            let mut stranger = Endpoint::client_from(&gateway, [127, 66, 0, 1 + number % 2]);
-            stranger.send(&data(7, &[0; 524_284])[..72]);
-            stranger
+            let mut other = Endpoint::client_from(&gateway, [127, 66, 0, 1 + number % 2]);
+            other.send(&data(7, &[0; 524_284])[..72]);
+            other
         })
         .collect();
     let mut client = Endpoint::client(&gateway);
@@ -311,45 +311,45 @@ fn announced_long_frames_that_never_come_block_nobody() {
         expect_all(&mut client, conn, number..number + 1);
     }
     let dropped = gateway.metric("dropped_total{why=\"slow_frame\"}");
-    assert!(dropped == 0.0, "{dropped} strangers had to go first");
+    assert!(dropped == 0.0, "{dropped} others were closed");
     drop((announced, client, server));
-    gateway.is_empty_in_the_end();
+    gateway.assert_becomes_empty();
 }
 
-/// The gateway knows of what has come, however it came: nothing is kept in front of it.
+/// All received bytes are counted; none are buffered outside of the router.
 #[test]
 fn a_partial_frame_inside_websocket_counts_in_the_shared_memory() {
     const LEN: usize = 300_000;
     let gateway = Gateway::start("");
-    let mut stranger = Endpoint::connect(gateway.clients()).stream;
+    let mut other = Endpoint::connect(gateway.clients()).stream;
     let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==";
-    write!(stranger, "GET /gateway HTTP/1.1\r\nHost: x\r\n{upgrade}\r\n\r\n").unwrap();
+    write!(other, "GET /gateway HTTP/1.1\r\nHost: x\r\n{upgrade}\r\n\r\n").unwrap();
     let message = data(7, &vec![0; LEN]);
     // A binary message under a mask of zeros.
     let head = [&[0x82, 0xff][..], &(message.len() as u64).to_be_bytes(), &[0; 4]].concat();
-    stranger.write_all(&[&head[..], &message[..LEN / 2]].concat()).unwrap();
-    wait_until(PATIENCE, "the gateway counts what has come", || {
+    other.write_all(&[&head[..], &message[..LEN / 2]].concat()).unwrap();
+    wait_until(TIMEOUT, "the gateway counts the received bytes", || {
         gateway.metric("waiting_bytes") >= LEN as f64 / 2.0
     });
-    drop(stranger);
-    gateway.is_empty_in_the_end();
+    drop(other);
+    gateway.assert_becomes_empty();
 }
 
 #[test]
 fn queued_data_shares_one_memory_and_non_reading_clients_release_it() {
     const MEMORY: f64 = 4.0 * 1024.0 * 1024.0;
     let limits = "[gateway.limits]\nmemory = 4194304\nqueue = 8388608";
-    let gateway = Gateway::start(&format!("{limits}\n{BRIEF}\nping = 2"));
+    let gateway = Gateway::start(&format!("{limits}\n{SHORT_PAUSE}\nping = 2"));
     let mut server = Endpoint::server(&gateway, 1);
     let mut slow: Vec<_> = (0..4).map(|_| Endpoint::narrow_client(&gateway)).collect();
     let conns: Vec<_> = slow.iter_mut().map(|client| client.dial(1)).collect();
-    let mut ear = Endpoint { stream: server.stream.try_clone().unwrap(), answers: true };
+    let mut receiver = Endpoint { stream: server.stream.try_clone().unwrap(), answers: true };
     let (done, most) = (AtomicBool::new(false), Mutex::new(0.0_f64));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             // Also where another thread has failed, this one ends.
-            let deadline = Instant::now() + 2 * PATIENCE;
+            let deadline = Instant::now() + 2 * TIMEOUT;
             while !done.load(Ordering::Relaxed) && Instant::now() < deadline {
                 let waiting = gateway.metric("waiting_bytes");
                 let mut most = most.lock().unwrap();
@@ -358,8 +358,8 @@ fn queued_data_shares_one_memory_and_non_reading_clients_release_it() {
             }
         });
         scope.spawn(move || {
-            while ear.stream.peek(&mut [0]).is_ok_and(|count| count > 0) {
-                ear.receive();
+            while receiver.stream.peek(&mut [0]).is_ok_and(|count| count > 0) {
+                receiver.receive();
             }
         });
         for number in 0..COUNT {
@@ -381,5 +381,5 @@ fn queued_data_shares_one_memory_and_non_reading_clients_release_it() {
     let most = *most.lock().unwrap();
     assert!((MEMORY / 4.0..=1.25 * MEMORY).contains(&most), "{most}");
     drop(slow);
-    gateway.is_empty_in_the_end();
+    gateway.assert_becomes_empty();
 }

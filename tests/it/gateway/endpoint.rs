@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use md5::{Digest, Md5};
 use ring::hmac;
 
-use super::{Gateway, KEY, PATIENCE};
+use super::{Gateway, KEY, TIMEOUT};
 
 pub(super) const NEW: u8 = 0;
 pub(super) const OPEN: u8 = 1;
@@ -18,8 +18,8 @@ pub(super) const PING: u8 = 6;
 pub(super) const CREDIT: u8 = 7;
 pub(super) const TOKEN: u8 = 8;
 
-/// The receive buffer of an endpoint behind which little shall wait in the system.
-const NARROW: usize = 4096;
+/// A small receive buffer, so that little is queued in the kernel.
+const SMALL_BUFFER: usize = 4096;
 
 /// A whole frame.
 pub(super) fn data(conn: u32, message: &[u8]) -> Vec<u8> {
@@ -60,8 +60,8 @@ impl Endpoint {
 
     fn on(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
         Self { stream, answers: false }
     }
 
@@ -91,14 +91,14 @@ impl Endpoint {
 
     fn narrow(to: SocketAddr) -> Self {
         let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        socket.set_recv_buffer_size(NARROW).unwrap();
+        socket.set_recv_buffer_size(SMALL_BUFFER).unwrap();
         socket.connect(&to.into()).unwrap();
         Self::on(socket.into())
     }
 
     /// A registered server of the MD5 listener.
     pub(super) fn server(gateway: &Gateway, id: u32) -> Self {
-        let mut server = Self::shaking(gateway, id, KEY);
+        let mut server = Self::authenticating(gateway, id, KEY);
         server.fence();
         server
     }
@@ -106,35 +106,35 @@ impl Endpoint {
     /// The same with small socket buffers.
     pub(super) fn narrow_server(gateway: &Gateway, id: u32) -> Self {
         let mut server = Self::narrow(gateway.md5);
-        server.shake(id, KEY);
+        server.authenticate(id, KEY);
         server.fence();
         server
     }
 
     /// A server of the MD5 listener that has answered the challenge with this key.
-    pub(super) fn shaking(gateway: &Gateway, id: u32, key: &str) -> Self {
+    pub(super) fn authenticating(gateway: &Gateway, id: u32, key: &str) -> Self {
         let mut server = Self::connect(gateway.md5);
-        server.shake(id, key);
+        server.authenticate(id, key);
         server
     }
 
-    fn shake(&mut self, id: u32, key: &str) {
+    fn authenticate(&mut self, id: u32, key: &str) {
         let challenge = self.bytes(8).try_into().unwrap();
         self.send(&md5_answer(challenge, key.as_bytes(), id));
     }
 
-    /// A server by the HMAC door, with that key; `None` where the gateway does not let it in. Who has the key and may not have the id
-    /// hears that it was right, and no more.
+    /// A server of the HMAC listener with this key; `None` if the gateway refuses it. If only the id is refused, the proof is
+    /// still received.
     pub(super) fn hmac_server(gateway: &Gateway, id: u32, key: &str) -> Option<Self> {
         let mut server = Self::connect(gateway.hmac);
         let (challenge, nonce, id) = (server.bytes(32), [0x5a; 32], id.to_le_bytes());
         let key = hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes());
-        let told = [b"ginnel gateway, server v1", &challenge[..], &nonce, &id].concat();
-        server.send(&[&nonce[..], &id, hmac::sign(&key, &told).as_ref()].concat());
+        let signed = [b"ginnel gateway, server v1", &challenge[..], &nonce, &id].concat();
+        server.send(&[&nonce[..], &id, hmac::sign(&key, &signed).as_ref()].concat());
         let mut proof = [0; 32];
         server.stream.read_exact(&mut proof).ok()?;
-        let told = [b"ginnel gateway, gateway v1", &nonce[..], &challenge, &id].concat();
-        hmac::verify(&key, &told, &proof).expect("the gateway proves itself");
+        let signed = [b"ginnel gateway, gateway v1", &nonce[..], &challenge, &id].concat();
+        hmac::verify(&key, &signed, &proof).expect("the gateway proves itself");
         server.send(&command(NEW, &[]));
         let mut opened = [0; 13];
         server.stream.read_exact(&mut opened).ok()?;
@@ -168,12 +168,12 @@ impl Endpoint {
     /// Asserts that the next frames are these.
     pub(super) fn expect_frames(&mut self, frames: &[Vec<u8>]) {
         for frame in frames {
-            let heard = self.receive();
-            assert!(heard == *frame, "heard {} instead of {}", shown(&heard), shown(frame));
+            let received = self.receive();
+            assert!(received == *frame, "received {} instead of {}", shown(&received), shown(frame));
         }
     }
 
-    /// Asks for an id. As the answer has to be the next frame, nothing else has come before it.
+    /// Requests an id. Asserts that the answer is the next frame.
     pub(super) fn open(&mut self) -> u32 {
         self.send(&command(NEW, &[]));
         let answer = self.receive();
@@ -196,7 +196,7 @@ impl Endpoint {
     }
 
     /// A virtual connection that is refused; returns the id that it had.
-    pub(super) fn dial_in_vain(&mut self, remote: u32) -> u32 {
+    pub(super) fn dial_refused(&mut self, remote: u32) -> u32 {
         let conn = self.open();
         self.send(&command(DIAL, &[conn, remote]));
         self.expect_frames(&[command(REFUSE, &[conn])]);
@@ -204,13 +204,13 @@ impl Endpoint {
     }
 
     /// The bytes that arrive before the gateway closes the connection.
-    pub(super) fn until_the_end(&mut self) -> Vec<u8> {
+    pub(super) fn read_to_end(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         match self.stream.read_to_end(&mut bytes) {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                panic!("still open after {PATIENCE:?}; heard {}", shown(&bytes))
+                panic!("still open after {TIMEOUT:?}; received {}", shown(&bytes))
             }
-            // What was still under way to the gateway makes it a reset.
+            // Data in flight to the gateway causes a reset.
             Ok(_) | Err(_) => bytes,
         }
     }
@@ -220,7 +220,7 @@ impl Endpoint {
         let mut byte = [0; 1];
         match self.stream.read(&mut byte) {
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                panic!("neither a word nor the end")
+                panic!("neither data nor the end")
             }
             Ok(count) => byte[..count].to_vec(),
             Err(_) => Vec::new(),
@@ -228,9 +228,9 @@ impl Endpoint {
     }
 
     /// Asserts that the gateway closes the connection without more data.
-    pub(super) fn is_dropped(&mut self) {
-        let heard = self.until_the_end();
-        assert!(heard.is_empty(), "heard {} before the end", shown(&heard));
+    pub(super) fn assert_closed(&mut self) {
+        let received = self.read_to_end();
+        assert!(received.is_empty(), "received {} before the end", shown(&received));
     }
 }
 
@@ -261,7 +261,7 @@ impl Pair {
     }
 }
 
-/// The beginning of bytes, for people.
+/// Formats the first bytes.
 pub(super) fn shown(bytes: &[u8]) -> String {
     let head: Vec<_> = bytes.iter().take(32).map(|byte| format!("{byte:02x}")).collect();
     format!("{} bytes: {}", bytes.len(), head.join(" "))

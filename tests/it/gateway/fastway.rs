@@ -13,7 +13,7 @@ use crate::tools;
 const SOURCES: [(&str, &str); 3] = [("fastway", "3037374"), ("link", "dd43591"), ("slab", "1c7e46d")];
 const RUN: Duration = Duration::from_secs(60);
 
-/// The program of `tests/clients/fastway.go`; `None`, visibly, where it cannot be built.
+/// The program of `tests/clients/fastway.go`; `None`, with a note, if it cannot be built.
 fn program() -> Option<PathBuf> {
     if !tools::happens_to_have(&["go", "git"]) {
         return None;
@@ -27,7 +27,7 @@ fn program() -> Option<PathBuf> {
         let fresh = path.join(format!("{name}.new"));
         let _ = fs::remove_dir_all(&fresh);
         let url = format!("https://github.com/funny/{name}");
-        // A network that swallows what it does not want must not hold up the tests.
+        // A network that drops packets must not block the tests.
         let git = |arguments: &[&str]| {
             let mut git = Command::new("timeout");
             git.args(["30", "git"]).args(arguments).env("GIT_TERMINAL_PROMPT", "0");
@@ -35,7 +35,7 @@ fn program() -> Option<PathBuf> {
         };
         let at = fresh.to_str().unwrap();
         if !git(&["clone", "--quiet", &url, at]) || !git(&["-C", at, "checkout", "--quiet", commit]) {
-            tools::note(&format!("{url} cannot be had"));
+            tools::note(&format!("{url} cannot be fetched"));
             return None;
         }
         fs::create_dir_all(folder.parent().unwrap()).unwrap();
@@ -61,5 +61,5 @@ fn the_references_own_endpoints_dial_each_other_both_ways() {
     let lines: Vec<String> = judge.lines(|line| Some(line.clone()));
     assert_eq!(lines.last().map(String::as_str), Some("done 500"), "{lines:?}");
     assert!(lines.contains(&"accepted from 10086".to_owned()), "the server has dialled: {lines:?}");
-    gateway.is_empty_in_the_end();
+    gateway.assert_becomes_empty();
 }

@@ -5,11 +5,11 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::Command;
 
 use super::endpoint::{ACCEPT, CLOSE, Endpoint, Pair, command};
-use super::{Gateway, HERE, KEY, PATIENCE};
+use super::{Gateway, HERE, KEY, TIMEOUT};
 use crate::proc::{Proc, Stdout};
 use crate::test_server::{Lines, TestServer, free_ports};
 
-/// The first id that holders of an access key may take.
+/// The first id for access keys.
 const UPPER: u32 = 0x8000_0000;
 
 fn printed(gateway: &Gateway, arguments: &[&str]) -> String {
@@ -22,10 +22,10 @@ fn printed(gateway: &Gateway, arguments: &[&str]) -> String {
 #[test]
 fn a_wrong_key_closes_the_connection_without_an_answer() {
     let gateway = Gateway::start("");
-    let mut server = Endpoint::shaking(&gateway, 7, "the key of every test's gateways");
-    server.is_dropped();
+    let mut server = Endpoint::authenticating(&gateway, 7, "the key of every test's gateways");
+    server.assert_closed();
     assert!(Endpoint::hmac_server(&gateway, 7, "the key of every test's gateways").is_none());
-    Endpoint::client(&gateway).dial_in_vain(7);
+    Endpoint::client(&gateway).dial_refused(7);
 }
 
 #[test]
@@ -35,7 +35,7 @@ fn an_answer_to_another_challenge_is_refused() {
     let first = one.bytes(8).try_into().unwrap();
     other.bytes(8);
     other.send(&super::endpoint::md5_answer(first, KEY.as_bytes(), 7));
-    other.is_dropped();
+    other.assert_closed();
     one.send(&super::endpoint::md5_answer(first, KEY.as_bytes(), 7));
     one.fence();
 }
@@ -43,12 +43,12 @@ fn an_answer_to_another_challenge_is_refused() {
 #[test]
 fn servers_that_do_not_answer_in_time_are_closed() {
     let gateway = Gateway::start("[gateway.times]\nhandshake = 1");
-    for (door, challenge) in [(gateway.md5, 8), (gateway.hmac, 32)] {
+    for (address, challenge) in [(gateway.md5, 8), (gateway.hmac, 32)] {
         for begun in [0, 1, 19] {
-            let mut server = Endpoint::connect(door);
+            let mut server = Endpoint::connect(address);
             server.bytes(challenge);
             server.send(&vec![0; begun]);
-            server.is_dropped();
+            server.assert_closed();
         }
     }
 }
@@ -70,7 +70,7 @@ fn the_newest_server_of_an_id_replaces_the_older_one() {
     let gateway = Gateway::start("");
     let Pair { mut client, server: mut older, conn } = Pair::new(&gateway, 7);
     let mut newer = Endpoint::server(&gateway, 7);
-    older.until_the_end();
+    older.read_to_end();
     client.expect_frames(&[command(CLOSE, &[conn])]);
     let conn = client.dial(7);
     newer.expect_frames(&[command(ACCEPT, &[conn, 1])]);
@@ -81,9 +81,9 @@ fn the_newest_server_of_an_id_replaces_the_older_one() {
 fn with_that_setting_a_second_server_of_an_id_is_refused() {
     let gateway = Gateway::start("duplicates = \"refuse\"");
     let mut pair = Pair::new(&gateway, 7);
-    // The one that has the id is asked whether it is still there.
+    // The server that has the id is sent a Ping.
     pair.server.answers = true;
-    Endpoint::shaking(&gateway, 7, KEY).is_dropped();
+    Endpoint::authenticating(&gateway, 7, KEY).assert_closed();
     pair.server.fence();
     assert!(Endpoint::hmac_server(&gateway, 7, KEY).is_none());
     pair.server.fence();
@@ -101,8 +101,8 @@ fn the_hmac_and_md5_listeners_refuse_each_others_answers() {
     let challenge = server.bytes(32);
     let part = challenge[..8].try_into().unwrap();
     server.send(&super::endpoint::md5_answer(part, KEY.as_bytes(), 7));
-    server.is_dropped();
-    Endpoint::client(&gateway).dial_in_vain(7);
+    server.assert_closed();
+    Endpoint::client(&gateway).dial_refused(7);
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn an_access_key_admits_only_to_free_ids_of_the_upper_half() {
     let conn = client.dial(UPPER + 1);
     agent.expect_frames(&[command(ACCEPT, &[conn, 1])]);
     // The MD5 listener accepts only the gateway's key.
-    Endpoint::shaking(&gateway, UPPER + 2, &access).is_dropped();
+    Endpoint::authenticating(&gateway, UPPER + 2, &access).assert_closed();
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn without_a_configured_key_ginnel_prints_a_generated_one() {
     let key = printed(&gateway, &["key", "--gateway"]);
     assert!(key.len() >= 16 && key != gateway.test_server.key(), "{key}");
     for _ in 0..2 {
-        Endpoint::shaking(&gateway, 7, &key).fence();
+        Endpoint::authenticating(&gateway, 7, &key).fence();
         Endpoint::hmac_server(&gateway, 8, &key).unwrap();
         gateway.test_server.restart();
     }
@@ -154,10 +154,10 @@ fn a_key_of_less_than_sixteen_bytes_is_refused_at_the_start() {
         let mut serve = Command::new(env!("CARGO_BIN_EXE_ginnel"));
         serve.args(["serve", "--config"]).arg(&config);
         let mut server = Proc::start("ginnel serve", serve, Stdout::Lines);
-        assert_eq!(server.wait(PATIENCE).success(), good, "{}", server.printed());
-        let told = server.printed();
-        assert!(told.contains("gateway") && told.contains("16"), "{told}");
-        assert!(key.is_empty() || !told.contains(key), "the key is told: {told}");
+        assert_eq!(server.wait(TIMEOUT).success(), good, "{}", server.printed());
+        let response = server.printed();
+        assert!(response.contains("gateway") && response.contains("16"), "{response}");
+        assert!(key.is_empty() || !response.contains(key), "the key is printed: {response}");
     }
 }
 
@@ -187,19 +187,19 @@ fn counters_are_readable_only_from_allowed_sources() {
         ("LOCALHOST:1", 200),
         ("[::1]:3478", 200),
     ] {
-        let told = gateway.get_of(host, "/metrics", "");
-        assert!(told.starts_with(&format!("HTTP/1.1 {status}")), "{host}: {told}");
+        let response = gateway.get_of(host, "/metrics", "");
+        assert!(response.starts_with(&format!("HTTP/1.1 {status}")), "{host}: {response}");
     }
     let named = Lines { top: "metrics_hosts = [\"monitored.example\"]", ..Lines::default() };
     let (test_server, at) = (TestServer::with(&[HERE], named), SocketAddr::new(HERE, 0));
-    let told =
+    let response =
         Gateway { test_server, md5: at, hmac: at, mutual: at }.get_of("monitored.example", "/metrics", "");
-    assert!(told.starts_with("HTTP/1.1 200"), "{told}");
+    assert!(response.starts_with("HTTP/1.1 200"), "{response}");
     let nobody = Lines { top: "metrics_from = []", ..Lines::default() };
     let test_server = TestServer::with(&[HERE], nobody);
     let at = SocketAddr::new(HERE, 0);
-    let told = Gateway { test_server, md5: at, hmac: at, mutual: at }.get("/metrics", "");
-    assert!(told.starts_with("HTTP/1.1 404"), "{told}");
+    let response = Gateway { test_server, md5: at, hmac: at, mutual: at }.get("/metrics", "");
+    assert!(response.starts_with("HTTP/1.1 404"), "{response}");
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn without_a_gateway_none_of_its_listeners_exists() {
     let gateway = Gateway { test_server, md5: at(port), hmac: at(port + 1), mutual: at(0) };
     let mut client = Endpoint::connect(gateway.clients());
     client.send(&command(super::endpoint::NEW, &[]));
-    client.is_dropped();
-    Endpoint::connect(gateway.clients()).is_dropped();
+    client.assert_closed();
+    Endpoint::connect(gateway.clients()).assert_closed();
     assert!(gateway.get("/gateway", "").starts_with("HTTP/1.1 404"));
 }

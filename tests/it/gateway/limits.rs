@@ -9,7 +9,7 @@ fn a_ninth_virtual_connection_is_refused_and_the_earlier_ones_stay_open() {
     let mut server = Endpoint::server(&gateway, 1);
     let mut client = Endpoint::client(&gateway);
     let conns: Vec<_> = (0..8).map(|_| client.dial(1)).collect();
-    client.dial_in_vain(1);
+    client.dial_refused(1);
     for conn in &conns {
         server.expect_frames(&[command(ACCEPT, &[*conn, 1])]);
     }
@@ -24,7 +24,7 @@ fn a_ninth_virtual_connection_is_refused_and_the_earlier_ones_stay_open() {
     }
     let again = client.dial(1);
     server.expect_frames(&[command(ACCEPT, &[again, 1])]);
-    client.dial_in_vain(1);
+    client.dial_refused(1);
     let counted = "ginnel_limit_reached_total{limit=\"gateway.limits.per_client\"} 2\n";
     assert!(gateway.get("/metrics", "").contains(counted), "both were counted");
 }
@@ -42,7 +42,7 @@ fn only_the_dialling_client_is_counted_and_servers_have_no_limit() {
         let conn = server.dial(1);
         client.expect_frames(&[command(ACCEPT, &[conn, 1])]);
     }
-    client.dial_in_vain(1);
+    client.dial_refused(1);
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn the_number_of_dials_of_a_client_is_a_setting() {
     let mut client = Endpoint::client(&gateway);
     client.dial(1);
     client.dial(1);
-    client.dial_in_vain(1);
+    client.dial_refused(1);
     // Another client has its own.
     Endpoint::client(&gateway).dial(1);
 }
@@ -80,10 +80,10 @@ fn the_number_of_dials_of_a_client_is_a_setting() {
 #[test]
 fn the_number_of_virtual_connections_is_capped() {
     let gateway = Gateway::start("[gateway.limits]\nvirtual_connections = 4");
-    let mut server = Endpoint::shaking(&gateway, 1, KEY);
+    let mut server = Endpoint::authenticating(&gateway, 1, KEY);
     let mut client = Endpoint::connect(gateway.clients());
     let mut conns = Vec::new();
-    // Whether New or Dial is what is refused is not laid down: that four at the most come about is.
+    // The wire does not define whether New or Dial is refused, only that at most four connections exist.
     for _ in 0..6 {
         client.send(&command(NEW, &[]));
         let answer = client.receive();
@@ -100,8 +100,8 @@ fn the_number_of_virtual_connections_is_capped() {
     for conn in &conns {
         client.send(&data(*conn, b"here"));
     }
-    let heard: Vec<_> = (0..8).map(|_| server.receive()).filter(|frame| conn_of(frame) != 0).collect();
-    assert_eq!(heard, conns.iter().map(|conn| data(*conn, b"here")).collect::<Vec<_>>());
+    let received: Vec<_> = (0..8).map(|_| server.receive()).filter(|frame| conn_of(frame) != 0).collect();
+    assert_eq!(received, conns.iter().map(|conn| data(*conn, b"here")).collect::<Vec<_>>());
 }
 
 #[test]
@@ -111,12 +111,12 @@ fn the_oldest_undialled_id_is_closed_above_the_cap() {
     let mut client = Endpoint::connect(gateway.clients());
     let ids: Vec<_> = (0..3).map(|_| client.open()).collect();
     client.send(&command(NEW, &[]));
-    let (mut told, mut fourth) = (false, None);
-    while !told || fourth.is_none() {
-        let heard = client.receive();
-        match heard == command(CLOSE, &[ids[0]]) {
-            true => told = true,
-            false => fourth = Some(u32::from_le_bytes(heard[9..].try_into().unwrap())),
+    let (mut is_closed, mut fourth) = (false, None);
+    while !is_closed || fourth.is_none() {
+        let received = client.receive();
+        match received == command(CLOSE, &[ids[0]]) {
+            true => is_closed = true,
+            false => fourth = Some(u32::from_le_bytes(received[9..].try_into().unwrap())),
         }
     }
     client.send(&command(DIAL, &[ids[0], 1]));
@@ -149,7 +149,7 @@ fn the_maximum_packet_length_is_a_setting_and_includes_the_connection_id() {
     }
     // Only its head: the gateway does not wait for the body.
     pair.client.send(&data(pair.conn, &[1; 1021])[..8]);
-    pair.client.is_dropped();
+    pair.client.assert_closed();
     pair.server.expect_frames(&[command(CLOSE, &[pair.conn])]);
 }
 
@@ -163,6 +163,6 @@ fn clients_are_numbered_from_one_and_numbers_are_not_reused() {
         server.expect_frames(&[command(ACCEPT, &[conn, number])]);
         drop(client);
         server.expect_frames(&[command(CLOSE, &[conn])]);
-        server.dial_in_vain(number);
+        server.dial_refused(number);
     }
 }

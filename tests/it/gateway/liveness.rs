@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use super::endpoint::{ACCEPT, CLOSE, DIAL, Endpoint, PING, Pair, REFUSE, command, data};
 use super::python_endpoints::{self, Role};
-use super::{Gateway, KEY, PATIENCE};
+use super::{Gateway, KEY, TIMEOUT};
 use crate::waiting::{pace, wait_for};
 
-/// Dials until the remote is there.
+/// Dials until the remote is connected.
 pub(super) fn dial_until_there(endpoint: &mut Endpoint, remote: u32) -> u32 {
-    wait_for(PATIENCE, || {
+    wait_for(TIMEOUT, || {
         let conn = endpoint.open();
         endpoint.send(&command(DIAL, &[conn, remote]));
         let answer = endpoint.receive();
@@ -19,7 +19,7 @@ pub(super) fn dial_until_there(endpoint: &mut Endpoint, remote: u32) -> u32 {
             return Ok(conn);
         }
         assert_eq!(answer, command(REFUSE, &[conn]));
-        Err(format!("{remote} is not there"))
+        Err(format!("{remote} is not connected"))
     })
 }
 
@@ -44,7 +44,7 @@ fn endpoints_that_answer_no_ping_are_dropped_and_their_connections_closed() {
         let (mut mute, mut other) = if client_is_mute { (client, server) } else { (server, client) };
         other.answers = true;
         other.expect_frames(&[command(CLOSE, &[conn])]);
-        assert_eq!(mute.until_the_end(), command(PING, &[]));
+        assert_eq!(mute.read_to_end(), command(PING, &[]));
     }
 }
 
@@ -55,21 +55,21 @@ fn after_a_ping_data_does_not_keep_a_connection() {
     server.answers = true;
     client.expect_frames(&[command(PING, &[])]);
     let message = data(conn, b"I am here");
-    // As the messages come far more often than pings would, it is the Ping that was left without an answer.
-    let deadline = Instant::now() + PATIENCE;
+    // Messages arrive more often than pings are sent, so only the unanswered Ping can close the connection.
+    let deadline = Instant::now() + TIMEOUT;
     client.send(&message);
     server.expect_frames(std::slice::from_ref(&message));
     loop {
         client.stream.write_all(&message).ok();
-        let heard = server.receive();
-        if heard == command(CLOSE, &[conn]) {
+        let received = server.receive();
+        if received == command(CLOSE, &[conn]) {
             break;
         }
-        assert_eq!(heard, message);
-        assert!(Instant::now() < deadline, "it lives");
+        assert_eq!(received, message);
+        assert!(Instant::now() < deadline, "it is still open");
         pace(Duration::from_millis(50));
     }
-    client.is_dropped();
+    client.assert_closed();
 }
 
 #[test]
@@ -83,12 +83,12 @@ fn an_endpoint_that_sends_data_is_not_pinged() {
         let conn = client.dial(7);
         server.receive();
         let message = data(conn, b"I am here");
-        let (begun, mut said, mut longest) = (Instant::now(), Instant::now(), Duration::ZERO);
+        let (begun, mut sent_at, mut longest) = (Instant::now(), Instant::now(), Duration::ZERO);
         while begun.elapsed() < 2 * INTERVAL {
             client.send(&message);
             server.expect_frames(std::slice::from_ref(&message));
-            longest = longest.max(said.elapsed());
-            said = Instant::now();
+            longest = longest.max(sent_at.elapsed());
+            sent_at = Instant::now();
             pace(Duration::from_millis(50));
         }
         // On an overloaded machine the result means nothing.
@@ -109,14 +109,14 @@ fn a_client_that_is_killed_leaves_nothing_behind() {
     let Some(client) = python_endpoints::echoing(&gateway, Role::Client, &["--greet"]) else { return };
     let conns: Vec<_> = (0..20).map(|_| dial_until_there(&mut server, 1)).collect();
     drop(client);
-    let mut told: Vec<_> = conns.iter().map(|_| server.receive()).collect();
+    let mut received: Vec<_> = conns.iter().map(|_| server.receive()).collect();
     let mut expected: Vec<_> = conns.iter().map(|conn| command(CLOSE, &[*conn])).collect();
-    told.sort();
+    received.sort();
     expected.sort();
-    assert_eq!(told, expected);
-    server.dial_in_vain(1);
+    assert_eq!(received, expected);
+    server.dial_refused(1);
     drop(server);
-    gateway.is_empty_in_the_end();
+    gateway.assert_becomes_empty();
 }
 
 #[test]
@@ -128,14 +128,14 @@ fn a_server_that_is_killed_leaves_nothing_behind() {
     let conns: Vec<_> = clients.iter_mut().map(dial).collect();
     drop(server);
     for (client, conns) in clients.iter_mut().zip(&conns) {
-        let mut told: Vec<_> = conns.iter().map(|_| client.receive()).collect();
+        let mut received: Vec<_> = conns.iter().map(|_| client.receive()).collect();
         let mut expected: Vec<_> = conns.iter().map(|conn| command(CLOSE, &[*conn])).collect();
-        told.sort();
+        received.sort();
         expected.sort();
-        assert_eq!(told, expected);
-        client.dial_in_vain(7);
+        assert_eq!(received, expected);
+        client.dial_refused(7);
     }
-    // Its place is free for another one, and what was counted before no longer is.
+    // The id is free again, and the limits count from zero.
     let _server = Endpoint::server(&gateway, 7);
     for client in &mut clients {
         for _ in 0..8 {
@@ -143,7 +143,7 @@ fn a_server_that_is_killed_leaves_nothing_behind() {
         }
     }
     drop((clients, _server));
-    gateway.is_empty_in_the_end();
+    gateway.assert_becomes_empty();
 }
 
 #[test]
@@ -154,8 +154,8 @@ fn a_restarted_gateway_closes_everything_and_serves_reconnecting_endpoints() {
     gateway.test_server.restart();
     let Pair { mut client, mut server, conn } = pair;
     for endpoint in [&mut client, &mut server] {
-        let heard = endpoint.until_the_end();
-        assert!(heard.is_empty() || heard == command(CLOSE, &[conn]), "{heard:02x?}");
+        let received = endpoint.read_to_end();
+        assert!(received.is_empty() || received == command(CLOSE, &[conn]), "{received:02x?}");
     }
     let mut again = Pair::new(&gateway, 7);
     again.exchange_data();
@@ -164,7 +164,7 @@ fn a_restarted_gateway_closes_everything_and_serves_reconnecting_endpoints() {
     again.client.expect_frames(&[command(CLOSE, &[conn])]);
     again.exchange_data();
     drop(again);
-    gateway.is_empty_in_the_end();
+    gateway.assert_becomes_empty();
 }
 
 #[test]
@@ -176,7 +176,7 @@ fn after_everything_has_ended_all_gauges_are_zero() {
         let mut clients: Vec<_> = (0..4).map(|_| Endpoint::client(&gateway)).collect();
         for client in &mut clients {
             client.open();
-            client.dial_in_vain(99);
+            client.dial_refused(99);
             for id in [7, 8, 7] {
                 let conn = client.dial(id);
                 client.send(&command(CLOSE, &[conn]));
@@ -193,33 +193,33 @@ fn after_everything_has_ended_all_gauges_are_zero() {
         assert!(gateway.gauges().iter().all(|(_, value)| *value > 0.0), "{:?}", gateway.gauges());
         server.send(&command(PING, &[]));
         proving.send(&command(255, &[]));
-        proving.until_the_end();
+        proving.read_to_end();
     }
-    gateway.is_empty_in_the_end();
+    gateway.assert_becomes_empty();
 }
 
 #[test]
 fn an_endpoint_that_never_reads_is_dropped_although_it_sends() {
     let gateway = Gateway::start("[gateway.times]\nping = 1");
-    let (mut server, mut deaf) = (Endpoint::server(&gateway, 7), Endpoint::narrow_client(&gateway));
-    let conn = deaf.dial(7);
+    let (mut server, mut non_reader) = (Endpoint::server(&gateway, 7), Endpoint::narrow_client(&gateway));
+    let conn = non_reader.dial(7);
     server.expect_frames(&[command(ACCEPT, &[conn, 1])]);
-    let mut ear = Endpoint { stream: server.stream.try_clone().unwrap(), answers: true };
-    let (told, deadline) = (AtomicBool::new(false), Instant::now() + PATIENCE);
+    let mut receiver = Endpoint { stream: server.stream.try_clone().unwrap(), answers: true };
+    let (closed, deadline) = (AtomicBool::new(false), Instant::now() + TIMEOUT);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            ear.expect_frames(&[command(CLOSE, &[conn])]);
-            told.store(true, Ordering::Relaxed);
+            receiver.expect_frames(&[command(CLOSE, &[conn])]);
+            closed.store(true, Ordering::Relaxed);
         });
         scope.spawn(|| {
-            while !told.load(Ordering::Relaxed) && Instant::now() < deadline {
-                deaf.stream.write_all(&command(PING, &[])).ok();
+            while !closed.load(Ordering::Relaxed) && Instant::now() < deadline {
+                non_reader.stream.write_all(&command(PING, &[])).ok();
                 pace(Duration::from_millis(100));
             }
         });
-        // A server with one virtual connection is held as long as it takes: that one harms no other.
-        while !told.load(Ordering::Relaxed) {
-            assert!(Instant::now() < deadline, "it lives");
+        // A server with one virtual connection is paused without limit.
+        while !closed.load(Ordering::Relaxed) {
+            assert!(Instant::now() < deadline, "it is still open");
             server.send(&data(conn, &[0; 65_536]));
         }
     });

@@ -15,10 +15,10 @@ use crate::safety::abuse::{MOST_ROUNDS, settled};
 const SERVERS: [u32; 2] = [1, 2];
 const WORKERS: u64 = 6;
 const ROUNDS: u32 = 16;
-/// How long an honest connection may take as a whole.
+/// The time limit of a well-behaved connection.
 const LONG: Duration = Duration::from_secs(60);
 
-/// Sends back what comes, and never waits for one connection because of another.
+/// Echoes messages; each connection has its own task.
 async fn echo(server: Endpoint<Raw>) {
     while let Ok(mut connection) = server.accept().await {
         tokio::spawn(async move {
@@ -42,8 +42,8 @@ fn message(rng: &mut ChaCha20Rng, number: u32) -> Bytes {
     message.into()
 }
 
-/// Sends and receives side by side until everything has come back.
-async fn honest(client: &Endpoint<Raw>, remote: u32, mut rng: ChaCha20Rng) {
+/// Sends and receives at the same time until everything was echoed.
+async fn well_behaved(client: &Endpoint<Raw>, remote: u32, mut rng: ChaCha20Rng) {
     let connection = client.dial(remote).await.unwrap();
     let (mut sender, mut receiver) = connection.into_split();
     let messages: Vec<_> = (0..rng.random_range(1..80)).map(|number| message(&mut rng, number)).collect();
@@ -62,8 +62,8 @@ async fn honest(client: &Endpoint<Raw>, remote: u32, mut rng: ChaCha20Rng) {
     tokio::time::timeout(LONG, async { tokio::join!(sending, receiving) }).await.unwrap();
 }
 
-/// Sends and reads nothing, until it is closed for it or has no more to send.
-async fn deaf(client: &Endpoint<Raw>, remote: u32, mut rng: ChaCha20Rng) {
+/// Sends without reading until it is closed or has sent everything.
+async fn non_reading(client: &Endpoint<Raw>, remote: u32, mut rng: ChaCha20Rng) {
     let Ok(mut connection) = client.dial(remote).await else { return };
     for number in 0..400 {
         let sending = connection.send(message(&mut rng, number));
@@ -73,7 +73,7 @@ async fn deaf(client: &Endpoint<Raw>, remote: u32, mut rng: ChaCha20Rng) {
     }
 }
 
-/// A client without the library, which begins something and is gone; its socket is all that the gateway ever sees of it.
+/// A client on a plain socket that disconnects in the middle of a frame.
 fn vanishing(gateway: std::net::SocketAddr, mut rng: ChaCha20Rng) {
     let mut client = super::endpoint::Endpoint::connect(gateway);
     client.send(&command(NEW, &[]));
@@ -100,9 +100,9 @@ async fn worker(gateway: std::net::SocketAddr, seed: u64) {
             tasks.spawn(async move {
                 let remote = SERVERS[usize::try_from(number % 2).unwrap()];
                 match number {
-                    0..3 => honest(&client, remote, rng(number)).await,
-                    // Who is deaf holds up its own endpoint; the honest ones have another.
-                    _ => deaf(&other, remote, rng(number)).await,
+                    0..3 => well_behaved(&client, remote, rng(number)).await,
+                    // A connection that is not read blocks its own endpoint; the well-behaved ones have another.
+                    _ => non_reading(&other, remote, rng(number)).await,
                 }
             });
         }
@@ -130,9 +130,9 @@ async fn messages_are_echoed_once_and_in_order_beside_misbehaving_endpoints() {
     }
     tokio::task::spawn_blocking(move || {
         // The two servers stay; nothing of any client does.
-        gateway.falls_to("clients", 0.0);
+        gateway.wait_for_metric("clients", 0.0);
         for gauge in ["virtual_connections", "opened_ids", "waiting_bytes"] {
-            gateway.falls_to(gauge, 0.0);
+            gateway.wait_for_metric(gauge, 0.0);
         }
         assert_eq!(gateway.metric("servers"), 2.0, "no server was dropped");
     })
@@ -140,7 +140,7 @@ async fn messages_are_echoed_once_and_in_order_beside_misbehaving_endpoints() {
     .unwrap();
 }
 
-/// Many of each kind of those who misbehave; all of them are gone in the end.
+/// Many endpoints of each misbehaving kind; all are closed at the end.
 fn misbehaving_endpoints(gateway: &Gateway) {
     let clients = || super::endpoint::Endpoint::client(gateway);
     let mut gone = Vec::new();
@@ -148,10 +148,11 @@ fn misbehaving_endpoints(gateway: &Gateway) {
         let id = 100 + u32::from(number);
         let mut malformed = clients();
         malformed.send(&command(255, &[]));
-        let mut stranger = clients();
-        stranger.send(&(0..100).flat_map(|id| data(id + 1, &[number; 100])).collect::<Vec<_>>());
-        let wrong = super::endpoint::Endpoint::shaking(gateway, id, "a key that is none of the gateway's");
-        gone.extend([malformed, stranger, wrong]);
+        let mut violating = clients();
+        violating.send(&(0..100).flat_map(|id| data(id + 1, &[number; 100])).collect::<Vec<_>>());
+        let wrong =
+            super::endpoint::Endpoint::authenticating(gateway, id, "a key that is none of the gateway's");
+        gone.extend([malformed, violating, wrong]);
         let mut hoarder = clients();
         hoarder.send(&command(NEW, &[]).repeat(200));
         // An endpoint that never reads, with full queues, a partial frame and virtual connections to both sides.
@@ -166,7 +167,7 @@ fn misbehaving_endpoints(gateway: &Gateway) {
         let _unproven = super::endpoint::Endpoint::connect(gateway.hmac);
     }
     for mut endpoint in gone {
-        endpoint.until_the_end();
+        endpoint.read_to_end();
     }
 }
 
@@ -176,7 +177,7 @@ fn misbehaving_endpoints_do_not_make_memory_grow() {
     let mut sizes = Vec::new();
     while !settled(&sizes) && sizes.len() < MOST_ROUNDS {
         misbehaving_endpoints(&gateway);
-        gateway.is_empty_in_the_end();
+        gateway.assert_becomes_empty();
         sizes.push(gateway.test_server.resident_kib());
     }
     eprintln!("{sizes:?} KiB after each round");

@@ -22,18 +22,18 @@ use crate::authority::Authority;
 use crate::test_server::{Lines, TestServer, free_ports};
 use crate::waiting::wait_for;
 
-/// How long something that has to come is awaited.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// What the servers of all tests prove that they hold.
+/// The time limit of waits.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// The servers' key in all tests.
 const KEY: &str = "the key of every test's gateway";
-/// The metrics that fall to zero when nobody is connected.
+/// The metrics that are zero without connections.
 const GAUGES: [&str; 5] = ["clients", "servers", "virtual_connections", "opened_ids", "waiting_bytes"];
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-/// A running gateway; clients come to its main port.
+/// A running gateway; clients connect to its main port.
 struct Gateway {
     test_server: TestServer,
-    /// Where servers come: MD5, HMAC, and inside TLS with certificates on both sides.
+    /// The addresses for servers: MD5, HMAC, and mutual TLS.
     md5: SocketAddr,
     hmac: SocketAddr,
     mutual: SocketAddr,
@@ -45,7 +45,7 @@ impl Gateway {
         Self::with(lines, |lines| TestServer::with(&[HERE], lines))
     }
 
-    /// Starts one with a certificate, whose servers may come with a certificate by the authority `servers`.
+    /// Starts one with a certificate; it accepts servers' certificates of the authority `servers`.
     fn with_tls(authority: &Authority, servers: &Authority, lines: &str) -> Self {
         let port = free_ports();
         let lines = format!("tls_port = {port}\nclient_ca = {:?}\n{lines}", servers.root());
@@ -63,20 +63,20 @@ impl Gateway {
         Self { test_server, md5: at(port), hmac: at(port + 1), mutual: at(0) }
     }
 
-    /// Where clients come.
+    /// The address for clients.
     fn clients(&self) -> SocketAddr {
         self.test_server.address
     }
 
-    /// What a GET with these header lines is answered.
+    /// Returns the response to a GET with these header lines.
     fn get(&self, path: &str, headers: &str) -> String {
         self.get_of("localhost", path, headers)
     }
 
-    /// The same for a server of this name.
+    /// The same with this host name.
     fn get_of(&self, host: &str, path: &str, headers: &str) -> String {
         let mut stream = TcpStream::connect(self.clients()).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\n{headers}Connection: close\r\n\r\n").unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
@@ -99,7 +99,7 @@ impl Gateway {
         found.unwrap_or_else(|| panic!("no {name}")).1
     }
 
-    /// What is connected and what waits.
+    /// The values of [`GAUGES`].
     fn gauges(&self) -> Vec<(String, f64)> {
         let all = self.all_metrics();
         let gauges: Vec<_> = all.into_iter().filter(|(name, _)| GAUGES.contains(&name.as_str())).collect();
@@ -108,16 +108,16 @@ impl Gateway {
     }
 
     /// Waits for a metric to have this value.
-    fn falls_to(&self, name: &str, value: f64) {
-        wait_for(PATIENCE, || match self.metric(name) {
+    fn wait_for_metric(&self, name: &str, value: f64) {
+        wait_for(TIMEOUT, || match self.metric(name) {
             found if found == value => Ok(()),
             found => Err(format!("{name}: {found}")),
         });
     }
 
-    /// Asserts that nothing is counted as there any more, once the last one who left has been noticed.
-    fn is_empty_in_the_end(&self) {
-        wait_for(PATIENCE, || match self.gauges() {
+    /// Waits until all gauges are zero.
+    fn assert_becomes_empty(&self) {
+        wait_for(TIMEOUT, || match self.gauges() {
             gauges if gauges.iter().all(|(_, value)| *value == 0.0) => Ok(()),
             gauges => Err(format!("{gauges:?}")),
         });

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use ginnel::gateway::client::{ClientBuilder, Endpoint, Json, Key, Raw, ServerBuilder};
 use serde_json::Value;
 
-use super::{Gateway, KEY, PATIENCE};
+use super::{Gateway, KEY, TIMEOUT};
 use crate::authority::Authority;
 use crate::proc::{Proc, Stdout};
 use crate::tools;
@@ -24,12 +24,12 @@ pub(super) enum Role {
 
 /// A listener, and the options to connect to it.
 #[derive(Clone)]
-struct Door {
+struct Target {
     address: SocketAddr,
     options: Vec<String>,
 }
 
-impl Door {
+impl Target {
     fn new(address: SocketAddr, options: &[&str]) -> Self {
         Self { address, options: options.iter().map(ToString::to_string).collect() }
     }
@@ -46,12 +46,12 @@ impl Door {
 }
 
 fn ready(endpoint: &Proc) {
-    endpoint.expect("ready", PATIENCE, |line| line.contains("\"ready\"").then_some(()));
+    endpoint.expect("ready", TIMEOUT, |line| line.contains("\"ready\"").then_some(()));
 }
 
 fn report(endpoint: &mut Proc) -> Value {
     endpoint.succeed(RUN);
-    endpoint.expect("report", PATIENCE, |line| {
+    endpoint.expect("report", TIMEOUT, |line| {
         serde_json::from_str::<Value>(line).ok().filter(|event| event["event"] == "report")
     })
 }
@@ -59,7 +59,8 @@ fn report(endpoint: &mut Proc) -> Value {
 /// An echoing endpoint over plain TCP; `None` without Python.
 pub(super) fn echoing(gateway: &Gateway, role: Role, options: &[&str]) -> Option<Proc> {
     let address = if role == Role::Client { gateway.clients() } else { gateway.md5 };
-    let endpoint = tools::have(&["python3"]).then(|| Door::new(address, options).start(role, "echo", &[]))?;
+    let endpoint =
+        tools::have(&["python3"]).then(|| Target::new(address, options).start(role, "echo", &[]))?;
     ready(&endpoint);
     Some(endpoint)
 }
@@ -69,12 +70,12 @@ fn words(text: &str) -> Vec<String> {
 }
 
 /// The client dials the server and then the server another client, each with eight virtual connections, closed from either side.
-fn both_directions(client: &Door, server: &Door) {
+fn both_directions(client: &Target, server: &Target) {
     let echo = server.start(Role::Server(SERVER), "echo", &[]);
     ready(&echo);
     let arguments = words("7 --connections 8 --messages 50 --size 3000");
-    let told = report(&mut client.start(Role::Client, "call", &arguments));
-    assert_eq!(told["messages"], 400, "{told}");
+    let report_json = report(&mut client.start(Role::Client, "call", &arguments));
+    assert_eq!(report_json["messages"], 400, "{report_json}");
     drop(echo);
     // A waiting client sends a Ping, so that it is recognised at once.
     let mut waiting = client.clone();
@@ -82,8 +83,8 @@ fn both_directions(client: &Door, server: &Door) {
     let echo = waiting.start(Role::Client, "echo", &words("--close-after 50"));
     ready(&echo);
     let arguments = words("2 --connections 20 --messages 50 --size 3000 --wait-for-close");
-    let told = report(&mut server.start(Role::Server(SERVER + 1), "call", &arguments));
-    assert_eq!(told["messages"], 1000, "{told}");
+    let report_json = report(&mut server.start(Role::Server(SERVER + 1), "call", &arguments));
+    assert_eq!(report_json["messages"], 1000, "{report_json}");
     let number = echo.lines(|line| line.contains("\"accepted\"").then(|| line.clone()));
     assert!(number.len() == 20 && number.iter().all(|line| line.contains("\"remote\": 8")), "{number:?}");
 }
@@ -94,7 +95,7 @@ fn python_endpoints_exchange_data_over_plain_tcp() {
         return;
     }
     let gateway = Gateway::start("");
-    let (client, server) = (Door::new(gateway.clients(), &[]), Door::new(gateway.md5, &[]));
+    let (client, server) = (Target::new(gateway.clients(), &[]), Target::new(gateway.md5, &[]));
     both_directions(&client, &server);
 }
 
@@ -104,7 +105,7 @@ fn a_python_server_authenticates_by_hmac_and_respects_credit() {
         return;
     }
     let gateway = Gateway::start("");
-    let (client, server) = (Door::new(gateway.clients(), &[]), Door::new(gateway.hmac, &["--hmac"]));
+    let (client, server) = (Target::new(gateway.clients(), &[]), Target::new(gateway.hmac, &["--hmac"]));
     both_directions(&client, &server);
     // More than a window, in both directions at once.
     let echo = server.start(Role::Server(SERVER), "echo", &[]);
@@ -122,11 +123,11 @@ fn python_endpoints_exchange_data_inside_tls_with_server_certificates() {
     let gateway = Gateway::with_tls(&authority, &authority, "");
     let [root, certificate, key] = [authority.root(), authority.certificate(), authority.key()];
     let [root, certificate, key] = [&root, &certificate, &key].map(|path| path.to_str().unwrap());
-    let client = Door::new(gateway.clients(), &["--tls", root]);
+    let client = Target::new(gateway.clients(), &["--tls", root]);
     let shown = ["--tls", root, "--certificate", certificate, "--private-key", key];
-    both_directions(&client, &Door::new(gateway.mutual, &shown));
-    let dedicated = Door::new(gateway.test_server.tls, &["--tls", root]);
-    let echo = Door::new(gateway.mutual, &shown).start(Role::Server(SERVER), "echo", &[]);
+    both_directions(&client, &Target::new(gateway.mutual, &shown));
+    let dedicated = Target::new(gateway.test_server.tls, &["--tls", root]);
+    let echo = Target::new(gateway.mutual, &shown).start(Role::Server(SERVER), "echo", &[]);
     ready(&echo);
     report(&mut dedicated.start(Role::Client, "call", &words("7")));
 }
@@ -150,7 +151,7 @@ fn a_server_without_a_trusted_certificate_never_receives_the_challenge() {
         key.to_str().unwrap(),
     ];
     for options in [&foreign[..2], &foreign[..]] {
-        let mut server = Door::new(gateway.mutual, options).start(Role::Server(SERVER), "echo", &[]);
+        let mut server = Target::new(gateway.mutual, options).start(Role::Server(SERVER), "echo", &[]);
         server.wait(RUN);
         assert!(!server.printed().contains("\"ready\""), "{}", server.printed());
     }
@@ -165,14 +166,14 @@ fn a_certificate_for_one_server_id_admits_no_other() {
     let gateway = Gateway::with_tls(&authority, &servers, "");
     let [root, certificate, key] = [authority.root(), servers.certificate(), servers.key()];
     let [root, certificate, key] = [&root, &certificate, &key].map(|path| path.to_str().unwrap());
-    let door =
-        Door::new(gateway.mutual, &["--tls", root, "--certificate", certificate, "--private-key", key]);
-    let mut other = door.start(Role::Server(SERVER + 1), "echo", &[]);
+    let target =
+        Target::new(gateway.mutual, &["--tls", root, "--certificate", certificate, "--private-key", key]);
+    let mut other = target.start(Role::Server(SERVER + 1), "echo", &[]);
     other.expect("end", RUN, |line| line.contains("\"ended\"").then_some(()));
     other.succeed(RUN);
-    let echo = door.start(Role::Server(SERVER), "echo", &[]);
+    let echo = target.start(Role::Server(SERVER), "echo", &[]);
     ready(&echo);
-    report(&mut Door::new(gateway.clients(), &[]).start(Role::Client, "call", &words("7")));
+    report(&mut Target::new(gateway.clients(), &[]).start(Role::Client, "call", &words("7")));
 }
 
 async fn echo(endpoint: Endpoint<Raw>) {
@@ -185,7 +186,7 @@ async fn echo(endpoint: Endpoint<Raw>) {
     }
 }
 
-/// Waits where a wait does not affect the test.
+/// Waits for the report without blocking the runtime.
 async fn report_of(mut endpoint: Proc) -> Value {
     tokio::task::spawn_blocking(move || report(&mut endpoint)).await.unwrap()
 }
@@ -198,21 +199,21 @@ async fn our_library_and_python_endpoints_dial_each_other() {
     let gateway = Gateway::start("");
     let key = || Key::new(KEY).unwrap();
     let (md5, hmac) = (gateway.md5.to_string(), gateway.hmac.to_string());
-    let plain = Door::new(gateway.clients(), &[]);
+    let plain = Target::new(gateway.clients(), &[]);
     let arguments = |remote: &str| words(&format!("{remote} --connections 8 --messages 50 --size 5000"));
     for (server, id) in [(ServerBuilder::md5(md5, 1, key()), "1"), (ServerBuilder::hmac(hmac, 2, key()), "2")]
     {
         let server = server.connect().await.unwrap();
-        // Dialled by a Python client, by the first one and the second.
+        // A Python client dials each server.
         tokio::spawn(echo(server.clone()));
-        let told = report_of(plain.start(Role::Client, "call", &arguments(id))).await;
-        assert_eq!(told["messages"], 400, "{told}");
+        let report_json = report_of(plain.start(Role::Client, "call", &arguments(id))).await;
+        assert_eq!(report_json["messages"], 400, "{report_json}");
     }
-    let servers = [Door::new(gateway.md5, &[]), Door::new(gateway.hmac, &["--hmac"])];
+    let servers = [Target::new(gateway.md5, &[]), Target::new(gateway.hmac, &["--hmac"])];
     let client = ClientBuilder::new(gateway.clients().to_string());
     let bytes = client.connect().await.unwrap();
-    for (door, id) in servers.iter().zip([3, 4]) {
-        let server = door.start(Role::Server(id), "echo", &[]);
+    for (target, id) in servers.iter().zip([3, 4]) {
+        let server = target.start(Role::Server(id), "echo", &[]);
         ready(&server);
         let texts = client.clone().codec(Json::<Vec<String>>::new()).connect().await.unwrap();
         let mut connection = texts.dial(id).await.unwrap();
@@ -225,11 +226,11 @@ async fn our_library_and_python_endpoints_dial_each_other() {
         connection.send(Bytes::new()).await.unwrap();
         assert_eq!(connection.receive().await.unwrap(), Some(Bytes::new()));
     }
-    // The third client is dialled by Python servers, whether or not it ever waits to be.
+    // The third client is dialled by Python servers.
     tokio::spawn(echo(bytes));
-    for (door, id) in servers.iter().zip([3, 4]) {
-        let told = report_of(door.start(Role::Server(id), "call", &arguments("3"))).await;
-        assert_eq!(told["messages"], 400, "{told}");
+    for (target, id) in servers.iter().zip([3, 4]) {
+        let report_json = report_of(target.start(Role::Server(id), "call", &arguments("3"))).await;
+        assert_eq!(report_json["messages"], 400, "{report_json}");
     }
 }
 
@@ -241,10 +242,14 @@ fn a_silent_client_inside_tls_can_be_dialled() {
     let authority = Authority::new();
     let gateway = Gateway::with_tls(&authority, &authority, "");
     let root = authority.root();
-    let client = Door::new(gateway.clients(), &["--tls", root.to_str().unwrap()]);
+    let client = Target::new(gateway.clients(), &["--tls", root.to_str().unwrap()]);
     let echo = client.start(Role::Client, "echo", &[]);
     ready(&echo);
-    report(&mut Door::new(gateway.md5, &[]).start(Role::Server(SERVER), "call", &words("1 --connections 2")));
+    report(&mut Target::new(gateway.md5, &[]).start(
+        Role::Server(SERVER),
+        "call",
+        &words("1 --connections 2"),
+    ));
 }
 
 #[test]
@@ -253,8 +258,8 @@ fn python_endpoints_exchange_data_over_websocket() {
         return;
     }
     let gateway = Gateway::start("");
-    let client = Door::new(gateway.clients(), &["--web", "/gateway"]);
-    let server = Door::new(gateway.clients(), &["--web", "/gateway/servers", "--hmac"]);
+    let client = Target::new(gateway.clients(), &["--web", "/gateway"]);
+    let server = Target::new(gateway.clients(), &["--web", "/gateway/servers", "--hmac"]);
     both_directions(&client, &server);
 }
 
@@ -267,16 +272,16 @@ fn python_endpoints_exchange_data_over_websocket_inside_tls() {
     let gateway = Gateway::with_tls(&authority, &authority, "");
     let root = authority.root();
     let root = root.to_str().unwrap();
-    let client = Door::new(gateway.clients(), &["--tls", root, "--web", "/gateway"]);
-    let server = Door::new(gateway.clients(), &["--tls", root, "--web", "/gateway/servers", "--hmac"]);
+    let client = Target::new(gateway.clients(), &["--tls", root, "--web", "/gateway"]);
+    let server = Target::new(gateway.clients(), &["--tls", root, "--web", "/gateway/servers", "--hmac"]);
     both_directions(&client, &server);
 }
 
 /// A client that never reads, and is the gateway's first one.
-fn deaf(gateway: &Gateway, options: &[&str]) -> Proc {
-    let deaf = Door::new(gateway.clients(), options).start(Role::Client, "deaf", &[]);
-    ready(&deaf);
-    deaf
+fn non_reading(gateway: &Gateway, options: &[&str]) -> Proc {
+    let non_reading = Target::new(gateway.clients(), options).start(Role::Client, "deaf", &[]);
+    ready(&non_reading);
+    non_reading
 }
 
 #[test]
@@ -288,11 +293,11 @@ fn a_non_reading_endpoint_over_tls_or_websocket_loses_only_its_own_virtual_conne
     let root = authority.root();
     let root = root.to_str().unwrap();
     for options in [&["--tls", root][..], &["--web", "/gateway"], &["--tls", root, "--web", "/gateway"]] {
-        let gateway = Gateway::with_tls(&authority, &authority, super::backpressure::BRIEF);
-        let deaf = deaf(&gateway, options);
+        let gateway = Gateway::with_tls(&authority, &authority, super::backpressure::SHORT_PAUSE);
+        let non_reading = non_reading(&gateway, options);
         super::backpressure::assert_harms_only_itself(&gateway);
-        drop(deaf);
-        gateway.is_empty_in_the_end();
+        drop(non_reading);
+        gateway.assert_becomes_empty();
     }
 }
 
@@ -312,7 +317,7 @@ fn a_python_endpoint_stays_connected_by_pings_only() {
     let message = super::endpoint::data(conn, b"are you there?");
     server.send(&message);
     server.expect_frames(&[message]);
-    server.dial_in_vain(2);
+    server.dial_refused(2);
     drop(answering);
 }
 
@@ -323,9 +328,9 @@ fn a_message_that_is_not_exactly_one_frame_closes_its_websocket() {
     }
     let gateway = Gateway::start("");
     for bytes in ["05000000 00000000", "05000000 00000000 00 05", "03000000", "", "04000000 00000000"] {
-        let door = Door::new(gateway.clients(), &["--web", "/gateway", "--timeout", "30"]);
-        let told = report(&mut door.start(Role::Client, "raw", &[bytes.to_owned()]));
-        assert_eq!(told["ended"], true, "{bytes}: {told}");
+        let target = Target::new(gateway.clients(), &["--web", "/gateway", "--timeout", "30"]);
+        let report_json = report(&mut target.start(Role::Client, "raw", &[bytes.to_owned()]));
+        assert_eq!(report_json["ended"], true, "{bytes}: {report_json}");
     }
 }
 
@@ -336,12 +341,12 @@ fn a_python_client_shows_its_token() {
     }
     let gateway = Gateway::start("require_token = true");
     let token = super::tokens::token(&gateway, &["--ttl", "600"]);
-    let echo = Door::new(gateway.md5, &[]).start(Role::Server(SERVER), "echo", &[]);
+    let echo = Target::new(gateway.md5, &[]).start(Role::Server(SERVER), "echo", &[]);
     ready(&echo);
     for options in [&["--token", &token][..], &["--token", &token, "--web", "/gateway"]] {
-        let client = Door::new(gateway.clients(), options);
+        let client = Target::new(gateway.clients(), options);
         report(&mut client.start(Role::Client, "call", &words("7 --connections 3")));
     }
-    let mut without = Door::new(gateway.clients(), &[]).start(Role::Client, "call", &words("7"));
+    let mut without = Target::new(gateway.clients(), &[]).start(Role::Client, "call", &words("7"));
     assert!(!without.wait(RUN).success(), "{}", without.printed());
 }

@@ -1,9 +1,9 @@
-//! Bugs of the reference (`docs/wire/gateway.md`), and our behaviour instead.
+//! Bugs of the reference (`docs/wire/gateway.md`), and ginnel's behaviour.
 
 use super::Gateway;
 use super::endpoint::{CLOSE, DIAL, Endpoint, Pair, REFUSE, command, data};
 
-/// (a) There the other end gets nothing, and its virtual connections leak.
+/// The reference sends nothing to the other end, and leaks its virtual connections.
 #[test]
 fn a_dropped_end_closes_each_virtual_connection_at_the_other_end() {
     let gateway = Gateway::start("");
@@ -14,7 +14,7 @@ fn a_dropped_end_closes_each_virtual_connection_at_the_other_end() {
         for _ in &conns {
             server.receive();
         }
-        // The one that goes has dialled some and was dialled by others, and has not read the last ones.
+        // The endpoint that disconnects has dialled, was dialled, and has not read its last frames.
         let unread = server.open();
         let number = if client_drops { 1 } else { 2 };
         server.send(&command(DIAL, &[unread, number]));
@@ -25,11 +25,11 @@ fn a_dropped_end_closes_each_virtual_connection_at_the_other_end() {
             survivor.receive();
         }
         drop(gone);
-        let mut told: Vec<_> = conns.iter().map(|_| survivor.receive()).collect();
+        let mut received: Vec<_> = conns.iter().map(|_| survivor.receive()).collect();
         let mut expected: Vec<_> = conns.iter().map(|conn| command(CLOSE, &[*conn])).collect();
-        told.sort();
+        received.sort();
         expected.sort();
-        assert_eq!(told, expected);
+        assert_eq!(received, expected);
         survivor.fence();
         assert_forgotten(&mut survivor, &conns);
     }
@@ -43,7 +43,7 @@ fn assert_forgotten(endpoint: &mut Endpoint, conns: &[u32]) {
     }
 }
 
-/// (b) There an honest peer that sends once more on an id that was closed a moment ago loses its whole connection.
+/// The reference closes the connection of a peer that sends on an id that was closed a moment ago.
 #[test]
 fn messages_that_cross_a_close_do_not_cost_the_connection() {
     let gateway = Gateway::start("");
@@ -52,58 +52,58 @@ fn messages_that_cross_a_close_do_not_cost_the_connection() {
     pair.server.receive();
     pair.server.send(&command(CLOSE, &[pair.conn]));
     pair.server.expect_frames(&[command(CLOSE, &[pair.conn])]);
-    // Close is under way while more than a hundred messages are; even so many are no violations.
+    // Close is in flight together with more than a hundred messages; they are no violations.
     for _ in 0..150 {
-        pair.client.send(&data(pair.conn, b"have not heard yet"));
+        pair.client.send(&data(pair.conn, b"still sending"));
     }
     pair.client.send(&data(other, b"the last one"));
     pair.server.expect_frames(&[data(other, b"the last one")]);
     pair.conn = other;
     pair.server.send(&data(other, b"and back"));
     loop {
-        let heard = pair.client.receive();
-        if heard == data(other, b"and back") {
+        let received = pair.client.receive();
+        if received == data(other, b"and back") {
             break;
         }
-        assert_ne!(heard, data(other, b""), "{heard:02x?}");
-        assert_eq!(heard[8], CLOSE);
+        assert_ne!(received, data(other, b""), "{received:02x?}");
+        assert_eq!(received[8], CLOSE);
     }
     pair.exchange_data();
     pair.client.fence();
 }
 
-/// (c) There any endpoint may close any id.
+/// In the reference any endpoint may close any id.
 #[test]
-fn nobody_else_can_close_a_virtual_connection() {
+fn only_its_ends_can_close_a_virtual_connection() {
     let gateway = Gateway::start("");
     let mut pair = Pair::new(&gateway, 1);
     let undialled = pair.client.open();
-    for mut stranger in [Endpoint::client(&gateway), Endpoint::server(&gateway, 2)] {
-        stranger.send(&command(CLOSE, &[pair.conn]));
-        stranger.send(&command(CLOSE, &[undialled]));
-        stranger.fence();
+    for mut other in [Endpoint::client(&gateway), Endpoint::server(&gateway, 2)] {
+        other.send(&command(CLOSE, &[pair.conn]));
+        other.send(&command(CLOSE, &[undialled]));
+        other.fence();
         pair.exchange_data();
     }
     pair.client.send(&command(DIAL, &[undialled, 1]));
     pair.client.expect_frames(&[command(super::endpoint::ACCEPT, &[undialled, 1])]);
 }
 
-/// (d) There an id that was never opened can be dialled, and ids follow one another.
+/// In the reference an id that was never opened can be dialled, and ids are consecutive.
 #[test]
 fn only_ids_that_were_opened_here_can_be_dialled_and_none_can_be_guessed() {
     let gateway = Gateway::start("");
     let mut pair = Pair::new(&gateway, 1);
-    let mut stranger = Endpoint::client(&gateway);
+    let mut other = Endpoint::client(&gateway);
     let undialled = pair.client.open();
     for foreign in [0, 1, 2, 0xffff_ffff, undialled, pair.conn] {
-        stranger.send(&command(DIAL, &[foreign, 1]));
-        stranger.expect_frames(&[command(REFUSE, &[foreign])]);
+        other.send(&command(DIAL, &[foreign, 1]));
+        other.expect_frames(&[command(REFUSE, &[foreign])]);
     }
     pair.exchange_data();
     pair.server.fence();
     pair.client.send(&command(DIAL, &[undialled, 1]));
     pair.client.expect_frames(&[command(super::endpoint::ACCEPT, &[undialled, 1])]);
-    let ids: Vec<_> = (0..60).map(|_| stranger.open()).collect();
+    let ids: Vec<_> = (0..60).map(|_| other.open()).collect();
     assert!(ids.windows(2).all(|two| two[1].abs_diff(two[0]) > 1), "{ids:?}");
     let high = ids.iter().filter(|id| **id >= 1 << 31).count();
     assert!((1..60).contains(&high), "all of one half: {ids:?}");

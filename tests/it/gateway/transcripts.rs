@@ -1,4 +1,4 @@
-//! Byte transcripts and the handshake vector recorded from the reference, replayed by a plain socket. Our connection ids replace the
+//! Byte transcripts and the handshake vector recorded from the reference, replayed by a plain socket. The gateway's connection ids replace the
 //! recorded ones.
 
 use super::endpoint::{ACCEPT, CLOSE, Endpoint, Pair, command, data, md5_answer};
@@ -20,7 +20,7 @@ fn the_transcript_of_the_reference_is_replayed_with_the_ids_that_are_drawn() {
     let conn = u32::from_le_bytes(opened[9..].try_into().unwrap());
     assert_eq!(opened, recorded("09 00 00 00  00 00 00 00  01  CONN", conn));
     client.send(&recorded("0d 00 00 00  00 00 00 00  02  CONN  01 00 00 00", conn));
-    // The server's id to the client, and the client's, who is the first, to the server.
+    // The client receives the server's id, and the server the client's, which is 1.
     let accepted = recorded("0d 00 00 00  00 00 00 00  04  CONN  01 00 00 00", conn);
     client.expect_frames(std::slice::from_ref(&accepted));
     server.expect_frames(&[accepted]);
@@ -33,7 +33,7 @@ fn the_transcript_of_the_reference_is_replayed_with_the_ids_that_are_drawn() {
     client.send(&close);
     client.expect_frames(std::slice::from_ref(&close));
     server.expect_frames(&[close]);
-    // Dial for a server that there is not.
+    // Dial an unknown server.
     client.send(&recorded("05 00 00 00  00 00 00 00  00", 0));
     let opened = client.receive();
     let conn = u32::from_le_bytes(opened[9..].try_into().unwrap());
@@ -78,7 +78,7 @@ fn the_references_md5_vector_admits_a_server() {
     assert_ne!(challenges[0], challenges[1]);
 }
 
-/// The seven layouts of the document, which has 9527 and 1 in them and New as 1: it is 0.
+/// The layouts of S2-27 (connection 9527, remote 1), with New as 0.
 #[test]
 fn the_seven_worked_layouts_are_the_bytes_on_the_wire() {
     let gateway = Gateway::start("");
@@ -113,7 +113,7 @@ fn command_1_is_not_new() {
     let gateway = Gateway::start("");
     let mut client = Endpoint::client(&gateway);
     client.send(b"\x05\0\0\0\0\0\0\0\x01");
-    client.is_dropped();
+    client.assert_closed();
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn messages_of_any_content_and_length_are_forwarded_unchanged() {
     let mut pair = Pair::new(&gateway, 5);
     let every_byte: Vec<u8> = (0..=255).collect();
     let command_like = command(CLOSE, &[pair.conn]);
-    // 512 KiB with the connection's id is the longest packet, and more than may wait for a receiver.
+    // The longest packet is 512 KiB including the connection id.
     let longest = vec![0xa5; 512 * 1024 - 4];
     for message in [&b""[..], b"{}", &every_byte, &command_like, &longest, b""] {
         let frame = data(pair.conn, message);

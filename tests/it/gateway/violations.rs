@@ -4,23 +4,23 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use super::endpoint::{ACCEPT, CLOSE, CREDIT, DIAL, Endpoint, NEW, OPEN, PING, Pair, REFUSE, command, data};
-use super::{Gateway, PATIENCE};
+use super::{Gateway, TIMEOUT};
 use crate::waiting::{pace, wait_until, wait_until_steady};
 
-/// A client and a server that the gateway knows.
-fn strangers(gateway: &Gateway) -> [Endpoint; 2] {
+/// A connected client and a registered server.
+fn other_endpoints(gateway: &Gateway) -> [Endpoint; 2] {
     [Endpoint::client(gateway), Endpoint::server(gateway, 99)]
 }
 
-/// Each of these bytes closes the connection they come by, without an answer.
+/// Asserts that each of these byte strings closes its connection without an answer.
 fn assert_closed_by(cases: &[(&str, Vec<u8>)]) {
     let gateway = Gateway::start("");
     let mut bystanders = Pair::new(&gateway, 1);
     for (what, bytes) in cases {
-        for mut stranger in strangers(&gateway) {
-            stranger.send(bytes);
-            let heard = stranger.until_the_end();
-            assert!(heard.is_empty(), "{what} is answered with {heard:02x?}");
+        for mut other in other_endpoints(&gateway) {
+            other.send(bytes);
+            let received = other.read_to_end();
+            assert!(received.is_empty(), "{what} is answered with {received:02x?}");
         }
         bystanders.exchange_data();
     }
@@ -33,7 +33,7 @@ fn a_malformed_frame_closes_its_connection_without_an_answer() {
         ("Length 1", b"\x01\0\0\0\0".to_vec()),
         ("Length 3", b"\x03\0\0\0\0\0\0".to_vec()),
         ("a command without a type", b"\x04\0\0\0\0\0\0\0".to_vec()),
-        // The body is not waited for.
+        // The gateway does not wait for the body.
         ("a packet over 512 KiB", b"\x01\0\x08\0\x01\0\0\0".to_vec()),
         ("a packet of 4 GiB", b"\xff\xff\xff\xff\x01\0\0\0".to_vec()),
         ("a command of 4 GiB", b"\xff\xff\xff\xff\0\0\0\0\0".to_vec()),
@@ -77,7 +77,7 @@ fn a_dropped_endpoint_closes_its_virtual_connections_at_the_other_ends() {
     let conns: Vec<_> = (0..3).map(|_| client.dial(1)).collect();
     server.expect_frames(&conns.iter().map(|conn| command(ACCEPT, &[*conn, 1])).collect::<Vec<_>>());
     client.send(&command(255, &[]));
-    client.is_dropped();
+    client.assert_closed();
     let mut closed: Vec<_> = (0..3).map(|_| server.receive()).collect();
     let mut expected: Vec<_> = conns.iter().map(|conn| command(CLOSE, &[*conn])).collect();
     closed.sort();
@@ -89,16 +89,16 @@ fn a_dropped_endpoint_closes_its_virtual_connections_at_the_other_ends() {
 #[test]
 fn data_on_an_unknown_id_gets_close_and_the_hundredth_in_a_minute_drops_the_connection() {
     let gateway = Gateway::start("");
-    for mut stranger in strangers(&gateway) {
+    for mut other in other_endpoints(&gateway) {
         // Random ids differ from these with a probability of 1 − 10^-8.
         for id in 1..100_u32 {
-            stranger.send(&data(id, b"anybody?"));
-            stranger.expect_frames(&[command(CLOSE, &[id])]);
+            other.send(&data(id, b"anybody?"));
+            other.expect_frames(&[command(CLOSE, &[id])]);
         }
-        stranger.fence();
-        stranger.send(&data(100, b"anybody?"));
-        let heard = stranger.until_the_end();
-        assert!(heard.is_empty() || heard == command(CLOSE, &[100]), "{heard:02x?}");
+        other.fence();
+        other.send(&data(100, b"anybody?"));
+        let received = other.read_to_end();
+        assert!(received.is_empty() || received == command(CLOSE, &[100]), "{received:02x?}");
     }
 }
 
@@ -110,23 +110,23 @@ fn the_number_of_violations_is_a_setting() {
     client.expect_frames(&[command(CLOSE, &[1]), command(CLOSE, &[2])]);
     client.fence();
     client.send(&data(3, b""));
-    let heard = client.until_the_end();
-    assert!(heard.is_empty() || heard == command(CLOSE, &[3]), "{heard:02x?}");
+    let received = client.read_to_end();
+    assert!(received.is_empty() || received == command(CLOSE, &[3]), "{received:02x?}");
 }
 
 #[test]
 fn data_on_a_foreign_id_gets_close_and_does_not_affect_its_owners() {
     let gateway = Gateway::start("");
     let mut owners = Pair::new(&gateway, 1);
-    for mut stranger in strangers(&gateway) {
+    for mut other in other_endpoints(&gateway) {
         for _ in 0..99 {
-            stranger.send(&data(owners.conn, b"let me in"));
-            stranger.expect_frames(&[command(CLOSE, &[owners.conn])]);
+            other.send(&data(owners.conn, b"let me in"));
+            other.expect_frames(&[command(CLOSE, &[owners.conn])]);
         }
         owners.exchange_data();
-        stranger.send(&data(owners.conn, b"let me in"));
-        let heard = stranger.until_the_end();
-        assert!(heard.is_empty() || heard == command(CLOSE, &[owners.conn]), "{heard:02x?}");
+        other.send(&data(owners.conn, b"let me in"));
+        let received = other.read_to_end();
+        assert!(received.is_empty() || received == command(CLOSE, &[owners.conn]), "{received:02x?}");
         owners.exchange_data();
     }
 }
@@ -134,7 +134,7 @@ fn data_on_a_foreign_id_gets_close_and_does_not_affect_its_owners() {
 #[test]
 fn data_on_an_undialled_id_gets_close() {
     let gateway = Gateway::start("");
-    for mut endpoint in strangers(&gateway) {
+    for mut endpoint in other_endpoints(&gateway) {
         let conn = endpoint.open();
         endpoint.send(&data(conn, b"hello?"));
         endpoint.expect_frames(&[command(CLOSE, &[conn])]);
@@ -145,7 +145,7 @@ fn data_on_an_undialled_id_gets_close() {
 #[test]
 fn close_of_an_unknown_id_is_ignored_every_time() {
     let gateway = Gateway::start("");
-    for mut endpoint in strangers(&gateway) {
+    for mut endpoint in other_endpoints(&gateway) {
         for id in 0..500 {
             endpoint.send(&command(CLOSE, &[id]));
         }
@@ -170,7 +170,7 @@ fn a_second_dial_of_a_live_id_is_ignored() {
 #[test]
 fn an_unsolicited_ping_is_accepted_and_not_echoed() {
     let gateway = Gateway::start("");
-    for mut endpoint in strangers(&gateway) {
+    for mut endpoint in other_endpoints(&gateway) {
         for _ in 0..10 {
             endpoint.send(&command(PING, &[]));
         }
@@ -180,24 +180,24 @@ fn an_unsolicited_ping_is_accepted_and_not_echoed() {
 
 #[test]
 fn an_unfinished_frame_closes_its_connection() {
-    // A frame's time is looked at as often as pings are.
+    // The time limit of a frame is checked at the interval of pings.
     let gateway = Gateway::start("[gateway.times]\nframe = 1\nping = 1");
     let mut bystanders = Pair::new(&gateway, 1);
     (bystanders.client.answers, bystanders.server.answers) = (true, true);
     let whole = data(bystanders.conn, &[0; 1000]);
     let begin = |begun: usize| {
-        strangers(&gateway).map(|mut stranger| {
-            stranger.send(&whole[..begun]);
-            (stranger, begun)
+        other_endpoints(&gateway).map(|mut other| {
+            other.send(&whole[..begun]);
+            (other, begun)
         })
     };
     let mut slow: Vec<_> = [1, 8, 500].into_iter().flat_map(begin).collect();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !slow.is_empty() {
         // They send, but far too slowly. A sender is not pinged, so that the frame's time limit applies.
-        slow.retain_mut(|(stranger, sent)| {
+        slow.retain_mut(|(other, sent)| {
             *sent += 1;
-            stranger.stream.write_all(&whole[*sent - 1..*sent]).is_ok()
+            other.stream.write_all(&whole[*sent - 1..*sent]).is_ok()
         });
         bystanders.exchange_data();
         assert!(Instant::now() < deadline, "{} are still open", slow.len());
@@ -235,31 +235,31 @@ fn what_was_sent_before_close_arrives_before_it() {
 
 #[test]
 fn a_client_that_never_reads_is_not_read_and_later_gets_every_answer() {
-    const ASKED: usize = 400_000;
+    const REQUESTED: usize = 400_000;
     let gateway = Gateway::start("");
     let mut client = Endpoint::client(&gateway);
-    let mut mouth = Endpoint { stream: client.stream.try_clone().unwrap(), answers: false };
+    let mut sender = Endpoint { stream: client.stream.try_clone().unwrap(), answers: false };
     std::thread::scope(|scope| {
-        let asking = scope.spawn(move || mouth.send(&command(NEW, &[]).repeat(ASKED)));
-        // Both kinds of answers wait, far fewer than are asked for, until it is no longer read.
-        wait_until(PATIENCE, "answers wait", || gateway.metric("waiting_bytes") > 0.0);
+        let requesting = scope.spawn(move || sender.send(&command(NEW, &[]).repeat(REQUESTED)));
+        // Answers are queued until the client is paused; there are fewer than requests.
+        wait_until(TIMEOUT, "answers are queued", || gateway.metric("waiting_bytes") > 0.0);
         let mut most = 0.0_f64;
-        wait_until_steady(PATIENCE, Duration::from_millis(100), || {
+        wait_until_steady(TIMEOUT, Duration::from_millis(100), || {
             let waiting = gateway.metric("waiting_bytes");
             most = most.max(waiting);
             waiting
         });
         assert!(most < 1_000_000.0, "{most} bytes wait");
         let (mut opened, mut closed) = (Vec::new(), Vec::new());
-        for answer in client.bytes(13 * (2 * ASKED + 1 - 64)).chunks(13) {
+        for answer in client.bytes(13 * (2 * REQUESTED + 1 - 64)).chunks(13) {
             let id = u32::from_le_bytes(answer[9..].try_into().unwrap());
             if answer[8] == OPEN { opened.push(id) } else { closed.push(id) }
         }
-        assert!(closed[1..] == opened[..ASKED - 64], "the oldest goes first");
-        asking.join().unwrap();
+        assert!(closed[1..] == opened[..REQUESTED - 64], "the oldest goes first");
+        requesting.join().unwrap();
     });
     drop(client);
-    gateway.is_empty_in_the_end();
+    gateway.assert_becomes_empty();
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn messages_and_close_may_follow_dial_at_once() {
     let conn = client.open();
     let messages = [data(conn, b"first"), data(conn, b""), data(conn, b"last")].concat();
     client.send(&[command(DIAL, &[conn, 1]), messages.clone(), command(CLOSE, &[conn])].concat());
-    let told = [&command(ACCEPT, &[conn, 1])[..], &messages, &command(CLOSE, &[conn])].concat();
-    assert_eq!(server.bytes(told.len()), told);
+    let expected = [&command(ACCEPT, &[conn, 1])[..], &messages, &command(CLOSE, &[conn])].concat();
+    assert_eq!(server.bytes(expected.len()), expected);
     client.expect_frames(&[command(ACCEPT, &[conn, 1]), command(CLOSE, &[conn])]);
 }

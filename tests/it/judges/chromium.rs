@@ -24,9 +24,9 @@ const TAG: &str = "new Promise((resolve, reject) => {
 })";
 
 /// Collects what comes in over a channel, before anything can.
-const COLLECT: &str = "window.heard = [];
+const COLLECT: &str = "window.received = [];
   window.collect = (channel) => {
-    channel.addEventListener('message', ({ data }) => window.heard.push(data));
+    channel.addEventListener('message', ({ data }) => window.received.push(data));
     return channel;
   };
   window.opened = new Promise((resolve) =>
@@ -39,13 +39,13 @@ fn exchange() -> String {
         "(async () => {{
            const channel = await window.opened;
            for (let i = 0; i < {MESSAGES}; i++) channel.send('message ' + i);
-           while (window.heard.length < {MESSAGES}) await new Promise((go) => setTimeout(go, 10));
+           while (window.received.length < {MESSAGES}) await new Promise((go) => setTimeout(go, 10));
            const stats = await channel.connection.getStats();
            const transport = [...stats.values()].find((entry) => entry.type === 'transport');
            const pair = stats.get(transport.selectedCandidatePairId);
            return {{
-             inOrder: window.heard.every((text, i) => text === 'message ' + i),
-             count: window.heard.length,
+             inOrder: window.received.every((text, i) => text === 'message ' + i),
+             count: window.received.length,
              local: stats.get(pair.localCandidateId).candidateType,
              remote: stats.get(pair.remoteCandidateId).candidateType,
              sent: pair.bytesSent,
@@ -158,16 +158,16 @@ fn pasted(ice: &str, part: &str) -> String {
            }}
            const channel = left.createDataChannel('talk');
            right.ondatachannel = ({{ channel }}) => (channel.onmessage = ({{ data }}) => channel.send(data + ', echoed'));
-           const heard = new Promise((resolve, reject) => {{
+           const received = new Promise((resolve, reject) => {{
              channel.onopen = () => channel.send('hello');
              channel.onmessage = ({{ data }}) => resolve(data);
-             setTimeout(() => reject(new Error('nothing heard: ' + errors.join('; '))), 30000);
+             setTimeout(() => reject(new Error('nothing received: ' + errors.join('; '))), 30000);
            }});
            await left.setLocalDescription();
            await right.setRemoteDescription(left.localDescription);
            await right.setLocalDescription();
            await left.setRemoteDescription(right.localDescription);
-           return await heard;
+           return await received;
          }})()"
     )
 }
@@ -229,8 +229,9 @@ async fn a_certificate_that_the_page_does_not_trust_carries_no_relay() {
         let ice = test_server.printed_ice();
         let mut browser = Browser::start();
         let tab = browser.open(&format!("http://{}/", serve_example())).await;
-        let caught = "return await heard.catch((error) => 'refused: ' + error);";
-        let script = pasted(&ice, "turns:").replace("30000", "5000").replace("return await heard;", caught);
+        let caught = "return await received.catch((error) => 'refused: ' + error);";
+        let script =
+            pasted(&ice, "turns:").replace("30000", "5000").replace("return await received;", caught);
         let outcome = browser.evaluate(&tab, &script).await;
         assert!(outcome.as_str().unwrap().starts_with("refused: "), "{outcome}");
     }

@@ -12,13 +12,13 @@ pub(super) const TOOLS: &str = "window.until = async (holds) => {
     while (!holds()) await new Promise((go) => setTimeout(go, 10));
     return true;
   };
-  window.heard = [];
+  window.received = [];
   window.states = [];
   window.paths = [];
   window.ends = [];
   window.keep = (channel) => {
     window.channel = channel;
-    channel.onmessage = ({ data }) => heard.push(data);
+    channel.onmessage = ({ data }) => received.push(data);
     channel.onstate = ({ state, path }) => paths.push(path ? state + ' ' + path : state);
     channel.onclose = ({ error }) => ends.push(String(error));
     return channel.peer;
@@ -69,7 +69,7 @@ impl Client {
 
     /// Waits until a text was received.
     async fn receive(&self, browser: &mut Browser, text: &str) {
-        self.wait(browser, &format!("heard.includes({})", json!(text))).await;
+        self.wait(browser, &format!("received.includes({})", json!(text))).await;
     }
 
     /// Waits until an expression holds.
@@ -90,7 +90,7 @@ async fn empty_tab(browser: &mut Browser, test_server: &TestServer) -> Tab {
 }
 
 /// Text both ways.
-async fn talk(browser: &mut Browser, [left, right]: [&Client; 2], words: &str) {
+async fn exchange(browser: &mut Browser, [left, right]: [&Client; 2], words: &str) {
     for (from, to) in [(left, right), (right, left)] {
         let text = format!("{words}, from {}", from.tag);
         from.send(browser, &text).await;
@@ -108,7 +108,7 @@ async fn two_tabs_connect_by_tag_and_exchange_text_both_ways() {
     let caller = Client::new(&mut browser, &test_server, "all").await;
     let callee = Client::new(&mut browser, &test_server, "all").await;
     caller.call(&mut browser, &callee).await;
-    talk(&mut browser, [&caller, &callee], "héllo").await;
+    exchange(&mut browser, [&caller, &callee], "héllo").await;
     for client in [&caller, &callee] {
         assert_eq!(client.get(&mut browser, "channel.path").await, "direct");
     }
@@ -135,7 +135,7 @@ async fn channels_and_tags_outlive_a_restart_of_the_server_and_a_new_call_works(
     let caller = Client::new(&mut browser, &test_server, "all").await;
     let callee = Client::new(&mut browser, &test_server, "all").await;
     caller.call(&mut browser, &callee).await;
-    talk(&mut browser, [&caller, &callee], "before").await;
+    exchange(&mut browser, [&caller, &callee], "before").await;
     test_server.restart();
     for client in [&caller, &callee] {
         client.wait(&mut browser, "states.includes('offline') && client.state === 'online'").await;
@@ -145,9 +145,9 @@ async fn channels_and_tags_outlive_a_restart_of_the_server_and_a_new_call_works(
             json!(["open", [], false])
         );
     }
-    talk(&mut browser, [&caller, &callee], "after").await;
+    exchange(&mut browser, [&caller, &callee], "after").await;
     callee.call(&mut browser, &caller).await;
-    talk(&mut browser, [&caller, &callee], "over a new channel").await;
+    exchange(&mut browser, [&caller, &callee], "over a new channel").await;
 }
 
 #[tokio::test]
@@ -160,22 +160,22 @@ async fn refusals_reach_the_page_as_errors_with_their_codes() {
     let caller = Client::new(&mut browser, &test_server, "all").await;
     let callee = Client::new(&mut browser, &test_server, "all").await;
     let error = |kind: &str, code: u16| json!({ "name": "GinnelError", "kind": kind, "code": code, "stage": "signal" });
-    // A key may be asked for at each registration.
+    // A key function is called at each registration.
     let renewed = format!(
         "(async () => {{
            const {{ connect }} = await import('/ginnel.js');
-           let asked = 0;
+           let requests = 0;
            const sockets = [];
            const WebSocket = class extends window.WebSocket {{
              constructor(url) {{ sockets.push(super(url)); }}
            }};
-           const client = await connect({{ WebSocket, key: async () => (asked += 1, '{}') }});
+           const client = await connect({{ WebSocket, key: async () => (requests += 1, '{}') }});
            sockets[0].close();
            await until(() => sockets.length === 2 && client.state === 'online');
            const relayed = client.iceServers.some(({{ credential }}) => credential);
            client.close();
            const none = await caught(connect({{ key: () => {{ throw new TypeError('no key today'); }} }}));
-           return [asked, relayed, none.name];
+           return [requests, relayed, none.name];
          }})()",
         test_server.key()
     );
@@ -187,11 +187,11 @@ async fn refusals_reach_the_page_as_errors_with_their_codes() {
     let elsewhere = "(async () => caught((await import('/ginnel.js')).connect({ server: '127.0.0.1:9' })))()";
     assert_eq!(caller.get(&mut browser, elsewhere).await, error("unreachable", 0));
     // The callee learns the caller and may refuse.
-    let refuse = "client.listen({ accept: (from) => !(window.asked = from) }); true";
+    let refuse = "client.listen({ accept: (from) => !(window.caller = from) }); true";
     callee.get(&mut browser, refuse).await;
     let call = format!("caught(client.call({}))", callee.tag);
     assert_eq!(caller.get(&mut browser, &call).await, error("not-allowed", 204));
-    assert_eq!(callee.get(&mut browser, "asked").await, caller.tag);
+    assert_eq!(callee.get(&mut browser, "caller").await, caller.tag);
 }
 
 #[tokio::test]
@@ -212,8 +212,8 @@ async fn a_replaced_client_learns_the_reason_and_does_not_reconnect() {
         (empty_tab(&mut browser, &test_server).await, empty_tab(&mut browser, &test_server).await);
     let tag = browser.evaluate(&older, start).await;
     assert_eq!(browser.evaluate(&newer, start).await, tag);
-    let told = browser.evaluate(&older, "until(() => ends.length > 0).then(() => ends)").await;
-    assert_eq!(told, json!(["replaced 210"]));
+    let ends = browser.evaluate(&older, "until(() => ends.length > 0).then(() => ends)").await;
+    assert_eq!(ends, json!(["replaced 210"]));
     // Two that took turns would do so within a second.
     let later = "new Promise((go) => setTimeout(() => go(states), 3000))";
     assert_eq!(browser.evaluate(&newer, later).await, json!([]), "the newer one notices nothing");
@@ -235,9 +235,9 @@ async fn a_tag_of_a_key_is_the_same_on_every_server_and_outlives_a_restart() {
           window.client = await connect({{ identity }});
           client.onstate = ({{ state }}) => states.push(state);
           const elsewhere = await connect({{ identity, server: '{}' }});
-          const stranger = await connect({{ identity: await createIdentity() }});
+          const other = await connect({{ identity: await createIdentity() }});
           return [client.secret === undefined, identity.privateKey.extractable, elsewhere.tag === client.tag,
-            stranger.tag === client.tag];
+            other.tag === client.tag];
         }})()",
         other.address
     );
@@ -270,8 +270,8 @@ async fn messages_wait_for_their_first_listener_up_to_a_cap() {
       const { value } = await first;
       await new Promise((go) => setTimeout(go, 200));
       keep(value);
-      await until(() => heard.length === 1000);
-      return heard.every((text, i) => text === 'message ' + i);
+      await until(() => received.length === 1000);
+      return received.every((text, i) => text === 'message ' + i);
     })()";
     assert_eq!(callee.get(&mut browser, late).await, true);
     // A second channel is never listened to, and gets more than waits.

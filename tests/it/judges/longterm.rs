@@ -137,10 +137,10 @@ fn users_of_the_http_hook_are_admitted_and_its_failures_give_no_answer() {
             test_server.process.printed()
         );
     }
-    let asked =
+    let lookups =
         |who: &str| users.lines(|line| line.starts_with(&format!("asked {who} ginnel")).then_some(())).len();
-    assert_eq!((asked("known"), asked("nobody"), asked(USER)), (1, 1, 0), "{}", users.printed());
-    assert!(asked("broken") > 1, "a failure is not remembered");
+    assert_eq!((lookups("known"), lookups("nobody"), lookups(USER)), (1, 1, 0), "{}", users.printed());
+    assert!(lookups("broken") > 1, "a failure is not remembered");
     let warnings =
         test_server.process.lines(|line| line.contains("users cannot be looked up").then_some(())).len();
     assert_eq!(warnings, 1, "once a minute: {}", test_server.process.printed());

@@ -9,7 +9,7 @@ use crate::test_server::TestServer;
 use crate::tools;
 
 const SECOND: u8 = 11;
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A server with two addresses in the laboratory.
 fn server(net: &Net) -> TestServer {
@@ -22,7 +22,7 @@ fn server(net: &Net) -> TestServer {
 fn discover(mut command: Command, test_server: &TestServer, flags: &[&str]) -> String {
     command.args(flags).arg(test_server.address.ip().to_string());
     let mut run = Proc::start("turnutils_natdiscovery", command, Stdout::Lines);
-    run.wait(PATIENCE);
+    run.wait(TIMEOUT);
     run.printed()
 }
 

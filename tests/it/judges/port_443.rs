@@ -51,8 +51,8 @@ async fn two_pages_that_reach_only_port_443_connect_by_the_servers_name() {
             .evaluate(tab, &format!("until(() => window.channel).then(() => channel.send('from {from}'))"))
             .await;
         let (browser, tab, _) = &mut pages[to];
-        let heard = format!("until(() => heard.includes('from {from}'))");
-        assert_eq!(browser.evaluate(tab, &heard).await, true);
+        let received = format!("until(() => received.includes('from {from}'))");
+        assert_eq!(browser.evaluate(tab, &received).await, true);
     }
     for (browser, tab, _) in &mut pages {
         let relay = "(async () => {

@@ -15,7 +15,7 @@ use NatKind::{PortRestricted, Symmetric};
 const UP: Duration = Duration::from_secs(40);
 
 /// Counts up in both directions, and remembers what came out of turn.
-const COUNT: &str = "window.heard = -1;
+const COUNT: &str = "window.received = -1;
   window.gaps = [];
   window.sent = 0;
   window.states = [];
@@ -29,8 +29,8 @@ const COUNT: &str = "window.heard = -1;
   window.keep = (channel) => {
     window.channel = channel;
     channel.onmessage = ({ data }) => {
-      if (Number(data) !== heard + 1) gaps.push([heard, data]);
-      window.heard = Number(data);
+      if (Number(data) !== received + 1) gaps.push([received, data]);
+      window.received = Number(data);
     };
     channel.onstate = ({ state, path }) => note('state', state, path);
     channel.onclose = ({ error }) => note('close', error);
@@ -104,7 +104,7 @@ impl Pair {
         let call = format!("client.call({}).then(keep)", callee.tag);
         caller.get(&call).await;
         for page in [&mut caller, &mut callee] {
-            page.wait("window.channel?.path === 'relay' && heard > 5").await;
+            page.wait("window.channel?.path === 'relay' && received > 5").await;
         }
         Self { pages: [caller, callee], test_server }
     }
@@ -119,7 +119,7 @@ impl Pair {
         let deadline = within.as_millis();
         for (page, sent) in [(0, &sent[1]), (1, &sent[0])] {
             let wait = format!(
-                "Promise.race([until(() => heard > {sent}), new Promise((go) => setTimeout(go, {deadline}))]).then(() => heard > {sent})"
+                "Promise.race([until(() => received > {sent}), new Promise((go) => setTimeout(go, {deadline}))]).then(() => received > {sent})"
             );
             if self.pages[page].get(&wait).await != true {
                 self.fail(&format!("nothing came through within {within:?}")).await;
@@ -134,14 +134,14 @@ impl Pair {
 
     /// Panics with what either page has seen.
     async fn fail(&mut self, why: &str) {
-        let mut told = String::new();
+        let mut report_text = String::new();
         for (name, page) in ["caller", "callee"].iter().zip(&mut self.pages) {
             let report =
                 "[channel.state, channel.connection.signalingState, channel.connection.connectionState,
-                `heard ${heard} sent ${sent}`, ...trace].join('\\n')";
-            told += &format!("{name}: {}\n\n", page.get(report).await.as_str().unwrap());
+                `received ${received} sent ${sent}`, ...trace].join('\\n')";
+            report_text += &format!("{name}: {}\n\n", page.get(report).await.as_str().unwrap());
         }
-        panic!("{why}\n{told}\n{}", self.test_server.process.printed());
+        panic!("{why}\n{report_text}\n{}", self.test_server.process.printed());
     }
 }
 

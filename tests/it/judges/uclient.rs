@@ -1,4 +1,4 @@
-//! coturn's `turnutils_uclient`: UDP and TCP legs, channels and Send, to each other and to a peer.
+//! coturn's `turnutils_uclient`: UDP and TCP clients, channels and Send, to each other and to a peer.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
@@ -10,7 +10,7 @@ use crate::tools;
 
 const MESSAGES: u64 = 100;
 const CLIENTS: u64 = 4;
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 const BOTH_RELAYED: &str = "relay_addresses = [\"127.0.0.1\", \"::1\"]";
@@ -69,8 +69,8 @@ impl Run<'_> {
         }
     }
 
-    /// Runs it for at most `patience`; returns its final counts and all output of it and of the server.
-    fn totals(&self, test_server: &TestServer, patience: Duration) -> (Option<Totals>, String) {
+    /// Runs it for at most `limit`; returns its final counts and all output of it and of the server.
+    fn totals(&self, test_server: &TestServer, limit: Duration) -> (Option<Totals>, String) {
         let own_peers = ["-y", "-T", "-P"].iter().any(|mode| self.modes.contains(mode));
         let ip = self.listen[0].to_string();
         let peer_port = (test_server.address.port() + 2).to_string();
@@ -89,7 +89,7 @@ impl Run<'_> {
         }
         uclient.args(self.modes).arg(&ip);
         let mut run = Proc::start("turnutils_uclient", uclient, Stdout::Lines);
-        let status = run.ended_by(Instant::now() + patience);
+        let status = run.ended_by(Instant::now() + limit);
         let printed = run.printed();
         (
             totals(&printed),
@@ -101,7 +101,7 @@ impl Run<'_> {
         if !tools::have(&["turnutils_uclient", "turnutils_peer"]) {
             return;
         }
-        let (totals, printed) = self.totals(&self.test_server(), PATIENCE);
+        let (totals, printed) = self.totals(&self.test_server(), TIMEOUT);
         let all = MESSAGES * self.clients;
         assert_eq!(totals, Some(Totals { sent: all, received: all, lost: 0 }), "{printed}");
     }
@@ -172,7 +172,7 @@ fn uclient_whose_peers_connect_gets_all_they_send() {
     }
     let assert_half = |clients| {
         let run = Run { clients, modes: &["-P"], ..Run::default() };
-        let (start, (totals, printed)) = (Instant::now(), run.totals(&run.test_server(), PATIENCE));
+        let (start, (totals, printed)) = (Instant::now(), run.totals(&run.test_server(), TIMEOUT));
         let (sent, received) = (MESSAGES * clients, MESSAGES * clients / 2);
         assert_eq!(totals, Some(Totals { sent, received, lost: sent - received }), "{printed}");
         assert!(start.elapsed() < SOON, "{clients} clients took {:?}", start.elapsed());
@@ -209,7 +209,7 @@ fn uclients_negative_tests_do_not_affect_others() {
             run(modes).totals(&test_server, Duration::from_millis(500));
         }
     }
-    let (totals, printed) = run(&["-y"]).totals(&test_server, PATIENCE);
+    let (totals, printed) = run(&["-y"]).totals(&test_server, TIMEOUT);
     let all = 2 * MESSAGES;
     assert_eq!(totals, Some(Totals { sent: all, received: all, lost: 0 }), "{printed}");
     assert_eq!(

@@ -14,7 +14,7 @@ use crate::signaling_client::{self, SignalingClient};
 use crate::test_server::TestServer;
 use crate::waiting::{pace, wait_until};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// An attack is repeated until so many rounds in a row have taken no more memory. The first ones may: buffers, tables and the
 /// allocator grow to the most that was alive at one time, which is up to the machine's scheduling. A leak grows in every round.
 const SETTLED: usize = 2;
@@ -105,7 +105,7 @@ fn assert_harmless(attack: impl Fn(&TestServer)) {
             let before = calls.load(Ordering::Relaxed);
             attack(&test_server);
             // One that was begun before the attack's end, and one after it.
-            wait_until(PATIENCE, "the bystanders go on calling", || {
+            wait_until(TIMEOUT, "the bystanders go on calling", || {
                 calls.load(Ordering::Relaxed) >= before + 2 || bystanders.is_finished()
             });
             sizes.push(test_server.resident_kib());
@@ -120,7 +120,7 @@ fn assert_harmless(attack: impl Fn(&TestServer)) {
 /// An open WebSocket, to be misused, and its bare stream.
 fn raw_web(ip: Ipv4Addr, server: SocketAddr) -> TcpStream {
     let stream = signaling_client::connect(ip, server).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let (socket, _) = client(format!("ws://{server}/ws"), stream).unwrap();
     socket.into_inner()
 }
@@ -139,7 +139,7 @@ fn text_frame(text: &[u8]) -> Vec<u8> {
 fn read_to_the_end(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     match stream.read_to_end(&mut bytes) {
-        Err(error) if error.kind() == ErrorKind::WouldBlock => panic!("still open after {PATIENCE:?}"),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => panic!("still open after {TIMEOUT:?}"),
         Ok(_) | Err(_) => bytes,
     }
 }
@@ -173,7 +173,7 @@ fn answer_to(server: SocketAddr, ip: Ipv4Addr, text: &str) -> Value {
 fn assert_dropped(server: SocketAddr, datagrams: &[Vec<u8>]) {
     for (number, datagram) in datagrams.iter().enumerate() {
         let socket = UdpSocket::bind((attacker(number), 0)).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         socket.send_to(datagram, server).unwrap();
         socket.send_to(br#"{"t":2,"mid":7,"tag":"nobody"}"#, server).unwrap();
         let mut buffer = [0; 2048];
@@ -220,7 +220,7 @@ fn a_client_that_does_not_read_is_closed_when_its_queue_is_full() {
         if stands["extra"]["offline"] != json!([rtag]) {
             watcher.receive(|message| message["params"]["offline"] == json!([rtag]));
         }
-        reader.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+        reader.get_ref().set_read_timeout(Some(TIMEOUT)).unwrap();
         assert_eq!(close_code(reader.get_mut()), None);
     });
 }
@@ -258,10 +258,10 @@ fn ten_thousand_connections_that_send_nothing_are_closed_in_seconds() {
             |number: usize| signaling_client::connect(attacker(number % 100), test_server.address).unwrap();
         let mut silent: Vec<_> = (0..10_000).map(connect).collect();
         for stream in &mut silent {
-            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            stream.set_read_timeout(Some(TIMEOUT)).unwrap();
             // After 5 s of silence a connection counts as a waiting gateway client, until a Ping has no answer.
-            let told = read_to_the_end(stream);
-            assert!(told.is_empty() || told == b"\x05\0\0\0\0\0\0\0\x06", "{told:02x?}");
+            let received = read_to_the_end(stream);
+            assert!(received.is_empty() || received == b"\x05\0\0\0\0\0\0\0\x06", "{received:02x?}");
         }
     });
 }
@@ -273,14 +273,14 @@ fn an_upgrade_that_is_never_finished_is_closed_in_seconds() {
         let mut halves: Vec<_> = (0..150)
             .map(|number| {
                 let mut stream = signaling_client::connect(attacker(number), test_server.address).unwrap();
-                stream.set_read_timeout(Some(PATIENCE)).unwrap();
+                stream.set_read_timeout(Some(TIMEOUT)).unwrap();
                 stream.write_all(begun[number % 3].as_bytes()).unwrap();
                 stream
             })
             .collect();
         for stream in &mut halves {
-            let told = String::from_utf8(read_to_the_end(stream)).unwrap();
-            assert!(told.is_empty() || told.starts_with("HTTP/1.1 4"), "{told}");
+            let received = String::from_utf8(read_to_the_end(stream)).unwrap();
+            assert!(received.is_empty() || received.starts_with("HTTP/1.1 4"), "{received}");
         }
     });
 }

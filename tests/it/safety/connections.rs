@@ -10,7 +10,7 @@ use crate::test_server::{Lines, TestServer};
 use crate::turn_client::{TurnClient, by_udp};
 use crate::waiting::{wait_for, wait_until_steady};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// Connections of one kind at a time, and the addresses they come from.
 const CONNECTIONS: usize = 800;
 const ADDRESSES: usize = 63;
@@ -28,7 +28,7 @@ fn connect(ip: Ipv4Addr, server: SocketAddr) -> TcpStream {
     socket.set_recv_buffer_size(2048).unwrap();
     socket.bind(&SocketAddr::from((ip, 0)).into()).unwrap();
     socket.connect(&server.into()).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     socket.into()
 }
 
@@ -85,7 +85,7 @@ fn grown_by(test_server: &TestServer, (_, path, bytes): &Kind, before: u64) -> u
         open.push((stream, 0));
     }
     // Until the server reads no more, or has closed them.
-    wait_until_steady(PATIENCE, Duration::from_millis(100), || {
+    wait_until_steady(TIMEOUT, Duration::from_millis(100), || {
         for (stream, sent) in &mut open {
             match stream.write(&bytes[*sent..]) {
                 Ok(count) => *sent += count,
@@ -111,7 +111,7 @@ fn an_unauthenticated_connection_costs_at_most_16_kib_and_releases_them() {
         let grown = grown_by(&test_server, &kind, before);
         eprintln!("{}: {} KiB each", kind.0, grown / CONNECTIONS as u64);
         assert!(grown <= MOST_KIB * CONNECTIONS as u64, "{}: {grown} KiB", kind.0);
-        wait_for(PATIENCE, || match test_server.resident_kib() {
+        wait_for(TIMEOUT, || match test_server.resident_kib() {
             kib if kib <= warm + KEPT_KIB => Ok(()),
             kib => Err(format!("{}: {kib} KiB, {warm} before", kind.0)),
         });
@@ -144,9 +144,9 @@ fn invalid_http_and_websocket_requests_are_refused_on_every_path() {
             ("dGhlIHNhbXBsZSBub25jZTE=", "400"),
             ("dGhlIHNhbXBsZSBub25jZQ", "400"),
         ] {
-            let asked = String::from_utf8(asks_for(path)).unwrap();
-            let asked = asked.replace("dGhlIHNhbXBsZSBub25jZQ==", key);
-            assert_eq!(answer(asked).as_deref(), Some(code), "{path} {key:?}");
+            let request = String::from_utf8(asks_for(path)).unwrap();
+            let request = request.replace("dGhlIHNhbXBsZSBub25jZQ==", key);
+            assert_eq!(answer(request).as_deref(), Some(code), "{path} {key:?}");
         }
     }
 }
@@ -183,16 +183,17 @@ fn connections_leave_descriptors_for_relays_and_the_oldest_unauthenticated_one_i
     let address = |number: usize| {
         Ipv4Addr::new(127, 8, u8::try_from(number / 200).unwrap(), u8::try_from(1 + number % 200).unwrap())
     };
-    let mut held: Vec<_> = (0..400).map(|number| connect(address(number), test_server.address)).collect();
-    let mut newest = held.pop().unwrap();
+    let mut connections: Vec<_> =
+        (0..400).map(|number| connect(address(number), test_server.address)).collect();
+    let mut newest = connections.pop().unwrap();
     newest.write_all(&binding()).unwrap();
     newest.read_exact(&mut [0; 32]).unwrap();
-    assert!(matches!(held[0].read(&mut [0; 1]), Ok(0) | Err(_)), "the oldest has gone");
+    assert!(matches!(connections[0].read(&mut [0; 1]), Ok(0) | Err(_)), "the oldest has gone");
     let clients: Vec<_> =
         (0..30).map(|_| TurnClient::allocate(Ipv4Addr::new(127, 9, 0, 1), test_server.address)).collect();
     assert_eq!(clients.len(), 30);
     let line = |line: &str| (line.contains("WARN") && line.contains("descriptors")).then_some(());
-    test_server.process.expect("one line", PATIENCE, line);
+    test_server.process.expect("one line", TIMEOUT, line);
     assert_eq!(
         test_server.process.lines(|line| line.contains("WARN").then_some(())).len(),
         1,

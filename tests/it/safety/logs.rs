@@ -127,8 +127,8 @@ fn unwritable_output_never_panics() {
             let program = format!("exec \"$0\" \"$@\" {redirect}");
             let mut sh = Command::new("timeout");
             // Listening has no end of its own.
-            let patience = if command == listen { "1" } else { "10" };
-            sh.args([patience, "sh", "-c", &program]).args(command).current_dir(folder.path());
+            let limit = if command == listen { "1" } else { "10" };
+            sh.args([limit, "sh", "-c", &program]).args(command).current_dir(folder.path());
             let status = sh.status().unwrap();
             assert!(
                 status.code().is_some_and(|code| code != 101 && code < 128),
@@ -142,8 +142,8 @@ fn unwritable_output_never_panics() {
 fn an_unknown_log_level_is_refused_with_a_list_of_the_levels() {
     let mut agent = Command::new(env!("CARGO_BIN_EXE_agent"));
     let output = agent.args(["connect", "--log", "verbose", "nonsense"]).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(2) && said.contains("debug or trace"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && stderr.contains("debug or trace"), "{stderr}");
 }
 
 /// Starts a program with a full pipe without a reader as standard error, and prints its exit code.

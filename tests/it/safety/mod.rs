@@ -1,4 +1,4 @@
-//! Attacks and faults that must not succeed.
+//! Attacks and failures that must not affect others.
 
 pub(crate) mod abuse;
 mod amplification;

@@ -11,7 +11,7 @@ use crate::tools;
 use crate::turn_client::{TurnClient, by_udp};
 
 /// How long the server may take to notice on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 fn code(answer: &[u8]) -> u16 {
     Message::parse(answer).unwrap().unverified().error_code().unwrap_or(0)
@@ -41,7 +41,7 @@ fn send(client: &TurnClient, peer: SocketAddr) {
 
 /// Asks for the permission again and again until it is answered with `wanted`.
 fn wait_for(wanted: u16, client: &mut TurnClient, peer: SocketAddr) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while permit(client, peer) != wanted {
         assert!(Instant::now() < end, "no {wanted} for {peer}");
     }
@@ -60,7 +60,7 @@ fn an_address_added_to_the_host_is_denied_as_a_peer_until_it_is_removed() {
         TestServer::on_with(&server_host, "relay_addresses = [\"203.0.113.10\", \"2606:4700::10\"]");
     let (mut client, control) = client_host.inside(|| {
         let control = UdpSocket::bind((client_host.address(), 0)).unwrap();
-        control.set_read_timeout(Some(PATIENCE)).unwrap();
+        control.set_read_timeout(Some(TIMEOUT)).unwrap();
         (TurnClient::new(client_host.address(), test_server.address), control)
     });
     let both = |b: Builder| by_udp(b).attribute(attr::ADDITIONAL_ADDRESS_FAMILY, &[2, 0, 0, 0]);
@@ -83,7 +83,7 @@ fn an_address_added_to_the_host_is_denied_as_a_peer_until_it_is_removed() {
         // What was sent before would have arrived before this.
         send(&client, control.local_addr().unwrap());
         control.recv(&mut [0; 16]).unwrap();
-        assert!(witness.recv(&mut [0; 16]).is_err(), "{peer} has heard something");
+        assert!(witness.recv(&mut [0; 16]).is_err(), "{peer} has received something");
         drop(witness);
         server_host.remove_inner_address(&prefixed);
         wait_for(0, &mut client, peer);

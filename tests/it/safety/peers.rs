@@ -121,11 +121,11 @@ fn an_unreachable_peer_does_not_affect_the_others() {
     let mut client = client_host.python("turn.py", &arguments);
     let mut verdict = client.expect("verdict", SHORT, |line| serde_json::from_str::<Value>(line).ok());
     client.succeed(SHORT);
-    let told = verdict["icmp"].take();
+    let icmp = verdict["icmp"].take();
     let port_unreachable = json!(["203.0.113.12", 3, 3]);
     assert!(
-        told.as_array().unwrap().contains(&port_unreachable),
-        "the client is told of the closed port: {told}"
+        icmp.as_array().unwrap().contains(&port_unreachable),
+        "the client receives an ICMP error for the closed port: {icmp}"
     );
     let all = json!([200, 200, 200]);
     let expected = json!({

@@ -30,10 +30,10 @@ fn sighup_logs_one_line_and_ends_nothing() {
     let mut test_server = TestServer::on_loopback("");
     for times in 1..=2 {
         test_server.process.signal("HUP");
-        let mut told = 0;
+        let mut count = 0;
         test_server.process.expect("line about each hangup", SHORT, |line| {
-            told += usize::from(line.contains("SIGHUP is ignored"));
-            (told == times).then_some(())
+            count += usize::from(line.contains("SIGHUP is ignored"));
+            (count == times).then_some(())
         });
     }
     drop(TcpStream::connect(test_server.address).unwrap());

@@ -13,7 +13,7 @@ use crate::test_server::TestServer;
 use crate::turn_client::TurnClient;
 use crate::waiting::{pace, wait_until, wait_until_steady};
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Sources of the flood, each an address and port of its own, and requests from each.
 const SOURCES: u32 = 62_500;
 const REQUESTS: u32 = 16;
@@ -35,7 +35,7 @@ fn allocate() -> Builder {
 fn socket(ip: Ipv4Addr, server: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind((ip, 0)).unwrap();
     socket.connect(server).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_read_timeout(Some(TIMEOUT)).unwrap();
     socket
 }
 
@@ -174,7 +174,7 @@ fn repeated_client_hellos_begin_a_handshake_a_second_and_cost_no_relayed_packet(
         })
         .collect();
     let peer = UdpSocket::bind((Ipv4Addr::new(127, 2, 0, 2), 0)).unwrap();
-    peer.set_read_timeout(Some(PATIENCE)).unwrap();
+    peer.set_read_timeout(Some(TIMEOUT)).unwrap();
     let mut client = TurnClient::allocate(Ipv4Addr::new(127, 2, 0, 1), test_server.address);
     client.bind_channel(0x4000, peer.local_addr().unwrap());
     let (stop, began) = (AtomicBool::new(false), Instant::now());
@@ -224,7 +224,7 @@ fn drain(network: [u8; 3], server: SocketAddr, stop: &AtomicBool) -> u32 {
         pace(Duration::from_millis(10));
     }
     // What is still on its way.
-    wait_until_steady(PATIENCE, Duration::from_millis(200), || {
+    wait_until_steady(TIMEOUT, Duration::from_millis(200), || {
         sockets.iter().for_each(&mut take);
         answers.get()
     })
@@ -234,7 +234,7 @@ fn drain(network: [u8; 3], server: SocketAddr, stop: &AtomicBool) -> u32 {
 fn wait_until_drained(ip: Ipv4Addr, server: SocketAddr) {
     let probe = socket(ip, server);
     probe.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
-    wait_until(PATIENCE, "the network's answers are used up", || {
+    wait_until(TIMEOUT, "the network's answers are used up", || {
         probe.send(&request(Method::BINDING).finish()).unwrap();
         probe.recv(&mut [0; 64]).is_err()
     });
@@ -251,10 +251,10 @@ fn a_flooding_network_is_answered_at_its_rate_and_others_are_not_affected() {
         let mut client = TurnClient::allocate(Ipv4Addr::new(127, 2, 0, 1), test_server.address);
         let mut slowest = Duration::ZERO;
         for _ in 0..100 {
-            let asked = Instant::now();
+            let sent_at = Instant::now();
             let refreshed = client.request_signed(Method::REFRESH, |request| request);
             assert_eq!(Message::parse(&refreshed).unwrap().class(), Class::Success);
-            slowest = slowest.max(asked.elapsed());
+            slowest = slowest.max(sent_at.elapsed());
             pace(Duration::from_millis(20));
         }
         stop.store(true, Ordering::Relaxed);
@@ -301,9 +301,9 @@ fn a_newcomer_is_answered_while_many_networks_are_drained() {
     }
 }
 
-/// A TCP connection from `ip`; whether it asked for a Binding and was answered.
+/// Sends a Binding request over TCP; returns whether it was answered.
 fn is_answered(stream: &mut TcpStream) -> bool {
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     // A refused connection may be gone before anything is written.
     let sent = stream.write_all(&request(Method::BINDING).finish());
     let mut answer = [0; 20];
@@ -321,12 +321,12 @@ fn connect(ip: Ipv4Addr, server: SocketAddr) -> TcpStream {
 fn connections_are_capped_per_address() {
     let test_server = TestServer::on_loopback("[limits]\nunlimited_from = []\nconnections_per_address = 8");
     let (one, other) = (Ipv4Addr::new(127, 1, 0, 1), Ipv4Addr::new(127, 1, 0, 2));
-    let mut held: Vec<_> = (0..8).map(|_| connect(one, test_server.address)).collect();
-    assert!(held.iter_mut().all(is_answered));
+    let mut connections: Vec<_> = (0..8).map(|_| connect(one, test_server.address)).collect();
+    assert!(connections.iter_mut().all(is_answered));
     assert!(!is_answered(&mut connect(one, test_server.address)));
     assert!(is_answered(&mut connect(other, test_server.address)));
-    drop(held.pop());
-    wait_until(PATIENCE, "a closed connection counts no more", || {
+    drop(connections.pop());
+    wait_until(TIMEOUT, "a closed connection counts no more", || {
         is_answered(&mut connect(one, test_server.address))
     });
 }
@@ -338,11 +338,11 @@ fn loopback_has_no_limits_by_default() {
         "[limits]\nunauthenticated_rate = 1\nunauthenticated_burst = 1\nconnections_per_address = 1",
     );
     let socket = socket(Ipv4Addr::LOCALHOST, test_server.address);
-    let mut held = Vec::new();
+    let mut connections = Vec::new();
     for _ in 0..20 {
         socket.send(&request(Method::BINDING).finish()).unwrap();
         socket.recv(&mut [0; 64]).unwrap();
-        held.push(connect(Ipv4Addr::LOCALHOST, test_server.address));
+        connections.push(connect(Ipv4Addr::LOCALHOST, test_server.address));
     }
-    assert!(held.iter_mut().all(is_answered));
+    assert!(connections.iter_mut().all(is_answered));
 }

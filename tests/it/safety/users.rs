@@ -10,9 +10,9 @@ use serde_json::Value;
 use crate::test_server::{Lines, TestServer};
 use crate::turn_client::{TurnClient, by_udp};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 const PASSWORD: &str = "a user's password";
-const STRANGER: Ipv4Addr = Ipv4Addr::new(127, 41, 0, 1);
+const OTHER: Ipv4Addr = Ipv4Addr::new(127, 41, 0, 1);
 const FRIEND: Ipv4Addr = Ipv4Addr::new(127, 40, 0, 1);
 
 /// Answers look-ups: names that begin with `good` are known; those that begin with `slow` get no answer; others are unknown.
@@ -46,8 +46,8 @@ fn answer(stream: &TcpStream) -> Option<()> {
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
-    let asked: Value = serde_json::from_slice(&body).unwrap();
-    let user = asked["user"].as_str().unwrap();
+    let request: Value = serde_json::from_slice(&body).unwrap();
+    let user = request["user"].as_str().unwrap();
     if user.starts_with("slow") {
         // Until the server gives it up.
         let _ = reader.read(&mut [0]);
@@ -79,36 +79,36 @@ fn code(answer: &[u8]) -> u16 {
 #[test]
 fn the_first_refusal_of_a_user_who_was_looked_up_arrives() {
     let test_server = test_server("");
-    for (user, ip) in [("good", FRIEND), ("nobody", STRANGER)] {
+    for (user, ip) in [("good", FRIEND), ("nobody", OTHER)] {
         let mut client = client(user, "wrong", ip, test_server.address);
         let request = by_udp(client.begin(Method::ALLOCATE));
         let request = client.sign(request).finish();
         client.send(&request);
         let answer = (0..40).find_map(|_| client.receive());
-        assert_eq!(answer.map(|answer| code(&answer)), Some(401), "{user}, asked once");
+        assert_eq!(answer.map(|answer| code(&answer)), Some(401), "{user}, one request");
     }
 }
 
 #[test]
 fn random_user_names_block_no_user_of_another_network() {
     let test_server = test_server("deadline_ms = 60000\nper_network = 10");
-    let mut strangers: Vec<_> =
-        (0..100).map(|number| client(&format!("slow{number}"), "x", STRANGER, test_server.address)).collect();
-    for stranger in &mut strangers {
-        let request = by_udp(stranger.begin(Method::ALLOCATE));
-        stranger.send(&stranger.sign(request).finish());
+    let mut others: Vec<_> =
+        (0..100).map(|number| client(&format!("slow{number}"), "x", OTHER, test_server.address)).collect();
+    for other in &mut others {
+        let request = by_udp(other.begin(Method::ALLOCATE));
+        other.send(&other.sign(request).finish());
     }
     let mut friend = client("good", PASSWORD, FRIEND, test_server.address);
     assert_eq!(code(&friend.request_signed(Method::ALLOCATE, by_udp)), 0);
-    test_server.process.expect("line about the limit", PATIENCE, |line| {
-        line.contains("auth.hook.per_network").then_some(())
-    });
+    test_server
+        .process
+        .expect("line about the limit", TIMEOUT, |line| line.contains("auth.hook.per_network").then_some(()));
 }
 
 /// The credentials of `GET /ice` for the access key.
 fn ice(test_server: &TestServer) -> (String, String) {
     let mut stream = TcpStream::connect(test_server.address).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     let (key, host) = (test_server.key(), test_server.address);
     write!(stream, "GET /ice?key={key} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
     let mut text = String::new();
