@@ -10,7 +10,6 @@ use super::socket_set::SocketSet;
 use super::{LoadProgress, LoadStage, LoadTimes, RunControl};
 use crate::net::time;
 use crate::stun::{Class, Message};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How long the end waits for late packets.
@@ -95,7 +94,7 @@ pub(super) fn run(
             left_out_before = tally.pace.left_out();
             tally.from = tally.now();
         }
-        if now >= end || control.stop.load(Ordering::Relaxed) {
+        if now >= end || control.is_stopped() {
             break;
         }
         let due = tally.pace.due(now);

@@ -36,7 +36,7 @@ pub(crate) use report::{AllocateReport, SearchReport, TrafficReport};
 pub use target::{LoadTransport, Target};
 
 use serde::{Deserialize, Serialize};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// The longest load. A forgotten one ends by itself.
@@ -99,6 +99,26 @@ pub struct RunControl<'a> {
     pub release: &'a AtomicBool,
     /// Called at every stage.
     pub on_stage: &'a mut dyn FnMut(LoadStage),
+}
+
+impl RunControl<'_> {
+    /// Returns whether the caller has ended the load.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Reports `(sent, received)` so far.
+    pub(super) fn report_progress(
+        &mut self,
+        times: LoadTimes,
+        elapsed: Duration,
+        warming_up: bool,
+        (sent, received): (u64, u64),
+    ) {
+        let whole = times.warm_up + times.seconds;
+        let progress = LoadProgress { elapsed, whole, warming_up, sent, received };
+        (self.on_stage)(LoadStage::Traffic(progress));
+    }
 }
 
 /// One trial of a search.

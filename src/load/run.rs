@@ -338,7 +338,7 @@ fn search_rate(
         plan.mode = LoadMode::Rate(rate);
         plan.tag = plan.tag.wrapping_add(1);
         let outcome = generator::run(socket_set, plan, control)?;
-        if control.stop.load(std::sync::atomic::Ordering::Relaxed) {
+        if control.is_stopped() {
             return Err(LoadError::Interrupted);
         }
         let loss_percent = outcome.shortfall();
@@ -357,7 +357,7 @@ fn await_start(socket_set: &mut SocketSet, control: &mut RunControl<'_>) -> Resu
     (control.on_stage)(LoadStage::Ready);
     let Some(start) = control.start else { return Ok(()) };
     socket_set.keep_alive(WaitLimit { stop: start, deadline: None }, Some(control.stop))?;
-    if control.stop.load(std::sync::atomic::Ordering::Relaxed) { Err(LoadError::Interrupted) } else { Ok(()) }
+    if control.is_stopped() { Err(LoadError::Interrupted) } else { Ok(()) }
 }
 
 /// Reports the progress of setup, at most a hundred times.

@@ -34,7 +34,17 @@ fn rustdoc() -> Option<Value> {
     let wrapper = folder.path().join("rustdoc");
     fs::write(&wrapper, "#!/bin/sh\nRUSTC_BOOTSTRAP=1 exec rustdoc \"$@\"\n").unwrap();
     fs::set_permissions(&wrapper, Permissions::from_mode(0o755)).unwrap();
-    let output = Command::new(env!("CARGO"))
+    let mut cargo = Command::new(env!("CARGO"));
+    // The variables of this package would make the build scripts of dependencies run again.
+    for (name, _) in std::env::vars_os() {
+        if name
+            .to_str()
+            .is_some_and(|name| ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|it| name.starts_with(it)))
+        {
+            cargo.env_remove(name);
+        }
+    }
+    let output = cargo
         .current_dir(root())
         .env("RUSTDOC", &wrapper)
         .args([

@@ -20,14 +20,13 @@ pub use report::GatewayReport;
 use super::error::LoadError;
 use super::process::{Process, thread_cpu_ns};
 use super::run::{ProgressReporter, within};
-use super::{Load, LoadProgress, LoadStage, RunControl};
+use super::{Load, LoadStage, RunControl};
 use crate::gateway::handshake::Key;
 use crate::gateway::token::GatewayToken;
 use crate::net::time;
 use exchange::Exchange;
 use report::{ConnectPhase, ExchangePhase, MemoryUse};
 use std::net::{SocketAddr, TcpListener};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use virtual_connections::LoadSize;
 
@@ -173,10 +172,6 @@ impl Load {
 }
 
 impl GatewayRun<'_, '_> {
-    fn stopped(&self) -> bool {
-        self.control.stop.load(Ordering::Relaxed)
-    }
-
     fn used(&self) -> Result<Option<(u64, u64)>, LoadError> {
         self.load.used(self.process.as_ref())
     }
@@ -198,7 +193,7 @@ impl GatewayRun<'_, '_> {
             }
         }
         while self.exchange.virtual_connections.up() < all || connected < clients {
-            if self.stopped() {
+            if self.control.is_stopped() {
                 return Err(LoadError::Interrupted);
             }
             let allowed = SETUP_CONCURRENCY + self.exchange.virtual_connections.up() / self.what.each;
@@ -251,7 +246,7 @@ impl GatewayRun<'_, '_> {
         let began = time::mono();
         let (from, to) = (began + times.warm_up, began + times.warm_up + times.seconds);
         let (mut start, mut second, mut now) = (None, 0, began);
-        while now < to && !self.stopped() {
+        while now < to && !self.control.is_stopped() {
             if start.is_none() && now >= from {
                 self.exchange.flows.measure();
                 start = Some((now, thread_cpu_ns(), self.used()?));
@@ -265,7 +260,9 @@ impl GatewayRun<'_, '_> {
             self.sample(now)?;
             if (now - began).as_secs() > second {
                 second = (now - began).as_secs();
-                self.report_progress(now - began, start.is_none());
+                let counts = self.exchange.flows.counts;
+                let progress = (counts.sent, counts.received);
+                self.control.report_progress(times, now - began, start.is_none(), progress);
             }
         }
         let Some((at, own_before, before)) = start else { return Err(LoadError::Interrupted) };
@@ -281,7 +278,7 @@ impl GatewayRun<'_, '_> {
     fn drain(&mut self) -> Result<Instant, LoadError> {
         self.exchange.flows.end();
         let mut last = (time::mono(), self.exchange.flows.unanswered());
-        while last.1 > 0 && time::mono() - last.0 < self.what.quiet && !self.stopped() {
+        while last.1 > 0 && time::mono() - last.0 < self.what.quiet && !self.control.is_stopped() {
             self.exchange.poll_once(STOP_CHECK)?;
             let (now, left) = (time::mono(), self.exchange.flows.unanswered());
             self.sample(now)?;
@@ -298,18 +295,5 @@ impl GatewayRun<'_, '_> {
             self.memory.peak = self.memory.peak.max(self.used()?.map(|used| used.1));
         }
         Ok(())
-    }
-
-    fn report_progress(&mut self, elapsed: Duration, warming_up: bool) {
-        let whole = self.load.times.warm_up + self.load.times.seconds;
-        let counts = self.exchange.flows.counts;
-        let (sent, received) = (counts.sent, counts.received);
-        (self.control.on_stage)(LoadStage::Traffic(LoadProgress {
-            elapsed,
-            whole,
-            warming_up,
-            sent,
-            received,
-        }));
     }
 }

@@ -14,11 +14,10 @@ use super::error::LoadError;
 use super::pacing::Pace;
 use super::process::{Process, thread_cpu_ns};
 use super::run::{ProgressReporter, within};
-use super::{Load, LoadMode, LoadProgress, LoadStage, RunControl};
+use super::{Load, LoadMode, LoadStage, RunControl};
 use crate::net::time;
 use clients::SignalingClients;
 use report::{CallPhase, CpuUse, RegisterPhase};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use transport::{ClientSockets, SendResult};
 use udp_clients::UdpClients;
@@ -123,10 +122,6 @@ impl Load {
 }
 
 impl SignalingRun<'_, '_> {
-    fn stopped(&self) -> bool {
-        self.control.stop.load(Ordering::Relaxed)
-    }
-
     fn used(&self) -> Result<Option<(u64, u64)>, LoadError> {
         self.load.used(self.process.as_ref())
     }
@@ -138,7 +133,7 @@ impl SignalingRun<'_, '_> {
         let own_before = thread_cpu_ns();
         let (mut opened, mut last, mut progress) = (0, (began, 0), ProgressReporter::new(self.what.clients));
         while self.clients.online() < self.what.clients {
-            if self.stopped() {
+            if self.control.is_stopped() {
                 return Err(LoadError::Interrupted);
             }
             while opened < self.what.clients && self.clients.waiting() < self.what.concurrency {
@@ -192,7 +187,7 @@ impl SignalingRun<'_, '_> {
                 self.poll_once(STOP_CHECK)?;
             }
             let now = process.resident()?;
-            if now.abs_diff(last) <= SETTLE_CHANGE || time::mono() >= end || self.stopped() {
+            if now.abs_diff(last) <= SETTLE_CHANGE || time::mono() >= end || self.control.is_stopped() {
                 return Ok(());
             }
             last = now;
@@ -210,7 +205,7 @@ impl SignalingRun<'_, '_> {
         let mut second = 0;
         let mut now = began;
         let (closed, lost_tags) = (self.sockets.closed(), self.clients.lost_tags);
-        while now < to && !self.stopped() {
+        while now < to && !self.control.is_stopped() {
             if start.is_none() && now >= from {
                 self.clients.measure(true);
                 self.clients.refused.clear();
@@ -234,7 +229,8 @@ impl SignalingRun<'_, '_> {
             now = time::mono();
             if (now - began).as_secs() > second {
                 second = (now - began).as_secs();
-                self.report_progress(now - began, start.is_none());
+                let progress = (self.clients.measured.begun, self.clients.measured.answered);
+                self.control.report_progress(times, now - began, start.is_none(), progress);
             }
         }
         self.clients.measure(false);
@@ -257,18 +253,6 @@ impl SignalingRun<'_, '_> {
             closed: self.sockets.closed() - closed,
             lost_tags: self.clients.lost_tags - lost_tags,
         })
-    }
-
-    fn report_progress(&mut self, elapsed: Duration, warming_up: bool) {
-        let whole = self.load.times.warm_up + self.load.times.seconds;
-        let (sent, received) = (self.clients.measured.begun, self.clients.measured.answered);
-        (self.control.on_stage)(LoadStage::Traffic(LoadProgress {
-            elapsed,
-            whole,
-            warming_up,
-            sent,
-            received,
-        }));
     }
 
     /// Sends the clients' messages, and waits at most `wait` for received ones.
