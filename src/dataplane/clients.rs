@@ -1,4 +1,4 @@
-//! The way back to a client: through the listener it came in by, whatever its transport.
+//! The clients of one worker, and how it sends to them: from the listening socket that they send to, or on their stream.
 
 use super::counters::{WorkerDropCounters, WorkerDropReason};
 use super::dtls::Dtls;
@@ -21,18 +21,18 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-/// How a stream client is reached.
+/// The connection of a stream client.
 #[derive(Debug)]
 enum Stream {
-    /// Its socket is the worker's own.
-    Own(usize),
-    /// By a task, which writes what is gathered for it in one pass: TLS, WebSocket.
+    /// A TCP connection of the worker, by its slot.
+    Tcp(usize),
+    /// A task that carries TLS or WebSocket. `out` has the frames of this iteration, which are sent together.
     Task { path: ReplyPath, out: BytesMut, frames: u64 },
 }
 
 impl Stream {
-    /// Gives a task what was gathered for it; returns how many frames were lost because it does not keep up.
-    fn send_gathered(&mut self) -> u64 {
+    /// Sends a task the frames of this iteration; returns how many were dropped because its queue is full.
+    fn flush(&mut self) -> u64 {
         let Self::Task { path, out, frames } = self else { return 0 };
         let count = std::mem::take(frames);
         if count == 0 {
@@ -48,14 +48,14 @@ impl Stream {
     }
 }
 
-/// One worker's listening sockets, its DTLS sessions and its stream clients.
+/// The listening sockets, DTLS sessions and stream clients of one worker.
 #[derive(Debug)]
 pub(crate) struct Clients {
     pub(crate) listeners: Vec<ListenSocket>,
-    /// Handles on other workers' listeners, to send by.
+    /// Handles of other workers' listening sockets, for sending.
     send_only: Vec<BatchUdpSocket>,
     streams: HashMap<FiveTuple, Stream>,
-    /// Clients whose tasks are to be handed what was gathered for them.
+    /// Clients whose tasks have frames to send.
     unsent: Vec<FiveTuple>,
     pub(crate) tcp: TcpConnections,
     pub(crate) dtls: Dtls,
@@ -77,89 +77,85 @@ impl Clients {
         Self { listeners, send_only, streams, unsent, tcp, dtls, moved, drops }
     }
 
-    /// Takes over the socket of a client by TCP; says whether an older stream had the same addresses.
-    pub(crate) fn insert_socket(&mut self, now: Instant, arrival: AcceptedSocket) -> bool {
-        let client = arrival.client;
-        match self.tcp.insert(now, arrival) {
-            Ok(slot) => self.insert(now, client, Stream::Own(slot)),
+    /// Inserts the socket of a TCP client; returns whether it replaces an older stream with the same 5-tuple.
+    pub(crate) fn insert_socket(&mut self, now: Instant, accepted: AcceptedSocket) -> bool {
+        let client = accepted.client;
+        match self.tcp.insert(now, accepted) {
+            Ok(slot) => self.insert(now, client, Stream::Tcp(slot)),
             Err(error) => {
-                tracing::debug!(%error, "stream");
+                tracing::debug!(%error, "TCP client not served");
                 false
             }
         }
     }
 
-    /// Takes in a client whose stream a task carries; says whether an older stream had the same addresses.
-    pub(crate) fn open(&mut self, now: Instant, client: FiveTuple, path: ReplyPath) -> bool {
+    /// Inserts a client whose stream a task carries; returns whether it replaces an older stream with the same 5-tuple.
+    pub(crate) fn insert_task(&mut self, now: Instant, client: FiveTuple, path: ReplyPath) -> bool {
         self.insert(now, client, Stream::Task { path, out: BytesMut::new(), frames: 0 })
     }
 
     fn insert(&mut self, now: Instant, client: FiveTuple, stream: Stream) -> bool {
         let older = self.streams.insert(client, stream);
-        if let Some(Stream::Own(slot)) = older {
+        if let Some(Stream::Tcp(slot)) = older {
             self.tcp.close(now, slot);
         }
         older.is_some()
     }
 
-    /// Forgets a client whose task has ended; `false` when it was another one's.
+    /// Removes a client whose task has ended; returns `false` when the client has another stream now.
     pub(crate) fn remove_task(&mut self, client: FiveTuple, link: u64) -> bool {
-        let its_own = |stream: &Stream| matches!(stream, Stream::Task { path, .. } if path.link == link);
-        self.streams.get(&client).is_some_and(its_own) && self.streams.remove(&client).is_some()
+        let is_its_own = |stream: &Stream| matches!(stream, Stream::Task { path, .. } if path.link == link);
+        self.streams.get(&client).is_some_and(is_its_own) && self.streams.remove(&client).is_some()
     }
 
-    /// Closes a socket of the worker's own; `false` when its client has another stream by now.
+    /// Closes a TCP connection; returns `false` when the client has another stream now.
     pub(crate) fn close(&mut self, now: Instant, slot: usize, client: FiveTuple) -> bool {
         self.tcp.close(now, slot);
-        let its_own = |stream: &Stream| matches!(stream, Stream::Own(of) if *of == slot);
-        self.streams.get(&client).is_some_and(its_own) && self.streams.remove(&client).is_some()
+        let is_its_own = |stream: &Stream| matches!(stream, Stream::Tcp(own) if *own == slot);
+        self.streams.get(&client).is_some_and(is_its_own) && self.streams.remove(&client).is_some()
     }
 
-    /// Ends a client by TCP that has shown no credentials, unless another one has its addresses by now.
+    /// Closes the TCP connection with this number if its client has not authenticated.
     pub(crate) fn evict(&mut self, client: FiveTuple, number: u64) {
-        if let Some(Stream::Own(slot)) = self.streams.get(&client) {
+        if let Some(Stream::Tcp(slot)) = self.streams.get(&client) {
             self.tcp.evict(*slot, number);
         }
     }
 
-    /// Sends stream clients what was gathered for them in this pass.
+    /// Sends stream clients the frames of this iteration.
     pub(crate) fn flush(&mut self, now: Instant) {
         self.tcp.flush(now);
         while let Some(client) = self.unsent.pop() {
-            let lost = self.streams.get_mut(&client).map_or(0, Stream::send_gathered);
-            self.drops.add(WorkerDropReason::ClientNotReading, lost);
+            let dropped = self.streams.get_mut(&client).map_or(0, Stream::flush);
+            self.drops.add(WorkerDropReason::ClientNotReading, dropped);
         }
     }
 
-    /// Sends relayed data to a client whom a stream reaches, without putting it together first; `false` when it is none.
-    pub(crate) fn send_to_stream_client(&mut self, to: &ToClient, payload: &[u8]) -> bool {
-        let ToClient { client, header, padding, .. } = to;
-        let by_stream = client.transport.is_stream();
-        if by_stream {
-            self.send_to_stream(*client, [header.as_bytes(), payload, &ZEROS[..(*padding).min(ZEROS.len())]]);
-        }
-        by_stream
+    /// Sends relayed data to a stream client.
+    pub(crate) fn send_to_stream_client(&mut self, to: &ToClient, payload: &[u8]) {
+        let padding = &ZEROS[..to.padding.min(ZEROS.len())];
+        self.send_to_stream(to.client, [to.header.as_bytes(), payload, padding]);
     }
 
-    /// A stream that does not keep up loses datagrams, as a network would; it holds up nobody else.
+    /// Queues a frame; it is dropped when the client does not read fast enough, so that no client delays others.
     fn send_to_stream(&mut self, client: FiveTuple, parts: [&[u8]; 3]) {
         let sent = match self.streams.get_mut(&client) {
-            Some(Stream::Own(slot)) => self.tcp.send(*slot, parts),
+            Some(Stream::Tcp(slot)) => self.tcp.send(*slot, parts),
             Some(Stream::Task { path, out, frames }) => {
                 let length = parts.iter().map(|part| part.len()).sum::<usize>() + out.len();
                 let is_authenticated = path.authenticated.load(Ordering::Relaxed);
                 let most = if is_authenticated { MAX_UNREAD } else { UNAUTHENTICATED_UNREAD };
-                let room = path.replies.bytes() + length <= most;
-                if !room {
-                    Limit::UnreadBytesPerClient.reached(most);
-                } else {
+                let has_room = path.replies.bytes() + length <= most;
+                if has_room {
                     if *frames == 0 {
                         self.unsent.push(client);
                     }
                     *frames += 1;
                     parts.iter().for_each(|part| out.extend_from_slice(part));
+                } else {
+                    Limit::UnreadBytesPerClient.reached(most);
                 }
-                room
+                has_room
             }
             None => return self.send_via_worker(client, &parts.concat()),
         };
@@ -168,7 +164,7 @@ impl Clients {
         }
     }
 
-    /// Answers a client who arrives at another worker.
+    /// Sends a frame to a client that arrives at another worker.
     fn send_via_worker(&self, client: FiveTuple, bytes: &[u8]) {
         let reason = match self.moved.answer(client, bytes) {
             Some(true) => return,
@@ -178,17 +174,12 @@ impl Clients {
         self.drops.add(reason, 1);
     }
 
-    /// Sends `bytes`, one whole frame, to `client`.
+    /// Sends one whole frame to a client.
     pub(crate) fn send(&mut self, client: FiveTuple, bytes: &[u8]) {
-        self.send_marked(client, IpHeader::default(), bytes);
-    }
-
-    /// The same for relayed data, whose IP header passes something on where the client is reached by datagrams.
-    pub(crate) fn send_marked(&mut self, client: FiveTuple, marks: IpHeader, bytes: &[u8]) {
         match client.transport {
             Transport::Udp if self.moved.is_current(client) => self.send_via_worker(client, bytes),
-            Transport::Udp => self.send_datagram(client, marks, bytes),
-            // It leaves as what the sessions put out.
+            Transport::Udp => self.send_datagram(client, bytes),
+            // The session returns the encrypted datagram as output.
             Transport::Dtls => {
                 if !self.dtls.send(client, bytes) {
                     self.send_via_worker(client, bytes);
@@ -198,13 +189,13 @@ impl Clients {
         }
     }
 
-    /// Notes that a client has shown good credentials: where it is connected, it may stay silent for longer.
+    /// Marks a client as authenticated: its session or connection may stay silent for longer.
     pub(crate) fn mark_authenticated(&mut self, client: FiveTuple) {
         match client.transport {
             Transport::Udp => {}
             Transport::Dtls => self.dtls.mark_authenticated(client),
             _ => match self.streams.get(&client) {
-                Some(Stream::Own(slot)) => self.tcp.mark_authenticated(*slot),
+                Some(Stream::Tcp(slot)) => self.tcp.mark_authenticated(*slot),
                 Some(Stream::Task { path, .. }) => {
                     path.authenticated.store(true, Ordering::Relaxed);
                     path.connection.iter().for_each(ConnectionPermit::mark_authenticated);
@@ -214,25 +205,24 @@ impl Clients {
         }
     }
 
-    /// Sends one datagram as it is.
-    pub(crate) fn send_datagram(&self, client: FiveTuple, marks: IpHeader, bytes: &[u8]) {
-        let Some((listener, route)) = self.route_to(client, marks) else { return };
+    /// Sends one datagram to a client on UDP or DTLS.
+    pub(crate) fn send_datagram(&self, client: FiveTuple, bytes: &[u8]) {
+        let Some((listener, route)) = self.route_to(client, IpHeader::default()) else { return };
         let sent = self.socket_at(listener).map(|socket| socket.send(&route, bytes));
         if let Some(Err(error)) = sent {
             self.count_send_error(client.client, &error);
         }
     }
 
-    /// Returns the number of the socket and the route by which a client of datagrams is reached.
-    pub(crate) fn route_to(&self, client: FiveTuple, marks: IpHeader) -> Option<(usize, Route)> {
-        let here = client.server;
-        let (listener, socket) = self.listener_at(here)?;
-        let source = socket.local_addr().ip().is_unspecified().then_some(here.ip());
-        let ttl = (marks.ttl > 0).then_some(marks.ttl);
-        Some((listener, Route { source, ttl, tos: marks.tos, ..Route::to(client.client) }))
+    /// Returns the index of the listening socket, and the route, that reach a client on UDP or DTLS.
+    pub(crate) fn route_to(&self, client: FiveTuple, ip_header: IpHeader) -> Option<(usize, Route)> {
+        let (listener, socket) = self.listener_at(client.server)?;
+        let source = socket.local_addr().ip().is_unspecified().then_some(client.server.ip());
+        let ttl = (ip_header.ttl > 0).then_some(ip_header.ttl);
+        Some((listener, Route { source, ttl, tos: ip_header.tos, ..Route::to(client.client) }))
     }
 
-    /// Returns the socket of that number: the worker's own, then the others' that it may send by.
+    /// Returns the socket with this index: the worker's own sockets come first, then the handles of other workers' sockets.
     pub(crate) fn socket_at(&self, listener: usize) -> Option<&BatchUdpSocket> {
         match self.listeners.get(listener) {
             Some(listener) => Some(&listener.socket),
@@ -240,33 +230,33 @@ impl Clients {
         }
     }
 
-    /// Hands a peer's stream to the client's connection that is to be joined with it; both end if either is gone.
+    /// Binds a peer connection to a client's connection (RFC 6062). Both close if either has gone.
     pub(crate) fn join(&mut self, client: FiveTuple, peer_stream: Option<Box<PeerStream>>) {
         let mut stream = self.streams.get_mut(&client);
-        let lost = stream.as_mut().map_or(0, |stream| stream.send_gathered());
-        self.drops.add(WorkerDropReason::ClientNotReading, lost);
-        let joined = peer_stream.zip(stream).is_some_and(|(peer_stream, stream)| match stream {
-            Stream::Own(slot) => self.tcp.join(*slot, peer_stream),
+        let dropped = stream.as_mut().map_or(0, |stream| stream.flush());
+        self.drops.add(WorkerDropReason::ClientNotReading, dropped);
+        let is_joined = peer_stream.zip(stream).is_some_and(|(peer_stream, stream)| match stream {
+            Stream::Tcp(slot) => self.tcp.join(*slot, peer_stream),
             Stream::Task { path, .. } => path.replies.try_send(StreamMessage::Join(peer_stream), 0).is_ok(),
         });
-        if !joined {
+        if !is_joined {
             self.drops.add(WorkerDropReason::ClientClosed, 1);
         }
     }
 
-    /// Returns the socket that receives what is sent to `here`.
-    fn listener_at(&self, here: SocketAddr) -> Option<(usize, &BatchUdpSocket)> {
+    /// Returns the socket that receives datagrams for `server`.
+    fn listener_at(&self, server: SocketAddr) -> Option<(usize, &BatchUdpSocket)> {
         self.listeners.iter().map(|listener| &listener.socket).chain(&self.send_only).enumerate().find(
             |(_, socket)| {
                 let local = socket.local_addr();
-                local.port() == here.port()
-                    && (local.ip() == here.ip()
-                        || (local.ip().is_unspecified() && local.is_ipv4() == here.is_ipv4()))
+                local.port() == server.port()
+                    && (local.ip() == server.ip()
+                        || (local.ip().is_unspecified() && local.is_ipv4() == server.is_ipv4()))
             },
         )
     }
 
-    /// Counts a datagram that the system did not take. An unreachable peer (no route, closed port, full buffer) affects no other.
+    /// Counts a datagram that was not sent: no route, or the send buffer is full.
     pub(crate) fn count_send_error(&self, to: SocketAddr, error: &io::Error) {
         self.drops.add(WorkerDropReason::SendError, 1);
         tracing::trace!(to = %Pii(to), %error, "not sent");
@@ -313,7 +303,7 @@ mod tests {
 
         let (replies, _unread) = queue(QueueBounds { items: REPLY_QUEUE, bytes: MAX_UNREAD });
         let path = ReplyPath { link: 1, replies, authenticated: Arc::default(), connection: None };
-        clients.open(time::now().mono, client(2), path);
+        clients.insert_task(time::now().mono, client(2), path);
         clients.send(client(2), &[0; UNAUTHENTICATED_UNREAD]);
         assert_eq!(dropped(&clients, WorkerDropReason::ClientNotReading), 0);
         clients.send(client(2), b"more");

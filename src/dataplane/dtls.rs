@@ -54,7 +54,7 @@ pub(crate) enum Output {
     /// Handle a frame that the client sent.
     Frame { client: FiveTuple, bytes: Vec<u8> },
     /// The session has ended.
-    Gone { client: FiveTuple },
+    Closed { client: FiveTuple },
 }
 
 /// A session's key: the client's and the server's address.
@@ -422,7 +422,7 @@ impl Dtls {
             return;
         }
         self.deadlines.clear(ends);
-        self.outputs.push_back(Output::Gone { client: tuple(ends) });
+        self.outputs.push_back(Output::Closed { client: tuple(ends) });
     }
 }
 

@@ -75,7 +75,7 @@ impl Client {
                         assert_eq!(client, tuple(self.ends));
                         frames.push(bytes);
                     }
-                    Output::Gone { .. } => remove_closed += 1,
+                    Output::Closed { .. } => remove_closed += 1,
                 }
             }
             if quiet {
@@ -165,7 +165,7 @@ fn garbage_from_the_address_of_a_session_does_not_end_it() {
         }
         server.hear(now, client.ends, &garbage);
         while let Some(output) = server.poll_output() {
-            assert!(!matches!(output, Output::Gone { .. }), "round {round}: {garbage:?}");
+            assert!(!matches!(output, Output::Closed { .. }), "round {round}: {garbage:?}");
         }
     }
     client.engine.send_application_data(b"still here").unwrap();
@@ -409,7 +409,7 @@ fn an_engine_that_panics_ends_its_own_session_alone() {
             }
             while let Some(output) = server.poll_output() {
                 match output {
-                    Output::Gone { client: who } => {
+                    Output::Closed { client: who } => {
                         assert_eq!(who, tuple(client.ends));
                         remove_closed += 1;
                     }

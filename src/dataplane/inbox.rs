@@ -36,8 +36,8 @@ pub(crate) enum WorkerMessage {
     Frames { client: FiveTuple, run: Bytes },
     /// The stream has closed.
     StreamClosed { client: FiveTuple, link: u64 },
-    /// A user look-up has ended; `answered` is false if it failed.
-    LookupDone { question: Arc<UserQuery>, answered: bool },
+    /// A user look-up has ended; `is_answered` is false if it failed.
+    LookupDone { query: Arc<UserQuery>, is_answered: bool },
     /// A frame from a client whose allocation this worker has, or may have by its mobility ticket, and which arrived at another worker.
     ForwardedFrame { client: FiveTuple, arrived_at: u16, bytes: Bytes },
     /// Forward the frames of this client to the worker that has its allocation.
@@ -51,7 +51,7 @@ pub(crate) enum WorkerMessage {
     /// A peer has connected to a relayed address.
     PeerAccepted { relay: RelayId, peer: SocketAddr, stream: TcpStream },
     /// A connection to a peer was established, or failed.
-    PeerConnected { connection: ConnectionId, well: bool },
+    PeerConnected { connection: ConnectionId, is_connected: bool },
     /// A peer connection and the client connection bound to it have closed.
     PeerClosed { connection: ConnectionId },
     /// The time-limited credentials of this name were revoked.

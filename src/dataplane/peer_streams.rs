@@ -114,11 +114,11 @@ impl PeerTcp {
             if let Err(error) = &connected {
                 tracing::debug!(%error, "connection to a peer");
             }
-            let well = connected.is_ok();
+            let is_connected = connected.is_ok();
             if let Ok(stream) = connected {
                 streams.lock().insert(connection, PeerStreamState::Waiting { stream, owner: inbox.clone() });
             }
-            inbox.send(WorkerMessage::PeerConnected { connection, well }).await;
+            inbox.send(WorkerMessage::PeerConnected { connection, is_connected }).await;
         });
         held.insert(connection, PeerStreamState::Connecting(connecting.abort_handle()));
     }

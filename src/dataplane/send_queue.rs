@@ -4,7 +4,7 @@
 //! Payloads stay in the receive buffers. Headers and responses are written to one buffer of the queue. Datagrams of one flow (one socket, one
 //! destination) leave in order; there is no order between flows.
 
-use crate::net::udp::{BatchSocket, MAX_RUN, MAX_RUN_BYTES, Route, RxBuffers, TxMessage};
+use crate::net::udp::{BatchSocket, MAX_RUN, MAX_RUN_BYTES, Route, RxBuffers, RxSlice, TxMessage};
 use crate::turn_server::RelayId;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
@@ -39,19 +39,6 @@ impl SendSocket {
             Self::Relay(relay) => relay + 8,
         }
     }
-}
-
-/// The payload of a queued datagram.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Payload<'a> {
-    /// It lies in the receive buffers.
-    Received {
-        /// Its offset in the receive buffers.
-        start: usize,
-        len: usize,
-    },
-    /// It lies elsewhere and is copied.
-    Copied(&'a [u8]),
 }
 
 /// One queued datagram.
@@ -148,15 +135,15 @@ impl<L> SendQueue<L> {
         socket: SendSocket,
         route: Route,
         head: &[u8],
-        body: Payload<'_>,
+        body: RxSlice<'_>,
         padding: usize,
     ) {
         let start = self.written.len() as u32;
         self.written.extend_from_slice(head);
-        let body = match body {
-            Payload::Received { start, len } => (start, len),
-            Payload::Copied(bytes) => {
-                self.written.extend_from_slice(bytes);
+        let body = match body.offset() {
+            Some(offset) => (offset, body.as_bytes().len()),
+            None => {
+                self.written.extend_from_slice(body.as_bytes());
                 (0, 0)
             }
         };
@@ -289,9 +276,10 @@ impl<L> SendQueue<L> {
 
     /// Appends the slices of a datagram to `parts`.
     fn write_parts<'a>(&'a self, pending: &PendingSend, rx: &'a RxBuffers, parts: &mut Vec<IoSlice<'a>>) {
-        let (at, len) = pending.head;
-        let head = self.written.get(at as usize..at as usize + len as usize).unwrap_or_default();
-        let body = rx.part(pending.body.0, pending.body.1);
+        let (start, len) = pending.head;
+        let head = self.written.get(start as usize..start as usize + len as usize).unwrap_or_default();
+        let (start, len) = pending.body;
+        let body = rx.slice(start..start + len).as_bytes();
         let pieces = [head, body, &ZEROS[..usize::from(pending.padding)]];
         parts.extend(pieces.into_iter().filter(|piece| !piece.is_empty()).map(IoSlice::new));
     }
@@ -373,7 +361,13 @@ mod tests {
     fn send_queue(all: &[(SendSocket, &str, usize)]) -> SendQueue {
         let mut send_queue = SendQueue::default();
         for (socket, to, len) in all {
-            send_queue.push(*socket, Route::to(to.parse().unwrap()), &[], Payload::Copied(&vec![7; *len]), 0);
+            send_queue.push(
+                *socket,
+                Route::to(to.parse().unwrap()),
+                &[],
+                RxSlice::outside(&vec![7; *len]),
+                0,
+            );
         }
         send_queue
     }
@@ -412,7 +406,7 @@ mod tests {
                 let head = [generation as u8, number as u8, from as u8];
                 let (route, padding) = (Route::to(receivers[to].local_addr()), number % 4);
                 let body = vec![9; number % 11 / 10];
-                send_queue.push(SendSocket::Relay(from), route, &head, Payload::Copied(&body), padding);
+                send_queue.push(SendSocket::Relay(from), route, &head, RxSlice::outside(&body), padding);
                 expected[to].push([&head[..], &body, &ZEROS[..padding]].concat());
             }
             let socket_of = |socket| match socket {
@@ -426,7 +420,7 @@ mod tests {
         for (port, expected) in receivers.iter().zip(expected) {
             let (mut rx, mut heard) = (RxBuffers::default(), Vec::new());
             while let Ok(haul) = port.recv(&mut rx) {
-                heard.extend(rx.datagrams(haul).map(|datagram| datagram.payload.to_vec()));
+                heard.extend(rx.datagrams(haul).map(|datagram| datagram.payload.as_bytes().to_vec()));
                 rx.clear();
             }
             for from in 0..3 {
@@ -480,7 +474,7 @@ mod tests {
         for number in 0..24_u16 {
             let (socket, to) = (SendSocket::Listener(usize::from(number % 2)), number % 4);
             let route = Route::to(SocketAddr::from(([192, 0, 2, 1], 1 + to)));
-            send_queue.push(socket, route, &[7; 4], Payload::Copied(&[8; 100]), 0);
+            send_queue.push(socket, route, &[7; 4], RxSlice::outside(&[8; 100]), 0);
         }
         let door = |socket| if let SendSocket::Listener(index) = socket { sockets.get(index) } else { None };
         send_queue.send(&RxBuffers::default(), door, |_, error| panic!("{error}"));

@@ -1,4 +1,4 @@
-//! A worker's answers to Binding requests and, of RFC 3489, to Shared Secret Requests.
+//! A worker's responses to Binding requests and, for RFC 3489, to Shared Secret Requests.
 
 use super::worker::Worker;
 use crate::clock::Now;
@@ -8,8 +8,8 @@ use crate::stun_server::{self, BindingCheck};
 use crate::turn_server::{FiveTuple, Transport};
 
 impl Worker {
-    /// Responds to a Binding request, or a Shared Secret Request of RFC 3489; returns whether the message is one.
-    pub(crate) fn answer_binding_request(
+    /// Responds to a Binding request or a Shared Secret Request; returns `false` for other messages.
+    pub(super) fn answer_binding_request(
         &mut self,
         now: Now,
         client: FiveTuple,
@@ -32,19 +32,19 @@ impl Worker {
             return true;
         }
         if client.transport != Transport::Udp {
-            let Some(mut answer) = stun_server::respond(message, client.client) else { return false };
-            check.sign(&mut answer);
-            self.clients.send(client, &answer);
+            let Some(mut response) = stun_server::respond(message, client.client) else { return false };
+            check.sign(&mut response);
+            self.clients.send(client, &response);
             return true;
         }
-        let room = std::mem::take(&mut self.answer);
-        let Some(mut answer) = self.discovery.respond(message, client.client, client.server, room) else {
+        let buffer = std::mem::take(&mut self.binding_buffer);
+        let Some(mut response) = self.discovery.respond(message, client.client, client.server, buffer) else {
             return false;
         };
-        check.sign(&mut answer.bytes);
-        let there = FiveTuple { client: answer.to, server: answer.from, transport: Transport::Udp };
-        self.reply_unverified(now, there, request_len, &answer.bytes);
-        self.answer = answer.bytes;
+        check.sign(&mut response.bytes);
+        let to = FiveTuple { client: response.to, server: response.from, transport: Transport::Udp };
+        self.send_unverified(now, to, request_len, &response.bytes);
+        self.binding_buffer = response.bytes;
         true
     }
 
@@ -52,16 +52,8 @@ impl Worker {
         if !is_shared_secret_request(message) {
             return false;
         }
-        let answer = self.secrets.answer(now.unix, message, client.transport == Transport::Tls);
-        self.send_unverified(now, client, message.as_bytes().len(), &answer);
+        let response = self.secrets.answer(now.unix, message, client.transport == Transport::Tls);
+        self.send_unverified(now, client, message.as_bytes().len(), &response);
         true
-    }
-
-    /// Sends an answer that a datagram's source address may have asked for in another's name.
-    fn send_unverified(&mut self, now: Now, client: FiveTuple, question: usize, answer: &[u8]) {
-        match client.transport {
-            Transport::Udp => self.reply_unverified(now, client, question, answer),
-            _ => self.clients.send(client, answer),
-        }
     }
 }

@@ -51,7 +51,7 @@ impl World {
                 self.wait();
             }
             while let Some((_, reading)) = self.connections.read(self.start, &mut self.intake, 0) {
-                all.extend_from_slice(self.intake.part(reading.bytes.start, reading.bytes.len()));
+                all.extend_from_slice(self.intake.slice(reading.bytes.clone()).as_bytes());
                 ended |= reading.ended;
             }
         }

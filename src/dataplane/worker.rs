@@ -1,17 +1,20 @@
-//! One worker thread per core that owns its sockets, its relay and its timers. Takes no protocol decisions.
+//! One worker thread per core. It owns its sockets, its relay, its timers and its counters, and takes no protocol decisions.
 //!
-//! Run loop: wait for sockets or the relay's next deadline, read the clock once, take one batch from every socket that has
-//! something, carry out what the relay says, send what has gathered, begin again. A socket with more to give than one batch waits
-//! for its next turn, so that no peer can starve the others.
+//! Each iteration waits for a ready socket or the next deadline, reads the clock once, receives one batch from every ready socket, carries
+//! out what the relay returns, and sends what is queued. A socket with more data waits for the next iteration, so that no client or peer
+//! can delay the others.
+//!
+//! A datagram's path is in this file; see also `worker_messages` (other threads), `tcp_frames`, `stun_requests` and `worker_outputs`.
 
 use super::clients::Clients;
 use super::counters::{WorkerCounters, WorkerDropReason};
-use super::dtls::{self, Dtls};
+use super::dtls::Dtls;
 use super::inbox::{Inbox, WorkerMessage};
 use super::lookups::Lookups;
 use super::moved_clients::{Inboxes, MovedClients};
 use super::peer_streams::{PeerStreamTable, PeerTcp};
-use super::send_queue::{Payload, SendQueue, SendSocket};
+use super::ready_queue::{INBOX, ReadyQueue, TCP_CONNECTIONS, WORKER_CHANNELS};
+use super::send_queue::{SendQueue, SendSocket};
 use super::tcp_connections::{self, TcpConnections};
 use super::waker::WorkerWaker;
 use super::worker_channel::WorkerChannels;
@@ -19,51 +22,41 @@ use super::worker_pool::WorkerSockets;
 use crate::clock::Now;
 use crate::net::demux::{self, DatagramKind};
 use crate::net::time;
-use crate::net::udp::{BatchSocket, BatchUdpSocket, Datagram, Role, Route, RxBatch, RxBuffers};
+use crate::net::udp::{BatchSocket, BatchUdpSocket, Datagram, Route, RxBatch, RxBuffers, RxSlice};
 use crate::net::unauthenticated::UnauthenticatedLimiter;
 use crate::signaling::{Handle, ServerPort};
 use crate::stun::Message;
 use crate::stun_server::{Discovery, SharedSecrets};
 use crate::turn_server::{
-    ClientFrame, FiveTuple, Forward, IcmpError, IpHeader, Output, Relay, RelayId, RelaySocketError,
-    RequestAuth, ToClient, ToPeer, Transport,
+    ClientFrame, FiveTuple, Forward, IcmpError, InternalPacket, IpHeader, Relay, RelayId, ToClient, ToPeer,
+    Transport,
 };
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// The inbox's token; listeners and relay sockets count from zero.
-const INBOX: Token = Token(usize::MAX);
-/// Clients by TCP, and what other workers' clients send: not reported by the system, but looked after in every pass.
-const TCP_CONNECTIONS: Token = Token(usize::MAX - 1);
-const WORKER_CHANNELS: Token = Token(usize::MAX - 2);
-
-/// Messages taken from the inbox before the sockets have their turn again.
-const MESSAGES_PER_TURN: usize = 128;
-
-/// A message from a client, and what its first byte says that it is.
+/// A message from a client, classified by its first byte.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct ClientPacket<'a> {
-    pub(crate) client: FiveTuple,
-    pub(crate) kind: DatagramKind,
-    pub(crate) ip_header: IpHeader,
-    pub(crate) bytes: &'a [u8],
+struct ClientPacket<'a> {
+    client: FiveTuple,
+    kind: DatagramKind,
+    ip_header: IpHeader,
+    bytes: RxSlice<'a>,
 }
 
-/// How one turn of a socket or the inbox ended.
+/// The state of a socket or queue after it was served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Progress {
-    /// Nothing is left.
+pub(super) enum Progress {
+    /// It is empty.
     Drained,
-    /// There may be more.
+    /// It may have more.
     More,
-    /// The worker is to end.
+    /// The worker must stop.
     Stop,
 }
 
@@ -71,100 +64,71 @@ pub(crate) enum Progress {
 #[derive(Debug)]
 pub(crate) struct ListenSocket {
     pub(crate) socket: BatchUdpSocket,
-    pub(crate) door: ServerPort,
-    /// Whether it is at the TLS and DTLS port: signalling answers from the main one and is not heard here.
+    pub(crate) port: ServerPort,
+    /// Whether it is the TLS and DTLS port. It takes no signalling, because the hub sends from the main port.
     pub(crate) is_tls_port: bool,
 }
 
-/// What a worker begins with.
+/// What [`Worker::new`] needs.
 #[derive(Debug)]
-pub(crate) struct WorkerParts {
-    pub(crate) sockets: WorkerSockets,
-    pub(crate) discovery: Discovery,
-    pub(crate) secrets: SharedSecrets,
-    pub(crate) unauthenticated: UnauthenticatedLimiter,
-    pub(crate) relay: Relay,
-    pub(crate) dtls: Dtls,
-    pub(crate) signaling: Handle,
-    pub(crate) lookups: Lookups,
-    pub(crate) number: u16,
-    pub(crate) inboxes: Inboxes,
-    pub(crate) peer_streams: PeerStreamTable,
+pub(super) struct WorkerParts {
+    pub(super) sockets: WorkerSockets,
+    pub(super) discovery: Discovery,
+    pub(super) secrets: SharedSecrets,
+    pub(super) unauthenticated: UnauthenticatedLimiter,
+    pub(super) relay: Relay,
+    pub(super) dtls: Dtls,
+    pub(super) signaling: Handle,
+    pub(super) lookups: Lookups,
+    /// The index of the worker.
+    pub(super) index: u16,
+    pub(super) inboxes: Inboxes,
+    pub(super) peer_streams: PeerStreamTable,
 }
 
-/// One worker thread's belongings.
+/// The state of one worker thread.
 #[derive(Debug)]
-pub(crate) struct Worker {
-    poll: Poll,
-    inbox: mpsc::Receiver<WorkerMessage>,
+pub(super) struct Worker {
+    pub(super) poll: Poll,
+    pub(super) inbox: mpsc::Receiver<WorkerMessage>,
     waker: Arc<WorkerWaker>,
-    pub(crate) clients: Clients,
-    pub(crate) worker_channels: WorkerChannels,
-    pub(crate) relay: Relay,
-    /// The relay ports' sockets, by their number.
-    relay_sockets: Vec<Option<BatchUdpSocket>>,
-    pub(crate) discovery: Discovery,
-    pub(crate) secrets: SharedSecrets,
+    pub(super) clients: Clients,
+    pub(super) worker_channels: WorkerChannels,
+    pub(super) relay: Relay,
+    /// The sockets of the relay ports, by their id.
+    pub(super) relay_sockets: Vec<Option<BatchUdpSocket>>,
+    pub(super) discovery: Discovery,
+    pub(super) secrets: SharedSecrets,
     unauthenticated: UnauthenticatedLimiter,
     signaling: Handle,
-    lookups: Lookups,
-    tcp: PeerTcp,
+    pub(super) lookups: Lookups,
+    pub(super) peer_tcp: PeerTcp,
     ready: ReadyQueue,
-    send_queue: SendQueue,
-    /// Room for an answer.
-    pub(crate) answer: Vec<u8>,
-    scratch: Vec<u8>,
-}
-
-/// Who is to have a turn, each once.
-#[derive(Debug, Default)]
-struct ReadyQueue {
-    queue: VecDeque<Token>,
-    /// Whether a token is in the queue.
-    queued: Vec<bool>,
-}
-
-impl ReadyQueue {
-    /// Returns a token's number among all: the last three, which are no socket's, come first.
-    fn place(token: Token) -> usize {
-        token.0.wrapping_add(3)
-    }
-
-    fn push(&mut self, token: Token) {
-        let place = Self::place(token);
-        if place >= self.queued.len() {
-            self.queued.resize(place + 1, false);
-        }
-        if !std::mem::replace(&mut self.queued[place], true) {
-            self.queue.push_back(token);
-        }
-    }
-
-    fn pop(&mut self) -> Option<Token> {
-        let token = self.queue.pop_front()?;
-        self.queued[Self::place(token)] = false;
-        Some(token)
-    }
+    pub(super) send_queue: SendQueue,
+    /// Buffer of the latest Binding response.
+    pub(super) binding_buffer: Vec<u8>,
+    /// Buffer of the latest frame for a DTLS client.
+    frame_buffer: Vec<u8>,
 }
 
 impl Worker {
-    /// Registers the listeners; returns the worker and the way to reach it.
-    pub(crate) fn new(parts: WorkerParts) -> io::Result<(Self, Inbox)> {
+    /// Registers the listening sockets; returns the worker and the sending side of its inbox.
+    pub(super) fn new(parts: WorkerParts) -> io::Result<(Self, Inbox)> {
         let poll = Poll::new()?;
         for (index, listener) in parts.sockets.0.iter().enumerate() {
-            watch(&poll, &listener.socket, Token(index))?;
+            register(&poll, &listener.socket, Token(index))?;
         }
         let (inbox, receiver) = Inbox::new(mio::Waker::new(poll.registry(), INBOX)?);
         let runtime = tokio::runtime::Handle::current();
         let tcp = TcpConnections::new(poll.registry().try_clone()?, runtime.clone());
-        let moved = MovedClients::new(parts.number, Arc::clone(&parts.inboxes));
+        let moved = MovedClients::new(parts.index, Arc::clone(&parts.inboxes));
         let worker = Self {
             poll,
             inbox: receiver,
             waker: Arc::clone(inbox.waker()),
             clients: Clients::new(parts.sockets, parts.dtls, tcp, moved),
             worker_channels: WorkerChannels::new(
-                parts.number,
+                parts.index,
                 Arc::clone(inbox.batch_queues()),
                 parts.inboxes,
             ),
@@ -175,29 +139,21 @@ impl Worker {
             unauthenticated: parts.unauthenticated,
             signaling: parts.signaling,
             lookups: parts.lookups,
-            tcp: PeerTcp::new(parts.peer_streams, inbox.clone(), runtime),
+            peer_tcp: PeerTcp::new(parts.peer_streams, inbox.clone(), runtime),
             ready: ReadyQueue::default(),
             send_queue: SendQueue::default(),
-            answer: Vec::new(),
-            scratch: Vec::new(),
+            binding_buffer: Vec::new(),
+            frame_buffer: Vec::new(),
         };
         Ok((worker, inbox))
     }
 
-    /// Runs until the inbox says stop.
-    pub(crate) fn run(mut self) -> io::Result<()> {
+    /// Runs until [`WorkerMessage::Stop`] arrives.
+    pub(super) fn run(mut self) -> io::Result<()> {
         let mut events = Events::with_capacity(256);
         let mut rx = RxBuffers::default();
         loop {
-            let deadlines = [
-                self.relay.poll_timeout(),
-                self.clients.dtls.poll_timeout(),
-                self.clients.tcp.poll_timeout(),
-            ];
-            let wait = match deadlines.into_iter().flatten().min() {
-                _ if !self.may_sleep() => Some(std::time::Duration::ZERO),
-                deadline => deadline.map(|at| at.saturating_duration_since(time::now().mono)),
-            };
+            let wait = if self.may_sleep() { self.time_to_deadline() } else { Some(Duration::ZERO) };
             match self.poll.poll(&mut events, wait) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 other => other?,
@@ -211,105 +167,67 @@ impl Worker {
                 }
             }
             self.schedule_queues();
-            for _ in 0..self.ready.queue.len() {
+            for _ in 0..self.ready.len() {
                 let Some(token) = self.ready.pop() else { break };
-                let turn = match token {
+                let progress = match token {
                     INBOX => self.poll_inbox(now, &mut rx),
                     TCP_CONNECTIONS => self.poll_tcp_connections(now, &mut rx),
                     WORKER_CHANNELS => self.poll_worker_channels(now, &mut rx),
                     _ => self.poll_socket(now, token, &mut rx),
                 };
-                match turn {
+                match progress {
                     Progress::More => self.ready.push(token),
                     Progress::Drained => {}
                     Progress::Stop => return Ok(()),
                 }
             }
-            self.relay.handle_timeout(now);
-            self.clients.dtls.handle_timeout(now);
-            self.handle_outputs(now, 0, &rx);
-            self.finish_iteration(now, &rx);
-            self.flush_and_clear(&mut rx);
+            self.handle_timeout(now, &rx);
+            self.flush(now, &mut rx);
         }
     }
 
-    /// Says whether nothing waits; whatever comes from now on ends the wait for events.
+    /// Returns whether nothing is ready. Everything that becomes ready later ends the wait for events.
     fn may_sleep(&self) -> bool {
-        self.ready.queue.is_empty()
+        self.ready.is_empty()
             && !self.clients.tcp.has_readable()
             && self.waker.may_sleep(|| self.inbox.is_empty() && self.worker_channels.is_empty())
     }
 
-    /// Gives the queues that have something their turn in this pass: nobody reports them to a worker that is awake.
+    /// Returns the time to the next deadline; `None` when there is none.
+    fn time_to_deadline(&self) -> Option<Duration> {
+        let (dtls, tcp) = (self.clients.dtls.poll_timeout(), self.clients.tcp.poll_timeout());
+        let deadline = [self.relay.poll_timeout(), dtls, tcp].into_iter().flatten().min()?;
+        Some(deadline.saturating_duration_since(time::now().mono))
+    }
+
+    /// Adds the queues that are not empty to the ready queue: a worker that is awake gets no event for them.
     fn schedule_queues(&mut self) {
         let queues = [
             (INBOX, !self.inbox.is_empty()),
             (TCP_CONNECTIONS, self.clients.tcp.has_readable()),
             (WORKER_CHANNELS, !self.worker_channels.is_empty()),
         ];
-        queues.into_iter().filter(|(_, waits)| *waits).for_each(|(token, _)| self.ready.push(token));
+        queues.into_iter().filter(|(_, is_ready)| *is_ready).for_each(|(token, _)| self.ready.push(token));
     }
 
-    /// Takes at most [`MESSAGES_PER_TURN`] messages, so that streams that never pause do not keep datagrams waiting.
-    fn poll_inbox(&mut self, now: Now, rx: &mut RxBuffers) -> Progress {
-        for _ in 0..MESSAGES_PER_TURN {
-            let Ok(message) = self.inbox.try_recv() else { return Progress::Drained };
-            match message {
-                WorkerMessage::TcpAccepted(arrival) => {
-                    let client = arrival.client;
-                    if self.clients.insert_socket(now.mono, *arrival) {
-                        self.relay.handle_client_gone(client);
-                    }
-                }
-                WorkerMessage::TcpEvicted { client, number } => self.clients.evict(client, number),
-                WorkerMessage::StreamOpened { client, path } => {
-                    if self.clients.open(now.mono, client, path) {
-                        self.relay.handle_client_gone(client);
-                    }
-                }
-                WorkerMessage::Frames { client, run } => self.handle_frames(now, client, &run, rx),
-                WorkerMessage::StreamClosed { client, link } => {
-                    self.clients.moved.remove_closed(client);
-                    if self.clients.remove_task(client, link) {
-                        self.relay.handle_client_gone(client);
-                    }
-                }
-                WorkerMessage::LookupDone { question, answered } => {
-                    self.relay.handle_lookup_done(now, &question, answered);
-                }
-                WorkerMessage::ForwardedFrame { client, arrived_at, bytes } => {
-                    self.handle_forwarded_frame(now, (client, arrived_at), &bytes, rx);
-                }
-                WorkerMessage::ClientMoved { client, entry } => {
-                    self.clients.moved.insert(now.mono, client, entry)
-                }
-                WorkerMessage::ForwardedClientClosed { client } => self.relay.handle_client_gone(client),
-                WorkerMessage::ForwardedReply { client, bytes } => self.clients.send(client, &bytes),
-                WorkerMessage::ClientLeft { client } => self.clients.moved.remove(client),
-                WorkerMessage::PeerAccepted { relay, peer, stream } => {
-                    if let Some(connection) = self.relay.handle_accepted(now, relay, peer) {
-                        self.tcp.hold(connection, stream);
-                    }
-                }
-                WorkerMessage::PeerConnected { connection, well } => {
-                    self.relay.handle_connected(now, connection, well)
-                }
-                WorkerMessage::PeerClosed { connection } => self.relay.handle_connection_closed(connection),
-                WorkerMessage::Revoked { name } => self.relay.handle_revoked(&name),
-                WorkerMessage::OwnAddresses(own) => self.relay.handle_own_addresses(own),
-                // The handler may have stopped waiting.
-                WorkerMessage::ReadCounters(sender) => drop(sender.send(Box::new(self.counters()))),
-                WorkerMessage::Stop => return Progress::Stop,
-            }
-            self.handle_outputs(now, 0, rx);
-            if self.send_queue.is_full() {
-                self.flush_sends(rx);
-            }
-        }
-        Progress::More
+    fn handle_timeout(&mut self, now: Now, rx: &RxBuffers) {
+        self.relay.handle_timeout(now);
+        self.clients.dtls.handle_timeout(now);
+        self.handle_outputs(now, 0, rx);
+        self.clients.tcp.handle_timeout(now.mono);
     }
 
-    fn counters(&self) -> WorkerCounters {
+    /// Sends everything that was queued in this iteration.
+    fn flush(&mut self, now: Now, rx: &mut RxBuffers) {
+        self.clients.flush(now.mono);
+        self.close_ended_connections(now);
+        self.handle_outputs(now, 0, rx);
+        let dropped = self.worker_channels.flush();
+        self.clients.drops.add(WorkerDropReason::WorkerQueueFull, dropped as u64);
+        self.flush_and_clear(rx);
+    }
+
+    pub(super) fn counters(&self) -> WorkerCounters {
         WorkerCounters {
             withheld: self.unauthenticated.counters(),
             drops: self.clients.drops.get(),
@@ -319,7 +237,7 @@ impl Worker {
         .with_relay(&self.relay)
     }
 
-    /// Takes one batch from a socket.
+    /// Receives one batch from a socket and handles its datagrams.
     fn poll_socket(&mut self, now: Now, token: Token, rx: &mut RxBuffers) -> Progress {
         if rx.room() == 0 {
             self.flush_and_clear(rx);
@@ -336,39 +254,38 @@ impl Worker {
         };
         let batch = match received {
             Ok(batch) => batch,
-            Err(turn) => return turn,
+            Err(progress) => return progress,
         };
         if token.0 < listeners && self.relay.should_prefetch(batch.messages()) {
             self.prefetch(token.0, rx.senders(batch));
         }
         for datagram in rx.datagrams(batch) {
             if token.0 < listeners {
-                self.handle_datagram(now, token.0, datagram, rx);
+                self.handle_datagram(now, token.0, datagram);
             } else {
-                self.handle_peer_datagram(now, token.0 - listeners, datagram, rx);
+                self.handle_peer_datagram(now, token.0 - listeners, datagram);
             }
-            self.handle_outputs(now, datagram.payload.len(), rx);
+            self.handle_outputs(now, datagram.payload.as_bytes().len(), rx);
         }
         if batch.is_drained() { Progress::Drained } else { Progress::More }
     }
 
-    /// Has the relay read what a batch from a listener is going to need.
-    fn prefetch(&self, door: usize, senders: impl Iterator<Item = SocketAddr>) {
-        let port = &self.clients.listeners[door].socket;
-        // The IP address that each datagram was sent to matters to nobody who only looks ahead.
-        let server = port.local_addr();
+    /// Prefetches what the relay needs for a batch from a listening socket.
+    fn prefetch(&self, listener: usize, senders: impl Iterator<Item = SocketAddr>) {
+        // Where datagrams were sent to another address of the host, the prefetch misses, which changes no result.
+        let server = self.clients.listeners[listener].socket.local_addr();
         let tuple = |client| FiveTuple { client, server, transport: Transport::Udp };
         self.relay.prefetch_clients(senders.map(tuple));
     }
 
-    fn handle_peer_datagram(&mut self, now: Now, relay: RelayId, datagram: Datagram<'_>, rx: &RxBuffers) {
+    fn handle_peer_datagram(&mut self, now: Now, relay: RelayId, datagram: Datagram<'_>) {
         let Datagram { from, payload, .. } = datagram;
-        if let Ok(to) = self.relay.handle_peer(now, relay, from, ip_header(&datagram), payload) {
-            self.send_to_client(&to, payload, rx);
+        if let Ok(to) = self.relay.handle_peer(now, relay, from, ip_header(&datagram), payload.as_bytes()) {
+            self.send_to_client(&to, payload);
         }
     }
 
-    /// Tells clients of the ICMP errors that their peers' datagrams have met.
+    /// Sends clients the ICMP errors about datagrams that a relay port sent.
     fn handle_icmp_errors(&mut self, now: Now, relay: RelayId) {
         let mut errors = Vec::new();
         if let Some(Some(socket)) = self.relay_sockets.get(relay) {
@@ -387,61 +304,57 @@ impl Worker {
         }
     }
 
-    fn handle_datagram(&mut self, now: Now, index: usize, datagram: Datagram<'_>, rx: &RxBuffers) {
-        let ListenSocket { socket: port, door, is_tls_port } = &self.clients.listeners[index];
-        let local = port.local_addr();
+    /// Handles a datagram from a client: its first byte decides which protocol it belongs to.
+    fn handle_datagram(&mut self, now: Now, listener: usize, datagram: Datagram<'_>) {
+        let ListenSocket { socket, port, is_tls_port } = &self.clients.listeners[listener];
+        let local = socket.local_addr();
         let server = SocketAddr::new(datagram.local_ip.unwrap_or(local.ip()), local.port());
-        let tuple = FiveTuple { client: datagram.from, server, transport: Transport::Udp };
-        let kind = demux::datagram(datagram.payload);
-        let packet =
-            ClientPacket { client: tuple, kind, ip_header: ip_header(&datagram), bytes: datagram.payload };
-        match (kind, *door) {
+        let client = FiveTuple { client: datagram.from, server, transport: Transport::Udp };
+        let bytes = datagram.payload.as_bytes();
+        let kind = demux::datagram(bytes);
+        let packet = ClientPacket { client, kind, ip_header: ip_header(&datagram), bytes: datagram.payload };
+        match (kind, *port) {
             (DatagramKind::Dtls, ServerPort::Main) => {
                 let (limiter, ends) = (&mut self.unauthenticated, (datagram.from, server));
                 let admits = || limiter.allow_handshake(now, datagram.from.ip());
-                if !self.clients.dtls.handle_datagram(now, ends, datagram.payload, admits) {
+                if !self.clients.dtls.handle_datagram(now, ends, bytes, admits) {
                     self.clients.drops.add(WorkerDropReason::Dtls, 1);
                 }
             }
-            (DatagramKind::Signaling, ServerPort::Main)
-                if self.relay.is_channel_data(now, tuple, datagram.payload) =>
-            {
-                self.handle_client_packet(now, packet, rx);
+            (DatagramKind::Signaling, ServerPort::Main) if self.relay.is_channel_data(now, client, bytes) => {
+                self.handle_client_packet(now, packet);
             }
-            (DatagramKind::Signaling, door) if !is_tls_port => {
-                if !self.signaling.datagram(door, datagram.from, datagram.local_ip, datagram.payload) {
+            (DatagramKind::Signaling, port) if !is_tls_port => {
+                if !self.signaling.datagram(port, datagram.from, datagram.local_ip, bytes) {
                     self.clients.drops.add(WorkerDropReason::SignalingQueueFull, 1);
                 }
             }
             (DatagramKind::Stun, ServerPort::Aux) => {
-                let message = Message::parse(datagram.payload);
-                if !message.is_ok_and(|message| self.answer_binding_request(now, tuple, &message)) {
+                let message = Message::parse(bytes);
+                if !message.is_ok_and(|message| self.answer_binding_request(now, client, &message)) {
                     self.clients.drops.add(WorkerDropReason::UnknownProtocol, 1);
                 }
             }
             (DatagramKind::Stun | DatagramKind::ChannelData, ServerPort::Main) => {
-                self.handle_client_packet(now, packet, rx);
+                self.handle_client_packet(now, packet);
             }
             _ => self.clients.drops.add(WorkerDropReason::UnknownProtocol, 1),
         }
     }
 
     /// Handles a frame that was received on a stream or inside DTLS.
-    pub(crate) fn handle_frame(&mut self, now: Now, client: FiveTuple, bytes: &[u8], rx: &RxBuffers) {
-        let kind = demux::datagram(bytes);
-        self.handle_client_packet(
-            now,
-            ClientPacket { client, kind, ip_header: IpHeader::default(), bytes },
-            rx,
-        );
+    pub(super) fn handle_frame(&mut self, now: Now, client: FiveTuple, bytes: RxSlice<'_>) {
+        let (kind, ip_header) = (demux::datagram(bytes.as_bytes()), IpHeader::default());
+        self.handle_client_packet(now, ClientPacket { client, kind, ip_header, bytes });
     }
 
     /// Handles a message from a client: forwards it to the worker that has the client's allocation, responds to a Binding request,
-    /// or carries out what the relay decides.
-    pub(crate) fn handle_client_packet(&mut self, now: Now, packet: ClientPacket<'_>, rx: &RxBuffers) {
-        let ClientPacket { client, kind, ip_header, bytes } = packet;
-        if let Some(forwarded) = self.clients.moved.forward(now.mono, client, bytes) {
-            if !forwarded {
+    /// or passes it to the relay.
+    fn handle_client_packet(&mut self, now: Now, packet: ClientPacket<'_>) {
+        let ClientPacket { client, kind, ip_header, bytes: received } = packet;
+        let bytes = received.as_bytes();
+        if let Some(is_forwarded) = self.clients.moved.forward(now.mono, client, bytes) {
+            if !is_forwarded {
                 self.clients.drops.add(WorkerDropReason::WorkerQueueFull, 1);
             }
             return;
@@ -459,37 +372,44 @@ impl Worker {
             }
         };
         match self.relay.handle_client(now, client, ip_header, frame) {
-            Forward::Peer(to) => self.send_to_peer(&to, bytes, rx),
-            Forward::LocalClient(to) => self.send_to_client(&to, bytes, rx),
-            Forward::OtherWorker(packet) => self.send_to_worker(&packet, bytes),
+            Forward::Peer(to) => self.send_to_peer(to, received),
+            Forward::LocalClient(to) => self.send_to_client(&to, received),
+            Forward::OtherWorker(packet) => self.send_to_worker(&packet, received),
             Forward::Control | Forward::Drop(_) => {}
         }
     }
 
-    /// Sends a response to a request that is not authenticated, if the limits allow it.
-    pub(crate) fn reply_unverified(&mut self, now: Now, client: FiveTuple, question: usize, answer: &[u8]) {
+    /// Sends a response to a request that is not authenticated. A datagram's source address may be forged, so that limits apply.
+    pub(super) fn send_unverified(
+        &mut self,
+        now: Now,
+        client: FiveTuple,
+        request_len: usize,
+        response: &[u8],
+    ) {
+        if client.transport != Transport::Udp {
+            return self.clients.send(client, response);
+        }
         let oversized = self.unauthenticated.counters().over_size;
-        if self.unauthenticated.allow_response(now, client.client.ip(), question, answer.len()) {
-            match self.clients.route_to(client, IpHeader::default()) {
-                Some((door, route)) if client.transport == Transport::Udp => {
-                    self.send_queue.push(SendSocket::Listener(door), route, answer, Payload::Copied(&[]), 0);
-                }
-                _ => self.clients.send(client, answer),
+        if self.unauthenticated.allow_response(now, client.client.ip(), request_len, response.len()) {
+            if let Some((listener, route)) = self.clients.route_to(client, IpHeader::default()) {
+                let socket = SendSocket::Listener(listener);
+                self.send_queue.push(socket, route, response, RxSlice::default(), 0);
             }
             return;
         }
         self.clients.drops.add(WorkerDropReason::ResponseWithheld, 1);
         if (oversized, self.unauthenticated.counters().over_size) == (0, 1) {
-            // Never by the client's doing: no client could be served until this is set right.
+            // A configuration error, never the client's doing: no client is served until it is corrected.
             tracing::warn!(
-                question,
-                answer = answer.len(),
-                "answer too large for a stranger; is turn.realm too long?"
+                request_len,
+                response_len = response.len(),
+                "response too long for an unauthenticated client; is turn.realm too long?"
             );
         }
     }
 
-    fn send_to_peer(&mut self, to: &ToPeer, frame: &[u8], rx: &RxBuffers) {
+    fn send_to_peer(&mut self, to: ToPeer, received: RxSlice<'_>) {
         let IpHeader { ttl, tos } = to.ip_header;
         let route = Route {
             ttl: (ttl > 0).then_some(ttl),
@@ -497,143 +417,60 @@ impl Worker {
             dont_fragment: to.dont_fragment,
             ..Route::to(to.peer)
         };
-        self.send_queue.push(SendSocket::Relay(to.relay), route, &[], payload(frame, &to.payload, rx), 0);
+        self.send_queue.push(SendSocket::Relay(to.relay), route, &[], received.slice(to.payload), 0);
     }
 
-    /// Sends a payload of `received`, a frame or a datagram, to a client.
-    pub(crate) fn send_to_client(&mut self, to: &ToClient, received: &[u8], rx: &RxBuffers) {
-        let bytes = received.get(to.payload.clone()).unwrap_or_default();
-        if self.clients.send_to_stream_client(to, bytes) {
-            return;
-        }
+    /// Queues a payload for a client of another worker.
+    fn send_to_worker(&mut self, packet: &InternalPacket, received: RxSlice<'_>) {
+        let payload = received.slice(packet.payload.clone()).as_bytes();
+        let dropped = self.worker_channels.push(packet, payload);
+        self.clients.drops.add(WorkerDropReason::WorkerQueueFull, dropped as u64);
+    }
+
+    /// Sends a part of `received`, a frame or a datagram, to a client.
+    pub(super) fn send_to_client(&mut self, to: &ToClient, received: RxSlice<'_>) {
+        let payload = received.slice(to.payload.clone());
         let ToClient { client, ref header, padding, ip_header, .. } = *to;
-        if client.transport == Transport::Udp {
-            if let Some((door, route)) = self.clients.route_to(client, ip_header) {
-                let body = payload(received, &to.payload, rx);
-                self.send_queue.push(SendSocket::Listener(door), route, header.as_bytes(), body, padding);
+        match client.transport {
+            Transport::Udp => {
+                if let Some((listener, route)) = self.clients.route_to(client, ip_header) {
+                    let socket = SendSocket::Listener(listener);
+                    self.send_queue.push(socket, route, header.as_bytes(), payload, padding);
+                }
             }
-            return;
+            Transport::Dtls => {
+                self.frame_buffer.clear();
+                self.frame_buffer.extend_from_slice(header.as_bytes());
+                self.frame_buffer.extend_from_slice(payload.as_bytes());
+                self.frame_buffer.resize(self.frame_buffer.len() + padding, 0);
+                self.clients.send(client, &self.frame_buffer);
+            }
+            _ => self.clients.send_to_stream_client(to, payload.as_bytes()),
         }
-        let mut frame = std::mem::take(&mut self.scratch);
-        frame.clear();
-        frame.extend_from_slice(header.as_bytes());
-        frame.extend_from_slice(bytes);
-        frame.resize(frame.len() + padding, 0);
-        self.clients.send_marked(client, ip_header, &frame);
-        self.scratch = frame;
     }
 
-    /// Sends what has gathered, and makes room for more.
-    pub(crate) fn flush_and_clear(&mut self, rx: &mut RxBuffers) {
+    /// Sends what is queued, and releases the receive buffers.
+    pub(super) fn flush_and_clear(&mut self, rx: &mut RxBuffers) {
         self.send_queue.merge_headers(rx);
         self.flush_sends(rx);
         rx.clear();
     }
 
-    /// Sends what has gathered.
-    pub(crate) fn flush_sends(&mut self, rx: &RxBuffers) {
+    /// Sends what is queued.
+    pub(super) fn flush_sends(&mut self, rx: &RxBuffers) {
         if self.send_queue.is_empty() {
             return;
         }
         let (clients, relay_sockets) = (&self.clients, &self.relay_sockets);
-        let socket = |exit| match exit {
+        let socket = |socket| match socket {
             SendSocket::Listener(index) => clients.socket_at(index),
             SendSocket::Relay(relay) => relay_sockets.get(relay)?.as_ref(),
         };
         self.send_queue.send(rx, socket, |route, error| clients.count_send_error(route.to, error));
     }
-
-    /// Does what the relay and the DTLS sessions say; `heard` is the length of the datagram that made them say so.
-    pub(crate) fn handle_outputs(&mut self, now: Now, heard: usize, rx: &RxBuffers) {
-        loop {
-            if self.relay.has_output() {
-                // What is said now may close sockets that the datagrams before are to leave by.
-                self.flush_sends(rx);
-                self.handle_relay_outputs(now);
-            }
-            match self.clients.dtls.poll_output() {
-                None => return,
-                Some(dtls::Output::Datagram { client, bytes }) => {
-                    self.clients.send_datagram(client, IpHeader::default(), &bytes);
-                }
-                Some(dtls::Output::Challenge { client, bytes }) => {
-                    let client = FiveTuple { transport: Transport::Udp, ..client };
-                    self.reply_unverified(now, client, heard, &bytes);
-                }
-                Some(dtls::Output::Frame { client, bytes }) => self.handle_frame(now, client, &bytes, rx),
-                Some(dtls::Output::Gone { client }) => self.relay.handle_client_gone(client),
-            }
-        }
-    }
-
-    fn handle_relay_outputs(&mut self, now: Now) {
-        while let Some(output) = self.relay.poll_output() {
-            match output {
-                Output::Response { client, bytes, auth: RequestAuth::Unverified { request_len } }
-                    if client.transport == Transport::Udp =>
-                {
-                    self.reply_unverified(now, client, request_len, &bytes);
-                }
-                Output::Response { client, bytes, auth } => {
-                    if auth == RequestAuth::Verified {
-                        self.clients.mark_authenticated(client);
-                    }
-                    self.clients.send(client, &bytes);
-                }
-                Output::OpenRelaySocket { relay, address, tcp } => {
-                    let opened = match tcp {
-                        false => self.open_relay(relay, address),
-                        true => self.tcp.listen(relay, address),
-                    };
-                    let opened = opened.map_err(|error| {
-                        tracing::debug!(%error, "relay socket");
-                        match error.kind() {
-                            io::ErrorKind::AddrInUse => RelaySocketError::PortInUse,
-                            _ => RelaySocketError::NoSocket,
-                        }
-                    });
-                    self.relay.handle_relay_opened(now, relay, opened);
-                }
-                Output::CloseRelaySocket { relay } => {
-                    if !self.tcp.close(relay)
-                        && let Some(place) = self.relay_sockets.get_mut(relay)
-                    {
-                        *place = None;
-                    }
-                }
-                Output::Connect { connection, from, to } => self.tcp.connect(connection, from, to),
-                Output::BindConnection { client, connection, response, bandwidth } => {
-                    let peer_stream = self.tcp.join(connection, response, bandwidth).map(Box::new);
-                    self.clients.join(client, peer_stream);
-                }
-                Output::Disconnect { connection } => self.tcp.disconnect(connection),
-                Output::ForwardRequest { client, worker, bytes } => {
-                    if !self.clients.moved.send_frame(client, worker, &bytes) {
-                        self.clients.drops.add(WorkerDropReason::WorkerQueueFull, 1);
-                    }
-                }
-                Output::ClientLeft { client } => self.clients.moved.send_left(client),
-                Output::LookUpUser { query: question, from, is_known } => {
-                    if !self.lookups.enqueue(now, from, (Arc::clone(&question), is_known)) {
-                        self.relay.handle_lookup_done(now, &question, false);
-                    }
-                }
-            }
-        }
-    }
-
-    fn open_relay(&mut self, relay: RelayId, address: SocketAddr) -> io::Result<()> {
-        let socket = BatchUdpSocket::bind(address, Role::Relay)?;
-        watch(&self.poll, &socket, Token(self.clients.listeners.len() + relay))?;
-        if relay >= self.relay_sockets.len() {
-            self.relay_sockets.resize_with(relay + 1, || None);
-        }
-        self.relay_sockets[relay] = Some(socket);
-        Ok(())
-    }
 }
 
-/// Receives a batch, or says how the socket's turn ends without one.
+/// Receives a batch; without one, returns the state of the socket.
 fn receive(socket: &impl BatchSocket, rx: &mut RxBuffers) -> Result<RxBatch, Progress> {
     socket.recv(rx).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock => Progress::Drained,
@@ -644,19 +481,12 @@ fn receive(socket: &impl BatchSocket, rx: &mut RxBuffers) -> Result<RxBatch, Pro
     })
 }
 
-/// Returns a payload of `received`: a range of the receive buffers where it lies there, else it is copied.
-fn payload<'a>(received: &'a [u8], range: &Range<usize>, rx: &RxBuffers) -> Payload<'a> {
-    match rx.position(received) {
-        Some(start) => Payload::Received { start: start + range.start, len: range.len() },
-        None => Payload::Copied(received.get(range.clone()).unwrap_or_default()),
-    }
-}
-
 /// Returns the fields of the IP header that the relay preserves.
 fn ip_header(datagram: &Datagram<'_>) -> IpHeader {
     IpHeader { ttl: datagram.ttl, tos: datagram.tos }
 }
 
-fn watch(poll: &Poll, port: &BatchUdpSocket, token: Token) -> io::Result<()> {
-    poll.registry().register(&mut SourceFd(&port.as_raw_fd()), token, Interest::READABLE)
+/// Registers a socket for readability.
+pub(super) fn register(poll: &Poll, socket: &BatchUdpSocket, token: Token) -> io::Result<()> {
+    poll.registry().register(&mut SourceFd(&socket.as_raw_fd()), token, Interest::READABLE)
 }

@@ -8,6 +8,7 @@ use super::waker::WorkerWaker;
 use crate::limits::Limit;
 use crate::turn_server::{InternalPacket, InternalRoute, IpHeader};
 use crossbeam_queue::ArrayQueue;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Batches in the queue of one worker.
@@ -19,13 +20,12 @@ const PACKETS: usize = 256;
 const BYTES: usize = 64 * 1024;
 
 /// One packet of a batch.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct BatchedPacket {
     pub(crate) route: InternalRoute,
     pub(crate) ip_header: IpHeader,
-    /// The offset of its payload in the batch.
-    pub(crate) start: usize,
-    pub(crate) len: usize,
+    /// Where its payload lies in the batch.
+    pub(crate) payload: Range<usize>,
 }
 
 /// Packets from one worker to another.
@@ -42,7 +42,7 @@ impl PacketBatch {
         let InternalPacket { route, ip_header, .. } = *packet;
         let start = self.bytes.len();
         self.bytes.extend_from_slice(payload);
-        self.packets.push(BatchedPacket { route, ip_header, start, len: payload.len() });
+        self.packets.push(BatchedPacket { route, ip_header, payload: start..self.bytes.len() });
     }
 
     fn is_full(&self) -> bool {
@@ -212,7 +212,7 @@ mod tests {
             }
             assert_eq!(here.flush(), 0);
             let batch = there.take_batch().unwrap();
-            let payloads = batch.packets.iter().map(|packet| &batch.bytes[packet.start..][..packet.len]);
+            let payloads = batch.packets.iter().map(|packet| &batch.bytes[packet.payload.clone()]);
             assert_eq!(payloads.collect::<Vec<_>>(), [&b"one"[..], b"", b"three"]);
             assert_eq!(batch.packets[0].route, route());
             assert!(there.take_batch().is_none());
@@ -266,7 +266,7 @@ mod tests {
             }
             while let Some(batch) = there.take_batch() {
                 for packet in &batch.packets {
-                    assert_eq!(batch.bytes[packet.start..][..packet.len], heard.to_be_bytes());
+                    assert_eq!(batch.bytes[packet.payload.clone()], heard.to_be_bytes());
                     heard += 1;
                 }
                 there.recycle(batch);

@@ -60,7 +60,6 @@ impl WorkerPool {
         let group_size = u16::try_from(count).map_err(|_| io::ErrorKind::InvalidInput)?;
         let relays = Relay::group(time::now(), self.relay, group_size, seeds.random());
         for (index, (sockets, relay)) in sockets.into_iter().zip(relays).enumerate() {
-            let number = index as u16;
             let mut rng = || ChaCha20Rng::from_seed(seeds.random());
             let parts = WorkerParts {
                 sockets,
@@ -76,7 +75,7 @@ impl WorkerPool {
                 relay,
                 signaling: self.signaling.clone(),
                 lookups: self.lookups.of(index, count, &mut rng()),
-                number,
+                index: index as u16,
                 inboxes: Arc::clone(&all_inboxes),
                 peer_streams: peer_streams.clone(),
             };

@@ -17,7 +17,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use rustix::net::sockopt::{
     Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
 };
-pub(crate) use rx_buffers::{Datagram, RxBatch, RxBuffers};
+pub(crate) use rx_buffers::{Datagram, RxBatch, RxBuffers, RxSlice};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr, UdpSocket};

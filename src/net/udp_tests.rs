@@ -45,7 +45,7 @@ fn receive(port: &BatchUdpSocket, rx: &mut RxBuffers, count: usize) -> (Vec<Hear
                 local_ip: datagram.local_ip,
                 ttl: datagram.ttl,
                 tos: datagram.tos,
-                payload: datagram.payload.to_vec(),
+                payload: datagram.payload.as_bytes().to_vec(),
             }));
             rx.clear();
             if batch.is_drained() {
@@ -160,7 +160,8 @@ fn what_several_ports_receive_shares_one_intake_until_it_is_full() {
         hauls.push(ports[hauls.len() % 3].recv(&mut rx).unwrap());
     }
     assert!(!ports[0].recv(&mut rx).unwrap().is_drained(), "there is more, and no room");
-    let number = |datagram: Datagram<'_>| usize::from_be_bytes(datagram.payload.try_into().unwrap());
+    let number =
+        |datagram: Datagram<'_>| usize::from_be_bytes(datagram.payload.as_bytes().try_into().unwrap());
     let heard: Vec<Vec<usize>> =
         hauls.iter().map(|batch| rx.datagrams(*batch).map(number).collect()).collect();
     assert_eq!(heard.iter().map(Vec::len).sum::<usize>(), all);
@@ -176,13 +177,13 @@ fn a_header_goes_in_front_of_a_datagram_but_not_into_another_one() {
     b.send_all(&[message], &[IoSlice::new(b"onetwosix")], |_, error| panic!("{error}"));
     let mut rx = RxBuffers::default();
     let batch = a.recv(&mut rx).unwrap();
-    let starts: Vec<_> = rx.datagrams(batch).map(|datagram| rx.position(datagram.payload).unwrap()).collect();
+    let starts: Vec<_> = rx.datagrams(batch).map(|datagram| datagram.payload.offset().unwrap()).collect();
     assert_eq!(starts.len(), 3);
     assert!(rx.put_before(starts[0], b"head"));
     assert!(!rx.put_before(starts[1], b"head"), "the first one lies there");
     assert!(!rx.put_before(starts[0], &[0; 100]), "more than there is room for");
-    assert_eq!(rx.part(starts[0] - 4, 13), b"headonetwosix");
-    assert_eq!(rx.position(b"elsewhere"), None);
+    assert_eq!(rx.slice(starts[0] - 4..starts[0] + 9).as_bytes(), b"headonetwosix");
+    assert_eq!(RxSlice::outside(b"elsewhere").slice(1..3).offset(), None);
 }
 
 #[test]

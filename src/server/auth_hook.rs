@@ -136,7 +136,7 @@ impl AuthHook {
                         Err(error) => failures.note(error),
                     }
                     for worker in waiting.remove(&question).unwrap_or_default() {
-                        let done = WorkerMessage::LookupDone { question: Arc::clone(&question), answered };
+                        let done = WorkerMessage::LookupDone { query: Arc::clone(&question), is_answered: answered };
                         workers[worker].send(done).await;
                     }
                     continue;

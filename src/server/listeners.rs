@@ -52,13 +52,13 @@ impl Listeners {
         for address in &listen {
             for sockets in &mut per_worker {
                 let opened = open_udp(*address, Role::Shared)?;
-                sockets.push(ListenSocket { socket: opened, door: ServerPort::Main, is_tls_port: false });
+                sockets.push(ListenSocket { socket: opened, port: ServerPort::Main, is_tls_port: false });
             }
         }
         let aux_port = open_aux(config, &listen, &mut per_worker[0])?;
-        for home in &config.nat_discovery {
+        for address in &config.nat_discovery {
             // Otherwise an address of another host would fail with every response.
-            open_udp(SocketAddr::new(home.local, 0), Role::Single)?;
+            open_udp(SocketAddr::new(address.local, 0), Role::Single)?;
         }
         let tls = open_tls(config, &listen, &mut per_worker).await?;
         let tls_port = (!tls.is_empty()).then(|| tls_port(config));
@@ -80,9 +80,9 @@ impl Listeners {
 
     /// Clones the sockets for signalling.
     pub(super) fn sockets(&self) -> io::Result<Sockets> {
-        let of = |door: ServerPort| {
+        let of = |port: ServerPort| {
             let sockets =
-                self.per_worker[0].iter().filter(move |socket| socket.door == door && !socket.is_tls_port);
+                self.per_worker[0].iter().filter(move |socket| socket.port == port && !socket.is_tls_port);
             sockets.map(|socket| socket.socket.try_clone()).collect::<io::Result<Vec<_>>>()
         };
         Ok(Sockets { main: of(ServerPort::Main)?, aux: of(ServerPort::Aux)? })
@@ -97,7 +97,7 @@ fn open_udp(address: SocketAddr, role: Role) -> Result<BatchUdpSocket, ServerErr
     })
 }
 
-/// Opens the second port on every address, the same number on all; none where it is 0.
+/// Opens the second port on every address, the same number on all; none when it is 0.
 fn open_aux(
     config: &Config,
     listen: &[SocketAddr],
@@ -115,7 +115,7 @@ fn open_aux(
             .map(|address| {
                 let port = open_udp(SocketAddr::new(address.ip(), number), Role::Single)?;
                 number = port.local_addr().port();
-                Ok(ListenSocket { socket: port, door: ServerPort::Aux, is_tls_port: false })
+                Ok(ListenSocket { socket: port, port: ServerPort::Aux, is_tls_port: false })
             })
             .collect();
         match opened {
@@ -133,7 +133,7 @@ fn tls_port(config: &Config) -> u16 {
     config.tls.port.unwrap_or(TLS_PORT)
 }
 
-/// Opens the TLS and DTLS port on every address; none where it is 0, or taken and nobody has asked for it.
+/// Opens the TLS and DTLS port on every address; none when it is 0, or when the default port is in use.
 async fn open_tls(
     config: &Config,
     listen: &[SocketAddr],
@@ -145,7 +145,7 @@ async fn open_tls(
         match open_tcp(address).await {
             Ok(listener) => listeners.push(listener),
             Err(error) if config.tls.port.is_none() => {
-                tracing::info!(%error, port, "no port for TLS alone; TLS is on the main port all the same");
+                tracing::info!(%error, port, "TLS port not available; TLS is served on the main port only");
                 return Ok(Vec::new());
             }
             Err(source) => return Err(ServerError::Listen { address, transport: "tcp", source }),
@@ -155,7 +155,7 @@ async fn open_tls(
         let address = listener.local_addr()?;
         for sockets in per_worker.iter_mut() {
             let port = open_udp(address, Role::Shared)?;
-            sockets.push(ListenSocket { socket: port, door: ServerPort::Main, is_tls_port: true });
+            sockets.push(ListenSocket { socket: port, port: ServerPort::Main, is_tls_port: true });
         }
     }
     Ok(listeners)

@@ -4,6 +4,7 @@ use super::control::RxMeta;
 use super::mmsg::{self, Received};
 use nix::errno::Errno;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 /// Buffers of a pool.
@@ -58,7 +59,42 @@ pub(crate) struct Datagram<'a> {
     /// DSCP and ECN, as in the IP header.
     pub tos: u8,
     /// The payload.
-    pub payload: &'a [u8],
+    pub payload: RxSlice<'a>,
+}
+
+/// Bytes of a datagram or of a frame. Their offset is known if they lie in the receive buffers, from which they can be sent without a
+/// copy.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct RxSlice<'a> {
+    bytes: &'a [u8],
+    offset: Option<usize>,
+}
+
+impl<'a> RxSlice<'a> {
+    /// Wraps bytes that lie elsewhere.
+    #[must_use]
+    pub(crate) fn outside(bytes: &'a [u8]) -> Self {
+        Self { bytes, offset: None }
+    }
+
+    /// Returns the bytes.
+    #[must_use]
+    pub(crate) fn as_bytes(self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Returns the offset in the receive buffers; `None` when the bytes lie elsewhere.
+    #[must_use]
+    pub(crate) fn offset(self) -> Option<usize> {
+        self.offset
+    }
+
+    /// Returns a part of the bytes; it is empty when `range` exceeds them.
+    #[must_use]
+    pub(crate) fn slice(self, range: Range<usize>) -> Self {
+        let offset = self.offset.map(|offset| offset + range.start);
+        Self { bytes: self.bytes.get(range).unwrap_or_default(), offset }
+    }
 }
 
 impl Default for RxBuffers {
@@ -85,22 +121,18 @@ impl RxBuffers {
 
     /// Iterates over the datagrams of a batch; GRO runs are split.
     pub(crate) fn datagrams(&self, batch: RxBatch) -> impl Iterator<Item = Datagram<'_>> {
-        let buffers = self.buffers.chunks_exact(STRIDE).zip(&self.received);
-        let received = buffers.take(self.filled).skip(batch.first).take(batch.count);
+        let starts = (HEADROOM..).step_by(STRIDE).zip(&self.received);
+        let received = starts.take(self.filled).skip(batch.first).take(batch.count);
         received
-            .filter_map(|(buffer, received)| Some((buffer, received, received.name.socket_address()?)))
-            .flat_map(move |(buffer, received, from)| {
+            .filter_map(|(start, received)| Some((start, received, received.name.socket_address()?)))
+            .flat_map(move |(start, received, from)| {
                 let RxMeta { local_ip, ttl, tos, stride } = RxMeta::of(&received.controls);
                 let local_ip = local_ip.or(batch.bound_ip);
-                let run = buffer.get(HEADROOM..HEADROOM + received.len).unwrap_or_default();
-                // `chunks` yields nothing for an empty datagram.
-                let empty = run.is_empty().then_some(run);
-                run.chunks(stride.unwrap_or(run.len()).max(1)).chain(empty).map(move |payload| Datagram {
-                    from,
-                    local_ip,
-                    ttl,
-                    tos,
-                    payload,
+                let (end, size) = (start + received.len, stride.unwrap_or(received.len).max(1));
+                // An empty datagram has a start too.
+                (start..end.max(start + 1)).step_by(size).map(move |start| {
+                    let payload = self.slice(start..end.min(start + size));
+                    Datagram { from, local_ip, ttl, tos, payload }
                 })
             })
     }
@@ -109,13 +141,6 @@ impl RxBuffers {
     pub(crate) fn senders(&self, batch: RxBatch) -> impl Iterator<Item = SocketAddr> {
         let received = self.received.iter().take(self.filled).skip(batch.first).take(batch.count);
         received.filter_map(|received| received.name.socket_address())
-    }
-
-    /// Returns the offset of `payload`; `None` when it is not in these buffers.
-    #[must_use]
-    pub(crate) fn position(&self, payload: &[u8]) -> Option<usize> {
-        let start = (payload.as_ptr() as usize).checked_sub(self.buffers.as_ptr() as usize)?;
-        (start + payload.len() <= self.buffers.len()).then_some(start)
     }
 
     /// Writes `head` in front of the payload at `start`, into the headroom of its buffer. Returns
@@ -127,14 +152,15 @@ impl RxBuffers {
         room.map(|room| room.copy_from_slice(head)).is_some()
     }
 
-    /// Returns `len` bytes from `start` on.
+    /// Returns the bytes at these offsets.
     #[must_use]
-    pub(crate) fn part(&self, start: usize, len: usize) -> &[u8] {
-        self.buffers.get(start..start + len).unwrap_or_default()
+    pub(crate) fn slice(&self, range: Range<usize>) -> RxSlice<'_> {
+        let offset = Some(range.start);
+        RxSlice { bytes: self.buffers.get(range).unwrap_or_default(), offset }
     }
 
-    /// Lends the bytes from `start` on for data that arrives by other ways than a UDP socket, so that it can be sent from here:
-    /// [`RxBuffers::part`]. The pool must be clear; staged bytes have no headroom.
+    /// Lends the bytes from `start` on for data that does not come from a UDP socket, so that it can be sent from here:
+    /// [`RxBuffers::slice`]. The pool must be clear; staged bytes have no headroom.
     pub(crate) fn stage(&mut self, start: usize) -> &mut [u8] {
         self.buffers.get_mut(start..).unwrap_or_default()
     }

@@ -80,7 +80,8 @@ fn pump(ports: [(ServerPort, BatchUdpSocket); 2], handle: &Handle, over: &Atomic
         for (door, port) in &ports {
             while let Ok(haul) = port.recv(&mut intake) {
                 for datagram in intake.datagrams(haul) {
-                    let _ = handle.datagram(*door, datagram.from, datagram.local_ip, datagram.payload);
+                    let _ =
+                        handle.datagram(*door, datagram.from, datagram.local_ip, datagram.payload.as_bytes());
                 }
                 intake.clear();
             }
