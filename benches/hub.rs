@@ -8,8 +8,6 @@ use ginnel::Now;
 use ginnel::internals::load::histogram::Histogram;
 use ginnel::internals::net::time;
 use ginnel::internals::signaling::{Config, ConnId, Hub, Limits, Output, Rate, ServerPort};
-use rand::SeedableRng;
-use rand_chacha::ChaCha20Rng;
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -53,7 +51,7 @@ impl Machine {
             ..Limits::default()
         };
         let config = Config { limits, ..Config::default() };
-        Self { hub: Hub::new(config, ChaCha20Rng::from_seed([7; 32])), transport }
+        Self { hub: Hub::new(config, [7; 32]), transport }
     }
 
     fn open(&mut self, now: Now, client: usize) {

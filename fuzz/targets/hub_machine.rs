@@ -17,8 +17,6 @@ use ginnel::internals::net::time;
 use ginnel::internals::signaling::{Config, ConnId, Hub, NotifyFrom, Output, Rate};
 use ginnel::internals::turn_server::auth::RevocationList;
 use model::Model;
-use rand_chacha::ChaCha20Rng;
-use rand_chacha::rand_core::SeedableRng;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -107,7 +105,7 @@ impl World {
         Self {
             now: time::now(),
             revoked: Arc::clone(&config.revoked),
-            hubs: Hub::cluster(&config, count, ChaCha20Rng::from_seed([7; 32])),
+            hubs: Hub::cluster(&config, count, [7; 32]),
             lines: Lines::default(),
             is_patient,
             mid: 0,

@@ -88,10 +88,11 @@ impl ServerInfo {
         listeners.map(SocketAddr::port).chain(self.aux_port).chain(self.tls_port).collect()
     }
 
-    /// Returns the `iceServers` JSON for a browser, with credentials minted for `name`.
+    /// Returns the `iceServers` object for a browser as JSON text, with credentials minted for `name`.
     #[must_use]
-    pub fn ice_servers(&self, name: &str) -> serde_json::Value {
-        serde_json::json!({ "iceServers": self.ice.admitted(time::now(), name, Admitted::default()) })
+    pub fn ice_servers(&self, name: &str) -> String {
+        let servers = self.ice.admitted(time::now(), name, Admitted::default());
+        serde_json::json!({ "iceServers": servers }).to_string()
     }
 }
 

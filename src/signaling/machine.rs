@@ -147,17 +147,19 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Makes the hub of a single server; tags, tokens and mids are drawn from `rng`.
+    /// Creates the hub of a single server. Tags, tokens and mids are drawn from `seed`, which must be secret.
     #[must_use]
-    pub fn new(config: Config, mut rng: ChaCha20Rng) -> Self {
+    pub fn new(config: Config, seed: [u8; 32]) -> Self {
+        let mut rng = ChaCha20Rng::from_seed(seed);
         let keys = draw_keys(&mut rng);
         Self::of_node(config, Nodes::SINGLE, keys, rng)
     }
 
-    /// Makes the hubs of `count` servers, at least one and at most sixteen. A message from one to another comes as
+    /// Creates the hubs of `count` servers, at least one and at most sixteen. A message from one to another comes as
     /// [`Output::Publish`] and goes to [`Hub::handle_hub_message`]. Each has the limits of `config` for itself.
     #[must_use]
-    pub fn cluster(config: &Config, count: usize, mut rng: ChaCha20Rng) -> Vec<Self> {
+    pub fn cluster(config: &Config, count: usize, seed: [u8; 32]) -> Vec<Self> {
+        let mut rng = ChaCha20Rng::from_seed(seed);
         let keys = draw_keys(&mut rng);
         let one = |nodes| {
             let mut seed = [0; 32];
@@ -167,7 +169,7 @@ impl Hub {
         Nodes::all(count).map(one).collect()
     }
 
-    /// Makes the hub of one node. All nodes must have the same keys.
+    /// Creates the hub of one node. All nodes must have the same keys.
     fn of_node(
         config: Config,
         nodes: Nodes,

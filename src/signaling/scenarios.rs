@@ -166,7 +166,7 @@ impl World {
     }
 
     fn with_hubs(config: &Config, count: usize) -> Self {
-        let hub = Hubs(Hub::cluster(config, count, ChaCha20Rng::from_seed([7; 32])));
+        let hub = Hubs(Hub::cluster(config, count, [7; 32]));
         Self { hub, now: now(), sent: Vec::new() }
     }
 

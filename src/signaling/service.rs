@@ -15,7 +15,7 @@ use super::wire::Tag;
 use crate::clock::Now;
 use crate::limits::{KeyedRateLimiter, Limit, NetworkPrefix, QueueReceiver};
 use crate::net::time::now;
-use rand::SeedableRng;
+use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -118,7 +118,7 @@ pub(crate) struct Service {
 #[must_use]
 pub(crate) fn start(config: Config, sockets: Sockets, seed: [u8; 32]) -> Service {
     let mut rng = ChaCha20Rng::from_seed(seed);
-    let hub = Hub::new(config.clone(), ChaCha20Rng::from_rng(&mut rng));
+    let hub = Hub::new(config.clone(), rng.random());
     let (stop, stopped) = watch::channel(false);
     let (queue, events) = EventQueue::new(&config.limits);
     let hub_task = HubTask { hub, bus: SingleServer, sockets, outboxes: HashMap::new() };

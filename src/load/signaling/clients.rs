@@ -312,8 +312,6 @@ mod tests {
     use super::*;
     use crate::net::time;
     use crate::signaling::{Config, ConnId, Hub, Limits, Output};
-    use rand::SeedableRng;
-    use rand_chacha::ChaCha20Rng;
 
     /// Passes messages between the hub and the clients until there are none.
     fn exchange(hub: &mut Hub, clients: &mut SignalingClients, mut drop: impl FnMut(&str) -> bool) {
@@ -330,7 +328,7 @@ mod tests {
     }
 
     fn hub(clients: usize, limits: Limits) -> Hub {
-        let mut hub = Hub::new(Config { limits, ..Config::default() }, ChaCha20Rng::from_seed([3; 32]));
+        let mut hub = Hub::new(Config { limits, ..Config::default() }, [3; 32]);
         (0..clients).for_each(|client| {
             hub.handle_websocket_opened(time::now(), ConnId(client as u64), [127, 0, 0, 1].into())
         });

@@ -40,17 +40,21 @@ pub struct Jwt {
 /// What tokens are checked with.
 #[derive(Debug, Clone)]
 pub enum JwtKey {
-    /// A secret that the issuer has too.
-    Hs256(hmac::Key),
+    /// The secret of HS256, which the issuer has too.
+    Hs256(Hs256Key),
     /// The issuer's Ed25519 public key.
     EdDsa([u8; 32]),
 }
+
+/// A secret of HS256.
+#[derive(Debug, Clone)]
+pub struct Hs256Key(hmac::Key);
 
 impl JwtKey {
     /// Takes the secret of HS256, 32 bytes or more.
     #[must_use]
     pub fn hs256(secret: &[u8]) -> Option<Self> {
-        (secret.len() >= MIN_SECRET).then(|| Self::Hs256(hmac::Key::new(hmac::HMAC_SHA256, secret)))
+        (secret.len() >= MIN_SECRET).then(|| Self::Hs256(Hs256Key(hmac::Key::new(hmac::HMAC_SHA256, secret))))
     }
 
     /// Takes an Ed25519 public key: PEM as `openssl pkey -pubout` writes it, or its 32 bytes in base64url as a JWK has them in `x`.
@@ -80,7 +84,7 @@ impl JwtKey {
 
     fn verifies(&self, signed: &[u8], mark: &[u8]) -> bool {
         match self {
-            Self::Hs256(key) => hmac::verify(key, signed, mark).is_ok(),
+            Self::Hs256(Hs256Key(key)) => hmac::verify(key, signed, mark).is_ok(),
             Self::EdDsa(key) => {
                 signature::UnparsedPublicKey::new(&signature::ED25519, key).verify(signed, mark).is_ok()
             }
