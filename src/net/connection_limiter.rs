@@ -149,7 +149,7 @@ impl Table {
 }
 
 impl ConnectionLimiter {
-    /// Makes a limiter. For addresses in `unlimited_from` only the limits of all connections hold.
+    /// Creates a limiter. For addresses in `unlimited_from` only the limits of all connections hold.
     #[must_use]
     pub(crate) fn new(limits: ConnectionLimits, unlimited_from: &[NetworkPrefix]) -> Arc<Self> {
         let quota = |(_, times)| Quota::new(usize::MAX, limits.per_address.saturating_mul(times) as usize);
@@ -452,22 +452,22 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_kept_of_those_who_have_left() {
+    fn closed_connections_leave_nothing() {
         let connections = connections(900, 3);
-        let places: Vec<_> =
+        let permits: Vec<_> =
             (0..900_u32).filter_map(|n| admit(&connections, IpAddr::from((n % 300).to_be_bytes()))).collect();
-        assert_eq!((places.len(), connections.quotas[0].total()), (900, 900));
-        drop(places);
+        assert_eq!((permits.len(), connections.quotas[0].total()), (900, 900));
+        drop(permits);
         assert_empty(&connections);
     }
 
     #[test]
-    fn when_all_places_are_taken_the_oldest_unproven_goes() {
+    fn at_the_limit_the_oldest_unauthenticated_connection_is_evicted() {
         let (connections, ended) = (connections(3, 9), Arc::default());
-        let places: Vec<_> = (0..3).map(|_| connections.admit().unwrap()).collect();
-        places.iter().for_each(|connection| watch(connection, &ended));
-        places[0].mark_authenticated();
-        assert!(places[1].reserve_memory(7));
+        let permits: Vec<_> = (0..3).map(|_| connections.admit().unwrap()).collect();
+        permits.iter().for_each(|connection| watch(connection, &ended));
+        permits[0].mark_authenticated();
+        assert!(permits[1].reserve_memory(7));
         let counters = connections.counters();
         assert_eq!((counters.open, counters.unauthenticated, counters.unauthenticated_bytes), (3, 2, 7));
         let newest = connections.admit().unwrap();
@@ -480,14 +480,14 @@ mod tests {
             true
         }));
         assert_eq!(ended.load(Ordering::Relaxed), 2, "and the third");
-        drop(places);
+        drop(permits);
         drop(newest);
         assert_empty(&connections);
         assert_eq!(connections.counters(), ConnectionCounters { closed: 5, ..ConnectionCounters::default() });
     }
 
     #[test]
-    fn for_an_address_that_holds_all_it_may_nobody_goes() {
+    fn an_address_at_its_limit_evicts_nobody() {
         let unlimited = ["127.0.0.0/8".parse().unwrap()];
         let limits = ConnectionLimits { total: 2, per_address: 1, ..LIMITS };
         let (connections, ended) = (ConnectionLimiter::new(limits, &unlimited), Arc::default());
@@ -507,12 +507,12 @@ mod tests {
     }
 
     #[test]
-    fn who_is_proven_is_never_ended() {
+    fn an_authenticated_connection_is_never_evicted() {
         let connections = connections(2, 9);
-        let places: Vec<_> = (0..2).map(|_| connections.admit().unwrap()).collect();
-        places.iter().for_each(ConnectionPermit::mark_authenticated);
+        let permits: Vec<_> = (0..2).map(|_| connections.admit().unwrap()).collect();
+        permits.iter().for_each(ConnectionPermit::mark_authenticated);
         assert!(connections.admit().is_none());
-        drop(places);
+        drop(permits);
         assert!(connections.admit().is_some());
         assert_empty(&connections);
     }
@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_has_to_go_is_ended_as_soon_as_it_can_be() {
+    fn an_eviction_before_the_hook_is_set_calls_it_at_once() {
         let (connections, ended) = (connections(1, 9), Arc::default());
         let first = connections.admit().unwrap();
         let _second = connections.admit().unwrap();
@@ -545,19 +545,19 @@ mod tests {
     }
 
     #[test]
-    fn memory_of_all_is_bounded_and_the_oldest_that_holds_some_goes() {
+    fn memory_is_bounded_and_the_oldest_connection_with_some_is_evicted() {
         let limits = ConnectionLimits { bytes: 100, ..LIMITS };
         let (connections, ended) = (ConnectionLimiter::new(limits, &[]), Arc::default());
-        let places: Vec<_> = (0..4).map(|_| connections.admit().unwrap()).collect();
-        places.iter().for_each(|connection| watch(connection, &ended));
-        assert!(places[1].reserve_memory(40) && places[2].reserve_memory(40));
-        assert!(places[2].reserve_memory(60), "what it holds is not counted twice");
-        assert!(places[3].reserve_memory(10));
+        let permits: Vec<_> = (0..4).map(|_| connections.admit().unwrap()).collect();
+        permits.iter().for_each(|connection| watch(connection, &ended));
+        assert!(permits[1].reserve_memory(40) && permits[2].reserve_memory(40));
+        assert!(permits[2].reserve_memory(60), "what it holds is not counted twice");
+        assert!(permits[3].reserve_memory(10));
         assert_eq!((ended.load(Ordering::Relaxed), connections.table().bytes), (1, 70), "the idle one stays");
-        assert!(!places[3].reserve_memory(101) && connections.table().bytes <= 100);
-        places[3].mark_authenticated();
-        assert!(places[3].reserve_memory(1 << 30), "who is proven has limits of another kind");
-        drop(places);
+        assert!(!permits[3].reserve_memory(101) && connections.table().bytes <= 100);
+        permits[3].mark_authenticated();
+        assert!(permits[3].reserve_memory(1 << 30), "who is proven has limits of another kind");
+        drop(permits);
         assert_empty(&connections);
     }
 
@@ -565,25 +565,25 @@ mod tests {
     fn long_messages_have_a_part_of_the_memory_for_themselves() {
         let limits = ConnectionLimits { bytes: LONG_PART * 40_000, ..LIMITS };
         let (connections, ended) = (ConnectionLimiter::new(limits, &[]), Arc::default());
-        let places: Vec<_> = (0..4).map(|_| connections.admit().unwrap()).collect();
-        places.iter().for_each(|connection| watch(connection, &ended));
-        assert!(places[0].reserve_message(SHORT) && places[1].reserve_message(20_000));
-        assert!(places[2].reserve_message(20_000));
+        let permits: Vec<_> = (0..4).map(|_| connections.admit().unwrap()).collect();
+        permits.iter().for_each(|connection| watch(connection, &ended));
+        assert!(permits[0].reserve_message(SHORT) && permits[1].reserve_message(20_000));
+        assert!(permits[2].reserve_message(20_000));
         assert_eq!(ended.load(Ordering::Relaxed), 0);
-        assert!(places[3].reserve_message(20_000));
+        assert!(permits[3].reserve_message(20_000));
         assert_eq!(ended.load(Ordering::Relaxed), 1, "the oldest of the long ones");
         assert!(
-            places[2].reserve_message(0)
-                && places[3].reserve_message(40_000)
-                && !places[3].reserve_message(40_001)
+            permits[2].reserve_message(0)
+                && permits[3].reserve_message(40_000)
+                && !permits[3].reserve_message(40_001)
         );
         assert_eq!(ended.load(Ordering::Relaxed), 1);
-        drop(places);
+        drop(permits);
         assert_empty(&connections);
     }
 
     #[test]
-    fn who_has_left_the_places_still_holds_memory() {
+    fn an_uncounted_connection_still_holds_memory() {
         let (connections, ended) = (connections(1, 1), Arc::default());
         let connection = admit(&connections, ip("192.0.2.1")).unwrap();
         watch(&connection, &ended);
@@ -593,5 +593,35 @@ mod tests {
         assert!(connection.reserve_memory(10) && !connection.reserve_memory(LIMITS.bytes + 1));
         drop(connection);
         assert_eq!(connections.table().bytes, 0);
+    }
+
+    #[test]
+    fn the_exported_text_has_each_counter() {
+        let connections = connections(2, 9);
+        let [oldest, kept] = [(); 2].map(|()| connections.admit().unwrap());
+        kept.mark_authenticated();
+        assert!(kept.reserve_descriptors(2));
+        let newest = connections.admit().unwrap();
+        assert!(newest.reserve_memory(4096));
+        drop(connections.admit().unwrap());
+        let text = connections.counters().to_prometheus();
+        drop((oldest, newest));
+        let expected = [
+            ("open", "gauge", 1),
+            ("unauthenticated", "gauge", 0),
+            ("unauthenticated_bytes", "gauge", 0),
+            ("descriptors", "gauge", 5),
+            ("evicted", "gauge", 2),
+            ("closed_total", "counter", 1),
+        ];
+        let line = |(name, kind, value)| {
+            format!("# TYPE ginnel_connections_{name} {kind}\nginnel_connections_{name} {value}\n")
+        };
+        assert_eq!(text, expected.map(line).concat());
+        let newest = connections.admit().unwrap();
+        assert!(newest.reserve_memory(4096));
+        let text = connections.counters().to_prometheus();
+        assert!(text.contains("ginnel_connections_unauthenticated 1\n"), "{text}");
+        assert!(text.contains("ginnel_connections_unauthenticated_bytes 4096\n"), "{text}");
     }
 }

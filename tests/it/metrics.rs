@@ -107,10 +107,86 @@ fn each_counter_of_the_relay_moves_when_its_cause_occurs() {
         send_indication(&client, SocketAddr::new(HERE.into(), port), b"x");
     }
     wait_for_value(server, "ginnel_relay_new_peers_refused_total", 1);
+    wait_for_value(server, "ginnel_relay_dropped_packets_total{reason=\"new_peer_rate\"}", 1);
     for _ in 0..20 {
         send_indication(&client, peer_address, &[0; 1000]);
     }
     wait_for_value(server, "ginnel_relay_dropped_packets_total{reason=\"bandwidth\"}", 1);
+}
+
+#[test]
+fn each_packet_that_the_relay_drops_is_counted_by_its_reason() {
+    let turn = format!(
+        "allow_peers = [\"{HERE}/32\"]\nrelay_ports = \"47320-47321\"\n\
+         [auth.hook]\nurl = \"http://{HERE}:1/\""
+    );
+    let test_server = TestServer::with(&[HERE.into()], Lines { top: "workers = 1", turn: &turn });
+    let server = test_server.address;
+    let drops = |reason: &str, cause: &dyn Fn()| {
+        let name = format!("ginnel_relay_dropped_packets_total{{reason=\"{reason}\"}}");
+        let before = value(server, &name);
+        cause();
+        wait_for_value(server, &name, before + 1);
+    };
+    let mut client = TurnClient::new(HERE, server);
+    let allocated = client
+        .request_signed(Method::ALLOCATE, |request| by_udp(request).attribute(attr::EVEN_PORT, &[0x80]));
+    let relayed = Message::parse(&allocated).unwrap().unverified().xor_address(attr::XOR_RELAYED_ADDRESS);
+    let reserved = SocketAddr::new(HERE.into(), relayed.unwrap().unwrap().port() + 1);
+    let peer = UdpSocket::bind((HERE, 0)).unwrap().local_addr().unwrap();
+
+    drops("no_permission", &|| send_indication(&client, peer, b"x"));
+    assert_eq!(permit(&mut client, peer), None);
+    drops("malformed", &|| client.send(b"\x40\x01\0\xFFdata"));
+    let data = Builder::new(Class::Indication, Method::DATA, TransactionId::new([7; 12])).finish();
+    drops("unexpected_message", &|| client.send(&data));
+    drops("unreachable_peer", &|| send_indication(&client, SocketAddr::new(HERE.into(), 0), b"x"));
+    drops("peer_denied", &|| send_indication(&client, server, b"x"));
+    drops("closed_relay_port", &|| send_indication(&client, reserved, b"x"));
+    let other = UdpSocket::bind((HERE, 0)).unwrap();
+    drops("no_allocation", &|| {
+        other.send_to(b"\x40\x01\0\x04data", server).unwrap();
+    });
+    client.set_ttl(1);
+    drops("hop_limit", &|| send_indication(&client, peer, b"x"));
+    // Nothing listens at the look-up service's address.
+    let mut unknown = TurnClient::of(("unknown".to_owned(), "password".to_owned()), HERE, server);
+    let request = by_udp(unknown.begin(Method::ALLOCATE));
+    let request = unknown.sign(request).finish();
+    drops("lookup_failed", &|| unknown.send(&request));
+}
+
+#[test]
+fn tcp_connections_are_counted_while_they_are_open_and_when_they_close() {
+    let test_server = TestServer::on_loopback("");
+    let server = test_server.address;
+    let mut pages = 0;
+    // The request for the page is itself an open connection, and the only one when all earlier ones have closed.
+    let mut wait_for_open = |count: u64| {
+        wait_for(SOON, || {
+            pages += 1;
+            let text = page(server);
+            let values = ["open", "unauthenticated", "descriptors", "unauthenticated_bytes", "closed_total"]
+                .map(|name| {
+                    let name = format!("ginnel_connections_{name} ");
+                    text.lines().find_map(|line| line.strip_prefix(&name)?.parse::<u64>().ok()).unwrap()
+                });
+            let [open, unauthenticated, descriptors, bytes, closed] = values;
+            let is_expected = [open, unauthenticated, descriptors] == [count; 3] && bytes > 0;
+            is_expected.then_some((closed, pages)).ok_or_else(|| format!("not {count}: {values:?}"))
+        })
+    };
+    let (closed_before, pages_before) = wait_for_open(1);
+    let idle = [(); 3].map(|()| {
+        let mut stream = TcpStream::connect(server).unwrap();
+        // The start of a STUN message: the worker waits for the rest.
+        stream.write_all(b"\0\x01\0\x08\x21\x12\xA4\x42").unwrap();
+        stream
+    });
+    wait_for_open(4);
+    drop(idle);
+    let (closed, pages) = wait_for_open(1);
+    assert_eq!(closed - closed_before, 3 + pages - pages_before);
 }
 
 #[test]

@@ -84,6 +84,11 @@ impl TurnClient {
         self.socket.send(message).unwrap();
     }
 
+    /// Sets the TTL of all later datagrams.
+    pub(crate) fn set_ttl(&self, ttl: u32) {
+        self.socket.set_ttl(ttl).unwrap();
+    }
+
     /// Begins a request.
     pub(crate) fn begin(&mut self, method: Method) -> Builder {
         self.transaction = self.transaction.wrapping_add(1);
