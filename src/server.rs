@@ -65,8 +65,8 @@ use tokio::time::sleep;
 
 /// Most TCP connections at a time.
 const MAX_STREAMS: usize = 16_000;
-/// How often freed memory is returned to the system, and after how many closed connections.
-const TRIM_EVERY: Duration = Duration::from_secs(3);
+/// Interval at which freed memory is returned to the system, and the closed connections that make it worthwhile.
+const TRIM_INTERVAL: Duration = Duration::from_secs(3);
 const TRIM_AFTER: u64 = 100;
 /// Descriptors reserved for the server itself.
 const SPARE_DESCRIPTORS: usize = 32;
@@ -111,7 +111,7 @@ pub enum ServerError {
     /// A worker thread has ended.
     #[error("worker {index} stopped: {reason}")]
     Worker {
-        /// Which one.
+        /// Its index.
         index: usize,
         /// Its error.
         reason: String,
@@ -120,8 +120,8 @@ pub enum ServerError {
     #[error("the gateway stopped: {0}")]
     Gateway(String),
     /// A listener or signalling has ended.
-    #[error("a part of the server stopped: {0}")]
-    Task(tokio::task::JoinError),
+    #[error("a task of the server stopped")]
+    Task(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
 /// A running server. If it is dropped without [`Server::shutdown`], its threads end with the process.
@@ -153,9 +153,10 @@ impl Server {
         let mut sockets = Listeners::open(&config, worker_count).await?;
         server_info::try_relay_addresses(&config.turn.relay_addresses)?;
         let mut info = ServerInfo::gather(&config, state, &own, &certificate, &sockets)?;
-        let gateway_doors =
+        let gateway_listeners =
             if config.gateway.enabled { gateway::open(&config.gateway).await? } else { vec![] };
-        info.gateway = config.gateway.enabled.then(|| GatewayAddrs::collect(&gateway_doors)).transpose()?;
+        info.gateway =
+            config.gateway.enabled.then(|| GatewayAddrs::collect(&gateway_listeners)).transpose()?;
         let mut seeds = ChaCha20Rng::from_os_rng();
         let revoked = revocation::open(state, config.signaling.limits.revocations)?;
         let origins = Arc::new(config.signaling.origins.clone());
@@ -174,7 +175,7 @@ impl Server {
             lookups,
         };
         let (failed, failures) = mpsc::unbounded_channel();
-        let (workers, inboxes) = pool.spawn(sockets.take_places()?, &mut seeds, &failed)?;
+        let (workers, inboxes) = pool.spawn(sockets.take_worker_sockets()?, &mut seeds, &failed)?;
         let revocation = revocation::RevocationState {
             revoked,
             signaling: signaling.handle(),
@@ -190,14 +191,14 @@ impl Server {
             false => None,
         };
         let mutual = gateway::mutual(&config.gateway, &certificate)?;
-        let gateway_door = gateway.as_ref().map(|service| GatewayAcceptor::new(service.handle(), mutual));
+        let gateway_acceptor = gateway.as_ref().map(|service| GatewayAcceptor::new(service.handle(), mutual));
         let ready = Arc::new(AtomicBool::new(false));
         let router = signaling
             .handle()
             .router()
             .merge(page::router(Arc::clone(&ready)))
             .merge(turn_websocket::router());
-        let router = match &gateway_door {
+        let router = match &gateway_acceptor {
             Some(acceptor) => router
                 .merge(gateway::router(acceptor).layer(from_fn_with_state(origins, signaling::pages_let_in))),
             None => router,
@@ -206,12 +207,12 @@ impl Server {
         let connections = connections(&config.limits, config.turn.max_allocations);
         let streams = (Arc::clone(&connections), Arc::clone(&inboxes));
         let services = Services::new(gateway.as_ref(), signaling.handle(), streams);
-        let counted = Metrics::new(services, hosts, &config.metrics_from);
+        let metrics = Metrics::new(services, hosts, &config.metrics_from);
         let acceptor = TcpAcceptor {
             workers: Arc::clone(&inboxes),
-            router: router.merge(metrics::router(counted)).merge(revocation::router(revocation)),
+            router: router.merge(metrics::router(metrics)).merge(revocation::router(revocation)),
             tls,
-            gateway: gateway_door,
+            gateway: gateway_acceptor,
             trusted: config.trusted_proxies.into(),
             connections,
         };
@@ -221,7 +222,8 @@ impl Server {
         listeners.spawn(forward_address_changes(addresses, own, Arc::clone(&inboxes)));
         listeners.spawn(files.watch(Arc::clone(&authority)));
         hook.map(|hook| listeners.spawn(hook.run(authority, Arc::clone(&inboxes))));
-        let servers = gateway_doors.into_iter().map(|(acceptor, at)| (at, Accepts::GatewayServers(acceptor)));
+        let servers =
+            gateway_listeners.into_iter().map(|(auth, listener)| (listener, Accepts::GatewayServers(auth)));
         let tcp = sockets.tcp.into_iter().map(|listener| (listener, Accepts::All));
         let tls = sockets.tls.into_iter().map(|listener| (listener, Accepts::All));
         for (listener, accepts) in tcp.chain(servers).chain(tls) {
@@ -252,7 +254,7 @@ impl Server {
         tokio::select! {
             Some(WorkerFailed { index, reason }) = self.failures.recv() => ServerError::Worker { index, reason },
             error = panicked(&mut self.listeners) => error,
-            error = self.signaling.failed() => ServerError::Task(error),
+            error = self.signaling.failed() => ServerError::Task(error.into()),
             error = gateway_failed(&mut self.gateway) => error,
         }
     }
@@ -270,7 +272,7 @@ impl Server {
         for worker in self.workers {
             let joined = tokio::task::spawn_blocking(|| worker.join()).await;
             if !matches!(joined, Ok(Ok(()))) {
-                tracing::warn!("a worker did not end well");
+                tracing::warn!("a worker panicked");
             }
         }
     }
@@ -300,7 +302,7 @@ async fn panicked(tasks: &mut JoinSet<()>) -> ServerError {
         if let Err(error) = ended
             && error.is_panic()
         {
-            return ServerError::Task(error);
+            return ServerError::Task(error.into());
         }
     }
     std::future::pending().await
@@ -335,11 +337,11 @@ fn connections(limits: &LimitsConfig, allocations: u32) -> Arc<ConnectionLimiter
 async fn trim_heap(connections: Arc<ConnectionLimiter>) {
     let mut before = 0;
     loop {
-        sleep(TRIM_EVERY).await;
+        sleep(TRIM_INTERVAL).await;
         let gone = connections.counters().closed;
         if gone - before >= TRIM_AFTER {
             before = gone;
-            // It takes a while.
+            // Off the runtime's threads, because it blocks.
             let _ = spawn_blocking(heap::trim).await;
         }
     }
@@ -384,7 +386,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn half_of_few_descriptors_and_all_that_allocations_need_of_many_are_left_for_relay_sockets() {
+    fn relay_sockets_keep_what_allocations_need_or_half_of_few_descriptors() {
         assert_eq!(share(100_000, 100, 10_000), 89_900);
         assert_eq!(share(1024, 124, 10_000), 450);
         assert_eq!(share(64, 100, 10_000), 0);
@@ -410,6 +412,8 @@ mod tests {
         let mut tasks = JoinSet::new();
         tasks.spawn(async {});
         tasks.spawn(async { panic!("accept") });
-        assert!(matches!(panicked(&mut tasks).await, ServerError::Task(error) if error.is_panic()));
+        assert!(
+            matches!(panicked(&mut tasks).await, ServerError::Task(error) if error.to_string().contains("panicked"))
+        );
     }
 }

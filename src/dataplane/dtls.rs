@@ -32,9 +32,9 @@ const RESTART_TIME: Duration = Duration::from_secs(1);
 /// Time for a handshake.
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 /// Longest silence of a session without authentication.
-const IDLE_UNPROVEN: Duration = Duration::from_secs(60);
+const IDLE_UNAUTHENTICATED: Duration = Duration::from_secs(60);
 /// Longest silence of an authenticated session: longer than an allocation lives without a Refresh.
-const IDLE_PROVEN: Duration = Duration::from_secs(3660);
+const IDLE_AUTHENTICATED: Duration = Duration::from_secs(3660);
 /// Bytes of one handshake datagram; fits the smallest IPv6 path through a tunnel.
 const MTU: usize = 1150;
 /// Size of the largest datagram.
@@ -74,13 +74,13 @@ pub(crate) struct Dtls {
     cookies: CookieExchange,
     sessions: HashMap<Ends, Session>,
     quota: Arc<Quota<NetworkPrefix>>,
-    /// Clients that began a handshake within [`RESTART_TIME`], the oldest first.
+    /// Clients that began a handshake within [`RESTART_TIME`], as a list with the oldest first and as a set.
     begun: VecDeque<(Instant, Ends)>,
-    lately: HashSet<Ends>,
+    recent: HashSet<Ends>,
     deadlines: Deadlines<Ends>,
     outputs: VecDeque<Output>,
     buffer: Vec<u8>,
-    broken: Broken,
+    failed_engines: FailedEngines,
 }
 
 /// One session's engine. The crate asserts its own invariants, and a datagram that
@@ -89,12 +89,12 @@ struct Engine(Option<dimpl::Dtls>);
 
 impl Engine {
     /// Calls the engine; `None` when it panicked, now or before. It is dropped then.
-    fn run<T>(&mut self, act: impl FnOnce(&mut dimpl::Dtls) -> T) -> Option<T> {
+    fn run<T>(&mut self, call: impl FnOnce(&mut dimpl::Dtls) -> T) -> Option<T> {
         let engine = self.0.as_mut()?;
-        let done = catch_unwind(AssertUnwindSafe(|| act(engine)));
+        let done = catch_unwind(AssertUnwindSafe(|| call(engine)));
         if done.is_err() {
-            let broken = self.0.take();
-            let _ = catch_unwind(AssertUnwindSafe(|| drop(broken)));
+            let engine = self.0.take();
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(engine)));
         }
         done.ok()
     }
@@ -106,22 +106,22 @@ impl fmt::Debug for Engine {
     }
 }
 
-/// The engines that panicked.
+/// The number of engines that panicked, for the log.
 #[derive(Debug, Default)]
-struct Broken {
+struct FailedEngines {
     engines: u64,
-    /// How many were logged, and when.
-    told: Option<(u64, Instant)>,
+    /// The number in the last warning, and its time.
+    last_warning: Option<(u64, Instant)>,
 }
 
-impl Broken {
+impl FailedEngines {
     fn report(&mut self, now: Instant) {
-        let (known, recently) = match self.told {
+        let (known, recently) = match self.last_warning {
             None => (0, false),
             Some((known, at)) => (known, now.saturating_duration_since(at) < WARN_EVERY),
         };
         if self.engines > known && !recently {
-            self.told = Some((self.engines, now));
+            self.last_warning = Some((self.engines, now));
             tracing::warn!(
                 sessions = self.engines,
                 "DTLS sessions ended by a fault in the DTLS library so far"
@@ -137,8 +137,8 @@ struct Session {
     random: Vec<u8>,
     /// Added to the numbers of plaintext records, so that they continue the client's.
     offset: u64,
-    made: Instant,
-    heard: Instant,
+    created_at: Instant,
+    last_received: Instant,
     wake: Instant,
     connected: bool,
     authenticated: bool,
@@ -149,9 +149,9 @@ struct Session {
 impl Session {
     fn expiry(&self) -> Instant {
         match (self.connected, self.authenticated) {
-            (false, _) => self.made + HANDSHAKE_TIME,
-            (true, false) => self.heard + IDLE_UNPROVEN,
-            (true, true) => self.heard + IDLE_PROVEN,
+            (false, _) => self.created_at + HANDSHAKE_TIME,
+            (true, false) => self.last_received + IDLE_UNAUTHENTICATED,
+            (true, true) => self.last_received + IDLE_AUTHENTICATED,
         }
     }
 }
@@ -163,7 +163,7 @@ impl Identity {
     /// [`CertificateError`] when the self-signed one cannot be read or created.
     pub(crate) fn new(certificate: &Certificate, folder: &Path) -> Result<Self, CertificateError> {
         let unusable = |error: dimpl::Error| certificate.unusable(error);
-        let provider = CryptoProvider { hmac_provider: &ADMITTING, ..rust_crypto::default_provider() };
+        let provider = CryptoProvider { hmac_provider: &COOKIE_HMAC, ..rust_crypto::default_provider() };
         let keys = provider.key_provider;
         let usable = |certificate: &Certificate| {
             let leaf = certificate.chain.first()?.to_vec();
@@ -182,7 +182,7 @@ impl Identity {
             Some(usable) => usable,
             None => {
                 tracing::warn!(
-                    "DTLS takes ECDSA keys on P-256 or P-384 alone: it uses a self-signed certificate"
+                    "DTLS needs an ECDSA key on P-256 or P-384; it uses a self-signed certificate instead"
                 );
                 let own = Certificate::own(folder)?;
                 usable(&own).ok_or_else(|| own.unusable("no certificate for DTLS"))?
@@ -200,11 +200,11 @@ impl Dtls {
             sessions: HashMap::new(),
             quota: Quota::new(MAX_SESSIONS, MAX_PER_NETWORK),
             begun: VecDeque::new(),
-            lately: HashSet::new(),
+            recent: HashSet::new(),
             deadlines: Deadlines::default(),
             outputs: VecDeque::new(),
             buffer: vec![0; MAX_DATAGRAM],
-            broken: Broken::default(),
+            failed_engines: FailedEngines::default(),
         }
     }
 
@@ -221,7 +221,7 @@ impl Dtls {
             return self.handle_hello(now, ends, datagram, admits);
         }
         if let Some(session) = self.sessions.get_mut(&ends) {
-            session.heard = now.mono;
+            session.last_received = now.mono;
         }
         self.step(now, ends, |engine| engine.handle_packet(datagram))
     }
@@ -246,7 +246,7 @@ impl Dtls {
 
     /// Handles what is due: retransmissions, and the end of handshakes and silent sessions.
     pub(crate) fn handle_timeout(&mut self, now: Now) {
-        self.broken.report(now.mono);
+        self.failed_engines.report(now.mono);
         // Each session at most once, so that none delays the worker.
         let due: Vec<Ends> = std::iter::from_fn(|| self.deadlines.pop_due(now.mono)).collect();
         for ends in due {
@@ -288,7 +288,7 @@ impl Dtls {
             HelloVerdict::Accept(_) if self.has_just_begun(now, ends) || !admits() => false,
             HelloVerdict::Accept(cookie) => {
                 self.begun.push_back((now.mono, ends));
-                self.lately.insert(ends);
+                self.recent.insert(ends);
                 // The same address with another handshake: the client restarted (RFC 6347 section 4.2.8).
                 self.remove(ends);
                 self.admit(now, ends, &hello, (cookie, datagram))
@@ -301,15 +301,21 @@ impl Dtls {
         while let Some((at, older)) = self.begun.front()
             && now.mono.saturating_duration_since(*at) >= RESTART_TIME
         {
-            self.lately.remove(older);
+            self.recent.remove(older);
             self.begun.pop_front();
         }
         // The list is bounded like the sessions, also without a limit on handshakes.
-        self.lately.contains(&ends) || self.begun.len() >= MAX_SESSIONS
+        self.recent.contains(&ends) || self.begun.len() >= MAX_SESSIONS
     }
 
     /// Creates a session and replays the cookie exchange.
-    fn admit(&mut self, now: Now, ends: Ends, hello: &ClientHello<'_>, came: (Cookie, &[u8])) -> bool {
+    fn admit(
+        &mut self,
+        now: Now,
+        ends: Ends,
+        hello: &ClientHello<'_>,
+        (cookie, datagram): (Cookie, &[u8]),
+    ) -> bool {
         let permit = match self.quota.acquire(NetworkPrefix::subscriber(ends.0.ip()), 1) {
             Ok(permit) => permit,
             Err(exceeded) => {
@@ -323,8 +329,7 @@ impl Dtls {
         };
         let Identity { config, certificate } = &self.identity;
         let mut engine = Engine(Some(dimpl::Dtls::new_12(Arc::clone(config), certificate.clone(), now.mono)));
-        let (cookie, datagram) = came;
-        ADMITTED.set(Some(cookie));
+        EXPECTED_COOKIE.set(Some(cookie));
         let begun = engine.run(|engine| {
             engine.handle_timeout(now.mono)?;
             let repeated = engine.handle_packet(&hello.first());
@@ -332,11 +337,11 @@ impl Dtls {
             while let dimpl::Output::Packet(_) = engine.poll_output(&mut self.buffer) {}
             repeated.and_then(|()| engine.handle_packet(datagram))
         });
-        ADMITTED.set(None);
+        EXPECTED_COOKIE.set(None);
         if !matches!(begun, Some(Ok(()))) {
             match begun {
                 Some(Err(error)) => tracing::debug!(%error, "DTLS handshake"),
-                _ => self.broken.engines += 1,
+                _ => self.failed_engines.engines += 1,
             }
             let bytes = HANDSHAKE_FAILURE.to_vec();
             self.outputs.push_back(Output::Datagram { client: tuple(ends), bytes });
@@ -347,8 +352,8 @@ impl Dtls {
             random: hello.random().to_vec(),
             // The crate has used number 0 for its HelloVerifyRequest.
             offset: hello.record_number().saturating_sub(1),
-            made: now.mono,
-            heard: now.mono,
+            created_at: now.mono,
+            last_received: now.mono,
             wake: now.mono + HANDSHAKE_TIME,
             connected: false,
             authenticated: false,
@@ -366,10 +371,10 @@ impl Dtls {
         &mut self,
         now: Now,
         ends: Ends,
-        act: impl FnOnce(&mut dimpl::Dtls) -> Result<(), dimpl::Error>,
+        call: impl FnOnce(&mut dimpl::Dtls) -> Result<(), dimpl::Error>,
     ) -> bool {
         let Some(session) = self.sessions.get_mut(&ends) else { return false };
-        let done = session.engine.run(|engine| engine.handle_timeout(now.mono).and_then(|()| act(engine)));
+        let done = session.engine.run(|engine| engine.handle_timeout(now.mono).and_then(|()| call(engine)));
         if let Some(Err(error)) = &done {
             tracing::debug!(%error, "DTLS session");
             session.ended = true;
@@ -406,7 +411,7 @@ impl Dtls {
             }
         });
         let Some(wake) = wake.map(|at| at.min(session.expiry())) else {
-            self.broken.engines += 1;
+            self.failed_engines.engines += 1;
             return self.remove(ends);
         };
         if session.ended {
@@ -448,19 +453,19 @@ fn renumber(mut datagram: &mut [u8], offset: u64) {
 
 thread_local! {
     /// The cookie that the new session must accept.
-    static ADMITTED: Cell<Option<Cookie>> = const { Cell::new(None) };
+    static EXPECTED_COOKIE: Cell<Option<Cookie>> = const { Cell::new(None) };
 }
 
 /// HMAC for the crate. Only the cookie exchange calls [`HmacProvider::hmac_sha256`]; it gets the cookie that
 /// [`CookieExchange`] has verified.
 #[derive(Debug)]
-struct Admitting;
+struct CookieHmac;
 
-static ADMITTING: Admitting = Admitting;
+static COOKIE_HMAC: CookieHmac = CookieHmac;
 
-impl HmacProvider for Admitting {
+impl HmacProvider for CookieHmac {
     fn hmac_sha256(&self, key: &[u8], data: &[u8]) -> Result<[u8; 32], CryptoError> {
-        if let Some(cookie) = ADMITTED.get() {
+        if let Some(cookie) = EXPECTED_COOKIE.get() {
             return Ok(cookie);
         }
         let mut mac = [0; 32];
@@ -482,8 +487,8 @@ impl HmacProvider for Admitting {
         };
         let mac = hmac::sign(&hmac::Key::new(algorithm, key), data);
         let length = mac.as_ref().len();
-        let room = out.get_mut(..length).ok_or(CryptoError::OperationFailed(CryptoOperation::ComputeHmac))?;
-        room.copy_from_slice(mac.as_ref());
+        let tag = out.get_mut(..length).ok_or(CryptoError::OperationFailed(CryptoOperation::ComputeHmac))?;
+        tag.copy_from_slice(mac.as_ref());
         Ok(length)
     }
 }

@@ -29,7 +29,7 @@ struct Client {
     ends: Ends,
     connected: bool,
     closed: bool,
-    heard: Vec<Vec<u8>>,
+    received: Vec<Vec<u8>>,
 }
 
 impl Client {
@@ -38,7 +38,7 @@ impl Client {
         let mut engine = dimpl::Dtls::new_12(config, certificate, now.mono);
         engine.set_active(true);
         engine.handle_timeout(now.mono).unwrap();
-        Self { engine, ends, connected: false, closed: false, heard: Vec::new() }
+        Self { engine, ends, connected: false, closed: false, received: Vec::new() }
     }
 
     /// Everything it wants to send.
@@ -49,14 +49,14 @@ impl Client {
                 dimpl::Output::Packet(bytes) => packets.push(bytes.to_vec()),
                 dimpl::Output::Connected => self.connected = true,
                 dimpl::Output::CloseNotify => self.closed = true,
-                dimpl::Output::ApplicationData(bytes) => self.heard.push(bytes.to_vec()),
+                dimpl::Output::ApplicationData(bytes) => self.received.push(bytes.to_vec()),
                 dimpl::Output::Timeout(_) => return packets,
                 _ => {}
             }
         }
     }
 
-    /// Lets both sides talk until neither has anything to say; returns the frames the server heard, and its farewells.
+    /// Lets both sides talk until neither has anything to say; returns the frames the server received, and its farewells.
     fn talk(&mut self, now: Now, server: &mut Dtls) -> (Vec<Vec<u8>>, usize) {
         let (mut frames, mut remove_closed) = (Vec::new(), 0);
         loop {
@@ -102,7 +102,7 @@ fn a_client_passes_the_exchange_and_frames_go_both_ways_until_close_notify() {
         assert_eq!(client.talk(now, &mut server), (vec![vec![7; length]], 0));
         assert!(server.send(tuple(client.ends), &vec![8; length]));
         client.talk(now, &mut server);
-        assert_eq!(client.heard.pop(), Some(vec![8; length]));
+        assert_eq!(client.received.pop(), Some(vec![8; length]));
     }
     client.engine.close().unwrap();
     assert_eq!(client.talk(now, &mut server), (Vec::new(), 1));
@@ -209,7 +209,7 @@ fn a_handshake_that_stalls_ends_after_ten_seconds() {
 #[test]
 fn silence_ends_a_session_sooner_without_credentials() {
     let start = now();
-    for (authenticated, idle) in [(false, IDLE_UNPROVEN), (true, IDLE_PROVEN)] {
+    for (authenticated, idle) in [(false, IDLE_UNAUTHENTICATED), (true, IDLE_AUTHENTICATED)] {
         let mut server = server(start);
         let mut client = connected(start, &mut server, ends(1));
         if authenticated {
@@ -296,7 +296,7 @@ fn a_client_restarts_its_handshake_once_a_second_however_many_cookies_it_has() {
     assert!(!server.hear(now, ends(1), &hellos[1]) && !server.hear(now, ends(1), &hellos[9]));
     let later = now.after(RESTART_TIME);
     assert!(server.hear(later, ends(1), &hellos[9]));
-    assert_eq!((server.begun.len(), server.lately.len()), (1, 1));
+    assert_eq!((server.begun.len(), server.recent.len()), (1, 1));
 }
 
 #[test]
@@ -307,7 +307,7 @@ fn a_handshake_that_is_not_admitted_leaves_everything_as_it_was() {
     let now = start.after(RESTART_TIME);
     let hello = admitted_hello(now, &mut server, ends(1));
     assert!(!server.handle_datagram(now, ends(1), &hello, || false));
-    assert!(server.poll_output().is_none() && server.lately.is_empty());
+    assert!(server.poll_output().is_none() && server.recent.is_empty());
     client.engine.send_application_data(b"still here").unwrap();
     assert_eq!(client.talk(now, &mut server).0, [b"still here"]);
 }
@@ -363,7 +363,7 @@ static TRIPPING: Tripping = Tripping;
 impl HmacProvider for Tripping {
     fn hmac_sha256(&self, key: &[u8], data: &[u8]) -> Result<[u8; 32], CryptoError> {
         assert!(!TRIPS.replace(false), "an assertion deep inside");
-        ADMITTING.hmac_sha256(key, data)
+        COOKIE_HMAC.hmac_sha256(key, data)
     }
 
     fn hmac(
@@ -374,7 +374,7 @@ impl HmacProvider for Tripping {
         out: &mut [u8],
     ) -> Result<usize, CryptoError> {
         assert!(!TRIPS.replace(false), "an assertion deep inside");
-        ADMITTING.hmac(hash, key, data, out)
+        COOKIE_HMAC.hmac(hash, key, data, out)
     }
 }
 
@@ -421,10 +421,10 @@ fn an_engine_that_panics_ends_its_own_session_alone() {
             }
         }
         assert!(!client.connected);
-        assert_eq!((server.broken.engines, server.sessions.len()), (attempt + 1, 1));
+        assert_eq!((server.failed_engines.engines, server.sessions.len()), (attempt + 1, 1));
     }
     assert_eq!(remove_closed, 1, "the first never had a session");
-    assert!(ADMITTED.get().is_none(), "no cookie is left behind for the next one");
+    assert!(EXPECTED_COOKIE.get().is_none(), "no cookie is left behind for the next one");
     other.engine.send_application_data(b"still here").unwrap();
     assert_eq!(other.talk(now, &mut server).0, [b"still here"]);
     connected(now.after(2 * RESTART_TIME), &mut server, ends(2));
@@ -442,12 +442,15 @@ fn an_engine_that_panicked_is_never_used_again_and_the_operator_hears_of_it_once
     assert_eq!(engine.run(|_| 1), None);
     client.engine.send_application_data(b"x").unwrap();
     assert_eq!(client.talk(start, &mut server), (Vec::new(), 1));
-    assert_eq!((server.broken.engines, server.broken.told), (1, None));
+    assert_eq!((server.failed_engines.engines, server.failed_engines.last_warning), (1, None));
     for (seconds, told) in [(0, (1, 0)), (1, (1, 0)), (59, (1, 0)), (60, (3, 60)), (200, (3, 60))] {
-        server.broken.engines = server.broken.engines.max(if seconds > 0 { 3 } else { 1 });
+        server.failed_engines.engines = server.failed_engines.engines.max(if seconds > 0 { 3 } else { 1 });
         server.handle_timeout(start.after(Duration::from_secs(seconds)));
         let (engines, after) = told;
-        assert_eq!(server.broken.told, Some((engines, start.mono + Duration::from_secs(after))));
+        assert_eq!(
+            server.failed_engines.last_warning,
+            Some((engines, start.mono + Duration::from_secs(after)))
+        );
     }
 }
 
@@ -593,7 +596,7 @@ proptest! {
                 }
             }
         }
-        prop_assert_eq!(server.broken.engines, 0);
+        prop_assert_eq!(server.failed_engines.engines, 0);
         server.remove(ends(1));
         prop_assert!(server.sessions.is_empty() && server.quota.total() == 0);
         prop_assert_eq!(server.poll_timeout(), None);

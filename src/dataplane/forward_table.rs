@@ -124,11 +124,7 @@ mod tests {
         assert_eq!(table.worker(now, client(CAPACITY)), None, "all places are taken");
         table.insert(later, client(CAPACITY), entry("bob", later + Duration::from_secs(1)));
         assert_eq!(table.worker(later, client(CAPACITY)), Some(1));
-        assert_eq!(
-            (table.clients.len(), table.users.len()),
-            (1, 1),
-            "those whose time is over have made room"
-        );
+        assert_eq!((table.clients.len(), table.users.len()), (1, 1), "expired entries were removed");
         assert_eq!(table.worker(later + Duration::from_secs(1), client(CAPACITY)), None);
         assert!(table.clients.is_empty() && table.users.is_empty());
     }

@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_before_garbage_is_heard_and_padding_may_lack_at_the_end() {
+    fn frames_before_garbage_count_and_the_last_padding_may_be_missing() {
         let frame = b"\x40\x01\0\x03abc\0";
         let bytes = [&frame[..], b"\x80\x01"].concat();
         assert_eq!(whole_frames(&bytes), WholeFrames { len: frame.len(), broken: Some(FrameError) });

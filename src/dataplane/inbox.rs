@@ -170,7 +170,7 @@ pub(crate) struct StreamLink {
 
 impl StreamLink {
     /// Sends whole frames to the worker and waits for room; returns `false` when the worker has stopped.
-    pub(crate) async fn hear(&self, run: Bytes) -> bool {
+    pub(crate) async fn send_frames(&self, run: Bytes) -> bool {
         self.worker.send(WorkerMessage::Frames { client: self.client, run }).await
     }
 

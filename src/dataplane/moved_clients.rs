@@ -58,7 +58,7 @@ impl MovedClients {
         self.current = Some((client, arrived_at));
     }
 
-    /// Tells the worker where the current client arrives to forward its frames until then.
+    /// Asks the worker where the current client arrives to forward its frames until then.
     pub(crate) fn send_moved(&self, client: FiveTuple, user: Arc<str>, until: Instant) {
         if let Some((_, arrived_at)) = self.current {
             let entry = ForwardEntry { worker: self.own, user, until };
@@ -94,7 +94,7 @@ impl MovedClients {
         )
     }
 
-    /// Tells all other workers that a client has left its allocation.
+    /// Informs all other workers that a client has left its allocation.
     pub(crate) fn send_left(&mut self, client: FiveTuple) {
         self.remote_clients.remove(&client);
         let all = self.inboxes.get().map_or(0, |inboxes| inboxes.len());
@@ -108,7 +108,7 @@ impl MovedClients {
         self.forwarded.remove(client);
     }
 
-    /// Tells the worker with the allocation that the client's connection has closed.
+    /// Stops forwarding a client whose connection has closed, and informs the worker with its allocation.
     pub(crate) fn remove_closed(&mut self, client: FiveTuple) {
         if let Some(worker) = self.forwarded.remove(client) {
             self.send(worker, WorkerMessage::ForwardedClientClosed { client });
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_that_no_worker_accepts_take_no_place_of_those_who_have_moved() {
+    fn requests_that_no_worker_accepts_take_no_table_entry() {
         let polls = [0, 1].map(|_| mio::Poll::new().unwrap());
         let inbox = |poll: &mio::Poll| Inbox::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
         let ((own, _own), (other, mut arrived)) = (inbox(&polls[0]), inbox(&polls[1]));
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_answered_follows_the_news_that_its_client_has_moved() {
+    fn a_reply_follows_the_message_that_its_client_has_moved() {
         let polls = [0, 1].map(|_| mio::Poll::new().unwrap());
         let inbox = |poll: &mio::Poll| Inbox::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
         let ((own, _own), (other, mut arrived)) = (inbox(&polls[0]), inbox(&polls[1]));

@@ -16,9 +16,9 @@ const PARTS: usize = 4 * MAX_RUN;
 const FLOWS: usize = 512;
 const SOCKETS: usize = 256;
 /// Bytes of headers and copied payloads after which [`SendQueue::send`] is due.
-const WRITTEN: usize = 128 << 10;
+const MAX_WRITTEN: usize = 128 << 10;
 /// Capacity that the buffer keeps after a large frame.
-const WRITTEN_KEPT: usize = 2 * WRITTEN;
+const WRITTEN_KEPT: usize = 2 * MAX_WRITTEN;
 
 const NONE: u32 = u32::MAX;
 const ZEROS: [u8; 3] = [0; 3];
@@ -84,9 +84,9 @@ struct CacheSlot {
     index: u32,
 }
 
-/// What a worker sends at the end of an iteration. `L` is the socket's message header.
+/// The datagrams that a worker sends at the end of an iteration. `M` is the socket's message header.
 #[derive(Debug)]
-pub(crate) struct SendQueue<L = TxMessage> {
+pub(crate) struct SendQueue<M = TxMessage> {
     pending_sends: Vec<PendingSend>,
     written: Vec<u8>,
     flows: Vec<Flow>,
@@ -94,14 +94,14 @@ pub(crate) struct SendQueue<L = TxMessage> {
     generation: u32,
     flow_cache: Box<[CacheSlot]>,
     socket_cache: Box<[CacheSlot]>,
-    messages: Vec<L>,
+    messages: Vec<M>,
     /// The messages' slices; empty between two calls of [`SendQueue::send`].
     parts: Vec<IoSlice<'static>>,
     /// For each message its first datagram and their number.
     runs: Vec<(u32, usize)>,
 }
 
-impl<L> Default for SendQueue<L> {
+impl<M> Default for SendQueue<M> {
     fn default() -> Self {
         Self {
             pending_sends: Vec::new(),
@@ -118,7 +118,7 @@ impl<L> Default for SendQueue<L> {
     }
 }
 
-impl<L> SendQueue<L> {
+impl<M> SendQueue<M> {
     /// Returns whether the queue is empty.
     pub(crate) fn is_empty(&self) -> bool {
         self.pending_sends.is_empty()
@@ -126,7 +126,7 @@ impl<L> SendQueue<L> {
 
     /// Returns whether the queue must be sent now because its buffer is full.
     pub(crate) fn is_full(&self) -> bool {
-        self.written.len() >= WRITTEN
+        self.written.len() >= MAX_WRITTEN
     }
 
     /// Appends a datagram: `head`, `body`, and `padding` zero bytes, at most three.
@@ -182,7 +182,7 @@ impl<L> SendQueue<L> {
     }
 
     /// Sends everything. `socket_of` returns the socket; `failed` is called for each datagram that was not sent.
-    pub(crate) fn send<'s, S: BatchSocket<TxMessage = L> + 's>(
+    pub(crate) fn send<'s, S: BatchSocket<TxMessage = M> + 's>(
         &mut self,
         rx: &RxBuffers,
         socket_of: impl Fn(SendSocket) -> Option<&'s S>,
@@ -191,7 +191,7 @@ impl<L> SendQueue<L> {
         let (mut messages, mut runs) = (std::mem::take(&mut self.messages), std::mem::take(&mut self.runs));
         let mut parts = emptied(std::mem::take(&mut self.parts));
         for queue in &self.queues {
-            let Some(port) = socket_of(queue.socket) else {
+            let Some(socket) = socket_of(queue.socket) else {
                 let lost = self.starts_of(queue).flat_map(|first| self.flow(first));
                 lost.for_each(|lost| failed(&lost.route, &io::ErrorKind::NotConnected.into()));
                 continue;
@@ -216,7 +216,7 @@ impl<L> SendQueue<L> {
                     start = if next == NONE { starts.next() } else { Some(next) };
                     let pending = &self.pending_sends[first as usize];
                     let segment = (count > 1).then(|| pending.size() as u16);
-                    match port.message(&pending.route, segment, parts.len() - before) {
+                    match socket.message(&pending.route, segment, parts.len() - before) {
                         Ok(message) => {
                             messages.push(message);
                             runs.push((first, count));
@@ -227,9 +227,9 @@ impl<L> SendQueue<L> {
                         }
                     }
                 }
-                port.send_all(&messages, &parts, |message, error| {
+                socket.send_all(&messages, &parts, |message, error| {
                     let run = runs.get(message).copied().unwrap_or_default();
-                    self.retry(port, rx, run, &error, &mut failed);
+                    self.retry(socket, rx, run, &error, &mut failed);
                 });
             }
         }
@@ -254,7 +254,7 @@ impl<L> SendQueue<L> {
     /// Sends the datagrams of a run one by one after the run failed: it was too large for the path, or the system has no UDP_SEGMENT.
     fn retry(
         &self,
-        port: &impl BatchSocket<TxMessage = L>,
+        socket: &impl BatchSocket<TxMessage = M>,
         rx: &RxBuffers,
         (first, count): (u32, usize),
         error: &io::Error,
@@ -267,8 +267,8 @@ impl<L> SendQueue<L> {
             }
             let mut parts = Vec::new();
             self.write_parts(pending, rx, &mut parts);
-            match port.message(&pending.route, None, parts.len()) {
-                Ok(message) => port.send_all(&[message], &parts, |_, error| failed(&pending.route, &error)),
+            match socket.message(&pending.route, None, parts.len()) {
+                Ok(message) => socket.send_all(&[message], &parts, |_, error| failed(&pending.route, &error)),
                 Err(error) => failed(&pending.route, &error),
             }
         }
@@ -373,21 +373,21 @@ mod tests {
     }
 
     #[test]
-    fn what_goes_the_same_way_leaves_together() {
+    fn datagrams_of_one_flow_form_runs() {
         let (here, there) = ("192.0.2.1:1", "192.0.2.1:2");
-        let door = |to, len| (SendSocket::Listener(0), to, len);
+        let from_listener = |to, len| (SendSocket::Listener(0), to, len);
         for (all, expected) in [
-            (vec![door(here, 9)], 1),
-            (vec![door(here, 9), door(here, 9), door(here, 9)], 3),
-            (vec![door(here, 9), door(there, 9), door(here, 9)], 2),
-            (vec![door(here, 9), door(here, 5), door(here, 5)], 2),
-            (vec![door(here, 9), door(here, 0), door(here, 5)], 1),
-            (vec![door(here, 9), door(here, 10)], 1),
-            (vec![door(here, 9), door(there, 9)], 1),
-            (vec![door(here, 9), (SendSocket::Relay(0), here, 9)], 1),
-            (vec![door(here, 9); 100], MAX_RUN),
-            (vec![door(here, 9996); 100], 6),
-            (vec![door(here, 65_500); 2], 1),
+            (vec![from_listener(here, 9)], 1),
+            (vec![from_listener(here, 9), from_listener(here, 9), from_listener(here, 9)], 3),
+            (vec![from_listener(here, 9), from_listener(there, 9), from_listener(here, 9)], 2),
+            (vec![from_listener(here, 9), from_listener(here, 5), from_listener(here, 5)], 2),
+            (vec![from_listener(here, 9), from_listener(here, 0), from_listener(here, 5)], 1),
+            (vec![from_listener(here, 9), from_listener(here, 10)], 1),
+            (vec![from_listener(here, 9), from_listener(there, 9)], 1),
+            (vec![from_listener(here, 9), (SendSocket::Relay(0), here, 9)], 1),
+            (vec![from_listener(here, 9); 100], MAX_RUN),
+            (vec![from_listener(here, 9996); 100], 6),
+            (vec![from_listener(here, 65_500); 2], 1),
         ] {
             assert_eq!(send_queue(&all).run_length(0), expected);
         }
@@ -418,25 +418,25 @@ mod tests {
             assert!(send_queue.is_empty());
         }
         for (port, expected) in receivers.iter().zip(expected) {
-            let (mut rx, mut heard) = (RxBuffers::default(), Vec::new());
-            while let Ok(haul) = port.recv(&mut rx) {
-                heard.extend(rx.datagrams(haul).map(|datagram| datagram.payload.as_bytes().to_vec()));
+            let (mut rx, mut received) = (RxBuffers::default(), Vec::new());
+            while let Ok(batch) = port.recv(&mut rx) {
+                received.extend(rx.datagrams(batch).map(|datagram| datagram.payload.as_bytes().to_vec()));
                 rx.clear();
             }
             for from in 0..3 {
                 let of_flow = |all: &[Vec<u8>]| -> Vec<_> {
                     all.iter().filter(|payload| payload[2] == from).cloned().collect()
                 };
-                assert_eq!(of_flow(&heard), of_flow(&expected));
+                assert_eq!(of_flow(&received), of_flow(&expected));
             }
-            assert_eq!(heard.len(), expected.len());
+            assert_eq!(received.len(), expected.len());
         }
     }
 
     /// Destination, segment and bytes.
     type Message = (u16, Option<u16>, usize);
 
-    /// A socket that writes down every message of every call.
+    /// A socket that records the messages of every call.
     #[derive(Default)]
     struct Recorder {
         calls: RefCell<Vec<Vec<Message>>>,
@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn one_call_for_each_socket_takes_everything_and_one_message_each_run() {
+    fn each_socket_sends_with_one_call_and_one_message_for_each_run() {
         let sockets = [Recorder::default(), Recorder::default()];
         let mut send_queue = SendQueue::default();
         for number in 0..24_u16 {
@@ -476,16 +476,17 @@ mod tests {
             let route = Route::to(SocketAddr::from(([192, 0, 2, 1], 1 + to)));
             send_queue.push(socket, route, &[7; 4], RxSlice::outside(&[8; 100]), 0);
         }
-        let door = |socket| if let SendSocket::Listener(index) = socket { sockets.get(index) } else { None };
-        send_queue.send(&RxBuffers::default(), door, |_, error| panic!("{error}"));
-        for (first, socket_of) in (1..).zip(&sockets) {
+        let socket_of =
+            |socket| if let SendSocket::Listener(index) = socket { sockets.get(index) } else { None };
+        send_queue.send(&RxBuffers::default(), socket_of, |_, error| panic!("{error}"));
+        for (first, socket) in (1..).zip(&sockets) {
             let run = |to| (to, Some(104), 6 * 104);
-            assert_eq!(*socket_of.calls.borrow(), [[run(first), run(first + 2)]]);
+            assert_eq!(*socket.calls.borrow(), [[run(first), run(first + 2)]]);
         }
     }
 
     #[test]
-    fn what_has_no_socket_is_lost_and_said_to_be() {
+    fn datagrams_without_a_socket_are_reported_as_lost() {
         let mut lost = Vec::new();
         let mut send_queue =
             send_queue(&[(SendSocket::Relay(3), "192.0.2.1:1", 4), (SendSocket::Relay(3), "192.0.2.1:2", 4)]);

@@ -29,9 +29,9 @@ pub(crate) const READ_SIZE: usize = 16 * 1024;
 
 /// Waits until the connection must close because its place or its memory is needed.
 pub(crate) fn evicted(connection: &ConnectionPermit) -> impl Future<Output = ()> + use<> {
-    let (say, evicted) = oneshot::channel();
+    let (sender, evicted) = oneshot::channel();
     connection.on_evict(move || {
-        let _ = say.send(());
+        let _ = sender.send(());
     });
     async {
         if evicted.await.is_err() {

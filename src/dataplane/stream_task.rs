@@ -27,7 +27,7 @@ pub(crate) async fn carry_frames<S: AsyncRead + AsyncWrite + Unpin>(
     (worker, connection): (&Inbox, &ConnectionPermit),
 ) -> io::Result<()> {
     let (mut reader, mut writer) = tokio::io::split(stream);
-    // From here on it ends in order: the worker keeps the place until the link closes.
+    // The worker keeps the client until the link closes, also after an eviction.
     let evicted = evicted(connection);
     let Some((link, queue)) = worker.open(client, Some(connection.clone())).await else { return Ok(()) };
     let mut buffer = BytesMut::new();
@@ -40,7 +40,7 @@ pub(crate) async fn carry_frames<S: AsyncRead + AsyncWrite + Unpin>(
     match ended {
         Some(Ok(Some(peer_stream))) => peer_stream.run(reader.unsplit(writer), buffer).await,
         Some(ended) => ended.map(drop).and(shut_down(&mut writer).await),
-        // Another client needs its place.
+        // Evicted: another client needs its place.
         None => Ok(()),
     }
 }
@@ -56,7 +56,7 @@ async fn read_frames(
         let run = framing::whole_frames(buffer);
         if run.len > 0 {
             deadline = None;
-            if !link.hear(buffer.split_to(run.len).freeze()).await {
+            if !link.send_frames(buffer.split_to(run.len).freeze()).await {
                 return Ok(());
             }
         }
@@ -66,7 +66,10 @@ async fn read_frames(
         if buffer.is_empty() {
             *buffer = BytesMut::new();
         } else if buffer.len() > UNAUTHENTICATED_MESSAGE && !link.is_authenticated() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a stranger's frame is too long"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "frame too long for an unauthenticated client",
+            ));
         } else {
             deadline.get_or_insert_with(|| Box::pin(sleep(MESSAGE_TIME)));
         }
@@ -117,8 +120,8 @@ async fn read(
 
 /// Returns how long one more wait was, or an error when the silence is over its limit.
 fn waited(link: &StreamLink, silent: Duration, elapsed: Elapsed) -> io::Result<Duration> {
-    let patient = link.is_authenticated() && silent + UNAUTHENTICATED_IDLE_TIME < IDLE_TIME;
-    if patient { Ok(UNAUTHENTICATED_IDLE_TIME) } else { Err(elapsed.into()) }
+    let may_wait = link.is_authenticated() && silent + UNAUTHENTICATED_IDLE_TIME < IDLE_TIME;
+    if may_wait { Ok(UNAUTHENTICATED_IDLE_TIME) } else { Err(elapsed.into()) }
 }
 
 /// Writes frames until the worker drops the client or hands it a peer connection.
@@ -126,8 +129,8 @@ async fn write_replies(
     writer: &mut (impl AsyncWrite + Unpin),
     mut queue: ReplyReceiver,
 ) -> io::Result<Option<Box<PeerStream>>> {
-    while let Some(told) = queue.next().await {
-        let mut run = match told {
+    while let Some(message) = queue.next().await {
+        let mut run = match message {
             StreamMessage::Frames(run) => run,
             StreamMessage::Join(peer_stream) => return Ok(Some(peer_stream)),
         };
@@ -152,7 +155,7 @@ mod tests {
     use crate::turn_server::Transport;
 
     #[tokio::test]
-    async fn the_worker_hears_that_a_stranger_was_ended_for_its_place() {
+    async fn the_worker_learns_that_an_unauthenticated_stream_was_evicted() {
         let poll = mio::Poll::new().unwrap();
         let (worker, mut queue) = Inbox::new(mio::Waker::new(poll.registry(), mio::Token(0)).unwrap());
         let limits = ConnectionLimits { total: 1, descriptors: 9, per_address: 9, bytes: 1 << 20 };

@@ -118,8 +118,8 @@ impl TcpConnections {
     }
 
     /// Inserts a socket; returns its slot.
-    pub(crate) fn insert(&mut self, now: Instant, arrival: AcceptedSocket) -> io::Result<usize> {
-        let AcceptedSocket { client, socket, early, connection } = arrival;
+    pub(crate) fn insert(&mut self, now: Instant, accepted: AcceptedSocket) -> io::Result<usize> {
+        let AcceptedSocket { client, socket, early, connection } = accepted;
         let entry = self.connections.vacant_entry();
         let slot = entry.key();
         let mut socket = TcpStream::from_std(socket);
@@ -171,7 +171,7 @@ impl TcpConnections {
     pub(crate) fn read(
         &mut self,
         now: Instant,
-        intake: &mut RxBuffers,
+        rx: &mut RxBuffers,
         start: usize,
     ) -> Option<(usize, TcpRead)> {
         let (slot, connection) = loop {
@@ -190,7 +190,7 @@ impl TcpConnections {
         };
         connection.read_queued = false;
         let partial = connection.partial.len();
-        let room = intake.stage(start);
+        let room = rx.stage(start);
         room[..partial].copy_from_slice(&connection.partial);
         connection.partial.clear();
         let most =
@@ -336,7 +336,7 @@ impl TcpConnections {
             if deadline > now {
                 self.deadlines.set(slot, deadline);
             } else {
-                tracing::debug!("stream given up");
+                tracing::debug!("idle stream closed");
                 self.ended.push(slot);
             }
         }

@@ -53,7 +53,7 @@ mod tests {
     const FOREVER: Duration = Duration::from_secs(60);
 
     #[test]
-    fn whoever_is_asleep_is_woken_for_every_message_and_nobody_else_is() {
+    fn a_sleeping_thread_is_woken_for_every_message() {
         const MESSAGES: u32 = 30_000;
         let mut poll = Poll::new().unwrap();
         let waker = Arc::new(WorkerWaker::new(mio::Waker::new(poll.registry(), Token(0)).unwrap()));
@@ -69,15 +69,15 @@ mod tests {
                 }
             })
         });
-        let (mut events, mut heard) = (Events::with_capacity(4), 0);
-        while heard < 2 * MESSAGES {
+        let (mut events, mut received) = (Events::with_capacity(4), 0);
+        while received < 2 * MESSAGES {
             if waker.may_sleep(|| queue.is_empty()) {
                 poll.poll(&mut events, Some(FOREVER)).unwrap();
                 assert!(!events.is_empty(), "slept through a message");
                 waker.set_awake();
             }
             while queue.pop().is_some() {
-                heard += 1;
+                received += 1;
             }
         }
         for sender in senders {

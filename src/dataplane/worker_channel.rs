@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_packed_arrives_in_order_and_the_parcel_comes_back() {
+    fn packets_arrive_in_order_and_the_batch_is_recycled() {
         let (_polls, _inboxes, [mut here, there]) = two();
         for round in 0..3 * BATCHES {
             for payload in [&b"one"[..], b"", b"three"] {
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_sleeps_between_parcels_misses_none() {
+    fn a_worker_that_sleeps_between_batches_misses_none() {
         const PACKETS_SENT: usize = 50_000;
         let ([_, mut poll], inboxes, [mut here, there]) = two();
         let waker = Arc::clone(inboxes[1].waker());
@@ -257,8 +257,8 @@ mod tests {
             }
             here.allocated
         });
-        let (mut events, mut heard) = (Events::with_capacity(4), 0_usize);
-        while heard < PACKETS_SENT {
+        let (mut events, mut received) = (Events::with_capacity(4), 0_usize);
+        while received < PACKETS_SENT {
             if waker.may_sleep(|| inboxes[1].batch_queues().is_empty()) {
                 poll.poll(&mut events, Some(Duration::from_secs(60))).unwrap();
                 assert!(!events.is_empty(), "slept through a batch");
@@ -266,8 +266,8 @@ mod tests {
             }
             while let Some(batch) = there.take_batch() {
                 for packet in &batch.packets {
-                    assert_eq!(batch.bytes[packet.payload.clone()], heard.to_be_bytes());
-                    heard += 1;
+                    assert_eq!(batch.bytes[packet.payload.clone()], received.to_be_bytes());
+                    received += 1;
                 }
                 there.recycle(batch);
             }

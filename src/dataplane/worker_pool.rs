@@ -23,15 +23,15 @@ use tokio::sync::mpsc;
 /// The UDP sockets of one worker: its own, and clones of other workers' for responses that leave by another port (RFC 5780).
 pub(crate) type WorkerSockets = (Vec<ListenSocket>, Vec<BatchUdpSocket>);
 
-/// Running threads, and the ways to reach them.
+/// The running threads and their inboxes.
 pub(crate) type SpawnedWorkers = (Vec<JoinHandle<()>>, Arc<[Inbox]>);
 
-/// A worker thread that has ended before it was to.
+/// A worker thread that has ended without [`WorkerMessage::Stop`](super::inbox::WorkerMessage::Stop).
 #[derive(Debug)]
 pub(crate) struct WorkerFailed {
-    /// Which one.
+    /// Its index.
     pub(crate) index: usize,
-    /// Why.
+    /// The error or the panic.
     pub(crate) reason: String,
 }
 
@@ -47,7 +47,7 @@ pub(crate) struct WorkerPool {
 }
 
 impl WorkerPool {
-    /// Starts one worker thread a place.
+    /// Starts one worker thread for each element of `sockets`.
     pub(crate) fn spawn(
         self,
         sockets: Vec<WorkerSockets>,
@@ -102,14 +102,14 @@ fn spawn(
     })
 }
 
-/// Runs a worker to its end and says why it came, of a panic too: a server does not go on with a part of it missing.
+/// Runs a worker; returns why it has ended, also after a panic: the server stops when one worker has failed.
 fn run_catching_panics(run: impl FnOnce() -> io::Result<()>) -> Result<(), String> {
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(ended) => ended.map_err(|error| error.to_string()),
         Err(panic) => {
-            let said = panic.downcast_ref::<&str>().copied();
-            let said = said.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-            Err(format!("panicked: {}", said.unwrap_or("without a word")))
+            let message = panic.downcast_ref::<&str>().copied();
+            let message = message.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+            Err(format!("panicked: {}", message.unwrap_or("no message")))
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The host's own addresses as they are now, and word of every change: the system tells of each (netlink), and then all are read anew, so
-//! that nothing is lost when there are more than it keeps for a slow reader.
+//! The host's own addresses, and a watch of their changes. Netlink reports that an address has changed; then all are read again, so that
+//! lost notifications do no harm.
 
 use super::interfaces;
 use nix::errno::Errno;
@@ -15,16 +15,16 @@ use tokio::net::UnixDatagram;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// The multicast groups that tell of addresses: `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV6_IFADDR`
+/// The multicast groups of address changes: `RTMGRP_IPV4_IFADDR` and `RTMGRP_IPV6_IFADDR`
 /// ([rtnetlink(7)](https://man7.org/linux/man-pages/man7/rtnetlink.7.html)).
 #[cfg(target_os = "linux")]
 const GROUPS: u32 = 0x10 | 0x100;
-/// How soon the addresses are read again at the earliest, however many changes there are.
+/// Shortest time between two reads of the addresses.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How often they are read where the system does not tell of changes.
+/// Interval of reads where netlink is not available.
 const POLL: Duration = Duration::from_millis(500);
 
-/// Addresses of one moment: sorted, each once.
+/// A set of addresses: sorted, without duplicates.
 pub(crate) type Addresses = Arc<[IpAddr]>;
 
 /// Follows the host's addresses until it is dropped.
@@ -38,22 +38,22 @@ impl AddressWatch {
     /// Reads the addresses and follows them on a task of the current tokio runtime.
     ///
     /// # Errors
-    /// Whatever the system says to the question which there are. Where it only refuses to tell of changes, it is asked again and again.
+    /// The addresses cannot be read. Without netlink they are polled, which is no error.
     pub(crate) fn start() -> io::Result<Self> {
-        let notices = open();
+        let notifications = open();
         let (sender, addresses) = watch::channel(read()?);
         let mut task = JoinSet::new();
-        task.spawn(follow(notices, sender));
+        task.spawn(follow(notifications, sender));
         Ok(Self { addresses, _task: task })
     }
 
-    /// Returns the addresses as they are now.
+    /// Returns the current addresses.
     #[must_use]
     pub(crate) fn current(&self) -> Addresses {
         self.addresses.borrow().clone()
     }
 
-    /// Returns what holds the current addresses and wakes when they have changed. It ends with this watch.
+    /// Returns a receiver of the current addresses and their changes. Its channel closes when this watch is dropped.
     #[must_use]
     pub(crate) fn subscribe(&self) -> watch::Receiver<Addresses> {
         self.addresses.clone()
@@ -67,21 +67,23 @@ fn read() -> io::Result<Addresses> {
     Ok(addresses.into())
 }
 
-async fn follow(notices: io::Result<UnixDatagram>, addresses: watch::Sender<Addresses>) {
-    let mut notices = notices
-        .inspect_err(|error| tracing::warn!(%error, "the system does not tell of new addresses; it is asked twice a second"))
+async fn follow(notifications: io::Result<UnixDatagram>, addresses: watch::Sender<Addresses>) {
+    let mut notifications = notifications
+        .inspect_err(
+            |error| tracing::warn!(%error, "no notifications of address changes; polling twice a second"),
+        )
         .ok();
     loop {
-        let heard = match &notices {
+        let received = match &notifications {
             Some(socket) => notified(socket).await,
             None => {
                 tokio::time::sleep(POLL).await;
                 Ok(())
             }
         };
-        if let Err(error) = heard {
-            tracing::warn!(%error, "the system no longer tells of new addresses; it is asked twice a second");
-            notices = None;
+        if let Err(error) = received {
+            tracing::warn!(%error, "notifications of address changes have ended; polling twice a second");
+            notifications = None;
         }
         match read() {
             Ok(now) => {
@@ -91,15 +93,14 @@ async fn follow(notices: io::Result<UnixDatagram>, addresses: watch::Sender<Addr
                     changed
                 })
             }
-            // What is known stays, and is read again with the next notice.
+            // The known addresses remain until the next notification.
             Err(error) => tracing::debug!(%error, "own addresses"),
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-/// Opens the socket that the system tells of changes by. Only its descriptor counts: tokio has no type of its own for netlink, and
-/// receives from one datagram socket as from another.
+/// Opens the netlink socket. tokio has no type for it and receives from it as from any other datagram socket.
 #[cfg(target_os = "linux")]
 fn open() -> io::Result<UnixDatagram> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -115,18 +116,18 @@ fn open() -> io::Result<UnixDatagram> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Waits until something has changed, and takes every notice that is there.
+/// Waits for a notification, and reads all that are pending.
 async fn notified(socket: &UnixDatagram) -> io::Result<()> {
-    let mut heard = socket.recv(&mut [0; 64]).await;
+    let mut received = socket.recv(&mut [0; 64]).await;
     loop {
-        match heard {
+        match received {
             Ok(_) => {}
-            // More notices than the system kept: that something has changed is all that counts.
+            // The socket's buffer has overflowed, which means a change too.
             Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {}
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(error) => return Err(error),
         }
-        heard = socket.try_recv(&mut [0; 64]);
+        received = socket.try_recv(&mut [0; 64]);
     }
 }
 
@@ -135,13 +136,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_watch_begins_with_what_is_there_and_ends_when_it_is_dropped() {
+    async fn the_watch_begins_with_the_current_addresses_and_ends_when_dropped() {
         let watch = AddressWatch::start().unwrap();
         let mut subscriber = watch.subscribe();
         let current = watch.current();
         assert!(current.is_sorted() && current.iter().any(|ip| ip.is_loopback()), "{current:?}");
         drop(watch);
-        // Whatever this host does meanwhile, the watch's end is the last that is heard.
+        // Changes of this host's addresses may come before the end.
         while subscriber.changed().await.is_ok() {}
     }
 }

@@ -1,4 +1,4 @@
-//! The certificate of TLS and DTLS: read from PEM files, or made at the first start and kept in the state folder.
+//! The certificate of TLS and DTLS: read from PEM files, or self-signed and kept in the state folder.
 
 use crate::state::make_file;
 use data_encoding::BASE64;
@@ -22,9 +22,9 @@ pub(crate) struct Certificate {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     /// PKCS #8, SEC 1 or PKCS #1.
     pub(crate) key: PrivateKeyDer<'static>,
-    /// Whether nobody but the server vouches for it.
+    /// Whether it is the self-signed one of the state folder.
     pub(crate) self_signed: bool,
-    /// Where both were read, for errors.
+    /// The names of both files, for errors.
     pub(crate) files: String,
 }
 
@@ -32,37 +32,39 @@ pub(crate) struct Certificate {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CertificateError {
-    /// A file could not be made or read.
+    /// A file could not be created or read.
     #[error("{path}: {source}")]
     Io {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
-    /// A file does not hold what it should.
+    /// The content of a file is not a PEM certificate or key.
     #[error("{path}: {reason}")]
     Content {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         reason: String,
     },
-    /// A private key is encrypted, and nobody is there to type its password.
-    #[error("{path}: this private key is encrypted, and the server cannot ask for its password")]
+    /// The private key is encrypted.
+    #[error(
+        "{path}: the private key is encrypted; decrypt it first, because the server cannot ask for its password"
+    )]
     Encrypted {
-        /// Which.
+        /// The file.
         path: PathBuf,
     },
-    /// A self-signed certificate could not be made.
-    #[error("making a self-signed certificate: {0}")]
+    /// The self-signed certificate could not be created.
+    #[error("creating a self-signed certificate: {0}")]
     Make(String),
-    /// TLS cannot use what was read.
+    /// TLS or DTLS cannot use the certificate or its key.
     #[error("certificate and key ({files}): {reason}")]
     Unusable {
         /// The files of the certificate and its key.
         files: String,
-        /// What is wrong with them.
+        /// The reason.
         reason: String,
     },
 }
@@ -82,31 +84,31 @@ impl Certificate {
         if certificates.is_empty() {
             return Err(content(
                 chain,
-                "no certificate in it; it must be PEM, the server's own first".to_owned(),
+                "no certificate found; it must be PEM, the server's certificate first".to_owned(),
             ));
         }
         if is_encrypted(&private) {
             return Err(CertificateError::Encrypted { path: key.to_owned() });
         }
         let private = PrivateKeyDer::from_pem_slice(&private)
-            .map_err(|_| content(key, "no private key in it; it must be PEM".to_owned()))?;
+            .map_err(|_| content(key, "no private key found; it must be PEM".to_owned()))?;
         let files = format!("{} and {}", chain.display(), key.display());
         Ok(Self { chain: certificates, key: private, self_signed: false, files })
     }
 
-    /// Says that it cannot be used, and which files it is of.
+    /// Returns the error that this certificate cannot be used.
     pub(crate) fn unusable(&self, reason: impl std::fmt::Display) -> CertificateError {
         CertificateError::Unusable { files: self.files.clone(), reason: reason.to_string() }
     }
 
-    /// Reads the self-signed certificate of the state folder, making it (ECDSA P-256, 0600) where there is none.
+    /// Reads the self-signed certificate of the state folder; creates it (ECDSA P-256, mode 0600) if it does not exist.
     ///
     /// # Errors
     /// [`CertificateError`] names the file.
     pub(crate) fn own(folder: &Path) -> Result<Self, CertificateError> {
         let path = folder.join(OWN);
         if !path.try_exists().is_ok_and(|exists| exists) {
-            make_file(&path, &make()?)
+            make_file(&path, &create()?)
                 .map_err(|source| CertificateError::Io { path: path.clone(), source })?;
         }
         Ok(Self { self_signed: true, ..Self::load(&path, &path)? })
@@ -121,23 +123,23 @@ impl Certificate {
         let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read).collect();
         let content = |reason: String| CertificateError::Content { path: path.to_owned(), reason };
         match certificates {
-            Ok(certificates) if certificates.is_empty() => Err(content("no certificate in it".to_owned())),
+            Ok(certificates) if certificates.is_empty() => Err(content("no certificate found".to_owned())),
             Ok(certificates) => Ok(certificates),
             Err(error) => Err(content(error.to_string())),
         }
     }
 
-    /// Returns the first DNS name it is for, wildcards left out.
+    /// Returns its first DNS name that is no wildcard.
     pub(crate) fn name(&self) -> Option<String> {
         self.names().into_iter().next()
     }
 
-    /// Lists the DNS names it is for, wildcards left out.
+    /// Returns its DNS names without wildcards.
     pub(crate) fn names(&self) -> Vec<String> {
         Self::names_of(&self.chain)
     }
 
-    /// Lists the same of a chain alone.
+    /// Returns the DNS names of a chain without its key.
     pub(crate) fn names_of(chain: &[CertificateDer<'_>]) -> Vec<String> {
         let certificate = chain.first().and_then(|own| webpki::EndEntityCert::try_from(own).ok());
         let Some(certificate) = certificate else { return Vec::new() };
@@ -149,13 +151,13 @@ fn read(path: &Path) -> Result<Vec<u8>, CertificateError> {
     fs::read(path).map_err(|source| CertificateError::Io { path: path.to_owned(), source })
 }
 
-/// Says whether a PEM file has an encrypted key, in the form of PKCS #8 or in that of OpenSSL before.
+/// Returns whether a PEM file has an encrypted key: PKCS #8, or OpenSSL's older format.
 fn is_encrypted(pem: &[u8]) -> bool {
     let text = String::from_utf8_lossy(pem);
     text.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----") || text.contains("Proc-Type: 4,ENCRYPTED")
 }
 
-fn make() -> Result<String, CertificateError> {
+fn create() -> Result<String, CertificateError> {
     let failed = |error: rcgen::Error| CertificateError::Make(error.to_string());
     let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(failed)?;
     let params = rcgen::CertificateParams::new([OWN_NAME.to_owned()]).map_err(failed)?;
@@ -179,7 +181,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn a_self_signed_certificate_is_made_once_and_kept_from_others() {
+    fn the_self_signed_certificate_is_created_once_and_private() {
         let folder = tempfile::tempdir().unwrap();
         let first = Certificate::own(folder.path()).unwrap();
         let second = Certificate::own(folder.path()).unwrap();
@@ -190,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_file_is_named() {
+    fn an_error_names_the_bad_file() {
         let folder = tempfile::tempdir().unwrap();
         let (missing, wrong, good) =
             (folder.path().join("missing.pem"), folder.path().join("wrong.pem"), folder.path().join(OWN));

@@ -73,7 +73,7 @@ pub(crate) fn stream(start: &[u8]) -> Option<StreamKind> {
     }
     match start.get(4..8) {
         Some(cookie) if cookie == MAGIC_COOKIE => Some(StreamKind::Stun),
-        // RFC 3489 has no cookie, and this request by streams alone.
+        // RFC 3489 has no cookie, and sends only this request on streams.
         Some(_) if start[..2] == SHARED_SECRET_REQUEST && start[3].is_multiple_of(4) => {
             Some(StreamKind::Stun)
         }

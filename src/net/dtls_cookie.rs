@@ -65,7 +65,7 @@ impl<'a> ClientHello<'a> {
         if !whole || datagram.get(BODY)? != &DTLS_1_0[0] {
             return None;
         }
-        // Version and random, then four fields that each say how long they are.
+        // Version and random, then four fields with a length each.
         let session = field(datagram, BODY + 34, 1)?;
         let cookie = field(datagram, session.end, 1)?;
         let suites = field(datagram, cookie.end, 2)?;

@@ -108,7 +108,7 @@ impl Tls {
         let stream = match accepted {
             Ok(stream) => stream,
             Err((error, mut stream)) => {
-                // A client that does not hear why it is refused is refused all the same.
+                // The refusal does not depend on whether the client receives the alert.
                 let _ = stream.flush().await;
                 return Err(error);
             }

@@ -12,7 +12,7 @@ const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
 
 /// One received datagram with bytes of its own.
 #[derive(Debug, PartialEq, Eq)]
-struct Heard {
+struct Received {
     from: SocketAddr,
     local_ip: Option<IpAddr>,
     ttl: u8,
@@ -25,22 +25,22 @@ fn port(ip: IpAddr, role: Role) -> BatchUdpSocket {
 }
 
 /// Receives `count` datagrams; says also how many calls that took.
-fn receive(port: &BatchUdpSocket, rx: &mut RxBuffers, count: usize) -> (Vec<Heard>, usize) {
+fn receive(port: &BatchUdpSocket, rx: &mut RxBuffers, count: usize) -> (Vec<Received>, usize) {
     let mut poll = mio::Poll::new().unwrap();
     let door = port.as_raw_fd();
     poll.registry().register(&mut SourceFd(&door), Token(0), Interest::READABLE).unwrap();
-    let (mut heard, mut calls) = (Vec::new(), 0);
-    while heard.len() < count {
+    let (mut received, mut calls) = (Vec::new(), 0);
+    while received.len() < count {
         let mut events = mio::Events::with_capacity(1);
         poll.poll(&mut events, Some(Duration::from_secs(5))).unwrap();
-        assert!(!events.is_empty(), "only {} of {count} datagrams came", heard.len());
+        assert!(!events.is_empty(), "only {} of {count} datagrams came", received.len());
         loop {
             let batch = match port.recv(rx) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 other => other.unwrap(),
             };
             calls += 1;
-            heard.extend(rx.datagrams(batch).map(|datagram| Heard {
+            received.extend(rx.datagrams(batch).map(|datagram| Received {
                 from: datagram.from,
                 local_ip: datagram.local_ip,
                 ttl: datagram.ttl,
@@ -53,7 +53,7 @@ fn receive(port: &BatchUdpSocket, rx: &mut RxBuffers, count: usize) -> (Vec<Hear
             }
         }
     }
-    (heard, calls)
+    (received, calls)
 }
 
 fn errors(port: &BatchUdpSocket) -> Vec<PeerError> {
@@ -76,8 +76,8 @@ fn datagrams_arrive_with_their_addresses_ttl_and_tos() {
         b.send(&Route { ttl: Some(7), tos: 0xb9, ..plain }, b"three").unwrap();
         b.send(&Route { tos: 3, ..plain }, b"one").unwrap();
         b.send(&Route { ttl: Some(255), source: Some(ip), ..plain }, b"").unwrap();
-        let (heard, _) = receive(&a, &mut RxBuffers::default(), 4);
-        let expected = |ttl, tos, payload: &[u8]| Heard {
+        let (received, _) = receive(&a, &mut RxBuffers::default(), 4);
+        let expected = |ttl, tos, payload: &[u8]| Received {
             from: b.local_addr(),
             local_ip: Some(ip),
             ttl,
@@ -90,7 +90,7 @@ fn datagrams_arrive_with_their_addresses_ttl_and_tos() {
             expected(64, 3, b"one"),
             expected(255, 0, b""),
         ];
-        assert_eq!(heard, expected);
+        assert_eq!(received, expected);
     }
 }
 
@@ -101,9 +101,9 @@ fn a_port_on_all_addresses_answers_from_the_one_that_was_asked() {
     let asked = IpAddr::from([127, 0, 0, 9]);
     asker.send(&Route::to(SocketAddr::new(asked, all.local_addr().port())), b"?").unwrap();
     let mut rx = RxBuffers::default();
-    let (heard, _) = receive(&all, &mut rx, 1);
-    assert_eq!(heard[0].local_ip, Some(asked));
-    let answer = Route { source: heard[0].local_ip, ..Route::to(heard[0].from) };
+    let (received, _) = receive(&all, &mut rx, 1);
+    assert_eq!(received[0].local_ip, Some(asked));
+    let answer = Route { source: received[0].local_ip, ..Route::to(received[0].from) };
     all.send(&answer, b"!").unwrap();
     assert_eq!(receive(&asker, &mut rx, 1).0[0].from.ip(), asked);
     let strange = Route { source: Some(V6), ..answer };
@@ -123,11 +123,14 @@ fn a_run_of_datagrams_is_taken_apart() {
             let contents = [IoSlice::new(&run)];
             let message = b.message(&route, Some(1000), 1).unwrap();
             b.send_all(&[message], &contents, |_, error| panic!("{error}"));
-            let (heard, calls) = receive(&a, &mut rx, 12);
-            assert_eq!((heard.len(), calls), (12, 1));
-            assert_eq!(heard[0].payload, b"alone");
-            assert!(heard[1..11].iter().all(|datagram| datagram.payload.len() == 1000 && datagram.ttl == 64));
-            let joined: Vec<u8> = heard[1..].iter().flat_map(|datagram| datagram.payload.clone()).collect();
+            let (received, calls) = receive(&a, &mut rx, 12);
+            assert_eq!((received.len(), calls), (12, 1));
+            assert_eq!(received[0].payload, b"alone");
+            assert!(
+                received[1..11].iter().all(|datagram| datagram.payload.len() == 1000 && datagram.ttl == 64)
+            );
+            let joined: Vec<u8> =
+                received[1..].iter().flat_map(|datagram| datagram.payload.clone()).collect();
             assert_eq!(joined, run);
         }
     }
@@ -142,31 +145,31 @@ fn an_offer_grows_with_the_traffic_and_a_haul_says_when_it_has_taken_all() {
             // Lengths that differ, so that no two are joined to a run.
             b.send(&Route::to(a.local_addr()), &vec![0; count - number]).unwrap();
         }
-        let (heard, used) = receive(&a, &mut rx, count);
-        assert_eq!((heard.len(), used), (count, calls));
+        let (received, used) = receive(&a, &mut rx, count);
+        assert_eq!((received.len(), used), (count, calls));
     }
 }
 
 #[test]
-fn what_several_ports_receive_shares_one_intake_until_it_is_full() {
+fn several_sockets_share_the_receive_buffers_until_they_are_full() {
     let (ports, sender) = ([(); 3].map(|()| port(V4, Role::Shared)), port(V4, Role::Single));
     let mut rx = RxBuffers::default();
     let all = rx.room();
     for number in 0..3 * all {
         sender.send(&Route::to(ports[number % 3].local_addr()), &number.to_be_bytes()).unwrap();
     }
-    let mut hauls = Vec::new();
+    let mut batches = Vec::new();
     while rx.room() > 0 {
-        hauls.push(ports[hauls.len() % 3].recv(&mut rx).unwrap());
+        batches.push(ports[batches.len() % 3].recv(&mut rx).unwrap());
     }
     assert!(!ports[0].recv(&mut rx).unwrap().is_drained(), "there is more, and no room");
     let number =
         |datagram: Datagram<'_>| usize::from_be_bytes(datagram.payload.as_bytes().try_into().unwrap());
-    let heard: Vec<Vec<usize>> =
-        hauls.iter().map(|batch| rx.datagrams(*batch).map(number).collect()).collect();
-    assert_eq!(heard.iter().map(Vec::len).sum::<usize>(), all);
-    for (turn, numbers) in heard.iter().enumerate() {
-        assert!(numbers.iter().all(|number| number % 3 == turn % 3), "{numbers:?}");
+    let received: Vec<Vec<usize>> =
+        batches.iter().map(|batch| rx.datagrams(*batch).map(number).collect()).collect();
+    assert_eq!(received.iter().map(Vec::len).sum::<usize>(), all);
+    for (index, numbers) in received.iter().enumerate() {
+        assert!(numbers.iter().all(|number| number % 3 == index % 3), "{numbers:?}");
     }
 }
 
@@ -203,8 +206,8 @@ fn a_closed_port_is_reported_and_costs_the_other_peers_nothing() {
             assert_eq!(receive(&relay, &mut rx, 1).0[0].payload, b"in");
             assert_eq!(errors(&relay), [expected]);
         }
-        let (heard, _) = receive(&good, &mut rx, 100);
-        assert_eq!(heard.len(), 100);
+        let (received, _) = receive(&good, &mut rx, 100);
+        assert_eq!(received.len(), 100);
         assert_eq!(relay.recv(&mut rx).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 }
@@ -236,10 +239,10 @@ fn a_run_of_datagrams_leaves_with_one_call_and_arrives_one_by_one() {
         let messages = [b.message(&route, Some(8), 5).unwrap(), b.message(&route, None, 2).unwrap()];
         let parts = [&parts[..], &parts[..2]].concat();
         b.send_all(&messages, &parts, |_, error| panic!("{error}"));
-        let (heard, _) = receive(&a, &mut RxBuffers::default(), 4);
-        let payloads: Vec<_> = heard.iter().map(|datagram| datagram.payload.as_slice()).collect();
+        let (received, _) = receive(&a, &mut RxBuffers::default(), 4);
+        let payloads: Vec<_> = received.iter().map(|datagram| datagram.payload.as_slice()).collect();
         assert_eq!(payloads, [&b"head1one"[..], b"head2two", b"head", b"head1one"]);
-        assert!(heard.iter().all(|datagram| (datagram.ttl, datagram.tos) == (9, 0xb9)));
+        assert!(received.iter().all(|datagram| (datagram.ttl, datagram.tos) == (9, 0xb9)));
     }
 }
 
@@ -296,8 +299,8 @@ fn oversize_datagrams_in_a_narrow_network() {
             assert_eq!(relay.send(&fixed, &large).unwrap_err().raw_os_error(), Some(Errno::EMSGSIZE as i32));
             relay.send(&fixed, b"small").unwrap();
             relay.send(&free, &large).unwrap();
-            let (heard, _) = receive(&peer, &mut rx, 3);
-            let lengths: Vec<_> = heard.iter().map(|datagram| datagram.payload.len()).collect();
+            let (received, _) = receive(&peer, &mut rx, 3);
+            let lengths: Vec<_> = received.iter().map(|datagram| datagram.payload.len()).collect();
             assert_eq!(lengths, [4000, 5, 4000]);
             assert_eq!(relay.recv(&mut rx).unwrap_err().kind(), io::ErrorKind::WouldBlock);
             let (icmp_type, icmp_code) = if ip.is_ipv4() { (3, 4) } else { (2, 0) };

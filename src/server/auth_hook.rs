@@ -22,8 +22,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::rustls;
 
-/// Longest answer in bytes.
-const MAX_ANSWER: usize = 4096;
+/// Longest response in bytes.
+const MAX_RESPONSE: usize = 4096;
 /// Shortest time between two log lines about failures.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -95,13 +95,13 @@ struct Answer {
 /// Why a query failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 enum HookError {
-    #[error("no answer in time")]
-    Late,
-    #[error("the server cannot be reached, or broke off")]
+    #[error("no response in time")]
+    TimedOut,
+    #[error("the server cannot be reached, or closed the connection")]
     Unreachable,
     #[error("status {0}")]
     Status(u16),
-    #[error("the answer is no JSON object with password or md5")]
+    #[error("the response is no JSON object with password or md5")]
     Malformed,
 }
 
@@ -129,14 +129,14 @@ impl AuthHook {
         loop {
             let next = tokio::select! {
                 biased;
-                Some(Ok((question, outcome))) = queries.join_next() => {
-                    let answered = outcome.is_ok();
+                Some(Ok((query, outcome))) = queries.join_next() => {
+                    let is_answered = outcome.is_ok();
                     match outcome {
-                        Ok(verdict) => authority.store_lookup(time::now(), Arc::clone(&question), verdict),
+                        Ok(verdict) => authority.store_lookup(time::now(), Arc::clone(&query), verdict),
                         Err(error) => failures.note(error),
                     }
-                    for worker in waiting.remove(&question).unwrap_or_default() {
-                        let done = WorkerMessage::LookupDone { query: Arc::clone(&question), is_answered: answered };
+                    for worker in waiting.remove(&query).unwrap_or_default() {
+                        let done = WorkerMessage::LookupDone { query: Arc::clone(&query), is_answered };
                         workers[worker].send(done).await;
                     }
                     continue;
@@ -144,13 +144,13 @@ impl AuthHook {
                 known = self.known.recv(), if queries.len() < most => known,
                 other = self.unknown.recv(), if queries.len() < most_others => other,
             };
-            let Some((worker, question)) = next else { return };
-            let askers = waiting.entry(Arc::clone(&question)).or_default();
-            if askers.is_empty() {
-                queries.spawn(self.client.clone().ask(question));
+            let Some((worker, query)) = next else { return };
+            let workers_waiting = waiting.entry(Arc::clone(&query)).or_default();
+            if workers_waiting.is_empty() {
+                queries.spawn(self.client.clone().query(query));
             }
-            if !askers.contains(&worker) {
-                askers.push(worker);
+            if !workers_waiting.contains(&worker) {
+                workers_waiting.push(worker);
             }
             if queries.len() >= most_others {
                 Limit::HookMaxInFlight.reached(most);
@@ -171,7 +171,7 @@ impl Failures {
         self.count += 1;
         let now = time::now().mono;
         if self.logged.is_none_or(|at| now.duration_since(at) >= LOG_INTERVAL) {
-            tracing::warn!(%error, failures = self.count, "users cannot be looked up");
+            tracing::warn!(%error, failures = self.count, "user look-up failed");
             *self = Self { count: 0, logged: Some(now) };
         }
     }
@@ -202,13 +202,13 @@ impl HookClient {
         Ok(Self { client, url: config.url.as_str().into(), deadline: config.deadline })
     }
 
-    async fn ask(self, question: Arc<UserQuery>) -> (Arc<UserQuery>, Result<LookupResult, HookError>) {
-        let outcome = tokio::time::timeout(self.deadline, self.exchange(&question)).await;
-        (question, outcome.unwrap_or(Err(HookError::Late)))
+    async fn query(self, query: Arc<UserQuery>) -> (Arc<UserQuery>, Result<LookupResult, HookError>) {
+        let outcome = tokio::time::timeout(self.deadline, self.exchange(&query)).await;
+        (query, outcome.unwrap_or(Err(HookError::TimedOut)))
     }
 
-    async fn exchange(&self, question: &UserQuery) -> Result<LookupResult, HookError> {
-        let body = serde_json::to_vec(&Body { user: &question.user, realm: &question.realm });
+    async fn exchange(&self, query: &UserQuery) -> Result<LookupResult, HookError> {
+        let body = serde_json::to_vec(&Body { user: &query.user, realm: &query.realm });
         let body = body.map_err(|_| HookError::Malformed)?;
         let request = Request::post(&*self.url)
             .header(header::CONTENT_TYPE, "application/json")
@@ -220,16 +220,16 @@ impl HookClient {
             StatusCode::NOT_FOUND => return Ok(LookupResult::Unknown),
             status => return Err(HookError::Status(status.as_u16())),
         }
-        let body = body::to_bytes(body::Body::new(response.into_body()), MAX_ANSWER).await;
+        let body = body::to_bytes(body::Body::new(response.into_body()), MAX_RESPONSE).await;
         let answer = serde_json::from_slice(&body.map_err(|_| HookError::Unreachable)?);
-        verdict(question, &answer.map_err(|_| HookError::Malformed)?).ok_or(HookError::Malformed)
+        verdict(query, &answer.map_err(|_| HookError::Malformed)?).ok_or(HookError::Malformed)
     }
 }
 
 /// Parses an answer: a password, from which both keys are derived, or the keys.
-fn verdict(question: &UserQuery, answer: &Answer) -> Option<LookupResult> {
+fn verdict(query: &UserQuery, answer: &Answer) -> Option<LookupResult> {
     let keys = match (&answer.password, &answer.md5) {
-        (Some(password), None) => UserKeys::of_password(&question.user, &question.realm, password),
+        (Some(password), None) => UserKeys::of_password(&query.user, &query.realm, password),
         (None, Some(md5)) => {
             let sha256 = match &answer.sha256 {
                 Some(text) => Some(hex_key(text)?),
@@ -247,8 +247,8 @@ mod tests {
     use super::*;
 
     fn read(json: &str) -> Option<LookupResult> {
-        let question = UserQuery { user: "alice".into(), realm: "r".into() };
-        verdict(&question, &serde_json::from_str(json).ok()?)
+        let query = UserQuery { user: "alice".into(), realm: "r".into() };
+        verdict(&query, &serde_json::from_str(json).ok()?)
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl GatewayAcceptor {
         if connection.reserve_descriptors(2) { self.admit(connection) } else { None }
     }
 
-    /// Hands over a client's TCP connection and the bytes that were read from it before.
+    /// Passes a client's TCP connection, and the bytes that were already read from it, to the gateway.
     pub(super) fn client(
         &self,
         stream: TcpStream,
@@ -121,13 +121,13 @@ impl GatewayAcceptor {
         }
     }
 
-    /// Bridges a stream until either side ends or a write stalls. `permit` is held while the gateway has the connection, `_place` until the stream
+    /// Bridges a stream until either side ends or a write stalls. `permit` is held while the gateway has the connection, `_connection` until the stream
     /// is closed too.
     async fn bridge_until_closed(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin,
         peer: Peer,
-        (permit, _place): (impl Any + Send, ConnectionPermit),
+        (permit, _connection): (impl Any + Send, ConnectionPermit),
     ) -> io::Result<()> {
         let mut stream = WriteTimeout::new(stream, WRITE_TIME);
         self.handle.bridge(&mut stream, peer, permit).await?;
@@ -195,7 +195,7 @@ impl TcpAcceptor {
     pub(super) async fn gateway_server(
         self,
         stream: TcpStream,
-        ends: ConnectionInfo,
+        info: ConnectionInfo,
         auth: ServerAuth,
     ) -> io::Result<()> {
         let Some(gateway) = self.gateway else { return Ok(()) };
@@ -204,7 +204,7 @@ impl TcpAcceptor {
             (ServerAuth::Tls, Some(mutual)) => {
                 let (mut stream, _) = timeout(TLS_TIME, mutual.accept(stream)).await??;
                 let server = gateway.handle.md5_handshake(&mut stream).await?;
-                ends.connection.mark_authenticated();
+                info.connection.mark_authenticated();
                 let certificates = stream.get_ref().1.peer_certificates();
                 let bound = certificates.and_then(|chain| chain.first()).map(bound_ids).unwrap_or_default();
                 if !bound.is_empty() && !bound.contains(&server.id()) {
@@ -217,18 +217,18 @@ impl TcpAcceptor {
                     );
                     return Ok(());
                 }
-                gateway.bridge_until_closed(stream, Peer::Server(server), ((), ends.connection)).await
+                gateway.bridge_until_closed(stream, Peer::Server(server), ((), info.connection)).await
             }
             (ServerAuth::Tls, None) => Ok(()),
             (ServerAuth::Hmac, _) => {
                 let server = gateway.handle.hmac_handshake(&mut stream).await?;
-                ends.connection.mark_authenticated();
-                gateway.handle.add_server(stream, server, ends.connection)
+                info.connection.mark_authenticated();
+                gateway.handle.add_server(stream, server, info.connection)
             }
             (ServerAuth::Md5, _) => {
                 let server = gateway.handle.md5_handshake(&mut stream).await?;
-                ends.connection.mark_authenticated();
-                gateway.handle.add_server(stream, server, ends.connection)
+                info.connection.mark_authenticated();
+                gateway.handle.add_server(stream, server, info.connection)
             }
         }
     }
@@ -263,7 +263,7 @@ async fn client(
         if let Ok(pair) = acceptor.handle.add_pair(Peer::Client(ip), permit) {
             gateway_websocket::bridge(stream, decoder, pair).await;
         }
-        // Held until the stream is closed: the gateway may have dropped its own end before.
+        // Kept until the stream is closed, which may be after the gateway has dropped its end.
         drop(origin.connection);
     })
 }
@@ -282,7 +282,7 @@ async fn server(
             origin.connection.mark_authenticated();
             gateway_websocket::bridge(stream, decoder, pair).await;
         }
-        // Held until the stream is closed: the gateway may have dropped its own end before.
+        // Kept until the stream is closed, which may be after the gateway has dropped its end.
         drop(origin.connection);
     })
 }

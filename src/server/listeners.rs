@@ -66,11 +66,11 @@ impl Listeners {
     }
 
     /// Takes each worker's sockets, with clones of the second port's sockets for the other workers.
-    pub(super) fn take_places(&mut self) -> io::Result<Vec<WorkerSockets>> {
+    pub(super) fn take_worker_sockets(&mut self) -> io::Result<Vec<WorkerSockets>> {
         let aux: Vec<_> =
             (1..self.per_worker.len()).map(|_| Ok(self.sockets()?.aux)).collect::<io::Result<_>>()?;
-        let elsewhere = std::iter::once(Vec::new()).chain(aux);
-        Ok(std::mem::take(&mut self.per_worker).into_iter().zip(elsewhere).collect())
+        let send_only = std::iter::once(Vec::new()).chain(aux);
+        Ok(std::mem::take(&mut self.per_worker).into_iter().zip(send_only).collect())
     }
 
     /// Returns the rules by which NAT discovery chooses the socket of a response.

@@ -55,7 +55,7 @@ pub(super) fn router(metrics: Metrics) -> Router {
     Router::new().route("/metrics", get(answer).with_state(metrics))
 }
 
-/// Answers only permitted addresses, and nobody through a proxy, which would be permitted for everybody.
+/// Answers permitted addresses. Forwarded requests are refused, because a permitted proxy would answer for every client.
 async fn answer(
     State(metrics): State<Metrics>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
@@ -68,7 +68,7 @@ async fn answer(
         return StatusCode::NOT_FOUND.into_response();
     }
     if !metrics.hosts.are_asked(&target, &asked) {
-        let why = "this server is not called so: see metrics_hosts\n";
+        let why = "the Host of the request is none of this server: see metrics_hosts\n";
         return (StatusCode::FORBIDDEN, why).into_response();
     }
     let Some(workers) = WorkerCounters::gather(&metrics.services.workers).await else {

@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Routes `/`, `/ginnel.js`, `/ginnel.d.ts`, `/healthz`, `/livez` and `/readyz`, which reports whether all listeners are open.
 pub(super) fn router(ready: Arc<AtomicBool>) -> Router {
-    let page = get(|| async { Html(include_str!("../../web/index.html")) }).options(may_ask);
-    let health = || get(|| async { "ok\n" }).options(may_ask);
-    let readiness = get(move || async move { readiness(ready.load(Ordering::Acquire)) }).options(may_ask);
+    let page = get(|| async { Html(include_str!("../../web/index.html")) }).options(options);
+    let health = || get(|| async { "ok\n" }).options(options);
+    let readiness = get(move || async move { readiness(ready.load(Ordering::Acquire)) }).options(options);
     Router::new()
         .route("/", page)
         .route("/ginnel.js", get(|| module("text/javascript; charset=utf-8", CLIENT)))
@@ -21,8 +21,8 @@ pub(super) fn router(ready: Arc<AtomicBool>) -> Router {
         .route("/readyz", readiness)
 }
 
-/// HAProxy's check asks `OPTIONS /` unless it is told otherwise.
-async fn may_ask() -> (StatusCode, [(HeaderName, &'static str); 1]) {
+/// Answers `OPTIONS`, which HAProxy's health check sends by default.
+async fn options() -> (StatusCode, [(HeaderName, &'static str); 1]) {
     (StatusCode::NO_CONTENT, [(header::ALLOW, "GET, HEAD, OPTIONS")])
 }
 

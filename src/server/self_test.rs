@@ -14,7 +14,7 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout;
 
 /// Time for each response.
-const PATIENCE: Duration = Duration::from_secs(1);
+const RESPONSE_TIME: Duration = Duration::from_secs(1);
 
 /// Which tests succeeded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,10 +36,10 @@ pub(super) async fn run(server: SocketAddr, families: &[IpAddr], credentials: &R
         && socket.connect(server).await.is_ok()
     {
         let mut client = TestClient::new(Socket::Udp(socket));
-        result.stun = client.ask(Method::BINDING, |builder| builder).await.is_ok();
+        result.stun = client.exchange(Method::BINDING, |builder| builder).await.is_ok();
         result.turn_udp = client.allocate_all(families, credentials).await.is_ok();
     }
-    if let Ok(Ok(stream)) = timeout(PATIENCE, TcpStream::connect(server)).await {
+    if let Ok(Ok(stream)) = timeout(RESPONSE_TIME, TcpStream::connect(server)).await {
         result.turn_tcp =
             TestClient::new(Socket::Tcp(stream)).allocate_all(families, credentials).await.is_ok();
     }
@@ -74,8 +74,8 @@ impl TestClient {
             let builder = builder.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
             if v6 { builder.attribute(attr::REQUESTED_ADDRESS_FAMILY, &[2, 0, 0, 0]) } else { builder }
         };
-        let challenge = match self.ask(Method::ALLOCATE, udp).await {
-            Err(Refused::Answer(bytes)) => bytes,
+        let challenge = match self.exchange(Method::ALLOCATE, udp).await {
+            Err(ExchangeError::Response(bytes)) => bytes,
             _ => return Err(io::Error::other("no challenge")),
         };
         let message = Message::parse(&challenge).map_err(io::Error::other)?;
@@ -91,23 +91,28 @@ impl TestClient {
                 .attribute(attr::NONCE, nonce.as_bytes())
                 .integrity(&key)
         };
-        match self.ask(Method::ALLOCATE, |builder| sign(udp(builder))).await {
+        match self.exchange(Method::ALLOCATE, |builder| sign(udp(builder))).await {
             // ALTERNATE-SERVER is configured, so this is the expected response.
-            Err(Refused::Answer(bytes)) if error_code(&bytes) == Some(300) => return Ok(()),
+            Err(ExchangeError::Response(bytes)) if error_code(&bytes) == Some(300) => return Ok(()),
             other => other?,
         }
-        self.ask(Method::REFRESH, |builder| sign(builder.attribute(attr::LIFETIME, &[0; 4]))).await?;
+        self.exchange(Method::REFRESH, |builder| sign(builder.attribute(attr::LIFETIME, &[0; 4]))).await?;
         Ok(())
     }
 
     /// Sends once; nothing is lost on loopback or this host's own interface.
-    async fn ask(&mut self, method: Method, fill: impl FnOnce(Builder) -> Builder) -> Result<(), Refused> {
+    async fn exchange(
+        &mut self,
+        method: Method,
+        fill: impl FnOnce(Builder) -> Builder,
+    ) -> Result<(), ExchangeError> {
         let id = TransactionId::new(self.rng.random());
         let request = fill(Builder::new(Class::Request, method, id)).finish();
-        let answer = timeout(PATIENCE, self.socket.exchange(&request)).await.map_err(io::Error::from)??;
+        let answer =
+            timeout(RESPONSE_TIME, self.socket.exchange(&request)).await.map_err(io::Error::from)??;
         match Message::parse(&answer) {
             Ok(message) if message.transaction() == id && message.class() == Class::Success => Ok(()),
-            _ => Err(Refused::Answer(answer)),
+            _ => Err(ExchangeError::Response(answer)),
         }
     }
 }
@@ -116,22 +121,24 @@ fn error_code(answer: &[u8]) -> Option<u16> {
     Message::parse(answer).ok()?.unverified().error_code()
 }
 
-enum Refused {
-    Answer(Vec<u8>),
-    Silence(io::Error),
+/// Why an exchange did not end with a success response.
+enum ExchangeError {
+    /// Another response.
+    Response(Vec<u8>),
+    Io(io::Error),
 }
 
-impl From<io::Error> for Refused {
+impl From<io::Error> for ExchangeError {
     fn from(error: io::Error) -> Self {
-        Self::Silence(error)
+        Self::Io(error)
     }
 }
 
-impl From<Refused> for io::Error {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::Answer(_) => Self::other("refused"),
-            Refused::Silence(error) => error,
+impl From<ExchangeError> for io::Error {
+    fn from(error: ExchangeError) -> Self {
+        match error {
+            ExchangeError::Response(_) => Self::other("refused"),
+            ExchangeError::Io(error) => error,
         }
     }
 }

@@ -38,8 +38,8 @@ const TLS_MEMORY: usize = 24 * 1024;
 /// Bytes of TLS records that are written together.
 const RECORDS: usize = 8 * 1024;
 /// Evicted connections that have not closed yet, beyond which accepting slows down.
-const MOST_LEAVING: usize = 8;
-const LEAVING_PAUSE: Duration = Duration::from_millis(5);
+const MAX_EVICTED: usize = 8;
+const EVICTION_PAUSE: Duration = Duration::from_millis(5);
 /// Pause after a failed accept, usually for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -66,13 +66,13 @@ pub(super) enum Accepts {
     GatewayServers(ServerAuth),
 }
 
-/// The addresses, worker and place of a connection.
+/// The addresses, worker and permit of a connection.
 #[derive(Debug, Clone)]
 pub(super) struct ConnectionInfo {
     pub(super) client: SocketAddr,
     server: SocketAddr,
     pub(super) worker: Inbox,
-    /// The place that it occupies until it closes.
+    /// Held until the connection closes.
     pub(super) connection: ConnectionPermit,
 }
 
@@ -97,11 +97,11 @@ impl TcpAcceptor {
     /// Accepts connections until dropped.
     pub(super) async fn serve(self, listener: TcpListener, accepts: Accepts) {
         let mut connections = JoinSet::new();
-        let mut turn = 0_usize;
+        let mut accepted_count = 0_usize;
         loop {
-            if self.connections.counters().evicted > MOST_LEAVING {
+            if self.connections.counters().evicted > MAX_EVICTED {
                 // Evicted connections still hold their descriptors.
-                tokio::time::sleep(LEAVING_PAUSE).await;
+                tokio::time::sleep(EVICTION_PAUSE).await;
             }
             let accepted = tokio::select! {
                 // Ended tasks are removed at once, because they hold memory.
@@ -110,10 +110,10 @@ impl TcpAcceptor {
             };
             match accepted {
                 Ok((stream, client)) => {
-                    let Some(connection) = self.open_from(client.ip()) else { continue };
-                    turn = turn.wrapping_add(1);
+                    let Some(connection) = self.admit(client.ip()) else { continue };
+                    accepted_count = accepted_count.wrapping_add(1);
                     let acceptor = self.clone();
-                    let worker = self.workers[turn % self.workers.len()].clone();
+                    let worker = self.workers[accepted_count % self.workers.len()].clone();
                     connections.spawn(async move {
                         let evicted = evicted(&connection);
                         let served = acceptor.connection(stream, (client, worker, connection), accepts);
@@ -133,8 +133,8 @@ impl TcpAcceptor {
         }
     }
 
-    /// Takes a place for a connection. The client behind a proxy is not known yet.
-    fn open_from(&self, client: IpAddr) -> Option<ConnectionPermit> {
+    /// Admits a connection. The client behind a proxy is not known yet.
+    fn admit(&self, client: IpAddr) -> Option<ConnectionPermit> {
         match forwarded::is_trusted(&self.trusted, client) {
             true => self.connections.admit(),
             false => self.connections.admit_from(client),
@@ -158,7 +158,7 @@ impl TcpAcceptor {
         }
         let gateway = self.gateway.clone();
         match (self.stream(stream, info).await?, gateway) {
-            (Sniffed::Turn(stream, info), _) => hand_over(stream, info).await,
+            (Sniffed::Turn(stream, info), _) => move_to_worker(stream, info).await,
             (Sniffed::Gateway(stream, info), Some(gateway)) => {
                 let (early, socket) = stream.into_parts();
                 gateway.client(socket, early, info.client.ip(), info.connection)
@@ -176,7 +176,7 @@ impl TcpAcceptor {
         if forwarded::is_trusted(&self.trusted, info.client.ip()) {
             info.client = timeout(SNIFF_TIME, proxied(&mut stream)).await??.unwrap_or(info.client);
         }
-        // Not for a proxy that has named no client yet: its own address would count for everybody behind it.
+        // A proxy without a PROXY header names the client later; its own address would count for all its clients.
         if !forwarded::is_trusted(&self.trusted, info.client.ip())
             && !info.connection.assign_to(info.client.ip())
         {
@@ -220,13 +220,13 @@ impl TcpAcceptor {
     }
 }
 
-/// Hands a socket to its worker.
-async fn hand_over(stream: PeekedStream<TcpStream>, info: ConnectionInfo) -> io::Result<()> {
+/// Moves a socket to its worker.
+async fn move_to_worker(stream: PeekedStream<TcpStream>, info: ConnectionInfo) -> io::Result<()> {
     let client = info.tuple(Transport::Tcp);
     let (early, socket) = stream.into_parts();
     let connection = info.connection.clone();
-    let arrival = AcceptedSocket { client, socket: socket.into_std()?, early, connection: info.connection };
-    info.worker.send(WorkerMessage::TcpAccepted(Box::new(arrival))).await;
+    let accepted = AcceptedSocket { client, socket: socket.into_std()?, early, connection: info.connection };
+    info.worker.send(WorkerMessage::TcpAccepted(Box::new(accepted))).await;
     let (number, worker) = (connection.id(), info.worker);
     // If the worker's queue is full, the client is closed after its longest silence instead.
     connection.on_evict(move || {
@@ -341,7 +341,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_is_silent_for_a_minute_or_with_credentials_for_an_hour() {
-        for (proven, patience) in [(false, UNAUTHENTICATED_IDLE_TIME), (true, IDLE_TIME)] {
+        for (is_authenticated, idle_time) in [(false, UNAUTHENTICATED_IDLE_TIME), (true, IDLE_TIME)] {
             let (acceptor, mut queue, _folder) = acceptor(&[]);
             let (mut client, served) = serve(&acceptor);
             client.write_all(BINDING).await.unwrap();
@@ -349,10 +349,10 @@ mod tests {
                 panic!("not opened")
             };
             assert!(matches!(queue.recv().await, Some(WorkerMessage::Frames { .. })));
-            path.authenticated.store(proven, std::sync::atomic::Ordering::Relaxed);
+            path.authenticated.store(is_authenticated, std::sync::atomic::Ordering::Relaxed);
             let before = tokio::time::Instant::now();
             assert_eq!(served.await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
-            assert_eq!(before.elapsed(), patience);
+            assert_eq!(before.elapsed(), idle_time);
         }
     }
 
@@ -389,20 +389,20 @@ mod tests {
 
     #[tokio::test]
     async fn a_stranger_that_begins_a_long_frame_is_closed_and_others_are_not() {
-        for (proven, closed) in [(false, true), (true, false)] {
+        for (is_authenticated, closed) in [(false, true), (true, false)] {
             let (acceptor, mut queue, _folder) = acceptor(&[]);
             let (mut client, served) = serve(&acceptor);
             client.write_all(BINDING).await.unwrap();
             let Some(WorkerMessage::StreamOpened { path, .. }) = queue.recv().await else {
                 panic!("not opened")
             };
-            path.authenticated.store(proven, std::sync::atomic::Ordering::Relaxed);
+            path.authenticated.store(is_authenticated, std::sync::atomic::Ordering::Relaxed);
             client
                 .write_all(&[b"\0\x03\xFF\xFC\x21\x12\xA4\x42transaction!", &[0; 8000][..]].concat())
                 .await
                 .unwrap();
             let ended = timeout(Duration::from_millis(200), client.read_u8()).await;
-            assert_eq!(ended.is_ok(), closed, "proven: {proven}");
+            assert_eq!(ended.is_ok(), closed, "authenticated: {is_authenticated}");
             drop(served);
         }
     }

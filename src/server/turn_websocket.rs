@@ -60,8 +60,8 @@ async fn serve(mut stream: upgrade::WebSocketStream, origin: Origin) {
     if let Some(code) = code {
         let mut out = Vec::new();
         websocket::write_close(Some(code), &mut out);
-        // A client that does not hear why it is closed is closed all the same.
-        // What the client still sends is read, or the system would drop the close along with it.
+        // The connection closes even if the client does not receive the close frame.
+        // Unread data would make the system reset the connection, and the close frame would be lost.
         let shut_down = async {
             stream.write_all(&out).await?;
             stream.shutdown().await?;
@@ -73,7 +73,7 @@ async fn serve(mut stream: upgrade::WebSocketStream, origin: Origin) {
     }
 }
 
-/// Carries frames both ways until either side ends it; returns the code to close with, where a close is still due.
+/// Carries frames both ways until either side ends; returns the code of the close frame, if one must be sent.
 async fn carry(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     (link, connection): (&StreamLink, &ConnectionPermit),
@@ -83,17 +83,17 @@ async fn carry(
     let mut ping = interval(PING);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut silent, mut out) = (0, Vec::new());
-    // Set while a message has begun that is not whole.
+    // Set while there is a partial message.
     let mut deadline: Option<Pin<Box<Sleep>>> = None;
     loop {
-        let mut taken = None;
+        let mut written = None;
         tokio::select! {
             received = upgrade::read(stream, |bytes| reader.push(bytes)) => {
                 silent = 0;
                 if !matches!(received, Ok(Some(()))) {
                     return None;
                 }
-                match hear(&mut reader, link, &mut out).await {
+                match send_received(&mut reader, link, &mut out).await {
                     Ok(true) => deadline = None,
                     Ok(false) => {}
                     Err(code) => return code,
@@ -109,14 +109,14 @@ async fn carry(
             }
             reply = replies.next() => match reply {
                 Some(StreamMessage::Frames(mut run)) => {
-                    taken = Some(run.len());
+                    written = Some(run.len());
                     while !run.is_empty() {
                         websocket::write_binary(&run.split_to(framing::first_len(&run)), &mut out);
                     }
                 }
                 Some(StreamMessage::Join(_)) | None => return Some(CloseCode::GOING_AWAY),
             },
-            () = past(&mut deadline) => return Some(CloseCode::POLICY_VIOLATION),
+            () = expired(&mut deadline) => return Some(CloseCode::POLICY_VIOLATION),
             _ = ping.tick() => {
                 if PING * silent >= IDLE {
                     return Some(CloseCode::GOING_AWAY);
@@ -132,22 +132,25 @@ async fn carry(
                 return None;
             }
         }
-        if let Some(length) = taken {
+        if let Some(length) = written {
             replies.written(length);
         }
     }
 }
 
 /// Waits for a deadline, if there is one.
-async fn past(deadline: &mut Option<Pin<Box<Sleep>>>) {
+async fn expired(deadline: &mut Option<Pin<Box<Sleep>>>) {
     match deadline {
         Some(deadline) => deadline.await,
         None => pending().await,
     }
 }
 
-/// Hands on what was read; says whether a message was whole, or with which code it ends, where the client is to be told.
-async fn hear(
+/// Sends the received messages to the worker; returns whether there was a whole one.
+///
+/// # Errors
+/// The code to close with; `None` after a close of the client.
+async fn send_received(
     reader: &mut MessageReader,
     link: &StreamLink,
     out: &mut Vec<u8>,
@@ -164,7 +167,7 @@ async fn hear(
                 if !is_one_frame(&frame) {
                     return Err(Some(CloseCode::INVALID_DATA));
                 }
-                if !link.hear(frame.into()).await {
+                if !link.send_frames(frame.into()).await {
                     return Err(Some(CloseCode::GOING_AWAY));
                 }
             }
@@ -176,7 +179,7 @@ async fn hear(
     }
 }
 
-/// Says whether a message is one STUN message, or one ChannelData with all, some or none of its padding.
+/// Returns whether a message is one STUN message, or one ChannelData message with all, some or none of its padding.
 fn is_one_frame(bytes: &[u8]) -> bool {
     let Ok(Some(padded)) = frame_len(bytes) else { return false };
     let least = match bytes.first() {

@@ -11,23 +11,23 @@ use tokio::time::{Sleep, sleep};
 #[derive(Debug)]
 pub(super) struct WriteTimeout<S> {
     stream: S,
-    wait: Duration,
+    limit: Duration,
     /// Set while a write is blocked.
     end: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> WriteTimeout<S> {
-    pub(super) fn new(stream: S, wait: Duration) -> Self {
-        Self { stream, wait, end: None }
+    pub(super) fn new(stream: S, limit: Duration) -> Self {
+        Self { stream, limit, end: None }
     }
 
-    fn judge<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+    fn check<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
             self.end = None;
             return polled;
         }
-        let wait = self.wait;
-        ready!(self.end.get_or_insert_with(|| Box::pin(sleep(wait))).as_mut().poll(context));
+        let limit = self.limit;
+        ready!(self.end.get_or_insert_with(|| Box::pin(sleep(limit))).as_mut().poll(context));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -49,7 +49,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.judge(context, polled)
+        self.check(context, polled)
     }
 
     fn poll_write_vectored(
@@ -58,7 +58,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
-        self.judge(context, polled)
+        self.check(context, polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -67,12 +67,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteTimeout<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.stream).poll_flush(context);
-        self.judge(context, polled)
+        self.check(context, polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.judge(context, polled)
+        self.check(context, polled)
     }
 }
 
@@ -84,7 +84,7 @@ mod tests {
     const WAIT: Duration = Duration::from_secs(30);
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_does_not_take_what_it_asked_for_is_given_up() {
+    async fn a_write_to_a_client_that_does_not_read_times_out() {
         let (_client, server) = tokio::io::duplex(16);
         let before = tokio::time::Instant::now();
         let ended = WriteTimeout::new(server, WAIT).write_all(&[7; 64]).await.unwrap_err();

@@ -105,8 +105,8 @@ fn every_startup_error_has_its_cause_once_its_file_and_the_next_command() {
         &[
             ("[tls]\nport = 0\ncertificate = '@/none.pem'\nkey = '@/a.key'", "@/none.pem", missing),
             ("[tls]\nport = 0\ncertificate = '@/a.pem'\nkey = '@/none.key'", "@/none.key", missing),
-            ("[tls]\nport = 0\ncertificate = '@/text'\nkey = '@/a.key'", "@/text", "no certificate in it"),
-            ("[tls]\nport = 0\ncertificate = '@/a.pem'\nkey = '@/text'", "@/text", "no private key in it"),
+            ("[tls]\nport = 0\ncertificate = '@/text'\nkey = '@/a.key'", "@/text", "no certificate found"),
+            ("[tls]\nport = 0\ncertificate = '@/a.pem'\nkey = '@/text'", "@/text", "no private key found"),
             ("[tls]\nport = 0\ncertificate = '@/a.pem'\nkey = '@/locked.key'", "@/locked.key", "encrypted"),
             ("[tls]\nport = 0\ncertificate = '@/a.pem'\nkey = '@/old.pem'", "@/old.pem", "encrypted"),
             (
@@ -122,7 +122,7 @@ fn every_startup_error_has_its_cause_once_its_file_and_the_next_command() {
             (
                 "[tls]\nport = 0\n[gateway]\ntls_port = 1\nclient_ca = '@/text'",
                 "@/text",
-                "no certificate in it",
+                "no certificate found",
             ),
             ("[signaling.jwt]\nalgorithm = 'HS256'\nkey_file = '@/none'", "@/none", missing),
             (

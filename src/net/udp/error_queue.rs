@@ -60,14 +60,15 @@ pub(super) fn may_be_of_a_peer(error: Errno) -> bool {
 
 /// Takes errors from the queue; returns whether it is empty.
 pub(super) fn drain(socket: RawFd, mut each: impl FnMut(PeerError)) -> bool {
-    let mut room = nix::cmsg_space!(in6_pktinfo, i32, i32, i32, [u8; size_of::<libc::sockaddr_in6>() + 16]);
+    let mut controls =
+        nix::cmsg_space!(in6_pktinfo, i32, i32, i32, [u8; size_of::<libc::sockaddr_in6>() + 16]);
     let mut last = None;
     for _ in 0..TURN {
         // Only the destination of the datagram matters.
         let mut contents = [0; 1];
         let mut slices = [IoSliceMut::new(&mut contents)];
         let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
-        match recvmsg::<SockaddrStorage>(socket, &mut slices, Some(&mut room), flags) {
+        match recvmsg::<SockaddrStorage>(socket, &mut slices, Some(&mut controls), flags) {
             Ok(message) => {
                 let peer = message.address.as_ref().and_then(socket_address);
                 let controls = message.cmsgs().into_iter().flatten();
@@ -76,10 +77,10 @@ pub(super) fn drain(socket: RawFd, mut each: impl FnMut(PeerError)) -> bool {
                     | ControlMessageOwned::Ipv6RecvErr(error, _) => Some(error),
                     _ => None,
                 });
-                let said = peer.zip(error.last()).and_then(|(peer, error)| PeerError::of(peer, &error));
+                let reported = peer.zip(error.last()).and_then(|(peer, error)| PeerError::of(peer, &error));
                 // One datagram may appear twice, because its send was retried.
-                let news = said.filter(|said| last != Some(*said));
-                last = said;
+                let news = reported.filter(|reported| last != Some(*reported));
+                last = reported;
                 news.into_iter().for_each(&mut each);
             }
             Err(Errno::EINTR) => {}

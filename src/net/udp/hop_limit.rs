@@ -1,7 +1,7 @@
 //! The TTL or hop limit of a socket: a control message carries it only where it differs.
 //!
 //! Relayed datagrams keep the TTL that they arrived with (less one), and on most networks that is the same for a long time. A control message
-//! with each datagram costs a copy and a parse, so the socket option takes over a TTL that repeats.
+//! with each datagram costs a copy and a parse, so a TTL that repeats becomes the socket option.
 
 use rustix::net::sockopt::{ip_ttl, ipv6_unicast_hops, set_ip_ttl, set_ipv6_unicast_hops};
 use std::io;
@@ -9,9 +9,9 @@ use std::net::UdpSocket;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// Datagrams in a row with one TTL, after which it becomes the socket option.
-const PATIENCE: u8 = 64;
+const STREAK: u8 = 64;
 /// The least TTL that becomes the socket option: another thread's datagram may leave with it.
-const LEAST: u8 = 32;
+const MIN_TTL: u8 = 32;
 
 /// The socket option and its candidate. Threads that share a socket may race here, which
 /// costs one datagram its exact TTL.
@@ -49,8 +49,8 @@ impl HopLimit {
         }
         let streak = if ttl == self.candidate.load(relaxed) { self.streak.load(relaxed) + 1 } else { 0 };
         self.candidate.store(ttl, relaxed);
-        self.streak.store(streak % PATIENCE, relaxed);
-        if streak == PATIENCE && ttl >= LEAST && self.set(socket, ttl).is_ok() {
+        self.streak.store(streak % STREAK, relaxed);
+        if streak == STREAK && ttl >= MIN_TTL && self.set(socket, ttl).is_ok() {
             self.current.store(ttl, relaxed);
             return None;
         }
@@ -76,19 +76,19 @@ mod tests {
             let socket = UdpSocket::bind(ip).unwrap();
             let hop_limit = HopLimit::of(&socket, is_ipv6).unwrap();
             let default = hop_limit.default;
-            let said = |wanted| hop_limit.to_set(&socket, wanted);
-            assert_eq!((said(None), said(Some(default))), (None, None));
-            for _ in 0..PATIENCE {
-                assert_eq!(said(Some(57)), Some(57));
+            let control = |wanted| hop_limit.to_set(&socket, wanted);
+            assert_eq!((control(None), control(Some(default))), (None, None));
+            for _ in 0..STREAK {
+                assert_eq!(control(Some(57)), Some(57));
             }
-            assert_eq!(said(Some(57)), None);
-            assert_eq!((said(None), said(Some(9)), said(Some(57))), (Some(default), Some(9), None));
-            for _ in 0..3 * PATIENCE as usize {
-                assert_eq!(said(Some(9)), Some(9), "too small to become the socket's");
+            assert_eq!(control(Some(57)), None);
+            assert_eq!((control(None), control(Some(9)), control(Some(57))), (Some(default), Some(9), None));
+            for _ in 0..3 * STREAK as usize {
+                assert_eq!(control(Some(9)), Some(9), "too small to become the socket's");
             }
             // Alternating TTLs change nothing.
-            for _ in 0..3 * PATIENCE as usize {
-                assert_eq!((said(Some(40)), said(Some(41))), (Some(40), Some(41)));
+            for _ in 0..3 * STREAK as usize {
+                assert_eq!((control(Some(40)), control(Some(41))), (Some(40), Some(41)));
             }
         }
     }

@@ -58,7 +58,7 @@ pub(super) fn receive<'b>(
         offered += 1;
     }
     // SAFETY: the first `offered` headers were written above. What they point to, `iovecs`, `buffers` and parts of `received`, is
-    // borrowed mutably until this function returns or longer, each part by one header alone, and is as long as the header says.
+    // borrowed mutably until this function returns or longer, each part by one header, and is as long as the header states.
     let count = unsafe {
         let timeout = std::ptr::null_mut();
         libc::recvmmsg(socket.as_raw_fd(), headers.as_mut_ptr().cast(), offered, 0, timeout)
@@ -98,7 +98,7 @@ pub(super) fn send<'a>(
         offered += 1;
     }
     // SAFETY: the first `offered` headers were written above. What they point to is borrowed for 'a, longer than this call, is as long as
-    // the header says, and is only read, although the system's types do not say so.
+    // the header states, and is only read, although the system's types are mutable.
     let count = unsafe { libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr().cast(), offered, 0) };
     Ok(usize::try_from(Errno::result(count)?).unwrap_or(0))
 }
