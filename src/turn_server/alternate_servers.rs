@@ -32,7 +32,7 @@ impl AlternateServers {
 
     /// Returns the alternate server of `client`, one of its address family. The same client gets the same one.
     #[must_use]
-    pub fn of(&self, client: FiveTuple) -> Option<AlternateServer> {
+    pub(crate) fn of(&self, client: FiveTuple) -> Option<AlternateServer> {
         let choice = self.0.read().unwrap_or_else(PoisonError::into_inner);
         let (servers, domain) = &*choice;
         let v6 = client.client.ip().to_canonical().is_ipv6();

@@ -257,20 +257,13 @@ impl Authenticator {
         }
     }
 
-    /// Returns what happens to an allocation when its credentials expire.
-    #[must_use]
-    pub fn expiry(&self) -> Expiry {
-        self.expiry
-    }
-
     /// Returns whether there is a realm of this name.
-    #[must_use]
-    pub fn knows_realm(&self, name: &str) -> bool {
+    pub(crate) fn knows_realm(&self, name: &str) -> bool {
         self.realms.iter().any(|realm| realm.name == name)
     }
 
     /// Replaces the users of the credentials files in all realms; users of unknown realms are ignored.
-    pub fn replace_file_users(&self, users: &[(String, String, UserKeys)]) {
+    pub(crate) fn replace_file_users(&self, users: &[(String, String, UserKeys)]) {
         for realm in &self.realms {
             let of_realm = users.iter().filter(|(_, name, _)| *name == realm.name);
             realm.set_file(of_realm.map(|(user, _, keys)| (user.clone(), *keys)).collect());
@@ -285,8 +278,7 @@ impl Authenticator {
     }
 
     /// Returns whether an earlier look-up found the user.
-    #[must_use]
-    pub fn is_known(&self, query: &UserQuery) -> bool {
+    pub(crate) fn is_known(&self, query: &UserQuery) -> bool {
         self.lookup.as_ref().is_some_and(|cache| cache.is_known(query))
     }
 

@@ -132,8 +132,7 @@ impl Relay {
 
     /// Returns whether `bytes`, although they begin like a signalling message, are ChannelData of a channel that `client` has
     /// bound.
-    #[must_use]
-    pub fn is_channel_data(&self, now: Now, client: FiveTuple, bytes: &[u8]) -> bool {
+    pub(crate) fn is_channel_data(&self, now: Now, client: FiveTuple, bytes: &[u8]) -> bool {
         let bound = || {
             let (channel, _) = wire::parse_channel_data(bytes)?;
             self.allocations

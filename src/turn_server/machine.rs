@@ -129,8 +129,7 @@ impl Relay {
     }
 
     /// Returns whether [`Relay::poll_output`] has an action.
-    #[must_use]
-    pub fn has_output(&self) -> bool {
+    pub(crate) fn has_output(&self) -> bool {
         !self.outputs.is_empty()
     }
 
@@ -158,8 +157,7 @@ impl Relay {
     }
 
     /// Returns the user of the client's allocation, and when it expires.
-    #[must_use]
-    pub fn user_and_expiry(&self, client: FiveTuple) -> Option<(Arc<str>, Instant)> {
+    pub(crate) fn user_and_expiry(&self, client: FiveTuple) -> Option<(Arc<str>, Instant)> {
         let allocation = self.allocations.get(self.allocation_of(client)?)?;
         Some((Arc::clone(allocation.user()), self.tick_base.instant(allocation.live_until())))
     }

@@ -34,12 +34,6 @@ impl FrameHeader {
     /// The length of a Data indication with an ICMP error about an IPv6 peer.
     const MAX: usize = HEADER_LEN + 4 + 20 + 4 + 8;
 
-    /// Returns an empty header: payloads for peers have none.
-    #[must_use]
-    pub fn none() -> Self {
-        Self { bytes: [0; Self::MAX], len: 0 }
-    }
-
     /// Makes a ChannelData header for a payload of `length` bytes.
     #[must_use]
     pub fn channel_data(channel: u16, length: u16) -> Self {
@@ -71,8 +65,11 @@ impl FrameHeader {
 
     /// Makes the Data indication of an ICMP error about `peer`, which has no payload
     /// ([RFC 8656 section 18.13](https://www.rfc-editor.org/rfc/rfc8656#section-18.13)).
-    #[must_use]
-    pub fn icmp_indication(peer: SocketAddr, error: &IcmpError, transaction: [u8; 12]) -> Option<Self> {
+    pub(crate) fn icmp_indication(
+        peer: SocketAddr,
+        error: &IcmpError,
+        transaction: [u8; 12],
+    ) -> Option<Self> {
         // 16 reserved bits, 7 of type, 9 of code.
         let type_and_code = (u16::from(error.kind) << 9) | u16::from(error.code);
         let value = [&[0, 0], &type_and_code.to_be_bytes()[..], &error.data].concat();
