@@ -21,7 +21,7 @@ fn connection() -> ConnectionPermit {
 struct World {
     poll: Poll,
     connections: TcpConnections,
-    intake: RxBuffers,
+    rx: RxBuffers,
     start: Instant,
 }
 
@@ -29,7 +29,7 @@ impl World {
     fn new() -> Self {
         let poll = Poll::new().unwrap();
         let connections = TcpConnections::new(poll.registry().try_clone().unwrap(), Handle::current());
-        Self { poll, connections, intake: RxBuffers::default(), start: time::now().mono }
+        Self { poll, connections, rx: RxBuffers::default(), start: time::now().mono }
     }
 
     fn connect(&mut self, early: &[u8]) -> (Client, usize) {
@@ -50,9 +50,9 @@ impl World {
             if !self.connections.has_readable() {
                 self.wait();
             }
-            while let Some((_, reading)) = self.connections.read(self.start, &mut self.intake, 0) {
-                all.extend_from_slice(self.intake.slice(reading.bytes.clone()).as_bytes());
-                ended |= reading.ended;
+            while let Some((_, read)) = self.connections.read(self.start, &mut self.rx, 0) {
+                all.extend_from_slice(self.rx.slice(read.bytes.clone()).as_bytes());
+                ended |= read.ended;
             }
         }
         (all, ended)
@@ -184,7 +184,7 @@ async fn a_client_is_silent_for_a_minute_or_with_credentials_for_an_hour() {
 async fn a_stranger_that_was_passed_over_is_read_once_it_has_shown_credentials() {
     let mut world = World::new();
     let (mut client, slot) = world.connect(b"");
-    while world.connections.read(world.start, &mut world.intake, 0).is_some() {}
+    while world.connections.read(world.start, &mut world.rx, 0).is_some() {}
     while world.connections.send(slot, [&[7; 1024], b"", b""]) {
         world.connections.flush(world.start);
     }
@@ -192,7 +192,7 @@ async fn a_stranger_that_was_passed_over_is_read_once_it_has_shown_credentials()
     while !world.connections.has_readable() {
         world.wait();
     }
-    assert!(world.connections.read(world.start, &mut world.intake, 0).is_none(), "it takes no answers");
+    assert!(world.connections.read(world.start, &mut world.rx, 0).is_none(), "it takes no answers");
     // By a request that has waited for the user look-up.
     world.connections.mark_authenticated(slot);
     let (last_read, _) = world.read(FRAME.len());

@@ -27,8 +27,8 @@ fn port(ip: IpAddr, role: Role) -> BatchUdpSocket {
 /// Receives `count` datagrams; says also how many calls that took.
 fn receive(port: &BatchUdpSocket, rx: &mut RxBuffers, count: usize) -> (Vec<Received>, usize) {
     let mut poll = mio::Poll::new().unwrap();
-    let door = port.as_raw_fd();
-    poll.registry().register(&mut SourceFd(&door), Token(0), Interest::READABLE).unwrap();
+    let fd = port.as_raw_fd();
+    poll.registry().register(&mut SourceFd(&fd), Token(0), Interest::READABLE).unwrap();
     let (mut received, mut calls) = (Vec::new(), 0);
     while received.len() < count {
         let mut events = mio::Events::with_capacity(1);
@@ -137,7 +137,7 @@ fn a_run_of_datagrams_is_taken_apart() {
 }
 
 #[test]
-fn an_offer_grows_with_the_traffic_and_a_haul_says_when_it_has_taken_all() {
+fn an_offer_grows_with_the_traffic_and_a_batch_reports_an_empty_socket() {
     let (a, b) = (port(V4, Role::Shared), port(V4, Role::Single));
     let mut rx = RxBuffers::default();
     for (count, calls) in [(1, 1), (20, 3), (20, 2), (40, 2), (1, 1)] {

@@ -141,8 +141,7 @@ fn users_of_the_http_hook_are_admitted_and_its_failures_give_no_answer() {
         |who: &str| users.lines(|line| line.starts_with(&format!("asked {who} ginnel")).then_some(())).len();
     assert_eq!((lookups("known"), lookups("nobody"), lookups(USER)), (1, 1, 0), "{}", users.printed());
     assert!(lookups("broken") > 1, "a failure is not remembered");
-    let warnings =
-        test_server.process.lines(|line| line.contains("user look-up failed").then_some(())).len();
+    let warnings = test_server.process.lines(|line| line.contains("user look-up failed").then_some(())).len();
     assert_eq!(warnings, 1, "once a minute: {}", test_server.process.printed());
 }
 
