@@ -7,7 +7,7 @@ use std::sync::{PoisonError, RwLock};
 
 /// The server that one client is redirected to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AlternateServer {
+pub(crate) struct AlternateServer {
     /// The address, of the client's family.
     pub server: SocketAddr,
     /// The name in the server's certificate, for clients that verify one.
