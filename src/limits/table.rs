@@ -179,6 +179,18 @@ limits! {
         GatewayRefusals = "gateway_refusals",
         /// Listings and look-ups between hubs that wait for an answer.
         HubQueries = "hub_queries",
+        /// Bytes of calls that wait for the database.
+        StoreQueue = "store_queue",
+        /// Messages in one mailbox, which refuses more.
+        StoreMessagesPerMailbox = "store_messages_per_mailbox",
+        /// Bytes in one mailbox, which refuses more.
+        StoreBytesPerMailbox = "store_bytes_per_mailbox",
+        /// Messages and receipts in one mailbox; receipts are dropped.
+        StoreReceiptsPerMailbox = "store_receipts_per_mailbox",
+        /// Contacts of one user or device.
+        StoreContactsPerParty = "store_contacts_per_party",
+        /// Devices of one account.
+        StoreDevicesPerAccount = "store_devices_per_account",
     }
 }
 

@@ -1,6 +1,8 @@
 //! Accounts and devices. Pure.
 
+use super::error::{StoreError, require_short};
 use super::mailbox::MailboxId;
+use super::{MAX_DETAILS, MAX_NAME};
 use crate::limits::NetworkPrefix;
 use std::fmt;
 
@@ -15,6 +17,14 @@ pub struct Account {
     pub identity_key: Option<[u8; 32]>,
     /// When it was created.
     pub created_at_ms: u64,
+}
+
+impl Account {
+    /// Refuses what is longer than a store accepts.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        let hash = self.password_hash.as_ref().map_or(0, String::len);
+        require_short(self.name.len() <= MAX_NAME && hash <= MAX_DETAILS)
+    }
 }
 
 impl fmt::Debug for Account {
@@ -48,6 +58,13 @@ pub struct NewAccountDevice {
     pub created_at_ms: u64,
 }
 
+impl NewAccountDevice {
+    /// Refuses what is longer than a store accepts.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        require_short(self.label.len() <= MAX_NAME)
+    }
+}
+
 impl fmt::Debug for NewAccountDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NewAccountDevice")
@@ -78,6 +95,14 @@ pub struct LegacyDevice {
     pub version: String,
     /// The abilities that it reported last.
     pub abilities: Vec<String>,
+}
+
+impl LegacyDevice {
+    /// Refuses what is longer than a store accepts.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        let abilities: usize = self.abilities.iter().map(|ability| ability.len() + 1).sum();
+        require_short(self.id.len() <= MAX_NAME && self.version.len() + abilities <= MAX_DETAILS)
+    }
 }
 
 impl fmt::Debug for LegacyDevice {

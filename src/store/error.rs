@@ -32,3 +32,8 @@ pub enum StoreError {
     #[error("the database failed: {0}")]
     Backend(#[source] Box<dyn Error + Send + Sync>),
 }
+
+/// Refuses what is longer than the store accepts.
+pub(super) fn require_short(is_short: bool) -> Result<(), StoreError> {
+    is_short.then_some(()).ok_or(StoreError::LimitExceeded)
+}

@@ -1,9 +1,9 @@
 //! Mailboxes and messages. Pure.
 
 use super::account::AccountDeviceId;
-use super::error::StoreError;
+use super::error::{StoreError, require_short};
 use super::party::Party;
-use super::{MAX_BODY, MAX_MESSAGE_ID, MAX_NAME};
+use super::{MAX_BODY, MAX_MESSAGE_ID};
 use bytes::Bytes;
 
 /// The number of a mailbox; never used again.
@@ -80,11 +80,9 @@ pub struct MessageCopy {
 impl NewMessage {
     /// Refuses what is longer than a store accepts.
     pub(super) fn check(&self) -> Result<(), StoreError> {
-        let is_short = self.sender.name().len() <= MAX_NAME && self.message_id.len() <= MAX_MESSAGE_ID;
-        match is_short && self.copies.iter().all(|copy| copy.body.len() <= MAX_BODY) {
-            true => Ok(()),
-            false => Err(StoreError::LimitExceeded),
-        }
+        self.sender.check()?;
+        let is_short = self.message_id.len() <= MAX_MESSAGE_ID;
+        require_short(is_short && self.copies.iter().all(|copy| copy.body.len() <= MAX_BODY))
     }
 }
 

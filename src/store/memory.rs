@@ -1,15 +1,15 @@
 //! A store in memory, for tests: nothing lasts, and every future is ready at once.
 
 use super::account::{Account, AccountDevice, AccountDeviceId, LegacyDevice, NewAccountDevice};
-use super::error::StoreError;
+use super::error::{StoreError, require_short};
 use super::mailbox::{
     Acknowledgement, Appended, Mailbox, MailboxId, MessageKind, NewMessage, PageSize, Removed, StoreLimits,
     StoredMessage,
 };
 use super::party::Party;
-use super::{FORGET_EVERY, REMEMBERED_FOR_MS, REMEMBERED_IDS, Store, StoreFuture, random_epoch};
+use super::{FORGET_EVERY, MAX_DETAILS, REMEMBERED_FOR_MS, REMEMBERED_IDS, Store, StoreFuture};
 use bytes::Bytes;
-use rand::SeedableRng;
+use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::ready;
@@ -75,6 +75,7 @@ impl MemoryStore {
 impl Store for MemoryStore {
     fn insert_account(&self, account: Account) -> StoreFuture<()> {
         self.call(|tables| {
+            account.check()?;
             if tables.accounts.contains_key(&account.name) {
                 return Err(StoreError::Exists);
             }
@@ -89,6 +90,7 @@ impl Store for MemoryStore {
 
     fn set_password_hash(&self, account: &str, password_hash: String) -> StoreFuture<()> {
         self.call(|tables| {
+            require_short(password_hash.len() <= MAX_DETAILS)?;
             tables.account(account)?.password_hash = Some(password_hash);
             Ok(())
         })
@@ -102,7 +104,10 @@ impl Store for MemoryStore {
     }
 
     fn insert_account_device(&self, device: NewAccountDevice) -> StoreFuture<AccountDevice> {
-        self.call(|tables| tables.insert_account_device(device))
+        self.call(|tables| {
+            device.check()?;
+            tables.insert_account_device(device)
+        })
     }
 
     fn account_devices(&self, account: &str) -> StoreFuture<Vec<AccountDevice>> {
@@ -123,6 +128,7 @@ impl Store for MemoryStore {
 
     fn insert_legacy_device(&self, device: LegacyDevice) -> StoreFuture<()> {
         self.call(|tables| {
+            device.check()?;
             if tables.legacy_devices.contains_key(&device.id) {
                 return Err(StoreError::Exists);
             }
@@ -137,6 +143,7 @@ impl Store for MemoryStore {
 
     fn update_legacy_device(&self, device: LegacyDevice) -> StoreFuture<()> {
         self.call(|tables| {
+            device.check()?;
             let known = tables.legacy_devices.get_mut(&device.id).ok_or(StoreError::NotFound)?;
             *known = device;
             Ok(())
@@ -145,6 +152,8 @@ impl Store for MemoryStore {
 
     fn insert_contact(&self, owner: &Party, contact: &Party) -> StoreFuture<()> {
         self.call(|tables| {
+            owner.check()?;
+            contact.check()?;
             let contacts = tables.contacts.entry(owner.clone()).or_default();
             if contacts.contains(contact) {
                 return Err(StoreError::Exists);
@@ -174,6 +183,7 @@ impl Store for MemoryStore {
 
     fn open_mailbox(&self, party: &Party) -> StoreFuture<Mailbox> {
         self.call(|tables| {
+            party.check()?;
             let id = match tables.mailbox_ids.get(party) {
                 Some(id) => *id,
                 None => {
@@ -274,7 +284,7 @@ impl Tables {
         let contents = Contents {
             owner,
             owner_device,
-            epoch: random_epoch(&mut self.random),
+            epoch: self.random.next_u64() >> 11,
             last_sequence: 0,
             bytes: 0,
             messages: BTreeMap::new(),

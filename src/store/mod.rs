@@ -1,6 +1,6 @@
 //! Durable data of messaging: accounts, devices, contacts and mailboxes.
 //!
-//! [`Store`] is the interface. `SqliteStore` keeps everything in one database file and is the only code that knows SQL. [`MemoryStore`]
+//! [`Store`] is the interface. [`SqliteStore`] keeps everything in one database file and is the only code that knows SQL. [`MemoryStore`]
 //! keeps everything in memory, for tests. `store_tests.rs` runs the same tests against both.
 //!
 //! # Contract
@@ -13,7 +13,7 @@
 //!
 //! # Mailboxes
 //!
-//! A mailbox has an epoch, which is random, and numbers its messages from 1 on. A number is never used again under the same epoch. A
+//! A mailbox has an epoch, a random number of 53 bits (a JSON number carries it exactly), and numbers its messages from 1 on. A number is never used again under the same epoch. A
 //! message is removed when its reader acknowledges it, or when it expires; each of the two appends a receipt to the mailbox of the device
 //! that sent it. A full mailbox refuses messages; it drops nothing.
 //!
@@ -25,6 +25,7 @@ mod error;
 mod mailbox;
 mod memory;
 mod party;
+mod sqlite;
 #[cfg(test)]
 mod store_tests;
 
@@ -36,13 +37,15 @@ pub use mailbox::{
 };
 pub use memory::MemoryStore;
 pub use party::Party;
+pub use sqlite::{CommitCounts, OpenError, SqliteConfig, SqliteStore};
 
-use rand::RngCore;
 use std::fmt;
 use std::pin::Pin;
 
-/// Longest name of a user or a device, in bytes.
+/// Longest name of a user, id of a device, or label of one, in bytes.
 pub const MAX_NAME: usize = 128;
+/// Longest password hash, and longest version with abilities of a legacy device, in bytes.
+pub const MAX_DETAILS: usize = 4096;
 /// Longest message id, in bytes.
 pub const MAX_MESSAGE_ID: usize = 128;
 /// Longest body of a message, in bytes (S4-A14).
@@ -54,15 +57,12 @@ pub const REMEMBERED_IDS: u64 = 16_384;
 /// After how many messages a mailbox forgets the ids of those before the last [`REMEMBERED_IDS`].
 const FORGET_EVERY: u64 = 4096;
 
-/// Draws the epoch of a new mailbox: 53 bits, which a JSON number carries exactly.
-fn random_epoch(random: &mut impl RngCore) -> u64 {
-    random.next_u64() >> 11
-}
-
 /// The result of a call, later.
 pub type StoreFuture<T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send>>;
 
 /// Keeps accounts, devices, contacts and mailboxes. The [module](self) has the contract.
+///
+/// Each write fails with [`StoreError::LimitExceeded`] if something in it is longer than the constants of this module permit.
 pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Creates an account. [`StoreError::Exists`] if the name is taken.
     fn insert_account(&self, account: Account) -> StoreFuture<()>;
@@ -118,8 +118,7 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// Appends one message to several mailboxes: to all of them, or to none.
     ///
     /// A copy that its mailbox has already is [`Appended::Duplicate`], which is no error. [`StoreError::MailboxFull`] and
-    /// [`StoreError::NotFound`] name the first mailbox that refuses the message; [`StoreError::LimitExceeded`] if a name, the id or a body
-    /// is too long.
+    /// [`StoreError::NotFound`] are about the first mailbox that refuses the message.
     fn append(&self, message: NewMessage) -> StoreFuture<Vec<Appended>>;
 
     /// Returns the messages after the sequence number `after`, in order: at most `page.messages`, and at most `page.bytes` of bodies unless

@@ -1,5 +1,7 @@
 //! Users and devices by name. Pure.
 
+use super::MAX_NAME;
+use super::error::{StoreError, require_short};
 use std::fmt;
 use std::str::FromStr;
 
@@ -26,6 +28,11 @@ impl Party {
         match self {
             Self::User(name) | Self::Device(name) => name,
         }
+    }
+
+    /// Refuses a name that is longer than a store accepts.
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        require_short(self.name().len() <= MAX_NAME)
     }
 }
 

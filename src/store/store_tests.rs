@@ -21,6 +21,7 @@ impl std::ops::Deref for TestStore {
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Memory,
+    Sqlite,
 }
 
 impl Kind {
@@ -31,6 +32,12 @@ impl Kind {
     fn open_with(self, limits: StoreLimits) -> TestStore {
         match self {
             Self::Memory => TestStore { store: Arc::new(MemoryStore::new(limits, [7; 32])), _folder: None },
+            Self::Sqlite => {
+                let folder = tempfile::tempdir().unwrap();
+                let config = SqliteConfig { limits, ..SqliteConfig::default() };
+                let store = SqliteStore::open(&folder.path().join("messages.db"), config).unwrap();
+                TestStore { store: Arc::new(store), _folder: Some(folder) }
+            }
         }
     }
 }
@@ -42,6 +49,12 @@ macro_rules! for_every_store {
             $(#[test]
             fn $name() {
                 super::$name(super::Kind::Memory);
+            })+
+        }
+        mod sqlite {
+            $(#[test]
+            fn $name() {
+                super::$name(super::Kind::Sqlite);
             })+
         }
     };
@@ -353,7 +366,7 @@ fn the_last_messages_are_recognised_and_earlier_ones_forgotten(kind: Kind) {
             done(store.acknowledge(alice, Acknowledgement::Sequences((2..=number).collect()), NOW));
         }
     }
-    let mut repeat = |number: u64| done(store.append(message("bob", &number.to_string(), &[alice])))[0];
+    let repeat = |number: u64| done(store.append(message("bob", &number.to_string(), &[alice])))[0];
     assert_eq!(repeat(1), Appended::Duplicate, "still stored");
     assert_eq!(repeat(total), Appended::Duplicate);
     assert_eq!(repeat(total + 1 - REMEMBERED_IDS), Appended::Duplicate);
@@ -408,6 +421,17 @@ fn what_is_too_long_is_refused(kind: Kind) {
     assert_fails!(store.append(id), StoreError::LimitExceeded);
     let sender = message(&long(MAX_NAME + 1), "id", &[alice]);
     assert_fails!(store.append(sender), StoreError::LimitExceeded);
+    let name = long(MAX_NAME + 1);
+    assert_fails!(store.insert_account(account(&name)), StoreError::LimitExceeded);
+    assert_fails!(store.open_mailbox(&user(&name)), StoreError::LimitExceeded);
+    assert_fails!(store.insert_contact(&user("bob"), &user(&name)), StoreError::LimitExceeded);
+    done(store.insert_account(account("bob")));
+    let label = NewAccountDevice { label: name, ..device("bob", 1) };
+    assert_fails!(store.insert_account_device(label), StoreError::LimitExceeded);
+    let (pin, version) = (DevicePin::Key([1; 32]), "1".to_owned());
+    let abilities = vec!["x".to_owned(); MAX_DETAILS];
+    let verbose = LegacyDevice { id: "lamp".to_owned(), pin, version, abilities };
+    assert_fails!(store.insert_legacy_device(verbose), StoreError::LimitExceeded);
     assert_eq!(done(store.messages(alice, 0, ALL))[0].body, largest.copies[0].body);
 }
 
@@ -449,7 +473,7 @@ fn an_acknowledged_message_is_reported_to_the_sending_device(kind: Kind) {
     assert_eq!((stored.sender_device, &stored.sender), (Some(alice.id), &user("alice")));
     let expected = Removed { messages: 1, notified: vec![alice.mailbox], dropped_receipts: 0 };
     assert_eq!(done(store.acknowledge(bob.mailbox, Acknowledgement::UpTo(1), NOW + 5)), expected);
-    assert_eq!(done(store.acknowledge(legacy, Acknowledgement::Sequences(vec![1]), NOW + 6)), expected);
+    assert_eq!(done(store.acknowledge(legacy, Acknowledgement::Sequences(vec![1, 1]), NOW + 6)), expected);
     let receipt = StoredMessage {
         sequence: 1,
         kind: MessageKind::Delivered,

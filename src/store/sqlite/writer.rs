@@ -1,0 +1,277 @@
+//! The thread that writes: it puts the calls that wait into one transaction and answers them after its commit.
+//!
+//! A commit costs one synchronisation of the disk, however many calls are in it. The thread therefore waits, a few milliseconds at most,
+//! until as many calls wait as there were callers last; a caller that is alone does not wait.
+
+use super::call_queue::CallQueue;
+use super::failure::is_fatal;
+use crate::limits::sampled;
+use crate::net::time;
+use crate::store::{StoreError, StoreFuture};
+use rusqlite::Connection;
+use std::fmt;
+use std::future::ready;
+use std::slice;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Most calls in one transaction.
+const MAX_BATCH: usize = 1024;
+/// What a call is charged besides its content.
+const CALL_BYTES: usize = 512;
+
+/// A call that writes.
+///
+/// It may run again after a rollback. It returns an error only if it has changed nothing, or if the whole transaction must be rolled
+/// back ([`is_fatal`]).
+trait Write: Send {
+    /// Runs inside the open transaction and keeps the result; returns whether the transaction can go on.
+    fn run(&mut self, connection: &Connection) -> bool;
+
+    /// Answers the caller with the kept result, or with the error of the commit.
+    fn finish(self: Box<Self>, commit: Result<(), StoreError>);
+}
+
+struct Call<T, F> {
+    operation: F,
+    result: Option<Result<T, StoreError>>,
+    caller: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<T, F> Write for Call<T, F>
+where
+    T: Send,
+    F: FnMut(&Connection) -> Result<T, StoreError> + Send,
+{
+    fn run(&mut self, connection: &Connection) -> bool {
+        let result = (self.operation)(connection);
+        let can_go_on = !matches!(&result, Err(error) if is_fatal(error));
+        self.result = Some(result);
+        can_go_on
+    }
+
+    fn finish(self: Box<Self>, commit: Result<(), StoreError>) {
+        let result = match (self.result, commit) {
+            (Some(Err(error)), _) | (_, Err(error)) => Err(error),
+            (Some(Ok(value)), Ok(())) => Ok(value),
+            (None, Ok(())) => Err(StoreError::Closed),
+        };
+        // The caller may have given up.
+        let _ = self.caller.send(result);
+    }
+}
+
+/// How many transactions were committed, and how many calls were in them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CommitCounts {
+    /// Transactions.
+    pub commits: u64,
+    /// Calls.
+    pub calls: u64,
+}
+
+/// The callers' side of the thread.
+pub(super) struct Writer {
+    queue: CallQueue<Box<dyn Write>>,
+    commits: AtomicU64,
+    calls: AtomicU64,
+}
+
+impl fmt::Debug for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer").field("counts", &self.counts()).finish_non_exhaustive()
+    }
+}
+
+impl Writer {
+    pub(super) fn new(max_queued_bytes: usize) -> Self {
+        let queue = CallQueue::new(max_queued_bytes);
+        Self { queue, commits: AtomicU64::new(0), calls: AtomicU64::new(0) }
+    }
+
+    /// Queues a call whose content has this many bytes.
+    pub(super) fn submit<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        operation: impl FnMut(&Connection) -> Result<T, StoreError> + Send + 'static,
+    ) -> StoreFuture<T> {
+        let (caller, answer) = oneshot::channel();
+        let call = Call { operation, result: None, caller };
+        match self.queue.push(Box::new(call), CALL_BYTES + bytes) {
+            Ok(()) => Box::pin(async { answer.await.unwrap_or(Err(StoreError::Closed)) }),
+            Err(error) => Box::pin(ready(Err(error))),
+        }
+    }
+
+    pub(super) fn counts(&self) -> CommitCounts {
+        CommitCounts {
+            commits: self.commits.load(Ordering::Relaxed),
+            calls: self.calls.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Refuses further calls; the thread ends after those that wait.
+    pub(super) fn close(&self) {
+        self.queue.close();
+    }
+}
+
+/// Why a transaction was not committed.
+enum Abort {
+    /// A call failed, and has kept its error.
+    Call,
+    /// The database refused to begin or to commit.
+    Database(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Abort {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+/// Refuses further calls when the thread ends, whatever the reason.
+struct CloseOnDrop<'a>(&'a Writer);
+
+impl Drop for CloseOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.close();
+        while self.0.queue.pop().is_some() {}
+    }
+}
+
+/// Writes until the writer is closed.
+pub(super) fn run(connection: &Connection, writer: &Writer, commit_wait: Duration) {
+    let _close = CloseOnDrop(writer);
+    let mut batch: Vec<Box<dyn Write>> = Vec::new();
+    let mut expected = 1;
+    while writer.queue.pop_batch(&mut batch, MAX_BATCH, expected, commit_wait) {
+        let result = commit(connection, &mut batch);
+        // Who is answered now may call again, beside those who have called meanwhile.
+        expected = batch.len() + writer.queue.len();
+        if result.is_ok() {
+            writer.count(batch.len());
+            batch.drain(..).for_each(|call| call.finish(Ok(())));
+        } else {
+            // One call may be the cause.
+            batch.drain(..).for_each(|call| writer.commit_alone(connection, call));
+            // With the log copied to the database, a full disk has room for a few more commits.
+            let _ = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+        }
+    }
+}
+
+impl Writer {
+    fn count(&self, calls: usize) {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        self.calls.fetch_add(calls as u64, Ordering::Relaxed);
+    }
+
+    fn commit_alone(&self, connection: &Connection, mut call: Box<dyn Write>) {
+        match commit(connection, slice::from_mut(&mut call)) {
+            Ok(()) => {
+                self.count(1);
+                call.finish(Ok(()));
+            }
+            Err(Abort::Call) => call.finish(Ok(())),
+            Err(Abort::Database(error)) => {
+                sampled!(warn, time::mono(), %error, "the database refused a commit");
+                call.finish(Err(error.into()));
+            }
+        }
+    }
+}
+
+/// Runs the calls in one transaction; rolls it back if it fails.
+fn commit(connection: &Connection, calls: &mut [Box<dyn Write>]) -> Result<(), Abort> {
+    let result = run_transaction(connection, calls);
+    // SQLite has rolled back already after some errors.
+    if result.is_err()
+        && !connection.is_autocommit()
+        && let Err(error) = execute(connection, "ROLLBACK")
+    {
+        sampled!(warn, time::mono(), %error, "a transaction was not rolled back");
+    }
+    result
+}
+
+fn run_transaction(connection: &Connection, calls: &mut [Box<dyn Write>]) -> Result<(), Abort> {
+    execute(connection, "BEGIN IMMEDIATE")?;
+    for call in calls {
+        if !call.run(connection) {
+            return Err(Abort::Call);
+        }
+    }
+    Ok(execute(connection, "COMMIT")?)
+}
+
+fn execute(connection: &Connection, statement: &str) -> rusqlite::Result<()> {
+    connection.prepare_cached(statement)?.execute([]).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    /// A writer whose calls wait until its thread is run.
+    fn writer_with_table() -> (Connection, Writer) {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch("CREATE TABLE numbers (number INTEGER UNIQUE)").unwrap();
+        (connection, Writer::new(1 << 20))
+    }
+
+    fn insert(writer: &Writer, number: i64) -> StoreFuture<i64> {
+        writer.submit(0, move |connection| {
+            connection.execute("INSERT INTO numbers VALUES (?1)", [number])?;
+            Ok(number)
+        })
+    }
+
+    fn wait<T>(future: StoreFuture<T>) -> Result<T, StoreError> {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    }
+
+    #[test]
+    fn calls_that_wait_are_committed_together_and_answered_afterwards() {
+        let (connection, writer) = writer_with_table();
+        let calls: Vec<_> = (0..20).map(|number| insert(&writer, number)).collect();
+        writer.close();
+        run(&connection, &writer, Duration::ZERO);
+        for (number, call) in calls.into_iter().enumerate() {
+            assert_eq!(wait(call).unwrap(), number as i64);
+        }
+        assert_eq!(writer.counts(), CommitCounts { commits: 1, calls: 20 });
+        assert!(matches!(wait(insert(&writer, 99)), Err(StoreError::Closed)));
+    }
+
+    #[test]
+    fn a_call_that_fails_leaves_the_others_of_its_batch() {
+        let (connection, writer) = writer_with_table();
+        let good = [insert(&writer, 1), insert(&writer, 2)];
+        let bad = insert(&writer, 1);
+        let refused: StoreFuture<()> = writer.submit(0, |_| Err(StoreError::NotFound));
+        let late = insert(&writer, 3);
+        writer.close();
+        run(&connection, &writer, Duration::ZERO);
+        assert!(good.into_iter().chain([late]).all(|call| wait(call).is_ok()));
+        assert!(matches!(wait(bad), Err(StoreError::Backend(_))));
+        assert!(matches!(wait(refused), Err(StoreError::NotFound)));
+        let count: i64 = connection.query_row("SELECT count(*) FROM numbers", [], |row| row.get(0)).unwrap();
+        assert_eq!(count, 3);
+    }
+
+    #[test]
+    fn when_the_thread_dies_callers_are_told() {
+        let (connection, writer) = writer_with_table();
+        let dies: StoreFuture<()> = writer.submit(0, |_| panic!("a fault of this test"));
+        let waits = insert(&writer, 1);
+        thread::scope(|scope| {
+            scope.spawn(|| run(&{ connection }, &writer, Duration::ZERO)).join().unwrap_err();
+        });
+        assert!(matches!(wait(dies), Err(StoreError::Closed)));
+        assert!(matches!(wait(waits), Err(StoreError::Closed)));
+        assert!(matches!(wait(insert(&writer, 2)), Err(StoreError::Closed)));
+    }
+}
