@@ -46,6 +46,7 @@ mod safety;
 mod signaling_client;
 mod signaling_ports;
 mod startup;
+mod store;
 mod test_server;
 mod tools;
 mod transports;
