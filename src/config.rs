@@ -206,16 +206,16 @@ struct Limits {
     unauthenticated_memory: Option<usize>,
 }
 
-/// Of strangers: room for a few requests at a time.
+/// The least for all unauthenticated connections: a few concurrent requests.
 const LEAST_MEMORY: usize = 1 << 20;
 
 impl Limits {
     fn apply(self, limits: &mut server::LimitsConfig) -> Result<(), ConfigError> {
-        let strangers = &mut limits.unauthenticated;
+        let unauthenticated = &mut limits.unauthenticated;
         for (key, given, limit) in [
-            ("limits.unauthenticated_rate", self.unauthenticated_rate, &mut strangers.rate),
-            ("limits.unauthenticated_burst", self.unauthenticated_burst, &mut strangers.burst),
-            ("limits.dtls_handshakes", self.dtls_handshakes, &mut strangers.dtls_handshakes),
+            ("limits.unauthenticated_rate", self.unauthenticated_rate, &mut unauthenticated.rate),
+            ("limits.unauthenticated_burst", self.unauthenticated_burst, &mut unauthenticated.burst),
+            ("limits.dtls_handshakes", self.dtls_handshakes, &mut unauthenticated.dtls_handshakes),
             (
                 "limits.connections_per_address",
                 self.connections_per_address,
@@ -235,7 +235,7 @@ impl Limits {
             return Err(ConfigError::Value { key: "limits.unauthenticated_memory", rule });
         }
         if let Some(prefixes) = self.unlimited_from {
-            strangers.unlimited_from = prefixes;
+            unauthenticated.unlimited_from = prefixes;
         }
         Ok(())
     }

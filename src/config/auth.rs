@@ -92,7 +92,7 @@ fn value(key: &'static str, rule: &'static str) -> ConfigError {
 /// Checks the name of a realm.
 pub(super) fn realm_name(key: &'static str, name: &str) -> Result<(), ConfigError> {
     if name.is_empty() || name.len() > MAX_REALM {
-        return Err(value(key, "must have 1 to 32 bytes: it is in every answer to strangers"));
+        return Err(value(key, "must have 1 to 32 bytes: it is in every response to an unauthenticated client"));
     }
     Ok(())
 }
@@ -181,7 +181,7 @@ fn check_names(turn: &TurnConfig, auth: &AuthConfig) -> Result<(), ConfigError> 
     {
         return Err(value(
             "auth.oauth.server_name",
-            "must have, with any realm, at most 32 bytes (each rounded up to four): both are in every answer to strangers",
+            "must have, with any realm, at most 32 bytes (each rounded up to four): both are in every response to an unauthenticated client",
         ));
     }
     Ok(())

@@ -132,7 +132,7 @@ impl Counters {
             ("late_messages_total", "counter", self.late),
             ("violations_total", "counter", self.violations),
             ("slow_connections_total", "counter", self.slow),
-            ("holds_total", "counter", self.pauses),
+            ("pauses_total", "counter", self.pauses),
             ("share_waits_total", "counter", self.share_waits),
         ] {
             // Writing to a String does not fail.

@@ -102,7 +102,7 @@ pub(super) struct ControlState {
     pub(super) pending: Option<Box<PendingAllocate>>,
     /// The transaction of the Allocate, and its response once sent: a retransmission gets the same response again.
     pub(super) origin: (TransactionId, Option<Box<[u8]>>),
-    /// AllocationLimits the rate of new peers.
+    /// Limits the rate of new peers.
     pub(super) new_peers: RateLimiter,
     /// This allocation's share of the quota.
     permit: QuotaPermit,

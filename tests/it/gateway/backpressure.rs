@@ -148,7 +148,7 @@ fn a_sender_paused_for_a_slow_receiver_loses_nothing() {
         // More than the queue holds is in flight, and the client does not read.
         wait_until(TIMEOUT, "the sender is paused", || {
             assert!(!sender.is_finished(), "the sender is never paused");
-            gateway.metric("holds_total") >= 1.0
+            gateway.metric("pauses_total") >= 1.0
         });
         expect_all(&mut client, conn, 0..4 * COUNT);
     });
