@@ -183,13 +183,9 @@ impl Server {
             ttl: config.turn.credentials_ttl,
             state: Mutex::new(Arc::new(state.clone())),
         };
-        let gateway = match config.gateway.enabled {
-            true => Some(crate::gateway::Service::spawn(
-                config.gateway.filled_in(&config, state),
-                seeds.random(),
-            )?),
-            false => None,
-        };
+        let gateway = config.gateway.enabled.then(|| config.gateway.filled_in(&config, state));
+        let gateway = gateway.map(|config| crate::gateway::Service::spawn(config, seeds.random()));
+        let gateway = gateway.transpose()?;
         let mutual = gateway::mutual(&config.gateway, &certificate)?;
         let gateway_acceptor = gateway.as_ref().map(|service| GatewayAcceptor::new(service.handle(), mutual));
         let ready = Arc::new(AtomicBool::new(false));
