@@ -92,7 +92,10 @@ fn value(key: &'static str, rule: &'static str) -> ConfigError {
 /// Checks the name of a realm.
 pub(super) fn realm_name(key: &'static str, name: &str) -> Result<(), ConfigError> {
     if name.is_empty() || name.len() > MAX_REALM {
-        return Err(value(key, "must have 1 to 32 bytes: it is in every response to an unauthenticated client"));
+        return Err(value(
+            key,
+            "must have 1 to 32 bytes: it is in every response to an unauthenticated client",
+        ));
     }
     Ok(())
 }
