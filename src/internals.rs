@@ -50,6 +50,11 @@ pub mod net {
 }
 
 #[cfg(feature = "messaging")]
+pub mod messaging {
+    pub use crate::messaging::{commands, config, counters, crypto, machine, password, store_request, wire};
+}
+
+#[cfg(feature = "messaging")]
 pub mod store {
     pub use crate::store::*;
 }

@@ -70,6 +70,8 @@ pub mod internals;
 mod limits;
 #[cfg(feature = "load")]
 mod load;
+#[cfg(feature = "messaging")]
+mod messaging;
 mod net;
 #[cfg(feature = "server")]
 pub mod server;

@@ -139,6 +139,29 @@ limits! {
         SignalingOutboxBytes = "signaling.limits.outbox_bytes",
         /// Bytes that wait for all WebSockets.
         SignalingOutboxesBytes = "signaling.limits.outboxes_bytes",
+
+        /// Attempts a second to log in to one account from one network.
+        MessagingLoginsPerAccount = "messaging.limits.logins_per_account",
+        /// Attempts a second to log in from one network.
+        MessagingLoginsPerNetwork = "messaging.limits.logins_per_network",
+        /// New users and devices a second of one network.
+        MessagingRegistrationsPerNetwork = "messaging.limits.registrations_per_network",
+        /// Key exchanges a second of one network; the connection is closed.
+        MessagingKeyExchangesPerNetwork = "messaging.limits.key_exchanges_per_network",
+        /// Frames a second of one connection, which is read more slowly.
+        MessagingRequestsPerConnection = "messaging.limits.requests_per_connection",
+        /// Passwords, or session keys, that wait for a thread.
+        MessagingJobQueue = "messaging.limits.job_queue",
+        /// Those of one network.
+        MessagingJobsPerNetwork = "messaging.limits.jobs_per_network",
+        /// Bytes of requests that are not answered yet.
+        MessagingRequestBytes = "messaging.limits.request_bytes",
+        /// Bytes of frames that are being received; the connection is closed.
+        MessagingFrameBytes = "messaging.limits.frame_bytes",
+        /// Bytes that wait for one connection, which is closed.
+        MessagingOutboxBytes = "messaging.limits.outbox_bytes",
+        /// Bytes that wait for all connections; the one that needs more is closed.
+        MessagingOutboxesBytes = "messaging.limits.outboxes_bytes",
     }
     fixed {
         /// A response to an unauthenticated request may be three times as large as the request.

@@ -1,0 +1,67 @@
+//! How often networks may log in, register and exchange keys. Pure.
+
+use super::config::Limits;
+use crate::limits::{KeyedRateLimiter, Limit, NetworkPrefix, Quota};
+use rand::RngCore;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Keys that each limiter keeps; the least active is dropped.
+const KEYS: usize = 65_536;
+
+#[derive(Debug)]
+pub(super) struct Rates {
+    /// By account and network: a flood from elsewhere does not lock the owner out.
+    logins_per_account: KeyedRateLimiter<(String, NetworkPrefix)>,
+    logins_per_network: KeyedRateLimiter<NetworkPrefix>,
+    registrations: KeyedRateLimiter<NetworkPrefix>,
+    key_exchanges: KeyedRateLimiter<NetworkPrefix>,
+    /// Jobs that are not done, by kind.
+    pub(super) passwords: Arc<Quota<NetworkPrefix>>,
+    pub(super) session_keys: Arc<Quota<NetworkPrefix>>,
+}
+
+impl Rates {
+    pub(super) fn new(limits: &Limits, random: &mut impl RngCore) -> Self {
+        let overflow = Limit::RateLimiterKeys;
+        let quota = || Quota::new(limits.job_queue, limits.jobs_per_network);
+        Self {
+            logins_per_account: KeyedRateLimiter::new(limits.logins_per_account, KEYS, overflow, random),
+            logins_per_network: KeyedRateLimiter::new(limits.logins_per_network, KEYS, overflow, random),
+            registrations: KeyedRateLimiter::new(limits.registrations_per_network, KEYS, overflow, random),
+            key_exchanges: KeyedRateLimiter::new(limits.key_exchanges_per_network, KEYS, overflow, random),
+            passwords: quota(),
+            session_keys: quota(),
+        }
+    }
+
+    pub(super) fn login(&mut self, now: Instant, ip: IpAddr, name: &str) -> bool {
+        let network = NetworkPrefix::subscriber(ip);
+        take(&mut self.logins_per_network, now, &network, Limit::MessagingLoginsPerNetwork)
+            && take(
+                &mut self.logins_per_account,
+                now,
+                &(name.to_owned(), network),
+                Limit::MessagingLoginsPerAccount,
+            )
+    }
+
+    pub(super) fn registration(&mut self, now: Instant, ip: IpAddr) -> bool {
+        let network = NetworkPrefix::subscriber(ip);
+        take(&mut self.registrations, now, &network, Limit::MessagingRegistrationsPerNetwork)
+    }
+
+    pub(super) fn key_exchange(&mut self, now: Instant, ip: IpAddr) -> bool {
+        let network = NetworkPrefix::subscriber(ip);
+        take(&mut self.key_exchanges, now, &network, Limit::MessagingKeyExchangesPerNetwork)
+    }
+}
+
+fn take<K: std::hash::Hash>(limiter: &mut KeyedRateLimiter<K>, now: Instant, key: &K, limit: Limit) -> bool {
+    let is_within = limiter.try_take(key, now, 1);
+    if !is_within {
+        limit.reached(limiter.rate().per_second());
+    }
+    is_within
+}

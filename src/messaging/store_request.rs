@@ -1,0 +1,77 @@
+//! What the machine asks of the store, and what comes back. The service maps each request to one call of `store::Store`.
+
+use crate::store::{
+    Account, AccountDevice, Appended, LegacyDevice, Mailbox, MailboxId, NewMessage, Party, Removed,
+    StoredMessage,
+};
+
+/// A call of the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreRequest {
+    /// The account of this name.
+    Account(String),
+    /// Creates an account.
+    InsertAccount(Account),
+    /// The devices of an account.
+    AccountDevices(String),
+    /// The legacy device of this id.
+    LegacyDevice(String),
+    /// Creates a legacy device.
+    InsertLegacyDevice(LegacyDevice),
+    /// Replaces the details of a legacy device.
+    UpdateLegacyDevice(LegacyDevice),
+    /// Whether the second party is a contact of the first.
+    HasContact(Party, Party),
+    /// Adds the second party to the contacts of the first.
+    InsertContact(Party, Party),
+    /// Removes the second party from the contacts of the first.
+    RemoveContact(Party, Party),
+    /// The mailbox of a party, created if there is none.
+    OpenMailbox(Party),
+    /// Appends a message to mailboxes.
+    Append(NewMessage),
+    /// A page of a mailbox, after a sequence number.
+    Messages {
+        /// The mailbox.
+        mailbox: MailboxId,
+        /// The last sequence number that is known.
+        after: u64,
+    },
+    /// Removes messages that the reader of a mailbox has received.
+    Acknowledge {
+        /// The mailbox.
+        mailbox: MailboxId,
+        /// Their sequence numbers.
+        sequences: Vec<u64>,
+        /// The time.
+        now_ms: u64,
+    },
+    /// Removes what has expired.
+    Expire {
+        /// The time.
+        now_ms: u64,
+    },
+}
+
+/// What a successful call returns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreReply {
+    /// Nothing.
+    Done,
+    /// To [`StoreRequest::Account`].
+    Account(Option<Account>),
+    /// To [`StoreRequest::AccountDevices`].
+    AccountDevices(Vec<AccountDevice>),
+    /// To [`StoreRequest::LegacyDevice`].
+    LegacyDevice(Option<LegacyDevice>),
+    /// To [`StoreRequest::HasContact`].
+    HasContact(bool),
+    /// To [`StoreRequest::OpenMailbox`].
+    Mailbox(Mailbox),
+    /// To [`StoreRequest::Append`].
+    Appended(Vec<Appended>),
+    /// To [`StoreRequest::Messages`].
+    Messages(Vec<StoredMessage>),
+    /// To [`StoreRequest::Acknowledge`] and [`StoreRequest::Expire`].
+    Removed(Removed),
+}
