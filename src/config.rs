@@ -3,6 +3,8 @@
 mod auth;
 mod checks;
 mod gateway;
+#[cfg(feature = "messaging")]
+mod messaging;
 mod signaling;
 
 use crate::limits::NetworkPrefix;
@@ -91,6 +93,8 @@ impl Config {
         file.turn.apply(&mut server.turn)?;
         file.auth.apply(&server.turn, &mut server.auth)?;
         file.gateway.apply(&mut server.gateway)?;
+        #[cfg(feature = "messaging")]
+        file.messaging.apply(&mut server.messaging)?;
         server.metrics_from = file.metrics_from.unwrap_or(server.metrics_from);
         server.metrics_hosts = file.metrics_hosts;
         file.signaling.apply(&mut server.signaling)?;
@@ -153,6 +157,8 @@ struct File {
     turn: Turn,
     auth: auth::Auth,
     gateway: gateway::GatewaySection,
+    #[cfg(feature = "messaging")]
+    messaging: messaging::MessagingSection,
     metrics_from: Option<Vec<NetworkPrefix>>,
     metrics_hosts: Vec<String>,
     signaling: signaling::SignalingSection,

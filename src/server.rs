@@ -10,6 +10,8 @@ mod hosts;
 mod http;
 mod limits;
 mod listeners;
+#[cfg(feature = "messaging")]
+mod messaging;
 mod metrics;
 mod page;
 mod relay_config;
@@ -38,6 +40,7 @@ use crate::stun_server::SecretKeys;
 use crate::turn_server::auth::RevocationList;
 pub use auth::{AuthConfig, OauthConfig, RealmConfig, StaticUser};
 pub use auth_hook::HookConfig;
+use axum::Router;
 use axum::middleware::from_fn_with_state;
 pub use config::{Config, GatewayConfig, TlsConfig, TurnConfig};
 pub use credentials_file::CredentialsFileError;
@@ -46,6 +49,8 @@ pub use gateway::GatewayAddrs;
 use hosts::OwnHosts;
 pub use limits::LimitsConfig;
 use listeners::Listeners;
+#[cfg(feature = "messaging")]
+pub use messaging::MessagingConfig;
 use metrics::{Metrics, Services};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
@@ -119,6 +124,10 @@ pub enum ServerError {
     /// The gateway's thread has ended.
     #[error("the gateway stopped: {0}")]
     Gateway(String),
+    /// The store of messaging cannot be used, or messaging has ended.
+    #[cfg(feature = "messaging")]
+    #[error("messaging failed")]
+    Messaging(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A listener or signalling has ended.
     #[error("a task of the server stopped")]
     Task(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -130,6 +139,8 @@ pub struct Server {
     info: ServerInfo,
     signaling: signaling::Service,
     gateway: Option<crate::gateway::Service>,
+    #[cfg(feature = "messaging")]
+    messaging: Option<crate::messaging::service::Service>,
     listeners: JoinSet<()>,
     workers: Vec<JoinHandle<()>>,
     inboxes: Arc<[Inbox]>,
@@ -142,15 +153,11 @@ impl Server {
     /// # Errors
     /// [`ServerError`] names what failed; nothing keeps running then.
     pub async fn start(config: Config, state: &State) -> Result<Self, ServerError> {
-        let worker_count = worker_count(&config);
         let addresses = AddressWatch::start()?;
         let own = addresses.current();
-        let certificate = match &config.tls.certificate {
-            Some((chain, key)) => Certificate::load(chain, key)?,
-            None => Certificate::own(&state.folder)?,
-        };
+        let certificate = certificate(&config, state)?;
         let (tls, identity) = (Tls::new(&certificate)?, Identity::new(&certificate, &state.folder)?);
-        let mut sockets = Listeners::open(&config, worker_count).await?;
+        let mut sockets = Listeners::open(&config, worker_count(&config)).await?;
         server_info::try_relay_addresses(&config.turn.relay_addresses)?;
         let mut info = ServerInfo::gather(&config, state, &own, &certificate, &sockets)?;
         let gateway_listeners =
@@ -159,7 +166,6 @@ impl Server {
             config.gateway.enabled.then(|| GatewayAddrs::collect(&gateway_listeners)).transpose()?;
         let mut seeds = ChaCha20Rng::from_os_rng();
         let revoked = revocation::open(state, config.signaling.limits.revocations)?;
-        let origins = Arc::new(config.signaling.origins.clone());
         let signaling_config = signaling_config(&config, state, &info, &revoked);
         let signaling = signaling::start(signaling_config, sockets.sockets()?, seeds.random());
         let (authority, files) = auth::authority(&config.turn, &config.auth, state, Arc::clone(&revoked))?;
@@ -183,32 +189,29 @@ impl Server {
             ttl: config.turn.credentials_ttl,
             state: Mutex::new(Arc::new(state.clone())),
         };
-        let gateway = config.gateway.enabled.then(|| config.gateway.filled_in(&config, state));
-        let gateway = gateway.map(|config| crate::gateway::Service::spawn(config, seeds.random()));
-        let gateway = gateway.transpose()?;
+        let gateway = gateway_service(&config, state, seeds.random())?;
         let mutual = gateway::mutual(&config.gateway, &certificate)?;
         let gateway_acceptor = gateway.as_ref().map(|service| GatewayAcceptor::new(service.handle(), mutual));
+        #[cfg(feature = "messaging")]
+        let messaging = messaging::start(&config.messaging, state, &info, seeds.random()).await?;
         let ready = Arc::new(AtomicBool::new(false));
-        let router = signaling
-            .handle()
-            .router()
-            .merge(page::router(Arc::clone(&ready)))
-            .merge(turn_websocket::router());
-        let router = match &gateway_acceptor {
-            Some(acceptor) => router
-                .merge(gateway::router(acceptor).layer(from_fn_with_state(origins, signaling::pages_let_in))),
-            None => router,
-        };
+        let router = router(&signaling, gateway_acceptor.as_ref(), &ready, &config.signaling.origins);
+        #[cfg(feature = "messaging")]
+        let router = messaging::add_dispatcher(router, messaging.as_ref());
         let hosts = OwnHosts::gather(&config, &certificate, addresses.subscribe());
         let connections = connections(&config.limits, config.turn.max_allocations);
         let streams = (Arc::clone(&connections), Arc::clone(&inboxes));
         let services = Services::new(gateway.as_ref(), signaling.handle(), streams);
+        #[cfg(feature = "messaging")]
+        let services = services.with_messaging(messaging.as_ref());
         let metrics = Metrics::new(services, hosts, &config.metrics_from);
         let acceptor = TcpAcceptor {
             workers: Arc::clone(&inboxes),
             router: router.merge(metrics::router(metrics)).merge(revocation::router(revocation)),
             tls,
             gateway: gateway_acceptor,
+            #[cfg(feature = "messaging")]
+            messaging: messaging.as_ref().map(|messaging| messaging.acceptor.clone()),
             trusted: config.trusted_proxies.into(),
             connections,
         };
@@ -225,9 +228,20 @@ impl Server {
         for (listener, accepts) in tcp.chain(servers).chain(tls) {
             listeners.spawn(acceptor.clone().serve(listener, accepts));
         }
-        drop(acceptor);
+        #[cfg(feature = "messaging")]
+        let messaging = messaging.map(|messaging| messaging.accept(&acceptor, &mut listeners));
         ready.store(true, Ordering::Release);
-        Ok(Self { info, signaling, gateway, listeners, workers, inboxes, failures })
+        Ok(Self {
+            info,
+            signaling,
+            gateway,
+            #[cfg(feature = "messaging")]
+            messaging,
+            listeners,
+            workers,
+            inboxes,
+            failures,
+        })
     }
 
     /// Returns what the server determined at its start.
@@ -247,7 +261,12 @@ impl Server {
 
     /// Waits for the first failure of any part.
     pub async fn failed(&mut self) -> ServerError {
+        #[cfg(feature = "messaging")]
+        let messaging = messaging_failed(&mut self.messaging);
+        #[cfg(not(feature = "messaging"))]
+        let messaging = std::future::pending();
         tokio::select! {
+            error = messaging => error,
             Some(WorkerFailed { index, reason }) = self.failures.recv() => ServerError::Worker { index, reason },
             error = panicked(&mut self.listeners) => error,
             error = self.signaling.failed() => ServerError::Task(error.into()),
@@ -261,6 +280,10 @@ impl Server {
         self.signaling.shutdown().await;
         if let Some(gateway) = self.gateway {
             gateway.shutdown().await;
+        }
+        #[cfg(feature = "messaging")]
+        if let Some(messaging) = self.messaging {
+            messaging.shutdown().await;
         }
         for inbox in self.inboxes.iter() {
             inbox.send(WorkerMessage::Stop).await;
@@ -304,10 +327,51 @@ async fn panicked(tasks: &mut JoinSet<()>) -> ServerError {
     std::future::pending().await
 }
 
+/// Returns the configured certificate, or the server's own.
+fn certificate(config: &Config, state: &State) -> Result<Certificate, CertificateError> {
+    match &config.tls.certificate {
+        Some((chain, key)) => Certificate::load(chain, key),
+        None => Certificate::own(&state.folder),
+    }
+}
+
+/// Routes the page, signalling, and the WebSockets of TURN and of the gateway.
+fn router(
+    signaling: &signaling::Service,
+    gateway: Option<&GatewayAcceptor>,
+    ready: &Arc<AtomicBool>,
+    origins: &signaling::Origins,
+) -> Router {
+    let router = signaling.handle().router().merge(page::router(Arc::clone(ready)));
+    let router = router.merge(turn_websocket::router());
+    match gateway {
+        Some(acceptor) => router.merge(
+            gateway::router(acceptor)
+                .layer(from_fn_with_state(Arc::new(origins.clone()), signaling::pages_let_in)),
+        ),
+        None => router,
+    }
+}
+
+/// Starts the gateway, if it is enabled.
+fn gateway_service(config: &Config, state: &State, seed: u64) -> io::Result<Option<crate::gateway::Service>> {
+    let spawn = || crate::gateway::Service::spawn(config.gateway.filled_in(config, state), seed);
+    config.gateway.enabled.then(spawn).transpose()
+}
+
 /// Waits for a failure of the gateway, if there is one.
 async fn gateway_failed(gateway: &mut Option<crate::gateway::Service>) -> ServerError {
     match gateway {
         Some(service) => ServerError::Gateway(service.failed().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for a failure of messaging, if it is enabled.
+#[cfg(feature = "messaging")]
+async fn messaging_failed(messaging: &mut Option<crate::messaging::service::Service>) -> ServerError {
+    match messaging {
+        Some(service) => ServerError::Messaging(Box::new(service.failed().await)),
         None => std::future::pending().await,
     }
 }

@@ -1,6 +1,7 @@
 //! The section `[signaling]`.
 
 mod measures;
+pub(super) use measures::Rate;
 
 use super::ConfigError;
 use crate::signaling::{AccessKey, Config, Jwt, JwtKey, NotifyFrom as From, Origins, Realms, Scopes};

@@ -43,6 +43,9 @@ pub struct Config {
     pub auth: AuthConfig,
     /// The gateway.
     pub gateway: GatewayConfig,
+    /// Messaging.
+    #[cfg(feature = "messaging")]
+    pub messaging: super::MessagingConfig,
     /// Addresses that may read `/metrics`; default only this host.
     pub metrics_from: Vec<NetworkPrefix>,
     /// Host names for `/metrics` besides those of this host and of the certificate; default none.
@@ -187,6 +190,8 @@ impl Default for Config {
             turn: TurnConfig::default(),
             auth: AuthConfig::default(),
             gateway: GatewayConfig::default(),
+            #[cfg(feature = "messaging")]
+            messaging: super::MessagingConfig::default(),
             metrics_from: NetworkPrefix::loopback(),
             metrics_hosts: Vec::new(),
             signaling: signaling::Config::default(),

@@ -20,6 +20,8 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub(super) struct Services {
     gateway: Option<Handle>,
+    #[cfg(feature = "messaging")]
+    messaging: Option<crate::messaging::service::Handle>,
     signaling: signaling::Handle,
     connections: Arc<ConnectionLimiter>,
     workers: Arc<[Inbox]>,
@@ -31,7 +33,20 @@ impl Services {
         signaling: signaling::Handle,
         (connections, workers): (Arc<ConnectionLimiter>, Arc<[Inbox]>),
     ) -> Self {
-        Self { gateway: gateway.map(Service::handle), signaling, connections, workers }
+        Self {
+            gateway: gateway.map(Service::handle),
+            #[cfg(feature = "messaging")]
+            messaging: None,
+            signaling,
+            connections,
+            workers,
+        }
+    }
+
+    /// Exports the counters of messaging too.
+    #[cfg(feature = "messaging")]
+    pub(super) fn with_messaging(self, messaging: Option<&super::messaging::OpenMessaging>) -> Self {
+        Self { messaging: messaging.map(|messaging| messaging.service.handle()), ..self }
     }
 }
 
@@ -80,6 +95,13 @@ async fn answer(
     text += &metrics.services.connections.counters().to_prometheus();
     if let Some(gateway) = &metrics.services.gateway {
         match gateway.counters().await {
+            Some(counters) => text += &counters.to_prometheus(),
+            None => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
+        }
+    }
+    #[cfg(feature = "messaging")]
+    if let Some(messaging) = &metrics.services.messaging {
+        match messaging.counters().await {
             Some(counters) => text += &counters.to_prometheus(),
             None => return StatusCode::SERVICE_UNAVAILABLE.into_response(),
         }

@@ -53,6 +53,9 @@ pub(super) struct TcpAcceptor {
     pub(super) trusted: Arc<[NetworkPrefix]>,
     /// The gateway, if it is enabled.
     pub(super) gateway: Option<GatewayAcceptor>,
+    /// Messaging, if it is enabled.
+    #[cfg(feature = "messaging")]
+    pub(super) messaging: Option<super::messaging::MessagingAcceptor>,
     /// Connections of all listeners.
     pub(super) connections: Arc<ConnectionLimiter>,
 }
@@ -64,6 +67,9 @@ pub(super) enum Accepts {
     All,
     /// Servers of the gateway, which wait for our first message.
     GatewayServers(ServerAuth),
+    /// Clients of messaging, which wait for our first message too, and those of its dispatcher.
+    #[cfg(feature = "messaging")]
+    Messaging(super::messaging::MessagingPort),
 }
 
 /// The addresses, worker and permit of a connection.
@@ -155,6 +161,13 @@ impl TcpAcceptor {
                 return Ok(());
             }
             return Box::pin(self.gateway_server(stream, info, auth)).await;
+        }
+        #[cfg(feature = "messaging")]
+        if let Accepts::Messaging(port) = accepts {
+            if !info.connection.assign_to(client.ip()) {
+                return Ok(());
+            }
+            return Box::pin(self.messaging(stream, info, port)).await;
         }
         let gateway = self.gateway.clone();
         match (self.stream(stream, info).await?, gateway) {
@@ -279,6 +292,8 @@ mod tests {
             tls: Tls::new(&Certificate::own(folder.path()).unwrap()).unwrap(),
             trusted: proxies.iter().map(|net| net.parse().unwrap()).collect(),
             gateway: None,
+            #[cfg(feature = "messaging")]
+            messaging: None,
             connections: connections(8),
         };
         (acceptor, queue, folder)

@@ -114,13 +114,13 @@ pub(super) struct LimitsSection {
 
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Rate {
+pub(in crate::config) struct Rate {
     burst: f64,
     per_second: f64,
 }
 
 impl Rate {
-    fn checked(self, key: &'static str) -> Result<limits::Rate, ConfigError> {
+    pub(in crate::config) fn checked(self, key: &'static str) -> Result<limits::Rate, ConfigError> {
         let Self { burst, per_second } = self;
         let (most, least) = (1e9, 1e-6);
         if !(1.0..=most).contains(&burst) || !(least..=most).contains(&per_second) {
