@@ -32,6 +32,7 @@ mod keys;
 mod lab;
 mod limits;
 mod load;
+mod messaging;
 mod metrics;
 mod nat_kinds;
 mod outages;
