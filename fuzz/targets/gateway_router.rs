@@ -1,6 +1,6 @@
 //! The gateway's router with arbitrary clients, servers and clock steps, checked against a model of what was sent and received: a message
 //! reaches only the other end of its virtual connection, once and in order; every opened id is closed; the limits hold; a paused sender
-//! is resumed; no state remains.
+//! is resumed; and no state remains.
 
 use bytes::{Buf, BytesMut};
 use ginnel::Now;
@@ -16,9 +16,9 @@ use std::io::IoSlice;
 use std::time::Duration;
 
 const MAX_EVENTS: usize = 400;
-/// Replaces the number of a message on an id that its sender does not know; the message may arrive.
+/// In place of a message's number: sent on an id that its sender knows nothing of, which may be right.
 const GUESS: u32 = u32::MAX - 1;
-/// Replaces the number of a message that follows its sender's Close; it must not arrive.
+/// The same: sent after its sender's Close, so that it never arrives.
 const CLOSED: u32 = u32::MAX;
 const CLIENTS: usize = 4;
 const SERVERS: usize = 3;
@@ -29,14 +29,10 @@ const MEMORY: usize = 300_000;
 const MAX_PACKET: usize = 70_000;
 const CONNECTIONS: usize = 8;
 const WAITS: [u64; 12] = [0, 1, 10, 50, 100, 200, 400, 1000, 1000, 2500, 10_000, 31_000];
-/// Bytes by which one call may exceed the shared memory.
+/// What is under way inside of one call and may exceed the shared memory.
 const SLACK: usize = 3 * MAX_PACKET;
-/// The time at the end in which all endpoints finish.
-const END: Duration = Duration::from_secs(140);
-/// A clock step of that time in milliseconds, while endpoints send or receive.
-const STEP: u64 = 500;
 
-/// The first byte chooses whether tokens are required. Events follow, each of one byte and its operands.
+/// The first byte chooses whether tokens are asked for; then events follow, each one byte and its operands.
 pub(crate) fn run(data: &[u8]) {
     let mut input = Input(data);
     let mut world = World::new(input.byte() & 1 == 1);
@@ -47,10 +43,10 @@ pub(crate) fn run(data: &[u8]) {
         world.step(&mut input);
         world.check();
     }
-    world.end();
+    world.endpoint();
 }
 
-/// The rest of the input; zeros after its end.
+/// Bytes that are used up; zeros when they are.
 struct Input<'a>(&'a [u8]);
 
 impl Input<'_> {
@@ -65,23 +61,23 @@ impl Input<'_> {
     }
 }
 
-/// An endpoint and what it knows.
+/// An endpoint as it sees itself.
 struct TestEndpoint {
     key: EndpointKey,
-    /// Bytes that it has sent and the gateway has not read.
+    /// What it has sent that was not read yet.
     sent: BytesMut,
-    /// Bytes that the gateway has read and not processed.
+    /// What was read and not taken.
     input: BytesMut,
     next: ReadAction,
-    /// Bytes that it has received, less than a frame.
+    /// What it has received that is not a whole frame yet.
     received: BytesMut,
-    /// Accepted ids that have not ended, with the number of messages received and their sender.
+    /// Ids that were accepted and have not ended; with how many messages have come, and from whom.
     live: BTreeMap<ConnId, (u32, Option<usize>)>,
-    /// Ids that it has opened and that were not accepted.
+    /// Those that it has opened and that were not accepted.
     half_open: BTreeSet<ConnId>,
-    /// Ids that it has dialled and that were accepted.
+    /// Those that it has dialled and that were accepted.
     dialled: BTreeSet<ConnId>,
-    /// Ids for which it has sent a Close.
+    /// Those it has asked to be closed itself.
     closing: BTreeSet<ConnId>,
 }
 
@@ -90,15 +86,15 @@ struct World {
     now: Now,
     issuer: Option<TokenIssuer>,
     endpoints: [Option<TestEndpoint>; ENDPOINTS],
-    /// The index of each endpoint by its key.
+    /// By the endpoints' keys.
     keys: BTreeMap<EndpointKey, usize>,
-    /// All ids so far, for guesses.
+    /// All ids there were, for those who guess.
     ids: Vec<ConnId>,
-    /// The number of messages that an endpoint has sent on an id.
+    /// How many messages an endpoint has sent on an id.
     counts: BTreeMap<(usize, ConnId), u32>,
-    /// The number of clients so far.
+    /// Clients there were.
     arrived: u32,
-    /// The endpoints that have received an Accept, by id.
+    /// Who was told of an acceptance, by id.
     accepted: BTreeMap<ConnId, BTreeSet<usize>>,
 }
 
@@ -138,8 +134,7 @@ impl World {
         if has_none && input.byte() < 220 {
             self.handle_command(at, Command::New);
             self.deliver(at, usize::MAX);
-            self.drain(at, usize::MAX);
-            return;
+            return self.drain(at, usize::MAX);
         }
         match input.byte() % 32 {
             0 if input.byte() < 60 => self.leave(at),
@@ -167,12 +162,12 @@ impl World {
                 let len = usize::from(input.byte()) * if input.byte() < 32 { 256 } else { 8 };
                 self.message(at, conn, len);
             }
-            21..=26 => _ = self.deliver(at, 1 + usize::from(input.byte()) * 300),
-            _ => _ = self.drain(at, 1 + usize::from(input.byte()) * 50),
+            21..=26 => self.deliver(at, 1 + usize::from(input.byte()) * 300),
+            _ => self.drain(at, 1 + usize::from(input.byte()) * 50),
         }
     }
 
-    /// An endpoint to dial, usually an existing one.
+    /// Somebody to dial, who is there as a rule.
     fn remote(&self, at: usize, input: &mut Input<'_>) -> u32 {
         let choice = u32::from(input.byte());
         match at < CLIENTS {
@@ -182,7 +177,7 @@ impl World {
         }
     }
 
-    /// Usually an id of the endpoint, sometimes a guess.
+    /// One's own id as a rule, sometimes a guess.
     fn id(&self, at: usize, input: &mut Input<'_>) -> ConnId {
         let choice = usize::from(input.byte());
         let Some(endpoint) = &self.endpoints[at] else { return ConnId(1) };
@@ -203,7 +198,7 @@ impl World {
         } else {
             let id = u32::try_from(at - CLIENTS).unwrap() + 1;
             let newest = self.router.add_server(self.now, id, at + 1 == ENDPOINTS, Duplicates::Refuse);
-            newest.expect("no other server has this id")
+            newest.expect("nobody else has this id")
         };
         self.keys.insert(key, at);
         self.endpoints[at] = Some(TestEndpoint {
@@ -236,8 +231,8 @@ impl World {
     fn remove_connection(&mut self, at: usize, endpoint: &TestEndpoint) {
         self.keys.remove(&endpoint.key);
         self.counts.retain(|(sender, _), _| *sender != at);
-        for notified in self.accepted.values_mut() {
-            notified.remove(&at);
+        for told in self.accepted.values_mut() {
+            told.remove(&at);
         }
     }
 
@@ -245,7 +240,7 @@ impl World {
         let mut bytes = Vec::new();
         command.emit(&mut bytes);
         if let (Command::Close(conn), Some(endpoint)) = (command, &mut self.endpoints[at]) {
-            // A Close for a foreign id has no effect.
+            // A Close for an id that is not one's own endpoints nothing.
             if endpoint.live.contains_key(&conn) || endpoint.half_open.contains(&conn) {
                 endpoint.closing.insert(conn);
             }
@@ -253,7 +248,7 @@ impl World {
         self.write(at, &bytes);
     }
 
-    /// Sends a message that contains its sender and its number.
+    /// Sends a message that says whose it is and which one.
     fn message(&mut self, at: usize, conn: ConnId, len: usize) {
         let Some(endpoint) = &self.endpoints[at] else { return };
         let is_guess = !endpoint.live.contains_key(&conn) && !endpoint.half_open.contains(&conn);
@@ -278,61 +273,60 @@ impl World {
         }
     }
 
-    /// Lets the gateway read some bytes of an endpoint, unless it has paused it; returns whether there were any.
-    fn deliver(&mut self, at: usize, most: usize) -> bool {
-        let Some(endpoint) = &mut self.endpoints[at] else { return false };
-        let ReadAction::Read { missing, exact } = endpoint.next else { return false };
+    /// The gateway reads some of what an endpoint has sent, if it wants to.
+    fn deliver(&mut self, at: usize, most: usize) {
+        let Some(endpoint) = &mut self.endpoints[at] else { return };
+        let ReadAction::Read { missing, exact } = endpoint.next else { return };
         let most = if exact { most.min(missing.max(1)) } else { most };
         let some = endpoint.sent.split_to(most.min(endpoint.sent.len()));
-        if some.is_empty() {
-            return false;
+        if !some.is_empty() {
+            endpoint.input.extend_from_slice(&some);
+            self.offer(at);
         }
-        endpoint.input.extend_from_slice(&some);
-        self.handle_input(at);
-        true
     }
 
-    fn handle_input(&mut self, at: usize) {
+    fn offer(&mut self, at: usize) {
         let Some(endpoint) = &mut self.endpoints[at] else { return };
         endpoint.next = self.router.handle_frames(self.now, endpoint.key, &mut endpoint.input);
         self.settle();
     }
 
-    /// Lets an endpoint receive some bytes that are queued for it; returns whether there were any.
-    fn drain(&mut self, at: usize, most: usize) -> bool {
-        let Some(endpoint) = &mut self.endpoints[at] else { return false };
+    /// An endpoint takes some of what waits for it.
+    fn drain(&mut self, at: usize, most: usize) {
+        let Some(endpoint) = &mut self.endpoints[at] else { return };
         let mut slices = [IoSlice::new(&[]); 9];
         let count = self.router.peek(endpoint.key, &mut slices);
-        let mut queued = Vec::new();
-        slices[..count].iter().for_each(|slice| queued.extend_from_slice(slice));
-        let taken = &queued[..most.min(queued.len())];
-        assert!(queued.starts_with(self.router.peek_frame(endpoint.key)), "the first frame is the first");
-        if taken.is_empty() {
-            return false;
-        }
+        let waiting: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).collect();
+        let taken = &waiting[..most.min(waiting.len())];
+        assert!(waiting.starts_with(self.router.peek_frame(endpoint.key)), "the first frame is the first");
         endpoint.received.extend_from_slice(taken);
         let key = endpoint.key;
-        self.router.handle_written(self.now, key, taken.len());
-        self.settle();
-        self.handle_received(at);
-        true
+        if !taken.is_empty() {
+            self.router.handle_written(self.now, key, taken.len());
+            self.settle();
+            self.hear(at);
+        }
     }
 
-    /// Handles the whole frames that an endpoint has received.
-    fn handle_received(&mut self, at: usize) {
-        let Some(endpoint) = &mut self.endpoints[at] else { return };
-        let mut received = std::mem::take(&mut endpoint.received);
-        while let Some((frame, len)) = wire::frame(&received, MAX_PACKET).expect("the gateway sends frames") {
-            let endpoint = self.endpoints[at].as_mut().expect("it is connected");
+    /// An endpoint reads what it was sent.
+    fn hear(&mut self, at: usize) {
+        loop {
+            let Some(endpoint) = &mut self.endpoints[at] else { return };
+            let received = endpoint.received.clone();
+            let Some((frame, len)) = wire::frame(&received, MAX_PACKET).expect("the gateway sends frames")
+            else {
+                return;
+            };
+            endpoint.received.advance(len);
             match frame {
-                Frame::Data { conn, message } => self.handle_message(at, conn, message),
+                Frame::Data { conn, message } => self.received(at, conn, message),
                 Frame::Command(Command::Open(conn)) => {
                     assert!(conn.0 != 0 && endpoint.half_open.insert(conn), "a new id");
                     self.ids.push(conn);
                 }
                 Frame::Command(Command::Refuse(conn)) => {
                     endpoint.half_open.remove(&conn);
-                    assert!(!endpoint.live.contains_key(&conn), "an accepted connection is not refused");
+                    assert!(!endpoint.live.contains_key(&conn), "what lives is not refused");
                 }
                 Frame::Command(Command::Accept { conn, .. }) => {
                     if endpoint.half_open.remove(&conn) {
@@ -340,9 +334,9 @@ impl World {
                     }
                     endpoint.closing.remove(&conn);
                     assert!(endpoint.live.insert(conn, (0, None)).is_none(), "accepted once");
-                    let notified = self.accepted.entry(conn).or_default();
-                    notified.insert(at);
-                    assert!(notified.len() <= 2, "two endpoints");
+                    let told = self.accepted.entry(conn).or_default();
+                    told.insert(at);
+                    assert!(told.len() <= 2, "two endpoints");
                 }
                 Frame::Command(Command::Close(conn)) => {
                     endpoint.half_open.remove(&conn);
@@ -356,37 +350,35 @@ impl World {
                 Frame::Command(Command::Ping) => self.handle_command(at, Command::Ping),
                 Frame::Command(other) => panic!("{other:?} is not for endpoints"),
             }
-            received.advance(len);
         }
-        self.endpoints[at].as_mut().expect("it is connected").received = received;
     }
 
-    fn handle_message(&mut self, at: usize, conn: ConnId, message: &[u8]) {
+    fn received(&mut self, at: usize, conn: ConnId, message: &[u8]) {
         let endpoint = self.endpoints[at].as_mut().unwrap();
         let (count, from) =
             endpoint.live.get_mut(&conn).expect("messages come on what was accepted and not closed");
         let (sender, stamp) =
             (usize::from(message[0]), u32::from_le_bytes(message[1..5].try_into().unwrap()));
-        assert_ne!(sender, at, "no endpoint receives its own messages");
+        assert_ne!(sender, at, "nobody hears himself");
         assert_ne!(sender < CLIENTS, at < CLIENTS, "clients talk to servers");
         assert!(stamp == *count || stamp == GUESS, "{stamp} for {count}: once, in order, not after a Close");
-        assert_eq!(*from.get_or_insert(sender), sender, "only from one endpoint");
+        assert_eq!(*from.get_or_insert(sender), sender, "from one endpoint alone");
         *count += u32::from(stamp != GUESS);
-        let notified = &self.accepted[&conn];
+        let told = &self.accepted[&conn];
         // The other endpoint may have gone, or not have received yet that it was accepted.
-        assert!(notified.len() < 2 || notified.contains(&sender), "from the other endpoint");
+        assert!(told.len() < 2 || told.contains(&sender), "from the other endpoint");
     }
 
     fn wait(&mut self, milliseconds: u64) {
         self.now = self.now.after(Duration::from_millis(milliseconds));
         if self.router.poll_timeout().is_some_and(|at| at <= self.now.mono) {
             self.router.handle_timeout(self.now);
-            assert!(self.router.poll_timeout().is_none_or(|at| at > self.now.mono), "no timer is overdue");
+            assert!(self.router.poll_timeout().is_none_or(|at| at > self.now.mono), "what is due was done");
         }
         self.settle();
     }
 
-    /// Carries out the router's outputs.
+    /// Does what the machine says.
     fn settle(&mut self) {
         while let Some(output) = self.router.poll_output() {
             match output {
@@ -399,7 +391,7 @@ impl World {
                 }
                 Output::Resume(key) => {
                     if let Some(at) = self.keys.get(&key).copied() {
-                        self.handle_input(at);
+                        self.offer(at);
                     }
                 }
             }
@@ -409,57 +401,46 @@ impl World {
     fn check(&self) {
         let counters = self.router.counters();
         assert!(counters.virtual_connections <= CONNECTIONS as u64);
-        assert!(counters.waiting <= (MEMORY + SLACK) as u64, "{} bytes are queued", counters.waiting);
+        assert!(counters.waiting <= (MEMORY + SLACK) as u64, "{} bytes wait", counters.waiting);
         assert_eq!(counters.clients + counters.servers, self.endpoints.iter().flatten().count() as u64);
         for (at, endpoint) in self.endpoints.iter().enumerate().take(CLIENTS) {
-            // The Close that frees a place may still be queued.
+            // An endpoint that has asked for a Close is not told at once that there is room again.
             let dialled = endpoint.as_ref().map_or(0, |endpoint| endpoint.dialled.len());
-            assert!(dialled <= PER_CLIENT || self.has_queued(at), "{dialled} dialled by one client");
+            assert!(dialled <= PER_CLIENT || self.has_unheard(at), "{dialled} dialled by one client");
         }
     }
 
-    /// Returns whether a frame is queued for an endpoint; it may be a Close.
-    fn has_queued(&self, at: usize) -> bool {
+    /// Says whether something waits for an endpoint, which may be a Close.
+    fn has_unheard(&self, at: usize) -> bool {
         self.endpoints[at].as_ref().is_some_and(|endpoint| !self.router.peek_frame(endpoint.key).is_empty())
     }
 
-    /// Lets all endpoints send and receive what is left, then disconnects one after the other; the last one must have received every
-    /// Close.
-    fn end(&mut self) {
-        let until = self.now.mono + END;
-        while self.now.mono < until {
-            let mut is_idle = true;
+    /// Lets everybody finish, then go, one after the other; the last one must have been told of everything.
+    fn endpoint(&mut self) {
+        for _ in 0..ENDPOINTS * 40 {
             for at in 0..ENDPOINTS {
-                let (sent, received) = (self.deliver(at, usize::MAX), self.drain(at, usize::MAX));
-                if sent || received {
-                    is_idle = false;
-                    self.check();
-                }
+                self.deliver(at, usize::MAX);
+                self.drain(at, usize::MAX);
+                self.check();
             }
-            // Between two timers nothing changes.
-            let next = self.router.poll_timeout().filter(|_| is_idle).unwrap_or(self.now.mono);
-            let idle = next.min(until).saturating_duration_since(self.now.mono);
-            self.wait(u64::try_from(idle.as_millis()).unwrap().max(STEP));
-            self.check();
+            self.wait(500);
         }
         for endpoint in self.endpoints.iter().flatten() {
             let is_held_for_credit = self.endpoints[ENDPOINTS - 1].is_some();
-            assert!(endpoint.next != ReadAction::Pause || is_held_for_credit, "a paused endpoint is resumed");
+            assert!(endpoint.next != ReadAction::Pause || is_held_for_credit, "whoever is held is let go");
         }
         for at in (1..ENDPOINTS).rev() {
             self.leave(at);
         }
         self.wait(1);
         for _ in 0..ENDPOINTS * 40 {
-            let (sent, received) = (self.deliver(0, usize::MAX), self.drain(0, usize::MAX));
-            if !sent && !received {
-                break;
-            }
+            self.deliver(0, usize::MAX);
+            self.drain(0, usize::MAX);
         }
         if let Some(endpoint) = &self.endpoints[0] {
             assert!(
                 endpoint.live.is_empty() && endpoint.next != ReadAction::Pause,
-                "the last endpoint has received every Close: {:?}",
+                "the survivor was told: {:?}",
                 endpoint.live
             );
         }
@@ -472,8 +453,8 @@ impl World {
             counters.half_open,
             counters.waiting,
         ];
-        assert_eq!(left, [0; 5], "no state remains");
+        assert_eq!(left, [0; 5], "nothing is left of anybody");
         self.wait(120_000);
-        assert!(self.router.poll_timeout().is_none(), "no timer remains");
+        assert!(self.router.poll_timeout().is_none(), "nothing is waited for");
     }
 }

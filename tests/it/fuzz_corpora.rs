@@ -12,6 +12,8 @@ mod gateway_router;
 mod gateway_wire;
 #[path = "../../fuzz/targets/hub_machine.rs"]
 mod hub_machine;
+#[path = "../../fuzz/targets/messaging_wire.rs"]
+mod messaging_wire;
 #[path = "../../fuzz/targets/nonce_and_token.rs"]
 mod nonce_and_token;
 #[path = "../../fuzz/targets/relay_machine.rs"]
@@ -77,6 +79,11 @@ fn the_corpus_of_hub_machine_breaks_nothing() {
 #[test]
 fn the_corpus_of_gateway_wire_breaks_nothing() {
     replay("gateway_wire", gateway_wire::run);
+}
+
+#[test]
+fn the_corpus_of_messaging_wire_breaks_nothing() {
+    replay("messaging_wire", messaging_wire::run);
 }
 
 #[test]
