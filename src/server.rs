@@ -200,8 +200,7 @@ impl Server {
         let router = messaging::add_dispatcher(router, messaging.as_ref());
         let hosts = OwnHosts::gather(&config, &certificate, addresses.subscribe());
         let connections = connections(&config.limits, config.turn.max_allocations);
-        let streams = (Arc::clone(&connections), Arc::clone(&inboxes));
-        let services = Services::new(gateway.as_ref(), signaling.handle(), streams);
+        let services = Services::new(gateway.as_ref(), signaling.handle(), (&connections, &inboxes));
         #[cfg(feature = "messaging")]
         let services = services.with_messaging(messaging.as_ref());
         let metrics = Metrics::new(services, hosts, &config.metrics_from);

@@ -247,7 +247,7 @@ impl Machine {
         match (step, reply_to) {
             (Step::Login(step), Some(reply_to)) => self.on_login_stored(now, reply_to, step, result),
             (Step::Device(step), Some(reply_to)) => self.on_device_stored(now, reply_to, step, result),
-            (Step::Send(step), Some(reply_to)) => self.on_send_stored(now, reply_to, step, result),
+            (Step::Send(step), Some(reply_to)) => self.on_send_stored(now, reply_to, *step, result),
             (Step::AddContact, Some(reply_to)) => self.on_contact_added(reply_to, result),
             (Step::RemoveContact, Some(reply_to)) => self.on_contact_removed(reply_to, result),
             (Step::Page { connection, mailbox, after }, _) => {

@@ -85,10 +85,10 @@ impl Machine {
         &mut self,
         now: Now,
         reply_to: ReplyTo,
-        step: Box<SendStep>,
+        step: SendStep,
         result: Result<StoreReply, StoreError>,
     ) {
-        let SendStep { mut message, stage } = *step;
+        let SendStep { mut message, stage } = step;
         let to = message.to.clone();
         match (stage, result) {
             (Stage::Append, result) => self.on_appended(reply_to, &message, result),

@@ -31,15 +31,15 @@ impl Services {
     pub(super) fn new(
         gateway: Option<&Service>,
         signaling: signaling::Handle,
-        (connections, workers): (Arc<ConnectionLimiter>, Arc<[Inbox]>),
+        (connections, workers): (&Arc<ConnectionLimiter>, &Arc<[Inbox]>),
     ) -> Self {
         Self {
             gateway: gateway.map(Service::handle),
             #[cfg(feature = "messaging")]
             messaging: None,
             signaling,
-            connections,
-            workers,
+            connections: Arc::clone(connections),
+            workers: Arc::clone(workers),
         }
     }
 
