@@ -1,6 +1,6 @@
 //! The gateway's router with arbitrary clients, servers and clock steps, checked against a model of what was sent and received: a message
 //! reaches only the other end of its virtual connection, once and in order; every opened id is closed; the limits hold; a paused sender
-//! is resumed; and no state remains.
+//! is resumed; no state remains.
 
 use bytes::{Buf, BytesMut};
 use ginnel::Now;
@@ -16,9 +16,9 @@ use std::io::IoSlice;
 use std::time::Duration;
 
 const MAX_EVENTS: usize = 400;
-/// In place of a message's number: sent on an id that its sender knows nothing of, which may be right.
+/// Replaces the number of a message on an id that its sender does not know; the message may arrive.
 const GUESS: u32 = u32::MAX - 1;
-/// The same: sent after its sender's Close, so that it never arrives.
+/// Replaces the number of a message that follows its sender's Close; it must not arrive.
 const CLOSED: u32 = u32::MAX;
 const CLIENTS: usize = 4;
 const SERVERS: usize = 3;
@@ -29,10 +29,14 @@ const MEMORY: usize = 300_000;
 const MAX_PACKET: usize = 70_000;
 const CONNECTIONS: usize = 8;
 const WAITS: [u64; 12] = [0, 1, 10, 50, 100, 200, 400, 1000, 1000, 2500, 10_000, 31_000];
-/// What is under way inside of one call and may exceed the shared memory.
+/// Bytes by which one call may exceed the shared memory.
 const SLACK: usize = 3 * MAX_PACKET;
+/// The time at the end in which all endpoints finish.
+const END: Duration = Duration::from_secs(140);
+/// A clock step of that time in milliseconds, while endpoints send or receive.
+const STEP: u64 = 500;
 
-/// The first byte chooses whether tokens are asked for; then events follow, each one byte and its operands.
+/// The first byte chooses whether tokens are required. Events follow, each of one byte and its operands.
 pub(crate) fn run(data: &[u8]) {
     let mut input = Input(data);
     let mut world = World::new(input.byte() & 1 == 1);
@@ -43,10 +47,10 @@ pub(crate) fn run(data: &[u8]) {
         world.step(&mut input);
         world.check();
     }
-    world.endpoint();
+    world.end();
 }
 
-/// Bytes that are used up; zeros when they are.
+/// The rest of the input; zeros after its end.
 struct Input<'a>(&'a [u8]);
 
 impl Input<'_> {
@@ -61,23 +65,23 @@ impl Input<'_> {
     }
 }
 
-/// An endpoint as it sees itself.
+/// An endpoint and what it knows.
 struct TestEndpoint {
     key: EndpointKey,
-    /// What it has sent that was not read yet.
+    /// Bytes that it has sent and the gateway has not read.
     sent: BytesMut,
-    /// What was read and not taken.
+    /// Bytes that the gateway has read and not processed.
     input: BytesMut,
     next: ReadAction,
-    /// What it has received that is not a whole frame yet.
+    /// Bytes that it has received, less than a frame.
     received: BytesMut,
-    /// Ids that were accepted and have not ended; with how many messages have come, and from whom.
+    /// Accepted ids that have not ended, with the number of messages received and their sender.
     live: BTreeMap<ConnId, (u32, Option<usize>)>,
-    /// Those that it has opened and that were not accepted.
+    /// Ids that it has opened and that were not accepted.
     half_open: BTreeSet<ConnId>,
-    /// Those that it has dialled and that were accepted.
+    /// Ids that it has dialled and that were accepted.
     dialled: BTreeSet<ConnId>,
-    /// Those it has asked to be closed itself.
+    /// Ids for which it has sent a Close.
     closing: BTreeSet<ConnId>,
 }
 
@@ -86,15 +90,15 @@ struct World {
     now: Now,
     issuer: Option<TokenIssuer>,
     endpoints: [Option<TestEndpoint>; ENDPOINTS],
-    /// By the endpoints' keys.
+    /// The index of each endpoint by its key.
     keys: BTreeMap<EndpointKey, usize>,
-    /// All ids there were, for those who guess.
+    /// All ids so far, for guesses.
     ids: Vec<ConnId>,
-    /// How many messages an endpoint has sent on an id.
+    /// The number of messages that an endpoint has sent on an id.
     counts: BTreeMap<(usize, ConnId), u32>,
-    /// Clients there were.
+    /// The number of clients so far.
     arrived: u32,
-    /// Who was told of an acceptance, by id.
+    /// The endpoints that have received an Accept, by id.
     accepted: BTreeMap<ConnId, BTreeSet<usize>>,
 }
 
@@ -134,7 +138,8 @@ impl World {
         if has_none && input.byte() < 220 {
             self.handle_command(at, Command::New);
             self.deliver(at, usize::MAX);
-            return self.drain(at, usize::MAX);
+            self.drain(at, usize::MAX);
+            return;
         }
         match input.byte() % 32 {
             0 if input.byte() < 60 => self.leave(at),
@@ -162,12 +167,12 @@ impl World {
                 let len = usize::from(input.byte()) * if input.byte() < 32 { 256 } else { 8 };
                 self.message(at, conn, len);
             }
-            21..=26 => self.deliver(at, 1 + usize::from(input.byte()) * 300),
-            _ => self.drain(at, 1 + usize::from(input.byte()) * 50),
+            21..=26 => _ = self.deliver(at, 1 + usize::from(input.byte()) * 300),
+            _ => _ = self.drain(at, 1 + usize::from(input.byte()) * 50),
         }
     }
 
-    /// Somebody to dial, who is there as a rule.
+    /// An endpoint to dial, usually an existing one.
     fn remote(&self, at: usize, input: &mut Input<'_>) -> u32 {
         let choice = u32::from(input.byte());
         match at < CLIENTS {
@@ -177,7 +182,7 @@ impl World {
         }
     }
 
-    /// One's own id as a rule, sometimes a guess.
+    /// Usually an id of the endpoint, sometimes a guess.
     fn id(&self, at: usize, input: &mut Input<'_>) -> ConnId {
         let choice = usize::from(input.byte());
         let Some(endpoint) = &self.endpoints[at] else { return ConnId(1) };
@@ -198,7 +203,7 @@ impl World {
         } else {
             let id = u32::try_from(at - CLIENTS).unwrap() + 1;
             let newest = self.router.add_server(self.now, id, at + 1 == ENDPOINTS, Duplicates::Refuse);
-            newest.expect("nobody else has this id")
+            newest.expect("no other server has this id")
         };
         self.keys.insert(key, at);
         self.endpoints[at] = Some(TestEndpoint {
@@ -231,8 +236,8 @@ impl World {
     fn remove_connection(&mut self, at: usize, endpoint: &TestEndpoint) {
         self.keys.remove(&endpoint.key);
         self.counts.retain(|(sender, _), _| *sender != at);
-        for told in self.accepted.values_mut() {
-            told.remove(&at);
+        for notified in self.accepted.values_mut() {
+            notified.remove(&at);
         }
     }
 
@@ -240,7 +245,7 @@ impl World {
         let mut bytes = Vec::new();
         command.emit(&mut bytes);
         if let (Command::Close(conn), Some(endpoint)) = (command, &mut self.endpoints[at]) {
-            // A Close for an id that is not one's own endpoints nothing.
+            // A Close for a foreign id has no effect.
             if endpoint.live.contains_key(&conn) || endpoint.half_open.contains(&conn) {
                 endpoint.closing.insert(conn);
             }
@@ -248,7 +253,7 @@ impl World {
         self.write(at, &bytes);
     }
 
-    /// Sends a message that says whose it is and which one.
+    /// Sends a message that contains its sender and its number.
     fn message(&mut self, at: usize, conn: ConnId, len: usize) {
         let Some(endpoint) = &self.endpoints[at] else { return };
         let is_guess = !endpoint.live.contains_key(&conn) && !endpoint.half_open.contains(&conn);
@@ -273,60 +278,64 @@ impl World {
         }
     }
 
-    /// The gateway reads some of what an endpoint has sent, if it wants to.
-    fn deliver(&mut self, at: usize, most: usize) {
-        let Some(endpoint) = &mut self.endpoints[at] else { return };
-        let ReadAction::Read { missing, exact } = endpoint.next else { return };
+    /// Lets the gateway read some bytes of an endpoint, unless it has paused it; returns whether there were any.
+    fn deliver(&mut self, at: usize, most: usize) -> bool {
+        let Some(endpoint) = &mut self.endpoints[at] else { return false };
+        let ReadAction::Read { missing, exact } = endpoint.next else { return false };
         let most = if exact { most.min(missing.max(1)) } else { most };
         let some = endpoint.sent.split_to(most.min(endpoint.sent.len()));
-        if !some.is_empty() {
-            endpoint.input.extend_from_slice(&some);
-            self.offer(at);
+        if some.is_empty() {
+            return false;
         }
+        endpoint.input.extend_from_slice(&some);
+        self.handle_input(at);
+        true
     }
 
-    fn offer(&mut self, at: usize) {
+    fn handle_input(&mut self, at: usize) {
         let Some(endpoint) = &mut self.endpoints[at] else { return };
         endpoint.next = self.router.handle_frames(self.now, endpoint.key, &mut endpoint.input);
         self.settle();
     }
 
-    /// An endpoint takes some of what waits for it.
-    fn drain(&mut self, at: usize, most: usize) {
-        let Some(endpoint) = &mut self.endpoints[at] else { return };
+    /// Lets an endpoint receive some bytes that are queued for it; returns whether there were any.
+    fn drain(&mut self, at: usize, most: usize) -> bool {
+        let Some(endpoint) = &mut self.endpoints[at] else { return false };
         let mut slices = [IoSlice::new(&[]); 9];
         let count = self.router.peek(endpoint.key, &mut slices);
-        let waiting: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).collect();
-        let taken = &waiting[..most.min(waiting.len())];
-        assert!(waiting.starts_with(self.router.peek_frame(endpoint.key)), "the first frame is the first");
-        endpoint.received.extend_from_slice(taken);
-        let key = endpoint.key;
-        if !taken.is_empty() {
-            self.router.handle_written(self.now, key, taken.len());
-            self.settle();
-            self.hear(at);
+        let first = self.router.peek_frame(endpoint.key);
+        assert!(slices[0].starts_with(first), "the first frame is the first");
+        let mut taken = 0;
+        for slice in &slices[..count] {
+            let part = &slice[..slice.len().min(most - taken)];
+            endpoint.received.extend_from_slice(part);
+            taken += part.len();
         }
+        if taken == 0 {
+            return false;
+        }
+        let key = endpoint.key;
+        self.router.handle_written(self.now, key, taken);
+        self.settle();
+        self.handle_received(at);
+        true
     }
 
-    /// An endpoint reads what it was sent.
-    fn hear(&mut self, at: usize) {
-        loop {
-            let Some(endpoint) = &mut self.endpoints[at] else { return };
-            let received = endpoint.received.clone();
-            let Some((frame, len)) = wire::frame(&received, MAX_PACKET).expect("the gateway sends frames")
-            else {
-                return;
-            };
-            endpoint.received.advance(len);
+    /// Handles the whole frames that an endpoint has received.
+    fn handle_received(&mut self, at: usize) {
+        let Some(endpoint) = &mut self.endpoints[at] else { return };
+        let mut received = std::mem::take(&mut endpoint.received);
+        while let Some((frame, len)) = wire::frame(&received, MAX_PACKET).expect("the gateway sends frames") {
+            let endpoint = self.endpoints[at].as_mut().expect("it is connected");
             match frame {
-                Frame::Data { conn, message } => self.received(at, conn, message),
+                Frame::Data { conn, message } => self.handle_message(at, conn, message),
                 Frame::Command(Command::Open(conn)) => {
                     assert!(conn.0 != 0 && endpoint.half_open.insert(conn), "a new id");
                     self.ids.push(conn);
                 }
                 Frame::Command(Command::Refuse(conn)) => {
                     endpoint.half_open.remove(&conn);
-                    assert!(!endpoint.live.contains_key(&conn), "what lives is not refused");
+                    assert!(!endpoint.live.contains_key(&conn), "an accepted connection is not refused");
                 }
                 Frame::Command(Command::Accept { conn, .. }) => {
                     if endpoint.half_open.remove(&conn) {
@@ -334,9 +343,9 @@ impl World {
                     }
                     endpoint.closing.remove(&conn);
                     assert!(endpoint.live.insert(conn, (0, None)).is_none(), "accepted once");
-                    let told = self.accepted.entry(conn).or_default();
-                    told.insert(at);
-                    assert!(told.len() <= 2, "two endpoints");
+                    let notified = self.accepted.entry(conn).or_default();
+                    notified.insert(at);
+                    assert!(notified.len() <= 2, "two endpoints");
                 }
                 Frame::Command(Command::Close(conn)) => {
                     endpoint.half_open.remove(&conn);
@@ -350,35 +359,37 @@ impl World {
                 Frame::Command(Command::Ping) => self.handle_command(at, Command::Ping),
                 Frame::Command(other) => panic!("{other:?} is not for endpoints"),
             }
+            received.advance(len);
         }
+        self.endpoints[at].as_mut().expect("it is connected").received = received;
     }
 
-    fn received(&mut self, at: usize, conn: ConnId, message: &[u8]) {
+    fn handle_message(&mut self, at: usize, conn: ConnId, message: &[u8]) {
         let endpoint = self.endpoints[at].as_mut().unwrap();
         let (count, from) =
             endpoint.live.get_mut(&conn).expect("messages come on what was accepted and not closed");
         let (sender, stamp) =
             (usize::from(message[0]), u32::from_le_bytes(message[1..5].try_into().unwrap()));
-        assert_ne!(sender, at, "nobody hears himself");
+        assert_ne!(sender, at, "no endpoint receives its own messages");
         assert_ne!(sender < CLIENTS, at < CLIENTS, "clients talk to servers");
         assert!(stamp == *count || stamp == GUESS, "{stamp} for {count}: once, in order, not after a Close");
-        assert_eq!(*from.get_or_insert(sender), sender, "from one endpoint alone");
+        assert_eq!(*from.get_or_insert(sender), sender, "only from one endpoint");
         *count += u32::from(stamp != GUESS);
-        let told = &self.accepted[&conn];
+        let notified = &self.accepted[&conn];
         // The other endpoint may have gone, or not have received yet that it was accepted.
-        assert!(told.len() < 2 || told.contains(&sender), "from the other endpoint");
+        assert!(notified.len() < 2 || notified.contains(&sender), "from the other endpoint");
     }
 
     fn wait(&mut self, milliseconds: u64) {
         self.now = self.now.after(Duration::from_millis(milliseconds));
         if self.router.poll_timeout().is_some_and(|at| at <= self.now.mono) {
             self.router.handle_timeout(self.now);
-            assert!(self.router.poll_timeout().is_none_or(|at| at > self.now.mono), "what is due was done");
+            assert!(self.router.poll_timeout().is_none_or(|at| at > self.now.mono), "no timer is overdue");
         }
         self.settle();
     }
 
-    /// Does what the machine says.
+    /// Carries out the router's outputs.
     fn settle(&mut self) {
         while let Some(output) = self.router.poll_output() {
             match output {
@@ -391,7 +402,7 @@ impl World {
                 }
                 Output::Resume(key) => {
                     if let Some(at) = self.keys.get(&key).copied() {
-                        self.offer(at);
+                        self.handle_input(at);
                     }
                 }
             }
@@ -401,46 +412,57 @@ impl World {
     fn check(&self) {
         let counters = self.router.counters();
         assert!(counters.virtual_connections <= CONNECTIONS as u64);
-        assert!(counters.waiting <= (MEMORY + SLACK) as u64, "{} bytes wait", counters.waiting);
+        assert!(counters.waiting <= (MEMORY + SLACK) as u64, "{} bytes are queued", counters.waiting);
         assert_eq!(counters.clients + counters.servers, self.endpoints.iter().flatten().count() as u64);
         for (at, endpoint) in self.endpoints.iter().enumerate().take(CLIENTS) {
-            // An endpoint that has asked for a Close is not told at once that there is room again.
+            // The Close that frees a place may still be queued.
             let dialled = endpoint.as_ref().map_or(0, |endpoint| endpoint.dialled.len());
-            assert!(dialled <= PER_CLIENT || self.has_unheard(at), "{dialled} dialled by one client");
+            assert!(dialled <= PER_CLIENT || self.has_queued(at), "{dialled} dialled by one client");
         }
     }
 
-    /// Says whether something waits for an endpoint, which may be a Close.
-    fn has_unheard(&self, at: usize) -> bool {
+    /// Returns whether a frame is queued for an endpoint; it may be a Close.
+    fn has_queued(&self, at: usize) -> bool {
         self.endpoints[at].as_ref().is_some_and(|endpoint| !self.router.peek_frame(endpoint.key).is_empty())
     }
 
-    /// Lets everybody finish, then go, one after the other; the last one must have been told of everything.
-    fn endpoint(&mut self) {
-        for _ in 0..ENDPOINTS * 40 {
+    /// Lets all endpoints send and receive what is left, then disconnects one after the other; the last one must have received every
+    /// Close.
+    fn end(&mut self) {
+        let until = self.now.mono + END;
+        while self.now.mono < until {
+            let mut is_idle = true;
             for at in 0..ENDPOINTS {
-                self.deliver(at, usize::MAX);
-                self.drain(at, usize::MAX);
-                self.check();
+                let (sent, received) = (self.deliver(at, usize::MAX), self.drain(at, usize::MAX));
+                if sent || received {
+                    is_idle = false;
+                    self.check();
+                }
             }
-            self.wait(500);
+            // Between two timers nothing changes.
+            let next = self.router.poll_timeout().filter(|_| is_idle).unwrap_or(self.now.mono);
+            let idle = next.min(until).saturating_duration_since(self.now.mono);
+            self.wait(u64::try_from(idle.as_millis()).unwrap().max(STEP));
+            self.check();
         }
         for endpoint in self.endpoints.iter().flatten() {
             let is_held_for_credit = self.endpoints[ENDPOINTS - 1].is_some();
-            assert!(endpoint.next != ReadAction::Pause || is_held_for_credit, "whoever is held is let go");
+            assert!(endpoint.next != ReadAction::Pause || is_held_for_credit, "a paused endpoint is resumed");
         }
         for at in (1..ENDPOINTS).rev() {
             self.leave(at);
         }
         self.wait(1);
         for _ in 0..ENDPOINTS * 40 {
-            self.deliver(0, usize::MAX);
-            self.drain(0, usize::MAX);
+            let (sent, received) = (self.deliver(0, usize::MAX), self.drain(0, usize::MAX));
+            if !sent && !received {
+                break;
+            }
         }
         if let Some(endpoint) = &self.endpoints[0] {
             assert!(
                 endpoint.live.is_empty() && endpoint.next != ReadAction::Pause,
-                "the survivor was told: {:?}",
+                "the last endpoint has received every Close: {:?}",
                 endpoint.live
             );
         }
@@ -453,8 +475,8 @@ impl World {
             counters.half_open,
             counters.waiting,
         ];
-        assert_eq!(left, [0; 5], "nothing is left of anybody");
+        assert_eq!(left, [0; 5], "no state remains");
         self.wait(120_000);
-        assert!(self.router.poll_timeout().is_none(), "nothing is waited for");
+        assert!(self.router.poll_timeout().is_none(), "no timer remains");
     }
 }

@@ -6,12 +6,12 @@
 mod bus;
 #[path = "hub_machine/clients.rs"]
 mod clients;
+#[path = "hub_machine/end_checks.rs"]
+mod end_checks;
 #[path = "hub_machine/model.rs"]
 mod model;
-#[path = "hub_machine/quiet.rs"]
-mod quiet;
 
-use bus::Lines;
+use bus::BusQueues;
 use ginnel::Now;
 use ginnel::internals::net::time;
 use ginnel::internals::signaling::{Config, ConnId, Hub, NotifyFrom, Output, Rate};
@@ -23,17 +23,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const MAX_EVENTS: usize = 200;
-/// Clients by UDP, each with two sockets and two on a host, and by WebSocket.
+/// UDP clients, each with two sockets and two on a host; WebSocket clients.
 const UDP: u8 = 6;
 const WEB: u8 = 4;
 const TAGS: usize = 6;
 const CALLS: usize = 3;
 const WATCHES: usize = 3;
 const WAITS: [u64; 8] = [0, 400, 1100, 5000, 10_000, 29_000, 31_000, 61_000];
-/// Words wait no longer than this, in milliseconds: hubs are quick, if not at once.
+/// The longest delay of a bus message in milliseconds.
 const DELAY: u64 = 1100;
 
-/// The first byte chooses how the hubs are set up; then events follow, each one byte and its operands.
+/// The first byte chooses the setup of the hubs. Events follow, each of one byte and its operands.
 pub(crate) fn run(data: &[u8]) {
     let mut input = Input(data);
     let mut world = World::new(input.byte());
@@ -47,7 +47,7 @@ pub(crate) fn run(data: &[u8]) {
     world.end();
 }
 
-/// Bytes that are used up; zeros when they are.
+/// The rest of the input; zeros after its end.
 struct Input<'a>(&'a [u8]);
 
 impl Input<'_> {
@@ -58,9 +58,9 @@ impl Input<'_> {
     }
 }
 
-/// A socket of a client's, or its WebSocket.
+/// A UDP socket or the WebSocket of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Leg {
+enum Endpoint {
     Udp(SocketAddr),
     Web(u64),
 }
@@ -68,18 +68,18 @@ enum Leg {
 struct World {
     now: Now,
     hubs: Vec<Hub>,
-    lines: Lines,
+    bus: BusQueues,
     revoked: Arc<RevocationList>,
-    /// Nobody is refused because of how often it asks.
-    is_patient: bool,
+    /// No rate limit is within reach.
+    is_unlimited: bool,
     mid: i64,
-    /// Numbers what the hubs put out.
-    at: u64,
-    /// The WebSockets that are open, by client.
+    /// The number of the last output of a hub.
+    output_number: u64,
+    /// The open WebSockets by client.
     webs: BTreeMap<u8, u64>,
     next_conn: u64,
-    /// What was said last, by whom.
-    last: Option<(Leg, Vec<u8>)>,
+    /// The last request and its sender.
+    last: Option<(Endpoint, Vec<u8>)>,
     model: Model,
 }
 
@@ -91,11 +91,13 @@ impl World {
         config.limits.calls_per_tag = 2;
         config.limits.connections = usize::from(WEB) - 1;
         config.limits.watches_per_client = WATCHES;
+        // Large tables would take most of the time of an input.
+        config.limits.rates = 256;
         config.list = setup & 1 == 0;
         config.notify_from =
             [NotifyFrom::Both, NotifyFrom::Main, NotifyFrom::Aux][usize::from(setup >> 1) % 3];
-        let is_patient = setup & 0x80 == 0;
-        if is_patient {
+        let is_unlimited = setup & 0x80 == 0;
+        if is_unlimited {
             let plenty = Rate::new(1e6, 1e6);
             let limits = &mut config.limits;
             (limits.per_source, limits.per_pair, limits.per_proof) = (plenty, plenty, plenty);
@@ -106,10 +108,10 @@ impl World {
             now: time::now(),
             revoked: Arc::clone(&config.revoked),
             hubs: Hub::cluster(&config, count, [7; 32]),
-            lines: Lines::default(),
-            is_patient,
+            bus: BusQueues::default(),
+            is_unlimited,
             mid: 0,
-            at: 0,
+            output_number: 0,
             webs: BTreeMap::new(),
             next_conn: 0,
             last: None,
@@ -117,7 +119,7 @@ impl World {
         }
     }
 
-    /// One event, and then some of the words that wait: what comes first says what, and how many.
+    /// Handles one event, then delivers some bus messages: the first byte chooses the event and the delivery.
     fn step(&mut self, input: &mut Input<'_>) {
         let (what, client, operand) = (input.byte(), input.byte(), input.byte());
         match what % 32 {
@@ -131,27 +133,27 @@ impl World {
             7 | 21 | 30 => self.call(client, operand, input.byte()),
             8 | 25 => self.answer(client, operand, false),
             9 => self.answer(client, operand, true),
-            10 => self.about_an_act(client, operand, input.byte()),
-            11 => self.babble(client, operand, input),
+            10 => self.send_in_call(client, operand, input.byte()),
+            11 => self.send_garbage(client, operand, input),
             12 | 29 => self.challenge(client),
             13 | 28 => self.prove(client, operand),
             14 | 23 => self.watch(client, operand, true),
             15 => self.watch(client, operand, false),
             16 => self.revoke(operand),
-            17 => self.lines.jam(operand),
+            17 => self.bus.set_full(operand),
             18 => self.repeat(),
             _ => {}
         }
-        self.carry(what >> 5, operand.into());
+        self.deliver(what >> 5, operand.into());
     }
 
     fn wait(&mut self, milliseconds: u64) {
         let is_long = milliseconds > DELAY;
         if is_long {
-            self.carry_all(0);
+            self.deliver_all(0);
         }
         let until = self.now.after(Duration::from_millis(milliseconds));
-        // Each deadline has its turn, as a run loop gives it.
+        // The hub handles each deadline, as in a run loop.
         while let Some(at) = self.hubs.iter().filter_map(Hub::poll_timeout).min() {
             if at > until.mono {
                 break;
@@ -162,38 +164,47 @@ impl World {
                     self.hubs[hub].handle_timeout(self.now);
                     self.drain(hub, None);
                     let next = self.hubs[hub].poll_timeout();
-                    assert!(next.is_none_or(|next| next > at), "a deadline that is never met");
+                    assert!(next.is_none_or(|next| next > at), "no deadline is overdue");
                 }
             }
             if is_long {
-                self.carry_all(0);
+                self.deliver_all(0);
             }
         }
         self.now = until;
     }
 
-    /// Takes what a hub puts out. What it says while it handles a word for a client is that word.
-    fn drain(&mut self, hub: usize, said: Option<u64>) {
+    /// Polls the outputs of a hub. `put_out` is the number of the bus message that caused them.
+    fn drain(&mut self, hub: usize, put_out: Option<u64>) {
         while let Some(output) = self.hubs[hub].poll_output() {
-            self.at += 1;
+            self.output_number += 1;
             match output {
                 Output::Datagram { to, payload, .. } => {
                     assert!(payload.len() <= 1200, "too long for a datagram");
                     let message = serde_json::from_slice(&payload).expect("JSON");
-                    self.model.hear(Leg::Udp(to), &message, (self.at, self.at), self.now.unix);
-                }
-                Output::Text { conn, text } => {
-                    assert!(self.webs.values().any(|open| *open == conn.0), "a text to nobody");
-                    assert_eq!(self.home_of(Leg::Web(conn.0)), hub, "from another server than its own");
-                    let message = serde_json::from_str(&text).expect("JSON");
-                    self.model.hear(
-                        Leg::Web(conn.0),
+                    self.model.handle_message(
+                        Endpoint::Udp(to),
                         &message,
-                        (said.unwrap_or(self.at), self.at),
+                        (self.output_number, self.output_number),
                         self.now.unix,
                     );
                 }
-                Output::Publish { to, message } => self.post(hub, &to, message),
+                Output::Text { conn, text } => {
+                    assert!(self.webs.values().any(|open| *open == conn.0), "a text to a closed WebSocket");
+                    assert_eq!(
+                        self.hub_of(Endpoint::Web(conn.0)),
+                        hub,
+                        "only its own server sends to a WebSocket"
+                    );
+                    let message = serde_json::from_str(&text).expect("JSON");
+                    self.model.handle_message(
+                        Endpoint::Web(conn.0),
+                        &message,
+                        (put_out.unwrap_or(self.output_number), self.output_number),
+                        self.now.unix,
+                    );
+                }
+                Output::Publish { to, message } => self.publish(hub, &to, message),
                 Output::Close { conn } | Output::Refuse { conn, .. } => {
                     self.webs.retain(|_, open| *open != conn.0);
                     self.model.forget(conn.0);
@@ -212,7 +223,7 @@ impl World {
         assert!(self.hubs.iter().all(is_bounded), "a table keeps its limit");
         let is_ahead = |hub: &Hub| hub.poll_timeout().is_none_or(|at| at > self.now.mono);
         assert!(self.hubs.iter().all(is_ahead), "nothing is overdue");
-        if self.is_patient && self.lines.is_empty() {
+        if self.is_unlimited && self.bus.is_empty() {
             self.model.check_answered();
         }
     }

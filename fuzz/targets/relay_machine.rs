@@ -1,5 +1,5 @@
 //! The relays of two workers with arbitrary clients, peers and clock steps, checked against a model of what was granted: datagrams, TCP
-//! (RFC 6062), moving clients (RFC 8016), both families, refused ports, look-ups, small limits.
+//! (RFC 6062), mobility (RFC 8016), both address families, refused ports, user look-ups, small limits.
 
 #[path = "relay_machine/allocations.rs"]
 mod allocations;
@@ -27,12 +27,15 @@ use ginnel::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, lo
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 const REALM: &str = "r";
-/// The last one is nobody's here: others are asked about him.
+/// The relay looks up the last user.
 const USERS: [&str; 3] = ["alice", "bob", "carol"];
+/// The users' long-term keys.
+static DIGESTS: LazyLock<[[u8; 16]; USERS.len()]> =
+    LazyLock::new(|| USERS.map(|user| long_term_digest(user, REALM, "pw")));
 const WORKERS: usize = 2;
 const RELAY_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 41, 0, 4));
 const RELAY_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2606, 0x4700, 0, 0, 0, 0, 0, 4));
@@ -40,24 +43,24 @@ const CLIENTS: u8 = 6;
 const MAX_EVENTS: usize = 200;
 const LIFETIMES: [u32; 6] = [600, 0, 1, 700, 3600, u32::MAX];
 const WAITS: [u64; 16] = [0, 1, 29, 30, 31, 59, 60, 120, 299, 300, 301, 599, 600, 900, 3599, 3600];
-/// What an allocation and a user may relay where bandwidth is capped, in bytes a second; half a second's worth passes at once.
+/// The bandwidth of an allocation and of a user where it is limited, in bytes a second; the burst is half a second.
 const BANDWIDTH: u64 = 40;
-/// How long a connection may wait for its peer, and then for its client.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest wait of a connection for its peer, and then for its client.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 const IP_HEADER: IpHeader = IpHeader { ttl: 0, tos: 0 };
 
-/// The first two bytes choose how the relays are set up; then events follow, each one byte and its operands. The same seed and the
-/// same inputs give the same outputs: every fourth input is played twice.
+/// The first two bytes choose the setup of the relays. Events follow, each of one byte and its operands. The same seed and the same
+/// inputs give the same outputs: every fourth input runs twice.
 pub(crate) fn run(data: &[u8]) {
     let start = Now { unix: 1_800_000_000, ..time::now() };
-    let outputs = play(start, data);
+    let outputs = run_once(start, data);
     if data.iter().fold(0_u8, |sum, byte| sum.wrapping_add(*byte)) % 4 == 0 {
-        assert_eq!(play(start, data), outputs, "the outputs depend on something else");
+        assert_eq!(run_once(start, data), outputs, "the outputs depend only on the seed and the inputs");
     }
 }
 
 /// Returns a digest of all outputs.
-fn play(start: Now, data: &[u8]) -> u64 {
+fn run_once(start: Now, data: &[u8]) -> u64 {
     let mut input = Input(data);
     let mut world = World::new(start, input.byte(), input.byte());
     for _ in 0..MAX_EVENTS {
@@ -70,7 +73,7 @@ fn play(start: Now, data: &[u8]) -> u64 {
     world.end()
 }
 
-/// Bytes that are used up; zeros when they are.
+/// The rest of the input; zeros after its end.
 struct Input<'a>(&'a [u8]);
 
 impl Input<'_> {
@@ -88,36 +91,36 @@ impl Input<'_> {
     }
 }
 
-/// What a client may rely on.
-struct Life {
-    /// Names the allocation wherever it moves.
-    birth: usize,
+/// An allocation as it was granted.
+struct Granted {
+    /// Identifies the allocation when it moves to another 5-tuple.
+    id: usize,
     user: usize,
     until: Instant,
     /// Whether it relays TCP.
     tcp: bool,
-    /// How many tickets it was given.
+    /// The number of its mobility tickets.
     tickets: usize,
-    /// When it began, and the bytes it has relayed since.
-    began: Instant,
+    /// Its start, and the bytes that it has relayed since.
+    start: Instant,
     relayed: u64,
     permissions: HashMap<IpAddr, Instant>,
     channels: HashMap<u16, (SocketAddr, Instant)>,
-    /// Its relayed addresses, as far as they are known: those that were told, and those that data has left from.
+    /// Its known relayed addresses: those in responses, and those that have sent data.
     addresses: Vec<SocketAddr>,
 }
 
-/// A relay port's socket: the worker and the number that it knows it by.
+/// A relay socket: the worker and its id there.
 type Socket = (usize, RelayId);
 
-/// A mobility ticket: its bytes, whose, of which allocation, and how many there were before.
+/// A mobility ticket: its bytes, its allocation, and the number of tickets before it.
 struct Ticket {
     sealed: Vec<u8>,
-    birth: usize,
+    id: usize,
     number: usize,
 }
 
-/// How far a connection to a peer has come.
+/// The state of a connection to a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Connecting,
@@ -127,8 +130,8 @@ enum Stage {
 
 /// A connection between a relayed address and a peer.
 #[derive(Debug)]
-struct Link {
-    birth: usize,
+struct PeerConnection {
+    id: usize,
     worker: usize,
     user: usize,
     stage: Stage,
@@ -140,24 +143,24 @@ struct World {
     shared: SharedState,
     now: Now,
     sockets: BTreeMap<Socket, SocketAddr>,
-    /// Sockets that peers connect to.
+    /// Listening relay sockets.
     listeners: BTreeMap<Socket, SocketAddr>,
-    links: BTreeMap<ConnectionId, Link>,
-    /// Names of those that have ended.
-    over: Vec<ConnectionId>,
+    connections: BTreeMap<ConnectionId, PeerConnection>,
+    /// The ids of ended connections.
+    closed: Vec<ConnectionId>,
     tickets: Vec<Ticket>,
-    births: usize,
-    /// Clients that arrive at one worker and belong to another.
-    passed_on: BTreeMap<u8, usize>,
-    /// What was put out so far.
+    allocated: usize,
+    /// Clients whose allocation is on another worker than their packets.
+    forwarded: BTreeMap<u8, usize>,
+    /// The digest of the outputs.
     log: DefaultHasher,
-    lives: BTreeMap<u8, Life>,
+    granted: BTreeMap<u8, Granted>,
     nonces: HashMap<u8, Vec<u8>>,
-    /// The last port that was set aside: its token, user and number.
+    /// The last reservation: its token, user and port.
     token: Option<(Vec<u8>, usize, u16)>,
-    /// Until when ports wait for their tokens.
-    set_aside: Vec<Instant>,
-    /// Whether the system refuses ports now.
+    /// The expiry of each reservation.
+    reservations: Vec<Instant>,
+    /// Whether opening a relay socket fails.
     refusing: bool,
     transactions: u32,
 }
@@ -179,23 +182,23 @@ impl World {
             13 => self.raw(client, input.bytes(100)),
             14 if client == 0 => self.refusing = !self.refusing,
             14 => self.receive_icmp_error(usize::from(client), input.byte()),
-            15 => self.leave(client),
+            15 => self.remove_client(client),
             16 => self.resume(client, user, input.byte(), input.byte()),
             17 => self.connect(client, user, input.byte()),
-            18 => self.settle(usize::from(client), input.byte()),
+            18 => self.finish_connect(usize::from(client), input.byte()),
             19 => self.accept_connection(usize::from(client), input.byte()),
-            20 => self.join(client, user, usize::from(input.byte())),
-            _ => self.hang_up(usize::from(client)),
+            20 => self.bind_connection(client, user, usize::from(input.byte())),
+            _ => self.close_connection(usize::from(client)),
         }
     }
 
-    fn leave(&mut self, client: u8) {
+    fn remove_client(&mut self, client: u8) {
         for relay in &mut self.relays {
             relay.handle_client_gone(tuple(client));
         }
         assert!(self.drain().is_empty());
-        self.passed_on.remove(&client);
-        self.bury(client);
+        self.forwarded.remove(&client);
+        self.remove_allocation(client);
     }
 
     fn peer(&self, number: u8) -> SocketAddr {
@@ -217,30 +220,30 @@ impl World {
         Builder::new(class, method, TransactionId::new([a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0]))
     }
 
-    /// Sends a request; returns its one reply, none for a Connect that is under way.
+    /// Sends a request; returns its response, or none for a pending Connect.
     fn exchange(&mut self, client: u8, bytes: &[u8]) -> Option<Vec<u8>> {
-        let connecting = self.links.len();
+        let connecting = self.connections.len();
         assert!(self.send_frame(client, bytes).is_none());
         let mut replies = self.drain();
         if replies.is_empty() {
-            assert_eq!(self.links.len(), connecting + 1, "one request, one reply");
+            assert_eq!(self.connections.len(), connecting + 1, "one request, one response");
             return None;
         }
-        assert_eq!(replies.len(), 1, "one request, one reply");
+        assert_eq!(replies.len(), 1, "one request, one response");
         let (to, reply) = replies.remove(0);
         assert_eq!(to, tuple(client));
         Some(reply)
     }
 
-    /// Asks as `user`, with a nonce that the relay has given; returns the reply to a request that was granted.
-    fn ask(
+    /// Sends a request of `user` with the relay's nonce; returns the response if it is a success.
+    fn request(
         &mut self,
         client: u8,
         user: usize,
         method: Method,
         fill: impl Fn(Builder) -> Builder,
     ) -> Option<Vec<u8>> {
-        let key = Key::from_bytes(&long_term_digest(USERS[user], REALM, "pw"));
+        let key = Key::from_bytes(&DIGESTS[user]);
         for _ in 0..3 {
             let builder = fill(self.builder(Class::Request, method));
             let bytes = match self.nonces.get(&client) {
@@ -266,26 +269,27 @@ impl World {
                 }
             }
         }
-        panic!("right credentials were refused");
+        panic!("valid credentials were refused");
     }
 
     fn wait(&mut self, seconds: u64) {
         self.now = self.now.after(Duration::from_secs(seconds));
-        let connecting = self.links.values().filter(|link| link.stage == Stage::Connecting).count();
+        let connecting = self.connections.values().filter(|link| link.stage == Stage::Connecting).count();
         for relay in &mut self.relays {
             relay.handle_timeout(self.now);
         }
         let replies = self.drain();
-        assert!(replies.len() <= connecting, "time alone is no reason to reply, but to a Connect");
+        assert!(replies.len() <= connecting, "a timer answers only a Connect");
         assert!(replies.iter().all(|(_, reply)| error_code(reply) == Some(447)));
         let now = self.now.mono;
-        self.set_aside.retain(|until| *until > now);
-        let over: Vec<_> = self.lives.iter().filter(|(_, life)| life.until <= now).map(|(c, _)| *c).collect();
-        over.into_iter().for_each(|client| self.bury(client));
+        self.reservations.retain(|until| *until > now);
+        let over: Vec<_> =
+            self.granted.iter().filter(|(_, allocation)| allocation.until <= now).map(|(c, _)| *c).collect();
+        over.into_iter().for_each(|client| self.remove_allocation(client));
     }
 }
 
-/// The client that a forward goes to, and its bytes.
+/// Returns the client that a forward goes to, and its frame.
 fn frame_of(forward: &ToClient, received: &[u8]) -> (u8, Vec<u8>) {
     let padding = vec![0; forward.padding];
     let payload = &received[forward.payload.clone()];
@@ -310,7 +314,7 @@ fn error_code(reply: &[u8]) -> Option<u16> {
     Message::parse(reply).unwrap().unverified().error_code()
 }
 
-/// One of a map's entries, counted in circles.
+/// Returns an entry of a map, modulo its length.
 fn nth<K: Copy, V>(map: &BTreeMap<K, V>, which: usize) -> Option<(K, &V)> {
     map.iter().nth(which % map.len().max(1)).map(|(key, value)| (*key, value))
 }

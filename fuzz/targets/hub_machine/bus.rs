@@ -1,24 +1,24 @@
-//! The bus: words between two hubs keep their order, those of different pairs do not.
+//! The bus: messages between two hubs keep their order, those of different pairs do not.
 
 use super::World;
 use ginnel::internals::signaling::{Destination, HubMessage, NodeId, Undelivered};
 use std::collections::{BTreeMap, VecDeque};
 
-/// More words than any event brings.
-const MANY: usize = 10_000;
+/// More messages than any event causes.
+const MAX_DELIVERIES: usize = 10_000;
 
-/// The words on their way, by sender and receiver, with the numbers under which they were put out.
+/// The messages on their way by sender and receiver, each with the number of its output.
 #[derive(Default)]
-pub(super) struct Lines {
+pub(super) struct BusQueues {
     waiting: BTreeMap<(usize, usize), VecDeque<(u64, HubMessage)>>,
     /// The hub whose queue is full.
-    jammed: Option<usize>,
+    full: Option<usize>,
 }
 
-impl Lines {
-    /// Lets a hub's queue be full, or none.
-    pub(super) fn jam(&mut self, which: u8) {
-        self.jammed = usize::from(which % 4).checked_sub(1);
+impl BusQueues {
+    /// Marks the queue of one hub as full, or of none.
+    pub(super) fn set_full(&mut self, which: u8) {
+        self.full = usize::from(which % 4).checked_sub(1);
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -29,68 +29,68 @@ impl Lines {
         self.waiting.keys().nth(which % self.waiting.len().max(1)).copied()
     }
 
-    fn pop(&mut self, line: (usize, usize)) -> Option<(u64, HubMessage)> {
-        let words = self.waiting.get_mut(&line)?;
-        let first = words.pop_front();
-        if words.is_empty() {
-            self.waiting.remove(&line);
+    fn pop(&mut self, route: (usize, usize)) -> Option<(u64, HubMessage)> {
+        let queue = self.waiting.get_mut(&route)?;
+        let first = queue.pop_front();
+        if queue.is_empty() {
+            self.waiting.remove(&route);
         }
         first
     }
 }
 
 impl World {
-    pub(super) fn post(&mut self, from: usize, to: &Destination, message: HubMessage) {
+    pub(super) fn publish(&mut self, from: usize, to: &Destination, message: HubMessage) {
         let to = match to {
             Destination::Tag(tag) => NodeId::of_tag(tag, self.hubs.len()),
             Destination::Node(node) => *node,
         };
-        assert_ne!(to.index(), from, "a word to itself");
-        if message.starts() && self.lines.jammed == Some(to.index()) {
+        assert_ne!(to.index(), from, "a hub sends nothing to itself");
+        if message.starts() && self.bus.full == Some(to.index()) {
             return self.hubs[from].handle_undelivered(self.now, Undelivered::Overloaded(message));
         }
-        self.lines.waiting.entry((from, to.index())).or_default().push_back((self.at, message));
+        self.bus.waiting.entry((from, to.index())).or_default().push_back((self.output_number, message));
     }
 
-    /// Carries all words, none, one, those of one line, or those of all but one.
-    pub(super) fn carry(&mut self, how: u8, which: usize) {
-        let picked = self.lines.pick(which);
+    /// Delivers all messages, none, one, those of one queue, or one of each other queue.
+    pub(super) fn deliver(&mut self, how: u8, which: usize) {
+        let picked = self.bus.pick(which);
         match (how, picked) {
             (_, None) | (4, _) => {}
-            (5, Some(line)) => self.carry_one(line),
-            (6, Some(line)) => {
-                let count = self.lines.waiting.get(&line).map_or(0, VecDeque::len);
-                (0..count).for_each(|_| self.carry_one(line));
+            (5, Some(route)) => self.deliver_one(route),
+            (6, Some(route)) => {
+                let count = self.bus.waiting.get(&route).map_or(0, VecDeque::len);
+                (0..count).for_each(|_| self.deliver_one(route));
             }
-            (7, Some(line)) => {
+            (7, Some(route)) => {
                 for other in
-                    self.lines.waiting.keys().copied().filter(|other| *other != line).collect::<Vec<_>>()
+                    self.bus.waiting.keys().copied().filter(|other| *other != route).collect::<Vec<_>>()
                 {
-                    self.carry_one(other);
+                    self.deliver_one(other);
                 }
             }
-            _ => self.carry_all(which),
+            _ => self.deliver_all(which),
         }
     }
 
-    /// Carries words until there are none, each time of another line.
-    pub(super) fn carry_all(&mut self, first: usize) {
-        for which in first..first + MANY {
-            let Some(line) = self.lines.pick(which) else { return };
-            self.carry_one(line);
+    /// Delivers messages until there are none, taking the queues in turn.
+    pub(super) fn deliver_all(&mut self, first: usize) {
+        for which in first..first + MAX_DELIVERIES {
+            let Some(route) = self.bus.pick(which) else { return };
+            self.deliver_one(route);
         }
-        panic!("words without end");
+        panic!("the hubs send messages without end");
     }
 
-    fn carry_one(&mut self, line: (usize, usize)) {
-        let Some((at, message)) = self.lines.pop(line) else { return };
-        self.hubs[line.1].handle_hub_message(self.now, message);
-        self.drain(line.1, Some(at));
+    fn deliver_one(&mut self, route: (usize, usize)) {
+        let Some((at, message)) = self.bus.pop(route) else { return };
+        self.hubs[route.1].handle_hub_message(self.now, message);
+        self.drain(route.1, Some(at));
     }
 
-    /// Lets every queue have room, and carries all words.
+    /// Delivers all messages; no queue is full.
     pub(super) fn settle(&mut self) {
-        self.lines.jammed = None;
-        self.carry_all(0);
+        self.bus.full = None;
+        self.deliver_all(0);
     }
 }

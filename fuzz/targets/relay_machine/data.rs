@@ -1,4 +1,4 @@
-//! Data in both directions, and the errors that it meets.
+//! Data in both directions, and ICMP errors.
 
 use super::*;
 
@@ -16,27 +16,29 @@ impl World {
         if let Some((_, to, sent)) = &forward {
             assert_eq!((*to, &sent[..]), (canonical(peer), &payload[..usize::from(which % 6)]));
         }
-        self.sent(client, forward);
+        self.check_sent(client, forward);
     }
 
     pub(super) fn channel_data(&mut self, client: u8, which: u8) {
         let number = 0x4000 + u16::from(which % 4);
         let [high, low] = number.to_be_bytes();
         let now = self.now.mono;
-        let life = self.lives.get(&client);
-        let bound = life.and_then(|life| life.channels.get(&number)).filter(|(_, until)| now < *until);
+        let allocation = self.granted.get(&client);
+        let bound = allocation
+            .and_then(|allocation| allocation.channels.get(&number))
+            .filter(|(_, until)| now < *until);
         let bound = bound.map(|(peer, _)| *peer);
         let forward = self.send_frame(client, &[high, low, 0, 2, 9, which, 0, 0]);
         assert!(forward.is_some() || !bound.is_some_and(|peer| self.must_reach(client, peer)));
         if let Some((_, to, sent)) = &forward {
             assert_eq!((Some(*to), &sent[..]), (bound, &[9, which][..]));
         }
-        self.sent(client, forward);
+        self.check_sent(client, forward);
     }
 
     pub(super) fn raw(&mut self, client: u8, bytes: &[u8]) {
         let forward = self.send_frame(client, bytes);
-        self.sent(client, forward);
+        self.check_sent(client, forward);
     }
 
     pub(super) fn receive_from_peer(&mut self, which: usize, number: u8) {
@@ -47,16 +49,16 @@ impl World {
         let forward = self.peer_sends(relay, peer, payload);
         assert!(self.drain().is_empty());
         let Some((client, bytes)) = forward else {
-            assert!(owner.is_none(), "what a permitted peer sends is lost");
+            assert!(owner.is_none(), "data of a permitted peer is lost");
             return;
         };
         self.assert_owned(client, address);
-        self.spend(client, payload.len());
+        self.charge(client, payload.len());
         self.assert_permitted(client, peer);
         assert!(bytes.len().is_multiple_of(4) || tuple(client).transport == Transport::Udp);
         if let Some((number, data)) = parse_channel_data(&bytes) {
             assert_eq!(data, payload);
-            let (bound, until) = self.lives[&client].channels[&number];
+            let (bound, until) = self.granted[&client].channels[&number];
             assert!(bound == peer && self.now.mono < until);
         } else {
             let message = Message::parse(&bytes).expect("a Data indication is sound");

@@ -24,8 +24,8 @@ pub(super) fn shared(setup: u8, more: u8) -> SharedState {
 }
 
 pub(super) fn authenticator() -> Authenticator {
-    let md5 = |user| UserKeys { md5: Some(long_term_digest(user, REALM, "pw")), sha256: None };
-    let users = USERS[..2].iter().map(|user| ((*user).to_owned(), md5(user))).collect();
+    let keys = |user: usize| UserKeys { md5: Some(DIGESTS[user]), sha256: None };
+    let users = (0..2).map(|user| (USERS[user].to_owned(), keys(user))).collect();
     let realm = RealmCredentials { name: REALM.to_owned(), users, ..RealmCredentials::default() };
     let (known, unknown) = (Duration::from_secs(60), Duration::from_secs(10));
     let lookup = Some(LookupCacheConfig { known, unknown, entries: 4 });
@@ -45,16 +45,16 @@ impl World {
             now,
             sockets: BTreeMap::new(),
             listeners: BTreeMap::new(),
-            links: BTreeMap::new(),
-            over: Vec::new(),
+            connections: BTreeMap::new(),
+            closed: Vec::new(),
             tickets: Vec::new(),
-            births: 0,
-            passed_on: BTreeMap::new(),
+            allocated: 0,
+            forwarded: BTreeMap::new(),
             log: DefaultHasher::new(),
-            lives: BTreeMap::new(),
+            granted: BTreeMap::new(),
             nonces: HashMap::new(),
             token: None,
-            set_aside: Vec::new(),
+            reservations: Vec::new(),
             refusing: false,
             transactions: 0,
         }
@@ -65,15 +65,25 @@ impl World {
         let mut replies = Vec::new();
         for worker in [0, 1, 0] {
             while let Some(output) = self.relays[worker].poll_output() {
-                format!("{output:?}").hash(&mut self.log);
-                self.carry_out(worker, output, &mut replies);
+                self.log_output(&output);
+                self.handle_output(worker, output, &mut replies);
             }
         }
         assert!(self.relays[1].poll_output().is_none());
         replies
     }
 
-    pub(super) fn carry_out(
+    /// Adds an output to the digest. Most bytes are hashed as they are: formatting them is slow.
+    fn log_output(&mut self, output: &Output) {
+        let log = &mut self.log;
+        match output {
+            Output::Response { client, bytes, auth } => (client, bytes, format!("{auth:?}")).hash(log),
+            Output::ForwardRequest { client, worker, bytes } => (client, worker, bytes).hash(log),
+            other => format!("{other:?}").hash(log),
+        }
+    }
+
+    pub(super) fn handle_output(
         &mut self,
         worker: usize,
         output: Output,
@@ -101,10 +111,12 @@ impl World {
                 let socket = (worker, relay);
                 let closed = self.sockets.remove(&socket).or_else(|| self.listeners.remove(&socket));
                 let closed = |address: &SocketAddr| Some(*address) == closed;
-                self.lives.values_mut().for_each(|life| life.addresses.retain(|address| !closed(address)));
+                self.granted
+                    .values_mut()
+                    .for_each(|allocation| allocation.addresses.retain(|address| !closed(address)));
             }
             Output::LookUpUser { query: question, .. } => {
-                let keys = UserKeys { md5: Some(long_term_digest(USERS[2], REALM, "pw")), sha256: None };
+                let keys = UserKeys { md5: Some(DIGESTS[2]), sha256: None };
                 let verdict = match question.user == USERS[2] {
                     true => LookupResult::Known { keys, expires_unix: None },
                     false => LookupResult::Unknown,
@@ -115,47 +127,47 @@ impl World {
             Output::Connect { connection, from, to } => {
                 assert!(self.listeners.values().any(|own| *own == from) || self.refusing);
                 assert!(!to.ip().is_loopback() && to.port() != 0, "a denied peer");
-                self.link(connection, worker, Stage::Connecting);
+                self.add_connection(connection, worker, Stage::Connecting);
             }
             Output::BindConnection { client, connection, response: reply, .. } => {
-                let link = self.links.get_mut(&connection).expect("a connection that is there");
+                let link = self.connections.get_mut(&connection).expect("a connection that is there");
                 assert_eq!(link.stage, Stage::Offered, "joined once");
                 link.stage = Stage::Joined;
                 replies.push((client, reply));
             }
             Output::Disconnect { connection } => {
-                assert!(self.links.remove(&connection).is_some(), "a connection ends once");
-                self.over.push(connection);
+                assert!(self.connections.remove(&connection).is_some(), "a connection ends once");
+                self.closed.push(connection);
             }
             Output::ForwardRequest { client, worker, bytes } => {
                 let number = client_of(client);
-                self.passed_on.insert(number, worker.into());
+                self.forwarded.insert(number, worker.into());
                 let frame = ClientFrame::parse(&bytes).expect("a request is sound");
                 let forward = self.relays[usize::from(worker)].handle_client(now, client, IP_HEADER, frame);
                 assert!(matches!(forward, Forward::Control));
             }
             Output::ClientLeft { client } => {
                 let number = client_of(client);
-                if self.passed_on.get(&number) == Some(&worker) {
-                    self.passed_on.remove(&number);
+                if self.forwarded.get(&number) == Some(&worker) {
+                    self.forwarded.remove(&number);
                 }
             }
             other => unreachable!("an output that the model does not know: {other:?}"),
         }
     }
 
-    /// Notes a connection of whoever has asked, or is told, last.
-    pub(super) fn link(&mut self, connection: ConnectionId, worker: usize, stage: Stage) {
-        let link = Link { birth: usize::MAX, worker, user: 0, stage, since: self.now.mono };
-        assert!(self.links.insert(connection, link).is_none(), "a connection's name is its own");
+    /// Adds a connection; [`World::assign_connection`] sets its client.
+    pub(super) fn add_connection(&mut self, connection: ConnectionId, worker: usize, stage: Stage) {
+        let link = PeerConnection { id: usize::MAX, worker, user: 0, stage, since: self.now.mono };
+        assert!(self.connections.insert(connection, link).is_none(), "a connection's name is its own");
     }
 
     /// The worker that serves a client.
     pub(super) fn worker(&self, client: u8) -> usize {
-        self.passed_on.get(&client).copied().unwrap_or(usize::from(client) % WORKERS)
+        self.forwarded.get(&client).copied().unwrap_or(usize::from(client) % WORKERS)
     }
 
-    /// Handles what a client sends; returns the relay port, the peer and the payload that leave, or stay within the server.
+    /// Handles what a client sends; returns the relay port, the peer and the payload that remove_client, or stay within the server.
     pub(super) fn send_frame(&mut self, client: u8, bytes: &[u8]) -> Option<(Socket, SocketAddr, Vec<u8>)> {
         let worker = self.worker(client);
         let frame = ClientFrame::parse(bytes)?;
@@ -177,7 +189,7 @@ impl World {
                 // The sender is charged even where the receiver does not permit it.
                 let charged = self.relays[worker].counters().bytes_to_peers - before;
                 if charged > 0 {
-                    self.spend(client, charged as usize);
+                    self.charge(client, charged as usize);
                 }
                 return None;
             }
@@ -195,17 +207,17 @@ impl World {
         if let Some(((receiver, _), range)) = &delivered {
             self.assert_owned(*receiver, peer);
             self.assert_permitted(*receiver, from);
-            self.spend(*receiver, range.len());
+            self.charge(*receiver, range.len());
         }
         let relay = *self.sockets.iter().find(|(_, address)| **address == from).expect("the port is open").0;
         let sent = delivered.map_or_else(|| payload.to_vec(), |(_, range)| payload[range].to_vec());
         Some((relay, peer, sent))
     }
 
-    /// The relayed address that a client is told data is from.
+    /// Returns the sender of data as its receiver sees it.
     fn sender_in(&self, receiver: u8, data: &[u8]) -> SocketAddr {
         match parse_channel_data(data) {
-            Some((number, _)) => self.lives[&receiver].channels[&number].0,
+            Some((number, _)) => self.granted[&receiver].channels[&number].0,
             None => {
                 let message = Message::parse(data).expect("a Data indication is sound");
                 message.unverified().xor_address(attr::XOR_PEER_ADDRESS).unwrap().expect("it names the peer")
@@ -213,12 +225,12 @@ impl World {
         }
     }
 
-    /// The peer that a client's frame is for.
+    /// Returns the peer of a client's frame.
     fn destination(&self, client: u8, bytes: &[u8]) -> Option<SocketAddr> {
         match ClientFrame::parse(bytes)? {
             ClientFrame::ChannelData(bytes) => {
                 let (number, _) = parse_channel_data(bytes)?;
-                self.lives.get(&client)?.channels.get(&number).map(|(peer, _)| *peer)
+                self.granted.get(&client)?.channels.get(&number).map(|(peer, _)| *peer)
             }
             ClientFrame::Stun(message) => {
                 message.unverified().xor_address(attr::XOR_PEER_ADDRESS).ok()?.map(canonical)
