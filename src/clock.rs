@@ -1,7 +1,6 @@
-//! Time as a value: machines are handed [`Now`] and never read a clock.
+//! Time as a value: [`Now`] is passed to state machines, which never read a clock.
 //!
-//! [`Deadlines`] keeps one deadline per key for a machine's timers. Both are pure, so that expiry is tested
-//! without waiting.
+//! [`Deadlines`] stores one deadline per key for the timers of a state machine. Both are pure, so that tests of expiry need not wait.
 
 #[cfg(feature = "server")]
 mod deadlines;
@@ -14,7 +13,7 @@ use std::time::{Duration, Instant};
 #[cfg(feature = "server")]
 pub(crate) use ticks::{TickBase, Ticks};
 
-/// One moment, read once by the hands and passed to every machine they call.
+/// The current time. A service reads it once and passes it to the state machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
     /// Monotonic time, for every timer and lifetime.
@@ -24,7 +23,7 @@ pub struct Now {
 }
 
 impl Now {
-    /// Returns the moment `by` later on both clocks.
+    /// Returns the time `by` later on both clocks.
     #[must_use]
     pub fn after(self, by: Duration) -> Self {
         Self { mono: self.mono + by, unix: self.unix + by.as_secs() }

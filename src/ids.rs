@@ -9,7 +9,7 @@ static SHOW_PERSONAL_DATA: AtomicBool = AtomicBool::new(false);
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Pii<T>(pub T);
 
-/// Says whether [`Pii`] values are written out (`log.addresses = true`) or hidden, the default.
+/// Returns whether [`Pii`] values are written out (`log.addresses = true`) or hidden, the default.
 pub(crate) fn show_personal_data(show: bool) {
     SHOW_PERSONAL_DATA.store(show, Ordering::Relaxed);
 }

@@ -152,7 +152,7 @@ fn forbid_exposed(path: &Path) -> Result<(), StateError> {
     Ok(())
 }
 
-/// Closes an empty folder to others, as package managers and container engines leave them open; says whether it did.
+/// Makes an empty folder private: package managers and container engines create open ones. Returns whether it did.
 fn tighten_if_empty(folder: &Path) -> io::Result<bool> {
     let is_exposed = fs::metadata(folder)?.permissions().mode() & 0o077 != 0;
     if !is_exposed || fs::read_dir(folder)?.next().is_some() {
@@ -162,7 +162,7 @@ fn tighten_if_empty(folder: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Reads a one-line file, or makes it of 32 random bytes; says whether it was made.
+/// Reads a one-line file, or creates it from 32 random bytes; returns whether it was created.
 fn read_or_make(path: &Path, write: impl Fn(&[u8; 32]) -> String) -> Result<(String, bool), StateError> {
     if let Some(line) = read_line(path)? {
         return Ok((line, false));

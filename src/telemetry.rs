@@ -31,7 +31,7 @@ impl Default for Config {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum LogError {
-    /// The filter says nothing.
+    /// The filter is empty or invalid.
     #[error("no log filter: {0:?}")]
     Filter(String),
     /// The system gives no thread to write with.
@@ -59,7 +59,7 @@ impl Drop for Logs {
     }
 }
 
-/// Says whether a filter is one: levels, `target=level`, with commas between them. A bare word would be taken for a target.
+/// Returns whether a filter is valid: a list of levels and `target=level`, separated by commas. A single word would be taken for a target.
 #[must_use]
 pub(crate) fn is_filter(text: &str) -> bool {
     let is_level = |level: &str| level.parse::<LevelFilter>().is_ok() && !level.is_empty();
@@ -83,7 +83,7 @@ pub(crate) fn start(config: &Config) -> Result<Logs, LogError> {
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(queue.clone())
-        // What is told of a failure would be told by a macro that panics when it fails too.
+        // The subscriber would report a failure by a macro that panics if that fails too.
         .log_internal_errors(false)
         .with_ansi(config.color && io::stderr().is_terminal());
     let started = if config.json { lines.json().try_init() } else { lines.try_init() };

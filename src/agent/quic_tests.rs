@@ -162,7 +162,7 @@ fn wire(from: &Arc<Tunnel>, to: &[&Arc<Tunnel>]) {
     });
 }
 
-/// Answers a client's first packet as a server that speaks another version of QUIC would.
+/// Answers a client's first packet as a server with another version of QUIC would.
 fn version_negotiation(initial: &[u8]) -> Vec<u8> {
     let (dcid, rest) = initial[6..].split_at(usize::from(initial[5]));
     let scid = &rest[1..=usize::from(rest[0])];
@@ -179,7 +179,7 @@ async fn only_a_holder_of_the_ticket_can_start_or_end_the_handshake_of_a_call() 
         let tunnel = Arc::clone(tunnel);
         tokio::spawn(async move { handshake(tunnel, &secret(2), initial(2), role).await.map(drop) });
     }
-    // The listener's first packet is the stranger's, and the connector's first packet is the stranger's to answer.
+    // The other endpoint sends the listener's first packet and answers the connector's.
     let first = false_connector.next_outgoing(CandidatePath::Direct).await;
     listener.deliver(CandidatePath::Direct, &first);
     wire(&false_connector, &[&listener]);

@@ -171,7 +171,7 @@ async fn a_caller_who_only_knows_the_tag_is_refused_before_a_socket_is_opened() 
     let agent = agent(address);
     let (listening, (mut script, _)) = tokio::join!(agent.listen(), Script::register(&listener, "me"));
     let listening = listening.unwrap();
-    let ltag = Tag::new("stranger").unwrap();
+    let ltag = Tag::new("another").unwrap();
     let offers = [
         IceDescription::default(),
         IceDescription { ufrag: Some("abcd".into()), pwd: Some("p".repeat(32)), ..IceDescription::default() },
@@ -189,13 +189,13 @@ async fn a_caller_who_only_knows_the_tag_is_refused_before_a_socket_is_opened() 
         assert_eq!(script.receive().await, Message::Response(Response { mid: Some(mid), body: refusal }));
     }
     script.request(9, RequestBody::Trickle { token: token(), cands: vec![], done: true, nat: None }).await;
-    let heard = script.receive().await;
+    let received = script.receive().await;
     assert!(
         matches!(
-            &heard,
+            &received,
             Message::Response(Response { body: ResponseBody::Failed { code: ErrorCode::BadToken, .. }, .. })
         ),
-        "{heard:?}"
+        "{received:?}"
     );
     drop(listening);
 }
@@ -223,16 +223,16 @@ async fn an_offer_is_accepted_once_and_only_from_its_caller() {
     let listening = listening.unwrap();
     let secret = listening.ticket().secret.clone();
     let (first, second) = (offer(&secret, "first"), offer(&secret, "second"));
-    let asked = [
-        (notify("act1", "stranger", first.clone()), false),
+    let requests = [
+        (notify("act1", "another", first.clone()), false),
         (notify("act2", "caller", first.clone()), true),
         (notify("act3", "caller", first.clone()), false),
         (notify("act4", "caller", IceDescription { ufrag: second.ufrag.clone(), ..first }), false),
         (notify("act5", "caller", second.clone()), true),
         (notify("act6", "caller", second), false),
     ];
-    for (mid, (ask, taken)) in (1..).zip(asked) {
-        script.request(mid, ask).await;
+    for (mid, (body, taken)) in (1..).zip(requests) {
+        script.request(mid, body).await;
         let answer = loop {
             match script.receive().await {
                 Message::Response(response) if response.mid == Some(mid) => break response.body,
@@ -326,7 +326,7 @@ async fn a_listener_registers_with_a_higher_epoch_each_time() {
     let (mut script, third) = Script::register_as(&listener, "me", Some(60)).await;
     script.0.close(None).await.unwrap();
     let (_script, fourth) = Script::accept(&listener).await;
-    for (ask, expected) in [(second.body, 42), (third, 43), (fourth.body, 61)] {
+    for (body, expected) in [(second.body, 42), (third, 43), (fourth.body, 61)] {
         let again = RequestBody::Register {
             key: None,
             secret: secret.clone(),
@@ -334,7 +334,7 @@ async fn a_listener_registers_with_a_higher_epoch_each_time() {
             proof: None,
             laddrs: None,
         };
-        assert_eq!(ask, again);
+        assert_eq!(body, again);
     }
 }
 

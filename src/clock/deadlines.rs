@@ -101,8 +101,8 @@ impl<K: Copy + Eq + Hash + Ord> Deadlines<K> {
         }
     }
 
-    /// Returns the earliest deadline, for the hands' timer. Where very many lie close together it may be that of one that was
-    /// cleared: nothing is due then, and the next one is told again.
+    /// Returns the earliest deadline. If many are close together, it may be that of a cleared one: nothing is due then, and the
+    /// next call returns the next one.
     pub(crate) fn next(&self) -> Option<Instant> {
         let in_wheel = self.first_slot().map(|(place, _)| self.slots[place].earliest);
         let due = self.due.first().map(|(at, _)| *at);
@@ -174,8 +174,8 @@ impl<K: Copy + Eq + Hash + Ord> Deadlines<K> {
         }
     }
 
-    /// Returns the place of the earliest slot that is not empty, and the tick at which it begins: what differs from the current
-    /// tick in lower digits alone is earlier.
+    /// Returns the place of the earliest slot that is not empty, and the tick at which it begins: a slot that differs from the
+    /// current tick only in lower digits is earlier.
     fn first_slot(&self) -> Option<(usize, u64)> {
         let level = self.occupied.iter().position(|slots| *slots != 0)?;
         let index = self.occupied[level].trailing_zeros() as usize;

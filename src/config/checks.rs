@@ -86,7 +86,7 @@ fn check_relay(server: &Config) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// Says whether an address can be one host's.
+/// Returns whether an address can be one host's.
 fn is_one_host(ip: &IpAddr) -> bool {
     !ip.is_unspecified() && !ip.is_multicast() && *ip != IpAddr::V4(Ipv4Addr::BROADCAST)
 }

@@ -40,7 +40,7 @@ pub(crate) struct QueueReceiver<T, R = ()>(Arc<Shared<T, R>>);
 struct Shared<T, R> {
     state: Mutex<State<T, R>>,
     bounds: QueueBounds,
-    /// Items and bytes that there is room for.
+    /// Free capacity in items and bytes.
     free_items: Semaphore,
     free_bytes: Semaphore,
 }
@@ -104,7 +104,7 @@ impl<T, R> QueueSender<T, R> {
         Ok(())
     }
 
-    /// Queues an item of `bytes` once there is room; `false` where the receiver is gone.
+    /// Queues an item of `bytes` once there is capacity; `false` if the receiver was dropped.
     pub(crate) async fn send(&self, item: T, bytes: usize) -> bool {
         let Ok(many) = self.0.free_bytes.acquire_many(self.0.cost(bytes)).await else { return false };
         let Ok(one) = self.0.free_items.acquire().await else { return false };
@@ -131,10 +131,10 @@ impl<T, R: Copy> QueueReceiver<T, R> {
         poll_fn(|context| self.0.poll(context, |items| items.pop_front())).await
     }
 
-    /// Moves all items to `room`, which must be empty, once there are some.
-    pub(crate) async fn recv_all(&mut self, room: &mut VecDeque<T>) -> Result<(), Option<R>> {
+    /// Waits for items and moves all of them to `out`, which must be empty.
+    pub(crate) async fn recv_all(&mut self, out: &mut VecDeque<T>) -> Result<(), Option<R>> {
         poll_fn(|context| {
-            self.0.poll(context, |items| (!items.is_empty()).then(|| std::mem::swap(items, room)))
+            self.0.poll(context, |items| (!items.is_empty()).then(|| std::mem::swap(items, out)))
         })
         .await
     }
@@ -156,7 +156,7 @@ impl<T, R: Copy> QueueReceiver<T, R> {
         self.0.state().items.pop_front()
     }
 
-    /// Makes room for so many items of so many bytes together.
+    /// Frees the capacity of `items` items of `bytes` bytes together.
     pub(crate) fn release(&self, items: usize, bytes: usize) {
         self.0.free_items.add_permits(items);
         self.0.free_bytes.add_permits(self.0.cost(bytes) as usize);
@@ -337,8 +337,8 @@ mod tests {
         let (sender, mut receiver) = queue(bounds(9, 9));
         sender.try_send('a', 1).unwrap();
         sender.finish("over");
-        let mut room = VecDeque::new();
-        assert_eq!((receiver.recv_all(&mut room).await, room), (Ok(()), VecDeque::from(['a'])));
+        let mut out = VecDeque::new();
+        assert_eq!((receiver.recv_all(&mut out).await, out), (Ok(()), VecDeque::from(['a'])));
         assert_eq!(receiver.recv().await, Err(Some("over")));
         let (sender, mut receiver) = queue(bounds(9, 9));
         sender.try_send('a', 1).unwrap();
@@ -363,7 +363,7 @@ mod tests {
             async move { sender.send('b', 1).await }
         });
         yield_now().await;
-        assert_eq!(receiver.close(), 3, "the bytes of who waits for an item's room too");
+        assert_eq!(receiver.close(), 3, "the bytes of who waits for an item's capacity too");
         drop(receiver);
         assert!(!waiting.await.unwrap());
         assert_eq!(sender.try_send('c', 0), Err(('c', QueueError::Closed)));

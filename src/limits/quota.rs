@@ -61,7 +61,7 @@ impl<K: Clone + Eq + Hash> Quota<K> {
     pub(crate) fn acquire(self: &Arc<Self>, key: K, amount: usize) -> Result<Permit<K>, Exceeded> {
         let mut held = self.held();
         let fits = held.total + amount <= self.max_total;
-        // A key that is over its own limit learns of that one.
+        // A key that exceeds its own limit gets that error.
         held.add(&key, amount, self.max_per_key)?;
         if !fits {
             held.remove(&key, amount);

@@ -36,8 +36,8 @@ impl Sampler {
     }
 }
 
-/// Writes a line at most once an [`INTERVAL`] for the place where it stands: `sampled!(warn, now.mono, %error, "accept")`. The line
-/// says in `suppressed` how many were left out before it.
+/// Logs a line at most once per [`INTERVAL`] and call site: `sampled!(warn, now.mono, %error, "accept")`. The field `suppressed` is the number
+/// of lines that were left out before.
 macro_rules! sampled {
     ($level:ident, $now:expr, $($line:tt)+) => {{
         static SAMPLER: $crate::limits::Sampler = $crate::limits::Sampler::new();

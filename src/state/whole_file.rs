@@ -1,4 +1,4 @@
-//! Files that are there whole or not at all: written beside their place and moved there, so that a full disk or a crash leaves no half of one.
+//! Files that exist completely or not at all: written under another name and renamed, so that a full disk or a crash leaves no partial file.
 
 use rand::TryRngCore;
 use rand::rngs::OsRng;
@@ -7,12 +7,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// Makes a file (0600), unless there is one by then; says whether it did.
+/// Creates a file (0600) unless it exists; returns whether it did.
 ///
 /// # Errors
 /// The system's answer; nothing is left then.
 pub(crate) fn make_file(path: &Path, text: &str) -> io::Result<bool> {
-    // Another process may be at it too.
+    // Another process may do the same.
     let number = OsRng.try_next_u32().map_err(io::Error::other)?;
     let new = beside(path, &format!("new-{number:08x}"));
     let placed = write(&new, text).and_then(|()| match fs::hard_link(&new, path) {

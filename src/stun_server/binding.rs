@@ -61,8 +61,8 @@ mod tests {
 
     const CLIENT: &str = "192.0.2.5:4000";
 
-    fn ask(request: Builder) -> Option<Vec<u8>> {
-        respond(&Message::parse(&request.finish()).unwrap(), CLIENT.parse().unwrap())
+    fn respond(request: Builder) -> Option<Vec<u8>> {
+        super::respond(&Message::parse(&request.finish()).unwrap(), CLIENT.parse().unwrap())
     }
 
     fn binding() -> Builder {
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn a_client_learns_its_address_and_nothing_more() {
-        let bytes = ask(binding()).unwrap();
+        let bytes = respond(binding()).unwrap();
         assert_eq!(bytes.len(), 32);
         let message = Message::parse(&bytes).unwrap();
         assert_eq!(message.class(), Class::Success);
@@ -83,13 +83,13 @@ mod tests {
 
     #[test]
     fn a_fingerprint_is_answered_with_one() {
-        let bytes = ask(binding().fingerprint()).unwrap();
+        let bytes = respond(binding().fingerprint()).unwrap();
         assert!(Message::parse(&bytes).unwrap().has_fingerprint());
     }
 
     #[test]
     fn a_classic_client_gets_the_plain_address() {
-        let bytes = ask(Builder::new(Class::Request, Method::BINDING, TransactionId([8; 16]))).unwrap();
+        let bytes = respond(Builder::new(Class::Request, Method::BINDING, TransactionId([8; 16]))).unwrap();
         let message = Message::parse(&bytes).unwrap();
         assert_eq!(message.transaction(), TransactionId([8; 16]));
         assert_eq!(
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn the_answer_is_never_sent_elsewhere() {
-        let bytes = ask(binding().attribute(0x0002, &[0, 1, 0, 80, 8, 8, 8, 8])).unwrap();
+        let bytes = respond(binding().attribute(0x0002, &[0, 1, 0, 80, 8, 8, 8, 8])).unwrap();
         let message = Message::parse(&bytes).unwrap();
         assert_eq!(message.unverified().error_code(), Some(420));
         assert_eq!(message.unverified().get(attr::UNKNOWN_ATTRIBUTES), Some(&[0, 2][..]));
@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn over_a_connection_the_wishes_are_unknown_attributes() {
         for kind in [attr::CHANGE_REQUEST, attr::PADDING, attr::RESPONSE_PORT] {
-            let bytes = ask(binding().attribute(kind, &[0; 4])).unwrap();
+            let bytes = respond(binding().attribute(kind, &[0; 4])).unwrap();
             let message = Message::parse(&bytes).unwrap();
             assert_eq!(message.unverified().error_code(), Some(420));
             assert_eq!(message.unverified().get(attr::UNKNOWN_ATTRIBUTES), Some(&kind.to_be_bytes()[..]));
@@ -119,7 +119,7 @@ mod tests {
     #[test]
     fn indications_and_responses_get_no_answer() {
         for class in [Class::Indication, Class::Success, Class::Error] {
-            assert_eq!(ask(Builder::new(class, Method::BINDING, TransactionId::new([4; 12]))), None);
+            assert_eq!(respond(Builder::new(class, Method::BINDING, TransactionId::new([4; 12]))), None);
         }
     }
 }

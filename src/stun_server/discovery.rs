@@ -13,7 +13,7 @@ const MAX_PADDING: usize = 1500;
 const CHANGE_IP: u32 = 0x4;
 const CHANGE_PORT: u32 = 0x2;
 
-/// An address of the server, and the address that clients are told.
+/// An address of the server, and the address that clients are of_family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServerAddress {
     /// The address on this host.
@@ -148,10 +148,10 @@ impl Discovery {
         })
     }
 
-    /// Returns an address without a pair with its public address: clients are not told the local one.
+    /// Returns an address without a pair with its public address: clients are not of_family the local one.
     fn single_address(&self, ip: IpAddr) -> ServerAddress {
-        let told = |public: &&IpAddr| public.is_ipv6() == ip.is_ipv6();
-        let public = if self.public.contains(&ip) { None } else { self.public.iter().find(told) };
+        let of_family = |public: &&IpAddr| public.is_ipv6() == ip.is_ipv6();
+        let public = if self.public.contains(&ip) { None } else { self.public.iter().find(of_family) };
         ServerAddress { local: ip, public: public.copied().unwrap_or(ip) }
     }
 }
@@ -253,7 +253,7 @@ mod tests {
         binding().attribute(attr::CHANGE_REQUEST, &flags.to_be_bytes())
     }
 
-    fn ask(discovery: &Discovery, request: Builder, server: &str) -> BindingResponse {
+    fn respond(discovery: &Discovery, request: Builder, server: &str) -> BindingResponse {
         let bytes = request.finish();
         discovery
             .respond(&Message::parse(&bytes).unwrap(), address(CLIENT), address(server), Vec::new())
@@ -290,7 +290,7 @@ mod tests {
                 (change(PORT), SocketAddr::new(here.ip(), there.port())),
                 (change(IP | PORT), there),
             ] {
-                let answer = ask(&two(), request, server);
+                let answer = respond(&two(), request, server);
                 assert_eq!((answer.from, answer.to), (from, address(CLIENT)), "{server}");
                 assert_eq!(plain(&answer, attr::RESPONSE_ORIGIN), Some(from), "{server}");
                 assert_eq!(plain(&answer, attr::OTHER_ADDRESS), Some(there), "{server}");
@@ -303,16 +303,16 @@ mod tests {
 
     #[test]
     fn with_one_address_the_port_changes_and_the_address_does_not() {
-        let plain_answer = ask(&one(), binding(), "198.51.100.1:3478");
+        let plain_answer = respond(&one(), binding(), "198.51.100.1:3478");
         assert_eq!(plain_answer.bytes.len(), 32);
-        let answer = ask(&one(), change(PORT), "198.51.100.1:3478");
+        let answer = respond(&one(), change(PORT), "198.51.100.1:3478");
         assert_eq!(answer.from, address("198.51.100.1:3479"));
         assert_eq!(plain(&answer, attr::RESPONSE_ORIGIN), Some(answer.from));
         assert_eq!(plain(&answer, attr::OTHER_ADDRESS), None);
-        let back = ask(&one(), change(PORT), "198.51.100.1:3479");
+        let back = respond(&one(), change(PORT), "198.51.100.1:3479");
         assert_eq!(back.from, address("198.51.100.1:3478"));
         for flags in [IP, IP | PORT] {
-            let answer = ask(&one(), change(flags), "198.51.100.1:3478");
+            let answer = respond(&one(), change(flags), "198.51.100.1:3478");
             assert_eq!(attributes(&answer).error_code(), Some(420));
             assert_eq!(attributes(&answer).get(attr::UNKNOWN_ATTRIBUTES), Some(&[0, 3][..]));
             assert_eq!(answer.from, address("198.51.100.1:3478"));
@@ -321,9 +321,9 @@ mod tests {
 
     #[test]
     fn an_address_outside_the_pair_is_served_as_a_single_one() {
-        let answer = ask(&two(), binding(), "198.51.100.9:3478");
+        let answer = respond(&two(), binding(), "198.51.100.9:3478");
         assert_eq!(answer.bytes.len(), 32);
-        assert_eq!(attributes(&ask(&two(), change(IP), "198.51.100.9:3478")).error_code(), Some(420));
+        assert_eq!(attributes(&respond(&two(), change(IP), "198.51.100.9:3478")).error_code(), Some(420));
     }
 
     #[test]
@@ -334,19 +334,20 @@ mod tests {
         };
         let pair = [server_address("10.0.0.1", A), server_address("10.0.0.2", B)];
         let natted = Discovery::new([3478, 3479], &pair, &[]);
-        let answer = ask(&natted, change(IP), "10.0.0.1:3478");
+        let answer = respond(&natted, change(IP), "10.0.0.1:3478");
         assert_eq!(answer.from, address("10.0.0.2:3478"));
         assert_eq!(plain(&answer, attr::RESPONSE_ORIGIN), Some(address("198.51.100.2:3478")));
         assert_eq!(plain(&answer, attr::OTHER_ADDRESS), Some(address("198.51.100.2:3479")));
         let single = Discovery::new([3478, 3479], &[], &[A.parse().unwrap()]);
-        let answer = ask(&single, change(PORT), "10.0.0.1:3478");
+        let answer = respond(&single, change(PORT), "10.0.0.1:3478");
         assert_eq!(plain(&answer, attr::RESPONSE_ORIGIN), Some(address("198.51.100.1:3479")));
     }
 
     #[test]
     fn a_response_port_is_a_port_of_the_asker() {
         for value in [&[0x1F, 0x90][..], &[0x1F, 0x90, 0, 0]] {
-            let answer = ask(&two(), binding().attribute(attr::RESPONSE_PORT, value), "198.51.100.1:3478");
+            let answer =
+                respond(&two(), binding().attribute(attr::RESPONSE_PORT, value), "198.51.100.1:3478");
             assert_eq!(answer.to, address("192.0.2.5:8080"));
             let xored = attributes(&answer).xor_address(attr::XOR_MAPPED_ADDRESS);
             assert_eq!(xored, Ok(Some(address(CLIENT))));
@@ -357,10 +358,10 @@ mod tests {
     fn without_a_second_port_a_change_of_port_is_refused_and_no_other_address_is_told() {
         let single = Discovery::new([3478, 0], &[server_address(A), server_address(B)], &[]);
         for flags in [PORT, IP, IP | PORT] {
-            let answer = ask(&single, change(flags), "198.51.100.1:3478");
+            let answer = respond(&single, change(flags), "198.51.100.1:3478");
             assert_eq!(attributes(&answer).error_code(), Some(420));
         }
-        let answer = ask(&single, binding(), "198.51.100.1:3478");
+        let answer = respond(&single, binding(), "198.51.100.1:3478");
         assert_eq!((answer.from, plain(&answer, attr::OTHER_ADDRESS)), (address("198.51.100.1:3478"), None));
     }
 
@@ -373,7 +374,7 @@ mod tests {
             port(&[1]),
             binding().attribute(attr::CHANGE_REQUEST, &[0; 3]),
         ] {
-            let answer = ask(&two(), request, "198.51.100.1:3478");
+            let answer = respond(&two(), request, "198.51.100.1:3478");
             assert_eq!(attributes(&answer).error_code(), Some(400));
             assert_eq!((answer.from, answer.to), (address("198.51.100.1:3478"), address(CLIENT)));
         }
@@ -381,9 +382,9 @@ mod tests {
 
     #[test]
     fn padding_is_as_long_as_the_requests_and_at_most_an_mtu() {
-        for (asked, given) in [(0, 0), (4, 4), (700, 700), (1500, 1500), (9000, 1500)] {
-            let request = binding().attribute(attr::PADDING, &vec![7; asked]);
-            let answer = ask(&one(), request, "198.51.100.1:3478");
+        for (requested, given) in [(0, 0), (4, 4), (700, 700), (1500, 1500), (9000, 1500)] {
+            let request = binding().attribute(attr::PADDING, &vec![7; requested]);
+            let answer = respond(&one(), request, "198.51.100.1:3478");
             assert_eq!(attributes(&answer).get(attr::PADDING).map(<[u8]>::len), Some(given));
         }
     }
@@ -406,9 +407,12 @@ mod tests {
             Builder::new(Class::Request, Method::BINDING, TransactionId([8; 16])),
         ];
         for request in requests {
-            let asked = request.clone().finish().len() + 28;
-            let answered = ask(&one(), request.clone(), "198.51.100.1:3478").bytes.len() + 28;
-            assert!(answered * 10 <= asked * 13, "{asked} bytes ask, {answered} answer: {request:?}");
+            let requested = request.clone().finish().len() + 28;
+            let answered = respond(&one(), request.clone(), "198.51.100.1:3478").bytes.len() + 28;
+            assert!(
+                answered * 10 <= requested * 13,
+                "{requested} bytes respond, {answered} answer: {request:?}"
+            );
         }
     }
 
@@ -445,7 +449,7 @@ mod tests {
     #[test]
     fn a_classic_client_learns_the_other_address_by_its_own_names() {
         let request = Builder::new(Class::Request, Method::BINDING, TransactionId([8; 16]));
-        let answer = ask(&two(), request, "198.51.100.1:3478");
+        let answer = respond(&two(), request, "198.51.100.1:3478");
         assert_eq!(plain(&answer, attr::MAPPED_ADDRESS), Some(address(CLIENT)));
         assert_eq!(plain(&answer, attr::SOURCE_ADDRESS), Some(address("198.51.100.1:3478")));
         assert_eq!(plain(&answer, attr::CHANGED_ADDRESS), Some(address("198.51.100.2:3479")));

@@ -1,8 +1,8 @@
-//! Shared Secret Requests of [RFC 3489 section 8.2](https://www.rfc-editor.org/rfc/rfc3489#section-8.2), and what their credentials are
-//! good for: the integrity of Binding requests without magic cookie (section 8.1).
+//! Shared Secret Requests of [RFC 3489 section 8.2](https://www.rfc-editor.org/rfc/rfc3489#section-8.2), and the use of their credentials
+//! for: the integrity of Binding requests without magic cookie (section 8.1).
 //!
 //! Nothing is stored. A user name holds the second in which it was made, random bytes and an HMAC over both; its password is another HMAC
-//! over the name. The keys are this module's alone: the relay knows no such user.
+//! over the name. Only this module has the keys: these users do not exist at the relay.
 
 use crate::stun::{
     Builder, Class, ClassicText, Key, Message, Method, TransactionId, append_classic_integrity, attr,
@@ -49,17 +49,17 @@ impl SecretKeys {
     }
 }
 
-/// Hands out credentials and checks them.
+/// Creates and verifies credentials.
 #[derive(Debug)]
 pub(crate) struct SharedSecrets {
     keys: Arc<SecretKeys>,
     rng: ChaCha20Rng,
 }
 
-/// What the integrity of a Binding request says.
+/// The result of the integrity check of a Binding request.
 #[derive(Debug)]
 pub(crate) enum BindingCheck {
-    /// Nothing that counts here: it is answered as a request without integrity.
+    /// Not from this module: it is answered as a request without integrity.
     Open,
     /// It is right, and so the success response is signed too.
     Signed(Key, ClassicText),
@@ -110,8 +110,7 @@ impl SharedSecrets {
             .finish()
     }
 
-    /// Checks the integrity of a Binding request as section 8.1 says. User names that were not made here are nobody's business: ICE sends
-    /// its own.
+    /// Checks the integrity of a Binding request (section 8.1). Other user names are ignored: ICE sends its own.
     #[must_use]
     pub(crate) fn check(&self, unix: u64, message: &Message<'_>) -> BindingCheck {
         if !message.transaction().is_classic() || !message.has_integrity() {

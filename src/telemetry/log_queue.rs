@@ -8,12 +8,12 @@ use std::thread;
 use std::time::Duration;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Most lines that wait to be written, and most bytes of them.
+/// The capacity of the queue in lines and bytes.
 const MAX_LINES: usize = 8192;
 const MAX_BYTES: usize = 1 << 20;
 /// How long the end of a program waits for its log.
 const FLUSH_TIME: Duration = Duration::from_secs(1);
-/// How often, and how many times, a log is tried that says it would block.
+/// The interval and the number of retries of a log that would block.
 const RETRY_TIME: Duration = Duration::from_millis(10);
 const RETRIES: usize = 100;
 
@@ -110,7 +110,7 @@ struct Writer<W> {
 
 impl<W: Write> Writer<W> {
     fn run(mut self, mut items: QueueReceiver<Item>) {
-        let mut told = 0;
+        let mut reported = 0;
         let mut next = items.blocking_recv().ok();
         while let Some(item) = next {
             let mut works = false;
@@ -121,7 +121,7 @@ impl<W: Write> Writer<W> {
                     DROPPED.fetch_add(u64::from(!works), Ordering::Relaxed);
                 }
                 Item::Flush(done) => {
-                    // Whoever asked may be gone.
+                    // The caller may have given up.
                     let _ = done.try_send(());
                     items.release(1, 0);
                 }
@@ -130,9 +130,9 @@ impl<W: Write> Writer<W> {
                 Some(item) => Some(item),
                 None => {
                     let dropped = dropped();
-                    if works && dropped > told {
-                        tracing::warn!(lines = dropped - told, "log lines were dropped");
-                        told = dropped;
+                    if works && dropped > reported {
+                        tracing::warn!(lines = dropped - reported, "log lines were dropped");
+                        reported = dropped;
                     }
                     items.blocking_recv().ok()
                 }
@@ -140,7 +140,7 @@ impl<W: Write> Writer<W> {
         }
     }
 
-    /// Writes a line; says whether that worked.
+    /// Writes a line; returns whether that succeeded.
     fn write(&mut self, line: &[u8]) -> bool {
         if self.is_torn && self.put(b"\n") < 1 {
             return false;
@@ -175,12 +175,12 @@ mod tests {
     use std::sync::mpsc::Receiver;
     use std::sync::{Arc, Mutex};
 
-    /// A log that takes what it is told to.
+    /// A log with limited space.
     #[derive(Clone, Default)]
     struct Disk(Arc<Mutex<(Vec<u8>, usize)>>);
 
     impl Disk {
-        fn make_room(&self, bytes: usize) {
+        fn set_space(&self, bytes: usize) {
             self.0.lock().unwrap().1 = bytes;
         }
 
@@ -192,13 +192,13 @@ mod tests {
     impl Write for Disk {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             let mut disk = self.0.lock().unwrap();
-            let room = bytes.len().min(disk.1);
-            if room == 0 {
+            let space = bytes.len().min(disk.1);
+            if space == 0 {
                 return Err(io::ErrorKind::StorageFull.into());
             }
-            disk.1 -= room;
-            disk.0.extend_from_slice(&bytes[..room]);
-            Ok(room)
+            disk.1 -= space;
+            disk.0.extend_from_slice(&bytes[..space]);
+            Ok(space)
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -210,7 +210,7 @@ mod tests {
     fn a_full_disk_costs_lines_which_are_counted_and_whole_ones_follow_when_there_is_room() {
         let disk = Disk::default();
         let queue = LogQueue::start(disk.clone()).unwrap();
-        disk.make_room(9);
+        disk.set_space(9);
         let before = dropped();
         for line in ["first\n", "second\n", "third\n"] {
             queue.push(line.into());
@@ -218,7 +218,7 @@ mod tests {
         queue.flush();
         assert_eq!(disk.text(), "first\nsec");
         assert!(dropped() >= before + 2);
-        disk.make_room(1000);
+        disk.set_space(1000);
         queue.push(b"fourth\n".into());
         queue.flush();
         assert_eq!(disk.text(), "first\nsec\nfourth\n");

@@ -336,8 +336,8 @@ fn modules_import_only_what_they_may() {
     assert_none("each module keeps its imports", &broken);
 }
 
-/// Clippy refuses the macros that panic where the output takes nothing; nobody may ask it to look away, and the crate that writes logs has
-/// such a macro of its own behind a switch.
+/// Clippy forbids the macros that panic on a failed write. No `allow` may permit them, and the log crate's own use of such a macro must stay
+/// disabled.
 #[test]
 fn nothing_prints_with_macros_that_panic() {
     let mut broken = Vec::new();
