@@ -1,11 +1,12 @@
 //! Calls: the handlers of t=4, 54 and 55, and of the answers to 51 to 55.
 
 use super::bus::{Destination, ForwardedCall, Payload};
-use super::call::{Call, CallContext, CallOutput, CallRole, CallSetup, Participant, TooMany};
+use super::call::{Call, CallOutput, CallRole, CallSetup, Participant};
 use super::call_table::{CallId, CallTable};
 use super::client_addr::{ClientAddr, ClientRoute, ServerPort};
 use super::config::NotifyFrom;
 use super::machine::{Hub, RequestOrigin};
+use super::pending_request::{CallContext, TooMany};
 use super::tag_id::{LETTERS, base32};
 use super::wire::{
     ErrorCode, IceDescription, MAX_TEXT, MessageType, NatType, Request, RequestBody, Response, ResponseBody,
@@ -222,7 +223,7 @@ impl Hub {
         }
     }
 
-    /// S0-A10: port 2 sends the first copy, as document 000 has it; what passes more NATs comes from port 1.
+    /// S0-A10: port 2 sends the first copy (S0-14), and port 1 sends it too, since that passes more NATs.
     fn ports(&self, route: ClientRoute, first: bool) -> &'static [ServerPort] {
         match (self.config.notify_from, first) {
             _ if route.udp_addr().is_none() => &[ServerPort::Main],

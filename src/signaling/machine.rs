@@ -3,28 +3,27 @@
 //! This file receives messages, limits their rates, dispatches them and limits replies. On the same [`Hub`], `presence.rs` handles
 //! t=1, 2, 3 and 60, `call_requests.rs` handles t=4 and all that follows, and `hub_messages.rs` handles other hubs.
 
-use super::access::Realm;
 use super::bus::{Destination, HubMessage, Payload};
 use super::call_table::CallTable;
 use super::client_addr::{ClientAddr, ClientRoute, ConnId, ServerPort};
 use super::config::Config;
+use super::connections::WebSocketClient;
 use super::counters::HubCounters;
 use super::nodes::{NodeId, Nodes};
 use super::pending_queries::PendingQueries;
 use super::presence::TagClaim;
 use super::registry::Registry;
-use super::response_cache::{RequestId, ResponseCache};
+use super::response_cache::ResponseCache;
 use super::subscriptions::Subscriptions;
 use super::tag_ownership;
 use super::tag_ownership::Challenges;
 use super::watches::Watches;
 use super::wire::{
-    self, DecodeError, ErrorCode, MAX_DATAGRAM, Message, MessageType, Request, RequestBody, Response,
-    ResponseBody, Tag,
+    self, DecodeError, ErrorCode, MAX_DATAGRAM, Message, MessageType, Request, RequestBody, ResponseBody, Tag,
 };
 use crate::clock::Now;
 use crate::ids::Pii;
-use crate::limits::{Exceeded, KeyedRateLimiter, Limit, NetworkPrefix, Permit, Quota, Rate};
+use crate::limits::{KeyedRateLimiter, Limit, NetworkPrefix, Quota, Rate};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use ring::hmac;
@@ -76,16 +75,6 @@ pub enum Output {
     },
 }
 
-/// The IP and UDP headers, which count when a reply is held against its request.
-const HEADERS: usize = 28;
-/// How much longer than its request a reply may be before the client's address is proven.
-const AMPLIFICATION: usize = 3;
-/// Requests whose retransmission must not take effect twice (S0-A14). A second heartbeat does no harm.
-const ACTS_ONCE: [MessageType; 5] =
-    [MessageType::Register, MessageType::List, MessageType::Call, MessageType::Trickle, MessageType::End];
-/// The same on a WebSocket, where nothing is retransmitted, but a second call would notify twice.
-const ACTS_ONCE_ON_WEB: [MessageType; 1] = [MessageType::Call];
-
 /// Where a message came from, and its length.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RequestOrigin {
@@ -104,17 +93,6 @@ pub(super) struct RequestOrigin {
 pub(super) enum RateKey {
     Network(NetworkPrefix),
     WebSocket(ConnId),
-}
-
-/// A WebSocket of this node.
-#[derive(Debug)]
-pub(super) struct WebSocketClient {
-    pub(super) network: NetworkPrefix,
-    _permit: Permit<NetworkPrefix>,
-    /// The node that its tag belongs to, once it has one.
-    pub(super) tag_at: Option<NodeId>,
-    pub(super) admin: bool,
-    pub(super) realm: Realm,
 }
 
 /// The state machine of signalling: tags, calls and watches of one server.
@@ -250,88 +228,11 @@ impl Hub {
         if payload.len() <= MAX_DATAGRAM {
             let network = NetworkPrefix::subscriber(from.ip());
             let route = ClientRoute::udp(self.nodes.own(), from, local_ip);
-            self.take(
+            self.handle_bytes(
                 RequestOrigin { now, route, port, network, size: payload.len(), about: 0, max_len: 0 },
                 payload,
             );
             self.tell_changes(now.mono);
-        }
-    }
-
-    /// Handles a new WebSocket. One over a limit is closed at once.
-    pub fn handle_websocket_opened(&mut self, _now: Now, conn: ConnId, peer_ip: IpAddr) {
-        let network = NetworkPrefix::subscriber(peer_ip);
-        if self.websockets.contains_key(&conn) {
-            return;
-        }
-        let permit = match self.connections.acquire(network, 1) {
-            Ok(permit) => permit,
-            Err(exceeded) => {
-                let limit = match exceeded {
-                    Exceeded::Key => Limit::SignalingConnectionsPerNetwork,
-                    Exceeded::Total => Limit::SignalingConnections,
-                };
-                limit.reached(self.connections.max(exceeded));
-                tracing::debug!(ip = %Pii(peer_ip), limit = limit.name(), "too many connections");
-                self.outputs.push_back(Output::Refuse { conn, limit });
-                return;
-            }
-        };
-        let web =
-            WebSocketClient { network, _permit: permit, tag_at: None, admin: false, realm: Realm::default() };
-        self.websockets.insert(conn, web);
-    }
-
-    /// Handles a WebSocket text.
-    pub fn handle_websocket_text(&mut self, now: Now, conn: ConnId, text: &str) {
-        if let Some(network) = self.websockets.get(&conn).map(|web| web.network) {
-            let route = ClientRoute::websocket(self.nodes.own(), conn);
-            let (port, size) = (ServerPort::Main, text.len());
-            let origin = RequestOrigin { now, route, port, network, size, about: 0, max_len: 0 };
-            self.take(origin, text.as_bytes());
-            self.tell_changes(now.mono);
-        }
-    }
-
-    /// Handles the end of a WebSocket: its tag is offline at once (S0-A23).
-    pub fn handle_websocket_closed(&mut self, now: Now, conn: ConnId) {
-        self.close_websocket(now, conn);
-        self.tell_changes(now.mono);
-    }
-
-    pub(super) fn close_websocket(&mut self, now: Now, conn: ConnId) {
-        let Some(web) = self.websockets.remove(&conn) else { return };
-        self.watches.forget(conn);
-        let addr = ClientAddr::WebSocket(conn);
-        match web.tag_at.filter(|at| *at != self.nodes.own()) {
-            Some(at) => self.publish(Destination::Node(at), Payload::ClientGone { addr }),
-            None => self.leave(now, addr),
-        }
-    }
-
-    /// Closes a WebSocket of this node.
-    pub(super) fn disconnect(&mut self, now: Now, conn: ConnId) {
-        self.close_websocket(now, conn);
-        self.outputs.push_back(Output::Close { conn });
-    }
-
-    /// Removes a client whose connection has ended, and ends its calls.
-    pub(super) fn leave(&mut self, now: Now, addr: ClientAddr) {
-        let Some(client) = self.registry.remove_addr(addr) else { return };
-        let Some(tag) = client.tag() else { return };
-        for at in client.called.iter() {
-            self.publish(Destination::Node(at), Payload::CallerOffline { tag: tag.clone(), addr });
-        }
-        self.fail_calls(now, &tag, addr);
-    }
-
-    pub(super) fn fail_calls(&mut self, now: Now, tag: &Tag, addr: ClientAddr) {
-        for id in self.calls.by_tag(tag) {
-            self.with_call(now.mono, id, |call, _| {
-                if call.role_of(addr).is_some() {
-                    call.fail(ErrorCode::NotOnline);
-                }
-            });
         }
     }
 
@@ -365,7 +266,7 @@ impl Hub {
             .min()
     }
 
-    fn take(&mut self, origin: RequestOrigin, bytes: &[u8]) {
+    pub(super) fn handle_bytes(&mut self, origin: RequestOrigin, bytes: &[u8]) {
         let decoded = wire::decode(bytes);
         if decoded == Err(DecodeError::Undecodable) && matches!(origin.route.addr, ClientAddr::Udp(_)) {
             return;
@@ -488,99 +389,9 @@ impl Hub {
             self.answer(origin, t, mid, answered);
         }
     }
-
-    /// Answers a request and caches the answer for retransmissions.
-    pub(super) fn answer(
-        &mut self,
-        origin: RequestOrigin,
-        t: MessageType,
-        mid: Option<i64>,
-        answered: Result<ResponseBody, ErrorCode>,
-    ) {
-        let response = match answered {
-            Ok(body) => Response { mid, body },
-            Err(code) => {
-                self.counters.count_error(code);
-                Response::failure(t, mid, code)
-            }
-        };
-        tracing::debug!(?t, ok = answered_well(&response), "request");
-        let text = response.encode();
-        if let Some(asked) = origin.request_id(t, mid).filter(|_| !is_refusal(&response, ErrorCode::TooMany))
-        {
-            self.responses.keep(asked, &text, origin.now.mono);
-        }
-        self.reply(origin, &text);
-        if let ResponseBody::Registered { tag, .. } = &response.body {
-            self.counters.registrations += 1;
-            for id in self.calls.by_tag(tag) {
-                self.with_call(origin.now.mono, id, |call, _| call.follow(tag, origin.route));
-            }
-        }
-    }
-
-    /// Answers a retransmission from the cache; returns whether it was one.
-    pub(super) fn answer_again(&mut self, origin: RequestOrigin, t: MessageType, mid: Option<i64>) -> bool {
-        let text = origin.request_id(t, mid).and_then(|asked| self.responses.get(asked, origin.now.mono));
-        if let Some(text) = &text {
-            self.reply(origin, text);
-        }
-        text.is_some()
-    }
-
-    /// Sends a message to a client, by way of the node that the client is connected to.
-    pub(super) fn send(&mut self, route: ClientRoute, port: ServerPort, text: &str) {
-        if route.node != self.nodes.own() {
-            let deliver = Payload::Deliver { route, port, text: text.to_owned() };
-            return self.publish(Destination::Node(route.node), deliver);
-        }
-        match route.addr {
-            ClientAddr::Udp(to) => {
-                let payload = text.as_bytes().to_vec();
-                self.outputs.push_back(Output::Datagram { port, to, from_ip: route.local_ip, payload });
-            }
-            ClientAddr::WebSocket(conn) if self.websockets.contains_key(&conn) => {
-                self.outputs.push_back(Output::Text { conn, text: text.to_owned() });
-            }
-            // It has closed meanwhile.
-            ClientAddr::WebSocket(_) => {}
-        }
-    }
-
-    pub(super) fn fail(&mut self, origin: RequestOrigin, t: MessageType, mid: Option<i64>, code: ErrorCode) {
-        self.counters.count_error(code);
-        self.reply(origin, &Response::failure(t, mid, code).encode());
-    }
-
-    /// Answers from the port that received the request, unless the answer is too long for the origin.
-    fn reply(&mut self, origin: RequestOrigin, text: &str) {
-        if text.len() <= self.max_len(origin) {
-            self.send(origin.route, origin.port, text);
-        }
-    }
-
-    /// Returns the maximum length of a reply: three times the request until the address is proven, against
-    /// amplification.
-    pub(super) fn max_len(&self, origin: RequestOrigin) -> usize {
-        let max_len = origin.route.max_len();
-        let is_web = matches!(origin.route.addr, ClientAddr::WebSocket(_));
-        if is_web || self.registry.by_addr(origin.route.addr).is_some_and(|client| client.proven) {
-            return max_len;
-        }
-        max_len.min(AMPLIFICATION * (origin.size + HEADERS) - HEADERS).max(origin.max_len)
-    }
 }
 
 impl RequestOrigin {
-    /// Returns the id of a request that must not take effect twice.
-    fn request_id(&self, t: MessageType, mid: Option<i64>) -> Option<RequestId> {
-        let once = match self.route.addr {
-            ClientAddr::Udp(_) => &ACTS_ONCE[..],
-            ClientAddr::WebSocket(_) => &ACTS_ONCE_ON_WEB,
-        };
-        mid.filter(|_| once.contains(&t)).map(|mid| (self.route.addr, t, mid, self.about))
-    }
-
     fn rate_key(&self) -> RateKey {
         match self.route.addr {
             ClientAddr::Udp(_) => RateKey::Network(self.network),
@@ -595,14 +406,6 @@ fn about(body: &RequestBody) -> u64 {
     let mut hasher = DefaultHasher::new();
     rtag.hash(&mut hasher);
     hasher.finish()
-}
-
-fn answered_well(response: &Response) -> bool {
-    !matches!(response.body, ResponseBody::Failed { .. })
-}
-
-fn is_refusal(response: &Response, with: ErrorCode) -> bool {
-    matches!(response.body, ResponseBody::Failed { code, .. } if code == with)
 }
 
 fn draw_keys(rng: &mut ChaCha20Rng) -> [[u8; 32]; 2] {

@@ -2,7 +2,9 @@
 //!
 //! [`super::wire`] re-exports all of it, and reads and writes it.
 
-use super::envelope::BoundedString;
+pub use super::error_code::ErrorCode;
+pub use super::ice_description::{IceDescription, IceServer, NatType, ReflexiveAddress, ReportedPath};
+pub use super::message_type::MessageType;
 use data_encoding::BASE64URL_NOPAD;
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use std::fmt;
@@ -53,80 +55,6 @@ macro_rules! name {
 }
 name!(Tag);
 name!(Token);
-
-/// The type of a message: `t` on the wire, negative in a response.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum MessageType {
-    /// 1.
-    Register,
-    /// 2.
-    Heartbeat,
-    /// 3.
-    List,
-    /// 4.
-    Call,
-    /// 5.
-    Challenge,
-    /// 51.
-    Notify,
-    /// 52.
-    Answered,
-    /// 53.
-    Status,
-    /// 54.
-    Trickle,
-    /// 55.
-    End,
-    /// 60.
-    Watch,
-    /// 101.
-    Open,
-    /// 102.
-    Punch,
-    /// 103.
-    Punched,
-    /// A type that this version does not know; 0 for a type that cannot be read.
-    Other(i64),
-}
-
-const MESSAGE_TYPES: [(i64, MessageType); 14] = [
-    (1, MessageType::Register),
-    (2, MessageType::Heartbeat),
-    (3, MessageType::List),
-    (4, MessageType::Call),
-    (5, MessageType::Challenge),
-    (51, MessageType::Notify),
-    (52, MessageType::Answered),
-    (53, MessageType::Status),
-    (54, MessageType::Trickle),
-    (55, MessageType::End),
-    (60, MessageType::Watch),
-    (101, MessageType::Open),
-    (102, MessageType::Punch),
-    (103, MessageType::Punched),
-];
-
-impl MessageType {
-    /// Returns the number on the wire, without the sign of a response.
-    #[must_use]
-    pub fn number(self) -> i64 {
-        match self {
-            Self::Other(number) => number,
-            known => MESSAGE_TYPES.iter().find(|row| row.1 == known).map_or(0, |row| row.0),
-        }
-    }
-
-    /// Returns the type of this number.
-    #[must_use]
-    pub fn from_number(number: i64) -> Self {
-        MESSAGE_TYPES.iter().find(|row| row.0 == number).map_or(Self::Other(number), |row| row.1)
-    }
-
-    /// Returns whether this is a type of request that this version knows.
-    pub(super) fn is_request(self) -> bool {
-        !matches!(self, Self::Other(_) | Self::Punched)
-    }
-}
 
 /// Any message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -351,111 +279,6 @@ pub enum ResponseBody {
     },
 }
 
-/// Says what went wrong (S0-A13).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ErrorCode {
-    /// 201.
-    Malformed,
-    /// 202: unknown or expired tag, or one of somebody else: register again.
-    UnknownTag,
-    /// 203.
-    NotOnline,
-    /// 204.
-    NotAllowed,
-    /// 205: bad or expired token or nonce.
-    BadToken,
-    /// 206.
-    TooMany,
-    /// 207.
-    NoAnswer,
-    /// 208.
-    Unsupported,
-    /// 209.
-    Internal,
-    /// 210: a newer session has the tag; do not come back with this one.
-    Replaced,
-    /// 211: an operator has taken the tag back; do not come back with it.
-    Revoked,
-    /// One that this version does not know.
-    Other(i64),
-}
-
-const CODES: [(i64, ErrorCode, &str); 11] = [
-    (201, ErrorCode::Malformed, "malformed"),
-    (202, ErrorCode::UnknownTag, "unknown tag, register again"),
-    (203, ErrorCode::NotOnline, "callee not online"),
-    (204, ErrorCode::NotAllowed, "not allowed"),
-    (205, ErrorCode::BadToken, "bad or expired token"),
-    (206, ErrorCode::TooMany, "too many, try later"),
-    (207, ErrorCode::NoAnswer, "callee did not answer"),
-    (208, ErrorCode::Unsupported, "unsupported t"),
-    (209, ErrorCode::Internal, "internal error"),
-    (210, ErrorCode::Replaced, "replaced by a newer session"),
-    (211, ErrorCode::Revoked, "revoked"),
-];
-
-impl ErrorCode {
-    /// All codes of this version.
-    pub const KNOWN: [Self; CODES.len()] = {
-        let mut known = [Self::Internal; CODES.len()];
-        let mut index = 0;
-        while index < CODES.len() {
-            known[index] = CODES[index].1;
-            index += 1;
-        }
-        known
-    };
-
-    /// Returns the number on the wire.
-    #[must_use]
-    pub fn number(self) -> i64 {
-        match self {
-            Self::Other(number) => number,
-            known => CODES.iter().find(|row| row.1 == known).map_or(209, |row| row.0),
-        }
-    }
-
-    /// Returns the text that belongs to the code (S0-39).
-    #[must_use]
-    pub fn text(self) -> &'static str {
-        CODES.iter().find(|row| row.1 == self).map_or("failed", |row| row.2)
-    }
-
-    pub(super) fn from_number(number: i64) -> Self {
-        CODES.iter().find(|row| row.0 == number).map_or(Self::Other(number), |row| row.1)
-    }
-}
-
-/// What a peer sends to the other through the server (S0-A18); plain clients ignore it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct IceDescription {
-    /// ICE user name fragment.
-    pub ufrag: Option<String>,
-    /// ICE password.
-    pub pwd: Option<String>,
-    /// Candidate attribute values of RFC 8839, `candidate:…`.
-    pub cands: Vec<String>,
-    /// ICE role.
-    pub role: Option<String>,
-    /// LocalAddresses addresses.
-    pub laddrs: Vec<String>,
-    /// The sender's NAT type.
-    pub nat: Option<NatType>,
-    /// A TCP port that listens (S0-A11): `tport`, and `rtport` in 52.
-    pub tport: Option<u16>,
-    /// An SDP as a text that the server does not read.
-    pub sdp: Option<String>,
-}
-
-/// The server-reflexive address of a client (S1-2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ReflexiveAddress {
-    /// The client's outer address.
-    pub addr: SocketAddr,
-    /// Whether its IP differs from all local ones (S1-3); `None` if the client has reported none.
-    pub nat: Option<bool>,
-}
-
 /// Shows that a client holds an Ed25519 key (RFC 8032).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proof {
@@ -475,67 +298,6 @@ impl Proof {
         format!("ginnel register\n{key}\n{}\n{}", self.nonce, epoch.unwrap_or_default())
     }
 }
-
-/// A NAT, by what it allows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NatType {
-    /// No NAT.
-    Open,
-    /// The mapped port does not depend on the destination.
-    Easy,
-    /// It does.
-    Hard,
-    /// No UDP leaves.
-    Blocked,
-}
-
-/// The path that two peers ended on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReportedPath {
-    /// From peer to peer.
-    Direct,
-    /// Through the relay.
-    Relay,
-    /// None was found.
-    Failed,
-}
-
-pub(super) const NATS: [(&str, NatType); 4] = [
-    ("open", NatType::Open),
-    ("easy", NatType::Easy),
-    ("hard", NatType::Hard),
-    ("blocked", NatType::Blocked),
-];
-pub(super) const PATHS: [(&str, ReportedPath); 3] =
-    [("direct", ReportedPath::Direct), ("relay", ReportedPath::Relay), ("failed", ReportedPath::Failed)];
-
-pub(super) fn word<T: Copy + PartialEq>(
-    table: &[(&'static str, T)],
-    value: Option<T>,
-) -> Option<BoundedString<16>> {
-    let row = table.iter().find(|row| Some(row.1) == value)?;
-    Some(BoundedString(row.0.to_owned()))
-}
-
-/// An unknown name counts as absent, so that a later version may add one.
-pub(super) fn meaning<T: Copy>(table: &[(&'static str, T)], word: Option<&BoundedString<16>>) -> Option<T> {
-    let word = word?;
-    table.iter().find(|row| row.0 == word.0).map(|row| row.1)
-}
-
-/// One entry of a browser's `RTCConfiguration.iceServers`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct IceServer {
-    /// `stun:` or `turn:` addresses.
-    pub urls: Vec<String>,
-    /// The user name of a relay.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub username: Option<String>,
-    /// Its password.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub credential: Option<String>,
-}
-
 impl RequestBody {
     /// Returns the type of the request.
     #[must_use]
@@ -580,34 +342,5 @@ impl Response {
     #[must_use]
     pub fn failure(t: MessageType, mid: Option<i64>, code: ErrorCode) -> Self {
         Self { mid, body: ResponseBody::Failed { t, token: None, code, em: code.text().to_owned() } }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::HashSet;
-
-    #[test]
-    fn each_message_type_has_a_number_of_its_own() {
-        let numbers: HashSet<_> = MESSAGE_TYPES.iter().map(|row| row.0).collect();
-        assert_eq!(numbers.len(), MESSAGE_TYPES.len());
-        for (number, message_type) in MESSAGE_TYPES.into_iter().chain([(99, MessageType::Other(99))]) {
-            assert_eq!(MessageType::from_number(number), message_type);
-            assert_eq!(message_type.number(), number);
-        }
-    }
-
-    #[test]
-    fn each_code_has_a_number_and_a_text_of_its_own() {
-        // S0-39, S0-A13.
-        assert!(CODES.iter().all(|row| (201..300).contains(&row.0)));
-        let codes: HashSet<_> = CODES.iter().map(|row| row.1).collect();
-        let numbers: HashSet<_> = codes.iter().map(|code| code.number()).collect();
-        let texts: HashSet<_> = codes.iter().map(|code| code.text()).collect();
-        assert_eq!([codes.len(), numbers.len(), texts.len()], [CODES.len(); 3]);
-        for code in codes.into_iter().chain([ErrorCode::Other(299)]) {
-            assert_eq!(ErrorCode::from_number(code.number()), code);
-        }
     }
 }

@@ -1,6 +1,6 @@
 //! Signalling: connects two clients, with JSON in UDP datagrams or WebSocket texts.
 //!
-//! Document 000's protocol of tag, token and notify, with fields of our own for ICE (`docs/wire/signaling.md`). A UDP
+//! The protocol of tag, token and notify (S0-1 to S0-40) with further fields for ICE (`docs/wire/signaling.md`). A UDP
 //! client and a WebSocket client reach each other, since both are clients of one [`Hub`]. After each `handle_*`, drain
 //! `poll_output` and set a timer for `poll_timeout`.
 
@@ -19,21 +19,29 @@ mod client_addr;
 #[cfg(feature = "server")]
 pub(crate) mod config;
 #[cfg(feature = "server")]
+mod connections;
+#[cfg(feature = "server")]
 mod counters;
 #[cfg(any(feature = "server", feature = "agent"))]
 mod envelope;
+#[cfg(any(feature = "server", feature = "agent"))]
+mod error_code;
 #[cfg(feature = "server")]
 mod event_queue;
 #[cfg(feature = "server")]
 mod http;
 #[cfg(feature = "server")]
 mod hub_messages;
+#[cfg(any(feature = "server", feature = "agent"))]
+mod ice_description;
 #[cfg(feature = "server")]
 mod local_addresses;
 #[cfg(feature = "server")]
 pub(crate) mod machine;
 #[cfg(any(feature = "server", feature = "agent"))]
 mod message;
+#[cfg(any(feature = "server", feature = "agent"))]
+mod message_type;
 #[cfg(feature = "server")]
 pub(crate) mod nodes;
 #[cfg(feature = "server")]
@@ -43,9 +51,13 @@ mod outbox;
 #[cfg(feature = "server")]
 mod pending_queries;
 #[cfg(feature = "server")]
+mod pending_request;
+#[cfg(feature = "server")]
 mod presence;
 #[cfg(feature = "server")]
 mod registry;
+#[cfg(feature = "server")]
+mod replies;
 #[cfg(feature = "server")]
 mod response_cache;
 #[cfg(test)]

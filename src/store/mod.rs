@@ -60,7 +60,7 @@ const FORGET_EVERY: u64 = 4096;
 /// The result of a call, later.
 pub type StoreFuture<T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send>>;
 
-/// Keeps accounts, devices, contacts and mailboxes. The [module](self) has the contract.
+/// Keeps accounts, devices, contacts and mailboxes. The module has the contract.
 ///
 /// Each write fails with [`StoreError::LimitExceeded`] if something in it is longer than the constants of this module permit.
 pub trait Store: fmt::Debug + Send + Sync + 'static {

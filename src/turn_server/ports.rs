@@ -48,9 +48,13 @@ impl RelayPorts {
     #[must_use]
     pub fn new(addresses: &[RelayAddress], range: RangeInclusive<u16>) -> Self {
         let words = || (0..WORDS).map(|_| AtomicU64::new(0)).collect();
-        let table =
-            |address: &RelayAddress| Table { address: *address, words: words(), owners: PortOwners::new() };
-        Self { range, tables: addresses.iter().map(table).collect() }
+        let table = |address: &RelayAddress| Table {
+            address: *address,
+            words: words(),
+            owners: PortOwners::new(&range),
+        };
+        let tables = addresses.iter().map(table).collect();
+        Self { range, tables }
     }
 
     /// Returns whether `ip` is a local relay address.
@@ -91,7 +95,9 @@ impl RelayPorts {
     /// Returns the number of leased ports.
     #[must_use]
     pub fn leased(&self) -> u32 {
-        let words = self.tables.iter().flat_map(|table| &table.words);
+        let (first, last) = (usize::from(*self.range.start()), usize::from(*self.range.end()));
+        let used = first / 64..=last.max(first) / 64;
+        let words = self.tables.iter().flat_map(|table| &table.words[used.clone()]);
         words.map(|word| word.load(Ordering::Relaxed).count_ones()).sum()
     }
 

@@ -7,8 +7,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use ginnel::stun::{Builder, Class, Message, Method, TransactionId, attr};
+use serde_json::json;
 
 use crate::safety::unauthenticated::admitted_hellos;
+use crate::signaling_client::SignalingClient;
 use crate::test_server::{Lines, TestServer, free_ports};
 use crate::turn_client::{TurnClient, by_udp};
 use crate::waiting::wait_for;
@@ -217,6 +219,65 @@ fn what_the_server_withholds_from_unverified_sources_is_counted() {
     }
     wait_for_value(server, "ginnel_unauthenticated_withheld_total{limit=\"rate\"}", 1);
     wait_for_value(server, "ginnel_worker_dropped_packets_total{reason=\"response_withheld\"}", 1);
+}
+
+#[test]
+fn a_datagram_that_finds_the_queue_of_the_hub_full_is_counted() {
+    let lines = Lines { top: "workers = 1", turn: "[signaling.limits]\ninbox = 1" };
+    let test_server = TestServer::with(&[HERE.into()], lines);
+    let server = test_server.address;
+    let socket = UdpSocket::bind((HERE, 0)).unwrap();
+    socket.connect(server).unwrap();
+    let dropped = "ginnel_worker_dropped_packets_total{reason=\"signaling_queue_full\"}";
+    assert_eq!(value(server, dropped), 0);
+    // A worker queues the datagrams of one batch without waiting for the hub.
+    wait_for(SOON, || {
+        for _ in 0..100 {
+            socket.send(br#"{"t":1}"#).unwrap();
+        }
+        (value(server, dropped) > 0).then_some(()).ok_or_else(|| "no datagram was dropped".to_owned())
+    });
+}
+
+#[test]
+fn each_counter_of_the_hub_moves_when_its_cause_occurs() {
+    let test_server = TestServer::on_loopback("");
+    let server = test_server.address;
+    let count = |name: &str| value(server, &format!("ginnel_signaling_{name}"));
+    let wait_for_count =
+        |name: &str, least| wait_for_value(server, &format!("ginnel_signaling_{name}"), least);
+    let mut caller = SignalingClient::web(HERE, server);
+    let mut callee = SignalingClient::udp(HERE, server);
+    let [tag, rtag] = [&mut caller, &mut callee].map(|client| client.register(&json!({})));
+    assert_eq!([count("clients"), count("websockets"), count("registrations_total")], [2, 1, 2]);
+    callee.request(json!({"t": 2, "tag": rtag}));
+
+    let unknown = caller.request(json!({"t": 4, "params": {"tag": tag, "rtag": "nobody"}}));
+    assert_eq!((&unknown["code"], count("errors_total{code=\"203\"}")), (&json!(203), 1));
+
+    let call = json!({"t": 4, "params": {"tag": tag, "rtag": rtag}});
+    let refused = caller.request(call.clone())["extra"]["token"].clone();
+    assert_eq!(count("calls"), 1);
+    let notify = callee.receive(|message| message["t"] == 51 && message["token"] == refused);
+    callee.send(&json!({"t": 51, "mid": notify["mid"], "token": refused, "code": 204}));
+    wait_for_count("calls_ended_total{outcome=\"refused\"}", 1);
+    wait_for_count("requests_total{result=\"acknowledged\"}", 1);
+
+    let answered = caller.request(call)["extra"]["token"].clone();
+    let notify = callee.receive(|message| message["t"] == 51 && message["token"] == answered);
+    callee.send(&json!({"t": -51, "mid": notify["mid"], "token": answered, "code": 200}));
+    caller.receive(|message| message["t"] == 52 && message["token"] == answered);
+    caller.send(&json!({"t": -53, "token": answered, "code": 200, "extra": {"path": "direct"}}));
+    caller.request(json!({"t": 55, "token": answered}));
+    wait_for_count("calls_ended_total{outcome=\"direct\"}", 1);
+    // The callee does not answer the hub's t=55.
+    wait_for_count("requests_total{result=\"unanswered\"}", 1);
+    drop(caller);
+    wait_for(SOON, || {
+        (count("websockets") == 0).then_some(()).ok_or_else(|| "a WebSocket is open".to_owned())
+    });
+    // A single server has no other hubs.
+    assert_eq!(count("hub_messages_total{direction=\"sent\"}"), 0);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::super::call_table::CallOutcomes;
 use super::*;
 
-/// Two clients of document 000, each with a signalling and a punching socket (S0-28), A's being the caller.
+/// Two plain clients, each with a signalling and a punching socket (S0-28), A's being the caller.
 const A: &str = "192.0.2.10:1000";
 const A_PUNCH: &str = "192.0.2.10:1001";
 const B: &str = "192.0.2.20:2000";

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 const STEP: Duration = Duration::from_millis(100);
 const TICKS: usize = 600;
 
-/// A client of document 000 with one socket, which repeats what is not answered and calls anew after ten seconds.
+/// A plain client with one socket that retransmits unanswered requests and calls again after ten seconds.
 #[derive(Default)]
 struct Client {
     tag: Option<String>,

@@ -1,4 +1,4 @@
-//! The hands on loopback: real sockets, real WebSockets, and the Python client of document 000.
+//! The service on loopback: real sockets, real WebSockets, and the Python client in `tests/clients/`.
 
 use super::config;
 use crate::net::udp::{BatchUdpSocket, Role, RxBuffers};
@@ -28,25 +28,27 @@ type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 const ANY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// Signalling with its two UDP ports and HTTP, on loopback.
-struct Lodge {
+struct TestService {
     service: Service,
     main: SocketAddr,
     http: SocketAddr,
-    over: Arc<AtomicBool>,
+    stopped: Arc<AtomicBool>,
 }
 
-impl Lodge {
+impl TestService {
     async fn open(config: Config) -> Self {
         let [main, aux] = [(); 2].map(|()| BatchUdpSocket::bind(ANY, Role::Single).unwrap());
         let sockets = Sockets { main: vec![main.try_clone().unwrap()], aux: vec![aux.try_clone().unwrap()] };
         let service = start(config, sockets, [1; 32]);
-        let over = Arc::new(AtomicBool::new(false));
-        let (at, handle, stop) = (main.local_addr(), service.handle(), Arc::clone(&over));
-        std::thread::spawn(move || pump([(ServerPort::Main, main), (ServerPort::Aux, aux)], &handle, &stop));
+        let stopped = Arc::new(AtomicBool::new(false));
+        let (at, handle, stop) = (main.local_addr(), service.handle(), Arc::clone(&stopped));
+        std::thread::spawn(move || {
+            forward_datagrams([(ServerPort::Main, main), (ServerPort::Aux, aux)], &handle, &stop)
+        });
         let listener = TcpListener::bind(ANY).await.unwrap();
         let http = listener.local_addr().unwrap();
         tokio::spawn(serve(listener, service.handle()));
-        Self { service, main: at, http, over }
+        Self { service, main: at, http, stopped }
     }
 
     async fn websocket(&self) -> Socket {
@@ -64,26 +66,28 @@ impl Lodge {
     }
 
     async fn close(self) {
-        self.over.store(true, Ordering::Relaxed);
+        self.stopped.store(true, Ordering::Relaxed);
         self.service.shutdown().await;
     }
 }
 
-/// What the server's workers do with signalling datagrams.
-fn pump(ports: [(ServerPort, BatchUdpSocket); 2], handle: &Handle, over: &AtomicBool) {
-    let (mut poll, mut intake) = (mio::Poll::new().unwrap(), RxBuffers::default());
-    for (index, (_, port)) in ports.iter().enumerate() {
-        poll.registry().register(&mut SourceFd(&port.as_raw_fd()), Token(index), Interest::READABLE).unwrap();
+/// Passes datagrams to signalling, as the workers of the data plane do.
+fn forward_datagrams(ports: [(ServerPort, BatchUdpSocket); 2], handle: &Handle, stopped: &AtomicBool) {
+    let (mut poll, mut rx_buffers) = (mio::Poll::new().unwrap(), RxBuffers::default());
+    for (index, (_, socket)) in ports.iter().enumerate() {
+        poll.registry()
+            .register(&mut SourceFd(&socket.as_raw_fd()), Token(index), Interest::READABLE)
+            .unwrap();
     }
-    while !over.load(Ordering::Relaxed) {
+    while !stopped.load(Ordering::Relaxed) {
         poll.poll(&mut mio::Events::with_capacity(2), Some(Duration::from_millis(100))).unwrap();
-        for (door, port) in &ports {
-            while let Ok(haul) = port.recv(&mut intake) {
-                for datagram in intake.datagrams(haul) {
+        for (kind, socket) in &ports {
+            while let Ok(batch) = socket.recv(&mut rx_buffers) {
+                for datagram in rx_buffers.datagrams(batch) {
                     let _ =
-                        handle.datagram(*door, datagram.from, datagram.local_ip, datagram.payload.as_bytes());
+                        handle.datagram(*kind, datagram.from, datagram.local_ip, datagram.payload.as_bytes());
                 }
-                intake.clear();
+                rx_buffers.clear();
             }
         }
     }
@@ -98,11 +102,11 @@ async fn serve(listener: TcpListener, handle: Handle) {
     }
 }
 
-async fn say(socket: &mut Socket, message: &Value) {
+async fn send(socket: &mut Socket, message: &Value) {
     socket.send(Message::Text(message.to_string().into())).await.unwrap();
 }
 
-async fn hear(socket: &mut Socket) -> Value {
+async fn receive(socket: &mut Socket) -> Value {
     loop {
         match socket.next().await.unwrap().unwrap() {
             Message::Text(text) => return serde_json::from_str(&text).unwrap(),
@@ -112,7 +116,7 @@ async fn hear(socket: &mut Socket) -> Value {
     }
 }
 
-/// Reads until the server has closed, and says whether it did so in the form of RFC 6455.
+/// Reads to the end; returns whether the server has sent a Close frame.
 async fn is_closed(socket: &mut Socket) -> bool {
     while let Some(Ok(message)) = socket.next().await {
         if matches!(message, Message::Close(_)) {
@@ -124,11 +128,11 @@ async fn is_closed(socket: &mut Socket) -> bool {
 
 #[tokio::test]
 async fn a_udp_client_calls_a_websocket_client_through_real_sockets() {
-    let lodge = Lodge::open(config()).await;
-    let mut web = lodge.websocket().await;
-    say(&mut web, &json!({"t": 1, "mid": 1})).await;
-    let callee = hear(&mut web).await["extra"]["tag"].clone();
-    let main = lodge.main;
+    let server = TestService::open(config()).await;
+    let mut web = server.websocket().await;
+    send(&mut web, &json!({"t": 1, "mid": 1})).await;
+    let callee = receive(&mut web).await["extra"]["tag"].clone();
+    let main = server.main;
     let asked = tokio::task::spawn_blocking(move || {
         let socket = UdpSocket::bind(ANY).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -143,42 +147,42 @@ async fn a_udp_client_calls_a_websocket_client_through_real_sockets() {
         (ask(call), socket.local_addr().unwrap())
     });
     let (answer, caller) = asked.await.unwrap();
-    let notified = hear(&mut web).await;
+    let notified = receive(&mut web).await;
     assert_eq!(notified["token"], answer["extra"]["token"]);
     assert_eq!(notified["params"]["port"], caller.port());
-    lodge.close().await;
+    server.close().await;
     assert!(is_closed(&mut web).await);
 }
 
 #[tokio::test]
-async fn ice_servers_are_handed_out_for_a_key_alone() {
-    let lodge = Lodge::open(config()).await;
-    let (head, body) = lodge.get("/ice?key=the%20key", "").await;
+async fn ice_servers_are_given_only_for_a_key() {
+    let server = TestService::open(config()).await;
+    let (head, body) = server.get("/ice?key=the%20key", "").await;
     assert!(head.starts_with("http/1.1 200") && head.contains("cache-control: no-store"), "{head}");
     assert!(head.contains("access-control-allow-origin: *"));
     assert_eq!(body["iceServers"][1]["urls"], json!(["turn:192.0.2.1:3478"]));
-    let (head, bearer) = lodge.get("/ice", "Authorization: Bearer the key\r\n").await;
+    let (head, bearer) = server.get("/ice", "Authorization: Bearer the key\r\n").await;
     assert!(head.starts_with("http/1.1 200"));
     assert_ne!(bearer["iceServers"][1]["username"], body["iceServers"][1]["username"]);
-    let (head, body) = lodge.get("/ice", "").await;
+    let (head, body) = server.get("/ice", "").await;
     assert!(head.starts_with("http/1.1 401") && head.contains("www-authenticate: bearer"));
     assert!(body["error"].is_string());
-    let (head, body) = lodge.get("/ice?key=wrong", "").await;
+    let (head, body) = server.get("/ice?key=wrong", "").await;
     assert!(head.starts_with("http/1.1 403") && body["error"].is_string());
-    lodge.close().await;
+    server.close().await;
 }
 
 #[tokio::test]
-async fn credentials_of_one_key_are_on_one_account_and_handed_out_at_a_rate() {
+async fn credentials_of_one_key_share_one_account_and_are_rate_limited() {
     let limits = Limits {
         ice_per_key: Rate::new(0.001, 2.0),
         ice_per_network: Rate::new(0.001, 6.0),
         ..Limits::default()
     };
     let access_keys = vec![AccessKey::new("one"), AccessKey::new("two")];
-    let lodge = Lodge::open(Config { access_keys, limits, ..config() }).await;
+    let server = TestService::open(Config { access_keys, limits, ..config() }).await;
     let ask = async |key: &str| {
-        let (head, body) = lodge.get(&format!("/ice?key={key}"), "").await;
+        let (head, body) = server.get(&format!("/ice?key={key}"), "").await;
         let user = body["iceServers"][1]["username"]
             .as_str()
             .map(|user| user.rsplit_once('+').unwrap().1.to_owned());
@@ -191,30 +195,30 @@ async fn credentials_of_one_key_are_on_one_account_and_handed_out_at_a_rate() {
     let status = async |key| ask(key).await.0.split(' ').nth(1).unwrap().to_owned();
     assert_eq!([status("two").await, status("wrong").await], ["200", "403"]);
     assert_eq!([status("wrong").await, status("two").await], ["429", "429"], "the network's");
-    lodge.close().await;
+    server.close().await;
 }
 
 #[tokio::test]
-async fn tokens_that_cost_a_signature_are_taken_as_seldom_by_http_as_by_signalling() {
+async fn http_and_signalling_share_one_rate_for_tokens_that_cost_a_signature() {
     let jwt = JwtKey::ed_dsa("11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo").map(Jwt::new);
     let limits = Limits { per_proof: Rate::new(0.001, 2.0), ..Limits::default() };
-    let lodge = Lodge::open(Config { jwt, limits, ..config() }).await;
+    let server = TestService::open(Config { jwt, limits, ..config() }).await;
     let status = async |key: &str| {
-        let (head, _) = lodge.get(&format!("/ice?key={key}"), "").await;
+        let (head, _) = server.get(&format!("/ice?key={key}"), "").await;
         head.split(' ').nth(1).unwrap().to_owned()
     };
     let guess = "eyJhbGciOiJFZERTQSJ9.e30.AAAA";
     assert_eq!([status(guess).await, status(guess).await, status(guess).await], ["403", "403", "429"]);
     assert_eq!(status("the%20key").await, "200");
-    lodge.close().await;
+    server.close().await;
 }
 
 #[tokio::test]
 async fn pages_of_other_origins_open_no_websocket_and_cannot_read_ice_servers() {
     let origins = Origins::only(vec!["https://app.example".into()]).unwrap();
-    let lodge = Lodge::open(Config { origins, ..config() }).await;
+    let server = TestService::open(Config { origins, ..config() }).await;
     let from = async |origin: Option<&'static str>| {
-        let mut request = format!("ws://{}/ws", lodge.http).into_client_request().unwrap();
+        let mut request = format!("ws://{}/ws", server.http).into_client_request().unwrap();
         if let Some(origin) = origin {
             request.headers_mut().insert("origin", origin.parse().unwrap());
         }
@@ -226,80 +230,80 @@ async fn pages_of_other_origins_open_no_websocket_and_cannot_read_ice_servers() 
     };
     assert_eq!((from(None).await, from(Some("https://app.example")).await), (101, 101));
     assert_eq!((from(Some("https://evil.example")).await, from(Some("null")).await), (403, 403));
-    let (head, _) = lodge.get("/ice?key=the%20key", "Origin: https://app.example\r\n").await;
+    let (head, _) = server.get("/ice?key=the%20key", "Origin: https://app.example\r\n").await;
     assert!(head.contains("access-control-allow-origin: https://app.example\r\n"), "{head}");
     assert!(head.contains("vary: origin"), "{head}");
-    let (head, _) = lodge.get("/ice?key=the%20key", "Origin: https://evil.example\r\n").await;
+    let (head, _) = server.get("/ice?key=the%20key", "Origin: https://evil.example\r\n").await;
     assert!(!head.contains("access-control-allow-origin") && head.contains("vary: origin"), "{head}");
-    lodge.close().await;
+    server.close().await;
 }
 
 #[tokio::test]
 async fn a_websocket_is_closed_for_too_long_a_message_for_silence_and_for_binary() {
     let times = Times { idle: Duration::from_millis(300), ping: Duration::from_secs(9), ..Times::default() };
-    let lodge = Lodge::open(Config { times, ..config() }).await;
-    let mut long = lodge.websocket().await;
+    let server = TestService::open(Config { times, ..config() }).await;
+    let mut long = server.websocket().await;
     let text = Message::Text("x".repeat(70_000).into());
     let _ = long.send(text).await;
     is_closed(&mut long).await;
-    let mut binary = lodge.websocket().await;
+    let mut binary = server.websocket().await;
     binary.send(Message::Binary(vec![1].into())).await.unwrap();
     assert!(is_closed(&mut binary).await);
-    let mut silent = lodge.websocket().await;
+    let mut silent = server.websocket().await;
     assert!(is_closed(&mut silent).await);
-    lodge.close().await;
+    server.close().await;
 }
 
 #[tokio::test]
-async fn a_websocket_that_finds_no_room_is_closed_with_1013_and_the_limit_as_the_reason() {
+async fn a_websocket_over_the_limit_is_closed_with_1013_and_the_limit_as_the_reason() {
     let limits = Limits { connections_per_network: 1, ..Limits::default() };
-    let lodge = Lodge::open(Config { limits, ..config() }).await;
-    let mut first = lodge.websocket().await;
-    say(&mut first, &json!({"t": 1, "mid": 1})).await;
-    assert_eq!(hear(&mut first).await["code"], 200);
-    let mut second = lodge.websocket().await;
+    let server = TestService::open(Config { limits, ..config() }).await;
+    let mut first = server.websocket().await;
+    send(&mut first, &json!({"t": 1, "mid": 1})).await;
+    assert_eq!(receive(&mut first).await["code"], 200);
+    let mut second = server.websocket().await;
     let Some(Ok(Message::Close(Some(close)))) = second.next().await else { panic!("no close with a reason") };
     let reason = "limit reached: signaling.limits.connections_per_network";
     assert_eq!((u16::from(close.code), close.reason.as_str()), (1013, reason));
-    lodge.close().await;
+    server.close().await;
 }
 
 #[tokio::test]
 async fn pings_keep_a_quiet_websocket_open() {
     let times =
         Times { idle: Duration::from_millis(400), ping: Duration::from_millis(50), ..Times::default() };
-    let lodge = Lodge::open(Config { times, ..config() }).await;
-    let mut web = lodge.websocket().await;
+    let server = TestService::open(Config { times, ..config() }).await;
+    let mut web = server.websocket().await;
     for _ in 0..20 {
         assert!(matches!(web.next().await, Some(Ok(Message::Ping(_)))));
     }
-    say(&mut web, &json!({"t": 1, "mid": 1})).await;
-    assert_eq!(hear(&mut web).await["t"], -1);
-    lodge.close().await;
+    send(&mut web, &json!({"t": 1, "mid": 1})).await;
+    assert_eq!(receive(&mut web).await["t"], -1);
+    server.close().await;
 }
 
 #[tokio::test]
 async fn a_client_that_does_not_read_is_closed_and_the_others_go_on() {
     let limits = Limits { outbox: 4, per_source: Rate::new(1e9, 1e9), ..Limits::default() };
-    let lodge = Lodge::open(Config { limits, ..config() }).await;
-    let mut deaf = lodge.websocket().await;
+    let server = TestService::open(Config { limits, ..config() }).await;
+    let mut non_reading = server.websocket().await;
     let request = json!({"t": 77, "pad": "x".repeat(100)}).to_string();
     let flood = async {
         loop {
-            deaf.send(Message::Text(request.clone().into())).await?;
+            non_reading.send(Message::Text(request.clone().into())).await?;
         }
     };
     let ended: Result<(), tungstenite::Error> =
         tokio::time::timeout(Duration::from_secs(60), flood).await.unwrap();
     assert!(ended.is_err());
-    let mut web = lodge.websocket().await;
-    say(&mut web, &json!({"t": 1, "mid": 1})).await;
-    assert_eq!(hear(&mut web).await["t"], -1);
-    lodge.close().await;
+    let mut web = server.websocket().await;
+    send(&mut web, &json!({"t": 1, "mid": 1})).await;
+    assert_eq!(receive(&mut web).await["t"], -1);
+    server.close().await;
 }
 
 #[expect(clippy::print_stderr, reason = "a skip must be seen")]
-fn say_skipped(why: &str) {
+fn print_skip(why: &str) {
     eprintln!("skipped: {why}");
 }
 
@@ -319,13 +323,13 @@ fn events(child: Child) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn two_plain_clients_of_document_000_punch_and_exchange_a_hundred_datagrams() {
-    let lodge = Lodge::open(config()).await;
-    let Ok(listening) = python(lodge.main, &["listen"]) else {
-        say_skipped("no python3 here");
-        return lodge.close().await;
+async fn two_plain_clients_punch_and_exchange_a_hundred_datagrams() {
+    let server = TestService::open(config()).await;
+    let Ok(listening) = python(server.main, &["listen"]) else {
+        print_skip("python3 is not installed");
+        return server.close().await;
     };
-    let calling = python(lodge.main, &["call", "first"]).unwrap();
+    let calling = python(server.main, &["call", "first"]).unwrap();
     let both = tokio::task::spawn_blocking(|| [events(listening), events(calling)]);
     for side in both.await.unwrap() {
         let names: Vec<_> = side.iter().map(|event| event["event"].as_str().unwrap()).collect();
@@ -334,27 +338,27 @@ async fn two_plain_clients_of_document_000_punch_and_exchange_a_hundred_datagram
         let exchanged = side.iter().find(|event| event["event"] == "exchanged").unwrap();
         assert_eq!((&exchanged["sent"], &exchanged["received"]), (&json!(100), &json!(100)));
     }
-    lodge.close().await;
+    server.close().await;
 }
 
 #[tokio::test]
-async fn a_replaced_websocket_is_told_why_before_it_is_closed_and_a_watcher_notices_nothing() {
-    let lodge = Lodge::open(config()).await;
+async fn a_replaced_websocket_gets_the_reason_before_its_close_and_a_watcher_gets_no_event() {
+    let server = TestService::open(config()).await;
     let register =
         |epoch| json!({"t": 1, "mid": 1, "params": {"secret": "a secret of twenty-two", "epoch": epoch}});
     let (mut older, mut newer, mut watcher) =
-        (lodge.websocket().await, lodge.websocket().await, lodge.websocket().await);
-    say(&mut older, &register(1)).await;
-    let tag = hear(&mut older).await["extra"]["tag"].clone();
-    say(&mut watcher, &json!({"t": 1, "mid": 1})).await;
-    hear(&mut watcher).await;
-    say(&mut watcher, &json!({"t": 60, "mid": 2, "params": {"tags": [tag]}})).await;
-    assert_eq!(hear(&mut watcher).await["extra"], json!({"online": [tag]}));
-    say(&mut newer, &register(2)).await;
-    assert_eq!(hear(&mut newer).await["extra"]["tag"], tag);
-    assert_eq!(hear(&mut older).await, json!({"t": 1, "code": 210, "em": "replaced by a newer session"}));
+        (server.websocket().await, server.websocket().await, server.websocket().await);
+    send(&mut older, &register(1)).await;
+    let tag = receive(&mut older).await["extra"]["tag"].clone();
+    send(&mut watcher, &json!({"t": 1, "mid": 1})).await;
+    receive(&mut watcher).await;
+    send(&mut watcher, &json!({"t": 60, "mid": 2, "params": {"tags": [tag]}})).await;
+    assert_eq!(receive(&mut watcher).await["extra"], json!({"online": [tag]}));
+    send(&mut newer, &register(2)).await;
+    assert_eq!(receive(&mut newer).await["extra"]["tag"], tag);
+    assert_eq!(receive(&mut older).await, json!({"t": 1, "code": 210, "em": "replaced by a newer session"}));
     assert!(is_closed(&mut older).await);
     newer.close(None).await.unwrap();
-    assert_eq!(hear(&mut watcher).await, json!({"t": 60, "params": {"offline": [tag]}}));
-    lodge.close().await;
+    assert_eq!(receive(&mut watcher).await, json!({"t": 60, "params": {"offline": [tag]}}));
+    server.close().await;
 }

@@ -11,8 +11,10 @@ use tokio::sync::oneshot;
 const CALL_BYTES: usize = 512;
 const MAX_QUEUED_BYTES: usize = 4096 * CALL_BYTES;
 
+type Read = Box<dyn FnOnce(&Connection) + Send>;
+
 /// The callers' side of the threads.
-pub(super) struct Readers(CallQueue<Box<dyn FnOnce(&Connection) + Send>>);
+pub(super) struct Readers(CallQueue<Read>);
 
 impl fmt::Debug for Readers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -200,7 +200,7 @@ mod tests {
         let device = done(store.legacy_device("lamp")).unwrap();
         assert_eq!(device.pin, DevicePin::Network("192.0.2.0/24".parse().unwrap()));
         assert_eq!(device.abilities, ["light"]);
-        assert_eq!(done(store.contacts(&alice)), [lamp.clone()]);
+        assert_eq!(done(store.contacts(&alice)), std::slice::from_ref(&lamp));
         let mailbox = done(store.open_mailbox(&alice));
         assert_eq!((mailbox.epoch, mailbox.last_sequence, mailbox.messages, mailbox.bytes), (99, 4, 1, 5));
         check_messages(&store, mailbox, lamp);
