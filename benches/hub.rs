@@ -21,7 +21,7 @@ const HEARTBEAT: Duration = Duration::from_secs(25);
 const CALLS: usize = 100_000;
 /// Clients that take part in calls; the rate limits per pair and per client need many.
 const CALLERS: usize = 1000;
-/// The distance between consecutive clients: a prime, so that all have a turn, and not in the order of memory.
+/// The distance between consecutive heartbeats: a prime, so that all clients are reached, and not in the order of memory.
 const STRIDE: usize = 65_537;
 const ICE: &str = r#""ufrag":"8hhY","pwd":"asd88fgpdd777uzjYhagZg","cands":["candidate:1 1 udp 2130706431 10.0.1.17 8998 typ host"]"#;
 
@@ -108,47 +108,56 @@ fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     rest.split(['"', ',', '}']).next()
 }
 
-/// A hub with idle tags, and callers.
-struct World {
+/// A hub with idle tags and callers, and the clock.
+struct LoadedHub {
     machine: Machine,
     now: Now,
     tags: Vec<Box<str>>,
     /// How many of them are idle.
     idle: usize,
-    beat: usize,
-    owed: f64,
-    turn: usize,
+    next_heartbeat: usize,
+    heartbeats_due: f64,
+    call_number: usize,
     mid: u64,
     texts: Vec<String>,
 }
 
-impl World {
+impl LoadedHub {
     fn new(transport: Transport, idle: usize) -> Self {
         let machine = Machine::new(transport);
         let (now, tags) = (time::now(), Vec::with_capacity(idle + CALLERS));
-        let mut world =
-            Self { machine, now, tags, idle, beat: 0, owed: 0.0, turn: 0, mid: 1, texts: Vec::new() };
+        let mut hub = Self {
+            machine,
+            now,
+            tags,
+            idle,
+            next_heartbeat: 0,
+            heartbeats_due: 0.0,
+            call_number: 0,
+            mid: 1,
+            texts: Vec::new(),
+        };
         for client in 0..idle + CALLERS {
             // Faster than calls, but slow enough that timers are spread.
-            world.pass(Duration::from_micros(20));
-            world.machine.open(world.now, client);
-            world.receive(client, r#"{"t":1,"mid":1}"#);
-            let tag = world.texts.iter().find_map(|text| field(text, "tag")).unwrap().into();
-            world.tags.push(tag);
-            world.heartbeat(client);
+            hub.advance(Duration::from_micros(20));
+            hub.machine.open(hub.now, client);
+            hub.receive(client, r#"{"t":1,"mid":1}"#);
+            let tag = hub.texts.iter().find_map(|text| field(text, "tag")).unwrap().into();
+            hub.tags.push(tag);
+            hub.heartbeat(client);
         }
-        assert_eq!(world.machine.tags(), idle + CALLERS);
-        world
+        assert_eq!(hub.machine.tags(), idle + CALLERS);
+        hub
     }
 
     /// Advances the time, with the heartbeats that are due.
-    fn pass(&mut self, time: Duration) {
+    fn advance(&mut self, time: Duration) {
         self.now = self.now.after(time);
-        self.owed += self.tags.len() as f64 * time.as_secs_f64() / HEARTBEAT.as_secs_f64();
-        while self.owed >= 1.0 {
-            self.owed -= 1.0;
-            self.beat = (self.beat + STRIDE) % self.tags.len();
-            self.heartbeat(self.beat);
+        self.heartbeats_due += self.tags.len() as f64 * time.as_secs_f64() / HEARTBEAT.as_secs_f64();
+        while self.heartbeats_due >= 1.0 {
+            self.heartbeats_due -= 1.0;
+            self.next_heartbeat = (self.next_heartbeat + STRIDE) % self.tags.len();
+            self.heartbeat(self.next_heartbeat);
         }
     }
 
@@ -185,9 +194,9 @@ impl World {
 
     /// A whole call, t=4 to t=-52; returns how long the hub took, without the end (t=55).
     fn call(&mut self) -> Duration {
-        self.turn += 1;
-        let caller = self.turn % CALLERS;
-        let callee = (caller + 1 + self.turn / CALLERS % (CALLERS - 1)) % CALLERS;
+        self.call_number += 1;
+        let caller = self.call_number % CALLERS;
+        let callee = (caller + 1 + self.call_number / CALLERS % (CALLERS - 1)) % CALLERS;
         let (caller, callee) = (self.idle + caller, self.idle + callee);
         let mid = self.new_mid();
         let text = format!(
@@ -215,14 +224,14 @@ impl World {
     }
 }
 
-fn calling(c: &mut Criterion) {
+fn benchmark_calls(c: &mut Criterion) {
     for transport in [Transport::Udp, Transport::Web] {
         let name = if transport == Transport::Udp { "call by UDP" } else { "call by WebSocket" };
         for tags in TAGS {
             let before = resident();
-            let mut world = World::new(transport, tags);
+            let mut hub = LoadedHub::new(transport, tags);
             if tags == TAGS[2] {
-                let each = (resident() - before) / world.tags.len() - 32 - size_of::<Box<str>>();
+                let each = (resident() - before) / hub.tags.len() - 32 - size_of::<Box<str>>();
                 println!("memory/{name}/{tags}: {each} bytes per tag");
             }
             let mut group = c.benchmark_group(name);
@@ -230,24 +239,24 @@ fn calling(c: &mut Criterion) {
             group.bench_function(BenchmarkId::from_parameter(tags), |b| {
                 b.iter_custom(|calls| {
                     let one = |_| {
-                        world.pass(STEP);
-                        world.tick() + world.call()
+                        hub.advance(STEP);
+                        hub.tick() + hub.call()
                     };
                     (0..calls).map(one).sum()
                 });
             });
             group.finish();
-            tell_the_slowest(&mut world, name, tags);
+            print_latencies(&mut hub, name, tags);
         }
     }
 }
 
-/// At 10 000 calls a second: how long the hub has to do with one, what is due meanwhile included.
-fn tell_the_slowest(world: &mut World, name: &str, tags: usize) {
+/// Prints quantiles of the processing time of a call at 10 000 calls per second, including the timers and heartbeats that are due.
+fn print_latencies(hub: &mut LoadedHub, name: &str, tags: usize) {
     let mut histogram = Histogram::default();
     for _ in 0..CALLS {
-        world.pass(STEP);
-        let took = world.tick() + world.call();
+        hub.advance(STEP);
+        let took = hub.tick() + hub.call();
         histogram.record(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
     }
     let at = |per_mille| histogram.quantile(per_mille).as_nanos() as f64 / 1000.0;
@@ -261,17 +270,17 @@ fn tell_the_slowest(world: &mut World, name: &str, tags: usize) {
     );
 }
 
-fn staying(c: &mut Criterion) {
+fn benchmark_heartbeats_and_registrations(c: &mut Criterion) {
     for tags in TAGS {
-        let mut world = World::new(Transport::Udp, tags);
+        let mut hub = LoadedHub::new(Transport::Udp, tags);
         let mut group = c.benchmark_group("heartbeat");
         group.throughput(Throughput::Elements(1));
         group.bench_function(BenchmarkId::from_parameter(tags), |b| {
             b.iter_custom(|beats| {
                 let mut one = |_| {
-                    world.now = world.now.after(HEARTBEAT / world.tags.len() as u32);
-                    world.beat = (world.beat + STRIDE) % world.tags.len();
-                    world.heartbeat(world.beat)
+                    hub.now = hub.now.after(HEARTBEAT / hub.tags.len() as u32);
+                    hub.next_heartbeat = (hub.next_heartbeat + STRIDE) % hub.tags.len();
+                    hub.heartbeat(hub.next_heartbeat)
                 };
                 (0..beats).map(&mut one).sum()
             });
@@ -279,15 +288,15 @@ fn staying(c: &mut Criterion) {
         group.finish();
         let mut group = c.benchmark_group("registration");
         group.throughput(Throughput::Elements(1));
-        // Each client in turn, under a new mid: it keeps its tag, so that the number of tags stays.
+        // The callers register in turn, with a new mid: each keeps its tag, so that the number of tags is constant.
         group.bench_function(BenchmarkId::from_parameter(tags), |b| {
             b.iter_custom(|registrations| {
                 let mut one = |_| {
-                    world.pass(STEP);
-                    let (client, mid) = (world.tags.len(), world.new_mid());
-                    let newcomer = client + (mid as usize) % CALLERS;
-                    let took = world.receive(newcomer, &format!(r#"{{"t":1,"mid":{mid}}}"#));
-                    took + world.tick()
+                    hub.advance(STEP);
+                    let (clients, mid) = (hub.tags.len(), hub.new_mid());
+                    let client = clients + (mid as usize) % CALLERS;
+                    let took = hub.receive(client, &format!(r#"{{"t":1,"mid":{mid}}}"#));
+                    took + hub.tick()
                 };
                 (0..registrations).map(&mut one).sum()
             });
@@ -296,11 +305,11 @@ fn staying(c: &mut Criterion) {
     }
 }
 
-/// Bytes of this process that are in memory.
+/// Returns the resident memory of this process, in bytes.
 fn resident() -> usize {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     statm.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096
 }
 
-criterion_group!(benches, calling, staying);
+criterion_group!(benches, benchmark_calls, benchmark_heartbeats_and_registrations);
 criterion_main!(benches);

@@ -25,7 +25,7 @@ const HEADER: usize = 4;
 const MOST_SEGMENTS: usize = 60;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum How {
+enum IoMode {
     /// One `recvfrom` and one `sendto` per packet.
     Plain,
     /// `recvmmsg`, and `sendmmsg` per socket.
@@ -48,7 +48,7 @@ struct Received {
 }
 
 struct Forwarder {
-    how: How,
+    mode: IoMode,
     main: UdpSocket,
     poll: Poll,
     flows: Vec<Flow>,
@@ -58,20 +58,20 @@ struct Forwarder {
 }
 
 /// Forwards until it is killed.
-pub(super) fn run(how: &str, address: SocketAddr) -> anyhow::Result<()> {
-    let how = match how {
-        "plain" => How::Plain,
-        "batched" => How::Batched,
-        "segmented" => How::Segmented,
-        _ => bail!("--forward {how}: not plain, batched or segmented"),
+pub(super) fn run(mode: &str, address: SocketAddr) -> anyhow::Result<()> {
+    let mode = match mode {
+        "plain" => IoMode::Plain,
+        "batched" => IoMode::Batched,
+        "segmented" => IoMode::Segmented,
+        _ => bail!("--forward {mode}: not plain, batched or segmented"),
     };
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
-    let main = open(address, how)?;
+    let main = open(address, mode)?;
     let poll = Poll::new()?;
     poll.registry().register(&mut SourceFd(&main.as_raw_fd()), Token(0), Interest::READABLE)?;
     let mut forwarder = Forwarder {
-        how,
+        mode,
         main,
         poll,
         flows: Vec::new(),
@@ -92,14 +92,14 @@ pub(super) fn run(how: &str, address: SocketAddr) -> anyhow::Result<()> {
     }
 }
 
-fn open(address: SocketAddr, how: How) -> io::Result<UdpSocket> {
+fn open(address: SocketAddr, mode: IoMode) -> io::Result<UdpSocket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_recv_buffer_size(BUFFER)?;
     socket.set_send_buffer_size(BUFFER)?;
     let _ = setsockopt(&socket, sockopt::RcvBufForce, &BUFFER);
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    if how == How::Segmented {
+    if mode == IoMode::Segmented {
         setsockopt(&socket, sockopt::UdpGroSegment, &true)?;
     }
     Ok(socket.into())
@@ -112,7 +112,7 @@ impl Forwarder {
             0 => &self.main,
             _ => &self.flows[token - 1].socket,
         };
-        let more = receive(self.how, socket, &mut self.buffers, &mut self.received)?;
+        let more = receive(self.mode, socket, &mut self.buffers, &mut self.received)?;
         if self.received.is_empty() {
             return Ok(false);
         }
@@ -146,7 +146,7 @@ impl Forwarder {
                 let payloads: Vec<_> = packets
                     .filter_map(|packet| Some([IoSlice::new(packet.get(HEADER..)?), IoSlice::new(&[])]))
                     .collect();
-                send(self.how, &flow.socket, peer, &payloads)?;
+                send(self.mode, &flow.socket, peer, &payloads)?;
             }
             at = end;
         }
@@ -169,7 +169,7 @@ impl Forwarder {
             .zip(&packets)
             .map(|(header, packet)| [IoSlice::new(header), IoSlice::new(packet)])
             .collect();
-        send(self.how, &self.main, flow.client, &framed)
+        send(self.mode, &self.main, flow.client, &framed)
     }
 
     fn answer(&mut self, from: SocketAddrV4, packet: &[u8]) -> anyhow::Result<()> {
@@ -198,7 +198,7 @@ impl Forwarder {
 
     fn add(&mut self, client: SocketAddrV4) -> anyhow::Result<usize> {
         let ip = self.main.local_addr()?.ip();
-        let socket = open(SocketAddr::new(ip, 0), self.how).context("another flow")?;
+        let socket = open(SocketAddr::new(ip, 0), self.mode).context("another flow")?;
         let number = self.flows.len();
         self.poll.registry().register(
             &mut SourceFd(&socket.as_raw_fd()),
@@ -213,13 +213,13 @@ impl Forwarder {
 
 /// Receives once; returns whether the socket may have more.
 fn receive(
-    how: How,
+    mode: IoMode,
     socket: &UdpSocket,
     buffers: &mut [u8],
     received: &mut Vec<Received>,
 ) -> anyhow::Result<bool> {
     received.clear();
-    if how == How::Plain {
+    if mode == IoMode::Plain {
         return match socket.recv_from(&mut buffers[..MAX_DATAGRAM]) {
             Ok((len, SocketAddr::V4(from))) => {
                 received.push(Received { from, len, stride: len });
@@ -251,15 +251,20 @@ fn receive(
 }
 
 /// Sends packets of two parts each; those that do not fit the socket's buffer are lost.
-fn send(how: How, socket: &UdpSocket, to: SocketAddrV4, packets: &[[IoSlice<'_>; 2]]) -> anyhow::Result<()> {
+fn send(
+    mode: IoMode,
+    socket: &UdpSocket,
+    to: SocketAddrV4,
+    packets: &[[IoSlice<'_>; 2]],
+) -> anyhow::Result<()> {
     let to = Some(SockaddrIn::from(to));
-    let outcome = match how {
+    let outcome = match mode {
         _ if packets.is_empty() => return Ok(()),
-        How::Segmented if packets.len() > 1 => return send_segments(socket, to, packets),
-        How::Plain | How::Segmented => packets.iter().try_for_each(|parts| {
+        IoMode::Segmented if packets.len() > 1 => return send_segments(socket, to, packets),
+        IoMode::Plain | IoMode::Segmented => packets.iter().try_for_each(|parts| {
             sendmsg(socket.as_raw_fd(), parts, &[], MsgFlags::empty(), to.as_ref()).map(drop)
         }),
-        How::Batched => {
+        IoMode::Batched => {
             let mut headers = MultiHeaders::preallocate(packets.len(), None);
             let to = vec![to; packets.len()];
             sendmmsg(socket.as_raw_fd(), &mut headers, packets, &to, [], MsgFlags::empty()).map(drop)

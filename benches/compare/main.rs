@@ -100,7 +100,8 @@ fn main() -> anyhow::Result<()> {
         let page = fs::read_to_string(file).with_context(|| file.display().to_string())?;
         fs::write(
             file,
-            tables::put_into(&page, &tables).with_context(|| format!("{}: no such lines", file.display()))?,
+            tables::replace_tables(&page, &tables)
+                .with_context(|| format!("{}: no such lines", file.display()))?,
         )?;
     }
     if let Some(file) = &options.svg {
@@ -130,7 +131,7 @@ fn measure(options: &Options) -> anyhow::Result<Vec<Run>> {
     let mut runs = Vec::new();
     for round in 0..options.rounds {
         for step in &steps {
-            for kind in kinds.iter().filter(|kind| step.suits(**kind)) {
+            for kind in kinds.iter().filter(|kind| step.supports(**kind)) {
                 if time::mono() > end {
                     print_note(&format!(
                         "--minutes {} are over: the other steps are skipped",
@@ -138,7 +139,7 @@ fn measure(options: &Options) -> anyhow::Result<Vec<Run>> {
                     ));
                     return Ok(runs);
                 }
-                let Some(run) = one(&bench, round, step, *kind, options.seconds) else { continue };
+                let Some(run) = run_step(&bench, round, step, *kind, options.seconds) else { continue };
                 if let Some(file) = &mut file {
                     writeln!(file, "{}", serde_json::to_string(&run)?)?;
                 }
@@ -149,7 +150,7 @@ fn measure(options: &Options) -> anyhow::Result<Vec<Run>> {
     Ok(runs)
 }
 
-fn one(bench: &Bench, round: usize, step: &Step, kind: Kind, seconds: u64) -> Option<Run> {
+fn run_step(bench: &Bench, round: usize, step: &Step, kind: Kind, seconds: u64) -> Option<Run> {
     let named = format!("round {}, {}, {}", round + 1, step.name, kind.name());
     match bench.measure(kind, step, seconds) {
         Ok(report) => {

@@ -182,9 +182,9 @@ fn coturn(address: SocketAddr, folder: &Path) -> Command {
     command
 }
 
-fn forwarder(how: &str, address: SocketAddr) -> anyhow::Result<Command> {
+fn forwarder(mode: &str, address: SocketAddr) -> anyhow::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["--forward", how, &address.to_string()]);
+    command.args(["--forward", mode, &address.to_string()]);
     Ok(command)
 }
 

@@ -109,7 +109,7 @@ impl Step {
     }
 
     /// Returns whether the step is meaningful for this kind of server.
-    pub(super) fn suits(&self, kind: Kind) -> bool {
+    pub(super) fn supports(&self, kind: Kind) -> bool {
         match kind {
             Kind::Ginnel | Kind::Coturn if self.group == "large" => kind == Kind::Ginnel,
             Kind::Ginnel | Kind::Coturn => true,

@@ -131,7 +131,7 @@ pub(super) fn plain(tables: &[Table]) -> String {
 }
 
 /// Returns `page` with these tables between its marks.
-pub(super) fn put_into(page: &str, tables: &[Table]) -> Option<String> {
+pub(super) fn replace_tables(page: &str, tables: &[Table]) -> Option<String> {
     let (before, rest) = page.split_once(BEGIN)?;
     let (_, after) = rest.split_once(END)?;
     let rounds = tables.iter().flat_map(|table| &table.rows).map(|row| row.rounds).max().unwrap_or(0);
