@@ -1,8 +1,8 @@
 //! The client of an HTTP request that a proxy has forwarded: `X-Forwarded-For`, and `Forwarded` of
 //! [RFC 7239](https://www.rfc-editor.org/rfc/rfc7239). Pure.
 //!
-//! A client can put anything into both headers, and each proxy appends the address that it has seen. So they are read from the right, past
-//! the proxies that are trusted; the first other address is the client's.
+//! A client can write both headers, and each proxy appends the source address of its connection. So elements are read from the right; trusted
+//! proxies are skipped, and the first other address is the client's.
 
 use crate::limits::NetworkPrefix;
 use std::net::{IpAddr, SocketAddr};
@@ -13,10 +13,10 @@ pub(crate) fn is_trusted(trusted: &[NetworkPrefix], ip: IpAddr) -> bool {
     NetworkPrefix::any_contains(trusted, ip)
 }
 
-/// Returns whom the headers name that a trusted proxy has sent: the values of `X-Forwarded-For` and those of `Forwarded`, each in order.
+/// Returns the client's address from the headers of a trusted proxy: the values of `X-Forwarded-For` and of `Forwarded`, each in order.
 ///
-/// `None` where they name nobody: an element that is no address, trusted proxies alone, or two headers that disagree. A proxy writes one
-/// of them and may pass the other on as the client has sent it, and which one that is cannot be seen.
+/// `None` if an element is not an address, if all addresses are trusted proxies, or if the headers disagree: a proxy may write one header
+/// and forward the other as the client sent it, and the server cannot know which.
 pub(crate) fn client<'a>(
     trusted: &[NetworkPrefix],
     x_forwarded_for: impl Iterator<Item = &'a [u8]>,
@@ -30,7 +30,7 @@ pub(crate) fn client<'a>(
     }
 }
 
-/// How one header is read.
+/// The syntax of a header.
 struct Format {
     elements: fn(&str) -> Vec<&str>,
     read: fn(&str) -> Option<IpAddr>,
@@ -39,7 +39,7 @@ struct Format {
 const X_FORWARDED_FOR: Format = Format { elements: |value| value.split(',').collect(), read: address };
 const FORWARDED: Format = Format { elements: |value| split(value, ','), read: for_parameter };
 
-/// The client that one header names.
+/// The client's address in one header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum HeaderClient {
     /// There is no such header.
@@ -91,7 +91,7 @@ fn for_parameter(element: &str) -> Option<IpAddr> {
     address(quoted.unwrap_or(named))
 }
 
-/// Reads an address, with a port or without one; IPv6 may stand in brackets.
+/// Reads an address, with a port or without one; IPv6 may be in brackets.
 fn address(text: &str) -> Option<IpAddr> {
     let text = text.trim();
     let bracketed = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
@@ -101,7 +101,7 @@ fn address(text: &str) -> Option<IpAddr> {
         .or_else(|| bracketed?.parse().ok().filter(IpAddr::is_ipv6))
 }
 
-/// Splits at `separator`, but not inside of quotes.
+/// Splits at `separator` outside of quotes.
 fn split(text: &str, separator: char) -> Vec<&str> {
     let (mut is_quoted, mut is_escaped) = (false, false);
     text.split(|c: char| {
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rightmost_address_that_is_no_proxy_is_the_client() {
+    fn the_rightmost_address_that_is_not_a_trusted_proxy_is_the_client() {
         for (list, client) in [
             (&["192.0.2.1"][..], Some("192.0.2.1")),
             (&["192.0.2.1, 198.51.100.7"], Some("198.51.100.7")),
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_standard_header_is_read_with_its_quotes() {
+    fn the_forwarded_header_is_parsed_with_quotes() {
         for (standard, client) in [
             ("for=192.0.2.60;proto=http;by=203.0.113.43", Some("192.0.2.60")),
             ("For=\"[2001:db8:cafe::17]:4711\"", Some("2001:db8:cafe::17")),
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_disagree_name_nobody() {
+    fn headers_that_disagree_are_ignored() {
         assert_eq!(named(&["192.0.2.1"], &["for=192.0.2.1"]).as_deref(), Some("192.0.2.1"));
         assert_eq!(named(&["192.0.2.1"], &["for=198.51.100.7"]), None);
         assert_eq!(named(&["192.0.2.1"], &["for=unknown"]), None);
@@ -181,14 +181,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_in_the_headers_makes_a_client_of_a_proxy(list in "[0-9a-f:.,\\[\\]\" ]{0,40}", standard in "(for=)?[0-9a-f:.,;=\\\\\" ]{0,40}") {
+        fn a_trusted_proxy_is_never_the_client(list in "[0-9a-f:.,\\[\\]\" ]{0,40}", standard in "(for=)?[0-9a-f:.,;=\\\\\" ]{0,40}") {
             if let Some(ip) = named(&[&list], &[&standard]).or_else(|| named(&[&list], &[])).or_else(|| named(&[], &[&standard])) {
                 prop_assert!(!ip.starts_with("10."));
             }
         }
 
         #[test]
-        fn what_a_client_writes_itself_does_not_count(own in "\\PC{0,60}") {
+        fn elements_that_the_client_sent_are_ignored(own in "\\PC{0,60}") {
             let seen = format!("{own}, 198.51.100.7");
             let client = named(&[&seen], &[]);
             prop_assert_eq!(client.as_deref(), Some("198.51.100.7"));
