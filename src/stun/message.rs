@@ -77,7 +77,7 @@ pub enum ParseError {
     /// The length field is not a multiple of four, or differs from the length of the bytes.
     #[error("the length field disagrees with the message")]
     Length,
-    /// An attribute runs past the end of the message.
+    /// An attribute exceeds the message.
     #[error("an attribute runs past the message")]
     Attribute,
     /// FINGERPRINT is wrong or is not the last attribute.

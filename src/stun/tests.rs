@@ -34,7 +34,7 @@ fn the_request_of_rfc_5769_verifies_and_a_changed_bit_does_not() {
 }
 
 #[test]
-fn the_responses_of_rfc_5769_hold_their_mapped_addresses() {
+fn the_responses_of_rfc_5769_contain_their_mapped_addresses() {
     for (sample, expected) in [
         (SAMPLE_RESPONSE_V4, "192.0.2.1:32853"),
         (SAMPLE_RESPONSE_V6, "[2001:db8:1234:5678:11:2233:4455:6677]:32853"),
@@ -79,7 +79,7 @@ fn the_sha_256_request_of_rfc_8489_verifies_under_its_digest_and_names_its_user_
 }
 
 #[test]
-fn our_own_sha_256_vectors_hold() {
+fn own_sha_256_test_vectors_verify() {
     // Made with Python's hashlib and hmac, so that a mistake of ours cannot prove itself.
     assert_eq!(long_term_digest_sha256("alice", "ginnel", "wonderland")[..8], hex("e8f47d14a51638a3"));
     assert_eq!(userhash("alice", "ginnel")[..8], hex("5ee71042c096824e"));
@@ -112,7 +112,7 @@ fn each_key_verifies_its_own_integrity_attribute_of_two() {
 }
 
 #[test]
-fn a_cut_sha_256_value_counts_only_where_the_usage_allows_it() {
+fn a_truncated_sha_256_value_is_accepted_only_if_the_usage_allows_it() {
     let key = Key::new(Integrity::Sha256, b"k");
     for (kept, whole, cut) in [
         (32, true, true),
@@ -133,7 +133,7 @@ fn a_cut_sha_256_value_counts_only_where_the_usage_allows_it() {
 }
 
 #[test]
-fn a_plain_address_is_read_back() {
+fn a_mapped_address_is_decoded_as_it_was_encoded() {
     for address in ["192.0.2.9:3478", "[2001:db8::9]:5349"] {
         let address: SocketAddr = address.parse().unwrap();
         let bytes = Builder::new(Class::Error, Method::ALLOCATE, TransactionId::new([7; 12]))
@@ -145,7 +145,7 @@ fn a_plain_address_is_read_back() {
 }
 
 #[test]
-fn attributes_behind_the_integrity_attribute_are_not_read() {
+fn attributes_after_the_integrity_attribute_are_ignored() {
     let key = Key::short_term("k");
     let bytes = Builder::new(Class::Request, Method::REFRESH, TransactionId::new([7; 12]))
         .integrity(&key)
@@ -156,7 +156,7 @@ fn attributes_behind_the_integrity_attribute_are_not_read() {
 }
 
 #[test]
-fn an_attribute_that_runs_past_the_message_is_refused() {
+fn an_attribute_that_exceeds_the_message_is_refused() {
     let mut bytes = Builder::new(Class::Request, Method::BINDING, TransactionId::new([1; 12]))
         .attribute(attr::SOFTWARE, b"four")
         .finish();
@@ -165,7 +165,7 @@ fn an_attribute_that_runs_past_the_message_is_refused() {
 }
 
 #[test]
-fn unknown_required_attributes_are_listed_and_capped() {
+fn unknown_comprehension_required_attributes_are_listed_up_to_a_limit() {
     let mut builder = Builder::new(Class::Request, Method::BINDING, TransactionId::new([1; 12]));
     for kind in 0x7000..0x7020 {
         builder = builder.attribute(kind, b"");
@@ -182,7 +182,7 @@ fn any_class() -> impl Strategy<Value = Class> {
 
 proptest! {
     #[test]
-    fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+    fn the_parser_does_not_panic_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(message) = Message::parse(&bytes) {
             let attributes = message.unverified();
             let _ = (attributes.iter().count(), attributes.error_code(), message.username());
@@ -192,7 +192,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_built_is_read_back(
+    fn a_built_message_is_parsed_as_it_was_built(
         class in any_class(), method in 0_u16..0x1000, id in any::<[u8; 12]>(), address in any::<SocketAddr>(),
         value in proptest::collection::vec(any::<u8>(), 0..40), fingerprinted in any::<bool>(),
     ) {
@@ -216,7 +216,7 @@ proptest! {
     }
 
     #[test]
-    fn the_stun_crate_reads_what_we_write(id in any::<[u8; 12]>(), port in any::<u16>(), ip in any::<[u8; 4]>()) {
+    fn the_stun_crate_parses_built_messages(id in any::<[u8; 12]>(), port in any::<u16>(), ip in any::<[u8; 4]>()) {
         use ::stun::message::Getter;
         let address = SocketAddr::from((ip, port));
         let bytes = Builder::new(Class::Success, Method::BINDING, TransactionId::new(id))

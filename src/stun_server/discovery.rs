@@ -13,7 +13,7 @@ const MAX_PADDING: usize = 1500;
 const CHANGE_IP: u32 = 0x4;
 const CHANGE_PORT: u32 = 0x2;
 
-/// An address of the server, and the address that clients are of_family.
+/// An address of the server, and the address that clients receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServerAddress {
     /// The address on this host.
@@ -148,7 +148,7 @@ impl Discovery {
         })
     }
 
-    /// Returns an address without a pair with its public address: clients are not of_family the local one.
+    /// Returns an address without a pair with its public address: clients never receive the local one.
     fn single_address(&self, ip: IpAddr) -> ServerAddress {
         let of_family = |public: &&IpAddr| public.is_ipv6() == ip.is_ipv6();
         let public = if self.public.contains(&ip) { None } else { self.public.iter().find(of_family) };

@@ -23,10 +23,10 @@ const DEFAULT_LIFETIME: Duration = Duration::from_secs(600);
 const UDP: u8 = 17;
 /// REQUESTED-TRANSPORT's number of TCP ([RFC 6062](https://www.rfc-editor.org/rfc/rfc6062)).
 const TCP: u8 = 6;
-/// The flag of EVEN-PORT that asks to reserve the next port.
+/// The flag of EVEN-PORT that requests to reserve the next port.
 const RESERVE_NEXT: u8 = 0x80;
 
-/// The address families that an Allocate asks for.
+/// The address families that an Allocate requests.
 #[derive(Debug, Clone, Copy)]
 struct RequestedFamilies {
     family: Family,
@@ -110,7 +110,7 @@ impl Relay {
         lease.map(|(lease, _)| self.open_relay_port(id, lease, port_request)).is_some()
     }
 
-    /// Notes that a pending Allocate does not get a relayed address of `family`.
+    /// Records that a pending Allocate does not get a relayed address of `family`.
     pub(super) fn set_family_error(&mut self, id: AllocationId, family: Family) {
         if let Some(pending) = &mut self.allocations[id].control.pending {
             pending.family_error = Some((family, StunErrorCode::InsufficientCapacity));
@@ -205,7 +205,7 @@ impl Relay {
         }
     }
 
-    /// Takes quota and relay port: the reserved port, which is in its user's quota already, or any port, an even one, or an even one
+    /// Acquires the quota and the relay port: the reserved port, which is in its user's quota already, or any port, an even one, or an even one
     /// and the next.
     fn acquire_resources(
         &mut self,

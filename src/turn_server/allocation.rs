@@ -106,7 +106,7 @@ pub(super) struct ControlState {
     pub(super) new_peers: RateLimiter,
     /// This allocation's share of the quota.
     permit: QuotaPermit,
-    /// Present if the client asked for mobility tickets (RFC 8016).
+    /// Present if the client requested mobility tickets (RFC 8016).
     pub(super) mobility: Option<Mobility>,
     /// Connections to peers (RFC 6062).
     pub(super) connections: Vec<ConnectionId>,
@@ -123,7 +123,7 @@ pub(super) enum BindError {
     Full,
 }
 
-/// What an allocation begins with.
+/// The parameters of a new allocation.
 #[derive(Debug)]
 pub(super) struct NewAllocation {
     pub(super) client: FiveTuple,
@@ -227,7 +227,7 @@ impl Allocation {
     }
 
     /// Returns whether there is a permission for the address of `peer`.
-    pub(super) fn permits(&self, now: Ticks, peer: PeerAddr) -> bool {
+    pub(super) fn has_permission(&self, now: Ticks, peer: PeerAddr) -> bool {
         let until = match self.peer_table.get(peer) {
             Some(entry) => entry.permitted_until,
             None => self.control.permissions.expiry(peer),
@@ -338,7 +338,7 @@ impl Allocation {
     pub(super) fn uses(&self, now: Ticks, peer: PeerAddr) -> bool {
         let bound =
             |entry: &PeerEntry| entry.channel().is_some() && now < entry.bound_until + CHANNEL_COOLDOWN;
-        self.permits(now, peer) || self.peer_table.get(peer).is_some_and(bound)
+        self.has_permission(now, peer) || self.peer_table.get(peer).is_some_and(bound)
     }
 }
 

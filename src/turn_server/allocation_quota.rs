@@ -6,10 +6,10 @@ use crate::limits::{Exceeded, Limit, Permit, Quota, SharedRateLimiter};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Users without an allocation whose rates are remembered: a user who frees his allocations would else begin anew.
+/// Users without an allocation whose rates are remembered: otherwise a user who deletes all allocations would start with a full rate.
 const MAX_IDLE: usize = 1024;
 
-/// Counts the allocations of all workers. It is asked when an allocation begins and ends, never per packet.
+/// Counts the allocations of all workers. It is called when an allocation is created or ends, never per packet.
 #[derive(Debug)]
 pub struct AllocationQuota {
     allocations: Arc<Quota<Arc<str>>>,
@@ -38,7 +38,7 @@ impl AllocationQuota {
         Self { allocations: Quota::new(total as usize, per_user as usize), users: Mutex::new(users) }
     }
 
-    /// Takes a permit for one allocation of `user`.
+    /// Acquires a permit for one allocation of `user`.
     ///
     /// # Errors
     /// [`Exceeded`] names the limit: the user's own (486) or the server's (508).
@@ -72,7 +72,7 @@ impl Users {
     }
 }
 
-/// The right to one allocation; dropping it gives the right back.
+/// A permit for one allocation, released on drop.
 #[derive(Debug)]
 pub(super) struct QuotaPermit {
     limiters: Arc<UserLimiters>,

@@ -2,7 +2,7 @@
 //! ([RFC 8489 section 9.2](https://www.rfc-editor.org/rfc/rfc8489#section-9.2)) with static users, a credentials file, an embedder's handler,
 //! time-limited REST credentials and user look-ups, and third-party tokens ([RFC 7635](https://www.rfc-editor.org/rfc/rfc7635)).
 //!
-//! A wrong password, an unknown user and a wrong realm get the same response after the same work, so that none can be told from the
+//! A wrong password, an unknown user and a wrong realm get the same response after the same work, so that none can be distinguished from the
 //! others.
 
 mod lookup;
@@ -53,7 +53,7 @@ pub enum Expiry {
     AtAllocate,
     /// Its requests are refused, so it ends with its lifetime.
     AtRefresh,
-    /// It ends at once.
+    /// It ends immediately.
     Hard,
 }
 
@@ -116,7 +116,7 @@ pub struct Authenticator {
     revoked: Arc<RevocationList>,
     handler: Option<Arc<dyn AuthHandler>>,
     nonces: Nonces,
-    /// Stands in for the key of an unknown user, so that both refusals take the same work.
+    /// Replaces the key of an unknown user, so that both refusals take the same work.
     dummy_key: [u8; 32],
 }
 
@@ -425,7 +425,7 @@ impl Authenticator {
         Some(VerifiedCredentials { user: user.into(), expires_unix, key, attributes, mac_key: None })
     }
 
-    /// Looks the user up, even a configured one: else the response time would tell that it is configured.
+    /// Looks the user up, even a configured one: otherwise the response time would reveal that it is configured.
     fn verify_lookup<'a>(
         &self,
         now: Now,
@@ -482,7 +482,7 @@ impl Authenticator {
         Authenticated { user, expires_unix, lifetime_cap, key, attributes, mac_key }
     }
 
-    /// Asks the embedder's handler for a user that the realm does not have.
+    /// Calls the embedder's handler for a user that the realm does not have.
     fn ask_handler(
         &self,
         presented: &PresentedCredentials<'_, '_>,

@@ -38,9 +38,9 @@ pub struct RelayConfig {
     pub alternates: Arc<AlternateServers>,
     /// The key of mobility tickets; by default derived from the relay's seed.
     pub mobility_key: Option<[u8; 32]>,
-    /// Decides about peers that the policy allows; default none.
+    /// Decides on peers that the policy allows; default none.
     pub permission_handler: Option<Arc<dyn PermissionHandler>>,
-    /// Decides about allocations within the quota; default none.
+    /// Decides on allocations within the quota; default none.
     pub quota_handler: Option<Arc<dyn QuotaHandler>>,
     /// Receives events about allocations, permissions and channels; default none.
     pub event_handler: Option<Arc<dyn EventHandler>>,

@@ -59,7 +59,7 @@ impl Relay {
     }
 }
 
-/// Counts that an allocation has as many permissions, or channels, as it may have.
+/// Counts that an allocation has reached its limit of permissions or channels.
 pub(super) fn permission_limit_reached(max: usize) -> StunErrorCode {
     Limit::PermissionsPerAllocation.reached(max);
     StunErrorCode::InsufficientCapacity

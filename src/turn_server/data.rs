@@ -120,7 +120,7 @@ impl Relay {
         let allocation = self.allocations.get(id)?;
         let ticks = self.tick_base.ticks(now.mono);
         allocation.relay_to(peer)?;
-        if !allocation.is_live(ticks) || !allocation.permits(ticks, peer) {
+        if !allocation.is_live(ticks) || !allocation.has_permission(ticks, peer) {
             return None;
         }
         let client = allocation.client();
@@ -222,7 +222,7 @@ impl Relay {
         peer: PeerAddr,
     ) -> Result<RelayId, DropReason> {
         let allocation = &self.allocations[id];
-        if !allocation.permits(now, peer) {
+        if !allocation.has_permission(now, peer) {
             return Err(DropReason::NoPermission);
         }
         if allocation.control.peer_transport == PeerTransport::Tcp {
@@ -312,7 +312,7 @@ impl Relay {
             return Err(DropReason::NoAllocation);
         }
         // The allocation must have a permission for the peer.
-        if !allocation.permits(now, peer) {
+        if !allocation.has_permission(now, peer) {
             return Err(DropReason::NoPermission);
         }
         if !allocation.peer_table.get(peer).is_some_and(PeerEntry::skips_port_check) {

@@ -57,7 +57,7 @@ pub struct ToPeer {
     pub relay: RelayId,
     /// The peer.
     pub peer: SocketAddr,
-    /// Where the payload lies in the frame that was handled.
+    /// The range of the payload in the frame that was handled.
     pub payload: Range<usize>,
     /// For the IP header.
     pub ip_header: IpHeader,
@@ -72,7 +72,7 @@ pub struct ToClient {
     pub client: FiveTuple,
     /// The bytes in front of the payload.
     pub header: FrameHeader,
-    /// Where the payload lies in the frame or datagram that was handled.
+    /// The range of the payload in the frame or datagram that was handled.
     pub payload: Range<usize>,
     /// Zero bytes after the payload.
     pub padding: usize,
@@ -80,7 +80,7 @@ pub struct ToClient {
     pub ip_header: IpHeader,
 }
 
-/// The two ends of a payload that stays within the server, by their local relayed addresses.
+/// The source and destination of a payload between two clients of this server: their local relayed addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct InternalRoute {
     /// The sender's relayed address.
@@ -91,16 +91,16 @@ pub struct InternalRoute {
     pub relay: RelayId,
 }
 
-/// A payload for another worker's relay, which takes it with [`Relay::handle_internal`](super::Relay::handle_internal).
+/// A payload for another worker's relay, which handles it with [`Relay::handle_internal`](super::Relay::handle_internal).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct InternalPacket {
     /// The worker.
     pub worker: u16,
-    /// The two ends.
+    /// The source and destination.
     pub route: InternalRoute,
     /// For the IP header.
     pub ip_header: IpHeader,
-    /// Where the payload lies in the frame that was handled.
+    /// The range of the payload in the frame that was handled.
     pub payload: Range<usize>,
 }
 
@@ -112,7 +112,7 @@ pub enum Forward {
     Peer(ToPeer),
     /// Send the payload to a client of this relay: the peer is that client's relayed address.
     LocalClient(ToClient),
-    /// Give the payload to another worker's relay: the peer is a relayed address of one of its clients.
+    /// Pass the payload to another worker's relay: the peer is a relayed address of one of its clients.
     OtherWorker(InternalPacket),
     /// Nothing to forward: the message was a request. Its response comes from [`Relay::poll_output`](super::Relay::poll_output).
     Control,
@@ -191,7 +191,7 @@ drop_reasons! {
     HopLimit => hop_limit,
     /// The payload does not fit into the message for the client.
     PayloadTooLong => payload_too_long,
-    /// The peer is a relayed address of this server that takes no datagrams.
+    /// The peer is a relayed address of this server that is not open for datagrams.
     ClosedRelayPort => closed_relay_port,
     /// The request needs a user look-up, and too many requests wait for one.
     LookupQueueFull => lookup_queue_full,

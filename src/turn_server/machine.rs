@@ -27,7 +27,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Names one allocation of a relay for as long as it exists.
+/// Identifies one allocation of a relay while it exists.
 pub(super) type AllocationId = usize;
 
 /// What a deadline belongs to.

@@ -1,7 +1,7 @@
 //! Mobility: a client whose address has changed keeps its allocation
 //! ([RFC 8016](https://www.rfc-editor.org/rfc/rfc8016)).
 //!
-//! A ticket is encrypted and names all that finds the allocation, so nothing is stored for it: the worker, the allocation, the ticket's
+//! A ticket is encrypted and contains everything that identifies the allocation, so nothing is stored for it: the worker, the allocation, the ticket's
 //! number and the user. An allocation accepts its newest ticket. It accepts the one before only from its current 5-tuple, for a
 //! response that was lost.
 

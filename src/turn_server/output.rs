@@ -1,4 +1,4 @@
-//! What the relay asks its driver to do.
+//! The outputs of the relay: what its driver has to do.
 
 use super::FiveTuple;
 use super::auth::UserQuery;
@@ -81,7 +81,7 @@ pub enum Output {
         /// The connection.
         connection: ConnectionId,
     },
-    /// Give a request to another worker's relay, which has the client's allocation (RFC 8016), and all later frames of the
+    /// Pass a request to another worker's relay, which has the client's allocation (RFC 8016), and all later frames of the
     /// client.
     ForwardRequest {
         /// The client.

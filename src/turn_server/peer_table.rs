@@ -7,7 +7,7 @@ use super::policy::PeerAddr;
 use super::relay_port::RelayId;
 use crate::clock::Ticks;
 
-/// Stands for no relay port.
+/// No relay port.
 const NO_RELAY: u32 = u32::MAX;
 /// The highest bit of a channel number is zero: it holds this flag.
 const SKIPS_PORT_CHECK: u16 = 0x8000;

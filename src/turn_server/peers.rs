@@ -93,7 +93,7 @@ impl Relay {
         Ok(relay)
     }
 
-    /// Makes room for one more peer: removes those that the allocation may no longer send to, or else any one.
+    /// Frees the entry of one peer: removes the peers that the allocation may no longer send to, or otherwise an arbitrary one.
     fn limit_peers(&mut self, now: Ticks, id: AllocationId) {
         let allocation = &mut self.allocations[id];
         if allocation.peers().count() < MAX_PEERS {

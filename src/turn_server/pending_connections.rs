@@ -19,7 +19,7 @@ pub struct UserBandwidth {
 }
 
 impl UserBandwidth {
-    /// Takes `bytes` at `now`; `false` when they have to wait.
+    /// Consumes `bytes` at `now`; `false` when they must wait.
     #[must_use]
     pub fn try_take(&self, now: Instant, bytes: usize) -> bool {
         self.limiter.try_take(self.rate, self.base.ticks(now), bytes)
@@ -45,7 +45,7 @@ struct PendingConnection {
 }
 
 impl PendingConnections {
-    /// Lets `user` bind a connection.
+    /// Adds a connection that `user` may bind.
     pub(super) fn insert(&self, id: ConnectionId, user: Arc<str>, bandwidth: UserBandwidth) {
         self.0
             .lock()
@@ -53,7 +53,7 @@ impl PendingConnections {
             .insert(id, PendingConnection { user, bandwidth });
     }
 
-    /// Takes the connection if it is the user's.
+    /// Removes and returns the connection if it belongs to the user.
     pub(super) fn take(&self, id: ConnectionId, user: &str) -> Option<UserBandwidth> {
         let mut pending = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         pending.get(&id).filter(|connection| *connection.user == *user)?;

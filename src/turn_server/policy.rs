@@ -43,7 +43,7 @@ impl PeerAddr {
         self.port
     }
 
-    /// Returns the address with port 0, which stands for any.
+    /// Returns the address with port 0, which means any port.
     pub(super) fn without_port(self) -> Self {
         Self { port: 0, ..self }
     }
@@ -104,7 +104,7 @@ pub struct PolicyConfig {
     pub allow_peers: Vec<NetworkPrefix>,
     /// Prefixes denied besides the table; they win over `allow_peers`.
     pub deny_peers: Vec<NetworkPrefix>,
-    /// Addresses of this host that stay: as seen from outside.
+    /// Addresses of this host as seen from outside; they do not change.
     pub own_addresses: Vec<IpAddr>,
     /// Those of its interfaces, sorted; `PeerPolicy::on_interfaces` replaces them when they change.
     pub interfaces: Arc<[IpAddr]>,
@@ -161,13 +161,13 @@ const SPECIAL: [(&str, &str); 36] = [
 ];
 
 impl PeerPolicy {
-    /// Takes the operator's lists and the table of relayed addresses, which stay reachable.
+    /// Creates the policy from the operator's lists and the table of relayed addresses, which remain reachable.
     #[must_use]
     pub(crate) fn new(config: PolicyConfig, relayed: Arc<RelayPorts>) -> Self {
         Self { config, relayed }
     }
 
-    /// Decides whether `peer` may be reached. Port 0 stands for "any port" at an own address: a permission names
+    /// Decides whether `peer` may be reached. Port 0 means any port at an own address: a permission names
     /// no port (RFC 8656 section 9).
     ///
     /// # Errors
@@ -249,7 +249,7 @@ fn embedded(ip: IpAddr) -> impl Iterator<Item = IpAddr> {
 }
 
 /// Returns the IPv4 addresses inside an IPv6 address: IPv4-compatible, IPv4-translated (RFC 2765), 6to4, NAT64 (RFC 6052), Teredo's server
-/// and client, and ISATAP's (RFC 5214), which may stand behind any prefix.
+/// and client, and ISATAP's (RFC 5214), which can follow any prefix.
 fn embedded_v4(ip: IpAddr) -> impl Iterator<Item = Ipv4Addr> {
     let s = match ip {
         IpAddr::V4(_) => [0xffff; 8],

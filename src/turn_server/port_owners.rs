@@ -63,7 +63,7 @@ impl PortOwners {
         self.store(port, 0);
     }
 
-    /// Returns who has `port` open for datagrams.
+    /// Returns the owner of `port`, if it is open for datagrams.
     pub(super) fn get(&self, port: u16) -> Option<PortOwner> {
         let packed = self.entry(port)?.load(Ordering::Acquire);
         let worker = (packed >> 32).checked_sub(1)?;

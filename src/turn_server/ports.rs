@@ -14,7 +14,7 @@ pub struct RelayPorts {
     tables: Vec<Table>,
 }
 
-/// A local address that relay sockets are bound to, and the address that clients are told.
+/// A local address that relay sockets are bound to, and the address that clients receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RelayAddress {
     /// The address on this host.
@@ -40,7 +40,7 @@ struct Table {
 /// Random ports that are tried before the range is searched from a random port on, which prefers the neighbours of leased ports
 /// ([RFC 6056 section 3.3.2](https://www.rfc-editor.org/rfc/rfc6056#section-3.3.2)).
 const GUESSES: usize = 8;
-/// Words of a [`Table`].
+/// 64-bit words of a [`Table`].
 const WORDS: usize = 1 << 10;
 
 impl RelayPorts {
@@ -78,7 +78,7 @@ impl RelayPorts {
         SocketAddr::new(advertised.unwrap_or(address.ip()), address.port())
     }
 
-    /// Returns who has the local relayed address `address` open for datagrams.
+    /// Returns the owner of the local relayed address `address`, if it is open for datagrams.
     #[must_use]
     pub fn owner(&self, address: SocketAddr) -> Option<PortOwner> {
         let table = self.tables.iter().find(|table| table.address.local == address.ip())?;
@@ -184,7 +184,7 @@ impl PortLease {
         SocketAddr::new(self.ports.tables[self.table].address.local, self.port)
     }
 
-    /// Notes who has opened the port for datagrams: [`RelayPorts::owner`], until the port returns.
+    /// Records the owner of a port that is open for datagrams, which [`RelayPorts::owner`] returns until the port is released.
     pub(super) fn set_owner(&self, owner: PortOwner) {
         self.ports.tables[self.table].owners.set(self.port, owner);
     }

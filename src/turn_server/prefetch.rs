@@ -17,7 +17,7 @@ const CACHED_ALLOCATIONS: usize = 2048;
 /// Below this many packets, prefetching costs more than it saves.
 const MIN_PACKETS: usize = 4;
 
-/// Stands for no allocation.
+/// No allocation.
 const NO_ALLOCATION: AllocationId = usize::MAX;
 
 impl Relay {

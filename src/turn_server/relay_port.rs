@@ -11,7 +11,7 @@ use crate::limits::Limit;
 use rand::seq::SliceRandom;
 use std::net::{IpAddr, SocketAddr};
 
-/// Names one relay socket of a worker for as long as it is open.
+/// Identifies one relay socket of a worker for as long as it is open.
 pub type RelayId = usize;
 
 /// How many ports are tried when other programs have them.

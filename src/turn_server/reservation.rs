@@ -54,7 +54,7 @@ impl Reservations {
         has_room
     }
 
-    /// Takes the port that `user` reserved under `token`.
+    /// Removes and returns the port that `user` reserved under `token`.
     pub(super) fn take(&self, now: Instant, token: &[u8], user: &str) -> Option<ReservedPort> {
         let token: ReservationToken = token.try_into().ok()?;
         self.expire(now);

@@ -1,6 +1,6 @@
 //! TCP allocations: [RFC 6062](https://www.rfc-editor.org/rfc/rfc6062).
 //!
-//! A client connects to peers with Connect, is told of connections that peers open by ConnectionAttempt, and binds a connection of its own to
+//! A client connects to peers with Connect, receives a ConnectionAttempt for each connection that a peer opens, and binds a connection of its own to
 //! each with ConnectionBind. The driver owns the streams.
 
 use super::allocation::{Family, PeerTransport};
@@ -107,7 +107,7 @@ impl Relay {
         let id = port.owner;
         let allocation = self.allocations.get(id)?;
         let at = self.tick_base.ticks(now.mono);
-        if !allocation.is_live(at) || !allocation.permits(at, peer) {
+        if !allocation.is_live(at) || !allocation.has_permission(at, peer) {
             self.drops.increment(DropReason::NoPermission);
             return None;
         }
@@ -156,7 +156,7 @@ impl Relay {
         Ok(())
     }
 
-    /// Removes a peer connection that was closed at either end.
+    /// Removes a peer connection that the client or the peer has closed.
     pub fn handle_connection_closed(&mut self, connection: ConnectionId) {
         if let Some(peer_connection) = self.connections.remove(&connection) {
             self.deadlines.clear(Timer::Connection(connection));
@@ -185,7 +185,7 @@ impl Relay {
         self.outputs.push_back(Output::Disconnect { connection });
     }
 
-    /// Lets the client bind a connection; bytes count towards its user's bandwidth.
+    /// Adds a connection that the client may bind; bytes count towards its user's bandwidth.
     fn publish_connection(&self, id: AllocationId, connection: ConnectionId) {
         let allocation = &self.allocations[id];
         let limiter = Arc::clone(&allocation.user_limiter);

@@ -36,7 +36,7 @@ impl RevocationList {
     /// Revokes `name` until `until`, or longer if it is revoked for longer already.
     ///
     /// # Errors
-    /// `RevocationListFull` when there is no room.
+    /// `RevocationListFull` when the list is full.
     pub fn revoke(&self, unix: u64, name: &str, until: u64) -> Result<(), RevocationListFull> {
         let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(before) = names.get_mut(name) {

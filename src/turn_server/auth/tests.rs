@@ -34,9 +34,9 @@ fn authority() -> Authenticator {
     Authenticator::with(setup(), &[3; 32])
 }
 
-/// A request in the making; what is `None` is left out.
+/// A request to build; attributes that are `None` are omitted.
 #[derive(Clone)]
-struct Ask<'a> {
+struct TestRequest<'a> {
     method: Method,
     user: Option<&'a str>,
     hash: Option<[u8; 32]>,
@@ -49,8 +49,8 @@ struct Ask<'a> {
     keys: Vec<Key>,
 }
 
-impl<'a> Ask<'a> {
-    /// A request as a browser makes it.
+impl<'a> TestRequest<'a> {
+    /// A request as a browser sends it.
     fn new(authority: &Authenticator, at: Now, user: &'a str, password: &str) -> Self {
         let challenge = authority.challenge(at, &from(CLIENT, HERE));
         Self {
@@ -120,44 +120,44 @@ impl<'a> Ask<'a> {
 }
 
 #[test]
-fn right_credentials_pass_and_each_wrong_part_has_its_refusal() {
+fn correct_credentials_pass_and_each_wrong_part_gets_its_error() {
     let (start, authority) = (now(), authority());
-    let right = Ask::new(&authority, start, "alice", "pw");
+    let right = TestRequest::new(&authority, start, "alice", "pw");
     let (owner, integrity) = right.check(&authority, start).unwrap();
     assert_eq!((&*owner.user, integrity), ("alice", Integrity::Sha1));
-    let refusal = |ask: Ask<'_>| ask.refusal(&authority, start);
+    let refusal = |request: TestRequest<'_>| request.refusal(&authority, start);
     for unauthorized in [
-        Ask::new(&authority, start, "alice", "no"),
-        Ask::new(&authority, start, "bob", "pw"),
-        Ask { realm: Some("other"), ..right.clone() },
-        Ask { keys: vec![], ..right.clone() },
-        Ask { user: None, realm: None, nonce: None, keys: vec![], ..right.clone() },
-        Ask { user: None, hash: Some([7; 32]), ..right.clone() },
+        TestRequest::new(&authority, start, "alice", "no"),
+        TestRequest::new(&authority, start, "bob", "pw"),
+        TestRequest { realm: Some("other"), ..right.clone() },
+        TestRequest { keys: vec![], ..right.clone() },
+        TestRequest { user: None, realm: None, nonce: None, keys: vec![], ..right.clone() },
+        TestRequest { user: None, hash: Some([7; 32]), ..right.clone() },
     ] {
         assert_eq!(refusal(unauthorized), Some(AuthError::Unauthorized));
     }
     for malformed in [
-        Ask { user: None, ..right.clone() },
-        Ask { realm: None, ..right.clone() },
-        Ask { nonce: None, ..right.clone() },
+        TestRequest { user: None, ..right.clone() },
+        TestRequest { realm: None, ..right.clone() },
+        TestRequest { nonce: None, ..right.clone() },
     ] {
         assert_eq!(refusal(malformed), Some(AuthError::Malformed));
     }
-    assert_eq!(refusal(Ask { nonce: Some("garbage".into()), ..right }), Some(AuthError::StaleNonce));
+    assert_eq!(refusal(TestRequest { nonce: Some("garbage".into()), ..right }), Some(AuthError::StaleNonce));
 }
 
 #[test]
-fn a_nonce_serves_one_address_for_an_hour() {
+fn a_nonce_is_valid_for_one_address_for_an_hour() {
     let (start, authority) = (now(), authority());
-    let ask = Ask::new(&authority, start, "alice", "pw");
-    assert!(ask.passes(&authority, start.after(Duration::from_secs(3600))));
+    let request = TestRequest::new(&authority, start, "alice", "pw");
+    assert!(request.passes(&authority, start.after(Duration::from_secs(3600))));
     let late = start.after(Duration::from_secs(3601));
-    assert_eq!(ask.refusal(&authority, late), Some(AuthError::StaleNonce));
-    let bytes = ask.bytes();
+    assert_eq!(request.refusal(&authority, late), Some(AuthError::StaleNonce));
+    let bytes = request.bytes();
     let message = Message::parse(&bytes).unwrap();
     for client in ["192.0.2.5:4001", "192.0.2.6:4000"] {
-        let elsewhere = authority.check(start, &from(client, HERE), None, &message).err();
-        assert_eq!(elsewhere, Some(AuthError::StaleNonce));
+        let other_address = authority.check(start, &from(client, HERE), None, &message).err();
+        assert_eq!(other_address, Some(AuthError::StaleNonce));
     }
 }
 
@@ -166,40 +166,40 @@ fn a_data_connection_may_use_its_control_connections_nonce() {
     let (start, authority) = (now(), authority());
     let over = |transport, client| FiveTuple { transport, ..from(client, HERE) };
     let nonce = |client| Some(authority.challenge(start, &client).nonce);
-    let refusal = |client: FiveTuple, ask: &Ask<'_>| {
-        let bytes = ask.bytes();
+    let refusal = |client: FiveTuple, request: &TestRequest<'_>| {
+        let bytes = request.bytes();
         authority.check(start, &client, None, &Message::parse(&bytes).unwrap()).err()
     };
     let control = over(Transport::Tcp, CLIENT);
-    let ask = Ask { nonce: nonce(control), ..Ask::new(&authority, start, "alice", "pw") };
-    assert_eq!(refusal(control, &ask), None);
-    let bind = Ask { method: Method::CONNECTION_BIND, ..ask.clone() };
+    let request = TestRequest { nonce: nonce(control), ..TestRequest::new(&authority, start, "alice", "pw") };
+    assert_eq!(refusal(control, &request), None);
+    let bind = TestRequest { method: Method::CONNECTION_BIND, ..request.clone() };
     let data = over(Transport::Tcp, "192.0.2.5:4001");
     assert_eq!(refusal(data, &bind), None);
     let stale = Some(AuthError::StaleNonce);
-    assert_eq!(refusal(data, &ask), stale, "other requests keep to their connection");
+    assert_eq!(refusal(data, &request), stale, "other requests keep to their connection");
     for client in [over(Transport::Tcp, "192.0.2.6:4000"), over(Transport::Udp, CLIENT)] {
         assert_eq!(refusal(client, &bind), stale, "{client:?}");
-        let bind = Ask { nonce: nonce(client), ..bind.clone() };
+        let bind = TestRequest { nonce: nonce(client), ..bind.clone() };
         assert_eq!(refusal(data, &bind), stale, "{client:?}");
         assert_eq!(refusal(client, &bind), None, "{client:?}");
     }
 }
 
 #[test]
-fn a_nonce_of_a_node_with_the_same_key_is_good_and_keys_rotate_without_a_gap() {
+fn nodes_with_the_same_key_accept_each_others_nonces_also_while_it_rotates() {
     let (start, here, there) = (now(), authority(), authority());
     let just_before = Now { unix: (start.unix / 86_400 + 1) * 86_400 - 1, ..start };
-    let ask = Ask::new(&there, just_before, "alice", "pw");
-    assert!(ask.passes(&here, just_before.after(Duration::from_secs(2))), "made with the last day's key");
-    let ahead = Ask::new(&there, start.after(Duration::from_secs(30)), "alice", "pw");
+    let request = TestRequest::new(&there, just_before, "alice", "pw");
+    assert!(request.passes(&here, just_before.after(Duration::from_secs(2))), "made with the last day's key");
+    let ahead = TestRequest::new(&there, start.after(Duration::from_secs(30)), "alice", "pw");
     assert!(ahead.passes(&here, start), "a node whose clock is ahead");
-    let stranger = Authenticator::with(setup(), &[4; 32]);
-    assert_eq!(ask.refusal(&stranger, just_before), Some(AuthError::StaleNonce));
+    let other_key = Authenticator::with(setup(), &[4; 32]);
+    assert_eq!(request.refusal(&other_key, just_before), Some(AuthError::StaleNonce));
 }
 
 #[test]
-fn a_nonce_says_which_features_there_are_and_is_short() {
+fn a_nonce_contains_the_security_features_and_is_short() {
     let start = now();
     let nonce = |anonymity| {
         let authority = Authenticator::with(AuthenticatorConfig { anonymity, ..setup() }, &[3; 32]);
@@ -218,29 +218,30 @@ fn a_nonce_says_which_features_there_are_and_is_short() {
 }
 
 #[test]
-fn sha_256_is_negotiated_and_answered_with_itself() {
+fn a_request_with_sha_256_gets_a_response_with_sha_256() {
     let (start, authority) = (now(), authority());
     assert_eq!(authority.challenge(start, &from(CLIENT, HERE)).algorithms, BOTH);
-    let ask = Ask::sha256(&authority, start, "alice", "pw");
-    assert_eq!(ask.check(&authority, start).unwrap().1, Integrity::Sha256);
+    let request = TestRequest::sha256(&authority, start, "alice", "pw");
+    assert_eq!(request.check(&authority, start).unwrap().1, Integrity::Sha256);
     let md5 = Key::new(Integrity::Sha256, &long_term_digest("alice", "r", "pw"));
-    let md5 = Ask { algorithm: Some(&[0, 1, 0, 0]), keys: vec![md5], ..ask.clone() };
+    let md5 = TestRequest { algorithm: Some(&[0, 1, 0, 0]), keys: vec![md5], ..request.clone() };
     assert_eq!(md5.check(&authority, start).unwrap().1, Integrity::Sha256);
     let sha1 = Key::new(Integrity::Sha1, &long_term_digest_sha256("alice", "r", "pw"));
-    let sha1 = Ask { keys: vec![sha1], ..ask.clone() };
+    let sha1 = TestRequest { keys: vec![sha1], ..request.clone() };
     assert_eq!(sha1.refusal(&authority, start), Some(AuthError::Unauthorized), "SHA-256 only from then on");
-    let wrong = Ask { user: Some("bob"), ..ask };
+    let wrong = TestRequest { user: Some("bob"), ..request };
     assert_eq!(wrong.refusal(&authority, start), Some(AuthError::Unauthorized));
 }
 
 #[test]
-fn of_two_integrity_attributes_the_stronger_counts() {
+fn of_two_integrity_attributes_the_stronger_is_checked() {
     let (start, authority) = (now(), authority());
-    let browser = Ask::new(&authority, start, "alice", "pw");
+    let browser = TestRequest::new(&authority, start, "alice", "pw");
     let digest = long_term_digest("alice", "r", "pw");
     let right = |integrity| Key::new(integrity, &digest);
     let wrong = |integrity| Key::new(integrity, b"wrong");
-    let with = |keys: [Key; 2]| Ask { keys: keys.to_vec(), ..browser.clone() }.check(&authority, start);
+    let with =
+        |keys: [Key; 2]| TestRequest { keys: keys.to_vec(), ..browser.clone() }.check(&authority, start);
     let both = with([right(Integrity::Sha1), right(Integrity::Sha256)]);
     assert_eq!(both.unwrap().1, Integrity::Sha1, "processed as though the algorithm were MD5");
     assert!(with([wrong(Integrity::Sha1), right(Integrity::Sha256)]).is_ok());
@@ -248,82 +249,96 @@ fn of_two_integrity_attributes_the_stronger_counts() {
 }
 
 #[test]
-fn a_user_is_found_by_his_hash_but_one_with_an_expiry_in_his_name_is_not() {
+fn a_user_is_found_by_userhash_but_a_time_limited_one_is_not() {
     let (start, authority) = (now(), authority());
-    let hashed = |ask: Ask<'static>, user| Ask { user: None, hash: Some(userhash(user, "r")), ..ask };
-    let ask = hashed(Ask::sha256(&authority, start, "alice", "pw"), "alice");
-    assert_eq!(&*ask.check(&authority, start).unwrap().0.user, "alice");
-    let other_realm = Ask { hash: Some(userhash("alice", "other")), ..ask };
+    let hashed = |request: TestRequest<'static>, user| TestRequest {
+        user: None,
+        hash: Some(userhash(user, "r")),
+        ..request
+    };
+    let request = hashed(TestRequest::sha256(&authority, start, "alice", "pw"), "alice");
+    assert_eq!(&*request.check(&authority, start).unwrap().0.user, "alice");
+    let other_realm = TestRequest { hash: Some(userhash("alice", "other")), ..request };
     assert_eq!(other_realm.refusal(&authority, start), Some(AuthError::Unauthorized));
     let issued = RestSecret::new(b"north").issue("tag", start.unix + 60);
-    let mut ask = Ask::new(&authority, start, "alice", "pw");
-    ask.user = None;
-    ask.hash = Some(userhash(&issued.username, "r"));
-    ask.keys = vec![Key::from_bytes(&long_term_digest(&issued.username, "r", &issued.credential))];
-    assert_eq!(ask.refusal(&authority, start), Some(AuthError::Unauthorized));
+    let mut request = TestRequest::new(&authority, start, "alice", "pw");
+    request.user = None;
+    request.hash = Some(userhash(&issued.username, "r"));
+    request.keys = vec![Key::from_bytes(&long_term_digest(&issued.username, "r", &issued.credential))];
+    assert_eq!(request.refusal(&authority, start), Some(AuthError::Unauthorized));
 }
 
 #[test]
-fn bidding_down_is_noticed() {
+fn a_bid_down_attack_is_detected() {
     let (start, authority) = (now(), authority());
-    let ask = Ask::sha256(&authority, start, "alice", "pw");
+    let request = TestRequest::sha256(&authority, start, "alice", "pw");
     let md5_key = vec![Key::new(Integrity::Sha256, &long_term_digest("alice", "r", "pw"))];
-    let md5 = Ask { algorithm: Some(&[0, 1, 0, 0]), keys: md5_key, ..ask.clone() };
+    let md5 = TestRequest { algorithm: Some(&[0, 1, 0, 0]), keys: md5_key, ..request.clone() };
     for malformed in [
-        Ask { algorithms: None, ..ask.clone() },
-        Ask { algorithm: None, ..ask.clone() },
-        Ask { algorithms: Some(&[0, 1, 0, 0]), ..md5.clone() },
-        Ask { algorithms: Some(&[0, 1, 0, 0, 0, 2, 0, 0]), ..md5.clone() },
-        Ask { algorithms: None, ..md5 },
-        Ask { algorithm: Some(&[0, 3, 0, 0]), ..ask.clone() },
-        Ask { algorithm: Some(&[0, 2]), ..ask.clone() },
+        TestRequest { algorithms: None, ..request.clone() },
+        TestRequest { algorithm: None, ..request.clone() },
+        TestRequest { algorithms: Some(&[0, 1, 0, 0]), ..md5.clone() },
+        TestRequest { algorithms: Some(&[0, 1, 0, 0, 0, 2, 0, 0]), ..md5.clone() },
+        TestRequest { algorithms: None, ..md5 },
+        TestRequest { algorithm: Some(&[0, 3, 0, 0]), ..request.clone() },
+        TestRequest { algorithm: Some(&[0, 2]), ..request.clone() },
     ] {
         assert_eq!(malformed.refusal(&authority, start), Some(AuthError::Malformed));
     }
-    let nonce = ask.nonce.clone().unwrap();
+    let nonce = request.nonce.clone().unwrap();
     for altered in ["AAAA", "QAAA", "wAAA", "gAAB", "====", "gAA"] {
         let nonce = Some(nonce.replacen("gAAA", altered, 1));
-        assert_eq!(Ask { nonce, ..ask.clone() }.refusal(&authority, start), Some(AuthError::StaleNonce));
+        assert_eq!(
+            TestRequest { nonce, ..request.clone() }.refusal(&authority, start),
+            Some(AuthError::StaleNonce)
+        );
     }
     let bare = Some(nonce["obMatJos2gAAA".len()..].to_owned());
-    assert_eq!(Ask { nonce: bare, ..ask }.refusal(&authority, start), Some(AuthError::StaleNonce));
+    assert_eq!(
+        TestRequest { nonce: bare, ..request }.refusal(&authority, start),
+        Some(AuthError::StaleNonce)
+    );
 }
 
 #[test]
-fn a_user_without_a_sha_256_key_takes_that_algorithm_from_the_offer() {
+fn sha_256_is_not_offered_if_a_user_has_no_sha_256_key() {
     let start = now();
     let authority = authority();
     let md5_only = UserKeys { sha256: None, ..UserKeys::of_password("bob", "r", "pw") };
-    let ask = Ask::sha256(&authority, start, "alice", "pw");
+    let request = TestRequest::sha256(&authority, start, "alice", "pw");
     authority.replace_file_users(&[("bob".to_owned(), "r".to_owned(), md5_only)]);
     assert_eq!(authority.challenge(start, &from(CLIENT, HERE)).algorithms, MD5);
-    assert_eq!(ask.refusal(&authority, start), Some(AuthError::StaleNonce), "the offer it answers is gone");
-    assert!(Ask::new(&authority, start, "bob", "pw").passes(&authority, start));
+    assert_eq!(
+        request.refusal(&authority, start),
+        Some(AuthError::StaleNonce),
+        "its algorithms are no longer offered"
+    );
+    assert!(TestRequest::new(&authority, start, "bob", "pw").passes(&authority, start));
 }
 
 #[test]
-fn minted_credentials_work_until_they_expire() {
+fn issued_credentials_are_valid_until_they_expire() {
     let (start, authority) = (now(), authority());
     for hash in [RestHash::Sha1, RestHash::Sha256] {
         let issued = RestSecret::new(b"north").issue_with(hash, "tag", start.unix + 60);
         for (later, good) in [(0, true), (59, true), (60, false)] {
             let at = start.after(Duration::from_secs(later));
-            let browser = Ask::new(&authority, at, &issued.username, &issued.credential);
-            let modern = Ask::sha256(&authority, at, &issued.username, &issued.credential);
-            for ask in [browser, modern] {
-                let owner = ask.check(&authority, at).map(|(owner, _)| owner.expires_unix);
+            let browser = TestRequest::new(&authority, at, &issued.username, &issued.credential);
+            let modern = TestRequest::sha256(&authority, at, &issued.username, &issued.credential);
+            for request in [browser, modern] {
+                let owner = request.check(&authority, at).map(|(owner, _)| owner.expires_unix);
                 assert_eq!(owner.ok(), good.then_some(Some(start.unix + 60)), "{hash:?} after {later} s");
             }
         }
     }
     let issued = RestSecret::new(b"north").issue("tag", start.unix + 60);
     let later = format!("{}:tag", start.unix + 999);
-    let forged = Ask::new(&authority, start, &later, &issued.credential);
+    let forged = TestRequest::new(&authority, start, &later, &issued.credential);
     assert_eq!(forged.refusal(&authority, start), Some(AuthError::Unauthorized));
 }
 
 #[test]
-fn every_form_of_a_time_limited_name_is_taken_and_counts_until_its_end() {
+fn every_form_of_a_time_limited_name_is_accepted_until_it_expires() {
     let (start, authority) = (now(), authority());
     let secret = RestSecret::new(b"north");
     let (good, over) = (start.unix + 60, start.unix - 60);
@@ -340,12 +355,12 @@ fn every_form_of_a_time_limited_name_is_taken_and_counts_until_its_end() {
     for form in forms {
         for (at, passes) in [(good, true), (good * 1000, true), (over, false)] {
             let name = form(at);
-            let ask = Ask::new(&authority, start, &name, &secret.password(RestHash::Sha1, &name));
-            assert_eq!(ask.passes(&authority, start), passes, "{name}");
+            let request = TestRequest::new(&authority, start, &name, &secret.password(RestHash::Sha1, &name));
+            assert_eq!(request.passes(&authority, start), passes, "{name}");
         }
     }
-    let ask = Ask::new(&authority, start, "carol", &secret.password(RestHash::Sha1, "carol"));
-    assert!(!ask.passes(&authority, start), "without an end");
+    let request = TestRequest::new(&authority, start, "carol", &secret.password(RestHash::Sha1, "carol"));
+    assert!(!request.passes(&authority, start), "without an end");
 }
 
 #[test]
@@ -358,68 +373,68 @@ fn credentials_of_a_revoked_name_are_refused_like_a_wrong_password() {
 fn assert_revoked_are_refused(expiry: Expiry) {
     let start = now();
     let authority = Authenticator::with(AuthenticatorConfig { expiry, ..setup() }, &[3; 32]);
-    let asks = |name: &str, method| {
+    let requests = |name: &str, method| {
         let issued = RestSecret::new(b"north").issue(name, start.unix + 60);
-        let ask = Ask::new(&authority, start, &issued.username, &issued.credential);
+        let request = TestRequest::new(&authority, start, &issued.username, &issued.credential);
         let owner =
             AllocationOwner { user: issued.username.as_str().into(), expires_unix: None, mac_key: None };
-        Ask { method, ..ask }.check_as(&authority, start, Some(&owner)).map(|_| ())
+        TestRequest { method, ..request }.check_as(&authority, start, Some(&owner)).map(|_| ())
     };
     authority.revoked.revoke(start.unix, "tag", start.unix + 60).unwrap();
     for method in [Method::ALLOCATE, Method::REFRESH, Method::CHANNEL_BIND] {
-        assert_eq!(asks("tag", method), Err(AuthError::Unauthorized));
-        assert_eq!(asks("tags", method), Ok(()));
+        assert_eq!(requests("tag", method), Err(AuthError::Unauthorized));
+        assert_eq!(requests("tags", method), Ok(()));
     }
-    assert_eq!(asks("alice", Method::ALLOCATE), Ok(()));
+    assert_eq!(requests("alice", Method::ALLOCATE), Ok(()));
     authority.revoked.restore("tag");
-    assert_eq!(asks("tag", Method::ALLOCATE), Ok(()));
+    assert_eq!(requests("tag", Method::ALLOCATE), Ok(()));
 }
 
 #[test]
-fn a_secret_that_was_replaced_still_verifies_as_long_as_it_is_listed() {
+fn a_replaced_secret_is_accepted_while_it_is_configured() {
     let (start, authority) = (now(), authority());
     for (secret, good) in [("north", true), ("of the old times", true), ("forgotten", false)] {
         let issued = RestSecret::new(secret.as_bytes()).issue("tag", start.unix + 60);
-        let ask = Ask::new(&authority, start, &issued.username, &issued.credential);
-        assert_eq!(ask.passes(&authority, start), good, "{secret}");
+        let request = TestRequest::new(&authority, start, &issued.username, &issued.credential);
+        assert_eq!(request.passes(&authority, start), good, "{secret}");
     }
 }
 
 #[test]
-fn credentials_that_are_over_keep_an_allocation_only_where_that_is_configured() {
+fn expired_credentials_refresh_an_allocation_only_if_so_configured() {
     let start = now();
     let issued = RestSecret::new(b"north").issue("tag", start.unix + 60);
     let late = start.after(Duration::from_secs(61));
     for (expiry, kept) in [(Expiry::AtAllocate, true), (Expiry::AtRefresh, false), (Expiry::Hard, false)] {
         let authority = Authenticator::with(AuthenticatorConfig { expiry, ..setup() }, &[3; 32]);
-        let first = Ask::new(&authority, start, &issued.username, &issued.credential);
+        let first = TestRequest::new(&authority, start, &issued.username, &issued.credential);
         let (owner, _) = first.check(&authority, start).unwrap();
-        let again = Ask::new(&authority, late, &issued.username, &issued.credential);
-        let refresh = Ask { method: Method::REFRESH, ..again.clone() };
+        let again = TestRequest::new(&authority, late, &issued.username, &issued.credential);
+        let refresh = TestRequest { method: Method::REFRESH, ..again.clone() };
         assert_eq!(refresh.check_as(&authority, late, Some(&owner)).is_ok(), kept, "{expiry:?}");
         assert!(again.check_as(&authority, late, Some(&owner)).is_err(), "no new allocation");
         assert!(refresh.check_as(&authority, late, None).is_err(), "no allocation to keep");
         let other = AllocationOwner { user: "other".into(), ..owner.clone() };
         assert!(refresh.check_as(&authority, late, Some(&other)).is_err(), "another's allocation");
         for method in [Method::CREATE_PERMISSION, Method::CHANNEL_BIND, Method::CONNECT] {
-            let ask = Ask { method, ..again.clone() };
-            assert_eq!(ask.check_as(&authority, late, Some(&owner)).is_ok(), kept, "{expiry:?}");
+            let request = TestRequest { method, ..again.clone() };
+            assert_eq!(request.check_as(&authority, late, Some(&owner)).is_ok(), kept, "{expiry:?}");
         }
-        let bind = Ask { method: Method::CONNECTION_BIND, ..again.clone() };
+        let bind = TestRequest { method: Method::CONNECTION_BIND, ..again.clone() };
         assert_eq!(bind.check_as(&authority, late, None).is_ok(), kept, "by a connection of its own");
-        let moves = Ask { ticket: Some(b"sealed"), ..refresh };
+        let moves = TestRequest { ticket: Some(b"sealed"), ..refresh };
         assert_eq!(moves.check_as(&authority, late, None).is_ok(), kept, "from another address");
     }
     assert_eq!(AuthenticatorConfig::default().expiry, Expiry::AtAllocate);
 }
 
 #[test]
-fn in_hard_mode_the_end_of_the_credentials_caps_the_lifetime() {
+fn in_hard_mode_the_expiry_of_the_credentials_limits_the_lifetime() {
     let start = now();
     let issued = RestSecret::new(b"north").issue("tag", start.unix + 60);
     for (expiry, cap) in [(Expiry::Hard, Some(Duration::from_secs(60))), (Expiry::AtRefresh, None)] {
         let authority = Authenticator::with(AuthenticatorConfig { expiry, ..setup() }, &[3; 32]);
-        let bytes = Ask::new(&authority, start, &issued.username, &issued.credential).bytes();
+        let bytes = TestRequest::new(&authority, start, &issued.username, &issued.credential).bytes();
         let message = Message::parse(&bytes).unwrap();
         let authenticated = authority.check(start, &from(CLIENT, HERE), None, &message).unwrap();
         assert_eq!(authenticated.lifetime_cap, cap);
@@ -449,8 +464,9 @@ fn each_realm_has_its_own_users_secrets_and_addresses() {
         (&south.username, &south.credential, "r", false),
     ] {
         let keys = vec![Key::from_bytes(&long_term_digest(user, realm, password))];
-        let ask = Ask { realm: Some(realm), keys, ..Ask::new(&authority, start, user, password) };
-        assert_eq!(ask.passes(&authority, start), good, "{user} in {realm}");
+        let request =
+            TestRequest { realm: Some(realm), keys, ..TestRequest::new(&authority, start, user, password) };
+        assert_eq!(request.passes(&authority, start), good, "{user} in {realm}");
     }
     authority.replace_file_users(&[(
         "carol".into(),
@@ -458,47 +474,54 @@ fn each_realm_has_its_own_users_secrets_and_addresses() {
         UserKeys::of_password("carol", "other", "pw"),
     )]);
     let keys = vec![Key::from_bytes(&long_term_digest("carol", "other", "pw"))];
-    let ask = Ask { realm: Some("other"), keys, ..Ask::new(&authority, start, "carol", "pw") };
-    assert!(ask.passes(&authority, start));
-    assert!(!Ask { realm: Some("r"), ..ask }.passes(&authority, start));
+    let request =
+        TestRequest { realm: Some("other"), keys, ..TestRequest::new(&authority, start, "carol", "pw") };
+    assert!(request.passes(&authority, start));
+    assert!(!TestRequest { realm: Some("r"), ..request }.passes(&authority, start));
 }
 
 #[test]
-fn the_users_of_a_file_come_after_the_static_ones_and_go_with_it() {
+fn the_users_of_the_credentials_file_follow_the_configured_ones_and_are_removed_with_it() {
     let (start, authority) = (now(), authority());
     let of_file =
         |user: &str, password| (user.to_owned(), "r".to_owned(), UserKeys::of_password(user, "r", password));
     authority.replace_file_users(&[of_file("alice", "from the file"), of_file("bob", "pw")]);
-    let passes = |user, password| Ask::new(&authority, start, user, password).passes(&authority, start);
+    let passes =
+        |user, password| TestRequest::new(&authority, start, user, password).passes(&authority, start);
     assert!(passes("alice", "pw") && passes("bob", "pw") && !passes("alice", "from the file"));
     authority.replace_file_users(&[]);
-    let passes = |user, password| Ask::new(&authority, start, user, password).passes(&authority, start);
+    let passes =
+        |user, password| TestRequest::new(&authority, start, user, password).passes(&authority, start);
     assert!(passes("alice", "pw") && !passes("bob", "pw"));
 }
 
 #[test]
-fn whom_nobody_here_knows_is_asked_for_once_and_then_known_for_a_while() {
+fn an_unknown_user_is_looked_up_once_and_the_result_is_cached() {
     let start = now();
     let minute = Duration::from_secs(60);
     let lookup = Some(LookupCacheConfig { known: minute, unknown: Duration::from_secs(10), entries: 100 });
     let authority = Authenticator::with(AuthenticatorConfig { lookup, ..setup() }, &[3; 32]);
-    let ask = Ask::new(&authority, start, "dora", "pw");
-    let Some(AuthError::Lookup(question)) = ask.refusal(&authority, start) else { panic!("asked nobody") };
+    let request = TestRequest::new(&authority, start, "dora", "pw");
+    let Some(AuthError::Lookup(question)) = request.refusal(&authority, start) else {
+        panic!("no look-up was started")
+    };
     assert_eq!((question.user.as_str(), question.realm.as_str()), ("dora", "r"));
     let verdict =
         |expires_unix| LookupResult::Known { keys: UserKeys::of_password("dora", "r", "pw"), expires_unix };
     authority.store_lookup(start, Arc::clone(&question), verdict(Some(start.unix + 30)));
-    assert_eq!(ask.check(&authority, start).unwrap().0.expires_unix, Some(start.unix + 30));
-    let wrong = Ask::new(&authority, start, "dora", "no");
+    assert_eq!(request.check(&authority, start).unwrap().0.expires_unix, Some(start.unix + 30));
+    let wrong = TestRequest::new(&authority, start, "dora", "no");
     assert_eq!(wrong.refusal(&authority, start), Some(AuthError::Unauthorized));
     let over = start.after(Duration::from_secs(31));
-    assert_eq!(ask.refusal(&authority, over), Some(AuthError::Unauthorized));
-    assert!(matches!(ask.refusal(&authority, start.after(minute)), Some(AuthError::Lookup(_))));
+    assert_eq!(request.refusal(&authority, over), Some(AuthError::Unauthorized));
+    assert!(matches!(request.refusal(&authority, start.after(minute)), Some(AuthError::Lookup(_))));
     authority.store_lookup(start, question, LookupResult::Unknown);
-    assert_eq!(ask.refusal(&authority, start), Some(AuthError::Unauthorized));
-    assert!(matches!(ask.refusal(&authority, start.after(minute)), Some(AuthError::Lookup(_))));
-    let modern = Ask::sha256(&authority, start, "eve", "pw");
-    let Some(AuthError::Lookup(question)) = modern.refusal(&authority, start) else { panic!("asked nobody") };
+    assert_eq!(request.refusal(&authority, start), Some(AuthError::Unauthorized));
+    assert!(matches!(request.refusal(&authority, start.after(minute)), Some(AuthError::Lookup(_))));
+    let modern = TestRequest::sha256(&authority, start, "eve", "pw");
+    let Some(AuthError::Lookup(question)) = modern.refusal(&authority, start) else {
+        panic!("no look-up was started")
+    };
     authority.store_lookup(
         start,
         question,
@@ -508,19 +531,19 @@ fn whom_nobody_here_knows_is_asked_for_once_and_then_known_for_a_while() {
 }
 
 #[test]
-fn somebody_elses_word_never_replaces_a_user_of_ours() {
+fn a_look_up_never_replaces_a_configured_user() {
     let start = now();
     let limit = Duration::from_secs(60);
     let lookup = Some(LookupCacheConfig { known: limit, unknown: limit, entries: 100 });
     let authority = Authenticator::with(AuthenticatorConfig { lookup, ..setup() }, &[3; 32]);
-    let wrong = Ask::new(&authority, start, "alice", "of the hook");
+    let wrong = TestRequest::new(&authority, start, "alice", "of the hook");
     let Some(AuthError::Lookup(question)) = wrong.refusal(&authority, start) else {
-        panic!("a known user is told from an unknown one by the time that asking takes")
+        panic!("the response time of a configured user differs from that of an unknown one")
     };
     let keys = UserKeys::of_password("alice", "r", "of the hook");
     authority.store_lookup(start, question, LookupResult::Known { keys, expires_unix: None });
     assert_eq!(wrong.refusal(&authority, start), Some(AuthError::Unauthorized));
-    assert!(Ask::new(&authority, start, "alice", "pw").passes(&authority, start));
+    assert!(TestRequest::new(&authority, start, "alice", "pw").passes(&authority, start));
 }
 
 fn with_tokens() -> (Authenticator, TokenKey) {
@@ -529,21 +552,22 @@ fn with_tokens() -> (Authenticator, TokenKey) {
 }
 
 #[test]
-fn a_token_opens_an_allocation_and_its_key_serves_the_requests_that_follow() {
+fn a_token_authorizes_an_allocation_and_its_key_verifies_later_requests() {
     let start = now();
     let (authority, key) = with_tokens();
     assert_eq!(authority.challenge(start, &from(CLIENT, HERE)).third_party, Some("turn.example.org"));
     for integrity in [Integrity::Sha1, Integrity::Sha256] {
         let token = key.seal(&[1; 20], start.unix, 300);
         let keys = vec![Key::new(integrity, &[1; 20])];
-        let ask = Ask { token: Some(&token), keys, ..Ask::new(&authority, start, "north", "") };
-        let bytes = ask.bytes();
+        let request =
+            TestRequest { token: Some(&token), keys, ..TestRequest::new(&authority, start, "north", "") };
+        let bytes = request.bytes();
         let message = Message::parse(&bytes).unwrap();
         let authenticated = authority.check(start, &from(CLIENT, HERE), None, &message).unwrap();
         assert_eq!(authenticated.lifetime_cap, Some(Duration::from_secs(305)));
         assert_eq!(authenticated.key.integrity(), integrity);
         let owner = authenticated.owner();
-        let permit = Ask { token: None, method: Method::CREATE_PERMISSION, ..ask.clone() };
+        let permit = TestRequest { token: None, method: Method::CREATE_PERMISSION, ..request.clone() };
         assert!(permit.check_as(&authority, start, Some(&owner)).is_ok());
         assert!(permit.check_as(&authority, start, None).is_err(), "without an allocation there is no key");
         let over = start.after(Duration::from_secs(305));
@@ -552,13 +576,14 @@ fn a_token_opens_an_allocation_and_its_key_serves_the_requests_that_follow() {
 }
 
 #[test]
-fn a_token_that_is_over_garbled_or_stolen_is_refused() {
+fn an_expired_malformed_or_stolen_token_is_refused() {
     let start = now();
     let (authority, key) = with_tokens();
     let refusal = |token: &[u8], mac_key: &[u8], user| {
         let keys = vec![Key::from_bytes(mac_key)];
-        let ask = Ask { token: Some(token), keys, ..Ask::new(&authority, start, user, "") };
-        ask.refusal(&authority, start)
+        let request =
+            TestRequest { token: Some(token), keys, ..TestRequest::new(&authority, start, user, "") };
+        request.refusal(&authority, start)
     };
     let good = key.seal(&[1; 20], start.unix, 60);
     assert_eq!(refusal(&good, &[1; 20], "north"), None);
@@ -576,12 +601,12 @@ fn a_token_that_is_over_garbled_or_stolen_is_refused() {
     }
 }
 
-/// Returns the median nanoseconds of a check of each request, measured by turns so that all share whatever else the machine does.
-fn medians(authority: &Authenticator, at: Now, asks: &[Ask<'_>]) -> Vec<u128> {
-    let requests: Vec<_> = asks.iter().map(Ask::bytes).collect();
-    let mut times = vec![Vec::new(); asks.len()];
+/// Returns the median nanoseconds of a check of each request, measured alternately, so that other load of the machine affects all of them.
+fn medians(authority: &Authenticator, at: Now, requests: &[TestRequest<'_>]) -> Vec<u128> {
+    let encoded: Vec<_> = requests.iter().map(TestRequest::bytes).collect();
+    let mut times = vec![Vec::new(); requests.len()];
     for _ in 0..2000 {
-        for (bytes, times) in requests.iter().zip(&mut times) {
+        for (bytes, times) in encoded.iter().zip(&mut times) {
             let message = Message::parse(bytes).unwrap();
             #[expect(clippy::disallowed_methods, reason = "the test measures time")]
             let begin = Instant::now();
@@ -598,18 +623,18 @@ fn medians(authority: &Authenticator, at: Now, asks: &[Ask<'_>]) -> Vec<u128> {
 }
 
 #[test]
-fn the_time_of_a_refusal_does_not_tell_what_was_wrong() {
+fn the_response_time_does_not_reveal_which_credential_was_wrong() {
     let (start, authority) = (now(), authority());
     let issued = RestSecret::new(b"north").issue("tag", start.unix + 60);
-    for make in [Ask::new, Ask::sha256] {
+    for make in [TestRequest::new, TestRequest::sha256] {
         let right = make(&authority, start, "alice", "pw");
-        let asks = [
+        let requests = [
             make(&authority, start, "alice", "no"),
             make(&authority, start, "nobod", "pw"),
-            Ask { realm: Some("x"), ..right },
+            TestRequest { realm: Some("x"), ..right },
             make(&authority, start, &issued.username, "no"),
         ];
-        let medians = medians(&authority, start, &asks);
+        let medians = medians(&authority, start, &requests);
         let (least, most) = (medians.iter().min().unwrap(), medians.iter().max().unwrap());
         assert!(
             *most < least * 3 / 2,

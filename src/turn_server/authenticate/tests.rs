@@ -62,15 +62,15 @@ fn reply(relay: &mut Relay) -> Option<(Vec<u8>, bool)> {
     }
 }
 
-fn question(relay: &mut Relay) -> Option<Arc<UserQuery>> {
+fn poll_look_up(relay: &mut Relay) -> Option<Arc<UserQuery>> {
     match relay.poll_output()? {
-        Output::LookUpUser { query: question, .. } => Some(question),
+        Output::LookUpUser { query, .. } => Some(query),
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn no_answer_to_a_stranger_is_three_times_as_long_as_what_asked_for_it() {
+fn no_response_to_an_unauthenticated_request_is_three_times_its_length() {
     let long = "a".repeat(32);
     let tokens = vec![TokenKey::new("kid", &"b".repeat(20), &[0; 16]).unwrap()];
     for setup in [setup(&long), AuthenticatorConfig { tokens, ..setup("example.org.") }] {
@@ -83,55 +83,55 @@ fn no_answer_to_a_stranger_is_three_times_as_long_as_what_asked_for_it() {
             assert_eq!(Message::parse(&bytes).unwrap().nonce().map(str::len), Some(32));
             bytes
         };
-        for asked in [bare(Method::ALLOCATE), bare(Method::REFRESH), fingerprinted.finish(), stale] {
-            handle(&mut relay, start, client(1), &asked);
+        for request in [bare(Method::ALLOCATE), bare(Method::REFRESH), fingerprinted.finish(), stale] {
+            handle(&mut relay, start, client(1), &request);
             let (answer, proven) = reply(&mut relay).unwrap();
             assert!(!proven);
             assert!(
-                answer.len() + HEADERS <= 3 * (asked.len() + HEADERS),
+                answer.len() + HEADERS <= 3 * (request.len() + HEADERS),
                 "{} for {}",
                 answer.len(),
-                asked.len()
+                request.len()
             );
             assert_eq!(
                 Message::parse(&answer).unwrap().has_fingerprint(),
-                Message::parse(&asked).unwrap().has_fingerprint()
+                Message::parse(&request).unwrap().has_fingerprint()
             );
         }
-        assert!(relay.pending_lookups.is_empty(), "nothing is kept of strangers");
+        assert!(relay.pending_lookups.is_empty(), "no state is stored for unauthenticated clients");
     }
 }
 
 #[test]
-fn a_request_waits_until_its_user_was_looked_up() {
+fn a_request_waits_for_the_look_up_of_its_user() {
     let (mut relay, shared) = relay(setup("r"));
     let start = now();
     let request = signed(&shared, start, client(1), "dora");
     handle(&mut relay, start, client(1), &request);
-    let asked = question(&mut relay).unwrap();
+    let query = poll_look_up(&mut relay).unwrap();
     handle(&mut relay, start, client(1), &request);
-    assert_eq!(relay.poll_output(), None, "a retransmission asks nobody again");
+    assert_eq!(relay.poll_output(), None, "a retransmission starts no second look-up");
     let keys = UserKeys::of_password("dora", "r", "pw");
     shared.authenticator.store_lookup(
         start,
-        Arc::clone(&asked),
+        Arc::clone(&query),
         LookupResult::Known { keys, expires_unix: None },
     );
-    relay.handle_lookup_done(start, &asked, true);
+    relay.handle_lookup_done(start, &query, true);
     assert!(matches!(relay.poll_output(), Some(Output::OpenRelaySocket { .. })));
     assert_eq!(relay.poll_output(), None);
     assert!(relay.pending_lookups.is_empty());
 }
 
 #[test]
-fn a_look_up_that_fails_leaves_no_trace_and_the_client_asks_again() {
+fn a_failed_look_up_drops_the_request_and_the_client_retransmits_it() {
     let (mut relay, shared) = relay(setup("r"));
     let start = now();
     let request = signed(&shared, start, client(1), "dora");
     for _ in 0..3 {
         handle(&mut relay, start, client(1), &request);
-        let asked = question(&mut relay).unwrap();
-        relay.handle_lookup_done(start, &asked, false);
+        let query = poll_look_up(&mut relay).unwrap();
+        relay.handle_lookup_done(start, &query, false);
         assert_eq!(relay.poll_output(), None);
         assert!(relay.pending_lookups.is_empty() && relay.is_empty());
     }
@@ -144,7 +144,7 @@ fn distant(network: u16) -> FiveTuple {
 }
 
 #[test]
-fn a_flood_of_unknown_names_finds_little_room_and_a_client_that_goes_takes_its_request_along() {
+fn waiting_requests_of_unknown_users_are_limited_and_removed_with_their_client() {
     let (mut relay, shared) = relay(setup("r"));
     let start = now();
     let ask = |relay: &mut Relay, from: FiveTuple, name: &str| {
@@ -159,8 +159,8 @@ fn a_flood_of_unknown_names_finds_little_room_and_a_client_that_goes_takes_its_r
     }
     assert_eq!(relay.pending_lookups.len(), MAX_PENDING_UNKNOWN);
     assert_eq!(relay.drops().total(), 2000 - MAX_PENDING_UNKNOWN as u64);
-    let asked: Vec<_> = std::iter::from_fn(|| question(&mut relay)).collect();
-    assert_eq!(asked.len(), MAX_PENDING_UNKNOWN);
+    let queries: Vec<_> = std::iter::from_fn(|| poll_look_up(&mut relay)).collect();
+    assert_eq!(queries.len(), MAX_PENDING_UNKNOWN);
     relay.handle_client_gone(client(1));
     assert_eq!(relay.pending_lookups.len(), MAX_PENDING_UNKNOWN - 1);
     ask(&mut relay, client(2000), "alice");
@@ -168,9 +168,9 @@ fn a_flood_of_unknown_names_finds_little_room_and_a_client_that_goes_takes_its_r
         matches!(relay.poll_output(), Some(Output::OpenRelaySocket { .. })),
         "who is known here does not wait"
     );
-    for question in asked {
-        shared.authenticator.store_lookup(start, Arc::clone(&question), LookupResult::Unknown);
-        relay.handle_lookup_done(start, &question, true);
+    for query in queries {
+        shared.authenticator.store_lookup(start, Arc::clone(&query), LookupResult::Unknown);
+        relay.handle_lookup_done(start, &query, true);
     }
     assert!(relay.pending_lookups.is_empty());
     let refused = std::iter::from_fn(|| reply(&mut relay));
@@ -182,12 +182,12 @@ fn a_flood_of_unknown_names_finds_little_room_and_a_client_that_goes_takes_its_r
 }
 
 #[test]
-fn a_name_that_was_known_before_finds_room_when_strangers_have_all_of_theirs() {
+fn a_user_that_was_found_before_has_a_place_when_unknown_users_fill_theirs() {
     let (mut relay, shared) = relay(setup("r"));
     let start = now();
     let keys = UserKeys::of_password("dora", "r", "pw");
-    let question = Arc::new(UserQuery { user: "dora".into(), realm: "r".into() });
-    shared.authenticator.store_lookup(start, question, LookupResult::Known { keys, expires_unix: None });
+    let query = Arc::new(UserQuery { user: "dora".into(), realm: "r".into() });
+    shared.authenticator.store_lookup(start, query, LookupResult::Known { keys, expires_unix: None });
     let later = start.after(Duration::from_secs(61));
     for network in 1..=1000 {
         let from = distant(network);
@@ -198,7 +198,7 @@ fn a_name_that_was_known_before_finds_room_when_strangers_have_all_of_theirs() {
     for (name, finds_room) in [("eve", false), ("dora", true)] {
         handle(&mut relay, later, client(7), &signed(&shared, later, client(7), name));
         let asks = match relay.poll_output() {
-            Some(Output::LookUpUser { query: question, is_known, .. }) => is_known && question.user == name,
+            Some(Output::LookUpUser { query, is_known, .. }) => is_known && query.user == name,
             _ => false,
         };
         assert_eq!(asks, finds_room, "{name}");
@@ -206,14 +206,14 @@ fn a_name_that_was_known_before_finds_room_when_strangers_have_all_of_theirs() {
 }
 
 #[test]
-fn a_refusal_after_a_look_up_knows_the_length_of_its_request() {
+fn an_error_after_a_look_up_reports_the_length_of_its_request() {
     let (mut relay, shared) = relay(setup("r"));
     let start = now();
     let request = signed(&shared, start, client(1), "dora");
     handle(&mut relay, start, client(1), &request);
-    let asked = question(&mut relay).unwrap();
-    shared.authenticator.store_lookup(start, Arc::clone(&asked), LookupResult::Unknown);
-    relay.handle_lookup_done(start, &asked, true);
+    let query = poll_look_up(&mut relay).unwrap();
+    shared.authenticator.store_lookup(start, Arc::clone(&query), LookupResult::Unknown);
+    relay.handle_lookup_done(start, &query, true);
     let Some(Output::Response { bytes, auth, .. }) = relay.poll_output() else { panic!("no answer") };
     assert_eq!(Message::parse(&bytes).unwrap().unverified().error_code(), Some(401));
     assert_eq!(auth, RequestAuth::Unverified { request_len: request.len() });
@@ -221,7 +221,7 @@ fn a_refusal_after_a_look_up_knows_the_length_of_its_request() {
 }
 
 #[test]
-fn an_authenticated_client_is_sent_elsewhere_and_a_stranger_is_not_told() {
+fn only_an_authenticated_client_gets_an_alternate_server() {
     let (mut relay, shared) = relay(setup("r"));
     let start = now();
     handle(&mut relay, start, client(1), &signed(&shared, start, client(1), "alice"));
@@ -235,8 +235,8 @@ fn an_authenticated_client_is_sent_elsewhere_and_a_stranger_is_not_told() {
     for (transport, domain) in [(Transport::Udp, None), (Transport::Tls, Some(&b"b.example.org"[..]))] {
         let from = FiveTuple { transport, ..client(2) };
         handle(&mut relay, start, from, &bare(Method::ALLOCATE));
-        let (stranger, _) = reply(&mut relay).unwrap();
-        assert_eq!(Message::parse(&stranger).unwrap().unverified().error_code(), Some(401));
+        let (unauthenticated, _) = reply(&mut relay).unwrap();
+        assert_eq!(Message::parse(&unauthenticated).unwrap().unverified().error_code(), Some(401));
         handle(&mut relay, start, from, &signed(&shared, start, from, "alice"));
         let (answer, proven) = reply(&mut relay).unwrap();
         let key = Key::from_bytes(&long_term_digest("alice", "r", "pw"));
@@ -293,7 +293,7 @@ fn an_allocation_ends_with_the_token_that_made_it() {
 }
 
 #[test]
-fn in_hard_mode_an_allocation_ends_in_the_second_that_its_credentials_do() {
+fn in_hard_mode_an_allocation_ends_in_the_second_in_which_its_credentials_expire() {
     let start = now();
     let issued = RestSecret::new(b"north").issue("tag", start.unix + 30);
     let realm = RealmCredentials {
@@ -335,7 +335,7 @@ fn in_hard_mode_an_allocation_ends_in_the_second_that_its_credentials_do() {
 }
 
 #[test]
-fn the_allocations_of_a_revoked_name_end_and_no_others() {
+fn revoking_a_name_ends_only_its_allocations() {
     let start = now();
     let realm = RealmCredentials {
         name: "r".into(),

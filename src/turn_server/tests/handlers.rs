@@ -55,40 +55,40 @@ impl EventHandler for Recorder {
     }
 }
 
-fn world(recorder: &Arc<Recorder>) -> World {
+fn server(recorder: &Arc<Recorder>) -> TestRelay {
     let mut shared = shared(10, 50_000..=50_009);
     shared.permission_handler = Some(Arc::<Recorder>::clone(recorder));
     shared.quota_handler = Some(Arc::<Recorder>::clone(recorder));
     shared.event_handler = Some(Arc::<Recorder>::clone(recorder));
-    World::with(shared)
+    TestRelay::with(shared)
 }
 
 #[test]
 fn a_permission_handler_refuses_peers_that_the_policy_allows() {
-    let mut world = world(&Arc::default());
-    world.allocate(1);
-    assert_eq!((world.permit(1, PEER), world.permit(1, "8.8.4.4:0")), (0, 403));
-    assert_eq!(world.bind(1, 0x4000, "8.8.4.4:9"), 403);
-    assert_eq!(world.relay.denials().collect::<Vec<_>>(), [("permission handler", 2)]);
+    let mut server = server(&Arc::default());
+    server.allocate(1);
+    assert_eq!((server.create_permission(1, PEER), server.create_permission(1, "8.8.4.4:0")), (0, 403));
+    assert_eq!(server.bind_channel(1, 0x4000, "8.8.4.4:9"), 403);
+    assert_eq!(server.relay.denials().collect::<Vec<_>>(), [("permission handler", 2)]);
 }
 
 #[test]
 fn a_quota_handler_refuses_allocations_within_the_quota() {
-    let mut world = world(&Arc::default());
-    assert_eq!(world.ask(2, "bob", Method::ALLOCATE, udp).0, 486);
-    assert_eq!(world.shared.quota.held(), 0);
-    assert_eq!(world.ask(3, "bob", Method::ALLOCATE, udp).0, 0);
+    let mut server = server(&Arc::default());
+    assert_eq!(server.request(2, "bob", Method::ALLOCATE, udp).0, 486);
+    assert_eq!(server.shared.quota.held(), 0);
+    assert_eq!(server.request(3, "bob", Method::ALLOCATE, udp).0, 0);
 }
 
 #[test]
-fn an_event_handler_is_told_what_the_relay_does() {
+fn an_event_handler_receives_the_events_of_the_relay() {
     let recorder = Arc::<Recorder>::default();
-    let mut world = world(&recorder);
+    let mut server = server(&recorder);
     let bytes = udp(Builder::new(Class::Request, Method::ALLOCATE, TransactionId::new([9; 12]))).finish();
-    world.send(tuple(7), &bytes);
-    world.allocate(1);
-    assert_eq!((world.permit(1, PEER), world.bind(1, 0x4001, PEER)), (0, 0));
-    world.refresh(1, "alice", 0);
+    server.send(tuple(7), &bytes);
+    server.allocate(1);
+    assert_eq!((server.create_permission(1, PEER), server.bind_channel(1, 0x4001, PEER)), (0, 0));
+    server.refresh(1, "alice", 0);
     let events = recorder.0.lock().unwrap();
     let expected = [
         "unauthorized 7",
@@ -110,10 +110,10 @@ fn an_auth_handler_supplies_keys_of_users_that_the_configuration_does_not_have()
     let config = AuthenticatorConfig { realms, handler: Some(handler), ..AuthenticatorConfig::default() };
     let mut shared = shared(10, 50_000..=50_009);
     shared.authenticator = Arc::new(Authenticator::with(config, &[5; 32]));
-    let mut world = World::with(shared);
-    assert_eq!(world.ask(1, "alice", Method::ALLOCATE, udp).0, 0);
+    let mut server = TestRelay::with(shared);
+    assert_eq!(server.request(1, "alice", Method::ALLOCATE, udp).0, 0);
     assert_eq!(*recorder.0.lock().unwrap(), Vec::<String>::new(), "the configuration has its keys");
-    assert_eq!(world.ask(2, "carol", Method::ALLOCATE, udp).0, 0);
-    assert_eq!(world.ask(3, "mallory", Method::ALLOCATE, udp).0, 401);
+    assert_eq!(server.request(2, "carol", Method::ALLOCATE, udp).0, 0);
+    assert_eq!(server.request(3, "mallory", Method::ALLOCATE, udp).0, 401);
     assert_eq!(*recorder.0.lock().unwrap(), ["keys carol r", "keys mallory r"]);
 }

@@ -37,53 +37,53 @@ proptest! {
     /// No relay without a permission that was granted at most 300 s ago, sockets and ports and quota in step, nothing
     /// outlives its lifetime.
     #[test]
-    fn whatever_happens_the_relay_keeps_its_promises(
+    fn every_sequence_of_events_keeps_the_invariants_of_the_relay(
         events in proptest::collection::vec(any_event(), 1..60),
     ) {
-        let mut world = World::with(shared(3, 50_000..=50_001));
+        let mut server = TestRelay::with(shared(3, 50_000..=50_001));
         let peer = |p: u8| if p == 5 { "127.0.0.1:7".to_owned() } else { format!("8.8.8.{p}:7") };
         let mut granted: HashMap<(u16, u8), Now> = HashMap::new();
         for event in events {
             match event {
-                Event::Allocate(c) => drop(world.ask(c, "alice", Method::ALLOCATE, udp)),
+                Event::Allocate(c) => drop(server.request(c, "alice", Method::ALLOCATE, udp)),
                 Event::Refresh(c, lifetime) => {
-                    if world.refresh(c, "alice", lifetime) == 0 && lifetime == 0 {
+                    if server.refresh(c, "alice", lifetime) == 0 && lifetime == 0 {
                         granted.retain(|(client, _), _| *client != c);
                     }
                 }
-                Event::Permit(c, p) => if world.permit(c, &peer(p)) == 0 { granted.insert((c, p), world.now); },
-                Event::Bind(c, n, p) => if world.bind(c, n, &peer(p)) == 0 { granted.insert((c, p), world.now); },
-                Event::Indicate(c, p) => if world.indicate(c, &peer(p)) {
-                    let since = world.now.mono - granted[&(c, p)].mono;
+                Event::Permit(c, p) => if server.create_permission(c, &peer(p)) == 0 { granted.insert((c, p), server.now); },
+                Event::Bind(c, n, p) => if server.bind_channel(c, n, &peer(p)) == 0 { granted.insert((c, p), server.now); },
+                Event::Indicate(c, p) => if server.send_from(c, &peer(p)) {
+                    let since = server.now.mono - granted[&(c, p)].mono;
                     prop_assert!(p != 5 && since < Duration::from_secs(300));
                 },
                 Event::Channel(c, n) => {
                     let [high, low] = n.to_be_bytes();
                     let bytes = [high, low, 0, 0];
-                    if let Some(forward) = world.forward_to_peer(tuple(c), &bytes) {
+                    if let Some(forward) = server.forward_to_peer(tuple(c), &bytes) {
                         let p = (0..6).find(|p| addr(&peer(*p)) == forward.peer).unwrap();
-                        prop_assert!(world.now.mono - granted[&(c, p)].mono < Duration::from_secs(300));
+                        prop_assert!(server.now.mono - granted[&(c, p)].mono < Duration::from_secs(300));
                     }
                 }
                 Event::FromPeer(id, p) => {
-                    let client = world.relay.handle_peer(world.now, id, addr(&peer(p)), IP_HEADER, b"x").ok().map(|f| f.client);
+                    let client = server.relay.handle_peer(server.now, id, addr(&peer(p)), IP_HEADER, b"x").ok().map(|f| f.client);
                     if let Some(client) = client {
-                        prop_assert!(world.sockets.contains_key(&id));
-                        prop_assert!(world.now.mono - granted[&(client.client.port(), p)].mono < Duration::from_secs(300));
+                        prop_assert!(server.sockets.contains_key(&id));
+                        prop_assert!(server.now.mono - granted[&(client.client.port(), p)].mono < Duration::from_secs(300));
                     }
                 }
-                Event::Wait(seconds) => world.wait(seconds.into()),
-                Event::Garbage(c, bytes) => drop(world.forward_to_peer(tuple(c), &bytes)),
+                Event::Wait(seconds) => server.advance(seconds.into()),
+                Event::Garbage(c, bytes) => drop(server.forward_to_peer(tuple(c), &bytes)),
             }
-            world.drain();
-            prop_assert_eq!(world.shared.ports.leased() as usize, world.sockets.len());
-            prop_assert_eq!(world.sockets.len(), world.relay.len());
-            prop_assert_eq!(world.relay.len() as u32, world.shared.quota.held());
-            prop_assert!(world.sockets.values().all(|address| world.shared.ports.is_leased(*address)));
-            prop_assert!(world.relay.poll_timeout().is_none_or(|at| at > world.now.mono));
+            server.drain();
+            prop_assert_eq!(server.shared.ports.leased() as usize, server.sockets.len());
+            prop_assert_eq!(server.sockets.len(), server.relay.len());
+            prop_assert_eq!(server.relay.len() as u32, server.shared.quota.held());
+            prop_assert!(server.sockets.values().all(|address| server.shared.ports.is_leased(*address)));
+            prop_assert!(server.relay.poll_timeout().is_none_or(|at| at > server.now.mono));
         }
-        world.wait(3600);
-        prop_assert!(world.relay.is_empty() && world.sockets.is_empty());
-        prop_assert_eq!((world.shared.quota.held(), world.shared.ports.leased()), (0, 0));
+        server.advance(3600);
+        prop_assert!(server.relay.is_empty() && server.sockets.is_empty());
+        prop_assert_eq!((server.shared.quota.held(), server.shared.ports.leased()), (0, 0));
     }
 }
