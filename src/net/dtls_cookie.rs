@@ -349,7 +349,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), at in 0..98_usize, byte: u8) {
+        fn decoding_does_not_panic_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..200), at in 0..98_usize, byte: u8) {
             let _ = ClientHello::parse(&bytes);
             let mut nearly = hello(1, &[9; 32]);
             let at = at.min(nearly.len() - 1);

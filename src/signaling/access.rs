@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_right_key_admits_and_none_is_shown_in_a_log() {
+    fn only_the_right_key_admits_and_no_key_is_logged() {
         let keys = [AccessKey::new("one"), AccessKey::new("two")];
         let [one, two] = ["one", "two"].map(|key| admits(&keys, key).unwrap());
         assert_eq!(
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_has_its_scopes_and_realm_and_one_that_stands_twice_has_both_scopes() {
+    fn a_key_has_its_scopes_and_realm_and_a_repeated_key_the_scopes_of_both() {
         let (register, relay) =
             (Scopes { register: true, ..Scopes::default() }, Scopes { relay: true, ..Scopes::default() });
         let keys = [
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn the_admin_key_admits_operators_alone_even_where_it_is_an_access_key_too() {
+    fn the_admin_key_admits_only_operators_even_if_it_is_an_access_key() {
         let admin_key = Some(AccessKey::new("operator"));
         let access_keys = vec![AccessKey::new("one"), AccessKey::scoped("operator", Scopes::ALL, "")];
         let config = Config { access_keys, admin_key, ..Config::default() };
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn strangers_get_no_relay_and_the_admitted_get_one_that_expires() {
+    fn only_admitted_clients_get_relay_credentials_which_expire() {
         let servers = IceServers {
             stun_urls: vec!["stun:192.0.2.1:3478".into()],
             turn_urls: vec!["turn:192.0.2.1:3478".into()],

@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn arrays_do_not_pass_for_objects() {
+    fn arrays_are_not_accepted_as_objects() {
         assert!(read("[1,2]").is_none());
         assert!(read(r#"{"t":1,"params":["a"]}"#).is_none());
         assert!(read(r#"{"t":1,"params":{"future":[1,{}]},"extra":null,"pad":"x"}"#).is_some());
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_or_list_over_its_cap_is_refused() {
+    fn a_text_or_list_over_its_limit_is_refused() {
         let with = |n: usize| format!(r#"{{"t":1,"params":{{"key":"{}"}}}}"#, "k".repeat(n));
         assert!(read(&with(MAX_KEY)).is_some());
         assert!(read(&with(MAX_KEY + 1)).is_none());

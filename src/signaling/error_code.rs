@@ -81,7 +81,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn each_code_has_a_number_and_a_text_of_its_own() {
+    fn each_error_code_has_a_unique_number_and_text() {
         // S0-39, S0-A13.
         assert!(CODES.iter().all(|row| (201..300).contains(&row.0)));
         let codes: HashSet<_> = CODES.iter().map(|row| row.1).collect();

@@ -40,7 +40,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_seen_at_none_of_its_addresses_is_behind_a_nat() {
+    fn a_client_whose_reflexive_address_is_not_local_is_behind_a_nat() {
         let inner = LocalAddresses::new(["10.0.0.2:5000", "[2001:db8::2]:5000"].map(address).to_vec());
         for (seen, behind) in [
             ("10.0.0.2:5000", false),
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_tells_none_costs_a_pointer() {
+    fn a_client_without_local_addresses_costs_one_pointer() {
         assert_eq!(size_of::<LocalAddresses>(), size_of::<usize>());
         assert!(LocalAddresses::new(Vec::new()).0.is_none());
     }

@@ -80,7 +80,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn each_message_type_has_a_number_of_its_own() {
+    fn each_message_type_has_a_unique_number() {
         let numbers: HashSet<_> = MESSAGE_TYPES.iter().map(|row| row.0).collect();
         assert_eq!(numbers.len(), MESSAGE_TYPES.len());
         for (number, message_type) in MESSAGE_TYPES.into_iter().chain([(99, MessageType::Other(99))]) {

@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_nodes_agree_on_the_node_of_a_tag_and_each_has_its_part() {
+    fn all_nodes_agree_on_the_node_of_a_tag_and_each_has_a_share() {
         for count in [0, 1, 2, 3, 16, 99] {
             let views: Vec<_> = Nodes::all(count).collect();
             assert_eq!(views.len(), count.clamp(1, Nodes::MAX));
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_has_what_was_inserted() {
+    fn a_node_set_contains_the_inserted_nodes() {
         let mut set = NodeSet::default();
         [3, 15, 3].into_iter().for_each(|node| set.insert(NodeId(node)));
         assert_eq!(set.iter().collect::<Vec<_>>(), [NodeId(3), NodeId(15)]);

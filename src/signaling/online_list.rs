@@ -132,7 +132,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_page_is_kept_until_something_in_it_changes() {
+    fn a_page_is_cached_until_a_change_in_its_range() {
         let (mut listing, here) = (OnlineList::default(), Realms::default().named("here"));
         let there = Realms::default().named("there");
         let name = |byte: u8| TagId([byte; 15]);
@@ -160,7 +160,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_list_goes_on_after_any_text_in_the_order_of_texts(
+        fn the_list_continues_after_any_text_in_sorted_order(
             names in proptest::collection::vec(any::<[u8; 15]>(), 1..200),
             after in "[a-z2-7A-Z~ ]{0,3}",
         ) {

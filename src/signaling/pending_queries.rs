@@ -120,7 +120,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pages_of_several_hubs_make_the_same_list_as_those_of_one(
+        fn pages_merged_from_several_hubs_equal_those_of_one_hub(
             names in proptest::collection::btree_set("[a-c]{1,4}", 0..40),
             hubs in 1..5_usize,
             most in 1..6_usize,

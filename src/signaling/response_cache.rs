@@ -70,7 +70,7 @@ mod tests {
     use crate::signaling::client_addr::ConnId;
 
     #[test]
-    fn an_answer_is_kept_for_its_time_and_the_first_one_counts() {
+    fn the_first_response_is_cached_for_its_lifetime() {
         let (mut answers, start) = (ResponseCache::new(Duration::from_secs(30), 10_000), now().mono);
         let asked = (ClientAddr::WebSocket(ConnId(1)), MessageType::Register, 7, 0);
         answers.keep(asked, "one", start);
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_make_room_at_the_cap() {
+    fn the_oldest_responses_are_evicted_at_the_limit() {
         let (mut answers, start) = (ResponseCache::new(Duration::from_secs(30), 1000), now().mono);
         for mid in 0..100 {
             answers.keep((ClientAddr::WebSocket(ConnId(1)), MessageType::Register, mid, 0), "text", start);

@@ -1,4 +1,4 @@
-//! The hub's tests: a fake clock, a fake wire, and a sentence for each scenario.
+//! Tests of the hub with a fake clock and a fake network.
 
 mod abuse;
 mod access;
@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-/// With so many servers, most of what happens between two clients is between two hubs.
+/// With this many servers, most calls between two clients involve two hubs.
 const HUBS: usize = 3;
 
 /// Returns the server that a UDP client reaches.
@@ -43,10 +43,10 @@ fn node_of_conn(conn: ConnId, count: usize) -> usize {
     conn.0 as usize % count
 }
 
-/// The hubs of several servers, tested like one.
-struct Hubs(Vec<Hub>);
+/// The hubs of several servers, with the interface of one.
+struct Cluster(Vec<Hub>);
 
-impl Hubs {
+impl Cluster {
     fn of_conn(&mut self, conn: ConnId) -> &mut Hub {
         let node = node_of_conn(conn, self.0.len());
         &mut self.0[node]
@@ -125,9 +125,9 @@ impl Hubs {
     }
 }
 
-/// The hubs, their clock, and what they have sent and nobody has looked at.
-struct World {
-    hub: Hubs,
+/// The hubs, their clock, and the outputs that no test has taken yet.
+struct TestHubs {
+    cluster: Cluster,
     now: Now,
     sent: Vec<Output>,
 }
@@ -154,7 +154,7 @@ fn parsed(payload: &[u8]) -> Value {
     serde_json::from_slice(payload).unwrap()
 }
 
-impl World {
+impl TestHubs {
     /// Several servers.
     fn new(config: Config) -> Self {
         Self::with_hubs(&config, HUBS)
@@ -166,58 +166,58 @@ impl World {
     }
 
     fn with_hubs(config: &Config, count: usize) -> Self {
-        let hub = Hubs(Hub::cluster(config, count, [7; 32]));
-        Self { hub, now: now(), sent: Vec::new() }
+        let cluster = Cluster(Hub::cluster(config, count, [7; 32]));
+        Self { cluster, now: now(), sent: Vec::new() }
     }
 
     fn drain(&mut self) {
-        while let Some(output) = self.hub.poll_output(self.now) {
+        while let Some(output) = self.cluster.poll_output(self.now) {
             self.sent.push(output);
         }
     }
 
-    /// A datagram to port 1.
-    fn udp(&mut self, from: &str, message: &Value) {
-        self.udp_at(ServerPort::Main, from, message);
+    /// Sends a datagram to port 1.
+    fn send_udp(&mut self, from: &str, message: &Value) {
+        self.send_udp_to(ServerPort::Main, from, message);
     }
 
-    fn udp_at(&mut self, port: ServerPort, from: &str, message: &Value) {
-        self.hub.handle_datagram(self.now, port, address(from), None, message.to_string().as_bytes());
+    fn send_udp_to(&mut self, port: ServerPort, from: &str, message: &Value) {
+        self.cluster.handle_datagram(self.now, port, address(from), None, message.to_string().as_bytes());
         self.drain();
     }
 
-    fn web(&mut self, conn: u64, message: &Value) {
-        self.hub.handle_websocket_text(self.now, ConnId(conn), &message.to_string());
+    fn send_text(&mut self, conn: u64, message: &Value) {
+        self.cluster.handle_websocket_text(self.now, ConnId(conn), &message.to_string());
         self.drain();
     }
 
     fn open(&mut self, conn: u64) {
-        self.hub.handle_websocket_opened(self.now, ConnId(conn), [198, 51, 100, 1].into());
+        self.cluster.handle_websocket_opened(self.now, ConnId(conn), [198, 51, 100, 1].into());
         self.drain();
     }
 
     fn close(&mut self, conn: u64) {
-        self.hub.handle_websocket_closed(self.now, ConnId(conn));
+        self.cluster.handle_websocket_closed(self.now, ConnId(conn));
         self.drain();
     }
 
-    /// Lets time pass, with every timer at its moment.
-    fn wait(&mut self, by: Duration) {
+    /// Advances the clock; every timer fires when it is due.
+    fn advance(&mut self, by: Duration) {
         let end = self.now.after(by);
-        while let Some(due) = self.hub.poll_timeout().filter(|due| *due <= end.mono) {
+        while let Some(due) = self.cluster.poll_timeout().filter(|due| *due <= end.mono) {
             self.now = self.now.after(due.saturating_duration_since(self.now.mono));
-            self.hub.handle_timeout(self.now);
+            self.cluster.handle_timeout(self.now);
             self.drain();
         }
         self.now = end;
     }
 
-    fn wait_ms(&mut self, ms: u64) {
-        self.wait(Duration::from_millis(ms));
+    fn advance_ms(&mut self, ms: u64) {
+        self.advance(Duration::from_millis(ms));
     }
 
-    /// Everything sent to a UDP address since the last look, with its port.
-    fn at(&mut self, to: &str) -> Vec<(ServerPort, Value)> {
+    /// Removes and returns the messages sent to a UDP address, with their ports.
+    fn take_datagrams(&mut self, to: &str) -> Vec<(ServerPort, Value)> {
         let to_find = address(to);
         let (found, rest) = std::mem::take(&mut self.sent)
             .into_iter()
@@ -230,8 +230,8 @@ impl World {
         Vec::into_iter(found).filter_map(message).collect()
     }
 
-    /// Everything sent to a WebSocket since the last look.
-    fn on(&mut self, conn: u64) -> Vec<Value> {
+    /// Removes and returns the messages sent to a WebSocket.
+    fn take_texts(&mut self, conn: u64) -> Vec<Value> {
         let (found, rest) = std::mem::take(&mut self.sent)
             .into_iter()
             .partition(|output| matches!(output, Output::Text { conn: to, .. } if to.0 == conn));
@@ -243,30 +243,30 @@ impl World {
         Vec::into_iter(found).filter_map(message).collect()
     }
 
-    /// Asks by UDP and returns the one answer.
-    fn ask(&mut self, from: &str, message: &Value) -> Value {
-        self.udp(from, message);
-        one(self.at(from).into_iter().map(|(_, value)| value).collect())
+    /// Sends a request over UDP and returns the only answer.
+    fn request_udp(&mut self, from: &str, message: &Value) -> Value {
+        self.send_udp(from, message);
+        one(self.take_datagrams(from).into_iter().map(|(_, value)| value).collect())
     }
 
-    /// Asks by WebSocket and returns the one answer.
-    fn ask_web(&mut self, conn: u64, message: &Value) -> Value {
-        self.web(conn, message);
-        one(self.on(conn))
+    /// Sends a request over a WebSocket and returns the only answer.
+    fn request_websocket(&mut self, conn: u64, message: &Value) -> Value {
+        self.send_text(conn, message);
+        one(self.take_texts(conn))
     }
 
-    /// Registers by UDP and shows the address to be true.
-    fn client(&mut self, from: &str) -> String {
-        let answer = self.ask(from, &json!({"t": 1, "mid": 1}));
+    /// Registers over UDP and proves the address.
+    fn register_udp(&mut self, from: &str) -> String {
+        let answer = self.request_udp(from, &json!({"t": 1, "mid": 1}));
         let tag = answer["extra"]["tag"].as_str().unwrap().to_owned();
-        assert_eq!(self.ask(from, &json!({"t": 2, "tag": tag}))["t"], -2);
+        assert_eq!(self.request_udp(from, &json!({"t": 2, "tag": tag}))["t"], -2);
         tag
     }
 
     /// Opens a WebSocket and registers on it.
-    fn web_client(&mut self, conn: u64) -> String {
+    fn register_websocket(&mut self, conn: u64) -> String {
         self.open(conn);
-        let answer = self.ask_web(conn, &json!({"t": 1, "mid": 1}));
+        let answer = self.request_websocket(conn, &json!({"t": 1, "mid": 1}));
         answer["extra"]["tag"].as_str().unwrap().to_owned()
     }
 }

@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tag_is_its_bytes_in_one_spelling_alone() {
+    fn a_tag_has_exactly_one_spelling() {
         let name = TagId([0x5a; TAG_BYTES]);
         let tag = name.tag().unwrap();
         assert_eq!((TagId::of(&tag), tag.as_str().len()), (Some(name), TAG_LEN));

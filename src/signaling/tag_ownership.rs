@@ -94,7 +94,7 @@ mod tests {
     use crate::signaling::client_addr::ConnId;
 
     #[test]
-    fn a_nonce_is_good_for_its_peer_and_its_time_alone() {
+    fn a_nonce_is_valid_only_for_its_client_and_lifetime() {
         let challenges = Challenges::new([1; 32], Duration::from_secs(30));
         let peers = ["192.0.2.1:1", "192.0.2.1:2", "192.0.2.2:1", "[2001:db8::1]:1"];
         let peers: Vec<_> = peers.iter().map(|text| ClientAddr::Udp(text.parse().unwrap())).collect();

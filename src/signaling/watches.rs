@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn all_of_the_tags_are_watched_or_none_and_the_caps_hold() {
+    fn either_all_tags_of_a_request_are_watched_or_none_and_the_limits_are_enforced() {
         let mut watches = watches(4, 3, 2);
         let mut begin = |conn, names: &[&str]| watches.begin(ConnId(conn), wanted(names), |_| false).is_ok();
         assert!(begin(1, &["a", "b", "a"]));
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_is_spoken_of_once_a_second_with_its_last_state() {
+    fn a_tag_causes_one_event_a_second_with_its_last_state() {
         let (mut watches, start) = (watches(9, 9, 9), now().mono);
         let a = wanted(&["a"]).remove(0);
         watches.begin(ConnId(1), wanted(&["a"]), |_| false).unwrap();
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happens_close_together_is_told_together() {
+    fn changes_within_the_interval_are_sent_in_one_event() {
         let (mut watches, start) = (watches(9, 9, 9), now().mono);
         watches.begin(ConnId(1), wanted(&["a", "b", "c"]), |_| false).unwrap();
         let [a, b, c] = ["a", "b", "c"].map(|name| wanted(&[name]).remove(0));

@@ -326,7 +326,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_is_pinged_in_time_and_closed_when_nothing_is_heard() {
+    fn a_connection_is_pinged_and_closed_after_silence() {
         let start = moment();
         let seconds = Duration::from_secs;
         let mut watch =
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_has_begun_and_does_not_end_closes_the_connection_though_bytes_come() {
+    fn a_message_that_does_not_end_closes_the_connection_although_bytes_arrive() {
         let start = moment();
         let seconds = Duration::from_secs;
         let mut watch = KeepAlive {

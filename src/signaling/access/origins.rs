@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_origin_is_let_in_to_the_letter_or_all_are() {
+    fn an_origin_must_match_exactly_unless_all_are_allowed() {
         assert!(Origins::default().hold(b"https://anywhere.example") && Origins::default().are_all());
         let list = ["https://app.example", "http://localhost:8080", "capacitor://localhost"];
         let origins = Origins::only(list.map(str::to_owned).to_vec()).unwrap();
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_browser_sends_is_no_origin() {
+    fn an_origin_that_no_browser_sends_is_rejected() {
         for wrong in [
             "app.example",
             "https://",

@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_is_one_realm_and_no_name_is_the_default() {
+    fn each_name_is_one_realm_and_the_empty_name_the_default_realm() {
         let realms = Realms::default();
         assert_eq!(realms.named(""), Realm::default());
         assert_eq!(realms.named("blue"), realms.named("blue"));

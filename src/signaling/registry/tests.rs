@@ -41,7 +41,7 @@ fn one_network_cannot_take_all_tags() {
 }
 
 #[test]
-fn clients_that_never_used_their_tag_make_room_first_and_only_after_their_time() {
+fn clients_that_never_used_their_tag_are_evicted_first_after_the_grace_period() {
     let (mut registry, start) = (registry(2, 10), now().mono);
     let address: SocketAddr = "192.0.2.1:1".parse().unwrap();
     enter(&mut registry, start, "used", "192.0.2.1:1").unwrap();
@@ -55,7 +55,7 @@ fn clients_that_never_used_their_tag_make_room_first_and_only_after_their_time()
 }
 
 #[test]
-fn using_a_tag_proves_the_address_only_if_nobody_else_knew_the_tag() {
+fn using_a_tag_proves_the_address_only_if_no_other_client_got_the_tag() {
     let (mut registry, start) = (registry(9, 9), now().mono);
     let addr = |text: &str| ClientAddr::Udp(text.parse().unwrap());
     enter(&mut registry, start, "a", "192.0.2.1:1").unwrap();
@@ -68,7 +68,7 @@ fn using_a_tag_proves_the_address_only_if_nobody_else_knew_the_tag() {
 }
 
 #[test]
-fn a_web_clients_tag_outlives_any_silence() {
+fn a_websocket_clients_tag_does_not_expire_while_connected() {
     let (mut registry, start) = (registry(9, 9), now().mono);
     let network = NetworkPrefix::subscriber([192, 0, 2, 1].into());
     let route = ClientRoute::websocket(NodeId::default(), ConnId(1));
@@ -95,7 +95,7 @@ fn pages_are_sorted_and_continue_where_the_last_one_ended() {
 }
 
 #[test]
-fn another_realm_is_neither_listed_nor_online_and_a_client_may_come_from_one_to_another() {
+fn tags_of_another_realm_are_not_listed_or_online_and_a_client_may_change_realms() {
     let (mut registry, start) = (registry(9, 9), now().mono);
     let address: SocketAddr = "192.0.2.1:1".parse().unwrap();
     let there = Realms::default().named("there");
@@ -113,7 +113,7 @@ fn another_realm_is_neither_listed_nor_online_and_a_client_may_come_from_one_to_
 }
 
 #[test]
-fn who_takes_anothers_place_needs_no_room_and_nothing_is_left_of_the_other() {
+fn a_client_that_replaces_another_needs_no_free_tag_and_leaves_no_state_of_it() {
     let (mut registry, start) = (registry(1, 1), now().mono);
     enter(&mut registry, start, "a", "192.0.2.1:1").unwrap();
     let address: SocketAddr = "192.0.2.2:2".parse().unwrap();

@@ -9,29 +9,29 @@ const A: &str = "192.0.2.10:1000";
 const VICTIM: &str = "203.0.113.7:7000";
 const HEADERS: usize = 28;
 
-fn bytes_sent_to(world: &mut World, to: &str) -> usize {
-    world.at(to).iter().map(|(_, value)| value.to_string().len() + HEADERS).sum()
+fn bytes_sent_to(hubs: &mut TestHubs, to: &str) -> usize {
+    hubs.take_datagrams(to).iter().map(|(_, value)| value.to_string().len() + HEADERS).sum()
 }
 
 #[test]
-fn an_address_that_is_not_proven_gets_at_most_three_times_what_it_sent() {
-    let mut world = World::single(Config { list: true, ..config() });
+fn an_unproven_address_gets_at_most_three_times_the_bytes_it_sent() {
+    let mut hubs = TestHubs::single(Config { list: true, ..config() });
     for i in 0..80 {
-        world.client(&format!("192.0.2.30:{}", 1000 + i));
+        hubs.register_udp(&format!("192.0.2.30:{}", 1000 + i));
     }
     let register = json!({"t": 1, "mid": 1});
-    world.udp(VICTIM, &register);
-    let answers = world.at(VICTIM);
+    hubs.send_udp(VICTIM, &register);
+    let answers = hubs.take_datagrams(VICTIM);
     assert!(answers[0].1.to_string().len() + HEADERS <= 3 * (register.to_string().len() + HEADERS));
     let tag = answers[0].1["extra"]["tag"].as_str().unwrap().to_owned();
     // Whoever writes the victim's address as a source can learn its tag from a list.
-    let spy = world.client(A);
+    let spy = hubs.register_udp(A);
     for mid in 0..3 {
         let after = json!(["", "m", "t"][mid as usize]);
         let after = if after == "" { Value::Null } else { after };
-        world.udp(A, &json!({"t": 3, "mid": mid, "params": {"tag": spy, "after": after}}));
+        hubs.send_udp(A, &json!({"t": 3, "mid": mid, "params": {"tag": spy, "after": after}}));
     }
-    world.at(A);
+    hubs.take_datagrams(A);
     for message in [
         json!({"t": 2, "tag": tag}),
         json!({"t": 3, "mid": 2, "params": {"tag": tag}}),
@@ -40,30 +40,30 @@ fn an_address_that_is_not_proven_gets_at_most_three_times_what_it_sent() {
         json!({"t": 9}),
         json!({"t": "x"}),
     ] {
-        world.udp(VICTIM, &message);
-        let got = bytes_sent_to(&mut world, VICTIM);
+        hubs.send_udp(VICTIM, &message);
+        let got = bytes_sent_to(&mut hubs, VICTIM);
         assert!(got <= 3 * (message.to_string().len() + HEADERS), "{message}: {got}");
     }
 }
 
 #[test]
-fn a_longer_request_has_room_for_the_ice_servers_by_udp_too() {
-    let mut world = World::single(config());
+fn a_longer_request_over_udp_gets_the_ice_servers() {
+    let mut hubs = TestHubs::single(config());
     let pad = "x".repeat(200);
-    let answer = world.ask(A, &json!({"t": 1, "mid": 1, "params": {"key": "the key"}, "pad": pad}));
+    let answer = hubs.request_udp(A, &json!({"t": 1, "mid": 1, "params": {"key": "the key"}, "pad": pad}));
     assert_eq!(answer["extra"]["ice_servers"].as_array().map(Vec::len), Some(2));
 }
 
 #[test]
-fn a_callee_that_is_not_proven_is_notified_with_three_datagrams_at_most() {
-    let mut world = World::single(config());
-    let a = world.client(A);
-    let victim = world.ask(VICTIM, &json!({"t": 1, "mid": 1}))["extra"]["tag"].clone();
-    world.ask(A, &json!({"t": 4, "params": {"tag": a, "rtag": victim}}));
-    world.wait_ms(7499);
-    assert_eq!(world.at(VICTIM).len(), 3);
-    world.wait_ms(1);
-    assert_eq!(code(&world.at(A)[0].1), 207);
+fn an_unproven_callee_gets_at_most_three_datagrams() {
+    let mut hubs = TestHubs::single(config());
+    let a = hubs.register_udp(A);
+    let victim = hubs.request_udp(VICTIM, &json!({"t": 1, "mid": 1}))["extra"]["tag"].clone();
+    hubs.request_udp(A, &json!({"t": 4, "params": {"tag": a, "rtag": victim}}));
+    hubs.advance_ms(7499);
+    assert_eq!(hubs.take_datagrams(VICTIM).len(), 3);
+    hubs.advance_ms(1);
+    assert_eq!(code(&hubs.take_datagrams(A)[0].1), 207);
 }
 
 /// An offer that is as long as a datagram may be.
@@ -76,112 +76,123 @@ fn long_call(mid: i64, tag: &str, rtag: &Value) -> Value {
 }
 
 #[test]
-fn an_address_that_has_not_answered_is_told_who_calls_and_no_more_and_of_few_calls() {
-    let mut world = World::single(config());
+fn an_unproven_address_gets_only_the_callers_tag_and_only_for_few_calls() {
+    let mut hubs = TestHubs::single(config());
     let (mut calls, mut sent) = (0, 0);
     for number in 0..40 {
         // Whoever registers in another's name knows the tag, as it follows from the secret.
         let secret = format!("{number:022}");
         let register = json!({"t": 1, "mid": 1, "params": {"secret": secret}});
-        let victim =
-            world.ask(&format!("203.0.113.{}:{}", 7 + number % 9, 7000 + number), &register)["extra"]["tag"]
-                .clone();
-        let attacker = world.client(&format!("192.0.2.{}:1000", 10 + number));
+        let victim = hubs.request_udp(&format!("203.0.113.{}:{}", 7 + number % 9, 7000 + number), &register)
+            ["extra"]["tag"]
+            .clone();
+        let attacker = hubs.register_udp(&format!("192.0.2.{}:1000", 10 + number));
         for mid in 0..3 {
             let call = long_call(mid, &attacker, &victim);
-            calls += i64::from(code(&world.ask(&format!("192.0.2.{}:1001", 10 + number), &call)) == 200);
+            calls +=
+                i64::from(code(&hubs.request_udp(&format!("192.0.2.{}:1001", 10 + number), &call)) == 200);
         }
     }
     assert_eq!(calls, 20, "for all addresses of the network");
-    world.wait_ms(400);
-    for output in std::mem::take(&mut world.sent) {
+    hubs.advance_ms(400);
+    for output in std::mem::take(&mut hubs.sent) {
         let Output::Datagram { to, payload, .. } = output else { continue };
         let value = parsed(&payload);
         if !to.to_string().starts_with("203.0.113.") || value["t"] != 51 {
             continue;
         }
         sent += 1;
-        let told: Vec<&String> = value["params"].as_object().unwrap().keys().collect();
-        assert_eq!(told, ["host", "ltag", "port"]);
+        let received: Vec<&String> = value["params"].as_object().unwrap().keys().collect();
+        assert_eq!(received, ["host", "ltag", "port"]);
         assert!(payload.len() <= 250, "{} bytes", payload.len());
     }
     assert_eq!(sent, 2 * calls);
 }
 
 #[test]
-fn what_calls_have_to_tell_has_a_budget_and_all_of_it_comes_back() {
+fn the_bytes_of_pending_requests_are_limited_and_all_released() {
     let limits = Limits { call_bytes: 8 * 400_000, calls_per_tag: 1000, ..Limits::default() };
-    let mut world = World::single(Config { limits, ..config() });
+    let mut hubs = TestHubs::single(Config { limits, ..config() });
     let sdp = "s".repeat(49_000);
-    let callees: Vec<String> = (0..12).map(|conn| world.web_client(100 + conn)).collect();
-    let caller = world.web_client(1);
+    let callees: Vec<String> = (0..12).map(|conn| hubs.register_websocket(100 + conn)).collect();
+    let caller = hubs.register_websocket(1);
     let call = |mid: usize, rtag: &str| json!({"t": 4, "mid": mid, "params": {"tag": caller, "rtag": rtag, "sdp": sdp}});
-    let codes: Vec<i64> =
-        callees.iter().zip(1..).map(|(rtag, mid)| code(&world.ask_web(1, &call(mid, rtag)))).collect();
+    let codes: Vec<i64> = callees
+        .iter()
+        .zip(1..)
+        .map(|(rtag, mid)| code(&hubs.request_websocket(1, &call(mid, rtag))))
+        .collect();
     assert_eq!(codes, [[200; 8].as_slice(), &[206; 4]].concat(), "an eighth of it is one network's");
-    let texts = std::sync::Arc::clone(&world.hub.0[0].calls.texts);
+    let texts = std::sync::Arc::clone(&hubs.cluster.0[0].calls.texts);
     assert!(texts.total() > 8 * 49_000);
-    // Whoever has answered needs to be told nothing again.
-    let notified = one(world.on(100));
+    // Whoever has answered needs to be received nothing again.
+    let notified = one(hubs.take_texts(100));
     let (mid, token) = (&notified["mid"], &notified["token"]);
-    world.web(100, &json!({"t": -51, "mid": mid, "token": token, "code": 200, "extra": {"sdp": sdp}}));
+    hubs.send_text(100, &json!({"t": -51, "mid": mid, "token": token, "code": 200, "extra": {"sdp": sdp}}));
     assert!(texts.total() < 8 * 49_000);
-    world.sent.clear();
-    assert_eq!(code(&world.ask_web(1, &call(50, &callees[11]))), 200);
-    world.sent.clear();
-    world.wait_ms(40_000);
-    assert_eq!((texts.total(), world.hub.calls()), (0, 0));
+    hubs.sent.clear();
+    assert_eq!(code(&hubs.request_websocket(1, &call(50, &callees[11]))), 200);
+    hubs.sent.clear();
+    hubs.advance_ms(40_000);
+    assert_eq!((texts.total(), hubs.cluster.calls()), (0, 0));
 }
 
 #[test]
 fn lists_are_charged_by_their_length() {
     let per_list = Rate::new(27.0, 2700.0);
     let limits = Limits { per_list, tags_per_network: 1000, ..Limits::default() };
-    let mut world = World::single(Config { limits, ..config() });
-    let spy = world.web_client(1);
+    let mut hubs = TestHubs::single(Config { limits, ..config() });
+    let spy = hubs.register_websocket(1);
     for conn in 2..102 {
-        world.web_client(conn);
+        hubs.register_websocket(conn);
     }
     let list = |mid: i64| json!({"t": 3, "mid": mid, "params": {"tag": spy}});
-    let answer = world.ask_web(1, &list(1));
+    let answer = hubs.request_websocket(1, &list(1));
     assert_eq!(answer["extra"]["tags"].as_array().map(Vec::len), Some(100));
-    assert_eq!(code(&world.ask_web(1, &list(2))), 206);
-    let other = world.web_client(200);
+    assert_eq!(code(&hubs.request_websocket(1, &list(2))), 206);
+    let other = hubs.register_websocket(200);
     let other = json!({"t": 3, "mid": 1, "params": {"tag": other}});
-    assert_eq!(code(&world.ask_web(200, &other)), 206, "in another connection of the network just as well");
-    world.wait_ms(30_000);
-    assert_eq!(code(&world.ask_web(1, &list(3))), 200);
+    assert_eq!(
+        code(&hubs.request_websocket(200, &other)),
+        206,
+        "in another connection of the network just as well"
+    );
+    hubs.advance_ms(30_000);
+    assert_eq!(code(&hubs.request_websocket(1, &list(3))), 200);
 }
 
 #[test]
-fn a_flood_is_refused_once_a_second_and_passes_again_later() {
-    let mut world = World::single(config());
+fn a_client_over_its_rate_gets_one_error_a_second_and_is_served_again_later() {
+    let mut hubs = TestHubs::single(config());
     for _ in 0..1000 {
-        world.udp(A, &json!({"t": 77}));
+        hubs.send_udp(A, &json!({"t": 77}));
     }
-    let codes: Vec<i64> = world.at(A).iter().map(|(_, value)| code(value)).collect();
+    let codes: Vec<i64> = hubs.take_datagrams(A).iter().map(|(_, value)| code(value)).collect();
     assert_eq!((codes.len(), codes[200]), (201, 206));
-    world.client("192.0.2.11:1");
-    world.wait_ms(1000);
-    world.client(A);
+    hubs.register_udp("192.0.2.11:1");
+    hubs.advance_ms(1000);
+    hubs.register_udp(A);
 }
 
 #[test]
 fn calls_between_the_same_two_are_limited() {
-    let mut world = World::single(config());
-    let (a, b) = (world.client(A), world.client("192.0.2.20:1"));
+    let mut hubs = TestHubs::single(config());
+    let (a, b) = (hubs.register_udp(A), hubs.register_udp("192.0.2.20:1"));
     let call = json!({"t": 4, "params": {"tag": a, "rtag": b}});
     let call_again = |_| {
-        world.sent.clear();
-        code(&world.ask("192.0.2.10:1001", &call))
+        hubs.sent.clear();
+        code(&hubs.request_udp("192.0.2.10:1001", &call))
     };
     let codes: Vec<i64> = (0..11).map(call_again).collect();
     assert_eq!((&codes[..10], codes[10]), (&[200; 10][..], 206));
-    assert_eq!(code(&world.ask("192.0.2.20:2", &json!({"t": 4, "params": {"tag": b, "rtag": a}}))), 200);
+    assert_eq!(
+        code(&hubs.request_udp("192.0.2.20:2", &json!({"t": 4, "params": {"tag": b, "rtag": a}}))),
+        200
+    );
 }
 
 #[test]
-fn every_cap_holds() {
+fn every_limit_is_enforced() {
     let limits = Limits {
         tags: 3,
         tags_per_network: 2,
@@ -193,7 +204,7 @@ fn every_cap_holds() {
         ..Limits::default()
     };
     let times = |limit| Table::of_process().get(limit).0;
-    let told = [
+    let received = [
         Limit::SignalingTags,
         Limit::SignalingTagsPerNetwork,
         Limit::SignalingCallsPerTag,
@@ -201,41 +212,41 @@ fn every_cap_holds() {
         Limit::SignalingConnections,
         Limit::SignalingConnectionsPerNetwork,
     ];
-    let before = told.map(times);
-    let mut world = World::single(Config { limits, ..config() });
-    let (a, b) = (world.client("192.0.2.1:1"), world.client("192.0.2.1:2"));
-    assert_eq!(code(&world.ask("192.0.2.1:3", &json!({"t": 1}))), 206);
-    let c = world.client("192.0.2.2:1");
-    assert_eq!(code(&world.ask("192.0.2.3:1", &json!({"t": 1}))), 206);
+    let before = received.map(times);
+    let mut hubs = TestHubs::single(Config { limits, ..config() });
+    let (a, b) = (hubs.register_udp("192.0.2.1:1"), hubs.register_udp("192.0.2.1:2"));
+    assert_eq!(code(&hubs.request_udp("192.0.2.1:3", &json!({"t": 1}))), 206);
+    let c = hubs.register_udp("192.0.2.2:1");
+    assert_eq!(code(&hubs.request_udp("192.0.2.3:1", &json!({"t": 1}))), 206);
     let call = |tag: &str, rtag: &str| json!({"t": 4, "params": {"tag": tag, "rtag": rtag}});
-    let answer = world.ask("192.0.2.1:1", &call(&a, &b));
-    assert_eq!(code(&world.ask("192.0.2.2:1", &call(&c, &b))), 206);
+    let answer = hubs.request_udp("192.0.2.1:1", &call(&a, &b));
+    assert_eq!(code(&hubs.request_udp("192.0.2.2:1", &call(&c, &b))), 206);
     let token = answer["extra"]["token"].clone();
     let trickle = |mid: i64| json!({"t": 54, "mid": mid, "token": token, "params": {"cands": ["c"]}});
-    assert_eq!(code(&world.ask("192.0.2.1:1", &trickle(1))), 200);
-    assert_eq!(code(&world.ask("192.0.2.1:1", &trickle(2))), 206);
+    assert_eq!(code(&hubs.request_udp("192.0.2.1:1", &trickle(1))), 200);
+    assert_eq!(code(&hubs.request_udp("192.0.2.1:1", &trickle(2))), 206);
     for conn in 1..=3 {
-        world.open(conn);
+        hubs.open(conn);
     }
-    world.hub.handle_websocket_opened(world.now, ConnId(4), [192, 0, 2, 1].into());
-    world.hub.handle_websocket_opened(world.now, ConnId(5), [192, 0, 2, 2].into());
-    world.drain();
+    hubs.cluster.handle_websocket_opened(hubs.now, ConnId(4), [192, 0, 2, 1].into());
+    hubs.cluster.handle_websocket_opened(hubs.now, ConnId(5), [192, 0, 2, 2].into());
+    hubs.drain();
     let refused = |conn, limit| Output::Refuse { conn: ConnId(conn), limit };
-    let closed: Vec<_> = world.sent.iter().filter(|output| matches!(output, Output::Refuse { .. })).collect();
+    let closed: Vec<_> = hubs.sent.iter().filter(|output| matches!(output, Output::Refuse { .. })).collect();
     assert_eq!(
         closed,
         [&refused(3, Limit::SignalingConnectionsPerNetwork), &refused(5, Limit::SignalingConnections)]
     );
-    for (limit, before) in told.into_iter().zip(before) {
+    for (limit, before) in received.into_iter().zip(before) {
         assert!(times(limit) > before, "{}", limit.name());
     }
-    world.close(1);
-    world.open(6);
-    world.sent.clear();
-    world.web(6, &json!({"t": 77}));
-    assert_eq!(world.on(6).len(), 1);
-    world.web(3, &json!({"t": 77}));
-    assert_eq!(world.on(3).len(), 0);
+    hubs.close(1);
+    hubs.open(6);
+    hubs.sent.clear();
+    hubs.send_text(6, &json!({"t": 77}));
+    assert_eq!(hubs.take_texts(6).len(), 1);
+    hubs.send_text(3, &json!({"t": 77}));
+    assert_eq!(hubs.take_texts(3).len(), 0);
 }
 
 #[derive(Debug, Clone)]
@@ -268,18 +279,18 @@ fn pick(seen: &[Value], index: u8) -> Value {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn no_sequence_of_events_panics_or_exceeds_a_cap(events in proptest::collection::vec(event(), 0..300)) {
+    fn no_sequence_of_events_panics_or_exceeds_a_limit(events in proptest::collection::vec(event(), 0..300)) {
         let limits = Limits {
             tags: 8, tags_per_network: 6, calls: 5, calls_per_tag: 3, notices_per_call: 4, connections: 4, watches: 5,
             answer_bytes: 4000, rates: 4, per_source: Rate::new(50.0, 50.0), ..Limits::default()
         };
-        let mut world = World::new(Config { limits, ..config() });
+        let mut hubs = TestHubs::new(Config { limits, ..config() });
         let (mut tags, mut tokens, mut mids) = (Vec::new(), Vec::new(), Vec::new());
         for event in events {
             let from = |from: u8| SocketAddr::from(([192, 0, 2, from % 4], 1 + u16::from(from % 3)));
             match event {
                 Event::Datagram(who, bytes) => {
-                    world.hub.handle_datagram(world.now, ServerPort::Aux, from(who), None, &bytes);
+                    hubs.cluster.handle_datagram(hubs.now, ServerPort::Aux, from(who), None, &bytes);
                 }
                 Event::Say(who, web, t, x, y) => {
                     let (tag, rtag, token) = (pick(&tags, x), pick(&tags, y), pick(&tokens, x));
@@ -292,15 +303,15 @@ proptest! {
                     }
                     if y % 5 == 0 { message["code"] = json!(204); }
                     let text = message.to_string();
-                    if web { world.hub.handle_websocket_text(world.now, ConnId(u64::from(who % 12)), &text); }
-                    else { world.hub.handle_datagram(world.now, ServerPort::Main, from(who), None, text.as_bytes()); }
+                    if web { hubs.cluster.handle_websocket_text(hubs.now, ConnId(u64::from(who % 12)), &text); }
+                    else { hubs.cluster.handle_datagram(hubs.now, ServerPort::Main, from(who), None, text.as_bytes()); }
                 }
-                Event::Open(conn) => world.hub.handle_websocket_opened(world.now, ConnId(u64::from(conn)), [192, 0, 2, conn].into()),
-                Event::Close(conn) => world.hub.handle_websocket_closed(world.now, ConnId(u64::from(conn))),
-                Event::Wait(ms) => world.wait(Duration::from_millis(u64::from(ms))),
+                Event::Open(conn) => hubs.cluster.handle_websocket_opened(hubs.now, ConnId(u64::from(conn)), [192, 0, 2, conn].into()),
+                Event::Close(conn) => hubs.cluster.handle_websocket_closed(hubs.now, ConnId(u64::from(conn))),
+                Event::Wait(ms) => hubs.advance(Duration::from_millis(u64::from(ms))),
             }
-            world.drain();
-            for output in std::mem::take(&mut world.sent) {
+            hubs.drain();
+            for output in std::mem::take(&mut hubs.sent) {
                 let payload = match output {
                     Output::Datagram { payload, .. } => { prop_assert!(payload.len() <= 1200); payload }
                     Output::Text { text, .. } => text.into_bytes(),
@@ -312,17 +323,17 @@ proptest! {
                 tokens.extend(extra.get("token").or(value.get("token")).cloned());
                 mids.extend(value.get("mid").cloned());
             }
-            for hub in &world.hub.0 {
+            for hub in &hubs.cluster.0 {
                 prop_assert!(hub.clients() <= 8 && hub.calls() <= 5 && hub.websockets.len() <= 4);
                 prop_assert!(hub.watches.len() <= 5 && hub.responses.bytes() <= 4000);
                 prop_assert!(hub.sources.keys() <= 4 && hub.pairs.keys() <= 4);
             }
         }
         // Two silent minutes later nothing of UDP is left, and nothing wants a timer.
-        for conn in 0..12 { world.hub.handle_websocket_closed(world.now, ConnId(conn)); }
-        world.drain();
-        world.wait(Duration::from_secs(120));
-        prop_assert_eq!((world.hub.clients(), world.hub.calls(), world.hub.poll_timeout()), (0, 0, None));
-        prop_assert_eq!(world.hub.sum(|hub| hub.away.len() + hub.websockets.len()), 0);
+        for conn in 0..12 { hubs.cluster.handle_websocket_closed(hubs.now, ConnId(conn)); }
+        hubs.drain();
+        hubs.advance(Duration::from_secs(120));
+        prop_assert_eq!((hubs.cluster.clients(), hubs.cluster.calls(), hubs.cluster.poll_timeout()), (0, 0, None));
+        prop_assert_eq!(hubs.cluster.sum(|hub| hub.away.len() + hub.websockets.len()), 0);
     }
 }

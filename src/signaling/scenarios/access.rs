@@ -26,137 +26,141 @@ fn register(mid: i64, key: &str) -> Value {
 }
 
 #[test]
-fn a_token_admits_like_a_key_and_the_relay_ends_with_it() {
-    let mut world = World::new(Config { open: false, list: false, ..with_tokens() });
-    let end = world.now.unix + 600;
-    world.open(1);
+fn a_jwt_admits_like_a_key_and_relay_credentials_expire_with_it() {
+    let mut hubs = TestHubs::new(Config { open: false, list: false, ..with_tokens() });
+    let end = hubs.now.unix + 600;
+    hubs.open(1);
     let claims = json!({"exp": end, "scope": "register relay", "sub": "alice"});
-    let answer = world.ask_web(1, &register(1, &token(&claims)));
+    let answer = hubs.request_websocket(1, &register(1, &token(&claims)));
     let (tag, user) = (&answer["extra"]["tag"], &answer["extra"]["ice_servers"][1]["username"]);
     let (name, account) = user.as_str().unwrap().split_once('+').unwrap();
     assert_eq!(name, format!("{end}:{}", tag.as_str().unwrap()));
     let later = json!({"exp": end + 1, "scope": "relay register", "sub": "alice"});
-    let again = world.ask_web(1, &register(9, &token(&later)));
+    let again = hubs.request_websocket(1, &register(9, &token(&later)));
     let again = again["extra"]["ice_servers"][1]["username"].as_str().unwrap();
     assert_eq!(again.split_once('+').unwrap().1, account, "the subject's, whatever the token");
-    assert_eq!(code(&world.ask_web(1, &json!({"t": 3, "params": {"tag": tag}}))), 204, "no scope for lists");
+    assert_eq!(
+        code(&hubs.request_websocket(1, &json!({"t": 3, "params": {"tag": tag}}))),
+        204,
+        "no scope for lists"
+    );
     let admin = json!({"exp": end, "scope": ["register", "admin"]});
-    let answer = world.ask_web(1, &register(2, &token(&admin)));
+    let answer = hubs.request_websocket(1, &register(2, &token(&admin)));
     assert_eq!(answer["extra"]["ice_servers"].as_array().map(Vec::len), Some(1), "no scope for the relay");
-    assert_eq!(code(&world.ask_web(1, &json!({"t": 3, "params": {"tag": tag}}))), 200);
+    assert_eq!(code(&hubs.request_websocket(1, &json!({"t": 3, "params": {"tag": tag}}))), 200);
     // Keys count beside it.
-    assert_eq!(code(&world.ask_web(1, &register(3, "the key"))), 200);
+    assert_eq!(code(&hubs.request_websocket(1, &register(3, "the key"))), 200);
 }
 
 #[test]
-fn a_token_that_is_not_right_gets_204_and_nothing_else_of_the_message_counts() {
-    let mut world = World::new(with_tokens());
-    world.open(1);
-    let good = token(&json!({"exp": world.now.unix + 600, "scope": "relay"}));
-    let expired = token(&json!({"exp": world.now.unix - 61, "scope": "relay"}));
+fn an_invalid_jwt_gets_204_and_the_message_has_no_effect() {
+    let mut hubs = TestHubs::new(with_tokens());
+    hubs.open(1);
+    let good = token(&json!({"exp": hubs.now.unix + 600, "scope": "relay"}));
+    let expired = token(&json!({"exp": hubs.now.unix - 61, "scope": "relay"}));
     for (mid, wrong) in
         [&expired, &good[1..], &good[..good.len() - 1], "a.b.c", "another key"].iter().enumerate()
     {
-        assert_eq!(code(&world.ask_web(1, &register(mid as i64, wrong))), 204, "{wrong}");
+        assert_eq!(code(&hubs.request_websocket(1, &register(mid as i64, wrong))), 204, "{wrong}");
     }
-    assert_eq!(world.hub.clients(), 0);
-    assert_eq!(code(&world.ask_web(1, &register(100, &"x".repeat(2049)))), 201, "too long");
-    assert_eq!(code(&world.ask_web(1, &register(101, &good))), 200);
-    let mut without = World::new(config());
+    assert_eq!(hubs.cluster.clients(), 0);
+    assert_eq!(code(&hubs.request_websocket(1, &register(100, &"x".repeat(2049)))), 201, "too long");
+    assert_eq!(code(&hubs.request_websocket(1, &register(101, &good))), 200);
+    let mut without = TestHubs::new(config());
     without.open(1);
-    assert_eq!(code(&without.ask_web(1, &register(1, &good))), 204, "no tokens are taken there");
+    assert_eq!(code(&without.request_websocket(1, &register(1, &good))), 204, "no tokens are taken there");
 }
 
 #[test]
-fn tokens_that_cost_a_signature_are_taken_as_seldom_as_other_signatures() {
+fn jwts_that_require_a_signature_check_share_the_limit_of_signatures() {
     let key = Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap();
     let jwt = Some(Jwt::new(JwtKey::EdDsa(key.public_key().as_ref().try_into().unwrap())));
     let limits = Limits { per_proof: Rate::new(1.0, 2.0), ..Limits::default() };
-    let mut world = World::new(Config { jwt, limits, ..config() });
-    world.open(1);
+    let mut hubs = TestHubs::new(Config { jwt, limits, ..config() });
+    hubs.open(1);
     let guess = format!("{}.e30.AAAA", BASE64URL_NOPAD.encode(br#"{"alg":"EdDSA"}"#));
-    let codes = [1, 2, 3].map(|mid| code(&world.ask_web(1, &register(mid, &guess))));
+    let codes = [1, 2, 3].map(|mid| code(&hubs.request_websocket(1, &register(mid, &guess))));
     assert_eq!(codes, [204, 204, 206]);
-    assert_eq!(code(&world.ask_web(1, &register(4, "the key"))), 200, "a key costs none");
-    world.wait_ms(1000);
-    assert_eq!(code(&world.ask_web(1, &register(5, &guess))), 204);
+    assert_eq!(code(&hubs.request_websocket(1, &register(4, "the key"))), 200, "a key costs none");
+    hubs.advance_ms(1000);
+    assert_eq!(code(&hubs.request_websocket(1, &register(5, &guess))), 204);
 }
 
 /// Revokes a tag for an hour.
-fn revoke(world: &mut World, tag: &str) {
-    let unix = world.now.unix;
-    world.hub.0[0].config.revoked.revoke(unix, tag, unix + 3600).unwrap();
-    world.hub.handle_revoked(world.now, &Tag::new(tag).unwrap());
-    world.drain();
+fn revoke(hubs: &mut TestHubs, tag: &str) {
+    let unix = hubs.now.unix;
+    hubs.cluster.0[0].config.revoked.revoke(unix, tag, unix + 3600).unwrap();
+    hubs.cluster.handle_revoked(hubs.now, &Tag::new(tag).unwrap());
+    hubs.drain();
 }
 
 #[test]
-fn a_revoked_tag_is_told_so_closed_and_refused_until_that_is_over() {
-    let mut world = World::new(config());
-    let watcher = world.web_client(9);
-    world.open(1);
+fn a_revoked_tag_is_notified_closed_and_refused_until_the_revocation_expires() {
+    let mut hubs = TestHubs::new(config());
+    let watcher = hubs.register_websocket(9);
+    hubs.open(1);
     let mine = json!({"t": 1, "mid": 1, "params": {"secret": OWN}});
-    let tag = world.ask_web(1, &mine)["extra"]["tag"].as_str().unwrap().to_owned();
-    world.ask_web(9, &json!({"t": 60, "mid": 2, "params": {"tags": [tag]}}));
-    revoke(&mut world, &tag);
-    assert_eq!(world.on(1), [json!({"t": 1, "code": 211, "em": "revoked"})]);
-    assert!(world.sent.contains(&Output::Close { conn: ConnId(1) }));
-    assert_eq!(world.on(9), [json!({"t": 60, "params": {"offline": [tag]}})]);
+    let tag = hubs.request_websocket(1, &mine)["extra"]["tag"].as_str().unwrap().to_owned();
+    hubs.request_websocket(9, &json!({"t": 60, "mid": 2, "params": {"tags": [tag]}}));
+    revoke(&mut hubs, &tag);
+    assert_eq!(hubs.take_texts(1), [json!({"t": 1, "code": 211, "em": "revoked"})]);
+    assert!(hubs.sent.contains(&Output::Close { conn: ConnId(1) }));
+    assert_eq!(hubs.take_texts(9), [json!({"t": 60, "params": {"offline": [tag]}})]);
     let call = json!({"t": 4, "mid": 3, "params": {"tag": watcher, "rtag": tag}});
-    assert_eq!(code(&world.ask_web(9, &call)), 203);
-    world.open(2);
-    assert_eq!(code(&world.ask_web(2, &mine)), 211);
-    assert_eq!(code(&world.ask("192.0.2.10:1000", &mine)), 211);
+    assert_eq!(code(&hubs.request_websocket(9, &call)), 203);
+    hubs.open(2);
+    assert_eq!(code(&hubs.request_websocket(2, &mine)), 211);
+    assert_eq!(code(&hubs.request_udp("192.0.2.10:1000", &mine)), 211);
     // Others are what they were, and so is the tag once its last credentials have ended or it was taken back.
-    assert_eq!(code(&world.ask_web(2, &json!({"t": 1, "mid": 2}))), 200);
-    world.now = world.now.after(Duration::from_secs(3600));
+    assert_eq!(code(&hubs.request_websocket(2, &json!({"t": 1, "mid": 2}))), 200);
+    hubs.now = hubs.now.after(Duration::from_secs(3600));
     let again = json!({"t": 1, "mid": 3, "params": {"secret": OWN}});
-    assert_eq!(world.ask_web(2, &again)["extra"]["tag"], json!(tag));
-    revoke(&mut world, &tag);
-    assert!(world.hub.0[0].config.revoked.restore(&tag));
-    world.open(3);
-    assert_eq!(world.ask_web(3, &again)["extra"]["tag"], json!(tag));
+    assert_eq!(hubs.request_websocket(2, &again)["extra"]["tag"], json!(tag));
+    revoke(&mut hubs, &tag);
+    assert!(hubs.cluster.0[0].config.revoked.restore(&tag));
+    hubs.open(3);
+    assert_eq!(hubs.request_websocket(3, &again)["extra"]["tag"], json!(tag));
 }
 
 #[test]
-fn the_calls_of_a_revoked_tag_end_and_the_other_side_is_told() {
-    let mut world = World::new(config());
-    let tags = [1, 2, 3].map(|conn| world.web_client(conn));
+fn the_calls_of_a_revoked_tag_end_and_the_other_side_is_notified() {
+    let mut hubs = TestHubs::new(config());
+    let tags = [1, 2, 3].map(|conn| hubs.register_websocket(conn));
     let mut call = |from: usize, to: usize| {
         let message = json!({"t": 4, "mid": 9, "params": {"tag": tags[from], "rtag": tags[to]}});
-        let token = world.ask_web(from as u64 + 1, &message)["extra"]["token"].clone();
-        (token, world.on(to as u64 + 1).remove(0)["mid"].clone())
+        let token = hubs.request_websocket(from as u64 + 1, &message)["extra"]["token"].clone();
+        (token, hubs.take_texts(to as u64 + 1).remove(0)["mid"].clone())
     };
     // 1 calls 2, who answers; 3 calls 1, who has not yet.
     let (live, mid) = call(0, 1);
     let (waiting, _) = call(2, 0);
-    world.web(2, &json!({"t": -51, "mid": mid, "token": live, "code": 200}));
-    world.on(1);
-    revoke(&mut world, &tags[0]);
-    let ended = one(world.on(2));
+    hubs.send_text(2, &json!({"t": -51, "mid": mid, "token": live, "code": 200}));
+    hubs.take_texts(1);
+    revoke(&mut hubs, &tags[0]);
+    let ended = one(hubs.take_texts(2));
     assert_eq!(
         (&ended["t"], &ended["token"], &ended["params"]["reason"]),
         (&json!(55), &live, &json!("revoked"))
     );
-    let failed = one(world.on(3));
+    let failed = one(hubs.take_texts(3));
     assert_eq!((&failed["t"], &failed["token"], code(&failed)), (&json!(4), &waiting, 203));
-    assert_eq!(world.on(1), [json!({"t": 1, "code": 211, "em": "revoked"})]);
-    world.wait_ms(30_000);
-    assert_eq!(world.hub.calls(), 0);
+    assert_eq!(hubs.take_texts(1), [json!({"t": 1, "code": 211, "em": "revoked"})]);
+    hubs.advance_ms(30_000);
+    assert_eq!(hubs.cluster.calls(), 0);
     // A name that nobody has is revoked all the same.
-    world.sent.clear();
-    revoke(&mut world, "nobody");
-    assert!(world.sent.is_empty());
+    hubs.sent.clear();
+    revoke(&mut hubs, "nobody");
+    assert!(hubs.sent.is_empty());
 }
 
 #[test]
-fn whoever_only_wrote_an_address_as_a_source_does_not_have_it_told_of_a_revocation() {
-    let mut world = World::new(config());
+fn an_unproven_address_is_not_notified_of_a_revocation() {
+    let mut hubs = TestHubs::new(config());
     let mine = json!({"t": 1, "mid": 1, "params": {"secret": OWN}});
-    let tag = world.ask("192.0.2.10:1000", &mine)["extra"]["tag"].as_str().unwrap().to_owned();
-    revoke(&mut world, &tag);
-    assert!(world.at("192.0.2.10:1000").is_empty());
-    assert_eq!(code(&world.ask("192.0.2.10:1000", &json!({"t": 2, "tag": tag}))), 202);
+    let tag = hubs.request_udp("192.0.2.10:1000", &mine)["extra"]["tag"].as_str().unwrap().to_owned();
+    revoke(&mut hubs, &tag);
+    assert!(hubs.take_datagrams("192.0.2.10:1000").is_empty());
+    assert_eq!(code(&hubs.request_udp("192.0.2.10:1000", &json!({"t": 2, "tag": tag}))), 202);
 }
 
 /// Keys of two realms besides the one of `config`, which is of the default realm.
@@ -166,92 +170,93 @@ fn with_realms() -> Config {
 }
 
 /// Opens a WebSocket and registers with a key.
-fn client_of(world: &mut World, conn: u64, key: &str) -> String {
-    world.open(conn);
-    let answer = world.ask_web(conn, &json!({"t": 1, "mid": 1, "params": {"key": key}}));
+fn client_of(hubs: &mut TestHubs, conn: u64, key: &str) -> String {
+    hubs.open(conn);
+    let answer = hubs.request_websocket(conn, &json!({"t": 1, "mid": 1, "params": {"key": key}}));
     answer["extra"]["tag"].as_str().unwrap().to_owned()
 }
 
-fn listed(world: &mut World, conn: u64, tag: &str, mid: i64) -> Value {
-    world.ask_web(conn, &json!({"t": 3, "mid": mid, "params": {"tag": tag}}))["extra"]["tags"].clone()
+fn listed(hubs: &mut TestHubs, conn: u64, tag: &str, mid: i64) -> Value {
+    hubs.request_websocket(conn, &json!({"t": 3, "mid": mid, "params": {"tag": tag}}))["extra"]["tags"]
+        .clone()
 }
 
 #[test]
-fn clients_of_another_realm_cannot_be_listed_watched_or_called_as_if_they_were_not_there() {
-    let mut world = World::new(with_realms());
-    let end = world.now.unix + 600;
-    let (blue, plain) = (client_of(&mut world, 1, "blue"), world.web_client(2));
-    let green = client_of(&mut world, 3, &token(&json!({"exp": end, "realm": "green"})));
-    let other = client_of(&mut world, 4, &token(&json!({"exp": end, "realm": "blue"})));
-    let by_udp = world.client("192.0.2.10:1000");
-    assert_eq!(listed(&mut world, 1, &blue, 2), json!([other]));
-    assert_eq!(listed(&mut world, 2, &plain, 2), json!([by_udp]));
-    assert_eq!(listed(&mut world, 3, &green, 2), json!([]));
+fn clients_of_another_realm_cannot_be_listed_watched_or_called() {
+    let mut hubs = TestHubs::new(with_realms());
+    let end = hubs.now.unix + 600;
+    let (blue, plain) = (client_of(&mut hubs, 1, "blue"), hubs.register_websocket(2));
+    let green = client_of(&mut hubs, 3, &token(&json!({"exp": end, "realm": "green"})));
+    let other = client_of(&mut hubs, 4, &token(&json!({"exp": end, "realm": "blue"})));
+    let by_udp = hubs.register_udp("192.0.2.10:1000");
+    assert_eq!(listed(&mut hubs, 1, &blue, 2), json!([other]));
+    assert_eq!(listed(&mut hubs, 2, &plain, 2), json!([by_udp]));
+    assert_eq!(listed(&mut hubs, 3, &green, 2), json!([]));
     let nobody = "q2vnfo5zj3s4yqk7w6h2r5tx";
     for (mid, (callee, expected)) in
         [(&*plain, 203), (&green, 203), (nobody, 203), (&other, 200)].iter().enumerate()
     {
         let call = json!({"t": 4, "mid": 10 + mid, "params": {"tag": blue, "rtag": callee}});
-        assert_eq!(code(&world.ask_web(1, &call)), *expected);
+        assert_eq!(code(&hubs.request_websocket(1, &call)), *expected);
     }
     let call = json!({"t": 4, "mid": 20, "params": {"tag": by_udp, "rtag": blue}});
-    assert_eq!(code(&world.ask("192.0.2.10:1001", &call)), 203);
-    world.on(4);
+    assert_eq!(code(&hubs.request_udp("192.0.2.10:1001", &call)), 203);
+    hubs.take_texts(4);
     let watch = json!({"t": 60, "mid": 30, "params": {"tags": [other, plain, green, nobody]}});
-    let presence = world.ask_web(1, &watch)["extra"].clone();
+    let presence = hubs.request_websocket(1, &watch)["extra"].clone();
     assert_eq!(presence, json!({"online": [other], "offline": [plain, green, nobody]}));
-    world.wait_ms(2000);
+    hubs.advance_ms(2000);
     for conn in [2, 3, 4] {
-        world.close(conn);
+        hubs.close(conn);
     }
-    let mut told = world.on(1);
-    told.retain(|message| message["t"] == 60);
-    assert_eq!(told, [json!({"t": 60, "params": {"offline": [other]}})]);
+    let mut received = hubs.take_texts(1);
+    received.retain(|message| message["t"] == 60);
+    assert_eq!(received, [json!({"t": 60, "params": {"offline": [other]}})]);
 }
 
 #[test]
-fn a_client_that_shows_a_key_of_another_realm_has_left_the_one_before() {
-    let mut world = World::new(with_realms());
-    let watchers = [(1, "blue"), (2, "green")].map(|(conn, key)| client_of(&mut world, conn, key));
-    world.open(3);
+fn a_client_that_presents_a_key_of_another_realm_leaves_its_realm() {
+    let mut hubs = TestHubs::new(with_realms());
+    let watchers = [(1, "blue"), (2, "green")].map(|(conn, key)| client_of(&mut hubs, conn, key));
+    hubs.open(3);
     let mine =
         |mid: i64, key: Option<&str>| json!({"t": 1, "mid": mid, "params": {"key": key, "secret": OWN}});
-    let tag = world.ask_web(3, &mine(1, Some("blue")))["extra"]["tag"].as_str().unwrap().to_owned();
+    let tag = hubs.request_websocket(3, &mine(1, Some("blue")))["extra"]["tag"].as_str().unwrap().to_owned();
     for conn in [1, 2] {
-        world.ask_web(conn, &json!({"t": 60, "mid": 2, "params": {"tags": [tag]}}));
+        hubs.request_websocket(conn, &json!({"t": 60, "mid": 2, "params": {"tags": [tag]}}));
     }
-    world.wait_ms(2000);
-    assert_eq!(world.ask_web(3, &mine(2, Some("green")))["extra"]["tag"], json!(tag));
-    world.wait_ms(2000);
-    assert_eq!(world.on(1), [json!({"t": 60, "params": {"offline": [tag]}})]);
-    assert_eq!(world.on(2), [json!({"t": 60, "params": {"online": [tag]}})]);
-    assert_eq!(listed(&mut world, 1, &watchers[0], 3), json!([]));
-    assert_eq!(listed(&mut world, 2, &watchers[1], 3), json!([tag]));
+    hubs.advance_ms(2000);
+    assert_eq!(hubs.request_websocket(3, &mine(2, Some("green")))["extra"]["tag"], json!(tag));
+    hubs.advance_ms(2000);
+    assert_eq!(hubs.take_texts(1), [json!({"t": 60, "params": {"offline": [tag]}})]);
+    assert_eq!(hubs.take_texts(2), [json!({"t": 60, "params": {"online": [tag]}})]);
+    assert_eq!(listed(&mut hubs, 1, &watchers[0], 3), json!([]));
+    assert_eq!(listed(&mut hubs, 2, &watchers[1], 3), json!([tag]));
     // By another connection, and without a key: the default realm.
-    world.open(4);
-    assert_eq!(world.ask_web(4, &mine(3, None))["extra"]["tag"], json!(tag));
-    world.wait_ms(2000);
-    assert_eq!(world.on(2), [json!({"t": 60, "params": {"offline": [tag]}})]);
-    assert_eq!(world.hub.clients(), 3);
+    hubs.open(4);
+    assert_eq!(hubs.request_websocket(4, &mine(3, None))["extra"]["tag"], json!(tag));
+    hubs.advance_ms(2000);
+    assert_eq!(hubs.take_texts(2), [json!({"t": 60, "params": {"offline": [tag]}})]);
+    assert_eq!(hubs.cluster.clients(), 3);
 }
 
 #[test]
-fn a_revoked_tags_calls_end_at_every_hub_also_those_that_it_made_before_it_moved() {
-    let mut world = World::new(config());
-    let callees = [1, 2, 3, 4].map(|conn| world.web_client(conn));
+fn the_calls_of_a_revoked_tag_end_at_every_hub_also_those_from_before_it_moved() {
+    let mut hubs = TestHubs::new(config());
+    let callees = [1, 2, 3, 4].map(|conn| hubs.register_websocket(conn));
     let mine = json!({"t": 1, "mid": 1, "params": {"secret": OWN}});
-    let tag = world.ask("192.0.2.10:1000", &mine)["extra"]["tag"].as_str().unwrap().to_owned();
+    let tag = hubs.request_udp("192.0.2.10:1000", &mine)["extra"]["tag"].as_str().unwrap().to_owned();
     for (mid, callee) in callees.iter().enumerate() {
         let call = json!({"t": 4, "mid": 2 + mid, "params": {"tag": tag, "rtag": callee}});
-        assert_eq!(code(&world.ask("192.0.2.10:1001", &call)), 200);
+        assert_eq!(code(&hubs.request_udp("192.0.2.10:1001", &call)), 200);
     }
-    assert_eq!(world.ask("192.0.2.20:1000", &mine)["extra"]["tag"], json!(tag));
+    assert_eq!(hubs.request_udp("192.0.2.20:1000", &mine)["extra"]["tag"], json!(tag));
     for conn in 1..=4 {
-        world.on(conn);
+        hubs.take_texts(conn);
     }
-    revoke(&mut world, &tag);
+    revoke(&mut hubs, &tag);
     for conn in 1..=4 {
-        let ended = one(world.on(conn));
+        let ended = one(hubs.take_texts(conn));
         assert_eq!((&ended["t"], &ended["params"]["reason"]), (&json!(55), &json!("revoked")));
     }
 }

@@ -18,7 +18,7 @@ struct Client {
 
 impl Client {
     /// What it says on its own at this moment.
-    fn speak(&self, tick: usize) -> Option<Value> {
+    fn next_request(&self, tick: usize) -> Option<Value> {
         if !tick.is_multiple_of(5) {
             return None;
         }
@@ -32,7 +32,7 @@ impl Client {
         }
     }
 
-    fn hear(&mut self, message: &Value) -> Option<Value> {
+    fn handle(&mut self, message: &Value) -> Option<Value> {
         let address = |host: &str, port: &str, at: &Value| Some((at[host].clone(), at[port].clone()));
         let token = message.get("token").cloned();
         match message["t"].as_i64()? {
@@ -59,10 +59,10 @@ impl Client {
 }
 
 #[test]
-fn two_clients_find_each_other_over_a_wire_that_loses_a_third() {
+fn two_clients_connect_over_a_network_with_a_third_of_loss() {
     for seed in 0..40_u8 {
         let mut chance = ChaCha20Rng::from_seed([seed; 32]);
-        let mut world = World::new(config());
+        let mut hubs = TestHubs::new(config());
         let names = ["192.0.2.10:1", "192.0.2.20:2"];
         let mut clients: HashMap<&str, Client> = names.map(|name| (name, Client::default())).into();
         let mut wire: Vec<(usize, &str, bool, Value)> = Vec::new();
@@ -70,7 +70,7 @@ fn two_clients_find_each_other_over_a_wire_that_loses_a_third() {
             let callee = clients[names[1]].tag.clone();
             clients.get_mut(names[0]).unwrap().wants = callee;
             for name in names {
-                wire.extend(clients[name].speak(tick).map(|message| (tick, name, true, message)));
+                wire.extend(clients[name].next_request(tick).map(|message| (tick, name, true, message)));
             }
             let (due, later) = wire.into_iter().partition(|entry| entry.0 <= tick);
             wire = later;
@@ -79,20 +79,20 @@ fn two_clients_find_each_other_over_a_wire_that_loses_a_third() {
                 let copies = if draw < 33 { 0 } else { 1 + usize::from(draw > 90) };
                 for _ in 0..copies {
                     if to_server {
-                        world.udp(name, &message);
-                    } else if let Some(answer) = clients.get_mut(name).unwrap().hear(&message) {
+                        hubs.send_udp(name, &message);
+                    } else if let Some(answer) = clients.get_mut(name).unwrap().handle(&message) {
                         wire.push((tick + 1 + chance.next_u32() as usize % 3, name, true, answer));
                     }
                 }
             }
             for name in names {
-                for (_, message) in world.at(name) {
+                for (_, message) in hubs.take_datagrams(name) {
                     wire.push((tick + 1 + chance.next_u32() as usize % 3, name, false, message));
                 }
             }
-            world.wait(STEP);
+            hubs.advance(STEP);
         }
-        assert_eq!(world.hub.clients(), 2, "seed {seed}: a repeated registration made a second tag");
+        assert_eq!(hubs.cluster.clients(), 2, "seed {seed}: a repeated registration made a second tag");
         let (a, b) = (&clients[names[0]], &clients[names[1]]);
         assert_eq!(a.peer, Some((json!("192.0.2.20"), json!(2))), "seed {seed}");
         assert_eq!(b.peer, Some((json!("192.0.2.10"), json!(1))), "seed {seed}");

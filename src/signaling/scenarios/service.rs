@@ -155,7 +155,7 @@ async fn a_udp_client_calls_a_websocket_client_through_real_sockets() {
 }
 
 #[tokio::test]
-async fn ice_servers_are_given_only_for_a_key() {
+async fn ice_servers_require_a_key() {
     let server = TestService::open(config()).await;
     let (head, body) = server.get("/ice?key=the%20key", "").await;
     assert!(head.starts_with("http/1.1 200") && head.contains("cache-control: no-store"), "{head}");
@@ -199,7 +199,7 @@ async fn credentials_of_one_key_share_one_account_and_are_rate_limited() {
 }
 
 #[tokio::test]
-async fn http_and_signalling_share_one_rate_for_tokens_that_cost_a_signature() {
+async fn http_and_signalling_share_one_rate_of_jwt_signature_checks() {
     let jwt = JwtKey::ed_dsa("11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo").map(Jwt::new);
     let limits = Limits { per_proof: Rate::new(0.001, 2.0), ..Limits::default() };
     let server = TestService::open(Config { jwt, limits, ..config() }).await;
@@ -239,7 +239,7 @@ async fn pages_of_other_origins_open_no_websocket_and_cannot_read_ice_servers() 
 }
 
 #[tokio::test]
-async fn a_websocket_is_closed_for_too_long_a_message_for_silence_and_for_binary() {
+async fn a_websocket_is_closed_after_an_oversized_message_silence_or_binary() {
     let times = Times { idle: Duration::from_millis(300), ping: Duration::from_secs(9), ..Times::default() };
     let server = TestService::open(Config { times, ..config() }).await;
     let mut long = server.websocket().await;
@@ -283,7 +283,7 @@ async fn pings_keep_a_quiet_websocket_open() {
 }
 
 #[tokio::test]
-async fn a_client_that_does_not_read_is_closed_and_the_others_go_on() {
+async fn a_client_that_does_not_read_is_closed_without_effect_on_others() {
     let limits = Limits { outbox: 4, per_source: Rate::new(1e9, 1e9), ..Limits::default() };
     let server = TestService::open(Config { limits, ..config() }).await;
     let mut non_reading = server.websocket().await;

@@ -12,98 +12,98 @@ fn watch(tags: &Value) -> Value {
 }
 
 #[test]
-fn a_watcher_hears_at_once_how_things_stand_and_later_what_changes() {
-    let mut world = World::new(config());
-    let (a, watcher) = (world.client(A), world.web_client(1));
-    let b = world.web_client(2);
-    let answer = world.ask_web(1, &watch(&json!([a, b, watcher, "nobody"])));
+fn a_watcher_gets_the_current_state_and_then_changes() {
+    let mut hubs = TestHubs::new(config());
+    let (a, watcher) = (hubs.register_udp(A), hubs.register_websocket(1));
+    let b = hubs.register_websocket(2);
+    let answer = hubs.request_websocket(1, &watch(&json!([a, b, watcher, "nobody"])));
     let extra = json!({"online": [a, b, watcher], "offline": ["nobody"]});
     assert_eq!(answer, json!({"t": -60, "mid": 60, "code": 200, "extra": extra}));
-    world.close(2);
-    assert_eq!(world.on(1), [json!({"t": 60, "params": {"offline": [b]}})]);
+    hubs.close(2);
+    assert_eq!(hubs.take_texts(1), [json!({"t": 60, "params": {"offline": [b]}})]);
     // A heartbeat keeps the other one; without any it goes with its tag's life.
-    world.wait_ms(30_000);
-    world.udp(A, &json!({"t": 2, "tag": a}));
-    world.wait_ms(59_999);
-    assert!(world.on(1).is_empty());
-    world.wait_ms(1);
-    assert_eq!(world.on(1), [json!({"t": 60, "params": {"offline": [a]}})]);
+    hubs.advance_ms(30_000);
+    hubs.send_udp(A, &json!({"t": 2, "tag": a}));
+    hubs.advance_ms(59_999);
+    assert!(hubs.take_texts(1).is_empty());
+    hubs.advance_ms(1);
+    assert_eq!(hubs.take_texts(1), [json!({"t": 60, "params": {"offline": [a]}})]);
 }
 
 #[test]
-fn one_who_comes_back_is_online_again_and_one_who_moves_was_never_away() {
-    let mut world = World::new(config());
+fn a_client_that_returns_is_online_again_and_one_that_moves_stays_online() {
+    let mut hubs = TestHubs::new(config());
     let register = json!({"t": 1, "mid": 1, "params": {"secret": "a secret of twenty-two"}});
-    world.web_client(1);
-    world.open(2);
-    let tag = world.ask_web(2, &register)["extra"]["tag"].clone();
-    world.ask_web(1, &watch(&json!([tag])));
+    hubs.register_websocket(1);
+    hubs.open(2);
+    let tag = hubs.request_websocket(2, &register)["extra"]["tag"].clone();
+    hubs.request_websocket(1, &watch(&json!([tag])));
     // Another connection, then a datagram: replaced, not gone.
-    world.open(3);
-    world.ask_web(3, &register);
-    world.close(2);
-    world.ask(A, &register);
-    world.close(3);
-    world.wait_ms(2000);
-    assert!(world.on(1).is_empty());
-    world.wait_ms(60_000);
-    assert_eq!(world.on(1)[0]["params"], json!({"offline": [tag]}));
-    world.open(4);
-    world.ask_web(4, &json!({"t": 1, "mid": 2, "params": register["params"]}));
-    assert_eq!(world.on(1)[0]["params"], json!({"online": [tag]}));
+    hubs.open(3);
+    hubs.request_websocket(3, &register);
+    hubs.close(2);
+    hubs.request_udp(A, &register);
+    hubs.close(3);
+    hubs.advance_ms(2000);
+    assert!(hubs.take_texts(1).is_empty());
+    hubs.advance_ms(60_000);
+    assert_eq!(hubs.take_texts(1)[0]["params"], json!({"offline": [tag]}));
+    hubs.open(4);
+    hubs.request_websocket(4, &json!({"t": 1, "mid": 2, "params": register["params"]}));
+    assert_eq!(hubs.take_texts(1)[0]["params"], json!({"online": [tag]}));
 }
 
 #[test]
-fn one_who_comes_and_goes_all_the_time_is_spoken_of_once_a_second() {
-    let mut world = World::new(config());
+fn a_tag_that_changes_often_causes_one_event_a_second() {
+    let mut hubs = TestHubs::new(config());
     let register = json!({"t": 1, "mid": 1, "params": {"secret": "a secret of twenty-two"}});
-    world.web_client(1);
-    world.open(2);
-    let tag = world.ask_web(2, &register)["extra"]["tag"].clone();
-    world.ask_web(1, &watch(&json!([tag])));
+    hubs.register_websocket(1);
+    hubs.open(2);
+    let tag = hubs.request_websocket(2, &register)["extra"]["tag"].clone();
+    hubs.request_websocket(1, &watch(&json!([tag])));
     for conn in 3..103 {
-        world.close(conn - 1);
-        world.open(conn);
-        world.ask_web(conn, &register);
-        world.wait_ms(20);
+        hubs.close(conn - 1);
+        hubs.open(conn);
+        hubs.request_websocket(conn, &register);
+        hubs.advance_ms(20);
     }
     // Two seconds, and at each look it was there or just gone.
-    assert!(world.on(1).len() <= 4);
-    world.close(102);
-    world.wait_ms(1000);
-    assert_eq!(world.on(1).last().unwrap()["params"], json!({"offline": [tag]}));
+    assert!(hubs.take_texts(1).len() <= 4);
+    hubs.close(102);
+    hubs.advance_ms(1000);
+    assert_eq!(hubs.take_texts(1).last().unwrap()["params"], json!({"offline": [tag]}));
 }
 
 #[test]
-fn watches_end_when_they_are_taken_back_and_with_the_connection() {
-    let mut world = World::new(config());
-    let (_, b) = (world.web_client(1), world.web_client(2));
-    world.ask_web(1, &watch(&json!([b, "x"])));
+fn watches_end_on_request_and_with_the_connection() {
+    let mut hubs = TestHubs::new(config());
+    let (_, b) = (hubs.register_websocket(1), hubs.register_websocket(2));
+    hubs.request_websocket(1, &watch(&json!([b, "x"])));
     let stop = json!({"t": 60, "mid": 61, "params": {"tags": [b], "watch": false}});
-    assert_eq!(world.ask_web(1, &stop), json!({"t": -60, "mid": 61, "code": 200}));
-    world.close(2);
-    assert!(world.on(1).is_empty());
-    assert_eq!(world.hub.sum(|hub| hub.watches.len()), 1);
-    world.close(1);
-    assert_eq!(world.hub.sum(|hub| hub.watches.len()), 0);
+    assert_eq!(hubs.request_websocket(1, &stop), json!({"t": -60, "mid": 61, "code": 200}));
+    hubs.close(2);
+    assert!(hubs.take_texts(1).is_empty());
+    assert_eq!(hubs.cluster.sum(|hub| hub.watches.len()), 1);
+    hubs.close(1);
+    assert_eq!(hubs.cluster.sum(|hub| hub.watches.len()), 0);
 }
 
 #[test]
-fn watching_is_refused_without_a_tag_by_udp_over_a_cap_and_where_it_is_off() {
+fn watching_is_refused_without_a_tag_over_udp_over_a_limit_and_if_disabled() {
     let limits = Limits { watches_per_client: 2, ..Limits::default() };
-    let mut world = World::new(Config { limits, ..config() });
-    world.open(1);
-    assert_eq!(code(&world.ask_web(1, &watch(&json!(["x"])))), 202);
-    world.ask_web(1, &json!({"t": 1, "mid": 1}));
-    assert_eq!(code(&world.ask_web(1, &watch(&json!(["x", "y", "z"])))), 206);
-    assert_eq!(code(&world.ask_web(1, &watch(&json!(["x", "y"])))), 200);
-    world.client(A);
-    assert_eq!(code(&world.ask(A, &watch(&json!(["x"])))), 208);
+    let mut hubs = TestHubs::new(Config { limits, ..config() });
+    hubs.open(1);
+    assert_eq!(code(&hubs.request_websocket(1, &watch(&json!(["x"])))), 202);
+    hubs.request_websocket(1, &json!({"t": 1, "mid": 1}));
+    assert_eq!(code(&hubs.request_websocket(1, &watch(&json!(["x", "y", "z"])))), 206);
+    assert_eq!(code(&hubs.request_websocket(1, &watch(&json!(["x", "y"])))), 200);
+    hubs.register_udp(A);
+    assert_eq!(code(&hubs.request_udp(A, &watch(&json!(["x"])))), 208);
     let event = json!({"t": 60, "params": {"online": ["x"]}});
-    assert_eq!(code(&world.ask_web(1, &event)), 208);
-    let mut world = World::new(Config { presence: false, ..config() });
-    world.web_client(1);
-    assert_eq!(code(&world.ask_web(1, &watch(&json!(["x"])))), 204);
+    assert_eq!(code(&hubs.request_websocket(1, &event)), 208);
+    let mut hubs = TestHubs::new(Config { presence: false, ..config() });
+    hubs.register_websocket(1);
+    assert_eq!(code(&hubs.request_websocket(1, &watch(&json!(["x"])))), 204);
 }
 
 /// What a watcher believes, from answers and events alone.
@@ -146,67 +146,67 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
     #[test]
-    fn a_second_after_anything_every_watcher_believes_what_is_true(
+    fn every_watcher_has_the_true_state_a_second_after_any_event(
         steps in proptest::collection::vec(step(), 0..60)
     ) {
         let secret = |owner: u8| json!({"secret": format!("a secret of twenty-two {owner}")});
-        let mut world = World::new(config());
+        let mut hubs = TestHubs::new(config());
         let mut views = [View::default(), View::default()];
         let (mut tags, mut homes, mut next) = (Vec::new(), [99_u64; 3], 100);
         for watcher in 0..2 {
-            world.web_client(watcher);
+            hubs.register_websocket(watcher);
         }
         for owner in 0..3 {
-            world.open(next);
-            let answer = world.ask_web(next, &json!({"t": 1, "params": secret(owner)}));
+            hubs.open(next);
+            let answer = hubs.request_websocket(next, &json!({"t": 1, "params": secret(owner)}));
             tags.push(answer["extra"]["tag"].as_str().unwrap().to_owned());
-            world.close(next);
+            hubs.close(next);
             next += 1;
         }
         for step in steps {
             match step {
                 Step::Come(owner, true) => {
-                    world.open(next);
-                    world.web(next, &json!({"t": 1, "params": secret(owner)}));
+                    hubs.open(next);
+                    hubs.send_text(next, &json!({"t": 1, "params": secret(owner)}));
                     homes[usize::from(owner)] = next;
                     next += 1;
                 }
                 Step::Come(owner, false) => {
                     let from = format!("192.0.2.10:{}", 1000 + u16::from(owner));
-                    world.udp(&from, &json!({"t": 1, "params": secret(owner)}));
+                    hubs.send_udp(&from, &json!({"t": 1, "params": secret(owner)}));
                 }
-                Step::Go(owner) => world.close(homes[usize::from(owner)]),
+                Step::Go(owner) => hubs.close(homes[usize::from(owner)]),
                 Step::Watch(watcher, owner) => {
                     let watch = watch(&json!([tags[usize::from(owner)]]));
-                    world.web(watcher.into(), &watch);
+                    hubs.send_text(watcher.into(), &watch);
                 }
                 Step::Unwatch(watcher, owner) => {
                     let tag = &tags[usize::from(owner)];
-                    // What was said before must not be taken for news after it.
-                    for message in world.on(watcher.into()) { views[usize::from(watcher)].take(&message); }
+                    // What was sent before must not be taken for news after it.
+                    for message in hubs.take_texts(watcher.into()) { views[usize::from(watcher)].take(&message); }
                     let stop = json!({"t": 60, "params": {"tags": [tag], "watch": false}});
-                    world.web(watcher.into(), &stop);
+                    hubs.send_text(watcher.into(), &stop);
                     views[usize::from(watcher)].0.remove(tag);
                 }
-                Step::Wait(ms) => world.wait_ms(ms.into()),
+                Step::Wait(ms) => hubs.advance_ms(ms.into()),
             }
         }
-        let is_online = |world: &World, tag: &String| world.hub.registered(&Tag::new(tag.as_str()).unwrap());
-        let presence = |world: &World| tags.iter().map(|tag| is_online(world, tag)).collect::<Vec<_>>();
-        // Who goes in the last second has one more to be told of.
+        let is_online = |hubs: &TestHubs, tag: &String| hubs.cluster.registered(&Tag::new(tag.as_str()).unwrap());
+        let presence = |hubs: &TestHubs| tags.iter().map(|tag| is_online(hubs, tag)).collect::<Vec<_>>();
+        // Who goes in the last second has one more to be received of.
         loop {
-            let before = presence(&world);
-            world.wait_ms(1050);
-            if presence(&world) == before {
+            let before = presence(&hubs);
+            hubs.advance_ms(1050);
+            if presence(&hubs) == before {
                 break;
             }
         }
         for (watcher, view) in (0_u64..).zip(&mut views) {
-            for message in world.on(watcher) { view.take(&message); }
+            for message in hubs.take_texts(watcher) { view.take(&message); }
             for (tag, online) in &view.0 {
-                prop_assert_eq!(is_online(&world, tag), *online);
+                prop_assert_eq!(is_online(&hubs, tag), *online);
             }
         }
-        prop_assert!(world.hub.sum(|hub| hub.watches.len()) <= 6);
+        prop_assert!(hubs.cluster.sum(|hub| hub.watches.len()) <= 6);
     }
 }

@@ -10,7 +10,7 @@ fn token() -> Token {
 }
 
 #[test]
-fn a_code_of_0_is_none() {
+fn a_code_of_0_counts_as_absent() {
     let with = decode(br#"{"t":1,"mid":5,"code":0}"#);
     assert!(matches!(&with, Ok(Message::Request(_))) && with == decode(br#"{"t":1,"mid":5}"#));
     let answer = decode(br#"{"t":-2,"mid":5,"code":0}"#);
@@ -115,7 +115,7 @@ fn every_message() -> Vec<Message> {
 }
 
 #[test]
-fn every_message_survives_writing_and_reading() {
+fn every_message_is_decoded_as_it_was_encoded() {
     for message in every_message() {
         assert_eq!(decode(message.encode().as_bytes()), Ok(message));
     }
@@ -149,7 +149,7 @@ fn a_52_may_use_params_and_a_minus_51_too() {
 }
 
 #[test]
-fn failures_are_understood_with_either_sign_and_written_with_the_requests() {
+fn failures_are_decoded_with_either_sign_and_encoded_with_the_requests_type() {
     for text in [r#"{"t":4,"code":203,"em":"x"}"#, r#"{"t":-4,"code":203,"em":"x"}"#] {
         let failed = ResponseBody::Failed {
             t: MessageType::Call,
@@ -168,7 +168,7 @@ fn failures_are_understood_with_either_sign_and_written_with_the_requests() {
 }
 
 #[test]
-fn wrong_types_are_malformed_and_rubbish_is_dropped() {
+fn wrong_types_are_malformed_and_other_input_is_dropped() {
     let error = |text: &str| decode(text.as_bytes()).unwrap_err();
     let malformed = |t: Option<i64>, mid| DecodeError::Malformed { t: t.map(MessageType::from_number), mid };
     assert_eq!(error(r#"{"t":"1","mid":7}"#), malformed(None, Some(7)));
@@ -198,7 +198,7 @@ fn wrong_types_are_malformed_and_rubbish_is_dropped() {
 }
 
 #[test]
-fn the_largest_and_smallest_mid_come_back_exactly() {
+fn the_largest_and_smallest_mid_are_echoed_exactly() {
     for mid in [i64::MAX, i64::MIN, (1 << 53) + 1] {
         let Ok(Message::Request(request)) = decode(format!(r#"{{"t":101,"mid":{mid}}}"#).as_bytes()) else {
             panic!("no request");
@@ -208,7 +208,7 @@ fn the_largest_and_smallest_mid_come_back_exactly() {
 }
 
 #[test]
-fn null_counts_as_absent_and_unknown_words_too() {
+fn null_and_unknown_names_count_as_absent() {
     let text = r#"{"t":-2,"mid":null,"code":200,"em":null,"extra":null}"#;
     assert_eq!(response(text), ResponseBody::Alive);
     assert_eq!(
@@ -243,12 +243,12 @@ fn every_example_of_the_wire_page_is_a_message_and_every_message_has_one() {
 
 proptest! {
     #[test]
-    fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn decoding_does_not_panic_on_any_bytes(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         let _ = decode(&bytes);
     }
 
     #[test]
-    fn no_text_that_looks_like_a_message_makes_it_panic(
+    fn decoding_does_not_panic_on_message_like_text(
         text in r#"\{"t":-?[0-9]{1,3}(,"(mid|code|tag|token|params|extra)":(1|"a"|null|\{\}|\{"tag":"a"\}|\[\])){0,4}\}"#
     ) {
         if let Ok(message) = decode(text.as_bytes()) {
