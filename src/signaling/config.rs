@@ -147,7 +147,7 @@ pub struct Limits {
     pub answer_bytes: usize,
     /// Messages of one UDP network, or of one WebSocket; default 200 at once, 50/s on.
     pub per_source: Rate,
-    /// CallTable from one tag to one other; default 10 at once, 1/s on.
+    /// Calls from one tag to another; default 10 at once, 1/s on.
     pub per_pair: Rate,
     /// Signatures of one network; default 64 at once, 8/s on.
     pub per_proof: Rate,

@@ -15,7 +15,7 @@ pub struct IceDescription {
     pub cands: Vec<String>,
     /// ICE role.
     pub role: Option<String>,
-    /// LocalAddresses addresses.
+    /// Local addresses of the sender (S1-2).
     pub laddrs: Vec<String>,
     /// The sender's NAT type.
     pub nat: Option<NatType>,

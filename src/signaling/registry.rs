@@ -1,8 +1,8 @@
 //! Who is online: tags, where their owners are, and how long they last.
 //!
 //! One route has one tag. A UDP client's tag lives as long as its heartbeats come (S0-41), a WebSocket client's as long
-//! as its connection (S0-A23). Very many clients do nothing but be there: each lies once in a slab, and what finds it takes a few
-//! bytes more.
+//! as its connection (S0-A23). Most clients are idle: each is stored once in a slab, and each
+//! index entry for it takes a few bytes.
 
 use super::access::Realm;
 use super::bus::{ListPage, RealmTag};
