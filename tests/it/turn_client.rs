@@ -1,11 +1,13 @@
 //! A TURN client over UDP whose requests the test writes itself, valid or not.
 
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use ginnel::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
 
 use crate::test_server::{PASSWORD, USER};
+use crate::waiting::pace;
 
 /// RFC 8489 section 6.2.1: the time before a request is sent again, and how often it is sent.
 const RETRANSMISSION: Duration = Duration::from_millis(500);
@@ -125,11 +127,19 @@ impl TurnClient {
     pub(crate) fn request_once(&self, request: &[u8]) -> Option<Vec<u8>> {
         self.socket.send(request).unwrap();
         let mut buffer = [0; 2048];
-        while let Ok(len) = self.socket.recv(&mut buffer) {
-            if len >= 20 && buffer[4..20] == request[4..20] {
-                return Some(buffer[..len].to_vec());
+        loop {
+            match self.socket.recv(&mut buffer) {
+                Ok(len) if len >= 20 && buffer[4..20] == request[4..20] => {
+                    return Some(buffer[..len].to_vec());
+                }
+                Ok(_) => {}
+                // A server that starts opens TCP first; without a wait all transmissions would be refused at once.
+                Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                    pace(RETRANSMISSION);
+                    return None;
+                }
+                Err(_) => return None,
             }
         }
-        None
     }
 }
