@@ -73,7 +73,7 @@ impl Handle {
             read = self.read(&mut reader, connection, (ip, &credit, &permit)) => read,
             written = self.write(&mut writer, connection, &mut outgoing) => written,
         };
-        // A client that has ended its side, or is refused, gets what was queued before.
+        // What is still queued is dropped: a client that closes its sending side gets no answer to what it sent last.
         drop(outgoing);
         let _ = shut_down(&mut writer).await;
         served
