@@ -44,6 +44,7 @@
         feature = "agent",
         feature = "load",
         feature = "messaging",
+        feature = "messaging-client",
         feature = "cli"
     )),
     allow(dead_code, unused_imports, unreachable_pub)
@@ -70,7 +71,7 @@ pub mod internals;
 mod limits;
 #[cfg(feature = "load")]
 mod load;
-#[cfg(feature = "messaging")]
+#[cfg(any(feature = "messaging", feature = "messaging-client"))]
 mod messaging;
 mod net;
 #[cfg(feature = "server")]

@@ -1,8 +1,10 @@
-//! Accounts, devices and offline messages over TCP (S4): the wire of the original programs, and the state machine behind it.
+//! Accounts, devices and offline messages (S4): the wire of the original programs over TCP, JSON over WebSocket, and the state machine behind
+//! both.
 //!
 //! | file | content |
 //! | --- | --- |
 //! | `wire.rs`, `commands.rs` | frames; commands, codes and bodies |
+//! | `json_wire.rs`, `signing.rs` | the objects of the WebSocket `/messages`; what keys sign there. The client uses both |
 //! | `crypto.rs`, `password.rs` | the legacy key exchange and AES; password hashes |
 //! | `machine.rs` | [`Machine`](machine::Machine): sessions and the order of their frames |
 //! | `service.rs`, `connection.rs`, `outbox.rs`, `job_pool.rs`, `store_calls.rs` | its I/O |
@@ -13,28 +15,55 @@
 //! messages. A message is acknowledged after the store has made it durable; it stays stored until its recipient acknowledges it or it
 //! expires. `docs/wire/messaging.md` describes the wire.
 
+#[cfg(feature = "messaging")]
 pub mod commands;
+#[cfg(feature = "messaging")]
 pub mod config;
+#[cfg(feature = "messaging")]
 mod connection;
+#[cfg(feature = "messaging")]
 mod contacts;
+#[cfg(feature = "messaging")]
 pub mod counters;
+#[cfg(feature = "messaging")]
 pub mod crypto;
+#[cfg(feature = "messaging")]
 mod delivery;
-#[cfg(test)]
+#[cfg(all(test, feature = "messaging"))]
 mod delivery_tests;
+#[cfg(feature = "messaging")]
 mod devices;
+#[cfg(feature = "messaging")]
 pub(crate) mod dispatcher;
+#[cfg(feature = "messaging")]
 mod job_pool;
-mod login;
-pub mod machine;
+#[allow(dead_code)]
+pub(crate) mod json_wire;
 #[cfg(test)]
+mod json_wire_tests;
+#[cfg(feature = "messaging")]
+mod login;
+#[cfg(feature = "messaging")]
+pub mod machine;
+#[cfg(all(test, feature = "messaging"))]
 mod machine_tests;
+#[cfg(feature = "messaging")]
 mod outbox;
+#[cfg(feature = "messaging")]
 pub mod password;
+#[cfg(feature = "messaging")]
 mod rates;
+#[cfg(feature = "messaging")]
 mod sending;
+#[cfg(feature = "messaging")]
 pub(crate) mod service;
+#[cfg(feature = "messaging")]
 mod session;
+#[allow(dead_code)]
+pub(crate) mod signing;
+#[cfg(feature = "messaging")]
 mod store_calls;
+#[cfg(feature = "messaging")]
 pub mod store_request;
+#[cfg(feature = "messaging")]
 pub mod wire;
