@@ -9,12 +9,15 @@ use super::machine::{ConnectionId, Job, JobResult, Machine, Output, RequestId};
 use super::outbox::{Outbox, Pushed};
 use super::password::{PasswordError, Passwords};
 use super::store_calls::call_store;
-use super::store_request::StoreReply;
+use super::store_request::{StoreReply, StoreRequest};
 use crate::limits::{NetworkPrefix, QueueBounds, QueueReceiver, QueueSender, Quota, queue};
 use crate::net::connection_limiter::ConnectionPermit;
 use crate::net::time::now;
 use crate::store::{Store, StoreError};
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesOrdered, FuturesUnordered};
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 use std::collections::HashMap;
@@ -24,7 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Semaphore, oneshot, watch};
-use tokio::task::{JoinError, JoinHandle, JoinSet, spawn_blocking};
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 /// What waits for the machine.
 const EVENTS: QueueBounds = QueueBounds { items: 4096, bytes: 16 << 20 };
@@ -186,12 +189,17 @@ struct Link {
     permit: ConnectionPermit,
 }
 
+/// A completed call of the store.
+type Called = (RequestId, Result<StoreReply, StoreError>);
+
 /// The task that owns the machine.
 struct MachineTask {
     machine: Machine,
     links: HashMap<ConnectionId, Link>,
     store: Arc<dyn Store>,
-    calls: JoinSet<(RequestId, Result<StoreReply, StoreError>)>,
+    calls: FuturesUnordered<BoxFuture<'static, Called>>,
+    /// Messages that are being stored. The store completes them in order, and their acknowledgements keep it.
+    appends: FuturesOrdered<BoxFuture<'static, Called>>,
     passwords: JobPool,
     session_keys: JobPool,
 }
@@ -215,8 +223,15 @@ async fn run(
     let passwords = JobPool::spawn("password", config.password_threads, &worker, &results)?;
     let session_keys = JobPool::spawn("session key", 1, &worker, &results)?;
     let machine = Machine::new(now(), config, worker.key.public(), &mut ChaCha20Rng::from_seed(seed));
-    let (links, calls) = (HashMap::new(), JoinSet::new());
-    let task = MachineTask { machine, links, store, calls, passwords, session_keys };
+    let task = MachineTask {
+        machine,
+        links: HashMap::new(),
+        store,
+        calls: FuturesUnordered::new(),
+        appends: FuturesOrdered::new(),
+        passwords,
+        session_keys,
+    };
     task.serve(events, closing, done, stopped).await;
     Ok(())
 }
@@ -241,7 +256,8 @@ impl MachineTask {
                 biased;
                 _ = stopped.changed() => break,
                 () = timer => self.machine.handle_timeout(now()),
-                Some(result) = self.calls.join_next() => self.handle_call(result),
+                Some(called) = self.appends.next() => self.handle_called(called),
+                Some(called) = self.calls.next() => self.handle_called(called),
                 Some((id, result)) = done.recv() => self.machine.handle_job_result(now(), id, result),
                 Some(connection) = closing.recv() => self.handle_closed(connection),
                 event = events.recv() => match event {
@@ -280,18 +296,11 @@ impl MachineTask {
         self.machine.handle_closed(connection);
     }
 
-    fn handle_call(&mut self, called: Result<(RequestId, Result<StoreReply, StoreError>), JoinError>) {
-        match called {
-            Ok((id, result)) => {
-                if let Err(error @ (StoreError::Backend(_) | StoreError::Closed | StoreError::DiskFull)) =
-                    &result
-                {
-                    crate::limits::sampled!(warn, now().mono, %error, "messaging store");
-                }
-                self.machine.handle_store_result(now(), id, result);
-            }
-            Err(error) => tracing::error!(%error, "a call of the messaging store"),
+    fn handle_called(&mut self, (id, result): Called) {
+        if let Err(error @ (StoreError::Backend(_) | StoreError::Closed | StoreError::DiskFull)) = &result {
+            crate::limits::sampled!(warn, now().mono, %error, "messaging store");
         }
+        self.machine.handle_store_result(now(), id, result);
     }
 
     fn drain(&mut self) {
@@ -314,8 +323,13 @@ impl MachineTask {
                     }
                 }
                 Output::Store { id, request } => {
+                    let is_append = matches!(request, StoreRequest::Append(_));
                     let called = call_store(&*self.store, request);
-                    self.calls.spawn(async move { (id, called.await) });
+                    let called = Box::pin(async move { (id, called.await) });
+                    match is_append {
+                        true => self.appends.push_back(called),
+                        false => self.calls.push(called),
+                    }
                 }
                 Output::Job { id, job } => {
                     let pool = match job {
