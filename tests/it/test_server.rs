@@ -60,6 +60,17 @@ impl TestServer {
         Self::start((listen, free_ports()), lines, "port = 0", |program| Command::new(program))
     }
 
+    /// Starts a server on loopback with these lines; a program with arguments runs it, unless there is none.
+    pub(crate) fn under(runner: &[&str], lines: Lines<'_>) -> Self {
+        let listen = [Ipv4Addr::LOCALHOST.into()];
+        Self::start((&listen, free_ports()), lines, "port = 0", |program| {
+            let mut words = runner.iter().copied().chain([program]);
+            let mut command = Command::new(words.next().unwrap());
+            command.args(words);
+            command
+        })
+    }
+
     /// Starts a server on loopback that may have so many descriptors.
     pub(crate) fn with_descriptors(limit: u32, turn: &str) -> Self {
         let listen = [Ipv4Addr::LOCALHOST.into()];
@@ -149,6 +160,12 @@ impl TestServer {
     pub(crate) fn restart(&mut self) {
         self.stop();
         self.begin();
+    }
+
+    /// Kills it.
+    pub(crate) fn kill(&mut self) {
+        self.process.signal("KILL");
+        self.process.wait(START);
     }
 
     /// Ends it in good order.

@@ -1,10 +1,11 @@
 //! Messaging over TCP (S4): a running server, plain sockets, and a client in Python.
 
 mod abuse;
+mod durability;
 mod python_client;
 mod wire;
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -29,10 +30,15 @@ type Frame = (u64, String, bool, Vec<u8>);
 impl Messaging {
     /// Starts one; `rest` is in the section `[messaging]` and behind it.
     fn start(rest: &str) -> Self {
+        Self::start_under(&[], rest)
+    }
+
+    /// Starts one with a program before it that runs it.
+    fn start_under(runner: &[&str], rest: &str) -> Self {
         let port = free_ports();
         let turn = format!("[messaging]\nenabled = true\nport = {port}\n{rest}\n");
         let lines = Lines { top: "workers = 1", turn: &turn };
-        let server = TestServer::with(&[Ipv4Addr::LOCALHOST.into()], lines);
+        let server = TestServer::under(runner, lines);
         Self { server, plain: SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port) }
     }
 
@@ -65,8 +71,15 @@ struct Client {
 
 impl Client {
     fn send(&mut self, cmd: u64, msg_id: &str, data: &[u8]) {
-        let frame = encode(cmd, msg_id, data);
-        self.stream.write_all(&frame).unwrap();
+        self.try_send(cmd, msg_id, data).unwrap();
+    }
+
+    fn try_send(&mut self, cmd: u64, msg_id: &str, data: &[u8]) -> io::Result<()> {
+        self.stream.write_all(&encode(cmd, msg_id, data))
+    }
+
+    fn try_clone(&self) -> Self {
+        Self { stream: self.stream.try_clone().unwrap() }
     }
 
     fn read_exact(&mut self, len: usize) -> Vec<u8> {
@@ -76,9 +89,16 @@ impl Client {
     }
 
     fn frame(&mut self) -> Frame {
-        let header = self.read_exact(4);
-        let len = u32::from_be_bytes(header.try_into().unwrap());
-        decode(&self.read_exact(len as usize))
+        self.try_frame().unwrap()
+    }
+
+    /// Reads a frame of a server that may end.
+    fn try_frame(&mut self) -> io::Result<Frame> {
+        let mut header = [0; 4];
+        self.stream.read_exact(&mut header)?;
+        let mut data = vec![0; u32::from_be_bytes(header) as usize];
+        self.stream.read_exact(&mut data)?;
+        Ok(decode(&data))
     }
 
     fn code(&mut self, cmd: u64, body: &Value) -> i64 {

@@ -1,0 +1,405 @@
+//! What is acknowledged is on disk: SIGKILL, the order of system calls, and a full disk.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha20Rng;
+use serde_json::{Value, json};
+
+use super::{CHEAP, Client, Messaging, PATIENCE};
+use crate::tools;
+use crate::waiting::{pace, pause_under_test, wait_until};
+
+/// Senders, and the pause of each between two messages: 500 messages a second in all.
+const SENDERS: usize = 5;
+const PAUSE: Duration = Duration::from_millis(10);
+/// Receives while it is sent to, and acknowledges.
+const ONLINE: &str = "online";
+/// Receives after the server has been killed.
+const OFFLINE: &str = "offline";
+
+/// A sender and what it remembers over the kills, as a program does that keeps its messages until they are acknowledged.
+#[derive(Default)]
+struct Sender {
+    name: String,
+    sent: u64,
+    unacknowledged: VecDeque<u64>,
+    acknowledged: BTreeSet<u64>,
+}
+
+/// Returns the recipient of a sender's message.
+fn recipient(number: u64) -> &'static str {
+    if number.is_multiple_of(2) { ONLINE } else { OFFLINE }
+}
+
+fn send(client: &mut Client, number: u64) -> std::io::Result<()> {
+    let body = json!({"to": recipient(number), "msg": format!("message {number}")});
+    client.try_send(200, &number.to_string(), body.to_string().as_bytes())
+}
+
+impl Sender {
+    /// Sends until the server ends; what was not acknowledged before comes first.
+    fn run(&mut self, mut client: Client) {
+        let mut reader = client.try_clone();
+        let reading = std::thread::spawn(move || {
+            let mut acknowledged = Vec::new();
+            while let Ok((cmd, msg_id, _, data)) = reader.try_frame() {
+                assert!(cmd == 200 && data.is_empty(), "{}", String::from_utf8_lossy(&data));
+                acknowledged.push(msg_id.parse::<u64>().unwrap());
+            }
+            acknowledged
+        });
+        let mut is_alive = self.unacknowledged.iter().all(|number| send(&mut client, *number).is_ok());
+        while is_alive {
+            self.unacknowledged.push_back(self.sent);
+            self.sent += 1;
+            is_alive = send(&mut client, self.sent - 1).is_ok();
+            pace(PAUSE);
+        }
+        self.acknowledged.extend(reading.join().unwrap());
+        self.unacknowledged.retain(|number| !self.acknowledged.contains(number));
+    }
+}
+
+/// What a recipient has received: per sender, each message once, and how many came again.
+#[derive(Default)]
+struct Inbox {
+    received: BTreeMap<String, Vec<u64>>,
+    seen: BTreeSet<(String, u64)>,
+    repeated: u64,
+}
+
+impl Inbox {
+    /// Adds the messages of a push; returns the body that acknowledges them.
+    fn take(&mut self, data: &[u8]) -> Value {
+        let pushed: Vec<Value> = serde_json::from_slice(data).unwrap();
+        for message in &pushed {
+            let (from, id) = (message["from"].as_str().unwrap(), message["msgid"].as_str().unwrap());
+            let Ok(number) = id.parse::<u64>() else { continue };
+            assert_eq!(message["msg"], format!("message {number}"));
+            if self.seen.insert((from.to_owned(), number)) {
+                self.received.entry(from.to_owned()).or_default().push(number);
+            } else {
+                self.repeated += 1;
+            }
+        }
+        pushed.iter().map(|message| json!({"msgid": message["msgid"]})).collect()
+    }
+
+    /// Receives and acknowledges until the server ends.
+    fn follow(&mut self, mut client: Client) {
+        while let Ok((cmd, _, _, data)) = client.try_frame() {
+            assert_eq!(cmd, 201);
+            let acknowledgement = self.take(&data);
+            if client.try_send(201, "", acknowledgement.to_string().as_bytes()).is_err() {
+                break;
+            }
+        }
+    }
+
+    /// Fetches and acknowledges everything that is stored.
+    fn fetch(&mut self, client: &mut Client, name: &str, marker: &str) {
+        client.send(202, "", b"");
+        // What was stored before comes before it.
+        client.send(200, marker, json!({"to": name, "msg": "the end"}).to_string().as_bytes());
+        loop {
+            let (cmd, _, _, data) = client.frame();
+            if cmd == 200 {
+                continue;
+            }
+            let acknowledgement = self.take(&data);
+            client.send(201, "", acknowledgement.to_string().as_bytes());
+            if acknowledgement.as_array().unwrap().iter().any(|message| message["msgid"] == marker) {
+                return;
+            }
+        }
+    }
+}
+
+/// What several kills have shown.
+#[derive(Debug, Default)]
+struct Kills {
+    sent: u64,
+    acknowledged: usize,
+    /// Acknowledged only after a kill, when they were sent again.
+    resent: u64,
+    received: usize,
+    repeated: u64,
+    /// Time in which messages were sent.
+    sending: Duration,
+}
+
+/// Kills a server at random moments under load, and checks after each that all acknowledged messages are delivered, in order.
+fn check_kills(rounds: usize) -> Kills {
+    let limits = "[messaging.limits]\nlogins_per_network = { burst = 1000, per_second = 1000 }\n";
+    let mut messaging = Messaging::start(&format!("{limits}{CHEAP}"));
+    let mut random = ChaCha20Rng::seed_from_u64(14);
+    let mut senders: Vec<_> =
+        (0..SENDERS).map(|index| Sender { name: format!("sender-{index}"), ..Sender::default() }).collect();
+    let mut inboxes = [(ONLINE, Inbox::default()), (OFFLINE, Inbox::default())];
+    for (name, _) in &inboxes {
+        drop(messaging.user(name));
+    }
+    let mut kills = Kills::default();
+    for round in 0..rounds {
+        let life = Duration::from_millis(random.random_range(20..700));
+        let online = messaging.user(ONLINE);
+        let clients: Vec<_> = senders.iter().map(|sender| messaging.user(&sender.name)).collect();
+        kills.resent += senders.iter().map(|sender| sender.unacknowledged.len() as u64).sum::<u64>();
+        let begun = Instant::now();
+        std::thread::scope(|scope| {
+            let (_, inbox) = &mut inboxes[0];
+            scope.spawn(|| inbox.follow(online));
+            for (sender, client) in senders.iter_mut().zip(clients) {
+                scope.spawn(move || sender.run(client));
+            }
+            pause_under_test(life);
+            messaging.server.kill();
+            kills.sending += begun.elapsed();
+        });
+        messaging.server.begin();
+        for (name, inbox) in &mut inboxes {
+            let mut client = messaging.user(name);
+            let before = inbox.seen.len();
+            inbox.fetch(&mut client, name, &format!("{name} {round}"));
+            let fetched = inbox.seen.len();
+            inbox.fetch(&mut client, name, &format!("{name} {round} again"));
+            assert_eq!(inbox.seen.len(), fetched, "{name}: the first fetch, from {before}, is complete");
+            check_inbox(&senders, name, inbox);
+        }
+    }
+    kills.sent = senders.iter().map(|sender| sender.sent).sum();
+    kills.acknowledged = senders.iter().map(|sender| sender.acknowledged.len()).sum();
+    kills.received = inboxes.iter().map(|(_, inbox)| inbox.seen.len()).sum();
+    kills.repeated = inboxes.iter().map(|(_, inbox)| inbox.repeated).sum();
+    kills
+}
+
+fn check_inbox(senders: &[Sender], name: &str, inbox: &Inbox) {
+    for sender in senders {
+        let received = inbox.received.get(&sender.name).map_or(&[][..], Vec::as_slice);
+        assert!(received.is_sorted(), "{}'s messages to {name} are in order", sender.name);
+        assert!(received.iter().all(|number| *number < sender.sent && recipient(*number) == name));
+        for number in sender.acknowledged.iter().filter(|number| recipient(**number) == name) {
+            let is_received = received.binary_search(number).is_ok();
+            assert!(is_received, "{}'s message {number} to {name} was acknowledged and is lost", sender.name);
+        }
+    }
+}
+
+#[test]
+fn a_killed_server_delivers_every_acknowledged_message() {
+    let kills = check_kills(4);
+    assert!(kills.acknowledged > 100, "{kills:?}");
+}
+
+#[test]
+#[ignore = "long: 200 kills of a server under 500 messages a second, no acknowledged one of which is lost"]
+fn long_messaging_kills() {
+    let kills = check_kills(tools::switch("GINNEL_LONG_RUNS", 200));
+    println!("{kills:?}, {:.0} messages a second", kills.sent as f64 / kills.sending.as_secs_f64());
+}
+
+/// Where a system call is in a log of `strace -f`: the lines of its beginning and its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Span {
+    begin: usize,
+    end: usize,
+}
+
+/// The system calls of a log that matter here.
+#[derive(Debug, Default)]
+struct SystemCalls {
+    /// By message id: when the frame was received, and when the acknowledgement was written.
+    receipts: BTreeMap<String, Span>,
+    acknowledgements: BTreeMap<String, Span>,
+    synchronisations: Vec<Span>,
+}
+
+const ID: &str = "strace-";
+
+/// Returns the message ids in the printed bytes of a call.
+fn ids(line: &str) -> impl Iterator<Item = String> {
+    line.match_indices(ID).map(|(at, _)| {
+        let number = line[at + ID.len()..].chars().take_while(char::is_ascii_digit);
+        number.collect()
+    })
+}
+
+impl SystemCalls {
+    fn read(log: &str) -> Self {
+        let mut calls = Self::default();
+        // By thread: the line and text of a call that has not ended.
+        let mut open: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
+        for (index, line) in log.lines().enumerate() {
+            let Some((thread, rest)) = line.split_once(' ') else { continue };
+            let rest = rest.trim_start();
+            if let Some(begun) = rest.strip_suffix("<unfinished ...>") {
+                open.insert(thread, (index, begun));
+            } else if rest.starts_with("<... ") {
+                let Some((begin, begun)) = open.remove(thread) else { continue };
+                calls.add(&format!("{begun}{rest}"), Span { begin, end: index });
+            } else {
+                calls.add(rest, Span { begin: index, end: index });
+            }
+        }
+        calls
+    }
+
+    fn add(&mut self, call: &str, span: Span) {
+        let name = call.split('(').next().unwrap_or_default();
+        let is_ok = |result: &str| result.trim() == "0";
+        match name {
+            "fsync" | "fdatasync" if call.contains("-wal>") => {
+                assert!(call.rsplit_once('=').is_some_and(|(_, result)| is_ok(result)), "{call}");
+                self.synchronisations.push(span);
+            }
+            "recvfrom" | "read" | "recvmsg" | "readv" if call.contains("TCP:") => {
+                for id in ids(call) {
+                    self.receipts.entry(id).or_insert(span);
+                }
+            }
+            "sendto" | "write" | "sendmsg" | "writev" if call.contains("TCP:") => {
+                for id in ids(call) {
+                    self.acknowledgements.entry(id).or_insert(span);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Returns the messages whose acknowledgement was written without a synchronisation that began after the receipt and had ended.
+    fn unsynchronised(&self) -> Vec<&str> {
+        let is_synchronised = |receipt: Span, acknowledgement: Span| {
+            self.synchronisations
+                .iter()
+                .any(|sync| sync.begin > receipt.end && sync.end < acknowledgement.begin)
+        };
+        let broken = self.acknowledgements.iter().filter(|(id, acknowledgement)| {
+            !self.receipts.get(*id).is_some_and(|receipt| is_synchronised(*receipt, **acknowledgement))
+        });
+        broken.map(|(id, _)| id.as_str()).collect()
+    }
+}
+
+#[test]
+fn a_log_with_an_early_acknowledgement_is_recognised() {
+    let receive = |id: u32| format!("7  recvfrom(9<TCP:[1]>, \"x strace-{id} y\", 50, 0) = 50\n");
+    let send = |id: u32| format!("7  sendto(9<TCP:[1]>, \"z strace-{id}\", 20, 0) = 20\n");
+    let sync = "8  fdatasync(5</x/db-wal>) = 0\n";
+    let begin = "8  fdatasync(5</x/db-wal> <unfinished ...>\n";
+    let end = "8  <... fdatasync resumed>) = 0\n";
+    for (lines, broken) in [
+        (vec![&*receive(1), sync, &*send(1)], false),
+        (vec![&*receive(1), begin, end, &*send(1)], false),
+        (vec![&*receive(1), &*send(1), sync], true),
+        (vec![sync, &*receive(1), &*send(1)], true),
+        (vec![begin, &*receive(1), end, &*send(1)], true),
+        (vec![&*receive(1), begin, &*send(1), end], true),
+        (vec![&*receive(1), "8  fdatasync(5</x/db>) = 0\n", &*send(1)], true),
+    ] {
+        let log: String = lines.concat();
+        assert_eq!(SystemCalls::read(&log).unsynchronised().len(), usize::from(broken), "{log}");
+    }
+}
+
+#[test]
+fn no_acknowledgement_is_written_before_the_log_is_synchronised() {
+    const SENDERS: usize = 4;
+    const MESSAGES: usize = 100;
+    if !tools::have(&["strace"]) {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("strace.log");
+    let calls = "trace=fsync,fdatasync,recvfrom,read,recvmsg,readv,sendto,write,sendmsg,writev";
+    let runner = ["strace", "-D", "-f", "-yy", "-s", "4096", "-e", calls, "-e", "signal=none", "-o"];
+    let runner = [&runner[..], &[path.to_str().unwrap()]].concat();
+    let mut messaging = Messaging::start_under(&runner, CHEAP);
+    drop(messaging.user(OFFLINE));
+    std::thread::scope(|scope| {
+        for sender in 0..SENDERS {
+            let mut client = messaging.user(&format!("sender-{sender}"));
+            scope.spawn(move || {
+                // Some alone, some behind each other.
+                for burst in 0..MESSAGES / 10 {
+                    let numbers = (0..10).map(|index| sender * 1000 + burst * 10 + index);
+                    let at_once = if burst % 2 == 0 { 1 } else { 10 };
+                    for numbers in numbers.collect::<Vec<_>>().chunks(at_once) {
+                        for number in numbers {
+                            let body = json!({"to": OFFLINE, "msg": "x"}).to_string();
+                            client.send(200, &format!("{ID}{number}"), body.as_bytes());
+                        }
+                        for number in numbers {
+                            let expected = (200, format!("{ID}{number}"), false, Vec::new());
+                            assert_eq!(client.frame(), expected);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    messaging.server.stop();
+    let has_ended = |path: &Path| std::fs::read_to_string(path).unwrap().contains("+++ exited with 0 +++");
+    wait_until(PATIENCE, "strace has written everything", || has_ended(&path));
+    let calls = SystemCalls::read(&std::fs::read_to_string(&path).unwrap());
+    assert_eq!(calls.acknowledgements.len(), SENDERS * MESSAGES);
+    assert_eq!(calls.unsynchronised(), Vec::<&str>::new());
+    println!("{} acknowledgements, {} synchronisations", SENDERS * MESSAGES, calls.synchronisations.len());
+}
+
+#[test]
+fn a_full_disk_refuses_messages_until_there_is_room_and_loses_nothing() {
+    if !tools::is_root_for("a file system of its own") || !tools::have(&["unshare", "mount"]) {
+        return;
+    }
+    let mount = r#"for last; do :; done; state="$(dirname "$last")/state"; mkdir -m 700 "$state" &&
+        mount -t tmpfs -o size=8m,mode=0700 none "$state" && exec "$@""#;
+    let messaging = Messaging::start_under(&["unshare", "--mount", "sh", "-c", mount, "sh"], CHEAP);
+    // The server sees its own file system.
+    let root = format!("/proc/{}/root", messaging.server.process.id());
+    let state = Path::new(&root).join(messaging.server.state().strip_prefix("/").unwrap());
+    let filler = state.join("filler");
+    drop(messaging.user(OFFLINE));
+    let mut sender = messaging.user("sender");
+    let mut sent = 0..;
+    let mut acknowledged = Vec::new();
+    let mut try_one = |sender: &mut Client| {
+        let id = sent.next().unwrap().to_string();
+        let body = json!({"to": OFFLINE, "msg": "x".repeat(30_000)}).to_string();
+        sender.send(200, &id, body.as_bytes());
+        let (cmd, msg_id, _, data) = sender.frame();
+        assert_eq!((cmd, &msg_id), (200, &id));
+        let is_acknowledged = data.is_empty();
+        match is_acknowledged {
+            true => acknowledged.push(id),
+            false => assert_eq!(data, br#"{"code":200,"msg":"disk is full"}"#),
+        }
+        is_acknowledged
+    };
+    assert!((0..10).all(|_| try_one(&mut sender)));
+    // Written until nothing fits any more.
+    let mut file = std::fs::File::create(&filler).unwrap();
+    while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    let results: Vec<_> = (0..300).map(|_| try_one(&mut sender)).collect();
+    let refused = results.iter().filter(|is_acknowledged| !**is_acknowledged).count();
+    assert!(refused > 100, "{refused}");
+    assert_eq!(sender.code(203, &json!({"deviceId": "d"})), 200, "everything that is stored is refused");
+    sender.send(0, "", b"");
+    assert_eq!(sender.read_exact(4), [0; 4], "the server lives");
+    drop(file);
+    std::fs::remove_file(&filler).unwrap();
+    assert!((0..10).all(|_| try_one(&mut sender)));
+    let mut inbox = Vec::new();
+    let mut client = messaging.user(OFFLINE);
+    client.send(202, "", b"");
+    while inbox.len() < acknowledged.len() {
+        let (cmd, _, _, data) = client.frame();
+        assert_eq!(cmd, 201);
+        let pushed: Vec<Value> = serde_json::from_slice(&data).unwrap();
+        inbox.extend(pushed.iter().map(|message| message["msgid"].as_str().unwrap().to_owned()));
+    }
+    assert_eq!(inbox, acknowledged, "in order, and what was refused is not stored");
+}
