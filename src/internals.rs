@@ -79,6 +79,6 @@ pub mod turn_server {
         };
     }
     pub mod wire {
-        pub use crate::turn_server::wire::*;
+        pub use crate::turn_wire::*;
     }
 }

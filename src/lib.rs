@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | [`stun`] | the STUN codec ([RFC 8489](https://www.rfc-editor.org/rfc/rfc8489)) |
 //! | [`stun_server`] | Binding, NAT behaviour discovery ([RFC 5780](https://www.rfc-editor.org/rfc/rfc5780)) |
+//! | [`turn_client`] | the TURN client's state machine ([RFC 8656](https://www.rfc-editor.org/rfc/rfc8656)), [`turn_client::TurnClient`] |
 //! | [`turn_server`] | the TURN server's state machine ([RFC 8656](https://www.rfc-editor.org/rfc/rfc8656)), [`Relay`] |
 //! | [`signaling`] | signalling by tag, token and notify; its state machine, [`Hub`] |
 //! | [`gateway`] | virtual connections; [`gateway::client`] dials and accepts them |
@@ -87,8 +88,12 @@ pub mod stun;
 pub mod stun_server;
 #[cfg(feature = "cli")]
 mod telemetry;
+#[cfg(any(feature = "server", feature = "agent"))]
+pub mod turn_client;
 #[cfg(feature = "server")]
 pub mod turn_server;
+#[cfg(any(feature = "server", feature = "agent"))]
+mod turn_wire;
 
 #[cfg(feature = "agent")]
 pub use agent::{Agent, Connection};

@@ -1,6 +1,6 @@
 //! Frames on a stream, found in place. Pure.
 
-use crate::turn_server::wire::{FrameError, frame_len};
+use crate::turn_wire::{FrameError, frame_len};
 
 /// The whole frames at the start of a stream's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use super::worker::{Progress, Worker};
 use crate::clock::Now;
 use crate::net::udp::RxBuffers;
 use crate::turn_server::FiveTuple;
-use crate::turn_server::wire::frame_len;
+use crate::turn_wire::frame_len;
 use std::ops::Range;
 
 /// Most reads of one iteration, so that they do not delay the other sockets.

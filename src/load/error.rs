@@ -1,7 +1,7 @@
 //! Errors of loads.
 
-use super::request_error::RequestError;
 use super::target::Target;
+use crate::turn_client::TurnError;
 use nix::errno::Errno;
 use std::fmt;
 use std::io;
@@ -81,7 +81,7 @@ pub enum LoadError {
         /// The number of clients.
         of: usize,
         /// Why.
-        error: RequestError,
+        error: TurnError,
     },
     /// The server does not register all clients.
     #[error("{online} of {of} clients are registered, and no more are accepted{}", RegistrationHint(*.closed, *.code))]

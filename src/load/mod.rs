@@ -1,7 +1,7 @@
 //! A load generator for any STUN or TURN server, over UDP and TCP, for ginnel's signalling and for gateways. It uses one thread.
 //!
 //! [`Load::traffic`], [`Load::search`], [`Load::allocate`], [`Load::signaling`] and [`Load::gateway`] run a load to its end; nothing is printed.
-//! [`turn_client::TurnClient`] is a TURN client without sockets; [`pacing`] decides when packets are sent; [`packet_stamp`] is what packets carry, so that
+//! Its TURN clients are [`TurnClient`](crate::turn_client::TurnClient)s; [`pacing`] decides when packets are sent; [`packet_stamp`] is what packets carry, so that
 //! their receiver can measure them; [`histogram`] stores latencies in fixed memory. Consecutive packets to one destination are sent and received as
 //! one (GSO, GRO).
 
@@ -17,16 +17,14 @@ mod packets;
 pub mod process;
 pub(crate) mod process_share;
 pub(crate) mod report;
-pub(crate) mod request_error;
 mod run;
 pub(crate) mod search;
 pub(crate) mod signaling;
 mod socket;
 mod socket_set;
 pub(crate) mod target;
-pub(crate) mod turn_client;
 
-pub(crate) use credentials::LoadCredentials;
+pub(crate) use credentials::rest_credentials;
 pub(crate) use error::LoadError;
 pub use gateway::{GatewayLoad, GatewayReport};
 pub(crate) use outcome::{AllocationResult, TrafficOutcome};
@@ -35,6 +33,7 @@ pub(crate) use process_share::ProcessShare;
 pub(crate) use report::{AllocateReport, SearchReport, TrafficReport};
 pub use target::{LoadTransport, Target};
 
+use crate::turn_client::LongTermCredentials;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -152,7 +151,7 @@ pub enum Traffic {
         sockets: usize,
     },
     /// Payloads through allocations.
-    Relay(LoadCredentials, RelayLoad),
+    Relay(LongTermCredentials, RelayLoad),
 }
 
 /// Settings of every load.

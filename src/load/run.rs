@@ -1,6 +1,5 @@
 //! Runs loads: sets up clients, runs the generator, and releases allocations.
 
-use super::credentials::LoadCredentials;
 use super::error::LoadError;
 use super::generator::{self, TrafficKind, TrafficPlan};
 use super::histogram::Histogram;
@@ -9,18 +8,24 @@ use super::process::{self, Process};
 use super::report::{SearchReport, TrafficReport};
 use super::search::Search;
 use super::socket_set::{SocketSet, SocketSharing, WaitLimit};
-use super::turn_client::{ClientSettings, TurnClient};
 use super::{
     AllocateLoad, LONGEST, Load, LoadMode, LoadStage, LoadTimes, LoadTransport, MAX_CLIENTS, MAX_PAYLOAD,
     Peers, RelayDirection, RelayLoad, RunControl, SearchLoad, Traffic, Trial, packet_stamp,
 };
 use crate::net::time;
 use crate::stun::{Builder, Class, Method, TransactionId};
+use crate::turn_client::{
+    AddressFamilies, ClientTransport, LongTermCredentials, TurnClient, TurnClientConfig,
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha20Rng;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// The first wait and the number of transmissions over UDP, and the time limit over TCP: a user waits for the result.
+const FIRST_WAIT: Duration = Duration::from_millis(250);
+const TRANSMISSIONS: u32 = 5;
+const STREAM_WAIT: Duration = Duration::from_secs(8);
 /// Allocate requests in flight during setup.
 const SETUP_CONCURRENCY: usize = 64;
 /// The window of the trial that gives a search its first guess.
@@ -100,7 +105,7 @@ impl Load {
     /// [`LoadError`].
     pub fn allocate(
         &self,
-        credentials: LoadCredentials,
+        credentials: LongTermCredentials,
         load: AllocateLoad,
         control: &mut RunControl<'_>,
     ) -> Result<AllocationResult, LoadError> {
@@ -194,7 +199,7 @@ impl Load {
     fn prepare_relay(
         &self,
         socket_set: &mut SocketSet,
-        (credentials, load): (&LoadCredentials, &RelayLoad),
+        (credentials, load): (&LongTermCredentials, &RelayLoad),
         plan: &mut TrafficPlan,
         control: &mut RunControl<'_>,
     ) -> Result<(), LoadError> {
@@ -236,18 +241,22 @@ impl Load {
         used.transpose().map_err(|source| LoadError::Process { pid: self.pid.unwrap_or(0), source })
     }
 
-    fn settings(&self, credentials: LoadCredentials) -> ClientSettings {
-        ClientSettings {
-            credentials: Arc::new(credentials),
-            stream: self.target.transport() == LoadTransport::Tcp,
-            v6: self.target.address().ip().to_canonical().is_ipv6(),
+    fn settings(&self, credentials: LongTermCredentials) -> TurnClientConfig {
+        let is_ipv6 = self.target.address().ip().to_canonical().is_ipv6();
+        let mut config = TurnClientConfig::new(Arc::new(credentials));
+        config.families = if is_ipv6 { AddressFamilies::V6 } else { AddressFamilies::V4 };
+        if self.target.transport() == LoadTransport::Tcp {
+            config.transport = ClientTransport::Stream;
+            config.stream_wait = STREAM_WAIT;
         }
+        (config.first_wait, config.transmissions) = (FIRST_WAIT, TRANSMISSIONS);
+        config
     }
 
     fn open_clients(
         &self,
         socket_set: &mut SocketSet,
-        credentials: LoadCredentials,
+        credentials: LongTermCredentials,
         count: usize,
     ) -> Result<(), LoadError> {
         let settings = self.settings(credentials);
@@ -262,7 +271,7 @@ impl Load {
     fn set_up(
         &self,
         socket_set: &mut SocketSet,
-        credentials: &LoadCredentials,
+        credentials: &LongTermCredentials,
         load: &RelayLoad,
         control: &mut RunControl<'_>,
     ) -> Result<usize, LoadError> {
@@ -291,7 +300,11 @@ impl Load {
         }
         let reach = |endpoint: usize, client: &mut TurnClient, now: Instant| {
             if let Some(other) = others[endpoint] {
-                client.permit(now, other, !load.indications);
+                // The first peer of a client cannot be one too many.
+                let _ = match load.indications {
+                    true => client.create_permission(now, other.ip()),
+                    false => client.bind_channel(now, other),
+                };
             }
         };
         socket_set
@@ -303,7 +316,7 @@ impl Load {
     fn open_flows(
         &self,
         socket_set: &mut SocketSet,
-        credentials: &LoadCredentials,
+        credentials: &LongTermCredentials,
         load: &RelayLoad,
         others: &mut [Option<std::net::SocketAddr>],
     ) -> Result<Vec<usize>, LoadError> {

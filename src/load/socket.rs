@@ -5,7 +5,7 @@
 
 use super::target::{LoadTransport, Target};
 use crate::net::time;
-use crate::turn_server::wire;
+use crate::turn_wire as wire;
 use nix::errno::Errno;
 use nix::libc::{in_addr, in_pktinfo};
 use nix::sys::socket::{

@@ -4,11 +4,11 @@ use super::error::LoadError;
 use super::packets::Packets;
 use super::socket::{ENDPOINTS_PER_SOCKET, LoadSocket, PacketRun, ReceiveBatch, Segmentation, SocketRoute};
 use super::target::{LoadTransport, Target};
-use super::turn_client::{CHANNEL, ClientEvent, ClientSettings, TurnClient};
 use crate::clock::Deadlines;
 use crate::net::time;
-use crate::stun::{Builder, Class, Message, Method, TransactionId, attr};
-use crate::turn_server::wire::{self, FrameHeader};
+use crate::stun::{Builder, Class, Method, TransactionId, attr};
+use crate::turn_client::{Received, TurnClient, TurnClientConfig, TurnError, TurnEvent};
+use crate::turn_wire::{CHANNELS, FrameHeader};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 use nix::errno::Errno;
@@ -89,7 +89,7 @@ pub(super) struct SocketSet {
     shares: bool,
     ready: VecDeque<usize>,
     deadlines: Deadlines<usize>,
-    client_events: VecDeque<(usize, ClientEvent)>,
+    client_events: VecDeque<(usize, TurnEvent)>,
     pub(super) segmentation: Segmentation,
 }
 
@@ -117,7 +117,7 @@ impl SocketSet {
     }
 
     /// Opens an endpoint towards the server, with or without a TURN client.
-    pub(super) fn open(&mut self, client: Option<(ClientSettings, u64)>) -> Result<usize, LoadError> {
+    pub(super) fn open(&mut self, client: Option<(TurnClientConfig, [u8; 32])>) -> Result<usize, LoadError> {
         let shared = self.open[0].filter(|_| self.shares);
         let socket = match shared {
             Some(socket) => socket,
@@ -132,7 +132,7 @@ impl SocketSet {
         self.open[0] =
             Some(socket).filter(|socket| self.sockets[*socket].endpoints.len() < ENDPOINTS_PER_SOCKET);
         self.endpoints[endpoint].client =
-            client.map(|(settings, salt)| Box::new(TurnClient::new(settings, salt)));
+            client.map(|(config, seed)| Box::new(TurnClient::new(config, seed)));
         Ok(endpoint)
     }
 
@@ -178,7 +178,7 @@ impl SocketSet {
     }
 
     pub(super) fn relayed(&self, endpoint: usize) -> Option<SocketAddr> {
-        self.endpoints[endpoint].client.as_ref()?.relayed()
+        self.endpoints[endpoint].client.as_ref()?.relayed_addresses().first().copied()
     }
 
     pub(super) fn head(&self, endpoint: usize) -> (&[u8], usize) {
@@ -209,7 +209,7 @@ impl SocketSet {
                 .finish();
             endpoint.head = head[..head.len() - usize::from(size) - padded].to_vec();
         } else {
-            endpoint.head = FrameHeader::channel_data(CHANNEL, size).as_bytes().to_vec();
+            endpoint.head = FrameHeader::channel_data(*CHANNELS.start(), size).as_bytes().to_vec();
         }
         endpoint.padding = if indications || is_stream { padded } else { 0 };
     }
@@ -249,7 +249,7 @@ impl SocketSet {
             }
             while let Some((endpoint, event)) = self.client_events.pop_front() {
                 let began = busy.remove(&endpoint);
-                if let ClientEvent::Failed(error) = event {
+                if let Some(error) = failure(event) {
                     let number = endpoints.iter().position(|l| *l == endpoint).map_or(0, |at| at + 1);
                     return Err(LoadError::Refused { number, of: endpoints.len(), error });
                 }
@@ -299,7 +299,7 @@ impl SocketSet {
     /// Fails if a client has failed.
     pub(super) fn check_client_events(&mut self) -> Result<(), LoadError> {
         while let Some((endpoint, event)) = self.client_events.pop_front() {
-            if let ClientEvent::Failed(error) = event {
+            if let Some(error) = failure(event) {
                 return Err(LoadError::Refused { number: endpoint + 1, of: self.endpoints.len(), error });
             }
         }
@@ -428,14 +428,17 @@ fn unwrap_payload<'a>(
     frame: &'a [u8],
     was_handled: impl FnOnce(),
 ) -> Option<&'a [u8]> {
-    if frame.first().is_some_and(|first| first & 0xC0 == 0x40) {
-        return wire::parse_channel_data(frame).map(|(_, payload)| payload);
+    match client.handle(now, frame) {
+        Received::Data { payload, .. } => return frame.get(payload),
+        Received::Control | Received::Unrelated => was_handled(),
     }
-    let message = Message::parse(frame).ok()?;
-    if (message.class(), message.method()) == (Class::Indication, Method::DATA) {
-        return message.unverified().get(attr::DATA);
-    }
-    client.handle(now, &message);
-    was_handled();
     None
+}
+
+/// Returns the error of a client that has failed, or could not reach its peer.
+fn failure(event: TurnEvent) -> Option<TurnError> {
+    match event {
+        TurnEvent::Failed(error) | TurnEvent::PeerFailed(error) => Some(error),
+        _ => None,
+    }
 }

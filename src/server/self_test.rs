@@ -2,7 +2,7 @@
 
 use crate::stun::{Builder, Class, Key, Message, Method, TransactionId, attr, long_term_digest};
 use crate::turn_server::auth::RestCredentials;
-use crate::turn_server::wire::frame_len;
+use crate::turn_wire::frame_len;
 use rand::Rng;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;

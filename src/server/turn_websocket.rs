@@ -6,7 +6,7 @@ use crate::dataplane::stream_limits::{CLOSE_TIME, MESSAGE_TIME, UNAUTHENTICATED_
 use crate::net::connection_limiter::ConnectionPermit;
 use crate::net::websocket::{self, CloseCode, Message, MessageReader, MessageType, upgrade};
 use crate::turn_server::FiveTuple;
-use crate::turn_server::wire::{CHANNEL_HEADER_LEN, frame_len};
+use crate::turn_wire::{CHANNEL_HEADER_LEN, frame_len};
 use axum::extract::Request;
 use axum::response::Response;
 use axum::routing::get;

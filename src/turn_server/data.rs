@@ -12,11 +12,11 @@ use super::peers::AddPeerError;
 use super::policy::PeerAddr;
 use super::port_owners::PortOwner;
 use super::relay_port::RelayId;
-use super::wire::{self, CHANNEL_HEADER_LEN, FrameHeader};
 use crate::clock::Now;
 use crate::clock::Ticks;
 use crate::limits::Limit;
-use crate::stun::{COMPREHENSION_OPTIONAL, Class, Message, Method, attr};
+use crate::stun::{Builder, COMPREHENSION_OPTIONAL, Class, Message, Method, TransactionId, attr};
+use crate::turn_wire::{self as wire, CHANNEL_HEADER_LEN, FrameHeader};
 use rand::Rng;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -125,7 +125,7 @@ impl Relay {
         }
         let client = allocation.client();
         let advertised = self.shared.ports.advertised(peer.socket_addr());
-        let header = FrameHeader::icmp_indication(advertised, &error, self.rng.random())?;
+        let header = icmp_indication(advertised, &error, self.rng.random())?;
         self.counters.icmp_errors += 1;
         Some(ToClient { client, header, payload: 0..0, padding: 0, ip_header: IpHeader::default() })
     }
@@ -335,4 +335,17 @@ impl Relay {
         self.counters.bytes_to_clients += payload.len() as u64;
         Ok(ToClient { client, header, payload, padding, ip_header })
     }
+}
+
+/// Makes the Data indication of an ICMP error about `peer`, which has no payload
+/// ([RFC 8656 section 18.13](https://www.rfc-editor.org/rfc/rfc8656#section-18.13)).
+fn icmp_indication(peer: SocketAddr, error: &IcmpError, transaction: [u8; 12]) -> Option<FrameHeader> {
+    // 16 reserved bits, 7 of type, 9 of code.
+    let type_and_code = (u16::from(error.kind) << 9) | u16::from(error.code);
+    let value = [&[0, 0], &type_and_code.to_be_bytes()[..], &error.data].concat();
+    let message = Builder::new(Class::Indication, Method::DATA, TransactionId::new(transaction))
+        .xor_address(attr::XOR_PEER_ADDRESS, peer)
+        .attribute(attr::ICMP, &value)
+        .finish();
+    FrameHeader::whole(&message)
 }

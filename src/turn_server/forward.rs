@@ -2,9 +2,9 @@
 
 use super::FiveTuple;
 use super::relay_port::RelayId;
-use super::wire::FrameHeader;
 use crate::net::demux::{self, DatagramKind};
 use crate::stun::Message;
+use crate::turn_wire::FrameHeader;
 use std::net::SocketAddr;
 use std::ops::Range;
 

@@ -38,9 +38,9 @@ mod requests;
 pub(crate) mod reservation;
 mod response;
 mod tcp_allocations;
-pub(crate) mod wire;
 
 pub use crate::limits::{NetworkPrefix, PrefixError, Rate};
+pub use crate::turn_wire::FrameHeader;
 pub use allocation::{CHANNEL_COOLDOWN, CHANNEL_LIFETIME};
 pub use alternate_servers::AlternateServers;
 pub use auth::{
@@ -63,7 +63,6 @@ pub use policy::PolicyConfig;
 pub use ports::RelayAddress;
 pub use prefetch::PREFETCH_BATCH;
 pub use relay_port::{RelayId, RelaySocketError};
-pub use wire::FrameHeader;
 
 #[cfg(test)]
 mod tests;

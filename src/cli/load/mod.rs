@@ -8,11 +8,12 @@ mod signaling;
 
 use crate::cli::serve::raise_descriptor_limit;
 use crate::load::{
-    AllocateLoad, AllocateReport, LONGEST, Load, LoadCredentials, LoadMode, LoadStage, LoadTimes,
-    LoadTransport, Peers, ProcessShare, RelayDirection, RelayLoad, RunControl, SearchLoad, Traffic,
-    TrafficReport,
+    AllocateLoad, AllocateReport, LONGEST, Load, LoadMode, LoadStage, LoadTimes, LoadTransport, Peers,
+    ProcessShare, RelayDirection, RelayLoad, RunControl, SearchLoad, Traffic, TrafficReport,
+    rest_credentials,
 };
 use crate::net::time;
+use crate::turn_client::LongTermCredentials;
 use anyhow::{Context, bail};
 use basics::Basics;
 use clap::{Args, Subcommand, ValueEnum};
@@ -365,7 +366,7 @@ impl ModeArgs {
 }
 
 impl CredentialsArgs {
-    fn credentials(&self) -> anyhow::Result<LoadCredentials> {
+    fn credentials(&self) -> anyhow::Result<LongTermCredentials> {
         let first_line = |file: &PathBuf| {
             let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
             let line = text.lines().next().unwrap_or_default().to_owned();
@@ -376,7 +377,7 @@ impl CredentialsArgs {
         };
         if let Some(file) = &self.rest_secret_file {
             let expires = time::now().unix + CREDENTIALS_LIFETIME;
-            return Ok(LoadCredentials::rest(&self.user, first_line(file)?.as_bytes(), expires));
+            return Ok(rest_credentials(&self.user, first_line(file)?.as_bytes(), expires));
         }
         let password = match (&self.password_file, &self.password_env) {
             (Some(file), _) => first_line(file)?,
@@ -388,7 +389,7 @@ impl CredentialsArgs {
                 bail!("no password: add --password-file FILE, --password-env NAME or --rest-secret-file FILE")
             }
         };
-        Ok(LoadCredentials::new(&self.user, &password))
+        Ok(LongTermCredentials::new(&self.user, &password))
     }
 }
 

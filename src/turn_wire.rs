@@ -1,7 +1,7 @@
-//! ChannelData, the headers of Data indications, and the framing of both on streams.
+//! What TURN's client and server share: ChannelData, the headers of Send and Data indications, and the framing on streams
+//! ([RFC 8656 sections 11 and 12](https://www.rfc-editor.org/rfc/rfc8656#section-11)). Pure.
 
-use super::data::IcmpError;
-use crate::stun::{Builder, Class, HEADER_LEN, Method, TransactionId, attr, xor_address_value};
+use crate::stun::{HEADER_LEN, TransactionId, attr, xor_address_value};
 use std::net::SocketAddr;
 
 /// Channel numbers that may be bound. RFC 8656 section 12 ends at 0x4FFF; clients that follow RFC 5766 section 11, coturn's
@@ -20,10 +20,11 @@ pub fn parse_channel_data(bytes: &[u8]) -> Option<(u16, &[u8])> {
     Some((channel, rest.get(..length)?))
 }
 
-/// The type of a Data indication: class and method.
+/// The types of the indications that carry payload: class and method.
+const SEND_INDICATION: [u8; 2] = [0x00, 0x16];
 const DATA_INDICATION: [u8; 2] = [0x00, 0x17];
 
-/// The bytes in front of a payload for a client: a ChannelData header, or a Data indication up to the value of DATA.
+/// The bytes in front of a payload: a ChannelData header, or a Send or Data indication up to the value of DATA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FrameHeader {
     bytes: [u8; Self::MAX],
@@ -46,13 +47,23 @@ impl FrameHeader {
     /// Makes the header of a Data indication from `peer` for a payload of `length` bytes; `None` when it exceeds a STUN message.
     #[must_use]
     pub fn data_indication(peer: SocketAddr, length: u16, transaction: [u8; 12]) -> Option<Self> {
+        Self::indication(DATA_INDICATION, peer, length, transaction)
+    }
+
+    /// Does the same for a Send indication to `peer`.
+    #[must_use]
+    pub fn send_indication(peer: SocketAddr, length: u16, transaction: [u8; 12]) -> Option<Self> {
+        Self::indication(SEND_INDICATION, peer, length, transaction)
+    }
+
+    fn indication(kind: [u8; 2], peer: SocketAddr, length: u16, transaction: [u8; 12]) -> Option<Self> {
         let transaction = TransactionId::new(transaction);
         let (address, address_len) = xor_address_value(peer, &transaction);
         let data_at = HEADER_LEN + 4 + address_len;
         let body = data_at + 4 - HEADER_LEN + usize::from(length).next_multiple_of(4);
         let body = u16::try_from(body).ok()?.to_be_bytes();
         let mut bytes = [0; Self::MAX];
-        bytes[..2].copy_from_slice(&DATA_INDICATION);
+        bytes[..2].copy_from_slice(&kind);
         bytes[2..4].copy_from_slice(&body);
         bytes[4..HEADER_LEN].copy_from_slice(&transaction.0);
         bytes[HEADER_LEN..HEADER_LEN + 2].copy_from_slice(&attr::XOR_PEER_ADDRESS.to_be_bytes());
@@ -63,22 +74,10 @@ impl FrameHeader {
         Some(Self { bytes, len: (data_at + 4) as u8 })
     }
 
-    /// Makes the Data indication of an ICMP error about `peer`, which has no payload
-    /// ([RFC 8656 section 18.13](https://www.rfc-editor.org/rfc/rfc8656#section-18.13)).
-    pub(crate) fn icmp_indication(
-        peer: SocketAddr,
-        error: &IcmpError,
-        transaction: [u8; 12],
-    ) -> Option<Self> {
-        // 16 reserved bits, 7 of type, 9 of code.
-        let type_and_code = (u16::from(error.kind) << 9) | u16::from(error.code);
-        let value = [&[0, 0], &type_and_code.to_be_bytes()[..], &error.data].concat();
-        let message = Builder::new(Class::Indication, Method::DATA, TransactionId::new(transaction))
-            .xor_address(attr::XOR_PEER_ADDRESS, peer)
-            .attribute(attr::ICMP, &value)
-            .finish();
+    /// Takes a whole message without payload; `None` if it is longer than the longest header.
+    pub(crate) fn whole(message: &[u8]) -> Option<Self> {
         let mut bytes = [0; Self::MAX];
-        bytes.get_mut(..message.len())?.copy_from_slice(&message);
+        bytes.get_mut(..message.len())?.copy_from_slice(message);
         Some(Self { bytes, len: u8::try_from(message.len()).ok()? })
     }
 
@@ -117,7 +116,7 @@ pub fn frame_len(bytes: &[u8]) -> Result<Option<usize>, FrameError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stun::Message;
+    use crate::stun::{Class, Message, Method};
     use proptest::prelude::*;
 
     #[test]
@@ -148,6 +147,8 @@ mod tests {
             bytes.resize(bytes.len().next_multiple_of(4), 0);
             let message = Message::parse(&bytes).unwrap();
             prop_assert_eq!((message.class(), message.method()), (Class::Indication, Method::DATA));
+            let sent = FrameHeader::send_indication(peer, payload.len() as u16, [9; 12]).unwrap();
+            prop_assert_eq!((&sent.as_bytes()[..2], &sent.as_bytes()[2..]), (&[0, 0x16][..], &header.as_bytes()[2..]));
             prop_assert_eq!(message.unverified().get(attr::DATA), Some(&payload[..]));
             let read = message.unverified().xor_address(attr::XOR_PEER_ADDRESS).unwrap().unwrap();
             prop_assert_eq!((read.ip(), read.port()), (peer.ip(), peer.port()));

@@ -1,18 +1,19 @@
 //! Errors of a client's requests, with a hint for the user.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// A request of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum TurnRequest {
     /// Allocate.
     Allocate,
-    /// CreatePermission.
-    Permit,
-    /// ChannelBind.
-    Bind,
+    /// CreatePermission for an address.
+    CreatePermission(IpAddr),
+    /// ChannelBind for a peer.
+    ChannelBind(SocketAddr),
     /// Refresh.
     Refresh,
     /// Refresh with lifetime 0.
@@ -25,8 +26,8 @@ impl TurnRequest {
     pub fn name(self) -> &'static str {
         match self {
             Self::Allocate => "Allocate",
-            Self::Permit => "CreatePermission",
-            Self::Bind => "ChannelBind",
+            Self::CreatePermission(_) => "CreatePermission",
+            Self::ChannelBind(_) => "ChannelBind",
             Self::Refresh | Self::Release => "Refresh",
         }
     }
@@ -35,10 +36,10 @@ impl TurnRequest {
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum RequestError {
-    /// The server answered with an error.
+pub enum TurnError {
+    /// The server refused the request.
     #[error("{} ({code}{} in answer to {}){}", meaning(*.code, *.request), Space(.reason), .request.name(), Hint(hint(*.code)))]
-    Answer {
+    Refused {
         /// The request.
         request: TurnRequest,
         /// The error code.
@@ -53,29 +54,43 @@ pub enum RequestError {
         to: Option<SocketAddr>,
     },
     /// The server did not answer.
-    #[error("no answer to {} after {tries} tries in {} s: is it a TURN server, and is its port open?", .request.name(), .time.as_secs())]
-    Silence {
+    #[error("no answer to {} after {transmissions} tries in {} s: is it a TURN server, and is its port open?", .request.name(), .time.as_secs())]
+    NoResponse {
         /// The request.
         request: TurnRequest,
-        /// Transmissions.
-        tries: u32,
+        /// How often it was sent.
+        transmissions: u32,
         /// The time spent.
         time: Duration,
     },
     /// The server's answer is malformed.
-    #[error("the answer to {} lacks {what}: is it a TURN server?", .request.name())]
+    #[error("the answer to {} lacks {missing}: is it a TURN server?", .request.name())]
     Malformed {
         /// The request.
         request: TurnRequest,
         /// What is missing.
-        what: &'static str,
+        missing: &'static str,
     },
+}
+
+impl TurnError {
+    /// Returns the request that failed.
+    pub(super) fn request(&self) -> Option<TurnRequest> {
+        match self {
+            Self::Refused { request, .. }
+            | Self::NoResponse { request, .. }
+            | Self::Malformed { request, .. } => Some(*request),
+            Self::Redirected { .. } => None,
+        }
+    }
 }
 
 fn meaning(code: u16, request: TurnRequest) -> &'static str {
     match (code, request) {
         (401 | 441, _) => "the server refused these credentials",
-        (403, TurnRequest::Permit | TurnRequest::Bind) => "the server refuses this peer",
+        (403, TurnRequest::CreatePermission(_) | TurnRequest::ChannelBind(_)) => {
+            "the server refuses this peer"
+        }
         (437, TurnRequest::Allocate) => "the server still has an allocation for this address and port",
         (437, _) => "the server no longer has the allocation",
         (438, _) => "the server refuses every nonce as stale",
@@ -138,7 +153,7 @@ mod tests {
     #[test]
     fn each_error_has_a_meaning_and_a_hint() {
         let text = |request, code, reason: &str| {
-            RequestError::Answer { request, code, reason: reason.into() }.to_string()
+            TurnError::Refused { request, code, reason: reason.into() }.to_string()
         };
         assert_eq!(
             text(TurnRequest::Allocate, 486, "Allocation Quota Reached"),
@@ -148,7 +163,10 @@ mod tests {
         assert!(
             text(TurnRequest::Allocate, 401, "").starts_with("the server refused these credentials (401 in")
         );
-        assert!(text(TurnRequest::Bind, 403, "Forbidden").contains("turn.allow_peers"));
+        assert!(
+            text(TurnRequest::ChannelBind("192.0.2.1:7".parse().unwrap()), 403, "Forbidden")
+                .contains("turn.allow_peers")
+        );
         assert_eq!(text(TurnRequest::Refresh, 400, "No"), "the server refused (400 No in answer to Refresh)");
     }
 }
