@@ -174,35 +174,28 @@ impl World {
         self.now = until;
     }
 
-    /// Polls the outputs of a hub. `put_out` is the number of the bus message that caused them.
-    fn drain(&mut self, hub: usize, put_out: Option<u64>) {
+    /// Polls the outputs of a hub. `cause` is the number of the bus message that caused them.
+    fn drain(&mut self, hub: usize, cause: Option<u64>) {
         while let Some(output) = self.hubs[hub].poll_output() {
             self.output_number += 1;
+            // The hub of a tag decides; the hub of the client may send the answer later, when the tag is revoked or has another owner.
+            let numbers = (cause.unwrap_or(self.output_number), self.output_number);
             match output {
                 Output::Datagram { to, payload, .. } => {
                     assert!(payload.len() <= 1200, "too long for a datagram");
+                    assert_eq!(self.hub_of(Endpoint::Udp(to)), hub, "only its own server sends to a client");
                     let message = serde_json::from_slice(&payload).expect("JSON");
-                    self.model.handle_message(
-                        Endpoint::Udp(to),
-                        &message,
-                        (self.output_number, self.output_number),
-                        self.now.unix,
-                    );
+                    self.model.handle_message(Endpoint::Udp(to), &message, numbers, self.now.unix);
                 }
                 Output::Text { conn, text } => {
                     assert!(self.webs.values().any(|open| *open == conn.0), "a text to a closed WebSocket");
                     assert_eq!(
                         self.hub_of(Endpoint::Web(conn.0)),
                         hub,
-                        "only its own server sends to a WebSocket"
+                        "only its own server sends to a client"
                     );
                     let message = serde_json::from_str(&text).expect("JSON");
-                    self.model.handle_message(
-                        Endpoint::Web(conn.0),
-                        &message,
-                        (put_out.unwrap_or(self.output_number), self.output_number),
-                        self.now.unix,
-                    );
+                    self.model.handle_message(Endpoint::Web(conn.0), &message, numbers, self.now.unix);
                 }
                 Output::Publish { to, message } => self.publish(hub, &to, message),
                 Output::Close { conn } | Output::Refuse { conn, .. } => {
